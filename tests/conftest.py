@@ -1,0 +1,29 @@
+"""What all tests share: the compilation cache, and where the golden files lie."""
+
+from pathlib import Path
+
+import jax
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+jax.config.update("jax_compilation_cache_dir", str(ROOT / ".cache" / "jax"))
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--golden", default=str(ROOT / "tests" / "golden"), help="folder of .npz files")
+    parser.addoption("--slow", action="store_true", help="run what takes minutes too")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if not config.getoption("--slow"):
+        slow = [item for item in items if item.get_closest_marker("slow")]
+        config.hook.pytest_deselected(items=slow)
+        items[:] = [item for item in items if item not in slow]
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "golden" in metafunc.fixturenames:
+        files = sorted(Path(metafunc.config.getoption("--golden")).glob("*.npz"))
+        metafunc.parametrize("golden", files, ids=[file.stem for file in files], indirect=True)

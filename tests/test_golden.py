@@ -1,0 +1,190 @@
+"""Number for number the published model: stored runs of the authors' code are the oracle.
+
+The small ones lie in ``tests/golden``; ``--golden DIR`` runs those of another folder. With ``-s``
+each test prints the largest difference that it met.
+"""
+
+import dataclasses
+import json
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+
+from vmoe import models
+from vmoe.analysis import capture
+from vmoe.axes import Record
+from vmoe.checkpoints.released import assign, released_name
+from vmoe.config import ExpertsChoose, MoEConfig, TokensChoose, ViTConfig
+from vmoe.nn.vit import ViT
+from vmoe.routing import balance, experts_choose, tokens_choose
+
+
+@dataclasses.dataclass
+class Golden:
+    """One stored run: its arrays, its config in our words, and our model with its parameters."""
+
+    arrays: dict[str, np.ndarray]
+    config: ViTConfig
+    model: ViT
+    train: bool  # the run had noise
+
+    def below(self, prefix: str) -> dict[str, np.ndarray]:
+        return {k[len(prefix) :]: v for k, v in self.arrays.items() if k.startswith(prefix)}
+
+    @property
+    def blocks(self) -> list[tuple[int, dict[str, np.ndarray]]]:
+        return [(i, self.below(f"moe/encoderblock_{i}/")) for i in self.config.sparse_blocks]
+
+
+def our_config(theirs: dict[str, Any], image_size: int) -> ViTConfig:
+    encoder, moe = theirs["encoder"], theirs["encoder"]["moe"]
+    router, dispatcher = moe["router"], moe["router"]["dispatcher"]
+    patch = theirs["patch_size"][0]
+    tokens = (image_size // patch) ** 2 + (theirs["classifier"] == "token")
+    if router.get("name") == "NoisyTopItemsPerExpertRouter":
+        ours = ExpertsChoose(noise_std=router["noise_std"])
+    else:
+        ours = TokensChoose(
+            k=router["num_selected_experts"],
+            priority="largest_gate" if dispatcher["batch_priority"] else "order",
+            noise_std=router["noise_std"],
+        )
+    return ViTConfig(
+        patch=patch,
+        width=theirs["hidden_size"],
+        depth=encoder["num_layers"],
+        mlp=encoder["mlp_dim"],
+        heads=encoder["num_heads"],
+        image_size=image_size,
+        num_classes=theirs["num_classes"],
+        pooling={"token": "class_token", "gap": "mean", "map": "attention"}[theirs["classifier"]],
+        positions=encoder.get("position_emb", {"name": "learned"})["name"],
+        pre_logits=theirs["representation_size"],
+        head_bias=theirs["head_bias_init"],
+        sparse_blocks=tuple(moe["layers"]),
+        moe=MoEConfig(
+            experts=moe["num_experts"],
+            router=ours,
+            capacity_factor=dispatcher["capacity_factor"],
+            images_per_group=moe["group_size"] // tokens,
+            shared_init=not moe["split_rngs"],
+        ),
+    )
+
+
+@pytest.fixture(scope="module")
+def golden(request: pytest.FixtureRequest) -> Golden:
+    arrays = dict(np.load(request.param))
+    config = our_config(json.loads(str(arrays["config"])), arrays["images"].shape[1])
+    model = models.build(config)
+    found = Golden(arrays, config, model, train=request.param.stem.startswith("noisy"))
+    assign(model, found.below("params/"))
+    for i, _ in found.blocks:
+        if found.train:
+            stored = jnp.asarray(arrays[f"noise/encoderblock_{i}"])
+            model.blocks[i].mlp.router.noise = lambda shape, key, stored=stored: stored
+    return found
+
+
+def forward(golden: Golden) -> tuple[jax.Array, dict[int, Record]]:
+    images = jnp.asarray(golden.arrays["images"])
+    return capture(golden.model, images, train=golden.train, key=jax.random.key(0))
+
+
+def relative(ours: jax.Array, theirs: np.ndarray, what: str) -> float:
+    difference = float(np.abs(np.asarray(ours) - theirs).max() / np.abs(theirs).max())
+    print(f"  {what} {difference:.1e}", end="")
+    return difference
+
+
+def test_routing_decisions_equal_the_published_ones_given_their_gates(golden: Golden) -> None:
+    for i, stored in golden.blocks:
+        moe, gates = golden.config.moe_of(i), jnp.asarray(stored["gates"])
+        g, s, e = gates.shape
+        valid = jnp.ones((g, s), bool)
+        if isinstance(moe.router, ExpertsChoose):
+            c = experts_choose.capacity(moe, s)
+            routing = experts_choose.plan(gates, valid, c=c)
+        else:
+            k, priority = moe.router.k, moe.router.priority
+            c = tokens_choose.capacity(moe, s)
+            routing = tokens_choose.plan(gates, valid, k=k, c=c, priority=priority)
+        assert c == stored["capacity"]
+
+        ours = np.full((g, s, e), -1)
+        weights = np.zeros((g, s, e), np.float32)
+        at = *np.indices(routing.experts.shape)[:2], np.asarray(routing.experts)
+        ours[at] = np.where(routing.kept, routing.slots % c, -1)
+        weights[at] = routing.weights
+        if "slot" in stored:
+            np.testing.assert_array_equal(ours, stored["slot"])
+            np.testing.assert_array_equal(weights, stored["combine"])
+        else:
+            np.testing.assert_array_equal(routing.experts, stored["indices"][..., 0])
+            np.testing.assert_array_equal(routing.kept, stored["kept"])
+            positions = np.where(stored["kept"], stored["indices"][..., 1], 0)
+            np.testing.assert_array_equal(np.where(routing.kept, routing.slots % c, 0), positions)
+            theirs = np.where(stored["kept"], stored["combine_weights"], 0)
+            np.testing.assert_array_equal(routing.weights, theirs)
+
+
+def test_logits_and_what_leads_to_them_equal_the_published_ones(golden: Golden) -> None:
+    logits, records = forward(golden)
+    for i, stored in golden.blocks:
+        assert relative(records[i].logits, stored["router_logits"], f"router {i}") < 1e-5
+        assert relative(records[i].gates, stored["gates"], f"gates {i}") < 1e-5
+    assert relative(logits, golden.arrays["logits"], "logits") < 1e-5
+
+
+def test_auxiliary_losses_of_every_group_equal_the_published_ones(golden: Golden) -> None:
+    _, records = forward(golden)
+    for i, record in records.items():
+        stored = golden.below(f"metrics/encoderblock_{i}/")
+        losses = record.losses | {"gshard": balance.gshard(record.gates, record.valid)}
+        for name in ("importance", "load", "gshard"):
+            assert (name in losses) or f"{name}_loss" not in stored
+            if f"{name}_loss" in stored:
+                assert relative(losses[name], stored[f"{name}_loss"], f"{name} {i}") < 1e-5
+        ours = float(record.balance)
+        assert ours == pytest.approx(float(np.mean(stored["auxiliary_loss"])), rel=1e-5)
+
+
+def loss_and_gradients(golden: Golden) -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:
+    graph, params, rest = nnx.split(golden.model, nnx.Param, ...)
+
+    @jax.jit
+    def both(params: nnx.State) -> Any:
+        def loss(params: nnx.State) -> Any:
+            model = nnx.merge(graph, params, rest, copy=True)
+            logits, records = forward(dataclasses.replace(golden, model=model))
+            labels = golden.arrays["labels"]
+            main = optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
+            aux = sum(record.balance for record in records.values())
+            return main + aux, {"main": main, "aux": aux, "total": main + aux}
+
+        return jax.grad(loss, has_aux=True)(params)
+
+    gradients, losses = both(params)
+    flat = nnx.to_flat_state(gradients)
+    return losses, {released_name(path): leaf[...] for path, leaf in flat}
+
+
+def test_losses_and_gradients_equal_the_published_ones(golden: Golden) -> None:
+    losses, ours = loss_and_gradients(golden)
+    for name, loss in losses.items():
+        stored = float(golden.arrays[f"loss/{name}"])
+        assert float(loss) == pytest.approx(stored, rel=1e-5), name
+    gradients = golden.below("grad/")
+    assert not gradients or gradients.keys() == ours.keys()
+    worst = 0.0
+    for name, theirs in gradients.items():
+        if not name.endswith("SelfAttention/key/bias"):  # its true gradient is 0
+            largest = np.abs(theirs).max()
+            worst = max(worst, np.abs(ours[name] - theirs).max() / max(largest, 1e-30))
+    print(f"  gradients {worst:.1e}", end="")
+    assert worst < 1e-4

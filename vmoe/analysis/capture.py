@@ -1,0 +1,23 @@
+"""What a model's sparse blocks did, beside its logits."""
+
+from jaxtyping import Array, Bool, Float
+
+from vmoe.axes import Record
+from vmoe.nn.keys import MaybeKey
+from vmoe.nn.vit import ViT
+
+
+def capture(
+    model: ViT,
+    images: Float[Array, "b h w 3"],
+    *,
+    train: bool = False,
+    key: MaybeKey = None,
+    valid: Bool[Array, "b"] | None = None,
+) -> tuple[Float[Array, "b y"], dict[int, Record]]:
+    """``model(images)``, and one record per sparse block, by its number.
+
+    Arguments as for the model. Works inside ``jax.jit`` and ``jax.grad``; what nothing reads
+    of the records is not computed there.
+    """
+    return model.forward(images, train=train, key=key, valid=valid)

@@ -1,0 +1,85 @@
+"""The axis letters, and the records in which routing is written down.
+
+Every public annotation spells its axes with these letters:
+
+    b images          h w pixels        i j the patch grid   n tokens of an image
+    g groups          s tokens of a group                    k experts per token
+    e experts         c slots of an expert in a group (its capacity)
+    d width           f hidden width of an expert            p side of a patch
+    a heads           z width of a head                      y classes
+
+Channels are a literal 3. A *slot* is a place at an expert: ``c`` of them per expert and group.
+A *choice* is a pair (token, rank): the token's rank-th expert. Choices of a group are numbered
+``token * k + rank`` and slots ``expert * c + position``, so that one integer names either.
+"""
+
+from typing import NamedTuple
+
+from jaxtyping import Array, Bool, Float, Int
+
+
+class Routing(NamedTuple):
+    """Who goes where, as indices: what routers in which tokens or experts choose decide.
+
+    ``slots`` and ``choices`` are each other's inverse, which is what lets dispatch, combine and
+    both of their gradients be gathers. Where experts choose, a token may have any number of them:
+    then k is e, and rank r stands for expert r.
+
+    Attributes:
+        experts: the expert of each choice, in [0, e).
+        slots: the slot that each choice got, in [0, e * c); e * c where it was dropped.
+        choices: the choice that fills each slot, in [0, s * k); s * k where the slot is empty.
+        weights: the factor of each choice in its token's sum, in [0, 1]; 0 where it was dropped.
+    """
+
+    experts: Int[Array, "g s k"]
+    slots: Int[Array, "g s k"]
+    choices: Int[Array, "g e c"]
+    weights: Float[Array, "g s k"]
+
+    @property
+    def kept(self) -> Bool[Array, "g s k"]:
+        """Whether a choice got a slot."""
+        _, e, c = self.choices.shape
+        return self.slots < e * c
+
+    @property
+    def tokens(self) -> Int[Array, "g e c"]:
+        """The token that fills each slot, in [0, s); s where the slot is empty."""
+        return self.choices // self.slots.shape[-1]
+
+
+class SoftRouting(NamedTuple):
+    """Who goes where, as dense weights: every slot is a mixture of all tokens of its group.
+
+    Attributes:
+        dispatch: the share of each token in each slot; sums to 1 over s.
+        combine: the share of each slot in each token's result; sums to 1 over e and c.
+    """
+
+    dispatch: Float[Array, "g s e c"]
+    combine: Float[Array, "g s e c"]
+
+
+class Record(NamedTuple):
+    """What one sparse block did with its tokens.
+
+    Attributes:
+        logits: the router's logits before noise, float32; with slots as a last axis where the
+            router is soft.
+        gates: how much each token draws on each expert, in [0, 1]: the softmax that the routing
+            used (with its noise, in training); for soft routing, the combine weights summed over
+            an expert's slots.
+        routing: who went where.
+        losses: the auxiliary losses by name, one value per group, unweighted; only those whose
+            weight is not 0.
+        balance: the weighted sum of the losses, averaged over the groups.
+        valid: False for padding, which takes no slot and counts in no loss.
+    """
+
+    logits: Float[Array, "g s e *c"]
+    gates: Float[Array, "g s e"]
+    routing: Routing | SoftRouting
+    losses: dict[str, Float[Array, "g"]]
+    balance: Float[Array, ""]
+    valid: Bool[Array, "g s"]

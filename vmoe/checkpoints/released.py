@@ -1,0 +1,68 @@
+"""The names under which the authors of V-MoE published their parameters.
+
+Shapes and axis orders are the same in our models; the names alone differ.
+"""
+
+import re
+from collections.abc import Mapping
+
+import jax.numpy as jnp
+from flax import nnx
+from jax.typing import ArrayLike
+
+from vmoe.nn.vit import ViT
+
+_NAMES = [  # the start of our path -> the start of theirs, first match wins
+    (r"patches/embed", "embedding"),
+    (r"class_token", "cls"),
+    (r"positions/embedding", "Encoder/posembed_input/pos_embedding"),
+    (r"blocks/(\d+)/norm1", r"Encoder/encoderblock_\1/LayerNorm_0"),
+    (r"blocks/(\d+)/norm2", r"Encoder/encoderblock_\1/LayerNorm_1"),
+    (r"blocks/(\d+)/attention", r"Encoder/encoderblock_\1/SelfAttention"),
+    (r"blocks/(\d+)/mlp/router", r"Encoder/encoderblock_\1/Moe/Router/dense"),
+    (r"blocks/(\d+)/mlp/experts/up", r"Encoder/encoderblock_\1/Moe/Mlp/Dense_0"),
+    (r"blocks/(\d+)/mlp/experts/down", r"Encoder/encoderblock_\1/Moe/Mlp/Dense_1"),
+    (r"blocks/(\d+)/mlp/up", r"Encoder/encoderblock_\1/Mlp/Dense_0"),
+    (r"blocks/(\d+)/mlp/down", r"Encoder/encoderblock_\1/Mlp/Dense_1"),
+    (r"norm", "Encoder/encoder_norm"),
+    (r"attention_pool/probe", "MapHead/probe"),
+    (r"attention_pool/attention", "MapHead/MultiHeadDotProductAttention"),
+    (r"attention_pool/norm", "MapHead/LayerNorm"),
+    (r"attention_pool/mlp/up", "MapHead/Mlp/Dense_0"),
+    (r"attention_pool/mlp/down", "MapHead/Mlp/Dense_1"),
+    (r"head/pre_logits", "pre_logits"),
+    (r"head/classes", "head"),
+]
+
+
+def released_name(path: tuple[str | int, ...]) -> str:
+    """The published name of one of our parameters.
+
+    >>> released_name(("blocks", 5, "mlp", "router", "kernel"))
+    'Encoder/encoderblock_5/Moe/Router/dense/kernel'
+    """
+    ours = "/".join(str(part) for part in path)
+    for start, theirs in _NAMES:
+        if re.match(start + "(/|$)", ours):
+            return re.sub("^" + start, theirs, ours)
+    raise ValueError(f"{ours}: the published models have no such parameter")
+
+
+def assign(model: ViT, arrays: Mapping[str, ArrayLike]) -> None:
+    """Puts published arrays, by published name, in the place of a model's parameters.
+
+    Raises:
+        ValueError: an array is missing, left over or of another shape; the model is unchanged.
+    """
+    params = nnx.state(model, nnx.Param)
+    names = {released_name(path): path for path, _ in nnx.to_flat_state(params)}
+    missing, extra = sorted(names.keys() - arrays), sorted(arrays.keys() - names)
+    if missing or extra:
+        raise ValueError(f"arrays missing: {missing or 'none'}, left over: {extra or 'none'}")
+    flat = dict(nnx.to_flat_state(params))
+    for name, path in names.items():
+        ours, theirs = flat[path][...].shape, jnp.shape(arrays[name])
+        if ours != theirs:
+            raise ValueError(f"{name}: shape {theirs}, the model's is {ours}")
+        flat[path] = flat[path].replace(jnp.asarray(arrays[name], jnp.float32))
+    nnx.update(model, nnx.from_flat_state(list(flat.items())))

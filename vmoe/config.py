@@ -1,0 +1,343 @@
+"""A run, described: frozen dataclasses of plain Python that import neither jax nor flax.
+
+A recipe under ``configs/`` builds one ``Train``; a variant is ``dataclasses.replace`` of another.
+The command line gets its options from the same fields. What cannot work together is refused
+when a config is built, by name.
+"""
+
+import dataclasses
+import runpy
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+Config = TypeVar("Config")
+
+
+class UsageError(Exception):
+    """A user's mistake: the message is one line that says what, where and what to do instead."""
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise UsageError(message)
+
+
+@dataclasses.dataclass(frozen=True)
+class Balance:
+    """Weights of the auxiliary losses of one sparse block (``vmoe/routing/balance.py``)."""
+
+    importance: float = 0.005
+    """Squared coefficient of variation of the experts' summed gates (V-MoE, appendix A)."""
+    load: float = 0.005
+    """The same of the experts' smoothed loads; exists in training with noise alone."""
+    gshard: float = 0.0
+    """GShard's product of first-choice shares and mean gates (arXiv 2006.16668)."""
+    z: float = 0.0
+    """ST-MoE's mean squared log-partition of the router logits (arXiv 2202.08906)."""
+
+
+@dataclasses.dataclass(frozen=True)
+class TokensChoose:
+    """Each token chooses its k experts: the router of V-MoE (arXiv 2106.05974)."""
+
+    kind: Literal["tokens_choose"] = "tokens_choose"
+    k: int = 2
+    """Experts per token."""
+    priority: Literal["order", "largest_gate", "sum_of_gates", "random"] = "order"
+    """Whose choices get the slots first: place in the group; largest gate (Batch Prioritized
+    Routing); sum of the k gates; a random order (a baseline)."""
+    noise_std: float = 1.0
+    """The noise on the logits in training has standard deviation noise_std / e."""
+    normalize_weights: bool = False
+    """Divide a token's combine weights by their sum, before any choice is dropped."""
+    balance: Balance = Balance()
+
+    def __post_init__(self) -> None:
+        _require(self.k >= 1, f"router.k={self.k}: a token needs at least one expert")
+        _require(self.noise_std >= 0, f"router.noise_std={self.noise_std}: use 0 or more")
+
+
+@dataclasses.dataclass(frozen=True)
+class ExpertsChoose:
+    """Each expert chooses the tokens of its largest gates (Expert Choice, arXiv 2202.09368)."""
+
+    kind: Literal["experts_choose"] = "experts_choose"
+    noise_std: float = 1.0
+    """The noise on the logits in training has standard deviation noise_std / e."""
+
+    def __post_init__(self) -> None:
+        _require(self.noise_std >= 0, f"router.noise_std={self.noise_std}: use 0 or more")
+
+
+@dataclasses.dataclass(frozen=True)
+class Soft:
+    """Each slot is a mixture of all tokens of an image (Soft MoE, arXiv 2308.00951).
+
+    An expert has round(s * capacity_factor / e) slots, at least one, in no multiple.
+    """
+
+    kind: Literal["soft"] = "soft"
+
+
+Router = TokensChoose | ExpertsChoose | Soft
+
+
+@dataclasses.dataclass(frozen=True)
+class MoEConfig:
+    """One sparse layer: its experts, its router and how many slots there are."""
+
+    experts: int = 8
+    router: Router = TokensChoose()
+    capacity_factor: float = 1.05
+    """Slots per token and choice; slots of an expert = s * k * capacity_factor / e, rounded."""
+    capacity: int | None = None
+    """Slots per expert and group, outright; overrides the factor and its rounding."""
+    capacity_rounding: Literal["ceil", "round"] = "ceil"
+    """How the factor becomes an integer; round is half to even."""
+    capacity_multiple: int = 4
+    """The capacity is rounded up to a multiple of this."""
+    images_per_group: int = 8
+    """Most images whose tokens compete for the same slots; 1 makes images independent."""
+    expert_dropout: float = 0.0
+    """Dropout rate inside the experts."""
+    shared_init: bool = True
+    """Whether all experts of a layer start from the same values."""
+    transfer_dtype: Literal["float32", "bfloat16"] = "float32"
+    """To what the rows are rounded on their way to the experts and back."""
+
+    def __post_init__(self) -> None:
+        _require(self.experts >= 1, f"moe.experts={self.experts}: use at least one")
+        k = getattr(self.router, "k", 1)
+        _require(
+            k <= self.experts,
+            f"moe.router.k={k} is more than moe.experts={self.experts}: lower k or add experts",
+        )
+        _require(
+            self.capacity is None or self.capacity >= 1,
+            f"moe.capacity={self.capacity}: an expert needs at least one slot",
+        )
+        _require(
+            self.capacity_factor > 0, f"moe.capacity_factor={self.capacity_factor}: use more than 0"
+        )
+        _require(self.capacity_multiple >= 1, "moe.capacity_multiple: use at least 1")
+        _require(self.images_per_group >= 1, "moe.images_per_group: use at least 1")
+        _require(
+            not isinstance(self.router, Soft) or self.images_per_group == 1,
+            f"moe.images_per_group={self.images_per_group}: a soft router mixes the tokens of one "
+            "image, set it to 1",
+        )
+        _require_rate("moe.expert_dropout", self.expert_dropout)
+
+
+def _require_rate(name: str, value: float) -> None:
+    _require(0 <= value < 1, f"{name}={value}: a dropout rate lies in [0, 1)")
+
+
+@dataclasses.dataclass(frozen=True)
+class ViTConfig:
+    """A vision transformer, some of whose blocks are sparse. The defaults are V-MoE's S/32."""
+
+    patch: int = 32
+    """Side of a patch in pixels."""
+    width: int = 512
+    depth: int = 8
+    """Number of blocks."""
+    mlp: int = 2048
+    """Hidden width of an MLP, and of an expert."""
+    heads: int = 8
+    image_size: int = 224
+    """Side of the images in pixels for which learned positions are made; others are resampled."""
+    num_classes: int = 1000
+    pooling: Literal["class_token", "mean", "attention"] = "class_token"
+    positions: Literal["learned", "sincos2d", "none"] = "learned"
+    position_std: float = 0.02
+    """Standard deviation of learned positions at the start; 1.0 suits short training."""
+    pre_logits: int | None = None
+    """Width of a dense layer with tanh before the head; None for none."""
+    head_std: float = 0.0
+    """Standard deviation of the head's kernel at the start."""
+    head_bias: float = 0.0
+    """The head's bias at the start."""
+    qk_norm: bool = False
+    """Normalise queries and keys (arXiv 2302.05442)."""
+    dropout: float = 0.0
+    attention_dropout: float = 0.0
+    sparse_blocks: tuple[int, ...] = ()
+    """Which blocks have experts in place of their MLP, counted from 0."""
+    moe: MoEConfig | tuple[MoEConfig, ...] = MoEConfig()
+    """One for all sparse blocks, or one each, in their order."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Of the computation; parameters and routers are always float32."""
+    remat: bool = False
+    """Compute each block's activations again in the backward pass instead of keeping them."""
+
+    def __post_init__(self) -> None:
+        for name in ("patch", "width", "depth", "mlp", "heads", "image_size", "num_classes"):
+            value = getattr(self, name)
+            _require(value >= 1, f"model.{name}={value}: use at least 1")
+        _require(
+            self.width % self.heads == 0,
+            f"model.heads={self.heads} does not divide model.width={self.width}",
+        )
+        _require(
+            self.image_size % self.patch == 0,
+            f"model.patch={self.patch} does not divide model.image_size={self.image_size}",
+        )
+        _require(
+            self.positions != "sincos2d" or self.width % 4 == 0,
+            f"model.positions=sincos2d needs a width in fours, model.width={self.width} is not",
+        )
+        blocks = self.sparse_blocks
+        _require(
+            list(blocks) == sorted(set(blocks)) and all(0 <= i < self.depth for i in blocks),
+            f"model.sparse_blocks={blocks}: ascending block numbers below depth={self.depth}",
+        )
+        _require(
+            isinstance(self.moe, MoEConfig) or len(self.moe) == len(blocks),
+            f"model.moe: one config, or one for each of the {len(blocks)} sparse blocks",
+        )
+        _require_rate("model.dropout", self.dropout)
+        _require_rate("model.attention_dropout", self.attention_dropout)
+
+    def moe_of(self, block: int) -> MoEConfig | None:
+        """The sparse-layer config of a block; None if the block is dense."""
+        if block not in self.sparse_blocks:
+            return None
+        if isinstance(self.moe, MoEConfig):
+            return self.moe
+        return self.moe[self.sparse_blocks.index(block)]
+
+
+@dataclasses.dataclass(frozen=True)
+class Data:
+    """Where images come from and what happens to them in training."""
+
+    name: str = "digits"
+    """Name of a data set (``vmoe/data/sources.py``)."""
+    shift: int = 0
+    """Largest shift of a training image, in pixels, in either direction."""
+    rotate: float = 0.0
+    """Largest rotation of a training image, in degrees, in either direction."""
+    mixup: float = 0.0
+    """Concentration of the Dirichlet that weights an image and its partner; 0 is no mixup."""
+
+    def __post_init__(self) -> None:
+        for name in ("shift", "rotate", "mixup"):
+            _require(getattr(self, name) >= 0, f"data.{name}={getattr(self, name)}: use 0 or more")
+
+
+@dataclasses.dataclass(frozen=True)
+class Optim:
+    """AdamW with linear warmup, cosine decay and a clipped gradient."""
+
+    lr: float = 1e-3
+    """Peak learning rate."""
+    final_lr: float = 0.01
+    """Learning rate at the end, as a share of the peak."""
+    warmup: int = 100
+    """Steps from 0 to the peak."""
+    b1: float = 0.9
+    b2: float = 0.999
+    weight_decay: float = 0.05
+    """Decoupled, times the learning rate, on every kernel."""
+    clip: float = 1.0
+    """Largest global norm of the gradient."""
+
+    def __post_init__(self) -> None:
+        _require(self.lr > 0, f"optim.lr={self.lr}: use more than 0")
+        _require(self.warmup >= 0, f"optim.warmup={self.warmup}: use 0 or more")
+        _require(self.clip > 0, f"optim.clip={self.clip}: use more than 0")
+
+
+@dataclasses.dataclass(frozen=True)
+class Train:
+    """A training run, whole: the same Train gives the same parameters."""
+
+    model: ViTConfig = ViTConfig()
+    data: Data = Data()
+    optim: Optim = Optim()
+    steps: int = 1000
+    batch_size: int = 32
+    label_smoothing: float = 0.0
+    """Share of each label that is spread over all classes."""
+    seed: int = 0
+    """Decides initialisation, order of the data, augmentation, noise and dropout."""
+    log_every: int = 50
+    """Steps between rows of metrics."""
+    evaluate_every: int = 500
+    """Steps between evaluations on the validation part; the last step is always evaluated."""
+    checkpoint_every: int = 500
+    """Steps between checkpoints; the last step is always saved."""
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch_size", "log_every", "evaluate_every", "checkpoint_every"):
+            _require(getattr(self, name) >= 1, f"{name}={getattr(self, name)}: use at least 1")
+        _require(
+            self.optim.warmup < self.steps,
+            f"optim.warmup={self.optim.warmup} leaves no step of steps={self.steps}",
+        )
+        _require(
+            0 <= self.label_smoothing < 1,
+            f"label_smoothing={self.label_smoothing}: a share in [0, 1)",
+        )
+
+
+def replace(config: Config, **changes: Any) -> Config:
+    """``dataclasses.replace``, with a dict for the fields of a nested config.
+
+    >>> replace(ViTConfig(), moe=dict(router=dict(k=1))).moe.router.k
+    1
+    """
+    known = [field.name for field in dataclasses.fields(config)]
+    for name, value in changes.items():
+        if name not in known:
+            raise UsageError(_unknown(f"{type(config).__name__} has no field", name, known))
+        if isinstance(value, dict):
+            changes[name] = replace(getattr(config, name), **value)
+    return dataclasses.replace(config, **changes)
+
+
+def _unknown(what: str, name: str, known: list[str]) -> str:
+    import difflib
+
+    near = difflib.get_close_matches(name, known, n=1)
+    hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(known)}"
+    return f"{what} {name!r}: {hint}"
+
+
+def load(path: str | Path) -> Train:
+    """The ``config`` of a recipe: a Python file that is trusted, and run.
+
+    Raises:
+        UsageError: there is no such file, or it defines no ``config`` of type Train.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UsageError(f"--config {path}: no such file")
+    config = runpy.run_path(str(path)).get("config")
+    if not isinstance(config, Train):
+        raise UsageError(f"--config {path}: the file must define `config = Train(...)`")
+    return config
+
+
+def to_json(config: Any) -> str:
+    """Any config as JSON text, enough to build it again."""
+    from pydantic import TypeAdapter
+
+    return TypeAdapter(type(config)).dump_json(config, indent=2).decode()
+
+
+def from_json(kind: type[Config], text: str) -> Config:
+    """The config of a given type that ``to_json`` wrote; every field and type is checked.
+
+    Raises:
+        UsageError: the text is not such a config; names the first field that is wrong.
+    """
+    from pydantic import TypeAdapter, ValidationError
+
+    try:
+        return TypeAdapter(kind).validate_json(text, strict=True, extra="forbid")
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(str(part) for part in first["loc"])
+        raise UsageError(f"{kind.__name__} {place}: {first['msg']}") from None

@@ -1,0 +1,133 @@
+"""Names to model configs, and configs to models.
+
+A name says what a model is: ``vmoe_b16_every2_e8`` is a B with patches of 16 pixels, experts in
+every second block, eight of them. Sizes as published (V-MoE, table 7 and appendix B); the names
+that end in ``_std`` are the standard ViT sizes, whose S differs from the paper's.
+"""
+
+import difflib
+import fnmatch
+import math
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from vmoe.config import MoEConfig, TokensChoose, UsageError, ViTConfig, replace
+
+if TYPE_CHECKING:
+    from vmoe.nn.vit import ViT
+
+_SHAPES = {  # depth, width, mlp, heads
+    "s": (8, 512, 2048, 8),
+    "b": (12, 768, 3072, 12),
+    "l": (24, 1024, 4096, 16),
+    "h": (32, 1280, 5120, 16),
+    "15b": (48, 1408, 6400, 16),
+    "ti_std": (12, 192, 768, 3),
+    "s_std": (12, 384, 1536, 6),
+    "tiny": (4, 16, 32, 2),
+}
+
+
+def _config(shape: str, patch: int, **fields: Any) -> ViTConfig:
+    depth, width, mlp, heads = _SHAPES[shape]
+    return ViTConfig(patch=patch, depth=depth, width=width, mlp=mlp, heads=heads, **fields)
+
+
+def _every2(depth: int) -> tuple[int, ...]:
+    return tuple(range(1, depth, 2))
+
+
+def _sparse(dense: ViTConfig, where: str, experts: int, **moe: Any) -> ViTConfig:
+    """The dense model with experts in every second block, or in the last n odd ones."""
+    blocks = _every2(dense.depth)
+    if where != "every2":
+        blocks = blocks[-int(where.removeprefix("last")) :]
+    return replace(dense, sparse_blocks=blocks, moe=MoEConfig(experts=experts, **moe))
+
+
+def _registry() -> dict[str, ViTConfig]:
+    models = {}
+    for size, patches in {"s": [32], "b": [32, 16], "l": [32, 16], "h": [14]}.items():
+        for patch in patches:
+            width = _SHAPES[size][1]
+            models[f"vit_{size}{patch}"] = _config(size, patch, pre_logits=width)
+    for name, places in {
+        "s32": ["last2", "every2"],
+        "b32": ["last2", "every2"],
+        "b16": ["last2", "every2"],
+        "l32": ["last2", "every2"],
+        "l16": ["last2", "every2"],
+        "h14": ["last5", "every2"],
+    }.items():
+        for place in places:
+            models[f"vmoe_{name}_{place}_e32"] = _sparse(models[f"vit_{name}"], place, 32)
+    models["vmoe_15b_every2_e32"] = _sparse(_config("15b", 14), "every2", 32)
+
+    released = {"transfer_dtype": "bfloat16"}
+    models["vmoe_s32_last2_e8"] = _sparse(models["vit_s32"], "last2", 8, **released)
+    models["vmoe_b16_every2_e8"] = _sparse(_config("b", 16, head_bias=-10.0), "every2", 8, **released)
+
+    for size, patch in [("ti_std", 16), ("s_std", 16), ("s_std", 32)]:
+        models[f"vit_{size.replace('_', f'{patch}_')}"] = _config(size, patch)
+
+    models["vit_tiny"] = _config("tiny", 8, image_size=32, num_classes=10)
+    models["vmoe_tiny_last2_e4"] = _sparse(models["vit_tiny"], "last2", 4, images_per_group=2)
+    return models
+
+
+MODELS = _registry()
+
+
+def list_models(pattern: str = "*") -> list[str]:
+    """The names that match a pattern with wildcards, sorted.
+
+    >>> list_models("vmoe_s32_*")
+    ['vmoe_s32_every2_e32', 'vmoe_s32_last2_e32', 'vmoe_s32_last2_e8']
+    """
+    return sorted(fnmatch.filter(MODELS, pattern))
+
+
+def model_config(name: str, **overrides: Any) -> ViTConfig:
+    """The config of a named model, some of its fields changed.
+
+    Args:
+        name: one of ``list_models()``.
+        overrides: fields of ViTConfig; a dict changes fields of a nested config, as in
+            ``moe=dict(capacity_factor=4.0)``.
+
+    Raises:
+        UsageError: no such model or field, or values that cannot work together.
+
+    >>> model_config("vmoe_s32_last2_e8", moe=dict(router=dict(k=1))).moe.router.k
+    1
+    """
+    if name not in MODELS:
+        near = difflib.get_close_matches(name, MODELS, n=1, cutoff=0.4)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        raise UsageError(f"no model {name!r}: {hint}`vmoe models` lists them")
+    config = replace(MODELS[name], **overrides)
+    if name == "vmoe_s32_last2_e8" and "head_bias" not in overrides:
+        config = replace(config, head_bias=-math.log(config.num_classes))
+    return config
+
+
+def create_model(name: str, *, seed: int = 0, **overrides: Any) -> "ViT":
+    """A model by name, freshly initialised; ``overrides`` as for ``model_config``."""
+    return build(model_config(name, **overrides), seed=seed)
+
+
+def build(config: ViTConfig, *, seed: int = 0) -> "ViT":
+    """The model that a config describes; its initial parameters follow from the seed."""
+    from flax import nnx
+
+    from vmoe.nn.vit import ViT
+
+    return ViT(config, rngs=nnx.Rngs(seed))
+
+
+def build_abstract(config: ViTConfig) -> "ViT":
+    """The same without its memory: every array is a shape and a dtype."""
+    from flax import nnx
+
+    build_it: Callable[[], ViT] = lambda: build(config)  # noqa: E731
+    return nnx.eval_shape(build_it)

@@ -1,0 +1,46 @@
+"""Multi-head attention, from Flax, with the published model's initialisation."""
+
+import jax
+from flax import nnx
+from jaxtyping import Array, Float
+
+from vmoe.nn.keys import MaybeKey
+
+
+class Attention(nnx.MultiHeadAttention):
+    """Attention from queries to tokens; of a token to all tokens where only one is given.
+
+    Parameters: ``query``, ``key``, ``value`` kernels (d, a, z), ``out`` kernel (a, z, d).
+    """
+
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        *,
+        dropout: float = 0.0,
+        qk_norm: bool = False,
+        dtype: jax.typing.DTypeLike,
+        rngs: nnx.Rngs,
+    ):
+        super().__init__(
+            heads,
+            width,
+            dropout_rate=dropout,
+            normalize_qk=qk_norm,
+            kernel_init=nnx.initializers.xavier_uniform(),
+            dtype=dtype,
+            decode=False,
+            keep_rngs=False,
+            rngs=rngs,
+        )
+
+    def __call__(
+        self,
+        queries: Float[Array, "b q d"],
+        tokens: Float[Array, "b n d"] | None = None,
+        *,
+        key: MaybeKey = None,
+    ) -> Float[Array, "b q d"]:
+        rngs = None if key is None else nnx.Rngs(dropout=key)
+        return super().__call__(queries, tokens, deterministic=key is None, rngs=rngs)

@@ -1,0 +1,54 @@
+"""From an image's tokens to one vector, and from it to logits."""
+
+import jax
+import jax.numpy as jnp
+from einops import repeat
+from flax import nnx
+from jaxtyping import Array, Float
+
+from vmoe.config import ViTConfig
+from vmoe.nn.attention import Attention
+from vmoe.nn.mlp import Mlp
+
+
+class AttentionPool(nnx.Module):
+    """A learned probe attends to all tokens, then an MLP ("Scaling Vision Transformers", 3.2)."""
+
+    def __init__(
+        self, width: int, hidden: int, heads: int, *, dtype: jax.typing.DTypeLike, rngs: nnx.Rngs
+    ):
+        init = nnx.initializers.xavier_uniform()
+        self.probe = nnx.Param(init(rngs.params(), (1, 1, width), jnp.float32))
+        self.attention = Attention(width, heads, dtype=dtype, rngs=rngs)
+        self.norm = nnx.LayerNorm(width, epsilon=1e-6, dtype=dtype, rngs=rngs)
+        self.mlp = Mlp(width, hidden, dtype=dtype, rngs=rngs)
+
+    def __call__(self, tokens: Float[Array, "b n d"]) -> Float[Array, "b d"]:
+        probe = repeat(self.probe[...].astype(tokens.dtype), "1 1 d -> b 1 d", b=len(tokens))
+        pooled = self.attention(probe, tokens)
+        return (pooled + self.mlp(self.norm(pooled)))[:, 0]
+
+
+class Head(nnx.Module):
+    """Optional dense layer with tanh, then the classes; logits are float32."""
+
+    def __init__(self, config: ViTConfig, *, dtype: jax.typing.DTypeLike, rngs: nnx.Rngs):
+        width = config.pre_logits or config.width
+        self.pre_logits = (
+            nnx.Linear(config.width, width, dtype=dtype, rngs=rngs) if config.pre_logits else None
+        )
+        self.classes = nnx.Linear(
+            width,
+            config.num_classes,
+            kernel_init=nnx.initializers.normal(config.head_std),
+            bias_init=nnx.initializers.constant(config.head_bias),
+            dtype=jnp.float32,
+            rngs=rngs,
+        )
+
+    def features(self, pooled: Float[Array, "b d"]) -> Float[Array, "b r"]:
+        """What the classes see: the pre-logits where there are any."""
+        return pooled if self.pre_logits is None else jnp.tanh(self.pre_logits(pooled))
+
+    def __call__(self, pooled: Float[Array, "b d"]) -> Float[Array, "b y"]:
+        return self.classes(self.features(pooled))

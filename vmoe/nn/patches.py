@@ -1,0 +1,33 @@
+"""Images to patch embeddings."""
+
+import jax
+from einops import rearrange
+from flax import nnx
+from jaxtyping import Array, Float
+
+from vmoe.config import UsageError
+
+
+class Patches(nnx.Module):
+    """Cuts an image into square patches and embeds each linearly (ViT, equation 1).
+
+    The kernel has shape (p, p, 3, d), as that of the convolution with stride p which it equals.
+    """
+
+    def __init__(self, patch: int, width: int, *, dtype: jax.typing.DTypeLike, rngs: nnx.Rngs):
+        self.patch = patch
+        self.embed = nnx.LinearGeneral(
+            (patch, patch, 3),
+            width,
+            axis=(-3, -2, -1),
+            kernel_init=nnx.initializers.lecun_normal(),
+            dtype=dtype,
+            rngs=rngs,
+        )
+
+    def __call__(self, images: Float[Array, "b h w 3"]) -> Float[Array, "b i j d"]:
+        """Raises UsageError where the patch does not divide the image."""
+        p, (h, w) = self.patch, images.shape[1:3]
+        if h % p or w % p:
+            raise UsageError(f"images of {h} x {w} pixels: patches of {p} do not divide them")
+        return self.embed(rearrange(images, "b (i p) (j q) c -> b i j p q c", p=p, q=p))

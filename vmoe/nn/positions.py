@@ -1,0 +1,74 @@
+"""What tells a token where in the image it stands, for any grid of patches."""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float
+
+
+class LearnedPositions(nnx.Module):
+    """One learned vector for each place of the grid, and one for the class token.
+
+    Another grid gets them resampled linearly with aligned corners, as the published fine-tunes
+    did (``scipy.ndimage.zoom`` of order 1).
+    """
+
+    def __init__(
+        self,
+        grid: tuple[int, int],
+        width: int,
+        *,
+        class_token: bool,
+        std: float = 0.02,
+        rngs: nnx.Rngs,
+    ):
+        self.grid = grid
+        self.class_token = class_token
+        n = grid[0] * grid[1] + class_token
+        self.embedding = nnx.Param(std * jax.random.normal(rngs.params(), (1, n, width)))
+
+    def __call__(self, i: int, j: int) -> Float[Array, "1 n d"]:
+        embedding = self.embedding[...]
+        if (i, j) == self.grid:
+            return embedding
+        first = int(self.class_token)
+        places = embedding[0, first:].reshape(*self.grid, -1)
+        places = resample(places, i, j).reshape(1, i * j, -1)
+        return jnp.concatenate([embedding[:, :first], places], axis=1)
+
+
+def resample(places: Float[Array, "i0 j0 d"], i: int, j: int) -> Float[Array, "i j d"]:
+    """A grid of vectors on another grid: linear between neighbours, corners on corners."""
+    axes = [jnp.linspace(0, old - 1, new) for old, new in zip(places.shape, (i, j), strict=False)]
+    rows, columns = jnp.meshgrid(*axes, indexing="ij")
+
+    def plane(values: jax.Array) -> jax.Array:
+        return jax.scipy.ndimage.map_coordinates(values, [rows, columns], order=1)
+
+    return jax.vmap(plane, in_axes=-1, out_axes=-1)(places)
+
+
+class SinCosPositions(nnx.Module):
+    """Fixed sines and cosines of the column and the row; zeros for the class token.
+
+    Order: sin x, cos x, sin y, cos y, each width / 4 wide, wavelengths from 2 pi to
+    10,000 * 2 pi (Vaswani et al. 2017, in two dimensions).
+    """
+
+    def __init__(self, width: int, *, class_token: bool):
+        self.width = width
+        self.class_token = class_token
+
+    def __call__(self, i: int, j: int) -> Float[Array, "1 n d"]:
+        quarter = self.width // 4
+        frequency = 10_000.0 ** -(jnp.arange(quarter) / max(quarter - 1, 1))
+        y, x = (places.reshape(-1, 1) * frequency for places in jnp.mgrid[:i, :j])
+        table = jnp.concatenate([jnp.sin(x), jnp.cos(x), jnp.sin(y), jnp.cos(y)], axis=1)
+        return jnp.pad(table, ((int(self.class_token), 0), (0, 0)))[None]
+
+
+class NoPositions(nnx.Module):
+    """Nothing: the model sees a bag of patches."""
+
+    def __call__(self, i: int, j: int) -> Float[Array, ""]:
+        return jnp.zeros(())

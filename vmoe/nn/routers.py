@@ -1,0 +1,66 @@
+"""The routers' parameters: what turns tokens into router logits, always in float32."""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Bool, Float
+
+from vmoe import routing
+from vmoe.axes import Record
+from vmoe.config import MoEConfig
+from vmoe.nn import keys
+from vmoe.nn.keys import MaybeKey
+from vmoe.routing import soft
+from vmoe.routing.gates import noise
+
+HIGHEST = jax.lax.Precision.HIGHEST
+
+
+class Router(nnx.Module):
+    """Linear router without bias: kernel (d, e) (V-MoE, section 2.1).
+
+    Where the tokens go is for the file in ``vmoe/routing`` that the config names.
+    """
+
+    def __init__(self, width: int, config: MoEConfig, *, rngs: nnx.Rngs):
+        self.config = config
+        init = nnx.initializers.lecun_normal()
+        self.kernel = nnx.Param(init(rngs.params(), (width, config.experts), jnp.float32))
+
+    def __call__(
+        self, tokens: Float[Array, "g s d"], valid: Bool[Array, "g s"], key: MaybeKey = None
+    ) -> Record:
+        logits = jnp.matmul(tokens.astype(jnp.float32), self.kernel[...], precision=HIGHEST)
+        noise_key, priority_key = keys.split(key, 2)
+        router = routing.ROUTERS[type(self.config.router)]
+        noise = self.noise(logits.shape, noise_key)
+        return router.route(logits, noise, valid, self.config, priority_key)
+
+    def noise(self, shape: tuple[int, ...], key: MaybeKey) -> Float[Array, "g s e"] | None:
+        """What is added to the logits: nothing in evaluation."""
+        std = self.config.router.noise_std
+        return None if key is None or std == 0 else noise(key, shape, std)
+
+
+class SoftRouter(nnx.Module):
+    """Parameters of the slots, kernel (d, e, c), and a scale (Soft MoE, section 2 and 2.3).
+
+    Tokens and slots are normalised over d, so that the logits keep their size at any width.
+    """
+
+    def __init__(self, width: int, tokens: int, config: MoEConfig, *, rngs: nnx.Rngs):
+        shape = (width, config.experts, soft.capacity(config, tokens))
+        self.kernel = nnx.Param(jax.random.normal(rngs.params(), shape) * width**-0.5)
+        self.scale = nnx.Param(jnp.ones(()))
+
+    def __call__(
+        self, tokens: Float[Array, "g s d"], valid: Bool[Array, "g s"], key: MaybeKey = None
+    ) -> Record:
+        x = _normalized(tokens.astype(jnp.float32), axis=-1)
+        mu = self.scale[...] * _normalized(self.kernel[...], axis=0)
+        logits = jnp.einsum("gsd,dec->gsec", x, mu, precision=HIGHEST)
+        return soft.route(logits, valid)
+
+
+def _normalized(x: jax.Array, axis: int) -> jax.Array:
+    return x * jax.lax.rsqrt(jnp.square(x).sum(axis, keepdims=True) + 1e-6)

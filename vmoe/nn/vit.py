@@ -1,0 +1,163 @@
+"""A vision transformer some of whose blocks are sparse: images in, logits and records out."""
+
+import jax
+import jax.numpy as jnp
+from einops import rearrange, repeat
+from flax import nnx
+from jaxtyping import Array, Bool, Float
+
+from vmoe.axes import Record
+from vmoe.config import ViTConfig
+from vmoe.nn import keys
+from vmoe.nn.attention import Attention
+from vmoe.nn.heads import AttentionPool, Head
+from vmoe.nn.keys import MaybeKey
+from vmoe.nn.mlp import Mlp
+from vmoe.nn.moe import MoE
+from vmoe.nn.patches import Patches
+from vmoe.nn.positions import LearnedPositions, NoPositions, SinCosPositions
+
+
+class Block(nnx.Module):
+    """Pre-norm transformer block; its ``mlp`` is dense or a mixture of experts."""
+
+    def __init__(self, config: ViTConfig, index: int, *, rngs: nnx.Rngs):
+        width, dtype = config.width, jnp.dtype(config.dtype)
+        self.norm1 = nnx.LayerNorm(width, epsilon=1e-6, dtype=dtype, rngs=rngs)
+        self.attention = Attention(
+            width,
+            config.heads,
+            dropout=config.attention_dropout,
+            qk_norm=config.qk_norm,
+            dtype=dtype,
+            rngs=rngs,
+        )
+        self.dropout = nnx.Dropout(config.dropout)
+        self.norm2 = nnx.LayerNorm(width, epsilon=1e-6, dtype=dtype, rngs=rngs)
+        moe = config.moe_of(index)
+        if moe is None:
+            self.mlp = Mlp(width, config.mlp, dropout=config.dropout, dtype=dtype, rngs=rngs)
+        else:
+            tokens = num_tokens(config)
+            self.mlp = MoE(width, config.mlp, tokens, moe, dtype=dtype, rngs=rngs)
+
+    def __call__(
+        self, tokens: Float[Array, "b n d"], valid: Bool[Array, "b"], key: MaybeKey = None
+    ) -> tuple[Float[Array, "b n d"], Record | None]:
+        attention_key, dropout_key, mlp_key = keys.split(key, 3)
+        attended = self.attention(self.norm1(tokens), key=attention_key)
+        tokens += self.dropout(attended, deterministic=key is None, rngs=dropout_key)
+        if isinstance(self.mlp, MoE):
+            change, record = self.mlp(self.norm2(tokens), valid, mlp_key)
+        else:
+            change, record = self.mlp(self.norm2(tokens), mlp_key), None
+        return tokens + change, record
+
+
+class ViT(nnx.Module):
+    """The model. ``model(images)`` gives logits; ``vmoe.analysis.capture`` the records as well."""
+
+    def __init__(self, config: ViTConfig, *, rngs: nnx.Rngs):
+        self.config = config
+        dtype, side = jnp.dtype(config.dtype), config.image_size // config.patch
+        token = config.pooling == "class_token"
+        self.patches = Patches(config.patch, config.width, dtype=dtype, rngs=rngs)
+        self.class_token = nnx.Param(jnp.zeros((1, 1, config.width))) if token else None
+        match config.positions:
+            case "learned":
+                self.positions = LearnedPositions(
+                    (side, side),
+                    config.width,
+                    class_token=token,
+                    std=config.position_std,
+                    rngs=rngs,
+                )
+            case "sincos2d":
+                self.positions = SinCosPositions(config.width, class_token=token)
+            case "none":
+                self.positions = NoPositions()
+        self.dropout = nnx.Dropout(config.dropout)
+        self.blocks = nnx.List([Block(config, i, rngs=rngs) for i in range(config.depth)])
+        self.norm = nnx.LayerNorm(config.width, epsilon=1e-6, dtype=dtype, rngs=rngs)
+        self.attention_pool = (
+            AttentionPool(config.width, config.mlp, config.heads, dtype=dtype, rngs=rngs)
+            if config.pooling == "attention"
+            else None
+        )
+        self.head = Head(config, dtype=dtype, rngs=rngs)
+        self.rngs = nnx.Rngs(train=rngs.params())
+
+    def __call__(
+        self,
+        images: Float[Array, "b h w 3"],
+        *,
+        train: bool = False,
+        key: MaybeKey = None,
+        valid: Bool[Array, "b"] | None = None,
+    ) -> Float[Array, "b y"]:
+        """Logits, float32, of any number of images of any size that the patches divide.
+
+        Args:
+            images: pixels in [-1, 1].
+            train: with noise and dropout.
+            key: of noise and dropout; the model's own stream goes on where there is none.
+            valid: False for images that only pad the batch: they take no expert's slots.
+
+        Raises:
+            UsageError: the patches do not divide the images, or the capacity leaves no slot.
+        """
+        return self.forward(images, train=train, key=key, valid=valid)[0]
+
+    def forward(
+        self,
+        images: Float[Array, "b h w 3"],
+        *,
+        train: bool = False,
+        key: MaybeKey = None,
+        valid: Bool[Array, "b"] | None = None,
+    ) -> tuple[Float[Array, "b y"], dict[int, Record]]:
+        """Logits, and the record of each sparse block by its number; see ``__call__``."""
+        if train and key is None:
+            key = self.rngs.train()
+        if valid is None:
+            valid = jnp.ones(len(images), bool)
+        embed_key, blocks_key = keys.split(key if train else None, 2)
+        tokens = self.embed(images, embed_key)
+        tokens, records = self.encode(tokens, valid, blocks_key)
+        return self.head(self.pool(tokens)), records
+
+    def embed(
+        self, images: Float[Array, "b h w 3"], key: MaybeKey = None
+    ) -> Float[Array, "b n d"]:
+        """Patches, class token first where there is one, and positions."""
+        patches = self.patches(images.astype(self.config.dtype))
+        _, i, j, _ = patches.shape
+        tokens = rearrange(patches, "b i j d -> b (i j) d")
+        if self.class_token is not None:
+            token = self.class_token[...].astype(tokens.dtype)
+            tokens = jnp.concatenate([repeat(token, "1 1 d -> b 1 d", b=len(images)), tokens], 1)
+        tokens += self.positions(i, j).astype(tokens.dtype)
+        return self.dropout(tokens, deterministic=key is None, rngs=key)
+
+    def encode(
+        self, tokens: Float[Array, "b n d"], valid: Bool[Array, "b"], key: MaybeKey = None
+    ) -> tuple[Float[Array, "b n d"], dict[int, Record]]:
+        """Through every block and the last norm."""
+        run = nnx.remat(Block.__call__) if self.config.remat else Block.__call__
+        records = {}
+        for i, block_key in enumerate(keys.split(key, len(self.blocks))):
+            tokens, record = run(self.blocks[i], tokens, valid, block_key)
+            if record is not None:
+                records[i] = record
+        return self.norm(tokens), records
+
+    def pool(self, tokens: Float[Array, "b n d"]) -> Float[Array, "b d"]:
+        """The class token, the mean of the tokens, or the attention pool's view of them."""
+        if self.attention_pool is not None:
+            return self.attention_pool(tokens)
+        return tokens[:, 0] if self.class_token is not None else tokens.mean(axis=1)
+
+
+def num_tokens(config: ViTConfig) -> int:
+    """Tokens of an image of the config's size, the class token included."""
+    return (config.image_size // config.patch) ** 2 + (config.pooling == "class_token")

@@ -1,0 +1,16 @@
+"""WHO goes WHERE: pure functions on logits and gates, without parameters.
+
+A router is one file with ``capacity(config, s)`` and ``route(...)``, a frozen dataclass in
+``vmoe/config.py``, and one line in ``ROUTERS``.
+"""
+
+from types import ModuleType
+
+from vmoe.config import ExpertsChoose, Soft, TokensChoose
+from vmoe.routing import experts_choose, soft, tokens_choose
+
+ROUTERS: dict[type, ModuleType] = {
+    TokensChoose: tokens_choose,
+    ExpertsChoose: experts_choose,
+    Soft: soft,
+}

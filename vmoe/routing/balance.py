@@ -1,0 +1,104 @@
+"""Auxiliary losses that keep the experts evenly used, one value per group.
+
+Padding counts in none of them. The total is a weighted sum, averaged over the groups that hold
+any real token; the caller adds up the blocks.
+"""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+from vmoe.config import Balance, TokensChoose
+
+GroupLoss = Float[Array, "g"]
+
+
+def losses(
+    router: TokensChoose,
+    logits: Float[Array, "g s e"],
+    noisy: Float[Array, "g s e"] | None,
+    gates: Float[Array, "g s e"],
+    valid: Bool[Array, "g s"],
+) -> dict[str, GroupLoss]:
+    """The losses whose weight is not 0, by name, unweighted.
+
+    Args:
+        logits: before noise.
+        noisy: with noise; None where there is none, and then there is no load loss.
+        gates: that the routing used.
+        valid: False for padding.
+    """
+    weights, found = router.balance, {}
+    if weights.importance:
+        found["importance"] = importance(jax.nn.softmax(logits, axis=-1), valid)
+    if weights.load and noisy is not None and router.noise_std > 0:
+        found["load"] = load(logits, noisy, valid, k=router.k, noise_std=router.noise_std)
+    if weights.gshard:
+        found["gshard"] = gshard(gates, valid)
+    if weights.z:
+        found["z"] = z(logits, valid)
+    return found
+
+
+def total(
+    found: dict[str, GroupLoss], weights: Balance, valid: Bool[Array, "g s"]
+) -> Float[Array, ""]:
+    """The weighted sum of the losses, averaged over the groups that hold any real token."""
+    weighted = sum((getattr(weights, name) * loss for name, loss in found.items()), jnp.zeros(()))
+    real = valid.any(axis=1)
+    return jnp.where(real, weighted, 0.0).sum() / jnp.maximum(real.sum(), 1)
+
+
+def importance(gates: Float[Array, "g s e"], valid: Bool[Array, "g s"]) -> GroupLoss:
+    """CV^2 of the experts' gates summed over the tokens (V-MoE, appendix A, equation 7).
+
+    Args:
+        gates: softmax of the logits without noise.
+    """
+    return _squared_variation(jnp.where(valid[..., None], gates, 0.0).sum(axis=1))
+
+
+def load(
+    logits: Float[Array, "g s e"],
+    noisy: Float[Array, "g s e"],
+    valid: Bool[Array, "g s"],
+    *,
+    k: int,
+    noise_std: float,
+) -> GroupLoss:
+    """CV^2 of the experts' loads, made smooth by the noise (V-MoE, appendix A, equation 10).
+
+    A token's load on an expert is the probability that fresh noise, of standard deviation
+    noise_std / e, would lift the expert's logit over the token's k-th largest noisy one.
+    """
+    e = logits.shape[-1]
+    threshold = jax.lax.top_k(noisy, k)[0][..., -1:]
+    chosen = 1.0 - jax.scipy.stats.norm.cdf((threshold - logits) * (e / noise_std))
+    return _squared_variation(_mean(chosen, valid))
+
+
+def gshard(gates: Float[Array, "g s e"], valid: Bool[Array, "g s"]) -> GroupLoss:
+    """e^2 times the mean over experts of first-choice share x mean gate (arXiv 2006.16668).
+
+    1 where both are even, e where one expert takes all.
+    """
+    e = gates.shape[-1]
+    first = jax.nn.one_hot(gates.argmax(axis=-1), e)
+    return e**2 * (_mean(first, valid) * _mean(gates, valid)).mean(axis=-1)
+
+
+def z(logits: Float[Array, "g s e"], valid: Bool[Array, "g s"]) -> GroupLoss:
+    """Mean squared log-partition of the logits (ST-MoE, arXiv 2202.08906, equation 5)."""
+    return _mean(jax.nn.logsumexp(logits, axis=-1, keepdims=True) ** 2, valid)[..., 0]
+
+
+def _mean(values: Float[Array, "g s x"], valid: Bool[Array, "g s"]) -> Float[Array, "g x"]:
+    count = jnp.maximum(valid.sum(axis=1), 1)[:, None]
+    return jnp.where(valid[..., None], values, 0.0).sum(axis=1) / count
+
+
+def _squared_variation(values: Float[Array, "g e"]) -> GroupLoss:
+    """Variance over squared mean; not (std / mean)^2, whose gradient is NaN at perfect balance."""
+    # A group of padding alone has mean 0: its loss is 0, and so is its gradient.
+    mean = values.mean(axis=-1)
+    return values.var(axis=-1) / jnp.where(mean > 0, mean, 1.0) ** 2

@@ -1,0 +1,31 @@
+"""How many slots an expert has in a group: static, so that every shape is known when compiling."""
+
+import math
+
+from vmoe.config import MoEConfig, UsageError
+
+
+def rounded_capacity(ideal: float, config: MoEConfig) -> int:
+    """An ideal number of slots as an integer: rounded, then up to a multiple.
+
+    Args:
+        ideal: slots per expert and group if fractions were possible, as a float64.
+        config: the rounding rule; ``config.capacity``, where given, is the answer.
+
+    Raises:
+        UsageError: the rounding leaves no slot.
+
+    Source: V-MoE section 2.2 and the code its authors published (which rounds up to fours).
+
+    >>> rounded_capacity(400 * 2 * 1.1 / 4, MoEConfig())
+    224
+    """
+    if config.capacity is not None:
+        return config.capacity
+    slots = math.ceil(ideal) if config.capacity_rounding == "ceil" else round(ideal)
+    if slots < 1:
+        raise UsageError(
+            f"moe.capacity_factor={config.capacity_factor} leaves {ideal:.3g} slots for each of "
+            f"{config.experts} experts: raise it, use larger groups or capacity_rounding=ceil"
+        )
+    return -(-slots // config.capacity_multiple) * config.capacity_multiple

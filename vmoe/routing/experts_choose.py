@@ -1,0 +1,58 @@
+"""Each expert chooses the tokens of its largest gates, as many as it has slots.
+
+Every slot is filled (while there are tokens), so no balance is needed; a token may end up with
+several experts or with none.
+
+Source: "Mixture-of-Experts with Expert Choice Routing", section 3.2 (arXiv 2202.09368).
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, Key
+
+from vmoe.axes import Record, Routing
+from vmoe.config import MoEConfig
+from vmoe.routing.capacity import rounded_capacity
+from vmoe.routing.gates import gates_of, mask_gates
+
+
+def capacity(config: MoEConfig, s: int) -> int:
+    """Slots per expert in a group of s tokens: s * capacity_factor / e, rounded; at most s."""
+    return min(s, rounded_capacity(s * config.capacity_factor / config.experts, config))
+
+
+def route(
+    logits: Float[Array, "g s e"],
+    noise: Float[Array, "g s e"] | None,
+    valid: Bool[Array, "g s"],
+    config: MoEConfig,
+    key: Key[Array, ""] | None,
+) -> Record:
+    """Routes every group; see ``Record``. Arguments as for ``tokens_choose.route``."""
+    gates = gates_of(logits if noise is None else logits + noise)
+    routing = plan(gates, valid, c=capacity(config, logits.shape[1]))
+    return Record(logits, gates, routing, {}, jnp.zeros(()), valid)
+
+
+def plan(gates: Float[Array, "g s e"], valid: Bool[Array, "g s"], *, c: int) -> Routing:
+    """Who goes where, for given gates; the k of the Routing is e, and rank r is expert r.
+
+    Args:
+        gates: in [0, 1].
+        valid: False for padding, which is never chosen.
+        c: slots per expert and group, at most s.
+    """
+    g, s, e = gates.shape
+    top_gates, tokens = jax.lax.top_k(jnp.swapaxes(mask_gates(gates, valid), 1, 2), c)
+    choices = jnp.where(top_gates >= 0, tokens * e + jnp.arange(e)[:, None], s * e)
+    slots = jax.vmap(functools.partial(_invert, size=s * e))(choices).reshape(g, s, e)
+    experts = jnp.broadcast_to(jnp.arange(e), (g, s, e))
+    return Routing(experts, slots, choices, jnp.where(slots < e * c, gates, 0.0))
+
+
+def _invert(choices: Int[Array, "e c"], *, size: int) -> Int[Array, "size"]:
+    """The slot of each choice, from the choice of each slot; e * c for those without."""
+    slots = jnp.full(size, choices.size, jnp.int32)
+    return slots.at[choices.reshape(-1)].set(jnp.arange(choices.size), mode="drop")

@@ -1,0 +1,53 @@
+"""From the router's logits to its gates."""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Key
+
+
+def noise(key: Key[Array, ""], shape: tuple[int, ...], std: float) -> Float[Array, "g s e"]:
+    """The router's noise in training: N(0, (std / e)^2) for logits (g, s, e).
+
+    Source: V-MoE section 2.1, equation 2 (std = 1).
+    """
+    return jax.random.normal(key, shape) * (std / shape[-1])
+
+
+def gates_of(logits: Float[Array, "g s e"]) -> Float[Array, "g s e"]:
+    """Softmax over the experts; values in [0, 1] that sum to 1 for each token."""
+    return jax.nn.softmax(logits, axis=-1)
+
+
+def priority_order(
+    top_gates: Float[Array, "g s k"], priority: str, key: Key[Array, ""] | None
+) -> jax.Array:
+    """The tokens of each group, i32 (g, s), most important first.
+
+    Args:
+        top_gates: each token's k largest gates, descending.
+        priority: "order" keeps the place in the group; "largest_gate" is Batch Prioritized
+            Routing; "sum_of_gates" sums the k gates; "random" draws an order from the key, or
+            always the same one where there is none. Equal scores keep their place.
+
+    Source: V-MoE section 4 and appendix C.
+    """
+    g, s, _ = top_gates.shape
+    match priority:
+        case "order":
+            return jnp.broadcast_to(jnp.arange(s), (g, s))
+        case "largest_gate":
+            score = top_gates[..., 0]
+        case "sum_of_gates":
+            score = top_gates.sum(-1)
+        case "random":
+            score = jax.random.uniform(jax.random.key(0) if key is None else key, (g, s))
+        case _:
+            raise ValueError(f"unknown priority {priority!r}")
+    return jnp.argsort(-score, axis=-1, stable=True)
+
+
+def mask_gates(
+    gates: Float[Array, "g s e"], valid: Bool[Array, "g s"]
+) -> Float[Array, "g s e"]:
+    """Gates with those of padding below every real one, so that padding is chosen last."""
+    return jnp.where(valid[..., None], gates, -1.0)

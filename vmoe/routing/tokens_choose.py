@@ -1,0 +1,119 @@
+"""Each token chooses its k experts, and an expert has so many slots: the router of V-MoE.
+
+All first choices get their slots before any second choice; within one rank the priority decides.
+A choice that comes too late is dropped: the residual connection alone carries the token.
+
+The plan takes one integer sort, whatever the number of experts. A choice's sort key is its
+expert, then its rank, then its token's place in the order of priority, so that each expert's
+queue is a run of the sorted keys and a choice's position in the run is its slot.
+
+Source: "Scaling Vision with Sparse Mixture of Experts", sections 2 and 4 (arXiv 2106.05974).
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, Key
+
+from vmoe.axes import Record, Routing
+from vmoe.config import MoEConfig
+from vmoe.routing import balance
+from vmoe.routing.capacity import rounded_capacity
+from vmoe.routing.gates import gates_of, priority_order
+
+
+def capacity(config: MoEConfig, s: int) -> int:
+    """Slots per expert in a group of s tokens: s * k * capacity_factor / e, rounded; at most s."""
+    ideal = s * config.router.k * config.capacity_factor / config.experts
+    return min(s, rounded_capacity(ideal, config))
+
+
+def route(
+    logits: Float[Array, "g s e"],
+    noise: Float[Array, "g s e"] | None,
+    valid: Bool[Array, "g s"],
+    config: MoEConfig,
+    key: Key[Array, ""] | None,
+) -> Record:
+    """Routes every group; see ``Record``.
+
+    Args:
+        logits: the router's logits, float32.
+        noise: added to the logits before the softmax; None in evaluation.
+        valid: False for padding.
+        config: with a TokensChoose router.
+        key: of a random priority.
+    """
+    router = config.router
+    noisy = logits if noise is None else logits + noise
+    gates = gates_of(noisy)
+    routing = plan(
+        gates,
+        valid,
+        k=router.k,
+        c=capacity(config, logits.shape[1]),
+        priority=router.priority,
+        normalize=router.normalize_weights,
+        key=key,
+    )
+    losses = balance.losses(router, logits, None if noise is None else noisy, gates, valid)
+    return Record(
+        logits, gates, routing, losses, balance.total(losses, router.balance, valid), valid
+    )
+
+
+def plan(
+    gates: Float[Array, "g s e"],
+    valid: Bool[Array, "g s"],
+    *,
+    k: int,
+    c: int,
+    priority: str = "order",
+    normalize: bool = False,
+    key: Key[Array, ""] | None = None,
+) -> Routing:
+    """Who goes where, for given gates.
+
+    Args:
+        gates: in [0, 1].
+        valid: False for padding, which never takes a slot.
+        k: experts per token, at most e.
+        c: slots per expert and group.
+        priority: see ``priority_order``.
+        normalize: divide a token's weights by their sum, before any is dropped.
+        key: of a random priority.
+
+    Raises:
+        ValueError: so many tokens and experts that a sort key would not fit 32 bits.
+    """
+    _, s, e = gates.shape
+    if (e + 1) * s * k >= 2**31:
+        raise ValueError(f"{s} tokens x {k} choices x {e} experts in one group: use smaller groups")
+    top_gates, experts = jax.lax.top_k(gates, k)
+    order = priority_order(top_gates, priority, key)
+    slots, choices = jax.vmap(functools.partial(_queue, e=e, c=c))(experts, order, valid)
+    weights = top_gates / top_gates.sum(-1, keepdims=True) if normalize else top_gates
+    return Routing(experts, slots, choices, jnp.where(slots < e * c, weights, 0.0))
+
+
+def _queue(
+    experts: Int[Array, "s k"], order: Int[Array, "s"], valid: Bool[Array, "s"], *, e: int, c: int
+) -> tuple[Int[Array, "s k"], Int[Array, "e c"]]:
+    """Queues the choices of one group at their experts: ``slots`` and ``choices`` of Routing."""
+    s, k = experts.shape
+    place = jnp.zeros(s, jnp.int32).at[order].set(jnp.arange(s), unique_indices=True)
+    turn = jnp.arange(k) * s + place[:, None]  # all first choices come before any second one
+    at = jnp.where(valid[:, None], experts, e)  # padding queues at an expert that does not exist
+    queue = jnp.sort((at * (s * k) + turn).reshape(-1), stable=False)
+
+    expert, turn = queue // (s * k), queue % (s * k)
+    choice = order[turn % s] * k + turn // s
+    starts = jnp.searchsorted(queue, jnp.arange(e + 1) * (s * k))
+    position = jnp.arange(s * k) - starts[expert]
+    slot = jnp.where((expert < e) & (position < c), expert * c + position, e * c)
+    slots = jnp.zeros(s * k, jnp.int32).at[choice].set(slot, unique_indices=True).reshape(s, k)
+
+    source = starts[:e, None] + jnp.arange(c)
+    choices = jnp.where(source < starts[1:, None], choice[jnp.minimum(source, s * k - 1)], s * k)
+    return slots, choices
