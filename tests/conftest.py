@@ -12,7 +12,9 @@ jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--golden", default=str(ROOT / "tests" / "golden"), help="folder of .npz files")
+    parser.addoption(
+        "--golden", default=str(ROOT / "tests" / "golden"), help="folder of .npz files"
+    )
     parser.addoption("--slow", action="store_true", help="run what takes minutes too")
 
 

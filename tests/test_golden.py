@@ -118,9 +118,10 @@ def test_routing_decisions_equal_the_published_ones_given_their_gates(golden: Go
 
         ours = np.full((g, s, e), -1)
         weights = np.zeros((g, s, e), np.float32)
-        at = *np.indices(routing.experts.shape)[:2], np.asarray(routing.experts)
-        ours[at] = np.where(routing.kept, routing.slots % c, -1)
-        weights[at] = routing.weights
+        group, token, rank = np.nonzero(routing.kept)
+        at = group, token, np.asarray(routing.experts)[group, token, rank]
+        ours[at] = np.asarray(routing.slots % c)[group, token, rank]
+        weights[at] = np.asarray(routing.weights)[group, token, rank]
         if "slot" in stored:
             np.testing.assert_array_equal(ours, stored["slot"])
             np.testing.assert_array_equal(weights, stored["combine"])

@@ -26,10 +26,11 @@ class Routing(NamedTuple):
     then k is e, and rank r stands for expert r.
 
     Attributes:
-        experts: the expert of each choice, in [0, e).
-        slots: the slot that each choice got, in [0, e * c); e * c where it was dropped.
+        experts: the expert of each choice, in [0, e); e where there is no choice (padding, or an
+            expert that did not choose the token).
+        slots: the slot that each choice got, in [0, e * c); e * c where it got none.
         choices: the choice that fills each slot, in [0, s * k); s * k where the slot is empty.
-        weights: the factor of each choice in its token's sum, in [0, 1]; 0 where it was dropped.
+        weights: the factor of each choice in its token's sum, in [0, 1]; 0 where it got no slot.
     """
 
     experts: Int[Array, "g s k"]
@@ -42,6 +43,11 @@ class Routing(NamedTuple):
         """Whether a choice got a slot."""
         _, e, c = self.choices.shape
         return self.slots < e * c
+
+    @property
+    def dropped(self) -> Bool[Array, "g s k"]:
+        """Whether there is a choice that got no slot; never so where experts choose."""
+        return (self.experts < self.choices.shape[1]) & ~self.kept
 
     @property
     def tokens(self) -> Int[Array, "g e c"]:

@@ -8,10 +8,9 @@ that end in ``_std`` are the standard ViT sizes, whose S differs from the paper'
 import difflib
 import fnmatch
 import math
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from vmoe.config import MoEConfig, TokensChoose, UsageError, ViTConfig, replace
+from vmoe.config import MoEConfig, UsageError, ViTConfig, replace
 
 if TYPE_CHECKING:
     from vmoe.nn.vit import ViT
@@ -65,7 +64,9 @@ def _registry() -> dict[str, ViTConfig]:
 
     released = {"transfer_dtype": "bfloat16"}
     models["vmoe_s32_last2_e8"] = _sparse(models["vit_s32"], "last2", 8, **released)
-    models["vmoe_b16_every2_e8"] = _sparse(_config("b", 16, head_bias=-10.0), "every2", 8, **released)
+    models["vmoe_b16_every2_e8"] = _sparse(
+        _config("b", 16, head_bias=-10.0), "every2", 8, **released
+    )
 
     for size, patch in [("ti_std", 16), ("s_std", 16), ("s_std", 32)]:
         models[f"vit_{size.replace('_', f'{patch}_')}"] = _config(size, patch)
@@ -129,5 +130,4 @@ def build_abstract(config: ViTConfig) -> "ViT":
     """The same without its memory: every array is a shape and a dtype."""
     from flax import nnx
 
-    build_it: Callable[[], ViT] = lambda: build(config)  # noqa: E731
-    return nnx.eval_shape(build_it)
+    return nnx.eval_shape(lambda: build(config))

@@ -1,0 +1,6 @@
+"""What a trained model is worth: on a split, and on single images."""
+
+from vmoe.evaluate.classification import Evaluation, evaluate
+from vmoe.evaluate.predict import Prediction, predict
+
+__all__ = ["Evaluation", "Prediction", "evaluate", "predict"]

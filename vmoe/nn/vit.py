@@ -1,6 +1,5 @@
 """A vision transformer some of whose blocks are sparse: images in, logits and records out."""
 
-import jax
 import jax.numpy as jnp
 from einops import rearrange, repeat
 from flax import nnx
@@ -126,9 +125,7 @@ class ViT(nnx.Module):
         tokens, records = self.encode(tokens, valid, blocks_key)
         return self.head(self.pool(tokens)), records
 
-    def embed(
-        self, images: Float[Array, "b h w 3"], key: MaybeKey = None
-    ) -> Float[Array, "b n d"]:
+    def embed(self, images: Float[Array, "b h w 3"], key: MaybeKey = None) -> Float[Array, "b n d"]:
         """Patches, class token first where there is one, and positions."""
         patches = self.patches(images.astype(self.config.dtype))
         _, i, j, _ = patches.shape

@@ -48,8 +48,9 @@ def plan(gates: Float[Array, "g s e"], valid: Bool[Array, "g s"], *, c: int) -> 
     top_gates, tokens = jax.lax.top_k(jnp.swapaxes(mask_gates(gates, valid), 1, 2), c)
     choices = jnp.where(top_gates >= 0, tokens * e + jnp.arange(e)[:, None], s * e)
     slots = jax.vmap(functools.partial(_invert, size=s * e))(choices).reshape(g, s, e)
-    experts = jnp.broadcast_to(jnp.arange(e), (g, s, e))
-    return Routing(experts, slots, choices, jnp.where(slots < e * c, gates, 0.0))
+    chosen = slots < e * c
+    experts = jnp.where(chosen, jnp.arange(e), e)
+    return Routing(experts, slots, choices, jnp.where(chosen, gates, 0.0))
 
 
 def _invert(choices: Int[Array, "e c"], *, size: int) -> Int[Array, "size"]:

@@ -46,8 +46,6 @@ def priority_order(
     return jnp.argsort(-score, axis=-1, stable=True)
 
 
-def mask_gates(
-    gates: Float[Array, "g s e"], valid: Bool[Array, "g s"]
-) -> Float[Array, "g s e"]:
+def mask_gates(gates: Float[Array, "g s e"], valid: Bool[Array, "g s"]) -> Float[Array, "g s e"]:
     """Gates with those of padding below every real one, so that padding is chosen last."""
     return jnp.where(valid[..., None], gates, -1.0)

@@ -91,21 +91,21 @@ def plan(
     if (e + 1) * s * k >= 2**31:
         raise ValueError(f"{s} tokens x {k} choices x {e} experts in one group: use smaller groups")
     top_gates, experts = jax.lax.top_k(gates, k)
+    experts = jnp.where(valid[..., None], experts, e)  # padding queues at no real expert
     order = priority_order(top_gates, priority, key)
-    slots, choices = jax.vmap(functools.partial(_queue, e=e, c=c))(experts, order, valid)
+    slots, choices = jax.vmap(functools.partial(_queue, e=e, c=c))(experts, order)
     weights = top_gates / top_gates.sum(-1, keepdims=True) if normalize else top_gates
     return Routing(experts, slots, choices, jnp.where(slots < e * c, weights, 0.0))
 
 
 def _queue(
-    experts: Int[Array, "s k"], order: Int[Array, "s"], valid: Bool[Array, "s"], *, e: int, c: int
+    experts: Int[Array, "s k"], order: Int[Array, "s"], *, e: int, c: int
 ) -> tuple[Int[Array, "s k"], Int[Array, "e c"]]:
     """Queues the choices of one group at their experts: ``slots`` and ``choices`` of Routing."""
     s, k = experts.shape
     place = jnp.zeros(s, jnp.int32).at[order].set(jnp.arange(s), unique_indices=True)
     turn = jnp.arange(k) * s + place[:, None]  # all first choices come before any second one
-    at = jnp.where(valid[:, None], experts, e)  # padding queues at an expert that does not exist
-    queue = jnp.sort((at * (s * k) + turn).reshape(-1), stable=False)
+    queue = jnp.sort((experts * (s * k) + turn).reshape(-1), stable=False)
 
     expert, turn = queue // (s * k), queue % (s * k)
     choice = order[turn % s] * k + turn // s

@@ -1,0 +1,54 @@
+"""A path to a trained model: this file alone picks the reader."""
+
+from pathlib import Path
+
+from flax import nnx
+
+from vmoe import models
+from vmoe.checkpoints.run import Checkpoints, latest_step
+from vmoe.config import Train, UsageError, ViTConfig, from_json
+from vmoe.nn.vit import ViT
+
+
+def load(path: str | Path, config: ViTConfig | None = None) -> ViT:
+    """A trained model.
+
+    Args:
+        path: a run folder, whose newest checkpoint is taken, or one of its ``checkpoints/STEP``.
+        config: another config with the same parameters, such as a lower capacity; the one it
+            was trained with where none is given.
+
+    Raises:
+        UsageError: there is no run or no checkpoint, or the config has other parameters.
+    """
+    workdir, step = find(path)
+    model = models.build_abstract(config or run_config(workdir).model)
+    graph, params, rest = nnx.split(model, nnx.Param, ...)
+    like = nnx.to_pure_dict(params)
+    with Checkpoints(workdir) as checkpoints:
+        try:
+            params = checkpoints.restore(step, params=like)["params"]
+        except ValueError as error:
+            reason = str(error).splitlines()[0]
+            raise UsageError(f"{path}: its parameters do not fit the model: {reason}") from error
+    model = nnx.merge(graph, params, rest)
+    model.rngs = nnx.Rngs(train=0)
+    return model
+
+
+def find(path: str | Path) -> tuple[Path, int]:
+    """The run folder and the step that a path names."""
+    path = Path(path)
+    if path.name.isdigit() and path.parent.name == "checkpoints":
+        workdir, step = path.parent.parent, int(path.name)
+        if not path.is_dir():
+            raise UsageError(f"{path}: no such checkpoint")
+        return workdir, step
+    if not (path / "config.json").is_file():
+        raise UsageError(f"{path}: not a run folder, it has no config.json")
+    return path, latest_step(path)
+
+
+def run_config(workdir: Path) -> Train:
+    """The config that a run folder was made with."""
+    return from_json(Train, (workdir / "config.json").read_text())

@@ -1,0 +1,92 @@
+"""A run from its first step, or from where it stopped, to its last."""
+
+import os
+from pathlib import Path
+
+import grain
+
+from vmoe import config as configs
+from vmoe.checkpoints.run import Checkpoints
+from vmoe.config import Train, UsageError
+from vmoe.data.pipeline import training_batches
+from vmoe.data.sources import open_source
+from vmoe.evaluate import Evaluation, evaluate
+from vmoe.train.report import Report
+from vmoe.train.step import Program, State, compile_program
+
+
+def train(config: Train, workdir: str | Path) -> Evaluation:
+    """Trains to the end and returns the last evaluation on the validation part.
+
+    Everything of the run lies in the folder ``workdir``; called again with the same config it
+    goes on from the newest checkpoint, and a finished run is only evaluated.
+
+    Raises:
+        UsageError: the folder belongs to another config, or the data does not fit the model.
+    """
+    workdir = Path(workdir)
+    validation = open_source(config.data.name, "validation")
+    batches = training_batches(
+        open_source(config.data.name, "train"),
+        config.data,
+        batch_size=config.batch_size,
+        num_classes=config.model.num_classes,
+        seed=config.seed,
+    )
+    claim(workdir, config)
+    program = compile_program(config)
+    with Checkpoints(workdir) as checkpoints:
+        state = resume(program, checkpoints)
+        start = int(state.step)
+        ahead = batches[start : config.steps].to_iter_dataset(
+            grain.ReadOptions(num_threads=1, prefetch_buffer_size=8)
+        )
+        with Report(
+            workdir, start=start, steps=config.steps, batch_size=config.batch_size
+        ) as report:
+            if start:
+                report.say(f"{workdir}: goes on after step {start} of {config.steps}")
+            for step, batch in enumerate(ahead, start + 1):
+                state, metrics = program.step(state, batch)
+                report.step(step)
+                last, more = step == config.steps, {}
+                if last or step % config.evaluate_every == 0:
+                    result = evaluate(program.model(state), validation)
+                    more = {f"validation_{k}": getattr(result, k) for k in VALIDATED}
+                if last or more or step % config.log_every == 0:
+                    report.metrics(step, metrics, **more)
+                if last or step % config.checkpoint_every == 0:
+                    checkpoints.save(step, state.params, (state.step, state.moments))
+    return evaluate(program.model(state), validation)
+
+
+VALIDATED = ("accuracy", "cross_entropy", "dropped")
+
+
+def resume(program: Program, checkpoints: Checkpoints) -> State:
+    """The state of the newest checkpoint; the first one where there is none."""
+    state = program.init()
+    if checkpoints.latest is None:
+        return state
+    found = checkpoints.restore(
+        checkpoints.latest, params=state.params, training=(state.step, state.moments)
+    )
+    step, moments = found["training"]
+    return State(step, found["params"], moments)
+
+
+def claim(workdir: Path, config: Train) -> None:
+    """Writes ``config.json`` into a new run folder, or checks that it is this run's.
+
+    Raises:
+        UsageError: the folder was made with another config.
+    """
+    file, text = workdir / "config.json", configs.to_json(config)
+    if file.exists():
+        if configs.from_json(Train, file.read_text()) != config:
+            raise UsageError(f"{workdir} holds a run of another config: use another --workdir")
+        return
+    workdir.mkdir(parents=True, exist_ok=True)
+    beside = file.with_suffix(".tmp")
+    beside.write_text(text)
+    os.replace(beside, file)

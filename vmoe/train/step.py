@@ -1,0 +1,77 @@
+"""One step of training: a pure function of the state and a batch."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+from jaxtyping import Array, Float, Int
+
+from vmoe import models
+from vmoe.analysis import capture
+from vmoe.analysis.measures import choices
+from vmoe.config import Train
+from vmoe.data.pipeline import Batch
+from vmoe.nn.vit import ViT
+from vmoe.train.optim import optimizer, schedule
+
+Metrics = dict[str, Float[Array, ""]]
+
+
+class State(NamedTuple):
+    """All that training changes.
+
+    Attributes:
+        step: how many steps have been taken.
+        params: the model's parameters, as nested dicts.
+        moments: the optimiser's state.
+    """
+
+    step: Int[Array, ""]
+    params: dict[str, Any]
+    moments: Any
+
+
+class Program(NamedTuple):
+    """What a config compiles to: the first state, the step, and the model of a state."""
+
+    init: Callable[[], State]
+    step: Callable[[State, Batch], tuple[State, Metrics]]
+    model: Callable[[State], ViT]
+
+
+def compile_program(config: Train) -> Program:
+    """The functions of a run; ``step`` gives its state's memory to the next one."""
+    optim = optimizer(config.optim, config.steps)
+    rate = schedule(config.optim, config.steps)
+    graph, _, rest = nnx.split(models.build(config.model, seed=config.seed), nnx.Param, ...)
+
+    def init() -> State:
+        _, params, _ = nnx.split(models.build(config.model, seed=config.seed), nnx.Param, ...)
+        params = nnx.to_pure_dict(params)
+        return State(jnp.zeros((), jnp.int32), params, optim.init(params))
+
+    def model_of(params: dict[str, Any]) -> ViT:
+        return nnx.merge(graph, params, rest, copy=True)
+
+    def loss(params: dict[str, Any], batch: Batch, key: jax.Array) -> tuple[jax.Array, Metrics]:
+        logits, records = capture(model_of(params), batch.images, train=True, key=key)
+        labels = optax.smooth_labels(batch.labels, config.label_smoothing)
+        main = optax.softmax_cross_entropy(logits, labels).mean()
+        balance = sum((record.balance for record in records.values()), jnp.zeros(()))
+        correct = logits.argmax(-1) == batch.labels.argmax(-1)
+        metrics = {"loss": main, "balance": balance, "accuracy": correct.mean()}
+        made, dropped = choices(records)
+        return main + balance, metrics | {"dropped": dropped / jnp.maximum(made, 1)}
+
+    def step(state: State, batch: Batch) -> tuple[State, Metrics]:
+        key = jax.random.fold_in(jax.random.key(config.seed), state.step)
+        gradient, metrics = jax.grad(loss, has_aux=True)(state.params, batch, key)
+        updates, moments = optim.update(gradient, state.moments, state.params)
+        params = optax.apply_updates(state.params, updates)
+        metrics |= {"lr": rate(state.step), "gradient_norm": optax.global_norm(gradient)}
+        return State(state.step + 1, params, moments), metrics
+
+    return Program(init, jax.jit(step, donate_argnums=0), lambda state: model_of(state.params))
