@@ -6,6 +6,7 @@ when a config is built, by name.
 """
 
 import dataclasses
+import difflib
 import runpy
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -291,15 +292,14 @@ def replace(config: Config, **changes: Any) -> Config:
     known = [field.name for field in dataclasses.fields(config)]
     for name, value in changes.items():
         if name not in known:
-            raise UsageError(_unknown(f"{type(config).__name__} has no field", name, known))
+            raise UsageError(unknown(f"{type(config).__name__} has no field", name, known))
         if isinstance(value, dict):
             changes[name] = replace(getattr(config, name), **value)
     return dataclasses.replace(config, **changes)
 
 
-def _unknown(what: str, name: str, known: list[str]) -> str:
-    import difflib
-
+def unknown(what: str, name: str, known: list[str]) -> str:
+    """One line about a name that does not exist, with the nearest that does."""
     near = difflib.get_close_matches(name, known, n=1)
     hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(known)}"
     return f"{what} {name!r}: {hint}"

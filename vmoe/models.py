@@ -5,12 +5,11 @@ every second block, eight of them. Sizes as published (V-MoE, table 7 and append
 that end in ``_std`` are the standard ViT sizes, whose S differs from the paper's.
 """
 
-import difflib
 import fnmatch
 import math
 from typing import TYPE_CHECKING, Any
 
-from vmoe.config import MoEConfig, UsageError, ViTConfig, replace
+from vmoe.config import MoEConfig, UsageError, ViTConfig, replace, unknown
 
 if TYPE_CHECKING:
     from vmoe.nn.vit import ViT
@@ -103,9 +102,7 @@ def model_config(name: str, **overrides: Any) -> ViTConfig:
     1
     """
     if name not in MODELS:
-        near = difflib.get_close_matches(name, MODELS, n=1, cutoff=0.4)
-        hint = f"did you mean {near[0]!r}? " if near else ""
-        raise UsageError(f"no model {name!r}: {hint}`vmoe models` lists them")
+        raise UsageError(unknown("no model", name, list(MODELS)))
     config = replace(MODELS[name], **overrides)
     if name == "vmoe_s32_last2_e8" and "head_bias" not in overrides:
         config = replace(config, head_bias=-math.log(config.num_classes))

@@ -49,6 +49,11 @@ def find(path: str | Path) -> tuple[Path, int]:
     return path, latest_step(path)
 
 
+def class_names(path: str | Path) -> list[str]:
+    """The names of a trained model's classes, in the order of its logits."""
+    return (find(path)[0] / "classes.txt").read_text().splitlines()
+
+
 def run_config(workdir: Path) -> Train:
     """The config that a run folder was made with."""
     return from_json(Train, (workdir / "config.json").read_text())

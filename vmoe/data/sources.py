@@ -1,14 +1,13 @@
 """Where images come from: a name to examples that can be read in any order."""
 
 import dataclasses
-import difflib
 import functools
 from collections.abc import Callable
 
 import numpy as np
 from jaxtyping import Int, UInt8
 
-from vmoe.config import UsageError
+from vmoe.config import UsageError, unknown
 
 SPLITS = ("train", "validation", "test")
 
@@ -49,9 +48,7 @@ def open_source(name: str, split: str) -> Source:
     """
     for what, given, known in (("data set", name, list(_SETS)), ("split", split, list(SPLITS))):
         if given not in known:
-            near = difflib.get_close_matches(given, known, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(known)}"
-            raise UsageError(f"no {what} {given!r}: {hint}")
+            raise UsageError(unknown(f"no {what}", given, known))
     return _SETS[name](split)
 
 

@@ -1,16 +1,15 @@
 """A run from its first step, or from where it stopped, to its last."""
 
-import os
 from pathlib import Path
 
 import grain
 
-from vmoe import config as configs
 from vmoe.checkpoints.run import Checkpoints
-from vmoe.config import Train, UsageError
+from vmoe.config import Train
 from vmoe.data.pipeline import training_batches
 from vmoe.data.sources import open_source
 from vmoe.evaluate import Evaluation, evaluate
+from vmoe.train.folder import claim
 from vmoe.train.report import Report
 from vmoe.train.step import Program, State, compile_program
 
@@ -25,15 +24,16 @@ def train(config: Train, workdir: str | Path) -> Evaluation:
         UsageError: the folder belongs to another config, or the data does not fit the model.
     """
     workdir = Path(workdir)
+    source = open_source(config.data.name, "train")
     validation = open_source(config.data.name, "validation")
     batches = training_batches(
-        open_source(config.data.name, "train"),
+        source,
         config.data,
         batch_size=config.batch_size,
         num_classes=config.model.num_classes,
         seed=config.seed,
     )
-    claim(workdir, config)
+    claim(workdir, config, source.class_names)
     program = compile_program(config)
     with Checkpoints(workdir) as checkpoints:
         state = resume(program, checkpoints)
@@ -73,20 +73,3 @@ def resume(program: Program, checkpoints: Checkpoints) -> State:
     )
     step, moments = found["training"]
     return State(step, found["params"], moments)
-
-
-def claim(workdir: Path, config: Train) -> None:
-    """Writes ``config.json`` into a new run folder, or checks that it is this run's.
-
-    Raises:
-        UsageError: the folder was made with another config.
-    """
-    file, text = workdir / "config.json", configs.to_json(config)
-    if file.exists():
-        if configs.from_json(Train, file.read_text()) != config:
-            raise UsageError(f"{workdir} holds a run of another config: use another --workdir")
-        return
-    workdir.mkdir(parents=True, exist_ok=True)
-    beside = file.with_suffix(".tmp")
-    beside.write_text(text)
-    os.replace(beside, file)

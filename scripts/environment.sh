@@ -1,0 +1,46 @@
+# Sourced by the other scripts: makes .venv from the lock, or reuses it while the lock is the same.
+#   install ""        what running needs
+#   install "[test]"  what the tests need as well
+# Touches nothing outside the project; PYTHON=... picks another python3.
+
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+cd "$root"
+export PATH="$root/.venv/bin:$PATH"
+export JAX_COMPILATION_CACHE_DIR=${JAX_COMPILATION_CACHE_DIR:-$root/.cache/jax}
+
+stop() {
+  printf '%s\n' "$@" >&2
+  exit 1
+}
+
+find_python() {
+  local candidate
+  for candidate in ${PYTHON:-python3 python3.13 python3.12 python3.11}; do
+    if "$candidate" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
+      "$candidate" -c 'import ensurepip, venv' 2>/dev/null || stop \
+        "$candidate cannot make environments: its venv module is missing." \
+        "On Debian and Ubuntu: apt install python3-venv. Then run this again."
+      echo "$candidate"
+      return
+    fi
+  done
+  stop "Python 3.11 or newer is needed, and ${PYTHON:-python3} is not." \
+    "Install one, or name it: PYTHON=/path/to/python3 $0"
+}
+
+install() {
+  local python wanted stamp
+  if ! .venv/bin/python -c 'import pip' 2>/dev/null; then
+    python=$(find_python)
+    echo "making .venv with $("$python" -V)"
+    "$python" -m venv --clear .venv
+  fi
+  wanted=$(cat requirements.txt pyproject.toml | cksum)
+  stamp=.venv/installed${1//[^a-z]/-}
+  if [ "$(cat "$stamp" 2>/dev/null)" != "$wanted" ]; then
+    echo "installing the lock into .venv (a minute or two the first time)"
+    pip install --quiet --disable-pip-version-check --constraint requirements.txt --editable ".$1" ||
+      stop "The packages could not be installed; the lines above say why."
+    echo "$wanted" >"$stamp"
+  fi
+}

@@ -1,0 +1,32 @@
+#!/usr/bin/env bash
+# From nothing to a trained sparse vision model: environment, training on the digits, evaluation
+# beside classic methods, a prediction. Run again, it reuses what is there.
+set -euo pipefail
+source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
+run=runs/digits
+
+step() { printf '\n== %s\n' "$1"; }
+
+step "1/4 environment"
+install ""
+
+step "2/4 train configs/digits.py, a V-MoE with 8 experts in two of its four blocks"
+vmoe train --config configs/digits.py --workdir "$run"
+
+step "3/4 evaluate on the held-out test part, beside classic methods on the same split"
+vmoe evaluate --checkpoint "$run"
+python scripts/digits_baselines.py --write "$run/digit.png"
+
+step "4/4 predict one image of the test part"
+vmoe predict --checkpoint "$run" "$run/digit.png" --top 3
+
+cat <<END
+
+Made: $run, a run folder with the model's page (model.txt), its metrics (metrics.csv), its config
+and its checkpoints. Next, with .venv/bin on your PATH:
+  vmoe evaluate --checkpoint $run --model.moe.capacity-factor 0.5     fewer slots, tokens dropped
+  vmoe evaluate --checkpoint $run --model.moe.capacity-factor 0.5 --model.moe.router.priority largest_gate
+  vmoe train --config configs/digits_dense.py --workdir runs/digits_dense     the dense twin
+  vmoe summary vmoe_15b_every2_e32     any published model, without its memory
+  ./scripts/test.sh
+END

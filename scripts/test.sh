@@ -1,0 +1,11 @@
+#!/usr/bin/env bash
+# Format, lint, import rules, doctests and tests; --slow adds what takes minutes. Other words go
+# to pytest.
+set -euo pipefail
+source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
+install "[test]"
+
+echo "== format";  ruff format --check --quiet . || stop "format: run 'ruff format'"
+echo "== lint";    ruff check --quiet .
+echo "== imports"; lint-imports --no-cache >.cache/imports.log 2>&1 || stop "$(cat .cache/imports.log)"
+echo "== tests";   pytest --quiet "$@"

@@ -1,0 +1,293 @@
+"""The command line: one subcommand per verb, each a thin door to a room.
+
+Exit status: 0 done; 2 wrong usage, with one line that says what to do instead; 1 the work failed.
+"""
+
+import contextlib
+import dataclasses
+import io
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+
+import tyro
+
+from vmoe import config as configs
+from vmoe.config import UsageError
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+Door = TypeVar("Door")
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainDoor:
+    """Train a model. The same line again goes on where it stopped."""
+
+    config: Path
+    """Recipe: a Python file that defines `config = Train(...)`."""
+    workdir: Path
+    """Folder of the run: config, metrics, checkpoints."""
+    run: Annotated[configs.Train, tyro.conf.arg(name="")]
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluateDoor:
+    """Evaluate a trained model on the whole of a split, every image once."""
+
+    checkpoint: Path
+    """Run folder, or one of its checkpoints/STEP."""
+    model: configs.ViTConfig
+    data: str = ""
+    """NAME:SPLIT; the test part of the run's own data set if empty."""
+    batch_size: int = 256
+    json: bool = False
+    """Print one JSON object and nothing else."""
+
+
+@dataclasses.dataclass(frozen=True)
+class PredictDoor:
+    """Name what image files show, and which experts their patches used."""
+
+    images: tyro.conf.Positional[tuple[Path, ...]]
+    """Image files."""
+    checkpoint: Path
+    """Run folder, or one of its checkpoints/STEP."""
+    top: int = 5
+    """How many classes to name."""
+    json: bool = False
+    """Print one JSON list and nothing else."""
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelsDoor:
+    """List named models: parameters, active parameters per token, FLOPs per image."""
+
+    pattern: tyro.conf.Positional[str] = "*"
+    """Wildcards: 'vmoe_*'."""
+    json: bool = False
+    """Print one JSON list and nothing else."""
+
+
+@dataclasses.dataclass(frozen=True)
+class SummaryDoor:
+    """What a named model is and costs; any of its fields may be changed."""
+
+    name: tyro.conf.Positional[str]
+    """One of `vmoe models`."""
+    model: Annotated[configs.ViTConfig, tyro.conf.arg(name="")]
+    json: bool = False
+    """Print one JSON object and nothing else."""
+
+
+@dataclasses.dataclass(frozen=True)
+class ConfigDoor:
+    """Print a recipe as it would run, as JSON."""
+
+    config: Path
+    """Recipe: a Python file that defines `config = Train(...)`."""
+    run: Annotated[configs.Train, tyro.conf.arg(name="")]
+
+
+def train(argv: Sequence[str]) -> None:
+    path = _peek(argv, "--config")
+    door = _parse(TrainDoor, "train", argv, run=configs.load(path) if path else configs.Train())
+    from vmoe.train.loop import train
+
+    result = train(door.run, door.workdir)
+    print(
+        f"{door.workdir}: {door.run.steps} steps, validation accuracy {result.accuracy:.2%} "
+        f"on {result.images} images"
+    )
+
+
+def evaluate(argv: Sequence[str]) -> None:
+    path = _peek(argv, "--checkpoint")
+    run = _run_of(path) if path else configs.Train()
+    door = _parse(EvaluateDoor, "evaluate", argv, model=run.model)
+    from vmoe.checkpoints.load import load
+    from vmoe.data.sources import open_source
+    from vmoe.evaluate import evaluate
+
+    name, _, split = (door.data or f"{run.data.name}:test").partition(":")
+    source = open_source(name, split or "test")
+    result = evaluate(load(door.checkpoint, door.model), source, batch_size=door.batch_size)
+    if door.json:
+        return _print_json(dataclasses.asdict(result))
+    table = _table(f"{door.checkpoint} on {result.data}", "", "")
+    table.add_row("images", f"{result.images:,}")
+    table.add_row("accuracy", f"{result.accuracy:.2%}")
+    table.add_row("cross-entropy", f"{result.cross_entropy:.4f} nats")
+    if result.images_per_group is not None:
+        grouping = f"up to {result.images_per_group} images a group, {result.batch_size} a batch"
+        table.add_row("choices dropped", f"{result.dropped:.2%}")
+        table.add_row("grouping", grouping)
+    table.add_row("speed", f"{result.images_per_second:,.0f} images/s")
+    _print(table)
+
+
+def predict(argv: Sequence[str]) -> None:
+    door = _parse(PredictDoor, "predict", argv)
+    from vmoe.checkpoints.load import class_names, load
+    from vmoe.evaluate import predict
+
+    model, names = load(door.checkpoint), class_names(door.checkpoint)
+    predictions = predict(model, door.images, names, top=door.top)
+    if door.json:
+        return _print_json([dataclasses.asdict(prediction) for prediction in predictions])
+    for prediction in predictions:
+        table = _table(prediction.path, "class", "probability")
+        for name, probability in zip(prediction.classes, prediction.probabilities, strict=True):
+            table.add_row(name, f"{probability:.1%}")
+        _print(table)
+        if prediction.experts:
+            experts = map(str, range(max(map(len, prediction.experts.values()))))
+            table = _table("share of each expert in its tokens' choices", "block", *experts)
+            for block, shares in prediction.experts.items():
+                table.add_row(str(block), *(f"{share:.0%}" for share in shares))
+            _print(table)
+
+
+def models(argv: Sequence[str]) -> None:
+    door = _parse(ModelsDoor, "models", argv)
+    from vmoe.analysis.flops import cost
+    from vmoe.models import list_models, model_config
+
+    names = list_models(door.pattern)
+    if not names:
+        raise UsageError(f"no model matches {door.pattern!r}; `vmoe models` lists all")
+    costs = {name: cost(model_config(name)) for name in names}
+    if door.json:
+        return _print_json([{"name": n} | dataclasses.asdict(c) for n, c in costs.items()])
+    table = _table("", "model", "parameters", "active per token", "GFLOPs per image")
+    for name, found in costs.items():
+        parameters, active = (f"{found.parameters:,}", f"{found.active_parameters:,.0f}")
+        table.add_row(name, parameters, active, f"{found.flops_per_image / 1e9:.4g}")
+    _print(table)
+
+
+def summary(argv: Sequence[str]) -> None:
+    name = next((word for word in argv if not word.startswith("-")), "")
+    from vmoe.models import model_config
+
+    default = model_config(name) if name else configs.ViTConfig()
+    door = _parse(SummaryDoor, "summary", argv, model=default)
+    from vmoe.analysis.flops import cost
+    from vmoe.analysis.summary import summarize
+
+    if door.json:
+        found = dataclasses.asdict(cost(door.model)) | dataclasses.asdict(door.model)
+        return _print_json({"name": door.name} | found)
+    print(summarize(door.model, title=door.name))
+
+
+def config(argv: Sequence[str]) -> None:
+    path = _peek(argv, "--config")
+    door = _parse(ConfigDoor, "config", argv, run=configs.load(path) if path else configs.Train())
+    print(configs.to_json(door.run))
+
+
+VERBS: dict[str, tuple[Callable[[Sequence[str]], None], str]] = {
+    "train": (train, "train a model; the same line again goes on where it stopped"),
+    "evaluate": (evaluate, "a trained model on the whole of a split"),
+    "predict": (predict, "name what image files show, and the experts used"),
+    "models": (models, "list the named models and what they cost"),
+    "summary": (summary, "what one model is and costs"),
+    "config": (config, "print a recipe as it would run"),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one verb; returns the exit status."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    try:
+        if not argv or argv[0] in ("-h", "--help"):
+            print(_overview())
+            return 0
+        if argv[0] not in VERBS:
+            raise UsageError(configs.unknown("no verb", argv[0], list(VERBS)))
+        VERBS[argv[0]][0](argv[1:])
+    except UsageError as error:
+        print(f"vmoe: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _run_of(checkpoint: str) -> configs.Train:
+    from vmoe.checkpoints.load import find, run_config
+
+    return run_config(find(checkpoint)[0])
+
+
+def _table(title: str, *columns: str) -> "Table":
+    """A table whose first column holds names and all others figures."""
+    from rich.table import Table
+
+    table = Table(title=title, title_justify="left", show_header=any(columns))
+    for i, column in enumerate(columns):
+        table.add_column(column, justify="right" if i else "left")
+    return table
+
+
+def _print(table: "Table") -> None:
+    from rich.console import Console
+
+    Console().print(table)
+
+
+def _print_json(value: Any) -> None:
+    import json
+
+    print(json.dumps(value))
+
+
+def _overview() -> str:
+    width = max(map(len, VERBS))
+    lines = [f"  vmoe {verb:<{width}}  {what}" for verb, (_, what) in VERBS.items()]
+    return "\n".join(["Vision Mixture-of-Experts.", "", *lines, "", "vmoe VERB --help tells more."])
+
+
+def _parse(kind: type[Door], verb: str, argv: Sequence[str], **defaults: Any) -> Door:
+    """A door from the words behind its verb; what is not given comes from the defaults."""
+    missing = {
+        field.name: tyro.MISSING
+        for field in dataclasses.fields(kind)
+        if field.default is dataclasses.MISSING
+    }
+    default = kind(**missing | defaults)
+    with contextlib.redirect_stderr(io.StringIO()) as told:
+        try:
+            return tyro.cli(
+                kind,
+                prog=f"vmoe {verb}",
+                args=argv,
+                default=default,
+                config=(tyro.conf.AvoidSubcommands,),
+            )
+        except SystemExit as stop:
+            if stop.code == 0:  # --help
+                raise
+    raise UsageError(_one_line(told.getvalue()) + f" (vmoe {verb} --help lists all)")
+
+
+def _one_line(box: str) -> str:
+    """The text of a box drawn around a message, without its last part, which names --help."""
+    lines = [line.strip("│╭╮╰╯─ ") for line in box.splitlines()[1:]]
+    text = " ".join(line for line in lines if line)
+    return text.partition(" For full helptext")[0]
+
+
+def _peek(argv: Sequence[str], option: str) -> str | None:
+    """The value of an option that decides the defaults of all others."""
+    for word, following in zip(argv, [*argv[1:], None], strict=True):
+        if word == option:
+            return following
+        if word.startswith(option + "="):
+            return word.partition("=")[2]
+    return None
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,72 @@
+"""A model on one page: its shape, its parts, what it costs."""
+
+import collections
+import io
+import math
+
+from flax import nnx
+from rich.console import Console
+from rich.table import Table
+
+from vmoe import models, routing
+from vmoe.analysis.flops import cost
+from vmoe.config import ViTConfig
+from vmoe.nn.vit import num_tokens
+
+_PARTS = {  # a word of a parameter's path -> the part it belongs to; the first that is met
+    "patches": "patch embedding",
+    "class_token": "class token",
+    "positions": "positions",
+    "attention_pool": "attention pool",
+    "attention": "attention",
+    "router": "routers",
+    "experts": "experts",
+    "mlp": "MLPs",
+    "head": "head",
+}
+
+
+def summarize(config: ViTConfig, *, title: str = "model") -> str:
+    """The page as text: parameters by part, active parameters, FLOPs, slots per expert."""
+    found = cost(config)
+    table = Table("part", "parameters", "share", title=title, title_justify="left")
+    for column in table.columns[1:]:
+        column.justify = "right"
+    for part, size in parameters_by_part(config).items():
+        table.add_row(part, f"{size:,}", f"{size / found.parameters:.1%}")
+    table.add_section()
+    table.add_row("all", f"{found.parameters:,}", "")
+    active = found.active_parameters
+    table.add_row("active per token", f"{active:,.0f}", f"{active / found.parameters:.1%}")
+    console = Console(file=io.StringIO(), width=100)
+    console.print(table)
+    lines = [
+        f"{config.depth} blocks, width {config.width}, {config.heads} heads, MLP {config.mlp}, "
+        f"patches of {config.patch} px: {found.tokens_per_image} tokens at {config.image_size} px",
+        f"{found.flops_per_image / 1e9:.4g} GFLOPs per image "
+        "(forward, matrix products; a multiply-add is 2)",
+        *_sparse_lines(config),
+    ]
+    return console.file.getvalue().rstrip() + "\n" + "\n".join(lines)
+
+
+def parameters_by_part(config: ViTConfig) -> dict[str, int]:
+    """How many parameters each part has, over all blocks."""
+    sizes: dict[str, int] = collections.Counter()
+    for path, leaf in nnx.to_flat_state(nnx.state(models.build_abstract(config), nnx.Param)):
+        part = next((name for word, name in _PARTS.items() if word in path), "norms")
+        sizes[part] += math.prod(leaf.shape)
+    return dict(sizes)
+
+
+def _sparse_lines(config: ViTConfig) -> list[str]:
+    lines = []
+    for block in config.sparse_blocks:
+        moe = config.moe_of(block)
+        s = moe.images_per_group * num_tokens(config)
+        slots = routing.ROUTERS[type(moe.router)].capacity(moe, s)
+        lines.append(
+            f"block {block}: {moe.experts} experts, {moe.router.kind}, {slots} slots each for the "
+            f"{s} tokens of {moe.images_per_group} images"
+        )
+    return lines or ["no sparse block"]
