@@ -8,4 +8,4 @@ install "[test]"
 echo "== format";  ruff format --check --quiet . || stop "format: run 'ruff format'"
 echo "== lint";    ruff check --quiet .
 echo "== imports"; lint-imports --no-cache >.cache/imports.log 2>&1 || stop "$(cat .cache/imports.log)"
-echo "== tests";   pytest --quiet "$@"
+echo "== tests";   pytest --quiet --numprocesses auto "$@"

@@ -6,6 +6,7 @@ each test prints the largest difference that it met.
 
 import dataclasses
 import json
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -77,6 +78,14 @@ def our_config(theirs: dict[str, Any], image_size: int) -> ViTConfig:
     )
 
 
+@pytest.fixture(scope="module", autouse=True)
+def optimizations() -> Iterator[None]:
+    """The program that is compared is the one that users run."""
+    jax.config.update("jax_disable_most_optimizations", False)
+    yield
+    jax.config.update("jax_disable_most_optimizations", True)
+
+
 @pytest.fixture(scope="module")
 def golden(request: pytest.FixtureRequest) -> Golden:
     arrays = dict(np.load(request.param))
@@ -92,8 +101,14 @@ def golden(request: pytest.FixtureRequest) -> Golden:
 
 
 def forward(golden: Golden) -> tuple[jax.Array, dict[int, Record]]:
-    images = jnp.asarray(golden.arrays["images"])
-    return capture(golden.model, images, train=golden.train, key=jax.random.key(0))
+    graph, state = nnx.split(golden.model)
+
+    @jax.jit
+    def run(state: nnx.State, images: jax.Array) -> tuple[jax.Array, dict[int, Record]]:
+        model = nnx.merge(graph, state, copy=True)
+        return capture(model, images, train=golden.train, key=jax.random.key(0))
+
+    return run(state, jnp.asarray(golden.arrays["images"]))
 
 
 def relative(ours: jax.Array, theirs: np.ndarray, what: str) -> float:

@@ -14,6 +14,7 @@ from typing import Any
 _HOMES = {
     "create_model": "vmoe.models",
     "list_models": "vmoe.models",
+    "load": "vmoe.checkpoints.load",
     "analysis": "vmoe.analysis",
 }
 

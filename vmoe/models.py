@@ -116,11 +116,23 @@ def create_model(name: str, *, seed: int = 0, **overrides: Any) -> "ViT":
 
 def build(config: ViTConfig, *, seed: int = 0) -> "ViT":
     """The model that a config describes; its initial parameters follow from the seed."""
-    from flax import nnx
-
+    from vmoe.nn.keys import InitKeys
     from vmoe.nn.vit import ViT
 
-    return ViT(config, rngs=nnx.Rngs(seed))
+    return ViT(config, rngs=InitKeys(seed))
+
+
+def with_params(config: ViTConfig, params: dict[str, Any]) -> "ViT":
+    """The model that a config describes, with given parameters as nested dicts.
+
+    Cheap, and at home inside ``jax.jit``: nothing is initialised.
+    """
+    from flax import nnx
+
+    graph, _, rest = nnx.split(build_abstract(config), nnx.Param, ...)
+    model = nnx.merge(graph, params, rest)
+    model.rngs = nnx.Rngs(train=0)
+    return model
 
 
 def build_abstract(config: ViTConfig) -> "ViT":

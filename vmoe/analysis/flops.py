@@ -48,7 +48,8 @@ def cost(config: ViTConfig) -> Cost:
 
     jaxpr, out = jax.make_jaxpr(forward, return_shape=True)(params, rest, images)
     records: dict[int, Record] = out[1]
-    total = active = _size(params)
+    total = _size(params)
+    active = float(total)
     for i, record in records.items():
         experts = _size(params["blocks"][i]["mlp"]["experts"])
         active -= experts * (
@@ -65,11 +66,11 @@ def cost(config: ViTConfig) -> Cost:
 
 def _experts_per_token(config: MoEConfig, record: Record) -> float:
     if isinstance(config.router, TokensChoose):
-        return config.router.k
+        return float(config.router.k)
     _, s, e = record.gates.shape
     routing = record.routing
     slots = routing.choices if isinstance(routing, Routing) else routing.dispatch
-    return min(e, e * slots.shape[-1] / s)
+    return min(float(e), e * slots.shape[-1] / s)
 
 
 def count_flops(jaxpr: Jaxpr) -> int:

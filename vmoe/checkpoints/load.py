@@ -22,18 +22,15 @@ def load(path: str | Path, config: ViTConfig | None = None) -> ViT:
         UsageError: there is no run or no checkpoint, or the config has other parameters.
     """
     workdir, step = find(path)
-    model = models.build_abstract(config or run_config(workdir).model)
-    graph, params, rest = nnx.split(model, nnx.Param, ...)
-    like = nnx.to_pure_dict(params)
+    config = config or run_config(workdir).model
+    like = nnx.to_pure_dict(nnx.state(models.build_abstract(config), nnx.Param))
     with Checkpoints(workdir) as checkpoints:
         try:
             params = checkpoints.restore(step, params=like)["params"]
         except ValueError as error:
             reason = str(error).splitlines()[0]
             raise UsageError(f"{path}: its parameters do not fit the model: {reason}") from error
-    model = nnx.merge(graph, params, rest)
-    model.rngs = nnx.Rngs(train=0)
-    return model
+    return models.with_params(config, params)
 
 
 def find(path: str | Path) -> tuple[Path, int]:

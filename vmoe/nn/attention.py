@@ -4,7 +4,7 @@ import jax
 from flax import nnx
 from jaxtyping import Array, Float
 
-from vmoe.nn.keys import MaybeKey
+from vmoe.nn.keys import MaybeKey, Rngs
 
 
 class Attention(nnx.MultiHeadAttention):
@@ -21,7 +21,7 @@ class Attention(nnx.MultiHeadAttention):
         dropout: float = 0.0,
         qk_norm: bool = False,
         dtype: jax.typing.DTypeLike,
-        rngs: nnx.Rngs,
+        rngs: Rngs,
     ):
         super().__init__(
             heads,

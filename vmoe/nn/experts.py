@@ -6,7 +6,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from vmoe.nn import keys, mlp
-from vmoe.nn.keys import MaybeKey
+from vmoe.nn.keys import MaybeKey, Rngs
 
 
 class Experts(nnx.Module):
@@ -24,7 +24,7 @@ class Experts(nnx.Module):
         dropout: float = 0.0,
         shared_init: bool = True,
         dtype: jax.typing.DTypeLike,
-        rngs: nnx.Rngs,
+        rngs: Rngs,
     ):
         def linear(inputs: int, outputs: int) -> nnx.Einsum:
             return nnx.Einsum(

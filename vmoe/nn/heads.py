@@ -8,6 +8,7 @@ from jaxtyping import Array, Float
 
 from vmoe.config import ViTConfig
 from vmoe.nn.attention import Attention
+from vmoe.nn.keys import Rngs
 from vmoe.nn.mlp import Mlp
 
 
@@ -15,7 +16,7 @@ class AttentionPool(nnx.Module):
     """A learned probe attends to all tokens, then an MLP ("Scaling Vision Transformers", 3.2)."""
 
     def __init__(
-        self, width: int, hidden: int, heads: int, *, dtype: jax.typing.DTypeLike, rngs: nnx.Rngs
+        self, width: int, hidden: int, heads: int, *, dtype: jax.typing.DTypeLike, rngs: Rngs
     ):
         init = nnx.initializers.xavier_uniform()
         self.probe = nnx.Param(init(rngs.params(), (1, 1, width), jnp.float32))
@@ -32,7 +33,7 @@ class AttentionPool(nnx.Module):
 class Head(nnx.Module):
     """Optional dense layer with tanh, then the classes; logits are float32."""
 
-    def __init__(self, config: ViTConfig, *, dtype: jax.typing.DTypeLike, rngs: nnx.Rngs):
+    def __init__(self, config: ViTConfig, *, dtype: jax.typing.DTypeLike, rngs: Rngs):
         width = config.pre_logits or config.width
         self.pre_logits = (
             nnx.Linear(config.width, width, dtype=dtype, rngs=rngs) if config.pre_logits else None

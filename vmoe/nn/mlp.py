@@ -5,7 +5,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from vmoe.nn import keys
-from vmoe.nn.keys import MaybeKey
+from vmoe.nn.keys import MaybeKey, Rngs
 
 kernel_init = nnx.initializers.xavier_uniform()
 bias_init = nnx.initializers.normal(1e-6)
@@ -21,7 +21,7 @@ class Mlp(nnx.Module):
         *,
         dropout: float = 0.0,
         dtype: jax.typing.DTypeLike,
-        rngs: nnx.Rngs,
+        rngs: Rngs,
     ):
         init = dict(kernel_init=kernel_init, bias_init=bias_init, dtype=dtype, rngs=rngs)
         self.up = nnx.Linear(width, hidden, **init)

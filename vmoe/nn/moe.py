@@ -10,7 +10,7 @@ from vmoe.axes import Record
 from vmoe.config import MoEConfig, Soft
 from vmoe.nn import keys
 from vmoe.nn.experts import Experts
-from vmoe.nn.keys import MaybeKey
+from vmoe.nn.keys import MaybeKey, Rngs
 from vmoe.nn.routers import Router, SoftRouter
 from vmoe.routing.layout import combine, dispatch
 
@@ -26,7 +26,7 @@ class MoE(nnx.Module):
         config: MoEConfig,
         *,
         dtype: jax.typing.DTypeLike,
-        rngs: nnx.Rngs,
+        rngs: Rngs,
     ):
         """``tokens`` of an image: a soft router's slots are parameters, counted by them."""
         self.images_per_group = config.images_per_group

@@ -6,6 +6,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from vmoe.config import UsageError
+from vmoe.nn.keys import Rngs
 
 
 class Patches(nnx.Module):
@@ -14,7 +15,7 @@ class Patches(nnx.Module):
     The kernel has shape (p, p, 3, d), as that of the convolution with stride p which it equals.
     """
 
-    def __init__(self, patch: int, width: int, *, dtype: jax.typing.DTypeLike, rngs: nnx.Rngs):
+    def __init__(self, patch: int, width: int, *, dtype: jax.typing.DTypeLike, rngs: Rngs):
         self.patch = patch
         self.embed = nnx.LinearGeneral(
             (patch, patch, 3),

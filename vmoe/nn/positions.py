@@ -5,6 +5,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
+from vmoe.nn.keys import Rngs
+
 
 class LearnedPositions(nnx.Module):
     """One learned vector for each place of the grid, and one for the class token.
@@ -20,7 +22,7 @@ class LearnedPositions(nnx.Module):
         *,
         class_token: bool,
         std: float = 0.02,
-        rngs: nnx.Rngs,
+        rngs: Rngs,
     ):
         self.grid = grid
         self.class_token = class_token

@@ -9,7 +9,7 @@ from vmoe import routing
 from vmoe.axes import Record
 from vmoe.config import MoEConfig
 from vmoe.nn import keys
-from vmoe.nn.keys import MaybeKey
+from vmoe.nn.keys import MaybeKey, Rngs
 from vmoe.routing import soft
 from vmoe.routing.gates import noise
 
@@ -22,7 +22,7 @@ class Router(nnx.Module):
     Where the tokens go is for the file in ``vmoe/routing`` that the config names.
     """
 
-    def __init__(self, width: int, config: MoEConfig, *, rngs: nnx.Rngs):
+    def __init__(self, width: int, config: MoEConfig, *, rngs: Rngs):
         self.config = config
         init = nnx.initializers.lecun_normal()
         self.kernel = nnx.Param(init(rngs.params(), (width, config.experts), jnp.float32))
@@ -48,7 +48,7 @@ class SoftRouter(nnx.Module):
     Tokens and slots are normalised over d, so that the logits keep their size at any width.
     """
 
-    def __init__(self, width: int, tokens: int, config: MoEConfig, *, rngs: nnx.Rngs):
+    def __init__(self, width: int, tokens: int, config: MoEConfig, *, rngs: Rngs):
         shape = (width, config.experts, soft.capacity(config, tokens))
         self.kernel = nnx.Param(jax.random.normal(rngs.params(), shape) * width**-0.5)
         self.scale = nnx.Param(jnp.ones(()))

@@ -10,7 +10,7 @@ from vmoe.config import ViTConfig
 from vmoe.nn import keys
 from vmoe.nn.attention import Attention
 from vmoe.nn.heads import AttentionPool, Head
-from vmoe.nn.keys import MaybeKey
+from vmoe.nn.keys import MaybeKey, Rngs
 from vmoe.nn.mlp import Mlp
 from vmoe.nn.moe import MoE
 from vmoe.nn.patches import Patches
@@ -20,7 +20,7 @@ from vmoe.nn.positions import LearnedPositions, NoPositions, SinCosPositions
 class Block(nnx.Module):
     """Pre-norm transformer block; its ``mlp`` is dense or a mixture of experts."""
 
-    def __init__(self, config: ViTConfig, index: int, *, rngs: nnx.Rngs):
+    def __init__(self, config: ViTConfig, index: int, *, rngs: Rngs):
         width, dtype = config.width, jnp.dtype(config.dtype)
         self.norm1 = nnx.LayerNorm(width, epsilon=1e-6, dtype=dtype, rngs=rngs)
         self.attention = Attention(
@@ -56,7 +56,7 @@ class Block(nnx.Module):
 class ViT(nnx.Module):
     """The model. ``model(images)`` gives logits; ``vmoe.analysis.capture`` the records as well."""
 
-    def __init__(self, config: ViTConfig, *, rngs: nnx.Rngs):
+    def __init__(self, config: ViTConfig, *, rngs: Rngs):
         self.config = config
         dtype, side = jnp.dtype(config.dtype), config.image_size // config.patch
         token = config.pooling == "class_token"

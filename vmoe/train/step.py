@@ -46,15 +46,14 @@ def compile_program(config: Train) -> Program:
     """The functions of a run; ``step`` gives its state's memory to the next one."""
     optim = optimizer(config.optim, config.steps)
     rate = schedule(config.optim, config.steps)
-    graph, _, rest = nnx.split(models.build(config.model, seed=config.seed), nnx.Param, ...)
 
     def init() -> State:
-        _, params, _ = nnx.split(models.build(config.model, seed=config.seed), nnx.Param, ...)
-        params = nnx.to_pure_dict(params)
+        model = models.build(config.model, seed=config.seed)
+        params = nnx.to_pure_dict(nnx.state(model, nnx.Param))
         return State(jnp.zeros((), jnp.int32), params, optim.init(params))
 
     def model_of(params: dict[str, Any]) -> ViT:
-        return nnx.merge(graph, params, rest, copy=True)
+        return models.with_params(config.model, params)
 
     def loss(params: dict[str, Any], batch: Batch, key: jax.Array) -> tuple[jax.Array, Metrics]:
         logits, records = capture(model_of(params), batch.images, train=True, key=key)

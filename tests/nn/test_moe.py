@@ -1,0 +1,29 @@
+"""Groups: ceil(b / m) of equal size, as even as possible, the rest padding at the end."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from vmoe.nn.moe import group, ungroup
+
+
+@pytest.mark.parametrize(
+    ("b", "m", "expected"),
+    [
+        (8, 8, (1, 8)),
+        (16, 8, (2, 8)),
+        (13, 8, (2, 7)),
+        (10, 4, (3, 4)),
+        (1, 8, (1, 1)),
+        (9, 1, (9, 1)),
+    ],
+)
+def test_groups_are_as_few_and_as_even_as_possible(
+    b: int, m: int, expected: tuple[int, int]
+) -> None:
+    tokens = jnp.arange(b * 3.0).reshape(b, 3, 1)
+    groups, valid = group(tokens, jnp.ones(b, bool), m)
+    g, per_group = expected
+    assert groups.shape == (g, per_group * 3, 1)
+    np.testing.assert_array_equal(valid.reshape(-1), np.arange(g * per_group * 3) < b * 3)
+    np.testing.assert_array_equal(ungroup(groups, b, 3), tokens)

@@ -1,0 +1,248 @@
+"""The model as a whole: its options, its shapes, its initialisation."""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.ndimage
+import scipy.stats
+from flax import nnx
+
+import vmoe
+from vmoe import models
+from vmoe.analysis import capture
+from vmoe.axes import Record
+from vmoe.config import ExpertsChoose, MoEConfig, Soft, TokensChoose, UsageError, ViTConfig
+from vmoe.nn.positions import resample
+from vmoe.nn.vit import ViT
+
+ONE_IMAGE = dict(experts=4, images_per_group=1)
+VARIANTS: dict[str, dict[str, Any]] = {
+    "as_published": {},
+    "mean": dict(pooling="mean"),
+    "attention": dict(pooling="attention"),
+    "sincos2d": dict(positions="sincos2d"),
+    "no_positions": dict(positions="none"),
+    "pre_logits_head": dict(pre_logits=12, head_std=0.1, head_bias=-3.0),
+    "qk_norm": dict(qk_norm=True),
+    "dense": dict(sparse_blocks=()),
+    "all_sparse": dict(sparse_blocks=(0, 1)),
+    "experts_choose": dict(moe=MoEConfig(router=ExpertsChoose(), **ONE_IMAGE)),
+    "soft": dict(moe=MoEConfig(router=Soft(), **ONE_IMAGE)),
+    "each_its_own": dict(
+        moe=(MoEConfig(experts=2, router=TokensChoose(k=1)), MoEConfig(experts=5))
+    ),
+    "bfloat16": dict(dtype="bfloat16"),
+}
+
+
+def tiny(**overrides: Any) -> ViT:
+    """The tiny model, with a head that says something."""
+    return vmoe.create_model("vmoe_tiny_last2_e4", **{"head_std": 0.1} | overrides)
+
+
+@functools.partial(jax.jit, static_argnames=("graph", "train"))
+def _run(graph, state, images, key, train):
+    return capture(nnx.merge(graph, state, copy=True), images, train=train, key=key)
+
+
+def run(
+    model: ViT, images: jax.Array, train: bool = False, key: int = 0
+) -> tuple[jax.Array, dict[int, Record]]:
+    return _run(*nnx.split(model), images, jax.random.key(key), train)
+
+
+def images(b: int = 4, h: int = 32, w: int = 32) -> jax.Array:
+    return jax.random.uniform(jax.random.key(b), (b, h, w, 3), minval=-1)
+
+
+def value_and_gradients(model: ViT) -> Any:
+    """((loss, (logits, records)), gradients) of a training pass."""
+    graph, params, rest = nnx.split(model, nnx.Param, ...)
+
+    def loss(params: nnx.State) -> Any:
+        model = nnx.merge(graph, params, rest, copy=True)
+        logits, records = capture(model, images(), train=True, key=jax.random.key(0))
+        balance = sum(record.balance for record in records.values())
+        return (logits**2).sum() + balance, (logits, records)
+
+    return jax.jit(jax.value_and_grad(loss, has_aux=True))(params)
+
+
+@pytest.mark.parametrize("variant", VARIANTS.values(), ids=VARIANTS.keys())
+def test_every_variant_gives_logits_records_and_gradients(variant: dict[str, Any]) -> None:
+    model = tiny(**{"depth": 2, "sparse_blocks": (0, 1)} | variant)
+    (_, (logits, records)), gradients = value_and_gradients(model)
+    assert logits.shape == (4, 10) and logits.dtype == jnp.float32
+    assert tuple(records) == model.config.sparse_blocks
+    assert jnp.isfinite(logits).all() and (logits.std(axis=0) > 0).all()
+    for path, gradient in nnx.to_flat_state(gradients):
+        assert jnp.isfinite(gradient[...]).all(), path
+        assert gradient[...].any() or path[-2:] in {("key", "bias")}, path
+
+
+@pytest.mark.parametrize("b", [1, 13])
+def test_any_batch_size_has_the_results_of_its_images_alone(b: int) -> None:
+    model = tiny(moe=dict(capacity_factor=4.0))  # with room for all
+    together, _ = run(model, images(b))
+    alone = jnp.concatenate([run(model, image[None])[0] for image in images(b)])
+    np.testing.assert_allclose(together, alone, atol=1e-5)
+
+
+@pytest.mark.parametrize("positions", ["learned", "sincos2d", "none"])
+@pytest.mark.parametrize("size", [(64, 64), (16, 40)])
+def test_any_image_size_that_the_patches_divide(positions: str, size: tuple[int, int]) -> None:
+    logits, records = run(tiny(positions=positions), images(2, *size))
+    assert logits.shape == (2, 10) and jnp.isfinite(logits).all()
+    assert records[3].gates.shape[1] == 2 * (size[0] // 8 * size[1] // 8 + 1)
+
+
+def test_an_image_that_the_patches_do_not_divide_is_refused() -> None:
+    with pytest.raises(UsageError, match="images of 32 x 30 pixels: patches of 8"):
+        tiny()(images(1, 32, 30))
+
+
+def test_positions_are_resampled_as_by_scipys_zoom() -> None:
+    places = np.random.default_rng(0).normal(size=(4, 6, 3)).astype(np.float32)
+    expected = scipy.ndimage.zoom(places, (7 / 4, 9 / 6, 1), order=1)
+    np.testing.assert_allclose(resample(jnp.asarray(places), 7, 9), expected, atol=1e-6)
+
+
+def test_evaluation_is_deterministic_and_training_follows_its_key() -> None:
+    model = tiny(dropout=0.1, attention_dropout=0.1, moe=dict(expert_dropout=0.1))
+    np.testing.assert_array_equal(run(model, images())[0], run(model, images(), key=1)[0])
+    one, same, other = (run(model, images(), train=True, key=key)[0] for key in (1, 1, 2))
+    np.testing.assert_array_equal(one, same)
+    assert (one != other).any()
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        dict(dropout=0.5),
+        dict(attention_dropout=0.5),
+        dict(moe=dict(expert_dropout=0.5)),
+        dict(),
+        dict(moe=dict(router=dict(noise_std=0.0))),
+    ],
+    ids=["dropout", "attention_dropout", "expert_dropout", "noise", "nothing"],
+)
+def test_each_source_of_randomness_alone_changes_training(overrides: dict[str, Any]) -> None:
+    nothing = overrides == dict(moe=dict(router=dict(noise_std=0.0)))
+    if overrides:
+        router = dict(noise_std=0.0)
+        overrides = overrides | dict(moe=overrides.get("moe", {}) | dict(router=router))
+    model = tiny(**overrides)
+    one, other = (run(model, images(), train=True, key=key)[0] for key in (1, 2))
+    assert (one == other).all() == nothing
+
+
+def test_a_model_called_to_train_without_a_key_goes_on_in_its_own_stream() -> None:
+    one, same = (tiny(depth=2, sparse_blocks=(1,), seed=3) for _ in range(2))
+    first = one(images(), train=True)
+    np.testing.assert_array_equal(first, same(images(), train=True))
+    assert (first != one(images(), train=True)).any()
+
+
+def test_rematerialisation_changes_no_output_and_no_gradient() -> None:
+    fields = dict(depth=2, sparse_blocks=(1,), dropout=0.1, moe=dict(expert_dropout=0.1))
+    plain, remat = (value_and_gradients(tiny(remat=remat, **fields)) for remat in (False, True))
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=1e-5), plain, remat)
+
+
+def test_bfloat16_stays_near_float32_and_routers_and_parameters_stay_float32() -> None:
+    exact, rough = tiny(), tiny(dtype="bfloat16")
+    assert {leaf.dtype.name for leaf in jax.tree.leaves(nnx.state(rough, nnx.Param))} == {"float32"}
+    logits, records = run(rough, images())
+    assert records[1].logits.dtype == records[1].routing.weights.dtype == jnp.float32
+    np.testing.assert_allclose(logits, run(exact, images())[0], atol=0.05)
+
+
+def test_reduced_precision_transfer_rounds_rows_and_nothing_else() -> None:
+    exact = tiny(moe=dict(capacity_factor=4.0))
+    rounded = tiny(moe=dict(capacity_factor=4.0, transfer_dtype="bfloat16"))
+    tokens = jax.random.normal(jax.random.key(0), (2, 17, 16))
+    valid = jnp.ones(2, bool)
+    moe, cut = exact.blocks[1].mlp, rounded.blocks[1].mlp
+    _, record = moe(tokens, valid)
+    out, _ = cut(tokens, valid)
+    # k experts on rounded rows, rounded again, then a float32 sum
+    sent = tokens.reshape(1, -1, 16).astype(jnp.bfloat16).astype(jnp.float32)
+    rows = moe.experts(jnp.broadcast_to(sent[:, None], (1, 4, 34, 16)))
+    rows = np.asarray(rows.astype(jnp.bfloat16).astype(jnp.float32))
+    experts, weights = np.asarray(record.routing.experts), np.asarray(record.routing.weights)
+    picked = rows[0][experts[0], np.arange(34)[:, None]]
+    expected = (picked * weights[0][..., None]).sum(1).reshape(2, 17, 16)
+    np.testing.assert_allclose(out, expected, atol=1e-5)
+
+
+def test_initialisation_is_the_published_one(pytestconfig: pytest.Config) -> None:
+    """The stored arrays are one draw of the original's; ours must have the same spread."""
+    from vmoe.checkpoints.released import released_name
+
+    folder = pytestconfig.rootpath / "tests" / "golden"
+    stored = np.load(folder / "tiny_last2_k2_bpr_c0.5_indices.npz")
+    model = vmoe.create_model("vmoe_tiny_last2_e4")
+    for path, leaf in nnx.to_flat_state(nnx.state(model, nnx.Param)):
+        ours, theirs = np.asarray(leaf[...]), stored["init/" + released_name(path)]
+        assert ours.shape == theirs.shape
+        if theirs.std() == 0:  # constant: zeros, or ones of a norm's scale
+            np.testing.assert_array_equal(ours, theirs, err_msg=str(path))
+        else:
+            error = 5 / np.sqrt(2 * theirs.size)  # five standard errors of a standard deviation
+            assert ours.std() / theirs.std() == pytest.approx(1, abs=2**0.5 * error), path
+            kurtosis = (scipy.stats.kurtosis(x, axis=None) for x in (ours, theirs))
+            uniform = [k < -0.6 for k in kurtosis]  # a uniform has -1.2, a normal 0
+            assert theirs.size < 200 or uniform[0] == uniform[1], path
+
+
+def test_experts_share_their_first_values_or_have_each_their_own() -> None:
+    shared = tiny().blocks[1].mlp.experts.up.kernel[...]
+    own = tiny(moe=dict(shared_init=False)).blocks[1].mlp.experts.up.kernel[...]
+    assert (shared == shared[:1]).all()
+    assert (own[0] != own[1]).all()
+    limit = np.sqrt(6 / (16 + 32))  # Xavier-uniform with the fans of one expert
+    for kernel in (shared, own):
+        assert 0.9 * limit < np.abs(kernel).max() <= limit
+
+
+def test_images_that_only_fill_the_batch_change_no_other_result() -> None:
+    model = tiny()
+    fuller = jnp.concatenate([images(2), 5 * images(2)])  # the second group is padding
+    found = jax.jit(model.__call__)(fuller, valid=jnp.array([True, True, False, False]))[:2]
+    np.testing.assert_allclose(found, run(model, images(2))[0], atol=1e-6)
+
+
+def test_sparse_blocks_differ_where_the_config_says_so() -> None:
+    _, records = run(tiny(**VARIANTS["each_its_own"]), images())
+    assert records[1].gates.shape[-1] == 2 and records[1].routing.slots.shape[-1] == 1
+    assert records[3].gates.shape[-1] == 5 and records[3].routing.slots.shape[-1] == 2
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        (dict(heads=3), "model.heads=3 does not divide model.width=16"),
+        (dict(image_size=30), "model.patch=8 does not divide model.image_size=30"),
+        (dict(sparse_blocks=(4,)), "ascending block numbers below depth=4"),
+        (dict(sparse_blocks=(3, 1)), "ascending block numbers"),
+        (dict(dropout=1.0), "model.dropout=1.0: a dropout rate"),
+        (dict(moe=dict(router=dict(k=5))), "moe.router.k=5 is more than moe.experts=4"),
+        (dict(moe=dict(router=Soft())), "moe.images_per_group=2: a soft router"),
+        (dict(moe=(MoEConfig(),)), "one for each of the 2 sparse blocks"),
+        (dict(width=18, heads=2, positions="sincos2d"), "needs a width in fours"),
+        (dict(dept=3), "ViTConfig has no field 'dept': did you mean 'depth'"),
+    ],
+)
+def test_what_cannot_work_is_refused_by_name(fields: dict[str, Any], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        models.model_config("vmoe_tiny_last2_e4", **fields)
+
+
+def test_a_config_says_which_blocks_are_sparse() -> None:
+    config = ViTConfig(sparse_blocks=(5, 7), moe=(MoEConfig(experts=2), MoEConfig(experts=3)))
+    assert config.moe_of(4) is None
+    assert [config.moe_of(i).experts for i in (5, 7)] == [2, 3]

@@ -1,0 +1,108 @@
+"""The plan by one sort makes the decisions of a loop and of a one-hot cumulative sum."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tests.oracles import one_hot_slots, queue_by_loop
+from vmoe.axes import Routing
+from vmoe.routing import tokens_choose
+
+PRIORITIES = ("order", "largest_gate", "sum_of_gates")
+
+
+@functools.partial(jax.jit, static_argnames=("k", "c", "priority", "normalize"))
+def plan(gates: jax.Array, valid: jax.Array, **settings: object) -> Routing:
+    return tokens_choose.plan(gates, valid, **settings)
+
+
+def random_gates(seed: int, g: int, s: int, e: int, ties: bool) -> np.ndarray:
+    rng = np.random.default_rng(seed)
+    if ties:  # few distinct values, so that nearly every comparison is a tie
+        return rng.integers(1, 4, size=(g, s, e)).astype(np.float32) / 4
+    return np.asarray(jax.nn.softmax(rng.normal(size=(g, s, e)).astype(np.float32) * 2))
+
+
+def order_of(gates: np.ndarray, k: int, priority: str) -> np.ndarray:
+    top = -np.sort(-gates, axis=1)[:, :k]
+    score = {
+        "order": np.zeros(len(gates), np.float32),
+        "largest_gate": top[:, 0],
+        "sum_of_gates": top.sum(1, dtype=np.float32),
+    }[priority]
+    return np.argsort(-score, kind="stable")
+
+
+@pytest.mark.parametrize("ties", [False, True], ids=["distinct", "ties"])
+@pytest.mark.parametrize("priority", PRIORITIES)
+@pytest.mark.parametrize(
+    ("s", "e", "k", "c"),
+    [(1, 1, 1, 1), (13, 4, 2, 5), (40, 16, 3, 4), (40, 64, 2, 2), (9, 2, 2, 9)],
+)
+def test_the_plan_equals_the_loop_and_the_one_hot_sum(
+    s: int, e: int, k: int, c: int, priority: str, ties: bool
+) -> None:
+    for seed in range(3):
+        gates = random_gates(seed, 2, s, e, ties)
+        routing = plan(jnp.asarray(gates), jnp.ones((2, s), bool), k=k, c=c, priority=priority)
+        for g in range(2):
+            order = order_of(gates[g], k, priority)
+            kept = queue_by_loop(gates[g], np.ones(s, bool), k=k, c=c, order=order)
+            got = np.asarray(routing.slots[g])
+            ours = {(t, r): divmod(int(got[t, r]), c) for t, r in np.ndindex(s, k)}
+            ours = {choice: at for choice, at in ours.items() if at[0] < e}
+            assert ours == kept
+            slots = np.full((s, e), -1)
+            for (token, _), (expert, position) in kept.items():
+                slots[token, expert] = position
+            np.testing.assert_array_equal(slots, one_hot_slots(gates[g], k=k, c=c, order=order))
+
+
+@pytest.mark.parametrize("priority", PRIORITIES)
+def test_padding_anywhere_in_a_group_queues_nowhere(priority: str) -> None:
+    gates = random_gates(7, 1, 20, 4, ties=False)
+    valid = np.random.default_rng(1).random((1, 20)) < 0.6
+    routing = plan(jnp.asarray(gates), jnp.asarray(valid), k=2, c=4, priority=priority)
+    order = order_of(gates[0], 2, priority)
+    kept = queue_by_loop(gates[0], valid[0], k=2, c=4, order=order)
+    assert {(t, r) for t, r in np.argwhere(routing.kept[0]).tolist()} == set(kept)
+
+
+def test_hand_computed_batch_priority() -> None:
+    gates = jnp.array([[[0.6, 0.4], [0.9, 0.1], [0.7, 0.3], [0.2, 0.8]]])
+    valid = jnp.ones((1, 4), bool)
+    first = plan(gates, valid, k=1, c=2, priority="order")
+    np.testing.assert_array_equal(first.slots[0, :, 0], [0, 1, 4, 2])  # token 2 comes too late
+    best = plan(gates, valid, k=1, c=2, priority="largest_gate")
+    np.testing.assert_array_equal(best.slots[0, :, 0], [4, 0, 1, 2])  # token 0 matters least
+    np.testing.assert_array_equal(best.tokens[0], [[1, 2], [3, 4]])
+    np.testing.assert_allclose(best.weights[0, :, 0], [0, 0.9, 0.7, 0.8])
+
+
+def test_weights_are_the_gates_or_normalized_before_any_drop() -> None:
+    gates = jnp.array([[[0.5, 0.3, 0.2], [0.6, 0.3, 0.1]]])
+    valid = jnp.ones((1, 2), bool)
+    plain = plan(gates, valid, k=2, c=1)
+    np.testing.assert_allclose(plain.weights[0], [[0.5, 0.3], [0, 0]])
+    normalized = plan(gates, valid, k=2, c=1, normalize=True)
+    np.testing.assert_allclose(normalized.weights[0], [[0.625, 0.375], [0, 0]])
+
+
+def test_a_random_priority_follows_its_key() -> None:
+    gates = jnp.asarray(random_gates(0, 1, 64, 4, ties=False))
+    valid = jnp.ones((1, 64), bool)
+    route = functools.partial(plan, gates, valid, k=1, c=4, priority="random")
+    one, same, other = (route(key=jax.random.key(seed)) for seed in (1, 1, 2))
+    np.testing.assert_array_equal(one.slots, same.slots)
+    assert (one.slots != other.slots).any()
+    np.testing.assert_array_equal(route(key=None).slots, route(key=None).slots)
+
+
+def test_a_group_too_large_for_the_sort_key_is_refused() -> None:
+    gates = jax.ShapeDtypeStruct((1, 2**21, 1024), jnp.float32)
+    valid = jax.ShapeDtypeStruct((1, 2**21), bool)
+    with pytest.raises(ValueError, match="use smaller groups"):
+        jax.eval_shape(lambda g, v: tokens_choose.plan(g, v, k=2, c=4), gates, valid)

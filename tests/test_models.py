@@ -1,0 +1,138 @@
+"""Names, parameter counts and FLOPs of the published models."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+import vmoe
+from vmoe import models
+from vmoe.analysis.flops import cost, count_flops
+from vmoe.analysis.summary import parameters_by_part, summarize
+from vmoe.config import ExpertsChoose, MoEConfig, Soft, UsageError
+
+MILLIONS = {  # 32 experts, 18,291 classes, 224 px (V-MoE, tables 7 and 8)
+    "vit_s32": 36.5,
+    "vmoe_s32_every2_e32": 296.9,
+    "vit_b32": 102.1,
+    "vmoe_b32_every2_e32": 980.6,
+    "vit_b16": 100.5,
+    "vmoe_b16_every2_e32": 979.0,
+    "vmoe_l32_last2_e32": 845.8,
+    "vit_l16": 323.1,
+    "vmoe_l16_every2_e32": 3446.0,
+    "vit_h14": 655.8,
+    "vmoe_h14_last5_e32": 2688.6,
+    "vmoe_h14_every2_e32": 7160.8,
+}
+
+
+def parameters(name: str, **overrides: object) -> int:
+    return sum(parameters_by_part(models.model_config(name, **overrides)).values())
+
+
+@pytest.mark.parametrize(("name", "millions"), MILLIONS.items())
+def test_parameters_are_as_many_as_published(name: str, millions: float) -> None:
+    assert round(parameters(name, num_classes=18_291) / 1e6, 1) == millions
+
+
+def test_the_15b_model_is_as_large_as_published() -> None:
+    assert round(parameters("vmoe_15b_every2_e32", num_classes=29_593) / 1e6, 1) == 14_705.1
+
+
+@pytest.mark.parametrize(
+    ("name", "overrides", "expected"),
+    [
+        ("vmoe_s32_last2_e8", {}, 56_999_400),
+        ("vmoe_s32_last2_e8", dict(image_size=384, pre_logits=None), 56_785_384),
+        ("vmoe_b16_every2_e8", dict(num_classes=21_843), 300_974_931),
+        ("vmoe_b16_every2_e8", dict(image_size=384), 285_238_504),
+    ],
+)
+def test_released_models_have_exactly_the_released_parameters(
+    name: str, overrides: dict[str, object], expected: int
+) -> None:
+    assert parameters(name, **overrides) == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "millions"),  # as in timm, head of 1,000 classes included
+    [("vit_ti16_std", 5.717416), ("vit_s16_std", 22.050664), ("vit_s32_std", 22.878952)],
+)
+def test_standard_sizes_have_the_standard_parameters(name: str, millions: float) -> None:
+    assert parameters(name) == pytest.approx(millions * 1e6, abs=0.5)
+
+
+@pytest.mark.parametrize("name", models.list_models())
+def test_every_named_model_builds_abstractly_and_says_what_it_is(name: str) -> None:
+    config = models.model_config(name)
+    assert bool(config.sparse_blocks) == name.startswith("vmoe")
+    assert str(config.patch) in name or "tiny" in name or "15b" in name
+    if config.sparse_blocks:
+        assert name.endswith(f"_e{config.moe.experts}")
+        last = name.partition("_last")[2].partition("_")[0]
+        if last:
+            assert len(config.sparse_blocks) == int(last)
+        assert config.sparse_blocks[-1] == config.depth - 1
+
+
+def test_a_wrong_name_is_answered_with_the_nearest_right_one() -> None:
+    with pytest.raises(UsageError, match="did you mean 'vmoe_s32_last2_e8'"):
+        vmoe.create_model("vmoe_s32_last2_e9")
+
+
+def test_flops_are_those_counted_by_hand() -> None:
+    """A dense block on n tokens: 8 n d^2 for the projections, 4 n^2 d, and 4 n d f."""
+    config = models.model_config("vit_tiny")
+    n, d, f, depth = 17, 16, 32, 4
+    block = 8 * n * d * d + 4 * n * n * d + 4 * n * d * f
+    by_hand = 2 * 16 * (8 * 8 * 3) * d + depth * block + 2 * d * 10
+    assert cost(config).flops_per_image == by_hand
+
+
+def test_a_sparse_block_costs_its_slots_and_its_router() -> None:
+    dense, sparse = (cost(models.model_config(x)) for x in ("vit_tiny", "vmoe_tiny_last2_e4"))
+    n, d, f, e, slots = 17, 16, 32, 4, 20  # ceil(34 * 2 * 1.05 / 4) = 18, in fours 20, for 2 images
+    extra = 2 * (4 * e * slots / 2 * d * f - 4 * n * d * f + 2 * n * d * e)
+    assert sparse.flops_per_image - dense.flops_per_image == extra
+
+
+def test_active_parameters_are_those_that_a_token_meets() -> None:
+    def active(**moe: object) -> float:
+        return cost(models.model_config("vmoe_tiny_last2_e4", moe=MoEConfig(**moe)))
+
+    dense = cost(models.model_config("vit_tiny")).parameters
+    expert = 2 * 16 * 32 + 32 + 16
+    router = 16 * 4
+    two = active(experts=4, images_per_group=2)
+    assert two.parameters == dense + 2 * (3 * expert + router)
+    assert two.active_parameters == dense + 2 * (expert + router)
+    chosen = active(experts=4, images_per_group=1, router=ExpertsChoose(), capacity_factor=1.0)
+    slots = 4 * 8 / 17  # 5 slots in fours are 8, for 17 tokens
+    assert chosen.active_parameters == pytest.approx(dense + 2 * ((slots - 1) * expert + router))
+    soft = active(experts=4, images_per_group=1, router=Soft())
+    assert soft.active_parameters < soft.parameters
+
+
+def test_flops_in_a_loop_count_as_often_as_it_runs_and_unknown_lengths_are_refused() -> None:
+    x = jnp.ones((4, 4))
+
+    def scan(x: jax.Array) -> jax.Array:
+        return jax.lax.scan(lambda carry, _: (carry @ x, None), x, None, length=5)[0]
+
+    assert count_flops(jax.make_jaxpr(scan)(x).jaxpr) == 5 * 2 * 4**3
+
+    def loop(x: jax.Array) -> jax.Array:
+        return jax.lax.while_loop(lambda x: x.sum() < 9, lambda x: x @ x, x)
+
+    with pytest.raises(ValueError, match="unknown length"):
+        count_flops(jax.make_jaxpr(loop)(x).jaxpr)
+
+
+def test_the_summary_names_every_part_and_adds_up() -> None:
+    config = models.model_config("vmoe_tiny_last2_e4", pre_logits=8)
+    parts = parameters_by_part(config)
+    assert sum(parts.values()) == cost(config).parameters
+    text = summarize(config, title="tiny")
+    for part in ("patch embedding", "class token", "positions", "routers", "experts", "head"):
+        assert part in text and part in parts
+    assert "block 3: 4 experts, tokens_choose, 20 slots each for the 34 tokens of 2 images" in text
