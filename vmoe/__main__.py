@@ -116,7 +116,7 @@ def evaluate(argv: Sequence[str]) -> None:
     result = evaluate(load(door.checkpoint, door.model), source, batch_size=door.batch_size)
     if door.json:
         return _print_json(dataclasses.asdict(result))
-    table = _table(f"{door.checkpoint} on {result.data}", "", "")
+    table = _table("", "")
     table.add_row("images", f"{result.images:,}")
     table.add_row("accuracy", f"{result.accuracy:.2%}")
     table.add_row("cross-entropy", f"{result.cross_entropy:.4f} nats")
@@ -125,7 +125,7 @@ def evaluate(argv: Sequence[str]) -> None:
         table.add_row("choices dropped", f"{result.dropped:.2%}")
         table.add_row("grouping", grouping)
     table.add_row("speed", f"{result.images_per_second:,.0f} images/s")
-    _print(table)
+    _print(table, f"{door.checkpoint} on {result.data}")
 
 
 def predict(argv: Sequence[str]) -> None:
@@ -138,16 +138,16 @@ def predict(argv: Sequence[str]) -> None:
     if door.json:
         return _print_json([dataclasses.asdict(prediction) for prediction in predictions])
     for prediction in predictions:
-        table = _table(prediction.path, "class", "probability")
+        table = _table("class", "probability")
         for name, probability in zip(prediction.classes, prediction.probabilities, strict=True):
             table.add_row(name, f"{probability:.1%}")
-        _print(table)
+        _print(table, prediction.path)
         if prediction.experts:
-            experts = map(str, range(max(map(len, prediction.experts.values()))))
-            table = _table("share of each expert in its tokens' choices", "block", *experts)
+            experts = range(max(map(len, prediction.experts.values())))
+            table = _table("block", *(f"expert {i}" for i in experts))
             for block, shares in prediction.experts.items():
                 table.add_row(str(block), *(f"{share:.0%}" for share in shares))
-            _print(table)
+            _print(table, "share of each expert in what its tokens sent to experts")
 
 
 def models(argv: Sequence[str]) -> None:
@@ -161,7 +161,7 @@ def models(argv: Sequence[str]) -> None:
     costs = {name: cost(model_config(name)) for name in names}
     if door.json:
         return _print_json([{"name": n} | dataclasses.asdict(c) for n, c in costs.items()])
-    table = _table("", "model", "parameters", "active per token", "GFLOPs per image")
+    table = _table("model", "parameters", "active per token", "GFLOPs per image")
     for name, found in costs.items():
         parameters, active = (f"{found.parameters:,}", f"{found.active_parameters:,.0f}")
         table.add_row(name, parameters, active, f"{found.flops_per_image / 1e9:.4g}")
@@ -221,19 +221,21 @@ def _run_of(checkpoint: str) -> configs.Train:
     return run_config(find(checkpoint)[0])
 
 
-def _table(title: str, *columns: str) -> "Table":
+def _table(*columns: str) -> "Table":
     """A table whose first column holds names and all others figures."""
     from rich.table import Table
 
-    table = Table(title=title, title_justify="left", show_header=any(columns))
+    table = Table(show_header=any(columns))
     for i, column in enumerate(columns):
         table.add_column(column, justify="right" if i else "left")
     return table
 
 
-def _print(table: "Table") -> None:
+def _print(table: "Table", title: str = "") -> None:
     from rich.console import Console
 
+    if title:
+        print(title)
     Console().print(table)
 
 

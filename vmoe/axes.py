@@ -15,7 +15,11 @@ A *choice* is a pair (token, rank): the token's rank-th expert. Choices of a gro
 
 from typing import NamedTuple
 
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int
+
+Images = Float[Array, "b h w 3"] | Float[np.ndarray, "b h w 3"]  # pixels in [-1, 1]
+Valid = Bool[Array, "b"] | Bool[np.ndarray, "b"]  # False for images that only fill the batch
 
 
 class Routing(NamedTuple):

@@ -1,19 +1,19 @@
 """What a model's sparse blocks did, beside its logits."""
 
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Float
 
-from vmoe.axes import Record
+from vmoe.axes import Images, Record, Valid
 from vmoe.nn.keys import MaybeKey
 from vmoe.nn.vit import ViT
 
 
 def capture(
     model: ViT,
-    images: Float[Array, "b h w 3"],
+    images: Images,
     *,
     train: bool = False,
     key: MaybeKey = None,
-    valid: Bool[Array, "b"] | None = None,
+    valid: Valid | None = None,
 ) -> tuple[Float[Array, "b y"], dict[int, Record]]:
     """``model(images)``, and one record per sparse block, by its number.
 

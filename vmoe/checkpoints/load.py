@@ -1,7 +1,9 @@
 """A path to a trained model: this file alone picks the reader."""
 
 from pathlib import Path
+from typing import Any
 
+import jax
 from flax import nnx
 
 from vmoe import models
@@ -22,15 +24,32 @@ def load(path: str | Path, config: ViTConfig | None = None) -> ViT:
         UsageError: there is no run or no checkpoint, or the config has other parameters.
     """
     workdir, step = find(path)
-    config = config or run_config(workdir).model
-    like = nnx.to_pure_dict(nnx.state(models.build_abstract(config), nnx.Param))
+    trained = run_config(workdir).model
+    like = _parameters(trained)
+    if config is not None and config != trained:
+        _check_same(like, _parameters(config), path)
     with Checkpoints(workdir) as checkpoints:
-        try:
-            params = checkpoints.restore(step, params=like)["params"]
-        except ValueError as error:
-            reason = str(error).splitlines()[0]
-            raise UsageError(f"{path}: its parameters do not fit the model: {reason}") from error
-    return models.with_params(config, params)
+        params = checkpoints.restore(step, params=like)["params"]
+    return models.with_params(config or trained, params)
+
+
+def _parameters(config: ViTConfig) -> dict[str, Any]:
+    return nnx.to_pure_dict(nnx.state(models.build_abstract(config), nnx.Param))
+
+
+def _check_same(stored: dict[str, Any], wanted: dict[str, Any], path: str | Path) -> None:
+    """Refuses a config whose parameters are not those of the checkpoint, naming the first."""
+    shapes = [
+        {jax.tree_util.keystr(name, simple=True, separator="/"): leaf.shape for name, leaf in flat}
+        for flat in map(jax.tree.leaves_with_path, (stored, wanted))
+    ]
+    for name in sorted({**shapes[0], **shapes[1]}):
+        found, asked = (shape.get(name, "missing") for shape in shapes)
+        if found != asked:
+            raise UsageError(
+                f"{path}: {name} is {found} there and {asked} in this model: change only options "
+                "that keep the parameters"
+            )
 
 
 def find(path: str | Path) -> tuple[Path, int]:

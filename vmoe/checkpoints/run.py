@@ -9,7 +9,6 @@ from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
-from jax.typing import ArrayLike
 
 from vmoe.config import UsageError
 
@@ -66,8 +65,6 @@ def latest_step(workdir: Path) -> int:
         return checkpoints.latest
 
 
-def _abstract(leaf: ArrayLike) -> jax.ShapeDtypeStruct:
-    sharding = getattr(leaf, "sharding", None) or jax.sharding.SingleDeviceSharding(
-        jax.devices()[0]
-    )
+def _abstract(leaf: jax.Array | jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+    sharding = leaf.sharding or jax.sharding.SingleDeviceSharding(jax.devices()[0])
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)

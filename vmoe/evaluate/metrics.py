@@ -2,9 +2,9 @@
 
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Num
 
-Sums = dict[str, Float[Array, ""]]
+Sums = dict[str, Num[Array, ""]]
 
 
 def classification_sums(

@@ -1,14 +1,17 @@
 """Image files to classes, and to the experts that their patches used."""
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 from pathlib import Path
 
 import jax
 import numpy as np
+from flax import nnx
 
 from vmoe.analysis import capture
 from vmoe.analysis.measures import expert_use
+from vmoe.axes import Images, Record
 from vmoe.data.images import read_image, to_float
 from vmoe.nn.vit import ViT
 
@@ -43,7 +46,7 @@ def predict(
 
 def _predict(model: ViT, path: str | Path, class_names: Sequence[str], top: int) -> Prediction:
     images = to_float(read_image(path, model.config.image_size))[None]
-    logits, records = capture(model, images)
+    logits, records = _forward(*nnx.split(model), images)
     probabilities = np.asarray(jax.nn.softmax(logits[0]))
     best = np.argsort(-probabilities)[:top]
     return Prediction(
@@ -52,3 +55,10 @@ def _predict(model: ViT, path: str | Path, class_names: Sequence[str], top: int)
         probabilities=[float(probabilities[i]) for i in best],
         experts={i: expert_use(record, 1)[0].tolist() for i, record in records.items()},
     )
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _forward(
+    graph: nnx.GraphDef, state: nnx.State, images: Images
+) -> tuple[jax.Array, dict[int, Record]]:
+    return capture(nnx.merge(graph, state), images)

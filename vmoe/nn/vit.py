@@ -5,7 +5,7 @@ from einops import rearrange, repeat
 from flax import nnx
 from jaxtyping import Array, Bool, Float
 
-from vmoe.axes import Record
+from vmoe.axes import Images, Record, Valid
 from vmoe.config import ViTConfig
 from vmoe.nn import keys
 from vmoe.nn.attention import Attention
@@ -88,11 +88,11 @@ class ViT(nnx.Module):
 
     def __call__(
         self,
-        images: Float[Array, "b h w 3"],
+        images: Images,
         *,
         train: bool = False,
         key: MaybeKey = None,
-        valid: Bool[Array, "b"] | None = None,
+        valid: Valid | None = None,
     ) -> Float[Array, "b y"]:
         """Logits, float32, of any number of images of any size that the patches divide.
 
@@ -109,25 +109,24 @@ class ViT(nnx.Module):
 
     def forward(
         self,
-        images: Float[Array, "b h w 3"],
+        images: Images,
         *,
         train: bool = False,
         key: MaybeKey = None,
-        valid: Bool[Array, "b"] | None = None,
+        valid: Valid | None = None,
     ) -> tuple[Float[Array, "b y"], dict[int, Record]]:
         """Logits, and the record of each sparse block by its number; see ``__call__``."""
         if train and key is None:
             key = self.rngs.train()
-        if valid is None:
-            valid = jnp.ones(len(images), bool)
+        valid = jnp.ones(len(images), bool) if valid is None else jnp.asarray(valid)
         embed_key, blocks_key = keys.split(key if train else None, 2)
         tokens = self.embed(images, embed_key)
         tokens, records = self.encode(tokens, valid, blocks_key)
         return self.head(self.pool(tokens)), records
 
-    def embed(self, images: Float[Array, "b h w 3"], key: MaybeKey = None) -> Float[Array, "b n d"]:
+    def embed(self, images: Images, key: MaybeKey = None) -> Float[Array, "b n d"]:
         """Patches, class token first where there is one, and positions."""
-        patches = self.patches(images.astype(self.config.dtype))
+        patches = self.patches(jnp.asarray(images, self.config.dtype))
         _, i, j, _ = patches.shape
         tokens = rearrange(patches, "b i j d -> b (i j) d")
         if self.class_token is not None:

@@ -70,7 +70,7 @@ def compile_program(config: Train) -> Program:
         gradient, metrics = jax.grad(loss, has_aux=True)(state.params, batch, key)
         updates, moments = optim.update(gradient, state.moments, state.params)
         params = optax.apply_updates(state.params, updates)
-        metrics |= {"lr": rate(state.step), "gradient_norm": optax.global_norm(gradient)}
+        metrics |= {"lr": rate(state.step), "gradient_norm": optax.tree.norm(gradient)}
         return State(state.step + 1, params, moments), metrics
 
     return Program(init, jax.jit(step, donate_argnums=0), lambda state: model_of(state.params))

@@ -1,0 +1,136 @@
+"""The way of an image from its source to the model's door."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from vmoe.config import Data, UsageError
+from vmoe.data.augment import augment
+from vmoe.data.images import read_image, to_float
+from vmoe.data.mixing import mixup
+from vmoe.data.pipeline import evaluation_batches, training_batches
+from vmoe.data.sources import open_source
+
+PLAIN = dict(batch_size=32, num_classes=10, seed=0)
+
+
+def test_the_digits_are_split_once_and_for_all_and_evenly() -> None:
+    splits = {name: open_source("digits", name) for name in ("train", "validation", "test")}
+    assert {name: len(split) for name, split in splits.items()} == {
+        "train": 1257,
+        "validation": 180,
+        "test": 360,
+    }
+    rows = np.concatenate([s.images.reshape(len(s), -1) for s in splits.values()])
+    assert len(np.unique(rows, axis=0)) == 1797, "an image is in two parts"
+    for split in splits.values():
+        share = np.bincount(split.labels) / len(split)
+        np.testing.assert_allclose(share, 0.1, atol=0.01)
+    assert splits["test"].images[0].sum() == 13290  # of another split this would be another image
+
+
+@pytest.mark.parametrize(
+    ("name", "split", "message"),
+    [("digit", "test", "did you mean 'digits'"), ("digits", "tests", "did you mean 'test'")],
+)
+def test_a_wrong_data_set_or_split_is_answered_with_the_right_one(
+    name: str, split: str, message: str
+) -> None:
+    with pytest.raises(UsageError, match=message):
+        open_source(name, split)
+
+
+def test_a_training_batch_follows_from_its_number_alone() -> None:
+    source, config = open_source("digits", "train"), Data(shift=1, rotate=10.0, mixup=0.5)
+    one, other = (training_batches(source, config, **PLAIN) for _ in range(2))
+    for step in (0, 1, 45, 1000):
+        for x, y in zip(one[step], other[step], strict=True):
+            np.testing.assert_array_equal(x, y)
+    assert (one[0].images != one[1].images).any()
+    assert (
+        training_batches(source, config, **PLAIN | {"seed": 1})[0].images != one[0].images
+    ).any()
+
+
+def test_an_epoch_shows_every_image_once_and_each_epoch_has_its_own_order() -> None:
+    source = open_source("digits", "validation")
+    batches = training_batches(source, Data(), **PLAIN | {"batch_size": 20})
+    epochs = [np.concatenate([batches[i].images for i in range(s, s + 9)]) for s in (0, 9)]
+    expected = np.unique(to_float(source.images), axis=0)
+    for epoch in epochs:
+        np.testing.assert_array_equal(np.unique(epoch, axis=0), expected)
+    assert (epochs[0] != epochs[1]).any()
+
+
+@pytest.mark.parametrize("batch_size", [1, 64, 360, 500])
+def test_an_evaluation_sees_every_image_once_at_any_batch_size(batch_size: int) -> None:
+    source = open_source("digits", "test")
+    batches = list(evaluation_batches(source, batch_size=batch_size, num_classes=12))
+    assert {len(batch.images) for batch in batches} == {batch_size}
+    valid = np.concatenate([batch.valid for batch in batches])
+    images = np.concatenate([batch.images for batch in batches])[valid]
+    labels = np.concatenate([batch.labels for batch in batches])[valid]
+    np.testing.assert_array_equal(images, to_float(source.images))
+    np.testing.assert_array_equal(labels.argmax(1), source.labels)
+
+
+def test_more_classes_than_the_model_has_and_too_large_batches_are_refused() -> None:
+    source = open_source("digits", "train")
+    with pytest.raises(UsageError, match="has 10 classes, model.num_classes=9: raise it"):
+        training_batches(source, Data(), **PLAIN | {"num_classes": 9})
+    with pytest.raises(UsageError, match="batch_size=2000 is more than the 1257"):
+        training_batches(source, Data(), **PLAIN | {"batch_size": 2000})
+
+
+def test_pixels_become_float32_from_minus_one_to_one() -> None:
+    pixels = np.array([0, 51, 255], np.uint8).reshape(1, 1, 3)
+    np.testing.assert_allclose(to_float(pixels).reshape(-1), [-1, -0.6, 1], atol=1e-6)
+    assert to_float(pixels).dtype == np.float32
+
+
+def test_shifts_move_by_whole_pixels_in_every_direction() -> None:
+    pixels = np.zeros((9, 9, 3), np.uint8)
+    pixels[4, 4] = 200
+    rng, seen = np.random.default_rng(0), set()
+    for _ in range(200):
+        moved = augment(pixels, Data(shift=1), rng)
+        assert moved.sum() == 600 and moved.max() == 200
+        seen.add(tuple(np.argwhere(moved[..., 0])[0] - 4))
+    assert seen == {(y, x) for y in (-1, 0, 1) for x in (-1, 0, 1)}
+
+
+def test_rotations_turn_about_the_centre_as_pillow_does_it() -> None:
+    pixels = open_source("digits", "train").images[0].repeat(4, 0).repeat(4, 1)
+    for seed in range(5):
+        turned = augment(pixels, Data(rotate=30.0), np.random.default_rng(seed))
+        angle = np.random.default_rng(seed).uniform(-30, 30)
+        expected = Image.fromarray(pixels).rotate(angle, Image.Resampling.BILINEAR)
+        assert np.abs(turned.astype(int) - np.asarray(expected, int)).max() <= 1
+
+
+def test_mixup_mixes_each_image_with_the_next_and_its_label_likewise() -> None:
+    rng = np.random.default_rng(0)
+    images = rng.normal(size=(4, 2, 2, 3)).astype(np.float32)
+    labels = np.eye(4, dtype=np.float32)
+    for _ in range(20):
+        mixed, mixed_labels = mixup(images, labels, 0.5, rng)
+        weight = mixed_labels[0, 0]
+        assert 0.5 <= weight <= 1
+        np.testing.assert_allclose(mixed_labels.sum(1), 1, rtol=1e-6)
+        np.testing.assert_allclose(mixed_labels[3], [1 - weight, 0, 0, weight], atol=1e-6)
+        np.testing.assert_allclose(
+            mixed[3], weight * images[3] + (1 - weight) * images[0], atol=1e-6
+        )
+
+
+def test_an_image_file_is_read_as_rgb_of_the_wanted_size(tmp_path) -> None:
+    grey = np.arange(64, dtype=np.uint8).reshape(8, 8)
+    Image.fromarray(grey).save(tmp_path / "grey.png")
+    found = read_image(tmp_path / "grey.png", 8)
+    np.testing.assert_array_equal(found, grey[..., None].repeat(3, -1))
+    assert read_image(tmp_path / "grey.png", 16).shape == (16, 16, 3)
+    (tmp_path / "no.png").write_text("not an image")
+    with pytest.raises(UsageError, match=r"no\.png: cannot be read as an image"):
+        read_image(tmp_path / "no.png", 8)
+    with pytest.raises(UsageError, match=r"gone\.png: no such file"):
+        read_image(tmp_path / "gone.png", 8)

@@ -1,0 +1,140 @@
+"""The real command in a real process: what it prints, where, and its exit status."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from vmoe.data.sources import open_source
+
+ROOT = Path(__file__).parents[1]
+TINY = str(ROOT / "configs" / "tiny.py")
+
+
+def vmoe(*words: str | Path, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
+    cache = {"JAX_COMPILATION_CACHE_DIR": str(ROOT / ".cache" / "jax"), "COLUMNS": "200"}
+    return subprocess.run(
+        [sys.executable, "-m", "vmoe", *map(str, words)],
+        capture_output=True,
+        text=True,
+        cwd=cwd,
+        env=os.environ | cache,
+    )
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    workdir = tmp_path_factory.mktemp("cli") / "run"
+    done = vmoe("train", "--config", TINY, "--workdir", workdir, "--steps", "60")
+    assert done.returncode == 0, done.stderr
+    assert "60 steps, validation accuracy" in done.stdout
+    assert "step 50/60  loss" in done.stderr
+    return workdir
+
+
+def test_train_again_resumes_and_says_so(run: Path) -> None:
+    done = vmoe("train", "--config", TINY, "--workdir", run, "--steps=60")
+    assert done.returncode == 0 and "goes on after step 60 of 60" in done.stderr
+
+
+def test_evaluate_takes_the_test_part_and_can_lower_the_capacity(run: Path) -> None:
+    done = vmoe("evaluate", "--checkpoint", run)
+    assert done.returncode == 0, done.stderr
+    assert "digits:test" in done.stdout and "accuracy" in done.stdout
+    given = ("--data", "digits:validation", "--json", "--model.moe.capacity-factor", "0.25")
+    found = json.loads(vmoe("evaluate", "--checkpoint", run, *given).stdout)
+    assert found["data"] == "digits:validation" and found["images"] == 180
+    assert found["dropped"] > 0.5
+
+
+def test_predict_names_the_class_and_the_experts(run: Path, tmp_path: Path) -> None:
+    Image.fromarray(open_source("digits", "test").images[0]).save(tmp_path / "digit.png")
+    done = vmoe("predict", "--checkpoint", run, tmp_path / "digit.png", "--top", "2")
+    assert done.returncode == 0, done.stderr
+    assert "digit.png" in done.stdout and "probability" in done.stdout and "block" in done.stdout
+    done = vmoe("predict", "--checkpoint", run, tmp_path / "digit.png", "--json")
+    assert len(json.loads(done.stdout)[0]["classes"]) == 5
+
+
+def test_models_and_summary_print_parameters_active_parameters_and_flops() -> None:
+    done = vmoe("models", "vmoe_s32_*e8")
+    assert "56,999,400" in done.stdout and "GFLOPs" in done.stdout
+    found = json.loads(vmoe("models", "vit_tiny", "--json").stdout)
+    assert found[0]["parameters"] == found[0]["active_parameters"]
+    done = vmoe("summary", "vmoe_15b_every2_e32", "--num-classes", "29593")
+    assert "14,705,071,769" in done.stdout, done.stderr
+
+
+def test_config_prints_the_run_as_json() -> None:
+    found = json.loads(vmoe("config", "--config", TINY, "--optim.lr", "0.5").stdout)
+    assert found["optim"]["lr"] == 0.5 and found["model"]["moe"]["router"]["kind"]
+
+
+@pytest.mark.parametrize(
+    "verb", ["", "train", "evaluate", "predict", "models", "summary", "config"]
+)
+def test_help_lists_what_there_is(verb: str) -> None:
+    done = vmoe(*filter(None, [verb]), "--help")
+    assert done.returncode == 0 and "vmoe" in done.stdout and not done.stderr
+
+
+MISTAKES = {
+    "verb": (["trian"], "no verb 'trian': did you mean 'train'"),
+    "option": (["train", "--config", TINY, "--workdir", "x", "--optim.lrr", "1"], "--optim.lr"),
+    "type": (["train", "--config", TINY, "--workdir", "x", "--steps", "many"], "--steps"),
+    "choice": (
+        ["train", "--config", TINY, "--workdir", "x", "--model.pooling", "max"],
+        "'class_token', 'mean', 'attention'",
+    ),
+    "value": (
+        ["train", "--config", TINY, "--workdir", "x", "--model.heads", "3"],
+        "model.heads=3 does not divide model.width=16",
+    ),
+    "missing": (["train", "--config", TINY], "--workdir"),
+    "no config": (["train", "--config", "nowhere.py", "--workdir", "x"], "no such file"),
+    "no run": (["evaluate", "--checkpoint", "configs"], "not a run folder"),
+    "no model": (["summary", "vmoe_s32"], "no model 'vmoe_s32'"),
+    "no match": (["models", "resnet*"], "no model matches 'resnet*'"),
+}
+
+
+@pytest.mark.parametrize(("words", "message"), MISTAKES.values(), ids=MISTAKES.keys())
+def test_a_mistake_gets_one_clear_line_and_status_2(
+    words: list[str], message: str, tmp_path: Path
+) -> None:
+    done = vmoe(*words, cwd=tmp_path if words[-1] != "configs" else ROOT)
+    assert done.returncode == 2
+    assert done.stderr.startswith("vmoe: ") and done.stderr.count("\n") == 1, done.stderr
+    assert message in done.stderr
+    assert not done.stdout and not list(tmp_path.iterdir())
+
+
+def test_mistakes_about_a_trained_run_are_answered_alike(run: Path, tmp_path: Path) -> None:
+    (tmp_path / "no.png").write_text("not an image")
+    for words, message in [
+        (["evaluate", "--checkpoint", run, "--data", "digits:tset"], "did you mean 'test'"),
+        (
+            ["evaluate", "--checkpoint", run, "--model.width", "32"],
+            "change only options that keep the parameters",
+        ),
+        (["evaluate", "--checkpoint", run / "checkpoints" / "7"], "no such checkpoint"),
+        (["predict", "--checkpoint", run, tmp_path / "no.png"], "cannot be read as an image"),
+        (["predict", "--checkpoint", run, tmp_path / "gone.png"], "no such file"),
+        (["train", "--config", TINY, "--workdir", run, "--seed", "5"], "another config"),
+    ]:
+        done = vmoe(*words)
+        assert done.returncode == 2 and message in done.stderr, done.stderr
+        assert done.stderr.count("\n") == 1, done.stderr
+
+
+@pytest.mark.parametrize("words", [["-c", "import vmoe"], ["-m", "vmoe", "--help"]])
+def test_starting_imports_neither_jax_nor_flax(words: list[str]) -> None:
+    done = subprocess.run(
+        [sys.executable, "-X", "importtime", *words], capture_output=True, text=True, cwd=ROOT
+    )
+    imported = {line.split("|")[-1].strip() for line in done.stderr.splitlines()}
+    assert "vmoe" in imported and not imported & {"jax", "flax", "numpy", "pydantic"}
