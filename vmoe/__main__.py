@@ -1,6 +1,7 @@
 """The command line: one subcommand per verb, each a thin door to a room.
 
-Exit status: 0 done; 2 wrong usage, with one line that says what to do instead; 1 the work failed.
+Exit status: 0 done; 2 wrong usage, with one line that says what to do instead; 1 the work failed;
+130 interrupted.
 """
 
 import contextlib
@@ -212,6 +213,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UsageError as error:
         print(f"vmoe: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("vmoe: interrupted; a run goes on from its newest checkpoint", file=sys.stderr)
+        return 130
     return 0
 
 

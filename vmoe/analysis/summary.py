@@ -56,7 +56,7 @@ def parameters_by_part(config: ViTConfig) -> dict[str, int]:
     for path, leaf in nnx.to_flat_state(nnx.state(models.build_abstract(config), nnx.Param)):
         part = next((name for word, name in _PARTS.items() if word in path), "norms")
         sizes[part] += math.prod(leaf.shape)
-    return dict(sizes)
+    return {part: sizes[part] for part in (*_PARTS.values(), "norms") if part in sizes}
 
 
 def _sparse_lines(config: ViTConfig) -> list[str]:

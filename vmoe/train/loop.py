@@ -35,29 +35,27 @@ def train(config: Train, workdir: str | Path) -> Evaluation:
     )
     claim(workdir, config, source.class_names)
     program = compile_program(config)
+    result = None
     with Checkpoints(workdir) as checkpoints:
         state = resume(program, checkpoints)
         start = int(state.step)
         ahead = batches[start : config.steps].to_iter_dataset(
             grain.ReadOptions(num_threads=1, prefetch_buffer_size=8)
         )
-        with Report(
-            workdir, start=start, steps=config.steps, batch_size=config.batch_size
-        ) as report:
-            if start:
-                report.say(f"{workdir}: goes on after step {start} of {config.steps}")
+        with Report(workdir, config, start=start) as report:
             for step, batch in enumerate(ahead, start + 1):
                 state, metrics = program.step(state, batch)
                 report.step(step)
                 last, more = step == config.steps, {}
                 if last or step % config.evaluate_every == 0:
-                    result = evaluate(program.model(state), validation)
+                    with report.aside(metrics):
+                        result = evaluate(program.model(state), validation)
                     more = {f"validation_{k}": getattr(result, k) for k in VALIDATED}
-                if last or more or step % config.log_every == 0:
+                if more or step % config.log_every == 0:
                     report.metrics(step, metrics, **more)
                 if last or step % config.checkpoint_every == 0:
                     checkpoints.save(step, state.params, (state.step, state.moments))
-    return evaluate(program.model(state), validation)
+    return result or evaluate(program.model(state), validation)
 
 
 VALIDATED = ("accuracy", "cross_entropy", "dropped")

@@ -1,8 +1,10 @@
 """What a run tells while it works: a live line, and ``metrics.csv``."""
 
+import contextlib
 import csv
 import os
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -10,6 +12,8 @@ from typing import Any
 import jax
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from vmoe.config import Train
 
 COLUMNS = (
     "step",
@@ -32,10 +36,10 @@ class Report:
     On a terminal one live line; elsewhere a plain line for each row.
     """
 
-    def __init__(self, workdir: Path, *, start: int, steps: int, batch_size: int):
+    def __init__(self, workdir: Path, config: Train, *, start: int):
         self._file = workdir / "metrics.csv"
-        self._batch_size = batch_size
-        self._steps = steps
+        self._batch_size = config.batch_size
+        self._steps = config.steps
         self._console = Console(stderr=True)
         self._last = (start, time.perf_counter())
         self._progress = Progress(
@@ -44,11 +48,14 @@ class Report:
             BarColumn(bar_width=20),
             TextColumn("{task.description}"),
             TimeRemainingColumn(compact=True),
+            TextColumn("left"),
             console=self._console,
             disable=not self._console.is_terminal,
         )
-        self._task = self._progress.add_task("", total=steps, completed=start)
+        self._task = self._progress.add_task("", total=config.steps, completed=start)
         self._forget_after(start)
+        if start:
+            self.say(f"{workdir}: goes on after step {start} of {config.steps}")
 
     def __enter__(self) -> "Report":
         self._progress.start()
@@ -66,6 +73,15 @@ class Report:
         """A step was taken (perhaps not finished: nothing waits for the device)."""
         self._progress.update(self._task, completed=step)
 
+    @contextlib.contextmanager
+    def aside(self, metrics: dict[str, jax.Array]) -> Iterator[None]:
+        """What is done inside, once the step of the metrics is finished, is not in images/s."""
+        jax.block_until_ready(metrics)
+        start = time.perf_counter()
+        yield
+        before, then = self._last
+        self._last = before, then + time.perf_counter() - start
+
     def metrics(self, step: int, metrics: dict[str, jax.Array], **more: float) -> None:
         """A row: what the step measured, which waits for the device, and what else there is."""
         row = {name: float(value) for name, value in jax.device_get(metrics).items()} | more
@@ -77,7 +93,7 @@ class Report:
         line = self._line(row)
         self._progress.update(self._task, description=line)
         if not self._console.is_terminal:
-            self._console.print(f"step {step}/{self._steps}  {line}", highlight=False)
+            self.say(f"step {step}/{self._steps}  {line}")
 
     def say(self, text: str) -> None:
         """A line that stays."""
@@ -100,7 +116,8 @@ class Report:
         rows: list[dict[str, Any]] = []
         if self._file.exists():
             with self._file.open(newline="") as file:
-                rows = [row for row in csv.DictReader(file) if int(row["step"]) <= step]
+                whole = (row for row in csv.DictReader(file) if None not in row.values())
+                rows = [row for row in whole if int(row["step"]) <= step]
         beside = self._file.with_suffix(".tmp")
         with beside.open("w", newline="") as file:
             writer = csv.DictWriter(file, COLUMNS)
