@@ -5,9 +5,9 @@ from vmoe.config import Data, MoEConfig, Optim, Train, ViTConfig
 config = Train(
     model=ViTConfig(
         patch=2,
-        width=48,
+        width=64,
         depth=4,
-        mlp=96,
+        mlp=128,
         heads=4,
         image_size=8,
         num_classes=10,

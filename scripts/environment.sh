@@ -16,7 +16,7 @@ stop() {
 find_python() {
   local candidate
   for candidate in ${PYTHON:-python3 python3.13 python3.12 python3.11}; do
-    if "$candidate" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
+    if "$candidate" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2>/dev/null; then
       "$candidate" -c 'import ensurepip, venv' 2>/dev/null || stop \
         "$candidate cannot make environments: its venv module is missing." \
         "On Debian and Ubuntu: apt install python3-venv. Then run this again."
@@ -24,7 +24,7 @@ find_python() {
       return
     fi
   done
-  stop "Python 3.11 or newer is needed, and ${PYTHON:-python3} is not." \
+  stop "Python 3.11 to 3.13 is needed, and ${PYTHON:-python3} is not." \
     "Install one, or name it: PYTHON=/path/to/python3 $0"
 }
 

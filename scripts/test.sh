@@ -4,6 +4,7 @@
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 install "[test]"
+mkdir -p .cache
 
 echo "== format";  ruff format --check --quiet . || stop "format: run 'ruff format'"
 echo "== lint";    ruff check --quiet .

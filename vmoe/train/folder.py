@@ -28,7 +28,9 @@ def claim(workdir: Path, config: Train, class_names: tuple[str, ...]) -> None:
     """
     if (workdir / "config.json").exists():
         if run_config(workdir) != config:
-            raise UsageError(f"{workdir} holds a run of another config: use another --workdir")
+            raise UsageError(
+                f"{workdir} holds a run of another config: use another --workdir, or remove it"
+            )
         return
     try:
         workdir.mkdir(parents=True, exist_ok=True)

@@ -1,0 +1,45 @@
+"""The scripts that a newcomer runs, on machines that lack something."""
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+
+def script(folder: Path, name: str, python: str) -> subprocess.CompletedProcess[str]:
+    """A script of a copy of the project without its environment, called from another folder."""
+    shutil.copytree(ROOT / "scripts", folder / "scripts")
+    return subprocess.run(
+        ["bash", str(folder / "scripts" / name)],
+        capture_output=True,
+        text=True,
+        cwd="/",
+        env=os.environ | {"PYTHON": python},
+    )
+
+
+def fake_python(folder: Path, body: str) -> str:
+    path = folder / "python3"
+    path.write_text(f"#!/bin/sh\n{body}\n")
+    path.chmod(0o755)
+    return str(path)
+
+
+@pytest.mark.parametrize("name", ["quickstart.sh", "test.sh"])
+def test_a_missing_python_is_named_with_what_to_do(name: str, tmp_path: Path) -> None:
+    done = script(tmp_path, name, "/nowhere/python3")
+    assert done.returncode == 1
+    assert "Python 3.11 to 3.13 is needed, and /nowhere/python3 is not" in done.stderr
+    assert "PYTHON=/path/to/python3" in done.stderr
+
+
+@pytest.mark.parametrize("name", ["quickstart.sh", "test.sh"])
+def test_a_python_without_venv_is_named_with_what_to_install(name: str, tmp_path: Path) -> None:
+    python = fake_python(tmp_path, 'case "$2" in *ensurepip*) exit 1;; esac')
+    done = script(tmp_path, name, python)
+    assert done.returncode == 1 and "apt install python3-venv" in done.stderr
+    assert not (tmp_path / ".venv").exists()
