@@ -3,7 +3,7 @@
 #   install "[test]"  what the tests need as well
 # Touches nothing outside the project; PYTHON=... picks another python3.
 
-root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+root=$(CDPATH= cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 cd "$root"
 export PATH="$root/.venv/bin:$PATH"
 export JAX_COMPILATION_CACHE_DIR=${JAX_COMPILATION_CACHE_DIR:-$root/.cache/jax}
@@ -28,19 +28,22 @@ find_python() {
     "Install one, or name it: PYTHON=/path/to/python3 $0"
 }
 
+# A stamp says what is installed: the lock, the folder (.venv cannot be moved) and the extras. It is
+# removed before and written after, so that an installation killed half-way is done again.
 install() {
-  local python wanted stamp
-  if ! .venv/bin/python -c 'import pip' 2>/dev/null; then
+  local python wanted stamp=.venv/installed
+  wanted="$(cat requirements.txt pyproject.toml | cksum) $root"
+  if ! .venv/bin/python -c 'import pip' 2>/dev/null || [[ $(cat $stamp 2>/dev/null) != "$wanted"* ]]; then
     python=$(find_python)
     echo "making .venv with $("$python" -V)"
     "$python" -m venv --clear .venv
   fi
-  wanted=$(cat requirements.txt pyproject.toml | cksum)
-  stamp=.venv/installed${1//[^a-z]/-}
-  if [ "$(cat "$stamp" 2>/dev/null)" != "$wanted" ]; then
+  if [[ $(cat $stamp 2>/dev/null) != "$wanted"*"$1"* ]]; then
+    rm -f $stamp
     echo "installing the lock into .venv (a minute or two the first time)"
-    pip install --quiet --disable-pip-version-check --constraint requirements.txt --editable ".$1" ||
+    .venv/bin/python -m pip install --quiet --disable-pip-version-check \
+      --constraint requirements.txt --editable ".$1" ||
       stop "The packages could not be installed; the lines above say why."
-    echo "$wanted" >"$stamp"
+    echo "$wanted $1" >$stamp
   fi
 }

@@ -22,8 +22,9 @@ vmoe predict --checkpoint "$run" "$run/digit.png" --top 3
 
 cat <<END
 
-Made: $run, a run folder with the model's page (model.txt), its metrics (metrics.csv), its config
-and its checkpoints. Next, with .venv/bin on your PATH:
+Made: $root/$run, a run folder with the model's page (model.txt), its metrics (metrics.csv), its config
+and its checkpoints. Next, in $root
+with .venv/bin on your PATH:
   vmoe evaluate --checkpoint $run --model.moe.capacity-factor 0.5     fewer slots, tokens dropped
   vmoe evaluate --checkpoint $run --model.moe.capacity-factor 0.5 --model.moe.router.priority largest_gate
   vmoe train --config configs/digits_dense.py --workdir runs/digits_dense     the dense twin

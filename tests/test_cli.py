@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -98,6 +99,10 @@ MISTAKES = {
     "no config": (["train", "--config", "nowhere.py", "--workdir", "x"], "no such file"),
     "no run": (["evaluate", "--checkpoint", "configs"], "not a run folder"),
     "no model": (["summary", "vmoe_s32"], "no model 'vmoe_s32'"),
+    "size": (
+        ["train", "--config", TINY, "--workdir", "x", "--model.image-size", "16"],
+        "set model.image_size=8",
+    ),
     "no match": (["models", "resnet*"], "no model matches 'resnet*'"),
 }
 
@@ -113,6 +118,18 @@ def test_a_mistake_gets_one_clear_line_and_status_2(
     assert not done.stdout and not list(tmp_path.iterdir())
 
 
+def test_reading_a_run_that_has_no_checkpoint_yet_leaves_what_is_being_written(
+    run: Path, tmp_path: Path
+) -> None:
+    for name in ("config.json", "classes.txt"):
+        shutil.copy(run / name, tmp_path)
+    beside = tmp_path / "checkpoints" / "20.orbax-checkpoint-tmp"
+    beside.mkdir(parents=True)
+    done = vmoe("evaluate", "--checkpoint", tmp_path)
+    assert done.returncode == 2 and done.stderr.count("\n") == 1
+    assert "no checkpoint yet" in done.stderr and beside.is_dir()
+
+
 def test_mistakes_about_a_trained_run_are_answered_alike(run: Path, tmp_path: Path) -> None:
     (tmp_path / "no.png").write_text("not an image")
     for words, message in [
@@ -125,6 +142,8 @@ def test_mistakes_about_a_trained_run_are_answered_alike(run: Path, tmp_path: Pa
         (["predict", "--checkpoint", run, tmp_path / "no.png"], "cannot be read as an image"),
         (["predict", "--checkpoint", run, tmp_path / "gone.png"], "no such file"),
         (["train", "--config", TINY, "--workdir", run, "--seed", "5"], "another config"),
+        (["evaluate", "--checkpoint", run, "--batch-size", "0"], "batch_size=0: use at least 1"),
+        (["predict", "--checkpoint", run], "name at least one of each"),
     ]:
         done = vmoe(*words)
         assert done.returncode == 2 and message in done.stderr, done.stderr

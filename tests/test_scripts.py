@@ -13,6 +13,8 @@ ROOT = Path(__file__).parents[1]
 def script(folder: Path, name: str, python: str) -> subprocess.CompletedProcess[str]:
     """A script of a copy of the project without its environment, called from another folder."""
     shutil.copytree(ROOT / "scripts", folder / "scripts")
+    for name_of in ("requirements.txt", "pyproject.toml"):
+        shutil.copy(ROOT / name_of, folder)
     return subprocess.run(
         ["bash", str(folder / "scripts" / name)],
         capture_output=True,

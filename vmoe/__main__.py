@@ -170,9 +170,10 @@ def models(argv: Sequence[str]) -> None:
 
 
 def summary(argv: Sequence[str]) -> None:
-    name = next((word for word in argv if not word.startswith("-")), "")
-    from vmoe.models import model_config
+    from vmoe.models import MODELS, model_config
 
+    words = [word for word in argv if not word.startswith("-")]
+    name = next((word for word in words if word in MODELS), words[0] if words else "")
     default = model_config(name) if name else configs.ViTConfig()
     door = _parse(SummaryDoor, "summary", argv, model=default)
     from vmoe.analysis.flops import cost

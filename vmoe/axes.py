@@ -7,6 +7,7 @@ Every public annotation spells its axes with these letters:
     e experts         c slots of an expert in a group (its capacity)
     d width           f hidden width of an expert            p side of a patch
     a heads           z width of a head                      y classes
+    q queries         r features before the classes          x any other
 
 Channels are a literal 3. A *slot* is a place at an expert: ``c`` of them per expert and group.
 A *choice* is a pair (token, rank): the token's rank-th expert. Choices of a group are numbered

@@ -8,6 +8,8 @@ when a config is built, by name.
 import dataclasses
 import difflib
 import runpy
+import traceback
+import typing
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -18,13 +20,36 @@ class UsageError(Exception):
     """A user's mistake: the message is one line that says what, where and what to do instead."""
 
 
+def unknown(what: str, name: str, known: list[str]) -> str:
+    """One line about a name that does not exist, with the nearest that does."""
+    near = difflib.get_close_matches(name, known, n=1)
+    hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(known)}"
+    return f"{what} {name!r}: {hint}"
+
+
+class Checked:
+    """A config whose plain fields have the annotated types, its Literals one of their values."""
+
+    def __post_init__(self) -> None:
+        for name, kind in typing.get_type_hints(type(self)).items():
+            value, place = getattr(self, name), f"{type(self).__name__}.{name}"
+            if typing.get_origin(kind) is Literal:
+                known = [str(choice) for choice in typing.get_args(kind)]
+                _require(
+                    value in typing.get_args(kind), unknown(f"{place} cannot be", value, known)
+                )
+            elif kind in (int, float, bool, str):
+                fits = type(value) is kind or (kind is float and type(value) is int)
+                _require(fits, f"{place}={value!r}: {kind.__name__} is wanted")
+
+
 def _require(condition: bool, message: str) -> None:
     if not condition:
         raise UsageError(message)
 
 
 @dataclasses.dataclass(frozen=True)
-class Balance:
+class Balance(Checked):
     """Weights of the auxiliary losses of one sparse block (``vmoe/routing/balance.py``)."""
 
     importance: float = 0.005
@@ -38,7 +63,7 @@ class Balance:
 
 
 @dataclasses.dataclass(frozen=True)
-class TokensChoose:
+class TokensChoose(Checked):
     """Each token chooses its k experts: the router of V-MoE (arXiv 2106.05974)."""
 
     kind: Literal["tokens_choose"] = "tokens_choose"
@@ -54,12 +79,13 @@ class TokensChoose:
     balance: Balance = Balance()
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         _require(self.k >= 1, f"router.k={self.k}: a token needs at least one expert")
         _require(self.noise_std >= 0, f"router.noise_std={self.noise_std}: use 0 or more")
 
 
 @dataclasses.dataclass(frozen=True)
-class ExpertsChoose:
+class ExpertsChoose(Checked):
     """Each expert chooses the tokens of its largest gates (Expert Choice, arXiv 2202.09368)."""
 
     kind: Literal["experts_choose"] = "experts_choose"
@@ -67,11 +93,12 @@ class ExpertsChoose:
     """The noise on the logits in training has standard deviation noise_std / e."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         _require(self.noise_std >= 0, f"router.noise_std={self.noise_std}: use 0 or more")
 
 
 @dataclasses.dataclass(frozen=True)
-class Soft:
+class Soft(Checked):
     """Each slot is a mixture of all tokens of an image (Soft MoE, arXiv 2308.00951).
 
     An expert has round(s * capacity_factor / e) slots, at least one, in no multiple.
@@ -84,7 +111,7 @@ Router = TokensChoose | ExpertsChoose | Soft
 
 
 @dataclasses.dataclass(frozen=True)
-class MoEConfig:
+class MoEConfig(Checked):
     """One sparse layer: its experts, its router and how many slots there are."""
 
     experts: int = 8
@@ -107,6 +134,7 @@ class MoEConfig:
     """To what the rows are rounded on their way to the experts and back."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         _require(self.experts >= 1, f"moe.experts={self.experts}: use at least one")
         k = getattr(self.router, "k", 1)
         _require(
@@ -135,20 +163,23 @@ def _require_rate(name: str, value: float) -> None:
 
 
 @dataclasses.dataclass(frozen=True)
-class ViTConfig:
+class ViTConfig(Checked):
     """A vision transformer, some of whose blocks are sparse. The defaults are V-MoE's S/32."""
 
     patch: int = 32
     """Side of a patch in pixels."""
     width: int = 512
+    """Of the tokens."""
     depth: int = 8
     """Number of blocks."""
     mlp: int = 2048
     """Hidden width of an MLP, and of an expert."""
     heads: int = 8
+    """Of the attention."""
     image_size: int = 224
     """Side of the images in pixels for which learned positions are made; others are resampled."""
     num_classes: int = 1000
+    """Width of the logits."""
     pooling: Literal["class_token", "mean", "attention"] = "class_token"
     positions: Literal["learned", "sincos2d", "none"] = "learned"
     position_std: float = 0.02
@@ -162,7 +193,9 @@ class ViTConfig:
     qk_norm: bool = False
     """Normalise queries and keys (arXiv 2302.05442)."""
     dropout: float = 0.0
+    """Dropout rate of embeddings, attention outputs and dense MLPs."""
     attention_dropout: float = 0.0
+    """Dropout rate of attention weights."""
     sparse_blocks: tuple[int, ...] = ()
     """Which blocks have experts in place of their MLP, counted from 0."""
     moe: MoEConfig | tuple[MoEConfig, ...] = MoEConfig()
@@ -173,6 +206,7 @@ class ViTConfig:
     """Compute each block's activations again in the backward pass instead of keeping them."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for name in ("patch", "width", "depth", "mlp", "heads", "image_size", "num_classes"):
             value = getattr(self, name)
             _require(value >= 1, f"model.{name}={value}: use at least 1")
@@ -197,6 +231,10 @@ class ViTConfig:
             isinstance(self.moe, MoEConfig) or len(self.moe) == len(blocks),
             f"model.moe: one config, or one for each of the {len(blocks)} sparse blocks",
         )
+        _require(
+            self.pre_logits is None or self.pre_logits >= 1,
+            f"model.pre_logits={self.pre_logits}: a width of at least 1, or None",
+        )
         _require_rate("model.dropout", self.dropout)
         _require_rate("model.attention_dropout", self.attention_dropout)
 
@@ -210,7 +248,7 @@ class ViTConfig:
 
 
 @dataclasses.dataclass(frozen=True)
-class Data:
+class Data(Checked):
     """Where images come from and what happens to them in training."""
 
     name: str = "digits"
@@ -223,12 +261,13 @@ class Data:
     """Concentration of the Dirichlet that weights an image and its partner; 0 is no mixup."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for name in ("shift", "rotate", "mixup"):
             _require(getattr(self, name) >= 0, f"data.{name}={getattr(self, name)}: use 0 or more")
 
 
 @dataclasses.dataclass(frozen=True)
-class Optim:
+class Optim(Checked):
     """AdamW with linear warmup, cosine decay and a clipped gradient."""
 
     lr: float = 1e-3
@@ -238,20 +277,28 @@ class Optim:
     warmup: int = 100
     """Steps from 0 to the peak."""
     b1: float = 0.9
+    """Decay rate of Adam's mean of gradients."""
     b2: float = 0.999
+    """Decay rate of Adam's mean of squared gradients."""
     weight_decay: float = 0.05
     """Decoupled, times the learning rate, on every kernel."""
     clip: float = 1.0
     """Largest global norm of the gradient."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         _require(self.lr > 0, f"optim.lr={self.lr}: use more than 0")
         _require(self.warmup >= 0, f"optim.warmup={self.warmup}: use 0 or more")
         _require(self.clip > 0, f"optim.clip={self.clip}: use more than 0")
+        for name in ("final_lr", "weight_decay"):
+            _require(getattr(self, name) >= 0, f"optim.{name}={getattr(self, name)}: use 0 or more")
+        for name in ("b1", "b2"):
+            value = getattr(self, name)
+            _require(0 <= value < 1, f"optim.{name}={value}: a decay rate lies in [0, 1)")
 
 
 @dataclasses.dataclass(frozen=True)
-class Train:
+class Train(Checked):
     """A training run, whole: the same Train gives the same parameters."""
 
     model: ViTConfig = ViTConfig()
@@ -271,6 +318,8 @@ class Train:
     """Steps between checkpoints; the last step is always saved."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
+        _require(self.seed >= 0, f"seed={self.seed}: use 0 or more")
         for name in ("steps", "batch_size", "log_every", "evaluate_every", "checkpoint_every"):
             _require(getattr(self, name) >= 1, f"{name}={getattr(self, name)}: use at least 1")
         _require(
@@ -294,15 +343,11 @@ def replace(config: Config, **changes: Any) -> Config:
         if name not in known:
             raise UsageError(unknown(f"{type(config).__name__} has no field", name, known))
         if isinstance(value, dict):
-            changes[name] = replace(getattr(config, name), **value)
+            nested = getattr(config, name)
+            if not dataclasses.is_dataclass(nested):
+                raise UsageError(f"{name} of {type(config).__name__} has no fields to change")
+            changes[name] = replace(nested, **value)
     return dataclasses.replace(config, **changes)
-
-
-def unknown(what: str, name: str, known: list[str]) -> str:
-    """One line about a name that does not exist, with the nearest that does."""
-    near = difflib.get_close_matches(name, known, n=1)
-    hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(known)}"
-    return f"{what} {name!r}: {hint}"
 
 
 def load(path: str | Path) -> Train:
@@ -314,7 +359,14 @@ def load(path: str | Path) -> Train:
     path = Path(path)
     if not path.is_file():
         raise UsageError(f"--config {path}: no such file")
-    config = runpy.run_path(str(path)).get("config")
+    try:
+        config = runpy.run_path(str(path)).get("config")
+    except (SyntaxError, ImportError, NameError, TypeError, AttributeError) as error:
+        frames = traceback.extract_tb(error.__traceback__)
+        line = getattr(error, "lineno", None) or frames[-1].lineno
+        for frame in frames:
+            line = frame.lineno if frame.filename == str(path) else line
+        raise UsageError(f"--config {path}, line {line}: {error}") from error
     if not isinstance(config, Train):
         raise UsageError(f"--config {path}: the file must define `config = Train(...)`")
     return config

@@ -4,14 +4,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vmoe.config import Data, UsageError
+from vmoe.config import Data, Train, UsageError, ViTConfig, replace
 from vmoe.data.augment import augment
 from vmoe.data.images import read_image, to_float
 from vmoe.data.mixing import mixup
 from vmoe.data.pipeline import evaluation_batches, training_batches
 from vmoe.data.sources import open_source
 
-PLAIN = dict(batch_size=32, num_classes=10, seed=0)
+CONFIG = Train(model=ViTConfig(patch=2, image_size=8, num_classes=10))
 
 
 def test_the_digits_are_split_once_and_for_all_and_evenly() -> None:
@@ -41,20 +41,19 @@ def test_a_wrong_data_set_or_split_is_answered_with_the_right_one(
 
 
 def test_a_training_batch_follows_from_its_number_alone() -> None:
-    source, config = open_source("digits", "train"), Data(shift=1, rotate=10.0, mixup=0.5)
-    one, other = (training_batches(source, config, **PLAIN) for _ in range(2))
+    source = open_source("digits", "train")
+    config = replace(CONFIG, data=Data(shift=1, rotate=10.0, mixup=0.5))
+    one, other = (training_batches(source, config) for _ in range(2))
     for step in (0, 1, 45, 1000):
         for x, y in zip(one[step], other[step], strict=True):
             np.testing.assert_array_equal(x, y)
     assert (one[0].images != one[1].images).any()
-    assert (
-        training_batches(source, config, **PLAIN | {"seed": 1})[0].images != one[0].images
-    ).any()
+    assert (training_batches(source, replace(config, seed=1))[0].images != one[0].images).any()
 
 
 def test_an_epoch_shows_every_image_once_and_each_epoch_has_its_own_order() -> None:
     source = open_source("digits", "validation")
-    batches = training_batches(source, Data(), **PLAIN | {"batch_size": 20})
+    batches = training_batches(source, replace(CONFIG, batch_size=20))
     epochs = [np.concatenate([batches[i].images for i in range(s, s + 9)]) for s in (0, 9)]
     expected = np.unique(to_float(source.images), axis=0)
     for epoch in epochs:
@@ -74,12 +73,15 @@ def test_an_evaluation_sees_every_image_once_at_any_batch_size(batch_size: int) 
     np.testing.assert_array_equal(labels.argmax(1), source.labels)
 
 
-def test_more_classes_than_the_model_has_and_too_large_batches_are_refused() -> None:
+def test_images_and_classes_that_do_not_fit_and_too_large_batches_are_refused() -> None:
     source = open_source("digits", "train")
-    with pytest.raises(UsageError, match="has 10 classes, model.num_classes=9: raise it"):
-        training_batches(source, Data(), **PLAIN | {"num_classes": 9})
-    with pytest.raises(UsageError, match="batch_size=2000 is more than the 1257"):
-        training_batches(source, Data(), **PLAIN | {"batch_size": 2000})
+    for change, message in [
+        (dict(model=dict(num_classes=9)), "has 10 classes, model.num_classes=9: raise it"),
+        (dict(model=dict(image_size=16)), "has images of 8 px: set model.image_size=8"),
+        (dict(batch_size=2000), "batch_size=2000 is more than the 1257"),
+    ]:
+        with pytest.raises(UsageError, match=message):
+            training_batches(source, replace(CONFIG, **change))
 
 
 def test_pixels_become_float32_from_minus_one_to_one() -> None:

@@ -1,6 +1,8 @@
 """The model as a whole: its options, its shapes, its initialisation."""
 
 import functools
+import subprocess
+import sys
 from typing import Any
 
 import jax
@@ -27,7 +29,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "sincos2d": dict(positions="sincos2d"),
     "no_positions": dict(positions="none"),
     "pre_logits_head": dict(pre_logits=12, head_std=0.1, head_bias=-3.0),
-    "qk_norm": dict(qk_norm=True),
+    "qk_norm": dict(qk_norm=True, pooling="attention"),
     "dense": dict(sparse_blocks=()),
     "all_sparse": dict(sparse_blocks=(0, 1)),
     "experts_choose": dict(moe=MoEConfig(router=ExpertsChoose(), **ONE_IMAGE)),
@@ -150,6 +152,8 @@ def test_a_model_called_to_train_without_a_key_goes_on_in_its_own_stream() -> No
 def test_rematerialisation_changes_no_output_and_no_gradient() -> None:
     fields = dict(depth=2, sparse_blocks=(1,), dropout=0.1, moe=dict(expert_dropout=0.1))
     plain, remat = (value_and_gradients(tiny(remat=remat, **fields)) for remat in (False, True))
+    program = jax.make_jaxpr(tiny(remat=True, **fields).__call__)(images())
+    assert "remat" in str(program) or "checkpoint" in str(program)
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=1e-5), plain, remat)
 
 
@@ -246,3 +250,18 @@ def test_a_config_says_which_blocks_are_sparse() -> None:
     config = ViTConfig(sparse_blocks=(5, 7), moe=(MoEConfig(experts=2), MoEConfig(experts=3)))
     assert config.moe_of(4) is None
     assert [config.moe_of(i).experts for i in (5, 7)] == [2, 3]
+
+
+def test_dropout_of_attention_draws_every_image_apart() -> None:
+    model = tiny(attention_dropout=0.5, moe=dict(router=dict(noise_std=0.0), capacity_factor=4.0))
+    twice = jnp.repeat(images(1), 2, axis=0)
+    logits, _ = run(model, twice, train=True)
+    assert (logits[0] != logits[1]).any()
+
+
+def test_pixels_in_place_of_floats_and_images_of_one_channel_are_refused() -> None:
+    for wrong in (np.zeros((1, 32, 32, 3), np.uint8), np.zeros((1, 32, 32, 1), np.float32)):
+        images = f"numpy.zeros({wrong.shape}, '{wrong.dtype}')"
+        code = f"import numpy, vmoe; vmoe.create_model('vit_tiny')({images})"
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+        assert "to_float makes them from pixels" in done.stderr

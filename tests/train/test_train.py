@@ -2,6 +2,7 @@
 
 import csv
 import dataclasses
+import functools
 import json
 from pathlib import Path
 
@@ -13,9 +14,11 @@ from flax import nnx
 
 import vmoe
 from vmoe import config as configs
+from vmoe import models
+from vmoe.analysis import capture
 from vmoe.config import Optim, Train, UsageError
 from vmoe.data.pipeline import training_batches
-from vmoe.data.sources import open_source
+from vmoe.data.sources import Source, open_source
 from vmoe.evaluate import evaluate
 from vmoe.train.loop import train
 from vmoe.train.optim import kernels, optimizer, schedule
@@ -106,12 +109,11 @@ def test_one_seed_decides_everything(run: Path, config: Train, tmp_path: Path) -
     jax.tree.map(np.testing.assert_array_equal, parameters(run), parameters(tmp_path))
 
 
-def test_a_step_is_the_one_written_out(config: Train) -> None:
-    """Gradient of mean cross-entropy plus balance, clipped, Adam, decay of kernels, times lr."""
+def test_the_first_step_of_a_warmup_measures_the_loss_and_moves_nothing(config: Train) -> None:
     smooth = dataclasses.replace(config, label_smoothing=0.2)
     program = compile_program(smooth)
     source = open_source("digits", "train")
-    batch = training_batches(source, config.data, batch_size=32, num_classes=10, seed=0)[0]
+    batch = training_batches(source, config)[0]
     before = program.init()
     start = jax.tree.map(np.array, before.params)
     after, metrics = program.step(before, batch)
@@ -144,3 +146,55 @@ def test_weight_decay_shrinks_kernels_and_nothing_else() -> None:
     np.testing.assert_allclose(after["a"]["kernel"], 1 - 0.5 * 0.1, rtol=1e-6)
     np.testing.assert_array_equal(after["a"]["bias"], 1)
     np.testing.assert_array_equal(after["positions"]["embedding"], 1)
+
+
+def test_a_step_is_the_one_written_out(config: Train) -> None:
+    """Mean cross-entropy plus balance, clipped, Adam's first step, decay of kernels, times lr."""
+    optim = dataclasses.replace(config.optim, warmup=0, lr=0.01, clip=0.5, weight_decay=0.1)
+    config = configs.replace(
+        config, optim=optim, model=dict(head_std=0.5, moe=dict(router=dict(noise_std=0.0)))
+    )
+    program = compile_program(config)
+    batch = training_batches(open_source("digits", "train"), config)[0]
+    state = program.init()
+    params = jax.tree.map(np.array, state.params)
+
+    def loss(params: dict) -> jax.Array:
+        logits, records = capture(models.with_params(config.model, params), batch.images)
+        labels = batch.labels * 0.9 + 0.01
+        entropy = -(labels * jax.nn.log_softmax(logits)).sum(1).mean()
+        return entropy + 0.005 * sum(r.losses["importance"].mean() for r in records.values())
+
+    gradient = jax.jit(jax.grad(loss))(params)
+    norm = np.sqrt(sum((np.asarray(g, np.float64) ** 2).sum() for g in jax.tree.leaves(gradient)))
+    after, metrics = program.step(state, batch)
+    assert float(metrics["gradient_norm"]) == pytest.approx(norm, rel=1e-4) and norm > 0.5
+    for path, before in jax.tree.leaves_with_path(params):
+        now = functools.reduce(lambda tree, key: tree[key.key], path, after.params)
+        g = functools.reduce(lambda tree, key: tree[key.key], path, gradient)
+        g = np.asarray(g, np.float64) * 0.5 / norm
+        decay = 0.1 * before if path[-1].key == "kernel" else 0.0
+        expected = before - 0.01 * (g / (np.abs(g) + 1e-8) + decay)
+        big = np.abs(g) > 1e-6  # below, rounding decides the sign that Adam's first step takes
+        np.testing.assert_allclose(np.asarray(now)[big], expected[big], atol=1e-5)
+
+
+def test_training_never_opens_the_test_part(
+    config: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened = []
+
+    def record(name: str, split: str) -> Source:
+        opened.append(split)
+        return open_source(name, split)
+
+    monkeypatch.setattr("vmoe.train.loop.open_source", record)
+    train(dataclasses.replace(config, steps=21), tmp_path)
+    assert set(opened) == {"train", "validation"}
+
+
+@pytest.mark.slow
+def test_the_digits_recipe_reaches_94_percent_on_validation(tmp_path: Path) -> None:
+    """Three seeds gave 95.6 to 99.4; the validation part has 180 images."""
+    result = train(configs.load(ROOT / "configs" / "digits.py"), tmp_path)
+    assert result.accuracy >= 0.94

@@ -17,6 +17,7 @@ from vmoe import models
 from vmoe.analysis.capture import capture
 from vmoe.axes import Record, Routing
 from vmoe.config import MoEConfig, TokensChoose, ViTConfig
+from vmoe.nn.vit import num_tokens
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,8 +60,7 @@ def cost(config: ViTConfig) -> Cost:
         parameters=total,
         active_parameters=active,
         flops_per_image=count_flops(jaxpr.jaxpr) / b,
-        tokens_per_image=math.prod(x // config.patch for x in shape[1:3])
-        + (config.pooling == "class_token"),
+        tokens_per_image=num_tokens(config),
     )
 
 

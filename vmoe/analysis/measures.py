@@ -9,7 +9,7 @@ from vmoe.axes import Record, Routing
 Scalar = Float[Array, ""]
 
 
-def choices(records: dict[int, Record]) -> tuple[Scalar, Scalar]:
+def choices_and_drops(records: dict[int, Record]) -> tuple[Scalar, Scalar]:
     """How many choices all blocks' tokens made, and how many of them got no slot.
 
     Where experts choose or the routing is soft nothing is chosen and then dropped.

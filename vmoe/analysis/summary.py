@@ -65,8 +65,9 @@ def _sparse_lines(config: ViTConfig) -> list[str]:
         moe = config.moe_of(block)
         s = moe.images_per_group * num_tokens(config)
         slots = routing.ROUTERS[type(moe.router)].capacity(moe, s)
+        factor = slots * moe.experts / (s * getattr(moe.router, "k", 1))
         lines.append(
             f"block {block}: {moe.experts} experts, {moe.router.kind}, {slots} slots each for the "
-            f"{s} tokens of {moe.images_per_group} images"
+            f"{s} tokens of {moe.images_per_group} images (a capacity factor of {factor:.3g})"
         )
     return lines or ["no sparse block"]

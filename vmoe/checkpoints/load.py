@@ -7,7 +7,7 @@ import jax
 from flax import nnx
 
 from vmoe import models
-from vmoe.checkpoints.run import Checkpoints, latest_step
+from vmoe.checkpoints.run import latest_step, read_params
 from vmoe.config import Train, UsageError, ViTConfig, from_json
 from vmoe.nn.vit import ViT
 
@@ -28,9 +28,7 @@ def load(path: str | Path, config: ViTConfig | None = None) -> ViT:
     like = _parameters(trained)
     if config is not None and config != trained:
         _check_same(like, _parameters(config), path)
-    with Checkpoints(workdir) as checkpoints:
-        params = checkpoints.restore(step, params=like)["params"]
-    return models.with_params(config or trained, params)
+    return models.with_params(config or trained, read_params(workdir, step, like))
 
 
 def _parameters(config: ViTConfig) -> dict[str, Any]:
@@ -54,15 +52,14 @@ def _check_same(stored: dict[str, Any], wanted: dict[str, Any], path: str | Path
 
 def find(path: str | Path) -> tuple[Path, int]:
     """The run folder and the step that a path names."""
-    path = Path(path)
-    if path.name.isdigit() and path.parent.name == "checkpoints":
-        workdir, step = path.parent.parent, int(path.name)
-        if not path.is_dir():
-            raise UsageError(f"{path}: no such checkpoint")
-        return workdir, step
-    if not (path / "config.json").is_file():
-        raise UsageError(f"{path}: not a run folder, it has no config.json")
-    return path, latest_step(path)
+    path = workdir = Path(path)
+    if is_step := path.name.isdigit() and path.parent.name == "checkpoints":
+        workdir = path.parent.parent
+    if not (workdir / "config.json").is_file():
+        raise UsageError(f"{workdir}: not a run folder, it has no config.json")
+    if is_step and not path.is_dir():
+        raise UsageError(f"{path}: no such checkpoint")
+    return workdir, int(path.name) if is_step else latest_step(workdir)
 
 
 def class_names(path: str | Path) -> list[str]:

@@ -54,15 +54,22 @@ class Checkpoints:
 
 
 def latest_step(workdir: Path) -> int:
-    """The newest step of a run folder.
+    """The newest step of a run folder, which is only read: a run may be writing to it.
 
     Raises:
         UsageError: it has none.
     """
-    with Checkpoints(workdir) as checkpoints:
-        if checkpoints.latest is None:
-            raise UsageError(f"{workdir}: no checkpoint yet; `vmoe train` writes one")
-        return checkpoints.latest
+    steps = [int(path.name) for path in (workdir / "checkpoints").glob("*") if path.name.isdigit()]
+    if not steps:
+        raise UsageError(f"{workdir}: no checkpoint yet; `vmoe train` writes one")
+    return max(steps)
+
+
+def read_params(workdir: Path, step: int, like: Arrays) -> Arrays:
+    """The parameters of a step, which is only read, in the shapes of their likes."""
+    folder = (workdir / "checkpoints" / str(step) / "params").absolute()
+    with ocp.StandardCheckpointer() as checkpointer:
+        return checkpointer.restore(folder, jax.tree.map(_abstract, like))
 
 
 def _abstract(leaf: jax.Array | jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:

@@ -13,7 +13,7 @@ import grain
 import numpy as np
 from jaxtyping import Bool, Float
 
-from vmoe.config import Data, UsageError
+from vmoe.config import Train, UsageError, ViTConfig
 from vmoe.data.augment import augment
 from vmoe.data.images import to_float
 from vmoe.data.mixing import mixup
@@ -34,53 +34,54 @@ class Batch(NamedTuple):
     valid: Bool[np.ndarray, "b"]
 
 
-def training_batches(
-    source: Source, config: Data, *, batch_size: int, num_classes: int, seed: int
-) -> grain.MapDataset[Batch]:
+def training_batches(source: Source, config: Train) -> grain.MapDataset[Batch]:
     """Endless batches by number, each epoch in an order of its own.
 
     Raises:
-        UsageError: a label that the model has no class for, or fewer images than a batch holds.
+        UsageError: the images do not fit the model, or are fewer than a batch holds.
     """
-    _check(source, num_classes)
+    data, batch_size, num_classes = config.data, config.batch_size, config.model.num_classes
+    check_fit(source, config.model)
     if len(source) < batch_size:
         raise UsageError(f"batch_size={batch_size} is more than the {len(source)} of {source.name}")
 
     def change(example: Example, rng: np.random.Generator) -> Example:
-        return Example(augment(example.image, config, rng), example.label)
+        return Example(augment(example.image, data, rng), example.label)
 
     def mix(batch: Batch, rng: np.random.Generator) -> Batch:
-        images, labels = mixup(batch.images, batch.labels, config.mixup, rng)
+        images, labels = mixup(batch.images, batch.labels, data.mixup, rng)
         return batch._replace(images=images, labels=labels)
 
     batches = (
         grain.MapDataset.source(source)
-        .seed(seed)
+        .seed(config.seed)
         .shuffle()
         .repeat()
         .random_map(change)
         .batch(batch_size, batch_fn=lambda examples: _batch(examples, num_classes, batch_size))
     )
-    return batches.random_map(mix) if config.mixup else batches
+    return batches.random_map(mix) if data.mixup else batches
 
 
 def evaluation_batches(source: Source, *, batch_size: int, num_classes: int) -> Iterator[Batch]:
-    """Every image once, in order; the last batch is filled up with images that are not valid.
-
-    Raises:
-        UsageError: a label that the model has no class for.
-    """
-    _check(source, num_classes)
+    """Every image once, in order; the last batch is filled up with images that are not valid."""
     for start in range(0, len(source), batch_size):
         examples = [source[i] for i in range(start, min(start + batch_size, len(source)))]
         yield _batch(examples, num_classes, batch_size)
 
 
-def _check(source: Source, num_classes: int) -> None:
-    if len(source.class_names) > num_classes:
+def check_fit(source: Source, model: ViTConfig) -> None:
+    """Refuses a source whose images or classes are not those that a model is made for.
+
+    Raises:
+        UsageError: the images are of another size, or there are more classes than logits.
+    """
+    side, classes = source.images.shape[1], len(source.class_names)
+    if side != model.image_size:
+        raise UsageError(f"{source.name} has images of {side} px: set model.image_size={side}")
+    if classes > model.num_classes:
         raise UsageError(
-            f"{source.name} has {len(source.class_names)} classes, "
-            f"model.num_classes={num_classes}: raise it"
+            f"{source.name} has {classes} classes, model.num_classes={model.num_classes}: raise it"
         )
 
 

@@ -10,8 +10,9 @@ import numpy as np
 from flax import nnx
 
 from vmoe.analysis import capture
-from vmoe.analysis.measures import choices
-from vmoe.data.pipeline import Batch, evaluation_batches
+from vmoe.analysis.measures import choices_and_drops
+from vmoe.config import UsageError
+from vmoe.data.pipeline import Batch, check_fit, evaluation_batches
 from vmoe.data.sources import Source
 from vmoe.evaluate.metrics import classification_sums
 from vmoe.nn.vit import ViT
@@ -44,9 +45,12 @@ def evaluate(model: ViT, source: Source, *, batch_size: int = 256) -> Evaluation
     """Evaluates a model on every image of a source.
 
     Raises:
-        UsageError: the source has more classes than the model.
+        UsageError: the images do not fit the model, or the batch holds none.
     """
     config = model.config
+    check_fit(source, config)
+    if batch_size < 1:
+        raise UsageError(f"batch_size={batch_size}: use at least 1")
     graph, state = nnx.split(model)
     batches = functools.partial(
         evaluation_batches, source, batch_size=batch_size, num_classes=config.num_classes
@@ -74,6 +78,6 @@ def evaluate(model: ViT, source: Source, *, batch_size: int = 256) -> Evaluation
 @functools.partial(jax.jit, static_argnums=0)
 def _measure(graph: nnx.GraphDef, state: nnx.State, batch: Batch) -> dict[str, jax.Array]:
     logits, records = capture(nnx.merge(graph, state), batch.images, valid=batch.valid)
-    made, dropped = choices(records)
+    made, dropped = choices_and_drops(records)
     sums = classification_sums(logits, batch.labels, batch.valid)
     return sums | {"choices": made, "dropped": dropped}

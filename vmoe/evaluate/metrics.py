@@ -1,4 +1,4 @@
-"""What counts how well a model classifies: sums over a batch, and what they come to."""
+"""How well a model classifies: sums over a batch, so that batches add up."""
 
 import jax.numpy as jnp
 import optax

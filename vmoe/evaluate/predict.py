@@ -12,6 +12,7 @@ from flax import nnx
 from vmoe.analysis import capture
 from vmoe.analysis.measures import expert_use
 from vmoe.axes import Images, Record
+from vmoe.config import UsageError
 from vmoe.data.images import read_image, to_float
 from vmoe.nn.vit import ViT
 
@@ -39,8 +40,10 @@ def predict(
         top: how many classes to name.
 
     Raises:
-        UsageError: a file is missing or not an image.
+        UsageError: a file is missing or not an image, or nothing is asked for.
     """
+    if not paths or top < 1:
+        raise UsageError(f"{len(paths)} image files and top={top}: name at least one of each")
     return [_predict(model, path, class_names, top) for path in paths]
 
 
@@ -51,7 +54,7 @@ def _predict(model: ViT, path: str | Path, class_names: Sequence[str], top: int)
     best = np.argsort(-probabilities)[:top]
     return Prediction(
         path=str(path),
-        classes=[class_names[i] for i in best],
+        classes=[class_names[i] if i < len(class_names) else f"class {i}" for i in best],
         probabilities=[float(probabilities[i]) for i in best],
         experts={i: expert_use(record, 1)[0].tolist() for i, record in records.items()},
     )

@@ -10,6 +10,7 @@ from vmoe.nn.keys import MaybeKey, Rngs
 class Attention(nnx.MultiHeadAttention):
     """Attention from queries to tokens; of a token to all tokens where only one is given.
 
+    Dropout draws each image's and head's weights apart, as the original does.
     Parameters: ``query``, ``key``, ``value`` kernels (d, a, z), ``out`` kernel (a, z, d).
     """
 
@@ -27,6 +28,7 @@ class Attention(nnx.MultiHeadAttention):
             heads,
             width,
             dropout_rate=dropout,
+            broadcast_dropout=False,
             normalize_qk=qk_norm,
             kernel_init=nnx.initializers.xavier_uniform(),
             dtype=dtype,

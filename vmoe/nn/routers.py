@@ -38,7 +38,7 @@ class Router(nnx.Module):
 
     def noise(self, shape: tuple[int, ...], key: MaybeKey) -> Float[Array, "g s e"] | None:
         """What is added to the logits: nothing in evaluation."""
-        std = self.config.router.noise_std
+        std = getattr(self.config.router, "noise_std", 0.0)
         return None if key is None or std == 0 else noise(key, shape, std)
 
 

@@ -1,12 +1,15 @@
 """A vision transformer some of whose blocks are sparse: images in, logits and records out."""
 
+from typing import Any
+
+import jax
 import jax.numpy as jnp
 from einops import rearrange, repeat
 from flax import nnx
 from jaxtyping import Array, Bool, Float
 
 from vmoe.axes import Images, Record, Valid
-from vmoe.config import ViTConfig
+from vmoe.config import UsageError, ViTConfig
 from vmoe.nn import keys
 from vmoe.nn.attention import Attention
 from vmoe.nn.heads import AttentionPool, Head
@@ -79,9 +82,7 @@ class ViT(nnx.Module):
         self.blocks = nnx.List([Block(config, i, rngs=rngs) for i in range(config.depth)])
         self.norm = nnx.LayerNorm(config.width, epsilon=1e-6, dtype=dtype, rngs=rngs)
         self.attention_pool = (
-            AttentionPool(config.width, config.mlp, config.heads, dtype=dtype, rngs=rngs)
-            if config.pooling == "attention"
-            else None
+            AttentionPool(config, dtype=dtype, rngs=rngs) if config.pooling == "attention" else None
         )
         self.head = Head(config, dtype=dtype, rngs=rngs)
         self.rngs = nnx.Rngs(train=rngs.params())
@@ -125,7 +126,16 @@ class ViT(nnx.Module):
         return self.head(self.pool(tokens)), records
 
     def embed(self, images: Images, key: MaybeKey = None) -> Float[Array, "b n d"]:
-        """Patches, class token first where there is one, and positions."""
+        """Patches, class token first where there is one, and positions.
+
+        Raises:
+            UsageError: the images are not float with three channels, or not divided by patches.
+        """
+        if images.shape[-1] != 3 or not jnp.issubdtype(images.dtype, jnp.floating):
+            raise UsageError(
+                f"images of shape {images.shape} and {images.dtype}: float (b, h, w, 3) in "
+                "[-1, 1] are wanted, vmoe.data.images.to_float makes them from pixels"
+            )
         patches = self.patches(jnp.asarray(images, self.config.dtype))
         _, i, j, _ = patches.shape
         tokens = rearrange(patches, "b i j d -> b (i j) d")
@@ -139,7 +149,7 @@ class ViT(nnx.Module):
         self, tokens: Float[Array, "b n d"], valid: Bool[Array, "b"], key: MaybeKey = None
     ) -> tuple[Float[Array, "b n d"], dict[int, Record]]:
         """Through every block and the last norm."""
-        run = nnx.remat(Block.__call__) if self.config.remat else Block.__call__
+        run = _rematerialized if self.config.remat else Block.__call__
         records = {}
         for i, block_key in enumerate(keys.split(key, len(self.blocks))):
             tokens, record = run(self.blocks[i], tokens, valid, block_key)
@@ -152,6 +162,12 @@ class ViT(nnx.Module):
         if self.attention_pool is not None:
             return self.attention_pool(tokens)
         return tokens[:, 0] if self.class_token is not None else tokens.mean(axis=1)
+
+
+def _rematerialized(block: Block, *inputs: Any) -> Any:
+    """``block(*inputs)`` that keeps its inputs alone for the backward pass."""
+    graph, state = nnx.split(block)  # nnx.remat would write to the model, and so not run in jit
+    return jax.checkpoint(lambda state, *inputs: nnx.merge(graph, state)(*inputs))(state, *inputs)
 
 
 def num_tokens(config: ViTConfig) -> int:

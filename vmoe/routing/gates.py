@@ -27,7 +27,7 @@ def priority_order(
         top_gates: each token's k largest gates, descending.
         priority: "order" keeps the place in the group; "largest_gate" is Batch Prioritized
             Routing; "sum_of_gates" sums the k gates; "random" draws an order from the key, or
-            always the same one where there is none. Equal scores keep their place.
+            the same one for every group where there is none. Equal scores keep their place.
 
     Source: V-MoE section 4 and appendix C.
     """
@@ -39,8 +39,10 @@ def priority_order(
             score = top_gates[..., 0]
         case "sum_of_gates":
             score = top_gates.sum(-1)
+        case "random" if key is None:
+            score = jnp.broadcast_to(jax.random.uniform(jax.random.key(0), (s,)), (g, s))
         case "random":
-            score = jax.random.uniform(jax.random.key(0) if key is None else key, (g, s))
+            score = jax.random.uniform(key, (g, s))
         case _:
             raise ValueError(f"unknown priority {priority!r}")
     return jnp.argsort(-score, axis=-1, stable=True)

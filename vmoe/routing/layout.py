@@ -17,8 +17,10 @@ def dispatch(
 ) -> Float[Array, "g e c d"]:
     """The tokens at their slots; empty slots hold zeros."""
     if isinstance(routing, SoftRouting):
-        weights = routing.dispatch.astype(tokens.dtype)
-        return jnp.einsum("gsd,gsec->gecd", tokens, weights)
+        slots = jnp.einsum(
+            "gsd,gsec->gecd", tokens, routing.dispatch, preferred_element_type=jnp.float32
+        )
+        return slots.astype(tokens.dtype)
     return _dispatch(tokens, routing.slots, routing.choices)
 
 

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import grain
+import jax
 
 from vmoe.checkpoints.run import Checkpoints
 from vmoe.config import Train
@@ -12,6 +13,8 @@ from vmoe.evaluate import Evaluation, evaluate
 from vmoe.train.folder import claim
 from vmoe.train.report import Report
 from vmoe.train.step import Program, State, compile_program
+
+VALIDATED = ("accuracy", "cross_entropy", "dropped")  # what stands in metrics.csv
 
 
 def train(config: Train, workdir: str | Path) -> Evaluation:
@@ -26,15 +29,11 @@ def train(config: Train, workdir: str | Path) -> Evaluation:
     workdir = Path(workdir)
     source = open_source(config.data.name, "train")
     validation = open_source(config.data.name, "validation")
-    batches = training_batches(
-        source,
-        config.data,
-        batch_size=config.batch_size,
-        num_classes=config.model.num_classes,
-        seed=config.seed,
-    )
-    claim(workdir, config, source.class_names)
+    batches = training_batches(source, config)
     program = compile_program(config)
+    # What cannot work is refused before anything is written.
+    jax.eval_shape(program.step, jax.eval_shape(program.init), batches[0])
+    claim(workdir, config, source.class_names)
     result = None
     with Checkpoints(workdir) as checkpoints:
         state = resume(program, checkpoints)
@@ -56,9 +55,6 @@ def train(config: Train, workdir: str | Path) -> Evaluation:
                 if last or step % config.checkpoint_every == 0:
                     checkpoints.save(step, state.params, (state.step, state.moments))
     return result or evaluate(program.model(state), validation)
-
-
-VALIDATED = ("accuracy", "cross_entropy", "dropped")
 
 
 def resume(program: Program, checkpoints: Checkpoints) -> State:

@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, Int
 
 from vmoe import models
 from vmoe.analysis import capture
-from vmoe.analysis.measures import choices
+from vmoe.analysis.measures import choices_and_drops
 from vmoe.config import Train
 from vmoe.data.pipeline import Batch
 from vmoe.nn.vit import ViT
@@ -62,7 +62,7 @@ def compile_program(config: Train) -> Program:
         balance = sum((record.balance for record in records.values()), jnp.zeros(()))
         correct = logits.argmax(-1) == batch.labels.argmax(-1)
         metrics = {"loss": main, "balance": balance, "accuracy": correct.mean()}
-        made, dropped = choices(records)
+        made, dropped = choices_and_drops(records)
         return main + balance, metrics | {"dropped": dropped / jnp.maximum(made, 1)}
 
     def step(state: State, batch: Batch) -> tuple[State, Metrics]:

@@ -1,0 +1,95 @@
+"""Configs: that every recipe is whole, that JSON keeps all, and what is refused."""
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from vmoe import config as configs
+from vmoe import models
+from vmoe.config import ExpertsChoose, MoEConfig, Soft, Train, UsageError, ViTConfig, replace
+
+RECIPES = sorted((Path(__file__).parents[1] / "configs").glob("*.py"))
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=[recipe.stem for recipe in RECIPES])
+def test_every_recipe_loads_builds_and_survives_json(recipe: Path) -> None:
+    config = configs.load(recipe)
+    assert configs.from_json(Train, configs.to_json(config)) == config
+    models.build_abstract(config.model)
+
+
+def test_the_dense_twin_differs_in_its_sparse_blocks_alone() -> None:
+    sparse, dense = (
+        configs.load(RECIPES[0].with_name(f"{x}.py")) for x in ("digits", "digits_dense")
+    )
+    assert replace(dense, model=dict(sparse_blocks=sparse.model.sparse_blocks)) == sparse
+    assert dense.model.sparse_blocks == ()
+
+
+@pytest.mark.parametrize("router", [ExpertsChoose(noise_std=0.5), Soft()])
+def test_json_keeps_which_router_each_block_has(router: configs.Router) -> None:
+    moe = (MoEConfig(), MoEConfig(router=router, images_per_group=1))
+    config = ViTConfig(sparse_blocks=(1, 3), moe=moe)
+    assert configs.from_json(ViTConfig, configs.to_json(config)) == config
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        (dict(model=dict(pre_logits=0)), "model.pre_logits=0"),
+        (dict(optim=dict(b1=2.0)), "optim.b1=2.0"),
+        (dict(optim=dict(weight_decay=-1.0)), "optim.weight_decay=-1.0: use 0 or more"),
+        (dict(seed=-1), "seed=-1"),
+        (dict(steps=50), "optim.warmup=100 leaves no step of steps=50"),
+        (dict(data=dict(mixup=-0.1)), "data.mixup=-0.1"),
+    ],
+)
+def test_values_out_of_range_are_refused_by_name(fields: dict[str, Any], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        replace(Train(), **fields)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("config = (", r"line 1: '\(' was never closed"),
+        ("import nothing_like_it\n", "line 1: No module named 'nothing_like_it'"),
+        ("from vmoe.config import Train\n\nconfig = Train(stepz=3)\n", "line 3: .*'stepz'"),
+        ("config = 3\n", "must define"),
+    ],
+)
+def test_a_recipe_that_cannot_run_is_answered_in_one_line(
+    text: str, message: str, tmp_path: Path
+) -> None:
+    (tmp_path / "bad.py").write_text(text)
+    with pytest.raises(UsageError, match=r"bad\.py.*" + message) as caught:
+        configs.load(tmp_path / "bad.py")
+    assert "\n" not in str(caught.value)
+
+
+def test_json_with_an_unknown_field_or_a_wrong_type_is_refused_by_name() -> None:
+    text = configs.to_json(Train())
+    with pytest.raises(UsageError, match="Train stebs"):
+        configs.from_json(Train, text.replace('"steps"', '"stebs"'))
+    with pytest.raises(UsageError, match="Train optim.lr"):
+        configs.from_json(Train, text.replace('"lr": 0.001', '"lr": "high"'))
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ("pooling='gap'", "ViTConfig.pooling cannot be 'gap'"),
+        ("num_classes='ten'", "ViTConfig.num_classes='ten': int is wanted"),
+        ("moe=dict(router=dict(kind='soft'))", "TokensChoose.kind cannot be 'soft'"),
+    ],
+)
+def test_values_of_the_wrong_kind_are_refused_without_the_tests_own_checks(
+    fields: str, message: str
+) -> None:
+    """In a process of its own: the test run checks annotations before the config does."""
+    code = f"from vmoe.models import model_config; model_config('vmoe_tiny_last2_e4', {fields})"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert f"UsageError: {message}" in done.stderr
