@@ -22,13 +22,15 @@ from sklearn.svm import SVC
 
 from vmoe.data.sources import Source, open_source
 
-METHODS: dict[str, list[ClassifierMixin]] = {
-    "logistic regression": [
-        make_pipeline(StandardScaler(), LogisticRegression(C=c, max_iter=1000))
-        for c in (0.01, 0.1, 1.0)
-    ],
-    "k-NN": [KNeighborsClassifier(k) for k in (1, 3, 5)],
-    "RBF-SVM": [SVC(C=c, gamma=gamma) for c in (1, 10) for gamma in (0.2, 0.5, 1.0)],
+METHODS: dict[str, dict[str, ClassifierMixin]] = {
+    "logistic regression": {
+        f"C={c}": make_pipeline(StandardScaler(), LogisticRegression(C=c, max_iter=1000))
+        for c in (0.01, 0.1, 1)
+    },
+    "k-NN": {f"k={k}": KNeighborsClassifier(k) for k in (1, 3, 5)},
+    "RBF-SVM": {
+        f"C={c}, gamma={gamma}": SVC(C=c, gamma=gamma) for c in (1, 10) for gamma in (0.2, 0.5, 1)
+    },
 }
 
 
@@ -41,11 +43,12 @@ def baselines() -> Iterator[tuple[str, str, float, float]]:
     """For each method: name, the settings that won, accuracy on validation and on test."""
     train, validation, test = (open_source("digits", s) for s in ("train", "validation", "test"))
     for name, candidates in METHODS.items():
-        fitted = [model.fit(pixels(train), train.labels) for model in candidates]
-        scores = [model.score(pixels(validation), validation.labels) for model in fitted]
-        best = fitted[int(np.argmax(scores))]
-        settings = getattr(best, "steps", [("", best)])[-1][1]
-        yield name, str(settings), max(scores), best.score(pixels(test), test.labels)
+        fitted = {key: model.fit(pixels(train), train.labels) for key, model in candidates.items()}
+        scores = {
+            key: model.score(pixels(validation), validation.labels) for key, model in fitted.items()
+        }
+        best = max(scores, key=scores.__getitem__)
+        yield name, best, scores[best], fitted[best].score(pixels(test), test.labels)
 
 
 def main() -> None:

@@ -145,10 +145,12 @@ def predict(argv: Sequence[str]) -> None:
         _print(table, prediction.path)
         if prediction.experts:
             experts = range(max(map(len, prediction.experts.values())))
-            table = _table("block", *(f"expert {i}" for i in experts))
+            table = _table("block", *(f"e{i}" for i in experts))
             for block, shares in prediction.experts.items():
                 table.add_row(str(block), *(f"{share:.0%}" for share in shares))
-            _print(table, "share of each expert in what its tokens sent to experts")
+            _print(
+                table, "share of each expert in what its tokens sent to experts, by sparse block"
+            )
 
 
 def models(argv: Sequence[str]) -> None:
