@@ -75,10 +75,11 @@ def groups_of(moe: MoE, tokens: jax.Array) -> np.ndarray:
 
 
 @choosing
-def test_1_one_expert_with_room_for_all_is_the_dense_mlp(router: Router) -> None:
+@seed
+def test_1_one_expert_with_room_for_all_is_the_dense_mlp(router: Router, seed: int) -> None:
     if isinstance(router, TokensChoose):
         router = dataclasses.replace(router, k=1)
-    moe, tokens = layer(router, (2, 5, 1, 4.0)), images((2, 5, 1, 4.0))
+    moe, tokens = layer(router, (2, 5, 1, 4.0), seed), images((2, 5, 1, 4.0), seed)
     dense = Mlp(WIDTH, HIDDEN, dtype=jnp.float32, rngs=nnx.Rngs(0))
     for ours, theirs in ((dense.up, moe.experts.up), (dense.down, moe.experts.down)):
         ours.kernel[...], ours.bias[...] = theirs.kernel[0], theirs.bias[0]
@@ -151,9 +152,12 @@ def test_5_permuting_a_group_permutes_its_output(router: Router, shape: tuple, s
 
 
 @router
-def test_6_gradients_are_those_of_the_einsum_form(router: Router) -> None:
-    shape = SHAPES["4x9_e4_tight"]
-    moe, tokens = layer(router, shape), images(shape)
+@pytest.mark.parametrize("shape", [SHAPES["4x9_e4_tight"], SHAPES["2x17_e8"]])
+@seed
+def test_6_output_and_gradients_are_those_of_the_einsum_form(
+    router: Router, shape: tuple, seed: int
+) -> None:
+    moe, tokens = layer(router, shape, seed), images(shape, seed)
     graph, state = nnx.split(moe)
     target = jax.random.normal(jax.random.key(5), tokens.shape)
 
@@ -183,9 +187,12 @@ def test_6_gradients_are_those_of_the_einsum_form(router: Router) -> None:
 
 
 @router
-def test_7_alone_in_its_group_an_image_does_not_depend_on_its_batch(router: Router) -> None:
+@seed
+def test_7_alone_in_its_group_an_image_does_not_depend_on_its_batch(
+    router: Router, seed: int
+) -> None:
     shape = SHAPES["4x9_e4_tight"]
-    moe, tokens = layer(router, shape, images_per_group=1), images(shape)
+    moe, tokens = layer(router, shape, seed, images_per_group=1), images(shape, seed)
     out, _ = run(moe, tokens)
     np.testing.assert_array_equal(run(moe, tokens[::-1])[0][::-1], out)
     np.testing.assert_allclose(run(moe, tokens[:1])[0], out[:1], atol=1e-5)
@@ -203,8 +210,9 @@ def test_7_with_room_for_all_an_image_does_not_depend_on_its_batch(priority: str
 
 @router
 @pytest.mark.parametrize("shape", [SHAPES["4x9_e4_tight"], SHAPES["2x17_e8"]])
-def test_8_padding_changes_nothing(router: Router, shape: tuple) -> None:
-    moe, tokens = layer(router, shape), images(shape)
+@seed
+def test_8_padding_changes_nothing(router: Router, shape: tuple, seed: int) -> None:
+    moe, tokens = layer(router, shape, seed), images(shape, seed)
     out, record = run(moe, tokens)
     fuller = jnp.concatenate([tokens, 9 * tokens])  # large values, in groups of their own
     valid = jnp.arange(len(fuller)) < len(tokens)
