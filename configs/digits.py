@@ -13,7 +13,7 @@ more capacity, fewer experts, and more or fewer steps gave nothing beyond the sp
 about one point.
 """
 
-from vmoe.config import Data, MoEConfig, Optim, Train, ViTConfig
+from vmoe.config import Data, Decay, MoEConfig, Optim, Train, ViTConfig
 
 config = Train(
     model=ViTConfig(
@@ -29,7 +29,7 @@ config = Train(
         moe=MoEConfig(experts=8),
     ),
     data=Data("digits", shift=1),
-    optim=Optim(lr=2e-3, warmup=100, weight_decay=0.05, clip=1.0),
+    optim=Optim(lr=2e-3, warmup=100, decay=Decay(kernels=0.05), clip=1.0),
     steps=2200,
     batch_size=32,
     label_smoothing=0.1,

@@ -9,7 +9,8 @@ import pytest
 
 from vmoe import config as configs
 from vmoe import models
-from vmoe.config import ExpertsChoose, MoEConfig, Soft, Train, UsageError, ViTConfig, replace
+from vmoe.config import EvalSet, ExpertsChoose, MoEConfig, Soft, Train, ViTConfig, replace
+from vmoe.errors import UsageError
 
 RECIPES = sorted((Path(__file__).parents[1] / "configs").glob("*.py"))
 
@@ -41,7 +42,17 @@ def test_json_keeps_which_router_each_block_has(router: configs.Router) -> None:
     [
         (dict(model=dict(pre_logits=0)), "model.pre_logits=0"),
         (dict(optim=dict(b1=2.0)), "optim.b1=2.0"),
-        (dict(optim=dict(weight_decay=-1.0)), "optim.weight_decay=-1.0: use 0 or more"),
+        (dict(optim=dict(decay=dict(head=-1.0))), "optim.decay.head=-1.0: use 0 or more"),
+        (dict(optim=dict(clip=0.0)), "optim.clip=0.0: use more than 0, or None"),
+        (dict(ema=1.0), "ema=1.0: a decay rate"),
+        (dict(keep=0), "keep=0: use at least 1"),
+        (dict(evaluations=()), "name at least one set"),
+        (dict(evaluations=(EvalSet(), EvalSet())), "two have one name"),
+        (dict(evaluations=(EvalSet(image_size=100),)), "model.patch=32 does not divide it"),
+        (
+            dict(model=dict(sparse_blocks=(1,)), evaluations=(EvalSet(k=9),)),
+            "moe.router.k=9 is more than moe.experts=8",
+        ),
         (dict(seed=-1), "seed=-1"),
         (dict(steps=50), "optim.warmup=100 leaves no step of steps=50"),
         (dict(data=dict(mixup=-0.1)), "data.mixup=-0.1"),
@@ -93,3 +104,15 @@ def test_values_of_the_wrong_kind_are_refused_without_the_tests_own_checks(
     code = f"from vmoe.models import model_config; model_config('vmoe_tiny_last2_e4', {fields})"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert f"UsageError: {message}" in done.stderr
+
+
+def test_an_evaluation_set_changes_what_it_names_and_nothing_else() -> None:
+    blocks = (MoEConfig(capacity=3), MoEConfig(router=ExpertsChoose(), images_per_group=2))
+    trained = ViTConfig(sparse_blocks=(1, 3), moe=blocks)
+    assert EvalSet().model(trained) == trained
+    found = EvalSet(capacity_factor=4.0, k=1, priority="largest_gate").model(trained)
+    first, second = found.moe
+    assert (first.capacity, first.capacity_factor) == (None, 4.0)
+    assert (first.router.k, first.router.priority) == (1, "largest_gate")
+    assert second == replace(blocks[1], capacity_factor=4.0)
+    assert EvalSet(k=1).model(ViTConfig()) == ViTConfig()

@@ -8,7 +8,8 @@ import vmoe
 from vmoe import models
 from vmoe.analysis.flops import cost, count_flops
 from vmoe.analysis.summary import parameters_by_part, summarize
-from vmoe.config import ExpertsChoose, MoEConfig, Soft, UsageError
+from vmoe.config import ExpertsChoose, MoEConfig, Soft
+from vmoe.errors import UsageError
 
 MILLIONS = {  # 32 experts, 18,291 classes, 224 px (V-MoE, tables 7 and 8)
     "vit_s32": 36.5,

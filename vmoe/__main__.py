@@ -1,21 +1,25 @@
 """The command line: one subcommand per verb, each a thin door to a room.
 
-Exit status: 0 done; 2 wrong usage, with one line that says what to do instead; 1 the work failed;
-130 interrupted.
+Exit status: 0 done; 2 wrong usage, with one line that says what to do instead; 1 the work failed,
+with one line; 75 a signal stopped a run, everything is saved and the same line goes on; 130
+interrupted elsewhere. ``--debug`` shows the traceback behind a line.
 """
 
 import contextlib
 import dataclasses
 import io
+import logging
+import os
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 import tyro
 
 from vmoe import config as configs
-from vmoe.config import UsageError
+from vmoe.errors import UsageError, VmoeError
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -32,6 +36,11 @@ class TrainDoor:
     workdir: Path
     """Folder of the run: config, metrics, checkpoints."""
     run: Annotated[configs.Train, tyro.conf.arg(name="")]
+    on_nan: Literal["stop", "rewind"] = "stop"
+    """What a loss or gradient does that is NaN or infinite: end the run; or go back to the newest
+    checkpoint and on past the batches that led there."""
+    max_rewinds: int = 3
+    """How often at most it goes back."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,13 +48,22 @@ class EvaluateDoor:
     """Evaluate a trained model on the whole of a split, every image once."""
 
     checkpoint: Path
-    """Run folder, or one of its checkpoints/STEP."""
+    """Run folder, or its checkpoints/STEP, checkpoints/best, checkpoints/last."""
     model: configs.ViTConfig
     data: str = ""
-    """NAME:SPLIT; the test part of the run's own data set if empty."""
+    """NAME[:SPLIT], such as folder:PATH:validation; the run's own data set if empty, its test
+    part if no split is named."""
     batch_size: int = 256
+    image_size: int | None = None
+    """Side to which images are resized, in pixels; as trained if None. Positions are resampled."""
+    averaged: bool = True
+    """Take the moving average of the parameters where the run kept one."""
+    per_class: bool = False
+    """Add the accuracy of each class, and what its images were taken for."""
     json: bool = False
     """Print one JSON object and nothing else."""
+    csv: Path | None = None
+    """Append a row with figures, settings and versions to this file."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,11 +71,13 @@ class PredictDoor:
     """Name what image files show, and which experts their patches used."""
 
     images: tyro.conf.Positional[tuple[Path, ...]]
-    """Image files."""
+    """Image files, folders of them, patterns such as 'photos/**/*.jpg'."""
     checkpoint: Path
-    """Run folder, or one of its checkpoints/STEP."""
+    """Run folder, or its checkpoints/STEP, checkpoints/best, checkpoints/last."""
     top: int = 5
     """How many classes to name."""
+    averaged: bool = True
+    """Take the moving average of the parameters where the run kept one."""
     json: bool = False
     """Print one JSON list and nothing else."""
 
@@ -97,45 +117,56 @@ def train(argv: Sequence[str]) -> None:
     door = _parse(TrainDoor, "train", argv, run=configs.load(path) if path else configs.Train())
     from vmoe.train.loop import train
 
-    result = train(door.run, door.workdir)
-    print(
-        f"{door.workdir}: {door.run.steps} steps, validation accuracy {result.accuracy:.2%} "
-        f"on {result.images} images"
-    )
+    done = train(door.run, door.workdir, on_nan=door.on_nan, max_rewinds=door.max_rewinds)
+    for name, weights, found in done:
+        print(
+            f"{door.workdir}: {door.run.steps} steps, {name} accuracy {found.accuracy:.2%} on "
+            f"{found.images} images{' (average)' if weights == 'ema' else ''}"
+        )
 
 
 def evaluate(argv: Sequence[str]) -> None:
     path = _peek(argv, "--checkpoint")
     run = _run_of(path) if path else configs.Train()
     door = _parse(EvaluateDoor, "evaluate", argv, model=run.model)
-    from vmoe.checkpoints.load import load
-    from vmoe.data.sources import open_source
+    from vmoe.checkpoints.load import class_names, load
+    from vmoe.data.sources import name_and_split, open_source, with_classes
     from vmoe.evaluate import evaluate
+    from vmoe.evaluate.table import append_row, per_class, summary
 
-    name, _, split = (door.data or f"{run.data.name}:test").partition(":")
-    source = open_source(name, split or "test")
-    result = evaluate(load(door.checkpoint, door.model), source, batch_size=door.batch_size)
+    name, split = name_and_split(door.data or run.data.name)
+    source = with_classes(open_source(name, split or "test"), class_names(door.checkpoint))
+    model = load(door.checkpoint, door.model, averaged=door.averaged)
+    found = evaluate(model, source, batch_size=door.batch_size, image_size=door.image_size)
+    if door.csv:
+        append_row(door.csv, door.checkpoint, model, found)
+    if source.skipped:
+        print(f"{source.name}: {source.skipped} files are no images, left out", file=sys.stderr)
     if door.json:
-        return _print_json(dataclasses.asdict(result))
+        extra = {"per_class": per_class(found)} if door.per_class else {}
+        return _print_json(found.figures() | extra)
     table = _table("", "")
-    table.add_row("images", f"{result.images:,}")
-    table.add_row("accuracy", f"{result.accuracy:.2%}")
-    table.add_row("cross-entropy", f"{result.cross_entropy:.4f} nats")
-    if result.images_per_group is not None:
-        grouping = f"up to {result.images_per_group} images a group, {result.batch_size} a batch"
-        table.add_row("choices dropped", f"{result.dropped:.2%}")
-        table.add_row("grouping", grouping)
-    table.add_row("speed", f"{result.images_per_second:,.0f} images/s")
-    _print(table, f"{door.checkpoint} on {result.data}")
+    for row in summary(found):
+        table.add_row(*row)
+    _print(table, f"{door.checkpoint} on {found.data}")
+    if door.per_class:
+        table = _table("class", "images", "accuracy", "most often taken for")
+        for name, row in per_class(found).items():
+            others = ", ".join(f"{k} ({v})" for k, v in list(row["taken_for"].items())[:3])
+            table.add_row(name, f"{row['images']:,}", f"{row['accuracy']:.2%}", others)
+        _print(table)
 
 
 def predict(argv: Sequence[str]) -> None:
     door = _parse(PredictDoor, "predict", argv)
     from vmoe.checkpoints.load import class_names, load
-    from vmoe.evaluate import predict
+    from vmoe.evaluate import image_files, predict
 
-    model, names = load(door.checkpoint), class_names(door.checkpoint)
-    predictions = predict(model, door.images, names, top=door.top)
+    paths, skipped = image_files(door.images)
+    names = class_names(door.checkpoint)
+    predictions = predict(load(door.checkpoint, averaged=door.averaged), paths, names, top=door.top)
+    if skipped:
+        print(f"{skipped} files are no images, left out", file=sys.stderr)
     if door.json:
         return _print_json([dataclasses.asdict(prediction) for prediction in predictions])
     for prediction in predictions:
@@ -206,6 +237,10 @@ VERBS: dict[str, tuple[Callable[[Sequence[str]], None], str]] = {
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one verb; returns the exit status."""
     argv = list(sys.argv[1:] if argv is None else argv)
+    if debug := "--debug" in argv:
+        argv.remove("--debug")
+    else:
+        _quiet()
     try:
         if not argv or argv[0] in ("-h", "--help"):
             print(_overview())
@@ -213,13 +248,32 @@ def main(argv: Sequence[str] | None = None) -> int:
         if argv[0] not in VERBS:
             raise UsageError(configs.unknown("no verb", argv[0], list(VERBS)))
         VERBS[argv[0]][0](argv[1:])
-    except UsageError as error:
-        print(f"vmoe: {error}", file=sys.stderr)
-        return 2
+    except VmoeError as error:
+        return _told(str(error), error.status, debug)
+    except BrokenPipeError:  # whoever read what is printed has had enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    except OSError as error:
+        if error.errno is None:
+            raise
+        return _told(f"{error.filename or 'the work'}: {error.strerror}", 1, debug)
     except KeyboardInterrupt:
-        print("vmoe: interrupted; a run goes on from its newest checkpoint", file=sys.stderr)
-        return 130
+        return _told("interrupted", 130, debug)
     return 0
+
+
+def _quiet() -> None:
+    """Keeps what libraries say of an error in their threads off the screen: one line tells it."""
+    logging.disable(logging.ERROR)
+    sys.unraisablehook = lambda _: None
+
+
+def _told(line: str, status: int, debug: bool) -> int:
+    """Prints why the work ends: one line, and the way there for those who ask."""
+    if debug:
+        traceback.print_exc()
+    print(f"vmoe: {line}", file=sys.stderr)
+    return status
 
 
 def _run_of(checkpoint: str) -> configs.Train:
@@ -255,7 +309,15 @@ def _print_json(value: Any) -> None:
 def _overview() -> str:
     width = max(map(len, VERBS))
     lines = [f"  vmoe {verb:<{width}}  {what}" for verb, (_, what) in VERBS.items()]
-    return "\n".join(["Vision Mixture-of-Experts.", "", *lines, "", "vmoe VERB --help tells more."])
+    return "\n".join(
+        [
+            "Vision Mixture-of-Experts.",
+            "",
+            *lines,
+            "",
+            "vmoe VERB --help tells more; --debug shows the traceback of an error.",
+        ]
+    )
 
 
 def _parse(kind: type[Door], verb: str, argv: Sequence[str], **defaults: Any) -> Door:

@@ -9,21 +9,22 @@ import dataclasses
 import difflib
 import runpy
 import traceback
+import types
 import typing
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
+from vmoe.errors import UsageError
+
 Config = TypeVar("Config")
+_PLAIN = (int, float, bool, str)
 
 
-class UsageError(Exception):
-    """A user's mistake: the message is one line that says what, where and what to do instead."""
-
-
-def unknown(what: str, name: str, known: list[str]) -> str:
+def unknown(what: str, name: Any, known: list[str]) -> str:
     """One line about a name that does not exist, with the nearest that does."""
-    near = difflib.get_close_matches(name, known, n=1)
-    hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(known)}"
+    near = difflib.get_close_matches(str(name), known, n=1)
+    shown = ", ".join(known[:12]) + (", ..." if len(known) > 12 else "")
+    hint = f"did you mean {near[0]!r}?" if near else f"there are {shown}"
     return f"{what} {name!r}: {hint}"
 
 
@@ -33,14 +34,16 @@ class Checked:
     def __post_init__(self) -> None:
         for name, kind in typing.get_type_hints(type(self)).items():
             value, place = getattr(self, name), f"{type(self).__name__}.{name}"
-            if typing.get_origin(kind) is Literal:
-                known = [str(choice) for choice in typing.get_args(kind)]
-                _require(
-                    value in typing.get_args(kind), unknown(f"{place} cannot be", value, known)
-                )
-            elif kind in (int, float, bool, str):
-                fits = type(value) is kind or (kind is float and type(value) is int)
-                _require(fits, f"{place}={value!r}: {kind.__name__} is wanted")
+            kinds = typing.get_args(kind) if isinstance(kind, types.UnionType) else (kind,)
+            if value is None and types.NoneType in kinds:
+                continue
+            if typing.get_origin(kinds[0]) is Literal:
+                known = typing.get_args(kinds[0])
+                _require(value in known, unknown(f"{place} cannot be", value, list(known)))
+            elif wanted := [kind for kind in kinds if kind in _PLAIN]:
+                fits = type(value) in wanted or (float in wanted and type(value) is int)
+                names = " or ".join(kind.__name__ for kind in wanted)
+                _require(fits, f"{place}={value!r}: {names} is wanted")
 
 
 def _require(condition: bool, message: str) -> None:
@@ -252,49 +255,131 @@ class Data(Checked):
     """Where images come from and what happens to them in training."""
 
     name: str = "digits"
-    """Name of a data set (``vmoe/data/sources.py``)."""
+    """Data set: digits, fashion_mnist, fashion_mnist:FOLDER, folder:PATH or arrays:FILE.npz."""
+    flip: bool = False
+    """Mirror every second training image, left to right."""
     shift: int = 0
     """Largest shift of a training image, in pixels, in either direction."""
     rotate: float = 0.0
     """Largest rotation of a training image, in degrees, in either direction."""
+    cutout: int = 0
+    """Side of a square of a training image that is painted grey, in pixels (arXiv 1708.04552)."""
     mixup: float = 0.0
     """Concentration of the Dirichlet that weights an image and its partner; 0 is no mixup."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("shift", "rotate", "mixup"):
+        for name in ("shift", "rotate", "cutout", "mixup"):
             _require(getattr(self, name) >= 0, f"data.{name}={getattr(self, name)}: use 0 or more")
 
 
 @dataclasses.dataclass(frozen=True)
-class Optim(Checked):
-    """AdamW with linear warmup, cosine decay and a clipped gradient."""
+class Decay(Checked):
+    """Decoupled weight decay by kind of parameter; each is multiplied by the learning rate."""
 
+    kernels: float = 0.05
+    """Of every kernel that has no other rate."""
+    experts: float | None = None
+    """Of the experts' kernels; as other kernels if None."""
+    routers: float | None = None
+    """Of the routers' kernels; as other kernels if None."""
+    head: float | None = None
+    """Of the head's kernels; as other kernels if None."""
+    others: float = 0.0
+    """Of biases, norms, positions and the class token."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name, rate in dataclasses.asdict(self).items():
+            _require(rate is None or rate >= 0, f"optim.decay.{name}={rate}: use 0 or more")
+
+
+@dataclasses.dataclass(frozen=True)
+class Optim(Checked):
+    """The optimiser: clip, Adam or momentum, decoupled decay, learning rate, in this order."""
+
+    kind: Literal["adamw", "sgd"] = "adamw"
     lr: float = 1e-3
     """Peak learning rate."""
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    """How the learning rate goes on after the warmup."""
     final_lr: float = 0.01
-    """Learning rate at the end, as a share of the peak."""
+    """Learning rate at the end, as a share of the peak; a constant one stays at the peak."""
     warmup: int = 100
-    """Steps from 0 to the peak."""
+    """Steps from 0 to the peak, linearly."""
     b1: float = 0.9
     """Decay rate of Adam's mean of gradients."""
     b2: float = 0.999
     """Decay rate of Adam's mean of squared gradients."""
-    weight_decay: float = 0.05
-    """Decoupled, times the learning rate, on every kernel."""
-    clip: float = 1.0
-    """Largest global norm of the gradient."""
+    momentum: float = 0.9
+    """Of SGD."""
+    decay: Decay = Decay()
+    clip: float | None = 1.0
+    """Largest global norm of the gradient; None for any."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         _require(self.lr > 0, f"optim.lr={self.lr}: use more than 0")
         _require(self.warmup >= 0, f"optim.warmup={self.warmup}: use 0 or more")
-        _require(self.clip > 0, f"optim.clip={self.clip}: use more than 0")
-        for name in ("final_lr", "weight_decay"):
-            _require(getattr(self, name) >= 0, f"optim.{name}={getattr(self, name)}: use 0 or more")
-        for name in ("b1", "b2"):
+        _require(
+            self.clip is None or self.clip > 0, f"optim.clip={self.clip}: use more than 0, or None"
+        )
+        _require(self.final_lr >= 0, f"optim.final_lr={self.final_lr}: use 0 or more")
+        for name in ("b1", "b2", "momentum"):
             value = getattr(self, name)
             _require(0 <= value < 1, f"optim.{name}={value}: a decay rate lies in [0, 1)")
+
+
+@dataclasses.dataclass(frozen=True)
+class EvalSet(Checked):
+    """What a run is evaluated on while it trains; where a setting is None, the model's own."""
+
+    name: str = "validation"
+    """Under which it is reported."""
+    data: str = "validation"
+    """A split of the data set trained on, or NAME:SPLIT of another (see ``Data.name``)."""
+    batch_size: int = 256
+    image_size: int | None = None
+    """Side in pixels to which the images are resized."""
+    k: int | None = None
+    """Experts per token, where tokens choose."""
+    capacity_factor: float | None = None
+    """Of all sparse blocks; the paper evaluates at 4.0."""
+    priority: Literal["order", "largest_gate", "sum_of_gates", "random"] | None = None
+    """Whose choices get the slots first, where tokens choose."""
+    images_per_group: int | None = None
+    """Most images whose tokens compete for the same slots."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _require(bool(self.name), "evaluations: each needs a name")
+        _require(self.batch_size >= 1, f"evaluations.batch_size={self.batch_size}: at least 1")
+
+    def model(self, trained: ViTConfig) -> ViTConfig:
+        """The config of a trained model under these settings."""
+        size = self.image_size or trained.image_size
+        _require(
+            size % trained.patch == 0,
+            f"evaluations.image_size={size}: model.patch={trained.patch} does not divide it",
+        )
+        if not trained.sparse_blocks:
+            return trained
+        router = _given(k=self.k, priority=self.priority)
+        layer = _given(capacity_factor=self.capacity_factor, images_per_group=self.images_per_group)
+        if self.capacity_factor is not None:
+            layer["capacity"] = None
+
+        def changed(moe: MoEConfig) -> MoEConfig:
+            chosen = isinstance(moe.router, TokensChoose)
+            return replace(moe, **layer, **({"router": router} if chosen else {}))
+
+        return replace(
+            trained, moe=tuple(changed(trained.moe_of(block)) for block in trained.sparse_blocks)
+        )
+
+
+def _given(**settings: Any) -> dict[str, Any]:
+    return {name: value for name, value in settings.items() if value is not None}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -306,21 +391,31 @@ class Train(Checked):
     optim: Optim = Optim()
     steps: int = 1000
     batch_size: int = 32
+    loss: Literal["softmax", "sigmoid"] = "softmax"
+    """Cross-entropy: of one class among all, or of each class by itself, summed over classes."""
     label_smoothing: float = 0.0
     """Share of each label that is spread over all classes."""
+    ema: float = 0.0
+    """Decay of a moving average of the parameters, evaluated beside them; 0 for none. Over step t
+    it is at most (1 + t) / (10 + t), so that the start is soon forgotten."""
     seed: int = 0
     """Decides initialisation, order of the data, augmentation, noise and dropout."""
+    evaluations: tuple[EvalSet, ...] = (EvalSet(),)
+    """What the model is evaluated on; the accuracy on the first decides which step is best."""
     log_every: int = 50
     """Steps between rows of metrics."""
     evaluate_every: int = 500
-    """Steps between evaluations on the validation part; the last step is always evaluated."""
+    """Steps between evaluations; the last step is always evaluated."""
     checkpoint_every: int = 500
     """Steps between checkpoints; the last step is always saved."""
+    keep: int = 2
+    """How many of the newest checkpoints are kept, beside the best of those evaluated."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         _require(self.seed >= 0, f"seed={self.seed}: use 0 or more")
-        for name in ("steps", "batch_size", "log_every", "evaluate_every", "checkpoint_every"):
+        counts = ("steps", "batch_size", "log_every", "evaluate_every", "checkpoint_every", "keep")
+        for name in counts:
             _require(getattr(self, name) >= 1, f"{name}={getattr(self, name)}: use at least 1")
         _require(
             self.optim.warmup < self.steps,
@@ -330,6 +425,12 @@ class Train(Checked):
             0 <= self.label_smoothing < 1,
             f"label_smoothing={self.label_smoothing}: a share in [0, 1)",
         )
+        _require(0 <= self.ema < 1, f"ema={self.ema}: a decay rate lies in [0, 1)")
+        names = [evaluation.name for evaluation in self.evaluations]
+        _require(bool(names), "evaluations: name at least one set")
+        _require(len(names) == len(set(names)), f"evaluations: two have one name in {names}")
+        for evaluation in self.evaluations:  # what cannot work together is refused here
+            evaluation.model(self.model)
 
 
 def replace(config: Config, **changes: Any) -> Config:

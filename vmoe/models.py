@@ -9,7 +9,8 @@ import fnmatch
 import math
 from typing import TYPE_CHECKING, Any
 
-from vmoe.config import MoEConfig, UsageError, ViTConfig, replace, unknown
+from vmoe.config import MoEConfig, ViTConfig, replace, unknown
+from vmoe.errors import UsageError
 
 if TYPE_CHECKING:
     from vmoe.nn.vit import ViT

@@ -4,12 +4,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vmoe.config import Data, Train, UsageError, ViTConfig, replace
+from vmoe.config import Data, Train, ViTConfig, replace
 from vmoe.data.augment import augment
-from vmoe.data.images import read_image, to_float
+from vmoe.data.images import read_image, resize, to_float
 from vmoe.data.mixing import mixup
 from vmoe.data.pipeline import evaluation_batches, training_batches
 from vmoe.data.sources import open_source
+from vmoe.errors import UsageError
 
 CONFIG = Train(model=ViTConfig(patch=2, image_size=8, num_classes=10))
 
@@ -64,7 +65,7 @@ def test_an_epoch_shows_every_image_once_and_each_epoch_has_its_own_order() -> N
 @pytest.mark.parametrize("batch_size", [1, 64, 360, 500])
 def test_an_evaluation_sees_every_image_once_at_any_batch_size(batch_size: int) -> None:
     source = open_source("digits", "test")
-    batches = list(evaluation_batches(source, batch_size=batch_size, num_classes=12))
+    batches = list(evaluation_batches(source, batch_size=batch_size, num_classes=12, image_size=8))
     assert {len(batch.images) for batch in batches} == {batch_size}
     valid = np.concatenate([batch.valid for batch in batches])
     images = np.concatenate([batch.images for batch in batches])[valid]
@@ -73,11 +74,10 @@ def test_an_evaluation_sees_every_image_once_at_any_batch_size(batch_size: int) 
     np.testing.assert_array_equal(labels.argmax(1), source.labels)
 
 
-def test_images_and_classes_that_do_not_fit_and_too_large_batches_are_refused() -> None:
+def test_classes_that_do_not_fit_and_too_large_batches_are_refused() -> None:
     source = open_source("digits", "train")
     for change, message in [
         (dict(model=dict(num_classes=9)), "has 10 classes, model.num_classes=9: raise it"),
-        (dict(model=dict(image_size=16)), "has images of 8 px: set model.image_size=8"),
         (dict(batch_size=2000), "batch_size=2000 is more than the 1257"),
     ]:
         with pytest.raises(UsageError, match=message):
@@ -125,14 +125,79 @@ def test_mixup_mixes_each_image_with_the_next_and_its_label_likewise() -> None:
         )
 
 
-def test_an_image_file_is_read_as_rgb_of_the_wanted_size(tmp_path) -> None:
-    grey = np.arange(64, dtype=np.uint8).reshape(8, 8)
-    Image.fromarray(grey).save(tmp_path / "grey.png")
-    found = read_image(tmp_path / "grey.png", 8)
-    np.testing.assert_array_equal(found, grey[..., None].repeat(3, -1))
-    assert read_image(tmp_path / "grey.png", 16).shape == (16, 16, 3)
+def test_images_of_another_size_are_resized_alike_in_training_and_evaluation() -> None:
+    source = open_source("digits", "validation")
+    config = replace(CONFIG, batch_size=20, model=dict(image_size=16))
+    expected = np.stack([resize(image, 16) for image in source.images])
+    images = next(evaluation_batches(source, batch_size=180, num_classes=10, image_size=16)).images
+    np.testing.assert_array_equal(images, to_float(expected))
+    seen = np.concatenate([training_batches(source, config)[i].images for i in range(9)])
+    np.testing.assert_array_equal(np.unique(seen, axis=0), np.unique(images, axis=0))
+    pillow = Image.fromarray(source.images[0]).resize((16, 16), Image.Resampling.BILINEAR)
+    np.testing.assert_array_equal(expected[0], np.asarray(pillow))
+
+
+def test_every_second_image_or_so_is_mirrored() -> None:
+    pixels = np.arange(48, dtype=np.uint8).reshape(4, 4, 3)
+    rng = np.random.default_rng(0)
+    mirrored = [augment(pixels, Data(flip=True), rng)[0, 0, 0] for _ in range(400)]
+    assert set(mirrored) == {pixels[0, 0, 0], pixels[0, 3, 0]}
+    assert 150 < sum(first == pixels[0, 3, 0] for first in mirrored) < 250
+
+
+def test_cutout_paints_one_square_that_may_reach_over_the_edge() -> None:
+    pixels = np.zeros((6, 6, 3), np.uint8)
+    rng, sizes = np.random.default_rng(0), set()
+    for _ in range(300):
+        painted = augment(pixels, Data(cutout=3), rng)[..., 0] == 128
+        rows, columns = painted.any(1).sum(), painted.any(0).sum()
+        assert painted.sum() == rows * columns
+        sizes.add((rows, columns))
+    assert sizes == {(y, x) for y in (2, 3) for x in (2, 3)}
+    assert pixels.sum() == 0, "the source's own pixels were painted"
+
+
+@pytest.mark.parametrize(
+    ("mode", "suffix"),
+    [("L", "png"), ("RGBA", "png"), ("P", "png"), ("CMYK", "jpg"), ("I;16", "png"), ("1", "png")],
+)
+def test_image_files_of_every_kind_become_the_same_rgb(mode: str, suffix: str, tmp_path) -> None:
+    grey = np.linspace(0, 255, 256).astype(np.uint8).reshape(16, 16)
+    if mode == "1":
+        grey = np.where(grey > 127, 255, 0).astype(np.uint8)
+    if mode == "I;16":
+        image = Image.fromarray(grey.astype(np.uint16) * 257)
+    else:
+        image = Image.fromarray(grey).convert("RGB")
+        image = image.quantize(256) if mode == "P" else image.convert(mode)
+    image.save(tmp_path / f"image.{suffix}", **({"quality": 100} if suffix == "jpg" else {}))
+    found = read_image(tmp_path / f"image.{suffix}")
+    assert found.shape == (16, 16, 3) and found.dtype == np.uint8
+    off = np.abs(found.astype(int) - grey[..., None]).max()
+    assert off <= {"P": 4, "CMYK": 4}.get(mode, 0), off  # quantised, or of a JPEG
+
+
+def test_a_photo_is_turned_upright_as_its_exif_says(tmp_path) -> None:
+    pixels = np.zeros((4, 6, 3), np.uint8)
+    pixels[0] = 200  # the top row, which the camera held to the right
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turn by 90 degrees clockwise to see it upright
+    Image.fromarray(pixels).save(tmp_path / "photo.png", exif=exif)
+    np.testing.assert_array_equal(read_image(tmp_path / "photo.png"), np.rot90(pixels, -1))
+
+
+def test_what_is_not_a_whole_image_is_refused_by_name(tmp_path) -> None:
+    rng = np.random.default_rng(0)
+    whole = tmp_path / "whole.png"
+    Image.fromarray(rng.integers(0, 255, (64, 64, 3), dtype=np.uint8)).save(whole)
+    (tmp_path / "half.png").write_bytes(whole.read_bytes()[:2000])
     (tmp_path / "no.png").write_text("not an image")
-    with pytest.raises(UsageError, match=r"no\.png: cannot be read as an image"):
-        read_image(tmp_path / "no.png", 8)
-    with pytest.raises(UsageError, match=r"gone\.png: no such file"):
-        read_image(tmp_path / "gone.png", 8)
+    (tmp_path / "empty.png").touch()
+    for name, message in [
+        ("half.png", "cannot be read as an image"),
+        ("no.png", "not an image"),
+        ("empty.png", "not an image"),
+        ("gone.png", "no such file"),
+    ]:
+        with pytest.raises(UsageError, match=rf"{name}: {message}"):
+            read_image(tmp_path / name)

@@ -17,7 +17,8 @@ import vmoe
 from vmoe import models
 from vmoe.analysis import capture
 from vmoe.axes import Record
-from vmoe.config import ExpertsChoose, MoEConfig, Soft, TokensChoose, UsageError, ViTConfig
+from vmoe.config import ExpertsChoose, MoEConfig, Soft, TokensChoose, ViTConfig
+from vmoe.errors import UsageError
 from vmoe.nn.positions import resample
 from vmoe.nn.vit import ViT
 

@@ -1,6 +1,7 @@
 import pytest
 
-from vmoe.config import ExpertsChoose, MoEConfig, Soft, TokensChoose, UsageError
+from vmoe.config import ExpertsChoose, MoEConfig, Soft, TokensChoose
+from vmoe.errors import UsageError
 from vmoe.routing import experts_choose, soft, tokens_choose
 
 

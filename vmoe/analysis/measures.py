@@ -1,5 +1,6 @@
 """Numbers out of routing records."""
 
+import jax
 import jax.numpy as jnp
 from einops import rearrange
 from jaxtyping import Array, Float
@@ -40,3 +41,32 @@ def expert_use(record: Record, b: int) -> Float[Array, "b e"]:
     images = -(-b // len(sent))
     per_image = rearrange(sent, "g (i n) e -> (g i) n e", i=images).sum(axis=1)[:b]
     return per_image / jnp.maximum(per_image.sum(-1, keepdims=True), 1e-9)
+
+
+def block_measures(record: Record) -> dict[str, Array]:
+    """How evenly one sparse block used its experts, over all real tokens.
+
+    Returns:
+        load: share of each expert in the choices made, before any is dropped; sums to 1. For soft
+            routing, and where experts choose, its share in what reached the experts.
+        importance: mean gate of each expert; sums to 1.
+        dropped: share of the choices that got no slot.
+        gate_entropy: mean entropy of a token's gates, in nats; from 0 (sure) to ln e.
+    """
+    real = record.valid[..., None]
+    tokens = jnp.maximum(record.valid.sum(), 1)
+    importance = jnp.where(real, record.gates, 0.0).sum((0, 1)) / tokens
+    made, dropped = choices_and_drops({0: record})
+    if isinstance(record.routing, Routing):
+        e = record.gates.shape[-1]
+        load = (record.routing.experts[..., None] == jnp.arange(e)).sum((0, 1, 2))
+        load = load / jnp.maximum(made, 1)
+    else:
+        load = importance
+    entropy = -jnp.where(real, jax.scipy.special.xlogy(record.gates, record.gates), 0.0).sum()
+    return {
+        "load": load,
+        "importance": importance,
+        "dropped": dropped / jnp.maximum(made, 1),
+        "gate_entropy": entropy / tokens,
+    }

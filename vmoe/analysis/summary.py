@@ -10,20 +10,9 @@ from rich.table import Table
 
 from vmoe import models, routing
 from vmoe.analysis.flops import cost
+from vmoe.analysis.parts import NORMS, PARTS, part_of
 from vmoe.config import ViTConfig
 from vmoe.nn.vit import num_tokens
-
-_PARTS = {  # a word of a parameter's path -> the part it belongs to; the first that is met
-    "patches": "patch embedding",
-    "class_token": "class token",
-    "positions": "positions",
-    "attention_pool": "attention pool",
-    "attention": "attention",
-    "router": "routers",
-    "experts": "experts",
-    "mlp": "MLPs",
-    "head": "head",
-}
 
 
 def summarize(config: ViTConfig, *, title: str = "model") -> str:
@@ -54,9 +43,8 @@ def parameters_by_part(config: ViTConfig) -> dict[str, int]:
     """How many parameters each part has, over all blocks."""
     sizes: dict[str, int] = collections.Counter()
     for path, leaf in nnx.to_flat_state(nnx.state(models.build_abstract(config), nnx.Param)):
-        part = next((name for word, name in _PARTS.items() if word in path), "norms")
-        sizes[part] += math.prod(leaf.shape)
-    return {part: sizes[part] for part in (*_PARTS.values(), "norms") if part in sizes}
+        sizes[part_of(path)] += math.prod(leaf.shape)
+    return {part: sizes[part] for part in (*PARTS.values(), NORMS) if part in sizes}
 
 
 def _sparse_lines(config: ViTConfig) -> list[str]:

@@ -1,75 +1,223 @@
-"""The checkpoints of a run: ``checkpoints/STEP/`` with the parameters and what training adds.
+"""The checkpoints of a run: ``checkpoints/STEP/`` with items of arrays and a checksum of each.
+
+    params     the parameters       ema         their moving average, where the run keeps one
+    training   all other state      checksums   SHA-256 of every array, by item and name
 
 The parameters are an item of their own, so that a model loads without the optimiser's moments.
-Orbax writes beside and renames: a step that exists is whole.
+Orbax writes beside and renames, so a step that exists was once whole; whether it still is, the
+checksums tell. Kept are the newest steps, and the best by the first evaluation set.
 """
 
+import csv
+import hashlib
+import shutil
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
+from orbax.checkpoint.checkpoint_managers import preservation_policy
 
-from vmoe.config import UsageError
+from vmoe.errors import Failure
 
-Arrays = dict[str, Any]
+Arrays = Any  # a tree of arrays
+DELETED, DAMAGED = "deleted", "damaged"  # below checkpoints/: on their way out; set aside
+
+
+class Damaged(Exception):
+    """A checkpoint that cannot be trusted; the message names the array or the file."""
 
 
 class Checkpoints:
     """The checkpoints below a run folder; a context manager that ends with all writes done."""
 
-    def __init__(self, workdir: Path):
-        self.folder = (workdir / "checkpoints").absolute()
-        options = ocp.CheckpointManagerOptions(
-            max_to_keep=2, cleanup_tmp_directories=True, enable_async_checkpointing=True
-        )
-        self._manager = ocp.CheckpointManager(self.folder, options=options)
+    def __init__(self, workdir: Path, *, keep: int):
+        """``keep``: how many of the newest steps are kept, beside the best."""
+        self._workdir = workdir
+        self._folder = (workdir / "checkpoints").absolute()
+        self._keep = keep
+        self._manager = self._open()
 
     def __enter__(self) -> "Checkpoints":
         return self
 
-    def __exit__(self, *exception: object) -> None:
-        self._manager.wait_until_finished()
-        self._manager.close()
+    def __exit__(self, kind: type[BaseException] | None, *exception: object) -> None:
+        try:
+            self.wait()
+            self._manager.close()
+        except (Failure, OSError, ValueError):
+            if kind is None:  # else what went wrong first is the thing to tell
+                raise
 
     @property
-    def latest(self) -> int | None:
-        """The newest step; None before the first."""
-        return self._manager.latest_step()
+    def steps(self) -> list[int]:
+        """All steps, oldest first."""
+        return sorted(self._manager.all_steps())
 
-    def save(self, step: int, params: Arrays, training: Any) -> None:
-        """Starts to write a step; a copy is taken at once, so that the arrays may be donated."""
-        items = {"params": params, "training": training}
-        save = {name: ocp.args.StandardSave(item) for name, item in items.items()}
-        self._manager.save(step, args=ocp.args.Composite(**save))
+    def save(self, step: int, **items: Arrays) -> None:
+        """Starts to write a step; a copy is taken at once, so that the arrays may be donated.
 
-    def restore(self, step: int, **like: Any) -> dict[str, Any]:
-        """The items of a step by name, on the devices and in the shapes of their likes."""
-        restore = {
-            name: ocp.args.StandardRestore(jax.tree.map(_abstract, item))
-            for name, item in like.items()
-        }
-        found = self._manager.restore(step, args=ocp.args.Composite(**restore))
-        return {name: found[name] for name in like}
+        Raises:
+            Failure: this step or the one before cannot be written.
+        """
+        self.wait()
+        self._check_room(items)
+        save: dict[str, Any] = {name: ocp.args.StandardSave(item) for name, item in items.items()}
+        save["checksums"] = ocp.args.JsonSave(checksums(items))
+        try:
+            self._manager.save(step, args=ocp.args.Composite(**save))
+        except (OSError, ValueError) as error:
+            self._failed(error)
+
+    def wait(self) -> None:
+        """Until the last save is on the disk.
+
+        Raises:
+            Failure: it cannot be written.
+        """
+        try:
+            self._manager.wait_until_finished()
+        except (OSError, ValueError) as error:
+            self._failed(error)
+        shutil.rmtree(self._folder / DELETED, ignore_errors=True)
+
+    def restore_newest(self, **like: Arrays) -> tuple[int, dict[str, Arrays], list[str]]:
+        """The newest step whose arrays all have their checksums.
+
+        Newer ones that have not are set aside, under ``checkpoints/damaged``.
+
+        Returns:
+            the step, its items by name, and a line about each that was set aside.
+
+        Raises:
+            Failure: no step is good.
+        """
+        told = []
+        for step in reversed(self.steps):
+            try:
+                return step, read(self._folder / str(step), **like), told
+            except Damaged as damage:
+                told.append(f"checkpoint {step} is damaged ({damage})")
+            self._set_aside(step)
+        raise Failure(
+            f"{self._workdir}: no checkpoint is good; {'; '.join(told)}: they lie in "
+            f"{self._folder / DAMAGED}, and the same line again begins anew"
+        )
+
+    def _open(self) -> ocp.CheckpointManager:
+        shutil.rmtree(self._folder / DELETED, ignore_errors=True)
+        options = ocp.CheckpointManagerOptions(
+            preservation_policy=_NewestAndBest(self._workdir, self._keep),
+            cleanup_tmp_directories=True,
+            todelete_subdir=DELETED,  # a rename: a kill leaves no step of which half is gone
+            enable_async_checkpointing=True,
+        )
+        return ocp.CheckpointManager(self._folder, options=options)
+
+    def _set_aside(self, step: int) -> None:
+        aside = self._folder / DAMAGED
+        aside.mkdir(exist_ok=True)
+        shutil.rmtree(aside / str(step), ignore_errors=True)
+        (self._folder / str(step)).rename(aside / str(step))
+        self._manager.close()
+        self._manager = self._open()
+
+    def _check_room(self, items: Arrays) -> None:
+        """Before a byte is written: half a checkpoint would take the room that is left."""
+        size = sum(leaf.nbytes for leaf in jax.tree.leaves(items))
+        free = shutil.disk_usage(self._folder).free
+        if free < size:
+            self._failed(f"{size:,} bytes, and the disk has {free:,} left")
+
+    def _failed(self, reason: Exception | str) -> None:
+        for unfinished in self._folder.glob("*.orbax-checkpoint-tmp"):
+            shutil.rmtree(unfinished, ignore_errors=True)
+        good = steps_of(self._workdir)
+        last = f"checkpoint {good[-1]} stays" if good else "there is none before it"
+        # TensorStore gives the whole way to the error, its cause last
+        cause = getattr(reason, "strerror", None) or str(reason).split(": ")[-1].split(" [")[0]
+        raise Failure(
+            f"{self._folder}: a checkpoint cannot be written ({cause}); {last}. Make room, then "
+            "the same line goes on"
+        ) from (reason if isinstance(reason, Exception) else None)
 
 
-def latest_step(workdir: Path) -> int:
-    """The newest step of a run folder, which is only read: a run may be writing to it.
+class _NewestAndBest(preservation_policy.PreservationPolicy):
+    """Keeps the newest few steps and the best one."""
+
+    def __init__(self, workdir: Path, keep: int):
+        self._workdir = workdir
+        self._keep = keep
+
+    def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> Sequence[bool]:
+        steps = [checkpoint.step for checkpoint in checkpoints]
+        kept = {*sorted(steps)[-self._keep :], best_of(self._workdir, steps)}
+        return [step in kept for step in steps]
+
+
+def steps_of(workdir: Path) -> list[int]:
+    """The steps of a run folder, oldest first; it is only read: a run may be writing to it."""
+    names = [path.name for path in (workdir / "checkpoints").glob("*") if path.is_dir()]
+    return sorted(int(name) for name in names if name.isdigit())
+
+
+def best_of(workdir: Path, steps: Iterable[int]) -> int | None:
+    """The step of the highest accuracy in ``evaluations.csv``, on the first set; the last of them.
+
+    Of averaged parameters, where the run keeps them. None where no step was evaluated.
+    """
+    path, found = workdir / "evaluations.csv", {}
+    if path.is_file():
+        with path.open(newline="") as file:
+            rows = [row for row in csv.DictReader(file) if None not in row.values()]
+        for row in rows:
+            if row["set"] == rows[0]["set"] and row["weights"] == rows[0]["weights"]:
+                found[int(row["step"])] = float(row["accuracy"])
+    evaluated = [step for step in steps if step in found]
+    return max(evaluated, key=lambda step: (found[step], step), default=None)
+
+
+def read(folder: Path, **like: Arrays) -> dict[str, Arrays]:
+    """Items of a step by name, on the devices and in the shapes of their likes, verified.
 
     Raises:
-        UsageError: it has none.
+        Damaged: a file is missing or cut off, or an array is not the one that was written.
     """
-    steps = [int(path.name) for path in (workdir / "checkpoints").glob("*") if path.name.isdigit()]
-    if not steps:
-        raise UsageError(f"{workdir}: no checkpoint yet; `vmoe train` writes one")
-    return max(steps)
+    try:
+        with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as reader:
+            stored = reader.restore(folder / "checksums")
+        with ocp.StandardCheckpointer() as reader:
+            found = {
+                name: reader.restore(folder / name, jax.tree.map(_abstract, item))
+                for name, item in like.items()
+            }
+    except Exception as error:  # Orbax and TensorStore answer damage with errors of many kinds
+        raise Damaged(" ".join(str(error).split())[:200] or type(error).__name__) from error
+    for name, checksum in checksums(found).items():
+        if stored.get(name) != checksum:
+            raise Damaged(f"{name} has another checksum than it was written with")
+    return found
 
 
-def read_params(workdir: Path, step: int, like: Arrays) -> Arrays:
-    """The parameters of a step, which is only read, in the shapes of their likes."""
-    folder = (workdir / "checkpoints" / str(step) / "params").absolute()
-    with ocp.StandardCheckpointer() as checkpointer:
-        return checkpointer.restore(folder, jax.tree.map(_abstract, like))
+def checksums(items: dict[str, Arrays]) -> dict[str, str]:
+    """SHA-256 of the type, shape and bytes of each array, by item and name.
+
+    >>> list(checksums({"params": {"head": np.zeros(2)}}))
+    ['params/head']
+    """
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="/"): _sha256(leaf)
+        for path, leaf in jax.tree.leaves_with_path(jax.device_get(items))
+    }
+
+
+def _sha256(array: np.ndarray) -> str:
+    array = np.ascontiguousarray(array)
+    digest = hashlib.sha256(f"{array.dtype}{array.shape}".encode())
+    digest.update(array.view(np.uint8).data if array.ndim else array.tobytes())
+    return digest.hexdigest()
 
 
 def _abstract(leaf: jax.Array | jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:

@@ -6,19 +6,28 @@ from PIL import Image
 
 from vmoe.config import Data
 
+Pixels = UInt8[np.ndarray, "h w 3"]
 
-def augment(
-    pixels: UInt8[np.ndarray, "h w 3"], config: Data, rng: np.random.Generator
-) -> UInt8[np.ndarray, "h w 3"]:
+
+def augment(pixels: Pixels, config: Data, rng: np.random.Generator) -> Pixels:
+    """Mirrored, rotated and shifted, cut out: each as far as the config asks for it."""
+    if config.flip and rng.random() < 0.5:
+        pixels = pixels[:, ::-1]
+    if config.shift or config.rotate:
+        pixels = move(pixels, config.shift, config.rotate, rng)
+    if config.cutout:
+        pixels = cutout(pixels, config.cutout, rng)
+    return pixels
+
+
+def move(pixels: Pixels, shift: int, rotate: float, rng: np.random.Generator) -> Pixels:
     """Rotated about its centre by up to ``rotate`` degrees and shifted by whole pixels.
 
     Bilinear; what comes in from outside is black.
     """
-    if not config.shift and not config.rotate:
-        return pixels
     h, w, _ = pixels.shape
-    angle = np.deg2rad(rng.uniform(-config.rotate, config.rotate))
-    dx, dy = rng.integers(-config.shift, config.shift, size=2, endpoint=True)
+    angle = np.deg2rad(rng.uniform(-rotate, rotate))
+    dx, dy = rng.integers(-shift, shift, size=2, endpoint=True)
     cos, sin = np.cos(angle), np.sin(angle)
     x, y = w / 2, h / 2  # output (u, v) shows input (cos u - sin v + a, sin u + cos v + b)
     a = x - cos * (x + dx) + sin * (y + dy)
@@ -27,3 +36,16 @@ def augment(
     image = Image.fromarray(pixels)
     moved = image.transform((w, h), Image.Transform.AFFINE, affine, Image.Resampling.BILINEAR)
     return np.asarray(moved)
+
+
+def cutout(pixels: Pixels, side: int, rng: np.random.Generator) -> Pixels:
+    """A grey square about a random pixel; where it reaches over the edge, the rest of it.
+
+    Source: "Improved Regularization of Convolutional Neural Networks with Cutout"
+    (arXiv 1708.04552, section 3.2).
+    """
+    h, w, _ = pixels.shape
+    top, left = rng.integers(h) - side // 2, rng.integers(w) - side // 2
+    changed = pixels.copy()
+    changed[max(top, 0) : max(top + side, 0), max(left, 0) : max(left + side, 0)] = 128
+    return changed

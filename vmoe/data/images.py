@@ -4,27 +4,46 @@ from pathlib import Path
 
 import numpy as np
 from jaxtyping import Float, UInt8
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 
-from vmoe.config import UsageError
+from vmoe.errors import UsageError
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 
 
-def read_image(path: str | Path, size: int) -> UInt8[np.ndarray, "h w 3"]:
-    """An image file as RGB pixels in [0, 255], resized bilinearly to size x size.
+def read_image(path: str | Path) -> UInt8[np.ndarray, "h w 3"]:
+    """An image file as RGB pixels in [0, 255], turned upright as its EXIF says.
+
+    Grey becomes three equal channels, CMYK is converted, 16 bits become 8, and of transparency
+    only the colours stay.
 
     Raises:
-        UsageError: there is no such file, or it is not an image.
+        UsageError: there is no such file, or it is not a whole image.
     """
     try:
         with Image.open(path) as image:
-            rgb = image.convert("RGB")
+            return np.asarray(_rgb(ImageOps.exif_transpose(image)))
     except FileNotFoundError:
         raise UsageError(f"{path}: no such file") from None
-    except (UnidentifiedImageError, OSError) as error:
+    except UnidentifiedImageError:
+        raise UsageError(f"{path}: not an image, or of a kind that cannot be read") from None
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise UsageError(f"{path}: cannot be read as an image ({error})") from None
-    if rgb.size != (size, size):
-        rgb = rgb.resize((size, size), Image.Resampling.BILINEAR)
-    return np.asarray(rgb)
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I"):  # 16 bits, which Pillow would cut off at 255
+        return Image.fromarray((np.asarray(image) / 257).astype(np.uint8)).convert("RGB")
+    if image.mode == "P":  # a palette may hold transparency
+        image = image.convert("RGBA")
+    return image.convert("RGB")
+
+
+def resize(pixels: UInt8[np.ndarray, "h0 w0 3"], size: int) -> UInt8[np.ndarray, "h w 3"]:
+    """Pixels resized bilinearly to size x size, with antialiasing; the sides' ratio is not kept."""
+    if pixels.shape[:2] == (size, size):
+        return pixels
+    return np.asarray(Image.fromarray(pixels).resize((size, size), Image.Resampling.BILINEAR))
 
 
 def to_float(pixels: UInt8[np.ndarray, "*b h w 3"]) -> Float[np.ndarray, "*b h w 3"]:

@@ -1,9 +1,10 @@
 """From a source to batches: the way of an image from its file to the model's door.
 
-    source -> shuffle -> augment -> batch -> to [-1, 1] -> mixup -> Batch
+    source -> shuffle -> resize -> augment -> batch -> to [-1, 1] -> mixup -> Batch
+    source ------------> resize ------------> batch -> to [-1, 1] ----------> Batch   (evaluation)
 
-Batch number i of training follows from the seed and i alone. Whoever knows the step knows where
-the data stands, so nothing about the data needs to be saved.
+Batch number i of training follows from the seed and i alone. Whoever knows the number knows where
+the data stands, so nothing else about the data needs to be saved.
 """
 
 from collections.abc import Iterator, Sequence
@@ -13,11 +14,14 @@ import grain
 import numpy as np
 from jaxtyping import Bool, Float
 
-from vmoe.config import Train, UsageError, ViTConfig
+from vmoe.config import Train
 from vmoe.data.augment import augment
-from vmoe.data.images import to_float
+from vmoe.data.images import resize, to_float
 from vmoe.data.mixing import mixup
 from vmoe.data.sources import Example, Source
+from vmoe.errors import UsageError
+
+READ_AHEAD = grain.ReadOptions(num_threads=2, prefetch_buffer_size=8)
 
 
 class Batch(NamedTuple):
@@ -38,15 +42,16 @@ def training_batches(source: Source, config: Train) -> grain.MapDataset[Batch]:
     """Endless batches by number, each epoch in an order of its own.
 
     Raises:
-        UsageError: the images do not fit the model, or are fewer than a batch holds.
+        UsageError: there are more classes than logits, or fewer images than a batch holds.
     """
     data, batch_size, num_classes = config.data, config.batch_size, config.model.num_classes
-    check_fit(source, config.model)
+    check_classes(source, num_classes)
     if len(source) < batch_size:
         raise UsageError(f"batch_size={batch_size} is more than the {len(source)} of {source.name}")
 
     def change(example: Example, rng: np.random.Generator) -> Example:
-        return Example(augment(example.image, data, rng), example.label)
+        pixels = resize(example.image, config.model.image_size)
+        return Example(augment(pixels, data, rng), example.label)
 
     def mix(batch: Batch, rng: np.random.Generator) -> Batch:
         images, labels = mixup(batch.images, batch.labels, data.mixup, rng)
@@ -63,25 +68,32 @@ def training_batches(source: Source, config: Train) -> grain.MapDataset[Batch]:
     return batches.random_map(mix) if data.mixup else batches
 
 
-def evaluation_batches(source: Source, *, batch_size: int, num_classes: int) -> Iterator[Batch]:
+def evaluation_batches(
+    source: Source, *, batch_size: int, num_classes: int, image_size: int
+) -> Iterator[Batch]:
     """Every image once, in order; the last batch is filled up with images that are not valid."""
-    for start in range(0, len(source), batch_size):
-        examples = [source[i] for i in range(start, min(start + batch_size, len(source)))]
-        yield _batch(examples, num_classes, batch_size)
+    return iter(
+        grain.MapDataset.source(source)
+        .map(lambda example: Example(resize(example.image, image_size), example.label))
+        .batch(
+            batch_size,
+            drop_remainder=False,
+            batch_fn=lambda examples: _batch(examples, num_classes, batch_size),
+        )
+        .to_iter_dataset(READ_AHEAD)
+    )
 
 
-def check_fit(source: Source, model: ViTConfig) -> None:
-    """Refuses a source whose images or classes are not those that a model is made for.
+def check_classes(source: Source, num_classes: int) -> None:
+    """Refuses a source that has more classes than a model has logits.
 
     Raises:
-        UsageError: the images are of another size, or there are more classes than logits.
+        UsageError: it has.
     """
-    side, classes = source.images.shape[1], len(source.class_names)
-    if side != model.image_size:
-        raise UsageError(f"{source.name} has images of {side} px: set model.image_size={side}")
-    if classes > model.num_classes:
+    if len(source.class_names) > num_classes:
         raise UsageError(
-            f"{source.name} has {classes} classes, model.num_classes={model.num_classes}: raise it"
+            f"{source.name} has {len(source.class_names)} classes, "
+            f"model.num_classes={num_classes}: raise it"
         )
 
 

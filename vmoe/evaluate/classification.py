@@ -3,19 +3,22 @@
 import dataclasses
 import functools
 import time
-from typing import Any
+from collections.abc import Callable
 
 import jax
 import numpy as np
 from flax import nnx
 
+from vmoe import routing
 from vmoe.analysis import capture
 from vmoe.analysis.measures import choices_and_drops
-from vmoe.config import UsageError
-from vmoe.data.pipeline import Batch, check_fit, evaluation_batches
+from vmoe.config import Soft, ViTConfig
+from vmoe.data.pipeline import Batch, check_classes, evaluation_batches
 from vmoe.data.sources import Source
-from vmoe.evaluate.metrics import classification_sums
-from vmoe.nn.vit import ViT
+from vmoe.errors import UsageError
+from vmoe.evaluate.metrics import Outcomes, calibration_error, outcomes
+from vmoe.nn.moe import group_sizes
+from vmoe.nn.vit import ViT, num_tokens
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,54 +33,113 @@ class Evaluation:
     images: int
     accuracy: float
     """Share of images whose first guess is right."""
+    top5_accuracy: float
+    """Share of images whose class is among the first five guesses."""
     cross_entropy: float
-    """Mean, in nats."""
+    """Mean, in nats, of the softmax."""
+    brier: float
+    """Mean squared distance of the probabilities from the label, in [0, 2]."""
+    calibration_error: float
+    """Mean gap between confidence and accuracy, over 15 bins of confidence."""
     dropped: float
     """Share of the tokens' choices that got no slot."""
+    image_size: int
+    """Side of the images as the model saw them, in pixels."""
     batch_size: int
     images_per_group: int | None
-    """Most images whose tokens compete for slots; None for a dense model."""
+    """Most images whose tokens competed for slots; None for a dense model."""
+    capacity_factor: dict[int, float]
+    """By sparse block: slots per token and choice in a full group, after rounding."""
     images_per_second: float
     """After compiling."""
+    class_names: tuple[str, ...] = dataclasses.field(repr=False)
+    outcomes: Outcomes = dataclasses.field(repr=False, compare=False)
+    """What each image got, in the order of the data."""
+
+    def figures(self) -> dict[str, object]:
+        """All but the single images."""
+        names = [field.name for field in dataclasses.fields(self)]
+        return {n: getattr(self, n) for n in names if n not in ("class_names", "outcomes")}
 
 
-def evaluate(model: ViT, source: Source, *, batch_size: int = 256) -> Evaluation:
+def evaluate(
+    model: ViT,
+    source: Source,
+    *,
+    batch_size: int = 256,
+    image_size: int | None = None,
+    each: Callable[[], None] = lambda: None,
+) -> Evaluation:
     """Evaluates a model on every image of a source.
+
+    Args:
+        image_size: side to which the images are resized; the model's own if None. Positions are
+            resampled for another.
+        each: called before each batch; what it raises ends the evaluation.
 
     Raises:
         UsageError: the images do not fit the model, or the batch holds none.
     """
     config = model.config
-    check_fit(source, config)
-    if batch_size < 1:
-        raise UsageError(f"batch_size={batch_size}: use at least 1")
+    image_size = image_size or config.image_size
+    check_classes(source, config.num_classes)
+    for name, value in (("batch_size", batch_size), ("image_size", image_size)):
+        if value < 1:
+            raise UsageError(f"{name}={value}: use at least 1")
     graph, state = nnx.split(model)
     batches = functools.partial(
-        evaluation_batches, source, batch_size=batch_size, num_classes=config.num_classes
+        evaluation_batches,
+        source,
+        batch_size=batch_size,
+        num_classes=config.num_classes,
+        image_size=image_size,
     )
     jax.block_until_ready(_measure(graph, state, next(batches())))  # compiles
     start = time.perf_counter()
-    total: dict[str, Any] = {}
+    parts, made, dropped = [], 0.0, 0.0
     for batch in batches():
-        sums = jax.device_get(_measure(graph, state, batch))
-        total = {name: total.get(name, 0) + np.float64(value) for name, value in sums.items()}
+        each()
+        found, counts = jax.device_get(_measure(graph, state, batch))
+        parts.append(Outcomes(*(values[batch.valid] for values in found)))
+        made, dropped = made + float(counts[0]), dropped + float(counts[1])
     seconds = time.perf_counter() - start
-    images, sparse = int(total["images"]), config.sparse_blocks
+    every = Outcomes(*map(np.concatenate, zip(*parts, strict=True)))
+    correct, sparse = every.guesses == every.labels, config.sparse_blocks
     return Evaluation(
         data=source.name,
-        images=images,
-        accuracy=float(total["correct"] / images),
-        cross_entropy=float(total["cross_entropy"] / images),
-        dropped=float(total["dropped"] / max(total["choices"], 1)),
+        images=len(correct),
+        accuracy=float(correct.mean()),
+        top5_accuracy=float(every.in_top5.mean()),
+        cross_entropy=float(every.cross_entropy.mean(dtype=np.float64)),
+        brier=float(every.brier.mean(dtype=np.float64)),
+        calibration_error=calibration_error(every.confidence, correct),
+        dropped=dropped / max(made, 1),
+        image_size=image_size,
         batch_size=batch_size,
         images_per_group=config.moe_of(sparse[0]).images_per_group if sparse else None,
-        images_per_second=images / seconds,
+        capacity_factor={
+            block: _capacity_factor(config, block, batch_size, image_size) for block in sparse
+        },
+        images_per_second=len(correct) / seconds,
+        class_names=source.class_names,
+        outcomes=every,
     )
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _measure(graph: nnx.GraphDef, state: nnx.State, batch: Batch) -> dict[str, jax.Array]:
+def _measure(
+    graph: nnx.GraphDef, state: nnx.State, batch: Batch
+) -> tuple[Outcomes, tuple[jax.Array, jax.Array]]:
     logits, records = capture(nnx.merge(graph, state), batch.images, valid=batch.valid)
-    made, dropped = choices_and_drops(records)
-    sums = classification_sums(logits, batch.labels, batch.valid)
-    return sums | {"choices": made, "dropped": dropped}
+    return outcomes(logits, batch.labels), choices_and_drops(records)
+
+
+def _capacity_factor(config: ViTConfig, block: int, batch_size: int, image_size: int) -> float:
+    moe = config.moe_of(block)
+    _, images = group_sizes(batch_size, moe.images_per_group)
+    resized = dataclasses.replace(config, image_size=image_size)
+    s = images * num_tokens(resized)
+    # A soft router's slots are parameters, as many as the trained size asks for.
+    counted = images * num_tokens(config) if isinstance(moe.router, Soft) else s
+    slots = routing.ROUTERS[type(moe.router)].capacity(moe, counted)
+    return slots * moe.experts / (s * getattr(moe.router, "k", 1))

@@ -2,19 +2,25 @@
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+import glob
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import jax
 import numpy as np
 from flax import nnx
+from jaxtyping import Array, Float
 
+from vmoe import models
 from vmoe.analysis import capture
 from vmoe.analysis.measures import expert_use
-from vmoe.axes import Images, Record
-from vmoe.config import UsageError
-from vmoe.data.images import read_image, to_float
+from vmoe.axes import Images
+from vmoe.config import EvalSet
+from vmoe.data.images import SUFFIXES, read_image, resize, to_float
+from vmoe.errors import UsageError
 from vmoe.nn.vit import ViT
+
+BATCH = 32  # images at once
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,14 +31,50 @@ class Prediction:
     classes: list[str]
     """The likeliest, first the likeliest."""
     probabilities: list[float]
-    """Of those classes, in [0, 1]."""
+    """Of those classes, in [0, 1]; the softmax."""
     experts: dict[int, list[float]]
     """By sparse block: the share of each expert in the image's kept tokens."""
 
 
+def image_files(words: Sequence[str | Path]) -> tuple[list[Path], int]:
+    """The image files that files, folders and patterns name.
+
+    A folder stands for the images in it and below, a pattern (``*``, ``?``, ``[...]``; ``**`` for
+    any depth) for what it matches; a file is taken as it is.
+
+    Returns:
+        the files, each once, in the order named; and how many other files in folders were left
+        out because their names are not those of images.
+
+    Raises:
+        UsageError: a file or folder is not there, or a word stands for no image.
+    """
+    found: list[Path] = []
+    skipped = 0
+    for word in map(str, words):
+        path = Path(word)
+        if not path.exists() and (matches := sorted(glob.glob(word, recursive=True))):
+            paths = [Path(match) for match in matches]
+        elif path.exists():
+            paths = [path]
+        else:
+            raise UsageError(f"{word}: no such file or folder, and no file matches it")
+        files = [file for path in paths for file in ([path] if path.is_file() else _below(path))]
+        images = [file for file in files if file == path or file.suffix.lower() in SUFFIXES]
+        if not images:
+            raise UsageError(f"{word}: no images there ({', '.join(SUFFIXES)})")
+        found += images
+        skipped += len(files) - len(images)
+    return list(dict.fromkeys(found)), skipped
+
+
+def _below(folder: Path) -> list[Path]:
+    return [path for path in sorted(folder.rglob("[!.]*")) if path.is_file()]
+
+
 def predict(
     model: ViT, paths: Sequence[str | Path], class_names: Sequence[str], *, top: int = 5
-) -> list[Prediction]:
+) -> Iterator[Prediction]:
     """Predicts image files, each on its own: no image competes with another for slots.
 
     Args:
@@ -44,24 +86,29 @@ def predict(
     """
     if not paths or top < 1:
         raise UsageError(f"{len(paths)} image files and top={top}: name at least one of each")
-    return [_predict(model, path, class_names, top) for path in paths]
-
-
-def _predict(model: ViT, path: str | Path, class_names: Sequence[str], top: int) -> Prediction:
-    images = to_float(read_image(path, model.config.image_size))[None]
-    logits, records = _forward(*nnx.split(model), images)
-    probabilities = np.asarray(jax.nn.softmax(logits[0]))
-    best = np.argsort(-probabilities)[:top]
-    return Prediction(
-        path=str(path),
-        classes=[class_names[i] if i < len(class_names) else f"class {i}" for i in best],
-        probabilities=[float(probabilities[i]) for i in best],
-        experts={i: expert_use(record, 1)[0].tolist() for i, record in records.items()},
+    alone = EvalSet(images_per_group=1).model(model.config)
+    graph, state = nnx.split(
+        models.with_params(alone, nnx.to_pure_dict(nnx.state(model, nnx.Param)))
     )
+    for start in range(0, len(paths), BATCH):
+        some = paths[start : start + BATCH]
+        images = to_float(np.stack([resize(read_image(p), model.config.image_size) for p in some]))
+        images = np.pad(images, ((0, min(BATCH, len(paths)) - len(some)), *[(0, 0)] * 3))
+        probabilities, experts = jax.device_get(_forward(graph, state, images))
+        for i, path in enumerate(some):
+            best = np.argsort(-probabilities[i])[:top]
+            yield Prediction(
+                path=str(path),
+                classes=[class_names[y] if y < len(class_names) else f"class {y}" for y in best],
+                probabilities=[float(probabilities[i, y]) for y in best],
+                experts={block: use[i].tolist() for block, use in experts.items()},
+            )
 
 
 @functools.partial(jax.jit, static_argnums=0)
 def _forward(
     graph: nnx.GraphDef, state: nnx.State, images: Images
-) -> tuple[jax.Array, dict[int, Record]]:
-    return capture(nnx.merge(graph, state), images)
+) -> tuple[Float[Array, "b y"], dict[int, Float[Array, "b e"]]]:
+    logits, records = capture(nnx.merge(graph, state), images)
+    use = {block: expert_use(record, len(images)) for block, record in records.items()}
+    return jax.nn.softmax(logits), use

@@ -71,21 +71,30 @@ def group(
 ) -> tuple[Float[Array, "g s d"], Bool[Array, "g s"]]:
     """Images in groups whose tokens compete for slots, padded where they do not fill the last.
 
-    ceil(b / images_per_group) groups of equal size, as even as possible. Where images_per_group
-    divides b this is the paper's grouping.
-
     Returns:
         the tokens of each group, and False for those that are padding.
     """
     b, n, _ = tokens.shape
-    g = -(-b // images_per_group)
-    missing = -(-b // g) * g - b
+    g, i = group_sizes(b, images_per_group)
+    missing = g * i - b
     tokens = jnp.pad(tokens, ((0, missing), (0, 0), (0, 0)))
     valid = jnp.pad(valid, (0, missing))
     return (
         rearrange(tokens, "(g i) n d -> g (i n) d", g=g),
         repeat(valid, "(g i) -> g (i n)", g=g, n=n),
     )
+
+
+def group_sizes(b: int, images_per_group: int) -> tuple[int, int]:
+    """How many groups b images form, and of how many images each: as even as possible.
+
+    ceil(b / images_per_group) groups; where images_per_group divides b, the paper's grouping.
+
+    >>> group_sizes(20, 8)
+    (3, 7)
+    """
+    g = -(-b // images_per_group)
+    return g, -(-b // g)
 
 
 def ungroup(groups: Float[Array, "g s d"], b: int, n: int) -> Float[Array, "b n d"]:

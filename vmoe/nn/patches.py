@@ -5,7 +5,7 @@ from einops import rearrange
 from flax import nnx
 from jaxtyping import Array, Float
 
-from vmoe.config import UsageError
+from vmoe.errors import UsageError
 from vmoe.nn.keys import Rngs
 
 

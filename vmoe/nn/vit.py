@@ -9,7 +9,8 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float
 
 from vmoe.axes import Images, Record, Valid
-from vmoe.config import UsageError, ViTConfig
+from vmoe.config import ViTConfig
+from vmoe.errors import UsageError
 from vmoe.nn import keys
 from vmoe.nn.attention import Attention
 from vmoe.nn.heads import AttentionPool, Head

@@ -2,7 +2,8 @@
 
 import math
 
-from vmoe.config import MoEConfig, UsageError
+from vmoe.config import MoEConfig
+from vmoe.errors import UsageError
 
 
 def rounded_capacity(ideal: float, config: MoEConfig) -> int:

@@ -1,69 +1,235 @@
 """A run from its first step, or from where it stopped, to its last."""
 
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, Literal
 
 import grain
 import jax
+import jax.numpy as jnp
 
+from vmoe import models
 from vmoe.checkpoints.run import Checkpoints
-from vmoe.config import Train
-from vmoe.data.pipeline import training_batches
-from vmoe.data.sources import open_source
+from vmoe.config import EvalSet, Train
+from vmoe.data.pipeline import READ_AHEAD, Batch, training_batches
+from vmoe.data.sources import SPLITS, Source, name_and_split, open_source, with_classes
+from vmoe.errors import Failure, Stopped
 from vmoe.evaluate import Evaluation, evaluate
 from vmoe.train.folder import claim
 from vmoe.train.report import Report
-from vmoe.train.step import Program, State, compile_program
+from vmoe.train.signals import Interrupted, Signals
+from vmoe.train.step import Metrics, Program, State, compile_program
 
-VALIDATED = ("accuracy", "cross_entropy", "dropped")  # what stands in metrics.csv
+Evaluations = list[tuple[str, str, Evaluation]]  # the set's name, whose weights, what came out
 
 
-def train(config: Train, workdir: str | Path) -> Evaluation:
-    """Trains to the end and returns the last evaluation on the validation part.
+def train(
+    config: Train,
+    workdir: str | Path,
+    *,
+    on_nan: Literal["stop", "rewind"] = "stop",
+    max_rewinds: int = 3,
+) -> Evaluations:
+    """Trains to the end and returns the evaluations of the last step.
 
     Everything of the run lies in the folder ``workdir``; called again with the same config it
-    goes on from the newest checkpoint, and a finished run is only evaluated.
+    goes on from the newest good checkpoint, and a finished run is only evaluated.
+
+    Args:
+        on_nan: what happens when a loss or gradient is NaN or infinite: the run ends, or it goes
+            back to the newest checkpoint and on past the batches that led there.
+        max_rewinds: how often at most it goes back.
 
     Raises:
-        UsageError: the folder belongs to another config, or the data does not fit the model.
+        UsageError: the folder is another run's, or the data does not fit the model.
+        Failure: a loss that is no number, a disk that is full, no checkpoint that is good.
+        Stopped: SIGINT or SIGTERM came; everything is saved.
     """
     workdir = Path(workdir)
     source = open_source(config.data.name, "train")
-    validation = open_source(config.data.name, "validation")
+    sets = [(settings, _source(settings, config, source)) for settings in config.evaluations]
     batches = training_batches(source, config)
     program = compile_program(config)
     # What cannot work is refused before anything is written.
     jax.eval_shape(program.step, jax.eval_shape(program.init), batches[0])
-    claim(workdir, config, source.class_names)
-    result = None
-    with Checkpoints(workdir) as checkpoints:
-        state = resume(program, checkpoints)
-        start = int(state.step)
-        ahead = batches[start : config.steps].to_iter_dataset(
-            grain.ReadOptions(num_threads=1, prefetch_buffer_size=8)
-        )
-        with Report(workdir, config, start=start) as report:
-            for step, batch in enumerate(ahead, start + 1):
-                state, metrics = program.step(state, batch)
-                report.step(step)
-                last, more = step == config.steps, {}
-                if last or step % config.evaluate_every == 0:
-                    with report.aside(metrics):
-                        result = evaluate(program.model(state), validation)
-                    more = {f"validation_{k}": getattr(result, k) for k in VALIDATED}
-                if more or step % config.log_every == 0:
-                    report.metrics(step, metrics, **more)
-                if last or step % config.checkpoint_every == 0:
-                    checkpoints.save(step, state.params, (state.step, state.moments))
-    return result or evaluate(program.model(state), validation)
+    for settings in config.evaluations:
+        _check_evaluation(settings, config)
+    with (
+        Signals() as signals,
+        claim(workdir, config, source.class_names),
+        Checkpoints(workdir, keep=config.keep) as checkpoints,
+        Report(workdir, config) as report,
+    ):
+        for opened in (source, *(source for _, source in sets)):
+            if opened.skipped:
+                report.say(f"{opened.name}: {opened.skipped} files are no images, left out")
+        loop = _Loop(config, sets, batches, program, signals, checkpoints, report)
+        state = loop.resume()
+        while True:
+            try:
+                return loop.to_the_end(state)
+            except _NotFinite as broken:
+                rewinds = loop.rewinds + 1
+                if on_nan == "stop" or rewinds > max_rewinds:
+                    raise Failure(broken.advice(on_nan, checkpoints.steps)) from None
+                report.say(f"{broken}: goes back, {rewinds} of at most {max_rewinds} times")
+                state = loop.resume()._replace(
+                    batch=jnp.asarray(broken.batch + 1), rewinds=jnp.asarray(rewinds)
+                )
 
 
-def resume(program: Program, checkpoints: Checkpoints) -> State:
-    """The state of the newest checkpoint; the first one where there is none."""
-    state = program.init()
-    if checkpoints.latest is None:
+class _Loop:
+    """What a run works with, and where it is."""
+
+    def __init__(
+        self,
+        config: Train,
+        sets: list[tuple[EvalSet, Source]],
+        batches: grain.MapDataset[Batch],
+        program: Program,
+        signals: Signals,
+        checkpoints: Checkpoints,
+        report: Report,
+    ):
+        self._config, self._sets, self._batches = config, sets, batches
+        self._program, self._signals = program, signals
+        self._checkpoints, self._report = checkpoints, report
+        self._taken: _Taken | None = None
+        self.rewinds = 0
+
+    def resume(self) -> State:
+        """The state of the newest good checkpoint; the first one where there is none."""
+        self._checkpoints.wait()
+        state, told = self._program.init(), []
+        if self._checkpoints.steps:
+            _, found, told = self._checkpoints.restore_newest(**_items(state))
+            (step, batch, rewinds, moments), ema = found["training"], found.get("ema")
+            state = State(step, batch, rewinds, found["params"], moments, ema)
+        for line in told:
+            self._report.say(line)
+        self._report.goes_on(int(state.step))
         return state
-    found = checkpoints.restore(
-        checkpoints.latest, params=state.params, training=(state.step, state.moments)
-    )
-    step, moments = found["training"]
-    return State(step, found["params"], moments)
+
+    def to_the_end(self, state: State) -> Evaluations:
+        """From a state to the last step; each is taken, reported, evaluated and saved in turn."""
+        config, report = self._config, self._report
+        step = saved = int(state.step)
+        batch, self.rewinds, self._taken = int(state.batch), int(state.rewinds), None
+        feed = _stream(self._batches, batch, config.steps - step)
+        while True:
+            if self._due(step, config.evaluate_every):
+                try:
+                    found = self._evaluate(state, step)
+                except Interrupted:
+                    self._stop(state, step, saved)
+            if step > saved and self._due(step, config.checkpoint_every):
+                saved = self._save(state, step)
+            if step == config.steps:
+                return found
+            if self._signals.asked:
+                self._stop(state, step, saved)
+            state, metrics = self._program.step(state, next(feed))
+            self._check_finite()  # of the step before: the device is busy with this one
+            step, batch = step + 1, batch + 1
+            self._taken = _Taken(step, batch - 1, metrics)
+            report.step(step)
+            if self._due(step, config.log_every):
+                self._check_finite()
+                report.metrics(step, metrics)
+
+    def _due(self, step: int, every: int) -> bool:
+        return step > 0 and (step % every == 0 or step == self._config.steps)
+
+    def _check_finite(self) -> None:
+        if self._taken is not None and not self._taken.metrics["finite"]:
+            raise _NotFinite(self._taken)
+
+    def _evaluate(self, state: State, step: int) -> Evaluations:
+        """Every set, with the parameters and with their average where there is one."""
+        self._check_finite()
+        written = self._report.evaluated(step)
+        if written and step < self._config.steps:
+            return []
+        found = []
+        for settings, source in self._sets:
+            for weights, params in (("raw", state.params), ("ema", state.ema)):
+                if params is None:
+                    continue
+                with self._report.aside(f"evaluating {settings.name}"):
+                    evaluation = evaluate(
+                        models.with_params(settings.model(self._config.model), params),
+                        source,
+                        batch_size=settings.batch_size,
+                        image_size=settings.image_size,
+                        each=self._signals.check,
+                    )
+                found.append((settings.name, weights, evaluation))
+        if not written:
+            self._report.evaluations(step, found)
+        return found
+
+    def _save(self, state: State, step: int) -> int:
+        self._check_finite()
+        self._checkpoints.save(step, **_items(state))
+        return step
+
+    def _stop(self, state: State, step: int, saved: int) -> None:
+        if step > saved:
+            self._save(state, step)
+        self._checkpoints.wait()
+        raise Stopped(
+            f"{self._signals.asked}: stopped after step {step} of {self._config.steps}, "
+            "everything is saved; the same line goes on"
+        )
+
+
+class _Taken:
+    """A step that was taken, perhaps not finished yet."""
+
+    def __init__(self, step: int, batch: int, metrics: Metrics):
+        self.step, self.batch, self.metrics = step, batch, metrics
+
+
+class _NotFinite(Exception):
+    """The loss or the gradient of a step is NaN or infinite."""
+
+    def __init__(self, taken: _Taken):
+        found = {name: float(taken.metrics[name]) for name in ("loss", "gradient_norm", "lr")}
+        super().__init__(
+            f"step {taken.step}: loss {found['loss']:.4g}, gradient norm "
+            f"{found['gradient_norm']:.4g}, learning rate {found['lr']:.3g}"
+        )
+        self.batch = taken.batch
+
+    def advice(self, on_nan: str, steps: list[int]) -> str:
+        good = f"step {steps[-1]} is the last good checkpoint" if steps else "no checkpoint yet"
+        remedy = "lower --optim.lr or --optim.clip"
+        if on_nan == "stop":
+            remedy += ", or go on past this data with --on-nan rewind"
+        return f"{self}; {good}; {remedy}"
+
+
+def _items(state: State) -> dict[str, Any]:
+    """The items of a checkpoint; see ``checkpoints/run.py``."""
+    training = (state.step, state.batch, state.rewinds, state.moments)
+    ema = {} if state.ema is None else {"ema": state.ema}
+    return {"params": state.params, "training": training, **ema}
+
+
+def _stream(batches: grain.MapDataset[Batch], start: int, count: int) -> Iterator[Batch]:
+    return iter(batches[start : start + count].to_iter_dataset(READ_AHEAD) if count else ())
+
+
+def _source(settings: EvalSet, config: Train, trained: Source) -> Source:
+    """What a set evaluates on, its classes those of the training data."""
+    if settings.data in SPLITS:
+        name, split = config.data.name, settings.data
+    else:
+        name, split = name_and_split(settings.data)
+    return with_classes(open_source(name, split or "test"), trained.class_names)
+
+
+def _check_evaluation(settings: EvalSet, config: Train) -> None:
+    side = settings.image_size or config.model.image_size
+    images = jax.ShapeDtypeStruct((settings.batch_size, side, side, 3), jnp.float32)
+    jax.eval_shape(lambda images: models.build(settings.model(config.model))(images), images)

@@ -1,47 +1,48 @@
-"""What a run tells while it works: a live line, and ``metrics.csv``."""
+"""What a run tells while it works: a live line, CSV files and TensorBoard events."""
 
 import contextlib
 import csv
+import io
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 import jax
+import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.summary import scalar
 
 from vmoe.config import Train
+from vmoe.errors import Failure
+from vmoe.evaluate import Evaluation
 
-COLUMNS = (
-    "step",
-    "loss",
-    "accuracy",
-    "balance",
-    "dropped",
-    "lr",
-    "gradient_norm",
-    "images_per_second",
-    "validation_accuracy",
-    "validation_cross_entropy",
-    "validation_dropped",
+FIRST = ("loss", "accuracy", "balance", "dropped", "lr", "gradient_norm")  # in metrics.csv
+FIGURES = (  # of an evaluation, as they stand in evaluations.csv
+    *("images", "accuracy", "top5_accuracy", "cross_entropy", "brier"),
+    *("calibration_error", "dropped", "images_per_second"),
 )
+Row = dict[str, Any]
 
 
 class Report:
-    """Rows of metrics for the reader at the terminal and for the file; a context manager.
+    """Rows of metrics for the reader at the terminal and for the files; a context manager.
 
     On a terminal one live line; elsewhere a plain line for each row.
     """
 
-    def __init__(self, workdir: Path, config: Train, *, start: int):
-        self._file = workdir / "metrics.csv"
-        self._batch_size = config.batch_size
-        self._steps = config.steps
+    def __init__(self, workdir: Path, config: Train):
+        self._workdir = workdir
+        self._config = config
+        self._metrics = Rows(workdir / "metrics.csv")
+        self._evaluations = Rows(workdir / "evaluations.csv")
+        self._experts = Rows(workdir / "experts.csv")
         self._console = Console(stderr=True)
-        self._last = (start, time.perf_counter())
         self._progress = Progress(
             TextColumn("step"),
             MofNCompleteColumn(),
@@ -52,10 +53,9 @@ class Report:
             console=self._console,
             disable=not self._console.is_terminal,
         )
-        self._task = self._progress.add_task("", total=config.steps, completed=start)
-        self._forget_after(start)
-        if start:
-            self.say(f"{workdir}: goes on after step {start} of {config.steps}")
+        self._task = self._progress.add_task("", total=config.steps)
+        self._events = Events(workdir / "tensorboard")
+        self._last = (0, time.perf_counter())
 
     def __enter__(self) -> "Report":
         self._progress.start()
@@ -68,63 +68,200 @@ class Report:
         trace: TracebackType | None,
     ) -> None:
         self._progress.stop()
+        with contextlib.suppress(*([Failure] if kind else [])):  # what went wrong first is told
+            self._events.close()
+
+    def goes_on(self, step: int) -> None:
+        """Rows after a step are forgotten, so that none stands twice once it is taken again."""
+        for rows in (self._metrics, self._evaluations, self._experts):
+            rows.forget_after(step)
+        self._events.forget_after(step)
+        self._last = (step, time.perf_counter())
+        self._progress.reset(self._task, completed=step)
+        if step:
+            self.say(f"{self._workdir}: goes on after step {step} of {self._config.steps}")
+
+    def evaluated(self, step: int) -> bool:
+        """Whether the evaluations of a step are written."""
+        return self._evaluations.last_step == step
 
     def step(self, step: int) -> None:
         """A step was taken (perhaps not finished: nothing waits for the device)."""
         self._progress.update(self._task, completed=step)
 
     @contextlib.contextmanager
-    def aside(self, metrics: dict[str, jax.Array]) -> Iterator[None]:
-        """What is done inside, once the step of the metrics is finished, is not in images/s."""
-        jax.block_until_ready(metrics)
+    def aside(self, doing: str) -> Iterator[None]:
+        """What is done inside, while the device rests, is not in images/s."""
+        self._progress.update(self._task, description=doing)
         start = time.perf_counter()
         yield
         before, then = self._last
         self._last = before, then + time.perf_counter() - start
 
-    def metrics(self, step: int, metrics: dict[str, jax.Array], **more: float) -> None:
-        """A row: what the step measured, which waits for the device, and what else there is."""
-        row = {name: float(value) for name, value in jax.device_get(metrics).items()} | more
+    def metrics(self, step: int, metrics: dict[str, Any]) -> None:
+        """A row of what a step measured, which waits for the device."""
+        found = jax.device_get(metrics)
+        blocks: dict[int, dict[str, np.ndarray]] = found.pop("blocks")
+        found.pop("finite")
         before, then = self._last
         self._last = step, time.perf_counter()
-        row["images_per_second"] = (step - before) * self._batch_size / (self._last[1] - then)
-        with self._file.open("a", newline="") as file:
-            csv.DictWriter(file, COLUMNS).writerow({"step": step} | _rounded(row))
-        line = self._line(row)
-        self._progress.update(self._task, description=line)
-        if not self._console.is_terminal:
-            self.say(f"step {step}/{self._steps}  {line}")
+        rate = (step - before) * self._config.batch_size / (self._last[1] - then)
+        row = {name: float(found.pop(name)) for name in FIRST} | {"images_per_second": rate}
+        experts = []
+        for block, measures in blocks.items():
+            load, importance = measures.pop("load"), measures.pop("importance")
+            row |= _flat({f"block{block}": measures})
+            experts += [
+                {"block": block, "expert": e, "load": load[e], "importance": importance[e]}
+                for e in range(len(load))
+            ]
+        row |= _flat(found)
+        self._metrics.append(step, [row])
+        self._experts.append(step, experts)
+        self._events.write(
+            step,
+            {name if "/" in name else f"train/{name}": value for name, value in row.items()}
+            | {
+                f"block{expert['block']}/{name}/{expert['expert']}": expert[name]
+                for expert in experts
+                for name in ("load", "importance")
+            },
+        )
+        self._tell(
+            step,
+            f"loss {row['loss']:.3f}",
+            f"accuracy {row['accuracy']:.1%}",
+            f"lr {row['lr']:.1e}",
+            f"dropped {row['dropped']:.1%}",
+            f"{rate:,.0f} images/s",
+        )
+
+    def evaluations(self, step: int, found: Sequence[tuple[str, str, Evaluation]]) -> None:
+        """A row for each evaluation of a step: the set's name, whose weights, what came out."""
+        rows = []
+        for name, weights, evaluation in found:
+            figures = {figure: getattr(evaluation, figure) for figure in FIGURES}
+            rows.append({"set": name, "weights": weights} | figures)
+            self._events.write(step, {f"{name}_{weights}/{k}": v for k, v in figures.items()})
+            self._tell(
+                step,
+                f"{name}{' (average)' if weights == 'ema' else ''} {evaluation.accuracy:.2%}",
+                f"cross-entropy {evaluation.cross_entropy:.3f}",
+                f"dropped {evaluation.dropped:.1%}",
+                stays=True,
+            )
+        self._evaluations.append(step, rows)
 
     def say(self, text: str) -> None:
         """A line that stays."""
         self._console.print(text, highlight=False, soft_wrap=True)
 
-    def _line(self, row: dict[str, float]) -> str:
-        parts = [
-            f"loss {row['loss']:.3f}",
-            f"accuracy {row['accuracy']:.1%}",
-            f"lr {row['lr']:.1e}",
-            f"dropped {row['dropped']:.1%}",
-            f"{row['images_per_second']:,.0f} images/s",
-        ]
-        if "validation_accuracy" in row:
-            parts.append(f"validation {row['validation_accuracy']:.2%}")
-        return "  ".join(parts)
+    def _tell(self, step: int, *parts: str, stays: bool = False) -> None:
+        line = "  ".join(parts)
+        if not stays:
+            self._progress.update(self._task, description=line)
+        if stays or not self._console.is_terminal:
+            self.say(f"step {step}/{self._config.steps}  {line}")
 
-    def _forget_after(self, step: int) -> None:
-        """Keeps the rows up to the step that goes on, so that none stands twice."""
-        rows: list[dict[str, Any]] = []
-        if self._file.exists():
-            with self._file.open(newline="") as file:
-                whole = (row for row in csv.DictReader(file) if None not in row.values())
-                rows = [row for row in whole if int(row["step"]) <= step]
-        beside = self._file.with_suffix(".tmp")
-        with beside.open("w", newline="") as file:
-            writer = csv.DictWriter(file, COLUMNS)
+
+class Rows:
+    """A CSV file whose first column is the step; its header is that of the first row."""
+
+    def __init__(self, path: Path):
+        self._path = path
+        self._columns: list[str] = []
+        self.last_step: int | None = None
+
+    def append(self, step: int, rows: Sequence[Row]) -> None:
+        """Writes rows of one step, all at once."""
+        if not rows:
+            return
+        columns = ["step", *rows[0]]
+        if self._columns and self._columns != columns:
+            raise Failure(f"{self._path} has other columns: another version of vmoe made it")
+        text = io.StringIO()
+        writer = csv.DictWriter(text, columns)
+        if not self._columns:
             writer.writeheader()
+        writer.writerows({"step": step} | {k: _text(v) for k, v in r.items()} for r in rows)
+        with _told(self._path), self._path.open("a", newline="") as file:
+            file.write(text.getvalue())
+        self._columns, self.last_step = columns, step
+
+    def forget_after(self, step: int) -> None:
+        """Keeps whole rows up to a step."""
+        rows: list[dict[str, str]] = []
+        if self._path.exists():
+            with self._path.open(newline="") as file:
+                reader = csv.DictReader(file)
+                whole = (row for row in reader if None not in row.values() and None not in row)
+                rows = [row for row in whole if int(row["step"]) <= step]
+        self._columns = list(rows[0]) if rows else []
+        self.last_step = int(rows[-1]["step"]) if rows else None
+        beside = self._path.with_suffix(".tmp")
+        with _told(self._path), beside.open("w", newline="") as file:
+            writer = csv.DictWriter(file, self._columns)
+            if rows:
+                writer.writeheader()
             writer.writerows(rows)
-        os.replace(beside, self._file)
+        os.replace(beside, self._path)
 
 
-def _rounded(row: dict[str, float]) -> dict[str, str]:
-    return {name: f"{value:.6g}" for name, value in row.items()}
+class Events:
+    """TensorBoard's events, written at once: its own writer has a thread that fails unheard."""
+
+    def __init__(self, folder: Path):
+        self._folder = folder
+        self._writer: EventsWriter | None = None
+
+    def forget_after(self, step: int) -> None:
+        """A new file, at which TensorBoard forgets what others hold of later steps."""
+        self.close()
+        with _told(self._folder):
+            self._folder.mkdir(exist_ok=True)
+            self._writer = EventsWriter(str(self._folder / "events"))
+            start = SessionLog(status=SessionLog.START)
+            self._writer.write_event(Event(step=step + 1, session_log=start))
+            self._writer.flush()
+
+    def write(self, step: int, values: dict[str, Any]) -> None:
+        """Scalars of one step, by tag."""
+        now = time.time()
+        with _told(self._folder):
+            for tag, value in values.items():
+                event = Event(step=step, wall_time=now, summary=scalar(tag, value))
+                self._writer.write_event(event)
+            self._writer.flush()
+
+    def close(self) -> None:
+        """What is written is written; the next write needs ``forget_after`` first."""
+        with _told(self._folder):
+            if self._writer:
+                self._writer.close()
+
+
+@contextlib.contextmanager
+def _told(path: Path) -> Iterator[None]:
+    """What the system says against writing, as one line that names the place."""
+    try:
+        yield
+    except OSError as error:
+        raise Failure(
+            f"{path} cannot be written ({error.strerror}); make room, then the same line goes on "
+            "from its newest checkpoint"
+        ) from error
+
+
+def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, float]:
+    """Nested measures as columns, named by their path: norms/gradients/head."""
+    row = {}
+    for name, value in tree.items():
+        if isinstance(value, dict):
+            row |= _flat(value, f"{prefix}{name}/")
+        else:
+            row[f"{prefix}{name}"] = float(value)
+    return row
+
+
+def _text(value: Any) -> str:
+    return f"{value:.6g}" if isinstance(value, float | np.floating) else str(value)

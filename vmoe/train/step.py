@@ -11,13 +11,14 @@ from jaxtyping import Array, Float, Int
 
 from vmoe import models
 from vmoe.analysis import capture
-from vmoe.analysis.measures import choices_and_drops
+from vmoe.analysis.measures import block_measures, choices_and_drops
+from vmoe.analysis.parts import norms_by_part
 from vmoe.config import Train
 from vmoe.data.pipeline import Batch
-from vmoe.nn.vit import ViT
 from vmoe.train.optim import optimizer, schedule
 
-Metrics = dict[str, Float[Array, ""]]
+Params = dict[str, Any]
+Metrics = dict[str, Any]
 
 
 class State(NamedTuple):
@@ -25,21 +26,26 @@ class State(NamedTuple):
 
     Attributes:
         step: how many steps have been taken.
+        batch: the number of the next batch: the step, and what was jumped over after a NaN.
+        rewinds: how often the run went back after a NaN.
         params: the model's parameters, as nested dicts.
         moments: the optimiser's state.
+        ema: a moving average of the parameters; None where the config asks for none.
     """
 
     step: Int[Array, ""]
-    params: dict[str, Any]
+    batch: Int[Array, ""]
+    rewinds: Int[Array, ""]
+    params: Params
     moments: Any
+    ema: Params | None
 
 
 class Program(NamedTuple):
-    """What a config compiles to: the first state, the step, and the model of a state."""
+    """What a config compiles to: the first state, and the step."""
 
     init: Callable[[], State]
     step: Callable[[State, Batch], tuple[State, Metrics]]
-    model: Callable[[State], ViT]
 
 
 def compile_program(config: Train) -> Program:
@@ -50,27 +56,60 @@ def compile_program(config: Train) -> Program:
     def init() -> State:
         model = models.build(config.model, seed=config.seed)
         params = nnx.to_pure_dict(nnx.state(model, nnx.Param))
-        return State(jnp.zeros((), jnp.int32), params, optim.init(params))
+        ema = jax.tree.map(jnp.copy, params) if config.ema else None
+        zero, none, never = (jnp.zeros((), jnp.int32) for _ in range(3))  # each is given away
+        return State(zero, none, never, params, optim.init(params), ema)
 
-    def model_of(params: dict[str, Any]) -> ViT:
-        return models.with_params(config.model, params)
-
-    def loss(params: dict[str, Any], batch: Batch, key: jax.Array) -> tuple[jax.Array, Metrics]:
-        logits, records = capture(model_of(params), batch.images, train=True, key=key)
+    def loss(params: Params, batch: Batch, key: jax.Array) -> tuple[jax.Array, Metrics]:
+        model = models.with_params(config.model, params)
+        logits, records = capture(model, batch.images, train=True, key=key)
         labels = optax.smooth_labels(batch.labels, config.label_smoothing)
-        main = optax.softmax_cross_entropy(logits, labels).mean()
+        main = cross_entropy(logits, labels, config.loss).mean()
         balance = sum((record.balance for record in records.values()), jnp.zeros(()))
         correct = logits.argmax(-1) == batch.labels.argmax(-1)
-        metrics = {"loss": main, "balance": balance, "accuracy": correct.mean()}
         made, dropped = choices_and_drops(records)
-        return main + balance, metrics | {"dropped": dropped / jnp.maximum(made, 1)}
+        metrics = {
+            "loss": main,
+            "accuracy": correct.mean(),
+            "balance": balance,
+            "dropped": dropped / jnp.maximum(made, 1),
+            "blocks": {block: block_measures(record) for block, record in records.items()},
+        }
+        return main + balance, metrics
 
     def step(state: State, batch: Batch) -> tuple[State, Metrics]:
-        key = jax.random.fold_in(jax.random.key(config.seed), state.step)
+        key = jax.random.fold_in(jax.random.key(config.seed), state.batch)
         gradient, metrics = jax.grad(loss, has_aux=True)(state.params, batch, key)
         updates, moments = optim.update(gradient, state.moments, state.params)
         params = optax.apply_updates(state.params, updates)
-        metrics |= {"lr": rate(state.step), "gradient_norm": optax.tree.norm(gradient)}
-        return State(state.step + 1, params, moments), metrics
+        ema = None if state.ema is None else average(state.ema, params, config.ema, state.step)
+        norm = optax.tree.norm(gradient)
+        metrics |= {
+            "lr": rate(state.step),
+            "gradient_norm": norm,
+            "finite": jnp.isfinite(metrics["loss"] + metrics["balance"] + norm),
+            "norms": {
+                "parameters": norms_by_part(params),
+                "gradients": norms_by_part(gradient),
+                "updates": norms_by_part(updates),
+            },
+        }
+        after = State(state.step + 1, state.batch + 1, state.rewinds, params, moments, ema)
+        return after, metrics
 
-    return Program(init, jax.jit(step, donate_argnums=0), lambda state: model_of(state.params))
+    return Program(init, jax.jit(step, donate_argnums=0))
+
+
+def cross_entropy(
+    logits: Float[Array, "b y"], labels: Float[Array, "b y"], kind: str
+) -> Float[Array, "b"]:
+    """Of each image, in nats: softmax over the classes, or sigmoid summed over the classes."""
+    if kind == "sigmoid":
+        return optax.sigmoid_binary_cross_entropy(logits, labels).sum(-1)
+    return optax.softmax_cross_entropy(logits, labels)
+
+
+def average(ema: Params, params: Params, decay: float, step: Int[Array, ""]) -> Params:
+    """One step of the moving average, whose decay is at most (1 + step) / (10 + step)."""
+    decay = jnp.minimum(decay, (1.0 + step) / (10.0 + step))
+    return optax.incremental_update(params, ema, 1.0 - decay)

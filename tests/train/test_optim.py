@@ -1,0 +1,112 @@
+"""The optimiser against its formulas, written out."""
+
+import jax
+import numpy as np
+import optax
+import pytest
+
+from vmoe import models
+from vmoe.config import Decay, Optim
+from vmoe.train.optim import decay_kind, optimizer, schedule
+
+PARAMS = {
+    "blocks": {
+        1: {
+            "mlp": {
+                "experts": {
+                    "up": {"kernel": np.ones(3, np.float32), "bias": np.ones(3, np.float32)}
+                },
+                "router": {"kernel": np.ones(3, np.float32)},
+            },
+            "attention": {"query": {"kernel": np.ones(3, np.float32)}},
+        }
+    },
+    "head": {"classes": {"kernel": np.ones(3, np.float32)}},
+    "positions": {"embedding": np.ones(3, np.float32)},
+}
+
+
+@pytest.mark.parametrize(
+    ("kind", "expected"),
+    [
+        ("cosine", [0.0, 1.0, 2.0, (2.0 + 0.2) / 2, 0.2]),
+        ("linear", [0.0, 1.0, 2.0, (2.0 + 0.2) / 2, 0.2]),
+        ("constant", [0.0, 1.0, 2.0, 2.0, 2.0]),
+    ],
+)
+def test_the_learning_rate_rises_linearly_and_then_follows_its_schedule(
+    kind: str, expected: list[float]
+) -> None:
+    rate = schedule(Optim(lr=2.0, warmup=10, final_lr=0.1, schedule=kind), 110)
+    assert [float(rate(step)) for step in (0, 5, 10, 60, 110)] == pytest.approx(expected)
+    quarter = {"cosine": 0.2 + 1.8 * (1 + np.cos(np.pi / 4)) / 2, "linear": 1.55, "constant": 2.0}
+    assert float(rate(35)) == pytest.approx(quarter[kind])
+
+
+def test_without_warmup_the_first_step_has_the_peak_rate() -> None:
+    assert float(schedule(Optim(lr=2.0, warmup=0), 10)(0)) == pytest.approx(2.0)
+
+
+def shrunk(decay: Decay) -> dict[str, float]:
+    """What is left of ones after a step of no gradient, by the name of the array's place."""
+    optim = optimizer(Optim(lr=0.5, warmup=0, decay=decay), 10)
+    updates, _ = optim.update(jax.tree.map(np.zeros_like, PARAMS), optim.init(PARAMS), PARAMS)
+    after = optax.apply_updates(PARAMS, updates)
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="/"): float(leaf[0])
+        for path, leaf in jax.tree.leaves_with_path(after)
+    }
+
+
+def test_weight_decay_shrinks_each_kind_of_parameter_at_its_own_rate() -> None:
+    found = shrunk(Decay(kernels=0.1, experts=0.2, routers=0.0, head=0.3, others=0.4))
+    assert found == pytest.approx(
+        {
+            "blocks/1/attention/query/kernel": 1 - 0.05,
+            "blocks/1/mlp/experts/up/kernel": 1 - 0.1,
+            "blocks/1/mlp/experts/up/bias": 1 - 0.2,
+            "blocks/1/mlp/router/kernel": 1.0,
+            "head/classes/kernel": 1 - 0.15,
+            "positions/embedding": 1 - 0.2,
+        }
+    )
+
+
+def test_by_default_every_kernel_decays_alike_and_nothing_else_does() -> None:
+    for name, value in shrunk(Decay(kernels=0.1)).items():
+        assert value == pytest.approx(0.95 if name.endswith("kernel") else 1.0), name
+
+
+def test_every_parameter_of_a_model_has_a_kind() -> None:
+    from flax import nnx
+
+    model = models.build_abstract(models.model_config("vmoe_tiny_last2_e4"))
+    kinds = {
+        decay_kind(tuple(map(str, p))) for p, _ in nnx.to_flat_state(nnx.state(model, nnx.Param))
+    }
+    assert kinds == {"kernels", "experts", "routers", "head", "others"}
+
+
+def test_sgd_is_momentum_then_decoupled_decay() -> None:
+    config = Optim(
+        kind="sgd", lr=0.1, warmup=0, schedule="constant", momentum=0.8, clip=None,
+        decay=Decay(kernels=0.5),
+    )  # fmt: skip
+    optim = optimizer(config, 10)
+    params = {"kernel": np.ones(2, np.float64)}
+    state, expected, trace = optim.init(params), 1.0, 0.0
+    for gradient in (1.0, -2.0, 3.0):
+        updates, state = optim.update({"kernel": np.full(2, gradient)}, state, params)
+        params = optax.apply_updates(params, updates)
+        trace = gradient + 0.8 * trace
+        expected -= 0.1 * (trace + 0.5 * expected)
+        np.testing.assert_allclose(params["kernel"], expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("clip", [None, 1.0])
+def test_the_gradient_is_clipped_by_its_global_norm_or_not_at_all(clip: float | None) -> None:
+    optim = optimizer(Optim(kind="sgd", lr=1.0, warmup=0, clip=clip, momentum=0.0), 10)
+    params = {"bias": np.zeros(2, np.float32)}
+    gradient = {"bias": np.array([3.0, 4.0], np.float32)}
+    updates, _ = optim.update(gradient, optim.init(params), params)
+    np.testing.assert_allclose(updates["bias"], -gradient["bias"] / (5 if clip else 1), rtol=1e-6)

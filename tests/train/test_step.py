@@ -1,0 +1,126 @@
+"""One step of training against its formulas, written out."""
+
+import dataclasses
+import functools
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.special
+
+from vmoe import config as configs
+from vmoe import models
+from vmoe.analysis import capture
+from vmoe.config import Decay, Train
+from vmoe.data.pipeline import Batch, training_batches
+from vmoe.data.sources import open_source
+from vmoe.train.step import compile_program, cross_entropy
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def config() -> Train:
+    return configs.load(ROOT / "configs" / "tiny.py")
+
+
+@pytest.fixture(scope="module")
+def batch(config: Train) -> Batch:
+    return training_batches(open_source("digits", "train"), config)[0]
+
+
+def test_the_first_step_of_a_warmup_measures_the_loss_and_moves_nothing(
+    config: Train, batch: Batch
+) -> None:
+    program = compile_program(dataclasses.replace(config, label_smoothing=0.2))
+    before = program.init()
+    start = jax.tree.map(np.array, before.params)
+    after, metrics = program.step(before, batch)
+    # the first learning rate of a warmup is 0, so nothing moves yet but Adam's moments
+    jax.tree.map(np.testing.assert_array_equal, start, jax.tree.map(np.array, after.params))
+    assert metrics["lr"] == 0 and int(after.step) == int(after.batch) == 1
+    logits = np.log(np.full((32, 10), 0.1))  # of a head of zeros
+    labels = batch.labels * 0.8 + 0.02
+    assert float(metrics["loss"]) == pytest.approx(-(labels * logits).sum(1).mean(), rel=1e-5)
+    assert 0 < metrics["balance"] < 0.1 and metrics["finite"]
+
+
+def test_a_step_is_the_one_written_out(config: Train, batch: Batch) -> None:
+    """Mean cross-entropy plus balance, clipped, Adam's first step, decay of kernels, times lr."""
+    optim = dataclasses.replace(config.optim, warmup=0, lr=0.01, clip=0.5, decay=Decay(kernels=0.1))
+    config = configs.replace(
+        config, optim=optim, model=dict(head_std=0.5, moe=dict(router=dict(noise_std=0.0)))
+    )
+    program = compile_program(config)
+    state = program.init()
+    params = jax.tree.map(np.array, state.params)
+
+    def loss(params: dict) -> jax.Array:
+        logits, records = capture(models.with_params(config.model, params), batch.images)
+        labels = batch.labels * 0.9 + 0.01
+        entropy = -(labels * jax.nn.log_softmax(logits)).sum(1).mean()
+        return entropy + 0.005 * sum(r.losses["importance"].mean() for r in records.values())
+
+    gradient = jax.jit(jax.grad(loss))(params)
+    norm = np.sqrt(sum((np.asarray(g, np.float64) ** 2).sum() for g in jax.tree.leaves(gradient)))
+    after, metrics = program.step(state, batch)
+    assert float(metrics["gradient_norm"]) == pytest.approx(norm, rel=1e-4) and norm > 0.5
+    squares = [float(n) ** 2 for n in metrics["norms"]["gradients"].values()]
+    assert np.sqrt(sum(squares)) == pytest.approx(norm, rel=1e-4)
+    for path, before in jax.tree.leaves_with_path(params):
+        now = functools.reduce(lambda tree, key: tree[key.key], path, after.params)
+        g = functools.reduce(lambda tree, key: tree[key.key], path, gradient)
+        g = np.asarray(g, np.float64) * 0.5 / norm
+        decay = 0.1 * before if path[-1].key == "kernel" else 0.0
+        expected = before - 0.01 * (g / (np.abs(g) + 1e-8) + decay)
+        big = np.abs(g) > 1e-6  # below, rounding decides the sign that Adam's first step takes
+        np.testing.assert_allclose(np.asarray(now)[big], expected[big], atol=1e-5)
+
+
+def test_sigmoid_cross_entropy_is_summed_over_classes() -> None:
+    rng = np.random.default_rng(0)
+    logits = jnp.asarray(rng.normal(size=(4, 6)), jnp.float32)
+    labels = jnp.asarray(rng.dirichlet(np.ones(6), size=4), jnp.float32)
+    p = scipy.special.expit(np.asarray(logits, np.float64))
+    expected = -(labels * np.log(p) + (1 - labels) * np.log(1 - p)).sum(1)
+    np.testing.assert_allclose(cross_entropy(logits, labels, "sigmoid"), expected, rtol=1e-5)
+    expected = -(labels * scipy.special.log_softmax(np.asarray(logits, np.float64), 1)).sum(1)
+    np.testing.assert_allclose(cross_entropy(logits, labels, "softmax"), expected, rtol=1e-5)
+
+
+def test_the_average_follows_the_parameters_and_soon_forgets_the_start(
+    config: Train, batch: Batch
+) -> None:
+    program = compile_program(dataclasses.replace(config, ema=0.7, loss="sigmoid"))
+    state = program.init()
+    expected = jax.tree.map(np.array, state.params)
+    for step in range(30):
+        state, metrics = program.step(state, batch)
+        decay = min(0.7, (1 + step) / (10 + step))
+        now = jax.tree.map(np.array, state.params)
+        expected = jax.tree.map(lambda e, p, d=decay: d * e + (1 - d) * p, expected, now)
+    jax.tree.map(functools.partial(np.testing.assert_allclose, atol=1e-5), state.ema, expected)
+    assert compile_program(config).init().ema is None
+
+
+def test_measures_of_a_block_are_those_of_its_record(config: Train, batch: Batch) -> None:
+    """The oracle counts in NumPy over the record of the same images, routed without noise."""
+    quiet = configs.replace(
+        config, model=dict(moe=dict(capacity=2, router=dict(noise_std=0.0)), head_std=1.0)
+    )
+    program = compile_program(quiet)
+    state = program.init()
+    model = models.with_params(quiet.model, jax.tree.map(jnp.copy, state.params))
+    record = jax.jit(functools.partial(capture, model))(batch.images)[1][1]
+    _, metrics = program.step(state, batch)
+    found = metrics["blocks"][1]
+    experts = np.asarray(record.routing.experts).reshape(-1)
+    gates = np.asarray(record.gates, np.float64).reshape(-1, 4)
+    np.testing.assert_allclose(found["load"], np.bincount(experts, minlength=4) / len(experts))
+    np.testing.assert_allclose(found["importance"], gates.mean(0), rtol=1e-5)
+    assert float(found["dropped"]) == pytest.approx(np.asarray(record.routing.dropped).mean())
+    assert found["dropped"] > 0.3
+    entropy = -(gates * np.log(gates)).sum(1).mean()
+    assert float(found["gate_entropy"]) == pytest.approx(entropy, rel=1e-4)

@@ -1,0 +1,322 @@
+"""Whatever stops a run, nothing is lost: kills, signals, damage, a full disk, a second run, NaN."""
+
+import functools
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.train.test_loop import assert_same, rows
+from vmoe import config as configs
+from vmoe.config import EvalSet, Train
+from vmoe.data.pipeline import training_batches
+from vmoe.errors import Failure, UsageError
+from vmoe.train import loop
+from vmoe.train.loop import train
+
+ROOT = Path(__file__).parents[2]
+STEPS = 120
+RECIPE = f"""
+from pathlib import Path
+from vmoe.config import EvalSet, load, replace
+
+config = replace(
+    load(Path({str(ROOT / "configs" / "tiny.py")!r})), steps={STEPS}, log_every=5, ema=0.9,
+    evaluate_every=10, checkpoint_every=10,
+    model=dict(dropout=0.1, moe=dict(expert_dropout=0.1, router=dict(priority="random"))),
+    evaluations=(EvalSet(), EvalSet("one by one", batch_size=1)),
+)
+"""
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("recipe") / "recipe.py"
+    path.write_text(RECIPE)
+    return path
+
+
+@pytest.fixture(scope="module")
+def config(recipe: Path) -> Train:
+    return configs.load(recipe)
+
+
+@pytest.fixture(scope="module")
+def whole(recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that was never stopped, by the same command as those that are."""
+    workdir = tmp_path_factory.mktemp("whole") / "run"
+    told, status = run(recipe, workdir)
+    assert status == 0, told
+    return workdir
+
+
+def start(recipe: Path, workdir: Path, *, limit: str = "unlimited") -> subprocess.Popen[str]:
+    """The real command, in a process; ``limit``: the largest file that it may write, in KiB."""
+    words = [sys.executable, "-m", "vmoe", "train", "--config", recipe, "--workdir", workdir]
+    return subprocess.Popen(
+        ["bash", "-c", f'ulimit -f {limit}; exec "$@"', "bash", *map(str, words)],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"JAX_COMPILATION_CACHE_DIR": str(ROOT / ".cache" / "jax")},
+    )
+
+
+def run(recipe: Path, workdir: Path, *, limit: str = "unlimited") -> tuple[str, int]:
+    """What the command says, and its exit status."""
+    with start(recipe, workdir, limit=limit) as process:
+        return process.stderr.read(), process.wait()
+
+
+def kill_when(ready: Callable[[], bool], recipe: Path, workdir: Path) -> None:
+    with start(recipe, workdir) as process:
+        wait_until(ready, process)
+        process.kill()
+
+
+def wait_until(ready: Callable[[], bool], process: subprocess.Popen[str]) -> None:
+    deadline = time.monotonic() + 120
+    while not ready():
+        assert process.poll() is None and time.monotonic() < deadline, process.stderr.read()
+        time.sleep(0.001)
+
+
+def reached(workdir: Path, step: int) -> bool:
+    path = workdir / "metrics.csv"
+    return path.exists() and any(int(row["step"]) >= step for row in rows(workdir))
+
+
+def saving(workdir: Path, step: int) -> bool:
+    names = [path.name for path in (workdir / "checkpoints").glob("*.orbax-checkpoint-tmp")]
+    return any(int(name.split(".")[0]) >= step for name in names)
+
+
+def evaluating(workdir: Path, step: int) -> bool:
+    """The row of the step is there and its checkpoint not yet begun."""
+    return reached(workdir, step) and not (workdir / "checkpoints" / str(step)).exists()
+
+
+MOMENTS = {"training": reached, "saving": saving, "evaluating": evaluating}
+
+
+@pytest.mark.parametrize("moment", MOMENTS)
+def test_a_run_killed_and_started_again_ends_with_the_same_bits(
+    moment: str, recipe: Path, whole: Path, tmp_path: Path
+) -> None:
+    workdir = tmp_path / "run"
+    for step in (10, 70):
+        kill_when(functools.partial(MOMENTS[moment], workdir, step), recipe, workdir)
+    told, status = run(recipe, workdir)
+    assert status == 0, told
+    assert "goes on after step" in told
+    assert_same(whole, workdir)
+    assert not list((workdir / "checkpoints").glob("*tmp*"))
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_saves_and_exits_with_75_and_says_how_to_go_on(
+    number: signal.Signals, recipe: Path, whole: Path, tmp_path: Path
+) -> None:
+    workdir = tmp_path / "run"
+    with start(recipe, workdir) as process:
+        wait_until(lambda: reached(workdir, 25), process)
+        process.send_signal(number)
+        *_, last = process.stderr.read().splitlines()
+    assert process.returncode == 75
+    assert last.startswith(f"vmoe: {number.name}: stopped after step ")
+    assert "everything is saved; the same line goes on" in last
+    step = int(last.split("after step ")[1].split()[0])
+    assert (workdir / "checkpoints" / str(step)).is_dir()
+    told, status = run(recipe, workdir)
+    assert f"goes on after step {step} of {STEPS}" in told and status == 0
+    assert_same(whole, workdir)
+
+
+def test_a_signal_during_an_evaluation_gives_it_up_and_it_is_done_again(
+    config: Train, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done = 0
+
+    def evaluate(*words: object, **settings: object) -> object:
+        nonlocal done
+        done += 1
+        if done == 6:  # of the second evaluated step
+            signal.raise_signal(signal.SIGTERM)
+        return real(*words, **settings)
+
+    real = loop.evaluate
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "evaluate", evaluate)
+        with pytest.raises(loop.Stopped, match="SIGTERM: stopped after step 20"):
+            train(config, tmp_path)
+    assert {row["step"] for row in rows(tmp_path, "evaluations")} == {"10"}
+    train(config, tmp_path)
+    evaluations = rows(tmp_path, "evaluations")
+    assert [r["step"] for r in evaluations] == [r["step"] for r in rows(whole, "evaluations")]
+
+
+def test_a_second_signal_leaves_at_once_with_the_last_checkpoint_intact(
+    recipe: Path, whole: Path, tmp_path: Path
+) -> None:
+    workdir = tmp_path / "run"
+    with start(recipe, workdir) as process:
+        wait_until(lambda: reached(workdir, 15), process)
+        while process.poll() is None:
+            process.send_signal(signal.SIGINT)
+            time.sleep(0.002)
+    assert process.returncode == 128 + signal.SIGINT
+    told, status = run(recipe, workdir)
+    assert "damaged" not in told and status == 0
+    assert_same(whole, workdir)
+
+
+def garble(folder: Path) -> None:
+    for path in folder.rglob("d/*"):
+        content = bytearray(path.read_bytes())
+        content[::100] = bytes(byte ^ 1 for byte in content[::100])
+        path.write_bytes(content)
+
+
+def cut_off(folder: Path) -> None:
+    path = max(folder.rglob("d/*"), key=lambda path: path.stat().st_size)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def lose(folder: Path) -> None:
+    shutil.rmtree(folder / "checksums")
+
+
+def swap(folder: Path) -> None:
+    """Whole arrays, as Orbax wrote them, but those of another step."""
+    shutil.rmtree(folder / "params")
+    shutil.copytree(folder.with_name(str(STEPS - 10)) / "params", folder / "params")
+
+
+@pytest.mark.parametrize("harm", [garble, cut_off, lose, swap])
+def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(
+    harm: Callable[[Path], None], config: Train, whole: Path, tmp_path: Path, recipe: Path
+) -> None:
+    workdir = tmp_path / "run"
+    shutil.copytree(whole, workdir)
+    harm(workdir / "checkpoints" / str(STEPS))
+    told, status = run(recipe, workdir)
+    assert status == 0, told
+    assert f"checkpoint {STEPS} is damaged (" in told
+    assert f"goes on after step {STEPS - 10} of {STEPS}" in told
+    assert "Traceback" not in told
+    assert (workdir / "checkpoints" / "damaged" / str(STEPS)).is_dir()
+    assert_same(whole, workdir)
+
+
+def test_without_any_good_checkpoint_a_run_says_so_and_keeps_what_is_left(
+    recipe: Path, whole: Path, tmp_path: Path
+) -> None:
+    workdir = tmp_path / "run"
+    shutil.copytree(whole, workdir)
+    steps = sorted(path.name for path in (workdir / "checkpoints").iterdir())
+    for step in steps:
+        garble(workdir / "checkpoints" / step / "params")
+    told, status = run(recipe, workdir)
+    assert status == 1 and told.startswith("vmoe: ") and told.count("\n") == 1, told
+    assert f"no checkpoint is good; checkpoint {STEPS} is damaged" in told
+    damaged = workdir / "checkpoints" / "damaged"
+    assert sorted(path.name for path in damaged.iterdir()) == steps
+
+
+def test_two_runs_in_one_folder_are_one_too_many(
+    recipe: Path, config: Train, tmp_path: Path
+) -> None:
+    workdir = tmp_path / "run"
+    with start(recipe, workdir) as process:
+        wait_until(lambda: reached(workdir, 5), process)
+        with pytest.raises(UsageError, match=f"process {process.pid} trains in it"):
+            train(config, workdir)
+        process.kill()
+    train(config, workdir)
+
+
+def test_a_disk_that_takes_no_more_ends_the_run_with_one_line_and_the_last_checkpoint(
+    recipe: Path, whole: Path, tmp_path: Path
+) -> None:
+    """A limit on the size of files stands for the full disk: writing fails in the same places."""
+    workdir = tmp_path / "run"
+    kill_when(lambda: (workdir / "checkpoints" / "30").exists(), recipe, workdir)
+    steps = sorted(p.name for p in (workdir / "checkpoints").iterdir() if p.name.isdigit())
+
+    told, status = run(recipe, workdir, limit="30")
+    lines = told.splitlines()
+    assert status == 1, lines
+    assert lines[-1].startswith("vmoe: ") and "cannot be written" in lines[-1], lines
+    assert "the same line goes on" in lines[-1]
+    assert not any("Traceback" in line for line in lines), lines
+    assert steps[-1] in os.listdir(workdir / "checkpoints")
+    told, status = run(recipe, workdir)
+    assert status == 0 and "damaged" not in told, told
+    assert_same(whole, workdir)
+
+
+@pytest.fixture
+def poisoned(config: Train, monkeypatch: pytest.MonkeyPatch) -> Train:
+    """Batches 27 and 65 hold pixels that are no numbers."""
+
+    def batches(*words: object) -> object:
+        def poison(i: int, batch: object) -> object:
+            bad = i in (27, 65)
+            return batch._replace(images=batch.images * np.float32(np.nan)) if bad else batch
+
+        return training_batches(*words).map_with_index(poison)
+
+    monkeypatch.setattr(loop, "training_batches", batches)
+    return configs.replace(config, evaluations=(EvalSet(),))
+
+
+def test_a_loss_that_is_no_number_stops_the_run_at_once_and_says_where(
+    poisoned: Train, tmp_path: Path
+) -> None:
+    with pytest.raises(Failure) as caught:
+        train(poisoned, tmp_path)
+    message = str(caught.value)
+    assert "step 28: loss nan, gradient norm nan, learning rate 0.00" in message
+    assert "step 20 is the last good checkpoint" in message and "--on-nan rewind" in message
+    assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == ["10", "20"]
+
+
+def test_rewinding_goes_on_past_the_data_that_broke_it_and_repeats_to_the_bit(
+    poisoned: Train, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folders = [tmp_path / "one", tmp_path / "other"]
+    train(poisoned, folders[0], on_nan="rewind")
+    told = capsys.readouterr().err
+    assert "step 28: loss nan" in told and "goes back, 1 of at most 3 times" in told
+    # step 20 then takes batch 28, so that batch 65 is that of step 58
+    assert "step 58: loss nan" in told and "goes back, 2 of at most 3 times" in told
+    assert rows(folders[0])[-1]["step"] == str(STEPS)
+    assert np.isfinite([float(row["loss"]) for row in rows(folders[0])]).all()
+    done = 0
+
+    def evaluate(*words: object, **settings: object) -> object:
+        nonlocal done
+        done += 1
+        if done == 8:
+            signal.raise_signal(signal.SIGINT)
+        return real(*words, **settings)
+
+    real = loop.evaluate
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, "evaluate", evaluate)
+        with pytest.raises(loop.Stopped):
+            train(poisoned, folders[1], on_nan="rewind")
+    train(poisoned, folders[1], on_nan="rewind")
+    assert_same(*folders)
+
+
+def test_rewinding_ends_after_so_many_times(poisoned: Train, tmp_path: Path) -> None:
+    with pytest.raises(Failure, match="step 58: loss nan.*step 50 is the last good checkpoint"):
+        train(poisoned, tmp_path, on_nan="rewind", max_rewinds=1)

@@ -1,0 +1,38 @@
+"""The parts of a model by which its parameters are counted, decayed and watched."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+PARTS = {  # a word of a parameter's path -> the part it belongs to; the first that is met
+    "patches": "patch embedding",
+    "class_token": "class token",
+    "positions": "positions",
+    "attention_pool": "attention pool",
+    "attention": "attention",
+    "router": "routers",
+    "experts": "experts",
+    "mlp": "MLPs",
+    "head": "head",
+}
+NORMS = "norms"
+
+
+def part_of(path: tuple[str | int, ...]) -> str:
+    """The part that a parameter belongs to.
+
+    >>> part_of(("blocks", 1, "mlp", "router", "kernel"))
+    'routers'
+    """
+    return next((part for word, part in PARTS.items() if word in path), NORMS)
+
+
+def norms_by_part(tree: Any) -> dict[str, Float[Array, ""]]:
+    """The Euclidean norm of each part of a tree of arrays shaped like a model's parameters."""
+    squares: dict[str, Array] = {}
+    for path, leaf in jax.tree.leaves_with_path(tree):
+        part = part_of(tuple(key.key for key in path))
+        squares[part] = squares.get(part, 0.0) + jnp.square(leaf).sum()
+    return {part: jnp.sqrt(square) for part, square in squares.items()}

@@ -1,0 +1,61 @@
+"""Where images come from: a name to labelled images that can be read in any order.
+
+    digits                                  1,797 digits of 8 x 8 pixels
+    fashion_mnist[:FOLDER]                  70,000 pieces of clothing of 28 x 28 pixels
+    folder:PATH                             one's own images, a sub-folder per class
+    arrays:FILE.npz                         one's own images, in one NumPy file
+
+Behind any of them, ``:train``, ``:validation`` or ``:test`` names a split.
+"""
+
+from collections.abc import Callable
+
+from vmoe.config import unknown
+from vmoe.data.sources.arrays import open_arrays
+from vmoe.data.sources.digits import open_digits
+from vmoe.data.sources.fashion_mnist import open_fashion_mnist
+from vmoe.data.sources.folder import open_folder
+from vmoe.data.sources.source import SPLITS, Example, Source, with_classes
+from vmoe.errors import UsageError
+
+__all__ = ["SPLITS", "Example", "Source", "name_and_split", "open_source", "with_classes"]
+
+_WITH_PATH: dict[str, Callable[[str, str], Source]] = {
+    "folder": open_folder,
+    "arrays": open_arrays,
+    "fashion_mnist": open_fashion_mnist,
+}
+_KINDS = ("digits", "fashion_mnist", "folder", "arrays")
+
+
+def open_source(name: str, split: str) -> Source:
+    """A split of a data set.
+
+    Args:
+        name: "digits", "fashion_mnist", "fashion_mnist:FOLDER", "folder:PATH", "arrays:FILE.npz".
+        split: "train", "validation" or "test".
+
+    Raises:
+        UsageError: no such data set or split, or its files are not as they should be.
+    """
+    kind, _, path = name.partition(":")
+    if kind not in _KINDS:
+        raise UsageError(unknown("no data set", kind, list(_KINDS)))
+    if kind == "digits":
+        split = path or split
+    elif kind in ("folder", "arrays") and not path:
+        raise UsageError(f"data set {kind!r} needs a path: {kind}:PATH")
+    if split not in SPLITS:
+        raise UsageError(unknown("no split", split, list(SPLITS)))
+    return open_digits(split) if kind == "digits" else _WITH_PATH[kind](path, split)
+
+
+def name_and_split(text: str) -> tuple[str, str]:
+    """The parts of NAME[:SPLIT]; the split is empty where none is named.
+
+    >>> name_and_split("digits:test"), name_and_split("folder:my/photos")
+    (('digits', 'test'), ('folder:my/photos', ''))
+    """
+    name, _, split = text.rpartition(":")
+    path_missing = name in ("folder", "arrays")
+    return (name, split) if split in SPLITS and name and not path_missing else (text, "")
