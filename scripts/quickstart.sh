@@ -15,7 +15,7 @@ vmoe train --config configs/digits.py --workdir "$run"
 
 step "3/4 evaluate on the held-out test part, beside classic methods on the same split"
 vmoe evaluate --checkpoint "$run"
-python scripts/digits_baselines.py --write "$run/digit.png"
+python scripts/baselines.py --write "$run/digit.png"
 
 step "4/4 predict one image of the test part"
 vmoe predict --checkpoint "$run" "$run/digit.png" --top 3

@@ -83,41 +83,6 @@ def test_help_lists_what_there_is(verb: str) -> None:
     assert done.returncode == 0 and "vmoe" in done.stdout and not done.stderr
 
 
-MISTAKES = {
-    "verb": (["trian"], "no verb 'trian': did you mean 'train'"),
-    "option": (["train", "--config", TINY, "--workdir", "x", "--optim.lrr", "1"], "--optim.lr"),
-    "type": (["train", "--config", TINY, "--workdir", "x", "--steps", "many"], "--steps"),
-    "choice": (
-        ["train", "--config", TINY, "--workdir", "x", "--model.pooling", "max"],
-        "'class_token', 'mean', 'attention'",
-    ),
-    "value": (
-        ["train", "--config", TINY, "--workdir", "x", "--model.heads", "3"],
-        "model.heads=3 does not divide model.width=16",
-    ),
-    "missing": (["train", "--config", TINY], "--workdir"),
-    "no config": (["train", "--config", "nowhere.py", "--workdir", "x"], "no such file"),
-    "no run": (["evaluate", "--checkpoint", "configs"], "not a run folder"),
-    "no model": (["summary", "vmoe_s32"], "no model 'vmoe_s32'"),
-    "size": (
-        ["train", "--config", TINY, "--workdir", "x", "--model.image-size", "16"],
-        "set model.image_size=8",
-    ),
-    "no match": (["models", "resnet*"], "no model matches 'resnet*'"),
-}
-
-
-@pytest.mark.parametrize(("words", "message"), MISTAKES.values(), ids=MISTAKES.keys())
-def test_a_mistake_gets_one_clear_line_and_status_2(
-    words: list[str], message: str, tmp_path: Path
-) -> None:
-    done = vmoe(*words, cwd=tmp_path if words[-1] != "configs" else ROOT)
-    assert done.returncode == 2
-    assert done.stderr.startswith("vmoe: ") and done.stderr.count("\n") == 1, done.stderr
-    assert message in done.stderr
-    assert not done.stdout and not list(tmp_path.iterdir())
-
-
 def test_reading_a_run_that_has_no_checkpoint_yet_leaves_what_is_being_written(
     run: Path, tmp_path: Path
 ) -> None:
@@ -128,26 +93,6 @@ def test_reading_a_run_that_has_no_checkpoint_yet_leaves_what_is_being_written(
     done = vmoe("evaluate", "--checkpoint", tmp_path)
     assert done.returncode == 2 and done.stderr.count("\n") == 1
     assert "no checkpoint yet" in done.stderr and beside.is_dir()
-
-
-def test_mistakes_about_a_trained_run_are_answered_alike(run: Path, tmp_path: Path) -> None:
-    (tmp_path / "no.png").write_text("not an image")
-    for words, message in [
-        (["evaluate", "--checkpoint", run, "--data", "digits:tset"], "did you mean 'test'"),
-        (
-            ["evaluate", "--checkpoint", run, "--model.width", "32"],
-            "change only options that keep the parameters",
-        ),
-        (["evaluate", "--checkpoint", run / "checkpoints" / "7"], "no such checkpoint"),
-        (["predict", "--checkpoint", run, tmp_path / "no.png"], "cannot be read as an image"),
-        (["predict", "--checkpoint", run, tmp_path / "gone.png"], "no such file"),
-        (["train", "--config", TINY, "--workdir", run, "--seed", "5"], "another config"),
-        (["evaluate", "--checkpoint", run, "--batch-size", "0"], "batch_size=0: use at least 1"),
-        (["predict", "--checkpoint", run], "name at least one of each"),
-    ]:
-        done = vmoe(*words)
-        assert done.returncode == 2 and message in done.stderr, done.stderr
-        assert done.stderr.count("\n") == 1, done.stderr
 
 
 @pytest.mark.parametrize("words", [["-c", "import vmoe"], ["-m", "vmoe", "--help"]])

@@ -12,7 +12,7 @@ import logging
 import os
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
@@ -137,18 +137,23 @@ def evaluate(argv: Sequence[str]) -> None:
     name, split = name_and_split(door.data or run.data.name)
     source = with_classes(open_source(name, split or "test"), class_names(door.checkpoint))
     model = load(door.checkpoint, door.model, averaged=door.averaged)
-    found = evaluate(model, source, batch_size=door.batch_size, image_size=door.image_size)
+    weights = "ema" if door.averaged and run.ema else "raw"
+    with _progress(source.name, -(-len(source) // max(door.batch_size, 1))) as each:
+        found = evaluate(
+            model, source, batch_size=door.batch_size, image_size=door.image_size, each=each
+        )
     if door.csv:
-        append_row(door.csv, door.checkpoint, model, found)
+        append_row(door.csv, door.checkpoint, model, found, weights=weights)
     if source.skipped:
         print(f"{source.name}: {source.skipped} files are no images, left out", file=sys.stderr)
     if door.json:
         extra = {"per_class": per_class(found)} if door.per_class else {}
-        return _print_json(found.figures() | extra)
+        return _print_json({"weights": weights} | found.figures() | extra)
     table = _table("", "")
     for row in summary(found):
         table.add_row(*row)
-    _print(table, f"{door.checkpoint} on {found.data}")
+    average = ", the moving average of its parameters," if weights == "ema" else ""
+    _print(table, f"{door.checkpoint}{average} on {found.data}")
     if door.per_class:
         table = _table("class", "images", "accuracy", "most often taken for")
         for name, row in per_class(found).items():
@@ -300,6 +305,18 @@ def _print(table: "Table", title: str = "") -> None:
     Console().print(table)
 
 
+@contextlib.contextmanager
+def _progress(what: str, batches: int) -> Iterator[Callable[[], None]]:
+    """A live bar on a terminal, gone afterwards; what to call before each batch."""
+    from rich.console import Console
+    from rich.progress import Progress
+
+    console = Console(stderr=True)
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
+        task = progress.add_task(what, total=batches)
+        yield lambda: progress.advance(task)
+
+
 def _print_json(value: Any) -> None:
     import json
 
@@ -352,7 +369,7 @@ def _one_line(box: str) -> str:
 
 def _peek(argv: Sequence[str], option: str) -> str | None:
     """The value of an option that decides the defaults of all others."""
-    for word, following in zip(argv, [*argv[1:], None], strict=True):
+    for word, following in zip(argv, [*argv[1:], None], strict=False):
         if word == option:
             return following
         if word.startswith(option + "="):

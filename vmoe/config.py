@@ -462,12 +462,13 @@ def load(path: str | Path) -> Train:
         raise UsageError(f"--config {path}: no such file")
     try:
         config = runpy.run_path(str(path)).get("config")
-    except (SyntaxError, ImportError, NameError, TypeError, AttributeError) as error:
-        frames = traceback.extract_tb(error.__traceback__)
-        line = getattr(error, "lineno", None) or frames[-1].lineno
-        for frame in frames:
+    except Exception as error:  # whatever a recipe does wrong, its author gets the line
+        line = getattr(error, "lineno", None)
+        for frame in traceback.extract_tb(error.__traceback__):
             line = frame.lineno if frame.filename == str(path) else line
-        raise UsageError(f"--config {path}, line {line}: {error}") from error
+        what = " ".join(str(error).split()) or type(error).__name__
+        place = f"--config {path}" + (f", line {line}" if line else "")
+        raise UsageError(f"{place}: {what}") from error
     if not isinstance(config, Train):
         raise UsageError(f"--config {path}: the file must define `config = Train(...)`")
     return config

@@ -1,20 +1,28 @@
 """Figures of an evaluation, and predictions of single files."""
 
+import csv
 import functools
+from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
 import scipy.special
+import sklearn.metrics
 from PIL import Image
 
 import vmoe
 from vmoe import analysis
 from vmoe.axes import Record
-from vmoe.data.images import to_float
+from vmoe.config import Data, Optim, Train, replace
+from vmoe.data.images import resize, to_float
 from vmoe.data.sources import open_source
-from vmoe.evaluate import evaluate, predict
+from vmoe.errors import UsageError
+from vmoe.evaluate import evaluate, image_files, predict
+from vmoe.evaluate.metrics import calibration_error, confusion
+from vmoe.evaluate.table import append_row, per_class
 from vmoe.nn.vit import ViT
+from vmoe.train.loop import train
 
 FIELDS = dict(image_size=8, patch=4, depth=2, sparse_blocks=(0, 1), head_std=1.0)
 
@@ -37,6 +45,44 @@ def test_figures_are_those_of_numpy_on_all_logits_at_any_batch_size() -> None:
         assert found.images == 360 and found.dropped == 0
         assert found.accuracy == pytest.approx(right.mean())
         assert found.cross_entropy == pytest.approx(-log_probability.mean(), rel=1e-5)
+        top5 = sklearn.metrics.top_k_accuracy_score(source.labels, logits, k=5)
+        assert found.top5_accuracy == pytest.approx(top5)
+        p = scipy.special.softmax(logits, axis=1)
+        brier = ((p - np.eye(10)[source.labels]) ** 2).sum(1).mean()
+        assert found.brier == pytest.approx(brier, rel=1e-5)
+        assert found.calibration_error == pytest.approx(gaps(p.max(1), right), abs=1e-5)
+        ours = confusion(found.outcomes, 10)
+        theirs = sklearn.metrics.confusion_matrix(source.labels, logits.argmax(1))
+        np.testing.assert_array_equal(ours, theirs)
+        table = per_class(found)
+        recall = sklearn.metrics.recall_score(source.labels, logits.argmax(1), average=None)
+        assert [row["accuracy"] for row in table.values()] == pytest.approx(list(recall))
+        assert sum(row["images"] for row in table.values()) == 360
+
+
+def gaps(confidence: np.ndarray, right: np.ndarray) -> float:
+    """The calibration error, bin by bin."""
+    total = 0.0
+    for i in range(15):
+        inside = (confidence >= i / 15) & (confidence < (i + 1) / 15)
+        if inside.any():
+            total += inside.mean() * abs(right[inside].mean() - confidence[inside].mean())
+    return total
+
+
+def test_a_certain_and_right_model_has_no_calibration_error() -> None:
+    assert calibration_error(np.ones(7), np.ones(7, bool)) == 0
+    assert calibration_error(np.ones(8), np.arange(8) < 6) == pytest.approx(0.25)
+
+
+def test_guesses_beyond_the_classes_of_the_data_are_counted_as_other() -> None:
+    wide = vmoe.create_model("vit_tiny", image_size=8, patch=4, num_classes=13, head_std=1.0)
+    found = evaluate(wide, open_source("digits", "test"))
+    guesses = np.asarray(jax.jit(wide.__call__)(to_float(open_source("digits", "test").images)))
+    beyond = int((guesses.argmax(1) >= 10).sum())
+    assert beyond > 0 and confusion(found.outcomes, 10)[:, 10].sum() == beyond
+    others = sum(row["taken_for"].get("other", 0) for row in per_class(found).values())
+    assert others == beyond
 
 
 def test_dropped_is_the_share_of_choices_without_a_slot_in_full_groups() -> None:
@@ -46,6 +92,55 @@ def test_dropped_is_the_share_of_choices_without_a_slot_in_full_groups() -> None
     kept = np.mean([np.asarray(record.routing.kept).mean() for record in records.values()])
     assert found.dropped == pytest.approx(1 - kept) and found.dropped >= 0.6
     assert (found.images_per_group, found.batch_size) == (1, 64)
+    # one slot at each of 4 experts, for 5 tokens with 2 choices each
+    assert found.capacity_factor == {0: pytest.approx(0.4), 1: pytest.approx(0.4)}
+
+
+def test_another_resolution_resizes_the_images_and_resamples_the_positions() -> None:
+    source, net = open_source("digits", "validation"), model(capacity_factor=4.0)
+    found = evaluate(net, source, image_size=16)
+    images = to_float(np.stack([resize(image, 16) for image in source.images]))
+    logits = np.asarray(jax.jit(net.__call__)(images))
+    assert found.image_size == 16
+    assert found.accuracy == pytest.approx((logits.argmax(1) == source.labels).mean())
+    with pytest.raises(UsageError, match="patches"):
+        evaluate(net, source, image_size=10)
+
+
+def test_an_evaluation_can_be_given_up_between_batches() -> None:
+    done = []
+
+    def each() -> None:
+        done.append(1)
+        if len(done) == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(model(), open_source("digits", "test"), batch_size=64, each=each)
+    assert len(done) == 3
+
+
+def test_a_csv_file_gets_a_row_that_says_what_was_evaluated_and_how(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    config = Train(
+        model=replace(model().config, num_classes=10), data=Data("digits"), steps=2, batch_size=4,
+        optim=Optim(warmup=0),
+    )  # fmt: skip
+    train(config, run)
+    path = tmp_path / "rows.csv"
+    for priority in ("order", "largest_gate"):
+        changed = replace(config.model, moe=dict(router=dict(priority=priority)))
+        net = vmoe.load(run, changed)
+        found = evaluate(net, open_source("digits", "validation"))
+        append_row(path, run, net, found)
+    first, second = csv.DictReader(path.read_text().splitlines())
+    assert (first["priority"], second["priority"]) == ("order", "largest_gate")
+    assert first["model"] != second["model"] and first["step"] == "2"
+    assert float(second["accuracy"]) == pytest.approx(found.accuracy)
+    assert first["data"] == "digits:validation" and first["jax"] == jax.__version__
+    path.write_text("other,columns\n")
+    with pytest.raises(UsageError, match="it has other columns"):
+        append_row(path, run, net, found)
 
 
 def test_a_dense_model_has_no_groups_and_drops_nothing() -> None:
@@ -54,16 +149,48 @@ def test_a_dense_model_has_no_groups_and_drops_nothing() -> None:
     assert (found.images_per_group, found.dropped) == (None, 0)
 
 
-def test_a_prediction_names_classes_and_the_experts_used(tmp_path) -> None:
-    source, net = open_source("digits", "test"), model()
-    path = tmp_path / "digit.png"
-    Image.fromarray(source.images[3]).save(path)
-    (found,) = predict(net, [path], source.class_names, top=3)
-    logits, records = capture(net, to_float(source.images[3:4]))
-    probabilities = scipy.special.softmax(np.asarray(logits[0], np.float64))
-    assert found.classes == [str(i) for i in np.argsort(-probabilities)[:3]]
-    np.testing.assert_allclose(found.probabilities, np.sort(probabilities)[::-1][:3], rtol=1e-4)
-    for block, shares in found.experts.items():
-        routing = records[block].routing
-        sent = np.bincount(np.asarray(routing.experts)[np.asarray(routing.kept)], minlength=4)
-        np.testing.assert_allclose(shares, sent / sent.sum(), rtol=1e-5)
+def test_a_prediction_names_classes_and_the_experts_used(tmp_path: Path) -> None:
+    """Of 40 images, more than go through the model at once, each is predicted as if alone."""
+    source, net = open_source("digits", "test"), model(capacity=2)
+    paths = [tmp_path / f"{i}.png" for i in range(40)]
+    for i, path in enumerate(paths):
+        Image.fromarray(np.ascontiguousarray(source.images[i])).save(path)
+    predictions = list(predict(net, paths, source.class_names, top=3))
+    assert [prediction.path for prediction in predictions] == list(map(str, paths))
+    for i in (3, 33):
+        found = predictions[i]
+        logits, records = capture(net, to_float(source.images[i : i + 1]))
+        probabilities = scipy.special.softmax(np.asarray(logits[0], np.float64))
+        assert found.classes == [str(y) for y in np.argsort(-probabilities)[:3]]
+        np.testing.assert_allclose(found.probabilities, np.sort(probabilities)[::-1][:3], rtol=1e-4)
+        for block, shares in found.experts.items():
+            routing = records[block].routing
+            sent = np.bincount(np.asarray(routing.experts)[np.asarray(routing.kept)], minlength=4)
+            np.testing.assert_allclose(shares, sent / sent.sum(), rtol=1e-5)
+
+
+def test_files_folders_and_patterns_name_images_each_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("a.png", "b.JPG", "deep/c.webp", "deep/notes.txt", "strange", ".d.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    monkeypatch.chdir(tmp_path)
+
+    def found(*words: str) -> list[str]:
+        return [str(path) for path in image_files(words)[0]]
+
+    assert found("b.JPG", "a.png") == ["b.JPG", "a.png"]
+    assert found(".") == ["a.png", "b.JPG", "deep/c.webp"] and image_files(["."])[1] == 2
+    assert found("*.png", "a.png") == ["a.png"]
+    assert found("**/*.webp") == ["deep/c.webp"]
+    assert found("strange") == ["strange"], "a file named outright is taken as it is"
+    for words, message in [
+        (["gone.png"], "gone.png: no such file or folder, and no file matches"),
+        (["*.bmp"], "no file matches it"),
+    ]:
+        with pytest.raises(UsageError, match=message.replace("*", r"\*")):
+            image_files(words)
+    (tmp_path / "deep" / "c.webp").unlink()
+    with pytest.raises(UsageError, match="deep: no images there"):
+        image_files(["deep"])

@@ -1,6 +1,5 @@
 """Whatever stops a run, nothing is lost: kills, signals, damage, a full disk, a second run, NaN."""
 
-import functools
 import os
 import shutil
 import signal
@@ -93,31 +92,14 @@ def reached(workdir: Path, step: int) -> bool:
     return path.exists() and any(int(row["step"]) >= step for row in rows(workdir))
 
 
-def saving(workdir: Path, step: int) -> bool:
-    names = [path.name for path in (workdir / "checkpoints").glob("*.orbax-checkpoint-tmp")]
-    return any(int(name.split(".")[0]) >= step for name in names)
-
-
-def evaluating(workdir: Path, step: int) -> bool:
-    """The row of the step is there and its checkpoint not yet begun."""
-    return reached(workdir, step) and not (workdir / "checkpoints" / str(step)).exists()
-
-
-MOMENTS = {"training": reached, "saving": saving, "evaluating": evaluating}
-
-
-@pytest.mark.parametrize("moment", MOMENTS)
-def test_a_run_killed_and_started_again_ends_with_the_same_bits(
-    moment: str, recipe: Path, whole: Path, tmp_path: Path
-) -> None:
-    workdir = tmp_path / "run"
-    for step in (10, 70):
-        kill_when(functools.partial(MOMENTS[moment], workdir, step), recipe, workdir)
-    told, status = run(recipe, workdir)
-    assert status == 0, told
-    assert "goes on after step" in told
-    assert_same(whole, workdir)
-    assert not list((workdir / "checkpoints").glob("*tmp*"))
+def test_a_run_killed_while_it_trains_saves_and_evaluates_ends_with_the_same_bits() -> None:
+    done = subprocess.run(
+        [sys.executable, ROOT / "scripts" / "kill_test.py", "--kills", "3", "--steps", "200"],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "3 kills, 200 steps: equal to the bit" in done.stdout
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

@@ -59,7 +59,7 @@ def calibration_error(confidence: Float[np.ndarray, "b"], correct: Bool[np.ndarr
     return float(np.abs(gaps).sum() / len(confidence))
 
 
-def confusion(outcomes: Outcomes, classes: int) -> Int[np.ndarray, "y y"]:
+def confusion(outcomes: Outcomes, classes: int) -> Int[np.ndarray, "y x"]:
     """How many images of each class (rows) were taken for each class (columns).
 
     ``classes``: of the data; guesses beyond them stand in one more column.

@@ -9,7 +9,7 @@ from typing import Any
 
 import jax
 
-from vmoe.checkpoints.load import find
+from vmoe.checkpoints.load import find, run_config
 from vmoe.config import ViTConfig, to_json
 from vmoe.errors import UsageError
 from vmoe.evaluate.classification import Evaluation
@@ -59,16 +59,24 @@ def per_class(found: Evaluation) -> dict[str, dict[str, Any]]:
     return table
 
 
-def append_row(path: Path, checkpoint: Path, model: ViT, found: Evaluation) -> None:
+def append_row(
+    path: Path, checkpoint: Path, model: ViT, found: Evaluation, *, weights: str = "raw"
+) -> None:
     """Adds a line to a CSV file that says all that is needed to compare evaluations.
+
+    Args:
+        weights: "raw", or "ema" for the moving average.
 
     Raises:
         UsageError: the file has other columns, or cannot be written.
     """
+    workdir, steps = find(checkpoint)
     row = {
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "checkpoint": str(checkpoint),
-        "step": find(checkpoint)[1][-1],
+        "step": steps[-1],
+        "weights": weights,
+        "seed": run_config(workdir).seed,
         **found.figures(),
         **_settings(model.config),
         "capacity_factor": _joined(f"{x:.4g}" for x in found.capacity_factor.values()),

@@ -13,7 +13,7 @@ from vmoe.checkpoints.run import Checkpoints
 from vmoe.config import EvalSet, Train
 from vmoe.data.pipeline import READ_AHEAD, Batch, training_batches
 from vmoe.data.sources import SPLITS, Source, name_and_split, open_source, with_classes
-from vmoe.errors import Failure, Stopped
+from vmoe.errors import Failure, Stopped, UsageError
 from vmoe.evaluate import Evaluation, evaluate
 from vmoe.train.folder import claim
 from vmoe.train.report import Report
@@ -122,13 +122,18 @@ class _Loop:
                     found = self._evaluate(state, step)
                 except Interrupted:
                     self._stop(state, step, saved)
-            if step > saved and self._due(step, config.checkpoint_every):
-                saved = self._save(state, step)
+            if self._due(step, config.checkpoint_every):
+                saved = self._save(state, step, saved)
             if step == config.steps:
                 return found
             if self._signals.asked:
                 self._stop(state, step, saved)
-            state, metrics = self._program.step(state, next(feed))
+            try:
+                images = next(feed)
+            except UsageError:  # a file that is no image
+                self._save(state, step, saved)
+                raise
+            state, metrics = self._program.step(state, images)
             self._check_finite()  # of the step before: the device is busy with this one
             step, batch = step + 1, batch + 1
             self._taken = _Taken(step, batch - 1, metrics)
@@ -168,14 +173,14 @@ class _Loop:
             self._report.evaluations(step, found)
         return found
 
-    def _save(self, state: State, step: int) -> int:
+    def _save(self, state: State, step: int, saved: int) -> int:
         self._check_finite()
-        self._checkpoints.save(step, **_items(state))
+        if step > saved:
+            self._checkpoints.save(step, **_items(state))
         return step
 
     def _stop(self, state: State, step: int, saved: int) -> None:
-        if step > saved:
-            self._save(state, step)
+        self._save(state, step, saved)
         self._checkpoints.wait()
         raise Stopped(
             f"{self._signals.asked}: stopped after step {step} of {self._config.steps}, "

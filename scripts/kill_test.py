@@ -1,0 +1,181 @@
+"""Kills a training run again and again, and shows that it ends as one that was never stopped.
+
+    python scripts/kill_test.py [--kills 20] [--steps 1500] [--seed 0]
+
+The run has all that is drawn at random (order of the data, augmentation, mixup, dropout, noise,
+random priority) and a moving average. One process trains it to the end. Others are killed with
+SIGKILL, in turn while they start, train, save and evaluate, until the last one is let through.
+Every array of the last checkpoint and every row of the CSV files must be equal to the bit, rates
+aside. Prints a line for each kill; exit status 0 if all is equal, 1 if not.
+"""
+
+import argparse
+import csv
+import json
+import os
+import random
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+import vmoe
+
+ROOT = Path(__file__).parents[1]
+RECIPE = """
+from pathlib import Path
+from vmoe.config import EvalSet, load, replace
+
+config = replace(
+    load(Path({tiny!r})), steps={steps}, log_every=5, evaluate_every=25, checkpoint_every=25,
+    ema=0.9, model=dict(dropout=0.1, moe=dict(expert_dropout=0.1, router=dict(priority="random"))),
+    evaluations=(EvalSet(), EvalSet("one by one", batch_size=1)),
+)
+"""
+FILES = ("metrics.csv", "evaluations.csv", "experts.csv")
+
+
+def start(recipe: Path, workdir: Path) -> subprocess.Popen[bytes]:
+    """The real command, in a process of its own."""
+    words = ["train", "--config", str(recipe), "--workdir", str(workdir)]
+    return subprocess.Popen(
+        [sys.executable, "-m", "vmoe", *words],
+        stdout=subprocess.DEVNULL,
+        stderr=(workdir.parent / f"{workdir.name}.log").open("ab"),
+        cwd=ROOT,
+    )
+
+
+def rows(workdir: Path, name: str) -> list[dict[str, str]]:
+    """The whole rows of a CSV file, without what no two runs share."""
+    path = workdir / name
+    if not path.exists():
+        return []
+    with path.open(newline="") as file:
+        found = [row for row in csv.DictReader(file) if None not in row.values()]
+    return [{k: v for k, v in row.items() if k != "images_per_second"} for row in found]
+
+
+def last_step(workdir: Path) -> int:
+    """Of the newest row of metrics."""
+    found = rows(workdir, "metrics.csv")
+    return int(found[-1]["step"]) if found else 0
+
+
+def unfinished(workdir: Path) -> list[str]:
+    """Checkpoints that are being written."""
+    return [path.name for path in (workdir / "checkpoints").glob("*.orbax-checkpoint-tmp")]
+
+
+def starting(workdir: Path, step: int) -> bool:
+    return True
+
+
+def training(workdir: Path, step: int) -> bool:
+    return last_step(workdir) >= step
+
+
+def saving(workdir: Path, step: int) -> bool:
+    return last_step(workdir) >= step and bool(unfinished(workdir))
+
+
+def evaluating(workdir: Path, step: int) -> bool:
+    """At a step that is due, whose rows of evaluations are not written yet."""
+    now = last_step(workdir)
+    evaluated = rows(workdir, "evaluations.csv")
+    done = int(evaluated[-1]["step"]) if evaluated else 0
+    return now >= step and now % 25 == 0 and done < now
+
+
+MOMENTS: dict[Callable[[Path, int], bool], float] = {  # and how long at most to wait after it, s
+    training: 0.2,
+    saving: 0.01,
+    evaluating: 0.05,
+    starting: 8.0,
+}
+
+
+def kill_once(
+    recipe: Path, workdir: Path, moment: Callable[[Path, int], bool], step: int, chance: float
+) -> tuple[int, bool, bool]:
+    """Starts the run and kills it at a moment at or after a step.
+
+    Returns:
+        the step of the last row, whether a checkpoint was half-written, whether an evaluation
+        was under way.
+    """
+    process = start(recipe, workdir)
+    while not moment(workdir, step):
+        if process.poll() is not None:
+            raise SystemExit(f"the run ended by itself with status {process.returncode}")
+        time.sleep(0.002)
+    time.sleep(chance * MOMENTS[moment])
+    process.kill()
+    process.wait()
+    return last_step(workdir), bool(unfinished(workdir)), evaluating(workdir, 1)
+
+
+def differences(one: Path, other: Path, steps: int) -> list[str]:
+    """What is not equal between two finished runs, a line each."""
+    found = []
+    for averaged in (False, True):
+        vmoe.load(one, averaged=averaged)  # reads every array and compares it with its checksum
+        vmoe.load(other, averaged=averaged)
+    arrays = [
+        json.loads((run / "checkpoints" / str(steps) / "checksums" / "metadata").read_text())
+        for run in (one, other)
+    ]
+    for name in sorted({*arrays[0], *arrays[1]}):
+        if arrays[0].get(name) != arrays[1].get(name):
+            found.append(f"array {name}")
+    for name in FILES:
+        pairs = zip(rows(one, name), rows(other, name), strict=False)
+        found += [f"{name}, step {ours['step']}" for ours, theirs in pairs if ours != theirs]
+        if len(rows(one, name)) != len(rows(other, name)):
+            found.append(f"{name}: {len(rows(one, name))} rows and {len(rows(other, name))}")
+    return found
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--kills", type=int, default=20)
+    parser.add_argument("--steps", type=int, default=1500, help="of the run")
+    parser.add_argument("--seed", type=int, default=0, help="of the moments")
+    given = parser.parse_args()
+    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".cache" / "jax"))
+    chance, moments = random.Random(given.seed), list(MOMENTS)
+    with tempfile.TemporaryDirectory() as folder:
+        recipe, whole, killed = (Path(folder) / name for name in ("recipe.py", "whole", "killed"))
+        tiny = str(ROOT / "configs" / "tiny.py")
+        recipe.write_text(RECIPE.format(tiny=tiny, steps=given.steps))
+        print(f"one run of {given.steps} steps that nobody stops", flush=True)
+        if status := start(recipe, whole).wait():
+            print((Path(folder) / "whole.log").read_text())
+            raise SystemExit(f"it ended with status {status}")
+        table = Table("kill", "while", "last row, step", "half a checkpoint", "in an evaluation")
+        for i in range(given.kills):
+            moment = moments[i % len(moments)]
+            step = (i + 1) * given.steps // (given.kills + 2)
+            at, half, between = kill_once(recipe, killed, moment, step, chance.random())
+            yes = ("no", "yes")
+            table.add_row(str(i + 1), moment.__name__, str(at), yes[half], yes[between])
+            print(f"kill {i + 1}/{given.kills} while {moment.__name__}: step {at}", flush=True)
+        status = start(recipe, killed).wait()
+        Console().print(table)
+        damaged = (Path(folder) / "killed.log").read_text().count("damaged")
+        found = [f"exit status {status}"] if status else differences(whole, killed, given.steps)
+        found += [f"{damaged} damaged checkpoints"] if damaged else []
+    for line in found:
+        print(f"differs: {line}")
+    verdict = "NOT equal" if found else "equal to the bit: every array and every row"
+    print(f"{given.kills} kills, {given.steps} steps: {verdict}")
+    return 1 if found else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

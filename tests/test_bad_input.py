@@ -1,0 +1,231 @@
+"""Wrong input through the real command: one clear line, status 2, and nothing written.
+
+``{run}`` is a trained run, ``{tiny}`` its recipe; the cases work in the folder of ``files``.
+"""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.test_cli import TINY, vmoe
+
+RECIPE = "from vmoe.config import *\nconfig = replace(Train(), {})\n"
+TRAIN = ["train", "--workdir", "new", "--config"]
+TINY_TRAIN = [*TRAIN, "{tiny}"]
+EVALUATE = ["evaluate", "--checkpoint", "{run}"]
+PREDICT = ["predict", "--checkpoint", "{run}"]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    workdir = tmp_path_factory.mktemp("bad") / "run"
+    done = vmoe("train", "--config", TINY, "--workdir", workdir, "--steps", "30")
+    assert done.returncode == 0, done.stderr
+    return workdir
+
+
+@pytest.fixture(scope="module")
+def files(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the files that the cases name; no case changes anything in it."""
+    folder = tmp_path_factory.mktemp("files")
+    for name, text in {
+        "syntax.py": "config = (\n",
+        "import.py": "import nothing_like_it\n",
+        "key.py": RECIPE.format("stepz=3"),
+        "type.py": RECIPE.format("steps='many'"),
+        "nothing.py": "confg = 3\n",
+        "raises.py": "x = 1\nconfig = 1 / 0\n",
+        "router.py": RECIPE.format("model=dict(moe=dict(experts=1))"),
+        "blocks.py": RECIPE.format("model=dict(sparse_blocks=(1, 3), moe=(MoEConfig(),))"),
+        "no.png": "not an image",
+        "rows.csv": "other,columns\n",
+    }.items():
+        (folder / name).write_text(text)
+    (folder / "bytes.py").write_bytes(b"\0\1\2")
+    for kind in ("photos", "broken", "sparse"):
+        for name in ("cat", "dog"):
+            (folder / kind / name).mkdir(parents=True)
+            for i in range(12 if kind != "sparse" else 2):
+                pixels = np.random.default_rng(i).integers(0, 255, (32, 32, 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(folder / kind / name / f"{i}.png")
+    for path in (folder / "broken" / "cat").iterdir():
+        path.write_bytes(path.read_bytes()[:1000])
+    shutil.copy(folder / "broken" / "cat" / "0.png", folder / "half.png")
+    (folder / "photos" / "emu").mkdir()
+    (folder / "no_images").mkdir()
+    np.savez(folder / "whole.npz", images=np.zeros((30, 8, 8), np.uint8), labels=np.zeros(30, int))
+    (folder / "half.npz").write_bytes((folder / "whole.npz").read_bytes()[:500])
+    np.savez(folder / "float.npz", images=np.zeros((30, 8, 8)), labels=np.zeros(30, int))
+    for name in ("cut", "words", "field", "names", "none"):
+        shutil.copytree(run, folder / name)
+    for path in (folder / "cut" / "checkpoints").rglob("d/*"):
+        path.write_bytes(path.read_bytes()[:100])
+    (folder / "words" / "config.json").write_text('{"model": ')
+    config = json.loads((run / "config.json").read_text())
+    (folder / "field" / "config.json").write_text(json.dumps(config | {"stepz": 3}))
+    (folder / "names" / "classes.txt").unlink()
+    shutil.rmtree(folder / "none" / "checkpoints")
+    (folder / "fashion").mkdir()
+    return folder
+
+
+CASES: dict[str, tuple[list[str], str]] = {
+    # words
+    "verb": (["trian"], "no verb 'trian': did you mean 'train'"),
+    "option": ([*TINY_TRAIN, "--optim.lrr", "1"], "--optim.lr"),
+    "option of evaluate": ([*EVALUATE, "--bach-size", "1"], "--batch-size"),
+    "no value": ([*TINY_TRAIN, "--steps"], "--steps"),
+    "word left over": ([*EVALUATE, "more"], "more"),
+    "type": ([*TINY_TRAIN, "--steps", "many"], "--steps"),
+    "choice": ([*TINY_TRAIN, "--model.pooling", "max"], "'class_token', 'mean', 'attention'"),
+    "priority": ([*TINY_TRAIN, "--model.moe.router.priority", "bpr"], "'largest_gate'"),
+    "on nan": ([*TINY_TRAIN, "--on-nan", "ignore"], "'stop', 'rewind'"),
+    "no workdir": (["train", "--config", "{tiny}"], "--workdir"),
+    "no checkpoint given": (["evaluate"], "--checkpoint"),
+    # names
+    "model": (["summary", "vmoe_s32_last2"], "no model 'vmoe_s32_last2': did you mean"),
+    "no model given": (["summary"], "One of `vmoe models`"),
+    "pattern": (["models", "resnet*"], "no model matches 'resnet*'"),
+    "data set": ([*TINY_TRAIN, "--data.name", "digit"], "no data set 'digit': did you mean"),
+    "split": ([*EVALUATE, "--data", "digits:tset"], "no split 'tset': did you mean 'test'"),
+    # recipes
+    "no recipe": ([*TRAIN, "gone.py"], "--config gone.py: no such file"),
+    "recipe is a folder": ([*TRAIN, "photos"], "--config photos: no such file"),
+    "syntax": ([*TRAIN, "syntax.py"], "syntax.py, line 1: '(' was never closed"),
+    "import": ([*TRAIN, "import.py"], "import.py, line 1: No module named 'nothing_like_it'"),
+    "key": ([*TRAIN, "key.py"], "key.py, line 2: Train has no field 'stepz': did you mean 'steps'"),
+    "type in a recipe": ([*TRAIN, "type.py"], "type.py, line 2: Train.steps='many': int is wanted"),
+    "no config in it": ([*TRAIN, "nothing.py"], "must define `config = Train(...)`"),
+    "recipe that raises": ([*TRAIN, "raises.py"], "raises.py, line 2: division by zero"),
+    "recipe of bytes": ([*TRAIN, "bytes.py"], "bytes.py"),
+    "k in a recipe": ([*TRAIN, "router.py"], "line 2: moe.router.k=2 is more than moe.experts=1"),
+    "moe for each block": ([*TRAIN, "blocks.py"], "one for each of the 2 sparse blocks"),
+    # values that cannot work together
+    "k": ([*TINY_TRAIN, "--model.moe.router.k", "5"], "k=5 is more than moe.experts=4: lower k"),
+    "capacity": ([*TINY_TRAIN, "--model.moe.capacity", "0"], "moe.capacity=0: an expert needs"),
+    "capacity factor": ([*TINY_TRAIN, "--model.moe.capacity-factor", "0"], "use more than 0"),
+    "patch": ([*TINY_TRAIN, "--model.patch", "3"], "patch=3 does not divide model.image_size=8"),
+    "heads": ([*TINY_TRAIN, "--model.heads", "3"], "heads=3 does not divide model.width=16"),
+    "block": ([*TINY_TRAIN, "--model.sparse-blocks", "2"], "block numbers below depth=2"),
+    "classes": ([*TINY_TRAIN, "--model.num-classes", "9"], "has 10 classes, model.num_classes=9"),
+    "warmup": ([*TINY_TRAIN, "--steps", "10"], "optim.warmup=20 leaves no step of steps=10"),
+    "average": ([*TINY_TRAIN, "--ema", "1.5"], "ema=1.5: a decay rate lies in [0, 1)"),
+    "smoothing": ([*TINY_TRAIN, "--label-smoothing", "1"], "label_smoothing=1.0: a share"),
+    "dropout": ([*TINY_TRAIN, "--model.dropout", "1"], "model.dropout=1.0: a dropout rate"),
+    "rate": ([*TINY_TRAIN, "--optim.lr", "0"], "optim.lr=0.0: use more than 0"),
+    "steps": ([*TINY_TRAIN, "--steps", "0"], "steps=0: use at least 1"),
+    "batch": ([*TINY_TRAIN, "--batch-size", "2000"], "batch_size=2000 is more than the 1257"),
+    "size of a set": ([*TINY_TRAIN, "--evaluations.0.image-size", "9"], "model.patch=4 does not"),
+    "k of a set": ([*TINY_TRAIN, "--evaluations.0.k", "5"], "moe.router.k=5 is more than"),
+    # data
+    "no folder": ([*TINY_TRAIN, "--data.name", "folder:gone"], "folder:gone: no such folder"),
+    "no path": ([*TINY_TRAIN, "--data.name", "folder"], "data set 'folder' needs a path"),
+    "empty class": ([*TINY_TRAIN, "--data.name", "folder:photos"], "photos/emu: no images in it"),
+    "few images": ([*TINY_TRAIN, "--data.name", "folder:sparse"], "class 'cat' has 2 images"),
+    "no classes": ([*TINY_TRAIN, "--data.name", "folder:no_images"], "no sub-folders"),
+    "broken image": (
+        [*TINY_TRAIN, "--data.name", "folder:broken", "--batch-size", "20"],
+        ".png: cannot be read as an image",
+    ),
+    "no arrays": ([*TINY_TRAIN, "--data.name", "arrays:gone.npz"], "gone.npz: no such file"),
+    "half arrays": ([*TINY_TRAIN, "--data.name", "arrays:half.npz"], "not a whole .npz"),
+    "float arrays": ([*TINY_TRAIN, "--data.name", "arrays:float.npz"], "uint8 (b, h, w, 3) or"),
+    "no clothes": (
+        [*TINY_TRAIN, "--data.name", "fashion_mnist:fashion"],
+        "fashion/train-images-idx3-ubyte.gz: no such file",
+    ),
+    "strange class": ([*EVALUATE, "--data", "folder:sparse:train"], "class 'cat' has 2 images"),
+    "classes of another": (
+        [*EVALUATE, "--data", "folder:broken:train"],
+        "has a class that the model was not trained on, 'cat'",
+    ),
+    # run folders
+    "another config": (
+        ["train", "--config", "{tiny}", "--workdir", "{run}", "--steps", "30", "--seed", "5"],
+        "holds a run of another config (seed is 0 there and 5 here)",
+    ),
+    "workdir is a file": (
+        ["train", "--config", "{tiny}", "--workdir", "no.png"],
+        "--workdir no.png: File exists",
+    ),
+    "workdir below a file": (
+        ["train", "--config", "{tiny}", "--workdir", "no.png/run"],
+        "--workdir no.png/run: Not a directory",
+    ),
+    "no run": (["evaluate", "--checkpoint", "photos"], "photos: not a run folder"),
+    "no run there": (["evaluate", "--checkpoint", "gone"], "gone: no such folder"),
+    "no checkpoint": (["evaluate", "--checkpoint", "none"], "none: no checkpoint yet"),
+    "no such step": (
+        ["evaluate", "--checkpoint", "{run}/checkpoints/7"],
+        "no such checkpoint; there are 30, best and last",
+    ),
+    "config of words": (["evaluate", "--checkpoint", "words"], "words/config.json: Train"),
+    "config of another version": (
+        ["evaluate", "--checkpoint", "field"],
+        "field/config.json: Train stepz",
+    ),
+    "no class names": (["evaluate", "--checkpoint", "names"], "names/classes.txt: cannot be read"),
+    # evaluation and prediction
+    "width": ([*EVALUATE, "--model.width", "32"], "change only options that keep the parameters"),
+    "image size of the model": ([*EVALUATE, "--model.image-size", "16"], "--image-size resizes"),
+    "batch of none": ([*EVALUATE, "--batch-size", "0"], "batch_size=0: use at least 1"),
+    "size": ([*EVALUATE, "--image-size", "9"], "images of 9 x 9 pixels: patches of 4 do not"),
+    "columns": ([*EVALUATE, "--csv", "rows.csv"], "--csv rows.csv: it has other columns"),
+    "csv is a folder": ([*EVALUATE, "--csv", "photos"], "--csv photos: Is a directory"),
+    "no image": ([*PREDICT, "gone.png"], "gone.png: no such file or folder"),
+    "not an image": ([*PREDICT, "no.png"], "no.png: not an image"),
+    "half an image": ([*PREDICT, "half.png"], "half.png: cannot be read as an image"),
+    "folder without images": ([*PREDICT, "no_images"], "no_images: no images there"),
+    "nothing to predict": (PREDICT, "name at least one of each"),
+    "no classes wanted": ([*PREDICT, "photos", "--top", "0"], "top=0: name at least one of each"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("words", "message"), CASES.values(), ids=CASES.keys())
+def test_wrong_input_gets_one_clear_line_and_leaves_nothing(
+    words: list[str], message: str, run: Path, files: Path
+) -> None:
+    before = sorted(files.rglob("*"))
+    done = vmoe(*(word.format(run=run, tiny=TINY) for word in words), cwd=files)
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.startswith("vmoe: ") and done.stderr.count("\n") == 1, done.stderr
+    assert message in done.stderr
+    assert not done.stdout and sorted(files.rglob("*")) == before
+
+
+def test_a_checkpoint_that_is_cut_off_is_named_and_ends_with_status_1(files: Path) -> None:
+    done = vmoe("evaluate", "--checkpoint", files / "cut")
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert "checkpoint 30 is damaged (" in done.stderr
+    assert "no good checkpoint there" in done.stderr.splitlines()[-1]
+
+
+def test_a_broken_image_met_while_training_is_named_and_what_was_learnt_is_kept(
+    tmp_path: Path,
+) -> None:
+    for name in ("cat", "dog"):
+        (tmp_path / "photos" / name).mkdir(parents=True)
+        for i in range(300):
+            pixels = np.random.default_rng(i).integers(0, 255, (32, 32, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(tmp_path / "photos" / name / f"{i}.png")
+    train = tmp_path / "photos"
+    words = ["train", "--config", TINY, "--workdir", tmp_path / "new", "--log-every", "1"]
+    words += ["--data.name", f"folder:{train}", "--model.num-classes", "2"]
+    broken = train / "cat" / "7.png"
+    broken.write_bytes(broken.read_bytes()[:1000])
+    done = vmoe(*words)
+    *steps, last = done.stderr.splitlines()
+    assert done.returncode == 2 and f"{broken}: cannot be read as an image" in last
+    assert "Traceback" not in done.stderr
+    saved = [path.name for path in (tmp_path / "new" / "checkpoints").iterdir()]
+    assert saved == [str(len(steps))] and int(saved[0]) > 0
+
+
+def test_debug_shows_the_way_to_an_error() -> None:
+    done = vmoe("--debug", "summary", "vmoe_s32")
+    assert done.returncode == 2 and "Traceback" in done.stderr
+    assert done.stderr.splitlines()[-1].startswith("vmoe: no model 'vmoe_s32'")
