@@ -4,6 +4,7 @@
 """
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -41,6 +42,9 @@ def files(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         "raises.py": "x = 1\nconfig = 1 / 0\n",
         "router.py": RECIPE.format("model=dict(moe=dict(experts=1))"),
         "blocks.py": RECIPE.format("model=dict(sparse_blocks=(1, 3), moe=(MoEConfig(),))"),
+        "soft.py": RECIPE.format("model=dict(moe=dict(router='soft'))"),
+        "decay.py": RECIPE.format("optim=dict(decay=0.3)"),
+        "data.py": RECIPE.format("data='digits'"),
         "no.png": "not an image",
         "rows.csv": "other,columns\n",
     }.items():
@@ -101,7 +105,10 @@ CASES: dict[str, tuple[list[str], str]] = {
     "type in a recipe": ([*TRAIN, "type.py"], "type.py, line 2: Train.steps='many': int is wanted"),
     "no config in it": ([*TRAIN, "nothing.py"], "must define `config = Train(...)`"),
     "recipe that raises": ([*TRAIN, "raises.py"], "raises.py, line 2: division by zero"),
-    "recipe of bytes": ([*TRAIN, "bytes.py"], "bytes.py"),
+    "recipe of bytes": ([*TRAIN, "bytes.py"], "bytes.py: source code"),
+    "router": ([*TRAIN, "soft.py"], "soft.py, line 2: MoEConfig.router='soft': TokensChoose or"),
+    "decay": ([*TRAIN, "decay.py"], "decay.py, line 2: Optim.decay=0.3: Decay is wanted"),
+    "data in a recipe": ([*TRAIN, "data.py"], "data.py, line 2: Train.data='digits': Data is"),
     "k in a recipe": ([*TRAIN, "router.py"], "line 2: moe.router.k=2 is more than moe.experts=1"),
     "moe for each block": ([*TRAIN, "blocks.py"], "one for each of the 2 sparse blocks"),
     # values that cannot work together
@@ -117,6 +124,14 @@ CASES: dict[str, tuple[list[str], str]] = {
     "smoothing": ([*TINY_TRAIN, "--label-smoothing", "1"], "label_smoothing=1.0: a share"),
     "dropout": ([*TINY_TRAIN, "--model.dropout", "1"], "model.dropout=1.0: a dropout rate"),
     "rate": ([*TINY_TRAIN, "--optim.lr", "0"], "optim.lr=0.0: use more than 0"),
+    "infinite rate": ([*TINY_TRAIN, "--optim.lr", "inf"], "Optim.lr=inf: a finite float"),
+    "seed": ([*TINY_TRAIN, "--seed", "4294967296"], "seed=4294967296: use 0 to 4294967295"),
+    "no size of a set": ([*TINY_TRAIN, "--evaluations.0.image-size", "0"], "image_size=0: use at"),
+    "data of a set": (
+        [*TINY_TRAIN, "--evaluations.0.data", "digits"],
+        "evaluations.data=digits: name a split, digits:validation",
+    ),
+    "split in the name": ([*TINY_TRAIN, "--data.name", "digits:test"], "no split 'test'"),
     "steps": ([*TINY_TRAIN, "--steps", "0"], "steps=0: use at least 1"),
     "batch": ([*TINY_TRAIN, "--batch-size", "2000"], "batch_size=2000 is more than the 1257"),
     "size of a set": ([*TINY_TRAIN, "--evaluations.0.image-size", "9"], "model.patch=4 does not"),
@@ -138,7 +153,7 @@ CASES: dict[str, tuple[list[str], str]] = {
         [*TINY_TRAIN, "--data.name", "fashion_mnist:fashion"],
         "fashion/train-images-idx3-ubyte.gz: no such file",
     ),
-    "strange class": ([*EVALUATE, "--data", "folder:sparse:train"], "class 'cat' has 2 images"),
+    "few images of another": ([*EVALUATE, "--data", "folder:sparse:train"], "class 'cat' has 2"),
     "classes of another": (
         [*EVALUATE, "--data", "folder:broken:train"],
         "has a class that the model was not trained on, 'cat'",
@@ -175,6 +190,8 @@ CASES: dict[str, tuple[list[str], str]] = {
     "batch of none": ([*EVALUATE, "--batch-size", "0"], "batch_size=0: use at least 1"),
     "size": ([*EVALUATE, "--image-size", "9"], "images of 9 x 9 pixels: patches of 4 do not"),
     "columns": ([*EVALUATE, "--csv", "rows.csv"], "--csv rows.csv: it has other columns"),
+    "no folder for csv": ([*EVALUATE, "--csv", "gone/rows.csv"], "no folder gone"),
+    "no size": ([*EVALUATE, "--image-size", "0"], "image_size=0: use at least 1"),
     "csv is a folder": ([*EVALUATE, "--csv", "photos"], "--csv photos: Is a directory"),
     "no image": ([*PREDICT, "gone.png"], "gone.png: no such file or folder"),
     "not an image": ([*PREDICT, "no.png"], "no.png: not an image"),
@@ -189,12 +206,13 @@ CASES: dict[str, tuple[list[str], str]] = {
 def test_wrong_input_gets_one_clear_line_and_leaves_nothing(
     words: list[str], message: str, run: Path, files: Path
 ) -> None:
-    before = sorted(files.rglob("*"))
+    before = [sorted(folder.rglob("*")) for folder in (files, run)]
     done = vmoe(*(word.format(run=run, tiny=TINY) for word in words), cwd=files)
     assert done.returncode == 2, done.stderr
     assert done.stderr.startswith("vmoe: ") and done.stderr.count("\n") == 1, done.stderr
     assert message in done.stderr
-    assert not done.stdout and sorted(files.rglob("*")) == before
+    assert not done.stdout
+    assert [sorted(folder.rglob("*")) for folder in (files, run)] == before
 
 
 def test_a_checkpoint_that_is_cut_off_is_named_and_ends_with_status_1(files: Path) -> None:
@@ -223,6 +241,38 @@ def test_a_broken_image_met_while_training_is_named_and_what_was_learnt_is_kept(
     assert "Traceback" not in done.stderr
     saved = [path.name for path in (tmp_path / "new" / "checkpoints").iterdir()]
     assert saved == [str(len(steps))] and int(saved[0]) > 0
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read and write everything")
+def test_what_may_not_be_read_or_written_is_named(files: Path, run: Path, tmp_path: Path) -> None:
+    shutil.copy(files / "photos" / "cat" / "0.png", tmp_path / "locked.png")
+    (tmp_path / "locked.png").chmod(0)
+    (tmp_path / "locked").mkdir(mode=0o500)
+    for words, message in [
+        (["predict", "--checkpoint", run, tmp_path / "locked.png"], "Permission denied"),
+        (
+            ["train", "--config", TINY, "--workdir", tmp_path / "locked" / "run"],
+            "Permission denied",
+        ),
+    ]:
+        done = vmoe(*words)
+        assert done.returncode == 2 and done.stderr.count("\n") == 1 and message in done.stderr
+
+
+def test_a_broken_image_of_an_evaluation_set_is_named_and_what_was_learnt_is_kept(
+    files: Path, tmp_path: Path
+) -> None:
+    for part in ("train", "validation"):
+        shutil.copytree(files / "photos", tmp_path / "photos" / part)
+        (tmp_path / "photos" / part / "emu").rmdir()
+    broken = tmp_path / "photos" / "validation" / "dog" / "3.png"
+    broken.write_bytes(broken.read_bytes()[:1000])
+    words = ["train", "--config", TINY, "--workdir", tmp_path / "new", "--batch-size", "8"]
+    words += ["--data.name", f"folder:{tmp_path / 'photos'}", "--steps", "40"]
+    done = vmoe(*words, "--evaluate-every", "30", "--checkpoint-every", "30")
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    assert f"{broken}: cannot be read as an image" in done.stderr.splitlines()[-1]
+    assert [path.name for path in (tmp_path / "new" / "checkpoints").iterdir()] == ["30"]
 
 
 def test_debug_shows_the_way_to_an_error() -> None:

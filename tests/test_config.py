@@ -95,6 +95,12 @@ def test_json_with_an_unknown_field_or_a_wrong_type_is_refused_by_name() -> None
         ("pooling='gap'", "ViTConfig.pooling cannot be 'gap'"),
         ("num_classes='ten'", "ViTConfig.num_classes='ten': int is wanted"),
         ("moe=dict(router=dict(kind='soft'))", "TokensChoose.kind cannot be 'soft'"),
+        (
+            "moe=dict(router='soft')",
+            "MoEConfig.router='soft': TokensChoose or ExpertsChoose or Soft",
+        ),
+        ("sparse_blocks=[1]", "ViTConfig.sparse_blocks=[1]: a tuple of int is wanted"),
+        ("head_std=float('nan')", "ViTConfig.head_std=nan: a finite float is wanted"),
     ],
 )
 def test_values_of_the_wrong_kind_are_refused_without_the_tests_own_checks(

@@ -129,31 +129,33 @@ def evaluate(argv: Sequence[str]) -> None:
     path = _peek(argv, "--checkpoint")
     run = _run_of(path) if path else configs.Train()
     door = _parse(EvaluateDoor, "evaluate", argv, model=run.model)
-    from vmoe.checkpoints.load import class_names, load
+    from vmoe.checkpoints.load import class_names, load_step
     from vmoe.data.sources import name_and_split, open_source, with_classes
     from vmoe.evaluate import evaluate
-    from vmoe.evaluate.table import append_row, per_class, summary
+    from vmoe.evaluate.table import append_row, check_file, per_class, summary
 
     name, split = name_and_split(door.data or run.data.name)
     source = with_classes(open_source(name, split or "test"), class_names(door.checkpoint))
-    model = load(door.checkpoint, door.model, averaged=door.averaged)
+    if door.csv:
+        check_file(door.csv)
+    model, step = load_step(door.checkpoint, door.model, averaged=door.averaged)
     weights = "ema" if door.averaged and run.ema else "raw"
     with _progress(source.name, -(-len(source) // max(door.batch_size, 1))) as each:
         found = evaluate(
             model, source, batch_size=door.batch_size, image_size=door.image_size, each=each
         )
     if door.csv:
-        append_row(door.csv, door.checkpoint, model, found, weights=weights)
+        append_row(door.csv, door.checkpoint, step, model, found, weights=weights)
     if source.skipped:
         print(f"{source.name}: {source.skipped} files are no images, left out", file=sys.stderr)
     if door.json:
         extra = {"per_class": per_class(found)} if door.per_class else {}
-        return _print_json({"weights": weights} | found.figures() | extra)
+        return _print_json({"step": step, "weights": weights} | found.figures() | extra)
     table = _table("", "")
     for row in summary(found):
         table.add_row(*row)
-    average = ", the moving average of its parameters," if weights == "ema" else ""
-    _print(table, f"{door.checkpoint}{average} on {found.data}")
+    average = " (moving average)" if weights == "ema" else ""
+    _print(table, f"{door.checkpoint}, step {step}{average}, on {found.data}")
     if door.per_class:
         table = _table("class", "images", "accuracy", "most often taken for")
         for name, row in per_class(found).items():
@@ -253,32 +255,38 @@ def main(argv: Sequence[str] | None = None) -> int:
         if argv[0] not in VERBS:
             raise UsageError(configs.unknown("no verb", argv[0], list(VERBS)))
         VERBS[argv[0]][0](argv[1:])
-    except VmoeError as error:
-        return _told(str(error), error.status, debug)
     except BrokenPipeError:  # whoever read what is printed has had enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
-    except OSError as error:
-        if error.errno is None:
+    except (VmoeError, OSError, MemoryError, RuntimeError, KeyboardInterrupt) as error:
+        line, status = _foreseen(error)
+        if not line:
             raise
-        return _told(f"{error.filename or 'the work'}: {error.strerror}", 1, debug)
-    except KeyboardInterrupt:
-        return _told("interrupted", 130, debug)
+        if debug:
+            traceback.print_exc()
+        print(f"vmoe: {line}", file=sys.stderr)
+        return status
     return 0
+
+
+def _foreseen(error: BaseException) -> tuple[str, int]:
+    """One line for an error that is nobody's bug, and the exit status; no line for others."""
+    match error:
+        case VmoeError():
+            return str(error), error.status
+        case OSError() if error.errno is not None:
+            return f"{error.filename or 'the work'}: {error.strerror}", 1
+        case KeyboardInterrupt():
+            return "interrupted", 130
+    if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):
+        return "out of memory; lower the batch size, the image size or the model's width", 1
+    return "", 1
 
 
 def _quiet() -> None:
     """Keeps what libraries say of an error in their threads off the screen: one line tells it."""
     logging.disable(logging.ERROR)
     sys.unraisablehook = lambda _: None
-
-
-def _told(line: str, status: int, debug: bool) -> int:
-    """Prints why the work ends: one line, and the way there for those who ask."""
-    if debug:
-        traceback.print_exc()
-    print(f"vmoe: {line}", file=sys.stderr)
-    return status
 
 
 def _run_of(checkpoint: str) -> configs.Train:
@@ -302,7 +310,7 @@ def _print(table: "Table", title: str = "") -> None:
 
     if title:
         print(title)
-    Console().print(table)
+    Console(markup=False).print(table)
 
 
 @contextlib.contextmanager

@@ -7,6 +7,7 @@ when a config is built, by name.
 
 import dataclasses
 import difflib
+import math
 import runpy
 import traceback
 import types
@@ -17,7 +18,7 @@ from typing import Any, Literal, TypeVar
 from vmoe.errors import UsageError
 
 Config = TypeVar("Config")
-_PLAIN = (int, float, bool, str)
+_UNION = (types.UnionType, typing.Union)
 
 
 def unknown(what: str, name: Any, known: list[str]) -> str:
@@ -29,21 +30,47 @@ def unknown(what: str, name: Any, known: list[str]) -> str:
 
 
 class Checked:
-    """A config whose plain fields have the annotated types, its Literals one of their values."""
+    """A config whose fields have the annotated types; floats are finite."""
 
     def __post_init__(self) -> None:
         for name, kind in typing.get_type_hints(type(self)).items():
             value, place = getattr(self, name), f"{type(self).__name__}.{name}"
-            kinds = typing.get_args(kind) if isinstance(kind, types.UnionType) else (kind,)
-            if value is None and types.NoneType in kinds:
-                continue
-            if typing.get_origin(kinds[0]) is Literal:
-                known = typing.get_args(kinds[0])
-                _require(value in known, unknown(f"{place} cannot be", value, list(known)))
-            elif wanted := [kind for kind in kinds if kind in _PLAIN]:
-                fits = type(value) in wanted or (float in wanted and type(value) is int)
-                names = " or ".join(kind.__name__ for kind in wanted)
-                _require(fits, f"{place}={value!r}: {names} is wanted")
+            choices = [
+                c for k in _kinds(kind) if typing.get_origin(k) is Literal for c in k.__args__
+            ]
+            if choices and value not in choices and not _fits(value, kind):
+                raise UsageError(unknown(f"{place} cannot be", value, choices))
+            _require(_fits(value, kind), f"{place}={value!r}: {_described(kind)} is wanted")
+
+
+def _kinds(kind: Any) -> tuple[Any, ...]:
+    """The members of a union; a kind that is none by itself."""
+    return kind.__args__ if typing.get_origin(kind) in _UNION else (kind,)
+
+
+def _fits(value: Any, kind: Any) -> bool:
+    """Whether a value is of a kind as configs are annotated: a whole number is a float too."""
+    if typing.get_origin(kind) in _UNION:
+        return any(_fits(value, member) for member in kind.__args__)
+    if typing.get_origin(kind) is Literal:
+        return value in kind.__args__
+    if typing.get_origin(kind) is tuple:
+        return type(value) is tuple and all(_fits(element, kind.__args__[0]) for element in value)
+    if kind is float:
+        return type(value) in (int, float) and math.isfinite(value)
+    return type(value) is kind
+
+
+def _described(kind: Any) -> str:
+    names = []
+    for member in _kinds(kind):
+        if typing.get_origin(member) is tuple:
+            names.append(f"a tuple of {member.__args__[0].__name__}")
+        elif member is not types.NoneType:
+            names.append(
+                "a finite float" if member is float else getattr(member, "__name__", "text")
+            )
+    return " or ".join(names)
 
 
 def _require(condition: bool, message: str) -> None:
@@ -257,7 +284,7 @@ class Data(Checked):
     name: str = "digits"
     """Data set: digits, fashion_mnist, fashion_mnist:FOLDER, folder:PATH or arrays:FILE.npz."""
     flip: bool = False
-    """Mirror every second training image, left to right."""
+    """Mirror a training image, left to right, with a chance of one half."""
     shift: int = 0
     """Largest shift of a training image, in pixels, in either direction."""
     rotate: float = 0.0
@@ -353,7 +380,9 @@ class EvalSet(Checked):
     def __post_init__(self) -> None:
         super().__post_init__()
         _require(bool(self.name), "evaluations: each needs a name")
-        _require(self.batch_size >= 1, f"evaluations.batch_size={self.batch_size}: at least 1")
+        for name in ("batch_size", "image_size"):
+            value = getattr(self, name)
+            _require(value is None or value >= 1, f"evaluations.{name}={value}: use at least 1")
 
     def model(self, trained: ViTConfig) -> ViTConfig:
         """The config of a trained model under these settings."""
@@ -409,11 +438,12 @@ class Train(Checked):
     checkpoint_every: int = 500
     """Steps between checkpoints; the last step is always saved."""
     keep: int = 2
-    """How many of the newest checkpoints are kept, beside the best of those evaluated."""
+    """How many of the checkpoints due are kept, the newest; beside them the best of those
+    evaluated, and the last one."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _require(self.seed >= 0, f"seed={self.seed}: use 0 or more")
+        _require(0 <= self.seed < 2**32, f"seed={self.seed}: use 0 to 4294967295")
         counts = ("steps", "batch_size", "log_every", "evaluate_every", "checkpoint_every", "keep")
         for name in counts:
             _require(getattr(self, name) >= 1, f"{name}={getattr(self, name)}: use at least 1")

@@ -30,6 +30,7 @@ def photos(tmp_path: Path) -> Path:
     write_images(tmp_path / "photos" / "dogs", 10, value=100)
     (tmp_path / "photos" / "dogs" / "notes.txt").write_text("not for training")
     (tmp_path / "photos" / ".hidden").mkdir()
+    write_images(tmp_path / "photos" / "cats" / ".checkpoints", 20)
     return tmp_path / "photos"
 
 
@@ -130,6 +131,16 @@ IMAGES, LABELS = np.zeros((30, 8, 8, 3), np.uint8), np.zeros(30, int)
         (dict(images=IMAGES, labels=LABELS + 2, class_names=["a"]), "label 2, and class_names has"),
         (dict(images=IMAGES, labels=np.array([None] * 30)), "not a whole .npz of plain arrays"),
         (dict(test_images=IMAGES, test_labels=LABELS), "no part 'train', there are test"),
+        (dict(images=IMAGES[:, :0], labels=LABELS), r"images is uint8 \(30, 0, 8, 3\)"),
+        (dict(images=IMAGES, labels=LABELS, class_names="abc"), "class_names is a list of names"),
+        (dict(images=IMAGES, labels=LABELS, class_names=["a", "a"]), "names that differ"),
+        (dict(images=IMAGES, labels=LABELS + 10**9), "labels count the classes from 0"),
+        (
+            dict(
+                train_images=IMAGES, train_labels=LABELS, test_images=IMAGES, test_labels=["a"] * 30
+            ),
+            "test_labels is <U1",
+        ),
     ],
 )
 def test_numpy_files_that_do_not_fit_are_refused_by_name(
@@ -138,6 +149,12 @@ def test_numpy_files_that_do_not_fit_are_refused_by_name(
     np.savez(tmp_path / "data.npz", **arrays)
     with pytest.raises(UsageError, match=rf"data\.npz.*{message}"):
         open_source(f"arrays:{tmp_path / 'data.npz'}", "train")
+
+
+def test_arrays_of_other_names_are_left_alone(tmp_path: Path) -> None:
+    path = tmp_path / "data.npz"
+    np.savez(path, images=IMAGES, labels=LABELS, coarse_labels=LABELS + 19, names=["a"])
+    assert open_source(f"arrays:{path}", "train").class_names == ("0",)
 
 
 def test_files_that_are_no_numpy_file_are_refused(tmp_path: Path) -> None:
@@ -165,6 +182,20 @@ def test_files_that_are_no_numpy_file_are_refused(tmp_path: Path) -> None:
 )
 def test_a_split_is_what_stands_behind_the_last_colon(text: str, parts: tuple[str, str]) -> None:
     assert name_and_split(text) == parts
+
+
+def test_a_split_in_the_name_of_the_digits_never_becomes_the_data_trained_on() -> None:
+    with pytest.raises(UsageError, match="no split 'test'"):
+        open_source("digits:test", "train")
+
+
+def test_a_fingerprint_changes_with_files_labels_and_classes(photos: Path) -> None:
+    first = open_source(f"folder:{photos}", "train").fingerprint()
+    assert open_source(f"folder:{photos}", "train").fingerprint() == first
+    (photos / "cats" / "003.png").unlink()
+    assert open_source(f"folder:{photos}", "train").fingerprint() != first
+    digits = [open_source("digits", split).fingerprint() for split in ("train", "test", "test")]
+    assert digits[0] != digits[1] == digits[2]
 
 
 def test_labels_follow_the_names_of_the_models_classes() -> None:

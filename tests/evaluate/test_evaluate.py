@@ -5,6 +5,7 @@ import functools
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.special
@@ -17,7 +18,7 @@ from vmoe.axes import Record
 from vmoe.config import Data, Optim, Train, replace
 from vmoe.data.images import resize, to_float
 from vmoe.data.sources import open_source
-from vmoe.errors import UsageError
+from vmoe.errors import Failure, UsageError
 from vmoe.evaluate import evaluate, image_files, predict
 from vmoe.evaluate.metrics import calibration_error, confusion
 from vmoe.evaluate.table import append_row, per_class
@@ -91,7 +92,7 @@ def test_dropped_is_the_share_of_choices_without_a_slot_in_full_groups() -> None
     _, records = capture(full, to_float(open_source("digits", "test").images))
     kept = np.mean([np.asarray(record.routing.kept).mean() for record in records.values()])
     assert found.dropped == pytest.approx(1 - kept) and found.dropped >= 0.6
-    assert (found.images_per_group, found.batch_size) == (1, 64)
+    assert (found.images_per_group, found.batch_size) == ({0: 1, 1: 1}, 64)
     # one slot at each of 4 experts, for 5 tokens with 2 choices each
     assert found.capacity_factor == {0: pytest.approx(0.4), 1: pytest.approx(0.4)}
 
@@ -120,6 +121,13 @@ def test_an_evaluation_can_be_given_up_between_batches() -> None:
     assert len(done) == 3
 
 
+def test_logits_that_are_no_numbers_are_told_and_give_no_figures() -> None:
+    broken = model()
+    broken.head.classes.bias[...] = jnp.full(10, jnp.nan)
+    with pytest.raises(Failure, match="180 of 180 images have logits that are NaN"):
+        evaluate(broken, open_source("digits", "validation"))
+
+
 def test_a_csv_file_gets_a_row_that_says_what_was_evaluated_and_how(tmp_path: Path) -> None:
     run = tmp_path / "run"
     config = Train(
@@ -132,7 +140,7 @@ def test_a_csv_file_gets_a_row_that_says_what_was_evaluated_and_how(tmp_path: Pa
         changed = replace(config.model, moe=dict(router=dict(priority=priority)))
         net = vmoe.load(run, changed)
         found = evaluate(net, open_source("digits", "validation"))
-        append_row(path, run, net, found)
+        append_row(path, run, 2, net, found)
     first, second = csv.DictReader(path.read_text().splitlines())
     assert (first["priority"], second["priority"]) == ("order", "largest_gate")
     assert first["model"] != second["model"] and first["step"] == "2"
@@ -140,13 +148,13 @@ def test_a_csv_file_gets_a_row_that_says_what_was_evaluated_and_how(tmp_path: Pa
     assert first["data"] == "digits:validation" and first["jax"] == jax.__version__
     path.write_text("other,columns\n")
     with pytest.raises(UsageError, match="it has other columns"):
-        append_row(path, run, net, found)
+        append_row(path, run, 2, net, found)
 
 
 def test_a_dense_model_has_no_groups_and_drops_nothing() -> None:
     dense = vmoe.create_model("vit_tiny", image_size=8, patch=4, depth=2)
     found = evaluate(dense, open_source("digits", "test"))
-    assert (found.images_per_group, found.dropped) == (None, 0)
+    assert (found.images_per_group, found.dropped) == ({}, 0)
 
 
 def test_a_prediction_names_classes_and_the_experts_used(tmp_path: Path) -> None:

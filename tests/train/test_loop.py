@@ -6,6 +6,7 @@ import functools
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import threading
@@ -38,6 +39,7 @@ def config() -> Train:
         log_every=10,
         evaluate_every=20,
         checkpoint_every=10,
+        keep=3,
         ema=0.9,
         model=dict(dropout=0.1, moe=dict(expert_dropout=0.1)),
         evaluations=(EvalSet(), EvalSet("wide", capacity_factor=4.0, batch_size=100)),
@@ -146,9 +148,29 @@ def test_a_folder_of_another_config_is_refused_with_the_differences(
     with pytest.raises(UsageError, match="holds a run of another config") as caught:
         train(other, run)
     assert "optim.lr is 0.005 there and 0.25 here" in str(caught.value)
+    sets = (EvalSet(), EvalSet("wide", capacity_factor=2.0, batch_size=100))
+    with pytest.raises(UsageError, match=r"evaluations\.1\.capacity_factor is 4\.0 there and 2\.0"):
+        train(configs.replace(config, evaluations=sets), run)
     assert "seed is 0 there and 1 here" in str(caught.value)
     assert "evaluations is" in str(caught.value)
     assert (run / "config.json").read_text() == before
+
+
+def test_a_run_whose_data_or_environment_changed_says_so(
+    run: Path, config: Train, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    workdir = tmp_path / "run"
+    shutil.copytree(run, workdir)
+    path = workdir / "environment.json"
+    then = json.loads(path.read_text()) | {"data": "other", "images": 3, "jax": "0.1"}
+    path.write_text(json.dumps(then))
+    train(config, workdir)
+    told = capsys.readouterr().err
+    assert "no longer that of its start (3 images then, 1257 now)" in told
+    assert f"it began with jax 0.1, now {jax.__version__}" in told
+    (workdir / "classes.txt").write_text("cat\ndog\n")
+    with pytest.raises(UsageError, match="no longer has the classes"):
+        train(config, workdir)
 
 
 def test_a_loaded_model_gives_the_results_of_the_run_and_of_each_step(run: Path) -> None:
@@ -157,6 +179,7 @@ def test_a_loaded_model_gives_the_results_of_the_run_and_of_each_step(run: Path)
         (run, "40", True),
         (run, "40", False),
         (run / "checkpoints" / "last", "40", True),
+        (run / "checkpoints" / "20", "20", True),
     ]:
         result = evaluate(vmoe.load(path, averaged=averaged), open_source("digits", "validation"))
         expected = found[step, "ema" if averaged else "raw"]
@@ -171,12 +194,15 @@ def test_the_newest_checkpoints_are_kept_and_the_best(config: Train, tmp_path: P
         steps=60,
         keep=2,
         evaluate_every=10,
-        ema=0.0,
+        ema=0.95,
         optim=dict(lr=0.02, warmup=0, schedule="linear", final_lr=100.0, clip=None),
         evaluations=(EvalSet(),),
     )
     train(worse, tmp_path)
-    accuracy = {int(r["step"]): float(r["accuracy"]) for r in rows(tmp_path, "evaluations")}
+    found = rows(tmp_path, "evaluations")
+    accuracy = {int(r["step"]): float(r["accuracy"]) for r in found if r["weights"] == "ema"}
+    raw = {int(r["step"]): float(r["accuracy"]) for r in found if r["weights"] == "raw"}
+    assert max(raw, key=lambda step: (raw[step], step)) != max(accuracy, key=accuracy.get), raw
     best = max(accuracy, key=lambda step: (accuracy[step], step))
     assert best < 50, accuracy
     steps = sorted(int(path.name) for path in (tmp_path / "checkpoints").iterdir())

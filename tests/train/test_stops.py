@@ -9,11 +9,13 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 
 from tests.train.test_loop import assert_same, rows
 from vmoe import config as configs
+from vmoe.checkpoints.run import Checkpoints
 from vmoe.config import EvalSet, Train
 from vmoe.data.pipeline import training_batches
 from vmoe.errors import Failure, UsageError
@@ -210,6 +212,10 @@ def test_without_any_good_checkpoint_a_run_says_so_and_keeps_what_is_left(
     assert f"no checkpoint is good; checkpoint {STEPS} is damaged" in told
     damaged = workdir / "checkpoints" / "damaged"
     assert sorted(path.name for path in damaged.iterdir()) == steps
+    before = (workdir / "metrics.csv").read_text()
+    told, status = run(recipe, workdir)
+    assert status == 1 and "no checkpoint is good" in told, "it began anew"
+    assert (workdir / "metrics.csv").read_text() == before
 
 
 def test_two_runs_in_one_folder_are_one_too_many(
@@ -281,19 +287,17 @@ def test_rewinding_goes_on_past_the_data_that_broke_it_and_repeats_to_the_bit(
     assert "step 58: loss nan" in told and "goes back, 2 of at most 3 times" in told
     assert rows(folders[0])[-1]["step"] == str(STEPS)
     assert np.isfinite([float(row["loss"]) for row in rows(folders[0])]).all()
-    done = 0
+    # A signal three steps before the break leaves a checkpoint that the other run has not.
+    real, seen = loop.Report.step, []
 
-    def evaluate(*words: object, **settings: object) -> object:
-        nonlocal done
-        done += 1
-        if done == 8:
-            signal.raise_signal(signal.SIGINT)
-        return real(*words, **settings)
+    def step(self: loop.Report, number: int) -> None:
+        if number == 25 and not seen:
+            seen.append(signal.raise_signal(signal.SIGINT))
+        real(self, number)
 
-    real = loop.evaluate
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop, "evaluate", evaluate)
-        with pytest.raises(loop.Stopped):
+        patch.setattr(loop.Report, "step", step)
+        with pytest.raises(loop.Stopped, match="stopped after step 25"):
             train(poisoned, folders[1], on_nan="rewind")
     train(poisoned, folders[1], on_nan="rewind")
     assert_same(*folders)
@@ -302,3 +306,27 @@ def test_rewinding_goes_on_past_the_data_that_broke_it_and_repeats_to_the_bit(
 def test_rewinding_ends_after_so_many_times(poisoned: Train, tmp_path: Path) -> None:
     with pytest.raises(Failure, match="step 58: loss nan.*step 50 is the last good checkpoint"):
         train(poisoned, tmp_path, on_nan="rewind", max_rewinds=1)
+
+
+def test_a_learning_rate_that_breaks_the_loss_ends_the_command_with_one_line(
+    recipe: Path, tmp_path: Path
+) -> None:
+    recipe = recipe.with_name("breaks.py")
+    recipe.write_text(
+        f"{RECIPE}\nconfig = replace(config, optim=dict(lr=1e38, warmup=0, clip=None))\n"
+    )
+    told, status = run(recipe, tmp_path / "run")
+    assert status == 1 and "Traceback" not in told
+    last = told.splitlines()[-1]
+    assert last.startswith("vmoe: step ") and "no checkpoint yet; lower --optim.lr" in last
+
+
+def test_a_checkpoint_that_has_no_room_is_not_begun(tmp_path: Path) -> None:
+    """Arrays as large as no disk is, of which no byte exists."""
+    huge = {"kernel": jax.ShapeDtypeStruct((2**40, 2**20), np.float32)}
+    with (
+        pytest.raises(Failure, match="bytes, and the disk has .* left; there is none before it"),
+        Checkpoints(tmp_path, every=1, keep=1) as checkpoints,
+    ):
+        checkpoints.save(1, params=huge)
+    assert not list((tmp_path / "checkpoints").iterdir())

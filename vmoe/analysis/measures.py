@@ -47,8 +47,8 @@ def block_measures(record: Record) -> dict[str, Array]:
     """How evenly one sparse block used its experts, over all real tokens.
 
     Returns:
-        load: share of each expert in the choices made, before any is dropped; sums to 1. For soft
-            routing, and where experts choose, its share in what reached the experts.
+        load: share of each expert in the choices made, before any is dropped; sums to 1. Soft
+            routing chooses nothing: its importance once more.
         importance: mean gate of each expert; sums to 1.
         dropped: share of the choices that got no slot.
         gate_entropy: mean entropy of a token's gates, in nats; from 0 (sure) to ln e.

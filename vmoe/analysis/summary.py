@@ -8,11 +8,12 @@ from flax import nnx
 from rich.console import Console
 from rich.table import Table
 
-from vmoe import models, routing
+from vmoe import models
 from vmoe.analysis.flops import cost
 from vmoe.analysis.parts import NORMS, PARTS, part_of
 from vmoe.config import ViTConfig
 from vmoe.nn.vit import num_tokens
+from vmoe.routing import slots_and_factor
 
 
 def summarize(config: ViTConfig, *, title: str = "model") -> str:
@@ -52,8 +53,7 @@ def _sparse_lines(config: ViTConfig) -> list[str]:
     for block in config.sparse_blocks:
         moe = config.moe_of(block)
         s = moe.images_per_group * num_tokens(config)
-        slots = routing.ROUTERS[type(moe.router)].capacity(moe, s)
-        factor = slots * moe.experts / (s * getattr(moe.router, "k", 1))
+        slots, factor = slots_and_factor(moe, s)
         lines.append(
             f"block {block}: {moe.experts} experts, {moe.router.kind}, {slots} slots each for the "
             f"{s} tokens of {moe.images_per_group} images (a capacity factor of {factor:.3g})"

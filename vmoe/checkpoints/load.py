@@ -15,7 +15,14 @@ from vmoe.nn.vit import ViT
 
 
 def load(path: str | Path, config: ViTConfig | None = None, *, averaged: bool = True) -> ViT:
-    """A trained model.
+    """A trained model; see ``load_step``."""
+    return load_step(path, config, averaged=averaged)[0]
+
+
+def load_step(
+    path: str | Path, config: ViTConfig | None = None, *, averaged: bool = True
+) -> tuple[ViT, int]:
+    """A trained model, and the step of its checkpoint.
 
     Of a run folder the newest checkpoint is taken whose arrays have their checksums; a line on
     stderr tells of newer ones that have not.
@@ -43,7 +50,7 @@ def load(path: str | Path, config: ViTConfig | None = None, *, averaged: bool = 
         except Damaged as damage:
             print(f"{workdir}: checkpoint {step} is damaged ({damage})", file=sys.stderr)
             continue
-        return models.with_params(config or run.model, params)
+        return models.with_params(config or run.model, params), step
     raise Failure(f"{path}: no good checkpoint there; the lines above name what is damaged")
 
 
@@ -87,8 +94,9 @@ def find(path: str | Path) -> tuple[Path, list[int]]:
     if word.isdigit() and int(word) in steps:
         return workdir, [int(word)]
     if named.get(word, [None]) == [None]:
-        known = ", ".join(map(str, steps))
-        raise UsageError(f"{path}: no such checkpoint; there are {known}, best and last")
+        words = ["last", *(["best"] if named["best"] != [None] else [])]
+        known = ", ".join([*map(str, steps), *words])
+        raise UsageError(f"{path}: no such checkpoint; there are {known}")
     return workdir, named[word]
 
 

@@ -33,11 +33,14 @@ class Damaged(Exception):
 class Checkpoints:
     """The checkpoints below a run folder; a context manager that ends with all writes done."""
 
-    def __init__(self, workdir: Path, *, keep: int):
-        """``keep``: how many of the newest steps are kept, beside the best."""
+    def __init__(self, workdir: Path, *, every: int, keep: int):
+        """A step that ``every`` divides is due; others are of a run that was stopped.
+
+        ``keep``: how many of the newest steps due are kept, beside the best and the last one.
+        """
         self._workdir = workdir
         self._folder = (workdir / "checkpoints").absolute()
-        self._keep = keep
+        self._every, self._keep = every, keep
         self._manager = self._open()
 
     def __enter__(self) -> "Checkpoints":
@@ -101,15 +104,30 @@ class Checkpoints:
             except Damaged as damage:
                 told.append(f"checkpoint {step} is damaged ({damage})")
             self._set_aside(step)
+        told = told or ["those there were are damaged"]
         raise Failure(
-            f"{self._workdir}: no checkpoint is good; {'; '.join(told)}: they lie in "
-            f"{self._folder / DAMAGED}, and the same line again begins anew"
+            f"{self._workdir}: no checkpoint is good; {'; '.join(told)}. They lie in "
+            f"{self._folder / DAMAGED}: use another --workdir, or remove this one to begin anew"
         )
+
+    @property
+    def begun(self) -> bool:
+        """Whether there ever was a checkpoint, good or damaged."""
+        return bool(self.steps) or (self._folder / DAMAGED).exists()
+
+    def forget_stopped(self) -> None:
+        """Removes the steps after the newest one that is due."""
+        self.wait()
+        due = [step for step in self.steps if step % self._every == 0]
+        for step in self.steps:
+            if step > max(due, default=0):
+                self._manager.delete(step)
+        self.wait()
 
     def _open(self) -> ocp.CheckpointManager:
         shutil.rmtree(self._folder / DELETED, ignore_errors=True)
         options = ocp.CheckpointManagerOptions(
-            preservation_policy=_NewestAndBest(self._workdir, self._keep),
+            preservation_policy=_NewestAndBest(self._workdir, self._every, self._keep),
             cleanup_tmp_directories=True,
             todelete_subdir=DELETED,  # a rename: a kill leaves no step of which half is gone
             enable_async_checkpointing=True,
@@ -145,15 +163,15 @@ class Checkpoints:
 
 
 class _NewestAndBest(preservation_policy.PreservationPolicy):
-    """Keeps the newest few steps and the best one."""
+    """Keeps the newest few steps that are due, the best one and the last one."""
 
-    def __init__(self, workdir: Path, keep: int):
-        self._workdir = workdir
-        self._keep = keep
+    def __init__(self, workdir: Path, every: int, keep: int):
+        self._workdir, self._every, self._keep = workdir, every, keep
 
     def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> Sequence[bool]:
         steps = [checkpoint.step for checkpoint in checkpoints]
-        kept = {*sorted(steps)[-self._keep :], best_of(self._workdir, steps)}
+        due = sorted(step for step in steps if step % self._every == 0)
+        kept = {*due[-self._keep :], max(steps), best_of(self._workdir, steps)}
         return [step in kept for step in steps]
 
 
@@ -172,9 +190,9 @@ def best_of(workdir: Path, steps: Iterable[int]) -> int | None:
     if path.is_file():
         with path.open(newline="") as file:
             rows = [row for row in csv.DictReader(file) if None not in row.values()]
-        for row in rows:
-            if row["set"] == rows[0]["set"] and row["weights"] == rows[0]["weights"]:
-                found[int(row["step"])] = float(row["accuracy"])
+        first = [row for row in rows if row["set"] == rows[0]["set"]]
+        averaged = [row for row in first if row["weights"] == "ema"]
+        found = {int(row["step"]): float(row["accuracy"]) for row in averaged or first}
     evaluated = [step for step in steps if step in found]
     return max(evaluated, key=lambda step: (found[step], step), default=None)
 
@@ -193,8 +211,11 @@ def read(folder: Path, **like: Arrays) -> dict[str, Arrays]:
                 name: reader.restore(folder / name, jax.tree.map(_abstract, item))
                 for name, item in like.items()
             }
-    except Exception as error:  # Orbax and TensorStore answer damage with errors of many kinds
-        raise Damaged(" ".join(str(error).split())[:200] or type(error).__name__) from error
+    except (ValueError, KeyError, TypeError, FileNotFoundError, NotADirectoryError) as error:
+        reason = " ".join(str(error).split())
+        if reason.startswith(("RESOURCE_EXHAUSTED", "PERMISSION_DENIED", "UNAVAILABLE")):
+            raise  # nothing is said of the checkpoint by this
+        raise Damaged(reason[:200] or type(error).__name__) from error
     for name, checksum in checksums(found).items():
         if stored.get(name) != checksum:
             raise Damaged(f"{name} has another checksum than it was written with")
@@ -214,9 +235,8 @@ def checksums(items: dict[str, Arrays]) -> dict[str, str]:
 
 
 def _sha256(array: np.ndarray) -> str:
-    array = np.ascontiguousarray(array)
-    digest = hashlib.sha256(f"{array.dtype}{array.shape}".encode())
-    digest.update(array.view(np.uint8).data if array.ndim else array.tobytes())
+    digest = hashlib.sha256(f"{array.dtype}{np.shape(array)}".encode())
+    digest.update(np.ascontiguousarray(array).view(np.uint8).data)
     return digest.hexdigest()
 
 

@@ -11,6 +11,20 @@ from vmoe.errors import UsageError
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 
 
+def image_files_below(folder: Path) -> tuple[list[Path], int]:
+    """The image files in a folder and below it, sorted; and how many other files lie there.
+
+    What is hidden, a file or a folder, is passed over.
+    """
+    files = [
+        path
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and not any(p.startswith(".") for p in path.relative_to(folder).parts)
+    ]
+    images = [path for path in files if path.suffix.lower() in SUFFIXES]
+    return images, len(files) - len(images)
+
+
 def read_image(path: str | Path) -> UInt8[np.ndarray, "h w 3"]:
     """An image file as RGB pixels in [0, 255], turned upright as its EXIF says.
 

@@ -9,16 +9,16 @@ import jax
 import numpy as np
 from flax import nnx
 
-from vmoe import routing
 from vmoe.analysis import capture
 from vmoe.analysis.measures import choices_and_drops
-from vmoe.config import Soft, ViTConfig
+from vmoe.config import MoEConfig, Soft, ViTConfig
 from vmoe.data.pipeline import Batch, check_classes, evaluation_batches
 from vmoe.data.sources import Source
-from vmoe.errors import UsageError
+from vmoe.errors import Failure, UsageError
 from vmoe.evaluate.metrics import Outcomes, calibration_error, outcomes
 from vmoe.nn.moe import group_sizes
 from vmoe.nn.vit import ViT, num_tokens
+from vmoe.routing import slots_and_factor
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,8 +46,8 @@ class Evaluation:
     image_size: int
     """Side of the images as the model saw them, in pixels."""
     batch_size: int
-    images_per_group: int | None
-    """Most images whose tokens competed for slots; None for a dense model."""
+    images_per_group: dict[int, int]
+    """By sparse block: most images whose tokens competed for slots."""
     capacity_factor: dict[int, float]
     """By sparse block: slots per token and choice in a full group, after rounding."""
     images_per_second: float
@@ -75,36 +75,41 @@ def evaluate(
     Args:
         image_size: side to which the images are resized; the model's own if None. Positions are
             resampled for another.
-        each: called before each batch; what it raises ends the evaluation.
+        each: called before each batch, and before compiling; what it raises ends the evaluation.
 
     Raises:
         UsageError: the images do not fit the model, or the batch holds none.
+        Failure: the model's logits are NaN or infinite.
     """
     config = model.config
-    image_size = image_size or config.image_size
+    image_size = config.image_size if image_size is None else image_size
     check_classes(source, config.num_classes)
     for name, value in (("batch_size", batch_size), ("image_size", image_size)):
         if value < 1:
             raise UsageError(f"{name}={value}: use at least 1")
+    each()
     graph, state = nnx.split(model)
-    batches = functools.partial(
-        evaluation_batches,
-        source,
-        batch_size=batch_size,
-        num_classes=config.num_classes,
-        image_size=image_size,
+    nothing = Batch(
+        np.zeros((batch_size, image_size, image_size, 3), np.float32),
+        np.zeros((batch_size, config.num_classes), np.float32),
+        np.zeros(batch_size, bool),
     )
-    jax.block_until_ready(_measure(graph, state, next(batches())))  # compiles
+    jax.block_until_ready(_measure(graph, state, nothing))  # compiles
     start = time.perf_counter()
     parts, made, dropped = [], 0.0, 0.0
-    for batch in batches():
+    for batch in evaluation_batches(
+        source, batch_size=batch_size, num_classes=config.num_classes, image_size=image_size
+    ):
         each()
         found, counts = jax.device_get(_measure(graph, state, batch))
         parts.append(Outcomes(*(values[batch.valid] for values in found)))
         made, dropped = made + float(counts[0]), dropped + float(counts[1])
     seconds = time.perf_counter() - start
     every = Outcomes(*map(np.concatenate, zip(*parts, strict=True)))
-    correct, sparse = every.guesses == every.labels, config.sparse_blocks
+    if broken := int((~np.isfinite(every.cross_entropy)).sum()):
+        raise Failure(f"{source.name}: {broken} of {len(source)} images have logits that are NaN")
+    correct = every.guesses == every.labels
+    blocks = {block: config.moe_of(block) for block in config.sparse_blocks}
     return Evaluation(
         data=source.name,
         images=len(correct),
@@ -116,9 +121,10 @@ def evaluate(
         dropped=dropped / max(made, 1),
         image_size=image_size,
         batch_size=batch_size,
-        images_per_group=config.moe_of(sparse[0]).images_per_group if sparse else None,
+        images_per_group={block: moe.images_per_group for block, moe in blocks.items()},
         capacity_factor={
-            block: _capacity_factor(config, block, batch_size, image_size) for block in sparse
+            block: _capacity_factor(config, moe, batch_size, image_size)
+            for block, moe in blocks.items()
         },
         images_per_second=len(correct) / seconds,
         class_names=source.class_names,
@@ -134,12 +140,9 @@ def _measure(
     return outcomes(logits, batch.labels), choices_and_drops(records)
 
 
-def _capacity_factor(config: ViTConfig, block: int, batch_size: int, image_size: int) -> float:
-    moe = config.moe_of(block)
+def _capacity_factor(config: ViTConfig, moe: MoEConfig, batch_size: int, image_size: int) -> float:
     _, images = group_sizes(batch_size, moe.images_per_group)
-    resized = dataclasses.replace(config, image_size=image_size)
-    s = images * num_tokens(resized)
-    # A soft router's slots are parameters, as many as the trained size asks for.
-    counted = images * num_tokens(config) if isinstance(moe.router, Soft) else s
-    slots = routing.ROUTERS[type(moe.router)].capacity(moe, counted)
-    return slots * moe.experts / (s * getattr(moe.router, "k", 1))
+    s = images * num_tokens(dataclasses.replace(config, image_size=image_size))
+    if isinstance(moe.router, Soft):  # whose slots are parameters, as many as the trained size asks
+        return slots_and_factor(moe, images * num_tokens(config))[0] * moe.experts / s
+    return slots_and_factor(moe, s)[1]

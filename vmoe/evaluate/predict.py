@@ -16,7 +16,7 @@ from vmoe.analysis import capture
 from vmoe.analysis.measures import expert_use
 from vmoe.axes import Images
 from vmoe.config import EvalSet
-from vmoe.data.images import SUFFIXES, read_image, resize, to_float
+from vmoe.data.images import SUFFIXES, image_files_below, read_image, resize, to_float
 from vmoe.errors import UsageError
 from vmoe.nn.vit import ViT
 
@@ -59,17 +59,15 @@ def image_files(words: Sequence[str | Path]) -> tuple[list[Path], int]:
             paths = [path]
         else:
             raise UsageError(f"{word}: no such file or folder, and no file matches it")
-        files = [file for path in paths for file in ([path] if path.is_file() else _below(path))]
-        images = [file for file in files if file == path or file.suffix.lower() in SUFFIXES]
+        images = []
+        for path in paths:
+            inside, others = image_files_below(path) if path.is_dir() else ([path], 0)
+            images += inside
+            skipped += others
         if not images:
             raise UsageError(f"{word}: no images there ({', '.join(SUFFIXES)})")
         found += images
-        skipped += len(files) - len(images)
     return list(dict.fromkeys(found)), skipped
-
-
-def _below(folder: Path) -> list[Path]:
-    return [path for path in sorted(folder.rglob("[!.]*")) if path.is_file()]
 
 
 def predict(

@@ -27,14 +27,13 @@ def summary(found: Evaluation) -> list[tuple[str, str]]:
         ("Brier score", f"{found.brier:.4f}"),
         ("calibration error", f"{found.calibration_error:.2%}"),
     ]
-    if found.images_per_group is not None:
-        grouping = f"up to {found.images_per_group} images a group, {found.batch_size} a batch"
-        factors = {f"{factor:.3g}" for factor in found.capacity_factor.values()}
-        each = [f"{factor:.3g} (block {i})" for i, factor in found.capacity_factor.items()]
+    if found.images_per_group:
+        factors = _joined(f"{factor:.3g}" for factor in found.capacity_factor.values())
+        images = _joined(found.images_per_group.values())
         rows += [
             ("choices dropped", f"{found.dropped:.2%}"),
-            ("capacity factor", ", ".join(factors if len(factors) == 1 else each) + ", rounded"),
-            ("grouping", grouping),
+            ("capacity factor", f"{factors} after rounding"),
+            ("grouping", f"up to {images} images a group, {found.batch_size} a batch"),
         ]
     return [*rows, ("speed", f"{found.images_per_second:,.0f} images/s")]
 
@@ -59,25 +58,51 @@ def per_class(found: Evaluation) -> dict[str, dict[str, Any]]:
     return table
 
 
+COLUMNS = (
+    *("date", "checkpoint", "step", "weights", "seed", "data", "images", "accuracy"),
+    *("top5_accuracy", "cross_entropy", "brier", "calibration_error", "dropped", "image_size"),
+    *("batch_size", "router", "k", "priority", "images_per_group", "capacity_factor"),
+    *("images_per_second", "model", "vmoe", "jax", "device"),
+)
+
+
+def check_file(path: Path) -> None:
+    """Refuses a file that ``append_row`` could not add to, before an evaluation takes its time.
+
+    Raises:
+        UsageError: the file has other columns, or cannot be read.
+    """
+    try:
+        with path.open(newline="") as file:
+            if next(csv.reader(file), list(COLUMNS)) != list(COLUMNS):
+                raise UsageError(f"--csv {path}: it has other columns; name another file")
+    except FileNotFoundError:
+        if not path.parent.is_dir():
+            raise UsageError(f"--csv {path}: no folder {path.parent}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"--csv {path}: {getattr(error, 'strerror', 'no CSV file')}") from None
+
+
 def append_row(
-    path: Path, checkpoint: Path, model: ViT, found: Evaluation, *, weights: str = "raw"
+    path: Path, checkpoint: Path, step: int, model: ViT, found: Evaluation, *, weights: str = "raw"
 ) -> None:
     """Adds a line to a CSV file that says all that is needed to compare evaluations.
 
     Args:
+        step: of the checkpoint.
         weights: "raw", or "ema" for the moving average.
 
     Raises:
         UsageError: the file has other columns, or cannot be written.
     """
-    workdir, steps = find(checkpoint)
+    check_file(path)
     row = {
+        **found.figures(),
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "checkpoint": str(checkpoint),
-        "step": steps[-1],
+        "step": step,
         "weights": weights,
-        "seed": run_config(workdir).seed,
-        **found.figures(),
+        "seed": run_config(find(checkpoint)[0]).seed,
         **_settings(model.config),
         "capacity_factor": _joined(f"{x:.4g}" for x in found.capacity_factor.values()),
         "model": hashlib.sha256(to_json(model.config).encode()).hexdigest()[:12],
@@ -86,13 +111,9 @@ def append_row(
         "device": jax.devices()[0].device_kind,
     }
     try:
-        with path.open("a+", newline="") as file:
-            file.seek(0)
-            columns = next(csv.reader(file), None)
-            if columns not in (None, list(row)):
-                raise UsageError(f"--csv {path}: it has other columns; name another file")
-            writer = csv.DictWriter(file, list(row))
-            if columns is None:
+        with path.open("a", newline="") as file:
+            writer = csv.DictWriter(file, COLUMNS)
+            if not file.tell():
                 writer.writeheader()
             writer.writerow(row)
     except OSError as error:
@@ -111,5 +132,6 @@ def _settings(config: ViTConfig) -> dict[str, str]:
 
 
 def _joined(values: Any) -> str:
+    """One value where all are equal, else one for each block; empty for a dense model."""
     values = [str(value) for value in values]
     return values[0] if len(set(values)) == 1 else "/".join(values)

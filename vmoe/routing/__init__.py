@@ -6,7 +6,7 @@ A router is one file with ``capacity(config, s)`` and ``route(...)``, a frozen d
 
 from types import ModuleType
 
-from vmoe.config import ExpertsChoose, Soft, TokensChoose
+from vmoe.config import ExpertsChoose, MoEConfig, Soft, TokensChoose
 from vmoe.routing import experts_choose, soft, tokens_choose
 
 ROUTERS: dict[type, ModuleType] = {
@@ -14,3 +14,9 @@ ROUTERS: dict[type, ModuleType] = {
     ExpertsChoose: experts_choose,
     Soft: soft,
 }
+
+
+def slots_and_factor(config: MoEConfig, s: int) -> tuple[int, float]:
+    """Slots of an expert for a group of s tokens, and the capacity factor after rounding."""
+    slots = ROUTERS[type(config.router)].capacity(config, s)
+    return slots, slots * config.experts / (s * getattr(config.router, "k", 1))

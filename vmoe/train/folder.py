@@ -1,7 +1,7 @@
 """The folder of a run: it explains itself, and belongs to one config and one process.
 
 config.json        the run, enough to run it again    model.txt     the model on one page
-environment.json   versions, devices, commit          classes.txt   names, in their order
+environment.json   versions, devices, commit, data    classes.txt   names, in their order
 metrics.csv        a row for each report              checkpoints/  STEP/ ...
 evaluations.csv    a row for each evaluation          experts.csv   a row for each expert
 tensorboard/       all of these, to look at
@@ -24,25 +24,28 @@ import jax
 import vmoe
 from vmoe import config as configs
 from vmoe.analysis.summary import summarize
-from vmoe.checkpoints.load import run_config
+from vmoe.checkpoints.load import class_names, run_config
 from vmoe.config import Train
+from vmoe.data.sources import Source
 from vmoe.errors import UsageError
 
 
 @contextlib.contextmanager
-def claim(workdir: Path, config: Train, class_names: tuple[str, ...]) -> Iterator[None]:
+def claim(workdir: Path, config: Train, source: Source) -> Iterator[list[str]]:
     """Makes a new run folder that explains itself, or checks that one is this run's.
 
     Inside the context no other process may claim it; the system lets go when this one ends,
     however it ends.
 
+    Yields:
+        a line about each thing that is not as it was when the run began, and may change it.
+
     Raises:
         UsageError: the folder is another run's, in use, or cannot be written.
     """
-    if (workdir / "config.json").exists():
-        _check_same(workdir, config)
     try:
-        workdir.mkdir(parents=True, exist_ok=True)
+        if not (workdir / "config.json").exists():
+            workdir.mkdir(parents=True, exist_ok=True)
         lock = (workdir / ".lock").open("a+")
     except OSError as error:
         raise UsageError(f"--workdir {workdir}: {error.strerror}") from None
@@ -55,18 +58,23 @@ def claim(workdir: Path, config: Train, class_names: tuple[str, ...]) -> Iterato
                 f"{workdir}: process {lock.read().strip()} trains in it; wait for its end or use "
                 "another --workdir"
             ) from None
-        lock.truncate(0)
-        lock.write(str(os.getpid()))
-        lock.flush()
-        if not (workdir / "config.json").exists():
-            try:
-                _explain(workdir, config, class_names)
-            except OSError as error:
-                raise UsageError(f"--workdir {workdir}: {error.strerror}") from None
-        yield
+        try:
+            lock.truncate(0)
+            lock.write(str(os.getpid()))
+            lock.flush()
+            now = environment() | {"images": len(source), "data": source.fingerprint()}
+            if (workdir / "config.json").exists():
+                _check_same(workdir, config, source)
+                told = _changes(workdir, now)
+            else:
+                _explain(workdir, config, source, now)
+                told = []
+        except OSError as error:
+            raise UsageError(f"--workdir {workdir}: {error.strerror}") from None
+        yield told
 
 
-def _check_same(workdir: Path, config: Train) -> None:
+def _check_same(workdir: Path, config: Train, source: Source) -> None:
     differences = list(_differences(run_config(workdir), config))
     if differences:
         shown = "; ".join(differences[:8]) + ("; ..." if len(differences) > 8 else "")
@@ -74,23 +82,55 @@ def _check_same(workdir: Path, config: Train) -> None:
             f"{workdir} holds a run of another config ({shown}): use another --workdir, or the "
             "config it was made with"
         )
+    if tuple(class_names(workdir)) != source.class_names:
+        raise UsageError(
+            f"{workdir}: {source.name} no longer has the classes that this run began with "
+            f"({workdir / 'classes.txt'}): use another --workdir"
+        )
 
 
 def _differences(there: Any, here: Any, place: str = "") -> Iterator[str]:
     """A phrase for each field that differs between two configs."""
     if dataclasses.is_dataclass(there) and type(there) is type(here):
-        for field in dataclasses.fields(there):
-            pair = getattr(there, field.name), getattr(here, field.name)
-            yield from _differences(*pair, f"{place}.{field.name}".lstrip("."))
-    elif there != here:
-        yield f"{place} is {there} there and {here} here"
+        parts = [field.name for field in dataclasses.fields(there)]
+        pairs = {name: (getattr(there, name), getattr(here, name)) for name in parts}
+    elif isinstance(there, tuple) and isinstance(here, tuple) and len(there) == len(here):
+        pairs = {str(i): pair for i, pair in enumerate(zip(there, here, strict=True))}
+    else:
+        if there != here:
+            yield f"{place} is {there} there and {here} here"
+        return
+    for name, pair in pairs.items():
+        yield from _differences(*pair, f"{place}.{name}".lstrip("."))
 
 
-def _explain(workdir: Path, config: Train, class_names: tuple[str, ...]) -> None:
+def _changes(workdir: Path, now: dict[str, Any]) -> list[str]:
+    """What of the environment and the data is not as it was when the run began."""
+    path = workdir / "environment.json"
+    try:
+        then = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{path}: cannot be read ({error}); a run folder holds it") from None
+    told = []
+    if then.get("data") != now["data"]:
+        told.append(
+            f"{workdir}: the training data is no longer that of its start ({then.get('images')} "
+            f"images then, {now['images']} now): it goes on, and not as it would have"
+        )
+    for name in ("jax", "jaxlib", "devices", "cores", "grain", "numpy", "pillow"):
+        if then.get(name) != now[name]:
+            told.append(
+                f"{workdir}: it began with {name} {then.get(name)}, now {now[name]}: the same "
+                "steps may round otherwise"
+            )
+    return told
+
+
+def _explain(workdir: Path, config: Train, source: Source, now: dict[str, Any]) -> None:
     texts = {
-        "environment.json": json.dumps(environment(), indent=2),
+        "environment.json": json.dumps(now, indent=2),
         "model.txt": summarize(config.model, title="model"),
-        "classes.txt": "\n".join(class_names),
+        "classes.txt": "\n".join(source.class_names),
         "config.json": configs.to_json(config),  # last: a folder that has it has all
     }
     for name, text in texts.items():

@@ -56,10 +56,12 @@ def train(
         _check_evaluation(settings, config)
     with (
         Signals() as signals,
-        claim(workdir, config, source.class_names),
-        Checkpoints(workdir, keep=config.keep) as checkpoints,
+        claim(workdir, config, source) as told,
+        Checkpoints(workdir, every=config.checkpoint_every, keep=config.keep) as checkpoints,
         Report(workdir, config) as report,
     ):
+        for line in told:
+            report.say(line)
         for opened in (source, *(source for _, source in sets)):
             if opened.skipped:
                 report.say(f"{opened.name}: {opened.skipped} files are no images, left out")
@@ -71,8 +73,11 @@ def train(
             except _NotFinite as broken:
                 rewinds = loop.rewinds + 1
                 if on_nan == "stop" or rewinds > max_rewinds:
+                    checkpoints.wait()
                     raise Failure(broken.advice(on_nan, checkpoints.steps)) from None
                 report.say(f"{broken}: goes back, {rewinds} of at most {max_rewinds} times")
+                # To a step that is due: where a signal stopped the run must not matter.
+                checkpoints.forget_stopped()
                 state = loop.resume()._replace(
                     batch=jnp.asarray(broken.batch + 1), rewinds=jnp.asarray(rewinds)
                 )
@@ -101,8 +106,8 @@ class _Loop:
         """The state of the newest good checkpoint; the first one where there is none."""
         self._checkpoints.wait()
         state, told = self._program.init(), []
-        if self._checkpoints.steps:
-            _, found, told = self._checkpoints.restore_newest(**_items(state))
+        if self._checkpoints.begun:
+            _, found, told = self._checkpoints.restore_newest(**items_of(state))
             (step, batch, rewinds, moments), ema = found["training"], found.get("ema")
             state = State(step, batch, rewinds, found["params"], moments, ema)
         for line in told:
@@ -117,19 +122,17 @@ class _Loop:
         batch, self.rewinds, self._taken = int(state.batch), int(state.rewinds), None
         feed = _stream(self._batches, batch, config.steps - step)
         while True:
-            if self._due(step, config.evaluate_every):
-                try:
-                    found = self._evaluate(state, step)
-                except Interrupted:
-                    self._stop(state, step, saved)
-            if self._due(step, config.checkpoint_every):
-                saved = self._save(state, step, saved)
-            if step == config.steps:
-                return found
-            if self._signals.asked:
-                self._stop(state, step, saved)
             try:
+                if self._due(step, config.evaluate_every):
+                    found = self._evaluate(state, step)
+                if self._due(step, config.checkpoint_every):
+                    saved = self._save(state, step, saved)
+                if step == config.steps:
+                    return found
+                self._signals.check()
                 images = next(feed)
+            except Interrupted:
+                self._stop(state, step, saved)
             except UsageError:  # a file that is no image
                 self._save(state, step, saved)
                 raise
@@ -176,7 +179,7 @@ class _Loop:
     def _save(self, state: State, step: int, saved: int) -> int:
         self._check_finite()
         if step > saved:
-            self._checkpoints.save(step, **_items(state))
+            self._checkpoints.save(step, **items_of(state))
         return step
 
     def _stop(self, state: State, step: int, saved: int) -> None:
@@ -208,13 +211,13 @@ class _NotFinite(Exception):
 
     def advice(self, on_nan: str, steps: list[int]) -> str:
         good = f"step {steps[-1]} is the last good checkpoint" if steps else "no checkpoint yet"
-        remedy = "lower --optim.lr or --optim.clip"
+        remedy = "lower --optim.lr or --optim.clip, in another --workdir"
         if on_nan == "stop":
-            remedy += ", or go on past this data with --on-nan rewind"
+            remedy += ", or go on past this data by the same line with --on-nan rewind"
         return f"{self}; {good}; {remedy}"
 
 
-def _items(state: State) -> dict[str, Any]:
+def items_of(state: State) -> dict[str, Any]:
     """The items of a checkpoint; see ``checkpoints/run.py``."""
     training = (state.step, state.batch, state.rewinds, state.moments)
     ema = {} if state.ema is None else {"ema": state.ema}
@@ -231,7 +234,9 @@ def _source(settings: EvalSet, config: Train, trained: Source) -> Source:
         name, split = config.data.name, settings.data
     else:
         name, split = name_and_split(settings.data)
-    return with_classes(open_source(name, split or "test"), trained.class_names)
+        if not split:
+            raise UsageError(f"evaluations.data={name}: name a split, {name}:validation")
+    return with_classes(open_source(name, split), trained.class_names)
 
 
 def _check_evaluation(settings: EvalSet, config: Train) -> None:

@@ -42,12 +42,12 @@ class Report:
         self._metrics = Rows(workdir / "metrics.csv")
         self._evaluations = Rows(workdir / "evaluations.csv")
         self._experts = Rows(workdir / "experts.csv")
-        self._console = Console(stderr=True)
+        self._console = Console(stderr=True, markup=False)
         self._progress = Progress(
             TextColumn("step"),
             MofNCompleteColumn(),
             BarColumn(bar_width=20),
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             TimeRemainingColumn(compact=True),
             TextColumn("left"),
             console=self._console,
@@ -219,7 +219,8 @@ class Events:
         self.close()
         with _told(self._folder):
             self._folder.mkdir(exist_ok=True)
-            self._writer = EventsWriter(str(self._folder / "events"))
+            # Its own names have whole seconds: a second file of one second would replace it.
+            self._writer = EventsWriter(str(self._folder / "events"), f".{time.time_ns()}")
             start = SessionLog(status=SessionLog.START)
             self._writer.write_event(Event(step=step + 1, session_log=start))
             self._writer.flush()

@@ -57,8 +57,8 @@ def compile_program(config: Train) -> Program:
         model = models.build(config.model, seed=config.seed)
         params = nnx.to_pure_dict(nnx.state(model, nnx.Param))
         ema = jax.tree.map(jnp.copy, params) if config.ema else None
-        zero, none, never = (jnp.zeros((), jnp.int32) for _ in range(3))  # each is given away
-        return State(zero, none, never, params, optim.init(params), ema)
+        step, batch, rewinds = (jnp.zeros((), jnp.int32) for _ in range(3))
+        return State(step, batch, rewinds, params, optim.init(params), ema)
 
     def loss(params: Params, batch: Batch, key: jax.Array) -> tuple[jax.Array, Metrics]:
         model = models.with_params(config.model, params)

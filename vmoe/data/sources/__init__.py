@@ -41,9 +41,9 @@ def open_source(name: str, split: str) -> Source:
     kind, _, path = name.partition(":")
     if kind not in _KINDS:
         raise UsageError(unknown("no data set", kind, list(_KINDS)))
-    if kind == "digits":
-        split = path or split
-    elif kind in ("folder", "arrays") and not path:
+    if kind == "digits" and path:
+        raise UsageError(unknown("no split", path, list(SPLITS)))
+    if kind in ("folder", "arrays") and not path:
         raise UsageError(f"data set {kind!r} needs a path: {kind}:PATH")
     if split not in SPLITS:
         raise UsageError(unknown("no split", split, list(SPLITS)))

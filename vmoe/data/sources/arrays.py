@@ -13,8 +13,10 @@ import zlib
 
 import numpy as np
 
-from vmoe.data.sources.source import SPLITS, Source, rgb, shares
+from vmoe.data.sources.source import SPLITS, Source, part_of, rgb, shares
 from vmoe.errors import UsageError
+
+LARGEST = 1_000_000  # classes; a label beyond is an id
 
 
 def open_arrays(path: str, split: str) -> Source:
@@ -26,18 +28,10 @@ def open_arrays(path: str, split: str) -> Source:
     place = f"arrays:{path}"
     arrays = _load(path)
     own = [name for name in SPLITS if f"{name}_images" in arrays]
-    if not own:
-        images, labels = _pair(arrays, "", place)
-        parts = {"validation": 0.1, "test": 0.1}
-    elif split in ("train", "validation") and "validation" not in own and "train" in own:
-        images, labels = _pair(arrays, "train_", place)
-        parts = {"validation": 0.1}
-    elif split in own:
-        images, labels = _pair(arrays, f"{split}_", place)
-        parts = {}
-    else:
-        raise UsageError(f"{place} has no part {split!r}, there are {', '.join(own)}")
-    names = _names(arrays, labels, place)
+    pairs = {name: _pair(arrays, f"{name}_" if name else "", place) for name in own or [""]}
+    names = _names(arrays, [labels for _, labels in pairs.values()], place)
+    part, parts = part_of(split, own, place)
+    images, labels = pairs[part]
     if parts:
         index = shares(labels, parts, names=names, place=place)[split]
         images, labels = images[index], labels[index]
@@ -65,7 +59,8 @@ def _pair(arrays: dict[str, np.ndarray], prefix: str, place: str) -> tuple[np.nd
     images, labels = arrays[f"{prefix}images"], arrays[f"{prefix}labels"]
     if images.ndim == 4 and images.shape[-1] == 1:
         images = images[..., 0]
-    if images.dtype != np.uint8 or not (images.ndim == 3 or images.shape[3:] == (3,)):
+    fits = images.ndim == 3 or images.shape[3:] == (3,)
+    if images.dtype != np.uint8 or not fits or not all(images.shape[1:]):
         raise UsageError(
             f"{place}: {prefix}images is {images.dtype} {images.shape}, uint8 (b, h, w, 3) or "
             "(b, h, w) is wanted"
@@ -80,12 +75,16 @@ def _pair(arrays: dict[str, np.ndarray], prefix: str, place: str) -> tuple[np.nd
     return (rgb(images) if images.ndim == 3 else images), labels.astype(np.int64)
 
 
-def _names(arrays: dict[str, np.ndarray], labels: np.ndarray, place: str) -> tuple[str, ...]:
-    if "class_names" in arrays:
-        names = tuple(str(name) for name in arrays["class_names"])
-    else:
-        all_labels = [x for name, x in arrays.items() if name.endswith("labels")]
-        names = tuple(str(i) for i in range(max(int(x.max()) for x in all_labels) + 1))
-    if labels.max() >= len(names):
-        raise UsageError(f"{place}: label {labels.max()}, and class_names has {len(names)}")
+def _names(arrays: dict[str, np.ndarray], labels: list[np.ndarray], place: str) -> tuple[str, ...]:
+    largest = max(int(some.max()) for some in labels)
+    if "class_names" not in arrays:
+        if largest >= LARGEST:
+            raise UsageError(f"{place}: label {largest}; labels count the classes from 0")
+        return tuple(str(i) for i in range(largest + 1))
+    given = arrays["class_names"]
+    names = tuple(map(str, given.reshape(-1)))
+    if given.ndim != 1 or len(set(names)) < len(names):
+        raise UsageError(f"{place}: class_names is a list of names that differ")
+    if largest >= len(names):
+        raise UsageError(f"{place}: label {largest}, and class_names has {len(names)}")
     return names

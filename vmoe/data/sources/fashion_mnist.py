@@ -8,8 +8,9 @@ training images are split here, stratified by class and fixed: 55,000 train, 5,0
 import functools
 import gzip
 import hashlib
+import http.client
 import os
-import shutil
+import tempfile
 import urllib.request
 import zlib
 from pathlib import Path
@@ -99,26 +100,25 @@ def download(address: str, path: Path) -> None:
     from rich.progress import DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
     columns = (TextColumn(path.name), DownloadColumn(), TimeRemainingColumn())
-    beside = path.with_suffix(".part") / path.name
     try:
-        beside.parent.mkdir(parents=True, exist_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
         with (
+            tempfile.TemporaryDirectory(dir=path.parent) as folder,
             urllib.request.urlopen(address, timeout=30) as response,
-            beside.open("wb") as file,
             Progress(*columns, console=Console(stderr=True)) as progress,
         ):
+            beside = Path(folder) / path.name  # two processes may fetch it at once
             total = int(response.headers.get("Content-Length", 0)) or None
             task = progress.add_task("", total=total)
-            while chunk := response.read(1 << 18):
-                file.write(chunk)
-                progress.advance(task, len(chunk))
-        unpacked(beside)
-        os.replace(beside, path)
-    except OSError as error:
+            with beside.open("wb") as file:
+                while chunk := response.read(1 << 18):
+                    file.write(chunk)
+                    progress.advance(task, len(chunk))
+            unpacked(beside)
+            os.replace(beside, path)
+    except (OSError, http.client.HTTPException) as error:
         raise UsageError(
             f"{address} cannot be downloaded into {path.parent} ({error}): get Fashion-MNIST by "
             "other means (on Debian the package dataset-fashion-mnist) and name its folder, "
             "fashion_mnist:FOLDER"
         ) from None
-    finally:
-        shutil.rmtree(beside.parent, ignore_errors=True)

@@ -5,13 +5,14 @@ PATH/train/CLASS/...        split by folder: train, validation (or val), test; v
                             taken out of train, 10%, where it has no folder
 """
 
+import dataclasses
 import os
 from pathlib import Path
 
 import numpy as np
 
-from vmoe.data.images import SUFFIXES
-from vmoe.data.sources.source import SPLITS, Files, Source, shares
+from vmoe.data.images import SUFFIXES, image_files_below
+from vmoe.data.sources.source import SPLITS, Files, Source, part_of, shares
 from vmoe.errors import UsageError
 
 
@@ -25,29 +26,20 @@ def open_folder(folder: str, split: str) -> Source:
     if not root.is_dir():
         raise UsageError(f"folder:{folder}: no such folder")
     own = {name: path for name in SPLITS if (path := _split_folder(root, name))}
-    if not own:
-        parts = {"validation": 0.1, "test": 0.1}
-        return _take_out(root, split, parts)
-    if split == "train" and "validation" not in own and "train" in own:
-        return _take_out(own["train"], split, {"validation": 0.1})
-    if split == "validation" and split not in own and "train" in own:
-        return _take_out(own["train"], split, {"validation": 0.1})
-    if split not in own:
-        raise UsageError(f"folder:{folder} has no part {split!r}, there are {', '.join(own)}")
-    names = _classes(own.get("train", own[split]))
-    return _read(own[split], names, f"folder:{folder}:{split}")
+    part, parts = part_of(split, list(own), f"folder:{folder}")
+    place = own[part] if part else root
+    names = _classes(own.get("train", place))
+    whole = _read(place, names, f"folder:{folder}:{split}")
+    if not parts:
+        return whole
+    index = shares(whole.labels, parts, names=names, place=f"folder:{folder}")[split]
+    paths = tuple(whole.images.paths[i] for i in index)
+    return dataclasses.replace(whole, images=Files(paths), labels=whole.labels[index])
 
 
 def _split_folder(root: Path, split: str) -> Path | None:
-    folders = [root / name for name in ({"validation": "val"}.get(split), split) if name]
+    folders = [root / name for name in (split, *(["val"] if split == "validation" else []))]
     return next((folder for folder in folders if folder.is_dir()), None)
-
-
-def _take_out(folder: Path, split: str, parts: dict[str, float]) -> Source:
-    whole = _read(folder, _classes(folder), f"folder:{folder}:{split}")
-    index = shares(whole.labels, parts, names=whole.class_names, place=f"folder:{folder}")[split]
-    paths = tuple(whole.images.paths[i] for i in index)
-    return Source(whole.name, Files(paths), whole.labels[index], whole.class_names, whole.skipped)
 
 
 def _classes(folder: Path) -> tuple[str, ...]:
@@ -65,13 +57,12 @@ def _read(folder: Path, names: tuple[str, ...], source: str) -> Source:
     labels: list[int] = []
     skipped = 0
     for label, name in enumerate(names):
-        files = [path for path in sorted((folder / name).rglob("[!.]*")) if path.is_file()]
-        images = [str(path) for path in files if path.suffix.lower() in SUFFIXES]
+        images, others = image_files_below(folder / name)
         if (folder / name).is_dir() and not images:
             raise UsageError(
                 f"{folder / name}: no images in it ({', '.join(SUFFIXES)}); add some or remove it"
             )
-        paths += images
+        paths += map(str, images)
         labels += [label] * len(images)
-        skipped += len(files) - len(images)
+        skipped += others
     return Source(source, Files(tuple(paths)), np.array(labels), names, skipped)

@@ -1,6 +1,7 @@
 """What every data set is to the rest: labelled images that can be read in any order."""
 
 import dataclasses
+import hashlib
 from collections.abc import Sequence
 
 import numpy as np
@@ -45,6 +46,16 @@ class Source:
     def __len__(self) -> int:
         return len(self.labels)
 
+    def fingerprint(self) -> str:
+        """Changes with the classes, the labels, and the names of files or the pixels in memory."""
+        digest = hashlib.sha256(repr(self.class_names).encode() + self.labels.tobytes())
+        if isinstance(self.images, Files):
+            names = ["/".join(path.rsplit("/", 2)[-2:]) for path in self.images.paths]
+            digest.update(repr(names).encode())
+        else:
+            digest.update(np.ascontiguousarray(self.images[..., 0]).data)
+        return digest.hexdigest()
+
     def __getitem__(self, i: int) -> Example:
         return Example(self.images[i], int(self.labels[i]))
 
@@ -52,6 +63,29 @@ class Source:
 def rgb(grey: UInt8[np.ndarray, "b h w"]) -> UInt8[np.ndarray, "b h w 3"]:
     """Grey images as three equal channels, which share their memory."""
     return np.broadcast_to(grey[..., None], (*grey.shape, 3))
+
+
+def part_of(split: str, own: Sequence[str], place: str) -> tuple[str, dict[str, float]]:
+    """Where a split of a data set comes from.
+
+    Args:
+        split: that is asked for.
+        own: the splits that the data set comes with; empty for one that comes in one piece.
+        place: what to name in an error.
+
+    Returns:
+        the split to read, empty for the whole; and the shares to take out of it for others.
+
+    Raises:
+        UsageError: there is no such split and nothing to take it from.
+    """
+    if not own:
+        return "", {"validation": 0.1, "test": 0.1}
+    if split in ("train", "validation") and "train" in own and "validation" not in own:
+        return "train", {"validation": 0.1}
+    if split not in own:
+        raise UsageError(f"{place} has no part {split!r}, there are {', '.join(own)}")
+    return split, {}
 
 
 def shares(
