@@ -117,6 +117,7 @@ def test_a_numpy_file_is_split_by_share_or_as_its_arrays_are_named(
 
 
 IMAGES, LABELS = np.zeros((30, 8, 8, 3), np.uint8), np.zeros(30, int)
+WORDS = ["a"] * 30
 
 
 @pytest.mark.parametrize(

@@ -102,7 +102,12 @@ def find(path: str | Path) -> tuple[Path, list[int]]:
 
 def class_names(path: str | Path) -> list[str]:
     """The names of a trained model's classes, in the order of its logits."""
-    return _text(find(path)[0] / "classes.txt").splitlines()
+    return run_classes(find(path)[0])
+
+
+def run_classes(workdir: Path) -> list[str]:
+    """The names of the classes that a run folder was made with."""
+    return _text(workdir / "classes.txt").splitlines()
 
 
 def run_config(workdir: Path) -> Train:

@@ -144,7 +144,7 @@ class Checkpoints:
 
     def _check_room(self, items: Arrays) -> None:
         """Before a byte is written: half a checkpoint would take the room that is left."""
-        size = sum(leaf.nbytes for leaf in jax.tree.leaves(items))
+        size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(items))
         free = shutil.disk_usage(self._folder).free
         if free < size:
             self._failed(f"{size:,} bytes, and the disk has {free:,} left")
@@ -211,10 +211,12 @@ def read(folder: Path, **like: Arrays) -> dict[str, Arrays]:
                 name: reader.restore(folder / name, jax.tree.map(_abstract, item))
                 for name, item in like.items()
             }
-    except (ValueError, KeyError, TypeError, FileNotFoundError, NotADirectoryError) as error:
+    except (MemoryError, PermissionError):
+        raise  # nothing is said of the checkpoint by these
+    except Exception as error:  # Orbax and TensorStore answer damage with errors of many kinds
         reason = " ".join(str(error).split())
-        if reason.startswith(("RESOURCE_EXHAUSTED", "PERMISSION_DENIED", "UNAVAILABLE")):
-            raise  # nothing is said of the checkpoint by this
+        if any(word in reason for word in ("RESOURCE_EXHAUSTED", "PERMISSION_DENIED")):
+            raise
         raise Damaged(reason[:200] or type(error).__name__) from error
     for name, checksum in checksums(found).items():
         if stored.get(name) != checksum:

@@ -24,7 +24,7 @@ import jax
 import vmoe
 from vmoe import config as configs
 from vmoe.analysis.summary import summarize
-from vmoe.checkpoints.load import class_names, run_config
+from vmoe.checkpoints.load import run_classes, run_config
 from vmoe.config import Train
 from vmoe.data.sources import Source
 from vmoe.errors import UsageError
@@ -82,7 +82,7 @@ def _check_same(workdir: Path, config: Train, source: Source) -> None:
             f"{workdir} holds a run of another config ({shown}): use another --workdir, or the "
             "config it was made with"
         )
-    if tuple(class_names(workdir)) != source.class_names:
+    if tuple(run_classes(workdir)) != source.class_names:
         raise UsageError(
             f"{workdir}: {source.name} no longer has the classes that this run began with "
             f"({workdir / 'classes.txt'}): use another --workdir"
