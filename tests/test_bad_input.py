@@ -176,7 +176,7 @@ CASES: dict[str, tuple[list[str], str]] = {
     "no checkpoint": (["evaluate", "--checkpoint", "none"], "none: no checkpoint yet"),
     "no such step": (
         ["evaluate", "--checkpoint", "{run}/checkpoints/7"],
-        "no such checkpoint; there are 30, best and last",
+        "no such checkpoint; there are 30, last, best",
     ),
     "config of words": (["evaluate", "--checkpoint", "words"], "words/config.json: Train"),
     "config of another version": (

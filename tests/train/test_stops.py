@@ -325,7 +325,7 @@ def test_a_checkpoint_that_has_no_room_is_not_begun(tmp_path: Path) -> None:
     """Arrays as large as no disk is, of which no byte exists."""
     huge = {"kernel": jax.ShapeDtypeStruct((2**40, 2**20), np.float32)}
     with (
-        pytest.raises(Failure, match="bytes, and the disk has .* left; there is none before it"),
+        pytest.raises(Failure, match=r"bytes, and the disk has .* left\); there is none before it"),
         Checkpoints(tmp_path, every=1, keep=1) as checkpoints,
     ):
         checkpoints.save(1, params=huge)
