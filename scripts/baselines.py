@@ -1,7 +1,7 @@
 """Classic methods on a data set: fitted on its training part, measured on its test part.
 
     python scripts/baselines.py [--data digits] [--write FILE]
-    python scripts/baselines.py --data fashion_mnist          # about half an hour on 2 cores
+    python scripts/baselines.py --data fashion_mnist          # more than half an hour on 2 cores
 
 Settings were chosen on the validation part, as the models' were; a method that draws at random is
 fitted with seeds 0, 1, 2. ``--write`` saves one image of the test part, to predict.
