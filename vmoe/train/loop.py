@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import grain
 import jax
@@ -105,13 +105,15 @@ class _Loop:
     def resume(self) -> State:
         """The state of the newest good checkpoint; the first one where there is none."""
         self._checkpoints.wait()
-        state, told = self._program.init(), []
         if self._checkpoints.begun:
-            _, found, told = self._checkpoints.restore_newest(**items_of(state))
+            like = jax.eval_shape(self._program.init)
+            _, found, told = self._checkpoints.restore_newest(**items_of(like))
             (step, batch, rewinds, moments), ema = found["training"], found.get("ema")
             state = State(step, batch, rewinds, found["params"], moments, ema)
-        for line in told:
-            self._report.say(line)
+            for line in told:
+                self._report.say(line)
+        else:
+            state = self._program.init()
         self._report.goes_on(int(state.step))
         return state
 
@@ -191,11 +193,12 @@ class _Loop:
         )
 
 
-class _Taken:
-    """A step that was taken, perhaps not finished yet."""
+class _Taken(NamedTuple):
+    """A step that was taken, perhaps not finished yet, and the number of its batch."""
 
-    def __init__(self, step: int, batch: int, metrics: Metrics):
-        self.step, self.batch, self.metrics = step, batch, metrics
+    step: int
+    batch: int
+    metrics: Metrics
 
 
 class _NotFinite(Exception):
