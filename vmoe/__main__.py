@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 import tyro
 
 from vmoe import config as configs
-from vmoe.errors import UsageError, VmoeError
+from vmoe.errors import UsageError, VmoeError, unknown
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -145,7 +145,7 @@ def evaluate(argv: Sequence[str]) -> None:
             model, source, batch_size=door.batch_size, image_size=door.image_size, each=each
         )
     if door.csv:
-        append_row(door.csv, door.checkpoint, step, model, found, weights=weights)
+        append_row(door.csv, door.checkpoint, step, model, found, seed=run.seed, weights=weights)
     if source.skipped:
         print(f"{source.name}: {source.skipped} files are no images, left out", file=sys.stderr)
     if door.json:
@@ -253,7 +253,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(_overview())
             return 0
         if argv[0] not in VERBS:
-            raise UsageError(configs.unknown("no verb", argv[0], list(VERBS)))
+            raise UsageError(unknown("no verb", argv[0], list(VERBS)))
         VERBS[argv[0]][0](argv[1:])
     except BrokenPipeError:  # whoever read what is printed has had enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

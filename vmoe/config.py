@@ -6,76 +6,15 @@ when a config is built, by name.
 """
 
 import dataclasses
-import difflib
-import math
 import runpy
 import traceback
-import types
-import typing
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from vmoe.errors import UsageError
+from vmoe.checked import Checked, require
+from vmoe.errors import UsageError, unknown
 
 Config = TypeVar("Config")
-_UNION = (types.UnionType, typing.Union)
-
-
-def unknown(what: str, name: Any, known: list[str]) -> str:
-    """One line about a name that does not exist, with the nearest that does."""
-    near = difflib.get_close_matches(str(name), known, n=1)
-    shown = ", ".join(known[:12]) + (", ..." if len(known) > 12 else "")
-    hint = f"did you mean {near[0]!r}?" if near else f"there are {shown}"
-    return f"{what} {name!r}: {hint}"
-
-
-class Checked:
-    """A config whose fields have the annotated types; floats are finite."""
-
-    def __post_init__(self) -> None:
-        for name, kind in typing.get_type_hints(type(self)).items():
-            value, place = getattr(self, name), f"{type(self).__name__}.{name}"
-            choices = [
-                c for k in _kinds(kind) if typing.get_origin(k) is Literal for c in k.__args__
-            ]
-            if choices and value not in choices and not _fits(value, kind):
-                raise UsageError(unknown(f"{place} cannot be", value, choices))
-            _require(_fits(value, kind), f"{place}={value!r}: {_described(kind)} is wanted")
-
-
-def _kinds(kind: Any) -> tuple[Any, ...]:
-    """The members of a union; a kind that is none by itself."""
-    return kind.__args__ if typing.get_origin(kind) in _UNION else (kind,)
-
-
-def _fits(value: Any, kind: Any) -> bool:
-    """Whether a value is of a kind as configs are annotated: a whole number is a float too."""
-    if typing.get_origin(kind) in _UNION:
-        return any(_fits(value, member) for member in kind.__args__)
-    if typing.get_origin(kind) is Literal:
-        return value in kind.__args__
-    if typing.get_origin(kind) is tuple:
-        return type(value) is tuple and all(_fits(element, kind.__args__[0]) for element in value)
-    if kind is float:
-        return type(value) in (int, float) and math.isfinite(value)
-    return type(value) is kind
-
-
-def _described(kind: Any) -> str:
-    names = []
-    for member in _kinds(kind):
-        if typing.get_origin(member) is tuple:
-            names.append(f"a tuple of {member.__args__[0].__name__}")
-        elif member is not types.NoneType:
-            names.append(
-                "a finite float" if member is float else getattr(member, "__name__", "text")
-            )
-    return " or ".join(names)
-
-
-def _require(condition: bool, message: str) -> None:
-    if not condition:
-        raise UsageError(message)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,8 +49,8 @@ class TokensChoose(Checked):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _require(self.k >= 1, f"router.k={self.k}: a token needs at least one expert")
-        _require(self.noise_std >= 0, f"router.noise_std={self.noise_std}: use 0 or more")
+        require(self.k >= 1, f"router.k={self.k}: a token needs at least one expert")
+        require(self.noise_std >= 0, f"router.noise_std={self.noise_std}: use 0 or more")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,7 +63,7 @@ class ExpertsChoose(Checked):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _require(self.noise_std >= 0, f"router.noise_std={self.noise_std}: use 0 or more")
+        require(self.noise_std >= 0, f"router.noise_std={self.noise_std}: use 0 or more")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -165,22 +104,22 @@ class MoEConfig(Checked):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _require(self.experts >= 1, f"moe.experts={self.experts}: use at least one")
+        require(self.experts >= 1, f"moe.experts={self.experts}: use at least one")
         k = getattr(self.router, "k", 1)
-        _require(
+        require(
             k <= self.experts,
             f"moe.router.k={k} is more than moe.experts={self.experts}: lower k or add experts",
         )
-        _require(
+        require(
             self.capacity is None or self.capacity >= 1,
             f"moe.capacity={self.capacity}: an expert needs at least one slot",
         )
-        _require(
+        require(
             self.capacity_factor > 0, f"moe.capacity_factor={self.capacity_factor}: use more than 0"
         )
-        _require(self.capacity_multiple >= 1, "moe.capacity_multiple: use at least 1")
-        _require(self.images_per_group >= 1, "moe.images_per_group: use at least 1")
-        _require(
+        require(self.capacity_multiple >= 1, "moe.capacity_multiple: use at least 1")
+        require(self.images_per_group >= 1, "moe.images_per_group: use at least 1")
+        require(
             not isinstance(self.router, Soft) or self.images_per_group == 1,
             f"moe.images_per_group={self.images_per_group}: a soft router mixes the tokens of one "
             "image, set it to 1",
@@ -189,7 +128,7 @@ class MoEConfig(Checked):
 
 
 def _require_rate(name: str, value: float) -> None:
-    _require(0 <= value < 1, f"{name}={value}: a dropout rate lies in [0, 1)")
+    require(0 <= value < 1, f"{name}={value}: a dropout rate lies in [0, 1)")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -239,29 +178,29 @@ class ViTConfig(Checked):
         super().__post_init__()
         for name in ("patch", "width", "depth", "mlp", "heads", "image_size", "num_classes"):
             value = getattr(self, name)
-            _require(value >= 1, f"model.{name}={value}: use at least 1")
-        _require(
+            require(value >= 1, f"model.{name}={value}: use at least 1")
+        require(
             self.width % self.heads == 0,
             f"model.heads={self.heads} does not divide model.width={self.width}",
         )
-        _require(
+        require(
             self.image_size % self.patch == 0,
             f"model.patch={self.patch} does not divide model.image_size={self.image_size}",
         )
-        _require(
+        require(
             self.positions != "sincos2d" or self.width % 4 == 0,
             f"model.positions=sincos2d needs a width in fours, model.width={self.width} is not",
         )
         blocks = self.sparse_blocks
-        _require(
+        require(
             list(blocks) == sorted(set(blocks)) and all(0 <= i < self.depth for i in blocks),
             f"model.sparse_blocks={blocks}: ascending block numbers below depth={self.depth}",
         )
-        _require(
+        require(
             isinstance(self.moe, MoEConfig) or len(self.moe) == len(blocks),
             f"model.moe: one config, or one for each of the {len(blocks)} sparse blocks",
         )
-        _require(
+        require(
             self.pre_logits is None or self.pre_logits >= 1,
             f"model.pre_logits={self.pre_logits}: a width of at least 1, or None",
         )
@@ -297,7 +236,7 @@ class Data(Checked):
     def __post_init__(self) -> None:
         super().__post_init__()
         for name in ("shift", "rotate", "cutout", "mixup"):
-            _require(getattr(self, name) >= 0, f"data.{name}={getattr(self, name)}: use 0 or more")
+            require(getattr(self, name) >= 0, f"data.{name}={getattr(self, name)}: use 0 or more")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -318,7 +257,7 @@ class Decay(Checked):
     def __post_init__(self) -> None:
         super().__post_init__()
         for name, rate in dataclasses.asdict(self).items():
-            _require(rate is None or rate >= 0, f"optim.decay.{name}={rate}: use 0 or more")
+            require(rate is None or rate >= 0, f"optim.decay.{name}={rate}: use 0 or more")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -346,15 +285,15 @@ class Optim(Checked):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _require(self.lr > 0, f"optim.lr={self.lr}: use more than 0")
-        _require(self.warmup >= 0, f"optim.warmup={self.warmup}: use 0 or more")
-        _require(
+        require(self.lr > 0, f"optim.lr={self.lr}: use more than 0")
+        require(self.warmup >= 0, f"optim.warmup={self.warmup}: use 0 or more")
+        require(
             self.clip is None or self.clip > 0, f"optim.clip={self.clip}: use more than 0, or None"
         )
-        _require(self.final_lr >= 0, f"optim.final_lr={self.final_lr}: use 0 or more")
+        require(self.final_lr >= 0, f"optim.final_lr={self.final_lr}: use 0 or more")
         for name in ("b1", "b2", "momentum"):
             value = getattr(self, name)
-            _require(0 <= value < 1, f"optim.{name}={value}: a decay rate lies in [0, 1)")
+            require(0 <= value < 1, f"optim.{name}={value}: a decay rate lies in [0, 1)")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -379,15 +318,15 @@ class EvalSet(Checked):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _require(bool(self.name), "evaluations: each needs a name")
+        require(bool(self.name), "evaluations: each needs a name")
         for name in ("batch_size", "image_size"):
             value = getattr(self, name)
-            _require(value is None or value >= 1, f"evaluations.{name}={value}: use at least 1")
+            require(value is None or value >= 1, f"evaluations.{name}={value}: use at least 1")
 
     def model(self, trained: ViTConfig) -> ViTConfig:
         """The config of a trained model under these settings."""
         size = self.image_size or trained.image_size
-        _require(
+        require(
             size % trained.patch == 0,
             f"evaluations.image_size={size}: model.patch={trained.patch} does not divide it",
         )
@@ -443,22 +382,22 @@ class Train(Checked):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _require(0 <= self.seed < 2**32, f"seed={self.seed}: use 0 to 4294967295")
+        require(0 <= self.seed < 2**32, f"seed={self.seed}: use 0 to 4294967295")
         counts = ("steps", "batch_size", "log_every", "evaluate_every", "checkpoint_every", "keep")
         for name in counts:
-            _require(getattr(self, name) >= 1, f"{name}={getattr(self, name)}: use at least 1")
-        _require(
+            require(getattr(self, name) >= 1, f"{name}={getattr(self, name)}: use at least 1")
+        require(
             self.optim.warmup < self.steps,
             f"optim.warmup={self.optim.warmup} leaves no step of steps={self.steps}",
         )
-        _require(
+        require(
             0 <= self.label_smoothing < 1,
             f"label_smoothing={self.label_smoothing}: a share in [0, 1)",
         )
-        _require(0 <= self.ema < 1, f"ema={self.ema}: a decay rate lies in [0, 1)")
+        require(0 <= self.ema < 1, f"ema={self.ema}: a decay rate lies in [0, 1)")
         names = [evaluation.name for evaluation in self.evaluations]
-        _require(bool(names), "evaluations: name at least one set")
-        _require(len(names) == len(set(names)), f"evaluations: two have one name in {names}")
+        require(bool(names), "evaluations: name at least one set")
+        require(len(names) == len(set(names)), f"evaluations: two have one name in {names}")
         for evaluation in self.evaluations:  # what cannot work together is refused here
             evaluation.model(self.model)
 

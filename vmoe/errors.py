@@ -3,6 +3,9 @@
 The command line prints it and exits with ``status``; a traceback is for what is not foreseen.
 """
 
+import difflib
+from typing import Any
+
 
 class VmoeError(Exception):
     """Any of those below; the message is one line."""
@@ -24,3 +27,11 @@ class Stopped(VmoeError):
     """A signal stopped the work early and everything is saved: the same line goes on."""
 
     status = 75
+
+
+def unknown(what: str, name: Any, known: list[str]) -> str:
+    """One line about a name that does not exist, with the nearest that does."""
+    near = difflib.get_close_matches(str(name), known, n=1)
+    shown = ", ".join(known[:12]) + (", ..." if len(known) > 12 else "")
+    hint = f"did you mean {near[0]!r}?" if near else f"there are {shown}"
+    return f"{what} {name!r}: {hint}"

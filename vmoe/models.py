@@ -9,8 +9,8 @@ import fnmatch
 import math
 from typing import TYPE_CHECKING, Any
 
-from vmoe.config import MoEConfig, ViTConfig, replace, unknown
-from vmoe.errors import UsageError
+from vmoe.config import MoEConfig, ViTConfig, replace
+from vmoe.errors import UsageError, unknown
 
 if TYPE_CHECKING:
     from vmoe.nn.vit import ViT

@@ -140,7 +140,7 @@ def test_a_csv_file_gets_a_row_that_says_what_was_evaluated_and_how(tmp_path: Pa
         changed = replace(config.model, moe=dict(router=dict(priority=priority)))
         net = vmoe.load(run, changed)
         found = evaluate(net, open_source("digits", "validation"))
-        append_row(path, run, 2, net, found)
+        append_row(path, run, 2, net, found, seed=0)
     first, second = csv.DictReader(path.read_text().splitlines())
     assert (first["priority"], second["priority"]) == ("order", "largest_gate")
     assert first["model"] != second["model"] and first["step"] == "2"
@@ -148,7 +148,7 @@ def test_a_csv_file_gets_a_row_that_says_what_was_evaluated_and_how(tmp_path: Pa
     assert first["data"] == "digits:validation" and first["jax"] == jax.__version__
     path.write_text("other,columns\n")
     with pytest.raises(UsageError, match="it has other columns"):
-        append_row(path, run, 2, net, found)
+        append_row(path, run, 2, net, found, seed=0)
 
 
 def test_a_dense_model_has_no_groups_and_drops_nothing() -> None:

@@ -9,7 +9,6 @@ from typing import Any
 
 import jax
 
-from vmoe.checkpoints.load import find, run_config
 from vmoe.config import ViTConfig, to_json
 from vmoe.errors import UsageError
 from vmoe.evaluate.classification import Evaluation
@@ -84,12 +83,20 @@ def check_file(path: Path) -> None:
 
 
 def append_row(
-    path: Path, checkpoint: Path, step: int, model: ViT, found: Evaluation, *, weights: str = "raw"
+    path: Path,
+    checkpoint: Path,
+    step: int,
+    model: ViT,
+    found: Evaluation,
+    *,
+    seed: int,
+    weights: str = "raw",
 ) -> None:
     """Adds a line to a CSV file that says all that is needed to compare evaluations.
 
     Args:
         step: of the checkpoint.
+        seed: of the run.
         weights: "raw", or "ema" for the moving average.
 
     Raises:
@@ -102,7 +109,7 @@ def append_row(
         "checkpoint": str(checkpoint),
         "step": step,
         "weights": weights,
-        "seed": run_config(find(checkpoint)[0]).seed,
+        "seed": seed,
         **_settings(model.config),
         "capacity_factor": _joined(f"{x:.4g}" for x in found.capacity_factor.values()),
         "model": hashlib.sha256(to_json(model.config).encode()).hexdigest()[:12],

@@ -10,13 +10,12 @@ Behind any of them, ``:train``, ``:validation`` or ``:test`` names a split.
 
 from collections.abc import Callable
 
-from vmoe.config import unknown
 from vmoe.data.sources.arrays import open_arrays
 from vmoe.data.sources.digits import open_digits
 from vmoe.data.sources.fashion_mnist import open_fashion_mnist
 from vmoe.data.sources.folder import open_folder
 from vmoe.data.sources.source import SPLITS, Example, Source, with_classes
-from vmoe.errors import UsageError
+from vmoe.errors import UsageError, unknown
 
 __all__ = ["SPLITS", "Example", "Source", "name_and_split", "open_source", "with_classes"]
 

@@ -7,9 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Int, UInt8
 
-from vmoe.config import unknown
 from vmoe.data.images import read_image
-from vmoe.errors import UsageError
+from vmoe.errors import UsageError, unknown
 
 SPLITS = ("train", "validation", "test")
 

@@ -1,0 +1,59 @@
+"""Configs check themselves: every field has the type that it is annotated with."""
+
+import math
+import types
+import typing
+from typing import Any, Literal
+
+from vmoe.errors import UsageError, unknown
+
+_UNION = (types.UnionType, typing.Union)
+
+
+class Checked:
+    """A config whose fields have the annotated types; floats are finite."""
+
+    def __post_init__(self) -> None:
+        for name, kind in typing.get_type_hints(type(self)).items():
+            value, place = getattr(self, name), f"{type(self).__name__}.{name}"
+            choices = [
+                c for k in _kinds(kind) if typing.get_origin(k) is Literal for c in k.__args__
+            ]
+            if choices and value not in choices and not _fits(value, kind):
+                raise UsageError(unknown(f"{place} cannot be", value, choices))
+            require(_fits(value, kind), f"{place}={value!r}: {_described(kind)} is wanted")
+
+
+def _kinds(kind: Any) -> tuple[Any, ...]:
+    """The members of a union; a kind that is none by itself."""
+    return kind.__args__ if typing.get_origin(kind) in _UNION else (kind,)
+
+
+def _fits(value: Any, kind: Any) -> bool:
+    """Whether a value is of a kind as configs are annotated: a whole number is a float too."""
+    if typing.get_origin(kind) in _UNION:
+        return any(_fits(value, member) for member in kind.__args__)
+    if typing.get_origin(kind) is Literal:
+        return value in kind.__args__
+    if typing.get_origin(kind) is tuple:
+        return type(value) is tuple and all(_fits(element, kind.__args__[0]) for element in value)
+    if kind is float:
+        return type(value) in (int, float) and math.isfinite(value)
+    return type(value) is kind
+
+
+def _described(kind: Any) -> str:
+    names = []
+    for member in _kinds(kind):
+        if typing.get_origin(member) is tuple:
+            names.append(f"a tuple of {member.__args__[0].__name__}")
+        elif member is not types.NoneType:
+            names.append(
+                "a finite float" if member is float else getattr(member, "__name__", "text")
+            )
+    return " or ".join(names)
+
+
+def require(condition: bool, message: str) -> None:
+    if not condition:
+        raise UsageError(message)
