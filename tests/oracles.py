@@ -2,6 +2,8 @@
 
 import math
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from vmoe.axes import Record, Routing, SoftRouting
@@ -71,6 +73,41 @@ def moe_by_loop(moe: MoE, groups: np.ndarray, record: Record) -> np.ndarray:
     for g, s, k in zip(*np.nonzero(kept), strict=True):
         out[g, s] += weights[g, s, k] * expert(moe, experts[g, s, k], groups[g, s])
     return out
+
+
+def moe_by_einsum(moe: MoE, params: dict, tokens: jax.Array, record: Record) -> jax.Array:
+    """The layer's output for given decisions as einsums, in the dtype of its inputs (float64).
+
+    Unlike the loop it can be differentiated, in the router's parameters too.
+
+    Args:
+        params: of the layer, as nested dicts.
+        tokens: of whole groups, none of them padding.
+    """
+    groups = tokens.reshape(*record.gates.shape[:2], -1)
+    router, routing = params["router"], record.routing
+    if isinstance(routing, SoftRouting):
+        x, mu = (
+            v / jnp.sqrt((v**2).sum(axis, keepdims=True) + 1e-6)
+            for v, axis in ((groups, -1), (router["kernel"], 0))
+        )
+        logits = jnp.einsum("gsd,dec->gsec", x, router["scale"] * mu)
+        dispatch, combine = jax.nn.softmax(logits, 1), jax.nn.softmax(logits, (2, 3))
+    else:
+        gates = jax.nn.softmax(groups @ router["kernel"], axis=-1)
+        weights = jnp.take_along_axis(gates, routing.experts, axis=-1, mode="clip")
+        if getattr(moe.config.router, "normalize_weights", False):
+            weights = weights / weights.sum(-1, keepdims=True)
+        _, e, c = routing.choices.shape
+        hot = jax.nn.one_hot(routing.slots, e * c, dtype=tokens.dtype)
+        hot = hot.reshape(*routing.slots.shape, e, c)
+        dispatch, combine = hot.sum(2), jnp.einsum("gskec,gsk->gsec", hot, weights)
+    slots = jnp.einsum("gsd,gsec->gecd", groups, dispatch)
+    up, down = params["experts"]["up"], params["experts"]["down"]
+    hidden = jnp.einsum("gecd,edf->gecf", slots, up["kernel"]) + up["bias"][:, None]
+    hidden = 0.5 * hidden * (1 + jnp.tanh(math.sqrt(2 / math.pi) * (hidden + 0.044715 * hidden**3)))
+    out = jnp.einsum("gecf,efd->gecd", hidden, down["kernel"]) + down["bias"][:, None]
+    return jnp.einsum("gecd,gsec->gsd", out, combine).reshape(tokens.shape)
 
 
 def one_hot_dispatch(routing: Routing) -> np.ndarray:

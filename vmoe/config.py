@@ -93,6 +93,8 @@ class MoEConfig(Checked):
     """How the factor becomes an integer; round is half to even."""
     capacity_multiple: int = 4
     """The capacity is rounded up to a multiple of this."""
+    dropless: bool = False
+    """No capacity: every choice is computed, none dropped; for routers in which tokens choose."""
     images_per_group: int = 8
     """Most images whose tokens compete for the same slots; 1 makes images independent."""
     expert_dropout: float = 0.0
@@ -101,6 +103,9 @@ class MoEConfig(Checked):
     """Whether all experts of a layer start from the same values."""
     transfer_dtype: Literal["float32", "bfloat16"] = "float32"
     """To what the rows are rounded on their way to the experts and back."""
+    computation: Literal["auto", "batched", "blocks", "ragged"] = "auto"
+    """How the experts compute (``vmoe/nn/computation.py``): by platform and shape; one batched
+    product over slots; one block of rows after the other; a ragged product over sorted rows."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -119,6 +124,10 @@ class MoEConfig(Checked):
         )
         require(self.capacity_multiple >= 1, "moe.capacity_multiple: use at least 1")
         require(self.images_per_group >= 1, "moe.images_per_group: use at least 1")
+        require(
+            not self.dropless or isinstance(self.router, TokensChoose),
+            f"moe.dropless with router {self.router.kind}: it drops no choice, use False",
+        )
         require(
             not isinstance(self.router, Soft) or self.images_per_group == 1,
             f"moe.images_per_group={self.images_per_group}: a soft router mixes the tokens of one "
@@ -171,6 +180,9 @@ class ViTConfig(Checked):
     """One for all sparse blocks, or one each, in their order."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Of the computation; parameters and routers are always float32."""
+    whole_last_block: bool = False
+    """Compute the last block for all tokens even where the class token alone is read of it. The
+    logits, losses and gradients are the same."""
     remat: bool = False
     """Compute each block's activations again in the backward pass instead of keeping them."""
 
@@ -311,6 +323,8 @@ class EvalSet(Checked):
     """Experts per token, where tokens choose."""
     capacity_factor: float | None = None
     """Of all sparse blocks; the paper evaluates at 4.0."""
+    dropless: bool | None = None
+    """No capacity, where tokens choose: results do not depend on what shares a batch."""
     priority: Literal["order", "largest_gate", "sum_of_gates", "random"] | None = None
     """Whose choices get the slots first, where tokens choose."""
     images_per_group: int | None = None
@@ -335,11 +349,12 @@ class EvalSet(Checked):
         router = _given(k=self.k, priority=self.priority)
         layer = _given(capacity_factor=self.capacity_factor, images_per_group=self.images_per_group)
         if self.capacity_factor is not None:
-            layer["capacity"] = None
+            layer |= {"capacity": None, "dropless": False}
 
         def changed(moe: MoEConfig) -> MoEConfig:
-            chosen = isinstance(moe.router, TokensChoose)
-            return replace(moe, **layer, **({"router": router} if chosen else {}))
+            if not isinstance(moe.router, TokensChoose):
+                return replace(moe, **layer)
+            return replace(moe, **layer | _given(dropless=self.dropless), router=router)
 
         return replace(
             trained, moe=tuple(changed(trained.moe_of(block)) for block in trained.sparse_blocks)

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from tests.oracles import expert, moe_by_loop, one_hot_dispatch
+from tests.oracles import expert, moe_by_einsum, moe_by_loop, one_hot_dispatch
 from vmoe.axes import Record, Routing
 from vmoe.config import ExpertsChoose, MoEConfig, Router, Soft, TokensChoose
 from vmoe.nn.mlp import Mlp
@@ -30,6 +30,8 @@ CHOOSING: dict[str, Router] = {
 ALL: dict[str, Router] = CHOOSING | {"soft": Soft()}
 SHAPES = {"4x9_e4_tight": (4, 9, 4, 0.4), "3x5_e3": (3, 5, 3, 1.0), "2x17_e8": (2, 17, 8, 1.05)}
 
+COMPUTATIONS = ("batched", "blocks", "ragged")
+
 router = pytest.mark.parametrize("router", ALL.values(), ids=ALL.keys())
 choosing = pytest.mark.parametrize("router", CHOOSING.values(), ids=CHOOSING.keys())
 shape = pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES.keys())
@@ -41,18 +43,26 @@ def test_every_router_stands_under_these_properties() -> None:
 
 
 @functools.cache
-def layer(router: Router, shape: tuple, seed: int = 0, images_per_group: int = 2) -> MoE:
-    """A sparse layer with routers and experts that all differ."""
+def layer(
+    router: Router,
+    shape: tuple,
+    seed: int = 0,
+    images_per_group: int = 2,
+    computation: str = "auto",
+) -> MoE:
+    """A sparse layer with routers and experts that all differ; a factor of None is no capacity."""
     _, n, e, factor = shape
     config = MoEConfig(
+        computation=computation,
+        dropless=factor is None,
         experts=e,
         router=router,
-        capacity_factor=factor,
+        capacity_factor=factor or 1.0,
         capacity_multiple=1,
         images_per_group=1 if isinstance(router, Soft) else images_per_group,
         shared_init=False,
     )
-    return MoE(WIDTH, HIDDEN, n, config, dtype=jnp.float32, rngs=nnx.Rngs(seed))
+    return MoE(WIDTH, HIDDEN, n, config, rngs=nnx.Rngs(seed))
 
 
 def images(shape: tuple, seed: int = 0) -> jax.Array:
@@ -71,7 +81,7 @@ def run(moe: MoE, tokens: jax.Array, valid: jax.Array | None = None) -> tuple[ja
 
 
 def groups_of(moe: MoE, tokens: jax.Array) -> np.ndarray:
-    return np.asarray(tokens).reshape(-1, moe.images_per_group * tokens.shape[1], WIDTH)
+    return np.asarray(tokens).reshape(-1, moe.config.images_per_group * tokens.shape[1], WIDTH)
 
 
 @choosing
@@ -87,11 +97,13 @@ def test_1_one_expert_with_room_for_all_is_the_dense_mlp(router: Router, seed: i
 
 
 @router
+@pytest.mark.parametrize("computation", COMPUTATIONS)
 @shape
-@seed
-def test_2_the_result_is_that_of_a_float64_loop(router: Router, shape: tuple, seed: int) -> None:
-    moe, tokens = layer(router, shape, seed), images(shape, seed)
-    if shape[0] % moe.images_per_group:
+def test_2_the_result_is_that_of_a_float64_loop(
+    router: Router, computation: str, shape: tuple
+) -> None:
+    moe, tokens = layer(router, shape, computation=computation), images(shape)
+    if shape[0] % moe.config.images_per_group:
         tokens = tokens[:2]
     out, record = run(moe, tokens)
     expected = moe_by_loop(moe, groups_of(moe, tokens), record).reshape(tokens.shape)
@@ -152,37 +164,28 @@ def test_5_permuting_a_group_permutes_its_output(router: Router, shape: tuple, s
 
 
 @router
+@pytest.mark.parametrize("computation", COMPUTATIONS)
 @pytest.mark.parametrize("shape", [SHAPES["4x9_e4_tight"], SHAPES["2x17_e8"]])
-@seed
-def test_6_output_and_gradients_are_those_of_the_einsum_form(
-    router: Router, shape: tuple, seed: int
+def test_6_output_and_gradients_are_those_of_einsums_in_float64(
+    router: Router, computation: str, shape: tuple
 ) -> None:
-    moe, tokens = layer(router, shape, seed), images(shape, seed)
+    moe, tokens = layer(router, shape, computation=computation), images(shape)
+    _, record = run(moe, tokens)
     graph, state = nnx.split(moe)
+    params = nnx.to_pure_dict(state)
     target = jax.random.normal(jax.random.key(5), tokens.shape)
 
-    def loss(state: nnx.State, tokens: jax.Array) -> jax.Array:
-        return (nnx.merge(graph, state)(tokens, jnp.ones(len(tokens), bool))[0] * target).sum()
+    def loss(params: dict, tokens: jax.Array) -> jax.Array:
+        out, _ = nnx.merge(graph, params)(tokens, jnp.ones(len(tokens), bool))
+        return (out * target).sum()
 
-    def loss_by_einsum(state: nnx.State, tokens: jax.Array) -> jax.Array:
-        moe = nnx.merge(graph, state)
-        groups = tokens.reshape(-1, moe.images_per_group * tokens.shape[1], WIDTH)
-        record = moe.router(groups, jnp.ones(groups.shape[:2], bool))
-        if isinstance(record.routing, Routing):
-            _, e, c = record.routing.choices.shape
-            hot = jax.nn.one_hot(record.routing.slots, e * c)
-            dispatch, combine = hot.sum(2), jnp.einsum("gskx,gsk->gsx", hot, record.routing.weights)
-            dispatch, combine = (x.reshape(*x.shape[:2], e, c) for x in (dispatch, combine))
-        else:
-            dispatch, combine = record.routing
-        slots = jnp.einsum("gsd,gsec->gecd", groups, dispatch)
-        out = jnp.einsum("gecd,gsec->gsd", moe.experts(slots), combine)
-        return (out.reshape(tokens.shape) * target).sum()
+    def loss64(params: dict, tokens: jax.Array) -> jax.Array:
+        return (moe_by_einsum(moe, params, tokens, record) * target).sum()
 
-    found, expected = (
-        jax.jit(jax.value_and_grad(f, argnums=(0, 1), allow_int=True))(state, tokens)
-        for f in (loss, loss_by_einsum)
-    )
+    found = jax.jit(jax.value_and_grad(loss, argnums=(0, 1)))(params, tokens)
+    with jax.enable_x64(True):
+        exact = jax.tree.map(lambda x: jnp.asarray(np.asarray(x), jnp.float64), (params, tokens))
+        expected = jax.jit(jax.value_and_grad(loss64, argnums=(0, 1)))(*exact)
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=2e-5), found, expected)
 
 
@@ -233,6 +236,22 @@ def test_8_padding_inside_a_group_never_takes_a_slot(router: Router) -> None:
     given = jnp.concatenate([tokens[2:], 9 * tokens[2:]])
     alone, _ = run(moe, given, jnp.array([True, False]))
     np.testing.assert_allclose(out[2], alone[0], atol=1e-6)
+
+
+@pytest.mark.parametrize("computation", COMPUTATIONS)
+@pytest.mark.parametrize("router", [TokensChoose(), TokensChoose(k=3, normalize_weights=True)])
+def test_without_capacity_nothing_is_dropped_and_an_image_does_not_depend_on_its_batch(
+    router: Router, computation: str
+) -> None:
+    shape = (4, 9, 5, None)
+    moe, tokens = layer(router, shape, computation=computation), images(shape)
+    tokens = tokens + 3.0  # so that most tokens prefer the same experts
+    out, record = run(moe, tokens)
+    assert not np.asarray(record.routing.dropped).any()
+    expected = moe_by_loop(moe, groups_of(moe, tokens), record).reshape(tokens.shape)
+    np.testing.assert_allclose(out, expected, atol=2e-5)
+    np.testing.assert_array_equal(run(moe, tokens[::-1])[0][::-1], out)
+    np.testing.assert_allclose(run(moe, tokens[:1])[0], out[:1], atol=1e-5)
 
 
 def test_an_expert_is_the_same_function_in_the_layer_and_in_the_oracle() -> None:

@@ -16,7 +16,7 @@ from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn
 from vmoe import models
 from vmoe.analysis.capture import capture
 from vmoe.axes import Record, Routing
-from vmoe.config import MoEConfig, TokensChoose, ViTConfig
+from vmoe.config import MoEConfig, TokensChoose, ViTConfig, replace
 from vmoe.nn.vit import num_tokens
 
 
@@ -29,7 +29,8 @@ class Cost:
     """Parameters that a token meets: of the experts, only as many as a token is sent to (k where
     tokens choose; e * c / s slots, the mean, where experts choose or the routing is soft)."""
     flops_per_image: float
-    """Of the forward pass: its matrix products, a multiplication and an addition each."""
+    """Of the forward pass, every token through every block: its matrix products, a multiplication
+    and an addition each."""
     tokens_per_image: int
 
 
@@ -39,16 +40,7 @@ def cost(config: ViTConfig) -> Cost:
     Raises:
         UsageError: the capacity leaves no slot.
     """
-    graph, params, rest = nnx.split(models.build_abstract(config), nnx.Param, ...)
-    b = math.lcm(*[config.moe_of(i).images_per_group for i in config.sparse_blocks])
-    shape = (b, config.image_size, config.image_size, 3)
-    images = jax.ShapeDtypeStruct(shape, jnp.float32)
-
-    def forward(params: nnx.State, rest: nnx.State, images: jax.Array) -> Any:
-        return capture(nnx.merge(graph, params, rest), images)
-
-    jaxpr, out = jax.make_jaxpr(forward, return_shape=True)(params, rest, images)
-    records: dict[int, Record] = out[1]
+    jaxpr, b, params, records = _traced(replace(config, whole_last_block=True))
     total = _size(params)
     active = float(total)
     for i, record in records.items():
@@ -59,9 +51,39 @@ def cost(config: ViTConfig) -> Cost:
     return Cost(
         parameters=total,
         active_parameters=active,
-        flops_per_image=count_flops(jaxpr.jaxpr) / b,
+        flops_per_image=count_flops(jaxpr) / b,
         tokens_per_image=num_tokens(config),
     )
+
+
+def flops_to_logits(config: ViTConfig) -> float:
+    """FLOPs per image of what reaches the logits: less than all where a class token is read.
+
+    Of an image's first tokens, the slots of every expert are counted.
+    """
+    jaxpr, b, _, _ = _traced(config)
+    return count_flops(jaxpr) / b
+
+
+def _traced(config: ViTConfig) -> tuple[Jaxpr, int, nnx.State, dict[int, Record]]:
+    """The forward pass on full groups: its program, how many images, parameters and records."""
+    blocks = tuple(_countable(config.moe_of(i)) for i in config.sparse_blocks)
+    config = replace(config, moe=blocks)
+    graph, params, rest = nnx.split(models.build_abstract(config), nnx.Param, ...)
+    b = math.lcm(*[moe.images_per_group for moe in blocks])
+    shape = (b, config.image_size, config.image_size, 3)
+    images = jax.ShapeDtypeStruct(shape, jnp.float32)
+
+    def forward(params: nnx.State, rest: nnx.State, images: jax.Array) -> Any:
+        return capture(nnx.merge(graph, params, rest), images)
+
+    jaxpr, (_, records) = jax.make_jaxpr(forward, return_shape=True)(params, rest, images)
+    return jaxpr.jaxpr, b, params, records
+
+
+def _countable(moe: MoEConfig) -> MoEConfig:
+    """The layer in the form whose products are counted: all slots, or all rows without capacity."""
+    return replace(moe, computation="ragged" if moe.dropless else "batched")
 
 
 def _experts_per_token(config: MoEConfig, record: Record) -> float:
@@ -99,7 +121,10 @@ def _flops_of(equation: JaxprEqn) -> int:
             return max(inner)
         case "while" if sum(inner):
             raise ValueError("a matrix product in a loop of unknown length cannot be counted")
-        case "conv_general_dilated" | "ragged_dot" | "ragged_dot_general" as name:
+        case "ragged_dot" | "ragged_dot_general":
+            rows, inputs = equation.invars[0].aval.shape
+            return 2 * rows * inputs * equation.outvars[0].aval.shape[-1]
+        case "conv_general_dilated" as name:
             raise ValueError(f"{name}: this counter does not know the operation")
     return sum(inner)
 

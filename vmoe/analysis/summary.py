@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from vmoe import models
-from vmoe.analysis.flops import cost
+from vmoe.analysis.flops import cost, flops_to_logits
 from vmoe.analysis.parts import NORMS, PARTS, part_of
 from vmoe.config import ViTConfig
 from vmoe.nn.vit import num_tokens
@@ -34,7 +34,8 @@ def summarize(config: ViTConfig, *, title: str = "model") -> str:
         f"{config.depth} blocks, width {config.width}, {config.heads} heads, MLP {config.mlp}, "
         f"patches of {config.patch} px: {found.tokens_per_image} tokens at {config.image_size} px",
         f"{found.flops_per_image / 1e9:.4g} GFLOPs per image "
-        "(forward, matrix products; a multiply-add is 2)",
+        "(forward, matrix products; a multiply-add is 2), "
+        f"{flops_to_logits(config) / 1e9:.4g} of what reaches the logits",
         *_sparse_lines(config),
     ]
     return console.file.getvalue().rstrip() + "\n" + "\n".join(lines)
@@ -54,8 +55,11 @@ def _sparse_lines(config: ViTConfig) -> list[str]:
         moe = config.moe_of(block)
         s = moe.images_per_group * num_tokens(config)
         slots, factor = slots_and_factor(moe, s)
-        lines.append(
-            f"block {block}: {moe.experts} experts, {moe.router.kind}, {slots} slots each for the "
-            f"{s} tokens of {moe.images_per_group} images (a capacity factor of {factor:.3g})"
+        room = (
+            "no capacity"
+            if moe.dropless
+            else f"{slots} slots each for the {s} tokens of {moe.images_per_group} images "
+            f"(a capacity factor of {factor:.3g})"
         )
+        lines.append(f"block {block}: {moe.experts} experts, {moe.router.kind}, {room}")
     return lines or ["no sparse block"]

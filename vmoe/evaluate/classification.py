@@ -48,8 +48,9 @@ class Evaluation:
     batch_size: int
     images_per_group: dict[int, int]
     """By sparse block: most images whose tokens competed for slots."""
-    capacity_factor: dict[int, float]
-    """By sparse block: slots per token and choice in a full group, after rounding."""
+    capacity_factor: dict[int, float | None]
+    """By sparse block: slots per token and choice in a full group, after rounding; None where
+    there is no capacity."""
     images_per_second: float
     """After compiling."""
     class_names: tuple[str, ...] = dataclasses.field(repr=False)
@@ -140,7 +141,11 @@ def _measure(
     return outcomes(logits, batch.labels), choices_and_drops(records)
 
 
-def _capacity_factor(config: ViTConfig, moe: MoEConfig, batch_size: int, image_size: int) -> float:
+def _capacity_factor(
+    config: ViTConfig, moe: MoEConfig, batch_size: int, image_size: int
+) -> float | None:
+    if moe.dropless:
+        return None
     _, images = group_sizes(batch_size, moe.images_per_group)
     s = images * num_tokens(dataclasses.replace(config, image_size=image_size))
     if isinstance(moe.router, Soft):  # whose slots are parameters, as many as the trained size asks

@@ -27,11 +27,11 @@ def summary(found: Evaluation) -> list[tuple[str, str]]:
         ("calibration error", f"{found.calibration_error:.2%}"),
     ]
     if found.images_per_group:
-        factors = _joined(f"{factor:.3g}" for factor in found.capacity_factor.values())
+        factors = _joined(_factor(x) for x in found.capacity_factor.values())
         images = _joined(found.images_per_group.values())
         rows += [
             ("choices dropped", f"{found.dropped:.2%}"),
-            ("capacity factor", f"{factors} after rounding"),
+            ("capacity factor", factors if factors == "none" else f"{factors} after rounding"),
             ("grouping", f"up to {images} images a group, {found.batch_size} a batch"),
         ]
     return [*rows, ("speed", f"{found.images_per_second:,.0f} images/s")]
@@ -111,7 +111,7 @@ def append_row(
         "weights": weights,
         "seed": seed,
         **_settings(model.config),
-        "capacity_factor": _joined(f"{x:.4g}" for x in found.capacity_factor.values()),
+        "capacity_factor": _joined(_factor(x) for x in found.capacity_factor.values()),
         "model": hashlib.sha256(to_json(model.config).encode()).hexdigest()[:12],
         "vmoe": importlib.metadata.version("vmoe"),
         "jax": jax.__version__,
@@ -136,6 +136,10 @@ def _settings(config: ViTConfig) -> dict[str, str]:
         "priority": _joined(getattr(moe.router, "priority", "") for moe in blocks),
         "images_per_group": _joined(moe.images_per_group for moe in blocks),
     }
+
+
+def _factor(factor: float | None) -> str:
+    return "none" if factor is None else f"{factor:.4g}"
 
 
 def _joined(values: Any) -> str:

@@ -3,14 +3,29 @@
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
-from vmoe.nn import keys, mlp
+from vmoe.nn import computation, mlp
+from vmoe.nn.computation import Linears
 from vmoe.nn.keys import MaybeKey, Rngs
 
 
+class ExpertLinear(nnx.Module):
+    """A linear layer of each expert: kernel (e, x, y), bias (e, y)."""
+
+    def __init__(self, experts: int, x: int, y: int, *, shared_init: bool, rngs: Rngs):
+        kernel = _per_expert(mlp.kernel_init, shared_init)
+        bias = _per_expert(mlp.bias_init, shared_init)
+        self.kernel = nnx.Param(kernel(rngs.params(), (experts, x, y), jnp.float32))
+        self.bias = nnx.Param(bias(rngs.params(), (experts, y), jnp.float32))
+
+    def linears(self) -> Linears:
+        """The parameters alone."""
+        return Linears(self.kernel[...], self.bias[...])
+
+
 class Experts(nnx.Module):
-    """e MLPs side by side, each on its own slots.
+    """e MLPs side by side, each on rows of its own.
 
     Parameters: ``up`` kernel (e, d, f) and bias (e, f), ``down`` kernel (e, f, d), bias (e, d).
     """
@@ -23,31 +38,35 @@ class Experts(nnx.Module):
         *,
         dropout: float = 0.0,
         shared_init: bool = True,
-        dtype: jax.typing.DTypeLike,
         rngs: Rngs,
     ):
-        def linear(inputs: int, outputs: int) -> nnx.Einsum:
-            return nnx.Einsum(
-                "gecx,exy->gecy",
-                (experts, inputs, outputs),
-                (experts, outputs),
-                kernel_init=_per_expert(mlp.kernel_init, shared_init),
-                bias_init=_per_expert(mlp.bias_init, shared_init),
-                dtype=dtype,
-                rngs=rngs,
-            )
-
-        self.up = linear(width, hidden)
-        self.down = linear(hidden, width)
-        self.dropout = nnx.Dropout(dropout)
+        self.up = ExpertLinear(experts, width, hidden, shared_init=shared_init, rngs=rngs)
+        self.down = ExpertLinear(experts, hidden, width, shared_init=shared_init, rngs=rngs)
+        self.rate = dropout
 
     def __call__(
         self, slots: Float[Array, "g e c d"], key: MaybeKey = None
     ) -> Float[Array, "g e c d"]:
-        inner, outer = keys.split(key, 2)
-        hidden = nnx.gelu(self.up(slots), approximate=True)
-        hidden = self.dropout(hidden, deterministic=key is None, rngs=inner)
-        return self.dropout(self.down(hidden), deterministic=key is None, rngs=outer)
+        """On slots of fixed capacity."""
+        return computation.batched(self.up.linears(), self.down.linears(), slots, self.rate, key)
+
+    def on_rows(
+        self,
+        rows: Float[Array, "r d"],
+        sizes: Int[Array, "e"],
+        key: MaybeKey = None,
+        *,
+        block: int | None,
+    ) -> Float[Array, "r d"]:
+        """On rows sorted by expert, as many for each as ``sizes`` says.
+
+        Args:
+            block: rows of a block, by which sizes are divided; None for one ragged product.
+        """
+        mlps = self.up.linears(), self.down.linears(), rows, sizes, self.rate, key
+        return (
+            computation.ragged(*mlps) if block is None else computation.by_block(*mlps, block=block)
+        )
 
 
 def _per_expert(init: nnx.Initializer, shared: bool) -> nnx.Initializer:

@@ -6,13 +6,15 @@ from einops import rearrange, repeat
 from flax import nnx
 from jaxtyping import Array, Bool, Float
 
-from vmoe.axes import Record
+from vmoe.axes import Record, Routing, SoftRouting
 from vmoe.config import MoEConfig, Soft
 from vmoe.nn import keys
+from vmoe.nn.computation import Computation
 from vmoe.nn.experts import Experts
 from vmoe.nn.keys import MaybeKey, Rngs
 from vmoe.nn.routers import Router, SoftRouter
 from vmoe.routing.layout import combine, dispatch
+from vmoe.routing.rows import block_size, first_of_each_image, flatten, sort_rows
 
 
 class MoE(nnx.Module):
@@ -25,12 +27,10 @@ class MoE(nnx.Module):
         tokens: int,
         config: MoEConfig,
         *,
-        dtype: jax.typing.DTypeLike,
         rngs: Rngs,
     ):
         """``tokens`` of an image: a soft router's slots are parameters, counted by them."""
-        self.images_per_group = config.images_per_group
-        self.round_transfers = config.transfer_dtype == "bfloat16"
+        self.config = config
         if isinstance(config.router, Soft):
             self.router = SoftRouter(width, tokens, config, rngs=rngs)
         else:
@@ -41,29 +41,72 @@ class MoE(nnx.Module):
             hidden,
             dropout=config.expert_dropout,
             shared_init=config.shared_init,
-            dtype=dtype,
             rngs=rngs,
         )
 
     def __call__(
-        self, tokens: Float[Array, "b n d"], valid: Bool[Array, "b"], key: MaybeKey = None
-    ) -> tuple[Float[Array, "b n d"], Record]:
+        self,
+        tokens: Float[Array, "b n d"],
+        valid: Bool[Array, "b"],
+        key: MaybeKey = None,
+        *,
+        first_only: bool = False,
+    ) -> tuple[Float[Array, "b x d"], Record]:
         """The experts' weighted outputs for every token, and the record of the routing.
 
         Args:
             valid: False for images that only pad the batch.
+            first_only: the outputs of each image's first token alone are wanted; all are routed.
         """
+        b, n, _ = tokens.shape
         router_key, experts_key = keys.split(key, 2)
-        groups, group_valid = group(tokens, valid, self.images_per_group)
+        groups, group_valid = group(tokens, valid, self.config.images_per_group)
         record = self.router(groups, group_valid, router_key)
-        slots = self._transfer(dispatch(self._transfer(groups), record.routing))
-        outputs = self.experts(slots.astype(tokens.dtype), experts_key)
-        groups = combine(self._transfer(outputs), record.routing).astype(tokens.dtype)
-        return ungroup(groups, len(tokens), tokens.shape[1]), record
+        routing = record.routing
+        if first_only:
+            groups, routing = first_of_each_image(groups, routing, n)
+            n = 1
+        outputs = self._through_experts(self._transfer(groups), routing, tokens.dtype, experts_key)
+        return ungroup(outputs.astype(tokens.dtype), b, n), record
+
+    def _through_experts(
+        self,
+        groups: Float[Array, "g s d"],
+        routing: Routing | SoftRouting,
+        dtype: jax.typing.DTypeLike,
+        key: MaybeKey,
+    ) -> Float[Array, "g x d"]:
+        """Dispatch, experts, combine: by slots, or by rows sorted over all groups."""
+        chosen = choose(self.config, routing)
+        if chosen == "batched":
+            slots = dispatch(groups, routing).astype(dtype)
+            return combine(self._transfer(self.experts(slots, key)), routing)
+        block = None if chosen == "ragged" else block_size(routing)
+        routing, sizes = sort_rows(routing, block=block or 1)
+        rows = dispatch(flatten(groups), routing)[0, 0].astype(dtype)
+        rows = self._transfer(self.experts.on_rows(rows, sizes, key, block=block))
+        return combine(rows[None, None], routing).reshape(groups.shape)
 
     def _transfer(self, rows: jax.Array) -> jax.Array:
         """Rows as they travel: rounded to bfloat16 if the config says so."""
-        return rows.astype(jnp.bfloat16) if self.round_transfers else rows
+        return rows.astype(jnp.bfloat16) if self.config.transfer_dtype == "bfloat16" else rows
+
+
+def choose(config: MoEConfig, routing: Routing | SoftRouting) -> Computation:
+    """How the experts compute: as the config says, or as suits the platform and the shapes.
+
+    On a CPU one block after the other. Elsewhere one batched product where the slots are about
+    as many as the choices, a ragged product where they are many more; slots that mix tokens are
+    always filled.
+    """
+    if isinstance(routing, SoftRouting):
+        return "batched"
+    if config.computation != "auto":
+        return config.computation
+    if jax.default_backend() == "cpu":
+        return "blocks"
+    g, s, k = routing.slots.shape
+    return "batched" if routing.choices.size <= 1.25 * g * s * k else "ragged"
 
 
 def group(

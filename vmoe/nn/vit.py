@@ -1,5 +1,7 @@
 """A vision transformer some of whose blocks are sparse: images in, logits and records out."""
 
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -42,19 +44,34 @@ class Block(nnx.Module):
             self.mlp = Mlp(width, config.mlp, dropout=config.dropout, dtype=dtype, rngs=rngs)
         else:
             tokens = num_tokens(config)
-            self.mlp = MoE(width, config.mlp, tokens, moe, dtype=dtype, rngs=rngs)
+            self.mlp = MoE(width, config.mlp, tokens, moe, rngs=rngs)
 
     def __call__(
-        self, tokens: Float[Array, "b n d"], valid: Bool[Array, "b"], key: MaybeKey = None
-    ) -> tuple[Float[Array, "b n d"], Record | None]:
+        self,
+        tokens: Float[Array, "b n d"],
+        valid: Bool[Array, "b"],
+        key: MaybeKey = None,
+        *,
+        first_only: bool = False,
+    ) -> tuple[Float[Array, "b x d"], Record | None]:
+        """The tokens after the block, and what a sparse one did.
+
+        Args:
+            valid: False for images that only pad the batch.
+            first_only: the first token of each image alone is wanted, and only what it takes is
+                computed. Where experts follow, all tokens attend, since all are routed.
+        """
         attention_key, dropout_key, mlp_key = keys.split(key, 3)
-        attended = self.attention(self.norm1(tokens), key=attention_key)
+        sparse = isinstance(self.mlp, MoE)
+        normed = self.norm1(tokens)
+        if first_only and not sparse:
+            tokens = tokens[:, :1]
+        attended = self.attention(normed[:, : tokens.shape[1]], normed, key=attention_key)
         tokens += self.dropout(attended, deterministic=key is None, rngs=dropout_key)
-        if isinstance(self.mlp, MoE):
-            change, record = self.mlp(self.norm2(tokens), valid, mlp_key)
-        else:
-            change, record = self.mlp(self.norm2(tokens), mlp_key), None
-        return tokens + change, record
+        if not sparse:
+            return tokens + self.mlp(self.norm2(tokens), mlp_key), None
+        change, record = self.mlp(self.norm2(tokens), valid, mlp_key, first_only=first_only)
+        return tokens[:, : change.shape[1]] + change, record
 
 
 class ViT(nnx.Module):
@@ -123,7 +140,8 @@ class ViT(nnx.Module):
         valid = jnp.ones(len(images), bool) if valid is None else jnp.asarray(valid)
         embed_key, blocks_key = keys.split(key if train else None, 2)
         tokens = self.embed(images, embed_key)
-        tokens, records = self.encode(tokens, valid, blocks_key)
+        whole = self.class_token is None or self.config.whole_last_block
+        tokens, records = self.encode(tokens, valid, blocks_key, first_only=not whole)
         return self.head(self.pool(tokens)), records
 
     def embed(self, images: Images, key: MaybeKey = None) -> Float[Array, "b n d"]:
@@ -147,12 +165,24 @@ class ViT(nnx.Module):
         return self.dropout(tokens, deterministic=key is None, rngs=key)
 
     def encode(
-        self, tokens: Float[Array, "b n d"], valid: Bool[Array, "b"], key: MaybeKey = None
-    ) -> tuple[Float[Array, "b n d"], dict[int, Record]]:
-        """Through every block and the last norm."""
-        run = _rematerialized if self.config.remat else Block.__call__
+        self,
+        tokens: Float[Array, "b n d"],
+        valid: Bool[Array, "b"],
+        key: MaybeKey = None,
+        *,
+        first_only: bool = False,
+    ) -> tuple[Float[Array, "b x d"], dict[int, Record]]:
+        """Through every block and the last norm; records by block.
+
+        Args:
+            first_only: return the first token of each image alone, and compute in the last block
+                only what it takes. It is the same as with all, up to what dropout draws.
+        """
+        last = len(self.blocks) - 1
         records = {}
         for i, block_key in enumerate(keys.split(key, len(self.blocks))):
+            run = functools.partial(Block.__call__, first_only=first_only and i == last)
+            run = functools.partial(_rematerialized, run) if self.config.remat else run
             tokens, record = run(self.blocks[i], tokens, valid, block_key)
             if record is not None:
                 records[i] = record
@@ -165,10 +195,11 @@ class ViT(nnx.Module):
         return tokens[:, 0] if self.class_token is not None else tokens.mean(axis=1)
 
 
-def _rematerialized(block: Block, *inputs: Any) -> Any:
-    """``block(*inputs)`` that keeps its inputs alone for the backward pass."""
+def _rematerialized(run: Callable[..., Any], block: Block, *inputs: Any) -> Any:
+    """``run(block, *inputs)`` that keeps its inputs alone for the backward pass."""
     graph, state = nnx.split(block)  # nnx.remat would write to the model, and so not run in jit
-    return jax.checkpoint(lambda state, *inputs: nnx.merge(graph, state)(*inputs))(state, *inputs)
+    again = jax.checkpoint(lambda state, *inputs: run(nnx.merge(graph, state), *inputs))
+    return again(state, *inputs)
 
 
 def num_tokens(config: ViTConfig) -> int:

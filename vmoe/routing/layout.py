@@ -1,9 +1,12 @@
 """Slots of fixed capacity: rows to the experts and back.
 
 ``choices`` (who fills a slot) and ``slots`` (where a choice went) are each other's inverse, so
-dispatch and combine are gathers, and with the backward passes written out those are gathers too:
-nothing is scattered, and no one-hot array of tokens x experts x slots exists.
+dispatch and combine are gathers, and with the backward passes written out those are gathers too;
+no one-hot array of tokens x experts x slots exists. (Where experts choose, a token has any number
+of slots, and their rows are added up by a scatter.)
 """
+
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -48,6 +51,12 @@ def _flat(slots: Float[Array, "g e c d"]) -> Float[Array, "g ec d"]:
     return slots.reshape(g, e * c, d)
 
 
+def _few_slots(slots: Int[Array, "g s k"], choices: Int[Array, "g e c"]) -> bool:
+    """Whether most of a token's k ranks are empty, as where experts choose: gathers by rank would
+    read e rows for each token, so that rows are added where they belong instead."""
+    return slots.size > 2 * choices.size
+
+
 @jax.custom_vjp
 def _dispatch(
     tokens: Float[Array, "g s d"], slots: Int[Array, "g s k"], choices: Int[Array, "g e c"]
@@ -56,12 +65,13 @@ def _dispatch(
 
 
 def _dispatch_forward(tokens, slots, choices):
-    return _dispatch(tokens, slots, choices), slots
+    return _dispatch(tokens, slots, choices), (slots, choices)
 
 
-def _dispatch_backward(slots, gradient):
-    copies = _rows(_flat(gradient), slots)
-    return copies.sum(axis=2, dtype=jnp.float32).astype(gradient.dtype), None, None
+def _dispatch_backward(saved, gradient):
+    slots, choices = saved
+    back = _add_up(gradient, None, slots, choices)
+    return back.astype(gradient.dtype), None, None
 
 
 _dispatch.defvjp(_dispatch_forward, _dispatch_backward)
@@ -74,7 +84,7 @@ def _combine(
     slots: Int[Array, "g s k"],
     choices: Int[Array, "g e c"],
 ) -> Float[Array, "g s d"]:
-    return (_rows(_flat(outputs), slots) * weights[..., None]).sum(axis=2)
+    return _add_up(outputs, weights, slots, choices)
 
 
 def _combine_forward(outputs, weights, slots, choices):
@@ -84,10 +94,37 @@ def _combine_forward(outputs, weights, slots, choices):
 def _combine_backward(saved, gradient):
     outputs, weights, slots, choices = saved
     g, s, k = slots.shape
-    weight_of_slot = _rows(weights.reshape(g, s * k, 1), choices)
-    to_outputs = _rows(gradient, choices // k) * weight_of_slot
-    to_weights = (_rows(_flat(outputs), slots) * gradient[:, :, None]).sum(axis=-1)
+    of_slot = _rows(gradient, choices // k)
+    to_outputs = of_slot * _rows(weights.reshape(g, s * k, 1), choices)
+    if _few_slots(slots, choices):
+        by_slot = (outputs * of_slot).sum(axis=-1).reshape(g, -1, 1)
+        to_weights = _rows(by_slot, slots)[..., 0]
+    else:
+        products = [(_rows(_flat(outputs), slots[..., i]) * gradient).sum(-1) for i in range(k)]
+        to_weights = jnp.stack(products, axis=-1)
     return to_outputs.astype(outputs.dtype), to_weights, None, None
 
 
 _combine.defvjp(_combine_forward, _combine_backward)
+
+
+def _add_up(
+    outputs: Float[Array, "g e c d"],
+    weights: Float[Array, "g s k"] | None,
+    slots: Int[Array, "g s k"],
+    choices: Int[Array, "g e c"],
+) -> Float[Array, "g s d"]:
+    """Each token's sum of the rows of its slots, in float32, weighted where there are weights."""
+    g, s, k = slots.shape
+    rows = _flat(outputs)
+    if _few_slots(slots, choices):
+        flat = choices.reshape(g, -1)
+        if weights is not None:
+            rows = rows * _rows(weights.reshape(g, s * k, 1), flat)
+        zeros = jnp.zeros((g, s, rows.shape[-1]), jnp.float32)
+        return jax.vmap(lambda z, i, r: z.at[i].add(r, mode="drop"))(zeros, flat // k, rows)
+    # One gather a rank: a gather of all, summed over k, is ten times as slow on a CPU.
+    terms = (_rows(rows, slots[..., i]).astype(jnp.float32) for i in range(k))
+    if weights is not None:
+        terms = (term * weights[..., i, None] for i, term in enumerate(terms))
+    return functools.reduce(jnp.add, terms)

@@ -24,7 +24,12 @@ from vmoe.routing.gates import gates_of, priority_order
 
 
 def capacity(config: MoEConfig, s: int) -> int:
-    """Slots per expert in a group of s tokens: s * k * capacity_factor / e, rounded; at most s."""
+    """Slots per expert in a group of s tokens: s * k * capacity_factor / e, rounded; at most s.
+
+    s, room for all, where the config is dropless.
+    """
+    if config.dropless:
+        return s
     ideal = s * config.router.k * config.capacity_factor / config.experts
     return min(s, rounded_capacity(ideal, config))
 
@@ -93,15 +98,27 @@ def plan(
     top_gates, experts = jax.lax.top_k(gates, k)
     experts = jnp.where(valid[..., None], experts, e)  # padding queues at no real expert
     order = priority_order(top_gates, priority, key)
-    slots, choices = jax.vmap(functools.partial(_queue, e=e, c=c))(experts, order)
+    slots, choices = queue(experts, order, e=e, c=c)
     weights = top_gates / top_gates.sum(-1, keepdims=True) if normalize else top_gates
     return Routing(experts, slots, choices, jnp.where(slots < e * c, weights, 0.0))
+
+
+def queue(
+    experts: Int[Array, "g s k"], order: Int[Array, "g s"], *, e: int, c: int
+) -> tuple[Int[Array, "g s k"], Int[Array, "g e c"]]:
+    """Queues choices at their experts: ``slots`` and ``choices`` of the Routing.
+
+    Args:
+        experts: of each choice; e for none.
+        order: the tokens of each group, most important first.
+    """
+    return jax.vmap(functools.partial(_queue, e=e, c=c))(experts, order)
 
 
 def _queue(
     experts: Int[Array, "s k"], order: Int[Array, "s"], *, e: int, c: int
 ) -> tuple[Int[Array, "s k"], Int[Array, "e c"]]:
-    """Queues the choices of one group at their experts: ``slots`` and ``choices`` of Routing."""
+    """The queues of one group."""
     s, k = experts.shape
     place = jnp.zeros(s, jnp.int32).at[order].set(jnp.arange(s), unique_indices=True)
     turn = jnp.arange(k) * s + place[:, None]  # all first choices come before any second one

@@ -1,0 +1,97 @@
+"""Sorted rows: the kept choices of all groups as one run of rows, those of an expert together.
+
+Slots of fixed capacity cost what they cost whether they are filled or not. Rows exist for kept
+choices alone, so that nothing is computed for empty slots, and without a capacity nothing is
+dropped. Each expert's rows begin at a multiple of a block, so that a block has one expert.
+"""
+
+import jax.numpy as jnp
+from einops import rearrange
+from jaxtyping import Array, Float, Int
+
+from vmoe.axes import Routing, SoftRouting
+from vmoe.routing.tokens_choose import queue
+
+LARGEST_BLOCK = 4096
+"""Rows. Beyond this a block's hidden layer leaves the cache and more rows gain nothing."""
+
+
+def sort_rows(routing: Routing, *, block: int) -> tuple[Routing, Int[Array, "e"]]:
+    """The same choices as those of one group with one expert, whose slots are all rows.
+
+    Slots keep their order in their group, groups their order. What ``layout`` does with the
+    result is dispatch to rows, and combine from them.
+
+    Args:
+        block: rows; each expert's number of rows is filled up to a multiple of it.
+
+    Returns:
+        the routing, (1, g s, k) with choices (1, 1, r), and the rows of each expert.
+    """
+    g, s, k = routing.slots.shape
+    _, e, c = routing.choices.shape
+    r = most_rows(routing, block)
+    kept = routing.kept
+    group = jnp.arange(g)[:, None, None]
+    counts = jnp.zeros((g, e + 1), jnp.int32).at[group, jnp.where(kept, routing.experts, e)].add(1)
+    counts = counts[:, :e]
+    sizes = -(-counts.sum(axis=0) // block) * block
+    before = jnp.cumsum(sizes) - sizes + jnp.cumsum(counts, axis=0) - counts  # g e
+    row = jnp.where(kept, before.at[group, routing.experts].get(mode="clip") + routing.slots % c, r)
+    choices = jnp.full(r, g * s * k, jnp.int32)
+    choices = choices.at[row.reshape(-1)].set(jnp.arange(g * s * k), mode="drop")
+    flat = Routing(
+        experts=jnp.where(kept, 0, 1).reshape(1, g * s, k),
+        slots=row.reshape(1, g * s, k),
+        choices=choices.reshape(1, 1, r),
+        weights=routing.weights.reshape(1, g * s, k),
+    )
+    return flat, sizes
+
+
+def block_size(routing: Routing) -> int:
+    """Rows of a block, so that few are empty and an expert's weights are not read too often.
+
+    One block for an expert where its slots are about as many as the choices that it gets; a
+    quarter of an even share where there are many more slots than choices.
+    """
+    g, s, k = routing.slots.shape
+    _, e, c = routing.choices.shape
+    even = -(-min(g * s * k, g * e * c) // e)
+    if g * c <= 1.25 * even + 8:
+        return min(LARGEST_BLOCK, -(-g * c // 8) * 8)
+    return min(512, max(16, -(-even // 32) * 8))
+
+
+def most_rows(routing: Routing, block: int) -> int:
+    """How many rows there can be, each expert's filled up to a multiple of a block."""
+    g, s, k = routing.slots.shape
+    _, e, c = routing.choices.shape
+    choices = min(g * s * k, g * e * c)
+    return block * min(e * -(-g * c // block), (choices + e * (block - 1)) // block)
+
+
+def first_of_each_image(
+    groups: Float[Array, "g s d"], routing: Routing | SoftRouting, n: int
+) -> tuple[Float[Array, "g x d"], Routing | SoftRouting]:
+    """What has to be dispatched and computed where of n tokens of an image only the first is used.
+
+    Kept choices stay kept, with their weights, and move up in their queues.
+
+    Returns:
+        the tokens whose choices the routing tells of (all of them if each slot mixes all), and
+        the routing.
+    """
+    if isinstance(routing, SoftRouting):
+        return groups, SoftRouting(routing.dispatch, routing.combine[:, ::n])
+    _, e, c = routing.choices.shape
+    experts = jnp.where(routing.kept, routing.experts, e)[:, ::n]
+    i = experts.shape[1]
+    order = jnp.broadcast_to(jnp.arange(i), experts.shape[:2])
+    slots, choices = queue(experts, order, e=e, c=min(c, i))
+    return groups[:, ::n], Routing(experts, slots, choices, routing.weights[:, ::n])
+
+
+def flatten(groups: Float[Array, "g s d"]) -> Float[Array, "1 gs d"]:
+    """The tokens of all groups as one group's, as ``sort_rows`` numbers them."""
+    return rearrange(groups, "g s d -> 1 (g s) d")
