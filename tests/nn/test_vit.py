@@ -15,10 +15,11 @@ from flax import nnx
 
 import vmoe
 from vmoe import models
-from vmoe.analysis import capture
+from vmoe.analysis import capture, flops
 from vmoe.axes import Record
 from vmoe.config import ExpertsChoose, MoEConfig, Soft, TokensChoose, ViTConfig
 from vmoe.errors import UsageError
+from vmoe.nn.moe import MoE
 from vmoe.nn.positions import resample
 from vmoe.nn.vit import ViT
 
@@ -156,6 +157,75 @@ def test_rematerialisation_changes_no_output_and_no_gradient() -> None:
     program = jax.make_jaxpr(tiny(remat=True, **fields).__call__)(images())
     assert "remat" in str(program) or "checkpoint" in str(program)
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=1e-5), plain, remat)
+
+
+LAST: dict[str, dict[str, Any]] = {
+    "dense": dict(sparse_blocks=(0,)),
+    "tight": dict(moe=dict(capacity_factor=0.5, router=dict(priority="largest_gate"))),
+    "dropless": dict(moe=dict(dropless=True)),
+    "batched": dict(moe=dict(capacity_factor=0.5, computation="batched")),
+    "ragged": dict(moe=dict(capacity_factor=0.5, computation="ragged")),
+    "experts_choose": VARIANTS["experts_choose"],
+    "soft": VARIANTS["soft"],
+    "remat": dict(remat=True),
+    "mean": dict(pooling="mean"),
+    "attention": dict(pooling="attention"),
+}
+
+
+@pytest.mark.parametrize("last", LAST.values(), ids=LAST.keys())
+def test_computing_only_what_reaches_the_logits_changes_no_logit_loss_or_gradient(
+    last: dict[str, Any],
+) -> None:
+    fields = dict(depth=2, sparse_blocks=(1,), positions="learned") | last
+    if "moe" in fields and isinstance(fields["moe"], dict):
+        fields["moe"] = fields["moe"] | dict(shared_init=False)
+    lean, whole = (
+        value_and_gradients(tiny(whole_last_block=whole, **fields)) for whole in (False, True)
+    )
+    for record in whole[0][1][1].values():
+        dropped = fields.get("moe") in (LAST["tight"]["moe"], LAST["batched"]["moe"])
+        assert not dropped or record.routing.dropped.any()
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=2e-5), lean, whole)
+
+
+def test_the_last_block_computes_less_where_only_a_class_token_is_read() -> None:
+    for fields in (LAST["dense"], {}):
+        fields = dict(depth=2, sparse_blocks=(1,)) | fields
+        lean = flops.flops_to_logits(tiny(**fields).config)
+        assert lean < 0.85 * flops.cost(tiny(**fields).config).flops_per_image
+    pooled = tiny(depth=2, sparse_blocks=(1,), pooling="mean").config
+    assert flops.flops_to_logits(pooled) == flops.cost(pooled).flops_per_image
+
+
+@pytest.mark.parametrize("computation", ["batched", "blocks", "ragged"])
+def test_bfloat16_experts_add_up_in_float32(computation: str) -> None:
+    """Their error is that of rounded inputs and outputs, not of 2,000 rounded additions."""
+    config = MoEConfig(experts=2, router=TokensChoose(k=1), computation=computation)
+    moe = MoE(2000, 8, 8, config, rngs=nnx.Rngs(0))
+    tokens = jnp.abs(jax.random.normal(jax.random.key(0), (2, 8, 2000)))
+    kernel = moe.experts.up.kernel
+    kernel[...] = jnp.abs(kernel[...]) / 20
+    exact, rough = (moe(x, jnp.ones(2, bool))[0] for x in (tokens, tokens.astype(jnp.bfloat16)))
+    assert rough.dtype == jnp.bfloat16
+    np.testing.assert_allclose(rough, exact, atol=0.02 * float(jnp.abs(exact).max()))
+
+
+def test_dropout_in_blocks_draws_the_same_forward_and_backward() -> None:
+    """With a linear loss the gradient of the output's bias counts the kept outputs."""
+    config = MoEConfig(experts=2, expert_dropout=0.5, computation="blocks")
+    moe = MoE(16, 32, 8, config, rngs=nnx.Rngs(0))
+    graph, state = nnx.split(moe)
+    tokens, key = jax.random.normal(jax.random.key(0), (2, 8, 16)), jax.random.key(1)
+
+    def loss(state: nnx.State) -> jax.Array:
+        return nnx.merge(graph, state)(tokens, jnp.ones(2, bool), key)[0].sum()
+
+    gradient = jax.grad(loss)(state)
+    step = jax.tree.map(lambda x: 1e-3 * jnp.sign(x), gradient)
+    up, down = (loss(jax.tree.map(lambda x, y, s=s: x + s * y, state, step)) for s in (1, -1))
+    expected = sum(jnp.abs(x).sum() for x in jax.tree.leaves(gradient)) * 2e-3
+    assert float(up - down) == pytest.approx(float(expected), rel=2e-2)
 
 
 def test_bfloat16_stays_near_float32_and_routers_and_parameters_stay_float32() -> None:

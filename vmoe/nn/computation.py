@@ -5,7 +5,7 @@ one block of rows after the other, each with its expert's weights, so that the h
 block stays in the cache; the backward pass, written out, keeps the pre-activations alone.
 ``ragged``: products over sorted rows in one kernel, where the platform has one (GPU, TPU).
 
-Products add up in float32 whatever the dtype of the rows; so do the gradients of the parameters.
+Products add up in float32 whatever the dtype of the rows.
 """
 
 import functools
@@ -30,7 +30,7 @@ class Linears(NamedTuple):
 
     def __call__(self, rows: Float[Array, "r x"]) -> Float[Array, "r y"]:
         """One expert's layer on rows."""
-        return _product("rx,xy->ry", rows, self.kernel) + self.bias.astype(rows.dtype)
+        return product(rows, self.kernel) + self.bias.astype(rows.dtype)
 
     def of(self, expert: Int[Array, ""]) -> "Linears":
         """One expert's layer."""
@@ -43,8 +43,9 @@ def batched(
     """Every expert's MLP on its slots."""
 
     def linear(linears: Linears, rows: jax.Array) -> jax.Array:
-        product = _product("gecx,exy->gecy", rows, linears.kernel)
-        return product + linears.bias[:, None].astype(rows.dtype)
+        # No float32 result here: XLA's CPU backend has no such batched product.
+        out = jnp.einsum("gecx,exy->gecy", rows, linears.kernel.astype(rows.dtype))
+        return out + linears.bias[:, None].astype(rows.dtype)
 
     return _after_up(linear(up, slots), lambda hidden: linear(down, hidden), rate, key)
 
@@ -61,14 +62,9 @@ def ragged(
     expert = jnp.searchsorted(jnp.cumsum(sizes), jnp.arange(len(rows)), side="right")
 
     def linear(linears: Linears, rows: jax.Array) -> jax.Array:
-        product = jax.lax.ragged_dot(
-            rows,
-            linears.kernel.astype(rows.dtype),
-            sizes.astype(jnp.int32),
-            preferred_element_type=jnp.float32,
-        )
+        out = jax.lax.ragged_dot(rows, linears.kernel.astype(rows.dtype), sizes.astype(jnp.int32))
         bias = linears.bias.at[expert].get(mode="clip")
-        return product.astype(rows.dtype) + bias.astype(rows.dtype)
+        return out + bias.astype(rows.dtype)
 
     return _after_up(linear(up, rows), lambda hidden: linear(down, hidden), rate, key)
 
@@ -153,6 +149,26 @@ def _key_of(key: MaybeKey, block: jax.Array) -> MaybeKey:
     return None if key is None else jax.random.fold_in(key, block)
 
 
-def _product(axes: str, rows: jax.Array, kernel: jax.Array) -> jax.Array:
-    product = jnp.einsum(axes, rows, kernel.astype(rows.dtype), preferred_element_type=jnp.float32)
-    return product.astype(rows.dtype)
+@jax.custom_vjp
+def product(rows: Float[Array, "r x"], kernel: Float[Array, "x y"]) -> Float[Array, "r y"]:
+    """rows @ kernel in the dtype of the rows, added up in float32; so are both gradients.
+
+    Without the backward pass written out, bfloat16 rows would meet a float32 gradient there, and
+    the products would silently be float32 ones.
+    """
+    return _dot("rx,xy->ry", rows, kernel.astype(rows.dtype)).astype(rows.dtype)
+
+
+def _product_forward(rows, kernel):
+    return product(rows, kernel), (rows, kernel)
+
+
+def _product_backward(saved, gradient):
+    rows, kernel = saved
+    to_rows = _dot("ry,xy->rx", gradient, kernel.astype(rows.dtype)).astype(rows.dtype)
+    return to_rows, _dot("rx,ry->xy", rows, gradient).astype(kernel.dtype)
+
+
+product.defvjp(_product_forward, _product_backward)
+
+_dot = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
