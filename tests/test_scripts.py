@@ -1,8 +1,10 @@
 """The scripts that a newcomer runs, on machines that lack something."""
 
+import json
 import os
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -45,3 +47,29 @@ def test_a_python_without_venv_is_named_with_what_to_install(name: str, tmp_path
     done = script(tmp_path, name, python)
     assert done.returncode == 1 and "apt install python3-venv" in done.stderr
     assert not (tmp_path / ".venv").exists()
+
+
+def test_the_bench_measures_floors_and_ratios_and_writes_them(tmp_path: Path) -> None:
+    sizes = "--experts 2 4 --tokens 392 --width 8 --hidden 16 --repeats 2 --batch 2 --compile"
+    command = [sys.executable, str(ROOT / "scripts" / "bench.py"), "--out", str(tmp_path / "bench")]
+    command += ["--model", "vmoe_tiny_last2_e4", *sizes.split()]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    found = json.loads((tmp_path / "bench.json").read_text())
+    assert found["peak_rss_mb"] > 0 and found["machine"]["jax"]
+    rows = {(row["section"], row["what"], row["to"]): row for row in found["rows"]}
+    for row in rows.values():
+        assert row["ms"] > 0 and (row["to"] == "") == (row["ratio"] is None)
+    for key in (
+        ("routing", "by cumulative sum", "plan by one sort"),
+        ("layer", "layer, forward", "matmul floor, forward"),
+        ("layer", "layer, f+b", "matmul floor, f+b"),
+        ("layer", "capacity 0.5", "capacity 1.05"),
+        ("model", "sparse", "dense, plain"),
+        ("start", "vmoe --help", ""),
+    ):
+        assert rows[key]["target"], key
+    assert (tmp_path / "bench.png").read_bytes().startswith(b"\x89PNG")
+    assert "matmul floor" in done.stdout
+    wrong = subprocess.run([*command, "layers"], capture_output=True, text=True)
+    assert wrong.returncode == 2 and "no section 'layers'" in wrong.stderr

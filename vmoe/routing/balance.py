@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from vmoe.config import Balance, TokensChoose
+from vmoe.routing.gates import top_k
 
 GroupLoss = Float[Array, "g"]
 
@@ -72,7 +73,7 @@ def load(
     noise_std / e, would lift the expert's logit over the token's k-th largest noisy one.
     """
     e = logits.shape[-1]
-    threshold = jax.lax.top_k(noisy, k)[0][..., -1:]
+    threshold = top_k(noisy, k)[0][..., -1:]
     chosen = 1.0 - jax.scipy.stats.norm.cdf((threshold - logits) * (e / noise_std))
     return _squared_variation(_mean(chosen, valid))
 

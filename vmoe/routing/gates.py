@@ -18,6 +18,16 @@ def gates_of(logits: Float[Array, "g s e"]) -> Float[Array, "g s e"]:
     return jax.nn.softmax(logits, axis=-1)
 
 
+def top_k(values: Float[Array, "*g y"], k: int) -> tuple[jax.Array, jax.Array]:
+    """The k largest of the last axis, descending, and where they are; equal ones in their order.
+
+    As ``jax.lax.top_k``, behind a barrier: a slice of its result, such as the largest gate of
+    each token, would turn it into a sort of everything on a CPU, thirty times as slow.
+    """
+    largest, places = jax.lax.optimization_barrier(jax.lax.top_k(values, k))
+    return largest, places
+
+
 def priority_order(
     top_gates: Float[Array, "g s k"], priority: str, key: Key[Array, ""] | None
 ) -> jax.Array:

@@ -20,7 +20,7 @@ from vmoe.axes import Record, Routing
 from vmoe.config import MoEConfig
 from vmoe.routing import balance
 from vmoe.routing.capacity import rounded_capacity
-from vmoe.routing.gates import gates_of, priority_order
+from vmoe.routing.gates import gates_of, priority_order, top_k
 
 
 def capacity(config: MoEConfig, s: int) -> int:
@@ -95,7 +95,7 @@ def plan(
     _, s, e = gates.shape
     if (e + 1) * s * k >= 2**31:
         raise ValueError(f"{s} tokens x {k} choices x {e} experts in one group: use smaller groups")
-    top_gates, experts = jax.lax.top_k(gates, k)
+    top_gates, experts = top_k(gates, k)
     experts = jnp.where(valid[..., None], experts, e)  # padding queues at no real expert
     order = priority_order(top_gates, priority, key)
     slots, choices = queue(experts, order, e=e, c=c)
