@@ -171,7 +171,7 @@ def layer(options: argparse.Namespace) -> list[Row]:
     rows = []
     for e in options.experts:
         config = MoEConfig(experts=e, computation=options.computation)
-        programs, (g, c) = _layer_programs(tokens, f, config, einsum=e <= 128)
+        programs, (g, c) = _layer_programs(tokens, f, config, einsum=e <= 32)
         case = {"e": e, "tokens": b * IMAGE_TOKENS, "slots": g * c, "d": d, "f": f}
         dense = "<= 1.00" if g * c >= 200 else ""
         ratios = {
@@ -489,7 +489,7 @@ def main() -> None:
         default=["vmoe_b16_every2_e8", "vmoe_l16_every2_e32"],
         help="models of 12 and 24 blocks whose compile time is measured",
     )
-    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--repeats", type=int, default=4)
     parser.add_argument("--peer", action="store_true", help="a PyTorch layer beside ours")
     parser.add_argument("--out", type=Path, default=Path("runs/bench"), help="of .json, .png")
     options = parser.parse_args()

@@ -93,7 +93,7 @@ def by_block(
 def _by_block(rate, up, down, blocks, experts, used, key):
     def step(i, out):
         hidden = up.of(experts[i])(blocks[i])
-        return out.at[i].set(_second(rate, down.of(experts[i]), hidden, _key_of(key, i)))
+        return out.at[i].set(_after_up(hidden, down.of(experts[i]), rate, _key_of(key, i)))
 
     return jax.lax.fori_loop(0, used, step, jnp.zeros_like(blocks))
 
@@ -102,7 +102,7 @@ def _by_block_forward(rate, up, down, blocks, experts, used, key):
     def step(i, carry):
         out, kept = carry
         hidden = up.of(experts[i])(blocks[i])
-        out = out.at[i].set(_second(rate, down.of(experts[i]), hidden, _key_of(key, i)))
+        out = out.at[i].set(_after_up(hidden, down.of(experts[i]), rate, _key_of(key, i)))
         return out, kept.at[i].set(hidden)
 
     kept = jnp.zeros((*blocks.shape[:2], up.kernel.shape[-1]), blocks.dtype)
@@ -116,9 +116,9 @@ def _by_block_backward(rate, saved, gradient):
     def step(i, carry):
         to_linears, to_blocks = carry
         e = experts[i]
-        second = functools.partial(_second, rate, key=_key_of(key, i))
-        _, back = jax.vjp(second, down.of(e), kept[i])
-        to_down, to_hidden = back(gradient[i])
+        second = functools.partial(_after_up, rate=rate, key=_key_of(key, i))
+        _, back = jax.vjp(second, kept[i], down.of(e))
+        to_hidden, to_down = back(gradient[i])
         _, back = jax.vjp(Linears.__call__, up.of(e), blocks[i])
         to_up, to_block = back(to_hidden)
         to_linears = jax.tree.map(lambda x, y: x.at[e].add(y), to_linears, (to_up, to_down))
@@ -130,10 +130,6 @@ def _by_block_backward(rate, saved, gradient):
 
 
 _by_block.defvjp(_by_block_forward, _by_block_backward)
-
-
-def _second(rate: float, down: Linears, hidden: jax.Array, key: MaybeKey) -> jax.Array:
-    return _after_up(hidden, down, rate, key)
 
 
 def _after_up(hidden, down, rate: float, key: MaybeKey) -> jax.Array:
