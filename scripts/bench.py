@@ -418,7 +418,7 @@ def table(rows: list[Row]) -> Table:
 
 
 def plot(rows: list[Row], path: Path) -> None:
-    """Cost against the number of experts."""
+    """Cost against the number of experts, and against the capacity."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -439,10 +439,17 @@ def plot(rows: list[Row], path: Path) -> None:
         ("layer", "f+b", ["dense floor", "matmul floor", "layer", "einsum dispatch"]),
     ]
     panels = [panel for panel in panels if any(row.section == panel[0] for row in rows)]
+    capacities = {r.what: r.ms for r in rows if r.what.startswith(("capacity", "dropless"))}
+    count = len(panels) + bool(capacities)
     figure, axes = pyplot.subplots(
-        1, len(panels), figsize=(4.5 * len(panels), 3.6), layout="constrained", squeeze=False
+        1, count, figsize=(4.2 * count, 3.6), layout="constrained", squeeze=False
     )
-    for ax, (section, way, names) in zip(axes[0], panels, strict=True):
+    if capacities:
+        axes[0, -1].bar(list(capacities), list(capacities.values()))
+        axes[0, -1].set_title("layer, forward, by capacity", fontsize=10)
+        axes[0, -1].set_ylabel("ms")
+        axes[0, -1].tick_params(axis="x", labelsize=8)
+    for ax, (section, way, names) in zip(axes[0], panels, strict=False):
         for name in names:
             what = name if section == "routing" else f"{name}, {way}"
             found = {r.case["e"]: r.ms for r in rows if r.section == section and r.what == what}
