@@ -43,6 +43,7 @@ def files(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         "router.py": RECIPE.format("model=dict(moe=dict(experts=1))"),
         "blocks.py": RECIPE.format("model=dict(sparse_blocks=(1, 3), moe=(MoEConfig(),))"),
         "soft.py": RECIPE.format("model=dict(moe=dict(router='soft'))"),
+        "dropless.py": RECIPE.format("model=dict(moe=dict(router=ExpertsChoose(), dropless=True))"),
         "decay.py": RECIPE.format("optim=dict(decay=0.3)"),
         "data.py": RECIPE.format("data='digits'"),
         "no.png": "not an image",
@@ -114,6 +115,8 @@ CASES: dict[str, tuple[list[str], str]] = {
     # values that cannot work together
     "k": ([*TINY_TRAIN, "--model.moe.router.k", "5"], "k=5 is more than moe.experts=4: lower k"),
     "capacity": ([*TINY_TRAIN, "--model.moe.capacity", "0"], "moe.capacity=0: an expert needs"),
+    "dropless": ([*TRAIN, "dropless.py"], "line 2: moe.dropless with router experts_choose"),
+    "computation": ([*TINY_TRAIN, "--model.moe.computation", "block"], "'blocks', 'ragged'"),
     "capacity factor": ([*TINY_TRAIN, "--model.moe.capacity-factor", "0"], "use more than 0"),
     "patch": ([*TINY_TRAIN, "--model.patch", "3"], "patch=3 does not divide model.image_size=8"),
     "heads": ([*TINY_TRAIN, "--model.heads", "3"], "heads=3 does not divide model.width=16"),

@@ -21,7 +21,7 @@ from vmoe.data.sources import open_source
 from vmoe.errors import Failure, UsageError
 from vmoe.evaluate import evaluate, image_files, predict
 from vmoe.evaluate.metrics import calibration_error, confusion
-from vmoe.evaluate.table import append_row, per_class
+from vmoe.evaluate.table import append_row, per_class, summary
 from vmoe.nn.vit import ViT
 from vmoe.train.loop import train
 
@@ -95,6 +95,14 @@ def test_dropped_is_the_share_of_choices_without_a_slot_in_full_groups() -> None
     assert (found.images_per_group, found.batch_size) == ({0: 1, 1: 1}, 64)
     # one slot at each of 4 experts, for 5 tokens with 2 choices each
     assert found.capacity_factor == {0: pytest.approx(0.4), 1: pytest.approx(0.4)}
+
+
+def test_without_capacity_nothing_is_dropped_and_no_result_depends_on_the_batch() -> None:
+    dropless, source = model(dropless=True), open_source("digits", "validation")
+    one, other = (evaluate(dropless, source, batch_size=b) for b in (180, 7))
+    assert one.dropped == other.dropped == 0 and one.capacity_factor == {0: None, 1: None}
+    np.testing.assert_allclose(one.outcomes.cross_entropy, other.outcomes.cross_entropy, atol=1e-5)
+    assert ("capacity factor", "none") in summary(one)
 
 
 def test_another_resolution_resizes_the_images_and_resamples_the_positions() -> None:
