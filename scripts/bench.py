@@ -37,7 +37,7 @@ from vmoe.config import Data, MoEConfig, Train, replace
 from vmoe.data.pipeline import Batch
 from vmoe.nn import computation
 from vmoe.nn.mlp import Mlp
-from vmoe.nn.moe import MoE
+from vmoe.nn.moe import MoE, group, ungroup
 from vmoe.routing import tokens_choose
 from vmoe.routing.gates import top_k
 from vmoe.train.step import compile_program
@@ -173,6 +173,8 @@ def layer(options: argparse.Namespace) -> list[Row]:
         config = MoEConfig(experts=e, computation=options.computation)
         programs, (g, c) = _layer_programs(tokens, f, config, einsum=e <= 32)
         case = {"e": e, "tokens": b * IMAGE_TOKENS, "slots": g * c, "d": d, "f": f}
+        if options.computation != "auto":
+            case["computation"] = options.computation
         dense = "<= 1.00" if g * c >= 200 else ""
         ratios = {
             f"layer, {way}": [(f"matmul floor, {way}", target), (f"dense floor, {way}", floor)]
@@ -180,7 +182,7 @@ def layer(options: argparse.Namespace) -> list[Row]:
         } | {f"einsum dispatch, {way}": [(f"dense floor, {way}", "")] for way in ("forward", "f+b")}
         rows += rows_of("layer", case, programs, options.repeats, ratios)
     e = options.experts[0]
-    rows += _capacities(tokens, f, e, options.repeats)
+    rows += _capacities(tokens, f, MoEConfig(experts=e, computation=options.computation), options)
     if options.peer:
         rows += _peer(tokens, f, e, options.repeats)
     return rows
@@ -201,12 +203,12 @@ def _layer_programs(
 
     def by_einsum(state: nnx.State, tokens: jax.Array) -> jax.Array:
         moe = nnx.merge(graph, state)
-        groups = tokens.reshape(g, -1, d)
-        routing = moe.router(groups, jnp.ones(groups.shape[:2], bool)).routing
+        groups, real = group(tokens, valid, config.images_per_group)
+        routing = moe.router(groups, real).routing
         hot = jax.nn.one_hot(routing.slots, e * c).reshape(*routing.slots.shape, e, c)
         slots = jnp.einsum("gsd,gsec->gecd", groups, hot.sum(2))
         weights = jnp.einsum("gskec,gsk->gsec", hot, routing.weights)
-        return jnp.einsum("gecd,gsec->gsd", moe.experts(slots), weights)
+        return ungroup(jnp.einsum("gecd,gsec->gsd", moe.experts(slots), weights), b, n)
 
     variants: dict[str, tuple[Callable[..., jax.Array], tuple]] = {
         "dense floor": (
@@ -229,17 +231,19 @@ def _layer_programs(
     return programs, (g, c)
 
 
-def _capacities(tokens: jax.Array, f: int, e: int, repeats: int) -> list[Row]:
+def _capacities(
+    tokens: jax.Array, f: int, config: MoEConfig, options: argparse.Namespace
+) -> list[Row]:
     """Evaluation of one set of weights at several capacities, and without any."""
     b, n, d = tokens.shape
-    valid, bpr = jnp.ones(b, bool), {"priority": "largest_gate"}
-    trained = MoEConfig(experts=e, router=replace(MoEConfig().router, **bpr))
+    valid = jnp.ones(b, bool)
+    trained = replace(config, router=dict(priority="largest_gate"))
     state = nnx.split(MoE(d, f, n, trained, rngs=nnx.Rngs(0)))[1]
     programs = {}
     for name, changes in {
         "capacity 1.05": {},
         "capacity 0.5": dict(capacity_factor=0.5),
-        "capacity 4.0": dict(capacity_factor=4.0),
+        "capacity 2.0": dict(capacity_factor=2.0),
         "dropless": dict(dropless=True),
     }.items():
         graph = nnx.split(MoE(d, f, n, replace(trained, **changes), rngs=nnx.Rngs(0)))[0]
@@ -247,9 +251,10 @@ def _capacities(tokens: jax.Array, f: int, e: int, repeats: int) -> list[Row]:
             lambda state, graph=graph: nnx.merge(graph, state)(tokens, valid)[0], state
         )
     most = 1 - 0.85 * (1 - 0.5 / 1.05)
-    ratios = {name: [("capacity 1.05", "")] for name in ("capacity 4.0", "dropless")}
+    ratios = {name: [("capacity 1.05", "")] for name in ("capacity 2.0", "dropless")}
     ratios["capacity 0.5"] = [("capacity 1.05", f"<= {most:.2f}")]
-    return rows_of("layer", {"e": e, "tokens": b * n, "d": d, "f": f}, programs, repeats, ratios)
+    case = {"e": config.experts, "tokens": b * n, "d": d, "f": f}
+    return rows_of("layer", case, programs, options.repeats, ratios)
 
 
 def _peer(tokens: jax.Array, f: int, e: int, repeats: int) -> list[Row]:
@@ -284,7 +289,9 @@ def _peer(tokens: jax.Array, f: int, e: int, repeats: int) -> list[Row]:
             module(x)
 
     def both(module: Callable[[Any], Any], x: Any) -> None:
-        (module(x.requires_grad_()) ** 2).sum().backward()
+        parameters = [p for m in (block, gate, up, down) for p in m.parameters()]
+        loss = (module(x.requires_grad_()) ** 2).sum()
+        torch.autograd.grad(loss, [x, *parameters], allow_unused=True)
 
     programs, ratios = {}, {}
     for way, run in (("forward", forward), ("f+b", both)):
@@ -315,10 +322,12 @@ def model(options: argparse.Namespace) -> list[Row]:
     case = {"model": name, "batch": batch, "pass": "forward"}
     others = [k for k in variants if k != plain]
     ratios = {k: [(plain, targets.get(k, ""))] for k in others}
+    ratios["sparse"].append(("dense", ""))
     rows += rows_of("model", case, forward, options.repeats, ratios)
     del forward
     steps = {k: _training_step(config, images, labels) for k, config in variants.items()}
     ratios = {k: [(plain, "<= 1.05" if k == "sparse" else "")] for k in others}
+    ratios["sparse"].append(("dense", ""))
     case = {"model": name, "batch": batch, "pass": "training step"}
     rows += rows_of("model", case, steps, options.repeats, ratios)
     for k, program in steps.items():
@@ -368,7 +377,8 @@ def _compile_seconds(name: str) -> float:
 
 
 def start(options: argparse.Namespace) -> list[Row]:
-    """Seconds from the command to its end, above those of Python itself."""
+    """Milliseconds from the command to its end, above those of Python itself; the spread is that of
+    the whole."""
     commands = {
         "python": [sys.executable, "-c", ""],
         "import vmoe": [sys.executable, "-c", "import vmoe"],
@@ -487,7 +497,9 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=3136, help="of a batch")
     parser.add_argument("--width", type=int, default=384)
     parser.add_argument("--hidden", type=int, default=1536, help="width of an expert")
-    parser.add_argument("--computation", default="auto", help="batched, blocks or ragged")
+    parser.add_argument(
+        "--computation", default="auto", choices=("auto", "batched", "blocks", "ragged")
+    )
     parser.add_argument("--model", default="vmoe_s32_last2_e8")
     parser.add_argument("--batch", type=int, default=32, help="images")
     parser.add_argument(

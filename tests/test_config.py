@@ -123,6 +123,6 @@ def test_an_evaluation_set_changes_what_it_names_and_nothing_else() -> None:
     assert second == replace(blocks[1], capacity_factor=4.0)
     assert EvalSet(k=1).model(ViTConfig()) == ViTConfig()
     first, second = EvalSet(dropless=True).model(trained).moe
-    assert first == replace(blocks[0], dropless=True) and second == blocks[1]
+    assert first == replace(blocks[0], dropless=True, capacity=None) and second == blocks[1]
     again = EvalSet(capacity_factor=4.0).model(replace(trained, moe=(first, second))).moe
     assert not again[0].dropless

@@ -27,8 +27,8 @@ class Routing(NamedTuple):
     """Who goes where, as indices: what routers in which tokens or experts choose decide.
 
     ``slots`` and ``choices`` are each other's inverse, which is what lets dispatch, combine and
-    both of their gradients be gathers. Where experts choose, a token may have any number of them:
-    then k is e, and rank r stands for expert r.
+    both of their gradients be gathers where tokens choose. Where experts choose, a token may have
+    any number of them: then k is e, and rank r stands for expert r.
 
     Attributes:
         experts: the expert of each choice, in [0, e); e where there is no choice (padding, or an

@@ -125,6 +125,10 @@ class MoEConfig(Checked):
         require(self.capacity_multiple >= 1, "moe.capacity_multiple: use at least 1")
         require(self.images_per_group >= 1, "moe.images_per_group: use at least 1")
         require(
+            not self.dropless or self.capacity is None,
+            f"moe.dropless with moe.capacity={self.capacity}: give one of the two",
+        )
+        require(
             not self.dropless or isinstance(self.router, TokensChoose),
             f"moe.dropless with router {self.router.kind}: it drops no choice, use False",
         )
@@ -182,7 +186,7 @@ class ViTConfig(Checked):
     """Of the computation; parameters and routers are always float32."""
     whole_last_block: bool = False
     """Compute the last block for all tokens even where the class token alone is read of it. The
-    logits, losses and gradients are the same."""
+    logits, losses and gradients are the same, up to what dropout draws."""
     remat: bool = False
     """Compute each block's activations again in the backward pass instead of keeping them."""
 
@@ -333,6 +337,10 @@ class EvalSet(Checked):
     def __post_init__(self) -> None:
         super().__post_init__()
         require(bool(self.name), "evaluations: each needs a name")
+        require(
+            not self.dropless or self.capacity_factor is None,
+            f"evaluations.dropless with capacity_factor={self.capacity_factor}: give one of them",
+        )
         for name in ("batch_size", "image_size"):
             value = getattr(self, name)
             require(value is None or value >= 1, f"evaluations.{name}={value}: use at least 1")
@@ -354,7 +362,10 @@ class EvalSet(Checked):
         def changed(moe: MoEConfig) -> MoEConfig:
             if not isinstance(moe.router, TokensChoose):
                 return replace(moe, **layer)
-            return replace(moe, **layer | _given(dropless=self.dropless), router=router)
+            changes = layer | _given(dropless=self.dropless)
+            if self.dropless:
+                changes["capacity"] = None
+            return replace(moe, **changes, router=router)
 
         return replace(
             trained, moe=tuple(changed(trained.moe_of(block)) for block in trained.sparse_blocks)

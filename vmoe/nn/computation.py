@@ -1,4 +1,4 @@
-"""What the experts compute, in three ways that give the same.
+"""What the experts compute, in three ways that give the same, up to what dropout draws.
 
 ``batched``: one product over all slots of fixed capacity, the way of sharded experts. ``by_block``:
 one block of rows after the other, each with its expert's weights, so that the hidden layer of a
@@ -63,7 +63,7 @@ def ragged(
 
     def linear(linears: Linears, rows: jax.Array) -> jax.Array:
         out = jax.lax.ragged_dot(rows, linears.kernel.astype(rows.dtype), sizes.astype(jnp.int32))
-        bias = linears.bias.at[expert].get(mode="clip")
+        bias = linears.bias.at[expert].get(mode="fill", fill_value=0)
         return out + bias.astype(rows.dtype)
 
     return _after_up(linear(up, rows), lambda hidden: linear(down, hidden), rate, key)

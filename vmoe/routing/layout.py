@@ -2,8 +2,8 @@
 
 ``choices`` (who fills a slot) and ``slots`` (where a choice went) are each other's inverse, so
 dispatch and combine are gathers, and with the backward passes written out those are gathers too;
-no one-hot array of tokens x experts x slots exists. (Where experts choose, a token has any number
-of slots, and their rows are added up by a scatter.)
+no one-hot array of tokens x experts x slots exists. (Where less than half of the ranks can have a
+slot, as where experts choose, the rows of a token are added up by a scatter.)
 """
 
 import functools
@@ -52,8 +52,8 @@ def _flat(slots: Float[Array, "g e c d"]) -> Float[Array, "g ec d"]:
 
 
 def _few_slots(slots: Int[Array, "g s k"], choices: Int[Array, "g e c"]) -> bool:
-    """Whether most of a token's k ranks are empty, as where experts choose: gathers by rank would
-    read e rows for each token, so that rows are added where they belong instead."""
+    """Whether most of the tokens' ranks must be empty, as where experts choose: gathers by rank
+    would read k = e rows for each token, so that rows are added where they belong instead."""
     return slots.size > 2 * choices.size
 
 

@@ -52,14 +52,15 @@ def sort_rows(routing: Routing, *, block: int) -> tuple[Routing, Int[Array, "e"]
 def block_size(routing: Routing) -> int:
     """Rows of a block, so that few are empty and an expert's weights are not read too often.
 
-    One block for an expert where its slots are about as many as the choices that it gets; a
-    quarter of an even share where there are many more slots than choices.
+    One block for an expert (or a few, of at most ``LARGEST_BLOCK``) where its slots are about as
+    many as the choices that it gets; a quarter of an even share where there are many more.
     """
     g, s, k = routing.slots.shape
     _, e, c = routing.choices.shape
     even = -(-min(g * s * k, g * e * c) // e)
     if g * c <= 1.25 * even + 8:
-        return min(LARGEST_BLOCK, -(-g * c // 8) * 8)
+        parts = -(-g * c // LARGEST_BLOCK)
+        return -(-g * c // (8 * parts)) * 8
     return min(512, max(16, -(-even // 32) * 8))
 
 
