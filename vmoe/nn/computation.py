@@ -43,8 +43,11 @@ def batched(
     """Every expert's MLP on its slots."""
 
     def linear(linears: Linears, rows: jax.Array) -> jax.Array:
-        # No float32 result here: XLA's CPU backend has no such batched product.
-        out = jnp.einsum("gecx,exy->gecy", rows, linears.kernel.astype(rows.dtype))
+        # XLA's CPU backend has no batched product from bfloat16 to float32.
+        cpu = jax.default_backend() == "cpu"
+        terms = jnp.float32 if cpu else rows.dtype
+        kernel = linears.kernel.astype(rows.dtype).astype(terms)
+        out = _dot("gecx,exy->gecy", rows.astype(terms), kernel).astype(rows.dtype)
         return out + linears.bias[:, None].astype(rows.dtype)
 
     return _after_up(linear(up, slots), lambda hidden: linear(down, hidden), rate, key)
