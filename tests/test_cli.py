@@ -16,10 +16,13 @@ ROOT = Path(__file__).parents[1]
 TINY = str(ROOT / "configs" / "tiny.py")
 
 
-def vmoe(*words: str | Path, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
+def vmoe(
+    *words: str | Path, cwd: Path = ROOT, under: tuple[str, ...] = ()
+) -> subprocess.CompletedProcess[str]:
+    """The command, ``under`` another that starts it."""
     cache = {"JAX_COMPILATION_CACHE_DIR": str(ROOT / ".cache" / "jax"), "COLUMNS": "200"}
     return subprocess.run(
-        [sys.executable, "-m", "vmoe", *map(str, words)],
+        [*under, sys.executable, "-m", "vmoe", *map(str, words)],
         capture_output=True,
         text=True,
         cwd=cwd,
