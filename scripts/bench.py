@@ -76,8 +76,10 @@ def compiled(function: Callable[..., Any], *arguments: Any) -> Program:
     return Program(functools.partial(program, *arguments), temp, seconds)
 
 
-def measured(programs: dict[str, Callable[[], Any]], repeats: int) -> dict[str, np.ndarray]:
-    """Milliseconds of each, all in turn, the first turn not counted."""
+def measured(
+    programs: dict[str, Callable[[], Any]], repeats: int
+) -> dict[str, tuple[float, float]]:
+    """Median and spread of the milliseconds of each, all in turn, the first turn not counted."""
     times: dict[str, list[float]] = {name: [] for name in programs}
     for turn in range(repeats + 1):
         for name, run in programs.items():
@@ -85,7 +87,8 @@ def measured(programs: dict[str, Callable[[], Any]], repeats: int) -> dict[str, 
             jax.block_until_ready(run())
             if turn:
                 times[name].append(1e3 * (time.perf_counter() - start))
-    return {name: np.array(found) for name, found in times.items()}
+    quartiles = {name: np.quantile(found, [0.25, 0.5, 0.75]) for name, found in times.items()}
+    return {name: (float(q[1]), float(q[2] - q[0])) for name, q in quartiles.items()}
 
 
 def rows_of(
@@ -97,14 +100,12 @@ def rows_of(
 ) -> list[Row]:
     """A row per program and reference; ``ratios`` names references and targets by program."""
     times = measured({name: program.run for name, program in programs.items()}, repeats)
-    medians = {name: float(np.median(found)) for name, found in times.items()}
     rows = []
-    for name, found in times.items():
-        low, high = np.quantile(found, [0.25, 0.75])
+    for name, (median, spread) in times.items():
         for to, target in ratios.get(name, [("", "")]):
-            ratio = medians[name] / medians[to] if to else None
-            spread, temp = float(high - low), programs[name].temp_mb
-            rows.append(Row(section, case, name, medians[name], spread, ratio, to, target, temp))
+            ratio = median / times[to][0] if to else None
+            temp = programs[name].temp_mb
+            rows.append(Row(section, case, name, median, spread, ratio, to, target, temp))
     return rows
 
 
@@ -389,15 +390,12 @@ def start(options: argparse.Namespace) -> list[Row]:
     run = functools.partial(subprocess.run, check=True, capture_output=True)
     runs = {name: functools.partial(run, command) for name, command in commands.items()}
     times = measured(runs, options.repeats)
-    python = float(np.median(times.pop("python")))
+    python, _ = times.pop("python")
     targets = {"import vmoe": "<= 300 ms", "vmoe --help": "<= 600 ms"}
-    rows = []
-    for name, found in times.items():
-        low, high = np.quantile(found, [0.25, 0.75])
-        target = targets.get(name, "<= 800 ms")
-        above = float(np.median(found)) - python
-        rows.append(Row("start", {}, name, above, float(high - low), target=target))
-    return rows
+    return [
+        Row("start", {}, name, median - python, spread, target=targets.get(name, "<= 800 ms"))
+        for name, (median, spread) in times.items()
+    ]
 
 
 SECTIONS = {"routing": routing, "layer": layer, "model": model, "start": start}
