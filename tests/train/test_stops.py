@@ -169,8 +169,8 @@ def garble(folder: Path) -> None:
 
 
 def cut_off(folder: Path) -> None:
-    path = max(folder.rglob("d/*"), key=lambda path: path.stat().st_size)
-    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    for path in folder.rglob("d/*"):  # all: of a single one nothing may be read
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
 
 
 def lose(folder: Path) -> None:
