@@ -349,7 +349,7 @@ def _training_step(config: Any, images: jax.Array, labels: jax.Array) -> Program
     train = Train(model=config, data=Data("digits"), batch_size=len(images))
     program, batch = compile_program(train), Batch(images, labels, np.ones(len(images), bool))
     start = time.perf_counter()
-    step = program.step.lower(jax.eval_shape(program.init), batch).compile()
+    step = program.step.lower(program.like, batch).compile()
     seconds = time.perf_counter() - start
     state = [program.init()]
 

@@ -1,6 +1,6 @@
 """Kills a training run again and again, and shows that it ends as one that was never stopped.
 
-    python scripts/kill_test.py [--kills 20] [--steps 1500] [--seed 0]
+    python scripts/kill_test.py [--kills 20] [--steps 1500] [--seed 0] [--processes 4]
 
 The run has all that is drawn at random (order of the data, augmentation, mixup, dropout, noise,
 random priority) and a moving average. One process trains it to the end. Others are killed with
@@ -8,20 +8,25 @@ SIGKILL, in turn while they start, train, save and evaluate, until the last one 
 Every array of the last checkpoint and every row of the CSV files must be equal to the bit, rates
 aside, and some kill must have left half a checkpoint and some have cut an evaluation short. Prints
 a line for each kill; exit status 0 if all is so, 1 if not.
+
+With several processes the run is spread over them, two devices each. One of them is killed, each in
+its turn, and the others must end by themselves within 30 seconds, with a line that says why; then
+all are started again.
 """
 
 import argparse
 import csv
 import os
 import random
+import socket
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
-import jax
 from rich.console import Console
 from rich.table import Table
 
@@ -44,15 +49,38 @@ config = replace(
 FILES = ("metrics.csv", "evaluations.csv", "experts.csv")
 
 
-def start(recipe: Path, workdir: Path) -> subprocess.Popen[bytes]:
-    """The real command, in a process of its own."""
+def start(recipe: Path, workdir: Path, processes: int = 1) -> list[subprocess.Popen[bytes]]:
+    """The real command, in processes of its own."""
     words = ["train", "--config", str(recipe), "--workdir", str(workdir)]
-    return subprocess.Popen(
-        [sys.executable, "-m", "vmoe", *words],
-        stdout=subprocess.DEVNULL,
-        stderr=(workdir.parent / f"{workdir.name}.log").open("ab"),
-        cwd=ROOT,
-    )
+    together = {}
+    if processes > 1:
+        words.append("--distributed")
+        together = {
+            "JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{free_port()}",
+            "JAX_NUM_PROCESSES": str(processes),
+            "XLA_FLAGS": "--xla_force_host_platform_device_count=2",
+        }
+    return [
+        subprocess.Popen(
+            [sys.executable, "-m", "vmoe", *words],
+            stdout=subprocess.DEVNULL,
+            stderr=log_of(workdir, i).open("ab"),
+            cwd=ROOT,
+            env=os.environ | together | {"JAX_PROCESS_ID": str(i)},
+        )
+        for i in range(processes)
+    ]
+
+
+def log_of(workdir: Path, process: int) -> Path:
+    """What a process says."""
+    return workdir.parent / f"{workdir.name}.{process}.log"
+
+
+def free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return found.getsockname()[1]
 
 
 def rows(workdir: Path, name: str) -> list[dict[str, str]]:
@@ -104,32 +132,63 @@ MOMENTS: dict[Callable[[Path, int], bool], float] = {  # and how long at most to
 }
 
 
-def kill_once(
-    recipe: Path, workdir: Path, moment: Callable[[Path, int], bool], step: int, chance: float
-) -> tuple[int, bool, bool]:
-    """Starts the run and kills it at a moment at or after a step.
+class Killed(NamedTuple):
+    """How a run was left by a kill."""
 
-    Returns:
-        the step of the last row, whether a checkpoint was half-written, whether an evaluation
-        was under way.
-    """
-    process = start(recipe, workdir)
+    step: int
+    half: bool
+    """Whether a checkpoint was half-written."""
+    between: bool
+    """Whether an evaluation was under way."""
+    seconds: float
+    """Until the last of the other processes ended."""
+
+
+def kill_once(
+    recipe: Path,
+    workdir: Path,
+    moment: Callable[[Path, int], bool],
+    step: int,
+    chance: float,
+    victim: int,
+    processes: int,
+) -> Killed:
+    """Starts the run and kills one of its processes at a moment at or after a step."""
+    run = start(recipe, workdir, processes)
     while not moment(workdir, step):
-        if process.poll() is not None:
-            raise SystemExit(f"the run ended by itself with status {process.returncode}")
+        for i, process in enumerate(run):
+            if process.poll() is not None:
+                told = log_of(workdir, i).read_text()[-2000:]
+                raise SystemExit(f"process {i} ended by itself, {process.returncode}: {told}")
         time.sleep(0.002)
     time.sleep(chance * MOMENTS[moment])
-    process.kill()
-    process.wait()
-    return last_step(workdir), bool(unfinished(workdir)), evaluating(workdir, 1)
+    run[victim].kill()
+    begin = time.monotonic()
+    for i, process in enumerate(run):
+        try:
+            process.wait(30)
+        except subprocess.TimeoutExpired:
+            for other in run:
+                other.kill()
+            raise SystemExit(f"process {i} did not end within 30 s of the kill") from None
+        last = log_of(workdir, i).read_text().splitlines()[-1:]
+        if i != victim and "another process is gone" not in "".join(last):
+            raise SystemExit(f"process {i}, status {process.returncode}, ended with {last}")
+    seconds = time.monotonic() - begin
+    return Killed(last_step(workdir), bool(unfinished(workdir)), evaluating(workdir, 1), seconds)
 
 
 def arrays(workdir: Path, step: int) -> dict[str, str]:
     """The checksum of every array of a checkpoint, each read and compared with what was written."""
     config = run_config(workdir)
-    state = jax.eval_shape(compile_program(config).init)
+    state = compile_program(config).like
     found = read((workdir / "checkpoints" / str(step)).absolute(), **items_of(state))
     return checksums(found)
+
+
+def ended(run: list[subprocess.Popen[bytes]]) -> int:
+    """Once all processes ended: 0, or the status of one that failed."""
+    return max(process.wait() for process in run)
 
 
 def differences(one: Path, other: Path, steps: int) -> list[str]:
@@ -150,31 +209,40 @@ def main() -> int:
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--steps", type=int, default=1500, help="of the run")
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
+    parser.add_argument("--processes", type=int, default=1, help="that share the run")
     given = parser.parse_args()
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".cache" / "jax"))
     chance, moments = random.Random(given.seed), list(MOMENTS)
+    if given.processes > 1:  # who has not met the others yet is waited for
+        moments.remove(starting)
     with tempfile.TemporaryDirectory() as folder:
         recipe, whole, killed = (Path(folder) / name for name in ("recipe.py", "whole", "killed"))
         tiny = str(ROOT / "configs" / "tiny.py")
         recipe.write_text(RECIPE.format(tiny=tiny, steps=given.steps))
         print(f"one run of {given.steps} steps that nobody stops", flush=True)
-        if status := start(recipe, whole).wait():
-            print((Path(folder) / "whole.log").read_text())
+        if status := ended(start(recipe, whole, given.processes)):
+            print(log_of(whole, 0).read_text())
             raise SystemExit(f"it ended with status {status}")
         hit = {"saving": 0, "evaluating": 0}
-        table = Table("kill", "while", "last row, step", "half a checkpoint", "in an evaluation")
+        columns = ("kill", "while", "last row, step", "half a checkpoint", "in an evaluation")
+        table = Table(*columns, *(["process", "others ended"] if given.processes > 1 else []))
         for i in range(given.kills):
             moment = moments[i % len(moments)]
             step = (i + 1) * given.steps // (given.kills + 2)
-            at, half, between = kill_once(recipe, killed, moment, step, chance.random())
+            victim = i % given.processes
+            left = kill_once(recipe, killed, moment, step, chance.random(), victim, given.processes)
             yes = ("no", "yes")
-            hit["saving"] += half
-            hit["evaluating"] += between
-            table.add_row(str(i + 1), moment.__name__, str(at), yes[half], yes[between])
-            print(f"kill {i + 1}/{given.kills} while {moment.__name__}: step {at}", flush=True)
-        status = start(recipe, killed).wait()
+            hit["saving"] += left.half
+            hit["evaluating"] += left.between
+            row = [str(i + 1), moment.__name__, str(left.step), yes[left.half], yes[left.between]]
+            if given.processes > 1:
+                row += [str(victim), f"{left.seconds:.1f} s"]
+            table.add_row(*row)
+            print(f"kill {i + 1}/{given.kills} while {row[1]}: step {left.step}", flush=True)
+        status = ended(start(recipe, killed, given.processes))
         Console().print(table)
-        damaged = (Path(folder) / "killed.log").read_text().count("damaged")
+        logs = [log_of(killed, i).read_text() for i in range(given.processes)]
+        damaged = sum(log.count("damaged") for log in logs)
         found = [f"exit status {status}"] if status else differences(whole, killed, given.steps)
         found += [f"{damaged} damaged checkpoints"] if damaged else []
         found += [f"no kill came while {name}" for name, count in hit.items() if not count]

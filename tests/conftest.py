@@ -1,4 +1,4 @@
-"""What all tests share: the compilation cache, and where the golden files lie."""
+"""What all tests share: the compilation cache, the devices, and where the golden files lie."""
 
 from pathlib import Path
 
@@ -12,6 +12,23 @@ ROOT = Path(__file__).parent.parent
 jax.config.update("jax_disable_most_optimizations", True)
 jax.config.update("jax_compilation_cache_dir", str(ROOT / ".cache" / "jax"))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+
+
+DEVICES = 8  # that tests/devices sees, in a pytest of its own; all other tests see one
+
+
+def _on_devices(config: pytest.Config) -> bool:
+    return any("devices" in Path(word).parts for word in config.args)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if _on_devices(config):
+        jax.config.update("jax_num_cpu_devices", DEVICES)
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    ignored = collection_path.name == "devices" and not _on_devices(config)
+    return True if ignored else None
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

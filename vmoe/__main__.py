@@ -36,6 +36,14 @@ class TrainDoor:
     workdir: Path
     """Folder of the run: config, metrics, checkpoints."""
     run: Annotated[configs.Train, tyro.conf.arg(name="")]
+    mesh: str = ""
+    """Devices by axis, data=4,expert=8: experts are spread over the one, repeated along the other.
+    As suits the model and the devices at hand if empty."""
+    fsdp: bool = False
+    """Split dense parameters and the optimiser's state over the data axis as well."""
+    distributed: bool = False
+    """This is one of several processes of the run, started by the same line: a cluster that JAX
+    knows says which, or JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID do."""
     on_nan: Literal["stop", "rewind"] = "stop"
     """What a loss or gradient does that is NaN or infinite: end the run; or go back to the newest
     checkpoint and on past the batches that led there."""
@@ -115,9 +123,21 @@ class ConfigDoor:
 def train(argv: Sequence[str]) -> None:
     path = _peek(argv, "--config")
     door = _parse(TrainDoor, "train", argv, run=configs.load(path) if path else configs.Train())
+    from vmoe import processes
     from vmoe.train.loop import train
 
-    done = train(door.run, door.workdir, on_nan=door.on_nan, max_rewinds=door.max_rewinds)
+    if door.distributed:
+        processes.join()
+    done = train(
+        door.run,
+        door.workdir,
+        mesh=door.mesh,
+        fsdp=door.fsdp,
+        on_nan=door.on_nan,
+        max_rewinds=door.max_rewinds,
+    )
+    if not processes.first():
+        return
     for name, weights, found in done:
         print(
             f"{door.workdir}: {door.run.steps} steps, {name} accuracy {found.accuracy:.2%} on "

@@ -14,6 +14,7 @@ from vmoe.errors import UsageError, unknown
 
 if TYPE_CHECKING:
     from vmoe.nn.vit import ViT
+    from vmoe.sharding import Placement
 
 _SHAPES = {  # depth, width, mlp, heads
     "s": (8, 512, 2048, 8),
@@ -115,29 +116,35 @@ def create_model(name: str, *, seed: int = 0, **overrides: Any) -> "ViT":
     return build(model_config(name, **overrides), seed=seed)
 
 
-def build(config: ViTConfig, *, seed: int = 0) -> "ViT":
-    """The model that a config describes; its initial parameters follow from the seed."""
+def build(config: ViTConfig, *, seed: int = 0, placement: "Placement | None" = None) -> "ViT":
+    """The model that a config describes; its initial parameters follow from the seed.
+
+    ``placement``: the devices over which its images and experts are spread; one if None.
+    """
     from vmoe.nn.keys import InitKeys
     from vmoe.nn.vit import ViT
+    from vmoe.sharding import ONE_DEVICE
 
-    return ViT(config, rngs=InitKeys(seed))
+    return ViT(config, placement=placement or ONE_DEVICE, rngs=InitKeys(seed))
 
 
-def with_params(config: ViTConfig, params: dict[str, Any]) -> "ViT":
+def with_params(
+    config: ViTConfig, params: dict[str, Any], *, placement: "Placement | None" = None
+) -> "ViT":
     """The model that a config describes, with given parameters as nested dicts.
 
     Cheap, and at home inside ``jax.jit``: nothing is initialised.
     """
     from flax import nnx
 
-    graph, _, rest = nnx.split(build_abstract(config), nnx.Param, ...)
+    graph, _, rest = nnx.split(build_abstract(config, placement=placement), nnx.Param, ...)
     model = nnx.merge(graph, params, rest)
     model.rngs = nnx.Rngs(train=0)
     return model
 
 
-def build_abstract(config: ViTConfig) -> "ViT":
+def build_abstract(config: ViTConfig, *, placement: "Placement | None" = None) -> "ViT":
     """The same without its memory: every array is a shape and a dtype."""
     from flax import nnx
 
-    return nnx.eval_shape(lambda: build(config))
+    return nnx.eval_shape(lambda: build(config, placement=placement))

@@ -254,12 +254,12 @@ def test_a_disk_that_takes_no_more_ends_the_run_with_one_line_and_the_last_check
 def poisoned(config: Train, monkeypatch: pytest.MonkeyPatch) -> Train:
     """Batches 27 and 65 hold pixels that are no numbers."""
 
-    def batches(*words: object) -> object:
+    def batches(*words: object, **options: object) -> object:
         def poison(i: int, batch: object) -> object:
             bad = i in (27, 65)
             return batch._replace(images=batch.images * np.float32(np.nan)) if bad else batch
 
-        return training_batches(*words).map_with_index(poison)
+        return training_batches(*words, **options).map_with_index(poison)
 
     monkeypatch.setattr(loop, "training_batches", batches)
     return configs.replace(config, evaluations=(EvalSet(),))

@@ -1,25 +1,27 @@
 """The checkpoints of a run: ``checkpoints/STEP/`` with items of arrays and a checksum of each.
 
     params     the parameters       ema         their moving average, where the run keeps one
-    training   all other state      checksums   SHA-256 of every array, by item and name
+    training   all other state      checksums   of every array, by item and name
 
 The parameters are an item of their own, so that a model loads without the optimiser's moments.
 Orbax writes beside and renames, so a step that exists was once whole; whether it still is, the
-checksums tell. Kept are the newest steps, and the best by the first evaluation set.
+checksums tell. Each process writes the parts of arrays that it holds; read is on any devices, in
+any number of processes. Kept are the newest steps, and the best by the first evaluation set.
 """
 
 import csv
-import hashlib
+import functools
 import shutil
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
+from vmoe import processes
+from vmoe.checkpoints.checksums import checksums
 from vmoe.errors import Failure
 
 Arrays = Any  # a tree of arrays
@@ -84,7 +86,7 @@ class Checkpoints:
             self._manager.wait_until_finished()
         except (OSError, ValueError) as error:
             self._failed(error)
-        shutil.rmtree(self._folder / DELETED, ignore_errors=True)
+        self._remove_deleted()
 
     def restore_newest(self, **like: Arrays) -> tuple[int, dict[str, Arrays], list[str]]:
         """The newest step whose arrays all have their checksums.
@@ -103,7 +105,9 @@ class Checkpoints:
                 return step, read(self._folder / str(step), **like), told
             except Damaged as damage:
                 told.append(f"checkpoint {step} is damaged ({damage})")
-            self._set_aside(step)
+            processes.together(functools.partial(self._set_aside, step))
+            self._manager.close()
+            self._manager = self._open()
         told = told or ["those there were are damaged"]
         raise Failure(
             f"{self._workdir}: no checkpoint is good; {'; '.join(told)}. They lie in "
@@ -124,8 +128,12 @@ class Checkpoints:
                 self._manager.delete(step)
         self.wait()
 
+    def _remove_deleted(self) -> None:
+        if processes.first():
+            shutil.rmtree(self._folder / DELETED, ignore_errors=True)
+
     def _open(self) -> ocp.CheckpointManager:
-        shutil.rmtree(self._folder / DELETED, ignore_errors=True)
+        self._remove_deleted()
         options = ocp.CheckpointManagerOptions(
             preservation_policy=_NewestAndBest(self._workdir, self._every, self._keep),
             cleanup_tmp_directories=True,
@@ -135,12 +143,12 @@ class Checkpoints:
         return ocp.CheckpointManager(self._folder, options=options)
 
     def _set_aside(self, step: int) -> None:
+        if not processes.first():
+            return
         aside = self._folder / DAMAGED
         aside.mkdir(exist_ok=True)
         shutil.rmtree(aside / str(step), ignore_errors=True)
         (self._folder / str(step)).rename(aside / str(step))
-        self._manager.close()
-        self._manager = self._open()
 
     def _check_room(self, items: Arrays) -> None:
         """Before a byte is written: half a checkpoint would take the room that is left."""
@@ -203,45 +211,31 @@ def read(folder: Path, **like: Arrays) -> dict[str, Arrays]:
     Raises:
         Damaged: a file is missing or cut off, or an array is not the one that was written.
     """
+    found, stored, told = {}, {}, ""
     try:
-        with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as reader:
-            stored = reader.restore(folder / "checksums")
-        with ocp.StandardCheckpointer() as reader:
-            found = {
-                name: reader.restore(folder / name, jax.tree.map(_abstract, item))
-                for name, item in like.items()
-            }
+        stored = ocp.JsonCheckpointHandler().restore(folder / "checksums")
+        found = {name: _read_item(folder / name, item) for name, item in like.items()}
     except (MemoryError, PermissionError):
         raise  # nothing is said of the checkpoint by these
     except Exception as error:  # Orbax and TensorStore answer damage with errors of many kinds
         reason = " ".join(str(error).split())
         if any(word in reason for word in ("RESOURCE_EXHAUSTED", "PERMISSION_DENIED")):
             raise
-        raise Damaged(reason[:200] or type(error).__name__) from error
+        told = reason[:200] or type(error).__name__
+    if told := processes.first_text(told):
+        raise Damaged(told)
     for name, checksum in checksums(found).items():
         if stored.get(name) != checksum:
             raise Damaged(f"{name} has another checksum than it was written with")
     return found
 
 
-def checksums(items: dict[str, Arrays]) -> dict[str, str]:
-    """SHA-256 of the type, shape and bytes of each array, by item and name.
-
-    >>> list(checksums({"params": {"head": np.zeros(2)}}))
-    ['params/head']
-    """
-    return {
-        jax.tree_util.keystr(path, simple=True, separator="/"): _sha256(leaf)
-        for path, leaf in jax.tree.leaves_with_path(jax.device_get(items))
-    }
-
-
-def _sha256(array: np.ndarray) -> str:
-    digest = hashlib.sha256(f"{array.dtype}{np.shape(array)}".encode())
-    digest.update(np.ascontiguousarray(array).view(np.uint8).data)
-    return digest.hexdigest()
+def _read_item(folder: Path, like: Arrays) -> Arrays:
+    """One item; the handler itself, since a Checkpointer waits for all processes when one fails."""
+    handler = ocp.StandardCheckpointHandler()
+    return handler.restore(folder, args=ocp.args.StandardRestore(jax.tree.map(_abstract, like)))
 
 
 def _abstract(leaf: jax.Array | jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
-    sharding = leaf.sharding or jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    sharding = leaf.sharding or jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)

@@ -38,8 +38,14 @@ class Batch(NamedTuple):
     valid: Bool[np.ndarray, "b"]
 
 
-def training_batches(source: Source, config: Train) -> grain.MapDataset[Batch]:
+def training_batches(
+    source: Source, config: Train, *, share: tuple[int, int] = (0, 1), devices: int = 1
+) -> grain.MapDataset[Batch]:
     """Endless batches by number, each epoch in an order of its own.
+
+    Args:
+        share: which of how many equal parts of each batch is read here.
+        devices: among which such a part is spread; images are mixed with those of their device.
 
     Raises:
         UsageError: there are more classes than logits, or fewer images than a batch holds.
@@ -54,33 +60,56 @@ def training_batches(source: Source, config: Train) -> grain.MapDataset[Batch]:
         return Example(augment(pixels, data, rng), example.label)
 
     def mix(batch: Batch, rng: np.random.Generator) -> Batch:
-        images, labels = mixup(batch.images, batch.labels, data.mixup, rng)
+        images, labels = mixup(batch.images, batch.labels, data.mixup, rng, devices=devices)
         return batch._replace(images=images, labels=labels)
 
+    part, parts = share
+    rows = batch_size // parts
     batches = (
         grain.MapDataset.source(source)
         .seed(config.seed)
         .shuffle()
         .repeat()
         .random_map(change)
-        .batch(batch_size, batch_fn=lambda examples: _batch(examples, num_classes, batch_size))
-    )
+        .batch(rows, batch_fn=lambda examples: _batch(examples, num_classes, rows))
+    )[part::parts]
     return batches.random_map(mix) if data.mixup else batches
 
 
 def evaluation_batches(
-    source: Source, *, batch_size: int, num_classes: int, image_size: int
+    source: Source,
+    *,
+    batch_size: int,
+    num_classes: int,
+    image_size: int,
+    share: tuple[int, int] = (0, 1),
 ) -> Iterator[Batch]:
-    """Every image once, in order; the last batch is filled up with images that are not valid."""
-    return iter(
+    """Every image once, in order; the last batch is filled up with images that are not valid.
+
+    ``share``: which of how many equal parts of each batch is read here.
+    """
+    part, parts = share
+    rows = batch_size // parts
+    read = (
         grain.MapDataset.source(source)
         .map(lambda example: Example(resize(example.image, image_size), example.label))
         .batch(
-            batch_size,
+            rows,
             drop_remainder=False,
-            batch_fn=lambda examples: _batch(examples, num_classes, batch_size),
-        )
-        .to_iter_dataset(READ_AHEAD)
+            batch_fn=lambda examples: _batch(examples, num_classes, rows),
+        )[part::parts]
+    )
+    yield from read.to_iter_dataset(READ_AHEAD) if len(read) else ()
+    for _ in range(len(read), -(-len(source) // batch_size)):
+        yield no_images(rows, num_classes, image_size)
+
+
+def no_images(batch_size: int, num_classes: int, image_size: int) -> Batch:
+    """A batch of which nothing is valid."""
+    return Batch(
+        np.zeros((batch_size, image_size, image_size, 3), np.float32),
+        np.zeros((batch_size, num_classes), np.float32),
+        np.zeros(batch_size, bool),
     )
 
 

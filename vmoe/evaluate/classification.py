@@ -12,7 +12,7 @@ from flax import nnx
 from vmoe.analysis import capture
 from vmoe.analysis.measures import choices_and_drops
 from vmoe.config import MoEConfig, Soft, ViTConfig
-from vmoe.data.pipeline import Batch, check_classes, evaluation_batches
+from vmoe.data.pipeline import Batch, check_classes, evaluation_batches, no_images
 from vmoe.data.sources import Source
 from vmoe.errors import Failure, UsageError
 from vmoe.evaluate.metrics import Outcomes, calibration_error, outcomes
@@ -46,6 +46,8 @@ class Evaluation:
     image_size: int
     """Side of the images as the model saw them, in pixels."""
     batch_size: int
+    devices: int
+    """Among which each batch was spread; groups are of images of one device."""
     images_per_group: dict[int, int]
     """By sparse block: most images whose tokens competed for slots."""
     capacity_factor: dict[int, float | None]
@@ -89,24 +91,27 @@ def evaluate(
         if value < 1:
             raise UsageError(f"{name}={value}: use at least 1")
     each()
+    placement = model.placement
+    batch_size = placement.rounded(batch_size)
+    part, parts = placement.share()
     graph, state = nnx.split(model)
-    nothing = Batch(
-        np.zeros((batch_size, image_size, image_size, 3), np.float32),
-        np.zeros((batch_size, config.num_classes), np.float32),
-        np.zeros(batch_size, bool),
-    )
-    jax.block_until_ready(_measure(graph, state, nothing))  # compiles
+    nothing = no_images(batch_size // parts, config.num_classes, image_size)
+    jax.block_until_ready(_measure(graph, state, placement.put(nothing)))  # compiles
     start = time.perf_counter()
-    parts, made, dropped = [], 0.0, 0.0
+    results, made, dropped = [], 0.0, 0.0
     for batch in evaluation_batches(
-        source, batch_size=batch_size, num_classes=config.num_classes, image_size=image_size
+        source,
+        batch_size=batch_size,
+        num_classes=config.num_classes,
+        image_size=image_size,
+        share=(part, parts),
     ):
         each()
-        found, counts = jax.device_get(_measure(graph, state, batch))
-        parts.append(Outcomes(*(values[batch.valid] for values in found)))
+        found, valid, counts = jax.device_get(_measure(graph, state, placement.put(batch)))
+        results.append(Outcomes(*(values[valid] for values in found)))
         made, dropped = made + float(counts[0]), dropped + float(counts[1])
     seconds = time.perf_counter() - start
-    every = Outcomes(*map(np.concatenate, zip(*parts, strict=True)))
+    every = Outcomes(*map(np.concatenate, zip(*results, strict=True)))
     if broken := int((~np.isfinite(every.cross_entropy)).sum()):
         raise Failure(f"{source.name}: {broken} of {len(source)} images have logits that are NaN")
     correct = every.guesses == every.labels
@@ -122,9 +127,10 @@ def evaluate(
         dropped=dropped / max(made, 1),
         image_size=image_size,
         batch_size=batch_size,
+        devices=placement.devices,
         images_per_group={block: moe.images_per_group for block, moe in blocks.items()},
         capacity_factor={
-            block: _capacity_factor(config, moe, batch_size, image_size)
+            block: _capacity_factor(config, moe, batch_size // placement.devices, image_size)
             for block, moe in blocks.items()
         },
         images_per_second=len(correct) / seconds,
@@ -136,17 +142,20 @@ def evaluate(
 @functools.partial(jax.jit, static_argnums=0)
 def _measure(
     graph: nnx.GraphDef, state: nnx.State, batch: Batch
-) -> tuple[Outcomes, tuple[jax.Array, jax.Array]]:
-    logits, records = capture(nnx.merge(graph, state), batch.images, valid=batch.valid)
-    return outcomes(logits, batch.labels), choices_and_drops(records)
+) -> tuple[Outcomes, jax.Array, tuple[jax.Array, jax.Array]]:
+    model = nnx.merge(graph, state)
+    logits, records = capture(model, batch.images, valid=batch.valid)
+    found = outcomes(logits, batch.labels), batch.valid, choices_and_drops(records)
+    return model.placement.everywhere(found)
 
 
 def _capacity_factor(
-    config: ViTConfig, moe: MoEConfig, batch_size: int, image_size: int
+    config: ViTConfig, moe: MoEConfig, images: int, image_size: int
 ) -> float | None:
+    """Of the groups that so many images, those of one device, form."""
     if moe.dropless:
         return None
-    _, images = group_sizes(batch_size, moe.images_per_group)
+    _, images = group_sizes(images, moe.images_per_group)
     s = images * num_tokens(dataclasses.replace(config, image_size=image_size))
     if isinstance(moe.router, Soft):  # whose slots are parameters, as many as the trained size asks
         return slots_and_factor(moe, images * num_tokens(config))[0] * moe.experts / s

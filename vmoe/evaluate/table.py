@@ -60,7 +60,7 @@ def per_class(found: Evaluation) -> dict[str, dict[str, Any]]:
 COLUMNS = (
     *("date", "checkpoint", "step", "weights", "seed", "data", "images", "accuracy"),
     *("top5_accuracy", "cross_entropy", "brier", "calibration_error", "dropped", "image_size"),
-    *("batch_size", "router", "k", "priority", "images_per_group", "capacity_factor"),
+    *("batch_size", "devices", "router", "k", "priority", "images_per_group", "capacity_factor"),
     *("images_per_second", "model", "vmoe", "jax", "device"),
 )
 

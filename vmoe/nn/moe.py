@@ -15,6 +15,7 @@ from vmoe.nn.keys import MaybeKey, Rngs
 from vmoe.nn.routers import Router, SoftRouter
 from vmoe.routing.layout import combine, dispatch
 from vmoe.routing.rows import block_size, first_of_each_image, flatten, sort_rows
+from vmoe.sharding import ONE_DEVICE, Placement
 
 
 class MoE(nnx.Module):
@@ -27,10 +28,12 @@ class MoE(nnx.Module):
         tokens: int,
         config: MoEConfig,
         *,
+        placement: Placement = ONE_DEVICE,
         rngs: Rngs,
     ):
         """``tokens`` of an image: a soft router's slots are parameters, counted by them."""
         self.config = config
+        self.placement = placement
         if isinstance(config.router, Soft):
             self.router = SoftRouter(width, tokens, config, rngs=rngs)
         else:
@@ -60,14 +63,15 @@ class MoE(nnx.Module):
         """
         b, n, _ = tokens.shape
         router_key, experts_key = keys.split(key, 2)
-        groups, group_valid = group(tokens, valid, self.config.images_per_group)
+        per_group, devices = self.config.images_per_group, self.placement.devices
+        groups, group_valid = group(tokens, valid, per_group, devices)
         record = self.router(groups, group_valid, router_key)
         routing = record.routing
         if first_only:
             groups, routing = first_of_each_image(groups, routing, n)
             n = 1
         outputs = self._through_experts(self._transfer(groups), routing, tokens.dtype, experts_key)
-        return ungroup(outputs.astype(tokens.dtype), b, n), record
+        return ungroup(outputs.astype(tokens.dtype), b, n, devices), record
 
     def _through_experts(
         self,
@@ -77,10 +81,11 @@ class MoE(nnx.Module):
         key: MaybeKey,
     ) -> Float[Array, "g x d"]:
         """Dispatch, experts, combine: by slots, or by rows sorted over all groups."""
-        chosen = choose(self.config, routing)
+        chosen = choose(self.config, routing, self.placement.devices)
         if chosen == "batched":
-            slots = dispatch(groups, routing).astype(dtype)
-            return combine(self._transfer(self.experts(slots, key)), routing)
+            slots = self.placement.to_experts(dispatch(groups, routing)).astype(dtype)
+            outputs = self._transfer(self.experts(slots, key))
+            return combine(self.placement.from_experts(outputs), routing)
         block = None if chosen == "ragged" else block_size(routing)
         routing, sizes = sort_rows(routing, block=block or 1)
         rows = dispatch(flatten(groups), routing)[0, 0].astype(dtype)
@@ -92,14 +97,14 @@ class MoE(nnx.Module):
         return rows.astype(jnp.bfloat16) if self.config.transfer_dtype == "bfloat16" else rows
 
 
-def choose(config: MoEConfig, routing: Routing | SoftRouting) -> Computation:
+def choose(config: MoEConfig, routing: Routing | SoftRouting, devices: int = 1) -> Computation:
     """How the experts compute: as the config says, or as suits the platform and the shapes.
 
     On a CPU one block after the other. Elsewhere one batched product where the slots are about
     as many as the choices, a ragged product where they are many more; slots that mix tokens are
-    always filled.
+    always filled, and slots alone travel between devices.
     """
-    if isinstance(routing, SoftRouting):
+    if isinstance(routing, SoftRouting) or devices > 1:
         return "batched"
     if config.computation != "auto":
         return config.computation
@@ -110,21 +115,29 @@ def choose(config: MoEConfig, routing: Routing | SoftRouting) -> Computation:
 
 
 def group(
-    tokens: Float[Array, "b n d"], valid: Bool[Array, "b"], images_per_group: int
+    tokens: Float[Array, "b n d"],
+    valid: Bool[Array, "b"],
+    images_per_group: int,
+    devices: int = 1,
 ) -> tuple[Float[Array, "g s d"], Bool[Array, "g s"]]:
     """Images in groups whose tokens compete for slots, padded where they do not fill the last.
+
+    Args:
+        devices: over which the images are evenly spread; a group is of the images of one of them.
 
     Returns:
         the tokens of each group, and False for those that are padding.
     """
     b, n, _ = tokens.shape
-    g, i = group_sizes(b, images_per_group)
-    missing = g * i - b
-    tokens = jnp.pad(tokens, ((0, missing), (0, 0), (0, 0)))
-    valid = jnp.pad(valid, (0, missing))
+    g, i = group_sizes(b // devices, images_per_group)
+    missing = g * i - b // devices
+    tokens = rearrange(tokens, "(x b) n d -> x b n d", x=devices)
+    valid = rearrange(valid, "(x b) -> x b", x=devices)
+    tokens = jnp.pad(tokens, ((0, 0), (0, missing), (0, 0), (0, 0)))
+    valid = jnp.pad(valid, ((0, 0), (0, missing)))
     return (
-        rearrange(tokens, "(g i) n d -> g (i n) d", g=g),
-        repeat(valid, "(g i) -> g (i n)", g=g, n=n),
+        rearrange(tokens, "x (g i) n d -> (x g) (i n) d", g=g),
+        repeat(valid, "x (g i) -> (x g) (i n)", g=g, n=n),
     )
 
 
@@ -140,6 +153,9 @@ def group_sizes(b: int, images_per_group: int) -> tuple[int, int]:
     return g, -(-b // g)
 
 
-def ungroup(groups: Float[Array, "g s d"], b: int, n: int) -> Float[Array, "b n d"]:
+def ungroup(
+    groups: Float[Array, "g s d"], b: int, n: int, devices: int = 1
+) -> Float[Array, "b n d"]:
     """The tokens of b images of n tokens out of their groups: ``group`` undone."""
-    return rearrange(groups, "g (i n) d -> (g i) n d", n=n)[:b]
+    images = rearrange(groups, "(x g) (i n) d -> x (g i) n d", x=devices, n=n)
+    return rearrange(images[:, : b // devices], "x b n d -> (x b) n d")

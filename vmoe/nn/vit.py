@@ -21,12 +21,15 @@ from vmoe.nn.mlp import Mlp
 from vmoe.nn.moe import MoE
 from vmoe.nn.patches import Patches
 from vmoe.nn.positions import LearnedPositions, NoPositions, SinCosPositions
+from vmoe.sharding import ONE_DEVICE, Placement
 
 
 class Block(nnx.Module):
     """Pre-norm transformer block; its ``mlp`` is dense or a mixture of experts."""
 
-    def __init__(self, config: ViTConfig, index: int, *, rngs: Rngs):
+    def __init__(
+        self, config: ViTConfig, index: int, *, placement: Placement = ONE_DEVICE, rngs: Rngs
+    ):
         width, dtype = config.width, jnp.dtype(config.dtype)
         self.norm1 = nnx.LayerNorm(width, epsilon=1e-6, dtype=dtype, rngs=rngs)
         self.attention = Attention(
@@ -44,7 +47,7 @@ class Block(nnx.Module):
             self.mlp = Mlp(width, config.mlp, dropout=config.dropout, dtype=dtype, rngs=rngs)
         else:
             tokens = num_tokens(config)
-            self.mlp = MoE(width, config.mlp, tokens, moe, rngs=rngs)
+            self.mlp = MoE(width, config.mlp, tokens, moe, placement=placement, rngs=rngs)
 
     def __call__(
         self,
@@ -77,8 +80,9 @@ class Block(nnx.Module):
 class ViT(nnx.Module):
     """The model. ``model(images)`` gives logits; ``vmoe.analysis.capture`` the records as well."""
 
-    def __init__(self, config: ViTConfig, *, rngs: Rngs):
+    def __init__(self, config: ViTConfig, *, placement: Placement = ONE_DEVICE, rngs: Rngs):
         self.config = config
+        self.placement = placement
         dtype, side = jnp.dtype(config.dtype), config.image_size // config.patch
         token = config.pooling == "class_token"
         self.patches = Patches(config.patch, config.width, dtype=dtype, rngs=rngs)
@@ -97,7 +101,9 @@ class ViT(nnx.Module):
             case "none":
                 self.positions = NoPositions()
         self.dropout = nnx.Dropout(config.dropout)
-        self.blocks = nnx.List([Block(config, i, rngs=rngs) for i in range(config.depth)])
+        self.blocks = nnx.List(
+            [Block(config, i, placement=placement, rngs=rngs) for i in range(config.depth)]
+        )
         self.norm = nnx.LayerNorm(config.width, epsilon=1e-6, dtype=dtype, rngs=rngs)
         self.attention_pool = (
             AttentionPool(config, dtype=dtype, rngs=rngs) if config.pooling == "attention" else None
@@ -122,7 +128,8 @@ class ViT(nnx.Module):
             valid: False for images that only pad the batch: they take no expert's slots.
 
         Raises:
-            UsageError: the patches do not divide the images, or the capacity leaves no slot.
+            UsageError: the patches do not divide the images, the devices do not divide the batch,
+                or the capacity leaves no slot.
         """
         return self.forward(images, train=train, key=key, valid=valid)[0]
 
@@ -137,6 +144,7 @@ class ViT(nnx.Module):
         """Logits, and the record of each sparse block by its number; see ``__call__``."""
         if train and key is None:
             key = self.rngs.train()
+        self.placement.check_batch(len(images))
         valid = jnp.ones(len(images), bool) if valid is None else jnp.asarray(valid)
         embed_key, blocks_key = keys.split(key if train else None, 2)
         tokens = self.embed(images, embed_key)
@@ -183,7 +191,7 @@ class ViT(nnx.Module):
         for i, block_key in enumerate(keys.split(key, len(self.blocks))):
             run = functools.partial(Block.__call__, first_only=first_only and i == last)
             run = functools.partial(_rematerialized, run) if self.config.remat else run
-            tokens, record = run(self.blocks[i], tokens, valid, block_key)
+            tokens, record = run(self.blocks[i], self.placement.images(tokens), valid, block_key)
             if record is not None:
                 records[i] = record
         return self.norm(tokens), records

@@ -15,7 +15,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 from vmoe.axes import Record, Routing
 from vmoe.config import MoEConfig
 from vmoe.routing.capacity import rounded_capacity
-from vmoe.routing.gates import gates_of, mask_gates
+from vmoe.routing.gates import gates_of, mask_gates, top_k
 
 
 def capacity(config: MoEConfig, s: int) -> int:
@@ -45,7 +45,7 @@ def plan(gates: Float[Array, "g s e"], valid: Bool[Array, "g s"], *, c: int) -> 
         c: slots per expert and group, at most s.
     """
     g, s, e = gates.shape
-    top_gates, tokens = jax.lax.top_k(jnp.swapaxes(mask_gates(gates, valid), 1, 2), c)
+    top_gates, tokens = top_k(jnp.swapaxes(mask_gates(gates, valid), 1, 2), c)
     choices = jnp.where(top_gates >= 0, tokens * e + jnp.arange(e)[:, None], s * e)
     slots = jax.vmap(functools.partial(_invert, size=s * e))(choices).reshape(g, s, e)
     chosen = slots < e * c

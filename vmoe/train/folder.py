@@ -23,19 +23,23 @@ import jax
 
 import vmoe
 from vmoe import config as configs
+from vmoe import processes
 from vmoe.analysis.summary import summarize
 from vmoe.checkpoints.load import run_classes, run_config
 from vmoe.config import Train
 from vmoe.data.sources import Source
 from vmoe.errors import UsageError
+from vmoe.sharding import ONE_DEVICE, Placement
 
 
 @contextlib.contextmanager
-def claim(workdir: Path, config: Train, source: Source) -> Iterator[list[str]]:
+def claim(
+    workdir: Path, config: Train, source: Source, placement: Placement = ONE_DEVICE
+) -> Iterator[list[str]]:
     """Makes a new run folder that explains itself, or checks that one is this run's.
 
-    Inside the context no other process may claim it; the system lets go when this one ends,
-    however it ends.
+    Inside the context no other run may claim it; the system lets go when this process ends,
+    however it ends. Of several processes of one run the first does all this.
 
     Yields:
         a line about each thing that is not as it was when the run began, and may change it.
@@ -43,6 +47,24 @@ def claim(workdir: Path, config: Train, source: Source) -> Iterator[list[str]]:
     Raises:
         UsageError: the folder is another run's, in use, or cannot be written.
     """
+    now = environment() | {
+        **{"mesh": str(placement), "processes": jax.process_count()},
+        **{"images": len(source), "data": source.fingerprint()},
+    }
+    with contextlib.ExitStack() as held:
+
+        def hold() -> list[str]:
+            if not processes.first():
+                return []
+            return held.enter_context(_claim(workdir, config, source, now))
+
+        yield processes.together(hold)
+
+
+@contextlib.contextmanager
+def _claim(
+    workdir: Path, config: Train, source: Source, now: dict[str, Any]
+) -> Iterator[list[str]]:
     try:
         if not (workdir / "config.json").exists():
             workdir.mkdir(parents=True, exist_ok=True)
@@ -62,7 +84,6 @@ def claim(workdir: Path, config: Train, source: Source) -> Iterator[list[str]]:
             lock.truncate(0)
             lock.write(str(os.getpid()))
             lock.flush()
-            now = environment() | {"images": len(source), "data": source.fingerprint()}
             if (workdir / "config.json").exists():
                 _check_same(workdir, config, source)
                 told = _changes(workdir, now)
@@ -117,7 +138,8 @@ def _changes(workdir: Path, now: dict[str, Any]) -> list[str]:
             f"{workdir}: the training data is no longer that of its start ({then.get('images')} "
             f"images then, {now['images']} now): it goes on, and not as it would have"
         )
-    for name in ("jax", "jaxlib", "devices", "cores", "grain", "numpy", "pillow"):
+    names = ("jax", "jaxlib", "devices", "mesh", "processes", "cores", "grain", "numpy", "pillow")
+    for name in names:
         if then.get(name) != now[name]:
             told.append(
                 f"{workdir}: it began with {name} {then.get(name)}, now {now[name]}: the same "

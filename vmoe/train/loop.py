@@ -8,15 +8,16 @@ import grain
 import jax
 import jax.numpy as jnp
 
-from vmoe import models
+from vmoe import models, processes
 from vmoe.checkpoints.run import Checkpoints
 from vmoe.config import EvalSet, Train
 from vmoe.data.pipeline import READ_AHEAD, Batch, training_batches
 from vmoe.data.sources import SPLITS, Source, name_and_split, open_source, with_classes
 from vmoe.errors import Failure, Stopped, UsageError
 from vmoe.evaluate import Evaluation, evaluate
+from vmoe.sharding import Placement, place
 from vmoe.train.folder import claim
-from vmoe.train.report import Report
+from vmoe.train.report import Report, Silence, report_of
 from vmoe.train.signals import Interrupted, Signals
 from vmoe.train.step import Metrics, Program, State, compile_program
 
@@ -27,6 +28,8 @@ def train(
     config: Train,
     workdir: str | Path,
     *,
+    mesh: str = "",
+    fsdp: bool = False,
     on_nan: Literal["stop", "rewind"] = "stop",
     max_rewinds: int = 3,
 ) -> Evaluations:
@@ -36,36 +39,46 @@ def train(
     goes on from the newest good checkpoint, and a finished run is only evaluated.
 
     Args:
+        mesh: over how many devices a batch and the experts are spread, "data=4,expert=8"; derived
+            from the devices at hand if empty.
+        fsdp: split large dense parameters and optimiser state over "data" as well.
         on_nan: what happens when a loss or gradient is NaN or infinite: the run ends, or it goes
             back to the newest checkpoint and on past the batches that led there.
         max_rewinds: how often at most it goes back.
 
     Raises:
-        UsageError: the folder is another run's, or the data does not fit the model.
+        UsageError: the folder is another run's, the data does not fit the model, or the model or
+            the batch do not divide over the devices.
         Failure: a loss that is no number, a disk that is full, no checkpoint that is good.
         Stopped: SIGINT or SIGTERM came; everything is saved.
     """
     workdir = Path(workdir)
     source = open_source(config.data.name, "train")
     sets = [(settings, _source(settings, config, source)) for settings in config.evaluations]
-    batches = training_batches(source, config)
-    program = compile_program(config)
+    placement = place(config.model, jax.devices(), mesh=mesh, fsdp=fsdp)
+    placement.check_batch(config.batch_size)
+    part, parts = placement.share()
+    batches = training_batches(
+        source, config, share=(part, parts), devices=placement.devices // parts
+    )
+    program = compile_program(config, placement)
     # What cannot work is refused before anything is written.
-    jax.eval_shape(program.step, jax.eval_shape(program.init), batches[0])
+    jax.eval_shape(program.step, program.like, placement.put(batches[0]))
     for settings in config.evaluations:
-        _check_evaluation(settings, config)
+        _check_evaluation(settings, config, placement)
     with (
+        processes.guarded((Stopped, Failure)),
         Signals() as signals,
-        claim(workdir, config, source) as told,
+        claim(workdir, config, source, placement) as told,
         Checkpoints(workdir, every=config.checkpoint_every, keep=config.keep) as checkpoints,
-        Report(workdir, config) as report,
+        report_of(workdir, config) as report,
     ):
         for line in told:
             report.say(line)
         for opened in (source, *(source for _, source in sets)):
             if opened.skipped:
                 report.say(f"{opened.name}: {opened.skipped} files are no images, left out")
-        loop = _Loop(config, sets, batches, program, signals, checkpoints, report)
+        loop = _Loop(config, placement, sets, batches, program, signals, checkpoints, report)
         state = loop.resume()
         while True:
             try:
@@ -89,25 +102,27 @@ class _Loop:
     def __init__(
         self,
         config: Train,
+        placement: Placement,
         sets: list[tuple[EvalSet, Source]],
         batches: grain.MapDataset[Batch],
         program: Program,
         signals: Signals,
         checkpoints: Checkpoints,
-        report: Report,
+        report: Report | Silence,
     ):
-        self._config, self._sets, self._batches = config, sets, batches
+        self._config, self._placement = config, placement
+        self._sets, self._batches = sets, batches
         self._program, self._signals = program, signals
         self._checkpoints, self._report = checkpoints, report
         self._taken: _Taken | None = None
+        self._asked = False
         self.rewinds = 0
 
     def resume(self) -> State:
         """The state of the newest good checkpoint; the first one where there is none."""
         self._checkpoints.wait()
         if self._checkpoints.begun:
-            like = jax.eval_shape(self._program.init)
-            _, found, told = self._checkpoints.restore_newest(**items_of(like))
+            _, found, told = self._checkpoints.restore_newest(**items_of(self._program.like))
             (step, batch, rewinds, moments), ema = found["training"], found.get("ema")
             state = State(step, batch, rewinds, found["params"], moments, ema)
             for line in told:
@@ -131,33 +146,40 @@ class _Loop:
                     saved = self._save(state, step, saved)
                 if step == config.steps:
                     return found
-                self._signals.check()
-                images = next(feed)
+                if self._asked or (processes.alone() and self._signals.asked):
+                    self._stop(state, step, saved)
+                images = self._placement.put(next(feed))
             except Interrupted:
                 self._stop(state, step, saved)
             except UsageError:  # a file that is no image
-                self._save(state, step, saved)
+                if processes.alone():  # the others are at the next step
+                    self._save(state, step, saved)
                 raise
-            state, metrics = self._program.step(state, images)
-            self._check_finite()  # of the step before: the device is busy with this one
+            asked = self._placement.everyone(bool(self._signals.asked))
+            state, metrics = self._program.step(state, images, asked)
+            self._check_taken()  # the step before: the device is busy with this one
             step, batch = step + 1, batch + 1
             self._taken = _Taken(step, batch - 1, metrics)
             report.step(step)
             if self._due(step, config.log_every):
-                self._check_finite()
+                self._check_taken()
                 report.metrics(step, metrics)
 
     def _due(self, step: int, every: int) -> bool:
         return step > 0 and (step % every == 0 or step == self._config.steps)
 
-    def _check_finite(self) -> None:
-        if self._taken is not None and not self._taken.metrics["finite"]:
+    def _check_taken(self) -> None:
+        """Whether the last step known of was finite, and whether a process asked for a stop."""
+        if self._taken is None:
+            return
+        if not self._taken.metrics["finite"]:
             raise _NotFinite(self._taken)
+        self._asked |= bool(self._taken.metrics["stop"])
 
     def _evaluate(self, state: State, step: int) -> Evaluations:
         """Every set, with the parameters and with their average where there is one."""
-        self._check_finite()
-        written = self._report.evaluated(step)
+        self._check_taken()
+        written = processes.anywhere(self._report.evaluated(step))
         if written and step < self._config.steps:
             return []
         found = []
@@ -167,7 +189,9 @@ class _Loop:
                     continue
                 with self._report.aside(f"evaluating {settings.name}"):
                     evaluation = evaluate(
-                        models.with_params(settings.model(self._config.model), params),
+                        models.with_params(
+                            settings.model(self._config.model), params, placement=self._placement
+                        ),
                         source,
                         batch_size=settings.batch_size,
                         image_size=settings.image_size,
@@ -179,7 +203,7 @@ class _Loop:
         return found
 
     def _save(self, state: State, step: int, saved: int) -> int:
-        self._check_finite()
+        self._check_taken()
         if step > saved:
             self._checkpoints.save(step, **items_of(state))
         return step
@@ -187,9 +211,10 @@ class _Loop:
     def _stop(self, state: State, step: int, saved: int) -> None:
         self._save(state, step, saved)
         self._checkpoints.wait()
+        who = self._signals.asked or "a signal to another process"
         raise Stopped(
-            f"{self._signals.asked}: stopped after step {step} of {self._config.steps}, "
-            "everything is saved; the same line goes on"
+            f"{who}: stopped after step {step} of {self._config.steps}, everything is saved; the "
+            "same line goes on"
         )
 
 
@@ -242,7 +267,9 @@ def _source(settings: EvalSet, config: Train, trained: Source) -> Source:
     return with_classes(open_source(name, split), trained.class_names)
 
 
-def _check_evaluation(settings: EvalSet, config: Train) -> None:
+def _check_evaluation(settings: EvalSet, config: Train, placement: Placement) -> None:
     side = settings.image_size or config.model.image_size
-    images = jax.ShapeDtypeStruct((settings.batch_size, side, side, 3), jnp.float32)
-    jax.eval_shape(lambda images: models.build(settings.model(config.model))(images), images)
+    model = settings.model(config.model)
+    placement.check(model)
+    images = jax.ShapeDtypeStruct((placement.rounded(settings.batch_size), side, side, 3), "f4")
+    jax.eval_shape(lambda images: models.build(model, placement=placement)(images), images)

@@ -18,6 +18,7 @@ from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.summary import scalar
 
+from vmoe import processes
 from vmoe.config import Train
 from vmoe.errors import Failure
 from vmoe.evaluate import Evaluation
@@ -28,6 +29,31 @@ FIGURES = (  # of an evaluation, as they stand in evaluations.csv
     *("calibration_error", "dropped", "images_per_second"),
 )
 Row = dict[str, Any]
+
+
+def report_of(workdir: Path, config: Train) -> "Report | Silence":
+    """The report of a run, whose first process alone tells and writes."""
+    return Report(workdir, config) if processes.first() else Silence()
+
+
+class Silence(contextlib.nullcontext):
+    """What the other processes report: nothing."""
+
+    def nothing(self, *words: Any) -> None:
+        """In the place of each method of a Report."""
+
+    goes_on = step = metrics = evaluations = say = nothing
+
+    def evaluated(self, step: int) -> bool:
+        """The first process knows."""
+        return False
+
+    def aside(self, doing: str) -> contextlib.AbstractContextManager[None]:
+        """What is done inside."""
+        return contextlib.nullcontext()
+
+    def __enter__(self) -> "Silence":
+        return self
 
 
 class Report:
@@ -102,7 +128,8 @@ class Report:
         """A row of what a step measured, which waits for the device."""
         found = jax.device_get(metrics)
         blocks: dict[int, dict[str, np.ndarray]] = found.pop("blocks")
-        found.pop("finite")
+        for name in ("finite", "stop"):
+            found.pop(name)
         before, then = self._last
         self._last = step, time.perf_counter()
         rate = (step - before) * self._config.batch_size / (self._last[1] - then)

@@ -1,9 +1,14 @@
-"""SIGINT and SIGTERM: the first asks a run to save and stop, a second one leaves at once."""
+"""SIGINT and SIGTERM: the first asks a run to save and stop, a second one leaves at once.
+
+A signal to one of several processes asks all of them: they stop after the same step.
+"""
 
 import os
 import signal
 import threading
 from types import FrameType, TracebackType
+
+from vmoe import processes
 
 
 class Interrupted(Exception):
@@ -37,8 +42,8 @@ class Signals:
             signal.signal(number, handler)
 
     def check(self) -> None:
-        """Raises Interrupted once a stop is asked for."""
-        if self.asked:
+        """Raises Interrupted in every process once a stop is asked for in one."""
+        if processes.anywhere(bool(self.asked)):
             raise Interrupted
 
     def _note(self, number: int, frame: FrameType | None) -> None:

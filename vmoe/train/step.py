@@ -5,9 +5,11 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax import nnx
-from jaxtyping import Array, Float, Int
+from jax.typing import ArrayLike
+from jaxtyping import Array, Bool, Float, Int
 
 from vmoe import models
 from vmoe.analysis import capture
@@ -15,6 +17,7 @@ from vmoe.analysis.measures import block_measures, choices_and_drops
 from vmoe.analysis.parts import norms_by_part
 from vmoe.config import Train
 from vmoe.data.pipeline import Batch
+from vmoe.sharding import ONE_DEVICE, Placement
 from vmoe.train.optim import optimizer, schedule
 
 Params = dict[str, Any]
@@ -42,13 +45,19 @@ class State(NamedTuple):
 
 
 class Program(NamedTuple):
-    """What a config compiles to: the first state, and the step."""
+    """What a config compiles to: the first state, and the step.
+
+    The step takes a state, a batch and, of each device, whether its process is asked to stop;
+    ``stop`` among its metrics is whether any is, so that all stop after the same step.
+    """
 
     init: Callable[[], State]
-    step: Callable[[State, Batch], tuple[State, Metrics]]
+    step: Callable[..., tuple[State, Metrics]]
+    like: State
+    """The state's shapes, each with where it lies."""
 
 
-def compile_program(config: Train) -> Program:
+def compile_program(config: Train, placement: Placement = ONE_DEVICE) -> Program:
     """The functions of a run; ``step`` gives its state's memory to the next one."""
     optim = optimizer(config.optim, config.steps)
     rate = schedule(config.optim, config.steps)
@@ -61,7 +70,7 @@ def compile_program(config: Train) -> Program:
         return State(step, batch, rewinds, params, optim.init(params), ema)
 
     def loss(params: Params, batch: Batch, key: jax.Array) -> tuple[jax.Array, Metrics]:
-        model = models.with_params(config.model, params)
+        model = models.with_params(config.model, params, placement=placement)
         logits, records = capture(model, batch.images, train=True, key=key)
         labels = optax.smooth_labels(batch.labels, config.label_smoothing)
         main = cross_entropy(logits, labels, config.loss).mean()
@@ -77,7 +86,11 @@ def compile_program(config: Train) -> Program:
         }
         return main + balance, metrics
 
-    def step(state: State, batch: Batch) -> tuple[State, Metrics]:
+    def step(
+        state: State,
+        batch: Batch,
+        asked: Bool[ArrayLike, "x"] = np.zeros(1, bool),  # noqa: B008
+    ) -> tuple[State, Metrics]:
         key = jax.random.fold_in(jax.random.key(config.seed), state.batch)
         gradient, metrics = jax.grad(loss, has_aux=True)(state.params, batch, key)
         updates, moments = optim.update(gradient, state.moments, state.params)
@@ -86,6 +99,7 @@ def compile_program(config: Train) -> Program:
         norm = optax.tree.norm(gradient)
         metrics |= {
             "lr": rate(state.step),
+            "stop": jnp.any(asked),
             "gradient_norm": norm,
             "finite": jnp.isfinite(metrics["loss"] + metrics["balance"] + norm),
             "norms": {
@@ -95,9 +109,27 @@ def compile_program(config: Train) -> Program:
             },
         }
         after = State(state.step + 1, state.batch + 1, state.rewinds, params, moments, ema)
-        return after, metrics
+        return after, placement.everywhere(metrics)
 
-    return Program(init, jax.jit(step, donate_argnums=0))
+    shapes = jax.eval_shape(init)
+    if placement.mesh is None:
+        return Program(init, jax.jit(step, donate_argnums=0), shapes)
+    where = _lies(shapes, placement)
+    like = jax.tree.map(
+        lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), shapes, where
+    )
+    return Program(
+        jax.jit(init, out_shardings=where),
+        jax.jit(step, donate_argnums=0, out_shardings=(where, None)),
+        like,
+    )
+
+
+def _lies(state: State, placement: Placement) -> State:
+    """Where each array of a state lies."""
+    counts = (placement.replicated(),) * 3
+    params, moments = placement.params(state.params), placement.moments(state.moments)
+    return State(*counts, params, moments, None if state.ema is None else params)
 
 
 def cross_entropy(

@@ -1,0 +1,259 @@
+"""What holds on many devices: the numbers of one device, and no message but those that must be.
+
+The oracle is the same program on one device: of the whole batch where the groups are the same
+there, else of each device's images by themselves.
+"""
+
+import collections
+import functools
+import re
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from vmoe import models
+from vmoe.analysis import capture
+from vmoe.config import (
+    Balance,
+    Data,
+    ExpertsChoose,
+    MoEConfig,
+    Optim,
+    Router,
+    Soft,
+    TokensChoose,
+    Train,
+    ViTConfig,
+    replace,
+)
+from vmoe.data.pipeline import Batch
+from vmoe.errors import UsageError
+from vmoe.sharding import ONE_DEVICE, Placement, place
+from vmoe.train.step import compile_program
+
+SPARSE = MoEConfig(experts=8, images_per_group=2, shared_init=False, capacity_factor=0.8)
+CONFIG = ViTConfig(
+    patch=4,
+    width=32,
+    depth=2,
+    mlp=64,
+    heads=2,
+    image_size=16,
+    num_classes=10,
+    head_std=0.2,
+    pooling="mean",
+    sparse_blocks=(1,),
+    moe=SPARSE,
+)
+ROUTERS: dict[str, Router] = {
+    **{p: TokensChoose(priority=p) for p in ("order", "largest_gate", "sum_of_gates", "random")},
+    "all losses": TokensChoose(k=1, balance=Balance(load=0.1, importance=0.1, gshard=0.1, z=0.1)),
+    "experts choose": ExpertsChoose(),
+    "soft": Soft(),
+}
+OPERATIONS = ("all-to-all", "all-gather", "all-reduce", "reduce-scatter", "collective-permute")
+mesh = pytest.mark.parametrize("mesh", ["expert=8", "expert=4", "expert=2", "expert=1"])
+
+
+def on(mesh: str, config: ViTConfig = CONFIG, **options: Any) -> Placement:
+    return place(config, jax.devices(), mesh=mesh, **options)
+
+
+@functools.cache
+def params_of(config: ViTConfig) -> dict[str, Any]:
+    return nnx.to_pure_dict(nnx.state(models.build(config), nnx.Param))
+
+
+def images(b: int, seed: int = 1) -> np.ndarray:
+    return np.asarray(jax.random.normal(jax.random.key(seed), (b, 16, 16, 3)))
+
+
+def collectives(program: jax.stages.Compiled) -> dict[str, int]:
+    """How many there are of each in the compiled program."""
+    pattern = rf" ({'|'.join(OPERATIONS)})(?:-start)?\(%?\w"
+    return collections.Counter(re.findall(pattern, program.as_text()))
+
+
+def forward(config: ViTConfig, placement: Placement, key: jax.Array | None = None) -> Any:
+    def run(params: dict[str, Any], x: jax.Array, valid: jax.Array) -> Any:
+        model = models.with_params(config, params, placement=placement)
+        logits, records = capture(model, x, train=key is not None, key=key, valid=valid)
+        balance = sum((record.balance for record in records.values()), jnp.zeros(()))
+        return logits, balance
+
+    return run
+
+
+def gradient(config: ViTConfig, placement: Placement) -> Any:
+    """Of a loss to which logits and balance contribute, in training."""
+    run = forward(config, placement, jax.random.key(3))
+
+    def loss(params: dict[str, Any], x: jax.Array, valid: jax.Array) -> Any:
+        logits, balance = run(params, x, valid)
+        return (jnp.where(valid[:, None], logits, 0) ** 2).sum() / 10 + balance
+
+    return jax.grad(loss)
+
+
+def run_on(placement: Placement, function: Any, params: Any, *batch: np.ndarray) -> Any:
+    where = placement.params(params)
+    params = params if placement.mesh is None else jax.device_put(params, where)
+    out = where if placement.mesh is not None and "grad" in function.__name__ else None
+    return jax.jit(function, out_shardings=out)(params, *placement.put(batch))
+
+
+def assert_close(ours: Any, oracle: Any) -> None:
+    """To 1e-5 of the largest value of each array; the gradient of the keys' bias is 0."""
+    for (path, found), expected in zip(
+        jax.tree.leaves_with_path(ours), jax.tree.leaves(oracle), strict=True
+    ):
+        if "['key']['bias']" not in jax.tree_util.keystr(path):
+            largest = max(float(np.abs(expected).max()), 1e-3)
+            np.testing.assert_allclose(
+                np.asarray(found), np.asarray(expected), atol=1e-5 * largest, rtol=0
+            )
+
+
+@pytest.mark.parametrize("pooling", ["mean", "class_token"])
+@mesh
+def test_two_all_to_all_forward_four_with_backward_and_nothing_is_gathered(
+    mesh: str, pooling: str
+) -> None:
+    config = replace(CONFIG, pooling=pooling)
+    placement, params, valid = on(mesh), params_of(config), np.ones(16, bool)
+    there = jax.device_put(params, placement.params(params))
+    batch = placement.put((images(16), valid))
+    travels = 0 if mesh == "expert=1" else 1
+    program = jax.jit(forward(config, placement)).lower(there, *batch).compile()
+    found = collectives(program)
+    assert found["all-to-all"] == 2 * travels
+    assert set(found) <= {"all-to-all", "all-reduce"}  # which is the losses' sum
+    both = jax.jit(gradient(config, placement), out_shardings=placement.params(params))
+    found = collectives(both.lower(there, *batch).compile())
+    assert found["all-to-all"] == 4 * travels
+    assert set(found) <= {"all-to-all", "all-reduce"}
+
+
+@pytest.mark.parametrize("router", ROUTERS.values(), ids=ROUTERS.keys())
+@pytest.mark.parametrize("mesh", ["expert=4", "expert=8"])
+def test_logits_losses_and_gradients_are_those_of_one_device(mesh: str, router: Router) -> None:
+    per_group = 1 if isinstance(router, Soft) else 2
+    moe = replace(SPARSE, router=router, images_per_group=per_group)
+    config = replace(CONFIG, moe=moe)
+    placement, params, batch = on(mesh), params_of(config), (images(16), np.ones(16, bool))
+    for way in (forward, gradient):
+        ours = run_on(placement, way(config, placement), params, *batch)
+        assert_close(ours, run_on(ONE_DEVICE, way(config, ONE_DEVICE), params, *batch))
+
+
+@pytest.mark.parametrize("router", ["largest_gate", "experts choose"])
+def test_uneven_groups_and_padding_are_those_of_each_device_alone(router: str) -> None:
+    """Five images a device in groups of three, the last device's padded."""
+    config = replace(CONFIG, moe=replace(SPARSE, router=ROUTERS[router], images_per_group=3))
+    placement, params = on("expert=4"), params_of(config)
+    x, valid = images(40), np.arange(40) < 37
+    logits, balance = run_on(placement, forward(config, placement), params, x, valid)
+    alone = [
+        run_on(ONE_DEVICE, forward(config, ONE_DEVICE), params, x[i : i + 5], valid[i : i + 5])
+        for i in range(0, 40, 5)
+    ]
+    assert_close(logits[valid], np.concatenate([a[0] for a in alone])[valid])
+    groups = [2] * 7 + [1]  # that hold any image: the last device has two
+    assert_close(balance, np.average([a[1] for a in alone], weights=groups))
+
+
+@pytest.mark.parametrize("fsdp", [False, True], ids=["", "fsdp"])
+@mesh
+def test_every_parameter_after_an_update_is_that_of_one_device(mesh: str, fsdp: bool) -> None:
+    """SGD, whose update is the gradient: a sum over too many or too few devices would show."""
+    optim = Optim(kind="sgd", lr=0.1, warmup=0, clip=0.5, schedule="constant")
+    config = Train(model=CONFIG, data=Data("digits"), optim=optim, batch_size=16, ema=0.5)
+    batch = Batch(images(16), np.eye(10, dtype=np.float32)[np.arange(16) % 10], np.ones(16, bool))
+    ours, alone = on(mesh, fsdp=fsdp), compile_program(config)
+    program = compile_program(config, ours)
+    start = program.init()
+    assert_close(start, alone.init())
+    state, metrics = program.step(start, ours.put(batch), ours.everyone(False))
+    expected, measured = alone.step(alone.init(), batch)
+    assert_close(state, expected)
+    assert_close(metrics, measured)
+    for found, like in zip(jax.tree.leaves(state), jax.tree.leaves(program.like), strict=True):
+        assert found.sharding == like.sharding
+
+
+def test_fsdp_splits_large_dense_arrays_and_the_moments_of_experts() -> None:
+    config = Train(model=CONFIG, data=Data("digits"))
+    placement = on("expert=2", fsdp=True)
+    like = compile_program(config, placement).like
+    moments = like.moments[1].mu
+    for tree, splits in ((like.params, (1, 4, 2)), (moments, (1, 4, 8))):
+        small, dense, experts = splits
+        block = tree["blocks"][1]
+        for leaf, parts in (
+            (block["norm1"]["scale"], small),
+            (block["attention"]["out"]["kernel"], dense),
+            (block["mlp"]["experts"]["up"]["kernel"], experts),
+        ):
+            assert np.prod(leaf.shape) == parts * np.prod(leaf.sharding.shard_shape(leaf.shape))
+
+
+def test_a_stop_asked_of_one_process_is_known_to_all() -> None:
+    config = Train(model=CONFIG, data=Data("digits"), batch_size=16)
+    placement = on("expert=4")
+    program = compile_program(config, placement)
+    batch = Batch(images(16), np.eye(10, dtype=np.float32)[np.arange(16) % 10], np.ones(16, bool))
+    for flags in (np.zeros(8, bool), np.arange(8) == 5):
+        state, metrics = program.step(program.init(), placement.put(batch), placement.put(flags))
+        assert bool(metrics["stop"]) == flags.any()
+
+
+def test_on_the_wire_rows_are_rounded_as_the_config_says() -> None:
+    """Whether a platform then sends two bytes is its compiler's; the CPU's sends four."""
+    config = replace(CONFIG, moe=replace(SPARSE, transfer_dtype="bfloat16"))
+    placement, params, batch = on("expert=4"), params_of(CONFIG), (images(16), np.ones(16, bool))
+    lowered = jax.jit(forward(config, placement)).lower(params, *placement.put(batch))
+    wire = [line for line in lowered.as_text().splitlines() if "sharding_constraint" in line]
+    assert sum("x8x8x32xbf16>" in line for line in wire) == 4, wire
+    ours = run_on(placement, forward(config, placement), params, *batch)
+    alone = run_on(ONE_DEVICE, forward(config, ONE_DEVICE), params, *batch)
+    jax.tree.map(functools.partial(np.testing.assert_allclose, atol=1e-3), ours, alone)
+
+
+def test_experts_stay_on_neighbours_as_far_as_they_divide() -> None:
+    assert (on("").data, on("").expert) == (1, 8)
+    few = replace(CONFIG, moe=replace(SPARSE, experts=6))
+    assert (on("", few).data, on("", few).expert) == (4, 2)
+    dense = replace(CONFIG, sparse_blocks=())
+    assert (on("", dense).data, on("", dense).expert) == (8, 1)
+    assert (on("data=2").data, on("data=2").expert) == (2, 4)
+    ids = [[device.id for device in row] for row in on("data=2").mesh.devices]
+    assert ids == [[0, 1, 2, 3], [4, 5, 6, 7]]
+    assert place(CONFIG, jax.devices()[:1]) == ONE_DEVICE
+
+
+@pytest.mark.parametrize(
+    ("mesh", "changes", "told"),
+    [
+        ("data=3,expert=4", {}, "12 devices, there are 8; expert may be 1, 2, 4 or 8"),
+        ("expert=4", {"experts": 6}, "experts=6 do not divide over expert=4; on 8 devices expert "),
+        ("expert=4", {"dropless": True}, "moe.dropless on 8 devices: .*give a moe.capacity_factor"),
+        ("expert=1", {"computation": "blocks"}, "computation=blocks on 8 devices: .*use batched"),
+        ("experts=4", {}, "no axis 'experts': did you mean 'expert'"),
+        ("expert=x", {}, "each axis once, with a size of 1 or more"),
+        ("data=2,data=4", {}, "each axis once"),
+    ],
+)
+def test_what_cannot_be_spread_is_refused_by_name(mesh: str, changes: dict, told: str) -> None:
+    with pytest.raises(UsageError, match=told):
+        on(mesh, replace(CONFIG, moe=replace(SPARSE, **changes)))
+
+
+def test_a_batch_that_does_not_divide_is_refused_with_the_sizes_that_do() -> None:
+    with pytest.raises(UsageError, match="a batch of 12 on 8 devices: .* use 8 or 16"):
+        on("expert=4").check_batch(12)
+    with pytest.raises(UsageError, match="a batch of 12 on 8 devices"):
+        models.build(CONFIG, placement=on("expert=4"))(images(12))

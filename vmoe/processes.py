@@ -1,0 +1,142 @@
+"""One run in several processes: who is first, what all agree on, that nobody waits for the dead.
+
+Every process runs the same program and takes the same turns; what one of them alone knows (a
+signal, a damaged file, who else uses the folder) is agreed on here before anyone acts on it.
+"""
+
+import contextlib
+import ctypes
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Callable, Iterator
+from typing import TypeVar
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from vmoe.errors import Failure, UsageError, VmoeError
+
+Result = TypeVar("Result")
+
+HEARTBEAT = 10  # seconds without a sign of life after which JAX ends all processes
+TEXT = 1024  # bytes of a text that is sent
+
+
+def join() -> None:
+    """Makes this process one of a run's, as the cluster says or three variables do.
+
+    SLURM, Open MPI, Kubernetes and TPU pods are recognised by JAX. Elsewhere each process is told
+    by JAX_COORDINATOR_ADDRESS (host:port of the first), JAX_NUM_PROCESSES and JAX_PROCESS_ID.
+
+    Raises:
+        UsageError: neither says who takes part, or the others were not met.
+    """
+    count, index = (os.environ.get(f"JAX_{word}") for word in ("NUM_PROCESSES", "PROCESS_ID"))
+    jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    try:
+        jax.distributed.initialize(
+            num_processes=None if count is None else int(count),
+            process_id=None if index is None else int(index),
+            heartbeat_timeout_seconds=HEARTBEAT,
+        )
+    except (ValueError, RuntimeError) as error:
+        raise UsageError(
+            f"--distributed: {' '.join(str(error).split())} JAX_COORDINATOR_ADDRESS (host:port), "
+            "JAX_NUM_PROCESSES and JAX_PROCESS_ID say who takes part, where no cluster does"
+        ) from None
+    ctypes.CDLL(None).signal(signal.SIGABRT, _aborted)
+
+
+def _gone(reason: object) -> None:
+    """Ends this process, which another one has left."""
+    line = (
+        f"vmoe: process {jax.process_index()}: another process is gone ({reason}); the same line, "
+        "started in all processes, goes on after the newest checkpoint"
+    )
+    print(line, file=sys.stderr, flush=True)
+    os._exit(Failure.status)
+
+
+@ctypes.CFUNCTYPE(None, ctypes.c_int)
+def _aborted(number: int) -> None:
+    """JAX's runtime notices that heartbeats are missing and calls abort() in a thread of its own,
+    in which no handler of Python's signal module would ever run."""
+    _gone("JAX's runtime says so above")
+
+
+def first() -> bool:
+    """Whether this process is the one that reports and writes what is written once."""
+    return jax.process_index() == 0
+
+
+def alone() -> bool:
+    """Whether the run is of one process."""
+    return jax.process_count() == 1
+
+
+def anywhere(flag: bool) -> bool:
+    """Whether the flag is set in any process; returns when all have asked."""
+    return flag if alone() else bool(multihost_utils.process_allgather(np.array(flag)).any())
+
+
+def gathered(array: np.ndarray) -> np.ndarray:
+    """The arrays of all processes, stacked along a new first axis; bit for bit, of any type."""
+    if alone():
+        return array[None]
+    raw = np.ascontiguousarray(array).view(np.uint8)
+    return np.ascontiguousarray(multihost_utils.process_allgather(raw)).view(array.dtype)
+
+
+def first_text(text: str) -> str:
+    """The first text that is not empty, of those of all processes in their order."""
+    raw = text.encode()[:TEXT].ljust(TEXT, b"\0")
+    rows = gathered(np.frombuffer(raw, np.uint8))
+    texts = (bytes(row).rstrip(b"\0").decode(errors="replace") for row in rows)
+    return next(filter(None, texts), "")
+
+
+def together(work: Callable[[], Result]) -> Result:
+    """``work()`` in every process; what it raises in one, all raise.
+
+    Raises:
+        UsageError, Failure: as some process did.
+    """
+    found, told = None, ""
+    try:
+        found = work()
+    except VmoeError as error:
+        if alone():
+            raise
+        told = f"{error.status} {error}"
+    if told := first_text(told):
+        status, _, line = told.partition(" ")
+        raise (UsageError if status == str(UsageError.status) else Failure)(line)
+    return found
+
+
+@contextlib.contextmanager
+def guarded(agreed: tuple[type[BaseException], ...]) -> Iterator[None]:
+    """In here an error that not every process has ends this one at once, with one line.
+
+    To close files in the usual way would mean to wait for processes that are gone, or that wait
+    for this one; they in turn see that it is gone.
+
+    Args:
+        agreed: what every process raises alike.
+    """
+    try:
+        yield
+    except agreed:
+        raise
+    except BaseException as error:
+        if alone():
+            raise
+        if isinstance(error, jax.errors.JaxRuntimeError):  # a message that did not arrive
+            _gone(" ".join(str(error).split())[:160])
+        if not isinstance(error, VmoeError):
+            traceback.print_exc()
+        print(f"vmoe: process {jax.process_index()}: {error}", file=sys.stderr, flush=True)
+        os._exit(getattr(error, "status", Failure.status))
