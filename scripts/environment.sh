@@ -1,10 +1,11 @@
+# shellcheck shell=bash
 # Sourced by the other scripts: makes .venv from the lock, or reuses it while the lock is the same.
 #   install ""        what running needs
 #   install "[test]"  what the tests need as well
 # Touches nothing outside the project; PYTHON=... picks another python3.
 
-root=$(CDPATH= cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
-cd "$root"
+root=$(CDPATH='' cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+cd "$root" || exit
 export PATH="$root/.venv/bin:$PATH"
 export JAX_COMPILATION_CACHE_DIR=${JAX_COMPILATION_CACHE_DIR:-$root/.cache/jax}
 

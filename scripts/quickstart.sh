@@ -2,6 +2,7 @@
 # From nothing to a trained sparse vision model: environment, training on the digits, evaluation
 # beside classic methods, a prediction. Run again, it reuses what is there.
 set -euo pipefail
+# shellcheck source=environment.sh
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 run=runs/digits
 

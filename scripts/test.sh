@@ -2,6 +2,7 @@
 # Format, lint, import rules, doctests and tests, those of several devices by themselves; --slow adds
 # what takes minutes. Other words go to pytest.
 set -euo pipefail
+# shellcheck source=environment.sh
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 install "[test]"
 mkdir -p .cache

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 ROOT = Path(__file__).parents[1]
 
@@ -73,3 +74,65 @@ def test_the_bench_measures_floors_and_ratios_and_writes_them(tmp_path: Path) ->
     assert "matmul floor" in done.stdout
     wrong = subprocess.run([*command[:2], "layers"], capture_output=True, text=True)
     assert wrong.returncode == 2 and "no section 'layers'" in wrong.stderr
+
+
+def test_shell_scripts_are_clean() -> None:
+    scripts = [str(path) for path in (ROOT / "scripts").glob("*.sh")]
+    done = subprocess.run(
+        [Path(sys.executable).with_name("shellcheck"), "-x", "-P", "SCRIPTDIR", *scripts],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(("status", "queued"), [(0, False), (75, True), (1, False)])
+def test_a_slurm_job_that_was_told_to_save_queues_itself_again(
+    status: int, queued: bool, tmp_path: Path
+) -> None:
+    """SLURM's commands write down how they are called."""
+    for name, body in (("srun", f"exit {status}"), ("scontrol", "exit 0")):
+        path = tmp_path / name
+        path.write_text(f'#!/bin/sh\necho {name} "$@" >>"{tmp_path}/calls"\n{body}\n')
+        path.chmod(0o755)
+    done = subprocess.run(
+        ["bash", str(ROOT / "scripts" / "slurm.sh"), "my config.py", "runs/x", "--steps", "3"],
+        env=os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_JOB_ID": "17"},
+    )
+    assert done.returncode == status
+    srun, *after = (tmp_path / "calls").read_text().splitlines()
+    assert srun.endswith("train --config my config.py --workdir runs/x --distributed --steps 3")
+    assert after == (["scontrol requeue 17"] if queued else [])
+
+
+def test_launch_scripts_show_what_they_would_run_and_refuse_too_few_words() -> None:
+    def told(*words: str) -> subprocess.CompletedProcess[str]:
+        script, *rest = words
+        return subprocess.run(
+            ["bash", str(ROOT / "scripts" / script), *rest],
+            capture_output=True,
+            text=True,
+            env=os.environ | {"DRY_RUN": "1"},
+        )
+
+    shown = told("tpu_pod.sh", "--dry-run", "pod", "us-a", "a b.py", "runs/x").stdout
+    assert shown.startswith("gcloud compute tpus tpu-vm ssh pod --zone us-a --worker all --command")
+    assert "a\\\\\\ b.py" in shown and "--distributed" in shown
+    assert told("slurm.sh", "a.py", "runs/x").stdout == (
+        "srun --kill-on-bad-exit=1 vmoe train --config a.py --workdir runs/x --distributed\n"
+    )
+    for script in ("slurm.sh", "tpu_pod.sh"):
+        done = told(script)
+        assert done.returncode == 2 and done.stderr.startswith("use: ")
+
+
+def test_the_pods_of_a_jobset_are_told_who_takes_part() -> None:
+    jobset = yaml.safe_load((ROOT / "scripts" / "jobset.yaml").read_text())
+    job = jobset["spec"]["replicatedJobs"][0]["template"]["spec"]
+    container = job["template"]["spec"]["containers"][0]
+    told = {one["name"]: one.get("value") for one in container["env"]}
+    assert told.keys() == {"JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"}
+    assert int(told["JAX_NUM_PROCESSES"]) == job["completions"] == job["parallelism"]
+    assert container["command"][-1] == "--distributed"
+    assert job["podFailurePolicy"]["rules"][0]["onExitCodes"]["values"] == [75]

@@ -35,11 +35,13 @@ def join() -> None:
         UsageError: neither says who takes part, or the others were not met.
     """
     count, index = (os.environ.get(f"JAX_{word}") for word in ("NUM_PROCESSES", "PROCESS_ID"))
+    told = count is not None and index is not None
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     try:
         jax.distributed.initialize(
-            num_processes=None if count is None else int(count),
-            process_id=None if index is None else int(index),
+            num_processes=int(count) if told else None,
+            process_id=int(index) if told else None,
+            cluster_detection_method="deactivate" if told else None,
             heartbeat_timeout_seconds=HEARTBEAT,
         )
     except (ValueError, RuntimeError) as error:

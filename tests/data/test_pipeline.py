@@ -201,3 +201,31 @@ def test_what_is_not_a_whole_image_is_refused_by_name(tmp_path) -> None:
     ]:
         with pytest.raises(UsageError, match=rf"{name}: {message}"):
             read_image(tmp_path / name)
+
+
+def test_the_parts_that_processes_read_make_the_batches_of_one() -> None:
+    """Mixing aside, whose partners are those of a device: of as many devices, all is equal."""
+    source = open_source("digits", "train")
+    config = replace(CONFIG, batch_size=24, data=replace(CONFIG.data, mixup=0.5, rotate=5.0))
+    whole = training_batches(source, config, devices=4)
+    for parts in (2, 4):
+        shares = [
+            training_batches(source, config, share=(i, parts), devices=4 // parts)
+            for i in range(parts)
+        ]
+        for i in (0, 3, 60):  # 60 is of the second epoch
+            joined = (np.concatenate(x) for x in zip(*(s[i] for s in shares), strict=True))
+            for ours, oracle in zip(joined, whole[i], strict=True):
+                np.testing.assert_array_equal(ours, oracle)
+
+
+def test_the_parts_of_an_evaluation_hold_every_image_once_in_as_many_batches() -> None:
+    source = open_source("digits", "validation")
+    sizes = dict(batch_size=48, num_classes=10, image_size=8)
+    whole = list(evaluation_batches(source, **sizes))
+    shares = [list(evaluation_batches(source, **sizes, share=(i, 4))) for i in range(4)]
+    assert {len(share) for share in shares} == {len(whole)} == {4}
+    for oracle, *parts in zip(whole, *shares, strict=True):
+        for ours, values in zip(zip(*parts, strict=True), oracle, strict=True):
+            np.testing.assert_array_equal(np.concatenate(ours), values)
+    assert sum(batch.valid.sum() for share in shares for batch in share) == len(source) == 180

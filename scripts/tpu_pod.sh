@@ -1,0 +1,26 @@
+#!/usr/bin/env bash
+# A run on all workers of a TPU pod slice, each with the project in ~/vmoe and its environment made:
+#   scripts/tpu_pod.sh [--dry-run] TPU_NAME ZONE configs/vmoe_15b.py gs-mount/runs/15b [options of vmoe train]
+# JAX learns from the TPU itself who takes part. Stopped (Ctrl-C, maintenance), the same line goes on
+# where it was. The run folder has to lie where all workers see it.
+set -euo pipefail
+
+show=
+if [[ ${1:-} == --dry-run ]]; then
+  show=1
+  shift
+fi
+if (($# < 4)); then
+  echo "use: $0 [--dry-run] TPU_NAME ZONE CONFIG WORKDIR [options of vmoe train]" >&2
+  exit 2
+fi
+name=$1 zone=$2 config=$3 workdir=$4
+shift 4
+printf -v train '%q ' .venv/bin/vmoe train --config "$config" --workdir "$workdir" --distributed "$@"
+line=(gcloud compute tpus tpu-vm ssh "$name" --zone "$zone" --worker all --command "cd vmoe && $train")
+if [[ $show ]]; then
+  printf '%q ' "${line[@]}"
+  echo
+else
+  exec "${line[@]}"
+fi

@@ -1,0 +1,103 @@
+"""A run on eight devices: any mesh trains the same, and goes on with what another has saved."""
+
+import csv
+import shutil
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+
+import vmoe
+from vmoe import config as configs
+from vmoe.checkpoints.checksums import checksums
+from vmoe.config import EvalSet, Train
+from vmoe.errors import UsageError
+from vmoe.sharding import place
+from vmoe.train.loop import train
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def config() -> Train:
+    """Groups of four images, which are a device's share of a batch on any mesh of eight."""
+    return configs.replace(
+        configs.load(ROOT / "configs" / "tiny.py"),
+        steps=20,
+        optim=dict(warmup=5),
+        log_every=5,
+        evaluate_every=10,
+        checkpoint_every=10,
+        ema=0.9,
+        model=dict(moe=dict(images_per_group=4)),
+        evaluations=(EvalSet(batch_size=50),),
+    )
+
+
+@pytest.fixture(scope="module")
+def whole(config: Train, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    workdir = tmp_path_factory.mktemp("runs") / "whole"
+    found = train(config, workdir, mesh="expert=4")
+    assert [(evaluation.images, evaluation.batch_size) for _, _, evaluation in found] == [
+        (180, 56)  # 50, rounded up to eight devices
+    ] * 2
+    return workdir
+
+
+def assert_close(one: Path, other: Path) -> None:
+    trees = (nnx.to_pure_dict(nnx.state(vmoe.load(folder), nnx.Param)) for folder in (one, other))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=5e-3), *trees)
+
+
+@pytest.mark.parametrize(("mesh", "fsdp"), [("expert=1", True), ("expert=2", False)])
+def test_a_run_goes_on_on_another_mesh(
+    mesh: str,
+    fsdp: bool,
+    config: Train,
+    whole: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    workdir = tmp_path / "run"
+    shutil.copytree(whole, workdir)
+    shutil.rmtree(workdir / "checkpoints" / "20")
+    train(config, workdir, mesh=mesh, fsdp=fsdp)
+    told = capsys.readouterr().err
+    now = str(place(config.model, jax.devices(), mesh=mesh, fsdp=fsdp))
+    assert f"it began with mesh data=2,expert=4, now {now}: the same steps may round" in told
+    assert "goes on after step 10 of 20" in told and "damaged" not in told
+    assert_close(whole, workdir)
+    for one, other in zip(losses(whole), losses(workdir), strict=True):
+        assert one == pytest.approx(other, rel=1e-4)
+
+
+def losses(workdir: Path) -> list[float]:
+    rows = csv.DictReader((workdir / "metrics.csv").read_text().splitlines())
+    return [float(row["loss"]) for row in rows]
+
+
+def test_a_checksum_is_the_same_however_an_array_is_spread() -> None:
+    rng = np.random.default_rng(0)
+    arrays = {"a": rng.normal(size=(16, 24)).astype(np.float32), "b": np.arange(64, dtype=np.int8)}
+    oracle = checksums(arrays)
+    mesh = jax.make_mesh((2, 4), ("x", "y"), axis_types=(jax.sharding.AxisType.Auto,) * 2)
+    for spec in (("x",), ("y",), (("x", "y"),), ()):
+        sharding = jax.sharding.NamedSharding(mesh, jax.P(*spec))
+        assert checksums(jax.device_put(arrays, sharding)) == oracle
+    both = jax.sharding.NamedSharding(mesh, jax.P("x", "y"))
+    assert checksums({"a": jax.device_put(arrays["a"], both)})["a"] == oracle["a"]
+    for change in (lambda a: a.T.copy(), lambda a: a[::-1], lambda a: np.nextafter(a, 9.0)):
+        assert checksums({"a": change(arrays["a"])})["a"] != oracle["a"]
+
+
+def test_a_batch_that_the_devices_do_not_divide_is_refused_before_anything_is_written(
+    config: Train, tmp_path: Path
+) -> None:
+    with pytest.raises(UsageError, match="a batch of 36 on 8 devices: .* use 32 or 40"):
+        train(configs.replace(config, batch_size=36), tmp_path / "run")
+    dropless = (EvalSet(dropless=True),)
+    with pytest.raises(UsageError, match="moe.dropless on 8 devices"):
+        train(configs.replace(config, evaluations=dropless), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
