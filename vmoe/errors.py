@@ -11,6 +11,8 @@ class VmoeError(Exception):
     """Any of those below; the message is one line."""
 
     status = 1
+    agreed = False
+    """Whether every process of a run raises it alike, so that all may end in the usual way."""
 
 
 class UsageError(VmoeError):
@@ -27,6 +29,7 @@ class Stopped(VmoeError):
     """A signal stopped the work early and everything is saved: the same line goes on."""
 
     status = 75
+    agreed = True
 
 
 def unknown(what: str, name: Any, known: list[str]) -> str:

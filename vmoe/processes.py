@@ -115,26 +115,27 @@ def together(work: Callable[[], Result]) -> Result:
         told = f"{error.status} {error}"
     if told := first_text(told):
         status, _, line = told.partition(" ")
-        raise (UsageError if status == str(UsageError.status) else Failure)(line)
+        raise agreed((UsageError if status == str(UsageError.status) else Failure)(line))
     return found
 
 
+def agreed(error: VmoeError) -> VmoeError:
+    """The error, marked as one that every process raises."""
+    error.agreed = True
+    return error
+
+
 @contextlib.contextmanager
-def guarded(agreed: tuple[type[BaseException], ...]) -> Iterator[None]:
+def guarded() -> Iterator[None]:
     """In here an error that not every process has ends this one at once, with one line.
 
     To close files in the usual way would mean to wait for processes that are gone, or that wait
     for this one; they in turn see that it is gone.
-
-    Args:
-        agreed: what every process raises alike.
     """
     try:
         yield
-    except agreed:
-        raise
     except BaseException as error:
-        if alone():
+        if alone() or getattr(error, "agreed", False):
             raise
         if isinstance(error, jax.errors.JaxRuntimeError):  # a message that did not arrive
             _gone(" ".join(str(error).split())[:160])

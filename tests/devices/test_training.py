@@ -13,8 +13,10 @@ import vmoe
 from vmoe import config as configs
 from vmoe.checkpoints.checksums import checksums
 from vmoe.config import EvalSet, Train
+from vmoe.data.pipeline import training_batches
 from vmoe.errors import UsageError
 from vmoe.sharding import place
+from vmoe.train import loop
 from vmoe.train.loop import train
 
 ROOT = Path(__file__).parents[2]
@@ -101,3 +103,23 @@ def test_a_batch_that_the_devices_do_not_divide_is_refused_before_anything_is_wr
     with pytest.raises(UsageError, match="moe.dropless on 8 devices"):
         train(configs.replace(config, evaluations=dropless), tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_a_run_on_many_devices_goes_back_from_a_loss_that_is_no_number(
+    config: Train,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def batches(*words: object, **options: object) -> object:
+        def poison(i: int, batch: object) -> object:
+            return batch._replace(images=batch.images * np.float32(np.nan)) if i == 12 else batch
+
+        return training_batches(*words, **options).map_with_index(poison)
+
+    monkeypatch.setattr(loop, "training_batches", batches)
+    train(config, tmp_path / "run", mesh="expert=4", on_nan="rewind")
+    told = capsys.readouterr().err
+    assert "mesh data=2,expert=4: 8 devices, 1 processes; 4 images a device" in told
+    assert "step 13: loss nan" in told and "goes back, 1 of at most 3 times" in told
+    assert np.isfinite(losses(tmp_path / "run")).all()

@@ -109,9 +109,11 @@ class Checkpoints:
             self._manager.close()
             self._manager = self._open()
         told = told or ["those there were are damaged"]
-        raise Failure(
-            f"{self._workdir}: no checkpoint is good; {'; '.join(told)}. They lie in "
-            f"{self._folder / DAMAGED}: use another --workdir, or remove this one to begin anew"
+        raise processes.agreed(
+            Failure(
+                f"{self._workdir}: no checkpoint is good; {'; '.join(told)}. They lie in "
+                f"{self._folder / DAMAGED}: use another --workdir, or remove this one to begin anew"
+            )
         )
 
     @property

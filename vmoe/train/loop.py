@@ -6,7 +6,7 @@ from typing import Any, Literal, NamedTuple
 
 import grain
 import jax
-import jax.numpy as jnp
+import numpy as np
 
 from vmoe import models, processes
 from vmoe.checkpoints.run import Checkpoints
@@ -67,14 +67,20 @@ def train(
     for settings in config.evaluations:
         _check_evaluation(settings, config, placement)
     with (
-        processes.guarded((Stopped, Failure)),
         Signals() as signals,
         claim(workdir, config, source, placement) as told,
         Checkpoints(workdir, every=config.checkpoint_every, keep=config.keep) as checkpoints,
         report_of(workdir, config) as report,
+        processes.guarded(),  # innermost: what is entered before waits for the others as it ends
     ):
         for line in told:
             report.say(line)
+        if placement.mesh is not None:
+            share = config.batch_size // placement.devices
+            report.say(
+                f"mesh {placement}: {placement.devices} devices, {jax.process_count()} processes; "
+                f"{share} images a device, which form its groups"
+            )
         for opened in (source, *(source for _, source in sets)):
             if opened.skipped:
                 report.say(f"{opened.name}: {opened.skipped} files are no images, left out")
@@ -87,13 +93,15 @@ def train(
                 rewinds = loop.rewinds + 1
                 if on_nan == "stop" or rewinds > max_rewinds:
                     checkpoints.wait()
-                    raise Failure(broken.advice(on_nan, checkpoints.steps)) from None
+                    failure = Failure(broken.advice(on_nan, checkpoints.steps))
+                    raise processes.agreed(failure) from None
                 report.say(f"{broken}: goes back, {rewinds} of at most {max_rewinds} times")
                 # To a step that is due: where a signal stopped the run must not matter.
                 checkpoints.forget_stopped()
-                state = loop.resume()._replace(
-                    batch=jnp.asarray(broken.batch + 1), rewinds=jnp.asarray(rewinds)
+                batch, rewinds = jax.device_put(
+                    (np.int32(broken.batch + 1), np.int32(rewinds)), placement.replicated()
                 )
+                state = loop.resume()._replace(batch=batch, rewinds=rewinds)
 
 
 class _Loop:
