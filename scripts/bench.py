@@ -1,4 +1,4 @@
-"""What sparsity costs on this machine: routing, the sparse layer, whole models, the start.
+"""What sparsity costs on this machine: routing, the layer, whole models, the start, many devices.
 
     python scripts/bench.py                       # all of it, at most five minutes on 2 cores
     python scripts/bench.py layer --tokens 12544 --experts 8 128 --repeats 9
@@ -43,6 +43,7 @@ from vmoe.routing.gates import top_k
 from vmoe.train.step import compile_program
 
 IMAGE_TOKENS = 196
+BY_TOKENS = ("dense floor", "matmul floor", "layer")
 
 
 class Row(NamedTuple):
@@ -51,12 +52,13 @@ class Row(NamedTuple):
     section: str
     case: dict[str, Any]
     what: str
-    ms: float
-    spread_ms: float
+    ms: float | None
+    spread_ms: float | None
     ratio: float | None = None
     to: str = ""
     target: str = ""
     temp_mb: float | None = None
+    sent_mb: float | None = None
 
 
 class Program(NamedTuple):
@@ -183,6 +185,7 @@ def layer(options: argparse.Namespace) -> list[Row]:
         } | {f"einsum dispatch, {way}": [(f"dense floor, {way}", "")] for way in ("forward", "f+b")}
         rows += rows_of("layer", case, programs, options.repeats, ratios)
     e = options.experts[0]
+    rows += _tokens(b, d, f, MoEConfig(experts=e, computation=options.computation), options)
     rows += _capacities(tokens, f, MoEConfig(experts=e, computation=options.computation), options)
     if options.peer:
         rows += _peer(tokens, f, e, options.repeats)
@@ -230,6 +233,19 @@ def _layer_programs(
         for way, program in both_ways(function, *arguments).items()
     }
     return programs, (g, c)
+
+
+def _tokens(b: int, d: int, f: int, config: MoEConfig, options: argparse.Namespace) -> list[Row]:
+    """The layer, forward, on a quarter, a half, all and twice as many images."""
+    rows = []
+    for images in sorted({max(1, b // 4), max(1, b // 2), b, 2 * b}):
+        tokens = jax.random.normal(jax.random.key(0), (images, IMAGE_TOKENS, d))
+        programs, (g, c) = _layer_programs(tokens, f, config, einsum=False)
+        case = {"e": config.experts, "tokens": images * IMAGE_TOKENS, "slots": g * c}
+        programs = {f"{name} by tokens": programs[f"{name}, forward"] for name in BY_TOKENS}
+        ratios = {"layer by tokens": [("dense floor by tokens", "")]}
+        rows += rows_of("layer", case, programs, options.repeats, ratios)
+    return rows
 
 
 def _capacities(
@@ -398,35 +414,60 @@ def start(options: argparse.Namespace) -> list[Row]:
     ]
 
 
-SECTIONS = {"routing": routing, "layer": layer, "model": model, "start": start}
+def parallel(options: argparse.Namespace) -> list[Row]:
+    """The layer over fake devices, of which a process has to know before it starts."""
+    words = {
+        "width": options.width,
+        "hidden": options.hidden,
+        "images": max(8, options.tokens // IMAGE_TOKENS // 8 * 8),
+        "experts": max(8, options.experts[0] // 8 * 8),
+        "repeats": options.repeats,
+    }
+    script = str(Path(__file__).with_name("bench_devices.py"))
+    command = [sys.executable, script, *(f"--{name}={value}" for name, value in words.items())]
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+    return [Row(**row) for row in json.loads(done.stdout)]
+
+
+SECTIONS = {
+    "routing": routing,
+    "layer": layer,
+    "model": model,
+    "start": start,
+    "parallel": parallel,
+}
 
 
 def table(rows: list[Row]) -> Table:
-    columns = ("case", "what", "ms", "spread", "ratio", "to", "target", "temp MB")
+    columns = ("case", "what", "ms", "spread", "ratio", "to", "target", "temp MB", "sent MB")
     shown = Table(*columns, title=f"{rows[0].section}, {machine()['device']}")
-    for i in (2, 3, 4, 7):
+    for i in (2, 3, 4, 7, 8):
         shown.columns[i].justify = "right"
     case = None
     for row in rows:
         if case is not None and row.case != case:
             shown.add_section()
         first, case = row.case != case, row.case
-        temp = "" if row.temp_mb is None or np.isnan(row.temp_mb) else f"{row.temp_mb:,.0f}"
         shown.add_row(
             ", ".join(f"{k} {v}" for k, v in row.case.items()) if first else "",
             row.what,
-            f"{row.ms:,.1f}",
-            f"{row.spread_ms:,.1f}",
-            "" if row.ratio is None else f"{row.ratio:.2f}",
+            _figure(row.ms, 1),
+            _figure(row.spread_ms, 1),
+            _figure(row.ratio, 2),
             row.to,
             row.target,
-            temp,
+            _figure(row.temp_mb, 0),
+            _figure(row.sent_mb, 1),
         )
     return shown
 
 
+def _figure(value: float | None, digits: int) -> str:
+    return "" if value is None or np.isnan(value) else f"{value:,.{digits}f}"
+
+
 def plot(rows: list[Row], path: Path) -> None:
-    """Cost against the number of experts, and against the capacity."""
+    """Cost against the number of experts, of tokens, and against the capacity."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -448,11 +489,12 @@ def plot(rows: list[Row], path: Path) -> None:
     ]
     panels = [panel for panel in panels if any(row.section == panel[0] for row in rows)]
     capacities = {r.what: r.ms for r in rows if r.what.startswith(("capacity", "dropless"))}
-    count = len(panels) + bool(capacities)
+    count = len(panels) + 2 * bool(capacities)
     figure, axes = pyplot.subplots(
         1, count, figsize=(4.2 * count, 3.6), layout="constrained", squeeze=False
     )
     if capacities:
+        _plot_tokens(rows, axes[0, -2])
         axes[0, -1].bar(list(capacities), list(capacities.values()))
         axes[0, -1].set_title("layer, forward, by capacity", fontsize=10)
         axes[0, -1].set_ylabel("ms")
@@ -476,6 +518,19 @@ def plot(rows: list[Row], path: Path) -> None:
         ax.grid(alpha=0.3)
         ax.legend(fontsize=8)
     figure.savefig(path, dpi=120)
+
+
+def _plot_tokens(rows: list[Row], ax: Any) -> None:
+    for name in BY_TOKENS:
+        found = {r.case["tokens"]: r.ms for r in rows if r.what == f"{name} by tokens"}
+        ax.plot(list(found), list(found.values()), marker="o", label=name)
+    e = next(row.case["e"] for row in rows if row.what == "layer by tokens")
+    ax.set(xscale="log", yscale="log", xlabel="tokens", ylabel="ms")
+    ax.set_title(f"layer, forward: {e} experts", fontsize=10)
+    ax.set_xticks(list(found), [f"{tokens:,}" for tokens in found])
+    ax.minorticks_off()
+    ax.grid(alpha=0.3)
+    ax.legend(fontsize=8)
 
 
 def machine() -> dict[str, str]:

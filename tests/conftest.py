@@ -1,5 +1,6 @@
 """What all tests share: the compilation cache, the devices, and where the golden files lie."""
 
+import os
 from pathlib import Path
 
 import jax
@@ -9,9 +10,14 @@ ROOT = Path(__file__).parent.parent
 
 # Compiling is most of what the tests do: half the time to compile for twice the time to run.
 # test_golden.py, which measures rounding, switches the optimisations on.
-jax.config.update("jax_disable_most_optimizations", True)
-jax.config.update("jax_compilation_cache_dir", str(ROOT / ".cache" / "jax"))
-jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+SETTINGS = {
+    "jax_disable_most_optimizations": True,
+    "jax_compilation_cache_dir": str(ROOT / ".cache" / "jax"),
+    "jax_persistent_cache_min_compile_time_secs": 0.2,
+}
+for name, value in SETTINGS.items():
+    jax.config.update(name, value)
+    os.environ[name.upper()] = str(value)  # for the commands that tests run
 
 
 DEVICES = 8  # that tests/devices sees, in a pytest of its own; all other tests see one

@@ -79,7 +79,7 @@ def test_config_prints_the_run_as_json() -> None:
 
 
 @pytest.mark.parametrize(
-    "verb", ["", "train", "evaluate", "predict", "models", "summary", "config"]
+    "verb", ["", "train", "evaluate", "predict", "models", "summary", "config", "plan"]
 )
 def test_help_lists_what_there_is(verb: str) -> None:
     done = vmoe(*filter(None, [verb]), "--help")

@@ -11,6 +11,7 @@ import io
 import logging
 import os
 import sys
+import textwrap
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -118,6 +119,25 @@ class ConfigDoor:
     config: Path
     """Recipe: a Python file that defines `config = Train(...)`."""
     run: Annotated[configs.Train, tyro.conf.arg(name="")]
+
+
+@dataclasses.dataclass(frozen=True)
+class PlanDoor:
+    """What a recipe needs on devices that are not here: memory, messages, time of a step."""
+
+    config: Path
+    """Recipe: a Python file that defines `config = Train(...)`."""
+    devices: int
+    """How many, as JAX counts them."""
+    run: Annotated[configs.Train, tyro.conf.arg(name="")]
+    mesh: str = ""
+    """Devices by axis, data=4,expert=8; all that the model and the devices allow if empty."""
+    chip: str = "h100"
+    """Whose published figures are taken: tpu_v3, tpu_v4, tpu_v5e, tpu_v5p, a100, h100, h200."""
+    device_memory: str = ""
+    """Of one device, 80GB or 80GiB; the chip's if empty."""
+    json: bool = False
+    """Print one JSON object and nothing else."""
 
 
 def train(argv: Sequence[str]) -> None:
@@ -251,6 +271,25 @@ def config(argv: Sequence[str]) -> None:
     print(configs.to_json(door.run))
 
 
+def plan(argv: Sequence[str]) -> None:
+    path = _peek(argv, "--config")
+    door = _parse(PlanDoor, "plan", argv, run=configs.load(path) if path else configs.Train())
+    from vmoe.train import plan_table as rows
+    from vmoe.train.plan import plan
+
+    found = plan(
+        door.run, door.devices, mesh=door.mesh, chip=door.chip, device_memory=door.device_memory
+    )
+    if door.json:
+        return _print_json(rows.figures(found))
+    print("\n".join(rows.heading(found)))
+    for title, columns, table in rows.tables(found):
+        _print(_filled(_table(*columns), table), f"\n{title}")
+    print("\nWhat this rests on:")
+    for line in rows.assumptions(found):
+        print(textwrap.fill(line, 100, initial_indent="- ", subsequent_indent="  "))
+
+
 VERBS: dict[str, tuple[Callable[[Sequence[str]], None], str]] = {
     "train": (train, "train a model; the same line again goes on where it stopped"),
     "evaluate": (evaluate, "a trained model on the whole of a split"),
@@ -258,6 +297,7 @@ VERBS: dict[str, tuple[Callable[[Sequence[str]], None], str]] = {
     "models": (models, "list the named models and what they cost"),
     "summary": (summary, "what one model is and costs"),
     "config": (config, "print a recipe as it would run"),
+    "plan": (plan, "memory, messages and time of a step on devices that are not here"),
 }
 
 
@@ -322,6 +362,12 @@ def _table(*columns: str) -> "Table":
     table = Table(show_header=any(columns))
     for i, column in enumerate(columns):
         table.add_column(column, justify="right" if i else "left")
+    return table
+
+
+def _filled(table: "Table", rows: list[tuple[str, ...]]) -> "Table":
+    for row in rows:
+        table.add_row(*row)
     return table
 
 

@@ -257,3 +257,21 @@ def test_a_batch_that_does_not_divide_is_refused_with_the_sizes_that_do() -> Non
         on("expert=4").check_batch(12)
     with pytest.raises(UsageError, match="a batch of 12 on 8 devices"):
         models.build(CONFIG, placement=on("expert=4"))(images(12))
+
+
+@pytest.mark.parametrize("mesh", ["expert=4", "expert=1"])
+def test_with_fsdp_nothing_is_gathered_but_what_was_split(mesh: str) -> None:
+    config = Train(model=CONFIG, data=Data("digits"), batch_size=16)
+    placement = on(mesh, fsdp=True)
+    program = compile_program(config, placement)
+    batch = Batch(images(16), np.eye(10, dtype=np.float32)[np.arange(16) % 10], np.ones(16, bool))
+    step = program.step.lower(program.like, placement.put(batch), placement.everyone(False))
+    text = step.compile().as_text()
+    gathered = re.findall(r"= f32\[([\d,]+)\]\S* all-gather", text)
+    shards = on(mesh).params(program.like.params)  # where a device has a whole row of experts
+    whole = {
+        where.shard_shape(leaf.shape)
+        for leaf, where in zip(*map(jax.tree.leaves, (program.like.params, shards)), strict=True)
+    }
+    assert gathered and {tuple(map(int, shape.split(","))) for shape in gathered} <= whole
+    assert not re.findall(r"all-gather-start|collective-permute", text)

@@ -1,0 +1,120 @@
+"""What it costs to spread a sparse layer over devices; ``bench.py parallel`` runs it by itself.
+
+Eight devices are made out of this machine's cores, which they share, so the total work is held
+fixed and what is measured is what spreading adds: time on 1, 2, 4 and 8 devices against one, and
+the bytes that each device sends, read from the compiled program, against those that have to travel:
+slots x width x bytes of a number x (n - 1) / n for each of two journeys, four with the backward
+pass. Prints a JSON list of rows.
+"""
+
+import argparse
+import functools
+import json
+
+import jax
+import jax.numpy as jnp
+from bench import IMAGE_TOKENS, Program, Row, rows_of
+from flax import nnx
+
+from vmoe.analysis.collectives import KEEP_APART, collectives
+from vmoe.config import MoEConfig, ViTConfig
+from vmoe.nn.moe import MoE
+from vmoe.routing import slots_and_factor
+from vmoe.sharding import Placement, place
+
+DEVICES = 8
+JOURNEYS = {"forward": 2, "f+b": 4}
+
+
+def layer(options: argparse.Namespace, placement: Placement, config: MoEConfig) -> dict:
+    """The layer's two passes on a placement: lowered, with their arguments there."""
+    d, b = options.width, options.images
+    moe = MoE(d, options.hidden, IMAGE_TOKENS, config, placement=placement, rngs=nnx.Rngs(0))
+    graph, state = nnx.split(moe)
+    params = nnx.to_pure_dict(state)
+    tokens = jax.random.normal(jax.random.key(0), (b, IMAGE_TOKENS, d))
+    where = placement.params(params)
+    if placement.mesh is not None:
+        params = jax.device_put(params, where)
+        tokens = jax.device_put(tokens, placement.batch())
+
+    def forward(params: dict, tokens: jax.Array) -> jax.Array:
+        moe = nnx.merge(graph, params)
+        return moe(tokens, jnp.ones(b, bool))[0]
+
+    def loss(params: dict, tokens: jax.Array) -> jax.Array:
+        return (forward(params, tokens) ** 2).sum()
+
+    to_both = None if placement.mesh is None else (where, placement.batch())
+    both = jax.jit(jax.grad(loss, argnums=(0, 1)), out_shardings=to_both)
+    return {
+        way: (function.lower(params, tokens), (params, tokens))
+        for way, function in {"forward": jax.jit(forward), "f+b": both}.items()
+    }
+
+
+def slots(options: argparse.Namespace, config: MoEConfig) -> int:
+    """Of all experts, on one of the devices."""
+    images = options.images // DEVICES
+    c, _ = slots_and_factor(config, config.images_per_group * IMAGE_TOKENS)
+    return images // config.images_per_group * config.experts * c
+
+
+def main() -> None:
+    jax.config.update("jax_num_cpu_devices", DEVICES)
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    for name in ("width", "hidden", "images", "experts", "repeats"):
+        parser.add_argument(f"--{name}", type=int, required=True)
+    options = parser.parse_args()
+    config = MoEConfig(
+        experts=options.experts,
+        images_per_group=max(1, options.images // DEVICES),
+        computation="batched",
+    )
+    model = ViTConfig(sparse_blocks=(0,), moe=config)
+    case = {"e": config.experts, "tokens": options.images * IMAGE_TOKENS, "d": options.width}
+    programs, sent = {}, []
+    for n in (1, 2, 4, 8):
+        placement = place(model, jax.devices()[:n], mesh=f"expert={n}" if n > 1 else "")
+        for way, (lowered, given) in layer(options, placement, config).items():
+            program = lowered.compile()
+            temp = program.memory_analysis().temp_size_in_bytes / 1e6
+            run = functools.partial(program, *given)
+            programs[f"{_devices(n)}, {way}"] = Program(run, temp, 0.0)
+            if n == DEVICES:
+                sent.append(row_of_bytes(lowered, way, case, slots(options, config), options.width))
+    ratios = {
+        f"{_devices(n)}, {way}": [(f"{_devices(1)}, {way}", "")]
+        for n in (2, 4, 8)
+        for way in JOURNEYS
+    }
+    rows = rows_of("parallel", case, programs, options.repeats, ratios) + sent
+    print(json.dumps([row._asdict() for row in rows]))
+
+
+def _devices(n: int) -> str:
+    return "1 device" if n == 1 else f"{n} devices"
+
+
+def row_of_bytes(lowered: jax.stages.Lowered, way: str, case: dict, slots: int, width: int) -> Row:
+    """What one of the devices sends for the experts' sake, against what has to travel."""
+    text = lowered.compile(KEEP_APART).as_text()
+    sent = sum(one.sent for one in collectives(text) if one.kind == "all-to-all")
+    theory = JOURNEYS[way] * slots * width * 4 * (DEVICES - 1) / DEVICES
+    what = f"all-to-all of {DEVICES} devices, {way}"
+    return Row(
+        "parallel",
+        case,
+        what,
+        None,
+        None,
+        sent / theory,
+        "slots x width",
+        "<= 1.00",
+        None,
+        sent / 1e6,
+    )
+
+
+if __name__ == "__main__":
+    main()
