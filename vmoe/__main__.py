@@ -376,7 +376,8 @@ def _print(table: "Table", title: str = "") -> None:
 
     if title:
         print(title)
-    Console(markup=False).print(table)
+    known = sys.stdout.isatty() or "COLUMNS" in os.environ
+    Console(markup=False, width=None if known else 120).print(table)
 
 
 @contextlib.contextmanager
