@@ -10,6 +10,7 @@ import pytest
 from tests.oracles import one_hot_slots, queue_by_loop
 from vmoe.axes import Routing
 from vmoe.routing import tokens_choose
+from vmoe.routing.gates import descending
 
 PRIORITIES = ("order", "largest_gate", "sum_of_gates")
 
@@ -106,3 +107,16 @@ def test_a_group_too_large_for_the_sort_key_is_refused() -> None:
     valid = jax.ShapeDtypeStruct((1, 2**21), bool)
     with pytest.raises(ValueError, match="use smaller groups"):
         jax.eval_shape(lambda g, v: tokens_choose.plan(g, v, k=2, c=4), gates, valid)
+
+
+@pytest.mark.parametrize("s", [1, 2, 700, 70_000])
+def test_the_order_of_priority_is_that_of_a_stable_sort(s: int) -> None:
+    rng = np.random.default_rng(s)
+    scores = rng.random(s).astype(np.float32)
+    scores[rng.random(s) < 0.3] = 0.25  # ties
+    scores[rng.random(s) < 0.1] = 0.0
+    near = rng.random(s) < 0.2  # alike in the upper half of their bits
+    scores[near] = np.nextafter(np.float32(0.5), np.float32(1), dtype=np.float32)
+    np.testing.assert_array_equal(
+        descending(jnp.asarray(scores)), np.argsort(-scores, kind="stable")
+    )
