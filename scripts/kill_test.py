@@ -43,7 +43,7 @@ from vmoe.config import EvalSet, load, replace
 config = replace(
     load(Path({tiny!r})), steps={steps}, log_every=5, evaluate_every=25, checkpoint_every=25,
     ema=0.9, model=dict(dropout=0.1, moe=dict(expert_dropout=0.1, router=dict(priority="random"))),
-    evaluations=(EvalSet(), EvalSet("one by one", batch_size=1)),
+    evaluations=(EvalSet(), EvalSet("small batches", batch_size={batch})),
 )
 """
 FILES = ("metrics.csv", "evaluations.csv", "experts.csv")
@@ -166,7 +166,7 @@ def kill_once(
     begin = time.monotonic()
     for i, process in enumerate(run):
         try:
-            process.wait(30)
+            process.wait(max(0.0, begin + 30 - time.monotonic()))
         except subprocess.TimeoutExpired:
             for other in run:
                 other.kill()
@@ -218,7 +218,8 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         recipe, whole, killed = (Path(folder) / name for name in ("recipe.py", "whole", "killed"))
         tiny = str(ROOT / "configs" / "tiny.py")
-        recipe.write_text(RECIPE.format(tiny=tiny, steps=given.steps))
+        batch = 1 if given.processes == 1 else 16
+        recipe.write_text(RECIPE.format(tiny=tiny, steps=given.steps, batch=batch))
         print(f"one run of {given.steps} steps that nobody stops", flush=True)
         if status := ended(start(recipe, whole, given.processes)):
             print(log_of(whole, 0).read_text())

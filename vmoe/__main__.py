@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 import tyro
 
 from vmoe import config as configs
-from vmoe.errors import UsageError, VmoeError, unknown
+from vmoe.errors import OUT_OF_MEMORY, UsageError, VmoeError, unknown
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -148,14 +148,15 @@ def train(argv: Sequence[str]) -> None:
 
     if door.distributed:
         processes.join()
-    done = train(
-        door.run,
-        door.workdir,
-        mesh=door.mesh,
-        fsdp=door.fsdp,
-        on_nan=door.on_nan,
-        max_rewinds=door.max_rewinds,
-    )
+    with processes.guarded():
+        done = train(
+            door.run,
+            door.workdir,
+            mesh=door.mesh,
+            fsdp=door.fsdp,
+            on_nan=door.on_nan,
+            max_rewinds=door.max_rewinds,
+        )
     if not processes.first():
         return
     for name, weights, found in done:
@@ -339,7 +340,7 @@ def _foreseen(error: BaseException) -> tuple[str, int]:
         case KeyboardInterrupt():
             return "interrupted", 130
     if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):
-        return "out of memory; lower the batch size, the image size or the model's width", 1
+        return OUT_OF_MEMORY, 1
     return "", 1
 
 

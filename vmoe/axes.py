@@ -72,18 +72,30 @@ class SoftRouting(NamedTuple):
     combine: Float[Array, "g s e c"]
 
 
-class Record(NamedTuple):
-    """What one sparse block did with its tokens.
+class Decision(NamedTuple):
+    """What a router decides, each group by itself.
 
     Attributes:
-        logits: the router's logits before noise, float32; with slots as a last axis where the
-            router is soft.
         gates: how much each token draws on each expert, in [0, 1]: the softmax that the routing
             used (with its noise, in training); for soft routing, the combine weights summed over
             an expert's slots.
         routing: who went where.
         losses: the auxiliary losses by name, one value per group, unweighted; only those whose
             weight is not 0.
+    """
+
+    gates: Float[Array, "g s e"]
+    routing: Routing | SoftRouting
+    losses: dict[str, Float[Array, "g"]]
+
+
+class Record(NamedTuple):
+    """What one sparse block did with its tokens.
+
+    Attributes:
+        logits: the router's logits before noise, float32; with slots as a last axis where the
+            router is soft.
+        gates, routing, losses: see ``Decision``.
         balance: the weighted sum of the losses, averaged over the groups.
         valid: False for padding, which takes no slot and counts in no loss.
     """

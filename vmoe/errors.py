@@ -6,6 +6,8 @@ The command line prints it and exits with ``status``; a traceback is for what is
 import difflib
 from typing import Any
 
+OUT_OF_MEMORY = "out of memory; lower the batch size, the image size or the model's width"
+
 
 class VmoeError(Exception):
     """Any of those below; the message is one line."""

@@ -8,7 +8,6 @@ import contextlib
 import ctypes
 import os
 import signal
-import sys
 import traceback
 from collections.abc import Callable, Iterator
 from typing import TypeVar
@@ -17,19 +16,23 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from vmoe.errors import Failure, UsageError, VmoeError
+from vmoe.errors import OUT_OF_MEMORY, Failure, UsageError, VmoeError
 
 Result = TypeVar("Result")
 
-HEARTBEAT = 10  # seconds without a sign of life after which JAX ends all processes
+HEARTBEAT = 20  # seconds without a sign of life after which JAX ends all processes
 TEXT = 1024  # bytes of a text that is sent
+LOST = ("Gloo", "NCCL", "UNAVAILABLE", "DEADLINE_EXCEEDED", "CANCELLED")  # in errors of messages
+
+_index = 0  # of this process, for a thread that may not wait for JAX's locks
 
 
 def join() -> None:
     """Makes this process one of a run's, as the cluster says or three variables do.
 
-    SLURM, Open MPI, Kubernetes and TPU pods are recognised by JAX. Elsewhere each process is told
-    by JAX_COORDINATOR_ADDRESS (host:port of the first), JAX_NUM_PROCESSES and JAX_PROCESS_ID.
+    SLURM, Open MPI, TPU pods, and Kubernetes with the package of that name, are recognised by JAX.
+    Elsewhere each process is told by JAX_COORDINATOR_ADDRESS (host:port of the first process),
+    JAX_NUM_PROCESSES and JAX_PROCESS_ID.
 
     Raises:
         UsageError: neither says who takes part, or the others were not met.
@@ -37,6 +40,7 @@ def join() -> None:
     count, index = (os.environ.get(f"JAX_{word}") for word in ("NUM_PROCESSES", "PROCESS_ID"))
     told = count is not None and index is not None
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    jax.config.update("jax_enable_preemption_service", False)  # it would take SIGTERM from us
     try:
         jax.distributed.initialize(
             num_processes=int(count) if told else None,
@@ -49,24 +53,29 @@ def join() -> None:
             f"--distributed: {' '.join(str(error).split())} JAX_COORDINATOR_ADDRESS (host:port), "
             "JAX_NUM_PROCESSES and JAX_PROCESS_ID say who takes part, where no cluster does"
         ) from None
+    global _index
+    _index = jax.process_index()  # which meets the others
     ctypes.CDLL(None).signal(signal.SIGABRT, _aborted)
 
 
-def _gone(reason: object) -> None:
-    """Ends this process, which another one has left."""
-    line = (
-        f"vmoe: process {jax.process_index()}: another process is gone ({reason}); the same line, "
-        "started in all processes, goes on after the newest checkpoint"
+def _end(line: str, status: int = Failure.status) -> None:
+    """Ends this process at once, with one line."""
+    os.write(2, f"vmoe: process {_index}: {line}\n".encode())
+    os._exit(status)
+
+
+def _gone(reason: str) -> str:
+    return (
+        f"another process is gone ({reason}); the same line, started in all processes, goes on "
+        "after the newest checkpoint"
     )
-    print(line, file=sys.stderr, flush=True)
-    os._exit(Failure.status)
 
 
 @ctypes.CFUNCTYPE(None, ctypes.c_int)
 def _aborted(number: int) -> None:
     """JAX's runtime notices that heartbeats are missing and calls abort() in a thread of its own,
     in which no handler of Python's signal module would ever run."""
-    _gone("JAX's runtime says so above")
+    _end(_gone("JAX's runtime ended this one, and says above why"))
 
 
 def first() -> bool:
@@ -109,10 +118,10 @@ def together(work: Callable[[], Result]) -> Result:
     found, told = None, ""
     try:
         found = work()
-    except VmoeError as error:
+    except (VmoeError, OSError) as error:
         if alone():
             raise
-        told = f"{error.status} {error}"
+        told = f"{getattr(error, 'status', Failure.status)} {error}"
     if told := first_text(told):
         status, _, line = told.partition(" ")
         raise agreed((UsageError if status == str(UsageError.status) else Failure)(line))
@@ -137,9 +146,11 @@ def guarded() -> Iterator[None]:
     except BaseException as error:
         if alone() or getattr(error, "agreed", False):
             raise
-        if isinstance(error, jax.errors.JaxRuntimeError):  # a message that did not arrive
-            _gone(" ".join(str(error).split())[:160])
+        text = " ".join(str(error).split())
+        if isinstance(error, jax.errors.JaxRuntimeError) and any(word in text for word in LOST):
+            _end(_gone(text[:160]))
+        if "RESOURCE_EXHAUSTED" in text:
+            _end(OUT_OF_MEMORY)
         if not isinstance(error, VmoeError):
             traceback.print_exc()
-        print(f"vmoe: process {jax.process_index()}: {error}", file=sys.stderr, flush=True)
-        os._exit(getattr(error, "status", Failure.status))
+        _end(text, getattr(error, "status", Failure.status))

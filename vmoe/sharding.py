@@ -13,7 +13,7 @@ On D devices a batch is treated as D batches, one a device: groups do not cross 
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import jax
@@ -25,6 +25,7 @@ from vmoe.config import ViTConfig
 from vmoe.errors import UsageError, unknown
 
 Tree = TypeVar("Tree")
+Function = TypeVar("Function", bound=Callable[..., Any])
 
 DATA, EXPERT = "data", "expert"
 ALL = (DATA, EXPERT)
@@ -64,6 +65,16 @@ class Placement:
     def images(self, x: Array) -> Array:
         """An array whose first axis is b or g, or counts rows of images: over all devices."""
         return self._constrained(x, PartitionSpec(ALL))
+
+    def on_each_device(self, function: Function) -> Function:
+        """A function of arrays whose first axis is g, run by each device on its own groups.
+
+        What XLA cannot spread by itself, as top-k, would gather every group on every device.
+        """
+        if self.mesh is None:
+            return function
+        spec = PartitionSpec(ALL)
+        return jax.shard_map(function, mesh=self.mesh, in_specs=spec, out_specs=spec)
 
     def to_experts(self, slots: Float[Array, "g e c d"]) -> Float[Array, "g e c d"]:
         """Slots from the devices of their groups to those of their experts: one all-to-all."""
@@ -132,14 +143,14 @@ class Placement:
         if self.mesh is None:
             return 0, 1
         owners = [device.process_index for device in self.mesh.devices.flat]
-        mine = [i for i, owner in enumerate(owners) if owner == jax.process_index()]
-        parts, part = len(owners) // len(mine), mine[0] // len(mine)
-        if mine != list(range(part * len(mine), (part + 1) * len(mine))):
+        order = list(dict.fromkeys(owners))
+        each = len(owners) // len(order)
+        if owners != [owner for owner in order for _ in range(each)]:
             raise UsageError(
-                f"--mesh {self}: the devices of process {jax.process_index()} are "
-                f"places {mine} of it, and have to be neighbours"
+                f"--mesh {self}: its devices belong to the processes {owners}; each process has to "
+                "have as many, and neighbours"
             )
-        return part, parts
+        return order.index(jax.process_index()), len(order)
 
     def put(self, tree: Tree) -> Tree:
         """The whole of a batch out of the parts that the processes read."""
@@ -217,11 +228,10 @@ def place(
             spread as far as they divide within one slice or host, whose links are the fastest.
 
     Raises:
-        UsageError: no such mesh of so many devices, or the model does not divide so.
+        UsageError: no such mesh of so many devices, the model does not divide so, or fsdp has
+            nothing to split over.
     """
     given = _parsed(mesh)
-    if len(devices) == 1 and not given:
-        return ONE_DEVICE
     experts = [model.moe_of(block).experts for block in model.sparse_blocks]
     if EXPERT in given:
         expert = given[EXPERT]
@@ -236,6 +246,13 @@ def place(
             f"--mesh {mesh}: data={data} x expert={expert} are {data * expert} devices, there are "
             f"{len(devices)}; expert may be {_or(fit)}, data is {len(devices)} / expert"
         )
+    if fsdp and data == 1:
+        raise UsageError(
+            f"--fsdp splits over data, which is 1 of {len(devices)} devices here; --mesh data=N "
+            "makes it larger"
+        )
+    if len(devices) == 1:
+        return ONE_DEVICE
     placement = Placement(Mesh(np.array(_in_order(devices)).reshape(data, expert), ALL), fsdp)
     placement.check(model)
     return placement

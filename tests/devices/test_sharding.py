@@ -100,10 +100,9 @@ def gradient(config: ViTConfig, placement: Placement) -> Any:
 
 
 def run_on(placement: Placement, function: Any, params: Any, *batch: np.ndarray) -> Any:
-    where = placement.params(params)
-    params = params if placement.mesh is None else jax.device_put(params, where)
-    out = where if placement.mesh is not None and "grad" in function.__name__ else None
-    return jax.jit(function, out_shardings=out)(params, *placement.put(batch))
+    if placement.mesh is not None:
+        params = jax.device_put(params, placement.params(params))
+    return jax.jit(function)(params, *placement.put(batch))
 
 
 def assert_close(ours: Any, oracle: Any) -> None:
@@ -150,24 +149,38 @@ def test_logits_losses_and_gradients_are_those_of_one_device(mesh: str, router: 
         assert_close(ours, run_on(ONE_DEVICE, way(config, ONE_DEVICE), params, *batch))
 
 
+@pytest.mark.parametrize("mesh", ["expert=4", "expert=2"])
 @pytest.mark.parametrize("router", ["largest_gate", "experts choose"])
-def test_uneven_groups_and_padding_are_those_of_each_device_alone(router: str) -> None:
+def test_uneven_groups_and_padding_are_those_of_each_device_alone(router: str, mesh: str) -> None:
     """Five images a device in groups of three, the last device's padded."""
     config = replace(CONFIG, moe=replace(SPARSE, router=ROUTERS[router], images_per_group=3))
-    placement, params = on("expert=4"), params_of(config)
+    placement, params = on(mesh), params_of(config)
     x, valid = images(40), np.arange(40) < 37
-    logits, balance = run_on(placement, forward(config, placement), params, x, valid)
+    ours = run_on(placement, loss_and_gradient(config, placement), params, x, valid, np.ones(40))
+    groups = [2] * 7 + [1]  # that hold any image: the last device has two images
+    one = loss_and_gradient(config, ONE_DEVICE)
     alone = [
-        run_on(ONE_DEVICE, forward(config, ONE_DEVICE), params, x[i : i + 5], valid[i : i + 5])
-        for i in range(0, 40, 5)
+        run_on(ONE_DEVICE, one, params, x[i : i + 5], valid[i : i + 5], np.full(5, count / 15))
+        for i, count in zip(range(0, 40, 5), groups, strict=True)
     ]
-    assert_close(logits[valid], np.concatenate([a[0] for a in alone])[valid])
-    groups = [2] * 7 + [1]  # that hold any image: the last device has two
-    assert_close(balance, np.average([a[1] for a in alone], weights=groups))
+    assert_close(ours, jax.tree.map(lambda *parts: sum(parts), *alone))
 
 
-@pytest.mark.parametrize("fsdp", [False, True], ids=["", "fsdp"])
-@mesh
+def loss_and_gradient(config: ViTConfig, placement: Placement) -> Any:
+    """Without noise; the first of the weights is that of the balance losses."""
+    run = forward(config, placement)
+
+    def loss(params: dict[str, Any], x: jax.Array, valid: jax.Array, weights: jax.Array) -> Any:
+        logits, balance = run(params, x, valid)
+        return (jnp.where(valid[:, None], logits, 0) ** 2).sum() / 10 + weights[0] * balance
+
+    return jax.value_and_grad(loss)
+
+
+@pytest.mark.parametrize(
+    ("mesh", "fsdp"),
+    [*((f"expert={n}", False) for n in (8, 4, 2, 1)), *((f"expert={n}", True) for n in (4, 2, 1))],
+)
 def test_every_parameter_after_an_update_is_that_of_one_device(mesh: str, fsdp: bool) -> None:
     """SGD, whose update is the gradient: a sum over too many or too few devices would show."""
     optim = Optim(kind="sgd", lr=0.1, warmup=0, clip=0.5, schedule="constant")
@@ -250,6 +263,13 @@ def test_experts_stay_on_neighbours_as_far_as_they_divide() -> None:
 def test_what_cannot_be_spread_is_refused_by_name(mesh: str, changes: dict, told: str) -> None:
     with pytest.raises(UsageError, match=told):
         on(mesh, replace(CONFIG, moe=replace(SPARSE, **changes)))
+
+
+def test_fsdp_without_anything_to_split_over_is_refused() -> None:
+    for devices in (jax.devices(), jax.devices()[:1]):
+        with pytest.raises(UsageError, match="--fsdp splits over data, which is 1 of"):
+            place(CONFIG, devices, fsdp=True)
+    assert place(CONFIG, jax.devices()[:1], mesh="data=1") == ONE_DEVICE
 
 
 def test_a_batch_that_does_not_divide_is_refused_with_the_sizes_that_do() -> None:

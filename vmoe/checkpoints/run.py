@@ -160,7 +160,7 @@ class Checkpoints:
             self._failed(f"{size:,} bytes, and the disk has {free:,} left")
 
     def _failed(self, reason: Exception | str) -> None:
-        for unfinished in self._folder.glob("*.orbax-checkpoint-tmp"):
+        for unfinished in self._folder.glob("*.orbax-checkpoint-tmp") if processes.first() else ():
             shutil.rmtree(unfinished, ignore_errors=True)
         good = steps_of(self._workdir)
         last = f"checkpoint {good[-1]} stays" if good else "there is none before it"
@@ -212,6 +212,7 @@ def read(folder: Path, **like: Arrays) -> dict[str, Arrays]:
 
     Raises:
         Damaged: a file is missing or cut off, or an array is not the one that was written.
+        Failure: its checksums are of another kind than those of this version.
     """
     found, stored, told = {}, {}, ""
     try:
@@ -226,6 +227,8 @@ def read(folder: Path, **like: Arrays) -> dict[str, Arrays]:
         told = reason[:200] or type(error).__name__
     if told := processes.first_text(told):
         raise Damaged(told)
+    if not all("-" in checksum for checksum in stored.values()):
+        raise Failure(f"{folder}: written by an earlier version of vmoe, with other checksums")
     for name, checksum in checksums(found).items():
         if stored.get(name) != checksum:
             raise Damaged(f"{name} has another checksum than it was written with")

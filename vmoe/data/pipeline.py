@@ -48,7 +48,8 @@ def training_batches(
         devices: among which such a part is spread; images are mixed with those of their device.
 
     Raises:
-        UsageError: there are more classes than logits, or fewer images than a batch holds.
+        UsageError: there are more classes than logits, fewer images than a batch holds, or none
+            to mix an image with.
     """
     data, batch_size, num_classes = config.data, config.batch_size, config.model.num_classes
     check_classes(source, num_classes)
@@ -65,6 +66,8 @@ def training_batches(
 
     part, parts = share
     rows = batch_size // parts
+    if data.mixup and rows == devices:
+        raise UsageError("data.mixup with one image a device: there is none to mix it with, use 0")
     batches = (
         grain.MapDataset.source(source)
         .seed(config.seed)

@@ -9,6 +9,7 @@ import jax
 import numpy as np
 from flax import nnx
 
+from vmoe import processes
 from vmoe.analysis import capture
 from vmoe.analysis.measures import choices_and_drops
 from vmoe.config import MoEConfig, Soft, ViTConfig
@@ -113,7 +114,8 @@ def evaluate(
     seconds = time.perf_counter() - start
     every = Outcomes(*map(np.concatenate, zip(*results, strict=True)))
     if broken := int((~np.isfinite(every.cross_entropy)).sum()):
-        raise Failure(f"{source.name}: {broken} of {len(source)} images have logits that are NaN")
+        told = f"{source.name}: {broken} of {len(source)} images have logits that are NaN"
+        raise processes.agreed(Failure(told))
     correct = every.guesses == every.labels
     blocks = {block: config.moe_of(block) for block in config.sparse_blocks}
     return Evaluation(

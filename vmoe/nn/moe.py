@@ -37,7 +37,7 @@ class MoE(nnx.Module):
         if isinstance(config.router, Soft):
             self.router = SoftRouter(width, tokens, config, rngs=rngs)
         else:
-            self.router = Router(width, config, rngs=rngs)
+            self.router = Router(width, config, placement=placement, rngs=rngs)
         self.experts = Experts(
             config.experts,
             width,

@@ -1,17 +1,20 @@
 """The routers' parameters: what turns tokens into router logits, always in float32."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float
 
 from vmoe import routing
-from vmoe.axes import Record
-from vmoe.config import MoEConfig
+from vmoe.axes import Decision, Record
+from vmoe.config import Balance, MoEConfig
 from vmoe.nn import keys
 from vmoe.nn.keys import MaybeKey, Rngs
-from vmoe.routing import soft
+from vmoe.routing import balance, soft
 from vmoe.routing.gates import noise
+from vmoe.sharding import ONE_DEVICE, Placement
 
 HIGHEST = jax.lax.Precision.HIGHEST
 
@@ -22,8 +25,16 @@ class Router(nnx.Module):
     Where the tokens go is for the file in ``vmoe/routing`` that the config names.
     """
 
-    def __init__(self, width: int, config: MoEConfig, *, rngs: Rngs):
+    def __init__(
+        self,
+        width: int,
+        config: MoEConfig,
+        *,
+        placement: Placement = ONE_DEVICE,
+        rngs: Rngs,
+    ):
         self.config = config
+        self.placement = placement
         init = nnx.initializers.lecun_normal()
         self.kernel = nnx.Param(init(rngs.params(), (width, config.experts), jnp.float32))
 
@@ -31,15 +42,21 @@ class Router(nnx.Module):
         self, tokens: Float[Array, "g s d"], valid: Bool[Array, "g s"], key: MaybeKey = None
     ) -> Record:
         logits = jnp.matmul(tokens.astype(jnp.float32), self.kernel[...], precision=HIGHEST)
-        noise_key, priority_key = keys.split(key, 2)
+        noise_key, draw_key = keys.split(key, 2)
+        noise, draw = self.noise(logits.shape, noise_key), self.draw(logits.shape[:2], draw_key)
         router = routing.ROUTERS[type(self.config.router)]
-        noise = self.noise(logits.shape, noise_key)
-        return router.route(logits, noise, valid, self.config, priority_key)
+        route = self.placement.on_each_device(functools.partial(router.route, config=self.config))
+        return _record(logits, route(logits, noise, valid, draw), valid, self.config)
 
     def noise(self, shape: tuple[int, ...], key: MaybeKey) -> Float[Array, "g s e"] | None:
         """What is added to the logits: nothing in evaluation."""
         std = getattr(self.config.router, "noise_std", 0.0)
         return None if key is None or std == 0 else noise(key, shape, std)
+
+    def draw(self, shape: tuple[int, int], key: MaybeKey) -> Float[Array, "g s"] | None:
+        """A random number for each token, where the priority is random; none in evaluation."""
+        random = getattr(self.config.router, "priority", "") == "random"
+        return jax.random.uniform(key, shape) if random and key is not None else None
 
 
 class SoftRouter(nnx.Module):
@@ -49,6 +66,7 @@ class SoftRouter(nnx.Module):
     """
 
     def __init__(self, width: int, tokens: int, config: MoEConfig, *, rngs: Rngs):
+        self.config = config
         shape = (width, config.experts, soft.capacity(config, tokens))
         self.kernel = nnx.Param(jax.random.normal(rngs.params(), shape) * width**-0.5)
         self.scale = nnx.Param(jnp.ones(()))
@@ -59,7 +77,19 @@ class SoftRouter(nnx.Module):
         x = _normalized(tokens.astype(jnp.float32), axis=-1)
         mu = self.scale[...] * _normalized(self.kernel[...], axis=0)
         logits = jnp.einsum("gsd,dec->gsec", x, mu, precision=HIGHEST)
-        return soft.route(logits, valid)
+        return _record(logits, soft.route(logits, valid), valid, self.config)
+
+
+def _record(
+    logits: Float[Array, "g s e *c"],
+    decision: Decision,
+    valid: Bool[Array, "g s"],
+    config: MoEConfig,
+) -> Record:
+    """The decisions of all groups with what is averaged over them."""
+    weights = getattr(config.router, "balance", Balance())
+    total = balance.total(decision.losses, weights, valid)
+    return Record(logits, *decision, total, valid)
 
 
 def _normalized(x: jax.Array, axis: int) -> jax.Array:

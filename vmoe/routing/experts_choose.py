@@ -10,9 +10,9 @@ import functools
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int, Key
+from jaxtyping import Array, Bool, Float, Int
 
-from vmoe.axes import Record, Routing
+from vmoe.axes import Decision, Routing
 from vmoe.config import MoEConfig
 from vmoe.routing.capacity import rounded_capacity
 from vmoe.routing.gates import gates_of, mask_gates, top_k
@@ -27,13 +27,13 @@ def route(
     logits: Float[Array, "g s e"],
     noise: Float[Array, "g s e"] | None,
     valid: Bool[Array, "g s"],
+    draw: Float[Array, "g s"] | None,
     config: MoEConfig,
-    key: Key[Array, ""] | None,
-) -> Record:
-    """Routes every group; see ``Record``. Arguments as for ``tokens_choose.route``."""
+) -> Decision:
+    """Routes every group by itself; arguments as for ``tokens_choose.route``."""
     gates = gates_of(logits if noise is None else logits + noise)
     routing = plan(gates, valid, c=capacity(config, logits.shape[1]))
-    return Record(logits, gates, routing, {}, jnp.zeros(()), valid)
+    return Decision(gates, routing, {})
 
 
 def plan(gates: Float[Array, "g s e"], valid: Bool[Array, "g s"], *, c: int) -> Routing:

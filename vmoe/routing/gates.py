@@ -1,11 +1,7 @@
 """From the router's logits to its gates."""
 
-import functools
-
 import jax
 import jax.numpy as jnp
-from jax.experimental.custom_partitioning import custom_partitioning
-from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Bool, Float, Int, Key
 
 
@@ -25,39 +21,25 @@ def gates_of(logits: Float[Array, "g s e"]) -> Float[Array, "g s e"]:
 def top_k(values: Float[Array, "*g y"], k: int) -> tuple[jax.Array, jax.Array]:
     """The k largest of the last axis, descending, and where they are; equal ones in their order.
 
-    As ``jax.lax.top_k``, with two differences in the compiled program. Where the other axes are
-    spread over devices each device works on what it has; XLA would gather everything everywhere.
-    And a slice of the result, such as the largest gate of each token, does not turn it into a sort
-    of everything, thirty times as slow on a CPU.
+    As ``jax.lax.top_k``, behind a barrier: a slice of its result, such as the largest gate of
+    each token, would turn it into a sort of everything on a CPU, thirty times as slow.
     """
-    places = _places(jax.lax.stop_gradient(values), k)
-    return jnp.take_along_axis(values, places, axis=-1), places
-
-
-@functools.partial(custom_partitioning, static_argnums=(1,))
-def _places(values: jax.Array, k: int) -> jax.Array:
-    return jax.lax.optimization_barrier(jax.lax.top_k(values, k)[1])
-
-
-def _on_each_device(k, mesh, arguments, result):  # as custom_partitioning calls it
-    rows = PartitionSpec(*arguments[0].sharding.spec[: len(arguments[0].shape) - 1])
-    sharding = NamedSharding(mesh, rows)
-    return mesh, lambda values: _places.fun(values, k), sharding, (sharding,)
-
-
-_places.def_partition(partition=_on_each_device, sharding_rule="... y -> ... k")
+    largest, places = jax.lax.top_k(values, k)
+    barrier = jax.lax.optimization_barrier  # one for each: XLA crashes on one for both in shard_map
+    return barrier(largest), barrier(places)
 
 
 def priority_order(
-    top_gates: Float[Array, "g s k"], priority: str, key: Key[Array, ""] | None
+    top_gates: Float[Array, "g s k"], priority: str, draw: Float[Array, "g s"] | None
 ) -> jax.Array:
     """The tokens of each group, i32 (g, s), most important first.
 
     Args:
         top_gates: each token's k largest gates, descending.
         priority: "order" keeps the place in the group; "largest_gate" is Batch Prioritized
-            Routing; "sum_of_gates" sums the k gates; "random" draws an order from the key, or
-            the same one for every group where there is none. Equal scores keep their place.
+            Routing; "sum_of_gates" sums the k gates; "random" is the order of the draw, or the
+            same one for every group where there is none. Equal scores keep their place.
+        draw: a random number in [0, 1) for each token.
 
     Source: V-MoE section 4 and appendix C.
     """
@@ -69,10 +51,10 @@ def priority_order(
             score = top_gates[..., 0]
         case "sum_of_gates":
             score = top_gates.sum(-1)
-        case "random" if key is None:
+        case "random" if draw is None:
             score = jnp.broadcast_to(jax.random.uniform(jax.random.key(0), (s,)), (g, s))
         case "random":
-            score = jax.random.uniform(key, (g, s))
+            score = draw
         case _:
             raise ValueError(f"unknown priority {priority!r}")
     return jax.vmap(descending)(score)

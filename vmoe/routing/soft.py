@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from vmoe.axes import Record, SoftRouting
+from vmoe.axes import Decision, SoftRouting
 from vmoe.config import MoEConfig
 
 
@@ -20,8 +20,8 @@ def capacity(config: MoEConfig, s: int) -> int:
     return max(1, round(s * config.capacity_factor / config.experts))
 
 
-def route(logits: Float[Array, "g s e c"], valid: Bool[Array, "g s"]) -> Record:
-    """Routes every group; see ``Record``.
+def route(logits: Float[Array, "g s e c"], valid: Bool[Array, "g s"]) -> Decision:
+    """Routes every group by itself; see ``Decision``.
 
     Args:
         logits: of every token at every slot, float32.
@@ -31,5 +31,4 @@ def route(logits: Float[Array, "g s e c"], valid: Bool[Array, "g s"]) -> Record:
     # A group of padding alone has only -inf, whose softmax would be NaN.
     dispatch = jnp.where(valid[:, :, None, None], jax.nn.softmax(masked, axis=1), 0.0)
     combine = jax.nn.softmax(logits, axis=(2, 3))
-    routing = SoftRouting(dispatch, combine)
-    return Record(logits, combine.sum(-1), routing, {}, jnp.zeros(()), valid)
+    return Decision(combine.sum(-1), SoftRouting(dispatch, combine), {})

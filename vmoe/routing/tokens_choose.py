@@ -14,9 +14,9 @@ import functools
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int, Key
+from jaxtyping import Array, Bool, Float, Int
 
-from vmoe.axes import Record, Routing
+from vmoe.axes import Decision, Routing
 from vmoe.config import MoEConfig
 from vmoe.routing import balance
 from vmoe.routing.capacity import rounded_capacity
@@ -38,17 +38,17 @@ def route(
     logits: Float[Array, "g s e"],
     noise: Float[Array, "g s e"] | None,
     valid: Bool[Array, "g s"],
+    draw: Float[Array, "g s"] | None,
     config: MoEConfig,
-    key: Key[Array, ""] | None,
-) -> Record:
-    """Routes every group; see ``Record``.
+) -> Decision:
+    """Routes every group by itself; see ``Decision``.
 
     Args:
         logits: the router's logits, float32.
         noise: added to the logits before the softmax; None in evaluation.
         valid: False for padding.
+        draw: of a random priority, in [0, 1); None in evaluation.
         config: with a TokensChoose router.
-        key: of a random priority.
     """
     router = config.router
     noisy = logits if noise is None else logits + noise
@@ -60,12 +60,10 @@ def route(
         c=capacity(config, logits.shape[1]),
         priority=router.priority,
         normalize=router.normalize_weights,
-        key=key,
+        draw=draw,
     )
     losses = balance.losses(router, logits, None if noise is None else noisy, gates, valid)
-    return Record(
-        logits, gates, routing, losses, balance.total(losses, router.balance, valid), valid
-    )
+    return Decision(gates, routing, losses)
 
 
 def plan(
@@ -76,7 +74,7 @@ def plan(
     c: int,
     priority: str = "order",
     normalize: bool = False,
-    key: Key[Array, ""] | None = None,
+    draw: Float[Array, "g s"] | None = None,
 ) -> Routing:
     """Who goes where, for given gates.
 
@@ -87,7 +85,7 @@ def plan(
         c: slots per expert and group.
         priority: see ``priority_order``.
         normalize: divide a token's weights by their sum, before any is dropped.
-        key: of a random priority.
+        draw: of a random priority.
 
     Raises:
         ValueError: so many tokens and experts that a sort key would not fit 32 bits.
@@ -97,7 +95,7 @@ def plan(
         raise ValueError(f"{s} tokens x {k} choices x {e} experts in one group: use smaller groups")
     top_gates, experts = top_k(gates, k)
     experts = jnp.where(valid[..., None], experts, e)  # padding queues at no real expert
-    order = priority_order(top_gates, priority, key)
+    order = priority_order(top_gates, priority, draw)
     slots, choices = queue(experts, order, e=e, c=c)
     weights = top_gates / top_gates.sum(-1, keepdims=True) if normalize else top_gates
     return Routing(experts, slots, choices, jnp.where(slots < e * c, weights, 0.0))

@@ -1,4 +1,4 @@
-"""The folder of a run: it explains itself, and belongs to one config and one process.
+"""The folder of a run: it explains itself, and belongs to one config and one run at a time.
 
 config.json        the run, enough to run it again    model.txt     the model on one page
 environment.json   versions, devices, commit, data    classes.txt   names, in their order
@@ -10,6 +10,7 @@ tensorboard/       all of these, to look at
 import contextlib
 import dataclasses
 import fcntl
+import functools
 import importlib.metadata
 import json
 import os
@@ -58,7 +59,20 @@ def claim(
                 return []
             return held.enter_context(_claim(workdir, config, source, now))
 
-        yield processes.together(hold)
+        told = processes.together(hold)
+        processes.together(functools.partial(_check_shared, workdir))
+        yield told
+
+
+def _check_shared(workdir: Path) -> None:
+    """Refuses a folder that not all processes see: each would go on from what it has itself."""
+    path = workdir / ".lock"
+    held = path.read_text() if path.exists() else "nothing"
+    if processes.first_text(held) != held:
+        raise UsageError(
+            f"--workdir {workdir}: process {jax.process_index()} does not see what the first one "
+            "wrote there; the folder has to lie where all do"
+        )
 
 
 @contextlib.contextmanager
@@ -82,7 +96,7 @@ def _claim(
             ) from None
         try:
             lock.truncate(0)
-            lock.write(str(os.getpid()))
+            lock.write(f"{os.getpid()}")
             lock.flush()
             if (workdir / "config.json").exists():
                 _check_same(workdir, config, source)
