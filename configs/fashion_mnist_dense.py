@@ -4,7 +4,8 @@
     vmoe evaluate --checkpoint runs/fashion_mnist_dense
 
 Test accuracy over seeds 0, 1, 2 (--seed): 89.27, 89.65, 89.65, mean 89.52; validation 90.06, 90.30,
-89.98. 6.9 minutes of CPU time on 2 cores of an AMD EPYC (2026-11-24, jax 0.10.2).
+89.98. 11 minutes of CPU time on 2 cores of an AMD EPYC with other work on them (2026-11-25,
+jax 0.10.2; seeds 1 and 2 on 2026-11-24).
 """
 
 from pathlib import Path
