@@ -48,15 +48,15 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def start(recipe: Path, workdir: Path, *words: str, devices: int = 2) -> list[subprocess.Popen]:
-    """The same line in two processes of so many devices each."""
+def start(recipe: Path, *workdirs: Path, words: tuple[str, ...] = ()) -> list[subprocess.Popen]:
+    """The same line in two processes of two devices each; a workdir for both, or one each."""
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
         port = found.getsockname()[1]
-    line = ["train", "--config", str(recipe), "--workdir", str(workdir), "--distributed", *words]
+    line = ["train", "--config", str(recipe), "--distributed", *words, "--workdir"]
     return [
         subprocess.Popen(
-            [sys.executable, "-m", "vmoe", *line],
+            [sys.executable, "-m", "vmoe", *line, str(workdirs[i % len(workdirs)])],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -66,7 +66,7 @@ def start(recipe: Path, workdir: Path, *words: str, devices: int = 2) -> list[su
                 "JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{port}",
                 "JAX_NUM_PROCESSES": "2",
                 "JAX_PROCESS_ID": str(i),
-                "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+                "XLA_FLAGS": "--xla_force_host_platform_device_count=2",
             },
         )
         for i in range(2)
@@ -165,10 +165,17 @@ def test_damage_and_a_wrong_folder_are_agreed_on(recipe: Path, whole: Path, tmp_
     assert first.status == other.status == 0, first.told + other.told
     assert "checkpoint 20 is damaged (" in first.told and "after step 10 of 20" in first.told
     assert_close(whole, workdir, atol=0)
-    first, other = end(start(recipe, workdir, "--seed", "1"))
+    first, other = end(start(recipe, workdir, words=("--seed", "1")))
     for ended in (first, other):
         assert ended.status == 2 and "holds a run of another config (seed is 0" in ended.told
         assert "Traceback" not in ended.told
+
+
+def test_a_run_folder_that_only_one_process_sees_is_refused(recipe: Path, tmp_path: Path) -> None:
+    first, other = end(start(recipe, tmp_path / "here", tmp_path / "there"))
+    for ended in (first, other):
+        assert ended.status == 2 and "does not see what the first one wrote" in ended.told
+    assert not (tmp_path / "there").exists()
 
 
 def test_one_killed_process_ends_the_others_and_the_run_ends_with_the_same_bits() -> None:

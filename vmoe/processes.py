@@ -20,7 +20,7 @@ from vmoe.errors import OUT_OF_MEMORY, Failure, UsageError, VmoeError
 
 Result = TypeVar("Result")
 
-HEARTBEAT = 20  # seconds without a sign of life after which JAX ends all processes
+HEARTBEAT = 10  # seconds without a sign of life after which JAX ends all processes
 TEXT = 1024  # bytes of a text that is sent
 LOST = ("Gloo", "NCCL", "UNAVAILABLE", "DEADLINE_EXCEEDED", "CANCELLED")  # in errors of messages
 

@@ -181,7 +181,7 @@ class Placement:
             near = [size for size in (below, below + self.devices) if size]
             raise UsageError(
                 f"a batch of {batch_size} on {self.devices} devices: each needs as many images; "
-                f"use {_or(near)}"
+                f"use {_or(near)}, or let it see fewer devices"
             )
 
     def check(self, model: ViTConfig) -> None:

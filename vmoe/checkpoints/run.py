@@ -228,7 +228,8 @@ def read(folder: Path, **like: Arrays) -> dict[str, Arrays]:
     if told := processes.first_text(told):
         raise Damaged(told)
     if not all("-" in checksum for checksum in stored.values()):
-        raise Failure(f"{folder}: written by an earlier version of vmoe, with other checksums")
+        told = f"{folder}: written by an earlier version of vmoe, with other checksums"
+        raise processes.agreed(Failure(told))
     for name, checksum in checksums(found).items():
         if stored.get(name) != checksum:
             raise Damaged(f"{name} has another checksum than it was written with")
