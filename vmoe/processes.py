@@ -15,12 +15,14 @@ from typing import TypeVar
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
+from orbax.checkpoint import multihost
 
 from vmoe.errors import OUT_OF_MEMORY, Failure, UsageError, VmoeError
 
 Result = TypeVar("Result")
 
 HEARTBEAT = 10  # seconds without a sign of life after which JAX ends all processes
+PATIENCE = 3600  # seconds that a process which lives may take to come to where all meet
 TEXT = 1024  # bytes of a text that is sent
 LOST = ("Gloo", "NCCL", "UNAVAILABLE", "DEADLINE_EXCEEDED", "CANCELLED")  # in errors of messages
 
@@ -86,6 +88,11 @@ def first() -> bool:
 def alone() -> bool:
     """Whether the run is of one process."""
     return jax.process_count() == 1
+
+
+def meet(place: str) -> None:
+    """Returns when all processes have come here; each ``place`` once in a run."""
+    multihost.get_barrier_sync_fn()(key=place, timeout_ms=PATIENCE * 1000)
 
 
 def anywhere(flag: bool) -> bool:

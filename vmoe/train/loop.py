@@ -84,6 +84,12 @@ def train(
         for opened in (source, *(source for _, source in sets)):
             if opened.skipped:
                 report.say(f"{opened.name}: {opened.skipped} files are no images, left out")
+        if not processes.alone():
+            # A collective waits only so long for the slowest to join in, so all compile first.
+            program.step.lower(
+                program.like, placement.put(batches[0]), placement.everyone(False)
+            ).compile()
+            processes.meet("compiled")
         loop = _Loop(config, placement, sets, batches, program, signals, checkpoints, report)
         state = loop.resume()
         while True:

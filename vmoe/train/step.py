@@ -52,7 +52,7 @@ class Program(NamedTuple):
     """
 
     init: Callable[[], State]
-    step: Callable[..., tuple[State, Metrics]]
+    step: jax.stages.Wrapped  # (State, Batch, Bool[Array, "x"]) -> tuple[State, Metrics]
     like: State
     """The state's shapes, each with where it lies."""
 
