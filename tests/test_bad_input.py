@@ -40,9 +40,19 @@ def files(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         "type.py": RECIPE.format("steps='many'"),
         "nothing.py": "confg = 3\n",
         "raises.py": "x = 1\nconfig = 1 / 0\n",
+        "exits.py": "import sys\nsys.exit('no disk')\n",
+        "unknown_field.py": "from vmoe.config import *\nconfig = Train(modle=1)\n",
+        "half.json": '{"model": ',
         "router.py": RECIPE.format("model=dict(moe=dict(experts=1))"),
         "blocks.py": RECIPE.format("model=dict(sparse_blocks=(1, 3), moe=(MoEConfig(),))"),
         "soft.py": RECIPE.format("model=dict(moe=dict(router='soft'))"),
+        "soft_rows.py": RECIPE.format(
+            "model=dict(moe=MoEConfig(router=Soft(), images_per_group=1, computation='ragged'))"
+        ),
+        "soft_set.py": RECIPE.format(
+            "model=dict(sparse_blocks=(1,), moe=MoEConfig(router=Soft(), images_per_group=1)), "
+            "evaluations=(EvalSet(capacity_factor=4.0),)"
+        ),
         "dropless.py": RECIPE.format("model=dict(moe=dict(router=ExpertsChoose(), dropless=True))"),
         "decay.py": RECIPE.format("optim=dict(decay=0.3)"),
         "data.py": RECIPE.format("data='digits'"),
@@ -65,7 +75,7 @@ def files(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     np.savez(folder / "whole.npz", images=np.zeros((30, 8, 8), np.uint8), labels=np.zeros(30, int))
     (folder / "half.npz").write_bytes((folder / "whole.npz").read_bytes()[:500])
     np.savez(folder / "float.npz", images=np.zeros((30, 8, 8)), labels=np.zeros(30, int))
-    for name in ("cut", "words", "field", "names", "none"):
+    for name in ("cut", "words", "field", "names", "none", "nobody"):
         shutil.copytree(run, folder / name)
     for path in (folder / "cut" / "checkpoints").rglob("d/*"):
         path.write_bytes(path.read_bytes()[:100])
@@ -73,6 +83,7 @@ def files(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     config = json.loads((run / "config.json").read_text())
     (folder / "field" / "config.json").write_text(json.dumps(config | {"stepz": 3}))
     (folder / "names" / "classes.txt").unlink()
+    (folder / "nobody" / "config.json").unlink()
     shutil.rmtree(folder / "none" / "checkpoints")
     (folder / "fashion").mkdir()
     return folder
@@ -106,6 +117,11 @@ CASES: dict[str, tuple[list[str], str]] = {
     "type in a recipe": ([*TRAIN, "type.py"], "type.py, line 2: Train.steps='many': int is wanted"),
     "no config in it": ([*TRAIN, "nothing.py"], "must define `config = Train(...)`"),
     "recipe that raises": ([*TRAIN, "raises.py"], "raises.py, line 2: division by zero"),
+    "recipe that exits": ([*TRAIN, "exits.py"], "exits.py, line 2: no disk"),
+    "keyword": ([*TRAIN, "unknown_field.py"], "Train has no field 'modle': did you mean 'model'"),
+    "half a config": ([*TRAIN, "half.json"], "--config half.json: Train"),
+    "no name of a recipe": ([*TRAIN, ""], "--config is empty"),
+    "no name of a run": (["train", "--config", "{tiny}", "--workdir", ""], "--workdir is empty"),
     "recipe of bytes": ([*TRAIN, "bytes.py"], "bytes.py: source code"),
     "router": ([*TRAIN, "soft.py"], "soft.py, line 2: MoEConfig.router='soft': TokensChoose or"),
     "decay": ([*TRAIN, "decay.py"], "decay.py, line 2: Optim.decay=0.3: Decay is wanted"),
@@ -132,11 +148,14 @@ CASES: dict[str, tuple[list[str], str]] = {
     "no size of a set": ([*TINY_TRAIN, "--evaluations.0.image-size", "0"], "image_size=0: use at"),
     "data of a set": (
         [*TINY_TRAIN, "--evaluations.0.data", "digits"],
-        "evaluations.data=digits: name a split, digits:validation",
+        "evaluations.data=digits: give train, validation, test, or NAME:SPLIT",
     ),
     "split in the name": ([*TINY_TRAIN, "--data.name", "digits:test"], "no split 'test'"),
     "steps": ([*TINY_TRAIN, "--steps", "0"], "steps=0: use at least 1"),
     "batch": ([*TINY_TRAIN, "--batch-size", "2000"], "batch_size=2000 is more than the 1257"),
+    "shift": ([*TINY_TRAIN, "--data.shift", "8"], "data.shift=8 leaves nothing of an image of"),
+    "computation of soft slots": ([*TRAIN, "soft_rows.py"], "a soft router fills every slot"),
+    "capacity of soft slots": ([*TRAIN, "soft_set.py"], "the slots of a soft router are parame"),
     "size of a set": ([*TINY_TRAIN, "--evaluations.0.image-size", "9"], "model.patch=4 does not"),
     "k of a set": ([*TINY_TRAIN, "--evaluations.0.k", "5"], "moe.router.k=5 is more than"),
     # data
@@ -174,6 +193,10 @@ CASES: dict[str, tuple[list[str], str]] = {
         ["train", "--config", "{tiny}", "--workdir", "no.png/run"],
         "--workdir no.png/run: Not a directory",
     ),
+    "checkpoints of nobody": (
+        ["train", "--config", "{tiny}", "--workdir", "nobody"],
+        "nobody: checkpoints but no config.json",
+    ),
     "no run": (["evaluate", "--checkpoint", "photos"], "photos: not a run folder"),
     "no run there": (["evaluate", "--checkpoint", "gone"], "gone: no such folder"),
     "no checkpoint": (["evaluate", "--checkpoint", "none"], "none: no checkpoint yet"),
@@ -188,6 +211,14 @@ CASES: dict[str, tuple[list[str], str]] = {
     ),
     "no class names": (["evaluate", "--checkpoint", "names"], "names/classes.txt: cannot be read"),
     # evaluation and prediction
+    "no capacity and a factor": (
+        [*EVALUATE, "--model.moe.dropless", "--model.moe.capacity-factor", "4"],
+        "capacity-factor with dropless, which has no capacity",
+    ),
+    "capacity and a factor": (
+        [*EVALUATE, "--model.moe.capacity", "4", "--model.moe.capacity-factor", "4"],
+        "capacity-factor with capacity=4, which overrides it",
+    ),
     "width": ([*EVALUATE, "--model.width", "32"], "change only options that keep the parameters"),
     "image size of the model": ([*EVALUATE, "--model.image-size", "16"], "--image-size resizes"),
     "batch of none": ([*EVALUATE, "--batch-size", "0"], "batch_size=0: use at least 1"),
@@ -199,6 +230,7 @@ CASES: dict[str, tuple[list[str], str]] = {
     "no image": ([*PREDICT, "gone.png"], "gone.png: no such file or folder"),
     "not an image": ([*PREDICT, "no.png"], "no.png: not an image"),
     "half an image": ([*PREDICT, "half.png"], "half.png: cannot be read as an image"),
+    "no name of an image": ([*PREDICT, ""], "an empty word among the images"),
     "folder without images": ([*PREDICT, "no_images"], "no_images: no images there"),
     "nothing to predict": (PREDICT, "name at least one of each"),
     "no classes wanted": ([*PREDICT, "photos", "--top", "0"], "top=0: name at least one of each"),
@@ -254,13 +286,23 @@ def test_what_may_not_be_read_or_written_is_named(files: Path, run: Path, tmp_pa
     shutil.copy(files / "photos" / "cat" / "0.png", tmp_path / "locked.png")
     (tmp_path / "locked.png").chmod(0)
     (tmp_path / "locked").mkdir(mode=0o500)
+    shutil.copytree(files / "sparse", tmp_path / "photos")
+    (tmp_path / "photos" / "cat").chmod(0)
     powerless = ("setpriv", "--bounding-set=-dac_override,-dac_read_search")
     under = powerless if os.geteuid() == 0 else ()
     for words, message in [
         (["predict", "--checkpoint", run, tmp_path / "locked.png"], "Permission denied"),
+        (["predict", "--checkpoint", run, tmp_path / "photos"], "photos/cat: Permission denied"),
         (
             ["train", "--config", TINY, "--workdir", tmp_path / "locked" / "run"],
             "Permission denied",
+        ),
+        (
+            [
+                *("train", "--config", TINY, "--workdir", tmp_path / "new"),
+                *("--data.name", f"folder:{tmp_path / 'photos'}"),
+            ],
+            "photos/cat: Permission denied",
         ),
     ]:
         done = vmoe(*words, under=under)

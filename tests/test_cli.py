@@ -1,10 +1,14 @@
 """The real command in a real process: what it prints, where, and its exit status."""
 
+import contextlib
 import json
 import os
+import pty
+import re
 import shutil
 import subprocess
 import sys
+import termios
 from pathlib import Path
 
 import pytest
@@ -38,6 +42,43 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert "60 steps, validation accuracy" in done.stdout
     assert "step 50/60  loss" in done.stderr
     return workdir
+
+
+def test_the_live_line_fits_a_terminal_of_80_columns(tmp_path: Path) -> None:
+    reader, terminal = pty.openpty()
+    termios.tcsetwinsize(terminal, (24, 80))
+    words = ["train", "--config", TINY, "--workdir", str(tmp_path / "run"), "--steps", "40"]
+    environment = {k: v for k, v in os.environ.items() if k not in ("COLUMNS", "LINES")}
+    environment |= {"TERM": "xterm", "JAX_COMPILATION_CACHE_DIR": str(ROOT / ".cache" / "jax")}
+    with subprocess.Popen(
+        [sys.executable, "-m", "vmoe", *words, "--log-every", "10"],
+        stdin=terminal, stdout=terminal, stderr=terminal, env=environment,
+    ) as process:  # fmt: skip
+        os.close(terminal)
+        told = b""
+        with contextlib.suppress(OSError):  # the other end is closed
+            while part := os.read(reader, 4096):
+                told += part
+    os.close(reader)
+    assert process.returncode == 0, told.decode()
+    lines = [re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", line) for line in told.decode().split("\r")]
+    live = [line for line in lines if "loss" in line and "validation" not in line]
+    assert live and all(len(line.strip()) <= 80 for line in live)
+    assert re.search(r"40/40 +\S+ left +loss \d\.\d+ +accuracy .* +lr .* +dropped", live[-1])
+
+
+def test_a_run_can_be_run_again_from_its_config_json(run: Path, tmp_path: Path) -> None:
+    new = tmp_path / "new"
+    done = vmoe("train", "--config", run / "config.json", "--workdir", new)
+    assert done.returncode == 0, done.stderr
+    assert (new / "config.json").read_text() == (run / "config.json").read_text()
+
+
+def test_a_batch_of_one_image_trains(tmp_path: Path) -> None:
+    words = ("train", "--config", TINY, "--workdir", tmp_path / "run", "--steps", "25")
+    done = vmoe(*words, "--batch-size", "1", "--data.mixup", "0")
+    assert done.returncode == 0, done.stderr
+    assert "25 steps" in done.stdout
 
 
 def test_train_again_resumes_and_says_so(run: Path) -> None:

@@ -53,6 +53,13 @@ def test_json_keeps_which_router_each_block_has(router: configs.Router) -> None:
             dict(model=dict(sparse_blocks=(1,)), evaluations=(EvalSet(k=9),)),
             "moe.router.k=9 is more than moe.experts=8",
         ),
+        (
+            dict(
+                model=dict(sparse_blocks=(1,), moe=MoEConfig(router=Soft(), images_per_group=1)),
+                evaluations=(EvalSet(capacity_factor=4.0),),
+            ),
+            "evaluations.capacity_factor=4.0: the slots of a soft router are parameters",
+        ),
         (dict(seed=-1), "seed=-1"),
         (dict(steps=50), "optim.warmup=100 leaves no step of steps=50"),
         (dict(data=dict(mixup=-0.1)), "data.mixup=-0.1"),

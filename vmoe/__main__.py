@@ -33,7 +33,7 @@ class TrainDoor:
     """Train a model. The same line again goes on where it stopped."""
 
     config: Path
-    """Recipe: a Python file that defines `config = Train(...)`."""
+    """Recipe: a Python file that defines `config = Train(...)`, or a run's config.json."""
     workdir: Path
     """Folder of the run: config, metrics, checkpoints."""
     run: Annotated[configs.Train, tyro.conf.arg(name="")]
@@ -117,7 +117,7 @@ class ConfigDoor:
     """Print a recipe as it would run, as JSON."""
 
     config: Path
-    """Recipe: a Python file that defines `config = Train(...)`."""
+    """Recipe: a Python file that defines `config = Train(...)`, or a run's config.json."""
     run: Annotated[configs.Train, tyro.conf.arg(name="")]
 
 
@@ -126,7 +126,7 @@ class PlanDoor:
     """What a recipe needs on devices that are not here: memory, messages, time of a step."""
 
     config: Path
-    """Recipe: a Python file that defines `config = Train(...)`."""
+    """Recipe: a Python file that defines `config = Train(...)`, or a run's config.json."""
     devices: int
     """How many, as JAX counts them."""
     run: Annotated[configs.Train, tyro.conf.arg(name="")]
@@ -141,7 +141,7 @@ class PlanDoor:
 
 
 def train(argv: Sequence[str]) -> None:
-    path = _peek(argv, "--config")
+    path, _ = _peek(argv, "--config"), _peek(argv, "--workdir")
     door = _parse(TrainDoor, "train", argv, run=configs.load(path) if path else configs.Train())
     from vmoe import processes
     from vmoe.train.loop import train
@@ -170,6 +170,7 @@ def evaluate(argv: Sequence[str]) -> None:
     path = _peek(argv, "--checkpoint")
     run = _run_of(path) if path else configs.Train()
     door = _parse(EvaluateDoor, "evaluate", argv, model=run.model)
+    _check_effect(run.model, door.model)
     from vmoe.checkpoints.load import class_names, load_step
     from vmoe.data.sources import name_and_split, open_source, with_classes
     from vmoe.evaluate import evaluate
@@ -205,7 +206,29 @@ def evaluate(argv: Sequence[str]) -> None:
         _print(table)
 
 
+def _check_effect(trained: configs.ViTConfig, asked: configs.ViTConfig) -> None:
+    """Refuses what was asked for and would change nothing."""
+    if not trained.sparse_blocks and asked.moe != trained.moe:
+        raise UsageError("--model.moe: no block of this model is sparse, leave these options out")
+    for block in asked.sparse_blocks:
+        there, here = trained.moe_of(block), asked.moe_of(block)
+        if there is None or there.capacity_factor == here.capacity_factor:
+            continue
+        if here.dropless:
+            raise UsageError(
+                "--model.moe.capacity-factor with dropless, which has no capacity: add "
+                "--model.moe.no-dropless, or leave it out"
+            )
+        if here.capacity is not None:
+            raise UsageError(
+                f"--model.moe.capacity-factor with capacity={here.capacity}, which overrides it: "
+                "add --model.moe.capacity None, or leave it out"
+            )
+
+
 def predict(argv: Sequence[str]) -> None:
+    if "" in argv:
+        raise UsageError("an empty word among the images; '.' is this folder")
     door = _parse(PredictDoor, "predict", argv)
     from vmoe.checkpoints.load import class_names, load
     from vmoe.evaluate import image_files, predict
@@ -444,13 +467,20 @@ def _one_line(box: str) -> str:
 
 
 def _peek(argv: Sequence[str], option: str) -> str | None:
-    """The value of an option that decides the defaults of all others."""
+    """The value of an option that decides the defaults of all others, or names a place.
+
+    Raises:
+        UsageError: it is empty.
+    """
+    found = None
     for word, following in zip(argv, [*argv[1:], None], strict=False):
         if word == option:
-            return following
+            found = following
         if word.startswith(option + "="):
-            return word.partition("=")[2]
-    return None
+            found = word.partition("=")[2]
+    if found == "":
+        raise UsageError(f"{option} is empty")
+    return found
 
 
 if __name__ == "__main__":

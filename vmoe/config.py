@@ -6,6 +6,7 @@ when a config is built, by name.
 """
 
 import dataclasses
+import re
 import runpy
 import traceback
 from pathlib import Path
@@ -136,6 +137,10 @@ class MoEConfig(Checked):
             not isinstance(self.router, Soft) or self.images_per_group == 1,
             f"moe.images_per_group={self.images_per_group}: a soft router mixes the tokens of one "
             "image, set it to 1",
+        )
+        require(
+            not isinstance(self.router, Soft) or self.computation in ("auto", "batched"),
+            f"moe.computation={self.computation}: a soft router fills every slot, use batched",
         )
         _require_rate("moe.expert_dropout", self.expert_dropout)
 
@@ -360,6 +365,11 @@ class EvalSet(Checked):
             layer |= {"capacity": None, "dropless": False}
 
         def changed(moe: MoEConfig) -> MoEConfig:
+            require(
+                not isinstance(moe.router, Soft) or self.capacity_factor is None,
+                f"evaluations.capacity_factor={self.capacity_factor}: the slots of a soft router "
+                "are parameters, leave it out",
+            )
             if not isinstance(moe.router, TokensChoose):
                 return replace(moe, **layer)
             changes = layer | _given(dropless=self.dropless)
@@ -421,6 +431,12 @@ class Train(Checked):
             f"label_smoothing={self.label_smoothing}: a share in [0, 1)",
         )
         require(0 <= self.ema < 1, f"ema={self.ema}: a decay rate lies in [0, 1)")
+        for name in ("shift", "cutout"):
+            value, size = getattr(self.data, name), self.model.image_size
+            require(
+                value < size,
+                f"data.{name}={value} leaves nothing of an image of model.image_size={size}",
+            )
         names = [evaluation.name for evaluation in self.evaluations]
         require(bool(names), "evaluations: name at least one set")
         require(len(names) == len(set(names)), f"evaluations: two have one name in {names}")
@@ -447,7 +463,7 @@ def replace(config: Config, **changes: Any) -> Config:
 
 
 def load(path: str | Path) -> Train:
-    """The ``config`` of a recipe: a Python file that is trusted, and run.
+    """The ``config`` of a recipe: a Python file that is trusted, and run; or a run's config.json.
 
     Raises:
         UsageError: there is no such file, or it defines no ``config`` of type Train.
@@ -455,18 +471,33 @@ def load(path: str | Path) -> Train:
     path = Path(path)
     if not path.is_file():
         raise UsageError(f"--config {path}: no such file")
+    if path.suffix == ".json":
+        try:
+            return from_json(Train, path.read_text())
+        except (UsageError, UnicodeDecodeError, OSError) as error:
+            raise UsageError(f"--config {path}: {error}") from None
     try:
         config = runpy.run_path(str(path)).get("config")
-    except Exception as error:  # whatever a recipe does wrong, its author gets the line
+    except (Exception, SystemExit) as error:  # whatever it does wrong, its author gets the line
         line = getattr(error, "lineno", None)
         for frame in traceback.extract_tb(error.__traceback__):
             line = frame.lineno if frame.filename == str(path) else line
-        what = " ".join(str(error).split()) or type(error).__name__
+        what = _unknown_field(str(error)) or " ".join(str(error).split()) or type(error).__name__
         place = f"--config {path}" + (f", line {line}" if line else "")
         raise UsageError(f"{place}: {what}") from error
     if not isinstance(config, Train):
         raise UsageError(f"--config {path}: the file must define `config = Train(...)`")
     return config
+
+
+def _unknown_field(error: str) -> str:
+    """What Python says of a field that a config has not, with the nearest that it has."""
+    found = re.search(r"(\w+)\.__init__\(\) got an unexpected keyword argument '(\w+)'", error)
+    kind = globals().get(found[1]) if found else None
+    if not dataclasses.is_dataclass(kind):
+        return ""
+    known = [field.name for field in dataclasses.fields(kind)]
+    return unknown(f"{found[1]} has no field", found[2], known)
 
 
 def to_json(config: Any) -> str:

@@ -17,6 +17,7 @@ from flax import nnx
 
 from vmoe import models
 from vmoe.analysis import capture
+from vmoe.analysis.measures import expert_use
 from vmoe.config import (
     Balance,
     Data,
@@ -295,3 +296,18 @@ def test_with_fsdp_nothing_is_gathered_but_what_was_split(mesh: str) -> None:
     }
     assert gathered and {tuple(map(int, shape.split(","))) for shape in gathered} <= whole
     assert not re.findall(r"all-gather-start|collective-permute", text)
+
+
+def test_the_use_of_experts_is_told_of_the_right_image_where_groups_are_padded() -> None:
+    """Five images a device in groups of three, so that each device's last group has padding."""
+    config = replace(CONFIG, moe=dict(capacity_factor=8.0, images_per_group=3))
+    two = place(config, jax.devices()[:2], mesh="expert=2")
+
+    def use(params: dict[str, Any], x: jax.Array) -> jax.Array:
+        _, records = capture(models.with_params(config, params, placement=two), x)
+        return expert_use(records[1], 10, devices=2)
+
+    found = run_on(two, use, params_of(config), images(10))
+    alone = replace(config, moe=dict(images_per_group=1))
+    _, records = capture(models.with_params(alone, params_of(config)), images(10))
+    np.testing.assert_allclose(found, expert_use(records[1], 10), atol=1e-6)

@@ -149,6 +149,7 @@ def test_a_csv_file_gets_a_row_that_says_what_was_evaluated_and_how(tmp_path: Pa
         net = vmoe.load(run, changed)
         found = evaluate(net, open_source("digits", "validation"))
         append_row(path, run, 2, net, found, seed=0)
+        path.write_text(path.read_text().rstrip())  # as an editor may leave it
     first, second = csv.DictReader(path.read_text().splitlines())
     assert (first["priority"], second["priority"]) == ("order", "largest_gate")
     assert first["model"] != second["model"] and first["step"] == "2"

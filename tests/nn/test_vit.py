@@ -1,6 +1,7 @@
 """The model as a whole: its options, its shapes, its initialisation."""
 
 import functools
+import re
 import subprocess
 import sys
 from typing import Any
@@ -88,6 +89,11 @@ def test_every_variant_gives_logits_records_and_gradients(variant: dict[str, Any
         assert gradient[...].any() or path[-2:] in {("key", "bias")}, path
 
 
+def test_a_batch_without_images_has_no_logits() -> None:
+    logits, records = run(tiny(), images(0))
+    assert logits.shape == (0, 10) and not any(r.valid.any() for r in records.values())
+
+
 @pytest.mark.parametrize("b", [1, 13])
 def test_any_batch_size_has_the_results_of_its_images_alone(b: int) -> None:
     model = tiny(moe=dict(capacity_factor=4.0))  # with room for all
@@ -169,24 +175,28 @@ LAST: dict[str, dict[str, Any]] = {
     "soft": VARIANTS["soft"],
     "remat": dict(remat=True),
     "mean": dict(pooling="mean"),
+    "mean_dense": dict(pooling="mean", sparse_blocks=(0,)),
     "attention": dict(pooling="attention"),
+    "attention_dense": dict(pooling="attention", sparse_blocks=(0,)),
 }
+DROPS = ("tight", "batched", "ragged")
 
 
-@pytest.mark.parametrize("last", LAST.values(), ids=LAST.keys())
+@pytest.mark.parametrize("last", LAST)
 def test_computing_only_what_reaches_the_logits_changes_no_logit_loss_or_gradient(
-    last: dict[str, Any],
+    last: str,
 ) -> None:
-    fields = dict(depth=2, sparse_blocks=(1,), positions="learned") | last
+    fields = dict(depth=2, sparse_blocks=(1,), positions="learned") | LAST[last]
     if "moe" in fields and isinstance(fields["moe"], dict):
         fields["moe"] = fields["moe"] | dict(shared_init=False)
     lean, whole = (
         value_and_gradients(tiny(whole_last_block=whole, **fields)) for whole in (False, True)
     )
-    for record in whole[0][1][1].values():
-        dropped = fields.get("moe") in (LAST["tight"]["moe"], LAST["batched"]["moe"])
-        assert not dropped or record.routing.dropped.any()
+    if last in DROPS:
+        assert all(record.routing.dropped.any() for record in whole[0][1][1].values())
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=2e-5), lean, whole)
+    model = tiny(**fields)  # and without the records
+    np.testing.assert_allclose(model(images()), run(model, images())[0], atol=1e-6)
 
 
 def test_the_last_block_computes_less_where_only_a_class_token_is_read() -> None:
@@ -199,16 +209,39 @@ def test_the_last_block_computes_less_where_only_a_class_token_is_read() -> None
 
 
 @pytest.mark.parametrize("computation", ["batched", "blocks", "ragged"])
-def test_bfloat16_experts_add_up_in_float32(computation: str) -> None:
-    """Their error is that of rounded inputs and outputs, not of 2,000 rounded additions."""
-    config = MoEConfig(experts=2, router=TokensChoose(k=1), computation=computation)
-    moe = MoE(2000, 8, 8, config, rngs=nnx.Rngs(0))
-    tokens = jnp.abs(jax.random.normal(jax.random.key(0), (2, 8, 2000)))
-    kernel = moe.experts.up.kernel
-    kernel[...] = jnp.abs(kernel[...]) / 20
-    exact, rough = (moe(x, jnp.ones(2, bool))[0] for x in (tokens, tokens.astype(jnp.bfloat16)))
-    assert rough.dtype == jnp.bfloat16
-    np.testing.assert_allclose(rough, exact, atol=0.02 * float(jnp.abs(exact).max()))
+def test_bfloat16_experts_multiply_in_bfloat16_and_add_up_in_float32(computation: str) -> None:
+    """Every product with the hidden layer, forward and backward, in the program for a GPU."""
+    config = MoEConfig(experts=5, computation=computation)
+    graph, state = nnx.split(MoE(16, 48, 8, config, rngs=nnx.Rngs(0)))
+
+    def loss(state: nnx.State, tokens: jax.Array) -> jax.Array:
+        return nnx.merge(graph, state)(tokens, jnp.ones(2, bool))[0].sum()
+
+    tokens = jnp.ones((2, 8, 16), jnp.bfloat16)
+    traced = jax.jit(jax.grad(loss, argnums=(0, 1))).trace(state, tokens)
+    program = traced.lower(lowering_platforms=("cuda",)).as_text()
+    products = re.findall(r"dot(?:_general)?\W.*: \((.*)\) -> tensor<(.*)>", program)
+    products = [(terms, out) for terms, out in products if re.search("[<x]48x", terms + out)]
+    assert len(products) >= 6
+    for terms, out in products:
+        assert terms.count("bf16") == 2 and out.endswith("xf32"), (terms, out)
+
+
+@pytest.mark.parametrize("computation", ["batched", "blocks", "ragged"])
+def test_bfloat16_layers_have_the_gradients_of_float32_ones(computation: str) -> None:
+    config = MoEConfig(experts=4, computation=computation, shared_init=False)
+    graph, state = nnx.split(MoE(16, 32, 9, config, rngs=nnx.Rngs(0)))
+    # the same choices in both: their values are given in bfloat16
+    tokens = jax.random.normal(jax.random.key(0), (4, 9, 16)).astype(jnp.bfloat16)
+
+    def loss(state: nnx.State, tokens: jax.Array) -> jax.Array:
+        return (nnx.merge(graph, state)(tokens, jnp.ones(4, bool))[0] ** 2).sum()
+
+    gradient = jax.jit(jax.grad(loss))
+    rough, exact = gradient(state, tokens), gradient(state, tokens.astype(jnp.float32))
+    for x, y in zip(jax.tree.leaves(rough), jax.tree.leaves(exact), strict=True):
+        assert x.dtype == jnp.float32
+        np.testing.assert_allclose(x, y, atol=0.03 * float(jnp.abs(y).max()))
 
 
 def test_dropout_in_blocks_draws_the_same_forward_and_backward() -> None:
@@ -308,6 +341,10 @@ def test_sparse_blocks_differ_where_the_config_says_so() -> None:
         (dict(moe=dict(router=dict(k=5))), "moe.router.k=5 is more than moe.experts=4"),
         (dict(moe=dict(router=Soft())), "moe.images_per_group=2: a soft router"),
         (dict(moe=(MoEConfig(),)), "one for each of the 2 sparse blocks"),
+        (
+            dict(moe=dict(router=Soft(), images_per_group=1, computation="ragged")),
+            "moe.computation=ragged: a soft router fills every slot",
+        ),
         (dict(width=18, heads=2, positions="sincos2d"), "needs a width in fours"),
         (dict(dept=3), "ViTConfig has no field 'dept': did you mean 'depth'"),
     ],

@@ -1,5 +1,6 @@
 """Whatever stops a run, nothing is lost: kills, signals, damage, a full disk, a second run, NaN."""
 
+import json
 import os
 import shutil
 import signal
@@ -183,7 +184,18 @@ def swap(folder: Path) -> None:
     shutil.copytree(folder.with_name(str(STEPS - 10)) / "params", folder / "params")
 
 
-@pytest.mark.parametrize("harm", [garble, cut_off, lose, swap])
+def change_a_checksum(folder: Path) -> None:
+    path = folder / "checksums" / "metadata"
+    checksums = json.loads(path.read_text())
+    name = next(iter(checksums))
+    path.write_text(json.dumps(checksums | {name: checksums[name].replace("-", ".")}))
+
+
+def list_checksums(folder: Path) -> None:
+    (folder / "checksums" / "metadata").write_text("[]")
+
+
+@pytest.mark.parametrize("harm", [garble, cut_off, lose, swap, change_a_checksum, list_checksums])
 def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(
     harm: Callable[[Path], None], config: Train, whole: Path, tmp_path: Path, recipe: Path
 ) -> None:
@@ -197,6 +209,26 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(
     assert "Traceback" not in told
     assert (workdir / "checkpoints" / "damaged" / str(STEPS)).is_dir()
     assert_same(whole, workdir)
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("metrics.csv", b"step,loss\nabc,1\n"),
+        ("metrics.csv", b"other,columns\n1,2\n"),
+        ("evaluations.csv", b"\xff\xfe\x00step"),
+    ],
+)
+def test_a_damaged_table_is_named_and_left_as_it_is(
+    name: str, content: bytes, recipe: Path, whole: Path, tmp_path: Path
+) -> None:
+    workdir = tmp_path / "run"
+    shutil.copytree(whole, workdir)
+    (workdir / name).write_bytes(content)
+    told, status = run(recipe, workdir)
+    assert status == 1 and told.startswith("vmoe: ") and told.count("\n") == 1, told
+    assert f"{workdir / name} is damaged (" in told
+    assert (workdir / name).read_bytes() == content
 
 
 def test_without_any_good_checkpoint_a_run_says_so_and_keeps_what_is_left(

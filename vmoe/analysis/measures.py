@@ -2,10 +2,10 @@
 
 import jax
 import jax.numpy as jnp
-from einops import rearrange
 from jaxtyping import Array, Float
 
 from vmoe.axes import Record, Routing
+from vmoe.nn.moe import ungroup
 
 Scalar = Float[Array, ""]
 
@@ -23,7 +23,7 @@ def choices_and_drops(records: dict[int, Record]) -> tuple[Scalar, Scalar]:
     return made, dropped
 
 
-def expert_use(record: Record, b: int) -> Float[Array, "b e"]:
+def expert_use(record: Record, b: int, devices: int = 1) -> Float[Array, "b e"]:
     """The share of each expert in the rows that an image's tokens sent to experts.
 
     Sums to 1 over the experts; zeros for an image of which every choice was dropped. For soft
@@ -31,15 +31,16 @@ def expert_use(record: Record, b: int) -> Float[Array, "b e"]:
 
     Args:
         b: images of the batch.
+        devices: over which they are spread, as groups are of the images of one.
     """
     if isinstance(record.routing, Routing):
         e = record.gates.shape[-1]
         at = record.routing.experts[..., None] == jnp.arange(e)
-        sent = (at & record.routing.kept[..., None]).sum(axis=2)
+        sent = (at & record.routing.kept[..., None]).sum(axis=2).astype(jnp.float32)
     else:
         sent = record.gates
-    images = -(-b // len(sent))
-    per_image = rearrange(sent, "g (i n) e -> (g i) n e", i=images).sum(axis=1)[:b]
+    images = max(1, -(-b // len(sent)))
+    per_image = ungroup(sent, b, sent.shape[1] // images, devices).sum(axis=1)
     return per_image / jnp.maximum(per_image.sum(-1, keepdims=True), 1e-9)
 
 
@@ -58,9 +59,9 @@ def block_measures(record: Record) -> dict[str, Array]:
     importance = jnp.where(real, record.gates, 0.0).sum((0, 1)) / tokens
     made, dropped = choices_and_drops({0: record})
     if isinstance(record.routing, Routing):
-        e = record.gates.shape[-1]
-        load = (record.routing.experts[..., None] == jnp.arange(e)).sum((0, 1, 2))
-        load = load / jnp.maximum(made, 1)
+        none = record.gates.shape[-1]  # the number that stands for no expert
+        chosen = jnp.zeros(none + 1).at[record.routing.experts].add(1)
+        load = chosen[:none] / jnp.maximum(made, 1)
     else:
         load = importance
     entropy = -jnp.where(real, jax.scipy.special.xlogy(record.gates, record.gates), 0.0).sum()

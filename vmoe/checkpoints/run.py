@@ -11,6 +11,7 @@ any number of processes. Kept are the newest steps, and the best by the first ev
 
 import csv
 import functools
+import re
 import shutil
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -104,7 +105,7 @@ class Checkpoints:
             try:
                 return step, read(self._folder / str(step), **like), told
             except Damaged as damage:
-                told.append(f"checkpoint {step} is damaged ({damage})")
+                told.append(f"checkpoint {step} is damaged ({damage}), it lies in {DAMAGED}/ now")
             processes.together(functools.partial(self._set_aside, step))
             self._manager.close()
             self._manager = self._open()
@@ -196,13 +197,17 @@ def best_of(workdir: Path, steps: Iterable[int]) -> int | None:
 
     Of averaged parameters, where the run keeps them. None where no step was evaluated.
     """
-    path, found = workdir / "evaluations.csv", {}
-    if path.is_file():
+    path = workdir / "evaluations.csv"
+    try:
         with path.open(newline="") as file:
             rows = [row for row in csv.DictReader(file) if None not in row.values()]
         first = [row for row in rows if row["set"] == rows[0]["set"]]
         averaged = [row for row in first if row["weights"] == "ema"]
         found = {int(row["step"]): float(row["accuracy"]) for row in averaged or first}
+    except FileNotFoundError:
+        found = {}
+    except (ValueError, KeyError, csv.Error) as error:
+        raise Failure(f"{path} is damaged ({error}): repair it, or move it away") from None
     evaluated = [step for step in steps if step in found]
     return max(evaluated, key=lambda step: (found[step], step), default=None)
 
@@ -227,8 +232,13 @@ def read(folder: Path, **like: Arrays) -> dict[str, Arrays]:
         told = reason[:200] or type(error).__name__
     if told := processes.first_text(told):
         raise Damaged(told)
-    if not all("-" in checksum for checksum in stored.values()):
-        told = f"{folder}: written by an earlier version of vmoe, with other checksums"
+    if not isinstance(stored, dict):
+        raise Damaged("its checksums are none")
+    if all(re.fullmatch("[0-9a-f]{64}", str(checksum)) for checksum in stored.values()):
+        told = (
+            f"{folder}: written by an earlier version of vmoe, with other checksums; use that "
+            "version, or another --workdir"
+        )
         raise processes.agreed(Failure(told))
     for name, checksum in checksums(found).items():
         if stored.get(name) != checksum:

@@ -1,5 +1,6 @@
 """Image files to pixels, and pixels to what a model sees."""
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -15,12 +16,21 @@ def image_files_below(folder: Path) -> tuple[list[Path], int]:
     """The image files in a folder and below it, sorted; and how many other files lie there.
 
     What is hidden, a file or a folder, is passed over.
+
+    Raises:
+        UsageError: a folder there cannot be read.
     """
-    files = [
-        path
-        for path in sorted(folder.rglob("*"))
-        if path.is_file() and not any(p.startswith(".") for p in path.relative_to(folder).parts)
-    ]
+
+    def refuse(error: OSError) -> None:
+        if isinstance(error, FileNotFoundError):  # a class of which this part has no image
+            return
+        raise UsageError(f"{error.filename}: {error.strerror}; make it readable, or move it away")
+
+    files = []
+    for place, folders, names in os.walk(folder, onerror=refuse):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        files += [Path(place, name) for name in names if not name.startswith(".")]
+    files = sorted(path for path in files if path.is_file())
     images = [path for path in files if path.suffix.lower() in SUFFIXES]
     return images, len(files) - len(images)
 

@@ -21,6 +21,7 @@ from vmoe.data.mixing import mixup
 from vmoe.data.sources import Example, Source
 from vmoe.errors import UsageError
 
+ENDLESS = 1 << 62  # images: grain cannot slice what really has no end
 READ_AHEAD = grain.ReadOptions(num_threads=2, prefetch_buffer_size=8)
 
 
@@ -54,7 +55,10 @@ def training_batches(
     data, batch_size, num_classes = config.data, config.batch_size, config.model.num_classes
     check_classes(source, num_classes)
     if len(source) < batch_size:
-        raise UsageError(f"batch_size={batch_size} is more than the {len(source)} of {source.name}")
+        raise UsageError(
+            f"batch_size={batch_size} is more than the {len(source)} images of {source.name}: "
+            "lower it, or add images"
+        )
 
     def change(example: Example, rng: np.random.Generator) -> Example:
         pixels = resize(example.image, config.model.image_size)
@@ -72,7 +76,7 @@ def training_batches(
         grain.MapDataset.source(source)
         .seed(config.seed)
         .shuffle()
-        .repeat()
+        .repeat(ENDLESS // len(source))
         .random_map(change)
         .batch(rows, batch_fn=lambda examples: _batch(examples, num_classes, rows))
     )[part::parts]

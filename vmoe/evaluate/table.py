@@ -4,6 +4,7 @@ import csv
 import datetime
 import hashlib
 import importlib.metadata
+import io
 from pathlib import Path
 from typing import Any
 
@@ -118,11 +119,16 @@ def append_row(
         "device": jax.devices()[0].device_kind,
     }
     try:
-        with path.open("a", newline="") as file:
-            writer = csv.DictWriter(file, COLUMNS)
-            if not file.tell():
+        text = io.StringIO()
+        writer = csv.DictWriter(text, COLUMNS)
+        with path.open("a+", newline="") as file:
+            file.seek(0)
+            if not (there := file.read()):
                 writer.writeheader()
+            elif not there.endswith("\n"):  # an editor left the last row without its end
+                text.write("\r\n")
             writer.writerow(row)
+            file.write(text.getvalue())
     except OSError as error:
         raise UsageError(f"--csv {path}: {error.strerror}") from None
 

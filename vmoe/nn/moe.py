@@ -144,13 +144,14 @@ def group(
 def group_sizes(b: int, images_per_group: int) -> tuple[int, int]:
     """How many groups b images form, and of how many images each: as even as possible.
 
-    ceil(b / images_per_group) groups; where images_per_group divides b, the paper's grouping.
+    ceil(b / images_per_group) groups; where images_per_group divides b, the paper's grouping. No
+    images are one group of padding.
 
     >>> group_sizes(20, 8)
     (3, 7)
     """
-    g = -(-b // images_per_group)
-    return g, -(-b // g)
+    g = max(1, -(-b // images_per_group))
+    return g, max(1, -(-b // g))
 
 
 def ungroup(

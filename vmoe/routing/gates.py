@@ -61,10 +61,13 @@ def priority_order(
 
 
 def descending(scores: Float[Array, "s"]) -> Int[Array, "s"]:
-    """The order of scores, none negative, from the largest to the smallest; equal ones keep theirs.
+    """The order of scores, from the largest to the smallest; equal ones keep theirs.
 
     As ``argsort(-scores)``, whose two operands make it a slow sort on a CPU: here two sorts of
     integers, by the lower and then by the upper half of a score's bits, with its place below them.
+
+    Args:
+        scores: float32, none negative.
 
     >>> descending(jnp.array([0.1, 0.5, 0.1, 0.9])).tolist()
     [3, 1, 0, 2]

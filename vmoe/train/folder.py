@@ -27,6 +27,7 @@ from vmoe import config as configs
 from vmoe import processes
 from vmoe.analysis.summary import summarize
 from vmoe.checkpoints.load import run_classes, run_config
+from vmoe.checkpoints.run import steps_of
 from vmoe.config import Train
 from vmoe.data.sources import Source
 from vmoe.errors import UsageError
@@ -101,6 +102,11 @@ def _claim(
             if (workdir / "config.json").exists():
                 _check_same(workdir, config, source)
                 told = _changes(workdir, now)
+            elif steps_of(workdir):
+                raise UsageError(
+                    f"{workdir}: checkpoints but no config.json, which says whose they are: put it "
+                    "back, or use another --workdir"
+                )
             else:
                 _explain(workdir, config, source, now)
                 told = []
@@ -112,10 +118,9 @@ def _claim(
 def _check_same(workdir: Path, config: Train, source: Source) -> None:
     differences = list(_differences(run_config(workdir), config))
     if differences:
-        shown = "; ".join(differences[:8]) + ("; ..." if len(differences) > 8 else "")
         raise UsageError(
-            f"{workdir} holds a run of another config ({shown}): use another --workdir, or the "
-            "config it was made with"
+            f"{workdir} holds a run of another config ({'; '.join(differences)}): use another "
+            "--workdir, or the config it was made with"
         )
     if tuple(run_classes(workdir)) != source.class_names:
         raise UsageError(

@@ -277,7 +277,10 @@ def _source(settings: EvalSet, config: Train, trained: Source) -> Source:
     else:
         name, split = name_and_split(settings.data)
         if not split:
-            raise UsageError(f"evaluations.data={name}: name a split, {name}:validation")
+            raise UsageError(
+                f"evaluations.data={name}: give {', '.join(SPLITS)}, or NAME:SPLIT of another data "
+                "set"
+            )
     return with_classes(open_source(name, split), trained.class_names)
 
 

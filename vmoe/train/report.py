@@ -14,6 +14,7 @@ import jax
 import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Column
 from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.summary import scalar
@@ -70,13 +71,17 @@ class Report:
         self._experts = Rows(workdir / "experts.csv")
         self._console = Console(stderr=True, markup=False)
         self._progress = Progress(
-            TextColumn("step"),
-            MofNCompleteColumn(),
-            BarColumn(bar_width=20),
-            TextColumn("{task.description}", markup=False),
-            TimeRemainingColumn(compact=True),
-            TextColumn("left"),
+            MofNCompleteColumn(table_column=Column(min_width=2 * len(str(config.steps)) + 1)),
+            *([BarColumn(bar_width=20)] if self._console.width >= 120 else []),
+            TimeRemainingColumn(compact=True, table_column=Column(min_width=len("00:00"))),
+            TextColumn("left", table_column=Column(min_width=len("left"))),
+            TextColumn(
+                "{task.description}",
+                markup=False,
+                table_column=Column(ratio=1, no_wrap=True, overflow="ellipsis"),
+            ),
             console=self._console,
+            expand=True,
             disable=not self._console.is_terminal,
         )
         self._task = self._progress.add_task("", total=config.steps)
@@ -118,9 +123,11 @@ class Report:
     @contextlib.contextmanager
     def aside(self, doing: str) -> Iterator[None]:
         """What is done inside, while the device rests, is not in images/s."""
+        shown = self._progress.tasks[self._task].description
         self._progress.update(self._task, description=doing)
         start = time.perf_counter()
         yield
+        self._progress.update(self._task, description=shown)
         before, then = self._last
         self._last = before, then + time.perf_counter() - start
 
@@ -219,10 +226,16 @@ class Rows:
         """Keeps whole rows up to a step."""
         rows: list[dict[str, str]] = []
         if self._path.exists():
-            with self._path.open(newline="") as file:
-                reader = csv.DictReader(file)
-                whole = (row for row in reader if None not in row.values() and None not in row)
-                rows = [row for row in whole if int(row["step"]) <= step]
+            try:
+                with self._path.open(newline="") as file:
+                    reader = csv.DictReader(file)
+                    whole = (row for row in reader if None not in row.values() and None not in row)
+                    rows = [row for row in whole if int(row["step"]) <= step]
+            except (ValueError, KeyError, csv.Error) as error:
+                raise Failure(
+                    f"{self._path} is damaged ({error}): repair it or move it away, then the same "
+                    "line goes on"
+                ) from None
         self._columns = list(rows[0]) if rows else []
         self.last_step = int(rows[-1]["step"]) if rows else None
         beside = self._path.with_suffix(".tmp")

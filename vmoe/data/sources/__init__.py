@@ -46,7 +46,10 @@ def open_source(name: str, split: str) -> Source:
         raise UsageError(f"data set {kind!r} needs a path: {kind}:PATH")
     if split not in SPLITS:
         raise UsageError(unknown("no split", split, list(SPLITS)))
-    return open_digits(split) if kind == "digits" else _WITH_PATH[kind](path, split)
+    try:
+        return open_digits(split) if kind == "digits" else _WITH_PATH[kind](path, split)
+    except PermissionError as error:
+        raise UsageError(f"{error.filename}: {error.strerror}; make it readable") from None
 
 
 def name_and_split(text: str) -> tuple[str, str]:

@@ -52,7 +52,8 @@ class Source:
             names = ["/".join(path.rsplit("/", 2)[-2:]) for path in self.images.paths]
             digest.update(repr(names).encode())
         else:
-            digest.update(np.ascontiguousarray(self.images[..., 0]).data)
+            for image in self.images:
+                digest.update(np.ascontiguousarray(image).data)
         return digest.hexdigest()
 
     def __getitem__(self, i: int) -> Example:
