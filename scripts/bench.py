@@ -8,12 +8,19 @@ Floors are measured in the same process, all variants in turn, again and again: 
 spread (from the first to the third quartile). A ratio is of two medians of one run. Memory is what
 XLA's own analysis says a program needs beside its inputs and outputs. Writes a JSON file and,
 where the layer or routing were measured, a plot.
+
+    dense floor    one dense MLP on as many rows as all choices times the capacity factor
+    matmul floor   the experts alone, as one batched product over all slots
+    experts alone  the experts alone, as the layer computes them: what it adds is the layer's own
+    plain          a model with every token through every block
 """
 
 import argparse
 import datetime
 import functools
+import importlib.util
 import json
+import math
 import os
 import platform
 import resource
@@ -37,9 +44,10 @@ from vmoe.config import Data, MoEConfig, Train, replace
 from vmoe.data.pipeline import Batch
 from vmoe.nn import computation
 from vmoe.nn.mlp import Mlp
-from vmoe.nn.moe import MoE, group, ungroup
+from vmoe.nn.moe import MoE, choose, group, ungroup
 from vmoe.routing import tokens_choose
-from vmoe.routing.gates import top_k
+from vmoe.routing.gates import priority_order, top_k
+from vmoe.routing.rows import block_size, sort_rows
 from vmoe.train.step import compile_program
 
 IMAGE_TOKENS = 196
@@ -143,6 +151,7 @@ def routing(options: argparse.Namespace) -> list[Row]:
         plan = functools.partial(tokens_choose.plan, k=2, c=c, priority="largest_gate")
         ours = compiled(plan, gates, jnp.ones((1, s), bool))
         alone = compiled(lambda gates: top_k(gates, 2), gates)
+        after = compiled(functools.partial(_queued, e=e, c=c), *top_k(gates, 2))
         usual, better = (
             compiled(
                 functools.partial(plan_by_cumulative_sum, k=2, c=c, bpr=True, top_k=f), gates[0]
@@ -154,35 +163,44 @@ def routing(options: argparse.Namespace) -> list[Row]:
         assert (found.slots[0] == slots).all(), "the plans differ"
         programs = {
             "top-k alone": alone,
-            "plan by one sort": ours,
+            "plan by sorts": ours,
+            "plan after top-k": after,
             "by cumulative sum": usual,
             "by cumulative sum, our top-k": better,
         }
         target = {32: "6", 128: "20", 512: "50"}.get(e, "")
         ratios = {
-            "by cumulative sum": [("plan by one sort", target and f">= {target}")],
-            "by cumulative sum, our top-k": [("plan by one sort", "")],
+            "by cumulative sum": [("plan by sorts", target and f">= {target}")],
+            "by cumulative sum, our top-k": [("plan by sorts", "")],
         }
         rows += rows_of("routing", {"e": e, "tokens": s}, programs, options.repeats, ratios)
     return rows
 
 
+def _queued(top_gates: jax.Array, experts: jax.Array, *, e: int, c: int) -> Any:
+    order = priority_order(top_gates, "largest_gate", None)
+    return tokens_choose.queue(experts, order, e=e, c=c)
+
+
 def layer(options: argparse.Namespace) -> list[Row]:
     d, f = options.width, options.hidden
     b = max(1, options.tokens // IMAGE_TOKENS)
-    tokens = jax.random.normal(jax.random.key(0), (b, IMAGE_TOKENS, d))
+    tokens = jax.random.normal(jax.random.key(0), (b, IMAGE_TOKENS, d), options.dtype)
     rows = []
     for e in options.experts:
         config = MoEConfig(experts=e, computation=options.computation)
         programs, (g, c) = _layer_programs(tokens, f, config, einsum=e <= 32)
         case = {"e": e, "tokens": b * IMAGE_TOKENS, "slots": g * c, "d": d, "f": f}
-        if options.computation != "auto":
-            case["computation"] = options.computation
+        case |= {"computation": options.computation, "dtype": options.dtype}
         dense = "<= 1.00" if g * c >= 200 else ""
         ratios = {
             f"layer, {way}": [(f"matmul floor, {way}", target), (f"dense floor, {way}", floor)]
             for way, target, floor in [("forward", "<= 1.05", dense), ("f+b", "<= 1.10", "")]
-        } | {f"einsum dispatch, {way}": [(f"dense floor, {way}", "")] for way in ("forward", "f+b")}
+        }
+        for way in ("forward", "f+b"):
+            ratios[f"einsum dispatch, {way}"] = [(f"dense floor, {way}", "")]
+            if f"experts alone, {way}" in programs:
+                ratios[f"layer, {way}"].append((f"experts alone, {way}", ""))
         rows += rows_of("layer", case, programs, options.repeats, ratios)
     e = options.experts[0]
     rows += _tokens(b, d, f, MoEConfig(experts=e, computation=options.computation), options)
@@ -200,8 +218,8 @@ def _layer_programs(
     graph, state = nnx.split(MoE(d, f, n, config, rngs=nnx.Rngs(0)))
     _, record = nnx.merge(graph, state)(tokens, valid)
     g, e, c = record.routing.choices.shape
-    dense_graph, dense = nnx.split(Mlp(d, f, dtype=jnp.float32, rngs=nnx.Rngs(0)))
-    slots = jax.random.normal(jax.random.key(1), (1, e, g * c, d))
+    dense_graph, dense = nnx.split(Mlp(d, f, dtype=tokens.dtype, rngs=nnx.Rngs(0)))
+    slots = jax.random.normal(jax.random.key(1), (1, e, g * c, d), tokens.dtype)
     experts = nnx.merge(graph, state).experts
     linears = experts.up.linears(), experts.down.linears()
 
@@ -217,7 +235,7 @@ def _layer_programs(
     variants: dict[str, tuple[Callable[..., jax.Array], tuple]] = {
         "dense floor": (
             lambda state, rows: nnx.merge(dense_graph, state)(rows),
-            (dense, slots[0].reshape(-1, d)[: int(tokens.size / d * 2 * config.capacity_factor)]),
+            (dense, slots[0].reshape(-1, d)[: math.ceil(2 * b * n * config.capacity_factor)]),
         ),
         "matmul floor": (
             lambda linears, slots: computation.batched(*linears, slots, 0.0, None),
@@ -225,6 +243,14 @@ def _layer_programs(
         ),
         "layer": (lambda state, tokens: nnx.merge(graph, state)(tokens, valid)[0], (state, tokens)),
     }
+    if (chosen := choose(config, record.routing)) != "batched":
+        block = None if chosen == "ragged" else block_size(record.routing)
+        routing, sizes = sort_rows(record.routing, block=block or 1)
+        rows = jax.random.normal(jax.random.key(1), (routing.choices.size, d), tokens.dtype)
+        variants["experts alone"] = (
+            lambda state, rows: nnx.merge(graph, state).experts.on_rows(rows, sizes, block=block),
+            (state, rows),
+        )
     if einsum:
         variants["einsum dispatch"] = (by_einsum, (state, tokens))
     programs = {
@@ -239,7 +265,7 @@ def _tokens(b: int, d: int, f: int, config: MoEConfig, options: argparse.Namespa
     """The layer, forward, on a quarter, a half, all and twice as many images."""
     rows = []
     for images in sorted({max(1, b // 4), max(1, b // 2), b, 2 * b}):
-        tokens = jax.random.normal(jax.random.key(0), (images, IMAGE_TOKENS, d))
+        tokens = jax.random.normal(jax.random.key(0), (images, IMAGE_TOKENS, d), options.dtype)
         programs, (g, c) = _layer_programs(tokens, f, config, einsum=False)
         case = {"e": config.experts, "tokens": images * IMAGE_TOKENS, "slots": g * c}
         programs = {f"{name} by tokens": programs[f"{name}, forward"] for name in BY_TOKENS}
@@ -276,12 +302,10 @@ def _capacities(
 
 def _peer(tokens: jax.Array, f: int, e: int, repeats: int) -> list[Row]:
     """Hugging Face's Mixtral block and its own dense floor, its gated MLP on as many rows."""
-    try:
-        import torch
-        from transformers import MixtralConfig
-        from transformers.models.mixtral.modeling_mixtral import MixtralSparseMoeBlock
-    except ImportError as error:
-        sys.exit(f"--peer: {error}; pip install torch transformers")
+    import torch
+    from transformers import MixtralConfig
+    from transformers.models.mixtral.modeling_mixtral import MixtralSparseMoeBlock
+
     b, n, d = tokens.shape
     config = MixtralConfig(
         hidden_size=d, intermediate_size=f, num_local_experts=e, num_experts_per_tok=2
@@ -321,7 +345,7 @@ def _peer(tokens: jax.Array, f: int, e: int, repeats: int) -> list[Row]:
 
 def model(options: argparse.Namespace) -> list[Row]:
     name, batch = options.model, options.batch
-    sparse = models.model_config(name)
+    sparse = models.model_config(name, dtype=options.dtype, remat=options.remat)
     dense = replace(sparse, sparse_blocks=())
     variants = {
         "dense, plain": replace(dense, whole_last_block=True),
@@ -336,7 +360,8 @@ def model(options: argparse.Namespace) -> list[Row]:
     forward = {k: _forward(config, images) for k, config in variants.items()}
     plain = "dense, plain"
     targets = {"sparse": "<= 1.03", "sparse, plain": "<= 1.20"}
-    case = {"model": name, "batch": batch, "pass": "forward"}
+    case = {"model": name, "batch": batch, "dtype": options.dtype, "remat": options.remat}
+    case["pass"] = "forward"
     others = [k for k in variants if k != plain]
     ratios = {k: [(plain, targets.get(k, ""))] for k in others}
     ratios["sparse"].append(("dense", ""))
@@ -345,8 +370,12 @@ def model(options: argparse.Namespace) -> list[Row]:
     steps = {k: _training_step(config, images, labels) for k, config in variants.items()}
     ratios = {k: [(plain, "<= 1.05" if k == "sparse" else "")] for k in others}
     ratios["sparse"].append(("dense", ""))
-    case = {"model": name, "batch": batch, "pass": "training step"}
+    case = case | {"pass": "training step"}
     rows += rows_of("model", case, steps, options.repeats, ratios)
+    for k, target in {"sparse": "<= 1.10", "sparse, plain": ""}.items():
+        temp = steps[k].temp_mb
+        of_memory = temp / steps[plain].temp_mb
+        rows.append(Row("model", case, f"memory: {k}", None, None, of_memory, plain, target, temp))
     for k, program in steps.items():
         rows.append(Row("model", case, f"compiling: {k}", 1e3 * program.compile_s, 0.0))
     for deep in options.compile:
@@ -479,13 +508,22 @@ def plot(rows: list[Row], path: Path) -> None:
             "ms",
             [
                 "top-k alone",
-                "plan by one sort",
+                "plan by sorts",
+                "plan after top-k",
                 "by cumulative sum",
                 "by cumulative sum, our top-k",
             ],
         ),
-        ("layer", "forward", ["dense floor", "matmul floor", "layer", "einsum dispatch"]),
-        ("layer", "f+b", ["dense floor", "matmul floor", "layer", "einsum dispatch"]),
+        (
+            "layer",
+            "forward",
+            ["dense floor", "matmul floor", "experts alone", "layer", "einsum dispatch"],
+        ),
+        (
+            "layer",
+            "f+b",
+            ["dense floor", "matmul floor", "experts alone", "layer", "einsum dispatch"],
+        ),
     ]
     panels = [panel for panel in panels if any(row.section == panel[0] for row in rows)]
     capacities = {r.what: r.ms for r in rows if r.what.startswith(("capacity", "dropless"))}
@@ -553,6 +591,8 @@ def main() -> None:
     parser.add_argument(
         "--computation", default="auto", choices=("auto", "batched", "blocks", "ragged")
     )
+    parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
+    parser.add_argument("--remat", action="store_true", help="in models: activations again")
     parser.add_argument("--model", default="vmoe_s32_last2_e8")
     parser.add_argument("--batch", type=int, default=32, help="images")
     parser.add_argument(
@@ -568,6 +608,8 @@ def main() -> None:
     for section in options.sections:
         if section not in SECTIONS:
             parser.error(f"no section {section!r}: there are {', '.join(SECTIONS)}")
+    if options.peer and not all(map(importlib.util.find_spec, ("torch", "transformers"))):
+        parser.error("--peer: pip install torch transformers")
     rows: list[Row] = []
     console = Console(width=None if sys.stdout.isatty() else 150)
     for section in options.sections or SECTIONS:

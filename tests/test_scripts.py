@@ -60,19 +60,23 @@ def test_the_bench_measures_floors_and_ratios_and_writes_them(tmp_path: Path) ->
     assert found["peak_rss_mb"] > 0 and found["machine"]["jax"]
     rows = {(row["section"], row["what"], row["to"]): row for row in found["rows"]}
     for row in rows.values():
-        assert (row["ms"] or row["sent_mb"]) > 0 and (row["to"] == "") == (row["ratio"] is None)
+        assert (row["ms"] or row["sent_mb"] or row["temp_mb"]) > 0 and (row["to"] == "") == (
+            row["ratio"] is None
+        )
     for key in (
         ("layer", "layer, forward", "matmul floor, forward"),
         ("layer", "layer, f+b", "matmul floor, f+b"),
         ("layer", "capacity 0.5", "capacity 1.05"),
         ("model", "sparse", "dense, plain"),
+        ("model", "memory: sparse", "dense, plain"),
         ("start", "vmoe --help", ""),
         ("parallel", "all-to-all of 8 devices, f+b", "slots x width"),
     ):
         assert rows[key]["target"], key
     assert rows[key]["ratio"] == pytest.approx(1.0)
     assert (tmp_path / "bench.png").read_bytes().startswith(b"\x89PNG")
-    assert ("routing", "by cumulative sum", "plan by one sort") in rows
+    assert ("routing", "by cumulative sum", "plan by sorts") in rows
+    assert ("layer", "layer, f+b", "experts alone, f+b") in rows
     assert "matmul floor" in done.stdout
     wrong = subprocess.run([*command[:2], "layers"], capture_output=True, text=True)
     assert wrong.returncode == 2 and "no section 'layers'" in wrong.stderr

@@ -3,7 +3,8 @@
 ``choices`` (who fills a slot) and ``slots`` (where a choice went) are each other's inverse, so
 dispatch and combine are gathers, and with the backward passes written out those are gathers too;
 no one-hot array of tokens x experts x slots exists. (Where less than half of the ranks can have a
-slot, as where experts choose, the rows of a token are added up by a scatter.)
+slot, as where experts choose or a capacity factor is below 0.5, the rows of a token are added up
+by a scatter.)
 """
 
 import functools

@@ -3,9 +3,10 @@
 All first choices get their slots before any second choice; within one rank the priority decides.
 A choice that comes too late is dropped: the residual connection alone carries the token.
 
-The plan takes one integer sort, whatever the number of experts. A choice's sort key is its
-expert, then its rank, then its token's place in the order of priority, so that each expert's
-queue is a run of the sorted keys and a choice's position in the run is its slot.
+The queues take one integer sort, whatever the number of experts (an order by scores takes two
+more, of the tokens). A choice's sort key is its expert, then its rank, then its token's place in
+the order of priority, so that each expert's queue is a run of the sorted keys and a choice's
+position in the run is its slot.
 
 Source: "Scaling Vision with Sparse Mixture of Experts", sections 2 and 4 (arXiv 2106.05974).
 """
