@@ -64,7 +64,8 @@ def test_the_live_line_fits_a_terminal_of_80_columns(tmp_path: Path) -> None:
     lines = [re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", line) for line in told.decode().split("\r")]
     live = [line for line in lines if "loss" in line and "validation" not in line]
     assert live and all(len(line.strip()) <= 80 for line in live)
-    assert re.search(r"40/40 +\S+ left +loss \d\.\d+ +accuracy .* +lr .* +dropped", live[-1])
+    found = r"40/40 +\S+ left loss \d\.\d+ acc \S+% lr \S+ dropped \S+% \S+ img/s"
+    assert re.search(found, live[-1]), live[-1]
 
 
 def test_a_run_can_be_run_again_from_its_config_json(run: Path, tmp_path: Path) -> None:

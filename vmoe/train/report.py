@@ -86,7 +86,7 @@ class Report:
         )
         self._task = self._progress.add_task("", total=config.steps)
         self._events = Events(workdir / "tensorboard")
-        self._last = (0, time.perf_counter())
+        self._last, self._first = (0, time.perf_counter()), 1
 
     def __enter__(self) -> "Report":
         self._progress.start()
@@ -107,7 +107,7 @@ class Report:
         for rows in (self._metrics, self._evaluations, self._experts):
             rows.forget_after(step)
         self._events.forget_after(step)
-        self._last = (step, time.perf_counter())
+        self._last, self._first = (step, time.perf_counter()), step + 1
         self._progress.reset(self._task, completed=step)
         if step:
             self.say(f"{self._workdir}: goes on after step {step} of {self._config.steps}")
@@ -118,6 +118,8 @@ class Report:
 
     def step(self, step: int) -> None:
         """A step was taken (perhaps not finished: nothing waits for the device)."""
+        if step == self._first and self._config.log_every > 1:
+            self._last = step, time.perf_counter()  # it was compiled, which is not in images/s
         self._progress.update(self._task, completed=step)
 
     @contextlib.contextmanager
@@ -192,8 +194,9 @@ class Report:
 
     def _tell(self, step: int, *parts: str, stays: bool = False) -> None:
         line = "  ".join(parts)
-        if not stays:
-            self._progress.update(self._task, description=line)
+        if not stays:  # in words short enough for 80 columns
+            short = " ".join(parts).replace("accuracy", "acc").replace("images/s", "img/s")
+            self._progress.update(self._task, description=short)
         if stays or not self._console.is_terminal:
             self.say(f"step {step}/{self._config.steps}  {line}")
 
