@@ -51,6 +51,7 @@ from vmoe.routing.rows import block_size, sort_rows
 from vmoe.train.step import compile_program
 
 IMAGE_TOKENS = 196
+LAYERS = ("dense floor", "matmul floor", "experts alone", "layer", "einsum dispatch")
 BY_TOKENS = ("dense floor", "matmul floor", "layer")
 
 
@@ -514,16 +515,7 @@ def plot(rows: list[Row], path: Path) -> None:
                 "by cumulative sum, our top-k",
             ],
         ),
-        (
-            "layer",
-            "forward",
-            ["dense floor", "matmul floor", "experts alone", "layer", "einsum dispatch"],
-        ),
-        (
-            "layer",
-            "f+b",
-            ["dense floor", "matmul floor", "experts alone", "layer", "einsum dispatch"],
-        ),
+        *(("layer", way, LAYERS) for way in ("forward", "f+b")),
     ]
     panels = [panel for panel in panels if any(row.section == panel[0] for row in rows)]
     capacities = {r.what: r.ms for r in rows if r.what.startswith(("capacity", "dropless"))}

@@ -141,7 +141,8 @@ class PlanDoor:
 
 
 def train(argv: Sequence[str]) -> None:
-    path, _ = _peek(argv, "--config"), _peek(argv, "--workdir")
+    path = _peek(argv, "--config")
+    _peek(argv, "--workdir")  # an empty one would be the folder we are in
     door = _parse(TrainDoor, "train", argv, run=configs.load(path) if path else configs.Train())
     from vmoe import processes
     from vmoe.train.loop import train

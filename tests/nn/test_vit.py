@@ -237,6 +237,7 @@ def test_bfloat16_layers_have_the_gradients_of_float32_ones(computation: str) ->
     def loss(state: nnx.State, tokens: jax.Array) -> jax.Array:
         return (nnx.merge(graph, state)(tokens, jnp.ones(4, bool))[0] ** 2).sum()
 
+    assert nnx.merge(graph, state)(tokens, jnp.ones(4, bool))[0].dtype == jnp.bfloat16
     gradient = jax.jit(jax.grad(loss))
     rough, exact = gradient(state, tokens), gradient(state, tokens.astype(jnp.float32))
     for x, y in zip(jax.tree.leaves(rough), jax.tree.leaves(exact), strict=True):

@@ -27,6 +27,7 @@ def test_a_plan_ranks_the_meshes_that_fit_and_says_what_the_others_need() -> Non
     assert [one["memory"]["total"] for one in found["others"]] == totals[-1:]
     assert {one["mesh"] for one in found["others"]} == {"data=2,expert=1"}
     assert all(one["memory"]["total"] <= limit for one in found["fit"])
+    assert [one["fsdp"] for one in found["fit"]] == [False, True]
     seconds = [one["seconds"] for one in found["fit"]]
     assert seconds == sorted(seconds) and all(map(math.isfinite, seconds))
     # AdamW keeps two moments of each parameter, and two counts of four bytes.

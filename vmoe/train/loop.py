@@ -63,7 +63,8 @@ def train(
     )
     program = compile_program(config, placement)
     # What cannot work is refused before anything is written.
-    jax.eval_shape(program.step, program.like, placement.put(batches[0]))
+    first = placement.put(batches[0])
+    jax.eval_shape(program.step, program.like, first)
     for settings in config.evaluations:
         _check_evaluation(settings, config, placement)
     with (
@@ -86,10 +87,9 @@ def train(
                 report.say(f"{opened.name}: {opened.skipped} files are no images, left out")
         if not processes.alone():
             # A collective waits only so long for the slowest to join in, so all compile first.
-            program.step.lower(
-                program.like, placement.put(batches[0]), placement.everyone(False)
-            ).compile()
+            program.step.lower(program.like, first, placement.everyone(False)).compile()
             processes.meet("compiled")
+        del first  # a whole batch, on the devices
         loop = _Loop(config, placement, sets, batches, program, signals, checkpoints, report)
         state = loop.resume()
         while True:

@@ -22,6 +22,7 @@ from vmoe.train.optim import optimizer, schedule
 
 Params = dict[str, Any]
 Metrics = dict[str, Any]
+NOBODY = np.zeros(1, bool)  # is asked to stop
 
 
 class State(NamedTuple):
@@ -89,7 +90,7 @@ def compile_program(config: Train, placement: Placement = ONE_DEVICE) -> Program
     def step(
         state: State,
         batch: Batch,
-        asked: Bool[ArrayLike, "x"] = np.zeros(1, bool),  # noqa: B008
+        asked: Bool[ArrayLike, "x"] = NOBODY,
     ) -> tuple[State, Metrics]:
         key = jax.random.fold_in(jax.random.key(config.seed), state.batch)
         gradient, metrics = jax.grad(loss, has_aux=True)(state.params, batch, key)
