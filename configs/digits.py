@@ -13,23 +13,36 @@ more capacity, fewer experts, and more or fewer steps gave nothing beyond the sp
 about one point.
 """
 
-from vmoe.config import Data, Decay, MoEConfig, Optim, Train, ViTConfig
+from vmoe.config import (
+    DataConfig,
+    MoEConfig,
+    OptimConfig,
+    TrainConfig,
+    ViTConfig,
+    WeightDecayConfig,
+)
 
-config = Train(
+config = TrainConfig(
     model=ViTConfig(
-        patch=2,
+        patch_size=2,
         width=64,
         depth=4,
-        mlp=128,
-        heads=4,
+        mlp_dim=128,
+        num_heads=4,
         image_size=8,
         num_classes=10,
         position_std=1.0,  # 0.02, right for long training, starves one this short
         sparse_blocks=(1, 3),
-        moe=MoEConfig(experts=8),
+        moe=MoEConfig(num_experts=8),
     ),
-    data=Data("digits", shift=1),
-    optim=Optim(lr=2e-3, warmup=100, decay=Decay(kernels=0.05), clip=1.0),
+    data=DataConfig("digits", shift=1),
+    optim=OptimConfig(
+        lr=2e-3,
+        end_lr=2e-5,
+        warmup_steps=100,
+        weight_decay=WeightDecayConfig(kernels=0.05),
+        grad_clip_norm=1.0,
+    ),
     steps=2200,
     batch_size=32,
     label_smoothing=0.1,

@@ -3,23 +3,23 @@
 vmoe train --config configs/tiny.py --workdir runs/tiny
 """
 
-from vmoe.config import Data, MoEConfig, Optim, Train, ViTConfig
+from vmoe.config import DataConfig, MoEConfig, OptimConfig, TrainConfig, ViTConfig
 
-config = Train(
+config = TrainConfig(
     model=ViTConfig(
-        patch=4,
+        patch_size=4,
         width=16,
         depth=2,
-        mlp=32,
-        heads=2,
+        mlp_dim=32,
+        num_heads=2,
         image_size=8,
         num_classes=10,
         position_std=1.0,
         sparse_blocks=(1,),
-        moe=MoEConfig(experts=4),
+        moe=MoEConfig(num_experts=4),
     ),
-    data=Data("digits", shift=1, rotate=5.0, mixup=0.1),
-    optim=Optim(lr=5e-3, warmup=20),
+    data=DataConfig("digits", shift=1, rotate=5.0, mixup=0.1),
+    optim=OptimConfig(lr=5e-3, end_lr=5e-5, warmup_steps=20),
     steps=200,
     batch_size=32,
     label_smoothing=0.1,

@@ -12,38 +12,45 @@ decay of 0.1 on all parameters.
 
 Ours, since no source at hand states them: how many steps, the learning rate and its end, sigmoid
 cross-entropy with the head's bias at -10, the global clip of 10 (which the paper has for H/14), the
-capacity factor (the default), bfloat16 for the computation and for rows on their way, remat.
+capacity factor (the default), bfloat16 for the implementation and for rows on their way, remat.
 
 Not the paper's: the 15B model was trained with Adafactor under a reciprocal square root schedule.
 vmoe has neither yet; AdamW with a linear decay stands in, whose moments take twice the memory of
 the parameters. JFT-300M is private: `folder:jft` is a folder of your own images by class.
 """
 
-from vmoe.config import Data, Decay, MoEConfig, Optim, Train, ViTConfig
+from vmoe.config import (
+    DataConfig,
+    MoEConfig,
+    OptimConfig,
+    TrainConfig,
+    ViTConfig,
+    WeightDecayConfig,
+)
 
-config = Train(
+config = TrainConfig(
     model=ViTConfig(
-        patch=14,
+        patch_size=14,
         width=1408,
         depth=48,
-        mlp=6400,
-        heads=16,
+        mlp_dim=6400,
+        num_heads=16,
         image_size=224,
         num_classes=29_593,
         head_bias=-10.0,
         sparse_blocks=tuple(range(1, 48, 2)),
-        moe=MoEConfig(experts=32, transfer_dtype="bfloat16"),
+        moe=MoEConfig(num_experts=32, transfer_dtype="bfloat16"),
         dtype="bfloat16",
         remat=True,
     ),
-    data=Data("folder:jft", flip=True),
-    optim=Optim(
+    data=DataConfig("folder:jft", flip=True),
+    optim=OptimConfig(
         lr=1e-4,
         schedule="linear",
-        final_lr=0.1,
-        warmup=10_000,
-        decay=Decay(kernels=0.1, others=0.1),
-        clip=10.0,
+        end_lr=1e-5,
+        warmup_steps=10_000,
+        weight_decay=WeightDecayConfig(kernels=0.1, others=0.1),
+        grad_clip_norm=10.0,
     ),
     steps=500_000,
     batch_size=4096,

@@ -40,14 +40,16 @@ from rich.table import Table
 
 from vmoe import models
 from vmoe.analysis import capture
-from vmoe.config import Data, MoEConfig, Train, replace
+from vmoe.config import DataConfig, MoEConfig, TrainConfig, replace
 from vmoe.data.pipeline import Batch
-from vmoe.nn import computation
+from vmoe.nn import implementations
 from vmoe.nn.mlp import Mlp
-from vmoe.nn.moe import MoE, choose, group, ungroup
-from vmoe.routing import tokens_choose
-from vmoe.routing.gates import priority_order, top_k
+from vmoe.nn.moe import MoE, choose
+from vmoe.routing import token_choice
+from vmoe.routing.groups import group, ungroup
+from vmoe.routing.priority import priority_order
 from vmoe.routing.rows import block_size, sort_rows
+from vmoe.routing.top_k import top_k
 from vmoe.train.step import compile_program
 
 IMAGE_TOKENS = 196
@@ -147,9 +149,9 @@ def routing(options: argparse.Namespace) -> list[Row]:
     for e in options.experts:
         s = options.tokens
         gates = jax.nn.softmax(jax.random.normal(jax.random.key(e), (1, s, e)), axis=-1)
-        config = MoEConfig(experts=e)
-        c = tokens_choose.capacity(config, s)
-        plan = functools.partial(tokens_choose.plan, k=2, c=c, priority="largest_gate")
+        config = MoEConfig(num_experts=e)
+        c = token_choice.capacity(config, s)
+        plan = functools.partial(token_choice.plan, k=2, c=c, priority="largest_gate")
         ours = compiled(plan, gates, jnp.ones((1, s), bool))
         alone = compiled(lambda gates: top_k(gates, 2), gates)
         after = compiled(functools.partial(_queued, e=e, c=c), *top_k(gates, 2))
@@ -180,7 +182,7 @@ def routing(options: argparse.Namespace) -> list[Row]:
 
 def _queued(top_gates: jax.Array, experts: jax.Array, *, e: int, c: int) -> Any:
     order = priority_order(top_gates, "largest_gate", None)
-    return tokens_choose.queue(experts, order, e=e, c=c)
+    return token_choice.queue(experts, order, e=e, c=c)
 
 
 def layer(options: argparse.Namespace) -> list[Row]:
@@ -189,10 +191,10 @@ def layer(options: argparse.Namespace) -> list[Row]:
     tokens = jax.random.normal(jax.random.key(0), (b, IMAGE_TOKENS, d), options.dtype)
     rows = []
     for e in options.experts:
-        config = MoEConfig(experts=e, computation=options.computation)
+        config = MoEConfig(num_experts=e, implementation=options.implementation)
         programs, (g, c) = _layer_programs(tokens, f, config, einsum=e <= 32)
         case = {"e": e, "tokens": b * IMAGE_TOKENS, "slots": g * c, "d": d, "f": f}
-        case |= {"computation": options.computation, "dtype": options.dtype}
+        case |= {"implementation": options.implementation, "dtype": options.dtype}
         dense = "<= 1.00" if g * c >= 200 else ""
         ratios = {
             f"layer, {way}": [(f"matmul floor, {way}", target), (f"dense floor, {way}", floor)]
@@ -204,8 +206,12 @@ def layer(options: argparse.Namespace) -> list[Row]:
                 ratios[f"layer, {way}"].append((f"experts alone, {way}", ""))
         rows += rows_of("layer", case, programs, options.repeats, ratios)
     e = options.experts[0]
-    rows += _tokens(b, d, f, MoEConfig(experts=e, computation=options.computation), options)
-    rows += _capacities(tokens, f, MoEConfig(experts=e, computation=options.computation), options)
+    rows += _tokens(
+        b, d, f, MoEConfig(num_experts=e, implementation=options.implementation), options
+    )
+    rows += _capacities(
+        tokens, f, MoEConfig(num_experts=e, implementation=options.implementation), options
+    )
     if options.peer:
         rows += _peer(tokens, f, e, options.repeats)
     return rows
@@ -239,7 +245,7 @@ def _layer_programs(
             (dense, slots[0].reshape(-1, d)[: math.ceil(2 * b * n * config.capacity_factor)]),
         ),
         "matmul floor": (
-            lambda linears, slots: computation.batched(*linears, slots, 0.0, None),
+            lambda linears, slots: implementations.batched(*linears, slots, 0.0, None),
             (linears, slots),
         ),
         "layer": (lambda state, tokens: nnx.merge(graph, state)(tokens, valid)[0], (state, tokens)),
@@ -268,7 +274,7 @@ def _tokens(b: int, d: int, f: int, config: MoEConfig, options: argparse.Namespa
     for images in sorted({max(1, b // 4), max(1, b // 2), b, 2 * b}):
         tokens = jax.random.normal(jax.random.key(0), (images, IMAGE_TOKENS, d), options.dtype)
         programs, (g, c) = _layer_programs(tokens, f, config, einsum=False)
-        case = {"e": config.experts, "tokens": images * IMAGE_TOKENS, "slots": g * c}
+        case = {"e": config.num_experts, "tokens": images * IMAGE_TOKENS, "slots": g * c}
         programs = {f"{name} by tokens": programs[f"{name}, forward"] for name in BY_TOKENS}
         ratios = {"layer by tokens": [("dense floor by tokens", "")]}
         rows += rows_of("layer", case, programs, options.repeats, ratios)
@@ -297,7 +303,7 @@ def _capacities(
     most = 1 - 0.85 * (1 - 0.5 / 1.05)
     ratios = {name: [("capacity 1.05", "")] for name in ("capacity 2.0", "dropless")}
     ratios["capacity 0.5"] = [("capacity 1.05", f"<= {most:.2f}")]
-    case = {"e": config.experts, "tokens": b * n, "d": d, "f": f}
+    case = {"e": config.num_experts, "tokens": b * n, "d": d, "f": f}
     return rows_of("layer", case, programs, options.repeats, ratios)
 
 
@@ -349,9 +355,9 @@ def model(options: argparse.Namespace) -> list[Row]:
     sparse = models.model_config(name, dtype=options.dtype, remat=options.remat)
     dense = replace(sparse, sparse_blocks=())
     variants = {
-        "dense, plain": replace(dense, whole_last_block=True),
+        "dense, plain": replace(dense, full_last_block=True),
         "dense": dense,
-        "sparse, plain": replace(sparse, whole_last_block=True),
+        "sparse, plain": replace(sparse, full_last_block=True),
         "sparse": sparse,
     }
     side = sparse.image_size
@@ -392,7 +398,7 @@ def _forward(config: Any, images: jax.Array) -> Program:
 
 def _training_step(config: Any, images: jax.Array, labels: jax.Array) -> Program:
     """The step of the trainer, its state handed on."""
-    train = Train(model=config, data=Data("digits"), batch_size=len(images))
+    train = TrainConfig(model=config, data=DataConfig("digits"), batch_size=len(images))
     program, batch = compile_program(train), Batch(images, labels, np.ones(len(images), bool))
     start = time.perf_counter()
     step = program.step.lower(program.like, batch).compile()
@@ -413,7 +419,7 @@ def _compile_seconds(name: str) -> float:
     def loss(params: dict, images: jax.Array) -> jax.Array:
         model = models.with_params(config, params)
         logits, records = capture(model, images, train=True, key=jax.random.key(0))
-        return logits.sum() + sum(record.balance for record in records.values())
+        return logits.sum() + sum(record.aux_loss for record in records.values())
 
     params = nnx.to_pure_dict(nnx.state(models.build_abstract(config), nnx.Param))
     side = config.image_size
@@ -581,7 +587,7 @@ def main() -> None:
     parser.add_argument("--width", type=int, default=384)
     parser.add_argument("--hidden", type=int, default=1536, help="width of an expert")
     parser.add_argument(
-        "--computation", default="auto", choices=("auto", "batched", "blocks", "ragged")
+        "--implementation", default="auto", choices=("auto", "batched", "blocked", "ragged")
     )
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
     parser.add_argument("--remat", action="store_true", help="in models: activations again")

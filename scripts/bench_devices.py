@@ -16,11 +16,12 @@ import jax.numpy as jnp
 from bench import IMAGE_TOKENS, Program, Row, rows_of
 from flax import nnx
 
-from vmoe.analysis.collectives import KEEP_APART, collectives
 from vmoe.config import MoEConfig, ViTConfig
+from vmoe.costs.collectives import KEEP_APART, collectives
+from vmoe.mesh import place
 from vmoe.nn.moe import MoE
 from vmoe.routing import slots_and_factor
-from vmoe.sharding import Placement, place
+from vmoe.sharding import Placement
 
 DEVICES = 8
 JOURNEYS = {"forward": 2, "f+b": 4}
@@ -57,7 +58,7 @@ def slots(options: argparse.Namespace, config: MoEConfig) -> int:
     """Of all experts, on one of the devices."""
     images = options.images // DEVICES
     c, _ = slots_and_factor(config, config.images_per_group * IMAGE_TOKENS)
-    return images // config.images_per_group * config.experts * c
+    return images // config.images_per_group * config.num_experts * c
 
 
 def main() -> None:
@@ -69,10 +70,10 @@ def main() -> None:
     config = MoEConfig(
         experts=options.experts,
         images_per_group=max(1, options.images // DEVICES),
-        computation="batched",
+        implementation="batched",
     )
     model = ViTConfig(sparse_blocks=(0,), moe=config)
-    case = {"e": config.experts, "tokens": options.images * IMAGE_TOKENS, "d": options.width}
+    case = {"e": config.num_experts, "tokens": options.images * IMAGE_TOKENS, "d": options.width}
     programs, sent = {}, []
     for n in (1, 2, 4, 8):
         placement = place(model, jax.devices()[:n], mesh=f"expert={n}" if n > 1 else "")

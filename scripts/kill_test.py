@@ -30,20 +30,20 @@ from typing import NamedTuple
 from rich.console import Console
 from rich.table import Table
 
-from vmoe.checkpoints.load import run_config
 from vmoe.checkpoints.run import checksums, read
-from vmoe.train.loop import items_of
+from vmoe.train.loop import checkpoint_items
 from vmoe.train.step import compile_program
+from vmoe.workdir.layout import read_config
 
 ROOT = Path(__file__).parents[1]
 RECIPE = """
 from pathlib import Path
-from vmoe.config import EvalSet, load, replace
+from vmoe.config import EvalConfig, load, replace
 
 config = replace(
     load(Path({tiny!r})), steps={steps}, log_every=5, evaluate_every=25, checkpoint_every=25,
-    ema=0.9, model=dict(dropout=0.1, moe=dict(expert_dropout=0.1, router=dict(priority="random"))),
-    evaluations=(EvalSet(), EvalSet("small batches", batch_size={batch})),
+    ema_decay=0.9, model=dict(dropout=0.1, moe=dict(expert_dropout=0.1, router=dict(priority="random"))),
+    evaluations=(EvalConfig(), EvalConfig("small batches", batch_size={batch})),
 )
 """
 FILES = ("metrics.csv", "evaluations.csv", "experts.csv")
@@ -180,9 +180,9 @@ def kill_once(
 
 def arrays(workdir: Path, step: int) -> dict[str, str]:
     """The checksum of every array of a checkpoint, each read and compared with what was written."""
-    config = run_config(workdir)
+    config = read_config(workdir)
     state = compile_program(config).like
-    found = read((workdir / "checkpoints" / str(step)).absolute(), **items_of(state))
+    found = read((workdir / "checkpoints" / str(step)).absolute(), **checkpoint_items(state))
     return checksums(found)
 
 

@@ -14,7 +14,7 @@ from PIL import Image
 
 from tests.test_cli import TINY, vmoe
 
-RECIPE = "from vmoe.config import *\nconfig = replace(Train(), {})\n"
+RECIPE = "from vmoe.config import *\nconfig = replace(TrainConfig(), {})\n"
 TRAIN = ["train", "--workdir", "new", "--config"]
 TINY_TRAIN = [*TRAIN, "{tiny}"]
 EVALUATE = ["evaluate", "--checkpoint", "{run}"]
@@ -41,19 +41,19 @@ def files(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         "nothing.py": "confg = 3\n",
         "raises.py": "x = 1\nconfig = 1 / 0\n",
         "exits.py": "import sys\nsys.exit('no disk')\n",
-        "unknown_field.py": "from vmoe.config import *\nconfig = Train(modle=1)\n",
+        "unknown_field.py": "from vmoe.config import *\nconfig = TrainConfig(modle=1)\n",
         "half.json": '{"model": ',
-        "router.py": RECIPE.format("model=dict(moe=dict(experts=1))"),
+        "router.py": RECIPE.format("model=dict(moe=dict(num_experts=1))"),
         "blocks.py": RECIPE.format("model=dict(sparse_blocks=(1, 3), moe=(MoEConfig(),))"),
         "soft.py": RECIPE.format("model=dict(moe=dict(router='soft'))"),
         "soft_rows.py": RECIPE.format(
-            "model=dict(moe=MoEConfig(router=Soft(), images_per_group=1, computation='ragged'))"
+            "model=dict(moe=MoEConfig(router=Soft(), images_per_group=1, implementation='ragged'))"
         ),
         "soft_set.py": RECIPE.format(
             "model=dict(sparse_blocks=(1,), moe=MoEConfig(router=Soft(), images_per_group=1)), "
-            "evaluations=(EvalSet(capacity_factor=4.0),)"
+            "evaluations=(EvalConfig(capacity_factor=4.0),)"
         ),
-        "dropless.py": RECIPE.format("model=dict(moe=dict(router=ExpertsChoose(), dropless=True))"),
+        "dropless.py": RECIPE.format("model=dict(moe=dict(router=ExpertChoice(), dropless=True))"),
         "decay.py": RECIPE.format("optim=dict(decay=0.3)"),
         "data.py": RECIPE.format("data='digits'"),
         "no.png": "not an image",
@@ -71,7 +71,7 @@ def files(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         path.write_bytes(path.read_bytes()[:1000])
     shutil.copy(folder / "broken" / "cat" / "0.png", folder / "half.png")
     (folder / "photos" / "emu").mkdir()
-    (folder / "no_images").mkdir()
+    (folder / "empty_batch").mkdir()
     np.savez(folder / "whole.npz", images=np.zeros((30, 8, 8), np.uint8), labels=np.zeros(30, int))
     (folder / "half.npz").write_bytes((folder / "whole.npz").read_bytes()[:500])
     np.savez(folder / "float.npz", images=np.zeros((30, 8, 8)), labels=np.zeros(30, int))
@@ -113,37 +113,37 @@ CASES: dict[str, tuple[list[str], str]] = {
     "recipe is a folder": ([*TRAIN, "photos"], "--config photos: no such file"),
     "syntax": ([*TRAIN, "syntax.py"], "syntax.py, line 1: '(' was never closed"),
     "import": ([*TRAIN, "import.py"], "import.py, line 1: No module named 'nothing_like_it'"),
-    "key": ([*TRAIN, "key.py"], "key.py, line 2: Train has no field 'stepz': did you mean 'steps'"),
-    "type in a recipe": ([*TRAIN, "type.py"], "type.py, line 2: Train.steps='many': int is wanted"),
-    "no config in it": ([*TRAIN, "nothing.py"], "must define `config = Train(...)`"),
+    "key": ([*TRAIN, "key.py"], "key.py, line 2: TrainConfig has no field 'stepz': did you mean 'steps'"),
+    "type in a recipe": ([*TRAIN, "type.py"], "type.py, line 2: TrainConfig.steps='many': int is wanted"),
+    "no config in it": ([*TRAIN, "nothing.py"], "must define `config = TrainConfig(...)`"),
     "recipe that raises": ([*TRAIN, "raises.py"], "raises.py, line 2: division by zero"),
     "recipe that exits": ([*TRAIN, "exits.py"], "exits.py, line 2: no disk"),
     "keyword": ([*TRAIN, "unknown_field.py"], "Train has no field 'modle': did you mean 'model'"),
-    "half a config": ([*TRAIN, "half.json"], "--config half.json: Train"),
+    "half a config": ([*TRAIN, "half.json"], "--config half.json: TrainConfig"),
     "no name of a recipe": ([*TRAIN, ""], "--config is empty"),
     "no name of a run": (["train", "--config", "{tiny}", "--workdir", ""], "--workdir is empty"),
     "recipe of bytes": ([*TRAIN, "bytes.py"], "bytes.py: source code"),
-    "router": ([*TRAIN, "soft.py"], "soft.py, line 2: MoEConfig.router='soft': TokensChoose or"),
-    "decay": ([*TRAIN, "decay.py"], "decay.py, line 2: Optim.decay=0.3: Decay is wanted"),
-    "data in a recipe": ([*TRAIN, "data.py"], "data.py, line 2: Train.data='digits': Data is"),
-    "k in a recipe": ([*TRAIN, "router.py"], "line 2: moe.router.k=2 is more than moe.experts=1"),
+    "router": ([*TRAIN, "soft.py"], "soft.py, line 2: MoEConfig.router='soft': TokenChoice or"),
+    "decay": ([*TRAIN, "decay.py"], "decay.py, line 2: OptimConfig.decay=0.3: WeightDecayConfig is wanted"),
+    "data in a recipe": ([*TRAIN, "data.py"], "data.py, line 2: TrainConfig.data='digits': DataConfig is"),
+    "k in a recipe": ([*TRAIN, "router.py"], "line 2: moe.router.k=2 is more than moe.num_experts=1"),
     "moe for each block": ([*TRAIN, "blocks.py"], "one for each of the 2 sparse blocks"),
     # values that cannot work together
-    "k": ([*TINY_TRAIN, "--model.moe.router.k", "5"], "k=5 is more than moe.experts=4: lower k"),
+    "k": ([*TINY_TRAIN, "--model.moe.router.k", "5"], "k=5 is more than moe.num_experts=4: lower k"),
     "capacity": ([*TINY_TRAIN, "--model.moe.capacity", "0"], "moe.capacity=0: an expert needs"),
-    "dropless": ([*TRAIN, "dropless.py"], "line 2: moe.dropless with router experts_choose"),
-    "computation": ([*TINY_TRAIN, "--model.moe.computation", "block"], "'blocks', 'ragged'"),
+    "dropless": ([*TRAIN, "dropless.py"], "line 2: moe.dropless with router expert_choice"),
+    "implementation": ([*TINY_TRAIN, "--model.moe.implementation", "block"], "'blocked', 'ragged'"),
     "capacity factor": ([*TINY_TRAIN, "--model.moe.capacity-factor", "0"], "use more than 0"),
-    "patch": ([*TINY_TRAIN, "--model.patch", "3"], "patch=3 does not divide model.image_size=8"),
-    "heads": ([*TINY_TRAIN, "--model.heads", "3"], "heads=3 does not divide model.width=16"),
+    "patch": ([*TINY_TRAIN, "--model.patch_size", "3"], "patch_size=3 does not divide model.image_size=8"),
+    "heads": ([*TINY_TRAIN, "--model.num-heads", "3"], "num_heads=3 does not divide model.width=16"),
     "block": ([*TINY_TRAIN, "--model.sparse-blocks", "2"], "block numbers below depth=2"),
     "classes": ([*TINY_TRAIN, "--model.num-classes", "9"], "has 10 classes, model.num_classes=9"),
-    "warmup": ([*TINY_TRAIN, "--steps", "10"], "optim.warmup=20 leaves no step of steps=10"),
-    "average": ([*TINY_TRAIN, "--ema", "1.5"], "ema=1.5: a decay rate lies in [0, 1)"),
+    "warmup": ([*TINY_TRAIN, "--steps", "10"], "optim.warmup_steps=20 leaves no step of steps=10"),
+    "average": ([*TINY_TRAIN, "--ema-decay", "1.5"], "ema=1.5: a decay rate lies in [0, 1)"),
     "smoothing": ([*TINY_TRAIN, "--label-smoothing", "1"], "label_smoothing=1.0: a share"),
     "dropout": ([*TINY_TRAIN, "--model.dropout", "1"], "model.dropout=1.0: a dropout rate"),
     "rate": ([*TINY_TRAIN, "--optim.lr", "0"], "optim.lr=0.0: use more than 0"),
-    "infinite rate": ([*TINY_TRAIN, "--optim.lr", "inf"], "Optim.lr=inf: a finite float"),
+    "infinite rate": ([*TINY_TRAIN, "--optim.lr", "inf"], "OptimConfig.lr=inf: a finite float"),
     "seed": ([*TINY_TRAIN, "--seed", "4294967296"], "seed=4294967296: use 0 to 4294967295"),
     "no size of a set": ([*TINY_TRAIN, "--evaluations.0.image-size", "0"], "image_size=0: use at"),
     "data of a set": (
@@ -154,16 +154,16 @@ CASES: dict[str, tuple[list[str], str]] = {
     "steps": ([*TINY_TRAIN, "--steps", "0"], "steps=0: use at least 1"),
     "batch": ([*TINY_TRAIN, "--batch-size", "2000"], "batch_size=2000 is more than the 1257"),
     "shift": ([*TINY_TRAIN, "--data.shift", "8"], "data.shift=8 leaves nothing of an image of"),
-    "computation of soft slots": ([*TRAIN, "soft_rows.py"], "a soft router fills every slot"),
+    "implementation of soft slots": ([*TRAIN, "soft_rows.py"], "a soft router fills every slot"),
     "capacity of soft slots": ([*TRAIN, "soft_set.py"], "the slots of a soft router are parame"),
-    "size of a set": ([*TINY_TRAIN, "--evaluations.0.image-size", "9"], "model.patch=4 does not"),
+    "size of a set": ([*TINY_TRAIN, "--evaluations.0.image-size", "9"], "model.patch_size=4 does not"),
     "k of a set": ([*TINY_TRAIN, "--evaluations.0.k", "5"], "moe.router.k=5 is more than"),
     # data
     "no folder": ([*TINY_TRAIN, "--data.name", "folder:gone"], "folder:gone: no such folder"),
     "no path": ([*TINY_TRAIN, "--data.name", "folder"], "data set 'folder' needs a path"),
     "empty class": ([*TINY_TRAIN, "--data.name", "folder:photos"], "photos/emu: no images in it"),
     "few images": ([*TINY_TRAIN, "--data.name", "folder:sparse"], "class 'cat' has 2 images"),
-    "no classes": ([*TINY_TRAIN, "--data.name", "folder:no_images"], "no sub-folders"),
+    "no classes": ([*TINY_TRAIN, "--data.name", "folder:empty_batch"], "no sub-folders"),
     "broken image": (
         [*TINY_TRAIN, "--data.name", "folder:broken", "--batch-size", "20"],
         ".png: cannot be read as an image",
@@ -204,10 +204,10 @@ CASES: dict[str, tuple[list[str], str]] = {
         ["evaluate", "--checkpoint", "{run}/checkpoints/7"],
         "no such checkpoint; there are 30, last, best",
     ),
-    "config of words": (["evaluate", "--checkpoint", "words"], "words/config.json: Train"),
+    "config of words": (["evaluate", "--checkpoint", "words"], "words/config.json: TrainConfig"),
     "config of another version": (
         ["evaluate", "--checkpoint", "field"],
-        "field/config.json: Train stepz",
+        "field/config.json: TrainConfig stepz",
     ),
     "no class names": (["evaluate", "--checkpoint", "names"], "names/classes.txt: cannot be read"),
     # evaluation and prediction
@@ -231,7 +231,7 @@ CASES: dict[str, tuple[list[str], str]] = {
     "not an image": ([*PREDICT, "no.png"], "no.png: not an image"),
     "half an image": ([*PREDICT, "half.png"], "half.png: cannot be read as an image"),
     "no name of an image": ([*PREDICT, ""], "an empty word among the images"),
-    "folder without images": ([*PREDICT, "no_images"], "no_images: no images there"),
+    "folder without images": ([*PREDICT, "empty_batch"], "empty_batch: no images there"),
     "nothing to predict": (PREDICT, "name at least one of each"),
     "no classes wanted": ([*PREDICT, "photos", "--top", "0"], "top=0: name at least one of each"),
 }  # fmt: skip

@@ -9,7 +9,7 @@ import pytest
 
 from vmoe import config as configs
 from vmoe import models
-from vmoe.config import EvalSet, ExpertsChoose, MoEConfig, Soft, Train, ViTConfig, replace
+from vmoe.config import EvalConfig, ExpertChoice, MoEConfig, Soft, TrainConfig, ViTConfig, replace
 from vmoe.errors import UsageError
 
 RECIPES = sorted((Path(__file__).parents[1] / "configs").glob("*.py"))
@@ -18,7 +18,7 @@ RECIPES = sorted((Path(__file__).parents[1] / "configs").glob("*.py"))
 @pytest.mark.parametrize("recipe", RECIPES, ids=[recipe.stem for recipe in RECIPES])
 def test_every_recipe_loads_builds_and_survives_json(recipe: Path) -> None:
     config = configs.load(recipe)
-    assert configs.from_json(Train, configs.to_json(config)) == config
+    assert configs.from_json(TrainConfig, configs.to_json(config)) == config
     models.build_abstract(config.model)
 
 
@@ -30,7 +30,7 @@ def test_the_dense_twin_differs_in_its_sparse_blocks_alone() -> None:
     assert dense.model.sparse_blocks == ()
 
 
-@pytest.mark.parametrize("router", [ExpertsChoose(noise_std=0.5), Soft()])
+@pytest.mark.parametrize("router", [ExpertChoice(noise_std=0.5), Soft()])
 def test_json_keeps_which_router_each_block_has(router: configs.Router) -> None:
     moe = (MoEConfig(), MoEConfig(router=router, images_per_group=1))
     config = ViTConfig(sparse_blocks=(1, 3), moe=moe)
@@ -42,32 +42,38 @@ def test_json_keeps_which_router_each_block_has(router: configs.Router) -> None:
     [
         (dict(model=dict(pre_logits=0)), "model.pre_logits=0"),
         (dict(optim=dict(b1=2.0)), "optim.b1=2.0"),
-        (dict(optim=dict(decay=dict(head=-1.0))), "optim.decay.head=-1.0: use 0 or more"),
-        (dict(optim=dict(clip=0.0)), "optim.clip=0.0: use more than 0, or None"),
-        (dict(ema=1.0), "ema=1.0: a decay rate"),
-        (dict(keep=0), "keep=0: use at least 1"),
-        (dict(evaluations=()), "name at least one set"),
-        (dict(evaluations=(EvalSet(), EvalSet())), "two have one name"),
-        (dict(evaluations=(EvalSet(image_size=100),)), "model.patch=32 does not divide it"),
         (
-            dict(model=dict(sparse_blocks=(1,)), evaluations=(EvalSet(k=9),)),
-            "moe.router.k=9 is more than moe.experts=8",
+            dict(optim=dict(weight_decay=dict(head=-1.0))),
+            "optim.weight_decay.head=-1.0: use 0 or more",
+        ),
+        (
+            dict(optim=dict(grad_clip_norm=0.0)),
+            "optim.grad_clip_norm=0.0: use more than 0, or None",
+        ),
+        (dict(ema=1.0), "ema=1.0: a decay rate"),
+        (dict(keep_latest=0), "keep_latest=0: use at least 1"),
+        (dict(evaluations=()), "name at least one set"),
+        (dict(evaluations=(EvalConfig(), EvalConfig())), "two have one name"),
+        (dict(evaluations=(EvalConfig(image_size=100),)), "model.patch_size=32 does not divide it"),
+        (
+            dict(model=dict(sparse_blocks=(1,)), evaluations=(EvalConfig(k=9),)),
+            "moe.router.k=9 is more than moe.num_experts=8",
         ),
         (
             dict(
                 model=dict(sparse_blocks=(1,), moe=MoEConfig(router=Soft(), images_per_group=1)),
-                evaluations=(EvalSet(capacity_factor=4.0),),
+                evaluations=(EvalConfig(capacity_factor=4.0),),
             ),
             "evaluations.capacity_factor=4.0: the slots of a soft router are parameters",
         ),
         (dict(seed=-1), "seed=-1"),
-        (dict(steps=50), "optim.warmup=100 leaves no step of steps=50"),
+        (dict(steps=50), "optim.warmup_steps=100 leaves no step of steps=50"),
         (dict(data=dict(mixup=-0.1)), "data.mixup=-0.1"),
     ],
 )
 def test_values_out_of_range_are_refused_by_name(fields: dict[str, Any], message: str) -> None:
     with pytest.raises(UsageError, match=message):
-        replace(Train(), **fields)
+        replace(TrainConfig(), **fields)
 
 
 @pytest.mark.parametrize(
@@ -75,7 +81,10 @@ def test_values_out_of_range_are_refused_by_name(fields: dict[str, Any], message
     [
         ("config = (", r"line 1: '\(' was never closed"),
         ("import nothing_like_it\n", "line 1: No module named 'nothing_like_it'"),
-        ("from vmoe.config import Train\n\nconfig = Train(stepz=3)\n", "line 3: .*'stepz'"),
+        (
+            "from vmoe.config import TrainConfig\n\nconfig = TrainConfig(stepz=3)\n",
+            "line 3: .*'stepz'",
+        ),
         ("config = 3\n", "must define"),
     ],
 )
@@ -89,11 +98,11 @@ def test_a_recipe_that_cannot_run_is_answered_in_one_line(
 
 
 def test_json_with_an_unknown_field_or_a_wrong_type_is_refused_by_name() -> None:
-    text = configs.to_json(Train())
+    text = configs.to_json(TrainConfig())
     with pytest.raises(UsageError, match="Train stebs"):
-        configs.from_json(Train, text.replace('"steps"', '"stebs"'))
+        configs.from_json(TrainConfig, text.replace('"steps"', '"stebs"'))
     with pytest.raises(UsageError, match="Train optim.lr"):
-        configs.from_json(Train, text.replace('"lr": 0.001', '"lr": "high"'))
+        configs.from_json(TrainConfig, text.replace('"lr": 0.001', '"lr": "high"'))
 
 
 @pytest.mark.parametrize(
@@ -101,10 +110,10 @@ def test_json_with_an_unknown_field_or_a_wrong_type_is_refused_by_name() -> None
     [
         ("pooling='gap'", "ViTConfig.pooling cannot be 'gap'"),
         ("num_classes='ten'", "ViTConfig.num_classes='ten': int is wanted"),
-        ("moe=dict(router=dict(kind='soft'))", "TokensChoose.kind cannot be 'soft'"),
+        ("moe=dict(router=dict(kind='soft'))", "TokenChoice.kind cannot be 'soft'"),
         (
             "moe=dict(router='soft')",
-            "MoEConfig.router='soft': TokensChoose or ExpertsChoose or Soft",
+            "MoEConfig.router='soft': TokenChoice or ExpertChoice or Soft",
         ),
         ("sparse_blocks=[1]", "ViTConfig.sparse_blocks=[1]: a tuple of int is wanted"),
         ("head_std=float('nan')", "ViTConfig.head_std=nan: a finite float is wanted"),
@@ -120,16 +129,16 @@ def test_values_of_the_wrong_kind_are_refused_without_the_tests_own_checks(
 
 
 def test_an_evaluation_set_changes_what_it_names_and_nothing_else() -> None:
-    blocks = (MoEConfig(capacity=3), MoEConfig(router=ExpertsChoose(), images_per_group=2))
+    blocks = (MoEConfig(capacity=3), MoEConfig(router=ExpertChoice(), images_per_group=2))
     trained = ViTConfig(sparse_blocks=(1, 3), moe=blocks)
-    assert EvalSet().model(trained) == trained
-    found = EvalSet(capacity_factor=4.0, k=1, priority="largest_gate").model(trained)
+    assert EvalConfig().model(trained) == trained
+    found = EvalConfig(capacity_factor=4.0, k=1, priority="largest_gate").model(trained)
     first, second = found.moe
     assert (first.capacity, first.capacity_factor) == (None, 4.0)
     assert (first.router.k, first.router.priority) == (1, "largest_gate")
     assert second == replace(blocks[1], capacity_factor=4.0)
-    assert EvalSet(k=1).model(ViTConfig()) == ViTConfig()
-    first, second = EvalSet(dropless=True).model(trained).moe
+    assert EvalConfig(k=1).model(ViTConfig()) == ViTConfig()
+    first, second = EvalConfig(dropless=True).model(trained).moe
     assert first == replace(blocks[0], dropless=True, capacity=None) and second == blocks[1]
-    again = EvalSet(capacity_factor=4.0).model(replace(trained, moe=(first, second))).moe
+    again = EvalConfig(capacity_factor=4.0).model(replace(trained, moe=(first, second))).moe
     assert not again[0].dropless

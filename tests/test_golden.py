@@ -20,9 +20,9 @@ from vmoe import models
 from vmoe.analysis import capture
 from vmoe.axes import Record
 from vmoe.checkpoints.released import assign, released_name
-from vmoe.config import ExpertsChoose, MoEConfig, TokensChoose, ViTConfig
+from vmoe.config import ExpertChoice, MoEConfig, TokenChoice, ViTConfig
 from vmoe.nn.vit import ViT
-from vmoe.routing import balance, experts_choose, tokens_choose
+from vmoe.routing import aux_losses, expert_choice, token_choice
 
 
 @dataclasses.dataclass
@@ -53,19 +53,19 @@ def our_config(theirs: dict[str, Any], image_size: int) -> ViTConfig:
     patch = theirs["patch_size"][0]
     tokens = (image_size // patch) ** 2 + (theirs["classifier"] == "token")
     if router.get("name") == "NoisyTopItemsPerExpertRouter":
-        ours = ExpertsChoose(noise_std=router["noise_std"])
+        ours = ExpertChoice(noise_std=router["noise_std"])
     else:
-        ours = TokensChoose(
+        ours = TokenChoice(
             k=router["num_selected_experts"],
             priority="largest_gate" if dispatcher["batch_priority"] else "order",
             noise_std=router["noise_std"],
         )
     return ViTConfig(
-        patch=patch,
+        patch_size=patch,
         width=theirs["hidden_size"],
         depth=encoder["num_layers"],
-        mlp=encoder["mlp_dim"],
-        heads=encoder["num_heads"],
+        mlp_dim=encoder["mlp_dim"],
+        num_heads=encoder["num_heads"],
         image_size=image_size,
         num_classes=theirs["num_classes"],
         pooling={"token": "class_token", "gap": "mean", "map": "attention"}[theirs["classifier"]],
@@ -129,13 +129,13 @@ def test_routing_decisions_equal_the_published_ones_given_their_gates(golden: Go
         moe, gates = golden.config.moe_of(i), jnp.asarray(stored["gates"])
         g, s, e = gates.shape
         valid = jnp.ones((g, s), bool)
-        if isinstance(moe.router, ExpertsChoose):
-            c = experts_choose.capacity(moe, s)
-            routing = experts_choose.plan(gates, valid, c=c)
+        if isinstance(moe.router, ExpertChoice):
+            c = expert_choice.capacity(moe, s)
+            routing = expert_choice.plan(gates, valid, c=c)
         else:
             k, priority = moe.router.k, moe.router.priority
-            c = tokens_choose.capacity(moe, s)
-            routing = tokens_choose.plan(gates, valid, k=k, c=c, priority=priority)
+            c = token_choice.capacity(moe, s)
+            routing = token_choice.plan(gates, valid, k=k, c=c, priority=priority)
         assert c == stored["capacity"]
 
         ours = np.full((g, s, e), -1)
@@ -178,12 +178,12 @@ def test_auxiliary_losses_of_every_group_equal_the_published_ones(golden: Golden
     _, records = forward(golden)
     for i, record in records.items():
         stored = golden.below(f"metrics/encoderblock_{i}/")
-        losses = record.losses | {"gshard": balance.gshard(record.gates, record.valid)}
+        losses = record.losses | {"gshard": aux_losses.gshard(record.gates, record.valid)}
         for name in ("importance", "load", "gshard"):
             assert (name in losses) or f"{name}_loss" not in stored
             if f"{name}_loss" in stored:
                 assert relative(losses[name], stored[f"{name}_loss"], f"{name} {i}") < 1e-5
-        ours = float(record.balance)
+        ours = float(record.aux_loss)
         assert ours == pytest.approx(float(np.mean(stored["auxiliary_loss"])), rel=1e-5)
 
 
@@ -197,7 +197,7 @@ def loss_and_gradients(golden: Golden) -> tuple[dict[str, jax.Array], dict[str, 
             logits, records = forward(dataclasses.replace(golden, model=model))
             labels = golden.arrays["labels"]
             main = optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
-            aux = sum(record.balance for record in records.values())
+            aux = sum(record.aux_loss for record in records.values())
             return main + aux, {"main": main, "aux": aux, "total": main + aux}
 
         return jax.grad(loss, has_aux=True)(params)

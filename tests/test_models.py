@@ -6,9 +6,9 @@ import pytest
 
 import vmoe
 from vmoe import models
-from vmoe.analysis.flops import cost, count_flops
-from vmoe.analysis.summary import parameters_by_part, summarize
-from vmoe.config import ExpertsChoose, MoEConfig, Soft
+from vmoe.config import ExpertChoice, MoEConfig, Soft
+from vmoe.costs.flops import cost, count_flops
+from vmoe.costs.summary import parameters_by_part, summarize
 from vmoe.errors import UsageError
 
 MILLIONS = {  # 32 experts, 18,291 classes, 224 px (V-MoE, tables 7 and 8)
@@ -67,9 +67,9 @@ def test_standard_sizes_have_the_standard_parameters(name: str, millions: float)
 def test_every_named_model_builds_abstractly_and_says_what_it_is(name: str) -> None:
     config = models.model_config(name)
     assert bool(config.sparse_blocks) == name.startswith("vmoe")
-    assert str(config.patch) in name or "tiny" in name or "15b" in name
+    assert str(config.patch_size) in name or "tiny" in name or "15b" in name
     if config.sparse_blocks:
-        assert name.endswith(f"_e{config.moe.experts}")
+        assert name.endswith(f"_e{config.moe.num_experts}")
         last = name.partition("_last")[2].partition("_")[0]
         if last:
             assert len(config.sparse_blocks) == int(last)
@@ -104,13 +104,13 @@ def test_active_parameters_are_those_that_a_token_meets() -> None:
     dense = cost(models.model_config("vit_tiny")).parameters
     expert = 2 * 16 * 32 + 32 + 16
     router = 16 * 4
-    two = active(experts=4, images_per_group=2)
+    two = active(num_experts=4, images_per_group=2)
     assert two.parameters == dense + 2 * (3 * expert + router)
     assert two.active_parameters == dense + 2 * (expert + router)
-    chosen = active(experts=4, images_per_group=1, router=ExpertsChoose(), capacity_factor=1.0)
+    chosen = active(num_experts=4, images_per_group=1, router=ExpertChoice(), capacity_factor=1.0)
     slots = 4 * 8 / 17  # 5 slots in fours are 8, for 17 tokens
     assert chosen.active_parameters == pytest.approx(dense + 2 * ((slots - 1) * expert + router))
-    soft = active(experts=4, images_per_group=1, router=Soft())
+    soft = active(num_experts=4, images_per_group=1, router=Soft())
     assert soft.active_parameters < soft.parameters
 
 
@@ -136,4 +136,4 @@ def test_the_summary_names_every_part_and_adds_up() -> None:
     text = summarize(config, title="tiny")
     for part in ("patch embedding", "class token", "positions", "routers", "experts", "head"):
         assert part in text and part in parts
-    assert "block 3: 4 experts, tokens_choose, 20 slots each for the 34 tokens of 2 images" in text
+    assert "block 3: 4 experts, token_choice, 20 slots each for the 34 tokens of 2 images" in text

@@ -23,13 +23,13 @@ from vmoe.train.loop import train
 ROOT = Path(__file__).parents[1]
 RECIPE = f"""
 from pathlib import Path
-from vmoe.config import EvalSet, load, replace
+from vmoe.config import EvalConfig, load, replace
 
 config = replace(
     load(Path({str(ROOT / "configs" / "tiny.py")!r})), steps={{steps}}, log_every=5,
-    optim=dict(warmup=5), data=dict(mixup=0.0),
-    evaluate_every=10, checkpoint_every=10, ema=0.9, model=dict(moe=dict(images_per_group=4)),
-    evaluations=(EvalSet(batch_size=50),),
+    optim=dict(warmup_steps=5), data=dict(mixup=0.0),
+    evaluate_every=10, checkpoint_every=10, ema_decay=0.9, model=dict(moe=dict(images_per_group=4)),
+    evaluations=(EvalConfig(batch_size=50),),
 )
 """
 

@@ -14,7 +14,7 @@ from typing import Any
 _HOMES = {
     "create_model": "vmoe.models",
     "list_models": "vmoe.models",
-    "load": "vmoe.checkpoints.load",
+    "load": "vmoe.factory",
     "analysis": "vmoe.analysis",
 }
 

@@ -33,10 +33,10 @@ class TrainDoor:
     """Train a model. The same line again goes on where it stopped."""
 
     config: Path
-    """Recipe: a Python file that defines `config = Train(...)`, or a run's config.json."""
+    """Recipe: a Python file that defines `config = TrainConfig(...)`, or a run's config.json."""
     workdir: Path
     """Folder of the run: config, metrics, checkpoints."""
-    run: Annotated[configs.Train, tyro.conf.arg(name="")]
+    run: Annotated[configs.TrainConfig, tyro.conf.arg(name="")]
     mesh: str = ""
     """Devices by axis, data=4,expert=8: experts are spread over the one, repeated along the other.
     As suits the model and the devices at hand if empty."""
@@ -65,7 +65,7 @@ class EvaluateDoor:
     batch_size: int = 256
     image_size: int | None = None
     """Side to which images are resized, in pixels; as trained if None. Positions are resampled."""
-    averaged: bool = True
+    use_ema: bool = True
     """Take the moving average of the parameters where the run kept one."""
     per_class: bool = False
     """Add the accuracy of each class, and what its images were taken for."""
@@ -85,7 +85,7 @@ class PredictDoor:
     """Run folder, or its checkpoints/STEP, checkpoints/best, checkpoints/last."""
     top: int = 5
     """How many classes to name."""
-    averaged: bool = True
+    use_ema: bool = True
     """Take the moving average of the parameters where the run kept one."""
     json: bool = False
     """Print one JSON list and nothing else."""
@@ -117,8 +117,8 @@ class ConfigDoor:
     """Print a recipe as it would run, as JSON."""
 
     config: Path
-    """Recipe: a Python file that defines `config = Train(...)`, or a run's config.json."""
-    run: Annotated[configs.Train, tyro.conf.arg(name="")]
+    """Recipe: a Python file that defines `config = TrainConfig(...)`, or a run's config.json."""
+    run: Annotated[configs.TrainConfig, tyro.conf.arg(name="")]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,10 +126,10 @@ class PlanDoor:
     """What a recipe needs on devices that are not here: memory, messages, time of a step."""
 
     config: Path
-    """Recipe: a Python file that defines `config = Train(...)`, or a run's config.json."""
+    """Recipe: a Python file that defines `config = TrainConfig(...)`, or a run's config.json."""
     devices: int
     """How many, as JAX counts them."""
-    run: Annotated[configs.Train, tyro.conf.arg(name="")]
+    run: Annotated[configs.TrainConfig, tyro.conf.arg(name="")]
     mesh: str = ""
     """Devices by axis, data=4,expert=8; all that the model and the devices allow if empty."""
     chip: str = "h100"
@@ -143,13 +143,15 @@ class PlanDoor:
 def train(argv: Sequence[str]) -> None:
     path = _peek(argv, "--config")
     _peek(argv, "--workdir")  # an empty one would be the folder we are in
-    door = _parse(TrainDoor, "train", argv, run=configs.load(path) if path else configs.Train())
-    from vmoe import processes
+    door = _parse(
+        TrainDoor, "train", argv, run=configs.load(path) if path else configs.TrainConfig()
+    )
+    from vmoe import distributed
     from vmoe.train.loop import train
 
     if door.distributed:
-        processes.join()
-    with processes.guarded():
+        distributed.initialize()
+    with distributed.abort_on_error():
         done = train(
             door.run,
             door.workdir,
@@ -158,7 +160,7 @@ def train(argv: Sequence[str]) -> None:
             on_nan=door.on_nan,
             max_rewinds=door.max_rewinds,
         )
-    if not processes.first():
+    if not distributed.is_primary():
         return
     for name, weights, found in done:
         print(
@@ -169,20 +171,20 @@ def train(argv: Sequence[str]) -> None:
 
 def evaluate(argv: Sequence[str]) -> None:
     path = _peek(argv, "--checkpoint")
-    run = _run_of(path) if path else configs.Train()
+    run = _run_of(path) if path else configs.TrainConfig()
     door = _parse(EvaluateDoor, "evaluate", argv, model=run.model)
     _check_effect(run.model, door.model)
-    from vmoe.checkpoints.load import class_names, load_step
-    from vmoe.data.sources import name_and_split, open_source, with_classes
+    from vmoe.data.sources import name_and_split, open_source, relabel
     from vmoe.evaluate import evaluate
     from vmoe.evaluate.table import append_row, check_file, per_class, summary
+    from vmoe.factory import class_names, load_step
 
     name, split = name_and_split(door.data or run.data.name)
-    source = with_classes(open_source(name, split or "test"), class_names(door.checkpoint))
+    source = relabel(open_source(name, split or "test"), class_names(door.checkpoint))
     if door.csv:
         check_file(door.csv)
-    model, step = load_step(door.checkpoint, door.model, averaged=door.averaged)
-    weights = "ema" if door.averaged and run.ema else "raw"
+    model, step = load_step(door.checkpoint, door.model, use_ema=door.use_ema)
+    weights = "ema" if door.use_ema and run.ema_decay else "raw"
     with _progress(source.name, -(-len(source) // max(door.batch_size, 1))) as each:
         found = evaluate(
             model, source, batch_size=door.batch_size, image_size=door.image_size, each=each
@@ -202,7 +204,7 @@ def evaluate(argv: Sequence[str]) -> None:
     if door.per_class:
         table = _table("class", "images", "accuracy", "most often taken for")
         for name, row in per_class(found).items():
-            others = ", ".join(f"{k} ({v})" for k, v in list(row["taken_for"].items())[:3])
+            others = ", ".join(f"{k} ({v})" for k, v in list(row["confused_with"].items())[:3])
             table.add_row(name, f"{row['images']:,}", f"{row['accuracy']:.2%}", others)
         _print(table)
 
@@ -231,12 +233,12 @@ def predict(argv: Sequence[str]) -> None:
     if "" in argv:
         raise UsageError("an empty word among the images; '.' is this folder")
     door = _parse(PredictDoor, "predict", argv)
-    from vmoe.checkpoints.load import class_names, load
     from vmoe.evaluate import image_files, predict
+    from vmoe.factory import class_names, load
 
     paths, skipped = image_files(door.images)
     names = class_names(door.checkpoint)
-    predictions = predict(load(door.checkpoint, averaged=door.averaged), paths, names, top=door.top)
+    predictions = predict(load(door.checkpoint, use_ema=door.use_ema), paths, names, top=door.top)
     if skipped:
         print(f"{skipped} files are no images, left out", file=sys.stderr)
     if door.json:
@@ -258,7 +260,7 @@ def predict(argv: Sequence[str]) -> None:
 
 def models(argv: Sequence[str]) -> None:
     door = _parse(ModelsDoor, "models", argv)
-    from vmoe.analysis.flops import cost
+    from vmoe.costs.flops import cost
     from vmoe.models import list_models, model_config
 
     names = list_models(door.pattern)
@@ -281,8 +283,8 @@ def summary(argv: Sequence[str]) -> None:
     name = next((word for word in words if word in MODELS), words[0] if words else "")
     default = model_config(name) if name else configs.ViTConfig()
     door = _parse(SummaryDoor, "summary", argv, model=default)
-    from vmoe.analysis.flops import cost
-    from vmoe.analysis.summary import summarize
+    from vmoe.costs.flops import cost
+    from vmoe.costs.summary import summarize
 
     if door.json:
         found = dataclasses.asdict(cost(door.model)) | dataclasses.asdict(door.model)
@@ -292,15 +294,17 @@ def summary(argv: Sequence[str]) -> None:
 
 def config(argv: Sequence[str]) -> None:
     path = _peek(argv, "--config")
-    door = _parse(ConfigDoor, "config", argv, run=configs.load(path) if path else configs.Train())
+    door = _parse(
+        ConfigDoor, "config", argv, run=configs.load(path) if path else configs.TrainConfig()
+    )
     print(configs.to_json(door.run))
 
 
 def plan(argv: Sequence[str]) -> None:
     path = _peek(argv, "--config")
-    door = _parse(PlanDoor, "plan", argv, run=configs.load(path) if path else configs.Train())
-    from vmoe.train import plan_table as rows
-    from vmoe.train.plan import plan
+    door = _parse(PlanDoor, "plan", argv, run=configs.load(path) if path else configs.TrainConfig())
+    from vmoe.plan import table as rows
+    from vmoe.plan.candidates import plan
 
     found = plan(
         door.run, door.devices, mesh=door.mesh, chip=door.chip, device_memory=door.device_memory
@@ -374,10 +378,11 @@ def _quiet() -> None:
     sys.unraisablehook = lambda _: None
 
 
-def _run_of(checkpoint: str) -> configs.Train:
-    from vmoe.checkpoints.load import find, run_config
+def _run_of(checkpoint: str) -> configs.TrainConfig:
+    from vmoe.checkpoints.run import find
+    from vmoe.workdir.layout import read_config
 
-    return run_config(find(checkpoint)[0])
+    return read_config(find(checkpoint)[0])
 
 
 def _table(*columns: str) -> "Table":

@@ -96,7 +96,7 @@ class Record(NamedTuple):
         logits: the router's logits before noise, float32; with slots as a last axis where the
             router is soft.
         gates, routing, losses: see ``Decision``.
-        balance: the weighted sum of the losses, averaged over the groups.
+        aux_loss: the weighted sum of the losses, use_ema over the groups.
         valid: False for padding, which takes no slot and counts in no loss.
     """
 
@@ -104,5 +104,5 @@ class Record(NamedTuple):
     gates: Float[Array, "g s e"]
     routing: Routing | SoftRouting
     losses: dict[str, Float[Array, "g"]]
-    balance: Float[Array, ""]
+    aux_loss: Float[Array, ""]
     valid: Bool[Array, "g s"]

@@ -1,6 +1,7 @@
-"""What can go wrong that is nobody's bug: each message is one line that says what to do.
+"""Expected errors: each message is one line that says what to do.
 
-The command line prints it and exits with ``status``; a traceback is for what is not foreseen.
+The command line prints the message and exits with ``status``. Any other exception is a bug, and
+shows its traceback.
 """
 
 import difflib
@@ -10,33 +11,48 @@ OUT_OF_MEMORY = "out of memory; lower the batch size, the image size or the mode
 
 
 class VmoeError(Exception):
-    """Any of those below; the message is one line."""
+    """Base of the errors below; the message is one line."""
 
     status = 1
-    agreed = False
-    """Whether every process of a run raises it alike, so that all may end in the usual way."""
 
 
-class UsageError(VmoeError):
-    """A user's mistake: the message says what, where and what to do instead."""
+class UsageError(VmoeError, ValueError):
+    """Wrong input: the message names the value, the place and the remedy."""
 
     status = 2
 
 
 class Failure(VmoeError):
-    """The work failed: a loss that is no number, a full disk, a damaged checkpoint."""
+    """The work failed: a loss that is not finite, a full disk, a corrupt checkpoint."""
 
 
 class Stopped(VmoeError):
-    """A signal stopped the work early and everything is saved: the same line goes on."""
+    """A signal stopped a run early, after a checkpoint was saved; raised in every process."""
 
     status = 75
-    agreed = True
+
+
+class SynchronizedError(VmoeError):
+    """An error that every process of a run raises, so that all of them can end normally.
+
+    Attributes:
+        cause: the error as one process raised it.
+        status: the exit status of the cause.
+    """
+
+    def __init__(self, cause: VmoeError):
+        super().__init__(str(cause))
+        self.cause = cause
+        self.status = cause.status
 
 
 def unknown(what: str, name: Any, known: list[str]) -> str:
-    """One line about a name that does not exist, with the nearest that does."""
+    """A message for a name that does not exist, with the nearest one that does.
+
+    >>> unknown("no data set", "digit", ["digits", "folder"])
+    "no data set 'digit': did you mean 'digits'?"
+    """
     near = difflib.get_close_matches(str(name), known, n=1)
     shown = ", ".join(known[:12]) + (", ..." if len(known) > 12 else "")
-    hint = f"did you mean {near[0]!r}?" if near else f"there are {shown}"
+    hint = f"did you mean {near[0]!r}?" if near else f"choose from {shown}"
     return f"{what} {name!r}: {hint}"

@@ -30,7 +30,9 @@ _SHAPES = {  # depth, width, mlp, heads
 
 def _config(shape: str, patch: int, **fields: Any) -> ViTConfig:
     depth, width, mlp, heads = _SHAPES[shape]
-    return ViTConfig(patch=patch, depth=depth, width=width, mlp=mlp, heads=heads, **fields)
+    return ViTConfig(
+        patch_size=patch, depth=depth, width=width, mlp_dim=mlp, num_heads=heads, **fields
+    )
 
 
 def _every2(depth: int) -> tuple[int, ...]:
@@ -42,7 +44,7 @@ def _sparse(dense: ViTConfig, where: str, experts: int, **moe: Any) -> ViTConfig
     blocks = _every2(dense.depth)
     if where != "every2":
         blocks = blocks[-int(where.removeprefix("last")) :]
-    return replace(dense, sparse_blocks=blocks, moe=MoEConfig(experts=experts, **moe))
+    return replace(dense, sparse_blocks=blocks, moe=MoEConfig(num_experts=experts, **moe))
 
 
 def _registry() -> dict[str, ViTConfig]:

@@ -1,19 +1,18 @@
-"""Where every array lies: one object that knows the mesh, passed to whoever places something.
+"""Where every array lies on a mesh: one typed object, passed to whatever places an array.
 
-    mesh     axis "data" x axis "expert"; a device is one place of it
-    images   over both axes: each device has its own, and groups are formed among those
-    experts  over "expert": e / expert of them on each device, the same along "data"
-    slots    from the devices of their groups to those of their experts, and back
-    dense    on every device; with fsdp one axis of each large array is split over "data"
-    moments  as their parameters; with fsdp those of the experts are split over "data" as well
+    mesh       axis "data" x axis "expert"
+    images     split over both axes: each device has its own images, and forms groups among them
+    experts    split over "expert": e / expert of them on each device, replicated along "data"
+    slots      move from the devices of their groups to the devices of their experts, and back
+    dense      replicated; with fsdp one axis of each large array is split over "data"
+    opt_state  as the parameters; with fsdp the experts' part is split over "data" too
 
-On D devices a batch is treated as D batches, one a device: groups do not cross devices. Where
-``images_per_group`` divides a device's share these are the groups of one device.
+On D devices a batch is treated as D batches, one per device: groups do not cross devices. Where
+``images_per_group`` divides a device's share, the groups are those of a single device.
 """
 
 import dataclasses
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 import jax
@@ -22,19 +21,19 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Bool, Float
 
 from vmoe.config import ViTConfig
-from vmoe.errors import UsageError, unknown
+from vmoe.errors import UsageError
 
 Tree = TypeVar("Tree")
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 DATA, EXPERT = "data", "expert"
 ALL = (DATA, EXPERT)
-SMALL = 1024  # elements; splitting less saves nothing and costs a message
+MIN_FSDP_SIZE = 1024  # elements; splitting less saves nothing and costs a collective
 
 
 @dataclasses.dataclass(frozen=True)
 class Placement:
-    """A mesh, and where arrays lie on it. ``Placement()`` is one device, and changes nothing."""
+    """A mesh, and where arrays lie on it. ``Placement()`` is one device and changes nothing."""
 
     mesh: Mesh | None = None
     """Axes "data" and "expert"; None on one device."""
@@ -43,38 +42,39 @@ class Placement:
 
     @property
     def devices(self) -> int:
-        """How many devices share a batch."""
+        """Number of devices that share a batch."""
         return 1 if self.mesh is None else self.mesh.size
 
     @property
     def data(self) -> int:
-        """How often the experts are repeated."""
+        """Number of replicas of the experts."""
         return 1 if self.mesh is None else self.mesh.shape[DATA]
 
     @property
     def expert(self) -> int:
-        """Over how many devices the experts of a layer are spread."""
+        """Number of devices over which the experts of a layer are split."""
         return 1 if self.mesh is None else self.mesh.shape[EXPERT]
 
     def __str__(self) -> str:
         split = ", fsdp" if self.fsdp else ""
         return f"data={self.data},expert={self.expert}{split}"
 
-    # Inside a program: constraints on activations.
+    # Inside a program: sharding constraints on activations.
 
     def images(self, x: Array) -> Array:
-        """An array whose first axis is b or g, or counts rows of images: over all devices."""
+        """Splits an array whose first axis is b or g, or counts rows of images, over all devices."""
         return self._constrained(x, PartitionSpec(ALL))
 
     def on_each_device(self, function: Function) -> Function:
         """A function of arrays whose first axis is g, run by each device on its own groups.
 
-        What XLA cannot spread by itself, as top-k, would gather every group on every device.
+        XLA cannot partition some operations, such as top-k: it would gather every group on every
+        device.
         """
         if self.mesh is None:
             return function
         spec = PartitionSpec(ALL)
-        # Nothing in it is the same on two devices, and jax 0.12's check of that trips over erfc.
+        # Nothing here is replicated, and jax 0.12's check of that fails in erfc.
         return jax.shard_map(
             function, mesh=self.mesh, in_specs=spec, out_specs=spec, check_vma=False
         )
@@ -84,43 +84,43 @@ class Placement:
         return self._constrained(self.images(slots), PartitionSpec(DATA, EXPERT))
 
     def from_experts(self, slots: Float[Array, "g e c d"]) -> Float[Array, "g e c d"]:
-        """And back."""
+        """Slots from the devices of their experts back to those of their groups."""
         return self.images(self._constrained(slots, PartitionSpec(DATA, EXPERT)))
+
+    def replicate(self, tree: Tree) -> Tree:
+        """Results that every device, and so every process, needs."""
+        return jax.tree.map(lambda x: self._constrained(x, PartitionSpec()), tree)
 
     def _constrained(self, x: Array, spec: PartitionSpec) -> Array:
         if self.mesh is None:
             return x
         return jax.lax.with_sharding_constraint(x, NamedSharding(self.mesh, spec))
 
-    def everywhere(self, tree: Tree) -> Tree:
-        """Results that every device, and so every process, is to have."""
-        return jax.tree.map(lambda x: self._constrained(x, PartitionSpec()), tree)
-
     # Outside: where arrays lie between steps.
 
     def replicated(self) -> NamedSharding | None:
-        """On every device."""
+        """The sharding of an array that every device holds."""
         return self._sharding(PartitionSpec())
 
     def batch(self) -> NamedSharding | None:
-        """The first axis over all devices."""
+        """The sharding of an array whose first axis is split over all devices."""
         return self._sharding(PartitionSpec(ALL))
 
     def params(self, tree: Tree) -> Tree:
         """The shardings of a tree of parameters, by their shapes; None on one device."""
-        return self._by_leaf(tree, experts_at_rest=False)
+        return self._by_leaf(tree, split_experts=False)
 
-    def moments(self, tree: Tree) -> Tree:
-        """The shardings of what an optimiser keeps for such a tree."""
-        return self._by_leaf(tree, experts_at_rest=True)
+    def opt_state(self, tree: Tree) -> Tree:
+        """The shardings of an optimiser's state for such a tree."""
+        return self._by_leaf(tree, split_experts=True)
 
-    def _by_leaf(self, tree: Any, *, experts_at_rest: bool) -> Any:
+    def _by_leaf(self, tree: Any, *, split_experts: bool) -> Any:
         def of(path: tuple[Any, ...], leaf: Any) -> NamedSharding | None:
-            split = any(getattr(key, "key", None) == "experts" for key in path)
+            expert = any(getattr(key, "key", None) == "experts" for key in path)
             axes: list[str | None] = [None] * len(leaf.shape)
-            if split:
+            if expert:
                 axes[0] = EXPERT
-            if self.fsdp and (experts_at_rest or not split) and leaf.size >= SMALL:
+            if self.fsdp and (split_experts or not expert) and leaf.size >= MIN_FSDP_SIZE:
                 free = [
                     axis
                     for axis, size in enumerate(leaf.shape)
@@ -135,13 +135,13 @@ class Placement:
     def _sharding(self, spec: PartitionSpec) -> NamedSharding | None:
         return None if self.mesh is None else NamedSharding(self.mesh, spec)
 
-    # Across processes: which part of a batch is read here.
+    # Across processes: which part of a batch this process reads.
 
-    def share(self) -> tuple[int, int]:
-        """Which of how many equal parts of every batch this process reads.
+    def process_shard(self) -> tuple[int, int]:
+        """The part of every batch that this process reads: (index, number of equal parts).
 
         Raises:
-            UsageError: the devices of a process are not neighbours in the mesh.
+            UsageError: the devices of a process are not contiguous in the mesh.
         """
         if self.mesh is None:
             return 0, 1
@@ -150,13 +150,13 @@ class Placement:
         each = len(owners) // len(order)
         if owners != [owner for owner in order for _ in range(each)]:
             raise UsageError(
-                f"--mesh {self}: its devices belong to the processes {owners}; each process has to "
-                "have as many, and neighbours"
+                f"mesh {self}: its devices belong to the processes {owners}; every process needs "
+                "the same number of devices, contiguous in the mesh"
             )
         return order.index(jax.process_index()), len(order)
 
-    def put(self, tree: Tree) -> Tree:
-        """The whole of a batch out of the parts that the processes read."""
+    def make_global_array(self, tree: Tree) -> Tree:
+        """A whole batch from the parts that the processes read."""
         if self.mesh is None:
             return tree
         return jax.tree.map(
@@ -164,17 +164,17 @@ class Placement:
             tree,
         )
 
-    def everyone(self, flag: bool) -> Bool[Array | np.ndarray, "x"]:
+    def per_device_flag(self, flag: bool) -> Bool[Array | np.ndarray, "x"]:
         """A flag of each process, once for each of its devices."""
         own = self.devices if self.mesh is None else len(self.mesh.local_devices)
-        return self.put(np.full(own, flag))
+        return self.make_global_array(np.full(own, flag))
 
-    def rounded(self, batch_size: int) -> int:
-        """A batch size rounded up to a multiple of the devices."""
+    def round_up(self, batch_size: int) -> int:
+        """A batch size rounded up to a multiple of the number of devices."""
         return -(-batch_size // self.devices) * self.devices
 
     def check_batch(self, batch_size: int) -> None:
-        """Refuses a batch whose images cannot be spread evenly.
+        """Refuses a batch whose images cannot be split evenly.
 
         Raises:
             UsageError: names the nearest sizes that can.
@@ -183,115 +183,49 @@ class Placement:
             below = batch_size // self.devices * self.devices
             near = [size for size in (below, below + self.devices) if size]
             raise UsageError(
-                f"a batch of {batch_size} on {self.devices} devices: each needs as many images; "
-                f"use {_or(near)}, or let it see fewer devices"
+                f"batch_size={batch_size} on {self.devices} devices: every device needs the same "
+                f"number of images; use {one_of(near)}, or fewer devices"
             )
 
     def check(self, model: ViTConfig) -> None:
-        """Refuses a model that cannot be spread so.
+        """Refuses a model that cannot be split over the mesh.
 
         Raises:
-            UsageError: the experts do not divide, or an expert computation that needs all rows.
+            UsageError: the number of experts is not divisible, or an implementation needs all rows.
         """
         if self.mesh is None:
             return
         for moe in map(model.moe_of, model.sparse_blocks):
-            if moe.experts % self.expert:
-                fit = [n for n in _divisors(self.devices) if moe.experts % n == 0]
+            if moe.num_experts % self.expert:
+                fit = [n for n in divisors(self.devices) if moe.num_experts % n == 0]
                 raise UsageError(
-                    f"--mesh {self}: model.moe.experts={moe.experts} do not divide over "
-                    f"expert={self.expert}; on {self.devices} devices expert may be {_or(fit)}"
+                    f"mesh {self}: model.moe.num_experts={moe.num_experts} is not divisible by "
+                    f"expert={self.expert}; on {self.devices} devices expert can be {one_of(fit)}"
                 )
             if moe.dropless:
                 raise UsageError(
-                    f"moe.dropless on {self.devices} devices: without capacity one expert may get "
-                    "every row; give a moe.capacity_factor, or use one device"
+                    f"moe.dropless on {self.devices} devices: without a capacity one expert may get "
+                    "every row; set moe.capacity_factor, or use one device"
                 )
-            if moe.computation in ("blocks", "ragged"):
+            if moe.implementation in ("blocked", "ragged"):
                 raise UsageError(
-                    f"moe.computation={moe.computation} on {self.devices} devices: rows are sorted "
-                    "over all groups there; use batched, or auto, or one device"
+                    f"moe.implementation={moe.implementation} on {self.devices} devices sorts rows "
+                    "over all groups; use batched or auto, or one device"
                 )
 
 
 ONE_DEVICE = Placement()
 
 
-def place(
-    model: ViTConfig,
-    devices: Sequence[jax.Device],
-    *,
-    mesh: str = "",
-    fsdp: bool = False,
-) -> Placement:
-    """The placement of a model on devices.
-
-    Args:
-        mesh: "data=4,expert=8", or one of the two, the other follows; if empty, experts are
-            spread as far as they divide within one slice or host, whose links are the fastest.
-
-    Raises:
-        UsageError: no such mesh of so many devices, the model does not divide so, or fsdp has
-            nothing to split over.
-    """
-    given = _parsed(mesh)
-    experts = [model.moe_of(block).experts for block in model.sparse_blocks]
-    if EXPERT in given:
-        expert = given[EXPERT]
-    elif DATA in given:
-        expert = max(1, len(devices) // given[DATA])
-    else:
-        expert = math.gcd(_island(devices), *experts) if experts else 1
-    data = given.get(DATA, max(1, len(devices) // expert))
-    if data * expert != len(devices):
-        fit = [n for n in _divisors(len(devices)) if all(e % n == 0 for e in experts)]
-        raise UsageError(
-            f"--mesh {mesh}: data={data} x expert={expert} are {data * expert} devices, there are "
-            f"{len(devices)}; expert may be {_or(fit)}, data is {len(devices)} / expert"
-        )
-    if fsdp and data == 1:
-        raise UsageError(
-            f"--fsdp splits over data, which is 1 of {len(devices)} devices here; --mesh data=N "
-            "makes it larger"
-        )
-    if len(devices) == 1:
-        return ONE_DEVICE
-    placement = Placement(Mesh(np.array(_in_order(devices)).reshape(data, expert), ALL), fsdp)
-    placement.check(model)
-    return placement
-
-
-def _parsed(mesh: str) -> dict[str, int]:
-    given = {}
-    for part in mesh.split(",") if mesh else ():
-        name, _, size = part.partition("=")
-        if name not in ALL:
-            raise UsageError(unknown(f"--mesh {mesh}: no axis", name, list(ALL)))
-        if not size.isdigit() or int(size) < 1 or name in given:
-            raise UsageError(f"--mesh {mesh}: each axis once, with a size of 1 or more")
-        given[name] = int(size)
-    return given
-
-
-def _in_order(devices: Sequence[jax.Device]) -> list[jax.Device]:
-    """Neighbours stay neighbours, so that experts share a host or slice as far as they fit."""
-    return sorted(devices, key=lambda device: (_slice(device), device.process_index, device.id))
-
-
-def _island(devices: Sequence[jax.Device]) -> int:
-    """Devices of the smallest slice; of the smallest host where there are no slices."""
-    slices = [_slice(device) for device in devices]
-    return min(slices.count(one) for one in set(slices))
-
-
-def _slice(device: jax.Device) -> int:
-    found = getattr(device, "slice_index", None)
-    return device.process_index if found is None else found
-
-
-def _divisors(n: int) -> list[int]:
+def divisors(n: int) -> list[int]:
+    """The divisors of n, ascending."""
     return [i for i in range(1, n + 1) if n % i == 0]
 
 
-def _or(numbers: list[int]) -> str:
+def one_of(numbers: list[int]) -> str:
+    """Numbers as text.
+
+    >>> one_of([1, 2, 4])
+    '1, 2 or 4'
+    """
     return ", ".join(map(str, numbers[:-1])) + (" or " if numbers[1:] else "") + str(numbers[-1])

@@ -4,15 +4,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vmoe.config import Data, Train, ViTConfig, replace
+from vmoe.config import DataConfig, TrainConfig, ViTConfig, replace
 from vmoe.data.augment import augment
-from vmoe.data.images import read_image, resize, to_float
+from vmoe.data.crops import resize, to_float
+from vmoe.data.decode import read_image
 from vmoe.data.mixing import mixup
 from vmoe.data.pipeline import evaluation_batches, training_batches
 from vmoe.data.sources import open_source
 from vmoe.errors import UsageError
 
-CONFIG = Train(model=ViTConfig(patch=2, image_size=8, num_classes=10))
+CONFIG = TrainConfig(model=ViTConfig(patch_size=2, image_size=8, num_classes=10))
 
 
 def test_the_digits_are_split_once_and_for_all_and_evenly() -> None:
@@ -43,7 +44,7 @@ def test_a_wrong_data_set_or_split_is_answered_with_the_right_one(
 
 def test_a_training_batch_follows_from_its_number_alone() -> None:
     source = open_source("digits", "train")
-    config = replace(CONFIG, data=Data(shift=1, rotate=10.0, mixup=0.5))
+    config = replace(CONFIG, data=DataConfig(shift=1, rotate=10.0, mixup=0.5))
     one, other = (training_batches(source, config) for _ in range(2))
     for step in (0, 1, 45, 1000):
         for x, y in zip(one[step], other[step], strict=True):
@@ -95,7 +96,7 @@ def test_shifts_move_by_whole_pixels_in_every_direction() -> None:
     pixels[4, 4] = 200
     rng, seen = np.random.default_rng(0), set()
     for _ in range(200):
-        moved = augment(pixels, Data(shift=1), rng)
+        moved = augment(pixels, DataConfig(shift=1), rng)
         assert moved.sum() == 600 and moved.max() == 200
         seen.add(tuple(np.argwhere(moved[..., 0])[0] - 4))
     assert seen == {(y, x) for y in (-1, 0, 1) for x in (-1, 0, 1)}
@@ -104,7 +105,7 @@ def test_shifts_move_by_whole_pixels_in_every_direction() -> None:
 def test_rotations_turn_about_the_centre_as_pillow_does_it() -> None:
     pixels = open_source("digits", "train").images[0].repeat(4, 0).repeat(4, 1)
     for seed in range(5):
-        turned = augment(pixels, Data(rotate=30.0), np.random.default_rng(seed))
+        turned = augment(pixels, DataConfig(rotate=30.0), np.random.default_rng(seed))
         angle = np.random.default_rng(seed).uniform(-30, 30)
         expected = Image.fromarray(pixels).rotate(angle, Image.Resampling.BILINEAR)
         assert np.abs(turned.astype(int) - np.asarray(expected, int)).max() <= 1
@@ -140,7 +141,7 @@ def test_images_of_another_size_are_resized_alike_in_training_and_evaluation() -
 def test_every_second_image_or_so_is_mirrored() -> None:
     pixels = np.arange(48, dtype=np.uint8).reshape(4, 4, 3)
     rng = np.random.default_rng(0)
-    mirrored = [augment(pixels, Data(flip=True), rng)[0, 0, 0] for _ in range(400)]
+    mirrored = [augment(pixels, DataConfig(flip=True), rng)[0, 0, 0] for _ in range(400)]
     assert set(mirrored) == {pixels[0, 0, 0], pixels[0, 3, 0]}
     assert 150 < sum(first == pixels[0, 3, 0] for first in mirrored) < 250
 
@@ -149,7 +150,7 @@ def test_cutout_paints_one_square_that_may_reach_over_the_edge() -> None:
     pixels = np.zeros((6, 6, 3), np.uint8)
     rng, sizes = np.random.default_rng(0), set()
     for _ in range(300):
-        painted = augment(pixels, Data(cutout=3), rng)[..., 0] == 128
+        painted = augment(pixels, DataConfig(cutout=3), rng)[..., 0] == 128
         rows, columns = painted.any(1).sum(), painted.any(0).sum()
         assert painted.sum() == rows * columns
         sizes.add((rows, columns))

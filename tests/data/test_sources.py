@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vmoe.config import Train, ViTConfig
+from vmoe.config import TrainConfig, ViTConfig
 from vmoe.data.pipeline import training_batches
-from vmoe.data.sources import fashion_mnist, name_and_split, open_source, with_classes
+from vmoe.data.sources import fashion_mnist, name_and_split, open_source, relabel
 from vmoe.errors import UsageError
 
 
@@ -66,8 +66,8 @@ def test_a_folder_with_parts_of_its_own_keeps_them(photos: Path, tmp_path: Path)
 
 def test_a_folder_trains_through_the_same_pipeline_at_any_size(photos: Path) -> None:
     source = open_source(f"folder:{photos}", "train")
-    model = ViTConfig(patch=4, image_size=16, num_classes=2)
-    batch = training_batches(source, Train(model=model, batch_size=24))[0]
+    model = ViTConfig(patch_size=4, image_size=16, num_classes=2)
+    batch = training_batches(source, TrainConfig(model=model, batch_size=24))[0]
     assert batch.images.shape == (24, 16, 16, 3) and batch.labels.sum(0).tolist() == [16, 8]
 
 
@@ -201,11 +201,11 @@ def test_a_fingerprint_changes_with_files_labels_and_classes(photos: Path) -> No
 
 def test_labels_follow_the_names_of_the_models_classes() -> None:
     digits = open_source("digits", "test")
-    found = with_classes(digits, tuple("9876543210"))
+    found = relabel(digits, tuple("9876543210"))
     np.testing.assert_array_equal(found.labels, 9 - digits.labels)
-    assert with_classes(digits, digits.class_names) is digits
+    assert relabel(digits, digits.class_names) is digits
     with pytest.raises(UsageError, match="'0': there are cat, dog"):
-        with_classes(digits, ("cat", "dog"))
+        relabel(digits, ("cat", "dog"))
 
 
 @pytest.fixture

@@ -15,30 +15,32 @@ from jax.sharding import Mesh, PartitionSpec
 
 from vmoe import models
 from vmoe.analysis import capture
-from vmoe.analysis.collectives import KEEP_APART, Collective, collectives
-from vmoe.analysis.flops import count_flops
-from vmoe.analysis.residuals import Residual, residuals
-from vmoe.config import MoEConfig, Optim, Train, ViTConfig, replace
+from vmoe.config import MoEConfig, OptimConfig, TrainConfig, ViTConfig, replace
+from vmoe.costs.chips import CHIPS
+from vmoe.costs.collectives import KEEP_APART, Collective, collectives
+from vmoe.costs.flops import count_flops
+from vmoe.costs.residuals import Residual, residuals
 from vmoe.data.pipeline import Batch
-from vmoe.sharding import Placement, place
-from vmoe.train.chips import CHIPS
-from vmoe.train.memory import memory
-from vmoe.train.pieces import pieces
-from vmoe.train.plan import exchanges
-from vmoe.train.step import compile_program, cross_entropy
+from vmoe.mesh import place
+from vmoe.nn.losses import cross_entropy
+from vmoe.plan.candidates import exchanges
+from vmoe.plan.memory import memory
+from vmoe.plan.segments import pieces
+from vmoe.sharding import Placement
+from vmoe.train.step import compile_program
 
 MODEL = ViTConfig(
-    patch=4,
+    patch_size=4,
     width=64,
     depth=4,
-    mlp=128,
-    heads=4,
+    mlp_dim=128,
+    num_heads=4,
     image_size=8,
     num_classes=10,
     sparse_blocks=(1, 2),
-    moe=MoEConfig(experts=8, images_per_group=2),
+    moe=MoEConfig(num_experts=8, images_per_group=2),
 )
-CONFIG = Train(model=MODEL, batch_size=32, optim=Optim(warmup=10), ema=0.9)
+CONFIG = TrainConfig(model=MODEL, batch_size=32, optim=OptimConfig(warmup_steps=10), ema_decay=0.9)
 placed = pytest.mark.parametrize(
     "placement",
     [
@@ -117,7 +119,7 @@ def test_what_the_pieces_keep_is_what_the_whole_model_keeps() -> None:
     def loss(params, images):
         model = models.with_params(MODEL, params, placement=placement)
         logits, records = capture(model, images, train=True, key=jax.random.key(0))
-        balance = sum(record.balance for record in records.values())
+        balance = sum(record.aux_loss for record in records.values())
         return cross_entropy(logits, jnp.zeros(logits.shape), "softmax").mean() + balance
 
     whole = sum(

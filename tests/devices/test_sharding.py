@@ -19,30 +19,31 @@ from vmoe import models
 from vmoe.analysis import capture
 from vmoe.analysis.measures import expert_use
 from vmoe.config import (
-    Balance,
-    Data,
-    ExpertsChoose,
+    AuxLossWeights,
+    DataConfig,
+    ExpertChoice,
     MoEConfig,
-    Optim,
+    OptimConfig,
     Router,
     Soft,
-    TokensChoose,
-    Train,
+    TokenChoice,
+    TrainConfig,
     ViTConfig,
     replace,
 )
 from vmoe.data.pipeline import Batch
 from vmoe.errors import UsageError
-from vmoe.sharding import ONE_DEVICE, Placement, place
+from vmoe.mesh import place
+from vmoe.sharding import ONE_DEVICE, Placement
 from vmoe.train.step import compile_program
 
-SPARSE = MoEConfig(experts=8, images_per_group=2, shared_init=False, capacity_factor=0.8)
+SPARSE = MoEConfig(num_experts=8, images_per_group=2, shared_init=False, capacity_factor=0.8)
 CONFIG = ViTConfig(
-    patch=4,
+    patch_size=4,
     width=32,
     depth=2,
-    mlp=64,
-    heads=2,
+    mlp_dim=64,
+    num_heads=2,
     image_size=16,
     num_classes=10,
     head_std=0.2,
@@ -51,9 +52,11 @@ CONFIG = ViTConfig(
     moe=SPARSE,
 )
 ROUTERS: dict[str, Router] = {
-    **{p: TokensChoose(priority=p) for p in ("order", "largest_gate", "sum_of_gates", "random")},
-    "all losses": TokensChoose(k=1, balance=Balance(load=0.1, importance=0.1, gshard=0.1, z=0.1)),
-    "experts choose": ExpertsChoose(),
+    **{p: TokenChoice(priority=p) for p in ("order", "largest_gate", "sum_of_gates", "random")},
+    "all losses": TokenChoice(
+        k=1, aux_loss=AuxLossWeights(load=0.1, importance=0.1, gshard=0.1, z=0.1)
+    ),
+    "experts choose": ExpertChoice(),
     "soft": Soft(),
 }
 OPERATIONS = ("all-to-all", "all-gather", "all-reduce", "reduce-scatter", "collective-permute")
@@ -83,7 +86,7 @@ def forward(config: ViTConfig, placement: Placement, key: jax.Array | None = Non
     def run(params: dict[str, Any], x: jax.Array, valid: jax.Array) -> Any:
         model = models.with_params(config, params, placement=placement)
         logits, records = capture(model, x, train=key is not None, key=key, valid=valid)
-        balance = sum((record.balance for record in records.values()), jnp.zeros(()))
+        balance = sum((record.aux_loss for record in records.values()), jnp.zeros(()))
         return logits, balance
 
     return run
@@ -103,7 +106,7 @@ def gradient(config: ViTConfig, placement: Placement) -> Any:
 def run_on(placement: Placement, function: Any, params: Any, *batch: np.ndarray) -> Any:
     if placement.mesh is not None:
         params = jax.device_put(params, placement.params(params))
-    return jax.jit(function)(params, *placement.put(batch))
+    return jax.jit(function)(params, *placement.make_global_array(batch))
 
 
 def assert_close(ours: Any, oracle: Any) -> None:
@@ -126,7 +129,7 @@ def test_two_all_to_all_forward_four_with_backward_and_nothing_is_gathered(
     config = replace(CONFIG, pooling=pooling)
     placement, params, valid = on(mesh), params_of(config), np.ones(16, bool)
     there = jax.device_put(params, placement.params(params))
-    batch = placement.put((images(16), valid))
+    batch = placement.make_global_array((images(16), valid))
     travels = 0 if mesh == "expert=1" else 1
     program = jax.jit(forward(config, placement)).lower(there, *batch).compile()
     found = collectives(program)
@@ -184,14 +187,16 @@ def loss_and_gradient(config: ViTConfig, placement: Placement) -> Any:
 )
 def test_every_parameter_after_an_update_is_that_of_one_device(mesh: str, fsdp: bool) -> None:
     """SGD, whose update is the gradient: a sum over too many or too few devices would show."""
-    optim = Optim(kind="sgd", lr=0.1, warmup=0, clip=0.5, schedule="constant")
-    config = Train(model=CONFIG, data=Data("digits"), optim=optim, batch_size=16, ema=0.5)
+    optim = OptimConfig(kind="sgd", lr=0.1, warmup_steps=0, grad_clip_norm=0.5, schedule="constant")
+    config = TrainConfig(
+        model=CONFIG, data=DataConfig("digits"), optim=optim, batch_size=16, ema_decay=0.5
+    )
     batch = Batch(images(16), np.eye(10, dtype=np.float32)[np.arange(16) % 10], np.ones(16, bool))
     ours, alone = on(mesh, fsdp=fsdp), compile_program(config)
     program = compile_program(config, ours)
     start = program.init()
     assert_close(start, alone.init())
-    state, metrics = program.step(start, ours.put(batch), ours.everyone(False))
+    state, metrics = program.step(start, ours.make_global_array(batch), ours.per_device_flag(False))
     expected, measured = alone.step(alone.init(), batch)
     assert_close(state, expected)
     assert_close(metrics, measured)
@@ -200,7 +205,7 @@ def test_every_parameter_after_an_update_is_that_of_one_device(mesh: str, fsdp: 
 
 
 def test_fsdp_splits_large_dense_arrays_and_the_moments_of_experts() -> None:
-    config = Train(model=CONFIG, data=Data("digits"))
+    config = TrainConfig(model=CONFIG, data=DataConfig("digits"))
     placement = on("expert=2", fsdp=True)
     like = compile_program(config, placement).like
     moments = like.moments[1].mu
@@ -216,12 +221,14 @@ def test_fsdp_splits_large_dense_arrays_and_the_moments_of_experts() -> None:
 
 
 def test_a_stop_asked_of_one_process_is_known_to_all() -> None:
-    config = Train(model=CONFIG, data=Data("digits"), batch_size=16)
+    config = TrainConfig(model=CONFIG, data=DataConfig("digits"), batch_size=16)
     placement = on("expert=4")
     program = compile_program(config, placement)
     batch = Batch(images(16), np.eye(10, dtype=np.float32)[np.arange(16) % 10], np.ones(16, bool))
     for flags in (np.zeros(8, bool), np.arange(8) == 5):
-        state, metrics = program.step(program.init(), placement.put(batch), placement.put(flags))
+        state, metrics = program.step(
+            program.init(), placement.make_global_array(batch), placement.make_global_array(flags)
+        )
         assert bool(metrics["stop"]) == flags.any()
 
 
@@ -229,7 +236,7 @@ def test_on_the_wire_rows_are_rounded_as_the_config_says() -> None:
     """Whether a platform then sends two bytes is its compiler's; the CPU's sends four."""
     config = replace(CONFIG, moe=replace(SPARSE, transfer_dtype="bfloat16"))
     placement, params, batch = on("expert=4"), params_of(CONFIG), (images(16), np.ones(16, bool))
-    lowered = jax.jit(forward(config, placement)).lower(params, *placement.put(batch))
+    lowered = jax.jit(forward(config, placement)).lower(params, *placement.make_global_array(batch))
     wire = [line for line in lowered.as_text().splitlines() if "sharding_constraint" in line]
     assert sum("x8x8x32xbf16>" in line for line in wire) == 4, wire
     ours = run_on(placement, forward(config, placement), params, *batch)
@@ -239,7 +246,7 @@ def test_on_the_wire_rows_are_rounded_as_the_config_says() -> None:
 
 def test_experts_stay_on_neighbours_as_far_as_they_divide() -> None:
     assert (on("").data, on("").expert) == (1, 8)
-    few = replace(CONFIG, moe=replace(SPARSE, experts=6))
+    few = replace(CONFIG, moe=replace(SPARSE, num_experts=6))
     assert (on("", few).data, on("", few).expert) == (4, 2)
     dense = replace(CONFIG, sparse_blocks=())
     assert (on("", dense).data, on("", dense).expert) == (8, 1)
@@ -253,10 +260,18 @@ def test_experts_stay_on_neighbours_as_far_as_they_divide() -> None:
     ("mesh", "changes", "told"),
     [
         ("data=3,expert=4", {}, "12 devices, there are 8; expert may be 1, 2, 4 or 8"),
-        ("expert=4", {"experts": 6}, "experts=6 do not divide over expert=4; on 8 devices expert "),
+        (
+            "expert=4",
+            {"experts": 6},
+            "num_experts=6 do not divide over expert=4; on 8 devices expert ",
+        ),
         ("expert=4", {"dropless": True}, "moe.dropless on 8 devices: .*give a moe.capacity_factor"),
-        ("expert=1", {"computation": "blocks"}, "computation=blocks on 8 devices: .*use batched"),
-        ("experts=4", {}, "no axis 'experts': did you mean 'expert'"),
+        (
+            "expert=1",
+            {"implementation": "blocks"},
+            "implementation=blocks on 8 devices: .*use batched",
+        ),
+        ("num_experts=4", {}, "no axis 'experts': did you mean 'expert'"),
         ("expert=x", {}, "each axis once, with a size of 1 or more"),
         ("data=2,data=4", {}, "each axis once"),
     ],
@@ -282,11 +297,13 @@ def test_a_batch_that_does_not_divide_is_refused_with_the_sizes_that_do() -> Non
 
 @pytest.mark.parametrize("mesh", ["expert=4", "expert=1"])
 def test_with_fsdp_nothing_is_gathered_but_what_was_split(mesh: str) -> None:
-    config = Train(model=CONFIG, data=Data("digits"), batch_size=16)
+    config = TrainConfig(model=CONFIG, data=DataConfig("digits"), batch_size=16)
     placement = on(mesh, fsdp=True)
     program = compile_program(config, placement)
     batch = Batch(images(16), np.eye(10, dtype=np.float32)[np.arange(16) % 10], np.ones(16, bool))
-    step = program.step.lower(program.like, placement.put(batch), placement.everyone(False))
+    step = program.step.lower(
+        program.like, placement.make_global_array(batch), placement.per_device_flag(False)
+    )
     text = step.compile().as_text()
     gathered = re.findall(r"= f32\[([\d,]+)\]\S* all-gather", text)
     shards = on(mesh).params(program.like.params)  # where a device has a whole row of experts

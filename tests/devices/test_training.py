@@ -12,10 +12,10 @@ from flax import nnx
 import vmoe
 from vmoe import config as configs
 from vmoe.checkpoints.checksums import checksums
-from vmoe.config import EvalSet, Train
+from vmoe.config import EvalConfig, TrainConfig
 from vmoe.data.pipeline import training_batches
 from vmoe.errors import UsageError
-from vmoe.sharding import place
+from vmoe.mesh import place
 from vmoe.train import loop
 from vmoe.train.loop import train
 
@@ -23,23 +23,23 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
-def config() -> Train:
+def config() -> TrainConfig:
     """Groups of four images, which are a device's share of a batch on any mesh of eight."""
     return configs.replace(
         configs.load(ROOT / "configs" / "tiny.py"),
         steps=20,
-        optim=dict(warmup=5),
+        optim=dict(warmup_steps=5),
         log_every=5,
         evaluate_every=10,
         checkpoint_every=10,
-        ema=0.9,
+        ema_decay=0.9,
         model=dict(moe=dict(images_per_group=4)),
-        evaluations=(EvalSet(batch_size=50),),
+        evaluations=(EvalConfig(batch_size=50),),
     )
 
 
 @pytest.fixture(scope="module")
-def whole(config: Train, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def whole(config: TrainConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
     workdir = tmp_path_factory.mktemp("runs") / "whole"
     found = train(config, workdir, mesh="expert=4")
     assert [(evaluation.images, evaluation.batch_size) for _, _, evaluation in found] == [
@@ -57,7 +57,7 @@ def assert_close(one: Path, other: Path) -> None:
 def test_a_run_goes_on_on_another_mesh(
     mesh: str,
     fsdp: bool,
-    config: Train,
+    config: TrainConfig,
     whole: Path,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
@@ -95,18 +95,18 @@ def test_a_checksum_is_the_same_however_an_array_is_spread() -> None:
 
 
 def test_a_batch_that_the_devices_do_not_divide_is_refused_before_anything_is_written(
-    config: Train, tmp_path: Path
+    config: TrainConfig, tmp_path: Path
 ) -> None:
     with pytest.raises(UsageError, match="a batch of 36 on 8 devices: .* use 32 or 40"):
         train(configs.replace(config, batch_size=36), tmp_path / "run")
-    dropless = (EvalSet(dropless=True),)
+    dropless = (EvalConfig(dropless=True),)
     with pytest.raises(UsageError, match="moe.dropless on 8 devices"):
         train(configs.replace(config, evaluations=dropless), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
 def test_a_run_on_many_devices_goes_back_from_a_loss_that_is_no_number(
-    config: Train,
+    config: TrainConfig,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],

@@ -15,8 +15,8 @@ from PIL import Image
 import vmoe
 from vmoe import analysis
 from vmoe.axes import Record
-from vmoe.config import Data, Optim, Train, replace
-from vmoe.data.images import resize, to_float
+from vmoe.config import DataConfig, OptimConfig, TrainConfig, replace
+from vmoe.data.crops import resize, to_float
 from vmoe.data.sources import open_source
 from vmoe.errors import Failure, UsageError
 from vmoe.evaluate import evaluate, image_files, predict
@@ -25,7 +25,7 @@ from vmoe.evaluate.table import append_row, per_class, summary
 from vmoe.nn.vit import ViT
 from vmoe.train.loop import train
 
-FIELDS = dict(image_size=8, patch=4, depth=2, sparse_blocks=(0, 1), head_std=1.0)
+FIELDS = dict(image_size=8, patch_size=4, depth=2, sparse_blocks=(0, 1), head_std=1.0)
 
 
 def model(**moe: object) -> ViT:
@@ -77,12 +77,12 @@ def test_a_certain_and_right_model_has_no_calibration_error() -> None:
 
 
 def test_guesses_beyond_the_classes_of_the_data_are_counted_as_other() -> None:
-    wide = vmoe.create_model("vit_tiny", image_size=8, patch=4, num_classes=13, head_std=1.0)
+    wide = vmoe.create_model("vit_tiny", image_size=8, patch_size=4, num_classes=13, head_std=1.0)
     found = evaluate(wide, open_source("digits", "test"))
     guesses = np.asarray(jax.jit(wide.__call__)(to_float(open_source("digits", "test").images)))
     beyond = int((guesses.argmax(1) >= 10).sum())
     assert beyond > 0 and confusion(found.outcomes, 10)[:, 10].sum() == beyond
-    others = sum(row["taken_for"].get("other", 0) for row in per_class(found).values())
+    others = sum(row["confused_with"].get("other", 0) for row in per_class(found).values())
     assert others == beyond
 
 
@@ -138,9 +138,9 @@ def test_logits_that_are_no_numbers_are_told_and_give_no_figures() -> None:
 
 def test_a_csv_file_gets_a_row_that_says_what_was_evaluated_and_how(tmp_path: Path) -> None:
     run = tmp_path / "run"
-    config = Train(
-        model=replace(model().config, num_classes=10), data=Data("digits"), steps=2, batch_size=4,
-        optim=Optim(warmup=0),
+    config = TrainConfig(
+        model=replace(model().config, num_classes=10), data=DataConfig("digits"), steps=2, batch_size=4,
+        optim=OptimConfig(warmup_steps=0),
     )  # fmt: skip
     train(config, run)
     path = tmp_path / "rows.csv"
@@ -161,7 +161,7 @@ def test_a_csv_file_gets_a_row_that_says_what_was_evaluated_and_how(tmp_path: Pa
 
 
 def test_a_dense_model_has_no_groups_and_drops_nothing() -> None:
-    dense = vmoe.create_model("vit_tiny", image_size=8, patch=4, depth=2)
+    dense = vmoe.create_model("vit_tiny", image_size=8, patch_size=4, depth=2)
     found = evaluate(dense, open_source("digits", "test"))
     assert (found.images_per_group, found.dropped) == ({}, 0)
 

@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vmoe.nn.moe import group, ungroup
+from vmoe.routing.groups import group, ungroup
 
 
 @pytest.mark.parametrize(

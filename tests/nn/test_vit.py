@@ -16,15 +16,16 @@ from flax import nnx
 
 import vmoe
 from vmoe import models
-from vmoe.analysis import capture, flops
+from vmoe.analysis import capture
 from vmoe.axes import Record
-from vmoe.config import ExpertsChoose, MoEConfig, Soft, TokensChoose, ViTConfig
+from vmoe.config import ExpertChoice, MoEConfig, Soft, TokenChoice, ViTConfig
+from vmoe.costs import flops
 from vmoe.errors import UsageError
 from vmoe.nn.moe import MoE
 from vmoe.nn.positions import resample
 from vmoe.nn.vit import ViT
 
-ONE_IMAGE = dict(experts=4, images_per_group=1)
+ONE_IMAGE = dict(num_experts=4, images_per_group=1)
 VARIANTS: dict[str, dict[str, Any]] = {
     "as_published": {},
     "mean": dict(pooling="mean"),
@@ -35,10 +36,10 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "qk_norm": dict(qk_norm=True, pooling="attention"),
     "dense": dict(sparse_blocks=()),
     "all_sparse": dict(sparse_blocks=(0, 1)),
-    "experts_choose": dict(moe=MoEConfig(router=ExpertsChoose(), **ONE_IMAGE)),
+    "expert_choice": dict(moe=MoEConfig(router=ExpertChoice(), **ONE_IMAGE)),
     "soft": dict(moe=MoEConfig(router=Soft(), **ONE_IMAGE)),
     "each_its_own": dict(
-        moe=(MoEConfig(experts=2, router=TokensChoose(k=1)), MoEConfig(experts=5))
+        moe=(MoEConfig(num_experts=2, router=TokenChoice(k=1)), MoEConfig(num_experts=5))
     ),
     "bfloat16": dict(dtype="bfloat16"),
 }
@@ -71,7 +72,7 @@ def value_and_gradients(model: ViT) -> Any:
     def loss(params: nnx.State) -> Any:
         model = nnx.merge(graph, params, rest, copy=True)
         logits, records = capture(model, images(), train=True, key=jax.random.key(0))
-        balance = sum(record.balance for record in records.values())
+        balance = sum(record.aux_loss for record in records.values())
         return (logits**2).sum() + balance, (logits, records)
 
     return jax.jit(jax.value_and_grad(loss, has_aux=True))(params)
@@ -169,9 +170,9 @@ LAST: dict[str, dict[str, Any]] = {
     "dense": dict(sparse_blocks=(0,)),
     "tight": dict(moe=dict(capacity_factor=0.5, router=dict(priority="largest_gate"))),
     "dropless": dict(moe=dict(dropless=True)),
-    "batched": dict(moe=dict(capacity_factor=0.5, computation="batched")),
-    "ragged": dict(moe=dict(capacity_factor=0.5, computation="ragged")),
-    "experts_choose": VARIANTS["experts_choose"],
+    "batched": dict(moe=dict(capacity_factor=0.5, implementation="batched")),
+    "ragged": dict(moe=dict(capacity_factor=0.5, implementation="ragged")),
+    "expert_choice": VARIANTS["expert_choice"],
     "soft": VARIANTS["soft"],
     "remat": dict(remat=True),
     "mean": dict(pooling="mean"),
@@ -190,7 +191,7 @@ def test_computing_only_what_reaches_the_logits_changes_no_logit_loss_or_gradien
     if "moe" in fields and isinstance(fields["moe"], dict):
         fields["moe"] = fields["moe"] | dict(shared_init=False)
     lean, whole = (
-        value_and_gradients(tiny(whole_last_block=whole, **fields)) for whole in (False, True)
+        value_and_gradients(tiny(full_last_block=whole, **fields)) for whole in (False, True)
     )
     if last in DROPS:
         assert all(record.routing.dropped.any() for record in whole[0][1][1].values())
@@ -208,10 +209,10 @@ def test_the_last_block_computes_less_where_only_a_class_token_is_read() -> None
     assert flops.flops_to_logits(pooled) == flops.cost(pooled).flops_per_image
 
 
-@pytest.mark.parametrize("computation", ["batched", "blocks", "ragged"])
-def test_bfloat16_experts_multiply_in_bfloat16_and_add_up_in_float32(computation: str) -> None:
+@pytest.mark.parametrize("implementation", ["batched", "blocked", "ragged"])
+def test_bfloat16_experts_multiply_in_bfloat16_and_add_up_in_float32(implementation: str) -> None:
     """Every product with the hidden layer, forward and backward, in the program for a GPU."""
-    config = MoEConfig(experts=5, computation=computation)
+    config = MoEConfig(num_experts=5, implementation=implementation)
     graph, state = nnx.split(MoE(16, 48, 8, config, rngs=nnx.Rngs(0)))
 
     def loss(state: nnx.State, tokens: jax.Array) -> jax.Array:
@@ -227,9 +228,9 @@ def test_bfloat16_experts_multiply_in_bfloat16_and_add_up_in_float32(computation
         assert terms.count("bf16") == 2 and out.endswith("xf32"), (terms, out)
 
 
-@pytest.mark.parametrize("computation", ["batched", "blocks", "ragged"])
-def test_bfloat16_layers_have_the_gradients_of_float32_ones(computation: str) -> None:
-    config = MoEConfig(experts=4, computation=computation, shared_init=False)
+@pytest.mark.parametrize("implementation", ["batched", "blocked", "ragged"])
+def test_bfloat16_layers_have_the_gradients_of_float32_ones(implementation: str) -> None:
+    config = MoEConfig(num_experts=4, implementation=implementation, shared_init=False)
     graph, state = nnx.split(MoE(16, 32, 9, config, rngs=nnx.Rngs(0)))
     # the same choices in both: their values are given in bfloat16
     tokens = jax.random.normal(jax.random.key(0), (4, 9, 16)).astype(jnp.bfloat16)
@@ -247,7 +248,7 @@ def test_bfloat16_layers_have_the_gradients_of_float32_ones(computation: str) ->
 
 def test_dropout_in_blocks_draws_the_same_forward_and_backward() -> None:
     """With a linear loss the gradient of the output's bias counts the kept outputs."""
-    config = MoEConfig(experts=2, expert_dropout=0.5, computation="blocks")
+    config = MoEConfig(num_experts=2, expert_dropout=0.5, implementation="blocked")
     moe = MoE(16, 32, 8, config, rngs=nnx.Rngs(0))
     graph, state = nnx.split(moe)
     tokens, key = jax.random.normal(jax.random.key(0), (2, 8, 16)), jax.random.key(1)
@@ -334,19 +335,19 @@ def test_sparse_blocks_differ_where_the_config_says_so() -> None:
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        (dict(heads=3), "model.heads=3 does not divide model.width=16"),
-        (dict(image_size=30), "model.patch=8 does not divide model.image_size=30"),
+        (dict(num_heads=3), "model.num_heads=3 does not divide model.width=16"),
+        (dict(image_size=30), "model.patch_size=8 does not divide model.image_size=30"),
         (dict(sparse_blocks=(4,)), "ascending block numbers below depth=4"),
         (dict(sparse_blocks=(3, 1)), "ascending block numbers"),
         (dict(dropout=1.0), "model.dropout=1.0: a dropout rate"),
-        (dict(moe=dict(router=dict(k=5))), "moe.router.k=5 is more than moe.experts=4"),
+        (dict(moe=dict(router=dict(k=5))), "moe.router.k=5 is more than moe.num_experts=4"),
         (dict(moe=dict(router=Soft())), "moe.images_per_group=2: a soft router"),
         (dict(moe=(MoEConfig(),)), "one for each of the 2 sparse blocks"),
         (
-            dict(moe=dict(router=Soft(), images_per_group=1, computation="ragged")),
-            "moe.computation=ragged: a soft router fills every slot",
+            dict(moe=dict(router=Soft(), images_per_group=1, implementation="ragged")),
+            "moe.implementation=ragged: a soft router fills every slot",
         ),
-        (dict(width=18, heads=2, positions="sincos2d"), "needs a width in fours"),
+        (dict(width=18, num_heads=2, positions="sincos2d"), "needs a width in fours"),
         (dict(dept=3), "ViTConfig has no field 'dept': did you mean 'depth'"),
     ],
 )
@@ -356,9 +357,11 @@ def test_what_cannot_work_is_refused_by_name(fields: dict[str, Any], message: st
 
 
 def test_a_config_says_which_blocks_are_sparse() -> None:
-    config = ViTConfig(sparse_blocks=(5, 7), moe=(MoEConfig(experts=2), MoEConfig(experts=3)))
+    config = ViTConfig(
+        sparse_blocks=(5, 7), moe=(MoEConfig(num_experts=2), MoEConfig(num_experts=3))
+    )
     assert config.moe_of(4) is None
-    assert [config.moe_of(i).experts for i in (5, 7)] == [2, 3]
+    assert [config.moe_of(i).num_experts for i in (5, 7)] == [2, 3]
 
 
 def test_dropout_of_attention_draws_every_image_apart() -> None:

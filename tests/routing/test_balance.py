@@ -7,8 +7,8 @@ import pytest
 import scipy.special
 import scipy.stats
 
-from vmoe.config import Balance, TokensChoose
-from vmoe.routing import balance
+from vmoe.config import AuxLossWeights, TokenChoice
+from vmoe.routing import aux_losses
 
 G, S, E, K = 3, 10, 4, 2
 
@@ -32,8 +32,8 @@ def test_losses_equal_their_formulas_and_leave_padding_out(
 ) -> None:
     noisy = logits + 0.1 * jax.random.normal(jax.random.key(1), logits.shape)
     gates = jax.nn.softmax(noisy)
-    router = TokensChoose(k=K, noise_std=0.5, balance=Balance(1.0, 1.0, 1.0, 1.0))
-    found = balance.losses(router, logits, noisy, gates, valid)
+    router = TokenChoice(k=K, noise_std=0.5, aux_loss=AuxLossWeights(1.0, 1.0, 1.0, 1.0))
+    found = aux_losses.losses(router, logits, noisy, gates, valid)
     for g in range(G):
         x, y, p = (np.asarray(a[g][valid[g]], np.float64) for a in (logits, noisy, gates))
         clean = scipy.special.softmax(x, axis=1)
@@ -52,32 +52,34 @@ def test_losses_equal_their_formulas_and_leave_padding_out(
 
 
 def test_the_total_is_weighted_and_averaged_over_groups_with_tokens(logits: jax.Array) -> None:
-    weights = Balance(importance=0.5, load=0.0, gshard=0.25)
-    router = TokensChoose(k=K, balance=weights)
+    weights = AuxLossWeights(importance=0.5, load=0.0, gshard=0.25)
+    router = TokenChoice(k=K, balance=weights)
     valid = jnp.ones((G, S), bool).at[1].set(False)
-    found = balance.losses(router, logits, None, jax.nn.softmax(logits), valid)
+    found = aux_losses.losses(router, logits, None, jax.nn.softmax(logits), valid)
     each = 0.5 * found["importance"] + 0.25 * found["gshard"]
     expected = (each[0] + each[2]) / 2
-    assert float(balance.total(found, weights, valid)) == pytest.approx(float(expected), rel=1e-6)
+    assert float(aux_losses.total(found, weights, valid)) == pytest.approx(
+        float(expected), rel=1e-6
+    )
 
 
 def test_a_loss_of_weight_0_is_not_evaluated_and_load_needs_noise(logits: jax.Array) -> None:
     valid, gates = jnp.ones((G, S), bool), jax.nn.softmax(logits)
-    quiet = TokensChoose(balance=Balance(0.0, 0.0))
-    assert balance.losses(quiet, logits, logits, gates, valid) == {}
-    assert balance.losses(TokensChoose(), logits, None, gates, valid).keys() == {"importance"}
+    quiet = TokenChoice(aux_loss=AuxLossWeights(0.0, 0.0))
+    assert aux_losses.losses(quiet, logits, logits, gates, valid) == {}
+    assert aux_losses.losses(TokenChoice(), logits, None, gates, valid).keys() == {"importance"}
 
 
 def test_gradients_are_finite_at_perfect_balance_and_for_a_group_of_padding() -> None:
     zeros = jnp.zeros((2, S, E))
     valid = jnp.ones((2, S), bool).at[1].set(False)
-    router = TokensChoose(balance=Balance(1.0, 1.0, 1.0, 1.0))
+    router = TokenChoice(aux_loss=AuxLossWeights(1.0, 1.0, 1.0, 1.0))
 
     def total(logits: jax.Array) -> jax.Array:
         noise = 0.1 * jax.random.normal(jax.random.key(0), logits.shape)
         gates = jax.nn.softmax(logits + noise)
-        found = balance.losses(router, logits, logits + noise, gates, valid)
-        return balance.total(found, router.balance, valid)
+        found = aux_losses.losses(router, logits, logits + noise, gates, valid)
+        return aux_losses.total(found, router.aux_loss, valid)
 
     value, gradient = jax.value_and_grad(total)(zeros)
     assert np.isfinite(value) and np.isfinite(gradient).all()
@@ -86,6 +88,6 @@ def test_gradients_are_finite_at_perfect_balance_and_for_a_group_of_padding() ->
 def test_gshard_is_1_at_balance_and_e_when_one_expert_takes_all() -> None:
     valid = jnp.ones((1, E), bool)
     even = 0.9 * jnp.eye(E)[None] + 0.1 / E
-    assert float(balance.gshard(even, valid)[0]) == pytest.approx(1.0)
+    assert float(aux_losses.gshard(even, valid)[0]) == pytest.approx(1.0)
     alone = jnp.tile(jnp.eye(E)[0], (1, E, 1))
-    assert float(balance.gshard(alone, valid)[0]) == pytest.approx(E)
+    assert float(aux_losses.gshard(alone, valid)[0]) == pytest.approx(E)

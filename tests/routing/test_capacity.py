@@ -1,8 +1,8 @@
 import pytest
 
-from vmoe.config import ExpertsChoose, MoEConfig, Soft, TokensChoose
+from vmoe.config import ExpertChoice, MoEConfig, Soft, TokenChoice
 from vmoe.errors import UsageError
-from vmoe.routing import experts_choose, soft, tokens_choose
+from vmoe.routing import expert_choice, soft, token_choice
 
 
 @pytest.mark.parametrize(
@@ -18,15 +18,15 @@ from vmoe.routing import experts_choose, soft, tokens_choose
 def test_capacity_is_rounded_up_and_then_to_fours(
     s: int, e: int, k: int, factor: float, expected: int
 ) -> None:
-    config = MoEConfig(experts=e, router=TokensChoose(k=k), capacity_factor=factor)
-    assert tokens_choose.capacity(config, s) == expected
+    config = MoEConfig(num_experts=e, router=TokenChoice(k=k), capacity_factor=factor)
+    assert token_choice.capacity(config, s) == expected
 
 
 def test_rounding_to_the_nearest_is_half_to_even_and_the_multiple_a_choice() -> None:
     def slots(s: int, **fields: object) -> int:
-        router = TokensChoose(k=1)
-        return tokens_choose.capacity(
-            MoEConfig(experts=2, router=router, capacity_factor=1.0, **fields), s
+        router = TokenChoice(k=1)
+        return token_choice.capacity(
+            MoEConfig(num_experts=2, router=router, capacity_factor=1.0, **fields), s
         )
 
     assert [slots(s, capacity_rounding="round", capacity_multiple=1) for s in (3, 5, 7)] == [
@@ -40,17 +40,17 @@ def test_rounding_to_the_nearest_is_half_to_even_and_the_multiple_a_choice() -> 
 
 def test_a_capacity_below_one_slot_is_refused_with_a_remedy() -> None:
     config = MoEConfig(
-        experts=8, router=TokensChoose(k=1), capacity_factor=0.1, capacity_rounding="round"
+        num_experts=8, router=TokenChoice(k=1), capacity_factor=0.1, capacity_rounding="round"
     )
     with pytest.raises(UsageError, match="capacity_factor=0.1 leaves 0.0125 slots.*raise it"):
-        tokens_choose.capacity(config, 1)
+        token_choice.capacity(config, 1)
 
 
 def test_experts_that_choose_have_no_k_and_never_more_slots_than_tokens() -> None:
-    config = MoEConfig(experts=4, router=ExpertsChoose(), capacity_factor=1.0)
-    assert [experts_choose.capacity(config, s) for s in (34, 16, 2)] == [12, 4, 2]
+    config = MoEConfig(num_experts=4, router=ExpertChoice(), capacity_factor=1.0)
+    assert [expert_choice.capacity(config, s) for s in (34, 16, 2)] == [12, 4, 2]
 
 
 def test_soft_slots_are_the_nearest_number_and_at_least_one() -> None:
-    config = MoEConfig(experts=8, router=Soft(), capacity_factor=1.0, images_per_group=1)
+    config = MoEConfig(num_experts=8, router=Soft(), capacity_factor=1.0, images_per_group=1)
     assert [soft.capacity(config, s) for s in (196, 50, 3)] == [24, 6, 1]

@@ -9,15 +9,15 @@ import pytest
 
 from tests.oracles import one_hot_slots, queue_by_loop
 from vmoe.axes import Routing
-from vmoe.routing import tokens_choose
-from vmoe.routing.gates import descending
+from vmoe.routing import token_choice
+from vmoe.routing.priority import descending
 
 PRIORITIES = ("order", "largest_gate", "sum_of_gates")
 
 
 @functools.partial(jax.jit, static_argnames=("k", "c", "priority", "normalize"))
 def plan(gates: jax.Array, valid: jax.Array, **settings: object) -> Routing:
-    return tokens_choose.plan(gates, valid, **settings)
+    return token_choice.plan(gates, valid, **settings)
 
 
 def random_gates(seed: int, g: int, s: int, e: int, ties: bool) -> np.ndarray:
@@ -108,7 +108,7 @@ def test_a_group_too_large_for_the_sort_key_is_refused() -> None:
     gates = jax.ShapeDtypeStruct((1, 2**21, 1024), jnp.float32)
     valid = jax.ShapeDtypeStruct((1, 2**21), bool)
     with pytest.raises(ValueError, match="use smaller groups"):
-        jax.eval_shape(lambda g, v: tokens_choose.plan(g, v, k=2, c=4), gates, valid)
+        jax.eval_shape(lambda g, v: token_choice.plan(g, v, k=2, c=4), gates, valid)
 
 
 @pytest.mark.parametrize("s", [1, 2, 700, 70_000])

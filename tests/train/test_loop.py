@@ -20,7 +20,7 @@ from tensorboardX.proto.event_pb2 import Event
 
 import vmoe
 from vmoe import config as configs
-from vmoe.config import EvalSet, Train
+from vmoe.config import EvalConfig, TrainConfig
 from vmoe.data.sources import Source, open_source
 from vmoe.errors import UsageError
 from vmoe.evaluate import evaluate
@@ -31,7 +31,7 @@ LAST = ("images_per_second",)  # which no two runs share
 
 
 @pytest.fixture(scope="module")
-def config() -> Train:
+def config() -> TrainConfig:
     tiny = configs.load(ROOT / "configs" / "tiny.py")
     return configs.replace(
         tiny,
@@ -39,22 +39,22 @@ def config() -> Train:
         log_every=10,
         evaluate_every=20,
         checkpoint_every=10,
-        keep=3,
-        ema=0.9,
+        keep_latest=3,
+        ema_decay=0.9,
         model=dict(dropout=0.1, moe=dict(expert_dropout=0.1)),
-        evaluations=(EvalSet(), EvalSet("wide", capacity_factor=4.0, batch_size=100)),
+        evaluations=(EvalConfig(), EvalConfig("wide", capacity_factor=4.0, batch_size=100)),
     )
 
 
 @pytest.fixture(scope="module")
-def run(config: Train, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def run(config: TrainConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
     workdir = tmp_path_factory.mktemp("runs") / "whole"
     train(config, workdir)
     return workdir
 
 
-def parameters(workdir: Path, *, averaged: bool = True) -> dict:
-    return nnx.to_pure_dict(nnx.state(vmoe.load(workdir, averaged=averaged), nnx.Param))
+def parameters(workdir: Path, *, use_ema: bool = True) -> dict:
+    return nnx.to_pure_dict(nnx.state(vmoe.load(workdir, use_ema=use_ema), nnx.Param))
 
 
 def rows(workdir: Path, name: str = "metrics") -> list[dict[str, str]]:
@@ -63,15 +63,15 @@ def rows(workdir: Path, name: str = "metrics") -> list[dict[str, str]]:
 
 
 def assert_same(one: Path, other: Path) -> None:
-    for averaged in (False, True):
-        trees = (parameters(folder, averaged=averaged) for folder in (one, other))
+    for use_ema in (False, True):
+        trees = (parameters(folder, use_ema=use_ema) for folder in (one, other))
         jax.tree.map(np.testing.assert_array_equal, *trees)
     for name in ("metrics", "evaluations", "experts"):
         assert rows(one, name) == rows(other, name)
 
 
-def test_a_run_folder_explains_itself(run: Path, config: Train) -> None:
-    assert configs.from_json(Train, (run / "config.json").read_text()) == config
+def test_a_run_folder_explains_itself(run: Path, config: TrainConfig) -> None:
+    assert configs.from_json(TrainConfig, (run / "config.json").read_text()) == config
     assert "active per token" in (run / "model.txt").read_text()
     environment = json.loads((run / "environment.json").read_text())
     assert environment["jax"] == jax.__version__ and environment["devices"]
@@ -130,7 +130,7 @@ def test_tensorboard_holds_what_the_csv_files_hold(run: Path) -> None:
     assert ("block1/load/3", 40) in found
 
 
-def test_a_finished_run_called_again_changes_nothing(run: Path, config: Train) -> None:
+def test_a_finished_run_called_again_changes_nothing(run: Path, config: TrainConfig) -> None:
     names = ("metrics.csv", "evaluations.csv", "experts.csv")
     before = [(run / name).read_text() for name in names]
     done = train(config, run)
@@ -141,14 +141,14 @@ def test_a_finished_run_called_again_changes_nothing(run: Path, config: Train) -
 
 
 def test_a_folder_of_another_config_is_refused_with_the_differences(
-    run: Path, config: Train
+    run: Path, config: TrainConfig
 ) -> None:
     before = (run / "config.json").read_text()
-    other = configs.replace(config, seed=1, optim=dict(lr=0.25), evaluations=(EvalSet(),))
+    other = configs.replace(config, seed=1, optim=dict(lr=0.25), evaluations=(EvalConfig(),))
     with pytest.raises(UsageError, match="holds a run of another config") as caught:
         train(other, run)
     assert "optim.lr is 0.005 there and 0.25 here" in str(caught.value)
-    sets = (EvalSet(), EvalSet("wide", capacity_factor=2.0, batch_size=100))
+    sets = (EvalConfig(), EvalConfig("wide", capacity_factor=2.0, batch_size=100))
     with pytest.raises(UsageError, match=r"evaluations\.1\.capacity_factor is 4\.0 there and 2\.0"):
         train(configs.replace(config, evaluations=sets), run)
     assert "seed is 0 there and 1 here" in str(caught.value)
@@ -157,7 +157,7 @@ def test_a_folder_of_another_config_is_refused_with_the_differences(
 
 
 def test_a_run_whose_data_or_environment_changed_says_so(
-    run: Path, config: Train, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    run: Path, config: TrainConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     workdir = tmp_path / "run"
     shutil.copytree(run, workdir)
@@ -175,28 +175,28 @@ def test_a_run_whose_data_or_environment_changed_says_so(
 
 def test_a_loaded_model_gives_the_results_of_the_run_and_of_each_step(run: Path) -> None:
     found = {(r["step"], r["weights"]): r for r in rows(run, "evaluations") if r["set"] != "wide"}
-    for path, step, averaged in [
+    for path, step, use_ema in [
         (run, "40", True),
         (run, "40", False),
         (run / "checkpoints" / "last", "40", True),
         (run / "checkpoints" / "20", "20", True),
     ]:
-        result = evaluate(vmoe.load(path, averaged=averaged), open_source("digits", "validation"))
-        expected = found[step, "ema" if averaged else "raw"]
+        result = evaluate(vmoe.load(path, use_ema=use_ema), open_source("digits", "validation"))
+        expected = found[step, "ema" if use_ema else "raw"]
         assert f"{result.accuracy:.6g}" == expected["accuracy"]
         assert result.cross_entropy == pytest.approx(float(expected["cross_entropy"]), rel=1e-4)
 
 
-def test_the_newest_checkpoints_are_kept_and_the_best(config: Train, tmp_path: Path) -> None:
+def test_the_newest_checkpoints_are_kept_and_the_best(config: TrainConfig, tmp_path: Path) -> None:
     """A learning rate that destroys what was learnt, so that the best is not among the newest."""
     worse = configs.replace(
         config,
         steps=60,
-        keep=2,
+        keep_latest=2,
         evaluate_every=10,
-        ema=0.95,
-        optim=dict(lr=0.002, warmup=0, schedule="linear", final_lr=30.0, clip=None),
-        evaluations=(EvalSet(),),
+        ema_decay=0.95,
+        optim=dict(lr=0.002, warmup_steps=0, schedule="linear", end_lr=0.06, grad_clip_norm=None),
+        evaluations=(EvalConfig(),),
     )
     train(worse, tmp_path)
     found = rows(tmp_path, "evaluations")
@@ -211,13 +211,13 @@ def test_the_newest_checkpoints_are_kept_and_the_best(config: Train, tmp_path: P
     assert found.accuracy == pytest.approx(accuracy[best], abs=1e-5)
 
 
-def test_one_seed_decides_everything(run: Path, config: Train, tmp_path: Path) -> None:
+def test_one_seed_decides_everything(run: Path, config: TrainConfig, tmp_path: Path) -> None:
     train(config, tmp_path)
     assert_same(run, tmp_path)
 
 
 def test_a_run_in_a_thread_that_may_handle_no_signals_runs_too(
-    run: Path, config: Train, tmp_path: Path
+    run: Path, config: TrainConfig, tmp_path: Path
 ) -> None:
     thread = threading.Thread(target=functools.partial(train, config, tmp_path))
     thread.start()
@@ -226,7 +226,7 @@ def test_a_run_in_a_thread_that_may_handle_no_signals_runs_too(
 
 
 def test_training_never_opens_the_test_part(
-    config: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    config: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     opened = []
 
@@ -241,7 +241,7 @@ def test_training_never_opens_the_test_part(
 
 def test_memory_does_not_grow_over_a_thousand_steps(tmp_path: Path) -> None:
     """Of the real command, between its steps 500 and 1,500, evaluations and saves included."""
-    words = ["--steps", "1500", "--log-every", "20", "--ema", "0.9"]
+    words = ["--steps", "1500", "--log-every", "20", "--ema-decay", "0.9"]
     sizes = {}
     with subprocess.Popen(
         [sys.executable, "-m", "vmoe", "train", "--workdir", str(tmp_path), *words]

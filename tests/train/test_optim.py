@@ -6,7 +6,7 @@ import optax
 import pytest
 
 from vmoe import models
-from vmoe.config import Decay, Optim
+from vmoe.config import OptimConfig, WeightDecayConfig
 from vmoe.train.optim import decay_kind, optimizer, schedule
 
 PARAMS = {
@@ -37,19 +37,19 @@ PARAMS = {
 def test_the_learning_rate_rises_linearly_and_then_follows_its_schedule(
     kind: str, expected: list[float]
 ) -> None:
-    rate = schedule(Optim(lr=2.0, warmup=10, final_lr=0.1, schedule=kind), 110)
+    rate = schedule(OptimConfig(lr=2.0, warmup_steps=10, end_lr=0.2, schedule=kind), 110)
     assert [float(rate(step)) for step in (0, 5, 10, 60, 110)] == pytest.approx(expected)
     quarter = {"cosine": 0.2 + 1.8 * (1 + np.cos(np.pi / 4)) / 2, "linear": 1.55, "constant": 2.0}
     assert float(rate(35)) == pytest.approx(quarter[kind])
 
 
 def test_without_warmup_the_first_step_has_the_peak_rate() -> None:
-    assert float(schedule(Optim(lr=2.0, warmup=0), 10)(0)) == pytest.approx(2.0)
+    assert float(schedule(OptimConfig(lr=2.0, warmup_steps=0), 10)(0)) == pytest.approx(2.0)
 
 
-def shrunk(decay: Decay) -> dict[str, float]:
+def shrunk(decay: WeightDecayConfig) -> dict[str, float]:
     """What is left of ones after a step of no gradient, by the name of the array's place."""
-    optim = optimizer(Optim(lr=0.5, warmup=0, decay=decay), 10)
+    optim = optimizer(OptimConfig(lr=0.5, warmup_steps=0, decay=decay), 10)
     updates, _ = optim.update(jax.tree.map(np.zeros_like, PARAMS), optim.init(PARAMS), PARAMS)
     after = optax.apply_updates(PARAMS, updates)
     return {
@@ -59,7 +59,9 @@ def shrunk(decay: Decay) -> dict[str, float]:
 
 
 def test_weight_decay_shrinks_each_kind_of_parameter_at_its_own_rate() -> None:
-    found = shrunk(Decay(kernels=0.1, experts=0.2, routers=0.0, head=0.3, others=0.4))
+    found = shrunk(
+        WeightDecayConfig(kernels=0.1, num_experts=0.2, routers=0.0, head=0.3, others=0.4)
+    )
     assert found == pytest.approx(
         {
             "blocks/1/attention/query/kernel": 1 - 0.05,
@@ -73,7 +75,7 @@ def test_weight_decay_shrinks_each_kind_of_parameter_at_its_own_rate() -> None:
 
 
 def test_by_default_every_kernel_decays_alike_and_nothing_else_does() -> None:
-    for name, value in shrunk(Decay(kernels=0.1)).items():
+    for name, value in shrunk(WeightDecayConfig(kernels=0.1)).items():
         assert value == pytest.approx(0.95 if name.endswith("kernel") else 1.0), name
 
 
@@ -88,9 +90,9 @@ def test_every_parameter_of_a_model_has_a_kind() -> None:
 
 
 def test_sgd_is_momentum_then_decoupled_decay() -> None:
-    config = Optim(
-        kind="sgd", lr=0.1, warmup=0, schedule="constant", momentum=0.8, clip=None,
-        decay=Decay(kernels=0.5),
+    config = OptimConfig(
+        kind="sgd", lr=0.1, warmup_steps=0, schedule="constant", momentum=0.8, grad_clip_norm=None,
+        weight_decay=WeightDecayConfig(kernels=0.5),
     )  # fmt: skip
     optim = optimizer(config, 10)
     params = {"kernel": np.ones(2, np.float64)}
@@ -105,7 +107,9 @@ def test_sgd_is_momentum_then_decoupled_decay() -> None:
 
 @pytest.mark.parametrize("clip", [None, 1.0])
 def test_the_gradient_is_clipped_by_its_global_norm_or_not_at_all(clip: float | None) -> None:
-    optim = optimizer(Optim(kind="sgd", lr=1.0, warmup=0, clip=clip, momentum=0.0), 10)
+    optim = optimizer(
+        OptimConfig(kind="sgd", lr=1.0, warmup_steps=0, grad_clip_norm=clip, momentum=0.0), 10
+    )
     params = {"bias": np.zeros(2, np.float32)}
     gradient = {"bias": np.array([3.0, 4.0], np.float32)}
     updates, _ = optim.update(gradient, optim.init(params), params)

@@ -8,8 +8,8 @@ import math
 from concurrent.futures import ThreadPoolExecutor
 
 from tests.test_cli import TINY, vmoe
-from vmoe.analysis.flops import cost
 from vmoe.config import load
+from vmoe.costs.flops import cost
 
 PLAN = ("plan", "--config", TINY)
 

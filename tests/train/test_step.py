@@ -13,26 +13,27 @@ import scipy.special
 from vmoe import config as configs
 from vmoe import models
 from vmoe.analysis import capture
-from vmoe.config import Decay, Train
+from vmoe.config import TrainConfig, WeightDecayConfig
 from vmoe.data.pipeline import Batch, training_batches
 from vmoe.data.sources import open_source
-from vmoe.train.step import compile_program, cross_entropy
+from vmoe.nn.losses import cross_entropy
+from vmoe.train.step import compile_program
 
 ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
-def config() -> Train:
+def config() -> TrainConfig:
     return configs.load(ROOT / "configs" / "tiny.py")
 
 
 @pytest.fixture(scope="module")
-def batch(config: Train) -> Batch:
+def batch(config: TrainConfig) -> Batch:
     return training_batches(open_source("digits", "train"), config)[0]
 
 
 def test_the_first_step_of_a_warmup_measures_the_loss_and_moves_nothing(
-    config: Train, batch: Batch
+    config: TrainConfig, batch: Batch
 ) -> None:
     program = compile_program(dataclasses.replace(config, label_smoothing=0.2))
     before = program.init()
@@ -44,12 +45,18 @@ def test_the_first_step_of_a_warmup_measures_the_loss_and_moves_nothing(
     logits = np.log(np.full((32, 10), 0.1))  # of a head of zeros
     labels = batch.labels * 0.8 + 0.02
     assert float(metrics["loss"]) == pytest.approx(-(labels * logits).sum(1).mean(), rel=1e-5)
-    assert 0 < metrics["balance"] < 0.1 and metrics["finite"]
+    assert 0 < metrics["aux_loss"] < 0.1 and metrics["finite"]
 
 
-def test_a_step_is_the_one_written_out(config: Train, batch: Batch) -> None:
+def test_a_step_is_the_one_written_out(config: TrainConfig, batch: Batch) -> None:
     """Mean cross-entropy plus balance, clipped, Adam's first step, decay of kernels, times lr."""
-    optim = dataclasses.replace(config.optim, warmup=0, lr=0.01, clip=0.5, decay=Decay(kernels=0.1))
+    optim = dataclasses.replace(
+        config.optim,
+        warmup_steps=0,
+        lr=0.01,
+        grad_clip_norm=0.5,
+        weight_decay=WeightDecayConfig(kernels=0.1),
+    )
     config = configs.replace(
         config, optim=optim, model=dict(head_std=0.5, moe=dict(router=dict(noise_std=0.0)))
     )
@@ -91,9 +98,9 @@ def test_sigmoid_cross_entropy_is_summed_over_classes() -> None:
 
 
 def test_the_average_follows_the_parameters_and_soon_forgets_the_start(
-    config: Train, batch: Batch
+    config: TrainConfig, batch: Batch
 ) -> None:
-    program = compile_program(dataclasses.replace(config, ema=0.7, loss="sigmoid"))
+    program = compile_program(dataclasses.replace(config, ema_decay=0.7, loss="sigmoid"))
     state = program.init()
     expected = jax.tree.map(np.array, state.params)
     for step in range(30):
@@ -105,7 +112,7 @@ def test_the_average_follows_the_parameters_and_soon_forgets_the_start(
     assert compile_program(config).init().ema is None
 
 
-def test_measures_of_a_block_are_those_of_its_record(config: Train, batch: Batch) -> None:
+def test_measures_of_a_block_are_those_of_its_record(config: TrainConfig, batch: Batch) -> None:
     """The oracle counts in NumPy over the record of the same images, routed without noise."""
     quiet = configs.replace(
         config, model=dict(moe=dict(capacity=2, router=dict(noise_std=0.0)), head_std=1.0)

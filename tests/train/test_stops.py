@@ -17,7 +17,7 @@ import pytest
 from tests.train.test_loop import assert_same, rows
 from vmoe import config as configs
 from vmoe.checkpoints.run import Checkpoints
-from vmoe.config import EvalSet, Train
+from vmoe.config import EvalConfig, TrainConfig
 from vmoe.data.pipeline import training_batches
 from vmoe.errors import Failure, UsageError
 from vmoe.train import loop
@@ -27,13 +27,13 @@ ROOT = Path(__file__).parents[2]
 STEPS = 120
 RECIPE = f"""
 from pathlib import Path
-from vmoe.config import EvalSet, load, replace
+from vmoe.config import EvalConfig, load, replace
 
 config = replace(
-    load(Path({str(ROOT / "configs" / "tiny.py")!r})), steps={STEPS}, log_every=5, ema=0.9,
+    load(Path({str(ROOT / "configs" / "tiny.py")!r})), steps={STEPS}, log_every=5, ema_decay=0.9,
     evaluate_every=10, checkpoint_every=10,
     model=dict(dropout=0.1, moe=dict(expert_dropout=0.1, router=dict(priority="random"))),
-    evaluations=(EvalSet(), EvalSet("one by one", batch_size=1)),
+    evaluations=(EvalConfig(), EvalConfig("one by one", batch_size=1)),
 )
 """
 
@@ -46,7 +46,7 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def config(recipe: Path) -> Train:
+def config(recipe: Path) -> TrainConfig:
     return configs.load(recipe)
 
 
@@ -125,7 +125,7 @@ def test_a_signal_saves_and_exits_with_75_and_says_how_to_go_on(
 
 
 def test_a_signal_during_an_evaluation_gives_it_up_and_it_is_done_again(
-    config: Train, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    config: TrainConfig, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     done = 0
 
@@ -197,7 +197,7 @@ def list_checksums(folder: Path) -> None:
 
 @pytest.mark.parametrize("harm", [garble, cut_off, lose, swap, change_a_checksum, list_checksums])
 def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(
-    harm: Callable[[Path], None], config: Train, whole: Path, tmp_path: Path, recipe: Path
+    harm: Callable[[Path], None], config: TrainConfig, whole: Path, tmp_path: Path, recipe: Path
 ) -> None:
     workdir = tmp_path / "run"
     shutil.copytree(whole, workdir)
@@ -251,7 +251,7 @@ def test_without_any_good_checkpoint_a_run_says_so_and_keeps_what_is_left(
 
 
 def test_two_runs_in_one_folder_are_one_too_many(
-    recipe: Path, config: Train, tmp_path: Path
+    recipe: Path, config: TrainConfig, tmp_path: Path
 ) -> None:
     workdir = tmp_path / "run"
     with start(recipe, workdir) as process:
@@ -283,7 +283,7 @@ def test_a_disk_that_takes_no_more_ends_the_run_with_one_line_and_the_last_check
 
 
 @pytest.fixture
-def poisoned(config: Train, monkeypatch: pytest.MonkeyPatch) -> Train:
+def poisoned(config: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> TrainConfig:
     """Batches 27 and 65 hold pixels that are no numbers."""
 
     def batches(*words: object, **options: object) -> object:
@@ -294,11 +294,11 @@ def poisoned(config: Train, monkeypatch: pytest.MonkeyPatch) -> Train:
         return training_batches(*words, **options).map_with_index(poison)
 
     monkeypatch.setattr(loop, "training_batches", batches)
-    return configs.replace(config, evaluations=(EvalSet(),))
+    return configs.replace(config, evaluations=(EvalConfig(),))
 
 
 def test_a_loss_that_is_no_number_stops_the_run_at_once_and_says_where(
-    poisoned: Train, tmp_path: Path
+    poisoned: TrainConfig, tmp_path: Path
 ) -> None:
     with pytest.raises(Failure) as caught:
         train(poisoned, tmp_path)
@@ -309,7 +309,7 @@ def test_a_loss_that_is_no_number_stops_the_run_at_once_and_says_where(
 
 
 def test_rewinding_goes_on_past_the_data_that_broke_it_and_repeats_to_the_bit(
-    poisoned: Train, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    poisoned: TrainConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folders = [tmp_path / "one", tmp_path / "other"]
     train(poisoned, folders[0], on_nan="rewind")
@@ -335,7 +335,7 @@ def test_rewinding_goes_on_past_the_data_that_broke_it_and_repeats_to_the_bit(
     assert_same(*folders)
 
 
-def test_rewinding_ends_after_so_many_times(poisoned: Train, tmp_path: Path) -> None:
+def test_rewinding_ends_after_so_many_times(poisoned: TrainConfig, tmp_path: Path) -> None:
     with pytest.raises(Failure, match="step 58: loss nan.*step 50 is the last good checkpoint"):
         train(poisoned, tmp_path, on_nan="rewind", max_rewinds=1)
 
@@ -345,7 +345,7 @@ def test_a_learning_rate_that_breaks_the_loss_ends_the_command_with_one_line(
 ) -> None:
     recipe = recipe.with_name("breaks.py")
     recipe.write_text(
-        f"{RECIPE}\nconfig = replace(config, optim=dict(lr=1e38, warmup=0, clip=None))\n"
+        f"{RECIPE}\nconfig = replace(config, optim=dict(lr=1e38, warmup_steps=0, grad_clip_norm=None))\n"
     )
     told, status = run(recipe, tmp_path / "run")
     assert status == 1 and "Traceback" not in told
@@ -358,7 +358,7 @@ def test_a_checkpoint_that_has_no_room_is_not_begun(tmp_path: Path) -> None:
     huge = {"kernel": jax.ShapeDtypeStruct((2**40, 2**20), np.float32)}
     with (
         pytest.raises(Failure, match=r"bytes, and the disk has .* left\); there is none before it"),
-        Checkpoints(tmp_path, every=1, keep=1) as checkpoints,
+        Checkpoints(tmp_path, every=1, keep_latest=1) as checkpoints,
     ):
         checkpoints.save(1, params=huge)
     assert not list((tmp_path / "checkpoints").iterdir())

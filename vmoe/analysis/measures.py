@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from vmoe.axes import Record, Routing
-from vmoe.nn.moe import ungroup
+from vmoe.routing.groups import ungroup
 
 Scalar = Float[Array, ""]
 

@@ -14,7 +14,7 @@ import jax
 import numpy as np
 from jaxtyping import UInt64
 
-from vmoe import processes
+from vmoe import distributed
 
 SLAB = 1 << 16  # elements mixed at a time, so that they stay in the cache
 ODD = np.uint64(0x9E3779B97F4A7C15)  # 2^64 / golden ratio: spreads places over all bits
@@ -31,7 +31,7 @@ def checksums(items: dict[str, Any]) -> dict[str, str]:
         for path, leaf in jax.tree.leaves_with_path(items)
     }
     sums = np.array([_of_parts(leaf) for leaf in named.values()], np.uint64)
-    total = _total(processes.gathered(sums))
+    total = _total(distributed.process_allgather(sums))
     return {
         name: f"{leaf.dtype}{list(np.shape(leaf))}-{int(value):016x}"
         for (name, leaf), value in zip(named.items(), total, strict=True)

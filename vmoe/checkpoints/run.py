@@ -21,15 +21,18 @@ import jax
 import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
-from vmoe import processes
+from vmoe import distributed
 from vmoe.checkpoints.checksums import checksums
-from vmoe.errors import Failure
+from vmoe.errors import Failure, UsageError
+from vmoe.workdir.layout import steps_of
 
 Arrays = Any  # a tree of arrays
+
+
 DELETED, DAMAGED = "deleted", "damaged"  # below checkpoints/: on their way out; set aside
 
 
-class Damaged(Exception):
+class CorruptCheckpoint(Exception):
     """A checkpoint that cannot be trusted; the message names the array or the file."""
 
 
@@ -103,14 +106,14 @@ class Checkpoints:
         told = []
         for step in reversed(self.steps):
             try:
-                return step, read(self._folder / str(step), **like), told
-            except Damaged as damage:
+                return step, restore(self._folder / str(step), **like), told
+            except CorruptCheckpoint as damage:
                 told.append(f"checkpoint {step} is damaged ({damage}), it lies in {DAMAGED}/ now")
-            processes.together(functools.partial(self._set_aside, step))
+            distributed.raise_together(functools.partial(self._set_aside, step))
             self._manager.close()
             self._manager = self._open()
         told = told or ["those there were are damaged"]
-        raise processes.agreed(
+        raise distributed.synchronized(
             Failure(
                 f"{self._workdir}: no checkpoint is good; {'; '.join(told)}. They lie in "
                 f"{self._folder / DAMAGED}: use another --workdir, or remove this one to begin anew"
@@ -122,7 +125,7 @@ class Checkpoints:
         """Whether there ever was a checkpoint, good or damaged."""
         return bool(self.steps) or (self._folder / DAMAGED).exists()
 
-    def forget_stopped(self) -> None:
+    def delete_unscheduled(self) -> None:
         """Removes the steps after the newest one that is due."""
         self.wait()
         due = [step for step in self.steps if step % self._every == 0]
@@ -132,7 +135,7 @@ class Checkpoints:
         self.wait()
 
     def _remove_deleted(self) -> None:
-        if processes.first():
+        if distributed.is_primary():
             shutil.rmtree(self._folder / DELETED, ignore_errors=True)
 
     def _open(self) -> ocp.CheckpointManager:
@@ -146,7 +149,7 @@ class Checkpoints:
         return ocp.CheckpointManager(self._folder, options=options)
 
     def _set_aside(self, step: int) -> None:
-        if not processes.first():
+        if not distributed.is_primary():
             return
         aside = self._folder / DAMAGED
         aside.mkdir(exist_ok=True)
@@ -161,7 +164,9 @@ class Checkpoints:
             self._failed(f"{size:,} bytes, and the disk has {free:,} left")
 
     def _failed(self, reason: Exception | str) -> None:
-        for unfinished in self._folder.glob("*.orbax-checkpoint-tmp") if processes.first() else ():
+        for unfinished in (
+            self._folder.glob("*.orbax-checkpoint-tmp") if distributed.is_primary() else ()
+        ):
             shutil.rmtree(unfinished, ignore_errors=True)
         good = steps_of(self._workdir)
         last = f"checkpoint {good[-1]} stays" if good else "there is none before it"
@@ -186,24 +191,18 @@ class _NewestAndBest(preservation_policy.PreservationPolicy):
         return [step in kept for step in steps]
 
 
-def steps_of(workdir: Path) -> list[int]:
-    """The steps of a run folder, oldest first; it is only read: a run may be writing to it."""
-    names = [path.name for path in (workdir / "checkpoints").glob("*") if path.is_dir()]
-    return sorted(int(name) for name in names if name.isdigit())
-
-
 def best_of(workdir: Path, steps: Iterable[int]) -> int | None:
     """The step of the highest accuracy in ``evaluations.csv``, on the first set; the last of them.
 
-    Of averaged parameters, where the run keeps them. None where no step was evaluated.
+    Of use_ema parameters, where the run keeps them. None where no step was evaluated.
     """
     path = workdir / "evaluations.csv"
     try:
         with path.open(newline="") as file:
             rows = [row for row in csv.DictReader(file) if None not in row.values()]
         first = [row for row in rows if row["set"] == rows[0]["set"]]
-        averaged = [row for row in first if row["weights"] == "ema"]
-        found = {int(row["step"]): float(row["accuracy"]) for row in averaged or first}
+        use_ema = [row for row in first if row["weights"] == "ema"]
+        found = {int(row["step"]): float(row["accuracy"]) for row in use_ema or first}
     except FileNotFoundError:
         found = {}
     except (ValueError, KeyError, csv.Error) as error:
@@ -212,11 +211,11 @@ def best_of(workdir: Path, steps: Iterable[int]) -> int | None:
     return max(evaluated, key=lambda step: (found[step], step), default=None)
 
 
-def read(folder: Path, **like: Arrays) -> dict[str, Arrays]:
+def restore(folder: Path, **like: Arrays) -> dict[str, Arrays]:
     """Items of a step by name, on the devices and in the shapes of their likes, verified.
 
     Raises:
-        Damaged: a file is missing or cut off, or an array is not the one that was written.
+        CorruptCheckpoint: a file is missing or cut off, or an array is not the one that was written.
         Failure: its checksums are of another kind than those of this version.
     """
     found, stored, told = {}, {}, ""
@@ -230,19 +229,19 @@ def read(folder: Path, **like: Arrays) -> dict[str, Arrays]:
         if any(word in reason for word in ("RESOURCE_EXHAUSTED", "PERMISSION_DENIED")):
             raise
         told = reason[:200] or type(error).__name__
-    if told := processes.first_text(told):
-        raise Damaged(told)
+    if told := distributed.first_message(told):
+        raise CorruptCheckpoint(told)
     if not isinstance(stored, dict):
-        raise Damaged("its checksums are none")
+        raise CorruptCheckpoint("its checksums are none")
     if all(re.fullmatch("[0-9a-f]{64}", str(checksum)) for checksum in stored.values()):
         told = (
             f"{folder}: written by an earlier version of vmoe, with other checksums; use that "
             "version, or another --workdir"
         )
-        raise processes.agreed(Failure(told))
+        raise distributed.synchronized(Failure(told))
     for name, checksum in checksums(found).items():
         if stored.get(name) != checksum:
-            raise Damaged(f"{name} has another checksum than it was written with")
+            raise CorruptCheckpoint(f"{name} has another checksum than it was written with")
     return found
 
 
@@ -255,3 +254,29 @@ def _read_item(folder: Path, like: Arrays) -> Arrays:
 def _abstract(leaf: jax.Array | jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
     sharding = leaf.sharding or jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+
+
+def find(path: str | Path) -> tuple[Path, list[int]]:
+    """The run folder that a path names, and the steps it may mean, oldest first.
+
+    Raises:
+        UsageError: there is no run or no checkpoint.
+    """
+    path = workdir = Path(path)
+    word = path.name if path.parent.name == "checkpoints" else ""
+    if word:
+        workdir = path.parent.parent
+    if not (workdir / "config.json").is_file():
+        what = "no such folder" if not workdir.exists() else "not a run folder, no config.json"
+        raise UsageError(f"{workdir}: {what}; --checkpoint takes a run or its checkpoints/STEP")
+    steps = steps_of(workdir)
+    if not steps:
+        raise UsageError(f"{workdir}: no checkpoint yet; `vmoe train` writes one")
+    named = {"": steps, "last": steps[-1:], "best": [best_of(workdir, steps)]}
+    if word.isdigit() and int(word) in steps:
+        return workdir, [int(word)]
+    if named.get(word, [None]) == [None]:
+        words = ["last", *(["best"] if named["best"] != [None] else [])]
+        known = ", ".join([*map(str, steps), *words])
+        raise UsageError(f"{path}: no such checkpoint; there are {known}")
+    return workdir, named[word]

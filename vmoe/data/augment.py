@@ -4,12 +4,12 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
-from vmoe.config import Data
+from vmoe.config import DataConfig
 
 Pixels = UInt8[np.ndarray, "h w 3"]
 
 
-def augment(pixels: Pixels, config: Data, rng: np.random.Generator) -> Pixels:
+def augment(pixels: Pixels, config: DataConfig, rng: np.random.Generator) -> Pixels:
     """Mirrored, rotated and shifted, cut out: each as far as the config asks for it."""
     if config.flip and rng.random() < 0.5:
         pixels = pixels[:, ::-1]

@@ -14,9 +14,9 @@ import grain
 import numpy as np
 from jaxtyping import Bool, Float
 
-from vmoe.config import Train
+from vmoe.config import TrainConfig
 from vmoe.data.augment import augment
-from vmoe.data.images import resize, to_float
+from vmoe.data.crops import resize, to_float
 from vmoe.data.mixing import mixup
 from vmoe.data.sources import Example, Source
 from vmoe.errors import UsageError
@@ -40,7 +40,7 @@ class Batch(NamedTuple):
 
 
 def training_batches(
-    source: Source, config: Train, *, share: tuple[int, int] = (0, 1), devices: int = 1
+    source: Source, config: TrainConfig, *, share: tuple[int, int] = (0, 1), devices: int = 1
 ) -> grain.MapDataset[Batch]:
     """Endless batches by number, each epoch in an order of its own.
 
@@ -108,10 +108,10 @@ def evaluation_batches(
     )
     yield from read.to_iter_dataset(READ_AHEAD) if len(read) else ()
     for _ in range(len(read), -(-len(source) // batch_size)):
-        yield no_images(rows, num_classes, image_size)
+        yield empty_batch(rows, num_classes, image_size)
 
 
-def no_images(batch_size: int, num_classes: int, image_size: int) -> Batch:
+def empty_batch(batch_size: int, num_classes: int, image_size: int) -> Batch:
     """A batch of which nothing is valid."""
     return Batch(
         np.zeros((batch_size, image_size, image_size, 3), np.float32),

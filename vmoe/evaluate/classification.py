@@ -9,17 +9,17 @@ import jax
 import numpy as np
 from flax import nnx
 
-from vmoe import processes
+from vmoe import distributed
 from vmoe.analysis import capture
 from vmoe.analysis.measures import choices_and_drops
 from vmoe.config import MoEConfig, Soft, ViTConfig
-from vmoe.data.pipeline import Batch, check_classes, evaluation_batches, no_images
+from vmoe.data.pipeline import Batch, check_classes, empty_batch, evaluation_batches
 from vmoe.data.sources import Source
 from vmoe.errors import Failure, UsageError
-from vmoe.evaluate.metrics import Outcomes, calibration_error, outcomes
-from vmoe.nn.moe import group_sizes
+from vmoe.evaluate.metrics import PerExample, calibration_error, outcomes
 from vmoe.nn.vit import ViT, num_tokens
 from vmoe.routing import slots_and_factor
+from vmoe.routing.groups import group_sizes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,7 +57,7 @@ class Evaluation:
     images_per_second: float
     """After compiling."""
     class_names: tuple[str, ...] = dataclasses.field(repr=False)
-    outcomes: Outcomes = dataclasses.field(repr=False, compare=False)
+    outcomes: PerExample = dataclasses.field(repr=False, compare=False)
     """What each image got, in the order of the data."""
 
     def figures(self) -> dict[str, object]:
@@ -93,11 +93,11 @@ def evaluate(
             raise UsageError(f"{name}={value}: use at least 1")
     each()
     placement = model.placement
-    batch_size = placement.rounded(batch_size)
-    part, parts = placement.share()
+    batch_size = placement.round_up(batch_size)
+    part, parts = placement.process_shard()
     graph, state = nnx.split(model)
-    nothing = no_images(batch_size // parts, config.num_classes, image_size)
-    jax.block_until_ready(_measure(graph, state, placement.put(nothing)))  # compiles
+    nothing = empty_batch(batch_size // parts, config.num_classes, image_size)
+    jax.block_until_ready(_measure(graph, state, placement.make_global_array(nothing)))  # compiles
     start = time.perf_counter()
     results, made, dropped = [], 0.0, 0.0
     for batch in evaluation_batches(
@@ -108,14 +108,16 @@ def evaluate(
         share=(part, parts),
     ):
         each()
-        found, valid, counts = jax.device_get(_measure(graph, state, placement.put(batch)))
-        results.append(Outcomes(*(values[valid] for values in found)))
+        found, valid, counts = jax.device_get(
+            _measure(graph, state, placement.make_global_array(batch))
+        )
+        results.append(PerExample(*(values[valid] for values in found)))
         made, dropped = made + float(counts[0]), dropped + float(counts[1])
     seconds = time.perf_counter() - start
-    every = Outcomes(*map(np.concatenate, zip(*results, strict=True)))
+    every = PerExample(*map(np.concatenate, zip(*results, strict=True)))
     if broken := int((~np.isfinite(every.cross_entropy)).sum()):
         told = f"{source.name}: {broken} of {len(source)} images have logits that are NaN"
-        raise processes.agreed(Failure(told))
+        raise distributed.synchronized(Failure(told))
     correct = every.guesses == every.labels
     blocks = {block: config.moe_of(block) for block in config.sparse_blocks}
     return Evaluation(
@@ -144,11 +146,11 @@ def evaluate(
 @functools.partial(jax.jit, static_argnums=0)
 def _measure(
     graph: nnx.GraphDef, state: nnx.State, batch: Batch
-) -> tuple[Outcomes, jax.Array, tuple[jax.Array, jax.Array]]:
+) -> tuple[PerExample, jax.Array, tuple[jax.Array, jax.Array]]:
     model = nnx.merge(graph, state)
     logits, records = capture(model, batch.images, valid=batch.valid)
     found = outcomes(logits, batch.labels), batch.valid, choices_and_drops(records)
-    return model.placement.everywhere(found)
+    return model.placement.replicate(found)
 
 
 def _capacity_factor(
@@ -160,5 +162,5 @@ def _capacity_factor(
     _, images = group_sizes(images, moe.images_per_group)
     s = images * num_tokens(dataclasses.replace(config, image_size=image_size))
     if isinstance(moe.router, Soft):  # whose slots are parameters, as many as the trained size asks
-        return slots_and_factor(moe, images * num_tokens(config))[0] * moe.experts / s
+        return slots_and_factor(moe, images * num_tokens(config))[0] * moe.num_experts / s
     return slots_and_factor(moe, s)[1]

@@ -11,7 +11,7 @@ from jaxtyping import Array, Bool, Float, Int
 BINS = 15  # of the calibration error
 
 
-class Outcomes(NamedTuple):
+class PerExample(NamedTuple):
     """What the images of a batch, or of a whole split, got; on the device or on the host.
 
     Attributes:
@@ -31,12 +31,12 @@ class Outcomes(NamedTuple):
     confidence: Float[Array | np.ndarray, "b"]
 
 
-def outcomes(logits: Float[Array, "b y"], labels: Float[Array, "b y"]) -> Outcomes:
+def outcomes(logits: Float[Array, "b y"], labels: Float[Array, "b y"]) -> PerExample:
     """What each image got; probabilities are the softmax, whatever loss trained the model."""
     probabilities = jax.nn.softmax(logits)
     right = labels.argmax(-1)
     top = jax.lax.top_k(logits, min(5, logits.shape[-1]))[1]
-    return Outcomes(
+    return PerExample(
         labels=right,
         guesses=logits.argmax(-1),
         in_top5=(top == right[:, None]).any(-1),
@@ -59,7 +59,7 @@ def calibration_error(confidence: Float[np.ndarray, "b"], correct: Bool[np.ndarr
     return float(np.abs(gaps).sum() / len(confidence))
 
 
-def confusion(outcomes: Outcomes, classes: int) -> Int[np.ndarray, "y x"]:
+def confusion(outcomes: PerExample, classes: int) -> Int[np.ndarray, "y x"]:
     """How many images of each class (rows) were taken for each class (columns).
 
     ``classes``: of the data; guesses beyond them stand in one more column.

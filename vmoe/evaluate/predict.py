@@ -15,8 +15,9 @@ from vmoe import models
 from vmoe.analysis import capture
 from vmoe.analysis.measures import expert_use
 from vmoe.axes import Images
-from vmoe.config import EvalSet
-from vmoe.data.images import SUFFIXES, image_files_below, read_image, resize, to_float
+from vmoe.config import EvalConfig
+from vmoe.data.crops import resize, to_float
+from vmoe.data.decode import SUFFIXES, image_files_below, read_image
 from vmoe.errors import UsageError
 from vmoe.nn.vit import ViT
 
@@ -84,7 +85,7 @@ def predict(
     """
     if not paths or top < 1:
         raise UsageError(f"{len(paths)} image files and top={top}: name at least one of each")
-    alone = EvalSet(images_per_group=1).model(model.config)
+    alone = EvalConfig(images_per_group=1).model(model.config)
     graph, state = nnx.split(
         models.with_params(alone, nnx.to_pure_dict(nnx.state(model, nnx.Param)))
     )

@@ -53,7 +53,7 @@ def per_class(found: Evaluation) -> dict[str, dict[str, Any]]:
         table[names[i]] = {
             "images": int(row.sum()),
             "accuracy": float(row[i] / row.sum()),
-            "taken_for": {names[j] if j < len(names) else "other": int(row[j]) for j in wrong},
+            "confused_with": {names[j] if j < len(names) else "other": int(row[j]) for j in wrong},
         }
     return table
 

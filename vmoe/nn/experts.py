@@ -5,8 +5,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from vmoe.nn import computation, mlp
-from vmoe.nn.computation import Linears
+from vmoe.nn import implementations, mlp
+from vmoe.nn.implementations import ExpertLinearParams
 from vmoe.nn.keys import MaybeKey, Rngs
 
 
@@ -19,9 +19,9 @@ class ExpertLinear(nnx.Module):
         self.kernel = nnx.Param(kernel(rngs.params(), (experts, x, y), jnp.float32))
         self.bias = nnx.Param(bias(rngs.params(), (experts, y), jnp.float32))
 
-    def linears(self) -> Linears:
+    def linears(self) -> ExpertLinearParams:
         """The parameters alone."""
-        return Linears(self.kernel[...], self.bias[...])
+        return ExpertLinearParams(self.kernel[...], self.bias[...])
 
 
 class Experts(nnx.Module):
@@ -48,7 +48,9 @@ class Experts(nnx.Module):
         self, slots: Float[Array, "g e c d"], key: MaybeKey = None
     ) -> Float[Array, "g e c d"]:
         """On slots of fixed capacity."""
-        return computation.batched(self.up.linears(), self.down.linears(), slots, self.rate, key)
+        return implementations.batched(
+            self.up.linears(), self.down.linears(), slots, self.rate, key
+        )
 
     def on_rows(
         self,
@@ -65,7 +67,9 @@ class Experts(nnx.Module):
         """
         mlps = self.up.linears(), self.down.linears(), rows, sizes, self.rate, key
         return (
-            computation.ragged(*mlps) if block is None else computation.by_block(*mlps, block=block)
+            implementations.ragged(*mlps)
+            if block is None
+            else implementations.blocked(*mlps, block=block)
         )
 
 

@@ -16,12 +16,12 @@ class AttentionPool(nnx.Module):
     """A learned probe attends to all tokens, then an MLP ("Scaling Vision Transformers", 3.2)."""
 
     def __init__(self, config: ViTConfig, *, dtype: jax.typing.DTypeLike, rngs: Rngs):
-        width, heads, qk_norm = config.width, config.heads, config.qk_norm
+        width, heads, qk_norm = config.width, config.num_heads, config.qk_norm
         init = nnx.initializers.xavier_uniform()
         self.probe = nnx.Param(init(rngs.params(), (1, 1, width), jnp.float32))
         self.attention = Attention(width, heads, qk_norm=qk_norm, dtype=dtype, rngs=rngs)
         self.norm = nnx.LayerNorm(width, epsilon=1e-6, dtype=dtype, rngs=rngs)
-        self.mlp = Mlp(width, config.mlp, dtype=dtype, rngs=rngs)
+        self.mlp = Mlp(width, config.mlp_dim, dtype=dtype, rngs=rngs)
 
     def __call__(self, tokens: Float[Array, "b n d"]) -> Float[Array, "b d"]:
         probe = repeat(self.probe[...].astype(tokens.dtype), "1 1 d -> b 1 d", b=len(tokens))

@@ -2,19 +2,20 @@
 
 import jax
 import jax.numpy as jnp
-from einops import rearrange, repeat
 from flax import nnx
 from jaxtyping import Array, Bool, Float
 
 from vmoe.axes import Record, Routing, SoftRouting
 from vmoe.config import MoEConfig, Soft
 from vmoe.nn import keys
-from vmoe.nn.computation import Computation
 from vmoe.nn.experts import Experts
+from vmoe.nn.gates.linear import Router
+from vmoe.nn.gates.soft import SoftRouter
+from vmoe.nn.implementations import Implementation
 from vmoe.nn.keys import MaybeKey, Rngs
-from vmoe.nn.routers import Router, SoftRouter
+from vmoe.routing.groups import group, ungroup
 from vmoe.routing.layout import combine, dispatch
-from vmoe.routing.rows import block_size, first_of_each_image, flatten, sort_rows
+from vmoe.routing.rows import block_size, flatten, keep_class_tokens, sort_rows
 from vmoe.sharding import ONE_DEVICE, Placement
 
 
@@ -39,7 +40,7 @@ class MoE(nnx.Module):
         else:
             self.router = Router(width, config, placement=placement, rngs=rngs)
         self.experts = Experts(
-            config.experts,
+            config.num_experts,
             width,
             hidden,
             dropout=config.expert_dropout,
@@ -53,13 +54,13 @@ class MoE(nnx.Module):
         valid: Bool[Array, "b"],
         key: MaybeKey = None,
         *,
-        first_only: bool = False,
+        class_token_only: bool = False,
     ) -> tuple[Float[Array, "b x d"], Record]:
         """The experts' weighted outputs for every token, and the record of the routing.
 
         Args:
             valid: False for images that only pad the batch.
-            first_only: the outputs of each image's first token alone are wanted; all are routed.
+            class_token_only: the outputs of each image's first token alone are wanted; all are routed.
         """
         b, n, _ = tokens.shape
         router_key, experts_key = keys.split(key, 2)
@@ -67,8 +68,8 @@ class MoE(nnx.Module):
         groups, group_valid = group(tokens, valid, per_group, devices)
         record = self.router(groups, group_valid, router_key)
         routing = record.routing
-        if first_only:
-            groups, routing = first_of_each_image(groups, routing, n)
+        if class_token_only:
+            groups, routing = keep_class_tokens(groups, routing, n)
             n = 1
         outputs = self._through_experts(self._transfer(groups), routing, tokens.dtype, experts_key)
         return ungroup(outputs.astype(tokens.dtype), b, n, devices), record
@@ -93,11 +94,11 @@ class MoE(nnx.Module):
         return combine(rows[None, None], routing).reshape(groups.shape)
 
     def _transfer(self, rows: jax.Array) -> jax.Array:
-        """Rows as they travel: rounded to bfloat16 if the config says so."""
+        """CsvWriter as they travel: rounded to bfloat16 if the config says so."""
         return rows.astype(jnp.bfloat16) if self.config.transfer_dtype == "bfloat16" else rows
 
 
-def choose(config: MoEConfig, routing: Routing | SoftRouting, devices: int = 1) -> Computation:
+def choose(config: MoEConfig, routing: Routing | SoftRouting, devices: int = 1) -> Implementation:
     """How the experts compute: as the config says, or as suits the platform and the shapes.
 
     On a CPU one block after the other. Elsewhere one batched product where the slots are about
@@ -106,57 +107,9 @@ def choose(config: MoEConfig, routing: Routing | SoftRouting, devices: int = 1) 
     """
     if isinstance(routing, SoftRouting) or devices > 1:
         return "batched"
-    if config.computation != "auto":
-        return config.computation
+    if config.implementation != "auto":
+        return config.implementation
     if jax.default_backend() == "cpu":
-        return "blocks"
+        return "blocked"
     g, s, k = routing.slots.shape
     return "batched" if routing.choices.size <= 1.25 * g * s * k else "ragged"
-
-
-def group(
-    tokens: Float[Array, "b n d"],
-    valid: Bool[Array, "b"],
-    images_per_group: int,
-    devices: int = 1,
-) -> tuple[Float[Array, "g s d"], Bool[Array, "g s"]]:
-    """Images in groups whose tokens compete for slots, padded where they do not fill the last.
-
-    Args:
-        devices: over which the images are evenly spread; a group is of the images of one of them.
-
-    Returns:
-        the tokens of each group, and False for those that are padding.
-    """
-    b, n, _ = tokens.shape
-    g, i = group_sizes(b // devices, images_per_group)
-    missing = g * i - b // devices
-    tokens = rearrange(tokens, "(x b) n d -> x b n d", x=devices)
-    valid = rearrange(valid, "(x b) -> x b", x=devices)
-    tokens = jnp.pad(tokens, ((0, 0), (0, missing), (0, 0), (0, 0)))
-    valid = jnp.pad(valid, ((0, 0), (0, missing)))
-    return (
-        rearrange(tokens, "x (g i) n d -> (x g) (i n) d", g=g),
-        repeat(valid, "x (g i) -> (x g) (i n)", g=g, n=n),
-    )
-
-
-def group_sizes(b: int, images_per_group: int) -> tuple[int, int]:
-    """How many groups b images form, and of how many images each: as even as possible.
-
-    ceil(b / images_per_group) groups; where images_per_group divides b, the paper's grouping. No
-    images are one group of padding.
-
-    >>> group_sizes(20, 8)
-    (3, 7)
-    """
-    g = max(1, -(-b // images_per_group))
-    return g, max(1, -(-b // g))
-
-
-def ungroup(
-    groups: Float[Array, "g s d"], b: int, n: int, devices: int = 1
-) -> Float[Array, "b n d"]:
-    """The tokens of b images of n tokens out of their groups: ``group`` undone."""
-    images = rearrange(groups, "(x g) (i n) d -> x (g i) n d", x=devices, n=n)
-    return rearrange(images[:, : b // devices], "x b n d -> (x b) n d")

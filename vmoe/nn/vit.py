@@ -34,7 +34,7 @@ class Block(nnx.Module):
         self.norm1 = nnx.LayerNorm(width, epsilon=1e-6, dtype=dtype, rngs=rngs)
         self.attention = Attention(
             width,
-            config.heads,
+            config.num_heads,
             dropout=config.attention_dropout,
             qk_norm=config.qk_norm,
             dtype=dtype,
@@ -44,10 +44,10 @@ class Block(nnx.Module):
         self.norm2 = nnx.LayerNorm(width, epsilon=1e-6, dtype=dtype, rngs=rngs)
         moe = config.moe_of(index)
         if moe is None:
-            self.mlp = Mlp(width, config.mlp, dropout=config.dropout, dtype=dtype, rngs=rngs)
+            self.mlp = Mlp(width, config.mlp_dim, dropout=config.dropout, dtype=dtype, rngs=rngs)
         else:
             tokens = num_tokens(config)
-            self.mlp = MoE(width, config.mlp, tokens, moe, placement=placement, rngs=rngs)
+            self.mlp = MoE(width, config.mlp_dim, tokens, moe, placement=placement, rngs=rngs)
 
     def __call__(
         self,
@@ -55,25 +55,27 @@ class Block(nnx.Module):
         valid: Bool[Array, "b"],
         key: MaybeKey = None,
         *,
-        first_only: bool = False,
+        class_token_only: bool = False,
     ) -> tuple[Float[Array, "b x d"], Record | None]:
         """The tokens after the block, and what a sparse one did.
 
         Args:
             valid: False for images that only pad the batch.
-            first_only: the first token of each image alone is wanted, and only what it takes is
+            class_token_only: the first token of each image alone is wanted, and only what it takes is
                 computed. Where experts follow, all tokens attend, since all are routed.
         """
         attention_key, dropout_key, mlp_key = keys.split(key, 3)
         sparse = isinstance(self.mlp, MoE)
         normed = self.norm1(tokens)
-        if first_only and not sparse:
+        if class_token_only and not sparse:
             tokens = tokens[:, :1]
         attended = self.attention(normed[:, : tokens.shape[1]], normed, key=attention_key)
         tokens += self.dropout(attended, deterministic=key is None, rngs=dropout_key)
         if not sparse:
             return tokens + self.mlp(self.norm2(tokens), mlp_key), None
-        change, record = self.mlp(self.norm2(tokens), valid, mlp_key, first_only=first_only)
+        change, record = self.mlp(
+            self.norm2(tokens), valid, mlp_key, class_token_only=class_token_only
+        )
         return tokens[:, : change.shape[1]] + change, record
 
 
@@ -83,9 +85,9 @@ class ViT(nnx.Module):
     def __init__(self, config: ViTConfig, *, placement: Placement = ONE_DEVICE, rngs: Rngs):
         self.config = config
         self.placement = placement
-        dtype, side = jnp.dtype(config.dtype), config.image_size // config.patch
+        dtype, side = jnp.dtype(config.dtype), config.image_size // config.patch_size
         token = config.pooling == "class_token"
-        self.patches = Patches(config.patch, config.width, dtype=dtype, rngs=rngs)
+        self.patches = Patches(config.patch_size, config.width, dtype=dtype, rngs=rngs)
         self.class_token = nnx.Param(jnp.zeros((1, 1, config.width))) if token else None
         match config.positions:
             case "learned":
@@ -148,8 +150,8 @@ class ViT(nnx.Module):
         valid = jnp.ones(len(images), bool) if valid is None else jnp.asarray(valid)
         embed_key, blocks_key = keys.split(key if train else None, 2)
         tokens = self.embed(images, embed_key)
-        whole = self.class_token is None or self.config.whole_last_block
-        tokens, records = self.encode(tokens, valid, blocks_key, first_only=not whole)
+        whole = self.class_token is None or self.config.full_last_block
+        tokens, records = self.encode(tokens, valid, blocks_key, class_token_only=not whole)
         return self.head(self.pool(tokens)), records
 
     def embed(self, images: Images, key: MaybeKey = None) -> Float[Array, "b n d"]:
@@ -178,18 +180,18 @@ class ViT(nnx.Module):
         valid: Bool[Array, "b"],
         key: MaybeKey = None,
         *,
-        first_only: bool = False,
+        class_token_only: bool = False,
     ) -> tuple[Float[Array, "b x d"], dict[int, Record]]:
         """Through every block and the last norm; records by block.
 
         Args:
-            first_only: return the first token of each image alone, and compute in the last block
+            class_token_only: return the first token of each image alone, and compute in the last block
                 only what it takes. It is the same as with all, up to what dropout draws.
         """
         last = len(self.blocks) - 1
         records = {}
         for i, block_key in enumerate(keys.split(key, len(self.blocks))):
-            run = functools.partial(Block.__call__, first_only=first_only and i == last)
+            run = functools.partial(Block.__call__, class_token_only=class_token_only and i == last)
             run = functools.partial(_rematerialized, run) if self.config.remat else run
             tokens, record = run(self.blocks[i], self.placement.images(tokens), valid, block_key)
             if record is not None:
@@ -212,4 +214,4 @@ def _rematerialized(run: Callable[..., Any], block: Block, *inputs: Any) -> Any:
 
 def num_tokens(config: ViTConfig) -> int:
     """Tokens of an image of the config's size, the class token included."""
-    return (config.image_size // config.patch) ** 2 + (config.pooling == "class_token")
+    return (config.image_size // config.patch_size) ** 2 + (config.pooling == "class_token")

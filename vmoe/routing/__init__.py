@@ -6,12 +6,12 @@ A router is one file with ``capacity(config, s)`` and ``route(...)``, a frozen d
 
 from types import ModuleType
 
-from vmoe.config import ExpertsChoose, MoEConfig, Soft, TokensChoose
-from vmoe.routing import experts_choose, soft, tokens_choose
+from vmoe.config import ExpertChoice, MoEConfig, Soft, TokenChoice
+from vmoe.routing import expert_choice, soft, token_choice
 
 ROUTERS: dict[type, ModuleType] = {
-    TokensChoose: tokens_choose,
-    ExpertsChoose: experts_choose,
+    TokenChoice: token_choice,
+    ExpertChoice: expert_choice,
     Soft: soft,
 }
 
@@ -19,4 +19,4 @@ ROUTERS: dict[type, ModuleType] = {
 def slots_and_factor(config: MoEConfig, s: int) -> tuple[int, float]:
     """Slots of an expert for a group of s tokens, and the capacity factor after rounding."""
     slots = ROUTERS[type(config.router)].capacity(config, s)
-    return slots, slots * config.experts / (s * getattr(config.router, "k", 1))
+    return slots, slots * config.num_experts / (s * getattr(config.router, "k", 1))

@@ -27,6 +27,6 @@ def rounded_capacity(ideal: float, config: MoEConfig) -> int:
     if slots < 1:
         raise UsageError(
             f"moe.capacity_factor={config.capacity_factor} leaves {ideal:.3g} slots for each of "
-            f"{config.experts} experts: raise it, use larger groups or capacity_rounding=ceil"
+            f"{config.num_experts} experts: raise it, use larger groups or capacity_rounding=ceil"
         )
     return -(-slots // config.capacity_multiple) * config.capacity_multiple

@@ -43,7 +43,7 @@ def combine(
 
 
 def _rows(rows: Float[Array, "g r d"], index: Int[Array, "g *i"]) -> Float[Array, "g *i d"]:
-    """Rows of each group by index; zeros where the index is past the end."""
+    """CsvWriter of each group by index; zeros where the index is past the end."""
     return jax.vmap(lambda r, i: r.at[i].get(mode="fill", fill_value=0))(rows, index)
 
 

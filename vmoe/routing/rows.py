@@ -1,6 +1,6 @@
 """Sorted rows: the kept choices of all groups as one run of rows, those of an expert together.
 
-Slots of fixed capacity cost what they cost whether they are filled or not. Rows exist for kept
+Slots of fixed capacity cost what they cost whether they are filled or not. CsvWriter exist for kept
 choices alone, so that nothing is computed for empty slots, and without a capacity nothing is
 dropped. Each expert's rows begin at a multiple of a block, so that a block has one expert.
 """
@@ -10,10 +10,10 @@ from einops import rearrange
 from jaxtyping import Array, Float, Int
 
 from vmoe.axes import Routing, SoftRouting
-from vmoe.routing.tokens_choose import queue
+from vmoe.routing.token_choice import queue
 
 LARGEST_BLOCK = 4096
-"""Rows. Beyond this a block's hidden layer leaves the cache and more rows gain nothing."""
+"""CsvWriter. Beyond this a block's hidden layer leaves the cache and more rows gain nothing."""
 
 
 def sort_rows(routing: Routing, *, block: int) -> tuple[Routing, Int[Array, "e"]]:
@@ -50,7 +50,7 @@ def sort_rows(routing: Routing, *, block: int) -> tuple[Routing, Int[Array, "e"]
 
 
 def block_size(routing: Routing) -> int:
-    """Rows of a block, so that few are empty and an expert's weights are not read too often.
+    """CsvWriter of a block, so that few are empty and an expert's weights are not read too often.
 
     One block for an expert (or a few, of at most ``LARGEST_BLOCK``) where its slots are about as
     many as the choices that it gets; a quarter of an even share where there are many more.
@@ -72,7 +72,7 @@ def most_rows(routing: Routing, block: int) -> int:
     return block * min(e * -(-g * c // block), (choices + e * (block - 1)) // block)
 
 
-def first_of_each_image(
+def keep_class_tokens(
     groups: Float[Array, "g s d"], routing: Routing | SoftRouting, n: int
 ) -> tuple[Float[Array, "g x d"], Routing | SoftRouting]:
     """What has to be dispatched and computed where of n tokens of an image only the first is used.

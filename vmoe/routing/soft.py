@@ -17,7 +17,7 @@ def capacity(config: MoEConfig, s: int) -> int:
     """Slots per expert in a group of s tokens: round(s * capacity_factor / e), at least one."""
     if config.capacity is not None:
         return config.capacity
-    return max(1, round(s * config.capacity_factor / config.experts))
+    return max(1, round(s * config.capacity_factor / config.num_experts))
 
 
 def route(logits: Float[Array, "g s e c"], valid: Bool[Array, "g s"]) -> Decision:

@@ -8,24 +8,26 @@ import grain
 import jax
 import numpy as np
 
-from vmoe import models, processes
+from vmoe import distributed, models
 from vmoe.checkpoints.run import Checkpoints
-from vmoe.config import EvalSet, Train
+from vmoe.config import EvalConfig, TrainConfig
 from vmoe.data.pipeline import READ_AHEAD, Batch, training_batches
-from vmoe.data.sources import SPLITS, Source, name_and_split, open_source, with_classes
+from vmoe.data.sources import SPLITS, Source, name_and_split, open_source, relabel
 from vmoe.errors import Failure, Stopped, UsageError
 from vmoe.evaluate import Evaluation, evaluate
-from vmoe.sharding import Placement, place
-from vmoe.train.folder import claim
-from vmoe.train.report import Report, Silence, report_of
-from vmoe.train.signals import Interrupted, Signals
-from vmoe.train.step import Metrics, Program, State, compile_program
+from vmoe.mesh import place
+from vmoe.sharding import Placement
+from vmoe.signals import Interrupted, Signals
+from vmoe.train.report import NullReport, Report, report_of
+from vmoe.train.state import State
+from vmoe.train.step import Metrics, Program, compile_program
+from vmoe.workdir.lock import lock_workdir
 
 Evaluations = list[tuple[str, str, Evaluation]]  # the set's name, whose weights, what came out
 
 
 def train(
-    config: Train,
+    config: TrainConfig,
     workdir: str | Path,
     *,
     mesh: str = "",
@@ -57,22 +59,24 @@ def train(
     sets = [(settings, _source(settings, config, source)) for settings in config.evaluations]
     placement = place(config.model, jax.devices(), mesh=mesh, fsdp=fsdp)
     placement.check_batch(config.batch_size)
-    part, parts = placement.share()
+    part, parts = placement.process_shard()
     batches = training_batches(
         source, config, share=(part, parts), devices=placement.devices // parts
     )
     program = compile_program(config, placement)
     # What cannot work is refused before anything is written.
-    first = placement.put(batches[0])
+    first = placement.make_global_array(batches[0])
     jax.eval_shape(program.step, program.like, first)
     for settings in config.evaluations:
         _check_evaluation(settings, config, placement)
     with (
         Signals() as signals,
-        claim(workdir, config, source, placement) as told,
-        Checkpoints(workdir, every=config.checkpoint_every, keep=config.keep) as checkpoints,
+        lock_workdir(workdir, config, source, placement) as told,
+        Checkpoints(
+            workdir, every=config.checkpoint_every, keep_latest=config.keep_latest
+        ) as checkpoints,
         report_of(workdir, config) as report,
-        processes.guarded(),  # innermost: what is entered before waits for the others as it ends
+        distributed.abort_on_error(),  # innermost: what is entered before waits for the others as it ends
     ):
         for line in told:
             report.say(line)
@@ -85,10 +89,10 @@ def train(
         for opened in (source, *(source for _, source in sets)):
             if opened.skipped:
                 report.say(f"{opened.name}: {opened.skipped} files are no images, left out")
-        if not processes.alone():
+        if not distributed.is_single_process():
             # A collective waits only so long for the slowest to join in, so all compile first.
-            program.step.lower(program.like, first, placement.everyone(False)).compile()
-            processes.meet("compiled")
+            program.step.lower(program.like, first, placement.per_device_flag(False)).compile()
+            distributed.barrier("compiled")
         del first  # a whole batch, on the devices
         loop = _Loop(config, placement, sets, batches, program, signals, checkpoints, report)
         state = loop.resume()
@@ -100,10 +104,10 @@ def train(
                 if on_nan == "stop" or rewinds > max_rewinds:
                     checkpoints.wait()
                     failure = Failure(broken.advice(on_nan, checkpoints.steps))
-                    raise processes.agreed(failure) from None
+                    raise distributed.synchronized(failure) from None
                 report.say(f"{broken}: goes back, {rewinds} of at most {max_rewinds} times")
                 # To a step that is due: where a signal stopped the run must not matter.
-                checkpoints.forget_stopped()
+                checkpoints.delete_unscheduled()
                 batch, rewinds = jax.device_put(
                     (np.int32(broken.batch + 1), np.int32(rewinds)), placement.replicated()
                 )
@@ -115,14 +119,14 @@ class _Loop:
 
     def __init__(
         self,
-        config: Train,
+        config: TrainConfig,
         placement: Placement,
-        sets: list[tuple[EvalSet, Source]],
+        sets: list[tuple[EvalConfig, Source]],
         batches: grain.MapDataset[Batch],
         program: Program,
         signals: Signals,
         checkpoints: Checkpoints,
-        report: Report | Silence,
+        report: Report | NullReport,
     ):
         self._config, self._placement = config, placement
         self._sets, self._batches = sets, batches
@@ -136,7 +140,9 @@ class _Loop:
         """The state of the newest good checkpoint; the first one where there is none."""
         self._checkpoints.wait()
         if self._checkpoints.begun:
-            _, found, told = self._checkpoints.restore_newest(**items_of(self._program.like))
+            _, found, told = self._checkpoints.restore_newest(
+                **checkpoint_items(self._program.like)
+            )
             (step, batch, rewinds, moments), ema = found["training"], found.get("ema")
             state = State(step, batch, rewinds, found["params"], moments, ema)
             for line in told:
@@ -160,16 +166,16 @@ class _Loop:
                     saved = self._save(state, step, saved)
                 if step == config.steps:
                     return found
-                if self._asked or (processes.alone() and self._signals.asked):
+                if self._asked or (distributed.is_single_process() and self._signals.asked):
                     self._stop(state, step, saved)
-                images = self._placement.put(next(feed))
+                images = self._placement.make_global_array(next(feed))
             except Interrupted:
                 self._stop(state, step, saved)
             except UsageError:  # a file that is no image
-                if processes.alone():  # the others are at the next step
+                if distributed.is_single_process():  # the others are at the next step
                     self._save(state, step, saved)
                 raise
-            asked = self._placement.everyone(bool(self._signals.asked))
+            asked = self._placement.per_device_flag(bool(self._signals.asked))
             state, metrics = self._program.step(state, images, asked)
             self._check_taken()  # the step before: the device is busy with this one
             step, batch = step + 1, batch + 1
@@ -193,7 +199,7 @@ class _Loop:
     def _evaluate(self, state: State, step: int) -> Evaluations:
         """Every set, with the parameters and with their average where there is one."""
         self._check_taken()
-        written = processes.anywhere(self._report.evaluated(step))
+        written = distributed.any_process(self._report.evaluated(step))
         if written and step < self._config.steps:
             return []
         found = []
@@ -219,7 +225,7 @@ class _Loop:
     def _save(self, state: State, step: int, saved: int) -> int:
         self._check_taken()
         if step > saved:
-            self._checkpoints.save(step, **items_of(state))
+            self._checkpoints.save(step, **checkpoint_items(state))
         return step
 
     def _stop(self, state: State, step: int, saved: int) -> None:
@@ -253,13 +259,13 @@ class _NotFinite(Exception):
 
     def advice(self, on_nan: str, steps: list[int]) -> str:
         good = f"step {steps[-1]} is the last good checkpoint" if steps else "no checkpoint yet"
-        remedy = "lower --optim.lr or --optim.clip, in another --workdir"
+        remedy = "lower --optim.lr or --optim.grad-clip-norm, in another --workdir"
         if on_nan == "stop":
             remedy += ", or go on past this data by the same line with --on-nan rewind"
         return f"{self}; {good}; {remedy}"
 
 
-def items_of(state: State) -> dict[str, Any]:
+def checkpoint_items(state: State) -> dict[str, Any]:
     """The items of a checkpoint; see ``checkpoints/run.py``."""
     training = (state.step, state.batch, state.rewinds, state.moments)
     ema = {} if state.ema is None else {"ema": state.ema}
@@ -270,7 +276,7 @@ def _stream(batches: grain.MapDataset[Batch], start: int, count: int) -> Iterato
     return iter(batches[start : start + count].to_iter_dataset(READ_AHEAD) if count else ())
 
 
-def _source(settings: EvalSet, config: Train, trained: Source) -> Source:
+def _source(settings: EvalConfig, config: TrainConfig, trained: Source) -> Source:
     """What a set evaluates on, its classes those of the training data."""
     if settings.data in SPLITS:
         name, split = config.data.name, settings.data
@@ -281,12 +287,12 @@ def _source(settings: EvalSet, config: Train, trained: Source) -> Source:
                 f"evaluations.data={name}: give {', '.join(SPLITS)}, or NAME:SPLIT of another data "
                 "set"
             )
-    return with_classes(open_source(name, split), trained.class_names)
+    return relabel(open_source(name, split), trained.class_names)
 
 
-def _check_evaluation(settings: EvalSet, config: Train, placement: Placement) -> None:
+def _check_evaluation(settings: EvalConfig, config: TrainConfig, placement: Placement) -> None:
     side = settings.image_size or config.model.image_size
     model = settings.model(config.model)
     placement.check(model)
-    images = jax.ShapeDtypeStruct((placement.rounded(settings.batch_size), side, side, 3), "f4")
+    images = jax.ShapeDtypeStruct((placement.round_up(settings.batch_size), side, side, 3), "f4")
     jax.eval_shape(lambda images: models.build(model, placement=placement)(images), images)

@@ -1,41 +1,46 @@
-"""The optimiser and its learning rate."""
+"""The optimiser, its learning rate, and the moving average of the parameters."""
 
 import jax
+import jax.numpy as jnp
 import optax
+from jaxtyping import Array, Int
 
-from vmoe.analysis.parts import part_of
-from vmoe.config import Decay, Optim
+from vmoe.config import OptimConfig, WeightDecayConfig
+from vmoe.nn.parts import part_of
+from vmoe.train.state import Params
 
 
-def schedule(config: Optim, steps: int) -> optax.Schedule:
-    """Linear from 0 to the peak over the warmup, then to ``final_lr`` of it, or at the peak."""
-    rest = steps - config.warmup
+def schedule(config: OptimConfig, steps: int) -> optax.Schedule:
+    """Linear from 0 to the peak over the warmup, then to ``end_lr``, or constant at the peak."""
+    rest = steps - config.warmup_steps
     after = {
-        "cosine": optax.cosine_decay_schedule(config.lr, rest, alpha=config.final_lr),
-        "linear": optax.linear_schedule(config.lr, config.lr * config.final_lr, rest),
+        "cosine": optax.cosine_decay_schedule(config.lr, rest, alpha=config.end_lr / config.lr),
+        "linear": optax.linear_schedule(config.lr, config.end_lr, rest),
         "constant": optax.constant_schedule(config.lr),
     }[config.schedule]
-    warmup = optax.linear_schedule(0.0, config.lr, config.warmup)
-    return optax.join_schedules([warmup, after], [config.warmup])
+    warmup = optax.linear_schedule(0.0, config.lr, config.warmup_steps)
+    return optax.join_schedules([warmup, after], [config.warmup_steps])
 
 
-def optimizer(config: Optim, steps: int) -> optax.GradientTransformation:
+def optimizer(config: OptimConfig, steps: int) -> optax.GradientTransformation:
     """Clip by global norm, Adam or momentum, decoupled decay, learning rate."""
     return optax.chain(
-        optax.identity() if config.clip is None else optax.clip_by_global_norm(config.clip),
+        optax.identity()
+        if config.grad_clip_norm is None
+        else optax.clip_by_global_norm(config.grad_clip_norm),
         optax.trace(config.momentum)
         if config.kind == "sgd"
         else optax.scale_by_adam(config.b1, config.b2),
         *(
             optax.add_decayed_weights(rate, mask=lambda params, kind=kind: _masked(params, kind))
-            for kind, rate in _rates(config.decay).items()
+            for kind, rate in _rates(config.weight_decay).items()
             if rate
         ),
         optax.scale_by_learning_rate(schedule(config, steps)),
     )
 
 
-def _rates(decay: Decay) -> dict[str, float]:
+def _rates(decay: WeightDecayConfig) -> dict[str, float]:
     own = {"experts": decay.experts, "routers": decay.routers, "head": decay.head}
     return {
         "kernels": decay.kernels,
@@ -45,7 +50,7 @@ def _rates(decay: Decay) -> dict[str, float]:
 
 
 def decay_kind(path: tuple[str, ...]) -> str:
-    """The field of ``Decay`` that holds for a parameter.
+    """The field of ``WeightDecayConfig`` that holds for a parameter.
 
     >>> decay_kind(("blocks", "1", "mlp", "experts", "up", "kernel"))
     'experts'
@@ -60,3 +65,9 @@ def _masked(params: optax.Params, kind: str) -> optax.Params:
     return jax.tree_util.tree_map_with_path(
         lambda path, _: decay_kind(tuple(str(key.key) for key in path)) == kind, params
     )
+
+
+def average(ema: Params, params: Params, decay: float, step: Int[Array, ""]) -> Params:
+    """One step of the moving average, whose decay is at most (1 + step) / (10 + step)."""
+    decay = jnp.minimum(decay, (1.0 + step) / (10.0 + step))
+    return optax.incremental_update(params, ema, 1.0 - decay)

@@ -1,9 +1,6 @@
 """What a run tells while it works: a live line, CSV files and TensorBoard events."""
 
 import contextlib
-import csv
-import io
-import os
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -15,29 +12,28 @@ import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Column
-from tensorboardX.event_file_writer import EventsWriter
-from tensorboardX.proto.event_pb2 import Event, SessionLog
-from tensorboardX.summary import scalar
 
-from vmoe import processes
-from vmoe.config import Train
+from vmoe import distributed
+from vmoe.config import TrainConfig
 from vmoe.errors import Failure
 from vmoe.evaluate import Evaluation
+from vmoe.train.writers import CsvWriter, TensorBoardWriter, _flat
 
-FIRST = ("loss", "accuracy", "balance", "dropped", "lr", "gradient_norm")  # in metrics.csv
+FIRST = ("loss", "accuracy", "aux_loss", "dropped", "lr", "gradient_norm")  # in metrics.csv
+
+
 FIGURES = (  # of an evaluation, as they stand in evaluations.csv
     *("images", "accuracy", "top5_accuracy", "cross_entropy", "brier"),
     *("calibration_error", "dropped", "images_per_second"),
 )
-Row = dict[str, Any]
 
 
-def report_of(workdir: Path, config: Train) -> "Report | Silence":
+def report_of(workdir: Path, config: TrainConfig) -> "Report | NullReport":
     """The report of a run, whose first process alone tells and writes."""
-    return Report(workdir, config) if processes.first() else Silence()
+    return Report(workdir, config) if distributed.is_primary() else NullReport()
 
 
-class Silence(contextlib.nullcontext):
+class NullReport(contextlib.nullcontext):
     """What the other processes report: nothing."""
 
     def nothing(self, *words: Any) -> None:
@@ -53,22 +49,22 @@ class Silence(contextlib.nullcontext):
         """What is done inside."""
         return contextlib.nullcontext()
 
-    def __enter__(self) -> "Silence":
+    def __enter__(self) -> "NullReport":
         return self
 
 
 class Report:
-    """Rows of metrics for the reader at the terminal and for the files; a context manager.
+    """CsvWriter of metrics for the reader at the terminal and for the files; a context manager.
 
     On a terminal one live line; elsewhere a plain line for each row.
     """
 
-    def __init__(self, workdir: Path, config: Train):
+    def __init__(self, workdir: Path, config: TrainConfig):
         self._workdir = workdir
         self._config = config
-        self._metrics = Rows(workdir / "metrics.csv")
-        self._evaluations = Rows(workdir / "evaluations.csv")
-        self._experts = Rows(workdir / "experts.csv")
+        self._metrics = CsvWriter(workdir / "metrics.csv")
+        self._evaluations = CsvWriter(workdir / "evaluations.csv")
+        self._experts = CsvWriter(workdir / "experts.csv")
         self._console = Console(stderr=True, markup=False)
         self._progress = Progress(
             MofNCompleteColumn(table_column=Column(min_width=2 * len(str(config.steps)) + 1)),
@@ -85,7 +81,7 @@ class Report:
             disable=not self._console.is_terminal,
         )
         self._task = self._progress.add_task("", total=config.steps)
-        self._events = Events(workdir / "tensorboard")
+        self._events = TensorBoardWriter(workdir / "tensorboard")
         self._last, self._first = (0, time.perf_counter()), 1
 
     def __enter__(self) -> "Report":
@@ -103,7 +99,7 @@ class Report:
             self._events.close()
 
     def goes_on(self, step: int) -> None:
-        """Rows after a step are forgotten, so that none stands twice once it is taken again."""
+        """CsvWriter after a step are forgotten, so that none stands twice once it is taken again."""
         for rows in (self._metrics, self._evaluations, self._experts):
             rows.forget_after(step)
         self._events.forget_after(step)
@@ -199,113 +195,3 @@ class Report:
             self._progress.update(self._task, description=short)
         if stays or not self._console.is_terminal:
             self.say(f"step {step}/{self._config.steps}  {line}")
-
-
-class Rows:
-    """A CSV file whose first column is the step; its header is that of the first row."""
-
-    def __init__(self, path: Path):
-        self._path = path
-        self._columns: list[str] = []
-        self.last_step: int | None = None
-
-    def append(self, step: int, rows: Sequence[Row]) -> None:
-        """Writes rows of one step, all at once."""
-        if not rows:
-            return
-        columns = ["step", *rows[0]]
-        if self._columns and self._columns != columns:
-            raise Failure(f"{self._path} has other columns: another version of vmoe made it")
-        text = io.StringIO()
-        writer = csv.DictWriter(text, columns)
-        if not self._columns:
-            writer.writeheader()
-        writer.writerows({"step": step} | {k: _text(v) for k, v in r.items()} for r in rows)
-        with _told(self._path), self._path.open("a", newline="") as file:
-            file.write(text.getvalue())
-        self._columns, self.last_step = columns, step
-
-    def forget_after(self, step: int) -> None:
-        """Keeps whole rows up to a step."""
-        rows: list[dict[str, str]] = []
-        if self._path.exists():
-            try:
-                with self._path.open(newline="") as file:
-                    reader = csv.DictReader(file)
-                    whole = (row for row in reader if None not in row.values() and None not in row)
-                    rows = [row for row in whole if int(row["step"]) <= step]
-            except (ValueError, KeyError, csv.Error) as error:
-                raise Failure(
-                    f"{self._path} is damaged ({error}): repair it or move it away, then the same "
-                    "line goes on"
-                ) from None
-        self._columns = list(rows[0]) if rows else []
-        self.last_step = int(rows[-1]["step"]) if rows else None
-        beside = self._path.with_suffix(".tmp")
-        with _told(self._path), beside.open("w", newline="") as file:
-            writer = csv.DictWriter(file, self._columns)
-            if rows:
-                writer.writeheader()
-            writer.writerows(rows)
-        os.replace(beside, self._path)
-
-
-class Events:
-    """TensorBoard's events, written at once: its own writer has a thread that fails unheard."""
-
-    def __init__(self, folder: Path):
-        self._folder = folder
-        self._writer: EventsWriter | None = None
-
-    def forget_after(self, step: int) -> None:
-        """A new file, at which TensorBoard forgets what others hold of later steps."""
-        self.close()
-        with _told(self._folder):
-            self._folder.mkdir(exist_ok=True)
-            # Its own names have whole seconds: a second file of one second would replace it.
-            self._writer = EventsWriter(str(self._folder / "events"), f".{time.time_ns()}")
-            start = SessionLog(status=SessionLog.START)
-            self._writer.write_event(Event(step=step + 1, session_log=start))
-            self._writer.flush()
-
-    def write(self, step: int, values: dict[str, Any]) -> None:
-        """Scalars of one step, by tag."""
-        now = time.time()
-        with _told(self._folder):
-            for tag, value in values.items():
-                event = Event(step=step, wall_time=now, summary=scalar(tag, value))
-                self._writer.write_event(event)
-            self._writer.flush()
-
-    def close(self) -> None:
-        """What is written is written; the next write needs ``forget_after`` first."""
-        with _told(self._folder):
-            if self._writer:
-                self._writer.close()
-
-
-@contextlib.contextmanager
-def _told(path: Path) -> Iterator[None]:
-    """What the system says against writing, as one line that names the place."""
-    try:
-        yield
-    except OSError as error:
-        raise Failure(
-            f"{path} cannot be written ({error.strerror}); make room, then the same line goes on "
-            "from its newest checkpoint"
-        ) from error
-
-
-def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, float]:
-    """Nested measures as columns, named by their path: norms/gradients/head."""
-    row = {}
-    for name, value in tree.items():
-        if isinstance(value, dict):
-            row |= _flat(value, f"{prefix}{name}/")
-        else:
-            row[f"{prefix}{name}"] = float(value)
-    return row
-
-
-def _text(value: Any) -> str:
-    return f"{value:.6g}" if isinstance(value, float | np.floating) else str(value)

@@ -9,40 +9,23 @@ import numpy as np
 import optax
 from flax import nnx
 from jax.typing import ArrayLike
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Bool
 
 from vmoe import models
 from vmoe.analysis import capture
 from vmoe.analysis.measures import block_measures, choices_and_drops
-from vmoe.analysis.parts import norms_by_part
-from vmoe.config import Train
+from vmoe.config import TrainConfig
 from vmoe.data.pipeline import Batch
+from vmoe.nn.losses import cross_entropy
+from vmoe.nn.parts import norms_by_part
 from vmoe.sharding import ONE_DEVICE, Placement
-from vmoe.train.optim import optimizer, schedule
+from vmoe.train.optim import average, optimizer, schedule
+from vmoe.train.state import Params, State
 
-Params = dict[str, Any]
 Metrics = dict[str, Any]
+
+
 NOBODY = np.zeros(1, bool)  # is asked to stop
-
-
-class State(NamedTuple):
-    """All that training changes.
-
-    Attributes:
-        step: how many steps have been taken.
-        batch: the number of the next batch: the step, and what was jumped over after a NaN.
-        rewinds: how often the run went back after a NaN.
-        params: the model's parameters, as nested dicts.
-        moments: the optimiser's state.
-        ema: a moving average of the parameters; None where the config asks for none.
-    """
-
-    step: Int[Array, ""]
-    batch: Int[Array, ""]
-    rewinds: Int[Array, ""]
-    params: Params
-    moments: Any
-    ema: Params | None
 
 
 class Program(NamedTuple):
@@ -58,7 +41,7 @@ class Program(NamedTuple):
     """The state's shapes, each with where it lies."""
 
 
-def compile_program(config: Train, placement: Placement = ONE_DEVICE) -> Program:
+def compile_program(config: TrainConfig, placement: Placement = ONE_DEVICE) -> Program:
     """The functions of a run; ``step`` gives its state's memory to the next one."""
     optim = optimizer(config.optim, config.steps)
     rate = schedule(config.optim, config.steps)
@@ -66,7 +49,7 @@ def compile_program(config: Train, placement: Placement = ONE_DEVICE) -> Program
     def init() -> State:
         model = models.build(config.model, seed=config.seed)
         params = nnx.to_pure_dict(nnx.state(model, nnx.Param))
-        ema = jax.tree.map(jnp.copy, params) if config.ema else None
+        ema = jax.tree.map(jnp.copy, params) if config.ema_decay else None
         step, batch, rewinds = (jnp.zeros((), jnp.int32) for _ in range(3))
         return State(step, batch, rewinds, params, optim.init(params), ema)
 
@@ -75,13 +58,13 @@ def compile_program(config: Train, placement: Placement = ONE_DEVICE) -> Program
         logits, records = capture(model, batch.images, train=True, key=key)
         labels = optax.smooth_labels(batch.labels, config.label_smoothing)
         main = cross_entropy(logits, labels, config.loss).mean()
-        balance = sum((record.balance for record in records.values()), jnp.zeros(()))
+        balance = sum((record.aux_loss for record in records.values()), jnp.zeros(()))
         correct = logits.argmax(-1) == batch.labels.argmax(-1)
         made, dropped = choices_and_drops(records)
         metrics = {
             "loss": main,
             "accuracy": correct.mean(),
-            "balance": balance,
+            "aux_loss": balance,
             "dropped": dropped / jnp.maximum(made, 1),
             "blocks": {block: block_measures(record) for block, record in records.items()},
         }
@@ -96,13 +79,15 @@ def compile_program(config: Train, placement: Placement = ONE_DEVICE) -> Program
         gradient, metrics = jax.grad(loss, has_aux=True)(state.params, batch, key)
         updates, moments = optim.update(gradient, state.moments, state.params)
         params = optax.apply_updates(state.params, updates)
-        ema = None if state.ema is None else average(state.ema, params, config.ema, state.step)
+        ema = (
+            None if state.ema is None else average(state.ema, params, config.ema_decay, state.step)
+        )
         norm = optax.tree.norm(gradient)
         metrics |= {
             "lr": rate(state.step),
             "stop": jnp.any(asked),
             "gradient_norm": norm,
-            "finite": jnp.isfinite(metrics["loss"] + metrics["balance"] + norm),
+            "finite": jnp.isfinite(metrics["loss"] + metrics["aux_loss"] + norm),
             "norms": {
                 "parameters": norms_by_part(params),
                 "gradients": norms_by_part(gradient),
@@ -110,7 +95,7 @@ def compile_program(config: Train, placement: Placement = ONE_DEVICE) -> Program
             },
         }
         after = State(state.step + 1, state.batch + 1, state.rewinds, params, moments, ema)
-        return after, placement.everywhere(metrics)
+        return after, placement.replicate(metrics)
 
     shapes = jax.eval_shape(init)
     if placement.mesh is None:
@@ -129,20 +114,5 @@ def compile_program(config: Train, placement: Placement = ONE_DEVICE) -> Program
 def _lies(state: State, placement: Placement) -> State:
     """Where each array of a state lies."""
     counts = (placement.replicated(),) * 3
-    params, moments = placement.params(state.params), placement.moments(state.moments)
+    params, moments = placement.params(state.params), placement.opt_state(state.moments)
     return State(*counts, params, moments, None if state.ema is None else params)
-
-
-def cross_entropy(
-    logits: Float[Array, "b y"], labels: Float[Array, "b y"], kind: str
-) -> Float[Array, "b"]:
-    """Of each image, in nats: softmax over the classes, or sigmoid summed over the classes."""
-    if kind == "sigmoid":
-        return optax.sigmoid_binary_cross_entropy(logits, labels).sum(-1)
-    return optax.softmax_cross_entropy(logits, labels)
-
-
-def average(ema: Params, params: Params, decay: float, step: Int[Array, ""]) -> Params:
-    """One step of the moving average, whose decay is at most (1 + step) / (10 + step)."""
-    decay = jnp.minimum(decay, (1.0 + step) / (10.0 + step))
-    return optax.incremental_update(params, ema, 1.0 - decay)

@@ -14,10 +14,10 @@ from vmoe.data.sources.arrays import open_arrays
 from vmoe.data.sources.digits import open_digits
 from vmoe.data.sources.fashion_mnist import open_fashion_mnist
 from vmoe.data.sources.folder import open_folder
-from vmoe.data.sources.source import SPLITS, Example, Source, with_classes
+from vmoe.data.sources.source import SPLITS, Example, Source, relabel
 from vmoe.errors import UsageError, unknown
 
-__all__ = ["SPLITS", "Example", "Source", "name_and_split", "open_source", "with_classes"]
+__all__ = ["SPLITS", "Example", "Source", "name_and_split", "open_source", "relabel"]
 
 _WITH_PATH: dict[str, Callable[[str, str], Source]] = {
     "folder": open_folder,

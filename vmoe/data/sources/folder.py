@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from vmoe.data.images import SUFFIXES, image_files_below
+from vmoe.data.decode import SUFFIXES, image_files_below
 from vmoe.data.sources.source import SPLITS, Files, Source, part_of, shares
 from vmoe.errors import UsageError
 

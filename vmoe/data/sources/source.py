@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Int, UInt8
 
-from vmoe.data.images import read_image
+from vmoe.data.decode import read_image
 from vmoe.errors import UsageError, unknown
 
 SPLITS = ("train", "validation", "test")
@@ -122,7 +122,7 @@ def shares(
     return {part: np.sort(np.concatenate(chunks)) for part, chunks in found.items()}
 
 
-def with_classes(source: Source, names: Sequence[str]) -> Source:
+def relabel(source: Source, names: Sequence[str]) -> Source:
     """The same images, labelled by the place of their class among the names of a model.
 
     Raises:

@@ -20,27 +20,28 @@ from jaxtyping import Array, Float
 
 from vmoe import models
 from vmoe.analysis import capture
-from vmoe.analysis.collectives import KEEP_APART, Collective, collectives
-from vmoe.analysis.flops import count_flops
-from vmoe.analysis.residuals import Residual, residuals
-from vmoe.config import MoEConfig, Train, ViTConfig, replace
+from vmoe.config import MoEConfig, TrainConfig, ViTConfig, replace
+from vmoe.costs.collectives import KEEP_APART, Collective, collectives
+from vmoe.costs.flops import count_flops
+from vmoe.costs.residuals import Residual, residuals
+from vmoe.nn.losses import cross_entropy
 from vmoe.nn.vit import ViT, num_tokens
 from vmoe.sharding import Placement
-from vmoe.train.optim import optimizer
-from vmoe.train.step import Params, average, cross_entropy
+from vmoe.train.optim import average, optimizer
+from vmoe.train.state import Params
 
 Inputs = dict[str, Any]
 _State = tuple[Params, Any, Params | None]  # parameters, moments, moving average
 
 
 @dataclasses.dataclass(frozen=True)
-class Piece:
+class Segment:
     """A part of a step, as a function of its parameters and of what comes in."""
 
     name: str
     times: int
     """How often a step has it."""
-    config: Train
+    config: TrainConfig
     placement: Placement
     params: Params
     """Their shapes."""
@@ -101,8 +102,8 @@ class Piece:
             name: lying(x, placement.replicated() if name == "key" else placement.batch())
             for name, x in self.inputs.items()
         }
-        ema = params if self.config.ema else None
-        return (params, lying(moments, placement.moments(moments)), ema), inputs
+        ema = params if self.config.ema_decay else None
+        return (params, lying(moments, placement.opt_state(moments)), ema), inputs
 
     def _step(self, state: _State, inputs: Inputs) -> tuple[_State, Any]:
         """Forward, backward and update; what goes on from here stands for its own gradient."""
@@ -115,7 +116,7 @@ class Piece:
         updates, moments = self._optim().update(gradient, moments, params)
         params = optax.apply_updates(params, updates)
         if ema is not None:
-            ema = average(ema, params, self.config.ema, jnp.zeros((), jnp.int32))
+            ema = average(ema, params, self.config.ema_decay, jnp.zeros((), jnp.int32))
         return (params, moments, ema), to_tokens
 
     def _optim(self) -> optax.GradientTransformation:
@@ -138,21 +139,23 @@ def share(array: jax.ShapeDtypeStruct) -> tuple[int, ...]:
     return array.sharding.shard_shape(array.shape) if array.sharding else array.shape
 
 
-def pieces(config: Train, placement: Placement) -> list[Piece]:
+def pieces(config: TrainConfig, placement: Placement) -> list[Segment]:
     """All pieces of the step that ``compile_program`` makes."""
     model = countable(config.model)
-    reads_first = model.pooling == "class_token" and not model.whole_last_block
+    reads_first = model.pooling == "class_token" and not model.full_last_block
     kinds: dict[tuple[MoEConfig | None, bool], list[int]] = {}
     for block in range(model.depth):
-        first_only = reads_first and block == model.depth - 1
-        kinds.setdefault((model.moe_of(block), first_only), []).append(block)
+        class_token_only = reads_first and block == model.depth - 1
+        kinds.setdefault((model.moe_of(block), class_token_only), []).append(block)
     parts = dict(config=config, placement=placement)
     return [
         *(
-            Piece(_name(model, moe, at), len(at), **parts, **_block(config, placement, moe, first))
+            Segment(
+                _name(model, moe, at), len(at), **parts, **_block(config, placement, moe, first)
+            )
             for (moe, first), at in kinds.items()
         ),
-        Piece("embedding and head", 1, **parts, **_ends(config, placement)),
+        Segment("embedding and head", 1, **parts, **_ends(config, placement)),
     ]
 
 
@@ -161,7 +164,7 @@ def countable(model: ViTConfig) -> ViTConfig:
     blocks = [model.moe_of(block) for block in model.sparse_blocks]
     forms = ("ragged" if moe.dropless else "batched" for moe in blocks)
     return replace(
-        model, moe=tuple(replace(m, computation=f) for m, f in zip(blocks, forms, strict=True))
+        model, moe=tuple(replace(m, implementation=f) for m, f in zip(blocks, forms, strict=True))
     )
 
 
@@ -174,7 +177,7 @@ def _name(model: ViTConfig, moe: MoEConfig | None, at: list[int]) -> str:
 
 
 def _block(
-    config: Train, placement: Placement, moe: MoEConfig | None, first_only: bool
+    config: TrainConfig, placement: Placement, moe: MoEConfig | None, class_token_only: bool
 ) -> dict[str, Any]:
     """One block, as the model runs it; of its routing the balance losses go on."""
     cut = _cut(config.model, moe)
@@ -184,8 +187,8 @@ def _block(
 
     def forward(params: Params, inputs: Inputs) -> tuple[Float[Array, "b x d"], list[Array]]:
         model: ViT = nnx.merge(graph, params, rest)
-        tokens, records = model.encode(**inputs, first_only=first_only)
-        return tokens, [record.balance for record in records.values()]
+        tokens, records = model.encode(**inputs, class_token_only=class_token_only)
+        return tokens, [record.aux_loss for record in records.values()]
 
     b, n = config.batch_size, num_tokens(cut)
     inputs = {
@@ -196,7 +199,7 @@ def _block(
     return dict(params=nnx.to_pure_dict(params), inputs=inputs, forward=forward)
 
 
-def _ends(config: Train, placement: Placement) -> dict[str, Any]:
+def _ends(config: TrainConfig, placement: Placement) -> dict[str, Any]:
     """The model without its blocks: embedding, last norm, pooling, head and loss."""
     cut = _cut(config.model, None)
     vit = models.build_abstract(cut, placement=placement)

@@ -1,32 +1,8 @@
-"""From the router's logits to its gates."""
+"""The order in which the tokens of a group get their slots."""
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int, Key
-
-
-def noise(key: Key[Array, ""], shape: tuple[int, ...], std: float) -> Float[Array, "g s e"]:
-    """The router's noise in training: N(0, (std / e)^2) for logits (g, s, e).
-
-    Source: V-MoE section 2.1, equation 2 (std = 1).
-    """
-    return jax.random.normal(key, shape) * (std / shape[-1])
-
-
-def gates_of(logits: Float[Array, "g s e"]) -> Float[Array, "g s e"]:
-    """Softmax over the experts; values in [0, 1] that sum to 1 for each token."""
-    return jax.nn.softmax(logits, axis=-1)
-
-
-def top_k(values: Float[Array, "*g y"], k: int) -> tuple[jax.Array, jax.Array]:
-    """The k largest of the last axis, descending, and where they are; equal ones in their order.
-
-    As ``jax.lax.top_k``, behind a barrier: a slice of its result, such as the largest gate of
-    each token, would turn it into a sort of everything on a CPU, thirty times as slow.
-    """
-    largest, places = jax.lax.top_k(values, k)
-    barrier = jax.lax.optimization_barrier  # one for each: XLA crashes on one for both in shard_map
-    return barrier(largest), barrier(places)
+from jaxtyping import Array, Float, Int
 
 
 def priority_order(
@@ -79,8 +55,3 @@ def descending(scores: Float[Array, "s"]) -> Int[Array, "s"]:
     by_lower = jnp.sort(bits << 16 | place, stable=False) & 0xFFFF
     by_upper = jnp.sort(bits[by_lower] >> 16 << 16 | place, stable=False) & 0xFFFF
     return by_lower[by_upper].astype(jnp.int32)
-
-
-def mask_gates(gates: Float[Array, "g s e"], valid: Bool[Array, "g s"]) -> Float[Array, "g s e"]:
-    """Gates with those of padding below every real one, so that padding is chosen last."""
-    return jnp.where(valid[..., None], gates, -1.0)

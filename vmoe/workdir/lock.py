@@ -11,36 +11,32 @@ import contextlib
 import dataclasses
 import fcntl
 import functools
-import importlib.metadata
 import json
 import os
-import platform
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import jax
 
-import vmoe
 from vmoe import config as configs
-from vmoe import processes
-from vmoe.analysis.summary import summarize
-from vmoe.checkpoints.load import run_classes, run_config
-from vmoe.checkpoints.run import steps_of
-from vmoe.config import Train
+from vmoe import distributed
+from vmoe.config import TrainConfig
+from vmoe.costs.summary import summarize
 from vmoe.data.sources import Source
 from vmoe.errors import UsageError
 from vmoe.sharding import ONE_DEVICE, Placement
+from vmoe.train.environment import environment
+from vmoe.workdir.layout import read_class_names, read_config, steps_of
 
 
 @contextlib.contextmanager
-def claim(
-    workdir: Path, config: Train, source: Source, placement: Placement = ONE_DEVICE
+def lock_workdir(
+    workdir: Path, config: TrainConfig, source: Source, placement: Placement = ONE_DEVICE
 ) -> Iterator[list[str]]:
     """Makes a new run folder that explains itself, or checks that one is this run's.
 
-    Inside the context no other run may claim it; the system lets go when this process ends,
+    Inside the context no other run may lock_workdir it; the system lets go when this process ends,
     however it ends. Of several processes of one run the first does all this.
 
     Yields:
@@ -56,12 +52,12 @@ def claim(
     with contextlib.ExitStack() as held:
 
         def hold() -> list[str]:
-            if not processes.first():
+            if not distributed.is_primary():
                 return []
             return held.enter_context(_claim(workdir, config, source, now))
 
-        told = processes.together(hold)
-        processes.together(functools.partial(_check_shared, workdir))
+        told = distributed.raise_together(hold)
+        distributed.raise_together(functools.partial(_check_shared, workdir))
         yield told
 
 
@@ -69,7 +65,7 @@ def _check_shared(workdir: Path) -> None:
     """Refuses a folder that not all processes see: each would go on from what it has itself."""
     path = workdir / ".lock"
     held = path.read_text() if path.exists() else "nothing"
-    if processes.first_text(held) != held:
+    if distributed.first_message(held) != held:
         raise UsageError(
             f"--workdir {workdir}: process {jax.process_index()} does not see what the first one "
             "wrote there; the folder has to lie where all do"
@@ -78,7 +74,7 @@ def _check_shared(workdir: Path) -> None:
 
 @contextlib.contextmanager
 def _claim(
-    workdir: Path, config: Train, source: Source, now: dict[str, Any]
+    workdir: Path, config: TrainConfig, source: Source, now: dict[str, Any]
 ) -> Iterator[list[str]]:
     try:
         if not (workdir / "config.json").exists():
@@ -115,14 +111,14 @@ def _claim(
         yield told
 
 
-def _check_same(workdir: Path, config: Train, source: Source) -> None:
-    differences = list(_differences(run_config(workdir), config))
+def _check_same(workdir: Path, config: TrainConfig, source: Source) -> None:
+    differences = list(_differences(read_config(workdir), config))
     if differences:
         raise UsageError(
             f"{workdir} holds a run of another config ({'; '.join(differences)}): use another "
             "--workdir, or the config it was made with"
         )
-    if tuple(run_classes(workdir)) != source.class_names:
+    if tuple(read_class_names(workdir)) != source.class_names:
         raise UsageError(
             f"{workdir}: {source.name} no longer has the classes that this run began with "
             f"({workdir / 'classes.txt'}): use another --workdir"
@@ -167,7 +163,7 @@ def _changes(workdir: Path, now: dict[str, Any]) -> list[str]:
     return told
 
 
-def _explain(workdir: Path, config: Train, source: Source, now: dict[str, Any]) -> None:
+def _explain(workdir: Path, config: TrainConfig, source: Source, now: dict[str, Any]) -> None:
     texts = {
         "environment.json": json.dumps(now, indent=2),
         "model.txt": summarize(config.model, title="model"),
@@ -178,33 +174,3 @@ def _explain(workdir: Path, config: Train, source: Source, now: dict[str, Any]) 
         beside = workdir / f"{name}.tmp"
         beside.write_text(text + "\n")
         os.replace(beside, workdir / name)
-
-
-def environment() -> dict[str, Any]:
-    """Versions, devices and the code's commit, as far as a result may depend on them."""
-    packages = ("vmoe", "jax", "jaxlib", "flax", "optax", "grain", "numpy", "pillow")
-    return {
-        "commit": _commit(),
-        "python": platform.python_version(),
-        "machine": platform.machine(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None,
-        "devices": [device.device_kind for device in jax.devices()],
-        **{name: importlib.metadata.version(name) for name in packages},
-    }
-
-
-def _commit() -> str | None:
-    """The git commit of this code, "+ changes" if it has any; None outside a checkout."""
-    root = Path(vmoe.__file__).parents[1]
-    if not (root / ".git").exists():
-        return None
-
-    def git(*words: str) -> str:
-        done = subprocess.run(["git", *words], cwd=root, capture_output=True, text=True)
-        return done.stdout.strip()
-
-    try:
-        changes = git("status", "--porcelain", "--untracked-files=no")
-        return git("rev-parse", "HEAD") + (" + changes" if changes else "") or None
-    except OSError:  # no git on this machine
-        return None

@@ -3,8 +3,8 @@
 import dataclasses
 from typing import Any
 
-from vmoe.train.chips import CHIPS
-from vmoe.train.plan import UTILISATION, Exchange, Option, Plan
+from vmoe.costs.chips import CHIPS
+from vmoe.plan.candidates import UTILISATION, Candidate, Exchange, Plan
 
 MEMORY = (
     *("mesh", "parameters", "gradients", "optimiser", "activations", "all"),
@@ -37,7 +37,7 @@ def tables(plan: Plan) -> list[tuple[str, Row, list[Row]]]:
     return found
 
 
-def _memory(option: Option) -> Row:
+def _memory(option: Candidate) -> Row:
     memory = option.memory
     always = memory.state + memory.gradients
     parts = (
@@ -48,7 +48,7 @@ def _memory(option: Option) -> Row:
     return _name(option), *(_bytes(float(part)) for part in parts)
 
 
-def _time(plan: Plan, option: Option) -> Row:
+def _time(plan: Plan, option: Candidate) -> Row:
     parts = (option.compute, option.update, option.exchange, option.seconds)
     speed = plan.config.batch_size / option.seconds
     return _name(option), _bytes(float(option.sent)), *map(_seconds, parts), f"{speed:,.0f}"
@@ -86,7 +86,7 @@ def _scaled(amount: float, units: dict[float, str]) -> str:
     return f"{amount / size:,.{digits}f} {units[size]}"
 
 
-def _name(option: Option) -> str:
+def _name(option: Candidate) -> str:
     return option.mesh + ", fsdp" * option.fsdp
 
 
@@ -112,7 +112,7 @@ def assumptions(plan: Plan) -> list[str]:
     between = "" if chip.network is None else f", {chip.network / 1e9:.4g} GB/s between them"
     float32 = "" if model.dtype == "bfloat16" else ", and this model's float32 is slower"
     rows = {model.moe_of(block).transfer_dtype for block in model.sparse_blocks}
-    average = "; the moving average counts as optimiser" if plan.config.ema else ""
+    average = "; the moving average counts as optimiser" if plan.config.ema_decay else ""
     wire = f"; rows travel to experts and back as {' or '.join(sorted(rows))}" if rows else ""
     return [
         f"memory: what is kept, added up; buffers that come and go are not in it{average}",
@@ -136,7 +136,7 @@ def assumptions(plan: Plan) -> list[str]:
 def figures(plan: Plan) -> dict[str, Any]:
     """All of the plan for machines: bytes and seconds."""
 
-    def of(option: Option) -> dict[str, Any]:
+    def of(option: Candidate) -> dict[str, Any]:
         sums = {"sent": option.sent, "messages": option.exchange, "seconds": option.seconds}
         memory = dataclasses.asdict(option.memory) | {"total": option.memory.total}
         return dataclasses.asdict(option) | {"memory": memory} | (sums if option.exchanges else {})

@@ -15,12 +15,12 @@ from jaxtyping import Array, Bool, Float, Int
 from vmoe.axes import Decision, Routing
 from vmoe.config import MoEConfig
 from vmoe.routing.capacity import rounded_capacity
-from vmoe.routing.gates import gates_of, mask_gates, top_k
+from vmoe.routing.top_k import gates_of, mask_gates, top_k
 
 
 def capacity(config: MoEConfig, s: int) -> int:
     """Slots per expert in a group of s tokens: s * capacity_factor / e, rounded; at most s."""
-    return min(s, rounded_capacity(s * config.capacity_factor / config.experts, config))
+    return min(s, rounded_capacity(s * config.capacity_factor / config.num_experts, config))
 
 
 def route(
@@ -30,7 +30,7 @@ def route(
     draw: Float[Array, "g s"] | None,
     config: MoEConfig,
 ) -> Decision:
-    """Routes every group by itself; arguments as for ``tokens_choose.route``."""
+    """Routes every group by itself; arguments as for ``token_choice.route``."""
     gates = gates_of(logits if noise is None else logits + noise)
     routing = plan(gates, valid, c=capacity(config, logits.shape[1]))
     return Decision(gates, routing, {})

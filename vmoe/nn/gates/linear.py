@@ -1,20 +1,28 @@
-"""The routers' parameters: what turns tokens into router logits, always in float32."""
+"""The linear gate of V-MoE: tokens to router logits, always in float32."""
 
 import functools
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Key
 
 from vmoe import routing
 from vmoe.axes import Decision, Record
-from vmoe.config import Balance, MoEConfig
+from vmoe.config import AuxLossWeights, MoEConfig
 from vmoe.nn import keys
 from vmoe.nn.keys import MaybeKey, Rngs
-from vmoe.routing import balance, soft
-from vmoe.routing.gates import noise
+from vmoe.routing import aux_losses
 from vmoe.sharding import ONE_DEVICE, Placement
+
+
+def noise(key: Key[Array, ""], shape: tuple[int, ...], std: float) -> Float[Array, "g s e"]:
+    """The router's noise in training: N(0, (std / e)^2) for logits (g, s, e).
+
+    Source: V-MoE section 2.1, equation 2 (std = 1).
+    """
+    return jax.random.normal(key, shape) * (std / shape[-1])
+
 
 HIGHEST = jax.lax.Precision.HIGHEST
 
@@ -36,7 +44,7 @@ class Router(nnx.Module):
         self.config = config
         self.placement = placement
         init = nnx.initializers.lecun_normal()
-        self.kernel = nnx.Param(init(rngs.params(), (width, config.experts), jnp.float32))
+        self.kernel = nnx.Param(init(rngs.params(), (width, config.num_experts), jnp.float32))
 
     def __call__(
         self, tokens: Float[Array, "g s d"], valid: Bool[Array, "g s"], key: MaybeKey = None
@@ -59,38 +67,13 @@ class Router(nnx.Module):
         return jax.random.uniform(key, shape) if random and key is not None else None
 
 
-class SoftRouter(nnx.Module):
-    """Parameters of the slots, kernel (d, e, c), and a scale (Soft MoE, section 2 and 2.3).
-
-    Tokens and slots are normalised over d, so that the logits keep their size at any width.
-    """
-
-    def __init__(self, width: int, tokens: int, config: MoEConfig, *, rngs: Rngs):
-        self.config = config
-        shape = (width, config.experts, soft.capacity(config, tokens))
-        self.kernel = nnx.Param(jax.random.normal(rngs.params(), shape) * width**-0.5)
-        self.scale = nnx.Param(jnp.ones(()))
-
-    def __call__(
-        self, tokens: Float[Array, "g s d"], valid: Bool[Array, "g s"], key: MaybeKey = None
-    ) -> Record:
-        x = _normalized(tokens.astype(jnp.float32), axis=-1)
-        mu = self.scale[...] * _normalized(self.kernel[...], axis=0)
-        logits = jnp.einsum("gsd,dec->gsec", x, mu, precision=HIGHEST)
-        return _record(logits, soft.route(logits, valid), valid, self.config)
-
-
 def _record(
     logits: Float[Array, "g s e *c"],
     decision: Decision,
     valid: Bool[Array, "g s"],
     config: MoEConfig,
 ) -> Record:
-    """The decisions of all groups with what is averaged over them."""
-    weights = getattr(config.router, "balance", Balance())
-    total = balance.total(decision.losses, weights, valid)
+    """The decisions of all groups with what is use_ema over them."""
+    weights = getattr(config.router, "balance", AuxLossWeights())
+    total = aux_losses.total(decision.losses, weights, valid)
     return Record(logits, *decision, total, valid)
-
-
-def _normalized(x: jax.Array, axis: int) -> jax.Array:
-    return x * jax.lax.rsqrt(jnp.square(x).sum(axis, keepdims=True) + 1e-6)

@@ -6,10 +6,10 @@ from typing import Any
 
 import jax
 
-from vmoe.config import Train, replace
+from vmoe.config import TrainConfig, replace
+from vmoe.plan.segments import lying, pieces, share
 from vmoe.sharding import Placement
-from vmoe.train.pieces import lying, pieces, share
-from vmoe.train.step import State
+from vmoe.train.state import State
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,14 +44,14 @@ class Memory:
         return self.state + self.gradients + self.activations
 
 
-def memory(config: Train, placement: Placement, state: State) -> Memory:
+def memory(config: TrainConfig, placement: Placement, state: State) -> Memory:
     """The state exactly, from its shapes and where they lie; activations from the residuals.
 
     Args:
         state: shapes alone; ``Program.like`` of this config.
     """
     params = lying(state.params, placement.params(state.params))
-    moments = lying(state.moments, placement.moments(state.moments))
+    moments = lying(state.moments, placement.opt_state(state.moments))
     kept, kept_with_remat = _activations(config, placement)
     return Memory(
         parameters=held(params),
@@ -69,7 +69,7 @@ def held(tree: Any) -> int:
     return sum(math.prod(share(x)) * x.dtype.itemsize for x in jax.tree.leaves(tree))
 
 
-def _activations(config: Train, placement: Placement) -> tuple[float, float]:
+def _activations(config: TrainConfig, placement: Placement) -> tuple[float, float]:
     """Bytes kept without and with rematerialisation."""
     *blocks, ends = pieces(replace(config, model=dict(remat=False)), placement)
     kept = {block.name: block.kept() for block in blocks}

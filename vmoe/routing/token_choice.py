@@ -19,9 +19,10 @@ from jaxtyping import Array, Bool, Float, Int
 
 from vmoe.axes import Decision, Routing
 from vmoe.config import MoEConfig
-from vmoe.routing import balance
+from vmoe.routing import aux_losses
 from vmoe.routing.capacity import rounded_capacity
-from vmoe.routing.gates import gates_of, priority_order, top_k
+from vmoe.routing.priority import priority_order
+from vmoe.routing.top_k import gates_of, top_k
 
 
 def capacity(config: MoEConfig, s: int) -> int:
@@ -31,7 +32,7 @@ def capacity(config: MoEConfig, s: int) -> int:
     """
     if config.dropless:
         return s
-    ideal = s * config.router.k * config.capacity_factor / config.experts
+    ideal = s * config.router.k * config.capacity_factor / config.num_experts
     return min(s, rounded_capacity(ideal, config))
 
 
@@ -49,7 +50,7 @@ def route(
         noise: added to the logits before the softmax; None in evaluation.
         valid: False for padding.
         draw: of a random priority, in [0, 1); None in evaluation.
-        config: with a TokensChoose router.
+        config: with a TokenChoice router.
     """
     router = config.router
     noisy = logits if noise is None else logits + noise
@@ -63,7 +64,7 @@ def route(
         normalize=router.normalize_weights,
         draw=draw,
     )
-    losses = balance.losses(router, logits, None if noise is None else noisy, gates, valid)
+    losses = aux_losses.losses(router, logits, None if noise is None else noisy, gates, valid)
     return Decision(gates, routing, losses)
 
 

@@ -8,7 +8,7 @@ import signal
 import threading
 from types import FrameType, TracebackType
 
-from vmoe import processes
+from vmoe import distributed
 
 
 class Interrupted(Exception):
@@ -43,7 +43,7 @@ class Signals:
 
     def check(self) -> None:
         """Raises Interrupted in every process once a stop is asked for in one."""
-        if processes.anywhere(bool(self.asked)):
+        if distributed.any_process(bool(self.asked)):
             raise Interrupted
 
     def _note(self, number: int, frame: FrameType | None) -> None:

@@ -1,6 +1,6 @@
 """Auxiliary losses that keep the experts evenly used, one value per group.
 
-Padding counts in none of them. The total is a weighted sum, averaged over the groups that hold
+Padding counts in none of them. The total is a weighted sum, use_ema over the groups that hold
 any real token; the caller adds up the blocks.
 """
 
@@ -8,14 +8,14 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from vmoe.config import Balance, TokensChoose
-from vmoe.routing.gates import top_k
+from vmoe.config import AuxLossWeights, TokenChoice
+from vmoe.routing.top_k import top_k
 
 GroupLoss = Float[Array, "g"]
 
 
 def losses(
-    router: TokensChoose,
+    router: TokenChoice,
     logits: Float[Array, "g s e"],
     noisy: Float[Array, "g s e"] | None,
     gates: Float[Array, "g s e"],
@@ -29,7 +29,7 @@ def losses(
         gates: that the routing used.
         valid: False for padding.
     """
-    weights, found = router.balance, {}
+    weights, found = router.aux_loss, {}
     if weights.importance:
         found["importance"] = importance(jax.nn.softmax(logits, axis=-1), valid)
     if weights.load and noisy is not None and router.noise_std > 0:
@@ -42,9 +42,9 @@ def losses(
 
 
 def total(
-    found: dict[str, GroupLoss], weights: Balance, valid: Bool[Array, "g s"]
+    found: dict[str, GroupLoss], weights: AuxLossWeights, valid: Bool[Array, "g s"]
 ) -> Float[Array, ""]:
-    """The weighted sum of the losses, averaged over the groups that hold any real token."""
+    """The weighted sum of the losses, use_ema over the groups that hold any real token."""
     weighted = sum((getattr(weights, name) * loss for name, loss in found.items()), jnp.zeros(()))
     real = valid.any(axis=1)
     return jnp.where(real, weighted, 0.0).sum() / jnp.maximum(real.sum(), 1)

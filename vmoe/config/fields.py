@@ -1,11 +1,15 @@
-"""Configs check themselves: every field has the type that it is annotated with."""
+"""Configs that check themselves: every field has the type that it is annotated with."""
 
+import dataclasses
 import math
 import types
 import typing
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from vmoe.errors import UsageError, unknown
+
+Config = TypeVar("Config")
+
 
 _UNION = (types.UnionType, typing.Union)
 
@@ -57,3 +61,25 @@ def _described(kind: Any) -> str:
 def require(condition: bool, message: str) -> None:
     if not condition:
         raise UsageError(message)
+
+
+def require_rate(name: str, value: float) -> None:
+    require(0 <= value < 1, f"{name}={value}: a dropout rate lies in [0, 1)")
+
+
+def replace(config: Config, **changes: Any) -> Config:
+    """``dataclasses.replace``, with a dict for the fields of a nested config.
+
+    >>> replace(ViTConfig(), moe=dict(router=dict(k=1))).moe.router.k
+    1
+    """
+    known = [field.name for field in dataclasses.fields(config)]
+    for name, value in changes.items():
+        if name not in known:
+            raise UsageError(unknown(f"{type(config).__name__} has no field", name, known))
+        if isinstance(value, dict):
+            nested = getattr(config, name)
+            if not dataclasses.is_dataclass(nested):
+                raise UsageError(f"{name} of {type(config).__name__} has no fields to change")
+            changes[name] = replace(nested, **value)
+    return dataclasses.replace(config, **changes)

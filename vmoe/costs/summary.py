@@ -9,9 +9,9 @@ from rich.console import Console
 from rich.table import Table
 
 from vmoe import models
-from vmoe.analysis.flops import cost, flops_to_logits
-from vmoe.analysis.parts import NORMS, PARTS, part_of
 from vmoe.config import ViTConfig
+from vmoe.costs.flops import cost, flops_to_logits
+from vmoe.nn.parts import NORMS, PARTS, part_of
 from vmoe.nn.vit import num_tokens
 from vmoe.routing import slots_and_factor
 
@@ -31,8 +31,8 @@ def summarize(config: ViTConfig, *, title: str = "model") -> str:
     console = Console(file=io.StringIO(), width=100)
     console.print(table)
     lines = [
-        f"{config.depth} blocks, width {config.width}, {config.heads} heads, MLP {config.mlp}, "
-        f"patches of {config.patch} px: {found.tokens_per_image} tokens at {config.image_size} px",
+        f"{config.depth} blocks, width {config.width}, {config.num_heads} heads, MLP {config.mlp_dim}, "
+        f"patches of {config.patch_size} px: {found.tokens_per_image} tokens at {config.image_size} px",
         f"{found.flops_per_image / 1e9:.4g} GFLOPs per image "
         "(forward, matrix products; a multiply-add is 2), "
         f"{flops_to_logits(config) / 1e9:.4g} of what reaches the logits",
@@ -61,5 +61,5 @@ def _sparse_lines(config: ViTConfig) -> list[str]:
             else f"{slots} slots each for the {s} tokens of {moe.images_per_group} images "
             f"(a capacity factor of {factor:.3g})"
         )
-        lines.append(f"block {block}: {moe.experts} experts, {moe.router.kind}, {room}")
+        lines.append(f"block {block}: {moe.num_experts} experts, {moe.router.kind}, {room}")
     return lines or ["no sparse block"]

@@ -18,14 +18,15 @@ from concurrent.futures import ThreadPoolExecutor
 
 import jax
 
-from vmoe.analysis.collectives import Collective
-from vmoe.analysis.flops import cost
-from vmoe.config import Train
+from vmoe.config import TrainConfig
+from vmoe.costs.chips import CHIPS, Chip
+from vmoe.costs.collectives import Collective
+from vmoe.costs.flops import cost
 from vmoe.errors import Failure, UsageError, unknown
-from vmoe.sharding import Placement, place
-from vmoe.train.chips import CHIPS, Chip
-from vmoe.train.memory import Memory, memory
-from vmoe.train.pieces import Piece, pieces
+from vmoe.mesh import place
+from vmoe.plan.memory import Memory, memory
+from vmoe.plan.segments import Segment, pieces
+from vmoe.sharding import Placement
 from vmoe.train.step import compile_program
 
 UTILISATION = 0.4
@@ -51,7 +52,7 @@ class Exchange:
 
 
 @dataclasses.dataclass(frozen=True)
-class Option:
+class Candidate:
     """One way to lay the run over the devices."""
 
     mesh: str
@@ -83,7 +84,7 @@ class Option:
 class Plan:
     """A run on so many devices."""
 
-    config: Train
+    config: TrainConfig
     devices: int
     chip: str
     device_memory: float
@@ -93,14 +94,19 @@ class Plan:
     """That a token meets."""
     flops: int
     """Of the matrix products of a step, on all devices together."""
-    fit: tuple[Option, ...]
+    fit: tuple[Candidate, ...]
     """The options that fit into the memory, the fastest first."""
-    others: tuple[Option, ...]
+    others: tuple[Candidate, ...]
     """Those that do not, the smallest first."""
 
 
 def plan(
-    config: Train, devices: int, *, mesh: str = "", chip: str = "h100", device_memory: str = ""
+    config: TrainConfig,
+    devices: int,
+    *,
+    mesh: str = "",
+    chip: str = "h100",
+    device_memory: str = "",
 ) -> Plan:
     """Plans a run. Calls for a process of its own, of whose JAX it makes ``virtual_devices``.
 
@@ -120,7 +126,7 @@ def plan(
     placements[0].check_batch(config.batch_size)
     state = compile_program(config).like
     options = [
-        Option(f"data={p.data},expert={p.expert}", p.fsdp, memory(config, p, state))
+        Candidate(f"data={p.data},expert={p.expert}", p.fsdp, memory(config, p, state))
         for p in placements
     ]
     pairs = list(zip(options, placements, strict=True))
@@ -194,9 +200,9 @@ def _bytes(text: str) -> float:
     return float(amount[1]) * units[amount[2]]
 
 
-def _placements(config: Train, devices: Sequence[jax.Device], mesh: str) -> list[Placement]:
+def _placements(config: TrainConfig, devices: Sequence[jax.Device], mesh: str) -> list[Placement]:
     """Those to choose from: of the given mesh, or of all that divide; whole, and with fsdp."""
-    experts = [config.model.moe_of(block).experts for block in config.model.sparse_blocks]
+    experts = [config.model.moe_of(block).num_experts for block in config.model.sparse_blocks]
     sizes = range(1, min(experts, default=1) + 1)
     fitting = [n for n in sizes if all(x % n == 0 for x in (len(devices), *experts))]
     meshes = [mesh] if mesh or len(devices) == 1 else [f"expert={n}" for n in fitting]
@@ -204,7 +210,7 @@ def _placements(config: Train, devices: Sequence[jax.Device], mesh: str) -> list
     return whole + [dataclasses.replace(one, fsdp=True) for one in whole if one.data > 1]
 
 
-def _too_large(config: Train, options: list[Option], room: float, devices: int) -> str:
+def _too_large(config: TrainConfig, options: list[Candidate], room: float, devices: int) -> str:
     least = min(options, key=lambda option: option.memory.total)
     need = f"{least.memory.total / 1e9:.4g} GB a device ({least.mesh}{', fsdp' * least.fsdp})"
     spared = least.memory.kept - least.memory.kept_with_remat
@@ -214,7 +220,7 @@ def _too_large(config: Train, options: list[Option], room: float, devices: int) 
     return f"no mesh of {devices} devices fits into {room / 1e9:.4g} GB: at least {need}; {remedy}"
 
 
-def _timed(option: Option, chip: Chip, flops: int, messages: list[Exchange]) -> Option:
+def _timed(option: Candidate, chip: Chip, flops: int, messages: list[Exchange]) -> Candidate:
     """The option with what a step takes, of so many FLOPs on each device."""
     held = option.memory.state + option.memory.gradients
     return dataclasses.replace(
@@ -225,19 +231,21 @@ def _timed(option: Option, chip: Chip, flops: int, messages: list[Exchange]) -> 
     )
 
 
-def exchanges(config: Train, placements: Sequence[Placement], chip: Chip) -> list[list[Exchange]]:
+def exchanges(
+    config: TrainConfig, placements: Sequence[Placement], chip: Chip
+) -> list[list[Exchange]]:
     """What the devices send each other in a step, by piece, in each placement."""
     steps = [pieces(config, placement) for placement in placements]
     programs = {piece.program: piece for step in steps for piece in step}
     with ThreadPoolExecutor(os.cpu_count()) as pool:  # a program is compiled on one core
-        sent = dict(zip(programs, pool.map(Piece.collectives, programs.values()), strict=True))
+        sent = dict(zip(programs, pool.map(Segment.collectives, programs.values()), strict=True))
     return [
         [exchange for piece in step for exchange in _by_kind(piece, sent[piece.program], chip)]
         for step in steps
     ]
 
 
-def _by_kind(piece: Piece, sent: list[Collective], chip: Chip) -> Iterator[Exchange]:
+def _by_kind(piece: Segment, sent: list[Collective], chip: Chip) -> Iterator[Exchange]:
     alike = collections.defaultdict(list)
     for collective in sent:
         alike[collective.kind, len(collective.group)].append(collective)

@@ -16,7 +16,7 @@ from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn
 from vmoe import models
 from vmoe.analysis.capture import capture
 from vmoe.axes import Record, Routing
-from vmoe.config import MoEConfig, TokensChoose, ViTConfig, replace
+from vmoe.config import MoEConfig, TokenChoice, ViTConfig, replace
 from vmoe.nn.vit import num_tokens
 
 
@@ -40,7 +40,7 @@ def cost(config: ViTConfig) -> Cost:
     Raises:
         UsageError: the capacity leaves no slot.
     """
-    jaxpr, b, params, records = _traced(replace(config, whole_last_block=True))
+    jaxpr, b, params, records = _traced(replace(config, full_last_block=True))
     total = _size(params)
     active = float(total)
     for i, record in records.items():
@@ -83,11 +83,11 @@ def _traced(config: ViTConfig) -> tuple[Jaxpr, int, nnx.State, dict[int, Record]
 
 def _countable(moe: MoEConfig) -> MoEConfig:
     """The layer in the form whose products are counted: all slots, or all rows without capacity."""
-    return replace(moe, computation="ragged" if moe.dropless else "batched")
+    return replace(moe, implementation="ragged" if moe.dropless else "batched")
 
 
 def _experts_per_token(config: MoEConfig, record: Record) -> float:
-    if isinstance(config.router, TokensChoose):
+    if isinstance(config.router, TokenChoice):
         return float(config.router.k)
     _, s, e = record.gates.shape
     routing = record.routing

@@ -20,7 +20,7 @@ Bandwidths here are of one direction.
 
 import dataclasses
 
-from vmoe.analysis.collectives import Collective
+from vmoe.costs.collectives import Collective
 
 GB = 1e9
 

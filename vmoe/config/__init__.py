@@ -1,0 +1,34 @@
+"""A run, described: frozen dataclasses of plain Python that import neither jax nor flax.
+
+A recipe under ``configs/`` builds one ``TrainConfig``; a variant is ``replace`` of another. The
+command line gets its options from the same fields. Settings that cannot work together are refused
+when a config is built, by name.
+"""
+
+from vmoe.config.data import DataConfig
+from vmoe.config.evaluation import EvalConfig
+from vmoe.config.fields import replace
+from vmoe.config.files import from_json, load, to_json
+from vmoe.config.model import MoEConfig, ViTConfig
+from vmoe.config.optim import OptimConfig, WeightDecayConfig
+from vmoe.config.routers import AuxLossWeights, ExpertChoice, Router, Soft, TokenChoice
+from vmoe.config.train import TrainConfig
+
+__all__ = [
+    "AuxLossWeights",
+    "DataConfig",
+    "EvalConfig",
+    "ExpertChoice",
+    "MoEConfig",
+    "OptimConfig",
+    "Router",
+    "Soft",
+    "TokenChoice",
+    "TrainConfig",
+    "ViTConfig",
+    "WeightDecayConfig",
+    "from_json",
+    "load",
+    "replace",
+    "to_json",
+]

@@ -1,0 +1,168 @@
+"""A vision transformer and its sparse layers."""
+
+import dataclasses
+from typing import Literal
+
+from vmoe.config.fields import Checked, require, require_rate
+from vmoe.config.routers import Router, Soft, TokenChoice
+
+
+@dataclasses.dataclass(frozen=True)
+class MoEConfig(Checked):
+    """One sparse layer: its experts, its router and how many slots there are."""
+
+    num_experts: int = 8
+    router: Router = TokenChoice()
+    capacity_factor: float = 1.05
+    """Slots per token and choice; slots of an expert = s * k * capacity_factor / e, rounded."""
+    capacity: int | None = None
+    """Slots per expert and group, outright; overrides the factor and its rounding."""
+    capacity_rounding: Literal["ceil", "round"] = "ceil"
+    """How the factor becomes an integer; round is half to even."""
+    capacity_multiple: int = 4
+    """The capacity is rounded up to a multiple of this."""
+    dropless: bool = False
+    """No capacity: every choice is computed, none dropped; for routers in which tokens choose."""
+    images_per_group: int = 8
+    """Most images whose tokens compete for the same slots; 1 makes images independent."""
+    expert_dropout: float = 0.0
+    """Dropout rate inside the experts."""
+    shared_init: bool = True
+    """Whether all experts of a layer start from the same values."""
+    transfer_dtype: Literal["float32", "bfloat16"] = "float32"
+    """To what the rows are rounded on their way to the experts and back."""
+    implementation: Literal["auto", "batched", "blocked", "ragged"] = "auto"
+    """How the experts compute (``vmoe/nn/implementation.py``): by platform and shape; one batched
+    product over slots; one block of rows after the other; a ragged product over sorted rows."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(self.num_experts >= 1, f"moe.num_experts={self.num_experts}: use at least one")
+        k = getattr(self.router, "k", 1)
+        require(
+            k <= self.num_experts,
+            f"moe.router.k={k} is more than moe.num_experts={self.num_experts}: lower k or add experts",
+        )
+        require(
+            self.capacity is None or self.capacity >= 1,
+            f"moe.capacity={self.capacity}: an expert needs at least one slot",
+        )
+        require(
+            self.capacity_factor > 0, f"moe.capacity_factor={self.capacity_factor}: use more than 0"
+        )
+        require(self.capacity_multiple >= 1, "moe.capacity_multiple: use at least 1")
+        require(self.images_per_group >= 1, "moe.images_per_group: use at least 1")
+        require(
+            not self.dropless or self.capacity is None,
+            f"moe.dropless with moe.capacity={self.capacity}: give one of the two",
+        )
+        require(
+            not self.dropless or isinstance(self.router, TokenChoice),
+            f"moe.dropless with router {self.router.kind}: it drops no choice, use False",
+        )
+        require(
+            not isinstance(self.router, Soft) or self.images_per_group == 1,
+            f"moe.images_per_group={self.images_per_group}: a soft router mixes the tokens of one "
+            "image, set it to 1",
+        )
+        require(
+            not isinstance(self.router, Soft) or self.implementation in ("auto", "batched"),
+            f"moe.implementation={self.implementation}: a soft router fills every slot, use batched",
+        )
+        require_rate("moe.expert_dropout", self.expert_dropout)
+
+
+@dataclasses.dataclass(frozen=True)
+class ViTConfig(Checked):
+    """A vision transformer, some of whose blocks are sparse. The defaults are V-MoE's S/32."""
+
+    patch_size: int = 32
+    """Side of a patch in pixels."""
+    width: int = 512
+    """Of the tokens."""
+    depth: int = 8
+    """Number of blocks."""
+    mlp_dim: int = 2048
+    """Hidden width of an MLP, and of an expert."""
+    num_heads: int = 8
+    """Of the attention."""
+    image_size: int = 224
+    """Side of the images in pixels for which learned positions are made; others are resampled."""
+    num_classes: int = 1000
+    """Width of the logits."""
+    pooling: Literal["class_token", "mean", "attention"] = "class_token"
+    positions: Literal["learned", "sincos2d", "none"] = "learned"
+    position_std: float = 0.02
+    """Standard deviation of learned positions at the start; 1.0 suits short training."""
+    pre_logits: int | None = None
+    """Width of a dense layer with tanh before the head; None for none."""
+    head_std: float = 0.0
+    """Standard deviation of the head's kernel at the start."""
+    head_bias: float = 0.0
+    """The head's bias at the start."""
+    qk_norm: bool = False
+    """Normalise queries and keys (arXiv 2302.05442)."""
+    dropout: float = 0.0
+    """Dropout rate of embeddings, attention outputs and dense MLPs."""
+    attention_dropout: float = 0.0
+    """Dropout rate of attention weights."""
+    sparse_blocks: tuple[int, ...] = ()
+    """Which blocks have experts in place of their MLP, counted from 0."""
+    moe: MoEConfig | tuple[MoEConfig, ...] = MoEConfig()
+    """One for all sparse blocks, or one each, in their order."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Of the computation; parameters and routers are always float32."""
+    full_last_block: bool = False
+    """Compute the last block for all tokens even where the class token alone is read of it. The
+    logits, losses and gradients are the same, up to what dropout draws."""
+    remat: bool = False
+    """Compute each block's activations again in the backward pass instead of keeping them."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in (
+            "patch_size",
+            "width",
+            "depth",
+            "mlp_dim",
+            "num_heads",
+            "image_size",
+            "num_classes",
+        ):
+            value = getattr(self, name)
+            require(value >= 1, f"model.{name}={value}: use at least 1")
+        require(
+            self.width % self.num_heads == 0,
+            f"model.num_heads={self.num_heads} does not divide model.width={self.width}",
+        )
+        require(
+            self.image_size % self.patch_size == 0,
+            f"model.patch_size={self.patch_size} does not divide model.image_size={self.image_size}",
+        )
+        require(
+            self.positions != "sincos2d" or self.width % 4 == 0,
+            f"model.positions=sincos2d needs a width in fours, model.width={self.width} is not",
+        )
+        blocks = self.sparse_blocks
+        require(
+            list(blocks) == sorted(set(blocks)) and all(0 <= i < self.depth for i in blocks),
+            f"model.sparse_blocks={blocks}: ascending block numbers below depth={self.depth}",
+        )
+        require(
+            isinstance(self.moe, MoEConfig) or len(self.moe) == len(blocks),
+            f"model.moe: one config, or one for each of the {len(blocks)} sparse blocks",
+        )
+        require(
+            self.pre_logits is None or self.pre_logits >= 1,
+            f"model.pre_logits={self.pre_logits}: a width of at least 1, or None",
+        )
+        require_rate("model.dropout", self.dropout)
+        require_rate("model.attention_dropout", self.attention_dropout)
+
+    def moe_of(self, block: int) -> MoEConfig | None:
+        """The sparse-layer config of a block; None if the block is dense."""
+        if block not in self.sparse_blocks:
+            return None
+        if isinstance(self.moe, MoEConfig):
+            return self.moe
+        return self.moe[self.sparse_blocks.index(block)]

@@ -1,0 +1,64 @@
+"""The optimiser and its learning rate."""
+
+import dataclasses
+from typing import Literal
+
+from vmoe.config.fields import Checked, require
+
+
+@dataclasses.dataclass(frozen=True)
+class WeightDecayConfig(Checked):
+    """Decoupled weight decay by kind of parameter; each is multiplied by the learning rate."""
+
+    kernels: float = 0.05
+    """Of every kernel that has no other rate."""
+    experts: float | None = None
+    """Of the experts' kernels; as other kernels if None."""
+    routers: float | None = None
+    """Of the routers' kernels; as other kernels if None."""
+    head: float | None = None
+    """Of the head's kernels; as other kernels if None."""
+    others: float = 0.0
+    """Of biases, norms, positions and the class token."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name, rate in dataclasses.asdict(self).items():
+            require(rate is None or rate >= 0, f"optim.weight_decay.{name}={rate}: use 0 or more")
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimConfig(Checked):
+    """The optimiser: clip, Adam or momentum, decoupled decay, learning rate, in this order."""
+
+    kind: Literal["adamw", "sgd"] = "adamw"
+    lr: float = 1e-3
+    """Peak learning rate."""
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    """The learning rate after the warmup."""
+    end_lr: float = 1e-5
+    """Learning rate at the last step; a constant schedule stays at the peak."""
+    warmup_steps: int = 100
+    """Steps from 0 to the peak, linearly."""
+    b1: float = 0.9
+    """Decay rate of Adam's mean of gradients."""
+    b2: float = 0.999
+    """Decay rate of Adam's mean of squared gradients."""
+    momentum: float = 0.9
+    """Of SGD."""
+    weight_decay: WeightDecayConfig = WeightDecayConfig()
+    grad_clip_norm: float | None = 1.0
+    """Largest global norm of the gradient; None for any."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(self.lr > 0, f"optim.lr={self.lr}: use more than 0")
+        require(self.warmup_steps >= 0, f"optim.warmup_steps={self.warmup_steps}: use 0 or more")
+        require(
+            self.grad_clip_norm is None or self.grad_clip_norm > 0,
+            f"optim.grad_clip_norm={self.grad_clip_norm}: use more than 0, or None",
+        )
+        require(self.end_lr >= 0, f"optim.end_lr={self.end_lr}: use 0 or more")
+        for name in ("b1", "b2", "momentum"):
+            value = getattr(self, name)
+            require(0 <= value < 1, f"optim.{name}={value}: a decay rate lies in [0, 1)")

@@ -1,0 +1,68 @@
+"""One dataclass per router, with its settings."""
+
+import dataclasses
+from typing import Literal
+
+from vmoe.config.fields import Checked, require
+
+
+@dataclasses.dataclass(frozen=True)
+class AuxLossWeights(Checked):
+    """Weights of the auxiliary losses of one sparse block (``vmoe/routing/aux_losses.py``)."""
+
+    importance: float = 0.005
+    """Squared coefficient of variation of the experts' summed gates (V-MoE, appendix A)."""
+    load: float = 0.005
+    """The same of the experts' smoothed loads; exists in training with noise alone."""
+    gshard: float = 0.0
+    """GShard's product of first-choice shares and mean gates (arXiv 2006.16668)."""
+    z: float = 0.0
+    """ST-MoE's mean squared log-partition of the router logits (arXiv 2202.08906)."""
+
+
+@dataclasses.dataclass(frozen=True)
+class TokenChoice(Checked):
+    """Each token chooses its k experts: the router of V-MoE (arXiv 2106.05974)."""
+
+    kind: Literal["token_choice"] = "token_choice"
+    k: int = 2
+    """Experts per token."""
+    priority: Literal["order", "largest_gate", "sum_of_gates", "random"] = "order"
+    """Whose choices get the slots first: place in the group; largest gate (Batch Prioritized
+    Routing); sum of the k gates; a random order (a baseline)."""
+    noise_std: float = 1.0
+    """The noise on the logits in training has standard deviation noise_std / e."""
+    normalize_weights: bool = False
+    """Divide a token's combine weights by their sum, before any choice is dropped."""
+    aux_loss: AuxLossWeights = AuxLossWeights()
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(self.k >= 1, f"router.k={self.k}: a token needs at least one expert")
+        require(self.noise_std >= 0, f"router.noise_std={self.noise_std}: use 0 or more")
+
+
+@dataclasses.dataclass(frozen=True)
+class ExpertChoice(Checked):
+    """Each expert chooses the tokens of its largest gates (Expert Choice, arXiv 2202.09368)."""
+
+    kind: Literal["expert_choice"] = "expert_choice"
+    noise_std: float = 1.0
+    """The noise on the logits in training has standard deviation noise_std / e."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(self.noise_std >= 0, f"router.noise_std={self.noise_std}: use 0 or more")
+
+
+@dataclasses.dataclass(frozen=True)
+class Soft(Checked):
+    """Each slot is a mixture of all tokens of an image (Soft MoE, arXiv 2308.00951).
+
+    An expert has round(s * capacity_factor / e) slots, at least one, in no multiple.
+    """
+
+    kind: Literal["soft"] = "soft"
+
+
+Router = TokenChoice | ExpertChoice | Soft

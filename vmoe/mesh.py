@@ -1,0 +1,85 @@
+"""Which devices form which mesh."""
+
+import math
+from collections.abc import Sequence
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from vmoe.config import ViTConfig
+from vmoe.errors import UsageError, unknown
+from vmoe.sharding import ALL, DATA, EXPERT, ONE_DEVICE, Placement, divisors, one_of
+
+
+def place(
+    model: ViTConfig,
+    devices: Sequence[jax.Device],
+    *,
+    mesh: str = "",
+    fsdp: bool = False,
+) -> Placement:
+    """The placement of a model on devices.
+
+    Args:
+        mesh: "data=4,expert=8", or one of the two and the other follows; if empty, experts are
+            split as far as they divide within one slice or host, whose links are the fastest.
+        fsdp: split large dense parameters and optimiser state over "data".
+
+    Raises:
+        UsageError: no such mesh of so many devices, the model cannot be split over it, or fsdp has
+            nothing to split over.
+    """
+    sizes = _parse(mesh)
+    experts = [model.moe_of(block).num_experts for block in model.sparse_blocks]
+    if EXPERT in sizes:
+        expert = sizes[EXPERT]
+    elif DATA in sizes:
+        expert = max(1, len(devices) // sizes[DATA])
+    else:
+        expert = math.gcd(_domain_size(devices), *experts) if experts else 1
+    data = sizes.get(DATA, max(1, len(devices) // expert))
+    if data * expert != len(devices):
+        fit = [n for n in divisors(len(devices)) if all(e % n == 0 for e in experts)]
+        raise UsageError(
+            f"mesh {mesh}: data={data} x expert={expert} needs {data * expert} devices, there are "
+            f"{len(devices)}; expert can be {one_of(fit)}, data is {len(devices)} / expert"
+        )
+    if fsdp and data == 1:
+        raise UsageError(
+            f"fsdp splits over data, which is 1 on these {len(devices)} devices; a mesh with data=N "
+            "makes it larger"
+        )
+    if len(devices) == 1:
+        return ONE_DEVICE
+    placement = Placement(Mesh(np.array(_sorted(devices)).reshape(data, expert), ALL), fsdp)
+    placement.check(model)
+    return placement
+
+
+def _parse(mesh: str) -> dict[str, int]:
+    sizes = {}
+    for part in mesh.split(",") if mesh else ():
+        name, _, size = part.partition("=")
+        if name not in ALL:
+            raise UsageError(unknown(f"mesh {mesh}: no axis", name, list(ALL)))
+        if not size.isdigit() or int(size) < 1 or name in sizes:
+            raise UsageError(f"mesh {mesh}: name each axis once, with a size of 1 or more")
+        sizes[name] = int(size)
+    return sizes
+
+
+def _sorted(devices: Sequence[jax.Device]) -> list[jax.Device]:
+    """Devices by slice, host and number, so that experts share a host or slice where they fit."""
+    return sorted(devices, key=lambda device: (_slice(device), device.process_index, device.id))
+
+
+def _domain_size(devices: Sequence[jax.Device]) -> int:
+    """The number of devices that fast links join: of the smallest slice, or of the smallest host."""
+    slices = [_slice(device) for device in devices]
+    return min(slices.count(one) for one in set(slices))
+
+
+def _slice(device: jax.Device) -> int:
+    index = getattr(device, "slice_index", None)
+    return device.process_index if index is None else index

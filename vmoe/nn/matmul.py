@@ -1,0 +1,84 @@
+"""Products of rows with the experts' kernels, added up in float32 whatever the dtype of the rows."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def product(spec: str, rows: Float[Array, "*r x"], kernel: Float[Array, "*e x y"]) -> jax.Array:
+    """einsum(spec, rows, kernel) in the dtype of the rows, added up in float32; so are both
+    gradients.
+
+    Without the backward pass written out, bfloat16 rows would meet a float32 gradient there, and
+    the products would silently be float32 ones.
+
+    Args:
+        spec: "rows,kernel->result", where each axis is of two of the three.
+    """
+    return _dot(spec, rows, kernel.astype(rows.dtype)).astype(rows.dtype)
+
+
+def _product_forward(spec, rows, kernel):
+    return product(spec, rows, kernel), (rows, kernel)
+
+
+def _product_backward(spec, saved, gradient):
+    rows, kernel = saved
+    terms, of_result = spec.split("->")
+    of_rows, of_kernel = terms.split(",")
+    to_rows = _dot(f"{of_result},{of_kernel}->{of_rows}", gradient, kernel.astype(rows.dtype))
+    to_kernel = _dot(f"{of_rows},{of_result}->{of_kernel}", rows, gradient)
+    return to_rows.astype(rows.dtype), to_kernel.astype(kernel.dtype)
+
+
+product.defvjp(_product_forward, _product_backward)
+
+
+def _dot(spec: str, x: jax.Array, y: jax.Array) -> jax.Array:
+    """einsum in float32 of terms as they are."""
+    dot = functools.partial(jnp.einsum, spec, preferred_element_type=jnp.float32)
+    if x.dtype == jnp.float32 or y.ndim == 2:
+        return dot(x, y)
+
+    def on_cpu(x: jax.Array, y: jax.Array) -> jax.Array:
+        # XLA's CPU backend has no batched product from bfloat16 to float32.
+        return dot(x.astype(jnp.float32), y.astype(jnp.float32))
+
+    return jax.lax.platform_dependent(x, y, cpu=on_cpu, default=dot)
+
+
+@jax.custom_vjp
+def ragged_matmul(
+    rows: Float[Array, "r x"], kernel: Float[Array, "e x y"], sizes: Int[Array, "e"]
+) -> Float[Array, "r y"]:
+    """Each expert's run of rows by its kernel; dtypes as for ``product``."""
+    return _ragged_dot(rows, kernel.astype(rows.dtype), sizes).astype(rows.dtype)
+
+
+def _ragged_forward(rows, kernel, sizes):
+    return ragged_matmul(rows, kernel, sizes), (rows, kernel, sizes)
+
+
+def _ragged_backward(saved, gradient):
+    rows, kernel, sizes = saved
+    transposed = kernel.swapaxes(1, 2).astype(rows.dtype)
+    to_rows = _ragged_dot(gradient, transposed, sizes).astype(rows.dtype)
+    to_kernel = jax.lax.ragged_dot_general(
+        rows, gradient, sizes, OVER_ROWS, preferred_element_type=jnp.float32
+    )
+    return to_rows, to_kernel.astype(kernel.dtype), None
+
+
+ragged_matmul.defvjp(_ragged_forward, _ragged_backward)
+
+OVER_ROWS = jax.lax.RaggedDotDimensionNumbers(
+    dot_dimension_numbers=(((0,), (0,)), ((), ())),
+    lhs_ragged_dimensions=[0],
+    rhs_group_dimensions=[],
+)
+"""The sum over each expert's run of rows of the products of two rows' numbers."""
+
+_ragged_dot = functools.partial(jax.lax.ragged_dot, preferred_element_type=jnp.float32)
