@@ -187,7 +187,7 @@ def evaluate(argv: Sequence[str]) -> None:
     weights = "ema" if door.use_ema and run.ema_decay else "raw"
     with _progress(source.name, -(-len(source) // max(door.batch_size, 1))) as each:
         found = evaluate(
-            model, source, batch_size=door.batch_size, image_size=door.image_size, each=each
+            model, source, batch_size=door.batch_size, image_size=door.image_size, on_batch=each
         )
     if door.csv:
         append_row(door.csv, door.checkpoint, step, model, found, seed=run.seed, weights=weights)

@@ -1,6 +1,6 @@
-"""SIGINT and SIGTERM: the first asks a run to save and stop, a second one leaves at once.
+"""SIGINT and SIGTERM: the first one asks for a stop, a second one ends the process at once.
 
-A signal to one of several processes asks all of them: they stop after the same step.
+Standard library only, so that it can be imported before anything else.
 """
 
 import os
@@ -8,28 +8,22 @@ import signal
 import threading
 from types import FrameType, TracebackType
 
-from vmoe import distributed
-
-
-class Interrupted(Exception):
-    """Work that may be given up was given up, because a signal asks for a stop."""
-
 
 class Signals:
     """Notes the first signal while it is entered; a context manager.
 
-    In a thread other than the main one, where Python lets nobody handle signals, it notes none.
+    Python handles signals in the main thread only: in another thread nothing is noted.
     """
 
     def __init__(self) -> None:
-        self.asked = ""
+        self.requested = ""
         """The name of the signal that asks for a stop; empty if there was none."""
-        self._before: dict[int, object] = {}
+        self._previous: dict[int, object] = {}
 
     def __enter__(self) -> "Signals":
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGINT, signal.SIGTERM):
-                self._before[number] = signal.signal(number, self._note)
+                self._previous[number] = signal.signal(number, self._handle)
         return self
 
     def __exit__(
@@ -38,15 +32,10 @@ class Signals:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        for number, handler in self._before.items():
+        for number, handler in self._previous.items():
             signal.signal(number, handler)
 
-    def check(self) -> None:
-        """Raises Interrupted in every process once a stop is asked for in one."""
-        if distributed.any_process(bool(self.asked)):
-            raise Interrupted
-
-    def _note(self, number: int, frame: FrameType | None) -> None:
-        if self.asked:
-            os._exit(128 + number)  # without a word: what is on the disk is whole
-        self.asked = signal.Signals(number).name
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if self.requested:
+            os._exit(128 + number)  # silently: every file on the disk is complete
+        self.requested = signal.Signals(number).name

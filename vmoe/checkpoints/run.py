@@ -1,19 +1,20 @@
-"""The checkpoints of a run: ``checkpoints/STEP/`` with items of arrays and a checksum of each.
+"""The checkpoints of a run: ``checkpoints/STEP/``, items of arrays and a checksum of each.
 
     params     the parameters       ema         their moving average, where the run keeps one
-    training   all other state      checksums   of every array, by item and name
+    training   all other state      checksums   of every array, by item and name; format version
 
-The parameters are an item of their own, so that a model loads without the optimiser's moments.
-Orbax writes beside and renames, so a step that exists was once whole; whether it still is, the
-checksums tell. Each process writes the parts of arrays that it holds; read is on any devices, in
-any number of processes. Kept are the newest steps, and the best by the first evaluation set.
+The parameters are an item of their own, so that a model loads without the optimiser's state.
+Orbax writes beside and renames, so a step that exists was complete once; the checksums tell whether
+it still is. Each process writes the shards that it holds, and any number of processes on any
+devices can read them. ``checkpoints/metrics.json`` holds the metrics recorded for each step.
+
+The newest scheduled steps are kept, the best one by recorded accuracy, and the last one.
 """
 
-import csv
-import functools
-import re
+import json
+import os
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +25,13 @@ from orbax.checkpoint.checkpoint_managers import preservation_policy
 from vmoe import distributed
 from vmoe.checkpoints.checksums import checksums
 from vmoe.errors import Failure, UsageError
-from vmoe.workdir.layout import steps_of
+from vmoe.workdir.layout import CHECKPOINTS, has_config, steps_of
 
 Arrays = Any  # a tree of arrays
+Metrics = dict[str, float]
 
-
-DELETED, DAMAGED = "deleted", "damaged"  # below checkpoints/: on their way out; set aside
+FORMAT = 1
+DELETED, CORRUPT = "deleted", "corrupt"  # below checkpoints/: being deleted; moved away
 
 
 class CorruptCheckpoint(Exception):
@@ -37,16 +39,22 @@ class CorruptCheckpoint(Exception):
 
 
 class Checkpoints:
-    """The checkpoints below a run folder; a context manager that ends with all writes done."""
+    """The checkpoints of a run folder; a context manager that ends when all writes are done."""
 
-    def __init__(self, workdir: Path, *, every: int, keep: int):
-        """A step that ``every`` divides is due; others are of a run that was stopped.
+    def __init__(self, workdir: Path, *, every: int, keep_latest: int):
+        """Opens the checkpoints of a run folder.
 
-        ``keep``: how many of the newest steps due are kept, beside the best and the last one.
+        Args:
+            every: a step that it divides is scheduled; other steps are from a run that was stopped.
+            keep_latest: how many of the newest scheduled steps are kept.
+
+        Raises:
+            Failure: the recorded metrics cannot be read.
         """
         self._workdir = workdir
-        self._folder = (workdir / "checkpoints").absolute()
-        self._every, self._keep = every, keep
+        self._folder = (workdir / CHECKPOINTS).absolute()
+        self._every, self._keep_latest = every, keep_latest
+        self._metrics = _read_metrics(workdir)
         self._manager = self._open()
 
     def __enter__(self) -> "Checkpoints":
@@ -57,198 +65,242 @@ class Checkpoints:
             self.wait()
             self._manager.close()
         except (Failure, OSError, ValueError):
-            if kind is None:  # else what went wrong first is the thing to tell
+            if kind is None:  # otherwise the first error is the one to report
                 raise
 
     @property
     def steps(self) -> list[int]:
-        """All steps, oldest first."""
+        """All steps, ascending."""
         return sorted(self._manager.all_steps())
 
+    @property
+    def has_checkpoint(self) -> bool:
+        """Whether there ever was a checkpoint, valid or corrupt."""
+        return bool(self.steps) or (self._folder / CORRUPT).exists()
+
     def save(self, step: int, **items: Arrays) -> None:
-        """Starts to write a step; a copy is taken at once, so that the arrays may be donated.
+        """Starts to write a step. The arrays are copied first, so the caller may donate them.
 
         Raises:
             Failure: this step or the one before cannot be written.
         """
         self.wait()
         self._check_room(items)
-        save: dict[str, Any] = {name: ocp.args.StandardSave(item) for name, item in items.items()}
-        save["checksums"] = ocp.args.JsonSave(checksums(items))
-        try:
-            self._manager.save(step, args=ocp.args.Composite(**save))
-        except (OSError, ValueError) as error:
-            self._failed(error)
+        arguments: dict[str, Any] = {
+            name: ocp.args.StandardSave(item) for name, item in items.items()
+        }
+        index = {"format": FORMAT, "arrays": checksums(items)}
+        arguments["checksums"] = ocp.args.JsonSave(index)
+        self._guard(lambda: self._manager.save(step, args=ocp.args.Composite(**arguments)))
+
+    def record(self, step: int, metrics: Metrics) -> None:
+        """Records the metrics of a step, before or after it is saved; the best step follows.
+
+        Raises:
+            Failure: they cannot be written.
+        """
+        self._metrics[step] = metrics
+        if distributed.is_primary():
+            self._guard(self._write_metrics)
 
     def wait(self) -> None:
-        """Until the last save is on the disk.
+        """Returns when the last save is on the disk.
 
         Raises:
             Failure: it cannot be written.
         """
-        try:
-            self._manager.wait_until_finished()
-        except (OSError, ValueError) as error:
-            self._failed(error)
+        self._guard(self._manager.wait_until_finished)
         self._remove_deleted()
 
-    def restore_newest(self, **like: Arrays) -> tuple[int, dict[str, Arrays], list[str]]:
-        """The newest step whose arrays all have their checksums.
+    def restore_newest(self, **target: Arrays) -> tuple[int, dict[str, Arrays], list[str]]:
+        """Restores the newest step whose arrays all match their checksums.
 
-        Newer ones that have not are set aside, under ``checkpoints/damaged``.
+        Newer steps that do not match are moved to ``checkpoints/corrupt``.
+
+        Args:
+            target: arrays or their shapes, with the shardings to restore to, by item.
 
         Returns:
-            the step, its items by name, and a line about each that was set aside.
+            the step, its items by name, and a message for each step that was moved.
 
         Raises:
-            Failure: no step is good.
+            Failure: no step is valid.
         """
-        told = []
+        messages = []
         for step in reversed(self.steps):
             try:
-                return step, restore(self._folder / str(step), **like), told
-            except CorruptCheckpoint as damage:
-                told.append(f"checkpoint {step} is damaged ({damage}), it lies in {DAMAGED}/ now")
-            distributed.raise_together(functools.partial(self._set_aside, step))
+                return step, restore(self._folder / str(step), **target), messages
+            except CorruptCheckpoint as error:
+                messages.append(
+                    f"checkpoint {step} is corrupt ({error}); moved to {CHECKPOINTS}/{CORRUPT}"
+                )
+            distributed.raise_together(lambda step=step: self._move_to_corrupt(step))
             self._manager.close()
             self._manager = self._open()
-        told = told or ["those there were are damaged"]
+        reasons = "; ".join(messages) or "all of them are corrupt"
         raise distributed.synchronized(
             Failure(
-                f"{self._workdir}: no checkpoint is good; {'; '.join(told)}. They lie in "
-                f"{self._folder / DAMAGED}: use another --workdir, or remove this one to begin anew"
+                f"{self._workdir}: no valid checkpoint; {reasons}. They are in "
+                f"{self._folder / CORRUPT}: use another workdir, or remove this one to start again"
             )
         )
 
-    @property
-    def begun(self) -> bool:
-        """Whether there ever was a checkpoint, good or damaged."""
-        return bool(self.steps) or (self._folder / DAMAGED).exists()
-
     def delete_unscheduled(self) -> None:
-        """Removes the steps after the newest one that is due."""
+        """Deletes the steps after the newest scheduled one."""
         self.wait()
-        due = [step for step in self.steps if step % self._every == 0]
+        scheduled = [step for step in self.steps if step % self._every == 0]
         for step in self.steps:
-            if step > max(due, default=0):
+            if step > max(scheduled, default=0):
                 self._manager.delete(step)
         self.wait()
+
+    def _open(self) -> ocp.CheckpointManager:
+        self._remove_deleted()
+        options = ocp.CheckpointManagerOptions(
+            preservation_policy=_NewestAndBest(self._every, self._keep_latest, self._metrics),
+            cleanup_tmp_directories=True,
+            todelete_subdir=DELETED,  # a rename: a kill never leaves half of a step
+            enable_async_checkpointing=True,
+        )
+        return ocp.CheckpointManager(self._folder, options=options)
 
     def _remove_deleted(self) -> None:
         if distributed.is_primary():
             shutil.rmtree(self._folder / DELETED, ignore_errors=True)
 
-    def _open(self) -> ocp.CheckpointManager:
-        self._remove_deleted()
-        options = ocp.CheckpointManagerOptions(
-            preservation_policy=_NewestAndBest(self._workdir, self._every, self._keep),
-            cleanup_tmp_directories=True,
-            todelete_subdir=DELETED,  # a rename: a kill leaves no step of which half is gone
-            enable_async_checkpointing=True,
-        )
-        return ocp.CheckpointManager(self._folder, options=options)
-
-    def _set_aside(self, step: int) -> None:
+    def _move_to_corrupt(self, step: int) -> None:
         if not distributed.is_primary():
             return
-        aside = self._folder / DAMAGED
-        aside.mkdir(exist_ok=True)
-        shutil.rmtree(aside / str(step), ignore_errors=True)
-        (self._folder / str(step)).rename(aside / str(step))
+        folder = self._folder / CORRUPT
+        folder.mkdir(exist_ok=True)
+        shutil.rmtree(folder / str(step), ignore_errors=True)
+        (self._folder / str(step)).rename(folder / str(step))
+
+    def _write_metrics(self) -> None:
+        temporary = self._folder / "metrics.json.tmp"
+        temporary.write_text(json.dumps(self._metrics, indent=2))
+        os.replace(temporary, _metrics_file(self._workdir))
 
     def _check_room(self, items: Arrays) -> None:
-        """Before a byte is written: half a checkpoint would take the room that is left."""
+        """Refuses to start a checkpoint that the disk has no room for."""
         size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(items))
         free = shutil.disk_usage(self._folder).free
         if free < size:
-            self._failed(f"{size:,} bytes, and the disk has {free:,} left")
+            self._fail(f"it needs {size:,} bytes, the disk has {free:,} left")
 
-    def _failed(self, reason: Exception | str) -> None:
+    def _guard(self, write: Callable[[], Any]) -> None:
+        try:
+            write()
+        except (OSError, ValueError) as error:
+            self._fail(error)
+
+    def _fail(self, reason: Exception | str) -> None:
         for unfinished in (
             self._folder.glob("*.orbax-checkpoint-tmp") if distributed.is_primary() else ()
         ):
             shutil.rmtree(unfinished, ignore_errors=True)
-        good = steps_of(self._workdir)
-        last = f"checkpoint {good[-1]} stays" if good else "there is none before it"
-        # TensorStore gives the whole way to the error, its cause last
+        steps = steps_of(self._workdir)
+        last = f"checkpoint {steps[-1]} is kept" if steps else "there is no earlier one"
+        # TensorStore reports the whole path to an error, its cause last
         cause = getattr(reason, "strerror", None) or str(reason).split(": ")[-1].split(" [")[0]
         raise Failure(
-            f"{self._folder}: a checkpoint cannot be written ({cause}); {last}. Make room, then "
-            "the same line goes on"
+            f"{self._folder}: a checkpoint cannot be written ({cause}); {last}. Free some space and "
+            "run the same command to resume"
         ) from (reason if isinstance(reason, Exception) else None)
 
 
 class _NewestAndBest(preservation_policy.PreservationPolicy):
-    """Keeps the newest few steps that are due, the best one and the last one."""
+    """Keeps the newest scheduled steps, the best one and the last one."""
 
-    def __init__(self, workdir: Path, every: int, keep: int):
-        self._workdir, self._every, self._keep = workdir, every, keep
+    def __init__(self, every: int, keep_latest: int, metrics: dict[int, Metrics]):
+        self._every, self._keep_latest, self._metrics = every, keep_latest, metrics
 
     def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> Sequence[bool]:
         steps = [checkpoint.step for checkpoint in checkpoints]
-        due = sorted(step for step in steps if step % self._every == 0)
-        kept = {*due[-self._keep :], max(steps), best_of(self._workdir, steps)}
+        scheduled = sorted(step for step in steps if step % self._every == 0)
+        kept = {*scheduled[-self._keep_latest :], max(steps), _best(self._metrics, steps)}
         return [step in kept for step in steps]
 
 
-def best_of(workdir: Path, steps: Iterable[int]) -> int | None:
-    """The step of the highest accuracy in ``evaluations.csv``, on the first set; the last of them.
+def find(path: str | Path) -> tuple[Path, list[int]]:
+    """The run folder that a path names, and the steps that it may mean, ascending.
 
-    Of use_ema parameters, where the run keeps them. None where no step was evaluated.
-    """
-    path = workdir / "evaluations.csv"
-    try:
-        with path.open(newline="") as file:
-            rows = [row for row in csv.DictReader(file) if None not in row.values()]
-        first = [row for row in rows if row["set"] == rows[0]["set"]]
-        use_ema = [row for row in first if row["weights"] == "ema"]
-        found = {int(row["step"]): float(row["accuracy"]) for row in use_ema or first}
-    except FileNotFoundError:
-        found = {}
-    except (ValueError, KeyError, csv.Error) as error:
-        raise Failure(f"{path} is damaged ({error}): repair it, or move it away") from None
-    evaluated = [step for step in steps if step in found]
-    return max(evaluated, key=lambda step: (found[step], step), default=None)
-
-
-def restore(folder: Path, **like: Arrays) -> dict[str, Arrays]:
-    """Items of a step by name, on the devices and in the shapes of their likes, verified.
+    Args:
+        path: a run folder, or its ``checkpoints/STEP``, ``checkpoints/best``, ``checkpoints/last``.
 
     Raises:
-        CorruptCheckpoint: a file is missing or cut off, or an array is not the one that was written.
-        Failure: its checksums are of another kind than those of this version.
+        UsageError: there is no run folder or no such checkpoint.
     """
-    found, stored, told = {}, {}, ""
+    path = workdir = Path(path)
+    word = path.name if path.parent.name == CHECKPOINTS else ""
+    if word:
+        workdir = path.parent.parent
+    if not has_config(workdir):
+        reason = "no config.json in it" if workdir.exists() else "no such folder"
+        raise UsageError(
+            f"{workdir}: not a run folder ({reason}); give a run folder or its checkpoints/STEP"
+        )
+    steps = steps_of(workdir)
+    if not steps:
+        raise UsageError(f"{workdir}: no checkpoint yet; training writes one")
+    best = _best(_read_metrics(workdir), steps)
+    named = {"": steps, "last": steps[-1:]} | ({} if best is None else {"best": [best]})
+    if word.isdigit() and int(word) in steps:
+        return workdir, [int(word)]
+    if word not in named:
+        known = ", ".join([*map(str, steps), *filter(None, named)])
+        raise UsageError(f"{path}: no such checkpoint; choose from {known}")
+    return workdir, named[word]
+
+
+def restore(folder: Path, **target: Arrays) -> dict[str, Arrays]:
+    """Items of a step by name, in the shapes and shardings of their targets, verified.
+
+    Args:
+        folder: ``checkpoints/STEP``.
+        target: arrays or their shapes, with the shardings to restore to, by item.
+
+    Raises:
+        CorruptCheckpoint: a file is missing or truncated, or an array is not the one written.
+        Failure: the checkpoint has another format version.
+    """
+    items, index, message = {}, {}, ""
     try:
-        stored = ocp.JsonCheckpointHandler().restore(folder / "checksums")
-        found = {name: _read_item(folder / name, item) for name, item in like.items()}
-    except (MemoryError, PermissionError):
-        raise  # nothing is said of the checkpoint by these
-    except Exception as error:  # Orbax and TensorStore answer damage with errors of many kinds
+        index = ocp.JsonCheckpointHandler().restore(folder / "checksums")
+        _check_format(folder, index)
+        items = {name: _restore_item(folder / name, item) for name, item in target.items()}
+    except (Failure, MemoryError, PermissionError):
+        raise  # these say nothing about the checkpoint's arrays
+    except Exception as error:  # Orbax and TensorStore report corruption by errors of many types
         reason = " ".join(str(error).split())
         if any(word in reason for word in ("RESOURCE_EXHAUSTED", "PERMISSION_DENIED")):
             raise
-        told = reason[:200] or type(error).__name__
-    if told := distributed.first_message(told):
-        raise CorruptCheckpoint(told)
-    if not isinstance(stored, dict):
-        raise CorruptCheckpoint("its checksums are none")
-    if all(re.fullmatch("[0-9a-f]{64}", str(checksum)) for checksum in stored.values()):
-        told = (
-            f"{folder}: written by an earlier version of vmoe, with other checksums; use that "
-            "version, or another --workdir"
+        message = reason[:200] or type(error).__name__
+    if message := distributed.first_message(message):
+        raise CorruptCheckpoint(message)
+    for name, checksum in checksums(items).items():
+        if index["arrays"].get(name) != checksum:
+            raise CorruptCheckpoint(f"the checksum of {name} differs from the one written")
+    return items
+
+
+def _check_format(folder: Path, index: Any) -> None:
+    """Every process reads the same file, so all raise alike."""
+    if not isinstance(index, dict) or not isinstance(index.get("arrays", {}), dict):
+        raise ValueError("its checksums are not a table of names")
+    if (version := index.get("format")) != FORMAT:
+        raise distributed.synchronized(
+            Failure(
+                f"{folder}: checkpoint format {version}, this version of vmoe reads {FORMAT}; use "
+                "the version that wrote it, or another workdir"
+            )
         )
-        raise distributed.synchronized(Failure(told))
-    for name, checksum in checksums(found).items():
-        if stored.get(name) != checksum:
-            raise CorruptCheckpoint(f"{name} has another checksum than it was written with")
-    return found
 
 
-def _read_item(folder: Path, like: Arrays) -> Arrays:
-    """One item; the handler itself, since a Checkpointer waits for all processes when one fails."""
+def _restore_item(folder: Path, target: Arrays) -> Arrays:
+    """One item, by its handler: a Checkpointer would wait for all processes when one fails."""
     handler = ocp.StandardCheckpointHandler()
-    return handler.restore(folder, args=ocp.args.StandardRestore(jax.tree.map(_abstract, like)))
+    return handler.restore(folder, args=ocp.args.StandardRestore(jax.tree.map(_abstract, target)))
 
 
 def _abstract(leaf: jax.Array | jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
@@ -256,27 +308,28 @@ def _abstract(leaf: jax.Array | jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 
 
-def find(path: str | Path) -> tuple[Path, list[int]]:
-    """The run folder that a path names, and the steps it may mean, oldest first.
+def _best(metrics: dict[int, Metrics], steps: Iterable[int]) -> int | None:
+    """The step of the highest recorded accuracy, the latest of several; None if none is known."""
+    known = [step for step in steps if "accuracy" in metrics.get(step, {})]
+    return max(known, key=lambda step: (metrics[step]["accuracy"], step), default=None)
 
-    Raises:
-        UsageError: there is no run or no checkpoint.
-    """
-    path = workdir = Path(path)
-    word = path.name if path.parent.name == "checkpoints" else ""
-    if word:
-        workdir = path.parent.parent
-    if not (workdir / "config.json").is_file():
-        what = "no such folder" if not workdir.exists() else "not a run folder, no config.json"
-        raise UsageError(f"{workdir}: {what}; --checkpoint takes a run or its checkpoints/STEP")
-    steps = steps_of(workdir)
-    if not steps:
-        raise UsageError(f"{workdir}: no checkpoint yet; `vmoe train` writes one")
-    named = {"": steps, "last": steps[-1:], "best": [best_of(workdir, steps)]}
-    if word.isdigit() and int(word) in steps:
-        return workdir, [int(word)]
-    if named.get(word, [None]) == [None]:
-        words = ["last", *(["best"] if named["best"] != [None] else [])]
-        known = ", ".join([*map(str, steps), *words])
-        raise UsageError(f"{path}: no such checkpoint; there are {known}")
-    return workdir, named[word]
+
+def _metrics_file(workdir: Path) -> Path:
+    return workdir / CHECKPOINTS / "metrics.json"
+
+
+def _read_metrics(workdir: Path) -> dict[int, Metrics]:
+    path = _metrics_file(workdir)
+    try:
+        metrics = json.loads(path.read_text())
+        return {
+            int(step): {name: float(value) for name, value in values.items()}
+            for step, values in metrics.items()
+        }
+    except FileNotFoundError:
+        return {}
+    except (ValueError, AttributeError, TypeError) as error:
+        raise Failure(
+            f"{path} is corrupt ({error}): restore it, or remove it and with it the choice of the "
+            "best checkpoint"
+        ) from None

@@ -8,18 +8,18 @@ from vmoe.config.fields import Checked, require
 
 @dataclasses.dataclass(frozen=True)
 class WeightDecayConfig(Checked):
-    """Decoupled weight decay by kind of parameter; each is multiplied by the learning rate."""
+    """Decoupled weight decay by kind of parameter; each rate is multiplied by the learning rate."""
 
     kernels: float = 0.05
-    """Of every kernel that has no other rate."""
+    """Rate of the kernels that have no rate below."""
     experts: float | None = None
-    """Of the experts' kernels; as other kernels if None."""
+    """Rate of the experts' kernels; as ``kernels`` if None."""
     routers: float | None = None
-    """Of the routers' kernels; as other kernels if None."""
+    """Rate of the routers' kernels; as ``kernels`` if None."""
     head: float | None = None
-    """Of the head's kernels; as other kernels if None."""
+    """Rate of the head's kernels; as ``kernels`` if None."""
     others: float = 0.0
-    """Of biases, norms, positions and the class token."""
+    """Rate of biases, norms, positions and the class token."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -29,7 +29,7 @@ class WeightDecayConfig(Checked):
 
 @dataclasses.dataclass(frozen=True)
 class OptimConfig(Checked):
-    """The optimiser: clip, Adam or momentum, decoupled decay, learning rate, in this order."""
+    """The optimiser: clipping, Adam or momentum, decoupled weight decay, learning rate, in order."""
 
     kind: Literal["adamw", "sgd"] = "adamw"
     lr: float = 1e-3
@@ -39,16 +39,16 @@ class OptimConfig(Checked):
     end_lr: float = 1e-5
     """Learning rate at the last step; a constant schedule stays at the peak."""
     warmup_steps: int = 100
-    """Steps from 0 to the peak, linearly."""
+    """Steps of linear increase from 0 to the peak."""
     b1: float = 0.9
     """Decay rate of Adam's mean of gradients."""
     b2: float = 0.999
     """Decay rate of Adam's mean of squared gradients."""
     momentum: float = 0.9
-    """Of SGD."""
+    """Momentum of SGD."""
     weight_decay: WeightDecayConfig = WeightDecayConfig()
     grad_clip_norm: float | None = 1.0
-    """Largest global norm of the gradient; None for any."""
+    """Largest global norm of the gradient; None for no clipping."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -12,7 +12,7 @@ from vmoe.config.optim import OptimConfig
 
 @dataclasses.dataclass(frozen=True)
 class TrainConfig(Checked):
-    """A training run, whole: the same TrainConfig gives the same parameters."""
+    """A whole training run: the same config gives the same parameters."""
 
     model: ViTConfig = ViTConfig()
     data: DataConfig = DataConfig()
@@ -20,16 +20,16 @@ class TrainConfig(Checked):
     steps: int = 1000
     batch_size: int = 32
     loss: Literal["softmax", "sigmoid"] = "softmax"
-    """Cross-entropy: of one class among all, or of each class by itself, summed over classes."""
+    """Cross-entropy of the softmax over the classes, or of a sigmoid per class, summed over them."""
     label_smoothing: float = 0.0
-    """Share of each label that is spread over all classes."""
+    """Share of each label that is spread over all classes, in [0, 1)."""
     ema_decay: float = 0.0
-    """Decay of a moving average of the parameters, evaluated beside them; 0 for none. Over step t
-    it is at most (1 + t) / (10 + t), so that the start is soon forgotten."""
+    """Decay of the moving average of the parameters (EMA), which is evaluated too; 0 for no EMA. At
+    step t the decay is at most (1 + t) / (10 + t), so that the initial values fade quickly."""
     seed: int = 0
-    """Decides initialisation, order of the data, augmentation, noise and dropout."""
+    """Determines initialisation, data order, augmentation, router noise and dropout."""
     evaluations: tuple[EvalConfig, ...] = (EvalConfig(),)
-    """What the model is evaluated on; the accuracy on the first decides which step is best."""
+    """Evaluation sets; the accuracy on the first one decides which checkpoint is the best."""
     log_every: int = 50
     """Steps between rows of metrics."""
     evaluate_every: int = 500
@@ -37,8 +37,8 @@ class TrainConfig(Checked):
     checkpoint_every: int = 500
     """Steps between checkpoints; the last step is always saved."""
     keep_latest: int = 2
-    """How many of the checkpoints due are kept, the newest; beside them the best of those
-    evaluated, and the last one."""
+    """How many of the newest scheduled checkpoints are kept; the best one by evaluation and the last
+    one are kept too."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -69,7 +69,7 @@ class TrainConfig(Checked):
                 f"data.{name}={value} leaves nothing of an image of model.image_size={size}",
             )
         names = [evaluation.name for evaluation in self.evaluations]
-        require(bool(names), "evaluations: name at least one set")
-        require(len(names) == len(set(names)), f"evaluations: two have one name in {names}")
-        for evaluation in self.evaluations:  # what cannot work together is refused here
+        require(bool(names), "evaluations: give at least one evaluation set")
+        require(len(names) == len(set(names)), f"evaluations: the names {names} are not unique")
+        for evaluation in self.evaluations:  # raises if its settings do not fit the model
             evaluation.model(self.model)

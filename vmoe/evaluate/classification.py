@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import time
 from collections.abc import Callable
+from typing import Literal, NamedTuple
 
 import jax
 import numpy as np
@@ -66,20 +67,28 @@ class Evaluation:
         return {n: getattr(self, n) for n in names if n not in ("class_names", "outcomes")}
 
 
+class NamedEvaluation(NamedTuple):
+    """An evaluation of a run: the name of the set, whose weights, and the result."""
+
+    set: str
+    weights: Literal["raw", "ema"]
+    result: Evaluation
+
+
 def evaluate(
     model: ViT,
     source: Source,
     *,
     batch_size: int = 256,
     image_size: int | None = None,
-    each: Callable[[], None] = lambda: None,
+    on_batch: Callable[[], None] = lambda: None,
 ) -> Evaluation:
     """Evaluates a model on every image of a source.
 
     Args:
         image_size: side to which the images are resized; the model's own if None. Positions are
             resampled for another.
-        each: called before each batch, and before compiling; what it raises ends the evaluation.
+        on_batch: called before each batch, and before compiling; what it raises ends the evaluation.
 
     Raises:
         UsageError: the images do not fit the model, or the batch holds none.
@@ -91,7 +100,7 @@ def evaluate(
     for name, value in (("batch_size", batch_size), ("image_size", image_size)):
         if value < 1:
             raise UsageError(f"{name}={value}: use at least 1")
-    each()
+    on_batch()
     placement = model.placement
     batch_size = placement.round_up(batch_size)
     part, parts = placement.process_shard()
@@ -107,7 +116,7 @@ def evaluate(
         image_size=image_size,
         share=(part, parts),
     ):
-        each()
+        on_batch()
         found, valid, counts = jax.device_get(
             _measure(graph, state, placement.make_global_array(batch))
         )

@@ -1,4 +1,4 @@
-"""Versions, devices and the commit of a run, and what of them has changed since."""
+"""Versions, devices, commit and data of a run, and how they differ from those of its start."""
 
 import importlib.metadata
 import os
@@ -10,10 +10,14 @@ from typing import Any
 import jax
 
 import vmoe
+from vmoe.data.sources import Source
+from vmoe.sharding import Placement
+
+COMPARED = ("jax", "jaxlib", "devices", "mesh", "processes", "cores", "grain", "numpy", "pillow")
 
 
-def environment() -> dict[str, Any]:
-    """Versions, devices and the code's commit, as far as a result may depend on them."""
+def environment(source: Source, placement: Placement) -> dict[str, Any]:
+    """What the result of a run may depend on, beside its config."""
     packages = ("vmoe", "jax", "jaxlib", "flax", "optax", "grain", "numpy", "pillow")
     return {
         "commit": _commit(),
@@ -22,7 +26,28 @@ def environment() -> dict[str, Any]:
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None,
         "devices": [device.device_kind for device in jax.devices()],
         **{name: importlib.metadata.version(name) for name in packages},
+        "mesh": str(placement),
+        "processes": jax.process_count(),
+        "images": len(source),
+        "data": source.fingerprint(),
     }
+
+
+def differences(stored: dict[str, Any], current: dict[str, Any]) -> list[str]:
+    """Differences between the current environment and data and those recorded at the start."""
+    lines = []
+    if stored.get("data") != current["data"]:
+        lines.append(
+            f"the training data has changed since the start ({stored.get('images')} images then, "
+            f"{current['images']} now): the result will differ from that of an unchanged run"
+        )
+    for name in COMPARED:
+        if stored.get(name) != current[name]:
+            lines.append(
+                f"the run started with {name} {stored.get(name)}, now {current[name]}: the same "
+                "steps may round differently"
+            )
+    return lines
 
 
 def _commit() -> str | None:
@@ -31,12 +56,12 @@ def _commit() -> str | None:
     if not (root / ".git").exists():
         return None
 
-    def git(*words: str) -> str:
-        done = subprocess.run(["git", *words], cwd=root, capture_output=True, text=True)
+    def git(*arguments: str) -> str:
+        done = subprocess.run(["git", *arguments], cwd=root, capture_output=True, text=True)
         return done.stdout.strip()
 
     try:
         changes = git("status", "--porcelain", "--untracked-files=no")
         return git("rev-parse", "HEAD") + (" + changes" if changes else "") or None
-    except OSError:  # no git on this machine
+    except OSError:  # git is not installed
         return None

@@ -1,5 +1,7 @@
 """The optimiser, its learning rate, and the moving average of the parameters."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import optax
@@ -7,11 +9,12 @@ from jaxtyping import Array, Int
 
 from vmoe.config import OptimConfig, WeightDecayConfig
 from vmoe.nn.parts import part_of
-from vmoe.train.state import Params
+
+Params = dict[str, Any]
 
 
 def schedule(config: OptimConfig, steps: int) -> optax.Schedule:
-    """Linear from 0 to the peak over the warmup, then to ``end_lr``, or constant at the peak."""
+    """Linear from 0 to ``lr`` over the warmup, then to ``end_lr`` at the last step, or constant."""
     rest = steps - config.warmup_steps
     after = {
         "cosine": optax.cosine_decay_schedule(config.lr, rest, alpha=config.end_lr / config.lr),
@@ -23,21 +26,38 @@ def schedule(config: OptimConfig, steps: int) -> optax.Schedule:
 
 
 def optimizer(config: OptimConfig, steps: int) -> optax.GradientTransformation:
-    """Clip by global norm, Adam or momentum, decoupled decay, learning rate."""
+    """Clipping by global norm, Adam or momentum, decoupled weight decay, learning rate."""
+    clip = config.grad_clip_norm
     return optax.chain(
-        optax.identity()
-        if config.grad_clip_norm is None
-        else optax.clip_by_global_norm(config.grad_clip_norm),
+        optax.identity() if clip is None else optax.clip_by_global_norm(clip),
         optax.trace(config.momentum)
         if config.kind == "sgd"
         else optax.scale_by_adam(config.b1, config.b2),
         *(
-            optax.add_decayed_weights(rate, mask=lambda params, kind=kind: _masked(params, kind))
+            optax.add_decayed_weights(rate, mask=lambda params, kind=kind: _mask(params, kind))
             for kind, rate in _rates(config.weight_decay).items()
             if rate
         ),
         optax.scale_by_learning_rate(schedule(config, steps)),
     )
+
+
+def update_ema(ema: Params, params: Params, decay: float, step: Int[Array, ""]) -> Params:
+    """One step of the moving average, whose decay is at most (1 + step) / (10 + step)."""
+    decay = jnp.minimum(decay, (1.0 + step) / (10.0 + step))
+    return optax.incremental_update(params, ema, 1.0 - decay)
+
+
+def decay_kind(path: tuple[str, ...]) -> str:
+    """The field of ``WeightDecayConfig`` that applies to a parameter.
+
+    >>> decay_kind(("blocks", "1", "mlp", "experts", "up", "kernel"))
+    'experts'
+    """
+    if path[-1] != "kernel":
+        return "others"
+    part = part_of(path)
+    return part if part in ("experts", "routers", "head") else "kernels"
 
 
 def _rates(decay: WeightDecayConfig) -> dict[str, float]:
@@ -49,25 +69,7 @@ def _rates(decay: WeightDecayConfig) -> dict[str, float]:
     }
 
 
-def decay_kind(path: tuple[str, ...]) -> str:
-    """The field of ``WeightDecayConfig`` that holds for a parameter.
-
-    >>> decay_kind(("blocks", "1", "mlp", "experts", "up", "kernel"))
-    'experts'
-    """
-    if path[-1] != "kernel":
-        return "others"
-    part = part_of(path)
-    return part if part in ("experts", "routers", "head") else "kernels"
-
-
-def _masked(params: optax.Params, kind: str) -> optax.Params:
+def _mask(params: optax.Params, kind: str) -> optax.Params:
     return jax.tree_util.tree_map_with_path(
         lambda path, _: decay_kind(tuple(str(key.key) for key in path)) == kind, params
     )
-
-
-def average(ema: Params, params: Params, decay: float, step: Int[Array, ""]) -> Params:
-    """One step of the moving average, whose decay is at most (1 + step) / (10 + step)."""
-    decay = jnp.minimum(decay, (1.0 + step) / (10.0 + step))
-    return optax.incremental_update(params, ema, 1.0 - decay)

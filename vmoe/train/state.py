@@ -1,27 +1,81 @@
-"""All that training changes."""
+"""All that training changes: the state of a run, where it lies, and its items in a checkpoint."""
 
 from typing import Any, NamedTuple
 
+import jax
+import jax.numpy as jnp
+from flax import nnx
 from jaxtyping import Array, Int
 
-Params = dict[str, Any]
+from vmoe import models
+from vmoe.config import TrainConfig
+from vmoe.sharding import ONE_DEVICE, Placement
+from vmoe.train.optim import Params, optimizer
 
 
 class State(NamedTuple):
     """All that training changes.
 
     Attributes:
-        step: how many steps have been taken.
-        batch: the number of the next batch: the step, and what was jumped over after a NaN.
-        rewinds: how often the run went back after a NaN.
+        step: number of steps taken.
+        batch: number of the next batch: the step, plus the batches skipped after a NaN.
+        rewinds: number of times the run went back after a NaN.
         params: the model's parameters, as nested dicts.
-        moments: the optimiser's state.
-        ema: a moving average of the parameters; None where the config asks for none.
+        opt_state: the optimiser's state.
+        ema: moving average of the parameters; None where the config asks for none.
     """
 
     step: Int[Array, ""]
     batch: Int[Array, ""]
     rewinds: Int[Array, ""]
     params: Params
-    moments: Any
+    opt_state: Any
     ema: Params | None
+
+
+def init_state(config: TrainConfig, placement: Placement = ONE_DEVICE) -> State:
+    """The state before the first step; it follows from the config's seed."""
+    if placement.mesh is None:
+        return _init(config)
+    shardings = state_shardings(jax.eval_shape(lambda: _init(config)), placement)
+    return jax.jit(lambda: _init(config), out_shardings=shardings)()
+
+
+def abstract_state(config: TrainConfig, placement: Placement = ONE_DEVICE) -> State:
+    """The shapes and dtypes of the state; on a mesh with their shardings. Allocates nothing."""
+    shapes = jax.eval_shape(lambda: _init(config))
+    if placement.mesh is None:
+        return shapes
+    return jax.tree.map(
+        lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
+        shapes,
+        state_shardings(shapes, placement),
+    )
+
+
+def state_shardings(state: State, placement: Placement) -> State:
+    """The sharding of every array of a state."""
+    params, opt_state = placement.params(state.params), placement.opt_state(state.opt_state)
+    counts = (placement.replicated(),) * 3
+    return State(*counts, params, opt_state, None if state.ema is None else params)
+
+
+def checkpoint_items(state: State) -> dict[str, Any]:
+    """The state as the items of a checkpoint; see ``vmoe/checkpoints/run.py``."""
+    training = (state.step, state.batch, state.rewinds, state.opt_state)
+    ema = {} if state.ema is None else {"ema": state.ema}
+    return {"params": state.params, "training": training, **ema}
+
+
+def from_checkpoint_items(items: dict[str, Any]) -> State:
+    """The state whose items these are."""
+    step, batch, rewinds, opt_state = items["training"]
+    return State(step, batch, rewinds, items["params"], opt_state, items.get("ema"))
+
+
+def _init(config: TrainConfig) -> State:
+    params = nnx.to_pure_dict(nnx.state(models.build(config.model, seed=config.seed), nnx.Param))
+    ema = jax.tree.map(jnp.copy, params) if config.ema_decay else None
+    step, batch, rewinds = (jnp.zeros((), jnp.int32) for _ in range(3))
+    opt_state = optimizer(config.optim, config.steps).init(params)
+    return State(step, batch, rewinds, params, opt_state, ema)

@@ -1,36 +1,133 @@
-"""A run folder as files: their names, and what they hold."""
+"""A run folder as files: their names, and what they hold.
 
+config.json        the run, enough to run it again    model.txt     the model on one page
+environment.json   versions, devices, commit, data    classes.json  class names, in label order
+metrics.csv        a row per report                   checkpoints/  STEP/ ...
+evaluations.csv    a row per evaluation               experts.csv   a row per expert
+tensorboard/       the same, for TensorBoard
+"""
+
+import dataclasses
+import json
+import os
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
-from vmoe.config import TrainConfig, from_json
+from vmoe.config import TrainConfig
+from vmoe.config.files import load, to_json
 from vmoe.errors import UsageError
 
+CONFIG, ENVIRONMENT, CLASSES, MODEL = (
+    *("config.json", "environment.json"),
+    *("classes.json", "model.txt"),
+)
+CHECKPOINTS = "checkpoints"
 
-def steps_of(workdir: Path) -> list[int]:
-    """The steps of a run folder, oldest first; it is only read: a run may be writing to it."""
-    names = [path.name for path in (workdir / "checkpoints").glob("*") if path.is_dir()]
-    return sorted(int(name) for name in names if name.isdigit())
+
+def has_config(workdir: Path) -> bool:
+    """Whether the folder holds a run: config.json is written last of its metadata."""
+    return (workdir / CONFIG).is_file()
 
 
-def read_class_names(workdir: Path) -> list[str]:
-    """The names of the classes that a run folder was made with."""
-    return _text(workdir / "classes.txt").splitlines()
+def write_metadata(
+    workdir: Path,
+    config: TrainConfig,
+    class_names: tuple[str, ...],
+    *,
+    environment: dict[str, Any],
+    model: str,
+) -> None:
+    """Writes what explains a run: its config, class names, environment and model summary.
+
+    Each file is written beside and renamed.
+
+    Raises:
+        OSError: the folder cannot be written.
+    """
+    texts = {
+        ENVIRONMENT: json.dumps(environment, indent=2),
+        MODEL: model,
+        CLASSES: json.dumps(class_names, indent=0),
+        CONFIG: to_json(config),  # last: a folder that has it has all
+    }
+    for name, text in texts.items():
+        temporary = workdir / f"{name}.tmp"
+        temporary.write_text(text + "\n")
+        os.replace(temporary, workdir / name)
 
 
 def read_config(workdir: Path) -> TrainConfig:
-    """The config that a run folder was made with.
+    """The config of a run folder.
 
     Raises:
-        UsageError: there is none, or it is damaged.
+        UsageError: the file is missing, corrupt, or of another format version.
     """
-    try:
-        return from_json(TrainConfig, _text(workdir / "config.json"))
-    except UsageError as error:
-        raise UsageError(f"{workdir / 'config.json'}: {error}") from None
+    return load(workdir / CONFIG)
 
 
-def _text(path: Path) -> str:
+def read_class_names(workdir: Path) -> list[str]:
+    """The class names of a run folder, in the order of the logits.
+
+    Raises:
+        UsageError: the file is missing or corrupt.
+    """
+    names = _read_json(workdir / CLASSES)
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise UsageError(f"{workdir / CLASSES}: expected a JSON list of class names")
+    return names
+
+
+def read_environment(workdir: Path) -> dict[str, Any]:
+    """Versions, devices and data of the start of a run.
+
+    Raises:
+        UsageError: the file is missing or corrupt.
+    """
+    return _read_json(workdir / ENVIRONMENT)
+
+
+def steps_of(workdir: Path) -> list[int]:
+    """The checkpointed steps of a run folder, ascending. Only reads: a run may be writing to it."""
+    names = [path.name for path in (workdir / CHECKPOINTS).glob("*") if path.is_dir()]
+    return sorted(int(name) for name in names if name.isdigit())
+
+
+def check_same_run(workdir: Path, config: TrainConfig, class_names: tuple[str, ...]) -> None:
+    """Refuses a folder that holds a run of another config or of other classes.
+
+    Raises:
+        UsageError: names every field that differs.
+    """
+    if differences := list(_differences(read_config(workdir), config)):
+        raise UsageError(
+            f"workdir {workdir} holds a run of another config ({'; '.join(differences)}): use "
+            "another workdir, or the config of that run"
+        )
+    if tuple(read_class_names(workdir)) != class_names:
+        raise UsageError(
+            f"workdir {workdir}: the classes of the training data differ from those of the run "
+            f"({workdir / CLASSES}): use another workdir"
+        )
+
+
+def _differences(stored: Any, current: Any, place: str = "") -> Iterator[str]:
+    """A phrase for each field that differs between two configs."""
+    if dataclasses.is_dataclass(stored) and type(stored) is type(current):
+        names = [field.name for field in dataclasses.fields(stored)]
+        pairs = {name: (getattr(stored, name), getattr(current, name)) for name in names}
+    elif isinstance(stored, tuple) and isinstance(current, tuple) and len(stored) == len(current):
+        pairs = {str(i): pair for i, pair in enumerate(zip(stored, current, strict=True))}
+    else:
+        if stored != current:
+            yield f"{place} is {stored} there and {current} here"
+        return
+    for name, pair in pairs.items():
+        yield from _differences(*pair, f"{place}.{name}".lstrip("."))
+
+
+def _read_json(path: Path) -> Any:
     try:
-        return path.read_text()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"{path}: cannot be read ({error}); a run folder holds it") from None
+        return json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{path}: cannot be read ({error}); a run folder needs it") from None
