@@ -114,9 +114,9 @@ def raise_together(work: Callable[[], Result]) -> Result:
         SynchronizedError: some process raised a VmoeError or an OSError. With one process its own
             error is raised.
     """
-    result, message = None, ""
+    results, message = [], ""
     try:
-        result = work()
+        results.append(work())
     except (VmoeError, OSError) as error:
         if is_single_process():
             raise
@@ -125,7 +125,7 @@ def raise_together(work: Callable[[], Result]) -> Result:
         status, _, line = message.partition(" ")
         kind = UsageError if status == str(UsageError.status) else Failure
         raise SynchronizedError(kind(line))
-    return result
+    return results[0]
 
 
 def synchronized(error: VmoeError) -> VmoeError:

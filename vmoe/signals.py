@@ -7,6 +7,7 @@ import os
 import signal
 import threading
 from types import FrameType, TracebackType
+from typing import Any
 
 
 class Signals:
@@ -18,7 +19,7 @@ class Signals:
     def __init__(self) -> None:
         self.requested = ""
         """The name of the signal that asks for a stop; empty if there was none."""
-        self._previous: dict[int, object] = {}
+        self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> "Signals":
         if threading.current_thread() is threading.main_thread():

@@ -20,6 +20,7 @@ from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
+from etils import epath
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
 from vmoe import distributed
@@ -266,7 +267,7 @@ def restore(folder: Path, **target: Arrays) -> dict[str, Arrays]:
     """
     items, index, message = {}, {}, ""
     try:
-        index = ocp.JsonCheckpointHandler().restore(folder / "checksums")
+        index = ocp.JsonCheckpointHandler().restore(epath.Path(folder / "checksums"))
         _check_format(folder, index)
         items = {name: _restore_item(folder / name, item) for name, item in target.items()}
     except (Failure, MemoryError, PermissionError):
@@ -300,7 +301,9 @@ def _check_format(folder: Path, index: Any) -> None:
 def _restore_item(folder: Path, target: Arrays) -> Arrays:
     """One item, by its handler: a Checkpointer would wait for all processes when one fails."""
     handler = ocp.StandardCheckpointHandler()
-    return handler.restore(folder, args=ocp.args.StandardRestore(jax.tree.map(_abstract, target)))
+    return handler.restore(
+        epath.Path(folder), args=ocp.args.StandardRestore(jax.tree.map(_abstract, target))
+    )
 
 
 def _abstract(leaf: jax.Array | jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:

@@ -1,6 +1,6 @@
 """The optimiser, its learning rate, and the moving average of the parameters."""
 
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -44,8 +44,8 @@ def optimizer(config: OptimConfig, steps: int) -> optax.GradientTransformation:
 
 def update_ema(ema: Params, params: Params, decay: float, step: Int[Array, ""]) -> Params:
     """One step of the moving average, whose decay is at most (1 + step) / (10 + step)."""
-    decay = jnp.minimum(decay, (1.0 + step) / (10.0 + step))
-    return optax.incremental_update(params, ema, 1.0 - decay)
+    rate = jnp.minimum(decay, (1.0 + step) / (10.0 + step))
+    return cast(Params, optax.incremental_update(params, ema, 1.0 - rate))
 
 
 def decay_kind(path: tuple[str, ...]) -> str:

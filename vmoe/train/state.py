@@ -54,10 +54,11 @@ def abstract_state(config: TrainConfig, placement: Placement = ONE_DEVICE) -> St
 
 
 def state_shardings(state: State, placement: Placement) -> State:
-    """The sharding of every array of a state."""
+    """A state whose leaves are the shardings of its arrays."""
     params, opt_state = placement.params(state.params), placement.opt_state(state.opt_state)
-    counts = (placement.replicated(),) * 3
-    return State(*counts, params, opt_state, None if state.ema is None else params)
+    counts: Any = placement.replicated()
+    ema = None if state.ema is None else params
+    return State(counts, counts, counts, params, opt_state, ema)
 
 
 def checkpoint_items(state: State) -> dict[str, Any]:

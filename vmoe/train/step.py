@@ -1,6 +1,6 @@
 """One training step: a pure function of the state and a batch."""
 
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -38,7 +38,7 @@ def train_step(
         state.params, batch, key, config=config, placement=placement
     )
     updates, opt_state = optim.update(gradient, state.opt_state, state.params)
-    params = optax.apply_updates(state.params, updates)
+    params = cast(Params, optax.apply_updates(state.params, updates))
     ema = state.ema
     if ema is not None:
         ema = update_ema(ema, params, config.ema_decay, state.step)
