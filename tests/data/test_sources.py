@@ -1,11 +1,9 @@
-"""Data sets: what each source holds, how it is split, and what it refuses."""
+"""Data sets by name: what each source holds, how it is split, and what is refused."""
 
-import functools
-import gzip
-import hashlib
-import http.server
-import threading
-from collections.abc import Iterator
+import multiprocessing
+import operator
+import pickle
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +11,9 @@ import pytest
 from PIL import Image
 
 from vmoe.config import TrainConfig, ViTConfig
+from vmoe.data.decode import decode
 from vmoe.data.pipeline import training_batches
-from vmoe.data.sources import fashion_mnist, name_and_split, open_source, relabel
+from vmoe.data.sources import Example, Source, name_and_split, open_source, relabel
 from vmoe.errors import UsageError
 
 
@@ -22,6 +21,11 @@ def write_images(folder: Path, count: int, *, value: int = 0) -> None:
     folder.mkdir(parents=True)
     for i in range(count):
         Image.fromarray(np.full((8, 8, 3), value + i, np.uint8)).save(folder / f"{i:03}.png")
+
+
+def value(example: Example) -> int:
+    """The value of all pixels of an image by ``write_images``."""
+    return int(decode(example.image, example.origin)[0, 0, 0])
 
 
 @pytest.fixture
@@ -34,7 +38,7 @@ def photos(tmp_path: Path) -> Path:
     return tmp_path / "photos"
 
 
-def test_a_folder_is_split_by_share_of_each_class_always_alike(photos: Path) -> None:
+def test_a_folder_is_split_by_class_always_in_the_same_way(photos: Path) -> None:
     splits = {s: open_source(f"folder:{photos}", s) for s in ("train", "validation", "test")}
     assert {name: len(split) for name, split in splits.items()} == {
         "train": 24,
@@ -43,20 +47,20 @@ def test_a_folder_is_split_by_share_of_each_class_always_alike(photos: Path) -> 
     }
     for name, split in splits.items():
         assert split.class_names == ("cats", "dogs") and split.skipped == 1
-        again = open_source(f"folder:{photos}", name)
-        assert again.images.paths == split.images.paths
-        assert all(split[i].image.max() // 100 == split[i].label for i in range(len(split)))
-    values = [int(s[i].image[0, 0, 0]) for s in splits.values() for i in range(len(s))]
+        assert list(split) == list(open_source(f"folder:{photos}", name))
+        assert all(value(example) // 100 == example.label for example in split)
+    values = [value(example) for split in splits.values() for example in split]
     assert sorted(values) == [*range(20), *range(100, 110)]
 
 
-def test_a_folder_with_parts_of_its_own_keeps_them(photos: Path, tmp_path: Path) -> None:
-    root = tmp_path / "parts"
+def test_a_folder_with_splits_of_its_own_keeps_them(photos: Path, tmp_path: Path) -> None:
+    root = tmp_path / "splits"
     root.mkdir()
     photos.rename(root / "train")
     write_images(root / "test" / "dogs", 4)
     test = open_source(f"folder:{root}", "test")
-    assert list(test.labels) == [1] * 4 and test.class_names == ("cats", "dogs")
+    assert [example.label for example in test] == [1] * 4
+    assert test.class_names == ("cats", "dogs")
     assert len(open_source(f"folder:{root}", "train")) == 27
     assert len(open_source(f"folder:{root}", "validation")) == 3
     write_images(root / "val" / "cats", 5)
@@ -64,7 +68,7 @@ def test_a_folder_with_parts_of_its_own_keeps_them(photos: Path, tmp_path: Path)
     assert len(open_source(f"folder:{root}", "train")) == 30
 
 
-def test_a_folder_trains_through_the_same_pipeline_at_any_size(photos: Path) -> None:
+def test_a_folder_is_trained_on_at_any_image_size(photos: Path) -> None:
     source = open_source(f"folder:{photos}", "train")
     model = ViTConfig(patch_size=4, image_size=16, num_classes=2)
     batch = training_batches(source, TrainConfig(model=model, batch_size=24))[0]
@@ -87,88 +91,40 @@ def test_folders_that_cannot_be_trained_on_are_refused_by_name(photos: Path) -> 
         open_source("folder", "train")
 
 
-def test_a_part_that_is_missing_or_has_a_strange_class_is_refused(tmp_path: Path) -> None:
+def test_a_split_that_is_missing_or_has_an_unknown_class_is_refused(tmp_path: Path) -> None:
     write_images(tmp_path / "train" / "cats", 3)
     write_images(tmp_path / "validation" / "cows", 3)
-    with pytest.raises(UsageError, match="no part 'test', there are train, validation"):
+    with pytest.raises(UsageError, match="no split 'test': choose from train, validation"):
         open_source(f"folder:{tmp_path}", "test")
-    with pytest.raises(UsageError, match="class 'cows' has no folder in the training part"):
+    with pytest.raises(UsageError, match="class 'cows' has no folder in the training split"):
         open_source(f"folder:{tmp_path}", "validation")
 
 
-@pytest.mark.parametrize("shape", [(40, 8, 8), (40, 8, 8, 1), (40, 8, 8, 3)])
-def test_a_numpy_file_is_split_by_share_or_as_its_arrays_are_named(
-    shape: tuple[int, ...], tmp_path: Path
-) -> None:
-    rng = np.random.default_rng(0)
-    images, labels = rng.integers(0, 255, shape, dtype=np.uint8), np.arange(40) % 2
-    path = tmp_path / "data.npz"
-    np.savez(path, images=images, labels=labels, class_names=["odd", "even"])
-    splits = [open_source(f"arrays:{path}", s) for s in ("train", "validation", "test")]
-    assert [len(split) for split in splits] == [32, 4, 4]
-    assert splits[0].class_names == ("odd", "even")
-    assert splits[0][0].image.shape == (8, 8, 3)
-    np.savez(path, train_images=images, train_labels=labels, test_images=images[:6],
-             test_labels=labels[:6])  # fmt: skip
-    splits = [open_source(f"arrays:{path}", s) for s in ("train", "validation", "test")]
-    assert [len(split) for split in splits] == [36, 4, 6]
-    expected = images[:6] if images.shape[-1] == 3 else images[:6].reshape(6, 8, 8, 1)
-    np.testing.assert_array_equal(splits[2].images, np.broadcast_to(expected, (6, 8, 8, 3)))
-
-
-IMAGES, LABELS = np.zeros((30, 8, 8, 3), np.uint8), np.zeros(30, int)
-WORDS = ["a"] * 30
+def test_the_digits_are_split_evenly_always_in_the_same_way() -> None:
+    splits = {name: open_source("digits", name) for name in ("train", "validation", "test")}
+    assert {name: len(split) for name, split in splits.items()} == {
+        "train": 1257,
+        "validation": 180,
+        "test": 360,
+    }
+    rows = np.concatenate([s.images.reshape(len(s), -1) for s in splits.values()])
+    assert len(np.unique(rows, axis=0)) == 1797, "an image is in two splits"
+    for split in splits.values():
+        share = np.bincount(split.labels) / len(split)
+        np.testing.assert_allclose(share, 0.1, atol=0.01)
+    # A different random split would have another first image.
+    assert splits["test"].images[0].sum() == 13290
 
 
 @pytest.mark.parametrize(
-    ("arrays", "message"),
-    [
-        (dict(labels=LABELS), "no array 'images', there are labels"),
-        (dict(images=IMAGES), "no array 'labels', there are images"),
-        (dict(images=IMAGES / 255, labels=LABELS), "images is float64 .* uint8"),
-        (dict(images=IMAGES[..., :2], labels=LABELS), r"images is uint8 \(30, 8, 8, 2\)"),
-        (dict(images=IMAGES, labels=LABELS[:3]), "an integer for each of the 30 images"),
-        (dict(images=IMAGES, labels=LABELS - 1), "labels count from 0"),
-        (dict(images=IMAGES, labels=LABELS + 2, class_names=["a"]), "label 2, and class_names has"),
-        (dict(images=IMAGES, labels=np.array([None] * 30)), "not a whole .npz of plain arrays"),
-        (dict(test_images=IMAGES, test_labels=LABELS), "no part 'train', there are test"),
-        (dict(images=IMAGES[:, :0], labels=LABELS), r"images is uint8 \(30, 0, 8, 3\)"),
-        (dict(images=IMAGES, labels=LABELS, class_names="abc"), "class_names is a list of names"),
-        (dict(images=IMAGES, labels=LABELS, class_names=["a", "a"]), "names that differ"),
-        (dict(images=IMAGES, labels=LABELS + 10**9), "labels count the classes from 0"),
-        (
-            dict(
-                train_images=IMAGES, train_labels=LABELS, test_images=IMAGES, test_labels=["a"] * 30
-            ),
-            "test_labels is <U1",
-        ),
-    ],
+    ("name", "split", "message"),
+    [("digit", "test", "did you mean 'digits'"), ("digits", "tests", "did you mean 'test'")],
 )
-def test_numpy_files_that_do_not_fit_are_refused_by_name(
-    arrays: dict[str, np.ndarray], message: str, tmp_path: Path
+def test_a_misspelled_data_set_or_split_is_refused_with_a_suggestion(
+    name: str, split: str, message: str
 ) -> None:
-    np.savez(tmp_path / "data.npz", **arrays)
-    with pytest.raises(UsageError, match=rf"data\.npz.*{message}"):
-        open_source(f"arrays:{tmp_path / 'data.npz'}", "train")
-
-
-def test_arrays_of_other_names_are_left_alone(tmp_path: Path) -> None:
-    path = tmp_path / "data.npz"
-    np.savez(path, images=IMAGES, labels=LABELS, coarse_labels=LABELS + 19, names=["a"])
-    assert open_source(f"arrays:{path}", "train").class_names == ("0",)
-
-
-def test_files_that_are_no_numpy_file_are_refused(tmp_path: Path) -> None:
-    np.savez(tmp_path / "whole.npz", images=IMAGES, labels=LABELS)
-    (tmp_path / "half.npz").write_bytes((tmp_path / "whole.npz").read_bytes()[:1000])
-    np.save(tmp_path / "one.npy", IMAGES)
-    for name, message in [
-        ("half.npz", "not a whole .npz"),
-        ("gone.npz", "no such file"),
-        ("one.npy", "one array"),
-    ]:
-        with pytest.raises(UsageError, match=message):
-            open_source(f"arrays:{tmp_path / name}", "train")
+    with pytest.raises(UsageError, match=message):
+        open_source(name, split)
 
 
 @pytest.mark.parametrize(
@@ -181,102 +137,121 @@ def test_files_that_are_no_numpy_file_are_refused(tmp_path: Path) -> None:
         ("fashion_mnist:some/folder", ("fashion_mnist:some/folder", "")),
     ],
 )
-def test_a_split_is_what_stands_behind_the_last_colon(text: str, parts: tuple[str, str]) -> None:
+def test_a_split_is_what_follows_the_last_colon(text: str, parts: tuple[str, str]) -> None:
     assert name_and_split(text) == parts
 
 
-def test_a_split_in_the_name_of_the_digits_never_becomes_the_data_trained_on() -> None:
-    with pytest.raises(UsageError, match="no split 'test'"):
+def test_a_split_in_the_name_of_the_digits_is_refused() -> None:
+    with pytest.raises(
+        UsageError, match="digits:test: no split 'test' can be given here; use 'digits'"
+    ):
         open_source("digits:test", "train")
 
 
-def test_a_fingerprint_changes_with_files_labels_and_classes(photos: Path) -> None:
-    first = open_source(f"folder:{photos}", "train").fingerprint()
-    assert open_source(f"folder:{photos}", "train").fingerprint() == first
-    (photos / "cats" / "003.png").unlink()
-    assert open_source(f"folder:{photos}", "train").fingerprint() != first
-    digits = [open_source("digits", split).fingerprint() for split in ("train", "test", "test")]
-    assert digits[0] != digits[1] == digits[2]
+def test_an_example_says_where_it_comes_from(photos: Path) -> None:
+    assert open_source("digits", "train")[3].origin == "digits:train[3]"
+    example = open_source(f"folder:{photos}", "train")[0]
+    assert Path(example.origin).read_bytes() == example.image
+    assert Path(example.origin).parent == photos / "cats"
 
 
-def test_labels_follow_the_names_of_the_models_classes() -> None:
+def test_the_fingerprint_of_a_folder_changes_with_files_labels_and_classes(tmp_path: Path) -> None:
+    """It does not change with the content of a file, nor with the path of the folder."""
+    cats, dogs = tmp_path / "photos" / "test" / "cats", tmp_path / "photos" / "test" / "dogs"
+    write_images(cats, 3)
+    write_images(dogs, 3)
+
+    def fingerprint(folder: str = "photos") -> str:
+        return open_source(f"folder:{tmp_path / folder}", "test").fingerprint()
+
+    found = [fingerprint()]
+    (cats / "000.png").write_bytes(b"another image")
+    assert fingerprint() == found[0]
+    (cats / "000.png").rename(cats / "a.png")
+    found.append(fingerprint())
+    (cats / "a.png").rename(dogs / "a.png")
+    found.append(fingerprint())
+    (dogs / "a.png").unlink()
+    found.append(fingerprint())
+    dogs.rename(dogs.with_name("wolves"))
+    found.append(fingerprint())
+    assert len(set(found)) == 5
+    (tmp_path / "photos").rename(tmp_path / "moved")
+    assert fingerprint("moved") == found[-1]
+
+
+def test_the_fingerprint_of_arrays_changes_with_images_labels_and_classes(tmp_path: Path) -> None:
+    """Only evenly spaced images are read of many: a change between them is not detected."""
+    images = np.random.default_rng(0).integers(0, 255, (640, 4, 4, 3), dtype=np.uint8)
+    arrays = dict(test_images=images, test_labels=np.arange(640) % 2, class_names=["a", "b"])
+
+    def fingerprint(**changes: np.ndarray | list[str]) -> str:
+        np.savez(tmp_path / "data.npz", **(arrays | changes))
+        return open_source(f"arrays:{tmp_path / 'data.npz'}", "test").fingerprint()
+
+    def changed(name: str, i: int) -> np.ndarray:
+        array = arrays[name].copy()
+        array[i] = 1 - array[i]
+        return array
+
+    found = [
+        fingerprint(),
+        fingerprint(test_images=changed("test_images", 0)),
+        fingerprint(test_images=changed("test_images", 630)),
+        fingerprint(test_images=images.reshape(640, 2, 8, 3)),
+        fingerprint(test_images=images[:639], test_labels=arrays["test_labels"][:639]),
+        fingerprint(test_labels=changed("test_labels", 5)),
+        fingerprint(class_names=["a", "c"]),
+    ]
+    assert len(set(found)) == len(found)
+    assert fingerprint() == found[0] == fingerprint(test_images=changed("test_images", 5))
+
+
+def test_splits_and_relabelled_sources_have_fingerprints_of_their_own() -> None:
+    train, test = (open_source("digits", split) for split in ("train", "test"))
+    sources = [train, test, relabel(test, "9876543210"), relabel(test, "0123456789a")]
+    assert len({source.fingerprint() for source in sources}) == 4
+    assert relabel(test, "9876543210").fingerprint() == sources[2].fingerprint()
+
+
+def test_labels_are_those_of_a_models_classes() -> None:
     digits = open_source("digits", "test")
-    found = relabel(digits, tuple("9876543210"))
-    np.testing.assert_array_equal(found.labels, 9 - digits.labels)
+    found = relabel(digits, "9876543210")
+    assert isinstance(found, Source) and found.class_names == tuple("9876543210")
+    assert [example.label for example in found] == [9 - example.label for example in digits]
+    assert found.name == digits.name
+    np.testing.assert_array_equal(found[5].image, digits[5].image)
     assert relabel(digits, digits.class_names) is digits
-    with pytest.raises(UsageError, match="'0': there are cat, dog"):
+    with pytest.raises(UsageError, match="not trained on, '0': choose from cat, dog"):
         relabel(digits, ("cat", "dog"))
 
 
-@pytest.fixture
-def clothes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Four files of the published form, 24 images large, and the table of their checksums."""
-    rng, table = np.random.default_rng(0), {}
-    folder = tmp_path / "clothes"
-    folder.mkdir()
-    for name in fashion_mnist.SHA256:
-        if "images" in name:
-            content = bytes(16) + rng.integers(0, 255, (120, 28, 28), dtype=np.uint8).tobytes()
-        else:
-            content = bytes(8) + (np.arange(120) % 10).astype(np.uint8).tobytes()
-        (folder / f"{name}.gz").write_bytes(gzip.compress(content))
-        table[name] = hashlib.sha256(content).hexdigest()
-    monkeypatch.setattr(fashion_mnist, "SHA256", table)
-    monkeypatch.setattr(fashion_mnist, "DEBIAN", tmp_path / "nothing")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    return folder
+@pytest.mark.parametrize("kind", ["digits", "relabelled digits", "arrays", "folder"])
+def test_a_pickled_source_holds_no_pixels_and_opens_the_same_data(
+    kind: str, photos: Path, tmp_path: Path
+) -> None:
+    images = np.random.default_rng(0).integers(0, 255, (100, 8, 8), dtype=np.uint8)
+    np.savez(tmp_path / "data.npz", images=images, labels=np.arange(100) % 2)
+    source = {
+        "digits": open_source("digits", "train"),
+        "relabelled digits": relabel(open_source("digits", "train"), "9876543210"),
+        "arrays": open_source(f"arrays:{tmp_path / 'data.npz'}", "train"),
+        "folder": open_source(f"folder:{photos}", "train"),
+    }[kind]
+    pickled = pickle.dumps(source)
+    assert len(pickled) < 1500
+    found = pickle.loads(pickled)
+    assert isinstance(found, Source) and len(found) == len(source)
+    assert (found.name, found.class_names) == (source.name, source.class_names)
+    assert found.skipped == source.skipped and found.fingerprint() == source.fingerprint()
+    for i in range(len(source)):
+        assert (found[i].label, found[i].origin) == (source[i].label, source[i].origin)
+        np.testing.assert_array_equal(*(decode(x[i].image, "") for x in (found, source)))
 
 
-@pytest.fixture
-def server(clothes: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    handler = functools.partial(Quiet, directory=str(clothes))
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as running:
-        threading.Thread(target=running.serve_forever, daemon=True).start()
-        address = f"http://127.0.0.1:{running.server_port}"
-        monkeypatch.setattr(fashion_mnist, "ADDRESS", address)
-        yield clothes
-        running.shutdown()
-
-
-class Quiet(http.server.SimpleHTTPRequestHandler):
-    def log_message(self, *words: object) -> None:
-        pass
-
-
-def test_fashion_mnist_of_a_folder_has_ten_classes_evenly_split(clothes: Path) -> None:
-    splits = [open_source(f"fashion_mnist:{clothes}", s) for s in ("train", "validation", "test")]
-    assert [len(split) for split in splits] == [110, 10, 120]
-    assert np.bincount(splits[1].labels).tolist() == [1] * 10
-    assert splits[0].class_names[9] == "Ankle boot" and splits[0][0].image.shape == (28, 28, 3)
-
-
-def test_fashion_mnist_is_downloaded_once_and_checked(server: Path, tmp_path: Path) -> None:
-    downloaded = open_source("fashion_mnist", "test")
-    for path in server.iterdir():
-        path.unlink()
-    again = open_source("fashion_mnist", "test")
-    np.testing.assert_array_equal(again.images, downloaded.images)
-    names = {path.name for path in (tmp_path / "cache" / "vmoe" / "fashion_mnist").iterdir()}
-    assert names == {f"{name}.gz" for name in fashion_mnist.SHA256}, "something half-done is left"
-
-
-def test_a_download_that_fails_or_is_another_file_leaves_nothing(server: Path) -> None:
-    path = server / "train-images-idx3-ubyte.gz"
-    path.write_bytes(gzip.compress(b"something else"))
-    with pytest.raises(UsageError, match="damaged, its SHA-256 is another"):
-        open_source("fashion_mnist", "train")
-    path.unlink()
-    with pytest.raises(UsageError, match=r"cannot be downloaded .*File not found.*: get Fashion"):
-        open_source("fashion_mnist", "train")
-    cache = Path(fashion_mnist.os.environ["XDG_CACHE_HOME"]) / "vmoe" / "fashion_mnist"
-    assert not list(cache.iterdir())
-
-
-def test_damaged_files_of_fashion_mnist_are_refused_by_name(clothes: Path) -> None:
-    path = clothes / "t10k-labels-idx1-ubyte.gz"
-    path.write_bytes(path.read_bytes()[:-12])
-    with pytest.raises(UsageError, match=r"t10k-labels-idx1-ubyte\.gz: damaged"):
-        open_source(f"fashion_mnist:{clothes}", "test")
-    path.unlink()
-    with pytest.raises(UsageError, match=r"t10k-labels-idx1-ubyte\.gz: no such file"):
-        open_source(f"fashion_mnist:{clothes}", "test")
+def test_a_worker_process_reads_the_same_examples() -> None:
+    source = relabel(open_source("digits", "train"), "9876543210")
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        found = pool.submit(operator.getitem, source, 5).result()
+    assert (found.label, found.origin) == (source[5].label, "digits:train[5]")
+    np.testing.assert_array_equal(found.image, source[5].image)

@@ -7,20 +7,22 @@ from vmoe.config.fields import Checked, require
 
 @dataclasses.dataclass(frozen=True)
 class DataConfig(Checked):
-    """Where images come from and what happens to them in training."""
+    """Which data set a run trains on, and how its training images are augmented."""
 
     name: str = "digits"
     """Data set: digits, fashion_mnist, fashion_mnist:FOLDER, folder:PATH or arrays:FILE.npz."""
     flip: bool = False
-    """Mirror a training image, left to right, with a chance of one half."""
+    """Mirror a training image left to right, with probability 1/2."""
     shift: int = 0
-    """Largest shift of a training image, in pixels, in either direction."""
+    """Largest shift of a training image in either direction, in pixels of the model's size."""
     rotate: float = 0.0
-    """Largest rotation of a training image, in degrees, in either direction."""
+    """Largest rotation of a training image in either direction, in degrees."""
     cutout: int = 0
-    """Side of a square of a training image that is painted grey, in pixels (arXiv 1708.04552)."""
+    """Side of a square of a training image that is painted grey, in pixels of the model's size
+    (arXiv 1708.04552)."""
     mixup: float = 0.0
-    """Concentration of the Dirichlet that weights an image and its partner; 0 is no mixup."""
+    """Concentration of the Dirichlet distribution that weights an image and its partner; 0 for no
+    mixup (arXiv 1710.09412)."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

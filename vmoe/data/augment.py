@@ -1,4 +1,4 @@
-"""Random changes of one training image, on its uint8 pixels."""
+"""Random augmentation of one training image, as uint8 pixels of the model's size."""
 
 import numpy as np
 from jaxtyping import UInt8
@@ -10,7 +10,12 @@ Pixels = UInt8[np.ndarray, "h w 3"]
 
 
 def augment(pixels: Pixels, config: DataConfig, rng: np.random.Generator) -> Pixels:
-    """Mirrored, rotated and shifted, cut out: each as far as the config asks for it."""
+    """Flips, rotates, shifts and cuts out, as far as the config asks for it.
+
+    Args:
+        pixels: in [0, 255].
+        rng: where all random numbers come from.
+    """
     if config.flip and rng.random() < 0.5:
         pixels = pixels[:, ::-1]
     if config.shift or config.rotate:
@@ -21,9 +26,12 @@ def augment(pixels: Pixels, config: DataConfig, rng: np.random.Generator) -> Pix
 
 
 def move(pixels: Pixels, shift: int, rotate: float, rng: np.random.Generator) -> Pixels:
-    """Rotated about its centre by up to ``rotate`` degrees and shifted by whole pixels.
+    """Rotates about the centre and shifts, with bilinear interpolation; the border is black.
 
-    Bilinear; what comes in from outside is black.
+    Args:
+        pixels: in [0, 255].
+        shift: largest shift in either direction, in whole pixels.
+        rotate: largest angle in either direction, in degrees.
     """
     h, w, _ = pixels.shape
     angle = np.deg2rad(rng.uniform(-rotate, rotate))
@@ -39,7 +47,11 @@ def move(pixels: Pixels, shift: int, rotate: float, rng: np.random.Generator) ->
 
 
 def cutout(pixels: Pixels, side: int, rng: np.random.Generator) -> Pixels:
-    """A grey square about a random pixel; where it reaches over the edge, the rest of it.
+    """Paints a grey square that is centred on a random pixel and clipped at the edges.
+
+    Args:
+        pixels: in [0, 255].
+        side: of the square, in pixels.
 
     Source: "Improved Regularization of Convolutional Neural Networks with Cutout"
     (arXiv 1708.04552, section 3.2).

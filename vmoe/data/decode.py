@@ -1,5 +1,6 @@
-"""Image files to pixels."""
+"""Image files: finding them, reading their bytes, decoding the bytes to pixels."""
 
+import io
 import os
 from pathlib import Path
 
@@ -13,16 +14,19 @@ SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 
 
 def image_files_below(folder: Path) -> tuple[list[Path], int]:
-    """The image files in a folder and below it, sorted; and how many other files lie there.
+    """Finds the image files in a folder and its sub-folders.
 
-    What is hidden, a file or a folder, is passed over.
+    Hidden files and folders are ignored.
+
+    Returns:
+        the paths of the image files, sorted; and the number of other files.
 
     Raises:
-        UsageError: a folder there cannot be read.
+        UsageError: one of the folders cannot be read.
     """
 
     def refuse(error: OSError) -> None:
-        if isinstance(error, FileNotFoundError):  # a class of which this part has no image
+        if isinstance(error, FileNotFoundError):  # a class without images in this split
             return
         raise UsageError(f"{error.filename}: {error.strerror}; make it readable, or move it away")
 
@@ -35,24 +39,50 @@ def image_files_below(folder: Path) -> tuple[list[Path], int]:
     return images, len(files) - len(images)
 
 
-def read_image(path: str | Path) -> UInt8[np.ndarray, "h w 3"]:
-    """An image file as RGB pixels in [0, 255], turned upright as its EXIF says.
+def read_bytes(path: str | Path) -> bytes:
+    """The content of a file.
 
-    Grey becomes three equal channels, CMYK is converted, 16 bits become 8, and of transparency
-    only the colours stay.
+    Raises:
+        UsageError: there is no such file, or it cannot be read.
+    """
+    try:
+        return Path(path).read_bytes()
+    except FileNotFoundError:
+        raise UsageError(f"{path}: no such file") from None
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{path}: cannot be read ({error})") from None
+
+
+def decode(image: bytes | UInt8[np.ndarray, "h w 3"], origin: str) -> UInt8[np.ndarray, "h w 3"]:
+    """Decodes the bytes of an image file to RGB pixels in [0, 255], upright as its EXIF says.
+
+    Grey becomes three equal channels, CMYK is converted, 16 bits become 8, and transparency is
+    ignored. Pixels are returned as they are.
+
+    Args:
+        origin: where the image comes from, for error messages.
+
+    Raises:
+        UsageError: these are not the bytes of a whole image.
+    """
+    if not isinstance(image, bytes):
+        return image
+    try:
+        with Image.open(io.BytesIO(image)) as opened:
+            return np.asarray(_rgb(ImageOps.exif_transpose(opened)))
+    except UnidentifiedImageError:
+        raise UsageError(f"{origin}: not an image, or in a format that cannot be read") from None
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise UsageError(f"{origin}: cannot be read as an image ({error})") from None
+
+
+def read_image(path: str | Path) -> UInt8[np.ndarray, "h w 3"]:
+    """Reads an image file and decodes it; see ``decode``.
 
     Raises:
         UsageError: there is no such file, or it is not a whole image.
     """
-    try:
-        with Image.open(path) as image:
-            return np.asarray(_rgb(ImageOps.exif_transpose(image)))
-    except FileNotFoundError:
-        raise UsageError(f"{path}: no such file") from None
-    except UnidentifiedImageError:
-        raise UsageError(f"{path}: not an image, or of a kind that cannot be read") from None
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise UsageError(f"{path}: cannot be read as an image ({error})") from None
+    return decode(read_bytes(path), str(path))
 
 
 def _rgb(image: Image.Image) -> Image.Image:

@@ -1,4 +1,4 @@
-"""Mixing of the images of one batch."""
+"""Mixup of the images of one batch."""
 
 import numpy as np
 from jaxtyping import Float
@@ -12,10 +12,19 @@ def mixup(
     *,
     devices: int = 1,
 ) -> tuple[Float[np.ndarray, "b h w 3"], Float[np.ndarray, "b y"]]:
-    """Each image mixed with the next one of its device, and its label likewise.
+    """Mixes each image with the next one of its device, and their labels with the same weights.
 
-    The two weights are drawn once for the batch from Dirichlet(concentration); the larger one
-    belongs to the image itself ("mixup", arXiv 1710.09412, in V-MoE's form).
+    The two weights are drawn once per batch, from Dirichlet(concentration); the larger one goes to
+    the image itself.
+
+    Args:
+        images: pixels in [-1, 1].
+        labels: probabilities; sum to 1 over y.
+        concentration: both parameters of the Dirichlet distribution, more than 0.
+        devices: how many devices share the batch; it divides b.
+
+    Source: "mixup: Beyond Empirical Risk Minimization" (arXiv 1710.09412, section 2); choosing the
+    larger weight follows V-MoE's code.
     """
     weight = np.float32(rng.dirichlet((concentration, concentration)).max())
 

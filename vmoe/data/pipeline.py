@@ -1,12 +1,13 @@
-"""From a source to batches: the way of an image from its file to the model's door.
+"""The input pipeline: the examples of a source become batches for a model.
 
-    source -> shuffle -> resize -> augment -> batch -> to [-1, 1] -> mixup -> Batch
-    source ------------> resize ------------> batch -> to [-1, 1] ----------> Batch   (evaluation)
+    training    source -> shuffle -> decode -> resize -> augment -> batch -> float -> mixup
+    evaluation  source ------------> decode -> resize ------------> batch -> float
 
-Batch number i of training follows from the seed and i alone. Whoever knows the number knows where
-the data stands, so nothing else about the data needs to be saved.
+Batch number i of training is a function of the seed and i, so the number of the next batch is all
+that has to be saved about the data.
 """
 
+import dataclasses
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
@@ -17,21 +18,22 @@ from jaxtyping import Bool, Float
 from vmoe.config import TrainConfig
 from vmoe.data.augment import augment
 from vmoe.data.crops import resize, to_float
+from vmoe.data.decode import decode
 from vmoe.data.mixing import mixup
 from vmoe.data.sources import Example, Source
 from vmoe.errors import UsageError
 
-ENDLESS = 1 << 62  # images: grain cannot slice what really has no end
+ENDLESS = 1 << 62  # images; grain cannot slice an infinite data set
 READ_AHEAD = grain.ReadOptions(num_threads=2, prefetch_buffer_size=8)
 
 
 class Batch(NamedTuple):
-    """What a model is trained or evaluated on.
+    """Images and labels for one step of training or evaluation.
 
     Attributes:
         images: pixels in [-1, 1].
         labels: probabilities; sum to 1 over y.
-        valid: False for images that only fill the batch.
+        valid: False for padding.
     """
 
     images: Float[np.ndarray, "b h w 3"]
@@ -42,15 +44,18 @@ class Batch(NamedTuple):
 def training_batches(
     source: Source, config: TrainConfig, *, share: tuple[int, int] = (0, 1), devices: int = 1
 ) -> grain.MapDataset[Batch]:
-    """Endless batches by number, each epoch in an order of its own.
+    """An endless sequence of training batches; every epoch has an order of its own.
 
     Args:
-        share: which of how many equal parts of each batch is read here.
-        devices: among which such a part is spread; images are mixed with those of their device.
+        share: (i, n): return the i-th of n equal shares of each batch.
+        devices: how many devices get the share; mixup mixes images of the same device.
+
+    Returns:
+        the batches, by number.
 
     Raises:
-        UsageError: there are more classes than logits, fewer images than a batch holds, or none
-            to mix an image with.
+        UsageError: there are more classes than logits, fewer images than a batch holds, or mixup
+            with one image per device.
     """
     data, batch_size, num_classes = config.data, config.batch_size, config.model.num_classes
     check_classes(source, num_classes)
@@ -60,26 +65,29 @@ def training_batches(
             "lower it, or add images"
         )
 
-    def change(example: Example, rng: np.random.Generator) -> Example:
-        pixels = resize(example.image, config.model.image_size)
-        return Example(augment(pixels, data, rng), example.label)
+    def prepare(example: Example, rng: np.random.Generator) -> Example:
+        pixels = resize(decode(example.image, example.origin), config.model.image_size)
+        return dataclasses.replace(example, image=augment(pixels, data, rng))
 
     def mix(batch: Batch, rng: np.random.Generator) -> Batch:
         images, labels = mixup(batch.images, batch.labels, data.mixup, rng, devices=devices)
         return batch._replace(images=images, labels=labels)
 
-    part, parts = share
-    rows = batch_size // parts
+    index, count = share
+    rows = batch_size // count
     if data.mixup and rows == devices:
-        raise UsageError("data.mixup with one image a device: there is none to mix it with, use 0")
+        raise UsageError(
+            f"data.mixup={data.mixup} with one image per device: there is no other to mix it with; "
+            "use data.mixup=0"
+        )
     batches = (
         grain.MapDataset.source(source)
         .seed(config.seed)
         .shuffle()
         .repeat(ENDLESS // len(source))
-        .random_map(change)
+        .random_map(prepare)
         .batch(rows, batch_fn=lambda examples: _batch(examples, num_classes, rows))
-    )[part::parts]
+    )[index::count]
     return batches.random_map(mix) if data.mixup else batches
 
 
@@ -91,28 +99,42 @@ def evaluation_batches(
     image_size: int,
     share: tuple[int, int] = (0, 1),
 ) -> Iterator[Batch]:
-    """Every image once, in order; the last batch is filled up with images that are not valid.
+    """Every image once, in order; the last batch is padded.
 
-    ``share``: which of how many equal parts of each batch is read here.
+    Args:
+        image_size: side of the images in pixels.
+        share: (i, n): return the i-th of n equal shares of each batch.
+
+    Returns:
+        an iterator over the batches; every share has the same number of them.
     """
-    part, parts = share
-    rows = batch_size // parts
-    read = (
+
+    def prepare(example: Example) -> Example:
+        pixels = resize(decode(example.image, example.origin), image_size)
+        return dataclasses.replace(example, image=pixels)
+
+    index, count = share
+    rows = batch_size // count
+    batches = (
         grain.MapDataset.source(source)
-        .map(lambda example: Example(resize(example.image, image_size), example.label))
+        .map(prepare)
         .batch(
             rows,
             drop_remainder=False,
             batch_fn=lambda examples: _batch(examples, num_classes, rows),
-        )[part::parts]
+        )[index::count]
     )
-    yield from read.to_iter_dataset(READ_AHEAD) if len(read) else ()
-    for _ in range(len(read), -(-len(source) // batch_size)):
+    yield from batches.to_iter_dataset(READ_AHEAD) if len(batches) else ()
+    for _ in range(len(batches), -(-len(source) // batch_size)):
         yield empty_batch(rows, num_classes, image_size)
 
 
 def empty_batch(batch_size: int, num_classes: int, image_size: int) -> Batch:
-    """A batch of which nothing is valid."""
+    """A batch that holds padding only.
+
+    Args:
+        image_size: side of the images in pixels.
+    """
     return Batch(
         np.zeros((batch_size, image_size, image_size, 3), np.float32),
         np.zeros((batch_size, num_classes), np.float32),
@@ -121,10 +143,10 @@ def empty_batch(batch_size: int, num_classes: int, image_size: int) -> Batch:
 
 
 def check_classes(source: Source, num_classes: int) -> None:
-    """Refuses a source that has more classes than a model has logits.
+    """Checks that a model has a logit for each class of a source.
 
     Raises:
-        UsageError: it has.
+        UsageError: it has fewer.
     """
     if len(source.class_names) > num_classes:
         raise UsageError(
@@ -134,11 +156,11 @@ def check_classes(source: Source, num_classes: int) -> None:
 
 
 def _batch(examples: Sequence[Example], num_classes: int, batch_size: int) -> Batch:
-    missing = batch_size - len(examples)
+    padding = batch_size - len(examples)
     images = to_float(np.stack([example.image for example in examples]))
     labels = np.eye(num_classes, dtype=np.float32)[[example.label for example in examples]]
     return Batch(
-        np.pad(images, ((0, missing), (0, 0), (0, 0), (0, 0))),
-        np.pad(labels, ((0, missing), (0, 0))),
+        np.pad(images, ((0, padding), (0, 0), (0, 0), (0, 0))),
+        np.pad(labels, ((0, padding), (0, 0))),
         np.arange(batch_size) < len(examples),
     )

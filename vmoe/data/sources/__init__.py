@@ -1,11 +1,11 @@
-"""Where images come from: a name to labelled images that can be read in any order.
+"""Data sets by name.
 
     digits                                  1,797 digits of 8 x 8 pixels
     fashion_mnist[:FOLDER]                  70,000 pieces of clothing of 28 x 28 pixels
-    folder:PATH                             one's own images, a sub-folder per class
-    arrays:FILE.npz                         one's own images, in one NumPy file
+    folder:PATH                             any images, sorted into a sub-folder per class
+    arrays:FILE.npz                         any images, in one NumPy file
 
-Behind any of them, ``:train``, ``:validation`` or ``:test`` names a split.
+To name a split as well, append ``:train``, ``:validation`` or ``:test``.
 """
 
 from collections.abc import Callable
@@ -14,7 +14,9 @@ from vmoe.data.sources.arrays import open_arrays
 from vmoe.data.sources.digits import open_digits
 from vmoe.data.sources.fashion_mnist import open_fashion_mnist
 from vmoe.data.sources.folder import open_folder
-from vmoe.data.sources.source import SPLITS, Example, Source, relabel
+from vmoe.data.sources.relabeled import relabel
+from vmoe.data.sources.source import Example, Source
+from vmoe.data.sources.splits import SPLITS
 from vmoe.errors import UsageError, unknown
 
 __all__ = ["SPLITS", "Example", "Source", "name_and_split", "open_source", "relabel"]
@@ -28,18 +30,20 @@ _KINDS = ("digits", "fashion_mnist", "folder", "arrays")
 
 
 def open_source(name: str, split: str) -> Source:
-    """A split of a data set.
+    """Opens a split of a data set.
 
     Args:
         name: "digits", "fashion_mnist", "fashion_mnist:FOLDER", "folder:PATH", "arrays:FILE.npz".
         split: "train", "validation" or "test".
 
     Raises:
-        UsageError: no such data set or split, or its files are not as they should be.
+        UsageError: there is no such data set or split, or its files are missing or corrupt.
     """
     kind, _, path = name.partition(":")
     if kind not in _KINDS:
         raise UsageError(unknown("no data set", kind, list(_KINDS)))
+    if kind == "digits" and path in SPLITS:
+        raise UsageError(f"{name}: no split {path!r} can be given here; use 'digits'")
     if kind == "digits" and path:
         raise UsageError(unknown("no split", path, list(SPLITS)))
     if kind in ("folder", "arrays") and not path:
@@ -53,7 +57,7 @@ def open_source(name: str, split: str) -> Source:
 
 
 def name_and_split(text: str) -> tuple[str, str]:
-    """The parts of NAME[:SPLIT]; the split is empty where none is named.
+    """Parses NAME[:SPLIT] into its name and split; the split is "" if the text names none.
 
     >>> name_and_split("digits:test"), name_and_split("folder:my/photos")
     (('digits', 'test'), ('folder:my/photos', ''))

@@ -1,11 +1,12 @@
 """Images in one NumPy file.
 
-    images, labels               split by share: of each class 80% train, 10% validation, 10% test
-    train_images, train_labels,  split as named (train, validation, test); validation is taken out
-    test_images, ...             of train, 10%, where it is not there
-    class_names                  if there are any
+    images, labels               not split: 80% of each class is train, 10% validation, 10% test
+    train_images, train_labels,  split as named: train, validation, test; without arrays for
+    test_images, ...             validation, 10% of train
+    class_names                  optional
 
-Images are uint8, (b, h, w, 3), (b, h, w, 1) or (b, h, w); labels are integers from 0.
+Images are uint8 (b, h, w, 3), (b, h, w, 1) or (b, h, w); labels are integers from 0. Other arrays
+are ignored.
 """
 
 import zipfile
@@ -13,38 +14,43 @@ import zlib
 
 import numpy as np
 
-from vmoe.data.sources.source import SPLITS, Source, part_of, rgb, shares
+from vmoe.data.sources.in_memory import InMemorySource, rgb
+from vmoe.data.sources.splits import SPLITS, resolve_split, stratified_split
 from vmoe.errors import UsageError
 
-LARGEST = 1_000_000  # classes; a label beyond is an id
+MOST_CLASSES = 1_000_000  # a larger label is an identifier, not the number of a class
 
 
-def open_arrays(path: str, split: str) -> Source:
-    """A split of a NumPy file.
+def open_arrays(path: str, split: str) -> InMemorySource:
+    """Opens a split of a NumPy file.
+
+    Args:
+        path: the .npz file.
+        split: "train", "validation" or "test".
 
     Raises:
-        UsageError: no such file or split, or arrays that are not as described above.
+        UsageError: there is no such file or split, or its arrays are not as described above.
     """
     place = f"arrays:{path}"
     arrays = _load(path)
-    own = [name for name in SPLITS if f"{name}_images" in arrays]
-    pairs = {name: _pair(arrays, f"{name}_" if name else "", place) for name in own or [""]}
-    names = _names(arrays, [labels for _, labels in pairs.values()], place)
-    part, parts = part_of(split, own, place)
-    images, labels = pairs[part]
-    if parts:
-        index = shares(labels, parts, names=names, place=place)[split]
+    available = [name for name in SPLITS if f"{name}_images" in arrays]
+    pairs = {name: _pair(arrays, f"{name}_" if name else "", place) for name in available or [""]}
+    class_names = _class_names(arrays, [labels for _, labels in pairs.values()], place)
+    found_in, fractions = resolve_split(split, available, place)
+    images, labels = pairs[found_in]
+    if fractions:
+        index = stratified_split(labels, fractions, class_names=class_names, place=place)[split]
         images, labels = images[index], labels[index]
-    return Source(f"{place}:{split}", images, labels, names)
+    return InMemorySource(f"{place}:{split}", (place, split), images, labels, class_names)
 
 
 def _load(path: str) -> dict[str, np.ndarray]:
     try:
         with open(path, "rb") as file:
-            found = np.load(file, allow_pickle=False)
-            if isinstance(found, np.ndarray):
-                raise UsageError(f"arrays:{path}: one array; np.savez makes a file of several")
-            return {name: found[name] for name in found.files}
+            loaded = np.load(file, allow_pickle=False)
+            if isinstance(loaded, np.ndarray):
+                raise UsageError(f"arrays:{path}: holds one array; save several with np.savez")
+            return {name: loaded[name] for name in loaded.files}
     except FileNotFoundError:
         raise UsageError(f"arrays:{path}: no such file") from None
     except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
@@ -55,36 +61,41 @@ def _pair(arrays: dict[str, np.ndarray], prefix: str, place: str) -> tuple[np.nd
     for name in (f"{prefix}images", f"{prefix}labels"):
         if name not in arrays:
             known = ", ".join(arrays) or "nothing"
-            raise UsageError(f"{place}: no array {name!r}, there are {known}")
+            raise UsageError(f"{place}: no array {name!r}; the file holds {known}")
     images, labels = arrays[f"{prefix}images"], arrays[f"{prefix}labels"]
     if images.ndim == 4 and images.shape[-1] == 1:
         images = images[..., 0]
     fits = images.ndim == 3 or images.shape[3:] == (3,)
     if images.dtype != np.uint8 or not fits or not all(images.shape[1:]):
         raise UsageError(
-            f"{place}: {prefix}images is {images.dtype} {images.shape}, uint8 (b, h, w, 3) or "
-            "(b, h, w) is wanted"
+            f"{place}: {prefix}images is {images.dtype} {images.shape}; give uint8 (b, h, w, 3) "
+            "or (b, h, w)"
         )
     if not np.issubdtype(labels.dtype, np.integer) or labels.shape != images.shape[:1]:
         raise UsageError(
-            f"{place}: {prefix}labels is {labels.dtype} {labels.shape}, an integer for each of "
-            f"the {len(images)} images is wanted"
+            f"{place}: {prefix}labels is {labels.dtype} {labels.shape}; give an integer for each "
+            f"of the {len(images)} images"
         )
     if not len(labels) or labels.min() < 0:
-        raise UsageError(f"{place}: {prefix}labels count from 0, and there is at least one")
+        raise UsageError(f"{place}: {prefix}labels: give at least one, none below 0")
     return (rgb(images) if images.ndim == 3 else images), labels.astype(np.int64)
 
 
-def _names(arrays: dict[str, np.ndarray], labels: list[np.ndarray], place: str) -> tuple[str, ...]:
+def _class_names(
+    arrays: dict[str, np.ndarray], labels: list[np.ndarray], place: str
+) -> tuple[str, ...]:
     largest = max(int(some.max()) for some in labels)
     if "class_names" not in arrays:
-        if largest >= LARGEST:
-            raise UsageError(f"{place}: label {largest}; labels count the classes from 0")
+        if largest >= MOST_CLASSES:
+            raise UsageError(f"{place}: label {largest}; number the classes from 0")
         return tuple(str(i) for i in range(largest + 1))
     given = arrays["class_names"]
-    names = tuple(map(str, given.reshape(-1)))
-    if given.ndim != 1 or len(set(names)) < len(names):
-        raise UsageError(f"{place}: class_names is a list of names that differ")
-    if largest >= len(names):
-        raise UsageError(f"{place}: label {largest}, and class_names has {len(names)}")
-    return names
+    class_names = tuple(map(str, given.reshape(-1)))
+    if given.ndim != 1 or len(set(class_names)) < len(class_names):
+        raise UsageError(f"{place}: class_names is not a list of names that differ")
+    if largest >= len(class_names):
+        raise UsageError(
+            f"{place}: label {largest} has no name; class_names holds {len(class_names)}, for "
+            "labels from 0"
+        )
+    return class_names

@@ -1,19 +1,24 @@
 """The 1,797 handwritten digits of 8 x 8 pixels that scikit-learn ships.
 
-They are the test part of the UCI ML repository's, and come without a split: ours is stratified by
-class and fixed, 70% train (1,257), 10% validation (180), 20% test (360).
+They are the test set of the UCI ML repository's optical digits. scikit-learn does not split them;
+here they are split by class, always in the same way: 70% train (1,257), 10% validation (180) and
+20% test (360).
 """
 
 import functools
 
 import numpy as np
 
-from vmoe.data.sources.source import Source, rgb
+from vmoe.data.sources.in_memory import InMemorySource, rgb
 
 
 @functools.cache
-def open_digits(split: str) -> Source:
-    """A split of the digits."""
+def open_digits(split: str) -> InMemorySource:
+    """Opens a split of the digits.
+
+    Args:
+        split: "train", "validation" or "test".
+    """
     from sklearn.datasets import load_digits
     from sklearn.model_selection import train_test_split
 
@@ -26,5 +31,7 @@ def open_digits(split: str) -> Source:
     )
     index = {"train": train, "validation": validation, "test": test}[split]
     grey = np.round(digits.images[index] * (255 / 16)).astype(np.uint8)
-    names = tuple(str(name) for name in digits.target_names)
-    return Source(f"digits:{split}", rgb(grey), digits.target[index], names)
+    class_names = tuple(str(name) for name in digits.target_names)
+    return InMemorySource(
+        f"digits:{split}", ("digits", split), rgb(grey), digits.target[index], class_names
+    )

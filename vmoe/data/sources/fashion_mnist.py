@@ -1,8 +1,9 @@
 """Fashion-MNIST: 70,000 grey images of 28 x 28 pixels, ten kinds of clothing (arXiv 1708.07747).
 
-From a folder that holds its four ``.gz`` files; from where Debian's package dataset-fashion-mnist
-puts them; or downloaded once from their official address into the user's cache. Its 60,000
-training images are split here, stratified by class and fixed: 55,000 train, 5,000 validation.
+Its four ``.gz`` files are read from a given folder. Without one they are read from where Debian's
+package dataset-fashion-mnist puts them, or downloaded once from their official address into the
+user's cache. The 60,000 training images are split by class, always in the same way: 55,000 train,
+5,000 validation.
 """
 
 import functools
@@ -17,69 +18,82 @@ from pathlib import Path
 
 import numpy as np
 
-from vmoe.data.sources.source import Source, rgb, shares
+from vmoe.data.sources.in_memory import InMemorySource, rgb
+from vmoe.data.sources.splits import stratified_split
 from vmoe.errors import UsageError
 
 ADDRESS = "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com"
 DEBIAN = Path("/usr/share/datasets/fashion-mnist")
-NAMES = (
+CLASS_NAMES = (
     *("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat"),
     *("Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"),
 )
-# Of the unpacked files, since the archives' own differ with who packed them.
+# Of the unpacked files: the archives differ between distributors.
 SHA256 = {
     "train-images-idx3-ubyte": "c59f468a2f672dc815687fe0f83887768d799fd8a3f3276145d20f83aa44d888",
     "train-labels-idx1-ubyte": "bad3541b69d912435c50bb6ba87bec294ff4f6a2e1246121d8633921760443d9",
     "t10k-images-idx3-ubyte": "5b4141f0afbad91edebe8549f8fcffe087ea10ca49f1dbef5c9a5cd8815ce37b",
     "t10k-labels-idx1-ubyte": "0402a96d92fd2663957122ceb108a494c5af83dab82d92729df917d7dec38c34",
 }
-LARGEST = 16 + 60_000 * 28 * 28  # bytes of an unpacked file
+MOST_BYTES = 16 + 60_000 * 28 * 28  # of an unpacked file
 
 
-def open_fashion_mnist(folder: str, split: str) -> Source:
-    """A split of Fashion-MNIST; found or downloaded where no folder is given.
+def open_fashion_mnist(folder: str, split: str) -> InMemorySource:
+    """Opens a split of Fashion-MNIST.
+
+    Args:
+        folder: where its files are; if empty, they are found or downloaded.
+        split: "train", "validation" or "test".
 
     Raises:
-        UsageError: a file is missing, damaged or cannot be downloaded.
+        UsageError: a file is missing, corrupt or cannot be downloaded.
     """
-    part = "t10k" if split == "test" else "train"
-    images, labels = _read(Path(folder) if folder else _find(), part)
-    if part == "train":
-        index = shares(labels, {"validation": 1 / 12}, names=NAMES, place="fashion_mnist")[split]
+    prefix = "t10k" if split == "test" else "train"
+    images, labels = _read(Path(folder) if folder else _find(), prefix)
+    if split != "test":
+        index = stratified_split(
+            labels, {"validation": 1 / 12}, class_names=CLASS_NAMES, place="fashion_mnist"
+        )[split]
         images, labels = images[index], labels[index]
-    return Source(f"fashion_mnist:{split}", rgb(images), labels, NAMES)
+    dataset = f"fashion_mnist:{folder}" if folder else "fashion_mnist"
+    return InMemorySource(
+        f"fashion_mnist:{split}", (dataset, split), rgb(images), labels, CLASS_NAMES
+    )
 
 
 @functools.cache
-def _read(folder: Path, part: str) -> tuple[np.ndarray, np.ndarray]:
-    images = unpacked(folder / f"{part}-images-idx3-ubyte.gz")
-    labels = unpacked(folder / f"{part}-labels-idx1-ubyte.gz")
+def _read(folder: Path, prefix: str) -> tuple[np.ndarray, np.ndarray]:
+    images = unpack(folder / f"{prefix}-images-idx3-ubyte.gz")
+    labels = unpack(folder / f"{prefix}-labels-idx1-ubyte.gz")
     return (
         np.frombuffer(images, np.uint8, offset=16).reshape(-1, 28, 28),
         np.frombuffer(labels, np.uint8, offset=8).astype(np.int64),
     )
 
 
-def unpacked(path: Path) -> bytes:
-    """The bytes in one of the four files, which are the published ones.
+def unpack(path: Path) -> bytes:
+    """Unpacks one of the four files, and checks that its content is what was published.
 
     Raises:
-        UsageError: there is no such file, or it is damaged.
+        UsageError: there is no such file, or it is corrupt.
     """
     try:
         with gzip.open(path) as file:
-            content = file.read(LARGEST + 1)
+            content = file.read(MOST_BYTES + 1)
     except FileNotFoundError:
-        raise UsageError(f"{path}: no such file; the folder of fashion_mnist holds it") from None
+        raise UsageError(f"{path}: no such file; fashion_mnist needs it") from None
     except (OSError, EOFError, zlib.error) as error:
-        raise UsageError(f"{path}: damaged ({error}); remove it and get it again") from None
+        raise UsageError(f"{path}: corrupt ({error}); remove it and download it again") from None
     if hashlib.sha256(content).hexdigest() != SHA256[path.stem]:
-        raise UsageError(f"{path}: damaged, its SHA-256 is another; remove it and get it again")
+        raise UsageError(
+            f"{path}: corrupt (its SHA-256 differs from the published one); remove it and download "
+            "it again"
+        )
     return content
 
 
 def _find() -> Path:
-    """The folder that holds the files, which are downloaded if there is none."""
+    """The folder that holds the files; downloads those that are missing."""
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "vmoe/fashion_mnist"
     for folder in (DEBIAN, cache):
         if all((folder / f"{name}.gz").is_file() for name in SHA256):
@@ -91,10 +105,14 @@ def _find() -> Path:
 
 
 def download(address: str, path: Path) -> None:
-    """Fetches one of the four files, with a line of progress, and keeps it if it is whole.
+    """Downloads one of the four files, with a progress bar, and keeps it only if it is whole.
+
+    Args:
+        address: a URL.
+        path: where to save the file.
 
     Raises:
-        UsageError: the address cannot be reached, or what came is not the file.
+        UsageError: the address cannot be reached, or the file there is another one.
     """
     from rich.console import Console
     from rich.progress import DownloadColumn, Progress, TextColumn, TimeRemainingColumn
@@ -107,18 +125,18 @@ def download(address: str, path: Path) -> None:
             urllib.request.urlopen(address, timeout=30) as response,
             Progress(*columns, console=Console(stderr=True)) as progress,
         ):
-            beside = Path(folder) / path.name  # two processes may fetch it at once
+            partial = Path(folder) / path.name  # another process may download it too
             total = int(response.headers.get("Content-Length", 0)) or None
             task = progress.add_task("", total=total)
-            with beside.open("wb") as file:
+            with partial.open("wb") as file:
                 while chunk := response.read(1 << 18):
                     file.write(chunk)
                     progress.advance(task, len(chunk))
-            unpacked(beside)
-            os.replace(beside, path)
+            unpack(partial)
+            os.replace(partial, path)
     except (OSError, http.client.HTTPException) as error:
         raise UsageError(
-            f"{address} cannot be downloaded into {path.parent} ({error}): get Fashion-MNIST by "
-            "other means (on Debian the package dataset-fashion-mnist) and name its folder, "
+            f"{address} cannot be downloaded into {path.parent} ({error}): get Fashion-MNIST "
+            "elsewhere (on Debian, the package dataset-fashion-mnist) and use "
             "fashion_mnist:FOLDER"
         ) from None

@@ -1,8 +1,8 @@
 """A folder of images sorted into one sub-folder per class.
 
-PATH/CLASS/...              split by share: of each class 80% train, 10% validation, 10% test
-PATH/train/CLASS/...        split by folder: train, validation (or val), test; validation is
-                            taken out of train, 10%, where it has no folder
+PATH/CLASS/...              not split: 80% of each class is train, 10% validation, 10% test
+PATH/train/CLASS/...        split into folders: train, validation (or val), test; without a
+                            folder for validation, 10% of train
 """
 
 import dataclasses
@@ -12,29 +12,34 @@ from pathlib import Path
 import numpy as np
 
 from vmoe.data.decode import SUFFIXES, image_files_below
-from vmoe.data.sources.source import SPLITS, Files, Source, part_of, shares
+from vmoe.data.sources.files import FileSource
+from vmoe.data.sources.splits import SPLITS, resolve_split, stratified_split
 from vmoe.errors import UsageError
 
 
-def open_folder(folder: str, split: str) -> Source:
-    """A split of a folder of images.
+def open_folder(path: str, split: str) -> FileSource:
+    """Opens a split of a folder of images.
+
+    Args:
+        path: the folder.
+        split: "train", "validation" or "test".
 
     Raises:
-        UsageError: no such folder or split, or a class without images.
+        UsageError: there is no such folder or split, or a class without images.
     """
-    root = Path(folder)
+    root, place = Path(path), f"folder:{path}"
     if not root.is_dir():
-        raise UsageError(f"folder:{folder}: no such folder")
-    own = {name: path for name in SPLITS if (path := _split_folder(root, name))}
-    part, parts = part_of(split, list(own), f"folder:{folder}")
-    place = own[part] if part else root
-    names = _classes(own.get("train", place))
-    whole = _read(place, names, f"folder:{folder}:{split}")
-    if not parts:
+        raise UsageError(f"{place}: no such folder")
+    available = {name: folder for name in SPLITS if (folder := _split_folder(root, name))}
+    found_in, fractions = resolve_split(split, list(available), place)
+    folder = available[found_in] if found_in else root
+    class_names = _class_names(available.get("train", folder))
+    whole = _read(folder, class_names, f"{place}:{split}")
+    if not fractions:
         return whole
-    index = shares(whole.labels, parts, names=names, place=f"folder:{folder}")[split]
-    paths = tuple(whole.images.paths[i] for i in index)
-    return dataclasses.replace(whole, images=Files(paths), labels=whole.labels[index])
+    index = stratified_split(whole.labels, fractions, class_names=class_names, place=place)[split]
+    files = tuple(whole.files[i] for i in index)
+    return dataclasses.replace(whole, files=files, labels=whole.labels[index])
 
 
 def _split_folder(root: Path, split: str) -> Path | None:
@@ -42,27 +47,31 @@ def _split_folder(root: Path, split: str) -> Path | None:
     return next((folder for folder in folders if folder.is_dir()), None)
 
 
-def _classes(folder: Path) -> tuple[str, ...]:
+def _class_names(folder: Path) -> tuple[str, ...]:
     names = sorted(e.name for e in os.scandir(folder) if e.is_dir() and e.name[0] != ".")
     if not names:
-        raise UsageError(f"{folder}: no sub-folders; images lie in one folder per class")
+        raise UsageError(f"{folder}: no sub-folders; put the images of each class into one")
     return tuple(names)
 
 
-def _read(folder: Path, names: tuple[str, ...], source: str) -> Source:
-    """Every image of the classes that the folder has."""
-    if strange := sorted(set(_classes(folder)) - set(names)):
-        raise UsageError(f"{folder}: class {strange[0]!r} has no folder in the training part")
-    paths: list[str] = []
+def _read(folder: Path, class_names: tuple[str, ...], name: str) -> FileSource:
+    """Every image of the given classes in a folder."""
+    if strange := sorted(set(_class_names(folder)) - set(class_names)):
+        raise UsageError(
+            f"{folder}: class {strange[0]!r} has no folder in the training split; add one, or "
+            "remove the class"
+        )
+    files: list[str] = []
     labels: list[int] = []
     skipped = 0
-    for label, name in enumerate(names):
-        images, others = image_files_below(folder / name)
-        if (folder / name).is_dir() and not images:
+    for label, class_name in enumerate(class_names):
+        images, others = image_files_below(folder / class_name)
+        if (folder / class_name).is_dir() and not images:
             raise UsageError(
-                f"{folder / name}: no images in it ({', '.join(SUFFIXES)}); add some or remove it"
+                f"{folder / class_name}: no images in it ({', '.join(SUFFIXES)}); add some, or "
+                "remove it"
             )
-        paths += map(str, images)
+        files += (str(image.relative_to(folder)) for image in images)
         labels += [label] * len(images)
         skipped += others
-    return Source(source, Files(tuple(paths)), np.array(labels), names, skipped)
+    return FileSource(name, str(folder), tuple(files), np.array(labels), class_names, skipped)

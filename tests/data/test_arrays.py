@@ -1,0 +1,90 @@
+"""NumPy files as data sets: their arrays, their splits, and what is refused."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from vmoe.data.sources import open_source
+from vmoe.errors import UsageError
+
+
+@pytest.mark.parametrize("shape", [(40, 8, 8), (40, 8, 8, 1), (40, 8, 8, 3)])
+def test_a_numpy_file_is_split_by_class_or_as_its_arrays_are_named(
+    shape: tuple[int, ...], tmp_path: Path
+) -> None:
+    rng = np.random.default_rng(0)
+    images, labels = rng.integers(0, 255, shape, dtype=np.uint8), np.arange(40) % 2
+    path = tmp_path / "data.npz"
+    np.savez(path, images=images, labels=labels, class_names=["odd", "even"])
+    splits = [open_source(f"arrays:{path}", s) for s in ("train", "validation", "test")]
+    assert [len(split) for split in splits] == [32, 4, 4]
+    assert splits[0].class_names == ("odd", "even")
+    assert splits[0][0].image.shape == (8, 8, 3)
+    np.savez(path, train_images=images, train_labels=labels, test_images=images[:6],
+             test_labels=labels[:6])  # fmt: skip
+    splits = [open_source(f"arrays:{path}", s) for s in ("train", "validation", "test")]
+    assert [len(split) for split in splits] == [36, 4, 6]
+    expected = images[:6] if images.shape[-1] == 3 else images[:6].reshape(6, 8, 8, 1)
+    np.testing.assert_array_equal(splits[2].images, np.broadcast_to(expected, (6, 8, 8, 3)))
+
+
+IMAGES, LABELS = np.zeros((30, 8, 8, 3), np.uint8), np.zeros(30, int)
+WORDS = ["a"] * 30
+
+
+@pytest.mark.parametrize(
+    ("arrays", "message"),
+    [
+        (dict(labels=LABELS), "no array 'images'; the file holds labels"),
+        (dict(images=IMAGES), "no array 'labels'; the file holds images"),
+        (dict(images=IMAGES / 255, labels=LABELS), "images is float64 .* uint8"),
+        (dict(images=IMAGES[..., :2], labels=LABELS), r"images is uint8 \(30, 8, 8, 2\)"),
+        (dict(images=IMAGES, labels=LABELS[:3]), "an integer for each of the 30 images"),
+        (dict(images=IMAGES, labels=LABELS - 1), "labels: give at least one, none below 0"),
+        (
+            dict(images=IMAGES, labels=LABELS + 2, class_names=["a"]),
+            "label 2 has no name; class_names holds 1",
+        ),
+        (dict(images=IMAGES, labels=np.array([None] * 30)), "not a whole .npz of plain arrays"),
+        (dict(test_images=IMAGES, test_labels=LABELS), "no split 'train': choose from test"),
+        (dict(images=IMAGES[:, :0], labels=LABELS), r"images is uint8 \(30, 0, 8, 3\)"),
+        (
+            dict(images=IMAGES, labels=LABELS, class_names="abc"),
+            "class_names is not a list of names",
+        ),
+        (dict(images=IMAGES, labels=LABELS, class_names=["a", "a"]), "names that differ"),
+        (dict(images=IMAGES, labels=LABELS + 10**9), "number the classes from 0"),
+        (
+            dict(
+                train_images=IMAGES, train_labels=LABELS, test_images=IMAGES, test_labels=["a"] * 30
+            ),
+            "test_labels is <U1",
+        ),
+    ],
+)
+def test_numpy_files_with_wrong_arrays_are_refused_by_name(
+    arrays: dict[str, np.ndarray], message: str, tmp_path: Path
+) -> None:
+    np.savez(tmp_path / "data.npz", **arrays)
+    with pytest.raises(UsageError, match=rf"data\.npz.*{message}"):
+        open_source(f"arrays:{tmp_path / 'data.npz'}", "train")
+
+
+def test_arrays_of_other_names_are_ignored(tmp_path: Path) -> None:
+    path = tmp_path / "data.npz"
+    np.savez(path, images=IMAGES, labels=LABELS, coarse_labels=LABELS + 19, names=["a"])
+    assert open_source(f"arrays:{path}", "train").class_names == ("0",)
+
+
+def test_files_that_are_not_an_npz_are_refused(tmp_path: Path) -> None:
+    np.savez(tmp_path / "whole.npz", images=IMAGES, labels=LABELS)
+    (tmp_path / "half.npz").write_bytes((tmp_path / "whole.npz").read_bytes()[:1000])
+    np.save(tmp_path / "one.npy", IMAGES)
+    for name, message in [
+        ("half.npz", "not a whole .npz"),
+        ("gone.npz", "no such file"),
+        ("one.npy", "one array"),
+    ]:
+        with pytest.raises(UsageError, match=message):
+            open_source(f"arrays:{tmp_path / name}", "train")

@@ -1,0 +1,102 @@
+"""Fashion-MNIST from a folder and from a server, and corrupt copies of it."""
+
+import functools
+import gzip
+import hashlib
+import http.server
+import pickle
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from vmoe.data.sources import fashion_mnist, open_source
+from vmoe.errors import UsageError
+
+
+@pytest.fixture
+def clothes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder of four files in the published format, of 120 images, with their checksums."""
+    rng, table = np.random.default_rng(0), {}
+    folder = tmp_path / "clothes"
+    folder.mkdir()
+    for name in fashion_mnist.SHA256:
+        if "images" in name:
+            content = bytes(16) + rng.integers(0, 255, (120, 28, 28), dtype=np.uint8).tobytes()
+        else:
+            content = bytes(8) + (np.arange(120) % 10).astype(np.uint8).tobytes()
+        (folder / f"{name}.gz").write_bytes(gzip.compress(content))
+        table[name] = hashlib.sha256(content).hexdigest()
+    monkeypatch.setattr(fashion_mnist, "SHA256", table)
+    monkeypatch.setattr(fashion_mnist, "DEBIAN", tmp_path / "nothing")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return folder
+
+
+@pytest.fixture
+def server(clothes: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    handler = functools.partial(Quiet, directory=str(clothes))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as running:
+        threading.Thread(target=running.serve_forever, daemon=True).start()
+        address = f"http://127.0.0.1:{running.server_port}"
+        monkeypatch.setattr(fashion_mnist, "ADDRESS", address)
+        yield clothes
+        running.shutdown()
+
+
+class Quiet(http.server.SimpleHTTPRequestHandler):
+    def log_message(self, *words: object) -> None:
+        pass
+
+
+def test_fashion_mnist_of_a_folder_has_ten_classes_evenly_split(clothes: Path) -> None:
+    splits = [open_source(f"fashion_mnist:{clothes}", s) for s in ("train", "validation", "test")]
+    assert [len(split) for split in splits] == [110, 10, 120]
+    assert np.bincount(splits[1].labels).tolist() == [1] * 10
+    assert splits[0].class_names[9] == "Ankle boot" and splits[0][0].image.shape == (28, 28, 3)
+
+
+def test_pickled_fashion_mnist_opens_the_same_folder(clothes: Path) -> None:
+    source = open_source(f"fashion_mnist:{clothes}", "validation")
+    pickled = pickle.dumps(source)
+    assert len(pickled) < 500
+    found = pickle.loads(pickled)
+    assert found.name == source.name == "fashion_mnist:validation"
+    np.testing.assert_array_equal(found.images, source.images)
+    np.testing.assert_array_equal(found.labels, source.labels)
+
+
+def test_fashion_mnist_is_downloaded_once_and_checked(server: Path, tmp_path: Path) -> None:
+    downloaded = open_source("fashion_mnist", "test")
+    for path in server.iterdir():
+        path.unlink()
+    again = open_source("fashion_mnist", "test")
+    np.testing.assert_array_equal(again.images, downloaded.images)
+    names = {path.name for path in (tmp_path / "cache" / "vmoe" / "fashion_mnist").iterdir()}
+    assert names == {f"{name}.gz" for name in fashion_mnist.SHA256}, "a partial download is left"
+
+
+def test_a_download_that_fails_or_is_the_wrong_file_leaves_nothing_behind(server: Path) -> None:
+    path = server / "train-images-idx3-ubyte.gz"
+    path.write_bytes(gzip.compress(b"something else"))
+    with pytest.raises(UsageError, match="corrupt .its SHA-256 differs"):
+        open_source("fashion_mnist", "train")
+    path.unlink()
+    with pytest.raises(
+        UsageError, match=r"cannot be downloaded .*File not found.*: get Fashion-MNIST elsewhere"
+    ):
+        open_source("fashion_mnist", "train")
+    cache = Path(fashion_mnist.os.environ["XDG_CACHE_HOME"]) / "vmoe" / "fashion_mnist"
+    assert not list(cache.iterdir())
+
+
+def test_corrupt_files_of_fashion_mnist_are_refused_by_name(clothes: Path) -> None:
+    path = clothes / "t10k-labels-idx1-ubyte.gz"
+    path.write_bytes(path.read_bytes()[:-12])
+    with pytest.raises(UsageError, match=r"t10k-labels-idx1-ubyte\.gz: corrupt"):
+        open_source(f"fashion_mnist:{clothes}", "test")
+    path.unlink()
+    with pytest.raises(UsageError, match=r"t10k-labels-idx1-ubyte\.gz: no such file"):
+        open_source(f"fashion_mnist:{clothes}", "test")

@@ -1,0 +1,65 @@
+"""A source whose labels are those of a model that was trained on other data."""
+
+import dataclasses
+import hashlib
+from collections.abc import Sequence
+
+from vmoe.data.sources.source import Example, Source
+from vmoe.errors import UsageError, unknown
+
+
+@dataclasses.dataclass(frozen=True)
+class RelabeledSource:
+    """The examples of another source with other labels; see ``Source``.
+
+    Attributes:
+        new_labels: the label that replaces each label of the other source.
+        class_names: the names of the classes, in the order of the new labels.
+    """
+
+    source: Source
+    new_labels: tuple[int, ...]
+    class_names: tuple[str, ...]
+
+    @property
+    def name(self) -> str:
+        return self.source.name
+
+    @property
+    def skipped(self) -> int:
+        return self.source.skipped
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, i: int) -> Example:
+        example = self.source[i]
+        return dataclasses.replace(example, label=self.new_labels[example.label])
+
+    def fingerprint(self) -> str:
+        """A hash of the other source's fingerprint and the new class names and labels."""
+        new = repr((self.source.fingerprint(), self.new_labels, self.class_names))
+        return hashlib.sha256(new.encode()).hexdigest()
+
+
+def relabel(source: Source, class_names: Sequence[str]) -> Source:
+    """The same images, each labelled by the position of its class in ``class_names``.
+
+    Args:
+        class_names: the classes of a model, in the order of its logits.
+
+    Returns:
+        the source itself if its classes are these.
+
+    Raises:
+        UsageError: the source has a class that is not among them.
+    """
+    if source.class_names == tuple(class_names):
+        return source
+    positions = {name: i for i, name in enumerate(class_names)}
+    for name in source.class_names:
+        if name not in positions:
+            what = f"{source.name} has a class that the model was not trained on,"
+            raise UsageError(unknown(what, name, list(class_names)))
+    new_labels = tuple(positions[name] for name in source.class_names)
+    return RelabeledSource(source, new_labels, tuple(class_names))

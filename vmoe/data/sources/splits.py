@@ -1,0 +1,76 @@
+"""Splits of a data set: those it comes with, and those taken out of it."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from jaxtyping import Int
+
+from vmoe.errors import UsageError, unknown
+
+SPLITS = ("train", "validation", "test")
+
+
+def resolve_split(split: str, available: Sequence[str], place: str) -> tuple[str, dict[str, float]]:
+    """Where the images of a split are found.
+
+    Args:
+        split: the split to open.
+        available: the splits that the data set comes with; empty if it is not split.
+        place: the data set, for error messages.
+
+    Returns:
+        the available split to read, "" for a data set that is not split; and the fractions to
+        take out of it for other splits, see ``stratified_split``.
+
+    Raises:
+        UsageError: the split is not available and cannot be taken out of another.
+    """
+    if not available:
+        return "", {"validation": 0.1, "test": 0.1}
+    if split in ("train", "validation") and "train" in available and "validation" not in available:
+        return "train", {"validation": 0.1}
+    if split not in available:
+        raise UsageError(unknown(f"{place} has no split", split, list(available)))
+    return split, {}
+
+
+def stratified_split(
+    labels: Int[np.ndarray, "b"],
+    fractions: Mapping[str, float],
+    *,
+    class_names: Sequence[str],
+    place: str,
+) -> dict[str, Int[np.ndarray, "x"]]:
+    """Splits a data set so that every split has the same fraction of each class.
+
+    The images of each class are shuffled, always in the same way. Each split gets its fraction of
+    them, at least one; "train" gets the rest.
+
+    Args:
+        labels: the class of each image.
+        fractions: by split other than "train", the fraction of each class, in (0, 1).
+        class_names: the names of the classes, in the order of the labels.
+        place: the data set, for error messages.
+
+    Returns:
+        by split, the indices of its images in ascending order.
+
+    Raises:
+        UsageError: a class has too few images for every split to get one.
+    """
+    chunks: dict[str, list[np.ndarray]] = {split: [] for split in (*fractions, "train")}
+    for label, class_name in enumerate(class_names):
+        members = np.random.default_rng(label).permutation(np.flatnonzero(labels == label))
+        if len(members) <= len(fractions):
+            others = " and ".join(fractions)
+            raise UsageError(
+                f"{place}: class {class_name!r} has {len(members)} images, too few to split off "
+                f"{others}: add images, or provide {others} separately"
+            )
+        start = 0
+        for split, fraction in fractions.items():
+            count = max(1, round(fraction * len(members)))
+            chunks[split].append(members[start : start + count])
+            start += count
+        chunks["train"].append(members[start:])
+    return {split: np.sort(np.concatenate(some)) for split, some in chunks.items()}
