@@ -1,6 +1,6 @@
 """Kills a training run again and again, and shows that it ends as one that was never stopped.
 
-    python scripts/kill_test.py [--kills 20] [--steps 1500] [--seed 0] [--processes 4]
+    python scripts/kill_test.py [--kills 20] [--steps 1500] [--every 25] [--seed 0] [--processes 4]
 
 The run has all that is drawn at random (order of the data, augmentation, mixup, dropout, noise,
 random priority) and a moving average. One process trains it to the end. Others are killed with
@@ -16,6 +16,7 @@ all are started again.
 
 import argparse
 import csv
+import functools
 import os
 import random
 import socket
@@ -41,7 +42,8 @@ from pathlib import Path
 from vmoe.config import EvalConfig, load, replace
 
 config = replace(
-    load(Path({tiny!r})), steps={steps}, log_every=5, evaluate_every=25, checkpoint_every=25,
+    load(Path({tiny!r})), steps={steps}, log_every=5,
+    evaluate_every={every}, checkpoint_every={every},
     ema_decay=0.9, model=dict(dropout=0.1, moe=dict(expert_dropout=0.1, router=dict(priority="random"))),
     evaluations=(EvalConfig(), EvalConfig("small batches", batch_size={batch})),
 )
@@ -121,7 +123,12 @@ def evaluating(workdir: Path, step: int) -> bool:
     now = last_step(workdir)
     evaluated = rows(workdir, "evaluations.csv")
     done = int(evaluated[-1]["step"]) if evaluated else 0
-    return now >= step and now % 25 == 0 and done < now
+    return now >= step and now % _every(workdir) == 0 and done < now
+
+
+@functools.cache
+def _every(workdir: Path) -> int:
+    return read_config(workdir).evaluate_every
 
 
 MOMENTS: dict[Callable[[Path, int], bool], float] = {  # and how long at most to wait after it, s
@@ -208,18 +215,21 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--steps", type=int, default=1500, help="of the run")
+    parser.add_argument("--every", type=int, default=25, help="steps, evaluates and saves")
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
     parser.add_argument("--processes", type=int, default=1, help="that share the run")
     given = parser.parse_args()
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".cache" / "jax"))
+    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")  # starts are many
     chance, moments = random.Random(given.seed), list(MOMENTS)
     if given.processes > 1:  # who has not met the others yet is waited for
         moments.remove(starting)
     with tempfile.TemporaryDirectory() as folder:
         recipe, whole, killed = (Path(folder) / name for name in ("recipe.py", "whole", "killed"))
         tiny = str(ROOT / "configs" / "tiny.py")
-        batch = 1 if given.processes == 1 else 16
-        recipe.write_text(RECIPE.format(tiny=tiny, steps=given.steps, batch=batch))
+        batch = 8 if given.processes == 1 else 60
+        settings = dict(tiny=tiny, steps=given.steps, every=given.every, batch=batch)
+        recipe.write_text(RECIPE.format(**settings))
         print(f"one run of {given.steps} steps that nobody stops", flush=True)
         if status := ended(start(recipe, whole, given.processes)):
             print(log_of(whole, 0).read_text())

@@ -8,18 +8,21 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 
-# Compiling is most of what the tests do: half the time to compile for twice the time to run.
+# Compiling is most of what the tests do: half the time to compile for twice the time to run, and
+# every program is kept for the other processes, also those that compile in milliseconds.
 # test_golden.py, which measures rounding, switches the optimisations on.
 SETTINGS = {
     "jax_disable_most_optimizations": True,
     "jax_compilation_cache_dir": str(ROOT / ".cache" / "jax"),
-    "jax_persistent_cache_min_compile_time_secs": 0.2,
+    "jax_persistent_cache_min_compile_time_secs": 0,
 }
 for name, value in SETTINGS.items():
     jax.config.update(name, value)
     os.environ[name.upper()] = str(value)  # for the commands that tests run
 
 
+# With tests of half a minute and more: first, so that none is left for the end of a run.
+LONGEST = ("test_processes.py", "test_stops.py", "test_scripts.py")
 DEVICES = 8  # that tests/devices sees, in a pytest of its own; all other tests see one
 
 
@@ -49,6 +52,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         slow = [item for item in items if item.get_closest_marker("slow")]
         config.hook.pytest_deselected(items=slow)
         items[:] = [item for item in items if item not in slow]
+    items.sort(key=lambda item: item.path.name not in LONGEST)
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

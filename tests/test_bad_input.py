@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.test_cli import TINY, vmoe
+from tests.command import TINY, interpreter, vmoe
 
 RECIPE = "from vmoe.config import *\nconfig = replace(TrainConfig(), {})\n"
 TRAIN = ["train", "--workdir", "new", "--config"]
@@ -119,7 +119,7 @@ CASES: dict[str, tuple[list[str], str]] = {
     "recipe that raises": ([*TRAIN, "raises.py"], "raises.py, line 2: division by zero"),
     "recipe that exits": ([*TRAIN, "exits.py"], "exits.py, line 2: no disk"),
     "keyword": ([*TRAIN, "unknown_field.py"], "Train has no field 'modle': did you mean 'model'"),
-    "half a config": ([*TRAIN, "half.json"], "--config half.json: TrainConfig"),
+    "half a config": ([*TRAIN, "half.json"], "--config half.json: Train"),
     "no name of a recipe": ([*TRAIN, ""], "--config is empty"),
     "no name of a run": (["train", "--config", "{tiny}", "--workdir", ""], "--workdir is empty"),
     "recipe of bytes": ([*TRAIN, "bytes.py"], "bytes.py: source code"),
@@ -204,7 +204,7 @@ CASES: dict[str, tuple[list[str], str]] = {
         ["evaluate", "--checkpoint", "{run}/checkpoints/7"],
         "no such checkpoint; there are 30, last, best",
     ),
-    "config of words": (["evaluate", "--checkpoint", "words"], "words/config.json: TrainConfig"),
+    "config of words": (["evaluate", "--checkpoint", "words"], "words/config.json: Train"),
     "config of another version": (
         ["evaluate", "--checkpoint", "field"],
         "field/config.json: TrainConfig stepz",
@@ -238,7 +238,7 @@ CASES: dict[str, tuple[list[str], str]] = {
 
 
 @pytest.mark.parametrize(("words", "message"), CASES.values(), ids=CASES.keys())
-def test_wrong_input_gets_one_clear_line_and_leaves_nothing(
+def test_wrong_input_gets_one_clear_line_and_writes_nothing(
     words: list[str], message: str, run: Path, files: Path
 ) -> None:
     before = [sorted(folder.rglob("*")) for folder in (files, run)]
@@ -250,14 +250,14 @@ def test_wrong_input_gets_one_clear_line_and_leaves_nothing(
     assert [sorted(folder.rglob("*")) for folder in (files, run)] == before
 
 
-def test_a_checkpoint_that_is_cut_off_is_named_and_ends_with_status_1(files: Path) -> None:
+def test_a_truncated_checkpoint_is_named_and_the_exit_status_is_1(files: Path) -> None:
     done = vmoe("evaluate", "--checkpoint", files / "cut")
     assert done.returncode == 1 and "Traceback" not in done.stderr
     assert "checkpoint 30 is damaged (" in done.stderr
     assert "no good checkpoint there" in done.stderr.splitlines()[-1]
 
 
-def test_a_broken_image_met_while_training_is_named_and_what_was_learnt_is_kept(
+def test_a_broken_image_in_training_is_named_and_a_checkpoint_is_saved(
     tmp_path: Path,
 ) -> None:
     for name in ("cat", "dog"):
@@ -282,7 +282,7 @@ def test_a_broken_image_met_while_training_is_named_and_what_was_learnt_is_kept(
     os.geteuid() == 0 and not shutil.which("setpriv"),
     reason="root may read and write everything, and there is no setpriv to take that away",
 )
-def test_what_may_not_be_read_or_written_is_named(files: Path, run: Path, tmp_path: Path) -> None:
+def test_a_path_without_permission_is_named(files: Path, run: Path, tmp_path: Path) -> None:
     shutil.copy(files / "photos" / "cat" / "0.png", tmp_path / "locked.png")
     (tmp_path / "locked.png").chmod(0)
     (tmp_path / "locked").mkdir(mode=0o500)
@@ -305,11 +305,11 @@ def test_what_may_not_be_read_or_written_is_named(files: Path, run: Path, tmp_pa
             "photos/cat: Permission denied",
         ),
     ]:
-        done = vmoe(*words, under=under)
+        done = interpreter(*words, under=under)
         assert done.returncode == 2 and done.stderr.count("\n") == 1 and message in done.stderr
 
 
-def test_a_broken_image_of_an_evaluation_set_is_named_and_what_was_learnt_is_kept(
+def test_a_broken_image_in_an_evaluation_is_named_and_the_checkpoint_remains(
     files: Path, tmp_path: Path
 ) -> None:
     for part in ("train", "validation"):
@@ -325,7 +325,7 @@ def test_a_broken_image_of_an_evaluation_set_is_named_and_what_was_learnt_is_kep
     assert [path.name for path in (tmp_path / "new" / "checkpoints").iterdir()] == ["30"]
 
 
-def test_debug_shows_the_way_to_an_error() -> None:
+def test_debug_prints_the_traceback() -> None:
     done = vmoe("--debug", "summary", "vmoe_s32")
     assert done.returncode == 2 and "Traceback" in done.stderr
     assert done.stderr.splitlines()[-1].startswith("vmoe: no model 'vmoe_s32'")

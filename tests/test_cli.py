@@ -14,24 +14,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from tests.command import ROOT, TINY, interpreter, vmoe
 from vmoe.data.sources import open_source
-
-ROOT = Path(__file__).parents[1]
-TINY = str(ROOT / "configs" / "tiny.py")
-
-
-def vmoe(
-    *words: str | Path, cwd: Path = ROOT, under: tuple[str, ...] = ()
-) -> subprocess.CompletedProcess[str]:
-    """The command, ``under`` another that starts it."""
-    cache = {"JAX_COMPILATION_CACHE_DIR": str(ROOT / ".cache" / "jax"), "COLUMNS": "200"}
-    return subprocess.run(
-        [*under, sys.executable, "-m", "vmoe", *map(str, words)],
-        capture_output=True,
-        text=True,
-        cwd=cwd,
-        env=os.environ | cache,
-    )
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +33,7 @@ def test_the_live_line_fits_a_terminal_of_80_columns(tmp_path: Path) -> None:
     termios.tcsetwinsize(terminal, (24, 80))
     words = ["train", "--config", TINY, "--workdir", str(tmp_path / "run"), "--steps", "40"]
     environment = {k: v for k, v in os.environ.items() if k not in ("COLUMNS", "LINES")}
-    environment |= {"TERM": "xterm", "JAX_COMPILATION_CACHE_DIR": str(ROOT / ".cache" / "jax")}
+    environment |= {"TERM": "xterm"}
     with subprocess.Popen(
         [sys.executable, "-m", "vmoe", *words, "--log-every", "10"],
         stdin=terminal, stdout=terminal, stderr=terminal, env=environment,
@@ -82,7 +66,7 @@ def test_a_batch_of_one_image_trains(tmp_path: Path) -> None:
     assert "25 steps" in done.stdout
 
 
-def test_train_again_resumes_and_says_so(run: Path) -> None:
+def test_a_second_start_resumes_and_reports_it(run: Path) -> None:
     done = vmoe("train", "--config", TINY, "--workdir", run, "--steps=60")
     assert done.returncode == 0 and "goes on after step 60 of 60" in done.stderr
 
@@ -107,7 +91,7 @@ def test_predict_names_the_class_and_the_experts(run: Path, tmp_path: Path) -> N
 
 
 def test_models_and_summary_print_parameters_active_parameters_and_flops() -> None:
-    done = vmoe("models", "vmoe_s32_*e8")
+    done = interpreter("models", "vmoe_s32_*e8")
     assert "56,999,400" in done.stdout and "GFLOPs" in done.stdout
     found = json.loads(vmoe("models", "vit_tiny", "--json").stdout)
     assert found[0]["parameters"] == found[0]["active_parameters"]
@@ -116,19 +100,19 @@ def test_models_and_summary_print_parameters_active_parameters_and_flops() -> No
 
 
 def test_config_prints_the_run_as_json() -> None:
-    found = json.loads(vmoe("config", "--config", TINY, "--optim.lr", "0.5").stdout)
+    found = json.loads(interpreter("config", "--config", TINY, "--optim.lr", "0.5").stdout)
     assert found["optim"]["lr"] == 0.5 and found["model"]["moe"]["router"]["kind"]
 
 
 @pytest.mark.parametrize(
-    "verb", ["", "train", "evaluate", "predict", "models", "summary", "config", "plan"]
+    "command", ["", "train", "evaluate", "predict", "models", "summary", "config", "plan"]
 )
-def test_help_lists_what_there_is(verb: str) -> None:
-    done = vmoe(*filter(None, [verb]), "--help")
+def test_every_command_has_help(command: str) -> None:
+    done = vmoe(*filter(None, [command]), "--help")
     assert done.returncode == 0 and "vmoe" in done.stdout and not done.stderr
 
 
-def test_reading_a_run_that_has_no_checkpoint_yet_leaves_what_is_being_written(
+def test_reading_a_run_without_a_checkpoint_leaves_one_that_is_being_written(
     run: Path, tmp_path: Path
 ) -> None:
     for name in ("config.json", "classes.txt"):

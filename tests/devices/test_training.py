@@ -1,15 +1,14 @@
-"""A run on eight devices: any mesh trains the same, and goes on with what another has saved."""
+"""A run on eight devices: any mesh trains the same, and resumes what another has saved."""
 
-import csv
 import shutil
 from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
-from flax import nnx
 
-import vmoe
+from tests.command import ROOT
+from tests.run_folder import assert_close, rows
 from vmoe import config as configs
 from vmoe.checkpoints.checksums import checksums
 from vmoe.config import EvalConfig, TrainConfig
@@ -19,11 +18,9 @@ from vmoe.mesh import place
 from vmoe.train import loop
 from vmoe.train.loop import train
 
-ROOT = Path(__file__).parents[2]
-
 
 @pytest.fixture(scope="module")
-def config() -> TrainConfig:
+def config() -> Train:
     """Groups of four images, which are a device's share of a batch on any mesh of eight."""
     return configs.replace(
         configs.load(ROOT / "configs" / "tiny.py"),
@@ -48,13 +45,8 @@ def whole(config: TrainConfig, tmp_path_factory: pytest.TempPathFactory) -> Path
     return workdir
 
 
-def assert_close(one: Path, other: Path) -> None:
-    trees = (nnx.to_pure_dict(nnx.state(vmoe.load(folder), nnx.Param)) for folder in (one, other))
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=5e-3), *trees)
-
-
 @pytest.mark.parametrize(("mesh", "fsdp"), [("expert=1", True), ("expert=2", False)])
-def test_a_run_goes_on_on_another_mesh(
+def test_a_run_resumes_on_another_mesh(
     mesh: str,
     fsdp: bool,
     config: TrainConfig,
@@ -66,18 +58,17 @@ def test_a_run_goes_on_on_another_mesh(
     shutil.copytree(whole, workdir)
     shutil.rmtree(workdir / "checkpoints" / "20")
     train(config, workdir, mesh=mesh, fsdp=fsdp)
-    told = capsys.readouterr().err
+    stderr = capsys.readouterr().err
     now = str(place(config.model, jax.devices(), mesh=mesh, fsdp=fsdp))
-    assert f"it began with mesh data=2,expert=4, now {now}: the same steps may round" in told
-    assert "goes on after step 10 of 20" in told and "damaged" not in told
-    assert_close(whole, workdir)
+    assert f"it began with mesh data=2,expert=4, now {now}: the same steps may round" in stderr
+    assert "goes on after step 10 of 20" in stderr and "damaged" not in stderr
+    assert_close(whole, workdir, atol=5e-3)
     for one, other in zip(losses(whole), losses(workdir), strict=True):
         assert one == pytest.approx(other, rel=1e-4)
 
 
 def losses(workdir: Path) -> list[float]:
-    rows = csv.DictReader((workdir / "metrics.csv").read_text().splitlines())
-    return [float(row["loss"]) for row in rows]
+    return [float(row["loss"]) for row in rows(workdir)]
 
 
 def test_a_checksum_is_the_same_however_an_array_is_spread() -> None:
@@ -105,7 +96,7 @@ def test_a_batch_that_the_devices_do_not_divide_is_refused_before_anything_is_wr
     assert not (tmp_path / "run").exists()
 
 
-def test_a_run_on_many_devices_goes_back_from_a_loss_that_is_no_number(
+def test_a_run_on_many_devices_rewinds_after_a_nan_loss(
     config: TrainConfig,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -119,7 +110,7 @@ def test_a_run_on_many_devices_goes_back_from_a_loss_that_is_no_number(
 
     monkeypatch.setattr(loop, "training_batches", batches)
     train(config, tmp_path / "run", mesh="expert=4", on_nan="rewind")
-    told = capsys.readouterr().err
-    assert "mesh data=2,expert=4: 8 devices, 1 processes; 4 images a device" in told
-    assert "step 13: loss nan" in told and "goes back, 1 of at most 3 times" in told
+    stderr = capsys.readouterr().err
+    assert "mesh data=2,expert=4: 8 devices, 1 processes; 4 images a device" in stderr
+    assert "step 13: loss nan" in stderr and "goes back, 1 of at most 3 times" in stderr
     assert np.isfinite(losses(tmp_path / "run")).all()

@@ -1,24 +1,20 @@
-"""A run: what it leaves behind, that it learns, and that it goes on where it stopped."""
+"""A run: what it leaves behind, that it learns, and that it resumes."""
 
-import csv
-import dataclasses
 import functools
 import json
 import os
-import re
 import shutil
-import subprocess
-import sys
 import threading
 from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
-from flax import nnx
 from tensorboardX.proto.event_pb2 import Event
 
 import vmoe
+from tests.command import ROOT, TINY, start
+from tests.run_folder import assert_same, reached, rows
 from vmoe import config as configs
 from vmoe.config import EvalConfig, TrainConfig
 from vmoe.data.sources import Source, open_source
@@ -26,12 +22,9 @@ from vmoe.errors import UsageError
 from vmoe.evaluate import evaluate
 from vmoe.train.loop import train
 
-ROOT = Path(__file__).parents[2]
-LAST = ("images_per_second",)  # which no two runs share
-
 
 @pytest.fixture(scope="module")
-def config() -> TrainConfig:
+def config() -> Train:
     tiny = configs.load(ROOT / "configs" / "tiny.py")
     return configs.replace(
         tiny,
@@ -47,27 +40,22 @@ def config() -> TrainConfig:
 
 
 @pytest.fixture(scope="module")
-def run(config: TrainConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def opened() -> list[str]:
+    """The parts of the data that ``run`` opened."""
+    return []
+
+
+@pytest.fixture(scope="module")
+def run(config: TrainConfig, opened: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    def record(name: str, split: str) -> Source:
+        opened.append(split)
+        return open_source(name, split)
+
     workdir = tmp_path_factory.mktemp("runs") / "whole"
-    train(config, workdir)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("vmoe.train.loop.open_source", record)
+        train(config, workdir)
     return workdir
-
-
-def parameters(workdir: Path, *, use_ema: bool = True) -> dict:
-    return nnx.to_pure_dict(nnx.state(vmoe.load(workdir, use_ema=use_ema), nnx.Param))
-
-
-def rows(workdir: Path, name: str = "metrics") -> list[dict[str, str]]:
-    found = csv.DictReader((workdir / f"{name}.csv").read_text().splitlines())
-    return [{k: v for k, v in row.items() if k not in LAST} for row in found]
-
-
-def assert_same(one: Path, other: Path) -> None:
-    for use_ema in (False, True):
-        trees = (parameters(folder, use_ema=use_ema) for folder in (one, other))
-        jax.tree.map(np.testing.assert_array_equal, *trees)
-    for name in ("metrics", "evaluations", "experts"):
-        assert rows(one, name) == rows(other, name)
 
 
 def test_a_run_folder_explains_itself(run: Path, config: TrainConfig) -> None:
@@ -130,7 +118,7 @@ def test_tensorboard_holds_what_the_csv_files_hold(run: Path) -> None:
     assert ("block1/load/3", 40) in found
 
 
-def test_a_finished_run_called_again_changes_nothing(run: Path, config: TrainConfig) -> None:
+def test_training_a_finished_run_again_changes_nothing(run: Path, config: TrainConfig) -> None:
     names = ("metrics.csv", "evaluations.csv", "experts.csv")
     before = [(run / name).read_text() for name in names]
     done = train(config, run)
@@ -141,7 +129,7 @@ def test_a_finished_run_called_again_changes_nothing(run: Path, config: TrainCon
 
 
 def test_a_folder_of_another_config_is_refused_with_the_differences(
-    run: Path, config: TrainConfig
+    run: Path, config: Train
 ) -> None:
     before = (run / "config.json").read_text()
     other = configs.replace(config, seed=1, optim=dict(lr=0.25), evaluations=(EvalConfig(),))
@@ -156,7 +144,7 @@ def test_a_folder_of_another_config_is_refused_with_the_differences(
     assert (run / "config.json").read_text() == before
 
 
-def test_a_run_whose_data_or_environment_changed_says_so(
+def test_changed_data_or_environment_is_reported(
     run: Path, config: TrainConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     workdir = tmp_path / "run"
@@ -165,15 +153,15 @@ def test_a_run_whose_data_or_environment_changed_says_so(
     then = json.loads(path.read_text()) | {"data": "other", "images": 3, "jax": "0.1"}
     path.write_text(json.dumps(then))
     train(config, workdir)
-    told = capsys.readouterr().err
-    assert "no longer that of its start (3 images then, 1257 now)" in told
-    assert f"it began with jax 0.1, now {jax.__version__}" in told
+    stderr = capsys.readouterr().err
+    assert "no longer that of its start (3 images then, 1257 now)" in stderr
+    assert f"it began with jax 0.1, now {jax.__version__}" in stderr
     (workdir / "classes.txt").write_text("cat\ndog\n")
     with pytest.raises(UsageError, match="no longer has the classes"):
         train(config, workdir)
 
 
-def test_a_loaded_model_gives_the_results_of_the_run_and_of_each_step(run: Path) -> None:
+def test_a_loaded_checkpoint_has_the_accuracy_that_the_run_reported(run: Path) -> None:
     found = {(r["step"], r["weights"]): r for r in rows(run, "evaluations") if r["set"] != "wide"}
     for path, step, use_ema in [
         (run, "40", True),
@@ -187,7 +175,7 @@ def test_a_loaded_model_gives_the_results_of_the_run_and_of_each_step(run: Path)
         assert result.cross_entropy == pytest.approx(float(expected["cross_entropy"]), rel=1e-4)
 
 
-def test_the_newest_checkpoints_are_kept_and_the_best(config: TrainConfig, tmp_path: Path) -> None:
+def test_the_newest_checkpoints_and_the_best_are_kept(config: TrainConfig, tmp_path: Path) -> None:
     """A learning rate that destroys what was learnt, so that the best is not among the newest."""
     worse = configs.replace(
         config,
@@ -195,7 +183,7 @@ def test_the_newest_checkpoints_are_kept_and_the_best(config: TrainConfig, tmp_p
         keep_latest=2,
         evaluate_every=10,
         ema_decay=0.95,
-        optim=dict(lr=0.002, warmup_steps=0, schedule="linear", end_lr=0.06, grad_clip_norm=None),
+        optim=dict(lr=0.002, warmup_steps=0, schedule="linear", end_lr=30.0, grad_clip_norm=None),
         evaluations=(EvalConfig(),),
     )
     train(worse, tmp_path)
@@ -211,12 +199,7 @@ def test_the_newest_checkpoints_are_kept_and_the_best(config: TrainConfig, tmp_p
     assert found.accuracy == pytest.approx(accuracy[best], abs=1e-5)
 
 
-def test_one_seed_decides_everything(run: Path, config: TrainConfig, tmp_path: Path) -> None:
-    train(config, tmp_path)
-    assert_same(run, tmp_path)
-
-
-def test_a_run_in_a_thread_that_may_handle_no_signals_runs_too(
+def test_a_second_run_with_the_same_seed_is_the_same_in_a_thread_that_handles_no_signals(
     run: Path, config: TrainConfig, tmp_path: Path
 ) -> None:
     thread = threading.Thread(target=functools.partial(train, config, tmp_path))
@@ -225,39 +208,26 @@ def test_a_run_in_a_thread_that_may_handle_no_signals_runs_too(
     assert_same(run, tmp_path)
 
 
-def test_training_never_opens_the_test_part(
-    config: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    opened = []
-
-    def record(name: str, split: str) -> Source:
-        opened.append(split)
-        return open_source(name, split)
-
-    monkeypatch.setattr("vmoe.train.loop.open_source", record)
-    train(dataclasses.replace(config, steps=21), tmp_path)
+@pytest.mark.usefixtures("run")
+def test_training_never_opens_the_test_part(opened: list[str]) -> None:
     assert set(opened) == {"train", "validation"}
 
 
 def test_memory_does_not_grow_over_a_thousand_steps(tmp_path: Path) -> None:
     """Of the real command, between its steps 500 and 1,500, evaluations and saves included."""
-    words = ["--steps", "1500", "--log-every", "20", "--ema-decay", "0.9"]
-    sizes = {}
-    with subprocess.Popen(
-        [sys.executable, "-m", "vmoe", "train", "--workdir", str(tmp_path), *words]
-        + ["--config", str(ROOT / "configs" / "tiny.py")],
-        stderr=subprocess.PIPE,
-        text=True,
-        env=os.environ | {"JAX_COMPILATION_CACHE_DIR": str(ROOT / ".cache" / "jax")},
-    ) as process:
-        for line in process.stderr:
-            if found := re.match(r"step (\d+)/1500  loss", line):
-                resident = Path(f"/proc/{process.pid}/statm").read_text().split()[1]
-                sizes[int(found[1])] = int(resident) * os.sysconf("SC_PAGE_SIZE") / 2**20
-    assert process.returncode == 0
+    words = ["--steps", "1500", "--log-every", "50", "--ema-decay", "0.9", "--batch-size", "8"]
+    words += ["--evaluate-every", "300", "--checkpoint-every", "300"]
+    words += ["--model.depth", "1", "--model.sparse-blocks", "0"]
+    sizes: dict[int, float] = {}
+    with start("train", "--workdir", tmp_path, "--config", TINY, *words) as process:
+        for step in range(50, 1500, 50):
+            process.wait_until(functools.partial(reached, tmp_path, step))
+            resident = Path(f"/proc/{process.pid}/statm").read_text().split()[1]
+            sizes[step] = int(resident) * os.sysconf("SC_PAGE_SIZE") / 2**20
+        assert process.wait() == 0, process.stderr
     early, late = (
         np.median([size for step, size in sizes.items() if low <= step <= low + 200])
-        for low in (500, 1280)
+        for low in (500, 1250)
     )
     assert late - early < 20, f"{early:.0f} MiB, then {late:.0f}"
 

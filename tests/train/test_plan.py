@@ -5,9 +5,10 @@ What its figures are worth is shown on eight devices, in tests/devices/test_plan
 
 import json
 import math
-from concurrent.futures import ThreadPoolExecutor
 
-from tests.test_cli import TINY, vmoe
+import pytest
+
+from tests.command import TINY, vmoe
 from vmoe.config import load
 from vmoe.costs.flops import cost
 
@@ -54,10 +55,10 @@ CASES = {
 }
 
 
-def test_what_cannot_be_planned_is_refused_in_one_line() -> None:
-    with ThreadPoolExecutor(2) as pool:
-        runs = pool.map(lambda case: vmoe(*PLAN, *case[0]), CASES.values())
-        for name, done in zip(CASES, runs, strict=True):
-            _, status, line = CASES[name]
-            assert done.returncode == status, (name, done.stderr)
-            assert line in done.stderr and done.stderr.count("\n") == 1, (name, done.stderr)
+@pytest.mark.parametrize(("words", "status", "line"), CASES.values(), ids=CASES.keys())
+def test_what_cannot_be_planned_is_refused_in_one_line(
+    words: list[str], status: int, line: str
+) -> None:
+    done = vmoe(*PLAN, *words)
+    assert done.returncode == status, done.stderr
+    assert line in done.stderr and done.stderr.count("\n") == 1, done.stderr

@@ -23,7 +23,7 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
-def config() -> TrainConfig:
+def config() -> Train:
     return configs.load(ROOT / "configs" / "tiny.py")
 
 
