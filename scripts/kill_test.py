@@ -31,9 +31,9 @@ from typing import NamedTuple
 from rich.console import Console
 from rich.table import Table
 
-from vmoe.checkpoints.run import checksums, read
-from vmoe.train.loop import checkpoint_items
-from vmoe.train.step import compile_program
+from vmoe.checkpoints.checksums import checksums
+from vmoe.checkpoints.run import restore
+from vmoe.train.state import abstract_state, checkpoint_items
 from vmoe.workdir.layout import read_config
 
 ROOT = Path(__file__).parents[1]
@@ -188,8 +188,8 @@ def kill_once(
 def arrays(workdir: Path, step: int) -> dict[str, str]:
     """The checksum of every array of a checkpoint, each read and compared with what was written."""
     config = read_config(workdir)
-    state = compile_program(config).like
-    found = read((workdir / "checkpoints" / str(step)).absolute(), **checkpoint_items(state))
+    state = abstract_state(config)
+    found = restore((workdir / "checkpoints" / str(step)).absolute(), **checkpoint_items(state))
     return checksums(found)
 
 
@@ -253,9 +253,9 @@ def main() -> int:
         status = ended(start(recipe, killed, given.processes))
         Console().print(table)
         logs = [log_of(killed, i).read_text() for i in range(given.processes)]
-        damaged = sum(log.count("damaged") for log in logs)
+        corrupt = sum(log.count("corrupt") for log in logs)
         found = [f"exit status {status}"] if status else differences(whole, killed, given.steps)
-        found += [f"{damaged} damaged checkpoints"] if damaged else []
+        found += [f"{corrupt} corrupt checkpoints"] if corrupt else []
         found += [f"no kill came while {name}" for name, count in hit.items() if not count]
     for line in found:
         print(f"not as it should be: {line}")

@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 
 from tests.command import TINY, interpreter, vmoe
+from vmoe.workdir.layout import steps_of
 
 RECIPE = "from vmoe.config import *\nconfig = replace(TrainConfig(), {})\n"
 TRAIN = ["train", "--workdir", "new", "--config"]
@@ -253,7 +254,7 @@ def test_wrong_input_gets_one_clear_line_and_writes_nothing(
 def test_a_truncated_checkpoint_is_named_and_the_exit_status_is_1(files: Path) -> None:
     done = vmoe("evaluate", "--checkpoint", files / "cut")
     assert done.returncode == 1 and "Traceback" not in done.stderr
-    assert "checkpoint 30 is damaged (" in done.stderr
+    assert "checkpoint 30 is corrupt (" in done.stderr
     assert "no good checkpoint there" in done.stderr.splitlines()[-1]
 
 
@@ -274,8 +275,8 @@ def test_a_broken_image_in_training_is_named_and_a_checkpoint_is_saved(
     *steps, last = done.stderr.splitlines()
     assert done.returncode == 2 and f"{broken}: cannot be read as an image" in last
     assert "Traceback" not in done.stderr
-    saved = [path.name for path in (tmp_path / "new" / "checkpoints").iterdir()]
-    assert saved == [str(len(steps))] and int(saved[0]) > 0
+    saved = steps_of(tmp_path / "new")
+    assert saved == [len(steps)] and saved[0] > 0
 
 
 @pytest.mark.skipif(
@@ -322,7 +323,7 @@ def test_a_broken_image_in_an_evaluation_is_named_and_the_checkpoint_remains(
     done = vmoe(*words, "--evaluate-every", "30", "--checkpoint-every", "30")
     assert done.returncode == 2 and "Traceback" not in done.stderr
     assert f"{broken}: cannot be read as an image" in done.stderr.splitlines()[-1]
-    assert [path.name for path in (tmp_path / "new" / "checkpoints").iterdir()] == ["30"]
+    assert steps_of(tmp_path / "new") == [30]
 
 
 def test_debug_prints_the_traceback() -> None:

@@ -68,7 +68,7 @@ def test_a_batch_of_one_image_trains(tmp_path: Path) -> None:
 
 def test_a_second_start_resumes_and_reports_it(run: Path) -> None:
     done = vmoe("train", "--config", TINY, "--workdir", run, "--steps=60")
-    assert done.returncode == 0 and "goes on after step 60 of 60" in done.stderr
+    assert done.returncode == 0 and "resumed from step 60 of 60" in done.stderr
 
 
 def test_evaluate_takes_the_test_part_and_can_lower_the_capacity(run: Path) -> None:

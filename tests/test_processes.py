@@ -108,13 +108,13 @@ def test_a_signal_to_one_process_stops_all_after_the_same_step(
     run[1].send_signal(signal.SIGTERM)
     first, other = end(run)
     assert first.returncode == other.returncode == 75, first.stderr + other.stderr
-    assert "a signal to another process: stopped after step" in first.stderr.splitlines()[-1]
-    assert "SIGTERM: stopped after step" in other.stderr.splitlines()[-1]
-    step = first.stderr.split("stopped after step ")[1].split()[0]
-    assert f"stopped after step {step} " in other.stderr
+    assert "a signal to another process: checkpoint saved at step" in first.stderr.splitlines()[-1]
+    assert "SIGTERM: checkpoint saved at step" in other.stderr.splitlines()[-1]
+    step = first.stderr.split("checkpoint saved at step ")[1].split()[0]
+    assert f"checkpoint saved at step {step} " in other.stderr
     first, other = end(start_two(recipe, workdir))
     assert (
-        f"goes on after step {step} of 20" in first.stderr
+        f"resumed from step {step} of 20" in first.stderr
         and first.returncode == other.returncode == 0
     )
     assert_close(whole, workdir, atol=0)
@@ -131,7 +131,7 @@ def test_all_processes_agree_on_a_corrupt_checkpoint_and_on_a_wrong_folder(
         path.write_bytes(path.read_bytes()[:10])  # of which the second process reads
     first, other = end(start_two(recipe, workdir))
     assert first.returncode == other.returncode == 0, first.stderr + other.stderr
-    assert "checkpoint 20 is damaged (" in first.stderr and "after step 10 of 20" in first.stderr
+    assert "checkpoint 20 is corrupt (" in first.stderr and "from step 10 of 20" in first.stderr
     assert_close(whole, workdir, atol=0)
     first, other = end(start_two(recipe, workdir, words=("--seed", "1")))
     for done in (first, other):
@@ -142,7 +142,7 @@ def test_all_processes_agree_on_a_corrupt_checkpoint_and_on_a_wrong_folder(
 def test_a_run_folder_that_only_one_process_sees_is_refused(recipe: Path, tmp_path: Path) -> None:
     first, other = end(start_two(recipe, tmp_path / "here", tmp_path / "there"))
     for done in (first, other):
-        assert done.returncode == 2 and "does not see what the first one wrote" in done.stderr
+        assert done.returncode == 2 and "does not see what the primary process wrote" in done.stderr
     assert not (tmp_path / "there").exists()
 
 

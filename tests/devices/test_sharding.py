@@ -35,7 +35,9 @@ from vmoe.data.pipeline import Batch
 from vmoe.errors import UsageError
 from vmoe.mesh import place
 from vmoe.sharding import ONE_DEVICE, Placement
-from vmoe.train.step import compile_program
+from vmoe.train.state import abstract_state, init_state
+from vmoe.train.status import make_reduction
+from vmoe.train.step import make_train_step
 
 SPARSE = MoEConfig(num_experts=8, images_per_group=2, shared_init=False, capacity_factor=0.8)
 CONFIG = ViTConfig(
@@ -201,10 +203,9 @@ def batch_of_16() -> Batch:
 @functools.cache
 def update_of_one_device() -> tuple[Any, Any, Any]:
     """The state before and after a step, on the host, and the metrics."""
-    alone = compile_program(UPDATED)
-    before = alone.init()
+    before = init_state(UPDATED)
     on_host = jax.device_get(before)  # a step donates its state
-    return on_host, *jax.device_get(alone.step(before, batch_of_16()))
+    return on_host, *jax.device_get(make_train_step(UPDATED)(before, batch_of_16()))
 
 
 @pytest.mark.parametrize(
@@ -213,25 +214,23 @@ def update_of_one_device() -> tuple[Any, Any, Any]:
 )
 def test_every_parameter_after_an_update_is_that_of_one_device(mesh: str, fsdp: bool) -> None:
     ours = on(mesh, fsdp=fsdp)
-    program = compile_program(UPDATED, ours)
-    start = program.init()
+    start = init_state(UPDATED, ours)
     before, expected, measured = update_of_one_device()
     assert_close(start, before)
-    state, metrics = program.step(
-        start, ours.make_global_array(batch_of_16()), ours.per_device_flag(False)
-    )
+    step = make_train_step(UPDATED, ours)
+    state, metrics = step(start, ours.make_global_array(batch_of_16()))
     assert_close(state, expected)
     assert_close(metrics, measured)
-    for found, like in zip(jax.tree.leaves(state), jax.tree.leaves(program.like), strict=True):
-        assert found.sharding == like.sharding
+    expected = abstract_state(UPDATED, ours)
+    for leaf, target in zip(jax.tree.leaves(state), jax.tree.leaves(expected), strict=True):
+        assert leaf.sharding == target.sharding
 
 
-def test_fsdp_splits_large_dense_arrays_and_the_moments_of_experts() -> None:
+def test_fsdp_splits_large_dense_arrays_and_the_optimiser_state_of_experts() -> None:
     config = TrainConfig(model=CONFIG, data=DataConfig("digits"))
     placement = on("expert=2", fsdp=True)
-    like = compile_program(config, placement).like
-    moments = like.moments[1].mu
-    for tree, splits in ((like.params, (1, 4, 2)), (moments, (1, 4, 8))):
+    state = abstract_state(config, placement)
+    for tree, splits in ((state.params, (1, 4, 2)), (state.opt_state[1].mu, (1, 4, 8))):
         small, dense, experts = splits
         block = tree["blocks"][1]
         for leaf, parts in (
@@ -243,13 +242,13 @@ def test_fsdp_splits_large_dense_arrays_and_the_moments_of_experts() -> None:
 
 
 def test_a_stop_requested_on_one_device_reaches_all() -> None:
-    config = TrainConfig(model=CONFIG, data=DataConfig("digits"), batch_size=16)
     placement = on("expert=4")
-    program = compile_program(config, placement)
-    batch = placement.make_global_array(batch_of_16())
+    reduce = make_reduction(placement)
     for flags in (np.zeros(8, bool), np.arange(8) == 5):
-        state, metrics = program.step(program.init(), batch, placement.make_global_array(flags))
-        assert bool(metrics["stop"]) == flags.any()
+        finite, stop = reduce(jnp.zeros(()), placement.make_global_array(flags))
+        assert finite and bool(stop) == flags.any()
+    finite, _ = reduce(jnp.asarray(jnp.nan), placement.per_device_flag(False))
+    assert not finite
 
 
 def test_on_the_wire_rows_are_rounded_as_the_config_says() -> None:
@@ -309,9 +308,9 @@ def test_fsdp_without_anything_to_split_over_is_refused() -> None:
 
 
 def test_a_batch_that_does_not_divide_is_refused_with_the_sizes_that_do() -> None:
-    with pytest.raises(UsageError, match="a batch of 12 on 8 devices: .* use 8 or 16"):
+    with pytest.raises(UsageError, match="batch_size=12 on 8 devices: .* use 8 or 16"):
         on("expert=4").check_batch(12)
-    with pytest.raises(UsageError, match="a batch of 12 on 8 devices"):
+    with pytest.raises(UsageError, match="batch_size=12 on 8 devices"):
         models.build(CONFIG, placement=on("expert=4"))(images(12))
 
 
@@ -319,16 +318,16 @@ def test_a_batch_that_does_not_divide_is_refused_with_the_sizes_that_do() -> Non
 def test_with_fsdp_nothing_is_gathered_but_what_was_split(mesh: str) -> None:
     config = TrainConfig(model=CONFIG, data=DataConfig("digits"), batch_size=16)
     placement = on(mesh, fsdp=True)
-    program = compile_program(config, placement)
-    step = program.step.lower(
-        program.like, placement.make_global_array(batch_of_16()), placement.per_device_flag(False)
+    target = abstract_state(config, placement)
+    step = make_train_step(config, placement).lower(
+        target, placement.make_global_array(batch_of_16())
     )
     text = step.compile().as_text()
     gathered = re.findall(r"= f32\[([\d,]+)\]\S* all-gather", text)
-    shards = on(mesh).params(program.like.params)  # where a device has a whole row of experts
+    shards = on(mesh).params(target.params)  # where a device has a whole row of experts
     whole = {
         where.shard_shape(leaf.shape)
-        for leaf, where in zip(*map(jax.tree.leaves, (program.like.params, shards)), strict=True)
+        for leaf, where in zip(*map(jax.tree.leaves, (target.params, shards)), strict=True)
     }
     assert gathered and {tuple(map(int, shape.split(","))) for shape in gathered} <= whole
     assert not re.findall(r"all-gather-start|collective-permute", text)

@@ -15,12 +15,12 @@ from vmoe.config import EvalConfig, TrainConfig
 from vmoe.data.pipeline import training_batches
 from vmoe.errors import UsageError
 from vmoe.mesh import place
-from vmoe.train import loop
+from vmoe.train import setup
 from vmoe.train.loop import train
 
 
 @pytest.fixture(scope="module")
-def config() -> Train:
+def config() -> TrainConfig:
     """Groups of four images, which are a device's share of a batch on any mesh of eight."""
     return configs.replace(
         configs.load(ROOT / "configs" / "tiny.py"),
@@ -60,8 +60,10 @@ def test_a_run_resumes_on_another_mesh(
     train(config, workdir, mesh=mesh, fsdp=fsdp)
     stderr = capsys.readouterr().err
     now = str(place(config.model, jax.devices(), mesh=mesh, fsdp=fsdp))
-    assert f"it began with mesh data=2,expert=4, now {now}: the same steps may round" in stderr
-    assert "goes on after step 10 of 20" in stderr and "damaged" not in stderr
+    assert (
+        f"the run started with mesh data=2,expert=4, now {now}: the same steps may round" in stderr
+    )
+    assert "resumed from step 10 of 20" in stderr and "corrupt" not in stderr
     assert_close(whole, workdir, atol=5e-3)
     for one, other in zip(losses(whole), losses(workdir), strict=True):
         assert one == pytest.approx(other, rel=1e-4)
@@ -88,7 +90,7 @@ def test_a_checksum_is_the_same_however_an_array_is_spread() -> None:
 def test_a_batch_that_the_devices_do_not_divide_is_refused_before_anything_is_written(
     config: TrainConfig, tmp_path: Path
 ) -> None:
-    with pytest.raises(UsageError, match="a batch of 36 on 8 devices: .* use 32 or 40"):
+    with pytest.raises(UsageError, match="batch_size=36 on 8 devices: .* use 32 or 40"):
         train(configs.replace(config, batch_size=36), tmp_path / "run")
     dropless = (EvalConfig(dropless=True),)
     with pytest.raises(UsageError, match="moe.dropless on 8 devices"):
@@ -108,9 +110,9 @@ def test_a_run_on_many_devices_rewinds_after_a_nan_loss(
 
         return training_batches(*words, **options).map_with_index(poison)
 
-    monkeypatch.setattr(loop, "training_batches", batches)
+    monkeypatch.setattr(setup, "training_batches", batches)
     train(config, tmp_path / "run", mesh="expert=4", on_nan="rewind")
     stderr = capsys.readouterr().err
-    assert "mesh data=2,expert=4: 8 devices, 1 processes; 4 images a device" in stderr
-    assert "step 13: loss nan" in stderr and "goes back, 1 of at most 3 times" in stderr
+    assert "mesh data=2,expert=4: 8 devices, 1 processes; each device has 4 images" in stderr
+    assert "step 13: loss nan" in stderr and "rewinding, 1 of at most 3 times" in stderr
     assert np.isfinite(losses(tmp_path / "run")).all()

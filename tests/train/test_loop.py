@@ -21,10 +21,11 @@ from vmoe.data.sources import Source, open_source
 from vmoe.errors import UsageError
 from vmoe.evaluate import evaluate
 from vmoe.train.loop import train
+from vmoe.workdir.layout import steps_of
 
 
 @pytest.fixture(scope="module")
-def config() -> Train:
+def config() -> TrainConfig:
     tiny = configs.load(ROOT / "configs" / "tiny.py")
     return configs.replace(
         tiny,
@@ -53,7 +54,7 @@ def run(config: TrainConfig, opened: list[str], tmp_path_factory: pytest.TempPat
 
     workdir = tmp_path_factory.mktemp("runs") / "whole"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("vmoe.train.loop.open_source", record)
+        patch.setattr("vmoe.train.setup.open_source", record)
         train(config, workdir)
     return workdir
 
@@ -64,7 +65,7 @@ def test_a_run_folder_explains_itself(run: Path, config: TrainConfig) -> None:
     environment = json.loads((run / "environment.json").read_text())
     assert environment["jax"] == jax.__version__ and environment["devices"]
     assert len((environment["commit"] or "0" * 40).split()[0]) == 40
-    assert (run / "classes.txt").read_text().split() == list("0123456789")
+    assert json.loads((run / "classes.json").read_text()) == list("0123456789")
     assert [row["step"] for row in rows(run)] == ["10", "20", "30", "40"]
     assert float(rows(run)[-1]["loss"]) < float(rows(run)[0]["loss"])
 
@@ -129,7 +130,7 @@ def test_training_a_finished_run_again_changes_nothing(run: Path, config: TrainC
 
 
 def test_a_folder_of_another_config_is_refused_with_the_differences(
-    run: Path, config: Train
+    run: Path, config: TrainConfig
 ) -> None:
     before = (run / "config.json").read_text()
     other = configs.replace(config, seed=1, optim=dict(lr=0.25), evaluations=(EvalConfig(),))
@@ -154,10 +155,10 @@ def test_changed_data_or_environment_is_reported(
     path.write_text(json.dumps(then))
     train(config, workdir)
     stderr = capsys.readouterr().err
-    assert "no longer that of its start (3 images then, 1257 now)" in stderr
-    assert f"it began with jax 0.1, now {jax.__version__}" in stderr
-    (workdir / "classes.txt").write_text("cat\ndog\n")
-    with pytest.raises(UsageError, match="no longer has the classes"):
+    assert "has changed since the start (3 images then, 1257 now)" in stderr
+    assert f"the run started with jax 0.1, now {jax.__version__}" in stderr
+    (workdir / "classes.json").write_text('["cat", "dog"]')
+    with pytest.raises(UsageError, match="the classes of the training data differ"):
         train(config, workdir)
 
 
@@ -191,8 +192,7 @@ def test_the_newest_checkpoints_and_the_best_are_kept(config: TrainConfig, tmp_p
     accuracy = {int(r["step"]): float(r["accuracy"]) for r in found if r["weights"] == "ema"}
     best = max(accuracy, key=lambda step: (accuracy[step], step))
     assert best < 50, accuracy
-    steps = sorted(int(path.name) for path in (tmp_path / "checkpoints").iterdir())
-    assert steps == [best, 50, 60]
+    assert steps_of(tmp_path) == [best, 50, 60]
     found = evaluate(
         vmoe.load(tmp_path / "checkpoints" / "best"), open_source("digits", "validation")
     )

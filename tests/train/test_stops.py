@@ -1,4 +1,4 @@
-"""Whatever stops a run, nothing is lost: kills, signals, damage, a full disk, a second run, NaN."""
+"""Nothing is lost when a run stops: kills, signals, corruption, a full disk, a second run, NaN."""
 
 import json
 import os
@@ -19,9 +19,11 @@ from vmoe import config as configs
 from vmoe.checkpoints.run import Checkpoints
 from vmoe.config import EvalConfig, TrainConfig
 from vmoe.data.pipeline import training_batches
-from vmoe.errors import Failure, UsageError
-from vmoe.train import loop
+from vmoe.errors import Failure, Stopped, UsageError
+from vmoe.train import loop, setup
 from vmoe.train.loop import train
+from vmoe.train.report import Report
+from vmoe.workdir.layout import steps_of
 
 STEPS = 70
 RECIPE = f"""
@@ -49,7 +51,7 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def config(recipe: Path) -> Train:
+def config(recipe: Path) -> TrainConfig:
     return configs.load(recipe)
 
 
@@ -88,14 +90,14 @@ def test_a_signal_saves_and_exits_with_75_and_the_same_command_resumes(
             assert process.wait() == 75
             stderr = process.stderr
         if resumed_from:
-            assert f"goes on after step {resumed_from} of {STEPS}" in stderr
+            assert f"resumed from step {resumed_from} of {STEPS}" in stderr
         last = stderr.splitlines()[-1]
-        assert last.startswith(f"vmoe: {number.name}: stopped after step ")
-        assert "everything is saved; the same line goes on" in last
-        resumed_from = int(last.split("after step ")[1].split()[0])
+        assert last.startswith(f"vmoe: {number.name}: checkpoint saved at step ")
+        assert "; run the same command to resume" in last
+        resumed_from = int(last.split("at step ")[1].split()[0])
         assert (workdir / "checkpoints" / str(resumed_from)).is_dir()
     stderr, status = run(recipe, workdir)
-    assert f"goes on after step {resumed_from} of {STEPS}" in stderr and status == 0
+    assert f"resumed from step {resumed_from} of {STEPS}" in stderr and status == 0
     assert_same(whole, workdir)
 
 
@@ -114,7 +116,7 @@ def test_a_signal_aborts_an_evaluation_and_a_resumed_run_repeats_it(
     real = loop.evaluate
     with monkeypatch.context() as patch:
         patch.setattr(loop, "evaluate", evaluate)
-        with pytest.raises(loop.Stopped, match="SIGTERM: stopped after step 40"):
+        with pytest.raises(Stopped, match="SIGTERM: checkpoint saved at step 40"):
             train(config, tmp_path)
     assert {row["step"] for row in rows(tmp_path, "evaluations")} == {"20"}
     train(config, tmp_path)
@@ -133,7 +135,7 @@ def test_a_second_signal_exits_at_once_and_leaves_the_last_checkpoint_intact(
             time.sleep(0.002)
         assert process.wait() == 128 + signal.SIGINT
     stderr, status = run(recipe, workdir)
-    assert "damaged" not in stderr and status == 0
+    assert "corrupt" not in stderr and status == 0
     assert_same(whole, workdir)
 
 
@@ -161,9 +163,10 @@ def swap(folder: Path) -> None:
 
 def change_a_checksum(folder: Path) -> None:
     path = folder / "checksums" / "metadata"
-    checksums = json.loads(path.read_text())
-    name = next(iter(checksums))
-    path.write_text(json.dumps(checksums | {name: checksums[name].replace("-", ".")}))
+    index = json.loads(path.read_text())
+    name = next(iter(index["arrays"]))
+    index["arrays"][name] = index["arrays"][name].replace("-", ".")
+    path.write_text(json.dumps(index))
 
 
 def list_checksums(folder: Path) -> None:
@@ -185,9 +188,9 @@ def test_corrupt_checkpoints_are_named_and_the_newest_good_one_is_used(
     stderr, status = run(recipe, workdir)
     assert status == 0, stderr
     for step in steps:
-        assert f"checkpoint {step} is damaged (" in stderr
-        assert (workdir / "checkpoints" / "damaged" / str(step)).is_dir()
-    assert f"goes on after step 10 of {STEPS}" in stderr
+        assert f"checkpoint {step} is corrupt (" in stderr
+        assert (workdir / "checkpoints" / "corrupt" / str(step)).is_dir()
+    assert f"resumed from step 10 of {STEPS}" in stderr
     assert "Traceback" not in stderr
     assert_same(whole, workdir)
 
@@ -208,7 +211,7 @@ def test_a_corrupt_table_is_named_and_left_unchanged(
     (workdir / name).write_bytes(content)
     stderr, status = run(recipe, workdir)
     assert status == 1 and stderr.startswith("vmoe: ") and stderr.count("\n") == 1, stderr
-    assert f"{workdir / name} is damaged (" in stderr
+    assert f"{workdir / name} is corrupt (" in stderr
     assert (workdir / name).read_bytes() == content
 
 
@@ -217,7 +220,7 @@ def test_without_any_good_checkpoint_a_run_is_refused_and_all_files_are_kept(
 ) -> None:
     workdir = tmp_path / "run"
     shutil.copytree(whole, workdir)
-    steps = sorted(path.name for path in (workdir / "checkpoints").iterdir())
+    steps = sorted(map(str, steps_of(workdir)))
     for step in steps[:-2]:
         shutil.rmtree(workdir / "checkpoints" / step)
     steps = steps[-2:]
@@ -225,12 +228,12 @@ def test_without_any_good_checkpoint_a_run_is_refused_and_all_files_are_kept(
         garble(workdir / "checkpoints" / step / "params")
     stderr, status = run(recipe, workdir)
     assert status == 1 and stderr.startswith("vmoe: ") and stderr.count("\n") == 1, stderr
-    assert f"no checkpoint is good; checkpoint {STEPS} is damaged" in stderr
-    damaged = workdir / "checkpoints" / "damaged"
-    assert sorted(path.name for path in damaged.iterdir()) == steps
+    assert f"no valid checkpoint; checkpoint {STEPS} is damaged" in stderr
+    corrupt = workdir / "checkpoints" / "corrupt"
+    assert sorted(path.name for path in corrupt.iterdir()) == steps
     before = (workdir / "metrics.csv").read_text()
     stderr, status = run(recipe, workdir)
-    assert status == 1 and "no checkpoint is good" in stderr, "it started again"
+    assert status == 1 and "no valid checkpoint" in stderr, "it started again"
     assert (workdir / "metrics.csv").read_text() == before
 
 
@@ -240,7 +243,7 @@ def test_a_second_run_in_the_same_folder_is_refused(
     workdir = tmp_path / "run"
     with start("train", "--config", recipe, "--workdir", workdir) as process:
         process.wait_until(lambda: reached(workdir, 5))
-        with pytest.raises(UsageError, match=f"process {process.pid} trains in it"):
+        with pytest.raises(UsageError, match=f"process {process.pid} is training in it"):
             train(config, workdir)
         process.kill()
     with pytest.raises(UsageError, match="holds a run of another config"):  # and no longer in use
@@ -259,16 +262,16 @@ def test_a_full_disk_ends_the_run_with_one_line_and_keeps_the_last_checkpoint(
     lines = stderr.splitlines()
     assert status == 1, lines
     assert lines[-1].startswith("vmoe: ") and "cannot be written" in lines[-1], lines
-    assert "the same line goes on" in lines[-1]
+    assert "run the same command to resume" in lines[-1]
     assert not any("Traceback" in line for line in lines), lines
     assert "30" in os.listdir(workdir / "checkpoints")
     stderr, status = run(recipe, workdir)
-    assert status == 0 and "damaged" not in stderr, stderr
+    assert status == 0 and "corrupt" not in stderr, stderr
     assert_same(whole, workdir)
 
 
 @pytest.fixture
-def poisoned(config: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> Train:
+def poisoned(config: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> TrainConfig:
     """Batches 27 and 45 hold pixels that are no numbers."""
 
     def batches(*words: object, **options: object) -> object:
@@ -278,7 +281,7 @@ def poisoned(config: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> Train:
 
         return training_batches(*words, **options).map_with_index(poison)
 
-    monkeypatch.setattr(loop, "training_batches", batches)
+    monkeypatch.setattr(setup, "training_batches", batches)
     return configs.replace(config, evaluations=(EvalConfig(),))
 
 
@@ -289,8 +292,8 @@ def test_a_nan_loss_stops_the_run_at_once_and_names_the_step(
         train(poisoned, tmp_path)
     message = str(caught.value)
     assert "step 28: loss nan, gradient norm nan, learning rate 0.00" in message
-    assert "step 20 is the last good checkpoint" in message and "--on-nan rewind" in message
-    assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == ["10", "20"]
+    assert "step 20 is the last checkpoint" in message and "on_nan=rewind" in message
+    assert steps_of(tmp_path) == [10, 20]
 
 
 def test_rewinding_skips_the_bad_batches_and_repeats_to_the_bit(
@@ -299,29 +302,29 @@ def test_rewinding_skips_the_bad_batches_and_repeats_to_the_bit(
     folders = [tmp_path / "one", tmp_path / "other"]
     train(poisoned, folders[0], on_nan="rewind")
     stderr = capsys.readouterr().err
-    assert "step 28: loss nan" in stderr and "goes back, 1 of at most 3 times" in stderr
+    assert "step 28: loss nan" in stderr and "rewinding, 1 of at most 3 times" in stderr
     # step 21 then takes batch 28, so that batch 45 is that of step 38
-    assert "step 38: loss nan" in stderr and "goes back, 2 of at most 3 times" in stderr
+    assert "step 38: loss nan" in stderr and "rewinding, 2 of at most 3 times" in stderr
     assert rows(folders[0])[-1]["step"] == str(STEPS)
     assert np.isfinite([float(row["loss"]) for row in rows(folders[0])]).all()
     # A signal three steps before the break leaves a checkpoint that the other run has not.
-    real, seen = loop.Report.step, []
+    real, seen = Report.step, []
 
-    def step(self: loop.Report, number: int) -> None:
+    def step(self: Report, number: int) -> None:
         if number == 25 and not seen:
             seen.append(signal.raise_signal(signal.SIGINT))
         real(self, number)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop.Report, "step", step)
-        with pytest.raises(loop.Stopped, match="stopped after step 25"):
+        patch.setattr(Report, "step", step)
+        with pytest.raises(Stopped, match="checkpoint saved at step 25"):
             train(poisoned, folders[1], on_nan="rewind")
     train(poisoned, folders[1], on_nan="rewind")
     assert_same(*folders)
 
 
 def test_rewinding_stops_after_max_rewinds(poisoned: TrainConfig, tmp_path: Path) -> None:
-    with pytest.raises(Failure, match="step 38: loss nan.*step 30 is the last good checkpoint"):
+    with pytest.raises(Failure, match="step 38: loss nan.*step 30 is the last checkpoint"):
         train(poisoned, tmp_path, on_nan="rewind", max_rewinds=1)
 
 
@@ -335,14 +338,14 @@ def test_a_diverging_learning_rate_ends_the_command_with_one_line(
     stderr, status = run(recipe, tmp_path / "run")
     assert status == 1 and "Traceback" not in stderr
     last = stderr.splitlines()[-1]
-    assert last.startswith("vmoe: step ") and "no checkpoint yet; lower --optim.lr" in last
+    assert last.startswith("vmoe: step ") and "there is no checkpoint yet; lower optim.lr" in last
 
 
 def test_a_checkpoint_larger_than_the_free_space_is_not_started(tmp_path: Path) -> None:
     """Arrays as large as no disk is, of which no byte exists."""
     huge = {"kernel": jax.ShapeDtypeStruct((2**40, 2**20), np.float32)}
     with (
-        pytest.raises(Failure, match=r"bytes, and the disk has .* left\); there is none before it"),
+        pytest.raises(Failure, match=r"bytes, the disk has .* left\); there is no earlier one"),
         Checkpoints(tmp_path, every=1, keep_latest=1) as checkpoints,
     ):
         checkpoints.save(1, params=huge)

@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
 
 from vmoe.sharding import Placement
 from vmoe.train.step import Metrics
@@ -22,6 +23,21 @@ class NotFinite(Exception):
             f"step {step}: loss {loss:.4g}, gradient norm {norm:.4g}, learning rate {lr:.3g}"
         )
         self.batch = batch
+
+
+def make_reduction(placement: Placement) -> jax.stages.Wrapped:
+    """A jitted function of a scalar and of one flag per device.
+
+    Returns:
+        whether the scalar is finite and whether any flag is set, replicated on all devices.
+    """
+
+    def reduce(
+        total: Float[Array, ""], stops: Bool[Array, "x"]
+    ) -> tuple[Bool[Array, ""], Bool[Array, ""]]:
+        return placement.replicate((jnp.isfinite(total), stops.any()))
+
+    return jax.jit(reduce)
 
 
 class _Pending(NamedTuple):
@@ -43,7 +59,7 @@ class StepStatus:
 
     def __init__(self, placement: Placement):
         self._placement = placement
-        self._reduce = jax.jit(lambda x, stops: placement.replicate((jnp.isfinite(x), stops.any())))
+        self._reduce = make_reduction(placement)
         self._pending: _Pending | None = None
         self.stop = False
         """Whether a stop was requested of any process, as of the last step read."""
