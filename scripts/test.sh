@@ -1,9 +1,10 @@
 #!/usr/bin/env bash
-# Format, lint, import rules, doctests and tests, those of several devices in a pytest of their own.
+# Format, lint, import rules, types, doctests and tests, those of several devices in a pytest of
+# their own.
 #
 #   ./scripts/test.sh                   everything but what takes minutes
 #   ./scripts/test.sh --slow            that too
-#   ./scripts/test.sh tests/routing     format, lint, import rules (seconds), and these tests alone
+#   ./scripts/test.sh tests/routing     format, lint, import rules, types, and these tests alone
 #   ./scripts/test.sh tests/nn -k moe   paths first; all from the first option on goes to pytest
 set -euo pipefail
 # shellcheck source=environment.sh
@@ -31,6 +32,7 @@ run_pytest() {
 echo "== format";  ruff format --check --quiet . || stop "format: run 'ruff format'"
 echo "== lint";    ruff check --quiet .
 echo "== imports"; lint-imports --no-cache >.cache/imports.log 2>&1 || stop "$(cat .cache/imports.log)"
+echo "== types";   pyrefly check --output-format min-text >.cache/types.log 2>&1 || stop "$(cat .cache/types.log)"
 if [[ ${#on_eight[@]} -gt 0 ]]; then
   echo "== tests on eight devices"
   run_pytest "${on_eight[@]}" "$@" || [[ $? == 5 && ${#on_one[@]} -gt 0 ]]  # 5: none was meant

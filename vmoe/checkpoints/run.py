@@ -20,7 +20,6 @@ from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
-from etils import epath
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
 from vmoe import distributed
@@ -267,7 +266,7 @@ def restore(folder: Path, **target: Arrays) -> dict[str, Arrays]:
     """
     items, index, message = {}, {}, ""
     try:
-        index = ocp.JsonCheckpointHandler().restore(epath.Path(folder / "checksums"))
+        index = ocp.JsonCheckpointHandler().restore(_path(folder / "checksums"))
         _check_format(folder, index)
         items = {name: _restore_item(folder / name, item) for name, item in target.items()}
     except (Failure, MemoryError, PermissionError):
@@ -302,8 +301,13 @@ def _restore_item(folder: Path, target: Arrays) -> Arrays:
     """One item, by its handler: a Checkpointer would wait for all processes when one fails."""
     handler = ocp.StandardCheckpointHandler()
     return handler.restore(
-        epath.Path(folder), args=ocp.args.StandardRestore(jax.tree.map(_abstract, target))
+        _path(folder), args=ocp.args.StandardRestore(jax.tree.map(_abstract, target))
     )
+
+
+def _path(path: Path) -> Any:
+    """A path for Orbax, whose annotations name a class of its own; any path works."""
+    return path
 
 
 def _abstract(leaf: jax.Array | jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
