@@ -196,7 +196,9 @@ def test_computing_only_what_reaches_the_logits_changes_no_logit_loss_or_gradien
     )
     if last in DROPS:
         assert all(record.routing.dropped.any() for record in whole[0][1][1].values())
-    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=2e-5), lean, whole)
+    # gradients of 40 differ by more than 2e-5 in the last bits of a float32, on some machines
+    close = functools.partial(np.testing.assert_allclose, rtol=2e-6, atol=2e-5)
+    jax.tree.map(close, lean, whole)
     model = tiny(**fields)  # and without the records
     logits = jax.jit(model.__call__)(images())
     np.testing.assert_allclose(logits, run(model, images())[0], atol=1e-6)
