@@ -72,7 +72,7 @@ def files(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         path.write_bytes(path.read_bytes()[:1000])
     shutil.copy(folder / "broken" / "cat" / "0.png", folder / "half.png")
     (folder / "photos" / "emu").mkdir()
-    (folder / "empty_batch").mkdir()
+    (folder / "empty").mkdir()
     np.savez(folder / "whole.npz", images=np.zeros((30, 8, 8), np.uint8), labels=np.zeros(30, int))
     (folder / "half.npz").write_bytes((folder / "whole.npz").read_bytes()[:500])
     np.savez(folder / "float.npz", images=np.zeros((30, 8, 8)), labels=np.zeros(30, int))
@@ -164,7 +164,7 @@ CASES: dict[str, tuple[list[str], str]] = {
     "no path": ([*TINY_TRAIN, "--data.name", "folder"], "data set 'folder' needs a path"),
     "empty class": ([*TINY_TRAIN, "--data.name", "folder:photos"], "photos/emu: no images in it"),
     "few images": ([*TINY_TRAIN, "--data.name", "folder:sparse"], "class 'cat' has 2 images"),
-    "no classes": ([*TINY_TRAIN, "--data.name", "folder:empty_batch"], "no sub-folders"),
+    "no classes": ([*TINY_TRAIN, "--data.name", "folder:empty"], "no sub-folders"),
     "broken image": (
         [*TINY_TRAIN, "--data.name", "folder:broken", "--batch-size", "20"],
         ".png: cannot be read as an image",
@@ -232,7 +232,7 @@ CASES: dict[str, tuple[list[str], str]] = {
     "not an image": ([*PREDICT, "no.png"], "no.png: not an image"),
     "half an image": ([*PREDICT, "half.png"], "half.png: cannot be read as an image"),
     "no name of an image": ([*PREDICT, ""], "an empty word among the images"),
-    "folder without images": ([*PREDICT, "empty_batch"], "empty_batch: no images there"),
+    "folder without images": ([*PREDICT, "empty"], "empty: no images there"),
     "nothing to predict": (PREDICT, "name at least one of each"),
     "no classes wanted": ([*PREDICT, "photos", "--top", "0"], "top=0: name at least one of each"),
 }  # fmt: skip

@@ -27,7 +27,7 @@ from vmoe.mesh import place
 from vmoe.plan.memory import Memory, memory
 from vmoe.plan.segments import Segment, pieces
 from vmoe.sharding import Placement
-from vmoe.train.step import compile_program
+from vmoe.train.state import abstract_state
 
 UTILISATION = 0.4
 """Share of the peak that matrix products are assumed to reach."""
@@ -124,7 +124,7 @@ def plan(
     room = _bytes(device_memory) if device_memory else kind.memory
     placements = _placements(config, virtual_devices(devices), mesh)
     placements[0].check_batch(config.batch_size)
-    state = compile_program(config).like
+    state = abstract_state(config)
     options = [
         Candidate(f"data={p.data},expert={p.expert}", p.fsdp, memory(config, p, state))
         for p in placements

@@ -51,7 +51,7 @@ def memory(config: TrainConfig, placement: Placement, state: State) -> Memory:
         state: shapes alone; ``Program.like`` of this config.
     """
     params = lying(state.params, placement.params(state.params))
-    moments = lying(state.moments, placement.opt_state(state.moments))
+    moments = lying(state.opt_state, placement.opt_state(state.opt_state))
     kept, kept_with_remat = _activations(config, placement)
     return Memory(
         parameters=held(params),

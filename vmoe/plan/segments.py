@@ -27,7 +27,7 @@ from vmoe.costs.residuals import Residual, residuals
 from vmoe.nn.losses import cross_entropy
 from vmoe.nn.vit import ViT, num_tokens
 from vmoe.sharding import Placement
-from vmoe.train.optim import average, optimizer
+from vmoe.train.optim import optimizer, update_ema
 from vmoe.train.state import Params
 
 Inputs = dict[str, Any]
@@ -116,7 +116,7 @@ class Segment:
         updates, moments = self._optim().update(gradient, moments, params)
         params = optax.apply_updates(params, updates)
         if ema is not None:
-            ema = average(ema, params, self.config.ema_decay, jnp.zeros((), jnp.int32))
+            ema = update_ema(ema, params, self.config.ema_decay, jnp.zeros((), jnp.int32))
         return (params, moments, ema), to_tokens
 
     def _optim(self) -> optax.GradientTransformation:
@@ -140,7 +140,7 @@ def share(array: jax.ShapeDtypeStruct) -> tuple[int, ...]:
 
 
 def pieces(config: TrainConfig, placement: Placement) -> list[Segment]:
-    """All pieces of the step that ``compile_program`` makes."""
+    """All pieces of the step that ``make_train_step`` makes."""
     model = countable(config.model)
     reads_first = model.pooling == "class_token" and not model.full_last_block
     kinds: dict[tuple[MoEConfig | None, bool], list[int]] = {}
