@@ -64,8 +64,8 @@ def test_the_bench_measures_floors_and_ratios_and_writes_them(tmp_path: Path) ->
             row["ratio"] is None
         )
     for key in (
-        ("layer", "layer, forward", "matmul floor, forward"),
-        ("layer", "layer, f+b", "matmul floor, f+b"),
+        ("layer", "layer, forward", "batched experts, forward"),
+        ("layer", "layer, f+b", "batched experts, f+b"),
         ("layer", "capacity 0.5", "capacity 1.05"),
         ("model", "sparse", "dense, plain"),
         ("model", "memory: sparse", "dense, plain"),
@@ -75,9 +75,9 @@ def test_the_bench_measures_floors_and_ratios_and_writes_them(tmp_path: Path) ->
         assert rows[key]["target"], key
     assert rows[key]["ratio"] == pytest.approx(1.0)
     assert (tmp_path / "bench.png").read_bytes().startswith(b"\x89PNG")
-    assert ("routing", "by cumulative sum", "plan by sorts") in rows
+    assert ("routing", "by cumulative sum", "ours") in rows
     assert ("layer", "layer, f+b", "experts alone, f+b") in rows
-    assert "matmul floor" in done.stdout
+    assert "batched experts" in done.stdout
     wrong = subprocess.run([*command[:2], "layers"], capture_output=True, text=True)
     assert wrong.returncode == 2 and "no section 'layers'" in wrong.stderr
 

@@ -13,9 +13,9 @@ import json
 
 import jax
 import jax.numpy as jnp
-from bench import IMAGE_TOKENS, Program, Row, rows_of
 from flax import nnx
 
+from benchmarks.measure import IMAGE_TOKENS, Program, Row, rows_of
 from vmoe.config import MoEConfig, ViTConfig
 from vmoe.costs.collectives import KEEP_APART, collectives
 from vmoe.mesh import place
@@ -68,7 +68,7 @@ def main() -> None:
         parser.add_argument(f"--{name}", type=int, required=True)
     options = parser.parse_args()
     config = MoEConfig(
-        experts=options.experts,
+        num_experts=options.experts,
         images_per_group=max(1, options.images // DEVICES),
         implementation="batched",
     )

@@ -1,0 +1,193 @@
+"""The sparse layer beside dense MLPs and the experts' own products."""
+
+import argparse
+import functools
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from benchmarks.measure import (
+    BY_TOKENS,
+    IMAGE_TOKENS,
+    Program,
+    Row,
+    both_ways,
+    compiled,
+    rows_of,
+)
+from vmoe.config import MoEConfig, replace
+from vmoe.nn import implementations
+from vmoe.nn.mlp import Mlp
+from vmoe.nn.moe import MoE, choose
+from vmoe.routing.groups import group, ungroup
+from vmoe.routing.rows import block_size, sort_rows
+
+
+def layer(options: argparse.Namespace) -> list[Row]:
+    d, f = options.width, options.hidden
+    b = max(1, options.tokens // IMAGE_TOKENS)
+    tokens = jax.random.normal(jax.random.key(0), (b, IMAGE_TOKENS, d), options.dtype)
+    rows = []
+    for e in options.experts:
+        config = MoEConfig(num_experts=e, implementation=options.implementation)
+        programs, (g, c) = _layer_programs(tokens, f, config, einsum=e <= 32)
+        case = {"e": e, "tokens": b * IMAGE_TOKENS, "slots": g * c, "d": d, "f": f}
+        case |= {"implementation": options.implementation, "dtype": options.dtype}
+        dense = "<= 1.00" if g * c >= 200 else ""
+        ratios = {
+            f"layer, {way}": [(f"batched experts, {way}", target), (f"dense floor, {way}", floor)]
+            for way, target, floor in [("forward", "<= 1.05", dense), ("f+b", "<= 1.10", "")]
+        }
+        for way in ("forward", "f+b"):
+            ratios[f"einsum dispatch, {way}"] = [(f"dense floor, {way}", "")]
+            if f"experts alone, {way}" in programs:
+                ratios[f"layer, {way}"].append((f"experts alone, {way}", ""))
+        rows += rows_of("layer", case, programs, options.repeats, ratios)
+    e = options.experts[0]
+    rows += _tokens(
+        b, d, f, MoEConfig(num_experts=e, implementation=options.implementation), options
+    )
+    rows += _capacities(
+        tokens, f, MoEConfig(num_experts=e, implementation=options.implementation), options
+    )
+    if options.peer:
+        rows += _peer(tokens, f, e, options.repeats)
+    return rows
+
+
+def _layer_programs(
+    tokens: jax.Array, f: int, config: MoEConfig, *, einsum: bool
+) -> tuple[dict[str, Program], tuple[int, int]]:
+    b, n, d = tokens.shape
+    valid = jnp.ones(b, bool)
+    graph, state = nnx.split(MoE(d, f, n, config, rngs=nnx.Rngs(0)))
+    _, record = nnx.merge(graph, state)(tokens, valid)
+    g, e, c = record.routing.choices.shape
+    dense_graph, dense = nnx.split(Mlp(d, f, dtype=tokens.dtype, rngs=nnx.Rngs(0)))
+    slots = jax.random.normal(jax.random.key(1), (1, e, g * c, d), tokens.dtype)
+    experts = nnx.merge(graph, state).experts
+    params = experts.up.params(), experts.down.params()
+
+    def by_einsum(state: nnx.State, tokens: jax.Array) -> jax.Array:
+        moe = nnx.merge(graph, state)
+        groups, real = group(tokens, valid, config.images_per_group)
+        routing = moe.router(groups, real).routing
+        hot = jax.nn.one_hot(routing.slots, e * c).reshape(*routing.slots.shape, e, c)
+        slots = jnp.einsum("gsd,gsec->gecd", groups, hot.sum(2))
+        weights = jnp.einsum("gskec,gsk->gsec", hot, routing.weights)
+        return ungroup(jnp.einsum("gecd,gsec->gsd", moe.experts(slots), weights), b, n)
+
+    variants: dict[str, tuple[Callable[..., jax.Array], tuple]] = {
+        "dense floor": (
+            lambda state, rows: nnx.merge(dense_graph, state)(rows),
+            (dense, slots[0].reshape(-1, d)[: math.ceil(2 * b * n * config.capacity_factor)]),
+        ),
+        "batched experts": (
+            lambda params, slots: implementations.batched(*params, slots, 0.0, None),
+            (params, slots),
+        ),
+        "layer": (lambda state, tokens: nnx.merge(graph, state)(tokens, valid)[0], (state, tokens)),
+    }
+    if (chosen := choose(config, record.routing)) != "batched":
+        block = None if chosen == "ragged" else block_size(record.routing)
+        routing, sizes = sort_rows(record.routing, block=block or 1)
+        rows = jax.random.normal(jax.random.key(1), (routing.choices.size, d), tokens.dtype)
+        variants["experts alone"] = (
+            lambda state, rows: nnx.merge(graph, state).experts.on_rows(rows, sizes, block=block),
+            (state, rows),
+        )
+    if einsum:
+        variants["einsum dispatch"] = (by_einsum, (state, tokens))
+    programs = {
+        f"{name}, {way}": program
+        for name, (function, arguments) in variants.items()
+        for way, program in both_ways(function, *arguments).items()
+    }
+    return programs, (g, c)
+
+
+def _tokens(b: int, d: int, f: int, config: MoEConfig, options: argparse.Namespace) -> list[Row]:
+    """The layer, forward, on a quarter, a half, all and twice as many images."""
+    rows = []
+    for images in sorted({max(1, b // 4), max(1, b // 2), b, 2 * b}):
+        tokens = jax.random.normal(jax.random.key(0), (images, IMAGE_TOKENS, d), options.dtype)
+        programs, (g, c) = _layer_programs(tokens, f, config, einsum=False)
+        case = {"e": config.num_experts, "tokens": images * IMAGE_TOKENS, "slots": g * c}
+        programs = {f"{name} by tokens": programs[f"{name}, forward"] for name in BY_TOKENS}
+        ratios = {"layer by tokens": [("dense floor by tokens", "")]}
+        rows += rows_of("layer", case, programs, options.repeats, ratios)
+    return rows
+
+
+def _capacities(
+    tokens: jax.Array, f: int, config: MoEConfig, options: argparse.Namespace
+) -> list[Row]:
+    """Evaluation of one set of weights at several capacities, and without any."""
+    b, n, d = tokens.shape
+    valid = jnp.ones(b, bool)
+    trained = replace(config, router=dict(priority="largest_gate"))
+    state = nnx.split(MoE(d, f, n, trained, rngs=nnx.Rngs(0)))[1]
+    programs = {}
+    for name, changes in {
+        "capacity 1.05": {},
+        "capacity 0.5": dict(capacity_factor=0.5),
+        "capacity 2.0": dict(capacity_factor=2.0),
+        "dropless": dict(dropless=True),
+    }.items():
+        graph = nnx.split(MoE(d, f, n, replace(trained, **changes), rngs=nnx.Rngs(0)))[0]
+        programs[name] = compiled(
+            lambda state, graph=graph: nnx.merge(graph, state)(tokens, valid)[0], state
+        )
+    most = 1 - 0.85 * (1 - 0.5 / 1.05)
+    ratios = {name: [("capacity 1.05", "")] for name in ("capacity 2.0", "dropless")}
+    ratios["capacity 0.5"] = [("capacity 1.05", f"<= {most:.2f}")]
+    case = {"e": config.num_experts, "tokens": b * n, "d": d, "f": f}
+    return rows_of("layer", case, programs, options.repeats, ratios)
+
+
+def _peer(tokens: jax.Array, f: int, e: int, repeats: int) -> list[Row]:
+    """Hugging Face's Mixtral block and its own dense floor, its gated MLP on as many rows."""
+    import torch
+    from transformers import MixtralConfig
+    from transformers.models.mixtral.modeling_mixtral import MixtralSparseMoeBlock
+
+    b, n, d = tokens.shape
+    config = MixtralConfig(
+        hidden_size=d, intermediate_size=f, num_local_experts=e, num_experts_per_tok=2
+    )
+    torch.manual_seed(0)
+    block = MixtralSparseMoeBlock(config)
+    for parameter in block.parameters():
+        torch.nn.init.normal_(parameter, std=0.02)
+    x = torch.tensor(np.asarray(tokens))
+    rows = torch.randn(2 * b * n, d)
+    gate, up, down = torch.nn.Linear(d, f), torch.nn.Linear(d, f), torch.nn.Linear(f, d)
+
+    def dense(rows: Any) -> Any:
+        return down(torch.nn.functional.silu(gate(rows)) * up(rows))
+
+    def sparse(x: Any) -> Any:
+        out = block(x)
+        return out[0] if isinstance(out, tuple) else out
+
+    def forward(module: Callable[[Any], Any], x: Any) -> None:
+        with torch.no_grad():
+            module(x)
+
+    def both(module: Callable[[Any], Any], x: Any) -> None:
+        parameters = [p for m in (block, gate, up, down) for p in m.parameters()]
+        loss = (module(x.requires_grad_()) ** 2).sum()
+        torch.autograd.grad(loss, [x, *parameters], allow_unused=True)
+
+    programs, ratios = {}, {}
+    for way, run in (("forward", forward), ("f+b", both)):
+        for name, module, given in (("dense floor", dense, rows), ("Mixtral block", sparse, x)):
+            run_it = functools.partial(run, module, given)
+            programs[f"PyTorch {name}, {way}"] = Program(run_it, float("nan"), 0.0)
+        ratios[f"PyTorch Mixtral block, {way}"] = [(f"PyTorch dense floor, {way}", "")]
+    return rows_of("layer", {"e": e, "tokens": b * n, "d": d, "f": f}, programs, repeats, ratios)

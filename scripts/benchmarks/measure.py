@@ -1,0 +1,101 @@
+"""Programs measured in turn, and the rows that come of it."""
+
+import datetime
+import functools
+import os
+import platform
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+IMAGE_TOKENS = 196
+LAYERS = ("dense floor", "batched experts", "experts alone", "layer", "einsum dispatch")
+BY_TOKENS = ("dense floor", "batched experts", "layer")
+
+
+class Row(NamedTuple):
+    """One measurement: what of which case, and its ratio to a reference of the same run."""
+
+    section: str
+    case: dict[str, Any]
+    what: str
+    ms: float | None
+    spread_ms: float | None
+    ratio: float | None = None
+    to: str = ""
+    target: str = ""
+    temp_mb: float | None = None
+    sent_mb: float | None = None
+
+
+class Program(NamedTuple):
+    """A compiled function with its arguments, and what compiling it took."""
+
+    run: Callable[[], Any]
+    temp_mb: float
+    compile_s: float
+
+
+def compiled(function: Callable[..., Any], *arguments: Any) -> Program:
+    start = time.perf_counter()
+    program = jax.jit(function).lower(*arguments).compile()
+    seconds = time.perf_counter() - start
+    memory = program.memory_analysis()
+    temp = memory.temp_size_in_bytes / 1e6 if memory else float("nan")
+    return Program(functools.partial(program, *arguments), temp, seconds)
+
+
+def measured(
+    programs: dict[str, Callable[[], Any]], repeats: int
+) -> dict[str, tuple[float, float]]:
+    """Median and spread of the milliseconds of each, all in turn, the first turn not counted."""
+    times: dict[str, list[float]] = {name: [] for name in programs}
+    for turn in range(repeats + 1):
+        for name, run in programs.items():
+            start = time.perf_counter()
+            jax.block_until_ready(run())
+            if turn:
+                times[name].append(1e3 * (time.perf_counter() - start))
+    quartiles = {name: np.quantile(found, [0.25, 0.5, 0.75]) for name, found in times.items()}
+    return {name: (float(q[1]), float(q[2] - q[0])) for name, q in quartiles.items()}
+
+
+def rows_of(
+    section: str,
+    case: dict[str, Any],
+    programs: dict[str, Program],
+    repeats: int,
+    ratios: dict[str, list[tuple[str, str]]],
+) -> list[Row]:
+    """A row per program and reference; ``ratios`` names references and targets by program."""
+    times = measured({name: program.run for name, program in programs.items()}, repeats)
+    rows = []
+    for name, (median, spread) in times.items():
+        for to, target in ratios.get(name, [("", "")]):
+            ratio = median / times[to][0] if to else None
+            temp = programs[name].temp_mb
+            rows.append(Row(section, case, name, median, spread, ratio, to, target, temp))
+    return rows
+
+
+def both_ways(function: Callable[..., jax.Array], *arguments: Any) -> dict[str, Program]:
+    """The function, and the gradient of a scalar of it with respect to all arguments."""
+
+    def loss(*arguments: Any) -> jax.Array:
+        return (function(*arguments) ** 2).sum()
+
+    gradient = jax.grad(loss, argnums=tuple(range(len(arguments))))
+    return {"forward": compiled(function, *arguments), "f+b": compiled(gradient, *arguments)}
+
+
+def machine() -> dict[str, str]:
+    return {
+        "device": jax.devices()[0].device_kind,
+        "cores": str(len(os.sched_getaffinity(0))),
+        "system": platform.platform(),
+        "jax": jax.__version__,
+        "date": datetime.date.today().isoformat(),
+    }

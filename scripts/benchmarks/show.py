@@ -1,0 +1,104 @@
+"""Rows as a table and as a plot."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.table import Table
+
+from benchmarks.measure import BY_TOKENS, LAYERS, Row, machine
+
+
+def table(rows: list[Row]) -> Table:
+    columns = ("case", "what", "ms", "spread", "ratio", "to", "target", "temp MB", "sent MB")
+    shown = Table(*columns, title=f"{rows[0].section}, {machine()['device']}")
+    for i in (2, 3, 4, 7, 8):
+        shown.columns[i].justify = "right"
+    case = None
+    for row in rows:
+        if case is not None and row.case != case:
+            shown.add_section()
+        first, case = row.case != case, row.case
+        shown.add_row(
+            ", ".join(f"{k} {v}" for k, v in row.case.items()) if first else "",
+            row.what,
+            _figure(row.ms, 1),
+            _figure(row.spread_ms, 1),
+            _figure(row.ratio, 2),
+            row.to,
+            row.target,
+            _figure(row.temp_mb, 0),
+            _figure(row.sent_mb, 1),
+        )
+    return shown
+
+
+def _figure(value: float | None, digits: int) -> str:
+    return "" if value is None or np.isnan(value) else f"{value:,.{digits}f}"
+
+
+def plot(rows: list[Row], path: Path) -> None:
+    """Cost against the number of experts, of tokens, and against the capacity."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    panels = [
+        (
+            "routing",
+            "ms",
+            [
+                "top-k alone",
+                "ours",
+                "ours after top-k",
+                "by cumulative sum",
+                "by cumulative sum, our top-k",
+            ],
+        ),
+        *(("layer", way, LAYERS) for way in ("forward", "f+b")),
+    ]
+    panels = [panel for panel in panels if any(row.section == panel[0] for row in rows)]
+    capacities = {r.what: r.ms for r in rows if r.what.startswith(("capacity", "dropless"))}
+    count = len(panels) + 2 * bool(capacities)
+    figure, axes = pyplot.subplots(
+        1, count, figsize=(4.2 * count, 3.6), layout="constrained", squeeze=False
+    )
+    if capacities:
+        _plot_tokens(rows, axes[0, -2])
+        axes[0, -1].bar(list(capacities), list(capacities.values()))
+        axes[0, -1].set_title("layer, forward, by capacity", fontsize=10)
+        axes[0, -1].set_ylabel("ms")
+        axes[0, -1].tick_params(axis="x", labelsize=8)
+    for ax, (section, way, names) in zip(axes[0], panels, strict=False):
+        for name in names:
+            what = name if section == "routing" else f"{name}, {way}"
+            found = {r.case["e"]: r.ms for r in rows if r.section == section and r.what == what}
+            ax.plot(list(found), list(found.values()), marker="o", label=name)
+        tokens = next(row.case["tokens"] for row in rows if row.section == section)
+        title = (
+            "routing"
+            if section == "routing"
+            else f"layer, {way.replace('f+b', 'forward + backward')}"
+        )
+        ax.set(xscale="log", yscale="log", xlabel="experts", ylabel="ms")
+        ax.set_title(f"{title}: {tokens:,} tokens", fontsize=10)
+        ticks = sorted({row.case["e"] for row in rows if "e" in row.case})
+        ax.set_xticks(ticks, [str(tick) for tick in ticks])
+        ax.minorticks_off()
+        ax.grid(alpha=0.3)
+        ax.legend(fontsize=8)
+    figure.savefig(path, dpi=120)
+
+
+def _plot_tokens(rows: list[Row], ax: Any) -> None:
+    for name in BY_TOKENS:
+        found = {r.case["tokens"]: r.ms for r in rows if r.what == f"{name} by tokens"}
+        ax.plot(list(found), list(found.values()), marker="o", label=name)
+    e = next(row.case["e"] for row in rows if row.what == "layer by tokens")
+    ax.set(xscale="log", yscale="log", xlabel="tokens", ylabel="ms")
+    ax.set_title(f"layer, forward: {e} experts", fontsize=10)
+    ax.set_xticks(list(found), [f"{tokens:,}" for tokens in found])
+    ax.minorticks_off()
+    ax.grid(alpha=0.3)
+    ax.legend(fontsize=8)
