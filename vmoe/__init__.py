@@ -5,28 +5,28 @@
 >>> vmoe.list_models("vit_b*")
 ['vit_b16', 'vit_b32']
 
-Names come from their rooms when first used, so that ``import vmoe`` itself is quick.
+Names are imported when first used, so that ``import vmoe`` is quick.
 """
 
 import importlib
 from typing import Any
 
-_HOMES = {
-    "create_model": "vmoe.models",
-    "list_models": "vmoe.models",
+_MODULES = {
+    "create_model": "vmoe.factory",
+    "list_models": "vmoe.factory",
     "load": "vmoe.factory",
     "analysis": "vmoe.analysis",
 }
 
-__all__ = sorted(_HOMES)
+__all__ = sorted(_MODULES)
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
+    if name not in _MODULES:
         raise AttributeError(f"module 'vmoe' has no attribute {name!r}")
-    home = importlib.import_module(_HOMES[name])
-    return home if _HOMES[name] == f"vmoe.{name}" else getattr(home, name)
+    module = importlib.import_module(_MODULES[name])
+    return module if _MODULES[name] == f"vmoe.{name}" else getattr(module, name)
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_HOMES})
+    return sorted({*globals(), *_MODULES})

@@ -1,80 +1,100 @@
-"""Names and paths to models."""
+"""Names and paths to models: ``create_model``, ``list_models`` and ``load``."""
 
-import sys
+import dataclasses
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
-import jax
-from flax import nnx
+import numpy as np
+from jaxtyping import Float, UInt8
 
 from vmoe import models
-from vmoe.checkpoints.run import CorruptCheckpoint, find, restore
-from vmoe.config import ViTConfig
-from vmoe.errors import Failure, UsageError
+from vmoe.checkpoints import Origin, read
+from vmoe.config import RoutingOverrides, TrainConfig
+from vmoe.config.preprocessing import Preprocessing
+from vmoe.data.crops import resize, to_float
+from vmoe.data.decode import read_image
+from vmoe.errors import UsageError
+from vmoe.models import create_model, list_models
 from vmoe.nn.vit import ViT
-from vmoe.workdir.layout import read_class_names, read_config
+
+__all__ = ["Loaded", "Origin", "create_model", "list_models", "load"]
+
+Image = str | Path | np.ndarray  # a file, or its pixels: uint8[h w 3]
 
 
-def load(path: str | Path, config: ViTConfig | None = None, *, use_ema: bool = True) -> ViT:
-    """A trained model; see ``load_step``."""
-    return load_step(path, config, use_ema=use_ema)[0]
+@dataclasses.dataclass(frozen=True)
+class Loaded:
+    """A trained model with all that is needed to use it."""
+
+    model: ViT
+    class_names: tuple[str, ...]
+    """In the order of the logits."""
+    preprocessing: Preprocessing
+    """Of the images that the model was trained on."""
+    step: int
+    """How many steps it was trained for."""
+    origin: Origin
+    train_config: TrainConfig | None = None
+    """Of the run that trained it; None where the files are not of a run."""
+
+    def preprocess(self, images: Iterable[Image]) -> Float[np.ndarray, "b h w 3"]:
+        """Images as the model was trained on them, float32 in [-1, 1].
+
+        Args:
+            images: paths of image files, or pixels uint8[h w 3] in [0, 255]; of any sizes. An
+                array uint8[b h w 3] is such a sequence.
+
+        Raises:
+            UsageError: there is no image, or one is not an image file or array of pixels.
+        """
+        if isinstance(images, str | Path):
+            raise UsageError(f"images={str(images)!r}: give a list of images")
+        size = self.preprocessing.image_size
+        pixels = [resize(_pixels(image, i), size) for i, image in enumerate(images)]
+        if not pixels:
+            raise UsageError("images: none given, give at least one")
+        return to_float(np.stack(pixels))
 
 
-def load_step(
-    path: str | Path, config: ViTConfig | None = None, *, use_ema: bool = True
-) -> tuple[ViT, int]:
-    """A trained model, and the step of its checkpoint.
+def _pixels(image: Image, i: int) -> UInt8[np.ndarray, "h w 3"]:
+    if isinstance(image, str | Path):
+        return read_image(image)
+    array = np.asarray(image)
+    if array.dtype != np.uint8 or array.ndim != 3 or array.shape[-1] != 3:
+        raise UsageError(
+            f"images[{i}] is {array.dtype}{list(array.shape)}: give a path, or pixels uint8[h w 3]"
+        )
+    return array
 
-    Of a run folder the newest checkpoint is taken whose arrays have their checksums; a line on
-    stderr tells of newer ones that have not.
+
+def load(
+    path: str | Path,
+    *,
+    routing: RoutingOverrides | None = None,
+    use_ema: bool = True,
+) -> Loaded:
+    """A trained model from a run folder.
+
+    Of a run folder the newest checkpoint that is intact is loaded; a line on stderr names each
+    newer one that is corrupt.
 
     Args:
-        path: a run folder, or one of its ``checkpoints/STEP``, ``checkpoints/best``,
-            ``checkpoints/last``.
-        config: another config with the same parameters, such as a lower capacity; the one it
-            was trained with where none is given.
-        use_ema: the moving average of the parameters where the run kept one.
+        path: a run folder, or ``checkpoints/STEP``, ``checkpoints/best`` or ``checkpoints/last``
+            in one.
+        routing: routing settings that replace the trained ones, such as the capacity factor.
+        use_ema: load the moving average of the parameters where the run kept one.
 
     Raises:
-        UsageError: there is no run or no checkpoint, or the config has other parameters.
-        Failure: no checkpoint that the path names is good.
+        UsageError: there is no trained model at the path, or an override has no effect on it.
+        Failure: all checkpoints that the path names are corrupt.
     """
-    workdir, steps = find(path)
-    run = read_config(workdir)
-    like = _parameters(run.model)
-    if config is not None and config != run.model:
-        _check_same(like, _parameters(config), path)
-    item = "ema" if use_ema and run.ema_decay else "params"
-    for step in reversed(steps):
-        try:
-            params = restore((workdir / "checkpoints" / str(step)).absolute(), **{item: like})[item]
-        except CorruptCheckpoint as damage:
-            print(f"{workdir}: checkpoint {step} is damaged ({damage})", file=sys.stderr)
-            continue
-        return models.with_params(config or run.model, params), step
-    raise Failure(f"{path}: no good checkpoint there; the lines above name what is damaged")
-
-
-def _parameters(config: ViTConfig) -> dict[str, Any]:
-    return nnx.to_pure_dict(nnx.state(models.build_abstract(config), nnx.Param))
-
-
-def _check_same(stored: dict[str, Any], wanted: dict[str, Any], path: str | Path) -> None:
-    """Refuses a config whose parameters are not those of the checkpoint, naming the first."""
-    shapes = [
-        {jax.tree_util.keystr(name, simple=True, separator="/"): leaf.shape for name, leaf in flat}
-        for flat in map(jax.tree.leaves_with_path, (stored, wanted))
-    ]
-    for name in sorted({**shapes[0], **shapes[1]}):
-        found, asked = (shape.get(name, "missing") for shape in shapes)
-        if found != asked:
-            hint = "; --image-size resizes the images" if "positions" in name else ""
-            raise UsageError(
-                f"{path}: {name} is {found} there and {asked} in this model: change only options "
-                f"that keep the parameters{hint}"
-            )
-
-
-def class_names(path: str | Path) -> list[str]:
-    """The names of a trained model's classes, in the order of its logits."""
-    return read_class_names(find(path)[0])
+    stored = read(path, use_ema=use_ema)
+    config = (routing or RoutingOverrides()).apply(stored.config)
+    return Loaded(
+        model=models.with_params(config, stored.params),
+        class_names=stored.class_names,
+        preprocessing=stored.preprocessing,
+        step=stored.step,
+        origin=stored.origin,
+        train_config=stored.train_config,
+    )

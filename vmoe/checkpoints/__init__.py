@@ -1,0 +1,127 @@
+"""Trained models as files. ``read`` picks the reader by the path, and nothing else does.
+
+A reader is a function from a path to a ``StoredModel``; ``_FORMATS`` has an entry per format.
+"""
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from flax import nnx
+
+from vmoe import models
+from vmoe.checkpoints.run import CorruptCheckpoint, find, restore
+from vmoe.config import TrainConfig, ViTConfig
+from vmoe.config.evaluation import Weights
+from vmoe.config.preprocessing import Preprocessing
+from vmoe.errors import Failure, UsageError
+from vmoe.workdir.layout import read_class_names, read_config
+
+
+class Origin(NamedTuple):
+    """Where the parameters of a model come from.
+
+    Attributes:
+        format: of the files.
+        path: as it was given.
+        weights: which parameters of a run were read.
+    """
+
+    format: Literal["run"]
+    path: Path
+    weights: Weights
+
+
+class StoredModel(NamedTuple):
+    """What a reader returns.
+
+    Attributes:
+        config: of the model, as it was trained.
+        params: the parameters, as nested dicts.
+        class_names: in the order of the logits.
+        preprocessing: of the images that the model was trained on.
+        step: how many steps it was trained for.
+        origin: where the parameters come from.
+        train_config: the whole config of the run; None where the files are not of a run.
+    """
+
+    config: ViTConfig
+    params: dict[str, Any]
+    class_names: tuple[str, ...]
+    preprocessing: Preprocessing
+    step: int
+    origin: Origin
+    train_config: TrainConfig | None
+
+
+def read(path: str | Path, *, use_ema: bool = True) -> StoredModel:
+    """Reads a trained model.
+
+    Of a run folder it reads the newest checkpoint that is intact; a line on stderr names each
+    newer one that is corrupt.
+
+    Args:
+        path: a run folder, or ``checkpoints/STEP``, ``checkpoints/best`` or ``checkpoints/last``
+            in one.
+        use_ema: read the moving average of the parameters where the run kept one.
+
+    Raises:
+        UsageError: there is no trained model at the path.
+        Failure: all checkpoints that the path names are corrupt.
+    """
+    path = Path(path)
+    for known in _FORMATS:
+        if known.matches(path):
+            return known.read(path, use_ema)
+    reason = "no checkpoint of a known format" if path.exists() else "no such file or folder"
+    formats = "; or ".join(known.description for known in _FORMATS)
+    raise UsageError(f"{path}: {reason}; give {formats}")
+
+
+def _is_run(path: Path) -> bool:
+    workdir = path.parent.parent if path.parent.name == "checkpoints" else path
+    return (workdir / "config.json").is_file()
+
+
+def _read_run(path: Path, use_ema: bool) -> StoredModel:
+    workdir, steps = find(path)
+    config = read_config(workdir)
+    class_names = tuple(read_class_names(workdir))
+    target = nnx.to_pure_dict(nnx.state(models.build_abstract(config.model), nnx.Param))
+    item, weights = ("ema", "ema") if use_ema and config.ema_decay else ("params", "raw")
+    for step in reversed(steps):
+        folder = (workdir / "checkpoints" / str(step)).absolute()
+        try:
+            params = restore(folder, **{item: target})[item]
+        except CorruptCheckpoint as error:
+            print(f"{workdir}: checkpoint {step} is corrupt ({error})", file=sys.stderr)
+            continue
+        return StoredModel(
+            config=config.model,
+            params=params,
+            class_names=class_names,
+            preprocessing=Preprocessing(config.model.image_size),
+            step=step,
+            origin=Origin("run", path, weights),
+            train_config=config,
+        )
+    raise Failure(f"{path}: no intact checkpoint; the lines above name the corrupt ones")
+
+
+class _Format(NamedTuple):
+    """A format that ``read`` knows: what its paths are, how they are recognised, and a reader."""
+
+    description: str
+    matches: Callable[[Path], bool]
+    read: Callable[[Path, bool], StoredModel]
+
+
+_FORMATS = (
+    _Format(
+        "a run folder (it has config.json), or its checkpoints/STEP, checkpoints/best or "
+        "checkpoints/last",
+        _is_run,
+        _read_run,
+    ),
+)

@@ -6,7 +6,7 @@ when a config is built, by name.
 """
 
 from vmoe.config.data import DataConfig
-from vmoe.config.evaluation import EvalConfig
+from vmoe.config.evaluation import EvalConfig, RoutingOverrides
 from vmoe.config.fields import replace
 from vmoe.config.files import from_json, load, to_json
 from vmoe.config.model import MoEConfig, ViTConfig
@@ -22,6 +22,7 @@ __all__ = [
     "MoEConfig",
     "OptimConfig",
     "Router",
+    "RoutingOverrides",
     "Soft",
     "TokenChoice",
     "TrainConfig",

@@ -1,77 +1,137 @@
-"""What a run is evaluated on."""
+"""Evaluation sets of a run, and the routing settings that an evaluation may override."""
 
 import dataclasses
 from typing import Any, Literal
 
 from vmoe.config.fields import Checked, replace, require
 from vmoe.config.model import MoEConfig, ViTConfig
-from vmoe.config.routers import Soft, TokenChoice
+from vmoe.config.routers import Priority, Soft, TokenChoice
+from vmoe.errors import UsageError
+
+Weights = Literal["raw", "ema"]
+"""Which parameters of a run: those of the last update, or their moving average."""
+
+
+@dataclasses.dataclass(frozen=True)
+class RoutingOverrides(Checked):
+    """Routing settings that replace those a model was trained with; None keeps a setting.
+
+    They apply to all sparse blocks, and leave the parameters as they are.
+    """
+
+    k: int | None = None
+    """Experts per token; for token choice."""
+    capacity_factor: float | None = None
+    """Slots per token and choice, in place of a capacity or dropless; V-MoE is evaluated at 4.0."""
+    capacity: int | None = None
+    """Slots per expert and group, in place of a capacity factor or dropless."""
+    dropless: bool | None = None
+    """Whether to compute every choice, without a capacity; for token choice. Results then do not
+    depend on the batch."""
+    priority: Priority | None = None
+    """Whose choices get the slots first; for token choice."""
+    images_per_group: int | None = None
+    """Most images whose tokens compete for the same slots; 1 makes images independent."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("k", "capacity", "images_per_group"):
+            value = getattr(self, name)
+            require(value is None or value >= 1, f"routing.{name}={value}: use at least 1")
+        factor = self.capacity_factor
+        require(factor is None or factor > 0, f"routing.capacity_factor={factor}: use more than 0")
+        if self.dropless:
+            for name in ("capacity_factor", "capacity"):
+                require(
+                    getattr(self, name) is None,
+                    f"routing.{name}={getattr(self, name)} with routing.dropless, which has no "
+                    "capacity: leave one of them out",
+                )
+        require(
+            factor is None or self.capacity is None,
+            f"routing.capacity_factor={factor} with routing.capacity={self.capacity}, which "
+            "overrides it: leave one of them out",
+        )
+
+    def apply(self, trained: ViTConfig) -> ViTConfig:
+        """The config of a trained model under these settings.
+
+        Raises:
+            UsageError: a setting has no effect on any sparse block of this model, or does not fit
+                one of them.
+        """
+        self._check_effect(trained)
+        if isinstance(trained.moe, MoEConfig):
+            return replace(trained, moe=self._layer(trained.moe))
+        return replace(trained, moe=tuple(map(self._layer, trained.moe)))
+
+    def _check_effect(self, trained: ViTConfig) -> None:
+        routers = [trained.moe_of(block).router for block in trained.sparse_blocks]
+        for name, value in self._given().items():
+            reason = ""
+            if not routers:
+                reason = "no block of this model is sparse"
+            elif name in ("capacity_factor", "capacity"):
+                if any(isinstance(router, Soft) for router in routers):
+                    reason = "the slots of a soft router are parameters"
+            elif name != "images_per_group" and not any(
+                isinstance(router, TokenChoice) for router in routers
+            ):
+                reason = "no router of this model is token_choice"
+            require(not reason, f"routing.{name}={value}: {reason}, leave it out")
+
+    def _layer(self, moe: MoEConfig) -> MoEConfig:
+        """The config of one sparse layer; settings for token choice leave other routers alone."""
+        changes = self._given()
+        router = {name: changes.pop(name) for name in ("k", "priority") if name in changes}
+        if not isinstance(moe.router, TokenChoice):
+            router = {}
+            changes.pop("dropless", None)
+        if "capacity_factor" in changes or changes.get("dropless"):
+            changes["capacity"] = None
+        if "capacity_factor" in changes or changes.get("capacity"):
+            changes["dropless"] = False
+        return replace(moe, **changes, router=router)
+
+    def _given(self) -> dict[str, Any]:
+        """The settings that are not None, by name."""
+        settings = dataclasses.asdict(self)
+        return {name: value for name, value in settings.items() if value is not None}
 
 
 @dataclasses.dataclass(frozen=True)
 class EvalConfig(Checked):
-    """What a run is evaluated on while it trains; where a setting is None, the model's own."""
+    """An evaluation set of a run: what the model is evaluated on, and with which settings."""
 
     name: str = "validation"
-    """Under which it is reported."""
+    """The name under which its results are reported."""
     data: str = "validation"
-    """A split of the data set trained on, or NAME:SPLIT of another (see ``DataConfig.name``)."""
+    """A split of the training data set, or NAME:SPLIT of another (see ``DataConfig.name``)."""
     batch_size: int = 256
     image_size: int | None = None
-    """Side in pixels to which the images are resized."""
-    k: int | None = None
-    """Experts per token, where tokens choose."""
-    capacity_factor: float | None = None
-    """Of all sparse blocks; the paper evaluates at 4.0."""
-    dropless: bool | None = None
-    """No capacity, where tokens choose: results do not depend on what shares a batch."""
-    priority: Literal["order", "largest_gate", "sum_of_gates", "random"] | None = None
-    """Whose choices get the slots first, where tokens choose."""
-    images_per_group: int | None = None
-    """Most images whose tokens compete for the same slots."""
+    """Side in pixels to which the images are resized; as trained if None."""
+    routing: RoutingOverrides = RoutingOverrides()
 
     def __post_init__(self) -> None:
         super().__post_init__()
         require(bool(self.name), "evaluations: each needs a name")
-        require(
-            not self.dropless or self.capacity_factor is None,
-            f"evaluations.dropless with capacity_factor={self.capacity_factor}: give one of them",
-        )
         for name in ("batch_size", "image_size"):
             value = getattr(self, name)
             require(value is None or value >= 1, f"evaluations.{name}={value}: use at least 1")
 
     def model(self, trained: ViTConfig) -> ViTConfig:
-        """The config of a trained model under these settings."""
+        """The config of a trained model under the settings of this set.
+
+        Raises:
+            UsageError: the patches do not divide the images, or see ``RoutingOverrides.apply``.
+        """
         size = self.image_size or trained.image_size
         require(
             size % trained.patch_size == 0,
-            f"evaluations.image_size={size}: model.patch_size={trained.patch_size} does not divide it",
+            f"evaluations.image_size={size}: model.patch_size={trained.patch_size} does not "
+            "divide it",
         )
-        if not trained.sparse_blocks:
-            return trained
-        router = _given(k=self.k, priority=self.priority)
-        layer = _given(capacity_factor=self.capacity_factor, images_per_group=self.images_per_group)
-        if self.capacity_factor is not None:
-            layer |= {"capacity": None, "dropless": False}
-
-        def changed(moe: MoEConfig) -> MoEConfig:
-            require(
-                not isinstance(moe.router, Soft) or self.capacity_factor is None,
-                f"evaluations.capacity_factor={self.capacity_factor}: the slots of a soft router "
-                "are parameters, leave it out",
-            )
-            if not isinstance(moe.router, TokenChoice):
-                return replace(moe, **layer)
-            changes = layer | _given(dropless=self.dropless)
-            if self.dropless:
-                changes["capacity"] = None
-            return replace(moe, **changes, router=router)
-
-        return replace(
-            trained, moe=tuple(changed(trained.moe_of(block)) for block in trained.sparse_blocks)
-        )
-
-
-def _given(**settings: Any) -> dict[str, Any]:
-    return {name: value for name, value in settings.items() if value is not None}
+        try:
+            return self.routing.apply(trained)
+        except UsageError as error:
+            raise UsageError(f"evaluations, set {self.name!r}: {error}") from None

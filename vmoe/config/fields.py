@@ -10,7 +10,6 @@ from vmoe.errors import UsageError, unknown
 
 Config = TypeVar("Config")
 
-
 _UNION = (types.UnionType, typing.Union)
 
 
@@ -25,16 +24,16 @@ class Checked:
             ]
             if choices and value not in choices and not _fits(value, kind):
                 raise UsageError(unknown(f"{place} cannot be", value, choices))
-            require(_fits(value, kind), f"{place}={value!r}: {_described(kind)} is wanted")
+            require(_fits(value, kind), f"{place}={value!r}: must be {_described(kind)}")
 
 
 def _kinds(kind: Any) -> tuple[Any, ...]:
-    """The members of a union; a kind that is none by itself."""
+    """The members of a union; any other kind alone."""
     return kind.__args__ if typing.get_origin(kind) in _UNION else (kind,)
 
 
 def _fits(value: Any, kind: Any) -> bool:
-    """Whether a value is of a kind as configs are annotated: a whole number is a float too."""
+    """Whether a value has an annotated type; an int is accepted as a float."""
     if typing.get_origin(kind) in _UNION:
         return any(_fits(value, member) for member in kind.__args__)
     if typing.get_origin(kind) is Literal:
@@ -59,17 +58,23 @@ def _described(kind: Any) -> str:
 
 
 def require(condition: bool, message: str) -> None:
+    """Raises a UsageError with the message unless the condition holds."""
     if not condition:
         raise UsageError(message)
 
 
 def require_rate(name: str, value: float) -> None:
+    """Raises a UsageError unless the value of a field is a dropout rate, in [0, 1)."""
     require(0 <= value < 1, f"{name}={value}: a dropout rate lies in [0, 1)")
 
 
 def replace(config: Config, **changes: Any) -> Config:
     """``dataclasses.replace``, with a dict for the fields of a nested config.
 
+    Raises:
+        UsageError: no such field, or values that cannot work together.
+
+    >>> from vmoe.config import ViTConfig
     >>> replace(ViTConfig(), moe=dict(router=dict(k=1))).moe.router.k
     1
     """

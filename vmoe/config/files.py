@@ -7,58 +7,75 @@ import traceback
 from pathlib import Path
 from typing import Any
 
-from vmoe.config.fields import Config
+from vmoe.config.fields import Checked, Config
 from vmoe.config.train import TrainConfig
 from vmoe.errors import UsageError, unknown
 
 
 def load(path: str | Path) -> TrainConfig:
-    """The ``config`` of a recipe: a Python file that is trusted, and run; or a run's config.json.
+    """The config of a recipe or of a run's config.json.
+
+    Args:
+        path: a Python file that defines ``config = TrainConfig(...)``, which is executed, so use
+            only files that you trust; or a JSON file as ``to_json`` writes it.
 
     Raises:
-        UsageError: there is no such file, or it defines no ``config`` of type TrainConfig.
+        UsageError: the file is missing, fails, or defines no such config; names the file and,
+            of a Python file, the line.
     """
     path = Path(path)
     if not path.is_file():
-        raise UsageError(f"--config {path}: no such file")
+        raise UsageError(f"{path}: no such file")
     if path.suffix == ".json":
         try:
             return from_json(TrainConfig, path.read_text())
         except (UsageError, UnicodeDecodeError, OSError) as error:
-            raise UsageError(f"--config {path}: {error}") from None
+            raise UsageError(f"{path}: {error}") from None
     try:
         config = runpy.run_path(str(path)).get("config")
-    except (Exception, SystemExit) as error:  # whatever it does wrong, its author gets the line
-        line = getattr(error, "lineno", None)
-        for frame in traceback.extract_tb(error.__traceback__):
-            line = frame.lineno if frame.filename == str(path) else line
-        what = _unknown_field(str(error)) or " ".join(str(error).split()) or type(error).__name__
-        place = f"--config {path}" + (f", line {line}" if line else "")
-        raise UsageError(f"{place}: {what}") from error
+    except (Exception, SystemExit) as error:  # whatever fails in a recipe is its author's to mend
+        raise UsageError(_recipe_error(path, error)) from error
     if not isinstance(config, TrainConfig):
-        raise UsageError(f"--config {path}: the file must define `config = TrainConfig(...)`")
+        raise UsageError(f"{path}: the file must define `config = TrainConfig(...)`")
     return config
 
 
-def _unknown_field(error: str) -> str:
-    """What Python says of a field that a config has not, with the nearest that it has."""
-    found = re.search(r"(\w+)\.__init__\(\) got an unexpected keyword argument '(\w+)'", error)
-    kind = globals().get(found[1]) if found else None
-    if not dataclasses.is_dataclass(kind):
+def _recipe_error(path: Path, error: BaseException) -> str:
+    """One line for an error in a recipe: the file, the line in it, and the reason."""
+    line = getattr(error, "lineno", None)
+    for frame in traceback.extract_tb(error.__traceback__):
+        line = frame.lineno if frame.filename == str(path) else line
+    reason = _unknown_field(str(error)) or " ".join(str(error).split()) or type(error).__name__
+    return f"{path}, line {line}: {reason}" if line else f"{path}: {reason}"
+
+
+def _unknown_field(message: str) -> str:
+    """Python's message for a field that a config does not have, with the nearest that it has."""
+    match = re.search(r"(\w+)\.__init__\(\) got an unexpected keyword argument '(\w+)'", message)
+    kinds = {kind.__name__: kind for kind in _subclasses(Checked)}
+    if match is None or match[1] not in kinds:
         return ""
-    known = [field.name for field in dataclasses.fields(kind)]
-    return unknown(f"{found[1]} has no field", found[2], known)
+    known = [field.name for field in dataclasses.fields(kinds[match[1]])]
+    return unknown(f"{match[1]} has no field", match[2], known)
+
+
+def _subclasses(kind: type) -> list[type]:
+    """All classes below a class that are dataclasses."""
+    below = [
+        deeper for direct in kind.__subclasses__() for deeper in (direct, *_subclasses(direct))
+    ]
+    return [one for one in below if dataclasses.is_dataclass(one)]
 
 
 def to_json(config: Any) -> str:
-    """Any config as JSON text, enough to build it again."""
+    """A config as JSON text, complete enough for ``from_json`` to build it again."""
     from pydantic import TypeAdapter
 
     return TypeAdapter(type(config)).dump_json(config, indent=2).decode()
 
 
 def from_json(kind: type[Config], text: str) -> Config:
-    """The config of a given type that ``to_json`` wrote; every field and type is checked.
+    """The config of a type from the text that ``to_json`` wrote; every field and type is checked.
 
     Raises:
         UsageError: the text is not such a config; names the first field that is wrong.

@@ -5,6 +5,9 @@ from typing import Literal
 
 from vmoe.config.fields import Checked, require
 
+Priority = Literal["order", "largest_gate", "sum_of_gates", "random"]
+"""Whose choices get the slots first (``vmoe/routing/priority.py``)."""
+
 
 @dataclasses.dataclass(frozen=True)
 class AuxLossWeights(Checked):
@@ -27,7 +30,7 @@ class TokenChoice(Checked):
     kind: Literal["token_choice"] = "token_choice"
     k: int = 2
     """Experts per token."""
-    priority: Literal["order", "largest_gate", "sum_of_gates", "random"] = "order"
+    priority: Priority = "order"
     """Whose choices get the slots first: place in the group; largest gate (Batch Prioritized
     Routing); sum of the k gates; a random order (a baseline)."""
     noise_std: float = 1.0

@@ -1,4 +1,4 @@
-"""What a trained model is worth: on a split, and on single images."""
+"""Evaluation of a trained model on a split, and predictions for single images."""
 
 from vmoe.evaluate.classification import Evaluation, NamedEvaluation, evaluate
 from vmoe.evaluate.predict import Prediction, image_files, predict

@@ -1,23 +1,23 @@
-"""A model on the whole of a split: every image once, whatever the batch size."""
+"""Classification of a whole split: every image counts once, at any batch size."""
 
 import dataclasses
 import functools
 import time
 from collections.abc import Callable
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import jax
 import numpy as np
 from flax import nnx
 
 from vmoe import distributed
-from vmoe.analysis import capture
 from vmoe.analysis.measures import choices_and_drops
 from vmoe.config import MoEConfig, Soft, ViTConfig
+from vmoe.config.evaluation import Weights
 from vmoe.data.pipeline import Batch, check_classes, empty_batch, evaluation_batches
 from vmoe.data.sources import Source
 from vmoe.errors import Failure, UsageError
-from vmoe.evaluate.metrics import PerExample, calibration_error, outcomes
+from vmoe.evaluate.metrics import PerExample, calibration_error, per_example
 from vmoe.nn.vit import ViT, num_tokens
 from vmoe.routing import slots_and_factor
 from vmoe.routing.groups import group_sizes
@@ -25,53 +25,59 @@ from vmoe.routing.groups import group_sizes
 
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
-    """How a model did on a split.
+    """The metrics of a model on a split, and the settings that they depend on.
 
     Where tokens are dropped, results depend on which images share a group: on the batch size and
-    the order of the data. So the grouping stands beside them.
+    the order of the data. So the grouping is reported too.
     """
 
     data: str
     images: int
     accuracy: float
-    """Share of images whose first guess is right."""
+    """Share of images whose class has the largest logit."""
     top5_accuracy: float
-    """Share of images whose class is among the first five guesses."""
+    """Share of images whose class has one of the five largest logits."""
     cross_entropy: float
-    """Mean, in nats, of the softmax."""
+    """Mean of the softmax cross-entropy, in nats."""
     brier: float
-    """Mean squared distance of the probabilities from the label, in [0, 2]."""
+    """Mean squared distance between the probabilities and the label, in [0, 2]."""
     calibration_error: float
     """Mean gap between confidence and accuracy, over 15 bins of confidence."""
     dropped: float
-    """Share of the tokens' choices that got no slot."""
+    """Share of the tokens' choices that got no slot, over all sparse blocks."""
     image_size: int
-    """Side of the images as the model saw them, in pixels."""
+    """Side of the model's input in pixels."""
     batch_size: int
     devices: int
-    """Among which each batch was spread; groups are of images of one device."""
+    """Number of devices that each batch was split over; all images of a group are on one."""
     images_per_group: dict[int, int]
-    """By sparse block: most images whose tokens competed for slots."""
+    """By sparse block: most images whose tokens competed for the same slots."""
     capacity_factor: dict[int, float | None]
     """By sparse block: slots per token and choice in a full group, after rounding; None where
     there is no capacity."""
     images_per_second: float
-    """After compiling."""
+    """Without the time of compiling."""
     class_names: tuple[str, ...] = dataclasses.field(repr=False)
-    outcomes: PerExample = dataclasses.field(repr=False, compare=False)
-    """What each image got, in the order of the data."""
+    per_example: PerExample = dataclasses.field(repr=False, compare=False)
+    """The metrics of each image, in the order of the data."""
 
-    def figures(self) -> dict[str, object]:
-        """All but the single images."""
+    def metrics(self) -> dict[str, object]:
+        """All fields by name, without those of single images and classes."""
         names = [field.name for field in dataclasses.fields(self)]
-        return {n: getattr(self, n) for n in names if n not in ("class_names", "outcomes")}
+        return {n: getattr(self, n) for n in names if n not in ("class_names", "per_example")}
 
 
 class NamedEvaluation(NamedTuple):
-    """An evaluation of a run: the name of the set, whose weights, and the result."""
+    """One evaluation of a run.
+
+    Attributes:
+        set: the name of the evaluation set.
+        weights: which parameters were evaluated.
+        result: the evaluation.
+    """
 
     set: str
-    weights: Literal["raw", "ema"]
+    weights: Weights
     result: Evaluation
 
 
@@ -86,13 +92,16 @@ def evaluate(
     """Evaluates a model on every image of a source.
 
     Args:
-        image_size: side to which the images are resized; the model's own if None. Positions are
-            resampled for another.
-        on_batch: called before each batch, and before compiling; what it raises ends the evaluation.
+        batch_size: images per batch, over all devices; rounded up to a multiple of the devices.
+        image_size: side in pixels to which the images are resized; the model's own if None.
+            Learned positions are resampled to another size.
+        on_batch: called before compiling and before each batch; an exception that it raises ends
+            the evaluation.
 
     Raises:
-        UsageError: the images do not fit the model, or the batch holds none.
-        Failure: the model's logits are NaN or infinite.
+        UsageError: the source has more classes than the model, the patches do not divide the
+            images, or batch_size or image_size is below 1.
+        Failure: a logit is NaN or infinite.
     """
     config = model.config
     image_size = config.image_size if image_size is None else image_size
@@ -105,10 +114,10 @@ def evaluate(
     batch_size = placement.round_up(batch_size)
     part, parts = placement.process_shard()
     graph, state = nnx.split(model)
-    nothing = empty_batch(batch_size // parts, config.num_classes, image_size)
-    jax.block_until_ready(_measure(graph, state, placement.make_global_array(nothing)))  # compiles
+    empty = empty_batch(batch_size // parts, config.num_classes, image_size)
+    jax.block_until_ready(_measure(graph, state, placement.make_global_array(empty)))  # compiles
     start = time.perf_counter()
-    results, made, dropped = [], 0.0, 0.0
+    results, choices, dropped = [], 0.0, 0.0
     for batch in evaluation_batches(
         source,
         batch_size=batch_size,
@@ -117,27 +126,28 @@ def evaluate(
         share=(part, parts),
     ):
         on_batch()
-        found, valid, counts = jax.device_get(
+        result, valid, counts = jax.device_get(
             _measure(graph, state, placement.make_global_array(batch))
         )
-        results.append(PerExample(*(values[valid] for values in found)))
-        made, dropped = made + float(counts[0]), dropped + float(counts[1])
+        results.append(PerExample(*(values[valid] for values in result)))
+        choices, dropped = choices + float(counts[0]), dropped + float(counts[1])
     seconds = time.perf_counter() - start
-    every = PerExample(*map(np.concatenate, zip(*results, strict=True)))
-    if broken := int((~np.isfinite(every.cross_entropy)).sum()):
-        told = f"{source.name}: {broken} of {len(source)} images have logits that are NaN"
-        raise distributed.synchronized(Failure(told))
-    correct = every.guesses == every.labels
+    images = PerExample(*map(np.concatenate, zip(*results, strict=True)))
+    if count := int((~np.isfinite(images.cross_entropy)).sum()):
+        of = f"{count} of {len(source)} images"
+        message = f"{source.name}: {of} have logits that are NaN or infinite"
+        raise distributed.synchronized(Failure(message))
+    correct = images.predictions == images.labels
     blocks = {block: config.moe_of(block) for block in config.sparse_blocks}
     return Evaluation(
         data=source.name,
         images=len(correct),
         accuracy=float(correct.mean()),
-        top5_accuracy=float(every.in_top5.mean()),
-        cross_entropy=float(every.cross_entropy.mean(dtype=np.float64)),
-        brier=float(every.brier.mean(dtype=np.float64)),
-        calibration_error=calibration_error(every.confidence, correct),
-        dropped=dropped / max(made, 1),
+        top5_accuracy=float(images.in_top5.mean()),
+        cross_entropy=float(images.cross_entropy.mean(dtype=np.float64)),
+        brier=float(images.brier.mean(dtype=np.float64)),
+        calibration_error=calibration_error(images.confidence, correct),
+        dropped=dropped / max(choices, 1),
         image_size=image_size,
         batch_size=batch_size,
         devices=placement.devices,
@@ -148,7 +158,7 @@ def evaluate(
         },
         images_per_second=len(correct) / seconds,
         class_names=source.class_names,
-        outcomes=every,
+        per_example=images,
     )
 
 
@@ -157,19 +167,19 @@ def _measure(
     graph: nnx.GraphDef, state: nnx.State, batch: Batch
 ) -> tuple[PerExample, jax.Array, tuple[jax.Array, jax.Array]]:
     model = nnx.merge(graph, state)
-    logits, records = capture(model, batch.images, valid=batch.valid)
-    found = outcomes(logits, batch.labels), batch.valid, choices_and_drops(records)
-    return model.placement.replicate(found)
+    logits, records = model.forward(batch.images, valid=batch.valid)
+    measured = per_example(logits, batch.labels), batch.valid, choices_and_drops(records)
+    return model.placement.replicate(measured)
 
 
 def _capacity_factor(
     config: ViTConfig, moe: MoEConfig, images: int, image_size: int
 ) -> float | None:
-    """Of the groups that so many images, those of one device, form."""
+    """The capacity factor, after rounding, of the groups that the images of one device form."""
     if moe.dropless:
         return None
     _, images = group_sizes(images, moe.images_per_group)
     s = images * num_tokens(dataclasses.replace(config, image_size=image_size))
-    if isinstance(moe.router, Soft):  # whose slots are parameters, as many as the trained size asks
+    if isinstance(moe.router, Soft):  # its slots are parameters, as many as at the trained size
         return slots_and_factor(moe, images * num_tokens(config))[0] * moe.num_experts / s
     return slots_and_factor(moe, s)[1]

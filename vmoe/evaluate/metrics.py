@@ -1,46 +1,51 @@
-"""How well a model classifies: what each image got, and the figures out of that."""
+"""Metrics of classification: of each image, and of a whole split."""
 
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from jaxtyping import Array, Bool, Float, Int
+
+from vmoe.nn.losses import cross_entropy
 
 BINS = 15  # of the calibration error
 
 
 class PerExample(NamedTuple):
-    """What the images of a batch, or of a whole split, got; on the device or on the host.
+    """The metrics of each image of a batch, or of a whole split; on the device or on the host.
 
     Attributes:
-        labels: the right classes.
-        guesses: the classes with the largest logits.
-        in_top5: whether the right class is among the five likeliest.
+        labels: the true classes.
+        predictions: the classes with the largest logits.
+        in_top5: whether the true class has one of the five largest logits.
         cross_entropy: of the softmax, in nats.
-        brier: squared distance of the probabilities from the label, in [0, 2].
+        brier: squared distance between the probabilities and the label, in [0, 2].
         confidence: the largest probability, in [0, 1].
     """
 
     labels: Int[Array | np.ndarray, "b"]
-    guesses: Int[Array | np.ndarray, "b"]
+    predictions: Int[Array | np.ndarray, "b"]
     in_top5: Bool[Array | np.ndarray, "b"]
     cross_entropy: Float[Array | np.ndarray, "b"]
     brier: Float[Array | np.ndarray, "b"]
     confidence: Float[Array | np.ndarray, "b"]
 
 
-def outcomes(logits: Float[Array, "b y"], labels: Float[Array, "b y"]) -> PerExample:
-    """What each image got; probabilities are the softmax, whatever loss trained the model."""
+def per_example(logits: Float[Array, "b y"], labels: Float[Array, "b y"]) -> PerExample:
+    """The metrics of each image; probabilities are the softmax, whatever loss trained the model.
+
+    Args:
+        labels: one-hot.
+    """
     probabilities = jax.nn.softmax(logits)
-    right = labels.argmax(-1)
+    classes = labels.argmax(-1)
     top = jax.lax.top_k(logits, min(5, logits.shape[-1]))[1]
     return PerExample(
-        labels=right,
-        guesses=logits.argmax(-1),
-        in_top5=(top == right[:, None]).any(-1),
-        cross_entropy=optax.softmax_cross_entropy(logits, labels),
+        labels=classes,
+        predictions=logits.argmax(-1),
+        in_top5=(top == classes[:, None]).any(-1),
+        cross_entropy=cross_entropy(logits, labels, "softmax"),
         brier=jnp.square(probabilities - labels).sum(-1),
         confidence=probabilities.max(-1),
     )
@@ -48,6 +53,10 @@ def outcomes(logits: Float[Array, "b y"], labels: Float[Array, "b y"]) -> PerExa
 
 def calibration_error(confidence: Float[np.ndarray, "b"], correct: Bool[np.ndarray, "b"]) -> float:
     """Expected calibration error: mean gap between confidence and accuracy over 15 equal bins.
+
+    Args:
+        confidence: the largest probability of each image, in [0, 1].
+        correct: whether its class is the true one.
 
     Source: Guo et al. 2017, "On Calibration of Modern Neural Networks", equation 3.
 
@@ -59,14 +68,15 @@ def calibration_error(confidence: Float[np.ndarray, "b"], correct: Bool[np.ndarr
     return float(np.abs(gaps).sum() / len(confidence))
 
 
-def confusion(outcomes: PerExample, classes: int) -> Int[np.ndarray, "y x"]:
-    """How many images of each class (rows) were taken for each class (columns).
+def confusion(images: PerExample, classes: int) -> Int[np.ndarray, "y x"]:
+    """The confusion matrix: images by true class (rows) and predicted class (columns).
 
-    ``classes``: of the data; guesses beyond them stand in one more column.
+    Args:
+        classes: number of classes of the data; predictions beyond them share one more column.
     """
-    guesses = np.minimum(outcomes.guesses, classes)
+    predictions = np.minimum(images.predictions, classes)
     counts = np.bincount(
-        outcomes.labels * (classes + 1) + guesses, minlength=classes * (classes + 1)
+        images.labels * (classes + 1) + predictions, minlength=classes * (classes + 1)
     )
     counts = counts.reshape(classes, classes + 1)
     return counts if counts[:, -1].any() else counts[:, :-1]

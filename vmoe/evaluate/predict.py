@@ -1,4 +1,4 @@
-"""Image files to classes, and to the experts that their patches used."""
+"""Classes of image files, and the experts that their tokens used."""
 
 import dataclasses
 import functools
@@ -12,45 +12,44 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from vmoe import models
-from vmoe.analysis import capture
 from vmoe.analysis.measures import expert_use
 from vmoe.axes import Images
-from vmoe.config import EvalConfig
-from vmoe.data.crops import resize, to_float
-from vmoe.data.decode import SUFFIXES, image_files_below, read_image
+from vmoe.config import RoutingOverrides
+from vmoe.data.decode import SUFFIXES, image_files_below
 from vmoe.errors import UsageError
-from vmoe.nn.vit import ViT
+from vmoe.factory import Loaded
 
-BATCH = 32  # images at once
+BATCH = 32  # images per forward pass
 
 
 @dataclasses.dataclass(frozen=True)
 class Prediction:
-    """What a model makes of one image."""
+    """The predicted classes of one image, and the experts that it used."""
 
     path: str
     classes: list[str]
-    """The likeliest, first the likeliest."""
+    """Those with the largest probabilities, in descending order."""
     probabilities: list[float]
-    """Of those classes, in [0, 1]; the softmax."""
+    """Of these classes, in [0, 1]; the softmax."""
     experts: dict[int, list[float]]
-    """By sparse block: the share of each expert in the image's kept tokens."""
+    """By sparse block: the share of each expert in the kept choices of the image's tokens."""
 
 
 def image_files(words: Sequence[str | Path]) -> tuple[list[Path], int]:
     """The image files that files, folders and patterns name.
 
-    A folder stands for the images in it and below, a pattern (``*``, ``?``, ``[...]``; ``**`` for
-    any depth) for what it matches; a file is taken as it is.
+    Args:
+        words: files, taken whatever their names; folders, for the images in them and below; or
+            patterns (``*``, ``?``, ``[...]``; ``**`` for any depth), for the files they match.
 
     Returns:
-        the files, each once, in the order named; and how many other files in folders were left
-        out because their names are not those of images.
+        the files, each once, in the order named; and the number of other files in the folders,
+        which are left out because their names do not end as those of images do.
 
     Raises:
-        UsageError: a file or folder is not there, or a word stands for no image.
+        UsageError: a file or folder does not exist, or holds or matches no image.
     """
-    found: list[Path] = []
+    files: list[Path] = []
     skipped = 0
     for word in map(str, words):
         path = Path(word)
@@ -67,38 +66,38 @@ def image_files(words: Sequence[str | Path]) -> tuple[list[Path], int]:
             skipped += others
         if not images:
             raise UsageError(f"{word}: no images there ({', '.join(SUFFIXES)})")
-        found += images
-    return list(dict.fromkeys(found)), skipped
+        files += images
+    return list(dict.fromkeys(files)), skipped
 
 
-def predict(
-    model: ViT, paths: Sequence[str | Path], class_names: Sequence[str], *, top: int = 5
-) -> Iterator[Prediction]:
-    """Predicts image files, each on its own: no image competes with another for slots.
+def predict(loaded: Loaded, paths: Sequence[str | Path], *, top: int = 5) -> Iterator[Prediction]:
+    """Predicts the classes of image files, each as if alone: images do not compete for slots.
 
     Args:
-        class_names: in the order of the model's classes.
-        top: how many classes to name.
+        top: number of classes of a prediction.
 
     Raises:
-        UsageError: a file is missing or not an image, or nothing is asked for.
+        UsageError: a path is missing or not an image, there is no path, or ``top`` is below 1.
     """
     if not paths or top < 1:
-        raise UsageError(f"{len(paths)} image files and top={top}: name at least one of each")
-    alone = EvalConfig(images_per_group=1).model(model.config)
+        raise UsageError(f"{len(paths)} image files and top={top}: give at least one of each")
+    model, config = loaded.model, loaded.model.config
+    if config.sparse_blocks:
+        config = RoutingOverrides(images_per_group=1).apply(config)
     graph, state = nnx.split(
-        models.with_params(alone, nnx.to_pure_dict(nnx.state(model, nnx.Param)))
+        models.with_params(config, nnx.to_pure_dict(nnx.state(model, nnx.Param)))
     )
+    names = loaded.class_names
     for start in range(0, len(paths), BATCH):
-        some = paths[start : start + BATCH]
-        images = to_float(np.stack([resize(read_image(p), model.config.image_size) for p in some]))
-        images = np.pad(images, ((0, min(BATCH, len(paths)) - len(some)), *[(0, 0)] * 3))
+        batch = paths[start : start + BATCH]
+        images = loaded.preprocess(batch)
+        images = np.pad(images, ((0, min(BATCH, len(paths)) - len(batch)), *[(0, 0)] * 3))
         probabilities, experts = jax.device_get(_forward(graph, state, images))
-        for i, path in enumerate(some):
+        for i, path in enumerate(batch):
             best = np.argsort(-probabilities[i])[:top]
             yield Prediction(
                 path=str(path),
-                classes=[class_names[y] if y < len(class_names) else f"class {y}" for y in best],
+                classes=[names[y] if y < len(names) else f"class {y}" for y in best],
                 probabilities=[float(probabilities[i, y]) for y in best],
                 experts={block: use[i].tolist() for block, use in experts.items()},
             )
@@ -108,6 +107,6 @@ def predict(
 def _forward(
     graph: nnx.GraphDef, state: nnx.State, images: Images
 ) -> tuple[Float[Array, "b y"], dict[int, Float[Array, "b e"]]]:
-    logits, records = capture(nnx.merge(graph, state), images)
+    logits, records = nnx.merge(graph, state).forward(images)
     use = {block: expert_use(record, len(images)) for block, record in records.items()}
     return jax.nn.softmax(logits), use

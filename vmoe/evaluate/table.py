@@ -1,4 +1,4 @@
-"""An evaluation for readers: a table, its classes, and a row of a file to compare with others."""
+"""An evaluation as a table, by class, and as a row of a CSV file."""
 
 import csv
 import datetime
@@ -10,41 +10,41 @@ from typing import Any
 
 import jax
 
-from vmoe.config import ViTConfig, to_json
+from vmoe.config import TokenChoice, ViTConfig, to_json
 from vmoe.errors import UsageError
 from vmoe.evaluate.classification import Evaluation
 from vmoe.evaluate.metrics import confusion
-from vmoe.nn.vit import ViT
+from vmoe.factory import Loaded
 
 
-def summary(found: Evaluation) -> list[tuple[str, str]]:
-    """The figures of an evaluation with their names and units."""
+def summary(evaluation: Evaluation) -> list[tuple[str, str]]:
+    """The names of an evaluation's metrics, and their values with units."""
     rows = [
-        ("images", f"{found.images:,}, {found.image_size} px"),
-        ("accuracy", f"{found.accuracy:.2%}"),
-        ("top-5 accuracy", f"{found.top5_accuracy:.2%}"),
-        ("cross-entropy", f"{found.cross_entropy:.4f} nats"),
-        ("Brier score", f"{found.brier:.4f}"),
-        ("calibration error", f"{found.calibration_error:.2%}"),
+        ("images", f"{evaluation.images:,}, {evaluation.image_size} px"),
+        ("accuracy", f"{evaluation.accuracy:.2%}"),
+        ("top-5 accuracy", f"{evaluation.top5_accuracy:.2%}"),
+        ("cross-entropy", f"{evaluation.cross_entropy:.4f} nats"),
+        ("Brier score", f"{evaluation.brier:.4f}"),
+        ("calibration error", f"{evaluation.calibration_error:.2%}"),
     ]
-    if found.images_per_group:
-        factors = _joined(_factor(x) for x in found.capacity_factor.values())
-        images = _joined(found.images_per_group.values())
+    if evaluation.images_per_group:
+        factors = _joined(_factor(x) for x in evaluation.capacity_factor.values())
+        images = _joined(evaluation.images_per_group.values())
         rows += [
-            ("choices dropped", f"{found.dropped:.2%}"),
+            ("choices dropped", f"{evaluation.dropped:.2%}"),
             ("capacity factor", factors if factors == "none" else f"{factors} after rounding"),
-            ("grouping", f"up to {images} images a group, {found.batch_size} a batch"),
+            ("grouping", f"up to {images} images a group, {evaluation.batch_size} a batch"),
         ]
-    return [*rows, ("speed", f"{found.images_per_second:,.0f} images/s")]
+    return [*rows, ("speed", f"{evaluation.images_per_second:,.0f} images/s")]
 
 
-def per_class(found: Evaluation) -> dict[str, dict[str, Any]]:
-    """By class: its images, their accuracy, and what the others were taken for, most often first.
+def per_class(evaluation: Evaluation) -> dict[str, dict[str, Any]]:
+    """By class: its images, their accuracy, and the classes confused with it, most often first.
 
     A class without images has no accuracy and is left out.
     """
-    names = found.class_names
-    counts = confusion(found.outcomes, len(names))
+    names = evaluation.class_names
+    counts = confusion(evaluation.per_example, len(names))
     table = {}
     for i, row in enumerate(counts):
         if not row.sum():
@@ -67,53 +67,40 @@ COLUMNS = (
 
 
 def check_file(path: Path) -> None:
-    """Refuses a file that ``append_row`` could not add to, before an evaluation takes its time.
+    """Refuses a file that ``append_row`` cannot add to, so that no evaluation is run in vain.
 
     Raises:
-        UsageError: the file has other columns, or cannot be read.
+        UsageError: the file has other columns or cannot be read, or its folder does not exist.
     """
     try:
         with path.open(newline="") as file:
             if next(csv.reader(file), list(COLUMNS)) != list(COLUMNS):
-                raise UsageError(f"--csv {path}: it has other columns; name another file")
+                raise UsageError(f"{path}: it has other columns; use another file")
     except FileNotFoundError:
         if not path.parent.is_dir():
-            raise UsageError(f"--csv {path}: no folder {path.parent}") from None
+            raise UsageError(f"{path}: no folder {path.parent}") from None
     except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"--csv {path}: {getattr(error, 'strerror', 'no CSV file')}") from None
+        raise UsageError(f"{path}: {getattr(error, 'strerror', 'not a CSV file')}") from None
 
 
-def append_row(
-    path: Path,
-    checkpoint: Path,
-    step: int,
-    model: ViT,
-    found: Evaluation,
-    *,
-    seed: int,
-    weights: str = "raw",
-) -> None:
-    """Adds a line to a CSV file that says all that is needed to compare evaluations.
-
-    Args:
-        step: of the checkpoint.
-        seed: of the run.
-        weights: "raw", or "ema" for the moving average.
+def append_row(path: Path, loaded: Loaded, evaluation: Evaluation) -> None:
+    """Adds an evaluation to a CSV file, with the model, settings and versions behind it.
 
     Raises:
         UsageError: the file has other columns, or cannot be written.
     """
     check_file(path)
+    config, run = loaded.model.config, loaded.train_config
     row = {
-        **found.figures(),
+        **evaluation.metrics(),
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "checkpoint": str(checkpoint),
-        "step": step,
-        "weights": weights,
-        "seed": seed,
-        **_settings(model.config),
-        "capacity_factor": _joined(_factor(x) for x in found.capacity_factor.values()),
-        "model": hashlib.sha256(to_json(model.config).encode()).hexdigest()[:12],
+        "checkpoint": str(loaded.origin.path),
+        "step": loaded.step,
+        "weights": loaded.origin.weights,
+        "seed": "" if run is None else run.seed,
+        **_settings(config),
+        "capacity_factor": _joined(_factor(x) for x in evaluation.capacity_factor.values()),
+        "model": hashlib.sha256(to_json(config).encode()).hexdigest()[:12],
         "vmoe": importlib.metadata.version("vmoe"),
         "jax": jax.__version__,
         "device": jax.devices()[0].device_kind,
@@ -123,24 +110,25 @@ def append_row(
         writer = csv.DictWriter(text, COLUMNS)
         with path.open("a+", newline="") as file:
             file.seek(0)
-            if not (there := file.read()):
+            if not (content := file.read()):
                 writer.writeheader()
-            elif not there.endswith("\n"):  # an editor left the last row without its end
+            elif not content.endswith("\n"):  # an editor removed the end of the last row
                 text.write("\r\n")
             writer.writerow(row)
             file.write(text.getvalue())
     except OSError as error:
-        raise UsageError(f"--csv {path}: {error.strerror}") from None
+        raise UsageError(f"{path}: {error.strerror}") from None
 
 
 def _settings(config: ViTConfig) -> dict[str, str]:
-    """What was chosen for the sparse blocks: one value, or one for each."""
-    blocks = [config.moe_of(i) for i in config.sparse_blocks]
+    """The routing settings of the sparse blocks: one value, or one for each block."""
+    layers = [config.moe_of(block) for block in config.sparse_blocks]
+    routers = [layer.router for layer in layers]
     return {
-        "router": _joined(moe.router.kind for moe in blocks),
-        "k": _joined(getattr(moe.router, "k", "") for moe in blocks),
-        "priority": _joined(getattr(moe.router, "priority", "") for moe in blocks),
-        "images_per_group": _joined(moe.images_per_group for moe in blocks),
+        "router": _joined(router.kind for router in routers),
+        "k": _joined(r.k if isinstance(r, TokenChoice) else "" for r in routers),
+        "priority": _joined(r.priority if isinstance(r, TokenChoice) else "" for r in routers),
+        "images_per_group": _joined(layer.images_per_group for layer in layers),
     }
 
 
@@ -149,6 +137,6 @@ def _factor(factor: float | None) -> str:
 
 
 def _joined(values: Any) -> str:
-    """One value where all are equal, else one for each block; empty for a dense model."""
+    """The value that all blocks share, or one for each block; empty for a dense model."""
     values = [str(value) for value in values]
     return values[0] if len(set(values)) == 1 else "/".join(values)

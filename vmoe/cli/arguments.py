@@ -1,0 +1,84 @@
+"""Parses the words behind a command into its dataclass of arguments, by tyro."""
+
+import contextlib
+import dataclasses
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import tyro
+
+from vmoe import config as configs
+from vmoe.errors import UsageError
+
+Arguments = TypeVar("Arguments")
+
+
+def parse(kind: type[Arguments], command: str, argv: Sequence[str], **defaults: Any) -> Arguments:
+    """The arguments of a command.
+
+    Args:
+        kind: a dataclass whose fields are the options.
+        defaults: values of fields that are not given and have no default of their own.
+
+    Raises:
+        UsageError: an option is unknown, missing or has a wrong value; one line.
+        SystemExit: help was asked for and is printed.
+    """
+    missing = {}
+    for field in dataclasses.fields(kind):
+        if field.type is Path:
+            _option_value(argv, f"--{field.name}")  # an empty path would be the current folder
+        if field.default is dataclasses.MISSING:
+            missing[field.name] = tyro.MISSING
+    with contextlib.redirect_stderr(io.StringIO()) as stderr:
+        try:
+            return tyro.cli(
+                kind,
+                prog=f"vmoe {command}",
+                args=argv,
+                default=kind(**missing | defaults),
+                config=(tyro.conf.AvoidSubcommands,),
+            )
+        except SystemExit as stop:
+            if stop.code == 0:  # --help
+                raise
+    raise UsageError(f"{_one_line(stderr.getvalue())} (vmoe {command} --help lists all)")
+
+
+def parse_with_config(kind: type[Arguments], command: str, argv: Sequence[str]) -> Arguments:
+    """The arguments of a command whose field ``run`` is the config that ``--config`` names.
+
+    The options behind change fields of that config.
+
+    Raises:
+        UsageError: as ``parse``; or the config cannot be loaded.
+    """
+    path = _option_value(argv, "--config")
+    config = configs.load(path) if path else configs.TrainConfig()
+    return parse(kind, command, argv, run=config)
+
+
+def _option_value(argv: Sequence[str], option: str) -> str | None:
+    """The value of an option, before parsing; None where it is not given.
+
+    Raises:
+        UsageError: the value is empty.
+    """
+    value = None
+    for word, following in zip(argv, [*argv[1:], None], strict=False):
+        if word == option:
+            value = following
+        elif word.startswith(f"{option}="):
+            value = word.partition("=")[2]
+    if value == "":
+        raise UsageError(f"{option} is empty")
+    return value
+
+
+def _one_line(box: str) -> str:
+    """The text of tyro's error, which has a box drawn around it, without its hint at --help."""
+    lines = [line.strip("│╭╮╰╯─ ") for line in box.splitlines()[1:]]
+    text = " ".join(line for line in lines if line)
+    return text.partition(" For full helptext")[0]

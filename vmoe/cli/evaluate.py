@@ -1,0 +1,108 @@
+"""``vmoe evaluate``."""
+
+import dataclasses
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vmoe.cli.arguments import parse
+from vmoe.cli.printing import print_json, print_table, progress
+from vmoe.config import RoutingOverrides
+from vmoe.errors import UsageError
+
+if TYPE_CHECKING:
+    from vmoe.data.sources import Source
+    from vmoe.evaluate import Evaluation
+    from vmoe.factory import Loaded
+
+MOST_CONFUSED = 3  # classes in a row of the table
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluateArgs:
+    """Evaluate a trained model on a whole split; every image counts once."""
+
+    checkpoint: Path
+    """Run folder, or checkpoints/STEP, checkpoints/best or checkpoints/last in one."""
+    data: str = ""
+    """NAME[:SPLIT], such as folder:PATH:validation; the data set of the run if empty, its test
+    split if no split is named."""
+    batch_size: int = 256
+    image_size: int | None = None
+    """Side in pixels to which images are resized; as trained if None. Positions are resampled."""
+    routing: RoutingOverrides = RoutingOverrides()
+    use_ema: bool = True
+    """Use the moving average of the parameters where the run kept one."""
+    per_class: bool = False
+    """Add the accuracy of each class, and the classes confused with it."""
+    json: bool = False
+    """Print one JSON object and nothing else."""
+    csv: Path | None = None
+    """Append a row with metrics, settings and versions to this file."""
+
+
+def run(argv: Sequence[str]) -> None:
+    """Evaluates a trained model, and prints its metrics."""
+    args = parse(EvaluateArgs, "evaluate", argv)
+    from vmoe.evaluate import evaluate
+    from vmoe.evaluate.table import append_row, check_file
+    from vmoe.factory import load
+
+    if args.csv:
+        check_file(args.csv)
+    loaded = load(args.checkpoint, routing=args.routing, use_ema=args.use_ema)
+    source = _open_source(args.data, loaded)
+    with progress(source.name, -(-len(source) // max(args.batch_size, 1))) as advance:
+        evaluation = evaluate(
+            loaded.model,
+            source,
+            batch_size=args.batch_size,
+            image_size=args.image_size,
+            on_batch=advance,
+        )
+    if args.csv:
+        append_row(args.csv, loaded, evaluation)
+    if source.skipped:
+        print(f"{source.name}: skipped {source.skipped} files that are no images", file=sys.stderr)
+    if args.json:
+        print_json(_as_json(args, loaded, evaluation))
+    else:
+        _print(args, loaded, evaluation)
+
+
+def _open_source(data: str, loaded: "Loaded") -> "Source":
+    """The split that ``--data`` names, with the classes of the model."""
+    from vmoe.data.sources import name_and_split, open_source, relabel
+
+    if not data and loaded.train_config is None:
+        raise UsageError("--data is missing: the checkpoint does not name its training data")
+    name, split = name_and_split(data or loaded.train_config.data.name)
+    return relabel(open_source(name, split or "test"), loaded.class_names)
+
+
+def _as_json(args: EvaluateArgs, loaded: "Loaded", evaluation: "Evaluation") -> dict[str, Any]:
+    from vmoe.evaluate.table import per_class
+
+    result = {"step": loaded.step, "weights": loaded.origin.weights} | evaluation.metrics()
+    return result | ({"per_class": per_class(evaluation)} if args.per_class else {})
+
+
+def _print(args: EvaluateArgs, loaded: "Loaded", evaluation: "Evaluation") -> None:
+    from vmoe.evaluate.table import summary
+
+    average = " (moving average)" if loaded.origin.weights == "ema" else ""
+    title = f"{args.checkpoint}, step {loaded.step}{average}, on {evaluation.data}"
+    print_table(("", ""), summary(evaluation), title=title)
+    if args.per_class:
+        columns = ("class", "images", "accuracy", "most often confused with")
+        print_table(columns, _class_rows(evaluation))
+
+
+def _class_rows(evaluation: "Evaluation") -> Iterator[tuple[str, ...]]:
+    from vmoe.evaluate.table import per_class
+
+    for name, row in per_class(evaluation).items():
+        confused = list(row["confused_with"].items())[:MOST_CONFUSED]
+        others = ", ".join(f"{other} ({count})" for other, count in confused)
+        yield name, f"{row['images']:,}", f"{row['accuracy']:.2%}", others

@@ -1,0 +1,101 @@
+"""Runs a command, and turns its errors into one line and an exit status.
+
+Exit status: 0 done; 2 wrong usage; 1 the work failed; 75 a run was stopped early by a signal and
+can be resumed; 130 interrupted. ``--debug`` shows the traceback of an error.
+"""
+
+import importlib
+import logging
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+
+from vmoe.errors import OUT_OF_MEMORY, UsageError, VmoeError, unknown
+
+COMMANDS = {  # each a module of this package with a function ``run``
+    "train": "train a model; run the same command again to resume",
+    "evaluate": "evaluate a trained model on a whole split",
+    "predict": "classify image files, and show the experts used",
+    "models": "list the named models, their parameters and FLOPs",
+    "summary": "show the parameters and FLOPs of one model",
+    "config": "print the config of a run as JSON",
+    "plan": "estimate memory, communication and step time on hypothetical devices",
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command.
+
+    Args:
+        argv: the words of the command line, without the program's name; those of this process if
+            None.
+
+    Returns:
+        the exit status.
+    """
+    argv = list(sys.argv[1:] if argv is None else argv)
+    if debug := "--debug" in argv:
+        argv.remove("--debug")
+    else:
+        _silence_libraries()
+    try:
+        _dispatch(argv)
+    except BrokenPipeError:  # the reader of a pipe has closed it
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    except (VmoeError, OSError, MemoryError, RuntimeError, KeyboardInterrupt) as error:
+        line, status = _expected_error(error)
+        if not line:
+            raise
+        if debug:
+            traceback.print_exc()
+        print(f"vmoe: {line}", file=sys.stderr)
+        return status
+    return 0
+
+
+def _dispatch(argv: list[str]) -> None:
+    if not argv or argv[0] in ("-h", "--help"):
+        print(_overview())
+        return
+    command, *words = argv
+    if command not in COMMANDS:
+        raise UsageError(unknown("no command", command, list(COMMANDS)))
+    # Imported when it runs: what one command needs must not slow down the start of another.
+    importlib.import_module(f"vmoe.cli.{command}").run(words)
+
+
+def _expected_error(error: BaseException) -> tuple[str, int]:
+    """One line and the exit status for an error that is not a bug; an empty line for a bug."""
+    match error:
+        case VmoeError():
+            return str(error), error.status
+        case OSError() if error.errno is not None:
+            place = f"{error.filename}: " if error.filename else ""
+            return f"{place}{error.strerror}", 1
+        case KeyboardInterrupt():
+            return "interrupted", 130
+    if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):
+        return OUT_OF_MEMORY, 1
+    return "", 1
+
+
+def _silence_libraries() -> None:
+    """Hides what libraries log about an error in their threads: the command prints one line."""
+    logging.disable(logging.ERROR)
+    sys.unraisablehook = lambda _: None
+
+
+def _overview() -> str:
+    width = max(map(len, COMMANDS))
+    lines = [f"  vmoe {command:<{width}}  {what}" for command, what in COMMANDS.items()]
+    return "\n".join(
+        [
+            "Vision Mixture-of-Experts.",
+            "",
+            *lines,
+            "",
+            "vmoe COMMAND --help lists the options; --debug shows the traceback of an error.",
+        ]
+    )

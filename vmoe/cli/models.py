@@ -1,0 +1,45 @@
+"""``vmoe models``."""
+
+import dataclasses
+from collections.abc import Sequence
+
+import tyro
+
+from vmoe.cli.arguments import parse
+from vmoe.cli.printing import print_json, print_table
+from vmoe.errors import UsageError
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelsArgs:
+    """List named models: parameters, active parameters per token, FLOPs per image."""
+
+    pattern: tyro.conf.Positional[str] = "*"
+    """Wildcards: 'vmoe_*'."""
+    json: bool = False
+    """Print one JSON list and nothing else."""
+
+
+def run(argv: Sequence[str]) -> None:
+    """Prints the named models and their costs."""
+    args = parse(ModelsArgs, "models", argv)
+    from vmoe.costs.flops import cost
+    from vmoe.models import list_models, model_config
+
+    names = list_models(args.pattern)
+    if not names:
+        raise UsageError(f"no model matches {args.pattern!r}; `vmoe models` lists all")
+    costs = {name: cost(model_config(name)) for name in names}
+    if args.json:
+        print_json([{"name": name} | dataclasses.asdict(found) for name, found in costs.items()])
+        return
+    rows = [
+        (
+            name,
+            f"{found.parameters:,}",
+            f"{found.active_parameters:,.0f}",
+            f"{found.flops_per_image / 1e9:.4g}",
+        )
+        for name, found in costs.items()
+    ]
+    print_table(("model", "parameters", "active per token", "GFLOPs per image"), rows)

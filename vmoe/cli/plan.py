@@ -1,0 +1,53 @@
+"""``vmoe plan``."""
+
+import dataclasses
+import textwrap
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from vmoe.cli.arguments import parse_with_config
+from vmoe.cli.printing import print_json, print_table
+from vmoe.config import TrainConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class PlanArgs:
+    """Estimate what a run needs on hypothetical devices: memory, communication, step time."""
+
+    config: Path
+    """Recipe: a Python file that defines `config = TrainConfig(...)`, or a run's config.json."""
+    devices: int
+    """Number of devices, as JAX counts them."""
+    run: Annotated[TrainConfig, tyro.conf.arg(name="")]
+    mesh: str = ""
+    """Devices by axis, data=4,expert=8; if empty, all that the model and the devices allow."""
+    chip: str = "h100"
+    """The chip whose published peak rates are used: tpu_v3, tpu_v4, tpu_v5e, tpu_v5p, a100, h100,
+    h200."""
+    device_memory: str = ""
+    """Memory of one device, 80GB or 80GiB; that of the chip if empty."""
+    json: bool = False
+    """Print one JSON object and nothing else."""
+
+
+def run(argv: Sequence[str]) -> None:
+    """Prints the estimate, and what it assumes."""
+    args = parse_with_config(PlanArgs, "plan", argv)
+    from vmoe.plan import table
+    from vmoe.plan.candidates import plan
+
+    estimate = plan(
+        args.run, args.devices, mesh=args.mesh, chip=args.chip, device_memory=args.device_memory
+    )
+    if args.json:
+        print_json(table.figures(estimate))
+        return
+    print("\n".join(table.heading(estimate)))
+    for title, columns, rows in table.tables(estimate):
+        print_table(columns, rows, title=f"\n{title}")
+    print("\nAssumptions:")
+    for line in table.assumptions(estimate):
+        print(textwrap.fill(line, 100, initial_indent="- ", subsequent_indent="  "))

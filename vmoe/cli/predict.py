@@ -1,0 +1,65 @@
+"""``vmoe predict``."""
+
+import dataclasses
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import tyro
+
+from vmoe.cli.arguments import parse
+from vmoe.cli.printing import print_json, print_table
+from vmoe.errors import UsageError
+
+if TYPE_CHECKING:
+    from vmoe.evaluate import Prediction
+
+
+@dataclasses.dataclass(frozen=True)
+class PredictArgs:
+    """Classify image files, and show which experts they used. Images do not affect each other."""
+
+    images: tyro.conf.Positional[tuple[Path, ...]]
+    """Image files, folders of them, patterns such as 'photos/**/*.jpg'."""
+    checkpoint: Path
+    """Run folder, or checkpoints/STEP, checkpoints/best or checkpoints/last in one."""
+    top: int = 5
+    """Number of classes per image."""
+    use_ema: bool = True
+    """Use the moving average of the parameters where the run kept one."""
+    json: bool = False
+    """Print one JSON list and nothing else."""
+
+
+def run(argv: Sequence[str]) -> None:
+    """Classifies image files, and prints the classes and the experts used."""
+    if "" in argv:
+        raise UsageError("an empty word among the images; '.' is this folder")
+    args = parse(PredictArgs, "predict", argv)
+    from vmoe.evaluate import image_files, predict
+    from vmoe.factory import load
+
+    paths, skipped = image_files(args.images)
+    loaded = load(args.checkpoint, use_ema=args.use_ema)
+    predictions = predict(loaded, paths, top=args.top)
+    if skipped:
+        print(f"skipped {skipped} files that are no images", file=sys.stderr)
+    if args.json:
+        print_json([dataclasses.asdict(prediction) for prediction in predictions])
+    else:
+        for prediction in predictions:
+            _print(prediction)
+
+
+def _print(prediction: "Prediction") -> None:
+    classes = zip(prediction.classes, prediction.probabilities, strict=True)
+    rows = [(name, f"{probability:.1%}") for name, probability in classes]
+    print_table(("class", "probability"), rows, title=prediction.path)
+    if prediction.experts:
+        experts = range(max(map(len, prediction.experts.values())))
+        print_table(
+            ("block", *(f"e{i}" for i in experts)),
+            [(str(b), *(f"{x:.0%}" for x in shares)) for b, shares in prediction.experts.items()],
+            title="share of each expert in the kept choices, by sparse block",
+        )

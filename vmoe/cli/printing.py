@@ -1,0 +1,45 @@
+"""Prints tables, progress and JSON."""
+
+import contextlib
+import json
+import os
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+
+PIPE_WIDTH = 120  # columns of a table where stdout is no terminal
+
+
+def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, title: str = "") -> None:
+    """Prints a table whose first column holds names and all others numbers.
+
+    Args:
+        columns: their headings; no heading is printed where all are empty.
+    """
+    table = Table(show_header=any(columns))
+    for i, column in enumerate(columns):
+        table.add_column(column, justify="right" if i else "left")
+    for row in rows:
+        table.add_row(*row)
+    if title:
+        print(title)
+    has_width = sys.stdout.isatty() or "COLUMNS" in os.environ
+    Console(markup=False, width=None if has_width else PIPE_WIDTH).print(table)
+
+
+def print_json(value: Any) -> None:
+    """Prints a value as one line of JSON."""
+    print(json.dumps(value))
+
+
+@contextlib.contextmanager
+def progress(description: str, total: int) -> Iterator[Callable[[], None]]:
+    """A progress bar on a terminal, removed afterwards; yields what advances it by one."""
+    console = Console(stderr=True)
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task(description, total=total)
+        yield lambda: bar.advance(task)

@@ -1,0 +1,40 @@
+"""``vmoe summary``."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Annotated
+
+import tyro
+
+from vmoe.cli.arguments import parse
+from vmoe.cli.printing import print_json
+from vmoe.config import ViTConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class SummaryArgs:
+    """Show the parameters and FLOPs of a named model; any of its fields may be changed."""
+
+    name: tyro.conf.Positional[str]
+    """One of `vmoe models`."""
+    model: Annotated[ViTConfig, tyro.conf.arg(name="")]
+    json: bool = False
+    """Print one JSON object and nothing else."""
+
+
+def run(argv: Sequence[str]) -> None:
+    """Prints the parts of a model and their costs."""
+    from vmoe.models import MODELS, model_config
+
+    words = [word for word in argv if not word.startswith("-")]
+    name = next((word for word in words if word in MODELS), words[0] if words else "")
+    default = model_config(name) if name else ViTConfig()  # without a name parsing fails
+    args = parse(SummaryArgs, "summary", argv, model=default)
+    from vmoe.costs.flops import cost
+    from vmoe.costs.summary import summarize
+
+    if args.json:
+        costs = dataclasses.asdict(cost(args.model))
+        print_json({"name": args.name} | costs | dataclasses.asdict(args.model))
+    else:
+        print(summarize(args.model, title=args.name))

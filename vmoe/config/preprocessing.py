@@ -1,0 +1,20 @@
+"""How images are prepared for a trained model."""
+
+import dataclasses
+from typing import Literal
+
+from vmoe.config.fields import Checked, require
+
+
+@dataclasses.dataclass(frozen=True)
+class Preprocessing(Checked):
+    """How pixels of any size become the input of a trained model, in [-1, 1]."""
+
+    image_size: int
+    """Side in pixels to which an image is resized; the ratio of its sides is not kept."""
+    interpolation: Literal["bilinear"] = "bilinear"
+    """With antialiasing."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(self.image_size >= 1, f"preprocessing.image_size={self.image_size}: use at least 1")
