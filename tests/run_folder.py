@@ -26,7 +26,7 @@ def reached(workdir: Path, step: int) -> bool:
 
 
 def parameters(workdir: Path, *, use_ema: bool = True) -> dict[str, Any]:
-    return nnx.to_pure_dict(nnx.state(vmoe.load(workdir, use_ema=use_ema), nnx.Param))
+    return nnx.to_pure_dict(nnx.state(vmoe.load(workdir, use_ema=use_ema).model, nnx.Param))
 
 
 def assert_same(one: Path, other: Path) -> None:

@@ -11,7 +11,7 @@ from tests.command import ROOT
 from tests.run_folder import assert_close, rows
 from vmoe import config as configs
 from vmoe.checkpoints.checksums import checksums
-from vmoe.config import EvalConfig, TrainConfig
+from vmoe.config import EvalConfig, RoutingOverrides, TrainConfig
 from vmoe.data.pipeline import training_batches
 from vmoe.errors import UsageError
 from vmoe.mesh import place
@@ -92,7 +92,7 @@ def test_a_batch_that_the_devices_do_not_divide_is_refused_before_anything_is_wr
 ) -> None:
     with pytest.raises(UsageError, match="batch_size=36 on 8 devices: .* use 32 or 40"):
         train(configs.replace(config, batch_size=36), tmp_path / "run")
-    dropless = (EvalConfig(dropless=True),)
+    dropless = (EvalConfig(routing=RoutingOverrides(dropless=True)),)
     with pytest.raises(UsageError, match="moe.dropless on 8 devices"):
         train(configs.replace(config, evaluations=dropless), tmp_path / "run")
     assert not (tmp_path / "run").exists()

@@ -16,7 +16,7 @@ import vmoe
 from tests.command import ROOT, TINY, start
 from tests.run_folder import assert_same, reached, rows
 from vmoe import config as configs
-from vmoe.config import EvalConfig, TrainConfig
+from vmoe.config import EvalConfig, RoutingOverrides, TrainConfig
 from vmoe.data.sources import Source, open_source
 from vmoe.errors import UsageError
 from vmoe.evaluate import evaluate
@@ -36,7 +36,10 @@ def config() -> TrainConfig:
         keep_latest=3,
         ema_decay=0.9,
         model=dict(dropout=0.1, moe=dict(expert_dropout=0.1)),
-        evaluations=(EvalConfig(), EvalConfig("wide", capacity_factor=4.0, batch_size=100)),
+        evaluations=(
+            EvalConfig(),
+            EvalConfig("wide", batch_size=100, routing=RoutingOverrides(capacity_factor=4.0)),
+        ),
     )
 
 
@@ -137,8 +140,13 @@ def test_a_folder_of_another_config_is_refused_with_the_differences(
     with pytest.raises(UsageError, match="holds a run of another config") as caught:
         train(other, run)
     assert "optim.lr is 0.005 there and 0.25 here" in str(caught.value)
-    sets = (EvalConfig(), EvalConfig("wide", capacity_factor=2.0, batch_size=100))
-    with pytest.raises(UsageError, match=r"evaluations\.1\.capacity_factor is 4\.0 there and 2\.0"):
+    sets = (
+        EvalConfig(),
+        EvalConfig("wide", batch_size=100, routing=RoutingOverrides(capacity_factor=2.0)),
+    )
+    with pytest.raises(
+        UsageError, match=r"evaluations\.1\.routing\.capacity_factor is 4\.0 there and 2\.0"
+    ):
         train(configs.replace(config, evaluations=sets), run)
     assert "seed is 0 there and 1 here" in str(caught.value)
     assert "evaluations is" in str(caught.value)
@@ -170,7 +178,9 @@ def test_a_loaded_checkpoint_has_the_accuracy_that_the_run_reported(run: Path) -
         (run / "checkpoints" / "last", "40", True),
         (run / "checkpoints" / "20", "20", True),
     ]:
-        result = evaluate(vmoe.load(path, use_ema=use_ema), open_source("digits", "validation"))
+        result = evaluate(
+            vmoe.load(path, use_ema=use_ema).model, open_source("digits", "validation")
+        )
         expected = found[step, "ema" if use_ema else "raw"]
         assert f"{result.accuracy:.6g}" == expected["accuracy"]
         assert result.cross_entropy == pytest.approx(float(expected["cross_entropy"]), rel=1e-4)
@@ -194,7 +204,7 @@ def test_the_newest_checkpoints_and_the_best_are_kept(config: TrainConfig, tmp_p
     assert best < 50, accuracy
     assert steps_of(tmp_path) == [best, 50, 60]
     found = evaluate(
-        vmoe.load(tmp_path / "checkpoints" / "best"), open_source("digits", "validation")
+        vmoe.load(tmp_path / "checkpoints" / "best").model, open_source("digits", "validation")
     )
     assert found.accuracy == pytest.approx(accuracy[best], abs=1e-5)
 

@@ -1,6 +1,7 @@
 """Configs from recipes and JSON, and to JSON."""
 
 import dataclasses
+import json
 import re
 import runpy
 import traceback
@@ -10,6 +11,9 @@ from typing import Any
 from vmoe.config.fields import Checked, Config
 from vmoe.config.train import TrainConfig
 from vmoe.errors import UsageError, unknown
+
+FORMAT = 1
+"""Version of the format of config.json."""
 
 
 def load(path: str | Path) -> TrainConfig:
@@ -67,21 +71,43 @@ def _subclasses(kind: type) -> list[type]:
     return [one for one in below if dataclasses.is_dataclass(one)]
 
 
+def _without_version(text: str) -> str:
+    """The fields of a run's config, once its format version is known to be this one."""
+    try:
+        fields = json.loads(text)
+    except ValueError as error:
+        raise UsageError(f"TrainConfig is not JSON: {error}") from None
+    if not isinstance(fields, dict) or fields.pop("format", None) != FORMAT:
+        raise UsageError(
+            f"TrainConfig is not in format {FORMAT}, the one that this version of vmoe reads; use "
+            "the version that wrote it"
+        )
+    return json.dumps(fields)
+
+
 def to_json(config: Any) -> str:
-    """A config as JSON text, complete enough for ``from_json`` to build it again."""
+    """A config as JSON text, complete enough for ``from_json`` to build it again.
+
+    That of a run begins with the version of the format.
+    """
     from pydantic import TypeAdapter
 
-    return TypeAdapter(type(config)).dump_json(config, indent=2).decode()
+    fields = TypeAdapter(type(config)).dump_python(config, mode="json")
+    version = {"format": FORMAT} if isinstance(config, TrainConfig) else {}
+    return json.dumps(version | fields, indent=2)
 
 
 def from_json(kind: type[Config], text: str) -> Config:
     """The config of a type from the text that ``to_json`` wrote; every field and type is checked.
 
     Raises:
-        UsageError: the text is not such a config; names the first field that is wrong.
+        UsageError: the text is not such a config, or has another format version; names the first
+            field that is wrong.
     """
     from pydantic import TypeAdapter, ValidationError
 
+    if kind is TrainConfig:
+        text = _without_version(text)
     try:
         return TypeAdapter(kind).validate_json(text, strict=True, extra="forbid")
     except ValidationError as error:
