@@ -1,4 +1,4 @@
-"""Slow, obviously right versions of what the package does fast."""
+"""Slow and simple versions of what the package does fast."""
 
 import math
 
@@ -7,13 +7,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from vmoe.axes import Record, Routing, SoftRouting
+from vmoe.config import TokenChoice
 from vmoe.nn.moe import MoE
 
 
 def queue_by_loop(
     gates: np.ndarray, valid: np.ndarray, *, k: int, c: int, order: np.ndarray
 ) -> dict[tuple[int, int], tuple[int, int]]:
-    """Tokens choose, one group: who gets a slot, by looping over ranks and tokens in order.
+    """Token choice in one group, by loops over ranks and over tokens in order.
 
     Returns (token, rank) -> (expert, position) of the kept choices.
     """
@@ -96,7 +97,8 @@ def moe_by_einsum(moe: MoE, params: dict, tokens: jax.Array, record: Record) -> 
     else:
         gates = jax.nn.softmax(groups @ router["kernel"], axis=-1)
         weights = jnp.take_along_axis(gates, routing.experts, axis=-1, mode="clip")
-        if getattr(moe.config.router, "normalize_weights", False):
+        chooser = moe.config.router
+        if isinstance(chooser, TokenChoice) and chooser.normalize_weights:
             weights = weights / weights.sum(-1, keepdims=True)
         _, e, c = routing.choices.shape
         hot = jax.nn.one_hot(routing.slots, e * c, dtype=tokens.dtype)

@@ -32,11 +32,11 @@ def parameters(name: str, **overrides: object) -> int:
 
 
 @pytest.mark.parametrize(("name", "millions"), MILLIONS.items())
-def test_parameters_are_as_many_as_published(name: str, millions: float) -> None:
+def test_numbers_of_parameters_are_the_published_ones(name: str, millions: float) -> None:
     assert round(parameters(name, num_classes=18_291) / 1e6, 1) == millions
 
 
-def test_the_15b_model_is_as_large_as_published() -> None:
+def test_the_15b_model_has_the_published_number_of_parameters() -> None:
     assert round(parameters("vmoe_15b_every2_e32", num_classes=29_593) / 1e6, 1) == 14_705.1
 
 
@@ -64,7 +64,7 @@ def test_standard_sizes_have_the_standard_parameters(name: str, millions: float)
 
 
 @pytest.mark.parametrize("name", models.list_models())
-def test_every_named_model_builds_abstractly_and_says_what_it_is(name: str) -> None:
+def test_every_named_model_builds_abstractly_and_is_what_its_name_says(name: str) -> None:
     config = models.model_config(name)
     assert bool(config.sparse_blocks) == name.startswith("vmoe")
     assert str(config.patch_size) in name or "tiny" in name or "15b" in name
@@ -76,12 +76,12 @@ def test_every_named_model_builds_abstractly_and_says_what_it_is(name: str) -> N
         assert config.sparse_blocks[-1] == config.depth - 1
 
 
-def test_a_wrong_name_is_answered_with_the_nearest_right_one() -> None:
+def test_an_unknown_name_is_refused_with_the_nearest_known_one() -> None:
     with pytest.raises(UsageError, match="did you mean 'vmoe_s32_last2_e8'"):
         vmoe.create_model("vmoe_s32_last2_e9")
 
 
-def test_flops_are_those_counted_by_hand() -> None:
+def test_flops_of_a_dense_model_equal_a_count_by_hand() -> None:
     """A dense block on n tokens: 8 n d^2 for the projections, 4 n^2 d, and 4 n d f."""
     config = models.model_config("vit_tiny")
     n, d, f, depth = 17, 16, 32, 4
@@ -90,14 +90,14 @@ def test_flops_are_those_counted_by_hand() -> None:
     assert cost(config).flops_per_image == by_hand
 
 
-def test_a_sparse_block_costs_its_slots_and_its_router() -> None:
+def test_flops_of_a_sparse_block_are_those_of_its_slots_and_its_gate() -> None:
     dense, sparse = (cost(models.model_config(x)) for x in ("vit_tiny", "vmoe_tiny_last2_e4"))
     n, d, f, e, slots = 17, 16, 32, 4, 20  # ceil(34 * 2 * 1.05 / 4) = 18, in fours 20, for 2 images
     extra = 2 * (4 * e * slots / 2 * d * f - 4 * n * d * f + 2 * n * d * e)
     assert sparse.flops_per_image - dense.flops_per_image == extra
 
 
-def test_active_parameters_are_those_that_a_token_meets() -> None:
+def test_active_parameters_are_those_that_a_token_uses() -> None:
     def active(**moe: object) -> float:
         return cost(models.model_config("vmoe_tiny_last2_e4", moe=MoEConfig(**moe)))
 
@@ -114,7 +114,7 @@ def test_active_parameters_are_those_that_a_token_meets() -> None:
     assert soft.active_parameters < soft.parameters
 
 
-def test_flops_in_a_loop_count_as_often_as_it_runs_and_unknown_lengths_are_refused() -> None:
+def test_flops_in_a_loop_count_once_per_iteration_and_unknown_lengths_are_refused() -> None:
     x = jnp.ones((4, 4))
 
     def scan(x: jax.Array) -> jax.Array:
@@ -129,7 +129,7 @@ def test_flops_in_a_loop_count_as_often_as_it_runs_and_unknown_lengths_are_refus
         count_flops(jax.make_jaxpr(loop)(x).jaxpr)
 
 
-def test_the_summary_names_every_part_and_adds_up() -> None:
+def test_the_summary_lists_every_part_and_adds_up() -> None:
     config = models.model_config("vmoe_tiny_last2_e4", pre_logits=8)
     parts = parameters_by_part(config)
     assert sum(parts.values()) == cost(config).parameters

@@ -1,4 +1,4 @@
-"""The axis letters, and the records in which routing is written down.
+"""The axis letters, and the records of routing: what a router reads, and what it decides.
 
 Every public annotation spells its axes with these letters:
 
@@ -23,12 +23,34 @@ Images = Float[Array, "b h w 3"] | Float[np.ndarray, "b h w 3"]  # pixels in [-1
 Valid = Bool[Array, "b"] | Bool[np.ndarray, "b"]  # False for images that only fill the batch
 
 
-class Routing(NamedTuple):
-    """Who goes where, as indices: what routers in which tokens or experts choose decide.
+class RouterInputs(NamedTuple):
+    """What a router reads, each group by itself.
 
-    ``slots`` and ``choices`` are each other's inverse, which is what lets dispatch, combine and
-    both of their gradients be gathers where tokens choose. Where experts choose, a token may have
-    any number of them: then k is e, and rank r stands for expert r.
+    Attributes:
+        logits: from the gate, float32, before noise; with slots as a last axis where the gate
+            makes logits per slot.
+        noise: to be added to the logits; None in evaluation.
+        valid: False for padding, which takes no slot and counts in no loss.
+        draw: for a random priority, a number in [0, 1) for each token; None in evaluation.
+    """
+
+    logits: Float[Array, "g s e *c"]
+    noise: Float[Array, "g s e *c"] | None
+    valid: Bool[Array, "g s"]
+    draw: Float[Array, "g s"] | None
+
+    @property
+    def noisy_logits(self) -> Float[Array, "g s e *c"]:
+        """The logits with their noise; as they are in evaluation."""
+        return self.logits if self.noise is None else self.logits + self.noise
+
+
+class Routing(NamedTuple):
+    """Routing decisions as index arrays, for token-choice and expert-choice routers.
+
+    ``slots`` and ``choices`` are each other's inverse, so that dispatch, combine and both of
+    their gradients are gathers where tokens choose. Where experts choose, a token may have any
+    number of experts: then k is e, and rank r stands for expert r.
 
     Attributes:
         experts: the expert of each choice, in [0, e); e where there is no choice (padding, or an
@@ -51,7 +73,7 @@ class Routing(NamedTuple):
 
     @property
     def dropped(self) -> Bool[Array, "g s k"]:
-        """Whether there is a choice that got no slot; never so where experts choose."""
+        """Whether there is a choice that got no slot; never where experts choose."""
         return (self.experts < self.choices.shape[1]) & ~self.kept
 
     @property
@@ -61,7 +83,7 @@ class Routing(NamedTuple):
 
 
 class SoftRouting(NamedTuple):
-    """Who goes where, as dense weights: every slot is a mixture of all tokens of its group.
+    """Routing decisions as dense weights: every slot is a mixture of all tokens of its group.
 
     Attributes:
         dispatch: the share of each token in each slot; sums to 1 over s.
@@ -76,10 +98,10 @@ class Decision(NamedTuple):
     """What a router decides, each group by itself.
 
     Attributes:
-        gates: how much each token draws on each expert, in [0, 1]: the softmax that the routing
-            used (with its noise, in training); for soft routing, the combine weights summed over
-            an expert's slots.
-        routing: who went where.
+        gates: the weight of each expert for each token, in [0, 1]: the softmax that the routing
+            used (of the noisy logits, in training); for soft routing, the combine weights summed
+            over an expert's slots.
+        routing: which token goes to which slot, with which weight.
         losses: the auxiliary losses by name, one value per group, unweighted; only those whose
             weight is not 0.
     """
@@ -93,10 +115,9 @@ class Record(NamedTuple):
     """What one sparse block did with its tokens.
 
     Attributes:
-        logits: the router's logits before noise, float32; with slots as a last axis where the
-            router is soft.
+        logits: from the gate, before noise; see ``RouterInputs``.
         gates, routing, losses: see ``Decision``.
-        aux_loss: the weighted sum of the losses, use_ema over the groups.
+        aux_loss: the weighted sum of the losses, averaged over the groups.
         valid: False for padding, which takes no slot and counts in no loss.
     """
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from vmoe.nn.vit import ViT
     from vmoe.sharding import Placement
 
-_SHAPES = {  # depth, width, mlp, heads
+_SHAPES = {  # depth, width, mlp_dim, num_heads
     "s": (8, 512, 2048, 8),
     "b": (12, 768, 3072, 12),
     "l": (24, 1024, 4096, 16),
@@ -28,10 +28,15 @@ _SHAPES = {  # depth, width, mlp, heads
 }
 
 
-def _config(shape: str, patch: int, **fields: Any) -> ViTConfig:
-    depth, width, mlp, heads = _SHAPES[shape]
+def _config(shape: str, patch_size: int, **fields: Any) -> ViTConfig:
+    depth, width, mlp_dim, num_heads = _SHAPES[shape]
     return ViTConfig(
-        patch_size=patch, depth=depth, width=width, mlp_dim=mlp, num_heads=heads, **fields
+        patch_size=patch_size,
+        depth=depth,
+        width=width,
+        mlp_dim=mlp_dim,
+        num_heads=num_heads,
+        **fields,
     )
 
 
@@ -39,12 +44,12 @@ def _every2(depth: int) -> tuple[int, ...]:
     return tuple(range(1, depth, 2))
 
 
-def _sparse(dense: ViTConfig, where: str, experts: int, **moe: Any) -> ViTConfig:
+def _sparse(dense: ViTConfig, where: str, num_experts: int, **moe: Any) -> ViTConfig:
     """The dense model with experts in every second block, or in the last n odd ones."""
     blocks = _every2(dense.depth)
     if where != "every2":
         blocks = blocks[-int(where.removeprefix("last")) :]
-    return replace(dense, sparse_blocks=blocks, moe=MoEConfig(num_experts=experts, **moe))
+    return replace(dense, sparse_blocks=blocks, moe=MoEConfig(num_experts=num_experts, **moe))
 
 
 def _registry() -> dict[str, ViTConfig]:
@@ -92,7 +97,7 @@ def list_models(pattern: str = "*") -> list[str]:
 
 
 def model_config(name: str, **overrides: Any) -> ViTConfig:
-    """The config of a named model, some of its fields changed.
+    """The config of a named model, with some of its fields changed.
 
     Args:
         name: one of ``list_models()``.
@@ -119,9 +124,10 @@ def create_model(name: str, *, seed: int = 0, **overrides: Any) -> "ViT":
 
 
 def build(config: ViTConfig, *, seed: int = 0, placement: "Placement | None" = None) -> "ViT":
-    """The model that a config describes; its initial parameters follow from the seed.
+    """The model of a config, with initial parameters from the seed.
 
-    ``placement``: the devices over which its images and experts are spread; one if None.
+    Args:
+        placement: the devices over which images and experts are spread; None for one device.
     """
     from vmoe.nn.keys import InitKeys
     from vmoe.nn.vit import ViT
@@ -133,9 +139,9 @@ def build(config: ViTConfig, *, seed: int = 0, placement: "Placement | None" = N
 def with_params(
     config: ViTConfig, params: dict[str, Any], *, placement: "Placement | None" = None
 ) -> "ViT":
-    """The model that a config describes, with given parameters as nested dicts.
+    """The model of a config, with given parameters as nested dicts.
 
-    Cheap, and at home inside ``jax.jit``: nothing is initialised.
+    Nothing is initialised, so that it is cheap and works inside ``jax.jit``.
     """
     from flax import nnx
 
@@ -146,7 +152,7 @@ def with_params(
 
 
 def build_abstract(config: ViTConfig, *, placement: "Placement | None" = None) -> "ViT":
-    """The same without its memory: every array is a shape and a dtype."""
+    """As ``build``, without memory: every array is a shape and a dtype."""
     from flax import nnx
 
     return nnx.eval_shape(lambda: build(config, placement=placement))

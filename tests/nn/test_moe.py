@@ -1,4 +1,4 @@
-"""Groups: ceil(b / m) of equal size, as even as possible, the rest padding at the end."""
+"""Groups of images: as few and as even as possible, with padding at the end."""
 
 import jax.numpy as jnp
 import numpy as np

@@ -18,6 +18,7 @@ import vmoe
 from vmoe import models
 from vmoe.analysis import capture
 from vmoe.axes import Record
+from vmoe.checkpoints.released import released_names
 from vmoe.config import ExpertChoice, MoEConfig, Soft, TokenChoice, ViTConfig
 from vmoe.costs import flops
 from vmoe.errors import UsageError
@@ -46,7 +47,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
 
 
 def tiny(**overrides: Any) -> ViT:
-    """The tiny model, with a head that says something."""
+    """The tiny model, with a head whose logits are not zero."""
     return vmoe.create_model("vmoe_tiny_last2_e4", **{"head_std": 0.1} | overrides)
 
 
@@ -72,8 +73,8 @@ def value_and_gradients(model: ViT) -> Any:
     def loss(params: nnx.State) -> Any:
         model = nnx.merge(graph, params, rest, copy=True)
         logits, records = capture(model, images(), train=True, key=jax.random.key(0))
-        balance = sum(record.aux_loss for record in records.values())
-        return (logits**2).sum() + balance, (logits, records)
+        aux_loss = sum(record.aux_loss for record in records.values())
+        return (logits**2).sum() + aux_loss, (logits, records)
 
     return jax.jit(jax.value_and_grad(loss, has_aux=True))(params)
 
@@ -96,7 +97,7 @@ def test_a_batch_without_images_has_no_logits() -> None:
 
 
 @pytest.mark.parametrize("b", [1, 13])
-def test_any_batch_size_has_the_results_of_its_images_alone(b: int) -> None:
+def test_results_of_a_batch_are_those_of_its_images_alone_at_any_batch_size(b: int) -> None:
     model = tiny(moe=dict(capacity_factor=4.0))  # with room for all
     together, _ = run(model, images(b))
     alone = jnp.concatenate([run(model, image[None])[0] for image in images(b)])
@@ -151,7 +152,7 @@ def test_each_source_of_randomness_alone_changes_training(overrides: dict[str, A
     assert (one == other).all() == nothing
 
 
-def test_a_model_called_to_train_without_a_key_draws_from_its_own_stream() -> None:
+def test_training_without_a_key_takes_the_next_key_of_the_models_own_stream() -> None:
     one, same = (tiny(depth=2, sparse_blocks=(1,), seed=3) for _ in range(2))
     call = nnx.jit(lambda model: model(images(), train=True))
     first = call(one)
@@ -159,7 +160,7 @@ def test_a_model_called_to_train_without_a_key_draws_from_its_own_stream() -> No
     assert (first != call(one)).any()
 
 
-def test_rematerialisation_changes_no_output_and_no_gradient() -> None:
+def test_rematerialisation_changes_neither_outputs_nor_gradients() -> None:
     fields = dict(depth=2, sparse_blocks=(1,), dropout=0.1, moe=dict(expert_dropout=0.1))
     plain, remat = (value_and_gradients(tiny(remat=remat, **fields)) for remat in (False, True))
     program = jax.make_jaxpr(tiny(remat=True, **fields).__call__)(images())
@@ -191,14 +192,12 @@ def test_computing_only_what_reaches_the_logits_changes_no_logit_loss_or_gradien
     fields = dict(depth=2, sparse_blocks=(1,), positions="learned") | LAST[last]
     if "moe" in fields and isinstance(fields["moe"], dict):
         fields["moe"] = fields["moe"] | dict(shared_init=False)
-    lean, whole = (
-        value_and_gradients(tiny(full_last_block=whole, **fields)) for whole in (False, True)
-    )
+    lean, full = (value_and_gradients(tiny(full_last_block=x, **fields)) for x in (False, True))
     if last in DROPS:
-        assert all(record.routing.dropped.any() for record in whole[0][1][1].values())
+        assert all(record.routing.dropped.any() for record in full[0][1][1].values())
     # gradients of 40 differ by more than 2e-5 in the last bits of a float32, on some machines
     close = functools.partial(np.testing.assert_allclose, rtol=2e-6, atol=2e-5)
-    jax.tree.map(close, lean, whole)
+    jax.tree.map(close, lean, full)
     model = tiny(**fields)  # and without the records
     logits = jax.jit(model.__call__)(images())
     np.testing.assert_allclose(logits, run(model, images())[0], atol=1e-6)
@@ -250,7 +249,7 @@ def test_bfloat16_layers_have_the_gradients_of_float32_ones(implementation: str)
         np.testing.assert_allclose(x, y, atol=0.03 * float(jnp.abs(y).max()))
 
 
-def test_dropout_in_blocks_draws_the_same_forward_and_backward() -> None:
+def test_dropout_of_the_blocked_implementation_is_the_same_forward_and_backward() -> None:
     """With a linear loss the gradient of the output's bias counts the kept outputs."""
     config = MoEConfig(num_experts=2, expert_dropout=0.5, implementation="blocked")
     moe = MoE(16, 32, 8, config, rngs=nnx.Rngs(0))
@@ -295,13 +294,12 @@ def test_reduced_precision_transfer_rounds_rows_and_nothing_else() -> None:
 
 def test_initialisation_is_the_published_one(pytestconfig: pytest.Config) -> None:
     """The stored arrays are one draw of the original's; ours must have the same spread."""
-    from vmoe.checkpoints.released import released_name
-
     folder = pytestconfig.rootpath / "tests" / "golden"
     stored = np.load(folder / "tiny_last2_k2_bpr_c0.5_indices.npz")
     model = vmoe.create_model("vmoe_tiny_last2_e4")
+    names = released_names(model)
     for path, leaf in nnx.to_flat_state(nnx.state(model, nnx.Param)):
-        ours, theirs = np.asarray(leaf[...]), stored["init/" + released_name(path)]
+        ours, theirs = np.asarray(leaf[...]), stored["init/" + names[path]]
         assert ours.shape == theirs.shape
         if theirs.std() == 0:  # constant: zeros, or ones of a norm's scale
             np.testing.assert_array_equal(ours, theirs, err_msg=str(path))
@@ -323,14 +321,14 @@ def test_experts_share_their_first_values_or_have_each_their_own() -> None:
         assert 0.9 * limit < np.abs(kernel).max() <= limit
 
 
-def test_images_that_only_fill_the_batch_change_no_other_result() -> None:
+def test_images_that_only_pad_the_batch_change_no_other_result() -> None:
     model = tiny()
     fuller = jnp.concatenate([images(2), 5 * images(2)])  # the second group is padding
     found = jax.jit(model.__call__)(fuller, valid=jnp.array([True, True, False, False]))[:2]
     np.testing.assert_allclose(found, run(model, images(2))[0], atol=1e-6)
 
 
-def test_sparse_blocks_differ_where_the_config_says_so() -> None:
+def test_each_sparse_block_can_have_its_own_config() -> None:
     _, records = run(tiny(**VARIANTS["each_its_own"]), images())
     assert records[1].gates.shape[-1] == 2 and records[1].routing.slots.shape[-1] == 1
     assert records[3].gates.shape[-1] == 5 and records[3].routing.slots.shape[-1] == 2
@@ -355,7 +353,9 @@ def test_sparse_blocks_differ_where_the_config_says_so() -> None:
         (dict(dept=3), "ViTConfig has no field 'dept': did you mean 'depth'"),
     ],
 )
-def test_what_cannot_work_is_refused_by_name(fields: dict[str, Any], message: str) -> None:
+def test_settings_that_cannot_work_are_refused_by_field(
+    fields: dict[str, Any], message: str
+) -> None:
     with pytest.raises(UsageError, match=message):
         models.model_config("vmoe_tiny_last2_e4", **fields)
 
@@ -368,14 +368,14 @@ def test_a_config_says_which_blocks_are_sparse() -> None:
     assert [config.moe_of(i).num_experts for i in (5, 7)] == [2, 3]
 
 
-def test_dropout_of_attention_draws_every_image_apart() -> None:
+def test_dropout_of_attention_is_drawn_for_each_image() -> None:
     model = tiny(attention_dropout=0.5, moe=dict(router=dict(noise_std=0.0), capacity_factor=4.0))
     twice = jnp.repeat(images(1), 2, axis=0)
     logits, _ = run(model, twice, train=True)
     assert (logits[0] != logits[1]).any()
 
 
-def test_pixels_in_place_of_floats_and_images_of_one_channel_are_refused() -> None:
+def test_integer_pixels_and_images_of_one_channel_are_refused() -> None:
     for wrong in (np.zeros((1, 32, 32, 3), np.uint8), np.zeros((1, 32, 32, 1), np.float32)):
         images = f"numpy.zeros({wrong.shape}, '{wrong.dtype}')"
         code = f"import numpy, vmoe; vmoe.create_model('vit_tiny')({images})"

@@ -1,3 +1,5 @@
+"""Capacities of each router, against hand-computed numbers."""
+
 import pytest
 
 from vmoe.config import ExpertChoice, MoEConfig, Soft, TokenChoice
@@ -22,7 +24,7 @@ def test_capacity_is_rounded_up_and_then_to_fours(
     assert token_choice.capacity(config, s) == expected
 
 
-def test_rounding_to_the_nearest_is_half_to_even_and_the_multiple_a_choice() -> None:
+def test_rounding_can_be_half_to_even_and_the_multiple_can_be_changed() -> None:
     def slots(s: int, **fields: object) -> int:
         router = TokenChoice(k=1)
         return token_choice.capacity(
@@ -46,7 +48,7 @@ def test_a_capacity_below_one_slot_is_refused_with_a_remedy() -> None:
         token_choice.capacity(config, 1)
 
 
-def test_experts_that_choose_have_no_k_and_never_more_slots_than_tokens() -> None:
+def test_expert_choice_has_no_k_and_never_more_slots_than_tokens() -> None:
     config = MoEConfig(num_experts=4, router=ExpertChoice(), capacity_factor=1.0)
     assert [expert_choice.capacity(config, s) for s in (34, 16, 2)] == [12, 4, 2]
 

@@ -1,4 +1,4 @@
-"""What a model did: records of its routing, and what its program costs."""
+"""Analysis of routing: records of a model's sparse blocks, and numbers from them."""
 
 from vmoe.analysis.capture import capture
 

@@ -1,4 +1,4 @@
-"""What a model's sparse blocks did, beside its logits."""
+"""Routing records of a model's sparse blocks, together with its logits."""
 
 from jaxtyping import Array, Float
 
@@ -15,9 +15,9 @@ def capture(
     key: MaybeKey = None,
     valid: Valid | None = None,
 ) -> tuple[Float[Array, "b y"], dict[int, Record]]:
-    """``model(images)``, and one record per sparse block, by its number.
+    """``model(images)``, and the record of each sparse block by its number.
 
-    Arguments as for the model. Works inside ``jax.jit`` and ``jax.grad``; what nothing reads
-    of the records is not computed there.
+    Arguments as for the model. Works inside ``jax.jit`` and ``jax.grad``, where unused parts of
+    the records are not computed.
     """
     return model.forward(images, train=train, key=key, valid=valid)

@@ -1,4 +1,4 @@
-"""Numbers out of routing records."""
+"""Numbers from routing records."""
 
 import jax
 import jax.numpy as jnp
@@ -11,9 +11,9 @@ Scalar = Float[Array, ""]
 
 
 def choices_and_drops(records: dict[int, Record]) -> tuple[Scalar, Scalar]:
-    """How many choices all blocks' tokens made, and how many of them got no slot.
+    """The number of choices in all blocks, and how many of them got no slot.
 
-    Where experts choose or the routing is soft nothing is chosen and then dropped.
+    Expert choice and soft routing drop nothing; soft routing makes no choices.
     """
     made = dropped = jnp.zeros(())
     for record in records.values():
@@ -24,14 +24,14 @@ def choices_and_drops(records: dict[int, Record]) -> tuple[Scalar, Scalar]:
 
 
 def expert_use(record: Record, b: int, devices: int = 1) -> Float[Array, "b e"]:
-    """The share of each expert in the rows that an image's tokens sent to experts.
+    """The share of each expert in the kept choices of an image's tokens.
 
-    Sums to 1 over the experts; zeros for an image of which every choice was dropped. For soft
+    Sums to 1 over the experts; zeros for an image all of whose choices were dropped. For soft
     routing, each expert's share in the combine weights.
 
     Args:
         b: images of the batch.
-        devices: over which they are spread, as groups are of the images of one.
+        devices: over which the images are spread; all images of a group are on one device.
     """
     if isinstance(record.routing, Routing):
         e = record.gates.shape[-1]
@@ -48,8 +48,8 @@ def block_measures(record: Record) -> dict[str, Array]:
     """How evenly one sparse block used its experts, over all real tokens.
 
     Returns:
-        load: share of each expert in the choices made, before any is dropped; sums to 1. Soft
-            routing chooses nothing: its importance once more.
+        load: share of each expert in the choices, before any is dropped; sums to 1. For soft
+            routing, which makes no choices, the same as importance.
         importance: mean gate of each expert; sums to 1.
         dropped: share of the choices that got no slot.
         gate_entropy: mean entropy of a token's gates, in nats; from 0 (sure) to ln e.

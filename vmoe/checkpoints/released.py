@@ -1,6 +1,6 @@
 """The names under which the authors of V-MoE published their parameters.
 
-Shapes and axis orders are the same in our models; the names alone differ.
+Shapes and axis orders are the same in our models; only the names differ.
 """
 
 import re
@@ -10,6 +10,9 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.typing import ArrayLike
 
+from vmoe.errors import UsageError
+from vmoe.nn.gates.linear import LinearGate
+from vmoe.nn.gates.soft import SoftGate
 from vmoe.nn.vit import ViT
 
 _NAMES = [  # the start of our path -> the start of theirs, first match wins
@@ -19,7 +22,7 @@ _NAMES = [  # the start of our path -> the start of theirs, first match wins
     (r"blocks/(\d+)/norm1", r"Encoder/encoderblock_\1/LayerNorm_0"),
     (r"blocks/(\d+)/norm2", r"Encoder/encoderblock_\1/LayerNorm_1"),
     (r"blocks/(\d+)/attention", r"Encoder/encoderblock_\1/SelfAttention"),
-    (r"blocks/(\d+)/mlp/router", r"Encoder/encoderblock_\1/Moe/Router/dense"),
+    (r"blocks/(\d+)/mlp/router", r"Encoder/encoderblock_\1/Moe/Router"),
     (r"blocks/(\d+)/mlp/experts/up", r"Encoder/encoderblock_\1/Moe/Mlp/Dense_0"),
     (r"blocks/(\d+)/mlp/experts/down", r"Encoder/encoderblock_\1/Moe/Mlp/Dense_1"),
     (r"blocks/(\d+)/mlp/up", r"Encoder/encoderblock_\1/Mlp/Dense_0"),
@@ -35,34 +38,48 @@ _NAMES = [  # the start of our path -> the start of theirs, first match wins
 ]
 
 
-def released_name(path: tuple[str | int, ...]) -> str:
-    """The published name of one of our parameters.
+_KERNELS = {LinearGate: "dense/kernel", SoftGate: "mu"}  # of a gate
 
-    >>> released_name(("blocks", 5, "mlp", "router", "kernel"))
-    'Encoder/encoderblock_5/Moe/Router/dense/kernel'
+
+def released_names(model: ViT) -> dict[tuple[str | int, ...], str]:
+    """The published name of each parameter of a model, by its path.
+
+    Args:
+        model: may be abstract.
+
+    Raises:
+        UsageError: the published models have no such parameter.
     """
+    params = nnx.to_flat_state(nnx.state(model, nnx.Param))
+    return {path: _released_name(model, path) for path, _ in params}
+
+
+def _released_name(model: ViT, path: tuple[str | int, ...]) -> str:
     ours = "/".join(str(part) for part in path)
+    if path[2:] == ("mlp", "router", "kernel"):
+        gate = model.blocks[path[1]].mlp.router
+        ours = f"blocks/{path[1]}/mlp/router/{_KERNELS[type(gate)]}"
     for start, theirs in _NAMES:
         if re.match(start + "(/|$)", ours):
             return re.sub("^" + start, theirs, ours)
-    raise ValueError(f"{ours}: the published models have no such parameter")
+    raise UsageError(f"{ours}: the published models have no such parameter")
 
 
 def assign(model: ViT, arrays: Mapping[str, ArrayLike]) -> None:
-    """Puts published arrays, by published name, in the place of a model's parameters.
+    """Replaces a model's parameters by published arrays, by published name.
 
     Raises:
-        ValueError: an array is missing, left over or of another shape; the model is unchanged.
+        UsageError: an array is missing, left over or of another shape; the model is unchanged.
     """
     params = nnx.state(model, nnx.Param)
-    names = {released_name(path): path for path, _ in nnx.to_flat_state(params)}
+    names = {name: path for path, name in released_names(model).items()}
     missing, extra = sorted(names.keys() - arrays), sorted(arrays.keys() - names)
     if missing or extra:
-        raise ValueError(f"arrays missing: {missing or 'none'}, left over: {extra or 'none'}")
+        raise UsageError(f"arrays missing: {missing or 'none'}, left over: {extra or 'none'}")
     flat = dict(nnx.to_flat_state(params))
     for name, path in names.items():
         ours, theirs = flat[path][...].shape, jnp.shape(arrays[name])
         if ours != theirs:
-            raise ValueError(f"{name}: shape {theirs}, the model's is {ours}")
+            raise UsageError(f"{name}: shape {theirs}, the model's is {ours}")
         flat[path] = flat[path].replace(jnp.asarray(arrays[name], jnp.float32))
     nnx.update(model, nnx.from_flat_state(list(flat.items())))

@@ -4,7 +4,10 @@ import dataclasses
 from typing import Literal
 
 from vmoe.config.fields import Checked, require, require_rate
-from vmoe.config.routers import Router, Soft, TokenChoice
+from vmoe.config.routers import Router, TokenChoice
+
+Implementation = Literal["batched", "blocked", "ragged"]
+"""How the experts compute (``vmoe/nn/implementations.py``)."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,7 +25,7 @@ class MoEConfig(Checked):
     capacity_multiple: int = 4
     """The capacity is rounded up to a multiple of this."""
     dropless: bool = False
-    """No capacity: every choice is computed, none dropped; for routers in which tokens choose."""
+    """No capacity: no choice is dropped; for routers in which tokens choose."""
     images_per_group: int = 8
     """Most images whose tokens compete for the same slots; 1 makes images independent."""
     expert_dropout: float = 0.0
@@ -30,18 +33,19 @@ class MoEConfig(Checked):
     shared_init: bool = True
     """Whether all experts of a layer start from the same values."""
     transfer_dtype: Literal["float32", "bfloat16"] = "float32"
-    """To what the rows are rounded on their way to the experts and back."""
-    implementation: Literal["auto", "batched", "blocked", "ragged"] = "auto"
-    """How the experts compute (``vmoe/nn/implementation.py``): by platform and shape; one batched
-    product over slots; one block of rows after the other; a ragged product over sorted rows."""
+    """Type of the rows on their way to the experts and back."""
+    implementation: Literal["auto", Implementation] = "auto"
+    """How the experts compute: auto chooses by platform and shape; batched is one product over all
+    slots; blocked takes one block of rows after the other; ragged multiplies sorted rows."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         require(self.num_experts >= 1, f"moe.num_experts={self.num_experts}: use at least one")
-        k = getattr(self.router, "k", 1)
+        k, per_slot = self.router.experts_per_token, self.router.logits_per == "slot"
         require(
             k <= self.num_experts,
-            f"moe.router.k={k} is more than moe.num_experts={self.num_experts}: lower k or add experts",
+            f"moe.router.k={k} is more than moe.num_experts={self.num_experts}: lower k or add "
+            "experts",
         )
         require(
             self.capacity is None or self.capacity >= 1,
@@ -57,17 +61,18 @@ class MoEConfig(Checked):
             f"moe.dropless with moe.capacity={self.capacity}: give one of the two",
         )
         require(
-            not self.dropless or isinstance(self.router, TokenChoice),
+            not self.dropless or self.router.tokens_choose,
             f"moe.dropless with router {self.router.kind}: it drops no choice, use False",
         )
         require(
-            not isinstance(self.router, Soft) or self.images_per_group == 1,
+            not per_slot or self.images_per_group == 1,
             f"moe.images_per_group={self.images_per_group}: a soft router mixes the tokens of one "
             "image, set it to 1",
         )
         require(
-            not isinstance(self.router, Soft) or self.implementation in ("auto", "batched"),
-            f"moe.implementation={self.implementation}: a soft router fills every slot, use batched",
+            not per_slot or self.implementation in ("auto", "batched"),
+            f"moe.implementation={self.implementation}: a soft router fills every slot, use "
+            "batched",
         )
         require_rate("moe.expert_dropout", self.expert_dropout)
 
@@ -79,13 +84,13 @@ class ViTConfig(Checked):
     patch_size: int = 32
     """Side of a patch in pixels."""
     width: int = 512
-    """Of the tokens."""
+    """Width of the tokens."""
     depth: int = 8
     """Number of blocks."""
     mlp_dim: int = 2048
     """Hidden width of an MLP, and of an expert."""
     num_heads: int = 8
-    """Of the attention."""
+    """Number of attention heads."""
     image_size: int = 224
     """Side of the images in pixels for which learned positions are made; others are resampled."""
     num_classes: int = 1000
@@ -111,12 +116,12 @@ class ViTConfig(Checked):
     moe: MoEConfig | tuple[MoEConfig, ...] = MoEConfig()
     """One for all sparse blocks, or one each, in their order."""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """Of the computation; parameters and routers are always float32."""
+    """Type of the computation; parameters and router logits are always float32."""
     full_last_block: bool = False
-    """Compute the last block for all tokens even where the class token alone is read of it. The
-    logits, losses and gradients are the same, up to what dropout draws."""
+    """Compute the last block for all tokens even where only the class token is used after it.
+    Logits, losses and gradients are the same, up to the draws of dropout."""
     remat: bool = False
-    """Compute each block's activations again in the backward pass instead of keeping them."""
+    """Compute each block's activations again in the backward pass instead of saving them."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -137,7 +142,8 @@ class ViTConfig(Checked):
         )
         require(
             self.image_size % self.patch_size == 0,
-            f"model.patch_size={self.patch_size} does not divide model.image_size={self.image_size}",
+            f"model.patch_size={self.patch_size} does not divide "
+            f"model.image_size={self.image_size}",
         )
         require(
             self.positions != "sincos2d" or self.width % 4 == 0,

@@ -23,8 +23,38 @@ class AuxLossWeights(Checked):
     """ST-MoE's mean squared log-partition of the router logits (arXiv 2202.08906)."""
 
 
+class RouterConfig(Checked):
+    """What the program reads from the config of any router.
+
+    A router overrides what differs for it: with a field where users choose the value, otherwise
+    with a class attribute or a property.
+
+    Attributes:
+        logits_per: which logits the router reads, and so which gate makes them: "expert" for
+            logits (g, s, e); "slot" for (g, s, e, c), where slots are parameters of the gate and
+            each is a mixture of all tokens of an image.
+        tokens_choose: whether tokens choose their experts, so that a choice can be dropped.
+        experts_per_token: choices of each token; 1 where tokens do not choose. A capacity factor
+            counts slots per token and choice.
+        random_priority: whether the router needs a random number for each token in training.
+        noise_std: the noise on the logits in training has standard deviation noise_std / e.
+        aux_loss: weights of the auxiliary losses.
+    """
+
+    logits_per = "expert"
+    tokens_choose = False
+    experts_per_token = 1
+    random_priority = False
+    noise_std = 0.0
+    aux_loss = AuxLossWeights(importance=0.0, load=0.0)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(self.noise_std >= 0, f"router.noise_std={self.noise_std}: use 0 or more")
+
+
 @dataclasses.dataclass(frozen=True)
-class TokenChoice(Checked):
+class TokenChoice(RouterConfig):
     """Each token chooses its k experts: the router of V-MoE (arXiv 2106.05974)."""
 
     kind: Literal["token_choice"] = "token_choice"
@@ -39,33 +69,40 @@ class TokenChoice(Checked):
     """Divide a token's combine weights by their sum, before any choice is dropped."""
     aux_loss: AuxLossWeights = AuxLossWeights()
 
+    tokens_choose = True
+
     def __post_init__(self) -> None:
         super().__post_init__()
         require(self.k >= 1, f"router.k={self.k}: a token needs at least one expert")
-        require(self.noise_std >= 0, f"router.noise_std={self.noise_std}: use 0 or more")
+
+    @property
+    def experts_per_token(self) -> int:
+        return self.k
+
+    @property
+    def random_priority(self) -> bool:
+        return self.priority == "random"
 
 
 @dataclasses.dataclass(frozen=True)
-class ExpertChoice(Checked):
+class ExpertChoice(RouterConfig):
     """Each expert chooses the tokens of its largest gates (Expert Choice, arXiv 2202.09368)."""
 
     kind: Literal["expert_choice"] = "expert_choice"
     noise_std: float = 1.0
     """The noise on the logits in training has standard deviation noise_std / e."""
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require(self.noise_std >= 0, f"router.noise_std={self.noise_std}: use 0 or more")
-
 
 @dataclasses.dataclass(frozen=True)
-class Soft(Checked):
+class Soft(RouterConfig):
     """Each slot is a mixture of all tokens of an image (Soft MoE, arXiv 2308.00951).
 
     An expert has round(s * capacity_factor / e) slots, at least one, in no multiple.
     """
 
     kind: Literal["soft"] = "soft"
+
+    logits_per = "slot"
 
 
 Router = TokenChoice | ExpertChoice | Soft

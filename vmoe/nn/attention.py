@@ -8,16 +8,16 @@ from vmoe.nn.keys import MaybeKey, Rngs
 
 
 class Attention(nnx.MultiHeadAttention):
-    """Attention from queries to tokens; of a token to all tokens where only one is given.
+    """Attention from queries to tokens; self-attention where only one of the two is given.
 
-    Dropout draws each image's and head's weights apart, as the original does.
+    Dropout draws independently for each image and head, as in the original.
     Parameters: ``query``, ``key``, ``value`` kernels (d, a, z), ``out`` kernel (a, z, d).
     """
 
     def __init__(
         self,
         width: int,
-        heads: int,
+        num_heads: int,
         *,
         dropout: float = 0.0,
         qk_norm: bool = False,
@@ -25,7 +25,7 @@ class Attention(nnx.MultiHeadAttention):
         rngs: Rngs,
     ):
         super().__init__(
-            heads,
+            num_heads,
             width,
             dropout_rate=dropout,
             broadcast_dropout=False,

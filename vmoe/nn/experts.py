@@ -1,4 +1,4 @@
-"""The experts of a sparse layer: as many MLPs, their parameters stacked along e."""
+"""The experts of a sparse layer: MLPs whose parameters are stacked along e."""
 
 import jax
 import jax.numpy as jnp
@@ -13,44 +13,42 @@ from vmoe.nn.keys import MaybeKey, Rngs
 class ExpertLinear(nnx.Module):
     """A linear layer of each expert: kernel (e, x, y), bias (e, y)."""
 
-    def __init__(self, experts: int, x: int, y: int, *, shared_init: bool, rngs: Rngs):
+    def __init__(self, num_experts: int, x: int, y: int, *, shared_init: bool, rngs: Rngs):
         kernel = _per_expert(mlp.kernel_init, shared_init)
         bias = _per_expert(mlp.bias_init, shared_init)
-        self.kernel = nnx.Param(kernel(rngs.params(), (experts, x, y), jnp.float32))
-        self.bias = nnx.Param(bias(rngs.params(), (experts, y), jnp.float32))
+        self.kernel = nnx.Param(kernel(rngs.params(), (num_experts, x, y), jnp.float32))
+        self.bias = nnx.Param(bias(rngs.params(), (num_experts, y), jnp.float32))
 
-    def linears(self) -> ExpertLinearParams:
-        """The parameters alone."""
+    def params(self) -> ExpertLinearParams:
+        """The parameters as plain arrays."""
         return ExpertLinearParams(self.kernel[...], self.bias[...])
 
 
 class Experts(nnx.Module):
-    """e MLPs side by side, each on rows of its own.
+    """e MLPs, each on rows of its own.
 
     Parameters: ``up`` kernel (e, d, f) and bias (e, f), ``down`` kernel (e, f, d), bias (e, d).
     """
 
     def __init__(
         self,
-        experts: int,
+        num_experts: int,
         width: int,
-        hidden: int,
+        mlp_dim: int,
         *,
         dropout: float = 0.0,
         shared_init: bool = True,
         rngs: Rngs,
     ):
-        self.up = ExpertLinear(experts, width, hidden, shared_init=shared_init, rngs=rngs)
-        self.down = ExpertLinear(experts, hidden, width, shared_init=shared_init, rngs=rngs)
+        self.up = ExpertLinear(num_experts, width, mlp_dim, shared_init=shared_init, rngs=rngs)
+        self.down = ExpertLinear(num_experts, mlp_dim, width, shared_init=shared_init, rngs=rngs)
         self.rate = dropout
 
     def __call__(
         self, slots: Float[Array, "g e c d"], key: MaybeKey = None
     ) -> Float[Array, "g e c d"]:
         """On slots of fixed capacity."""
-        return implementations.batched(
-            self.up.linears(), self.down.linears(), slots, self.rate, key
-        )
+        return implementations.batched(self.up.params(), self.down.params(), slots, self.rate, key)
 
     def on_rows(
         self,
@@ -60,21 +58,20 @@ class Experts(nnx.Module):
         *,
         block: int | None,
     ) -> Float[Array, "r d"]:
-        """On rows sorted by expert, as many for each as ``sizes`` says.
+        """On rows sorted by expert.
 
         Args:
-            block: rows of a block, by which sizes are divided; None for one ragged product.
+            sizes: rows of each expert.
+            block: rows of a block, which divides all sizes; None for a ragged product.
         """
-        mlps = self.up.linears(), self.down.linears(), rows, sizes, self.rate, key
-        return (
-            implementations.ragged(*mlps)
-            if block is None
-            else implementations.blocked(*mlps, block=block)
-        )
+        args = self.up.params(), self.down.params(), rows, sizes, self.rate, key
+        if block is None:
+            return implementations.ragged(*args)
+        return implementations.blocked(*args, block=block)
 
 
 def _per_expert(init: nnx.Initializer, shared: bool) -> nnx.Initializer:
-    """An initialiser of all experts from that of one: one draw for all, or one draw each."""
+    """An initialiser of all experts from that of one: the same values for all, or each its own."""
 
     def draw(key: jax.Array, shape: tuple[int, ...], dtype: jax.typing.DTypeLike) -> jax.Array:
         e, *one = shape

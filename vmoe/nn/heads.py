@@ -1,4 +1,4 @@
-"""From an image's tokens to one vector, and from it to logits."""
+"""Attention pooling, from an image's tokens to one vector, and the head, from it to logits."""
 
 import jax
 import jax.numpy as jnp
@@ -16,10 +16,10 @@ class AttentionPool(nnx.Module):
     """A learned probe attends to all tokens, then an MLP ("Scaling Vision Transformers", 3.2)."""
 
     def __init__(self, config: ViTConfig, *, dtype: jax.typing.DTypeLike, rngs: Rngs):
-        width, heads, qk_norm = config.width, config.num_heads, config.qk_norm
+        width, num_heads, qk_norm = config.width, config.num_heads, config.qk_norm
         init = nnx.initializers.xavier_uniform()
         self.probe = nnx.Param(init(rngs.params(), (1, 1, width), jnp.float32))
-        self.attention = Attention(width, heads, qk_norm=qk_norm, dtype=dtype, rngs=rngs)
+        self.attention = Attention(width, num_heads, qk_norm=qk_norm, dtype=dtype, rngs=rngs)
         self.norm = nnx.LayerNorm(width, epsilon=1e-6, dtype=dtype, rngs=rngs)
         self.mlp = Mlp(width, config.mlp_dim, dtype=dtype, rngs=rngs)
 
@@ -30,7 +30,7 @@ class AttentionPool(nnx.Module):
 
 
 class Head(nnx.Module):
-    """Optional dense layer with tanh, then the classes; logits are float32."""
+    """An optional dense layer with tanh, then a linear layer to the logits, in float32."""
 
     def __init__(self, config: ViTConfig, *, dtype: jax.typing.DTypeLike, rngs: Rngs):
         width = config.pre_logits or config.width
@@ -47,7 +47,7 @@ class Head(nnx.Module):
         )
 
     def features(self, pooled: Float[Array, "b d"]) -> Float[Array, "b r"]:
-        """What the classes see: the pre-logits where there are any."""
+        """Inputs of the last linear layer: the pre-logits where there are any."""
         return pooled if self.pre_logits is None else jnp.tanh(self.pre_logits(pooled))
 
     def __call__(self, pooled: Float[Array, "b d"]) -> Float[Array, "b y"]:

@@ -1,15 +1,15 @@
-"""What the experts compute, in three ways that give the same, up to what dropout draws.
+"""Three implementations of the experts, with the same results up to the draws of dropout.
 
-``batched``: one product over all slots of fixed capacity, the way of sharded experts. ``blocked``:
-one block of rows after the other, each with its expert's weights, so that the hidden layer of a
-block stays in the cache; the backward pass, written out, keeps the pre-activations alone.
-``ragged``: products over sorted rows in one kernel, where the platform has one (GPU, TPU).
+``batched``: one product over all slots of fixed capacity; the one for sharded experts.
+``blocked``: one block of rows after the other, each with its expert's weights, so that the hidden
+layer of a block stays in the cache; the backward pass is written out and saves the pre-activations
+alone. ``ragged``: products over sorted rows in one kernel, where the platform has one (GPU, TPU).
 
 Products add up in float32 whatever the dtype of the rows.
 """
 
 import functools
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,22 +18,23 @@ from jaxtyping import Array, Float, Int
 
 from vmoe.nn import keys
 from vmoe.nn.keys import MaybeKey
-from vmoe.nn.matmul import product, ragged_matmul
-
-Implementation = Literal["batched", "blocked", "ragged"]
+from vmoe.nn.matmul import expert_einsum, ragged_matmul
 
 
 class ExpertLinearParams(NamedTuple):
-    """A linear layer of every expert (x, y stand for d, f or f, d), or of one, without e."""
+    """Parameters of a linear layer of every expert, or, without e, of one.
+
+    x and y stand for d and f, or f and d.
+    """
 
     kernel: Float[Array, "*e x y"]
     bias: Float[Array, "*e y"]
 
     def __call__(self, rows: Float[Array, "r x"]) -> Float[Array, "r y"]:
         """One expert's layer on rows."""
-        return product("rx,xy->ry", rows, self.kernel) + self.bias.astype(rows.dtype)
+        return expert_einsum("rx,xy->ry", rows, self.kernel) + self.bias.astype(rows.dtype)
 
-    def of(self, expert: Int[Array, ""]) -> "ExpertLinearParams":
+    def select(self, expert: Int[Array, ""]) -> "ExpertLinearParams":
         """One expert's layer."""
         return ExpertLinearParams(self.kernel[expert], self.bias[expert])
 
@@ -47,9 +48,9 @@ def batched(
 ) -> Float[Array, "g e c d"]:
     """Every expert's MLP on its slots."""
 
-    def linear(linears: ExpertLinearParams, rows: jax.Array) -> jax.Array:
-        out = product("gecx,exy->gecy", rows, linears.kernel)
-        return out + linears.bias[:, None].astype(rows.dtype)
+    def linear(params: ExpertLinearParams, rows: jax.Array) -> jax.Array:
+        out = expert_einsum("gecx,exy->gecy", rows, params.kernel)
+        return out + params.bias[:, None].astype(rows.dtype)
 
     return _after_up(linear(up, slots), lambda hidden: linear(down, hidden), rate, key)
 
@@ -62,12 +63,16 @@ def ragged(
     rate: float,
     key: MaybeKey,
 ) -> Float[Array, "r d"]:
-    """Every expert's MLP on its run of rows; what lies behind the last run means nothing."""
+    """Every expert's MLP on its run of rows; rows after the last run have arbitrary results.
+
+    Args:
+        sizes: rows of each expert.
+    """
     expert = jnp.searchsorted(jnp.cumsum(sizes), jnp.arange(len(rows)), side="right")
 
-    def linear(linears: ExpertLinearParams, rows: jax.Array) -> jax.Array:
-        out = ragged_matmul(rows, linears.kernel, sizes)
-        bias = linears.bias.at[expert].get(mode="fill", fill_value=0)
+    def linear(params: ExpertLinearParams, rows: jax.Array) -> jax.Array:
+        out = ragged_matmul(rows, params.kernel, sizes)
+        bias = params.bias.at[expert].get(mode="fill", fill_value=0)
         return out + bias.astype(rows.dtype)
 
     return _after_up(linear(up, rows), lambda hidden: linear(down, hidden), rate, key)
@@ -83,57 +88,61 @@ def blocked(
     *,
     block: int,
 ) -> Float[Array, "r d"]:
-    """Every expert's MLP on its run of rows, whose length is a multiple of a block.
+    """Every expert's MLP on its run of rows; rows after the last run give zeros.
 
-    Only as many blocks are computed as have rows; behind the last run there are zeros.
+    Only blocks that have rows are computed.
+
+    Args:
+        sizes: rows of each expert, multiples of a block.
+        block: rows of a block.
     """
     blocks = rows.reshape(-1, block, rows.shape[1])
     ends = jnp.cumsum(sizes) // block
     experts = jnp.searchsorted(ends, jnp.arange(len(blocks)), side="right")
-    return _by_block(rate, up, down, blocks, experts, ends[-1], key).reshape(rows.shape)
+    return _blocked(rate, up, down, blocks, experts, ends[-1], key).reshape(rows.shape)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _by_block(rate, up, down, blocks, experts, used, key):
+def _blocked(rate, up, down, blocks, experts, used, key):
     def step(i, out):
-        hidden = up.of(experts[i])(blocks[i])
-        return out.at[i].set(_after_up(hidden, down.of(experts[i]), rate, _key_of(key, i)))
+        hidden = up.select(experts[i])(blocks[i])
+        return out.at[i].set(_after_up(hidden, down.select(experts[i]), rate, _block_key(key, i)))
 
     return jax.lax.fori_loop(0, used, step, jnp.zeros_like(blocks))
 
 
-def _by_block_forward(rate, up, down, blocks, experts, used, key):
+def _blocked_forward(rate, up, down, blocks, experts, used, key):
     def step(i, carry):
-        out, kept = carry
-        hidden = up.of(experts[i])(blocks[i])
-        out = out.at[i].set(_after_up(hidden, down.of(experts[i]), rate, _key_of(key, i)))
-        return out, kept.at[i].set(hidden)
+        out, saved = carry
+        hidden = up.select(experts[i])(blocks[i])
+        out = out.at[i].set(_after_up(hidden, down.select(experts[i]), rate, _block_key(key, i)))
+        return out, saved.at[i].set(hidden)
 
-    kept = jnp.zeros((*blocks.shape[:2], up.kernel.shape[-1]), blocks.dtype)
-    out, kept = jax.lax.fori_loop(0, used, step, (jnp.zeros_like(blocks), kept))
-    return out, (up, down, blocks, experts, used, key, kept)
+    saved = jnp.zeros((*blocks.shape[:2], up.kernel.shape[-1]), blocks.dtype)
+    out, saved = jax.lax.fori_loop(0, used, step, (jnp.zeros_like(blocks), saved))
+    return out, (up, down, blocks, experts, used, key, saved)
 
 
-def _by_block_backward(rate, saved, gradient):
-    up, down, blocks, experts, used, key, kept = saved
+def _blocked_backward(rate, saved, gradient):
+    up, down, blocks, experts, used, key, hidden = saved
 
     def step(i, carry):
-        to_linears, to_blocks = carry
+        to_params, to_blocks = carry
         e = experts[i]
-        second = functools.partial(_after_up, rate=rate, key=_key_of(key, i))
-        _, back = jax.vjp(second, kept[i], down.of(e))
+        second = functools.partial(_after_up, rate=rate, key=_block_key(key, i))
+        _, back = jax.vjp(second, hidden[i], down.select(e))
         to_hidden, to_down = back(gradient[i])
-        _, back = jax.vjp(ExpertLinearParams.__call__, up.of(e), blocks[i])
+        _, back = jax.vjp(ExpertLinearParams.__call__, up.select(e), blocks[i])
         to_up, to_block = back(to_hidden)
-        to_linears = jax.tree.map(lambda x, y: x.at[e].add(y), to_linears, (to_up, to_down))
-        return to_linears, to_blocks.at[i].set(to_block)
+        to_params = jax.tree.map(lambda x, y: x.at[e].add(y), to_params, (to_up, to_down))
+        return to_params, to_blocks.at[i].set(to_block)
 
     zeros = jax.tree.map(jnp.zeros_like, ((up, down), blocks))
     (to_up, to_down), to_blocks = jax.lax.fori_loop(0, used, step, zeros)
     return to_up, to_down, to_blocks, None, None, None
 
 
-_by_block.defvjp(_by_block_forward, _by_block_backward)
+_blocked.defvjp(_blocked_forward, _blocked_backward)
 
 
 def _after_up(hidden, down, rate: float, key: MaybeKey) -> jax.Array:
@@ -145,5 +154,5 @@ def _after_up(hidden, down, rate: float, key: MaybeKey) -> jax.Array:
     return dropout(down(hidden), deterministic=key is None, rngs=outer)
 
 
-def _key_of(key: MaybeKey, block: jax.Array) -> MaybeKey:
+def _block_key(key: MaybeKey, block: jax.Array) -> MaybeKey:
     return None if key is None else jax.random.fold_in(key, block)

@@ -1,16 +1,17 @@
-"""Randomness: keys of initialisation, and of the forward pass in training."""
+"""Random keys of initialisation, and of the forward pass in training."""
 
 import jax
 from flax import nnx
 from jaxtyping import Array, Key
 
-MaybeKey = Key[Array, ""] | None  # of a forward pass: None in evaluation
+MaybeKey = Key[Array, ""] | None
+"""The key of a forward pass; None in evaluation."""
 
 
 class InitKeys:
-    """Keys of initialisation in the place of ``nnx.Rngs``, whose count would be an array.
+    """Keys of initialisation, in place of ``nnx.Rngs``, whose count is an array.
 
-    In an abstract build that array is a tracer, and NNX's update of it takes time that grows with
+    In an abstract build that array is a tracer, and NNX takes time to update it that grows with
     the square of the number of parameters: 15 s instead of 0.7 for the 15B model.
     """
 
@@ -28,5 +29,5 @@ Rngs = nnx.Rngs | InitKeys
 
 
 def split(key: MaybeKey, n: int) -> list[MaybeKey]:
-    """n independent keys; n times None where there is none."""
+    """n independent keys; n times None without a key."""
     return [None] * n if key is None else list(jax.random.split(key, n))

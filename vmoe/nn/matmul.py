@@ -1,4 +1,4 @@
-"""Products of rows with the experts' kernels, added up in float32 whatever the dtype of the rows."""
+"""Products of rows with the experts' kernels, summed in float32 whatever the dtype of the rows."""
 
 import functools
 
@@ -8,24 +8,25 @@ from jaxtyping import Array, Float, Int
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def product(spec: str, rows: Float[Array, "*r x"], kernel: Float[Array, "*e x y"]) -> jax.Array:
-    """einsum(spec, rows, kernel) in the dtype of the rows, added up in float32; so are both
-    gradients.
+def expert_einsum(
+    spec: str, rows: Float[Array, "*r x"], kernel: Float[Array, "*e x y"]
+) -> jax.Array:
+    """einsum(spec, rows, kernel) in the dtype of the rows, summed in float32; both gradients too.
 
-    Without the backward pass written out, bfloat16 rows would meet a float32 gradient there, and
-    the products would silently be float32 ones.
+    The backward pass is written out because bfloat16 rows would meet a float32 gradient in JAX's
+    own, and the products would silently be in float32.
 
     Args:
-        spec: "rows,kernel->result", where each axis is of two of the three.
+        spec: "rows,kernel->result", where each axis belongs to two of the three.
     """
     return _dot(spec, rows, kernel.astype(rows.dtype)).astype(rows.dtype)
 
 
-def _product_forward(spec, rows, kernel):
-    return product(spec, rows, kernel), (rows, kernel)
+def _expert_einsum_forward(spec, rows, kernel):
+    return expert_einsum(spec, rows, kernel), (rows, kernel)
 
 
-def _product_backward(spec, saved, gradient):
+def _expert_einsum_backward(spec, saved, gradient):
     rows, kernel = saved
     terms, of_result = spec.split("->")
     of_rows, of_kernel = terms.split(",")
@@ -34,11 +35,11 @@ def _product_backward(spec, saved, gradient):
     return to_rows.astype(rows.dtype), to_kernel.astype(kernel.dtype)
 
 
-product.defvjp(_product_forward, _product_backward)
+expert_einsum.defvjp(_expert_einsum_forward, _expert_einsum_backward)
 
 
 def _dot(spec: str, x: jax.Array, y: jax.Array) -> jax.Array:
-    """einsum in float32 of terms as they are."""
+    """einsum of two arrays in their dtypes, summed in float32."""
     dot = functools.partial(jnp.einsum, spec, preferred_element_type=jnp.float32)
     if x.dtype == jnp.float32 or y.ndim == 2:
         return dot(x, y)
@@ -54,7 +55,7 @@ def _dot(spec: str, x: jax.Array, y: jax.Array) -> jax.Array:
 def ragged_matmul(
     rows: Float[Array, "r x"], kernel: Float[Array, "e x y"], sizes: Int[Array, "e"]
 ) -> Float[Array, "r y"]:
-    """Each expert's run of rows by its kernel; dtypes as for ``product``."""
+    """Each expert's run of rows by its kernel; dtypes as for ``expert_einsum``."""
     return _ragged_dot(rows, kernel.astype(rows.dtype), sizes).astype(rows.dtype)
 
 

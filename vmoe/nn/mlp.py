@@ -17,15 +17,15 @@ class Mlp(nnx.Module):
     def __init__(
         self,
         width: int,
-        hidden: int,
+        mlp_dim: int,
         *,
         dropout: float = 0.0,
         dtype: jax.typing.DTypeLike,
         rngs: Rngs,
     ):
         init = dict(kernel_init=kernel_init, bias_init=bias_init, dtype=dtype, rngs=rngs)
-        self.up = nnx.Linear(width, hidden, **init)
-        self.down = nnx.Linear(hidden, width, **init)
+        self.up = nnx.Linear(width, mlp_dim, **init)
+        self.down = nnx.Linear(mlp_dim, width, **init)
         self.dropout = nnx.Dropout(dropout)
 
     def __call__(self, x: Float[Array, "*b d"], key: MaybeKey = None) -> Float[Array, "*b d"]:

@@ -1,18 +1,20 @@
 """The sparse layer: group, route, dispatch, experts, combine, ungroup."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float
 
-from vmoe.axes import Record, Routing, SoftRouting
-from vmoe.config import MoEConfig, Soft
+from vmoe.axes import Record, RouterInputs, Routing, SoftRouting
+from vmoe.config import MoEConfig
+from vmoe.config.model import Implementation
 from vmoe.nn import keys
 from vmoe.nn.experts import Experts
-from vmoe.nn.gates.linear import Router
-from vmoe.nn.gates.soft import SoftRouter
-from vmoe.nn.implementations import Implementation
+from vmoe.nn.gates import GATES
 from vmoe.nn.keys import MaybeKey, Rngs
+from vmoe.routing import aux_losses, router_of
 from vmoe.routing.groups import group, ungroup
 from vmoe.routing.layout import combine, dispatch
 from vmoe.routing.rows import block_size, flatten, keep_class_tokens, sort_rows
@@ -20,29 +22,29 @@ from vmoe.sharding import ONE_DEVICE, Placement
 
 
 class MoE(nnx.Module):
-    """Mixture of experts in place of an MLP (V-MoE, section 2)."""
+    """Mixture of experts in place of an MLP (V-MoE, section 2).
+
+    Parameters: ``router``, those of the gate, and ``experts``.
+    """
 
     def __init__(
         self,
         width: int,
-        hidden: int,
+        mlp_dim: int,
         tokens: int,
         config: MoEConfig,
         *,
         placement: Placement = ONE_DEVICE,
         rngs: Rngs,
     ):
-        """``tokens`` of an image: a soft router's slots are parameters, counted by them."""
+        """``tokens``: of an image, for gates whose number of slots depends on it."""
         self.config = config
         self.placement = placement
-        if isinstance(config.router, Soft):
-            self.router = SoftRouter(width, tokens, config, rngs=rngs)
-        else:
-            self.router = Router(width, config, placement=placement, rngs=rngs)
+        self.router = GATES[config.router.logits_per](width, tokens, config, rngs=rngs)
         self.experts = Experts(
             config.num_experts,
             width,
-            hidden,
+            mlp_dim,
             dropout=config.expert_dropout,
             shared_init=config.shared_init,
             rngs=rngs,
@@ -60,19 +62,45 @@ class MoE(nnx.Module):
 
         Args:
             valid: False for images that only pad the batch.
-            class_token_only: the outputs of each image's first token alone are wanted; all are routed.
+            class_token_only: return the outputs of each image's first token alone; all tokens
+                are routed.
         """
         b, n, _ = tokens.shape
         router_key, experts_key = keys.split(key, 2)
         per_group, devices = self.config.images_per_group, self.placement.devices
         groups, group_valid = group(tokens, valid, per_group, devices)
-        record = self.router(groups, group_valid, router_key)
+        record = self.route(groups, group_valid, router_key)
         routing = record.routing
         if class_token_only:
             groups, routing = keep_class_tokens(groups, routing, n)
             n = 1
         outputs = self._through_experts(self._transfer(groups), routing, tokens.dtype, experts_key)
         return ungroup(outputs.astype(tokens.dtype), b, n, devices), record
+
+    def route(
+        self, groups: Float[Array, "g s d"], valid: Bool[Array, "g s"], key: MaybeKey = None
+    ) -> Record:
+        """Routes each group by itself: the gate makes logits, the router decides.
+
+        Args:
+            valid: False for padding.
+            key: of the noise and of a random priority; None in evaluation.
+        """
+        config, router = self.config, router_of(self.config)
+        noise_key, draw_key = keys.split(key, 2)
+        logits = self.router(groups)
+        draws = config.router.random_priority and key is not None
+        inputs = RouterInputs(
+            logits,
+            noise=self.router.noise(logits.shape, noise_key),
+            valid=valid,
+            draw=jax.random.uniform(draw_key, valid.shape) if draws else None,
+        )
+        capacity = router.capacity(config, groups.shape[1])
+        route = functools.partial(router.route, config=config, capacity=capacity)
+        decision = self.placement.on_each_device(route)(inputs)
+        aux_loss = aux_losses.total(decision.losses, config.router.aux_loss, valid)
+        return Record(logits, *decision, aux_loss, valid)
 
     def _through_experts(
         self,
@@ -82,28 +110,30 @@ class MoE(nnx.Module):
         key: MaybeKey,
     ) -> Float[Array, "g x d"]:
         """Dispatch, experts, combine: by slots, or by rows sorted over all groups."""
-        chosen = choose(self.config, routing, self.placement.devices)
-        if chosen == "batched":
+        implementation = choose_implementation(self.config, routing, self.placement.devices)
+        if implementation == "batched":
             slots = self.placement.to_experts(dispatch(groups, routing)).astype(dtype)
             outputs = self._transfer(self.experts(slots, key))
             return combine(self.placement.from_experts(outputs), routing)
-        block = None if chosen == "ragged" else block_size(routing)
+        block = None if implementation == "ragged" else block_size(routing)
         routing, sizes = sort_rows(routing, block=block or 1)
         rows = dispatch(flatten(groups), routing)[0, 0].astype(dtype)
         rows = self._transfer(self.experts.on_rows(rows, sizes, key, block=block))
         return combine(rows[None, None], routing).reshape(groups.shape)
 
     def _transfer(self, rows: jax.Array) -> jax.Array:
-        """CsvWriter as they travel: rounded to bfloat16 if the config says so."""
+        """Rows as they are sent to the experts and back: in bfloat16 if the config says so."""
         return rows.astype(jnp.bfloat16) if self.config.transfer_dtype == "bfloat16" else rows
 
 
-def choose(config: MoEConfig, routing: Routing | SoftRouting, devices: int = 1) -> Implementation:
+def choose_implementation(
+    config: MoEConfig, routing: Routing | SoftRouting, devices: int = 1
+) -> Implementation:
     """How the experts compute: as the config says, or as suits the platform and the shapes.
 
-    On a CPU one block after the other. Elsewhere one batched product where the slots are about
-    as many as the choices, a ragged product where they are many more; slots that mix tokens are
-    always filled, and slots alone travel between devices.
+    ``blocked`` on a CPU. Elsewhere ``batched`` where the slots are about as many as the choices,
+    ``ragged`` where they are many more. Soft routing, which fills every slot, is always
+    ``batched``, and so are several devices, between which only slots are exchanged.
     """
     if isinstance(routing, SoftRouting) or devices > 1:
         return "batched"

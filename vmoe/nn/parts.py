@@ -1,4 +1,4 @@
-"""The parts of a model by which its parameters are counted, decayed and watched."""
+"""The parts of a model by which its parameters are counted, decayed and monitored."""
 
 from typing import Any
 
@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-PARTS = {  # a word of a parameter's path -> the part it belongs to; the first that is met
+PARTS = {  # a word of a parameter's path -> the part it belongs to; the first match wins
     "patches": "patch embedding",
     "class_token": "class token",
     "positions": "positions",

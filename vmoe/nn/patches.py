@@ -12,13 +12,13 @@ from vmoe.nn.keys import Rngs
 class Patches(nnx.Module):
     """Cuts an image into square patches and embeds each linearly (ViT, equation 1).
 
-    The kernel has shape (p, p, 3, d), as that of the convolution with stride p which it equals.
+    Equal to a convolution with stride p, and the kernel has its shape, (p, p, 3, d).
     """
 
-    def __init__(self, patch: int, width: int, *, dtype: jax.typing.DTypeLike, rngs: Rngs):
-        self.patch = patch
+    def __init__(self, patch_size: int, width: int, *, dtype: jax.typing.DTypeLike, rngs: Rngs):
+        self.patch_size = patch_size
         self.embed = nnx.LinearGeneral(
-            (patch, patch, 3),
+            (patch_size, patch_size, 3),
             width,
             axis=(-3, -2, -1),
             kernel_init=nnx.initializers.lecun_normal(),
@@ -27,8 +27,12 @@ class Patches(nnx.Module):
         )
 
     def __call__(self, images: Float[Array, "b h w 3"]) -> Float[Array, "b i j d"]:
-        """Raises UsageError where the patch does not divide the image."""
-        p, (h, w) = self.patch, images.shape[1:3]
+        """The embedding of each patch.
+
+        Raises:
+            UsageError: the patch does not divide the image.
+        """
+        p, (h, w) = self.patch_size, images.shape[1:3]
         if h % p or w % p:
             raise UsageError(f"images of {h} x {w} pixels: patches of {p} do not divide them")
         return self.embed(rearrange(images, "b (i p) (j q) c -> b i j p q c", p=p, q=p))

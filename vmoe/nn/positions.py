@@ -1,4 +1,4 @@
-"""What tells a token where in the image it stands, for any grid of patches."""
+"""Position embeddings, for any grid of patches."""
 
 import jax
 import jax.numpy as jnp
@@ -9,10 +9,10 @@ from vmoe.nn.keys import Rngs
 
 
 class LearnedPositions(nnx.Module):
-    """One learned vector for each place of the grid, and one for the class token.
+    """One learned vector for each patch of the grid, and one for the class token.
 
-    Another grid gets them resampled linearly with aligned corners, as the published fine-tunes
-    did (``scipy.ndimage.zoom`` of order 1).
+    For another grid they are resampled linearly with aligned corners, as in the published
+    fine-tuning (``scipy.ndimage.zoom`` of order 1).
     """
 
     def __init__(
@@ -40,7 +40,7 @@ class LearnedPositions(nnx.Module):
 
 
 def resample(places: Float[Array, "i0 j0 d"], i: int, j: int) -> Float[Array, "i j d"]:
-    """A grid of vectors on another grid: linear between neighbours, corners on corners."""
+    """Resamples a grid of vectors to (i, j): linear between neighbours, with aligned corners."""
     axes = [jnp.linspace(0, old - 1, new) for old, new in zip(places.shape, (i, j), strict=False)]
     rows, columns = jnp.meshgrid(*axes, indexing="ij")
 
@@ -70,7 +70,7 @@ class SinCosPositions(nnx.Module):
 
 
 class NoPositions(nnx.Module):
-    """Nothing: the model sees a bag of patches."""
+    """No positions: the model sees a bag of patches."""
 
     def __call__(self, i: int, j: int) -> Float[Array, ""]:
         return jnp.zeros(())

@@ -1,4 +1,4 @@
-"""A vision transformer some of whose blocks are sparse: images in, logits and records out."""
+"""A vision transformer with dense and sparse blocks: from images to logits and routing records."""
 
 import functools
 from collections.abc import Callable
@@ -57,12 +57,12 @@ class Block(nnx.Module):
         *,
         class_token_only: bool = False,
     ) -> tuple[Float[Array, "b x d"], Record | None]:
-        """The tokens after the block, and what a sparse one did.
+        """The tokens after the block, and the record of a sparse one.
 
         Args:
             valid: False for images that only pad the batch.
-            class_token_only: the first token of each image alone is wanted, and only what it takes is
-                computed. Where experts follow, all tokens attend, since all are routed.
+            class_token_only: return the first token of each image alone, and compute only what it
+                depends on. In a sparse block all tokens attend, since all are routed.
         """
         attention_key, dropout_key, mlp_key = keys.split(key, 3)
         sparse = isinstance(self.mlp, MoE)
@@ -80,26 +80,26 @@ class Block(nnx.Module):
 
 
 class ViT(nnx.Module):
-    """The model. ``model(images)`` gives logits; ``vmoe.analysis.capture`` the records as well."""
+    """The model: ``model(images)`` gives logits, ``vmoe.analysis.capture`` the records as well."""
 
     def __init__(self, config: ViTConfig, *, placement: Placement = ONE_DEVICE, rngs: Rngs):
         self.config = config
         self.placement = placement
         dtype, side = jnp.dtype(config.dtype), config.image_size // config.patch_size
-        token = config.pooling == "class_token"
+        class_token = config.pooling == "class_token"
         self.patches = Patches(config.patch_size, config.width, dtype=dtype, rngs=rngs)
-        self.class_token = nnx.Param(jnp.zeros((1, 1, config.width))) if token else None
+        self.class_token = nnx.Param(jnp.zeros((1, 1, config.width))) if class_token else None
         match config.positions:
             case "learned":
                 self.positions = LearnedPositions(
                     (side, side),
                     config.width,
-                    class_token=token,
+                    class_token=class_token,
                     std=config.position_std,
                     rngs=rngs,
                 )
             case "sincos2d":
-                self.positions = SinCosPositions(config.width, class_token=token)
+                self.positions = SinCosPositions(config.width, class_token=class_token)
             case "none":
                 self.positions = NoPositions()
         self.dropout = nnx.Dropout(config.dropout)
@@ -126,7 +126,7 @@ class ViT(nnx.Module):
         Args:
             images: pixels in [-1, 1].
             train: with noise and dropout.
-            key: of noise and dropout; the model's own stream goes on where there is none.
+            key: of noise and dropout; without one, the next key of the model's own stream.
             valid: False for images that only pad the batch: they take no expert's slots.
 
         Raises:
@@ -150,20 +150,20 @@ class ViT(nnx.Module):
         valid = jnp.ones(len(images), bool) if valid is None else jnp.asarray(valid)
         embed_key, blocks_key = keys.split(key if train else None, 2)
         tokens = self.embed(images, embed_key)
-        whole = self.class_token is None or self.config.full_last_block
-        tokens, records = self.encode(tokens, valid, blocks_key, class_token_only=not whole)
+        class_token_only = self.class_token is not None and not self.config.full_last_block
+        tokens, records = self.encode(tokens, valid, blocks_key, class_token_only=class_token_only)
         return self.head(self.pool(tokens)), records
 
     def embed(self, images: Images, key: MaybeKey = None) -> Float[Array, "b n d"]:
-        """Patches, class token first where there is one, and positions.
+        """Patch embeddings, after the class token where there is one, plus positions.
 
         Raises:
             UsageError: the images are not float with three channels, or not divided by patches.
         """
         if images.shape[-1] != 3 or not jnp.issubdtype(images.dtype, jnp.floating):
             raise UsageError(
-                f"images of shape {images.shape} and {images.dtype}: float (b, h, w, 3) in "
-                "[-1, 1] are wanted, vmoe.data.images.to_float makes them from pixels"
+                f"images of shape {images.shape} and {images.dtype}: use float (b, h, w, 3) in "
+                "[-1, 1]; vmoe.data.crops.to_float makes them from pixels"
             )
         patches = self.patches(jnp.asarray(images, self.config.dtype))
         _, i, j, _ = patches.shape
@@ -182,11 +182,11 @@ class ViT(nnx.Module):
         *,
         class_token_only: bool = False,
     ) -> tuple[Float[Array, "b x d"], dict[int, Record]]:
-        """Through every block and the last norm; records by block.
+        """Runs every block and the last norm; returns tokens, and records by block.
 
         Args:
-            class_token_only: return the first token of each image alone, and compute in the last block
-                only what it takes. It is the same as with all, up to what dropout draws.
+            class_token_only: return the first token of each image alone, and compute in the last
+                block only what it depends on. Its values are the same, up to the draws of dropout.
         """
         last = len(self.blocks) - 1
         records = {}
@@ -199,15 +199,15 @@ class ViT(nnx.Module):
         return self.norm(tokens), records
 
     def pool(self, tokens: Float[Array, "b n d"]) -> Float[Array, "b d"]:
-        """The class token, the mean of the tokens, or the attention pool's view of them."""
+        """The class token, the mean of the tokens, or their attention pooling."""
         if self.attention_pool is not None:
             return self.attention_pool(tokens)
         return tokens[:, 0] if self.class_token is not None else tokens.mean(axis=1)
 
 
 def _rematerialized(run: Callable[..., Any], block: Block, *inputs: Any) -> Any:
-    """``run(block, *inputs)`` that keeps its inputs alone for the backward pass."""
-    graph, state = nnx.split(block)  # nnx.remat would write to the model, and so not run in jit
+    """``run(block, *inputs)`` that saves its inputs alone for the backward pass."""
+    graph, state = nnx.split(block)  # nnx.remat writes to the model, which fails in jit
     again = jax.checkpoint(lambda state, *inputs: run(nnx.merge(graph, state), *inputs))
     return again(state, *inputs)
 

@@ -1,12 +1,16 @@
-"""WHO goes WHERE: pure functions on logits and gates, without parameters.
+"""WHO goes WHERE: pure functions of logits and gates, without parameters.
 
-A router is one file with ``capacity(config, s)`` and ``route(...)``, a frozen dataclass in
-``vmoe/config.py``, and one line in ``ROUTERS``.
+A router is one file here with ``capacity(config, s)`` and ``route(inputs, config, capacity)``, a
+frozen dataclass in ``vmoe/config/routers.py`` that is a member of ``Router``, and one line in
+``ROUTERS``.
 """
 
+import inspect
+import typing
+from collections.abc import Collection, Mapping
 from types import ModuleType
 
-from vmoe.config import ExpertChoice, MoEConfig, Soft, TokenChoice
+from vmoe.config import ExpertChoice, MoEConfig, Router, Soft, TokenChoice
 from vmoe.routing import expert_choice, soft, token_choice
 
 ROUTERS: dict[type, ModuleType] = {
@@ -14,9 +18,43 @@ ROUTERS: dict[type, ModuleType] = {
     ExpertChoice: expert_choice,
     Soft: soft,
 }
+"""The module of each type of router config."""
+
+FUNCTIONS = {"capacity": ["config", "s"], "route": ["inputs", "config", "capacity"]}
+"""What each of these modules defines: functions, and the names of their parameters."""
+
+
+def check_routers(routers: Mapping[type, ModuleType], configs: Collection[type]) -> None:
+    """Checks that each router config has a module, and that each module has both functions.
+
+    Args:
+        routers: as ``ROUTERS``.
+        configs: the members of ``vmoe.config.Router``.
+
+    Raises:
+        TypeError: names the config, module or function that is missing.
+    """
+    for config in configs:
+        if config not in routers:
+            raise TypeError(f"{config.__name__} has no module: add a line to routing.ROUTERS")
+    for config, module in routers.items():
+        if config not in configs:
+            raise TypeError(f"{config.__name__} is in routing.ROUTERS: add it to config.Router too")
+        for name, parameters in FUNCTIONS.items():
+            function = vars(module).get(name)
+            if function is None or list(inspect.signature(function).parameters) != parameters:
+                raise TypeError(f"{module.__name__} must define {name}({', '.join(parameters)})")
+
+
+check_routers(ROUTERS, typing.get_args(Router))
+
+
+def router_of(config: MoEConfig) -> ModuleType:
+    """The module of the router that a sparse layer's config names."""
+    return ROUTERS[type(config.router)]
 
 
 def slots_and_factor(config: MoEConfig, s: int) -> tuple[int, float]:
     """Slots of an expert for a group of s tokens, and the capacity factor after rounding."""
-    slots = ROUTERS[type(config.router)].capacity(config, s)
-    return slots, slots * config.num_experts / (s * getattr(config.router, "k", 1))
+    slots = router_of(config).capacity(config, s)
+    return slots, slots * config.num_experts / (s * config.router.experts_per_token)

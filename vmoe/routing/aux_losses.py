@@ -1,7 +1,7 @@
 """Auxiliary losses that keep the experts evenly used, one value per group.
 
-Padding counts in none of them. The total is a weighted sum, use_ema over the groups that hold
-any real token; the caller adds up the blocks.
+Padding counts in none of them. The total of a block is the weighted sum, averaged over the groups
+that hold any real token; the caller adds up the blocks.
 """
 
 import jax
@@ -24,28 +24,29 @@ def losses(
     """The losses whose weight is not 0, by name, unweighted.
 
     Args:
+        router: for the weights, k and the standard deviation of the noise.
         logits: before noise.
-        noisy: with noise; None where there is none, and then there is no load loss.
-        gates: that the routing used.
+        noisy: with noise; without (None) there is no load loss.
+        gates: the gates that the routing used.
         valid: False for padding.
     """
-    weights, found = router.aux_loss, {}
+    weights, result = router.aux_loss, {}
     if weights.importance:
-        found["importance"] = importance(jax.nn.softmax(logits, axis=-1), valid)
+        result["importance"] = importance(jax.nn.softmax(logits, axis=-1), valid)
     if weights.load and noisy is not None and router.noise_std > 0:
-        found["load"] = load(logits, noisy, valid, k=router.k, noise_std=router.noise_std)
+        result["load"] = load(logits, noisy, valid, k=router.k, noise_std=router.noise_std)
     if weights.gshard:
-        found["gshard"] = gshard(gates, valid)
+        result["gshard"] = gshard(gates, valid)
     if weights.z:
-        found["z"] = z(logits, valid)
-    return found
+        result["z"] = z(logits, valid)
+    return result
 
 
 def total(
-    found: dict[str, GroupLoss], weights: AuxLossWeights, valid: Bool[Array, "g s"]
+    losses: dict[str, GroupLoss], weights: AuxLossWeights, valid: Bool[Array, "g s"]
 ) -> Float[Array, ""]:
-    """The weighted sum of the losses, use_ema over the groups that hold any real token."""
-    weighted = sum((getattr(weights, name) * loss for name, loss in found.items()), jnp.zeros(()))
+    """The weighted sum of the losses, averaged over the groups that hold any real token."""
+    weighted = sum((getattr(weights, name) * loss for name, loss in losses.items()), jnp.zeros(()))
     real = valid.any(axis=1)
     return jnp.where(real, weighted, 0.0).sum() / jnp.maximum(real.sum(), 1)
 

@@ -1,4 +1,4 @@
-"""How many slots an expert has in a group: static, so that every shape is known when compiling."""
+"""The number of slots of an expert in a group: static, so that shapes are known when compiling."""
 
 import math
 

@@ -1,7 +1,7 @@
 """Each expert chooses the tokens of its largest gates, as many as it has slots.
 
-Every slot is filled (while there are tokens), so no balance is needed; a token may end up with
-several experts or with none.
+Every slot is filled (while there are tokens), so that no auxiliary loss is needed; a token may
+get several experts or none.
 
 Source: "Mixture-of-Experts with Expert Choice Routing", section 3.2 (arXiv 2202.09368).
 """
@@ -12,32 +12,37 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from vmoe.axes import Decision, Routing
+from vmoe.axes import Decision, RouterInputs, Routing
 from vmoe.config import MoEConfig
 from vmoe.routing.capacity import rounded_capacity
 from vmoe.routing.top_k import gates_of, mask_gates, top_k
 
 
 def capacity(config: MoEConfig, s: int) -> int:
-    """Slots per expert in a group of s tokens: s * capacity_factor / e, rounded; at most s."""
+    """Slots per expert in a group of s tokens: s * capacity_factor / e, rounded; at most s.
+
+    Raises:
+        UsageError: the rounding leaves no slot.
+    """
     return min(s, rounded_capacity(s * config.capacity_factor / config.num_experts, config))
 
 
-def route(
-    logits: Float[Array, "g s e"],
-    noise: Float[Array, "g s e"] | None,
-    valid: Bool[Array, "g s"],
-    draw: Float[Array, "g s"] | None,
-    config: MoEConfig,
-) -> Decision:
-    """Routes every group by itself; arguments as for ``token_choice.route``."""
-    gates = gates_of(logits if noise is None else logits + noise)
-    routing = plan(gates, valid, c=capacity(config, logits.shape[1]))
-    return Decision(gates, routing, {})
+def route(inputs: RouterInputs, config: MoEConfig, capacity: int) -> Decision:
+    """Routes every group by itself.
+
+    Args:
+        inputs: logits (g, s, e); the noise is added before the softmax.
+        config: of the layer.
+        capacity: slots per expert and group, at most s.
+    """
+    gates = gates_of(inputs.noisy_logits)
+    return Decision(gates, assign(gates, inputs.valid, c=capacity), {})
 
 
-def plan(gates: Float[Array, "g s e"], valid: Bool[Array, "g s"], *, c: int) -> Routing:
-    """Who goes where, for given gates; the k of the Routing is e, and rank r is expert r.
+def assign(gates: Float[Array, "g s e"], valid: Bool[Array, "g s"], *, c: int) -> Routing:
+    """Assigns tokens to experts and slots, for given gates.
+
+    The k of the Routing is e, and rank r is expert r.
 
     Args:
         gates: in [0, 1].

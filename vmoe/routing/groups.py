@@ -1,4 +1,4 @@
-"""Images in groups whose tokens compete for the same slots."""
+"""Groups of images, whose tokens compete for the same slots."""
 
 import jax.numpy as jnp
 from einops import rearrange, repeat
@@ -11,10 +11,12 @@ def group(
     images_per_group: int,
     devices: int = 1,
 ) -> tuple[Float[Array, "g s d"], Bool[Array, "g s"]]:
-    """Images in groups whose tokens compete for slots, padded where they do not fill the last.
+    """The tokens of images by group; padding fills the last group.
 
     Args:
-        devices: over which the images are evenly spread; a group is of the images of one of them.
+        valid: False for images that only pad the batch.
+        images_per_group: the most images of a group.
+        devices: over which the images are evenly spread; all images of a group are on one device.
 
     Returns:
         the tokens of each group, and False for those that are padding.
@@ -33,10 +35,10 @@ def group(
 
 
 def group_sizes(b: int, images_per_group: int) -> tuple[int, int]:
-    """How many groups b images form, and of how many images each: as even as possible.
+    """The number of groups that b images form, and the images of each: as even as possible.
 
-    ceil(b / images_per_group) groups; where images_per_group divides b, the paper's grouping. No
-    images are one group of padding.
+    There are ceil(b / images_per_group) groups; where images_per_group divides b, they are the
+    paper's. No images form one group of padding.
 
     >>> group_sizes(20, 8)
     (3, 7)
@@ -48,6 +50,6 @@ def group_sizes(b: int, images_per_group: int) -> tuple[int, int]:
 def ungroup(
     groups: Float[Array, "g s d"], b: int, n: int, devices: int = 1
 ) -> Float[Array, "b n d"]:
-    """The tokens of b images of n tokens out of their groups: ``group`` undone."""
+    """The tokens of b images with n tokens each, from their groups: the inverse of ``group``."""
     images = rearrange(groups, "(x g) (i n) d -> x (g i) n d", x=devices, n=n)
     return rearrange(images[:, : b // devices], "x b n d -> (x b) n d")

@@ -3,8 +3,8 @@
 ``choices`` (who fills a slot) and ``slots`` (where a choice went) are each other's inverse, so
 dispatch and combine are gathers, and with the backward passes written out those are gathers too;
 no one-hot array of tokens x experts x slots exists. (Where less than half of the ranks can have a
-slot, as where experts choose or a capacity factor is below 0.5, the rows of a token are added up
-by a scatter.)
+slot, as where experts choose or a capacity factor is below 0.5, a scatter adds up the rows of a
+token.)
 """
 
 import functools
@@ -31,7 +31,7 @@ def dispatch(
 def combine(
     outputs: Float[Array, "g e c d"], routing: Routing | SoftRouting
 ) -> Float[Array, "g s d"]:
-    """Each token's weighted sum of what its experts gave; zeros where all was dropped.
+    """Each token's weighted sum of its experts' outputs; zeros where all were dropped.
 
     Weights and sums are float32 whatever the dtype of the outputs, and so is the result.
     """
@@ -43,7 +43,7 @@ def combine(
 
 
 def _rows(rows: Float[Array, "g r d"], index: Int[Array, "g *i"]) -> Float[Array, "g *i d"]:
-    """CsvWriter of each group by index; zeros where the index is past the end."""
+    """Rows of each group by index; zeros where the index is past the end."""
     return jax.vmap(lambda r, i: r.at[i].get(mode="fill", fill_value=0))(rows, index)
 
 

@@ -1,8 +1,13 @@
 """The order in which the tokens of a group get their slots."""
 
+from typing import get_args
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
+
+from vmoe.config.routers import Priority
+from vmoe.errors import UsageError, unknown
 
 
 def priority_order(
@@ -13,9 +18,12 @@ def priority_order(
     Args:
         top_gates: each token's k largest gates, descending.
         priority: "order" keeps the place in the group; "largest_gate" is Batch Prioritized
-            Routing; "sum_of_gates" sums the k gates; "random" is the order of the draw, or the
-            same one for every group where there is none. Equal scores keep their place.
+            Routing; "sum_of_gates" sums the k gates; "random" is the order of the draw, or, without
+            one, a fixed order for all groups. Equal scores keep their place.
         draw: a random number in [0, 1) for each token.
+
+    Raises:
+        UsageError: there is no such priority.
 
     Source: V-MoE section 4 and appendix C.
     """
@@ -32,7 +40,7 @@ def priority_order(
         case "random":
             score = draw
         case _:
-            raise ValueError(f"unknown priority {priority!r}")
+            raise UsageError(unknown("no priority", priority, list(get_args(Priority))))
     return jax.vmap(descending)(score)
 
 

@@ -1,8 +1,8 @@
 """Sorted rows: the kept choices of all groups as one run of rows, those of an expert together.
 
-Slots of fixed capacity cost what they cost whether they are filled or not. CsvWriter exist for kept
-choices alone, so that nothing is computed for empty slots, and without a capacity nothing is
-dropped. Each expert's rows begin at a multiple of a block, so that a block has one expert.
+Slots of fixed capacity cost the same whether they are filled or not. Rows exist for kept choices
+alone, so that nothing is computed for empty slots, and without a capacity nothing is dropped. Each
+expert's rows begin at a multiple of a block, so that each block belongs to one expert.
 """
 
 import jax.numpy as jnp
@@ -13,14 +13,14 @@ from vmoe.axes import Routing, SoftRouting
 from vmoe.routing.token_choice import queue
 
 LARGEST_BLOCK = 4096
-"""CsvWriter. Beyond this a block's hidden layer leaves the cache and more rows gain nothing."""
+"""In rows: a larger block's hidden layer does not fit the cache, and more rows gain nothing."""
 
 
 def sort_rows(routing: Routing, *, block: int) -> tuple[Routing, Int[Array, "e"]]:
-    """The same choices as those of one group with one expert, whose slots are all rows.
+    """The same choices as one group with one expert, whose slots are all rows.
 
-    Slots keep their order in their group, groups their order. What ``layout`` does with the
-    result is dispatch to rows, and combine from them.
+    Slots keep their order in their group, groups their order. ``layout`` dispatches to rows and
+    combines from them as it does for slots.
 
     Args:
         block: rows; each expert's number of rows is filled up to a multiple of it.
@@ -50,7 +50,7 @@ def sort_rows(routing: Routing, *, block: int) -> tuple[Routing, Int[Array, "e"]
 
 
 def block_size(routing: Routing) -> int:
-    """CsvWriter of a block, so that few are empty and an expert's weights are not read too often.
+    """Rows of a block, so that few are empty and an expert's weights are not read too often.
 
     One block for an expert (or a few, of at most ``LARGEST_BLOCK``) where its slots are about as
     many as the choices that it gets; a quarter of an even share where there are many more.
@@ -75,13 +75,12 @@ def most_rows(routing: Routing, block: int) -> int:
 def keep_class_tokens(
     groups: Float[Array, "g s d"], routing: Routing | SoftRouting, n: int
 ) -> tuple[Float[Array, "g x d"], Routing | SoftRouting]:
-    """What has to be dispatched and computed where of n tokens of an image only the first is used.
+    """The routing of class tokens alone, where only the first of an image's n tokens is read.
 
     Kept choices stay kept, with their weights, and move up in their queues.
 
     Returns:
-        the tokens whose choices the routing tells of (all of them if each slot mixes all), and
-        the routing.
+        the tokens to dispatch (all of them where each slot mixes all tokens), and the routing.
     """
     if isinstance(routing, SoftRouting):
         return groups, SoftRouting(routing.dispatch, routing.combine[:, ::n])

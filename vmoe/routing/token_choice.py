@@ -1,7 +1,7 @@
-"""Each token chooses its k experts, and an expert has so many slots: the router of V-MoE.
+"""Each token chooses its k experts, and each expert has a limited number of slots: V-MoE's router.
 
 All first choices get their slots before any second choice; within one rank the priority decides.
-A choice that comes too late is dropped: the residual connection alone carries the token.
+A choice for which no slot is left is dropped: the token has its residual connection alone.
 
 The queues take one integer sort, whatever the number of experts (an order by scores takes two
 more, of the tokens). A choice's sort key is its expert, then its rank, then its token's place in
@@ -17,8 +17,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from vmoe.axes import Decision, Routing
+from vmoe.axes import Decision, RouterInputs, Routing
 from vmoe.config import MoEConfig
+from vmoe.errors import UsageError
 from vmoe.routing import aux_losses
 from vmoe.routing.capacity import rounded_capacity
 from vmoe.routing.priority import priority_order
@@ -28,7 +29,10 @@ from vmoe.routing.top_k import gates_of, top_k
 def capacity(config: MoEConfig, s: int) -> int:
     """Slots per expert in a group of s tokens: s * k * capacity_factor / e, rounded; at most s.
 
-    s, room for all, where the config is dropless.
+    A dropless layer has s slots, room for all.
+
+    Raises:
+        UsageError: the rounding leaves no slot.
     """
     if config.dropless:
         return s
@@ -36,39 +40,31 @@ def capacity(config: MoEConfig, s: int) -> int:
     return min(s, rounded_capacity(ideal, config))
 
 
-def route(
-    logits: Float[Array, "g s e"],
-    noise: Float[Array, "g s e"] | None,
-    valid: Bool[Array, "g s"],
-    draw: Float[Array, "g s"] | None,
-    config: MoEConfig,
-) -> Decision:
-    """Routes every group by itself; see ``Decision``.
+def route(inputs: RouterInputs, config: MoEConfig, capacity: int) -> Decision:
+    """Routes every group by itself.
 
     Args:
-        logits: the router's logits, float32.
-        noise: added to the logits before the softmax; None in evaluation.
-        valid: False for padding.
-        draw: of a random priority, in [0, 1); None in evaluation.
-        config: with a TokenChoice router.
+        inputs: logits (g, s, e); the noise is added before the softmax.
+        config: of the layer, with a TokenChoice router.
+        capacity: slots per expert and group.
     """
-    router = config.router
-    noisy = logits if noise is None else logits + noise
+    router, noisy = config.router, inputs.noisy_logits
     gates = gates_of(noisy)
-    routing = plan(
+    routing = assign(
         gates,
-        valid,
+        inputs.valid,
         k=router.k,
-        c=capacity(config, logits.shape[1]),
+        c=capacity,
         priority=router.priority,
         normalize=router.normalize_weights,
-        draw=draw,
+        draw=inputs.draw,
     )
-    losses = aux_losses.losses(router, logits, None if noise is None else noisy, gates, valid)
+    noisy = None if inputs.noise is None else noisy
+    losses = aux_losses.losses(router, inputs.logits, noisy, gates, inputs.valid)
     return Decision(gates, routing, losses)
 
 
-def plan(
+def assign(
     gates: Float[Array, "g s e"],
     valid: Bool[Array, "g s"],
     *,
@@ -78,7 +74,7 @@ def plan(
     normalize: bool = False,
     draw: Float[Array, "g s"] | None = None,
 ) -> Routing:
-    """Who goes where, for given gates.
+    """Assigns tokens to experts and slots, for given gates.
 
     Args:
         gates: in [0, 1].
@@ -87,14 +83,16 @@ def plan(
         c: slots per expert and group.
         priority: see ``priority_order``.
         normalize: divide a token's weights by their sum, before any is dropped.
-        draw: of a random priority.
+        draw: for a random priority; see ``priority_order``.
 
     Raises:
-        ValueError: so many tokens and experts that a sort key would not fit 32 bits.
+        UsageError: so many tokens and experts that a sort key would not fit 32 bits.
     """
     _, s, e = gates.shape
     if (e + 1) * s * k >= 2**31:
-        raise ValueError(f"{s} tokens x {k} choices x {e} experts in one group: use smaller groups")
+        raise UsageError(
+            f"{s} tokens x {k} choices x {e} experts in one group: lower moe.images_per_group"
+        )
     top_gates, experts = top_k(gates, k)
     experts = jnp.where(valid[..., None], experts, e)  # padding queues at no real expert
     order = priority_order(top_gates, priority, draw)

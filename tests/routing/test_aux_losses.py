@@ -1,4 +1,4 @@
-"""Auxiliary losses against their formulas in numpy, and at the points where they are delicate."""
+"""Auxiliary losses against their formulas in numpy, and at points of numerical difficulty."""
 
 import jax
 import jax.numpy as jnp
@@ -27,13 +27,13 @@ def squared_variation(x: np.ndarray) -> float:
     return x.var() / x.mean() ** 2
 
 
-def test_losses_equal_their_formulas_and_leave_padding_out(
+def test_losses_equal_their_formulas_and_ignore_padding(
     logits: jax.Array, valid: jax.Array
 ) -> None:
     noisy = logits + 0.1 * jax.random.normal(jax.random.key(1), logits.shape)
     gates = jax.nn.softmax(noisy)
     router = TokenChoice(k=K, noise_std=0.5, aux_loss=AuxLossWeights(1.0, 1.0, 1.0, 1.0))
-    found = aux_losses.losses(router, logits, noisy, gates, valid)
+    losses = aux_losses.losses(router, logits, noisy, gates, valid)
     for g in range(G):
         x, y, p = (np.asarray(a[g][valid[g]], np.float64) for a in (logits, noisy, gates))
         clean = scipy.special.softmax(x, axis=1)
@@ -46,31 +46,31 @@ def test_losses_equal_their_formulas_and_leave_padding_out(
             "gshard": E**2 * (first.mean(0) * p.mean(0)).mean(),
             "z": (scipy.special.logsumexp(x, axis=1) ** 2).mean(),
         }
-        assert found.keys() == expected.keys()
+        assert losses.keys() == expected.keys()
         for name, value in expected.items():
-            assert float(found[name][g]) == pytest.approx(value, rel=1e-5), name
+            assert float(losses[name][g]) == pytest.approx(value, rel=1e-5), name
 
 
-def test_the_total_is_weighted_and_averaged_over_groups_with_tokens(logits: jax.Array) -> None:
+def test_the_total_is_weighted_and_averaged_over_groups_with_real_tokens(logits: jax.Array) -> None:
     weights = AuxLossWeights(importance=0.5, load=0.0, gshard=0.25)
-    router = TokenChoice(k=K, balance=weights)
+    router = TokenChoice(k=K, aux_loss=weights)
     valid = jnp.ones((G, S), bool).at[1].set(False)
-    found = aux_losses.losses(router, logits, None, jax.nn.softmax(logits), valid)
-    each = 0.5 * found["importance"] + 0.25 * found["gshard"]
+    losses = aux_losses.losses(router, logits, None, jax.nn.softmax(logits), valid)
+    each = 0.5 * losses["importance"] + 0.25 * losses["gshard"]
     expected = (each[0] + each[2]) / 2
-    assert float(aux_losses.total(found, weights, valid)) == pytest.approx(
+    assert float(aux_losses.total(losses, weights, valid)) == pytest.approx(
         float(expected), rel=1e-6
     )
 
 
-def test_a_loss_of_weight_0_is_not_evaluated_and_load_needs_noise(logits: jax.Array) -> None:
+def test_a_loss_of_weight_0_is_not_computed_and_load_needs_noise(logits: jax.Array) -> None:
     valid, gates = jnp.ones((G, S), bool), jax.nn.softmax(logits)
     quiet = TokenChoice(aux_loss=AuxLossWeights(0.0, 0.0))
     assert aux_losses.losses(quiet, logits, logits, gates, valid) == {}
     assert aux_losses.losses(TokenChoice(), logits, None, gates, valid).keys() == {"importance"}
 
 
-def test_gradients_are_finite_at_perfect_balance_and_for_a_group_of_padding() -> None:
+def test_gradients_are_finite_for_equal_gates_and_for_a_group_of_padding() -> None:
     zeros = jnp.zeros((2, S, E))
     valid = jnp.ones((2, S), bool).at[1].set(False)
     router = TokenChoice(aux_loss=AuxLossWeights(1.0, 1.0, 1.0, 1.0))
@@ -78,14 +78,14 @@ def test_gradients_are_finite_at_perfect_balance_and_for_a_group_of_padding() ->
     def total(logits: jax.Array) -> jax.Array:
         noise = 0.1 * jax.random.normal(jax.random.key(0), logits.shape)
         gates = jax.nn.softmax(logits + noise)
-        found = aux_losses.losses(router, logits, logits + noise, gates, valid)
-        return aux_losses.total(found, router.aux_loss, valid)
+        losses = aux_losses.losses(router, logits, logits + noise, gates, valid)
+        return aux_losses.total(losses, router.aux_loss, valid)
 
     value, gradient = jax.value_and_grad(total)(zeros)
     assert np.isfinite(value) and np.isfinite(gradient).all()
 
 
-def test_gshard_is_1_at_balance_and_e_when_one_expert_takes_all() -> None:
+def test_gshard_is_1_for_equal_loads_and_e_when_one_expert_takes_all() -> None:
     valid = jnp.ones((1, E), bool)
     even = 0.9 * jnp.eye(E)[None] + 0.1 / E
     assert float(aux_losses.gshard(even, valid)[0]) == pytest.approx(1.0)

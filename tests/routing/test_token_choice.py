@@ -1,4 +1,4 @@
-"""The plan by one sort makes the decisions of a loop and of a one-hot cumulative sum."""
+"""Assignment by one sort makes the decisions of a loop and of a one-hot cumulative sum."""
 
 import functools
 
@@ -9,6 +9,7 @@ import pytest
 
 from tests.oracles import one_hot_slots, queue_by_loop
 from vmoe.axes import Routing
+from vmoe.errors import UsageError
 from vmoe.routing import token_choice
 from vmoe.routing.priority import descending
 
@@ -16,8 +17,8 @@ PRIORITIES = ("order", "largest_gate", "sum_of_gates")
 
 
 @functools.partial(jax.jit, static_argnames=("k", "c", "priority", "normalize"))
-def plan(gates: jax.Array, valid: jax.Array, **settings: object) -> Routing:
-    return token_choice.plan(gates, valid, **settings)
+def assign(gates: jax.Array, valid: jax.Array, **settings: object) -> Routing:
+    return token_choice.assign(gates, valid, **settings)
 
 
 def random_gates(seed: int, g: int, s: int, e: int, ties: bool) -> np.ndarray:
@@ -43,12 +44,12 @@ def order_of(gates: np.ndarray, k: int, priority: str) -> np.ndarray:
     ("s", "e", "k", "c"),
     [(1, 1, 1, 1), (13, 4, 2, 5), (40, 16, 3, 4), (40, 64, 2, 2), (9, 2, 2, 9)],
 )
-def test_the_plan_equals_the_loop_and_the_one_hot_sum(
+def test_assignments_equal_a_loop_and_a_one_hot_cumulative_sum(
     s: int, e: int, k: int, c: int, priority: str, ties: bool
 ) -> None:
     for seed in range(3):
         gates = random_gates(seed, 2, s, e, ties)
-        routing = plan(jnp.asarray(gates), jnp.ones((2, s), bool), k=k, c=c, priority=priority)
+        routing = assign(jnp.asarray(gates), jnp.ones((2, s), bool), k=k, c=c, priority=priority)
         for g in range(2):
             order = order_of(gates[g], k, priority)
             kept = queue_by_loop(gates[g], np.ones(s, bool), k=k, c=c, order=order)
@@ -63,21 +64,21 @@ def test_the_plan_equals_the_loop_and_the_one_hot_sum(
 
 
 @pytest.mark.parametrize("priority", PRIORITIES)
-def test_padding_anywhere_in_a_group_queues_nowhere(priority: str) -> None:
+def test_padding_anywhere_in_a_group_is_in_no_queue(priority: str) -> None:
     gates = random_gates(7, 1, 20, 4, ties=False)
     valid = np.random.default_rng(1).random((1, 20)) < 0.6
-    routing = plan(jnp.asarray(gates), jnp.asarray(valid), k=2, c=4, priority=priority)
+    routing = assign(jnp.asarray(gates), jnp.asarray(valid), k=2, c=4, priority=priority)
     order = order_of(gates[0], 2, priority)
     kept = queue_by_loop(gates[0], valid[0], k=2, c=4, order=order)
     assert {(t, r) for t, r in np.argwhere(routing.kept[0]).tolist()} == set(kept)
 
 
-def test_hand_computed_batch_priority() -> None:
+def test_batch_priority_equals_a_hand_computed_example() -> None:
     gates = jnp.array([[[0.6, 0.4], [0.9, 0.1], [0.7, 0.3], [0.2, 0.8]]])
     valid = jnp.ones((1, 4), bool)
-    first = plan(gates, valid, k=1, c=2, priority="order")
+    first = assign(gates, valid, k=1, c=2, priority="order")
     np.testing.assert_array_equal(first.slots[0, :, 0], [0, 1, 4, 2])  # token 2 comes too late
-    best = plan(gates, valid, k=1, c=2, priority="largest_gate")
+    best = assign(gates, valid, k=1, c=2, priority="largest_gate")
     np.testing.assert_array_equal(best.slots[0, :, 0], [4, 0, 1, 2])  # token 0 matters least
     np.testing.assert_array_equal(best.tokens[0], [[1, 2], [3, 4]])
     np.testing.assert_allclose(best.weights[0, :, 0], [0, 0.9, 0.7, 0.8])
@@ -86,29 +87,35 @@ def test_hand_computed_batch_priority() -> None:
 def test_weights_are_the_gates_or_normalized_before_any_drop() -> None:
     gates = jnp.array([[[0.5, 0.3, 0.2], [0.6, 0.3, 0.1]]])
     valid = jnp.ones((1, 2), bool)
-    plain = plan(gates, valid, k=2, c=1)
+    plain = assign(gates, valid, k=2, c=1)
     np.testing.assert_allclose(plain.weights[0], [[0.5, 0.3], [0, 0]])
-    normalized = plan(gates, valid, k=2, c=1, normalize=True)
+    normalized = assign(gates, valid, k=2, c=1, normalize=True)
     np.testing.assert_allclose(normalized.weights[0], [[0.625, 0.375], [0, 0]])
 
 
 def test_a_random_priority_follows_its_draw() -> None:
     gates = jnp.asarray(random_gates(0, 1, 64, 4, ties=False))
     valid = jnp.ones((1, 64), bool)
-    route = functools.partial(plan, gates, valid, k=1, c=4, priority="random")
+    by_draw = functools.partial(assign, gates, valid, k=1, c=4, priority="random")
     one, same, other = (
-        route(draw=jax.random.uniform(jax.random.key(seed), (1, 64))) for seed in (1, 1, 2)
+        by_draw(draw=jax.random.uniform(jax.random.key(seed), (1, 64))) for seed in (1, 1, 2)
     )
     np.testing.assert_array_equal(one.slots, same.slots)
     assert (one.slots != other.slots).any()
-    np.testing.assert_array_equal(route(draw=None).slots, route(draw=None).slots)
+    np.testing.assert_array_equal(by_draw(draw=None).slots, by_draw(draw=None).slots)
+
+
+def test_an_unknown_priority_is_refused_by_name() -> None:
+    gates, valid = jnp.ones((1, 4, 2)), jnp.ones((1, 4), bool)
+    with pytest.raises(UsageError, match="'largest_gates': did you mean 'largest_gate'"):
+        assign(gates, valid, k=1, c=2, priority="largest_gates")
 
 
 def test_a_group_too_large_for_the_sort_key_is_refused() -> None:
     gates = jax.ShapeDtypeStruct((1, 2**21, 1024), jnp.float32)
     valid = jax.ShapeDtypeStruct((1, 2**21), bool)
-    with pytest.raises(ValueError, match="use smaller groups"):
-        jax.eval_shape(lambda g, v: token_choice.plan(g, v, k=2, c=4), gates, valid)
+    with pytest.raises(UsageError, match="lower moe.images_per_group"):
+        jax.eval_shape(lambda g, v: token_choice.assign(g, v, k=2, c=4), gates, valid)
 
 
 @pytest.mark.parametrize("s", [1, 2, 700, 70_000])

@@ -1,0 +1,53 @@
+"""A router or gate is registered in one line, and what is missing is refused at import."""
+
+import runpy
+import types
+
+import pytest
+
+from vmoe import routing
+from vmoe.config import ExpertChoice, Soft, TokenChoice
+from vmoe.nn.gates import GATES
+from vmoe.routing import ROUTERS, check_routers, expert_choice, soft, token_choice
+
+
+def module(**functions: object) -> types.ModuleType:
+    broken = types.ModuleType("broken")
+    vars(broken).update(functions)
+    return broken
+
+
+def test_a_router_config_without_a_module_is_refused() -> None:
+    with pytest.raises(TypeError, match="Soft has no module: add a line to routing.ROUTERS"):
+        check_routers({TokenChoice: token_choice}, (TokenChoice, Soft))
+
+
+def test_a_registered_router_that_configs_cannot_name_is_refused() -> None:
+    routers = {TokenChoice: token_choice, ExpertChoice: expert_choice}
+    with pytest.raises(TypeError, match="ExpertChoice is in routing.ROUTERS: add it to config"):
+        check_routers(routers, (TokenChoice,))
+
+
+@pytest.mark.parametrize("name", ["capacity", "route"])
+def test_a_module_without_one_of_the_functions_is_refused(name: str) -> None:
+    functions = {"capacity": soft.capacity, "route": soft.route}
+    del functions[name]
+    with pytest.raises(TypeError, match=rf"broken must define {name}\("):
+        check_routers({Soft: module(**functions)}, (Soft,))
+
+
+def test_a_route_function_with_other_parameters_is_refused() -> None:
+    broken = module(capacity=soft.capacity, route=lambda logits, valid: None)
+    with pytest.raises(TypeError, match=r"must define route\(inputs, config, capacity\)"):
+        check_routers({Soft: broken}, (Soft,))
+
+
+def test_the_check_runs_at_import(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(soft, "route")
+    with pytest.raises(TypeError, match="vmoe.routing.soft must define route"):
+        runpy.run_path(routing.__file__)
+
+
+@pytest.mark.parametrize("router", ROUTERS)
+def test_the_logits_that_a_router_reads_have_a_gate(router: type) -> None:
+    assert router().logits_per in GATES
