@@ -310,7 +310,7 @@ def plan(argv: Sequence[str]) -> None:
         door.run, door.devices, mesh=door.mesh, chip=door.chip, device_memory=door.device_memory
     )
     if door.json:
-        return _print_json(rows.figures(found))
+        return _print_json(rows.to_dict(found))
     print("\n".join(rows.heading(found)))
     for title, columns, table in rows.tables(found):
         _print(_filled(_table(*columns), table), f"\n{title}")
