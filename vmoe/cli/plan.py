@@ -43,7 +43,7 @@ def run(argv: Sequence[str]) -> None:
         args.run, args.devices, mesh=args.mesh, chip=args.chip, device_memory=args.device_memory
     )
     if args.json:
-        print_json(table.figures(estimate))
+        print_json(table.to_dict(estimate))
         return
     print("\n".join(table.heading(estimate)))
     for title, columns, rows in table.tables(estimate):

@@ -1,21 +1,22 @@
-"""What accelerators can do, as their makers published it: of one device, as JAX counts them.
+"""Published specifications of accelerators, per device as JAX counts devices.
 
     TPU v3    https://cloud.google.com/tpu/docs/v3; links: Jouppi et al., "A Domain Specific
               Supercomputer for Training Deep Neural Networks", CACM 2020: 4 of 656 Gbit/s. JAX
-              counts a chip's two cores; each is given half of the chip.
+              counts the two cores of a chip as devices; each is given half of the chip.
     TPU v4    https://cloud.google.com/tpu/docs/v4; links: Jouppi et al., "TPU v4", ISCA 2023,
               table 4: 6 of 50 GB/s.
     TPU v5e   https://cloud.google.com/tpu/docs/v5e: links of 400 GB/s in both directions, network
               of 6.4 Tbit/s for a pod of 256
     TPU v5p   https://cloud.google.com/tpu/docs/v5p: links of 1,200 GB/s in both directions, network
-              of 50 Gbit/s a chip
+              of 50 Gbit/s per chip
     A100      NVIDIA A100 80GB SXM and DGX A100 datasheets: NVLink of 600 GB/s in both directions,
               8 x 200 Gbit/s between hosts
     H100      NVIDIA H100 SXM and DGX H100 datasheets: NVLink of 900 GB/s in both directions,
               8 x 400 Gbit/s between hosts; peak without sparsity
     H200      NVIDIA H200 SXM and DGX H200 datasheets: as the H100, with other memory
 
-Bandwidths here are of one direction.
+All bandwidths below are for one direction. A *domain* is the largest set of devices that the fast
+links connect: the GPUs of a host (NVLink), the chips of a TPU pod (ICI).
 """
 
 import dataclasses
@@ -27,36 +28,45 @@ GB = 1e9
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
-    """A device and its links. Bandwidths in bytes a second, sent by one device."""
+    """One device and its links; bandwidths are bytes per second that one device can send."""
 
-    peak: float
-    """Of bfloat16 products, FLOP/s."""
+    peak_flops: float
+    """Peak of bfloat16 matrix products, FLOP/s."""
     memory: float
     """Bytes."""
     memory_bandwidth: float
-    island: int
-    """How many devices the fast links join at most: a host's GPUs, a pod's chips."""
-    link: float
-    """Over the fast links."""
-    network: float | None
-    """Between islands; None where none is published."""
+    """Bytes per second, reading or writing."""
+    domain_size: int
+    """Devices in one NVLink/ICI domain."""
+    link_bandwidth: float
+    """Within a domain."""
+    network_bandwidth: float | None
+    """Between domains; None if none is published."""
 
-    def seconds(self, collective: Collective) -> float:
-        """What an exchange takes at the published bandwidth, nothing else going on.
+    def collective_seconds(self, collective: Collective) -> float:
+        """Duration of a collective at the published bandwidths, with nothing else running.
 
-        A ring over several islands leaves each by the networks of all its members there; in an
-        all-to-all each device sends by its own what others' islands get.
+        A ring over several domains leaves each of them through the networks of all its members
+        there. In an all-to-all, each device sends through its own network the part that goes to
+        other domains.
+
+        Args:
+            collective: its devices are numbered domain by domain.
+
+        Returns:
+            Seconds.
         """
-        home = collective.group[0] // self.island
-        inside = sum(device // self.island == home for device in collective.group)
-        if inside == len(collective.group):
-            return collective.sent / self.link
-        network = self.network or 0.0
+        devices = collective.replica_group
+        domain = devices[0] // self.domain_size
+        inside = sum(device // self.domain_size == domain for device in devices)
+        if inside == len(devices):
+            return collective.bytes_sent / self.link_bandwidth
+        network = self.network_bandwidth or 0.0
         if collective.kind == "all-to-all":
-            others = len(collective.group) - inside
-            out = collective.sent * others / (len(collective.group) - 1)
-            return max(out / network, (collective.sent - out) / self.link)
-        return collective.sent / min(self.link, inside * network)
+            outside = collective.bytes_sent * (len(devices) - inside) / (len(devices) - 1)
+            within = collective.bytes_sent - outside
+            return max(outside / network, within / self.link_bandwidth)
+        return collective.bytes_sent / min(self.link_bandwidth, inside * network)
 
 
 CHIPS = {
@@ -68,3 +78,4 @@ CHIPS = {
     "h100": Chip(989e12, 80 * GB, 3350 * GB, 8, 450 * GB, 50 * GB),
     "h200": Chip(989e12, 141 * GB, 4800 * GB, 8, 450 * GB, 50 * GB),
 }
+"""By the names that ``vmoe.plan.candidates.plan`` takes."""

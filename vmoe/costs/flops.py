@@ -1,6 +1,6 @@
-"""What a model costs: parameters, active parameters and FLOPs, counted from its program.
+"""Parameters, active parameters and FLOPs of a model, counted in its traced program.
 
-Nothing is allocated: the program is traced on shapes, so the 15B model is counted in seconds.
+Nothing is allocated: the program is traced on shapes, so counting the 15B model takes seconds.
 """
 
 import dataclasses
@@ -14,33 +14,32 @@ from flax import nnx
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn
 
 from vmoe import models
-from vmoe.analysis.capture import capture
 from vmoe.axes import Record, Routing
 from vmoe.config import MoEConfig, TokenChoice, ViTConfig, replace
-from vmoe.nn.vit import num_tokens
+from vmoe.nn.vit import ViT, num_tokens
 
 
 @dataclasses.dataclass(frozen=True)
 class Cost:
-    """What a model costs."""
+    """Size and compute of a model."""
 
     parameters: int
     active_parameters: float
-    """Parameters that a token meets: of the experts, only as many as a token is sent to (k where
-    tokens choose; e * c / s slots, the mean, where experts choose or the routing is soft)."""
+    """Parameters that process one token. Of the experts, as many as process a token: k for token
+    choice; the mean, e * c / s, for expert choice and soft routing."""
     flops_per_image: float
-    """Of the forward pass, every token through every block: its matrix products, a multiplication
-    and an addition each."""
+    """Of the matrix products in the forward pass, with every token in every block; a multiply-add
+    counts as 2."""
     tokens_per_image: int
 
 
 def cost(config: ViTConfig) -> Cost:
-    """Counts a model on full groups of images of its own size.
+    """Counts a model on full groups of images of the size in its config.
 
     Raises:
         UsageError: the capacity leaves no slot.
     """
-    jaxpr, b, params, records = _traced(replace(config, full_last_block=True))
+    jaxpr, b, params, records = _trace(replace(config, full_last_block=True))
     total = _size(params)
     active = float(total)
     for i, record in records.items():
@@ -57,33 +56,46 @@ def cost(config: ViTConfig) -> Cost:
 
 
 def flops_to_logits(config: ViTConfig) -> float:
-    """FLOPs per image of what reaches the logits: less than all where a class token is read.
+    """FLOPs per image that the logits depend on: fewer than all where they use one class token.
 
-    Of an image's first tokens, the slots of every expert are counted.
+    In a sparse last block, all slots that its experts have for class tokens count, filled or not.
+
+    Raises:
+        UsageError: the capacity leaves no slot.
     """
-    jaxpr, b, _, _ = _traced(config)
+    jaxpr, b, _, _ = _trace(config)
     return count_flops(jaxpr) / b
 
 
-def _traced(config: ViTConfig) -> tuple[Jaxpr, int, nnx.State, dict[int, Record]]:
-    """The forward pass on full groups: its program, how many images, parameters and records."""
-    blocks = tuple(_countable(config.moe_of(i)) for i in config.sparse_blocks)
-    config = replace(config, moe=blocks)
+def countable(model: ViTConfig) -> ViTConfig:
+    """The model with implementations of its experts whose FLOPs can be counted.
+
+    ``batched`` computes all slots; ``ragged`` computes all rows, where there is no capacity. Loops
+    over blocks of rows run as often as the routing of the data requires.
+    """
+    layers = (model.moe_of(block) for block in model.sparse_blocks)
+    return replace(
+        model,
+        moe=tuple(
+            replace(moe, implementation="ragged" if moe.dropless else "batched") for moe in layers
+        ),
+    )
+
+
+def _trace(config: ViTConfig) -> tuple[Jaxpr, int, nnx.State, dict[int, Record]]:
+    """The forward pass on full groups: its program, number of images, parameters and records."""
+    config = countable(config)
     graph, params, rest = nnx.split(models.build_abstract(config), nnx.Param, ...)
-    b = math.lcm(*[moe.images_per_group for moe in blocks])
+    b = math.lcm(*(config.moe_of(i).images_per_group for i in config.sparse_blocks))
     shape = (b, config.image_size, config.image_size, 3)
     images = jax.ShapeDtypeStruct(shape, jnp.float32)
 
     def forward(params: nnx.State, rest: nnx.State, images: jax.Array) -> Any:
-        return capture(nnx.merge(graph, params, rest), images)
+        model: ViT = nnx.merge(graph, params, rest)
+        return model.forward(images)
 
     jaxpr, (_, records) = jax.make_jaxpr(forward, return_shape=True)(params, rest, images)
     return jaxpr.jaxpr, b, params, records
-
-
-def _countable(moe: MoEConfig) -> MoEConfig:
-    """The layer in the form whose products are counted: all slots, or all rows without capacity."""
-    return replace(moe, implementation="ragged" if moe.dropless else "batched")
 
 
 def _experts_per_token(config: MoEConfig, record: Record) -> float:
@@ -96,22 +108,23 @@ def _experts_per_token(config: MoEConfig, record: Record) -> float:
 
 
 def count_flops(jaxpr: Jaxpr) -> int:
-    """FLOPs of the matrix products in a traced program.
+    """FLOPs of the matrix products in a traced program; a multiply-add counts as 2.
 
-    Loops count as often as they run; of branches the dearest counts.
+    The body of a loop counts as often as it runs; of the branches of a conditional, the most
+    expensive one counts.
 
     Raises:
-        ValueError: a matrix product in a loop whose length only the data knows.
+        ValueError: a matrix product in a loop whose length depends on the data, or a convolution.
 
     >>> x = jnp.ones((3, 4))
     >>> count_flops(jax.make_jaxpr(lambda x: x @ x.T)(x).jaxpr)  # 2 * 3 * 4 * 3
     72
     """
-    return sum(_flops_of(equation) for equation in jaxpr.eqns)
+    return sum(_equation_flops(equation) for equation in jaxpr.eqns)
 
 
-def _flops_of(equation: JaxprEqn) -> int:
-    inner = [count_flops(jaxpr) for jaxpr in _inner(equation)]
+def _equation_flops(equation: JaxprEqn) -> int:
+    inner = [count_flops(jaxpr) for jaxpr in _inner_jaxprs(equation)]
     match equation.primitive.name:
         case "dot_general":
             return _dot_flops(equation)
@@ -125,7 +138,7 @@ def _flops_of(equation: JaxprEqn) -> int:
             rows, inputs = equation.invars[0].aval.shape
             return 2 * rows * inputs * equation.outvars[0].aval.shape[-1]
         case "conv_general_dilated" as name:
-            raise ValueError(f"{name}: this counter does not know the operation")
+            raise ValueError(f"{name}: counting the FLOPs of this operation is not implemented")
     return sum(inner)
 
 
@@ -135,7 +148,7 @@ def _dot_flops(equation: JaxprEqn) -> int:
     return 2 * math.prod(equation.outvars[0].aval.shape) * math.prod(left[i] for i in contracted)
 
 
-def _inner(equation: JaxprEqn) -> Iterator[Jaxpr]:
+def _inner_jaxprs(equation: JaxprEqn) -> Iterator[Jaxpr]:
     for value in jax.tree.leaves(list(equation.params.values())):
         if isinstance(value, ClosedJaxpr):
             yield value.jaxpr

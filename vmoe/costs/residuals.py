@@ -1,7 +1,7 @@
-"""What a function keeps from its forward to its backward pass, read from its program.
+"""The arrays that a function saves for its backward pass, read from its traced program.
 
-JAX keeps what ``jax.vjp`` closes over, its residuals. Two of them may be one array to a compiler: a
-reshaped one shares its memory, and what was only widened is widened again where it is used.
+JAX saves what ``jax.vjp`` closes over, the residuals. Two residuals can be one array in memory: a
+compiler reshapes without a copy, and repeats a conversion to a wider dtype where it is needed.
 """
 
 import math
@@ -11,17 +11,17 @@ from typing import Any, NamedTuple
 import jax
 from jax.extend.core import Jaxpr, JaxprEqn, Var
 
-SAME = ("reshape", "squeeze", "expand_dims", "convert_element_type")
+_WITHOUT_COPY = ("reshape", "squeeze", "expand_dims", "convert_element_type")
 
 
 class Residual(NamedTuple):
-    """An array that is kept.
+    """A saved array.
 
     Attributes:
-        size: elements.
-        itemsize: bytes of each.
-        of_params: it depends on nothing but parameters: one of them, or a copy, as a rounded one.
-        is_param: it is a parameter as it came.
+        size: number of elements.
+        itemsize: bytes per element.
+        of_params: whether it depends on parameters alone: a parameter, or a rounded copy of one.
+        is_param: whether it is a parameter, unchanged.
     """
 
     size: int
@@ -31,49 +31,49 @@ class Residual(NamedTuple):
 
 
 def residuals(function: Callable[..., Any], params: Any, *inputs: Any) -> list[Residual]:
-    """What is kept to differentiate ``function(params, *inputs)`` by its parameters and inputs.
+    """The arrays saved to differentiate ``function(params, *inputs)`` by all floating arguments.
 
-    Arguments are arrays or their shapes; keys are not differentiated by.
+    Args:
+        function: differentiable by JAX.
+        params: a tree of arrays or ``jax.ShapeDtypeStruct``.
+        inputs: such trees; integers, booleans and keys are not differentiated.
     """
     leaves, tree = jax.tree.flatten((params, inputs))
-    smooth = [jax.numpy.issubdtype(leaf.dtype, jax.numpy.floating) for leaf in leaves]
+    floating = [jax.numpy.issubdtype(leaf.dtype, jax.numpy.floating) for leaf in leaves]
 
-    def kept(leaves: list[jax.Array]) -> list[jax.Array]:
-        def of(given: list[jax.Array]) -> Any:
-            rest = iter(given)
-            both = [next(rest) if s else x for s, x in zip(smooth, leaves, strict=True)]
-            params, inputs = jax.tree.unflatten(tree, both)
+    def saved(leaves: list[jax.Array]) -> list[jax.Array]:
+        def of_floating(arrays: list[jax.Array]) -> Any:
+            rest = iter(arrays)
+            merged = [next(rest) if f else x for f, x in zip(floating, leaves, strict=True)]
+            params, inputs = jax.tree.unflatten(tree, merged)
             return function(params, *inputs)
 
-        given = [x for s, x in zip(smooth, leaves, strict=True) if s]
-        return jax.tree.leaves(jax.vjp(of, given)[1])
+        arrays = [x for f, x in zip(floating, leaves, strict=True) if f]
+        return jax.tree.leaves(jax.vjp(of_floating, arrays)[1])
 
-    jaxpr = jax.make_jaxpr(kept)(leaves).jaxpr
-    return _read(jaxpr, set(jaxpr.invars[: len(jax.tree.leaves(params))]))
+    jaxpr = jax.make_jaxpr(saved)(leaves).jaxpr
+    return _outputs(jaxpr, set(jaxpr.invars[: len(jax.tree.leaves(params))]))
 
 
-def _read(jaxpr: Jaxpr, params: set[Var]) -> list[Residual]:
-    made = {var: equation for equation in jaxpr.eqns for var in equation.outvars}
+def _outputs(jaxpr: Jaxpr, params: set[Var]) -> list[Residual]:
+    """The distinct arrays among a program's outputs; ``params`` are among its inputs."""
+    producers = {var: equation for equation in jaxpr.eqns for var in equation.outvars}
     varying = set(jaxpr.invars) - params
     for equation in jaxpr.eqns:
         if any(isinstance(var, Var) and var in varying for var in equation.invars):
             varying.update(equation.outvars)
-    arrays = dict.fromkeys(_source(var, made) for var in jaxpr.outvars if isinstance(var, Var))
+    arrays = dict.fromkeys(_source(var, producers) for var in jaxpr.outvars if isinstance(var, Var))
     return [
-        Residual(math.prod(var.aval.shape), _itemsize(var), var not in varying, var in params)
-        for var in arrays
+        Residual(math.prod(v.aval.shape), v.aval.dtype.itemsize, v not in varying, v in params)
+        for v in arrays
     ]
 
 
-def _source(var: Var, made: dict[Var, JaxprEqn]) -> Var:
-    """The array that a residual is, in the shape and type in which it need be kept."""
-    while var in made and made[var].primitive.name in SAME:
-        (before, *_) = made[var].invars
-        if not isinstance(before, Var) or _itemsize(before) > _itemsize(var):
+def _source(var: Var, producers: dict[Var, JaxprEqn]) -> Var:
+    """The array that has to be saved for a residual: before reshapes, in its narrowest dtype."""
+    while var in producers and producers[var].primitive.name in _WITHOUT_COPY:
+        (before, *_) = producers[var].invars
+        if not isinstance(before, Var) or before.aval.dtype.itemsize > var.aval.dtype.itemsize:
             break
         var = before
     return var
-
-
-def _itemsize(var: Var) -> int:
-    return getattr(var.aval.dtype, "itemsize", 8)

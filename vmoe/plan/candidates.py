@@ -1,88 +1,68 @@
-"""What a run needs and how long a step takes, on devices that are not here.
+"""The memory and the step time of a run on hypothetical devices, for each mesh it could use.
 
-    memory      parameters, gradients, optimiser: exact, from the shapes and where they lie;
-                activations: the residuals of the program
-    FLOPs       of the matrix products of a step, counted in its program
-    messages    bytes that each collective sends, read from the program compiled for virtual devices
-    step time   an estimate out of what a chip's maker publishes and assumptions that are printed
+    memory         parameters, gradients and optimiser state: exact, from shapes and shardings;
+                   activations: the residuals of the program
+    FLOPs          of the matrix products of a step, counted in its program
+    communication  bytes sent in each collective, read from the program compiled for the devices
+    step time      an estimate from the chip's published specifications and printed assumptions
 
-Nothing is allocated and nothing is run. Whatever repeats is looked at once (``pieces.py``).
+Nothing is allocated or run. Equal blocks are traced and compiled once (``segments.py``).
 """
 
-import collections
 import dataclasses
-import os
-import re
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable, Sequence
 
 import jax
 
 from vmoe.config import TrainConfig
 from vmoe.costs.chips import CHIPS, Chip
-from vmoe.costs.collectives import Collective
 from vmoe.costs.flops import cost
 from vmoe.errors import Failure, UsageError, unknown
 from vmoe.mesh import place
+from vmoe.plan.communication import Communication, communication
 from vmoe.plan.memory import Memory, memory
-from vmoe.plan.segments import Segment, pieces
+from vmoe.plan.segments import segments
+from vmoe.plan.units import parse_bytes
 from vmoe.sharding import Placement
 from vmoe.train.state import abstract_state
 
-UTILISATION = 0.4
-"""Share of the peak that matrix products are assumed to reach."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Exchange:
-    """All collectives of one kind among groups of one size, in one piece of the step."""
-
-    piece: str
-    times: int
-    """How often a step has the piece."""
-    kind: str
-    group: int
-    """Devices that take part in each."""
-    count: int
-    """How many there are in the piece."""
-    sent: float
-    """Bytes that a device sends in them, each time."""
-    seconds: float
-    """What they take, each time."""
+UTILIZATION = 0.4
+"""Assumed fraction of the peak FLOP/s that matrix products reach."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Candidate:
-    """One way to lay the run over the devices."""
+    """One way to distribute the run over the devices."""
 
     mesh: str
+    """As ``vmoe.mesh.place`` takes it."""
     fsdp: bool
     memory: Memory
-    compute: float = 0.0
-    """Seconds of a step's matrix products; as what follows, of options that fit."""
-    update: float = 0.0
-    """Seconds in which state and gradients are read and written."""
-    exchanges: tuple[Exchange, ...] = ()
+    compute_seconds: float = 0.0
+    """Of a step's matrix products. This and the fields below are filled in if it is feasible."""
+    update_seconds: float = 0.0
+    """To read and write state and gradients once a step."""
+    communications: tuple[Communication, ...] = ()
 
     @property
-    def sent(self) -> float:
-        """Bytes that a device sends in a step."""
-        return sum((exchange.sent * exchange.times for exchange in self.exchanges), 0.0)
+    def bytes_sent(self) -> float:
+        """By each device in a step."""
+        return sum((one.total_bytes_sent for one in self.communications), 0.0)
 
     @property
-    def exchange(self) -> float:
-        """Seconds of all messages."""
-        return sum((exchange.seconds * exchange.times for exchange in self.exchanges), 0.0)
+    def communication_seconds(self) -> float:
+        """Of all collectives of a step."""
+        return sum((one.total_seconds for one in self.communications), 0.0)
 
     @property
-    def seconds(self) -> float:
-        """Of a step: one after the other."""
-        return self.compute + self.update + self.exchange
+    def step_seconds(self) -> float:
+        """Compute, update and communication, without overlap."""
+        return self.compute_seconds + self.update_seconds + self.communication_seconds
 
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """A run on so many devices."""
+    """A run on a number of devices, and the ways to distribute it."""
 
     config: TrainConfig
     devices: int
@@ -91,13 +71,13 @@ class Plan:
     """Bytes of one device."""
     parameters: int
     active_parameters: float
-    """That a token meets."""
+    """Parameters that process one token."""
     flops: int
-    """Of the matrix products of a step, on all devices together."""
-    fit: tuple[Candidate, ...]
-    """The options that fit into the memory, the fastest first."""
-    others: tuple[Candidate, ...]
-    """Those that do not, the smallest first."""
+    """Of the matrix products of a step, summed over all devices."""
+    feasible: tuple[Candidate, ...]
+    """Those that fit into the memory, fastest first."""
+    infeasible: tuple[Candidate, ...]
+    """Those that do not, smallest first."""
 
 
 def plan(
@@ -108,147 +88,127 @@ def plan(
     chip: str = "h100",
     device_memory: str = "",
 ) -> Plan:
-    """Plans a run. Calls for a process of its own, of whose JAX it makes ``virtual_devices``.
+    """Plans a run. Call it before JAX starts in the process (``hypothetical_devices``).
 
     Args:
-        mesh: "data=4,expert=8" or one of the two; all that the model and the devices allow if
-            empty.
-        chip: a name of ``CHIPS``.
-        device_memory: "80GB" or "80GiB"; the chip's if empty.
+        config: of the run.
+        devices: how many, as JAX counts them.
+        mesh: "data=4,expert=8", or one of the two axes; every mesh that the model and the number of
+            devices allow if empty.
+        chip: a name in ``CHIPS``.
+        device_memory: of one device, such as "80GB" or "80GiB"; the chip's if empty.
 
     Raises:
-        UsageError: no such chip, mesh or amount; the model or the batch do not divide.
-        Failure: no mesh fits into the memory.
+        UsageError: an unknown chip, mesh or unit, or the mesh does not divide the model or batch.
+        Failure: no candidate fits into the memory.
     """
-    kind = _chip(chip, devices)
-    room = _bytes(device_memory) if device_memory else kind.memory
-    placements = _placements(config, virtual_devices(devices), mesh)
+    spec = _chip(chip, devices)
+    limit = parse_bytes("device_memory", device_memory) if device_memory else spec.memory
+    placements = _placements(config, hypothetical_devices(devices), mesh)
     placements[0].check_batch(config.batch_size)
-    state = abstract_state(config)
-    options = [
-        Candidate(f"data={p.data},expert={p.expert}", p.fsdp, memory(config, p, state))
-        for p in placements
-    ]
-    pairs = list(zip(options, placements, strict=True))
-    fit = [(option, placement) for option, placement in pairs if option.memory.total <= room]
-    if not fit:
-        raise Failure(_too_large(config, options, room, devices))
-    found = cost(config.model)
-    flops = sum(piece.flops() * piece.times for piece in pieces(config, placements[0]))
-    messages = exchanges(config, [placement for _, placement in fit], kind)
-    timed = [
-        _timed(option, kind, flops // devices, sent)
-        for (option, _), sent in zip(fit, messages, strict=True)
-    ]
+    candidates = _candidates(config, placements)
+    feasible = {p: one for p, one in candidates.items() if one.memory.total <= limit}
+    if not feasible:
+        raise Failure(_too_large(config, candidates.values(), limit, devices))
+    infeasible = [one for p, one in candidates.items() if p not in feasible]
+    costs = cost(config.model)
+    flops = sum(segment.flops() * segment.times for segment in segments(config, placements[0]))
+    timed = _timed(config, feasible, spec, flops // devices)
     return Plan(
         config=config,
         devices=devices,
         chip=chip,
-        device_memory=room,
-        parameters=found.parameters,
-        active_parameters=found.active_parameters,
+        device_memory=limit,
+        parameters=costs.parameters,
+        active_parameters=costs.active_parameters,
         flops=flops,
-        fit=tuple(sorted(timed, key=lambda option: option.seconds)),
-        others=tuple(
-            sorted(
-                (option for option in options if option.memory.total > room),
-                key=lambda option: option.memory.total,
-            )
-        ),
+        feasible=tuple(sorted(timed, key=lambda one: one.step_seconds)),
+        infeasible=tuple(sorted(infeasible, key=lambda one: one.memory.total)),
     )
 
 
-def virtual_devices(count: int) -> Sequence[jax.Device]:
-    """So many devices that are not there, for programs that are compiled and not run.
+def hypothetical_devices(count: int) -> Sequence[jax.Device]:
+    """CPU devices for programs that are compiled and never run, as many as asked for.
 
     Raises:
-        UsageError: JAX has started in this process, with fewer.
+        UsageError: JAX has already started in this process, with fewer.
     """
     try:
         jax.config.update("jax_platforms", "cpu")
-        jax.config.update("jax_num_cpu_devices", count)
-    except RuntimeError:  # it has started, perhaps with enough
+        jax.config.update("jax_num_cpu_devices", max(count, jax.config.jax_num_cpu_devices))
+    except RuntimeError:  # JAX has started; it may have enough
         pass
     devices = jax.devices("cpu")
     if len(devices) < count:
         raise UsageError(
-            f"--devices {count}: JAX has started in this process with {len(devices)}; plan in a "
-            "process of its own"
+            f"devices={count}: JAX has started in this process with {len(devices)}; plan in a new "
+            "process"
         )
     return devices[:count]
 
 
 def _chip(name: str, devices: int) -> Chip:
     if name not in CHIPS:
-        raise UsageError(unknown("--chip: no", name, list(CHIPS)))
+        raise UsageError(unknown("no chip", name, list(CHIPS)))
     if devices < 1:
-        raise UsageError(f"--devices {devices}: use at least 1")
+        raise UsageError(f"devices={devices}: use at least 1")
     chip = CHIPS[name]
-    if chip.network is None and devices > chip.island:
+    if chip.network_bandwidth is None and devices > chip.domain_size:
         raise UsageError(
-            f"--devices {devices}: a pod of {name} has at most {chip.island}, and what joins pods "
-            "is not published"
+            f"devices={devices}: a pod of {name} has at most {chip.domain_size}, and no bandwidth "
+            "between pods is published; use fewer devices or another chip"
         )
     return chip
 
 
-def _bytes(text: str) -> float:
-    units = {"GB": 1e9, "GiB": 2.0**30, "MB": 1e6, "MiB": 2.0**20, "kB": 1e3}
-    amount = re.fullmatch(r"(\d+(?:\.\d+)?) ?([A-Za-z]+)", text)
-    if not amount or amount[2] not in units:
-        raise UsageError(f"--device-memory {text}: a number and one of {', '.join(units)}")
-    return float(amount[1]) * units[amount[2]]
-
-
 def _placements(config: TrainConfig, devices: Sequence[jax.Device], mesh: str) -> list[Placement]:
-    """Those to choose from: of the given mesh, or of all that divide; whole, and with fsdp."""
+    """The given mesh, or every one that divides devices and experts; without and with fsdp."""
     experts = [config.model.moe_of(block).num_experts for block in config.model.sparse_blocks]
     sizes = range(1, min(experts, default=1) + 1)
     fitting = [n for n in sizes if all(x % n == 0 for x in (len(devices), *experts))]
     meshes = [mesh] if mesh or len(devices) == 1 else [f"expert={n}" for n in fitting]
-    whole = [place(config.model, devices, mesh=one) for one in meshes]
-    return whole + [dataclasses.replace(one, fsdp=True) for one in whole if one.data > 1]
+    replicated = [place(config.model, devices, mesh=one) for one in meshes]
+    return replicated + [dataclasses.replace(one, fsdp=True) for one in replicated if one.data > 1]
 
 
-def _too_large(config: TrainConfig, options: list[Candidate], room: float, devices: int) -> str:
-    least = min(options, key=lambda option: option.memory.total)
-    need = f"{least.memory.total / 1e9:.4g} GB a device ({least.mesh}{', fsdp' * least.fsdp})"
-    spared = least.memory.kept - least.memory.kept_with_remat
-    remedy = "use more devices or a smaller batch_size"
-    if not config.model.remat and spared > 0:
-        remedy += f"; --model.remat would spare {spared / 1e9:.4g} GB"
-    return f"no mesh of {devices} devices fits into {room / 1e9:.4g} GB: at least {need}; {remedy}"
+def _candidates(config: TrainConfig, placements: list[Placement]) -> dict[Placement, Candidate]:
+    """Each placement with its memory, not yet with its times."""
+    state = abstract_state(config)
+    return {
+        p: Candidate(f"data={p.data},expert={p.expert}", p.fsdp, memory(config, p, state))
+        for p in placements
+    }
 
 
-def _timed(option: Candidate, chip: Chip, flops: int, messages: list[Exchange]) -> Candidate:
-    """The option with what a step takes, of so many FLOPs on each device."""
-    held = option.memory.state + option.memory.gradients
-    return dataclasses.replace(
-        option,
-        compute=flops / (chip.peak * UTILISATION),
-        update=2 * held / chip.memory_bandwidth,
-        exchanges=tuple(messages),
-    )
-
-
-def exchanges(
-    config: TrainConfig, placements: Sequence[Placement], chip: Chip
-) -> list[list[Exchange]]:
-    """What the devices send each other in a step, by piece, in each placement."""
-    steps = [pieces(config, placement) for placement in placements]
-    programs = {piece.program: piece for step in steps for piece in step}
-    with ThreadPoolExecutor(os.cpu_count()) as pool:  # a program is compiled on one core
-        sent = dict(zip(programs, pool.map(Segment.collectives, programs.values()), strict=True))
+def _timed(
+    config: TrainConfig, candidates: dict[Placement, Candidate], chip: Chip, flops: int
+) -> list[Candidate]:
+    """The candidates with the times of a step; ``flops`` are per device."""
+    sent = communication(config, list(candidates), chip)
     return [
-        [exchange for piece in step for exchange in _by_kind(piece, sent[piece.program], chip)]
-        for step in steps
+        dataclasses.replace(
+            candidate,
+            compute_seconds=flops / (chip.peak_flops * UTILIZATION),
+            update_seconds=_update_seconds(candidate.memory, chip),
+            communications=communications,
+        )
+        for candidate, communications in zip(candidates.values(), sent, strict=True)
     ]
 
 
-def _by_kind(piece: Segment, sent: list[Collective], chip: Chip) -> Iterator[Exchange]:
-    alike = collections.defaultdict(list)
-    for collective in sent:
-        alike[collective.kind, len(collective.group)].append(collective)
-    for (kind, group), some in sorted(alike.items()):
-        together, seconds = sum(one.sent for one in some), sum(map(chip.seconds, some))
-        yield Exchange(piece.name, piece.times, kind, group, len(some), together, seconds)
+def _update_seconds(memory: Memory, chip: Chip) -> float:
+    """To read and write state and gradients once."""
+    return 2 * (memory.state + memory.gradients) / chip.memory_bandwidth
+
+
+def _too_large(
+    config: TrainConfig, candidates: Iterable[Candidate], limit: float, devices: int
+) -> str:
+    """What the smallest candidate needs, and the remedies."""
+    least = min(candidates, key=lambda one: one.memory.total)
+    need = f"{least.memory.total / 1e9:.4g} GB per device ({least.mesh}{', fsdp' * least.fsdp})"
+    saved = least.memory.saved_activations - least.memory.saved_activations_with_remat
+    remedy = "use more devices or a smaller batch_size"
+    if not config.model.remat and saved > 0:
+        remedy += f"; model.remat=True would save {saved / 1e9:.4g} GB"
+    return f"no mesh of {devices} devices fits into {limit / 1e9:.4g} GB: at least {need}; {remedy}"

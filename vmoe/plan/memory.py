@@ -1,82 +1,77 @@
-"""What one device holds of a run: between steps, and at the height of a step."""
+"""Memory of one device during training: the state exactly, the activations from the residuals."""
 
 import dataclasses
-import math
-from typing import Any
-
-import jax
 
 from vmoe.config import TrainConfig, replace
-from vmoe.plan.segments import lying, pieces, share
+from vmoe.plan.segments import segments
+from vmoe.plan.shapes import bytes_per_device, with_shardings
 from vmoe.sharding import Placement
 from vmoe.train.state import State
 
 
 @dataclasses.dataclass(frozen=True)
 class Memory:
-    """Bytes of one device. Buffers that come and go, in kernels or for messages, are not in it."""
+    """Bytes of one device. Temporary buffers of kernels and collectives are not included."""
 
     parameters: int
     gradients: int
-    """As the parameters."""
-    optimizer: int
-    average: int
-    """Of the moving average of the parameters; 0 where the config asks for none."""
-    kept: float
-    """From the forward to the backward pass, where nothing is computed again."""
-    kept_with_remat: float
-    """The same with ``ViTConfig.remat``: of each block its input, and all of one block."""
+    """As many as the parameters."""
+    opt_state: int
+    ema: int
+    """The moving average of the parameters; 0 where the config has none."""
+    saved_activations: float
+    """From the forward pass for the backward pass, without rematerialisation."""
+    saved_activations_with_remat: float
+    """With ``ViTConfig.remat``: the inputs of all blocks, and everything of one block."""
     remat: bool
-    """Which of the two the config asks for."""
+    """Which of the two the config selects."""
 
     @property
     def activations(self) -> float:
-        return self.kept_with_remat if self.remat else self.kept
+        """Saved activations under the config."""
+        return self.saved_activations_with_remat if self.remat else self.saved_activations
 
     @property
     def state(self) -> int:
-        """What lies there between steps."""
-        return self.parameters + self.optimizer + self.average
+        """What a device holds between steps."""
+        return self.parameters + self.opt_state + self.ema
 
     @property
     def total(self) -> float:
-        """More than is ever held at once, since gradients come as activations go."""
+        """An upper bound: gradients are allocated while activations are freed."""
         return self.state + self.gradients + self.activations
 
 
 def memory(config: TrainConfig, placement: Placement, state: State) -> Memory:
-    """The state exactly, from its shapes and where they lie; activations from the residuals.
+    """The memory that a run needs on each device of a placement.
 
     Args:
-        state: shapes alone; ``Program.like`` of this config.
+        config: of the run.
+        placement: of the run; its devices are never used.
+        state: shapes of the training state of this config; their shardings are ignored.
     """
-    params = lying(state.params, placement.params(state.params))
-    moments = lying(state.opt_state, placement.opt_state(state.opt_state))
-    kept, kept_with_remat = _activations(config, placement)
+    params = with_shardings(state.params, placement.params(state.params))
+    opt_state = with_shardings(state.opt_state, placement.opt_state(state.opt_state))
+    saved, saved_with_remat = _saved_activations(config, placement)
     return Memory(
-        parameters=held(params),
-        gradients=held(params),
-        optimizer=held(moments),
-        average=0 if state.ema is None else held(params),
-        kept=kept,
-        kept_with_remat=kept_with_remat,
+        parameters=bytes_per_device(params),
+        gradients=bytes_per_device(params),
+        opt_state=bytes_per_device(opt_state),
+        ema=0 if state.ema is None else bytes_per_device(params),
+        saved_activations=saved,
+        saved_activations_with_remat=saved_with_remat,
         remat=config.model.remat,
     )
 
 
-def held(tree: Any) -> int:
-    """Bytes that a device holds of arrays, by their shapes and shardings."""
-    return sum(math.prod(share(x)) * x.dtype.itemsize for x in jax.tree.leaves(tree))
-
-
-def _activations(config: TrainConfig, placement: Placement) -> tuple[float, float]:
-    """Bytes kept without and with rematerialisation."""
-    *blocks, ends = pieces(replace(config, model=dict(remat=False)), placement)
-    kept = {block.name: block.kept() for block in blocks}
+def _saved_activations(config: TrainConfig, placement: Placement) -> tuple[float, float]:
+    """Bytes per device without and with rematerialisation."""
+    *blocks, ends = segments(replace(config, model=dict(remat=False)), placement)
+    saved = [block.saved_activations() for block in blocks]
+    saved_ends = ends.saved_activations()
+    tokens = [block.inputs["tokens"] for block in blocks]
     inputs = sum(
-        block.times * block.inputs["tokens"].size * block.inputs["tokens"].dtype.itemsize
-        for block in blocks
+        block.times * x.size * x.dtype.itemsize for block, x in zip(blocks, tokens, strict=True)
     )
-    whole = sum(block.times * kept[block.name] for block in blocks)
-    again = inputs / placement.devices + max(kept.values())
-    return whole + ends.kept(), again + ends.kept()
+    without = sum(block.times * one for block, one in zip(blocks, saved, strict=True))
+    return without + saved_ends, inputs / placement.devices + max(saved) + saved_ends

@@ -1,147 +1,148 @@
-"""A plan for readers: its rows, and in words what it rests on."""
+"""A plan as tables, as sentences about its assumptions, and as a dictionary for JSON."""
 
 import dataclasses
 from typing import Any
 
 from vmoe.costs.chips import CHIPS
-from vmoe.plan.candidates import UTILISATION, Candidate, Exchange, Plan
+from vmoe.plan.candidates import UTILIZATION, Candidate, Plan
+from vmoe.plan.communication import Communication
+from vmoe.plan.units import format_bytes, format_flops, format_seconds
 
 MEMORY = (
-    *("mesh", "parameters", "gradients", "optimiser", "activations", "all"),
-    *("activations\nwith remat", "all\nwith remat"),
+    *("mesh", "parameters", "gradients", "optimiser", "activations", "total"),
+    *("activations\nwith remat", "total\nwith remat"),
 )
-TIME = ("mesh", "sends", "compute", "update", "messages", "step", "images/s")
-EXCHANGES = ("piece", "times", "collectives", "devices", "sends, each", "sends in all", "takes")
+TIME = ("mesh", "sent", "compute", "update", "communication", "step", "images/s")
+COMMUNICATION = ("segment", "times", "collectives", "devices", "sent, each", "sent, total", "time")
 
-FLOAT32 = 4  # bytes; all parameters are
 Row = tuple[str, ...]
-
-
-def tables(plan: Plan) -> list[tuple[str, Row, list[Row]]]:
-    """Titles, columns and rows, in the order in which they are read."""
-    best = plan.fit[0]
-    room = f"A device of {_bytes(plan.device_memory)} holds"
-    chosen = "with" if plan.config.model.remat else "without"
-    found = [
-        (f"{room} (it counts {chosen} remat, as the config)", MEMORY, list(map(_memory, plan.fit))),
-        ("A step takes", TIME, [_time(plan, option) for option in plan.fit]),
-    ]
-    if plan.others:
-        found.insert(
-            1, ("And would need, too much for it", MEMORY, list(map(_memory, plan.others)))
-        )
-    if best.exchanges:
-        title = f"A device sends, with {_name(best)} (and less than 0.01% of it in small messages)"
-        shown = [one for one in best.exchanges if one.sent * one.times >= best.sent / 1e4]
-        found.append((title, EXCHANGES, list(map(_exchange, shown))))
-    return found
-
-
-def _memory(option: Candidate) -> Row:
-    memory = option.memory
-    always = memory.state + memory.gradients
-    parts = (
-        *(memory.parameters, memory.gradients, memory.optimizer + memory.average),
-        *(memory.kept, always + memory.kept),
-        *(memory.kept_with_remat, always + memory.kept_with_remat),
-    )
-    return _name(option), *(_bytes(float(part)) for part in parts)
-
-
-def _time(plan: Plan, option: Candidate) -> Row:
-    parts = (option.compute, option.update, option.exchange, option.seconds)
-    speed = plan.config.batch_size / option.seconds
-    return _name(option), _bytes(float(option.sent)), *map(_seconds, parts), f"{speed:,.0f}"
-
-
-def _exchange(exchange: Exchange) -> Row:
-    return (
-        exchange.piece,
-        str(exchange.times),
-        f"{exchange.count} {exchange.kind}",
-        str(exchange.group),
-        _bytes(exchange.sent),
-        _bytes(exchange.sent * exchange.times),
-        _seconds(exchange.seconds * exchange.times),
-    )
-
-
-def _bytes(amount: float) -> str:
-    """In the unit that suits it.
-
-    >>> _bytes(5.16e9), _bytes(320.0)
-    ('5.16 GB', '320 B')
-    """
-    return _scaled(amount, {1e9: "GB", 1e6: "MB", 1e3: "kB", 1.0: "B"})
-
-
-def _seconds(amount: float) -> str:
-    return _scaled(amount, {1.0: "s", 1e-3: "ms", 1e-6: "µs"})
-
-
-def _scaled(amount: float, units: dict[float, str]) -> str:
-    """With three digits, in the largest unit of which there is a whole one."""
-    size = next((size for size in units if amount >= size), min(units))
-    digits = max(0, 3 - len(f"{amount / size:.0f}"))
-    return f"{amount / size:,.{digits}f} {units[size]}"
-
-
-def _name(option: Candidate) -> str:
-    return option.mesh + ", fsdp" * option.fsdp
+_FLOAT32 = 4  # bytes; all parameters are float32
 
 
 def heading(plan: Plan) -> list[str]:
-    """The run in a few lines."""
-    model, share = plan.config.model, plan.fit[0].memory.parameters // FLOAT32
-    flops = _scaled(
-        float(plan.flops), {1e15: "PFLOPs", 1e12: "TFLOPs", 1e9: "GFLOPs", 1e6: "MFLOPs"}
-    )
-    again = ", and forward once more (remat)" if model.remat else ""
+    """The run in three lines: devices and batch, parameters, FLOPs."""
+    model, batch_size = plan.config.model, plan.config.batch_size
+    best = plan.feasible[0]
+    remat = ", and the forward pass again (remat)" if model.remat else ""
     return [
-        f"{plan.devices} {plan.chip}, batches of {plan.config.batch_size:,} images of "
-        f"{model.image_size} px, {plan.config.batch_size // plan.devices:,} a device",
+        f"{plan.devices:,} {plan.chip}, batches of {batch_size:,} images of {model.image_size} px, "
+        f"{batch_size // plan.devices:,} per device",
         f"{plan.parameters:,} parameters, {plan.active_parameters:,.0f} active per token, "
-        f"{share:,} on a device with {_name(plan.fit[0])}",
-        f"{flops} a step: matrix products, forward and backward{again}",
+        f"{best.memory.parameters // _FLOAT32:,} per device with {_name(best)}",
+        f"{format_flops(float(plan.flops))} per step: matrix products, forward and backward{remat}",
     ]
+
+
+def tables(plan: Plan) -> list[tuple[str, Row, list[Row]]]:
+    """The tables of a plan, in order: title, column names and rows of each."""
+    best, limit = plan.feasible[0], format_bytes(plan.device_memory)
+    remat = "with" if plan.config.model.remat else "without"
+    title = f"Memory per device; feasible up to {limit}, counted {remat} remat as in the config"
+    found = [(title, MEMORY, list(map(_memory_row, plan.feasible)))]
+    if plan.infeasible:
+        title = f"Infeasible: more than {limit} per device"
+        found.append((title, MEMORY, list(map(_memory_row, plan.infeasible))))
+    found.append(("Time of a step", TIME, [_time_row(plan, one) for one in plan.feasible]))
+    if best.communications:
+        title = (
+            f"Communication per device and step with {_name(best)} (rows below 0.01% of the bytes "
+            "are left out)"
+        )
+        shown = [
+            one for one in best.communications if one.total_bytes_sent >= best.bytes_sent / 1e4
+        ]
+        found.append((title, COMMUNICATION, list(map(_communication_row, shown))))
+    return found
+
+
+def _memory_row(candidate: Candidate) -> Row:
+    memory = candidate.memory
+    fixed = memory.state + memory.gradients
+    parts = (
+        *(memory.parameters, memory.gradients, memory.opt_state + memory.ema),
+        *(memory.saved_activations, fixed + memory.saved_activations),
+        *(memory.saved_activations_with_remat, fixed + memory.saved_activations_with_remat),
+    )
+    return _name(candidate), *(format_bytes(float(part)) for part in parts)
+
+
+def _time_row(plan: Plan, candidate: Candidate) -> Row:
+    parts = (
+        *(candidate.compute_seconds, candidate.update_seconds),
+        *(candidate.communication_seconds, candidate.step_seconds),
+    )
+    return (
+        _name(candidate),
+        format_bytes(candidate.bytes_sent),
+        *map(format_seconds, parts),
+        f"{plan.config.batch_size / candidate.step_seconds:,.0f}",
+    )
+
+
+def _communication_row(one: Communication) -> Row:
+    return (
+        one.segment,
+        str(one.times),
+        f"{one.count} {one.kind}",
+        str(one.group_size),
+        format_bytes(one.bytes_sent),
+        format_bytes(one.total_bytes_sent),
+        format_seconds(one.total_seconds),
+    )
+
+
+def _name(candidate: Candidate) -> str:
+    return candidate.mesh + ", fsdp" * candidate.fsdp
 
 
 def assumptions(plan: Plan) -> list[str]:
-    """What the figures rest on, and what they leave out."""
+    """What the estimates assume and what they leave out."""
     chip, model = CHIPS[plan.chip], plan.config.model
-    between = "" if chip.network is None else f", {chip.network / 1e9:.4g} GB/s between them"
+    network = chip.network_bandwidth
+    between = "" if network is None else f", {network / 1e9:.4g} GB/s between domains"
     float32 = "" if model.dtype == "bfloat16" else ", and this model's float32 is slower"
-    rows = {model.moe_of(block).transfer_dtype for block in model.sparse_blocks}
-    average = "; the moving average counts as optimiser" if plan.config.ema_decay else ""
-    wire = f"; rows travel to experts and back as {' or '.join(sorted(rows))}" if rows else ""
+    dtypes = {model.moe_of(block).transfer_dtype for block in model.sparse_blocks}
+    transfer = f" (rows to and from experts: {' or '.join(sorted(dtypes))})" if dtypes else ""
+    ema = "; the moving average counts as optimiser" if plan.config.ema_decay else ""
     return [
-        f"memory: what is kept, added up; buffers that come and go are not in it{average}",
-        f"compute: {UTILISATION:.0%} of the peak of {chip.peak / 1e12:.4g} TFLOP/s, an assumption; "
-        f"the peak is of bfloat16{float32}",
-        f"update: state and gradients read and written once, {chip.memory_bandwidth / 1e9:,.0f} "
-        "GB/s",
-        "messages: as compiled for this many virtual devices, in the types that the config "
-        f"gives{wire}; without sums of numbers (norms, metrics)",
-        "messages: each sent on a ring, one after the other, while nothing is computed: of S bytes "
-        "on n devices all-to-all and reduce-scatter send S (n-1)/n, all-reduce twice as much, "
-        "all-gather S (n-1)",
-        f"messages: {chip.link / 1e9:.4g} GB/s in islands of {chip.island:,} devices (hosts, or "
-        f"pods){between}; devices are numbered island by island",
-        f"experts over more than {chip.island:,} devices leave their island; `vmoe train` does so "
-        "with --mesh alone",
-        "fsdp: accelerators may send half of an all-reduce of which each device keeps a part",
+        "memory: the sum of state, gradients and saved activations, without temporary buffers"
+        + ema,
+        f"compute: {UTILIZATION:.0%} of the peak of {chip.peak_flops / 1e12:.4g} TFLOP/s, an "
+        f"assumption; the peak is for bfloat16{float32}",
+        "update: state and gradients are read and written once at "
+        f"{chip.memory_bandwidth / 1e9:,.0f} GB/s",
+        "communication: the collectives of the program compiled for this many devices, in the "
+        f"dtypes of the config{transfer}, without reductions to scalars (norms, metrics)",
+        "communication: collectives run on rings, one after another, and do not overlap with "
+        "compute; for S bytes on n devices all-to-all and reduce-scatter send S (n-1)/n, "
+        "all-reduce sends twice as much, all-gather S (n-1)",
+        f"communication: {chip.link_bandwidth / 1e9:.4g} GB/s within an NVLink/ICI domain of "
+        f"{chip.domain_size:,} devices (a host or a pod){between}; devices are numbered domain by "
+        "domain",
+        f"mesh: experts on more than {chip.domain_size:,} devices span several domains; training "
+        "does so only if its mesh is given",
+        "fsdp: where each device keeps only a part of an all-reduce, accelerators may send half",
     ]
 
 
-def figures(plan: Plan) -> dict[str, Any]:
-    """All of the plan for machines: bytes and seconds."""
+def to_dict(plan: Plan) -> dict[str, Any]:
+    """The whole plan but its config, for JSON; sizes in bytes, times in seconds."""
+    fields = {f.name: getattr(plan, f.name) for f in dataclasses.fields(plan) if f.name != "config"}
+    return fields | {
+        "feasible": [_candidate_dict(one) | _step_dict(one) for one in plan.feasible],
+        "infeasible": [_candidate_dict(one) for one in plan.infeasible],
+        "assumptions": assumptions(plan),
+    }
 
-    def of(option: Candidate) -> dict[str, Any]:
-        sums = {"sent": option.sent, "messages": option.exchange, "seconds": option.seconds}
-        memory = dataclasses.asdict(option.memory) | {"total": option.memory.total}
-        return dataclasses.asdict(option) | {"memory": memory} | (sums if option.exchanges else {})
 
-    found = {field.name: getattr(plan, field.name) for field in dataclasses.fields(plan)}
-    del found["config"]
-    options = {"fit": list(map(of, plan.fit)), "others": list(map(of, plan.others))}
-    return found | options | {"assumptions": assumptions(plan)}
+def _candidate_dict(candidate: Candidate) -> dict[str, Any]:
+    total = {"total": candidate.memory.total}
+    return dataclasses.asdict(candidate) | {"memory": dataclasses.asdict(candidate.memory) | total}
+
+
+def _step_dict(candidate: Candidate) -> dict[str, float]:
+    return {
+        "bytes_sent": candidate.bytes_sent,
+        "communication_seconds": candidate.communication_seconds,
+        "step_seconds": candidate.step_seconds,
+    }

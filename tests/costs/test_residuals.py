@@ -1,0 +1,25 @@
+"""What JAX saves for the backward pass, against lists by hand."""
+
+import jax
+import jax.numpy as jnp
+
+from vmoe.costs.residuals import Residual, residuals
+
+
+def test_residuals_are_counted_once_and_in_their_narrowest_dtype() -> None:
+    kernel, x = jax.ShapeDtypeStruct((4, 4), "f4"), jax.ShapeDtypeStruct((8, 4), jnp.bfloat16)
+
+    def rounded(kernel: jax.Array, x: jax.Array) -> jax.Array:
+        return jnp.tanh(x.astype(jnp.float32) @ kernel.astype(jnp.bfloat16).astype(jnp.float32))
+
+    assert set(residuals(rounded, kernel, x)) == {
+        Residual(size=16, itemsize=2, of_params=True, is_param=False),
+        Residual(size=32, itemsize=2, of_params=False, is_param=False),  # x, before the conversion
+        Residual(size=32, itemsize=4, of_params=False, is_param=False),  # the tanh
+    }
+
+
+def test_a_saved_parameter_is_told_from_a_copy_of_it() -> None:
+    kernel, x = jax.ShapeDtypeStruct((4, 4), "f4"), jax.ShapeDtypeStruct((8, 4), jnp.bfloat16)
+    saved = residuals(lambda kernel, x: x @ kernel, kernel, x)
+    assert Residual(size=16, itemsize=4, of_params=True, is_param=True) in saved

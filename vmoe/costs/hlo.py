@@ -1,0 +1,130 @@
+"""A reader of XLA's text form of a compiled program (HLO): instructions, sizes, replica groups."""
+
+import math
+import re
+from typing import NamedTuple
+
+import numpy as np
+
+_LINE = re.compile(r"\s*(ROOT )?%(\S+) = (\(.*?\)|\S+) ([\w-]+)\(([^)]*)\)(.*)")
+_HEADER = re.compile(r"(?:ENTRY )?%(\S+) \(.*\{$")
+
+
+class Instruction(NamedTuple):
+    """One line of a program.
+
+    Attributes:
+        shape: of the result, as "f32[2,3]{1,0}"; a tuple of such in parentheses.
+        name: the operation, as "all-reduce".
+        operands: names of the results it reads; of a parameter, its number.
+        attributes: the rest of the line.
+    """
+
+    shape: str
+    name: str
+    operands: tuple[str, ...]
+    attributes: str
+
+
+class Program:
+    """The instructions of a program by the names of their results."""
+
+    def __init__(self, text: str):
+        """``text``: from ``Compiled.as_text()``."""
+        self.instructions: dict[str, Instruction] = {}
+        self._roots: dict[str, str] = {}  # the result of each computation
+        computation = ""
+        for line in text.splitlines():
+            if header := _HEADER.match(line):
+                computation = header[1]
+            elif match := _LINE.match(line):
+                root, result, shape, name, operands, attributes = match.groups()
+                names = tuple(re.findall(r"%([\w.-]+)", operands)) or (operands,)
+                self.instructions[result] = Instruction(shape, name, names, attributes)
+                if root:
+                    self._roots[computation] = result
+
+    def narrowest_bytes(self, result: str) -> float:
+        """Bytes of an array in the narrowest dtype that it had since it was computed."""
+        shape = self.instructions[result].shape
+        return size(shape) * min(1.0, self._narrowest(result, ()) / _itemsize(shape))
+
+    def _narrowest(self, result: str, arguments: tuple[str, ...]) -> float:
+        """Bytes of an element. ``arguments``: of the fusion that computes it; () outside of one."""
+        instruction = self.instructions[result]
+        own = _itemsize(instruction.shape)
+        match instruction.name:
+            case "copy" | "bitcast" | "transpose" | "reshape" | "slice" | "convert":
+                return min(own, self._narrowest(instruction.operands[0], arguments))
+            case "fusion":
+                root = self._roots[re.search(r"calls=%([\w.-]+)", instruction.attributes)[1]]
+                return min(own, self._narrowest(root, instruction.operands))
+            case "parameter" if arguments:
+                return min(own, self._narrowest(arguments[int(instruction.operands[0])], ()))
+        return own
+
+
+def size(shape: str) -> float:
+    """Bytes of an array, or of all arrays in a tuple.
+
+    >>> size("(f32[2,3]{1,0}, /*index=1*/bf16[4]{0})")
+    32.0
+    """
+    arrays = re.findall(r"\w+\[[\d,]*\]", shape)
+    return sum(_itemsize(array) * math.prod(_dims(array)) for array in arrays)
+
+
+def replica_group(attributes: str) -> tuple[int, ...]:
+    """The device numbers of a collective's first group, in any of the forms that XLA writes.
+
+    Raises:
+        ValueError: another form.
+
+    >>> replica_group(", replica_groups={{0,2},{1,3}}, dimensions={0}")
+    (0, 2)
+    >>> replica_group(", replica_groups=[4,2]<=[2,4]T(1,0), dimensions={0}")
+    (0, 4)
+    >>> replica_group(", replica_groups=mesh['x'=2,'y'=4] {'x'}, dimensions={0}")
+    (0, 4)
+    """
+    if pairs := re.search(r"(?:replica_groups|source_target_pairs)=\{\{([\d,]+)\}", attributes):
+        return tuple(map(int, pairs[1].split(",")))
+    if iota := re.search(r"replica_groups=\[([\d,]+)\]<=(\S+?),? ", attributes + " "):
+        return tuple(_iota(iota[2]).reshape(_ints(iota[1]))[0].tolist())
+    if mesh := re.search(
+        r"replica_groups=mesh\[([^\]]*)\](?:, device_ids=\((\S+)\))? \{([^}]*)\}", attributes
+    ):
+        axes, order, used = mesh.groups()
+        if ":" not in used:  # ":" names a part of an axis
+            return _mesh_group(axes, order, used)
+    raise ValueError(f"replica groups in an unknown form: {attributes[:200]}")
+
+
+def _mesh_group(axes: str, order: str | None, used: str) -> tuple[int, ...]:
+    """The first group over the ``used`` axes of a mesh whose devices are in the given order."""
+    sizes = {name: int(size) for name, size in re.findall(r"('\w+')=(\d+)", axes)}
+    devices = _iota(order).reshape(-1) if order else np.arange(math.prod(sizes.values()))
+    names = re.findall(r"'\w+'", used)
+    first = tuple(slice(None) if name in names else 0 for name in sizes)
+    return tuple(devices.reshape(list(sizes.values()))[first].reshape(-1).tolist())
+
+
+def _iota(text: str) -> np.ndarray:
+    """Device numbers in the order of "[2,4]T(1,0)": an array of 0, 1, ... transposed."""
+    shape, _, axes = text.partition("T(")
+    numbers = np.arange(math.prod(_ints(shape))).reshape(_ints(shape))
+    return numbers.transpose(_ints(axes)) if axes else numbers
+
+
+def _itemsize(array: str) -> float:
+    """Bytes of an element: 4 of "f32[2,3]", 1 of "pred[]"."""
+    bits = re.search(r"\d+", array.partition("[")[0])
+    return int(bits[0]) / 8 if bits else 1.0
+
+
+def _dims(array: str) -> list[int]:
+    return _ints(array.partition("[")[2])
+
+
+def _ints(text: str) -> list[int]:
+    return [int(number) for number in re.findall(r"\d+", text)]

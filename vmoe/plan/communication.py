@@ -1,0 +1,85 @@
+"""Communication between devices in a training step: bytes and time, by segment and collective."""
+
+import collections
+import dataclasses
+import os
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+from vmoe.config import TrainConfig
+from vmoe.costs.chips import Chip
+from vmoe.costs.collectives import Collective
+from vmoe.plan.segment import Segment
+from vmoe.plan.segments import segments
+from vmoe.sharding import Placement
+
+
+@dataclasses.dataclass(frozen=True)
+class Communication:
+    """All collectives of one kind over groups of one size, in one segment of the step."""
+
+    segment: str
+    times: int
+    """How often a step contains the segment."""
+    kind: str
+    """Of the collectives, as in ``Collective``."""
+    group_size: int
+    """Devices in each collective."""
+    count: int
+    """Number of collectives in one execution of the segment."""
+    bytes_sent: float
+    """By each device in one execution of the segment."""
+    seconds: float
+    """Of one execution of the segment."""
+
+    @property
+    def total_bytes_sent(self) -> float:
+        """By each device in a step."""
+        return self.bytes_sent * self.times
+
+    @property
+    def total_seconds(self) -> float:
+        """Of a step."""
+        return self.seconds * self.times
+
+
+def communication(
+    config: TrainConfig, placements: Sequence[Placement], chip: Chip
+) -> list[tuple[Communication, ...]]:
+    """The communication of a step in each placement.
+
+    Each distinct program is compiled once, and several at a time.
+
+    Args:
+        config: of the run.
+        placements: meshes of the same number of devices.
+        chip: all devices.
+    """
+    steps = [segments(config, placement) for placement in placements]
+    programs = {segment.program_key: segment for step in steps for segment in step}
+    with ThreadPoolExecutor(os.cpu_count()) as pool:  # XLA compiles a program on one core
+        found = dict(zip(programs, pool.map(Segment.collectives, programs.values()), strict=True))
+    return [
+        tuple(
+            one for segment in step for one in _by_kind(segment, found[segment.program_key], chip)
+        )
+        for step in steps
+    ]
+
+
+def _by_kind(
+    segment: Segment, collectives: list[Collective], chip: Chip
+) -> Iterator[Communication]:
+    alike = collections.defaultdict(list)
+    for collective in collectives:
+        alike[collective.kind, len(collective.replica_group)].append(collective)
+    for (kind, group_size), some in sorted(alike.items()):
+        yield Communication(
+            segment=segment.name,
+            times=segment.times,
+            kind=kind,
+            group_size=group_size,
+            count=len(some),
+            bytes_sent=sum(one.bytes_sent for one in some),
+            seconds=sum(map(chip.collective_seconds, some)),
+        )

@@ -1,0 +1,123 @@
+"""One segment of a training step and its costs: FLOPs, collectives, saved activations.
+
+A segment is traced and compiled by itself, on shapes alone: forward pass, backward pass and the
+update of its own parameters.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from vmoe.config import TrainConfig
+from vmoe.costs.collectives import COMPILER_OPTIONS, Collective, parse_collectives
+from vmoe.costs.flops import count_flops
+from vmoe.costs.residuals import Residual, residuals
+from vmoe.plan.shapes import shard_shape, with_shardings
+from vmoe.sharding import Placement
+from vmoe.train.optim import Params, optimizer, update_ema
+
+Inputs = dict[str, Any]
+SegmentState = tuple[Params, Any, Params | None]
+"""Parameters, optimiser state, moving average of the parameters."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Segment:
+    """A part of a step, as a function of its parameters and its inputs."""
+
+    name: str
+    times: int
+    """How often a step contains it."""
+    config: TrainConfig
+    placement: Placement
+    params: Params
+    """Shapes of its parameters."""
+    inputs: Inputs
+    """Shapes of its inputs by name. "key" is replicated; the first axis of all others is split over
+    the devices. The gradient goes on to the segment before through "tokens"."""
+    forward: Callable[[Params, Inputs], Any]
+    """Its outputs to the rest of the step."""
+
+    @property
+    def program_key(self) -> tuple[str, str]:
+        """Equal for segments with equal collectives.
+
+        Where a segment's whole state is replicated, its program depends only on how many devices
+        there are, and not on the mesh.
+        """
+        leaves = jax.tree.leaves(self._arguments()[0])
+        replicated = all(x.sharding is None or x.sharding.is_fully_replicated for x in leaves)
+        return self.name, "" if replicated else str(self.placement)
+
+    def flops(self) -> int:
+        """FLOPs of the matrix products, forward and backward, summed over all devices."""
+        return count_flops(jax.make_jaxpr(self._step)(*self._arguments()).jaxpr)
+
+    def collectives(self) -> list[Collective]:
+        """The collectives of one execution, from the program compiled for the placement."""
+        if self.placement.mesh is None:
+            return []
+        state, inputs = self._arguments()
+        shardings = jax.tree.map(lambda x: x.sharding, state)
+        step = jax.jit(self._step, out_shardings=(shardings, None))
+        compiled = step.lower(state, inputs).compile(compiler_options=COMPILER_OPTIONS)
+        return parse_collectives(compiled.as_text())
+
+    def saved_activations(self) -> float:
+        """Bytes per device saved from the forward pass for the backward pass of one execution.
+
+        Arrays that depend on the inputs are split over all devices. A parameter counts only if it
+        is saved in another form than the state holds it in: rounded, or gathered over "data".
+        """
+        gathered = dataclasses.replace(self.placement, fsdp=False)
+        stored, in_use = (
+            jax.tree.leaves(with_shardings(self.params, placement.params(self.params)))
+            for placement in (self.placement, gathered)
+        )
+        params = list(zip(stored, in_use, strict=True))
+        saved = residuals(self.forward, self.params, self.inputs)
+        return sum((self._saved_bytes(residual, params) for residual in saved), 0.0)
+
+    def _saved_bytes(self, residual: Residual, params: list[tuple[Any, Any]]) -> float:
+        """``params``: each parameter with its sharding in the state, and while it is used."""
+        if not residual.of_params:
+            return residual.size * residual.itemsize / self.placement.devices
+        for stored, in_use in params:
+            if math.prod(stored.shape) == residual.size:
+                if residual.is_param and stored.sharding == in_use.sharding:
+                    return 0.0
+                return float(math.prod(shard_shape(in_use)) * residual.itemsize)
+        return float(residual.size * residual.itemsize)
+
+    def _arguments(self) -> tuple[SegmentState, Inputs]:
+        """The shapes of the step's arguments, with shardings."""
+        placement, opt_state = self.placement, jax.eval_shape(self._optimizer().init, self.params)
+        params = with_shardings(self.params, placement.params(self.params))
+        inputs = {
+            name: with_shardings(x, placement.replicated() if name == "key" else placement.batch())
+            for name, x in self.inputs.items()
+        }
+        ema = params if self.config.ema_decay else None
+        return (params, with_shardings(opt_state, placement.opt_state(opt_state)), ema), inputs
+
+    def _step(self, state: SegmentState, inputs: Inputs) -> tuple[SegmentState, Any]:
+        """Forward, backward and update. The outputs serve as their own gradient."""
+        params, opt_state, ema = state
+        tokens = {name: x for name, x in inputs.items() if name == "tokens"}
+        out, backward = jax.vjp(
+            lambda params, tokens: self.forward(params, inputs | tokens), params, tokens
+        )
+        gradient, tokens_gradient = backward(out)
+        updates, opt_state = self._optimizer().update(gradient, opt_state, params)
+        params = optax.apply_updates(params, updates)
+        if ema is not None:
+            ema = update_ema(ema, params, self.config.ema_decay, jnp.zeros((), jnp.int32))
+        return (params, opt_state, ema), tokens_gradient
+
+    def _optimizer(self) -> optax.GradientTransformation:
+        return optimizer(self.config.optim, self.config.steps)

@@ -1,0 +1,60 @@
+"""Bytes, seconds and FLOPs as text with three digits, and amounts of memory from text."""
+
+import re
+
+from vmoe.errors import UsageError
+
+_MEMORY = {"GB": 1e9, "GiB": 2.0**30, "MB": 1e6, "MiB": 2.0**20, "kB": 1e3}
+
+
+def parse_bytes(name: str, text: str) -> float:
+    """An amount of memory, in bytes.
+
+    Args:
+        name: of the argument that holds it, for the error message.
+        text: a number and a unit, such as "80GB" or "74.5 GiB".
+
+    Raises:
+        UsageError: the text has another form.
+
+    >>> parse_bytes("device_memory", "1.5kB")
+    1500.0
+    """
+    amount = re.fullmatch(r"(\d+(?:\.\d+)?) ?([A-Za-z]+)", text)
+    if not amount or amount[2] not in _MEMORY:
+        raise UsageError(f"{name}={text}: use a number and one of {', '.join(_MEMORY)}")
+    return float(amount[1]) * _MEMORY[amount[2]]
+
+
+def format_bytes(amount: float) -> str:
+    """Bytes in a decimal unit.
+
+    >>> format_bytes(5.16e9), format_bytes(320.0)
+    ('5.16 GB', '320 B')
+    """
+    return _format(amount, {1e9: "GB", 1e6: "MB", 1e3: "kB", 1.0: "B"})
+
+
+def format_seconds(amount: float) -> str:
+    """Seconds, as s, ms or µs.
+
+    >>> format_seconds(0.0123)
+    '12.3 ms'
+    """
+    return _format(amount, {1.0: "s", 1e-3: "ms", 1e-6: "µs"})
+
+
+def format_flops(amount: float) -> str:
+    """FLOPs in a decimal unit.
+
+    >>> format_flops(1.41e16)
+    '14.1 PFLOPs'
+    """
+    return _format(amount, {1e15: "PFLOPs", 1e12: "TFLOPs", 1e9: "GFLOPs", 1e6: "MFLOPs"})
+
+
+def _format(amount: float, units: dict[float, str]) -> str:
+    """In the largest unit that gives at least 1, or else the smallest one; units descend."""
+    size = next((size for size in units if amount >= size), min(units))
+    digits = max(0, 3 - len(f"{amount / size:.0f}"))
+    return f"{amount / size:,.{digits}f} {units[size]}"
