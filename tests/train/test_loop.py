@@ -194,7 +194,7 @@ def test_the_newest_checkpoints_and_the_best_are_kept(config: TrainConfig, tmp_p
         keep_latest=2,
         evaluate_every=10,
         ema_decay=0.95,
-        optim=dict(lr=0.002, warmup_steps=0, schedule="linear", end_lr=30.0, grad_clip_norm=None),
+        optim=dict(lr=0.002, warmup_steps=0, schedule="linear", end_lr=0.06, grad_clip_norm=None),
         evaluations=(EvalConfig(),),
     )
     train(worse, tmp_path)

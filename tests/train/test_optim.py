@@ -37,7 +37,7 @@ PARAMS = {
 def test_the_learning_rate_rises_linearly_and_then_follows_its_schedule(
     kind: str, expected: list[float]
 ) -> None:
-    rate = schedule(OptimConfig(lr=2.0, warmup_steps=10, end_lr=0.1, schedule=kind), 110)
+    rate = schedule(OptimConfig(lr=2.0, warmup_steps=10, end_lr=0.2, schedule=kind), 110)
     assert [float(rate(step)) for step in (0, 5, 10, 60, 110)] == pytest.approx(expected)
     quarter = {"cosine": 0.2 + 1.8 * (1 + np.cos(np.pi / 4)) / 2, "linear": 1.55, "constant": 2.0}
     assert float(rate(35)) == pytest.approx(quarter[kind])

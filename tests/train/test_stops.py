@@ -228,7 +228,7 @@ def test_without_any_good_checkpoint_a_run_is_refused_and_all_files_are_kept(
         garble(workdir / "checkpoints" / step / "params")
     stderr, status = run(recipe, workdir)
     assert status == 1 and stderr.startswith("vmoe: ") and stderr.count("\n") == 1, stderr
-    assert f"no valid checkpoint; checkpoint {STEPS} is damaged" in stderr
+    assert f"no valid checkpoint; checkpoint {STEPS} is corrupt" in stderr
     corrupt = workdir / "checkpoints" / "corrupt"
     assert sorted(path.name for path in corrupt.iterdir()) == steps
     before = (workdir / "metrics.csv").read_text()
