@@ -6,6 +6,7 @@ that end in ``_std`` are the standard ViT sizes, whose S differs from the paper'
 """
 
 import fnmatch
+import functools
 import math
 from typing import TYPE_CHECKING, Any
 
@@ -145,10 +146,20 @@ def with_params(
     """
     from flax import nnx
 
-    graph, _, rest = nnx.split(build_abstract(config, placement=placement), nnx.Param, ...)
+    graph, rest = _without_params(config, placement)
     model = nnx.merge(graph, params, rest)
     model.rngs = nnx.Rngs(train=0)
     return model
+
+
+@functools.lru_cache(maxsize=16)
+def _without_params(config: ViTConfig, placement: "Placement | None") -> tuple[Any, Any]:
+    """The structure of a model, and its abstract state without parameters; tracing a model's
+    initialisation takes a second, and a run evaluates many times."""
+    from flax import nnx
+
+    graph, _, rest = nnx.split(build_abstract(config, placement=placement), nnx.Param, ...)
+    return graph, rest
 
 
 def build_abstract(config: ViTConfig, *, placement: "Placement | None" = None) -> "ViT":
