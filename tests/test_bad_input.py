@@ -43,6 +43,10 @@ def files(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         "raises.py": "x = 1\nconfig = 1 / 0\n",
         "exits.py": "import sys\nsys.exit('no disk')\n",
         "unknown_field.py": "from vmoe.config import *\nconfig = TrainConfig(modle=1)\n",
+        "unknown_nested_field.py": "from vmoe.config import *\nconfig = ViTConfig(widht=1)\n",
+        "dense_set.py": RECIPE.format(
+            "evaluations=(EvalConfig('one', routing=RoutingOverrides(k=1)),)"
+        ),
         "half.json": '{"model": ',
         "router.py": RECIPE.format("model=dict(moe=dict(num_experts=1))"),
         "blocks.py": RECIPE.format("model=dict(sparse_blocks=(1, 3), moe=(MoEConfig(),))"),
@@ -52,10 +56,10 @@ def files(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         ),
         "soft_set.py": RECIPE.format(
             "model=dict(sparse_blocks=(1,), moe=MoEConfig(router=Soft(), images_per_group=1)), "
-            "evaluations=(EvalConfig(capacity_factor=4.0),)"
+            "evaluations=(EvalConfig(routing=RoutingOverrides(capacity_factor=4.0)),)"
         ),
         "dropless.py": RECIPE.format("model=dict(moe=dict(router=ExpertChoice(), dropless=True))"),
-        "decay.py": RECIPE.format("optim=dict(decay=0.3)"),
+        "decay.py": RECIPE.format("optim=dict(weight_decay=0.3)"),
         "data.py": RECIPE.format("data='digits'"),
         "no.png": "not an image",
         "rows.csv": "other,columns\n",
@@ -92,7 +96,7 @@ def files(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 CASES: dict[str, tuple[list[str], str]] = {
     # words
-    "verb": (["trian"], "no verb 'trian': did you mean 'train'"),
+    "command": (["trian"], "no command 'trian': did you mean 'train'"),
     "option": ([*TINY_TRAIN, "--optim.lrr", "1"], "--optim.lr"),
     "option of evaluate": ([*EVALUATE, "--bach-size", "1"], "--batch-size"),
     "no value": ([*TINY_TRAIN, "--steps"], "--steps"),
@@ -110,41 +114,78 @@ CASES: dict[str, tuple[list[str], str]] = {
     "data set": ([*TINY_TRAIN, "--data.name", "digit"], "no data set 'digit': did you mean"),
     "split": ([*EVALUATE, "--data", "digits:tset"], "no split 'tset': did you mean 'test'"),
     # recipes
-    "no recipe": ([*TRAIN, "gone.py"], "--config gone.py: no such file"),
-    "recipe is a folder": ([*TRAIN, "photos"], "--config photos: no such file"),
+    "no recipe": ([*TRAIN, "gone.py"], "vmoe: gone.py: no such file"),
+    "recipe is a folder": ([*TRAIN, "photos"], "vmoe: photos: no such file"),
     "syntax": ([*TRAIN, "syntax.py"], "syntax.py, line 1: '(' was never closed"),
     "import": ([*TRAIN, "import.py"], "import.py, line 1: No module named 'nothing_like_it'"),
-    "key": ([*TRAIN, "key.py"], "key.py, line 2: TrainConfig has no field 'stepz': did you mean 'steps'"),
-    "type in a recipe": ([*TRAIN, "type.py"], "type.py, line 2: TrainConfig.steps='many': int is wanted"),
+    "key": (
+        [*TRAIN, "key.py"],
+        "key.py, line 2: TrainConfig has no field 'stepz': did you mean 'steps'",
+    ),
+    "type in a recipe": (
+        [*TRAIN, "type.py"],
+        "type.py, line 2: TrainConfig.steps='many': must be int",
+    ),
     "no config in it": ([*TRAIN, "nothing.py"], "must define `config = TrainConfig(...)`"),
     "recipe that raises": ([*TRAIN, "raises.py"], "raises.py, line 2: division by zero"),
     "recipe that exits": ([*TRAIN, "exits.py"], "exits.py, line 2: no disk"),
-    "keyword": ([*TRAIN, "unknown_field.py"], "Train has no field 'modle': did you mean 'model'"),
-    "half a config": ([*TRAIN, "half.json"], "--config half.json: Train"),
+    "keyword": (
+        [*TRAIN, "unknown_field.py"],
+        "TrainConfig has no field 'modle': did you mean 'model'",
+    ),
+    "nested keyword": (
+        [*TRAIN, "unknown_nested_field.py"],
+        "line 2: ViTConfig has no field 'widht': did you mean 'width'",
+    ),
+    "half a config": ([*TRAIN, "half.json"], "vmoe: half.json: TrainConfig"),
     "no name of a recipe": ([*TRAIN, ""], "--config is empty"),
     "no name of a run": (["train", "--config", "{tiny}", "--workdir", ""], "--workdir is empty"),
     "recipe of bytes": ([*TRAIN, "bytes.py"], "bytes.py: source code"),
-    "router": ([*TRAIN, "soft.py"], "soft.py, line 2: MoEConfig.router='soft': TokenChoice or"),
-    "decay": ([*TRAIN, "decay.py"], "decay.py, line 2: OptimConfig.decay=0.3: WeightDecayConfig is wanted"),
-    "data in a recipe": ([*TRAIN, "data.py"], "data.py, line 2: TrainConfig.data='digits': DataConfig is"),
-    "k in a recipe": ([*TRAIN, "router.py"], "line 2: moe.router.k=2 is more than moe.num_experts=1"),
+    "router": (
+        [*TRAIN, "soft.py"],
+        "soft.py, line 2: MoEConfig.router='soft': must be TokenChoice",
+    ),
+    "decay": (
+        [*TRAIN, "decay.py"],
+        "line 2: OptimConfig.weight_decay=0.3: must be WeightDecayConfig",
+    ),
+    "data in a recipe": (
+        [*TRAIN, "data.py"],
+        "line 2: TrainConfig.data='digits': must be DataConfig",
+    ),
+    "k in a recipe": (
+        [*TRAIN, "router.py"],
+        "line 2: moe.router.k=2 is more than moe.num_experts=1",
+    ),
     "moe for each block": ([*TRAIN, "blocks.py"], "one for each of the 2 sparse blocks"),
     # values that cannot work together
-    "k": ([*TINY_TRAIN, "--model.moe.router.k", "5"], "k=5 is more than moe.num_experts=4: lower k"),
+    "k": (
+        [*TINY_TRAIN, "--model.moe.router.k", "5"],
+        "k=5 is more than moe.num_experts=4: lower k",
+    ),
     "capacity": ([*TINY_TRAIN, "--model.moe.capacity", "0"], "moe.capacity=0: an expert needs"),
     "dropless": ([*TRAIN, "dropless.py"], "line 2: moe.dropless with router expert_choice"),
     "implementation": ([*TINY_TRAIN, "--model.moe.implementation", "block"], "'blocked', 'ragged'"),
     "capacity factor": ([*TINY_TRAIN, "--model.moe.capacity-factor", "0"], "use more than 0"),
-    "patch": ([*TINY_TRAIN, "--model.patch_size", "3"], "patch_size=3 does not divide model.image_size=8"),
-    "heads": ([*TINY_TRAIN, "--model.num-heads", "3"], "num_heads=3 does not divide model.width=16"),
+    "patch": (
+        [*TINY_TRAIN, "--model.patch-size", "3"],
+        "patch_size=3 does not divide model.image_size=8",
+    ),
+    "heads": (
+        [*TINY_TRAIN, "--model.num-heads", "3"],
+        "num_heads=3 does not divide model.width=16",
+    ),
     "block": ([*TINY_TRAIN, "--model.sparse-blocks", "2"], "block numbers below depth=2"),
     "classes": ([*TINY_TRAIN, "--model.num-classes", "9"], "has 10 classes, model.num_classes=9"),
     "warmup": ([*TINY_TRAIN, "--steps", "10"], "optim.warmup_steps=20 leaves no step of steps=10"),
-    "average": ([*TINY_TRAIN, "--ema-decay", "1.5"], "ema=1.5: a decay rate lies in [0, 1)"),
+    "average": ([*TINY_TRAIN, "--ema-decay", "1.5"], "ema_decay=1.5: a decay rate lies in [0, 1)"),
     "smoothing": ([*TINY_TRAIN, "--label-smoothing", "1"], "label_smoothing=1.0: a share"),
     "dropout": ([*TINY_TRAIN, "--model.dropout", "1"], "model.dropout=1.0: a dropout rate"),
     "rate": ([*TINY_TRAIN, "--optim.lr", "0"], "optim.lr=0.0: use more than 0"),
-    "infinite rate": ([*TINY_TRAIN, "--optim.lr", "inf"], "OptimConfig.lr=inf: a finite float"),
+    "infinite rate": (
+        [*TINY_TRAIN, "--optim.lr", "inf"],
+        "OptimConfig.lr=inf: must be a finite float",
+    ),
     "seed": ([*TINY_TRAIN, "--seed", "4294967296"], "seed=4294967296: use 0 to 4294967295"),
     "no size of a set": ([*TINY_TRAIN, "--evaluations.0.image-size", "0"], "image_size=0: use at"),
     "data of a set": (
@@ -157,8 +198,15 @@ CASES: dict[str, tuple[list[str], str]] = {
     "shift": ([*TINY_TRAIN, "--data.shift", "8"], "data.shift=8 leaves nothing of an image of"),
     "implementation of soft slots": ([*TRAIN, "soft_rows.py"], "a soft router fills every slot"),
     "capacity of soft slots": ([*TRAIN, "soft_set.py"], "the slots of a soft router are parame"),
-    "size of a set": ([*TINY_TRAIN, "--evaluations.0.image-size", "9"], "model.patch_size=4 does not"),
-    "k of a set": ([*TINY_TRAIN, "--evaluations.0.k", "5"], "moe.router.k=5 is more than"),
+    "overrides of a dense model": (
+        [*TRAIN, "dense_set.py"],
+        "evaluations, set 'one': routing.k=1: no block of this model is sparse",
+    ),
+    "size of a set": (
+        [*TINY_TRAIN, "--evaluations.0.image-size", "9"],
+        "model.patch_size=4 does not",
+    ),
+    "k of a set": ([*TINY_TRAIN, "--evaluations.0.routing.k", "5"], "moe.router.k=5 is more than"),
     # data
     "no folder": ([*TINY_TRAIN, "--data.name", "folder:gone"], "folder:gone: no such folder"),
     "no path": ([*TINY_TRAIN, "--data.name", "folder"], "data set 'folder' needs a path"),
@@ -198,8 +246,14 @@ CASES: dict[str, tuple[list[str], str]] = {
         ["train", "--config", "{tiny}", "--workdir", "nobody"],
         "nobody: checkpoints but no config.json",
     ),
-    "no run": (["evaluate", "--checkpoint", "photos"], "photos: not a run folder"),
-    "no run there": (["evaluate", "--checkpoint", "gone"], "gone: no such folder"),
+    "no run": (
+        ["evaluate", "--checkpoint", "photos"],
+        "photos: no checkpoint of a known format; give a run folder",
+    ),
+    "no run there": (
+        ["evaluate", "--checkpoint", "gone"],
+        "gone: no such file or folder; give a run folder",
+    ),
     "no checkpoint": (["evaluate", "--checkpoint", "none"], "none: no checkpoint yet"),
     "no such step": (
         ["evaluate", "--checkpoint", "{run}/checkpoints/7"],
@@ -213,28 +267,30 @@ CASES: dict[str, tuple[list[str], str]] = {
     "no class names": (["evaluate", "--checkpoint", "names"], "names/classes.txt: cannot be read"),
     # evaluation and prediction
     "no capacity and a factor": (
-        [*EVALUATE, "--model.moe.dropless", "--model.moe.capacity-factor", "4"],
-        "capacity-factor with dropless, which has no capacity",
+        [*EVALUATE, "--routing.dropless", "True", "--routing.capacity-factor", "4"],
+        "routing.capacity_factor=4.0 with routing.dropless, which has no capacity",
     ),
     "capacity and a factor": (
-        [*EVALUATE, "--model.moe.capacity", "4", "--model.moe.capacity-factor", "4"],
-        "capacity-factor with capacity=4, which overrides it",
+        [*EVALUATE, "--routing.capacity", "4", "--routing.capacity-factor", "4"],
+        "routing.capacity_factor=4.0 with routing.capacity=4, which overrides it",
     ),
-    "width": ([*EVALUATE, "--model.width", "32"], "change only options that keep the parameters"),
-    "image size of the model": ([*EVALUATE, "--model.image-size", "16"], "--image-size resizes"),
+    "k of an evaluation": ([*EVALUATE, "--routing.k", "5"], "k=5 is more than moe.num_experts=4"),
+    "priority of an evaluation": ([*EVALUATE, "--routing.priority", "bpr"], "largest_gate"),
+    "width": ([*EVALUATE, "--model.width", "32"], "--model.width"),
+    "image size of the model": ([*EVALUATE, "--model.image-size", "16"], "--image-size"),
     "batch of none": ([*EVALUATE, "--batch-size", "0"], "batch_size=0: use at least 1"),
     "size": ([*EVALUATE, "--image-size", "9"], "images of 9 x 9 pixels: patches of 4 do not"),
-    "columns": ([*EVALUATE, "--csv", "rows.csv"], "--csv rows.csv: it has other columns"),
+    "columns": ([*EVALUATE, "--csv", "rows.csv"], "vmoe: rows.csv: it has other columns"),
     "no folder for csv": ([*EVALUATE, "--csv", "gone/rows.csv"], "no folder gone"),
     "no size": ([*EVALUATE, "--image-size", "0"], "image_size=0: use at least 1"),
-    "csv is a folder": ([*EVALUATE, "--csv", "photos"], "--csv photos: Is a directory"),
+    "csv is a folder": ([*EVALUATE, "--csv", "photos"], "vmoe: photos: Is a directory"),
     "no image": ([*PREDICT, "gone.png"], "gone.png: no such file or folder"),
     "not an image": ([*PREDICT, "no.png"], "no.png: not an image"),
     "half an image": ([*PREDICT, "half.png"], "half.png: cannot be read as an image"),
     "no name of an image": ([*PREDICT, ""], "an empty word among the images"),
     "folder without images": ([*PREDICT, "empty"], "empty: no images there"),
-    "nothing to predict": (PREDICT, "name at least one of each"),
-    "no classes wanted": ([*PREDICT, "photos", "--top", "0"], "top=0: name at least one of each"),
+    "nothing to predict": (PREDICT, "give at least one of each"),
+    "no classes wanted": ([*PREDICT, "photos", "--top", "0"], "top=0: give at least one of each"),
 }  # fmt: skip
 
 
@@ -255,7 +311,7 @@ def test_a_truncated_checkpoint_is_named_and_the_exit_status_is_1(files: Path) -
     done = vmoe("evaluate", "--checkpoint", files / "cut")
     assert done.returncode == 1 and "Traceback" not in done.stderr
     assert "checkpoint 30 is corrupt (" in done.stderr
-    assert "no good checkpoint there" in done.stderr.splitlines()[-1]
+    assert "no intact checkpoint" in done.stderr.splitlines()[-1]
 
 
 def test_a_broken_image_in_training_is_named_and_a_checkpoint_is_saved(

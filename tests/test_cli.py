@@ -75,10 +75,23 @@ def test_evaluate_takes_the_test_part_and_can_lower_the_capacity(run: Path) -> N
     done = vmoe("evaluate", "--checkpoint", run)
     assert done.returncode == 0, done.stderr
     assert "digits:test" in done.stdout and "accuracy" in done.stdout
-    given = ("--data", "digits:validation", "--json", "--model.moe.capacity-factor", "0.25")
+    given = ("--data", "digits:validation", "--json", "--routing.capacity-factor", "0.25")
     found = json.loads(vmoe("evaluate", "--checkpoint", run, *given).stdout)
     assert found["data"] == "digits:validation" and found["images"] == 180
     assert found["dropped"] > 0.5
+
+
+def test_an_older_checkpoint_is_evaluated_where_the_newest_is_corrupt(
+    run: Path, tmp_path: Path
+) -> None:
+    workdir = tmp_path / "run"
+    shutil.copytree(run, workdir)
+    shutil.copytree(workdir / "checkpoints" / "60", workdir / "checkpoints" / "70")
+    for path in (workdir / "checkpoints" / "70").rglob("d/*"):
+        path.write_bytes(path.read_bytes()[:100])
+    done = vmoe("evaluate", "--checkpoint", workdir, "--json")
+    assert done.returncode == 0 and json.loads(done.stdout)["step"] == 60
+    assert done.stderr.startswith(f"{workdir}: checkpoint 70 is corrupt (")
 
 
 def test_predict_names_the_class_and_the_experts(run: Path, tmp_path: Path) -> None:

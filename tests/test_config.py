@@ -1,4 +1,4 @@
-"""Configs: that every recipe is whole, that JSON keeps all, and what is refused."""
+"""Configs: recipes, JSON, and the values that are refused."""
 
 import subprocess
 import sys
@@ -9,7 +9,16 @@ import pytest
 
 from vmoe import config as configs
 from vmoe import models
-from vmoe.config import EvalConfig, ExpertChoice, MoEConfig, Soft, TrainConfig, ViTConfig, replace
+from vmoe.config import (
+    EvalConfig,
+    ExpertChoice,
+    MoEConfig,
+    RoutingOverrides,
+    Soft,
+    TrainConfig,
+    ViTConfig,
+    replace,
+)
 from vmoe.errors import UsageError
 
 RECIPES = sorted((Path(__file__).parents[1] / "configs").glob("*.py"))
@@ -37,6 +46,11 @@ def test_json_keeps_which_router_each_block_has(router: configs.Router) -> None:
     assert configs.from_json(ViTConfig, configs.to_json(config)) == config
 
 
+def set_with(**overrides: Any) -> EvalConfig:
+    """An evaluation set with some routing settings of its own."""
+    return EvalConfig(routing=RoutingOverrides(**overrides))
+
+
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
@@ -50,21 +64,21 @@ def test_json_keeps_which_router_each_block_has(router: configs.Router) -> None:
             dict(optim=dict(grad_clip_norm=0.0)),
             "optim.grad_clip_norm=0.0: use more than 0, or None",
         ),
-        (dict(ema=1.0), "ema=1.0: a decay rate"),
+        (dict(ema_decay=1.0), "ema_decay=1.0: a decay rate"),
         (dict(keep_latest=0), "keep_latest=0: use at least 1"),
         (dict(evaluations=()), "name at least one set"),
         (dict(evaluations=(EvalConfig(), EvalConfig())), "two have one name"),
         (dict(evaluations=(EvalConfig(image_size=100),)), "model.patch_size=32 does not divide it"),
         (
-            dict(model=dict(sparse_blocks=(1,)), evaluations=(EvalConfig(k=9),)),
-            "moe.router.k=9 is more than moe.num_experts=8",
+            dict(model=dict(sparse_blocks=(1,)), evaluations=(set_with(k=9),)),
+            "evaluations, set 'validation': moe.router.k=9 is more than moe.num_experts=8",
         ),
         (
             dict(
                 model=dict(sparse_blocks=(1,), moe=MoEConfig(router=Soft(), images_per_group=1)),
-                evaluations=(EvalConfig(capacity_factor=4.0),),
+                evaluations=(set_with(capacity_factor=4.0),),
             ),
-            "evaluations.capacity_factor=4.0: the slots of a soft router are parameters",
+            "routing.capacity_factor=4.0: the slots of a soft router are parameters",
         ),
         (dict(seed=-1), "seed=-1"),
         (dict(steps=50), "optim.warmup_steps=100 leaves no step of steps=50"),
@@ -85,23 +99,24 @@ def test_values_out_of_range_are_refused_by_name(fields: dict[str, Any], message
             "from vmoe.config import TrainConfig\n\nconfig = TrainConfig(stepz=3)\n",
             "line 3: .*'stepz'",
         ),
-        ("config = 3\n", "must define"),
+        ("config = 3\n", "the file must define"),
     ],
 )
-def test_a_recipe_that_cannot_run_is_answered_in_one_line(
+def test_an_error_in_a_recipe_is_one_line_that_names_the_file(
     text: str, message: str, tmp_path: Path
 ) -> None:
-    (tmp_path / "bad.py").write_text(text)
-    with pytest.raises(UsageError, match=r"bad\.py.*" + message) as caught:
-        configs.load(tmp_path / "bad.py")
-    assert "\n" not in str(caught.value)
+    path = tmp_path / "bad.py"
+    path.write_text(text)
+    with pytest.raises(UsageError, match=message) as caught:
+        configs.load(path)
+    assert str(caught.value).startswith(str(path)) and "\n" not in str(caught.value)
 
 
 def test_json_with_an_unknown_field_or_a_wrong_type_is_refused_by_name() -> None:
     text = configs.to_json(TrainConfig())
-    with pytest.raises(UsageError, match="Train stebs"):
+    with pytest.raises(UsageError, match="TrainConfig stebs"):
         configs.from_json(TrainConfig, text.replace('"steps"', '"stebs"'))
-    with pytest.raises(UsageError, match="Train optim.lr"):
+    with pytest.raises(UsageError, match="TrainConfig optim.lr"):
         configs.from_json(TrainConfig, text.replace('"lr": 0.001', '"lr": "high"'))
 
 
@@ -109,36 +124,67 @@ def test_json_with_an_unknown_field_or_a_wrong_type_is_refused_by_name() -> None
     ("fields", "message"),
     [
         ("pooling='gap'", "ViTConfig.pooling cannot be 'gap'"),
-        ("num_classes='ten'", "ViTConfig.num_classes='ten': int is wanted"),
+        ("num_classes='ten'", "ViTConfig.num_classes='ten': must be int"),
         ("moe=dict(router=dict(kind='soft'))", "TokenChoice.kind cannot be 'soft'"),
         (
             "moe=dict(router='soft')",
-            "MoEConfig.router='soft': TokenChoice or ExpertChoice or Soft",
+            "MoEConfig.router='soft': must be TokenChoice or ExpertChoice or Soft",
         ),
-        ("sparse_blocks=[1]", "ViTConfig.sparse_blocks=[1]: a tuple of int is wanted"),
-        ("head_std=float('nan')", "ViTConfig.head_std=nan: a finite float is wanted"),
+        ("sparse_blocks=[1]", "ViTConfig.sparse_blocks=[1]: must be a tuple of int"),
+        ("head_std=float('nan')", "ViTConfig.head_std=nan: must be a finite float"),
     ],
 )
-def test_values_of_the_wrong_kind_are_refused_without_the_tests_own_checks(
+def test_values_of_the_wrong_type_are_refused_by_the_config_itself(
     fields: str, message: str
 ) -> None:
-    """In a process of its own: the test run checks annotations before the config does."""
+    """In its own process: in this one the type checker of the tests would refuse them first."""
     code = f"from vmoe.models import model_config; model_config('vmoe_tiny_last2_e4', {fields})"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert f"UsageError: {message}" in done.stderr
 
 
-def test_an_evaluation_set_changes_what_it_names_and_nothing_else() -> None:
-    blocks = (MoEConfig(capacity=3), MoEConfig(router=ExpertChoice(), images_per_group=2))
-    trained = ViTConfig(sparse_blocks=(1, 3), moe=blocks)
-    assert EvalConfig().model(trained) == trained
-    found = EvalConfig(capacity_factor=4.0, k=1, priority="largest_gate").model(trained)
-    first, second = found.moe
+def test_routing_overrides_change_what_they_name_and_nothing_else() -> None:
+    layers = (MoEConfig(capacity=3), MoEConfig(router=ExpertChoice(), images_per_group=2))
+    trained = ViTConfig(sparse_blocks=(1, 3), moe=layers)
+    assert RoutingOverrides().apply(trained) == EvalConfig().model(trained) == trained
+    overrides = dict(capacity_factor=4.0, k=1, priority="largest_gate")
+    changed = RoutingOverrides(**overrides).apply(trained)
+    assert set_with(**overrides).model(trained) == changed
+    first, second = changed.moe
     assert (first.capacity, first.capacity_factor) == (None, 4.0)
     assert (first.router.k, first.router.priority) == (1, "largest_gate")
-    assert second == replace(blocks[1], capacity_factor=4.0)
-    assert EvalConfig(k=1).model(ViTConfig()) == ViTConfig()
-    first, second = EvalConfig(dropless=True).model(trained).moe
-    assert first == replace(blocks[0], dropless=True, capacity=None) and second == blocks[1]
-    again = EvalConfig(capacity_factor=4.0).model(replace(trained, moe=(first, second))).moe
-    assert not again[0].dropless
+    assert second == replace(layers[1], capacity_factor=4.0)
+    first, second = RoutingOverrides(dropless=True).apply(trained).moe
+    assert first == replace(layers[0], dropless=True, capacity=None) and second == layers[1]
+    dropless = replace(trained, moe=(first, second))
+    again = RoutingOverrides(capacity_factor=4.0).apply(dropless).moe
+    assert not again[0].dropless and again[0].capacity_factor == 4.0
+    again = RoutingOverrides(capacity=5, images_per_group=1).apply(dropless).moe
+    assert [(one.dropless, one.capacity, one.images_per_group) for one in again] == [
+        (False, 5, 1)
+    ] * 2
+
+
+DENSE, SPARSE = ViTConfig(), ViTConfig(sparse_blocks=(1,))
+SOFT = replace(SPARSE, moe=MoEConfig(router=Soft(), images_per_group=1))
+
+
+@pytest.mark.parametrize(
+    ("trained", "overrides", "message"),
+    [
+        (DENSE, dict(k=1), "routing.k=1: no block of this model is sparse, leave it out"),
+        (SOFT, dict(capacity=3), "routing.capacity=3: the slots of a soft router are parameters"),
+        (SOFT, dict(priority="random"), "routing.priority=random: no router of this model"),
+        (SOFT, dict(dropless=True), "routing.dropless=True: no router of this model is"),
+        (SPARSE, dict(k=9), "k=9 is more than moe.num_experts=8"),
+        (SPARSE, dict(k=0), "routing.k=0: use at least 1"),
+        (SPARSE, dict(capacity_factor=0.0), "routing.capacity_factor=0.0: use more than 0"),
+        (SPARSE, dict(dropless=True, capacity=2), "routing.capacity=2 with routing.dropless"),
+        (SPARSE, dict(capacity_factor=1.0, capacity=2), "with routing.capacity=2, which overrides"),
+    ],
+)  # fmt: skip
+def test_an_override_without_effect_or_sense_is_refused_by_name(
+    trained: ViTConfig, overrides: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(UsageError, match=message):
+        RoutingOverrides(**overrides).apply(trained)

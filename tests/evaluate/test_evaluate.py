@@ -1,4 +1,4 @@
-"""Figures of an evaluation, and predictions of single files."""
+"""Metrics of an evaluation, and predictions for image files."""
 
 import csv
 import functools
@@ -15,13 +15,15 @@ from PIL import Image
 import vmoe
 from vmoe import analysis
 from vmoe.axes import Record
-from vmoe.config import DataConfig, OptimConfig, TrainConfig, replace
+from vmoe.config import DataConfig, OptimConfig, RoutingOverrides, TrainConfig, replace
+from vmoe.config.preprocessing import Preprocessing
 from vmoe.data.crops import resize, to_float
 from vmoe.data.sources import open_source
 from vmoe.errors import Failure, UsageError
 from vmoe.evaluate import evaluate, image_files, predict
 from vmoe.evaluate.metrics import calibration_error, confusion
 from vmoe.evaluate.table import append_row, per_class, summary
+from vmoe.factory import Loaded, Origin
 from vmoe.nn.vit import ViT
 from vmoe.train.loop import train
 
@@ -36,7 +38,7 @@ def capture(net: ViT, images: np.ndarray) -> tuple[jax.Array, dict[int, Record]]
     return jax.jit(functools.partial(analysis.capture, net))(images)
 
 
-def test_figures_are_those_of_numpy_on_all_logits_at_any_batch_size() -> None:
+def test_metrics_are_those_of_numpy_and_scikit_learn_at_any_batch_size() -> None:
     source, free = open_source("digits", "test"), model(capacity_factor=4.0)
     logits = np.asarray(jax.jit(free.__call__)(to_float(source.images)), np.float64)
     right = logits.argmax(1) == source.labels
@@ -52,7 +54,7 @@ def test_figures_are_those_of_numpy_on_all_logits_at_any_batch_size() -> None:
         brier = ((p - np.eye(10)[source.labels]) ** 2).sum(1).mean()
         assert found.brier == pytest.approx(brier, rel=1e-5)
         assert found.calibration_error == pytest.approx(gaps(p.max(1), right), abs=1e-5)
-        ours = confusion(found.outcomes, 10)
+        ours = confusion(found.per_example, 10)
         theirs = sklearn.metrics.confusion_matrix(source.labels, logits.argmax(1))
         np.testing.assert_array_equal(ours, theirs)
         table = per_class(found)
@@ -81,7 +83,7 @@ def test_guesses_beyond_the_classes_of_the_data_are_counted_as_other() -> None:
     found = evaluate(wide, open_source("digits", "test"))
     guesses = np.asarray(jax.jit(wide.__call__)(to_float(open_source("digits", "test").images)))
     beyond = int((guesses.argmax(1) >= 10).sum())
-    assert beyond > 0 and confusion(found.outcomes, 10)[:, 10].sum() == beyond
+    assert beyond > 0 and confusion(found.per_example, 10)[:, 10].sum() == beyond
     others = sum(row["confused_with"].get("other", 0) for row in per_class(found).values())
     assert others == beyond
 
@@ -97,11 +99,13 @@ def test_dropped_is_the_share_of_choices_without_a_slot_in_full_groups() -> None
     assert found.capacity_factor == {0: pytest.approx(0.4), 1: pytest.approx(0.4)}
 
 
-def test_without_capacity_nothing_is_dropped_and_no_result_depends_on_the_batch() -> None:
+def test_without_capacity_nothing_is_dropped_and_results_do_not_depend_on_the_batch() -> None:
     dropless, source = model(dropless=True), open_source("digits", "validation")
     one, other = (evaluate(dropless, source, batch_size=b) for b in (180, 7))
     assert one.dropped == other.dropped == 0 and one.capacity_factor == {0: None, 1: None}
-    np.testing.assert_allclose(one.outcomes.cross_entropy, other.outcomes.cross_entropy, atol=1e-5)
+    np.testing.assert_allclose(
+        one.per_example.cross_entropy, other.per_example.cross_entropy, atol=1e-5
+    )
     assert ("capacity factor", "none") in summary(one)
 
 
@@ -116,48 +120,56 @@ def test_another_resolution_resizes_the_images_and_resamples_the_positions() -> 
         evaluate(net, source, image_size=10)
 
 
-def test_an_evaluation_can_be_given_up_between_batches() -> None:
-    done = []
+def test_an_exception_between_batches_ends_an_evaluation() -> None:
+    calls = []
 
-    def each() -> None:
-        done.append(1)
-        if len(done) == 3:
+    def on_batch() -> None:
+        calls.append(1)
+        if len(calls) == 3:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        evaluate(model(), open_source("digits", "test"), batch_size=64, each=each)
-    assert len(done) == 3
+        evaluate(model(), open_source("digits", "test"), batch_size=64, on_batch=on_batch)
+    assert len(calls) == 3
 
 
-def test_logits_that_are_no_numbers_are_told_and_give_no_figures() -> None:
+def test_logits_that_are_nan_are_a_failure_and_give_no_metrics() -> None:
     broken = model()
     broken.head.classes.bias[...] = jnp.full(10, jnp.nan)
     with pytest.raises(Failure, match="180 of 180 images have logits that are NaN"):
         evaluate(broken, open_source("digits", "validation"))
 
 
-def test_a_csv_file_gets_a_row_that_says_what_was_evaluated_and_how(tmp_path: Path) -> None:
+def test_a_csv_file_gets_a_row_with_the_model_settings_and_versions(tmp_path: Path) -> None:
     run = tmp_path / "run"
     config = TrainConfig(
-        model=replace(model().config, num_classes=10), data=DataConfig("digits"), steps=2, batch_size=4,
+        model=replace(model().config, num_classes=10),
+        data=DataConfig("digits"),
         optim=OptimConfig(warmup_steps=0),
-    )  # fmt: skip
+        steps=2,
+        batch_size=4,
+    )
     train(config, run)
     path = tmp_path / "rows.csv"
     for priority in ("order", "largest_gate"):
-        changed = replace(config.model, moe=dict(router=dict(priority=priority)))
-        net = vmoe.load(run, changed)
-        found = evaluate(net, open_source("digits", "validation"))
-        append_row(path, run, 2, net, found, seed=0)
+        loaded = vmoe.load(run, routing=RoutingOverrides(priority=priority))
+        found = evaluate(loaded.model, open_source("digits", "validation"))
+        append_row(path, loaded, found)
         path.write_text(path.read_text().rstrip())  # as an editor may leave it
     first, second = csv.DictReader(path.read_text().splitlines())
     assert (first["priority"], second["priority"]) == ("order", "largest_gate")
-    assert first["model"] != second["model"] and first["step"] == "2"
+    assert first["model"] != second["model"]
+    assert [first[x] for x in ("checkpoint", "step", "weights", "seed")] == [
+        str(run),
+        "2",
+        "raw",
+        "0",
+    ]
     assert float(second["accuracy"]) == pytest.approx(found.accuracy)
     assert first["data"] == "digits:validation" and first["jax"] == jax.__version__
     path.write_text("other,columns\n")
     with pytest.raises(UsageError, match="it has other columns"):
-        append_row(path, run, 2, net, found, seed=0)
+        append_row(path, loaded, found)
 
 
 def test_a_dense_model_has_no_groups_and_drops_nothing() -> None:
@@ -167,12 +179,14 @@ def test_a_dense_model_has_no_groups_and_drops_nothing() -> None:
 
 
 def test_a_prediction_names_classes_and_the_experts_used(tmp_path: Path) -> None:
-    """Of 40 images, more than go through the model at once, each is predicted as if alone."""
+    """40 images, more than the model gets at once; the oracle is the model on one image alone."""
     source, net = open_source("digits", "test"), model(capacity=2)
+    origin = Origin("run", tmp_path, "raw")
+    loaded = Loaded(net, source.class_names, Preprocessing(8), step=0, origin=origin)
     paths = [tmp_path / f"{i}.png" for i in range(40)]
     for i, path in enumerate(paths):
         Image.fromarray(np.ascontiguousarray(source.images[i])).save(path)
-    predictions = list(predict(net, paths, source.class_names, top=3))
+    predictions = list(predict(loaded, paths, top=3))
     assert [prediction.path for prediction in predictions] == list(map(str, paths))
     for i in (3, 33):
         found = predictions[i]
@@ -186,7 +200,7 @@ def test_a_prediction_names_classes_and_the_experts_used(tmp_path: Path) -> None
             np.testing.assert_allclose(shares, sent / sent.sum(), rtol=1e-5)
 
 
-def test_files_folders_and_patterns_name_images_each_once(
+def test_files_folders_and_patterns_give_each_image_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("a.png", "b.JPG", "deep/c.webp", "deep/notes.txt", "strange", ".d.png"):
@@ -201,7 +215,7 @@ def test_files_folders_and_patterns_name_images_each_once(
     assert found(".") == ["a.png", "b.JPG", "deep/c.webp"] and image_files(["."])[1] == 2
     assert found("*.png", "a.png") == ["a.png"]
     assert found("**/*.webp") == ["deep/c.webp"]
-    assert found("strange") == ["strange"], "a file named outright is taken as it is"
+    assert found("strange") == ["strange"], "a file that is named is taken whatever its name"
     for words, message in [
         (["gone.png"], "gone.png: no such file or folder, and no file matches"),
         (["*.bmp"], "no file matches it"),

@@ -31,15 +31,15 @@ def run(argv: Sequence[str]) -> None:
         raise UsageError(f"no model matches {args.pattern!r}; `vmoe models` lists all")
     costs = {name: cost(model_config(name)) for name in names}
     if args.json:
-        print_json([{"name": name} | dataclasses.asdict(found) for name, found in costs.items()])
+        print_json([{"name": name} | dataclasses.asdict(one) for name, one in costs.items()])
         return
     rows = [
         (
             name,
-            f"{found.parameters:,}",
-            f"{found.active_parameters:,.0f}",
-            f"{found.flops_per_image / 1e9:.4g}",
+            f"{one.parameters:,}",
+            f"{one.active_parameters:,.0f}",
+            f"{one.flops_per_image / 1e9:.4g}",
         )
-        for name, found in costs.items()
+        for name, one in costs.items()
     ]
     print_table(("model", "parameters", "active per token", "GFLOPs per image"), rows)

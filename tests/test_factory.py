@@ -1,0 +1,108 @@
+"""Trained models from a path: what is loaded, how images are prepared, and what is refused."""
+
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+from PIL import Image
+
+import vmoe
+from vmoe import config as configs
+from vmoe.checkpoints.run import restore
+from vmoe.config import RoutingOverrides, TrainConfig
+from vmoe.config.preprocessing import Preprocessing
+from vmoe.data.crops import resize, to_float
+from vmoe.data.sources import open_source
+from vmoe.errors import UsageError
+from vmoe.train.loop import train
+
+TINY = Path(__file__).parents[1] / "configs" / "tiny.py"
+
+
+@pytest.fixture(scope="module")
+def config() -> TrainConfig:
+    return configs.replace(
+        configs.load(TINY), steps=4, checkpoint_every=2, ema_decay=0.5, optim=dict(warmup_steps=0)
+    )
+
+
+@pytest.fixture(scope="module")
+def run(config: TrainConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    workdir = tmp_path_factory.mktemp("factory") / "run"
+    train(config, workdir)
+    return workdir
+
+
+def test_a_run_is_loaded_with_all_that_is_needed_to_use_it(run: Path, config: TrainConfig) -> None:
+    loaded = vmoe.load(run)
+    assert loaded.model.config == config.model and loaded.train_config == config
+    assert loaded.class_names == tuple("0123456789")
+    assert loaded.preprocessing == Preprocessing(image_size=8)
+    assert loaded.step == 4 and loaded.origin == ("run", run, "ema")
+    assert vmoe.load(run / "checkpoints" / "2").step == 2
+
+
+def test_the_parameters_are_the_stored_ones_or_their_moving_average(run: Path) -> None:
+    """The oracle is the item of the checkpoint, read without the factory."""
+    for use_ema, item in ((True, "ema"), (False, "params")):
+        loaded = vmoe.load(run, use_ema=use_ema)
+        params = nnx.to_pure_dict(nnx.state(loaded.model, nnx.Param))
+        stored = restore((run / "checkpoints" / "4").absolute(), **{item: params})[item]
+        jax.tree.map(np.testing.assert_array_equal, params, stored)
+        assert loaded.origin.weights == ("ema" if use_ema else "raw")
+
+
+def test_images_are_prepared_as_in_training_from_files_and_from_pixels(
+    run: Path, tmp_path: Path
+) -> None:
+    pixels = np.random.default_rng(0).integers(0, 255, (2, 20, 30, 3), dtype=np.uint8)
+    Image.fromarray(pixels[0]).save(tmp_path / "0.png")
+    expected = to_float(np.stack([resize(image, 8) for image in pixels]))
+    loaded = vmoe.load(run)
+    np.testing.assert_array_equal(loaded.preprocess(pixels), expected)
+    np.testing.assert_array_equal(loaded.preprocess([tmp_path / "0.png", pixels[1]]), expected)
+    digits = open_source("digits", "test").images[:3]
+    assert loaded.model(loaded.preprocess(digits)).shape == (3, 10)
+
+
+@pytest.mark.parametrize(
+    ("images", "message"),
+    [
+        ("0.png", "images='0.png': give a list of images"),
+        ([], "images: none given"),
+        ([np.zeros((8, 8, 3))], r"images\[0\] is float64\[8, 8, 3\]: give a path, or pixels uint8"),
+        ([np.zeros((8, 8), np.uint8)], r"images\[0\] is uint8\[8, 8\]"),
+        (["gone.png"], "gone.png: no such file"),
+    ],
+)
+def test_what_is_no_image_is_refused(run: Path, images: object, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        vmoe.load(run).preprocess(images)
+
+
+def test_routing_can_be_overridden_without_changing_parameters(
+    run: Path, config: TrainConfig
+) -> None:
+    loaded = vmoe.load(run, routing=RoutingOverrides(k=1, capacity_factor=0.5))
+    moe = dict(capacity_factor=0.5, router=dict(k=1))
+    assert loaded.model.config == configs.replace(config.model, moe=moe)
+    trees = (
+        nnx.to_pure_dict(nnx.state(m, nnx.Param)) for m in (loaded.model, vmoe.load(run).model)
+    )
+    jax.tree.map(np.testing.assert_array_equal, *trees)
+    with pytest.raises(UsageError, match="k=5 is more than moe.num_experts=4"):
+        vmoe.load(run, routing=RoutingOverrides(k=5))
+
+
+def test_a_path_without_a_model_is_refused_with_the_formats_that_are_read(tmp_path: Path) -> None:
+    for path, reason in (
+        (tmp_path / "nowhere", "no such file or folder"),
+        (tmp_path, "no checkpoint of a known format"),
+    ):
+        with pytest.raises(UsageError) as caught:
+            vmoe.load(path)
+        message = str(caught.value)
+        assert message.startswith(f"{path}: {reason}; give a run folder")
+        assert "checkpoints/STEP" in message and "--" not in message
