@@ -114,8 +114,14 @@ CASES: dict[str, tuple[list[str], str]] = {
     "recipe is a folder": ([*TRAIN, "photos"], "--config photos: no such file"),
     "syntax": ([*TRAIN, "syntax.py"], "syntax.py, line 1: '(' was never closed"),
     "import": ([*TRAIN, "import.py"], "import.py, line 1: No module named 'nothing_like_it'"),
-    "key": ([*TRAIN, "key.py"], "key.py, line 2: TrainConfig has no field 'stepz': did you mean 'steps'"),
-    "type in a recipe": ([*TRAIN, "type.py"], "type.py, line 2: TrainConfig.steps='many': int is wanted"),
+    "key": (
+        [*TRAIN, "key.py"],
+        "key.py, line 2: TrainConfig has no field 'stepz': did you mean 'steps'",
+    ),
+    "type in a recipe": (
+        [*TRAIN, "type.py"],
+        "type.py, line 2: TrainConfig.steps='many': int is wanted",
+    ),
     "no config in it": ([*TRAIN, "nothing.py"], "must define `config = TrainConfig(...)`"),
     "recipe that raises": ([*TRAIN, "raises.py"], "raises.py, line 2: division by zero"),
     "recipe that exits": ([*TRAIN, "exits.py"], "exits.py, line 2: no disk"),
@@ -125,18 +131,36 @@ CASES: dict[str, tuple[list[str], str]] = {
     "no name of a run": (["train", "--config", "{tiny}", "--workdir", ""], "--workdir is empty"),
     "recipe of bytes": ([*TRAIN, "bytes.py"], "bytes.py: source code"),
     "router": ([*TRAIN, "soft.py"], "soft.py, line 2: MoEConfig.router='soft': TokenChoice or"),
-    "decay": ([*TRAIN, "decay.py"], "decay.py, line 2: OptimConfig.decay=0.3: WeightDecayConfig is wanted"),
-    "data in a recipe": ([*TRAIN, "data.py"], "data.py, line 2: TrainConfig.data='digits': DataConfig is"),
-    "k in a recipe": ([*TRAIN, "router.py"], "line 2: moe.router.k=2 is more than moe.num_experts=1"),
+    "decay": (
+        [*TRAIN, "decay.py"],
+        "decay.py, line 2: OptimConfig.decay=0.3: WeightDecayConfig is wanted",
+    ),
+    "data in a recipe": (
+        [*TRAIN, "data.py"],
+        "data.py, line 2: TrainConfig.data='digits': DataConfig is",
+    ),
+    "k in a recipe": (
+        [*TRAIN, "router.py"],
+        "line 2: moe.router.k=2 is more than moe.num_experts=1",
+    ),
     "moe for each block": ([*TRAIN, "blocks.py"], "one for each of the 2 sparse blocks"),
     # values that cannot work together
-    "k": ([*TINY_TRAIN, "--model.moe.router.k", "5"], "k=5 is more than moe.num_experts=4: lower k"),
+    "k": (
+        [*TINY_TRAIN, "--model.moe.router.k", "5"],
+        "k=5 is more than moe.num_experts=4: lower k",
+    ),
     "capacity": ([*TINY_TRAIN, "--model.moe.capacity", "0"], "moe.capacity=0: an expert needs"),
     "dropless": ([*TRAIN, "dropless.py"], "line 2: moe.dropless with router expert_choice"),
     "implementation": ([*TINY_TRAIN, "--model.moe.implementation", "block"], "'blocked', 'ragged'"),
     "capacity factor": ([*TINY_TRAIN, "--model.moe.capacity-factor", "0"], "use more than 0"),
-    "patch": ([*TINY_TRAIN, "--model.patch_size", "3"], "patch_size=3 does not divide model.image_size=8"),
-    "heads": ([*TINY_TRAIN, "--model.num-heads", "3"], "num_heads=3 does not divide model.width=16"),
+    "patch": (
+        [*TINY_TRAIN, "--model.patch_size", "3"],
+        "patch_size=3 does not divide model.image_size=8",
+    ),
+    "heads": (
+        [*TINY_TRAIN, "--model.num-heads", "3"],
+        "num_heads=3 does not divide model.width=16",
+    ),
     "block": ([*TINY_TRAIN, "--model.sparse-blocks", "2"], "block numbers below depth=2"),
     "classes": ([*TINY_TRAIN, "--model.num-classes", "9"], "has 10 classes, model.num_classes=9"),
     "warmup": ([*TINY_TRAIN, "--steps", "10"], "optim.warmup_steps=20 leaves no step of steps=10"),
@@ -157,7 +181,10 @@ CASES: dict[str, tuple[list[str], str]] = {
     "shift": ([*TINY_TRAIN, "--data.shift", "8"], "data.shift=8 leaves nothing of an image of"),
     "implementation of soft slots": ([*TRAIN, "soft_rows.py"], "a soft router fills every slot"),
     "capacity of soft slots": ([*TRAIN, "soft_set.py"], "the slots of a soft router are parame"),
-    "size of a set": ([*TINY_TRAIN, "--evaluations.0.image-size", "9"], "model.patch_size=4 does not"),
+    "size of a set": (
+        [*TINY_TRAIN, "--evaluations.0.image-size", "9"],
+        "model.patch_size=4 does not",
+    ),
     "k of a set": ([*TINY_TRAIN, "--evaluations.0.k", "5"], "moe.router.k=5 is more than"),
     # data
     "no folder": ([*TINY_TRAIN, "--data.name", "folder:gone"], "folder:gone: no such folder"),

@@ -62,7 +62,7 @@ class Placement:
     # Inside a program: sharding constraints on activations.
 
     def images(self, x: Array) -> Array:
-        """Splits an array whose first axis is b or g, or counts rows of images, over all devices."""
+        """Splits an array over all devices; its first axis is b, g, or rows of the images."""
         return self._constrained(x, PartitionSpec(ALL))
 
     def on_each_device(self, function: Function) -> Function:
@@ -204,8 +204,8 @@ class Placement:
                 )
             if moe.dropless:
                 raise UsageError(
-                    f"moe.dropless on {self.devices} devices: without a capacity one expert may get "
-                    "every row; set moe.capacity_factor, or use one device"
+                    f"moe.dropless on {self.devices} devices: without a capacity one expert may "
+                    "get every row; set moe.capacity_factor, or use one device"
                 )
             if moe.implementation in ("blocked", "ragged"):
                 raise UsageError(

@@ -139,8 +139,8 @@ def test_logits_that_are_no_numbers_are_told_and_give_no_figures() -> None:
 def test_a_csv_file_gets_a_row_that_says_what_was_evaluated_and_how(tmp_path: Path) -> None:
     run = tmp_path / "run"
     config = TrainConfig(
-        model=replace(model().config, num_classes=10), data=DataConfig("digits"), steps=2, batch_size=4,
-        optim=OptimConfig(warmup_steps=0),
+        model=replace(model().config, num_classes=10), data=DataConfig("digits"), steps=2,
+        batch_size=4, optim=OptimConfig(warmup_steps=0),
     )  # fmt: skip
     train(config, run)
     path = tmp_path / "rows.csv"
