@@ -31,7 +31,7 @@ def place(
             nothing to split over.
     """
     sizes = _parse(mesh)
-    experts = [model.moe_of(block).num_experts for block in model.sparse_blocks]
+    experts = [moe.num_experts for moe in model.moe_blocks.values()]
     if EXPERT in sizes:
         expert = sizes[EXPERT]
     elif DATA in sizes:

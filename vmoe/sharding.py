@@ -195,7 +195,7 @@ class Placement:
         """
         if self.mesh is None:
             return
-        for moe in map(model.moe_of, model.sparse_blocks):
+        for moe in model.moe_blocks.values():
             if moe.num_experts % self.expert:
                 fit = [n for n in divisors(self.devices) if moe.num_experts % n == 0]
                 raise UsageError(
