@@ -31,7 +31,7 @@ def place(
             nothing to split over.
     """
     sizes = _parse(mesh)
-    experts = [model.moe_of(block).num_experts for block in model.sparse_blocks]
+    experts = [moe.num_experts for moe in model.moe_blocks.values()]
     if EXPERT in sizes:
         expert = sizes[EXPERT]
     elif DATA in sizes:
@@ -47,8 +47,8 @@ def place(
         )
     if fsdp and data == 1:
         raise UsageError(
-            f"fsdp splits over data, which is 1 on these {len(devices)} devices; a mesh with data=N "
-            "makes it larger"
+            f"fsdp splits over data, which is 1 on these {len(devices)} devices; a mesh with "
+            "data=N makes it larger"
         )
     if len(devices) == 1:
         return ONE_DEVICE
@@ -75,7 +75,7 @@ def _sorted(devices: Sequence[jax.Device]) -> list[jax.Device]:
 
 
 def _domain_size(devices: Sequence[jax.Device]) -> int:
-    """The number of devices that fast links join: of the smallest slice, or of the smallest host."""
+    """The number of devices that fast links join: those of the smallest slice, or host."""
     slices = [_slice(device) for device in devices]
     return min(slices.count(one) for one in set(slices))
 

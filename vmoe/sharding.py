@@ -62,7 +62,7 @@ class Placement:
     # Inside a program: sharding constraints on activations.
 
     def images(self, x: Array) -> Array:
-        """Splits an array whose first axis is b or g, or counts rows of images, over all devices."""
+        """Splits an array over all devices; its first axis is b, g, or rows of the images."""
         return self._constrained(x, PartitionSpec(ALL))
 
     def on_each_device(self, function: Function) -> Function:
@@ -195,7 +195,7 @@ class Placement:
         """
         if self.mesh is None:
             return
-        for moe in map(model.moe_of, model.sparse_blocks):
+        for moe in model.moe_blocks.values():
             if moe.num_experts % self.expert:
                 fit = [n for n in divisors(self.devices) if moe.num_experts % n == 0]
                 raise UsageError(
@@ -204,8 +204,8 @@ class Placement:
                 )
             if moe.dropless:
                 raise UsageError(
-                    f"moe.dropless on {self.devices} devices: without a capacity one expert may get "
-                    "every row; set moe.capacity_factor, or use one device"
+                    f"moe.dropless on {self.devices} devices: without a capacity one expert may "
+                    "get every row; set moe.capacity_factor, or use one device"
                 )
             if moe.implementation in ("blocked", "ragged"):
                 raise UsageError(

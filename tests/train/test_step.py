@@ -50,7 +50,7 @@ def test_the_first_step_of_a_warmup_measures_the_loss_and_moves_nothing(
 
 
 def test_a_step_is_the_one_written_out(config: TrainConfig, batch: Batch) -> None:
-    """Mean cross-entropy plus auxiliary losses, clipped, Adam's first step, decay of kernels, times lr."""
+    """Cross-entropy plus auxiliary losses, clipping, Adam's first step, decay of kernels, lr."""
     optim = dataclasses.replace(
         config.optim,
         warmup_steps=0,

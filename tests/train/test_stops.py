@@ -333,7 +333,8 @@ def test_a_diverging_learning_rate_ends_the_command_with_one_line(
 ) -> None:
     recipe = recipe.with_name("breaks.py")
     recipe.write_text(
-        f"{RECIPE}\nconfig = replace(config, optim=dict(lr=1e38, warmup_steps=0, grad_clip_norm=None))\n"
+        f"{RECIPE}\n"
+        "config = replace(config, optim=dict(lr=1e38, warmup_steps=0, grad_clip_norm=None))\n"
     )
     stderr, status = run(recipe, tmp_path / "run")
     assert status == 1 and "Traceback" not in stderr

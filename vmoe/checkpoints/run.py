@@ -204,8 +204,8 @@ class Checkpoints:
         # TensorStore reports the whole path to an error, its cause last
         cause = getattr(reason, "strerror", None) or str(reason).split(": ")[-1].split(" [")[0]
         raise Failure(
-            f"{self._folder}: a checkpoint cannot be written ({cause}); {last}. Free some space and "
-            "run the same command to resume"
+            f"{self._folder}: a checkpoint cannot be written ({cause}); {last}. Free some space "
+            "and run the same command to resume"
         ) from (reason if isinstance(reason, Exception) else None)
 
 

@@ -26,6 +26,7 @@ def parse(kind: type[Arguments], command: str, argv: Sequence[str], **defaults: 
         UsageError: an option is unknown, missing or has a wrong value; one line.
         SystemExit: help was asked for and is printed.
     """
+    assert dataclasses.is_dataclass(kind)
     missing = {}
     for field in dataclasses.fields(kind):
         if field.type is Path:

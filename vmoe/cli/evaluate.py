@@ -75,9 +75,11 @@ def _open_source(data: str, loaded: "Loaded") -> "Source":
     """The split that ``--data`` names, with the classes of the model."""
     from vmoe.data.sources import name_and_split, open_source, relabel
 
-    if not data and loaded.train_config is None:
-        raise UsageError("--data is missing: the checkpoint does not name its training data")
-    name, split = name_and_split(data or loaded.train_config.data.name)
+    if not data:
+        if loaded.train_config is None:
+            raise UsageError("--data is missing: the checkpoint does not name its training data")
+        data = loaded.train_config.data.name
+    name, split = name_and_split(data)
     return relabel(open_source(name, split or "test"), loaded.class_names)
 
 

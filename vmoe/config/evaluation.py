@@ -66,7 +66,7 @@ class RoutingOverrides(Checked):
         return replace(trained, moe=tuple(map(self._layer, trained.moe)))
 
     def _check_effect(self, trained: ViTConfig) -> None:
-        routers = [trained.moe_of(block).router for block in trained.sparse_blocks]
+        routers = [moe.router for moe in trained.moe_blocks.values()]
         for name, value in self._given().items():
             reason = ""
             if not routers:

@@ -8,11 +8,10 @@ from typing import Any, Literal, TypeVar
 
 from vmoe.errors import UsageError, unknown
 
-Config = TypeVar("Config")
-
 _UNION = (types.UnionType, typing.Union)
 
 
+@dataclasses.dataclass(frozen=True)
 class Checked:
     """A config whose fields have the annotated types; floats are finite."""
 
@@ -25,6 +24,9 @@ class Checked:
             if choices and value not in choices and not _fits(value, kind):
                 raise UsageError(unknown(f"{place} cannot be", value, choices))
             require(_fits(value, kind), f"{place}={value!r}: must be {_described(kind)}")
+
+
+Config = TypeVar("Config", bound=Checked)
 
 
 def _kinds(kind: Any) -> tuple[Any, ...]:

@@ -165,10 +165,13 @@ class ViTConfig(Checked):
         require_rate("model.dropout", self.dropout)
         require_rate("model.attention_dropout", self.attention_dropout)
 
+    @property
+    def moe_blocks(self) -> dict[int, MoEConfig]:
+        """The sparse-layer config of each sparse block, by the number of the block."""
+        if isinstance(self.moe, MoEConfig):
+            return dict.fromkeys(self.sparse_blocks, self.moe)
+        return dict(zip(self.sparse_blocks, self.moe, strict=True))
+
     def moe_of(self, block: int) -> MoEConfig | None:
         """The sparse-layer config of a block; None if the block is dense."""
-        if block not in self.sparse_blocks:
-            return None
-        if isinstance(self.moe, MoEConfig):
-            return self.moe
-        return self.moe[self.sparse_blocks.index(block)]
+        return self.moe_blocks.get(block)

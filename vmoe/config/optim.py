@@ -29,7 +29,7 @@ class WeightDecayConfig(Checked):
 
 @dataclasses.dataclass(frozen=True)
 class OptimConfig(Checked):
-    """The optimiser: clipping, Adam or momentum, decoupled weight decay, learning rate, in order."""
+    """The optimiser: clipping, Adam or momentum, weight decay, learning rate, in this order."""
 
     kind: Literal["adamw", "sgd"] = "adamw"
     lr: float = 1e-3

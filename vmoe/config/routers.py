@@ -34,23 +34,37 @@ class RouterConfig(Checked):
             logits (g, s, e); "slot" for (g, s, e, c), where slots are parameters of the gate and
             each is a mixture of all tokens of an image.
         tokens_choose: whether tokens choose their experts, so that a choice can be dropped.
-        experts_per_token: choices of each token; 1 where tokens do not choose. A capacity factor
-            counts slots per token and choice.
-        random_priority: whether the router needs a random number for each token in training.
-        noise_std: the noise on the logits in training has standard deviation noise_std / e.
-        aux_loss: weights of the auxiliary losses.
     """
 
     logits_per = "expert"
     tokens_choose = False
-    experts_per_token = 1
-    random_priority = False
-    noise_std = 0.0
-    aux_loss = AuxLossWeights(importance=0.0, load=0.0)
 
     def __post_init__(self) -> None:
         super().__post_init__()
         require(self.noise_std >= 0, f"router.noise_std={self.noise_std}: use 0 or more")
+
+    @property
+    def experts_per_token(self) -> int:
+        """Choices of each token; 1 where tokens do not choose.
+
+        A capacity factor counts slots per token and choice.
+        """
+        return 1
+
+    @property
+    def random_priority(self) -> bool:
+        """Whether the router needs a random number for each token in training."""
+        return False
+
+    @property
+    def noise_std(self) -> float:
+        """The noise on the logits in training has standard deviation noise_std / e."""
+        return 0.0
+
+    @property
+    def aux_loss(self) -> AuxLossWeights:
+        """Weights of the auxiliary losses."""
+        return AuxLossWeights(importance=0.0, load=0.0)
 
 
 @dataclasses.dataclass(frozen=True)

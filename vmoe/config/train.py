@@ -20,7 +20,7 @@ class TrainConfig(Checked):
     steps: int = 1000
     batch_size: int = 32
     loss: Literal["softmax", "sigmoid"] = "softmax"
-    """Cross-entropy of the softmax over the classes, or of a sigmoid per class, summed over them."""
+    """Cross-entropy of the softmax over classes, or of a sigmoid per class, summed over classes."""
     label_smoothing: float = 0.0
     """Share of each label that is spread over all classes, in [0, 1)."""
     ema_decay: float = 0.0
@@ -37,8 +37,8 @@ class TrainConfig(Checked):
     checkpoint_every: int = 500
     """Steps between checkpoints; the last step is always saved."""
     keep_latest: int = 2
-    """How many of the newest scheduled checkpoints are kept; the best one by evaluation and the last
-    one are kept too."""
+    """How many of the newest scheduled checkpoints are kept; the best one by evaluation and the
+    last one are kept too."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -14,13 +14,13 @@ such an array is counted in bfloat16: as it travels between devices that support
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 
 from vmoe.costs.hlo import Program, replica_group
 
-COMPILER_OPTIONS = {
+COMPILER_OPTIONS: dict[str, Any] = {
     # The combiner would join converted arrays with others.
     "xla_disable_hlo_passes": "cpu-all-reduce-combiner",
     # Otherwise XLA removes a rounding to bfloat16 that is followed by a conversion to float32.

@@ -16,6 +16,7 @@ from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn
 from vmoe import models
 from vmoe.axes import Record, Routing
 from vmoe.config import MoEConfig, TokenChoice, ViTConfig, replace
+from vmoe.costs.arrays import array
 from vmoe.nn.vit import ViT, num_tokens
 
 
@@ -45,7 +46,7 @@ def cost(config: ViTConfig) -> Cost:
     for i, record in records.items():
         experts = _size(params["blocks"][i]["mlp"]["experts"])
         active -= experts * (
-            1 - _experts_per_token(config.moe_of(i), record) / record.gates.shape[2]
+            1 - _experts_per_token(config.moe_blocks[i], record) / record.gates.shape[2]
         )
     return Cost(
         parameters=total,
@@ -73,20 +74,18 @@ def countable(model: ViTConfig) -> ViTConfig:
     ``batched`` computes all slots; ``ragged`` computes all rows, where there is no capacity. Loops
     over blocks of rows run as often as the routing of the data requires.
     """
-    layers = (model.moe_of(block) for block in model.sparse_blocks)
-    return replace(
-        model,
-        moe=tuple(
-            replace(moe, implementation="ragged" if moe.dropless else "batched") for moe in layers
-        ),
+    layers = tuple(
+        replace(moe, implementation="ragged" if moe.dropless else "batched")
+        for moe in model.moe_blocks.values()
     )
+    return replace(model, moe=layers)
 
 
 def _trace(config: ViTConfig) -> tuple[Jaxpr, int, nnx.State, dict[int, Record]]:
     """The forward pass on full groups: its program, number of images, parameters and records."""
     config = countable(config)
     graph, params, rest = nnx.split(models.build_abstract(config), nnx.Param, ...)
-    b = math.lcm(*(config.moe_of(i).images_per_group for i in config.sparse_blocks))
+    b = math.lcm(*(moe.images_per_group for moe in config.moe_blocks.values()))
     shape = (b, config.image_size, config.image_size, 3)
     images = jax.ShapeDtypeStruct(shape, jnp.float32)
 
@@ -135,17 +134,17 @@ def _equation_flops(equation: JaxprEqn) -> int:
         case "while" if sum(inner):
             raise ValueError("a matrix product in a loop of unknown length cannot be counted")
         case "ragged_dot" | "ragged_dot_general":
-            rows, inputs = equation.invars[0].aval.shape
-            return 2 * rows * inputs * equation.outvars[0].aval.shape[-1]
+            rows, inputs = array(equation.invars[0]).shape
+            return 2 * rows * inputs * array(equation.outvars[0]).shape[-1]
         case "conv_general_dilated" as name:
             raise ValueError(f"{name}: counting the FLOPs of this operation is not implemented")
     return sum(inner)
 
 
 def _dot_flops(equation: JaxprEqn) -> int:
-    left, _ = (x.aval.shape for x in equation.invars)
+    left, _ = (array(x).shape for x in equation.invars)
     (contracted, _), _ = equation.params["dimension_numbers"]
-    return 2 * math.prod(equation.outvars[0].aval.shape) * math.prod(left[i] for i in contracted)
+    return 2 * math.prod(array(equation.outvars[0]).shape) * math.prod(left[i] for i in contracted)
 
 
 def _inner_jaxprs(equation: JaxprEqn) -> Iterator[Jaxpr]:

@@ -57,7 +57,7 @@ class Program:
             case "copy" | "bitcast" | "transpose" | "reshape" | "slice" | "convert":
                 return min(own, self._narrowest(instruction.operands[0], arguments))
             case "fusion":
-                root = self._roots[re.search(r"calls=%([\w.-]+)", instruction.attributes)[1]]
+                root = self._roots[re.findall(r"calls=%([\w.-]+)", instruction.attributes)[0]]
                 return min(own, self._narrowest(root, instruction.operands))
             case "parameter" if arguments:
                 return min(own, self._narrowest(arguments[int(instruction.operands[0])], ()))

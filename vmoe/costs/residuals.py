@@ -11,6 +11,8 @@ from typing import Any, NamedTuple
 import jax
 from jax.extend.core import Jaxpr, JaxprEqn, Var
 
+from vmoe.costs.arrays import array
+
 _WITHOUT_COPY = ("reshape", "squeeze", "expand_dims", "convert_element_type")
 
 
@@ -64,7 +66,7 @@ def _outputs(jaxpr: Jaxpr, params: set[Var]) -> list[Residual]:
             varying.update(equation.outvars)
     arrays = dict.fromkeys(_source(var, producers) for var in jaxpr.outvars if isinstance(var, Var))
     return [
-        Residual(math.prod(v.aval.shape), v.aval.dtype.itemsize, v not in varying, v in params)
+        Residual(math.prod(array(v).shape), array(v).dtype.itemsize, v not in varying, v in params)
         for v in arrays
     ]
 
@@ -73,7 +75,7 @@ def _source(var: Var, producers: dict[Var, JaxprEqn]) -> Var:
     """The array that has to be saved for a residual: before reshapes, in its narrowest dtype."""
     while var in producers and producers[var].primitive.name in _WITHOUT_COPY:
         (before, *_) = producers[var].invars
-        if not isinstance(before, Var) or before.aval.dtype.itemsize > var.aval.dtype.itemsize:
+        if not isinstance(before, Var) or array(before).dtype.itemsize > array(var).dtype.itemsize:
             break
         var = before
     return var

@@ -26,7 +26,8 @@ def summarize(config: ViTConfig, *, title: str = "model") -> str:
         UsageError: the capacity leaves no slot.
     """
     costs = cost(config)
-    console = Console(file=io.StringIO(), width=100)
+    text = io.StringIO()
+    console = Console(file=text, width=100)
     console.print(_parameter_table(config, costs, title))
     lines = [
         f"{config.depth} blocks, width {config.width}, {config.num_heads} heads, "
@@ -37,7 +38,7 @@ def summarize(config: ViTConfig, *, title: str = "model") -> str:
         f"{flops_to_logits(config) / 1e9:.4g} that the logits depend on",
         *_sparse_lines(config),
     ]
-    return console.file.getvalue().rstrip() + "\n" + "\n".join(lines)
+    return text.getvalue().rstrip() + "\n" + "\n".join(lines)
 
 
 def parameters_by_part(config: ViTConfig) -> dict[str, int]:
@@ -63,8 +64,7 @@ def _parameter_table(config: ViTConfig, costs: Cost, title: str) -> Table:
 
 def _sparse_lines(config: ViTConfig) -> list[str]:
     lines = []
-    for block in config.sparse_blocks:
-        moe = config.moe_of(block)
+    for block, moe in config.moe_blocks.items():
         s = moe.images_per_group * num_tokens(config)
         slots, factor = slots_and_factor(moe, s)
         capacity = (

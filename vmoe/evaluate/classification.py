@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
@@ -137,8 +138,7 @@ def evaluate(
         of = f"{count} of {len(source)} images"
         message = f"{source.name}: {of} have logits that are NaN or infinite"
         raise distributed.synchronized(Failure(message))
-    correct = images.predictions == images.labels
-    blocks = {block: config.moe_of(block) for block in config.sparse_blocks}
+    correct = np.asarray(images.predictions == images.labels)
     return Evaluation(
         data=source.name,
         images=len(correct),
@@ -146,15 +146,15 @@ def evaluate(
         top5_accuracy=float(images.in_top5.mean()),
         cross_entropy=float(images.cross_entropy.mean(dtype=np.float64)),
         brier=float(images.brier.mean(dtype=np.float64)),
-        calibration_error=calibration_error(images.confidence, correct),
+        calibration_error=calibration_error(np.asarray(images.confidence), correct),
         dropped=dropped / max(choices, 1),
         image_size=image_size,
         batch_size=batch_size,
         devices=placement.devices,
-        images_per_group={block: moe.images_per_group for block, moe in blocks.items()},
+        images_per_group={i: moe.images_per_group for i, moe in config.moe_blocks.items()},
         capacity_factor={
-            block: _capacity_factor(config, moe, batch_size // placement.devices, image_size)
-            for block, moe in blocks.items()
+            i: _capacity_factor(config, moe, batch_size // placement.devices, image_size)
+            for i, moe in config.moe_blocks.items()
         },
         images_per_second=len(correct) / seconds,
         class_names=source.class_names,
@@ -168,7 +168,11 @@ def _measure(
 ) -> tuple[PerExample, jax.Array, tuple[jax.Array, jax.Array]]:
     model = nnx.merge(graph, state)
     logits, records = model.forward(batch.images, valid=batch.valid)
-    measured = per_example(logits, batch.labels), batch.valid, choices_and_drops(records)
+    measured = (
+        per_example(logits, jnp.asarray(batch.labels)),
+        batch.valid,
+        choices_and_drops(records),
+    )
     return model.placement.replicate(measured)
 
 

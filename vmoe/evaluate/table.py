@@ -122,7 +122,7 @@ def append_row(path: Path, loaded: Loaded, evaluation: Evaluation) -> None:
 
 def _settings(config: ViTConfig) -> dict[str, str]:
     """The routing settings of the sparse blocks: one value, or one for each block."""
-    layers = [config.moe_of(block) for block in config.sparse_blocks]
+    layers = config.moe_blocks.values()
     routers = [layer.router for layer in layers]
     return {
         "router": _joined(router.kind for router in routers),

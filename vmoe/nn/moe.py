@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float
 
-from vmoe.axes import Record, RouterInputs, Routing, SoftRouting
+from vmoe.axes import Decision, Record, RouterInputs, Routing, SoftRouting
 from vmoe.config import MoEConfig
 from vmoe.config.model import Implementation
 from vmoe.nn import keys
@@ -89,16 +89,18 @@ class MoE(nnx.Module):
         config, router = self.config, router_of(self.config)
         noise_key, draw_key = keys.split(key, 2)
         logits = self.router(groups)
-        draws = config.router.random_priority and key is not None
+        draw = None
+        if config.router.random_priority and draw_key is not None:
+            draw = jax.random.uniform(draw_key, valid.shape)
         inputs = RouterInputs(
             logits,
             noise=self.router.noise(logits.shape, noise_key),
             valid=valid,
-            draw=jax.random.uniform(draw_key, valid.shape) if draws else None,
+            draw=draw,
         )
         capacity = router.capacity(config, groups.shape[1])
         route = functools.partial(router.route, config=config, capacity=capacity)
-        decision = self.placement.on_each_device(route)(inputs)
+        decision: Decision = self.placement.on_each_device(route)(inputs)
         aux_loss = aux_losses.total(decision.losses, config.router.aux_loss, valid)
         return Record(logits, *decision, aux_loss, valid)
 
@@ -115,6 +117,7 @@ class MoE(nnx.Module):
             slots = self.placement.to_experts(dispatch(groups, routing)).astype(dtype)
             outputs = self._transfer(self.experts(slots, key))
             return combine(self.placement.from_experts(outputs), routing)
+        assert isinstance(routing, Routing)  # soft routing is always batched
         block = None if implementation == "ragged" else block_size(routing)
         routing, sizes = sort_rows(routing, block=block or 1)
         rows = dispatch(flatten(groups), routing)[0, 0].astype(dtype)

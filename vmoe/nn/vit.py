@@ -65,13 +65,12 @@ class Block(nnx.Module):
                 depends on. In a sparse block all tokens attend, since all are routed.
         """
         attention_key, dropout_key, mlp_key = keys.split(key, 3)
-        sparse = isinstance(self.mlp, MoE)
         normed = self.norm1(tokens)
-        if class_token_only and not sparse:
+        if class_token_only and not isinstance(self.mlp, MoE):
             tokens = tokens[:, :1]
         attended = self.attention(normed[:, : tokens.shape[1]], normed, key=attention_key)
         tokens += self.dropout(attended, deterministic=key is None, rngs=dropout_key)
-        if not sparse:
+        if not isinstance(self.mlp, MoE):
             return tokens + self.mlp(self.norm2(tokens), mlp_key), None
         change, record = self.mlp(
             self.norm2(tokens), valid, mlp_key, class_token_only=class_token_only

@@ -135,7 +135,9 @@ def hypothetical_devices(count: int) -> Sequence[jax.Device]:
     """
     try:
         jax.config.update("jax_platforms", "cpu")
-        jax.config.update("jax_num_cpu_devices", max(count, jax.config.jax_num_cpu_devices))
+        jax.config.update(
+            "jax_num_cpu_devices", max(count, jax.config.values["jax_num_cpu_devices"])
+        )
     except RuntimeError:  # JAX has started; it may have enough
         pass
     devices = jax.devices("cpu")
@@ -163,7 +165,7 @@ def _chip(name: str, devices: int) -> Chip:
 
 def _placements(config: TrainConfig, devices: Sequence[jax.Device], mesh: str) -> list[Placement]:
     """The given mesh, or every one that divides devices and experts; without and with fsdp."""
-    experts = [config.model.moe_of(block).num_experts for block in config.model.sparse_blocks]
+    experts = [moe.num_experts for moe in config.model.moe_blocks.values()]
     sizes = range(1, min(experts, default=1) + 1)
     fitting = [n for n in sizes if all(x % n == 0 for x in (len(devices), *experts))]
     meshes = [mesh] if mesh or len(devices) == 1 else [f"expert={n}" for n in fitting]

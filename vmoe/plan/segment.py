@@ -7,7 +7,7 @@ update of its own parameters.
 import dataclasses
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -66,7 +66,9 @@ class Segment:
         shardings = jax.tree.map(lambda x: x.sharding, state)
         step = jax.jit(self._step, out_shardings=(shardings, None))
         compiled = step.lower(state, inputs).compile(compiler_options=COMPILER_OPTIONS)
-        return parse_collectives(compiled.as_text())
+        text = compiled.as_text()
+        assert text is not None, "every compiler of the CPU prints its programs"
+        return parse_collectives(text)
 
     def saved_activations(self) -> float:
         """Bytes per device saved from the forward pass for the backward pass of one execution.
@@ -114,7 +116,7 @@ class Segment:
         )
         gradient, tokens_gradient = backward(out)
         updates, opt_state = self._optimizer().update(gradient, opt_state, params)
-        params = optax.apply_updates(params, updates)
+        params = cast(Params, optax.apply_updates(params, updates))
         if ema is not None:
             ema = update_ema(ema, params, self.config.ema_decay, jnp.zeros((), jnp.int32))
         return (params, opt_state, ema), tokens_gradient

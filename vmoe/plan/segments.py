@@ -57,7 +57,7 @@ def _name(model: ViTConfig, kind: _BlockKind, indices: list[int]) -> str:
     sparsity = "dense" if kind.moe is None else "sparse"
     if indices == [model.depth - 1]:
         return f"last block, {sparsity}"
-    several = len({model.moe_of(block) for block in model.sparse_blocks}) > 1
+    several = len(set(model.moe_blocks.values())) > 1
     return f"{sparsity} block" + (f" (as block {indices[0]})" if kind.moe and several else "")
 
 

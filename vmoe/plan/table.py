@@ -38,7 +38,9 @@ def tables(plan: Plan) -> list[tuple[str, Row, list[Row]]]:
     best, limit = plan.feasible[0], format_bytes(plan.device_memory)
     remat = "with" if plan.config.model.remat else "without"
     title = f"Memory per device; feasible up to {limit}, counted {remat} remat as in the config"
-    found = [(title, MEMORY, list(map(_memory_row, plan.feasible)))]
+    found: list[tuple[str, Row, list[Row]]] = [
+        (title, MEMORY, list(map(_memory_row, plan.feasible)))
+    ]
     if plan.infeasible:
         title = f"Infeasible: more than {limit} per device"
         found.append((title, MEMORY, list(map(_memory_row, plan.infeasible))))
@@ -101,7 +103,7 @@ def assumptions(plan: Plan) -> list[str]:
     network = chip.network_bandwidth
     between = "" if network is None else f", {network / 1e9:.4g} GB/s between domains"
     float32 = "" if model.dtype == "bfloat16" else ", and this model's float32 is slower"
-    dtypes = {model.moe_of(block).transfer_dtype for block in model.sparse_blocks}
+    dtypes = {moe.transfer_dtype for moe in model.moe_blocks.values()}
     transfer = f" (rows to and from experts: {' or '.join(sorted(dtypes))})" if dtypes else ""
     ema = "; the moving average counts as optimiser" if plan.config.ema_decay else ""
     return [

@@ -35,10 +35,10 @@ def priority_order(
             score = top_gates[..., 0]
         case "sum_of_gates":
             score = top_gates.sum(-1)
-        case "random" if draw is None:
-            score = jnp.broadcast_to(jax.random.uniform(jax.random.key(0), (s,)), (g, s))
-        case "random":
+        case "random" if draw is not None:
             score = draw
+        case "random":
+            score = jnp.broadcast_to(jax.random.uniform(jax.random.key(0), (s,)), (g, s))
         case _:
             raise UsageError(unknown("no priority", priority, list(get_args(Priority))))
     return jax.vmap(descending)(score)

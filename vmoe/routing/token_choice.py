@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from vmoe.axes import Decision, RouterInputs, Routing
-from vmoe.config import MoEConfig
+from vmoe.config import MoEConfig, TokenChoice
 from vmoe.errors import UsageError
 from vmoe.routing import aux_losses
 from vmoe.routing.capacity import rounded_capacity
@@ -34,9 +34,11 @@ def capacity(config: MoEConfig, s: int) -> int:
     Raises:
         UsageError: the rounding leaves no slot.
     """
+    router = config.router
+    assert isinstance(router, TokenChoice)
     if config.dropless:
         return s
-    ideal = s * config.router.k * config.capacity_factor / config.num_experts
+    ideal = s * router.k * config.capacity_factor / config.num_experts
     return min(s, rounded_capacity(ideal, config))
 
 
@@ -49,6 +51,7 @@ def route(inputs: RouterInputs, config: MoEConfig, capacity: int) -> Decision:
         capacity: slots per expert and group.
     """
     router, noisy = config.router, inputs.noisy_logits
+    assert isinstance(router, TokenChoice)
     gates = gates_of(noisy)
     routing = assign(
         gates,

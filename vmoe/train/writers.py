@@ -125,8 +125,8 @@ def write_errors(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise Failure(
-            f"{path} cannot be written ({error.strerror}); free some space and run the same command "
-            "to resume from the newest checkpoint"
+            f"{path} cannot be written ({error.strerror}); free some space and run the same "
+            "command to resume from the newest checkpoint"
         ) from error
 
 

@@ -49,8 +49,8 @@ def _lock(workdir: Path) -> Iterator[None]:
         except BlockingIOError:
             file.seek(0)
             raise UsageError(
-                f"workdir {workdir}: process {file.read().strip()} is training in it; wait until it "
-                "ends, or use another workdir"
+                f"workdir {workdir}: process {file.read().strip()} is training in it; wait until "
+                "it ends, or use another workdir"
             ) from None
         try:
             file.truncate(0)

@@ -33,9 +33,9 @@ class FileSource:
     def __len__(self) -> int:
         return len(self.files)
 
-    def __getitem__(self, i: int) -> Example:
-        path = str(Path(self.folder, self.files[i]))
-        return Example(read_bytes(path), int(self.labels[i]), path)
+    def __getitem__(self, index: int) -> Example:
+        path = str(Path(self.folder, self.files[index]))
+        return Example(read_bytes(path), int(self.labels[index]), path)
 
     def fingerprint(self) -> str:
         """A hash of the class names, the labels, and the names of the files.

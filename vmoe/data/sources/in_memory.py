@@ -3,7 +3,6 @@
 import dataclasses
 import hashlib
 from collections.abc import Callable
-from typing import ClassVar
 
 import numpy as np
 from jaxtyping import Int, UInt8
@@ -26,13 +25,17 @@ class InMemorySource:
     images: UInt8[np.ndarray, "b h w 3"] = dataclasses.field(repr=False)
     labels: Int[np.ndarray, "b"] = dataclasses.field(repr=False)
     class_names: tuple[str, ...]
-    skipped: ClassVar[int] = 0
+
+    @property
+    def skipped(self) -> int:
+        """The pixels are those of images already: none was left out."""
+        return 0
 
     def __len__(self) -> int:
         return len(self.labels)
 
-    def __getitem__(self, i: int) -> Example:
-        return Example(self.images[i], int(self.labels[i]), f"{self.name}[{i}]")
+    def __getitem__(self, index: int) -> Example:
+        return Example(self.images[index], int(self.labels[index]), f"{self.name}[{index}]")
 
     def fingerprint(self) -> str:
         """A hash of the class names, the labels, the shape of the images, and some of the pixels.

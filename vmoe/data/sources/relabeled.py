@@ -32,8 +32,8 @@ class RelabeledSource:
     def __len__(self) -> int:
         return len(self.source)
 
-    def __getitem__(self, i: int) -> Example:
-        example = self.source[i]
+    def __getitem__(self, index: int) -> Example:
+        example = self.source[index]
         return dataclasses.replace(example, label=self.new_labels[example.label])
 
     def fingerprint(self) -> str:

@@ -45,8 +45,8 @@ class Source(Protocol):
     def __len__(self) -> int:
         """The number of examples."""
 
-    def __getitem__(self, i: int) -> Example:
-        """Example i, for i in [0, len).
+    def __getitem__(self, index: int) -> Example:
+        """The example at an index in [0, len).
 
         Raises:
             UsageError: its file cannot be read.
