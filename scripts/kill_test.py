@@ -166,8 +166,8 @@ def kill_once(
     while not moment(workdir, step):
         for i, process in enumerate(run):
             if process.poll() is not None:
-                told = log_of(workdir, i).read_text()[-2000:]
-                raise SystemExit(f"process {i} ended by itself, {process.returncode}: {told}")
+                log = log_of(workdir, i).read_text()[-2000:]
+                raise SystemExit(f"process {i} ended by itself, {process.returncode}: {log}")
         time.sleep(0.002)
     time.sleep(chance * MOMENTS[moment])
     run[victim].kill()

@@ -26,8 +26,8 @@ cat <<END
 Made: $root/$run, a run folder with the model's page (model.txt), its metrics (metrics.csv), its config
 and its checkpoints. Next, in $root
 with .venv/bin on your PATH:
-  vmoe evaluate --checkpoint $run --model.moe.capacity-factor 0.5     fewer slots, tokens dropped
-  vmoe evaluate --checkpoint $run --model.moe.capacity-factor 0.5 --model.moe.router.priority largest_gate
+  vmoe evaluate --checkpoint $run --routing.capacity-factor 0.5     fewer slots, tokens dropped
+  vmoe evaluate --checkpoint $run --routing.capacity-factor 0.5 --routing.priority largest_gate
   vmoe train --config configs/digits_dense.py --workdir runs/digits_dense     the dense twin
   vmoe summary vmoe_15b_every2_e32     any published model, without its memory
   ./scripts/test.sh

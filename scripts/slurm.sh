@@ -2,8 +2,8 @@
 # A run under SLURM, one process for each GPU:
 #   sbatch scripts/slurm.sh configs/vmoe_15b.py /shared/runs/15b [options of vmoe train]
 # Nodes, GPUs and time are those below, or sbatch's own options. Two minutes before the time ends
-# every process is told to save (more for a large model); the job then queues itself again and goes on where it stopped. The
-# run folder has to lie where all nodes see it. DRY_RUN=1 shows what would be run.
+# SLURM signals every process to save (more for a large model); the job then queues itself again
+# and resumes. All nodes need to see the run folder. DRY_RUN=1 shows what would be run.
 #SBATCH --job-name=vmoe
 #SBATCH --nodes=4
 #SBATCH --ntasks-per-node=8
@@ -21,7 +21,7 @@ if (($# < 2)); then
 fi
 config=$1 workdir=$2
 shift 2
-# If one process ends the others are ended too: what is saved is whole, the same line goes on.
+# If one process ends the others are ended too; the same command resumes from the checkpoint.
 # Some versions of srun do not know how many cores sbatch gave a task.
 cores=${SLURM_CPUS_PER_TASK:-12}
 line=(srun --kill-on-bad-exit=1 --cpus-per-task="$cores" vmoe train --config "$config" --workdir "$workdir" --distributed "$@")

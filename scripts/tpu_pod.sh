@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
 # A run on all workers of a TPU pod slice, each with the project in ~/vmoe and its environment made:
 #   scripts/tpu_pod.sh [--dry-run] TPU_NAME ZONE configs/vmoe_15b.py gs-mount/runs/15b [options of vmoe train]
-# JAX learns from the TPU itself who takes part. Ctrl-C ends the connection alone; to save and stop:
+# The TPU itself numbers the processes. Ctrl-C only ends the connection; to save and stop:
 #   gcloud compute tpus tpu-vm ssh TPU_NAME --zone ZONE --worker all --command 'pkill -TERM vmoe'
-# The same line then goes on. The run folder has to lie where all workers see it.
+# The same command then resumes. All workers need to see the run folder.
 set -euo pipefail
 
 show=

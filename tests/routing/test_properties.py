@@ -162,7 +162,7 @@ def test_3_slots_tokens_and_choices_are_used_once(router: Router, shape: tuple, 
     sent = one_hot_dispatch(routing)
     assert sent.sum(axis=1).max() <= 1, "a slot holds two tokens"
     assert sent.sum(axis=3).max() <= 1, "a token was sent to an expert twice"
-    k = router.experts_per_token if router.tokens_choose else shape[2]
+    k = router.experts_per_token if router.can_drop else shape[2]
     assert sent.sum(axis=(2, 3)).max() <= k
     # choices says the same as slots
     g, s = routing.slots.shape[:2]

@@ -61,7 +61,7 @@ class MoEConfig(Checked):
             f"moe.dropless with moe.capacity={self.capacity}: give one of the two",
         )
         require(
-            not self.dropless or self.router.tokens_choose,
+            not self.dropless or self.router.can_drop,
             f"moe.dropless with router {self.router.kind}: it drops no choice, use False",
         )
         require(

@@ -33,11 +33,11 @@ class RouterConfig(Checked):
         logits_per: which logits the router reads, and so which gate makes them: "expert" for
             logits (g, s, e); "slot" for (g, s, e, c), where slots are parameters of the gate and
             each is a mixture of all tokens of an image.
-        tokens_choose: whether tokens choose their experts, so that a choice can be dropped.
+        can_drop: whether tokens choose their experts, so that a choice can be dropped.
     """
 
     logits_per = "expert"
-    tokens_choose = False
+    can_drop = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -83,7 +83,7 @@ class TokenChoice(RouterConfig):
     """Divide a token's combine weights by their sum, before any choice is dropped."""
     aux_loss: AuxLossWeights = AuxLossWeights()
 
-    tokens_choose = True
+    can_drop = True
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -39,7 +39,7 @@ class Segment:
     """Shapes of its parameters."""
     inputs: Inputs
     """Shapes of its inputs by name. "key" is replicated; the first axis of all others is split over
-    the devices. The gradient goes on to the segment before through "tokens"."""
+    the devices. The gradient of "tokens" is passed to the segment before."""
     forward: Callable[[Params, Inputs], Any]
     """Its outputs to the rest of the step."""
 
