@@ -87,7 +87,7 @@ def files(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "words" / "config.json").write_text('{"model": ')
     config = json.loads((run / "config.json").read_text())
     (folder / "field" / "config.json").write_text(json.dumps(config | {"stepz": 3}))
-    (folder / "names" / "classes.txt").unlink()
+    (folder / "names" / "classes.json").unlink()
     (folder / "nobody" / "config.json").unlink()
     shutil.rmtree(folder / "none" / "checkpoints")
     (folder / "fashion").mkdir()
@@ -236,15 +236,15 @@ CASES: dict[str, tuple[list[str], str]] = {
     ),
     "workdir is a file": (
         ["train", "--config", "{tiny}", "--workdir", "no.png"],
-        "--workdir no.png: File exists",
+        "workdir no.png: File exists",
     ),
     "workdir below a file": (
         ["train", "--config", "{tiny}", "--workdir", "no.png/run"],
-        "--workdir no.png/run: Not a directory",
+        "workdir no.png/run: Not a directory",
     ),
     "checkpoints of nobody": (
         ["train", "--config", "{tiny}", "--workdir", "nobody"],
-        "nobody: checkpoints but no config.json",
+        "nobody: it has checkpoints but no config.json",
     ),
     "no run": (
         ["evaluate", "--checkpoint", "photos"],
@@ -257,14 +257,14 @@ CASES: dict[str, tuple[list[str], str]] = {
     "no checkpoint": (["evaluate", "--checkpoint", "none"], "none: no checkpoint yet"),
     "no such step": (
         ["evaluate", "--checkpoint", "{run}/checkpoints/7"],
-        "no such checkpoint; there are 30, last, best",
+        "no such checkpoint; choose from 30, last, best",
     ),
     "config of words": (["evaluate", "--checkpoint", "words"], "words/config.json: Train"),
     "config of another version": (
         ["evaluate", "--checkpoint", "field"],
         "field/config.json: TrainConfig stepz",
     ),
-    "no class names": (["evaluate", "--checkpoint", "names"], "names/classes.txt: cannot be read"),
+    "no class names": (["evaluate", "--checkpoint", "names"], "names/classes.json: cannot be read"),
     # evaluation and prediction
     "no capacity and a factor": (
         [*EVALUATE, "--routing.dropless", "True", "--routing.capacity-factor", "4"],

@@ -128,7 +128,7 @@ def test_every_command_has_help(command: str) -> None:
 def test_reading_a_run_without_a_checkpoint_leaves_one_that_is_being_written(
     run: Path, tmp_path: Path
 ) -> None:
-    for name in ("config.json", "classes.txt"):
+    for name in ("config.json", "classes.json"):
         shutil.copy(run / name, tmp_path)
     beside = tmp_path / "checkpoints" / "20.orbax-checkpoint-tmp"
     beside.mkdir(parents=True)
