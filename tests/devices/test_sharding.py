@@ -232,7 +232,7 @@ def test_fsdp_splits_large_dense_arrays_and_the_optimiser_state_of_experts() -> 
     state = abstract_state(config, placement)
     for tree, splits in ((state.params, (1, 4, 2)), (state.opt_state[1].mu, (1, 4, 8))):
         small, dense, experts = splits
-        block = tree["blocks"][1]
+        block = tree["blocked"][1]
         for leaf, parts in (
             (block["norm1"]["scale"], small),
             (block["attention"]["out"]["kernel"], dense),
@@ -278,31 +278,31 @@ def test_experts_stay_on_neighbours_as_far_as_they_divide() -> None:
 @pytest.mark.parametrize(
     ("mesh", "changes", "message"),
     [
-        ("data=3,expert=4", {}, "12 devices, there are 8; expert may be 1, 2, 4 or 8"),
+        ("data=3,expert=4", {}, "12 devices, there are 8; expert can be 1, 2, 4 or 8"),
         (
             "expert=4",
-            {"experts": 6},
-            "num_experts=6 do not divide over expert=4; on 8 devices expert ",
+            {"num_experts": 6},
+            "num_experts=6 is not divisible by expert=4; on 8 devices expert ",
         ),
-        ("expert=4", {"dropless": True}, "moe.dropless on 8 devices: .*give a moe.capacity_factor"),
+        ("expert=4", {"dropless": True}, "moe.dropless on 8 devices: .*set moe.capacity_factor"),
         (
             "expert=1",
-            {"implementation": "blocks"},
-            "implementation=blocks on 8 devices: .*use batched",
+            {"implementation": "blocked"},
+            "implementation=blocked on 8 devices .*use batched",
         ),
-        ("num_experts=4", {}, "no axis 'experts': did you mean 'expert'"),
+        ("experts=4", {}, "no axis 'experts': did you mean 'expert'"),
         ("expert=x", {}, "each axis once, with a size of 1 or more"),
         ("data=2,data=4", {}, "each axis once"),
     ],
 )
-def test_what_cannot_be_spread_is_refused_by_name(mesh: str, changes: dict, message: str) -> None:
+def test_a_model_that_a_mesh_cannot_split_is_refused(mesh: str, changes: dict, message: str) -> None:
     with pytest.raises(UsageError, match=message):
         on(mesh, replace(CONFIG, moe=replace(SPARSE, **changes)))
 
 
 def test_fsdp_without_anything_to_split_over_is_refused() -> None:
     for devices in (jax.devices(), jax.devices()[:1]):
-        with pytest.raises(UsageError, match="--fsdp splits over data, which is 1 of"):
+        with pytest.raises(UsageError, match="fsdp splits over data, which is 1 on these"):
             place(CONFIG, devices, fsdp=True)
     assert place(CONFIG, jax.devices()[:1], mesh="data=1") == ONE_DEVICE
 
