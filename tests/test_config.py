@@ -66,8 +66,8 @@ def set_with(**overrides: Any) -> EvalConfig:
         ),
         (dict(ema_decay=1.0), "ema_decay=1.0: a decay rate"),
         (dict(keep_latest=0), "keep_latest=0: use at least 1"),
-        (dict(evaluations=()), "name at least one set"),
-        (dict(evaluations=(EvalConfig(), EvalConfig())), "two have one name"),
+        (dict(evaluations=()), "give at least one evaluation set"),
+        (dict(evaluations=(EvalConfig(), EvalConfig())), "are not unique"),
         (dict(evaluations=(EvalConfig(image_size=100),)), "model.patch_size=32 does not divide it"),
         (
             dict(model=dict(sparse_blocks=(1,)), evaluations=(set_with(k=9),)),

@@ -17,7 +17,7 @@ from flax import nnx
 
 from benchmarks.measure import IMAGE_TOKENS, Program, Row, rows_of
 from vmoe.config import MoEConfig, ViTConfig
-from vmoe.costs.collectives import KEEP_APART, collectives
+from vmoe.costs.collectives import COMPILER_OPTIONS, parse_collectives
 from vmoe.mesh import place
 from vmoe.nn.moe import MoE
 from vmoe.routing import slots_and_factor
@@ -99,8 +99,8 @@ def _devices(n: int) -> str:
 
 def row_of_bytes(lowered: jax.stages.Lowered, way: str, case: dict, slots: int, width: int) -> Row:
     """What one of the devices sends for the experts' sake, against what has to travel."""
-    text = lowered.compile(KEEP_APART).as_text()
-    sent = sum(one.sent for one in collectives(text) if one.kind == "all-to-all")
+    text = lowered.compile(COMPILER_OPTIONS).as_text()
+    sent = sum(one.bytes_sent for one in parse_collectives(text) if one.kind == "all-to-all")
     theory = JOURNEYS[way] * slots * width * 4 * (DEVICES - 1) / DEVICES
     what = f"all-to-all of {DEVICES} devices, {way}"
     return Row(

@@ -23,7 +23,7 @@ from benchmarks.measure import (
 from vmoe.config import MoEConfig, replace
 from vmoe.nn import implementations
 from vmoe.nn.mlp import Mlp
-from vmoe.nn.moe import MoE, choose
+from vmoe.nn.moe import MoE, choose_implementation
 from vmoe.routing.groups import group, ungroup
 from vmoe.routing.rows import block_size, sort_rows
 
@@ -76,7 +76,7 @@ def _layer_programs(
     def by_einsum(state: nnx.State, tokens: jax.Array) -> jax.Array:
         moe = nnx.merge(graph, state)
         groups, real = group(tokens, valid, config.images_per_group)
-        routing = moe.router(groups, real).routing
+        routing = moe.route(groups, real).routing
         hot = jax.nn.one_hot(routing.slots, e * c).reshape(*routing.slots.shape, e, c)
         slots = jnp.einsum("gsd,gsec->gecd", groups, hot.sum(2))
         weights = jnp.einsum("gskec,gsk->gsec", hot, routing.weights)
@@ -93,7 +93,7 @@ def _layer_programs(
         ),
         "layer": (lambda state, tokens: nnx.merge(graph, state)(tokens, valid)[0], (state, tokens)),
     }
-    if (chosen := choose(config, record.routing)) != "batched":
+    if (chosen := choose_implementation(config, record.routing)) != "batched":
         block = None if chosen == "ragged" else block_size(record.routing)
         routing, sizes = sort_rows(record.routing, block=block or 1)
         rows = jax.random.normal(jax.random.key(1), (routing.choices.size, d), tokens.dtype)

@@ -295,7 +295,9 @@ def test_experts_stay_on_neighbours_as_far_as_they_divide() -> None:
         ("data=2,data=4", {}, "each axis once"),
     ],
 )
-def test_a_model_that_a_mesh_cannot_split_is_refused(mesh: str, changes: dict, message: str) -> None:
+def test_a_model_that_a_mesh_cannot_split_is_refused(
+    mesh: str, changes: dict, message: str
+) -> None:
     with pytest.raises(UsageError, match=message):
         on(mesh, replace(CONFIG, moe=replace(SPARSE, **changes)))
 

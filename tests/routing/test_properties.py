@@ -122,6 +122,11 @@ def run(moe: MoE, tokens: jax.Array, valid: jax.Array | None = None) -> tuple[ja
     return _run(*nnx.split(moe), tokens, valid)
 
 
+def assert_equal_to_rounding(ours: jax.Array, expected: jax.Array) -> None:
+    """On some processors the rounding of a product depends on the position of a row in it."""
+    np.testing.assert_allclose(ours, expected, rtol=1e-6, atol=1e-6)
+
+
 def groups_of(moe: MoE, tokens: jax.Array) -> np.ndarray:
     return np.asarray(tokens).reshape(-1, moe.config.images_per_group * tokens.shape[1], WIDTH)
 
@@ -233,7 +238,7 @@ def test_7_alone_in_its_group_an_image_does_not_depend_on_its_batch(
     moe = layer(router, shape, images_per_group=1, implementation=implementation)
     tokens = images(shape)
     out, _ = run(moe, tokens)
-    np.testing.assert_array_equal(run(moe, tokens[::-1])[0][::-1], out)
+    assert_equal_to_rounding(run(moe, tokens[::-1])[0][::-1], out)
     np.testing.assert_allclose(run(moe, tokens[:1])[0], out[:1], atol=1e-5)
 
 
@@ -242,7 +247,7 @@ def test_7_with_room_for_all_an_image_does_not_depend_on_its_batch(router: Route
     shape = (4, 9, 4, 4.0)
     moe, tokens = layer(router, shape), images(shape)
     out, _ = run(moe, tokens)
-    np.testing.assert_array_equal(run(moe, tokens[::-1])[0][::-1], out)
+    assert_equal_to_rounding(run(moe, tokens[::-1])[0][::-1], out)
     np.testing.assert_allclose(run(moe, tokens[:1])[0], out[:1], atol=1e-5)
 
 
@@ -283,7 +288,7 @@ def test_without_capacity_nothing_is_dropped_and_an_image_does_not_depend_on_its
     assert not np.asarray(record.routing.dropped).any()
     expected = moe_by_loop(moe, groups_of(moe, tokens), record).reshape(tokens.shape)
     np.testing.assert_allclose(out, expected, atol=2e-5)
-    np.testing.assert_array_equal(run(moe, tokens[::-1])[0][::-1], out)
+    assert_equal_to_rounding(run(moe, tokens[::-1])[0][::-1], out)
     np.testing.assert_allclose(run(moe, tokens[:1])[0], out[:1], atol=1e-5)
 
 

@@ -49,7 +49,7 @@ def test_without_warmup_the_first_step_has_the_peak_rate() -> None:
 
 def shrunk(decay: WeightDecayConfig) -> dict[str, float]:
     """What is left of ones after a step of no gradient, by the name of the array's place."""
-    optim = optimizer(OptimConfig(lr=0.5, warmup_steps=0, decay=decay), 10)
+    optim = optimizer(OptimConfig(lr=0.5, warmup_steps=0, weight_decay=decay), 10)
     updates, _ = optim.update(jax.tree.map(np.zeros_like, PARAMS), optim.init(PARAMS), PARAMS)
     after = optax.apply_updates(PARAMS, updates)
     return {
@@ -59,9 +59,7 @@ def shrunk(decay: WeightDecayConfig) -> dict[str, float]:
 
 
 def test_weight_decay_shrinks_each_kind_of_parameter_at_its_own_rate() -> None:
-    found = shrunk(
-        WeightDecayConfig(kernels=0.1, num_experts=0.2, routers=0.0, head=0.3, others=0.4)
-    )
+    found = shrunk(WeightDecayConfig(kernels=0.1, experts=0.2, routers=0.0, head=0.3, others=0.4))
     assert found == pytest.approx(
         {
             "blocks/1/attention/query/kernel": 1 - 0.05,
