@@ -232,7 +232,7 @@ def test_fsdp_splits_large_dense_arrays_and_the_optimiser_state_of_experts() -> 
     state = abstract_state(config, placement)
     for tree, splits in ((state.params, (1, 4, 2)), (state.opt_state[1].mu, (1, 4, 8))):
         small, dense, experts = splits
-        block = tree["blocked"][1]
+        block = tree["blocks"][1]
         for leaf, parts in (
             (block["norm1"]["scale"], small),
             (block["attention"]["out"]["kernel"], dense),
