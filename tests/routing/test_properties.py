@@ -50,6 +50,7 @@ EXEMPT: dict[str, dict[str, str]] = {
     },
     "permutations": {"token_choice": BY_PLACE, "random": BY_PLACE, "k3_normalized": BY_PLACE},
     "padding inside a group": {"soft": "its groups are single images"},
+    "room for all": {"soft": "its slots hold all tokens whatever their number"},
     "dropless": {"expert_choice": NO_DROPS, "soft": NO_DROPS},
     "sorted rows": {"soft": "every slot is filled, so that only batched is allowed"},
 }
