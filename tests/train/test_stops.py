@@ -258,7 +258,8 @@ def test_a_full_disk_ends_the_run_with_one_line_and_keeps_the_last_checkpoint(
     shutil.copytree(whole, workdir)
     for step in range(40, STEPS + 1, 10):
         shutil.rmtree(workdir / "checkpoints" / str(step))
-    stderr, status = run(recipe, workdir, max_file_size=30 * 1024)
+    # Less than the metadata of the training state, 22 kB; the sizes of data files vary.
+    stderr, status = run(recipe, workdir, max_file_size=20 * 1024)
     lines = stderr.splitlines()
     assert status == 1, lines
     assert lines[-1].startswith("vmoe: ") and "cannot be written" in lines[-1], lines
