@@ -190,7 +190,7 @@ def arrays(workdir: Path, step: int) -> dict[str, str]:
     """The checksum of every array of a checkpoint, each read and compared with what was written."""
     config = read_config(workdir)
     state = abstract_state(config)
-    found = restore((workdir / "checkpoints" / str(step)).absolute(), **checkpoint_items(state))
+    found = restore(workdir / "checkpoints" / str(step), **checkpoint_items(state))
     return checksums(found)
 
 

@@ -11,12 +11,12 @@ from typing import Any, Literal, NamedTuple
 from flax import nnx
 
 from vmoe import models
-from vmoe.checkpoints.run import CorruptCheckpoint, find, restore
+from vmoe.checkpoints.run import CorruptCheckpoint, find, is_run, restore
 from vmoe.config import TrainConfig, ViTConfig
 from vmoe.config.evaluation import Weights
 from vmoe.config.preprocessing import Preprocessing
 from vmoe.errors import Failure, UsageError
-from vmoe.workdir.layout import read_class_names, read_config
+from vmoe.workdir.layout import CHECKPOINTS, read_class_names, read_config
 
 
 class Origin(NamedTuple):
@@ -79,11 +79,6 @@ def read(path: str | Path, *, use_ema: bool = True) -> StoredModel:
     raise UsageError(f"{path}: {reason}; give {formats}")
 
 
-def _is_run(path: Path) -> bool:
-    workdir = path.parent.parent if path.parent.name == "checkpoints" else path
-    return (workdir / "config.json").is_file()
-
-
 def _read_run(path: Path, use_ema: bool) -> StoredModel:
     workdir, steps = find(path)
     config = read_config(workdir)
@@ -91,9 +86,8 @@ def _read_run(path: Path, use_ema: bool) -> StoredModel:
     target = nnx.to_pure_dict(nnx.state(models.build_abstract(config.model), nnx.Param))
     item, weights = ("ema", "ema") if use_ema and config.ema_decay else ("params", "raw")
     for step in reversed(steps):
-        folder = (workdir / "checkpoints" / str(step)).absolute()
         try:
-            params = restore(folder, **{item: target})[item]
+            params = restore(workdir / CHECKPOINTS / str(step), **{item: target})[item]
         except CorruptCheckpoint as error:
             print(f"{workdir}: checkpoint {step} is corrupt ({error})", file=sys.stderr)
             continue
@@ -121,7 +115,7 @@ _FORMATS = (
     _Format(
         "a run folder (it has config.json), or its checkpoints/STEP, checkpoints/best or "
         "checkpoints/last",
-        _is_run,
+        is_run,
         _read_run,
     ),
 )

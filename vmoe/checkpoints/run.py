@@ -12,7 +12,6 @@ The newest scheduled steps are kept, the best one by recorded accuracy, and the 
 """
 
 import json
-import os
 import shutil
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -25,7 +24,7 @@ from orbax.checkpoint.checkpoint_managers import preservation_policy
 from vmoe import distributed
 from vmoe.checkpoints.checksums import checksums
 from vmoe.errors import Failure, UsageError
-from vmoe.workdir.layout import CHECKPOINTS, has_config, steps_of
+from vmoe.workdir.layout import CHECKPOINTS, has_config, replace_text, steps_of
 
 Arrays = Any  # a tree of arrays
 Metrics = dict[str, float]
@@ -55,6 +54,7 @@ class Checkpoints:
         self._folder = (workdir / CHECKPOINTS).absolute()
         self._every, self._keep_latest = every, keep_latest
         self._metrics = _read_metrics(workdir)
+        self._saved = 0  # the last step saved or restored
         self._manager = self._open()
 
     def __enter__(self) -> "Checkpoints":
@@ -79,11 +79,15 @@ class Checkpoints:
         return bool(self.steps) or (self._folder / CORRUPT).exists()
 
     def save(self, step: int, **items: Arrays) -> None:
-        """Starts to write a step. The arrays are copied first, so the caller may donate them.
+        """Starts to write a step, unless it is the one last saved or restored.
+
+        The arrays are copied first, so the caller may donate them.
 
         Raises:
             Failure: this step or the one before cannot be written.
         """
+        if step == self._saved:
+            return
         self.wait()
         self._check_room(items)
         arguments: dict[str, Any] = {
@@ -92,6 +96,7 @@ class Checkpoints:
         index = {"format": FORMAT, "arrays": checksums(items)}
         arguments["checksums"] = ocp.args.JsonSave(index)
         self._guard(lambda: self._manager.save(step, args=ocp.args.Composite(**arguments)))
+        self._saved = step
 
     def record(self, step: int, metrics: Metrics) -> None:
         """Records the metrics of a step, before or after it is saved; the best step follows.
@@ -101,7 +106,8 @@ class Checkpoints:
         """
         self._metrics[step] = metrics
         if distributed.is_primary():
-            self._guard(self._write_metrics)
+            text = json.dumps(self._metrics, indent=2)
+            self._guard(lambda: replace_text(_metrics_file(self._workdir), text))
 
     def wait(self) -> None:
         """Returns when the last save is on the disk.
@@ -129,7 +135,9 @@ class Checkpoints:
         messages = []
         for step in reversed(self.steps):
             try:
-                return step, restore(self._folder / str(step), **target), messages
+                items = restore(self._folder / str(step), **target)
+                self._saved = step
+                return step, items, messages
             except CorruptCheckpoint as error:
                 messages.append(
                     f"checkpoint {step} is corrupt ({error}); moved to {CHECKPOINTS}/{CORRUPT}"
@@ -176,11 +184,6 @@ class Checkpoints:
         shutil.rmtree(folder / str(step), ignore_errors=True)
         (self._folder / str(step)).rename(folder / str(step))
 
-    def _write_metrics(self) -> None:
-        temporary = self._folder / "metrics.json.tmp"
-        temporary.write_text(json.dumps(self._metrics, indent=2))
-        os.replace(temporary, _metrics_file(self._workdir))
-
     def _check_room(self, items: Arrays) -> None:
         """Refuses to start a checkpoint that the disk has no room for."""
         size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(items))
@@ -222,24 +225,21 @@ class _NewestAndBest(preservation_policy.PreservationPolicy):
         return [step in kept for step in steps]
 
 
-def find(path: str | Path) -> tuple[Path, list[int]]:
+def is_run(path: Path) -> bool:
+    """Whether a path names a run folder, or a step in one; see ``find``."""
+    return has_config(_split(path)[0])
+
+
+def find(path: Path) -> tuple[Path, list[int]]:
     """The run folder that a path names, and the steps that it may mean, ascending.
 
     Args:
         path: a run folder, or its ``checkpoints/STEP``, ``checkpoints/best``, ``checkpoints/last``.
 
     Raises:
-        UsageError: there is no run folder or no such checkpoint.
+        UsageError: there is no such checkpoint.
     """
-    path = workdir = Path(path)
-    word = path.name if path.parent.name == CHECKPOINTS else ""
-    if word:
-        workdir = path.parent.parent
-    if not has_config(workdir):
-        reason = "no config.json in it" if workdir.exists() else "no such folder"
-        raise UsageError(
-            f"{workdir}: not a run folder ({reason}); give a run folder or its checkpoints/STEP"
-        )
+    workdir, word = _split(path)
     steps = steps_of(workdir)
     if not steps:
         raise UsageError(f"{workdir}: no checkpoint yet; training writes one")
@@ -251,6 +251,13 @@ def find(path: str | Path) -> tuple[Path, list[int]]:
         known = ", ".join([*map(str, steps), *filter(None, named)])
         raise UsageError(f"{path}: no such checkpoint; choose from {known}")
     return workdir, named[word]
+
+
+def _split(path: Path) -> tuple[Path, str]:
+    """The run folder that a path would name, and the word behind ``checkpoints/``, if any."""
+    if path.parent.name == CHECKPOINTS:
+        return path.parent.parent, path.name
+    return path, ""
 
 
 def restore(folder: Path, **target: Arrays) -> dict[str, Arrays]:
@@ -265,10 +272,11 @@ def restore(folder: Path, **target: Arrays) -> dict[str, Arrays]:
         Failure: the checkpoint has another format version.
     """
     items, index, message = {}, {}, ""
+    path: Any = folder.absolute()  # Orbax annotates a path type of its own; it takes any
     try:
-        index = ocp.JsonCheckpointHandler().restore(_path(folder / "checksums"))
+        index = ocp.JsonCheckpointHandler().restore(path / "checksums")
         _check_format(folder, index)
-        items = {name: _restore_item(folder / name, item) for name, item in target.items()}
+        items = {name: _restore_item(path / name, item) for name, item in target.items()}
     except (Failure, MemoryError, PermissionError):
         raise  # these say nothing about the checkpoint's arrays
     except Exception as error:  # Orbax and TensorStore report corruption by errors of many types
@@ -297,17 +305,10 @@ def _check_format(folder: Path, index: Any) -> None:
         )
 
 
-def _restore_item(folder: Path, target: Arrays) -> Arrays:
+def _restore_item(path: Any, target: Arrays) -> Arrays:
     """One item, by its handler: a Checkpointer would wait for all processes when one fails."""
     handler = ocp.StandardCheckpointHandler()
-    return handler.restore(
-        _path(folder), args=ocp.args.StandardRestore(jax.tree.map(_abstract, target))
-    )
-
-
-def _path(path: Path) -> Any:
-    """A path for Orbax, whose annotations name a class of its own; any path works."""
-    return path
+    return handler.restore(path, args=ocp.args.StandardRestore(jax.tree.map(_abstract, target)))
 
 
 def _abstract(leaf: jax.Array | jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:

@@ -5,7 +5,7 @@ import dataclasses
 import io
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import tyro
 
@@ -48,7 +48,19 @@ def parse(kind: type[Arguments], command: str, argv: Sequence[str], **defaults: 
     raise UsageError(f"{_one_line(stderr.getvalue())} (vmoe {command} --help lists all)")
 
 
-def parse_with_config(kind: type[Arguments], command: str, argv: Sequence[str]) -> Arguments:
+@dataclasses.dataclass(frozen=True)
+class RunArgs:
+    """The arguments of a command that takes a recipe, every field of which is an option."""
+
+    config: Path
+    """Recipe: a Python file that defines `config = TrainConfig(...)`, or a run's config.json."""
+    run: Annotated[configs.TrainConfig, tyro.conf.arg(name="")]
+
+
+WithConfig = TypeVar("WithConfig", bound=RunArgs)
+
+
+def parse_with_config(kind: type[WithConfig], command: str, argv: Sequence[str]) -> WithConfig:
     """The arguments of a command whose field ``run`` is the config that ``--config`` names.
 
     The options behind change fields of that config.

@@ -3,25 +3,17 @@
 import dataclasses
 import textwrap
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Annotated
 
-import tyro
-
-from vmoe.cli.arguments import parse_with_config
+from vmoe.cli.arguments import RunArgs, parse_with_config
 from vmoe.cli.printing import print_json, print_table
-from vmoe.config import TrainConfig
 
 
 @dataclasses.dataclass(frozen=True)
-class PlanArgs:
+class PlanArgs(RunArgs):
     """Estimate what a run needs on hypothetical devices: memory, communication, step time."""
 
-    config: Path
-    """Recipe: a Python file that defines `config = TrainConfig(...)`, or a run's config.json."""
     devices: int
     """Number of devices, as JAX counts them."""
-    run: Annotated[TrainConfig, tyro.conf.arg(name="")]
     mesh: str = ""
     """Devices by axis, data=4,expert=8; if empty, all that the model and the devices allow."""
     chip: str = "h100"

@@ -3,23 +3,17 @@
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Literal
 
-import tyro
-
-from vmoe.cli.arguments import parse_with_config
-from vmoe.config import TrainConfig
+from vmoe.cli.arguments import RunArgs, parse_with_config
 
 
 @dataclasses.dataclass(frozen=True)
-class TrainArgs:
+class TrainArgs(RunArgs):
     """Train a model. Run the same command again to resume."""
 
-    config: Path
-    """Recipe: a Python file that defines `config = TrainConfig(...)`, or a run's config.json."""
     workdir: Path
     """Run folder: config, metrics, checkpoints."""
-    run: Annotated[TrainConfig, tyro.conf.arg(name="")]
     mesh: str = ""
     """Devices by axis, data=4,expert=8: experts are split over the expert axis and replicated over
     the data axis. If empty, chosen by the model and the devices."""

@@ -1,7 +1,6 @@
 """How images are prepared for a trained model."""
 
 import dataclasses
-from typing import Literal
 
 from vmoe.config.fields import Checked, require
 
@@ -11,9 +10,7 @@ class Preprocessing(Checked):
     """How pixels of any size become the input of a trained model, in [-1, 1]."""
 
     image_size: int
-    """Side in pixels to which an image is resized; the ratio of its sides is not kept."""
-    interpolation: Literal["bilinear"] = "bilinear"
-    """With antialiasing."""
+    """Side in pixels to which an image is resized, bilinearly; its aspect ratio is not kept."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

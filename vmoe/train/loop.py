@@ -21,7 +21,6 @@ from vmoe.evaluate import NamedEvaluation, evaluate
 from vmoe.train.setup import Run, setup
 from vmoe.train.state import (
     State,
-    abstract_state,
     checkpoint_items,
     from_checkpoint_items,
     init_state,
@@ -76,23 +75,23 @@ def _attempt(run: Run, state: State) -> list[NamedEvaluation]:
     """Trains from a state to the last step."""
     config, report = run.config, run.report
     step, batch = int(state.step), int(state.batch)
-    saved, evaluations, status = step, None, StepStatus(run.placement)
+    evaluations, status = None, StepStatus(run.placement)
     batches = _batches(run, batch, config.steps - step)
     while True:
         if _due(step, config.evaluate_every, config.steps):
             status.read()
-            with _saved_on_bad_image(run, state, step, saved, status):
+            with _saved_on_bad_image(run, state, step, status):
                 evaluations = _evaluate(run, state, step, status)
         if _due(step, config.checkpoint_every, config.steps):
             status.read()
-            saved = _save(run, state, step, saved)
+            _save(run, state, step)
         if step == config.steps and evaluations is not None:
             return evaluations
         if status.stop or (distributed.is_single_process() and run.signals.requested):
             status.read()
-            _save(run, state, step, saved)
+            _save(run, state, step)
             raise _stopped(run, step)
-        with _saved_on_bad_image(run, state, step, saved, status):
+        with _saved_on_bad_image(run, state, step, status):
             images = run.placement.make_global_array(next(batches))
         state, metrics = run.train_step(state, images)
         step, batch = step + 1, batch + 1
@@ -162,17 +161,12 @@ def _check_signals(run: Run) -> None:
         raise _Interrupted
 
 
-def _save(run: Run, state: State, step: int, saved: int) -> int:
-    """Saves a step unless it is the one saved last; returns the step saved last."""
-    if step > saved:
-        run.checkpoints.save(step, **checkpoint_items(state))
-    return step
+def _save(run: Run, state: State, step: int) -> None:
+    run.checkpoints.save(step, **checkpoint_items(state))
 
 
 @contextlib.contextmanager
-def _saved_on_bad_image(
-    run: Run, state: State, step: int, saved: int, status: StepStatus
-) -> Iterator[None]:
+def _saved_on_bad_image(run: Run, state: State, step: int, status: StepStatus) -> Iterator[None]:
     """Saves the state when an image cannot be read. With several processes nothing is saved: the
     others are at the next step already."""
     try:
@@ -180,7 +174,7 @@ def _saved_on_bad_image(
     except UsageError:
         if distributed.is_single_process():
             status.read()
-            _save(run, state, step, saved)
+            _save(run, state, step)
         raise
 
 
@@ -197,7 +191,7 @@ def _restore_or_init(run: Run) -> State:
     """The state of the newest valid checkpoint, or the first state if there is no checkpoint."""
     run.checkpoints.wait()
     if run.checkpoints.has_checkpoint:
-        target = checkpoint_items(abstract_state(run.config, run.placement))
+        target = checkpoint_items(run.abstract_state)
         _, items, messages = run.checkpoints.restore_newest(**target)
         for message in messages:
             run.report.log(message)

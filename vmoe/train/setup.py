@@ -42,6 +42,8 @@ class Run:
     """Training batches by number: the part that this process reads."""
     evaluations: list[tuple[EvalConfig, Source]]
     train_step: Callable[[State, Batch], tuple[State, Metrics]]
+    abstract_state: State
+    """Shapes, dtypes and shardings of the state."""
     signals: Signals
     checkpoints: Checkpoints
     report: Report | NullReport
@@ -67,38 +69,46 @@ def setup(
     batches = training_batches(
         source, config, share=(part, parts), devices=placement.devices // parts
     )
-    train_step, target = make_train_step(config, placement), abstract_state(config, placement)
+    train_step, shapes = make_train_step(config, placement), abstract_state(config, placement)
     first = placement.make_global_array(batches[0])
-    jax.eval_shape(train_step, target, first)
+    jax.eval_shape(train_step, shapes, first)
     for each in config.evaluations:
         _check_evaluation(each, config, placement)
-    with (
-        Signals() as signals,
-        lock_workdir(workdir),
-        _opened(workdir, config, source, placement) as messages,
-        Checkpoints(
-            workdir, every=config.checkpoint_every, keep_latest=config.keep_latest
-        ) as checkpoints,
-        make_report(workdir, config) as report,
-        distributed.abort_on_error(),  # innermost: the contexts above wait for other processes
-    ):
-        for message in [*messages, *_notes(config, placement, source, evaluations)]:
-            report.log(message)
-        if not distributed.is_single_process():
-            # A collective times out on the slowest process, so all of them compile first.
-            train_step.lower(target, first).compile()
-            distributed.barrier("compiled")
-        del first  # it takes the memory of a batch
-        yield Run(config, placement, batches, evaluations, train_step, signals, checkpoints, report)
+    with Signals() as signals, lock_workdir(workdir):
+        messages = _open_workdir(workdir, config, source, placement)
+        with (
+            Checkpoints(
+                workdir, every=config.checkpoint_every, keep_latest=config.keep_latest
+            ) as checkpoints,
+            make_report(workdir, config) as report,
+            distributed.abort_on_error(),  # innermost: the contexts above wait for other processes
+        ):
+            for message in [*messages, *_notes(config, placement, source, evaluations)]:
+                report.log(message)
+            if not distributed.is_single_process():
+                # A collective times out on the slowest process, so all of them compile first.
+                train_step.lower(shapes, first).compile()
+                distributed.barrier("compiled")
+            del first  # it takes the memory of a batch
+            yield Run(
+                config=config,
+                placement=placement,
+                batches=batches,
+                evaluations=evaluations,
+                train_step=train_step,
+                abstract_state=shapes,
+                signals=signals,
+                checkpoints=checkpoints,
+                report=report,
+            )
 
 
-@contextlib.contextmanager
-def _opened(
+def _open_workdir(
     workdir: Path, config: TrainConfig, source: Source, placement: Placement
-) -> Iterator[list[str]]:
+) -> list[str]:
     """Writes the metadata of a new run, or checks that the folder holds this one.
 
-    Yields:
+    Returns:
         messages about what has changed since the start of the run.
     """
     now = environment(source, placement)
@@ -121,7 +131,7 @@ def _opened(
             raise UsageError(f"workdir {workdir}: {error.strerror}") from None
         return []
 
-    yield distributed.raise_together(open_folder)
+    return distributed.raise_together(open_folder)
 
 
 def _notes(

@@ -1,5 +1,6 @@
 """All that training changes: the state of a run, where it lies, and its items in a checkpoint."""
 
+import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -37,13 +38,13 @@ def init_state(config: TrainConfig, placement: Placement = ONE_DEVICE) -> State:
     """The state before the first step; it follows from the config's seed."""
     if placement.mesh is None:
         return _init(config)
-    shardings = state_shardings(jax.eval_shape(lambda: _init(config)), placement)
+    shardings = state_shardings(_shapes(config), placement)
     return jax.jit(lambda: _init(config), out_shardings=shardings)()
 
 
 def abstract_state(config: TrainConfig, placement: Placement = ONE_DEVICE) -> State:
     """The shapes and dtypes of the state; on a mesh with their shardings. Allocates nothing."""
-    shapes = jax.eval_shape(lambda: _init(config))
+    shapes = _shapes(config)
     if placement.mesh is None:
         return shapes
     return jax.tree.map(
@@ -72,6 +73,12 @@ def from_checkpoint_items(items: dict[str, Any]) -> State:
     """The state whose items these are."""
     step, batch, rewinds, opt_state = items["training"]
     return State(step, batch, rewinds, items["params"], opt_state, items.get("ema"))
+
+
+@functools.lru_cache(maxsize=4)
+def _shapes(config: TrainConfig) -> State:
+    """Tracing the initialisation takes a second, and a start needs its shapes several times."""
+    return jax.eval_shape(lambda: _init(config))
 
 
 def _init(config: TrainConfig) -> State:

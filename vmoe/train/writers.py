@@ -3,7 +3,6 @@
 import contextlib
 import csv
 import io
-import os
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -15,6 +14,7 @@ from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.summary import scalar
 
 from vmoe.errors import Failure
+from vmoe.workdir.layout import replace_text
 
 Row = dict[str, Any]
 
@@ -56,13 +56,13 @@ class CsvWriter:
         rows = self._read(step) if self._path.exists() else []
         self._columns = list(rows[0]) if rows else []
         self.last_step = int(rows[-1]["step"]) if rows else None
-        temporary = self._path.with_suffix(".tmp")
-        with write_errors(self._path), temporary.open("w", newline="") as file:
-            writer = csv.DictWriter(file, self._columns)
-            if rows:
-                writer.writeheader()
-            writer.writerows(rows)
-        os.replace(temporary, self._path)
+        text = io.StringIO()
+        writer = csv.DictWriter(text, self._columns)
+        if rows:
+            writer.writeheader()
+        writer.writerows(rows)
+        with write_errors(self._path):
+            replace_text(self._path, text.getvalue())
 
     def _read(self, step: int) -> list[dict[str, str]]:
         """The complete rows up to a step."""

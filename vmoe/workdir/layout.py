@@ -18,10 +18,10 @@ from vmoe.config import TrainConfig
 from vmoe.config.files import load, to_json
 from vmoe.errors import UsageError
 
-CONFIG, ENVIRONMENT, CLASSES, MODEL = (
-    *("config.json", "environment.json"),
-    *("classes.json", "model.txt"),
-)
+CONFIG = "config.json"
+ENVIRONMENT = "environment.json"
+CLASSES = "classes.json"
+MODEL = "model.txt"
 CHECKPOINTS = "checkpoints"
 
 
@@ -40,8 +40,6 @@ def write_metadata(
 ) -> None:
     """Writes what explains a run: its config, class names, environment and model summary.
 
-    Each file is written beside and renamed.
-
     Raises:
         OSError: the folder cannot be written.
     """
@@ -52,9 +50,20 @@ def write_metadata(
         CONFIG: to_json(config),  # last: a folder that has it has all
     }
     for name, text in texts.items():
-        temporary = workdir / f"{name}.tmp"
-        temporary.write_text(text + "\n")
-        os.replace(temporary, workdir / name)
+        replace_text(workdir / name, text + "\n")
+
+
+def replace_text(path: Path, text: str) -> None:
+    """Writes a file beside and renames it, so that a kill leaves the old content or the new one.
+
+    Line ends are written as they are.
+
+    Raises:
+        OSError: the folder cannot be written.
+    """
+    temporary = path.with_name(f"{path.name}.tmp")
+    temporary.write_text(text, newline="")
+    os.replace(temporary, path)
 
 
 def read_config(workdir: Path) -> TrainConfig:
