@@ -8,7 +8,7 @@ Test accuracy over seeds 0, 1, 2 (--seed): 97.78, 98.06, 97.78, mean 97.87; vali
 here. About 70 s on 2 cores of an AMD EPYC, the start and 9 s of compiling included, with other work
 on the machine (2026-11-24, jax 0.10.2).
 
-Chosen on the validation part: width 48 gave 95.56, 96.67, 96.11 there; rotations, mixup, dropout,
+Chosen on the validation split: width 48 gave 95.56, 96.67, 96.11 there; rotations, mixup, dropout,
 more capacity, fewer experts, and more or fewer steps gave nothing beyond the spread of the seeds,
 about one point.
 """

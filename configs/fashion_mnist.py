@@ -9,7 +9,7 @@ Test accuracy over seeds 0, 1, 2 (--seed): 90.16, 90.55, 90.28, mean 90.33; vali
 CPU time, 10.8 minutes for seed 0, on 2 cores of an AMD EPYC with other work on them (2026-11-25,
 jax 0.10.2). With --model.moe.implementation batched sums round otherwise: 89.83, 90.44, 90.38.
 
-Chosen on the validation part, one seed and 3,000 steps each: shifts of one pixel gave 88.4 there,
+Chosen on the validation split, one seed and 3,000 steps each: shifts of one pixel gave 88.4 there,
 none 87.1; nothing else that was tried was beyond the standard error, 0.45 points.
 """
 

@@ -1,10 +1,10 @@
-"""Classic methods on a data set: fitted on its training part, measured on its test part.
+"""Classic methods on a data set: fitted on its training split, measured on its test split.
 
     python scripts/baselines.py [--data digits] [--write FILE]
     python scripts/baselines.py --data fashion_mnist          # eleven minutes on 2 cores
 
-Settings were chosen on the validation part, as the models' were; a method that draws at random is
-fitted with seeds 0, 1, 2. ``--write`` saves one image of the test part, to predict.
+Settings were chosen on the validation split, as the models' were; a method that draws at random is
+fitted with seeds 0, 1, 2. ``--write`` saves one image of the test split, to predict.
 """
 
 import argparse
@@ -94,7 +94,7 @@ def measure(name: str, makes: dict[str, Make], parts: dict[str, Source]) -> tupl
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", default="digits", help="digits, fashion_mnist[:FOLDER]")
-    parser.add_argument("--write", help="where to save one image of the test part, a PNG")
+    parser.add_argument("--write", help="where to save one image of the test split, a PNG")
     given = parser.parse_args()
     parts = {split: open_source(given.data, split) for split in ("train", "validation", "test")}
     table = Table(
@@ -107,7 +107,7 @@ def main() -> None:
     if given.write:
         test = parts["test"]
         Image.fromarray(np.ascontiguousarray(test.images[0])).save(given.write)
-        print(f"{given.write}: an image of the test part, a {test.class_names[test.labels[0]]}")
+        print(f"{given.write}: an image of the test split, a {test.class_names[test.labels[0]]}")
 
 
 if __name__ == "__main__":

@@ -23,10 +23,7 @@ import sys
 from pathlib import Path
 
 from benchmarks.layer import layer
-from benchmarks.measure import (
-    Row,
-    machine,
-)
+from benchmarks.measure import Row, machine
 from benchmarks.model import model
 from benchmarks.routing import routing
 from benchmarks.show import plot, table

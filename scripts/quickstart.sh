@@ -14,11 +14,11 @@ install ""
 step "2/4 train configs/digits.py, a V-MoE with 8 experts in two of its four blocks"
 vmoe train --config configs/digits.py --workdir "$run"
 
-step "3/4 evaluate on the held-out test part, beside classic methods on the same split"
+step "3/4 evaluate on the held-out test split, beside classic methods on the same split"
 vmoe evaluate --checkpoint "$run"
 python scripts/baselines.py --write "$run/digit.png"
 
-step "4/4 predict one image of the test part"
+step "4/4 predict one image of the test split"
 vmoe predict --checkpoint "$run" "$run/digit.png" --top 3
 
 cat <<END

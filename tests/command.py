@@ -34,7 +34,7 @@ class Process:
         self.returncode: int | None = None
         self._files = contextlib.ExitStack()
         self._stdout, self._stderr = (
-            self._files.enter_context(tempfile.TemporaryFile())  # noqa: SIM115
+            self._files.enter_context(tempfile.TemporaryFile())  # noqa: SIM115 (the stack closes it)
             for _ in range(2)
         )
         report, write_report = os.pipe()

@@ -39,13 +39,13 @@ def test_the_live_line_fits_a_terminal_of_80_columns(tmp_path: Path) -> None:
         stdin=terminal, stdout=terminal, stderr=terminal, env=environment,
     ) as process:  # fmt: skip
         os.close(terminal)
-        told = b""
+        output = b""
         with contextlib.suppress(OSError):  # the other end is closed
             while part := os.read(reader, 4096):
-                told += part
+                output += part
     os.close(reader)
-    assert process.returncode == 0, told.decode()
-    lines = [re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", line) for line in told.decode().split("\r")]
+    assert process.returncode == 0, output.decode()
+    lines = [re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", line) for line in output.decode().split("\r")]
     live = [line for line in lines if "loss" in line and "validation" not in line]
     assert live and all(len(line.strip()) <= 80 for line in live)
     found = r"40/40 +\S+ left loss \d\.\d+ acc \S+% lr \S+ dropped \S+% \S+ img/s"
@@ -71,7 +71,7 @@ def test_a_second_start_resumes_and_reports_it(run: Path) -> None:
     assert done.returncode == 0 and "resumed from step 60 of 60" in done.stderr
 
 
-def test_evaluate_takes_the_test_part_and_can_lower_the_capacity(run: Path) -> None:
+def test_evaluate_takes_the_test_split_and_can_lower_the_capacity(run: Path) -> None:
     done = vmoe("evaluate", "--checkpoint", run)
     assert done.returncode == 0, done.stderr
     assert "digits:test" in done.stdout and "accuracy" in done.stdout

@@ -114,7 +114,7 @@ def test_a_slurm_job_that_was_told_to_save_queues_itself_again(
 
 
 def test_launch_scripts_show_what_they_would_run_and_refuse_too_few_words() -> None:
-    def told(*words: str) -> subprocess.CompletedProcess[str]:
+    def dry_run(*words: str) -> subprocess.CompletedProcess[str]:
         script, *rest = words
         return subprocess.run(
             ["bash", str(ROOT / "scripts" / script), *rest],
@@ -123,13 +123,13 @@ def test_launch_scripts_show_what_they_would_run_and_refuse_too_few_words() -> N
             env=os.environ | {"DRY_RUN": "1"},
         )
 
-    shown = told("tpu_pod.sh", "--dry-run", "pod", "us-a", "a b.py", "runs/x").stdout
+    shown = dry_run("tpu_pod.sh", "--dry-run", "pod", "us-a", "a b.py", "runs/x").stdout
     assert shown.startswith("gcloud compute tpus tpu-vm ssh pod --zone us-a --worker all --command")
     assert "a\\\\\\ b.py" in shown and "--distributed" in shown
-    shown = told("slurm.sh", "a.py", "runs/x").stdout
+    shown = dry_run("slurm.sh", "a.py", "runs/x").stdout
     assert shown.endswith(" vmoe train --config a.py --workdir runs/x --distributed\n")
     for script in ("slurm.sh", "tpu_pod.sh"):
-        done = told(script)
+        done = dry_run(script)
         assert done.returncode == 2 and done.stderr.startswith("use: ")
 
 
@@ -137,8 +137,8 @@ def test_the_pods_of_a_jobset_are_told_who_takes_part() -> None:
     jobset = yaml.safe_load((ROOT / "scripts" / "jobset.yaml").read_text())
     job = jobset["spec"]["replicatedJobs"][0]["template"]["spec"]
     container = job["template"]["spec"]["containers"][0]
-    told = {one["name"]: one.get("value") for one in container["env"]}
-    assert told.keys() == {"JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"}
-    assert int(told["JAX_NUM_PROCESSES"]) == job["completions"] == job["parallelism"]
+    variables = {one["name"]: one.get("value") for one in container["env"]}
+    assert variables.keys() == {"JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"}
+    assert int(variables["JAX_NUM_PROCESSES"]) == job["completions"] == job["parallelism"]
     assert container["command"][-1] == "--distributed"
     assert job["podFailurePolicy"]["rules"][0]["onExitCodes"]["values"] == [75]

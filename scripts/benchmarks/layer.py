@@ -11,15 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from benchmarks.measure import (
-    BY_TOKENS,
-    IMAGE_TOKENS,
-    Program,
-    Row,
-    both_ways,
-    compiled,
-    rows_of,
-)
+from benchmarks.measure import BY_TOKENS, IMAGE_TOKENS, Program, Row, both_ways, compiled, rows_of
 from vmoe.config import MoEConfig, replace
 from vmoe.nn import implementations
 from vmoe.nn.mlp import Mlp

@@ -9,12 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from benchmarks.measure import (
-    Program,
-    Row,
-    compiled,
-    rows_of,
-)
+from benchmarks.measure import Program, Row, compiled, rows_of
 from vmoe import models
 from vmoe.config import DataConfig, TrainConfig, replace
 from vmoe.data.pipeline import Batch

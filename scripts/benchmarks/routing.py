@@ -8,11 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from benchmarks.measure import (
-    Row,
-    compiled,
-    rows_of,
-)
+from benchmarks.measure import Row, compiled, rows_of
 from vmoe.config import MoEConfig
 from vmoe.routing import token_choice
 from vmoe.routing.priority import priority_order

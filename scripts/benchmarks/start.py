@@ -8,11 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from benchmarks.measure import (
-    IMAGE_TOKENS,
-    Row,
-    measured,
-)
+from benchmarks.measure import IMAGE_TOKENS, Row, measured
 
 
 def start(options: argparse.Namespace) -> list[Row]:

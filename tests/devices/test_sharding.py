@@ -88,19 +88,19 @@ def forward(config: ViTConfig, placement: Placement, key: jax.Array | None = Non
     def run(params: dict[str, Any], x: jax.Array, valid: jax.Array) -> Any:
         model = models.with_params(config, params, placement=placement)
         logits, records = capture(model, x, train=key is not None, key=key, valid=valid)
-        balance = sum((record.aux_loss for record in records.values()), jnp.zeros(()))
-        return logits, balance
+        aux_loss = sum((record.aux_loss for record in records.values()), jnp.zeros(()))
+        return logits, aux_loss
 
     return run
 
 
 def gradient(config: ViTConfig, placement: Placement) -> Any:
-    """Of a loss to which logits and balance contribute, in training."""
+    """Of a loss to which logits and aux_loss contribute, in training."""
     run = forward(config, placement, jax.random.key(3))
 
     def loss(params: dict[str, Any], x: jax.Array, valid: jax.Array) -> Any:
-        logits, balance = run(params, x, valid)
-        return (jnp.where(valid[:, None], logits, 0) ** 2).sum() / 10 + balance
+        logits, aux_loss = run(params, x, valid)
+        return (jnp.where(valid[:, None], logits, 0) ** 2).sum() / 10 + aux_loss
 
     return jax.grad(loss)
 
@@ -175,12 +175,12 @@ def test_uneven_groups_and_padding_are_those_of_each_device_alone(router: str) -
 
 
 def loss_and_gradient(config: ViTConfig, placement: Placement) -> Any:
-    """Without noise; the first of the weights is that of the balance losses."""
+    """Without noise; the first of the weights is that of the auxiliary losses."""
     run = forward(config, placement)
 
     def loss(params: dict[str, Any], x: jax.Array, valid: jax.Array, weights: jax.Array) -> Any:
-        logits, balance = run(params, x, valid)
-        return (jnp.where(valid[:, None], logits, 0) ** 2).sum() / 10 + weights[0] * balance
+        logits, aux_loss = run(params, x, valid)
+        return (jnp.where(valid[:, None], logits, 0) ** 2).sum() / 10 + weights[0] * aux_loss
 
     return jax.value_and_grad(loss)
 

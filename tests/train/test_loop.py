@@ -244,6 +244,6 @@ def test_memory_does_not_grow_over_a_thousand_steps(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_the_digits_recipe_reaches_94_percent_on_validation(tmp_path: Path) -> None:
-    """Three seeds gave 95.6 to 99.4; the validation part has 180 images."""
+    """Three seeds gave 95.6 to 99.4; the validation split has 180 images."""
     ((_, _, result),) = train(configs.load(ROOT / "configs" / "digits.py"), tmp_path)
     assert result.accuracy >= 0.94
