@@ -61,7 +61,7 @@ def start(recipe: Path, workdir: Path, processes: int = 1) -> list[subprocess.Po
         together = {
             "JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{free_port()}",
             "JAX_NUM_PROCESSES": str(processes),
-            "XLA_FLAGS": "--xla_force_host_platform_device_count=2",
+            "JAX_NUM_CPU_DEVICES": "2",
         }
     return [
         subprocess.Popen(

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from scripts.kill_test import differences, evaluating, kill_once, saving
 from tests.command import ROOT, Process, interpreter, start, vmoe
 from tests.run_folder import TABLES, assert_close, reached, rows
 from vmoe import config as configs
@@ -43,7 +44,7 @@ def start_two(recipe: Path, *workdirs: Path, words: tuple[str, ...] = ()) -> lis
     shared = {
         "JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{port}",
         "JAX_NUM_PROCESSES": "2",
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=2",
+        "JAX_NUM_CPU_DEVICES": "2",
     }
     line = ("train", "--config", recipe, "--distributed", *words, "--workdir")
     return [
@@ -147,7 +148,22 @@ def test_a_run_folder_that_only_one_process_sees_is_refused(recipe: Path, tmp_pa
     assert not (tmp_path / "there").exists()
 
 
-def test_a_killed_process_ends_the_others_and_the_resumed_run_ends_with_the_same_bits() -> None:
+def test_a_killed_process_ends_the_others_and_the_resumed_run_ends_with_the_same_bits(
+    recipe: Path, whole: Path, tmp_path: Path
+) -> None:
+    """The first kill comes before there is a checkpoint, the second leaves half of one."""
+    workdir = tmp_path / "run"
+    evaluated = kill_once(recipe, workdir, evaluating, 5, 0.5, victim=0, processes=2)
+    saved = kill_once(recipe, workdir, saving, 5, 0.5, victim=1, processes=2)
+    assert evaluated.between and saved.half
+    first, other = end(start_two(recipe, workdir))
+    assert first.returncode == other.returncode == 0, first.stderr + other.stderr
+    assert "corrupt" not in first.stderr
+    assert not differences(whole, workdir, 20)
+
+
+@pytest.mark.slow
+def test_the_kill_test_of_two_processes_passes() -> None:
     line = ["--processes", "2", "--kills", "2", "--steps", "40", "--every", "10"]
     done = subprocess.run(
         [sys.executable, ROOT / "scripts" / "kill_test.py", *line], capture_output=True, text=True

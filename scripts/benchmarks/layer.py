@@ -27,7 +27,12 @@ def layer(options: argparse.Namespace) -> list[Row]:
     rows = []
     for e in options.experts:
         config = MoEConfig(num_experts=e, implementation=options.implementation)
-        programs, (g, c) = _layer_programs(tokens, f, config, einsum=e <= 32)
+        variants, (g, c) = _variants(tokens, f, config, einsum=e <= 32)
+        programs = {
+            f"{name}, {way}": program
+            for name, (function, arguments) in variants.items()
+            for way, program in both_ways(function, *arguments).items()
+        }
         case = {"e": e, "tokens": b * IMAGE_TOKENS, "slots": g * c, "d": d, "f": f}
         case |= {"implementation": options.implementation, "dtype": options.dtype}
         dense = "<= 1.00" if g * c >= 200 else ""
@@ -52,9 +57,10 @@ def layer(options: argparse.Namespace) -> list[Row]:
     return rows
 
 
-def _layer_programs(
+def _variants(
     tokens: jax.Array, f: int, config: MoEConfig, *, einsum: bool
-) -> tuple[dict[str, Program], tuple[int, int]]:
+) -> tuple[dict[str, tuple[Callable[..., jax.Array], tuple]], tuple[int, int]]:
+    """Functions with their arguments by name, and the number of groups and of slots per expert."""
     b, n, d = tokens.shape
     valid = jnp.ones(b, bool)
     graph, state = nnx.split(MoE(d, f, n, config, rngs=nnx.Rngs(0)))
@@ -95,12 +101,7 @@ def _layer_programs(
         )
     if einsum:
         variants["einsum dispatch"] = (by_einsum, (state, tokens))
-    programs = {
-        f"{name}, {way}": program
-        for name, (function, arguments) in variants.items()
-        for way, program in both_ways(function, *arguments).items()
-    }
-    return programs, (g, c)
+    return variants, (g, c)
 
 
 def _tokens(b: int, d: int, f: int, config: MoEConfig, options: argparse.Namespace) -> list[Row]:
@@ -108,9 +109,12 @@ def _tokens(b: int, d: int, f: int, config: MoEConfig, options: argparse.Namespa
     rows = []
     for images in sorted({max(1, b // 4), max(1, b // 2), b, 2 * b}):
         tokens = jax.random.normal(jax.random.key(0), (images, IMAGE_TOKENS, d), options.dtype)
-        programs, (g, c) = _layer_programs(tokens, f, config, einsum=False)
+        variants, (g, c) = _variants(tokens, f, config, einsum=False)
         case = {"e": config.num_experts, "tokens": images * IMAGE_TOKENS, "slots": g * c}
-        programs = {f"{name} by tokens": programs[f"{name}, forward"] for name in BY_TOKENS}
+        programs = {}
+        for name in BY_TOKENS:
+            function, arguments = variants[name]
+            programs[f"{name} by tokens"] = compiled(function, *arguments)
         ratios = {"layer by tokens": [("dense floor by tokens", "")]}
         rows += rows_of("layer", case, programs, options.repeats, ratios)
     return rows

@@ -256,10 +256,11 @@ def test_dropout_of_the_blocked_implementation_is_the_same_forward_and_backward(
     graph, state = nnx.split(moe)
     tokens, key = jax.random.normal(jax.random.key(0), (2, 8, 16)), jax.random.key(1)
 
+    @jax.jit
     def loss(state: nnx.State) -> jax.Array:
         return nnx.merge(graph, state)(tokens, jnp.ones(2, bool), key)[0].sum()
 
-    gradient = jax.grad(loss)(state)
+    gradient = jax.jit(jax.grad(loss))(state)
     step = jax.tree.map(lambda x: 1e-3 * jnp.sign(x), gradient)
     up, down = (loss(jax.tree.map(lambda x, y, s=s: x + s * y, state, step)) for s in (1, -1))
     expected = sum(jnp.abs(x).sum() for x in jax.tree.leaves(gradient)) * 2e-3

@@ -1,11 +1,10 @@
 """Nothing is lost when a run stops: kills, signals, corruption, a full disk, a second run, NaN."""
 
+import functools
 import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -13,6 +12,7 @@ import jax
 import numpy as np
 import pytest
 
+from scripts.kill_test import differences, evaluating, kill_once, saving, training
 from tests.command import ROOT, start, vmoe
 from tests.run_folder import assert_same, reached, rows
 from vmoe import config as configs
@@ -70,13 +70,17 @@ def run(recipe: Path, workdir: Path, **limits: int) -> tuple[str, int]:
     return done.stderr, done.returncode
 
 
-def test_a_run_killed_while_it_trains_saves_and_evaluates_ends_with_the_same_bits() -> None:
-    line = ["--kills", "3", "--steps", "60", "--every", "10"]
-    done = subprocess.run(
-        [sys.executable, ROOT / "scripts" / "kill_test.py", *line], capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "3 kills, 60 steps: equal to the bit" in done.stdout
+def test_a_run_killed_while_it_trains_saves_and_evaluates_ends_with_the_same_bits(
+    recipe: Path, whole: Path, tmp_path: Path
+) -> None:
+    workdir = tmp_path / "run"
+    kill = functools.partial(kill_once, recipe, workdir, victim=0, processes=1)
+    assert kill(training, 15, 0.5).step >= 15
+    assert kill(saving, 25, 0.5).half
+    assert kill(evaluating, 35, 0.5).between
+    stderr, status = run(recipe, workdir)
+    assert status == 0 and "resumed from step" in stderr and "corrupt" not in stderr, stderr
+    assert not differences(whole, workdir, STEPS)
 
 
 def test_a_signal_saves_and_exits_with_75_and_the_same_command_resumes(
