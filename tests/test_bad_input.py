@@ -109,7 +109,7 @@ CASES: dict[str, tuple[list[str], str]] = {
     "no checkpoint given": (["evaluate"], "--checkpoint"),
     # names
     "model": (["summary", "vmoe_s32_last2"], "no model 'vmoe_s32_last2': did you mean"),
-    "no model given": (["summary"], "One of `vmoe models`"),
+    "no model given": (["summary"], "Name of a model, as listed by `vmoe models`"),
     "pattern": (["models", "resnet*"], "no model matches 'resnet*'"),
     "data set": ([*TINY_TRAIN, "--data.name", "digit"], "no data set 'digit': did you mean"),
     "split": ([*EVALUATE, "--data", "digits:tset"], "no split 'tset': did you mean 'test'"),
@@ -287,7 +287,7 @@ CASES: dict[str, tuple[list[str], str]] = {
     "no image": ([*PREDICT, "gone.png"], "gone.png: no such file or folder"),
     "not an image": ([*PREDICT, "no.png"], "no.png: not an image"),
     "half an image": ([*PREDICT, "half.png"], "half.png: cannot be read as an image"),
-    "no name of an image": ([*PREDICT, ""], "an empty word among the images"),
+    "no name of an image": ([*PREDICT, ""], "an image argument is empty"),
     "folder without images": ([*PREDICT, "empty"], "empty: no images there"),
     "nothing to predict": (PREDICT, "give at least one of each"),
     "no classes wanted": ([*PREDICT, "photos", "--top", "0"], "top=0: give at least one of each"),
