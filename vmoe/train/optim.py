@@ -14,7 +14,7 @@ Params = dict[str, Any]
 
 
 def schedule(config: OptimConfig, steps: int) -> optax.Schedule:
-    """Linear from 0 to ``lr`` over the warmup, then to ``end_lr`` at the last step, or constant."""
+    """Linear warmup from 0 to ``lr``, then decay to ``end_lr`` at the last step, or constant."""
     rest = steps - config.warmup_steps
     after = {
         "cosine": optax.cosine_decay_schedule(config.lr, rest, alpha=config.end_lr / config.lr),
