@@ -53,7 +53,7 @@ WORDS = ["a"] * 30
             dict(images=IMAGES, labels=LABELS, class_names="abc"),
             "class_names is not a list of names",
         ),
-        (dict(images=IMAGES, labels=LABELS, class_names=["a", "a"]), "names that differ"),
+        (dict(images=IMAGES, labels=LABELS, class_names=["a", "a"]), "list of distinct names"),
         (dict(images=IMAGES, labels=LABELS + 10**9), "number the classes from 0"),
         (
             dict(

@@ -72,7 +72,7 @@ def _read(folder: Path, prefix: str) -> tuple[np.ndarray, np.ndarray]:
 
 
 def unpack(path: Path) -> bytes:
-    """Unpacks one of the four files, and checks that its content is what was published.
+    """Unpacks one of the four files, and verifies its SHA-256.
 
     Raises:
         UsageError: there is no such file, or it is corrupt.
@@ -105,14 +105,14 @@ def _find() -> Path:
 
 
 def download(address: str, path: Path) -> None:
-    """Downloads one of the four files, with a progress bar, and keeps it only if it is whole.
+    """Downloads one of the four files, with a progress bar, and keeps it only if it is intact.
 
     Args:
         address: a URL.
         path: where to save the file.
 
     Raises:
-        UsageError: the address cannot be reached, or the file there is another one.
+        UsageError: the download fails, or the file differs from the published one.
     """
     from rich.console import Console
     from rich.progress import DownloadColumn, Progress, TextColumn, TimeRemainingColumn
@@ -125,7 +125,7 @@ def download(address: str, path: Path) -> None:
             urllib.request.urlopen(address, timeout=30) as response,
             Progress(*columns, console=Console(stderr=True)) as progress,
         ):
-            partial = Path(folder) / path.name  # another process may download it too
+            partial = Path(folder) / path.name  # another process may be downloading it too
             total = int(response.headers.get("Content-Length", 0)) or None
             task = progress.add_task("", total=total)
             with partial.open("wb") as file:
