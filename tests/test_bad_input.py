@@ -218,7 +218,7 @@ CASES: dict[str, tuple[list[str], str]] = {
         ".png: cannot be read as an image",
     ),
     "no arrays": ([*TINY_TRAIN, "--data.name", "arrays:gone.npz"], "gone.npz: no such file"),
-    "half arrays": ([*TINY_TRAIN, "--data.name", "arrays:half.npz"], "not a whole .npz"),
+    "half arrays": ([*TINY_TRAIN, "--data.name", "arrays:half.npz"], "not a complete .npz"),
     "float arrays": ([*TINY_TRAIN, "--data.name", "arrays:float.npz"], "uint8 (b, h, w, 3) or"),
     "no clothes": (
         [*TINY_TRAIN, "--data.name", "fashion_mnist:fashion"],

@@ -171,6 +171,9 @@ def _lost_process(reason: str) -> str:
 
 @ctypes.CFUNCTYPE(None, ctypes.c_int)
 def _on_abort(number: int) -> None:
-    """Handles SIGABRT: JAX's runtime calls abort() in a thread of its own when heartbeats are
-    missing, where no handler of Python's signal module would run."""
+    """Handles SIGABRT.
+
+    JAX's runtime calls abort() in one of its threads when heartbeats are missing; handlers of
+    Python's signal module do not run there.
+    """
     _exit(_lost_process("JAX's runtime ended this process; its message is above"))

@@ -166,8 +166,8 @@ class Placement:
 
     def per_device_flag(self, flag: bool) -> Bool[Array | np.ndarray, "x"]:
         """One flag per device; all devices of a process have the flag of that process."""
-        own = self.devices if self.mesh is None else len(self.mesh.local_devices)
-        return self.make_global_array(np.full(own, flag))
+        local_devices = self.devices if self.mesh is None else len(self.mesh.local_devices)
+        return self.make_global_array(np.full(local_devices, flag))
 
     def round_up(self, batch_size: int) -> int:
         """A batch size rounded up to a multiple of the number of devices."""

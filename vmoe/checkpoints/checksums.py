@@ -42,8 +42,10 @@ def _local_sum(array: jax.Array | np.ndarray) -> np.uint64:
     """The sum over the shards that this process holds, without replicas."""
     if not isinstance(array, jax.Array):
         return _sum(np.asarray(array), np.shape(array), ())
-    own = [shard for shard in array.addressable_shards if shard.replica_id == 0]
-    return _total([_sum(np.asarray(shard.data), array.shape, shard.index) for shard in own])
+    local_shards = [shard for shard in array.addressable_shards if shard.replica_id == 0]
+    return _total(
+        [_sum(np.asarray(shard.data), array.shape, shard.index) for shard in local_shards]
+    )
 
 
 def _sum(part: np.ndarray, shape: tuple[int, ...], index: tuple[slice, ...]) -> np.uint64:

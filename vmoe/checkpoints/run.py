@@ -282,7 +282,7 @@ def restore(folder: Path, **target: Arrays) -> dict[str, Arrays]:
         _check_format(folder, index)
         items = {name: _restore_item(path / name, item) for name, item in target.items()}
     except (Failure, MemoryError, PermissionError):
-        raise  # these say nothing about the checkpoint's arrays
+        raise  # these do not mean that the checkpoint is corrupt
     except Exception as error:  # Orbax and TensorStore report corruption by errors of many types
         reason = " ".join(str(error).split())
         if any(word in reason for word in ("RESOURCE_EXHAUSTED", "PERMISSION_DENIED")):

@@ -24,7 +24,7 @@ def parse(kind: type[Arguments], command: str, argv: Sequence[str], **defaults: 
 
     Raises:
         UsageError: an option is unknown, missing or has a wrong value; one line.
-        SystemExit: help was asked for and is printed.
+        SystemExit: --help was given, and the help is printed.
     """
     assert dataclasses.is_dataclass(kind)
     missing = {}

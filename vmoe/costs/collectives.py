@@ -31,7 +31,7 @@ COMPILER_OPTIONS: dict[str, Any] = {
     # These emitters compile half as fast here; newer versions of jax have no others.
     **({"xla_cpu_use_fusion_emitters": False} if jax.__version_info__ < (0, 11) else {}),
 }
-"""For ``Lowered.compile``: the same collectives, each array by itself, compiled quickly."""
+"""For ``Lowered.compile``: quick to compile, with a separate collective for each array."""
 
 _SENT: dict[str, Callable[[int], float]] = {  # bytes sent per byte of input, by ring size
     "all-to-all": lambda n: (n - 1) / n,

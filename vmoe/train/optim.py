@@ -61,11 +61,11 @@ def decay_kind(path: tuple[str, ...]) -> str:
 
 
 def _rates(decay: WeightDecayConfig) -> dict[str, float]:
-    own = {"experts": decay.experts, "routers": decay.routers, "head": decay.head}
+    rates = {"experts": decay.experts, "routers": decay.routers, "head": decay.head}
     return {
         "kernels": decay.kernels,
         "others": decay.others,
-        **{kind: decay.kernels if rate is None else rate for kind, rate in own.items()},
+        **{kind: decay.kernels if rate is None else rate for kind, rate in rates.items()},
     }
 
 

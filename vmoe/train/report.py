@@ -39,7 +39,7 @@ class NullReport(contextlib.nullcontext):
     resume = step = metrics = evaluations = log = ignore
 
     def evaluated(self, step: int) -> bool:
-        """False; only the primary process knows."""
+        """False; only the primary process reads the files."""
         return False
 
     def pause_timer(self, activity: str) -> contextlib.AbstractContextManager[None]:

@@ -140,7 +140,7 @@ def _notes(
     source: Source,
     evaluations: list[tuple[EvalConfig, Source]],
 ) -> Iterator[str]:
-    """What a user should know before the first step."""
+    """Messages to log before the first step."""
     if placement.mesh is not None:
         share = config.batch_size // placement.devices
         yield (

@@ -23,7 +23,7 @@ class State(NamedTuple):
         rewinds: number of times the run went back after a NaN.
         params: the model's parameters, as nested dicts.
         opt_state: the optimiser's state.
-        ema: moving average of the parameters; None where the config asks for none.
+        ema: moving average of the parameters; None if the config has none.
     """
 
     step: Int[Array, ""]

@@ -90,7 +90,7 @@ class TensorBoardWriter:
         self.close()
         with write_errors(self._folder):
             self._folder.mkdir(exist_ok=True)
-            # tensorboardX names files by whole seconds: two in one second would be one file.
+            # tensorboardX names files by the second, so the suffix makes the name unique.
             self._writer = EventsWriter(str(self._folder / "events"), f".{time.time_ns()}")
             start = SessionLog(status=SessionLog.START)
             self._writer.write_event(Event(step=step + 1, session_log=start))

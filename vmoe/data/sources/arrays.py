@@ -54,7 +54,7 @@ def _load(path: str) -> dict[str, np.ndarray]:
     except FileNotFoundError:
         raise UsageError(f"arrays:{path}: no such file") from None
     except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise UsageError(f"arrays:{path}: not a whole .npz of plain arrays ({error})") from None
+        raise UsageError(f"arrays:{path}: not a complete .npz of plain arrays ({error})") from None
 
 
 def _pair(arrays: dict[str, np.ndarray], prefix: str, place: str) -> tuple[np.ndarray, np.ndarray]:

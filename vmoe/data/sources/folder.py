@@ -34,12 +34,12 @@ def open_folder(path: str, split: str) -> FileSource:
     stored_split, fractions = resolve_split(split, list(available), place)
     folder = available[stored_split] if stored_split else root
     class_names = _class_names(available.get("train", folder))
-    whole = _read(folder, class_names, f"{place}:{split}")
+    source = _read(folder, class_names, f"{place}:{split}")
     if not fractions:
-        return whole
-    index = stratified_split(whole.labels, fractions, class_names=class_names, place=place)[split]
-    files = tuple(whole.files[i] for i in index)
-    return dataclasses.replace(whole, files=files, labels=whole.labels[index])
+        return source
+    index = stratified_split(source.labels, fractions, class_names=class_names, place=place)[split]
+    files = tuple(source.files[i] for i in index)
+    return dataclasses.replace(source, files=files, labels=source.labels[index])
 
 
 def _split_folder(root: Path, split: str) -> Path | None:
