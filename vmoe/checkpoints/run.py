@@ -30,10 +30,7 @@ Arrays = Any  # a tree of arrays
 Metrics = dict[str, float]
 
 FORMAT = 1
-DELETED, CORRUPT = (
-    "deleted",
-    "corrupt",
-)  # sub-folders of checkpoints/: steps being deleted; corrupt steps
+DELETED, CORRUPT = "deleted", "corrupt"  # sub-folders of checkpoints/
 
 
 class CorruptCheckpoint(Exception):
@@ -310,7 +307,7 @@ def _check_format(folder: Path, index: Any) -> None:
 
 
 def _restore_item(path: Any, target: Arrays) -> Arrays:
-    """Restores an item with its handler: a Checkpointer hangs in all processes if one fails."""
+    """Restores an item with its handler; a Checkpointer would wait for a process that failed."""
     handler = ocp.StandardCheckpointHandler()
     return handler.restore(path, args=ocp.args.StandardRestore(jax.tree.map(_abstract, target)))
 

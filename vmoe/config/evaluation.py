@@ -81,7 +81,7 @@ class RoutingOverrides(Checked):
             require(not reason, f"routing.{name}={value}: {reason}, leave it out")
 
     def _layer(self, moe: MoEConfig) -> MoEConfig:
-        """The config of one sparse layer; settings for token choice skip other routers."""
+        """The config of one sparse layer; other routers ignore settings for token choice."""
         changes = self._given()
         router = {name: changes.pop(name) for name in ("k", "priority") if name in changes}
         if not isinstance(moe.router, TokenChoice):

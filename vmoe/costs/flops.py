@@ -29,8 +29,7 @@ class Cost:
     """Parameters that process one token. The number of experts per token is k for token choice, and
     the mean, e * c / s, for expert choice and soft routing."""
     flops_per_image: float
-    """Of all matmuls in the forward pass, with every token in every block; a multiply-add counts as
-    2."""
+    """Matmuls of the forward pass, with every token in every block; a multiply-add counts as 2."""
     tokens_per_image: int
 
 

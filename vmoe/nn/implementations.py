@@ -63,7 +63,7 @@ def ragged(
     rate: float,
     key: MaybeKey,
 ) -> Float[Array, "r d"]:
-    """Applies each expert's MLP to its rows; rows of no expert, at the end, get undefined results.
+    """Applies each expert's MLP to its rows; outputs after the last expert's rows are undefined.
 
     Args:
         sizes: rows of each expert.
@@ -88,9 +88,9 @@ def blocked(
     *,
     block: int,
 ) -> Float[Array, "r d"]:
-    """Applies each expert's MLP to its rows; rows of no expert, at the end, get zeros.
+    """Applies each expert's MLP to its rows; outputs after the last expert's rows are zeros.
 
-    Blocks of no expert are not computed.
+    Blocks after the last expert's rows are not computed.
 
     Args:
         sizes: rows of each expert, multiples of ``block``.

@@ -82,6 +82,6 @@ OVER_ROWS = jax.lax.RaggedDotDimensionNumbers(
     lhs_ragged_dimensions=[0],
     rhs_group_dimensions=[],
 )
-"""Contracts the rows of each expert, as the gradient of its kernel does."""
+"""Contracts over the rows of each expert, for the gradient of its kernel."""
 
 _ragged_dot = functools.partial(jax.lax.ragged_dot, preferred_element_type=jnp.float32)

@@ -135,8 +135,8 @@ def choose_implementation(
     """The config's implementation; for "auto", one that suits the platform and the shapes.
 
     "auto" is ``blocked`` on a CPU; elsewhere ``batched`` if there are about as many slots as
-    choices, ``ragged`` if there are many more. Soft routing is always ``batched``, since it fills
-    every slot, and so are several devices, since they exchange slots.
+    choices, ``ragged`` if there are many more. Soft routing, which fills every slot, is always
+    ``batched``; so is any routing on several devices, which exchange slots.
     """
     if isinstance(routing, SoftRouting) or devices > 1:
         return "batched"

@@ -47,12 +47,12 @@ class Candidate:
     @property
     def bytes_sent(self) -> float:
         """By each device in a step."""
-        return sum((sent.total_bytes_sent for sent in self.communications), 0.0)
+        return sum((entry.total_bytes_sent for entry in self.communications), 0.0)
 
     @property
     def communication_seconds(self) -> float:
         """Of all collectives of a step."""
-        return sum((sent.total_seconds for sent in self.communications), 0.0)
+        return sum((entry.total_seconds for entry in self.communications), 0.0)
 
     @property
     def step_seconds(self) -> float:

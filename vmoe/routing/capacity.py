@@ -16,7 +16,7 @@ def rounded_capacity(ideal: float, config: MoEConfig) -> int:
     Raises:
         UsageError: the rounding leaves no slot.
 
-    Source: V-MoE section 2.2 and the code its authors published (a multiple of 4).
+    Source: V-MoE, section 2.2; its published code rounds up to a multiple of 4.
 
     >>> rounded_capacity(400 * 2 * 1.1 / 4, MoEConfig())
     224

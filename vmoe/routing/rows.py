@@ -13,7 +13,7 @@ from vmoe.axes import Routing, SoftRouting
 from vmoe.routing.token_choice import queue
 
 LARGEST_BLOCK = 4096
-"""Rows; the hidden layer of a larger block does not fit in the cache, and it is no faster."""
+"""Maximum rows of a block; the hidden layer of a larger one does not fit in the cache."""
 
 
 def sort_rows(routing: Routing, *, block: int) -> tuple[Routing, Int[Array, "e"]]:

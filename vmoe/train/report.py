@@ -78,7 +78,7 @@ class Report:
             self._events.close()
 
     def resume(self, step: int) -> None:
-        """Continues after a step; removes the rows of later steps, which are taken again."""
+        """Continues after a step; removes the rows of later steps, which will be run again."""
         for writer in (self._metrics, self._evaluations, self._experts, self._events):
             writer.truncate_after(step)
         self._timed_from, self._first = (step, time.perf_counter()), step + 1

@@ -1,4 +1,4 @@
-"""Whether a step was finite and whether a stop is requested, agreed among all processes."""
+"""Whether a step was finite and whether a stop is requested, as agreed by all processes."""
 
 from typing import NamedTuple
 
