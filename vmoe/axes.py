@@ -27,7 +27,7 @@ class RouterInputs(NamedTuple):
     """Inputs of a router, which routes each group independently.
 
     Attributes:
-        logits: from the gate, float32, before noise; with slots as a last axis where the gate
+        logits: from the gate, float32, before noise; with slots as a last axis if the gate
             makes logits per slot.
         noise: to be added to the logits; None in evaluation.
         valid: False for padding, which takes no slot and counts in no loss.

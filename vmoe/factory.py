@@ -82,7 +82,7 @@ def load(
         path: a run folder, or ``checkpoints/STEP``, ``checkpoints/best`` or ``checkpoints/last``
             in one.
         routing: routing settings that replace the trained ones, such as the capacity factor.
-        use_ema: load the moving average of the parameters where the run kept one.
+        use_ema: load the moving average of the parameters, if the run has one.
 
     Raises:
         UsageError: there is no trained model at the path, or an override has no effect on it.

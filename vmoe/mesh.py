@@ -70,7 +70,7 @@ def _parse(mesh: str) -> dict[str, int]:
 
 
 def _sorted(devices: Sequence[jax.Device]) -> list[jax.Device]:
-    """Devices by slice, host and number, so that experts share a host or slice where they fit."""
+    """Devices by slice, host and number, so that experts share a host or slice if they fit."""
     return sorted(devices, key=lambda device: (_slice(device), device.process_index, device.id))
 
 

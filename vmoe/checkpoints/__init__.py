@@ -64,7 +64,7 @@ def read(path: str | Path, *, use_ema: bool = True) -> StoredModel:
     Args:
         path: a run folder, or ``checkpoints/STEP``, ``checkpoints/best`` or ``checkpoints/last``
             in one.
-        use_ema: read the moving average of the parameters where the run kept one.
+        use_ema: read the moving average of the parameters, if the run has one.
 
     Raises:
         UsageError: there is no trained model at the path.

@@ -1,6 +1,6 @@
 """The checkpoints of a run: ``checkpoints/STEP/``, items of arrays and a checksum of each.
 
-    params     the parameters       ema         their moving average, where the run keeps one
+    params     the parameters       ema         their moving average, if the run has one
     training   all other state      checksums   of every array, by item and name; format version
 
 The parameters are a separate item, so a model loads without the optimiser state. Orbax writes to a
@@ -46,7 +46,7 @@ class Checkpoints:
         Args:
             every: its multiples are the scheduled steps; other steps were saved at a stop or at the
                 end of the run.
-            keep_latest: how many of the newest scheduled steps are kept.
+            keep_latest: number of newest scheduled steps to keep.
 
         Raises:
             Failure: the recorded metrics cannot be read.

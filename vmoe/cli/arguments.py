@@ -74,7 +74,7 @@ def parse_with_config(kind: type[WithConfig], command: str, argv: Sequence[str])
 
 
 def _option_value(argv: Sequence[str], option: str) -> str | None:
-    """The value of an option, before parsing; None where it is not given.
+    """The value of an option, before parsing; None if it is not given.
 
     Raises:
         UsageError: the value is empty.

@@ -34,7 +34,7 @@ class EvaluateArgs:
     resampled."""
     routing: RoutingOverrides = RoutingOverrides()
     use_ema: bool = True
-    """Use the moving average of the parameters where the run kept one."""
+    """Use the moving average of the parameters, if the run has one."""
     per_class: bool = False
     """Add the accuracy of each class, and the classes confused with it."""
     json: bool = False

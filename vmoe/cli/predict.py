@@ -27,7 +27,7 @@ class PredictArgs:
     top: int = 5
     """Number of classes shown per image."""
     use_ema: bool = True
-    """Use the moving average of the parameters where the run kept one."""
+    """Use the moving average of the parameters, if the run has one."""
     json: bool = False
     """Print one JSON list and nothing else."""
 

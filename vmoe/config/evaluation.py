@@ -31,7 +31,7 @@ class RoutingOverrides(Checked):
     priority: Priority | None = None
     """Which tokens get their slots first; for token choice."""
     images_per_group: int | None = None
-    """Most images whose tokens compete for the same slots; 1 makes images independent."""
+    """Maximum number of images whose tokens compete for slots; 1 makes images independent."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

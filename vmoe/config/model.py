@@ -12,7 +12,7 @@ Implementation = Literal["batched", "blocked", "ragged"]
 
 @dataclasses.dataclass(frozen=True)
 class MoEConfig(Checked):
-    """One sparse layer: its experts, its router and how many slots there are."""
+    """One sparse layer: its experts, its router and its number of slots."""
 
     num_experts: int = 8
     router: Router = TokenChoice()
@@ -27,7 +27,7 @@ class MoEConfig(Checked):
     dropless: bool = False
     """No capacity: no choice is dropped; for token choice."""
     images_per_group: int = 8
-    """Most images whose tokens compete for the same slots; 1 makes images independent."""
+    """Maximum number of images whose tokens compete for slots; 1 makes images independent."""
     expert_dropout: float = 0.0
     """Dropout rate inside the experts."""
     shared_init: bool = True
@@ -118,7 +118,7 @@ class ViTConfig(Checked):
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Data type of the computation; parameters and router logits are always float32."""
     full_last_block: bool = False
-    """Compute the last block for all tokens even where only the class token is used after it.
+    """Compute the last block for all tokens even if only the class token is used after it.
     Logits, losses and gradients are the same, except for dropout's random draws."""
     remat: bool = False
     """Recompute each block's activations in the backward pass instead of saving them."""

@@ -37,8 +37,8 @@ class TrainConfig(Checked):
     checkpoint_every: int = 500
     """Steps between checkpoints; the last step is always saved."""
     keep_latest: int = 2
-    """How many of the newest scheduled checkpoints are kept; the best one by evaluation and the
-    last one are kept too."""
+    """Number of newest scheduled checkpoints to keep; the best one by evaluation and the last one
+    are kept too."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -52,9 +52,9 @@ class Evaluation:
     devices: int
     """Number of devices that each batch was split over; all images of a group are on one."""
     images_per_group: dict[int, int]
-    """By sparse block: most images whose tokens competed for the same slots."""
+    """By sparse block: maximum number of images whose tokens competed for the same slots."""
     capacity_factor: dict[int, float | None]
-    """By sparse block: slots per token and choice in a full group, after rounding; None where
+    """By sparse block: slots per token and choice in a full group, after rounding; None if
     there is no capacity."""
     images_per_second: float
     """Excludes compilation."""

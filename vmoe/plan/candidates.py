@@ -92,7 +92,7 @@ def plan(
 
     Args:
         config: of the run.
-        devices: how many, as JAX counts them.
+        devices: number of devices, as JAX counts them.
         mesh: "data=4,expert=8", or one of the two axes; if empty, every mesh that the model and the
             number of devices allow.
         chip: a name in ``CHIPS``.

@@ -125,7 +125,8 @@ def assumptions(plan: Plan) -> list[str]:
         "domain",
         f"mesh: experts on more than {chip.domain_size:,} devices span several domains; training "
         "does so only if its mesh is given",
-        "fsdp: where each device keeps only a part of an all-reduce, accelerators may send half",
+        "fsdp: if each device keeps only a part of an all-reduce, accelerators may run it as a "
+        "reduce-scatter, which sends half",
     ]
 
 

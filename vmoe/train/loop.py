@@ -114,7 +114,7 @@ def _batches(run: Run, start: int, count: int) -> Iterator[Batch]:
 def _evaluate(
     run: Run, state: State, step: int, status: StepStatus
 ) -> list[NamedEvaluation] | None:
-    """Evaluates every set, with the parameters and with their moving average where it is kept.
+    """Evaluates every set, with the parameters and, if the run has it, with their moving average.
 
     Returns:
         the evaluations; an empty list if those of the step are already written; None if a signal

@@ -174,7 +174,7 @@ class Report:
 
 
 def _progress(console: Console, steps: int) -> Progress:
-    """The live line: step, time left and the latest metrics; a bar where there is room."""
+    """The live line: step, time left and the latest metrics; a bar if there is room."""
     return Progress(
         MofNCompleteColumn(table_column=Column(min_width=2 * len(str(steps)) + 1)),
         *([BarColumn(bar_width=20)] if console.width >= 120 else []),

@@ -1,9 +1,9 @@
 """Fashion-MNIST: 70,000 grey images of 28 x 28 pixels, ten kinds of clothing (arXiv 1708.07747).
 
-Its four ``.gz`` files are read from a given folder. Without one they are read from where Debian's
-package dataset-fashion-mnist puts them, or downloaded once from their official address into the
-user's cache. The 60,000 training images are split by class, always in the same way: 55,000 train,
-5,000 validation.
+Its four ``.gz`` files are read from a given folder; if none is given, from the folder of Debian's
+package dataset-fashion-mnist, or from the user's cache, into which they are downloaded once from
+their official address. The 60,000 training images are split by class, always in the same way:
+55,000 train, 5,000 validation.
 """
 
 import functools
@@ -42,7 +42,7 @@ def open_fashion_mnist(folder: str, split: str) -> InMemorySource:
     """Opens a split of Fashion-MNIST.
 
     Args:
-        folder: where its files are; if empty, they are found or downloaded.
+        folder: the folder of its files; if empty, they are found or downloaded.
         split: "train", "validation" or "test".
 
     Raises:
