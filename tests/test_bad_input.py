@@ -109,7 +109,7 @@ CASES: dict[str, tuple[list[str], str]] = {
     "no checkpoint given": (["evaluate"], "--checkpoint"),
     # names
     "model": (["summary", "vmoe_s32_last2"], "no model 'vmoe_s32_last2': did you mean"),
-    "no model given": (["summary"], "One of `vmoe models`"),
+    "no model given": (["summary"], "Name of a model, as listed by `vmoe models`"),
     "pattern": (["models", "resnet*"], "no model matches 'resnet*'"),
     "data set": ([*TINY_TRAIN, "--data.name", "digit"], "no data set 'digit': did you mean"),
     "split": ([*EVALUATE, "--data", "digits:tset"], "no split 'tset': did you mean 'test'"),
@@ -177,9 +177,9 @@ CASES: dict[str, tuple[list[str], str]] = {
     ),
     "block": ([*TINY_TRAIN, "--model.sparse-blocks", "2"], "block numbers below depth=2"),
     "classes": ([*TINY_TRAIN, "--model.num-classes", "9"], "has 10 classes, model.num_classes=9"),
-    "warmup": ([*TINY_TRAIN, "--steps", "10"], "optim.warmup_steps=20 leaves no step of steps=10"),
-    "average": ([*TINY_TRAIN, "--ema-decay", "1.5"], "ema_decay=1.5: a decay rate lies in [0, 1)"),
-    "smoothing": ([*TINY_TRAIN, "--label-smoothing", "1"], "label_smoothing=1.0: a share"),
+    "warmup": ([*TINY_TRAIN, "--steps", "10"], "optim.warmup_steps=20 must be less than steps=10"),
+    "average": ([*TINY_TRAIN, "--ema-decay", "1.5"], "ema_decay=1.5: it must be in [0, 1)"),
+    "smoothing": ([*TINY_TRAIN, "--label-smoothing", "1"], "label_smoothing=1.0: it must be"),
     "dropout": ([*TINY_TRAIN, "--model.dropout", "1"], "model.dropout=1.0: a dropout rate"),
     "rate": ([*TINY_TRAIN, "--optim.lr", "0"], "optim.lr=0.0: use more than 0"),
     "infinite rate": (
@@ -195,7 +195,7 @@ CASES: dict[str, tuple[list[str], str]] = {
     "split in the name": ([*TINY_TRAIN, "--data.name", "digits:test"], "no split 'test'"),
     "steps": ([*TINY_TRAIN, "--steps", "0"], "steps=0: use at least 1"),
     "batch": ([*TINY_TRAIN, "--batch-size", "2000"], "batch_size=2000 is more than the 1257"),
-    "shift": ([*TINY_TRAIN, "--data.shift", "8"], "data.shift=8 leaves nothing of an image of"),
+    "shift": ([*TINY_TRAIN, "--data.shift", "8"], "data.shift=8 must be less than model"),
     "implementation of soft slots": ([*TRAIN, "soft_rows.py"], "a soft router fills every slot"),
     "capacity of soft slots": ([*TRAIN, "soft_set.py"], "the slots of a soft router are parame"),
     "overrides of a dense model": (
@@ -218,7 +218,7 @@ CASES: dict[str, tuple[list[str], str]] = {
         ".png: cannot be read as an image",
     ),
     "no arrays": ([*TINY_TRAIN, "--data.name", "arrays:gone.npz"], "gone.npz: no such file"),
-    "half arrays": ([*TINY_TRAIN, "--data.name", "arrays:half.npz"], "not a whole .npz"),
+    "half arrays": ([*TINY_TRAIN, "--data.name", "arrays:half.npz"], "not a complete .npz"),
     "float arrays": ([*TINY_TRAIN, "--data.name", "arrays:float.npz"], "uint8 (b, h, w, 3) or"),
     "no clothes": (
         [*TINY_TRAIN, "--data.name", "fashion_mnist:fashion"],
@@ -287,7 +287,7 @@ CASES: dict[str, tuple[list[str], str]] = {
     "no image": ([*PREDICT, "gone.png"], "gone.png: no such file or folder"),
     "not an image": ([*PREDICT, "no.png"], "no.png: not an image"),
     "half an image": ([*PREDICT, "half.png"], "half.png: cannot be read as an image"),
-    "no name of an image": ([*PREDICT, ""], "an empty word among the images"),
+    "no name of an image": ([*PREDICT, ""], "an image argument is empty"),
     "folder without images": ([*PREDICT, "empty"], "empty: no images there"),
     "nothing to predict": (PREDICT, "give at least one of each"),
     "no classes wanted": ([*PREDICT, "photos", "--top", "0"], "top=0: give at least one of each"),

@@ -81,7 +81,7 @@ def set_with(**overrides: Any) -> EvalConfig:
             "routing.capacity_factor=4.0: the slots of a soft router are parameters",
         ),
         (dict(seed=-1), "seed=-1"),
-        (dict(steps=50), "optim.warmup_steps=100 leaves no step of steps=50"),
+        (dict(steps=50), "optim.warmup_steps=100 must be less than steps=50"),
         (dict(data=dict(mixup=-0.1)), "data.mixup=-0.1"),
     ],
 )

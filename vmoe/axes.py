@@ -1,4 +1,4 @@
-"""The axis letters, and the records of routing: what a router reads, and what it decides.
+"""The axis letters, and the inputs, decisions and records of routing.
 
 Every public annotation spells its axes with these letters:
 
@@ -11,7 +11,7 @@ Every public annotation spells its axes with these letters:
 
 Channels are a literal 3. A *slot* is a place at an expert: ``c`` of them per expert and group.
 A *choice* is a pair (token, rank): the token's rank-th expert. Choices of a group are numbered
-``token * k + rank`` and slots ``expert * c + position``, so that one integer names either.
+``token * k + rank`` and slots ``expert * c + position``: one integer identifies either.
 """
 
 from typing import NamedTuple
@@ -24,14 +24,14 @@ Valid = Bool[Array, "b"] | Bool[np.ndarray, "b"]  # False for images that only f
 
 
 class RouterInputs(NamedTuple):
-    """What a router reads, each group by itself.
+    """Inputs of a router, which routes each group independently.
 
     Attributes:
-        logits: from the gate, float32, before noise; with slots as a last axis where the gate
+        logits: from the gate, float32, before noise; with slots as a last axis if the gate
             makes logits per slot.
         noise: to be added to the logits; None in evaluation.
         valid: False for padding, which takes no slot and counts in no loss.
-        draw: for a random priority, a number in [0, 1) for each token; None in evaluation.
+        draw: a random number in [0, 1) per token, for a random priority; None in evaluation.
     """
 
     logits: Float[Array, "g s e *c"]
@@ -41,23 +41,23 @@ class RouterInputs(NamedTuple):
 
     @property
     def noisy_logits(self) -> Float[Array, "g s e *c"]:
-        """The logits with their noise; as they are in evaluation."""
+        """The logits plus the noise; the logits alone in evaluation."""
         return self.logits if self.noise is None else self.logits + self.noise
 
 
 class Routing(NamedTuple):
     """Routing decisions as index arrays, for token-choice and expert-choice routers.
 
-    ``slots`` and ``choices`` are each other's inverse, so that dispatch, combine and both of
-    their gradients are gathers where tokens choose. Where experts choose, a token may have any
-    number of experts: then k is e, and rank r stands for expert r.
+    ``slots`` and ``choices`` are inverses of each other, so that with token choice dispatch,
+    combine and their gradients are all gathers. With expert choice a token may have any number of
+    experts: k is then e, and rank r is expert r.
 
     Attributes:
         experts: the expert of each choice, in [0, e); e where there is no choice (padding, or an
             expert that did not choose the token).
         slots: the slot that each choice got, in [0, e * c); e * c where it got none.
         choices: the choice that fills each slot, in [0, s * k); s * k where the slot is empty.
-        weights: the factor of each choice in its token's sum, in [0, 1]; 0 where it got no slot.
+        weights: the combine weight of each choice, in [0, 1]; 0 where it got no slot.
     """
 
     experts: Int[Array, "g s k"]
@@ -73,7 +73,7 @@ class Routing(NamedTuple):
 
     @property
     def dropped(self) -> Bool[Array, "g s k"]:
-        """Whether there is a choice that got no slot; never where experts choose."""
+        """Whether a choice exists but got no slot; always False with expert choice."""
         return (self.experts < self.choices.shape[1]) & ~self.kept
 
     @property
@@ -86,8 +86,8 @@ class SoftRouting(NamedTuple):
     """Routing decisions as dense weights: every slot is a mixture of all tokens of its group.
 
     Attributes:
-        dispatch: the share of each token in each slot; sums to 1 over s.
-        combine: the share of each slot in each token's result; sums to 1 over e and c.
+        dispatch: the weight of each token in each slot; sums to 1 over s.
+        combine: the weight of each slot in each token's output; sums to 1 over e and c.
     """
 
     dispatch: Float[Array, "g s e c"]
@@ -95,7 +95,7 @@ class SoftRouting(NamedTuple):
 
 
 class Decision(NamedTuple):
-    """What a router decides, each group by itself.
+    """Output of a router, which routes each group independently.
 
     Attributes:
         gates: the weight of each expert for each token, in [0, 1]: the softmax that the routing
@@ -112,7 +112,7 @@ class Decision(NamedTuple):
 
 
 class Record(NamedTuple):
-    """What one sparse block did with its tokens.
+    """Routing of one sparse block in one forward pass.
 
     Attributes:
         logits: from the gate, before noise; see ``RouterInputs``.

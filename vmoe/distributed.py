@@ -33,23 +33,24 @@ BARRIER_TIMEOUT = 3600  # seconds that a barrier waits for a process that is ali
 MESSAGE_SIZE = 1024  # bytes of a message that is sent
 LOST = ("Gloo", "NCCL", "UNAVAILABLE", "DEADLINE_EXCEEDED", "CANCELLED")  # in errors of collectives
 
-_index = 0  # of this process, for a thread that may not wait for JAX's locks
+_index = 0  # of this process, for a thread that must not wait for JAX's locks
 
 
 def initialize() -> None:
-    """Joins this process to the others of a run.
+    """Connects this process to the others of a run.
 
-    SLURM, Open MPI, TPU pods, and Kubernetes with the package of that name, are detected by JAX.
-    Elsewhere JAX_COORDINATOR_ADDRESS (host:port of the first process), JAX_NUM_PROCESSES and
-    JAX_PROCESS_ID say which process this is.
+    JAX detects SLURM, Open MPI, TPU pods, and Kubernetes if the package kubernetes is installed.
+    Elsewhere set JAX_COORDINATOR_ADDRESS (host:port of the first process), JAX_NUM_PROCESSES and
+    JAX_PROCESS_ID.
 
     Raises:
-        UsageError: neither a cluster nor the variables name the processes, or they did not connect.
+        UsageError: no cluster is detected and the variables are not set, or a process cannot
+            connect.
     """
     count, index = (os.environ.get(f"JAX_{name}") for name in ("NUM_PROCESSES", "PROCESS_ID"))
     from_environment = count is not None and index is not None
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
-    jax.config.update("jax_enable_preemption_service", False)  # it would take SIGTERM from us
+    jax.config.update("jax_enable_preemption_service", False)  # it would handle SIGTERM itself
     try:
         jax.distributed.initialize(
             num_processes=int(count) if from_environment else None,
@@ -68,7 +69,7 @@ def initialize() -> None:
 
 
 def is_primary() -> bool:
-    """Whether this is the process that reports, and that writes what is written once."""
+    """Whether this is the process that reports and writes shared files."""
     return jax.process_index() == 0
 
 
@@ -92,7 +93,7 @@ def any_process(flag: bool) -> bool:
 
 
 def process_allgather(array: np.ndarray) -> np.ndarray:
-    """The arrays of all processes, stacked along a new first axis; bit for bit, of any dtype."""
+    """The arrays of all processes, stacked along a new first axis; exact for any dtype."""
     if is_single_process():
         return array[None]
     raw = np.ascontiguousarray(array).view(np.uint8)
@@ -100,7 +101,7 @@ def process_allgather(array: np.ndarray) -> np.ndarray:
 
 
 def first_message(message: str) -> str:
-    """The first message that is not empty, in the order of the processes."""
+    """The first non-empty message among all processes, in their order; a collective."""
     raw = message.encode()[:MESSAGE_SIZE].ljust(MESSAGE_SIZE, b"\0")
     rows = process_allgather(np.frombuffer(raw, np.uint8))
     messages = (bytes(row).rstrip(b"\0").decode(errors="replace") for row in rows)
@@ -129,7 +130,7 @@ def raise_together(work: Callable[[], Result]) -> Result:
 
 
 def synchronized(error: VmoeError) -> VmoeError:
-    """An error that every process raises, as the type that says so; unchanged with one process."""
+    """A SynchronizedError for an error that every process raises; unchanged with one process."""
     return error if is_single_process() else SynchronizedError(error)
 
 
@@ -137,8 +138,8 @@ def synchronized(error: VmoeError) -> VmoeError:
 def abort_on_error() -> Iterator[None]:
     """Ends the process at once, with one line, on an error that other processes do not raise.
 
-    Closing files in the usual way would wait for processes that are gone, or that wait for this
-    one. The other processes notice that it is gone.
+    Normal cleanup would wait for processes that are gone, or that wait for this one. The other
+    processes notice that it is gone.
     """
     try:
         yield
@@ -170,6 +171,9 @@ def _lost_process(reason: str) -> str:
 
 @ctypes.CFUNCTYPE(None, ctypes.c_int)
 def _on_abort(number: int) -> None:
-    """Handles SIGABRT: JAX's runtime calls abort() in a thread of its own when heartbeats are
-    missing, where no handler of Python's signal module would run."""
+    """Handles SIGABRT.
+
+    JAX's runtime calls abort() in one of its threads when heartbeats are missing; handlers of
+    Python's signal module do not run there.
+    """
     _exit(_lost_process("JAX's runtime ended this process; its message is above"))

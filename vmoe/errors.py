@@ -1,6 +1,6 @@
 """Expected errors: each message is one line that says what to do.
 
-The command line prints the message and exits with ``status``. Any other exception is a bug, and
+The command line prints the message and exits with ``status``. Any other exception is a bug and
 shows its traceback.
 """
 

@@ -1,4 +1,4 @@
-"""Names and paths to models: ``create_model``, ``list_models`` and ``load``."""
+"""Create models by name and load trained ones: ``create_model``, ``list_models``, ``load``."""
 
 import dataclasses
 from collections.abc import Iterable
@@ -30,22 +30,22 @@ class Loaded:
     class_names: tuple[str, ...]
     """In the order of the logits."""
     preprocessing: Preprocessing
-    """Of the images that the model was trained on."""
+    """How the training images were prepared."""
     step: int
-    """How many steps it was trained for."""
+    """Number of training steps."""
     origin: Origin
     train_config: TrainConfig | None = None
-    """Of the run that trained it; None where the files are not of a run."""
+    """Config of the training run; None if the checkpoint does not come from a run."""
 
     def preprocess(self, images: Iterable[Image]) -> Float[np.ndarray, "b h w 3"]:
-        """Images as the model was trained on them, float32 in [-1, 1].
+        """Images resized and scaled as in training, float32 in [-1, 1].
 
         Args:
-            images: paths of image files, or pixels uint8[h w 3] in [0, 255]; of any sizes. An
-                array uint8[b h w 3] is such a sequence.
+            images: paths of image files, or pixels uint8[h w 3] in [0, 255], of any size; or one
+                array uint8[b h w 3].
 
         Raises:
-            UsageError: there is no image, or one is not an image file or array of pixels.
+            UsageError: there are no images, or one is neither an image file nor a pixel array.
         """
         if isinstance(images, str | Path):
             raise UsageError(f"images={str(images)!r}: give a list of images")
@@ -75,14 +75,14 @@ def load(
 ) -> Loaded:
     """A trained model from a run folder.
 
-    Of a run folder the newest checkpoint that is intact is loaded; a line on stderr names each
-    newer one that is corrupt.
+    Given a run folder, loads the newest intact checkpoint and reports each newer corrupt one on
+    stderr.
 
     Args:
         path: a run folder, or ``checkpoints/STEP``, ``checkpoints/best`` or ``checkpoints/last``
             in one.
         routing: routing settings that replace the trained ones, such as the capacity factor.
-        use_ema: load the moving average of the parameters where the run kept one.
+        use_ema: load the moving average of the parameters, if the run has one.
 
     Raises:
         UsageError: there is no trained model at the path, or an override has no effect on it.

@@ -1,4 +1,4 @@
-"""Which devices form which mesh."""
+"""Builds the mesh of a run from its devices."""
 
 import math
 from collections.abc import Sequence
@@ -22,13 +22,13 @@ def place(
     """The placement of a model on devices.
 
     Args:
-        mesh: "data=4,expert=8", or one of the two and the other follows; if empty, experts are
-            split as far as they divide within one slice or host, whose links are the fastest.
-        fsdp: split large dense parameters and optimiser state over "data".
+        mesh: "data=4,expert=8", or one of the two axes, from which the other follows; if empty, the
+            experts of a layer are split within one slice or host, whose links are the fastest.
+        fsdp: shard large dense parameters and optimiser state over "data".
 
     Raises:
-        UsageError: no such mesh of so many devices, the model cannot be split over it, or fsdp has
-            nothing to split over.
+        UsageError: the mesh does not match the number of devices, the model cannot be split over
+            it, or fsdp has only one device to shard over.
     """
     sizes = _parse(mesh)
     experts = [moe.num_experts for moe in model.moe_blocks.values()]
@@ -70,14 +70,14 @@ def _parse(mesh: str) -> dict[str, int]:
 
 
 def _sorted(devices: Sequence[jax.Device]) -> list[jax.Device]:
-    """Devices by slice, host and number, so that experts share a host or slice where they fit."""
+    """Devices by slice, host and number, so that experts share a host or slice if they fit."""
     return sorted(devices, key=lambda device: (_slice(device), device.process_index, device.id))
 
 
 def _domain_size(devices: Sequence[jax.Device]) -> int:
-    """The number of devices that fast links join: those of the smallest slice, or host."""
+    """The number of devices that fast links connect: the size of the smallest slice or host."""
     slices = [_slice(device) for device in devices]
-    return min(slices.count(one) for one in set(slices))
+    return min(slices.count(index) for index in set(slices))
 
 
 def _slice(device: jax.Device) -> int:

@@ -1,8 +1,8 @@
-"""Names to model configs, and configs to models.
+"""Named model configs, and models built from configs.
 
-A name says what a model is: ``vmoe_b16_every2_e8`` is a B with patches of 16 pixels, experts in
-every second block, eight of them. Sizes as published (V-MoE, table 7 and appendix B); the names
-that end in ``_std`` are the standard ViT sizes, whose S differs from the paper's.
+A name encodes the architecture: ``vmoe_b16_every2_e8`` is a ViT-B with patches of 16 pixels and 8
+experts in every second block. Sizes are those of the V-MoE paper (table 7 and appendix B); names
+that end in ``_std`` have the standard ViT sizes, whose S differs from the paper's.
 """
 
 import fnmatch
@@ -106,7 +106,7 @@ def model_config(name: str, **overrides: Any) -> ViTConfig:
             ``moe=dict(capacity_factor=4.0)``.
 
     Raises:
-        UsageError: no such model or field, or values that cannot work together.
+        UsageError: no such model or field, or incompatible values.
 
     >>> model_config("vmoe_s32_last2_e8", moe=dict(router=dict(k=1))).moe.router.k
     1
@@ -120,7 +120,7 @@ def model_config(name: str, **overrides: Any) -> ViTConfig:
 
 
 def create_model(name: str, *, seed: int = 0, **overrides: Any) -> "ViT":
-    """A model by name, freshly initialised; ``overrides`` as for ``model_config``."""
+    """A newly initialised model by name; ``overrides`` as for ``model_config``."""
     return build(model_config(name, **overrides), seed=seed)
 
 
@@ -128,7 +128,7 @@ def build(config: ViTConfig, *, seed: int = 0, placement: "Placement | None" = N
     """The model of a config, with initial parameters from the seed.
 
     Args:
-        placement: the devices over which images and experts are spread; None for one device.
+        placement: the devices over which images and experts are sharded; None for one device.
     """
     from vmoe.nn.keys import InitKeys
     from vmoe.nn.vit import ViT
@@ -142,7 +142,7 @@ def with_params(
 ) -> "ViT":
     """The model of a config, with given parameters as nested dicts.
 
-    Nothing is initialised, so that it is cheap and works inside ``jax.jit``.
+    Initialises nothing, so it is cheap and works inside ``jax.jit``.
     """
     from flax import nnx
 
@@ -154,8 +154,10 @@ def with_params(
 
 @functools.lru_cache(maxsize=16)
 def _without_params(config: ViTConfig, placement: "Placement | None") -> tuple[Any, Any]:
-    """The structure of a model, and its abstract state without parameters; tracing a model's
-    initialisation takes a second, and a run evaluates many times."""
+    """A model's graph definition, and its abstract state without parameters.
+
+    Cached: tracing the initialisation takes a second, and a run evaluates many times.
+    """
     from flax import nnx
 
     graph, _, rest = nnx.split(build_abstract(config, placement=placement), nnx.Param, ...)
@@ -163,7 +165,7 @@ def _without_params(config: ViTConfig, placement: "Placement | None") -> tuple[A
 
 
 def build_abstract(config: ViTConfig, *, placement: "Placement | None" = None) -> "ViT":
-    """As ``build``, without memory: every array is a shape and a dtype."""
+    """As ``build``, with a ``jax.ShapeDtypeStruct`` in place of every array."""
     from flax import nnx
 
     return nnx.eval_shape(lambda: build(config, placement=placement))

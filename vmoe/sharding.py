@@ -1,4 +1,4 @@
-"""Where every array lies on a mesh: one typed object, passed to whatever places an array.
+"""The sharding of every array on a mesh, as one object that is passed to all code that needs it.
 
     mesh       axis "data" x axis "expert"
     images     split over both axes: each device has its own images, and forms groups among them
@@ -7,7 +7,7 @@
     dense      replicated; with fsdp one axis of each large array is split over "data"
     opt_state  as the parameters; with fsdp the experts' part is split over "data" too
 
-On D devices a batch is treated as D batches, one per device: groups do not cross devices. Where
+On D devices a batch is treated as D batches, one per device: groups do not cross devices. If
 ``images_per_group`` divides a device's share, the groups are those of a single device.
 """
 
@@ -33,12 +33,12 @@ MIN_FSDP_SIZE = 1024  # elements; splitting less saves nothing and costs a colle
 
 @dataclasses.dataclass(frozen=True)
 class Placement:
-    """A mesh, and where arrays lie on it. ``Placement()`` is one device and changes nothing."""
+    """A mesh and the shardings of arrays on it. ``Placement()`` is one device: no sharding."""
 
     mesh: Mesh | None = None
     """Axes "data" and "expert"; None on one device."""
     fsdp: bool = False
-    """Split large dense parameters and all large optimiser state over "data"."""
+    """Shard large dense parameters and all large optimiser state over "data"."""
 
     @property
     def devices(self) -> int:
@@ -74,21 +74,21 @@ class Placement:
         if self.mesh is None:
             return function
         spec = PartitionSpec(ALL)
-        # Nothing here is replicated, and jax 0.12's check of that fails in erfc.
+        # Nothing here is replicated, and jax 0.12's check of replication fails in erfc.
         return jax.shard_map(
             function, mesh=self.mesh, in_specs=spec, out_specs=spec, check_vma=False
         )
 
     def to_experts(self, slots: Float[Array, "g e c d"]) -> Float[Array, "g e c d"]:
-        """Slots from the devices of their groups to those of their experts: one all-to-all."""
+        """Moves slots from the devices of their groups to those of their experts, by all-to-all."""
         return self._constrained(self.images(slots), PartitionSpec(DATA, EXPERT))
 
     def from_experts(self, slots: Float[Array, "g e c d"]) -> Float[Array, "g e c d"]:
-        """Slots from the devices of their experts back to those of their groups."""
+        """Moves slots from the devices of their experts back to those of their groups."""
         return self.images(self._constrained(slots, PartitionSpec(DATA, EXPERT)))
 
     def replicate(self, tree: Tree) -> Tree:
-        """Results that every device, and so every process, needs."""
+        """Replicates results that every device, and so every process, needs."""
         return jax.tree.map(lambda x: self._constrained(x, PartitionSpec()), tree)
 
     def _constrained(self, x: Array, spec: PartitionSpec) -> Array:
@@ -96,7 +96,7 @@ class Placement:
             return x
         return jax.lax.with_sharding_constraint(x, NamedSharding(self.mesh, spec))
 
-    # Outside: where arrays lie between steps.
+    # Outside: shardings of arrays between steps.
 
     def replicated(self) -> NamedSharding | None:
         """The sharding of an array that every device holds."""
@@ -111,11 +111,11 @@ class Placement:
         return self._by_leaf(tree, split_experts=False)
 
     def opt_state(self, tree: Tree) -> Tree:
-        """The shardings of an optimiser's state for such a tree."""
+        """The shardings of the optimiser state for such a tree."""
         return self._by_leaf(tree, split_experts=True)
 
     def _by_leaf(self, tree: Any, *, split_experts: bool) -> Any:
-        def of(path: tuple[Any, ...], leaf: Any) -> NamedSharding | None:
+        def leaf_sharding(path: tuple[Any, ...], leaf: Any) -> NamedSharding | None:
             expert = any(getattr(key, "key", None) == "experts" for key in path)
             axes: list[str | None] = [None] * len(leaf.shape)
             if expert:
@@ -130,7 +130,7 @@ class Placement:
                     axes[max(free, key=lambda axis: leaf.shape[axis])] = DATA
             return self._sharding(PartitionSpec(*axes))
 
-        return jax.tree_util.tree_map_with_path(of, tree)
+        return jax.tree_util.tree_map_with_path(leaf_sharding, tree)
 
     def _sharding(self, spec: PartitionSpec) -> NamedSharding | None:
         return None if self.mesh is None else NamedSharding(self.mesh, spec)
@@ -156,7 +156,7 @@ class Placement:
         return order.index(jax.process_index()), len(order)
 
     def make_global_array(self, tree: Tree) -> Tree:
-        """A whole batch from the parts that the processes read."""
+        """Assembles a global batch from the parts that the processes read."""
         if self.mesh is None:
             return tree
         return jax.tree.map(
@@ -165,19 +165,19 @@ class Placement:
         )
 
     def per_device_flag(self, flag: bool) -> Bool[Array | np.ndarray, "x"]:
-        """A flag of each process, once for each of its devices."""
-        own = self.devices if self.mesh is None else len(self.mesh.local_devices)
-        return self.make_global_array(np.full(own, flag))
+        """One flag per device; all devices of a process have the flag of that process."""
+        local_devices = self.devices if self.mesh is None else len(self.mesh.local_devices)
+        return self.make_global_array(np.full(local_devices, flag))
 
     def round_up(self, batch_size: int) -> int:
         """A batch size rounded up to a multiple of the number of devices."""
         return -(-batch_size // self.devices) * self.devices
 
     def check_batch(self, batch_size: int) -> None:
-        """Refuses a batch whose images cannot be split evenly.
+        """Checks that the images of a batch can be split evenly over the devices.
 
         Raises:
-            UsageError: names the nearest sizes that can.
+            UsageError: they cannot; names the nearest batch sizes that can.
         """
         if batch_size % self.devices:
             below = batch_size // self.devices * self.devices
@@ -188,7 +188,7 @@ class Placement:
             )
 
     def check(self, model: ViTConfig) -> None:
-        """Refuses a model that cannot be split over the mesh.
+        """Checks that a model can be split over the mesh.
 
         Raises:
             UsageError: the number of experts is not divisible, or an implementation needs all rows.

@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM: the first one asks for a stop, a second one ends the process at once.
+"""SIGINT and SIGTERM: the first requests a stop, a second ends the process at once.
 
 Standard library only, so that it can be imported before anything else.
 """
@@ -11,14 +11,14 @@ from typing import Any
 
 
 class Signals:
-    """Notes the first signal while it is entered; a context manager.
+    """A context manager that records the first signal received while it is active.
 
-    Python handles signals in the main thread only: in another thread nothing is noted.
+    Python handles signals in the main thread only; in another thread nothing is recorded.
     """
 
     def __init__(self) -> None:
         self.requested = ""
-        """The name of the signal that asks for a stop; empty if there was none."""
+        """The name of the first signal received; empty if none."""
         self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> "Signals":
@@ -33,5 +33,5 @@ class Signals:
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if self.requested:
-            os._exit(128 + number)  # silently: every file on the disk is complete
+            os._exit(128 + number)  # without cleanup: every file on disk is complete
         self.requested = signal.Signals(number).name

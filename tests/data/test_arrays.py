@@ -46,14 +46,14 @@ WORDS = ["a"] * 30
             dict(images=IMAGES, labels=LABELS + 2, class_names=["a"]),
             "label 2 has no name; class_names holds 1",
         ),
-        (dict(images=IMAGES, labels=np.array([None] * 30)), "not a whole .npz of plain arrays"),
+        (dict(images=IMAGES, labels=np.array([None] * 30)), "not a complete .npz of plain arrays"),
         (dict(test_images=IMAGES, test_labels=LABELS), "no split 'train': choose from test"),
         (dict(images=IMAGES[:, :0], labels=LABELS), r"images is uint8 \(30, 0, 8, 3\)"),
         (
             dict(images=IMAGES, labels=LABELS, class_names="abc"),
             "class_names is not a list of names",
         ),
-        (dict(images=IMAGES, labels=LABELS, class_names=["a", "a"]), "names that differ"),
+        (dict(images=IMAGES, labels=LABELS, class_names=["a", "a"]), "list of distinct names"),
         (dict(images=IMAGES, labels=LABELS + 10**9), "number the classes from 0"),
         (
             dict(
@@ -82,7 +82,7 @@ def test_files_that_are_not_an_npz_are_refused(tmp_path: Path) -> None:
     (tmp_path / "half.npz").write_bytes((tmp_path / "whole.npz").read_bytes()[:1000])
     np.save(tmp_path / "one.npy", IMAGES)
     for name, message in [
-        ("half.npz", "not a whole .npz"),
+        ("half.npz", "not a complete .npz"),
         ("gone.npz", "no such file"),
         ("one.npy", "one array"),
     ]:

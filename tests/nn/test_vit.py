@@ -350,7 +350,7 @@ def test_each_sparse_block_can_have_its_own_config() -> None:
             dict(moe=dict(router=Soft(), images_per_group=1, implementation="ragged")),
             "moe.implementation=ragged: a soft router fills every slot",
         ),
-        (dict(width=18, num_heads=2, positions="sincos2d"), "needs a width in fours"),
+        (dict(width=18, num_heads=2, positions="sincos2d"), "model.width=18: positions=sincos2d"),
         (dict(dept=3), "ViTConfig has no field 'dept': did you mean 'depth'"),
     ],
 )

@@ -1,4 +1,4 @@
-"""Analysis of routing: records of a model's sparse blocks, and numbers from them."""
+"""Analysis of routing: records of a model's sparse blocks, and their statistics."""
 
 from vmoe.analysis.capture import capture
 

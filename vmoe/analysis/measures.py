@@ -1,4 +1,4 @@
-"""Numbers from routing records."""
+"""Statistics of routing records."""
 
 import jax
 import jax.numpy as jnp
@@ -11,36 +11,36 @@ Scalar = Float[Array, ""]
 
 
 def choices_and_drops(records: dict[int, Record]) -> tuple[Scalar, Scalar]:
-    """The number of choices in all blocks, and how many of them got no slot.
+    """The number of choices in all blocks, and the number that got no slot.
 
     Expert choice and soft routing drop nothing; soft routing makes no choices.
     """
-    made = dropped = jnp.zeros(())
+    choices = dropped = jnp.zeros(())
     for record in records.values():
         if isinstance(record.routing, Routing):
             dropped += record.routing.dropped.sum()
-            made += (record.routing.dropped | record.routing.kept).sum()
-    return made, dropped
+            choices += (record.routing.dropped | record.routing.kept).sum()
+    return choices, dropped
 
 
 def expert_use(record: Record, b: int, devices: int = 1) -> Float[Array, "b e"]:
-    """The share of each expert in the kept choices of an image's tokens.
+    """The fraction of an image's kept choices that go to each expert.
 
-    Sums to 1 over the experts; zeros for an image all of whose choices were dropped. For soft
-    routing, each expert's share in the combine weights.
+    Sums to 1 over the experts; zeros if all choices of an image were dropped. For soft routing,
+    each expert's fraction of the combine weights.
 
     Args:
-        b: images of the batch.
-        devices: over which the images are spread; all images of a group are on one device.
+        b: number of images in the batch.
+        devices: number of devices that the images are split over; all images of a group are on one.
     """
     if isinstance(record.routing, Routing):
         e = record.gates.shape[-1]
-        at = record.routing.experts[..., None] == jnp.arange(e)
-        sent = (at & record.routing.kept[..., None]).sum(axis=2).astype(jnp.float32)
+        one_hot = record.routing.experts[..., None] == jnp.arange(e)
+        use = (one_hot & record.routing.kept[..., None]).sum(axis=2).astype(jnp.float32)
     else:
-        sent = record.gates
-    images = max(1, -(-b // len(sent)))
-    per_image = ungroup(sent, b, sent.shape[1] // images, devices).sum(axis=1)
+        use = record.gates
+    images = max(1, -(-b // len(use)))
+    per_image = ungroup(use, b, use.shape[1] // images, devices).sum(axis=1)
     return per_image / jnp.maximum(per_image.sum(-1, keepdims=True), 1e-9)
 
 
@@ -48,26 +48,26 @@ def block_measures(record: Record) -> dict[str, Array]:
     """How evenly one sparse block used its experts, over all real tokens.
 
     Returns:
-        load: share of each expert in the choices, before any is dropped; sums to 1. For soft
-            routing, which makes no choices, the same as importance.
+        load: fraction of the choices per expert, before any is dropped; sums to 1. Equal to
+            importance for soft routing, which makes no choices.
         importance: mean gate of each expert; sums to 1.
-        dropped: share of the choices that got no slot.
-        gate_entropy: mean entropy of a token's gates, in nats; from 0 (sure) to ln e.
+        dropped: fraction of the choices that got no slot.
+        gate_entropy: mean entropy of a token's gates, in nats; from 0 (one expert) to ln e (even).
     """
     real = record.valid[..., None]
     tokens = jnp.maximum(record.valid.sum(), 1)
     importance = jnp.where(real, record.gates, 0.0).sum((0, 1)) / tokens
-    made, dropped = choices_and_drops({0: record})
+    choices, dropped = choices_and_drops({0: record})
     if isinstance(record.routing, Routing):
-        none = record.gates.shape[-1]  # the number that stands for no expert
-        chosen = jnp.zeros(none + 1).at[record.routing.experts].add(1)
-        load = chosen[:none] / jnp.maximum(made, 1)
+        e = record.gates.shape[-1]  # also the index that means no expert
+        counts = jnp.zeros(e + 1).at[record.routing.experts].add(1)
+        load = counts[:e] / jnp.maximum(choices, 1)
     else:
         load = importance
     entropy = -jnp.where(real, jax.scipy.special.xlogy(record.gates, record.gates), 0.0).sum()
     return {
         "load": load,
         "importance": importance,
-        "dropped": dropped / jnp.maximum(made, 1),
+        "dropped": dropped / jnp.maximum(choices, 1),
         "gate_entropy": entropy / tokens,
     }

@@ -1,4 +1,4 @@
-"""Trained models as files. ``read`` picks the reader by the path, and nothing else does.
+"""Trained models as files. Only ``read`` chooses the reader of a path.
 
 A reader is a function from a path to a ``StoredModel``; ``_FORMATS`` has an entry per format.
 """
@@ -24,7 +24,7 @@ class Origin(NamedTuple):
 
     Attributes:
         format: of the files.
-        path: as it was given.
+        path: as passed to ``read``.
         weights: which parameters of a run were read.
     """
 
@@ -40,10 +40,10 @@ class StoredModel(NamedTuple):
         config: of the model, as it was trained.
         params: the parameters, as nested dicts.
         class_names: in the order of the logits.
-        preprocessing: of the images that the model was trained on.
-        step: how many steps it was trained for.
+        preprocessing: how the training images were prepared.
+        step: number of training steps.
         origin: where the parameters come from.
-        train_config: the whole config of the run; None where the files are not of a run.
+        train_config: config of the training run; None if the files do not come from a run.
     """
 
     config: ViTConfig
@@ -58,24 +58,24 @@ class StoredModel(NamedTuple):
 def read(path: str | Path, *, use_ema: bool = True) -> StoredModel:
     """Reads a trained model.
 
-    Of a run folder it reads the newest checkpoint that is intact; a line on stderr names each
-    newer one that is corrupt.
+    Given a run folder, reads the newest intact checkpoint and reports each newer corrupt one on
+    stderr.
 
     Args:
         path: a run folder, or ``checkpoints/STEP``, ``checkpoints/best`` or ``checkpoints/last``
             in one.
-        use_ema: read the moving average of the parameters where the run kept one.
+        use_ema: read the moving average of the parameters, if the run has one.
 
     Raises:
         UsageError: there is no trained model at the path.
         Failure: all checkpoints that the path names are corrupt.
     """
     path = Path(path)
-    for known in _FORMATS:
-        if known.matches(path):
-            return known.read(path, use_ema)
+    for supported in _FORMATS:
+        if supported.matches(path):
+            return supported.read(path, use_ema)
     reason = "no checkpoint of a known format" if path.exists() else "no such file or folder"
-    formats = "; or ".join(known.description for known in _FORMATS)
+    formats = "; or ".join(supported.description for supported in _FORMATS)
     raise UsageError(f"{path}: {reason}; give {formats}")
 
 
@@ -104,7 +104,7 @@ def _read_run(path: Path, use_ema: bool) -> StoredModel:
 
 
 class _Format(NamedTuple):
-    """A format that ``read`` knows: what its paths are, how they are recognised, and a reader."""
+    """A format that ``read`` supports: a description of its paths, a test for them, a reader."""
 
     description: str
     matches: Callable[[Path], bool]

@@ -1,9 +1,9 @@
 """A checksum of an array that does not depend on its sharding.
 
-Each element is hashed with its index in the array to 64 bits, and the hashes are summed: the sum
-over shards is that over the whole array, in any order. A changed bit, a moved or a missing element
-changes the sum; another array has the same sum by chance with probability 2^-64. It detects
-corruption, not tampering.
+Each element is hashed with its index in the array to 64 bits, and the hashes are summed, so shards
+can be summed separately and in any order. A changed bit, a moved or a missing element changes the
+sum; a different array has the same sum with probability 2^-64. It detects corruption, not
+tampering.
 """
 
 import functools
@@ -16,12 +16,12 @@ from jaxtyping import UInt64
 
 from vmoe import distributed
 
-CHUNK = 1 << 16  # elements hashed at a time, so that they stay in the cache
+CHUNK = 1 << 16  # elements hashed at a time; they fit in the cache
 GOLDEN = np.uint64(0x9E3779B97F4A7C15)  # 2^64 / golden ratio: spreads indices over all bits
 
 
 def checksums(items: dict[str, Any]) -> dict[str, str]:
-    """The checksum of each array in trees of arrays, by item and name; a collective.
+    """The checksum of each array in trees of arrays, by item and path; a collective.
 
     >>> checksums({"params": {"head": np.zeros(2, np.float32)}})
     {'params/head': 'float32[2]-509946a41cd733a3'}
@@ -30,7 +30,7 @@ def checksums(items: dict[str, Any]) -> dict[str, str]:
         jax.tree_util.keystr(path, simple=True, separator="/"): leaf
         for path, leaf in jax.tree.leaves_with_path(items)
     }
-    sums = np.array([_of_shards(leaf) for leaf in named.values()], np.uint64)
+    sums = np.array([_local_sum(leaf) for leaf in named.values()], np.uint64)
     total = _total(distributed.process_allgather(sums))
     return {
         name: f"{leaf.dtype}{list(np.shape(leaf))}-{int(value):016x}"
@@ -38,12 +38,14 @@ def checksums(items: dict[str, Any]) -> dict[str, str]:
     }
 
 
-def _of_shards(array: jax.Array | np.ndarray) -> np.uint64:
-    """The sum over the shards of an array that this process holds, each shard once."""
+def _local_sum(array: jax.Array | np.ndarray) -> np.uint64:
+    """The sum over the shards that this process holds, without replicas."""
     if not isinstance(array, jax.Array):
         return _sum(np.asarray(array), np.shape(array), ())
-    own = [shard for shard in array.addressable_shards if shard.replica_id == 0]
-    return _total([_sum(np.asarray(shard.data), array.shape, shard.index) for shard in own])
+    local_shards = [shard for shard in array.addressable_shards if shard.replica_id == 0]
+    return _total(
+        [_sum(np.asarray(shard.data), array.shape, shard.index) for shard in local_shards]
+    )
 
 
 def _sum(part: np.ndarray, shape: tuple[int, ...], index: tuple[slice, ...]) -> np.uint64:
@@ -52,7 +54,7 @@ def _sum(part: np.ndarray, shape: tuple[int, ...], index: tuple[slice, ...]) -> 
     Args:
         part: the shard.
         shape: of the whole array.
-        index: where the shard is in it; empty for the whole.
+        index: position of the shard in it; empty if the shard is the whole array.
     """
     if not part.size:
         return np.uint64(0)
@@ -72,7 +74,7 @@ def _sum(part: np.ndarray, shape: tuple[int, ...], index: tuple[slice, ...]) -> 
 def _indices(
     part: np.ndarray, shape: tuple[int, ...], index: tuple[slice, ...], axis: int
 ) -> UInt64[np.ndarray, "x"]:
-    """What the coordinates along an axis add to the row-major index of each element."""
+    """The contribution of the coordinates along an axis to the row-major index of each element."""
     first = (index[axis].start or 0) if index else 0
     along = np.arange(first, first + part.shape[axis], dtype=np.uint64)
     return along * np.uint64(math.prod(shape[axis + 1 :]))

@@ -1,6 +1,6 @@
-"""The names under which the authors of V-MoE published their parameters.
+"""The parameter names of the checkpoints that the authors of V-MoE published.
 
-Shapes and axis orders are the same in our models; only the names differ.
+Shapes and axis orders are the same here; only the names differ.
 """
 
 import re
@@ -15,7 +15,7 @@ from vmoe.nn.gates.linear import LinearGate
 from vmoe.nn.gates.soft import SoftGate
 from vmoe.nn.vit import ViT
 
-_NAMES = [  # the start of our path -> the start of theirs, first match wins
+_NAMES = [  # prefix of a path here -> prefix of the published name; the first match wins
     (r"patches/embed", "embedding"),
     (r"class_token", "cls"),
     (r"positions/embedding", "Encoder/posembed_input/pos_embedding"),
@@ -66,10 +66,13 @@ def _released_name(model: ViT, path: tuple[str | int, ...]) -> str:
 
 
 def assign(model: ViT, arrays: Mapping[str, ArrayLike]) -> None:
-    """Replaces a model's parameters by published arrays, by published name.
+    """Replaces a model's parameters by published arrays.
+
+    Args:
+        arrays: by published name.
 
     Raises:
-        UsageError: an array is missing, left over or of another shape; the model is unchanged.
+        UsageError: an array is missing, unexpected or of another shape; the model is unchanged.
     """
     params = nnx.state(model, nnx.Param)
     names = {name: path for path, name in released_names(model).items()}

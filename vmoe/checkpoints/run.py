@@ -1,12 +1,12 @@
 """The checkpoints of a run: ``checkpoints/STEP/``, items of arrays and a checksum of each.
 
-    params     the parameters       ema         their moving average, where the run keeps one
+    params     the parameters       ema         their moving average, if the run has one
     training   all other state      checksums   of every array, by item and name; format version
 
-The parameters are an item of their own, so that a model loads without the optimiser's state.
-Orbax writes beside and renames, so a step that exists was complete once; the checksums tell whether
-it still is. Each process writes the shards that it holds, and any number of processes on any
-devices can read them. ``checkpoints/metrics.json`` holds the metrics recorded for each step.
+The parameters are a separate item, so a model loads without the optimiser state. Orbax writes to a
+temporary folder and renames it, so every step was complete when written; the checksums detect later
+corruption. Each process writes the shards that it holds, and any number of processes on any devices
+can read them. ``checkpoints/metrics.json`` holds the metrics recorded for each step.
 
 The newest scheduled steps are kept, the best one by recorded accuracy, and the last one.
 """
@@ -30,7 +30,7 @@ Arrays = Any  # a tree of arrays
 Metrics = dict[str, float]
 
 FORMAT = 1
-DELETED, CORRUPT = "deleted", "corrupt"  # below checkpoints/: being deleted; moved away
+DELETED, CORRUPT = "deleted", "corrupt"  # sub-folders of checkpoints/
 
 
 class CorruptCheckpoint(Exception):
@@ -38,14 +38,15 @@ class CorruptCheckpoint(Exception):
 
 
 class Checkpoints:
-    """The checkpoints of a run folder; a context manager that ends when all writes are done."""
+    """The checkpoints of a run folder; a context manager that waits for all writes on exit."""
 
     def __init__(self, workdir: Path, *, every: int, keep_latest: int):
         """Opens the checkpoints of a run folder.
 
         Args:
-            every: a step that it divides is scheduled; other steps are from a run that was stopped.
-            keep_latest: how many of the newest scheduled steps are kept.
+            every: its multiples are the scheduled steps; other steps were saved at a stop or at the
+                end of the run.
+            keep_latest: number of newest scheduled steps to keep.
 
         Raises:
             Failure: the recorded metrics cannot be read.
@@ -65,7 +66,7 @@ class Checkpoints:
             self.wait()
             self._manager.close()
         except (Failure, OSError, ValueError):
-            if kind is None:  # otherwise the first error is the one to report
+            if kind is None:  # otherwise the first error is reported
                 raise
 
     @property
@@ -75,16 +76,16 @@ class Checkpoints:
 
     @property
     def has_checkpoint(self) -> bool:
-        """Whether there ever was a checkpoint, valid or corrupt."""
+        """Whether there is a checkpoint, valid or corrupt."""
         return bool(self.steps) or (self._folder / CORRUPT).exists()
 
     def save(self, step: int, **items: Arrays) -> None:
-        """Starts to write a step, unless it is the one last saved or restored.
+        """Starts to write a step, unless it was the last one saved or restored.
 
         The arrays are copied first, so the caller may donate them.
 
         Raises:
-            Failure: this step or the one before cannot be written.
+            Failure: this step or the previous one cannot be written.
         """
         if step == self._saved:
             return
@@ -99,7 +100,7 @@ class Checkpoints:
         self._saved = step
 
     def record(self, step: int, metrics: Metrics) -> None:
-        """Records the metrics of a step, before or after it is saved; the best step follows.
+        """Records the metrics of a step, before or after it is saved; they determine the best step.
 
         Raises:
             Failure: they cannot be written.
@@ -110,7 +111,7 @@ class Checkpoints:
             self._guard(lambda: replace_text(_metrics_file(self._workdir), text))
 
     def wait(self) -> None:
-        """Returns when the last save is on the disk.
+        """Waits until the last save is on the disk.
 
         Raises:
             Failure: it cannot be written.
@@ -154,7 +155,7 @@ class Checkpoints:
         )
 
     def delete_unscheduled(self) -> None:
-        """Deletes the steps after the newest scheduled one."""
+        """Deletes the steps that come after the newest scheduled one."""
         self.wait()
         scheduled = [step for step in self.steps if step % self._every == 0]
         for step in self.steps:
@@ -167,7 +168,7 @@ class Checkpoints:
         options = ocp.CheckpointManagerOptions(
             preservation_policy=_NewestAndBest(self._every, self._keep_latest, self._metrics),
             cleanup_tmp_directories=True,
-            todelete_subdir=DELETED,  # a rename: a kill never leaves half of a step
+            todelete_subdir=DELETED,  # renamed first, so a kill never leaves half of a step
             enable_async_checkpointing=True,
         )
         return ocp.CheckpointManager(self._folder, options=options)
@@ -185,7 +186,7 @@ class Checkpoints:
         (self._folder / str(step)).rename(folder / str(step))
 
     def _check_room(self, items: Arrays) -> None:
-        """Refuses to start a checkpoint that the disk has no room for."""
+        """Raises a Failure if the disk has no room for a checkpoint."""
         size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(items))
         free = shutil.disk_usage(self._folder).free
         if free < size:
@@ -204,7 +205,7 @@ class Checkpoints:
             shutil.rmtree(unfinished, ignore_errors=True)
         steps = steps_of(self._workdir)
         last = f"checkpoint {steps[-1]} is kept" if steps else "there is no earlier one"
-        # TensorStore reports the whole path to an error, its cause last
+        # TensorStore reports a chain of errors, the cause last.
         cause = getattr(reason, "strerror", None) or str(reason).split(": ")[-1].split(" [")[0]
         raise Failure(
             f"{self._folder}: a checkpoint cannot be written ({cause}); {last}. Free some space "
@@ -231,7 +232,7 @@ def is_run(path: Path) -> bool:
 
 
 def find(path: Path) -> tuple[Path, list[int]]:
-    """The run folder that a path names, and the steps that it may mean, ascending.
+    """The run folder of a path, and the steps that the path may refer to, ascending.
 
     Args:
         path: a run folder, or its ``checkpoints/STEP``, ``checkpoints/best``, ``checkpoints/last``.
@@ -239,46 +240,46 @@ def find(path: Path) -> tuple[Path, list[int]]:
     Raises:
         UsageError: there is no such checkpoint.
     """
-    workdir, word = _split(path)
+    workdir, name = _split(path)
     steps = steps_of(workdir)
     if not steps:
         raise UsageError(f"{workdir}: no checkpoint yet; training writes one")
     best = _best(_read_metrics(workdir), steps)
     named = {"": steps, "last": steps[-1:]} | ({} if best is None else {"best": [best]})
-    if word.isdigit() and int(word) in steps:
-        return workdir, [int(word)]
-    if word not in named:
+    if name.isdigit() and int(name) in steps:
+        return workdir, [int(name)]
+    if name not in named:
         known = ", ".join([*map(str, steps), *filter(None, named)])
         raise UsageError(f"{path}: no such checkpoint; choose from {known}")
-    return workdir, named[word]
+    return workdir, named[name]
 
 
 def _split(path: Path) -> tuple[Path, str]:
-    """The run folder that a path would name, and the word behind ``checkpoints/``, if any."""
+    """The run folder of a path, and the part after ``checkpoints/``, if any."""
     if path.parent.name == CHECKPOINTS:
         return path.parent.parent, path.name
     return path, ""
 
 
 def restore(folder: Path, **target: Arrays) -> dict[str, Arrays]:
-    """Items of a step by name, in the shapes and shardings of their targets, verified.
+    """Restores items of a step by name, and verifies their checksums.
 
     Args:
         folder: ``checkpoints/STEP``.
         target: arrays or their shapes, with the shardings to restore to, by item.
 
     Raises:
-        CorruptCheckpoint: a file is missing or truncated, or an array is not the one written.
+        CorruptCheckpoint: a file is missing or truncated, or an array differs from the one written.
         Failure: the checkpoint has another format version.
     """
     items, index, message = {}, {}, ""
-    path: Any = folder.absolute()  # Orbax annotates a path type of its own; it takes any
+    path: Any = folder.absolute()  # Orbax annotates its own path type, but takes any
     try:
         index = ocp.JsonCheckpointHandler().restore(path / "checksums")
         _check_format(folder, index)
         items = {name: _restore_item(path / name, item) for name, item in target.items()}
     except (Failure, MemoryError, PermissionError):
-        raise  # these say nothing about the checkpoint's arrays
+        raise  # these do not mean that the checkpoint is corrupt
     except Exception as error:  # Orbax and TensorStore report corruption by errors of many types
         reason = " ".join(str(error).split())
         if any(word in reason for word in ("RESOURCE_EXHAUSTED", "PERMISSION_DENIED")):
@@ -293,7 +294,7 @@ def restore(folder: Path, **target: Arrays) -> dict[str, Arrays]:
 
 
 def _check_format(folder: Path, index: Any) -> None:
-    """Every process reads the same file, so all raise alike."""
+    """Checks the format version; all processes read the same file, so they raise the same error."""
     if not isinstance(index, dict) or not isinstance(index.get("arrays", {}), dict):
         raise ValueError("its checksums are not a table of names")
     if (version := index.get("format")) != FORMAT:
@@ -306,7 +307,7 @@ def _check_format(folder: Path, index: Any) -> None:
 
 
 def _restore_item(path: Any, target: Arrays) -> Arrays:
-    """One item, by its handler: a Checkpointer would wait for all processes when one fails."""
+    """Restores an item with its handler; a Checkpointer would wait for a process that failed."""
     handler = ocp.StandardCheckpointHandler()
     return handler.restore(path, args=ocp.args.StandardRestore(jax.tree.map(_abstract, target)))
 
@@ -317,7 +318,7 @@ def _abstract(leaf: jax.Array | jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
 
 
 def _best(metrics: dict[int, Metrics], steps: Iterable[int]) -> int | None:
-    """The step of the highest recorded accuracy, the latest of several; None if none is known."""
+    """The step of the highest recorded accuracy, the latest one on ties; None if none is known."""
     known = [step for step in steps if "accuracy" in metrics.get(step, {})]
     return max(known, key=lambda step: (metrics[step]["accuracy"], step), default=None)
 
@@ -338,6 +339,6 @@ def _read_metrics(workdir: Path) -> dict[int, Metrics]:
         return {}
     except (ValueError, AttributeError, TypeError) as error:
         raise Failure(
-            f"{path} is corrupt ({error}): restore it, or remove it and with it the choice of the "
-            "best checkpoint"
+            f"{path} is corrupt ({error}): restore it, or remove it, which loses the choice of "
+            "the best checkpoint"
         ) from None

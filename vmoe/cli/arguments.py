@@ -1,4 +1,4 @@
-"""Parses the words behind a command into its dataclass of arguments, by tyro."""
+"""Parses the arguments of a command into its dataclass, with tyro."""
 
 import contextlib
 import dataclasses
@@ -24,13 +24,13 @@ def parse(kind: type[Arguments], command: str, argv: Sequence[str], **defaults: 
 
     Raises:
         UsageError: an option is unknown, missing or has a wrong value; one line.
-        SystemExit: help was asked for and is printed.
+        SystemExit: --help was given, and the help is printed.
     """
     assert dataclasses.is_dataclass(kind)
     missing = {}
     for field in dataclasses.fields(kind):
         if field.type is Path:
-            _option_value(argv, f"--{field.name}")  # an empty path would be the current folder
+            _option_value(argv, f"--{field.name}")  # raises if empty: Path("") means "."
         if field.default is dataclasses.MISSING:
             missing[field.name] = tyro.MISSING
     with contextlib.redirect_stderr(io.StringIO()) as stderr:
@@ -45,12 +45,12 @@ def parse(kind: type[Arguments], command: str, argv: Sequence[str], **defaults: 
         except SystemExit as stop:
             if stop.code == 0:  # --help
                 raise
-    raise UsageError(f"{_one_line(stderr.getvalue())} (vmoe {command} --help lists all)")
+    raise UsageError(f"{_one_line(stderr.getvalue())} (vmoe {command} --help lists all options)")
 
 
 @dataclasses.dataclass(frozen=True)
 class RunArgs:
-    """The arguments of a command that takes a recipe, every field of which is an option."""
+    """Arguments of a command that takes a config; every field of the config is an option."""
 
     config: Path
     """Recipe: a Python file that defines `config = TrainConfig(...)`, or a run's config.json."""
@@ -61,9 +61,9 @@ WithConfig = TypeVar("WithConfig", bound=RunArgs)
 
 
 def parse_with_config(kind: type[WithConfig], command: str, argv: Sequence[str]) -> WithConfig:
-    """The arguments of a command whose field ``run`` is the config that ``--config`` names.
+    """The arguments of a command that takes a config.
 
-    The options behind change fields of that config.
+    ``--config`` names the file from which ``run`` is loaded; other options change fields of it.
 
     Raises:
         UsageError: as ``parse``; or the config cannot be loaded.
@@ -74,7 +74,7 @@ def parse_with_config(kind: type[WithConfig], command: str, argv: Sequence[str])
 
 
 def _option_value(argv: Sequence[str], option: str) -> str | None:
-    """The value of an option, before parsing; None where it is not given.
+    """The value of an option, before parsing; None if it is not given.
 
     Raises:
         UsageError: the value is empty.
@@ -91,7 +91,7 @@ def _option_value(argv: Sequence[str], option: str) -> str | None:
 
 
 def _one_line(box: str) -> str:
-    """The text of tyro's error, which has a box drawn around it, without its hint at --help."""
+    """The text of tyro's error without the box around it and without its hint at --help."""
     lines = [line.strip("│╭╮╰╯─ ") for line in box.splitlines()[1:]]
     text = " ".join(line for line in lines if line)
     return text.partition(" For full helptext")[0]

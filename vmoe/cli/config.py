@@ -13,5 +13,5 @@ class ConfigArgs(RunArgs):
 
 
 def run(argv: Sequence[str]) -> None:
-    """Prints the config that the words describe."""
+    """Prints the config that the arguments describe."""
     print(to_json(parse_with_config(ConfigArgs, "config", argv).run))

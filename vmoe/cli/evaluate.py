@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from vmoe.evaluate import Evaluation
     from vmoe.factory import Loaded
 
-MOST_CONFUSED = 3  # classes in a row of the table
+MOST_CONFUSED = 3  # confused classes shown per row of the table
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,10 +30,11 @@ class EvaluateArgs:
     split if no split is named."""
     batch_size: int = 256
     image_size: int | None = None
-    """Side in pixels to which images are resized; as trained if None. Positions are resampled."""
+    """Side in pixels to which images are resized; as trained if None. Position embeddings are
+    resampled."""
     routing: RoutingOverrides = RoutingOverrides()
     use_ema: bool = True
-    """Use the moving average of the parameters where the run kept one."""
+    """Use the moving average of the parameters, if the run has one."""
     per_class: bool = False
     """Add the accuracy of each class, and the classes confused with it."""
     json: bool = False
@@ -64,7 +65,7 @@ def run(argv: Sequence[str]) -> None:
     if args.csv:
         append_row(args.csv, loaded, evaluation)
     if source.skipped:
-        print(f"{source.name}: skipped {source.skipped} files that are no images", file=sys.stderr)
+        print(f"{source.name}: skipped {source.skipped} files that are not images", file=sys.stderr)
     if args.json:
         print_json(_as_json(args, loaded, evaluation))
     else:

@@ -1,7 +1,7 @@
 """Runs a command, and turns its errors into one line and an exit status.
 
 Exit status: 0 done; 2 wrong usage; 1 the work failed; 75 a run was stopped early by a signal and
-can be resumed; 130 interrupted. ``--debug`` shows the traceback of an error.
+can be resumed; 130 interrupted; 141 stdout was closed. ``--debug`` shows the traceback of an error.
 """
 
 import importlib
@@ -28,8 +28,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command.
 
     Args:
-        argv: the words of the command line, without the program's name; those of this process if
-            None.
+        argv: the command-line arguments without the program name; ``sys.argv[1:]`` if None.
 
     Returns:
         the exit status.
@@ -41,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         _silence_libraries()
     try:
         _dispatch(argv)
-    except BrokenPipeError:  # the reader of a pipe has closed it
+    except BrokenPipeError:  # the reader of stdout closed the pipe
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
     except (VmoeError, OSError, MemoryError, RuntimeError, KeyboardInterrupt) as error:
@@ -59,11 +58,11 @@ def _dispatch(argv: list[str]) -> None:
     if not argv or argv[0] in ("-h", "--help"):
         print(_overview())
         return
-    command, *words = argv
+    command, *arguments = argv
     if command not in COMMANDS:
         raise UsageError(unknown("no command", command, list(COMMANDS)))
-    # Imported when it runs: what one command needs must not slow down the start of another.
-    importlib.import_module(f"vmoe.cli.{command}").run(words)
+    # Imported on demand, so that a command starts without the imports of the others.
+    importlib.import_module(f"vmoe.cli.{command}").run(arguments)
 
 
 def _expected_error(error: BaseException) -> tuple[str, int]:
@@ -82,7 +81,7 @@ def _expected_error(error: BaseException) -> tuple[str, int]:
 
 
 def _silence_libraries() -> None:
-    """Hides what libraries log about an error in their threads: the command prints one line."""
+    """Hides library logs of errors in their threads; the command prints one line itself."""
     logging.disable(logging.ERROR)
     sys.unraisablehook = lambda _: None
 

@@ -15,7 +15,7 @@ class ModelsArgs:
     """List named models: parameters, active parameters per token, FLOPs per image."""
 
     pattern: tyro.conf.Positional[str] = "*"
-    """Wildcards: 'vmoe_*'."""
+    """Pattern with wildcards, such as 'vmoe_*'."""
     json: bool = False
     """Print one JSON list and nothing else."""
 

@@ -15,18 +15,19 @@ class PlanArgs(RunArgs):
     devices: int
     """Number of devices, as JAX counts them."""
     mesh: str = ""
-    """Devices by axis, data=4,expert=8; if empty, all that the model and the devices allow."""
+    """Devices per mesh axis, such as data=4,expert=8; if empty, every mesh that the model and the
+    devices allow."""
     chip: str = "h100"
     """The chip whose published peak rates are used: tpu_v3, tpu_v4, tpu_v5e, tpu_v5p, a100, h100,
     h200."""
     device_memory: str = ""
-    """Memory of one device, 80GB or 80GiB; that of the chip if empty."""
+    """Memory of one device, such as 80GB or 80GiB; the chip's if empty."""
     json: bool = False
     """Print one JSON object and nothing else."""
 
 
 def run(argv: Sequence[str]) -> None:
-    """Prints the estimate, and what it assumes."""
+    """Prints the estimate and its assumptions."""
     args = parse_with_config(PlanArgs, "plan", argv)
     from vmoe.plan import table
     from vmoe.plan.candidates import plan

@@ -25,9 +25,9 @@ class PredictArgs:
     checkpoint: Path
     """Run folder, or checkpoints/STEP, checkpoints/best or checkpoints/last in one."""
     top: int = 5
-    """Number of classes per image."""
+    """Number of classes shown per image."""
     use_ema: bool = True
-    """Use the moving average of the parameters where the run kept one."""
+    """Use the moving average of the parameters, if the run has one."""
     json: bool = False
     """Print one JSON list and nothing else."""
 
@@ -35,7 +35,7 @@ class PredictArgs:
 def run(argv: Sequence[str]) -> None:
     """Classifies image files, and prints the classes and the experts used."""
     if "" in argv:
-        raise UsageError("an empty word among the images; '.' is this folder")
+        raise UsageError("an image argument is empty; use '.' for the current folder")
     args = parse(PredictArgs, "predict", argv)
     from vmoe.evaluate import image_files, predict
     from vmoe.factory import load
@@ -44,7 +44,7 @@ def run(argv: Sequence[str]) -> None:
     loaded = load(args.checkpoint, use_ema=args.use_ema)
     predictions = predict(loaded, paths, top=args.top)
     if skipped:
-        print(f"skipped {skipped} files that are no images", file=sys.stderr)
+        print(f"skipped {skipped} files that are not images", file=sys.stderr)
     if args.json:
         print_json([dataclasses.asdict(prediction) for prediction in predictions])
     else:

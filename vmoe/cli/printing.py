@@ -11,14 +11,14 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-PIPE_WIDTH = 120  # columns of a table where stdout is no terminal
+PIPE_WIDTH = 120  # characters per line of a table if stdout is not a terminal
 
 
 def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, title: str = "") -> None:
     """Prints a table whose first column holds names and all others numbers.
 
     Args:
-        columns: their headings; no heading is printed where all are empty.
+        columns: headings; if all are empty, no header row is printed.
     """
     table = Table(show_header=any(columns))
     for i, column in enumerate(columns):
@@ -38,7 +38,7 @@ def print_json(value: Any) -> None:
 
 @contextlib.contextmanager
 def progress(description: str, total: int) -> Iterator[Callable[[], None]]:
-    """A progress bar on a terminal, removed afterwards; yields what advances it by one."""
+    """A progress bar, shown only on a terminal; yields a function that advances it by one."""
     console = Console(stderr=True)
     with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task(description, total=total)

@@ -16,7 +16,7 @@ class SummaryArgs:
     """Show the parameters and FLOPs of a named model; any of its fields may be changed."""
 
     name: tyro.conf.Positional[str]
-    """One of `vmoe models`."""
+    """Name of a model, as listed by `vmoe models`."""
     model: Annotated[ViTConfig, tyro.conf.arg(name="")]
     json: bool = False
     """Print one JSON object and nothing else."""
@@ -28,7 +28,7 @@ def run(argv: Sequence[str]) -> None:
 
     words = [word for word in argv if not word.startswith("-")]
     name = next((word for word in words if word in MODELS), words[0] if words else "")
-    default = model_config(name) if name else ViTConfig()  # without a name parsing fails
+    default = model_config(name) if name else ViTConfig()  # parse reports a missing name
     args = parse(SummaryArgs, "summary", argv, model=default)
     from vmoe.costs.flops import cost
     from vmoe.costs.summary import summarize

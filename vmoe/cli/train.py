@@ -15,23 +15,22 @@ class TrainArgs(RunArgs):
     workdir: Path
     """Run folder: config, metrics, checkpoints."""
     mesh: str = ""
-    """Devices by axis, data=4,expert=8: experts are split over the expert axis and replicated over
-    the data axis. If empty, chosen by the model and the devices."""
+    """Devices per mesh axis, such as data=4,expert=8: experts are sharded over the expert axis and
+    replicated over the data axis. If empty, chosen to fit the model and the devices."""
     fsdp: bool = False
-    """Split dense parameters and the optimiser state over the data axis as well."""
+    """Also shard dense parameters and the optimiser state over the data axis."""
     distributed: bool = False
-    """This is one of several processes of the run, all started with the same command. A cluster
-    that JAX detects numbers them, or JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and
-    JAX_PROCESS_ID do."""
+    """Run as one of several processes, all started with the same command. JAX detects the cluster;
+    elsewhere set JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID."""
     on_nan: Literal["stop", "rewind"] = "stop"
     """If the loss or the gradient is NaN or infinite: stop the run; or rewind to the newest
     checkpoint and skip the batches that led there."""
     max_rewinds: int = 3
-    """Most rewinds of a run."""
+    """Maximum number of rewinds in a run."""
 
 
 def run(argv: Sequence[str]) -> None:
-    """Trains, and prints the last evaluations."""
+    """Trains a model, and prints the final evaluations."""
     args = parse_with_config(TrainArgs, "train", argv)
     from vmoe import distributed
     from vmoe.train.loop import train

@@ -1,8 +1,8 @@
-"""A run, described: frozen dataclasses of plain Python that import neither jax nor flax.
+"""The config of a run: frozen dataclasses in plain Python that import neither jax nor flax.
 
-A recipe under ``configs/`` builds one ``TrainConfig``; a variant is ``replace`` of another. The
-command line gets its options from the same fields. Settings that cannot work together are refused
-when a config is built, by name.
+A recipe under ``configs/`` builds one ``TrainConfig``; ``replace`` makes a variant of it. The
+command line gets its options from the same fields. Building a config with incompatible settings
+raises a ``UsageError`` that names them.
 """
 
 from vmoe.config.data import DataConfig

@@ -14,12 +14,12 @@ class DataConfig(Checked):
     flip: bool = False
     """Mirror a training image left to right, with probability 1/2."""
     shift: int = 0
-    """Largest shift of a training image in either direction, in pixels of the model's size."""
+    """Largest shift of a training image along each axis, in pixels of the model's input."""
     rotate: float = 0.0
-    """Largest rotation of a training image in either direction, in degrees."""
+    """Largest rotation of a training image, clockwise or counter-clockwise, in degrees."""
     cutout: int = 0
-    """Side of a square of a training image that is painted grey, in pixels of the model's size
-    (arXiv 1708.04552)."""
+    """Side of the grey square painted over a part of each training image, in pixels of the model's
+    input; 0 for none (arXiv 1708.04552)."""
     mixup: float = 0.0
     """Concentration of the Dirichlet distribution that weights an image and its partner; 0 for no
     mixup (arXiv 1710.09412)."""

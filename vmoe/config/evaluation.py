@@ -29,9 +29,9 @@ class RoutingOverrides(Checked):
     """Whether to compute every choice, without a capacity; for token choice. Results then do not
     depend on the batch."""
     priority: Priority | None = None
-    """Whose choices get the slots first; for token choice."""
+    """Which tokens get their slots first; for token choice."""
     images_per_group: int | None = None
-    """Most images whose tokens compete for the same slots; 1 makes images independent."""
+    """Maximum number of images whose tokens compete for slots; 1 makes images independent."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -81,7 +81,7 @@ class RoutingOverrides(Checked):
             require(not reason, f"routing.{name}={value}: {reason}, leave it out")
 
     def _layer(self, moe: MoEConfig) -> MoEConfig:
-        """The config of one sparse layer; settings for token choice leave other routers alone."""
+        """The config of one sparse layer; other routers ignore settings for token choice."""
         changes = self._given()
         router = {name: changes.pop(name) for name in ("k", "priority") if name in changes}
         if not isinstance(moe.router, TokenChoice):
@@ -123,7 +123,8 @@ class EvalConfig(Checked):
         """The config of a trained model under the settings of this set.
 
         Raises:
-            UsageError: the patches do not divide the images, or see ``RoutingOverrides.apply``.
+            UsageError: the patch size does not divide the image size; or as for
+                ``RoutingOverrides.apply``.
         """
         size = self.image_size or trained.image_size
         require(

@@ -1,4 +1,4 @@
-"""Configs that check themselves: every field has the type that it is annotated with."""
+"""The base class of all configs, which checks every field against its annotated type."""
 
 import dataclasses
 import math
@@ -30,7 +30,7 @@ Config = TypeVar("Config", bound=Checked)
 
 
 def _kinds(kind: Any) -> tuple[Any, ...]:
-    """The members of a union; any other kind alone."""
+    """The members of a union; any other type as a tuple of one."""
     return kind.__args__ if typing.get_origin(kind) in _UNION else (kind,)
 
 
@@ -67,14 +67,14 @@ def require(condition: bool, message: str) -> None:
 
 def require_rate(name: str, value: float) -> None:
     """Raises a UsageError unless the value of a field is a dropout rate, in [0, 1)."""
-    require(0 <= value < 1, f"{name}={value}: a dropout rate lies in [0, 1)")
+    require(0 <= value < 1, f"{name}={value}: a dropout rate must be in [0, 1)")
 
 
 def replace(config: Config, **changes: Any) -> Config:
     """``dataclasses.replace``, with a dict for the fields of a nested config.
 
     Raises:
-        UsageError: no such field, or values that cannot work together.
+        UsageError: no such field, or incompatible values.
 
     >>> from vmoe.config import ViTConfig
     >>> replace(ViTConfig(), moe=dict(router=dict(k=1))).moe.router.k

@@ -1,4 +1,4 @@
-"""Configs from recipes and JSON, and to JSON."""
+"""Reads configs from recipes and JSON, and writes them as JSON."""
 
 import dataclasses
 import json
@@ -24,8 +24,8 @@ def load(path: str | Path) -> TrainConfig:
             only files that you trust; or a JSON file as ``to_json`` writes it.
 
     Raises:
-        UsageError: the file is missing, fails, or defines no such config; names the file and,
-            of a Python file, the line.
+        UsageError: the file is missing, raises an error, or defines no such config; names the file
+            and, for a Python file, the line.
     """
     path = Path(path)
     if not path.is_file():
@@ -37,7 +37,7 @@ def load(path: str | Path) -> TrainConfig:
             raise UsageError(f"{path}: {error}") from None
     try:
         config = runpy.run_path(str(path)).get("config")
-    except (Exception, SystemExit) as error:  # whatever fails in a recipe is its author's to mend
+    except (Exception, SystemExit) as error:  # any error in a recipe is wrong input
         raise UsageError(_recipe_error(path, error)) from error
     if not isinstance(config, TrainConfig):
         raise UsageError(f"{path}: the file must define `config = TrainConfig(...)`")
@@ -54,7 +54,7 @@ def _recipe_error(path: Path, error: BaseException) -> str:
 
 
 def _unknown_field(message: str) -> str:
-    """Python's message for a field that a config does not have, with the nearest that it has."""
+    """A message that suggests a field, if Python's message is about an unknown one; else empty."""
     match = re.search(r"(\w+)\.__init__\(\) got an unexpected keyword argument '(\w+)'", message)
     kinds = {kind.__name__: kind for kind in _subclasses(Checked)}
     if match is None or match[1] not in kinds:
@@ -64,15 +64,15 @@ def _unknown_field(message: str) -> str:
 
 
 def _subclasses(kind: type) -> list[type]:
-    """All classes below a class that are dataclasses."""
-    below = [
-        deeper for direct in kind.__subclasses__() for deeper in (direct, *_subclasses(direct))
+    """All direct and indirect subclasses of a class that are dataclasses."""
+    subclasses = [
+        subclass for direct in kind.__subclasses__() for subclass in (direct, *_subclasses(direct))
     ]
-    return [one for one in below if dataclasses.is_dataclass(one)]
+    return [subclass for subclass in subclasses if dataclasses.is_dataclass(subclass)]
 
 
 def _without_version(text: str) -> str:
-    """The fields of a run's config, once its format version is known to be this one."""
+    """The JSON of a run's config without its format version, which is checked."""
     try:
         fields = json.loads(text)
     except ValueError as error:
@@ -86,9 +86,9 @@ def _without_version(text: str) -> str:
 
 
 def to_json(config: Any) -> str:
-    """A config as JSON text, complete enough for ``from_json`` to build it again.
+    """A config as JSON text, from which ``from_json`` restores it.
 
-    That of a run begins with the version of the format.
+    The JSON of a ``TrainConfig`` begins with the version of the format.
     """
     from pydantic import TypeAdapter
 
@@ -98,11 +98,11 @@ def to_json(config: Any) -> str:
 
 
 def from_json(kind: type[Config], text: str) -> Config:
-    """The config of a type from the text that ``to_json`` wrote; every field and type is checked.
+    """A config of the given type from the text that ``to_json`` wrote; every field is checked.
 
     Raises:
         UsageError: the text is not such a config, or has another format version; names the first
-            field that is wrong.
+            wrong field.
     """
     from pydantic import TypeAdapter, ValidationError
 

@@ -12,31 +12,31 @@ Implementation = Literal["batched", "blocked", "ragged"]
 
 @dataclasses.dataclass(frozen=True)
 class MoEConfig(Checked):
-    """One sparse layer: its experts, its router and how many slots there are."""
+    """One sparse layer: its experts, its router and its number of slots."""
 
     num_experts: int = 8
     router: Router = TokenChoice()
     capacity_factor: float = 1.05
     """Slots per token and choice; slots of an expert = s * k * capacity_factor / e, rounded."""
     capacity: int | None = None
-    """Slots per expert and group, outright; overrides the factor and its rounding."""
+    """Slots per expert and group; overrides the capacity factor and its rounding."""
     capacity_rounding: Literal["ceil", "round"] = "ceil"
-    """How the factor becomes an integer; round is half to even."""
+    """How the number of slots is rounded to an integer; round rounds half to even."""
     capacity_multiple: int = 4
     """The capacity is rounded up to a multiple of this."""
     dropless: bool = False
-    """No capacity: no choice is dropped; for routers in which tokens choose."""
+    """No capacity: no choice is dropped; for token choice."""
     images_per_group: int = 8
-    """Most images whose tokens compete for the same slots; 1 makes images independent."""
+    """Maximum number of images whose tokens compete for slots; 1 makes images independent."""
     expert_dropout: float = 0.0
     """Dropout rate inside the experts."""
     shared_init: bool = True
     """Whether all experts of a layer start from the same values."""
     transfer_dtype: Literal["float32", "bfloat16"] = "float32"
-    """Type of the rows on their way to the experts and back."""
+    """Data type of the rows sent to the experts and back."""
     implementation: Literal["auto", Implementation] = "auto"
-    """How the experts compute: auto chooses by platform and shape; batched is one product over all
-    slots; blocked takes one block of rows after the other; ragged multiplies sorted rows."""
+    """How the experts compute: auto chooses by platform and shape; batched is one batched matmul
+    over all slots; blocked loops over blocks of rows; ragged is a ragged matmul of sorted rows."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -62,7 +62,7 @@ class MoEConfig(Checked):
         )
         require(
             not self.dropless or self.router.can_drop,
-            f"moe.dropless with router {self.router.kind}: it drops no choice, use False",
+            f"moe.dropless with router {self.router.kind}: it never drops a choice, use False",
         )
         require(
             not per_slot or self.images_per_group == 1,
@@ -92,19 +92,19 @@ class ViTConfig(Checked):
     num_heads: int = 8
     """Number of attention heads."""
     image_size: int = 224
-    """Side of the images in pixels for which learned positions are made; others are resampled."""
+    """Side of the images in pixels; for other sizes, learned positions are resampled."""
     num_classes: int = 1000
     """Width of the logits."""
     pooling: Literal["class_token", "mean", "attention"] = "class_token"
     positions: Literal["learned", "sincos2d", "none"] = "learned"
     position_std: float = 0.02
-    """Standard deviation of learned positions at the start; 1.0 suits short training."""
+    """Initial standard deviation of learned positions; 1.0 suits short training."""
     pre_logits: int | None = None
-    """Width of a dense layer with tanh before the head; None for none."""
+    """Width of a dense layer with tanh before the head; None for no such layer."""
     head_std: float = 0.0
-    """Standard deviation of the head's kernel at the start."""
+    """Initial standard deviation of the head's kernel."""
     head_bias: float = 0.0
-    """The head's bias at the start."""
+    """Initial bias of the head."""
     qk_norm: bool = False
     """Normalise queries and keys (arXiv 2302.05442)."""
     dropout: float = 0.0
@@ -114,14 +114,14 @@ class ViTConfig(Checked):
     sparse_blocks: tuple[int, ...] = ()
     """Which blocks have experts in place of their MLP, counted from 0."""
     moe: MoEConfig | tuple[MoEConfig, ...] = MoEConfig()
-    """One for all sparse blocks, or one each, in their order."""
+    """One config for all sparse blocks, or one per sparse block, in order."""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """Type of the computation; parameters and router logits are always float32."""
+    """Data type of the computation; parameters and router logits are always float32."""
     full_last_block: bool = False
-    """Compute the last block for all tokens even where only the class token is used after it.
-    Logits, losses and gradients are the same, up to the draws of dropout."""
+    """Compute the last block for all tokens even if only the class token is used after it.
+    Logits, losses and gradients are the same, except for dropout's random draws."""
     remat: bool = False
-    """Compute each block's activations again in the backward pass instead of saving them."""
+    """Recompute each block's activations in the backward pass instead of saving them."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -147,20 +147,20 @@ class ViTConfig(Checked):
         )
         require(
             self.positions != "sincos2d" or self.width % 4 == 0,
-            f"model.positions=sincos2d needs a width in fours, model.width={self.width} is not",
+            f"model.width={self.width}: positions=sincos2d needs a multiple of 4",
         )
         blocks = self.sparse_blocks
         require(
             list(blocks) == sorted(set(blocks)) and all(0 <= i < self.depth for i in blocks),
-            f"model.sparse_blocks={blocks}: ascending block numbers below depth={self.depth}",
+            f"model.sparse_blocks={blocks}: give ascending block numbers below depth={self.depth}",
         )
         require(
             isinstance(self.moe, MoEConfig) or len(self.moe) == len(blocks),
-            f"model.moe: one config, or one for each of the {len(blocks)} sparse blocks",
+            f"model.moe: give one config, or one for each of the {len(blocks)} sparse blocks",
         )
         require(
             self.pre_logits is None or self.pre_logits >= 1,
-            f"model.pre_logits={self.pre_logits}: a width of at least 1, or None",
+            f"model.pre_logits={self.pre_logits}: use a width of at least 1, or None",
         )
         require_rate("model.dropout", self.dropout)
         require_rate("model.attention_dropout", self.attention_dropout)

@@ -11,7 +11,7 @@ class WeightDecayConfig(Checked):
     """Decoupled weight decay by kind of parameter; each rate is multiplied by the learning rate."""
 
     kernels: float = 0.05
-    """Rate of the kernels that have no rate below."""
+    """Rate of all kernels without a rate of their own below."""
     experts: float | None = None
     """Rate of the experts' kernels; as ``kernels`` if None."""
     routers: float | None = None
@@ -61,4 +61,4 @@ class OptimConfig(Checked):
         require(self.end_lr >= 0, f"optim.end_lr={self.end_lr}: use 0 or more")
         for name in ("b1", "b2", "momentum"):
             value = getattr(self, name)
-            require(0 <= value < 1, f"optim.{name}={value}: a decay rate lies in [0, 1)")
+            require(0 <= value < 1, f"optim.{name}={value}: a decay rate must be in [0, 1)")

@@ -6,7 +6,7 @@ from typing import Literal
 from vmoe.config.fields import Checked, require
 
 Priority = Literal["order", "largest_gate", "sum_of_gates", "random"]
-"""Whose choices get the slots first (``vmoe/routing/priority.py``)."""
+"""Which tokens get their slots first (``vmoe/routing/priority.py``)."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -16,7 +16,7 @@ class AuxLossWeights(Checked):
     importance: float = 0.005
     """Squared coefficient of variation of the experts' summed gates (V-MoE, appendix A)."""
     load: float = 0.005
-    """The same of the experts' smoothed loads; exists in training with noise alone."""
+    """The same of the experts' smoothed loads; only in training with noise."""
     gshard: float = 0.0
     """GShard's product of first-choice shares and mean gates (arXiv 2006.16668)."""
     z: float = 0.0
@@ -24,15 +24,15 @@ class AuxLossWeights(Checked):
 
 
 class RouterConfig(Checked):
-    """What the program reads from the config of any router.
+    """The interface of every router's config.
 
-    A router overrides what differs for it: with a field where users choose the value, otherwise
-    with a class attribute or a property.
+    A router overrides a value with a field if users choose it, otherwise with a class attribute or
+    a property.
 
     Attributes:
-        logits_per: which logits the router reads, and so which gate makes them: "expert" for
-            logits (g, s, e); "slot" for (g, s, e, c), where slots are parameters of the gate and
-            each is a mixture of all tokens of an image.
+        logits_per: the logits that the router reads, which determine the gate: "expert" for logits
+            (g, s, e); "slot" for (g, s, e, c), where slots are parameters of the gate and each is a
+            mixture of all tokens of an image.
         can_drop: whether tokens choose their experts, so that a choice can be dropped.
     """
 
@@ -45,7 +45,7 @@ class RouterConfig(Checked):
 
     @property
     def experts_per_token(self) -> int:
-        """Choices of each token; 1 where tokens do not choose.
+        """Choices of each token; 1 unless tokens choose their experts.
 
         A capacity factor counts slots per token and choice.
         """
@@ -75,8 +75,8 @@ class TokenChoice(RouterConfig):
     k: int = 2
     """Experts per token."""
     priority: Priority = "order"
-    """Whose choices get the slots first: place in the group; largest gate (Batch Prioritized
-    Routing); sum of the k gates; a random order (a baseline)."""
+    """Which tokens get their slots first: by place in the group; by largest gate (Batch Prioritized
+    Routing); by sum of the k gates; in random order (a baseline)."""
     noise_std: float = 1.0
     """The noise on the logits in training has standard deviation noise_std / e."""
     normalize_weights: bool = False
@@ -111,7 +111,8 @@ class ExpertChoice(RouterConfig):
 class Soft(RouterConfig):
     """Each slot is a mixture of all tokens of an image (Soft MoE, arXiv 2308.00951).
 
-    An expert has round(s * capacity_factor / e) slots, at least one, in no multiple.
+    An expert has round(s * capacity_factor / e) slots, at least one; ``capacity_multiple`` does not
+    apply.
     """
 
     kind: Literal["soft"] = "soft"

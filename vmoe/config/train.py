@@ -22,7 +22,7 @@ class TrainConfig(Checked):
     loss: Literal["softmax", "sigmoid"] = "softmax"
     """Cross-entropy of the softmax over classes, or of a sigmoid per class, summed over classes."""
     label_smoothing: float = 0.0
-    """Share of each label that is spread over all classes, in [0, 1)."""
+    """Fraction of each label's probability spread evenly over all classes, in [0, 1)."""
     ema_decay: float = 0.0
     """Decay of the moving average of the parameters (EMA), which is evaluated too; 0 for no EMA. At
     step t the decay is at most (1 + t) / (10 + t), so that the initial values fade quickly."""
@@ -37,8 +37,8 @@ class TrainConfig(Checked):
     checkpoint_every: int = 500
     """Steps between checkpoints; the last step is always saved."""
     keep_latest: int = 2
-    """How many of the newest scheduled checkpoints are kept; the best one by evaluation and the
-    last one are kept too."""
+    """Number of newest scheduled checkpoints to keep; the best one by evaluation and the last one
+    are kept too."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -55,21 +55,21 @@ class TrainConfig(Checked):
             require(getattr(self, name) >= 1, f"{name}={getattr(self, name)}: use at least 1")
         require(
             self.optim.warmup_steps < self.steps,
-            f"optim.warmup_steps={self.optim.warmup_steps} leaves no step of steps={self.steps}",
+            f"optim.warmup_steps={self.optim.warmup_steps} must be less than steps={self.steps}",
         )
         require(
             0 <= self.label_smoothing < 1,
-            f"label_smoothing={self.label_smoothing}: a share in [0, 1)",
+            f"label_smoothing={self.label_smoothing}: it must be in [0, 1)",
         )
-        require(0 <= self.ema_decay < 1, f"ema_decay={self.ema_decay}: a decay rate lies in [0, 1)")
+        require(0 <= self.ema_decay < 1, f"ema_decay={self.ema_decay}: it must be in [0, 1)")
         for name in ("shift", "cutout"):
             value, size = getattr(self.data, name), self.model.image_size
             require(
                 value < size,
-                f"data.{name}={value} leaves nothing of an image of model.image_size={size}",
+                f"data.{name}={value} must be less than model.image_size={size}",
             )
         names = [evaluation.name for evaluation in self.evaluations]
         require(bool(names), "evaluations: give at least one evaluation set")
         require(len(names) == len(set(names)), f"evaluations: the names {names} are not unique")
-        for evaluation in self.evaluations:  # raises if its settings do not fit the model
+        for evaluation in self.evaluations:  # raises if the settings do not fit the model
             evaluation.model(self.model)

@@ -8,8 +8,8 @@ def array(value: Var | Literal) -> jax.core.ShapedArray:
     """The shape and dtype of an input or output of an operation.
 
     Raises:
-        TypeError: it is no array.
+        TypeError: it is not an array.
     """
     if not isinstance(value.aval, jax.core.ShapedArray):
-        raise TypeError(f"{value} is no array: {value.aval}")
+        raise TypeError(f"{value} is not an array: {value.aval}")
     return value.aval

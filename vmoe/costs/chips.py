@@ -31,7 +31,7 @@ class Chip:
     """One device and its links; bandwidths are bytes per second that one device can send."""
 
     peak_flops: float
-    """Peak of bfloat16 matrix products, FLOP/s."""
+    """Peak of bfloat16 matmuls, FLOP/s."""
     memory: float
     """Bytes."""
     memory_bandwidth: float
@@ -46,12 +46,12 @@ class Chip:
     def collective_seconds(self, collective: Collective) -> float:
         """Duration of a collective at the published bandwidths, with nothing else running.
 
-        A ring over several domains leaves each of them through the networks of all its members
-        there. In an all-to-all, each device sends through its own network the part that goes to
-        other domains.
+        A ring over several domains leaves a domain through the networks of all its devices there,
+        in parallel. In an all-to-all, each device sends data for other domains through its own
+        network.
 
         Args:
-            collective: its devices are numbered domain by domain.
+            collective: with devices numbered domain by domain.
 
         Returns:
             Seconds.
@@ -78,4 +78,4 @@ CHIPS = {
     "h100": Chip(989e12, 80 * GB, 3350 * GB, 8, 450 * GB, 50 * GB),
     "h200": Chip(989e12, 141 * GB, 4800 * GB, 8, 450 * GB, 50 * GB),
 }
-"""By the names that ``vmoe.plan.candidates.plan`` takes."""
+"""Chips by name, as ``vmoe.plan.candidates.plan`` takes them."""

@@ -3,14 +3,14 @@
 On a ring of n devices, with S bytes of input per device, a device sends
 
     all-to-all          S (n - 1) / n        every part but its own
-    reduce-scatter      S (n - 1) / n        every part but its own, summed on the way
+    reduce-scatter      S (n - 1) / n        every part but its own, summed along the ring
     all-reduce          2 S (n - 1) / n      a reduce-scatter, then an all-gather of its result
     all-gather          S (n - 1)            its own part, and those it forwards
     collective-permute  S
 
-XLA's CPU backend computes in float32 where the program says bfloat16, and converts before it sends.
-In the text of a program compiled with ``COMPILER_OPTIONS`` those conversions are still visible, and
-such an array is counted in bfloat16: as it travels between devices that support bfloat16.
+XLA's CPU backend converts bfloat16 arrays to float32 before it sends them. In the text of a program
+compiled with ``COMPILER_OPTIONS`` those conversions are visible, and such arrays are counted as
+bfloat16, as devices that support bfloat16 send them.
 """
 
 from collections.abc import Callable
@@ -21,17 +21,17 @@ import jax
 from vmoe.costs.hlo import Program, replica_group
 
 COMPILER_OPTIONS: dict[str, Any] = {
-    # The combiner would join converted arrays with others.
+    # The combiner would merge converted arrays with others.
     "xla_disable_hlo_passes": "cpu-all-reduce-combiner",
     # Otherwise XLA removes a rounding to bfloat16 that is followed by a conversion to float32.
     "xla_allow_excess_precision": False,
-    # The program is read and never run: no time is spent on optimising it.
+    # The program is never run, so optimising it would waste time.
     "xla_backend_optimization_level": 0,
     "xla_llvm_disable_expensive_passes": True,
-    # These emitters take twice the time to compile here; newer versions of jax have no others.
+    # These emitters compile half as fast here; newer versions of jax have no others.
     **({"xla_cpu_use_fusion_emitters": False} if jax.__version_info__ < (0, 11) else {}),
 }
-"""For ``Lowered.compile``: the same collectives, each array by itself, compiled quickly."""
+"""For ``Lowered.compile``: quick to compile, with a separate collective for each array."""
 
 _SENT: dict[str, Callable[[int], float]] = {  # bytes sent per byte of input, by ring size
     "all-to-all": lambda n: (n - 1) / n,
@@ -48,7 +48,7 @@ class Collective(NamedTuple):
     Attributes:
         kind: "all-to-all", "all-reduce", "all-gather", "reduce-scatter", "collective-permute".
         bytes_sent: by each device.
-        replica_group: device numbers of the first group; the other groups are like it.
+        replica_group: device numbers of the first group; other groups have the same layout.
     """
 
     kind: str
@@ -66,7 +66,7 @@ def parse_collectives(text: str) -> list[Collective]:
         ValueError: the replica groups are written in an unknown form.
     """
     program = Program(text)
-    found = []
+    collectives = []
     for instruction in program.instructions.values():
         kind = instruction.name.removesuffix("-start")
         if kind not in _SENT:
@@ -74,5 +74,5 @@ def parse_collectives(text: str) -> list[Collective]:
         group = replica_group(instruction.attributes)
         inputs = sum(map(program.narrowest_bytes, instruction.operands))
         if len(group) > 1:
-            found.append(Collective(kind, inputs * _SENT[kind](len(group)), group))
-    return found
+            collectives.append(Collective(kind, inputs * _SENT[kind](len(group)), group))
+    return collectives

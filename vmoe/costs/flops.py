@@ -26,16 +26,15 @@ class Cost:
 
     parameters: int
     active_parameters: float
-    """Parameters that process one token. Of the experts, as many as process a token: k for token
-    choice; the mean, e * c / s, for expert choice and soft routing."""
+    """Parameters that process one token. The number of experts per token is k for token choice, and
+    the mean, e * c / s, for expert choice and soft routing."""
     flops_per_image: float
-    """Of the matrix products in the forward pass, with every token in every block; a multiply-add
-    counts as 2."""
+    """Matmuls of the forward pass, with every token in every block; a multiply-add counts as 2."""
     tokens_per_image: int
 
 
 def cost(config: ViTConfig) -> Cost:
-    """Counts a model on full groups of images of the size in its config.
+    """The cost of a model, with full groups of images of the config's size.
 
     Raises:
         UsageError: the capacity leaves no slot.
@@ -57,9 +56,9 @@ def cost(config: ViTConfig) -> Cost:
 
 
 def flops_to_logits(config: ViTConfig) -> float:
-    """FLOPs per image that the logits depend on: fewer than all where they use one class token.
+    """FLOPs per image that the logits depend on; fewer than all if they use only the class token.
 
-    In a sparse last block, all slots that its experts have for class tokens count, filled or not.
+    In a sparse last block, all slots for class tokens count, filled or not.
 
     Raises:
         UsageError: the capacity leaves no slot.
@@ -71,8 +70,8 @@ def flops_to_logits(config: ViTConfig) -> float:
 def countable(model: ViTConfig) -> ViTConfig:
     """The model with implementations of its experts whose FLOPs can be counted.
 
-    ``batched`` computes all slots; ``ragged`` computes all rows, where there is no capacity. Loops
-    over blocks of rows run as often as the routing of the data requires.
+    These are ``batched``, which computes all slots, and ``ragged`` for dropless layers, which
+    computes all rows. The number of steps of ``blocked`` depends on the data.
     """
     layers = tuple(
         replace(moe, implementation="ragged" if moe.dropless else "batched")
@@ -82,7 +81,7 @@ def countable(model: ViTConfig) -> ViTConfig:
 
 
 def _trace(config: ViTConfig) -> tuple[Jaxpr, int, nnx.State, dict[int, Record]]:
-    """The forward pass on full groups: its program, number of images, parameters and records."""
+    """The forward pass on full groups: its jaxpr, number of images, parameters and records."""
     config = countable(config)
     graph, params, rest = nnx.split(models.build_abstract(config), nnx.Param, ...)
     b = math.lcm(*(moe.images_per_group for moe in config.moe_blocks.values()))
@@ -107,13 +106,12 @@ def _experts_per_token(config: MoEConfig, record: Record) -> float:
 
 
 def count_flops(jaxpr: Jaxpr) -> int:
-    """FLOPs of the matrix products in a traced program; a multiply-add counts as 2.
+    """FLOPs of the matmuls in a traced program; a multiply-add counts as 2.
 
-    The body of a loop counts as often as it runs; of the branches of a conditional, the most
-    expensive one counts.
+    A loop counts its body once per iteration, a conditional its most expensive branch.
 
     Raises:
-        ValueError: a matrix product in a loop whose length depends on the data, or a convolution.
+        ValueError: a matmul in a loop whose length depends on the data, or a convolution.
 
     >>> x = jnp.ones((3, 4))
     >>> count_flops(jax.make_jaxpr(lambda x: x @ x.T)(x).jaxpr)  # 2 * 3 * 4 * 3

@@ -1,4 +1,4 @@
-"""A reader of XLA's text form of a compiled program (HLO): instructions, sizes, replica groups."""
+"""Parses the text of a compiled XLA program (HLO): instructions, sizes, replica groups."""
 
 import math
 import re
@@ -14,9 +14,9 @@ class Instruction(NamedTuple):
     """One line of a program.
 
     Attributes:
-        shape: of the result, as "f32[2,3]{1,0}"; a tuple of such in parentheses.
-        name: the operation, as "all-reduce".
-        operands: names of the results it reads; of a parameter, its number.
+        shape: of the result, such as "f32[2,3]{1,0}"; tuples of shapes are in parentheses.
+        name: the operation, such as "all-reduce".
+        operands: names of the results it reads; for a parameter, its number.
         attributes: the rest of the line.
     """
 
@@ -27,7 +27,7 @@ class Instruction(NamedTuple):
 
 
 class Program:
-    """The instructions of a program by the names of their results."""
+    """The instructions of a program, by name of the result."""
 
     def __init__(self, text: str):
         """``text``: from ``Compiled.as_text()``."""
@@ -50,7 +50,7 @@ class Program:
         return size(shape) * min(1.0, self._narrowest(result, ()) / _itemsize(shape))
 
     def _narrowest(self, result: str, arguments: tuple[str, ...]) -> float:
-        """Bytes of an element. ``arguments``: of the fusion that computes it; () outside of one."""
+        """Bytes per element; ``arguments`` are those of the enclosing fusion, () outside of one."""
         instruction = self.instructions[result]
         own = _itemsize(instruction.shape)
         match instruction.name:
@@ -75,10 +75,10 @@ def size(shape: str) -> float:
 
 
 def replica_group(attributes: str) -> tuple[int, ...]:
-    """The device numbers of a collective's first group, in any of the forms that XLA writes.
+    """The device numbers of a collective's first group, from any of XLA's notations.
 
     Raises:
-        ValueError: another form.
+        ValueError: the notation is unknown.
 
     >>> replica_group(", replica_groups={{0,2},{1,3}}, dimensions={0}")
     (0, 2)
@@ -110,14 +110,14 @@ def _mesh_group(axes: str, order: str | None, used: str) -> tuple[int, ...]:
 
 
 def _iota(text: str) -> np.ndarray:
-    """Device numbers in the order of "[2,4]T(1,0)": an array of 0, 1, ... transposed."""
+    """Device numbers from a notation such as "[2,4]T(1,0)": a reshaped and transposed range."""
     shape, _, axes = text.partition("T(")
     numbers = np.arange(math.prod(_ints(shape))).reshape(_ints(shape))
     return numbers.transpose(_ints(axes)) if axes else numbers
 
 
 def _itemsize(array: str) -> float:
-    """Bytes of an element: 4 of "f32[2,3]", 1 of "pred[]"."""
+    """Bytes per element: 4 for "f32[2,3]", 1 for "pred[]"."""
     bits = re.search(r"\d+", array.partition("[")[0])
     return int(bits[0]) / 8 if bits else 1.0
 

@@ -1,7 +1,7 @@
 """The arrays that a function saves for its backward pass, read from its traced program.
 
-JAX saves what ``jax.vjp`` closes over, the residuals. Two residuals can be one array in memory: a
-compiler reshapes without a copy, and repeats a conversion to a wider dtype where it is needed.
+These are the residuals, over which ``jax.vjp`` closes. Two residuals can be one array in memory:
+the compiler reshapes without a copy, and recomputes conversions to a wider dtype where needed.
 """
 
 import math
@@ -22,7 +22,7 @@ class Residual(NamedTuple):
     Attributes:
         size: number of elements.
         itemsize: bytes per element.
-        of_params: whether it depends on parameters alone: a parameter, or a rounded copy of one.
+        of_params: whether it depends only on parameters: a parameter, or a rounded copy of one.
         is_param: whether it is a parameter, unchanged.
     """
 
@@ -33,12 +33,12 @@ class Residual(NamedTuple):
 
 
 def residuals(function: Callable[..., Any], params: Any, *inputs: Any) -> list[Residual]:
-    """The arrays saved to differentiate ``function(params, *inputs)`` by all floating arguments.
+    """The arrays saved to differentiate ``function(params, *inputs)`` by all float arguments.
 
     Args:
         function: differentiable by JAX.
         params: a tree of arrays or ``jax.ShapeDtypeStruct``.
-        inputs: such trees; integers, booleans and keys are not differentiated.
+        inputs: trees of the same kinds; integers, booleans and keys are not differentiated.
     """
     leaves, tree = jax.tree.flatten((params, inputs))
     floating = [jax.numpy.issubdtype(leaf.dtype, jax.numpy.floating) for leaf in leaves]
@@ -72,7 +72,7 @@ def _outputs(jaxpr: Jaxpr, params: set[Var]) -> list[Residual]:
 
 
 def _source(var: Var, producers: dict[Var, JaxprEqn]) -> Var:
-    """The array that has to be saved for a residual: before reshapes, in its narrowest dtype."""
+    """The array to save for a residual: before reshapes, in its narrowest dtype."""
     while var in producers and producers[var].primitive.name in _WITHOUT_COPY:
         (before, *_) = producers[var].invars
         if not isinstance(before, Var) or array(before).dtype.itemsize > array(var).dtype.itemsize:

@@ -1,4 +1,4 @@
-"""Random augmentation of one training image, as uint8 pixels of the model's size."""
+"""Random augmentation of one training image, as uint8 pixels in the model's image size."""
 
 import numpy as np
 from jaxtyping import UInt8
@@ -10,11 +10,11 @@ Pixels = UInt8[np.ndarray, "h w 3"]
 
 
 def augment(pixels: Pixels, config: DataConfig, rng: np.random.Generator) -> Pixels:
-    """Flips, rotates, shifts and cuts out, as far as the config asks for it.
+    """Applies the random flip, rotation, shift and cutout that the config specifies.
 
     Args:
         pixels: in [0, 255].
-        rng: where all random numbers come from.
+        rng: the source of all random numbers.
     """
     if config.flip and rng.random() < 0.5:
         pixels = pixels[:, ::-1]
@@ -30,7 +30,7 @@ def move(pixels: Pixels, shift: int, rotate: float, rng: np.random.Generator) ->
 
     Args:
         pixels: in [0, 255].
-        shift: largest shift in either direction, in whole pixels.
+        shift: largest shift along each axis, in whole pixels.
         rotate: largest angle in either direction, in degrees.
     """
     h, w, _ = pixels.shape
@@ -47,7 +47,7 @@ def move(pixels: Pixels, shift: int, rotate: float, rng: np.random.Generator) ->
 
 
 def cutout(pixels: Pixels, side: int, rng: np.random.Generator) -> Pixels:
-    """Paints a grey square that is centred on a random pixel and clipped at the edges.
+    """Paints a grey square, centred on a random pixel and clipped at the edges.
 
     Args:
         pixels: in [0, 255].

@@ -1,4 +1,4 @@
-"""Decoded pixels of any size to the size and the range of values that a model takes."""
+"""Converts decoded pixels to the size and the range of values of a model's input."""
 
 import numpy as np
 from jaxtyping import Float, UInt8

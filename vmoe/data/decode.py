@@ -25,15 +25,15 @@ def image_files_below(folder: Path) -> tuple[list[Path], int]:
         UsageError: one of the folders cannot be read.
     """
 
-    def refuse(error: OSError) -> None:
+    def on_error(error: OSError) -> None:
         if isinstance(error, FileNotFoundError):  # a class without images in this split
             return
         raise UsageError(f"{error.filename}: {error.strerror}; make it readable, or move it away")
 
     files = []
-    for place, folders, names in os.walk(folder, onerror=refuse):
+    for parent, folders, names in os.walk(folder, onerror=on_error):
         folders[:] = [name for name in folders if not name.startswith(".")]
-        files += [Path(place, name) for name in names if not name.startswith(".")]
+        files += [Path(parent, name) for name in names if not name.startswith(".")]
     files = sorted(path for path in files if path.is_file())
     images = [path for path in files if path.suffix.lower() in SUFFIXES]
     return images, len(files) - len(images)
@@ -54,16 +54,16 @@ def read_bytes(path: str | Path) -> bytes:
 
 
 def decode(image: bytes | UInt8[np.ndarray, "h w 3"], origin: str) -> UInt8[np.ndarray, "h w 3"]:
-    """Decodes the bytes of an image file to RGB pixels in [0, 255], upright as its EXIF says.
+    """Decodes the bytes of an image file to RGB pixels in [0, 255], in its EXIF orientation.
 
     Grey becomes three equal channels, CMYK is converted, 16 bits become 8, and transparency is
-    ignored. Pixels are returned as they are.
+    ignored. An array of pixels is returned unchanged.
 
     Args:
         origin: where the image comes from, for error messages.
 
     Raises:
-        UsageError: these are not the bytes of a whole image.
+        UsageError: the bytes are not a complete image.
     """
     if not isinstance(image, bytes):
         return image
@@ -80,13 +80,13 @@ def read_image(path: str | Path) -> UInt8[np.ndarray, "h w 3"]:
     """Reads an image file and decodes it; see ``decode``.
 
     Raises:
-        UsageError: there is no such file, or it is not a whole image.
+        UsageError: there is no such file, or it is not a complete image.
     """
     return decode(read_bytes(path), str(path))
 
 
 def _rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I"):  # 16 bits, which Pillow would cut off at 255
+    if image.mode.startswith("I"):  # 16 bits, which Pillow would clip at 255
         return Image.fromarray((np.asarray(image) / 257).astype(np.uint8)).convert("RGB")
     if image.mode == "P":  # a palette may hold transparency
         image = image.convert("RGBA")

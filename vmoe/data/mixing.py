@@ -12,7 +12,7 @@ def mixup(
     *,
     devices: int = 1,
 ) -> tuple[Float[np.ndarray, "b h w 3"], Float[np.ndarray, "b y"]]:
-    """Mixes each image with the next one of its device, and their labels with the same weights.
+    """Mixes each image with the next one on its device, and the labels with the same weights.
 
     The two weights are drawn once per batch, from Dirichlet(concentration); the larger one goes to
     the image itself.
@@ -21,7 +21,7 @@ def mixup(
         images: pixels in [-1, 1].
         labels: probabilities; sum to 1 over y.
         concentration: both parameters of the Dirichlet distribution, more than 0.
-        devices: how many devices share the batch; it divides b.
+        devices: number of devices that the batch is split over; it divides b.
 
     Source: "mixup: Beyond Empirical Risk Minimization" (arXiv 1710.09412, section 2); choosing the
     larger weight follows V-MoE's code.
@@ -29,7 +29,7 @@ def mixup(
     weight = np.float32(rng.dirichlet((concentration, concentration)).max())
 
     def mix(x: np.ndarray) -> np.ndarray:
-        of_device = x.reshape(devices, -1, *x.shape[1:])
-        return weight * x + (1 - weight) * np.roll(of_device, -1, axis=1).reshape(x.shape)
+        per_device = x.reshape(devices, -1, *x.shape[1:])
+        return weight * x + (1 - weight) * np.roll(per_device, -1, axis=1).reshape(x.shape)
 
     return mix(images), mix(labels)

@@ -3,8 +3,8 @@
     training    source -> shuffle -> decode -> resize -> augment -> batch -> float -> mixup
     evaluation  source ------------> decode -> resize ------------> batch -> float
 
-Batch number i of training is a function of the seed and i, so the number of the next batch is all
-that has to be saved about the data.
+Batch number i of training is a function of the seed and i, so a checkpoint saves only the number of
+the next batch.
 """
 
 import dataclasses
@@ -44,11 +44,11 @@ class Batch(NamedTuple):
 def training_batches(
     source: Source, config: TrainConfig, *, share: tuple[int, int] = (0, 1), devices: int = 1
 ) -> grain.MapDataset[Batch]:
-    """An endless sequence of training batches; every epoch has an order of its own.
+    """An endless sequence of training batches; every epoch has a different order.
 
     Args:
         share: (i, n): return the i-th of n equal shares of each batch.
-        devices: how many devices get the share; mixup mixes images of the same device.
+        devices: number of devices that the share is split over; mixup mixes images on one device.
 
     Returns:
         the batches, by number.
@@ -130,7 +130,7 @@ def evaluation_batches(
 
 
 def empty_batch(batch_size: int, num_classes: int, image_size: int) -> Batch:
-    """A batch that holds padding only.
+    """A batch of only padding.
 
     Args:
         image_size: side of the images in pixels.

@@ -28,16 +28,16 @@ from vmoe.routing.groups import group_sizes
 class Evaluation:
     """The metrics of a model on a split, and the settings that they depend on.
 
-    Where tokens are dropped, results depend on which images share a group: on the batch size and
-    the order of the data. So the grouping is reported too.
+    If tokens are dropped, results depend on which images share a group, and so on the batch size
+    and the order of the data. The grouping is therefore reported too.
     """
 
     data: str
     images: int
     accuracy: float
-    """Share of images whose class has the largest logit."""
+    """Fraction of images whose class has the largest logit."""
     top5_accuracy: float
-    """Share of images whose class has one of the five largest logits."""
+    """Fraction of images whose class has one of the five largest logits."""
     cross_entropy: float
     """Mean of the softmax cross-entropy, in nats."""
     brier: float
@@ -45,25 +45,25 @@ class Evaluation:
     calibration_error: float
     """Mean gap between confidence and accuracy, over 15 bins of confidence."""
     dropped: float
-    """Share of the tokens' choices that got no slot, over all sparse blocks."""
+    """Fraction of the tokens' choices that got no slot, over all sparse blocks."""
     image_size: int
     """Side of the model's input in pixels."""
     batch_size: int
     devices: int
     """Number of devices that each batch was split over; all images of a group are on one."""
     images_per_group: dict[int, int]
-    """By sparse block: most images whose tokens competed for the same slots."""
+    """By sparse block: maximum number of images whose tokens competed for the same slots."""
     capacity_factor: dict[int, float | None]
-    """By sparse block: slots per token and choice in a full group, after rounding; None where
+    """By sparse block: slots per token and choice in a full group, after rounding; None if
     there is no capacity."""
     images_per_second: float
-    """Without the time of compiling."""
+    """Excludes compilation."""
     class_names: tuple[str, ...] = dataclasses.field(repr=False)
     per_example: PerExample = dataclasses.field(repr=False, compare=False)
     """The metrics of each image, in the order of the data."""
 
     def metrics(self) -> dict[str, object]:
-        """All fields by name, without those of single images and classes."""
+        """All fields by name, except ``per_example`` and ``class_names``."""
         names = [field.name for field in dataclasses.fields(self)]
         return {n: getattr(self, n) for n in names if n not in ("class_names", "per_example")}
 
@@ -95,13 +95,13 @@ def evaluate(
     Args:
         batch_size: images per batch, over all devices; rounded up to a multiple of the devices.
         image_size: side in pixels to which the images are resized; the model's own if None.
-            Learned positions are resampled to another size.
+            Learned positions are resampled for other sizes.
         on_batch: called before compiling and before each batch; an exception that it raises ends
             the evaluation.
 
     Raises:
-        UsageError: the source has more classes than the model, the patches do not divide the
-            images, or batch_size or image_size is below 1.
+        UsageError: the source has more classes than the model, image_size is not a multiple of the
+            patch size, or batch_size or image_size is below 1.
         Failure: a logit is NaN or infinite.
     """
     config = model.config
@@ -135,8 +135,8 @@ def evaluate(
     seconds = time.perf_counter() - start
     images = PerExample(*map(np.concatenate, zip(*results, strict=True)))
     if count := int((~np.isfinite(images.cross_entropy)).sum()):
-        of = f"{count} of {len(source)} images"
-        message = f"{source.name}: {of} have logits that are NaN or infinite"
+        images_text = f"{count} of {len(source)} images"
+        message = f"{source.name}: {images_text} have logits that are NaN or infinite"
         raise distributed.synchronized(Failure(message))
     correct = np.asarray(images.predictions == images.labels)
     return Evaluation(
@@ -184,6 +184,6 @@ def _capacity_factor(
         return None
     _, images = group_sizes(images, moe.images_per_group)
     s = images * num_tokens(dataclasses.replace(config, image_size=image_size))
-    if isinstance(moe.router, Soft):  # its slots are parameters, as many as at the trained size
+    if isinstance(moe.router, Soft):  # its slots are parameters, independent of image_size
         return slots_and_factor(moe, images * num_tokens(config))[0] * moe.num_experts / s
     return slots_and_factor(moe, s)[1]

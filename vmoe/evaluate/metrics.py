@@ -72,7 +72,7 @@ def confusion(images: PerExample, classes: int) -> Int[np.ndarray, "y x"]:
     """The confusion matrix: images by true class (rows) and predicted class (columns).
 
     Args:
-        classes: number of classes of the data; predictions beyond them share one more column.
+        classes: number of classes of the data; predictions of others share one more column.
     """
     predictions = np.minimum(images.predictions, classes)
     counts = np.bincount(

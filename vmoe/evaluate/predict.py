@@ -1,4 +1,4 @@
-"""Classes of image files, and the experts that their tokens used."""
+"""Classifies image files, and reports the experts that their tokens used."""
 
 import dataclasses
 import functools
@@ -32,22 +32,22 @@ class Prediction:
     probabilities: list[float]
     """Of these classes, in [0, 1]; the softmax."""
     experts: dict[int, list[float]]
-    """By sparse block: the share of each expert in the kept choices of the image's tokens."""
+    """By sparse block: the fraction of the image's kept choices that go to each expert."""
 
 
 def image_files(words: Sequence[str | Path]) -> tuple[list[Path], int]:
-    """The image files that files, folders and patterns name.
+    """The image files among the given files, folders and patterns.
 
     Args:
-        words: files, taken whatever their names; folders, for the images in them and below; or
-            patterns (``*``, ``?``, ``[...]``; ``**`` for any depth), for the files they match.
+        words: files with any suffix; folders, which are searched for images recursively; or
+            patterns (``*``, ``?``, ``[...]``; ``**`` for any depth).
 
     Returns:
-        the files, each once, in the order named; and the number of other files in the folders,
-        which are left out because their names do not end as those of images do.
+        the files, each once, in the given order; and the number of other files in the folders,
+        which are skipped because of their suffix.
 
     Raises:
-        UsageError: a file or folder does not exist, or holds or matches no image.
+        UsageError: a file or folder does not exist, or a folder or pattern contains no image.
     """
     files: list[Path] = []
     skipped = 0
@@ -71,7 +71,7 @@ def image_files(words: Sequence[str | Path]) -> tuple[list[Path], int]:
 
 
 def predict(loaded: Loaded, paths: Sequence[str | Path], *, top: int = 5) -> Iterator[Prediction]:
-    """Predicts the classes of image files, each as if alone: images do not compete for slots.
+    """Predicts the classes of image files independently: images do not compete for slots.
 
     Args:
         top: number of classes of a prediction.

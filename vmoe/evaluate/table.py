@@ -39,7 +39,7 @@ def summary(evaluation: Evaluation) -> list[tuple[str, str]]:
 
 
 def per_class(evaluation: Evaluation) -> dict[str, dict[str, Any]]:
-    """By class: its images, their accuracy, and the classes confused with it, most often first.
+    """By class: number of images, accuracy, and the classes confused with it, most frequent first.
 
     A class without images has no accuracy and is left out.
     """
@@ -67,7 +67,7 @@ COLUMNS = (
 
 
 def check_file(path: Path) -> None:
-    """Refuses a file that ``append_row`` cannot add to, so that no evaluation is run in vain.
+    """Checks that ``append_row`` can add to a file, before an evaluation is run.
 
     Raises:
         UsageError: the file has other columns or cannot be read, or its folder does not exist.
@@ -84,7 +84,7 @@ def check_file(path: Path) -> None:
 
 
 def append_row(path: Path, loaded: Loaded, evaluation: Evaluation) -> None:
-    """Adds an evaluation to a CSV file, with the model, settings and versions behind it.
+    """Adds an evaluation to a CSV file, with its model, settings and versions.
 
     Raises:
         UsageError: the file has other columns, or cannot be written.
@@ -112,7 +112,7 @@ def append_row(path: Path, loaded: Loaded, evaluation: Evaluation) -> None:
             file.seek(0)
             if not (content := file.read()):
                 writer.writeheader()
-            elif not content.endswith("\n"):  # an editor removed the end of the last row
+            elif not content.endswith("\n"):  # the last row lacks its newline
                 text.write("\r\n")
             writer.writerow(row)
             file.write(text.getvalue())

@@ -8,9 +8,9 @@ from vmoe.nn.keys import MaybeKey, Rngs
 
 
 class Attention(nnx.MultiHeadAttention):
-    """Attention from queries to tokens; self-attention where only one of the two is given.
+    """Attention from queries to tokens; self-attention if only one of the two is given.
 
-    Dropout draws independently for each image and head, as in the original.
+    Dropout draws independently for each image and head, as in the published model.
     Parameters: ``query``, ``key``, ``value`` kernels (d, a, z), ``out`` kernel (a, z, d).
     """
 

@@ -25,7 +25,7 @@ class ExpertLinear(nnx.Module):
 
 
 class Experts(nnx.Module):
-    """e MLPs, each on rows of its own.
+    """e MLPs, each applied to its own rows.
 
     Parameters: ``up`` kernel (e, d, f) and bias (e, f), ``down`` kernel (e, f, d), bias (e, d).
     """
@@ -47,7 +47,7 @@ class Experts(nnx.Module):
     def __call__(
         self, slots: Float[Array, "g e c d"], key: MaybeKey = None
     ) -> Float[Array, "g e c d"]:
-        """On slots of fixed capacity."""
+        """Applies the experts to slots of fixed capacity."""
         return implementations.batched(self.up.params(), self.down.params(), slots, self.rate, key)
 
     def on_rows(
@@ -58,11 +58,11 @@ class Experts(nnx.Module):
         *,
         block: int | None,
     ) -> Float[Array, "r d"]:
-        """On rows sorted by expert.
+        """Applies the experts to rows sorted by expert.
 
         Args:
             sizes: rows of each expert.
-            block: rows of a block, which divides all sizes; None for a ragged product.
+            block: rows of a block, which divides all sizes; None for a ragged matmul.
         """
         args = self.up.params(), self.down.params(), rows, sizes, self.rate, key
         if block is None:
@@ -71,7 +71,7 @@ class Experts(nnx.Module):
 
 
 def _per_expert(init: nnx.Initializer, shared: bool) -> nnx.Initializer:
-    """An initialiser of all experts from that of one: the same values for all, or each its own."""
+    """An initialiser of all experts from that of one, with equal or with independent values."""
 
     def draw(key: jax.Array, shape: tuple[int, ...], dtype: jax.typing.DTypeLike) -> jax.Array:
         e, *one = shape

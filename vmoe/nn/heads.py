@@ -47,7 +47,7 @@ class Head(nnx.Module):
         )
 
     def features(self, pooled: Float[Array, "b d"]) -> Float[Array, "b r"]:
-        """Inputs of the last linear layer: the pre-logits where there are any."""
+        """Inputs of the last linear layer: the pre-logits, if any."""
         return pooled if self.pre_logits is None else jnp.tanh(self.pre_logits(pooled))
 
     def __call__(self, pooled: Float[Array, "b d"]) -> Float[Array, "b y"]:

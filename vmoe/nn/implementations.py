@@ -1,11 +1,11 @@
-"""Three implementations of the experts, with the same results up to the draws of dropout.
+"""Three implementations of the experts; only the random draws of dropout differ between them.
 
-``batched``: one product over all slots of fixed capacity; the one for sharded experts.
-``blocked``: one block of rows after the other, each with its expert's weights, so that the hidden
-layer of a block stays in the cache; the backward pass is written out and saves the pre-activations
-alone. ``ragged``: products over sorted rows in one kernel, where the platform has one (GPU, TPU).
+``batched``: batched matmuls over all slots of fixed capacity; the only one for sharded experts.
+``blocked``: a loop over blocks of rows, each with its expert's weights, so that the hidden layer of
+a block stays in the cache; the custom backward pass saves only the pre-activations.
+``ragged``: ragged matmuls over sorted rows, as one kernel if the platform has it (GPU, TPU).
 
-Products add up in float32 whatever the dtype of the rows.
+Matmuls accumulate in float32, whatever the dtype of the rows.
 """
 
 import functools
@@ -22,7 +22,7 @@ from vmoe.nn.matmul import expert_einsum, ragged_matmul
 
 
 class ExpertLinearParams(NamedTuple):
-    """Parameters of a linear layer of every expert, or, without e, of one.
+    """Parameters of a linear layer of all experts, or of one expert (without axis e).
 
     x and y stand for d and f, or f and d.
     """
@@ -31,7 +31,7 @@ class ExpertLinearParams(NamedTuple):
     bias: Float[Array, "*e y"]
 
     def __call__(self, rows: Float[Array, "r x"]) -> Float[Array, "r y"]:
-        """One expert's layer on rows."""
+        """Applies one expert's layer to rows."""
         return expert_einsum("rx,xy->ry", rows, self.kernel) + self.bias.astype(rows.dtype)
 
     def select(self, expert: Int[Array, ""]) -> "ExpertLinearParams":
@@ -46,7 +46,7 @@ def batched(
     rate: float,
     key: MaybeKey,
 ) -> Float[Array, "g e c d"]:
-    """Every expert's MLP on its slots."""
+    """Applies each expert's MLP to its slots."""
 
     def linear(params: ExpertLinearParams, rows: jax.Array) -> jax.Array:
         out = expert_einsum("gecx,exy->gecy", rows, params.kernel)
@@ -63,7 +63,7 @@ def ragged(
     rate: float,
     key: MaybeKey,
 ) -> Float[Array, "r d"]:
-    """Every expert's MLP on its run of rows; rows after the last run have arbitrary results.
+    """Applies each expert's MLP to its rows; outputs after the last expert's rows are undefined.
 
     Args:
         sizes: rows of each expert.
@@ -88,12 +88,12 @@ def blocked(
     *,
     block: int,
 ) -> Float[Array, "r d"]:
-    """Every expert's MLP on its run of rows; rows after the last run give zeros.
+    """Applies each expert's MLP to its rows; outputs after the last expert's rows are zeros.
 
-    Only blocks that have rows are computed.
+    Blocks after the last expert's rows are not computed.
 
     Args:
-        sizes: rows of each expert, multiples of a block.
+        sizes: rows of each expert, multiples of ``block``.
         block: rows of a block.
     """
     blocks = rows.reshape(-1, block, rows.shape[1])
@@ -127,19 +127,19 @@ def _blocked_backward(rate, saved, gradient):
     up, down, blocks, experts, used, key, hidden = saved
 
     def step(i, carry):
-        to_params, to_blocks = carry
+        grad_params, grad_blocks = carry
         e = experts[i]
-        second = functools.partial(_after_up, rate=rate, key=_block_key(key, i))
-        _, back = jax.vjp(second, hidden[i], down.select(e))
-        to_hidden, to_down = back(gradient[i])
-        _, back = jax.vjp(ExpertLinearParams.__call__, up.select(e), blocks[i])
-        to_up, to_block = back(to_hidden)
-        to_params = jax.tree.map(lambda x, y: x.at[e].add(y), to_params, (to_up, to_down))
-        return to_params, to_blocks.at[i].set(to_block)
+        after_up = functools.partial(_after_up, rate=rate, key=_block_key(key, i))
+        _, vjp = jax.vjp(after_up, hidden[i], down.select(e))
+        grad_hidden, grad_down = vjp(gradient[i])
+        _, vjp = jax.vjp(ExpertLinearParams.__call__, up.select(e), blocks[i])
+        grad_up, grad_block = vjp(grad_hidden)
+        grad_params = jax.tree.map(lambda x, y: x.at[e].add(y), grad_params, (grad_up, grad_down))
+        return grad_params, grad_blocks.at[i].set(grad_block)
 
     zeros = jax.tree.map(jnp.zeros_like, ((up, down), blocks))
-    (to_up, to_down), to_blocks = jax.lax.fori_loop(0, used, step, zeros)
-    return to_up, to_down, to_blocks, None, None, None
+    (grad_up, grad_down), grad_blocks = jax.lax.fori_loop(0, used, step, zeros)
+    return grad_up, grad_down, grad_blocks, None, None, None
 
 
 _blocked.defvjp(_blocked_forward, _blocked_backward)

@@ -1,4 +1,4 @@
-"""Random keys of initialisation, and of the forward pass in training."""
+"""Random keys for initialisation, and for the forward pass in training."""
 
 import jax
 from flax import nnx
@@ -9,10 +9,10 @@ MaybeKey = Key[Array, ""] | None
 
 
 class InitKeys:
-    """Keys of initialisation, in place of ``nnx.Rngs``, whose count is an array.
+    """Keys for initialisation, in place of ``nnx.Rngs``, whose count is an array.
 
-    In an abstract build that array is a tracer, and NNX takes time to update it that grows with
-    the square of the number of parameters: 15 s instead of 0.7 for the 15B model.
+    In an abstract build that array is a tracer, and the time that NNX takes to update it grows with
+    the square of the number of parameters: 15 s instead of 0.7 s for the 15B model.
     """
 
     def __init__(self, seed: int):
@@ -29,5 +29,5 @@ Rngs = nnx.Rngs | InitKeys
 
 
 def split(key: MaybeKey, n: int) -> list[MaybeKey]:
-    """n independent keys; n times None without a key."""
+    """n independent keys, or n times None if the key is None."""
     return [None] * n if key is None else list(jax.random.split(key, n))

@@ -1,4 +1,4 @@
-"""Products of rows with the experts' kernels, summed in float32 whatever the dtype of the rows."""
+"""Matmuls of rows with the experts' kernels, accumulated in float32 for any dtype of the rows."""
 
 import functools
 
@@ -11,13 +11,13 @@ from jaxtyping import Array, Float, Int
 def expert_einsum(
     spec: str, rows: Float[Array, "*r x"], kernel: Float[Array, "*e x y"]
 ) -> jax.Array:
-    """einsum(spec, rows, kernel) in the dtype of the rows, summed in float32; both gradients too.
+    """einsum(spec, rows, kernel) in the dtype of the rows, accumulated in float32.
 
-    The backward pass is written out because bfloat16 rows would meet a float32 gradient in JAX's
-    own, and the products would silently be in float32.
+    A custom backward pass does the same for the gradients: JAX's own would multiply bfloat16 rows
+    by a float32 gradient, which silently computes in float32.
 
     Args:
-        spec: "rows,kernel->result", where each axis belongs to two of the three.
+        spec: "rows,kernel->result", where each axis occurs in exactly two of the three.
     """
     return _dot(spec, rows, kernel.astype(rows.dtype)).astype(rows.dtype)
 
@@ -28,24 +28,26 @@ def _expert_einsum_forward(spec, rows, kernel):
 
 def _expert_einsum_backward(spec, saved, gradient):
     rows, kernel = saved
-    terms, of_result = spec.split("->")
-    of_rows, of_kernel = terms.split(",")
-    to_rows = _dot(f"{of_result},{of_kernel}->{of_rows}", gradient, kernel.astype(rows.dtype))
-    to_kernel = _dot(f"{of_rows},{of_result}->{of_kernel}", rows, gradient)
-    return to_rows.astype(rows.dtype), to_kernel.astype(kernel.dtype)
+    terms, result_axes = spec.split("->")
+    rows_axes, kernel_axes = terms.split(",")
+    grad_rows = _dot(
+        f"{result_axes},{kernel_axes}->{rows_axes}", gradient, kernel.astype(rows.dtype)
+    )
+    grad_kernel = _dot(f"{rows_axes},{result_axes}->{kernel_axes}", rows, gradient)
+    return grad_rows.astype(rows.dtype), grad_kernel.astype(kernel.dtype)
 
 
 expert_einsum.defvjp(_expert_einsum_forward, _expert_einsum_backward)
 
 
 def _dot(spec: str, x: jax.Array, y: jax.Array) -> jax.Array:
-    """einsum of two arrays in their dtypes, summed in float32."""
+    """einsum of two arrays in their dtypes, accumulated in float32."""
     dot = functools.partial(jnp.einsum, spec, preferred_element_type=jnp.float32)
     if x.dtype == jnp.float32 or y.ndim == 2:
         return dot(x, y)
 
     def on_cpu(x: jax.Array, y: jax.Array) -> jax.Array:
-        # XLA's CPU backend has no batched product from bfloat16 to float32.
+        # XLA's CPU backend has no batched matmul from bfloat16 to float32.
         return dot(x.astype(jnp.float32), y.astype(jnp.float32))
 
     return jax.lax.platform_dependent(x, y, cpu=on_cpu, default=dot)
@@ -55,7 +57,7 @@ def _dot(spec: str, x: jax.Array, y: jax.Array) -> jax.Array:
 def ragged_matmul(
     rows: Float[Array, "r x"], kernel: Float[Array, "e x y"], sizes: Int[Array, "e"]
 ) -> Float[Array, "r y"]:
-    """Each expert's run of rows by its kernel; dtypes as for ``expert_einsum``."""
+    """Multiplies each expert's rows by its kernel; dtypes as for ``expert_einsum``."""
     return _ragged_dot(rows, kernel.astype(rows.dtype), sizes).astype(rows.dtype)
 
 
@@ -66,11 +68,11 @@ def _ragged_forward(rows, kernel, sizes):
 def _ragged_backward(saved, gradient):
     rows, kernel, sizes = saved
     transposed = kernel.swapaxes(1, 2).astype(rows.dtype)
-    to_rows = _ragged_dot(gradient, transposed, sizes).astype(rows.dtype)
-    to_kernel = jax.lax.ragged_dot_general(
+    grad_rows = _ragged_dot(gradient, transposed, sizes).astype(rows.dtype)
+    grad_kernel = jax.lax.ragged_dot_general(
         rows, gradient, sizes, OVER_ROWS, preferred_element_type=jnp.float32
     )
-    return to_rows, to_kernel.astype(kernel.dtype), None
+    return grad_rows, grad_kernel.astype(kernel.dtype), None
 
 
 ragged_matmul.defvjp(_ragged_forward, _ragged_backward)
@@ -80,6 +82,6 @@ OVER_ROWS = jax.lax.RaggedDotDimensionNumbers(
     lhs_ragged_dimensions=[0],
     rhs_group_dimensions=[],
 )
-"""The sum over each expert's run of rows of the products of two rows' numbers."""
+"""Contracts over the rows of each expert, for the gradient of its kernel."""
 
 _ragged_dot = functools.partial(jax.lax.ragged_dot, preferred_element_type=jnp.float32)

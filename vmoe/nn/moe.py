@@ -24,7 +24,7 @@ from vmoe.sharding import ONE_DEVICE, Placement
 class MoE(nnx.Module):
     """Mixture of experts in place of an MLP (V-MoE, section 2).
 
-    Parameters: ``router``, those of the gate, and ``experts``.
+    Parameters: ``router`` (those of the gate) and ``experts``.
     """
 
     def __init__(
@@ -37,7 +37,7 @@ class MoE(nnx.Module):
         placement: Placement = ONE_DEVICE,
         rngs: Rngs,
     ):
-        """``tokens``: of an image, for gates whose number of slots depends on it."""
+        """``tokens``: number of tokens per image, for gates whose slots depend on it."""
         self.config = config
         self.placement = placement
         self.router = GATES[config.router.logits_per](width, tokens, config, rngs=rngs)
@@ -62,7 +62,7 @@ class MoE(nnx.Module):
 
         Args:
             valid: False for images that only pad the batch.
-            class_token_only: return the outputs of each image's first token alone; all tokens
+            class_token_only: return the outputs of each image's first token only; all tokens
                 are routed.
         """
         b, n, _ = tokens.shape
@@ -80,11 +80,11 @@ class MoE(nnx.Module):
     def route(
         self, groups: Float[Array, "g s d"], valid: Bool[Array, "g s"], key: MaybeKey = None
     ) -> Record:
-        """Routes each group by itself: the gate makes logits, the router decides.
+        """Routes each group independently: the gate computes logits, the router decides.
 
         Args:
             valid: False for padding.
-            key: of the noise and of a random priority; None in evaluation.
+            key: for the noise and a random priority; None in evaluation.
         """
         config, router = self.config, router_of(self.config)
         noise_key, draw_key = keys.split(key, 2)
@@ -125,18 +125,18 @@ class MoE(nnx.Module):
         return combine(rows[None, None], routing).reshape(groups.shape)
 
     def _transfer(self, rows: jax.Array) -> jax.Array:
-        """Rows as they are sent to the experts and back: in bfloat16 if the config says so."""
+        """Casts rows to the dtype in which they are sent to the experts and back."""
         return rows.astype(jnp.bfloat16) if self.config.transfer_dtype == "bfloat16" else rows
 
 
 def choose_implementation(
     config: MoEConfig, routing: Routing | SoftRouting, devices: int = 1
 ) -> Implementation:
-    """How the experts compute: as the config says, or as suits the platform and the shapes.
+    """The config's implementation; for "auto", one that suits the platform and the shapes.
 
-    ``blocked`` on a CPU. Elsewhere ``batched`` where the slots are about as many as the choices,
-    ``ragged`` where they are many more. Soft routing, which fills every slot, is always
-    ``batched``, and so are several devices, between which only slots are exchanged.
+    "auto" is ``blocked`` on a CPU; elsewhere ``batched`` if there are about as many slots as
+    choices, ``ragged`` if there are many more. Soft routing, which fills every slot, is always
+    ``batched``; so is any routing on several devices, which exchange slots.
     """
     if isinstance(routing, SoftRouting) or devices > 1:
         return "batched"

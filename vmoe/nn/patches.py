@@ -1,4 +1,4 @@
-"""Images to patch embeddings."""
+"""Patch embeddings of images."""
 
 import jax
 from einops import rearrange
@@ -12,7 +12,7 @@ from vmoe.nn.keys import Rngs
 class Patches(nnx.Module):
     """Cuts an image into square patches and embeds each linearly (ViT, equation 1).
 
-    Equal to a convolution with stride p, and the kernel has its shape, (p, p, 3, d).
+    Equal to a convolution with stride p, with a kernel of the same shape, (p, p, 3, d).
     """
 
     def __init__(self, patch_size: int, width: int, *, dtype: jax.typing.DTypeLike, rngs: Rngs):
@@ -30,7 +30,7 @@ class Patches(nnx.Module):
         """The embedding of each patch.
 
         Raises:
-            UsageError: the patch does not divide the image.
+            UsageError: the patch size does not divide the image size.
         """
         p, (h, w) = self.patch_size, images.shape[1:3]
         if h % p or w % p:

@@ -61,7 +61,7 @@ class Block(nnx.Module):
 
         Args:
             valid: False for images that only pad the batch.
-            class_token_only: return the first token of each image alone, and compute only what it
+            class_token_only: return only the first token of each image, and compute only what it
                 depends on. In a sparse block all tokens attend, since all are routed.
         """
         attention_key, dropout_key, mlp_key = keys.split(key, 3)
@@ -120,17 +120,17 @@ class ViT(nnx.Module):
         key: MaybeKey = None,
         valid: Valid | None = None,
     ) -> Float[Array, "b y"]:
-        """Logits, float32, of any number of images of any size that the patches divide.
+        """Logits, float32, of images of any size that is a multiple of the patch size.
 
         Args:
             images: pixels in [-1, 1].
-            train: with noise and dropout.
-            key: of noise and dropout; without one, the next key of the model's own stream.
-            valid: False for images that only pad the batch: they take no expert's slots.
+            train: apply noise and dropout.
+            key: for noise and dropout; if None, the next key of the model's own stream.
+            valid: False for images that only pad the batch: they take no slots.
 
         Raises:
-            UsageError: the patches do not divide the images, the devices do not divide the batch,
-                or the capacity leaves no slot.
+            UsageError: the image size is not a multiple of the patch size, the batch size is not a
+                multiple of the number of devices, or the capacity leaves no slot.
         """
         return self.forward(images, train=train, key=key, valid=valid)[0]
 
@@ -154,15 +154,16 @@ class ViT(nnx.Module):
         return self.head(self.pool(tokens)), records
 
     def embed(self, images: Images, key: MaybeKey = None) -> Float[Array, "b n d"]:
-        """Patch embeddings, after the class token where there is one, plus positions.
+        """The class token, if any, and the patch embeddings, plus positions.
 
         Raises:
-            UsageError: the images are not float with three channels, or not divided by patches.
+            UsageError: the images are not float with three channels, or their size is not a
+                multiple of the patch size.
         """
         if images.shape[-1] != 3 or not jnp.issubdtype(images.dtype, jnp.floating):
             raise UsageError(
-                f"images of shape {images.shape} and {images.dtype}: use float (b, h, w, 3) in "
-                "[-1, 1]; vmoe.data.crops.to_float makes them from pixels"
+                f"images of shape {images.shape} and dtype {images.dtype}: use float (b, h, w, 3) "
+                "in [-1, 1]; vmoe.data.crops.to_float makes them from pixels"
             )
         patches = self.patches(jnp.asarray(images, self.config.dtype))
         _, i, j, _ = patches.shape
@@ -184,8 +185,9 @@ class ViT(nnx.Module):
         """Runs every block and the last norm; returns tokens, and records by block.
 
         Args:
-            class_token_only: return the first token of each image alone, and compute in the last
-                block only what it depends on. Its values are the same, up to the draws of dropout.
+            class_token_only: return only the first token of each image, and compute in the last
+                block only what it depends on. Its values are the same, except for dropout's random
+                draws.
         """
         last = len(self.blocks) - 1
         records = {}
@@ -205,10 +207,10 @@ class ViT(nnx.Module):
 
 
 def _rematerialized(run: Callable[..., Any], block: Block, *inputs: Any) -> Any:
-    """``run(block, *inputs)`` that saves its inputs alone for the backward pass."""
+    """``run(block, *inputs)``, saving only its inputs for the backward pass."""
     graph, state = nnx.split(block)  # nnx.remat writes to the model, which fails in jit
-    again = jax.checkpoint(lambda state, *inputs: run(nnx.merge(graph, state), *inputs))
-    return again(state, *inputs)
+    checkpointed = jax.checkpoint(lambda state, *inputs: run(nnx.merge(graph, state), *inputs))
+    return checkpointed(state, *inputs)
 
 
 def num_tokens(config: ViTConfig) -> int:

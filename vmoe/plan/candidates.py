@@ -1,12 +1,12 @@
-"""The memory and the step time of a run on hypothetical devices, for each mesh it could use.
+"""Memory and step time of a run on hypothetical devices, for each possible mesh.
 
     memory         parameters, gradients and optimiser state: exact, from shapes and shardings;
                    activations: the residuals of the program
-    FLOPs          of the matrix products of a step, counted in its program
-    communication  bytes sent in each collective, read from the program compiled for the devices
+    FLOPs          of the matmuls of a step, counted in its traced program
+    communication  bytes sent in each collective, from the program compiled for the devices
     step time      an estimate from the chip's published specifications and printed assumptions
 
-Nothing is allocated or run. Equal blocks are traced and compiled once (``segments.py``).
+Nothing is allocated or run. Identical blocks are traced and compiled once (``segments.py``).
 """
 
 import dataclasses
@@ -27,7 +27,7 @@ from vmoe.sharding import Placement
 from vmoe.train.state import abstract_state
 
 UTILIZATION = 0.4
-"""Assumed fraction of the peak FLOP/s that matrix products reach."""
+"""Assumed fraction of the peak FLOP/s that matmuls reach."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,11 +35,11 @@ class Candidate:
     """One way to distribute the run over the devices."""
 
     mesh: str
-    """As ``vmoe.mesh.place`` takes it."""
+    """In the format of ``vmoe.mesh.place``."""
     fsdp: bool
     memory: Memory
     compute_seconds: float = 0.0
-    """Of a step's matrix products. This and the fields below are filled in if it is feasible."""
+    """Of a step's matmuls. This and the fields below are set only for feasible candidates."""
     update_seconds: float = 0.0
     """To read and write state and gradients once a step."""
     communications: tuple[Communication, ...] = ()
@@ -47,12 +47,12 @@ class Candidate:
     @property
     def bytes_sent(self) -> float:
         """By each device in a step."""
-        return sum((one.total_bytes_sent for one in self.communications), 0.0)
+        return sum((entry.total_bytes_sent for entry in self.communications), 0.0)
 
     @property
     def communication_seconds(self) -> float:
         """Of all collectives of a step."""
-        return sum((one.total_seconds for one in self.communications), 0.0)
+        return sum((entry.total_seconds for entry in self.communications), 0.0)
 
     @property
     def step_seconds(self) -> float:
@@ -73,11 +73,11 @@ class Plan:
     active_parameters: float
     """Parameters that process one token."""
     flops: int
-    """Of the matrix products of a step, summed over all devices."""
+    """Of the matmuls of a step, summed over all devices."""
     feasible: tuple[Candidate, ...]
-    """Those that fit into the memory, fastest first."""
+    """Candidates that fit into the memory, fastest first."""
     infeasible: tuple[Candidate, ...]
-    """Those that do not, smallest first."""
+    """Candidates that do not fit, smallest first."""
 
 
 def plan(
@@ -88,13 +88,13 @@ def plan(
     chip: str = "h100",
     device_memory: str = "",
 ) -> Plan:
-    """Plans a run. Call it before JAX starts in the process (``hypothetical_devices``).
+    """Plans a run. Call it before JAX is initialised in the process (``hypothetical_devices``).
 
     Args:
         config: of the run.
-        devices: how many, as JAX counts them.
-        mesh: "data=4,expert=8", or one of the two axes; every mesh that the model and the number of
-            devices allow if empty.
+        devices: number of devices, as JAX counts them.
+        mesh: "data=4,expert=8", or one of the two axes; if empty, every mesh that the model and the
+            number of devices allow.
         chip: a name in ``CHIPS``.
         device_memory: of one device, such as "80GB" or "80GiB"; the chip's if empty.
 
@@ -107,10 +107,10 @@ def plan(
     placements = _placements(config, hypothetical_devices(devices), mesh)
     placements[0].check_batch(config.batch_size)
     candidates = _candidates(config, placements)
-    feasible = {p: one for p, one in candidates.items() if one.memory.total <= limit}
+    feasible = {p: c for p, c in candidates.items() if c.memory.total <= limit}
     if not feasible:
         raise Failure(_too_large(config, candidates.values(), limit, devices))
-    infeasible = [one for p, one in candidates.items() if p not in feasible]
+    infeasible = [c for p, c in candidates.items() if p not in feasible]
     costs = cost(config.model)
     flops = sum(segment.flops() * segment.times for segment in segments(config, placements[0]))
     timed = _timed(config, feasible, spec, flops // devices)
@@ -122,23 +122,23 @@ def plan(
         parameters=costs.parameters,
         active_parameters=costs.active_parameters,
         flops=flops,
-        feasible=tuple(sorted(timed, key=lambda one: one.step_seconds)),
-        infeasible=tuple(sorted(infeasible, key=lambda one: one.memory.total)),
+        feasible=tuple(sorted(timed, key=lambda c: c.step_seconds)),
+        infeasible=tuple(sorted(infeasible, key=lambda c: c.memory.total)),
     )
 
 
 def hypothetical_devices(count: int) -> Sequence[jax.Device]:
-    """CPU devices for programs that are compiled and never run, as many as asked for.
+    """The given number of CPU devices, for programs that are compiled and never run.
 
     Raises:
-        UsageError: JAX has already started in this process, with fewer.
+        UsageError: JAX is already initialised in this process with fewer devices.
     """
     try:
         jax.config.update("jax_platforms", "cpu")
         jax.config.update(
             "jax_num_cpu_devices", max(count, jax.config.values["jax_num_cpu_devices"])
         )
-    except RuntimeError:  # JAX has started; it may have enough
+    except RuntimeError:  # JAX is initialised already, perhaps with enough devices
         pass
     devices = jax.devices("cpu")
     if len(devices) < count:
@@ -164,17 +164,17 @@ def _chip(name: str, devices: int) -> Chip:
 
 
 def _placements(config: TrainConfig, devices: Sequence[jax.Device], mesh: str) -> list[Placement]:
-    """The given mesh, or every one that divides devices and experts; without and with fsdp."""
+    """The given mesh, or every mesh that divides devices and experts; without and with fsdp."""
     experts = [moe.num_experts for moe in config.model.moe_blocks.values()]
     sizes = range(1, min(experts, default=1) + 1)
     fitting = [n for n in sizes if all(x % n == 0 for x in (len(devices), *experts))]
     meshes = [mesh] if mesh or len(devices) == 1 else [f"expert={n}" for n in fitting]
-    replicated = [place(config.model, devices, mesh=one) for one in meshes]
-    return replicated + [dataclasses.replace(one, fsdp=True) for one in replicated if one.data > 1]
+    replicated = [place(config.model, devices, mesh=name) for name in meshes]
+    return replicated + [dataclasses.replace(p, fsdp=True) for p in replicated if p.data > 1]
 
 
 def _candidates(config: TrainConfig, placements: list[Placement]) -> dict[Placement, Candidate]:
-    """Each placement with its memory, not yet with its times."""
+    """The candidate of each placement, with its memory but without times."""
     state = abstract_state(config)
     return {
         p: Candidate(f"data={p.data},expert={p.expert}", p.fsdp, memory(config, p, state))
@@ -185,7 +185,7 @@ def _candidates(config: TrainConfig, placements: list[Placement]) -> dict[Placem
 def _timed(
     config: TrainConfig, candidates: dict[Placement, Candidate], chip: Chip, flops: int
 ) -> list[Candidate]:
-    """The candidates with the times of a step; ``flops`` are per device."""
+    """The candidates with their step times; ``flops`` are per device."""
     sent = communication(config, list(candidates), chip)
     return [
         dataclasses.replace(
@@ -206,10 +206,12 @@ def _update_seconds(memory: Memory, chip: Chip) -> float:
 def _too_large(
     config: TrainConfig, candidates: Iterable[Candidate], limit: float, devices: int
 ) -> str:
-    """What the smallest candidate needs, and the remedies."""
-    least = min(candidates, key=lambda one: one.memory.total)
-    need = f"{least.memory.total / 1e9:.4g} GB per device ({least.mesh}{', fsdp' * least.fsdp})"
-    saved = least.memory.saved_activations - least.memory.saved_activations_with_remat
+    """A message with the memory of the smallest candidate, and remedies."""
+    smallest = min(candidates, key=lambda c: c.memory.total)
+    memory = smallest.memory
+    fsdp = ", fsdp" * smallest.fsdp
+    need = f"{memory.total / 1e9:.4g} GB per device ({smallest.mesh}{fsdp})"
+    saved = memory.saved_activations - memory.saved_activations_with_remat
     remedy = "use more devices or a smaller batch_size"
     if not config.model.remat and saved > 0:
         remedy += f"; model.remat=True would save {saved / 1e9:.4g} GB"

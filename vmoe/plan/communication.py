@@ -1,4 +1,4 @@
-"""Communication between devices in a training step: bytes and time, by segment and collective."""
+"""Bytes and time of communication in a training step, by segment and collective."""
 
 import collections
 import dataclasses
@@ -20,7 +20,7 @@ class Communication:
 
     segment: str
     times: int
-    """How often a step contains the segment."""
+    """Number of executions of the segment in a step."""
     kind: str
     """Of the collectives, as in ``Collective``."""
     group_size: int
@@ -48,20 +48,24 @@ def communication(
 ) -> list[tuple[Communication, ...]]:
     """The communication of a step in each placement.
 
-    Each distinct program is compiled once, and several at a time.
+    Each distinct program is compiled once, several in parallel.
 
     Args:
         config: of the run.
         placements: meshes of the same number of devices.
-        chip: all devices.
+        chip: the specification of every device.
     """
     steps = [segments(config, placement) for placement in placements]
     programs = {segment.program_key: segment for step in steps for segment in step}
     with ThreadPoolExecutor(os.cpu_count()) as pool:  # XLA compiles a program on one core
-        found = dict(zip(programs, pool.map(Segment.collectives, programs.values()), strict=True))
+        collectives = dict(
+            zip(programs, pool.map(Segment.collectives, programs.values()), strict=True)
+        )
     return [
         tuple(
-            one for segment in step for one in _by_kind(segment, found[segment.program_key], chip)
+            entry
+            for segment in step
+            for entry in _by_kind(segment, collectives[segment.program_key], chip)
         )
         for step in steps
     ]
@@ -70,16 +74,16 @@ def communication(
 def _by_kind(
     segment: Segment, collectives: list[Collective], chip: Chip
 ) -> Iterator[Communication]:
-    alike = collections.defaultdict(list)
+    by_kind = collections.defaultdict(list)
     for collective in collectives:
-        alike[collective.kind, len(collective.replica_group)].append(collective)
-    for (kind, group_size), some in sorted(alike.items()):
+        by_kind[collective.kind, len(collective.replica_group)].append(collective)
+    for (kind, group_size), members in sorted(by_kind.items()):
         yield Communication(
             segment=segment.name,
             times=segment.times,
             kind=kind,
             group_size=group_size,
-            count=len(some),
-            bytes_sent=sum(one.bytes_sent for one in some),
-            seconds=sum(map(chip.collective_seconds, some)),
+            count=len(members),
+            bytes_sent=sum(collective.bytes_sent for collective in members),
+            seconds=sum(map(chip.collective_seconds, members)),
         )

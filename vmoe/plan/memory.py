@@ -1,4 +1,4 @@
-"""Memory of one device during training: the state exactly, the activations from the residuals."""
+"""Memory of one device during training: exact for the state, from residuals for activations."""
 
 import dataclasses
 
@@ -15,16 +15,16 @@ class Memory:
 
     parameters: int
     gradients: int
-    """As many as the parameters."""
+    """As large as the parameters."""
     opt_state: int
     ema: int
-    """The moving average of the parameters; 0 where the config has none."""
+    """The moving average of the parameters; 0 if the config has none."""
     saved_activations: float
-    """From the forward pass for the backward pass, without rematerialisation."""
+    """Saved for the backward pass without rematerialisation."""
     saved_activations_with_remat: float
-    """With ``ViTConfig.remat``: the inputs of all blocks, and everything of one block."""
+    """With ``ViTConfig.remat``: the inputs of all blocks, and all activations of one block."""
     remat: bool
-    """Which of the two the config selects."""
+    """Whether the config selects rematerialisation."""
 
     @property
     def activations(self) -> float:
@@ -33,12 +33,12 @@ class Memory:
 
     @property
     def state(self) -> int:
-        """What a device holds between steps."""
+        """Memory that a device uses between steps."""
         return self.parameters + self.opt_state + self.ema
 
     @property
     def total(self) -> float:
-        """An upper bound: gradients are allocated while activations are freed."""
+        """An upper bound, because activations are freed while gradients are allocated."""
         return self.state + self.gradients + self.activations
 
 
@@ -65,7 +65,7 @@ def memory(config: TrainConfig, placement: Placement, state: State) -> Memory:
 
 
 def _saved_activations(config: TrainConfig, placement: Placement) -> tuple[float, float]:
-    """Bytes per device without and with rematerialisation."""
+    """Bytes per device, without and with rematerialisation."""
     *blocks, ends = segments(replace(config, model=dict(remat=False)), placement)
     saved = [block.saved_activations() for block in blocks]
     saved_ends = ends.saved_activations()
@@ -73,5 +73,5 @@ def _saved_activations(config: TrainConfig, placement: Placement) -> tuple[float
     inputs = sum(
         block.times * x.size * x.dtype.itemsize for block, x in zip(blocks, tokens, strict=True)
     )
-    without = sum(block.times * one for block, one in zip(blocks, saved, strict=True))
-    return without + saved_ends, inputs / placement.devices + max(saved) + saved_ends
+    total = sum(block.times * size for block, size in zip(blocks, saved, strict=True))
+    return total + saved_ends, inputs / placement.devices + max(saved) + saved_ends

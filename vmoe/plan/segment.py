@@ -1,7 +1,7 @@
 """One segment of a training step and its costs: FLOPs, collectives, saved activations.
 
-A segment is traced and compiled by itself, on shapes alone: forward pass, backward pass and the
-update of its own parameters.
+A segment is traced and compiled separately, from shapes: forward pass, backward pass and the update
+of its own parameters.
 """
 
 import dataclasses
@@ -32,30 +32,30 @@ class Segment:
 
     name: str
     times: int
-    """How often a step contains it."""
+    """Number of executions in a step."""
     config: TrainConfig
     placement: Placement
     params: Params
     """Shapes of its parameters."""
     inputs: Inputs
     """Shapes of its inputs by name. "key" is replicated; the first axis of all others is split over
-    the devices. The gradient of "tokens" is passed to the segment before."""
+    the devices. The gradient of "tokens" is passed to the previous segment."""
     forward: Callable[[Params, Inputs], Any]
-    """Its outputs to the rest of the step."""
+    """Computes the outputs that the rest of the step uses."""
 
     @property
     def program_key(self) -> tuple[str, str]:
         """Equal for segments with equal collectives.
 
-        Where a segment's whole state is replicated, its program depends only on how many devices
-        there are, and not on the mesh.
+        If the whole state of a segment is replicated, its program depends on the number of devices,
+        but not on the mesh.
         """
         leaves = jax.tree.leaves(self._arguments()[0])
         replicated = all(x.sharding is None or x.sharding.is_fully_replicated for x in leaves)
         return self.name, "" if replicated else str(self.placement)
 
     def flops(self) -> int:
-        """FLOPs of the matrix products, forward and backward, summed over all devices."""
+        """FLOPs of the matmuls, forward and backward, summed over all devices."""
         return count_flops(jax.make_jaxpr(self._step)(*self._arguments()).jaxpr)
 
     def collectives(self) -> list[Collective]:
@@ -67,14 +67,14 @@ class Segment:
         step = jax.jit(self._step, out_shardings=(shardings, None))
         compiled = step.lower(state, inputs).compile(compiler_options=COMPILER_OPTIONS)
         text = compiled.as_text()
-        assert text is not None, "every compiler of the CPU prints its programs"
+        assert text is not None, "the CPU compiler always provides the text of a program"
         return parse_collectives(text)
 
     def saved_activations(self) -> float:
-        """Bytes per device saved from the forward pass for the backward pass of one execution.
+        """Bytes per device that one execution saves for its backward pass.
 
-        Arrays that depend on the inputs are split over all devices. A parameter counts only if it
-        is saved in another form than the state holds it in: rounded, or gathered over "data".
+        Arrays that depend on the inputs are split over all devices. A parameter counts only if the
+        saved copy differs from the one in the state: rounded, or gathered over "data".
         """
         gathered = dataclasses.replace(self.placement, fsdp=False)
         stored, in_use = (
@@ -86,7 +86,7 @@ class Segment:
         return sum((self._saved_bytes(residual, params) for residual in saved), 0.0)
 
     def _saved_bytes(self, residual: Residual, params: list[tuple[Any, Any]]) -> float:
-        """``params``: each parameter with its sharding in the state, and while it is used."""
+        """``params``: each parameter with its sharding in the state and its sharding in use."""
         if not residual.of_params:
             return residual.size * residual.itemsize / self.placement.devices
         for stored, in_use in params:
@@ -108,7 +108,7 @@ class Segment:
         return (params, with_shardings(opt_state, placement.opt_state(opt_state)), ema), inputs
 
     def _step(self, state: SegmentState, inputs: Inputs) -> tuple[SegmentState, Any]:
-        """Forward, backward and update. The outputs serve as their own gradient."""
+        """Forward, backward and update; the outputs stand in for their gradients."""
         params, opt_state, ema = state
         tokens = {name: x for name, x in inputs.items() if name == "tokens"}
         out, backward = jax.vjp(

@@ -1,7 +1,7 @@
-"""A training step as segments: one for each kind of block, one for all that is outside the blocks.
+"""A training step as segments: one for each kind of block, and one for the rest of the model.
 
-Blocks of a kind share a program, so the cost of all of them is the cost of one times their number.
-Outside the segments a step has only reductions to scalars, norms and metrics: a few bytes each.
+Blocks of a kind share a program, so their cost is that of one block times their number. The rest of
+a step consists of reductions to scalars, norms and metrics, of a few bytes each.
 """
 
 from typing import NamedTuple
@@ -22,14 +22,14 @@ from vmoe.train.optim import Params
 
 
 class _BlockKind(NamedTuple):
-    """Blocks that are equal in this are equal in their programs."""
+    """What the program of a block depends on; equal kinds have equal programs."""
 
     moe: MoEConfig | None
     class_token_only: bool
 
 
 def segments(config: TrainConfig, placement: Placement) -> list[Segment]:
-    """The segments of a training step: the kinds of blocks in their order, then the ends.
+    """The segments of a training step: the kinds of blocks in order, then embedding and head.
 
     Args:
         config: of the run.
@@ -64,7 +64,7 @@ def _name(model: ViTConfig, kind: _BlockKind, indices: list[int]) -> str:
 def _block_segment(
     config: TrainConfig, placement: Placement, kind: _BlockKind, name: str, times: int
 ) -> Segment:
-    """One block as the model runs it; its outputs are tokens and auxiliary losses."""
+    """One block of the model; its outputs are tokens and auxiliary losses."""
     model = _one_block(config.model, kind.moe)
     vit = models.build_abstract(model, placement=placement)
     vit.norm = _Identity()
@@ -107,7 +107,7 @@ def _ends_segment(config: TrainConfig, placement: Placement) -> Segment:
 
 
 def _one_block(model: ViTConfig, moe: MoEConfig | None) -> ViTConfig:
-    """The model with one block: sparse with ``moe``, dense if it is None."""
+    """The model with one block, sparse or (if ``moe`` is None) dense."""
     sparse_blocks = () if moe is None else (0,)
     return replace(model, depth=1, sparse_blocks=sparse_blocks, moe=moe or MoEConfig())
 

@@ -1,4 +1,4 @@
-"""Shapes with shardings: what a device would hold of arrays that are never allocated."""
+"""Shapes with shardings, and the memory per device of arrays that are never allocated."""
 
 import math
 from typing import Any
@@ -23,10 +23,10 @@ def with_shardings(tree: Any, shardings: Any) -> Any:
 
 
 def shard_shape(array: jax.ShapeDtypeStruct) -> tuple[int, ...]:
-    """The shape of the part of an array that one device holds."""
+    """The shape of one device's shard of an array."""
     return array.sharding.shard_shape(array.shape) if array.sharding else array.shape
 
 
 def bytes_per_device(tree: Any) -> int:
-    """Bytes that one device holds of a tree of shapes with shardings."""
+    """Bytes of one device's shards of a tree of shapes with shardings."""
     return sum(math.prod(shard_shape(x)) * x.dtype.itemsize for x in jax.tree.leaves(tree))

@@ -29,7 +29,7 @@ def heading(plan: Plan) -> list[str]:
         f"{batch_size // plan.devices:,} per device",
         f"{plan.parameters:,} parameters, {plan.active_parameters:,.0f} active per token, "
         f"{best.memory.parameters // _FLOAT32:,} per device with {_name(best)}",
-        f"{format_flops(float(plan.flops))} per step: matrix products, forward and backward{remat}",
+        f"{format_flops(float(plan.flops))} per step: matmuls, forward and backward{remat}",
     ]
 
 
@@ -38,23 +38,25 @@ def tables(plan: Plan) -> list[tuple[str, Row, list[Row]]]:
     best, limit = plan.feasible[0], format_bytes(plan.device_memory)
     remat = "with" if plan.config.model.remat else "without"
     title = f"Memory per device; feasible up to {limit}, counted {remat} remat as in the config"
-    found: list[tuple[str, Row, list[Row]]] = [
+    result: list[tuple[str, Row, list[Row]]] = [
         (title, MEMORY, list(map(_memory_row, plan.feasible)))
     ]
     if plan.infeasible:
         title = f"Infeasible: more than {limit} per device"
-        found.append((title, MEMORY, list(map(_memory_row, plan.infeasible))))
-    found.append(("Time of a step", TIME, [_time_row(plan, one) for one in plan.feasible]))
+        result.append((title, MEMORY, list(map(_memory_row, plan.infeasible))))
+    result.append(("Time of a step", TIME, [_time_row(plan, c) for c in plan.feasible]))
     if best.communications:
         title = (
             f"Communication per device and step with {_name(best)} (rows below 0.01% of the bytes "
             "are left out)"
         )
-        shown = [
-            one for one in best.communications if one.total_bytes_sent >= best.bytes_sent / 1e4
+        rows = [
+            _communication_row(communication)
+            for communication in best.communications
+            if communication.total_bytes_sent >= best.bytes_sent / 1e4
         ]
-        found.append((title, COMMUNICATION, list(map(_communication_row, shown))))
-    return found
+        result.append((title, COMMUNICATION, rows))
+    return result
 
 
 def _memory_row(candidate: Candidate) -> Row:
@@ -98,7 +100,7 @@ def _name(candidate: Candidate) -> str:
 
 
 def assumptions(plan: Plan) -> list[str]:
-    """What the estimates assume and what they leave out."""
+    """The assumptions and omissions of the estimates."""
     chip, model = CHIPS[plan.chip], plan.config.model
     network = chip.network_bandwidth
     between = "" if network is None else f", {network / 1e9:.4g} GB/s between domains"
@@ -123,16 +125,17 @@ def assumptions(plan: Plan) -> list[str]:
         "domain",
         f"mesh: experts on more than {chip.domain_size:,} devices span several domains; training "
         "does so only if its mesh is given",
-        "fsdp: where each device keeps only a part of an all-reduce, accelerators may send half",
+        "fsdp: if each device keeps only a part of an all-reduce, accelerators may run it as a "
+        "reduce-scatter, which sends half",
     ]
 
 
 def to_dict(plan: Plan) -> dict[str, Any]:
-    """The whole plan but its config, for JSON; sizes in bytes, times in seconds."""
+    """The plan without its config, for JSON; sizes in bytes, times in seconds."""
     fields = {f.name: getattr(plan, f.name) for f in dataclasses.fields(plan) if f.name != "config"}
     return fields | {
-        "feasible": [_candidate_dict(one) | _step_dict(one) for one in plan.feasible],
-        "infeasible": [_candidate_dict(one) for one in plan.infeasible],
+        "feasible": [_candidate_dict(c) | _step_dict(c) for c in plan.feasible],
+        "infeasible": [_candidate_dict(c) for c in plan.infeasible],
         "assumptions": assumptions(plan),
     }
 

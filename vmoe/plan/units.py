@@ -1,4 +1,4 @@
-"""Bytes, seconds and FLOPs as text with three digits, and amounts of memory from text."""
+"""Formats bytes, seconds and FLOPs with three digits, and parses amounts of memory."""
 
 import re
 
@@ -8,14 +8,14 @@ _MEMORY = {"GB": 1e9, "GiB": 2.0**30, "MB": 1e6, "MiB": 2.0**20, "kB": 1e3}
 
 
 def parse_bytes(name: str, text: str) -> float:
-    """An amount of memory, in bytes.
+    """Parses an amount of memory to bytes.
 
     Args:
-        name: of the argument that holds it, for the error message.
+        name: name of the argument, for the error message.
         text: a number and a unit, such as "80GB" or "74.5 GiB".
 
     Raises:
-        UsageError: the text has another form.
+        UsageError: the text is not a number and a unit.
 
     >>> parse_bytes("device_memory", "1.5kB")
     1500.0
@@ -54,7 +54,7 @@ def format_flops(amount: float) -> str:
 
 
 def _format(amount: float, units: dict[float, str]) -> str:
-    """In the largest unit that gives at least 1, or else the smallest one; units descend."""
+    """Formats in the largest unit that gives at least 1, else in the smallest; units descend."""
     size = next((size for size in units if amount >= size), min(units))
     digits = max(0, 3 - len(f"{amount / size:.0f}"))
     return f"{amount / size:,.{digits}f} {units[size]}"

@@ -1,4 +1,4 @@
-"""WHO goes WHERE: pure functions of logits and gates, without parameters.
+"""Routing: pure functions from router logits to decisions, without parameters.
 
 A router is one file here with ``capacity(config, s)`` and ``route(inputs, config, capacity)``, a
 frozen dataclass in ``vmoe/config/routers.py`` that is a member of ``Router``, and one line in
@@ -21,7 +21,7 @@ ROUTERS: dict[type, ModuleType] = {
 """The module of each type of router config."""
 
 FUNCTIONS = {"capacity": ["config", "s"], "route": ["inputs", "config", "capacity"]}
-"""What each of these modules defines: functions, and the names of their parameters."""
+"""The functions that each of these modules must define, with their parameter names."""
 
 
 def check_routers(routers: Mapping[type, ModuleType], configs: Collection[type]) -> None:
@@ -50,7 +50,7 @@ check_routers(ROUTERS, typing.get_args(Router))
 
 
 def router_of(config: MoEConfig) -> ModuleType:
-    """The module of the router that a sparse layer's config names."""
+    """The module of the router in a sparse layer's config."""
     return ROUTERS[type(config.router)]
 
 

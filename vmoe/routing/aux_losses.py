@@ -1,7 +1,7 @@
-"""Auxiliary losses that keep the experts evenly used, one value per group.
+"""Auxiliary losses of routing, one value per group.
 
-Padding counts in none of them. The total of a block is the weighted sum, averaged over the groups
-that hold any real token; the caller adds up the blocks.
+Padding is ignored. The total of a block is the weighted sum, averaged over the groups that have a
+real token; the caller sums over the blocks.
 """
 
 import jax
@@ -26,7 +26,7 @@ def losses(
     Args:
         router: for the weights, k and the standard deviation of the noise.
         logits: before noise.
-        noisy: with noise; without (None) there is no load loss.
+        noisy: logits with noise; None if there is no noise, and so no load loss.
         gates: the gates that the routing used.
         valid: False for padding.
     """
@@ -45,7 +45,7 @@ def losses(
 def total(
     losses: dict[str, GroupLoss], weights: AuxLossWeights, valid: Bool[Array, "g s"]
 ) -> Float[Array, ""]:
-    """The weighted sum of the losses, averaged over the groups that hold any real token."""
+    """The weighted sum of the losses, averaged over the groups that have a real token."""
     weighted = sum((getattr(weights, name) * loss for name, loss in losses.items()), jnp.zeros(()))
     real = valid.any(axis=1)
     return jnp.where(real, weighted, 0.0).sum() / jnp.maximum(real.sum(), 1)
@@ -68,10 +68,10 @@ def load(
     k: int,
     noise_std: float,
 ) -> GroupLoss:
-    """CV^2 of the experts' loads, made smooth by the noise (V-MoE, appendix A, equation 10).
+    """CV^2 of the experts' smoothed loads (V-MoE, appendix A, equation 10).
 
-    A token's load on an expert is the probability that fresh noise, of standard deviation
-    noise_std / e, would lift the expert's logit over the token's k-th largest noisy one.
+    A token's load on an expert is the probability that the expert's logit, with new noise of
+    standard deviation noise_std / e, exceeds the token's k-th largest noisy logit.
     """
     e = logits.shape[-1]
     threshold = top_k(noisy, k)[0][..., -1:]
@@ -82,7 +82,7 @@ def load(
 def gshard(gates: Float[Array, "g s e"], valid: Bool[Array, "g s"]) -> GroupLoss:
     """e^2 times the mean over experts of first-choice share x mean gate (arXiv 2006.16668).
 
-    1 where both are even, e where one expert takes all.
+    It is 1 if both are uniform, and e if one expert gets all tokens.
     """
     e = gates.shape[-1]
     first = jax.nn.one_hot(gates.argmax(axis=-1), e)
@@ -101,6 +101,6 @@ def _mean(values: Float[Array, "g s x"], valid: Bool[Array, "g s"]) -> Float[Arr
 
 def _squared_variation(values: Float[Array, "g e"]) -> GroupLoss:
     """Variance over squared mean; not (std / mean)^2, whose gradient is NaN at perfect balance."""
-    # A group of padding alone has mean 0: its loss is 0, and so is its gradient.
+    # A group of only padding has mean 0: its loss and its gradient are 0.
     mean = values.mean(axis=-1)
     return values.var(axis=-1) / jnp.where(mean > 0, mean, 1.0) ** 2

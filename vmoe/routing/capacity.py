@@ -7,16 +7,16 @@ from vmoe.errors import UsageError
 
 
 def rounded_capacity(ideal: float, config: MoEConfig) -> int:
-    """An ideal number of slots as an integer: rounded, then up to a multiple.
+    """Rounds a fractional number of slots to an integer, then up to a multiple.
 
     Args:
-        ideal: slots per expert and group if fractions were possible, as a float64.
-        config: the rounding rule; ``config.capacity``, where given, is the answer.
+        ideal: slots per expert and group before rounding.
+        config: the rounding rules; ``config.capacity``, if given, is returned instead.
 
     Raises:
         UsageError: the rounding leaves no slot.
 
-    Source: V-MoE section 2.2 and the code its authors published (which rounds up to fours).
+    Source: V-MoE, section 2.2; its published code rounds up to a multiple of 4.
 
     >>> rounded_capacity(400 * 2 * 1.1 / 4, MoEConfig())
     224

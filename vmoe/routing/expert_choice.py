@@ -1,7 +1,7 @@
-"""Each expert chooses the tokens of its largest gates, as many as it has slots.
+"""Each expert chooses the tokens with its largest gates, one for each of its slots.
 
-Every slot is filled (while there are tokens), so that no auxiliary loss is needed; a token may
-get several experts or none.
+Every slot is filled as long as there are tokens, so no auxiliary loss is needed; a token may get
+several experts or none.
 
 Source: "Mixture-of-Experts with Expert Choice Routing", section 3.2 (arXiv 2202.09368).
 """
@@ -28,7 +28,7 @@ def capacity(config: MoEConfig, s: int) -> int:
 
 
 def route(inputs: RouterInputs, config: MoEConfig, capacity: int) -> Decision:
-    """Routes every group by itself.
+    """Routes every group independently.
 
     Args:
         inputs: logits (g, s, e); the noise is added before the softmax.
@@ -59,6 +59,6 @@ def assign(gates: Float[Array, "g s e"], valid: Bool[Array, "g s"], *, c: int) -
 
 
 def _invert(choices: Int[Array, "e c"], *, size: int) -> Int[Array, "size"]:
-    """The slot of each choice, from the choice of each slot; e * c for those without."""
+    """The slot of each choice, from the choice of each slot; e * c for choices without a slot."""
     slots = jnp.full(size, choices.size, jnp.int32)
     return slots.at[choices.reshape(-1)].set(jnp.arange(choices.size), mode="drop")

@@ -15,11 +15,12 @@ def group(
 
     Args:
         valid: False for images that only pad the batch.
-        images_per_group: the most images of a group.
-        devices: over which the images are evenly spread; all images of a group are on one device.
+        images_per_group: maximum number of images in a group.
+        devices: number of devices that the images are split over evenly; all images of a group are
+            on one device.
 
     Returns:
-        the tokens of each group, and False for those that are padding.
+        the tokens of each group, and a mask that is False for padding.
     """
     b, n, _ = tokens.shape
     g, i = group_sizes(b // devices, images_per_group)
@@ -35,10 +36,10 @@ def group(
 
 
 def group_sizes(b: int, images_per_group: int) -> tuple[int, int]:
-    """The number of groups that b images form, and the images of each: as even as possible.
+    """The number of groups for b images and the images in each, as even as possible.
 
-    There are ceil(b / images_per_group) groups; where images_per_group divides b, they are the
-    paper's. No images form one group of padding.
+    There are ceil(b / images_per_group) groups; if images_per_group divides b, they are those of
+    the paper. Without images there is one group of padding.
 
     >>> group_sizes(20, 8)
     (3, 7)

@@ -1,10 +1,9 @@
-"""Slots of fixed capacity: rows to the experts and back.
+"""Dispatch and combine with slots of fixed capacity.
 
-``choices`` (who fills a slot) and ``slots`` (where a choice went) are each other's inverse, so
-dispatch and combine are gathers, and with the backward passes written out those are gathers too;
-no one-hot array of tokens x experts x slots exists. (Where less than half of the ranks can have a
-slot, as where experts choose or a capacity factor is below 0.5, a scatter adds up the rows of a
-token.)
+``choices`` (which choice fills a slot) and ``slots`` (which slot a choice got) are inverses of each
+other, so dispatch and combine are gathers, and so are their custom backward passes; no one-hot
+array of tokens x experts x slots is built. (If fewer than half of the choices can have a slot, as
+with expert choice or a capacity factor below 0.5, a scatter-add sums the rows of a token.)
 """
 
 import functools
@@ -19,7 +18,7 @@ from vmoe.axes import Routing, SoftRouting
 def dispatch(
     tokens: Float[Array, "g s d"], routing: Routing | SoftRouting
 ) -> Float[Array, "g e c d"]:
-    """The tokens at their slots; empty slots hold zeros."""
+    """The token in each slot; zeros in empty slots."""
     if isinstance(routing, SoftRouting):
         slots = jnp.einsum(
             "gsd,gsec->gecd", tokens, routing.dispatch, preferred_element_type=jnp.float32
@@ -31,9 +30,9 @@ def dispatch(
 def combine(
     outputs: Float[Array, "g e c d"], routing: Routing | SoftRouting
 ) -> Float[Array, "g s d"]:
-    """Each token's weighted sum of its experts' outputs; zeros where all were dropped.
+    """Each token's weighted sum of its experts' outputs; zeros if all its choices were dropped.
 
-    Weights and sums are float32 whatever the dtype of the outputs, and so is the result.
+    Weights, sums and result are float32, whatever the dtype of the outputs.
     """
     if isinstance(routing, SoftRouting):
         return jnp.einsum(
@@ -53,8 +52,10 @@ def _flat(slots: Float[Array, "g e c d"]) -> Float[Array, "g ec d"]:
 
 
 def _few_slots(slots: Int[Array, "g s k"], choices: Int[Array, "g e c"]) -> bool:
-    """Whether most of the tokens' ranks must be empty, as where experts choose: gathers by rank
-    would read k = e rows for each token, so that rows are added where they belong instead."""
+    """Whether fewer than half of the choices can have a slot, as with expert choice (k = e).
+
+    Gathers by rank would then read mostly empty rows; a scatter-add reads each slot once.
+    """
     return slots.size > 2 * choices.size
 
 
@@ -71,8 +72,8 @@ def _dispatch_forward(tokens, slots, choices):
 
 def _dispatch_backward(saved, gradient):
     slots, choices = saved
-    back = _add_up(gradient, None, slots, choices)
-    return back.astype(gradient.dtype), None, None
+    grad_tokens = _add_up(gradient, None, slots, choices)
+    return grad_tokens.astype(gradient.dtype), None, None
 
 
 _dispatch.defvjp(_dispatch_forward, _dispatch_backward)
@@ -95,15 +96,15 @@ def _combine_forward(outputs, weights, slots, choices):
 def _combine_backward(saved, gradient):
     outputs, weights, slots, choices = saved
     g, s, k = slots.shape
-    of_slot = _rows(gradient, choices // k)
-    to_outputs = of_slot * _rows(weights.reshape(g, s * k, 1), choices)
+    grad_slots = _rows(gradient, choices // k)
+    grad_outputs = grad_slots * _rows(weights.reshape(g, s * k, 1), choices)
     if _few_slots(slots, choices):
-        by_slot = (outputs * of_slot).sum(axis=-1).reshape(g, -1, 1)
-        to_weights = _rows(by_slot, slots)[..., 0]
+        grad_by_slot = (outputs * grad_slots).sum(axis=-1).reshape(g, -1, 1)
+        grad_weights = _rows(grad_by_slot, slots)[..., 0]
     else:
         products = [(_rows(_flat(outputs), slots[..., i]) * gradient).sum(-1) for i in range(k)]
-        to_weights = jnp.stack(products, axis=-1)
-    return to_outputs.astype(outputs.dtype), to_weights, None, None
+        grad_weights = jnp.stack(products, axis=-1)
+    return grad_outputs.astype(outputs.dtype), grad_weights, None, None
 
 
 _combine.defvjp(_combine_forward, _combine_backward)
@@ -115,7 +116,7 @@ def _add_up(
     slots: Int[Array, "g s k"],
     choices: Int[Array, "g e c"],
 ) -> Float[Array, "g s d"]:
-    """Each token's sum of the rows of its slots, in float32, weighted where there are weights."""
+    """Each token's sum of the rows of its slots, in float32; weighted if weights are given."""
     g, s, k = slots.shape
     rows = _flat(outputs)
     if _few_slots(slots, choices):
@@ -124,7 +125,7 @@ def _add_up(
             rows = rows * _rows(weights.reshape(g, s * k, 1), flat)
         zeros = jnp.zeros((g, s, rows.shape[-1]), jnp.float32)
         return jax.vmap(lambda z, i, r: z.at[i].add(r, mode="drop"))(zeros, flat // k, rows)
-    # One gather a rank: a gather of all, summed over k, is ten times as slow on a CPU.
+    # One gather per rank: a single gather of all ranks is ten times as slow on a CPU.
     terms = (_rows(rows, slots[..., i]).astype(jnp.float32) for i in range(k))
     if weights is not None:
         terms = (term * weights[..., i, None] for i, term in enumerate(terms))

@@ -17,9 +17,9 @@ def priority_order(
 
     Args:
         top_gates: each token's k largest gates, descending.
-        priority: "order" keeps the place in the group; "largest_gate" is Batch Prioritized
-            Routing; "sum_of_gates" sums the k gates; "random" is the order of the draw, or, without
-            one, a fixed order for all groups. Equal scores keep their place.
+        priority: "order" is the order in the group; "largest_gate" is Batch Prioritized Routing;
+            "sum_of_gates" sums the k gates; "random" sorts by ``draw`` or, without it, takes one
+            fixed order for all groups. Ties keep the order in the group.
         draw: a random number in [0, 1) for each token.
 
     Raises:
@@ -45,10 +45,11 @@ def priority_order(
 
 
 def descending(scores: Float[Array, "s"]) -> Int[Array, "s"]:
-    """The order of scores, from the largest to the smallest; equal ones keep theirs.
+    """The indices that sort scores from the largest to the smallest; ties keep their order.
 
-    As ``argsort(-scores)``, whose two operands make it a slow sort on a CPU: here two sorts of
-    integers, by the lower and then by the upper half of a score's bits, with its place below them.
+    Equal to ``argsort(-scores)``, which sorts pairs and is slow on a CPU. Here two sorts of single
+    integers order by the lower, then by the upper half of a score's bits; the low 16 bits of each
+    integer hold its index.
 
     Args:
         scores: float32, none negative.
@@ -59,7 +60,7 @@ def descending(scores: Float[Array, "s"]) -> Int[Array, "s"]:
     s = len(scores)
     if s > 1 << 16:
         return jnp.argsort(-scores, stable=True)
-    bits, place = ~jax.lax.bitcast_convert_type(scores, jnp.uint32), jnp.arange(s, dtype=jnp.uint32)
-    by_lower = jnp.sort(bits << 16 | place, stable=False) & 0xFFFF
-    by_upper = jnp.sort(bits[by_lower] >> 16 << 16 | place, stable=False) & 0xFFFF
+    bits, index = ~jax.lax.bitcast_convert_type(scores, jnp.uint32), jnp.arange(s, dtype=jnp.uint32)
+    by_lower = jnp.sort(bits << 16 | index, stable=False) & 0xFFFF
+    by_upper = jnp.sort(bits[by_lower] >> 16 << 16 | index, stable=False) & 0xFFFF
     return by_lower[by_upper].astype(jnp.int32)

@@ -1,8 +1,8 @@
-"""Sorted rows: the kept choices of all groups as one run of rows, those of an expert together.
+"""Sorted rows: the kept choices of all groups in one array, sorted by expert.
 
-Slots of fixed capacity cost the same whether they are filled or not. Rows exist for kept choices
-alone, so that nothing is computed for empty slots, and without a capacity nothing is dropped. Each
-expert's rows begin at a multiple of a block, so that each block belongs to one expert.
+Slots of fixed capacity cost the same whether they are filled or not. Rows exist only for kept
+choices, so nothing is computed for empty slots, and without a capacity nothing is dropped. Each
+expert's rows begin at a multiple of the block size, so each block belongs to one expert.
 """
 
 import jax.numpy as jnp
@@ -13,20 +13,20 @@ from vmoe.axes import Routing, SoftRouting
 from vmoe.routing.token_choice import queue
 
 LARGEST_BLOCK = 4096
-"""In rows: a larger block's hidden layer does not fit the cache, and more rows gain nothing."""
+"""Maximum rows of a block; the hidden layer of a larger one does not fit in the cache."""
 
 
 def sort_rows(routing: Routing, *, block: int) -> tuple[Routing, Int[Array, "e"]]:
-    """The same choices as one group with one expert, whose slots are all rows.
+    """The routing as one group with one expert, whose slots are the sorted rows.
 
-    Slots keep their order in their group, groups their order. ``layout`` dispatches to rows and
-    combines from them as it does for slots.
+    An expert's rows are ordered by group, then by slot. ``layout`` dispatches to rows and combines
+    them as it does with slots.
 
     Args:
-        block: rows; each expert's number of rows is filled up to a multiple of it.
+        block: rows of a block; each expert's number of rows is padded to a multiple of it.
 
     Returns:
-        the routing, (1, g s, k) with choices (1, 1, r), and the rows of each expert.
+        the routing, (1, g s, k) with choices (1, 1, r), and the number of rows of each expert.
     """
     g, s, k = routing.slots.shape
     _, e, c = routing.choices.shape
@@ -50,10 +50,10 @@ def sort_rows(routing: Routing, *, block: int) -> tuple[Routing, Int[Array, "e"]
 
 
 def block_size(routing: Routing) -> int:
-    """Rows of a block, so that few are empty and an expert's weights are not read too often.
+    """Rows of a block: few enough to avoid padding, enough to reuse an expert's weights.
 
-    One block for an expert (or a few, of at most ``LARGEST_BLOCK``) where its slots are about as
-    many as the choices that it gets; a quarter of an even share where there are many more.
+    If an expert has about as many slots as choices, all its slots are one block, or a few of at
+    most ``LARGEST_BLOCK``. If it has many more, a block is a quarter of an even share of choices.
     """
     g, s, k = routing.slots.shape
     _, e, c = routing.choices.shape
@@ -65,7 +65,7 @@ def block_size(routing: Routing) -> int:
 
 
 def most_rows(routing: Routing, block: int) -> int:
-    """How many rows there can be, each expert's filled up to a multiple of a block."""
+    """The maximum number of rows, with each expert's padded to a multiple of a block."""
     g, s, k = routing.slots.shape
     _, e, c = routing.choices.shape
     choices = min(g * s * k, g * e * c)
@@ -75,12 +75,12 @@ def most_rows(routing: Routing, block: int) -> int:
 def keep_class_tokens(
     groups: Float[Array, "g s d"], routing: Routing | SoftRouting, n: int
 ) -> tuple[Float[Array, "g x d"], Routing | SoftRouting]:
-    """The routing of class tokens alone, where only the first of an image's n tokens is read.
+    """The routing of class tokens only: the first of each image's n tokens.
 
     Kept choices stay kept, with their weights, and move up in their queues.
 
     Returns:
-        the tokens to dispatch (all of them where each slot mixes all tokens), and the routing.
+        the tokens to dispatch (all of them with soft routing), and the routing.
     """
     if isinstance(routing, SoftRouting):
         return groups, SoftRouting(routing.dispatch, routing.combine[:, ::n])
@@ -93,5 +93,5 @@ def keep_class_tokens(
 
 
 def flatten(groups: Float[Array, "g s d"]) -> Float[Array, "1 gs d"]:
-    """The tokens of all groups as one group's, as ``sort_rows`` numbers them."""
+    """The tokens of all groups as one group, in the numbering of ``sort_rows``."""
     return rearrange(groups, "g s d -> 1 (g s) d")

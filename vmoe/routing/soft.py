@@ -1,6 +1,6 @@
 """Every slot is a weighted mean of all tokens, every token a weighted mean of all slots.
 
-Nothing is chosen and nothing dropped, so that there is no auxiliary loss and no noise.
+There are no choices and no drops, so there is no auxiliary loss and no noise.
 
 Source: "From Sparse to Soft Mixtures of Experts", section 2 and algorithm 1 (arXiv 2308.00951).
 """
@@ -20,16 +20,16 @@ def capacity(config: MoEConfig, s: int) -> int:
 
 
 def route(inputs: RouterInputs, config: MoEConfig, capacity: int) -> Decision:
-    """Routes every group by itself.
+    """Routes every group independently.
 
     Args:
-        inputs: logits (g, s, e, c). Padding has no share in any slot.
-        config: of the layer; not read.
-        capacity: not read: slots are parameters, and an image of another size has as many.
+        inputs: logits (g, s, e, c). Padding has weight 0 in every slot.
+        config: unused.
+        capacity: unused; slots are parameters, so their number is the same for any image size.
     """
     logits, valid = inputs.logits, inputs.valid[:, :, None, None]
     masked = jnp.where(valid, logits, -jnp.inf)
-    # A group of padding alone has only -inf, whose softmax would be NaN.
+    # A group of only padding has only -inf, whose softmax is NaN.
     dispatch = jnp.where(valid, jax.nn.softmax(masked, axis=1), 0.0)
     combine = jax.nn.softmax(logits, axis=(2, 3))
     return Decision(combine.sum(-1), SoftRouting(dispatch, combine), {})

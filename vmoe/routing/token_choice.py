@@ -1,12 +1,13 @@
 """Each token chooses its k experts, and each expert has a limited number of slots: V-MoE's router.
 
 All first choices get their slots before any second choice; within one rank the priority decides.
-A choice for which no slot is left is dropped: the token has its residual connection alone.
+A choice without a free slot is dropped; a token whose choices are all dropped has only its residual
+connection.
 
-The queues take one integer sort, whatever the number of experts (an order by scores takes two
-more, of the tokens). A choice's sort key is its expert, then its rank, then its token's place in
-the order of priority, so that each expert's queue is a run of the sorted keys and a choice's
-position in the run is its slot.
+Queueing takes one integer sort for any number of experts (a priority by score takes two more, over
+the tokens). A choice's sort key is its expert, then its rank, then its token's place in the order
+of priority, so each expert's queue is contiguous in the sorted keys and a choice's position in it
+is its slot.
 
 Source: "Scaling Vision with Sparse Mixture of Experts", sections 2 and 4 (arXiv 2106.05974).
 """
@@ -29,7 +30,7 @@ from vmoe.routing.top_k import gates_of, top_k
 def capacity(config: MoEConfig, s: int) -> int:
     """Slots per expert in a group of s tokens: s * k * capacity_factor / e, rounded; at most s.
 
-    A dropless layer has s slots, room for all.
+    A dropless layer has s slots, enough for all tokens.
 
     Raises:
         UsageError: the rounding leaves no slot.
@@ -43,7 +44,7 @@ def capacity(config: MoEConfig, s: int) -> int:
 
 
 def route(inputs: RouterInputs, config: MoEConfig, capacity: int) -> Decision:
-    """Routes every group by itself.
+    """Routes every group independently.
 
     Args:
         inputs: logits (g, s, e); the noise is added before the softmax.
@@ -89,15 +90,16 @@ def assign(
         draw: for a random priority; see ``priority_order``.
 
     Raises:
-        UsageError: so many tokens and experts that a sort key would not fit 32 bits.
+        UsageError: a group has too many tokens and experts for 32-bit sort keys.
     """
     _, s, e = gates.shape
     if (e + 1) * s * k >= 2**31:
         raise UsageError(
-            f"{s} tokens x {k} choices x {e} experts in one group: lower moe.images_per_group"
+            f"{s} tokens x {k} choices x {e} experts are too many for one group: "
+            "lower moe.images_per_group"
         )
     top_gates, experts = top_k(gates, k)
-    experts = jnp.where(valid[..., None], experts, e)  # padding queues at no real expert
+    experts = jnp.where(valid[..., None], experts, e)  # padding queues at no expert
     order = priority_order(top_gates, priority, draw)
     slots, choices = queue(experts, order, e=e, c=c)
     weights = top_gates / top_gates.sum(-1, keepdims=True) if normalize else top_gates

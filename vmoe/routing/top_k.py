@@ -1,4 +1,4 @@
-"""The largest gates of each token, and where they are."""
+"""The largest gates of each token, and their indices."""
 
 import jax
 import jax.numpy as jnp
@@ -11,16 +11,17 @@ def gates_of(logits: Float[Array, "g s e"]) -> Float[Array, "g s e"]:
 
 
 def top_k(values: Float[Array, "*g y"], k: int) -> tuple[jax.Array, jax.Array]:
-    """The k largest of the last axis, descending, and where they are; equal ones in their order.
+    """The k largest values along the last axis, descending, and their indices; ties keep order.
 
-    As ``jax.lax.top_k``, behind a barrier: a slice of its result, such as the largest gate of
-    each token, would turn it into a sort of everything on a CPU, thirty times as slow.
+    As ``jax.lax.top_k``, behind an optimization barrier: without it, XLA's CPU backend turns a
+    slice of the result, such as the largest gate of each token, into a full sort, thirty times as
+    slow.
     """
-    largest, places = jax.lax.top_k(values, k)
-    barrier = jax.lax.optimization_barrier  # one for each: XLA crashes on one for both in shard_map
-    return barrier(largest), barrier(places)
+    largest, indices = jax.lax.top_k(values, k)
+    barrier = jax.lax.optimization_barrier  # one per array: a joint one crashes XLA in shard_map
+    return barrier(largest), barrier(indices)
 
 
 def mask_gates(gates: Float[Array, "g s e"], valid: Bool[Array, "g s"]) -> Float[Array, "g s e"]:
-    """Gates with those of padding below every real one, so that padding is chosen last."""
+    """The gates with -1 for padding, so that padding is chosen last."""
     return jnp.where(valid[..., None], gates, -1.0)

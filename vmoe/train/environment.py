@@ -1,4 +1,4 @@
-"""Versions, devices, commit and data of a run, and how they differ from those of its start."""
+"""The environment and the data of a run, and how they differ from those at its start."""
 
 import importlib.metadata
 import os
@@ -17,7 +17,7 @@ COMPARED = ("jax", "jaxlib", "devices", "mesh", "processes", "cores", "grain", "
 
 
 def environment(source: Source, placement: Placement) -> dict[str, Any]:
-    """What the result of a run may depend on, beside its config."""
+    """Everything except the config that the result of a run may depend on."""
     packages = ("vmoe", "jax", "jaxlib", "flax", "optax", "grain", "numpy", "pillow")
     return {
         "commit": _commit(),
@@ -57,8 +57,8 @@ def _commit() -> str | None:
         return None
 
     def git(*arguments: str) -> str:
-        done = subprocess.run(["git", *arguments], cwd=root, capture_output=True, text=True)
-        return done.stdout.strip()
+        completed = subprocess.run(["git", *arguments], cwd=root, capture_output=True, text=True)
+        return completed.stdout.strip()
 
     try:
         changes = git("status", "--porcelain", "--untracked-files=no")

@@ -1,4 +1,4 @@
-"""A run, from its first step or its newest checkpoint to its last step.
+"""The training loop, from the first step or the newest checkpoint to the last step.
 
 ``setup`` checks and opens everything. An *attempt* trains from a state to the end; after a loss
 that is not finite another attempt may start, from a checkpoint. An attempt is a flat loop: evaluate
@@ -43,12 +43,12 @@ def train(
     from the newest valid checkpoint; a finished run is only evaluated.
 
     Args:
-        mesh: devices by axis, "data=4,expert=8": a batch is split over all of them, the experts
+        mesh: devices per axis, "data=4,expert=8": a batch is sharded over all of them, the experts
             over the second axis; derived from the model and the devices if empty.
-        fsdp: split large dense parameters and optimiser state over "data" too.
+        fsdp: also shard large dense parameters and optimiser state over "data".
         on_nan: what to do when a loss or gradient is NaN or infinite: end the run, or go back to
             the newest scheduled checkpoint and skip the batches up to the one that failed.
-        max_rewinds: how often it may go back.
+        max_rewinds: maximum number of rewinds.
 
     Raises:
         UsageError: the folder is another run's, the data does not fit the model, or the model or
@@ -114,11 +114,11 @@ def _batches(run: Run, start: int, count: int) -> Iterator[Batch]:
 def _evaluate(
     run: Run, state: State, step: int, status: StepStatus
 ) -> list[NamedEvaluation] | None:
-    """Evaluates every set, with the parameters and with their moving average where it is kept.
+    """Evaluates every set, with the parameters and, if the run has it, with their moving average.
 
     Returns:
-        the evaluations; an empty list where those of the step are written already; None where a
-        signal interrupted them, so that they are due again on resume.
+        the evaluations; an empty list if those of the step are already written; None if a signal
+        interrupted them, so that they are due again on resume.
     """
     written = distributed.any_process(run.report.evaluated(step))
     if written and step < run.config.steps:
@@ -153,7 +153,7 @@ def _evaluations(run: Run, state: State) -> Iterator[NamedEvaluation]:
 
 
 class _Interrupted(Exception):
-    """A signal asks for a stop: the evaluation is given up, in every process."""
+    """A signal requested a stop: every process ends the evaluation."""
 
 
 def _check_signals(run: Run) -> None:
@@ -167,8 +167,10 @@ def _save(run: Run, state: State, step: int) -> None:
 
 @contextlib.contextmanager
 def _saved_on_bad_image(run: Run, state: State, step: int, status: StepStatus) -> Iterator[None]:
-    """Saves the state when an image cannot be read. With several processes nothing is saved: the
-    others are at the next step already."""
+    """Saves the state when an image cannot be read.
+
+    With several processes nothing is saved, since the others may already be at the next step.
+    """
     try:
         yield
     except UsageError:
@@ -205,7 +207,7 @@ def _restore_or_init(run: Run) -> State:
 def _rewind(run: Run, *, batch: int, rewinds: int) -> State:
     """The state of the newest scheduled checkpoint, with the batches before ``batch`` skipped.
 
-    Checkpoints that a signal left are deleted, so that where a run was stopped changes nothing.
+    Checkpoints saved on a signal are deleted, so that stops do not change the result of a run.
     """
     run.checkpoints.delete_unscheduled()
     state = _restore_or_init(run)

@@ -14,7 +14,7 @@ Params = dict[str, Any]
 
 
 def schedule(config: OptimConfig, steps: int) -> optax.Schedule:
-    """Linear from 0 to ``lr`` over the warmup, then to ``end_lr`` at the last step, or constant."""
+    """Linear warmup from 0 to ``lr``, then decay to ``end_lr`` at the last step, or constant."""
     rest = steps - config.warmup_steps
     after = {
         "cosine": optax.cosine_decay_schedule(config.lr, rest, alpha=config.end_lr / config.lr),
@@ -61,11 +61,11 @@ def decay_kind(path: tuple[str, ...]) -> str:
 
 
 def _rates(decay: WeightDecayConfig) -> dict[str, float]:
-    own = {"experts": decay.experts, "routers": decay.routers, "head": decay.head}
+    rates = {"experts": decay.experts, "routers": decay.routers, "head": decay.head}
     return {
         "kernels": decay.kernels,
         "others": decay.others,
-        **{kind: decay.kernels if rate is None else rate for kind, rate in own.items()},
+        **{kind: decay.kernels if rate is None else rate for kind, rate in rates.items()},
     }
 
 

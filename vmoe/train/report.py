@@ -1,4 +1,4 @@
-"""What a run reports while it works: a live line, CSV files and TensorBoard events."""
+"""Progress and metrics of a run: a live line, CSV files and TensorBoard events."""
 
 import contextlib
 import time
@@ -26,20 +26,20 @@ EVALUATION = (  # columns of evaluations.csv
 
 
 def make_report(workdir: Path, config: TrainConfig) -> "Report | NullReport":
-    """The report of a run: its primary process alone prints and writes."""
+    """The report of a run: only the primary process prints and writes."""
     return Report(workdir, config) if distributed.is_primary() else NullReport()
 
 
 class NullReport(contextlib.nullcontext):
-    """The report of the other processes: each method of a Report, doing nothing."""
+    """The report of the other processes: the methods of a Report, which do nothing here."""
 
     def ignore(self, *arguments: Any) -> None:
-        """In the place of the methods that print and write."""
+        """Does nothing; replaces the methods that print and write."""
 
     resume = step = metrics = evaluations = log = ignore
 
     def evaluated(self, step: int) -> bool:
-        """False: the primary process knows."""
+        """False; only the primary process reads the files."""
         return False
 
     def pause_timer(self, activity: str) -> contextlib.AbstractContextManager[None]:
@@ -78,7 +78,7 @@ class Report:
             self._events.close()
 
     def resume(self, step: int) -> None:
-        """Continues after a step; rows after it are removed, since its successors come again."""
+        """Continues after a step; removes the rows of later steps, which will be run again."""
         for writer in (self._metrics, self._evaluations, self._experts, self._events):
             writer.truncate_after(step)
         self._timed_from, self._first = (step, time.perf_counter()), step + 1
@@ -99,11 +99,11 @@ class Report:
     @contextlib.contextmanager
     def pause_timer(self, activity: str) -> Iterator[None]:
         """Leaves the time inside the context out of images/s, and shows the activity."""
-        shown = self._progress.tasks[self._task].description
+        description = self._progress.tasks[self._task].description
         self._progress.update(self._task, description=activity)
         start = time.perf_counter()
         yield
-        self._progress.update(self._task, description=shown)
+        self._progress.update(self._task, description=description)
         step, since = self._timed_from
         self._timed_from = step, since + time.perf_counter() - start
 
@@ -161,7 +161,7 @@ class Report:
         self._evaluations.append(step, rows)
 
     def log(self, text: str) -> None:
-        """Prints a line that stays."""
+        """Prints a permanent line."""
         self._console.print(text, highlight=False, soft_wrap=True)
 
     def _show(self, step: int, *parts: str, permanent: bool = False) -> None:
@@ -174,7 +174,7 @@ class Report:
 
 
 def _progress(console: Console, steps: int) -> Progress:
-    """The live line: step, time left and the latest metrics; a bar where there is room."""
+    """The live line: step, time left and the latest metrics; a bar if there is room."""
     return Progress(
         MofNCompleteColumn(table_column=Column(min_width=2 * len(str(steps)) + 1)),
         *([BarColumn(bar_width=20)] if console.width >= 120 else []),

@@ -1,4 +1,4 @@
-"""Everything that a run works with: checked and opened before the first step."""
+"""Checks and opens everything that a run needs, before the first step."""
 
 import contextlib
 import dataclasses
@@ -34,12 +34,12 @@ from vmoe.workdir.lock import lock_workdir
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """What a run works with."""
+    """Everything that a run needs."""
 
     config: TrainConfig
     placement: Placement
     batches: grain.MapDataset[Batch]
-    """Training batches by number: the part that this process reads."""
+    """Training batches by number; only the part of each that this process reads."""
     evaluations: list[tuple[EvalConfig, Source]]
     train_step: Callable[[State, Batch], tuple[State, Metrics]]
     abstract_state: State
@@ -89,7 +89,7 @@ def setup(
                 # A collective times out on the slowest process, so all of them compile first.
                 train_step.lower(shapes, first).compile()
                 distributed.barrier("compiled")
-            del first  # it takes the memory of a batch
+            del first  # frees the memory of a batch
             yield Run(
                 config=config,
                 placement=placement,
@@ -121,8 +121,8 @@ def _open_workdir(
             return [f"{workdir}: {line}" for line in differences(read_environment(workdir), now)]
         if steps_of(workdir):
             raise UsageError(
-                f"workdir {workdir}: it has checkpoints but no config.json to tell which run they "
-                "belong to: put it back, or use another workdir"
+                f"workdir {workdir}: it has checkpoints but no config.json, so their run is "
+                "unknown: restore config.json, or use another workdir"
             )
         try:
             summary = summarize(config.model, title="model")
@@ -140,7 +140,7 @@ def _notes(
     source: Source,
     evaluations: list[tuple[EvalConfig, Source]],
 ) -> Iterator[str]:
-    """What a user should know before the first step."""
+    """Messages to log before the first step."""
     if placement.mesh is not None:
         share = config.batch_size // placement.devices
         yield (

@@ -1,4 +1,4 @@
-"""All that training changes: the state of a run, where it lies, and its items in a checkpoint."""
+"""The training state, its shardings, and its items in a checkpoint."""
 
 import functools
 from typing import Any, NamedTuple
@@ -15,7 +15,7 @@ from vmoe.train.optim import Params, optimizer
 
 
 class State(NamedTuple):
-    """All that training changes.
+    """Everything that training changes.
 
     Attributes:
         step: number of steps taken.
@@ -23,7 +23,7 @@ class State(NamedTuple):
         rewinds: number of times the run went back after a NaN.
         params: the model's parameters, as nested dicts.
         opt_state: the optimiser's state.
-        ema: moving average of the parameters; None where the config asks for none.
+        ema: moving average of the parameters; None if the config has none.
     """
 
     step: Int[Array, ""]
@@ -35,7 +35,7 @@ class State(NamedTuple):
 
 
 def init_state(config: TrainConfig, placement: Placement = ONE_DEVICE) -> State:
-    """The state before the first step; it follows from the config's seed."""
+    """The state before the first step, determined by the config and its seed."""
     if placement.mesh is None:
         return _init(config)
     shardings = state_shardings(_shapes(config), placement)
@@ -70,14 +70,14 @@ def checkpoint_items(state: State) -> dict[str, Any]:
 
 
 def from_checkpoint_items(items: dict[str, Any]) -> State:
-    """The state whose items these are."""
+    """The state from the items of a checkpoint; the inverse of ``checkpoint_items``."""
     step, batch, rewinds, opt_state = items["training"]
     return State(step, batch, rewinds, items["params"], opt_state, items.get("ema"))
 
 
 @functools.lru_cache(maxsize=4)
 def _shapes(config: TrainConfig) -> State:
-    """Tracing the initialisation takes a second, and a start needs its shapes several times."""
+    """Shapes of the state; cached, since tracing the initialisation takes a second."""
     return jax.eval_shape(lambda: _init(config))
 
 

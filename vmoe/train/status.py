@@ -1,4 +1,4 @@
-"""Whether a step was finite and whether a stop is requested, as every process knows it alike."""
+"""Whether a step was finite and whether a stop is requested, as agreed by all processes."""
 
 from typing import NamedTuple
 
@@ -51,7 +51,7 @@ class _Pending(NamedTuple):
 
 
 class StepStatus:
-    """The status of the steps of a run, reduced over all processes in a small program of its own.
+    """The status of the steps of a run, reduced over all processes by a small separate program.
 
     The status of a step is read when the next one has been dispatched, so that the device never
     waits; or by ``read``, before anything depends on the step.
@@ -62,7 +62,7 @@ class StepStatus:
         self._reduce = make_reduction(placement)
         self._pending: _Pending | None = None
         self.stop = False
-        """Whether a stop was requested of any process, as of the last step read."""
+        """Whether any process was asked to stop, as of the last step read."""
 
     def add(self, step: int, batch: int, metrics: Metrics, *, stop: bool) -> None:
         """Adds a step that was dispatched, and reads the one before.

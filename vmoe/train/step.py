@@ -24,8 +24,8 @@ def train_step(
 ) -> tuple[State, Metrics]:
     """Forward, backward and update.
 
-    All randomness (router noise, dropout, random priority) follows from the config's seed and the
-    number of the batch.
+    All randomness (router noise, dropout, random priority) is determined by the config's seed and
+    the number of the batch.
 
     Returns:
         the next state, and scalars: ``loss`` (nats), ``accuracy``, ``aux_loss``, ``dropped`` (share
@@ -51,14 +51,14 @@ def train_step(
             "updates": norms_by_part(updates),
         },
     }
-    after = State(state.step + 1, state.batch + 1, state.rewinds, params, opt_state, ema)
-    return after, placement.replicate(metrics)
+    new_state = State(state.step + 1, state.batch + 1, state.rewinds, params, opt_state, ema)
+    return new_state, placement.replicate(metrics)
 
 
 def make_train_step(config: TrainConfig, placement: Placement = ONE_DEVICE) -> jax.stages.Wrapped:
     """``train_step`` of a config, jitted: (state, batch) -> (state, metrics).
 
-    The memory of the state it is called with is donated to the next one.
+    The state passed in is donated: its memory is reused for the next one.
     """
 
     def step(state: State, batch: Batch) -> tuple[State, Metrics]:

@@ -20,7 +20,7 @@ Row = dict[str, Any]
 
 
 class CsvWriter:
-    """A CSV file whose first column is the step; the first row decides the other columns."""
+    """A CSV file whose first column is the step; the first row determines the other columns."""
 
     def __init__(self, path: Path):
         self._path = path
@@ -48,7 +48,7 @@ class CsvWriter:
         self._columns, self.last_step = columns, step
 
     def truncate_after(self, step: int) -> None:
-        """Removes the rows after a step, and rows that are not complete.
+        """Removes the rows after a step, and incomplete rows.
 
         Raises:
             Failure: the file is corrupt, or cannot be written.
@@ -79,26 +79,25 @@ class CsvWriter:
 
 
 class TensorBoardWriter:
-    """TensorBoard events, written at once: tensorboardX's own writer has a thread whose errors are
-    lost."""
+    """TensorBoard events, written synchronously: tensorboardX's writer thread loses errors."""
 
     def __init__(self, folder: Path):
         self._folder = folder
         self._writer: EventsWriter | None = None
 
     def truncate_after(self, step: int) -> None:
-        """Starts a new file, at which TensorBoard discards the later steps of other files."""
+        """Starts a new file; TensorBoard then discards the later steps of older files."""
         self.close()
         with write_errors(self._folder):
             self._folder.mkdir(exist_ok=True)
-            # tensorboardX names files by whole seconds: two in one second would be one file.
+            # tensorboardX names files by the second, so the suffix makes the name unique.
             self._writer = EventsWriter(str(self._folder / "events"), f".{time.time_ns()}")
             start = SessionLog(status=SessionLog.START)
             self._writer.write_event(Event(step=step + 1, session_log=start))
             self._writer.flush()
 
     def write(self, step: int, values: dict[str, Any]) -> None:
-        """Writes scalars of one step, by tag; ``truncate_after`` has to be called before."""
+        """Writes scalars of one step, by tag; call ``truncate_after`` first."""
         assert self._writer is not None
         now = time.time()
         with write_errors(self._folder):
@@ -116,7 +115,7 @@ class TensorBoardWriter:
 
 @contextlib.contextmanager
 def write_errors(path: Path) -> Iterator[None]:
-    """Turns the system's errors in writing a file into one line that names it.
+    """Turns an OSError while writing a file into a Failure that names the file.
 
     Raises:
         Failure: the file cannot be written.

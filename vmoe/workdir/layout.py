@@ -1,6 +1,6 @@
-"""A run folder as files: their names, and what they hold.
+"""The files of a run folder.
 
-config.json        the run, enough to run it again    model.txt     the model on one page
+config.json        the config, to repeat the run      model.txt     summary of the model
 environment.json   versions, devices, commit, data    classes.json  class names, in label order
 metrics.csv        a row per report                   checkpoints/  STEP/ ...
 evaluations.csv    a row per evaluation               experts.csv   a row per expert
@@ -26,7 +26,7 @@ CHECKPOINTS = "checkpoints"
 
 
 def has_config(workdir: Path) -> bool:
-    """Whether the folder holds a run: config.json is written last of its metadata."""
+    """Whether the folder holds a run: of its metadata, config.json is written last."""
     return (workdir / CONFIG).is_file()
 
 
@@ -38,7 +38,7 @@ def write_metadata(
     environment: dict[str, Any],
     model: str,
 ) -> None:
-    """Writes what explains a run: its config, class names, environment and model summary.
+    """Writes the metadata of a run: its config, class names, environment and model summary.
 
     Raises:
         OSError: the folder cannot be written.
@@ -47,16 +47,16 @@ def write_metadata(
         ENVIRONMENT: json.dumps(environment, indent=2),
         MODEL: model,
         CLASSES: json.dumps(class_names, indent=0),
-        CONFIG: to_json(config),  # last: a folder that has it has all
+        CONFIG: to_json(config),  # last, so a folder that has it is complete
     }
     for name, text in texts.items():
         replace_text(workdir / name, text + "\n")
 
 
 def replace_text(path: Path, text: str) -> None:
-    """Writes a file beside and renames it, so that a kill leaves the old content or the new one.
+    """Writes a temporary file and renames it: a kill leaves either the old or the new content.
 
-    Line ends are written as they are.
+    Newlines are written unchanged.
 
     Raises:
         OSError: the folder cannot be written.
@@ -88,7 +88,7 @@ def read_class_names(workdir: Path) -> list[str]:
 
 
 def read_environment(workdir: Path) -> dict[str, Any]:
-    """Versions, devices and data of the start of a run.
+    """Versions, devices and data at the start of a run.
 
     Raises:
         UsageError: the file is missing or corrupt.
@@ -97,13 +97,13 @@ def read_environment(workdir: Path) -> dict[str, Any]:
 
 
 def steps_of(workdir: Path) -> list[int]:
-    """The checkpointed steps of a run folder, ascending. Only reads: a run may be writing to it."""
+    """The checkpointed steps of a run folder, ascending; safe while a run writes to it."""
     names = [path.name for path in (workdir / CHECKPOINTS).glob("*") if path.is_dir()]
     return sorted(int(name) for name in names if name.isdigit())
 
 
 def check_same_run(workdir: Path, config: TrainConfig, class_names: tuple[str, ...]) -> None:
-    """Refuses a folder that holds a run of another config or of other classes.
+    """Checks that a folder holds a run of the same config and classes.
 
     Raises:
         UsageError: names every field that differs.
@@ -139,4 +139,4 @@ def _read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text())
     except (OSError, ValueError) as error:
-        raise UsageError(f"{path}: cannot be read ({error}); a run folder needs it") from None
+        raise UsageError(f"{path}: cannot be read ({error}); every run folder needs it") from None

@@ -16,10 +16,10 @@ LOCK = ".lock"
 
 @contextlib.contextmanager
 def lock_workdir(workdir: Path) -> Iterator[None]:
-    """Locks a run folder, which is made if it does not exist, against other runs.
+    """Locks a run folder against other runs, and creates it if it does not exist.
 
-    The primary process holds the lock. The system releases it when that process ends, however it
-    ends.
+    The primary process holds the lock. The system releases it when that process ends, even if it is
+    killed.
 
     Raises:
         UsageError: another run holds the lock, the folder cannot be written, or not every process
@@ -62,7 +62,7 @@ def _lock(workdir: Path) -> Iterator[None]:
 
 
 def _check_shared(workdir: Path) -> None:
-    """Refuses a folder that not all processes see: each would resume from its own files."""
+    """Checks that all processes see the same folder; else each would resume from its own files."""
     path = workdir / LOCK
     content = path.read_text() if path.exists() else "nothing"
     if distributed.first_message(content) != content:

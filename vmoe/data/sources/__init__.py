@@ -2,7 +2,7 @@
 
     digits                                  1,797 digits of 8 x 8 pixels
     fashion_mnist[:FOLDER]                  70,000 pieces of clothing of 28 x 28 pixels
-    folder:PATH                             any images, sorted into a sub-folder per class
+    folder:PATH                             any images, in one sub-folder per class
     arrays:FILE.npz                         any images, in one NumPy file
 
 To name a split as well, append ``:train``, ``:validation`` or ``:test``.

@@ -36,8 +36,8 @@ def open_arrays(path: str, split: str) -> InMemorySource:
     available = [name for name in SPLITS if f"{name}_images" in arrays]
     pairs = {name: _pair(arrays, f"{name}_" if name else "", place) for name in available or [""]}
     class_names = _class_names(arrays, [labels for _, labels in pairs.values()], place)
-    found_in, fractions = resolve_split(split, available, place)
-    images, labels = pairs[found_in]
+    stored_split, fractions = resolve_split(split, available, place)
+    images, labels = pairs[stored_split]
     if fractions:
         index = stratified_split(labels, fractions, class_names=class_names, place=place)[split]
         images, labels = images[index], labels[index]
@@ -54,7 +54,7 @@ def _load(path: str) -> dict[str, np.ndarray]:
     except FileNotFoundError:
         raise UsageError(f"arrays:{path}: no such file") from None
     except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise UsageError(f"arrays:{path}: not a whole .npz of plain arrays ({error})") from None
+        raise UsageError(f"arrays:{path}: not a complete .npz of plain arrays ({error})") from None
 
 
 def _pair(arrays: dict[str, np.ndarray], prefix: str, place: str) -> tuple[np.ndarray, np.ndarray]:
@@ -84,7 +84,7 @@ def _pair(arrays: dict[str, np.ndarray], prefix: str, place: str) -> tuple[np.nd
 def _class_names(
     arrays: dict[str, np.ndarray], labels: list[np.ndarray], place: str
 ) -> tuple[str, ...]:
-    largest = max(int(some.max()) for some in labels)
+    largest = max(int(split_labels.max()) for split_labels in labels)
     if "class_names" not in arrays:
         if largest >= MOST_CLASSES:
             raise UsageError(f"{place}: label {largest}; number the classes from 0")
@@ -92,7 +92,7 @@ def _class_names(
     given = arrays["class_names"]
     class_names = tuple(map(str, given.reshape(-1)))
     if given.ndim != 1 or len(set(class_names)) < len(class_names):
-        raise UsageError(f"{place}: class_names is not a list of names that differ")
+        raise UsageError(f"{place}: class_names is not a list of distinct names")
     if largest >= len(class_names):
         raise UsageError(
             f"{place}: label {largest} has no name; class_names holds {len(class_names)}, for "

@@ -1,9 +1,9 @@
 """Fashion-MNIST: 70,000 grey images of 28 x 28 pixels, ten kinds of clothing (arXiv 1708.07747).
 
-Its four ``.gz`` files are read from a given folder. Without one they are read from where Debian's
-package dataset-fashion-mnist puts them, or downloaded once from their official address into the
-user's cache. The 60,000 training images are split by class, always in the same way: 55,000 train,
-5,000 validation.
+Its four ``.gz`` files are read from a given folder; if none is given, from the folder of Debian's
+package dataset-fashion-mnist, or from the user's cache, into which they are downloaded once from
+their official address. The 60,000 training images are split by class, always in the same way:
+55,000 train, 5,000 validation.
 """
 
 import functools
@@ -42,7 +42,7 @@ def open_fashion_mnist(folder: str, split: str) -> InMemorySource:
     """Opens a split of Fashion-MNIST.
 
     Args:
-        folder: where its files are; if empty, they are found or downloaded.
+        folder: the folder of its files; if empty, they are found or downloaded.
         split: "train", "validation" or "test".
 
     Raises:
@@ -72,7 +72,7 @@ def _read(folder: Path, prefix: str) -> tuple[np.ndarray, np.ndarray]:
 
 
 def unpack(path: Path) -> bytes:
-    """Unpacks one of the four files, and checks that its content is what was published.
+    """Unpacks one of the four files, and verifies its SHA-256.
 
     Raises:
         UsageError: there is no such file, or it is corrupt.
@@ -105,14 +105,14 @@ def _find() -> Path:
 
 
 def download(address: str, path: Path) -> None:
-    """Downloads one of the four files, with a progress bar, and keeps it only if it is whole.
+    """Downloads one of the four files, with a progress bar, and keeps it only if it is intact.
 
     Args:
         address: a URL.
         path: where to save the file.
 
     Raises:
-        UsageError: the address cannot be reached, or the file there is another one.
+        UsageError: the download fails, or the file differs from the published one.
     """
     from rich.console import Console
     from rich.progress import DownloadColumn, Progress, TextColumn, TimeRemainingColumn
@@ -125,7 +125,7 @@ def download(address: str, path: Path) -> None:
             urllib.request.urlopen(address, timeout=30) as response,
             Progress(*columns, console=Console(stderr=True)) as progress,
         ):
-            partial = Path(folder) / path.name  # another process may download it too
+            partial = Path(folder) / path.name  # another process may be downloading it too
             total = int(response.headers.get("Content-Length", 0)) or None
             task = progress.add_task("", total=total)
             with partial.open("wb") as file:

@@ -15,7 +15,7 @@ from vmoe.data.sources.source import Example
 class FileSource:
     """A split of a data set of image files; see ``Source``.
 
-    It pickles as the names of its files.
+    Its pickle holds the names of the files, not their content.
 
     Attributes:
         folder: where the files are.

@@ -1,4 +1,4 @@
-"""A folder of images sorted into one sub-folder per class.
+"""A folder of images with one sub-folder per class.
 
 PATH/CLASS/...              not split: 80% of each class is train, 10% validation, 10% test
 PATH/train/CLASS/...        split into folders: train, validation (or val), test; without a
@@ -31,15 +31,15 @@ def open_folder(path: str, split: str) -> FileSource:
     if not root.is_dir():
         raise UsageError(f"{place}: no such folder")
     available = {name: folder for name in SPLITS if (folder := _split_folder(root, name))}
-    found_in, fractions = resolve_split(split, list(available), place)
-    folder = available[found_in] if found_in else root
+    stored_split, fractions = resolve_split(split, list(available), place)
+    folder = available[stored_split] if stored_split else root
     class_names = _class_names(available.get("train", folder))
-    whole = _read(folder, class_names, f"{place}:{split}")
+    source = _read(folder, class_names, f"{place}:{split}")
     if not fractions:
-        return whole
-    index = stratified_split(whole.labels, fractions, class_names=class_names, place=place)[split]
-    files = tuple(whole.files[i] for i in index)
-    return dataclasses.replace(whole, files=files, labels=whole.labels[index])
+        return source
+    index = stratified_split(source.labels, fractions, class_names=class_names, place=place)[split]
+    files = tuple(source.files[i] for i in index)
+    return dataclasses.replace(source, files=files, labels=source.labels[index])
 
 
 def _split_folder(root: Path, split: str) -> Path | None:
@@ -56,9 +56,9 @@ def _class_names(folder: Path) -> tuple[str, ...]:
 
 def _read(folder: Path, class_names: tuple[str, ...], name: str) -> FileSource:
     """Every image of the given classes in a folder."""
-    if strange := sorted(set(_class_names(folder)) - set(class_names)):
+    if unknown := sorted(set(_class_names(folder)) - set(class_names)):
         raise UsageError(
-            f"{folder}: class {strange[0]!r} has no folder in the training split; add one, or "
+            f"{folder}: class {unknown[0]!r} has no folder in the training split; add one, or "
             "remove the class"
         )
     files: list[str] = []

@@ -9,7 +9,7 @@ from jaxtyping import Int, UInt8
 
 from vmoe.data.sources.source import Example, Source
 
-FINGERPRINT_IMAGES = 64  # images of which a fingerprint includes the pixels
+FINGERPRINT_IMAGES = 64  # number of images whose pixels are part of a fingerprint
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -17,7 +17,7 @@ class InMemorySource:
     """A split of a data set that is small enough for memory; see ``Source``.
 
     Attributes:
-        opened_as: the arguments with which ``open_source`` opens it. It pickles as these.
+        opened_as: the arguments with which ``open_source`` opens it; its pickle holds only these.
     """
 
     name: str
@@ -28,7 +28,7 @@ class InMemorySource:
 
     @property
     def skipped(self) -> int:
-        """The pixels are those of images already: none was left out."""
+        """Always 0: there are no files to skip."""
         return 0
 
     def __len__(self) -> int:
@@ -41,7 +41,7 @@ class InMemorySource:
         """A hash of the class names, the labels, the shape of the images, and some of the pixels.
 
         It includes the pixels of ``FINGERPRINT_IMAGES`` evenly spaced images, or of all if there
-        are no more. It does not detect changes in the pixels of other images.
+        are fewer. It does not detect changes in the pixels of other images.
         """
         digest = hashlib.sha256(repr((self.class_names, self.images.shape)).encode())
         digest.update(self.labels.tobytes())
@@ -51,7 +51,7 @@ class InMemorySource:
         return digest.hexdigest()
 
     def __reduce__(self) -> tuple[Callable[[str, str], Source], tuple[str, str]]:
-        from vmoe.data.sources import open_source  # not above: it imports this file
+        from vmoe.data.sources import open_source  # that module imports this one
 
         return open_source, self.opened_as
 

@@ -1,4 +1,4 @@
-"""A source whose labels are those of a model that was trained on other data."""
+"""A source relabelled with the classes of a model that was trained on other data."""
 
 import dataclasses
 import hashlib

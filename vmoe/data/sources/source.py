@@ -1,4 +1,4 @@
-"""What a data set is to the rest of the package: labelled images, read in any order."""
+"""The interface of a data set: labelled images with random access."""
 
 import dataclasses
 from typing import Protocol, runtime_checkable
@@ -53,8 +53,8 @@ class Source(Protocol):
         """
 
     def fingerprint(self) -> str:
-        """A hash that tells whether the data is that of an earlier run.
+        """A hash of the data, to compare it with that of an earlier run.
 
-        It is cheap to compute, so it does not cover every pixel; implementations say what they
+        It is cheap to compute, so it does not cover every pixel; implementations document what they
         leave out.
         """

@@ -1,4 +1,4 @@
-"""Splits of a data set: those it comes with, and those taken out of it."""
+"""Splits of a data set: those that it comes with, and those that are split off here."""
 
 from collections.abc import Mapping, Sequence
 
@@ -11,7 +11,7 @@ SPLITS = ("train", "validation", "test")
 
 
 def resolve_split(split: str, available: Sequence[str], place: str) -> tuple[str, dict[str, float]]:
-    """Where the images of a split are found.
+    """The stored split that holds the images of a split.
 
     Args:
         split: the split to open.
@@ -20,10 +20,10 @@ def resolve_split(split: str, available: Sequence[str], place: str) -> tuple[str
 
     Returns:
         the available split to read, "" for a data set that is not split; and the fractions to
-        take out of it for other splits, see ``stratified_split``.
+        split off for other splits, see ``stratified_split``.
 
     Raises:
-        UsageError: the split is not available and cannot be taken out of another.
+        UsageError: the split is not available and cannot be split off another.
     """
     if not available:
         return "", {"validation": 0.1, "test": 0.1}
@@ -73,4 +73,4 @@ def stratified_split(
             chunks[split].append(members[start : start + count])
             start += count
         chunks["train"].append(members[start:])
-    return {split: np.sort(np.concatenate(some)) for split, some in chunks.items()}
+    return {split: np.sort(np.concatenate(indices)) for split, indices in chunks.items()}

@@ -1,8 +1,8 @@
-"""Gates: modules that make router logits from tokens.
+"""Gates: modules that compute router logits from tokens.
 
-A gate owns its parameters and the noise; where the tokens go is for the router to decide
-(``vmoe/routing``). Which gate a layer has follows from the logits that its router reads
-(``RouterConfig.logits_per``). A gate is one file here and one line in ``GATES``.
+A gate has the parameters and draws the noise; the router (``vmoe/routing``) assigns tokens to
+slots. A layer's gate depends on the logits that its router reads (``RouterConfig.logits_per``). A
+gate is one file here and one line in ``GATES``.
 """
 
 from typing import Protocol
@@ -16,16 +16,16 @@ from vmoe.nn.keys import MaybeKey, Rngs
 
 
 class Gate(Protocol):
-    """What every gate is."""
+    """The interface of every gate."""
 
     def __init__(self, width: int, tokens: int, config: MoEConfig, *, rngs: Rngs):
-        """``tokens``: of an image, for gates whose number of slots depends on it."""
+        """``tokens``: number of tokens per image, for gates whose slots depend on it."""
 
     def __call__(self, tokens: Float[Array, "g s d"]) -> Float[Array, "g s e *c"]:
         """The logits, without noise, in float32 whatever the dtype of the tokens."""
 
     def noise(self, shape: tuple[int, ...], key: MaybeKey) -> Float[Array, "g s e *c"] | None:
-        """The noise for logits of a shape; None without a key, as in evaluation."""
+        """Noise for logits of the given shape; None if the key is None, as in evaluation."""
 
 
 GATES: dict[str, type[Gate]] = {"expert": LinearGate, "slot": SoftGate}

@@ -13,7 +13,7 @@ class LinearGate(nnx.Module):
     """A linear layer without bias: kernel (d, e) (V-MoE, section 2.1)."""
 
     def __init__(self, width: int, tokens: int, config: MoEConfig, *, rngs: Rngs):
-        """``tokens`` is not read."""
+        """``tokens`` is unused."""
         self.noise_std = config.router.noise_std
         init = nnx.initializers.lecun_normal()
         self.kernel = nnx.Param(init(rngs.params(), (width, config.num_experts), jnp.float32))

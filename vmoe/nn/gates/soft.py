@@ -13,11 +13,11 @@ from vmoe.routing import router_of
 class SoftGate(nnx.Module):
     """Parameters of the slots, kernel (d, e, c), and a scale (Soft MoE, sections 2 and 2.3).
 
-    Tokens and slots are normalised over d, so that the logits keep their size at any width.
+    Tokens and slots are normalised over d, so the scale of the logits does not depend on the width.
     """
 
     def __init__(self, width: int, tokens: int, config: MoEConfig, *, rngs: Rngs):
-        """``tokens``: of an image, from which the number of slots follows."""
+        """``tokens``: number of tokens per image, which determines the number of slots."""
         shape = (width, config.num_experts, router_of(config).capacity(config, tokens))
         self.kernel = nnx.Param(jax.random.normal(rngs.params(), shape) * width**-0.5)
         self.scale = nnx.Param(jnp.ones(()))
