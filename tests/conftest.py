@@ -1,4 +1,4 @@
-"""What all tests share: the compilation cache, the devices, and where the golden files lie."""
+"""Configuration of all tests: the compilation cache, the devices and the golden files."""
 
 import os
 from pathlib import Path
@@ -8,9 +8,9 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 
-# Compiling is most of what the tests do: half the time to compile for twice the time to run, and
-# every program is kept for the other processes, also those that compile in milliseconds.
-# test_golden.py, which measures rounding, switches the optimisations on.
+# Compiling takes most of the tests' time. Without most optimisations a program compiles in half the
+# time and runs in twice the time. Every program is cached for the other processes, however fast it
+# compiles. test_golden.py measures rounding and switches the optimisations on.
 SETTINGS = {
     "jax_disable_most_optimizations": True,
     "jax_compilation_cache_dir": str(ROOT / ".cache" / "jax"),
@@ -21,9 +21,9 @@ for name, value in SETTINGS.items():
     os.environ[name.upper()] = str(value)  # for the commands that tests run
 
 
-# With tests of half a minute and more: first, so that none is left for the end of a run.
+# Files with tests of half a minute or more run first, so that none of these starts late.
 LONGEST = ("test_processes.py", "test_stops.py", "test_scripts.py")
-DEVICES = 8  # that tests/devices sees, in a pytest of its own; all other tests see one
+DEVICES = 8  # of tests/devices, which runs in its own pytest process; other tests have one
 
 
 def _on_devices(config: pytest.Config) -> bool:
@@ -44,7 +44,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--golden", default=str(ROOT / "tests" / "golden"), help="folder of .npz files"
     )
-    parser.addoption("--slow", action="store_true", help="run what takes minutes too")
+    parser.addoption("--slow", action="store_true", help="also run the tests that take minutes")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
