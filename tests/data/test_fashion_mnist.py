@@ -85,8 +85,7 @@ def test_a_failed_or_wrong_download_leaves_no_file_behind(server: Path) -> None:
         open_source("fashion_mnist", "train")
     path.unlink()
     with pytest.raises(
-        UsageError,
-        match=r"cannot be downloaded .*File not found.*: get Fashion-MNIST elsewhere",
+        UsageError, match=r"cannot be downloaded .*File not found.*: get Fashion-MNIST elsewhere"
     ):
         open_source("fashion_mnist", "train")
     cache = Path(fashion_mnist.os.environ["XDG_CACHE_HOME"]) / "vmoe" / "fashion_mnist"
