@@ -187,7 +187,7 @@ def loss_and_gradient(config: ViTConfig, placement: Placement) -> Any:
     return jax.value_and_grad(loss)
 
 
-# The update of SGD is the gradient: it shows a sum over too many or too few devices.
+# The update of SGD is the gradient, so it shows a sum over the wrong number of devices.
 UPDATED = TrainConfig(
     model=CONFIG,
     data=DataConfig("digits"),
