@@ -1,5 +1,5 @@
 # shellcheck shell=bash
-# Sourced by the other scripts: creates .venv from requirements.txt, or reuses it if that is unchanged.
+# Sourced by the other scripts: creates .venv from requirements.txt, or reuses an up-to-date one.
 #   install ""        installs what vmoe needs to run
 #   install "[test]"  installs what the tests need, too
 # Changes nothing outside the project; PYTHON=... selects another python3.
@@ -29,8 +29,8 @@ find_python() {
     "Install one, or give its path: PYTHON=/path/to/python3 $0"
 }
 
-# A stamp records what is installed: the lock, the folder (.venv cannot be moved) and the extras. It is
-# removed before an installation and written after it, so that an interrupted one is repeated.
+# A stamp records what is installed: the lock, the folder (.venv cannot be moved) and the extras. It
+# is removed before an installation and written after it, so that an interrupted one is repeated.
 install() {
   local python wanted stamp=.venv/installed
   wanted="$(cat requirements.txt pyproject.toml | cksum) $root"

@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
 # A run under SLURM, one process for each GPU:
 #   sbatch scripts/slurm.sh configs/vmoe_15b.py /shared/runs/15b [options of vmoe train]
-# Set nodes, GPUs and time below or as options of sbatch. Two minutes before the time limit (set more
-# for a large model) SLURM sends SIGTERM; every process saves, and the job requeues itself and resumes.
-# All nodes need access to the run folder. DRY_RUN=1 prints the command without running it.
+# Set nodes, GPUs and time below or as options of sbatch. Two minutes before the time limit (set
+# more for a large model) SLURM sends SIGTERM; every process saves, and the job requeues itself and
+# resumes. All nodes need access to the run folder. DRY_RUN=1 prints the command without running it.
 #SBATCH --job-name=vmoe
 #SBATCH --nodes=4
 #SBATCH --ntasks-per-node=8

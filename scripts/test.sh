@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Checks format, lint, import rules and types, and runs doctests and tests. tests/devices runs in its
-# own pytest process, with eight devices.
+# Checks format, lint, import rules and types, and runs doctests and tests. tests/devices runs in
+# its own pytest process, with eight devices.
 #
 #   ./scripts/test.sh                   everything except the tests that take minutes
 #   ./scripts/test.sh --slow            everything
