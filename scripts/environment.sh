@@ -25,7 +25,7 @@ find_python() {
       return
     fi
   done
-  stop "Python 3.11 to 3.13 is needed, and ${PYTHON:-python3} is not." \
+  stop "Python 3.11 to 3.13 is required, but ${PYTHON:-python3} is missing or another version." \
     "Install one, or give its path: PYTHON=/path/to/python3 $0"
 }
 

@@ -1,17 +1,16 @@
-"""Kills a training run again and again, and shows that it ends as one that was never stopped.
+"""Kill a training run repeatedly, and check that it ends bitwise equal to an uninterrupted run.
 
     python scripts/kill_test.py [--kills 20] [--steps 1500] [--every 25] [--seed 0] [--processes 4]
 
-The run has all that is drawn at random (order of the data, augmentation, mixup, dropout, noise,
-random priority) and a moving average. One process trains it to the end. Others are killed with
-SIGKILL, in turn while they start, train, save and evaluate, until the last one is let through.
-Every array of the last checkpoint and every row of the CSV files must be equal to the bit, rates
-aside, and some kill must have left half a checkpoint and some have cut an evaluation short. Prints
-a line for each kill; exit status 0 if all is so, 1 if not.
+The run uses every source of randomness (order of the data, augmentation, mixup, dropout, noise,
+random priority) and a moving average. One run is not interrupted. The other is killed with SIGKILL
+and resumed repeatedly, in turn while it trains, saves, evaluates and starts, and then runs to its
+end. Every array of the last checkpoint and every row of the CSV files, except for the rate, must be
+bitwise equal; at least one kill must leave an unfinished checkpoint, and one an unfinished
+evaluation. Prints a line for each kill; the exit status is 0 if all checks pass, else 1.
 
-With several processes the run is spread over them, two devices each. One of them is killed, each in
-its turn, and the others must end by themselves within 30 seconds, with a line that says why; then
-all are started again.
+With several processes, each has two devices. Each kill hits the next process; the others must exit
+by themselves within 30 seconds and log the reason. Then all processes are started again.
 """
 
 import argparse
@@ -53,7 +52,7 @@ FILES = ("metrics.csv", "evaluations.csv", "experts.csv")
 
 
 def start(recipe: Path, workdir: Path, processes: int = 1) -> list[subprocess.Popen[bytes]]:
-    """The real command, in processes of its own."""
+    """Starts the real command in one or more processes."""
     words = ["train", "--config", str(recipe), "--workdir", str(workdir)]
     together = {}
     if processes > 1:
@@ -76,7 +75,7 @@ def start(recipe: Path, workdir: Path, processes: int = 1) -> list[subprocess.Po
 
 
 def log_of(workdir: Path, process: int) -> Path:
-    """What a process says."""
+    """The log file of a process."""
     return workdir.parent / f"{workdir.name}.{process}.log"
 
 
@@ -87,7 +86,7 @@ def free_port() -> int:
 
 
 def rows(workdir: Path, name: str) -> list[dict[str, str]]:
-    """The whole rows of a CSV file, without what no two runs share."""
+    """The complete rows of a CSV file without ``images_per_second``, which differs between runs."""
     path = workdir / name
     if not path.exists():
         return []
@@ -97,13 +96,13 @@ def rows(workdir: Path, name: str) -> list[dict[str, str]]:
 
 
 def last_step(workdir: Path) -> int:
-    """Of the newest row of metrics."""
+    """The step of the newest row of metrics.csv."""
     found = rows(workdir, "metrics.csv")
     return int(found[-1]["step"]) if found else 0
 
 
 def unfinished(workdir: Path) -> list[str]:
-    """Checkpoints that are being written."""
+    """The names of checkpoints that are being written."""
     return [path.name for path in (workdir / "checkpoints").glob("*.orbax-checkpoint-tmp")]
 
 
@@ -120,7 +119,7 @@ def saving(workdir: Path, step: int) -> bool:
 
 
 def evaluating(workdir: Path, step: int) -> bool:
-    """At a step that is due, whose rows of evaluations are not written yet."""
+    """Whether an evaluation is due and its rows are not written yet."""
     now = last_step(workdir)
     evaluated = rows(workdir, "evaluations.csv")
     done = int(evaluated[-1]["step"]) if evaluated else 0
@@ -132,7 +131,7 @@ def _every(workdir: Path) -> int:
     return read_config(workdir).evaluate_every
 
 
-MOMENTS: dict[Callable[[Path, int], bool], float] = {  # and how long at most to wait after it, s
+MOMENTS: dict[Callable[[Path, int], bool], float] = {  # to the maximum delay of a kill in seconds
     training: 0.2,
     saving: 0.01,
     evaluating: 0.05,
@@ -141,15 +140,15 @@ MOMENTS: dict[Callable[[Path, int], bool], float] = {  # and how long at most to
 
 
 class Killed(NamedTuple):
-    """How a run was left by a kill."""
+    """The state of a run after a kill."""
 
     step: int
     half: bool
-    """Whether a checkpoint was half-written."""
+    """Whether a checkpoint was partly written."""
     between: bool
-    """Whether an evaluation was under way."""
+    """Whether an evaluation was running."""
     seconds: float
-    """Until the last of the other processes ended."""
+    """Seconds until the last of the other processes exited."""
 
 
 def kill_once(
@@ -161,7 +160,7 @@ def kill_once(
     victim: int,
     processes: int,
 ) -> Killed:
-    """Starts the run and kills one of its processes at a moment at or after a step."""
+    """Starts the run and kills one of its processes in a phase at or after a step."""
     run = start(recipe, workdir, processes)
     while not moment(workdir, step):
         for i, process in enumerate(run):
@@ -187,7 +186,7 @@ def kill_once(
 
 
 def arrays(workdir: Path, step: int) -> dict[str, str]:
-    """The checksum of every array of a checkpoint, each read and compared with what was written."""
+    """The checksums of all arrays of a checkpoint, which is verified as it is restored."""
     config = read_config(workdir)
     state = abstract_state(config)
     found = restore(workdir / "checkpoints" / str(step), **checkpoint_items(state))
@@ -195,12 +194,12 @@ def arrays(workdir: Path, step: int) -> dict[str, str]:
 
 
 def ended(run: list[subprocess.Popen[bytes]]) -> int:
-    """Once all processes ended: 0, or the status of one that failed."""
+    """Waits for all processes; returns 0, or the exit status of one that failed."""
     return max(process.wait() for process in run)
 
 
 def differences(one: Path, other: Path, steps: int) -> list[str]:
-    """What is not equal between two finished runs, a line each."""
+    """The differences between two finished runs, one line each."""
     ours, theirs = arrays(one, steps), arrays(other, steps)
     names = sorted({*ours, *theirs})
     found = [f"array {name}" for name in names if ours.get(name) != theirs.get(name)]
@@ -215,15 +214,17 @@ def differences(one: Path, other: Path, steps: int) -> list[str]:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--kills", type=int, default=20)
-    parser.add_argument("--steps", type=int, default=1500, help="of the run")
-    parser.add_argument("--every", type=int, default=25, help="steps, evaluates and saves")
-    parser.add_argument("--seed", type=int, default=0, help="of the moments")
-    parser.add_argument("--processes", type=int, default=1, help="that share the run")
+    parser.add_argument("--steps", type=int, default=1500, help="steps of the run")
+    parser.add_argument(
+        "--every", type=int, default=25, help="steps between evaluations and between checkpoints"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="seed of the kill times")
+    parser.add_argument("--processes", type=int, default=1, help="processes of the run")
     given = parser.parse_args()
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".cache" / "jax"))
-    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")  # starts are many
+    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")  # the run starts often
     chance, moments = random.Random(given.seed), list(MOMENTS)
-    if given.processes > 1:  # who has not met the others yet is waited for
+    if given.processes > 1:  # the others wait for a process that has not connected
         moments.remove(starting)
     with tempfile.TemporaryDirectory() as folder:
         recipe, whole, killed = (Path(folder) / name for name in ("recipe.py", "whole", "killed"))
@@ -231,13 +232,15 @@ def main() -> int:
         batch = 8 if given.processes == 1 else 60
         settings = dict(tiny=tiny, steps=given.steps, every=given.every, batch=batch)
         recipe.write_text(RECIPE.format(**settings))
-        print(f"one run of {given.steps} steps that nobody stops", flush=True)
+        print(f"training {given.steps} steps without interruption", flush=True)
         if status := ended(start(recipe, whole, given.processes)):
             print(log_of(whole, 0).read_text())
-            raise SystemExit(f"it ended with status {status}")
+            raise SystemExit(f"the uninterrupted run ended with status {status}")
         hit = {"saving": 0, "evaluating": 0}
-        columns = ("kill", "while", "last row, step", "half a checkpoint", "in an evaluation")
-        table = Table(*columns, *(["process", "others ended"] if given.processes > 1 else []))
+        columns = ("kill", "while", "last step", "unfinished checkpoint", "unfinished evaluation")
+        table = Table(
+            *columns, *(["process", "others exited after"] if given.processes > 1 else [])
+        )
         for i in range(given.kills):
             moment = moments[i % len(moments)]
             step = (i + 1) * given.steps // (given.kills + 2)
@@ -257,10 +260,10 @@ def main() -> int:
         corrupt = sum(log.count("corrupt") for log in logs)
         found = [f"exit status {status}"] if status else differences(whole, killed, given.steps)
         found += [f"{corrupt} corrupt checkpoints"] if corrupt else []
-        found += [f"no kill came while {name}" for name, count in hit.items() if not count]
+        found += [f"no kill left the run {name}" for name, count in hit.items() if not count]
     for line in found:
-        print(f"not as it should be: {line}")
-    verdict = "NOT equal" if found else "equal to the bit: every array and every row"
+        print(f"failed: {line}")
+    verdict = "NOT equal" if found else "bitwise equal: every array and every row"
     print(f"{given.kills} kills, {given.steps} steps: {verdict}")
     return 1 if found else 0
 

@@ -16,7 +16,7 @@
 set -euo pipefail
 
 if (($# < 2)); then
-  echo "use: sbatch $0 CONFIG WORKDIR [options of vmoe train]" >&2
+  echo "usage: sbatch $0 CONFIG WORKDIR [options of vmoe train]" >&2
   exit 2
 fi
 config=$1 workdir=$2

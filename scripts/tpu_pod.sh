@@ -12,7 +12,7 @@ if [[ ${1:-} == --dry-run ]]; then
   shift
 fi
 if (($# < 4)); then
-  echo "use: $0 [--dry-run] TPU_NAME ZONE CONFIG WORKDIR [options of vmoe train]" >&2
+  echo "usage: $0 [--dry-run] TPU_NAME ZONE CONFIG WORKDIR [options of vmoe train]" >&2
   exit 2
 fi
 name=$1 zone=$2 config=$3 workdir=$4

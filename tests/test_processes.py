@@ -1,4 +1,4 @@
-"""One run in two real processes: who reports, what they agree on, and the folder they leave."""
+"""One run in two real processes: reports, agreement, resuming, and the run folder."""
 
 import shutil
 import signal
@@ -36,7 +36,7 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def start_two(recipe: Path, *workdirs: Path, words: tuple[str, ...] = ()) -> list[Process]:
-    """The same command in two processes of two devices each; a workdir for both, or one each."""
+    """Starts the command in two processes of two devices each, with one workdir or one each."""
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
         port = found.getsockname()[1]
@@ -53,7 +53,7 @@ def start_two(recipe: Path, *workdirs: Path, words: tuple[str, ...] = ()) -> lis
 
 
 def end(run: list[Process]) -> list[subprocess.CompletedProcess[str]]:
-    """Waits for both."""
+    """Waits for both processes."""
     with run[0], run[1]:
         return [
             subprocess.CompletedProcess([], process.wait(), process.stdout, process.stderr)
@@ -70,10 +70,10 @@ def whole(recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return workdir
 
 
-def test_two_processes_train_what_one_trains_and_count_every_image_once(
+def test_two_processes_train_like_one_and_evaluate_every_image_once(
     recipe: Path, whole: Path, tmp_path: Path
 ) -> None:
-    """Groups divide over the four devices and nothing is mixed: one device decides alike."""
+    """Groups divide over the four devices and mixup is off: one device decides the same."""
     train(configs.load(recipe), tmp_path / "alone")
     assert_close(whole, tmp_path / "alone", atol=5e-3)
     for ours, alone in zip(
@@ -86,10 +86,10 @@ def test_two_processes_train_what_one_trains_and_count_every_image_once(
     ]
 
 
-def test_a_run_of_two_processes_resumes_and_evaluates_in_one(
+def test_a_run_of_two_processes_resumes_and_is_evaluated_in_one(
     recipe: Path, whole: Path, tmp_path: Path
 ) -> None:
-    """Saved by two processes of two devices, resumed by one of one device: the same batches."""
+    """A run of two processes with two devices each resumes on one device with the same batches."""
     workdir = tmp_path / "run"
     shutil.copytree(whole, workdir)
     shutil.rmtree(workdir / "checkpoints" / "20")
@@ -123,13 +123,13 @@ def test_a_signal_to_one_process_stops_all_after_the_same_step(
         assert rows(whole, name) == rows(workdir, name)
 
 
-def test_all_processes_agree_on_a_corrupt_checkpoint_and_on_a_wrong_folder(
+def test_all_processes_agree_on_a_corrupt_checkpoint_and_on_another_config(
     recipe: Path, whole: Path, tmp_path: Path
 ) -> None:
     workdir = tmp_path / "run"
     shutil.copytree(whole, workdir)
     for path in (workdir / "checkpoints" / "20").rglob("ocdbt.process_1/d/*"):
-        path.write_bytes(path.read_bytes()[:10])  # of which the second process reads
+        path.write_bytes(path.read_bytes()[:10])  # files that the second process reads
     first, other = end(start_two(recipe, workdir))
     assert first.returncode == other.returncode == 0, first.stderr + other.stderr
     assert "checkpoint 20 is corrupt (" in first.stderr and "from step 10 of 20" in first.stderr
@@ -147,16 +147,16 @@ def test_a_run_folder_that_only_one_process_sees_is_refused(recipe: Path, tmp_pa
     assert not (tmp_path / "there").exists()
 
 
-def test_a_killed_process_ends_the_others_and_the_resumed_run_ends_with_the_same_bits() -> None:
+def test_a_killed_process_ends_the_others_and_the_resumed_run_is_bitwise_equal() -> None:
     line = ["--processes", "2", "--kills", "2", "--steps", "40", "--every", "10"]
     done = subprocess.run(
         [sys.executable, ROOT / "scripts" / "kill_test.py", *line], capture_output=True, text=True
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "2 kills, 40 steps: equal to the bit" in done.stdout
+    assert "2 kills, 40 steps: bitwise equal" in done.stdout
 
 
-def test_distributed_without_a_cluster_or_its_three_variables_is_refused() -> None:
+def test_distributed_without_a_cluster_or_the_jax_variables_is_refused() -> None:
     words = ("train", "--config", "configs/tiny.py", "--workdir", "runs/none", "--distributed")
     done = interpreter(*words)
     assert done.returncode == 2 and done.stderr.count("\n") == 1, done.stderr

@@ -1,4 +1,4 @@
-"""The scripts that a newcomer runs, on machines that lack something."""
+"""The scripts: missing prerequisites, the benchmark, shellcheck, and launching on clusters."""
 
 import json
 import os
@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[1]
 
 
 def script(folder: Path, name: str, python: str) -> subprocess.CompletedProcess[str]:
-    """A script of a copy of the project without its environment, called from another folder."""
+    """Runs a script of a copy of the project without its environment, from another folder."""
     shutil.copytree(ROOT / "scripts", folder / "scripts")
     for name_of in ("requirements.txt", "pyproject.toml"):
         shutil.copy(ROOT / name_of, folder)
@@ -35,22 +35,24 @@ def fake_python(folder: Path, body: str) -> str:
 
 
 @pytest.mark.parametrize("name", ["quickstart.sh", "test.sh"])
-def test_a_missing_python_is_named_with_what_to_do(name: str, tmp_path: Path) -> None:
+def test_a_missing_python_is_reported_with_a_remedy(name: str, tmp_path: Path) -> None:
     done = script(tmp_path, name, "/nowhere/python3")
     assert done.returncode == 1
-    assert "Python 3.11 to 3.13 is needed, and /nowhere/python3 is not" in done.stderr
+    assert "Python 3.11 to 3.13 is required, but /nowhere/python3 is missing" in done.stderr
     assert "PYTHON=/path/to/python3" in done.stderr
 
 
 @pytest.mark.parametrize("name", ["quickstart.sh", "test.sh"])
-def test_a_python_without_venv_is_named_with_what_to_install(name: str, tmp_path: Path) -> None:
+def test_a_python_without_venv_is_reported_with_the_package_to_install(
+    name: str, tmp_path: Path
+) -> None:
     python = fake_python(tmp_path, 'case "$2" in *ensurepip*) exit 1;; esac')
     done = script(tmp_path, name, python)
     assert done.returncode == 1 and "apt install python3-venv" in done.stderr
     assert not (tmp_path / ".venv").exists()
 
 
-def test_the_bench_measures_floors_and_ratios_and_writes_them(tmp_path: Path) -> None:
+def test_the_bench_writes_ratios_to_references_and_a_plot(tmp_path: Path) -> None:
     sizes = "--experts 2 4 --tokens 392 --width 8 --hidden 16 --repeats 2 --batch 2 --compile"
     command = [sys.executable, str(ROOT / "scripts" / "bench.py"), "--out", str(tmp_path / "bench")]
     command += ["--model", "vmoe_tiny_last2_e4", *sizes.split()]
@@ -82,7 +84,7 @@ def test_the_bench_measures_floors_and_ratios_and_writes_them(tmp_path: Path) ->
     assert wrong.returncode == 2 and "no section 'layers'" in wrong.stderr
 
 
-def test_shell_scripts_are_clean() -> None:
+def test_shell_scripts_pass_shellcheck() -> None:
     scripts = [str(path) for path in (ROOT / "scripts").glob("*.sh")]
     done = subprocess.run(
         [Path(sys.executable).with_name("shellcheck"), "-x", "-P", "SCRIPTDIR", *scripts],
@@ -94,10 +96,10 @@ def test_shell_scripts_are_clean() -> None:
 
 
 @pytest.mark.parametrize(("status", "queued"), [(0, False), (75, True), (1, False)])
-def test_a_slurm_job_that_was_told_to_save_queues_itself_again(
+def test_a_slurm_job_requeues_itself_only_after_it_was_stopped_and_saved(
     status: int, queued: bool, tmp_path: Path
 ) -> None:
-    """SLURM's commands write down how they are called."""
+    """Fake SLURM commands record their arguments."""
     for name, body in (("srun", f"exit {status}"), ("scontrol", "exit 0")):
         path = tmp_path / name
         path.write_text(f'#!/bin/sh\necho {name} "$@" >>"{tmp_path}/calls"\n{body}\n')
@@ -113,7 +115,7 @@ def test_a_slurm_job_that_was_told_to_save_queues_itself_again(
     assert after == (["scontrol requeue 17"] if queued else [])
 
 
-def test_launch_scripts_show_what_they_would_run_and_refuse_too_few_words() -> None:
+def test_launch_scripts_print_their_command_in_a_dry_run_and_refuse_missing_arguments() -> None:
     def dry_run(*words: str) -> subprocess.CompletedProcess[str]:
         script, *rest = words
         return subprocess.run(
@@ -130,10 +132,10 @@ def test_launch_scripts_show_what_they_would_run_and_refuse_too_few_words() -> N
     assert shown.endswith(" vmoe train --config a.py --workdir runs/x --distributed\n")
     for script in ("slurm.sh", "tpu_pod.sh"):
         done = dry_run(script)
-        assert done.returncode == 2 and done.stderr.startswith("use: ")
+        assert done.returncode == 2 and done.stderr.startswith("usage: ")
 
 
-def test_the_pods_of_a_jobset_are_told_who_takes_part() -> None:
+def test_a_jobset_sets_the_jax_distributed_variables_of_its_pods() -> None:
     jobset = yaml.safe_load((ROOT / "scripts" / "jobset.yaml").read_text())
     job = jobset["spec"]["replicatedJobs"][0]["template"]["spec"]
     container = job["template"]["spec"]["containers"][0]

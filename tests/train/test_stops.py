@@ -1,4 +1,4 @@
-"""Nothing is lost when a run stops: kills, signals, corruption, a full disk, a second run, NaN."""
+"""Stop and resume a run: kills, signals, corruption, a full disk, a second run, NaN."""
 
 import json
 import os
@@ -44,7 +44,7 @@ config = replace(
 
 @pytest.fixture(scope="module")
 def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """All that is drawn at random, in one block: tracing it is most of what a short run does."""
+    """Every source of randomness in a single block, since tracing dominates so short a run."""
     path = tmp_path_factory.mktemp("recipe") / "recipe.py"
     path.write_text(RECIPE)
     return path
@@ -57,7 +57,7 @@ def config(recipe: Path) -> TrainConfig:
 
 @pytest.fixture(scope="module")
 def whole(recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run that was never stopped, by the same command as those that are."""
+    """An uninterrupted run of the same command."""
     workdir = tmp_path_factory.mktemp("whole") / "run"
     stderr, status = run(recipe, workdir)
     assert status == 0, stderr
@@ -65,18 +65,18 @@ def whole(recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run(recipe: Path, workdir: Path, **limits: int) -> tuple[str, int]:
-    """What the command prints on stderr, and its exit status."""
+    """Runs the command; returns its stderr and its exit status."""
     done = vmoe("train", "--config", recipe, "--workdir", workdir, **limits)
     return done.stderr, done.returncode
 
 
-def test_a_run_killed_while_it_trains_saves_and_evaluates_ends_with_the_same_bits() -> None:
+def test_a_run_killed_in_every_phase_is_bitwise_equal_to_an_uninterrupted_one() -> None:
     line = ["--kills", "3", "--steps", "60", "--every", "10"]
     done = subprocess.run(
         [sys.executable, ROOT / "scripts" / "kill_test.py", *line], capture_output=True, text=True
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "3 kills, 60 steps: equal to the bit" in done.stdout
+    assert "3 kills, 60 steps: bitwise equal" in done.stdout
 
 
 def test_a_signal_saves_and_exits_with_75_and_the_same_command_resumes(
@@ -146,17 +146,17 @@ def garble(folder: Path) -> None:
         path.write_bytes(content)
 
 
-def cut_off(folder: Path) -> None:
-    for path in folder.rglob("d/*"):  # all: of a single one nothing may be read
+def truncate(folder: Path) -> None:
+    for path in folder.rglob("d/*"):  # all files, since a single one may not be read
         path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
 
 
-def lose(folder: Path) -> None:
+def remove_checksums(folder: Path) -> None:
     shutil.rmtree(folder / "checksums")
 
 
-def swap(folder: Path) -> None:
-    """Whole arrays, as Orbax wrote them, but those of another step."""
+def swap_parameters(folder: Path) -> None:
+    """Replaces the parameters by those of another step, as Orbax wrote them."""
     shutil.rmtree(folder / "params")
     shutil.copytree(folder.with_name("10") / "params", folder / "params")
 
@@ -169,17 +169,24 @@ def change_a_checksum(folder: Path) -> None:
     path.write_text(json.dumps(index))
 
 
-def list_checksums(folder: Path) -> None:
+def replace_checksums_by_a_list(folder: Path) -> None:
     (folder / "checksums" / "metadata").write_text("[]")
 
 
-CORRUPTIONS = (garble, cut_off, lose, swap, change_a_checksum, list_checksums)
+CORRUPTIONS = (
+    garble,
+    truncate,
+    remove_checksums,
+    swap_parameters,
+    change_a_checksum,
+    replace_checksums_by_a_list,
+)
 
 
-def test_corrupt_checkpoints_are_named_and_the_newest_good_one_is_used(
+def test_corrupt_checkpoints_are_reported_and_the_newest_valid_one_is_used(
     whole: Path, tmp_path: Path, recipe: Path
 ) -> None:
-    """Each of the newest is corrupt in another way, so that each is read and refused in turn."""
+    """Each newer checkpoint is corrupt in a different way; they are read and refused in turn."""
     workdir = tmp_path / "run"
     shutil.copytree(whole, workdir)
     steps = range(STEPS, 10, -10)
@@ -203,7 +210,7 @@ def test_corrupt_checkpoints_are_named_and_the_newest_good_one_is_used(
         ("evaluations.csv", b"\xff\xfe\x00step"),
     ],
 )
-def test_a_corrupt_table_is_named_and_left_unchanged(
+def test_a_corrupt_csv_file_is_reported_and_left_unchanged(
     name: str, content: bytes, recipe: Path, whole: Path, tmp_path: Path
 ) -> None:
     workdir = tmp_path / "run"
@@ -215,7 +222,7 @@ def test_a_corrupt_table_is_named_and_left_unchanged(
     assert (workdir / name).read_bytes() == content
 
 
-def test_without_any_good_checkpoint_a_run_is_refused_and_all_files_are_kept(
+def test_without_a_valid_checkpoint_a_run_is_refused_and_all_files_are_kept(
     recipe: Path, whole: Path, tmp_path: Path
 ) -> None:
     workdir = tmp_path / "run"
@@ -246,14 +253,14 @@ def test_a_second_run_in_the_same_folder_is_refused(
         with pytest.raises(UsageError, match=f"process {process.pid} is training in it"):
             train(config, workdir)
         process.kill()
-    with pytest.raises(UsageError, match="holds a run of another config"):  # and no longer in use
+    with pytest.raises(UsageError, match="holds a run of another config"):  # the lock is released
         train(configs.replace(config, seed=1), workdir)
 
 
 def test_a_full_disk_ends_the_run_with_one_line_and_keeps_the_last_checkpoint(
     recipe: Path, whole: Path, tmp_path: Path
 ) -> None:
-    """A limit on the size of files stands for the full disk: writing fails in the same places."""
+    """A limit on the file size simulates a full disk: writing fails in the same places."""
     workdir = tmp_path / "run"
     shutil.copytree(whole, workdir)
     for step in range(40, STEPS + 1, 10):
@@ -273,7 +280,7 @@ def test_a_full_disk_ends_the_run_with_one_line_and_keeps_the_last_checkpoint(
 
 @pytest.fixture
 def poisoned(config: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> TrainConfig:
-    """Batches 27 and 45 hold pixels that are no numbers."""
+    """Batches 27 and 45 have NaN pixels."""
 
     def batches(*words: object, **options: object) -> object:
         def poison(i: int, batch: object) -> object:
@@ -286,7 +293,7 @@ def poisoned(config: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> TrainConfi
     return configs.replace(config, evaluations=(EvalConfig(),))
 
 
-def test_a_nan_loss_stops_the_run_at_once_and_names_the_step(
+def test_a_nan_loss_stops_the_run_at_once_and_reports_the_step(
     poisoned: TrainConfig, tmp_path: Path
 ) -> None:
     with pytest.raises(Failure) as caught:
@@ -297,18 +304,18 @@ def test_a_nan_loss_stops_the_run_at_once_and_names_the_step(
     assert steps_of(tmp_path) == [10, 20]
 
 
-def test_rewinding_skips_the_bad_batches_and_repeats_to_the_bit(
+def test_rewinding_skips_the_bad_batches_and_is_deterministic(
     poisoned: TrainConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    folders = [tmp_path / "one", tmp_path / "other"]
+    folders = [tmp_path / "first", tmp_path / "second"]
     train(poisoned, folders[0], on_nan="rewind")
     stderr = capsys.readouterr().err
     assert "step 28: loss nan" in stderr and "rewinding, 1 of at most 3 times" in stderr
-    # step 21 then takes batch 28, so that batch 45 is that of step 38
+    # step 21 then uses batch 28, so step 38 uses batch 45
     assert "step 38: loss nan" in stderr and "rewinding, 2 of at most 3 times" in stderr
     assert rows(folders[0])[-1]["step"] == str(STEPS)
     assert np.isfinite([float(row["loss"]) for row in rows(folders[0])]).all()
-    # A signal three steps before the break leaves a checkpoint that the other run has not.
+    # A signal three steps before the NaN saves a checkpoint that the first run does not have.
     real, seen = Report.step, []
 
     def step(self: Report, number: int) -> None:
@@ -344,7 +351,7 @@ def test_a_diverging_learning_rate_ends_the_command_with_one_line(
 
 
 def test_a_checkpoint_larger_than_the_free_space_is_not_started(tmp_path: Path) -> None:
-    """Arrays as large as no disk is, of which no byte exists."""
+    """Abstract arrays, larger than any disk."""
     huge = {"kernel": jax.ShapeDtypeStruct((2**40, 2**20), np.float32)}
     with (
         pytest.raises(Failure, match=r"bytes, the disk has .* left\); there is no earlier one"),
