@@ -53,22 +53,22 @@ FILES = ("metrics.csv", "evaluations.csv", "experts.csv")
 
 def start(recipe: Path, workdir: Path, processes: int = 1) -> list[subprocess.Popen[bytes]]:
     """Starts the real command in one or more processes."""
-    words = ["train", "--config", str(recipe), "--workdir", str(workdir)]
-    together = {}
+    arguments = ["train", "--config", str(recipe), "--workdir", str(workdir)]
+    distributed = {}
     if processes > 1:
-        words.append("--distributed")
-        together = {
+        arguments.append("--distributed")
+        distributed = {
             "JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{free_port()}",
             "JAX_NUM_PROCESSES": str(processes),
             "XLA_FLAGS": "--xla_force_host_platform_device_count=2",
         }
     return [
         subprocess.Popen(
-            [sys.executable, "-m", "vmoe", *words],
+            [sys.executable, "-m", "vmoe", *arguments],
             stdout=subprocess.DEVNULL,
             stderr=log_of(workdir, i).open("ab"),
             cwd=ROOT,
-            env=os.environ | together | {"JAX_PROCESS_ID": str(i)},
+            env=os.environ | distributed | {"JAX_PROCESS_ID": str(i)},
         )
         for i in range(processes)
     ]
@@ -80,9 +80,9 @@ def log_of(workdir: Path, process: int) -> Path:
 
 
 def free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return found.getsockname()[1]
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        return sock.getsockname()[1]
 
 
 def rows(workdir: Path, name: str) -> list[dict[str, str]]:
@@ -91,14 +91,14 @@ def rows(workdir: Path, name: str) -> list[dict[str, str]]:
     if not path.exists():
         return []
     with path.open(newline="") as file:
-        found = [row for row in csv.DictReader(file) if None not in row.values()]
-    return [{k: v for k, v in row.items() if k != "images_per_second"} for row in found]
+        complete = [row for row in csv.DictReader(file) if None not in row.values()]
+    return [{k: v for k, v in row.items() if k != "images_per_second"} for row in complete]
 
 
 def last_step(workdir: Path) -> int:
     """The step of the newest row of metrics.csv."""
-    found = rows(workdir, "metrics.csv")
-    return int(found[-1]["step"]) if found else 0
+    metrics = rows(workdir, "metrics.csv")
+    return int(metrics[-1]["step"]) if metrics else 0
 
 
 def unfinished(workdir: Path) -> list[str]:
@@ -120,10 +120,10 @@ def saving(workdir: Path, step: int) -> bool:
 
 def evaluating(workdir: Path, step: int) -> bool:
     """Whether an evaluation is due and its rows are not written yet."""
-    now = last_step(workdir)
+    step_now = last_step(workdir)
     evaluated = rows(workdir, "evaluations.csv")
-    done = int(evaluated[-1]["step"]) if evaluated else 0
-    return now >= step and now % _every(workdir) == 0 and done < now
+    evaluated_step = int(evaluated[-1]["step"]) if evaluated else 0
+    return step_now >= step and step_now % _every(workdir) == 0 and evaluated_step < step_now
 
 
 @functools.cache
@@ -131,7 +131,7 @@ def _every(workdir: Path) -> int:
     return read_config(workdir).evaluate_every
 
 
-MOMENTS: dict[Callable[[Path, int], bool], float] = {  # to the maximum delay of a kill in seconds
+KILL_PHASES: dict[Callable[[Path, int], bool], float] = {
     training: 0.2,
     saving: 0.01,
     evaluating: 0.05,
@@ -143,9 +143,9 @@ class Killed(NamedTuple):
     """The state of a run after a kill."""
 
     step: int
-    half: bool
+    unfinished_checkpoint: bool
     """Whether a checkpoint was partly written."""
-    between: bool
+    unfinished_evaluation: bool
     """Whether an evaluation was running."""
     seconds: float
     """Seconds until the last of the other processes exited."""
@@ -154,21 +154,21 @@ class Killed(NamedTuple):
 def kill_once(
     recipe: Path,
     workdir: Path,
-    moment: Callable[[Path, int], bool],
+    phase: Callable[[Path, int], bool],
     step: int,
-    chance: float,
+    delay_fraction: float,
     victim: int,
     processes: int,
 ) -> Killed:
     """Starts the run and kills one of its processes in a phase at or after a step."""
     run = start(recipe, workdir, processes)
-    while not moment(workdir, step):
+    while not phase(workdir, step):
         for i, process in enumerate(run):
             if process.poll() is not None:
                 log = log_of(workdir, i).read_text()[-2000:]
                 raise SystemExit(f"process {i} ended by itself, {process.returncode}: {log}")
         time.sleep(0.002)
-    time.sleep(chance * MOMENTS[moment])
+    time.sleep(delay_fraction * KILL_PHASES[phase])
     run[victim].kill()
     begin = time.monotonic()
     for i, process in enumerate(run):
@@ -189,11 +189,11 @@ def arrays(workdir: Path, step: int) -> dict[str, str]:
     """The checksums of all arrays of a checkpoint, which is verified as it is restored."""
     config = read_config(workdir)
     state = abstract_state(config)
-    found = restore(workdir / "checkpoints" / str(step), **checkpoint_items(state))
-    return checksums(found)
+    items = restore(workdir / "checkpoints" / str(step), **checkpoint_items(state))
+    return checksums(items)
 
 
-def ended(run: list[subprocess.Popen[bytes]]) -> int:
+def wait_for_all(run: list[subprocess.Popen[bytes]]) -> int:
     """Waits for all processes; returns 0, or the exit status of one that failed."""
     return max(process.wait() for process in run)
 
@@ -202,13 +202,13 @@ def differences(one: Path, other: Path, steps: int) -> list[str]:
     """The differences between two finished runs, one line each."""
     ours, theirs = arrays(one, steps), arrays(other, steps)
     names = sorted({*ours, *theirs})
-    found = [f"array {name}" for name in names if ours.get(name) != theirs.get(name)]
+    different = [f"array {name}" for name in names if ours.get(name) != theirs.get(name)]
     for name in FILES:
         pairs = zip(rows(one, name), rows(other, name), strict=False)
-        found += [f"{name}, step {mine['step']}" for mine, yours in pairs if mine != yours]
+        different += [f"{name}, step {mine['step']}" for mine, yours in pairs if mine != yours]
         if len(rows(one, name)) != len(rows(other, name)):
-            found.append(f"{name}: {len(rows(one, name))} rows and {len(rows(other, name))}")
-    return found
+            different.append(f"{name}: {len(rows(one, name))} rows and {len(rows(other, name))}")
+    return different
 
 
 def main() -> int:
@@ -220,52 +220,64 @@ def main() -> int:
     )
     parser.add_argument("--seed", type=int, default=0, help="seed of the kill times")
     parser.add_argument("--processes", type=int, default=1, help="processes of the run")
-    given = parser.parse_args()
+    options = parser.parse_args()
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".cache" / "jax"))
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")  # the run starts often
-    chance, moments = random.Random(given.seed), list(MOMENTS)
-    if given.processes > 1:  # the others wait for a process that has not connected
-        moments.remove(starting)
+    rng, phases = random.Random(options.seed), list(KILL_PHASES)
+    if options.processes > 1:  # the others wait for a process that has not connected
+        phases.remove(starting)
     with tempfile.TemporaryDirectory() as folder:
-        recipe, whole, killed = (Path(folder) / name for name in ("recipe.py", "whole", "killed"))
+        recipe, uninterrupted, killed = (
+            Path(folder) / name for name in ("recipe.py", "whole", "killed")
+        )
         tiny = str(ROOT / "configs" / "tiny.py")
-        batch = 8 if given.processes == 1 else 60
-        settings = dict(tiny=tiny, steps=given.steps, every=given.every, batch=batch)
+        batch = 8 if options.processes == 1 else 60
+        settings = dict(tiny=tiny, steps=options.steps, every=options.every, batch=batch)
         recipe.write_text(RECIPE.format(**settings))
-        print(f"training {given.steps} steps without interruption", flush=True)
-        if status := ended(start(recipe, whole, given.processes)):
-            print(log_of(whole, 0).read_text())
+        print(f"training {options.steps} steps without interruption", flush=True)
+        if status := wait_for_all(start(recipe, uninterrupted, options.processes)):
+            print(log_of(uninterrupted, 0).read_text())
             raise SystemExit(f"the uninterrupted run ended with status {status}")
         hit = {"saving": 0, "evaluating": 0}
         columns = ("kill", "while", "last step", "unfinished checkpoint", "unfinished evaluation")
         table = Table(
-            *columns, *(["process", "others exited after"] if given.processes > 1 else [])
+            *columns, *(["process", "others exited after"] if options.processes > 1 else [])
         )
-        for i in range(given.kills):
-            moment = moments[i % len(moments)]
-            step = (i + 1) * given.steps // (given.kills + 2)
-            victim = i % given.processes
-            left = kill_once(recipe, killed, moment, step, chance.random(), victim, given.processes)
+        for i in range(options.kills):
+            phase = phases[i % len(phases)]
+            step = (i + 1) * options.steps // (options.kills + 2)
+            victim = i % options.processes
+            left = kill_once(recipe, killed, phase, step, rng.random(), victim, options.processes)
             yes = ("no", "yes")
-            hit["saving"] += left.half
-            hit["evaluating"] += left.between
-            row = [str(i + 1), moment.__name__, str(left.step), yes[left.half], yes[left.between]]
-            if given.processes > 1:
+            hit["saving"] += left.unfinished_checkpoint
+            hit["evaluating"] += left.unfinished_evaluation
+            row = [
+                str(i + 1),
+                phase.__name__,
+                str(left.step),
+                yes[left.unfinished_checkpoint],
+                yes[left.unfinished_evaluation],
+            ]
+            if options.processes > 1:
                 row += [str(victim), f"{left.seconds:.1f} s"]
             table.add_row(*row)
-            print(f"kill {i + 1}/{given.kills} while {row[1]}: step {left.step}", flush=True)
-        status = ended(start(recipe, killed, given.processes))
+            print(f"kill {i + 1}/{options.kills} while {row[1]}: step {left.step}", flush=True)
+        status = wait_for_all(start(recipe, killed, options.processes))
         Console().print(table)
-        logs = [log_of(killed, i).read_text() for i in range(given.processes)]
+        logs = [log_of(killed, i).read_text() for i in range(options.processes)]
         corrupt = sum(log.count("corrupt") for log in logs)
-        found = [f"exit status {status}"] if status else differences(whole, killed, given.steps)
-        found += [f"{corrupt} corrupt checkpoints"] if corrupt else []
-        found += [f"no kill left the run {name}" for name, count in hit.items() if not count]
-    for line in found:
+        failures = (
+            [f"exit status {status}"]
+            if status
+            else differences(uninterrupted, killed, options.steps)
+        )
+        failures += [f"{corrupt} corrupt checkpoints"] if corrupt else []
+        failures += [f"no kill left the run {name}" for name, count in hit.items() if not count]
+    for line in failures:
         print(f"failed: {line}")
-    verdict = "NOT equal" if found else "bitwise equal: every array and every row"
-    print(f"{given.kills} kills, {given.steps} steps: {verdict}")
-    return 1 if found else 0
+    verdict = "NOT equal" if failures else "bitwise equal: every array and every row"
+    print(f"{options.kills} kills, {options.steps} steps: {verdict}")
+    return 1 if failures else 0
 
 
 if __name__ == "__main__":

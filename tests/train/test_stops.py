@@ -56,7 +56,7 @@ def config(recipe: Path) -> TrainConfig:
 
 
 @pytest.fixture(scope="module")
-def whole(recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def uninterrupted(recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An uninterrupted run of the same command."""
     workdir = tmp_path_factory.mktemp("whole") / "run"
     stderr, status = run(recipe, workdir)
@@ -66,21 +66,21 @@ def whole(recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def run(recipe: Path, workdir: Path, **limits: int) -> tuple[str, int]:
     """Runs the command; returns its stderr and its exit status."""
-    done = vmoe("train", "--config", recipe, "--workdir", workdir, **limits)
-    return done.stderr, done.returncode
+    result = vmoe("train", "--config", recipe, "--workdir", workdir, **limits)
+    return result.stderr, result.returncode
 
 
 def test_a_run_killed_in_every_phase_is_bitwise_equal_to_an_uninterrupted_one() -> None:
     line = ["--kills", "3", "--steps", "60", "--every", "10"]
-    done = subprocess.run(
+    result = subprocess.run(
         [sys.executable, ROOT / "scripts" / "kill_test.py", *line], capture_output=True, text=True
     )
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "3 kills, 60 steps: bitwise equal" in done.stdout
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "3 kills, 60 steps: bitwise equal" in result.stdout
 
 
 def test_a_signal_saves_and_exits_with_75_and_the_same_command_resumes(
-    recipe: Path, whole: Path, tmp_path: Path
+    recipe: Path, uninterrupted: Path, tmp_path: Path
 ) -> None:
     workdir, resumed_from = tmp_path / "run", 0
     for number, step in ((signal.SIGTERM, 15), (signal.SIGINT, 30)):
@@ -98,20 +98,20 @@ def test_a_signal_saves_and_exits_with_75_and_the_same_command_resumes(
         assert (workdir / "checkpoints" / str(resumed_from)).is_dir()
     stderr, status = run(recipe, workdir)
     assert f"resumed from step {resumed_from} of {STEPS}" in stderr and status == 0
-    assert_same(whole, workdir)
+    assert_same(uninterrupted, workdir)
 
 
 def test_a_signal_aborts_an_evaluation_and_a_resumed_run_repeats_it(
-    config: TrainConfig, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    config: TrainConfig, uninterrupted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    done = 0
+    calls = 0
 
-    def evaluate(*words: object, **settings: object) -> object:
-        nonlocal done
-        done += 1
-        if done == 6:  # of the second evaluated step
+    def evaluate(*arguments: object, **settings: object) -> object:
+        nonlocal calls
+        calls += 1
+        if calls == 6:  # of the second evaluated step
             signal.raise_signal(signal.SIGTERM)
-        return real(*words, **settings)
+        return real(*arguments, **settings)
 
     real = loop.evaluate
     with monkeypatch.context() as patch:
@@ -121,11 +121,13 @@ def test_a_signal_aborts_an_evaluation_and_a_resumed_run_repeats_it(
     assert {row["step"] for row in rows(tmp_path, "evaluations")} == {"20"}
     train(config, tmp_path)
     evaluations = rows(tmp_path, "evaluations")
-    assert [r["step"] for r in evaluations] == [r["step"] for r in rows(whole, "evaluations")]
+    assert [r["step"] for r in evaluations] == [
+        r["step"] for r in rows(uninterrupted, "evaluations")
+    ]
 
 
 def test_a_second_signal_exits_at_once_and_leaves_the_last_checkpoint_intact(
-    recipe: Path, whole: Path, tmp_path: Path
+    recipe: Path, uninterrupted: Path, tmp_path: Path
 ) -> None:
     workdir = tmp_path / "run"
     with start("train", "--config", recipe, "--workdir", workdir) as process:
@@ -136,7 +138,7 @@ def test_a_second_signal_exits_at_once_and_leaves_the_last_checkpoint_intact(
         assert process.wait() == 128 + signal.SIGINT
     stderr, status = run(recipe, workdir)
     assert "corrupt" not in stderr and status == 0
-    assert_same(whole, workdir)
+    assert_same(uninterrupted, workdir)
 
 
 def garble(folder: Path) -> None:
@@ -184,11 +186,11 @@ CORRUPTIONS = (
 
 
 def test_corrupt_checkpoints_are_reported_and_the_newest_valid_one_is_used(
-    whole: Path, tmp_path: Path, recipe: Path
+    uninterrupted: Path, tmp_path: Path, recipe: Path
 ) -> None:
     """Each newer checkpoint is corrupt in a different way; they are read and refused in turn."""
     workdir = tmp_path / "run"
-    shutil.copytree(whole, workdir)
+    shutil.copytree(uninterrupted, workdir)
     steps = range(STEPS, 10, -10)
     for step, corrupt in zip(steps, CORRUPTIONS, strict=True):
         corrupt(workdir / "checkpoints" / str(step))
@@ -199,7 +201,7 @@ def test_corrupt_checkpoints_are_reported_and_the_newest_valid_one_is_used(
         assert (workdir / "checkpoints" / "corrupt" / str(step)).is_dir()
     assert f"resumed from step 10 of {STEPS}" in stderr
     assert "Traceback" not in stderr
-    assert_same(whole, workdir)
+    assert_same(uninterrupted, workdir)
 
 
 @pytest.mark.parametrize(
@@ -211,10 +213,10 @@ def test_corrupt_checkpoints_are_reported_and_the_newest_valid_one_is_used(
     ],
 )
 def test_a_corrupt_csv_file_is_reported_and_left_unchanged(
-    name: str, content: bytes, recipe: Path, whole: Path, tmp_path: Path
+    name: str, content: bytes, recipe: Path, uninterrupted: Path, tmp_path: Path
 ) -> None:
     workdir = tmp_path / "run"
-    shutil.copytree(whole, workdir)
+    shutil.copytree(uninterrupted, workdir)
     (workdir / name).write_bytes(content)
     stderr, status = run(recipe, workdir)
     assert status == 1 and stderr.startswith("vmoe: ") and stderr.count("\n") == 1, stderr
@@ -223,10 +225,10 @@ def test_a_corrupt_csv_file_is_reported_and_left_unchanged(
 
 
 def test_without_a_valid_checkpoint_a_run_is_refused_and_all_files_are_kept(
-    recipe: Path, whole: Path, tmp_path: Path
+    recipe: Path, uninterrupted: Path, tmp_path: Path
 ) -> None:
     workdir = tmp_path / "run"
-    shutil.copytree(whole, workdir)
+    shutil.copytree(uninterrupted, workdir)
     steps = sorted(map(str, steps_of(workdir)))
     for step in steps[:-2]:
         shutil.rmtree(workdir / "checkpoints" / step)
@@ -258,11 +260,11 @@ def test_a_second_run_in_the_same_folder_is_refused(
 
 
 def test_a_full_disk_ends_the_run_with_one_line_and_keeps_the_last_checkpoint(
-    recipe: Path, whole: Path, tmp_path: Path
+    recipe: Path, uninterrupted: Path, tmp_path: Path
 ) -> None:
     """A limit on the file size simulates a full disk: writing fails in the same places."""
     workdir = tmp_path / "run"
-    shutil.copytree(whole, workdir)
+    shutil.copytree(uninterrupted, workdir)
     for step in range(40, STEPS + 1, 10):
         shutil.rmtree(workdir / "checkpoints" / str(step))
     # Less than the metadata of the training state, 22 kB; the sizes of data files vary.
@@ -275,19 +277,19 @@ def test_a_full_disk_ends_the_run_with_one_line_and_keeps_the_last_checkpoint(
     assert "30" in os.listdir(workdir / "checkpoints")
     stderr, status = run(recipe, workdir)
     assert status == 0 and "corrupt" not in stderr, stderr
-    assert_same(whole, workdir)
+    assert_same(uninterrupted, workdir)
 
 
 @pytest.fixture
 def poisoned(config: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> TrainConfig:
     """Batches 27 and 45 have NaN pixels."""
 
-    def batches(*words: object, **options: object) -> object:
+    def batches(*arguments: object, **options: object) -> object:
         def poison(i: int, batch: object) -> object:
             bad = i in (27, 45)
             return batch._replace(images=batch.images * np.float32(np.nan)) if bad else batch
 
-        return training_batches(*words, **options).map_with_index(poison)
+        return training_batches(*arguments, **options).map_with_index(poison)
 
     monkeypatch.setattr(setup, "training_batches", batches)
     return configs.replace(config, evaluations=(EvalConfig(),))
