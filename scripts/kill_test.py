@@ -272,7 +272,7 @@ def main() -> int:
             else differences(uninterrupted, killed, options.steps)
         )
         failures += [f"{corrupt} corrupt checkpoints"] if corrupt else []
-        failures += [f"no kill left the run {name}" for name, count in hit.items() if not count]
+        failures += [f"no kill came while {name}" for name, count in hit.items() if not count]
     for line in failures:
         print(f"failed: {line}")
     verdict = "NOT equal" if failures else "bitwise equal: every array and every row"

@@ -86,7 +86,7 @@ def test_the_batches_of_several_processes_concatenate_to_those_of_one() -> None:
                 np.testing.assert_array_equal(ours, oracle)
 
 
-def test_processes_of_an_evaluation_have_as_many_batches_and_read_every_image_once() -> None:
+def test_evaluating_processes_have_equal_batch_counts_and_read_every_image_once() -> None:
     source = open_source("digits", "validation")
     sizes = dict(batch_size=48, num_classes=10, image_size=8)
     one_process = list(evaluation_batches(source, **sizes))

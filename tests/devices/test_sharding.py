@@ -339,7 +339,7 @@ def test_fsdp_gathers_only_the_parameters_that_it_splits(mesh: str) -> None:
     assert not re.findall(r"all-gather-start|collective-permute", text)
 
 
-def test_expert_use_is_of_the_right_image_in_padded_groups() -> None:
+def test_expert_use_is_assigned_to_the_right_image_in_padded_groups() -> None:
     """Each device has five images in groups of three, so its last group is padded."""
     config = replace(CONFIG, moe=dict(capacity_factor=8.0, images_per_group=3))
     two = place(config, jax.devices()[:2], mesh="expert=2")

@@ -270,7 +270,7 @@ def test_blocked_experts_use_the_same_dropout_mask_forward_and_backward() -> Non
     assert float(up - down) == pytest.approx(float(expected), rel=2e-2)
 
 
-def test_bfloat16_logits_are_close_and_routers_and_parameters_stay_float32() -> None:
+def test_bfloat16_logits_are_close_to_float32_and_routers_and_parameters_stay_float32() -> None:
     exact, rough = tiny(), tiny(dtype="bfloat16")
     assert {leaf.dtype.name for leaf in jax.tree.leaves(nnx.state(rough, nnx.Param))} == {"float32"}
     logits, records = run(rough, images())
