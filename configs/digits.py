@@ -4,13 +4,13 @@
     vmoe evaluate --checkpoint runs/digits
 
 Test accuracy over seeds 0, 1, 2 (--seed): 97.78, 98.06, 97.78, mean 97.87; validation 97.22, 97.22,
-98.33. Another version of jax rounds otherwise. The dense twin gets 98.61, so experts do not help
-here. About 70 s on 2 cores of an AMD EPYC, the start and 9 s of compiling included, with other work
-on the machine (2026-11-24, jax 0.10.2).
+98.33. Other versions of jax round differently. The dense twin gets 98.61, so experts do not help
+here. About 70 s on 2 cores of an AMD EPYC, including start-up and 9 s of compilation, with other
+work on the machine (2026-11-24, jax 0.10.2).
 
-Chosen on the validation split: width 48 gave 95.56, 96.67, 96.11 there; rotations, mixup, dropout,
-more capacity, fewer experts, and more or fewer steps gave nothing beyond the spread of the seeds,
-about one point.
+Settings were chosen on the validation split: width 48 gave 95.56, 96.67, 96.11 there; rotations,
+mixup, dropout, more capacity, fewer experts, and more or fewer steps changed accuracy by no more
+than the seed does, about one point.
 """
 
 from vmoe.config import (
@@ -31,7 +31,7 @@ config = TrainConfig(
         num_heads=4,
         image_size=8,
         num_classes=10,
-        position_std=1.0,  # 0.02, right for long training, starves one this short
+        position_std=1.0,  # 0.02 suits long training and is too small for this short one
         sparse_blocks=(1, 3),
         moe=MoEConfig(num_experts=8),
     ),

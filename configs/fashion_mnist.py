@@ -7,10 +7,11 @@ Test accuracy over seeds 0, 1, 2 (--seed): 90.16, 90.55, 90.28, mean 90.33; vali
 90.88. The dense twin gets 89.52 (89.27, 89.65, 89.65), below every seed of the sparse model; an MLP
 88.90 and gradient-boosted trees 89.45 (scripts/baselines.py --data fashion_mnist). 14 minutes of
 CPU time, 10.8 minutes for seed 0, on 2 cores of an AMD EPYC with other work on them (2026-11-25,
-jax 0.10.2). With --model.moe.implementation batched sums round otherwise: 89.83, 90.44, 90.38.
+jax 0.10.2). With --model.moe.implementation batched, sums round differently: 89.83, 90.44,
+90.38.
 
-Chosen on the validation split, one seed and 3,000 steps each: shifts of one pixel gave 88.4 there,
-none 87.1; nothing else that was tried was beyond the standard error, 0.45 points.
+Settings were chosen on the validation split with one seed and 3,000 steps: shifts of one pixel gave
+88.4 there, no shifts 87.1; other changes made less difference than the standard error, 0.45 points.
 """
 
 from vmoe.config import (
@@ -32,7 +33,7 @@ config = TrainConfig(
         image_size=28,
         num_classes=10,
         pooling="mean",
-        position_std=1.0,  # 0.02, right for long training, starves one this short
+        position_std=1.0,  # 0.02 suits long training and is too small for this short one
         sparse_blocks=(1, 3, 5),
         moe=MoEConfig(num_experts=8),
     ),

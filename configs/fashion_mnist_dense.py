@@ -1,4 +1,5 @@
-"""The dense twin of fashion_mnist.py: the same model with an MLP in every block, equal training.
+"""The dense twin of fashion_mnist.py: the same model with an MLP in every block, the same
+training.
 
     vmoe train --config configs/fashion_mnist_dense.py --workdir runs/fashion_mnist_dense
     vmoe evaluate --checkpoint runs/fashion_mnist_dense

@@ -1,4 +1,4 @@
-"""The smallest whole run: a V-MoE of two blocks on the digits, to see that all works.
+"""A smoke test: a V-MoE of two blocks on the digits.
 
 vmoe train --config configs/tiny.py --workdir runs/tiny
 """

@@ -3,20 +3,21 @@
     vmoe plan --config configs/vmoe_15b.py --devices 128
     vmoe train --config configs/vmoe_15b.py --workdir runs/vmoe_15b --distributed
 
-14,705,071,769 parameters, of which a token meets 1,723,322,009 (`vmoe plan`); the paper's count is
-14,705.1 million. It has not been trained here: there is no accuracy to expect.
+14,705,071,769 parameters, of which 1,723,322,009 are active per token (`vmoe plan`); the paper's
+count is 14,705.1 million. It has not been trained here, so no accuracy is known.
 
-The paper's (arXiv 2106.05974): the model's shape, 32 experts of which a token gets 2, 29,593
-classes, no pre-logits; of its JFT recipes the batch of 4,096, 10,000 steps of warmup, and weight
+From the paper (arXiv 2106.05974): the model's shape, 32 experts with k = 2, 29,593 classes, no
+pre-logits layer; from its JFT recipes the batch size of 4,096, 10,000 warmup steps, and weight
 decay of 0.1 on all parameters.
 
-Ours, since no source at hand states them: how many steps, the learning rate and its end, sigmoid
-cross-entropy with the head's bias at -10, the global clip of 10 (which the paper has for H/14), the
-capacity factor (the default), bfloat16 for the implementation and for rows on their way, remat.
+Our choice, where we found no source: the number of steps, the learning rate and its final value,
+sigmoid cross-entropy with a head bias of -10, gradient clipping to a global norm of 10 (the paper's
+value for H/14), the default capacity factor, bfloat16 for the model and for dispatched rows, remat.
 
-Not the paper's: the 15B model was trained with Adafactor under a reciprocal square root schedule.
-vmoe has neither yet; AdamW with a linear decay stands in, whose moments take twice the memory of
-the parameters. JFT-300M is private: `folder:jft` is a folder of your own images by class.
+Different from the paper: it trains the 15B model with Adafactor and a reciprocal square root
+schedule. vmoe has neither yet; this config uses AdamW, whose moments take twice the memory of the
+parameters, and a linear schedule. JFT-300M is private: replace `folder:jft` by a folder of your own
+images, one subfolder per class.
 """
 
 from vmoe.config import (

@@ -3,8 +3,8 @@
     python scripts/baselines.py [--data digits] [--write FILE]
     python scripts/baselines.py --data fashion_mnist          # eleven minutes on 2 cores
 
-Settings were chosen on the validation split, as the models' were; a method that draws at random is
-fitted with seeds 0, 1, 2. ``--write`` saves one image of the test split, to predict.
+Each method uses the settings that are best on the validation split; randomised methods are fitted
+with seeds 0, 1, 2. ``--write`` saves an image of the test split for ``vmoe predict``.
 """
 
 import argparse
@@ -27,20 +27,20 @@ from sklearn.svm import SVC
 
 from vmoe.data.sources import Source, open_source
 
-Make = Callable[[int], ClassifierMixin]  # a classifier from a seed
+Factory = Callable[[int], ClassifierMixin]  # a classifier from a seed
 
 
-def mlp(width: int) -> Make:
+def mlp(width: int) -> Factory:
     return lambda seed: MLPClassifier((width,), early_stopping=True, random_state=seed)
 
 
-def trees(rounds: int) -> Make:
+def trees(rounds: int) -> Factory:
     return lambda seed: HistGradientBoostingClassifier(
         max_iter=rounds, early_stopping=False, max_features=0.2, random_state=seed
     )
 
 
-METHODS: dict[str, dict[str, dict[str, Make]]] = {
+METHODS: dict[str, dict[str, dict[str, Factory]]] = {
     "digits": {
         "logistic regression": {
             f"C={c}": lambda seed, c=c: make_pipeline(
@@ -60,7 +60,7 @@ METHODS: dict[str, dict[str, dict[str, Make]]] = {
         "gradient-boosted trees": {f"{rounds} rounds": trees(rounds) for rounds in (30, 100)},
     },
 }
-DRAWN = ("MLP", "gradient-boosted trees")
+RANDOMIZED = ("MLP", "gradient-boosted trees")
 
 
 def pixels(source: Source) -> np.ndarray:
@@ -68,22 +68,22 @@ def pixels(source: Source) -> np.ndarray:
     return (source.images[..., 0].reshape(len(source), -1) / 255).astype(np.float32)
 
 
-def measure(name: str, makes: dict[str, Make], parts: dict[str, Source]) -> tuple[str, ...]:
-    """A row: the method, the settings that won, accuracy on validation and test, seconds."""
-    rows = {split: pixels(source) for split, source in parts.items()}
+def measure(name: str, factories: dict[str, Factory], splits: dict[str, Source]) -> tuple[str, ...]:
+    """A table row: the method, its best settings, validation and test accuracy, seconds."""
+    rows = {split: pixels(source) for split, source in splits.items()}
     start = time.perf_counter()
 
     def fit(key: str, seed: int) -> ClassifierMixin:
         print(f"fitting: {name}, {key}, seed {seed}", file=sys.stderr, flush=True)
-        return makes[key](seed).fit(rows["train"], parts["train"].labels)
+        return factories[key](seed).fit(rows["train"], splits["train"].labels)
 
     def score(model: ClassifierMixin, split: str) -> float:
-        return model.score(rows[split], parts[split].labels)
+        return model.score(rows[split], splits[split].labels)
 
-    fitted = {key: fit(key, 0) for key in makes}
+    fitted = {key: fit(key, 0) for key in factories}
     scores = {key: score(model, "validation") for key, model in fitted.items()}
     best = max(scores, key=scores.__getitem__)
-    models = [fitted[best], *(fit(best, seed) for seed in (1, 2) if name in DRAWN)]
+    models = [fitted[best], *(fit(best, seed) for seed in (1, 2) if name in RANDOMIZED)]
     tests = [score(model, "test") for model in models]
     shown = ", ".join(f"{test:.2%}" for test in tests)
     mean = f" (mean {np.mean(tests):.2%})" if len(tests) > 1 else ""
@@ -94,20 +94,28 @@ def measure(name: str, makes: dict[str, Make], parts: dict[str, Source]) -> tupl
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", default="digits", help="digits, fashion_mnist[:FOLDER]")
-    parser.add_argument("--write", help="where to save one image of the test split, a PNG")
-    given = parser.parse_args()
-    parts = {split: open_source(given.data, split) for split in ("train", "validation", "test")}
+    parser.add_argument("--write", help="PNG file to write, with one image of the test split")
+    options = parser.parse_args()
+    splits = {split: open_source(options.data, split) for split in ("train", "validation", "test")}
     table = Table(
-        *("method", "settings", "validation", f"{given.data.partition(':')[0]}:test", "all fits"),
+        *(
+            "method",
+            "settings",
+            "validation",
+            f"{options.data.partition(':')[0]}:test",
+            "time of all fits",
+        ),
         title="classic methods",
     )
-    for name, makes in METHODS[given.data.partition(":")[0]].items():
-        table.add_row(*measure(name, makes, parts))
+    for name, factories in METHODS[options.data.partition(":")[0]].items():
+        table.add_row(*measure(name, factories, splits))
     Console().print(table)
-    if given.write:
-        test = parts["test"]
-        Image.fromarray(np.ascontiguousarray(test.images[0])).save(given.write)
-        print(f"{given.write}: an image of the test split, a {test.class_names[test.labels[0]]}")
+    if options.write:
+        test = splits["test"]
+        Image.fromarray(np.ascontiguousarray(test.images[0])).save(options.write)
+        print(
+            f"{options.write}: an image of the test split, class {test.class_names[test.labels[0]]}"
+        )
 
 
 if __name__ == "__main__":

@@ -1,17 +1,17 @@
-"""What sparsity costs on this machine: routing, the layer, whole models, the start, many devices.
+"""Measure what sparsity costs: routing, the layer, whole models, start-up, many devices.
 
-    python scripts/bench.py                       # all of it, at most five minutes on 2 cores
+    python scripts/bench.py                       # all sections, at most five minutes on 2 cores
     python scripts/bench.py layer --tokens 12544 --experts 8 128 --repeats 9
-    python scripts/bench.py layer --peer          # and a PyTorch one, where torch is installed
+    python scripts/bench.py layer --peer          # also a PyTorch layer, if torch is installed
 
-Floors are measured in the same process, all variants in turn, again and again: medians and the
-spread (from the first to the third quartile). A ratio is of two medians of one run. Memory is what
-XLA's own analysis says a program needs beside its inputs and outputs. Writes a JSON file and,
-where the layer or routing were measured, a plot.
+All variants of a section run in turn in one process, several times. The table shows medians,
+interquartile ranges (IQR) and ratios of two medians of the same run. Memory is XLA's estimate of
+a program's temporary memory, without its inputs and outputs. The script writes a JSON file and, for
+the sections layer and routing, a plot.
 
-    dense floor      one dense MLP on as many rows as all choices times the capacity factor
-    batched experts  the experts alone, as one batched product over all slots: a peer, no floor
-    experts alone    the experts alone, as the layer computes them
+    dense MLP        one dense MLP on as many rows as all choices times the capacity factor
+    batched experts  only the experts, as one batched product over all slots
+    experts alone    only the experts, as the layer computes them
     plain            a model with every token through every block
 """
 
@@ -41,18 +41,22 @@ SECTIONS = {
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("sections", nargs="*", help=f"of {', '.join(SECTIONS)}; all if none")
+    parser.add_argument("sections", nargs="*", help=f"any of {', '.join(SECTIONS)}; all by default")
     parser.add_argument("--experts", type=int, nargs="+", default=[8, 32, 128, 512])
-    parser.add_argument("--tokens", type=int, default=3136, help="of a batch")
+    parser.add_argument("--tokens", type=int, default=3136, help="tokens in a batch")
     parser.add_argument("--width", type=int, default=384)
-    parser.add_argument("--hidden", type=int, default=1536, help="width of an expert")
+    parser.add_argument("--hidden", type=int, default=1536, help="hidden width of an expert")
     parser.add_argument(
         "--implementation", default="auto", choices=("auto", "batched", "blocked", "ragged")
     )
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
-    parser.add_argument("--remat", action="store_true", help="in models: activations again")
+    parser.add_argument(
+        "--remat", action="store_true", help="rematerialise the activations of models"
+    )
     parser.add_argument("--model", default="vmoe_s32_last2_e8")
-    parser.add_argument("--batch", type=int, default=32, help="images")
+    parser.add_argument(
+        "--batch", type=int, default=32, help="images in a batch of the model section"
+    )
     parser.add_argument(
         "--compile",
         nargs="*",
@@ -60,21 +64,23 @@ def main() -> None:
         help="models of 12 and 24 blocks whose compile time is measured",
     )
     parser.add_argument("--repeats", type=int, default=4)
-    parser.add_argument("--peer", action="store_true", help="a PyTorch layer beside ours")
-    parser.add_argument("--out", type=Path, default=Path("runs/bench"), help="of .json, .png")
+    parser.add_argument("--peer", action="store_true", help="also measure a PyTorch layer")
+    parser.add_argument(
+        "--out", type=Path, default=Path("runs/bench"), help="output path without .json, .png"
+    )
     options = parser.parse_args()
     for section in options.sections:
         if section not in SECTIONS:
-            parser.error(f"no section {section!r}: there are {', '.join(SECTIONS)}")
+            parser.error(f"no section {section!r}: choose from {', '.join(SECTIONS)}")
     if options.peer and not all(map(importlib.util.find_spec, ("torch", "transformers"))):
         parser.error("--peer: pip install torch transformers")
     rows: list[Row] = []
     console = Console(width=None if sys.stdout.isatty() else 150)
     for section in options.sections or SECTIONS:
         print(f"measuring: {section}", file=sys.stderr, flush=True)
-        found = SECTIONS[section](options)
-        console.print(table(found))
-        rows += found
+        section_rows = SECTIONS[section](options)
+        console.print(table(section_rows))
+        rows += section_rows
     options.out.parent.mkdir(parents=True, exist_ok=True)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
     result = {"machine": machine(), "peak_rss_mb": peak, "rows": [row._asdict() for row in rows]}
@@ -83,7 +89,7 @@ def main() -> None:
     if any(row.section in ("routing", "layer") for row in rows):
         plot(rows, options.out.with_suffix(".png"))
         written.append(options.out.with_suffix(".png"))
-    print(f"peak memory of the process {peak:,.0f} MB; written:", *written)
+    print(f"peak memory of the process: {peak:,.0f} MB; written:", *written)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
 # shellcheck shell=bash
-# Sourced by the other scripts: makes .venv from the lock, or reuses it while the lock is the same.
-#   install ""        what running needs
-#   install "[test]"  what the tests need as well
-# Touches nothing outside the project; PYTHON=... picks another python3.
+# Sourced by the other scripts: creates .venv from requirements.txt, or reuses an up-to-date one.
+#   install ""        installs what vmoe needs to run
+#   install "[test]"  installs what the tests need, too
+# Changes nothing outside the project; PYTHON=... selects another python3.
 
 root=$(CDPATH='' cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 cd "$root" || exit
@@ -19,32 +19,32 @@ find_python() {
   for candidate in ${PYTHON:-python3 python3.13 python3.12 python3.11}; do
     if "$candidate" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2>/dev/null; then
       "$candidate" -c 'import ensurepip, venv' 2>/dev/null || stop \
-        "$candidate cannot make environments: its venv module is missing." \
+        "$candidate cannot create environments: its venv module is missing." \
         "On Debian and Ubuntu: apt install python3-venv. Then run this again."
       echo "$candidate"
       return
     fi
   done
-  stop "Python 3.11 to 3.13 is needed, and ${PYTHON:-python3} is not." \
-    "Install one, or name it: PYTHON=/path/to/python3 $0"
+  stop "Python 3.11 to 3.13 is required, but ${PYTHON:-python3} is missing or another version." \
+    "Install one, or give its path: PYTHON=/path/to/python3 $0"
 }
 
-# A stamp says what is installed: the lock, the folder (.venv cannot be moved) and the extras. It is
-# removed before and written after, so that an installation killed half-way is done again.
+# A stamp records what is installed: the lock, the folder (.venv cannot be moved) and the extras. It
+# is removed before an installation and written after it, so that an interrupted one is repeated.
 install() {
   local python wanted stamp=.venv/installed
   wanted="$(cat requirements.txt pyproject.toml | cksum) $root"
   if ! .venv/bin/python -c 'import pip' 2>/dev/null || [[ $(cat $stamp 2>/dev/null) != "$wanted"* ]]; then
     python=$(find_python)
-    echo "making .venv with $("$python" -V)"
+    echo "creating .venv with $("$python" -V)"
     "$python" -m venv --clear .venv
   fi
   if [[ $(cat $stamp 2>/dev/null) != "$wanted"*"$1"* ]]; then
     rm -f $stamp
-    echo "installing the lock into .venv (a minute or two the first time)"
+    echo "installing the locked packages into .venv (a minute or two the first time)"
     .venv/bin/python -m pip install --quiet --disable-pip-version-check \
       --constraint requirements.txt --editable ".$1" ||
-      stop "The packages could not be installed; the lines above say why."
+      stop "The packages could not be installed; see the error above."
     echo "$wanted $1" >$stamp
   fi
 }

@@ -1,17 +1,16 @@
-"""Kills a training run again and again, and shows that it ends as one that was never stopped.
+"""Kill a training run repeatedly, and check that it ends bitwise equal to an uninterrupted run.
 
     python scripts/kill_test.py [--kills 20] [--steps 1500] [--every 25] [--seed 0] [--processes 4]
 
-The run has all that is drawn at random (order of the data, augmentation, mixup, dropout, noise,
-random priority) and a moving average. One process trains it to the end. Others are killed with
-SIGKILL, in turn while they start, train, save and evaluate, until the last one is let through.
-Every array of the last checkpoint and every row of the CSV files must be equal to the bit, rates
-aside, and some kill must have left half a checkpoint and some have cut an evaluation short. Prints
-a line for each kill; exit status 0 if all is so, 1 if not.
+The run uses every source of randomness (order of the data, augmentation, mixup, dropout, noise,
+random priority) and a moving average. One run is not interrupted. The other is killed with SIGKILL
+and resumed repeatedly, in turn while it trains, saves, evaluates and starts, and then runs to its
+end. Every array of the last checkpoint and every row of the CSV files, except for the rate, must be
+bitwise equal; at least one kill must leave an unfinished checkpoint, and one an unfinished
+evaluation. Prints a line for each kill; the exit status is 0 if all checks pass, else 1.
 
-With several processes the run is spread over them, two devices each. One of them is killed, each in
-its turn, and the others must end by themselves within 30 seconds, with a line that says why; then
-all are started again.
+With several processes, each has two devices. Each kill hits the next process; the others must exit
+by themselves within 30 seconds and log the reason. Then all processes are started again.
 """
 
 import argparse
@@ -53,57 +52,57 @@ FILES = ("metrics.csv", "evaluations.csv", "experts.csv")
 
 
 def start(recipe: Path, workdir: Path, processes: int = 1) -> list[subprocess.Popen[bytes]]:
-    """The real command, in processes of its own."""
-    words = ["train", "--config", str(recipe), "--workdir", str(workdir)]
-    together = {}
+    """Starts the real command in one or more processes."""
+    arguments = ["train", "--config", str(recipe), "--workdir", str(workdir)]
+    distributed = {}
     if processes > 1:
-        words.append("--distributed")
-        together = {
+        arguments.append("--distributed")
+        distributed = {
             "JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{free_port()}",
             "JAX_NUM_PROCESSES": str(processes),
             "JAX_NUM_CPU_DEVICES": "2",
         }
     return [
         subprocess.Popen(
-            [sys.executable, "-m", "vmoe", *words],
+            [sys.executable, "-m", "vmoe", *arguments],
             stdout=subprocess.DEVNULL,
             stderr=log_of(workdir, i).open("ab"),
             cwd=ROOT,
-            env=os.environ | together | {"JAX_PROCESS_ID": str(i)},
+            env=os.environ | distributed | {"JAX_PROCESS_ID": str(i)},
         )
         for i in range(processes)
     ]
 
 
 def log_of(workdir: Path, process: int) -> Path:
-    """What a process says."""
+    """The log file of a process."""
     return workdir.parent / f"{workdir.name}.{process}.log"
 
 
 def free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return found.getsockname()[1]
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        return sock.getsockname()[1]
 
 
 def rows(workdir: Path, name: str) -> list[dict[str, str]]:
-    """The whole rows of a CSV file, without what no two runs share."""
+    """The complete rows of a CSV file without ``images_per_second``, which differs between runs."""
     path = workdir / name
     if not path.exists():
         return []
     with path.open(newline="") as file:
-        found = [row for row in csv.DictReader(file) if None not in row.values()]
-    return [{k: v for k, v in row.items() if k != "images_per_second"} for row in found]
+        complete = [row for row in csv.DictReader(file) if None not in row.values()]
+    return [{k: v for k, v in row.items() if k != "images_per_second"} for row in complete]
 
 
 def last_step(workdir: Path) -> int:
-    """Of the newest row of metrics."""
-    found = rows(workdir, "metrics.csv")
-    return int(found[-1]["step"]) if found else 0
+    """The step of the newest row of metrics.csv."""
+    metrics = rows(workdir, "metrics.csv")
+    return int(metrics[-1]["step"]) if metrics else 0
 
 
 def unfinished(workdir: Path) -> list[str]:
-    """Checkpoints that are being written."""
+    """The names of checkpoints that are being written."""
     return [path.name for path in (workdir / "checkpoints").glob("*.orbax-checkpoint-tmp")]
 
 
@@ -120,11 +119,11 @@ def saving(workdir: Path, step: int) -> bool:
 
 
 def evaluating(workdir: Path, step: int) -> bool:
-    """At a step that is due, whose rows of evaluations are not written yet."""
-    now = last_step(workdir)
+    """Whether an evaluation is due and its rows are not written yet."""
+    step_now = last_step(workdir)
     evaluated = rows(workdir, "evaluations.csv")
-    done = int(evaluated[-1]["step"]) if evaluated else 0
-    return now >= step and now % _every(workdir) == 0 and done < now
+    evaluated_step = int(evaluated[-1]["step"]) if evaluated else 0
+    return step_now >= step and step_now % _every(workdir) == 0 and evaluated_step < step_now
 
 
 @functools.cache
@@ -132,7 +131,8 @@ def _every(workdir: Path) -> int:
     return read_config(workdir).evaluate_every
 
 
-MOMENTS: dict[Callable[[Path, int], bool], float] = {  # and how long at most to wait after it, s
+# When a kill comes, and its maximum delay after that in seconds.
+KILL_PHASES: dict[Callable[[Path, int], bool], float] = {
     training: 0.2,
     saving: 0.01,
     evaluating: 0.05,
@@ -141,35 +141,35 @@ MOMENTS: dict[Callable[[Path, int], bool], float] = {  # and how long at most to
 
 
 class Killed(NamedTuple):
-    """How a run was left by a kill."""
+    """The state of a run after a kill."""
 
     step: int
-    half: bool
-    """Whether a checkpoint was half-written."""
-    between: bool
-    """Whether an evaluation was under way."""
+    unfinished_checkpoint: bool
+    """Whether a checkpoint was partly written."""
+    unfinished_evaluation: bool
+    """Whether an evaluation was running."""
     seconds: float
-    """Until the last of the other processes ended."""
+    """Seconds until the last of the other processes exited."""
 
 
 def kill_once(
     recipe: Path,
     workdir: Path,
-    moment: Callable[[Path, int], bool],
+    phase: Callable[[Path, int], bool],
     step: int,
-    chance: float,
+    delay_fraction: float,
     victim: int,
     processes: int,
 ) -> Killed:
-    """Starts the run and kills one of its processes at a moment at or after a step."""
+    """Starts the run and kills one of its processes in a phase at or after a step."""
     run = start(recipe, workdir, processes)
-    while not moment(workdir, step):
+    while not phase(workdir, step):
         for i, process in enumerate(run):
             if process.poll() is not None:
                 log = log_of(workdir, i).read_text()[-2000:]
                 raise SystemExit(f"process {i} ended by itself, {process.returncode}: {log}")
         time.sleep(0.002)
-    time.sleep(chance * MOMENTS[moment])
+    time.sleep(delay_fraction * KILL_PHASES[phase])
     run[victim].kill()
     begin = time.monotonic()
     for i, process in enumerate(run):
@@ -187,82 +187,98 @@ def kill_once(
 
 
 def arrays(workdir: Path, step: int) -> dict[str, str]:
-    """The checksum of every array of a checkpoint, each read and compared with what was written."""
+    """The checksums of all arrays of a checkpoint, which is verified as it is restored."""
     config = read_config(workdir)
     state = abstract_state(config)
-    found = restore(workdir / "checkpoints" / str(step), **checkpoint_items(state))
-    return checksums(found)
+    items = restore(workdir / "checkpoints" / str(step), **checkpoint_items(state))
+    return checksums(items)
 
 
-def ended(run: list[subprocess.Popen[bytes]]) -> int:
-    """Once all processes ended: 0, or the status of one that failed."""
+def wait_for_all(run: list[subprocess.Popen[bytes]]) -> int:
+    """Waits for all processes; returns 0, or the exit status of one that failed."""
     return max(process.wait() for process in run)
 
 
 def differences(one: Path, other: Path, steps: int) -> list[str]:
-    """What is not equal between two finished runs, a line each."""
+    """The differences between two finished runs, one line each."""
     ours, theirs = arrays(one, steps), arrays(other, steps)
     names = sorted({*ours, *theirs})
-    found = [f"array {name}" for name in names if ours.get(name) != theirs.get(name)]
+    different = [f"array {name}" for name in names if ours.get(name) != theirs.get(name)]
     for name in FILES:
         pairs = zip(rows(one, name), rows(other, name), strict=False)
-        found += [f"{name}, step {mine['step']}" for mine, yours in pairs if mine != yours]
+        different += [f"{name}, step {mine['step']}" for mine, yours in pairs if mine != yours]
         if len(rows(one, name)) != len(rows(other, name)):
-            found.append(f"{name}: {len(rows(one, name))} rows and {len(rows(other, name))}")
-    return found
+            different.append(f"{name}: {len(rows(one, name))} rows and {len(rows(other, name))}")
+    return different
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--kills", type=int, default=20)
-    parser.add_argument("--steps", type=int, default=1500, help="of the run")
-    parser.add_argument("--every", type=int, default=25, help="steps, evaluates and saves")
-    parser.add_argument("--seed", type=int, default=0, help="of the moments")
-    parser.add_argument("--processes", type=int, default=1, help="that share the run")
-    given = parser.parse_args()
+    parser.add_argument("--steps", type=int, default=1500, help="steps of the run")
+    parser.add_argument(
+        "--every", type=int, default=25, help="steps between evaluations and between checkpoints"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="seed of the kill times")
+    parser.add_argument("--processes", type=int, default=1, help="processes of the run")
+    options = parser.parse_args()
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".cache" / "jax"))
-    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")  # starts are many
-    chance, moments = random.Random(given.seed), list(MOMENTS)
-    if given.processes > 1:  # who has not met the others yet is waited for
-        moments.remove(starting)
+    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")  # the run starts often
+    rng, phases = random.Random(options.seed), list(KILL_PHASES)
+    if options.processes > 1:  # the others wait for a process that has not connected
+        phases.remove(starting)
     with tempfile.TemporaryDirectory() as folder:
-        recipe, whole, killed = (Path(folder) / name for name in ("recipe.py", "whole", "killed"))
+        recipe, uninterrupted, killed = (
+            Path(folder) / name for name in ("recipe.py", "whole", "killed")
+        )
         tiny = str(ROOT / "configs" / "tiny.py")
-        batch = 8 if given.processes == 1 else 60
-        settings = dict(tiny=tiny, steps=given.steps, every=given.every, batch=batch)
+        batch = 8 if options.processes == 1 else 60
+        settings = dict(tiny=tiny, steps=options.steps, every=options.every, batch=batch)
         recipe.write_text(RECIPE.format(**settings))
-        print(f"one run of {given.steps} steps that nobody stops", flush=True)
-        if status := ended(start(recipe, whole, given.processes)):
-            print(log_of(whole, 0).read_text())
-            raise SystemExit(f"it ended with status {status}")
+        print(f"training {options.steps} steps without interruption", flush=True)
+        if status := wait_for_all(start(recipe, uninterrupted, options.processes)):
+            print(log_of(uninterrupted, 0).read_text())
+            raise SystemExit(f"the uninterrupted run ended with status {status}")
         hit = {"saving": 0, "evaluating": 0}
-        columns = ("kill", "while", "last row, step", "half a checkpoint", "in an evaluation")
-        table = Table(*columns, *(["process", "others ended"] if given.processes > 1 else []))
-        for i in range(given.kills):
-            moment = moments[i % len(moments)]
-            step = (i + 1) * given.steps // (given.kills + 2)
-            victim = i % given.processes
-            left = kill_once(recipe, killed, moment, step, chance.random(), victim, given.processes)
+        columns = ("kill", "while", "last step", "unfinished checkpoint", "unfinished evaluation")
+        table = Table(
+            *columns, *(["process", "others exited after"] if options.processes > 1 else [])
+        )
+        for i in range(options.kills):
+            phase = phases[i % len(phases)]
+            step = (i + 1) * options.steps // (options.kills + 2)
+            victim = i % options.processes
+            left = kill_once(recipe, killed, phase, step, rng.random(), victim, options.processes)
             yes = ("no", "yes")
-            hit["saving"] += left.half
-            hit["evaluating"] += left.between
-            row = [str(i + 1), moment.__name__, str(left.step), yes[left.half], yes[left.between]]
-            if given.processes > 1:
+            hit["saving"] += left.unfinished_checkpoint
+            hit["evaluating"] += left.unfinished_evaluation
+            row = [
+                str(i + 1),
+                phase.__name__,
+                str(left.step),
+                yes[left.unfinished_checkpoint],
+                yes[left.unfinished_evaluation],
+            ]
+            if options.processes > 1:
                 row += [str(victim), f"{left.seconds:.1f} s"]
             table.add_row(*row)
-            print(f"kill {i + 1}/{given.kills} while {row[1]}: step {left.step}", flush=True)
-        status = ended(start(recipe, killed, given.processes))
+            print(f"kill {i + 1}/{options.kills} while {row[1]}: step {left.step}", flush=True)
+        status = wait_for_all(start(recipe, killed, options.processes))
         Console().print(table)
-        logs = [log_of(killed, i).read_text() for i in range(given.processes)]
+        logs = [log_of(killed, i).read_text() for i in range(options.processes)]
         corrupt = sum(log.count("corrupt") for log in logs)
-        found = [f"exit status {status}"] if status else differences(whole, killed, given.steps)
-        found += [f"{corrupt} corrupt checkpoints"] if corrupt else []
-        found += [f"no kill came while {name}" for name, count in hit.items() if not count]
-    for line in found:
-        print(f"not as it should be: {line}")
-    verdict = "NOT equal" if found else "equal to the bit: every array and every row"
-    print(f"{given.kills} kills, {given.steps} steps: {verdict}")
-    return 1 if found else 0
+        failures = (
+            [f"exit status {status}"]
+            if status
+            else differences(uninterrupted, killed, options.steps)
+        )
+        failures += [f"{corrupt} corrupt checkpoints"] if corrupt else []
+        failures += [f"no kill came while {name}" for name, count in hit.items() if not count]
+    for line in failures:
+        print(f"failed: {line}")
+    verdict = "NOT equal" if failures else "bitwise equal: every array and every row"
+    print(f"{options.kills} kills, {options.steps} steps: {verdict}")
+    return 1 if failures else 0
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# From nothing to a trained sparse vision model: environment, training on the digits, evaluation
-# beside classic methods, a prediction. Run again, it reuses what is there.
+# Trains a sparse vision model: environment, training on the digits, evaluation and classic methods
+# for comparison, a prediction. A second run reuses the environment and the trained model.
 set -euo pipefail
 # shellcheck source=environment.sh
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
@@ -14,7 +14,7 @@ install ""
 step "2/4 train configs/digits.py, a V-MoE with 8 experts in two of its four blocks"
 vmoe train --config configs/digits.py --workdir "$run"
 
-step "3/4 evaluate on the held-out test split, beside classic methods on the same split"
+step "3/4 evaluate on the held-out test split, and compare with classic methods on the same split"
 vmoe evaluate --checkpoint "$run"
 python scripts/baselines.py --write "$run/digit.png"
 
@@ -23,12 +23,12 @@ vmoe predict --checkpoint "$run" "$run/digit.png" --top 3
 
 cat <<END
 
-Made: $root/$run, a run folder with the model's page (model.txt), its metrics (metrics.csv), its config
-and its checkpoints. Next, in $root
+$root/$run is a run folder with the model summary (model.txt), the metrics (metrics.csv), the config
+and the checkpoints. Commands to try next, in $root
 with .venv/bin on your PATH:
   vmoe evaluate --checkpoint $run --routing.capacity-factor 0.5     fewer slots, tokens dropped
   vmoe evaluate --checkpoint $run --routing.capacity-factor 0.5 --routing.priority largest_gate
   vmoe train --config configs/digits_dense.py --workdir runs/digits_dense     the dense twin
-  vmoe summary vmoe_15b_every2_e32     any published model, without its memory
+  vmoe summary vmoe_15b_every2_e32     any published model, without allocating it
   ./scripts/test.sh
 END

@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
 # A run under SLURM, one process for each GPU:
 #   sbatch scripts/slurm.sh configs/vmoe_15b.py /shared/runs/15b [options of vmoe train]
-# Nodes, GPUs and time are those below, or sbatch's own options. Two minutes before the time ends
-# SLURM signals every process to save (more for a large model); the job then queues itself again
-# and resumes. All nodes need to see the run folder. DRY_RUN=1 shows what would be run.
+# Set nodes, GPUs and time below or as options of sbatch. Two minutes before the time limit (set
+# more for a large model) SLURM sends SIGTERM; every process saves, and the job requeues itself and
+# resumes. All nodes need access to the run folder. DRY_RUN=1 prints the command without running it.
 #SBATCH --job-name=vmoe
 #SBATCH --nodes=4
 #SBATCH --ntasks-per-node=8
@@ -16,22 +16,22 @@
 set -euo pipefail
 
 if (($# < 2)); then
-  echo "use: sbatch $0 CONFIG WORKDIR [options of vmoe train]" >&2
+  echo "usage: sbatch $0 CONFIG WORKDIR [options of vmoe train]" >&2
   exit 2
 fi
 config=$1 workdir=$2
 shift 2
-# If one process ends the others are ended too; the same command resumes from the checkpoint.
-# Some versions of srun do not know how many cores sbatch gave a task.
+# If one process exits, srun kills the others; the same command resumes from the checkpoint.
+# Some versions of srun ignore the number of cores that sbatch gave a task.
 cores=${SLURM_CPUS_PER_TASK:-12}
-line=(srun --kill-on-bad-exit=1 --cpus-per-task="$cores" vmoe train --config "$config" --workdir "$workdir" --distributed "$@")
+command=(srun --kill-on-bad-exit=1 --cpus-per-task="$cores" vmoe train --config "$config" --workdir "$workdir" --distributed "$@")
 if [[ ${DRY_RUN:-} ]]; then
-  echo "${line[@]}"
+  echo "${command[@]}"
   exit
 fi
 status=0
-"${line[@]}" || status=$?
-if ((status == 75)); then # stopped by a signal, everything is saved
+"${command[@]}" || status=$?
+if ((status == 75)); then # stopped by a signal after saving a checkpoint
   scontrol requeue "$SLURM_JOB_ID"
 fi
 exit "$status"

@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# Format, lint, import rules, types, doctests and tests, those of several devices in a pytest of
-# their own.
+# Checks format, lint, import rules and types, and runs doctests and tests. tests/devices runs in
+# its own pytest process, with eight devices.
 #
-#   ./scripts/test.sh                   everything but what takes minutes
-#   ./scripts/test.sh --slow            that too
-#   ./scripts/test.sh tests/routing     format, lint, import rules, types, and these tests alone
-#   ./scripts/test.sh tests/nn -k moe   paths first; all from the first option on goes to pytest
+#   ./scripts/test.sh                   everything except the tests that take minutes
+#   ./scripts/test.sh --slow            everything
+#   ./scripts/test.sh tests/routing     format, lint, import rules, types, and only these tests
+#   ./scripts/test.sh tests/nn -k moe   paths first; pytest gets the first option and what follows
 set -euo pipefail
 # shellcheck source=environment.sh
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
@@ -23,8 +23,8 @@ while [[ $# -gt 0 && $1 != -* ]]; do
 done
 [[ ${#on_eight[@]} -gt 0 || ${#on_one[@]} -gt 0 ]] || on_eight=(tests/devices) on_one=(tests vmoe)
 
-# Each worker takes half of the tests in their order, so that most files, and with them what their
-# tests share, stay with one worker; who is done takes over half of what another has left.
+# Each worker starts with a contiguous part of the tests, so that most files, and their module
+# fixtures, run in one worker; an idle worker takes over half of the tests that another has left.
 run_pytest() {
   pytest --quiet --numprocesses auto --dist worksteal "$@"
 }
@@ -35,7 +35,7 @@ echo "== imports"; lint-imports --no-cache >.cache/imports.log 2>&1 || stop "$(c
 echo "== types";   pyrefly check --output-format min-text >.cache/types.log 2>&1 || stop "$(cat .cache/types.log)"
 if [[ ${#on_eight[@]} -gt 0 ]]; then
   echo "== tests on eight devices"
-  run_pytest "${on_eight[@]}" "$@" || [[ $? == 5 && ${#on_one[@]} -gt 0 ]]  # 5: none was meant
+  run_pytest "${on_eight[@]}" "$@" || [[ $? == 5 && ${#on_one[@]} -gt 0 ]]  # 5: no test selected
 fi
 if [[ ${#on_one[@]} -gt 0 ]]; then
   echo "== tests"

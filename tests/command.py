@@ -1,7 +1,7 @@
-"""How tests run the real command: ``vmoe`` to its end, or ``start`` it and watch.
+"""Run the real command in tests: ``vmoe`` waits until it exits, ``start`` returns while it runs.
 
-Both fork a process that has imported everything (``fork_server.py``), which is the real command
-without two seconds of imports. ``interpreter`` starts ``python -m vmoe`` itself.
+Both fork a server that has already imported vmoe (``fork_server.py``), which saves two seconds of
+imports per command. ``interpreter`` runs ``python -m vmoe`` without that server.
 """
 
 import atexit
@@ -22,14 +22,18 @@ from typing import BinaryIO
 
 ROOT = Path(__file__).parents[1]
 TINY = str(ROOT / "configs" / "tiny.py")
-TIMEOUT = 300  # seconds that a command may take to end or to reach a state: none takes a tenth
+TIMEOUT = 300  # seconds to wait for a command to exit or reach a state; none needs a tenth
 
 
 class Process:
-    """The command in a process of its own; as a context manager it is killed when left."""
+    """The command as a process; leaving its context manager kills it."""
 
     def __init__(
-        self, words: list[str], cwd: Path, environment: Mapping[str, str], max_file_size: int | None
+        self,
+        arguments: list[str],
+        cwd: Path,
+        environment: Mapping[str, str],
+        max_file_size: int | None,
     ):
         self.returncode: int | None = None
         self._files = contextlib.ExitStack()
@@ -40,7 +44,7 @@ class Process:
         report, write_report = os.pipe()
         self._report = self._files.enter_context(os.fdopen(report, "rb", buffering=0))
         request = {
-            "words": words,
+            "arguments": arguments,
             "cwd": str(cwd),
             "environment": dict(environment),
             "max_file_size": max_file_size,
@@ -53,7 +57,7 @@ class Process:
 
     @property
     def stdout(self) -> str:
-        """What was printed so far."""
+        """The output so far."""
         return _content(self._stdout)
 
     @property
@@ -76,7 +80,7 @@ class Process:
         return self.returncode
 
     def wait_until(self, ready: Callable[[], bool]) -> None:
-        """Returns once ``ready()``, which must come true while the process runs."""
+        """Waits until ``ready()`` is true; fails if the process exits first."""
         deadline = time.monotonic() + TIMEOUT
         while not ready():
             assert self.poll() is None and time.monotonic() < deadline, self.stderr
@@ -101,15 +105,15 @@ class Process:
     def _read_report(self) -> int:
         digits = b""
         while not digits.endswith(b"\n"):
-            part = self._report.read(1)
-            if not part:
-                raise RuntimeError("the fork server ended; its stderr says why")
-            digits += part
+            byte = self._report.read(1)
+            if not byte:
+                raise RuntimeError("the fork server exited; see its stderr")
+            digits += byte
         return int(digits)
 
 
 def start(
-    *words: str | Path,
+    *arguments: str | Path,
     cwd: Path = ROOT,
     environment: Mapping[str, str] | None = None,
     max_file_size: int | None = None,
@@ -117,27 +121,27 @@ def start(
     """Starts the command.
 
     Args:
-        environment: variables beside those of the tests.
-        max_file_size: in bytes, of the largest file that the process may write.
+        environment: variables to add to those of the test process.
+        max_file_size: the size in bytes of the largest file that the process may write.
     """
-    return Process(list(map(str, words)), cwd, _environment(environment), max_file_size)
+    return Process(list(map(str, arguments)), cwd, _environment(environment), max_file_size)
 
 
 def vmoe(
-    *words: str | Path, cwd: Path = ROOT, max_file_size: int | None = None
+    *arguments: str | Path, cwd: Path = ROOT, max_file_size: int | None = None
 ) -> subprocess.CompletedProcess[str]:
-    """Runs the command to its end."""
-    with start(*words, cwd=cwd, max_file_size=max_file_size) as process:
+    """Runs the command until it exits."""
+    with start(*arguments, cwd=cwd, max_file_size=max_file_size) as process:
         status = process.wait()
-        return subprocess.CompletedProcess(words, status, process.stdout, process.stderr)
+        return subprocess.CompletedProcess(arguments, status, process.stdout, process.stderr)
 
 
 def interpreter(
-    *words: str | Path, under: tuple[str, ...] = (), cwd: Path = ROOT
+    *arguments: str | Path, under: tuple[str, ...] = (), cwd: Path = ROOT
 ) -> subprocess.CompletedProcess[str]:
-    """Runs ``python -m vmoe`` to its end, ``under`` another command that starts it."""
+    """Runs ``python -m vmoe`` until it exits; ``under`` is a command to run it with (setpriv)."""
     return subprocess.run(
-        [*under, sys.executable, "-m", "vmoe", *map(str, words)],
+        [*under, sys.executable, "-m", "vmoe", *map(str, arguments)],
         capture_output=True,
         text=True,
         cwd=cwd,
@@ -146,13 +150,13 @@ def interpreter(
 
 
 def _environment(more: Mapping[str, str] | None = None) -> dict[str, str]:
-    """Of every command: that of the tests, and a width in which no table wraps."""
+    """The test process's environment, a width at which no table wraps, and ``more``."""
     return os.environ | {"COLUMNS": "200"} | dict(more or {})
 
 
 @functools.cache
 def _server() -> socket.socket:
-    """The socket of this pytest's fork server, which ends when it is closed."""
+    """The socket to this pytest process's fork server; closing it stops the server."""
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     process = subprocess.Popen(
         [sys.executable, "-m", "tests.fork_server", str(theirs.fileno())],
@@ -160,7 +164,7 @@ def _server() -> socket.socket:
         stdout=subprocess.DEVNULL,
         pass_fds=[theirs.fileno()],
         cwd=ROOT,
-        env=os.environ | {"OPENBLAS_NUM_THREADS": "1"},  # a fork has no threads of a pool
+        env=os.environ | {"OPENBLAS_NUM_THREADS": "1"},  # a fork would lack a pool's threads
     )
     theirs.close()
 
@@ -173,5 +177,5 @@ def _server() -> socket.socket:
 
 
 def _content(file: BinaryIO) -> str:
-    """Read without moving the position, which the process shares."""
+    """Reads a file without moving its position, which the process shares."""
     return os.pread(file.fileno(), os.fstat(file.fileno()).st_size, 0).decode()

@@ -1,4 +1,4 @@
-"""What all tests share: the compilation cache, the devices, and where the golden files lie."""
+"""Configuration of all tests: the compilation cache, the devices and the golden files."""
 
 import os
 from pathlib import Path
@@ -8,10 +8,10 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 
-# Compiling is most of what the tests do. Without optimisations and with the older of XLA's two code
-# generators it takes a third of the time, and the compiled programs run half as fast. Every program
-# is cached for the other processes, also those that compile in milliseconds.
-# test_golden.py, which measures rounding, compiles as users do.
+# Compiling takes most of the tests' time. Without optimisations and with the older of XLA's two
+# code generators, a program compiles in a quarter of the time and runs in twice the time. Every
+# program is cached for the other processes, however fast it compiles. test_golden.py measures
+# rounding and compiles as users do.
 FLAGS = ("--xla_cpu_use_fusion_emitters=false", "--xla_cpu_parallel_codegen_split_count=1")
 os.environ["XLA_FLAGS"] = " ".join((os.environ.get("XLA_FLAGS", ""), *FLAGS)).strip()
 SETTINGS = {
@@ -24,9 +24,9 @@ for name, value in SETTINGS.items():
     os.environ[name.upper()] = str(value)  # for the commands that tests run
 
 
-# With tests of half a minute and more: first, so that none is left for the end of a run.
+# Files with tests of half a minute or more run first, so that none of these starts late.
 LONGEST = ("test_processes.py", "test_stops.py", "test_scripts.py")
-DEVICES = 8  # that tests/devices sees, in a pytest of its own; all other tests see one
+DEVICES = 8  # of tests/devices, which runs in its own pytest process; other tests have one
 
 
 def _on_devices(config: pytest.Config) -> bool:
@@ -47,7 +47,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--golden", default=str(ROOT / "tests" / "golden"), help="folder of .npz files"
     )
-    parser.addoption("--slow", action="store_true", help="run what takes minutes too")
+    parser.addoption("--slow", action="store_true", help="also run the tests that take minutes")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

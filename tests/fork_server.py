@@ -1,13 +1,13 @@
-"""A process that has imported vmoe and forks once for each command that a test runs.
+"""A server that imports vmoe once and forks a process for each command that a test runs.
 
-Importing JAX, Flax and Orbax takes two seconds, a fork some milliseconds. What a fork gives is the
-command in a process of its own, as ``python -m vmoe`` starts it: with its own streams, folder,
-environment, limits, signals, exit status, and the ordinary end of an interpreter. Forking is safe
-here because nothing has started a JAX backend yet, which ``_import_everything`` checks: the process
-has one thread. The hash seed is the one thing that all commands of a server share.
+Importing JAX, Flax and Orbax takes two seconds, a fork a few milliseconds. A forked command behaves
+like ``python -m vmoe``: it has its own streams, working directory, environment, limits, signal
+handlers and exit status, and runs the interpreter's normal shutdown. All commands of a server share
+one hash seed. Forking is safe because the server has a single thread: no JAX backend has started,
+and ``_import_everything`` checks the number of threads.
 
-A request is one message on the socket whose number is given: JSON, and the descriptors of stdin,
-stdout, stderr and of a pipe that receives two lines, the process id and then the exit status.
+A request is one message on the socket whose descriptor is given: JSON, with the descriptors of
+stdin, stdout, stderr and a pipe. The pipe receives two lines: the process id, then the exit status.
 """
 
 import contextlib
@@ -22,11 +22,11 @@ import socket
 import sys
 from typing import Any
 
-MESSAGE = 1 << 18  # bytes of a request at most
+MESSAGE = 1 << 18  # maximum size of a request in bytes
 
 
 def serve(requests: socket.socket) -> list[str] | None:
-    """Returns in the process of a command, with its words, and with None when the tests end."""
+    """Returns its arguments in each command's process, and None in the server when tests end."""
     _import_everything()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # an interrupted pytest closes the socket
     while True:
@@ -46,30 +46,30 @@ def _import_everything() -> None:
 
     for module in pkgutil.walk_packages(vmoe.__path__, "vmoe."):
         importlib.import_module(module.name)
-    for name in ("sklearn.datasets", "sklearn.model_selection"):  # imported where they are used
+    for name in ("sklearn.datasets", "sklearn.model_selection"):  # vmoe imports them lazily
         importlib.import_module(name)
     threads = len(os.listdir("/proc/self/task")) if os.path.isdir("/proc/self/task") else 1
     if threads > 1:
         raise SystemExit(f"importing vmoe started {threads - 1} threads: forks would lack them")
     gc.collect()
-    gc.freeze()  # so that collections in forks leave the shared pages alone
+    gc.freeze()  # so that garbage collection in a fork copies no shared pages
 
 
 def _reap(options: int) -> None:
-    """Waits for supervisors, so that the time they took counts as that of the tests."""
+    """Waits for finished supervisors, so that their CPU time counts as the tests' own."""
     with contextlib.suppress(ChildProcessError):
         while os.waitpid(-1, options)[0]:
             pass
 
 
 def _supervise(request: dict[str, Any], *descriptors: int) -> list[str]:
-    """Forks the process of the command, in which this returns; here, waits for it and reports."""
+    """Forks the command's process and returns in it; the parent waits and reports its status."""
     *streams, report = descriptors
     child = os.fork()
     if child == 0:
         os.close(report)
         _enter(request, streams)
-        return request["words"]
+        return request["arguments"]
     for stream in streams:
         os.close(stream)
     os.write(report, b"%d\n" % child)
@@ -79,7 +79,7 @@ def _supervise(request: dict[str, Any], *descriptors: int) -> list[str]:
 
 
 def _enter(request: dict[str, Any], streams: list[int]) -> None:
-    """Takes over the streams, the folder, the environment and the limits of the command."""
+    """Sets the streams, working directory, environment and limits of the command."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
     for number, stream in enumerate(streams):
         os.dup2(stream, number)
@@ -92,9 +92,9 @@ def _enter(request: dict[str, Any], streams: list[int]) -> None:
 
 
 if __name__ == "__main__":
-    words = serve(socket.socket(fileno=int(sys.argv[1])))
-    if words is not None:
-        sys.argv = ["vmoe", *words]
+    arguments = serve(socket.socket(fileno=int(sys.argv[1])))
+    if arguments is not None:
+        sys.argv = ["vmoe", *arguments]
         from vmoe.__main__ import main
 
         sys.exit(main())

@@ -1,4 +1,4 @@
-"""Slow and simple versions of what the package does fast."""
+"""Reference implementations, slow and simple."""
 
 import math
 
@@ -32,7 +32,7 @@ def queue_by_loop(
 
 
 def one_hot_slots(gates: np.ndarray, *, k: int, c: int, order: np.ndarray) -> np.ndarray:
-    """The same by a one-hot cumulative sum: (s, e) positions, -1 where nothing was sent."""
+    """The same by a one-hot cumulative sum: positions (s, e), -1 where a token is not sent."""
     s, e = gates.shape
     choices = np.argsort(-gates, axis=1, kind="stable")[:, :k]
     hot = np.eye(e, dtype=int)[choices[order].T.reshape(-1)]  # rank-major, in order of priority
@@ -48,7 +48,7 @@ def gelu(x: np.ndarray) -> np.ndarray:
 
 
 def expert(moe: MoE, i: int, x: np.ndarray) -> np.ndarray:
-    """One expert of a layer on one row, in float64."""
+    """Applies one expert of a layer to one row, in float64."""
     up, down = moe.experts.up, moe.experts.down
     kernel1, bias1, kernel2, bias2 = (
         np.asarray(array[...], np.float64)[i]
@@ -79,11 +79,11 @@ def moe_by_loop(moe: MoE, groups: np.ndarray, record: Record) -> np.ndarray:
 def moe_by_einsum(moe: MoE, params: dict, tokens: jax.Array, record: Record) -> jax.Array:
     """The layer's output for given decisions as einsums, in the dtype of its inputs (float64).
 
-    Unlike the loop it can be differentiated, in the router's parameters too.
+    Unlike the loop it is differentiable, also with respect to the router's parameters.
 
     Args:
-        params: of the layer, as nested dicts.
-        tokens: of whole groups, none of them padding.
+        params: the layer's parameters as nested dicts.
+        tokens: the tokens of full groups, without padding.
     """
     groups = tokens.reshape(*record.gates.shape[:2], -1)
     router, routing = params["router"], record.routing

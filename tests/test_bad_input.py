@@ -1,6 +1,6 @@
 """Wrong input through the real command: one clear line, status 2, and nothing written.
 
-``{run}`` is a trained run, ``{tiny}`` its recipe; the cases work in the folder of ``files``.
+In the cases ``{run}`` is a trained run, ``{tiny}`` its config file; they run in ``files``.
 """
 
 import json
@@ -25,8 +25,8 @@ PREDICT = ["predict", "--checkpoint", "{run}"]
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     workdir = tmp_path_factory.mktemp("bad") / "run"
-    done = vmoe("train", "--config", TINY, "--workdir", workdir, "--steps", "30")
-    assert done.returncode == 0, done.stderr
+    result = vmoe("train", "--config", TINY, "--workdir", workdir, "--steps", "30")
+    assert result.returncode == 0, result.stderr
     return workdir
 
 
@@ -80,7 +80,7 @@ def files(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     np.savez(folder / "whole.npz", images=np.zeros((30, 8, 8), np.uint8), labels=np.zeros(30, int))
     (folder / "half.npz").write_bytes((folder / "whole.npz").read_bytes()[:500])
     np.savez(folder / "float.npz", images=np.zeros((30, 8, 8)), labels=np.zeros(30, int))
-    for name in ("cut", "words", "field", "names", "none", "nobody"):
+    for name in ("cut", "words", "field", "names", "none", "no_config"):
         shutil.copytree(run, folder / name)
     for path in (folder / "cut" / "checkpoints").rglob("d/*"):
         path.write_bytes(path.read_bytes()[:100])
@@ -88,19 +88,19 @@ def files(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     config = json.loads((run / "config.json").read_text())
     (folder / "field" / "config.json").write_text(json.dumps(config | {"stepz": 3}))
     (folder / "names" / "classes.json").unlink()
-    (folder / "nobody" / "config.json").unlink()
+    (folder / "no_config" / "config.json").unlink()
     shutil.rmtree(folder / "none" / "checkpoints")
     (folder / "fashion").mkdir()
     return folder
 
 
 CASES: dict[str, tuple[list[str], str]] = {
-    # words
+    # arguments
     "command": (["trian"], "no command 'trian': did you mean 'train'"),
     "option": ([*TINY_TRAIN, "--optim.lrr", "1"], "--optim.lr"),
     "option of evaluate": ([*EVALUATE, "--bach-size", "1"], "--batch-size"),
     "no value": ([*TINY_TRAIN, "--steps"], "--steps"),
-    "word left over": ([*EVALUATE, "more"], "more"),
+    "extra argument": ([*EVALUATE, "more"], "more"),
     "type": ([*TINY_TRAIN, "--steps", "many"], "--steps"),
     "choice": ([*TINY_TRAIN, "--model.pooling", "max"], "'class_token', 'mean', 'attention'"),
     "priority": ([*TINY_TRAIN, "--model.moe.router.priority", "bpr"], "'largest_gate'"),
@@ -137,10 +137,10 @@ CASES: dict[str, tuple[list[str], str]] = {
         [*TRAIN, "unknown_nested_field.py"],
         "line 2: ViTConfig has no field 'widht': did you mean 'width'",
     ),
-    "half a config": ([*TRAIN, "half.json"], "vmoe: half.json: TrainConfig"),
-    "no name of a recipe": ([*TRAIN, ""], "--config is empty"),
-    "no name of a run": (["train", "--config", "{tiny}", "--workdir", ""], "--workdir is empty"),
-    "recipe of bytes": ([*TRAIN, "bytes.py"], "bytes.py: source code"),
+    "truncated config": ([*TRAIN, "half.json"], "vmoe: half.json: TrainConfig"),
+    "empty config path": ([*TRAIN, ""], "--config is empty"),
+    "empty workdir": (["train", "--config", "{tiny}", "--workdir", ""], "--workdir is empty"),
+    "binary recipe": ([*TRAIN, "bytes.py"], "bytes.py: source code"),
     "router": (
         [*TRAIN, "soft.py"],
         "soft.py, line 2: MoEConfig.router='soft': must be TokenChoice",
@@ -158,7 +158,7 @@ CASES: dict[str, tuple[list[str], str]] = {
         "line 2: moe.router.k=2 is more than moe.num_experts=1",
     ),
     "moe for each block": ([*TRAIN, "blocks.py"], "one for each of the 2 sparse blocks"),
-    # values that cannot work together
+    # invalid values and combinations
     "k": (
         [*TINY_TRAIN, "--model.moe.router.k", "5"],
         "k=5 is more than moe.num_experts=4: lower k",
@@ -178,16 +178,19 @@ CASES: dict[str, tuple[list[str], str]] = {
     "block": ([*TINY_TRAIN, "--model.sparse-blocks", "2"], "block numbers below depth=2"),
     "classes": ([*TINY_TRAIN, "--model.num-classes", "9"], "has 10 classes, model.num_classes=9"),
     "warmup": ([*TINY_TRAIN, "--steps", "10"], "optim.warmup_steps=20 must be less than steps=10"),
-    "average": ([*TINY_TRAIN, "--ema-decay", "1.5"], "ema_decay=1.5: it must be in [0, 1)"),
+    "EMA": ([*TINY_TRAIN, "--ema-decay", "1.5"], "ema_decay=1.5: it must be in [0, 1)"),
     "smoothing": ([*TINY_TRAIN, "--label-smoothing", "1"], "label_smoothing=1.0: it must be"),
     "dropout": ([*TINY_TRAIN, "--model.dropout", "1"], "model.dropout=1.0: a dropout rate"),
-    "rate": ([*TINY_TRAIN, "--optim.lr", "0"], "optim.lr=0.0: use more than 0"),
-    "infinite rate": (
+    "learning rate": ([*TINY_TRAIN, "--optim.lr", "0"], "optim.lr=0.0: use more than 0"),
+    "infinite learning rate": (
         [*TINY_TRAIN, "--optim.lr", "inf"],
         "OptimConfig.lr=inf: must be a finite float",
     ),
     "seed": ([*TINY_TRAIN, "--seed", "4294967296"], "seed=4294967296: use 0 to 4294967295"),
-    "no size of a set": ([*TINY_TRAIN, "--evaluations.0.image-size", "0"], "image_size=0: use at"),
+    "zero image size of a set": (
+        [*TINY_TRAIN, "--evaluations.0.image-size", "0"],
+        "image_size=0: use at",
+    ),
     "data of a set": (
         [*TINY_TRAIN, "--evaluations.0.data", "digits"],
         "evaluations.data=digits: give train, validation, test, or NAME:SPLIT",
@@ -218,14 +221,14 @@ CASES: dict[str, tuple[list[str], str]] = {
         ".png: cannot be read as an image",
     ),
     "no arrays": ([*TINY_TRAIN, "--data.name", "arrays:gone.npz"], "gone.npz: no such file"),
-    "half arrays": ([*TINY_TRAIN, "--data.name", "arrays:half.npz"], "not a complete .npz"),
+    "truncated arrays": ([*TINY_TRAIN, "--data.name", "arrays:half.npz"], "not a complete .npz"),
     "float arrays": ([*TINY_TRAIN, "--data.name", "arrays:float.npz"], "uint8 (b, h, w, 3) or"),
-    "no clothes": (
+    "no Fashion-MNIST": (
         [*TINY_TRAIN, "--data.name", "fashion_mnist:fashion"],
         "fashion/train-images-idx3-ubyte.gz: no such file",
     ),
-    "few images of another": ([*EVALUATE, "--data", "folder:sparse:train"], "class 'cat' has 2"),
-    "classes of another": (
+    "few images to evaluate": ([*EVALUATE, "--data", "folder:sparse:train"], "class 'cat' has 2"),
+    "unknown class to evaluate": (
         [*EVALUATE, "--data", "folder:broken:train"],
         "has a class that the model was not trained on, 'cat'",
     ),
@@ -242,15 +245,15 @@ CASES: dict[str, tuple[list[str], str]] = {
         ["train", "--config", "{tiny}", "--workdir", "no.png/run"],
         "workdir no.png/run: Not a directory",
     ),
-    "checkpoints of nobody": (
-        ["train", "--config", "{tiny}", "--workdir", "nobody"],
-        "nobody: it has checkpoints but no config.json",
+    "checkpoints without a config": (
+        ["train", "--config", "{tiny}", "--workdir", "no_config"],
+        "no_config: it has checkpoints but no config.json",
     ),
-    "no run": (
+    "not a run": (
         ["evaluate", "--checkpoint", "photos"],
         "photos: no checkpoint of a known format; give a run folder",
     ),
-    "no run there": (
+    "missing run": (
         ["evaluate", "--checkpoint", "gone"],
         "gone: no such file or folder; give a run folder",
     ),
@@ -259,18 +262,18 @@ CASES: dict[str, tuple[list[str], str]] = {
         ["evaluate", "--checkpoint", "{run}/checkpoints/7"],
         "no such checkpoint; choose from 30, last, best",
     ),
-    "config of words": (["evaluate", "--checkpoint", "words"], "words/config.json: Train"),
-    "config of another version": (
+    "truncated config.json": (["evaluate", "--checkpoint", "words"], "words/config.json: Train"),
+    "unknown field in config.json": (
         ["evaluate", "--checkpoint", "field"],
         "field/config.json: TrainConfig stepz",
     ),
     "no class names": (["evaluate", "--checkpoint", "names"], "names/classes.json: cannot be read"),
     # evaluation and prediction
-    "no capacity and a factor": (
+    "dropless with a capacity factor": (
         [*EVALUATE, "--routing.dropless", "True", "--routing.capacity-factor", "4"],
         "routing.capacity_factor=4.0 with routing.dropless, which has no capacity",
     ),
-    "capacity and a factor": (
+    "capacity with a capacity factor": (
         [*EVALUATE, "--routing.capacity", "4", "--routing.capacity-factor", "4"],
         "routing.capacity_factor=4.0 with routing.capacity=4, which overrides it",
     ),
@@ -278,43 +281,49 @@ CASES: dict[str, tuple[list[str], str]] = {
     "priority of an evaluation": ([*EVALUATE, "--routing.priority", "bpr"], "largest_gate"),
     "width": ([*EVALUATE, "--model.width", "32"], "--model.width"),
     "image size of the model": ([*EVALUATE, "--model.image-size", "16"], "--image-size"),
-    "batch of none": ([*EVALUATE, "--batch-size", "0"], "batch_size=0: use at least 1"),
-    "size": ([*EVALUATE, "--image-size", "9"], "images of 9 x 9 pixels: patches of 4 do not"),
-    "columns": ([*EVALUATE, "--csv", "rows.csv"], "vmoe: rows.csv: it has other columns"),
+    "batch of 0 images": ([*EVALUATE, "--batch-size", "0"], "batch_size=0: use at least 1"),
+    "indivisible image size": (
+        [*EVALUATE, "--image-size", "9"],
+        "images of 9 x 9 pixels: patches of 4 do not",
+    ),
+    "csv with other columns": (
+        [*EVALUATE, "--csv", "rows.csv"],
+        "vmoe: rows.csv: it has other columns",
+    ),
     "no folder for csv": ([*EVALUATE, "--csv", "gone/rows.csv"], "no folder gone"),
-    "no size": ([*EVALUATE, "--image-size", "0"], "image_size=0: use at least 1"),
+    "zero image size": ([*EVALUATE, "--image-size", "0"], "image_size=0: use at least 1"),
     "csv is a folder": ([*EVALUATE, "--csv", "photos"], "vmoe: photos: Is a directory"),
     "no image": ([*PREDICT, "gone.png"], "gone.png: no such file or folder"),
     "not an image": ([*PREDICT, "no.png"], "no.png: not an image"),
-    "half an image": ([*PREDICT, "half.png"], "half.png: cannot be read as an image"),
-    "no name of an image": ([*PREDICT, ""], "an image argument is empty"),
+    "truncated image": ([*PREDICT, "half.png"], "half.png: cannot be read as an image"),
+    "empty image path": ([*PREDICT, ""], "an image argument is empty"),
     "folder without images": ([*PREDICT, "empty"], "empty: no images there"),
-    "nothing to predict": (PREDICT, "give at least one of each"),
-    "no classes wanted": ([*PREDICT, "photos", "--top", "0"], "top=0: give at least one of each"),
+    "no images to predict": (PREDICT, "give at least one of each"),
+    "top 0": ([*PREDICT, "photos", "--top", "0"], "top=0: give at least one of each"),
 }  # fmt: skip
 
 
-@pytest.mark.parametrize(("words", "message"), CASES.values(), ids=CASES.keys())
-def test_wrong_input_gets_one_clear_line_and_writes_nothing(
-    words: list[str], message: str, run: Path, files: Path
+@pytest.mark.parametrize(("arguments", "message"), CASES.values(), ids=CASES.keys())
+def test_wrong_input_prints_one_clear_line_and_writes_nothing(
+    arguments: list[str], message: str, run: Path, files: Path
 ) -> None:
     before = [sorted(folder.rglob("*")) for folder in (files, run)]
-    done = vmoe(*(word.format(run=run, tiny=TINY) for word in words), cwd=files)
-    assert done.returncode == 2, done.stderr
-    assert done.stderr.startswith("vmoe: ") and done.stderr.count("\n") == 1, done.stderr
-    assert message in done.stderr
-    assert not done.stdout
+    result = vmoe(*(argument.format(run=run, tiny=TINY) for argument in arguments), cwd=files)
+    assert result.returncode == 2, result.stderr
+    assert result.stderr.startswith("vmoe: ") and result.stderr.count("\n") == 1, result.stderr
+    assert message in result.stderr
+    assert not result.stdout
     assert [sorted(folder.rglob("*")) for folder in (files, run)] == before
 
 
-def test_a_truncated_checkpoint_is_named_and_the_exit_status_is_1(files: Path) -> None:
-    done = vmoe("evaluate", "--checkpoint", files / "cut")
-    assert done.returncode == 1 and "Traceback" not in done.stderr
-    assert "checkpoint 30 is corrupt (" in done.stderr
-    assert "no intact checkpoint" in done.stderr.splitlines()[-1]
+def test_a_truncated_checkpoint_is_reported_with_exit_status_1(files: Path) -> None:
+    result = vmoe("evaluate", "--checkpoint", files / "cut")
+    assert result.returncode == 1 and "Traceback" not in result.stderr
+    assert "checkpoint 30 is corrupt (" in result.stderr
+    assert "no intact checkpoint" in result.stderr.splitlines()[-1]
 
 
-def test_a_broken_image_in_training_is_named_and_a_checkpoint_is_saved(
+def test_a_corrupt_image_in_training_is_reported_and_a_checkpoint_is_saved(
     tmp_path: Path,
 ) -> None:
     for name in ("cat", "dog"):
@@ -323,31 +332,31 @@ def test_a_broken_image_in_training_is_named_and_a_checkpoint_is_saved(
             pixels = np.random.default_rng(i).integers(0, 255, (32, 32, 3), dtype=np.uint8)
             Image.fromarray(pixels).save(tmp_path / "photos" / name / f"{i}.png")
     train = tmp_path / "photos"
-    words = ["train", "--config", TINY, "--workdir", tmp_path / "new", "--log-every", "1"]
-    words += ["--data.name", f"folder:{train}", "--model.num-classes", "2"]
+    arguments = ["train", "--config", TINY, "--workdir", tmp_path / "new", "--log-every", "1"]
+    arguments += ["--data.name", f"folder:{train}", "--model.num-classes", "2"]
     broken = train / "cat" / "7.png"
     broken.write_bytes(broken.read_bytes()[:1000])
-    done = vmoe(*words)
-    *steps, last = done.stderr.splitlines()
-    assert done.returncode == 2 and f"{broken}: cannot be read as an image" in last
-    assert "Traceback" not in done.stderr
+    result = vmoe(*arguments)
+    *steps, last = result.stderr.splitlines()
+    assert result.returncode == 2 and f"{broken}: cannot be read as an image" in last
+    assert "Traceback" not in result.stderr
     saved = steps_of(tmp_path / "new")
     assert saved == [len(steps)] and saved[0] > 0
 
 
 @pytest.mark.skipif(
     os.geteuid() == 0 and not shutil.which("setpriv"),
-    reason="root may read and write everything, and there is no setpriv to take that away",
+    reason="root ignores permissions, and setpriv is not installed to change that",
 )
-def test_a_path_without_permission_is_named(files: Path, run: Path, tmp_path: Path) -> None:
+def test_a_path_without_permission_is_reported(files: Path, run: Path, tmp_path: Path) -> None:
     shutil.copy(files / "photos" / "cat" / "0.png", tmp_path / "locked.png")
     (tmp_path / "locked.png").chmod(0)
     (tmp_path / "locked").mkdir(mode=0o500)
     shutil.copytree(files / "sparse", tmp_path / "photos")
     (tmp_path / "photos" / "cat").chmod(0)
-    powerless = ("setpriv", "--bounding-set=-dac_override,-dac_read_search")
-    under = powerless if os.geteuid() == 0 else ()
-    for words, message in [
+    setpriv = ("setpriv", "--bounding-set=-dac_override,-dac_read_search")
+    under = setpriv if os.geteuid() == 0 else ()
+    for arguments, message in [
         (["predict", "--checkpoint", run, tmp_path / "locked.png"], "Permission denied"),
         (["predict", "--checkpoint", run, tmp_path / "photos"], "photos/cat: Permission denied"),
         (
@@ -362,27 +371,29 @@ def test_a_path_without_permission_is_named(files: Path, run: Path, tmp_path: Pa
             "photos/cat: Permission denied",
         ),
     ]:
-        done = interpreter(*words, under=under)
-        assert done.returncode == 2 and done.stderr.count("\n") == 1 and message in done.stderr
+        result = interpreter(*arguments, under=under)
+        assert (
+            result.returncode == 2 and result.stderr.count("\n") == 1 and message in result.stderr
+        )
 
 
-def test_a_broken_image_in_an_evaluation_is_named_and_the_checkpoint_remains(
+def test_a_corrupt_image_in_an_evaluation_is_reported_and_the_checkpoint_is_kept(
     files: Path, tmp_path: Path
 ) -> None:
-    for part in ("train", "validation"):
-        shutil.copytree(files / "photos", tmp_path / "photos" / part)
-        (tmp_path / "photos" / part / "emu").rmdir()
+    for split in ("train", "validation"):
+        shutil.copytree(files / "photos", tmp_path / "photos" / split)
+        (tmp_path / "photos" / split / "emu").rmdir()
     broken = tmp_path / "photos" / "validation" / "dog" / "3.png"
     broken.write_bytes(broken.read_bytes()[:1000])
-    words = ["train", "--config", TINY, "--workdir", tmp_path / "new", "--batch-size", "8"]
-    words += ["--data.name", f"folder:{tmp_path / 'photos'}", "--steps", "40"]
-    done = vmoe(*words, "--evaluate-every", "30", "--checkpoint-every", "30")
-    assert done.returncode == 2 and "Traceback" not in done.stderr
-    assert f"{broken}: cannot be read as an image" in done.stderr.splitlines()[-1]
+    arguments = ["train", "--config", TINY, "--workdir", tmp_path / "new", "--batch-size", "8"]
+    arguments += ["--data.name", f"folder:{tmp_path / 'photos'}", "--steps", "40"]
+    result = vmoe(*arguments, "--evaluate-every", "30", "--checkpoint-every", "30")
+    assert result.returncode == 2 and "Traceback" not in result.stderr
+    assert f"{broken}: cannot be read as an image" in result.stderr.splitlines()[-1]
     assert steps_of(tmp_path / "new") == [30]
 
 
 def test_debug_prints_the_traceback() -> None:
-    done = vmoe("--debug", "summary", "vmoe_s32")
-    assert done.returncode == 2 and "Traceback" in done.stderr
-    assert done.stderr.splitlines()[-1].startswith("vmoe: no model 'vmoe_s32'")
+    result = vmoe("--debug", "summary", "vmoe_s32")
+    assert result.returncode == 2 and "Traceback" in result.stderr
+    assert result.stderr.splitlines()[-1].startswith("vmoe: no model 'vmoe_s32'")

@@ -25,13 +25,13 @@ RECIPES = sorted((Path(__file__).parents[1] / "configs").glob("*.py"))
 
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=[recipe.stem for recipe in RECIPES])
-def test_every_recipe_loads_builds_and_survives_json(recipe: Path) -> None:
+def test_every_recipe_loads_builds_and_round_trips_through_json(recipe: Path) -> None:
     config = configs.load(recipe)
     assert configs.from_json(TrainConfig, configs.to_json(config)) == config
     models.build_abstract(config.model)
 
 
-def test_the_dense_twin_differs_in_its_sparse_blocks_alone() -> None:
+def test_the_dense_twin_differs_only_in_its_sparse_blocks() -> None:
     sparse, dense = (
         configs.load(RECIPES[0].with_name(f"{x}.py")) for x in ("digits", "digits_dense")
     )
@@ -40,14 +40,14 @@ def test_the_dense_twin_differs_in_its_sparse_blocks_alone() -> None:
 
 
 @pytest.mark.parametrize("router", [ExpertChoice(noise_std=0.5), Soft()])
-def test_json_keeps_which_router_each_block_has(router: configs.Router) -> None:
+def test_json_keeps_the_router_of_each_block(router: configs.Router) -> None:
     moe = (MoEConfig(), MoEConfig(router=router, images_per_group=1))
     config = ViTConfig(sparse_blocks=(1, 3), moe=moe)
     assert configs.from_json(ViTConfig, configs.to_json(config)) == config
 
 
 def set_with(**overrides: Any) -> EvalConfig:
-    """An evaluation set with some routing settings of its own."""
+    """An evaluation set with routing overrides."""
     return EvalConfig(routing=RoutingOverrides(**overrides))
 
 
@@ -137,13 +137,13 @@ def test_json_with_an_unknown_field_or_a_wrong_type_is_refused_by_name() -> None
 def test_values_of_the_wrong_type_are_refused_by_the_config_itself(
     fields: str, message: str
 ) -> None:
-    """In its own process: in this one the type checker of the tests would refuse them first."""
+    """Runs in a process without the tests' type checker, which would refuse the values first."""
     code = f"from vmoe.models import model_config; model_config('vmoe_tiny_last2_e4', {fields})"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert f"UsageError: {message}" in done.stderr
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert f"UsageError: {message}" in result.stderr
 
 
-def test_routing_overrides_change_what_they_name_and_nothing_else() -> None:
+def test_routing_overrides_change_only_the_settings_they_name() -> None:
     layers = (MoEConfig(capacity=3), MoEConfig(router=ExpertChoice(), images_per_group=2))
     trained = ViTConfig(sparse_blocks=(1, 3), moe=layers)
     assert RoutingOverrides().apply(trained) == EvalConfig().model(trained) == trained
@@ -183,7 +183,7 @@ SOFT = replace(SPARSE, moe=MoEConfig(router=Soft(), images_per_group=1))
         (SPARSE, dict(capacity_factor=1.0, capacity=2), "with routing.capacity=2, which overrides"),
     ],
 )  # fmt: skip
-def test_an_override_without_effect_or_sense_is_refused_by_name(
+def test_an_override_that_has_no_effect_or_is_invalid_is_refused_by_name(
     trained: ViTConfig, overrides: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(UsageError, match=message):

@@ -1,4 +1,4 @@
-"""Trained models from a path: what is loaded, how images are prepared, and what is refused."""
+"""Trained models from a path: what is loaded, how images are preprocessed, what is refused."""
 
 from pathlib import Path
 
@@ -35,7 +35,9 @@ def run(config: TrainConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return workdir
 
 
-def test_a_run_is_loaded_with_all_that_is_needed_to_use_it(run: Path, config: TrainConfig) -> None:
+def test_a_loaded_run_has_its_model_config_classes_and_preprocessing(
+    run: Path, config: TrainConfig
+) -> None:
     loaded = vmoe.load(run)
     assert loaded.model.config == config.model and loaded.train_config == config
     assert loaded.class_names == tuple("0123456789")
@@ -44,8 +46,8 @@ def test_a_run_is_loaded_with_all_that_is_needed_to_use_it(run: Path, config: Tr
     assert vmoe.load(run / "checkpoints" / "2").step == 2
 
 
-def test_the_parameters_are_the_stored_ones_or_their_moving_average(run: Path) -> None:
-    """The oracle is the item of the checkpoint, read without the factory."""
+def test_the_parameters_are_the_stored_ones_raw_or_ema(run: Path) -> None:
+    """The oracle is the checkpoint item, read without the factory."""
     for use_ema, item in ((True, "ema"), (False, "params")):
         loaded = vmoe.load(run, use_ema=use_ema)
         params = nnx.to_pure_dict(nnx.state(loaded.model, nnx.Param))
@@ -54,9 +56,7 @@ def test_the_parameters_are_the_stored_ones_or_their_moving_average(run: Path) -
         assert loaded.origin.weights == ("ema" if use_ema else "raw")
 
 
-def test_images_are_prepared_as_in_training_from_files_and_from_pixels(
-    run: Path, tmp_path: Path
-) -> None:
+def test_image_files_and_pixels_are_preprocessed_as_in_training(run: Path, tmp_path: Path) -> None:
     pixels = np.random.default_rng(0).integers(0, 255, (2, 20, 30, 3), dtype=np.uint8)
     Image.fromarray(pixels[0]).save(tmp_path / "0.png")
     expected = to_float(np.stack([resize(image, 8) for image in pixels]))
@@ -77,7 +77,7 @@ def test_images_are_prepared_as_in_training_from_files_and_from_pixels(
         (["gone.png"], "gone.png: no such file"),
     ],
 )
-def test_what_is_no_image_is_refused(run: Path, images: object, message: str) -> None:
+def test_inputs_that_are_not_images_are_refused(run: Path, images: object, message: str) -> None:
     with pytest.raises(UsageError, match=message):
         vmoe.load(run).preprocess(images)
 
@@ -96,7 +96,7 @@ def test_routing_can_be_overridden_without_changing_parameters(
         vmoe.load(run, routing=RoutingOverrides(k=5))
 
 
-def test_a_path_without_a_model_is_refused_with_the_formats_that_are_read(tmp_path: Path) -> None:
+def test_a_path_without_a_model_is_refused_with_the_supported_formats(tmp_path: Path) -> None:
     for path, reason in (
         (tmp_path / "nowhere", "no such file or folder"),
         (tmp_path, "no checkpoint of a known format"),

@@ -1,7 +1,7 @@
-"""The published model, number for number: the oracle is stored runs of its authors' code.
+"""Numerical agreement with the published models; the oracle is stored runs of the authors' code.
 
-Small runs lie in ``tests/golden``; ``--golden DIR`` tests those of another folder. With ``-s`` each
-test prints the largest difference that it met.
+Small runs are in ``tests/golden``; ``--golden DIR`` reads another folder. With ``-s`` each test
+prints its largest relative differences.
 """
 
 import dataclasses
@@ -28,21 +28,21 @@ from vmoe.routing import aux_losses, expert_choice, router_of, token_choice
 
 @dataclasses.dataclass
 class Golden:
-    """One stored run: its arrays, its config in our words, and our model with its parameters."""
+    """One stored run: its arrays, its config as a ``ViTConfig``, our model with its parameters."""
 
     name: str
     arrays: dict[str, np.ndarray]
     config: ViTConfig
     model: ViT
-    train: bool  # the run had noise
+    train: bool  # the stored run has router noise
 
     def below(self, prefix: str) -> dict[str, np.ndarray]:
         return {k[len(prefix) :]: v for k, v in self.arrays.items() if k.startswith(prefix)}
 
     def float32(self, name: str) -> np.ndarray | None:
-        """An array of the run, or of the same run without its rounding to bfloat16.
+        """An array of the run, from its repetition without bfloat16 rounding where that is stored.
 
-        The authors' Soft MoE always rounds the rows on their way to the experts and back.
+        The authors' Soft MoE always rounds dispatched and combined rows to bfloat16.
         """
         return self.arrays.get(f"f32/{name}", self.arrays.get(name))
 
@@ -104,6 +104,7 @@ compiled = functools.partial(jax.jit, compiler_options={"xla_cpu_use_fusion_emit
 
 @pytest.fixture(scope="module", autouse=True)
 def optimizations() -> Iterator[None]:
+    """Switches XLA's optimisations on."""
     jax.config.update("jax_disable_most_optimizations", False)
     yield
     jax.config.update("jax_disable_most_optimizations", True)
@@ -147,7 +148,7 @@ def relative(ours: jax.Array, theirs: np.ndarray, what: str) -> float:
 
 
 def decide(moe: MoEConfig, stored: dict[str, np.ndarray], c: int) -> Routing | SoftRouting:
-    """Our decisions from the published gates; from the published logits where slots have them."""
+    """Our routing of the published gates; of the published logits for soft routing."""
     logits = jnp.asarray(stored["router_logits"])
     valid = jnp.ones(logits.shape[:2], bool)
     match moe.router:
@@ -184,7 +185,7 @@ def test_routing_decisions_equal_the_published_ones_given_their_gates(golden: Go
 
 
 def by_expert(routing: Routing) -> tuple[np.ndarray, np.ndarray]:
-    """Positions at the experts, -1 where not sent, and combine weights; both (g, s, e)."""
+    """Slot positions, -1 where a token is not sent, and combine weights; both (g, s, e)."""
     (g, s, _), (_, e, c) = routing.slots.shape, routing.choices.shape
     slots, weights = np.full((g, s, e), -1), np.zeros((g, s, e), np.float32)
     group, token, rank = np.nonzero(routing.kept)
@@ -208,7 +209,7 @@ def test_embeddings_blocks_and_encodings_equal_the_published_ones(golden: Golden
             assert relative(tokens, theirs, f"block {i}") < 1e-5
 
 
-def test_logits_and_what_leads_to_them_equal_the_published_ones(golden: Golden) -> None:
+def test_logits_router_logits_and_gates_equal_the_published_ones(golden: Golden) -> None:
     logits, records = forward(golden)
     for i, stored in golden.blocks:
         theirs = golden.float32(f"moe/encoderblock_{i}/router_logits")

@@ -32,11 +32,11 @@ def parameters(name: str, **overrides: object) -> int:
 
 
 @pytest.mark.parametrize(("name", "millions"), MILLIONS.items())
-def test_numbers_of_parameters_are_the_published_ones(name: str, millions: float) -> None:
+def test_parameter_counts_equal_the_published_ones(name: str, millions: float) -> None:
     assert round(parameters(name, num_classes=18_291) / 1e6, 1) == millions
 
 
-def test_the_15b_model_has_the_published_number_of_parameters() -> None:
+def test_the_15b_model_has_the_published_parameter_count() -> None:
     assert round(parameters("vmoe_15b_every2_e32", num_classes=29_593) / 1e6, 1) == 14_705.1
 
 
@@ -49,22 +49,22 @@ def test_the_15b_model_has_the_published_number_of_parameters() -> None:
         ("vmoe_b16_every2_e8", dict(image_size=384), 285_238_504),
     ],
 )
-def test_released_models_have_exactly_the_released_parameters(
+def test_released_models_have_exactly_the_released_parameter_counts(
     name: str, overrides: dict[str, object], expected: int
 ) -> None:
     assert parameters(name, **overrides) == expected
 
 
 @pytest.mark.parametrize(
-    ("name", "millions"),  # as in timm, head of 1,000 classes included
+    ("name", "millions"),  # timm's, with a head of 1,000 classes
     [("vit_ti16_std", 5.717416), ("vit_s16_std", 22.050664), ("vit_s32_std", 22.878952)],
 )
-def test_standard_sizes_have_the_standard_parameters(name: str, millions: float) -> None:
+def test_standard_sizes_have_the_parameter_counts_of_timm(name: str, millions: float) -> None:
     assert parameters(name) == pytest.approx(millions * 1e6, abs=0.5)
 
 
 @pytest.mark.parametrize("name", models.list_models())
-def test_every_named_model_builds_abstractly_and_is_what_its_name_says(name: str) -> None:
+def test_every_named_model_builds_abstractly_and_matches_its_name(name: str) -> None:
     config = models.model_config(name)
     assert bool(config.sparse_blocks) == name.startswith("vmoe")
     assert str(config.patch_size) in name or "tiny" in name or "15b" in name
@@ -92,7 +92,8 @@ def test_flops_of_a_dense_model_equal_a_count_by_hand() -> None:
 
 def test_flops_of_a_sparse_block_are_those_of_its_slots_and_its_gate() -> None:
     dense, sparse = (cost(models.model_config(x)) for x in ("vit_tiny", "vmoe_tiny_last2_e4"))
-    n, d, f, e, slots = 17, 16, 32, 4, 20  # ceil(34 * 2 * 1.05 / 4) = 18, in fours 20, for 2 images
+    # 34 tokens of 2 images: ceil(34 * 2 * 1.05 / 4) = 18 slots, to a multiple of four 20.
+    n, d, f, e, slots = 17, 16, 32, 4, 20
     extra = 2 * (4 * e * slots / 2 * d * f - 4 * n * d * f + 2 * n * d * e)
     assert sparse.flops_per_image - dense.flops_per_image == extra
 
@@ -108,7 +109,7 @@ def test_active_parameters_are_those_that_a_token_uses() -> None:
     assert two.parameters == dense + 2 * (3 * expert + router)
     assert two.active_parameters == dense + 2 * (expert + router)
     chosen = active(num_experts=4, images_per_group=1, router=ExpertChoice(), capacity_factor=1.0)
-    slots = 4 * 8 / 17  # 5 slots in fours are 8, for 17 tokens
+    slots = 4 * 8 / 17  # for 17 tokens: 5 slots, to a multiple of four 8
     assert chosen.active_parameters == pytest.approx(dense + 2 * ((slots - 1) * expert + router))
     soft = active(num_experts=4, images_per_group=1, router=Soft())
     assert soft.active_parameters < soft.parameters
@@ -129,7 +130,7 @@ def test_flops_in_a_loop_count_once_per_iteration_and_unknown_lengths_are_refuse
         count_flops(jax.make_jaxpr(loop)(x).jaxpr)
 
 
-def test_the_summary_lists_every_part_and_adds_up() -> None:
+def test_the_summary_lists_every_part_and_the_parts_add_up() -> None:
     config = models.model_config("vmoe_tiny_last2_e4", pre_logits=8)
     parts = parameters_by_part(config)
     assert sum(parts.values()) == cost(config).parameters

@@ -1,4 +1,4 @@
-"""One run in two real processes: who reports, what they agree on, and the folder they leave."""
+"""One run in two real processes: reports, agreement, resuming, and the run folder."""
 
 import shutil
 import signal
@@ -37,10 +37,10 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def start_two(recipe: Path, *workdirs: Path, words: tuple[str, ...] = ()) -> list[Process]:
-    """The same command in two processes of two devices each; a workdir for both, or one each."""
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        port = found.getsockname()[1]
+    """Starts the command in two processes of two devices each, with one workdir or one each."""
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        port = sock.getsockname()[1]
     shared = {
         "JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{port}",
         "JAX_NUM_PROCESSES": "2",
@@ -54,7 +54,7 @@ def start_two(recipe: Path, *workdirs: Path, words: tuple[str, ...] = ()) -> lis
 
 
 def end(run: list[Process]) -> list[subprocess.CompletedProcess[str]]:
-    """Waits for both."""
+    """Waits for both processes."""
     with run[0], run[1]:
         return [
             subprocess.CompletedProcess([], process.wait(), process.stdout, process.stderr)
@@ -63,46 +63,46 @@ def end(run: list[Process]) -> list[subprocess.CompletedProcess[str]]:
 
 
 @pytest.fixture(scope="module")
-def whole(recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    workdir = tmp_path_factory.mktemp("whole") / "run"
+def uninterrupted(recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    workdir = tmp_path_factory.mktemp("uninterrupted") / "run"
     first, other = end(start_two(recipe, workdir))
     assert first.returncode == other.returncode == 0, first.stderr + other.stderr
     assert "step 20/20" in first.stderr and "step" not in other.stderr.replace("steps", "")
     return workdir
 
 
-def test_two_processes_train_what_one_trains_and_count_every_image_once(
-    recipe: Path, whole: Path, tmp_path: Path
+def test_two_processes_train_like_one_and_evaluate_every_image_once(
+    recipe: Path, uninterrupted: Path, tmp_path: Path
 ) -> None:
-    """Groups divide over the four devices and nothing is mixed: one device decides alike."""
+    """Groups divide over the four devices and mixup is off: one device decides the same."""
     train(configs.load(recipe), tmp_path / "alone")
-    assert_close(whole, tmp_path / "alone", atol=5e-3)
+    assert_close(uninterrupted, tmp_path / "alone", atol=5e-3)
     for ours, alone in zip(
-        rows(whole, "metrics"), rows(tmp_path / "alone", "metrics"), strict=True
+        rows(uninterrupted, "metrics"), rows(tmp_path / "alone", "metrics"), strict=True
     ):
         assert float(ours["loss"]) == pytest.approx(float(alone["loss"]), rel=1e-4)
-    evaluations = rows(whole, "evaluations")
+    evaluations = rows(uninterrupted, "evaluations")
     assert [(r["step"], r["weights"], r["images"]) for r in evaluations] == [
         (step, weights, "180") for step in ("10", "20") for weights in ("raw", "ema")
     ]
 
 
-def test_a_run_of_two_processes_resumes_and_evaluates_in_one(
-    recipe: Path, whole: Path, tmp_path: Path
+def test_a_run_of_two_processes_resumes_and_is_evaluated_in_one(
+    recipe: Path, uninterrupted: Path, tmp_path: Path
 ) -> None:
-    """Saved by two processes of two devices, resumed by one of one device: the same batches."""
+    """A run of two processes with two devices each resumes on one device with the same batches."""
     workdir = tmp_path / "run"
-    shutil.copytree(whole, workdir)
+    shutil.copytree(uninterrupted, workdir)
     shutil.rmtree(workdir / "checkpoints" / "20")
     found = train(configs.load(recipe), workdir)
-    assert_close(whole, workdir, atol=5e-3)
+    assert_close(uninterrupted, workdir, atol=5e-3)
     assert found[0][2].images == 180
-    done = vmoe("evaluate", "--checkpoint", whole, "--json")
-    assert done.returncode == 0 and '"step": 20' in done.stdout, done.stderr
+    result = vmoe("evaluate", "--checkpoint", uninterrupted, "--json")
+    assert result.returncode == 0 and '"step": 20' in result.stdout, result.stderr
 
 
 def test_a_signal_to_one_process_stops_all_after_the_same_step(
-    recipe: Path, whole: Path, tmp_path: Path
+    recipe: Path, uninterrupted: Path, tmp_path: Path
 ) -> None:
     workdir = tmp_path / "run"
     run = start_two(recipe, workdir)
@@ -119,63 +119,68 @@ def test_a_signal_to_one_process_stops_all_after_the_same_step(
         f"resumed from step {step} of 20" in first.stderr
         and first.returncode == other.returncode == 0
     )
-    assert_close(whole, workdir, atol=0)
+    assert_close(uninterrupted, workdir, atol=0)
     for name in TABLES:
-        assert rows(whole, name) == rows(workdir, name)
+        assert rows(uninterrupted, name) == rows(workdir, name)
 
 
-def test_all_processes_agree_on_a_corrupt_checkpoint_and_on_a_wrong_folder(
-    recipe: Path, whole: Path, tmp_path: Path
+def test_all_processes_agree_on_a_corrupt_checkpoint_and_on_another_config(
+    recipe: Path, uninterrupted: Path, tmp_path: Path
 ) -> None:
     workdir = tmp_path / "run"
-    shutil.copytree(whole, workdir)
+    shutil.copytree(uninterrupted, workdir)
     for path in (workdir / "checkpoints" / "20").rglob("ocdbt.process_1/d/*"):
-        path.write_bytes(path.read_bytes()[:10])  # of which the second process reads
+        path.write_bytes(path.read_bytes()[:10])  # files that the second process reads
     first, other = end(start_two(recipe, workdir))
     assert first.returncode == other.returncode == 0, first.stderr + other.stderr
     assert "checkpoint 20 is corrupt (" in first.stderr and "from step 10 of 20" in first.stderr
-    assert_close(whole, workdir, atol=0)
+    assert_close(uninterrupted, workdir, atol=0)
     first, other = end(start_two(recipe, workdir, words=("--seed", "1")))
-    for done in (first, other):
-        assert done.returncode == 2 and "holds a run of another config (seed is 0" in done.stderr
-        assert "Traceback" not in done.stderr
+    for result in (first, other):
+        assert (
+            result.returncode == 2 and "holds a run of another config (seed is 0" in result.stderr
+        )
+        assert "Traceback" not in result.stderr
 
 
 def test_a_run_folder_that_only_one_process_sees_is_refused(recipe: Path, tmp_path: Path) -> None:
     first, other = end(start_two(recipe, tmp_path / "here", tmp_path / "there"))
-    for done in (first, other):
-        assert done.returncode == 2 and "does not see what the primary process wrote" in done.stderr
+    for result in (first, other):
+        assert (
+            result.returncode == 2
+            and "does not see what the primary process wrote" in result.stderr
+        )
     assert not (tmp_path / "there").exists()
 
 
-def test_a_killed_process_ends_the_others_and_the_resumed_run_ends_with_the_same_bits(
-    recipe: Path, whole: Path, tmp_path: Path
+def test_a_killed_process_ends_the_others_and_the_resumed_run_is_bitwise_equal(
+    recipe: Path, uninterrupted: Path, tmp_path: Path
 ) -> None:
-    """The first kill comes before there is a checkpoint, the second leaves half of one."""
+    """The first kill comes before the first checkpoint, the second during a save."""
     workdir = tmp_path / "run"
-    evaluated = kill_once(recipe, workdir, evaluating, 5, 0.5, victim=0, processes=2)
-    saved = kill_once(recipe, workdir, saving, 5, 0.5, victim=1, processes=2)
-    assert evaluated.between and saved.half
+    first_kill = kill_once(recipe, workdir, evaluating, 5, 0.5, victim=0, processes=2)
+    second_kill = kill_once(recipe, workdir, saving, 5, 0.5, victim=1, processes=2)
+    assert first_kill.unfinished_evaluation and second_kill.unfinished_checkpoint
     first, other = end(start_two(recipe, workdir))
     assert first.returncode == other.returncode == 0, first.stderr + other.stderr
     assert "corrupt" not in first.stderr
-    assert not differences(whole, workdir, 20)
+    assert not differences(uninterrupted, workdir, 20)
 
 
 @pytest.mark.slow
 def test_the_kill_test_of_two_processes_passes() -> None:
     line = ["--processes", "2", "--kills", "2", "--steps", "40", "--every", "10"]
-    done = subprocess.run(
+    result = subprocess.run(
         [sys.executable, ROOT / "scripts" / "kill_test.py", *line], capture_output=True, text=True
     )
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "2 kills, 40 steps: equal to the bit" in done.stdout
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "2 kills, 40 steps: bitwise equal" in result.stdout
 
 
-def test_distributed_without_a_cluster_or_its_three_variables_is_refused() -> None:
+def test_distributed_without_a_cluster_or_the_jax_variables_is_refused() -> None:
     words = ("train", "--config", "configs/tiny.py", "--workdir", "runs/none", "--distributed")
-    done = interpreter(*words)
-    assert done.returncode == 2 and done.stderr.count("\n") == 1, done.stderr
+    result = interpreter(*words)
+    assert result.returncode == 2 and result.stderr.count("\n") == 1, result.stderr
     assert (
-        "JAX_COORDINATOR_ADDRESS (host:port), JAX_NUM_PROCESSES and JAX_PROCESS_ID" in done.stderr
+        "JAX_COORDINATOR_ADDRESS (host:port), JAX_NUM_PROCESSES and JAX_PROCESS_ID" in result.stderr
     )

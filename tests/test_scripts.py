@@ -1,4 +1,4 @@
-"""The scripts that a newcomer runs, on machines that lack something."""
+"""The scripts: missing prerequisites, the benchmark, shellcheck, and launching on clusters."""
 
 import json
 import os
@@ -14,10 +14,10 @@ ROOT = Path(__file__).parents[1]
 
 
 def script(folder: Path, name: str, python: str) -> subprocess.CompletedProcess[str]:
-    """A script of a copy of the project without its environment, called from another folder."""
+    """Runs a script of a copy of the project without its environment, from another folder."""
     shutil.copytree(ROOT / "scripts", folder / "scripts")
-    for name_of in ("requirements.txt", "pyproject.toml"):
-        shutil.copy(ROOT / name_of, folder)
+    for file_name in ("requirements.txt", "pyproject.toml"):
+        shutil.copy(ROOT / file_name, folder)
     return subprocess.run(
         ["bash", str(folder / "scripts" / name)],
         capture_output=True,
@@ -35,30 +35,32 @@ def fake_python(folder: Path, body: str) -> str:
 
 
 @pytest.mark.parametrize("name", ["quickstart.sh", "test.sh"])
-def test_a_missing_python_is_named_with_what_to_do(name: str, tmp_path: Path) -> None:
-    done = script(tmp_path, name, "/nowhere/python3")
-    assert done.returncode == 1
-    assert "Python 3.11 to 3.13 is needed, and /nowhere/python3 is not" in done.stderr
-    assert "PYTHON=/path/to/python3" in done.stderr
+def test_a_missing_python_is_reported_with_a_remedy(name: str, tmp_path: Path) -> None:
+    result = script(tmp_path, name, "/nowhere/python3")
+    assert result.returncode == 1
+    assert "Python 3.11 to 3.13 is required, but /nowhere/python3 is missing" in result.stderr
+    assert "PYTHON=/path/to/python3" in result.stderr
 
 
 @pytest.mark.parametrize("name", ["quickstart.sh", "test.sh"])
-def test_a_python_without_venv_is_named_with_what_to_install(name: str, tmp_path: Path) -> None:
+def test_a_python_without_venv_is_reported_with_the_package_to_install(
+    name: str, tmp_path: Path
+) -> None:
     python = fake_python(tmp_path, 'case "$2" in *ensurepip*) exit 1;; esac')
-    done = script(tmp_path, name, python)
-    assert done.returncode == 1 and "apt install python3-venv" in done.stderr
+    result = script(tmp_path, name, python)
+    assert result.returncode == 1 and "apt install python3-venv" in result.stderr
     assert not (tmp_path / ".venv").exists()
 
 
-def test_the_bench_measures_floors_and_ratios_and_writes_them(tmp_path: Path) -> None:
+def test_the_bench_writes_ratios_to_references_and_a_plot(tmp_path: Path) -> None:
     sizes = "--experts 2 4 --tokens 392 --width 8 --hidden 16 --repeats 2 --batch 2 --compile"
     command = [sys.executable, str(ROOT / "scripts" / "bench.py"), "--out", str(tmp_path / "bench")]
     command += ["--model", "vmoe_tiny_last2_e4", *sizes.split()]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    found = json.loads((tmp_path / "bench.json").read_text())
-    assert found["peak_rss_mb"] > 0 and found["machine"]["jax"]
-    rows = {(row["section"], row["what"], row["to"]): row for row in found["rows"]}
+    result = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    measured = json.loads((tmp_path / "bench.json").read_text())
+    assert measured["peak_rss_mb"] > 0 and measured["machine"]["jax"]
+    rows = {(row["section"], row["what"], row["to"]): row for row in measured["rows"]}
     for row in rows.values():
         assert (row["ms"] or row["sent_mb"] or row["temp_mb"]) > 0 and (row["to"] == "") == (
             row["ratio"] is None
@@ -77,45 +79,45 @@ def test_the_bench_measures_floors_and_ratios_and_writes_them(tmp_path: Path) ->
     assert (tmp_path / "bench.png").read_bytes().startswith(b"\x89PNG")
     assert ("routing", "by cumulative sum", "ours") in rows
     assert ("layer", "layer, f+b", "experts alone, f+b") in rows
-    assert "batched experts" in done.stdout
+    assert "batched experts" in result.stdout
     wrong = subprocess.run([*command[:2], "layers"], capture_output=True, text=True)
     assert wrong.returncode == 2 and "no section 'layers'" in wrong.stderr
 
 
-def test_shell_scripts_are_clean() -> None:
+def test_shell_scripts_pass_shellcheck() -> None:
     scripts = [str(path) for path in (ROOT / "scripts").glob("*.sh")]
-    done = subprocess.run(
+    result = subprocess.run(
         [Path(sys.executable).with_name("shellcheck"), "-x", "-P", "SCRIPTDIR", *scripts],
         capture_output=True,
         text=True,
         cwd=ROOT,
     )
-    assert done.returncode == 0, done.stdout + done.stderr
+    assert result.returncode == 0, result.stdout + result.stderr
 
 
 @pytest.mark.parametrize(("status", "queued"), [(0, False), (75, True), (1, False)])
-def test_a_slurm_job_that_was_told_to_save_queues_itself_again(
+def test_a_slurm_job_requeues_itself_only_after_it_was_stopped_and_saved(
     status: int, queued: bool, tmp_path: Path
 ) -> None:
-    """SLURM's commands write down how they are called."""
+    """Fake SLURM commands record their arguments."""
     for name, body in (("srun", f"exit {status}"), ("scontrol", "exit 0")):
         path = tmp_path / name
         path.write_text(f'#!/bin/sh\necho {name} "$@" >>"{tmp_path}/calls"\n{body}\n')
         path.chmod(0o755)
-    done = subprocess.run(
+    result = subprocess.run(
         ["bash", str(ROOT / "scripts" / "slurm.sh"), "my config.py", "runs/x", "--steps", "3"],
         env=os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_JOB_ID": "17"},
     )
-    assert done.returncode == status
+    assert result.returncode == status
     srun, *after = (tmp_path / "calls").read_text().splitlines()
     assert srun.startswith("srun --kill-on-bad-exit=1 --cpus-per-task=12 vmoe train ")
     assert srun.endswith("train --config my config.py --workdir runs/x --distributed --steps 3")
     assert after == (["scontrol requeue 17"] if queued else [])
 
 
-def test_launch_scripts_show_what_they_would_run_and_refuse_too_few_words() -> None:
-    def dry_run(*words: str) -> subprocess.CompletedProcess[str]:
-        script, *rest = words
+def test_launch_scripts_print_their_command_in_a_dry_run_and_refuse_missing_arguments() -> None:
+    def dry_run(*arguments: str) -> subprocess.CompletedProcess[str]:
+        script, *rest = arguments
         return subprocess.run(
             ["bash", str(ROOT / "scripts" / script), *rest],
             capture_output=True,
@@ -129,11 +131,11 @@ def test_launch_scripts_show_what_they_would_run_and_refuse_too_few_words() -> N
     shown = dry_run("slurm.sh", "a.py", "runs/x").stdout
     assert shown.endswith(" vmoe train --config a.py --workdir runs/x --distributed\n")
     for script in ("slurm.sh", "tpu_pod.sh"):
-        done = dry_run(script)
-        assert done.returncode == 2 and done.stderr.startswith("use: ")
+        result = dry_run(script)
+        assert result.returncode == 2 and result.stderr.startswith("usage: ")
 
 
-def test_the_pods_of_a_jobset_are_told_who_takes_part() -> None:
+def test_a_jobset_sets_the_jax_distributed_variables_of_its_pods() -> None:
     jobset = yaml.safe_load((ROOT / "scripts" / "jobset.yaml").read_text())
     job = jobset["spec"]["replicatedJobs"][0]["template"]["spec"]
     container = job["template"]["spec"]["containers"][0]

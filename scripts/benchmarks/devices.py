@@ -1,10 +1,10 @@
-"""What it costs to spread a sparse layer over devices; ``bench.py parallel`` runs it by itself.
+"""Measure a sparse layer that is split over devices; ``bench.py parallel`` runs this script.
 
-Eight devices are made out of this machine's cores, which they share, so the total work is held
-fixed and what is measured is what spreading adds: time on 1, 2, 4 and 8 devices against one, and
-the bytes that each device sends, read from the compiled program, against those that have to travel:
-slots x width x bytes of a number x (n - 1) / n for each of two journeys, four with the backward
-pass. Prints a JSON list of rows.
+Eight virtual devices share this machine's cores. The total work is constant, so the times show the
+overhead of the split. Measured are the time on 1, 2, 4 and 8 devices relative to one, and the bytes
+that each device sends, read from the compiled program, relative to the minimum: slots x width x
+bytes per number x (n - 1) / n for each all-to-all, two forward and four with the backward pass.
+Prints a JSON list of rows.
 """
 
 import argparse
@@ -24,19 +24,19 @@ from vmoe.routing import slots_and_factor
 from vmoe.sharding import Placement
 
 DEVICES = 8
-JOURNEYS = {"forward": 2, "f+b": 4}
+ALL_TO_ALLS = {"forward": 2, "f+b": 4}
 
 
 def layer(options: argparse.Namespace, placement: Placement, config: MoEConfig) -> dict:
-    """The layer's two passes on a placement: lowered, with their arguments there."""
+    """The layer's forward and backward passes on a placement, lowered, and their arguments."""
     d, b = options.width, options.images
     moe = MoE(d, options.hidden, IMAGE_TOKENS, config, placement=placement, rngs=nnx.Rngs(0))
     graph, state = nnx.split(moe)
     params = nnx.to_pure_dict(state)
     tokens = jax.random.normal(jax.random.key(0), (b, IMAGE_TOKENS, d))
-    where = placement.params(params)
+    shardings = placement.params(params)
     if placement.mesh is not None:
-        params = jax.device_put(params, where)
+        params = jax.device_put(params, shardings)
         tokens = jax.device_put(tokens, placement.batch())
 
     def forward(params: dict, tokens: jax.Array) -> jax.Array:
@@ -46,7 +46,7 @@ def layer(options: argparse.Namespace, placement: Placement, config: MoEConfig) 
     def loss(params: dict, tokens: jax.Array) -> jax.Array:
         return (forward(params, tokens) ** 2).sum()
 
-    to_both = None if placement.mesh is None else (where, placement.batch())
+    to_both = None if placement.mesh is None else (shardings, placement.batch())
     both = jax.jit(jax.grad(loss, argnums=(0, 1)), out_shardings=to_both)
     return {
         way: (function.lower(params, tokens), (params, tokens))
@@ -55,7 +55,7 @@ def layer(options: argparse.Namespace, placement: Placement, config: MoEConfig) 
 
 
 def slots(options: argparse.Namespace, config: MoEConfig) -> int:
-    """Of all experts, on one of the devices."""
+    """The number of slots of all experts on one device."""
     images = options.images // DEVICES
     c, _ = slots_and_factor(config, config.images_per_group * IMAGE_TOKENS)
     return images // config.images_per_group * config.num_experts * c
@@ -77,17 +77,17 @@ def main() -> None:
     programs, sent = {}, []
     for n in (1, 2, 4, 8):
         placement = place(model, jax.devices()[:n], mesh=f"expert={n}" if n > 1 else "")
-        for way, (lowered, given) in layer(options, placement, config).items():
+        for way, (lowered, arguments) in layer(options, placement, config).items():
             program = lowered.compile()
             temp = program.memory_analysis().temp_size_in_bytes / 1e6
-            run = functools.partial(program, *given)
+            run = functools.partial(program, *arguments)
             programs[f"{_devices(n)}, {way}"] = Program(run, temp, 0.0)
             if n == DEVICES:
                 sent.append(row_of_bytes(lowered, way, case, slots(options, config), options.width))
     ratios = {
         f"{_devices(n)}, {way}": [(f"{_devices(1)}, {way}", "")]
         for n in (2, 4, 8)
-        for way in JOURNEYS
+        for way in ALL_TO_ALLS
     }
     rows = rows_of("parallel", case, programs, options.repeats, ratios) + sent
     print(json.dumps([row._asdict() for row in rows]))
@@ -98,10 +98,14 @@ def _devices(n: int) -> str:
 
 
 def row_of_bytes(lowered: jax.stages.Lowered, way: str, case: dict, slots: int, width: int) -> Row:
-    """What one of the devices sends for the experts' sake, against what has to travel."""
+    """The bytes that one device sends in all-to-alls, relative to the minimum."""
     text = lowered.compile(COMPILER_OPTIONS).as_text()
-    sent = sum(one.bytes_sent for one in parse_collectives(text) if one.kind == "all-to-all")
-    theory = JOURNEYS[way] * slots * width * 4 * (DEVICES - 1) / DEVICES
+    sent = sum(
+        collective.bytes_sent
+        for collective in parse_collectives(text)
+        if collective.kind == "all-to-all"
+    )
+    minimum = ALL_TO_ALLS[way] * slots * width * 4 * (DEVICES - 1) / DEVICES
     what = f"all-to-all of {DEVICES} devices, {way}"
     return Row(
         "parallel",
@@ -109,7 +113,7 @@ def row_of_bytes(lowered: jax.stages.Lowered, way: str, case: dict, slots: int, 
         what,
         None,
         None,
-        sent / theory,
+        sent / minimum,
         "slots x width",
         "<= 1.00",
         None,

@@ -1,4 +1,4 @@
-"""The sparse layer beside dense MLPs and the experts' own products."""
+"""Measure the sparse layer, dense MLPs and the experts alone."""
 
 import argparse
 import functools
@@ -35,13 +35,19 @@ def layer(options: argparse.Namespace) -> list[Row]:
         }
         case = {"e": e, "tokens": b * IMAGE_TOKENS, "slots": g * c, "d": d, "f": f}
         case |= {"implementation": options.implementation, "dtype": options.dtype}
-        dense = "<= 1.00" if g * c >= 200 else ""
+        dense_limit = "<= 1.00" if g * c >= 200 else ""
         ratios = {
-            f"layer, {way}": [(f"batched experts, {way}", target), (f"dense floor, {way}", floor)]
-            for way, target, floor in [("forward", "<= 1.05", dense), ("f+b", "<= 1.10", "")]
+            f"layer, {way}": [
+                (f"batched experts, {way}", target),
+                (f"dense MLP, {way}", dense_target),
+            ]
+            for way, target, dense_target in [
+                ("forward", "<= 1.05", dense_limit),
+                ("f+b", "<= 1.10", ""),
+            ]
         }
         for way in ("forward", "f+b"):
-            ratios[f"einsum dispatch, {way}"] = [(f"dense floor, {way}", "")]
+            ratios[f"einsum dispatch, {way}"] = [(f"dense MLP, {way}", "")]
             if f"experts alone, {way}" in programs:
                 ratios[f"layer, {way}"].append((f"experts alone, {way}", ""))
         rows += rows_of("layer", case, programs, options.repeats, ratios)
@@ -81,7 +87,7 @@ def _variants(
         return ungroup(jnp.einsum("gecd,gsec->gsd", moe.experts(slots), weights), b, n)
 
     variants: dict[str, tuple[Callable[..., jax.Array], tuple]] = {
-        "dense floor": (
+        "dense MLP": (
             lambda state, rows: nnx.merge(dense_graph, state)(rows),
             (dense, slots[0].reshape(-1, d)[: math.ceil(2 * b * n * config.capacity_factor)]),
         ),
@@ -115,7 +121,7 @@ def _tokens(b: int, d: int, f: int, config: MoEConfig, options: argparse.Namespa
         for name in BY_TOKENS:
             function, arguments = variants[name]
             programs[f"{name} by tokens"] = compiled(function, *arguments)
-        ratios = {"layer by tokens": [("dense floor by tokens", "")]}
+        ratios = {"layer by tokens": [("dense MLP by tokens", "")]}
         rows += rows_of("layer", case, programs, options.repeats, ratios)
     return rows
 
@@ -123,7 +129,7 @@ def _tokens(b: int, d: int, f: int, config: MoEConfig, options: argparse.Namespa
 def _capacities(
     tokens: jax.Array, f: int, config: MoEConfig, options: argparse.Namespace
 ) -> list[Row]:
-    """Evaluation of one set of weights at several capacities, and without any."""
+    """The same weights evaluated at several capacities, and dropless."""
     b, n, d = tokens.shape
     valid = jnp.ones(b, bool)
     trained = replace(config, router=dict(priority="largest_gate"))
@@ -139,15 +145,15 @@ def _capacities(
         programs[name] = compiled(
             lambda state, graph=graph: nnx.merge(graph, state)(tokens, valid)[0], state
         )
-    most = 1 - 0.85 * (1 - 0.5 / 1.05)
+    limit = 1 - 0.85 * (1 - 0.5 / 1.05)
     ratios = {name: [("capacity 1.05", "")] for name in ("capacity 2.0", "dropless")}
-    ratios["capacity 0.5"] = [("capacity 1.05", f"<= {most:.2f}")]
+    ratios["capacity 0.5"] = [("capacity 1.05", f"<= {limit:.2f}")]
     case = {"e": config.num_experts, "tokens": b * n, "d": d, "f": f}
     return rows_of("layer", case, programs, options.repeats, ratios)
 
 
 def _peer(tokens: jax.Array, f: int, e: int, repeats: int) -> list[Row]:
-    """Hugging Face's Mixtral block and its own dense floor, its gated MLP on as many rows."""
+    """Hugging Face's Mixtral block, and its gated MLP on as many rows."""
     import torch
     from transformers import MixtralConfig
     from transformers.models.mixtral.modeling_mixtral import MixtralSparseMoeBlock
@@ -182,8 +188,8 @@ def _peer(tokens: jax.Array, f: int, e: int, repeats: int) -> list[Row]:
 
     programs, ratios = {}, {}
     for way, run in (("forward", forward), ("f+b", both)):
-        for name, module, given in (("dense floor", dense, rows), ("Mixtral block", sparse, x)):
-            run_it = functools.partial(run, module, given)
+        for name, module, inputs in (("dense MLP", dense, rows), ("Mixtral block", sparse, x)):
+            run_it = functools.partial(run, module, inputs)
             programs[f"PyTorch {name}, {way}"] = Program(run_it, float("nan"), 0.0)
-        ratios[f"PyTorch Mixtral block, {way}"] = [(f"PyTorch dense floor, {way}", "")]
+        ratios[f"PyTorch Mixtral block, {way}"] = [(f"PyTorch dense MLP, {way}", "")]
     return rows_of("layer", {"e": e, "tokens": b * n, "d": d, "f": f}, programs, repeats, ratios)

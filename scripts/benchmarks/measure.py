@@ -1,4 +1,4 @@
-"""Programs measured in turn, and the rows that come of it."""
+"""Measure programs in turn and return table rows."""
 
 import datetime
 import functools
@@ -12,18 +12,18 @@ import jax
 import numpy as np
 
 IMAGE_TOKENS = 196
-LAYERS = ("dense floor", "batched experts", "experts alone", "layer", "einsum dispatch")
-BY_TOKENS = ("dense floor", "batched experts", "layer")
+LAYERS = ("dense MLP", "batched experts", "experts alone", "layer", "einsum dispatch")
+BY_TOKENS = ("dense MLP", "batched experts", "layer")
 
 
 class Row(NamedTuple):
-    """One measurement: what of which case, and its ratio to a reference of the same run."""
+    """One measurement, and its ratio to a reference that was measured in the same run."""
 
     section: str
     case: dict[str, Any]
     what: str
     ms: float | None
-    spread_ms: float | None
+    iqr_ms: float | None
     ratio: float | None = None
     to: str = ""
     target: str = ""
@@ -32,7 +32,7 @@ class Row(NamedTuple):
 
 
 class Program(NamedTuple):
-    """A compiled function with its arguments, and what compiling it took."""
+    """A compiled function with its arguments, its temporary memory and its compile time."""
 
     run: Callable[[], Any]
     temp_mb: float
@@ -51,7 +51,7 @@ def compiled(function: Callable[..., Any], *arguments: Any) -> Program:
 def measured(
     programs: dict[str, Callable[[], Any]], repeats: int
 ) -> dict[str, tuple[float, float]]:
-    """Median and spread of the milliseconds of each, all in turn, the first turn not counted."""
+    """Median and interquartile range of each in ms; all run in turn, after a warm-up turn."""
     times: dict[str, list[float]] = {name: [] for name in programs}
     for turn in range(repeats + 1):
         for name, run in programs.items():
@@ -59,7 +59,7 @@ def measured(
             jax.block_until_ready(run())
             if turn:
                 times[name].append(1e3 * (time.perf_counter() - start))
-    quartiles = {name: np.quantile(found, [0.25, 0.5, 0.75]) for name, found in times.items()}
+    quartiles = {name: np.quantile(values, [0.25, 0.5, 0.75]) for name, values in times.items()}
     return {name: (float(q[1]), float(q[2] - q[0])) for name, q in quartiles.items()}
 
 
@@ -70,14 +70,14 @@ def rows_of(
     repeats: int,
     ratios: dict[str, list[tuple[str, str]]],
 ) -> list[Row]:
-    """A row per program and reference; ``ratios`` names references and targets by program."""
+    """A row per program and reference; ``ratios`` has the references and targets by program."""
     times = measured({name: program.run for name, program in programs.items()}, repeats)
     rows = []
-    for name, (median, spread) in times.items():
+    for name, (median, iqr) in times.items():
         for to, target in ratios.get(name, [("", "")]):
             ratio = median / times[to][0] if to else None
             temp = programs[name].temp_mb
-            rows.append(Row(section, case, name, median, spread, ratio, to, target, temp))
+            rows.append(Row(section, case, name, median, iqr, ratio, to, target, temp))
     return rows
 
 

@@ -1,4 +1,4 @@
-"""Whole models beside their dense twins."""
+"""Measure whole models and their dense twins."""
 
 import argparse
 import time
@@ -48,13 +48,19 @@ def model(options: argparse.Namespace) -> list[Row]:
     rows += rows_of("model", case, steps, options.repeats, ratios)
     for k, target in {"sparse": "<= 1.10", "sparse, plain": ""}.items():
         temp = steps[k].temp_mb
-        of_memory = temp / steps[plain].temp_mb
-        rows.append(Row("model", case, f"memory: {k}", None, None, of_memory, plain, target, temp))
+        memory_ratio = temp / steps[plain].temp_mb
+        rows.append(
+            Row("model", case, f"memory: {k}", None, None, memory_ratio, plain, target, temp)
+        )
     for k, program in steps.items():
         rows.append(Row("model", case, f"compiling: {k}", 1e3 * program.compile_s, 0.0))
-    for deep in options.compile:
-        case = {"model": deep, "blocks": models.model_config(deep).depth, "pass": "gradient"}
-        rows.append(Row("model", case, "compiling", 1e3 * _compile_seconds(deep), 0.0))
+    for deep_model in options.compile:
+        case = {
+            "model": deep_model,
+            "blocks": models.model_config(deep_model).depth,
+            "pass": "gradient",
+        }
+        rows.append(Row("model", case, "compiling", 1e3 * _compile_seconds(deep_model), 0.0))
     return rows
 
 
@@ -64,7 +70,7 @@ def _forward(config: Any, images: jax.Array) -> Program:
 
 
 def _training_step(config: Any, images: jax.Array, labels: jax.Array) -> Program:
-    """The step of the trainer, its state handed on."""
+    """The trainer's step, called on the state that the previous call returned."""
     train = TrainConfig(model=config, data=DataConfig("digits"), batch_size=len(images))
     batch = Batch(images, labels, np.ones(len(images), bool))
     start = time.perf_counter()
@@ -80,7 +86,7 @@ def _training_step(config: Any, images: jax.Array, labels: jax.Array) -> Program
 
 
 def _compile_seconds(name: str) -> float:
-    """To compile loss and gradient of a named model, on shapes alone."""
+    """Seconds to compile the loss and gradient of a named model, from shapes alone."""
     config = models.model_config(name)
 
     def loss(params: dict, images: jax.Array) -> jax.Array:

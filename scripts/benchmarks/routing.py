@@ -1,4 +1,4 @@
-"""Routing: ours beside one-hot cumulative sums."""
+"""Measure our routing and routing by one-hot cumulative sums."""
 
 import argparse
 import functools
@@ -34,25 +34,25 @@ def routing(options: argparse.Namespace) -> list[Row]:
         gates = jax.nn.softmax(jax.random.normal(jax.random.key(e), (1, s, e)), axis=-1)
         config = MoEConfig(num_experts=e)
         c = token_choice.capacity(config, s)
-        plan = functools.partial(token_choice.assign, k=2, c=c, priority="largest_gate")
-        ours = compiled(plan, gates, jnp.ones((1, s), bool))
+        assign = functools.partial(token_choice.assign, k=2, c=c, priority="largest_gate")
+        ours = compiled(assign, gates, jnp.ones((1, s), bool))
         alone = compiled(lambda gates: top_k(gates, 2), gates)
         after = compiled(functools.partial(_queued, e=e, c=c), *top_k(gates, 2))
-        usual, better = (
+        by_cumulative_sum, with_our_top_k = (
             compiled(
                 functools.partial(assign_by_cumulative_sum, k=2, c=c, bpr=True, top_k=f), gates[0]
             )
             for f in (jax.lax.top_k, top_k)
         )
-        found, (experts, position) = ours.run(), usual.run()
+        assigned, (experts, position) = ours.run(), by_cumulative_sum.run()
         slots = jnp.where(position >= 0, experts * c + position, e * c)
-        assert (found.slots[0] == slots).all(), "the assignments differ"
+        assert (assigned.slots[0] == slots).all(), "the assignments differ"
         programs = {
             "top-k alone": alone,
             "ours": ours,
             "ours after top-k": after,
-            "by cumulative sum": usual,
-            "by cumulative sum, our top-k": better,
+            "by cumulative sum": by_cumulative_sum,
+            "by cumulative sum, our top-k": with_our_top_k,
         }
         target = {32: "6", 128: "20", 512: "50"}.get(e, "")
         ratios = {

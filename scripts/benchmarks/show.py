@@ -1,4 +1,4 @@
-"""Rows as a table and as a plot."""
+"""Show rows as a table and as a plot."""
 
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,7 @@ from benchmarks.measure import BY_TOKENS, LAYERS, Row, machine
 
 
 def table(rows: list[Row]) -> Table:
-    columns = ("case", "what", "ms", "spread", "ratio", "to", "target", "temp MB", "sent MB")
+    columns = ("case", "what", "ms", "IQR", "ratio", "relative to", "target", "temp MB", "sent MB")
     shown = Table(*columns, title=f"{rows[0].section}, {machine()['device']}")
     for i in (2, 3, 4, 7, 8):
         shown.columns[i].justify = "right"
@@ -23,7 +23,7 @@ def table(rows: list[Row]) -> Table:
             ", ".join(f"{k} {v}" for k, v in row.case.items()) if first else "",
             row.what,
             _figure(row.ms, 1),
-            _figure(row.spread_ms, 1),
+            _figure(row.iqr_ms, 1),
             _figure(row.ratio, 2),
             row.to,
             row.target,
@@ -38,7 +38,7 @@ def _figure(value: float | None, digits: int) -> str:
 
 
 def plot(rows: list[Row], path: Path) -> None:
-    """Cost against the number of experts, of tokens, and against the capacity."""
+    """Plots the cost against the number of experts, the number of tokens, and the capacity."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -73,8 +73,8 @@ def plot(rows: list[Row], path: Path) -> None:
     for ax, (section, way, names) in zip(axes[0], panels, strict=False):
         for name in names:
             what = name if section == "routing" else f"{name}, {way}"
-            found = {r.case["e"]: r.ms for r in rows if r.section == section and r.what == what}
-            ax.plot(list(found), list(found.values()), marker="o", label=name)
+            points = {r.case["e"]: r.ms for r in rows if r.section == section and r.what == what}
+            ax.plot(list(points), list(points.values()), marker="o", label=name)
         tokens = next(row.case["tokens"] for row in rows if row.section == section)
         title = (
             "routing"
@@ -93,12 +93,12 @@ def plot(rows: list[Row], path: Path) -> None:
 
 def _plot_tokens(rows: list[Row], ax: Any) -> None:
     for name in BY_TOKENS:
-        found = {r.case["tokens"]: r.ms for r in rows if r.what == f"{name} by tokens"}
-        ax.plot(list(found), list(found.values()), marker="o", label=name)
+        points = {r.case["tokens"]: r.ms for r in rows if r.what == f"{name} by tokens"}
+        ax.plot(list(points), list(points.values()), marker="o", label=name)
     e = next(row.case["e"] for row in rows if row.what == "layer by tokens")
     ax.set(xscale="log", yscale="log", xlabel="tokens", ylabel="ms")
     ax.set_title(f"layer, forward: {e} experts", fontsize=10)
-    ax.set_xticks(list(found), [f"{tokens:,}" for tokens in found])
+    ax.set_xticks(list(points), [f"{tokens:,}" for tokens in points])
     ax.minorticks_off()
     ax.grid(alpha=0.3)
     ax.legend(fontsize=8)

@@ -1,4 +1,4 @@
-"""Starting the command, and the layer over several devices, in processes of their own."""
+"""Measure in other processes: start-up of the command, and the layer on several devices."""
 
 import argparse
 import functools
@@ -12,8 +12,7 @@ from benchmarks.measure import IMAGE_TOKENS, Row, measured
 
 
 def start(options: argparse.Namespace) -> list[Row]:
-    """Milliseconds from the command to its end, above those of Python itself; the spread is that of
-    the whole."""
+    """Milliseconds of each command, minus those of Python itself; the IQR is of the total."""
     commands = {
         "python": [sys.executable, "-c", ""],
         "import vmoe": [sys.executable, "-c", "import vmoe"],
@@ -27,14 +26,14 @@ def start(options: argparse.Namespace) -> list[Row]:
     python, _ = times.pop("python")
     targets = {"import vmoe": "<= 300 ms", "vmoe --help": "<= 600 ms"}
     return [
-        Row("start", {}, name, median - python, spread, target=targets.get(name, "<= 800 ms"))
-        for name, (median, spread) in times.items()
+        Row("start", {}, name, median - python, iqr, target=targets.get(name, "<= 800 ms"))
+        for name, (median, iqr) in times.items()
     ]
 
 
 def parallel(options: argparse.Namespace) -> list[Row]:
-    """The layer over fake devices, of which a process has to know before it starts."""
-    words = {
+    """The layer over virtual devices, whose number has to be set before JAX starts."""
+    settings = {
         "width": options.width,
         "hidden": options.hidden,
         "images": max(8, options.tokens // IMAGE_TOKENS // 8 * 8),
@@ -46,15 +45,15 @@ def parallel(options: argparse.Namespace) -> list[Row]:
         sys.executable,
         "-m",
         module,
-        *(f"--{name}={value}" for name, value in words.items()),
+        *(f"--{name}={value}" for name, value in settings.items()),
     ]
     scripts = Path(__file__).parents[1]
     path = os.pathsep.join([str(scripts), os.environ.get("PYTHONPATH", "")])
-    done = subprocess.run(
+    result = subprocess.run(
         command,
         check=True,
         stdout=subprocess.PIPE,
         text=True,
         env=os.environ | {"PYTHONPATH": path},
     )
-    return [Row(**row) for row in json.loads(done.stdout)]
+    return [Row(**row) for row in json.loads(result.stdout)]

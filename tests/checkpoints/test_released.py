@@ -1,4 +1,4 @@
-"""Our parameters under the published names: every name and shape of four released models."""
+"""Our parameters have the published names, and every name and shape of four released models."""
 
 import json
 from pathlib import Path
@@ -57,7 +57,7 @@ def test_arrays_that_do_not_fit_are_refused_and_change_nothing(change: Any, mess
         np.testing.assert_array_equal(leaf[...], before[path])
 
 
-def test_arrays_that_fit_take_the_place_of_the_parameters() -> None:
+def test_arrays_that_fit_replace_the_parameters() -> None:
     model = vmoe.create_model("vmoe_tiny_last2_e4", depth=2, sparse_blocks=(1,))
     params = nnx.to_flat_state(nnx.state(model, nnx.Param))
     names = released_names(model)
@@ -67,7 +67,7 @@ def test_arrays_that_fit_take_the_place_of_the_parameters() -> None:
         assert leaf.dtype == jnp.float32 and (leaf[...] == 0.5).all(), path
 
 
-def test_a_soft_router_has_the_names_of_the_published_soft_moe() -> None:
+def test_parameters_of_a_soft_router_have_the_names_of_the_published_soft_moe() -> None:
     soft = MoEConfig(num_experts=4, router=Soft(), images_per_group=1)
     model = models.build_abstract(
         models.model_config("vmoe_tiny_last2_e4", moe=(MoEConfig(num_experts=4), soft))

@@ -1,4 +1,4 @@
-"""What JAX saves for the backward pass, against lists by hand."""
+"""What JAX saves for the backward pass, compared with lists by hand."""
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +19,7 @@ def test_residuals_are_counted_once_and_in_their_narrowest_dtype() -> None:
     }
 
 
-def test_a_saved_parameter_is_told_from_a_copy_of_it() -> None:
+def test_a_saved_parameter_is_distinguished_from_a_copy_of_it() -> None:
     kernel, x = jax.ShapeDtypeStruct((4, 4), "f4"), jax.ShapeDtypeStruct((8, 4), jnp.bfloat16)
     saved = residuals(lambda kernel, x: x @ kernel, kernel, x)
     assert Residual(size=16, itemsize=4, of_params=True, is_param=True) in saved

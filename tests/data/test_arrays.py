@@ -10,7 +10,7 @@ from vmoe.errors import UsageError
 
 
 @pytest.mark.parametrize("shape", [(40, 8, 8), (40, 8, 8, 1), (40, 8, 8, 3)])
-def test_a_numpy_file_is_split_by_class_or_as_its_arrays_are_named(
+def test_a_numpy_file_is_split_by_class_or_by_the_names_of_its_arrays(
     shape: tuple[int, ...], tmp_path: Path
 ) -> None:
     rng = np.random.default_rng(0)
@@ -71,13 +71,13 @@ def test_numpy_files_with_wrong_arrays_are_refused_by_name(
         open_source(f"arrays:{tmp_path / 'data.npz'}", "train")
 
 
-def test_arrays_of_other_names_are_ignored(tmp_path: Path) -> None:
+def test_arrays_with_other_names_are_ignored(tmp_path: Path) -> None:
     path = tmp_path / "data.npz"
     np.savez(path, images=IMAGES, labels=LABELS, coarse_labels=LABELS + 19, names=["a"])
     assert open_source(f"arrays:{path}", "train").class_names == ("0",)
 
 
-def test_files_that_are_not_an_npz_are_refused(tmp_path: Path) -> None:
+def test_files_that_are_not_a_complete_npz_are_refused(tmp_path: Path) -> None:
     np.savez(tmp_path / "whole.npz", images=IMAGES, labels=LABELS)
     (tmp_path / "half.npz").write_bytes((tmp_path / "whole.npz").read_bytes()[:1000])
     np.save(tmp_path / "one.npy", IMAGES)

@@ -27,13 +27,13 @@ def test_shifts_move_by_whole_pixels_in_every_direction() -> None:
     assert seen == {(y, x) for y in (-1, 0, 1) for x in (-1, 0, 1)}
 
 
-def test_rotations_about_the_centre_equal_those_of_pillow() -> None:
+def test_rotations_about_the_centre_equal_pillows() -> None:
     pixels = open_source("digits", "train")[0].image.repeat(4, 0).repeat(4, 1)
     for seed in range(5):
-        turned = augment(pixels, DataConfig(rotate=30.0), np.random.default_rng(seed))
+        rotated = augment(pixels, DataConfig(rotate=30.0), np.random.default_rng(seed))
         angle = np.random.default_rng(seed).uniform(-30, 30)
         expected = Image.fromarray(pixels).rotate(angle, Image.Resampling.BILINEAR)
-        assert np.abs(turned.astype(int) - np.asarray(expected, int)).max() <= 1
+        assert np.abs(rotated.astype(int) - np.asarray(expected, int)).max() <= 1
 
 
 def test_cutout_paints_one_square_clipped_at_the_edges() -> None:

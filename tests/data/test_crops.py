@@ -14,7 +14,7 @@ def test_pixels_become_float32_from_minus_one_to_one() -> None:
 
 
 @pytest.mark.parametrize("shape", [(8, 8), (20, 7), (3, 40)])
-def test_images_of_any_size_are_resized_as_by_pillow(shape: tuple[int, int]) -> None:
+def test_resizing_images_of_any_size_equals_pillow(shape: tuple[int, int]) -> None:
     pixels = np.random.default_rng(0).integers(0, 255, (*shape, 3), dtype=np.uint8)
     pillow = Image.fromarray(pixels).resize((16, 16), Image.Resampling.BILINEAR)
     np.testing.assert_array_equal(resize(pixels, 16), np.asarray(pillow))

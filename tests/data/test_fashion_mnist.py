@@ -1,4 +1,4 @@
-"""Fashion-MNIST from a folder and from a server, and corrupt copies of it."""
+"""Read Fashion-MNIST from a folder and from a server, and refuse corrupt copies."""
 
 import functools
 import gzip
@@ -18,7 +18,7 @@ from vmoe.errors import UsageError
 
 @pytest.fixture
 def clothes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder of four files in the published format, of 120 images, with their checksums."""
+    """A folder with 120 images in four files of the published format; patches their checksums."""
     rng, table = np.random.default_rng(0), {}
     folder = tmp_path / "clothes"
     folder.mkdir()
@@ -51,7 +51,7 @@ class Quiet(http.server.SimpleHTTPRequestHandler):
         pass
 
 
-def test_fashion_mnist_of_a_folder_has_ten_classes_evenly_split(clothes: Path) -> None:
+def test_fashion_mnist_from_a_folder_has_ten_evenly_split_classes(clothes: Path) -> None:
     splits = [open_source(f"fashion_mnist:{clothes}", s) for s in ("train", "validation", "test")]
     assert [len(split) for split in splits] == [110, 10, 120]
     assert np.bincount(splits[1].labels).tolist() == [1] * 10
@@ -62,13 +62,13 @@ def test_pickled_fashion_mnist_opens_the_same_folder(clothes: Path) -> None:
     source = open_source(f"fashion_mnist:{clothes}", "validation")
     pickled = pickle.dumps(source)
     assert len(pickled) < 500
-    found = pickle.loads(pickled)
-    assert found.name == source.name == "fashion_mnist:validation"
-    np.testing.assert_array_equal(found.images, source.images)
-    np.testing.assert_array_equal(found.labels, source.labels)
+    unpickled = pickle.loads(pickled)
+    assert unpickled.name == source.name == "fashion_mnist:validation"
+    np.testing.assert_array_equal(unpickled.images, source.images)
+    np.testing.assert_array_equal(unpickled.labels, source.labels)
 
 
-def test_fashion_mnist_is_downloaded_once_and_checked(server: Path, tmp_path: Path) -> None:
+def test_fashion_mnist_is_downloaded_once_and_cached(server: Path, tmp_path: Path) -> None:
     downloaded = open_source("fashion_mnist", "test")
     for path in server.iterdir():
         path.unlink()
@@ -78,7 +78,7 @@ def test_fashion_mnist_is_downloaded_once_and_checked(server: Path, tmp_path: Pa
     assert names == {f"{name}.gz" for name in fashion_mnist.SHA256}, "a partial download is left"
 
 
-def test_a_download_that_fails_or_is_the_wrong_file_leaves_nothing_behind(server: Path) -> None:
+def test_a_failed_or_wrong_download_leaves_no_file_behind(server: Path) -> None:
     path = server / "train-images-idx3-ubyte.gz"
     path.write_bytes(gzip.compress(b"something else"))
     with pytest.raises(UsageError, match="corrupt .its SHA-256 differs"):

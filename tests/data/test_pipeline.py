@@ -16,7 +16,7 @@ from vmoe.errors import UsageError
 CONFIG = TrainConfig(model=ViTConfig(patch_size=2, image_size=8, num_classes=10))
 
 
-def test_a_training_batch_is_a_function_of_the_seed_and_its_number() -> None:
+def test_a_training_batch_depends_only_on_the_seed_and_its_number() -> None:
     source = open_source("digits", "train")
     config = replace(CONFIG, data=DataConfig(shift=1, rotate=10.0, mixup=0.5))
     one, other = (training_batches(source, config) for _ in range(2))
@@ -27,7 +27,7 @@ def test_a_training_batch_is_a_function_of_the_seed_and_its_number() -> None:
     assert (training_batches(source, replace(config, seed=1))[0].images != one[0].images).any()
 
 
-def test_an_epoch_shows_every_image_once_and_each_epoch_has_its_own_order() -> None:
+def test_every_epoch_has_each_image_once_in_a_new_order() -> None:
     source = open_source("digits", "validation")
     batches = training_batches(source, replace(CONFIG, batch_size=20))
     epochs = [np.concatenate([batches[i].images for i in range(s, s + 9)]) for s in (0, 9)]
@@ -38,7 +38,7 @@ def test_an_epoch_shows_every_image_once_and_each_epoch_has_its_own_order() -> N
 
 
 @pytest.mark.parametrize("batch_size", [1, 64, 360, 500])
-def test_an_evaluation_sees_every_image_once_at_any_batch_size(batch_size: int) -> None:
+def test_an_evaluation_reads_every_image_once_at_any_batch_size(batch_size: int) -> None:
     source = open_source("digits", "test")
     batches = list(evaluation_batches(source, batch_size=batch_size, num_classes=12, image_size=8))
     assert {len(batch.images) for batch in batches} == {batch_size}
@@ -70,11 +70,11 @@ def test_training_and_evaluation_resize_images_in_the_same_way() -> None:
     np.testing.assert_array_equal(np.unique(seen, axis=0), np.unique(images, axis=0))
 
 
-def test_the_shares_of_several_processes_form_the_batches_of_one() -> None:
-    """With as many devices in all, since mixup pairs the images of a device."""
+def test_the_batches_of_several_processes_concatenate_to_those_of_one() -> None:
+    """The total number of devices is equal, because mixup pairs the images of one device."""
     source = open_source("digits", "train")
     config = replace(CONFIG, batch_size=24, data=replace(CONFIG.data, mixup=0.5, rotate=5.0))
-    whole = training_batches(source, config, devices=4)
+    one_process = training_batches(source, config, devices=4)
     for count in (2, 4):
         shares = [
             training_batches(source, config, share=(i, count), devices=4 // count)
@@ -82,24 +82,24 @@ def test_the_shares_of_several_processes_form_the_batches_of_one() -> None:
         ]
         for i in (0, 3, 60):  # 60 is in the second epoch
             joined = (np.concatenate(x) for x in zip(*(s[i] for s in shares), strict=True))
-            for ours, oracle in zip(joined, whole[i], strict=True):
+            for ours, oracle in zip(joined, one_process[i], strict=True):
                 np.testing.assert_array_equal(ours, oracle)
 
 
-def test_the_shares_of_an_evaluation_have_every_image_once_and_equally_many_batches() -> None:
+def test_evaluating_processes_have_equal_batch_counts_and_read_every_image_once() -> None:
     source = open_source("digits", "validation")
     sizes = dict(batch_size=48, num_classes=10, image_size=8)
-    whole = list(evaluation_batches(source, **sizes))
+    one_process = list(evaluation_batches(source, **sizes))
     shares = [list(evaluation_batches(source, **sizes, share=(i, 4))) for i in range(4)]
-    assert {len(share) for share in shares} == {len(whole)} == {4}
-    for oracle, *parts in zip(whole, *shares, strict=True):
+    assert {len(share) for share in shares} == {len(one_process)} == {4}
+    for oracle, *parts in zip(one_process, *shares, strict=True):
         for ours, values in zip(zip(*parts, strict=True), oracle, strict=True):
             np.testing.assert_array_equal(np.concatenate(ours), values)
     assert sum(batch.valid.sum() for share in shares for batch in share) == len(source) == 180
 
 
 class Squares(list):
-    """A source written by hand: PNG files in memory, of many sizes, each of one colour."""
+    """A custom source: PNG files in memory, of many sizes, each of a single colour."""
 
     name, class_names, skipped = "squares", ("dark", "light"), 0
 
@@ -113,7 +113,7 @@ class Squares(list):
         return "squares"
 
 
-def test_any_object_with_the_methods_of_a_source_is_trained_and_evaluated_on() -> None:
+def test_any_object_with_the_methods_of_a_source_gives_batches() -> None:
     source = Squares()
     assert isinstance(source, Source) and not isinstance([], Source)
     train = training_batches(source, replace(CONFIG, batch_size=20))[0]
@@ -125,19 +125,19 @@ def test_any_object_with_the_methods_of_a_source_is_trained_and_evaluated_on() -
         assert batch.labels[order].argmax(1).tolist() == [0] * 10 + [1] * 10
 
 
-def test_a_shift_is_in_pixels_of_the_models_size() -> None:
-    """Of images of 16 x 16 pixels at 8 x 8: resized first, then shifted."""
+def test_shifts_are_in_pixels_of_the_resized_image() -> None:
+    """Images of 16 x 16 pixels are resized to 8 x 8, then shifted."""
     large = np.random.default_rng(0).integers(1, 255, (16, 16, 3), dtype=np.uint8)
     source = Squares()
     source[:] = [Example(large, 0, "large")] * 64
     batch = training_batches(source, replace(CONFIG, batch_size=64, data=DataConfig(shift=1)))[0]
     padded = np.pad(resize(large, 8), ((1, 1), (1, 1), (0, 0)))
     expected = {padded[y : y + 8, x : x + 8].tobytes() for y in range(3) for x in range(3)}
-    found = np.round((batch.images + 1) * 127.5).astype(np.uint8)
-    assert {image.tobytes() for image in found} == expected
+    shifted = np.round((batch.images + 1) * 127.5).astype(np.uint8)
+    assert {image.tobytes() for image in shifted} == expected
 
 
-def test_a_broken_image_is_refused_by_its_path_in_training_and_evaluation(tmp_path: Path) -> None:
+def test_a_corrupt_image_is_refused_by_path_in_training_and_evaluation(tmp_path: Path) -> None:
     for name in ("cats", "dogs"):
         (tmp_path / "train" / name).mkdir(parents=True)
         for i in range(10):

@@ -38,7 +38,7 @@ def photos(tmp_path: Path) -> Path:
     return tmp_path / "photos"
 
 
-def test_a_folder_is_split_by_class_always_in_the_same_way(photos: Path) -> None:
+def test_a_folder_is_split_within_each_class_and_deterministically(photos: Path) -> None:
     splits = {s: open_source(f"folder:{photos}", s) for s in ("train", "validation", "test")}
     assert {name: len(split) for name, split in splits.items()} == {
         "train": 24,
@@ -53,7 +53,7 @@ def test_a_folder_is_split_by_class_always_in_the_same_way(photos: Path) -> None
     assert sorted(values) == [*range(20), *range(100, 110)]
 
 
-def test_a_folder_with_splits_of_its_own_keeps_them(photos: Path, tmp_path: Path) -> None:
+def test_a_folder_that_has_splits_keeps_them(photos: Path, tmp_path: Path) -> None:
     root = tmp_path / "splits"
     root.mkdir()
     photos.rename(root / "train")
@@ -68,7 +68,7 @@ def test_a_folder_with_splits_of_its_own_keeps_them(photos: Path, tmp_path: Path
     assert len(open_source(f"folder:{root}", "train")) == 30
 
 
-def test_a_folder_is_trained_on_at_any_image_size(photos: Path) -> None:
+def test_images_of_a_folder_are_resized_to_the_size_of_the_model(photos: Path) -> None:
     source = open_source(f"folder:{photos}", "train")
     model = ViTConfig(patch_size=4, image_size=16, num_classes=2)
     batch = training_batches(source, TrainConfig(model=model, batch_size=24))[0]
@@ -100,7 +100,7 @@ def test_a_split_that_is_missing_or_has_an_unknown_class_is_refused(tmp_path: Pa
         open_source(f"folder:{tmp_path}", "validation")
 
 
-def test_the_digits_are_split_evenly_always_in_the_same_way() -> None:
+def test_the_digits_are_split_evenly_and_deterministically() -> None:
     splits = {name: open_source("digits", name) for name in ("train", "validation", "test")}
     assert {name: len(split) for name, split in splits.items()} == {
         "train": 1257,
@@ -110,9 +110,9 @@ def test_the_digits_are_split_evenly_always_in_the_same_way() -> None:
     rows = np.concatenate([s.images.reshape(len(s), -1) for s in splits.values()])
     assert len(np.unique(rows, axis=0)) == 1797, "an image is in two splits"
     for split in splits.values():
-        share = np.bincount(split.labels) / len(split)
-        np.testing.assert_allclose(share, 0.1, atol=0.01)
-    # A different random split would have another first image.
+        fraction = np.bincount(split.labels) / len(split)
+        np.testing.assert_allclose(fraction, 0.1, atol=0.01)
+    # Another random split would start with another image.
     assert splits["test"].images[0].sum() == 13290
 
 
@@ -137,7 +137,7 @@ def test_a_misspelled_data_set_or_split_is_refused_with_a_suggestion(
         ("fashion_mnist:some/folder", ("fashion_mnist:some/folder", "")),
     ],
 )
-def test_a_split_is_what_follows_the_last_colon(text: str, parts: tuple[str, str]) -> None:
+def test_the_split_of_a_name_follows_its_last_colon(text: str, parts: tuple[str, str]) -> None:
     assert name_and_split(text) == parts
 
 
@@ -148,7 +148,7 @@ def test_a_split_in_the_name_of_the_digits_is_refused() -> None:
         open_source("digits:test", "train")
 
 
-def test_an_example_says_where_it_comes_from(photos: Path) -> None:
+def test_an_example_records_its_origin(photos: Path) -> None:
     assert open_source("digits", "train")[3].origin == "digits:train[3]"
     example = open_source(f"folder:{photos}", "train")[0]
     assert Path(example.origin).read_bytes() == example.image
@@ -156,7 +156,7 @@ def test_an_example_says_where_it_comes_from(photos: Path) -> None:
 
 
 def test_the_fingerprint_of_a_folder_changes_with_files_labels_and_classes(tmp_path: Path) -> None:
-    """It does not change with the content of a file, nor with the path of the folder."""
+    """Neither the content of a file nor the path of the folder changes it."""
     cats, dogs = tmp_path / "photos" / "test" / "cats", tmp_path / "photos" / "test" / "dogs"
     write_images(cats, 3)
     write_images(dogs, 3)
@@ -164,24 +164,24 @@ def test_the_fingerprint_of_a_folder_changes_with_files_labels_and_classes(tmp_p
     def fingerprint(folder: str = "photos") -> str:
         return open_source(f"folder:{tmp_path / folder}", "test").fingerprint()
 
-    found = [fingerprint()]
+    fingerprints = [fingerprint()]
     (cats / "000.png").write_bytes(b"another image")
-    assert fingerprint() == found[0]
+    assert fingerprint() == fingerprints[0]
     (cats / "000.png").rename(cats / "a.png")
-    found.append(fingerprint())
+    fingerprints.append(fingerprint())
     (cats / "a.png").rename(dogs / "a.png")
-    found.append(fingerprint())
+    fingerprints.append(fingerprint())
     (dogs / "a.png").unlink()
-    found.append(fingerprint())
+    fingerprints.append(fingerprint())
     dogs.rename(dogs.with_name("wolves"))
-    found.append(fingerprint())
-    assert len(set(found)) == 5
+    fingerprints.append(fingerprint())
+    assert len(set(fingerprints)) == 5
     (tmp_path / "photos").rename(tmp_path / "moved")
-    assert fingerprint("moved") == found[-1]
+    assert fingerprint("moved") == fingerprints[-1]
 
 
 def test_the_fingerprint_of_arrays_changes_with_images_labels_and_classes(tmp_path: Path) -> None:
-    """Only evenly spaced images are read of many: a change between them is not detected."""
+    """Of many images only evenly spaced ones are read; changes between these are not detected."""
     images = np.random.default_rng(0).integers(0, 255, (640, 4, 4, 3), dtype=np.uint8)
     arrays = dict(test_images=images, test_labels=np.arange(640) % 2, class_names=["a", "b"])
 
@@ -194,7 +194,7 @@ def test_the_fingerprint_of_arrays_changes_with_images_labels_and_classes(tmp_pa
         array[i] = 1 - array[i]
         return array
 
-    found = [
+    fingerprints = [
         fingerprint(),
         fingerprint(test_images=changed("test_images", 0)),
         fingerprint(test_images=changed("test_images", 630)),
@@ -203,24 +203,24 @@ def test_the_fingerprint_of_arrays_changes_with_images_labels_and_classes(tmp_pa
         fingerprint(test_labels=changed("test_labels", 5)),
         fingerprint(class_names=["a", "c"]),
     ]
-    assert len(set(found)) == len(found)
-    assert fingerprint() == found[0] == fingerprint(test_images=changed("test_images", 5))
+    assert len(set(fingerprints)) == len(fingerprints)
+    assert fingerprint() == fingerprints[0] == fingerprint(test_images=changed("test_images", 5))
 
 
-def test_splits_and_relabelled_sources_have_fingerprints_of_their_own() -> None:
+def test_splits_and_relabelled_sources_have_different_fingerprints() -> None:
     train, test = (open_source("digits", split) for split in ("train", "test"))
     sources = [train, test, relabel(test, "9876543210"), relabel(test, "0123456789a")]
     assert len({source.fingerprint() for source in sources}) == 4
     assert relabel(test, "9876543210").fingerprint() == sources[2].fingerprint()
 
 
-def test_labels_are_those_of_a_models_classes() -> None:
+def test_relabel_maps_labels_to_the_classes_of_a_model() -> None:
     digits = open_source("digits", "test")
-    found = relabel(digits, "9876543210")
-    assert isinstance(found, Source) and found.class_names == tuple("9876543210")
-    assert [example.label for example in found] == [9 - example.label for example in digits]
-    assert found.name == digits.name
-    np.testing.assert_array_equal(found[5].image, digits[5].image)
+    relabelled = relabel(digits, "9876543210")
+    assert isinstance(relabelled, Source) and relabelled.class_names == tuple("9876543210")
+    assert [example.label for example in relabelled] == [9 - example.label for example in digits]
+    assert relabelled.name == digits.name
+    np.testing.assert_array_equal(relabelled[5].image, digits[5].image)
     assert relabel(digits, digits.class_names) is digits
     with pytest.raises(UsageError, match="not trained on, '0': choose from cat, dog"):
         relabel(digits, ("cat", "dog"))
@@ -240,18 +240,18 @@ def test_a_pickled_source_holds_no_pixels_and_opens_the_same_data(
     }[kind]
     pickled = pickle.dumps(source)
     assert len(pickled) < 1500
-    found = pickle.loads(pickled)
-    assert isinstance(found, Source) and len(found) == len(source)
-    assert (found.name, found.class_names) == (source.name, source.class_names)
-    assert found.skipped == source.skipped and found.fingerprint() == source.fingerprint()
+    unpickled = pickle.loads(pickled)
+    assert isinstance(unpickled, Source) and len(unpickled) == len(source)
+    assert (unpickled.name, unpickled.class_names) == (source.name, source.class_names)
+    assert unpickled.skipped == source.skipped and unpickled.fingerprint() == source.fingerprint()
     for i in range(len(source)):
-        assert (found[i].label, found[i].origin) == (source[i].label, source[i].origin)
-        np.testing.assert_array_equal(*(decode(x[i].image, "") for x in (found, source)))
+        assert (unpickled[i].label, unpickled[i].origin) == (source[i].label, source[i].origin)
+        np.testing.assert_array_equal(*(decode(x[i].image, "") for x in (unpickled, source)))
 
 
 def test_a_worker_process_reads_the_same_examples() -> None:
     source = relabel(open_source("digits", "train"), "9876543210")
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
-        found = pool.submit(operator.getitem, source, 5).result()
-    assert (found.label, found.origin) == (source[5].label, "digits:train[5]")
-    np.testing.assert_array_equal(found.image, source[5].image)
+        example = pool.submit(operator.getitem, source, 5).result()
+    assert (example.label, example.origin) == (source[5].label, "digits:train[5]")
+    np.testing.assert_array_equal(example.image, source[5].image)

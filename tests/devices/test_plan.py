@@ -1,6 +1,6 @@
-"""What a plan says of hypothetical devices is what these eight hold, send and compute.
+"""The memory, communication and FLOPs of a plan equal those measured on eight devices.
 
-The oracles: arrays placed on the devices, the program of the whole training step, and sums by hand.
+The oracles are arrays placed on the devices, the compiled training step, and sums by hand.
 """
 
 import collections
@@ -85,7 +85,7 @@ def batch_shapes(placement: Placement) -> Batch:
 
 
 @on_meshes
-def test_the_planned_bytes_of_the_state_are_those_that_each_device_holds(
+def test_the_planned_memory_of_the_state_equals_the_bytes_on_each_device(
     placement: Placement,
 ) -> None:
     state = jax.tree.map(
@@ -97,38 +97,40 @@ def test_the_planned_bytes_of_the_state_are_those_that_each_device_holds(
         (state.opt_state, planned.opt_state),
         (state.ema, planned.ema),
     ]:
-        held = collections.Counter()
+        bytes_on = collections.Counter()
         for array in jax.tree.leaves(tree):
             for shard in array.addressable_shards:
-                held[shard.device] += shard.data.nbytes
-        assert held == dict.fromkeys(jax.devices(), expected)
+                bytes_on[shard.device] += shard.data.nbytes
+        assert bytes_on == dict.fromkeys(jax.devices(), expected)
 
 
 @on_meshes
-def test_the_planned_communication_is_that_of_the_compiled_step_of_the_whole_model(
+def test_the_planned_communication_equals_that_of_the_compiled_training_step(
     placement: Placement,
 ) -> None:
     compiled = traced_step(CONFIG, placement).lower().compile(COMPILER_OPTIONS)
-    whole, planned = collections.Counter(), collections.Counter()
+    compiled_bytes, planned = collections.Counter(), collections.Counter()
     for collective in parse_collectives(compiled.as_text()):
-        whole[collective.kind, len(collective.replica_group)] += collective.bytes_sent
-    for one in communication(CONFIG, [placement], CHIPS["h100"])[0]:
-        planned[one.kind, one.group_size] += one.total_bytes_sent
+        compiled_bytes[collective.kind, len(collective.replica_group)] += collective.bytes_sent
+    for collective in communication(CONFIG, [placement], CHIPS["h100"])[0]:
+        planned[collective.kind, collective.group_size] += collective.total_bytes_sent
     assert planned["all-to-all", placement.expert] > 0 or placement.expert == 1
-    for kind in whole | planned:
-        # The difference is norms and metrics: some hundred numbers.
-        assert 0 <= whole[kind] - planned[kind] <= 2000 < sum(whole.values()) / 100, kind
+    for kind in compiled_bytes | planned:
+        # The rest is norms and metrics: a few hundred numbers.
+        assert (
+            0 <= compiled_bytes[kind] - planned[kind] <= 2000 < sum(compiled_bytes.values()) / 100
+        ), kind
 
 
 @pytest.mark.parametrize("remat", [False, True])
-def test_the_flops_of_the_segments_add_up_to_those_of_the_whole_step(remat: bool) -> None:
+def test_the_flops_of_the_segments_add_up_to_those_of_the_training_step(remat: bool) -> None:
     config, placement = replace(CONFIG, model=dict(remat=remat)), on("expert=4")
-    whole = count_flops(traced_step(config, placement).jaxpr.jaxpr)
-    planned = sum(one.flops() * one.times for one in segments(config, placement))
-    assert planned == whole
+    step_flops = count_flops(traced_step(config, placement).jaxpr.jaxpr)
+    planned = sum(segment.flops() * segment.times for segment in segments(config, placement))
+    assert planned == step_flops
 
 
-def test_the_activations_that_segments_save_add_up_to_those_of_the_whole_model() -> None:
+def test_the_saved_activations_of_the_segments_add_up_to_those_of_the_model() -> None:
     placement = on("expert=4")
 
     def loss(params: dict[str, Any], images: jax.Array) -> jax.Array:
@@ -138,13 +140,13 @@ def test_the_activations_that_segments_save_add_up_to_those_of_the_whole_model()
         return cross_entropy(logits, jnp.zeros(logits.shape), "softmax").mean() + aux_loss
 
     state = shapes_on(ONE_DEVICE)
-    whole = sum(
+    model_bytes = sum(
         residual.size * residual.itemsize
         for residual in residuals(loss, state.params, batch_shapes(placement).images)
         if not residual.of_params
     )
     planned = memory(CONFIG, placement, state).saved_activations
-    assert planned == pytest.approx(whole / placement.devices, rel=0.02)
+    assert planned == pytest.approx(model_bytes / placement.devices, rel=0.02)
 
 
 def all_collectives(x: jax.Array) -> tuple[jax.Array, ...]:
@@ -154,7 +156,7 @@ def all_collectives(x: jax.Array) -> tuple[jax.Array, ...]:
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_bytes_sent_are_those_of_a_ring_in_the_dtype_of_the_program(dtype: str) -> None:
+def test_bytes_sent_are_those_of_ring_collectives_in_the_dtype_of_the_program(dtype: str) -> None:
     mesh = Mesh(np.array(jax.devices()).reshape(2, 4), ("data", "expert"))
     spec = PartitionSpec(("data", "expert"))
     program = jax.jit(
@@ -179,16 +181,18 @@ def test_a_plan_ranks_the_feasible_meshes_and_lists_the_others() -> None:
         for mesh, fsdp in [("expert=1", False), ("expert=1", True), ("expert=2", False)]
     )
     limit = round(totals[1])  # the activations depend on the version of JAX
-    found = plan(config, 2, device_memory=f"{limit / 1e3}kB")
-    assert sorted(one.memory.total for one in found.feasible) == totals[:2]
-    assert [(one.mesh, one.fsdp) for one in found.feasible] == [
+    ranked = plan(config, 2, device_memory=f"{limit / 1e3}kB")
+    assert sorted(candidate.memory.total for candidate in ranked.feasible) == totals[:2]
+    assert [(candidate.mesh, candidate.fsdp) for candidate in ranked.feasible] == [
         ("data=1,expert=2", False),
         ("data=2,expert=1", True),
     ]
-    seconds = [one.step_seconds for one in found.feasible]
+    seconds = [candidate.step_seconds for candidate in ranked.feasible]
     assert seconds == sorted(seconds) and np.isfinite(seconds).all()
-    assert [(one.mesh, one.fsdp) for one in found.infeasible] == [("data=2,expert=1", False)]
-    assert found.infeasible[0].memory.total == totals[2]
+    assert [(candidate.mesh, candidate.fsdp) for candidate in ranked.infeasible] == [
+        ("data=2,expert=1", False)
+    ]
+    assert ranked.infeasible[0].memory.total == totals[2]
 
 
 @pytest.mark.parametrize(
@@ -203,7 +207,7 @@ def test_a_plan_ranks_the_feasible_meshes_and_lists_the_others() -> None:
         ),
     ],
 )
-def test_what_cannot_be_planned_is_refused_in_one_line(
+def test_an_impossible_plan_is_refused_with_one_line(
     arguments: dict[str, Any], error: type[VmoeError], message: str
 ) -> None:
     with pytest.raises(error) as refused:
@@ -211,7 +215,7 @@ def test_what_cannot_be_planned_is_refused_in_one_line(
     assert re.search(message, str(refused.value)) and "\n" not in str(refused.value)
 
 
-def test_more_hypothetical_devices_than_jax_has_started_with_are_refused() -> None:
+def test_more_hypothetical_devices_than_jax_started_with_are_refused() -> None:
     assert len(jax.devices()) == 8
     with pytest.raises(UsageError, match="devices=16: JAX has started in this process with 8"):
         hypothetical_devices(16)

@@ -1,7 +1,7 @@
-"""What holds on many devices: the numbers of one device, and no message but those that must be.
+"""Many devices compute the numbers of one device, with no more collectives than necessary.
 
-The oracle is the same program on one device: of the whole batch where the groups are the same
-there, else of each device's images by themselves.
+The oracle is the same program on one device: on the whole batch where its groups are the same, else
+on the images of each device separately.
 """
 
 import collections
@@ -55,10 +55,10 @@ CONFIG = ViTConfig(
 )
 ROUTERS: dict[str, Router] = {
     **{p: TokenChoice(priority=p) for p in ("order", "largest_gate", "sum_of_gates", "random")},
-    "all losses": TokenChoice(
+    "all_losses": TokenChoice(
         k=1, aux_loss=AuxLossWeights(load=0.1, importance=0.1, gshard=0.1, z=0.1)
     ),
-    "experts choose": ExpertChoice(),
+    "expert_choice": ExpertChoice(),
     "soft": Soft(),
 }
 OPERATIONS = ("all-to-all", "all-gather", "all-reduce", "reduce-scatter", "collective-permute")
@@ -79,7 +79,7 @@ def images(b: int, seed: int = 1) -> np.ndarray:
 
 
 def collectives(program: jax.stages.Compiled) -> dict[str, int]:
-    """How many there are of each in the compiled program."""
+    """The number of collectives of each kind in the compiled program."""
     pattern = rf" ({'|'.join(OPERATIONS)})(?:-start)?\(%?\w"
     return collections.Counter(re.findall(pattern, program.as_text()))
 
@@ -95,7 +95,7 @@ def forward(config: ViTConfig, placement: Placement, key: jax.Array | None = Non
 
 
 def gradient(config: ViTConfig, placement: Placement) -> Any:
-    """Of a loss to which logits and aux_loss contribute, in training."""
+    """The gradient of a training loss to which the logits and the auxiliary loss contribute."""
     run = forward(config, placement, jax.random.key(3))
 
     def loss(params: dict[str, Any], x: jax.Array, valid: jax.Array) -> Any:
@@ -112,39 +112,39 @@ def run_on(placement: Placement, function: Any, params: Any, *batch: np.ndarray)
 
 
 def assert_close(ours: Any, oracle: Any, mesh: str = "") -> None:
-    """To 1e-5 of the largest value of each array; the gradient of the keys' bias is 0."""
-    for (path, found), expected in zip(
+    """Compares to 1e-5 of the largest value of each array; a key bias has the gradient 0."""
+    for (path, array), expected in zip(
         jax.tree.leaves_with_path(ours), jax.tree.leaves(oracle), strict=True
     ):
         if "['key']['bias']" not in jax.tree_util.keystr(path):
             largest = max(float(np.abs(expected).max()), 1e-3)
             np.testing.assert_allclose(
-                *map(np.asarray, (found, expected)), atol=1e-5 * largest, rtol=0, err_msg=mesh
+                *map(np.asarray, (array, expected)), atol=1e-5 * largest, rtol=0, err_msg=mesh
             )
 
 
 @pytest.mark.parametrize("pooling", ["mean", "class_token"])
 @mesh
-def test_two_all_to_all_forward_four_with_backward_and_nothing_is_gathered(
+def test_a_sparse_layer_has_two_all_to_all_four_with_backward_and_no_all_gather(
     mesh: str, pooling: str
 ) -> None:
     config = replace(CONFIG, pooling=pooling)
     placement, params, valid = on(mesh), params_of(config), np.ones(16, bool)
-    there = jax.device_put(params, placement.params(params))
+    sharded = jax.device_put(params, placement.params(params))
     batch = placement.make_global_array((images(16), valid))
-    travels = 0 if mesh == "expert=1" else 1
-    program = jax.jit(forward(config, placement)).lower(there, *batch).compile()
-    found = collectives(program)
-    assert found["all-to-all"] == 2 * travels
-    assert set(found) <= {"all-to-all", "all-reduce"}  # which is the losses' sum
+    sends = 0 if mesh == "expert=1" else 1
+    program = jax.jit(forward(config, placement)).lower(sharded, *batch).compile()
+    counts = collectives(program)
+    assert counts["all-to-all"] == 2 * sends
+    assert set(counts) <= {"all-to-all", "all-reduce"}  # all-reduce sums the losses
     both = jax.jit(gradient(config, placement), out_shardings=placement.params(params))
-    found = collectives(both.lower(there, *batch).compile())
-    assert found["all-to-all"] == 4 * travels
-    assert set(found) <= {"all-to-all", "all-reduce"}
+    counts = collectives(both.lower(sharded, *batch).compile())
+    assert counts["all-to-all"] == 4 * sends
+    assert set(counts) <= {"all-to-all", "all-reduce"}
 
 
 @pytest.mark.parametrize("router", ROUTERS.values(), ids=ROUTERS.keys())
-def test_logits_losses_and_gradients_are_those_of_one_device(router: Router) -> None:
+def test_logits_losses_and_gradients_equal_those_of_one_device(router: Router) -> None:
     per_group = 1 if isinstance(router, Soft) else 2
     moe = replace(SPARSE, router=router, images_per_group=per_group)
     config = replace(CONFIG, moe=moe)
@@ -156,12 +156,14 @@ def test_logits_losses_and_gradients_are_those_of_one_device(router: Router) -> 
             assert_close(run_on(placement, way(config, placement), params, *batch), oracle, mesh)
 
 
-@pytest.mark.parametrize("router", ["largest_gate", "experts choose"])
-def test_uneven_groups_and_padding_are_those_of_each_device_alone(router: str) -> None:
-    """Five images a device in groups of three, the last device's padded."""
+@pytest.mark.parametrize("router", ["largest_gate", "expert_choice"])
+def test_with_uneven_groups_and_padding_devices_equal_separate_runs_of_their_images(
+    router: str,
+) -> None:
+    """Each device has five images in groups of three; the last device has padding."""
     config = replace(CONFIG, moe=replace(SPARSE, router=ROUTERS[router], images_per_group=3))
     params, x, valid = params_of(config), images(40), np.arange(40) < 37
-    groups = [2] * 7 + [1]  # that hold any image: the last device has two images
+    groups = [2] * 7 + [1]  # with at least one image: the last device has two images
     one = loss_and_gradient(config, ONE_DEVICE)
     alone = [
         run_on(ONE_DEVICE, one, params, x[i : i + 5], valid[i : i + 5], np.full(5, count / 15))
@@ -175,7 +177,7 @@ def test_uneven_groups_and_padding_are_those_of_each_device_alone(router: str) -
 
 
 def loss_and_gradient(config: ViTConfig, placement: Placement) -> Any:
-    """Without noise; the first of the weights is that of the auxiliary losses."""
+    """Loss and gradient without noise; ``weights[0]`` is the weight of the auxiliary loss."""
     run = forward(config, placement)
 
     def loss(params: dict[str, Any], x: jax.Array, valid: jax.Array, weights: jax.Array) -> Any:
@@ -185,7 +187,7 @@ def loss_and_gradient(config: ViTConfig, placement: Placement) -> Any:
     return jax.value_and_grad(loss)
 
 
-# SGD, whose update is the gradient: a sum over too many or too few devices would show.
+# The update of SGD is the gradient, so it shows a sum over the wrong number of devices.
 UPDATED = TrainConfig(
     model=CONFIG,
     data=DataConfig("digits"),
@@ -212,7 +214,9 @@ def update_of_one_device() -> tuple[Any, Any, Any]:
     ("mesh", "fsdp"),
     [*((f"expert={n}", False) for n in (8, 4, 2, 1)), *((f"expert={n}", True) for n in (4, 2, 1))],
 )
-def test_every_parameter_after_an_update_is_that_of_one_device(mesh: str, fsdp: bool) -> None:
+def test_the_state_and_metrics_after_an_update_equal_those_of_one_device(
+    mesh: str, fsdp: bool
+) -> None:
     ours = on(mesh, fsdp=fsdp)
     start = init_state(UPDATED, ours)
     before, expected, measured = update_of_one_device()
@@ -233,12 +237,12 @@ def test_fsdp_splits_large_dense_arrays_and_the_optimiser_state_of_experts() -> 
     for tree, splits in ((state.params, (1, 4, 2)), (state.opt_state[1].mu, (1, 4, 8))):
         small, dense, experts = splits
         block = tree["blocks"][1]
-        for leaf, parts in (
+        for leaf, shards in (
             (block["norm1"]["scale"], small),
             (block["attention"]["out"]["kernel"], dense),
             (block["mlp"]["experts"]["up"]["kernel"], experts),
         ):
-            assert np.prod(leaf.shape) == parts * np.prod(leaf.sharding.shard_shape(leaf.shape))
+            assert np.prod(leaf.shape) == shards * np.prod(leaf.sharding.shard_shape(leaf.shape))
 
 
 def test_a_stop_requested_on_one_device_reaches_all() -> None:
@@ -251,8 +255,8 @@ def test_a_stop_requested_on_one_device_reaches_all() -> None:
     assert not finite
 
 
-def test_on_the_wire_rows_are_rounded_as_the_config_says() -> None:
-    """Whether a platform then sends two bytes is its compiler's; the CPU's sends four."""
+def test_rows_are_rounded_to_the_transfer_dtype_before_they_are_sent() -> None:
+    """The CPU compiler still sends four bytes per number; other compilers may send two."""
     config = replace(CONFIG, moe=replace(SPARSE, transfer_dtype="bfloat16"))
     placement, params, batch = on("expert=4"), params_of(CONFIG), (images(16), np.ones(16, bool))
     lowered = jax.jit(forward(config, placement)).lower(params, *placement.make_global_array(batch))
@@ -263,7 +267,7 @@ def test_on_the_wire_rows_are_rounded_as_the_config_says() -> None:
     jax.tree.map(functools.partial(np.testing.assert_allclose, atol=1e-3), ours, alone)
 
 
-def test_experts_stay_on_neighbours_as_far_as_they_divide() -> None:
+def test_experts_are_split_over_neighbouring_devices_as_far_as_they_divide() -> None:
     assert (on("").data, on("").expert) == (1, 8)
     few = replace(CONFIG, moe=replace(SPARSE, num_experts=6))
     assert (on("", few).data, on("", few).expert) == (4, 2)
@@ -302,14 +306,14 @@ def test_a_model_that_a_mesh_cannot_split_is_refused(
         on(mesh, replace(CONFIG, moe=replace(SPARSE, **changes)))
 
 
-def test_fsdp_without_anything_to_split_over_is_refused() -> None:
+def test_fsdp_over_a_data_axis_of_one_device_is_refused() -> None:
     for devices in (jax.devices(), jax.devices()[:1]):
         with pytest.raises(UsageError, match="fsdp splits over data, which is 1 on these"):
             place(CONFIG, devices, fsdp=True)
     assert place(CONFIG, jax.devices()[:1], mesh="data=1") == ONE_DEVICE
 
 
-def test_a_batch_that_does_not_divide_is_refused_with_the_sizes_that_do() -> None:
+def test_an_indivisible_batch_size_is_refused_with_the_nearest_divisible_ones() -> None:
     with pytest.raises(UsageError, match="batch_size=12 on 8 devices: .* use 8 or 16"):
         on("expert=4").check_batch(12)
     with pytest.raises(UsageError, match="batch_size=12 on 8 devices"):
@@ -317,7 +321,7 @@ def test_a_batch_that_does_not_divide_is_refused_with_the_sizes_that_do() -> Non
 
 
 @pytest.mark.parametrize("mesh", ["expert=4", "expert=1"])
-def test_with_fsdp_nothing_is_gathered_but_what_was_split(mesh: str) -> None:
+def test_fsdp_gathers_only_the_parameters_that_it_splits(mesh: str) -> None:
     config = TrainConfig(model=CONFIG, data=DataConfig("digits"), batch_size=16)
     placement = on(mesh, fsdp=True)
     target = abstract_state(config, placement)
@@ -326,17 +330,17 @@ def test_with_fsdp_nothing_is_gathered_but_what_was_split(mesh: str) -> None:
     )
     text = step.compile().as_text()
     gathered = re.findall(r"= f32\[([\d,]+)\]\S* all-gather", text)
-    shards = on(mesh).params(target.params)  # where a device has a whole row of experts
-    whole = {
+    shards = on(mesh).params(target.params)  # without FSDP: split over experts alone
+    without_fsdp = {
         where.shard_shape(leaf.shape)
         for leaf, where in zip(*map(jax.tree.leaves, (target.params, shards)), strict=True)
     }
-    assert gathered and {tuple(map(int, shape.split(","))) for shape in gathered} <= whole
+    assert gathered and {tuple(map(int, shape.split(","))) for shape in gathered} <= without_fsdp
     assert not re.findall(r"all-gather-start|collective-permute", text)
 
 
-def test_expert_use_belongs_to_the_right_image_where_groups_are_padded() -> None:
-    """Five images a device in groups of three, so that each device's last group has padding."""
+def test_expert_use_is_assigned_to_the_right_image_in_padded_groups() -> None:
+    """Each device has five images in groups of three, so its last group is padded."""
     config = replace(CONFIG, moe=dict(capacity_factor=8.0, images_per_group=3))
     two = place(config, jax.devices()[:2], mesh="expert=2")
 
@@ -344,7 +348,7 @@ def test_expert_use_belongs_to_the_right_image_where_groups_are_padded() -> None
         _, records = capture(models.with_params(config, params, placement=two), x)
         return expert_use(records[1], 10, devices=2)
 
-    found = run_on(two, use, params_of(config), images(10))
+    sharded = run_on(two, use, params_of(config), images(10))
     alone = replace(config, moe=dict(images_per_group=1))
     _, records = capture(models.with_params(alone, params_of(config)), images(10))
-    np.testing.assert_allclose(found, expert_use(records[1], 10), atol=1e-6)
+    np.testing.assert_allclose(sharded, expert_use(records[1], 10), atol=1e-6)

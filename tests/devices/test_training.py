@@ -1,4 +1,4 @@
-"""A run on eight devices: any mesh trains the same, and resumes what another has saved."""
+"""Runs on eight devices: all meshes train the same and resume each other's checkpoints."""
 
 import shutil
 from pathlib import Path
@@ -21,7 +21,7 @@ from vmoe.train.loop import train
 
 @pytest.fixture(scope="module")
 def config() -> TrainConfig:
-    """Groups of four images, which are a device's share of a batch on any mesh of eight."""
+    """A group is four images, which is the batch of one device on any mesh of eight."""
     return configs.replace(
         configs.load(ROOT / "configs" / "tiny.py"),
         steps=20,
@@ -36,11 +36,11 @@ def config() -> TrainConfig:
 
 
 @pytest.fixture(scope="module")
-def whole(config: TrainConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    workdir = tmp_path_factory.mktemp("runs") / "whole"
+def uninterrupted(config: TrainConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    workdir = tmp_path_factory.mktemp("runs") / "uninterrupted"
     found = train(config, workdir, mesh="expert=4")
     assert [(evaluation.images, evaluation.batch_size) for _, _, evaluation in found] == [
-        (180, 56)  # 50, rounded up to eight devices
+        (180, 56)  # 50, rounded up to a multiple of eight devices
     ] * 2
     return workdir
 
@@ -50,12 +50,12 @@ def test_a_run_resumes_on_another_mesh(
     mesh: str,
     fsdp: bool,
     config: TrainConfig,
-    whole: Path,
+    uninterrupted: Path,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     workdir = tmp_path / "run"
-    shutil.copytree(whole, workdir)
+    shutil.copytree(uninterrupted, workdir)
     shutil.rmtree(workdir / "checkpoints" / "20")
     train(config, workdir, mesh=mesh, fsdp=fsdp)
     stderr = capsys.readouterr().err
@@ -64,8 +64,8 @@ def test_a_run_resumes_on_another_mesh(
         f"the run started with mesh data=2,expert=4, now {now}: the same steps may round" in stderr
     )
     assert "resumed from step 10 of 20" in stderr and "corrupt" not in stderr
-    assert_close(whole, workdir, atol=5e-3)
-    for one, other in zip(losses(whole), losses(workdir), strict=True):
+    assert_close(uninterrupted, workdir, atol=5e-3)
+    for one, other in zip(losses(uninterrupted), losses(workdir), strict=True):
         assert one == pytest.approx(other, rel=1e-4)
 
 
@@ -73,7 +73,7 @@ def losses(workdir: Path) -> list[float]:
     return [float(row["loss"]) for row in rows(workdir)]
 
 
-def test_a_checksum_is_the_same_however_an_array_is_spread() -> None:
+def test_a_checksum_depends_on_the_values_and_not_on_the_sharding() -> None:
     rng = np.random.default_rng(0)
     arrays = {"a": rng.normal(size=(16, 24)).astype(np.float32), "b": np.arange(64, dtype=np.int8)}
     oracle = checksums(arrays)
@@ -87,7 +87,7 @@ def test_a_checksum_is_the_same_however_an_array_is_spread() -> None:
         assert checksums({"a": change(arrays["a"])})["a"] != oracle["a"]
 
 
-def test_a_batch_that_the_devices_do_not_divide_is_refused_before_anything_is_written(
+def test_an_indivisible_batch_size_is_refused_before_anything_is_written(
     config: TrainConfig, tmp_path: Path
 ) -> None:
     with pytest.raises(UsageError, match="batch_size=36 on 8 devices: .* use 32 or 40"):

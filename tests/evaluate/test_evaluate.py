@@ -38,68 +38,70 @@ def capture(net: ViT, images: np.ndarray) -> tuple[jax.Array, dict[int, Record]]
     return jax.jit(functools.partial(analysis.capture, net))(images)
 
 
-def test_metrics_are_those_of_numpy_and_scikit_learn_at_any_batch_size() -> None:
-    source, free = open_source("digits", "test"), model(capacity_factor=4.0)
-    logits = np.asarray(jax.jit(free.__call__)(to_float(source.images)), np.float64)
-    right = logits.argmax(1) == source.labels
+def test_metrics_equal_numpy_and_scikit_learn_at_any_batch_size() -> None:
+    source, net = open_source("digits", "test"), model(capacity_factor=4.0)
+    logits = np.asarray(jax.jit(net.__call__)(to_float(source.images)), np.float64)
+    correct = logits.argmax(1) == source.labels
     log_probability = scipy.special.log_softmax(logits, axis=1)[np.arange(360), source.labels]
     for batch_size in (100, 256):
-        found = evaluate(free, source, batch_size=batch_size)
-        assert found.images == 360 and found.dropped == 0
-        assert found.accuracy == pytest.approx(right.mean())
-        assert found.cross_entropy == pytest.approx(-log_probability.mean(), rel=1e-5)
+        result = evaluate(net, source, batch_size=batch_size)
+        assert result.images == 360 and result.dropped == 0
+        assert result.accuracy == pytest.approx(correct.mean())
+        assert result.cross_entropy == pytest.approx(-log_probability.mean(), rel=1e-5)
         top5 = sklearn.metrics.top_k_accuracy_score(source.labels, logits, k=5)
-        assert found.top5_accuracy == pytest.approx(top5)
+        assert result.top5_accuracy == pytest.approx(top5)
         p = scipy.special.softmax(logits, axis=1)
         brier = ((p - np.eye(10)[source.labels]) ** 2).sum(1).mean()
-        assert found.brier == pytest.approx(brier, rel=1e-5)
-        assert found.calibration_error == pytest.approx(gaps(p.max(1), right), abs=1e-5)
-        ours = confusion(found.per_example, 10)
+        assert result.brier == pytest.approx(brier, rel=1e-5)
+        assert result.calibration_error == pytest.approx(
+            calibration_error_by_loop(p.max(1), correct), abs=1e-5
+        )
+        ours = confusion(result.per_example, 10)
         theirs = sklearn.metrics.confusion_matrix(source.labels, logits.argmax(1))
         np.testing.assert_array_equal(ours, theirs)
-        table = per_class(found)
+        table = per_class(result)
         recall = sklearn.metrics.recall_score(source.labels, logits.argmax(1), average=None)
         assert [row["accuracy"] for row in table.values()] == pytest.approx(list(recall))
         assert sum(row["images"] for row in table.values()) == 360
 
 
-def gaps(confidence: np.ndarray, right: np.ndarray) -> float:
-    """The calibration error, bin by bin."""
+def calibration_error_by_loop(confidence: np.ndarray, correct: np.ndarray) -> float:
+    """The calibration error, one bin at a time."""
     total = 0.0
     for i in range(15):
         inside = (confidence >= i / 15) & (confidence < (i + 1) / 15)
         if inside.any():
-            total += inside.mean() * abs(right[inside].mean() - confidence[inside].mean())
+            total += inside.mean() * abs(correct[inside].mean() - confidence[inside].mean())
     return total
 
 
-def test_a_certain_and_right_model_has_no_calibration_error() -> None:
+def test_a_confident_and_correct_model_has_no_calibration_error() -> None:
     assert calibration_error(np.ones(7), np.ones(7, bool)) == 0
     assert calibration_error(np.ones(8), np.arange(8) < 6) == pytest.approx(0.25)
 
 
-def test_guesses_beyond_the_classes_of_the_data_are_counted_as_other() -> None:
+def test_predicted_classes_that_the_data_lacks_are_counted_as_other() -> None:
     wide = vmoe.create_model("vit_tiny", image_size=8, patch_size=4, num_classes=13, head_std=1.0)
-    found = evaluate(wide, open_source("digits", "test"))
-    guesses = np.asarray(jax.jit(wide.__call__)(to_float(open_source("digits", "test").images)))
-    beyond = int((guesses.argmax(1) >= 10).sum())
-    assert beyond > 0 and confusion(found.per_example, 10)[:, 10].sum() == beyond
-    others = sum(row["confused_with"].get("other", 0) for row in per_class(found).values())
+    result = evaluate(wide, open_source("digits", "test"))
+    logits = np.asarray(jax.jit(wide.__call__)(to_float(open_source("digits", "test").images)))
+    beyond = int((logits.argmax(1) >= 10).sum())
+    assert beyond > 0 and confusion(result.per_example, 10)[:, 10].sum() == beyond
+    others = sum(row["confused_with"].get("other", 0) for row in per_class(result).values())
     assert others == beyond
 
 
-def test_dropped_is_the_share_of_choices_without_a_slot_in_full_groups() -> None:
+def test_dropped_is_the_fraction_of_choices_without_a_slot() -> None:
     full = model(capacity=1, images_per_group=1)  # 5 tokens, 2 choices each, 4 slots
-    found = evaluate(full, open_source("digits", "test"), batch_size=64)
+    result = evaluate(full, open_source("digits", "test"), batch_size=64)
     _, records = capture(full, to_float(open_source("digits", "test").images))
     kept = np.mean([np.asarray(record.routing.kept).mean() for record in records.values()])
-    assert found.dropped == pytest.approx(1 - kept) and found.dropped >= 0.6
-    assert (found.images_per_group, found.batch_size) == ({0: 1, 1: 1}, 64)
+    assert result.dropped == pytest.approx(1 - kept) and result.dropped >= 0.6
+    assert (result.images_per_group, result.batch_size) == ({0: 1, 1: 1}, 64)
     # one slot at each of 4 experts, for 5 tokens with 2 choices each
-    assert found.capacity_factor == {0: pytest.approx(0.4), 1: pytest.approx(0.4)}
+    assert result.capacity_factor == {0: pytest.approx(0.4), 1: pytest.approx(0.4)}
 
 
-def test_without_capacity_nothing_is_dropped_and_results_do_not_depend_on_the_batch() -> None:
+def test_a_dropless_model_drops_nothing_and_does_not_depend_on_the_batch() -> None:
     dropless, source = model(dropless=True), open_source("digits", "validation")
     one, other = (evaluate(dropless, source, batch_size=b) for b in (180, 7))
     assert one.dropped == other.dropped == 0 and one.capacity_factor == {0: None, 1: None}
@@ -111,11 +113,11 @@ def test_without_capacity_nothing_is_dropped_and_results_do_not_depend_on_the_ba
 
 def test_another_resolution_resizes_the_images_and_resamples_the_positions() -> None:
     source, net = open_source("digits", "validation"), model(capacity_factor=4.0)
-    found = evaluate(net, source, image_size=16)
+    result = evaluate(net, source, image_size=16)
     images = to_float(np.stack([resize(image, 16) for image in source.images]))
     logits = np.asarray(jax.jit(net.__call__)(images))
-    assert found.image_size == 16
-    assert found.accuracy == pytest.approx((logits.argmax(1) == source.labels).mean())
+    assert result.image_size == 16
+    assert result.accuracy == pytest.approx((logits.argmax(1) == source.labels).mean())
     with pytest.raises(UsageError, match="patches"):
         evaluate(net, source, image_size=10)
 
@@ -133,7 +135,7 @@ def test_an_exception_between_batches_ends_an_evaluation() -> None:
     assert len(calls) == 3
 
 
-def test_logits_that_are_nan_are_a_failure_and_give_no_metrics() -> None:
+def test_nan_logits_raise_a_failure_and_give_no_metrics() -> None:
     broken = model()
     broken.head.classes.bias[...] = jnp.full(10, jnp.nan)
     with pytest.raises(Failure, match="180 of 180 images have logits that are NaN"):
@@ -153,8 +155,8 @@ def test_a_csv_file_gets_a_row_with_the_model_settings_and_versions(tmp_path: Pa
     path = tmp_path / "rows.csv"
     for priority in ("order", "largest_gate"):
         loaded = vmoe.load(run, routing=RoutingOverrides(priority=priority))
-        found = evaluate(loaded.model, open_source("digits", "validation"))
-        append_row(path, loaded, found)
+        result = evaluate(loaded.model, open_source("digits", "validation"))
+        append_row(path, loaded, result)
         path.write_text(path.read_text().rstrip())  # as an editor may leave it
     first, second = csv.DictReader(path.read_text().splitlines())
     assert (first["priority"], second["priority"]) == ("order", "largest_gate")
@@ -165,21 +167,21 @@ def test_a_csv_file_gets_a_row_with_the_model_settings_and_versions(tmp_path: Pa
         "raw",
         "0",
     ]
-    assert float(second["accuracy"]) == pytest.approx(found.accuracy)
+    assert float(second["accuracy"]) == pytest.approx(result.accuracy)
     assert first["data"] == "digits:validation" and first["jax"] == jax.__version__
     path.write_text("other,columns\n")
     with pytest.raises(UsageError, match="it has other columns"):
-        append_row(path, loaded, found)
+        append_row(path, loaded, result)
 
 
 def test_a_dense_model_has_no_groups_and_drops_nothing() -> None:
     dense = vmoe.create_model("vit_tiny", image_size=8, patch_size=4, depth=2)
-    found = evaluate(dense, open_source("digits", "test"))
-    assert (found.images_per_group, found.dropped) == ({}, 0)
+    result = evaluate(dense, open_source("digits", "test"))
+    assert (result.images_per_group, result.dropped) == ({}, 0)
 
 
-def test_a_prediction_names_classes_and_the_experts_used(tmp_path: Path) -> None:
-    """40 images, more than the model gets at once; the oracle is the model on one image alone."""
+def test_a_prediction_has_the_classes_and_the_experts_used(tmp_path: Path) -> None:
+    """40 images are more than a batch; the oracle is the model on one image at a time."""
     source, net = open_source("digits", "test"), model(capacity=2)
     origin = Origin("run", tmp_path, "raw")
     loaded = Loaded(net, source.class_names, Preprocessing(8), step=0, origin=origin)
@@ -189,12 +191,14 @@ def test_a_prediction_names_classes_and_the_experts_used(tmp_path: Path) -> None
     predictions = list(predict(loaded, paths, top=3))
     assert [prediction.path for prediction in predictions] == list(map(str, paths))
     for i in (3, 33):
-        found = predictions[i]
+        prediction = predictions[i]
         logits, records = capture(net, to_float(source.images[i : i + 1]))
         probabilities = scipy.special.softmax(np.asarray(logits[0], np.float64))
-        assert found.classes == [str(y) for y in np.argsort(-probabilities)[:3]]
-        np.testing.assert_allclose(found.probabilities, np.sort(probabilities)[::-1][:3], rtol=1e-4)
-        for block, shares in found.experts.items():
+        assert prediction.classes == [str(y) for y in np.argsort(-probabilities)[:3]]
+        np.testing.assert_allclose(
+            prediction.probabilities, np.sort(probabilities)[::-1][:3], rtol=1e-4
+        )
+        for block, shares in prediction.experts.items():
             routing = records[block].routing
             sent = np.bincount(np.asarray(routing.experts)[np.asarray(routing.kept)], minlength=4)
             np.testing.assert_allclose(shares, sent / sent.sum(), rtol=1e-5)
@@ -215,7 +219,7 @@ def test_files_folders_and_patterns_give_each_image_once(
     assert found(".") == ["a.png", "b.JPG", "deep/c.webp"] and image_files(["."])[1] == 2
     assert found("*.png", "a.png") == ["a.png"]
     assert found("**/*.webp") == ["deep/c.webp"]
-    assert found("strange") == ["strange"], "a file that is named is taken whatever its name"
+    assert found("strange") == ["strange"], "a file given by name is used whatever its suffix"
     for words, message in [
         (["gone.png"], "gone.png: no such file or folder, and no file matches"),
         (["*.bmp"], "no file matches it"),

@@ -1,4 +1,4 @@
-"""The model as a whole: its options, its shapes, its initialisation."""
+"""The whole model: its options, shapes and initialisation."""
 
 import functools
 import re
@@ -39,7 +39,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "all_sparse": dict(sparse_blocks=(0, 1)),
     "expert_choice": dict(moe=MoEConfig(router=ExpertChoice(), **ONE_IMAGE)),
     "soft": dict(moe=MoEConfig(router=Soft(), **ONE_IMAGE)),
-    "each_its_own": dict(
+    "config_per_block": dict(
         moe=(MoEConfig(num_experts=2, router=TokenChoice(k=1)), MoEConfig(num_experts=5))
     ),
     "bfloat16": dict(dtype="bfloat16"),
@@ -97,33 +97,35 @@ def test_a_batch_without_images_has_no_logits() -> None:
 
 
 @pytest.mark.parametrize("b", [1, 13])
-def test_results_of_a_batch_are_those_of_its_images_alone_at_any_batch_size(b: int) -> None:
-    model = tiny(moe=dict(capacity_factor=4.0))  # with room for all
-    together, _ = run(model, images(b))
+def test_with_capacity_for_every_token_a_batch_equals_its_single_images(b: int) -> None:
+    model = tiny(moe=dict(capacity_factor=4.0))  # with capacity for every token
+    batched, _ = run(model, images(b))
     alone = jnp.concatenate([run(model, image[None])[0] for image in images(b)])
-    np.testing.assert_allclose(together, alone, atol=1e-5)
+    np.testing.assert_allclose(batched, alone, atol=1e-5)
 
 
 @pytest.mark.parametrize("positions", ["learned", "sincos2d", "none"])
 @pytest.mark.parametrize("size", [(64, 64), (16, 40)])
-def test_any_image_size_that_the_patches_divide(positions: str, size: tuple[int, int]) -> None:
+def test_any_image_size_that_the_patch_size_divides_is_accepted(
+    positions: str, size: tuple[int, int]
+) -> None:
     logits, records = run(tiny(positions=positions), images(2, *size))
     assert logits.shape == (2, 10) and jnp.isfinite(logits).all()
     assert records[3].gates.shape[1] == 2 * (size[0] // 8 * size[1] // 8 + 1)
 
 
-def test_an_image_that_the_patches_do_not_divide_is_refused() -> None:
+def test_an_image_size_that_the_patch_size_does_not_divide_is_refused() -> None:
     with pytest.raises(UsageError, match="images of 32 x 30 pixels: patches of 8"):
         tiny()(images(1, 32, 30))
 
 
-def test_positions_are_resampled_as_by_scipys_zoom() -> None:
+def test_resampled_positions_equal_scipys_zoom() -> None:
     places = np.random.default_rng(0).normal(size=(4, 6, 3)).astype(np.float32)
     expected = scipy.ndimage.zoom(places, (7 / 4, 9 / 6, 1), order=1)
     np.testing.assert_allclose(resample(jnp.asarray(places), 7, 9), expected, atol=1e-6)
 
 
-def test_evaluation_is_deterministic_and_training_follows_its_key() -> None:
+def test_evaluation_is_deterministic_and_training_depends_on_its_key() -> None:
     model = tiny(dropout=0.1, attention_dropout=0.1, moe=dict(expert_dropout=0.1))
     np.testing.assert_array_equal(run(model, images())[0], run(model, images(), key=1)[0])
     one, same, other = (run(model, images(), train=True, key=key)[0] for key in (1, 1, 2))
@@ -142,7 +144,7 @@ def test_evaluation_is_deterministic_and_training_follows_its_key() -> None:
     ],
     ids=["dropout", "attention_dropout", "expert_dropout", "noise", "nothing"],
 )
-def test_each_source_of_randomness_alone_changes_training(overrides: dict[str, Any]) -> None:
+def test_each_source_of_randomness_changes_training_by_itself(overrides: dict[str, Any]) -> None:
     nothing = overrides == dict(moe=dict(router=dict(noise_std=0.0)))
     if overrides:
         router = dict(noise_std=0.0)
@@ -152,7 +154,7 @@ def test_each_source_of_randomness_alone_changes_training(overrides: dict[str, A
     assert (one == other).all() == nothing
 
 
-def test_training_without_a_key_takes_the_next_key_of_the_models_own_stream() -> None:
+def test_training_without_a_key_uses_the_next_key_of_the_models_rng_stream() -> None:
     one, same = (tiny(depth=2, sparse_blocks=(1,), seed=3) for _ in range(2))
     call = nnx.jit(lambda model: model(images(), train=True))
     first = call(one)
@@ -186,19 +188,19 @@ DROPS = ("tight", "batched", "ragged")
 
 
 @pytest.mark.parametrize("last", LAST)
-def test_computing_only_what_reaches_the_logits_changes_no_logit_loss_or_gradient(
+def test_a_reduced_last_block_changes_no_logit_loss_or_gradient(
     last: str,
 ) -> None:
     fields = dict(depth=2, sparse_blocks=(1,), positions="learned") | LAST[last]
     if "moe" in fields and isinstance(fields["moe"], dict):
         fields["moe"] = fields["moe"] | dict(shared_init=False)
-    lean, full = (value_and_gradients(tiny(full_last_block=x, **fields)) for x in (False, True))
+    reduced, full = (value_and_gradients(tiny(full_last_block=x, **fields)) for x in (False, True))
     if last in DROPS:
         assert all(record.routing.dropped.any() for record in full[0][1][1].values())
-    # gradients of 40 differ by more than 2e-5 in the last bits of a float32, on some machines
+    # rtol, because on some machines rounding moves gradients of 40 by more than 2e-5
     close = functools.partial(np.testing.assert_allclose, rtol=2e-6, atol=2e-5)
-    jax.tree.map(close, lean, full)
-    model = tiny(**fields)  # and without the records
+    jax.tree.map(close, reduced, full)
+    model = tiny(**fields)  # also without the records
     logits = jax.jit(model.__call__)(images())
     np.testing.assert_allclose(logits, run(model, images())[0], atol=1e-6)
 
@@ -206,15 +208,17 @@ def test_computing_only_what_reaches_the_logits_changes_no_logit_loss_or_gradien
 def test_the_last_block_computes_less_where_only_a_class_token_is_read() -> None:
     for fields in (LAST["dense"], {}):
         fields = dict(depth=2, sparse_blocks=(1,)) | fields
-        lean = flops.flops_to_logits(tiny(**fields).config)
-        assert lean < 0.85 * flops.cost(tiny(**fields).config).flops_per_image
+        reduced = flops.flops_to_logits(tiny(**fields).config)
+        assert reduced < 0.85 * flops.cost(tiny(**fields).config).flops_per_image
     pooled = tiny(depth=2, sparse_blocks=(1,), pooling="mean").config
     assert flops.flops_to_logits(pooled) == flops.cost(pooled).flops_per_image
 
 
 @pytest.mark.parametrize("implementation", ["batched", "blocked", "ragged"])
-def test_bfloat16_experts_multiply_in_bfloat16_and_add_up_in_float32(implementation: str) -> None:
-    """Every product with the hidden layer, forward and backward, in the program for a GPU."""
+def test_bfloat16_experts_multiply_in_bfloat16_and_accumulate_in_float32(
+    implementation: str,
+) -> None:
+    """Reads all matrix products of the hidden layer in the program lowered for a GPU."""
     config = MoEConfig(num_experts=5, implementation=implementation)
     graph, state = nnx.split(MoE(16, 48, 8, config, rngs=nnx.Rngs(0)))
 
@@ -232,10 +236,10 @@ def test_bfloat16_experts_multiply_in_bfloat16_and_add_up_in_float32(implementat
 
 
 @pytest.mark.parametrize("implementation", ["batched", "blocked", "ragged"])
-def test_bfloat16_layers_have_the_gradients_of_float32_ones(implementation: str) -> None:
+def test_gradients_of_bfloat16_layers_are_close_to_those_of_float32(implementation: str) -> None:
     config = MoEConfig(num_experts=4, implementation=implementation, shared_init=False)
     graph, state = nnx.split(MoE(16, 32, 9, config, rngs=nnx.Rngs(0)))
-    # the same choices in both: their values are given in bfloat16
+    # the tokens are bfloat16 numbers, so both make the same choices
     tokens = jax.random.normal(jax.random.key(0), (4, 9, 16)).astype(jnp.bfloat16)
 
     def loss(state: nnx.State, tokens: jax.Array) -> jax.Array:
@@ -249,8 +253,8 @@ def test_bfloat16_layers_have_the_gradients_of_float32_ones(implementation: str)
         np.testing.assert_allclose(x, y, atol=0.03 * float(jnp.abs(y).max()))
 
 
-def test_dropout_of_the_blocked_implementation_is_the_same_forward_and_backward() -> None:
-    """With a linear loss the gradient of the output's bias counts the kept outputs."""
+def test_blocked_experts_use_the_same_dropout_mask_forward_and_backward() -> None:
+    """The oracle is a finite difference along the sign of the gradient."""
     config = MoEConfig(num_experts=2, expert_dropout=0.5, implementation="blocked")
     moe = MoE(16, 32, 8, config, rngs=nnx.Rngs(0))
     graph, state = nnx.split(moe)
@@ -267,7 +271,7 @@ def test_dropout_of_the_blocked_implementation_is_the_same_forward_and_backward(
     assert float(up - down) == pytest.approx(float(expected), rel=2e-2)
 
 
-def test_bfloat16_stays_near_float32_and_routers_and_parameters_stay_float32() -> None:
+def test_bfloat16_logits_are_close_to_float32_and_routers_and_parameters_stay_float32() -> None:
     exact, rough = tiny(), tiny(dtype="bfloat16")
     assert {leaf.dtype.name for leaf in jax.tree.leaves(nnx.state(rough, nnx.Param))} == {"float32"}
     logits, records = run(rough, images())
@@ -280,12 +284,12 @@ def test_reduced_precision_transfer_rounds_rows_and_nothing_else() -> None:
     rounded = tiny(moe=dict(capacity_factor=4.0, transfer_dtype="bfloat16"))
     tokens = jax.random.normal(jax.random.key(0), (2, 17, 16))
     valid = jnp.ones(2, bool)
-    moe, cut = exact.blocks[1].mlp, rounded.blocks[1].mlp
+    moe, rounded_moe = exact.blocks[1].mlp, rounded.blocks[1].mlp
     _, record = moe(tokens, valid)
-    out, _ = cut(tokens, valid)
+    out, _ = rounded_moe(tokens, valid)
     # k experts on rounded rows, rounded again, then a float32 sum
-    sent = tokens.reshape(1, -1, 16).astype(jnp.bfloat16).astype(jnp.float32)
-    rows = moe.experts(jnp.broadcast_to(sent[:, None], (1, 4, 34, 16)))
+    rounded_tokens = tokens.reshape(1, -1, 16).astype(jnp.bfloat16).astype(jnp.float32)
+    rows = moe.experts(jnp.broadcast_to(rounded_tokens[:, None], (1, 4, 34, 16)))
     rows = np.asarray(rows.astype(jnp.bfloat16).astype(jnp.float32))
     experts, weights = np.asarray(record.routing.experts), np.asarray(record.routing.weights)
     picked = rows[0][experts[0], np.arange(34)[:, None]]
@@ -293,8 +297,8 @@ def test_reduced_precision_transfer_rounds_rows_and_nothing_else() -> None:
     np.testing.assert_allclose(out, expected, atol=1e-5)
 
 
-def test_initialisation_is_the_published_one(pytestconfig: pytest.Config) -> None:
-    """The stored arrays are one draw of the original's; ours must have the same spread."""
+def test_initialisation_has_the_published_distributions(pytestconfig: pytest.Config) -> None:
+    """The stored arrays are one draw of the authors' code; ours have its standard deviations."""
     folder = pytestconfig.rootpath / "tests" / "golden"
     stored = np.load(folder / "tiny_last2_k2_bpr_c0.5_indices.npz")
     model = vmoe.create_model("vmoe_tiny_last2_e4")
@@ -312,7 +316,7 @@ def test_initialisation_is_the_published_one(pytestconfig: pytest.Config) -> Non
             assert theirs.size < 200 or uniform[0] == uniform[1], path
 
 
-def test_experts_share_their_first_values_or_have_each_their_own() -> None:
+def test_experts_start_equal_with_shared_init_and_different_without() -> None:
     shared = tiny().blocks[1].mlp.experts.up.kernel[...]
     own = tiny(moe=dict(shared_init=False)).blocks[1].mlp.experts.up.kernel[...]
     assert (shared == shared[:1]).all()
@@ -322,15 +326,15 @@ def test_experts_share_their_first_values_or_have_each_their_own() -> None:
         assert 0.9 * limit < np.abs(kernel).max() <= limit
 
 
-def test_images_that_only_pad_the_batch_change_no_other_result() -> None:
+def test_padding_images_change_no_other_logits() -> None:
     model = tiny()
-    fuller = jnp.concatenate([images(2), 5 * images(2)])  # the second group is padding
-    found = jax.jit(model.__call__)(fuller, valid=jnp.array([True, True, False, False]))[:2]
-    np.testing.assert_allclose(found, run(model, images(2))[0], atol=1e-6)
+    batch = jnp.concatenate([images(2), 5 * images(2)])  # the second group is padding
+    padded = jax.jit(model.__call__)(batch, valid=jnp.array([True, True, False, False]))[:2]
+    np.testing.assert_allclose(padded, run(model, images(2))[0], atol=1e-6)
 
 
 def test_each_sparse_block_can_have_its_own_config() -> None:
-    _, records = run(tiny(**VARIANTS["each_its_own"]), images())
+    _, records = run(tiny(**VARIANTS["config_per_block"]), images())
     assert records[1].gates.shape[-1] == 2 and records[1].routing.slots.shape[-1] == 1
     assert records[3].gates.shape[-1] == 5 and records[3].routing.slots.shape[-1] == 2
 
@@ -354,14 +358,12 @@ def test_each_sparse_block_can_have_its_own_config() -> None:
         (dict(dept=3), "ViTConfig has no field 'dept': did you mean 'depth'"),
     ],
 )
-def test_settings_that_cannot_work_are_refused_by_field(
-    fields: dict[str, Any], message: str
-) -> None:
+def test_invalid_settings_are_refused_by_field(fields: dict[str, Any], message: str) -> None:
     with pytest.raises(UsageError, match=message):
         models.model_config("vmoe_tiny_last2_e4", **fields)
 
 
-def test_a_config_says_which_blocks_are_sparse() -> None:
+def test_moe_of_returns_the_config_of_a_sparse_block() -> None:
     config = ViTConfig(
         sparse_blocks=(5, 7), moe=(MoEConfig(num_experts=2), MoEConfig(num_experts=3))
     )
@@ -369,7 +371,7 @@ def test_a_config_says_which_blocks_are_sparse() -> None:
     assert [config.moe_of(i).num_experts for i in (5, 7)] == [2, 3]
 
 
-def test_dropout_of_attention_is_drawn_for_each_image() -> None:
+def test_attention_dropout_differs_between_images() -> None:
     model = tiny(attention_dropout=0.5, moe=dict(router=dict(noise_std=0.0), capacity_factor=4.0))
     twice = jnp.repeat(images(1), 2, axis=0)
     logits, _ = run(model, twice, train=True)
@@ -380,5 +382,5 @@ def test_integer_pixels_and_images_of_one_channel_are_refused() -> None:
     for wrong in (np.zeros((1, 32, 32, 3), np.uint8), np.zeros((1, 32, 32, 1), np.float32)):
         images = f"numpy.zeros({wrong.shape}, '{wrong.dtype}')"
         code = f"import numpy, vmoe; vmoe.create_model('vit_tiny')({images})"
-        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-        assert "to_float makes them from pixels" in done.stderr
+        result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+        assert "to_float makes them from pixels" in result.stderr

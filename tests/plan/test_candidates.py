@@ -1,6 +1,6 @@
 """`vmoe plan` through the real command: what it prints, and what it refuses in one line.
 
-That its numbers are right is shown on eight devices, in tests/devices/test_plan.py.
+tests/devices/test_plan.py checks its numbers on eight devices.
 """
 
 import json
@@ -16,23 +16,25 @@ COMMAND = ("plan", "--config", TINY, "--devices", "2", "--mesh", "expert=2", "--
 
 
 def test_the_plan_prints_its_assumptions_and_the_memory_with_and_without_remat() -> None:
-    done = vmoe(*COMMAND)
-    assert done.returncode == 0, done.stderr
+    result = vmoe(*COMMAND)
+    assert result.returncode == 0, result.stderr
     for words in ("data=1,expert=2", "with remat", "all-to-all", "40% of the peak of 275 TFLOP/s"):
-        assert words in done.stdout
-    assert "data=2" not in done.stdout
+        assert words in result.stdout
+    assert "data=2" not in result.stdout
 
 
 def test_the_plan_as_json_has_bytes_and_seconds_of_each_candidate() -> None:
-    done = vmoe(*COMMAND, "--json")
-    assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout)
-    assert found["parameters"] == cost(load(TINY).model).parameters
-    assert not found["infeasible"]
-    (candidate,) = found["feasible"]
+    result = vmoe(*COMMAND, "--json")
+    assert result.returncode == 0, result.stderr
+    printed = json.loads(result.stdout)
+    assert printed["parameters"] == cost(load(TINY).model).parameters
+    assert not printed["infeasible"]
+    (candidate,) = printed["feasible"]
     times = [candidate[f"{name}_seconds"] for name in ("compute", "update", "communication")]
     assert math.isclose(candidate["step_seconds"], sum(times)) and all(times)
-    sent = [one["bytes_sent"] * one["times"] for one in candidate["communications"]]
+    sent = [
+        collective["bytes_sent"] * collective["times"] for collective in candidate["communications"]
+    ]
     assert math.isclose(candidate["bytes_sent"], sum(sent))
     # AdamW holds two moments of each parameter, and two counts of four bytes.
     memory = candidate["memory"]
@@ -51,9 +53,9 @@ CASES = {
 
 
 @pytest.mark.parametrize(("words", "status", "message"), CASES.values(), ids=CASES.keys())
-def test_a_plan_that_cannot_be_made_is_refused_with_one_line(
+def test_an_impossible_plan_is_refused_with_one_line(
     words: list[str], status: int, message: str
 ) -> None:
-    done = vmoe("plan", "--config", TINY, *words)
-    assert done.returncode == status, done.stderr
-    assert message in done.stderr and done.stderr.count("\n") == 1, done.stderr
+    result = vmoe("plan", "--config", TINY, *words)
+    assert result.returncode == status, result.stderr
+    assert message in result.stderr and result.stderr.count("\n") == 1, result.stderr

@@ -1,4 +1,4 @@
-"""Auxiliary losses against their formulas in numpy, and at points of numerical difficulty."""
+"""Auxiliary losses compared with their formulas in NumPy, and in numerically hard cases."""
 
 import jax
 import jax.numpy as jnp
@@ -23,7 +23,7 @@ def valid() -> jax.Array:
     return jnp.arange(S) < jnp.array([[S], [6], [1]])
 
 
-def squared_variation(x: np.ndarray) -> float:
+def squared_coefficient_of_variation(x: np.ndarray) -> float:
     return x.var() / x.mean() ** 2
 
 
@@ -41,8 +41,8 @@ def test_losses_equal_their_formulas_and_ignore_padding(
         load = 1 - scipy.stats.norm.cdf((threshold - x) * E / 0.5)
         first = np.eye(E)[p.argmax(1)]
         expected = {
-            "importance": squared_variation(clean.sum(0)),
-            "load": squared_variation(load.mean(0)),
+            "importance": squared_coefficient_of_variation(clean.sum(0)),
+            "load": squared_coefficient_of_variation(load.mean(0)),
             "gshard": E**2 * (first.mean(0) * p.mean(0)).mean(),
             "z": (scipy.special.logsumexp(x, axis=1) ** 2).mean(),
         }
@@ -56,8 +56,8 @@ def test_the_total_is_weighted_and_averaged_over_groups_with_real_tokens(logits:
     router = TokenChoice(k=K, aux_loss=weights)
     valid = jnp.ones((G, S), bool).at[1].set(False)
     losses = aux_losses.losses(router, logits, None, jax.nn.softmax(logits), valid)
-    each = 0.5 * losses["importance"] + 0.25 * losses["gshard"]
-    expected = (each[0] + each[2]) / 2
+    per_group = 0.5 * losses["importance"] + 0.25 * losses["gshard"]
+    expected = (per_group[0] + per_group[2]) / 2
     assert float(aux_losses.total(losses, weights, valid)) == pytest.approx(
         float(expected), rel=1e-6
     )
@@ -85,9 +85,9 @@ def test_gradients_are_finite_for_equal_gates_and_for_a_group_of_padding() -> No
     assert np.isfinite(value) and np.isfinite(gradient).all()
 
 
-def test_gshard_is_1_for_equal_loads_and_e_when_one_expert_takes_all() -> None:
+def test_gshard_is_1_for_equal_loads_and_e_if_one_expert_gets_every_token() -> None:
     valid = jnp.ones((1, E), bool)
     even = 0.9 * jnp.eye(E)[None] + 0.1 / E
     assert float(aux_losses.gshard(even, valid)[0]) == pytest.approx(1.0)
-    alone = jnp.tile(jnp.eye(E)[0], (1, E, 1))
-    assert float(aux_losses.gshard(alone, valid)[0]) == pytest.approx(E)
+    collapsed = jnp.tile(jnp.eye(E)[0], (1, E, 1))
+    assert float(aux_losses.gshard(collapsed, valid)[0]) == pytest.approx(E)

@@ -1,4 +1,4 @@
-"""Capacities of each router, against hand-computed numbers."""
+"""Capacities of each router, compared with hand-computed numbers."""
 
 import pytest
 
@@ -10,21 +10,21 @@ from vmoe.routing import expert_choice, soft, token_choice
 @pytest.mark.parametrize(
     ("s", "e", "k", "factor", "expected"),
     [
-        (400, 4, 2, 1.1, 224),  # 220.00000000000003 rounds up to 221, then to fours
+        (400, 4, 2, 1.1, 224),  # 220.00000000000003 rounds up to 221, then to a multiple of 4
         (34, 4, 2, 0.5, 12),
         (130, 8, 2, 1.05, 36),
         (8, 8, 1, 1.0, 4),
         (100, 8, 2, 100.0, 100),  # no expert can hold more than all tokens
     ],
 )
-def test_capacity_is_rounded_up_and_then_to_fours(
+def test_capacity_is_rounded_up_and_then_to_a_multiple_of_four(
     s: int, e: int, k: int, factor: float, expected: int
 ) -> None:
     config = MoEConfig(num_experts=e, router=TokenChoice(k=k), capacity_factor=factor)
     assert token_choice.capacity(config, s) == expected
 
 
-def test_rounding_can_be_half_to_even_and_the_multiple_can_be_changed() -> None:
+def test_capacity_rounding_and_its_multiple_can_be_configured() -> None:
     def slots(s: int, **fields: object) -> int:
         router = TokenChoice(k=1)
         return token_choice.capacity(
@@ -53,6 +53,6 @@ def test_expert_choice_has_no_k_and_never_more_slots_than_tokens() -> None:
     assert [expert_choice.capacity(config, s) for s in (34, 16, 2)] == [12, 4, 2]
 
 
-def test_soft_slots_are_the_nearest_number_and_at_least_one() -> None:
+def test_soft_slots_are_rounded_to_the_nearest_number_and_at_least_one() -> None:
     config = MoEConfig(num_experts=8, router=Soft(), capacity_factor=1.0, images_per_group=1)
     assert [soft.capacity(config, s) for s in (196, 50, 3)] == [24, 6, 1]

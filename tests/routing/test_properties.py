@@ -1,7 +1,7 @@
 """Properties of every registered router, over several shapes, seeds and implementations.
 
-The numbers are those of the list of properties in CONTRIBUTING.md. A router is under all of them
-by its registration alone, with its default settings; ``EXEMPT`` says which do not apply, and why.
+The numbers are those of the list in CONTRIBUTING.md. Every registered router is tested with its
+default settings; ``EXEMPT`` lists the properties that do not apply to a router, and why.
 """
 
 import dataclasses
@@ -29,34 +29,38 @@ IMPLEMENTATIONS = get_args(Implementation)
 
 ROUTER_CONFIGS: dict[str, Router] = {
     **{config().kind: config() for config in ROUTERS},
-    # settings that take another way through the code
+    # settings that take another code path
     **{priority: TokenChoice(priority=priority) for priority in get_args(Priority)[1:]},
     "k1": TokenChoice(k=1, priority="largest_gate"),
     "k3_normalized": TokenChoice(k=3, normalize_weights=True),
 }
 """Every registered router with its defaults, and further settings."""
 
-BY_PLACE = "its priority depends on the place of a token in the group"
+BY_POSITION = "its priority depends on the position of a token in the group"
 NO_DROPS = "no choice is ever dropped"
 EXEMPT: dict[str, dict[str, str]] = {
     "one expert is the dense MLP": {"soft": "its slots are mixtures of tokens"},
-    "slots are used once": {"soft": "every slot holds a share of every token"},
+    "slots are used once": {"soft": "every slot is a mixture of all tokens"},
     "priority by gates": {
-        "token_choice": BY_PLACE,
-        "random": BY_PLACE,
-        "k3_normalized": BY_PLACE,
+        "token_choice": BY_POSITION,
+        "random": BY_POSITION,
+        "k3_normalized": BY_POSITION,
         "expert_choice": NO_DROPS,
         "soft": NO_DROPS,
     },
-    "permutations": {"token_choice": BY_PLACE, "random": BY_PLACE, "k3_normalized": BY_PLACE},
+    "permutations": {
+        "token_choice": BY_POSITION,
+        "random": BY_POSITION,
+        "k3_normalized": BY_POSITION,
+    },
     "padding inside a group": {"soft": "its groups are single images"},
-    "room for all": {"soft": "its slots hold all tokens whatever their number"},
+    "capacity for every token": {"soft": "its slots mix all tokens, however many"},
     "dropless": {"expert_choice": NO_DROPS, "soft": NO_DROPS},
     "sorted rows": {"soft": "every slot is filled, so that only batched is allowed"},
 }
 """Property -> router config -> the reason why the property does not apply to it."""
 
-TESTED = {"sorted rows"}  # the properties that a test is parametrised with
+TESTED = {"sorted rows"}  # the properties that have a test
 
 
 def routers(name: str, *, each_implementation: bool = False) -> pytest.MarkDecorator:
@@ -78,7 +82,7 @@ shape = pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES.keys())
 seed = pytest.mark.parametrize("seed", range(2))
 
 
-def test_every_router_is_tested_and_every_exemption_is_of_a_tested_property() -> None:
+def test_every_router_and_every_property_with_an_exemption_is_tested() -> None:
     assert {type(config) for config in ROUTER_CONFIGS.values()} == set(ROUTERS)
     assert EXEMPT.keys() <= TESTED
     for reasons in EXEMPT.values():
@@ -124,7 +128,7 @@ def run(moe: MoE, tokens: jax.Array, valid: jax.Array | None = None) -> tuple[ja
 
 
 def assert_equal_to_rounding(ours: jax.Array, expected: jax.Array) -> None:
-    """On some processors the rounding of a product depends on the position of a row in it."""
+    """On some processors the rounding of a row depends on its position in the matrix product."""
     np.testing.assert_allclose(ours, expected, rtol=1e-6, atol=1e-6)
 
 
@@ -133,7 +137,7 @@ def groups_of(moe: MoE, tokens: jax.Array) -> np.ndarray:
 
 
 @routers("one expert is the dense MLP", each_implementation=True)
-def test_1_one_expert_with_room_for_all_is_the_dense_mlp(
+def test_1_one_expert_with_capacity_for_every_token_is_the_dense_mlp(
     router: Router, implementation: str
 ) -> None:
     if router.experts_per_token > 1:
@@ -148,7 +152,7 @@ def test_1_one_expert_with_room_for_all_is_the_dense_mlp(
 
 @routers("float64 loop", each_implementation=True)
 @shape
-def test_2_the_result_is_that_of_a_float64_loop(
+def test_2_the_output_equals_a_float64_loop(
     router: Router, implementation: str, shape: tuple
 ) -> None:
     moe, tokens = layer(router, shape, implementation=implementation), images(shape)
@@ -162,7 +166,9 @@ def test_2_the_result_is_that_of_a_float64_loop(
 @routers("slots are used once")
 @shape
 @seed
-def test_3_slots_tokens_and_choices_are_used_once(router: Router, shape: tuple, seed: int) -> None:
+def test_3_a_slot_has_one_token_and_a_token_is_sent_to_an_expert_once(
+    router: Router, shape: tuple, seed: int
+) -> None:
     _, record = run(layer(router, shape, seed), images(shape, seed))
     routing: Routing = record.routing
     sent = one_hot_dispatch(routing)
@@ -170,7 +176,7 @@ def test_3_slots_tokens_and_choices_are_used_once(router: Router, shape: tuple, 
     assert sent.sum(axis=3).max() <= 1, "a token was sent to an expert twice"
     k = router.experts_per_token if router.can_drop else shape[2]
     assert sent.sum(axis=(2, 3)).max() <= k
-    # choices says the same as slots
+    # ``choices`` agrees with ``slots``
     g, s = routing.slots.shape[:2]
     tokens = np.where(sent.any(axis=1), sent.argmax(axis=1), s)
     np.testing.assert_array_equal(routing.tokens, tokens)
@@ -208,7 +214,7 @@ def test_5_permuting_a_group_permutes_its_output(router: Router, shape: tuple, s
 
 @routers("einsums in float64", each_implementation=True)
 @pytest.mark.parametrize("shape", [SHAPES["4x9_e4_tight"], SHAPES["2x17_e8"]])
-def test_6_output_and_gradients_are_those_of_einsums_in_float64(
+def test_6_output_and_gradients_equal_einsums_in_float64(
     router: Router, implementation: str, shape: tuple
 ) -> None:
     moe, tokens = layer(router, shape, implementation=implementation), images(shape)
@@ -224,15 +230,15 @@ def test_6_output_and_gradients_are_those_of_einsums_in_float64(
     def loss64(params: dict, tokens: jax.Array) -> jax.Array:
         return (moe_by_einsum(moe, params, tokens, record) * target).sum()
 
-    found = jax.jit(jax.value_and_grad(loss, argnums=(0, 1)))(params, tokens)
+    result = jax.jit(jax.value_and_grad(loss, argnums=(0, 1)))(params, tokens)
     with jax.enable_x64(True):
         exact = jax.tree.map(lambda x: jnp.asarray(np.asarray(x), jnp.float64), (params, tokens))
         expected = jax.jit(jax.value_and_grad(loss64, argnums=(0, 1)))(*exact)
-    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=2e-5), found, expected)
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=2e-5), result, expected)
 
 
 @routers("single images", each_implementation=True)
-def test_7_alone_in_its_group_an_image_does_not_depend_on_its_batch(
+def test_7_an_image_alone_in_its_group_does_not_depend_on_its_batch(
     router: Router, implementation: str
 ) -> None:
     shape = SHAPES["4x9_e4_tight"]
@@ -243,8 +249,10 @@ def test_7_alone_in_its_group_an_image_does_not_depend_on_its_batch(
     np.testing.assert_allclose(run(moe, tokens[:1])[0], out[:1], atol=1e-5)
 
 
-@routers("room for all")
-def test_7_with_room_for_all_an_image_does_not_depend_on_its_batch(router: Router) -> None:
+@routers("capacity for every token")
+def test_7_with_capacity_for_every_token_an_image_does_not_depend_on_its_batch(
+    router: Router,
+) -> None:
     shape = (4, 9, 4, 4.0)
     moe, tokens = layer(router, shape), images(shape)
     out, _ = run(moe, tokens)
@@ -257,9 +265,9 @@ def test_7_with_room_for_all_an_image_does_not_depend_on_its_batch(router: Route
 def test_8_padding_changes_nothing(router: Router, implementation: str, shape: tuple) -> None:
     moe, tokens = layer(router, shape, implementation=implementation), images(shape)
     out, record = run(moe, tokens)
-    fuller = jnp.concatenate([tokens, 9 * tokens])  # large values, in groups of their own
-    valid = jnp.arange(len(fuller)) < len(tokens)
-    padded, padded_record = run(moe, fuller, valid)
+    with_padding = jnp.concatenate([tokens, 9 * tokens])  # large values, in groups of their own
+    valid = jnp.arange(len(with_padding)) < len(tokens)
+    padded, padded_record = run(moe, with_padding, valid)
     np.testing.assert_allclose(padded[: len(tokens)], out, atol=1e-6)
     assert float(padded_record.aux_loss) == pytest.approx(float(record.aux_loss), rel=1e-6)
 
@@ -272,14 +280,14 @@ def test_8_padding_inside_a_group_never_takes_a_slot(router: Router, implementat
     assert record.valid.shape == (2, 10) and int(record.valid.sum()) == 15
     assert not np.asarray(record.routing.kept)[~np.asarray(record.valid)].any()
     assert not np.asarray(record.routing.dropped)[~np.asarray(record.valid)].any()
-    # ... so the image beside it has the slots of the group for itself
-    given = jnp.concatenate([tokens[2:], 9 * tokens[2:]])
-    alone, _ = run(moe, given, jnp.array([True, False]))
+    # so the other image of the group has all of its slots
+    beside_padding = jnp.concatenate([tokens[2:], 9 * tokens[2:]])
+    alone, _ = run(moe, beside_padding, jnp.array([True, False]))
     np.testing.assert_allclose(out[2], alone[0], atol=1e-6)
 
 
 @routers("dropless", each_implementation=True)
-def test_without_capacity_nothing_is_dropped_and_an_image_does_not_depend_on_its_batch(
+def test_a_dropless_layer_drops_nothing_and_an_image_does_not_depend_on_its_batch(
     router: Router, implementation: str
 ) -> None:
     shape = (4, 9, 5, None)
@@ -293,7 +301,7 @@ def test_without_capacity_nothing_is_dropped_and_an_image_does_not_depend_on_its
     np.testing.assert_allclose(run(moe, tokens[:1])[0], out[:1], atol=1e-5)
 
 
-def test_an_expert_is_the_same_function_in_the_layer_and_in_the_oracle() -> None:
+def test_the_experts_of_the_layer_equal_those_of_the_oracle() -> None:
     moe = layer(ROUTER_CONFIGS["k1"], SHAPES["3x5_e3"])
     rows = np.random.default_rng(0).normal(size=(1, 3, 2, WIDTH)).astype(np.float32)
     out = moe.experts(jnp.asarray(rows))

@@ -1,4 +1,4 @@
-"""A router or gate is registered in one line, and what is missing is refused at import."""
+"""Registering a router or gate takes one line; a missing line or function is refused at import."""
 
 import runpy
 import types
@@ -22,14 +22,14 @@ def test_a_router_config_without_a_module_is_refused() -> None:
         check_routers({TokenChoice: token_choice}, (TokenChoice, Soft))
 
 
-def test_a_registered_router_that_configs_cannot_name_is_refused() -> None:
+def test_a_registered_router_that_is_missing_from_the_config_union_is_refused() -> None:
     routers = {TokenChoice: token_choice, ExpertChoice: expert_choice}
     with pytest.raises(TypeError, match="ExpertChoice is in routing.ROUTERS: add it to config"):
         check_routers(routers, (TokenChoice,))
 
 
 @pytest.mark.parametrize("name", ["capacity", "route"])
-def test_a_module_without_one_of_the_functions_is_refused(name: str) -> None:
+def test_a_router_module_without_a_required_function_is_refused(name: str) -> None:
     functions = {"capacity": soft.capacity, "route": soft.route}
     del functions[name]
     with pytest.raises(TypeError, match=rf"broken must define {name}\("):
@@ -49,5 +49,5 @@ def test_the_check_runs_at_import(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("router", ROUTERS)
-def test_the_logits_that_a_router_reads_have_a_gate(router: type) -> None:
+def test_every_router_has_a_gate_that_makes_its_logits(router: type) -> None:
     assert router().logits_per in GATES

@@ -1,4 +1,4 @@
-"""Assignment by one sort makes the decisions of a loop and of a one-hot cumulative sum."""
+"""Assignment by one sort equals a loop and a one-hot cumulative sum."""
 
 import functools
 
@@ -53,8 +53,8 @@ def test_assignments_equal_a_loop_and_a_one_hot_cumulative_sum(
         for g in range(2):
             order = order_of(gates[g], k, priority)
             kept = queue_by_loop(gates[g], np.ones(s, bool), k=k, c=c, order=order)
-            got = np.asarray(routing.slots[g])
-            ours = {(t, r): divmod(int(got[t, r]), c) for t, r in np.ndindex(s, k)}
+            slots_of_choices = np.asarray(routing.slots[g])
+            ours = {(t, r): divmod(int(slots_of_choices[t, r]), c) for t, r in np.ndindex(s, k)}
             ours = {choice: at for choice, at in ours.items() if at[0] < e}
             assert ours == kept
             slots = np.full((s, e), -1)
@@ -64,7 +64,7 @@ def test_assignments_equal_a_loop_and_a_one_hot_cumulative_sum(
 
 
 @pytest.mark.parametrize("priority", PRIORITIES)
-def test_padding_anywhere_in_a_group_is_in_no_queue(priority: str) -> None:
+def test_padding_anywhere_in_a_group_takes_no_slot(priority: str) -> None:
     gates = random_gates(7, 1, 20, 4, ties=False)
     valid = np.random.default_rng(1).random((1, 20)) < 0.6
     routing = assign(jnp.asarray(gates), jnp.asarray(valid), k=2, c=4, priority=priority)
@@ -84,7 +84,7 @@ def test_batch_priority_equals_a_hand_computed_example() -> None:
     np.testing.assert_allclose(best.weights[0, :, 0], [0, 0.9, 0.7, 0.8])
 
 
-def test_weights_are_the_gates_or_normalized_before_any_drop() -> None:
+def test_combine_weights_are_the_gates_optionally_normalized_before_drops() -> None:
     gates = jnp.array([[[0.5, 0.3, 0.2], [0.6, 0.3, 0.1]]])
     valid = jnp.ones((1, 2), bool)
     plain = assign(gates, valid, k=2, c=1)
@@ -93,7 +93,7 @@ def test_weights_are_the_gates_or_normalized_before_any_drop() -> None:
     np.testing.assert_allclose(normalized.weights[0], [[0.625, 0.375], [0, 0]])
 
 
-def test_a_random_priority_follows_its_draw() -> None:
+def test_random_priority_depends_only_on_its_draw() -> None:
     gates = jnp.asarray(random_gates(0, 1, 64, 4, ties=False))
     valid = jnp.ones((1, 64), bool)
     by_draw = functools.partial(assign, gates, valid, k=1, c=4, priority="random")
@@ -119,13 +119,13 @@ def test_a_group_too_large_for_the_sort_key_is_refused() -> None:
 
 
 @pytest.mark.parametrize("s", [1, 2, 700, 70_000])
-def test_the_order_of_priority_is_that_of_a_stable_sort(s: int) -> None:
+def test_the_priority_order_equals_a_stable_sort(s: int) -> None:
     rng = np.random.default_rng(s)
     scores = rng.random(s).astype(np.float32)
     scores[rng.random(s) < 0.3] = 0.25  # ties
     scores[rng.random(s) < 0.1] = 0.0
-    near = rng.random(s) < 0.2  # alike in the upper half of their bits
-    scores[near] = np.nextafter(np.float32(0.5), np.float32(1), dtype=np.float32)
+    close = rng.random(s) < 0.2  # equal in the upper half of their bits
+    scores[close] = np.nextafter(np.float32(0.5), np.float32(1), dtype=np.float32)
     np.testing.assert_array_equal(
         descending(jnp.asarray(scores)), np.argsort(-scores, kind="stable")
     )

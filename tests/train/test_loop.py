@@ -1,4 +1,4 @@
-"""A run: what it leaves behind, that it learns, and that it resumes."""
+"""A training run: the files it writes, learning, and resuming."""
 
 import functools
 import json
@@ -45,7 +45,7 @@ def config() -> TrainConfig:
 
 @pytest.fixture(scope="module")
 def opened() -> list[str]:
-    """The parts of the data that ``run`` opened."""
+    """The splits of the data that ``run`` opened."""
     return []
 
 
@@ -55,14 +55,16 @@ def run(config: TrainConfig, opened: list[str], tmp_path_factory: pytest.TempPat
         opened.append(split)
         return open_source(name, split)
 
-    workdir = tmp_path_factory.mktemp("runs") / "whole"
+    workdir = tmp_path_factory.mktemp("runs") / "run"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("vmoe.train.setup.open_source", record)
         train(config, workdir)
     return workdir
 
 
-def test_a_run_folder_explains_itself(run: Path, config: TrainConfig) -> None:
+def test_a_run_folder_has_the_config_model_environment_classes_and_metrics(
+    run: Path, config: TrainConfig
+) -> None:
     assert configs.from_json(TrainConfig, (run / "config.json").read_text()) == config
     assert "active per token" in (run / "model.txt").read_text()
     environment = json.loads((run / "environment.json").read_text())
@@ -73,7 +75,7 @@ def test_a_run_folder_explains_itself(run: Path, config: TrainConfig) -> None:
     assert float(rows(run)[-1]["loss"]) < float(rows(run)[0]["loss"])
 
 
-def test_metrics_hold_norms_by_part_and_the_state_of_each_sparse_block(run: Path) -> None:
+def test_metrics_have_norms_by_part_and_the_routing_of_each_sparse_block(run: Path) -> None:
     row = rows(run)[-1]
     for kind in ("parameters", "gradients", "updates"):
         for part in ("attention", "experts", "routers", "head", "positions", "MLPs", "norms"):
@@ -86,53 +88,53 @@ def test_metrics_hold_norms_by_part_and_the_state_of_each_sparse_block(run: Path
         assert sum(float(row[name]) for row in experts) == pytest.approx(1, abs=1e-4)
 
 
-def test_every_set_is_evaluated_with_its_settings_and_both_parameters(run: Path) -> None:
-    found = rows(run, "evaluations")
+def test_every_evaluation_set_has_its_settings_and_raw_and_ema_results(run: Path) -> None:
+    evaluations = rows(run, "evaluations")
     expected = [
         (step, name, weights)
         for step in ("20", "40")
         for name in ("validation", "wide")
         for weights in ("raw", "ema")
     ]
-    assert [(row["step"], row["set"], row["weights"]) for row in found] == expected
-    by_name = {(row["step"], row["set"], row["weights"]): row for row in found}
+    assert [(row["step"], row["set"], row["weights"]) for row in evaluations] == expected
+    by_name = {(row["step"], row["set"], row["weights"]): row for row in evaluations}
     assert float(by_name["40", "wide", "raw"]["dropped"]) == 0
     assert float(by_name["40", "validation", "raw"]["dropped"]) > 0
     assert by_name["40", "validation", "ema"] != by_name["40", "validation", "raw"]
 
 
-def test_tensorboard_holds_what_the_csv_files_hold(run: Path) -> None:
-    found = {}
+def test_tensorboard_events_equal_the_csv_files(run: Path) -> None:
+    values = {}
     for path in sorted((run / "tensorboard").iterdir()):
         content = path.read_bytes()
         while content:  # TFRecord: length, its checksum, the event, its checksum
             length = int.from_bytes(content[:8], "little")
             event = Event.FromString(content[12 : 12 + length])
-            found |= {(v.tag, event.step): v.simple_value for v in event.summary.value}
+            values |= {(v.tag, event.step): v.simple_value for v in event.summary.value}
             content = content[16 + length :]
     for row in rows(run):
         for name, value in row.items():
             tag = name if "/" in name else f"train/{name}"
             if name != "step":
                 tag = tag.replace(" ", "_")
-                assert found[tag, int(row["step"])] == pytest.approx(float(value), rel=1e-4)
+                assert values[tag, int(row["step"])] == pytest.approx(float(value), rel=1e-4)
     evaluation = rows(run, "evaluations")[0]
-    accuracy = found["validation_raw/accuracy", 20]
+    accuracy = values["validation_raw/accuracy", 20]
     assert accuracy == pytest.approx(float(evaluation["accuracy"]), rel=1e-4)
-    assert ("block1/load/3", 40) in found
+    assert ("block1/load/3", 40) in values
 
 
 def test_training_a_finished_run_again_changes_nothing(run: Path, config: TrainConfig) -> None:
     names = ("metrics.csv", "evaluations.csv", "experts.csv")
     before = [(run / name).read_text() for name in names]
-    done = train(config, run)
+    evaluations = train(config, run)
     assert [(run / name).read_text() for name in names] == before
-    found = [(name, weights, f"{result.accuracy:.6g}") for name, weights, result in done]
+    results = [(name, weights, f"{result.accuracy:.6g}") for name, weights, result in evaluations]
     last = [row for row in rows(run, "evaluations") if row["step"] == "40"]
-    assert found == [(row["set"], row["weights"], row["accuracy"]) for row in last]
+    assert results == [(row["set"], row["weights"], row["accuracy"]) for row in last]
 
 
-def test_a_folder_of_another_config_is_refused_with_the_differences(
+def test_a_run_folder_of_another_config_is_refused_with_the_differences(
     run: Path, config: TrainConfig
 ) -> None:
     before = (run / "config.json").read_text()
@@ -187,7 +189,7 @@ def test_a_loaded_checkpoint_has_the_accuracy_that_the_run_reported(run: Path) -
 
 
 def test_the_newest_checkpoints_and_the_best_are_kept(config: TrainConfig, tmp_path: Path) -> None:
-    """A learning rate that destroys what was learnt, so that the best is not among the newest."""
+    """The learning rate rises until accuracy falls: the best checkpoint is not among the newest."""
     worse = configs.replace(
         config,
         steps=60,
@@ -209,7 +211,7 @@ def test_the_newest_checkpoints_and_the_best_are_kept(config: TrainConfig, tmp_p
     assert found.accuracy == pytest.approx(accuracy[best], abs=1e-5)
 
 
-def test_a_second_run_with_the_same_seed_is_the_same_in_a_thread_that_handles_no_signals(
+def test_the_same_seed_gives_the_same_run_even_in_a_thread_without_signal_handlers(
     run: Path, config: TrainConfig, tmp_path: Path
 ) -> None:
     thread = threading.Thread(target=functools.partial(train, config, tmp_path))
@@ -219,17 +221,17 @@ def test_a_second_run_with_the_same_seed_is_the_same_in_a_thread_that_handles_no
 
 
 @pytest.mark.usefixtures("run")
-def test_training_never_opens_the_test_part(opened: list[str]) -> None:
+def test_training_never_opens_the_test_split(opened: list[str]) -> None:
     assert set(opened) == {"train", "validation"}
 
 
 def test_memory_does_not_grow_over_a_thousand_steps(tmp_path: Path) -> None:
-    """Of the real command, between its steps 500 and 1,500, evaluations and saves included."""
-    words = ["--steps", "1500", "--log-every", "50", "--ema-decay", "0.9", "--batch-size", "8"]
-    words += ["--evaluate-every", "300", "--checkpoint-every", "300"]
-    words += ["--model.depth", "1", "--model.sparse-blocks", "0"]
+    """Measures the real command from step 500 to 1,500, with evaluations and checkpoints."""
+    arguments = ["--steps", "1500", "--log-every", "50", "--ema-decay", "0.9", "--batch-size", "8"]
+    arguments += ["--evaluate-every", "300", "--checkpoint-every", "300"]
+    arguments += ["--model.depth", "1", "--model.sparse-blocks", "0"]
     sizes: dict[int, float] = {}
-    with start("train", "--workdir", tmp_path, "--config", TINY, *words) as process:
+    with start("train", "--workdir", tmp_path, "--config", TINY, *arguments) as process:
         for step in range(50, 1500, 50):
             process.wait_until(functools.partial(reached, tmp_path, step))
             resident = Path(f"/proc/{process.pid}/statm").read_text().split()[1]

@@ -1,4 +1,4 @@
-"""The optimiser against its formulas, written out."""
+"""The optimiser compared with its formulas."""
 
 import jax
 import numpy as np
@@ -47,8 +47,8 @@ def test_without_warmup_the_first_step_has_the_peak_rate() -> None:
     assert float(schedule(OptimConfig(lr=2.0, warmup_steps=0), 10)(0)) == pytest.approx(2.0)
 
 
-def shrunk(decay: WeightDecayConfig) -> dict[str, float]:
-    """What is left of ones after a step of no gradient, by the name of the array's place."""
+def after_decay(decay: WeightDecayConfig) -> dict[str, float]:
+    """Parameters of 1 after a step with zero gradient, by their path."""
     optim = optimizer(OptimConfig(lr=0.5, warmup_steps=0, weight_decay=decay), 10)
     updates, _ = optim.update(jax.tree.map(np.zeros_like, PARAMS), optim.init(PARAMS), PARAMS)
     after = optax.apply_updates(PARAMS, updates)
@@ -59,8 +59,10 @@ def shrunk(decay: WeightDecayConfig) -> dict[str, float]:
 
 
 def test_weight_decay_shrinks_each_kind_of_parameter_at_its_own_rate() -> None:
-    found = shrunk(WeightDecayConfig(kernels=0.1, experts=0.2, routers=0.0, head=0.3, others=0.4))
-    assert found == pytest.approx(
+    values = after_decay(
+        WeightDecayConfig(kernels=0.1, experts=0.2, routers=0.0, head=0.3, others=0.4)
+    )
+    assert values == pytest.approx(
         {
             "blocks/1/attention/query/kernel": 1 - 0.05,
             "blocks/1/mlp/experts/up/kernel": 1 - 0.1,
@@ -72,12 +74,12 @@ def test_weight_decay_shrinks_each_kind_of_parameter_at_its_own_rate() -> None:
     )
 
 
-def test_by_default_every_kernel_decays_alike_and_nothing_else_does() -> None:
-    for name, value in shrunk(WeightDecayConfig(kernels=0.1)).items():
+def test_by_default_all_kernels_decay_equally_and_nothing_else_decays() -> None:
+    for name, value in after_decay(WeightDecayConfig(kernels=0.1)).items():
         assert value == pytest.approx(0.95 if name.endswith("kernel") else 1.0), name
 
 
-def test_every_parameter_of_a_model_has_a_kind() -> None:
+def test_every_parameter_of_a_model_has_a_kind_of_weight_decay() -> None:
     from flax import nnx
 
     model = models.build_abstract(models.model_config("vmoe_tiny_last2_e4"))
@@ -87,7 +89,7 @@ def test_every_parameter_of_a_model_has_a_kind() -> None:
     assert kinds == {"kernels", "experts", "routers", "head", "others"}
 
 
-def test_sgd_is_momentum_then_decoupled_decay() -> None:
+def test_sgd_applies_momentum_then_decoupled_weight_decay() -> None:
     config = OptimConfig(
         kind="sgd", lr=0.1, warmup_steps=0, schedule="constant", momentum=0.8, grad_clip_norm=None,
         weight_decay=WeightDecayConfig(kernels=0.5),
@@ -104,7 +106,7 @@ def test_sgd_is_momentum_then_decoupled_decay() -> None:
 
 
 @pytest.mark.parametrize("clip", [None, 1.0])
-def test_the_gradient_is_clipped_by_its_global_norm_or_not_at_all(clip: float | None) -> None:
+def test_the_gradient_is_clipped_by_its_global_norm_unless_disabled(clip: float | None) -> None:
     optim = optimizer(
         OptimConfig(kind="sgd", lr=1.0, warmup_steps=0, grad_clip_norm=clip, momentum=0.0), 10
     )

@@ -1,4 +1,4 @@
-"""One step of training against its formulas, written out."""
+"""One training step compared with its formulas."""
 
 import dataclasses
 import functools
@@ -33,23 +33,23 @@ def batch(config: TrainConfig) -> Batch:
     return training_batches(open_source("digits", "train"), config)[0]
 
 
-def test_the_first_step_of_a_warmup_measures_the_loss_and_moves_nothing(
+def test_the_first_warmup_step_reports_the_loss_and_changes_no_parameter(
     config: TrainConfig, batch: Batch
 ) -> None:
     config = dataclasses.replace(config, label_smoothing=0.2)
     before = init_state(config)
     start = jax.tree.map(np.array, before.params)
     after, metrics = make_train_step(config)(before, batch)
-    # the first learning rate of a warmup is 0, so nothing moves yet but Adam's state
+    # the first learning rate of a warmup is 0, so only the optimiser state changes
     jax.tree.map(np.testing.assert_array_equal, start, jax.tree.map(np.array, after.params))
     assert metrics["lr"] == 0 and int(after.step) == int(after.batch) == 1
-    logits = np.log(np.full((32, 10), 0.1))  # of a head of zeros
+    logits = np.log(np.full((32, 10), 0.1))  # a head of zeros gives equal logits
     labels = batch.labels * 0.8 + 0.02
     assert float(metrics["loss"]) == pytest.approx(-(labels * logits).sum(1).mean(), rel=1e-5)
     assert 0 < metrics["aux_loss"] < 0.1
 
 
-def test_a_step_is_the_one_written_out(config: TrainConfig, batch: Batch) -> None:
+def test_a_step_equals_its_formula(config: TrainConfig, batch: Batch) -> None:
     """Cross-entropy plus auxiliary losses, clipping, Adam's first step, decay of kernels, lr."""
     optim = dataclasses.replace(
         config.optim,
@@ -82,7 +82,7 @@ def test_a_step_is_the_one_written_out(config: TrainConfig, batch: Batch) -> Non
         g = np.asarray(g, np.float64) * 0.5 / norm
         decay = 0.1 * before if path[-1].key == "kernel" else 0.0
         expected = before - 0.01 * (g / (np.abs(g) + 1e-8) + decay)
-        big = np.abs(g) > 1e-6  # below, rounding decides the sign that Adam's first step takes
+        big = np.abs(g) > 1e-6  # below that, rounding decides the sign of Adam's first step
         np.testing.assert_allclose(np.asarray(now)[big], expected[big], atol=1e-5)
 
 
@@ -97,7 +97,7 @@ def test_sigmoid_cross_entropy_is_summed_over_classes() -> None:
     np.testing.assert_allclose(cross_entropy(logits, labels, "softmax"), expected, rtol=1e-5)
 
 
-def test_the_moving_average_follows_the_parameters_and_forgets_the_start(
+def test_the_ema_equals_its_formula_with_a_decay_that_grows_to_ema_decay(
     config: TrainConfig, batch: Batch
 ) -> None:
     assert init_state(config).ema is None
@@ -112,21 +112,27 @@ def test_the_moving_average_follows_the_parameters_and_forgets_the_start(
     jax.tree.map(functools.partial(np.testing.assert_allclose, atol=1e-5), state.ema, expected)
 
 
-def test_measures_of_a_block_are_those_of_its_record(config: TrainConfig, batch: Batch) -> None:
+def test_routing_metrics_of_a_block_equal_those_of_its_record(
+    config: TrainConfig, batch: Batch
+) -> None:
     """The oracle counts in NumPy over the record of the same images, routed without noise."""
-    quiet = configs.replace(
+    noiseless = configs.replace(
         config, model=dict(moe=dict(capacity=2, router=dict(noise_std=0.0)), head_std=1.0)
     )
-    state = init_state(quiet)
-    model = models.with_params(quiet.model, jax.tree.map(jnp.copy, state.params))
+    state = init_state(noiseless)
+    model = models.with_params(noiseless.model, jax.tree.map(jnp.copy, state.params))
     record = jax.jit(functools.partial(capture, model))(batch.images)[1][1]
-    _, metrics = make_train_step(quiet)(state, batch)
-    found = metrics["blocks"][1]
+    _, metrics = make_train_step(noiseless)(state, batch)
+    routing_metrics = metrics["blocks"][1]
     experts = np.asarray(record.routing.experts).reshape(-1)
     gates = np.asarray(record.gates, np.float64).reshape(-1, 4)
-    np.testing.assert_allclose(found["load"], np.bincount(experts, minlength=4) / len(experts))
-    np.testing.assert_allclose(found["importance"], gates.mean(0), rtol=1e-5)
-    assert float(found["dropped"]) == pytest.approx(np.asarray(record.routing.dropped).mean())
-    assert found["dropped"] > 0.3
+    np.testing.assert_allclose(
+        routing_metrics["load"], np.bincount(experts, minlength=4) / len(experts)
+    )
+    np.testing.assert_allclose(routing_metrics["importance"], gates.mean(0), rtol=1e-5)
+    assert float(routing_metrics["dropped"]) == pytest.approx(
+        np.asarray(record.routing.dropped).mean()
+    )
+    assert routing_metrics["dropped"] > 0.3
     entropy = -(gates * np.log(gates)).sum(1).mean()
-    assert float(found["gate_entropy"]) == pytest.approx(entropy, rel=1e-4)
+    assert float(routing_metrics["gate_entropy"]) == pytest.approx(entropy, rel=1e-4)

@@ -1,4 +1,4 @@
-"""Nothing is lost when a run stops: kills, signals, corruption, a full disk, a second run, NaN."""
+"""Stop and resume a run: kills, signals, corruption, a full disk, a second run, NaN."""
 
 import functools
 import json
@@ -44,7 +44,7 @@ config = replace(
 
 @pytest.fixture(scope="module")
 def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """All that is drawn at random, in one block: tracing it is most of what a short run does."""
+    """Every source of randomness in a single block, since tracing dominates so short a run."""
     path = tmp_path_factory.mktemp("recipe") / "recipe.py"
     path.write_text(RECIPE)
     return path
@@ -56,8 +56,8 @@ def config(recipe: Path) -> TrainConfig:
 
 
 @pytest.fixture(scope="module")
-def whole(recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run that was never stopped, by the same command as those that are."""
+def uninterrupted(recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An uninterrupted run of the same command."""
     workdir = tmp_path_factory.mktemp("whole") / "run"
     stderr, status = run(recipe, workdir)
     assert status == 0, stderr
@@ -65,26 +65,26 @@ def whole(recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run(recipe: Path, workdir: Path, **limits: int) -> tuple[str, int]:
-    """What the command prints on stderr, and its exit status."""
-    done = vmoe("train", "--config", recipe, "--workdir", workdir, **limits)
-    return done.stderr, done.returncode
+    """Runs the command; returns its stderr and its exit status."""
+    result = vmoe("train", "--config", recipe, "--workdir", workdir, **limits)
+    return result.stderr, result.returncode
 
 
-def test_a_run_killed_while_it_trains_saves_and_evaluates_ends_with_the_same_bits(
-    recipe: Path, whole: Path, tmp_path: Path
+def test_a_run_killed_in_every_phase_is_bitwise_equal_to_an_uninterrupted_one(
+    recipe: Path, uninterrupted: Path, tmp_path: Path
 ) -> None:
     workdir = tmp_path / "run"
     kill = functools.partial(kill_once, recipe, workdir, victim=0, processes=1)
     assert kill(training, 15, 0.5).step >= 15
-    assert kill(saving, 25, 0.5).half
-    assert kill(evaluating, 35, 0.5).between
+    assert kill(saving, 25, 0.5).unfinished_checkpoint
+    assert kill(evaluating, 35, 0.5).unfinished_evaluation
     stderr, status = run(recipe, workdir)
     assert status == 0 and "resumed from step" in stderr and "corrupt" not in stderr, stderr
-    assert not differences(whole, workdir, STEPS)
+    assert not differences(uninterrupted, workdir, STEPS)
 
 
 def test_a_signal_saves_and_exits_with_75_and_the_same_command_resumes(
-    recipe: Path, whole: Path, tmp_path: Path
+    recipe: Path, uninterrupted: Path, tmp_path: Path
 ) -> None:
     workdir, resumed_from = tmp_path / "run", 0
     for number, step in ((signal.SIGTERM, 15), (signal.SIGINT, 30)):
@@ -102,20 +102,20 @@ def test_a_signal_saves_and_exits_with_75_and_the_same_command_resumes(
         assert (workdir / "checkpoints" / str(resumed_from)).is_dir()
     stderr, status = run(recipe, workdir)
     assert f"resumed from step {resumed_from} of {STEPS}" in stderr and status == 0
-    assert_same(whole, workdir)
+    assert_same(uninterrupted, workdir)
 
 
 def test_a_signal_aborts_an_evaluation_and_a_resumed_run_repeats_it(
-    config: TrainConfig, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    config: TrainConfig, uninterrupted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    done = 0
+    calls = 0
 
-    def evaluate(*words: object, **settings: object) -> object:
-        nonlocal done
-        done += 1
-        if done == 6:  # of the second evaluated step
+    def evaluate(*arguments: object, **settings: object) -> object:
+        nonlocal calls
+        calls += 1
+        if calls == 6:  # of the second evaluated step
             signal.raise_signal(signal.SIGTERM)
-        return real(*words, **settings)
+        return real(*arguments, **settings)
 
     real = loop.evaluate
     with monkeypatch.context() as patch:
@@ -125,11 +125,13 @@ def test_a_signal_aborts_an_evaluation_and_a_resumed_run_repeats_it(
     assert {row["step"] for row in rows(tmp_path, "evaluations")} == {"20"}
     train(config, tmp_path)
     evaluations = rows(tmp_path, "evaluations")
-    assert [r["step"] for r in evaluations] == [r["step"] for r in rows(whole, "evaluations")]
+    assert [r["step"] for r in evaluations] == [
+        r["step"] for r in rows(uninterrupted, "evaluations")
+    ]
 
 
 def test_a_second_signal_exits_at_once_and_leaves_the_last_checkpoint_intact(
-    recipe: Path, whole: Path, tmp_path: Path
+    recipe: Path, uninterrupted: Path, tmp_path: Path
 ) -> None:
     workdir = tmp_path / "run"
     with start("train", "--config", recipe, "--workdir", workdir) as process:
@@ -140,7 +142,7 @@ def test_a_second_signal_exits_at_once_and_leaves_the_last_checkpoint_intact(
         assert process.wait() == 128 + signal.SIGINT
     stderr, status = run(recipe, workdir)
     assert "corrupt" not in stderr and status == 0
-    assert_same(whole, workdir)
+    assert_same(uninterrupted, workdir)
 
 
 def garble(folder: Path) -> None:
@@ -150,17 +152,17 @@ def garble(folder: Path) -> None:
         path.write_bytes(content)
 
 
-def cut_off(folder: Path) -> None:
-    for path in folder.rglob("d/*"):  # all: of a single one nothing may be read
+def truncate(folder: Path) -> None:
+    for path in folder.rglob("d/*"):  # all files, since a single one may not be read
         path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
 
 
-def lose(folder: Path) -> None:
+def remove_checksums(folder: Path) -> None:
     shutil.rmtree(folder / "checksums")
 
 
-def swap(folder: Path) -> None:
-    """Whole arrays, as Orbax wrote them, but those of another step."""
+def swap_parameters(folder: Path) -> None:
+    """Replaces the parameters by those of another step, as Orbax wrote them."""
     shutil.rmtree(folder / "params")
     shutil.copytree(folder.with_name("10") / "params", folder / "params")
 
@@ -173,19 +175,26 @@ def change_a_checksum(folder: Path) -> None:
     path.write_text(json.dumps(index))
 
 
-def list_checksums(folder: Path) -> None:
+def replace_checksums_by_a_list(folder: Path) -> None:
     (folder / "checksums" / "metadata").write_text("[]")
 
 
-CORRUPTIONS = (garble, cut_off, lose, swap, change_a_checksum, list_checksums)
+CORRUPTIONS = (
+    garble,
+    truncate,
+    remove_checksums,
+    swap_parameters,
+    change_a_checksum,
+    replace_checksums_by_a_list,
+)
 
 
-def test_corrupt_checkpoints_are_named_and_the_newest_good_one_is_used(
-    whole: Path, tmp_path: Path, recipe: Path
+def test_corrupt_checkpoints_are_reported_and_the_newest_valid_one_is_used(
+    uninterrupted: Path, tmp_path: Path, recipe: Path
 ) -> None:
-    """Each of the newest is corrupt in another way, so that each is read and refused in turn."""
+    """Each newer checkpoint is corrupt in a different way; they are read and refused in turn."""
     workdir = tmp_path / "run"
-    shutil.copytree(whole, workdir)
+    shutil.copytree(uninterrupted, workdir)
     steps = range(STEPS, 10, -10)
     for step, corrupt in zip(steps, CORRUPTIONS, strict=True):
         corrupt(workdir / "checkpoints" / str(step))
@@ -196,7 +205,7 @@ def test_corrupt_checkpoints_are_named_and_the_newest_good_one_is_used(
         assert (workdir / "checkpoints" / "corrupt" / str(step)).is_dir()
     assert f"resumed from step 10 of {STEPS}" in stderr
     assert "Traceback" not in stderr
-    assert_same(whole, workdir)
+    assert_same(uninterrupted, workdir)
 
 
 @pytest.mark.parametrize(
@@ -207,11 +216,11 @@ def test_corrupt_checkpoints_are_named_and_the_newest_good_one_is_used(
         ("evaluations.csv", b"\xff\xfe\x00step"),
     ],
 )
-def test_a_corrupt_table_is_named_and_left_unchanged(
-    name: str, content: bytes, recipe: Path, whole: Path, tmp_path: Path
+def test_a_corrupt_csv_file_is_reported_and_left_unchanged(
+    name: str, content: bytes, recipe: Path, uninterrupted: Path, tmp_path: Path
 ) -> None:
     workdir = tmp_path / "run"
-    shutil.copytree(whole, workdir)
+    shutil.copytree(uninterrupted, workdir)
     (workdir / name).write_bytes(content)
     stderr, status = run(recipe, workdir)
     assert status == 1 and stderr.startswith("vmoe: ") and stderr.count("\n") == 1, stderr
@@ -219,11 +228,11 @@ def test_a_corrupt_table_is_named_and_left_unchanged(
     assert (workdir / name).read_bytes() == content
 
 
-def test_without_any_good_checkpoint_a_run_is_refused_and_all_files_are_kept(
-    recipe: Path, whole: Path, tmp_path: Path
+def test_without_a_valid_checkpoint_a_run_is_refused_and_all_files_are_kept(
+    recipe: Path, uninterrupted: Path, tmp_path: Path
 ) -> None:
     workdir = tmp_path / "run"
-    shutil.copytree(whole, workdir)
+    shutil.copytree(uninterrupted, workdir)
     steps = sorted(map(str, steps_of(workdir)))
     for step in steps[:-2]:
         shutil.rmtree(workdir / "checkpoints" / step)
@@ -250,16 +259,16 @@ def test_a_second_run_in_the_same_folder_is_refused(
         with pytest.raises(UsageError, match=f"process {process.pid} is training in it"):
             train(config, workdir)
         process.kill()
-    with pytest.raises(UsageError, match="holds a run of another config"):  # and no longer in use
+    with pytest.raises(UsageError, match="holds a run of another config"):  # the lock is released
         train(configs.replace(config, seed=1), workdir)
 
 
 def test_a_full_disk_ends_the_run_with_one_line_and_keeps_the_last_checkpoint(
-    recipe: Path, whole: Path, tmp_path: Path
+    recipe: Path, uninterrupted: Path, tmp_path: Path
 ) -> None:
-    """A limit on the size of files stands for the full disk: writing fails in the same places."""
+    """A limit on the file size simulates a full disk: writing fails in the same places."""
     workdir = tmp_path / "run"
-    shutil.copytree(whole, workdir)
+    shutil.copytree(uninterrupted, workdir)
     for step in range(40, STEPS + 1, 10):
         shutil.rmtree(workdir / "checkpoints" / str(step))
     # Less than the metadata of the training state, 22 kB; the sizes of data files vary.
@@ -272,25 +281,25 @@ def test_a_full_disk_ends_the_run_with_one_line_and_keeps_the_last_checkpoint(
     assert "30" in os.listdir(workdir / "checkpoints")
     stderr, status = run(recipe, workdir)
     assert status == 0 and "corrupt" not in stderr, stderr
-    assert_same(whole, workdir)
+    assert_same(uninterrupted, workdir)
 
 
 @pytest.fixture
 def poisoned(config: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> TrainConfig:
-    """Batches 27 and 45 hold pixels that are no numbers."""
+    """Batches 27 and 45 have NaN pixels."""
 
-    def batches(*words: object, **options: object) -> object:
+    def batches(*arguments: object, **options: object) -> object:
         def poison(i: int, batch: object) -> object:
             bad = i in (27, 45)
             return batch._replace(images=batch.images * np.float32(np.nan)) if bad else batch
 
-        return training_batches(*words, **options).map_with_index(poison)
+        return training_batches(*arguments, **options).map_with_index(poison)
 
     monkeypatch.setattr(setup, "training_batches", batches)
     return configs.replace(config, evaluations=(EvalConfig(),))
 
 
-def test_a_nan_loss_stops_the_run_at_once_and_names_the_step(
+def test_a_nan_loss_stops_the_run_at_once_and_reports_the_step(
     poisoned: TrainConfig, tmp_path: Path
 ) -> None:
     with pytest.raises(Failure) as caught:
@@ -301,18 +310,18 @@ def test_a_nan_loss_stops_the_run_at_once_and_names_the_step(
     assert steps_of(tmp_path) == [10, 20]
 
 
-def test_rewinding_skips_the_bad_batches_and_repeats_to_the_bit(
+def test_rewinding_skips_the_bad_batches_and_is_deterministic(
     poisoned: TrainConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    folders = [tmp_path / "one", tmp_path / "other"]
+    folders = [tmp_path / "first", tmp_path / "second"]
     train(poisoned, folders[0], on_nan="rewind")
     stderr = capsys.readouterr().err
     assert "step 28: loss nan" in stderr and "rewinding, 1 of at most 3 times" in stderr
-    # step 21 then takes batch 28, so that batch 45 is that of step 38
+    # step 21 then uses batch 28, so step 38 uses batch 45
     assert "step 38: loss nan" in stderr and "rewinding, 2 of at most 3 times" in stderr
     assert rows(folders[0])[-1]["step"] == str(STEPS)
     assert np.isfinite([float(row["loss"]) for row in rows(folders[0])]).all()
-    # A signal three steps before the break leaves a checkpoint that the other run has not.
+    # A signal three steps before the NaN saves a checkpoint that the first run does not have.
     real, seen = Report.step, []
 
     def step(self: Report, number: int) -> None:
@@ -348,7 +357,7 @@ def test_a_diverging_learning_rate_ends_the_command_with_one_line(
 
 
 def test_a_checkpoint_larger_than_the_free_space_is_not_started(tmp_path: Path) -> None:
-    """Arrays as large as no disk is, of which no byte exists."""
+    """Abstract arrays, larger than any disk."""
     huge = {"kernel": jax.ShapeDtypeStruct((2**40, 2**20), np.float32)}
     with (
         pytest.raises(Failure, match=r"bytes, the disk has .* left\); there is no earlier one"),
