@@ -62,16 +62,18 @@ def start(recipe: Path, workdir: Path, processes: int = 1) -> list[subprocess.Po
             "JAX_NUM_PROCESSES": str(processes),
             "JAX_NUM_CPU_DEVICES": "2",
         }
-    return [
-        subprocess.Popen(
-            [sys.executable, "-m", "vmoe", *arguments],
-            stdout=subprocess.DEVNULL,
-            stderr=log_of(workdir, i).open("ab"),
-            cwd=ROOT,
-            env=os.environ | distributed | {"JAX_PROCESS_ID": str(i)},
-        )
-        for i in range(processes)
-    ]
+    run = []
+    for i in range(processes):
+        with log_of(workdir, i).open("ab") as log:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "vmoe", *arguments],
+                stdout=subprocess.DEVNULL,
+                stderr=log,
+                cwd=ROOT,
+                env=os.environ | distributed | {"JAX_PROCESS_ID": str(i)},
+            )
+        run.append(process)
+    return run
 
 
 def log_of(workdir: Path, process: int) -> Path:
