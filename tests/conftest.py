@@ -1,5 +1,6 @@
 """Configuration of all tests: the compilation cache, the devices and the golden files."""
 
+import gc
 import os
 from pathlib import Path
 
@@ -19,6 +20,7 @@ SETTINGS = {
     "jax_compilation_cache_dir": str(ROOT / ".cache" / "jax"),
     "jax_persistent_cache_min_compile_time_secs": 0,
 }
+gc.set_threshold(20_000, 20, 20)  # tracing makes many objects, few of them garbage
 for name, value in SETTINGS.items():
     jax.config.update(name, value)
     os.environ[name.upper()] = str(value)  # for the commands that tests run

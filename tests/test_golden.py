@@ -7,7 +7,6 @@ prints its largest relative differences.
 import dataclasses
 import functools
 import json
-from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -24,6 +23,14 @@ from vmoe.checkpoints.released import assign, released_names
 from vmoe.config import ExpertChoice, MoEConfig, Router, Soft, TokenChoice, ViTConfig
 from vmoe.nn.vit import ViT
 from vmoe.routing import aux_losses, expert_choice, router_of, token_choice
+
+# The tests compare the program that users run, so it is compiled as users do (see conftest.py).
+OPTIONS = {
+    "xla_backend_optimization_level": 3,
+    "xla_llvm_disable_expensive_passes": False,
+    "xla_cpu_use_fusion_emitters": True,
+}
+compiled = functools.partial(jax.jit, compiler_options=OPTIONS)
 
 
 @dataclasses.dataclass
@@ -53,6 +60,20 @@ class Golden:
     @property
     def blocks(self) -> list[tuple[int, dict[str, np.ndarray]]]:
         return [(i, self.below(f"moe/encoderblock_{i}/")) for i in self.config.sparse_blocks]
+
+    def run(self, model: ViT, images: jax.Array) -> tuple[jax.Array, dict[int, Record]]:
+        return capture(model, images, train=self.train, key=jax.random.key(0))
+
+    @functools.cached_property
+    def forward(self) -> tuple[jax.Array, dict[int, Record]]:
+        """The logits and records of our model."""
+        graph, state = nnx.split(self.model)
+
+        @compiled
+        def run(state: nnx.State, images: jax.Array) -> tuple[jax.Array, dict[int, Record]]:
+            return self.run(nnx.merge(graph, state, copy=True), images)
+
+        return run(state, jnp.asarray(self.arrays["images"]))
 
 
 def our_router(theirs: dict[str, Any]) -> Router:
@@ -98,18 +119,6 @@ def our_config(theirs: dict[str, Any], image_size: int) -> ViTConfig:
     )
 
 
-# What is compared is the program that users run; the other tests compile faster, to another one.
-compiled = functools.partial(jax.jit, compiler_options={"xla_cpu_use_fusion_emitters": True})
-
-
-@pytest.fixture(scope="module", autouse=True)
-def optimizations() -> Iterator[None]:
-    """Switches XLA's optimisations on."""
-    jax.config.update("jax_disable_most_optimizations", False)
-    yield
-    jax.config.update("jax_disable_most_optimizations", True)
-
-
 @pytest.fixture(scope="module")
 def golden(request: pytest.FixtureRequest) -> Golden:
     arrays = dict(np.load(request.param))
@@ -123,22 +132,6 @@ def golden(request: pytest.FixtureRequest) -> Golden:
             stored = jnp.asarray(arrays[f"noise/encoderblock_{i}"])
             model.blocks[i].mlp.router.noise = lambda shape, key, stored=stored: stored
     return golden
-
-
-def forward(golden: Golden) -> tuple[jax.Array, dict[int, Record]]:
-    graph, state = nnx.split(golden.model)
-
-    @compiled
-    def run(state: nnx.State, images: jax.Array) -> tuple[jax.Array, dict[int, Record]]:
-        return logits_and_records(golden, nnx.merge(graph, state, copy=True), images)
-
-    return run(state, jnp.asarray(golden.arrays["images"]))
-
-
-def logits_and_records(
-    golden: Golden, model: ViT, images: jax.Array
-) -> tuple[jax.Array, dict[int, Record]]:
-    return capture(model, images, train=golden.train, key=jax.random.key(0))
 
 
 def relative(ours: jax.Array, theirs: np.ndarray, what: str) -> float:
@@ -196,21 +189,28 @@ def by_expert(routing: Routing) -> tuple[np.ndarray, np.ndarray]:
 
 
 def test_embeddings_blocks_and_encodings_equal_the_published_ones(golden: Golden) -> None:
-    images, stored = jnp.asarray(golden.arrays["images"]), golden.arrays
-    assert relative(golden.model.patches(images), stored["embedding"], "embedding") < 1e-5
+    model, stored = golden.model, golden.arrays
+
+    @compiled
+    def run(images: jax.Array) -> tuple[jax.Array, jax.Array, list[jax.Array]]:
+        valid, outputs = jnp.ones(len(images), bool), [model.embed(images)]
+        encoded, _ = model.encode(outputs[0], valid)
+        for block in model.blocks:
+            outputs.append(block(outputs[-1], valid)[0])
+        return model.patches(images), encoded, outputs[1:]
+
+    embedding, encoded, outputs = run(jnp.asarray(stored["images"]))
+    assert relative(embedding, stored["embedding"], "embedding") < 1e-5
     if golden.train:
         return
-    tokens, valid = golden.model.embed(images), jnp.ones(len(images), bool)
-    encoded, _ = compiled(golden.model.encode)(tokens, valid)
     assert relative(encoded, golden.float32("encoded"), "encoded") < 1e-5
-    for i, block in enumerate(golden.model.blocks):
+    for i, tokens in enumerate(outputs):
         if (theirs := golden.float32(f"block/encoderblock_{i}")) is not None:
-            tokens, _ = compiled(block.__call__)(tokens, valid)
             assert relative(tokens, theirs, f"block {i}") < 1e-5
 
 
 def test_logits_router_logits_and_gates_equal_the_published_ones(golden: Golden) -> None:
-    logits, records = forward(golden)
+    logits, records = golden.forward
     for i, stored in golden.blocks:
         theirs = golden.float32(f"moe/encoderblock_{i}/router_logits")
         assert relative(records[i].logits, theirs, f"router {i}") < 1e-5
@@ -220,7 +220,7 @@ def test_logits_router_logits_and_gates_equal_the_published_ones(golden: Golden)
 
 
 def test_auxiliary_losses_of_every_group_equal_the_published_ones(golden: Golden) -> None:
-    _, records = forward(golden)
+    _, records = golden.forward
     for i, record in records.items():
         stored = golden.below(f"metrics/encoderblock_{i}/")
         losses = record.losses | {"gshard": aux_losses.gshard(record.gates, record.valid)}
@@ -239,7 +239,7 @@ def loss_and_gradients(golden: Golden) -> tuple[dict[str, jax.Array], dict[str, 
     def both(params: nnx.State, images: jax.Array) -> Any:
         def loss(params: nnx.State) -> Any:
             model = nnx.merge(graph, params, rest, copy=True)
-            logits, records = logits_and_records(golden, model, images)
+            logits, records = golden.run(model, images)
             labels = golden.arrays["labels"]
             main = optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
             aux = sum(record.aux_loss for record in records.values())
