@@ -64,7 +64,7 @@ def set_with(**overrides: Any) -> EvalConfig:
             dict(optim=dict(grad_clip_norm=0.0)),
             "optim.grad_clip_norm=0.0: use more than 0, or None",
         ),
-        (dict(ema_decay=1.0), "ema_decay=1.0: a decay rate"),
+        (dict(ema_decay=1.0), "ema_decay=1.0: it must be in"),
         (dict(keep_latest=0), "keep_latest=0: use at least 1"),
         (dict(evaluations=()), "give at least one evaluation set"),
         (dict(evaluations=(EvalConfig(), EvalConfig())), "are not unique"),

@@ -51,7 +51,7 @@ WORDS = ["a"] * 30
         (dict(images=IMAGES[:, :0], labels=LABELS), r"images is uint8 \(30, 0, 8, 3\)"),
         (
             dict(images=IMAGES, labels=LABELS, class_names="abc"),
-            "class_names is not a list of names",
+            "class_names is not a list of distinct names",
         ),
         (dict(images=IMAGES, labels=LABELS, class_names=["a", "a"]), "list of distinct names"),
         (dict(images=IMAGES, labels=LABELS + 10**9), "number the classes from 0"),

@@ -76,12 +76,12 @@ def test_the_batches_of_several_processes_concatenate_to_those_of_one() -> None:
     config = replace(CONFIG, batch_size=24, data=replace(CONFIG.data, mixup=0.5, rotate=5.0))
     one_process = training_batches(source, config, devices=4)
     for count in (2, 4):
-        shares = [
-            training_batches(source, config, share=(i, count), devices=4 // count)
+        shards = [
+            training_batches(source, config, shard=(i, count), devices=4 // count)
             for i in range(count)
         ]
         for i in (0, 3, 60):  # 60 is in the second epoch
-            joined = (np.concatenate(x) for x in zip(*(s[i] for s in shares), strict=True))
+            joined = (np.concatenate(x) for x in zip(*(s[i] for s in shards), strict=True))
             for ours, oracle in zip(joined, one_process[i], strict=True):
                 np.testing.assert_array_equal(ours, oracle)
 
@@ -90,12 +90,12 @@ def test_evaluating_processes_have_equal_batch_counts_and_read_every_image_once(
     source = open_source("digits", "validation")
     sizes = dict(batch_size=48, num_classes=10, image_size=8)
     one_process = list(evaluation_batches(source, **sizes))
-    shares = [list(evaluation_batches(source, **sizes, share=(i, 4))) for i in range(4)]
-    assert {len(share) for share in shares} == {len(one_process)} == {4}
-    for oracle, *parts in zip(one_process, *shares, strict=True):
+    shards = [list(evaluation_batches(source, **sizes, shard=(i, 4))) for i in range(4)]
+    assert {len(shard) for shard in shards} == {len(one_process)} == {4}
+    for oracle, *parts in zip(one_process, *shards, strict=True):
         for ours, values in zip(zip(*parts, strict=True), oracle, strict=True):
             np.testing.assert_array_equal(np.concatenate(ours), values)
-    assert sum(batch.valid.sum() for share in shares for batch in share) == len(source) == 180
+    assert sum(batch.valid.sum() for shard in shards for batch in shard) == len(source) == 180
 
 
 class Squares(list):

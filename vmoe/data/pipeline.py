@@ -42,13 +42,13 @@ class Batch(NamedTuple):
 
 
 def training_batches(
-    source: Source, config: TrainConfig, *, share: tuple[int, int] = (0, 1), devices: int = 1
+    source: Source, config: TrainConfig, *, shard: tuple[int, int] = (0, 1), devices: int = 1
 ) -> grain.MapDataset[Batch]:
     """An endless sequence of training batches; every epoch has a different order.
 
     Args:
-        share: (i, n): return the i-th of n equal shares of each batch.
-        devices: number of devices that the share is split over; mixup mixes images on one device.
+        shard: (i, n): return the i-th of n equal shards of each batch.
+        devices: number of devices that the shard is split over; mixup mixes images on one device.
 
     Returns:
         the batches, by number.
@@ -73,7 +73,7 @@ def training_batches(
         images, labels = mixup(batch.images, batch.labels, data.mixup, rng, devices=devices)
         return batch._replace(images=images, labels=labels)
 
-    index, count = share
+    index, count = shard
     rows = batch_size // count
     if data.mixup and rows == devices:
         raise UsageError(
@@ -97,23 +97,23 @@ def evaluation_batches(
     batch_size: int,
     num_classes: int,
     image_size: int,
-    share: tuple[int, int] = (0, 1),
+    shard: tuple[int, int] = (0, 1),
 ) -> Iterator[Batch]:
     """Every image once, in order; the last batch is padded.
 
     Args:
         image_size: side of the images in pixels.
-        share: (i, n): return the i-th of n equal shares of each batch.
+        shard: (i, n): return the i-th of n equal shards of each batch.
 
     Returns:
-        an iterator over the batches; every share has the same number of them.
+        an iterator over the batches; every shard has the same number of them.
     """
 
     def prepare(example: Example) -> Example:
         pixels = resize(decode(example.image, example.origin), image_size)
         return dataclasses.replace(example, image=pixels)
 
-    index, count = share
+    index, count = shard
     rows = batch_size // count
     batches = (
         grain.MapDataset.source(source)

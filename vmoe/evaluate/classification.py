@@ -113,9 +113,9 @@ def evaluate(
     on_batch()
     placement = model.placement
     batch_size = placement.round_up(batch_size)
-    part, parts = placement.process_shard()
+    shard, shards = placement.process_shard()
     graph, state = nnx.split(model)
-    empty = empty_batch(batch_size // parts, config.num_classes, image_size)
+    empty = empty_batch(batch_size // shards, config.num_classes, image_size)
     jax.block_until_ready(_measure(graph, state, placement.make_global_array(empty)))  # compiles
     start = time.perf_counter()
     results, choices, dropped = [], 0.0, 0.0
@@ -124,7 +124,7 @@ def evaluate(
         batch_size=batch_size,
         num_classes=config.num_classes,
         image_size=image_size,
-        share=(part, parts),
+        shard=(shard, shards),
     ):
         on_batch()
         result, valid, counts = jax.device_get(

@@ -39,7 +39,7 @@ class Run:
     config: TrainConfig
     placement: Placement
     batches: grain.MapDataset[Batch]
-    """Training batches by number; only the part of each that this process reads."""
+    """Training batches by number; only the shard of each that this process reads."""
     evaluations: list[tuple[EvalConfig, Source]]
     train_step: Callable[[State, Batch], tuple[State, Metrics]]
     abstract_state: State
@@ -65,9 +65,9 @@ def setup(
     evaluations = [(each, _evaluation_source(each, config, source)) for each in config.evaluations]
     placement = place(config.model, jax.devices(), mesh=mesh, fsdp=fsdp)
     placement.check_batch(config.batch_size)
-    part, parts = placement.process_shard()
+    shard, shards = placement.process_shard()
     batches = training_batches(
-        source, config, share=(part, parts), devices=placement.devices // parts
+        source, config, shard=(shard, shards), devices=placement.devices // shards
     )
     train_step, shapes = make_train_step(config, placement), abstract_state(config, placement)
     first = placement.make_global_array(batches[0])
