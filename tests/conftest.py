@@ -7,7 +7,7 @@ from pathlib import Path
 import jax
 import pytest
 
-ROOT = Path(__file__).parent.parent
+from tests.command import ROOT, TINY, vmoe
 
 # Compiling takes most of the tests' time. Without optimisations and with the older of XLA's two
 # code generators, a program compiles in a quarter of the time and runs in twice the time. Every
@@ -58,6 +58,17 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         config.hook.pytest_deselected(items=slow)
         items[:] = [item for item in items if item not in slow]
     items.sort(key=lambda item: item.path.name not in LONGEST)
+
+
+@pytest.fixture(scope="session")
+def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of configs/tiny.py by the real command; no test writes to it."""
+    workdir = tmp_path_factory.mktemp("tiny") / "run"
+    result = vmoe("train", "--config", TINY, "--workdir", workdir, "--steps", "60")
+    assert result.returncode == 0, result.stderr
+    assert "60 steps, validation accuracy" in result.stdout
+    assert "step 50/60  loss" in result.stderr
+    return workdir
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

@@ -23,15 +23,7 @@ PREDICT = ["predict", "--checkpoint", "{run}"]
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    workdir = tmp_path_factory.mktemp("bad") / "run"
-    result = vmoe("train", "--config", TINY, "--workdir", workdir, "--steps", "30")
-    assert result.returncode == 0, result.stderr
-    return workdir
-
-
-@pytest.fixture(scope="module")
-def files(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def files(tiny_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the files that the cases name; no case changes anything in it."""
     folder = tmp_path_factory.mktemp("files")
     for name, text in {
@@ -81,11 +73,11 @@ def files(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "half.npz").write_bytes((folder / "whole.npz").read_bytes()[:500])
     np.savez(folder / "float.npz", images=np.zeros((30, 8, 8)), labels=np.zeros(30, int))
     for name in ("cut", "words", "field", "names", "none", "no_config"):
-        shutil.copytree(run, folder / name)
+        shutil.copytree(tiny_run, folder / name)
     for path in (folder / "cut" / "checkpoints").rglob("d/*"):
         path.write_bytes(path.read_bytes()[:100])
     (folder / "words" / "config.json").write_text('{"model": ')
-    config = json.loads((run / "config.json").read_text())
+    config = json.loads((tiny_run / "config.json").read_text())
     (folder / "field" / "config.json").write_text(json.dumps(config | {"stepz": 3}))
     (folder / "names" / "classes.json").unlink()
     (folder / "no_config" / "config.json").unlink()
@@ -234,7 +226,7 @@ CASES: dict[str, tuple[list[str], str]] = {
     ),
     # run folders
     "another config": (
-        ["train", "--config", "{tiny}", "--workdir", "{run}", "--steps", "30", "--seed", "5"],
+        ["train", "--config", "{tiny}", "--workdir", "{run}", "--steps", "60", "--seed", "5"],
         "holds a run of another config (seed is 0 there and 5 here)",
     ),
     "workdir is a file": (
@@ -260,7 +252,7 @@ CASES: dict[str, tuple[list[str], str]] = {
     "no checkpoint": (["evaluate", "--checkpoint", "none"], "none: no checkpoint yet"),
     "no such step": (
         ["evaluate", "--checkpoint", "{run}/checkpoints/7"],
-        "no such checkpoint; choose from 30, last, best",
+        "no such checkpoint; choose from 60, last, best",
     ),
     "truncated config.json": (["evaluate", "--checkpoint", "words"], "words/config.json: Train"),
     "unknown field in config.json": (
@@ -305,21 +297,21 @@ CASES: dict[str, tuple[list[str], str]] = {
 
 @pytest.mark.parametrize(("arguments", "message"), CASES.values(), ids=CASES.keys())
 def test_wrong_input_prints_one_clear_line_and_writes_nothing(
-    arguments: list[str], message: str, run: Path, files: Path
+    arguments: list[str], message: str, tiny_run: Path, files: Path
 ) -> None:
-    before = [sorted(folder.rglob("*")) for folder in (files, run)]
-    result = vmoe(*(argument.format(run=run, tiny=TINY) for argument in arguments), cwd=files)
+    before = [sorted(folder.rglob("*")) for folder in (files, tiny_run)]
+    result = vmoe(*(argument.format(run=tiny_run, tiny=TINY) for argument in arguments), cwd=files)
     assert result.returncode == 2, result.stderr
     assert result.stderr.startswith("vmoe: ") and result.stderr.count("\n") == 1, result.stderr
     assert message in result.stderr
     assert not result.stdout
-    assert [sorted(folder.rglob("*")) for folder in (files, run)] == before
+    assert [sorted(folder.rglob("*")) for folder in (files, tiny_run)] == before
 
 
 def test_a_truncated_checkpoint_is_reported_with_exit_status_1(files: Path) -> None:
     result = vmoe("evaluate", "--checkpoint", files / "cut")
     assert result.returncode == 1 and "Traceback" not in result.stderr
-    assert "checkpoint 30 is corrupt (" in result.stderr
+    assert "checkpoint 60 is corrupt (" in result.stderr
     assert "no intact checkpoint" in result.stderr.splitlines()[-1]
 
 
@@ -348,7 +340,7 @@ def test_a_corrupt_image_in_training_is_reported_and_a_checkpoint_is_saved(
     os.geteuid() == 0 and not shutil.which("setpriv"),
     reason="root ignores permissions, and setpriv is not installed to change that",
 )
-def test_a_path_without_permission_is_reported(files: Path, run: Path, tmp_path: Path) -> None:
+def test_a_path_without_permission_is_reported(files: Path, tiny_run: Path, tmp_path: Path) -> None:
     shutil.copy(files / "photos" / "cat" / "0.png", tmp_path / "locked.png")
     (tmp_path / "locked.png").chmod(0)
     (tmp_path / "locked").mkdir(mode=0o500)
@@ -357,8 +349,11 @@ def test_a_path_without_permission_is_reported(files: Path, run: Path, tmp_path:
     setpriv = ("setpriv", "--bounding-set=-dac_override,-dac_read_search")
     under = setpriv if os.geteuid() == 0 else ()
     for arguments, message in [
-        (["predict", "--checkpoint", run, tmp_path / "locked.png"], "Permission denied"),
-        (["predict", "--checkpoint", run, tmp_path / "photos"], "photos/cat: Permission denied"),
+        (["predict", "--checkpoint", tiny_run, tmp_path / "locked.png"], "Permission denied"),
+        (
+            ["predict", "--checkpoint", tiny_run, tmp_path / "photos"],
+            "photos/cat: Permission denied",
+        ),
         (
             ["train", "--config", TINY, "--workdir", tmp_path / "locked" / "run"],
             "Permission denied",

@@ -18,20 +18,10 @@ from tests.command import ROOT, TINY, interpreter, vmoe
 from vmoe.data.sources import open_source
 
 
-@pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    workdir = tmp_path_factory.mktemp("cli") / "run"
-    result = vmoe("train", "--config", TINY, "--workdir", workdir, "--steps", "60")
-    assert result.returncode == 0, result.stderr
-    assert "60 steps, validation accuracy" in result.stdout
-    assert "step 50/60  loss" in result.stderr
-    return workdir
-
-
 def test_the_progress_line_fits_a_terminal_of_80_columns(tmp_path: Path) -> None:
     reader, terminal = pty.openpty()
     termios.tcsetwinsize(terminal, (24, 80))
-    arguments = ["train", "--config", TINY, "--workdir", str(tmp_path / "run"), "--steps", "40"]
+    arguments = ["train", "--config", TINY, "--workdir", str(tmp_path / "run"), "--steps", "60"]
     environment = {k: v for k, v in os.environ.items() if k not in ("COLUMNS", "LINES")}
     environment |= {"TERM": "xterm"}
     with subprocess.Popen(
@@ -48,15 +38,15 @@ def test_the_progress_line_fits_a_terminal_of_80_columns(tmp_path: Path) -> None
     lines = [re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", line) for line in output.decode().split("\r")]
     progress = [line for line in lines if "loss" in line and "validation" not in line]
     assert progress and all(len(line.strip()) <= 80 for line in progress)
-    pattern = r"40/40 +\S+ left loss \d\.\d+ acc \S+% lr \S+ dropped \S+% \S+ img/s"
+    pattern = r"60/60 +\S+ left loss \d\.\d+ acc \S+% lr \S+ dropped \S+% \S+ img/s"
     assert re.search(pattern, progress[-1]), progress[-1]
 
 
-def test_the_config_json_of_a_run_is_accepted_as_a_config(run: Path, tmp_path: Path) -> None:
+def test_the_config_json_of_a_run_is_accepted_as_a_config(tiny_run: Path, tmp_path: Path) -> None:
     new = tmp_path / "new"
-    result = vmoe("train", "--config", run / "config.json", "--workdir", new)
+    result = vmoe("train", "--config", tiny_run / "config.json", "--workdir", new)
     assert result.returncode == 0, result.stderr
-    assert (new / "config.json").read_text() == (run / "config.json").read_text()
+    assert (new / "config.json").read_text() == (tiny_run / "config.json").read_text()
 
 
 def test_training_works_with_one_image_per_batch(tmp_path: Path) -> None:
@@ -66,26 +56,28 @@ def test_training_works_with_one_image_per_batch(tmp_path: Path) -> None:
     assert "25 steps" in result.stdout
 
 
-def test_running_the_command_again_resumes_and_reports_it(run: Path) -> None:
-    result = vmoe("train", "--config", TINY, "--workdir", run, "--steps=60")
+def test_running_the_command_again_resumes_and_reports_it(tiny_run: Path, tmp_path: Path) -> None:
+    workdir = tmp_path / "run"
+    shutil.copytree(tiny_run, workdir)
+    result = vmoe("train", "--config", TINY, "--workdir", workdir, "--steps=60")
     assert result.returncode == 0 and "resumed from step 60 of 60" in result.stderr
 
 
-def test_evaluate_uses_the_test_split_by_default_and_can_lower_the_capacity(run: Path) -> None:
-    result = vmoe("evaluate", "--checkpoint", run)
+def test_evaluate_uses_the_test_split_by_default_and_can_lower_the_capacity(tiny_run: Path) -> None:
+    result = vmoe("evaluate", "--checkpoint", tiny_run)
     assert result.returncode == 0, result.stderr
     assert "digits:test" in result.stdout and "accuracy" in result.stdout
     options = ("--data", "digits:validation", "--json", "--routing.capacity-factor", "0.25")
-    report = json.loads(vmoe("evaluate", "--checkpoint", run, *options).stdout)
+    report = json.loads(vmoe("evaluate", "--checkpoint", tiny_run, *options).stdout)
     assert report["data"] == "digits:validation" and report["images"] == 180
     assert report["dropped"] > 0.5
 
 
 def test_an_older_checkpoint_is_evaluated_if_the_newest_is_corrupt(
-    run: Path, tmp_path: Path
+    tiny_run: Path, tmp_path: Path
 ) -> None:
     workdir = tmp_path / "run"
-    shutil.copytree(run, workdir)
+    shutil.copytree(tiny_run, workdir)
     shutil.copytree(workdir / "checkpoints" / "60", workdir / "checkpoints" / "70")
     for path in (workdir / "checkpoints" / "70").rglob("d/*"):
         path.write_bytes(path.read_bytes()[:100])
@@ -94,14 +86,14 @@ def test_an_older_checkpoint_is_evaluated_if_the_newest_is_corrupt(
     assert result.stderr.startswith(f"{workdir}: checkpoint 70 is corrupt (")
 
 
-def test_predict_prints_the_classes_and_the_experts(run: Path, tmp_path: Path) -> None:
+def test_predict_prints_the_classes_and_the_experts(tiny_run: Path, tmp_path: Path) -> None:
     Image.fromarray(open_source("digits", "test").images[0]).save(tmp_path / "digit.png")
-    result = vmoe("predict", "--checkpoint", run, tmp_path / "digit.png", "--top", "2")
+    result = vmoe("predict", "--checkpoint", tiny_run, tmp_path / "digit.png", "--top", "2")
     assert result.returncode == 0, result.stderr
     assert (
         "digit.png" in result.stdout and "probability" in result.stdout and "block" in result.stdout
     )
-    result = vmoe("predict", "--checkpoint", run, tmp_path / "digit.png", "--json")
+    result = vmoe("predict", "--checkpoint", tiny_run, tmp_path / "digit.png", "--json")
     assert len(json.loads(result.stdout)[0]["classes"]) == 5
 
 
@@ -128,10 +120,10 @@ def test_every_command_has_help(command: str) -> None:
 
 
 def test_evaluating_a_run_leaves_an_unfinished_checkpoint_in_place(
-    run: Path, tmp_path: Path
+    tiny_run: Path, tmp_path: Path
 ) -> None:
     for name in ("config.json", "classes.json"):
-        shutil.copy(run / name, tmp_path)
+        shutil.copy(tiny_run / name, tmp_path)
     unfinished = tmp_path / "checkpoints" / "20.orbax-checkpoint-tmp"
     unfinished.mkdir(parents=True)
     result = vmoe("evaluate", "--checkpoint", tmp_path)
