@@ -290,8 +290,8 @@ CASES: dict[str, tuple[list[str], str]] = {
     "truncated image": ([*PREDICT, "half.png"], "half.png: cannot be read as an image"),
     "empty image path": ([*PREDICT, ""], "an image argument is empty"),
     "folder without images": ([*PREDICT, "empty"], "empty: no images there"),
-    "no images to predict": (PREDICT, "give at least one of each"),
-    "top 0": ([*PREDICT, "photos", "--top", "0"], "top=0: give at least one of each"),
+    "no images to predict": (PREDICT, "no images given: give image files"),
+    "top 0": ([*PREDICT, "photos", "--top", "0"], "top=0: use at least 1"),
 }  # fmt: skip
 
 

@@ -30,7 +30,6 @@ def test_a_numpy_file_is_split_by_class_or_by_the_names_of_its_arrays(
 
 
 IMAGES, LABELS = np.zeros((30, 8, 8, 3), np.uint8), np.zeros(30, int)
-WORDS = ["a"] * 30
 
 
 @pytest.mark.parametrize(

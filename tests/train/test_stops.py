@@ -25,7 +25,7 @@ from vmoe.train.loop import train
 from vmoe.train.report import Report
 from vmoe.workdir.layout import steps_of
 
-STEPS = 70
+STEPS = 40
 RECIPE = f"""
 from pathlib import Path
 from vmoe.config import EvalConfig, load, replace
@@ -75,9 +75,9 @@ def test_a_run_killed_in_every_phase_is_bitwise_equal_to_an_uninterrupted_one(
 ) -> None:
     workdir = tmp_path / "run"
     kill = functools.partial(kill_once, recipe, workdir, victim=0, processes=1)
-    assert kill(training, 15, 0.5).step >= 15
-    assert kill(saving, 25, 0.5).unfinished_checkpoint
-    assert kill(evaluating, 35, 0.5).unfinished_evaluation
+    assert kill(training, 5, 0.5).step >= 5
+    assert kill(saving, 15, 0.5).unfinished_checkpoint
+    assert kill(evaluating, 25, 0.5).unfinished_evaluation
     stderr, status = run(recipe, workdir)
     assert status == 0 and "resumed from step" in stderr and "corrupt" not in stderr, stderr
     assert not differences(uninterrupted, workdir, STEPS)
@@ -195,9 +195,12 @@ def test_corrupt_checkpoints_are_reported_and_the_newest_valid_one_is_used(
     """Each newer checkpoint is corrupt in a different way; they are read and refused in turn."""
     workdir = tmp_path / "run"
     shutil.copytree(uninterrupted, workdir)
-    steps = range(STEPS, 10, -10)
+    steps, checkpoints = range(11, 11 + len(CORRUPTIONS)), workdir / "checkpoints"
     for step, corrupt in zip(steps, CORRUPTIONS, strict=True):
-        corrupt(workdir / "checkpoints" / str(step))
+        shutil.copytree(checkpoints / "20", checkpoints / str(step))
+        corrupt(checkpoints / str(step))
+    for step in (20, 30, STEPS):
+        shutil.rmtree(checkpoints / str(step))
     stderr, status = run(recipe, workdir)
     assert status == 0, stderr
     for step in steps:

@@ -79,8 +79,10 @@ def predict(loaded: Loaded, paths: Sequence[str | Path], *, top: int = 5) -> Ite
     Raises:
         UsageError: a path is missing or not an image, there is no path, or ``top`` is below 1.
     """
-    if not paths or top < 1:
-        raise UsageError(f"{len(paths)} image files and top={top}: give at least one of each")
+    if not paths:
+        raise UsageError("no images given: give image files, folders or patterns")
+    if top < 1:
+        raise UsageError(f"top={top}: use at least 1")
     model, config = loaded.model, loaded.model.config
     if config.sparse_blocks:
         config = RoutingOverrides(images_per_group=1).apply(config)
