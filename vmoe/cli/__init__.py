@@ -1,5 +1,6 @@
 """The command line: one file per command, with its arguments, what it calls and what it prints.
 
-``main`` runs a command and turns errors into exit statuses, ``arguments`` parses, ``printing``
-prints tables and JSON. Only this package uses option names; errors of the library name fields.
+Each command has ``run(argv)``, which raises errors of ``vmoe.errors``; ``main`` runs it and turns
+errors into exit statuses, ``arguments`` parses, ``printing`` prints tables and JSON. Only this
+package uses option names; errors of the library name fields.
 """
