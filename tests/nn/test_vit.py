@@ -337,8 +337,8 @@ def test_padding_images_change_no_other_logits() -> None:
 
 def test_each_sparse_block_can_have_its_own_config() -> None:
     _, records = run(tiny(**VARIANTS["config_per_block"]), images())
-    assert records[1].gates.shape[-1] == 2 and records[1].routing.slots.shape[-1] == 1
-    assert records[3].gates.shape[-1] == 5 and records[3].routing.slots.shape[-1] == 2
+    assert records[0].gates.shape[-1] == 2 and records[0].routing.slots.shape[-1] == 1
+    assert records[1].gates.shape[-1] == 5 and records[1].routing.slots.shape[-1] == 2
 
 
 @pytest.mark.parametrize(
