@@ -13,7 +13,10 @@ from tests.command import ROOT, TINY, vmoe
 # code generators, a program compiles in a quarter of the time and runs in twice the time. Every
 # program is cached for the other processes, however fast it compiles. test_golden.py measures
 # rounding and compiles as users do.
-FLAGS = ("--xla_cpu_use_fusion_emitters=false", "--xla_cpu_parallel_codegen_split_count=1")
+OLD_GENERATOR = jax.__version_info__ < (0, 11)  # whose XLA still has it
+FLAGS = ["--xla_cpu_parallel_codegen_split_count=1"]
+if OLD_GENERATOR:
+    FLAGS.append("--xla_cpu_use_fusion_emitters=false")
 os.environ["XLA_FLAGS"] = " ".join((os.environ.get("XLA_FLAGS", ""), *FLAGS)).strip()
 SETTINGS = {
     "jax_disable_most_optimizations": True,

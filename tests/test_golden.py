@@ -16,6 +16,7 @@ import optax
 import pytest
 from flax import nnx
 
+from tests.conftest import OLD_GENERATOR
 from vmoe import models
 from vmoe.analysis import capture
 from vmoe.axes import Record, RouterInputs, Routing, SoftRouting
@@ -25,11 +26,12 @@ from vmoe.nn.vit import ViT
 from vmoe.routing import aux_losses, expert_choice, router_of, token_choice
 
 # The tests compare the program that users run, so it is compiled as users do (see conftest.py).
-OPTIONS = {
+OPTIONS: dict[str, int | bool] = {
     "xla_backend_optimization_level": 3,
     "xla_llvm_disable_expensive_passes": False,
-    "xla_cpu_use_fusion_emitters": True,
 }
+if OLD_GENERATOR:
+    OPTIONS["xla_cpu_use_fusion_emitters"] = True
 compiled = functools.partial(jax.jit, compiler_options=OPTIONS)
 
 
