@@ -48,7 +48,7 @@ config = replace(
     evaluations=(EvalConfig(), EvalConfig("small batches", batch_size={batch})),
 )
 """
-FILES = ("metrics.csv", "evaluations.csv", "experts.csv")
+TABLES = ("metrics", "evaluations", "experts")
 
 
 def start(recipe: Path, workdir: Path, processes: int = 1) -> list[subprocess.Popen[bytes]]:
@@ -92,20 +92,18 @@ def free_port() -> int:
         return sock.getsockname()[1]
 
 
-def rows(workdir: Path, name: str) -> list[dict[str, str]]:
-    """The complete rows of a CSV file without ``images_per_second``, which differs between runs."""
-    path = workdir / name
-    if not path.exists():
-        return []
-    with path.open(newline="") as file:
-        complete = [row for row in csv.DictReader(file) if None not in row.values()]
-    return [{k: v for k, v in row.items() if k != "images_per_second"} for row in complete]
+def rows(workdir: Path, name: str = "metrics") -> list[dict[str, str]]:
+    """The rows of a CSV file without ``images_per_second``, which differs between runs."""
+    table = csv.DictReader((workdir / f"{name}.csv").read_text().splitlines())
+    return [{k: v for k, v in row.items() if k != "images_per_second"} for row in table]
 
 
-def last_step(workdir: Path) -> int:
-    """The step of the newest row of metrics.csv."""
-    metrics = rows(workdir, "metrics.csv")
-    return int(metrics[-1]["step"]) if metrics else 0
+def last_step(workdir: Path, name: str = "metrics") -> int:
+    """The step of the newest complete row of a CSV file; 0 if there is none."""
+    if not (workdir / f"{name}.csv").exists():
+        return 0
+    complete = [row for row in rows(workdir, name) if None not in row.values()]
+    return int(complete[-1]["step"]) if complete else 0
 
 
 def unfinished(workdir: Path) -> list[str]:
@@ -128,9 +126,8 @@ def saving(workdir: Path, step: int) -> bool:
 def evaluating(workdir: Path, step: int) -> bool:
     """Whether an evaluation is due and its rows are not written yet."""
     step_now = last_step(workdir)
-    evaluated = rows(workdir, "evaluations.csv")
-    evaluated_step = int(evaluated[-1]["step"]) if evaluated else 0
-    return step_now >= step and step_now % _every(workdir) == 0 and evaluated_step < step_now
+    evaluated = last_step(workdir, "evaluations")
+    return step_now >= step and step_now % _every(workdir) == 0 and evaluated < step_now
 
 
 @functools.cache
@@ -187,9 +184,10 @@ def kill_once(
             for other in run:
                 other.kill()
             raise SystemExit(f"process {i} did not end within 30 s of the kill") from None
-        # JAX may log the same event after the command has printed its line.
         log = _log(workdir, i)[logged[i] :]
-        if i != victim and "another process is gone" not in log:
+        # The last line of the command; JAX may log the same event after it.
+        last = [line for line in log.splitlines() if line.startswith("vmoe: ")][-1:]
+        if i != victim and "another process is gone" not in "".join(last):
             raise SystemExit(f"process {i}, status {process.returncode}, logged {log}")
     seconds = time.monotonic() - begin
     return Killed(last_step(workdir), bool(unfinished(workdir)), evaluating(workdir, 1), seconds)
@@ -213,11 +211,13 @@ def differences(one: Path, other: Path, steps: int) -> list[str]:
     ours, theirs = arrays(one, steps), arrays(other, steps)
     names = sorted({*ours, *theirs})
     different = [f"array {name}" for name in names if ours.get(name) != theirs.get(name)]
-    for name in FILES:
+    for name in TABLES:
         pairs = zip(rows(one, name), rows(other, name), strict=False)
-        different += [f"{name}, step {mine['step']}" for mine, yours in pairs if mine != yours]
+        different += [f"{name}.csv, step {mine['step']}" for mine, yours in pairs if mine != yours]
         if len(rows(one, name)) != len(rows(other, name)):
-            different.append(f"{name}: {len(rows(one, name))} rows and {len(rows(other, name))}")
+            different.append(
+                f"{name}.csv: {len(rows(one, name))} rows and {len(rows(other, name))}"
+            )
     return different
 
 

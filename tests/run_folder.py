@@ -1,6 +1,5 @@
-"""Read run folders and compare two of them."""
+"""Compare two run folders."""
 
-import csv
 from pathlib import Path
 from typing import Any
 
@@ -9,20 +8,7 @@ import numpy as np
 from flax import nnx
 
 import vmoe
-
-TABLES = ("metrics", "evaluations", "experts")
-
-
-def rows(workdir: Path, name: str = "metrics") -> list[dict[str, str]]:
-    """The rows of a CSV file without ``images_per_second``, which differs between runs."""
-    table = csv.DictReader((workdir / f"{name}.csv").read_text().splitlines())
-    return [{k: v for k, v in row.items() if k != "images_per_second"} for row in table]
-
-
-def reached(workdir: Path, step: int) -> bool:
-    """Whether metrics.csv has a row of this step or a later one."""
-    path = workdir / "metrics.csv"
-    return path.exists() and any(int(row["step"] or 0) >= step for row in rows(workdir))
+from scripts.kill_test import TABLES, rows
 
 
 def parameters(workdir: Path, *, use_ema: bool = True) -> dict[str, Any]:

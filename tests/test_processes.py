@@ -2,16 +2,24 @@
 
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from scripts.kill_test import differences, evaluating, kill_once, saving
+from scripts.kill_test import (
+    TABLES,
+    differences,
+    evaluating,
+    free_port,
+    kill_once,
+    last_step,
+    rows,
+    saving,
+)
 from tests.command import ROOT, Process, interpreter, start, vmoe
-from tests.run_folder import TABLES, assert_close, reached, rows
+from tests.run_folder import assert_close
 from vmoe import config as configs
 from vmoe.train.loop import train
 
@@ -38,11 +46,8 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def start_two(recipe: Path, *workdirs: Path, words: tuple[str, ...] = ()) -> list[Process]:
     """Starts the command in two processes of two devices each, with one workdir or one each."""
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        port = sock.getsockname()[1]
     shared = {
-        "JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{port}",
+        "JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{free_port()}",
         "JAX_NUM_PROCESSES": "2",
         "JAX_NUM_CPU_DEVICES": "2",
     }
@@ -106,7 +111,7 @@ def test_a_signal_to_one_process_stops_all_after_the_same_step(
 ) -> None:
     workdir = tmp_path / "run"
     run = start_two(recipe, workdir)
-    run[0].wait_until(lambda: reached(workdir, 5))
+    run[0].wait_until(lambda: last_step(workdir) >= 5)
     run[1].send_signal(signal.SIGTERM)
     first, other = end(run)
     assert first.returncode == other.returncode == 75, first.stderr + other.stderr

@@ -7,8 +7,9 @@ import jax
 import numpy as np
 import pytest
 
+from scripts.kill_test import rows
 from tests.command import ROOT
-from tests.run_folder import assert_close, rows
+from tests.run_folder import assert_close
 from vmoe import config as configs
 from vmoe.checkpoints.checksums import checksums
 from vmoe.config import EvalConfig, RoutingOverrides, TrainConfig

@@ -13,8 +13,9 @@ import pytest
 from tensorboardX.proto.event_pb2 import Event
 
 import vmoe
+from scripts.kill_test import last_step, rows
 from tests.command import ROOT, TINY, start
-from tests.run_folder import assert_same, reached, rows
+from tests.run_folder import assert_same
 from vmoe import config as configs
 from vmoe.config import EvalConfig, RoutingOverrides, TrainConfig
 from vmoe.data.sources import Source, open_source
@@ -233,7 +234,7 @@ def test_memory_does_not_grow_over_a_thousand_steps(tmp_path: Path) -> None:
     sizes: dict[int, float] = {}
     with start("train", "--workdir", tmp_path, "--config", TINY, *arguments) as process:
         for step in range(50, 1500, 50):
-            process.wait_until(functools.partial(reached, tmp_path, step))
+            process.wait_until(lambda step=step: last_step(tmp_path) >= step)
             resident = Path(f"/proc/{process.pid}/statm").read_text().split()[1]
             sizes[step] = int(resident) * os.sysconf("SC_PAGE_SIZE") / 2**20
         assert process.wait() == 0, process.stderr

@@ -12,9 +12,17 @@ import jax
 import numpy as np
 import pytest
 
-from scripts.kill_test import differences, evaluating, kill_once, saving, training
+from scripts.kill_test import (
+    differences,
+    evaluating,
+    kill_once,
+    last_step,
+    rows,
+    saving,
+    training,
+)
 from tests.command import ROOT, start, vmoe
-from tests.run_folder import assert_same, reached, rows
+from tests.run_folder import assert_same
 from vmoe import config as configs
 from vmoe.checkpoints.run import Checkpoints
 from vmoe.config import EvalConfig, TrainConfig
@@ -89,7 +97,7 @@ def test_a_signal_saves_and_exits_with_75_and_the_same_command_resumes(
     workdir, resumed_from = tmp_path / "run", 0
     for number, step in ((signal.SIGTERM, 15), (signal.SIGINT, 30)):
         with start("train", "--config", recipe, "--workdir", workdir) as process:
-            process.wait_until(lambda step=step: reached(workdir, step))
+            process.wait_until(lambda step=step: last_step(workdir) >= step)
             process.send_signal(number)
             assert process.wait() == 75
             stderr = process.stderr
@@ -135,7 +143,7 @@ def test_a_second_signal_exits_at_once_and_leaves_the_last_checkpoint_intact(
 ) -> None:
     workdir = tmp_path / "run"
     with start("train", "--config", recipe, "--workdir", workdir) as process:
-        process.wait_until(lambda: reached(workdir, 15))
+        process.wait_until(lambda: last_step(workdir) >= 15)
         while process.poll() is None:
             process.send_signal(signal.SIGINT)
             time.sleep(0.002)
@@ -258,7 +266,7 @@ def test_a_second_run_in_the_same_folder_is_refused(
 ) -> None:
     workdir = tmp_path / "run"
     with start("train", "--config", recipe, "--workdir", workdir) as process:
-        process.wait_until(lambda: reached(workdir, 5))
+        process.wait_until(lambda: last_step(workdir) >= 5)
         with pytest.raises(UsageError, match=f"process {process.pid} is training in it"):
             train(config, workdir)
         process.kill()
