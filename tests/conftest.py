@@ -10,10 +10,10 @@ import pytest
 from tests.command import ROOT, TINY, vmoe
 
 # Compiling takes most of the tests' time. Without optimisations and with the older of XLA's two
-# code generators, a program compiles in a quarter of the time and runs in twice the time. Every
+# code generators, the programs of tests/nn/test_vit.py compile in a fifth of the time. Every
 # program is cached for the other processes, however fast it compiles. test_golden.py measures
 # rounding and compiles as users do.
-OLD_GENERATOR = jax.__version_info__ < (0, 11)  # whose XLA still has it
+OLD_GENERATOR = jax.__version_info__ < (0, 11)  # XLA's older generator is in these versions only
 FLAGS = ["--xla_cpu_parallel_codegen_split_count=1"]
 if OLD_GENERATOR:
     FLAGS.append("--xla_cpu_use_fusion_emitters=false")
