@@ -19,7 +19,7 @@ from flax import nnx
 from tests.conftest import OLD_GENERATOR
 from vmoe import models
 from vmoe.analysis import capture
-from vmoe.axes import Record, RouterInputs, Routing, SoftRouting
+from vmoe.axes import RouterInputs, Routing, SoftRouting
 from vmoe.checkpoints.released import assign, released_names
 from vmoe.config import ExpertChoice, MoEConfig, Router, Soft, TokenChoice, ViTConfig
 from vmoe.nn.vit import ViT
@@ -63,19 +63,27 @@ class Golden:
     def blocks(self) -> list[tuple[int, dict[str, np.ndarray]]]:
         return [(i, self.below(f"moe/encoderblock_{i}/")) for i in self.config.sparse_blocks]
 
-    def run(self, model: ViT, images: jax.Array) -> tuple[jax.Array, dict[int, Record]]:
-        return capture(model, images, train=self.train, key=jax.random.key(0))
-
     @functools.cached_property
-    def forward(self) -> tuple[jax.Array, dict[int, Record]]:
-        """The logits and records of our model."""
-        graph, state = nnx.split(self.model)
+    def results(self) -> tuple[dict[str, jax.Array], Any]:
+        """The gradients by their published names, and our logits, records and losses."""
+        graph, params, rest = nnx.split(self.model, nnx.Param, ...)
 
         @compiled
-        def run(state: nnx.State, images: jax.Array) -> tuple[jax.Array, dict[int, Record]]:
-            return self.run(nnx.merge(graph, state, copy=True), images)
+        def run(params: nnx.State, images: jax.Array) -> Any:
+            def loss(params: nnx.State) -> Any:
+                model = nnx.merge(graph, params, rest, copy=True)
+                logits, records = capture(model, images, train=self.train, key=jax.random.key(0))
+                labels = self.arrays["labels"]
+                main = optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
+                aux = sum(record.aux_loss for record in records.values())
+                losses = {"main": main, "aux": aux, "total": main + aux}
+                return main + aux, (logits, records, losses)
 
-        return run(state, jnp.asarray(self.arrays["images"]))
+            return jax.grad(loss, has_aux=True)(params)
+
+        gradients, results = run(params, jnp.asarray(self.arrays["images"]))
+        names = released_names(self.model)
+        return {names[p]: leaf[...] for p, leaf in nnx.to_flat_state(gradients)}, results
 
 
 def our_router(theirs: dict[str, Any]) -> Router:
@@ -212,7 +220,7 @@ def test_embeddings_blocks_and_encodings_equal_the_published_ones(golden: Golden
 
 
 def test_logits_router_logits_and_gates_equal_the_published_ones(golden: Golden) -> None:
-    logits, records = golden.forward
+    _, (logits, records, _) = golden.results
     for i, stored in golden.blocks:
         theirs = golden.float32(f"moe/encoderblock_{i}/router_logits")
         assert relative(records[i].logits, theirs, f"router {i}") < 1e-5
@@ -222,7 +230,7 @@ def test_logits_router_logits_and_gates_equal_the_published_ones(golden: Golden)
 
 
 def test_auxiliary_losses_of_every_group_equal_the_published_ones(golden: Golden) -> None:
-    _, records = golden.forward
+    _, (_, records, _) = golden.results
     for i, record in records.items():
         stored = golden.below(f"metrics/encoderblock_{i}/")
         losses = record.losses | {"gshard": aux_losses.gshard(record.gates, record.valid)}
@@ -234,28 +242,8 @@ def test_auxiliary_losses_of_every_group_equal_the_published_ones(golden: Golden
         assert ours == pytest.approx(float(np.mean(stored["auxiliary_loss"])), rel=1e-5)
 
 
-def loss_and_gradients(golden: Golden) -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:
-    graph, params, rest = nnx.split(golden.model, nnx.Param, ...)
-
-    @compiled
-    def both(params: nnx.State, images: jax.Array) -> Any:
-        def loss(params: nnx.State) -> Any:
-            model = nnx.merge(graph, params, rest, copy=True)
-            logits, records = golden.run(model, images)
-            labels = golden.arrays["labels"]
-            main = optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
-            aux = sum(record.aux_loss for record in records.values())
-            return main + aux, {"main": main, "aux": aux, "total": main + aux}
-
-        return jax.grad(loss, has_aux=True)(params)
-
-    gradients, losses = both(params, jnp.asarray(golden.arrays["images"]))
-    names = released_names(golden.model)
-    return losses, {names[path]: leaf[...] for path, leaf in nnx.to_flat_state(gradients)}
-
-
 def test_losses_and_gradients_equal_the_published_ones(golden: Golden) -> None:
-    losses, ours = loss_and_gradients(golden)
+    ours, (_, _, losses) = golden.results
     for name, loss in losses.items():
         stored = float(golden.float32(f"loss/{name}"))
         assert float(loss) == pytest.approx(stored, rel=1e-5), name
