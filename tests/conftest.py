@@ -27,6 +27,7 @@ gc.set_threshold(20_000, 20, 20)  # tracing makes many objects, few of them garb
 for name, value in SETTINGS.items():
     jax.config.update(name, value)
     os.environ[name.upper()] = str(value)  # for the commands that tests run
+os.environ["XDG_CACHE_HOME"] = str(ROOT / ".cache" / "user")
 
 
 # Files with tests of half a minute or more run first, so that none of these starts late.

@@ -87,6 +87,9 @@ def _enter(request: dict[str, Any], streams: list[int]) -> None:
     os.chdir(request["cwd"])
     os.environ.clear()
     os.environ.update(request["environment"])
+    if encoding := os.environ.get("PYTHONIOENCODING"):
+        for text in (sys.stdout, sys.stderr):
+            text.reconfigure(encoding=encoding)
     if (size := request["max_file_size"]) is not None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
 

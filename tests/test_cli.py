@@ -1,6 +1,7 @@
 """The real command in a real process: what it prints, where, and its exit status."""
 
 import contextlib
+import importlib.metadata
 import json
 import os
 import pty
@@ -14,6 +15,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from scripts.kill_test import rows
 from tests.command import ROOT, TINY, interpreter, vmoe
 from vmoe.data.sources import open_source
 
@@ -56,11 +58,63 @@ def test_training_works_with_one_image_per_batch(tmp_path: Path) -> None:
     assert "25 steps" in result.stdout
 
 
-def test_running_the_command_again_resumes_and_reports_it(tiny_run: Path, tmp_path: Path) -> None:
+def test_running_the_command_again_reports_that_the_run_is_complete(
+    tiny_run: Path, tmp_path: Path
+) -> None:
     workdir = tmp_path / "run"
     shutil.copytree(tiny_run, workdir)
     result = vmoe("train", "--config", TINY, "--workdir", workdir, "--steps=60")
-    assert result.returncode == 0 and "resumed from step 60 of 60" in result.stderr
+    assert result.returncode == 0 and "already complete (60 of 60 steps)" in result.stderr
+
+
+def test_more_steps_extend_a_run_and_keep_its_old_config(tiny_run: Path, tmp_path: Path) -> None:
+    workdir = tmp_path / "run"
+    shutil.copytree(tiny_run, workdir)
+    result = vmoe("train", "--config", TINY, "--workdir", workdir, "--steps", "70")
+    assert result.returncode == 0, result.stderr
+    assert (
+        "extended from 60 to 70 steps; the cosine schedule now ends at step 70, so the learn"
+        in (result.stderr)
+    )
+    assert "resumed from step 60 of 70" in result.stderr and "70 steps" in result.stdout
+    old, new = (json.loads((workdir / f"config{x}.json").read_text()) for x in (".60", ""))
+    assert (old["steps"], new["steps"]) == (60, 70) and old | {"steps": 70} == new
+    result = vmoe("train", "--config", TINY, "--workdir", workdir, "--steps", "60")
+    assert result.returncode == 2 and "steps is 70 there and 60 here" in result.stderr
+
+
+def test_a_new_run_starts_from_the_parameters_of_another(tiny_run: Path, tmp_path: Path) -> None:
+    source, workdir = tmp_path / "source", tmp_path / "run"
+    shutil.copytree(tiny_run, source)
+    arguments = ["train", "--config", TINY, "--workdir", workdir, "--steps", "30", "--seed", "1"]
+    arguments += ["--log-every", "10"]
+    result = vmoe(*arguments, "--init", source)
+    assert result.returncode == 0, result.stderr
+    assert f"starting from {source}, step 60" in result.stderr
+    before = rows(workdir)
+    assert float(before[0]["loss"]) < float(rows(tiny_run)[0]["loss"])
+    # as if it had been killed before the first checkpoint
+    shutil.rmtree(workdir / "checkpoints")
+    result = vmoe(*arguments)
+    assert result.returncode == 0 and rows(workdir) == before, result.stderr
+    shutil.rmtree(workdir / "checkpoints")
+    for options, message in [
+        (["--init", tiny_run], f"its run began from {source}, not from {tiny_run}"),
+        (["--model.width", "32"], "in the model of this run; use the same model"),
+    ]:
+        result = vmoe(*arguments, *options)
+        assert result.returncode == 2 and message in result.stderr, result.stderr
+    other = vmoe("train", "--config", TINY, "--workdir", source, "--steps", "61")
+    assert other.returncode == 0, other.stderr
+    result = vmoe(*arguments)
+    assert result.returncode == 2
+    assert f"{source}: its parameters have changed since the run in {workdir}" in result.stderr
+
+
+def test_the_version_is_printed() -> None:
+    result = vmoe("--version")
+    assert result.returncode == 0
+    assert result.stdout == f"vmoe {importlib.metadata.version('vmoe')}\n"
 
 
 def test_evaluate_uses_the_test_split_by_default_and_can_lower_the_capacity(tiny_run: Path) -> None:

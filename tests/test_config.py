@@ -123,15 +123,15 @@ def test_json_with_an_unknown_field_or_a_wrong_type_is_refused_by_name() -> None
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ("pooling='gap'", "ViTConfig.pooling cannot be 'gap'"),
-        ("num_classes='ten'", "ViTConfig.num_classes='ten': must be int"),
-        ("moe=dict(router=dict(kind='soft'))", "TokenChoice.kind cannot be 'soft'"),
+        ("pooling='gap'", "model.pooling cannot be 'gap'"),
+        ("num_classes='ten'", "model.num_classes must be an int, not 'ten'"),
+        ("moe=dict(router=dict(kind='soft'))", "router.kind cannot be 'soft'"),
         (
             "moe=dict(router='soft')",
-            "MoEConfig.router='soft': must be TokenChoice or ExpertChoice or Soft",
+            "moe.router must be a TokenChoice or an ExpertChoice or a Soft, not 'soft'",
         ),
-        ("sparse_blocks=[1]", "ViTConfig.sparse_blocks=[1]: must be a tuple of int"),
-        ("head_std=float('nan')", "ViTConfig.head_std=nan: must be a finite float"),
+        ("sparse_blocks=[1]", "model.sparse_blocks must be a tuple of int, not [1]"),
+        ("head_std=float('nan')", "model.head_std must be a finite number, not nan"),
     ],
 )
 def test_values_of_the_wrong_type_are_refused_by_the_config_itself(

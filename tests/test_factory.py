@@ -1,5 +1,8 @@
 """Trained models from a path: what is loaded, how images are preprocessed, what is refused."""
 
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import jax
@@ -54,6 +57,21 @@ def test_the_parameters_are_the_stored_ones_raw_or_ema(run: Path) -> None:
         stored = restore((run / "checkpoints" / "4").absolute(), **{item: params})[item]
         jax.tree.map(np.testing.assert_array_equal, params, stored)
         assert loaded.origin.weights == ("ema" if use_ema else "raw")
+
+
+def test_a_corrupt_checkpoint_is_one_line_on_stderr_in_python_too(
+    tiny_run: Path, tmp_path: Path
+) -> None:
+    workdir = tmp_path / "run"
+    shutil.copytree(tiny_run, workdir)
+    shutil.copytree(workdir / "checkpoints" / "60", workdir / "checkpoints" / "70")
+    for path in (workdir / "checkpoints" / "70").rglob("d/*"):
+        path.write_bytes(path.read_bytes()[:100])
+    code = f"import vmoe; print(vmoe.load({str(workdir)!r}).step)"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert result.stdout == "60\n"
+    assert result.stderr.startswith(f"{workdir}: checkpoint 70 is corrupt (")
+    assert result.stderr.count("\n") == 1, result.stderr
 
 
 def test_image_files_and_pixels_are_preprocessed_as_in_training(run: Path, tmp_path: Path) -> None:

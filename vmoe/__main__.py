@@ -2,7 +2,16 @@
 
 import sys
 
-from vmoe.cli.main import main
+from vmoe import signals
+
+
+def main() -> int:
+    """Runs the command, and returns its exit status."""
+    signals.exit_at_once()  # before the imports, which take a second
+    from vmoe.cli.main import main as run
+
+    return run()
+
 
 if __name__ == "__main__":
     sys.exit(main())

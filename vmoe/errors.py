@@ -46,6 +46,15 @@ class SynchronizedError(VmoeError):
         self.status = cause.status
 
 
+def one_line(text: str) -> str:
+    """The text with every character escaped that is not printable: names can hold any.
+
+    >>> one_line("a\\nb")
+    'a\\\\nb'
+    """
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
 def unknown(what: str, name: Any, known: list[str]) -> str:
     """A message for a name that does not exist, with the nearest one that does.
 

@@ -28,6 +28,47 @@ def test_image_files_of_every_mode_decode_to_the_same_rgb(mode: str, suffix: str
     assert error <= {"P": 4, "CMYK": 4}.get(mode, 0), error  # lossy: quantised, or a JPEG
 
 
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "PA", "P", "RGB"])
+def test_transparent_pixels_are_white_whatever_colour_lies_below(mode: str, tmp_path) -> None:
+    image = Image.new("RGBA", (4, 4), (10, 10, 10, 255))
+    image.putpixel((1, 2), (200, 200, 200, 0))
+    if mode in ("P", "RGB"):  # one colour is transparent
+        image = Image.new(mode, (4, 4), 0)
+        image.putpixel((1, 2), 1 if mode == "P" else (200, 200, 200))
+        image.info["transparency"] = 1 if mode == "P" else (200, 200, 200)
+        if mode == "P":
+            image.putpalette([10, 10, 10, 200, 200, 200])
+    elif mode != "PA":
+        image = image.convert(mode)
+    image.save(tmp_path / "image.png")
+    pixels = read_image(tmp_path / "image.png")
+    assert (pixels[2, 1] == 255).all()
+    assert (np.delete(pixels.reshape(16, 3), 9, axis=0) <= 10).all()
+
+
+def test_half_transparent_pixels_are_blended_with_white(tmp_path) -> None:
+    Image.new("RGBA", (1, 1), (100, 0, 200, 128)).save(tmp_path / "image.png")
+    share = 128 / 255
+    expected = np.array([100, 0, 200]) * share + 255 * (1 - share)
+    np.testing.assert_allclose(read_image(tmp_path / "image.png")[0, 0], expected, atol=1)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        (np.full((4, 4), 70000, np.int32), r"32-bit integers \(mode I\); save it with 8 bits"),
+        (np.full((4, 4), 0.5, np.float32), r"floats \(mode F\); save it with 8 bits"),
+        (np.full((4, 4), 4095, np.uint16), "its 16-bit values end at 4095, so white is not 65,535"),
+    ],
+)
+def test_images_whose_values_have_no_defined_range_are_refused_by_name(
+    values: np.ndarray, message: str, tmp_path
+) -> None:
+    Image.fromarray(values).save(tmp_path / "image.tif")
+    with pytest.raises(UsageError, match=f"image.tif: {message}"):
+        read_image(tmp_path / "image.tif")
+
+
 def test_a_photo_is_rotated_by_its_exif_orientation(tmp_path) -> None:
     pixels = np.zeros((4, 6, 3), np.uint8)
     pixels[0] = 200  # the top row of the file, the right column of the photo

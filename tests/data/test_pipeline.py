@@ -1,5 +1,6 @@
 """The input pipeline: from the examples of a source to batches."""
 
+import dataclasses
 import io
 from pathlib import Path
 
@@ -9,8 +10,9 @@ from PIL import Image
 
 from vmoe.config import DataConfig, TrainConfig, ViTConfig, replace
 from vmoe.data.crops import resize, to_float
-from vmoe.data.pipeline import evaluation_batches, training_batches
-from vmoe.data.sources import Example, Source, open_source
+from vmoe.data.pipeline import Replaced, evaluation_batches, training_batches
+from vmoe.data.sources import Example, Fingerprint, Source, open_source
+from vmoe.data.sources.source import Skipped
 from vmoe.errors import UsageError
 
 CONFIG = TrainConfig(model=ViTConfig(patch_size=2, image_size=8, num_classes=10))
@@ -101,7 +103,7 @@ def test_evaluating_processes_have_equal_batch_counts_and_read_every_image_once(
 class Squares(list):
     """A custom source: PNG files in memory, of many sizes, each of a single colour."""
 
-    name, class_names, skipped = "squares", ("dark", "light"), 0
+    name, class_names, skipped = "squares", ("dark", "light"), Skipped()
 
     def __init__(self) -> None:
         for i in range(20):
@@ -109,8 +111,8 @@ class Squares(list):
             Image.new("RGB", (8 + i, 30 - i), (10 * i,) * 3).save(file, "png")
             self.append(Example(file.getvalue(), i // 10, f"squares[{i}]"))
 
-    def fingerprint(self) -> str:
-        return "squares"
+    def fingerprint(self) -> Fingerprint:
+        return Fingerprint("squares", "", "")
 
 
 def test_any_object_with_the_methods_of_a_source_gives_batches() -> None:
@@ -145,11 +147,29 @@ def test_a_corrupt_image_is_refused_by_path_in_training_and_evaluation(tmp_path:
             Image.fromarray(pixels).save(tmp_path / "train" / name / f"{i}.png")
     for split in ("validation", "test"):
         (tmp_path / split).symlink_to(tmp_path / "train")
-    broken = tmp_path / "train" / "cats" / "7.png"
-    broken.write_bytes(broken.read_bytes()[:1000])
     train, test = (open_source(f"folder:{tmp_path}", split) for split in ("train", "test"))
+    broken = tmp_path / "train" / "cats" / "7.png"
+    broken.write_bytes(broken.read_bytes()[:1000])  # after it was opened and checked
     batches = training_batches(train, replace(CONFIG, batch_size=20))
     with pytest.raises(UsageError, match="cats/7.png: cannot be read as an image"):
         _ = batches[0]
     with pytest.raises(UsageError, match="cats/7.png: cannot be read as an image"):
         list(evaluation_batches(test, batch_size=8, num_classes=2, image_size=8))
+
+
+def test_an_unreadable_image_is_replaced_by_another_that_seed_and_position_determine() -> None:
+    source = Squares()
+    source[7] = dataclasses.replace(source[7], image=source[7].image[:50])
+    config = replace(CONFIG, batch_size=20, data=DataConfig(on_error="replace"))
+    replaced = Replaced()
+    first, again = (training_batches(source, config, on_replaced=replaced.add)[0] for _ in range(2))
+    for ours, theirs in zip(first, again, strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+    values = np.round((first.images[:, 0, 0, 0] + 1) * 12.75).astype(int).tolist()
+    assert 7 not in values and len(set(values)) == 19 and len(values) == 20
+    (line,) = replaced.news()
+    assert line.startswith("squares[7]: cannot be read") and line.endswith("image (2 so far)")
+    assert not replaced.news()
+    whole = training_batches(Squares(), config)[0]
+    same = (first.images == whole.images).all(axis=(1, 2, 3))
+    assert same.sum() == 19, "other images changed"

@@ -15,7 +15,17 @@ from PIL import Image
 import vmoe
 from vmoe import analysis
 from vmoe.axes import Record
-from vmoe.config import DataConfig, OptimConfig, RoutingOverrides, TrainConfig, replace
+from vmoe.config import (
+    DataConfig,
+    ExpertChoice,
+    OptimConfig,
+    Router,
+    RoutingOverrides,
+    Soft,
+    TokenChoice,
+    TrainConfig,
+    replace,
+)
 from vmoe.config.preprocessing import Preprocessing
 from vmoe.data.crops import resize, to_float
 from vmoe.data.sources import open_source
@@ -101,6 +111,22 @@ def test_dropped_is_the_fraction_of_choices_without_a_slot() -> None:
     assert result.capacity_factor == {0: pytest.approx(0.4), 1: pytest.approx(0.4)}
 
 
+@pytest.mark.parametrize("router", [ExpertChoice(), Soft(), TokenChoice(k=1)])
+def test_unprocessed_is_the_fraction_of_tokens_that_no_expert_takes(router: Router) -> None:
+    net = model(router=router, capacity=None if router.kind == "soft" else 1, images_per_group=1)
+    result = evaluate(net, open_source("digits", "validation"), batch_size=60)
+    _, records = capture(net, to_float(open_source("digits", "validation").images))
+    shares = [
+        1 - np.asarray(record.routing.kept).any(-1).mean() if router.kind != "soft" else 0.0
+        for record in records.values()
+    ]
+    assert result.unprocessed == pytest.approx(np.mean(shares))
+    assert (result.unprocessed > 0.1) == (router.kind != "soft")
+    rows = dict(summary(result))
+    assert rows["tokens without an expert"] == f"{result.unprocessed:.2%}"
+    assert ("choices dropped" in rows) == (result.dropped is not None) == router.can_drop
+
+
 def test_a_dropless_model_drops_nothing_and_does_not_depend_on_the_batch() -> None:
     dropless, source = model(dropless=True), open_source("digits", "validation")
     one, other = (evaluate(dropless, source, batch_size=b) for b in (180, 7))
@@ -177,7 +203,7 @@ def test_a_csv_file_gets_a_row_with_the_model_settings_and_versions(tmp_path: Pa
 def test_a_dense_model_has_no_groups_and_drops_nothing() -> None:
     dense = vmoe.create_model("vit_tiny", image_size=8, patch_size=4, depth=2)
     result = evaluate(dense, open_source("digits", "test"))
-    assert (result.images_per_group, result.dropped) == ({}, 0)
+    assert (result.images_per_group, result.dropped, result.unprocessed) == ({}, None, None)
 
 
 def test_a_prediction_has_the_classes_and_the_experts_used(tmp_path: Path) -> None:
@@ -216,7 +242,8 @@ def test_files_folders_and_patterns_give_each_image_once(
         return [str(path) for path in image_files(words)[0]]
 
     assert found("b.JPG", "a.png") == ["b.JPG", "a.png"]
-    assert found(".") == ["a.png", "b.JPG", "deep/c.webp"] and image_files(["."])[1] == 2
+    assert found(".") == ["a.png", "b.JPG", "deep/c.webp"]
+    assert image_files(["."])[1].others == ("./deep/notes.txt", "./strange")
     assert found("*.png", "a.png") == ["a.png"]
     assert found("**/*.webp") == ["deep/c.webp"]
     assert found("strange") == ["strange"], "a file given by name is used whatever its suffix"

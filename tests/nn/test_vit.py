@@ -380,16 +380,37 @@ def test_attention_dropout_differs_between_images() -> None:
     assert (logits[0] != logits[1]).any()
 
 
-def test_integer_pixels_and_images_of_one_channel_are_refused() -> None:
+def test_wrong_inputs_are_refused_by_shape_and_dtype_with_a_remedy() -> None:
     """In a process of its own, since annotations are checked in this one."""
     code = """
-import numpy, vmoe, vmoe.errors
+import jax, numpy as np, vmoe, vmoe.errors
 model = vmoe.create_model("vit_tiny")
-for images in (numpy.zeros((1, 32, 32, 3), "u1"), numpy.zeros((1, 32, 32, 1), "f4")):
+image = np.zeros((32, 32, 3), "f4")
+for call in (
+    lambda: model(np.zeros((1, 32, 32, 3), "u1")),
+    lambda: model(np.zeros((1, 32, 32, 1), "f4")),
+    lambda: model(image),
+    lambda: model([image, image]),
+    lambda: model(np.zeros((1, 3, 32, 32), "f4")),
+    lambda: jax.jit(lambda x: model(x, train=True))(image[None]),
+    lambda: jax.jit(lambda x: model(x, train=True, key=jax.random.key(0)))(image[None]),
+):
     try:
-        model(images)
+        print(call().shape)
     except vmoe.errors.UsageError as error:
         print(error)
 """
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert result.stdout.count("to_float makes them from pixels") == 2, result.stderr
+    expected = [
+        "shape (1, 32, 32, 3) and dtype uint8: use float in [-1, 1]; vmoe.data.crops.to_float",
+        "shape (1, 32, 32, 1) and dtype float32: use (b, h, w, 3)",
+        "shape (32, 32, 3) and dtype float32: there is no batch axis: use images[None]",
+        "images is a list: give one array, float (b, h, w, 3) in [-1, 1]; np.stack",
+        "dtype float32: the channels come last: use images.transpose(0, 2, 3, 1)",
+        "inside jax.jit: give key=jax.random.key(...)",
+        "(1, 10)",
+    ]
+    lines = result.stdout.splitlines()
+    assert len(lines) == len(expected), result.stderr
+    for line, part in zip(lines, expected, strict=True):
+        assert part in line

@@ -1,5 +1,8 @@
 """The optimiser compared with its formulas."""
 
+import json
+from pathlib import Path
+
 import jax
 import numpy as np
 import optax
@@ -41,6 +44,21 @@ def test_the_learning_rate_rises_linearly_and_then_follows_its_schedule(
     assert [float(rate(step)) for step in (0, 5, 10, 60, 110)] == pytest.approx(expected)
     quarter = {"cosine": 0.2 + 1.8 * (1 + np.cos(np.pi / 4)) / 2, "linear": 1.55, "constant": 2.0}
     assert float(rate(35)) == pytest.approx(quarter[kind])
+
+
+@pytest.mark.parametrize("name", ["s32_linear", "finetune_cosine"])
+def test_schedules_equal_the_published_ones(name: str) -> None:
+    stored = np.load(Path(__file__).parents[1] / "golden" / "optim" / "schedules.npz")
+    theirs = json.loads(str(stored["config"]))[name]
+    config = OptimConfig(
+        lr=theirs["peak_value"],
+        end_lr=theirs["end_value"],
+        warmup_steps=theirs["warmup_steps"],
+        schedule=name.split("_")[1],
+    )
+    ours = schedule(config, theirs["total_steps"])(stored[f"{name}/steps"])
+    tolerance = dict(rtol=1e-5, atol=1e-7 * config.lr)
+    np.testing.assert_allclose(ours, stored[f"{name}/values"], **tolerance)
 
 
 def test_without_warmup_the_first_step_has_the_peak_rate() -> None:

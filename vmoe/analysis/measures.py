@@ -23,6 +23,19 @@ def choices_and_drops(records: dict[int, Record]) -> tuple[Scalar, Scalar]:
     return choices, dropped
 
 
+def tokens_and_unprocessed(records: dict[int, Record]) -> tuple[Scalar, Scalar]:
+    """The number of tokens in all blocks, and the number that no expert processed.
+
+    They keep the value that the residual connection carries. Soft routing processes all tokens.
+    """
+    tokens = unprocessed = jnp.zeros(())
+    for record in records.values():
+        tokens += record.valid.sum()
+        if isinstance(record.routing, Routing):
+            unprocessed += (record.valid & ~record.routing.kept.any(-1)).sum()
+    return tokens, unprocessed
+
+
 def expert_use(record: Record, b: int, devices: int = 1) -> Float[Array, "b e"]:
     """The fraction of an image's kept choices that go to each expert.
 
@@ -52,10 +65,12 @@ def block_measures(record: Record) -> dict[str, Array]:
             importance for soft routing, which makes no choices.
         importance: mean gate of each expert; sums to 1.
         dropped: fraction of the choices that got no slot.
+        unprocessed: fraction of the tokens that no expert processed.
         gate_entropy: mean entropy of a token's gates, in nats; from 0 (one expert) to ln e (even).
     """
     real = record.valid[..., None]
-    tokens = jnp.maximum(record.valid.sum(), 1)
+    tokens, unprocessed = tokens_and_unprocessed({0: record})
+    tokens = jnp.maximum(tokens, 1)
     importance = jnp.where(real, record.gates, 0.0).sum((0, 1)) / tokens
     choices, dropped = choices_and_drops({0: record})
     if isinstance(record.routing, Routing):
@@ -69,5 +84,6 @@ def block_measures(record: Record) -> dict[str, Array]:
         "load": load,
         "importance": importance,
         "dropped": dropped / jnp.maximum(choices, 1),
+        "unprocessed": unprocessed / tokens,
         "gate_entropy": entropy / tokens,
     }

@@ -1,21 +1,25 @@
 """The checkpoints of a run: ``checkpoints/STEP/``, items of arrays and a checksum of each.
 
     params     the parameters       ema         their moving average, if the run has one
-    training   all other state      checksums   of every array, by item and name; format version
+    training   all other state      checksums   of every array, by item and name; format version;
+                                                how much of the run's other files was written
 
 The parameters are a separate item, so a model loads without the optimiser state. Orbax writes to a
 temporary folder and renames it, so every step was complete when written; the checksums detect later
 corruption. Each process writes the shards that it holds, and any number of processes on any devices
 can read them. ``checkpoints/metrics.json`` holds the metrics recorded for each step.
 
+Steps are scheduled at multiples of a number, and saved when their evaluation is the best so far.
 The newest scheduled steps are kept, the best one by recorded accuracy, and the last one.
 """
 
+import hashlib
 import json
+import re
 import shutil
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import orbax.checkpoint as ocp
@@ -23,6 +27,7 @@ from orbax.checkpoint.checkpoint_managers import preservation_policy
 
 from vmoe import distributed
 from vmoe.checkpoints.checksums import checksums
+from vmoe.checkpoints.quiet import hide_late_reports
 from vmoe.errors import Failure, UsageError
 from vmoe.workdir.layout import CHECKPOINTS, has_config, replace_text, steps_of
 
@@ -35,6 +40,22 @@ DELETED, CORRUPT = "deleted", "corrupt"  # sub-folders of checkpoints/
 
 class CorruptCheckpoint(Exception):
     """A checkpoint that cannot be trusted; the message names the array or the file."""
+
+
+class Restored(NamedTuple):
+    """A checkpoint of a run.
+
+    Attributes:
+        step: number of training steps.
+        items: trees of arrays, by item.
+        files: what was saved with it about other files of the run, by name.
+        messages: about each newer step, which is corrupt and was moved away.
+    """
+
+    step: int
+    items: dict[str, Arrays]
+    files: dict[str, Sequence[Any]]
+    messages: list[str]
 
 
 class Checkpoints:
@@ -77,27 +98,39 @@ class Checkpoints:
     @property
     def has_checkpoint(self) -> bool:
         """Whether there is a checkpoint, valid or corrupt."""
-        return bool(self.steps) or (self._folder / CORRUPT).exists()
+        return has_checkpoint(self._workdir)
 
-    def save(self, step: int, **items: Arrays) -> None:
+    def save(
+        self, step: int, files: Mapping[str, Sequence[Any]] | None = None, **items: Arrays
+    ) -> bool:
         """Starts to write a step, unless it was the last one saved or restored.
 
         The arrays are copied first, so the caller may donate them.
+
+        Args:
+            files: JSON to keep with the step about other files of the run, by name.
+            items: trees of arrays.
+
+        Returns:
+            whether it is written.
 
         Raises:
             Failure: this step or the previous one cannot be written.
         """
         if step == self._saved:
-            return
+            return False
         self.wait()
         self._check_room(items)
         arguments: dict[str, Any] = {
             name: ocp.args.StandardSave(item) for name, item in items.items()
         }
-        index = {"format": FORMAT, "arrays": checksums(items)}
+        arrays = checksums(items)
+        index: dict[str, Any] = {"format": FORMAT, "files": files or {}, "arrays": arrays}
+        index["sha256"] = _sha256(index)
         arguments["checksums"] = ocp.args.JsonSave(index)
         self._guard(lambda: self._manager.save(step, args=ocp.args.Composite(**arguments)))
         self._saved = step
+        return True
 
     def record(self, step: int, metrics: Metrics) -> None:
         """Records the metrics of a step, before or after it is saved; they determine the best step.
@@ -110,6 +143,10 @@ class Checkpoints:
             text = json.dumps(self._metrics, indent=2)
             self._guard(lambda: replace_text(_metrics_file(self._workdir), text))
 
+    def is_best(self, step: int) -> bool:
+        """Whether the accuracy recorded for a step is the highest up to it."""
+        return _best(self._metrics, [other for other in self._metrics if other <= step]) == step
+
     def wait(self) -> None:
         """Waits until the last save is on the disk.
 
@@ -119,7 +156,7 @@ class Checkpoints:
         self._guard(self._manager.wait_until_finished)
         self._remove_deleted()
 
-    def restore_newest(self, **target: Arrays) -> tuple[int, dict[str, Arrays], list[str]]:
+    def restore_newest(self, **target: Arrays) -> Restored:
         """Restores the newest step whose arrays all match their checksums.
 
         Newer steps that do not match are moved to ``checkpoints/corrupt``.
@@ -127,32 +164,22 @@ class Checkpoints:
         Args:
             target: arrays or their shapes, with the shardings to restore to, by item.
 
-        Returns:
-            the step, its items by name, and a message for each step that was moved.
-
         Raises:
             Failure: no step is valid.
         """
         messages = []
         for step in reversed(self.steps):
             try:
-                items = restore(self._folder / str(step), **target)
+                items, files = _restore(self._folder / str(step), target)
                 self._saved = step
-                return step, items, messages
+                return Restored(step, items, files, messages)
             except CorruptCheckpoint as error:
-                messages.append(
-                    f"checkpoint {step} is corrupt ({error}); moved to {CHECKPOINTS}/{CORRUPT}"
-                )
+                moved = f"{CHECKPOINTS}/{CORRUPT}/{step}"
+                messages.append(f"checkpoint {step} is corrupt ({error}); moved to {moved}")
             distributed.raise_together(lambda step=step: self._move_to_corrupt(step))
             self._manager.close()
             self._manager = self._open()
-        reasons = "; ".join(messages) or "all of them are corrupt"
-        raise distributed.synchronized(
-            Failure(
-                f"{self._workdir}: no valid checkpoint; {reasons}. They are in "
-                f"{self._folder / CORRUPT}: use another workdir, or remove this one to start again"
-            )
-        )
+        raise distributed.synchronized(_all_corrupt(self._workdir, messages))
 
     def delete_unscheduled(self) -> None:
         """Deletes the steps that come after the newest scheduled one."""
@@ -226,6 +253,11 @@ class _NewestAndBest(preservation_policy.PreservationPolicy):
         return [step in kept for step in steps]
 
 
+def has_checkpoint(workdir: Path) -> bool:
+    """Whether a run folder has a checkpoint, valid or corrupt."""
+    return bool(steps_of(workdir)) or (workdir / CHECKPOINTS / CORRUPT).exists()
+
+
 def is_run(path: Path) -> bool:
     """Whether a path names a run folder, or a step in one; see ``find``."""
     return has_config(_split(path)[0])
@@ -239,9 +271,12 @@ def find(path: Path) -> tuple[Path, list[int]]:
 
     Raises:
         UsageError: there is no such checkpoint.
+        Failure: all checkpoints of the run are corrupt.
     """
     workdir, name = _split(path)
     steps = steps_of(workdir)
+    if not steps and (workdir / CHECKPOINTS / CORRUPT).exists():
+        raise _all_corrupt(workdir)
     if not steps:
         raise UsageError(f"{workdir}: no checkpoint yet; training writes one")
     best = _best(_read_metrics(workdir), steps)
@@ -272,31 +307,58 @@ def restore(folder: Path, **target: Arrays) -> dict[str, Arrays]:
         CorruptCheckpoint: a file is missing or truncated, or an array differs from the one written.
         Failure: the checkpoint has another format version.
     """
+    return _restore(folder, target)[0]
+
+
+def _restore(
+    folder: Path, target: dict[str, Arrays]
+) -> tuple[dict[str, Arrays], dict[str, Sequence[Any]]]:
+    """The items of a step, and what was saved with it about other files."""
+    hide_late_reports()
     items, index, message = {}, {}, ""
     path: Any = folder.absolute()  # Orbax annotates its own path type, but takes any
     try:
         index = ocp.JsonCheckpointHandler().restore(path / "checksums")
-        _check_format(folder, index)
+        _check_index(folder, index)
         items = {name: _restore_item(path / name, item) for name, item in target.items()}
     except (Failure, MemoryError, PermissionError):
         raise  # these do not mean that the checkpoint is corrupt
     except Exception as error:  # Orbax and TensorStore report corruption by errors of many types
-        reason = " ".join(str(error).split())
-        if any(word in reason for word in ("RESOURCE_EXHAUSTED", "PERMISSION_DENIED")):
+        if any(word in str(error) for word in ("RESOURCE_EXHAUSTED", "PERMISSION_DENIED")):
             raise
-        message = reason[:200] or type(error).__name__
+        message = _reason(error)
     if message := distributed.first_message(message):
         raise CorruptCheckpoint(message)
     for name, checksum in checksums(items).items():
         if index["arrays"].get(name) != checksum:
             raise CorruptCheckpoint(f"the checksum of {name} differs from the one written")
-    return items
+    return items, index["files"]
 
 
-def _check_format(folder: Path, index: Any) -> None:
-    """Checks the format version; all processes read the same file, so they raise the same error."""
-    if not isinstance(index, dict) or not isinstance(index.get("arrays", {}), dict):
-        raise ValueError("its checksums are not a table of names")
+def _reason(error: Exception) -> str:
+    """A few words about an error of Orbax or TensorStore: the file that it names, if any."""
+    text = " ".join(str(error).split())
+    paths = re.findall(r"[\w.-]*/[\w./-]+", text)
+    if paths:
+        return f"{Path(paths[-1]).name} unreadable"
+    return text.split(" [")[0].split(": ")[-1][:100] or type(error).__name__
+
+
+def _all_corrupt(workdir: Path, messages: Sequence[str] = ()) -> Failure:
+    moved = workdir / CHECKPOINTS / CORRUPT
+    return Failure(
+        f"{workdir}: {'; '.join([*messages, 'every checkpoint is corrupt'])} (moved to {moved}); "
+        "use a new run folder, or delete this one to start over"
+    )
+
+
+def _check_index(folder: Path, index: Any) -> None:
+    """Checks the item ``checksums``: its own checksum and its format version.
+
+    All processes read the same file, so they raise the same error.
+    """
+    if not isinstance(index, dict) or index.pop("sha256", None) != _sha256(index):
+        raise ValueError("its checksums have changed")
     if (version := index.get("format")) != FORMAT:
         raise distributed.synchronized(
             Failure(
@@ -304,6 +366,10 @@ def _check_format(folder: Path, index: Any) -> None:
                 "the version that wrote it, or another workdir"
             )
         )
+
+
+def _sha256(index: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(index, sort_keys=True).encode()).hexdigest()
 
 
 def _restore_item(path: Any, target: Arrays) -> Arrays:

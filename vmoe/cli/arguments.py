@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import io
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
@@ -27,12 +28,20 @@ def parse(kind: type[Arguments], command: str, argv: Sequence[str], **defaults: 
         SystemExit: --help was given, and the help is printed.
     """
     assert dataclasses.is_dataclass(kind)
-    missing = {}
+    missing, absent = {}, []
     for field in dataclasses.fields(kind):
-        if field.type is Path:
-            _option_value(argv, f"--{field.name}")  # raises if empty: Path("") means "."
         if field.default is dataclasses.MISSING:
             missing[field.name] = tyro.MISSING
+        if field.type in (Path, int):  # other fields without a default are positional, or a config
+            option = f"--{field.name.replace('_', '-')}"
+            value = _option_value(argv, option)  # raises if empty: Path("") means "."
+            if value is None and field.default is dataclasses.MISSING:
+                absent.append(option)
+    if absent and not {"-h", "--help"} & {*argv}:
+        plural = "s" * (len(absent) > 1)
+        raise UsageError(
+            f"missing required option{plural}: {', '.join(absent)} {_see_help(command)}"
+        )
     with contextlib.redirect_stderr(io.StringIO()) as stderr:
         try:
             return tyro.cli(
@@ -45,7 +54,14 @@ def parse(kind: type[Arguments], command: str, argv: Sequence[str], **defaults: 
         except SystemExit as stop:
             if stop.code == 0:  # --help
                 raise
-    raise UsageError(f"{_one_line(stderr.getvalue())} (vmoe {command} --help lists all options)")
+    message = _one_line(stderr.getvalue())
+    if field := re.match(r"Error parsing [a-z_.]+: ", message):  # a config refused its values
+        raise UsageError(message[field.end() :])
+    raise UsageError(f"{message} {_see_help(command)}")
+
+
+def _see_help(command: str) -> str:
+    return f"(vmoe {command} --help lists all options)"
 
 
 @dataclasses.dataclass(frozen=True)

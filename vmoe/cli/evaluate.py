@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from vmoe.cli.arguments import parse
 from vmoe.cli.printing import print_json, print_table, progress
 from vmoe.config import RoutingOverrides
-from vmoe.errors import UsageError
+from vmoe.errors import UsageError, one_line
 
 if TYPE_CHECKING:
     from vmoe.data.sources import Source
@@ -46,6 +46,7 @@ class EvaluateArgs:
 def run(argv: Sequence[str]) -> None:
     """Evaluates a trained model, and prints its metrics."""
     args = parse(EvaluateArgs, "evaluate", argv)
+    from vmoe.data.sources import skipped_messages
     from vmoe.evaluate import evaluate
     from vmoe.evaluate.table import append_row, check_file
     from vmoe.factory import load
@@ -64,8 +65,8 @@ def run(argv: Sequence[str]) -> None:
         )
     if args.csv:
         append_row(args.csv, loaded, evaluation)
-    if source.skipped:
-        print(f"{source.name}: skipped {source.skipped} files that are not images", file=sys.stderr)
+    for line in skipped_messages([source]):
+        print(one_line(line), file=sys.stderr)
     if args.json:
         print_json(_as_json(args, loaded, evaluation))
     else:

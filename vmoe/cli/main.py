@@ -1,17 +1,21 @@
 """Runs a command, and turns its errors into one line and an exit status.
 
 Exit status: 0 done; 2 wrong usage; 1 the work failed; 75 a run was stopped early by a signal and
-can be resumed; 130 interrupted; 141 stdout was closed. ``--debug`` shows the traceback of an error.
+can be resumed; 130 or 143 ended at once by SIGINT or SIGTERM; 141 stdout was closed. ``--debug``
+shows the traceback of an error.
 """
 
 import importlib
+import importlib.metadata
+import io
 import logging
 import os
+import re
 import sys
 import traceback
 from collections.abc import Sequence
 
-from vmoe.errors import OUT_OF_MEMORY, UsageError, VmoeError, unknown
+from vmoe.errors import OUT_OF_MEMORY, UsageError, VmoeError, one_line, unknown
 
 COMMANDS = {  # each a module of this package with a function ``run``
     "train": "train a model; run the same command again to resume",
@@ -38,18 +42,21 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv.remove("--debug")
     else:
         _silence_libraries()
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # class names and paths can hold any character
+            stream.reconfigure(errors="backslashreplace")
     try:
         _dispatch(argv)
     except BrokenPipeError:  # the reader of stdout closed the pipe
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
-    except (VmoeError, OSError, MemoryError, RuntimeError, KeyboardInterrupt) as error:
+    except (VmoeError, OSError, MemoryError, RuntimeError) as error:
         line, status = _expected_error(error)
         if not line:
             raise
         if debug:
             traceback.print_exc()
-        print(f"vmoe: {line}", file=sys.stderr)
+        print(f"vmoe: {one_line(line)}{_options_of(line, argv)}", file=sys.stderr)
         return status
     return 0
 
@@ -57,6 +64,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _dispatch(argv: list[str]) -> None:
     if not argv or argv[0] in ("-h", "--help"):
         print(_overview())
+        return
+    if argv[0] == "--version":
+        print(f"vmoe {importlib.metadata.version('vmoe')}")
         return
     command, *arguments = argv
     if command not in COMMANDS:
@@ -71,13 +81,24 @@ def _expected_error(error: BaseException) -> tuple[str, int]:
         case VmoeError():
             return str(error), error.status
         case OSError() if error.errno is not None:
-            place = f"{error.filename}: " if error.filename else ""
-            return f"{place}{error.strerror}", 1
-        case KeyboardInterrupt():
-            return "interrupted", 130
+            place = error.filename or "cannot write output"  # a stream has no name
+            return f"{place}: {error.strerror}", 1
     if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):
         return OUT_OF_MEMORY, 1
     return "", 1
+
+
+def _options_of(line: str, argv: Sequence[str]) -> str:
+    """The options given for the fields that an error names, since it comes from the library."""
+    options = {word.partition("=")[0] for word in argv if word.startswith("--")}
+    fields = re.findall(r"(?<![\w.])([a-z]\w*(?:\.\w+)*)(?==| must be | cannot be )", line)
+    named = [
+        option
+        for option in options
+        if option not in line
+        and any(f".{option[2:].replace('-', '_')}".endswith(f".{field}") for field in fields)
+    ]
+    return f" ({', '.join(sorted(named))})" if named else ""
 
 
 def _silence_libraries() -> None:
@@ -95,6 +116,7 @@ def _overview() -> str:
             "",
             *lines,
             "",
-            "vmoe COMMAND --help lists the options; --debug shows the traceback of an error.",
+            "vmoe COMMAND --help lists the options; --debug shows the traceback of an error;",
+            "vmoe --version prints the version.",
         ]
     )

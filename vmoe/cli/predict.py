@@ -10,7 +10,7 @@ import tyro
 
 from vmoe.cli.arguments import parse
 from vmoe.cli.printing import print_json, print_table
-from vmoe.errors import UsageError
+from vmoe.errors import Failure, UsageError, one_line
 
 if TYPE_CHECKING:
     from vmoe.evaluate import Prediction
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True)
 class PredictArgs:
-    """Classify image files, and show which experts they used. Images do not affect each other."""
+    """Classify image files, and show which experts they used. They do not compete for slots."""
 
     images: tyro.conf.Positional[tuple[Path, ...]]
     """Image files, folders of them, patterns such as 'photos/**/*.jpg'."""
@@ -37,25 +37,31 @@ def run(argv: Sequence[str]) -> None:
     if "" in argv:
         raise UsageError("an image argument is empty; use '.' for the current folder")
     args = parse(PredictArgs, "predict", argv)
+    from vmoe.data.sources import skipped_messages
     from vmoe.evaluate import image_files, predict
     from vmoe.factory import load
 
     paths, skipped = image_files(args.images)
     loaded = load(args.checkpoint, use_ema=args.use_ema)
-    predictions = predict(loaded, paths, top=args.top)
-    if skipped:
-        print(f"skipped {skipped} files that are not images", file=sys.stderr)
+    unreadable: list[UsageError] = []
+    add = unreadable.append if len(paths) > 1 else None  # the only image: its error is raised
+    predictions = predict(loaded, paths, top=args.top, on_unreadable=add)
     if args.json:
         print_json([dataclasses.asdict(prediction) for prediction in predictions])
     else:
         for prediction in predictions:
             _print(prediction)
+    for line in skipped_messages([skipped]):
+        print(one_line(line), file=sys.stderr)
+    if unreadable:
+        reasons = "; ".join(map(str, unreadable))
+        raise Failure(f"{len(unreadable)} of {len(paths)} images have no prediction: {reasons}")
 
 
 def _print(prediction: "Prediction") -> None:
     classes = zip(prediction.classes, prediction.probabilities, strict=True)
     rows = [(name, f"{probability:.1%}") for name, probability in classes]
-    print_table(("class", "probability"), rows, title=prediction.path)
+    print_table(("class", "probability"), rows, title=one_line(prediction.path))
     if prediction.experts:
         experts = range(max(map(len, prediction.experts.values())))
         print_table(

@@ -11,6 +11,8 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
+from vmoe.errors import one_line
+
 PIPE_WIDTH = 120  # characters per line of a table if stdout is not a terminal
 
 
@@ -24,7 +26,7 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, title:
     for i, column in enumerate(columns):
         table.add_column(column, justify="right" if i else "left")
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*map(one_line, row))
     if title:
         print(title)
     has_width = sys.stdout.isatty() or "COLUMNS" in os.environ

@@ -14,6 +14,9 @@ class TrainArgs(RunArgs):
 
     workdir: Path
     """Run folder: config, metrics, checkpoints."""
+    init: Path | None = None
+    """Trained model whose parameters a new run starts from: a run folder, or checkpoints/STEP,
+    checkpoints/best or checkpoints/last in one."""
     mesh: str = ""
     """Devices per mesh axis, such as data=4,expert=8: experts are sharded over the expert axis and
     replicated over the data axis. If empty, chosen to fit the model and the devices."""
@@ -41,6 +44,7 @@ def run(argv: Sequence[str]) -> None:
         evaluations = train(
             args.run,
             args.workdir,
+            init=args.init,
             mesh=args.mesh,
             fsdp=args.fsdp,
             on_nan=args.on_nan,

@@ -1,16 +1,28 @@
 """The data set and the augmentation of training images."""
 
 import dataclasses
+from typing import Literal
 
 from vmoe.config.fields import Checked, require
+
+Check = Literal["headers", "decode"]
+OnError = Literal["fail", "replace"]
 
 
 @dataclasses.dataclass(frozen=True)
 class DataConfig(Checked):
     """Which data set a run trains on, and how its training images are augmented."""
 
+    section = "data"
+
     name: str = "digits"
     """Data set: digits, fashion_mnist, fashion_mnist:FOLDER, folder:PATH or arrays:FILE.npz."""
+    check: Check = "headers"
+    """How the images of a folder are checked when it is first opened: whether each file begins and
+    ends as its format does; or by decoding every image. The result is remembered."""
+    on_error: OnError = "fail"
+    """If an image cannot be read: end the run; or train on another image in its place, which the
+    seed and the position determine, and leave it out of evaluations. Both are reported."""
     flip: bool = False
     """Mirror a training image left to right, with probability 1/2."""
     shift: int = 0

@@ -19,6 +19,8 @@ class RoutingOverrides(Checked):
     They apply to all sparse blocks, and leave the parameters as they are.
     """
 
+    section = "routing"
+
     k: int | None = None
     """Experts per token; for token choice."""
     capacity_factor: float | None = None
@@ -27,11 +29,12 @@ class RoutingOverrides(Checked):
     """Slots per expert and group, in place of a capacity factor or dropless."""
     dropless: bool | None = None
     """Whether to compute every choice, without a capacity; for token choice. Results then do not
-    depend on the batch."""
+    depend on the batch, up to rounding."""
     priority: Priority | None = None
     """Which tokens get their slots first; for token choice."""
     images_per_group: int | None = None
-    """Maximum number of images whose tokens compete for slots; 1 makes images independent."""
+    """Maximum number of images whose tokens compete for slots; 1 makes images
+    independent, up to rounding."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -102,6 +105,8 @@ class RoutingOverrides(Checked):
 @dataclasses.dataclass(frozen=True)
 class EvalConfig(Checked):
     """An evaluation set of a run: what the model is evaluated on, and with which settings."""
+
+    section = "evaluations"
 
     name: str = "validation"
     """The name under which its results are reported."""

@@ -13,17 +13,23 @@ _UNION = (types.UnionType, typing.Union)
 
 @dataclasses.dataclass(frozen=True)
 class Checked:
-    """A config whose fields have the annotated types; floats are finite."""
+    """A config whose fields have the annotated types; floats are finite.
+
+    Attributes:
+        section: the place of the config in a ``TrainConfig``, for error messages.
+    """
+
+    section = ""
 
     def __post_init__(self) -> None:
         for name, kind in typing.get_type_hints(type(self)).items():
-            value, place = getattr(self, name), f"{type(self).__name__}.{name}"
+            value, place = getattr(self, name), f"{self.section}.{name}".lstrip(".")
             choices = [
                 c for k in _kinds(kind) if typing.get_origin(k) is Literal for c in k.__args__
             ]
             if choices and value not in choices and not _fits(value, kind):
                 raise UsageError(unknown(f"{place} cannot be", value, choices))
-            require(_fits(value, kind), f"{place}={value!r}: must be {_described(kind)}")
+            require(_fits(value, kind), f"{place} must be {_described(kind)}, not {value!r}")
 
 
 Config = TypeVar("Config", bound=Checked)
@@ -47,15 +53,19 @@ def _fits(value: Any, kind: Any) -> bool:
     return type(value) is kind
 
 
+_DESCRIBED = {int: "an int", float: "a finite number", bool: "True or False", str: "text"}
+
+
 def _described(kind: Any) -> str:
     names = []
     for member in _kinds(kind):
         if typing.get_origin(member) is tuple:
             names.append(f"a tuple of {member.__args__[0].__name__}")
-        elif member is not types.NoneType:
-            names.append(
-                "a finite float" if member is float else getattr(member, "__name__", "text")
-            )
+        elif member is types.NoneType:
+            names.append("None")
+        elif typing.get_origin(member) is not Literal:
+            article = "an" if member.__name__[0] in "AEIOU" else "a"
+            names.append(_DESCRIBED.get(member, f"{article} {member.__name__}"))
     return " or ".join(names)
 
 

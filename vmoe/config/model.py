@@ -14,6 +14,8 @@ Implementation = Literal["batched", "blocked", "ragged"]
 class MoEConfig(Checked):
     """One sparse layer: its experts, its router and its number of slots."""
 
+    section = "moe"
+
     num_experts: int = 8
     router: Router = TokenChoice()
     capacity_factor: float = 1.05
@@ -27,7 +29,8 @@ class MoEConfig(Checked):
     dropless: bool = False
     """No capacity: no choice is dropped; for token choice."""
     images_per_group: int = 8
-    """Maximum number of images whose tokens compete for slots; 1 makes images independent."""
+    """Maximum number of images whose tokens compete for slots; 1 makes images
+    independent, up to rounding."""
     expert_dropout: float = 0.0
     """Dropout rate inside the experts."""
     shared_init: bool = True
@@ -80,6 +83,8 @@ class MoEConfig(Checked):
 @dataclasses.dataclass(frozen=True)
 class ViTConfig(Checked):
     """A vision transformer, some of whose blocks are sparse. The defaults are V-MoE's S/32."""
+
+    section = "model"
 
     patch_size: int = 32
     """Side of a patch in pixels."""
@@ -171,6 +176,11 @@ class ViTConfig(Checked):
         if isinstance(self.moe, MoEConfig):
             return dict.fromkeys(self.sparse_blocks, self.moe)
         return dict(zip(self.sparse_blocks, self.moe, strict=True))
+
+    @property
+    def can_drop(self) -> bool:
+        """Whether any router lets tokens choose experts, so that a choice can be dropped."""
+        return any(moe.router.can_drop for moe in self.moe_blocks.values())
 
     def moe_of(self, block: int) -> MoEConfig | None:
         """The sparse-layer config of a block; None if the block is dense."""

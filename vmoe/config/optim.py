@@ -10,6 +10,8 @@ from vmoe.config.fields import Checked, require
 class WeightDecayConfig(Checked):
     """Decoupled weight decay by kind of parameter; each rate is multiplied by the learning rate."""
 
+    section = "optim.weight_decay"
+
     kernels: float = 0.05
     """Rate of all kernels without a rate of their own below."""
     experts: float | None = None
@@ -31,15 +33,17 @@ class WeightDecayConfig(Checked):
 class OptimConfig(Checked):
     """The optimiser: clipping, Adam or momentum, weight decay, learning rate, in this order."""
 
+    section = "optim"
+
     kind: Literal["adamw", "sgd"] = "adamw"
     lr: float = 1e-3
     """Peak learning rate."""
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
     """The learning rate after the warmup."""
     end_lr: float = 1e-5
-    """Learning rate at the last step; a constant schedule stays at the peak."""
+    """Learning rate that is reached after the last step; a constant schedule stays at the peak."""
     warmup_steps: int = 100
-    """Steps of linear increase from 0 to the peak."""
+    """Steps of linear increase from 0, the rate of the first step, to the peak."""
     b1: float = 0.9
     """Decay rate of Adam's mean of gradients."""
     b2: float = 0.999

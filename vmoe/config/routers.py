@@ -13,6 +13,8 @@ Priority = Literal["order", "largest_gate", "sum_of_gates", "random"]
 class AuxLossWeights(Checked):
     """Weights of the auxiliary losses of one sparse block (``vmoe/routing/aux_losses.py``)."""
 
+    section = "router.aux_loss"
+
     importance: float = 0.005
     """Squared coefficient of variation of the experts' summed gates (V-MoE, appendix A)."""
     load: float = 0.005
@@ -36,6 +38,7 @@ class RouterConfig(Checked):
         can_drop: whether tokens choose their experts, so that a choice can be dropped.
     """
 
+    section = "router"
     logits_per = "expert"
     can_drop = False
 

@@ -2,7 +2,9 @@
 
 import io
 import os
+from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import UInt8
@@ -11,32 +13,77 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from vmoe.errors import UsageError
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+BACKGROUND = "white"  # shows through transparent pixels
+TWELVE_BITS = 4096  # values of 12 bits
 
 
-def image_files_below(folder: Path) -> tuple[list[Path], int]:
+class ImageFile(NamedTuple):
+    """A file with the suffix of an image.
+
+    Attributes:
+        path: to the file.
+        size: in bytes.
+        modified: time of the last change, in nanoseconds.
+    """
+
+    path: str
+    size: int
+    modified: int
+
+
+class Found(NamedTuple):
+    """What a folder and its sub-folders hold, each sorted by path.
+
+    Attributes:
+        images: files with the suffix of an image.
+        others: all other files.
+        links: symbolic links to folders, which are not followed.
+    """
+
+    images: list[ImageFile]
+    others: list[str]
+    links: list[str]
+
+
+def image_files_below(folder: str | Path) -> Found:
     """Finds the image files in a folder and its sub-folders.
 
     Hidden files and folders are ignored.
 
-    Returns:
-        the paths of the image files, sorted; and the number of other files.
-
     Raises:
         UsageError: one of the folders cannot be read.
     """
+    found = Found([], [], [])
+    for entry in _entries(str(folder)):
+        if entry.is_dir():
+            found.links.append(entry.path)
+        elif entry.is_file():
+            if os.path.splitext(entry.name)[1].lower() in SUFFIXES:
+                status = entry.stat()
+                found.images.append(ImageFile(entry.path, status.st_size, status.st_mtime_ns))
+            else:
+                found.others.append(entry.path)
+    for paths in found:
+        paths.sort()
+    return found
 
-    def on_error(error: OSError) -> None:
-        if isinstance(error, FileNotFoundError):  # a class without images in this split
-            return
-        raise UsageError(f"{error.filename}: {error.strerror}; make it readable, or move it away")
 
-    files = []
-    for parent, folders, names in os.walk(folder, onerror=on_error):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        files += [Path(parent, name) for name in names if not name.startswith(".")]
-    files = sorted(path for path in files if path.is_file())
-    images = [path for path in files if path.suffix.lower() in SUFFIXES]
-    return images, len(files) - len(images)
+def _entries(folder: str) -> Iterator[os.DirEntry[str]]:
+    """Every file below a folder, and every link to a folder, without hidden ones."""
+    try:
+        entries = list(os.scandir(folder))
+    except FileNotFoundError:  # a class without images in this split
+        return
+    except OSError as error:
+        message = f"{error.filename}: {error.strerror}; make it readable, or move it away"
+        raise UsageError(message) from None
+    for entry in entries:
+        if entry.name.startswith("."):
+            continue
+        if entry.is_dir(follow_symlinks=False):
+            yield from _entries(entry.path)
+        else:
+            yield entry
 
 
 def read_bytes(path: str | Path) -> bytes:
@@ -56,14 +103,16 @@ def read_bytes(path: str | Path) -> bytes:
 def decode(image: bytes | UInt8[np.ndarray, "h w 3"], origin: str) -> UInt8[np.ndarray, "h w 3"]:
     """Decodes the bytes of an image file to RGB pixels in [0, 255], in its EXIF orientation.
 
-    Grey becomes three equal channels, CMYK is converted, 16 bits become 8, and transparency is
-    ignored. An array of pixels is returned unchanged.
+    Grey becomes three equal channels and CMYK is converted. 16 bits become 8: 65,535 becomes 255.
+    Transparent pixels are blended with a white background. An array of pixels is returned
+    unchanged.
 
     Args:
         origin: where the image comes from, for error messages.
 
     Raises:
-        UsageError: the bytes are not a complete image.
+        UsageError: the bytes are not a complete image, or its values have no defined range: 32-bit
+            integers, floats, or fewer than 13 of 16 bits.
     """
     if not isinstance(image, bytes):
         return image
@@ -72,6 +121,8 @@ def decode(image: bytes | UInt8[np.ndarray, "h w 3"], origin: str) -> UInt8[np.n
             return np.asarray(_rgb(ImageOps.exif_transpose(opened)))
     except UnidentifiedImageError:
         raise UsageError(f"{origin}: not an image, or in a format that cannot be read") from None
+    except _NoRange as error:
+        raise UsageError(f"{origin}: {error}; save it with 8 bits per channel") from None
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise UsageError(f"{origin}: cannot be read as an image ({error})") from None
 
@@ -80,14 +131,26 @@ def read_image(path: str | Path) -> UInt8[np.ndarray, "h w 3"]:
     """Reads an image file and decodes it; see ``decode``.
 
     Raises:
-        UsageError: there is no such file, or it is not a complete image.
+        UsageError: there is no such file, or it is not an image that ``decode`` accepts.
     """
     return decode(read_bytes(path), str(path))
 
 
+class _NoRange(Exception):
+    """The values of an image do not say which of them is white."""
+
+
 def _rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I"):  # 16 bits, which Pillow would clip at 255
-        return Image.fromarray((np.asarray(image) / 257).astype(np.uint8)).convert("RGB")
-    if image.mode == "P":  # a palette may hold transparency
+    if image.mode.startswith("I;16"):  # which Pillow would clip at 255
+        values = np.asarray(image)
+        if 0 < values.max() < TWELVE_BITS:
+            raise _NoRange(f"its 16-bit values end at {values.max()}, so white is not 65,535")
+        return Image.fromarray((values / 257).astype(np.uint8)).convert("RGB")
+    if image.mode in ("I", "F"):
+        raise _NoRange(
+            f"{'32-bit integers' if image.mode == 'I' else 'floats'} (mode {image.mode})"
+        )
+    if image.has_transparency_data:
         image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, BACKGROUND), image)
     return image.convert("RGB")

@@ -7,8 +7,10 @@ Batch number i of training is a function of the seed and i, so a checkpoint save
 the next batch.
 """
 
+import collections
 import dataclasses
-from collections.abc import Iterator, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import grain
@@ -24,6 +26,7 @@ from vmoe.data.sources import Example, Source
 from vmoe.errors import UsageError
 
 ENDLESS = 1 << 62  # images; grain cannot slice an infinite data set
+ATTEMPTS = 100  # to replace an image by one that can be read
 READ_AHEAD = grain.ReadOptions(num_threads=2, prefetch_buffer_size=8)
 
 
@@ -41,17 +44,45 @@ class Batch(NamedTuple):
     valid: Bool[np.ndarray, "b"]
 
 
+class Replaced:
+    """The images that training replaced by others because they cannot be read; thread-safe."""
+
+    def __init__(self) -> None:
+        self._reasons: collections.Counter[str] = collections.Counter()
+        self._reported = 0
+        self._lock = threading.Lock()
+
+    def add(self, reason: str) -> None:
+        """Counts an image; the reason names it."""
+        with self._lock:
+            self._reasons[reason] += 1
+
+    def news(self) -> list[str]:
+        """A line for each image that no earlier call has returned."""
+        with self._lock:
+            reasons, total = list(self._reasons), self._reasons.total()
+            new, self._reported = reasons[self._reported :], len(reasons)
+        return [f"{reason}; replaced by another image ({total} so far)" for reason in new]
+
+
 def training_batches(
-    source: Source, config: TrainConfig, *, shard: tuple[int, int] = (0, 1), devices: int = 1
+    source: Source,
+    config: TrainConfig,
+    *,
+    shard: tuple[int, int] = (0, 1),
+    devices: int = 1,
+    on_replaced: Callable[[str], None] = lambda message: None,
 ) -> grain.MapDataset[Batch]:
     """An endless sequence of training batches; every epoch has a different order.
 
     Args:
         shard: (i, n): return the i-th of n equal shards of each batch.
         devices: number of devices that the shard is split over; mixup mixes images on one device.
+        on_replaced: called from any thread with the reason why an image was replaced by another,
+            if ``data.on_error`` asks for it.
 
     Returns:
-        the batches, by number.
+        the batches, by number. Reading one raises a UsageError if an image cannot be read.
 
     Raises:
         UsageError: there are more classes than logits, fewer images than a batch holds, or mixup
@@ -65,8 +96,16 @@ def training_batches(
             "lower it, or add images"
         )
 
-    def prepare(example: Example, rng: np.random.Generator) -> Example:
-        pixels = resize(decode(example.image, example.origin), config.model.image_size)
+    def prepare(index: int, rng: np.random.Generator) -> Example:
+        example = _decoded(source, index)
+        for _ in range(ATTEMPTS if data.on_error == "replace" else 0):
+            if isinstance(example, Example):
+                break
+            on_replaced(str(example))
+            example = _decoded(source, int(rng.integers(len(source))))
+        if isinstance(example, UsageError):
+            raise example
+        pixels = resize(np.asarray(example.image), config.model.image_size)
         return dataclasses.replace(example, image=augment(pixels, data, rng))
 
     def mix(batch: Batch, rng: np.random.Generator) -> Batch:
@@ -81,7 +120,7 @@ def training_batches(
             "use data.mixup=0"
         )
     batches = (
-        grain.MapDataset.source(source)
+        grain.MapDataset.range(len(source))
         .seed(config.seed)
         .shuffle()
         .repeat(ENDLESS // len(source))
@@ -89,6 +128,15 @@ def training_batches(
         .batch(rows, batch_fn=lambda examples: _batch(examples, num_classes, rows))
     )[index::count]
     return batches.random_map(mix) if data.mixup else batches
+
+
+def _decoded(source: Source, index: int) -> Example | UsageError:
+    """The example at an index with its pixels, or why it cannot be read."""
+    try:
+        example = source[index]
+        return dataclasses.replace(example, image=decode(example.image, example.origin))
+    except UsageError as error:
+        return error
 
 
 def evaluation_batches(

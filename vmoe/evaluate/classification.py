@@ -12,7 +12,7 @@ import numpy as np
 from flax import nnx
 
 from vmoe import distributed
-from vmoe.analysis.measures import choices_and_drops
+from vmoe.analysis.measures import choices_and_drops, tokens_and_unprocessed
 from vmoe.config import MoEConfig, Soft, ViTConfig
 from vmoe.config.evaluation import Weights
 from vmoe.data.pipeline import Batch, check_classes, empty_batch, evaluation_batches
@@ -36,16 +36,21 @@ class Evaluation:
     images: int
     accuracy: float
     """Fraction of images whose class has the largest logit."""
-    top5_accuracy: float
-    """Fraction of images whose class has one of the five largest logits."""
+    top5_accuracy: float | None
+    """Fraction of images whose class has one of the five largest logits; None if there are fewer
+    than six classes."""
     cross_entropy: float
     """Mean of the softmax cross-entropy, in nats."""
     brier: float
     """Mean squared distance between the probabilities and the label, in [0, 2]."""
     calibration_error: float
     """Mean gap between confidence and accuracy, over 15 bins of confidence."""
-    dropped: float
-    """Fraction of the tokens' choices that got no slot, over all sparse blocks."""
+    dropped: float | None
+    """Fraction of the tokens' choices that got no slot, over all sparse blocks; None if no router
+    lets tokens choose."""
+    unprocessed: float | None
+    """Fraction of the tokens that no expert processed, over all sparse blocks; None if there are
+    none."""
     image_size: int
     """Side of the model's input in pixels."""
     batch_size: int
@@ -63,9 +68,10 @@ class Evaluation:
     """The metrics of each image, in the order of the data."""
 
     def metrics(self) -> dict[str, object]:
-        """All fields by name, except ``per_example`` and ``class_names``."""
-        names = [field.name for field in dataclasses.fields(self)]
-        return {n: getattr(self, n) for n in names if n not in ("class_names", "per_example")}
+        """The fields by name, except ``per_example``, ``class_names`` and those that are None."""
+        values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        del values["class_names"], values["per_example"]
+        return {name: value for name, value in values.items() if value is not None}
 
 
 class NamedEvaluation(NamedTuple):
@@ -118,7 +124,7 @@ def evaluate(
     empty = empty_batch(batch_size // shards, config.num_classes, image_size)
     jax.block_until_ready(_measure(graph, state, placement.make_global_array(empty)))  # compiles
     start = time.perf_counter()
-    results, choices, dropped = [], 0.0, 0.0
+    results, counts = [], np.zeros(4)
     for batch in evaluation_batches(
         source,
         batch_size=batch_size,
@@ -127,11 +133,11 @@ def evaluate(
         shard=(shard, shards),
     ):
         on_batch()
-        result, valid, counts = jax.device_get(
+        result, valid, counted = jax.device_get(
             _measure(graph, state, placement.make_global_array(batch))
         )
         results.append(PerExample(*(values[valid] for values in result)))
-        choices, dropped = choices + float(counts[0]), dropped + float(counts[1])
+        counts += counted
     seconds = time.perf_counter() - start
     images = PerExample(*map(np.concatenate, zip(*results, strict=True)))
     if count := int((~np.isfinite(images.cross_entropy)).sum()):
@@ -139,15 +145,17 @@ def evaluate(
         message = f"{source.name}: {images_text} have logits that are NaN or infinite"
         raise distributed.synchronized(Failure(message))
     correct = np.asarray(images.predictions == images.labels)
+    choices, dropped, tokens, unprocessed = counts.tolist()
     return Evaluation(
         data=source.name,
         images=len(correct),
         accuracy=float(correct.mean()),
-        top5_accuracy=float(images.in_top5.mean()),
+        top5_accuracy=float(images.in_top5.mean()) if len(source.class_names) > 5 else None,
         cross_entropy=float(images.cross_entropy.mean(dtype=np.float64)),
         brier=float(images.brier.mean(dtype=np.float64)),
         calibration_error=calibration_error(np.asarray(images.confidence), correct),
-        dropped=dropped / max(choices, 1),
+        dropped=dropped / max(choices, 1) if config.can_drop else None,
+        unprocessed=unprocessed / tokens if tokens else None,
         image_size=image_size,
         batch_size=batch_size,
         devices=placement.devices,
@@ -165,13 +173,13 @@ def evaluate(
 @functools.partial(jax.jit, static_argnums=0)
 def _measure(
     graph: nnx.GraphDef, state: nnx.State, batch: Batch
-) -> tuple[PerExample, jax.Array, tuple[jax.Array, jax.Array]]:
+) -> tuple[PerExample, jax.Array, tuple[jax.Array, ...]]:
     model = nnx.merge(graph, state)
     logits, records = model.forward(batch.images, valid=batch.valid)
     measured = (
         per_example(logits, jnp.asarray(batch.labels)),
         batch.valid,
-        choices_and_drops(records),
+        (*choices_and_drops(records), *tokens_and_unprocessed(records)),
     )
     return model.placement.replicate(measured)
 

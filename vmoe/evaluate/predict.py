@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import glob
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import jax
@@ -16,6 +16,7 @@ from vmoe.analysis.measures import expert_use
 from vmoe.axes import Images
 from vmoe.config import RoutingOverrides
 from vmoe.data.decode import SUFFIXES, image_files_below
+from vmoe.data.sources.source import Skipped
 from vmoe.errors import UsageError
 from vmoe.factory import Loaded
 
@@ -35,7 +36,7 @@ class Prediction:
     """By sparse block: the fraction of the image's kept choices that go to each expert."""
 
 
-def image_files(words: Sequence[str | Path]) -> tuple[list[Path], int]:
+def image_files(words: Sequence[str | Path]) -> tuple[list[Path], Skipped]:
     """The image files among the given files, folders and patterns.
 
     Args:
@@ -43,14 +44,13 @@ def image_files(words: Sequence[str | Path]) -> tuple[list[Path], int]:
             patterns (``*``, ``?``, ``[...]``; ``**`` for any depth).
 
     Returns:
-        the files, each once, in the given order; and the number of other files in the folders,
-        which are skipped because of their suffix.
+        the files, each once, in the given order; and what is skipped in the folders.
 
     Raises:
         UsageError: a file or folder does not exist, or a folder or pattern contains no image.
     """
     files: list[Path] = []
-    skipped = 0
+    skipped = Skipped()
     for word in map(str, words):
         path = Path(word)
         if not path.exists() and (matches := sorted(glob.glob(word, recursive=True))):
@@ -59,28 +59,39 @@ def image_files(words: Sequence[str | Path]) -> tuple[list[Path], int]:
             paths = [path]
         else:
             raise UsageError(f"{word}: no such file or folder, and no file matches it")
-        images = []
+        images: list[Path] = []
         for path in paths:
-            inside, others = image_files_below(path) if path.is_dir() else ([path], 0)
-            images += inside
-            skipped += others
+            if not path.is_dir():
+                images.append(path)
+                continue
+            found = image_files_below(path)
+            images += (Path(image.path) for image in found.images)
+            skipped = Skipped((*skipped.others, *found.others), (*skipped.links, *found.links))
         if not images:
             raise UsageError(f"{word}: no images there ({', '.join(SUFFIXES)})")
         files += images
     return list(dict.fromkeys(files)), skipped
 
 
-def predict(loaded: Loaded, paths: Sequence[str | Path], *, top: int = 5) -> Iterator[Prediction]:
+def predict(
+    loaded: Loaded,
+    paths: Sequence[str | Path],
+    *,
+    top: int = 5,
+    on_unreadable: Callable[[UsageError], None] | None = None,
+) -> Iterator[Prediction]:
     """Predicts the classes of image files independently: images do not compete for slots.
 
     Args:
         top: number of classes of a prediction.
+        on_unreadable: called with the reason for each path that is left out because it is missing
+            or not an image; if None, the reason is raised.
 
     Raises:
         UsageError: a path is missing or not an image, there is no path, or ``top`` is below 1.
     """
     if not paths:
-        raise UsageError("no images given: give image files, folders or patterns")
+        raise UsageError("no images given: name at least one file, folder or pattern")
     if top < 1:
         raise UsageError(f"top={top}: use at least 1")
     model, config = loaded.model, loaded.model.config
@@ -91,11 +102,13 @@ def predict(loaded: Loaded, paths: Sequence[str | Path], *, top: int = 5) -> Ite
     )
     names = loaded.class_names
     for start in range(0, len(paths), BATCH):
-        batch = paths[start : start + BATCH]
-        images = loaded.preprocess(batch)
+        batch = _read(loaded, paths[start : start + BATCH], on_unreadable)
+        if not batch:
+            continue
+        images = np.concatenate([image for _, image in batch])
         images = np.pad(images, ((0, min(BATCH, len(paths)) - len(batch)), *[(0, 0)] * 3))
         probabilities, experts = jax.device_get(_forward(graph, state, images))
-        for i, path in enumerate(batch):
+        for i, (path, _) in enumerate(batch):
             best = np.argsort(-probabilities[i])[:top]
             yield Prediction(
                 path=str(path),
@@ -103,6 +116,23 @@ def predict(loaded: Loaded, paths: Sequence[str | Path], *, top: int = 5) -> Ite
                 probabilities=[float(probabilities[i, y]) for y in best],
                 experts={block: use[i].tolist() for block, use in experts.items()},
             )
+
+
+def _read(
+    loaded: Loaded,
+    paths: Sequence[str | Path],
+    on_unreadable: Callable[[UsageError], None] | None,
+) -> list[tuple[str | Path, Float[np.ndarray, "1 h w 3"]]]:
+    """The paths that can be read, with their preprocessed images."""
+    images = []
+    for path in paths:
+        try:
+            images.append((path, loaded.preprocess([path])))
+        except UsageError as error:
+            if on_unreadable is None:
+                raise
+            on_unreadable(error)
+    return images
 
 
 @functools.partial(jax.jit, static_argnums=0)

@@ -22,16 +22,19 @@ def summary(evaluation: Evaluation) -> list[tuple[str, str]]:
     rows = [
         ("images", f"{evaluation.images:,}, {evaluation.image_size} px"),
         ("accuracy", f"{evaluation.accuracy:.2%}"),
-        ("top-5 accuracy", f"{evaluation.top5_accuracy:.2%}"),
         ("cross-entropy", f"{evaluation.cross_entropy:.4f} nats"),
         ("Brier score", f"{evaluation.brier:.4f}"),
         ("calibration error", f"{evaluation.calibration_error:.2%}"),
     ]
+    if evaluation.top5_accuracy is not None:
+        rows.insert(2, ("top-5 accuracy", f"{evaluation.top5_accuracy:.2%}"))
+    if evaluation.dropped is not None:
+        rows.append(("choices dropped", f"{evaluation.dropped:.2%}"))
     if evaluation.images_per_group:
         factors = _joined(_factor(x) for x in evaluation.capacity_factor.values())
         images = _joined(evaluation.images_per_group.values())
         rows += [
-            ("choices dropped", f"{evaluation.dropped:.2%}"),
+            ("tokens without an expert", f"{evaluation.unprocessed:.2%}"),
             ("capacity factor", factors if factors == "none" else f"{factors} after rounding"),
             ("grouping", f"up to {images} images a group, {evaluation.batch_size} a batch"),
         ]
@@ -60,9 +63,9 @@ def per_class(evaluation: Evaluation) -> dict[str, dict[str, Any]]:
 
 COLUMNS = (
     *("date", "checkpoint", "step", "weights", "seed", "data", "images", "accuracy"),
-    *("top5_accuracy", "cross_entropy", "brier", "calibration_error", "dropped", "image_size"),
-    *("batch_size", "devices", "router", "k", "priority", "images_per_group", "capacity_factor"),
-    *("images_per_second", "model", "vmoe", "jax", "device"),
+    *("top5_accuracy", "cross_entropy", "brier", "calibration_error", "dropped", "unprocessed"),
+    *("image_size", "batch_size", "devices", "router", "k", "priority", "images_per_group"),
+    *("capacity_factor", "images_per_second", "model", "vmoe", "jax", "device"),
 )
 
 

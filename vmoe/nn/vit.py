@@ -6,8 +6,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from einops import rearrange, repeat
 from flax import nnx
+from flax.errors import TraceContextError
 from jaxtyping import Array, Bool, Float
 
 from vmoe.axes import Images, Record, Valid
@@ -129,8 +131,9 @@ class ViT(nnx.Module):
             valid: False for images that only pad the batch: they take no slots.
 
         Raises:
-            UsageError: the image size is not a multiple of the patch size, the batch size is not a
-                multiple of the number of devices, or the capacity leaves no slot.
+            UsageError: the images are not one float array (b, h, w, 3), their size is not a
+                multiple of the patch size, the batch size is not a multiple of the number of
+                devices, the capacity leaves no slot, or ``key`` is missing inside ``jax.jit``.
         """
         return self.forward(images, train=train, key=key, valid=valid)[0]
 
@@ -143,8 +146,9 @@ class ViT(nnx.Module):
         valid: Valid | None = None,
     ) -> tuple[Float[Array, "b y"], dict[int, Record]]:
         """Logits, and the record of each sparse block by its number; see ``__call__``."""
+        check_images(images)
         if train and key is None:
-            key = self.rngs.train()
+            key = self._next_key()
         self.placement.check_batch(len(images))
         valid = jnp.ones(len(images), bool) if valid is None else jnp.asarray(valid)
         embed_key, blocks_key = keys.split(key if train else None, 2)
@@ -157,14 +161,8 @@ class ViT(nnx.Module):
         """The class token, if any, and the patch embeddings, plus positions.
 
         Raises:
-            UsageError: the images are not float with three channels, or their size is not a
-                multiple of the patch size.
+            UsageError: the image size is not a multiple of the patch size.
         """
-        if images.shape[-1] != 3 or not jnp.issubdtype(images.dtype, jnp.floating):
-            raise UsageError(
-                f"images of shape {images.shape} and dtype {images.dtype}: use float (b, h, w, 3) "
-                "in [-1, 1]; vmoe.data.crops.to_float makes them from pixels"
-            )
         patches = self.patches(jnp.asarray(images, self.config.dtype))
         _, i, j, _ = patches.shape
         tokens = rearrange(patches, "b i j d -> b (i j) d")
@@ -204,6 +202,39 @@ class ViT(nnx.Module):
         if self.attention_pool is not None:
             return self.attention_pool(tokens)
         return tokens[:, 0] if self.class_token is not None else tokens.mean(axis=1)
+
+    def _next_key(self) -> jax.Array:
+        try:
+            return self.rngs.train()
+        except TraceContextError:
+            raise UsageError(
+                "model(images, train=True) inside jax.jit: give key=jax.random.key(...), since the "
+                "model's own random stream cannot advance there"
+            ) from None
+
+
+def check_images(images: Any) -> None:
+    """Checks that the input of a model is one float array (b, h, w, 3).
+
+    Raises:
+        UsageError: it is not; names its type or its shape and dtype, and the remedy.
+    """
+    if not isinstance(images, jax.Array | np.ndarray):
+        raise UsageError(
+            f"images is a {type(images).__name__}: give one array, float (b, h, w, 3) in [-1, 1]; "
+            "np.stack or np.asarray makes one"
+        )
+    remedy = ""
+    if images.ndim == 3:
+        remedy = "there is no batch axis: use images[None]"
+    elif images.ndim == 4 and images.shape[-1] != 3 and images.shape[1] == 3:
+        remedy = "the channels come last: use images.transpose(0, 2, 3, 1)"
+    elif images.ndim != 4 or images.shape[-1] != 3:
+        remedy = "use (b, h, w, 3)"
+    elif not jnp.issubdtype(images.dtype, jnp.floating):
+        remedy = "use float in [-1, 1]; vmoe.data.crops.to_float makes it from pixels"
+    if remedy:
+        raise UsageError(f"images of shape {images.shape} and dtype {images.dtype}: {remedy}")
 
 
 def _rematerialized(run: Callable[..., Any], block: Block, *inputs: Any) -> Any:

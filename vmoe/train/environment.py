@@ -29,17 +29,24 @@ def environment(source: Source, placement: Placement) -> dict[str, Any]:
         "mesh": str(placement),
         "processes": jax.process_count(),
         "images": len(source),
-        "data": source.fingerprint(),
+        "data": source.fingerprint()._asdict(),
     }
 
 
 def differences(stored: dict[str, Any], current: dict[str, Any]) -> list[str]:
     """Differences between the current environment and data and those recorded at the start."""
     lines = []
-    if stored.get("data") != current["data"]:
+    before, now = stored.get("data"), current["data"]
+    if not isinstance(before, dict) or any(before.get(k) != now[k] for k in ("data", "content")):
         lines.append(
-            f"the training data has changed since the start ({stored.get('images')} images then, "
-            f"{current['images']} now): the result will differ from that of an unchanged run"
+            f"the training data has changed since this run began ({stored.get('images')} images "
+            f"then, {current['images']} now); continuing, but results will differ from an "
+            "uninterrupted run"
+        )
+    elif before.get("times") != now["times"]:
+        lines.append(
+            "the files of the training data have other modification times than when this run "
+            "began; their names, sizes and the content of a sample are the same"
         )
     for name in COMPARED:
         if stored.get(name) != current[name]:

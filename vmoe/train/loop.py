@@ -26,12 +26,15 @@ from vmoe.train.state import (
     init_state,
 )
 from vmoe.train.status import NotFinite, StepStatus
+from vmoe.train.writers import Position
+from vmoe.workdir.layout import extend
 
 
 def train(
     config: TrainConfig,
     workdir: str | Path,
     *,
+    init: str | Path | None = None,
     mesh: str = "",
     fsdp: bool = False,
     on_nan: Literal["stop", "rewind"] = "stop",
@@ -40,9 +43,11 @@ def train(
     """Trains to the last step and returns its evaluations.
 
     All files of the run are in the folder ``workdir``. Called again with the same config it resumes
-    from the newest valid checkpoint; a finished run is only evaluated.
+    from the newest valid checkpoint; a finished run is only evaluated. A config with more steps
+    extends a run.
 
     Args:
+        init: a trained model whose parameters a new run starts from; see ``vmoe.load``.
         mesh: devices per axis, "data=4,expert=8": a batch is sharded over all of them, the experts
             over the second axis; derived from the model and the devices if empty.
         fsdp: also shard large dense parameters and optimiser state over "data".
@@ -56,7 +61,8 @@ def train(
         Failure: the loss is not finite, the disk is full, or no checkpoint is valid.
         Stopped: SIGINT or SIGTERM was received; a checkpoint is saved.
     """
-    with setup(config, Path(workdir), mesh=mesh, fsdp=fsdp) as run:
+    source = None if init is None else Path(init)
+    with setup(config, Path(workdir), init=source, mesh=mesh, fsdp=fsdp) as run:
         state = _restore_or_init(run)
         while True:
             rewinds = int(state.rewinds)
@@ -82,7 +88,7 @@ def _attempt(run: Run, state: State) -> list[NamedEvaluation]:
             status.read()
             with _saved_on_bad_image(run, state, step, status):
                 evaluations = _evaluate(run, state, step, status)
-        if _due(step, config.checkpoint_every, config.steps):
+        if _due(step, config.checkpoint_every, config.steps) or run.checkpoints.is_best(step):
             status.read()
             _save(run, state, step)
         if step == config.steps and evaluations is not None:
@@ -100,6 +106,8 @@ def _attempt(run: Run, state: State) -> list[NamedEvaluation]:
         if _due(step, config.log_every, config.steps):
             status.read()
             report.metrics(step, metrics)
+            for line in run.replaced.news():
+                report.warn(line)
 
 
 def _due(step: int, every: int, last: int) -> bool:
@@ -162,7 +170,10 @@ def _check_signals(run: Run) -> None:
 
 
 def _save(run: Run, state: State, step: int) -> None:
-    run.checkpoints.save(step, **checkpoint_items(state))
+    positions = run.report.positions()
+    if run.checkpoints.save(step, positions, **checkpoint_items(state)) and run.extended:
+        run.checkpoints.wait()
+        extend(run.workdir, run.config)
 
 
 @contextlib.contextmanager
@@ -183,6 +194,8 @@ def _saved_on_bad_image(run: Run, state: State, step: int, status: StepStatus) -
 def _stopped(run: Run, step: int) -> Stopped:
     run.checkpoints.wait()
     reason = run.signals.requested or "a signal to another process"
+    if step == 0:
+        return Stopped(f"{reason}: stopped before the first step; run the same command to start")
     return Stopped(
         f"{reason}: checkpoint saved at step {step} of {run.config.steps}; run the same command to "
         "resume"
@@ -192,16 +205,15 @@ def _stopped(run: Run, step: int) -> Stopped:
 def _restore_or_init(run: Run) -> State:
     """The state of the newest valid checkpoint, or the first state if there is no checkpoint."""
     run.checkpoints.wait()
-    if run.checkpoints.has_checkpoint:
-        target = checkpoint_items(run.abstract_state)
-        _, items, messages = run.checkpoints.restore_newest(**target)
-        for message in messages:
-            run.report.log(message)
-        state = from_checkpoint_items(items)
-    else:
+    if not run.checkpoints.has_checkpoint:
+        run.report.resume(0, {})
         state = init_state(run.config, run.placement)
-    run.report.resume(int(state.step))
-    return state
+        return run.initial.apply(state, run.placement) if run.initial else state
+    restored = run.checkpoints.restore_newest(**checkpoint_items(run.abstract_state))
+    for message in restored.messages:
+        run.report.log(message)
+    run.report.resume(restored.step, {k: Position(*v) for k, v in restored.files.items()})
+    return from_checkpoint_items(restored.items)
 
 
 def _rewind(run: Run, *, batch: int, rewinds: int) -> State:

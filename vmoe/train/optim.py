@@ -14,7 +14,12 @@ Params = dict[str, Any]
 
 
 def schedule(config: OptimConfig, steps: int) -> optax.Schedule:
-    """Linear warmup from 0 to ``lr``, then decay to ``end_lr`` at the last step, or constant."""
+    """Linear warmup from 0 to ``lr``, then decay to ``end_lr``, or constant.
+
+    The first update (step 0) has the rate 0, or ``lr`` if there is no warmup. The rate is ``lr`` at
+    step ``warmup_steps`` and would be ``end_lr`` at step ``steps``, so the last update, at step
+    ``steps - 1``, has a rate just above it.
+    """
     rest = steps - config.warmup_steps
     after = {
         "cosine": optax.cosine_decay_schedule(config.lr, rest, alpha=config.end_lr / config.lr),

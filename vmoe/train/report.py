@@ -1,6 +1,7 @@
 """Progress and metrics of a run: a live line, CSV files and TensorBoard events."""
 
 import contextlib
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -14,14 +15,18 @@ from rich.table import Column
 
 from vmoe import distributed
 from vmoe.config import TrainConfig
-from vmoe.errors import Failure
+from vmoe.errors import Failure, one_line
 from vmoe.evaluate import NamedEvaluation
-from vmoe.train.writers import CsvWriter, TensorBoardWriter, flatten
+from vmoe.train.writers import START, CsvWriter, Position, TensorBoardWriter, flatten
+from vmoe.workdir.layout import TABLES
 
-LEADING = ("loss", "accuracy", "aux_loss", "dropped", "lr", "gradient_norm")  # in metrics.csv
+LEADING = (  # columns of metrics.csv
+    *("loss", "accuracy", "aux_loss", "dropped", "unprocessed"),
+    *("lr", "gradient_norm"),
+)
 EVALUATION = (  # columns of evaluations.csv
     *("images", "accuracy", "top5_accuracy", "cross_entropy", "brier"),
-    *("calibration_error", "dropped", "images_per_second"),
+    *("calibration_error", "dropped", "unprocessed", "images_per_second"),
 )
 
 
@@ -36,11 +41,19 @@ class NullReport(contextlib.nullcontext):
     def ignore(self, *arguments: Any) -> None:
         """Does nothing; replaces the methods that print and write."""
 
-    resume = step = metrics = evaluations = log = ignore
+    step = metrics = evaluations = log = resume = ignore
+
+    def positions(self) -> dict[str, Position]:
+        """Empty; only the primary process writes the files."""
+        return {}
 
     def evaluated(self, step: int) -> bool:
         """False; only the primary process reads the files."""
         return False
+
+    def warn(self, text: str) -> None:
+        """Prints a line that only this process knows."""
+        print(f"process {jax.process_index()}: {one_line(text)}", file=sys.stderr)
 
     def pause_timer(self, activity: str) -> contextlib.AbstractContextManager[None]:
         """A context that does nothing."""
@@ -58,9 +71,8 @@ class Report:
 
     def __init__(self, workdir: Path, config: TrainConfig):
         self._workdir, self._config = workdir, config
-        self._metrics = CsvWriter(workdir / "metrics.csv")
-        self._evaluations = CsvWriter(workdir / "evaluations.csv")
-        self._experts = CsvWriter(workdir / "experts.csv")
+        self._tables = [CsvWriter(workdir / name) for name in TABLES]
+        self._metrics, self._evaluations, self._experts = self._tables
         self._events = TensorBoardWriter(workdir / "tensorboard")
         self._console = Console(stderr=True, markup=False)
         self._progress = _progress(self._console, config.steps)
@@ -77,13 +89,30 @@ class Report:
         with contextlib.suppress(*([Failure] if kind else [])):  # the first error is reported
             self._events.close()
 
-    def resume(self, step: int) -> None:
-        """Continues after a step; removes the rows of later steps, which will be run again."""
-        for writer in (self._metrics, self._evaluations, self._experts, self._events):
-            writer.truncate_after(step)
+    def positions(self) -> dict[str, Position]:
+        """The end of each CSV file by name, to be saved with a checkpoint."""
+        return {table.name: table.position() for table in self._tables}
+
+    def resume(self, step: int, positions: dict[str, Position]) -> None:
+        """Continues after a step; removes the rows of later steps, which will be run again.
+
+        Args:
+            positions: as saved with the checkpoint of the step; empty if there is none.
+
+        Raises:
+            Failure: a CSV file is corrupt, and all are left as they are; or one cannot be written.
+        """
+        missing = [table.restore(step, positions.get(table.name, START)) for table in self._tables]
+        for table in self._tables:
+            table.truncate()
+        self._events.truncate_after(step)
         self._timed_from, self._first = (step, time.perf_counter()), step + 1
         self._progress.reset(self._task, completed=step)
-        if step:
+        for message in filter(None, missing):
+            self.log(f"{message}; a new file starts")
+        if step == self._config.steps:
+            self.log(f"{self._workdir}: already complete ({step} of {step} steps)")
+        elif step:
             self.log(f"{self._workdir}: resumed from step {step} of {self._config.steps}")
 
     def evaluated(self, step: int) -> bool:
@@ -92,7 +121,7 @@ class Report:
 
     def step(self, step: int) -> None:
         """Shows that a step was dispatched; does not wait for the device."""
-        if step == self._first and self._config.log_every > 1:
+        if step == self._first:
             self._timed_from = step, time.perf_counter()  # leaves compiling out of images/s
         self._progress.update(self._task, completed=step)
 
@@ -113,8 +142,11 @@ class Report:
         blocks: dict[int, dict[str, np.ndarray]] = values.pop("blocks")
         (before, since), now = self._timed_from, time.perf_counter()
         self._timed_from = step, now
-        speed = (step - before) * self._config.batch_size / (now - since)
+        # unknown after the first step of a process, which compiles
+        speed = (step - before) * self._config.batch_size / (now - since) if step > before else None
         row = {name: float(values.pop(name)) for name in LEADING} | {"images_per_second": speed}
+        if not self._config.model.can_drop:
+            row["dropped"] = None
         experts = []
         for block, measures in blocks.items():
             load, importance = measures.pop("load"), measures.pop("importance")
@@ -128,7 +160,11 @@ class Report:
         self._experts.append(step, experts)
         self._events.write(
             step,
-            {name if "/" in name else f"train/{name}": value for name, value in row.items()}
+            {
+                name if "/" in name else f"train/{name}": value
+                for name, value in row.items()
+                if value is not None
+            }
             | {
                 f"block{expert['block']}/{name}/{expert['expert']}": expert[name]
                 for expert in experts
@@ -140,8 +176,8 @@ class Report:
             f"loss {row['loss']:.3f}",
             f"accuracy {row['accuracy']:.1%}",
             f"lr {row['lr']:.1e}",
-            f"dropped {row['dropped']:.1%}",
-            f"{speed:,.0f} images/s",
+            *self._drops(row),
+            *([] if speed is None else [f"{speed:,.0f} images/s"]),
         )
 
     def evaluations(self, step: int, evaluations: Sequence[NamedEvaluation]) -> None:
@@ -150,19 +186,30 @@ class Report:
         for name, weights, result in evaluations:
             metrics = {metric: getattr(result, metric) for metric in EVALUATION}
             rows.append({"set": name, "weights": weights} | metrics)
-            self._events.write(step, {f"{name}_{weights}/{k}": v for k, v in metrics.items()})
+            known = {k: v for k, v in metrics.items() if v is not None}
+            self._events.write(step, {f"{name}_{weights}/{k}": v for k, v in known.items()})
             self._show(
                 step,
                 f"{name}{' (EMA)' if weights == 'ema' else ''} {result.accuracy:.2%}",
                 f"cross-entropy {result.cross_entropy:.3f}",
-                f"dropped {result.dropped:.1%}",
+                *self._drops(metrics),
                 permanent=True,
             )
         self._evaluations.append(step, rows)
 
     def log(self, text: str) -> None:
         """Prints a permanent line."""
-        self._console.print(text, highlight=False, soft_wrap=True)
+        self._console.print(one_line(text), highlight=False, soft_wrap=True)
+
+    warn = log
+
+    def _drops(self, row: dict[str, Any]) -> list[str]:
+        """Text for the console: drops where tokens choose, else tokens without an expert."""
+        if not self._config.model.sparse_blocks:
+            return []
+        if self._config.model.can_drop:
+            return [f"dropped {row['dropped']:.1%}"]
+        return [f"unprocessed {row['unprocessed']:.1%}"]
 
     def _show(self, step: int, *parts: str, permanent: bool = False) -> None:
         line = "  ".join(parts)

@@ -7,26 +7,37 @@ from pathlib import Path
 
 import grain
 import jax
+import numpy as np
 
 from vmoe import distributed, models
 from vmoe.checkpoints.run import Checkpoints
 from vmoe.config import EvalConfig, TrainConfig
 from vmoe.costs.summary import summarize
-from vmoe.data.pipeline import Batch, training_batches
-from vmoe.data.sources import SPLITS, Source, name_and_split, open_source, relabel
+from vmoe.data.crops import resizing_messages
+from vmoe.data.pipeline import Batch, Replaced, training_batches
+from vmoe.data.sources import (
+    SPLITS,
+    Source,
+    name_and_split,
+    open_source,
+    relabel,
+    skipped_messages,
+)
 from vmoe.errors import UsageError
 from vmoe.mesh import place
 from vmoe.sharding import Placement
 from vmoe.signals import Signals
 from vmoe.train.environment import differences, environment
+from vmoe.train.init import Init, read_source
+from vmoe.train.optim import schedule
 from vmoe.train.report import NullReport, Report, make_report
 from vmoe.train.state import State, abstract_state
 from vmoe.train.step import Metrics, make_train_step
 from vmoe.workdir.layout import (
     check_same_run,
+    files_of_a_run,
     has_config,
     read_environment,
-    steps_of,
     write_metadata,
 )
 from vmoe.workdir.lock import lock_workdir
@@ -37,13 +48,20 @@ class Run:
     """Everything that a run needs."""
 
     config: TrainConfig
+    workdir: Path
     placement: Placement
     batches: grain.MapDataset[Batch]
     """Training batches by number; only the shard of each that this process reads."""
+    replaced: Replaced
+    """Training images that could not be read."""
     evaluations: list[tuple[EvalConfig, Source]]
     train_step: Callable[[State, Batch], tuple[State, Metrics]]
     abstract_state: State
     """Shapes, dtypes and shardings of the state."""
+    initial: Init | None
+    """Parameters to start from, if there is no checkpoint."""
+    extended: bool
+    """Whether the config in the folder has fewer steps; for the primary process."""
     signals: Signals
     checkpoints: Checkpoints
     report: Report | NullReport
@@ -51,31 +69,42 @@ class Run:
 
 @contextlib.contextmanager
 def setup(
-    config: TrainConfig, workdir: Path, *, mesh: str = "", fsdp: bool = False
+    config: TrainConfig,
+    workdir: Path,
+    *,
+    init: Path | None = None,
+    mesh: str = "",
+    fsdp: bool = False,
 ) -> Iterator[Run]:
     """Checks that everything fits, then locks the run folder and opens its files.
 
     Nothing is written before the config, the data and the model are known to fit.
 
     Raises:
-        UsageError: the folder is another run's, the data does not fit the model, or the model or
-            the batch cannot be split over the devices.
+        UsageError: the folder is another run's, the data does not fit the model, the model or the
+            batch cannot be split over the devices, or ``init`` has other parameters.
     """
-    source = open_source(config.data.name, "train")
+    source = _open(config.data.name, "train", config)
     evaluations = [(each, _evaluation_source(each, config, source)) for each in config.evaluations]
     placement = place(config.model, jax.devices(), mesh=mesh, fsdp=fsdp)
     placement.check_batch(config.batch_size)
     shard, shards = placement.process_shard()
+    replaced = Replaced()
     batches = training_batches(
-        source, config, shard=(shard, shards), devices=placement.devices // shards
+        source,
+        config,
+        shard=(shard, shards),
+        devices=placement.devices // shards,
+        on_replaced=replaced.add,
     )
     train_step, shapes = make_train_step(config, placement), abstract_state(config, placement)
     first = placement.make_global_array(batches[0])
     jax.eval_shape(train_step, shapes, first)
     for each in config.evaluations:
         _check_evaluation(each, config, placement)
-    with Signals() as signals, lock_workdir(workdir):
-        messages = _open_workdir(workdir, config, source, placement)
+    initial = read_source(init, workdir, shapes.params)
+    with lock_workdir(workdir), Signals() as signals:
+        messages, extended = _open_workdir(workdir, config, source, placement, initial)
         with (
             Checkpoints(
                 workdir, every=config.checkpoint_every, keep_latest=config.keep_latest
@@ -83,20 +112,28 @@ def setup(
             make_report(workdir, config) as report,
             distributed.abort_on_error(),  # innermost: the contexts above wait for other processes
         ):
-            for message in [*messages, *_notes(config, placement, source, evaluations)]:
+            for message in [
+                *_notes(config, placement, source, evaluations, initial),
+                *messages,
+            ]:
                 report.log(message)
             if not distributed.is_single_process():
                 # A collective times out on the slowest process, so all of them compile first.
                 train_step.lower(shapes, first).compile()
-                distributed.barrier("compiled")
+                with signals.at_once():
+                    distributed.barrier("compiled")
             del first  # frees the memory of a batch
             yield Run(
                 config=config,
+                workdir=workdir,
                 placement=placement,
                 batches=batches,
+                replaced=replaced,
                 evaluations=evaluations,
                 train_step=train_step,
                 abstract_state=shapes,
+                initial=initial,
+                extended=extended,
                 signals=signals,
                 checkpoints=checkpoints,
                 report=report,
@@ -104,34 +141,64 @@ def setup(
 
 
 def _open_workdir(
-    workdir: Path, config: TrainConfig, source: Source, placement: Placement
-) -> list[str]:
+    workdir: Path,
+    config: TrainConfig,
+    source: Source,
+    placement: Placement,
+    initial: Init | None,
+) -> tuple[list[str], bool]:
     """Writes the metadata of a new run, or checks that the folder holds this one.
 
     Returns:
-        messages about what has changed since the start of the run.
+        messages about what has changed since the start of the run, and whether it has more steps.
     """
     now = environment(source, placement)
 
-    def open_folder() -> list[str]:
+    def open_folder() -> tuple[list[str], bool]:
         if not distributed.is_primary():
-            return []
+            return [], False
         if has_config(workdir):
-            check_same_run(workdir, config, source.class_names)
-            return [f"{workdir}: {line}" for line in differences(read_environment(workdir), now)]
-        if steps_of(workdir):
+            steps = check_same_run(workdir, config, source.class_names)
+            changes = differences(read_environment(workdir), now)
+            messages = [f"{workdir}: {line}" for line in changes]
+            return [*messages, *_extension(config, steps)], steps is not None
+        if left := files_of_a_run(workdir):
             raise UsageError(
-                f"workdir {workdir}: it has checkpoints but no config.json, so their run is "
-                "unknown: restore config.json, or use another workdir"
+                f"workdir {workdir}: it has {left[0]} but no config.json, so its run is unknown: "
+                "restore config.json, or use another workdir"
             )
         try:
             summary = summarize(config.model, title="model")
-            write_metadata(workdir, config, source.class_names, environment=now, model=summary)
+            write_metadata(
+                workdir,
+                config,
+                source.class_names,
+                environment=now,
+                model=summary,
+                init=None if initial is None else initial.record,
+            )
         except OSError as error:
             raise UsageError(f"workdir {workdir}: {error.strerror}") from None
-        return []
+        return [], False
 
     return distributed.raise_together(open_folder)
+
+
+def _extension(config: TrainConfig, steps: int | None) -> Iterator[str]:
+    """A message about a run of ``steps`` steps that is extended."""
+    if steps is None:
+        return
+    message = f"extended from {steps} to {config.steps} steps"
+    if config.optim.schedule != "constant":
+        then, now = (
+            float(np.asarray(schedule(config.optim, length)(steps)))
+            for length in (steps, config.steps)
+        )
+        message += (
+            f"; the {config.optim.schedule} schedule now ends at step {config.steps}, so the "
+            f"learning rate at step {steps} is {now:.3g} instead of {then:.3g}"
+        )
+    yield message
 
 
 def _notes(
@@ -139,17 +206,28 @@ def _notes(
     placement: Placement,
     source: Source,
     evaluations: list[tuple[EvalConfig, Source]],
+    initial: Init | None,
 ) -> Iterator[str]:
     """Messages to log before the first step."""
+    size = config.model.image_size
+    sets = ", ".join(f"{len(each)} {evaluation.name}" for evaluation, each in evaluations)
+    yield (
+        f"{len(source):,} images of {len(source.class_names)} classes "
+        f"({config.model.num_classes} logits), resized to {size} px; {sets}"
+    )
+    if initial is not None:
+        average = " (moving average)" if initial.record["weights"] == "ema" else ""
+        yield f"starting from {initial.record['path']}, step {initial.record['step']}{average}"
     if placement.mesh is not None:
         share = config.batch_size // placement.devices
         yield (
             f"mesh {placement}: {placement.devices} devices, {jax.process_count()} processes; "
             f"each device has {share} images and forms groups among them"
         )
-    for opened in (source, *(source for _, source in evaluations)):
-        if opened.skipped:
-            yield f"{opened.name}: {opened.skipped} files are not images and were skipped"
+    if unused := config.model.num_classes - len(source.class_names):
+        yield f"{unused} of {config.model.num_classes} logits have no class"
+    yield from resizing_messages(source, size)
+    yield from skipped_messages([source, *(each for _, each in evaluations)])
 
 
 def _evaluation_source(evaluation: EvalConfig, config: TrainConfig, trained: Source) -> Source:
@@ -163,7 +241,11 @@ def _evaluation_source(evaluation: EvalConfig, config: TrainConfig, trained: Sou
                 f"evaluations.data={name}: give {', '.join(SPLITS)}, or NAME:SPLIT of another data "
                 "set"
             )
-    return relabel(open_source(name, split), trained.class_names)
+    return relabel(_open(name, split, config), trained.class_names)
+
+
+def _open(name: str, split: str, config: TrainConfig) -> Source:
+    return open_source(name, split, check=config.data.check, on_error=config.data.on_error)
 
 
 def _check_evaluation(evaluation: EvalConfig, config: TrainConfig, placement: Placement) -> None:

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import optax
 
 from vmoe import models
-from vmoe.analysis.measures import block_measures, choices_and_drops
+from vmoe.analysis.measures import block_measures, choices_and_drops, tokens_and_unprocessed
 from vmoe.config import TrainConfig
 from vmoe.data.pipeline import Batch
 from vmoe.nn.losses import cross_entropy
@@ -29,8 +29,9 @@ def train_step(
 
     Returns:
         the next state, and scalars: ``loss`` (nats), ``accuracy``, ``aux_loss``, ``dropped`` (share
-        of the choices), ``lr``, ``gradient_norm``; ``blocks``, the measures of each sparse block;
-        ``norms`` of parameters, gradients and updates by part of the model.
+        of the choices), ``unprocessed`` (share of the tokens), ``lr``, ``gradient_norm``;
+        ``blocks``, the measures of each sparse block; ``norms`` of parameters, gradients and
+        updates by part of the model.
     """
     key = jax.random.fold_in(jax.random.key(config.seed), state.batch)
     optim = optimizer(config.optim, config.steps)
@@ -81,11 +82,13 @@ def _loss(
     aux_loss = sum((record.aux_loss for record in records.values()), jnp.zeros(()))
     correct = logits.argmax(-1) == batch.labels.argmax(-1)
     choices, dropped = choices_and_drops(records)
+    tokens, unprocessed = tokens_and_unprocessed(records)
     metrics = {
         "loss": loss,
         "accuracy": correct.mean(),
         "aux_loss": aux_loss,
         "dropped": dropped / jnp.maximum(choices, 1),
+        "unprocessed": unprocessed / jnp.maximum(tokens, 1),
         "blocks": {block: block_measures(record) for block, record in records.items()},
     }
     return loss + aux_loss, metrics

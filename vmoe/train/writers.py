@@ -2,11 +2,13 @@
 
 import contextlib
 import csv
+import hashlib
 import io
+import os
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from tensorboardX.event_file_writer import EventsWriter
@@ -14,9 +16,23 @@ from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.summary import scalar
 
 from vmoe.errors import Failure
-from vmoe.workdir.layout import replace_text
 
 Row = dict[str, Any]
+
+
+class Position(NamedTuple):
+    """How much of a file was written, to find the same place again.
+
+    Attributes:
+        size: bytes.
+        sha256: of these bytes.
+    """
+
+    size: int
+    sha256: str
+
+
+START = Position(0, hashlib.sha256().hexdigest())
 
 
 class CsvWriter:
@@ -25,7 +41,13 @@ class CsvWriter:
     def __init__(self, path: Path):
         self._path = path
         self._columns: list[str] = []
+        self._size, self._hash = 0, hashlib.sha256()
         self.last_step: int | None = None
+
+    @property
+    def name(self) -> str:
+        """The name of the file."""
+        return self._path.name
 
     def append(self, step: int, rows: Sequence[Row]) -> None:
         """Writes the rows of one step, all at once.
@@ -43,39 +65,68 @@ class CsvWriter:
         if not self._columns:
             writer.writeheader()
         writer.writerows({"step": step} | {k: _text(v) for k, v in r.items()} for r in rows)
-        with write_errors(self._path), self._path.open("a", newline="") as file:
-            file.write(text.getvalue())
+        content = text.getvalue().encode()
+        with write_errors(self._path), self._path.open("ab") as file:
+            file.write(content)
         self._columns, self.last_step = columns, step
+        self._size += len(content)
+        self._hash.update(content)
 
-    def truncate_after(self, step: int) -> None:
-        """Removes the rows after a step, and incomplete rows.
+    def position(self) -> Position:
+        """The end of the file, all of which is on the disk.
 
         Raises:
-            Failure: the file is corrupt, or cannot be written.
+            Failure: it cannot be written.
         """
-        rows = self._read(step) if self._path.exists() else []
-        self._columns = list(rows[0]) if rows else []
-        self.last_step = int(rows[-1]["step"]) if rows else None
-        text = io.StringIO()
-        writer = csv.DictWriter(text, self._columns)
-        if rows:
-            writer.writeheader()
-        writer.writerows(rows)
-        with write_errors(self._path):
-            replace_text(self._path, text.getvalue())
+        if self._size:
+            with write_errors(self._path), self._path.open("rb") as file:
+                os.fsync(file.fileno())
+        return Position(self._size, self._hash.hexdigest())
 
-    def _read(self, step: int) -> list[dict[str, str]]:
-        """The complete rows up to a step."""
-        try:
-            with self._path.open(newline="") as file:
-                reader = csv.DictReader(file)
-                complete = (row for row in reader if None not in row.values() and None not in row)
-                return [row for row in complete if int(row["step"]) <= step]
-        except (ValueError, KeyError, csv.Error) as error:
+    def restore(self, step: int, position: Position) -> str:
+        """Goes back to a position, before which the file has to be as it was; changes nothing yet.
+
+        Args:
+            step: of the checkpoint that recorded the position.
+
+        Returns:
+            a message if the file is missing, so that a new one starts; else "".
+
+        Raises:
+            Failure: the file is corrupt before the position, or cannot be read.
+        """
+        content, missing = b"", ""
+        if position.size:
+            try:
+                content = self._path.read_bytes()[: position.size]
+            except FileNotFoundError:
+                missing = f"{self._path} is missing: its rows up to step {step} are lost"
+            except OSError as error:
+                raise Failure(f"{self._path} cannot be read ({error.strerror})") from None
+        self._hash = hashlib.sha256(content)
+        if not missing and Position(len(content), self._hash.hexdigest()) != position:
+            reason = "its content has changed"
+            if len(content) < position.size:
+                reason = f"cut off after {len(content):,} bytes"
             raise Failure(
-                f"{self._path} is corrupt ({error}): repair it or move it away, then run the same "
-                "command to resume"
-            ) from None
+                f"{self._path} is corrupt ({reason} since checkpoint {step} was saved): restore "
+                "it, or move it away to continue with a new one, and run the same command to resume"
+            )
+        rows = list(csv.reader(io.StringIO(content.decode(), newline="")))
+        self._size = len(content)
+        self._columns = rows[0] if rows else []
+        self.last_step = int(rows[-1][0]) if rows else None
+        return missing
+
+    def truncate(self) -> None:
+        """Removes what follows the position.
+
+        Raises:
+            Failure: the file cannot be written.
+        """
+        with write_errors(self._path):
+            if self._path.exists():
+                os.truncate(self._path, self._size)
 
 
 class TensorBoardWriter:
@@ -141,4 +192,7 @@ def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, float]:
 
 
 def _text(value: Any) -> str:
+    """The text of a value in a CSV file; empty for None, which is unknown."""
+    if value is None:
+        return ""
     return f"{value:.6g}" if isinstance(value, float | np.floating) else str(value)

@@ -2,6 +2,8 @@
 
 config.json        the config, to repeat the run      model.txt     summary of the model
 environment.json   versions, devices, commit, data    classes.json  class names, in label order
+init.json          where the first parameters are from, if not from the seed
+config.N.json      the config before the run was extended from N steps
 metrics.csv        a row per report                   checkpoints/  STEP/ ...
 evaluations.csv    a row per evaluation               experts.csv   a row per expert
 tensorboard/       the same, for TensorBoard
@@ -14,7 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from vmoe.config import TrainConfig
+from vmoe.config import TrainConfig, replace
 from vmoe.config.files import load, to_json
 from vmoe.errors import UsageError
 
@@ -22,7 +24,9 @@ CONFIG = "config.json"
 ENVIRONMENT = "environment.json"
 CLASSES = "classes.json"
 MODEL = "model.txt"
+INIT = "init.json"
 CHECKPOINTS = "checkpoints"
+TABLES = ("metrics.csv", "evaluations.csv", "experts.csv")
 
 
 def has_config(workdir: Path) -> bool:
@@ -37,8 +41,12 @@ def write_metadata(
     *,
     environment: dict[str, Any],
     model: str,
+    init: dict[str, Any] | None,
 ) -> None:
     """Writes the metadata of a run: its config, class names, environment and model summary.
+
+    Args:
+        init: where the first parameters come from; None if they are random.
 
     Raises:
         OSError: the folder cannot be written.
@@ -47,6 +55,7 @@ def write_metadata(
         ENVIRONMENT: json.dumps(environment, indent=2),
         MODEL: model,
         CLASSES: json.dumps(class_names, indent=0),
+        **({INIT: json.dumps(init, indent=2)} if init else {}),
         CONFIG: to_json(config),  # last, so a folder that has it is complete
     }
     for name, text in texts.items():
@@ -102,13 +111,33 @@ def steps_of(workdir: Path) -> list[int]:
     return sorted(int(name) for name in names if name.isdigit())
 
 
-def check_same_run(workdir: Path, config: TrainConfig, class_names: tuple[str, ...]) -> None:
-    """Checks that a folder holds a run of the same config and classes.
+def files_of_a_run(workdir: Path) -> list[str]:
+    """The results of a run that a folder holds: its CSV files, and checkpoints if there are any."""
+    tables = [name for name in TABLES if (workdir / name).exists()]
+    return [CHECKPOINTS, *tables] if steps_of(workdir) else tables
+
+
+def read_init(workdir: Path) -> dict[str, Any] | None:
+    """Where the first parameters of a run come from; None if they are random.
+
+    Raises:
+        UsageError: the file is corrupt.
+    """
+    return _read_json(workdir / INIT) if (workdir / INIT).exists() else None
+
+
+def check_same_run(workdir: Path, config: TrainConfig, class_names: tuple[str, ...]) -> int | None:
+    """Checks that a folder holds a run of the same config and classes, perhaps with fewer steps.
+
+    Returns:
+        the number of its steps if this config has more; else None.
 
     Raises:
         UsageError: names every field that differs.
     """
-    if differences := list(_differences(read_config(workdir), config)):
+    stored = read_config(workdir)
+    extended = config.steps > stored.steps and replace(stored, steps=config.steps) == config
+    if differences := list(_differences(stored, config)) if not extended else []:
         raise UsageError(
             f"workdir {workdir} holds a run of another config ({'; '.join(differences)}): use "
             "another workdir, or the config of that run"
@@ -118,6 +147,19 @@ def check_same_run(workdir: Path, config: TrainConfig, class_names: tuple[str, .
             f"workdir {workdir}: the classes of the training data differ from those of the run "
             f"({workdir / CLASSES}): use another workdir"
         )
+    return stored.steps if extended else None
+
+
+def extend(workdir: Path, config: TrainConfig) -> None:
+    """Replaces the config by one with more steps, and keeps the old one beside it.
+
+    Raises:
+        OSError: the folder cannot be written.
+    """
+    stored = read_config(workdir)
+    if stored.steps < config.steps:
+        replace_text(workdir / f"config.{stored.steps}.json", to_json(stored) + "\n")
+        replace_text(workdir / CONFIG, to_json(config) + "\n")
 
 
 def _differences(stored: Any, current: Any, place: str = "") -> Iterator[str]:
@@ -138,5 +180,8 @@ def _differences(stored: Any, current: Any, place: str = "") -> Iterator[str]:
 def _read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text())
+    except FileNotFoundError:
+        message = f"{path.name} is missing from run folder {path.parent}; restore it"
+        raise UsageError(message) from None
     except (OSError, ValueError) as error:
         raise UsageError(f"{path}: cannot be read ({error}); every run folder needs it") from None

@@ -49,7 +49,7 @@ def _lock(workdir: Path) -> Iterator[None]:
         except BlockingIOError:
             file.seek(0)
             raise UsageError(
-                f"workdir {workdir}: process {file.read().strip()} is training in it; wait until "
+                f"workdir {workdir}: already in use by process {file.read().strip()}; wait until "
                 "it ends, or use another workdir"
             ) from None
         try:

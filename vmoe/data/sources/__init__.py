@@ -8,33 +8,48 @@
 To name a split as well, append ``:train``, ``:validation`` or ``:test``.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
+from vmoe.config.data import Check, OnError
 from vmoe.data.sources.arrays import open_arrays
 from vmoe.data.sources.digits import open_digits
 from vmoe.data.sources.fashion_mnist import open_fashion_mnist
 from vmoe.data.sources.folder import open_folder
 from vmoe.data.sources.relabeled import relabel
-from vmoe.data.sources.source import Example, Source
+from vmoe.data.sources.source import Example, Fingerprint, Skipped, Source
 from vmoe.data.sources.splits import SPLITS
 from vmoe.errors import UsageError, unknown
 
-__all__ = ["SPLITS", "Example", "Source", "name_and_split", "open_source", "relabel"]
+__all__ = [
+    "SPLITS",
+    "Example",
+    "Fingerprint",
+    "Source",
+    "name_and_split",
+    "open_source",
+    "relabel",
+    "skipped_messages",
+]
+
+NAMED = 5  # paths in a message
 
 _WITH_PATH: dict[str, Callable[[str, str], Source]] = {
-    "folder": open_folder,
     "arrays": open_arrays,
     "fashion_mnist": open_fashion_mnist,
 }
 _KINDS = ("digits", "fashion_mnist", "folder", "arrays")
 
 
-def open_source(name: str, split: str) -> Source:
+def open_source(
+    name: str, split: str, *, check: Check = "headers", on_error: OnError = "fail"
+) -> Source:
     """Opens a split of a data set.
 
     Args:
         name: "digits", "fashion_mnist", "fashion_mnist:FOLDER", "folder:PATH", "arrays:FILE.npz".
         split: "train", "validation" or "test".
+        check: how the images of a folder are checked, see ``vmoe/data/check.py``.
+        on_error: whether unreadable images in a folder are an error.
 
     Raises:
         UsageError: there is no such data set or split, or its files are missing or corrupt.
@@ -51,7 +66,11 @@ def open_source(name: str, split: str) -> Source:
     if split not in SPLITS:
         raise UsageError(unknown("no split", split, list(SPLITS)))
     try:
-        return open_digits(split) if kind == "digits" else _WITH_PATH[kind](path, split)
+        if kind == "digits":
+            return open_digits(split)
+        if kind == "folder":
+            return open_folder(path, split, check=check, on_error=on_error)
+        return _WITH_PATH[kind](path, split)
     except PermissionError as error:
         raise UsageError(f"{error.filename}: {error.strerror}; make it readable") from None
 
@@ -65,3 +84,30 @@ def name_and_split(text: str) -> tuple[str, str]:
     name, _, split = text.rpartition(":")
     path_missing = name in ("folder", "arrays")
     return (name, split) if split in SPLITS and name and not path_missing else (text, "")
+
+
+def skipped_messages(sources: Iterable[Source | Skipped]) -> Iterator[str]:
+    """A line for each kind of path that sources skip; each path once.
+
+    >>> list(skipped_messages([Skipped(others=("a.txt",)), Skipped(others=("a.txt",))]))
+    ['skipped 1 file that is not an image: a.txt']
+    """
+    skipped = [each if isinstance(each, Skipped) else each.skipped for each in sources]
+    others, links, unreadable = (
+        list(dict.fromkeys(path for paths in kind for path in paths))
+        for kind in zip(*skipped, strict=True)
+    )
+    if others:
+        what = "file that is not an image" if len(others) == 1 else "files that are not images"
+        yield f"skipped {len(others)} {what}: {_named(others)}"
+    if links:
+        what = "symbolic link to a folder" if len(links) == 1 else "symbolic links to folders"
+        yield f"skipped {len(links)} {what}: {_named(links)}"
+    if unreadable:
+        what = "image that" if len(unreadable) == 1 else "images that"
+        yield f"skipped {len(unreadable)} {what} cannot be read: {_named(unreadable)}"
+
+
+def _named(paths: Sequence[str]) -> str:
+    more = f" and {len(paths) - NAMED} more" if len(paths) > NAMED else ""
+    return ", ".join(paths[:NAMED]) + more

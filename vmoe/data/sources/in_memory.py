@@ -7,9 +7,7 @@ from collections.abc import Callable
 import numpy as np
 from jaxtyping import Int, UInt8
 
-from vmoe.data.sources.source import Example, Source
-
-FINGERPRINT_IMAGES = 64  # number of images whose pixels are part of a fingerprint
+from vmoe.data.sources.source import Example, Fingerprint, Skipped, Source, sampled
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -27,9 +25,9 @@ class InMemorySource:
     class_names: tuple[str, ...]
 
     @property
-    def skipped(self) -> int:
-        """Always 0: there are no files to skip."""
-        return 0
+    def skipped(self) -> Skipped:
+        """Nothing: there are no files to skip."""
+        return Skipped()
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -37,18 +35,14 @@ class InMemorySource:
     def __getitem__(self, index: int) -> Example:
         return Example(self.images[index], int(self.labels[index]), f"{self.name}[{index}]")
 
-    def fingerprint(self) -> str:
-        """A hash of the class names, the labels, the shape of the images, and some of the pixels.
-
-        It includes the pixels of ``FINGERPRINT_IMAGES`` evenly spaced images, or of all if there
-        are fewer. It does not detect changes in the pixels of other images.
-        """
-        digest = hashlib.sha256(repr((self.class_names, self.images.shape)).encode())
-        digest.update(self.labels.tobytes())
-        count = min(len(self), FINGERPRINT_IMAGES)
-        for i in np.arange(count) * len(self) // count:
-            digest.update(np.ascontiguousarray(self.images[i]).data)
-        return digest.hexdigest()
+    def fingerprint(self) -> Fingerprint:
+        """Hashes of the class names, labels and shape, and of the pixels of some images."""
+        data = hashlib.sha256(repr((self.class_names, self.images.shape)).encode())
+        data.update(self.labels.tobytes())
+        content = hashlib.sha256()
+        for i in sampled(len(self)):
+            content.update(np.ascontiguousarray(self.images[i]).data)
+        return Fingerprint(data.hexdigest(), "", content.hexdigest())
 
     def __reduce__(self) -> tuple[Callable[[str, str], Source], tuple[str, str]]:
         from vmoe.data.sources import open_source  # that module imports this one

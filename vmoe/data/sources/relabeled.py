@@ -4,7 +4,7 @@ import dataclasses
 import hashlib
 from collections.abc import Sequence
 
-from vmoe.data.sources.source import Example, Source
+from vmoe.data.sources.source import Example, Fingerprint, Skipped, Source
 from vmoe.errors import UsageError, unknown
 
 
@@ -26,7 +26,7 @@ class RelabeledSource:
         return self.source.name
 
     @property
-    def skipped(self) -> int:
+    def skipped(self) -> Skipped:
         return self.source.skipped
 
     def __len__(self) -> int:
@@ -36,10 +36,11 @@ class RelabeledSource:
         example = self.source[index]
         return dataclasses.replace(example, label=self.new_labels[example.label])
 
-    def fingerprint(self) -> str:
-        """A hash of the other source's fingerprint and the new class names and labels."""
-        new = repr((self.source.fingerprint(), self.new_labels, self.class_names))
-        return hashlib.sha256(new.encode()).hexdigest()
+    def fingerprint(self) -> Fingerprint:
+        """The other source's fingerprint, with the new class names and labels."""
+        fingerprint = self.source.fingerprint()
+        new = repr((fingerprint.data, self.new_labels, self.class_names))
+        return fingerprint._replace(data=hashlib.sha256(new.encode()).hexdigest())
 
 
 def relabel(source: Source, class_names: Sequence[str]) -> Source:

@@ -1,7 +1,7 @@
 """The interface of a data set: labelled images with random access."""
 
 import dataclasses
-from typing import Protocol, runtime_checkable
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import UInt8
@@ -22,6 +22,38 @@ class Example:
     origin: str
 
 
+class Skipped(NamedTuple):
+    """Paths that a source leaves out.
+
+    Attributes:
+        others: files that are not images by their suffix.
+        links: symbolic links to folders.
+        unreadable: images that cannot be read.
+    """
+
+    others: tuple[str, ...] = ()
+    links: tuple[str, ...] = ()
+    unreadable: tuple[str, ...] = ()
+
+
+class Fingerprint(NamedTuple):
+    """Hashes of a data set, to compare it with that of an earlier run; cheap to compute.
+
+    Attributes:
+        data: of the class names, the labels, and the names and sizes of files or the shape of
+            arrays.
+        times: of the times when files were changed; empty if there are no files.
+        content: of the content of some images, evenly spaced; or of all if there are few.
+    """
+
+    data: str
+    times: str
+    content: str
+
+
+FINGERPRINT_IMAGES = 64  # number of images whose content is part of a fingerprint
+
+
 @runtime_checkable
 class Source(Protocol):
     """One split of a data set.
@@ -39,8 +71,8 @@ class Source(Protocol):
         """The names of the classes, in the order of the labels."""
 
     @property
-    def skipped(self) -> int:
-        """The number of files that are left out because they are not images."""
+    def skipped(self) -> Skipped:
+        """What is left out."""
 
     def __len__(self) -> int:
         """The number of examples."""
@@ -52,9 +84,15 @@ class Source(Protocol):
             UsageError: its file cannot be read.
         """
 
-    def fingerprint(self) -> str:
-        """A hash of the data, to compare it with that of an earlier run.
+    def fingerprint(self) -> Fingerprint:
+        """Hashes of the data; a change of an image that is not in the sample may go unnoticed."""
 
-        It is cheap to compute, so it does not cover every pixel; implementations document what they
-        leave out.
-        """
+
+def sampled(count: int) -> list[int]:
+    """Evenly spaced indices of the images whose content is part of a fingerprint.
+
+    >>> sampled(2), len(sampled(1000))
+    ([0, 1], 64)
+    """
+    few = min(count, FINGERPRINT_IMAGES)
+    return [i * count // few for i in range(few)]

@@ -1,5 +1,7 @@
 """Splits of a data set: those that it comes with, and those that are split off here."""
 
+import hashlib
+import os
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -61,12 +63,7 @@ def stratified_split(
     chunks: dict[str, list[np.ndarray]] = {split: [] for split in (*fractions, "train")}
     for label, class_name in enumerate(class_names):
         members = np.random.default_rng(label).permutation(np.flatnonzero(labels == label))
-        if len(members) <= len(fractions):
-            others = " and ".join(fractions)
-            raise UsageError(
-                f"{place}: class {class_name!r} has {len(members)} images, too few to split off "
-                f"{others}: add images, or provide {others} separately"
-            )
+        _require_one_each(class_name, len(members), fractions, place)
         start = 0
         for split, fraction in fractions.items():
             count = max(1, round(fraction * len(members)))
@@ -74,3 +71,61 @@ def stratified_split(
             start += count
         chunks["train"].append(members[start:])
     return {split: np.sort(np.concatenate(indices)) for split, indices in chunks.items()}
+
+
+def hashed_split(
+    files: Sequence[str],
+    labels: Int[np.ndarray, "b"],
+    fractions: Mapping[str, float],
+    *,
+    class_names: Sequence[str],
+    place: str,
+) -> dict[str, Int[np.ndarray, "x"]]:
+    """Splits a data set by a hash of each name, so that adding or removing one moves no other.
+
+    A split of a class that would be empty takes the image of the class with the smallest hash.
+
+    Args:
+        files: the name of each image, with its class.
+        labels: the class of each image.
+        fractions: by split other than "train", its expected fraction, in (0, 1).
+        class_names: the names of the classes, in the order of the labels.
+        place: the data set, for error messages.
+
+    Returns:
+        by split, the indices of its images in ascending order.
+
+    Raises:
+        UsageError: a class has too few images for every split to get one.
+    """
+    hashes = np.array([_hash(file) for file in files])
+    bounds = np.cumsum(list(fractions.values()))
+    names = [*fractions, "train"]
+    chosen = np.searchsorted(bounds, hashes, side="right")
+    for label, class_name in enumerate(class_names):
+        members = np.flatnonzero(labels == label)
+        members = members[np.argsort(hashes[members])]
+        _require_one_each(class_name, len(members), fractions, place)
+        for split in range(len(names)):
+            counts = np.bincount(chosen[members], minlength=len(names))
+            if not counts[split]:
+                spare = members[counts[chosen[members]] > 1]
+                chosen[spare[0]] = split
+    return {name: np.flatnonzero(chosen == i) for i, name in enumerate(names)}
+
+
+def _require_one_each(
+    class_name: str, count: int, fractions: Mapping[str, float], place: str
+) -> None:
+    if count <= len(fractions):
+        others = " and ".join(fractions)
+        raise UsageError(
+            f"{place}: class {class_name!r} has {count} images, too few to split off {others}: add "
+            f"images, or provide {others} separately"
+        )
+
+
+def _hash(file: str) -> float:
+    """A number in [0, 1) that depends only on the name."""
+    digest = hashlib.sha256(os.fsencode(file.replace(os.sep, "/"))).digest()
+    return int.from_bytes(digest[:6], "big") / 2**48

@@ -1,0 +1,173 @@
+"""A folder of photos through the real commands: odd names, unreadable images, changed files.
+
+The commands print to streams that can encode only ASCII.
+"""
+
+import json
+import shutil
+from pathlib import Path
+from subprocess import CompletedProcess
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from scripts.kill_test import rows
+from tests.command import TINY, start
+
+CLASSES = ("a\nb", "c\rd", "e\u2028f", "\u00e9toile")
+COUNT = 15  # photos of a class
+
+
+def vmoe(*arguments: str | Path, cwd: Path) -> CompletedProcess[str]:
+    with start(*arguments, cwd=cwd, environment={"PYTHONIOENCODING": "ascii"}) as process:
+        status = process.wait()
+        return CompletedProcess(arguments, status, process.stdout, process.stderr)
+
+
+def train(folder: Path, *options: str) -> CompletedProcess[str]:
+    arguments = ["--data.name", "folder:photos", "--batch-size", "16", "--steps", "30"]
+    arguments += ["--log-every", "10", *options]
+    return vmoe("train", "--config", TINY, "--workdir", "run", *arguments, cwd=folder)
+
+
+def write_photo(path: Path, seed: int) -> None:
+    pixels = np.random.default_rng(seed).integers(0, 255, (40, 48, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(path)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with ``photos``, and ``run``, which was trained on them; no test changes it."""
+    folder = tmp_path_factory.mktemp("trained")
+    for i, name in enumerate(CLASSES):
+        (folder / "photos" / name).mkdir(parents=True)
+        for j in range(COUNT):
+            write_photo(folder / "photos" / name / f"{j}.png", i * COUNT + j)
+    (folder / "photos" / CLASSES[0] / "notes.txt").write_text("not a photo")
+    (folder / "elsewhere").mkdir()
+    (folder / "photos" / CLASSES[3] / "more").symlink_to(folder / "elsewhere")
+    result = train(folder)
+    assert result.returncode == 0, result.stderr
+    lines = result.stderr.splitlines()
+    assert lines[0].startswith("46 images of 4 classes (10 logits), "), lines
+    assert "resized to 8 px; " in lines[0] and " validation" in lines[0]
+    assert "6 of 10 logits have no class" in lines
+    assert any("are shrunk more than fourfold to 8 px, such as photos/" in line for line in lines)
+    assert sum("notes.txt" in line for line in lines) == 1
+    assert any(line.startswith("skipped 1 symbolic link to a folder: photos/") for line in lines)
+    return folder
+
+
+@pytest.fixture
+def copy(trained: Path, tmp_path: Path) -> Path:
+    """A copy of that folder, with the same times."""
+    shutil.copytree(trained, tmp_path / "copy", symlinks=True)
+    return tmp_path / "copy"
+
+
+def test_classes_with_any_utf_8_name_are_trained_evaluated_and_predicted(trained: Path) -> None:
+    result = vmoe("evaluate", "--checkpoint", "run", "--json", "--per-class", cwd=trained)
+    assert result.returncode == 0, result.stderr
+    report = json.loads(result.stdout)
+    assert tuple(report["per_class"]) == CLASSES
+    assert "top5_accuracy" not in report, "there are four classes"
+    image = next((trained / "photos" / CLASSES[3]).glob("*.png"))
+    result = vmoe("predict", "--checkpoint", "run", image, "--top", "4", cwd=trained)
+    assert result.returncode == 0, result.stderr
+    assert "\\xe9toile" in result.stdout and "a\\nb" in result.stdout
+
+
+def test_a_finished_run_is_already_complete_and_copied_photos_are_the_same_data(
+    copy: Path,
+) -> None:
+    for path in (copy / "photos").rglob("*.png"):
+        path.touch()
+    result = train(copy)
+    assert result.returncode == 0, result.stderr
+    assert "run: already complete (30 of 30 steps)" in result.stderr
+    assert "other modification times" in result.stderr
+    assert "has changed" not in result.stderr
+
+
+def test_photos_that_were_changed_in_place_are_reported(copy: Path) -> None:
+    for path in (copy / "photos").rglob("*.png"):
+        size = path.stat().st_size
+        with Image.open(path) as image:
+            pixels = np.asarray(image)[::-1]
+        Image.fromarray(pixels).save(path)
+        assert abs(path.stat().st_size - size) < 100
+    result = train(copy)
+    assert result.returncode == 0, result.stderr
+    assert "the training data has changed since this run began (" in result.stderr
+
+
+def test_all_unreadable_photos_are_listed_before_training_or_replaced_while_training(
+    copy: Path,
+) -> None:
+    broken = [copy / "photos" / CLASSES[2] / f"{i}.png" for i in (3, 7, 11)]
+    for path in broken:
+        path.write_bytes(path.read_bytes()[:-20])
+    shutil.rmtree(copy / "run")
+    result = train(copy)
+    assert result.returncode == 2 and not (copy / "run").exists()
+    assert result.stderr.count("\n") == 1 and "3 of 60 images cannot be read: " in result.stderr
+    for path in broken:
+        assert f"{path.name} (truncated: its end is missing)" in result.stderr
+    result = train(copy, "--data.on-error", "replace")
+    assert result.returncode == 0, result.stderr
+    assert "skipped 3 images that cannot be read: " in result.stderr
+    assert "; replaced by another image (" in result.stderr
+
+
+def test_the_other_images_are_predicted_if_one_cannot_be_read(copy: Path) -> None:
+    images = sorted((copy / "photos" / CLASSES[1]).glob("*.png"))
+    images[4].write_bytes(images[4].read_bytes()[:1000])
+    result = vmoe("predict", "--checkpoint", "run", "--json", *images, cwd=copy)
+    assert result.returncode == 1
+    assert len(json.loads(result.stdout)) == COUNT - 1
+    line = f"vmoe: 1 of {COUNT} images have no prediction: "
+    assert result.stderr.startswith(line) and result.stderr.count("\n") == 1
+
+
+def test_class_names_that_are_not_utf_8_are_refused(copy: Path) -> None:
+    (copy / "photos" / CLASSES[0]).rename(str(copy / "photos") + "/\udcff")
+    result = train(copy)
+    assert result.returncode == 2 and result.stderr.count("\n") == 1
+    assert "the name of class b'\\xff' is not UTF-8; rename its folder" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("name", "keep", "message"),
+    [
+        ("metrics.csv", 7, "cut off after 7 bytes"),  # inside the header
+        ("evaluations.csv", 0.6, "cut off after"),
+        ("experts.csv", 1.0, "its content has changed"),
+    ],
+)
+def test_a_csv_file_that_a_checkpoint_does_not_match_is_reported_and_left_unchanged(
+    name: str, keep: float, message: str, copy: Path
+) -> None:
+    path = copy / "run" / name
+    content = path.read_bytes()
+    cut = content[: keep if isinstance(keep, int) else int(keep * len(content))]
+    cut = content.replace(b",", b";", 1) if cut == content else cut
+    path.write_bytes(cut)
+    result = train(copy)
+    assert result.returncode == 1 and "Traceback" not in result.stderr
+    last = result.stderr.splitlines()[-1]
+    assert last.startswith(f"vmoe: run/{name} is corrupt ({message}"), last
+    assert path.read_bytes() == cut
+
+
+def test_rows_after_the_checkpoint_are_written_again_and_a_lost_file_starts_anew(
+    copy: Path,
+) -> None:
+    before = rows(copy / "run", "metrics")
+    with (copy / "run" / "metrics.csv").open("a") as file:
+        file.write("40,1.0,0.5\r\n50,0.9")
+    (copy / "run" / "experts.csv").unlink()
+    result = train(copy)
+    assert result.returncode == 0, result.stderr
+    assert rows(copy / "run", "metrics") == before
+    assert "run/experts.csv is missing: its rows up to step 30 are lost; a new" in result.stderr

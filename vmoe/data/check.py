@@ -1,0 +1,139 @@
+"""Checks image files before they are trained on, and remembers the result.
+
+By ``headers``: a file begins and ends as its format does, so that a truncated one is found; where
+that cannot be told, it is decoded. By ``decode``: every file is decoded.
+"""
+
+import concurrent.futures
+import hashlib
+import io
+import itertools
+import json
+import os
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+from rich.console import Console
+from rich.progress import track
+
+from vmoe.config.data import Check
+from vmoe.data.decode import ImageFile, decode, read_bytes
+from vmoe.errors import UsageError
+
+TAIL = 4096  # bytes read at the end of a file, where its end marker has to be
+CHUNK = 256  # files per task of a thread
+PNG, PNG_END = b"\x89PNG\r\n\x1a\n", b"\x00\x00\x00\x00IEND\xaeB`\x82"
+
+
+def unreadable(folder: str | Path, files: Sequence[ImageFile], check: Check) -> dict[str, str]:
+    """The files that cannot be read as images, with reasons.
+
+    The result is kept in an index in the user's cache folder, and read again from there as long as
+    the names, sizes and times of the files are the same.
+    """
+    index, key = _index_of(folder), _key(files)
+    known = _read_index(index)
+    if known.get("key") == key and known.get("check") in (check, "decode"):
+        return known["unreadable"]
+    found = dict(_check_all(folder, files, check))
+    _write_index(index, {"key": key, "check": check, "unreadable": found})
+    return found
+
+
+def _check_all(
+    folder: str | Path, files: Sequence[ImageFile], check: Check
+) -> Iterator[tuple[str, str]]:
+    console = Console(stderr=True)
+    chunks = [files[i : i + CHUNK] for i in range(0, len(files), CHUNK)]
+    with concurrent.futures.ThreadPoolExecutor() as threads:
+        results = threads.map(lambda chunk: [_reason(file, check) for file in chunk], chunks)
+        shown = track(
+            results,
+            f"checking {len(files):,} images of {folder}",
+            len(chunks),
+            console=console,
+            transient=True,
+            disable=not console.is_terminal,
+        )
+        reasons = itertools.chain.from_iterable(shown)
+        yield from ((f.path, why) for f, why in zip(files, reasons, strict=True) if why)
+
+
+def _reason(file: ImageFile, check: Check) -> str:
+    """Why a file cannot be read as an image; empty if it can."""
+    try:
+        complete = _looks_complete(file)
+        if complete is False:
+            return "truncated: its end is missing"
+        if check == "decode" or complete is None:
+            content = read_bytes(file.path)
+            decode(content, "")
+            with Image.open(io.BytesIO(content)) as image:
+                image.verify()  # checksums, which decoding may ignore
+    except OSError as error:
+        return str(error.strerror or error)
+    except SyntaxError as error:
+        return str(error)
+    except UsageError as error:
+        return str(error).removeprefix(f"{file.path}: ").removeprefix(": ")
+    return ""
+
+
+def _looks_complete(file: ImageFile) -> bool | None:
+    """Whether a file begins and ends as its format does; None where only decoding can tell."""
+    with open(file.path, "rb") as opened:
+        head = opened.read(32)
+        opened.seek(max(file.size - TAIL, 0))
+        tail = opened.read()
+    if head.startswith(PNG):
+        if head[24:26] == b"\x10\x00":  # 16 bits of grey, whose values have to be seen
+            return None
+        return _ends(tail, PNG_END)
+    if head.startswith(b"\xff\xd8\xff"):
+        return _ends(tail, b"\xff\xd9")
+    if head[:4] == b"RIFF" and head[8:12] == b"WEBP":
+        return int.from_bytes(head[4:8], "little") + 8 <= file.size
+    if head[:6] in (b"GIF87a", b"GIF89a") and tail.endswith(b";"):
+        return True
+    if head[:2] == b"BM" and 0 < int.from_bytes(head[2:6], "little") <= file.size:
+        return True
+    return None
+
+
+def _ends(tail: bytes, marker: bytes) -> bool | None:
+    """Whether a marker is at the end of a file; None if other bytes follow it."""
+    if tail.endswith(marker):
+        return True
+    return None if marker in tail else False
+
+
+def _key(files: Sequence[ImageFile]) -> str:
+    return hashlib.sha256(repr(files).encode(errors="surrogateescape")).hexdigest()
+
+
+def _index_of(folder: str | Path) -> Path:
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    name = hashlib.sha256(os.fsencode(os.path.abspath(folder))).hexdigest()[:32]
+    return cache / "vmoe" / "images" / f"{name}.json"
+
+
+def _read_index(path: Path) -> dict[str, Any]:
+    try:
+        known = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}
+    return known if isinstance(known, dict) and isinstance(known.get("unreadable"), dict) else {}
+
+
+def _write_index(path: Path, index: dict[str, Any]) -> None:
+    """Writes the index, or nothing where the cache folder cannot be written."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False) as file:
+            json.dump(index, file)
+        os.replace(file.name, path)
+    except OSError:
+        return

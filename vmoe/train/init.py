@@ -1,0 +1,96 @@
+"""The first parameters of a run, if they come from another run instead of the seed."""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from vmoe.checkpoints import read
+from vmoe.checkpoints.checksums import checksums
+from vmoe.checkpoints.run import has_checkpoint
+from vmoe.errors import UsageError
+from vmoe.sharding import Placement
+from vmoe.train.optim import Params
+from vmoe.train.state import State
+from vmoe.workdir.layout import has_config, read_init
+
+
+class Init(NamedTuple):
+    """Parameters to start from.
+
+    Attributes:
+        params: as nested dicts.
+        record: where they come from, with a checksum; kept in the run folder.
+    """
+
+    params: Params
+    record: dict[str, Any]
+
+    def apply(self, state: State, placement: Placement) -> State:
+        """A first state with these parameters, which are also the start of the moving average."""
+        params = jax.tree.map(jnp.copy, self.params)
+        if placement.mesh is not None:
+            params = jax.device_put(params, placement.params(params))
+        ema = None if state.ema is None else jax.tree.map(jnp.copy, params)
+        return state._replace(params=params, ema=ema)
+
+
+def read_source(source: Path | None, workdir: Path, shapes: Params) -> Init | None:
+    """The parameters that a run starts from; None if it starts from random ones or a checkpoint.
+
+    A run that was killed before its first checkpoint starts from the recorded source again.
+
+    Args:
+        source: a trained model, see ``vmoe.checkpoints.read``.
+        workdir: the run folder.
+        shapes: of the parameters of the new run.
+
+    Raises:
+        UsageError: there is no trained model, its parameters have other names or shapes, or they
+            have changed since the run began; or the run began from another source.
+    """
+    recorded = read_init(workdir)
+    if has_config(workdir):
+        began = None if recorded is None else Path(recorded["path"])
+        if source is not None and source.absolute() != began:
+            raise UsageError(
+                f"workdir {workdir}: its run began from {began or 'random parameters'}, not from "
+                f"{source}: use another workdir"
+            )
+        source = began
+        if has_checkpoint(workdir):
+            return None
+    if source is None:
+        return None
+    stored = read(source)
+    _check_shapes(source, stored.params, shapes)
+    names = json.dumps(checksums(stored.params), sort_keys=True)
+    checksum = hashlib.sha256(names.encode()).hexdigest()
+    if recorded is not None and recorded["checksum"] != checksum:
+        raise UsageError(
+            f"{source}: its parameters have changed since the run in {workdir} began; restore "
+            "them, or use another workdir"
+        )
+    record = {"path": str(source.absolute()), "step": stored.step, "checksum": checksum}
+    return Init(stored.params, record | {"weights": stored.origin.weights})
+
+
+def _check_shapes(source: Path, params: Params, shapes: Params) -> None:
+    theirs, ours = _by_name(params), _by_name(shapes)
+    for name in ours | theirs:
+        if ours.get(name) != theirs.get(name):
+            there, here = theirs.get(name, "missing"), ours.get(name, "missing")
+            raise UsageError(
+                f"init={source}: parameter {name} is {there} there and {here} in the model of this "
+                "run; use the same model"
+            )
+
+
+def _by_name(params: Params) -> dict[str, str]:
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="/"): f"{leaf.dtype}{list(leaf.shape)}"
+        for path, leaf in jax.tree.leaves_with_path(params)
+    }
