@@ -1,8 +1,8 @@
 """SIGINT and SIGTERM: end the process at once, or note the first one and end it on the second.
 
-No handler raises an exception: one that arrives in a callback, such as JAX's of the garbage
-collector, would be swallowed. Python runs handlers only when the main thread executes bytecode,
-which compiling can keep from it for minutes, so a thread receives every signal too.
+No handler raises an exception: one that is raised in a callback, such as JAX's of the garbage
+collector, would be swallowed. Python runs handlers in the main thread, between bytecodes, so
+compiling can delay them for minutes; a thread therefore receives every signal too.
 
 Standard library only, so that it can be imported before anything else.
 """
@@ -11,11 +11,13 @@ import contextlib
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Any
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
+REPEAT = 0.5  # seconds within which signals are one request: `timeout` sends two
 SHOW_CURSOR = b"\x1b[?25h\n"  # a live line on a terminal hides it
 
 
@@ -37,7 +39,8 @@ class Signals:
     def __init__(self) -> None:
         self.requested = ""
         """The name of the first signal received; empty if none."""
-        self._received, self._noted = 0, 1  # signals so far, and how many of them are only noted
+        self._received, self._noted = 0, 1  # requests so far, and how many of them are only noted
+        self._last = -REPEAT  # time of the last one
         self._listener = _Listener(self._note, self._receive)
 
     def __enter__(self) -> "Signals":
@@ -50,19 +53,21 @@ class Signals:
 
     @contextlib.contextmanager
     def at_once(self) -> Iterator[None]:
-        """Inside, a signal ends the process at once, even one noted before: for endless waits."""
+        """Inside this context a signal ends the process at once; for waits without a limit."""
         self._noted = 0
-        if self.requested:
-            _exit(signal.Signals[self.requested])
-        yield
-        self._noted = 1
+        try:
+            yield
+        finally:
+            self._noted = 1
 
     def _note(self, number: int) -> None:
         self.requested = self.requested or signal.Signals(number).name
 
     def _receive(self, number: int) -> None:
         self._note(number)
-        self._received += 1
+        now = time.monotonic()
+        if now - self._last >= REPEAT:
+            self._received, self._last = self._received + 1, now
         if self._received > self._noted:
             _exit(number)
 
@@ -70,8 +75,7 @@ class Signals:
 class _Listener:
     """Calls two functions with the number of each signal: in the main thread and in its own.
 
-    The main thread's call may come late, and once for several signals of one kind. A signal that
-    the process was started to ignore stays ignored.
+    The main thread's call may come late, and once for several signals of one kind.
     """
 
     def __init__(self, in_main_thread: Callable[[int], None], in_thread: Callable[[int], None]):
@@ -85,15 +89,14 @@ class _Listener:
         self._thread.start()
         self._previous_fd = signal.set_wakeup_fd(self._write, warn_on_full_buffer=False)
         for number in SIGNALS:
-            if signal.getsignal(number) is not signal.SIG_IGN:
-                self._previous[number] = signal.signal(number, self._handle)
+            self._previous[number] = signal.signal(number, self._handle)
 
     def stop(self) -> None:
         """Restores what ``start`` replaced, after all signals received so far are handled."""
         if not self._thread.is_alive():
             return
         for number, handler in self._previous.items():
-            signal.signal(number, handler)
+            signal.signal(number, handler or signal.SIG_DFL)  # None: not set from Python
         signal.set_wakeup_fd(self._previous_fd)
         os.close(self._write)
         self._thread.join()
@@ -111,7 +114,9 @@ class _Listener:
 
 def _exit(number: int) -> None:
     """Ends the process without cleanup: every file on disk is complete."""
-    if os.isatty(2):
-        os.write(2, SHOW_CURSOR)
-    os.write(2, f"vmoe: interrupted by {signal.Signals(number).name}\n".encode())
-    os._exit(128 + number)
+    try:
+        if os.isatty(2):
+            os.write(2, SHOW_CURSOR)
+        os.write(2, f"vmoe: interrupted by {signal.Signals(number).name}\n".encode())
+    finally:  # stderr may be closed
+        os._exit(128 + number)

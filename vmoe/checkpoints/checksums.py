@@ -20,8 +20,12 @@ CHUNK = 1 << 16  # elements hashed at a time; they fit in the cache
 GOLDEN = np.uint64(0x9E3779B97F4A7C15)  # 2^64 / golden ratio: spreads indices over all bits
 
 
-def checksums(items: dict[str, Any]) -> dict[str, str]:
-    """The checksum of each array in trees of arrays, by item and path; a collective.
+def checksums(items: dict[str, Any], *, local: bool = False) -> dict[str, str]:
+    """The checksum of each array in trees of arrays, by item and path.
+
+    Args:
+        local: every process holds all arrays; otherwise this is a collective that sums over the
+            shards of all processes.
 
     >>> checksums({"params": {"head": np.zeros(2, np.float32)}})
     {'params/head': 'float32[2]-509946a41cd733a3'}
@@ -31,7 +35,7 @@ def checksums(items: dict[str, Any]) -> dict[str, str]:
         for path, leaf in jax.tree.leaves_with_path(items)
     }
     sums = np.array([_local_sum(leaf) for leaf in named.values()], np.uint64)
-    total = _total(distributed.process_allgather(sums))
+    total = sums if local else _total(distributed.process_allgather(sums))
     return {
         name: f"{leaf.dtype}{list(np.shape(leaf))}-{int(value):016x}"
         for (name, leaf), value in zip(named.items(), total, strict=True)

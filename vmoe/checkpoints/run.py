@@ -9,8 +9,8 @@ temporary folder and renames it, so every step was complete when written; the ch
 corruption. Each process writes the shards that it holds, and any number of processes on any devices
 can read them. ``checkpoints/metrics.json`` holds the metrics recorded for each step.
 
-Steps are scheduled at multiples of a number, and saved when their evaluation is the best so far.
-The newest scheduled steps are kept, the best one by recorded accuracy, and the last one.
+A step is saved if it is a multiple of ``every``, or if its evaluation is the best so far. Of these
+multiples the newest are kept; of all steps the best one by recorded accuracy, and the last one.
 """
 
 import hashlib
@@ -34,7 +34,7 @@ from vmoe.workdir.layout import CHECKPOINTS, has_config, replace_text, steps_of
 Arrays = Any  # a tree of arrays
 Metrics = dict[str, float]
 
-FORMAT = 1
+FORMAT = 2
 DELETED, CORRUPT = "deleted", "corrupt"  # sub-folders of checkpoints/
 
 
@@ -329,7 +329,8 @@ def _restore(
         message = _reason(error)
     if message := distributed.first_message(message):
         raise CorruptCheckpoint(message)
-    for name, checksum in checksums(items).items():
+    local = not any(leaf.sharding for leaf in jax.tree.leaves(target))
+    for name, checksum in checksums(items, local=local).items():
         if index["arrays"].get(name) != checksum:
             raise CorruptCheckpoint(f"the checksum of {name} differs from the one written")
     return items, index["files"]
@@ -357,7 +358,10 @@ def _check_index(folder: Path, index: Any) -> None:
 
     All processes read the same file, so they raise the same error.
     """
-    if not isinstance(index, dict) or index.pop("sha256", None) != _sha256(index):
+    if not isinstance(index, dict):
+        raise ValueError("its checksums have changed")
+    sealed = "sha256" in index or index.get("format") == FORMAT  # format 1 had no seal
+    if sealed and index.pop("sha256", None) != _sha256(index):
         raise ValueError("its checksums have changed")
     if (version := index.get("format")) != FORMAT:
         raise distributed.synchronized(

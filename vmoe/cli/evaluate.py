@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from vmoe.cli.arguments import parse
 from vmoe.cli.printing import print_json, print_table, progress
-from vmoe.config import RoutingOverrides
+from vmoe.config import DataConfig, RoutingOverrides
 from vmoe.errors import UsageError, one_line
 
 if TYPE_CHECKING:
@@ -82,7 +82,9 @@ def _open_source(data: str, loaded: "Loaded") -> "Source":
             raise UsageError("--data is missing: the checkpoint does not name its training data")
         data = loaded.train_config.data.name
     name, split = name_and_split(data)
-    return relabel(open_source(name, split or "test"), loaded.class_names)
+    reading = loaded.train_config.data if loaded.train_config else DataConfig()
+    source = open_source(name, split or "test", check=reading.check, on_error=reading.on_error)
+    return relabel(source, loaded.class_names)
 
 
 def _as_json(args: EvaluateArgs, loaded: "Loaded", evaluation: "Evaluation") -> dict[str, Any]:

@@ -10,22 +10,24 @@ import io
 import itertools
 import json
 import os
-import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import PIL
 from PIL import Image
 from rich.console import Console
 from rich.progress import track
 
 from vmoe.config.data import Check
-from vmoe.data.decode import ImageFile, decode, read_bytes
+from vmoe.data.decode import ImageFile, decode, has_16_bits, read_bytes
 from vmoe.errors import UsageError
 
 TAIL = 4096  # bytes read at the end of a file, where its end marker has to be
 CHUNK = 256  # files per task of a thread
 PNG, PNG_END = b"\x89PNG\r\n\x1a\n", b"\x00\x00\x00\x00IEND\xaeB`\x82"
+JPEG_END = b"\xff\xd9"
+RULES = 1  # version of the rules below; an index of another version is not used
 
 
 def unreadable(folder: str | Path, files: Sequence[ImageFile], check: Check) -> dict[str, str]:
@@ -38,14 +40,27 @@ def unreadable(folder: str | Path, files: Sequence[ImageFile], check: Check) -> 
     known = _read_index(index)
     if known.get("key") == key and known.get("check") in (check, "decode"):
         return known["unreadable"]
-    found = dict(_check_all(folder, files, check))
-    _write_index(index, {"key": key, "check": check, "unreadable": found})
+    Image.init()  # loads all formats; not safe in several threads
+    reasons = _check_all(folder, files, check)
+    found = {file.path: r.text for file, r in zip(files, reasons, strict=True) if r.text}
+    if all(reason.lasting for reason in reasons):
+        _write_index(index, {"key": key, "check": check, "unreadable": found})
     return found
 
 
-def _check_all(
-    folder: str | Path, files: Sequence[ImageFile], check: Check
-) -> Iterator[tuple[str, str]]:
+class _Reason(NamedTuple):
+    """Why a file cannot be read as an image.
+
+    Attributes:
+        text: empty if it can.
+        lasting: whether the reason is in the file, and not in its permissions or the disk.
+    """
+
+    text: str
+    lasting: bool = True
+
+
+def _check_all(folder: str | Path, files: Sequence[ImageFile], check: Check) -> list[_Reason]:
     console = Console(stderr=True)
     chunks = [files[i : i + CHUNK] for i in range(0, len(files), CHUNK)]
     with concurrent.futures.ThreadPoolExecutor() as threads:
@@ -58,28 +73,28 @@ def _check_all(
             transient=True,
             disable=not console.is_terminal,
         )
-        reasons = itertools.chain.from_iterable(shown)
-        yield from ((f.path, why) for f, why in zip(files, reasons, strict=True) if why)
+        return list(itertools.chain.from_iterable(shown))
 
 
-def _reason(file: ImageFile, check: Check) -> str:
-    """Why a file cannot be read as an image; empty if it can."""
+def _reason(file: ImageFile, check: Check) -> _Reason:
     try:
         complete = _looks_complete(file)
         if complete is False:
-            return "truncated: its end is missing"
+            return _Reason("truncated: its end is missing")
         if check == "decode" or complete is None:
             content = read_bytes(file.path)
             decode(content, "")
             with Image.open(io.BytesIO(content)) as image:
                 image.verify()  # checksums, which decoding may ignore
-    except OSError as error:
-        return str(error.strerror or error)
-    except SyntaxError as error:
-        return str(error)
     except UsageError as error:
-        return str(error).removeprefix(f"{file.path}: ").removeprefix(": ")
-    return ""
+        return _Reason(str(error).removeprefix(f"{file.path}: ").removeprefix(": "))
+    except OSError as error:
+        return _Reason(str(error.strerror or error), lasting=error.errno is None)
+    except MemoryError:
+        raise
+    except Exception as error:  # Pillow raises errors of many types
+        return _Reason(str(error))
+    return _Reason("")
 
 
 def _looks_complete(file: ImageFile) -> bool | None:
@@ -88,12 +103,12 @@ def _looks_complete(file: ImageFile) -> bool | None:
         head = opened.read(32)
         opened.seek(max(file.size - TAIL, 0))
         tail = opened.read()
+    if has_16_bits(head):  # its values have to be seen
+        return None
     if head.startswith(PNG):
-        if head[24:26] == b"\x10\x00":  # 16 bits of grey, whose values have to be seen
-            return None
         return _ends(tail, PNG_END)
     if head.startswith(b"\xff\xd8\xff"):
-        return _ends(tail, b"\xff\xd9")
+        return _ends(tail, JPEG_END) or (None if JPEG_END in read_bytes(file.path) else False)
     if head[:4] == b"RIFF" and head[8:12] == b"WEBP":
         return int.from_bytes(head[4:8], "little") + 8 <= file.size
     if head[:6] in (b"GIF87a", b"GIF89a") and tail.endswith(b";"):
@@ -111,11 +126,13 @@ def _ends(tail: bytes, marker: bytes) -> bool | None:
 
 
 def _key(files: Sequence[ImageFile]) -> str:
-    return hashlib.sha256(repr(files).encode(errors="surrogateescape")).hexdigest()
+    """Changes with the files, the rules and Pillow."""
+    text = repr((RULES, PIL.__version__, files))
+    return hashlib.sha256(text.encode(errors="surrogateescape")).hexdigest()
 
 
 def _index_of(folder: str | Path) -> Path:
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"))
     name = hashlib.sha256(os.fsencode(os.path.abspath(folder))).hexdigest()[:32]
     return cache / "vmoe" / "images" / f"{name}.json"
 
@@ -130,10 +147,12 @@ def _read_index(path: Path) -> dict[str, Any]:
 
 def _write_index(path: Path, index: dict[str, Any]) -> None:
     """Writes the index, or nothing where the cache folder cannot be written."""
+    if not path.is_absolute():  # there is no home folder
+        return
+    temporary = path.with_suffix(f".{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False) as file:
-            json.dump(index, file)
-        os.replace(file.name, path)
+        temporary.write_text(json.dumps(index))
+        os.replace(temporary, path)
     except OSError:
-        return
+        temporary.unlink(missing_ok=True)

@@ -23,12 +23,14 @@ class ImageFile(NamedTuple):
     Attributes:
         path: to the file.
         size: in bytes.
-        modified: time of the last change, in nanoseconds.
+        modified: time of the last change of the content, in nanoseconds.
+        changed: time of the last change of the content or the permissions, in nanoseconds.
     """
 
     path: str
     size: int
     modified: int
+    changed: int
 
 
 class Found(NamedTuple):
@@ -57,12 +59,12 @@ def image_files_below(folder: str | Path) -> Found:
     for entry in _entries(str(folder)):
         if entry.is_dir():
             found.links.append(entry.path)
-        elif entry.is_file():
-            if os.path.splitext(entry.name)[1].lower() in SUFFIXES:
-                status = entry.stat()
-                found.images.append(ImageFile(entry.path, status.st_size, status.st_mtime_ns))
-            else:
-                found.others.append(entry.path)
+        elif entry.is_file() and os.path.splitext(entry.name)[1].lower() in SUFFIXES:
+            status = entry.stat()
+            times = status.st_mtime_ns, status.st_ctime_ns
+            found.images.append(ImageFile(entry.path, status.st_size, *times))
+        else:  # also links to nothing
+            found.others.append(entry.path)
     for paths in found:
         paths.sort()
     return found
@@ -118,13 +120,23 @@ def decode(image: bytes | UInt8[np.ndarray, "h w 3"], origin: str) -> UInt8[np.n
         return image
     try:
         with Image.open(io.BytesIO(image)) as opened:
-            return np.asarray(_rgb(ImageOps.exif_transpose(opened)))
+            pixels = np.asarray(_rgb(ImageOps.exif_transpose(opened)))
+        if has_16_bits(image) and 0 < pixels.max() < TWELVE_BITS / 256:
+            raise _NoRange("its 16-bit values use less than 13 bits, so white is not 65,535")
+        return pixels
     except UnidentifiedImageError:
         raise UsageError(f"{origin}: not an image, or in a format that cannot be read") from None
     except _NoRange as error:
         raise UsageError(f"{origin}: {error}; save it with 8 bits per channel") from None
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+    except MemoryError:
+        raise
+    except Exception as error:  # Pillow's decoders raise errors of many types
         raise UsageError(f"{origin}: cannot be read as an image ({error})") from None
+
+
+def has_16_bits(head: bytes) -> bool:
+    """Whether the first 25 bytes of a file are those of a PNG with 16 bits per channel."""
+    return head.startswith(b"\x89PNG\r\n\x1a\n") and head[24:25] == b"\x10"
 
 
 def read_image(path: str | Path) -> UInt8[np.ndarray, "h w 3"]:

@@ -15,14 +15,14 @@ from vmoe.errors import UsageError
 from vmoe.sharding import Placement
 from vmoe.train.optim import Params
 from vmoe.train.state import State
-from vmoe.workdir.layout import has_config, read_init
+from vmoe.workdir.layout import CHECKPOINTS, has_config, read_init
 
 
 class Init(NamedTuple):
     """Parameters to start from.
 
     Attributes:
-        params: as nested dicts.
+        params: as nested dicts, on the host.
         record: where they come from, with a checksum; kept in the run folder.
     """
 
@@ -31,9 +31,8 @@ class Init(NamedTuple):
 
     def apply(self, state: State, placement: Placement) -> State:
         """A first state with these parameters, which are also the start of the moving average."""
-        params = jax.tree.map(jnp.copy, self.params)
-        if placement.mesh is not None:
-            params = jax.device_put(params, placement.params(params))
+        where = None if placement.mesh is None else placement.params(self.params)
+        params = jax.device_put(self.params, where)
         ema = None if state.ema is None else jax.tree.map(jnp.copy, params)
         return state._replace(params=params, ema=ema)
 
@@ -52,8 +51,9 @@ def read_source(source: Path | None, workdir: Path, shapes: Params) -> Init | No
         UsageError: there is no trained model, its parameters have other names or shapes, or they
             have changed since the run began; or the run began from another source.
     """
-    recorded = read_init(workdir)
+    recorded, step_folder = None, None
     if has_config(workdir):
+        recorded = read_init(workdir)
         began = None if recorded is None else Path(recorded["path"])
         if source is not None and source.absolute() != began:
             raise UsageError(
@@ -65,9 +65,11 @@ def read_source(source: Path | None, workdir: Path, shapes: Params) -> Init | No
             return None
     if source is None:
         return None
-    stored = read(source)
+    if recorded is not None and (source / CHECKPOINTS / str(recorded["step"])).is_dir():
+        step_folder = source / CHECKPOINTS / str(recorded["step"])  # the source may have gone on
+    stored = read(step_folder or source)
     _check_shapes(source, stored.params, shapes)
-    names = json.dumps(checksums(stored.params), sort_keys=True)
+    names = json.dumps(checksums(stored.params, local=True), sort_keys=True)
     checksum = hashlib.sha256(names.encode()).hexdigest()
     if recorded is not None and recorded["checksum"] != checksum:
         raise UsageError(
@@ -75,7 +77,7 @@ def read_source(source: Path | None, workdir: Path, shapes: Params) -> Init | No
             "them, or use another workdir"
         )
     record = {"path": str(source.absolute()), "step": stored.step, "checksum": checksum}
-    return Init(stored.params, record | {"weights": stored.origin.weights})
+    return Init(jax.device_get(stored.params), record | {"weights": stored.origin.weights})
 
 
 def _check_shapes(source: Path, params: Params, shapes: Params) -> None:

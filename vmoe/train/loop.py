@@ -59,7 +59,7 @@ def train(
         UsageError: the folder is another run's, the data does not fit the model, or the model or
             the batch cannot be split over the devices.
         Failure: the loss is not finite, the disk is full, or no checkpoint is valid.
-        Stopped: SIGINT or SIGTERM was received; a checkpoint is saved.
+        Stopped: SIGINT or SIGTERM was received; a checkpoint is saved, unless no step was taken.
     """
     source = None if init is None else Path(init)
     with setup(config, Path(workdir), init=source, mesh=mesh, fsdp=fsdp) as run:
@@ -84,11 +84,13 @@ def _attempt(run: Run, state: State) -> list[NamedEvaluation]:
     evaluations, status = None, StepStatus(run.placement)
     batches = _batches(run, batch, config.steps - step)
     while True:
+        best = False
         if _due(step, config.evaluate_every, config.steps):
             status.read()
             with _saved_on_bad_image(run, state, step, status):
                 evaluations = _evaluate(run, state, step, status)
-        if _due(step, config.checkpoint_every, config.steps) or run.checkpoints.is_best(step):
+            best = run.checkpoints.is_best(step)
+        if best or _due(step, config.checkpoint_every, config.steps):
             status.read()
             _save(run, state, step)
         if step == config.steps and evaluations is not None:
@@ -212,6 +214,13 @@ def _restore_or_init(run: Run) -> State:
     restored = run.checkpoints.restore_newest(**checkpoint_items(run.abstract_state))
     for message in restored.messages:
         run.report.log(message)
+    if restored.step > run.config.steps:
+        raise distributed.synchronized(
+            UsageError(
+                f"steps={run.config.steps}: the run in {run.workdir} is at step {restored.step}; "
+                "give at least as many"
+            )
+        )
     run.report.resume(restored.step, {k: Position(*v) for k, v in restored.files.items()})
     return from_checkpoint_items(restored.items)
 

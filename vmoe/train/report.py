@@ -102,6 +102,12 @@ class Report:
         Raises:
             Failure: a CSV file is corrupt, and all are left as they are; or one cannot be written.
         """
+        last = 0 if positions else self._metrics.stored_step()
+        if last > 2 * self._config.checkpoint_every:  # a kill may lose the first checkpoint
+            raise Failure(
+                f"{self._workdir}: metrics.csv has rows up to step {last}, but there is no "
+                "checkpoint: restore them, or use another workdir"
+            )
         missing = [table.restore(step, positions.get(table.name, START)) for table in self._tables]
         for table in self._tables:
             table.truncate()
@@ -109,7 +115,7 @@ class Report:
         self._timed_from, self._first = (step, time.perf_counter()), step + 1
         self._progress.reset(self._task, completed=step)
         for message in filter(None, missing):
-            self.log(f"{message}; a new file starts")
+            self.log(f"{message}; starting a new file")
         if step == self._config.steps:
             self.log(f"{self._workdir}: already complete ({step} of {step} steps)")
         elif step:
@@ -182,7 +188,7 @@ class Report:
 
     def evaluations(self, step: int, evaluations: Sequence[NamedEvaluation]) -> None:
         """Reports the evaluations of a step."""
-        rows = []
+        rows: list[dict[str, Any]] = []
         for name, weights, result in evaluations:
             metrics = {metric: getattr(result, metric) for metric in EVALUATION}
             rows.append({"set": name, "weights": weights} | metrics)

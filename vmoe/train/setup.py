@@ -210,7 +210,7 @@ def _notes(
 ) -> Iterator[str]:
     """Messages to log before the first step."""
     size = config.model.image_size
-    sets = ", ".join(f"{len(each)} {evaluation.name}" for evaluation, each in evaluations)
+    sets = ", ".join(f"{len(each):,} {evaluation.name}" for evaluation, each in evaluations)
     yield (
         f"{len(source):,} images of {len(source.class_names)} classes "
         f"({config.model.num_classes} logits), resized to {size} px; {sets}"
@@ -224,8 +224,9 @@ def _notes(
             f"mesh {placement}: {placement.devices} devices, {jax.process_count()} processes; "
             f"each device has {share} images and forms groups among them"
         )
-    if unused := config.model.num_classes - len(source.class_names):
-        yield f"{unused} of {config.model.num_classes} logits have no class"
+    logits, classes = config.model.num_classes, len(source.class_names)
+    if logits > classes:
+        yield f"the model has {logits} logits for {classes} classes; {logits - classes} are unused"
     yield from resizing_messages(source, size)
     yield from skipped_messages([source, *(each for _, each in evaluations)])
 

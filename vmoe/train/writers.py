@@ -84,13 +84,15 @@ class CsvWriter:
         return Position(self._size, self._hash.hexdigest())
 
     def restore(self, step: int, position: Position) -> str:
-        """Goes back to a position, before which the file has to be as it was; changes nothing yet.
+        """Checks that the file still begins with what was written up to a position.
+
+        Does not change the file.
 
         Args:
             step: of the checkpoint that recorded the position.
 
         Returns:
-            a message if the file is missing, so that a new one starts; else "".
+            a message if the file is missing, or started after the step; a new one starts then.
 
         Raises:
             Failure: the file is corrupt before the position, or cannot be read.
@@ -99,6 +101,8 @@ class CsvWriter:
         if position.size:
             try:
                 content = self._path.read_bytes()[: position.size]
+                if _first_step(content) >= step:
+                    content, missing = b"", f"{self._path} has lost its rows up to step {step}"
             except FileNotFoundError:
                 missing = f"{self._path} is missing: its rows up to step {step} are lost"
             except OSError as error:
@@ -118,6 +122,12 @@ class CsvWriter:
         self.last_step = int(rows[-1][0]) if rows else None
         return missing
 
+    def stored_step(self) -> int:
+        """The step of the last complete row on the disk; 0 if there is none."""
+        lines = self._path.read_bytes().split(b"\n")[1:-1] if self._path.exists() else []
+        last = lines[-1].split(b",")[0] if lines else b""
+        return int(last) if last.isdigit() else 0
+
     def truncate(self) -> None:
         """Removes what follows the position.
 
@@ -127,6 +137,13 @@ class CsvWriter:
         with write_errors(self._path):
             if self._path.exists():
                 os.truncate(self._path, self._size)
+
+
+def _first_step(content: bytes) -> int:
+    """The step of the first row of a CSV file; -1 if it has none."""
+    lines = content.split(b"\n", 2)
+    first = lines[1].split(b",")[0] if len(lines) > 2 else b""
+    return int(first) if first.isdigit() else -1
 
 
 class TensorBoardWriter:

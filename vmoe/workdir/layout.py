@@ -58,6 +58,7 @@ def write_metadata(
         **({INIT: json.dumps(init, indent=2)} if init else {}),
         CONFIG: to_json(config),  # last, so a folder that has it is complete
     }
+    (workdir / INIT).unlink(missing_ok=True)  # of a run that was killed before it had a config
     for name, text in texts.items():
         replace_text(workdir / name, text + "\n")
 
@@ -71,7 +72,7 @@ def replace_text(path: Path, text: str) -> None:
         OSError: the folder cannot be written.
     """
     temporary = path.with_name(f"{path.name}.tmp")
-    temporary.write_text(text, newline="")
+    temporary.write_text(text, encoding="utf-8", newline="")
     os.replace(temporary, path)
 
 
@@ -123,7 +124,12 @@ def read_init(workdir: Path) -> dict[str, Any] | None:
     Raises:
         UsageError: the file is corrupt.
     """
-    return _read_json(workdir / INIT) if (workdir / INIT).exists() else None
+    if not (workdir / INIT).exists():
+        return None
+    init = _read_json(workdir / INIT)
+    if not isinstance(init, dict) or not {"path", "step", "checksum", "weights"} <= init.keys():
+        raise UsageError(f"{workdir / INIT}: corrupt; restore it, or use another workdir")
+    return init
 
 
 def check_same_run(workdir: Path, config: TrainConfig, class_names: tuple[str, ...]) -> int | None:
@@ -136,6 +142,8 @@ def check_same_run(workdir: Path, config: TrainConfig, class_names: tuple[str, .
         UsageError: names every field that differs.
     """
     stored = read_config(workdir)
+    reading = dict(check=config.data.check, on_error=config.data.on_error)  # may change
+    stored = replace(stored, data=reading)
     extended = config.steps > stored.steps and replace(stored, steps=config.steps) == config
     if differences := list(_differences(stored, config)) if not extended else []:
         raise UsageError(
@@ -179,7 +187,7 @@ def _differences(stored: Any, current: Any, place: str = "") -> Iterator[str]:
 
 def _read_json(path: Path) -> Any:
     try:
-        return json.loads(path.read_text())
+        return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         message = f"{path.name} is missing from run folder {path.parent}; restore it"
         raise UsageError(message) from None

@@ -104,8 +104,8 @@ def skipped_messages(sources: Iterable[Source | Skipped]) -> Iterator[str]:
         what = "symbolic link to a folder" if len(links) == 1 else "symbolic links to folders"
         yield f"skipped {len(links)} {what}: {_named(links)}"
     if unreadable:
-        what = "image that" if len(unreadable) == 1 else "images that"
-        yield f"skipped {len(unreadable)} {what} cannot be read: {_named(unreadable)}"
+        what = "image" if len(unreadable) == 1 else "images"
+        yield f"{len(unreadable)} {what} cannot be read: {_named(unreadable)}"
 
 
 def _named(paths: Sequence[str]) -> str:

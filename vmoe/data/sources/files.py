@@ -1,5 +1,6 @@
 """A source that reads image files when they are needed."""
 
+import contextlib
 import dataclasses
 import hashlib
 from pathlib import Path
@@ -62,6 +63,7 @@ class FileSource:
         data.update(self.labels.tobytes() + self.sizes.tobytes())
         content = hashlib.sha256()
         for i in sampled(len(self)):
-            content.update(read_bytes(Path(self.folder, self.files[i])))
+            with contextlib.suppress(UsageError):  # it cannot be read
+                content.update(read_bytes(Path(self.folder, self.files[i])))
         times = hashlib.sha256(self.times.tobytes())
         return Fingerprint(data.hexdigest(), times.hexdigest(), content.hexdigest())

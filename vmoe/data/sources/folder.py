@@ -58,6 +58,8 @@ def open_folder(
         source = source.select(index)
     if bad and split != "train":
         readable = [i for i, file in enumerate(source.files) if str(folder / file) not in bad]
+        if not readable:
+            raise UsageError(f"{place}: no image of the split {split!r} can be read")
         source = source.select(np.array(readable, int))
     return source
 

@@ -1,0 +1,99 @@
+"""The check of image files: what is complete, what is remembered, and for how long."""
+
+import struct
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from vmoe.data import check
+from vmoe.data.check import unreadable
+from vmoe.data.decode import image_files_below
+
+PIXELS = np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A cache folder of the test's own, so that no other index is used."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+def found(folder: Path, how: str = "headers") -> dict[str, str]:
+    reasons = unreadable(folder, image_files_below(folder).images, how)
+    return {Path(path).name: reason for path, reason in reasons.items()}
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg", "gif", "bmp", "webp", "tif"])
+def test_truncated_files_are_found_and_bytes_after_the_end_are_allowed(
+    suffix: str, tmp_path: Path
+) -> None:
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    whole = folder / f"whole.{suffix}"
+    Image.fromarray(PIXELS).save(whole)
+    content = whole.read_bytes()
+    (folder / f"cut.{suffix}").write_bytes(content[: len(content) // 2])
+    (folder / f"head.{suffix}").write_bytes(content[:30])
+    (folder / f"more.{suffix}").write_bytes(content + bytes(3000))
+    if suffix == "jpg":
+        (folder / "film.jpg").write_bytes(content + b"\1" * 9000)  # a photo with a film behind it
+    assert found(folder).keys() == {f"cut.{suffix}", f"head.{suffix}"}
+
+
+def test_changed_bytes_are_found_by_decoding(tmp_path: Path) -> None:
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    path = folder / "image.png"
+    Image.fromarray(PIXELS).save(path)
+    content = bytearray(path.read_bytes())
+    content[5000] ^= 1
+    path.write_bytes(content)
+    assert not found(folder)
+    assert found(folder, "decode").keys() == {"image.png"}
+
+
+def test_the_result_is_remembered_until_a_file_changes(
+    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for name in ("a.png", "b.png"):
+        Image.fromarray(PIXELS).save(folder / name)
+    (folder / "b.png").write_bytes((folder / "b.png").read_bytes()[:-30])
+    first = found(folder)
+    assert first.keys() == {"b.png"} and list(cache.rglob("*.json"))
+    with monkeypatch.context() as patch:
+        patch.setattr(check, "_check_all", None)  # so reading a file would fail
+        assert found(folder) == first
+    Image.fromarray(PIXELS).save(folder / "b.png")
+    assert not found(folder)
+
+
+def test_a_file_that_cannot_be_opened_is_tried_again(tmp_path: Path) -> None:
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    Image.fromarray(PIXELS).save(folder / "a.png")
+    files = image_files_below(folder).images
+    (folder / "a.png").rename(folder / "away")
+    assert unreadable(folder, files, "headers") == {
+        str(folder / "a.png"): "No such file or directory"
+    }
+    (folder / "away").rename(folder / "a.png")
+    assert not unreadable(folder, files, "headers")
+
+
+def test_grey_images_of_12_bits_are_found_and_a_broken_exif_block_raises_no_error(
+    tmp_path: Path,
+) -> None:
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    Image.fromarray(np.full((4, 4), 4095, np.uint16)).save(folder / "grey.png")
+    Image.fromarray(PIXELS).save(folder / "exif.jpg")
+    content = (folder / "exif.jpg").read_bytes()
+    exif = b"Exif\0\0MM\0*"
+    block = b"\xff\xe1" + struct.pack(">H", len(exif) + 2) + exif
+    (folder / "exif.jpg").write_bytes(content[:2] + block + content[2:])
+    assert "grey.png" in found(folder, "decode")
