@@ -33,6 +33,7 @@ from rich.table import Table
 from vmoe.checkpoints.checksums import checksums
 from vmoe.checkpoints.run import restore
 from vmoe.train.state import abstract_state, checkpoint_items
+from vmoe.workdir import layout
 from vmoe.workdir.layout import read_config
 
 ROOT = Path(__file__).parents[1]
@@ -48,7 +49,7 @@ config = replace(
     evaluations=(EvalConfig(), EvalConfig("small batches", batch_size={batch})),
 )
 """
-TABLES = ("metrics", "evaluations", "experts")
+TABLES = tuple(Path(name).stem for name in layout.TABLES)
 
 
 def start(recipe: Path, workdir: Path, processes: int = 1) -> list[subprocess.Popen[bytes]]:

@@ -1,5 +1,6 @@
-"""Compare two run folders."""
+"""Compare and damage run folders."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,15 @@ from scripts.kill_test import TABLES, rows
 
 def parameters(workdir: Path, *, use_ema: bool = True) -> dict[str, Any]:
     return nnx.to_pure_dict(nnx.state(vmoe.load(workdir, use_ema=use_ema).model, nnx.Param))
+
+
+def with_corrupt_newest(run: Path, workdir: Path, *, step: int, newest: int) -> None:
+    """Copies a run, and a step of it as its newest one, whose data files are truncated."""
+    shutil.copytree(run, workdir)
+    corrupt = workdir / "checkpoints" / str(newest)
+    shutil.copytree(workdir / "checkpoints" / str(step), corrupt)
+    for path in corrupt.rglob("d/*"):
+        path.write_bytes(path.read_bytes()[:100])
 
 
 def assert_same(one: Path, other: Path) -> None:

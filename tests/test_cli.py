@@ -17,6 +17,7 @@ from PIL import Image
 
 from scripts.kill_test import rows
 from tests.command import ROOT, TINY, interpreter, vmoe
+from tests.run_folder import with_corrupt_newest
 from vmoe.data.sources import open_source
 
 
@@ -131,10 +132,7 @@ def test_an_older_checkpoint_is_evaluated_if_the_newest_is_corrupt(
     tiny_run: Path, tmp_path: Path
 ) -> None:
     workdir = tmp_path / "run"
-    shutil.copytree(tiny_run, workdir)
-    shutil.copytree(workdir / "checkpoints" / "60", workdir / "checkpoints" / "70")
-    for path in (workdir / "checkpoints" / "70").rglob("d/*"):
-        path.write_bytes(path.read_bytes()[:100])
+    with_corrupt_newest(tiny_run, workdir, step=60, newest=70)
     result = vmoe("evaluate", "--checkpoint", workdir, "--json")
     assert result.returncode == 0 and json.loads(result.stdout)["step"] == 60
     assert result.stderr.startswith(f"{workdir}: checkpoint 70 is corrupt (")

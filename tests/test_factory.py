@@ -1,6 +1,5 @@
 """Trained models from a path: what is loaded, how images are preprocessed, what is refused."""
 
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +11,7 @@ from flax import nnx
 from PIL import Image
 
 import vmoe
+from tests.run_folder import with_corrupt_newest
 from vmoe import config as configs
 from vmoe.checkpoints.run import restore
 from vmoe.config import RoutingOverrides, TrainConfig
@@ -63,10 +63,7 @@ def test_a_corrupt_checkpoint_is_one_line_on_stderr_in_python_too(
     tiny_run: Path, tmp_path: Path
 ) -> None:
     workdir = tmp_path / "run"
-    shutil.copytree(tiny_run, workdir)
-    shutil.copytree(workdir / "checkpoints" / "60", workdir / "checkpoints" / "70")
-    for path in (workdir / "checkpoints" / "70").rglob("d/*"):
-        path.write_bytes(path.read_bytes()[:100])
+    with_corrupt_newest(tiny_run, workdir, step=60, newest=70)
     code = f"import vmoe; print(vmoe.load({str(workdir)!r}).step)"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert result.stdout == "60\n"

@@ -30,15 +30,20 @@ def checksums(items: dict[str, Any], *, local: bool = False) -> dict[str, str]:
     >>> checksums({"params": {"head": np.zeros(2, np.float32)}})
     {'params/head': 'float32[2]-509946a41cd733a3'}
     """
-    named = {
-        jax.tree_util.keystr(path, simple=True, separator="/"): leaf
-        for path, leaf in jax.tree.leaves_with_path(items)
-    }
+    named = by_name(items)
     sums = np.array([_local_sum(leaf) for leaf in named.values()], np.uint64)
     total = sums if local else _total(distributed.process_allgather(sums))
     return {
         name: f"{leaf.dtype}{list(np.shape(leaf))}-{int(value):016x}"
         for (name, leaf), value in zip(named.items(), total, strict=True)
+    }
+
+
+def by_name(tree: Any) -> dict[str, Any]:
+    """The arrays of a tree by their path: params/head/bias."""
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="/"): leaf
+        for path, leaf in jax.tree.leaves_with_path(tree)
     }
 
 

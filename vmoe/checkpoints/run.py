@@ -95,11 +95,6 @@ class Checkpoints:
         """All steps, ascending."""
         return sorted(self._manager.all_steps())
 
-    @property
-    def has_checkpoint(self) -> bool:
-        """Whether there is a checkpoint, valid or corrupt."""
-        return has_checkpoint(self._workdir)
-
     def save(
         self, step: int, files: Mapping[str, Sequence[Any]] | None = None, **items: Arrays
     ) -> bool:
@@ -275,7 +270,7 @@ def find(path: Path) -> tuple[Path, list[int]]:
     """
     workdir, name = _split(path)
     steps = steps_of(workdir)
-    if not steps and (workdir / CHECKPOINTS / CORRUPT).exists():
+    if not steps and has_checkpoint(workdir):
         raise _all_corrupt(workdir)
     if not steps:
         raise UsageError(f"{workdir}: no checkpoint yet; training writes one")

@@ -1,10 +1,11 @@
 """Checks image files before they are trained on, and remembers the result.
 
-By ``headers``: a file begins and ends as its format does, so that a truncated one is found; where
-that cannot be told, it is decoded. By ``decode``: every file is decoded.
+``headers``: a file has to begin and end as its format does, so that a truncated one is found; only
+a file that leaves this open is decoded. ``decode``: every file is decoded.
 """
 
 import concurrent.futures
+import contextlib
 import hashlib
 import io
 import itertools
@@ -20,13 +21,14 @@ from rich.console import Console
 from rich.progress import track
 
 from vmoe.config.data import Check
-from vmoe.data.decode import ImageFile, decode, has_16_bits, read_bytes
+from vmoe.data.cache import cache_folder
+from vmoe.data.decode import PNG, ImageFile, decode, has_16_bits
 from vmoe.errors import UsageError
+from vmoe.workdir.layout import replace_text
 
 TAIL = 4096  # bytes read at the end of a file, where its end marker has to be
 CHUNK = 256  # files per task of a thread
-PNG, PNG_END = b"\x89PNG\r\n\x1a\n", b"\x00\x00\x00\x00IEND\xaeB`\x82"
-JPEG_END = b"\xff\xd9"
+PNG_END, JPEG_END = b"\x00\x00\x00\x00IEND\xaeB`\x82", b"\xff\xd9"
 RULES = 1  # version of the rules below; an index of another version is not used
 
 
@@ -82,12 +84,12 @@ def _reason(file: ImageFile, check: Check) -> _Reason:
         if complete is False:
             return _Reason("truncated: its end is missing")
         if check == "decode" or complete is None:
-            content = read_bytes(file.path)
+            content = Path(file.path).read_bytes()
             decode(content, "")
             with Image.open(io.BytesIO(content)) as image:
                 image.verify()  # checksums, which decoding may ignore
     except UsageError as error:
-        return _Reason(str(error).removeprefix(f"{file.path}: ").removeprefix(": "))
+        return _Reason(str(error).removeprefix(": "))
     except OSError as error:
         return _Reason(str(error.strerror or error), lasting=error.errno is None)
     except MemoryError:
@@ -108,7 +110,8 @@ def _looks_complete(file: ImageFile) -> bool | None:
     if head.startswith(PNG):
         return _ends(tail, PNG_END)
     if head.startswith(b"\xff\xd8\xff"):
-        return _ends(tail, JPEG_END) or (None if JPEG_END in read_bytes(file.path) else False)
+        whole = Path(file.path).read_bytes  # a film may follow the photo
+        return _ends(tail, JPEG_END) or (None if JPEG_END in whole() else False)
     if head[:4] == b"RIFF" and head[8:12] == b"WEBP":
         return int.from_bytes(head[4:8], "little") + 8 <= file.size
     if head[:6] in (b"GIF87a", b"GIF89a") and tail.endswith(b";"):
@@ -132,9 +135,8 @@ def _key(files: Sequence[ImageFile]) -> str:
 
 
 def _index_of(folder: str | Path) -> Path:
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"))
     name = hashlib.sha256(os.fsencode(os.path.abspath(folder))).hexdigest()[:32]
-    return cache / "vmoe" / "images" / f"{name}.json"
+    return cache_folder() / "images" / f"{name}.json"
 
 
 def _read_index(path: Path) -> dict[str, Any]:
@@ -147,12 +149,6 @@ def _read_index(path: Path) -> dict[str, Any]:
 
 def _write_index(path: Path, index: dict[str, Any]) -> None:
     """Writes the index, or nothing where the cache folder cannot be written."""
-    if not path.is_absolute():  # there is no home folder
-        return
-    temporary = path.with_suffix(f".{os.getpid()}")
-    try:
+    with contextlib.suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(json.dumps(index))
-        os.replace(temporary, path)
-    except OSError:
-        temporary.unlink(missing_ok=True)
+        replace_text(path, json.dumps(index))

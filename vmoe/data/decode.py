@@ -12,6 +12,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from vmoe.errors import UsageError
 
+PNG = b"\x89PNG\r\n\x1a\n"  # the first bytes of a file
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 BACKGROUND = "white"  # shows through transparent pixels
 TWELVE_BITS = 4096  # values of 12 bits
@@ -136,7 +137,7 @@ def decode(image: bytes | UInt8[np.ndarray, "h w 3"], origin: str) -> UInt8[np.n
 
 def has_16_bits(head: bytes) -> bool:
     """Whether the first 25 bytes of a file are those of a PNG with 16 bits per channel."""
-    return head.startswith(b"\x89PNG\r\n\x1a\n") and head[24:25] == b"\x10"
+    return head.startswith(PNG) and head[24:25] == b"\x10"
 
 
 def read_image(path: str | Path) -> UInt8[np.ndarray, "h w 3"]:

@@ -22,23 +22,26 @@ def summary(evaluation: Evaluation) -> list[tuple[str, str]]:
     rows = [
         ("images", f"{evaluation.images:,}, {evaluation.image_size} px"),
         ("accuracy", f"{evaluation.accuracy:.2%}"),
+        *_known("top-5 accuracy", evaluation.top5_accuracy),
         ("cross-entropy", f"{evaluation.cross_entropy:.4f} nats"),
         ("Brier score", f"{evaluation.brier:.4f}"),
         ("calibration error", f"{evaluation.calibration_error:.2%}"),
+        *_known("choices dropped", evaluation.dropped),
+        *_known("tokens without an expert", evaluation.unprocessed),
     ]
-    if evaluation.top5_accuracy is not None:
-        rows.insert(2, ("top-5 accuracy", f"{evaluation.top5_accuracy:.2%}"))
-    if evaluation.dropped is not None:
-        rows.append(("choices dropped", f"{evaluation.dropped:.2%}"))
     if evaluation.images_per_group:
         factors = _joined(_factor(x) for x in evaluation.capacity_factor.values())
         images = _joined(evaluation.images_per_group.values())
         rows += [
-            ("tokens without an expert", f"{evaluation.unprocessed:.2%}"),
             ("capacity factor", factors if factors == "none" else f"{factors} after rounding"),
             ("grouping", f"up to {images} images a group, {evaluation.batch_size} a batch"),
         ]
     return [*rows, ("speed", f"{evaluation.images_per_second:,.0f} images/s")]
+
+
+def _known(name: str, share: float | None) -> list[tuple[str, str]]:
+    """A row for a share of all images, choices or tokens; none if it is not defined."""
+    return [] if share is None else [(name, f"{share:.2%}")]
 
 
 def per_class(evaluation: Evaluation) -> dict[str, dict[str, Any]]:

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from vmoe.checkpoints import read
-from vmoe.checkpoints.checksums import checksums
+from vmoe.checkpoints.checksums import by_name, checksums
 from vmoe.checkpoints.run import has_checkpoint
 from vmoe.errors import UsageError
 from vmoe.sharding import Placement
@@ -51,7 +51,7 @@ def read_source(source: Path | None, workdir: Path, shapes: Params) -> Init | No
         UsageError: there is no trained model, its parameters have other names or shapes, or they
             have changed since the run began; or the run began from another source.
     """
-    recorded, step_folder = None, None
+    recorded = None
     if has_config(workdir):
         recorded = read_init(workdir)
         began = None if recorded is None else Path(recorded["path"])
@@ -65,9 +65,9 @@ def read_source(source: Path | None, workdir: Path, shapes: Params) -> Init | No
             return None
     if source is None:
         return None
-    if recorded is not None and (source / CHECKPOINTS / str(recorded["step"])).is_dir():
-        step_folder = source / CHECKPOINTS / str(recorded["step"])  # the source may have gone on
-    stored = read(step_folder or source)
+    # The source may have been trained further since.
+    step = source / CHECKPOINTS / str(recorded["step"]) if recorded is not None else source
+    stored = read(step if step.is_dir() else source)
     _check_shapes(source, stored.params, shapes)
     names = json.dumps(checksums(stored.params, local=True), sort_keys=True)
     checksum = hashlib.sha256(names.encode()).hexdigest()
@@ -81,7 +81,10 @@ def read_source(source: Path | None, workdir: Path, shapes: Params) -> Init | No
 
 
 def _check_shapes(source: Path, params: Params, shapes: Params) -> None:
-    theirs, ours = _by_name(params), _by_name(shapes)
+    theirs, ours = (
+        {name: f"{leaf.dtype}{list(leaf.shape)}" for name, leaf in by_name(tree).items()}
+        for tree in (params, shapes)
+    )
     for name in ours | theirs:
         if ours.get(name) != theirs.get(name):
             there, here = theirs.get(name, "missing"), ours.get(name, "missing")
@@ -89,10 +92,3 @@ def _check_shapes(source: Path, params: Params, shapes: Params) -> None:
                 f"init={source}: parameter {name} is {there} there and {here} in the model of this "
                 "run; use the same model"
             )
-
-
-def _by_name(params: Params) -> dict[str, str]:
-    return {
-        jax.tree_util.keystr(path, simple=True, separator="/"): f"{leaf.dtype}{list(leaf.shape)}"
-        for path, leaf in jax.tree.leaves_with_path(params)
-    }

@@ -14,6 +14,7 @@ import jax
 import numpy as np
 
 from vmoe import distributed, models
+from vmoe.checkpoints.run import has_checkpoint
 from vmoe.config import TrainConfig
 from vmoe.data.pipeline import READ_AHEAD, Batch
 from vmoe.errors import Failure, Stopped, UsageError
@@ -207,7 +208,7 @@ def _stopped(run: Run, step: int) -> Stopped:
 def _restore_or_init(run: Run) -> State:
     """The state of the newest valid checkpoint, or the first state if there is no checkpoint."""
     run.checkpoints.wait()
-    if not run.checkpoints.has_checkpoint:
+    if not has_checkpoint(run.workdir):
         run.report.resume(0, {})
         state = init_state(run.config, run.placement)
         return run.initial.apply(state, run.placement) if run.initial else state

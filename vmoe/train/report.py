@@ -20,10 +20,8 @@ from vmoe.evaluate import NamedEvaluation
 from vmoe.train.writers import START, CsvWriter, Position, TensorBoardWriter, flatten
 from vmoe.workdir.layout import TABLES
 
-LEADING = (  # columns of metrics.csv
-    *("loss", "accuracy", "aux_loss", "dropped", "unprocessed"),
-    *("lr", "gradient_norm"),
-)
+LEADING = ("loss", "accuracy", "aux_loss", "dropped", "unprocessed", "lr", "gradient_norm")
+"""The first columns of metrics.csv."""
 EVALUATION = (  # columns of evaluations.csv
     *("images", "accuracy", "top5_accuracy", "cross_entropy", "brier"),
     *("calibration_error", "dropped", "unprocessed", "images_per_second"),

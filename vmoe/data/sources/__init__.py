@@ -8,7 +8,7 @@
 To name a split as well, append ``:train``, ``:validation`` or ``:test``.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from vmoe.config.data import Check, OnError
 from vmoe.data.sources.arrays import open_arrays
@@ -33,10 +33,6 @@ __all__ = [
 
 NAMED = 5  # paths in a message
 
-_WITH_PATH: dict[str, Callable[[str, str], Source]] = {
-    "arrays": open_arrays,
-    "fashion_mnist": open_fashion_mnist,
-}
 _KINDS = ("digits", "fashion_mnist", "folder", "arrays")
 
 
@@ -66,11 +62,14 @@ def open_source(
     if split not in SPLITS:
         raise UsageError(unknown("no split", split, list(SPLITS)))
     try:
-        if kind == "digits":
-            return open_digits(split)
-        if kind == "folder":
-            return open_folder(path, split, check=check, on_error=on_error)
-        return _WITH_PATH[kind](path, split)
+        match kind:
+            case "digits":
+                return open_digits(split)
+            case "fashion_mnist":
+                return open_fashion_mnist(path, split)
+            case "folder":
+                return open_folder(path, split, check=check, on_error=on_error)
+        return open_arrays(path, split)
     except PermissionError as error:
         raise UsageError(f"{error.filename}: {error.strerror}; make it readable") from None
 
@@ -94,8 +93,7 @@ def skipped_messages(sources: Iterable[Source | Skipped]) -> Iterator[str]:
     """
     skipped = [each if isinstance(each, Skipped) else each.skipped for each in sources]
     others, links, unreadable = (
-        list(dict.fromkeys(path for paths in kind for path in paths))
-        for kind in zip(*skipped, strict=True)
+        sorted({path for paths in kind for path in paths}) for kind in zip(*skipped, strict=True)
     )
     if others:
         what = "file that is not an image" if len(others) == 1 else "files that are not images"

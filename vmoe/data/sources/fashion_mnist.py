@@ -18,6 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
+from vmoe.data.cache import cache_folder
 from vmoe.data.sources.in_memory import InMemorySource, rgb
 from vmoe.data.sources.splits import stratified_split
 from vmoe.errors import UsageError
@@ -94,7 +95,7 @@ def unpack(path: Path) -> bytes:
 
 def _find() -> Path:
     """The folder that holds the files; downloads those that are missing."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "vmoe/fashion_mnist"
+    cache = cache_folder() / "fashion_mnist"
     for folder in (DEBIAN, cache):
         if all((folder / f"{name}.gz").is_file() for name in SHA256):
             return folder

@@ -120,7 +120,7 @@ def _source(
         skipped=Skipped(
             others=tuple(path for files in found.values() for path in files.others),
             links=tuple(path for files in found.values() for path in files.links),
-            unreadable=tuple(bad),
+            unreadable=frozenset(bad),
         ),
     )
 

@@ -33,7 +33,7 @@ class Skipped(NamedTuple):
 
     others: tuple[str, ...] = ()
     links: tuple[str, ...] = ()
-    unreadable: tuple[str, ...] = ()
+    unreadable: frozenset[str] = frozenset()
 
 
 class Fingerprint(NamedTuple):

@@ -85,18 +85,10 @@ def hashed_split(
 
     A split of a class that would be empty takes the image of the class with the smallest hash.
 
+    Otherwise as ``stratified_split``, but a split gets its fraction only on average.
+
     Args:
         files: the name of each image, with its class.
-        labels: the class of each image.
-        fractions: by split other than "train", its expected fraction, in (0, 1).
-        class_names: the names of the classes, in the order of the labels.
-        place: the data set, for error messages.
-
-    Returns:
-        by split, the indices of its images in ascending order.
-
-    Raises:
-        UsageError: a class has too few images for every split to get one.
     """
     hashes = np.array([_hash(file) for file in files])
     bounds = np.cumsum(list(fractions.values()))
