@@ -85,10 +85,12 @@ def attack_signals(folder: Path, finished: Path, count: int, rng: random.Random)
         run(*commands[name])
         durations[name] = time.monotonic() - begin
     counts, statuses = Counts(), Counts()
-    for i in range(count):
+    i = 0
+    while counts["cases"] < count:
         name = ("train", "train", "evaluate", "predict")[i % 4]
         number = rng.choice([signal.SIGINT, signal.SIGTERM])
         workdir = [folder / f"run{i // 8}"] if name == "train" else []
+        i += 1
         process = start(*commands[name], *workdir)
         wait_for_first_statement(process)
         time.sleep(rng.uniform(0, durations[name]))
@@ -108,7 +110,7 @@ def attack_signals(folder: Path, finished: Path, count: int, rng: random.Random)
         statuses[process.returncode] += 1
         if lost or "Traceback" in stderr:
             print(f"{name}, {number.name}: status {process.returncode}: {stderr[-500:]}")
-    status, stderr = run(*commands["train"], folder / f"run{(count - 1) // 8}")
+    status, stderr = run(*commands["train"], folder / f"run{(i - 1) // 8}")
     counts.update(lost=int(status != 0), tracebacks=int("Traceback" in stderr))
     print(f"exit statuses: {dict(statuses)}; resumed to the end with status {status}", flush=True)
     return counts

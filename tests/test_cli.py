@@ -1,6 +1,7 @@
 """The real command in a real process: what it prints, where, and its exit status."""
 
 import contextlib
+import csv
 import importlib.metadata
 import json
 import os
@@ -110,6 +111,41 @@ def test_a_new_run_starts_from_the_parameters_of_another(tiny_run: Path, tmp_pat
     result = vmoe(*arguments)
     assert result.returncode == 2
     assert f"{source}: its parameters have changed since the run in {workdir}" in result.stderr
+
+
+@pytest.fixture(scope="module")
+def expert_choice_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run whose experts choose their tokens: five steps, and one more after it was resumed."""
+    folder = tmp_path_factory.mktemp("expert_choice")
+    (folder / "recipe.py").write_text(
+        "from pathlib import Path\n"
+        "from vmoe.config import ExpertChoice, load, replace\n"
+        f"config = load(Path({TINY!r}))\n"
+        "moe = replace(config.model.moe, router=ExpertChoice(), capacity_factor=0.5)\n"
+        "config = replace(config, optim=dict(warmup_steps=1), log_every=1, model=dict(moe=moe))\n"
+    )
+    for steps in ("5", "6"):
+        arguments = ("--config", folder / "recipe.py", "--workdir", folder / "run")
+        result = vmoe("train", *arguments, "--steps", steps)
+        assert result.returncode == 0, result.stderr
+    assert "images/s" not in result.stderr and "step 6/6  loss" in result.stderr
+    return folder / "run"
+
+
+def test_the_rate_is_left_out_until_it_is_known(expert_choice_run: Path) -> None:
+    with (expert_choice_run / "metrics.csv").open() as file:
+        rates = {row["step"]: row["images_per_second"] for row in csv.DictReader(file)}
+    assert [step for step, rate in rates.items() if not rate] == ["1", "6"]
+
+
+def test_where_experts_choose_tokens_without_an_expert_are_reported_and_no_drops(
+    expert_choice_run: Path,
+) -> None:
+    row = rows(expert_choice_run)[-1]
+    assert row["dropped"] == "" and float(row["unprocessed"]) > 0
+    assert "block1/unprocessed" in row and "block1/dropped" not in row
+    result = vmoe("evaluate", "--checkpoint", expert_choice_run)
+    assert "tokens without an expert" in result.stdout and "dropped" not in result.stdout
 
 
 def test_the_version_is_printed() -> None:

@@ -14,6 +14,7 @@ from PIL import Image
 
 from scripts.kill_test import rows
 from tests.command import TINY, start
+from vmoe.data.sources import open_source
 
 CLASSES = ("a\nb", "c\rd", "e\u2028f", "\u00e9toile")
 COUNT = 15  # photos of a class
@@ -100,24 +101,43 @@ def test_photos_that_were_changed_in_place_are_reported(copy: Path) -> None:
     result = train(copy)
     assert result.returncode == 0, result.stderr
     assert "the training data has changed since this run began (" in result.stderr
+    assert "evaluation set 'validation' has changed since this run began (" in result.stderr
 
 
-def test_all_unreadable_photos_are_listed_before_training_or_replaced_while_training(
+def test_all_unreadable_photos_are_listed_before_training_or_replaced_and_left_out(
     copy: Path,
 ) -> None:
     broken = [copy / "photos" / CLASSES[2] / f"{i}.png" for i in (3, 7, 11)]
     for path in broken:
         path.write_bytes(path.read_bytes()[:-20])
+    (copy / "photos" / CLASSES[2] / "4.png").unlink()
+    integers = Image.fromarray(np.arange(1600, dtype=np.int32).reshape(40, 40))
+    integers.save(copy / "photos" / CLASSES[2] / "4.tif")
+    # its header and its end are as they should be
+    within = Path(
+        open_source(f"folder:{copy / 'photos'}", "validation", on_error="replace")[0].origin
+    )
+    content = bytearray(within.read_bytes())
+    content[1000:1100] = bytes(100)
+    within.write_bytes(content)
     shutil.rmtree(copy / "run")
     result = train(copy)
     assert result.returncode == 2 and not (copy / "run").exists()
-    assert result.stderr.count("\n") == 1 and "3 of 60 images cannot be read: " in result.stderr
+    assert result.stderr.count("\n") == 1 and "4 of 60 images cannot be read: " in result.stderr
     for path in broken:
         assert f"{path.name} (truncated: its end is missing)" in result.stderr
+    assert "4.tif (32-bit integers (mode I); save it with 8 bits per channel)" in result.stderr
     result = train(copy, "--data.on-error", "replace")
     assert result.returncode == 0, result.stderr
-    assert "\n3 images cannot be read: " in result.stderr
+    assert "\n4 images cannot be read: " in result.stderr
     assert "; replaced by another image (" in result.stderr
+    assert result.stderr.count("; left out of evaluations (1 so far)\n") == 1
+    result = vmoe(
+        "evaluate", "--checkpoint", "run", "--data", "folder:photos:validation", "--json", cwd=copy
+    )
+    validation = open_source(f"folder:{copy / 'photos'}", "validation", on_error="replace")
+    assert json.loads(result.stdout)["images"] == len(validation) - 1
+    assert f"{within.name}: cannot be read as an image" in result.stderr
 
 
 def test_the_other_images_are_predicted_if_one_cannot_be_read(copy: Path) -> None:

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import threading
 from pathlib import Path
 
@@ -22,13 +23,17 @@ config = load(Path({TINY!r}))
 """
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(
+    ("command", "number"),
+    [("train", signal.SIGINT), ("train", signal.SIGTERM), ("plan", signal.SIGINT)],
+)
 def test_a_signal_before_the_run_folder_is_locked_ends_the_command_at_once(
-    number: signal.Signals, tmp_path: Path
+    command: str, number: signal.Signals, tmp_path: Path
 ) -> None:
     (tmp_path / "slow.py").write_text(SLOW_RECIPE)
     workdir = tmp_path / "run"
-    with start("train", "--config", tmp_path / "slow.py", "--workdir", workdir) as process:
+    place = ["--workdir", workdir] if command == "train" else ["--devices", "8"]
+    with start(command, "--config", tmp_path / "slow.py", *place) as process:
         process.wait_until(lambda: "reading the recipe" in process.stderr)
         process.send_signal(number)
         assert process.wait(timeout=10) == 128 + number
@@ -49,13 +54,32 @@ def test_a_signal_after_the_run_folder_is_locked_is_noted_until_the_first_step(
     assert (workdir / "config.json").exists() and not steps_of(workdir)
 
 
-def test_a_signal_ends_a_prediction_that_waits_for_a_file(tiny_run: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("command", ["predict", "evaluate"])
+def test_a_signal_ends_a_command_that_waits_for_a_file(
+    command: str, tiny_run: Path, tmp_path: Path
+) -> None:
     pipe = tmp_path / "image.png"
     os.mkfifo(pipe)
-    with start("predict", "--checkpoint", tiny_run, pipe) as process, pipe.open("wb"):
+    data = [pipe] if command == "predict" else ["--data", f"arrays:{pipe}"]
+    with start(command, "--checkpoint", tiny_run, *data) as process, pipe.open("wb"):
         # the pipe is open, so the command has opened it, too
         process.send_signal(signal.SIGTERM)
         assert process.wait(timeout=10) == 128 + signal.SIGTERM
+
+
+def test_a_signal_ends_a_process_that_waits_for_the_others(tmp_path: Path) -> None:
+    arguments = ("train", "--config", TINY, "--workdir", tmp_path / "run", "--distributed")
+    with socket.create_server(("127.0.0.1", 0)) as first:
+        cluster = {
+            "JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{first.getsockname()[1]}",
+            "JAX_NUM_PROCESSES": "2",
+            "JAX_PROCESS_ID": "1",
+        }
+        with start(*arguments, environment=cluster) as process, first.accept()[0]:
+            # the first process has taken the connection and will not answer
+            process.send_signal(signal.SIGINT)
+            assert process.wait(timeout=10) == 128 + signal.SIGINT
+    assert not (tmp_path / "run").exists()
 
 
 def test_signals_are_noted_while_the_context_is_active_and_handlers_are_restored() -> None:

@@ -5,6 +5,7 @@ shows its traceback.
 """
 
 import difflib
+from collections.abc import Sequence
 from typing import Any
 
 OUT_OF_MEMORY = "out of memory; lower the batch size, the image size or the model's width"
@@ -53,6 +54,16 @@ def one_line(text: str) -> str:
     'a\\\\nb'
     """
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def listed(texts: Sequence[str], limit: int, *, separator: str = ", ") -> str:
+    """The first texts, and how many more there are.
+
+    >>> listed(["a", "b", "c"], 2), listed(["a", "b"], 2)
+    ('a, b, and 1 more', 'a, b')
+    """
+    more = [f"and {len(texts) - limit:,} more"] if len(texts) > limit else []
+    return separator.join([*texts[:limit], *more])
 
 
 def unknown(what: str, name: Any, known: list[str]) -> str:

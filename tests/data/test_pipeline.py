@@ -10,7 +10,7 @@ from PIL import Image
 
 from vmoe.config import DataConfig, TrainConfig, ViTConfig, replace
 from vmoe.data.crops import resize, to_float
-from vmoe.data.pipeline import Replaced, evaluation_batches, training_batches
+from vmoe.data.pipeline import Unreadable, evaluation_batches, training_batches
 from vmoe.data.sources import Example, Fingerprint, Source, open_source
 from vmoe.data.sources.source import Skipped
 from vmoe.errors import UsageError
@@ -161,15 +161,32 @@ def test_an_unreadable_image_is_replaced_by_another_that_seed_and_position_deter
     source = Squares()
     source[7] = dataclasses.replace(source[7], image=source[7].image[:50])
     config = replace(CONFIG, batch_size=20, data=DataConfig(on_error="replace"))
-    replaced = Replaced()
+    replaced = Unreadable("replaced by another image")
     first, again = (training_batches(source, config, on_replaced=replaced.add)[0] for _ in range(2))
     for ours, theirs in zip(first, again, strict=True):
         np.testing.assert_array_equal(ours, theirs)
     values = np.round((first.images[:, 0, 0, 0] + 1) * 12.75).astype(int).tolist()
     assert 7 not in values and len(set(values)) == 19 and len(values) == 20
     (line,) = replaced.news()
-    assert line.startswith("squares[7]: cannot be read") and line.endswith("image (2 so far)")
+    assert line.startswith("squares[7]: cannot be read") and line.endswith("image (1 so far)")
     assert not replaced.news()
     whole = training_batches(Squares(), config)[0]
     same = (first.images == whole.images).all(axis=(1, 2, 3))
     assert same.sum() == 19, "other images changed"
+
+
+def test_an_unreadable_image_becomes_padding_in_an_evaluation() -> None:
+    source = Squares()
+    source[7] = dataclasses.replace(source[7], image=source[7].image[:50])
+    left_out = Unreadable("left out")
+    sizes = dict(batch_size=8, num_classes=10, image_size=8)
+    batches = list(evaluation_batches(source, **sizes, on_unreadable=left_out.add))
+    whole = list(evaluation_batches(Squares(), **sizes))
+    valid = np.concatenate([batch.valid for batch in batches])
+    assert np.flatnonzero(~valid).tolist() == [7, 20, 21, 22, 23]
+    for ours, theirs in zip(batches, whole, strict=True):
+        for x, y in zip(ours, theirs, strict=True):
+            np.testing.assert_array_equal(x[ours.valid], y[ours.valid])
+            assert not x[~ours.valid].any()
+    (line,) = left_out.news()
+    assert line.startswith("squares[7]: cannot be read") and line.endswith("; left out (1 so far)")

@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
+from flax import nnx
 from tensorboardX.proto.event_pb2 import Event
 
 import vmoe
@@ -22,7 +23,10 @@ from vmoe.config import EvalConfig, RoutingOverrides, TrainConfig
 from vmoe.data.sources import Source, open_source
 from vmoe.errors import UsageError
 from vmoe.evaluate import evaluate
+from vmoe.sharding import ONE_DEVICE
+from vmoe.train.init import read_source
 from vmoe.train.loop import train
+from vmoe.train.state import abstract_state, init_state
 from vmoe.workdir.layout import steps_of
 
 
@@ -188,6 +192,17 @@ def test_a_loaded_checkpoint_has_the_accuracy_that_the_run_reported(run: Path) -
         expected = found[step, "ema" if use_ema else "raw"]
         assert f"{result.accuracy:.6g}" == expected["accuracy"]
         assert result.cross_entropy == pytest.approx(float(expected["cross_entropy"]), rel=1e-4)
+
+
+def test_a_run_that_starts_from_another_starts_its_moving_average_from_it_too(
+    run: Path, config: TrainConfig, tmp_path: Path
+) -> None:
+    initial = read_source(run, tmp_path / "new", abstract_state(config).params)
+    assert initial is not None and initial.record["weights"] == "ema"
+    state = initial.apply(init_state(config), ONE_DEVICE)
+    expected = nnx.to_pure_dict(nnx.state(vmoe.load(run).model, nnx.Param))
+    for params in (state.params, state.ema):
+        jax.tree.map(np.testing.assert_array_equal, params, expected)
 
 
 def test_the_newest_checkpoints_and_the_best_are_kept(config: TrainConfig, tmp_path: Path) -> None:

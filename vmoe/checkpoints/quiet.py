@@ -1,6 +1,6 @@
-"""Hides what a failed read of Orbax prints after its error has been raised.
+"""Hides what a failed read or write of Orbax prints after its error has been raised.
 
-Orbax reads all arrays at once; when one fails, the reads that are still open report their own
+Orbax reads or writes all arrays at once; when one fails, those that are still open report their own
 errors to an event loop that is closed: thousands of lines on stderr. Reports of other code are
 printed as before.
 """
@@ -15,7 +15,7 @@ import warnings
 def hide_late_reports() -> None:
     """Installs the filters for the rest of the process."""
     logging.getLogger("asyncio").addFilter(lambda record: not _is_late(record.getMessage()))
-    late = "coroutine '(_read_array_index_and_device_put|Store.*)' was never awaited"
+    late = "coroutine '(Store|_?(async_)?(read|open|write|serialize)).*' was never awaited"
     warnings.filterwarnings("ignore", late)
     print_unraisable = sys.unraisablehook
 

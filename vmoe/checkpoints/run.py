@@ -72,6 +72,7 @@ class Checkpoints:
         Raises:
             Failure: the recorded metrics cannot be read.
         """
+        hide_late_reports()
         self._workdir = workdir
         self._folder = (workdir / CHECKPOINTS).absolute()
         self._every, self._keep_latest = every, keep_latest

@@ -46,6 +46,7 @@ class EvaluateArgs:
 def run(argv: Sequence[str]) -> None:
     """Evaluates a trained model, and prints its metrics."""
     args = parse(EvaluateArgs, "evaluate", argv)
+    from vmoe.data.pipeline import Unreadable
     from vmoe.data.sources import skipped_messages
     from vmoe.evaluate import evaluate
     from vmoe.evaluate.table import append_row, check_file
@@ -54,7 +55,9 @@ def run(argv: Sequence[str]) -> None:
     if args.csv:
         check_file(args.csv)
     loaded = load(args.checkpoint, routing=args.routing, use_ema=args.use_ema)
-    source = _open_source(args.data, loaded)
+    reading = loaded.train_config.data if loaded.train_config else DataConfig()
+    source = _open_source(args.data, loaded, reading)
+    left_out = Unreadable("left out")
     with progress(source.name, -(-len(source) // max(args.batch_size, 1))) as advance:
         evaluation = evaluate(
             loaded.model,
@@ -62,10 +65,11 @@ def run(argv: Sequence[str]) -> None:
             batch_size=args.batch_size,
             image_size=args.image_size,
             on_batch=advance,
+            on_unreadable=left_out.add if reading.on_error == "replace" else None,
         )
     if args.csv:
         append_row(args.csv, loaded, evaluation)
-    for line in skipped_messages([source]):
+    for line in [*skipped_messages([source]), *left_out.news()]:
         print(one_line(line), file=sys.stderr)
     if args.json:
         print_json(_as_json(args, loaded, evaluation))
@@ -73,8 +77,12 @@ def run(argv: Sequence[str]) -> None:
         _print(args, loaded, evaluation)
 
 
-def _open_source(data: str, loaded: "Loaded") -> "Source":
-    """The split that ``--data`` names, with the classes of the model."""
+def _open_source(data: str, loaded: "Loaded", reading: DataConfig) -> "Source":
+    """The split that ``--data`` names, with the classes of the model.
+
+    Args:
+        reading: how its images are checked.
+    """
     from vmoe.data.sources import name_and_split, open_source, relabel
 
     if not data:
@@ -82,7 +90,6 @@ def _open_source(data: str, loaded: "Loaded") -> "Source":
             raise UsageError("--data is missing: the checkpoint does not name its training data")
         data = loaded.train_config.data.name
     name, split = name_and_split(data)
-    reading = loaded.train_config.data if loaded.train_config else DataConfig()
     source = open_source(name, split or "test", check=reading.check, on_error=reading.on_error)
     return relabel(source, loaded.class_names)
 

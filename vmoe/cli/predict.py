@@ -10,10 +10,12 @@ import tyro
 
 from vmoe.cli.arguments import parse
 from vmoe.cli.printing import print_json, print_table
-from vmoe.errors import Failure, UsageError, one_line
+from vmoe.errors import Failure, UsageError, listed, one_line
 
 if TYPE_CHECKING:
     from vmoe.evaluate import Prediction
+
+LISTED = 20  # unreadable images that an error names
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,7 +56,7 @@ def run(argv: Sequence[str]) -> None:
     for line in skipped_messages([skipped]):
         print(one_line(line), file=sys.stderr)
     if unreadable:
-        reasons = "; ".join(map(str, unreadable))
+        reasons = listed(list(map(str, unreadable)), LISTED, separator="; ")
         raise Failure(f"{len(unreadable)} of {len(paths)} images have no prediction: {reasons}")
 
 

@@ -7,7 +7,6 @@ Batch number i of training is a function of the seed and i, so a checkpoint save
 the next batch.
 """
 
-import collections
 import dataclasses
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -44,25 +43,33 @@ class Batch(NamedTuple):
     valid: Bool[np.ndarray, "b"]
 
 
-class Replaced:
-    """The images that training replaced by others because they cannot be read; thread-safe."""
+class Unreadable:
+    """The images that could not be read while batches were made; thread-safe.
 
-    def __init__(self) -> None:
-        self._reasons: collections.Counter[str] = collections.Counter()
+    Args:
+        instead: what is done in place of reading one, such as "left out".
+    """
+
+    def __init__(self, instead: str) -> None:
+        self._instead = instead
+        self._reasons: dict[str, None] = {}  # each once, in the order of their arrival
         self._reported = 0
         self._lock = threading.Lock()
 
-    def add(self, reason: str) -> None:
-        """Counts an image; the reason names it."""
+    def add(self, error: UsageError) -> None:
+        """Notes an image, which the error names."""
         with self._lock:
-            self._reasons[reason] += 1
+            self._reasons[str(error)] = None
 
     def news(self) -> list[str]:
         """A line for each image that no earlier call has returned."""
         with self._lock:
-            reasons, total = list(self._reasons), self._reasons.total()
-            new, self._reported = reasons[self._reported :], len(reasons)
-        return [f"{reason}; replaced by another image ({total} so far)" for reason in new]
+            start, reasons = self._reported, list(self._reasons)
+            self._reported = len(reasons)
+        return [
+            f"{reason}; {self._instead} ({number} so far)"
+            for number, reason in enumerate(reasons[start:], start + 1)
+        ]
 
 
 def training_batches(
@@ -71,7 +78,7 @@ def training_batches(
     *,
     shard: tuple[int, int] = (0, 1),
     devices: int = 1,
-    on_replaced: Callable[[str], None] = lambda message: None,
+    on_replaced: Callable[[UsageError], None] = lambda error: None,
 ) -> grain.MapDataset[Batch]:
     """An endless sequence of training batches; every epoch has a different order.
 
@@ -88,7 +95,8 @@ def training_batches(
         UsageError: there are more classes than logits, fewer images than a batch holds, or mixup
             with one image per device.
     """
-    data, batch_size, num_classes = config.data, config.batch_size, config.model.num_classes
+    data, batch_size = config.data, config.batch_size
+    num_classes, image_size = config.model.num_classes, config.model.image_size
     check_classes(source, num_classes)
     if len(source) < batch_size:
         raise UsageError(
@@ -101,11 +109,11 @@ def training_batches(
         for _ in range(ATTEMPTS if data.on_error == "replace" else 0):
             if isinstance(example, Example):
                 break
-            on_replaced(str(example))
+            on_replaced(example)
             example = _decoded(source, int(rng.integers(len(source))))
         if isinstance(example, UsageError):
             raise example
-        pixels = resize(np.asarray(example.image), config.model.image_size)
+        pixels = resize(np.asarray(example.image), image_size)
         return dataclasses.replace(example, image=augment(pixels, data, rng))
 
     def mix(batch: Batch, rng: np.random.Generator) -> Batch:
@@ -125,7 +133,7 @@ def training_batches(
         .shuffle()
         .repeat(ENDLESS // len(source))
         .random_map(prepare)
-        .batch(rows, batch_fn=lambda examples: _batch(examples, num_classes, rows))
+        .batch(rows, batch_fn=lambda examples: _batch(examples, rows, num_classes, image_size))
     )[index::count]
     return batches.random_map(mix) if data.mixup else batches
 
@@ -146,30 +154,39 @@ def evaluation_batches(
     num_classes: int,
     image_size: int,
     shard: tuple[int, int] = (0, 1),
+    on_unreadable: Callable[[UsageError], None] | None = None,
 ) -> Iterator[Batch]:
     """Every image once, in order; the last batch is padded.
 
     Args:
         image_size: side of the images in pixels.
         shard: (i, n): return the i-th of n equal shards of each batch.
+        on_unreadable: called from any thread with the reason why an image cannot be read, which
+            becomes padding; if None, the reason is raised.
 
     Returns:
         an iterator over the batches; every shard has the same number of them.
     """
 
-    def prepare(example: Example) -> Example:
-        pixels = resize(decode(example.image, example.origin), image_size)
-        return dataclasses.replace(example, image=pixels)
+    def prepare(index: int) -> Example | UsageError:
+        example = _decoded(source, index)
+        if isinstance(example, Example):
+            pixels = resize(np.asarray(example.image), image_size)
+            return dataclasses.replace(example, image=pixels)
+        if on_unreadable is None:
+            raise example
+        on_unreadable(example)
+        return example
 
     index, count = shard
     rows = batch_size // count
     batches = (
-        grain.MapDataset.source(source)
+        grain.MapDataset.range(len(source))
         .map(prepare)
         .batch(
             rows,
             drop_remainder=False,
-            batch_fn=lambda examples: _batch(examples, num_classes, rows),
+            batch_fn=lambda examples: _batch(examples, rows, num_classes, image_size),
         )[index::count]
     )
     yield from batches.to_iter_dataset(READ_AHEAD) if len(batches) else ()
@@ -203,12 +220,14 @@ def check_classes(source: Source, num_classes: int) -> None:
         )
 
 
-def _batch(examples: Sequence[Example], num_classes: int, batch_size: int) -> Batch:
-    padding = batch_size - len(examples)
-    images = to_float(np.stack([example.image for example in examples]))
-    labels = np.eye(num_classes, dtype=np.float32)[[example.label for example in examples]]
-    return Batch(
-        np.pad(images, ((0, padding), (0, 0), (0, 0), (0, 0))),
-        np.pad(labels, ((0, padding), (0, 0))),
-        np.arange(batch_size) < len(examples),
-    )
+def _batch(
+    examples: Sequence[Example | UsageError], batch_size: int, num_classes: int, image_size: int
+) -> Batch:
+    """A batch of examples with pixels, padded; an error is padding, too."""
+    batch = empty_batch(batch_size, num_classes, image_size)
+    for i, example in enumerate(examples):
+        if isinstance(example, Example):
+            batch.images[i] = to_float(np.asarray(example.image))
+            batch.labels[i, example.label] = 1
+            batch.valid[i] = True
+    return batch

@@ -95,6 +95,7 @@ def evaluate(
     batch_size: int = 256,
     image_size: int | None = None,
     on_batch: Callable[[], None] = lambda: None,
+    on_unreadable: Callable[[UsageError], None] | None = None,
 ) -> Evaluation:
     """Evaluates a model on every image of a source.
 
@@ -104,10 +105,12 @@ def evaluate(
             Learned positions are resampled for other sizes.
         on_batch: called before compiling and before each batch; an exception that it raises ends
             the evaluation.
+        on_unreadable: called from any thread with the reason for each image that is left out
+            because it cannot be read; if None, the reason is raised.
 
     Raises:
         UsageError: the source has more classes than the model, image_size is not a multiple of the
-            patch size, or batch_size or image_size is below 1.
+            patch size, batch_size or image_size is below 1, or no image can be read.
         Failure: a logit is NaN or infinite.
     """
     config = model.config
@@ -131,6 +134,7 @@ def evaluate(
         num_classes=config.num_classes,
         image_size=image_size,
         shard=(shard, shards),
+        on_unreadable=on_unreadable,
     ):
         on_batch()
         result, valid, counted = jax.device_get(
@@ -140,8 +144,10 @@ def evaluate(
         counts += counted
     seconds = time.perf_counter() - start
     images = PerExample(*map(np.concatenate, zip(*results, strict=True)))
+    if not len(images.labels):
+        raise distributed.synchronized(UsageError(f"{source.name}: no image can be read"))
     if count := int((~np.isfinite(images.cross_entropy)).sum()):
-        images_text = f"{count} of {len(source)} images"
+        images_text = f"{count} of {len(images.labels)} images"
         message = f"{source.name}: {images_text} have logits that are NaN or infinite"
         raise distributed.synchronized(Failure(message))
     correct = np.asarray(images.predictions == images.labels)

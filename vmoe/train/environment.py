@@ -4,19 +4,23 @@ import importlib.metadata
 import os
 import platform
 import subprocess
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 
 import vmoe
+from vmoe.config import EvalConfig
 from vmoe.data.sources import Source
 from vmoe.sharding import Placement
 
 COMPARED = ("jax", "jaxlib", "devices", "mesh", "processes", "cores", "grain", "numpy", "pillow")
 
 
-def environment(source: Source, placement: Placement) -> dict[str, Any]:
+def environment(
+    source: Source, evaluations: Sequence[tuple[EvalConfig, Source]], placement: Placement
+) -> dict[str, Any]:
     """Everything except the config that the result of a run may depend on."""
     packages = ("vmoe", "jax", "jaxlib", "flax", "optax", "grain", "numpy", "pillow")
     return {
@@ -28,26 +32,24 @@ def environment(source: Source, placement: Placement) -> dict[str, Any]:
         **{name: importlib.metadata.version(name) for name in packages},
         "mesh": str(placement),
         "processes": jax.process_count(),
-        "images": len(source),
-        "data": source.fingerprint()._asdict(),
+        **_data(source),
+        "evaluations": {evaluation.name: _data(each) for evaluation, each in evaluations},
     }
+
+
+def _data(source: Source) -> dict[str, Any]:
+    return {"images": len(source), "data": source.fingerprint()._asdict()}
 
 
 def differences(stored: dict[str, Any], current: dict[str, Any]) -> list[str]:
     """Differences between the current environment and data and those recorded at the start."""
-    lines = []
-    before, now = stored.get("data"), current["data"]
-    if not isinstance(before, dict) or any(before.get(k) != now[k] for k in ("data", "content")):
-        lines.append(
-            f"the training data has changed since this run began ({stored.get('images')} images "
-            f"then, {current['images']} now); continuing, but results will differ from an "
-            "uninterrupted run"
-        )
-    elif before.get("times") != now["times"]:
-        lines.append(
-            "the files of the training data have other modification times than when this run "
-            "began; their names, sizes and the content of a sample are the same"
-        )
+    differ = "continuing, but results will differ from an uninterrupted run"
+    lines = list(_data_differences("the training data", stored, current, differ))
+    before = stored.get("evaluations")
+    for name, now in current["evaluations"].items():
+        if isinstance(before, dict) and name in before:
+            differ = "its results cannot be compared with those from before"
+            lines += _data_differences(f"evaluation set {name!r}", before[name], now, differ)
     for name in COMPARED:
         if stored.get(name) != current[name]:
             lines.append(
@@ -55,6 +57,22 @@ def differences(stored: dict[str, Any], current: dict[str, Any]) -> list[str]:
                 "steps may round differently"
             )
     return lines
+
+
+def _data_differences(what: str, stored: Any, current: dict[str, Any], so: str) -> Iterator[str]:
+    """A line if the data has changed, and what follows from it."""
+    stored = stored if isinstance(stored, dict) else {}
+    before, now = stored.get("data"), current["data"]
+    if not isinstance(before, dict) or any(before.get(k) != now[k] for k in ("data", "content")):
+        yield (
+            f"{what} has changed since this run began ({stored.get('images')} images then, "
+            f"{current['images']} now); {so}"
+        )
+    elif before.get("times") != now["times"]:
+        yield (
+            f"the files of {what} have other modification times than when this run began; their "
+            "names, sizes and the content of a sample are the same"
+        )
 
 
 def _commit() -> str | None:

@@ -147,6 +147,7 @@ def _evaluate(
 
 
 def _evaluations(run: Run, state: State) -> Iterator[NamedEvaluation]:
+    replace = run.config.data.on_error == "replace"
     for evaluation, source in run.evaluations:
         model = evaluation.model(run.config.model)
         for weights, params in (("raw", state.params), ("ema", state.ema)):
@@ -159,7 +160,10 @@ def _evaluations(run: Run, state: State) -> Iterator[NamedEvaluation]:
                     batch_size=evaluation.batch_size,
                     image_size=evaluation.image_size,
                     on_batch=lambda: _check_signals(run),
+                    on_unreadable=run.left_out.add if replace else None,
                 )
+            for line in run.left_out.news():
+                run.report.warn(line)
             yield NamedEvaluation(evaluation.name, weights, result)
 
 

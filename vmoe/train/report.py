@@ -154,6 +154,8 @@ class Report:
         experts = []
         for block, measures in blocks.items():
             load, importance = measures.pop("load"), measures.pop("importance")
+            if not self._config.model.moe_blocks[block].router.can_drop:
+                del measures["dropped"]
             row |= flatten({f"block{block}": measures})
             experts += [
                 {"block": block, "expert": e, "load": load[e], "importance": importance[e]}

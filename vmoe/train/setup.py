@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import grain
 import jax
@@ -14,7 +15,7 @@ from vmoe.checkpoints.run import Checkpoints
 from vmoe.config import EvalConfig, TrainConfig
 from vmoe.costs.summary import summarize
 from vmoe.data.crops import resizing_messages
-from vmoe.data.pipeline import Batch, Replaced, training_batches
+from vmoe.data.pipeline import Batch, Unreadable, training_batches
 from vmoe.data.sources import (
     SPLITS,
     Source,
@@ -52,8 +53,10 @@ class Run:
     placement: Placement
     batches: grain.MapDataset[Batch]
     """Training batches by number; only the shard of each that this process reads."""
-    replaced: Replaced
+    replaced: Unreadable
     """Training images that could not be read."""
+    left_out: Unreadable
+    """Images of the evaluation sets that could not be read."""
     evaluations: list[tuple[EvalConfig, Source]]
     train_step: Callable[[State, Batch], tuple[State, Metrics]]
     abstract_state: State
@@ -89,7 +92,7 @@ def setup(
     placement = place(config.model, jax.devices(), mesh=mesh, fsdp=fsdp)
     placement.check_batch(config.batch_size)
     shard, shards = placement.process_shard()
-    replaced = Replaced()
+    replaced = Unreadable("replaced by another image")
     batches = training_batches(
         source,
         config,
@@ -104,7 +107,8 @@ def setup(
         _check_evaluation(each, config, placement)
     initial = read_source(init, workdir, shapes.params)
     with lock_workdir(workdir), Signals() as signals:
-        messages, extended = _open_workdir(workdir, config, source, placement, initial)
+        now = environment(source, evaluations, placement)
+        messages, extended = _open_workdir(workdir, config, source.class_names, now, initial)
         with (
             Checkpoints(
                 workdir, every=config.checkpoint_every, keep_latest=config.keep_latest
@@ -129,6 +133,7 @@ def setup(
                 placement=placement,
                 batches=batches,
                 replaced=replaced,
+                left_out=Unreadable("left out of evaluations"),
                 evaluations=evaluations,
                 train_step=train_step,
                 abstract_state=shapes,
@@ -143,22 +148,24 @@ def setup(
 def _open_workdir(
     workdir: Path,
     config: TrainConfig,
-    source: Source,
-    placement: Placement,
+    class_names: tuple[str, ...],
+    now: dict[str, Any],
     initial: Init | None,
 ) -> tuple[list[str], bool]:
     """Writes the metadata of a new run, or checks that the folder holds this one.
 
+    Args:
+        now: the environment.
+
     Returns:
         messages about what has changed since the start of the run, and whether it has more steps.
     """
-    now = environment(source, placement)
 
     def open_folder() -> tuple[list[str], bool]:
         if not distributed.is_primary():
             return [], False
         if has_config(workdir):
-            steps = check_same_run(workdir, config, source.class_names)
+            steps = check_same_run(workdir, config, class_names)
             changes = differences(read_environment(workdir), now)
             messages = [f"{workdir}: {line}" for line in changes]
             return [*messages, *_extension(config, steps)], steps is not None
@@ -172,7 +179,7 @@ def _open_workdir(
             write_metadata(
                 workdir,
                 config,
-                source.class_names,
+                class_names,
                 environment=now,
                 model=summary,
                 init=None if initial is None else initial.record,

@@ -8,7 +8,7 @@
 To name a split as well, append ``:train``, ``:validation`` or ``:test``.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 
 from vmoe.config.data import Check, OnError
 from vmoe.data.sources.arrays import open_arrays
@@ -18,7 +18,7 @@ from vmoe.data.sources.folder import open_folder
 from vmoe.data.sources.relabeled import relabel
 from vmoe.data.sources.source import Example, Fingerprint, Skipped, Source
 from vmoe.data.sources.splits import SPLITS
-from vmoe.errors import UsageError, unknown
+from vmoe.errors import UsageError, listed, unknown
 
 __all__ = [
     "SPLITS",
@@ -97,15 +97,10 @@ def skipped_messages(sources: Iterable[Source | Skipped]) -> Iterator[str]:
     )
     if others:
         what = "file that is not an image" if len(others) == 1 else "files that are not images"
-        yield f"skipped {len(others)} {what}: {_named(others)}"
+        yield f"skipped {len(others)} {what}: {listed(others, NAMED)}"
     if links:
         what = "symbolic link to a folder" if len(links) == 1 else "symbolic links to folders"
-        yield f"skipped {len(links)} {what}: {_named(links)}"
+        yield f"skipped {len(links)} {what}: {listed(links, NAMED)}"
     if unreadable:
         what = "image" if len(unreadable) == 1 else "images"
-        yield f"{len(unreadable)} {what} cannot be read: {_named(unreadable)}"
-
-
-def _named(paths: Sequence[str]) -> str:
-    more = f" and {len(paths) - NAMED} more" if len(paths) > NAMED else ""
-    return ", ".join(paths[:NAMED]) + more
+        yield f"{len(unreadable)} {what} cannot be read: {listed(unreadable, NAMED)}"

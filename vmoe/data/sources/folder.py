@@ -17,7 +17,7 @@ from vmoe.data.decode import SUFFIXES, Found, ImageFile, image_files_below
 from vmoe.data.sources.files import FileSource
 from vmoe.data.sources.source import Skipped
 from vmoe.data.sources.splits import SPLITS, hashed_split, resolve_split
-from vmoe.errors import UsageError
+from vmoe.errors import UsageError, listed
 
 LISTED = 20  # unreadable images that an error names
 
@@ -127,9 +127,9 @@ def _source(
 
 def _listed(place: str, bad: dict[str, str], count: int) -> str:
     """One line that names the unreadable images."""
-    named = "; ".join(f"{path} ({reason})" for path, reason in list(bad.items())[:LISTED])
-    more = f"; and {len(bad) - LISTED} more" if len(bad) > LISTED else ""
+    reasons = [f"{path} ({reason})" for path, reason in bad.items()]
+    named = listed(reasons, LISTED, separator="; ")
     return (
-        f"{place}: {len(bad)} of {count} images cannot be read: {named}{more}. Repair or remove "
-        "them, or set data.on_error=replace"
+        f"{place}: {len(bad)} of {count} images cannot be read: {named}. Repair or remove them, "
+        "or set data.on_error=replace"
     )
