@@ -14,7 +14,7 @@ from flax import nnx
 from benchmarks.measure import BY_TOKENS, IMAGE_TOKENS, Program, Row, both_ways, compiled, rows_of
 from vmoe.config import MoEConfig, replace
 from vmoe.nn import implementations
-from vmoe.nn.mlp import Mlp
+from vmoe.nn.mlp import Hidden, Mlp
 from vmoe.nn.moe import MoE, choose_implementation
 from vmoe.routing.groups import group, ungroup
 from vmoe.routing.rows import block_size, sort_rows
@@ -92,7 +92,7 @@ def _variants(
             (dense, slots[0].reshape(-1, d)[: math.ceil(2 * b * n * config.capacity_factor)]),
         ),
         "batched experts": (
-            lambda params, slots: implementations.batched(*params, slots, 0.0, None),
+            lambda params, slots: implementations.batched(*params, slots, Hidden(), None),
             (params, slots),
         ),
         "layer": (lambda state, tokens: nnx.merge(graph, state)(tokens, valid)[0], (state, tokens)),

@@ -8,6 +8,8 @@ from vmoe.config.routers import Router, TokenChoice
 
 Implementation = Literal["batched", "blocked", "ragged"]
 """How the experts compute (``vmoe/nn/implementations.py``)."""
+Gelu = Literal["tanh", "erf", "quick"]
+"""GELU(x): by the tanh approximation; exactly, by erf; or x * sigmoid(1.702 x)."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,7 +101,7 @@ class ViTConfig(Checked):
     image_size: int = 224
     """Side of the images in pixels; for other sizes, learned positions are resampled."""
     num_classes: int = 1000
-    """Width of the logits."""
+    """Width of the logits; 0 for no logits: the model returns features."""
     pooling: Literal["class_token", "mean", "attention"] = "class_token"
     positions: Literal["learned", "sincos2d", "none"] = "learned"
     position_std: float = 0.02
@@ -110,6 +112,15 @@ class ViTConfig(Checked):
     """Initial standard deviation of the head's kernel."""
     head_bias: float = 0.0
     """Initial bias of the head."""
+    gelu: Gelu = "tanh"
+    """The activation of MLPs and experts: by the tanh approximation (V-MoE, ViT in JAX), exactly by
+    erf (timm, Hugging Face), or x * sigmoid(1.702 x) (CLIP)."""
+    norm_epsilon: float = 1e-6
+    """Added to the variance in layer norms, except in those of queries and keys."""
+    pre_norm: bool = False
+    """Normalise the tokens before the first block, too (CLIP)."""
+    fc_norm: bool = False
+    """Normalise after pooling instead of before."""
     qk_norm: bool = False
     """Normalise queries and keys (arXiv 2302.05442)."""
     dropout: float = 0.0
@@ -137,10 +148,11 @@ class ViTConfig(Checked):
             "mlp_dim",
             "num_heads",
             "image_size",
-            "num_classes",
         ):
             value = getattr(self, name)
             require(value >= 1, f"model.{name}={value}: use at least 1")
+        require(self.num_classes >= 0, f"model.num_classes={self.num_classes}: use 0 or more")
+        require(self.norm_epsilon > 0, f"model.norm_epsilon={self.norm_epsilon}: use more than 0")
         require(
             self.width % self.num_heads == 0,
             f"model.num_heads={self.num_heads} does not divide model.width={self.width}",

@@ -17,7 +17,8 @@ from vmoe import models
 from vmoe.axes import Record, Routing
 from vmoe.config import MoEConfig, TokenChoice, ViTConfig, replace
 from vmoe.costs.arrays import array
-from vmoe.nn.vit import ViT, num_tokens
+from vmoe.nn.patches import num_tokens
+from vmoe.nn.vit import ViT
 
 
 @dataclasses.dataclass(frozen=True)

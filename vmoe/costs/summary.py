@@ -12,7 +12,7 @@ from vmoe import models
 from vmoe.config import ViTConfig
 from vmoe.costs.flops import Cost, cost, flops_to_logits
 from vmoe.nn.parts import NORMS, PARTS, part_of
-from vmoe.nn.vit import num_tokens
+from vmoe.nn.patches import num_tokens
 from vmoe.routing import slots_and_factor
 
 

@@ -19,7 +19,8 @@ from vmoe.data.pipeline import Batch, check_classes, empty_batch, evaluation_bat
 from vmoe.data.sources import Source
 from vmoe.errors import Failure, UsageError
 from vmoe.evaluate.metrics import PerExample, calibration_error, per_example
-from vmoe.nn.vit import ViT, num_tokens
+from vmoe.nn.patches import num_tokens
+from vmoe.nn.vit import ViT
 from vmoe.routing import slots_and_factor
 from vmoe.routing.groups import group_sizes
 

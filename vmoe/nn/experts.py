@@ -8,6 +8,7 @@ from jaxtyping import Array, Float, Int
 from vmoe.nn import implementations, mlp
 from vmoe.nn.implementations import ExpertLinearParams
 from vmoe.nn.keys import MaybeKey, Rngs
+from vmoe.nn.mlp import TANH, Hidden
 
 
 class ExpertLinear(nnx.Module):
@@ -36,19 +37,20 @@ class Experts(nnx.Module):
         width: int,
         mlp_dim: int,
         *,
-        dropout: float = 0.0,
+        hidden: Hidden = TANH,
         shared_init: bool = True,
         rngs: Rngs,
     ):
         self.up = ExpertLinear(num_experts, width, mlp_dim, shared_init=shared_init, rngs=rngs)
         self.down = ExpertLinear(num_experts, mlp_dim, width, shared_init=shared_init, rngs=rngs)
-        self.rate = dropout
+        self.hidden = hidden
 
     def __call__(
         self, slots: Float[Array, "g e c d"], key: MaybeKey = None
     ) -> Float[Array, "g e c d"]:
         """Applies the experts to slots of fixed capacity."""
-        return implementations.batched(self.up.params(), self.down.params(), slots, self.rate, key)
+        up, down = self.up.params(), self.down.params()
+        return implementations.batched(up, down, slots, self.hidden, key)
 
     def on_rows(
         self,
@@ -64,7 +66,7 @@ class Experts(nnx.Module):
             sizes: rows of each expert.
             block: rows of a block, which divides all sizes; None for a ragged matmul.
         """
-        args = self.up.params(), self.down.params(), rows, sizes, self.rate, key
+        args = self.up.params(), self.down.params(), rows, sizes, self.hidden, key
         if block is None:
             return implementations.ragged(*args)
         return implementations.blocked(*args, block=block)

@@ -9,7 +9,8 @@ from jaxtyping import Array, Float
 from vmoe.config import ViTConfig
 from vmoe.nn.attention import Attention
 from vmoe.nn.keys import Rngs
-from vmoe.nn.mlp import Mlp
+from vmoe.nn.mlp import Hidden, Mlp
+from vmoe.nn.norm import layer_norm
 
 
 class AttentionPool(nnx.Module):
@@ -20,8 +21,9 @@ class AttentionPool(nnx.Module):
         init = nnx.initializers.xavier_uniform()
         self.probe = nnx.Param(init(rngs.params(), (1, 1, width), jnp.float32))
         self.attention = Attention(width, num_heads, qk_norm=qk_norm, dtype=dtype, rngs=rngs)
-        self.norm = nnx.LayerNorm(width, epsilon=1e-6, dtype=dtype, rngs=rngs)
-        self.mlp = Mlp(width, config.mlp_dim, dtype=dtype, rngs=rngs)
+        self.norm = layer_norm(config, rngs=rngs)
+        hidden = Hidden(config.gelu)
+        self.mlp = Mlp(width, config.mlp_dim, hidden=hidden, dtype=dtype, rngs=rngs)
 
     def __call__(self, tokens: Float[Array, "b n d"]) -> Float[Array, "b d"]:
         probe = repeat(self.probe[...].astype(tokens.dtype), "1 1 d -> b 1 d", b=len(tokens))
@@ -30,20 +32,27 @@ class AttentionPool(nnx.Module):
 
 
 class Head(nnx.Module):
-    """An optional dense layer with tanh, then a linear layer to the logits, in float32."""
+    """An optional dense layer with tanh, then a linear layer to the logits, in float32.
+
+    Without classes there is no such layer, and the features are returned.
+    """
 
     def __init__(self, config: ViTConfig, *, dtype: jax.typing.DTypeLike, rngs: Rngs):
         width = config.pre_logits or config.width
         self.pre_logits = (
             nnx.Linear(config.width, width, dtype=dtype, rngs=rngs) if config.pre_logits else None
         )
-        self.classes = nnx.Linear(
-            width,
-            config.num_classes,
-            kernel_init=nnx.initializers.normal(config.head_std),
-            bias_init=nnx.initializers.constant(config.head_bias),
-            dtype=jnp.float32,
-            rngs=rngs,
+        self.classes = (
+            nnx.Linear(
+                width,
+                config.num_classes,
+                kernel_init=nnx.initializers.normal(config.head_std),
+                bias_init=nnx.initializers.constant(config.head_bias),
+                dtype=jnp.float32,
+                rngs=rngs,
+            )
+            if config.num_classes
+            else None
         )
 
     def features(self, pooled: Float[Array, "b d"]) -> Float[Array, "b r"]:
@@ -51,4 +60,5 @@ class Head(nnx.Module):
         return pooled if self.pre_logits is None else jnp.tanh(self.pre_logits(pooled))
 
     def __call__(self, pooled: Float[Array, "b d"]) -> Float[Array, "b y"]:
-        return self.classes(self.features(pooled))
+        features = self.features(pooled)
+        return features.astype(jnp.float32) if self.classes is None else self.classes(features)

@@ -13,12 +13,11 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from vmoe.nn import keys
 from vmoe.nn.keys import MaybeKey
 from vmoe.nn.matmul import expert_einsum, ragged_matmul
+from vmoe.nn.mlp import Hidden
 
 
 class ExpertLinearParams(NamedTuple):
@@ -43,7 +42,7 @@ def batched(
     up: ExpertLinearParams,
     down: ExpertLinearParams,
     slots: Float[Array, "g e c d"],
-    rate: float,
+    middle: Hidden,
     key: MaybeKey,
 ) -> Float[Array, "g e c d"]:
     """Applies each expert's MLP to its slots."""
@@ -52,7 +51,7 @@ def batched(
         out = expert_einsum("gecx,exy->gecy", rows, params.kernel)
         return out + params.bias[:, None].astype(rows.dtype)
 
-    return _after_up(linear(up, slots), lambda hidden: linear(down, hidden), rate, key)
+    return middle(linear(up, slots), lambda hidden: linear(down, hidden), key)
 
 
 def ragged(
@@ -60,7 +59,7 @@ def ragged(
     down: ExpertLinearParams,
     rows: Float[Array, "r d"],
     sizes: Int[Array, "e"],
-    rate: float,
+    middle: Hidden,
     key: MaybeKey,
 ) -> Float[Array, "r d"]:
     """Applies each expert's MLP to its rows; outputs after the last expert's rows are undefined.
@@ -75,7 +74,7 @@ def ragged(
         bias = params.bias.at[expert].get(mode="fill", fill_value=0)
         return out + bias.astype(rows.dtype)
 
-    return _after_up(linear(up, rows), lambda hidden: linear(down, hidden), rate, key)
+    return middle(linear(up, rows), lambda hidden: linear(down, hidden), key)
 
 
 def blocked(
@@ -83,7 +82,7 @@ def blocked(
     down: ExpertLinearParams,
     rows: Float[Array, "r d"],
     sizes: Int[Array, "e"],
-    rate: float,
+    middle: Hidden,
     key: MaybeKey,
     *,
     block: int,
@@ -99,23 +98,23 @@ def blocked(
     blocks = rows.reshape(-1, block, rows.shape[1])
     ends = jnp.cumsum(sizes) // block
     experts = jnp.searchsorted(ends, jnp.arange(len(blocks)), side="right")
-    return _blocked(rate, up, down, blocks, experts, ends[-1], key).reshape(rows.shape)
+    return _blocked(middle, up, down, blocks, experts, ends[-1], key).reshape(rows.shape)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _blocked(rate, up, down, blocks, experts, used, key):
+def _blocked(middle, up, down, blocks, experts, used, key):
     def step(i, out):
         hidden = up.select(experts[i])(blocks[i])
-        return out.at[i].set(_after_up(hidden, down.select(experts[i]), rate, _block_key(key, i)))
+        return out.at[i].set(middle(hidden, down.select(experts[i]), _block_key(key, i)))
 
     return jax.lax.fori_loop(0, used, step, jnp.zeros_like(blocks))
 
 
-def _blocked_forward(rate, up, down, blocks, experts, used, key):
+def _blocked_forward(middle, up, down, blocks, experts, used, key):
     def step(i, carry):
         out, saved = carry
         hidden = up.select(experts[i])(blocks[i])
-        out = out.at[i].set(_after_up(hidden, down.select(experts[i]), rate, _block_key(key, i)))
+        out = out.at[i].set(middle(hidden, down.select(experts[i]), _block_key(key, i)))
         return out, saved.at[i].set(hidden)
 
     saved = jnp.zeros((*blocks.shape[:2], up.kernel.shape[-1]), blocks.dtype)
@@ -123,13 +122,13 @@ def _blocked_forward(rate, up, down, blocks, experts, used, key):
     return out, (up, down, blocks, experts, used, key, saved)
 
 
-def _blocked_backward(rate, saved, gradient):
+def _blocked_backward(middle, saved, gradient):
     up, down, blocks, experts, used, key, hidden = saved
 
     def step(i, carry):
         grad_params, grad_blocks = carry
         e = experts[i]
-        after_up = functools.partial(_after_up, rate=rate, key=_block_key(key, i))
+        after_up = functools.partial(middle, key=_block_key(key, i))
         _, vjp = jax.vjp(after_up, hidden[i], down.select(e))
         grad_hidden, grad_down = vjp(gradient[i])
         _, vjp = jax.vjp(ExpertLinearParams.__call__, up.select(e), blocks[i])
@@ -143,15 +142,6 @@ def _blocked_backward(rate, saved, gradient):
 
 
 _blocked.defvjp(_blocked_forward, _blocked_backward)
-
-
-def _after_up(hidden, down, rate: float, key: MaybeKey) -> jax.Array:
-    """down(GELU(hidden)), with dropout after each of the two, as in the dense MLP."""
-    dropout = nnx.Dropout(rate)
-    inner, outer = keys.split(key, 2)
-    hidden = nnx.gelu(hidden, approximate=True)
-    hidden = dropout(hidden, deterministic=key is None, rngs=inner)
-    return dropout(down(hidden), deterministic=key is None, rngs=outer)
 
 
 def _block_key(key: MaybeKey, block: jax.Array) -> MaybeKey:

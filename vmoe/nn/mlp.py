@@ -1,35 +1,71 @@
-"""The dense MLP of a transformer block."""
+"""The dense MLP of a transformer block, and what it shares with the experts."""
+
+import functools
+from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 from flax import nnx
 from jaxtyping import Array, Float
 
+from vmoe.config.model import Gelu
 from vmoe.nn import keys
 from vmoe.nn.keys import MaybeKey, Rngs
 
 kernel_init = nnx.initializers.xavier_uniform()
 bias_init = nnx.initializers.normal(1e-6)
 
+GELUS: dict[Gelu, Callable[[jax.Array], jax.Array]] = {
+    "tanh": functools.partial(nnx.gelu, approximate=True),
+    "erf": functools.partial(nnx.gelu, approximate=False),
+    "quick": lambda x: x * nnx.sigmoid(1.702 * x),
+}
+
+
+class Hidden(NamedTuple):
+    """What an MLP does apart from its two linear layers.
+
+    Attributes:
+        gelu: the activation.
+        dropout: rate, after the activation and after the second layer.
+    """
+
+    gelu: Gelu = "tanh"
+    dropout: float = 0.0
+
+    def __call__(
+        self,
+        hidden: Float[Array, "*b f"],
+        down: Callable[[jax.Array], jax.Array],
+        key: MaybeKey = None,
+    ) -> Float[Array, "*b d"]:
+        """down(GELU(hidden)), with dropout after each of the two (ViT, equation 3)."""
+        dropout = nnx.Dropout(self.dropout)
+        inner, outer = keys.split(key, 2)
+        hidden = GELUS[self.gelu](hidden)
+        hidden = dropout(hidden, deterministic=key is None, rngs=inner)
+        return dropout(down(hidden), deterministic=key is None, rngs=outer)
+
+
+TANH = Hidden()
+
 
 class Mlp(nnx.Module):
-    """down(GELU(up(x))), with dropout after each of the two (ViT, equation 3; tanh GELU)."""
+    """Two linear layers, ``up`` and ``down``, with a GELU between them."""
 
     def __init__(
         self,
         width: int,
         mlp_dim: int,
         *,
-        dropout: float = 0.0,
+        hidden: Hidden = TANH,
         dtype: jax.typing.DTypeLike,
         rngs: Rngs,
     ):
         init = dict(kernel_init=kernel_init, bias_init=bias_init, dtype=dtype, rngs=rngs)
         self.up = nnx.Linear(width, mlp_dim, **init)
         self.down = nnx.Linear(mlp_dim, width, **init)
-        self.dropout = nnx.Dropout(dropout)
+        self.hidden = hidden
 
     def __call__(self, x: Float[Array, "*b d"], key: MaybeKey = None) -> Float[Array, "*b d"]:
-        inner, outer = keys.split(key, 2)
-        hidden = nnx.gelu(self.up(x), approximate=True)
-        hidden = self.dropout(hidden, deterministic=key is None, rngs=inner)
-        return self.dropout(self.down(hidden), deterministic=key is None, rngs=outer)
+        return self.hidden(self.up(x), self.down, key)

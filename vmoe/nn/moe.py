@@ -9,11 +9,12 @@ from jaxtyping import Array, Bool, Float
 
 from vmoe.axes import Decision, Record, RouterInputs, Routing, SoftRouting
 from vmoe.config import MoEConfig
-from vmoe.config.model import Implementation
+from vmoe.config.model import Gelu, Implementation
 from vmoe.nn import keys
 from vmoe.nn.experts import Experts
 from vmoe.nn.gates import GATES
 from vmoe.nn.keys import MaybeKey, Rngs
+from vmoe.nn.mlp import Hidden
 from vmoe.routing import aux_losses, router_of
 from vmoe.routing.groups import group, ungroup
 from vmoe.routing.layout import combine, dispatch
@@ -34,6 +35,7 @@ class MoE(nnx.Module):
         tokens: int,
         config: MoEConfig,
         *,
+        gelu: Gelu = "tanh",
         placement: Placement = ONE_DEVICE,
         rngs: Rngs,
     ):
@@ -45,7 +47,7 @@ class MoE(nnx.Module):
             config.num_experts,
             width,
             mlp_dim,
-            dropout=config.expert_dropout,
+            hidden=Hidden(gelu, config.expert_dropout),
             shared_init=config.shared_init,
             rngs=rngs,
         )

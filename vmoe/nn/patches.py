@@ -5,6 +5,7 @@ from einops import rearrange
 from flax import nnx
 from jaxtyping import Array, Float
 
+from vmoe.config import ViTConfig
 from vmoe.errors import UsageError
 from vmoe.nn.keys import Rngs
 
@@ -36,3 +37,8 @@ class Patches(nnx.Module):
         if h % p or w % p:
             raise UsageError(f"images of {h} x {w} pixels: patches of {p} do not divide them")
         return self.embed(rearrange(images, "b (i p) (j q) c -> b i j p q c", p=p, q=p))
+
+
+def num_tokens(config: ViTConfig) -> int:
+    """Tokens of an image of the config's size, the class token included."""
+    return (config.image_size // config.patch_size) ** 2 + (config.pooling == "class_token")

@@ -1,83 +1,27 @@
 """A vision transformer with dense and sparse blocks: from images to logits and routing records."""
 
 import functools
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Iterator, Sequence
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from einops import rearrange, repeat
 from flax import nnx
 from flax.errors import TraceContextError
 from jaxtyping import Array, Bool, Float
 
 from vmoe.axes import Images, Record, Valid
-from vmoe.config import ViTConfig
+from vmoe.config import ViTConfig, replace
 from vmoe.errors import UsageError
 from vmoe.nn import keys
-from vmoe.nn.attention import Attention
+from vmoe.nn.block import Block, rematerialized
 from vmoe.nn.heads import AttentionPool, Head
+from vmoe.nn.inputs import check_images
 from vmoe.nn.keys import MaybeKey, Rngs
-from vmoe.nn.mlp import Mlp
-from vmoe.nn.moe import MoE
+from vmoe.nn.norm import layer_norm
 from vmoe.nn.patches import Patches
 from vmoe.nn.positions import LearnedPositions, NoPositions, SinCosPositions
 from vmoe.sharding import ONE_DEVICE, Placement
-
-
-class Block(nnx.Module):
-    """Pre-norm transformer block; its ``mlp`` is dense or a mixture of experts."""
-
-    def __init__(
-        self, config: ViTConfig, index: int, *, placement: Placement = ONE_DEVICE, rngs: Rngs
-    ):
-        width, dtype = config.width, jnp.dtype(config.dtype)
-        self.norm1 = nnx.LayerNorm(width, epsilon=1e-6, dtype=dtype, rngs=rngs)
-        self.attention = Attention(
-            width,
-            config.num_heads,
-            dropout=config.attention_dropout,
-            qk_norm=config.qk_norm,
-            dtype=dtype,
-            rngs=rngs,
-        )
-        self.dropout = nnx.Dropout(config.dropout)
-        self.norm2 = nnx.LayerNorm(width, epsilon=1e-6, dtype=dtype, rngs=rngs)
-        moe = config.moe_of(index)
-        if moe is None:
-            self.mlp = Mlp(width, config.mlp_dim, dropout=config.dropout, dtype=dtype, rngs=rngs)
-        else:
-            tokens = num_tokens(config)
-            self.mlp = MoE(width, config.mlp_dim, tokens, moe, placement=placement, rngs=rngs)
-
-    def __call__(
-        self,
-        tokens: Float[Array, "b n d"],
-        valid: Bool[Array, "b"],
-        key: MaybeKey = None,
-        *,
-        class_token_only: bool = False,
-    ) -> tuple[Float[Array, "b x d"], Record | None]:
-        """The tokens after the block, and the record of a sparse one.
-
-        Args:
-            valid: False for images that only pad the batch.
-            class_token_only: return only the first token of each image, and compute only what it
-                depends on. In a sparse block all tokens attend, since all are routed.
-        """
-        attention_key, dropout_key, mlp_key = keys.split(key, 3)
-        normed = self.norm1(tokens)
-        if class_token_only and not isinstance(self.mlp, MoE):
-            tokens = tokens[:, :1]
-        attended = self.attention(normed[:, : tokens.shape[1]], normed, key=attention_key)
-        tokens += self.dropout(attended, deterministic=key is None, rngs=dropout_key)
-        if not isinstance(self.mlp, MoE):
-            return tokens + self.mlp(self.norm2(tokens), mlp_key), None
-        change, record = self.mlp(
-            self.norm2(tokens), valid, mlp_key, class_token_only=class_token_only
-        )
-        return tokens[:, : change.shape[1]] + change, record
 
 
 class ViT(nnx.Module):
@@ -104,10 +48,11 @@ class ViT(nnx.Module):
             case "none":
                 self.positions = NoPositions()
         self.dropout = nnx.Dropout(config.dropout)
+        self.pre_norm = layer_norm(config, rngs=rngs) if config.pre_norm else None
         self.blocks = nnx.List(
             [Block(config, i, placement=placement, rngs=rngs) for i in range(config.depth)]
         )
-        self.norm = nnx.LayerNorm(config.width, epsilon=1e-6, dtype=dtype, rngs=rngs)
+        self.norm = layer_norm(config, rngs=rngs)
         self.attention_pool = (
             AttentionPool(config, dtype=dtype, rngs=rngs) if config.pooling == "attention" else None
         )
@@ -123,6 +68,8 @@ class ViT(nnx.Module):
         valid: Valid | None = None,
     ) -> Float[Array, "b y"]:
         """Logits, float32, of images of any size that is a multiple of the patch size.
+
+        Features in their place if the config has no classes.
 
         Args:
             images: pixels in [-1, 1].
@@ -158,7 +105,8 @@ class ViT(nnx.Module):
         return self.head(self.pool(tokens)), records
 
     def embed(self, images: Images, key: MaybeKey = None) -> Float[Array, "b n d"]:
-        """The class token, if any, and the patch embeddings, plus positions.
+        """The class token, if any, and the patch embeddings, plus positions; normalised if the
+        config has ``pre_norm``.
 
         Raises:
             UsageError: the image size is not a multiple of the patch size.
@@ -170,7 +118,8 @@ class ViT(nnx.Module):
             token = self.class_token[...].astype(tokens.dtype)
             tokens = jnp.concatenate([repeat(token, "1 1 d -> b 1 d", b=len(images)), tokens], 1)
         tokens += self.positions(i, j).astype(tokens.dtype)
-        return self.dropout(tokens, deterministic=key is None, rngs=key)
+        tokens = self.dropout(tokens, deterministic=key is None, rngs=key)
+        return tokens if self.pre_norm is None else self.pre_norm(tokens)
 
     def encode(
         self,
@@ -180,28 +129,116 @@ class ViT(nnx.Module):
         *,
         class_token_only: bool = False,
     ) -> tuple[Float[Array, "b x d"], dict[int, Record]]:
-        """Runs every block and the last norm; returns tokens, and records by block.
+        """Runs every block, and the last norm unless it follows the pooling.
+
+        Returns:
+            the tokens, and records by block.
 
         Args:
             class_token_only: return only the first token of each image, and compute in the last
                 block only what it depends on. Its values are the same, except for dropout's random
                 draws.
         """
-        last = len(self.blocks) - 1
         records = {}
-        for i, block_key in enumerate(keys.split(key, len(self.blocks))):
-            run = functools.partial(Block.__call__, class_token_only=class_token_only and i == last)
-            run = functools.partial(_rematerialized, run) if self.config.remat else run
-            tokens, record = run(self.blocks[i], self.placement.images(tokens), valid, block_key)
+        outputs = self._run_blocks(tokens, valid, key, class_token_only=class_token_only)
+        for i, (after, record) in enumerate(outputs):
+            tokens = after
             if record is not None:
                 records[i] = record
-        return self.norm(tokens), records
+        return (tokens if self.config.fc_norm else self.norm(tokens)), records
+
+    def _run_blocks(
+        self,
+        tokens: Float[Array, "b n d"],
+        valid: Bool[Array, "b"],
+        key: MaybeKey = None,
+        *,
+        class_token_only: bool = False,
+    ) -> Iterator[tuple[Float[Array, "b x d"], Record | None]]:
+        """What each block returns, in order."""
+        last = len(self.blocks) - 1
+        for i, block_key in enumerate(keys.split(key, len(self.blocks))):
+            run = functools.partial(Block.__call__, class_token_only=class_token_only and i == last)
+            run = functools.partial(rematerialized, run) if self.config.remat else run
+            tokens, record = run(self.blocks[i], self.placement.images(tokens), valid, block_key)
+            yield tokens, record
 
     def pool(self, tokens: Float[Array, "b n d"]) -> Float[Array, "b d"]:
         """The class token, the mean of the tokens, or their attention pooling."""
         if self.attention_pool is not None:
-            return self.attention_pool(tokens)
-        return tokens[:, 0] if self.class_token is not None else tokens.mean(axis=1)
+            pooled = self.attention_pool(tokens)
+        else:
+            pooled = tokens[:, 0] if self.class_token is not None else tokens.mean(axis=1)
+        return self.norm(pooled) if self.config.fc_norm else pooled
+
+    def forward_features(self, images: Images) -> Float[Array, "b n d"]:
+        """The tokens that are pooled, the class token first, as in timm.
+
+        Raises:
+            UsageError: as calling the model.
+        """
+        check_images(images)
+        self.placement.check_batch(len(images))
+        return self.encode(self.embed(images), jnp.ones(len(images), bool))[0]
+
+    def forward_head(
+        self, tokens: Float[Array, "b n d"], *, pre_logits: bool = False
+    ) -> Float[Array, "b x"]:
+        """Pools the tokens of ``forward_features``, and returns logits, as in timm.
+
+        Args:
+            pre_logits: return the inputs of the last linear layer instead.
+        """
+        pooled = self.pool(tokens)
+        return self.head.features(pooled) if pre_logits else self.head(pooled)
+
+    def forward_intermediates(
+        self,
+        images: Images,
+        *,
+        indices: int | Sequence[int] | None = None,
+        norm: bool = False,
+        as_grid: bool = False,
+    ) -> list[Float[Array, "b n d"]] | list[Float[Array, "b i j d"]]:
+        """The patches' tokens after some blocks, without the class token, as in timm.
+
+        Args:
+            indices: numbers of blocks, where negative ones count from the last; or how many of the
+                last blocks; all if None.
+            norm: apply the last norm to each.
+            as_grid: restore the grid of patches.
+
+        Raises:
+            UsageError: as calling the model; or there is no such block.
+        """
+        check_images(images)
+        self.placement.check_batch(len(images))
+        chosen = _block_indices(indices, self.config.depth)
+        first, p = int(self.class_token is not None), self.config.patch_size
+        outputs = {}
+        valid = jnp.ones(len(images), bool)
+        for i, (tokens, _) in enumerate(self._run_blocks(self.embed(images), valid)):
+            if i in chosen:
+                tokens = (self.norm(tokens) if norm else tokens)[:, first:]
+                outputs[i] = (
+                    rearrange(tokens, "b (i j) d -> b i j d", i=images.shape[1] // p)
+                    if as_grid
+                    else tokens
+                )
+            if i == max(chosen):
+                break
+        return [outputs[i] for i in chosen]
+
+    def reset_classifier(self, num_classes: int, *, seed: int = 0) -> None:
+        """Replaces the last layer by a new one, as in timm.
+
+        Args:
+            num_classes: number of logits; 0 for none.
+            seed: of the new layer's parameters.
+        """
+        self.config = replace(self.config, num_classes=num_classes)
+        dtype = jnp.dtype(self.config.dtype)
+        self.head.classes = Head(self.config, dtype=dtype, rngs=nnx.Rngs(seed)).classes
 
     def _next_key(self) -> jax.Array:
         try:
@@ -213,37 +250,13 @@ class ViT(nnx.Module):
             ) from None
 
 
-def check_images(images: Any) -> None:
-    """Checks that the input of a model is one float array (b, h, w, 3).
-
-    Raises:
-        UsageError: it is not; names its type or its shape and dtype, and the remedy.
-    """
-    if not isinstance(images, jax.Array | np.ndarray):
-        raise UsageError(
-            f"images is a {type(images).__name__}: give one array, float (b, h, w, 3) in [-1, 1]; "
-            "np.stack or np.asarray makes one"
-        )
-    remedy = ""
-    if images.ndim == 3:
-        remedy = "there is no batch axis: use images[None]"
-    elif images.ndim == 4 and images.shape[-1] != 3 and images.shape[1] == 3:
-        remedy = "the channels come last: use images.transpose(0, 2, 3, 1)"
-    elif images.ndim != 4 or images.shape[-1] != 3:
-        remedy = "use (b, h, w, 3)"
-    elif not jnp.issubdtype(images.dtype, jnp.floating):
-        remedy = "use float in [-1, 1]; vmoe.data.crops.to_float makes it from pixels"
-    if remedy:
-        raise UsageError(f"images of shape {images.shape} and dtype {images.dtype}: {remedy}")
-
-
-def _rematerialized(run: Callable[..., Any], block: Block, *inputs: Any) -> Any:
-    """``run(block, *inputs)``, saving only its inputs for the backward pass."""
-    graph, state = nnx.split(block)  # nnx.remat writes to the model, which fails in jit
-    checkpointed = jax.checkpoint(lambda state, *inputs: run(nnx.merge(graph, state), *inputs))
-    return checkpointed(state, *inputs)
-
-
-def num_tokens(config: ViTConfig) -> int:
-    """Tokens of an image of the config's size, the class token included."""
-    return (config.image_size // config.patch_size) ** 2 + (config.pooling == "class_token")
+def _block_indices(indices: int | Sequence[int] | None, depth: int) -> list[int]:
+    """Numbers of blocks from 0 on."""
+    if indices is None:
+        return list(range(depth))
+    if isinstance(indices, int):
+        indices = range(-indices, 0)
+    chosen = [i + depth if i < 0 else i for i in indices]
+    if not chosen or not all(0 <= i < depth for i in chosen):
+        raise UsageError(f"indices={indices}: give blocks of 0 to {depth - 1}, or how many")
+    return chosen

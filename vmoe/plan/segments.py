@@ -15,7 +15,8 @@ from vmoe import models
 from vmoe.config import MoEConfig, TrainConfig, ViTConfig, replace
 from vmoe.costs.flops import countable
 from vmoe.nn.losses import cross_entropy
-from vmoe.nn.vit import ViT, num_tokens
+from vmoe.nn.patches import num_tokens
+from vmoe.nn.vit import ViT
 from vmoe.plan.segment import Inputs, Segment
 from vmoe.sharding import Placement
 from vmoe.train.optim import Params

@@ -1,0 +1,89 @@
+"""One block of a vision transformer."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Bool, Float
+
+from vmoe.axes import Record
+from vmoe.config import ViTConfig
+from vmoe.nn import keys
+from vmoe.nn.attention import Attention
+from vmoe.nn.keys import MaybeKey, Rngs
+from vmoe.nn.mlp import Hidden, Mlp
+from vmoe.nn.moe import MoE
+from vmoe.nn.norm import layer_norm
+from vmoe.nn.patches import num_tokens
+from vmoe.sharding import ONE_DEVICE, Placement
+
+
+class Block(nnx.Module):
+    """Pre-norm transformer block; its ``mlp`` is dense or a mixture of experts."""
+
+    def __init__(
+        self, config: ViTConfig, index: int, *, placement: Placement = ONE_DEVICE, rngs: Rngs
+    ):
+        width, dtype = config.width, jnp.dtype(config.dtype)
+        self.norm1 = layer_norm(config, rngs=rngs)
+        self.attention = Attention(
+            width,
+            config.num_heads,
+            dropout=config.attention_dropout,
+            qk_norm=config.qk_norm,
+            dtype=dtype,
+            rngs=rngs,
+        )
+        self.dropout = nnx.Dropout(config.dropout)
+        self.norm2 = layer_norm(config, rngs=rngs)
+        moe = config.moe_of(index)
+        if moe is None:
+            hidden = Hidden(config.gelu, config.dropout)
+            self.mlp = Mlp(width, config.mlp_dim, hidden=hidden, dtype=dtype, rngs=rngs)
+        else:
+            self.mlp = MoE(
+                width,
+                config.mlp_dim,
+                num_tokens(config),
+                moe,
+                gelu=config.gelu,
+                placement=placement,
+                rngs=rngs,
+            )
+
+    def __call__(
+        self,
+        tokens: Float[Array, "b n d"],
+        valid: Bool[Array, "b"],
+        key: MaybeKey = None,
+        *,
+        class_token_only: bool = False,
+    ) -> tuple[Float[Array, "b x d"], Record | None]:
+        """The tokens after the block, and the record of a sparse one.
+
+        Args:
+            valid: False for images that only pad the batch.
+            class_token_only: return only the first token of each image, and compute only what it
+                depends on. In a sparse block all tokens attend, since all are routed.
+        """
+        attention_key, dropout_key, mlp_key = keys.split(key, 3)
+        normed = self.norm1(tokens)
+        if class_token_only and not isinstance(self.mlp, MoE):
+            tokens = tokens[:, :1]
+        attended = self.attention(normed[:, : tokens.shape[1]], normed, key=attention_key)
+        tokens += self.dropout(attended, deterministic=key is None, rngs=dropout_key)
+        if not isinstance(self.mlp, MoE):
+            return tokens + self.mlp(self.norm2(tokens), mlp_key), None
+        change, record = self.mlp(
+            self.norm2(tokens), valid, mlp_key, class_token_only=class_token_only
+        )
+        return tokens[:, : change.shape[1]] + change, record
+
+
+def rematerialized(run: Callable[..., Any], block: Block, *inputs: Any) -> Any:
+    """``run(block, *inputs)``, saving only its inputs for the backward pass."""
+    graph, state = nnx.split(block)  # nnx.remat writes to the model, which fails in jit
+    checkpointed = jax.checkpoint(lambda state, *inputs: run(nnx.merge(graph, state), *inputs))
+    return checkpointed(state, *inputs)
