@@ -102,7 +102,9 @@ class ViTConfig(Checked):
     """Side of the images in pixels; for other sizes, learned positions are resampled."""
     num_classes: int = 1000
     """Width of the logits; 0 for no logits: the model returns features."""
-    pooling: Literal["class_token", "mean", "attention"] = "class_token"
+    pooling: Literal["class_token", "mean", "attention", "patch_mean"] = "class_token"
+    """What becomes the features: the class token; the mean of all tokens, or attention to them,
+    without a class token; or the mean of the patches, beside which there is a class token."""
     positions: Literal["learned", "sincos2d", "none"] = "learned"
     position_std: float = 0.02
     """Initial standard deviation of learned positions; 1.0 suits short training."""
@@ -181,6 +183,11 @@ class ViTConfig(Checked):
         )
         require_rate("model.dropout", self.dropout)
         require_rate("model.attention_dropout", self.attention_dropout)
+
+    @property
+    def has_class_token(self) -> bool:
+        """Whether a learned token comes before the patches."""
+        return self.pooling in ("class_token", "patch_mean")
 
     @property
     def moe_blocks(self) -> dict[int, MoEConfig]:

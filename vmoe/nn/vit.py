@@ -31,7 +31,7 @@ class ViT(nnx.Module):
         self.config = config
         self.placement = placement
         dtype, side = jnp.dtype(config.dtype), config.image_size // config.patch_size
-        class_token = config.pooling == "class_token"
+        class_token = config.has_class_token
         self.patches = Patches(config.patch_size, config.width, dtype=dtype, rngs=rngs)
         self.class_token = nnx.Param(jnp.zeros((1, 1, config.width))) if class_token else None
         match config.positions:
@@ -100,7 +100,7 @@ class ViT(nnx.Module):
         valid = jnp.ones(len(images), bool) if valid is None else jnp.asarray(valid)
         embed_key, blocks_key = keys.split(key if train else None, 2)
         tokens = self.embed(images, embed_key)
-        class_token_only = self.class_token is not None and not self.config.full_last_block
+        class_token_only = self.config.pooling == "class_token" and not self.config.full_last_block
         tokens, records = self.encode(tokens, valid, blocks_key, class_token_only=class_token_only)
         return self.head(self.pool(tokens)), records
 
@@ -164,11 +164,13 @@ class ViT(nnx.Module):
             yield tokens, record
 
     def pool(self, tokens: Float[Array, "b n d"]) -> Float[Array, "b d"]:
-        """The class token, the mean of the tokens, or their attention pooling."""
+        """The features of each image, see ``ViTConfig.pooling``."""
         if self.attention_pool is not None:
             pooled = self.attention_pool(tokens)
+        elif self.config.pooling == "class_token":
+            pooled = tokens[:, 0]
         else:
-            pooled = tokens[:, 0] if self.class_token is not None else tokens.mean(axis=1)
+            pooled = tokens[:, int(self.config.has_class_token) :].mean(axis=1)
         return self.norm(pooled) if self.config.fc_norm else pooled
 
     def forward_features(self, images: Images) -> Float[Array, "b n d"]:
@@ -214,7 +216,7 @@ class ViT(nnx.Module):
         check_images(images)
         self.placement.check_batch(len(images))
         chosen = _block_indices(indices, self.config.depth)
-        first, p = int(self.class_token is not None), self.config.patch_size
+        first, p = int(self.config.has_class_token), self.config.patch_size
         outputs = {}
         valid = jnp.ones(len(images), bool)
         for i, (tokens, _) in enumerate(self._run_blocks(self.embed(images), valid)):

@@ -1,0 +1,71 @@
+"""Named arrays in files, whatever the format of the files."""
+
+import dataclasses
+import math
+from collections.abc import Callable, Collection, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import ml_dtypes  # noqa: F401  (NumPy then knows bfloat16)
+import numpy as np
+
+from vmoe.errors import Failure
+
+DTYPES = frozenset(
+    ("bool", "bfloat16", "float16", "float32", "float64", "complex64", "complex128")
+) | {f"{kind}{bits}" for kind in ("int", "uint") for bits in (8, 16, 32, 64)}
+MAX_AXES = 8
+
+
+class ArrayInfo(NamedTuple):
+    """The shape and the dtype of an array."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype
+
+    @property
+    def size(self) -> int:
+        """Number of elements."""
+        return math.prod(self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        """Number of bytes."""
+        return self.size * self.dtype.itemsize
+
+
+@dataclasses.dataclass(frozen=True)
+class ArrayFile:
+    """The arrays of a file, or of several files that belong together.
+
+    Attributes:
+        path: of the file, for messages.
+        infos: what the file says about each array, by name.
+        read: returns the arrays of some names, each once, in the order that suits the file. Raises
+            a Failure if the file is corrupt.
+    """
+
+    path: Path
+    infos: dict[str, ArrayInfo]
+    read: Callable[[Collection[str]], Iterator[tuple[str, np.ndarray]]]
+
+
+def array_info(shape: object, dtype: object) -> ArrayInfo:
+    """An ArrayInfo of values that a file declares.
+
+    Raises:
+        ValueError: they are no shape and dtype of an array that can be read.
+    """
+    if not isinstance(shape, list | tuple) or len(shape) > MAX_AXES:
+        raise ValueError(f"shape {shape!r:.80}")
+    if not all(type(n) is int and 0 <= n < 1 << 40 for n in shape):
+        raise ValueError(f"shape {shape!r:.80}")
+    name = dtype.decode() if isinstance(dtype, bytes) else dtype
+    if name not in DTYPES:
+        raise ValueError(f"dtype {dtype!r:.80}")
+    return ArrayInfo(tuple(shape), np.dtype(str(name)))
+
+
+def corrupt(path: str | Path, reason: object) -> Failure:
+    """The error for a file that cannot be read."""
+    return Failure(f"{path}: corrupt ({reason})")

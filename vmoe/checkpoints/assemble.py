@@ -1,0 +1,180 @@
+"""From the arrays of a file, under other names and in other layouts, to a model's parameters."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from flax import nnx
+from flax.traverse_util import unflatten_dict
+
+from vmoe import models
+from vmoe.checkpoints.arrays import ArrayFile, ArrayInfo
+from vmoe.checkpoints.checksums import by_name
+from vmoe.checkpoints.infer import infer_config
+from vmoe.config import MoEConfig, ViTConfig
+from vmoe.errors import Failure, UsageError, listed
+
+NAMED = 5  # parameters in a message
+SCALE = "scale:"  # before a path: a factor for the outputs of that linear layer
+OPTIONAL = ("/query/bias", "/key/bias", "/value/bias", "patches/embed/bias")  # 0 where absent
+
+Rename = Callable[[str, np.ndarray], Mapping[str, np.ndarray]]
+"""The parameters in an array of a file, by path; empty if it is of no use. Raises a KeyError if the
+name is unknown."""
+
+
+class Pixels(NamedTuple):
+    """The normalisation of pixels in [0, 1] that weights expect: (pixels - mean) / std."""
+
+    mean: Sequence[float]
+    std: Sequence[float]
+
+
+HALF = Pixels((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+DENSE = MoEConfig()  # never used without sparse blocks
+
+
+class Assembled(NamedTuple):
+    """A model's config and parameters.
+
+    Attributes:
+        params: as nested dicts.
+        dropped: names of arrays in the file that the model has no use for.
+    """
+
+    config: ViTConfig
+    params: dict[str, Any]
+    dropped: tuple[str, ...]
+
+
+def infer(
+    file: ArrayFile, rename: Rename, given: Mapping[str, Any], moe: MoEConfig
+) -> tuple[ViTConfig, dict[str, list[str]]]:
+    """The config of the model in a file, without reading its arrays, and each array's paths.
+
+    Raises:
+        UsageError: the file holds another kind of model; names the parameter.
+    """
+    shapes: dict[str, tuple[int, ...]] = {}
+    paths: dict[str, list[str]] = {}
+    unknown = []
+    for name, info in file.infos.items():
+        try:
+            parts = rename(name, _stand_in(info))
+        except KeyError:
+            unknown.append(name)
+            continue
+        except (ValueError, IndexError) as error:
+            raise UsageError(f"{file.path}: {name} has shape {info.shape}: {error}") from None
+        if twice := sorted(parts.keys() & shapes.keys()):
+            raise UsageError(f"{file.path}: two arrays are {twice[0]}; the second is {name}")
+        shapes |= {path: part.shape for path, part in parts.items()}
+        paths[name] = list(parts)
+    if unknown:
+        raise UsageError(
+            f"{file.path}: not a model that can be represented; it has {listed(unknown, NAMED)}"
+        )
+    own = {path: shape for path, shape in shapes.items() if not path.startswith(SCALE)}
+    try:
+        config = infer_config(own, given, moe)
+        _check(own, config)
+    except UsageError as error:
+        raise UsageError(f"{file.path}: {error}") from None
+    return config, paths
+
+
+def assemble(
+    file: ArrayFile,
+    rename: Rename,
+    given: Mapping[str, Any],
+    *,
+    moe: MoEConfig = DENSE,
+    pixels: Pixels = HALF,
+) -> Assembled:
+    """Reads a model.
+
+    Args:
+        given: fields of the config that names and shapes do not tell.
+        moe: config of sparse blocks.
+        pixels: folded into the patch embedding, so that the model takes pixels in [-1, 1].
+
+    Raises:
+        UsageError: the file holds another kind of model; names the parameter.
+        Failure: the file is corrupt.
+    """
+    config, paths = infer(file, rename, given, moe)
+    params: dict[str, np.ndarray] = {}
+    for name, array in file.read([name for name, own in paths.items() if own]):
+        for path, part in rename(name, array).items():
+            params[path] = np.array(part, np.float32, order="C")
+    if wrong := [path for path, values in params.items() if not np.isfinite(values).all()]:
+        raise Failure(f"{file.path}: {wrong[0]} has values that are NaN or infinite")
+    for path, info in _expected(config).items():
+        params.setdefault(path, np.zeros(info.shape, np.float32))  # an optional bias
+    _fold_scales(params)
+    _fold_pixels(params, pixels)
+    if config.positions == "learned" and config.has_class_token:
+        _add_class_position(params, config)
+    nested = unflatten_dict({tuple(map(_key, p.split("/"))): x for p, x in params.items()})
+    return Assembled(config, nested, tuple(name for name, own in paths.items() if not own))
+
+
+def _key(part: str) -> str | int:
+    return int(part) if part.isdigit() else part
+
+
+def _stand_in(info: ArrayInfo) -> np.ndarray:
+    """An array of a shape that takes no memory."""
+    return np.broadcast_to(np.zeros((), info.dtype), info.shape)
+
+
+def _expected(config: ViTConfig) -> dict[str, jax.ShapeDtypeStruct]:
+    return by_name(nnx.to_pure_dict(nnx.state(models.build_abstract(config), nnx.Param)))
+
+
+def _check(shapes: Mapping[str, tuple[int, ...]], config: ViTConfig) -> None:
+    """Checks that a model of the config has parameters of these shapes."""
+    expected = {path: leaf.shape for path, leaf in _expected(config).items()}
+    missing = [p for p in expected if p not in shapes and not p.endswith(OPTIONAL)]
+    extra = [path for path in shapes if path not in expected]
+    if missing or extra:
+        raise UsageError(
+            f"not a model that can be represented; missing: {listed(missing, NAMED) or 'nothing'}, "
+            f"unexpected: {listed(extra, NAMED) or 'nothing'}"
+        )
+    for path, shape in shapes.items():
+        if shape != expected[path] and not _lacks_class_position(path, shape, expected[path]):
+            raise UsageError(f"{path} has shape {shape}, and {expected[path]} fits the others")
+
+
+def _lacks_class_position(path: str, shape: tuple[int, ...], expected: tuple[int, ...]) -> bool:
+    one_less = (expected[0], expected[1] - 1, *expected[2:]) if len(expected) == 3 else ()
+    return path == "positions/embedding" and shape == one_less
+
+
+def _fold_scales(params: dict[str, np.ndarray]) -> None:
+    """Multiplies factors of a layer's outputs into its kernel and bias."""
+    for name in [name for name in params if name.startswith(SCALE)]:
+        factors = params.pop(name)
+        for part in ("kernel", "bias"):
+            params[f"{name.removeprefix(SCALE)}/{part}"] *= factors
+
+
+def _fold_pixels(params: dict[str, np.ndarray], pixels: Pixels) -> None:
+    """Folds (pixels - mean) / std into the patch embedding, for pixels in [-1, 1] instead.
+
+    With x in [-1, 1], (x / 2 + 0.5 - mean) / std = x * 0.5 / std + (0.5 - mean) / std.
+    """
+    mean, std = (np.asarray(each, np.float64)[:, None] for each in pixels)
+    kernel = params["patches/embed/kernel"].astype(np.float64)
+    bias = params["patches/embed/bias"] + (kernel * ((0.5 - mean) / std)).sum((0, 1, 2))
+    params["patches/embed/kernel"] = (kernel * (0.5 / std)).astype(np.float32)
+    params["patches/embed/bias"] = bias.astype(np.float32)
+
+
+def _add_class_position(params: dict[str, np.ndarray], config: ViTConfig) -> None:
+    """Gives the class token a position of zeros if the file has none for it."""
+    positions = params["positions/embedding"]
+    if positions.shape[1] == (config.image_size // config.patch_size) ** 2:
+        params["positions/embedding"] = np.pad(positions, ((0, 0), (1, 0), (0, 0)))

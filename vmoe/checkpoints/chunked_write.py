@@ -1,0 +1,132 @@
+"""Writes checkpoints in the published container; ``chunked.py`` describes and reads it."""
+
+import math
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import msgpack
+import numpy as np
+
+from vmoe.checkpoints.chunked import (
+    ARRAY,
+    INDEX,
+    MARK,
+    PIECE,
+    SLICE_ND,
+    VERSION,
+    Box,
+    data_paths,
+    index_path,
+    leaves,
+    volume,
+)
+from vmoe.errors import UsageError
+
+
+def write(prefix: str | Path, arrays: Mapping[str, np.ndarray], *, shards: int = 1) -> None:
+    """Writes a checkpoint; the index is written last.
+
+    Args:
+        prefix: of the paths of the files.
+        arrays: by name, whose parts are joined by "/".
+        shards: number of data files. Each array is split over all of them along its first axis if
+            its length is a multiple; otherwise it is in the smallest one.
+
+    Raises:
+        UsageError: the files cannot be written.
+    """
+    tree: dict[str, Any] = {}
+    for name in arrays:
+        *parents, last = name.split("/")
+        branch = tree
+        for parent in parents:
+            branch = branch.setdefault(parent, {})
+        branch[last] = name
+    contents: list[list[tuple[str, list[Box]]]] = [[] for _ in range(shards)]
+    sizes, files = [0] * shards, {}
+    for number, (name, _) in enumerate(leaves(tree)):
+        boxes = _split(arrays[name].shape, shards)
+        smallest = sizes.index(min(sizes))
+        files[name] = dict(
+            zip(boxes, range(shards) if len(boxes) > 1 else [smallest], strict=False)
+        )
+        for box, file in files[name].items():
+            contents[file].append((str(number), [box]))
+            sizes[file] += volume(box) * arrays[name].dtype.itemsize
+    names = [name for name, _ in leaves(tree)]
+    try:
+        for path, content in zip(data_paths(prefix, shards), contents, strict=True):
+            _write_data(path, [(key, arrays[names[int(key)]], boxes) for key, boxes in content])
+        index = {"shard_count": shards, "index": _index(tree, arrays, files), "version": VERSION}
+        _replace(index_path(prefix), [msgpack.packb(index)])
+    except OSError as error:
+        raise UsageError(f"{prefix}: cannot be written ({error.strerror})") from None
+
+
+def _split(shape: tuple[int, ...], shards: int) -> list[Box]:
+    """The slices of an array, one for all data files or one for each."""
+    whole = tuple((0, n) for n in shape)
+    if not math.prod(shape) or not shape or shape[0] % shards:
+        return [whole] if math.prod(shape) else []
+    rows = shape[0] // shards
+    return [((i * rows, (i + 1) * rows), *whole[1:]) for i in range(shards)]
+
+
+def _index(tree: Any, arrays: Mapping[str, np.ndarray], files: dict[str, dict[Box, int]]) -> Any:
+    if isinstance(tree, dict):
+        return {key: _index(branch, arrays, files) for key, branch in tree.items()}
+    array, boxes = arrays[tree], files[tree]
+    shaped = msgpack.packb((array.shape, array.dtype.name, False, {}))
+    entry = msgpack.packb((shaped, [_pack_box(box) for box in boxes], list(boxes.values())))
+    return msgpack.ExtType(INDEX, entry)
+
+
+def _pack_box(box: Box) -> bytes:
+    return msgpack.packb([msgpack.packb((start, stop, None)) for start, stop in box])
+
+
+def _write_data(path: Path, content: list[tuple[str, np.ndarray, list[Box]]]) -> None:
+    packer = msgpack.Packer()
+
+    def parts() -> Iterator[bytes]:
+        yield packer.pack_map_header(len(content) + 1)
+        yield packer.pack(MARK) + packer.pack(True)
+        for key, array, boxes in content:
+            slices = [
+                [_pieces(array[tuple(slice(*each) for each in box)]), _extension(box)]
+                for box in boxes
+            ]
+            yield packer.pack(key) + packer.pack(slices)
+
+    _replace(path, parts())
+
+
+def _extension(box: Box) -> msgpack.ExtType:
+    return msgpack.ExtType(SLICE_ND, _pack_box(box))
+
+
+def _pieces(array: np.ndarray) -> list[msgpack.ExtType]:
+    flat = np.ascontiguousarray(array).reshape(-1)
+    step = PIECE // flat.dtype.itemsize
+    return [
+        msgpack.ExtType(
+            ARRAY, msgpack.packb((part.shape, part.dtype.name, part.astype(part.dtype).tobytes()))
+        )
+        for part in (flat[i : i + step] for i in range(0, flat.size, step))
+    ]
+
+
+def _replace(path: Path, parts: Iterable[bytes]) -> None:
+    """Writes a file beside, and renames it when it is complete."""
+    beside = path.with_name(f".tmp.{path.name}")
+    try:
+        with beside.open("wb") as file:
+            for part in parts:
+                file.write(part)
+            file.flush()
+            os.fsync(file.fileno())
+        beside.replace(path)
+    finally:
+        beside.unlink(missing_ok=True)

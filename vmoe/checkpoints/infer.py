@@ -1,0 +1,109 @@
+"""The config of a model from the names and shapes of its parameters."""
+
+import math
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from vmoe.config import MoEConfig, Soft, ViTConfig
+from vmoe.errors import UsageError
+
+Shapes = Mapping[str, tuple[int, ...]]
+IMAGE_SIZE = 224  # pixels, where no parameter and no file tells
+
+
+def infer_config(shapes: Shapes, given: Mapping[str, Any], moe: MoEConfig) -> ViTConfig:
+    """The config of a model whose parameters have these shapes.
+
+    Args:
+        shapes: by path, such as "blocks/0/mlp/up/kernel".
+        given: fields that shapes do not tell, such as ``gelu``; ``image_size`` is used only if
+            there are no learned positions.
+        moe: of the sparse blocks, apart from the number of experts and a soft router.
+
+    Raises:
+        UsageError: a parameter is missing, or its shape fits no model of ours; names it.
+    """
+    patches = _shape(shapes, "patches/embed/kernel", 4)
+    query = _shape(shapes, "blocks/0/attention/query/kernel", 3)
+    if patches[0] != patches[1] or patches[2] != 3:
+        raise UsageError(f"patches/embed/kernel has shape {patches}: patches are squares in RGB")
+    numbers = {int(found[1]) for name in shapes if (found := re.match(r"blocks/(\d+)/", name))}
+    depth = max(numbers) + 1
+    if missing := sorted(set(range(depth)) - numbers):
+        raise UsageError(f"block {missing[0]} of {depth} has no parameters")
+    layers = {
+        i: _moe(shapes, i, moe) for i in range(depth) if f"blocks/{i}/mlp/router/kernel" in shapes
+    }
+    distinct = set(layers.values())
+    fields = dict(
+        patch_size=patches[0],
+        width=patches[3],
+        depth=depth,
+        mlp_dim=_mlp_dim(shapes, depth),
+        num_heads=query[1],
+        num_classes=_shape(shapes, "head/classes/kernel", 2)[1]
+        if "head/classes/kernel" in shapes
+        else 0,
+        pre_logits=_shape(shapes, "head/pre_logits/kernel", 2)[1]
+        if "head/pre_logits/kernel" in shapes
+        else None,
+        pooling=_pooling(shapes),
+        pre_norm="pre_norm/scale" in shapes,
+        qk_norm="blocks/0/attention/query_ln/scale" in shapes,
+        sparse_blocks=tuple(layers),
+        moe=distinct.pop() if len(distinct) == 1 else tuple(layers.values()) or moe,
+    )
+    fields |= given
+    return ViTConfig(**fields | _positions(shapes, patches[0], fields))
+
+
+def _shape(shapes: Shapes, name: str, axes: int) -> tuple[int, ...]:
+    if name not in shapes:
+        raise UsageError(f"parameter {name} is missing")
+    if len(shapes[name]) != axes:
+        raise UsageError(f"{name} has shape {shapes[name]}: {axes} axes are expected")
+    return shapes[name]
+
+
+def _pooling(shapes: Shapes) -> str:
+    if "attention_pool/probe" in shapes:
+        return "attention"
+    return "class_token" if "class_token" in shapes else "mean"
+
+
+def _mlp_dim(shapes: Shapes, depth: int) -> int:
+    """The hidden width, which all blocks must share."""
+    found = {}
+    for i in range(depth):
+        for layer in ("mlp/up", "mlp/experts/up"):
+            name = f"blocks/{i}/{layer}/kernel"
+            if name in shapes:
+                found[shapes[name][-1]] = name
+    if not found:
+        raise UsageError("parameter blocks/0/mlp/up/kernel is missing")
+    if len(found) > 1:
+        names = ", ".join(f"{name} {dim}" for dim, name in found.items())
+        raise UsageError(f"the blocks have MLPs of different hidden widths: {names}")
+    return next(iter(found))
+
+
+def _moe(shapes: Shapes, block: int, moe: MoEConfig) -> MoEConfig:
+    """The config of a sparse block."""
+    router = shapes[f"blocks/{block}/mlp/router/kernel"]
+    experts = _shape(shapes, f"blocks/{block}/mlp/experts/up/kernel", 3)[0]
+    if len(router) == 3:  # a vector for each slot
+        return MoEConfig(num_experts=experts, router=Soft(), capacity=router[2], images_per_group=1)
+    return MoEConfig(**vars(moe) | {"num_experts": experts})
+
+
+def _positions(shapes: Shapes, patch_size: int, fields: Mapping[str, Any]) -> dict[str, Any]:
+    """The kind of positions, and the side of the images."""
+    if "positions/embedding" not in shapes:
+        size = fields.get("image_size", IMAGE_SIZE // patch_size * patch_size)
+        return {"positions": fields.get("positions", "sincos2d"), "image_size": size}
+    n = _shape(shapes, "positions/embedding", 3)[1]
+    for patches in (n - 1, n):  # the class token may have no position
+        if (side := math.isqrt(patches)) ** 2 == patches and side:
+            return {"positions": "learned", "image_size": side * patch_size}
+    raise UsageError(f"positions/embedding has {n} positions: they are of no square grid")

@@ -1,0 +1,86 @@
+"""Arrays in NumPy's .npz files, without trusting what they declare."""
+
+import zipfile
+import zlib
+from collections.abc import Collection, Iterator
+from pathlib import Path
+
+import numpy as np
+
+from vmoe.checkpoints.arrays import ArrayFile, ArrayInfo, array_info, corrupt
+from vmoe.errors import Failure, UsageError
+
+MAX_RATIO = 100  # uncompressed to compressed bytes; weights hardly compress
+SUFFIX = ".npy"
+WRONG = (
+    *(ValueError, TypeError, KeyError, EOFError, NotImplementedError, RuntimeError, OverflowError),
+    *(SyntaxError, RecursionError, zipfile.BadZipFile, zlib.error),
+)
+
+
+def read(path: str | Path) -> ArrayFile:
+    """The arrays of a .npz file.
+
+    bfloat16 arrays, which NumPy stores as raw pairs of bytes, are bfloat16 again.
+
+    Raises:
+        UsageError: the file holds Python objects.
+        Failure: the file is missing or corrupt, or declares absurd sizes.
+    """
+    path = Path(path)
+    try:
+        with zipfile.ZipFile(path) as archive:
+            members = [each for each in archive.infolist() if each.filename.endswith(SUFFIX)]
+            declared = sum(each.file_size for each in members)
+            if declared > MAX_RATIO * path.stat().st_size:
+                raise corrupt(path, f"it declares {declared:,} bytes")
+            infos = {_name(each): _info(path, archive, each) for each in members}
+            if len(infos) < len(members):
+                raise corrupt(path, "two arrays have one name")
+    except OSError as error:
+        raise Failure(f"{path}: {error.strerror or error}") from None
+    except WRONG as error:
+        raise corrupt(path, error) from None
+
+    def arrays(names: Collection[str]) -> Iterator[tuple[str, np.ndarray]]:
+        with zipfile.ZipFile(path) as archive:
+            for member in archive.infolist():
+                if _name(member) in names:
+                    yield _name(member), _array(path, archive, member, infos[_name(member)])
+
+    return ArrayFile(path, infos, arrays)
+
+
+def _name(member: zipfile.ZipInfo) -> str:
+    return member.filename.removesuffix(SUFFIX)
+
+
+def _info(path: Path, archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> ArrayInfo:
+    with archive.open(member) as file:
+        version = np.lib.format.read_magic(file)
+        header = {
+            (1, 0): np.lib.format.read_array_header_1_0,
+            (2, 0): np.lib.format.read_array_header_2_0,
+        }
+        shape, _, dtype = header[version](file)
+        if dtype.hasobject:
+            raise UsageError(
+                f"{path}: {_name(member)} holds Python objects, which are not read because that "
+                "can run code; save plain arrays with np.savez"
+            )
+        info = array_info(shape, "bfloat16" if dtype.str == "|V2" else dtype.name)
+        if file.tell() + info.nbytes != member.file_size:
+            raise ValueError(f"{_name(member)} has shape {shape} and {member.file_size:,} bytes")
+        return info
+
+
+def _array(
+    path: Path, archive: zipfile.ZipFile, member: zipfile.ZipInfo, info: ArrayInfo
+) -> np.ndarray:
+    try:
+        with archive.open(member) as file:
+            array = np.lib.format.read_array(file, allow_pickle=False)
+            file.read(1)  # checks the CRC of the file's end
+    except (OSError, *WRONG) as error:
+        raise corrupt(path, f"{_name(member)}: {error}") from None
+    return array.view(info.dtype) if array.dtype.str == "|V2" else array

@@ -1,0 +1,89 @@
+"""Arrays in .safetensors files, one or several with a common index."""
+
+import json
+from collections.abc import Collection, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+
+from vmoe.checkpoints.arrays import ArrayFile, ArrayInfo, array_info, corrupt
+from vmoe.errors import Failure
+
+INDEX = ".index.json"
+DTYPES = {  # in a file -> NumPy's name
+    **{"BOOL": "bool", "BF16": "bfloat16", "F16": "float16", "F32": "float32", "F64": "float64"},
+    **{
+        f"{c}{bits}": f"{n}{bits}"
+        for c, n in (("I", "int"), ("U", "uint"))
+        for bits in (16, 32, 64)
+    },
+    **{"I8": "int8", "U8": "uint8"},
+}
+
+
+def read(path: str | Path) -> ArrayFile:
+    """The arrays of a .safetensors file, or of those that an index (.safetensors.index.json) names.
+
+    Raises:
+        Failure: a file is missing or corrupt.
+    """
+    path = Path(path)
+    files = _indexed(path) if path.name.endswith(INDEX) else {None: path}
+    infos: dict[str, ArrayInfo] = {}
+    places: dict[str, Path] = {}
+    for file in dict.fromkeys(files.values()):
+        found = _infos(file)
+        if twice := sorted(found.keys() & infos.keys()):
+            raise corrupt(file, f"{twice[0]} is in another file, too")
+        infos |= found
+        places |= dict.fromkeys(found, file)
+    wrong = [name for name, file in files.items() if name is not None and places.get(name) != file]
+    if wrong:
+        raise corrupt(files[wrong[0]], f"{wrong[0]} is missing, which {path.name} expects here")
+
+    def arrays(names: Collection[str]) -> Iterator[tuple[str, np.ndarray]]:
+        for file in dict.fromkeys(places.values()):
+            yield from _arrays(file, [name for name in infos if name in names], places)
+
+    return ArrayFile(path, infos, arrays)
+
+
+def _indexed(path: Path) -> dict[str | None, Path]:
+    """The file of each array."""
+    try:
+        names: Any = json.loads(path.read_bytes())["weight_map"]
+        if not all(Path(file).name == file for file in names.values()):
+            raise ValueError("it names a file in another folder")
+        return {name: path.with_name(file) for name, file in names.items()}
+    except OSError as error:
+        raise Failure(f"{path}: {error.strerror}") from None
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        raise corrupt(path, error) from None
+
+
+def _infos(path: Path) -> dict[str, ArrayInfo]:
+    try:
+        with safe_open(path, framework="numpy") as file:
+            slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
+            return {name: _info(name, each) for name, each in slices.items()}
+    except FileNotFoundError:
+        raise Failure(f"{path}: no such file") from None
+    except (SafetensorError, OSError, ValueError, KeyError) as error:
+        raise corrupt(path, error) from None
+
+
+def _info(name: str, each: Any) -> ArrayInfo:
+    if each.get_dtype() not in DTYPES:
+        raise ValueError(f"{name} has dtype {each.get_dtype()}, which is not supported")
+    return array_info(each.get_shape(), DTYPES[each.get_dtype()])
+
+
+def _arrays(
+    path: Path, names: list[str], places: dict[str, Path]
+) -> Iterator[tuple[str, np.ndarray]]:
+    with safe_open(path, framework="numpy") as file:
+        for name in names:
+            if places[name] == path:
+                yield name, file.get_tensor(name)
