@@ -1,0 +1,1 @@
+"""Small random models of other people's ViT families, and what they compute."""
