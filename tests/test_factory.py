@@ -1,5 +1,6 @@
 """Trained models from a path: what is loaded, how images are preprocessed, what is refused."""
 
+import dataclasses
 import subprocess
 import sys
 from pathlib import Path
@@ -16,7 +17,7 @@ from vmoe import config as configs
 from vmoe.checkpoints.run import restore
 from vmoe.config import RoutingOverrides, TrainConfig
 from vmoe.config.preprocessing import Preprocessing
-from vmoe.data.crops import resize, to_float
+from vmoe.data.crops import resize_and_crop, to_float
 from vmoe.data.sources import open_source
 from vmoe.errors import UsageError
 from vmoe.train.loop import train
@@ -74,12 +75,21 @@ def test_a_corrupt_checkpoint_is_one_line_on_stderr_in_python_too(
 def test_image_files_and_pixels_are_preprocessed_as_in_training(run: Path, tmp_path: Path) -> None:
     pixels = np.random.default_rng(0).integers(0, 255, (2, 20, 30, 3), dtype=np.uint8)
     Image.fromarray(pixels[0]).save(tmp_path / "0.png")
-    expected = to_float(np.stack([resize(image, 8) for image in pixels]))
+    expected = to_float(np.stack([resize_and_crop(image, Preprocessing(8)) for image in pixels]))
     loaded = vmoe.load(run)
     np.testing.assert_array_equal(loaded.preprocess(pixels), expected)
     np.testing.assert_array_equal(loaded.preprocess([tmp_path / "0.png", pixels[1]]), expected)
     digits = open_source("digits", "test").images[:3]
     assert loaded.model(loaded.preprocess(digits)).shape == (3, 10)
+
+
+def test_images_are_preprocessed_as_the_loaded_model_says(run: Path) -> None:
+    preprocessing = Preprocessing(8, resize_to=10, keep_aspect=True, interpolation="bicubic")
+    loaded = dataclasses.replace(vmoe.load(run), preprocessing=preprocessing)
+    pixels = np.random.default_rng(0).integers(0, 255, (20, 30, 3), dtype=np.uint8)
+    resized = np.asarray(Image.fromarray(pixels).resize((15, 10), Image.Resampling.BICUBIC))
+    expected = to_float(resized[1:9, 4:12])  # 3.5 columns are left beside the crop
+    np.testing.assert_array_equal(loaded.preprocess([pixels])[0], expected)
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from vmoe import models
 from vmoe.checkpoints import Origin, read
 from vmoe.config import RoutingOverrides, TrainConfig
 from vmoe.config.preprocessing import Preprocessing
-from vmoe.data.crops import resize, to_float
+from vmoe.data.crops import resize_and_crop, to_float
 from vmoe.data.decode import read_image
 from vmoe.errors import UsageError
 from vmoe.models import create_model, list_models
@@ -30,7 +30,7 @@ class Loaded:
     class_names: tuple[str, ...]
     """In the order of the logits."""
     preprocessing: Preprocessing
-    """How the training images were prepared."""
+    """How images are prepared for the model."""
     step: int
     """Number of training steps."""
     origin: Origin
@@ -38,7 +38,7 @@ class Loaded:
     """Config of the training run; None if the checkpoint does not come from a run."""
 
     def preprocess(self, images: Iterable[Image]) -> Float[np.ndarray, "b h w 3"]:
-        """Images resized and scaled as in training, float32 in [-1, 1].
+        """Images resized, cropped and scaled for the model, float32 in [-1, 1].
 
         Args:
             images: paths of image files, or pixels uint8[h w 3] in [0, 255], of any size; or one
@@ -49,8 +49,9 @@ class Loaded:
         """
         if isinstance(images, str | Path):
             raise UsageError(f"images={str(images)!r}: give a list of images")
-        size = self.preprocessing.image_size
-        pixels = [resize(_pixels(image, i), size) for i, image in enumerate(images)]
+        pixels = [
+            resize_and_crop(_pixels(image, i), self.preprocessing) for i, image in enumerate(images)
+        ]
         if not pixels:
             raise UsageError("images: none given, give at least one")
         return to_float(np.stack(pixels))

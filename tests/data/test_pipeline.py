@@ -9,13 +9,15 @@ import pytest
 from PIL import Image
 
 from vmoe.config import DataConfig, TrainConfig, ViTConfig, replace
-from vmoe.data.crops import resize, to_float
+from vmoe.config.preprocessing import Preprocessing
+from vmoe.data.crops import resize_and_crop, to_float
 from vmoe.data.pipeline import Unreadable, evaluation_batches, training_batches
 from vmoe.data.sources import Example, Fingerprint, Source, open_source
 from vmoe.data.sources.source import Skipped
 from vmoe.errors import UsageError
 
 CONFIG = TrainConfig(model=ViTConfig(patch_size=2, image_size=8, num_classes=10))
+SMALL = Preprocessing(8)
 
 
 def test_a_training_batch_depends_only_on_the_seed_and_its_number() -> None:
@@ -42,7 +44,9 @@ def test_every_epoch_has_each_image_once_in_a_new_order() -> None:
 @pytest.mark.parametrize("batch_size", [1, 64, 360, 500])
 def test_an_evaluation_reads_every_image_once_at_any_batch_size(batch_size: int) -> None:
     source = open_source("digits", "test")
-    batches = list(evaluation_batches(source, batch_size=batch_size, num_classes=12, image_size=8))
+    batches = list(
+        evaluation_batches(source, batch_size=batch_size, num_classes=12, preprocessing=SMALL)
+    )
     assert {len(batch.images) for batch in batches} == {batch_size}
     valid = np.concatenate([batch.valid for batch in batches])
     images = np.concatenate([batch.images for batch in batches])[valid]
@@ -65,8 +69,10 @@ def test_too_many_classes_and_batches_that_cannot_be_formed_are_refused() -> Non
 def test_training_and_evaluation_resize_images_in_the_same_way() -> None:
     source = open_source("digits", "validation")
     config = replace(CONFIG, batch_size=20, model=dict(image_size=16))
-    expected = np.stack([resize(image, 16) for image in source.images])
-    images = next(evaluation_batches(source, batch_size=180, num_classes=10, image_size=16)).images
+    expected = np.stack([resize_and_crop(image, Preprocessing(16)) for image in source.images])
+    images = next(
+        evaluation_batches(source, batch_size=180, num_classes=10, preprocessing=Preprocessing(16))
+    ).images
     np.testing.assert_array_equal(images, to_float(expected))
     seen = np.concatenate([training_batches(source, config)[i].images for i in range(9)])
     np.testing.assert_array_equal(np.unique(seen, axis=0), np.unique(images, axis=0))
@@ -90,7 +96,7 @@ def test_the_batches_of_several_processes_concatenate_to_those_of_one() -> None:
 
 def test_evaluating_processes_have_equal_batch_counts_and_read_every_image_once() -> None:
     source = open_source("digits", "validation")
-    sizes = dict(batch_size=48, num_classes=10, image_size=8)
+    sizes = dict(batch_size=48, num_classes=10, preprocessing=SMALL)
     one_process = list(evaluation_batches(source, **sizes))
     shards = [list(evaluation_batches(source, **sizes, shard=(i, 4))) for i in range(4)]
     assert {len(shard) for shard in shards} == {len(one_process)} == {4}
@@ -119,7 +125,7 @@ def test_any_object_with_the_methods_of_a_source_gives_batches() -> None:
     source = Squares()
     assert isinstance(source, Source) and not isinstance([], Source)
     train = training_batches(source, replace(CONFIG, batch_size=20))[0]
-    test = next(evaluation_batches(source, batch_size=20, num_classes=10, image_size=8))
+    test = next(evaluation_batches(source, batch_size=20, num_classes=10, preprocessing=SMALL))
     for batch in (train, test):
         order = batch.images[:, 0, 0, 0].argsort()
         expected = np.broadcast_to(10 * np.arange(20)[:, None, None, None], (20, 8, 8, 3))
@@ -133,7 +139,7 @@ def test_shifts_are_in_pixels_of_the_resized_image() -> None:
     source = Squares()
     source[:] = [Example(large, 0, "large")] * 64
     batch = training_batches(source, replace(CONFIG, batch_size=64, data=DataConfig(shift=1)))[0]
-    padded = np.pad(resize(large, 8), ((1, 1), (1, 1), (0, 0)))
+    padded = np.pad(resize_and_crop(large, SMALL), ((1, 1), (1, 1), (0, 0)))
     expected = {padded[y : y + 8, x : x + 8].tobytes() for y in range(3) for x in range(3)}
     shifted = np.round((batch.images + 1) * 127.5).astype(np.uint8)
     assert {image.tobytes() for image in shifted} == expected
@@ -154,7 +160,7 @@ def test_a_corrupt_image_is_refused_by_path_in_training_and_evaluation(tmp_path:
     with pytest.raises(UsageError, match="cats/7.png: cannot be read as an image"):
         _ = batches[0]
     with pytest.raises(UsageError, match="cats/7.png: cannot be read as an image"):
-        list(evaluation_batches(test, batch_size=8, num_classes=2, image_size=8))
+        list(evaluation_batches(test, batch_size=8, num_classes=2, preprocessing=SMALL))
 
 
 def test_an_unreadable_image_is_replaced_by_another_that_seed_and_position_determine() -> None:
@@ -179,7 +185,7 @@ def test_an_unreadable_image_becomes_padding_in_an_evaluation() -> None:
     source = Squares()
     source[7] = dataclasses.replace(source[7], image=source[7].image[:50])
     left_out = Unreadable("left out")
-    sizes = dict(batch_size=8, num_classes=10, image_size=8)
+    sizes = dict(batch_size=8, num_classes=10, preprocessing=SMALL)
     batches = list(evaluation_batches(source, **sizes, on_unreadable=left_out.add))
     whole = list(evaluation_batches(Squares(), **sizes))
     valid = np.concatenate([batch.valid for batch in batches])

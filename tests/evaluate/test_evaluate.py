@@ -1,6 +1,7 @@
 """Metrics of an evaluation, and predictions for image files."""
 
 import csv
+import dataclasses
 import functools
 from pathlib import Path
 
@@ -27,7 +28,7 @@ from vmoe.config import (
     replace,
 )
 from vmoe.config.preprocessing import Preprocessing
-from vmoe.data.crops import resize, to_float
+from vmoe.data.crops import resize_and_crop, to_float
 from vmoe.data.sources import open_source
 from vmoe.errors import Failure, UsageError
 from vmoe.evaluate import evaluate, image_files, predict
@@ -140,12 +141,30 @@ def test_a_dropless_model_drops_nothing_and_does_not_depend_on_the_batch() -> No
 def test_another_resolution_resizes_the_images_and_resamples_the_positions() -> None:
     source, net = open_source("digits", "validation"), model(capacity_factor=4.0)
     result = evaluate(net, source, image_size=16)
-    images = to_float(np.stack([resize(image, 16) for image in source.images]))
+    images = to_float(
+        np.stack([resize_and_crop(image, Preprocessing(16)) for image in source.images])
+    )
     logits = np.asarray(jax.jit(net.__call__)(images))
     assert result.image_size == 16
     assert result.accuracy == pytest.approx((logits.argmax(1) == source.labels).mean())
     with pytest.raises(UsageError, match="patches"):
         evaluate(net, source, image_size=10)
+
+
+def test_a_preprocessing_prepares_the_images_and_scales_to_another_size() -> None:
+    source, net = open_source("digits", "validation"), model(capacity_factor=4.0)
+    given = Preprocessing(8, resize_to=10, keep_aspect=True, interpolation="tf_area")
+    for size, used in (
+        (None, given),
+        (16, dataclasses.replace(given, image_size=16, resize_to=20)),
+    ):
+        result = evaluate(net, source, image_size=size, preprocessing=given)
+        images = to_float(np.stack([resize_and_crop(image, used) for image in source.images]))
+        logits = np.asarray(jax.jit(net.__call__)(images), np.float64)
+        log_probabilities = scipy.special.log_softmax(logits, axis=1)
+        expected = -log_probabilities[np.arange(len(source)), source.labels]
+        np.testing.assert_allclose(result.per_example.cross_entropy, expected, atol=1e-5)
+        assert result.image_size == used.image_size
 
 
 def test_an_exception_between_batches_ends_an_evaluation() -> None:

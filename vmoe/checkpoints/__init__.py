@@ -40,7 +40,7 @@ class StoredModel(NamedTuple):
         config: of the model, as it was trained.
         params: the parameters, as nested dicts.
         class_names: in the order of the logits.
-        preprocessing: how the training images were prepared.
+        preprocessing: how images are prepared for the model.
         step: number of training steps.
         origin: where the parameters come from.
         train_config: config of the training run; None if the files do not come from a run.

@@ -30,8 +30,8 @@ class EvaluateArgs:
     split if no split is named."""
     batch_size: int = 256
     image_size: int | None = None
-    """Side in pixels to which images are resized; as trained if None. Position embeddings are
-    resampled."""
+    """Side of the model's input in pixels, to which its preprocessing is scaled; as trained if
+    None. Position embeddings are resampled."""
     routing: RoutingOverrides = RoutingOverrides()
     use_ema: bool = True
     """Use the moving average of the parameters, if the run has one."""
@@ -64,6 +64,7 @@ def run(argv: Sequence[str]) -> None:
             source,
             batch_size=args.batch_size,
             image_size=args.image_size,
+            preprocessing=loaded.preprocessing,
             on_batch=advance,
             on_unreadable=left_out.add if reading.on_error == "replace" else None,
         )

@@ -1,17 +1,61 @@
 """How images are prepared for a trained model."""
 
 import dataclasses
+from typing import Literal
 
 from vmoe.config.fields import Checked, require
+
+Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos", "tf_bilinear", "tf_area"]
+"""How pixels are resized: by Pillow, whose filters are antialiased, except nearest; or as
+TensorFlow's ``resize`` does, bilinearly without antialiasing or by the mean over an area."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Preprocessing(Checked):
-    """How pixels of any size become the input of a trained model, in [-1, 1]."""
+    """How pixels of any size become the input of a trained model: resized, then cropped.
+
+    The crop is central. These are the pipelines of the V-MoE authors, of timm and of Hugging Face::
+
+        decode|resize(384)                     Preprocessing(384, interpolation="tf_bilinear")
+        decode|resize(256)|central_crop(224)   Preprocessing(224, 256, interpolation="tf_bilinear")
+        decode|resize_small(256)|central_crop(224)
+                                               Preprocessing(224, 256, True, "tf_area")
+        crop_pct=0.9, interpolation="bicubic"  Preprocessing(224, 248, True, "bicubic")
+        the same, crop_mode="squash"           Preprocessing(224, 248, False, "bicubic")
+        ViTImageProcessor(size=224)            Preprocessing(224)
+
+    timm's ``resize_to`` is ``floor(image_size / crop_pct)``.
+    """
+
+    section = "preprocessing"
 
     image_size: int
-    """Side in pixels to which an image is resized, bilinearly; its aspect ratio is not kept."""
+    """Side in pixels of the model's input, a square."""
+    resize_to: int | None = None
+    """Side in pixels to which an image is resized before the crop; image_size if None."""
+    keep_aspect: bool = False
+    """Whether to resize the shorter side and keep the aspect ratio, instead of both sides."""
+    interpolation: Interpolation = "bilinear"
 
     def __post_init__(self) -> None:
         super().__post_init__()
         require(self.image_size >= 1, f"preprocessing.image_size={self.image_size}: use at least 1")
+        require(
+            self.resize_to is None or self.resize_to >= self.image_size,
+            f"preprocessing.resize_to={self.resize_to}: use at least image_size={self.image_size}",
+        )
+
+    def scaled(self, image_size: int) -> "Preprocessing":
+        """The same pipeline for another size: resize_to changes in proportion, rounded.
+
+        Args:
+            image_size: side in pixels of the model's input.
+
+        Raises:
+            UsageError: image_size is below 1.
+
+        >>> Preprocessing(224, resize_to=256).scaled(384).resize_to
+        439
+        """
+        side = self.resize_to and round(self.resize_to * image_size / self.image_size)
+        return dataclasses.replace(self, image_size=image_size, resize_to=side)

@@ -4,30 +4,49 @@ import io
 from collections.abc import Iterator
 
 import numpy as np
-from jaxtyping import Float, UInt8
+from jaxtyping import Float32, UInt8
 from PIL import Image
 
+from vmoe.config.preprocessing import Preprocessing
+from vmoe.data.resize import Pixels, resize
 from vmoe.data.sources.source import Source, sampled
 from vmoe.errors import UsageError
 
 EXTREME = 4  # ratio of sides from which a change of size is reported
 
 
-def resize(pixels: UInt8[np.ndarray, "h0 w0 3"], size: int) -> UInt8[np.ndarray, "h w 3"]:
-    """Resizes the whole image to a square, bilinearly and with antialiasing.
+def resize_and_crop(pixels: UInt8[np.ndarray, "h0 w0 3"], preprocessing: Preprocessing) -> Pixels:
+    """Resizes an image and cuts out its centre, a square of the model's size.
 
-    The aspect ratio is not kept.
+    Sides and offsets are rounded as torchvision, and so timm, does; with TensorFlow's
+    interpolations as the V-MoE authors do.
 
     Args:
         pixels: in [0, 255].
-        size: side of the square, in pixels.
+
+    Returns:
+        pixels in [0, 255]: float32 for the interpolation ``tf_area``, else uint8.
     """
-    if pixels.shape[:2] == (size, size):
-        return pixels
-    return np.asarray(Image.fromarray(pixels).resize((size, size), Image.Resampling.BILINEAR))
+    size, interpolation = preprocessing.image_size, preprocessing.interpolation
+    h = w = preprocessing.resize_to or size
+    tensorflow = interpolation.startswith("tf_")
+    if preprocessing.keep_aspect:
+        h, w = (_side(side, min(pixels.shape[:2]), h, tensorflow) for side in pixels.shape[:2])
+    resized = resize(pixels, h, w, interpolation)
+    y, x = ((side - size) // 2 if tensorflow else round((side - size) / 2) for side in (h, w))
+    return resized[y : y + size, x : x + size]
 
 
-def to_float(pixels: UInt8[np.ndarray, "*b h w 3"]) -> Float[np.ndarray, "*b h w 3"]:
+def _side(side: int, shorter: int, resize_to: int, tensorflow: bool) -> int:
+    """The new length of a side of an image whose shorter side becomes ``resize_to``."""
+    if tensorflow:
+        return int(np.rint(np.float32(side) * (np.float32(resize_to) / np.float32(shorter))))
+    return int(resize_to * side / shorter)
+
+
+def to_float(
+    pixels: UInt8[np.ndarray, "*b h w 3"] | Float32[np.ndarray, "*b h w 3"],
+) -> Float32[np.ndarray, "*b h w 3"]:
     """Converts pixels in [0, 255] to float32 in [-1, 1]."""
     return pixels.astype(np.float32) * np.float32(2 / 255) - 1
 

@@ -1,7 +1,7 @@
 """The input pipeline: the examples of a source become batches for a model.
 
-    training    source -> shuffle -> decode -> resize -> augment -> batch -> float -> mixup
-    evaluation  source ------------> decode -> resize ------------> batch -> float
+    training    source -> shuffle -> decode -> resize ----------> augment -> batch -> float -> mixup
+    evaluation  source ------------> decode -> resize and crop -----------> batch -> float
 
 Batch number i of training is a function of the seed and i, so a checkpoint saves only the number of
 the next batch.
@@ -17,10 +17,12 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from vmoe.config import TrainConfig
+from vmoe.config.preprocessing import Preprocessing
 from vmoe.data.augment import augment
-from vmoe.data.crops import resize, to_float
+from vmoe.data.crops import resize_and_crop, to_float
 from vmoe.data.decode import decode
 from vmoe.data.mixing import mixup
+from vmoe.data.resize import Pixels
 from vmoe.data.sources import Example, Source
 from vmoe.errors import UsageError
 
@@ -41,6 +43,13 @@ class Batch(NamedTuple):
     images: Float[np.ndarray, "b h w 3"]
     labels: Float[np.ndarray, "b y"]
     valid: Bool[np.ndarray, "b"]
+
+
+class _Prepared(NamedTuple):
+    """An image in the model's size, with pixels in [0, 255], and its label."""
+
+    pixels: Pixels
+    label: int
 
 
 class Unreadable:
@@ -97,6 +106,7 @@ def training_batches(
     """
     data, batch_size = config.data, config.batch_size
     num_classes, image_size = config.model.num_classes, config.model.image_size
+    preprocessing = Preprocessing(image_size)
     check_classes(source, num_classes)
     if len(source) < batch_size:
         raise UsageError(
@@ -104,7 +114,7 @@ def training_batches(
             "lower it, or add images"
         )
 
-    def prepare(index: int, rng: np.random.Generator) -> Example:
+    def prepare(index: int, rng: np.random.Generator) -> _Prepared:
         example = _decoded(source, index)
         for _ in range(ATTEMPTS if data.on_error == "replace" else 0):
             if isinstance(example, Example):
@@ -113,8 +123,8 @@ def training_batches(
             example = _decoded(source, int(rng.integers(len(source))))
         if isinstance(example, UsageError):
             raise example
-        pixels = resize(np.asarray(example.image), image_size)
-        return dataclasses.replace(example, image=augment(pixels, data, rng))
+        pixels = resize_and_crop(np.asarray(example.image), preprocessing)
+        return _Prepared(augment(pixels, data, rng), example.label)
 
     def mix(batch: Batch, rng: np.random.Generator) -> Batch:
         images, labels = mixup(batch.images, batch.labels, data.mixup, rng, devices=devices)
@@ -133,7 +143,7 @@ def training_batches(
         .shuffle()
         .repeat(ENDLESS // len(source))
         .random_map(prepare)
-        .batch(rows, batch_fn=lambda examples: _batch(examples, rows, num_classes, image_size))
+        .batch(rows, batch_fn=lambda images: _batch(images, rows, num_classes, image_size))
     )[index::count]
     return batches.random_map(mix) if data.mixup else batches
 
@@ -152,14 +162,13 @@ def evaluation_batches(
     *,
     batch_size: int,
     num_classes: int,
-    image_size: int,
+    preprocessing: Preprocessing,
     shard: tuple[int, int] = (0, 1),
     on_unreadable: Callable[[UsageError], None] | None = None,
 ) -> Iterator[Batch]:
     """Every image once, in order; the last batch is padded.
 
     Args:
-        image_size: side of the images in pixels.
         shard: (i, n): return the i-th of n equal shards of each batch.
         on_unreadable: called from any thread with the reason why an image cannot be read, which
             becomes padding; if None, the reason is raised.
@@ -168,25 +177,25 @@ def evaluation_batches(
         an iterator over the batches; every shard has the same number of them.
     """
 
-    def prepare(index: int) -> Example | UsageError:
+    def prepare(index: int) -> _Prepared | UsageError:
         example = _decoded(source, index)
         if isinstance(example, Example):
-            pixels = resize(np.asarray(example.image), image_size)
-            return dataclasses.replace(example, image=pixels)
+            pixels = resize_and_crop(np.asarray(example.image), preprocessing)
+            return _Prepared(pixels, example.label)
         if on_unreadable is None:
             raise example
         on_unreadable(example)
         return example
 
     index, count = shard
-    rows = batch_size // count
+    rows, image_size = batch_size // count, preprocessing.image_size
     batches = (
         grain.MapDataset.range(len(source))
         .map(prepare)
         .batch(
             rows,
             drop_remainder=False,
-            batch_fn=lambda examples: _batch(examples, rows, num_classes, image_size),
+            batch_fn=lambda images: _batch(images, rows, num_classes, image_size),
         )[index::count]
     )
     yield from batches.to_iter_dataset(READ_AHEAD) if len(batches) else ()
@@ -221,13 +230,13 @@ def check_classes(source: Source, num_classes: int) -> None:
 
 
 def _batch(
-    examples: Sequence[Example | UsageError], batch_size: int, num_classes: int, image_size: int
+    images: Sequence[_Prepared | UsageError], batch_size: int, num_classes: int, image_size: int
 ) -> Batch:
-    """A batch of examples with pixels, padded; an error is padding, too."""
+    """A batch of images, padded; an error is padding, too."""
     batch = empty_batch(batch_size, num_classes, image_size)
-    for i, example in enumerate(examples):
-        if isinstance(example, Example):
-            batch.images[i] = to_float(np.asarray(example.image))
-            batch.labels[i, example.label] = 1
+    for i, image in enumerate(images):
+        if isinstance(image, _Prepared):
+            batch.images[i] = to_float(image.pixels)
+            batch.labels[i, image.label] = 1
             batch.valid[i] = True
     return batch

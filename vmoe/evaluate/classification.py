@@ -15,6 +15,7 @@ from vmoe import distributed
 from vmoe.analysis.measures import choices_and_drops, tokens_and_unprocessed
 from vmoe.config import MoEConfig, Soft, ViTConfig
 from vmoe.config.evaluation import Weights
+from vmoe.config.preprocessing import Preprocessing
 from vmoe.data.pipeline import Batch, check_classes, empty_batch, evaluation_batches
 from vmoe.data.sources import Source
 from vmoe.errors import Failure, UsageError
@@ -95,6 +96,7 @@ def evaluate(
     *,
     batch_size: int = 256,
     image_size: int | None = None,
+    preprocessing: Preprocessing | None = None,
     on_batch: Callable[[], None] = lambda: None,
     on_unreadable: Callable[[UsageError], None] | None = None,
 ) -> Evaluation:
@@ -102,8 +104,10 @@ def evaluate(
 
     Args:
         batch_size: images per batch, over all devices; rounded up to a multiple of the devices.
-        image_size: side in pixels to which the images are resized; the model's own if None.
-            Learned positions are resampled for other sizes.
+        image_size: side of the model's input in pixels, to which the preprocessing is scaled; that
+            of the preprocessing if None. Learned positions are resampled for other sizes.
+        preprocessing: how the images are prepared; if None, they are resized to the image size of
+            the model, as in training.
         on_batch: called before compiling and before each batch; an exception that it raises ends
             the evaluation.
         on_unreadable: called from any thread with the reason for each image that is left out
@@ -115,11 +119,13 @@ def evaluate(
         Failure: a logit is NaN or infinite.
     """
     config = model.config
-    image_size = config.image_size if image_size is None else image_size
+    preprocessing = preprocessing or Preprocessing(config.image_size)
+    if image_size is not None:
+        preprocessing = preprocessing.scaled(image_size)
+    image_size = preprocessing.image_size
     check_classes(source, config.num_classes)
-    for name, value in (("batch_size", batch_size), ("image_size", image_size)):
-        if value < 1:
-            raise UsageError(f"{name}={value}: use at least 1")
+    if batch_size < 1:
+        raise UsageError(f"batch_size={batch_size}: use at least 1")
     on_batch()
     placement = model.placement
     batch_size = placement.round_up(batch_size)
@@ -133,7 +139,7 @@ def evaluate(
         source,
         batch_size=batch_size,
         num_classes=config.num_classes,
-        image_size=image_size,
+        preprocessing=preprocessing,
         shard=(shard, shards),
         on_unreadable=on_unreadable,
     ):
