@@ -31,7 +31,7 @@ from rich.console import Console
 from rich.table import Table
 
 from vmoe.checkpoints.checksums import checksums
-from vmoe.checkpoints.run import restore
+from vmoe.checkpoints.restore import restore
 from vmoe.train.state import abstract_state, checkpoint_items
 from vmoe.workdir import layout
 from vmoe.workdir.layout import read_config

@@ -33,7 +33,7 @@ from rich.console import Console
 from rich.table import Table
 
 from vmoe.checkpoints.checksums import checksums
-from vmoe.checkpoints.run import CorruptCheckpoint, restore
+from vmoe.checkpoints.restore import CorruptCheckpoint, restore
 from vmoe.train.state import abstract_state, checkpoint_items
 from vmoe.workdir.layout import TABLES, read_config
 

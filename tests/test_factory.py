@@ -14,7 +14,7 @@ from PIL import Image
 import vmoe
 from tests.run_folder import with_corrupt_newest
 from vmoe import config as configs
-from vmoe.checkpoints.run import restore
+from vmoe.checkpoints.restore import restore
 from vmoe.config import RoutingOverrides, TrainConfig
 from vmoe.config.preprocessing import Preprocessing
 from vmoe.data.crops import resize_and_crop, to_float

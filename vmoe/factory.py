@@ -1,15 +1,17 @@
 """Create models by name and load trained ones: ``create_model``, ``list_models``, ``load``."""
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, UInt8
 
 from vmoe import models
 from vmoe.checkpoints import Origin, read
-from vmoe.config import RoutingOverrides, TrainConfig
+from vmoe.config import RoutingOverrides, TrainConfig, replace
 from vmoe.config.preprocessing import Preprocessing
 from vmoe.data.crops import resize_and_crop, to_float
 from vmoe.data.decode import read_image
@@ -31,8 +33,8 @@ class Loaded:
     """In the order of the logits."""
     preprocessing: Preprocessing
     """How images are prepared for the model."""
-    step: int
-    """Number of training steps."""
+    step: int | None
+    """Number of training steps; None if the files do not tell."""
     origin: Origin
     train_config: TrainConfig | None = None
     """Config of the training run; None if the checkpoint does not come from a run."""
@@ -68,31 +70,43 @@ def _pixels(image: Image, i: int) -> UInt8[np.ndarray, "h w 3"]:
     return array
 
 
+def _to_device(params: dict[Any, Any]) -> dict[Any, Any]:
+    """Moves arrays from the host to the device, one by one, so that few are held twice."""
+    return {
+        key: _to_device(value) if isinstance(value, dict) else jnp.asarray(value)
+        for key, value in ((key, params.pop(key)) for key in list(params))
+    }
+
+
 def load(
     path: str | Path,
     *,
     routing: RoutingOverrides | None = None,
+    model: Mapping[str, Any] | None = None,
     use_ema: bool = True,
 ) -> Loaded:
-    """A trained model from a run folder.
+    """A trained model from files; see ``vmoe.checkpoints.read`` for what a path may name.
 
-    Given a run folder, loads the newest intact checkpoint and reports each newer corrupt one on
-    stderr.
+    Corrupt checkpoints of a run, and settings that files do not tell, are reported on stderr.
 
     Args:
         path: a run folder, or ``checkpoints/STEP``, ``checkpoints/best`` or ``checkpoints/last``
-            in one.
+            in one; a folder of weights, of vmoe, timm or Hugging Face; a .npz file of a ViT; or the
+            prefix of a checkpoint of the V-MoE authors.
         routing: routing settings that replace the trained ones, such as the capacity factor.
+        model: fields of the model's config that replace those of the files, such as
+            ``{"positions": "none", "moe": {"router": ExpertChoice()}}``.
         use_ema: load the moving average of the parameters, if the run has one.
 
     Raises:
-        UsageError: there is no trained model at the path, or an override has no effect on it.
-        Failure: all checkpoints that the path names are corrupt.
+        UsageError: there is no trained model at the path, one that cannot be represented, or an
+            override has no effect on it.
+        Failure: the files, or all checkpoints that the path names, are corrupt.
     """
     stored = read(path, use_ema=use_ema)
-    config = (routing or RoutingOverrides()).apply(stored.config)
+    config = (routing or RoutingOverrides()).apply(replace(stored.config, **model or {}))
     return Loaded(
-        model=models.with_params(config, stored.params),
+        model=models.with_params(config, _to_device(stored.params)),
         class_names=stored.class_names,
         preprocessing=stored.preprocessing,
         step=stored.step,

@@ -6,53 +6,21 @@ A reader is a function from a path to a ``StoredModel``; ``_FORMATS`` has an ent
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import NamedTuple
 
 from flax import nnx
 
 from vmoe import models
-from vmoe.checkpoints.run import CorruptCheckpoint, find, is_run, restore
-from vmoe.config import TrainConfig, ViTConfig
-from vmoe.config.evaluation import Weights
+from vmoe.checkpoints import vit_npz, weights
+from vmoe.checkpoints.restore import CorruptCheckpoint, find, is_run, restore
+from vmoe.checkpoints.stored import Origin, StoredModel
 from vmoe.config.preprocessing import Preprocessing
 from vmoe.errors import Failure, UsageError
 from vmoe.workdir.layout import CHECKPOINTS, read_class_names, read_config
 
+__all__ = ["Origin", "StoredModel", "read"]
 
-class Origin(NamedTuple):
-    """Where the parameters of a model come from.
-
-    Attributes:
-        format: of the files.
-        path: as passed to ``read``.
-        weights: which parameters of a run were read.
-    """
-
-    format: Literal["run"]
-    path: Path
-    weights: Weights
-
-
-class StoredModel(NamedTuple):
-    """What a reader returns.
-
-    Attributes:
-        config: of the model, as it was trained.
-        params: the parameters, as nested dicts.
-        class_names: in the order of the logits.
-        preprocessing: how images are prepared for the model.
-        step: number of training steps.
-        origin: where the parameters come from.
-        train_config: config of the training run; None if the files do not come from a run.
-    """
-
-    config: ViTConfig
-    params: dict[str, Any]
-    class_names: tuple[str, ...]
-    preprocessing: Preprocessing
-    step: int
-    origin: Origin
-    train_config: TrainConfig | None
+PICKLES = (".pth", ".pt", ".bin", ".ckpt", ".pkl", ".pickle", ".tar")
 
 
 def read(path: str | Path, *, use_ema: bool = True) -> StoredModel:
@@ -61,19 +29,30 @@ def read(path: str | Path, *, use_ema: bool = True) -> StoredModel:
     Given a run folder, reads the newest intact checkpoint and reports each newer corrupt one on
     stderr.
 
+    What the files do not tell is assumed, and reported on stderr.
+
     Args:
         path: a run folder, or ``checkpoints/STEP``, ``checkpoints/best`` or ``checkpoints/last``
-            in one.
+            in one; a folder with .safetensors files and config.json; a .npz file of a ViT; or the
+            prefix of a checkpoint of the V-MoE authors.
         use_ema: read the moving average of the parameters, if the run has one.
 
     Raises:
-        UsageError: there is no trained model at the path.
-        Failure: all checkpoints that the path names are corrupt.
+        UsageError: there is no trained model at the path, or one that cannot be represented.
+        Failure: the files, or all checkpoints that the path names, are corrupt.
     """
     path = Path(path)
     for supported in _FORMATS:
         if supported.matches(path):
-            return supported.read(path, use_ema)
+            stored = supported.read(path, use_ema)
+            if stored.origin.assumed:
+                print(f"{path}: assumed {'; '.join(stored.origin.assumed)}", file=sys.stderr)
+            return stored
+    if path.suffix in PICKLES:
+        raise UsageError(
+            f"{path}: a pickle, which can run code when it is read, so it is not; convert it: "
+            "torch.load(FILE, weights_only=True), then safetensors.torch.save_file"
+        )
     reason = "no checkpoint of a known format" if path.exists() else "no such file or folder"
     formats = "; or ".join(supported.description for supported in _FORMATS)
     raise UsageError(f"{path}: {reason}; give {formats}")
@@ -111,11 +90,22 @@ class _Format(NamedTuple):
     read: Callable[[Path, bool], StoredModel]
 
 
-_FORMATS = (
+_FORMATS = (  # a run folder is told by config.json, which folders of weights have, too
+    _Format(
+        "a folder with model.safetensors and config.json (of vmoe, timm or Hugging Face)",
+        lambda path: weights.safetensors_file(path) is not None,
+        lambda path, _: weights.read_safetensors(path),
+    ),
     _Format(
         "a run folder (it has config.json), or its checkpoints/STEP, checkpoints/best or "
         "checkpoints/last",
         is_run,
         _read_run,
+    ),
+    _Format("a .npz file of a ViT", vit_npz.matches, lambda path, _: weights.read_npz(path)),
+    _Format(
+        "the PREFIX of a published checkpoint, PREFIX.index",
+        weights.is_published,
+        lambda path, _: weights.read_published(path),
     ),
 )

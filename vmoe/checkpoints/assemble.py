@@ -1,5 +1,6 @@
 """From the arrays of a file, under other names and in other layouts, to a model's parameters."""
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -78,7 +79,7 @@ def infer(
     own = {path: shape for path, shape in shapes.items() if not path.startswith(SCALE)}
     try:
         config = infer_config(own, given, moe)
-        _check(own, config)
+        check_shapes(own, config)
     except UsageError as error:
         raise UsageError(f"{file.path}: {error}") from None
     return config, paths
@@ -116,11 +117,12 @@ def assemble(
     _fold_pixels(params, pixels)
     if config.positions == "learned" and config.has_class_token:
         _add_class_position(params, config)
-    nested = unflatten_dict({tuple(map(_key, p.split("/"))): x for p, x in params.items()})
+    nested = unflatten_dict({tuple(map(key, p.split("/"))): x for p, x in params.items()})
     return Assembled(config, nested, tuple(name for name, own in paths.items() if not own))
 
 
-def _key(part: str) -> str | int:
+def key(part: str) -> str | int:
+    """A part of a path as a key of nested parameters: blocks have numbers."""
     return int(part) if part.isdigit() else part
 
 
@@ -129,12 +131,17 @@ def _stand_in(info: ArrayInfo) -> np.ndarray:
     return np.broadcast_to(np.zeros((), info.dtype), info.shape)
 
 
+@functools.lru_cache(maxsize=4)
 def _expected(config: ViTConfig) -> dict[str, jax.ShapeDtypeStruct]:
     return by_name(nnx.to_pure_dict(nnx.state(models.build_abstract(config), nnx.Param)))
 
 
-def _check(shapes: Mapping[str, tuple[int, ...]], config: ViTConfig) -> None:
-    """Checks that a model of the config has parameters of these shapes."""
+def check_shapes(shapes: Mapping[str, tuple[int, ...]], config: ViTConfig) -> None:
+    """Checks that a model of the config has parameters of these shapes.
+
+    Raises:
+        UsageError: a parameter is missing, unexpected or of another shape.
+    """
     expected = {path: leaf.shape for path, leaf in _expected(config).items()}
     missing = [p for p in expected if p not in shapes and not p.endswith(OPTIONAL)]
     extra = [path for path in shapes if path not in expected]

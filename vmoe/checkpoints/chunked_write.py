@@ -60,9 +60,14 @@ def write(prefix: str | Path, arrays: Mapping[str, np.ndarray], *, shards: int =
         for path, content in zip(data_paths(prefix, shards), contents, strict=True):
             _write_data(path, [(key, arrays[names[int(key)]], boxes) for key, boxes in content])
         index = {"shard_count": shards, "index": _index(tree, arrays, files), "version": VERSION}
-        _replace(index_path(prefix), [msgpack.packb(index)])
+        _replace(index_path(prefix), [_packed(index)])
     except OSError as error:
         raise UsageError(f"{prefix}: cannot be written ({error.strerror})") from None
+
+
+def _packed(value: Any) -> bytes:
+    packed: Any = msgpack.packb(value)
+    return packed
 
 
 def _split(shape: tuple[int, ...], shards: int) -> list[Box]:
@@ -78,24 +83,24 @@ def _index(tree: Any, arrays: Mapping[str, np.ndarray], files: dict[str, dict[Bo
     if isinstance(tree, dict):
         return {key: _index(branch, arrays, files) for key, branch in tree.items()}
     array, boxes = arrays[tree], files[tree]
-    shaped = msgpack.packb((array.shape, array.dtype.name, False, {}))
-    entry = msgpack.packb((shaped, [_pack_box(box) for box in boxes], list(boxes.values())))
+    shaped = _packed((array.shape, array.dtype.name, False, {}))
+    entry = _packed((shaped, [_pack_box(box) for box in boxes], list(boxes.values())))
     return msgpack.ExtType(INDEX, entry)
 
 
 def _pack_box(box: Box) -> bytes:
-    return msgpack.packb([msgpack.packb((start, stop, None)) for start, stop in box])
+    return _packed([_packed((start, stop, None)) for start, stop in box])
 
 
 def _write_data(path: Path, content: list[tuple[str, np.ndarray, list[Box]]]) -> None:
-    packer = msgpack.Packer()
+    packer: Any = msgpack.Packer()
 
     def parts() -> Iterator[bytes]:
         yield packer.pack_map_header(len(content) + 1)
         yield packer.pack(MARK) + packer.pack(True)
         for key, array, boxes in content:
             slices = [
-                [_pieces(array[tuple(slice(*each) for each in box)]), _extension(box)]
+                [_pieces(array[(*(slice(*each) for each in box), ...)]), _extension(box)]
                 for box in boxes
             ]
             yield packer.pack(key) + packer.pack(slices)
@@ -112,7 +117,7 @@ def _pieces(array: np.ndarray) -> list[msgpack.ExtType]:
     step = PIECE // flat.dtype.itemsize
     return [
         msgpack.ExtType(
-            ARRAY, msgpack.packb((part.shape, part.dtype.name, part.astype(part.dtype).tobytes()))
+            ARRAY, _packed((part.shape, part.dtype.name, part.astype(part.dtype).tobytes()))
         )
         for part in (flat[i : i + step] for i in range(0, flat.size, step))
     ]

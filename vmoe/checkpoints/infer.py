@@ -36,7 +36,7 @@ def infer_config(shapes: Shapes, given: Mapping[str, Any], moe: MoEConfig) -> Vi
         i: _moe(shapes, i, moe) for i in range(depth) if f"blocks/{i}/mlp/router/kernel" in shapes
     }
     distinct = set(layers.values())
-    fields = dict(
+    fields: dict[str, Any] = dict(
         patch_size=patches[0],
         width=patches[3],
         depth=depth,

@@ -1,15 +1,21 @@
-"""The parameter names of the checkpoints that the authors of V-MoE published.
+"""The checkpoints that the authors of V-MoE published: read, written, and their parameters' names.
 
-Shapes and axis orders are the same here; only the names differ.
+Shapes and axis orders are the same here; only the names differ. What names and shapes do not tell
+is assumed as the authors have it.
 """
 
 import re
 from collections.abc import Mapping
+from pathlib import Path
 
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax.typing import ArrayLike
 
+from vmoe.checkpoints import chunked, chunked_write, flax_names
+from vmoe.checkpoints.assemble import Assembled, assemble
+from vmoe.config import MoEConfig
 from vmoe.errors import UsageError
 from vmoe.nn.gates.linear import LinearGate
 from vmoe.nn.gates.soft import SoftGate
@@ -37,6 +43,9 @@ _NAMES = [  # prefix of a path here -> prefix of the published name; the first m
     (r"head/classes", "head"),
 ]
 
+
+ASSUMED = MoEConfig(capacity_factor=4.0, transfer_dtype="bfloat16")
+"""Of sparse blocks; 4.0 is the authors' capacity factor for evaluation."""
 
 _KERNELS = {LinearGate: "dense/kernel", SoftGate: "mu"}  # of a gate
 
@@ -86,3 +95,32 @@ def assign(model: ViT, arrays: Mapping[str, ArrayLike]) -> None:
             raise UsageError(f"{name}: shape {theirs}, the model's is {ours}")
         flat[path] = flat[path].replace(jnp.asarray(arrays[name], jnp.float32))
     nnx.update(model, nnx.from_flat_state(list(flat.items())))
+
+
+def read(prefix: Path) -> Assembled:
+    """Reads a checkpoint.
+
+    Args:
+        prefix: of its files, PREFIX.index and PREFIX.data-nnnnn-of-NNNNN.
+
+    Raises:
+        UsageError: it holds another kind of model.
+        Failure: a file is missing or corrupt.
+    """
+    return assemble(chunked.read(prefix), flax_names.rename, {}, moe=ASSUMED)
+
+
+def write(prefix: Path, model: ViT, *, shards: int = 1) -> None:
+    """Writes a model as a checkpoint that the authors' code can read.
+
+    Args:
+        prefix: of the paths of the files.
+        shards: number of data files, over which the experts are split.
+
+    Raises:
+        UsageError: the published models have no such parameter, or a file cannot be written.
+    """
+    names = released_names(model)
+    params = dict(nnx.to_flat_state(nnx.state(model, nnx.Param)))
+    arrays = {f"params/{name}": np.asarray(params[path][...]) for path, name in names.items()}
+    chunked_write.write(prefix, arrays, shards=shards)

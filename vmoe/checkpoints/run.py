@@ -13,11 +13,9 @@ A step is saved if it is a multiple of ``every``, or if its evaluation is the be
 multiples the newest are kept; of all steps the best one by recorded accuracy, and the last one.
 """
 
-import hashlib
 import json
-import re
 import shutil
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,18 +26,23 @@ from orbax.checkpoint.checkpoint_managers import preservation_policy
 from vmoe import distributed
 from vmoe.checkpoints.checksums import checksums
 from vmoe.checkpoints.quiet import hide_late_reports
-from vmoe.errors import Failure, UsageError
-from vmoe.workdir.layout import CHECKPOINTS, has_config, replace_text, steps_of
+from vmoe.checkpoints.restore import (
+    CORRUPT,
+    FORMAT,
+    Arrays,
+    CorruptCheckpoint,
+    Metrics,
+    all_corrupt,
+    best_step,
+    metrics_file,
+    read_metrics,
+    restore_with_files,
+    sha256_of,
+)
+from vmoe.errors import Failure
+from vmoe.workdir.layout import CHECKPOINTS, replace_text, steps_of
 
-Arrays = Any  # a tree of arrays
-Metrics = dict[str, float]
-
-FORMAT = 2
-DELETED, CORRUPT = "deleted", "corrupt"  # sub-folders of checkpoints/
-
-
-class CorruptCheckpoint(Exception):
-    """A checkpoint that cannot be trusted; the message names the array or the file."""
+DELETED = "deleted"  # a sub-folder of checkpoints/
 
 
 class Restored(NamedTuple):
@@ -76,7 +79,7 @@ class Checkpoints:
         self._workdir = workdir
         self._folder = (workdir / CHECKPOINTS).absolute()
         self._every, self._keep_latest = every, keep_latest
-        self._metrics = _read_metrics(workdir)
+        self._metrics = read_metrics(workdir)
         self._saved = 0  # the last step saved or restored
         self._manager = self._open()
 
@@ -122,7 +125,7 @@ class Checkpoints:
         }
         arrays = checksums(items)
         index: dict[str, Any] = {"format": FORMAT, "files": files or {}, "arrays": arrays}
-        index["sha256"] = _sha256(index)
+        index["sha256"] = sha256_of(index)
         arguments["checksums"] = ocp.args.JsonSave(index)
         self._guard(lambda: self._manager.save(step, args=ocp.args.Composite(**arguments)))
         self._saved = step
@@ -137,11 +140,11 @@ class Checkpoints:
         self._metrics[step] = metrics
         if distributed.is_primary():
             text = json.dumps(self._metrics, indent=2)
-            self._guard(lambda: replace_text(_metrics_file(self._workdir), text))
+            self._guard(lambda: replace_text(metrics_file(self._workdir), text))
 
     def is_best(self, step: int) -> bool:
         """Whether the accuracy recorded for a step is the highest up to it."""
-        return _best(self._metrics, [other for other in self._metrics if other <= step]) == step
+        return best_step(self._metrics, [other for other in self._metrics if other <= step]) == step
 
     def wait(self) -> None:
         """Waits until the last save is on the disk.
@@ -166,7 +169,7 @@ class Checkpoints:
         messages = []
         for step in reversed(self.steps):
             try:
-                items, files = _restore(self._folder / str(step), target)
+                items, files = restore_with_files(self._folder / str(step), target)
                 self._saved = step
                 return Restored(step, items, files, messages)
             except CorruptCheckpoint as error:
@@ -175,7 +178,7 @@ class Checkpoints:
             distributed.raise_together(lambda step=step: self._move_to_corrupt(step))
             self._manager.close()
             self._manager = self._open()
-        raise distributed.synchronized(_all_corrupt(self._workdir, messages))
+        raise distributed.synchronized(all_corrupt(self._workdir, messages))
 
     def delete_unscheduled(self) -> None:
         """Deletes the steps that come after the newest scheduled one."""
@@ -245,166 +248,5 @@ class _NewestAndBest(preservation_policy.PreservationPolicy):
     def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> Sequence[bool]:
         steps = [checkpoint.step for checkpoint in checkpoints]
         scheduled = sorted(step for step in steps if step % self._every == 0)
-        kept = {*scheduled[-self._keep_latest :], max(steps), _best(self._metrics, steps)}
+        kept = {*scheduled[-self._keep_latest :], max(steps), best_step(self._metrics, steps)}
         return [step in kept for step in steps]
-
-
-def has_checkpoint(workdir: Path) -> bool:
-    """Whether a run folder has a checkpoint, valid or corrupt."""
-    return bool(steps_of(workdir)) or (workdir / CHECKPOINTS / CORRUPT).exists()
-
-
-def is_run(path: Path) -> bool:
-    """Whether a path names a run folder, or a step in one; see ``find``."""
-    return has_config(_split(path)[0])
-
-
-def find(path: Path) -> tuple[Path, list[int]]:
-    """The run folder of a path, and the steps that the path may refer to, ascending.
-
-    Args:
-        path: a run folder, or its ``checkpoints/STEP``, ``checkpoints/best``, ``checkpoints/last``.
-
-    Raises:
-        UsageError: there is no such checkpoint.
-        Failure: all checkpoints of the run are corrupt.
-    """
-    workdir, name = _split(path)
-    steps = steps_of(workdir)
-    if not steps and has_checkpoint(workdir):
-        raise _all_corrupt(workdir)
-    if not steps:
-        raise UsageError(f"{workdir}: no checkpoint yet; training writes one")
-    best = _best(_read_metrics(workdir), steps)
-    named = {"": steps, "last": steps[-1:]} | ({} if best is None else {"best": [best]})
-    if name.isdigit() and int(name) in steps:
-        return workdir, [int(name)]
-    if name not in named:
-        known = ", ".join([*map(str, steps), *filter(None, named)])
-        raise UsageError(f"{path}: no such checkpoint; choose from {known}")
-    return workdir, named[name]
-
-
-def _split(path: Path) -> tuple[Path, str]:
-    """The run folder of a path, and the part after ``checkpoints/``, if any."""
-    if path.parent.name == CHECKPOINTS:
-        return path.parent.parent, path.name
-    return path, ""
-
-
-def restore(folder: Path, **target: Arrays) -> dict[str, Arrays]:
-    """Restores items of a step by name, and verifies their checksums.
-
-    Args:
-        folder: ``checkpoints/STEP``.
-        target: arrays or their shapes, with the shardings to restore to, by item.
-
-    Raises:
-        CorruptCheckpoint: a file is missing or truncated, or an array differs from the one written.
-        Failure: the checkpoint has another format version.
-    """
-    return _restore(folder, target)[0]
-
-
-def _restore(
-    folder: Path, target: dict[str, Arrays]
-) -> tuple[dict[str, Arrays], dict[str, Sequence[Any]]]:
-    """The items of a step, and what was saved with it about other files."""
-    hide_late_reports()
-    items, index, message = {}, {}, ""
-    path: Any = folder.absolute()  # Orbax annotates its own path type, but takes any
-    try:
-        index = ocp.JsonCheckpointHandler().restore(path / "checksums")
-        _check_index(folder, index)
-        items = {name: _restore_item(path / name, item) for name, item in target.items()}
-    except (Failure, MemoryError, PermissionError):
-        raise  # these do not mean that the checkpoint is corrupt
-    except Exception as error:  # Orbax and TensorStore report corruption by errors of many types
-        if any(word in str(error) for word in ("RESOURCE_EXHAUSTED", "PERMISSION_DENIED")):
-            raise
-        message = _reason(error)
-    if message := distributed.first_message(message):
-        raise CorruptCheckpoint(message)
-    local = not any(leaf.sharding for leaf in jax.tree.leaves(target))
-    for name, checksum in checksums(items, local=local).items():
-        if index["arrays"].get(name) != checksum:
-            raise CorruptCheckpoint(f"the checksum of {name} differs from the one written")
-    return items, index["files"]
-
-
-def _reason(error: Exception) -> str:
-    """A few words about an error of Orbax or TensorStore: the file that it names, if any."""
-    text = " ".join(str(error).split())
-    paths = re.findall(r"[\w.-]*/[\w./-]+", text)
-    if paths:
-        return f"{Path(paths[-1]).name} unreadable"
-    return text.split(" [")[0].split(": ")[-1][:100] or type(error).__name__
-
-
-def _all_corrupt(workdir: Path, messages: Sequence[str] = ()) -> Failure:
-    moved = workdir / CHECKPOINTS / CORRUPT
-    return Failure(
-        f"{workdir}: {'; '.join([*messages, 'every checkpoint is corrupt'])} (moved to {moved}); "
-        "use a new run folder, or delete this one to start over"
-    )
-
-
-def _check_index(folder: Path, index: Any) -> None:
-    """Checks the item ``checksums``: its own checksum and its format version.
-
-    All processes read the same file, so they raise the same error.
-    """
-    if not isinstance(index, dict):
-        raise ValueError("its checksums have changed")
-    sealed = "sha256" in index or index.get("format") == FORMAT  # format 1 had no seal
-    if sealed and index.pop("sha256", None) != _sha256(index):
-        raise ValueError("its checksums have changed")
-    if (version := index.get("format")) != FORMAT:
-        raise distributed.synchronized(
-            Failure(
-                f"{folder}: checkpoint format {version}, this version of vmoe reads {FORMAT}; use "
-                "the version that wrote it, or another workdir"
-            )
-        )
-
-
-def _sha256(index: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(index, sort_keys=True).encode()).hexdigest()
-
-
-def _restore_item(path: Any, target: Arrays) -> Arrays:
-    """Restores an item with its handler; a Checkpointer would wait for a process that failed."""
-    handler = ocp.StandardCheckpointHandler()
-    return handler.restore(path, args=ocp.args.StandardRestore(jax.tree.map(_abstract, target)))
-
-
-def _abstract(leaf: jax.Array | jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
-    sharding = leaf.sharding or jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
-
-
-def _best(metrics: dict[int, Metrics], steps: Iterable[int]) -> int | None:
-    """The step of the highest recorded accuracy, the latest one on ties; None if none is known."""
-    known = [step for step in steps if "accuracy" in metrics.get(step, {})]
-    return max(known, key=lambda step: (metrics[step]["accuracy"], step), default=None)
-
-
-def _metrics_file(workdir: Path) -> Path:
-    return workdir / CHECKPOINTS / "metrics.json"
-
-
-def _read_metrics(workdir: Path) -> dict[int, Metrics]:
-    path = _metrics_file(workdir)
-    try:
-        metrics = json.loads(path.read_text())
-        return {
-            int(step): {name: float(value) for name, value in values.items()}
-            for step, values in metrics.items()
-        }
-    except FileNotFoundError:
-        return {}
-    except (ValueError, AttributeError, TypeError) as error:
-        raise Failure(
-            f"{path} is corrupt ({error}): restore it, or remove it, which loses the choice of "
-            "the best checkpoint"
-        ) from None

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from vmoe.checkpoints import read
 from vmoe.checkpoints.checksums import by_name, checksums
-from vmoe.checkpoints.run import has_checkpoint
+from vmoe.checkpoints.restore import has_checkpoint
 from vmoe.errors import UsageError
 from vmoe.sharding import Placement
 from vmoe.train.optim import Params

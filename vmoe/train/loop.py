@@ -14,7 +14,7 @@ import jax
 import numpy as np
 
 from vmoe import distributed, models
-from vmoe.checkpoints.run import has_checkpoint
+from vmoe.checkpoints.restore import has_checkpoint
 from vmoe.config import TrainConfig
 from vmoe.data.pipeline import READ_AHEAD, Batch
 from vmoe.errors import Failure, Stopped, UsageError

@@ -1,0 +1,56 @@
+"""Weights of other families give what their own libraries compute; others are refused by name.
+
+The files and what they must give are described in ``tests/golden/weights/README.md``.
+"""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import vmoe
+from vmoe.errors import UsageError
+
+GOLDEN = Path(__file__).parents[1] / "golden" / "weights"
+MODELS = sorted(path.parent.name for path in GOLDEN.glob("*/expected.npz"))
+
+
+def path_of(folder: Path) -> Path:
+    npz = folder / "model.npz"
+    return npz if npz.exists() else folder
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_the_model_gives_the_tokens_features_and_logits_of_its_library(name: str) -> None:
+    model = vmoe.load(path_of(GOLDEN / name)).model
+    with np.load(GOLDEN / name / "expected.npz") as expected:
+        images = expected["images"]
+        tokens = model.forward_features(images)
+        outputs = {
+            "tokens": tokens,
+            "features": model.forward_head(tokens, pre_logits=True),
+            "logits": model(images),
+        }
+        for key in set(outputs) & set(expected.files):
+            scale = np.abs(expected[key]).max()
+            np.testing.assert_allclose(outputs[key] / scale, expected[key] / scale, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("timm_distilled", "dist_token"),
+        ("timm_registers", "reg_token"),
+        ("timm_qk_norm", "q_norm"),
+        ("timm_swin", "swin"),
+        ("hf_deit", "distillation_token"),
+        ("hf_dinov2_registers", "model_type 'dinov2_with_registers'"),
+        ("hf_dinov2_classifier", "head/classes/kernel has shape"),
+        ("hf_dinov2_swiglu", "mlp.weights_in"),
+        ("npz_hybrid", "conv_root"),
+    ],
+)
+def test_a_model_that_cannot_be_represented_is_refused_by_parameter(name: str, reason: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        vmoe.load(path_of(GOLDEN / "refused" / name))
+    assert reason in str(caught.value) and "\n" not in str(caught.value)

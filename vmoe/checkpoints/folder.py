@@ -1,0 +1,130 @@
+"""Our format for sharing: a folder with ``model.safetensors`` and ``config.json``.
+
+Parameters have our paths as names. Large models are split into files with a common index, as
+Hugging Face does. config.json has the format's version, the model, its class names, preprocessing
+and origin, and the SHA-256 of each file.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from flax.traverse_util import unflatten_dict
+from safetensors.numpy import save_file
+
+from vmoe.checkpoints import safetensors
+from vmoe.checkpoints.arrays import ArrayFile, corrupt
+from vmoe.checkpoints.assemble import check_shapes, key
+from vmoe.checkpoints.checksums import by_name
+from vmoe.checkpoints.stored import Origin, StoredModel
+from vmoe.config import ViTConfig, from_json, to_json
+from vmoe.config.preprocessing import Preprocessing
+from vmoe.errors import Failure, UsageError
+from vmoe.workdir.layout import replace_text
+
+VERSION = 1
+CONFIG, MODEL = "config.json", "model.safetensors"
+SHARD = 2_000_000_000  # bytes of a file, about
+
+
+def read(file: ArrayFile, config: Mapping[str, Any]) -> StoredModel:
+    """Reads a model, after checking the SHA-256 of each file.
+
+    Args:
+        config: the content of config.json.
+
+    Raises:
+        UsageError: the format has another version.
+        Failure: a file is corrupt.
+    """
+    folder = file.path.parent
+    if config.get("version") != VERSION:
+        raise UsageError(
+            f"{folder}: format version {config.get('version')!r:.20}, this version of vmoe reads "
+            f"{VERSION}; use the version that wrote it"
+        )
+    try:
+        model = from_json(ViTConfig, json.dumps(config["model"]))
+        preprocessing = from_json(Preprocessing, json.dumps(config["preprocessing"]))
+        class_names = tuple(map(str, config["class_names"]))
+        step, origin = config["step"], config["origin"]
+        sums = {str(name): str(each) for name, each in config["sha256"].items()}
+    except (KeyError, TypeError, AttributeError, UsageError) as error:
+        raise corrupt(folder / CONFIG, error) from None
+    for name, expected in sums.items():
+        if Path(name).name != name or not (folder / name).is_file():
+            raise corrupt(folder / CONFIG, f"it names {name!r}, which is not there")
+        if _sha256(folder / name) != expected:
+            raise corrupt(folder / name, f"its SHA-256 differs from the one in {CONFIG}")
+    check_shapes({name: info.shape for name, info in file.infos.items()}, model)
+    params = {tuple(map(key, name.split("/"))): array for name, array in file.read(file.infos)}
+    return StoredModel(
+        config=model,
+        params=unflatten_dict(params),
+        class_names=class_names,
+        preprocessing=preprocessing,
+        step=step,
+        origin=Origin("vmoe", folder, origin.get("weights", "raw")),
+    )
+
+
+def write(folder: Path, stored: StoredModel, *, shard_bytes: int = SHARD) -> None:
+    """Writes a model; config.json is written last.
+
+    Args:
+        folder: a new or an empty one.
+        shard_bytes: parameters are split into files of about this size.
+
+    Raises:
+        UsageError: the folder has files, or cannot be written.
+    """
+    arrays = {name: np.asarray(leaf) for name, leaf in by_name(stored.params).items()}
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if any(folder.iterdir()):
+            raise UsageError(f"{folder}: it has files; use another folder")
+        files = _write_arrays(folder, arrays, shard_bytes)
+        content = {
+            "format": "vmoe",
+            "version": VERSION,
+            "model": json.loads(to_json(stored.config)),
+            "class_names": stored.class_names,
+            "preprocessing": json.loads(to_json(stored.preprocessing)),
+            "step": stored.step,
+            "origin": stored.origin._asdict() | {"path": str(stored.origin.path)},
+            "sha256": {name: _sha256(folder / name) for name in files},
+        }
+        replace_text(folder / CONFIG, json.dumps(content, indent=2))
+    except OSError as error:
+        raise UsageError(f"{folder}: cannot be written ({error.strerror or error})") from None
+
+
+def _write_arrays(folder: Path, arrays: Mapping[str, np.ndarray], shard_bytes: int) -> list[str]:
+    """Writes the files of arrays, and returns their names."""
+    shards: list[dict[str, np.ndarray]] = [{}]
+    for name, array in arrays.items():
+        if shards[-1] and sum(x.nbytes for x in shards[-1].values()) + array.nbytes > shard_bytes:
+            shards.append({})
+        shards[-1][name] = np.ascontiguousarray(array)
+    if len(shards) == 1:
+        save_file(shards[0], folder / MODEL)
+        return [MODEL]
+    names = [f"model-{i + 1:05d}-of-{len(shards):05d}.safetensors" for i in range(len(shards))]
+    for name, shard in zip(names, shards, strict=True):
+        save_file(shard, folder / name)
+    places = {name: file for file, shard in zip(names, shards, strict=True) for name in shard}
+    size = sum(array.nbytes for array in arrays.values())
+    index = {"metadata": {"total_size": size}, "weight_map": places}
+    (folder / (MODEL + safetensors.INDEX)).write_text(json.dumps(index, indent=2))
+    return [*names, MODEL + safetensors.INDEX]
+
+
+def _sha256(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise Failure(f"{path}: {error.strerror}") from None

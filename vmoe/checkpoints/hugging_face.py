@@ -1,0 +1,78 @@
+"""ViTs of Hugging Face's transformers: a folder with ``model.safetensors`` and ``config.json``."""
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from vmoe.checkpoints.arrays import ArrayFile
+from vmoe.checkpoints.assemble import Assembled, Pixels, assemble
+from vmoe.checkpoints.torch_names import HUGGING_FACE, renaming
+from vmoe.config.preprocessing import Interpolation, Preprocessing
+from vmoe.errors import UsageError
+
+MODELS = ("vit", "deit", "dinov2")
+GELUS = {"gelu": "erf", "gelu_new": "tanh", "gelu_pytorch_tanh": "tanh", "quick_gelu": "quick"}
+RESAMPLES: dict[int, Interpolation] = {
+    0: "nearest",
+    1: "lanczos",
+    2: "bilinear",
+    3: "bicubic",
+}  # Pillow's numbers
+
+
+def read(file: ArrayFile, config: Mapping[str, Any], images: Mapping[str, Any]) -> Assembled:
+    """Reads a ViT of transformers.
+
+    Args:
+        config: the content of config.json.
+        images: the content of preprocessor_config.json.
+
+    Raises:
+        UsageError: the model is no plain ViT.
+        Failure: the file is corrupt.
+    """
+    kind = config["model_type"]
+    if kind not in MODELS:
+        known = ", ".join(MODELS)
+        raise UsageError(f"{file.path}: model_type {kind!r} cannot be opened; choose from {known}")
+    activation = config.get("hidden_act", "gelu")
+    if activation not in GELUS:
+        raise UsageError(f"{file.path}: hidden_act {activation!r} cannot be represented")
+    given = {
+        "gelu": GELUS[activation],
+        "norm_epsilon": float(config.get("layer_norm_eps", 1e-12)),
+    }
+    if (act := config.get("pooler_act", "tanh")) != "tanh":
+        raise UsageError(f"{file.path}: pooler_act {act!r} cannot be represented")
+    half = [0.5, 0.5, 0.5]
+    pixels = Pixels(images.get("image_mean", half), images.get("image_std", half))
+    rename = renaming(HUGGING_FACE, int(config.get("num_attention_heads", 12)))
+    return assemble(file, rename, given, pixels=pixels)
+
+
+def preprocessing(images: Mapping[str, Any], image_size: int) -> Preprocessing:
+    """How transformers prepares images, by the content of preprocessor_config.json."""
+    size, resample = images.get("size", image_size), images.get("resample", 2)
+    if resample not in RESAMPLES:
+        raise UsageError(f"preprocessor_config.json: resample {resample!r} is not supported")
+    if not isinstance(size, Mapping):
+        size = {"height": size, "width": size}
+    keep_aspect = "shortest_edge" in size
+    side: Any = size["shortest_edge"] if keep_aspect else size.get("height")
+    if not keep_aspect and side != size.get("width"):
+        raise UsageError(f"preprocessor_config.json: size {dict(size)} is no square")
+    crop: Any = images.get("crop_size", side) if images.get("do_center_crop") else side
+    crop = crop["height"] if isinstance(crop, Mapping) else crop
+    return Preprocessing(
+        int(crop), resize_to=int(side), keep_aspect=keep_aspect, interpolation=RESAMPLES[resample]
+    )
+
+
+def class_names(config: Mapping[str, Any]) -> tuple[str, ...]:
+    """The names of the classes, if config.json has them in place of LABEL_0, LABEL_1, ..."""
+    names = config.get("id2label")
+    if not isinstance(names, Mapping):
+        return ()
+    ordered = tuple(str(names[key]) for key in sorted(names, key=int))
+    generic = all(re.fullmatch(r"LABEL_\d+", name) for name in ordered)
+    return () if generic else ordered

@@ -1,0 +1,188 @@
+"""Finds and restores the steps of a run; ``run.py`` describes and writes them."""
+
+import hashlib
+import json
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+
+from vmoe import distributed
+from vmoe.checkpoints.checksums import checksums
+from vmoe.checkpoints.quiet import hide_late_reports
+from vmoe.errors import Failure, UsageError
+from vmoe.workdir.layout import CHECKPOINTS, has_config, steps_of
+
+Arrays = Any  # a tree of arrays
+Metrics = dict[str, float]
+
+FORMAT = 2
+CORRUPT = "corrupt"  # a sub-folder of checkpoints/
+
+
+class CorruptCheckpoint(Exception):
+    """A checkpoint that cannot be trusted; the message names the array or the file."""
+
+
+def has_checkpoint(workdir: Path) -> bool:
+    """Whether a run folder has a checkpoint, valid or corrupt."""
+    return bool(steps_of(workdir)) or (workdir / CHECKPOINTS / CORRUPT).exists()
+
+
+def is_run(path: Path) -> bool:
+    """Whether a path names a run folder, or a step in one; see ``find``."""
+    return has_config(_split(path)[0])
+
+
+def find(path: Path) -> tuple[Path, list[int]]:
+    """The run folder of a path, and the steps that the path may refer to, ascending.
+
+    Args:
+        path: a run folder, or its ``checkpoints/STEP``, ``checkpoints/best``, ``checkpoints/last``.
+
+    Raises:
+        UsageError: there is no such checkpoint.
+        Failure: all checkpoints of the run are corrupt.
+    """
+    workdir, name = _split(path)
+    steps = steps_of(workdir)
+    if not steps and has_checkpoint(workdir):
+        raise all_corrupt(workdir)
+    if not steps:
+        raise UsageError(f"{workdir}: no checkpoint yet; training writes one")
+    best = best_step(read_metrics(workdir), steps)
+    named = {"": steps, "last": steps[-1:]} | ({} if best is None else {"best": [best]})
+    if name.isdigit() and int(name) in steps:
+        return workdir, [int(name)]
+    if name not in named:
+        known = ", ".join([*map(str, steps), *filter(None, named)])
+        raise UsageError(f"{path}: no such checkpoint; choose from {known}")
+    return workdir, named[name]
+
+
+def _split(path: Path) -> tuple[Path, str]:
+    """The run folder of a path, and the part after ``checkpoints/``, if any."""
+    if path.parent.name == CHECKPOINTS:
+        return path.parent.parent, path.name
+    return path, ""
+
+
+def restore(folder: Path, **target: Arrays) -> dict[str, Arrays]:
+    """Restores items of a step by name, and verifies their checksums.
+
+    Args:
+        folder: ``checkpoints/STEP``.
+        target: arrays or their shapes, with the shardings to restore to, by item.
+
+    Raises:
+        CorruptCheckpoint: a file is missing or truncated, or an array differs from the one written.
+        Failure: the checkpoint has another format version.
+    """
+    return restore_with_files(folder, target)[0]
+
+
+def restore_with_files(
+    folder: Path, target: dict[str, Arrays]
+) -> tuple[dict[str, Arrays], dict[str, Sequence[Any]]]:
+    """The items of a step, and what was saved with it about other files."""
+    hide_late_reports()
+    items, index, message = {}, {}, ""
+    path: Any = folder.absolute()  # Orbax annotates its own path type, but takes any
+    try:
+        index = ocp.JsonCheckpointHandler().restore(path / "checksums")
+        _check_index(folder, index)
+        items = {name: _restore_item(path / name, item) for name, item in target.items()}
+    except (Failure, MemoryError, PermissionError):
+        raise  # these do not mean that the checkpoint is corrupt
+    except Exception as error:  # Orbax and TensorStore report corruption by errors of many types
+        if any(word in str(error) for word in ("RESOURCE_EXHAUSTED", "PERMISSION_DENIED")):
+            raise
+        message = _reason(error)
+    if message := distributed.first_message(message):
+        raise CorruptCheckpoint(message)
+    local = not any(leaf.sharding for leaf in jax.tree.leaves(target))
+    for name, checksum in checksums(items, local=local).items():
+        if index["arrays"].get(name) != checksum:
+            raise CorruptCheckpoint(f"the checksum of {name} differs from the one written")
+    return items, index["files"]
+
+
+def _reason(error: Exception) -> str:
+    """A few words about an error of Orbax or TensorStore: the file that it names, if any."""
+    text = " ".join(str(error).split())
+    paths = re.findall(r"[\w.-]*/[\w./-]+", text)
+    if paths:
+        return f"{Path(paths[-1]).name} unreadable"
+    return text.split(" [")[0].split(": ")[-1][:100] or type(error).__name__
+
+
+def all_corrupt(workdir: Path, messages: Sequence[str] = ()) -> Failure:
+    moved = workdir / CHECKPOINTS / CORRUPT
+    return Failure(
+        f"{workdir}: {'; '.join([*messages, 'every checkpoint is corrupt'])} (moved to {moved}); "
+        "use a new run folder, or delete this one to start over"
+    )
+
+
+def _check_index(folder: Path, index: Any) -> None:
+    """Checks the item ``checksums``: its own checksum and its format version.
+
+    All processes read the same file, so they raise the same error.
+    """
+    if not isinstance(index, dict):
+        raise ValueError("its checksums have changed")
+    sealed = "sha256" in index or index.get("format") == FORMAT  # format 1 had no seal
+    if sealed and index.pop("sha256", None) != sha256_of(index):
+        raise ValueError("its checksums have changed")
+    if (version := index.get("format")) != FORMAT:
+        raise distributed.synchronized(
+            Failure(
+                f"{folder}: checkpoint format {version}, this version of vmoe reads {FORMAT}; use "
+                "the version that wrote it, or another workdir"
+            )
+        )
+
+
+def sha256_of(index: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(index, sort_keys=True).encode()).hexdigest()
+
+
+def _restore_item(path: Any, target: Arrays) -> Arrays:
+    """Restores an item with its handler; a Checkpointer would wait for a process that failed."""
+    handler = ocp.StandardCheckpointHandler()
+    return handler.restore(path, args=ocp.args.StandardRestore(jax.tree.map(_abstract, target)))
+
+
+def _abstract(leaf: jax.Array | jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+    sharding = leaf.sharding or jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+
+
+def best_step(metrics: dict[int, Metrics], steps: Iterable[int]) -> int | None:
+    """The step of the highest recorded accuracy, the latest one on ties; None if none is known."""
+    known = [step for step in steps if "accuracy" in metrics.get(step, {})]
+    return max(known, key=lambda step: (metrics[step]["accuracy"], step), default=None)
+
+
+def metrics_file(workdir: Path) -> Path:
+    return workdir / CHECKPOINTS / "metrics.json"
+
+
+def read_metrics(workdir: Path) -> dict[int, Metrics]:
+    path = metrics_file(workdir)
+    try:
+        metrics = json.loads(path.read_text())
+        return {
+            int(step): {name: float(value) for name, value in values.items()}
+            for step, values in metrics.items()
+        }
+    except FileNotFoundError:
+        return {}
+    except (ValueError, AttributeError, TypeError) as error:
+        raise Failure(
+            f"{path} is corrupt ({error}): restore it, or remove it, which loses the choice of "
+            "the best checkpoint"
+        ) from None

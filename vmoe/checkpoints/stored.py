@@ -1,0 +1,51 @@
+"""What a reader returns: a trained model as arrays, and where it comes from."""
+
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from vmoe.config import TrainConfig, ViTConfig
+from vmoe.config.evaluation import Weights
+from vmoe.config.preprocessing import Preprocessing
+
+Format = Literal["run", "vmoe", "published", "npz", "timm", "hugging_face"]
+"""A run folder; our safetensors; the V-MoE authors' checkpoints; the others' ViTs."""
+
+
+class Origin(NamedTuple):
+    """Where the parameters of a model come from.
+
+    Attributes:
+        format: of the files.
+        path: as passed to ``read``.
+        weights: which parameters of a run were read.
+        assumed: settings that the files do not tell, and the values they were given.
+        dropped: names of arrays in the files that the model has no use for.
+    """
+
+    format: Format
+    path: Path
+    weights: Weights = "raw"
+    assumed: tuple[str, ...] = ()
+    dropped: tuple[str, ...] = ()
+
+
+class StoredModel(NamedTuple):
+    """What a reader returns.
+
+    Attributes:
+        config: of the model, as it was trained.
+        params: the parameters, as nested dicts.
+        class_names: in the order of the logits.
+        preprocessing: how images are prepared for the model.
+        step: number of training steps; None if the files do not tell.
+        origin: where the parameters come from.
+        train_config: config of the training run; None if the files do not come from a run.
+    """
+
+    config: ViTConfig
+    params: dict[str, Any]
+    class_names: tuple[str, ...]
+    preprocessing: Preprocessing
+    step: int | None
+    origin: Origin
+    train_config: TrainConfig | None = None
