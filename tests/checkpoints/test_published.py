@@ -13,7 +13,7 @@ import pytest
 import vmoe
 from vmoe.checkpoints import chunked, chunked_write, flax_names, read, released
 from vmoe.checkpoints.arrays import ArrayFile, ArrayInfo
-from vmoe.checkpoints.assemble import infer
+from vmoe.checkpoints.assemble import Recipe, infer
 from vmoe.config import RoutingOverrides
 from vmoe.errors import Failure, UsageError
 
@@ -73,7 +73,7 @@ def test_a_published_checkpoint_gives_the_authors_logits(
     )
     loaded = vmoe.load(prefix, routing=routing, model=FLOAT32)
     np.testing.assert_allclose(loaded.model(images), logits, atol=2e-5)
-    assert "assumed k=2; priority=order; capacity_factor=4.0 (the auth" in capsys.readouterr().err
+    assert "capacity_factor=4.0, the authors' in evaluation; " in capsys.readouterr().err
     assert loaded.origin.format == "published" and loaded.class_names == tuple("0123456789")
     assert loaded.preprocessing.interpolation == "tf_bilinear"
 
@@ -229,7 +229,7 @@ def test_the_names_and_shapes_of_a_released_model_give_its_config(
         for each, shape in shapes.items()
     }
     file = ArrayFile(Path(name), infos, lambda names: iter(()))
-    config, _ = infer(file, flax_names.rename, {}, released.ASSUMED)
+    config, _ = infer(Recipe(file, flax_names.rename, moe=released.ASSUMED))
     expected = vmoe.models.model_config(**changes)
     trained = dict(head_bias=expected.head_bias, moe=dict(capacity_factor=1.05))
     assert vmoe.config.replace(config, **trained) == expected

@@ -12,6 +12,7 @@ from flax import nnx
 
 from vmoe import models
 from vmoe.checkpoints import vit_npz, weights
+from vmoe.checkpoints.assemble import assemble
 from vmoe.checkpoints.restore import CorruptCheckpoint, find, is_run, restore
 from vmoe.checkpoints.stored import Origin, StoredModel
 from vmoe.config.preprocessing import Preprocessing
@@ -42,12 +43,25 @@ def read(path: str | Path, *, use_ema: bool = True) -> StoredModel:
         Failure: the files, or all checkpoints that the path names, are corrupt.
     """
     path = Path(path)
+    opened = open_weights(path)
+    if opened is None:
+        return _read_run(path, use_ema)
+    stored = _read_weights(path, opened)
+    if stored.origin.assumed:
+        print(f"{path}: assumed {'; '.join(stored.origin.assumed)}", file=sys.stderr)
+    return stored
+
+
+def open_weights(path: Path) -> weights.Opened | None:
+    """Opens weights without reading their arrays; None if the path is that of a run.
+
+    Raises:
+        UsageError: there is no trained model at the path, or one that cannot be represented.
+        Failure: the files are corrupt.
+    """
     for supported in _FORMATS:
         if supported.matches(path):
-            stored = supported.read(path, use_ema)
-            if stored.origin.assumed:
-                print(f"{path}: assumed {'; '.join(stored.origin.assumed)}", file=sys.stderr)
-            return stored
+            return None if supported.open is None else supported.open(path)
     if path.suffix in PICKLES:
         raise UsageError(
             f"{path}: a pickle, which can run code when it is read, so it is not; convert it: "
@@ -82,30 +96,48 @@ def _read_run(path: Path, use_ema: bool) -> StoredModel:
     raise Failure(f"{path}: no intact checkpoint; the lines above name the corrupt ones")
 
 
+def _read_weights(path: Path, opened: weights.Opened) -> StoredModel:
+    found = assemble(opened.recipe)
+    details = opened.details(found.config)
+    return StoredModel(
+        config=found.config,
+        params=found.params,
+        class_names=details.class_names,
+        preprocessing=details.preprocessing,
+        step=details.step,
+        origin=Origin(opened.format, path, assumed=details.assumed, dropped=found.dropped),
+    )
+
+
 class _Format(NamedTuple):
-    """A format that ``read`` supports: a description of its paths, a test for them, a reader."""
+    """A format that ``read`` supports.
+
+    Attributes:
+        description: of its paths.
+        matches: whether a path is one of them.
+        open: opens weights; None for a run, whose arrays Orbax reads.
+    """
 
     description: str
     matches: Callable[[Path], bool]
-    read: Callable[[Path, bool], StoredModel]
+    open: Callable[[Path], weights.Opened] | None = None
 
 
-_FORMATS = (  # a run folder is told by config.json, which folders of weights have, too
-    _Format(
-        "a folder with model.safetensors and config.json (of vmoe, timm or Hugging Face)",
-        lambda path: weights.safetensors_file(path) is not None,
-        lambda path, _: weights.read_safetensors(path),
-    ),
+_FORMATS = (
     _Format(
         "a run folder (it has config.json), or its checkpoints/STEP, checkpoints/best or "
         "checkpoints/last",
-        is_run,
-        _read_run,
+        lambda path: is_run(path) and weights.safetensors_file(path) is None,
     ),
-    _Format("a .npz file of a ViT", vit_npz.matches, lambda path, _: weights.read_npz(path)),
+    _Format(
+        "a folder with model.safetensors and config.json (of vmoe, timm or Hugging Face)",
+        lambda path: weights.safetensors_file(path) is not None,
+        weights.open_safetensors,
+    ),
+    _Format("a .npz file of a ViT", vit_npz.matches, weights.open_npz),
     _Format(
         "the PREFIX of a published checkpoint, PREFIX.index",
         weights.is_published,
-        lambda path, _: weights.read_published(path),
+        weights.open_published,
     ),
 )

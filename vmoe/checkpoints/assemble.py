@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
@@ -36,6 +37,25 @@ HALF = Pixels((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 DENSE = MoEConfig()  # never used without sparse blocks
 
 
+class Recipe(NamedTuple):
+    """How a file becomes a model.
+
+    Attributes:
+        rename: gives the parameters in each array.
+        given: fields of the config that names and shapes do not tell.
+        moe: config of sparse blocks, apart from the number of experts.
+        pixels: folded into the patch embedding, so that the model takes pixels in [-1, 1].
+        config: of the model, if the file tells; nothing is inferred then.
+    """
+
+    file: ArrayFile
+    rename: Rename
+    given: Mapping[str, Any] = MappingProxyType({})
+    moe: MoEConfig = DENSE
+    pixels: Pixels = HALF
+    config: ViTConfig | None = None
+
+
 class Assembled(NamedTuple):
     """A model's config and parameters.
 
@@ -49,72 +69,78 @@ class Assembled(NamedTuple):
     dropped: tuple[str, ...]
 
 
-def infer(
-    file: ArrayFile, rename: Rename, given: Mapping[str, Any], moe: MoEConfig
-) -> tuple[ViTConfig, dict[str, list[str]]]:
+def paths_of(recipe: Recipe, name: str) -> dict[str, tuple[int, ...]] | None:
+    """The parameters in an array of a file, with their shapes; None if the name is unknown.
+
+    Raises:
+        UsageError: the shape is not one that such an array can have.
+    """
+    info = recipe.file.infos[name]
+    try:
+        parts = recipe.rename(name, _stand_in(info))
+    except KeyError:
+        return None
+    except UsageError:
+        raise
+    except (ValueError, IndexError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UsageError(f"{name} has shape {info.shape}: {reason}") from None
+    return {path: part.shape for path, part in parts.items()}
+
+
+def infer(recipe: Recipe) -> tuple[ViTConfig, dict[str, list[str]]]:
     """The config of the model in a file, without reading its arrays, and each array's paths.
 
     Raises:
         UsageError: the file holds another kind of model; names the parameter.
     """
+    try:
+        return _infer(recipe)
+    except UsageError as error:
+        raise UsageError(f"{recipe.file.path}: {error}") from None
+
+
+def _infer(recipe: Recipe) -> tuple[ViTConfig, dict[str, list[str]]]:
     shapes: dict[str, tuple[int, ...]] = {}
     paths: dict[str, list[str]] = {}
     unknown = []
-    for name, info in file.infos.items():
-        try:
-            parts = rename(name, _stand_in(info))
-        except KeyError:
+    for name in recipe.file.infos:
+        parts = paths_of(recipe, name)
+        if parts is None:
             unknown.append(name)
             continue
-        except (ValueError, IndexError) as error:
-            raise UsageError(f"{file.path}: {name} has shape {info.shape}: {error}") from None
         if twice := sorted(parts.keys() & shapes.keys()):
-            raise UsageError(f"{file.path}: two arrays are {twice[0]}; the second is {name}")
-        shapes |= {path: part.shape for path, part in parts.items()}
+            raise UsageError(f"two arrays are {twice[0]}; the second is {name}")
+        shapes |= parts
         paths[name] = list(parts)
     if unknown:
-        raise UsageError(
-            f"{file.path}: not a model that can be represented; it has {listed(unknown, NAMED)}"
-        )
+        raise UsageError(f"not a model that can be represented; it has {listed(unknown, NAMED)}")
     own = {path: shape for path, shape in shapes.items() if not path.startswith(SCALE)}
-    try:
-        config = infer_config(own, given, moe)
-        check_shapes(own, config)
-    except UsageError as error:
-        raise UsageError(f"{file.path}: {error}") from None
+    config = recipe.config or infer_config(own, recipe.given, recipe.moe)
+    check_shapes(own, config)
     return config, paths
 
 
-def assemble(
-    file: ArrayFile,
-    rename: Rename,
-    given: Mapping[str, Any],
-    *,
-    moe: MoEConfig = DENSE,
-    pixels: Pixels = HALF,
-) -> Assembled:
+def assemble(recipe: Recipe) -> Assembled:
     """Reads a model.
-
-    Args:
-        given: fields of the config that names and shapes do not tell.
-        moe: config of sparse blocks.
-        pixels: folded into the patch embedding, so that the model takes pixels in [-1, 1].
 
     Raises:
         UsageError: the file holds another kind of model; names the parameter.
         Failure: the file is corrupt.
     """
-    config, paths = infer(file, rename, given, moe)
+    config, paths = infer(recipe)
+    file = recipe.file
     params: dict[str, np.ndarray] = {}
     for name, array in file.read([name for name, own in paths.items() if own]):
-        for path, part in rename(name, array).items():
+        for path, part in recipe.rename(name, array).items():
             params[path] = np.array(part, np.float32, order="C")
     if wrong := [path for path, values in params.items() if not np.isfinite(values).all()]:
         raise Failure(f"{file.path}: {wrong[0]} has values that are NaN or infinite")
     for path, info in _expected(config).items():
         params.setdefault(path, np.zeros(info.shape, np.float32))  # an optional bias
     _fold_scales(params)
-    _fold_pixels(params, pixels)
+    if recipe.pixels != HALF:
+        _fold_pixels(params, recipe.pixels)
     if config.positions == "learned" and config.has_class_token:
         _add_class_position(params, config)
     nested = unflatten_dict({tuple(map(key, p.split("/"))): x for p, x in params.items()})

@@ -12,14 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from flax.traverse_util import unflatten_dict
 from safetensors.numpy import save_file
 
 from vmoe.checkpoints import safetensors
 from vmoe.checkpoints.arrays import ArrayFile, corrupt
-from vmoe.checkpoints.assemble import check_shapes, key
+from vmoe.checkpoints.assemble import Recipe
 from vmoe.checkpoints.checksums import by_name
-from vmoe.checkpoints.stored import Origin, StoredModel
+from vmoe.checkpoints.stored import Details, StoredModel
 from vmoe.config import ViTConfig, from_json, to_json
 from vmoe.config.preprocessing import Preprocessing
 from vmoe.errors import Failure, UsageError
@@ -30,8 +29,8 @@ CONFIG, MODEL = "config.json", "model.safetensors"
 SHARD = 2_000_000_000  # bytes of a file, about
 
 
-def read(file: ArrayFile, config: Mapping[str, Any]) -> StoredModel:
-    """Reads a model, after checking the SHA-256 of each file.
+def recipe(file: ArrayFile, config: Mapping[str, Any]) -> Recipe:
+    """How to read a model, after checking the SHA-256 of each file.
 
     Args:
         config: the content of config.json.
@@ -48,9 +47,6 @@ def read(file: ArrayFile, config: Mapping[str, Any]) -> StoredModel:
         )
     try:
         model = from_json(ViTConfig, json.dumps(config["model"]))
-        preprocessing = from_json(Preprocessing, json.dumps(config["preprocessing"]))
-        class_names = tuple(map(str, config["class_names"]))
-        step, origin = config["step"], config["origin"]
         sums = {str(name): str(each) for name, each in config["sha256"].items()}
     except (KeyError, TypeError, AttributeError, UsageError) as error:
         raise corrupt(folder / CONFIG, error) from None
@@ -59,16 +55,27 @@ def read(file: ArrayFile, config: Mapping[str, Any]) -> StoredModel:
             raise corrupt(folder / CONFIG, f"it names {name!r}, which is not there")
         if _sha256(folder / name) != expected:
             raise corrupt(folder / name, f"its SHA-256 differs from the one in {CONFIG}")
-    check_shapes({name: info.shape for name, info in file.infos.items()}, model)
-    params = {tuple(map(key, name.split("/"))): array for name, array in file.read(file.infos)}
-    return StoredModel(
-        config=model,
-        params=unflatten_dict(params),
-        class_names=class_names,
-        preprocessing=preprocessing,
-        step=step,
-        origin=Origin("vmoe", folder, origin.get("weights", "raw")),
-    )
+    return Recipe(file, lambda name, array: {name: array}, config=model)
+
+
+def details(path: Path, config: Mapping[str, Any]) -> Details:
+    """What belongs to the model.
+
+    Args:
+        path: of config.json.
+        config: its content.
+
+    Raises:
+        Failure: it is corrupt.
+    """
+    try:
+        return Details(
+            tuple(map(str, config["class_names"])),
+            from_json(Preprocessing, json.dumps(config["preprocessing"])),
+            step=None if config["step"] is None else int(config["step"]),
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise corrupt(path, error) from None
 
 
 def write(folder: Path, stored: StoredModel, *, shard_bytes: int = SHARD) -> None:

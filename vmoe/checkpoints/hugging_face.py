@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from vmoe.checkpoints.arrays import ArrayFile
-from vmoe.checkpoints.assemble import Assembled, Pixels, assemble
+from vmoe.checkpoints.assemble import Pixels, Recipe
 from vmoe.checkpoints.torch_names import HUGGING_FACE, renaming
 from vmoe.config.preprocessing import Interpolation, Preprocessing
 from vmoe.errors import UsageError
@@ -20,8 +20,8 @@ RESAMPLES: dict[int, Interpolation] = {
 }  # Pillow's numbers
 
 
-def read(file: ArrayFile, config: Mapping[str, Any], images: Mapping[str, Any]) -> Assembled:
-    """Reads a ViT of transformers.
+def recipe(file: ArrayFile, config: Mapping[str, Any], images: Mapping[str, Any]) -> Recipe:
+    """How to read a ViT of transformers.
 
     Args:
         config: the content of config.json.
@@ -29,7 +29,6 @@ def read(file: ArrayFile, config: Mapping[str, Any], images: Mapping[str, Any]) 
 
     Raises:
         UsageError: the model is no plain ViT.
-        Failure: the file is corrupt.
     """
     kind = config["model_type"]
     if kind not in MODELS:
@@ -47,7 +46,7 @@ def read(file: ArrayFile, config: Mapping[str, Any], images: Mapping[str, Any]) 
     half = [0.5, 0.5, 0.5]
     pixels = Pixels(images.get("image_mean", half), images.get("image_std", half))
     rename = renaming(HUGGING_FACE, int(config.get("num_attention_heads", 12)))
-    return assemble(file, rename, given, pixels=pixels)
+    return Recipe(file, rename, given, pixels=pixels)
 
 
 def preprocessing(images: Mapping[str, Any], image_size: int) -> Preprocessing:

@@ -14,7 +14,7 @@ from flax import nnx
 from jax.typing import ArrayLike
 
 from vmoe.checkpoints import chunked, chunked_write, flax_names
-from vmoe.checkpoints.assemble import Assembled, assemble
+from vmoe.checkpoints.assemble import Recipe
 from vmoe.config import MoEConfig
 from vmoe.errors import UsageError
 from vmoe.nn.gates.linear import LinearGate
@@ -97,17 +97,16 @@ def assign(model: ViT, arrays: Mapping[str, ArrayLike]) -> None:
     nnx.update(model, nnx.from_flat_state(list(flat.items())))
 
 
-def read(prefix: Path) -> Assembled:
-    """Reads a checkpoint.
+def recipe(prefix: Path) -> Recipe:
+    """How to read a checkpoint.
 
     Args:
         prefix: of its files, PREFIX.index and PREFIX.data-nnnnn-of-NNNNN.
 
     Raises:
-        UsageError: it holds another kind of model.
-        Failure: a file is missing or corrupt.
+        Failure: a file is missing, or the index is corrupt.
     """
-    return assemble(chunked.read(prefix), flax_names.rename, {}, moe=ASSUMED)
+    return Recipe(chunked.read(prefix), flax_names.rename, moe=ASSUMED)
 
 
 def write(prefix: Path, model: ViT, *, shards: int = 1) -> None:

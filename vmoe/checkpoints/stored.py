@@ -29,6 +29,22 @@ class Origin(NamedTuple):
     dropped: tuple[str, ...] = ()
 
 
+class Details(NamedTuple):
+    """What belongs to a model beside its parameters.
+
+    Attributes:
+        class_names: in the order of the logits.
+        preprocessing: how images are prepared for the model.
+        assumed: settings that the files do not tell, and the values they were given.
+        step: number of training steps; None if the files do not tell.
+    """
+
+    class_names: tuple[str, ...]
+    preprocessing: Preprocessing
+    assumed: tuple[str, ...] = ()
+    step: int | None = None
+
+
 class StoredModel(NamedTuple):
     """What a reader returns.
 

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any, cast, get_args
 
 from vmoe.checkpoints.arrays import ArrayFile
-from vmoe.checkpoints.assemble import Assembled, Pixels, assemble
+from vmoe.checkpoints.assemble import Pixels, Recipe
 from vmoe.checkpoints.torch_names import TIMM, renaming
 from vmoe.config.preprocessing import Interpolation, Preprocessing
 from vmoe.errors import UsageError
@@ -31,15 +31,14 @@ QUICK = r"vit_.*_clip_quickgelu_.*"
 CLIP = r"vit_.*_clip_.*"  # their layer norms have epsilon 1e-5
 
 
-def read(file: ArrayFile, config: Mapping[str, Any]) -> Assembled:
-    """Reads a ViT of timm.
+def recipe(file: ArrayFile, config: Mapping[str, Any]) -> Recipe:
+    """How to read a ViT of timm.
 
     Args:
         config: the content of config.json.
 
     Raises:
         UsageError: the architecture is unknown, or no plain ViT.
-        Failure: the file is corrupt.
     """
     architecture, changes = str(config["architecture"]), config.get("model_args") or {}
     heads = _heads(file, architecture, changes.get("num_heads"))
@@ -55,7 +54,7 @@ def read(file: ArrayFile, config: Mapping[str, Any]) -> Assembled:
     elif pooling not in ("token", "avg", "map", "", None):
         raise UsageError(f"{file.path}: global_pool {pooling!r} cannot be represented")
     mean, std = (pretrained.get(name, [0.5] * 3) for name in ("mean", "std"))
-    return assemble(file, renaming(TIMM, heads), given, pixels=Pixels(mean, std))
+    return Recipe(file, renaming(TIMM, heads), given, pixels=Pixels(mean, std))
 
 
 def _heads(file: ArrayFile, architecture: str, given: Any) -> int:

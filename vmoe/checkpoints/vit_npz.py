@@ -7,7 +7,7 @@ google-research/big_vision and google-research/vision_transformer).
 from pathlib import Path
 
 from vmoe.checkpoints import npz
-from vmoe.checkpoints.assemble import Assembled, assemble
+from vmoe.checkpoints.assemble import Recipe
 from vmoe.checkpoints.flax_names import rename
 
 
@@ -16,11 +16,10 @@ def matches(path: Path) -> bool:
     return path.suffix == ".npz" and path.is_file()
 
 
-def read(path: Path) -> Assembled:
-    """Reads a ViT.
+def recipe(path: Path) -> Recipe:
+    """How to read a ViT.
 
     Raises:
-        UsageError: the file holds another kind of model.
         Failure: the file is corrupt.
     """
-    return assemble(npz.read(path), rename, {"gelu": "tanh", "norm_epsilon": 1e-6})
+    return Recipe(npz.read(path), rename, {"gelu": "tanh", "norm_epsilon": 1e-6})

@@ -1,13 +1,16 @@
-"""Other people's weights as ``StoredModel``: the reader, the class names, the preprocessing."""
+"""Opens weights without reading their arrays: how to read them, and what belongs to the model."""
 
+import functools
 import json
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from vmoe.checkpoints import chunked, folder, hugging_face, released, safetensors, timm, vit_npz
-from vmoe.checkpoints.assemble import Assembled
-from vmoe.checkpoints.stored import Format, Origin, StoredModel
+from vmoe.checkpoints.assemble import Recipe
+from vmoe.checkpoints.stored import Details, Format
 from vmoe.class_names import class_names
+from vmoe.config import ViTConfig
 from vmoe.config.preprocessing import Preprocessing
 from vmoe.errors import Failure, UsageError
 
@@ -16,56 +19,63 @@ IMAGENET = {1000: "imagenet_1k", 21_843: "imagenet_21k"}  # by number of classes
 PRE_TRAINED = 224  # pixels; models of other sizes were fine-tuned
 
 
+class Opened(NamedTuple):
+    """Weights whose arrays are not read yet.
+
+    Attributes:
+        format: of the files.
+        recipe: how their arrays become a model.
+        details: what belongs to the model, given its config.
+    """
+
+    format: Format
+    recipe: Recipe
+    details: Callable[[ViTConfig], Details]
+
+
 def is_published(path: Path) -> bool:
     """Whether the path is the prefix of a published checkpoint, or its index."""
     return chunked.exists(_prefix(path))
 
 
-def read_published(path: Path) -> StoredModel:
-    """Reads a checkpoint of the V-MoE authors.
+def open_published(path: Path) -> Opened:
+    """Opens a checkpoint of the V-MoE authors.
 
     Raises:
-        UsageError: it holds another kind of model.
-        Failure: a file is missing or corrupt.
+        Failure: a file is missing, or the index is corrupt.
     """
-    found = released.read(_prefix(path))
-    routing = [
-        f"{name}={value}"
-        for name, value in (
-            ("k", 2),
-            ("priority", "order"),
-            ("capacity_factor", f"{released.ASSUMED.capacity_factor} (the authors' in evaluation)"),
-            ("images_per_group", released.ASSUMED.images_per_group),
-            ("transfer_dtype", released.ASSUMED.transfer_dtype),
-        )
-    ]
-    return _flax_model("published", path, found, routing if found.config.sparse_blocks else [])
+    return Opened("published", released.recipe(_prefix(path)), _details_of_authors)
+
+
+def open_npz(path: Path) -> Opened:
+    """Opens a ViT of Google's in a .npz file.
+
+    Raises:
+        UsageError: the file holds Python objects.
+        Failure: the file is corrupt.
+    """
+    return Opened("npz", vit_npz.recipe(path), _details_of_authors)
 
 
 def _prefix(path: Path) -> Path:
     return path.with_suffix("") if path.suffix == ".index" else path
 
 
-def read_npz(path: Path) -> StoredModel:
-    """Reads a ViT of Google's in a .npz file.
-
-    Raises:
-        UsageError: it holds another kind of model.
-        Failure: the file is corrupt.
-    """
-    return _flax_model("npz", path, vit_npz.read(path), [])
-
-
-def _flax_model(kind: Format, path: Path, found: Assembled, assumed: list[str]) -> StoredModel:
-    """A model whose files tell neither class names nor preprocessing."""
-    config = found.config
+def _details_of_authors(config: ViTConfig) -> Details:
+    """Class names and preprocessing, which these files do not tell."""
+    assumed = []
+    if config.sparse_blocks and config.can_drop:
+        moe = released.ASSUMED
+        assumed += [
+            f"k={moe.router.experts_per_token}, priority=order, images_per_group="
+            f"{moe.images_per_group}, transfer_dtype={moe.transfer_dtype}",
+            f"capacity_factor={moe.capacity_factor}, the authors' in evaluation",
+        ]
     if config.positions != "learned":
-        assumed = [*assumed, f"positions={config.positions}, image_size={config.image_size}"]
+        assumed.append(f"positions={config.positions}, image_size={config.image_size}")
     names, known = _names((), config.num_classes)
     preprocessing = preprocessing_of_authors(config.image_size)
-    assumed = [*assumed, *known, f"preprocessing {_text(preprocessing)}"]
-    origin = Origin(kind, path, assumed=tuple(assumed), dropped=found.dropped)
-    return StoredModel(config, found.params, names, preprocessing, None, origin)
+    return Details(names, preprocessing, (*assumed, *known, _text(preprocessing)))
 
 
 def preprocessing_of_authors(image_size: int) -> Preprocessing:
@@ -89,8 +99,8 @@ def safetensors_file(path: Path) -> Path | None:
     return None
 
 
-def read_safetensors(path: Path) -> StoredModel:
-    """Reads a model of ours, timm's or Hugging Face's: .safetensors files beside config.json.
+def open_safetensors(path: Path) -> Opened:
+    """Opens a model of ours, timm's or Hugging Face's: .safetensors files beside config.json.
 
     Raises:
         UsageError: config.json is missing, or names another kind of model.
@@ -98,43 +108,46 @@ def read_safetensors(path: Path) -> StoredModel:
     """
     file = safetensors_file(path)
     assert file is not None
-    config = _json(file.with_name(CONFIG))
+    place = file.with_name(CONFIG)
+    config = _json(place)
     if not config:
         raise UsageError(
             f"{file}: there is no config.json beside it, so the number of attention heads and the "
             "activation are unknown; put the model's config.json there"
         )
     arrays = safetensors.read(file)
-    if config.get("format") == "vmoe":
-        return folder.read(arrays, config)
     try:
-        return _torch_model(path, config, _json(file.with_name(IMAGES)), arrays)
+        if config.get("format") == "vmoe":
+            recipe = folder.recipe(arrays, config)
+            return Opened("vmoe", recipe, lambda _: folder.details(place, config))
+        if "architecture" in config:
+            recipe = timm.recipe(arrays, config)
+            return Opened("timm", recipe, functools.partial(_timm_details, config))
+        if "model_type" in config:
+            images = _json(file.with_name(IMAGES))
+            recipe = hugging_face.recipe(arrays, config, images)
+            return Opened("hugging_face", recipe, functools.partial(_hf_details, config, images))
+    except UsageError:
+        raise
     except (TypeError, ValueError, KeyError, AttributeError) as error:
-        if isinstance(error, UsageError):
-            raise
-        raise Failure(f"{file.with_name(CONFIG)}: corrupt ({error})") from None
-
-
-def _torch_model(path: Path, config: Any, images: Any, arrays: Any) -> StoredModel:
-    if "architecture" in config:
-        kind, found = "timm", timm.read(arrays, config)
-        names = timm.class_names(config)
-        preprocessing = timm.preprocessing(config, found.config.image_size)
-    elif "model_type" in config:
-        kind, found = "hugging_face", hugging_face.read(arrays, config, images)
-        names = hugging_face.class_names(config)
-        preprocessing = hugging_face.preprocessing(images, found.config.image_size)
-    else:
-        raise UsageError(
-            f"{path}: config.json has neither architecture (timm), nor model_type (Hugging Face), "
-            "nor format (vmoe)"
-        )
-    names, known = _names(names, found.config.num_classes)
-    assumed = (
-        known if images or kind == "timm" else [*known, f"preprocessing {_text(preprocessing)}"]
+        raise Failure(f"{place}: corrupt ({error})") from None
+    raise UsageError(
+        f"{place}: it has neither architecture (timm), nor model_type (Hugging Face), nor format "
+        "(vmoe)"
     )
-    origin = Origin(kind, path, assumed=tuple(assumed), dropped=found.dropped)
-    return StoredModel(found.config, found.params, names, preprocessing, None, origin)
+
+
+def _timm_details(config: dict[str, Any], model: ViTConfig) -> Details:
+    names, assumed = _names(timm.class_names(config), model.num_classes)
+    return Details(names, timm.preprocessing(config, model.image_size), tuple(assumed))
+
+
+def _hf_details(config: dict[str, Any], images: dict[str, Any], model: ViTConfig) -> Details:
+    names, assumed = _names(hugging_face.class_names(config), model.num_classes)
+    preprocessing = hugging_face.preprocessing(images, model.image_size)
+    if not images:
+        assumed.append(_text(preprocessing))
+    return Details(names, preprocessing, tuple(assumed))
 
 
 def _json(path: Path) -> dict[str, Any]:
@@ -164,6 +177,8 @@ def _names(names: tuple[str, ...], classes: int) -> tuple[tuple[str, ...], list[
 def _text(preprocessing: Preprocessing) -> str:
     crop = preprocessing.image_size
     side = preprocessing.resize_to or crop
-    what = f"shorter side to {side} px" if preprocessing.keep_aspect else f"to {side} x {side} px"
+    what = f"shorter side to {side} px" if preprocessing.keep_aspect else f"{side} x {side} px"
     cropped = f", {crop} px cropped" if side != crop else ""
-    return f"({preprocessing.interpolation} {what}{cropped})"
+    return f"images resized by {preprocessing.interpolation} to {what}{cropped}".replace(
+        "to shorter side to", "with the shorter side to"
+    )
