@@ -1,26 +1,27 @@
-"""Trained models as files. Only ``read`` chooses the reader of a path.
+"""Trained models as files: ``read`` chooses the reader of a path, ``write`` a writer by its name.
 
-A reader is a function from a path to a ``StoredModel``; ``_FORMATS`` has an entry per format.
+``_FORMATS`` has an entry per format that can be read.
 """
 
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 from flax import nnx
 
 from vmoe import models
-from vmoe.checkpoints import vit_npz, weights
+from vmoe.checkpoints import folder, released, vit_npz, weights
 from vmoe.checkpoints.assemble import assemble
 from vmoe.checkpoints.restore import CorruptCheckpoint, find, is_run, restore
 from vmoe.checkpoints.stored import Origin, StoredModel
 from vmoe.config.preprocessing import Preprocessing
-from vmoe.errors import Failure, UsageError
+from vmoe.errors import Failure, UsageError, unknown
 from vmoe.workdir.layout import CHECKPOINTS, read_class_names, read_config
 
-__all__ = ["Origin", "StoredModel", "read"]
+__all__ = ["Origin", "StoredModel", "WriteFormat", "read", "write"]
 
+WriteFormat = Literal["vmoe", "published"]
 PICKLES = (".pth", ".pt", ".bin", ".ckpt", ".pkl", ".pickle", ".tar")
 
 
@@ -107,6 +108,27 @@ def _read_weights(path: Path, opened: weights.Opened) -> StoredModel:
         step=details.step,
         origin=Origin(opened.format, path, assumed=details.assumed, dropped=found.dropped),
     )
+
+
+def write(stored: StoredModel, path: str | Path, *, format: WriteFormat, shards: int = 1) -> None:
+    """Writes a trained model.
+
+    Args:
+        path: a new folder; for "published", the prefix of the files.
+        format: "vmoe", a folder with safetensors, config.json and a model card; or "published",
+            which the V-MoE authors' code reads, and which holds the parameters only.
+        shards: number of data files of a published checkpoint.
+
+    Raises:
+        UsageError: the format cannot hold this model, or the files exist or cannot be written.
+    """
+    path = Path(path)
+    if format not in get_args(WriteFormat):
+        raise UsageError(unknown("no format", format, list(get_args(WriteFormat))))
+    if format == "vmoe":
+        folder.write(path, stored)
+    else:
+        released.write(path, stored.config, stored.params, shards=shards)
 
 
 class _Format(NamedTuple):

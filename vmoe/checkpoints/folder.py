@@ -21,12 +21,13 @@ from vmoe.checkpoints.checksums import by_name
 from vmoe.checkpoints.stored import Details, StoredModel
 from vmoe.config import ViTConfig, from_json, to_json
 from vmoe.config.preprocessing import Preprocessing
-from vmoe.errors import Failure, UsageError
+from vmoe.errors import Failure, UsageError, listed
 from vmoe.workdir.layout import replace_text
 
 VERSION = 1
-CONFIG, MODEL = "config.json", "model.safetensors"
+CONFIG, MODEL, CARD = "config.json", "model.safetensors", "README.md"
 SHARD = 2_000_000_000  # bytes of a file, about
+NAMED = 5  # classes in the card
 
 
 def recipe(file: ArrayFile, config: Mapping[str, Any]) -> Recipe:
@@ -79,7 +80,7 @@ def details(path: Path, config: Mapping[str, Any]) -> Details:
 
 
 def write(folder: Path, stored: StoredModel, *, shard_bytes: int = SHARD) -> None:
-    """Writes a model; config.json is written last.
+    """Writes a model with a card; config.json is written last.
 
     Args:
         folder: a new or an empty one.
@@ -104,6 +105,7 @@ def write(folder: Path, stored: StoredModel, *, shard_bytes: int = SHARD) -> Non
             "origin": stored.origin._asdict() | {"path": str(stored.origin.path)},
             "sha256": {name: _sha256(folder / name) for name in files},
         }
+        (folder / CARD).write_text(_card(stored, arrays))
         replace_text(folder / CONFIG, json.dumps(content, indent=2))
     except OSError as error:
         raise UsageError(f"{folder}: cannot be written ({error.strerror or error})") from None
@@ -127,6 +129,43 @@ def _write_arrays(folder: Path, arrays: Mapping[str, np.ndarray], shard_bytes: i
     index = {"metadata": {"total_size": size}, "weight_map": places}
     (folder / (MODEL + safetensors.INDEX)).write_text(json.dumps(index, indent=2))
     return [*names, MODEL + safetensors.INDEX]
+
+
+def _card(stored: StoredModel, arrays: Mapping[str, np.ndarray]) -> str:
+    """The model card: what the model is, where it comes from, how to use it."""
+    config, preprocessing = stored.config, stored.preprocessing
+    experts = ", ".join(f"{moe.num_experts} in block {i}" for i, moe in config.moe_blocks.items())
+    source = f"{stored.origin.path.name} ({stored.origin.format}, {stored.origin.weights} weights)"
+    rows = {
+        "parameters": f"{sum(array.size for array in arrays.values()):,}",
+        "architecture": f"{config.depth} blocks, width {config.width}, {config.num_heads} heads, "
+        f"MLP {config.mlp_dim}, patches of {config.patch_size} px",
+        "experts": experts or "none",
+        "images": f"{config.image_size} px; {preprocessing}",
+        "classes": f"{len(stored.class_names)}: {listed(stored.class_names, NAMED)}",
+        "converted from": source,
+        "training steps": "unknown" if stored.step is None else f"{stored.step:,}",
+    }
+    return f"""---
+library_name: vmoe
+pipeline_tag: image-classification
+tags: [vision, {"mixture-of-experts, " if experts else ""}jax]
+---
+# {stored.origin.path.name}
+
+| | |
+|---|---|
+{chr(10).join(f"| {name} | {value} |" for name, value in rows.items())}
+
+```python
+import vmoe
+
+loaded = vmoe.load("this folder")
+logits = loaded.model(loaded.preprocess(["image.jpg"]))
+```
+
+To be filled in: the training data, the license, the accuracy and how it was measured.
+"""
 
 
 def _sha256(path: Path) -> str:

@@ -7,15 +7,18 @@ is assumed as the authors have it.
 import re
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.typing import ArrayLike
 
+from vmoe import models
 from vmoe.checkpoints import chunked, chunked_write, flax_names
 from vmoe.checkpoints.assemble import Recipe
-from vmoe.config import MoEConfig
+from vmoe.checkpoints.checksums import by_name
+from vmoe.config import MoEConfig, ViTConfig
 from vmoe.errors import UsageError
 from vmoe.nn.gates.linear import LinearGate
 from vmoe.nn.gates.soft import SoftGate
@@ -46,6 +49,8 @@ _NAMES = [  # prefix of a path here -> prefix of the published name; the first m
 
 ASSUMED = MoEConfig(capacity_factor=4.0, transfer_dtype="bfloat16")
 """Of sparse blocks; 4.0 is the authors' capacity factor for evaluation."""
+
+PUBLISHED = {"gelu": "tanh", "norm_epsilon": 1e-6, "fc_norm": False, "pre_norm": False}
 
 _KERNELS = {LinearGate: "dense/kernel", SoftGate: "mu"}  # of a gate
 
@@ -109,17 +114,30 @@ def recipe(prefix: Path) -> Recipe:
     return Recipe(chunked.read(prefix), flax_names.rename, moe=ASSUMED)
 
 
-def write(prefix: Path, model: ViT, *, shards: int = 1) -> None:
+def write(prefix: Path, config: ViTConfig, params: Mapping[str, Any], *, shards: int = 1) -> None:
     """Writes a model as a checkpoint that the authors' code can read.
 
     Args:
         prefix: of the paths of the files.
+        params: as nested dicts.
         shards: number of data files, over which the experts are split.
 
     Raises:
-        UsageError: the published models have no such parameter, or a file cannot be written.
+        UsageError: the published models cannot be like this one, or a file cannot be written.
     """
-    names = released_names(model)
-    params = dict(nnx.to_flat_state(nnx.state(model, nnx.Param)))
-    arrays = {f"params/{name}": np.asarray(params[path][...]) for path, name in names.items()}
-    chunked_write.write(prefix, arrays, shards=shards)
+    for field, value in PUBLISHED.items():
+        if getattr(config, field) != value:
+            raise UsageError(
+                f"model.{field}={getattr(config, field)}: the published models have {value}, which "
+                "their format cannot tell; use another format"
+            )
+    arrays = by_name(params)
+    names = released_names(models.build_abstract(config))
+    chunked_write.write(
+        prefix,
+        {
+            f"params/{name}": np.asarray(arrays["/".join(map(str, path))])
+            for path, name in names.items()
+        },
+        shards=shards,
+    )

@@ -21,6 +21,8 @@ COMMANDS = {  # each a module of this package with a function ``run``
     "train": "train a model; run the same command again to resume",
     "evaluate": "evaluate a trained model on a whole split",
     "predict": "classify image files, and show the experts used",
+    "convert": "write a trained model in another format",
+    "inspect": "list what a file of weights holds",
     "models": "list the named models, their parameters and FLOPs",
     "summary": "show the parameters and FLOPs of one model",
     "config": "print the config of a run as JSON",

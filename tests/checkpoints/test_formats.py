@@ -1,0 +1,99 @@
+"""Conversion between formats, and what files of weights hold, through the real command."""
+
+import json
+import shutil
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+import vmoe as library
+from tests.command import vmoe
+from vmoe.checkpoints import folder, read, write
+from vmoe.errors import Failure, UsageError
+
+GOLDEN = Path(__file__).parents[1] / "golden"
+TIMM, NPZ = GOLDEN / "weights" / "timm_vit", GOLDEN / "weights" / "augreg" / "model.npz"
+PUBLISHED = GOLDEN / "published" / "sharded" / "ckpt"
+
+
+def assert_same_params(one: object, other: object) -> None:
+    jax.tree.map(np.testing.assert_array_equal, one, other)
+
+
+@pytest.mark.parametrize("source", [TIMM, NPZ, PUBLISHED], ids=lambda path: path.parent.name)
+def test_a_converted_model_is_the_same_with_all_that_belongs_to_it(
+    source: Path, tmp_path: Path
+) -> None:
+    result = vmoe("convert", source, tmp_path / "ours")
+    assert result.returncode == 0, result.stderr
+    before, after = read(source), read(tmp_path / "ours")
+    assert_same_params(before.params, after.params)
+    for field in ("config", "class_names", "preprocessing", "step"):
+        assert getattr(before, field) == getattr(after, field)
+    assert "| parameters | " in (tmp_path / "ours" / "README.md").read_text()
+    again = vmoe("convert", source, tmp_path / "ours")
+    assert again.returncode == 2 and "it has files; use another folder" in again.stderr
+
+
+def test_a_run_is_converted_and_split_into_files(tiny_run: Path, tmp_path: Path) -> None:
+    stored = read(tiny_run)
+    folder.write(tmp_path / "split", stored, shard_bytes=10_000)
+    assert len(list((tmp_path / "split").glob("*.safetensors"))) > 2
+    loaded = library.load(tmp_path / "split")
+    assert_same_params(read(tmp_path / "split").params, stored.params)
+    assert (loaded.class_names, loaded.step) == (stored.class_names, 60)
+    result = vmoe("evaluate", "--checkpoint", tmp_path / "split", "--data", "digits", "--json")
+    expected = vmoe("evaluate", "--checkpoint", tiny_run, "--json")
+    for name in ("accuracy", "cross_entropy", "dropped", "step"):
+        assert json.loads(result.stdout)[name] == json.loads(expected.stdout)[name]
+
+
+def test_published_files_go_to_ours_and_back_bit_by_bit(tmp_path: Path) -> None:
+    write(read(PUBLISHED), tmp_path / "ours", format="vmoe")
+    result = vmoe(
+        "convert", tmp_path / "ours", tmp_path / "back", "--format", "published", "--shards", "2"
+    )
+    assert result.returncode == 0, result.stderr
+    assert_same_params(read(PUBLISHED).params, read(tmp_path / "back").params)
+
+
+def test_a_model_that_the_published_format_cannot_tell_is_refused(tmp_path: Path) -> None:
+    result = vmoe("convert", TIMM, tmp_path / "x", "--format", "published")
+    assert result.returncode == 2 and not list(tmp_path.iterdir())
+    assert "model.gelu=erf: the published models have tanh" in result.stderr
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
+def test_a_changed_file_of_ours_is_refused(name: str, tmp_path: Path) -> None:
+    write(read(NPZ), tmp_path / "ours", format="vmoe")
+    path = tmp_path / "ours" / name
+    content = path.read_bytes()
+    path.write_bytes(content.replace(b"tanh", b"gelu") if name == "config.json" else content[:-1])
+    with pytest.raises(Failure, match=f"{name}: corrupt"):
+        read(tmp_path / "ours")
+
+
+def test_inspect_lists_every_array_and_the_model() -> None:
+    result = vmoe("inspect", TIMM)
+    assert result.returncode == 0, result.stderr
+    assert (
+        "blocks/1/attention/value/kernel" in result.stdout and "2 blocks, width 24" in result.stdout
+    )
+    report = json.loads(vmoe("inspect", PUBLISHED, "--json").stdout)
+    assert report["format"] == "published" and report["config"]["sparse_blocks"] == [1, 3]
+    (router,) = [each for each in report["arrays"] if "encoderblock_3/Moe/Router" in each["name"]]
+    assert router["shape"] == [16, 4] and router["paths"] == ["blocks/3/mlp/router/kernel"]
+
+
+def test_inspect_names_what_cannot_be_represented(tmp_path: Path) -> None:
+    result = vmoe("inspect", GOLDEN / "weights" / "refused" / "timm_registers")
+    assert result.returncode == 0, result.stderr
+    assert "unknown" in result.stdout and "it has reg_token" in result.stdout
+
+
+def test_a_pickle_is_refused_with_the_remedy(tmp_path: Path) -> None:
+    shutil.copy(NPZ, tmp_path / "model.pth")
+    with pytest.raises(UsageError, match="a pickle, which can run code when it is read"):
+        read(tmp_path / "model.pth")

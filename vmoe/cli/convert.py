@@ -1,0 +1,48 @@
+"""``vmoe convert``."""
+
+import dataclasses
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+import tyro
+
+from vmoe.cli.arguments import parse
+from vmoe.config import RoutingOverrides
+from vmoe.errors import one_line
+
+
+@dataclasses.dataclass(frozen=True)
+class ConvertArgs:
+    """Write a trained model in another format."""
+
+    source: tyro.conf.Positional[Path]
+    """Run folder, folder of weights (of vmoe, timm or Hugging Face), .npz file of a ViT, or PREFIX
+    of a published checkpoint."""
+    destination: tyro.conf.Positional[Path]
+    """A new folder; for published, the PREFIX of the files."""
+    format: Literal["vmoe", "published"] = "vmoe"
+    """vmoe: a folder with safetensors, config.json and a model card; published: what the V-MoE
+    authors' code reads."""
+    shards: int = 1
+    """Number of data files of a published checkpoint."""
+    routing: RoutingOverrides = RoutingOverrides()
+    use_ema: bool = True
+    """Use the moving average of the parameters, if the run has one."""
+
+
+def run(argv: Sequence[str]) -> None:
+    """Reads a trained model and writes it."""
+    args = parse(ConvertArgs, "convert", argv)
+    from vmoe.checkpoints import read, write
+    from vmoe.checkpoints.checksums import by_name
+
+    stored = read(args.source, use_ema=args.use_ema)
+    stored = stored._replace(config=args.routing.apply(stored.config))
+    write(stored, args.destination, format=args.format, shards=args.shards)
+    if stored.origin.dropped:
+        dropped = one_line(", ".join(stored.origin.dropped))
+        print(f"left out, since the model does not use them: {dropped}", file=sys.stderr)
+    count = sum(leaf.size for leaf in by_name(stored.params).values())
+    print(f"{args.destination}: {count:,} parameters in format {args.format}")

@@ -1,0 +1,79 @@
+"""``vmoe inspect``."""
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import tyro
+
+from vmoe.cli.arguments import parse
+from vmoe.cli.printing import print_json, print_table
+
+if TYPE_CHECKING:
+    from vmoe.checkpoints.inspection import Inspection
+
+
+@dataclasses.dataclass(frozen=True)
+class InspectArgs:
+    """List what a file of weights holds, parameter by parameter, and the model that it is here."""
+
+    source: tyro.conf.Positional[Path]
+    """Run folder, folder of weights (of vmoe, timm or Hugging Face), .npz file of a ViT, or PREFIX
+    of a published checkpoint."""
+    json: bool = False
+    """Print one JSON object and nothing else."""
+
+
+def run(argv: Sequence[str]) -> None:
+    """Prints what a file of weights holds."""
+    args = parse(InspectArgs, "inspect", argv)
+    from vmoe.checkpoints.inspection import inspect
+
+    found = inspect(args.source)
+    if args.json:
+        print_json(_as_json(found))
+    else:
+        _print(args, found)
+
+
+def _as_json(found: "Inspection") -> dict[str, object]:
+    from vmoe.config import to_json
+
+    config, details = found.config, found.details
+    return {
+        "format": found.format,
+        "arrays": [array._asdict() for array in found.arrays],
+        "config": None if config is None else json.loads(to_json(config)),
+        "preprocessing": None if details is None else dataclasses.asdict(details.preprocessing),
+        "class_names": None if details is None else details.class_names,
+        "assumed": [] if details is None else details.assumed,
+        "reason": found.reason,
+    }
+
+
+def _print(args: InspectArgs, found: "Inspection") -> None:
+    from vmoe.costs.summary import summarize
+
+    rows = [
+        (
+            array.name,
+            " x ".join(map(str, array.shape)) or "scalar",
+            array.dtype,
+            f"{array.nbytes:,}",
+            "unknown" if array.paths is None else ", ".join(array.paths) or "not used",
+        )
+        for array in found.arrays
+    ]
+    print_table(
+        ("array", "shape", "dtype", "bytes", "parameter"),
+        rows,
+        title=f"{args.source}: {found.format}, {len(rows)} arrays",
+    )
+    if found.config is None or found.details is None:
+        print(found.reason)
+        return
+    print(summarize(found.config, title="the model"))
+    for line in found.details.assumed:
+        print(f"assumed: {line}")
