@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from vmoe.class_names import class_names
 from vmoe.config import TrainConfig, ViTConfig
 from vmoe.data.decode import decode
 from vmoe.data.pipeline import training_batches
@@ -262,6 +263,16 @@ def test_splits_and_relabelled_sources_have_different_fingerprints() -> None:
     sources = [train, test, relabel(test, "9876543210"), relabel(test, "0123456789a")]
     assert len({source.fingerprint() for source in sources}) == 4
     assert relabel(test, "9876543210").fingerprint() == sources[2].fingerprint()
+
+
+def test_folders_named_by_synsets_have_the_classes_of_an_imagenet_model(tmp_path: Path) -> None:
+    for i, synset in enumerate(["n02099601", "n01440764"]):
+        (tmp_path / "test" / synset).mkdir(parents=True)
+        Image.new("RGB", (8, 8), (i, 0, 0)).save(tmp_path / "test" / synset / "0.png")
+    source = relabel(open_source(f"folder:{tmp_path}", "test"), class_names("imagenet_1k"))
+    assert [source.class_names[each.label] for each in source] == ["tench", "golden retriever"]
+    with pytest.raises(UsageError, match="has a class that the model was not trained on, 'n0144"):
+        relabel(open_source(f"folder:{tmp_path}", "test"), ["cat", "dog"])
 
 
 def test_relabel_maps_labels_to_the_classes_of_a_model() -> None:

@@ -32,15 +32,36 @@ def class_names(name: str) -> tuple[str, ...]:
     >>> names[0], names[134], names[639]
     ('tench', 'crane (n02012849)', 'maillot, tank suit')
     """
-    if name not in NAMES:
-        raise UsageError(unknown("no class names of", name, list(NAMES)))
-    packed = resources.files(__name__).joinpath(f"{name}.txt.gz").read_bytes()
-    rows = []  # the spellings of a class, from short to long
-    for line in gzip.decompress(packed).decode().splitlines():
-        synset, lemmas = line.split("\t")
-        rows.append((lemmas.split(", ")[0], lemmas, f"{lemmas} ({synset})"))
+    rows = [
+        (lemmas.split(", ")[0], lemmas, f"{lemmas} ({synset})") for synset, lemmas in _lines(name)
+    ]  # the spellings of a class, from short to long
     counts = [Counter(column) for column in zip(*rows, strict=True)]
     return tuple(
         next(spelling for spelling, count in zip(row, counts, strict=True) if count[spelling] == 1)
         for row in rows
     )
+
+
+def synsets(name: str) -> tuple[str, ...]:
+    """The WordNet synsets of the classes, which name ImageNet's folders, in the same order.
+
+    Args:
+        name: ``imagenet_1k`` or ``imagenet_21k``.
+
+    Raises:
+        UsageError: no such data set.
+
+    >>> synsets("imagenet_1k")[0]
+    'n01440764'
+    """
+    return tuple(synset for synset, _ in _lines(name))
+
+
+@functools.cache
+def _lines(name: str) -> list[tuple[str, str]]:
+    """The synset and the lemmas of each class."""
+    if name not in NAMES:
+        raise UsageError(unknown("no class names of", name, list(NAMES)))
+    packed = resources.files(__name__).joinpath(f"{name}.txt.gz").read_bytes()
+    lines = gzip.decompress(packed).decode().splitlines()
+    return [(synset, lemmas) for synset, _, lemmas in (line.partition("\t") for line in lines)]

@@ -106,7 +106,8 @@ def _print(args: EvaluateArgs, loaded: "Loaded", evaluation: "Evaluation") -> No
     from vmoe.evaluate.table import summary
 
     average = " (moving average)" if loaded.origin.weights == "ema" else ""
-    title = f"{args.checkpoint}, step {loaded.step}{average}, on {evaluation.data}"
+    step = "" if loaded.step is None else f", step {loaded.step}"
+    title = f"{args.checkpoint}{step}{average}, on {evaluation.data}"
     print_table(("", ""), summary(evaluation), title=title)
     if args.per_class:
         columns = ("class", "images", "accuracy", "most often confused with")

@@ -88,13 +88,16 @@ def predict(
             or not an image; if None, the reason is raised.
 
     Raises:
-        UsageError: a path is missing or not an image, there is no path, or ``top`` is below 1.
+        UsageError: a path is missing or not an image, there is no path, ``top`` is below 1, or the
+            model has no classes.
     """
     if not paths:
         raise UsageError("no images given: name at least one file, folder or pattern")
     if top < 1:
         raise UsageError(f"top={top}: use at least 1")
     model, config = loaded.model, loaded.model.config
+    if not config.num_classes:
+        raise UsageError(f"{loaded.origin.path}: the model has no classes, only features")
     if config.sparse_blocks:
         config = RoutingOverrides(images_per_group=1).apply(config)
     graph, state = nnx.split(

@@ -2,8 +2,11 @@
 
 import dataclasses
 import hashlib
+import re
 from collections.abc import Sequence
 
+from vmoe.class_names import NAMES, synsets
+from vmoe.class_names import class_names as imagenet
 from vmoe.data.sources.source import Example, Fingerprint, Skipped, Source
 from vmoe.errors import UsageError, unknown
 
@@ -46,6 +49,8 @@ class RelabeledSource:
 def relabel(source: Source, class_names: Sequence[str]) -> Source:
     """The same images, each labelled by the position of its class in ``class_names``.
 
+    ImageNet's classes may be named by their synsets, as its folders are.
+
     Args:
         class_names: the classes of a model, in the order of its logits.
 
@@ -58,6 +63,10 @@ def relabel(source: Source, class_names: Sequence[str]) -> Source:
     if source.class_names == tuple(class_names):
         return source
     positions = {name: i for i, name in enumerate(class_names)}
+    if all(re.fullmatch(r"n\d{8}", name) for name in source.class_names):
+        for known in NAMES:
+            if tuple(class_names) == imagenet(known):
+                positions = {synset: i for i, synset in enumerate(synsets(known))}
     for name in source.class_names:
         if name not in positions:
             what = f"{source.name} has a class that the model was not trained on,"
