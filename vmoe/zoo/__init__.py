@@ -1,0 +1,127 @@
+"""Trained weights by name, in timm's way: the name of a model, a dot, and a tag.
+
+``vmoe_s32_last2_e8.in1k_light`` are weights for the model ``vmoe_s32_last2_e8``; the name without a
+tag means the model's first entry. The published checkpoints are downloaded when they are first
+used; their figures are their authors'.
+"""
+
+import math
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+from vmoe import models
+from vmoe.config import ViTConfig
+from vmoe.errors import UsageError, unknown
+
+BUCKET = "gs://vmoe_checkpoints"
+
+
+class Entry(NamedTuple):
+    """Trained weights.
+
+    Attributes:
+        model: its name.
+        tag: what the weights were trained on, and how.
+        address: a path that ``vmoe.load`` opens.
+        fields: of the model's config that differ from the named one.
+        training: in words.
+        figures: accuracies in percent, by data set.
+        measured_by: who measured the figures.
+    """
+
+    model: str
+    tag: str
+    address: str
+    fields: Mapping[str, Any]
+    training: str
+    figures: Mapping[str, float]
+    measured_by: str = "authors"
+
+    @property
+    def name(self) -> str:
+        """The model and the tag."""
+        return f"{self.model}.{self.tag}"
+
+    @property
+    def config(self) -> ViTConfig:
+        """The config of the model."""
+        return models.model_config(self.model, **self.fields)
+
+    @property
+    def nbytes(self) -> int:
+        """The size of the parameters in bytes, computed from their shapes."""
+        from flax import nnx
+
+        params = nnx.state(models.build_abstract(self.config), nnx.Param)
+        return sum(math.prod(leaf.shape) * 4 for _, leaf in nnx.to_flat_state(params))
+
+
+_NO_FIGURES: Mapping[str, float] = MappingProxyType({})
+_FINE_TUNED = {"image_size": 384, "pre_logits": None}
+ENTRIES = (
+    Entry(
+        "vmoe_s32_last2_e8",
+        "in1k_light",
+        f"{BUCKET}/vmoe_s32_last2_ilsvrc2012_randaug_light1",
+        {},
+        "ImageNet-1k from scratch, 300 epochs, light augmentation",
+        {"ImageNet": 73.1, "ReaL": 74.4, "V2": 59.2},
+    ),
+    Entry(
+        "vmoe_s32_last2_e8",
+        "in1k_light_ft_in1k_384",
+        f"{BUCKET}/vmoe_s32_last2_ilsvrc2012_randaug_light1_ft_ilsvrc2012",
+        _FINE_TUNED,
+        "in1k_light, fine-tuned on ImageNet-1k at 384 px",
+        {"ImageNet": 75.9, "ReaL": 77.1, "V2": 62.0},
+    ),
+    Entry(
+        "vmoe_s32_last2_e8",
+        "in1k_medium",
+        f"{BUCKET}/vmoe_s32_last2_ilsvrc2012_randaug_medium",
+        {},
+        "ImageNet-1k from scratch, 1,000 epochs, medium augmentation",
+        _NO_FIGURES,
+    ),
+    Entry(
+        "vmoe_b16_every2_e8",
+        "in21k_strong",
+        f"{BUCKET}/vmoe_b16_imagenet21k_randaug_strong",
+        {"num_classes": 21_843},
+        "ImageNet-21k from scratch, 300 epochs, strong augmentation",
+        _NO_FIGURES,
+    ),
+    Entry(
+        "vmoe_b16_every2_e8",
+        "in21k_strong_ft_in1k_384",
+        f"{BUCKET}/vmoe_b16_imagenet21k_randaug_strong_ft_ilsvrc2012",
+        {"image_size": 384},
+        "in21k_strong, fine-tuned on ImageNet-1k at 384 px",
+        {"ImageNet": 85.6, "ReaL": 84.1, "V2": 76.1},
+    ),
+)
+
+
+def find(name: str) -> Entry | None:
+    """The entry of a name with or without a tag; None if it is not the name of a model.
+
+    Raises:
+        UsageError: the model has no such tag, or no trained weights at all.
+
+    >>> find("vmoe_s32_last2_e8").tag
+    'in1k_light'
+    """
+    model, _, tag = name.partition(".")
+    if model not in models.MODELS:
+        return None
+    own = [entry for entry in ENTRIES if entry.model == model]
+    if not own:
+        known = list(dict.fromkeys(entry.model for entry in ENTRIES))
+        raise UsageError(unknown("no trained weights for model", model, known))
+    if not tag:
+        return own[0]
+    tags = {entry.tag: entry for entry in own}
+    if tag not in tags:
+        raise UsageError(unknown(f"{model} has no weights with tag", tag, list(tags)))
+    return tags[tag]
