@@ -12,7 +12,7 @@ from vmoe.config import MoEConfig
 from vmoe.config.model import Gelu, Implementation
 from vmoe.nn import keys
 from vmoe.nn.experts import Experts
-from vmoe.nn.gates import GATES
+from vmoe.nn.gates import GATES, Gate
 from vmoe.nn.keys import MaybeKey, Rngs
 from vmoe.nn.mlp import Hidden
 from vmoe.routing import aux_losses, router_of
@@ -82,29 +82,8 @@ class MoE(nnx.Module):
     def route(
         self, groups: Float[Array, "g s d"], valid: Bool[Array, "g s"], key: MaybeKey = None
     ) -> Record:
-        """Routes each group independently: the gate computes logits, the router decides.
-
-        Args:
-            valid: False for padding.
-            key: for the noise and a random priority; None in evaluation.
-        """
-        config, router = self.config, router_of(self.config)
-        noise_key, draw_key = keys.split(key, 2)
-        logits = self.router(groups)
-        draw = None
-        if config.router.random_priority and draw_key is not None:
-            draw = jax.random.uniform(draw_key, valid.shape)
-        inputs = RouterInputs(
-            logits,
-            noise=self.router.noise(logits.shape, noise_key),
-            valid=valid,
-            draw=draw,
-        )
-        capacity = router.capacity(config, groups.shape[1])
-        route = functools.partial(router.route, config=config, capacity=capacity)
-        decision: Decision = self.placement.on_each_device(route)(inputs)
-        aux_loss = aux_losses.total(decision.losses, config.router.aux_loss, valid)
-        return Record(logits, *decision, aux_loss, valid)
+        """Routes each group independently; see ``route``."""
+        return route(self.router, groups, valid, key, self.config, self.placement)
 
     def _through_experts(
         self,
@@ -129,6 +108,39 @@ class MoE(nnx.Module):
     def _transfer(self, rows: jax.Array) -> jax.Array:
         """Casts rows to the dtype in which they are sent to the experts and back."""
         return rows.astype(jnp.bfloat16) if self.config.transfer_dtype == "bfloat16" else rows
+
+
+def route(
+    gate: Gate,
+    groups: Float[Array, "g s d"],
+    valid: Bool[Array, "g s"],
+    key: MaybeKey,
+    config: MoEConfig,
+    placement: Placement = ONE_DEVICE,
+) -> Record:
+    """Routes each group independently: the gate computes logits, the router decides.
+
+    Args:
+        valid: False for padding.
+        key: for the noise and a random priority; None in evaluation.
+    """
+    router = router_of(config)
+    noise_key, draw_key = keys.split(key, 2)
+    logits = gate(groups)
+    draw = None
+    if config.router.random_priority and draw_key is not None:
+        draw = jax.random.uniform(draw_key, valid.shape)
+    inputs = RouterInputs(
+        logits,
+        noise=gate.noise(logits.shape, noise_key),
+        valid=valid,
+        draw=draw,
+    )
+    capacity = router.capacity(config, groups.shape[1])
+    decide = functools.partial(router.route, config=config, capacity=capacity)
+    decision: Decision = placement.on_each_device(decide)(inputs)
+    aux_loss = aux_losses.total(decision.losses, config.router.aux_loss, valid)
+    return Record(logits, *decision, aux_loss, valid)
 
 
 def choose_implementation(

@@ -5,7 +5,7 @@ slots. A layer's gate depends on the logits that its router reads (``RouterConfi
 gate is one file here and one line in ``GATES``.
 """
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from jaxtyping import Array, Float
 
@@ -15,6 +15,7 @@ from vmoe.nn.gates.soft import SoftGate
 from vmoe.nn.keys import MaybeKey, Rngs
 
 
+@runtime_checkable
 class Gate(Protocol):
     """The interface of every gate."""
 
