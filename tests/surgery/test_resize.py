@@ -1,0 +1,168 @@
+"""Parameters fitted to another config.
+
+The oracle of positions is a stored run of the authors' code: ``posembed_zoom.npz`` holds positions
+(1, n, d) before and after the rule of their fine-tuning.
+"""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tests.surgery.tiny import images, outputs, random_params
+from vmoe import models
+from vmoe.config import MoEConfig, Soft, TokenChoice, ViTConfig, replace
+from vmoe.errors import UsageError
+from vmoe.surgery.params import by_path, params_of, path_name, shapes
+from vmoe.surgery.resize import fit, resize_positions
+
+ZOOM = np.load(Path(__file__).parents[1] / "golden" / "surgery" / "posembed_zoom.npz")
+CASES = sorted({name.partition("/")[0] for name in ZOOM.files if "/" in name})
+TINY = models.model_config(
+    "vmoe_tiny_last2_e4", depth=2, sparse_blocks=(1,), head_std=0.1, pre_logits=16
+)
+
+
+def names(config: ViTConfig) -> set[str]:
+    return {path_name(path) for path in shapes(config)}
+
+
+def square(n: int) -> tuple[int, int]:
+    return int(n**0.5), int(n**0.5)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_positions_equal_those_that_the_published_code_resamples(case: str) -> None:
+    source, target, output = (ZOOM[f"{case}/{x}"] for x in ("source", "target_before", "output"))
+    ours = resize_positions(
+        jnp.asarray(source),
+        jnp.asarray(target),
+        grid=square(source.shape[1]),
+        new_grid=square(target.shape[1]),
+    )
+    np.testing.assert_allclose(ours, output, rtol=0, atol=1e-6)
+
+
+def test_positions_of_grids_that_are_not_square_are_resampled_along_each_axis() -> None:
+    """Aligned corners reproduce a plane with those values at the corners."""
+    plane = np.add.outer(np.linspace(0, 1, 3), np.linspace(0, 2, 5)).reshape(1, 15, 1)
+    expected = np.add.outer(np.linspace(0, 1, 4), np.linspace(0, 2, 2)).reshape(1, 8, 1)
+    ours = resize_positions(
+        jnp.asarray(plane, jnp.float32), jnp.zeros((1, 8, 1)), grid=(3, 5), new_grid=(4, 2)
+    )
+    np.testing.assert_allclose(ours, expected, atol=1e-6)
+
+
+def test_half_pixel_centred_positions_equal_an_interpolation_by_hand() -> None:
+    """Two places to four: the centres lie at -0.25, 0.25, 0.75 and 1.25 of the old ones."""
+    ours = resize_positions(
+        jnp.array([[[9.0], [0.0], [1.0]]]),  # the class token's vector comes first
+        jnp.zeros((1, 5, 1)),
+        grid=(1, 2),
+        new_grid=(1, 4),
+        method="half_pixel",
+    )
+    np.testing.assert_allclose(ours[0, :, 0], [9, 0, 0.25, 0.75, 1], atol=1e-6)
+
+
+def test_a_model_fitted_to_another_image_size_has_the_logits_of_its_parent_there() -> None:
+    params = random_params(TINY)
+    target = replace(TINY, image_size=48)
+    fitted, changes = fit(TINY, params, target)
+    assert changes.resized == ["positions/embedding"]
+    assert set(changes.loaded) == names(TINY) - {"positions/embedding"}
+    assert changes.new == changes.dropped == []
+    parent, child = models.with_params(TINY, params), models.with_params(target, fitted)
+    x = images(48)
+    np.testing.assert_allclose(outputs(child, x), outputs(parent, x), rtol=1e-5, atol=1e-5)
+
+
+def test_the_same_config_loads_every_parameter_unchanged() -> None:
+    params = random_params(TINY)
+    fitted, changes = fit(TINY, params, TINY)
+    assert (set(changes.loaded), *changes[1:]) == (names(TINY), [], [], [])
+    jax.tree.map(np.testing.assert_array_equal, fitted, params)
+
+
+@pytest.mark.parametrize("router", [TokenChoice(k=1, priority="largest_gate"), TokenChoice(k=4)])
+def test_k_capacity_and_priority_change_no_parameter(router: TokenChoice) -> None:
+    moe = dataclasses.replace(TINY.moe, router=router, capacity_factor=4.0)
+    _, changes = fit(TINY, random_params(TINY), replace(TINY, moe=moe))
+    assert set(changes.loaded) == names(TINY)
+
+
+def test_other_classes_get_the_initial_head_of_the_target_and_keep_the_rest() -> None:
+    params, target = random_params(TINY), replace(TINY, num_classes=7, head_bias=-2.0)
+    fitted, changes = fit(TINY, params, target, seed=3)
+    head = ["head/classes/bias", "head/classes/kernel"]
+    assert sorted(changes.new) == sorted(changes.dropped) == head
+    assert set(changes.loaded) == names(TINY) - set(head)
+    expected = params_of(models.build(target, seed=3))["head"]["classes"]
+    for name, value in fitted["head"]["classes"].items():
+        np.testing.assert_allclose(value, expected[name], rtol=1e-6)
+    assert 0.05 < np.std(fitted["head"]["classes"]["kernel"]) < 0.15  # head_std is 0.1
+    np.testing.assert_array_equal(fitted["head"]["classes"]["bias"], -2.0)
+
+
+def test_without_pre_logits_the_head_is_new_even_if_its_shape_is_the_same() -> None:
+    fitted, changes = fit(TINY, random_params(TINY), replace(TINY, pre_logits=None))
+    assert sorted(changes.new) == ["head/classes/bias", "head/classes/kernel"]
+    assert sorted(changes.dropped) == sorted([*changes.new, *PRE_LOGITS])
+    assert "pre_logits" not in fitted["head"]
+
+
+PRE_LOGITS = ["head/pre_logits/bias", "head/pre_logits/kernel"]
+
+
+def test_a_new_head_can_be_asked_for() -> None:
+    _, changes = fit(TINY, random_params(TINY), TINY, new_head=True)
+    assert sorted(changes.new) == ["head/classes/bias", "head/classes/kernel"]
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        (dict(sparse_blocks=()), "blocks/1/mlp/.* would be new, blocks/1/mlp/experts/.* dropped"),
+        (dict(depth=3), "blocks/2/.* would be new, none would be dropped"),
+        (dict(depth=1, sparse_blocks=()), "none would be new, blocks/1/.* would be dropped"),
+        (dict(pooling="mean"), "none would be new, class_token would be dropped"),
+        (dict(width=24), "would be new, .* would be dropped"),
+    ],
+)
+def test_what_the_target_does_not_ask_for_is_refused_unless_allowed(
+    fields: dict[str, Any], message: str
+) -> None:
+    params, target = random_params(TINY), replace(TINY, **fields)
+    with pytest.raises(UsageError, match=message):
+        fit(TINY, params, target)
+    fitted, changes = fit(TINY, params, target, partial=True)
+    assert {path: leaf.shape for path, leaf in by_path(fitted).items()} == shapes(target)
+    assert {*changes.loaded, *changes.new, *changes.resized} == names(target)
+    assert {*changes.loaded, *changes.dropped, *changes.resized} == names(TINY)
+
+
+def test_a_partial_load_can_be_limited_to_some_paths() -> None:
+    params, target = random_params(TINY), replace(TINY, sparse_blocks=())
+    with pytest.raises(UsageError, match="blocks/1/mlp"):
+        fit(TINY, params, target, partial=["blocks/0/mlp", "blocks/1/ml"])
+    _, changes = fit(TINY, params, target, partial=["blocks/1/mlp"])
+    assert all(name.startswith("blocks/1/mlp/") for name in [*changes.new, *changes.dropped])
+
+
+def test_slots_of_a_soft_router_do_not_fit_another_image_size() -> None:
+    soft = replace(TINY, moe=MoEConfig(num_experts=4, router=Soft(), images_per_group=1))
+    target = replace(soft, image_size=64)
+    with pytest.raises(UsageError, match="blocks/1/mlp/router/kernel"):
+        fit(soft, random_params(soft), target)
+
+
+def test_moments_of_an_optimiser_get_zeros_where_parameters_are_new() -> None:
+    target = replace(TINY, num_classes=7)
+    zeros = jax.tree.map(jnp.zeros_like, params_of(models.build(target)))
+    moments, _ = fit(TINY, random_params(TINY), target, initial=zeros)
+    np.testing.assert_array_equal(moments["head"]["classes"]["kernel"], jnp.zeros((16, 7)))
+    assert np.all(moments["norm"]["scale"] != 0)

@@ -1,0 +1,5 @@
+"""Surgery: from one model to another. Sees models and parameter trees, reads no files."""
+
+from vmoe.surgery.resize import Changes, fit
+
+__all__ = ["Changes", "fit"]

@@ -1,0 +1,97 @@
+"""Parameters of a ViT as nested dicts: by path, initial values, the sparse blocks of the config.
+
+A tree is what ``nnx.to_pure_dict(nnx.state(model, nnx.Param))`` gives, or any tree of the same
+shape, such as the moments of an optimiser.
+"""
+
+import functools
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from flax.traverse_util import flatten_dict, unflatten_dict
+from jaxtyping import Array, Float
+
+from vmoe import models
+from vmoe.config import MoEConfig, ViTConfig, replace
+
+Params = dict[Any, Any]
+"""Nested dicts of arrays."""
+
+Path = tuple[str | int, ...]
+"""Where a parameter is in a tree: ("blocks", 1, "mlp", "up", "kernel")."""
+
+
+def params_of(model: nnx.Module) -> Params:
+    """The parameters of a model as nested dicts."""
+    return nnx.to_pure_dict(nnx.state(model, nnx.Param))
+
+
+@functools.lru_cache(maxsize=16)
+def shapes(config: ViTConfig) -> dict[Path, tuple[int, ...]]:
+    """The shapes of the parameters of a config's model, by path; cached, not to be changed."""
+    arrays = by_path(params_of(models.build_abstract(config)))
+    return {path: leaf.shape for path, leaf in arrays.items()}
+
+
+def by_path(params: Params) -> dict[Path, Any]:
+    """The arrays of a tree by path."""
+    return flatten_dict(params)
+
+
+def nested(arrays: Mapping[Path, Any]) -> Params:
+    """The tree of arrays given by path."""
+    return unflatten_dict(dict(arrays))
+
+
+def path_name(path: Path) -> str:
+    """A path as text.
+
+    >>> path_name(("blocks", 1, "mlp", "up", "kernel"))
+    'blocks/1/mlp/up/kernel'
+    """
+    return "/".join(map(str, path))
+
+
+def initial_values(
+    config: ViTConfig, paths: Iterable[Path], *, seed: int, initial: Params | None
+) -> dict[Path, Any]:
+    """Initial values of some parameters, by path.
+
+    Args:
+        config: of the model that has these parameters.
+        seed: as for ``models.build``, which gives the same values; the others are not computed.
+        initial: a tree to take the values from, in place of the seed.
+    """
+    paths = list(paths)
+    if initial is not None:
+        arrays = by_path(initial)
+        return {path: arrays[path] for path in paths}
+
+    def draw() -> list[Any]:
+        arrays = by_path(params_of(models.build(config, seed=seed)))
+        return [arrays[path] for path in paths]
+
+    return dict(zip(paths, jax.jit(draw)() if paths else [], strict=True))
+
+
+def with_sparse_blocks(config: ViTConfig, layers: Mapping[int, MoEConfig]) -> ViTConfig:
+    """The config with exactly these sparse blocks, each with its sparse-layer config."""
+    moes = tuple(moe for _, moe in sorted(layers.items()))
+    shared = moes[0] if len(set(moes)) == 1 else moes
+    return replace(config, sparse_blocks=tuple(sorted(layers)), moe=shared or MoEConfig())
+
+
+def with_noise(
+    stacked: Float[Array, "e *x"], noise_std: float, key: jax.Array
+) -> Float[Array, "e *x"]:
+    """Kernels of experts plus independent Gaussian noise.
+
+    Args:
+        noise_std: standard deviation of the noise, relative to that of each expert's kernel.
+    """
+    axes = tuple(range(1, stacked.ndim))
+    scale = noise_std * jnp.std(stacked, axis=axes, keepdims=True)
+    return stacked + scale * jax.random.normal(key, stacked.shape, stacked.dtype)

@@ -1,0 +1,168 @@
+"""Parameters fitted to another model: resampled positions, another head, a partial load.
+
+``fit`` reports what happened to every parameter, and refuses what the target config does not ask
+for. A change of k, of the capacity or of the priority changes no parameter, only the config.
+"""
+
+from collections.abc import Collection
+from typing import Any, Literal, NamedTuple, get_args
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from vmoe.config import ViTConfig
+from vmoe.errors import UsageError, listed, unknown
+from vmoe.nn.positions import resample
+from vmoe.surgery.params import Params, Path, by_path, initial_values, nested, path_name, shapes
+
+Method = Literal["aligned_corners", "half_pixel"]
+"""How positions are resampled, both linearly between neighbours: with the corners of both grids at
+the same place, as in V-MoE's published fine-tuning, or with their outer edges there, as images are
+usually resized."""
+
+POSITIONS: Path = ("positions", "embedding")
+CLASSES: Path = ("head", "classes")
+
+
+class Changes(NamedTuple):
+    """What ``fit`` did, as paths of parameters.
+
+    Every parameter of the target is in one of loaded, resized and new; every given one in one of
+    loaded, resized and dropped. One that changed its shape is in new and in dropped.
+
+    Attributes:
+        loaded: unchanged.
+        new: at the target's initial values.
+        dropped: without a place in the target.
+        resized: resampled to the target's grid.
+    """
+
+    loaded: list[str]
+    new: list[str]
+    dropped: list[str]
+    resized: list[str]
+
+
+def fit(
+    config: ViTConfig,
+    params: Params,
+    target: ViTConfig,
+    *,
+    method: Method = "aligned_corners",
+    new_head: bool = False,
+    partial: bool | Collection[str] = False,
+    seed: int = 0,
+    initial: Params | None = None,
+) -> tuple[Params, Changes]:
+    """Fits parameters to the model of another config, and reports what happened to each.
+
+    Positions are resampled if the grid of patches differs. The head is new if the number of classes
+    or the pre-logits differ. Any other new or dropped parameter is refused unless ``partial``
+    allows it.
+
+    Args:
+        config: of the model that has the parameters.
+        params: nested dicts, unchanged.
+        target: config of the model to fit them to.
+        method: how positions are resampled.
+        new_head: make the head new even if it fits, as for other classes of the same number.
+        partial: which parameters may be new or dropped: all if True, or those at or below the
+            given paths, such as ``["blocks/3/mlp"]``.
+        seed: of the new parameters, as for ``models.build``.
+        initial: a tree of the target to take the new parameters from, in place of the seed; zeros
+            for the moments of an optimiser.
+
+    Raises:
+        UsageError: parameters would be new or dropped that neither the target nor ``partial``
+            allows.
+    """
+    given = by_path(params)
+    wanted = shapes(target)
+    other_head = new_head or any(
+        getattr(config, name) != getattr(target, name) for name in ("num_classes", "pre_logits")
+    )
+    fits = [
+        path
+        for path, shape in wanted.items()
+        if path in given and given[path].shape == shape and not (other_head and path[:2] == CLASSES)
+    ]
+    resized = [POSITIONS] if _resizable(given.get(POSITIONS), wanted.get(POSITIONS)) else []
+    new = [path for path in wanted if path not in fits and path not in resized]
+    dropped = [path for path in given if path not in fits and path not in resized]
+    allowed = ["head"] if other_head else []
+    if not isinstance(partial, bool):
+        allowed += [partial] if isinstance(partial, str) else partial
+    if partial is not True:
+        _refuse(_outside(new, allowed), _outside(dropped, allowed))
+
+    values = initial_values(target, new + resized, seed=seed, initial=initial)
+    values |= {path: given[path] for path in fits}
+    for path in resized:
+        values[path] = resize_positions(
+            given[path], values[path], grid=_grid(config), new_grid=_grid(target), method=method
+        )
+    names = [[path_name(path) for path in paths] for paths in (fits, new, dropped, resized)]
+    return nested({path: values[path] for path in wanted}), Changes(*names)
+
+
+def resize_positions(
+    embedding: Float[Array, "1 n d"],
+    initial: Float[Array, "1 m d"],
+    *,
+    grid: tuple[int, int],
+    new_grid: tuple[int, int],
+    method: Method = "aligned_corners",
+) -> Float[Array, "1 m d"]:
+    """Resamples learned positions to another grid of patches.
+
+    The vector of the class token is kept. If only ``initial`` has one, its own is used; if only
+    ``embedding`` has one, it is dropped. The count of vectors shows which of them has one.
+
+    Args:
+        embedding: one vector per patch of ``grid`` (i, j), after that of the class token, if any.
+        initial: positions of the new model, for ``new_grid``.
+
+    Raises:
+        UsageError: no such method.
+
+    Source: the published fine-tuning of V-MoE, for aligned corners.
+    """
+    if method not in get_args(Method):
+        raise UsageError(unknown("no method to resample positions", method, [*get_args(Method)]))
+    old, new = embedding.shape[1] - grid[0] * grid[1], initial.shape[1] - new_grid[0] * new_grid[1]
+    places = jnp.asarray(embedding)[0, old:].reshape(*grid, -1)
+    if grid != new_grid and method == "aligned_corners":
+        places = resample(places, *new_grid)
+    elif grid != new_grid:
+        shape = (*new_grid, places.shape[-1])
+        places = jax.image.resize(places, shape, "linear", antialias=False)
+    first = embedding[:, :old] if old == new else initial[:, :new]
+    return jnp.concatenate([first, places.reshape(1, -1, places.shape[-1])], axis=1)
+
+
+def _grid(config: ViTConfig) -> tuple[int, int]:
+    side = config.image_size // config.patch_size
+    return side, side
+
+
+def _resizable(given: Any, wanted: tuple[int, ...] | None) -> bool:
+    """Whether both have learned positions, of the same width, in another number."""
+    if given is None or wanted is None:
+        return False
+    return given.shape[1] != wanted[1] and given.shape[2] == wanted[2]
+
+
+def _outside(paths: list[Path], allowed: list[str]) -> list[str]:
+    """The paths that are not at or below an allowed one."""
+    names = map(path_name, paths)
+    return [name for name in names if not any(f"{name}/".startswith(f"{a}/") for a in allowed)]
+
+
+def _refuse(new: list[str], dropped: list[str]) -> None:
+    if new or dropped:
+        raise UsageError(
+            f"the parameters do not fit the model: {listed(new, 3) or 'none'} would be new, "
+            f"{listed(dropped, 3) or 'none'} would be dropped; use the same architecture, or "
+            "allow this with partial"
+        )
