@@ -41,15 +41,30 @@ def _config(shape: str, patch_size: int, **fields: Any) -> ViTConfig:
     )
 
 
-def _every2(depth: int) -> tuple[int, ...]:
-    return tuple(range(1, depth, 2))
+def block_numbers(where: str, depth: int) -> tuple[int, ...]:
+    """The blocks that a name means: every second one, or the last n of these.
+
+    Raises:
+        UsageError: no such name, or fewer blocks than it says.
+
+    >>> block_numbers("every2", 8), block_numbers("last2", 8)
+    ((1, 3, 5, 7), (5, 7))
+    """
+    every2 = tuple(range(1, depth, 2))
+    if where == "every2":
+        return every2
+    last = where.removeprefix("last")
+    if last == where or not last.isdecimal() or not 1 <= int(last) <= len(every2):
+        raise UsageError(
+            f"blocks={where!r}: use every2, or last1 to last{len(every2)} in a model of {depth} "
+            "blocks"
+        )
+    return every2[-int(last) :]
 
 
 def _sparse(dense: ViTConfig, where: str, num_experts: int, **moe: Any) -> ViTConfig:
-    """The dense model with experts in every second block, or in the last n odd ones."""
-    blocks = _every2(dense.depth)
-    if where != "every2":
-        blocks = blocks[-int(where.removeprefix("last")) :]
+    """The dense model with experts in the named blocks."""
+    blocks = block_numbers(where, dense.depth)
     return replace(dense, sparse_blocks=blocks, moe=MoEConfig(num_experts=num_experts, **moe))
 
 

@@ -1,0 +1,173 @@
+"""Sparse upcycling: a stored run of the authors' code, and the parent's logits.
+
+``upcycle.npz``: the dense parameters (``source``), the logits before and after, and of the sparse
+model the router and the head, which its rules do not take from the source.
+"""
+
+import json
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import vmoe
+from tests.surgery.tiny import images, outputs, random_params
+from vmoe import models
+from vmoe.checkpoints.released import assign, released_names
+from vmoe.config import ExpertChoice, MoEConfig, Soft, TokenChoice, replace
+from vmoe.errors import UsageError
+from vmoe.nn.vit import ViT
+from vmoe.surgery.params import by_path, nested, params_of
+from vmoe.surgery.resize import fit
+from vmoe.surgery.upcycle import logit_changes, upcycle_params, upcycled_layer
+
+GOLDEN = np.load(Path(__file__).parents[1] / "golden" / "surgery" / "upcycle.npz")
+TINY = models.model_config("vit_tiny", depth=2)
+
+
+def dense() -> ViT:
+    return models.with_params(TINY, random_params(TINY))
+
+
+def below(prefix: str) -> dict[str, np.ndarray]:
+    return {k.removeprefix(prefix): GOLDEN[k] for k in GOLDEN.files if k.startswith(prefix)}
+
+
+def test_names_copies_and_logits_equal_those_of_the_published_mapping() -> None:
+    dense_config = models.model_config("vit_tiny")
+    source = models.build(dense_config)
+    assign(source, below("source/"))
+    x = jnp.asarray(GOLDEN["images"])
+    np.testing.assert_allclose(outputs(source, x), GOLDEN["logits_dense"], atol=1e-5)
+    theirs = below("target_before/")
+    moe = MoEConfig(num_experts=4, images_per_group=2)
+    target = replace(dense_config, sparse_blocks=(1, 3), moe=moe)
+    names = released_names(models.build_abstract(target))
+    before = {path: jnp.asarray(theirs[name]) for path, name in names.items() if name in theirs}
+    config, params = upcycle_params(
+        dense_config, params_of(source), blocks="last2", moe=moe, initial=nested(before)
+    )
+    assert config == target
+    params, _ = fit(config, params, config, new_head=True, initial=nested(before))
+
+    stored = json.loads(str(GOLDEN["target_leaves"]))
+    arrays = by_path(params)
+    assert {f"params/{name}" for name in names.values()} == stored.keys()
+    for path, name in names.items():
+        shape, _, first, origin = stored[f"params/{name}"]
+        assert list(arrays[path].shape) == shape
+        np.testing.assert_array_equal(np.float32(first), arrays[path].reshape(-1)[:4])
+        if "/Moe/Mlp/" in name:
+            mlp = GOLDEN[f"source/{name.replace('/Moe/Mlp/', '/Mlp/')}"]
+            np.testing.assert_array_equal(arrays[path], np.stack([mlp] * 4))
+        else:
+            part = "source" if origin == "mapped" else "target_before"
+            np.testing.assert_array_equal(arrays[path], GOLDEN[f"{part}/{name}"])
+    model = models.with_params(config, params)
+    np.testing.assert_allclose(outputs(model, x), GOLDEN["logits_sparse"], atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "moe",
+    [
+        dict(),
+        dict(num_experts=3, router=dict(k=1)),
+        dict(capacity_factor=4.0),  # e / k
+        dict(capacity=34, images_per_group=2, router=dict(k=3)),
+        dict(num_experts=2, router=TokenChoice(k=2)),  # the gates of all experts sum to 1
+    ],
+)
+def test_an_upcycled_model_has_the_logits_of_its_parent(moe: dict) -> None:
+    parent = dense()
+    child = vmoe.upcycle(parent, blocks=(0, 1), **moe)
+    assert logit_changes(TINY, child.config.moe) == []
+    x = images(32)
+    np.testing.assert_allclose(outputs(child, x), outputs(parent, x), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("moe", "reason"),
+    [
+        (dict(router=TokenChoice()), "not normalised"),
+        (dict(capacity_factor=0.5), "dropped"),
+        (dict(capacity=8), "dropped"),
+        (dict(noise_std=0.1), "noise"),
+        (dict(transfer_dtype="bfloat16"), "bfloat16"),
+        (dict(router=ExpertChoice()), "expert_choice"),
+        (dict(router=Soft(), images_per_group=1), "soft"),
+    ],
+)
+def test_other_settings_change_the_logits_and_the_reason_is_named(moe: dict, reason: str) -> None:
+    parent = dense()
+    child = vmoe.upcycle(parent, blocks=(0, 1), **moe)
+    reasons = logit_changes(TINY, child.config.moe, noise_std=moe.get("noise_std", 0.0))
+    assert len(reasons) == 1 and reason in reasons[0]
+    x = images(32)
+    assert np.max(np.abs(outputs(child, x) - outputs(parent, x))) > 1e-4
+
+
+def test_experts_are_copies_routers_are_initial_and_the_rest_is_shared() -> None:
+    parent = dense()
+    child = vmoe.upcycle(parent, blocks="last1", num_experts=4, seed=5)
+    assert child.config.sparse_blocks == (1,)
+    fresh = by_path(params_of(models.build(child.config, seed=5)))
+    before = by_path(params_of(parent))
+    for path, value in by_path(params_of(child)).items():
+        if "router" in path:
+            np.testing.assert_allclose(value, fresh[path], rtol=1e-6)
+        elif "experts" in path:
+            original = before[(*path[:3], *path[4:])]
+            np.testing.assert_array_equal(value, np.stack([original] * 4))
+        else:
+            assert value is before[path]
+
+
+def test_noise_has_the_given_standard_deviation_relative_to_each_kernel() -> None:
+    config = replace(TINY, width=64, mlp_dim=256)
+    parent = models.build(config)
+    child = vmoe.upcycle(parent, blocks=(1,), num_experts=4, noise_std=0.1)
+    mlp, experts = parent.blocks[1].mlp, child.blocks[1].mlp.experts
+    for before, after in [(mlp.up, experts.up), (mlp.down, experts.down)]:
+        noise = np.asarray(after.kernel[...]) - np.asarray(before.kernel[...])
+        relative = noise.std(axis=(1, 2)) / np.std(before.kernel[...])
+        np.testing.assert_allclose(relative, 0.1, rtol=0.03)
+        assert abs(np.corrcoef(noise.reshape(4, -1))[0, 1]) < 0.03
+        np.testing.assert_array_equal(after.bias[...], np.stack([before.bias[...]] * 4))
+
+
+def test_a_second_upcycling_keeps_the_layers_of_the_first() -> None:
+    once = vmoe.upcycle(dense(), blocks=(1,), num_experts=2)
+    twice = vmoe.upcycle(once, blocks=(0,), num_experts=4)
+    assert {i: moe.num_experts for i, moe in twice.config.moe_blocks.items()} == {0: 4, 1: 2}
+    x = images(32)
+    np.testing.assert_allclose(outputs(twice, x), outputs(once, x), rtol=1e-5, atol=1e-5)
+    with pytest.raises(UsageError, match="block 1 is sparse already"):
+        vmoe.upcycle(once, blocks=(0, 1))
+
+
+@pytest.mark.parametrize(
+    ("blocks", "message"),
+    [
+        ("last2", "use every2, or last1 to last1"),
+        ("all", "use every2, or last1 to last1"),
+        ((), "give at least one"),
+        ((2,), "2 is not below depth=2"),
+    ],
+)
+def test_blocks_that_do_not_exist_are_refused(blocks: str | tuple[int, ...], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        vmoe.upcycle(dense(), blocks=blocks)
+
+
+def test_moments_are_copied_like_the_parameters_and_zero_for_routers() -> None:
+    moe = upcycled_layer(num_experts=2)
+    config, _ = upcycle_params(TINY, random_params(TINY), blocks=(1,), moe=moe)
+    zeros = jax.tree.map(jnp.zeros_like, params_of(models.build(config)))
+    moments = random_params(TINY, seed=1)
+    _, sparse = upcycle_params(TINY, moments, blocks=(1,), moe=moe, initial=zeros)
+    layer = sparse["blocks"][1]["mlp"]
+    np.testing.assert_array_equal(layer["router"]["kernel"], jnp.zeros((16, 2)))
+    kernel = moments["blocks"][1]["mlp"]["up"]["kernel"]
+    np.testing.assert_array_equal(layer["experts"]["up"]["kernel"][1], jnp.asarray(kernel))

@@ -1,0 +1,157 @@
+"""Sparse upcycling: the MLPs of a trained dense model become the experts of a sparse one.
+
+Every expert starts as a copy of its block's MLP and the router as in a new model. With combine
+weights that are normalised over a token's experts, and room for every choice, the sparse model has
+the logits of the dense one until it is trained.
+
+Source: "Sparse Upcycling: Training Mixture-of-Experts from Dense Checkpoints" (arXiv 2212.05055).
+"""
+
+from collections.abc import Iterable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from vmoe import models
+from vmoe.config import MoEConfig, TokenChoice, ViTConfig, replace
+from vmoe.config.fields import require
+from vmoe.nn.vit import ViT, num_tokens
+from vmoe.surgery.params import (
+    Params,
+    by_path,
+    initial_values,
+    nested,
+    params_of,
+    shapes,
+    with_noise,
+    with_sparse_blocks,
+)
+
+Blocks = str | Iterable[int]
+"""Blocks of a model: their numbers, or a name such as "every2" or "last2"."""
+
+
+def upcycle(
+    model: ViT,
+    *,
+    blocks: Blocks = "every2",
+    num_experts: int = 8,
+    noise_std: float = 0.0,
+    seed: int = 0,
+    **moe: Any,
+) -> ViT:
+    """The model with experts in place of some of its MLPs; shares the other arrays.
+
+    Args:
+        model: unchanged.
+        blocks: every second block, the last n of these ("last2"), or block numbers.
+        noise_std: standard deviation of the noise that is added to each expert's kernels, relative
+            to that of the kernel.
+        seed: of the routers, as for ``models.build``, and of the noise.
+        moe: other fields of ``MoEConfig``; see ``upcycled_layer`` for the defaults.
+
+    Raises:
+        UsageError: a block does not exist or is sparse already, or fields are incompatible.
+
+    >>> import vmoe
+    >>> vmoe.upcycle(vmoe.create_model("vit_tiny"), num_experts=4).config.sparse_blocks
+    (1, 3)
+    """
+    layer = upcycled_layer(num_experts=num_experts, **moe)
+    config, params = upcycle_params(
+        model.config, params_of(model), blocks=blocks, moe=layer, noise_std=noise_std, seed=seed
+    )
+    return models.with_params(config, params, placement=model.placement)
+
+
+def upcycled_layer(**fields: Any) -> MoEConfig:
+    """The config of an upcycled layer, with some fields changed.
+
+    By default its router is a token choice that normalises the weights of a token's experts.
+    Without a capacity or a capacity factor it is dropless, if the router can drop. Several devices
+    need a capacity; a capacity factor of e / k leaves room for every choice, too.
+    """
+    moe = replace(MoEConfig(router=TokenChoice(normalize_weights=True)), **fields)
+    if {"dropless", "capacity", "capacity_factor"} & fields.keys() or not moe.router.can_drop:
+        return moe
+    return replace(moe, dropless=True)
+
+
+def upcycle_params(
+    config: ViTConfig,
+    params: Params,
+    *,
+    blocks: Blocks,
+    moe: MoEConfig,
+    noise_std: float = 0.0,
+    seed: int = 0,
+    initial: Params | None = None,
+) -> tuple[ViTConfig, Params]:
+    """``upcycle`` for parameters as nested dicts.
+
+    Args:
+        moe: config of each new sparse layer.
+        initial: a tree of the new model to take the routers from, in place of the seed; zeros for
+            the moments of an optimiser.
+    """
+    require(noise_std >= 0, f"noise_std={noise_std}: use 0 or more")
+    chosen = _dense_blocks(config, blocks)
+    target = with_sparse_blocks(config, config.moe_blocks | dict.fromkeys(chosen, moe))
+    key, arrays = jax.random.key(seed), {}
+    for i, (path, value) in enumerate(by_path(params).items()):
+        if path[0] != "blocks" or path[1] not in chosen or path[2] != "mlp":
+            arrays[path] = value
+            continue
+        experts = jnp.repeat(jnp.asarray(value)[None], moe.num_experts, axis=0)
+        if noise_std > 0 and path[-1] == "kernel":
+            experts = with_noise(experts, noise_std, jax.random.fold_in(key, i))
+        arrays[*path[:3], "experts", *path[3:]] = experts
+    routers = [path for path in shapes(target) if path not in arrays]
+    arrays |= initial_values(target, routers, seed=seed, initial=initial)
+    return target, nested({path: arrays[path] for path in shapes(target)})
+
+
+def logit_changes(config: ViTConfig, moe: MoEConfig, *, noise_std: float = 0.0) -> list[str]:
+    """Reasons why a model's logits change when some of its MLPs become the experts of such layers.
+
+    None if they stay the same, up to rounding, for images of the config's size.
+
+    Args:
+        config: of the dense model.
+        moe: config of each new sparse layer.
+        noise_std: as for ``upcycle``.
+    """
+    reasons = []
+    router = moe.router
+    if not isinstance(router, TokenChoice):
+        reasons.append(f"with router {router.kind} the combine weights of a token do not sum to 1")
+    else:
+        if not router.normalize_weights and router.k < moe.num_experts:
+            reasons.append("the combine weights of a token are not normalised")
+        if not _has_room(moe, router.k, num_tokens(config)):
+            reasons.append("choices beyond the capacity are dropped")
+    if noise_std > 0:
+        reasons.append(f"noise is added to the experts (noise_std={noise_std})")
+    if moe.transfer_dtype == "bfloat16" and config.dtype != "bfloat16":
+        reasons.append("rows are rounded to bfloat16 (transfer_dtype)")
+    return reasons
+
+
+def _has_room(moe: MoEConfig, k: int, tokens: int) -> bool:
+    """Whether an expert has a slot for every token of a group, for groups of any size."""
+    if moe.capacity is not None:
+        return moe.capacity >= moe.images_per_group * tokens
+    return moe.dropless or moe.capacity_factor * k >= moe.num_experts
+
+
+def _dense_blocks(config: ViTConfig, blocks: Blocks) -> tuple[int, ...]:
+    """The numbers of the blocks, each of which must be dense."""
+    if isinstance(blocks, str):
+        blocks = models.block_numbers(blocks, config.depth)
+    chosen = tuple(sorted(set(blocks)))
+    require(bool(chosen), "blocks: none given, give at least one")
+    for block in chosen:
+        require(0 <= block < config.depth, f"blocks: {block} is not below depth={config.depth}")
+        require(block not in config.sparse_blocks, f"blocks: block {block} is sparse already")
+    return chosen
