@@ -1,0 +1,236 @@
+"""Experts pruned, added, merged and averaged; the oracles are the parent's logits and arrays."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tests.surgery.tiny import images, outputs, random_params
+from vmoe import models
+from vmoe.analysis import capture
+from vmoe.config import ExpertChoice, MoEConfig, Soft, TokenChoice, ViTConfig, replace
+from vmoe.errors import UsageError
+from vmoe.routing import slots_and_factor
+from vmoe.surgery.experts import (
+    add_experts,
+    average_experts,
+    largest_router_change,
+    merge_experts,
+    most_loaded,
+    prune_experts,
+    random_experts,
+)
+from vmoe.surgery.params import params_of, shapes
+from vmoe.surgery.upcycle import upcycle_params, upcycled_layer
+
+E = 4
+CONFIG = models.model_config(
+    "vit_tiny",
+    depth=2,
+    sparse_blocks=(0, 1),
+    moe=MoEConfig(num_experts=E, router=TokenChoice(normalize_weights=True), dropless=True),
+)
+EVERY = {0: range(E), 1: range(E)}
+
+
+def layer(params: dict[Any, Any], block: int) -> dict[Any, Any]:
+    return params["blocks"][block]["mlp"]
+
+
+def logits(config: ViTConfig, params: dict[Any, Any]) -> jax.Array:
+    return outputs(models.with_params(config, params), images())
+
+
+def assert_equal(left: Any, right: Any) -> None:
+    jax.tree.map(np.testing.assert_array_equal, left, right)
+
+
+@pytest.mark.parametrize("router", [TokenChoice(k=1), ExpertChoice()])
+def test_pruning_keeps_the_parameters_and_router_columns_of_the_kept_experts(router: Any) -> None:
+    config = replace(CONFIG, moe=MoEConfig(num_experts=E, router=router))
+    params = random_params(config)
+    pruned_config, pruned = prune_experts(config, params, {1: (3, 1)})
+    assert [moe.num_experts for moe in pruned_config.moe] == [E, 2]
+    before, after = layer(params, 1), layer(pruned, 1)
+    assert_equal(after["experts"], jax.tree.map(lambda x: x[jnp.array([3, 1])], before["experts"]))
+    np.testing.assert_array_equal(after["router"]["kernel"], before["router"]["kernel"][:, [3, 1]])
+    assert_equal(layer(pruned, 0), layer(params, 0))
+    assert {path: x.shape for path, x in _flat(pruned).items()} == shapes(pruned_config)
+
+
+def _flat(tree: dict[Any, Any]) -> dict[Any, Any]:
+    return {tuple(key.key for key in path): leaf for path, leaf in jax.tree.leaves_with_path(tree)}
+
+
+def test_pruning_experts_without_load_keeps_the_logits() -> None:
+    params = random_params(CONFIG)
+    for block in (0, 1):
+        # The first feature is always large, and lowers the logits of experts 0 and 2.
+        norm = params["blocks"][block]["norm2"]
+        norm["bias"] = norm["bias"].at[0].set(30.0)
+        router = layer(params, block)["router"]
+        router["kernel"] = router["kernel"].at[0].set(jnp.array([-1.0, 1.0, -1.0, 1.0]))
+    model = models.with_params(CONFIG, params)
+    before, records = capture(model, images())
+    loads = {
+        block: np.bincount(np.asarray(record.routing.experts).ravel(), minlength=E)
+        for block, record in records.items()
+    }
+    kept = most_loaded(loads, 2)
+    assert kept == {0: (1, 3), 1: (1, 3)}
+    config, pruned = prune_experts(CONFIG, params, kept)
+    assert config.moe == replace(CONFIG.moe, num_experts=2)
+    np.testing.assert_allclose(logits(config, pruned), before, rtol=1e-5, atol=1e-5)
+
+
+def test_random_experts_depend_on_the_seed_and_the_block_alone() -> None:
+    config = replace(CONFIG, moe=dict(num_experts=64))
+    kept = random_experts(config, 16, seed=1)
+    assert kept == random_experts(config, 16, seed=1) != random_experts(config, 16, seed=2)
+    assert kept[0] != kept[1]
+    assert all(
+        len(set(experts)) == 16 and list(experts) == sorted(experts) for experts in kept.values()
+    )
+
+
+def test_experts_whose_router_vectors_grew_least_are_those_to_prune() -> None:
+    """Norms before 1, 1, 2, 1 and after 1.5, 0.2, 2.4, 1: changes 0.5, -0.8, 0.4, 0."""
+    config = replace(CONFIG, sparse_blocks=(1,))
+    earlier, params = random_params(config), random_params(config)
+    kernel = jnp.zeros((16, E))
+    layer(earlier, 1)["router"]["kernel"] = kernel.at[3].set(jnp.array([1.0, -1.0, 2.0, 1.0]))
+    layer(params, 1)["router"]["kernel"] = kernel.at[5].set(jnp.array([1.5, 0.2, -2.4, 1.0]))
+    assert largest_router_change(config, params, earlier, 3) == {1: (0, 2, 3)}
+    assert largest_router_change(config, params, earlier, 1) == {1: (0,)}
+    with pytest.raises(UsageError, match="block 1: the earlier parameters have no router"):
+        largest_router_change(config, params, random_params(replace(config, sparse_blocks=())), 1)
+
+
+def test_fewer_experts_have_more_slots_at_the_same_capacity_factor() -> None:
+    config = replace(CONFIG, moe=MoEConfig(num_experts=E, capacity_factor=1.0))
+    pruned, _ = prune_experts(config, random_params(config), {0: (0, 1), 1: (2, 3)})
+    assert (slots_and_factor(config.moe, 32)[0], slots_and_factor(pruned.moe, 32)[0]) == (16, 32)
+
+
+@pytest.mark.parametrize("normalize", [True, False])
+def test_copies_of_all_experts_with_twice_the_k_keep_the_logits(normalize: bool) -> None:
+    config = replace(CONFIG, moe=dict(router=dict(normalize_weights=normalize)))
+    params = random_params(config)
+    doubled, more = add_experts(config, params, EVERY, k=4)
+    assert (doubled.moe.num_experts, doubled.moe.router.k) == (2 * E, 4)
+    before = logits(config, params)
+    np.testing.assert_allclose(logits(doubled, more), before, rtol=1e-5, atol=1e-5)
+
+
+def test_merging_copies_gives_back_the_parameters_they_were_copied_from() -> None:
+    params = random_params(CONFIG)
+    config, more = add_experts(CONFIG, params, EVERY)
+    pairs = [(i, E + i) for i in range(E)]
+    merged_config, merged = merge_experts(config, more, {0: pairs, 1: pairs})
+    assert merged_config == CONFIG
+    assert_equal(merged, params)
+
+
+def test_merged_experts_are_the_means_of_their_groups() -> None:
+    params = random_params(CONFIG)
+    config, merged = merge_experts(CONFIG, params, {1: [(2,), (0, 1, 3)]})
+    before, after = layer(params, 1), layer(merged, 1)
+    for part in ("up", "down"):
+        old, new = (np.asarray(x["experts"][part]["kernel"]) for x in (before, after))
+        np.testing.assert_array_equal(new[0], old[2])
+        np.testing.assert_allclose(new[1], old[[0, 1, 3]].mean(0), rtol=1e-5, atol=1e-6)
+    old, new = (np.asarray(x["router"]["kernel"]) for x in (before, after))
+    np.testing.assert_allclose(new[:, 1], old[:, [0, 1, 3]].mean(1), rtol=1e-5, atol=1e-6)
+    assert config.moe_of(1).num_experts == 2 and config.moe_of(0).num_experts == E
+
+
+def test_noise_and_new_router_columns_are_those_of_the_copies_only() -> None:
+    config = replace(CONFIG, width=64, mlp_dim=128)
+    params = random_params(config)
+    new_config, more = add_experts(
+        config, params, {1: (2, 2)}, new_columns=True, noise_std=0.1, seed=7
+    )
+    before, after = layer(params, 1), layer(more, 1)
+    assert_equal(jax.tree.map(lambda x: x[:E], after["experts"]), before["experts"])
+    kernel = np.asarray(after["experts"]["up"]["kernel"])
+    noise = kernel[E:] - kernel[2]
+    np.testing.assert_allclose(noise.std(axis=(1, 2)) / kernel[2].std(), 0.1, rtol=0.05)
+    assert (noise[0] != noise[1]).any()
+    bias = after["experts"]["up"]["bias"]
+    np.testing.assert_array_equal(bias[E:], jnp.stack([bias[2]] * 2))
+    router = after["router"]["kernel"]
+    np.testing.assert_array_equal(router[:, :E], before["router"]["kernel"])
+    fresh = layer(params_of(models.build(new_config, seed=7)), 1)["router"]["kernel"]
+    np.testing.assert_allclose(router[:, E:], fresh[:, E:], rtol=1e-6)
+
+
+def test_the_average_of_upcycled_experts_is_the_dense_model() -> None:
+    dense = models.model_config("vit_tiny", depth=2)
+    params = random_params(dense)
+    moe = upcycled_layer(num_experts=4)
+    config, sparse = upcycle_params(dense, params, blocks=(0, 1), moe=moe)
+    back, averaged = average_experts(config, sparse)
+    assert back == dense
+    assert_equal(averaged, params)
+    half, _ = average_experts(config, sparse, blocks=[0])
+    assert half.moe_blocks == {1: moe}
+
+
+def test_moments_follow_the_experts_of_the_parameters() -> None:
+    params, moments = random_params(CONFIG), random_params(CONFIG, seed=1)
+    kept = largest_router_change(CONFIG, params, random_params(CONFIG, seed=2), 3)
+    config, _ = prune_experts(CONFIG, params, kept)
+    _, pruned = prune_experts(CONFIG, moments, kept)
+    for block, experts in kept.items():
+        bias = layer(moments, block)["experts"]["up"]["bias"]
+        np.testing.assert_array_equal(
+            layer(pruned, block)["experts"]["up"]["bias"], bias[jnp.array(experts)]
+        )
+    assert config.moe.num_experts == 3
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            lambda c, p: prune_experts(c, p, {1: (0,)}),
+            "k=2 is more than moe.num_experts=1: lower k",
+        ),
+        (
+            lambda c, p: prune_experts(c, p, {2: (0, 1)}),
+            r"block 2 is not sparse: choose from \(0, 1",
+        ),
+        (lambda c, p: prune_experts(c, p, {1: (0, 4)}), "block 1 has no expert 4"),
+        (lambda c, p: prune_experts(c, p, {1: (0, 0)}), "block 1: an expert is kept twice"),
+        (lambda c, p: random_experts(c, 5), "block 0: cannot keep 5 of 4 experts"),
+        (lambda c, p: most_loaded({1: np.ones(4)}, 0), "block 1: cannot keep 0 of 4 experts"),
+        (lambda c, p: add_experts(c, p, {1: (-1,)}), "block 1 has no expert -1"),
+        (lambda c, p: merge_experts(c, p, {1: [(0, 1), (2,)]}), "each of its 4 experts once"),
+        (lambda c, p: merge_experts(c, p, {1: [(0, 1), (1, 2, 3)]}), "each of its 4 experts once"),
+        (lambda c, p: average_experts(c, p, [5]), "block 5 is not sparse"),
+    ],
+)
+def test_what_is_not_possible_is_refused(change: Any, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        change(CONFIG, random_params(CONFIG))
+
+
+def test_one_expert_is_left_if_k_is_lowered_too() -> None:
+    config, _ = prune_experts(CONFIG, random_params(CONFIG), {0: (0,), 1: (2,)}, k=1)
+    assert (config.moe.num_experts, config.moe.router.k) == (1, 1)
+
+
+def test_experts_of_a_soft_router_are_refused() -> None:
+    config = replace(CONFIG, moe=MoEConfig(num_experts=E, router=Soft(), images_per_group=1))
+    params = random_params(config)
+    for change in (
+        lambda: prune_experts(config, params, {1: (0,)}),
+        lambda: add_experts(config, params, {1: (0,)}),
+        lambda: merge_experts(config, params, {1: [range(E)]}),
+        lambda: average_experts(config, params),
+        lambda: largest_router_change(config, params, params, 2),
+    ):
+        with pytest.raises(UsageError, match="has router soft, whose slots are trained together"):
+            change()

@@ -1,0 +1,285 @@
+"""Experts of trained sparse layers pruned, added, merged, or averaged into a dense MLP.
+
+Each function maps (config, params) to (config, params), for any tree of the shape of the
+parameters. Which experts to keep is decided first, by ``most_loaded``, ``random_experts`` or
+``largest_router_change``, so that the same choice can be applied to parameters, moving averages and
+moments.
+
+With an unchanged capacity factor an expert has s * k * capacity_factor / e slots, so that fewer
+experts have more slots each, and more experts fewer; ``capacity`` is a number of slots per expert
+and stays.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import ArrayLike
+from jaxtyping import Array, Float
+
+from vmoe.config import MoEConfig, TokenChoice, ViTConfig, replace
+from vmoe.config.fields import require
+from vmoe.surgery.params import (
+    Params,
+    Path,
+    by_path,
+    initial_values,
+    nested,
+    with_noise,
+    with_sparse_blocks,
+)
+
+Selection = dict[int, tuple[int, ...]]
+"""Some experts of each sparse block, by the number of the block."""
+
+
+def most_loaded(loads: Mapping[int, ArrayLike], num_experts: int) -> Selection:
+    """The experts of each block with the largest load.
+
+    Args:
+        loads: for each block one number per expert, such as the choices it received.
+
+    >>> most_loaded({3: np.array([5, 0, 7, 1])}, 2)
+    {3: (0, 2)}
+    """
+    return {block: _largest(load, num_experts, block) for block, load in loads.items()}
+
+
+def random_experts(config: ViTConfig, num_experts: int, *, seed: int = 0) -> Selection:
+    """Random experts of each sparse block; a baseline."""
+    return {
+        block: _largest(
+            np.random.default_rng((seed, block)).random(moe.num_experts), num_experts, block
+        )
+        for block, moe in config.moe_blocks.items()
+    }
+
+
+def largest_router_change(
+    config: ViTConfig, params: Params, earlier: Params, num_experts: int
+) -> Selection:
+    """The experts of each sparse block whose router vectors grew most, in Euclidean norm.
+
+    The others, with the smallest signed change of the norm, are those to prune after fine-tuning.
+
+    Args:
+        params: fine-tuned parameters.
+        earlier: parameters before fine-tuning, of the same model; only the routers are read.
+
+    Source: "A Provably Effective Method for Pruning Experts in Fine-tuned Sparse
+    Mixture-of-Experts" (arXiv 2405.16646). Its code keeps the router columns of pruned experts, so
+    that the choices of these are lost; ``prune_experts`` removes the columns.
+    """
+    now, before = by_path(params), by_path(earlier)
+    kept = {}
+    for block in config.sparse_blocks:
+        _check(config, block, ())
+        path = _router(block)
+        require(
+            path in before and before[path].shape == now[path].shape,
+            f"block {block}: the earlier parameters have no router of this shape; give those of "
+            "the same model before fine-tuning",
+        )
+        change = [np.linalg.norm(np.asarray(arrays[path]), axis=0) for arrays in (now, before)]
+        kept[block] = _largest(change[0] - change[1], num_experts, block)
+    return kept
+
+
+def prune_experts(
+    config: ViTConfig,
+    params: Params,
+    kept: Mapping[int, Sequence[int]],
+    *,
+    k: int | None = None,
+) -> tuple[ViTConfig, Params]:
+    """Removes all but some experts, with their router columns.
+
+    A token that chose a removed expert chooses among those that are left, over which the gates are
+    normalised.
+
+    Args:
+        kept: experts of each block to prune, in their new order; other blocks are unchanged.
+        k: experts per token of these blocks, for token choice; None keeps it.
+
+    Raises:
+        UsageError: no such block or expert, an expert is given twice, fewer experts are left than
+            k, or the router is soft.
+    """
+    for block, experts in kept.items():
+        _check(config, block, experts)
+        require(len(set(experts)) == len(experts), f"block {block}: an expert is kept twice")
+    return _regroup(config, params, _singles(kept), k)
+
+
+def add_experts(
+    config: ViTConfig,
+    params: Params,
+    copied: Mapping[int, Sequence[int]],
+    *,
+    new_columns: bool = False,
+    noise_std: float = 0.0,
+    seed: int = 0,
+    initial: Params | None = None,
+    k: int | None = None,
+) -> tuple[ViTConfig, Params]:
+    """Adds copies of experts after the existing ones.
+
+    With copies of all experts, copied router columns and twice the k the outputs stay the same, if
+    no choice is dropped.
+
+    Args:
+        copied: experts of each block to copy, in order; an expert may be given several times.
+        new_columns: give the copies initial router columns, in place of those of their originals.
+        noise_std: standard deviation of the noise that is added to each copy's kernels, relative
+            to that of the kernel.
+        seed: of the noise, and of the new columns, as for ``models.build``.
+        initial: a tree of the new model to take new columns from, in place of the seed.
+        k: experts per token of these blocks, for token choice; None keeps it.
+
+    Raises:
+        UsageError: no such block or expert, or the router is soft.
+    """
+    require(noise_std >= 0, f"noise_std={noise_std}: use 0 or more")
+    layers = config.moe_blocks
+    for block, experts in copied.items():
+        _check(config, block, experts)
+    everything = {block: (*range(layers[block].num_experts), *copied[block]) for block in copied}
+    new_config, params = _regroup(config, params, _singles(everything), k)
+
+    arrays, key = by_path(params), jax.random.key(seed)
+    for i, (path, block) in enumerate(_of_blocks(arrays, copied)):
+        old = layers[block].num_experts
+        if noise_std > 0 and path[3] == "experts" and path[-1] == "kernel":
+            noisy = with_noise(arrays[path][old:], noise_std, jax.random.fold_in(key, i))
+            arrays[path] = arrays[path].at[old:].set(noisy)
+    if new_columns:
+        routers = [_router(block) for block in copied]
+        fresh = initial_values(new_config, routers, seed=seed, initial=initial)
+        for path, block in zip(routers, copied, strict=True):
+            old = layers[block].num_experts
+            arrays[path] = arrays[path].at[:, old:].set(fresh[path][:, old:])
+    return new_config, nested(arrays)
+
+
+def merge_experts(
+    config: ViTConfig,
+    params: Params,
+    groups: Mapping[int, Sequence[Sequence[int]]],
+    *,
+    k: int | None = None,
+) -> tuple[ViTConfig, Params]:
+    """Replaces each group of experts by one, the mean of their parameters and router columns.
+
+    Args:
+        groups: for each block to merge, every expert in exactly one group; a group of one expert
+            keeps it.
+        k: experts per token of these blocks, for token choice; None keeps it.
+
+    Raises:
+        UsageError: no such block, the groups are not as above, fewer experts are left than k, or
+            the router is soft.
+    """
+    for block, members in groups.items():
+        experts = [expert for group in members for expert in group]
+        _check(config, block, experts)
+        require(
+            all(members) and sorted(experts) == list(range(config.moe_blocks[block].num_experts)),
+            f"block {block}: groups {[list(group) for group in members]} must contain each of its "
+            f"{config.moe_blocks[block].num_experts} experts once",
+        )
+    return _regroup(config, params, groups, k)
+
+
+def average_experts(
+    config: ViTConfig, params: Params, blocks: Iterable[int] | None = None
+) -> tuple[ViTConfig, Params]:
+    """Replaces sparse layers by dense MLPs, the mean of their experts; drops the routers.
+
+    Args:
+        blocks: sparse blocks to make dense; all if None.
+
+    Raises:
+        UsageError: a block is not sparse, or its router is soft.
+    """
+    chosen = config.sparse_blocks if blocks is None else tuple(blocks)
+    for block in chosen:
+        _check(config, block, ())
+    arrays = by_path(params)
+    for path, _ in list(_of_blocks(arrays, chosen)):
+        value = arrays.pop(path)
+        if path[3] == "experts":
+            arrays[*path[:3], *path[4:]] = jnp.mean(jnp.asarray(value), axis=0)
+    left = {block: moe for block, moe in config.moe_blocks.items() if block not in chosen}
+    return with_sparse_blocks(config, left), nested(arrays)
+
+
+def _largest(values: ArrayLike, num_experts: int, block: int) -> tuple[int, ...]:
+    """The indices of the largest values, ascending; of equal ones the first."""
+    values = np.asarray(values)
+    require(
+        values.ndim == 1 and 1 <= num_experts <= len(values),
+        f"block {block}: cannot keep {num_experts} of {values.size} experts",
+    )
+    return tuple(sorted(np.argsort(-values, kind="stable")[:num_experts].tolist()))
+
+
+def _check(config: ViTConfig, block: int, experts: Sequence[int]) -> None:
+    """Checks that a block is sparse, that its router has one column per expert, and the experts."""
+    moe = config.moe_of(block)
+    require(moe is not None, f"block {block} is not sparse: choose from {config.sparse_blocks}")
+    assert moe is not None
+    require(
+        moe.router.logits_per == "expert",
+        f"block {block} has router {moe.router.kind}, whose slots are trained together: its "
+        "experts cannot be pruned, added, merged or averaged",
+    )
+    for expert in experts:
+        require(
+            0 <= expert < moe.num_experts,
+            f"block {block} has no expert {expert}: it has {moe.num_experts}, counted from 0",
+        )
+
+
+def _regroup(
+    config: ViTConfig,
+    params: Params,
+    groups: Mapping[int, Sequence[Sequence[int]]],
+    k: int | None,
+) -> tuple[ViTConfig, Params]:
+    """Makes expert i of a block the mean of the experts in ``groups[block][i]``."""
+    layers = dict(config.moe_blocks)
+    for block, members in groups.items():
+        layers[block] = _resized(layers[block], len(members), k)
+    arrays = by_path(params)
+    for path, block in _of_blocks(arrays, groups):
+        axis = 0 if path[3] == "experts" else 1  # of a router's kernel (d, e)
+        arrays[path] = _means(jnp.asarray(arrays[path]), groups[block], axis)
+    return with_sparse_blocks(config, layers), nested(arrays)
+
+
+def _resized(moe: MoEConfig, num_experts: int, k: int | None) -> MoEConfig:
+    changes = dict(k=k) if k is not None and isinstance(moe.router, TokenChoice) else {}
+    return replace(moe, num_experts=num_experts, router=changes)
+
+
+def _means(
+    values: Float[Array, "*x"], groups: Sequence[Sequence[int]], axis: int
+) -> Float[Array, "*y"]:
+    """The mean of each group along an axis; exactly the member in a group of one."""
+    means = [jnp.take(values, jnp.asarray(group), axis).mean(axis) for group in groups]
+    return jnp.stack(means, axis)
+
+
+def _singles(experts: Mapping[int, Sequence[int]]) -> dict[int, list[tuple[int]]]:
+    return {block: [(expert,) for expert in chosen] for block, chosen in experts.items()}
+
+
+def _of_blocks(arrays: Mapping[Path, Array], blocks: Iterable[int]) -> list[tuple[Path, int]]:
+    """The paths of the sparse layers of some blocks, with the number of the block."""
+    chosen = set(blocks)
+    return [(path, path[1]) for path in arrays if path[2:3] == ("mlp",) and path[1] in chosen]
+
+
+def _router(block: int) -> Path:
+    return ("blocks", block, "mlp", "router", "kernel")
