@@ -16,6 +16,7 @@ _MODULES = {
     "list_models": "vmoe.factory",
     "load": "vmoe.factory",
     "upcycle": "vmoe.surgery",
+    "moefy": "vmoe.surgery",
     "analysis": "vmoe.analysis",
 }
 

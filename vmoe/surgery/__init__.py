@@ -1,6 +1,11 @@
-"""Surgery: from one model to another. Sees models and parameter trees, reads no files."""
+"""Surgery: from one model to another. Sees models and parameter trees, reads no files.
 
+``resize`` fits parameters to another config, ``upcycle`` makes a dense model sparse, ``experts``
+changes the experts of a sparse one, and ``moefy`` makes any Flax NNX model sparse.
+"""
+
+from vmoe.surgery.moefy import moefy
 from vmoe.surgery.resize import Changes, fit
 from vmoe.surgery.upcycle import upcycle
 
-__all__ = ["Changes", "fit", "upcycle"]
+__all__ = ["Changes", "fit", "moefy", "upcycle"]

@@ -1,0 +1,254 @@
+"""Sparse layers in models that are not ours; the oracle is the parent's output."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+
+import vmoe
+from tests.surgery.tiny import images, outputs, random_params
+from vmoe import models
+from vmoe.errors import UsageError
+from vmoe.nn.mlp import Mlp
+from vmoe.nn.module_moe import ModuleMoE, capture_records
+
+TOKENS = jax.random.normal(jax.random.key(0), (3, 6, 8))  # b n d
+
+
+class Perceptron(nnx.Module):
+    """``down`` precedes ``up`` in every order by name."""
+
+    def __init__(self, width: int, hidden: int, rngs: nnx.Rngs):
+        self.up = nnx.Linear(width, hidden, rngs=rngs)
+        self.down = nnx.Linear(hidden, width, rngs=rngs)
+        self.norm = nnx.LayerNorm(width, rngs=rngs)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return self.norm(self.down(nnx.gelu(self.up(x))))
+
+
+class Mixer(nnx.Module):
+    def __init__(self, tokens: int = 6, width: int = 8):
+        rngs = nnx.Rngs(0)
+        self.over_tokens = Perceptron(tokens, 10, rngs)
+        self.over_channels = nnx.List([Perceptron(width, 12, rngs) for _ in range(2)])
+        self.dropout = nnx.Dropout(0.1, rngs=rngs)
+        self.head = nnx.Linear(width, 3, use_bias=False, rngs=rngs)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        x = x + self.over_tokens(x.swapaxes(1, 2)).swapaxes(1, 2)
+        for layer in self.over_channels:
+            x = x + layer(x)
+        return self.head(x.mean(1))
+
+
+class Convolutional(nnx.Module):
+    """Depthwise and pointwise convolutions, as in ConvNeXt."""
+
+    def __init__(self) -> None:
+        rngs = nnx.Rngs(0)
+        self.depthwise = nnx.Conv(4, 4, (3, 3), feature_group_count=4, rngs=rngs)
+        self.pointwise = nnx.Conv(4, 6, (1, 1), rngs=rngs)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return nnx.relu(self.pointwise(self.depthwise(x)))
+
+
+def is_pointwise(path: tuple[Any, ...], module: nnx.Module) -> bool:
+    return isinstance(module, nnx.Conv) and path[-1] == "pointwise"
+
+
+def sparse_paths(model: nnx.Module) -> list[tuple[Any, ...]]:
+    return [path for path, part in nnx.iter_modules(model) if isinstance(part, ModuleMoE)]
+
+
+@pytest.mark.parametrize(
+    ("select", "paths"),
+    [
+        (Perceptron, {("over_tokens",), ("over_channels", 0), ("over_channels", 1)}),
+        (lambda path, module: path == ("over_channels", 1), {("over_channels", 1)}),
+        ((nnx.Linear, nnx.Conv), None),
+    ],
+)
+def test_a_mixer_with_experts_has_the_outputs_of_its_parent(select: Any, paths: Any) -> None:
+    parent = Mixer()
+    before = outputs(parent, TOKENS)
+    child = vmoe.moefy(parent, select=select, num_experts=3)
+    found = sparse_paths(child)
+    assert set(found) == paths if paths else len(found) == 7
+    assert not sparse_paths(parent)
+    np.testing.assert_allclose(outputs(child, TOKENS), before, rtol=1e-5, atol=1e-5)
+
+
+def test_a_pointwise_convolution_becomes_experts_for_its_places() -> None:
+    x = jax.random.normal(jax.random.key(1), (2, 5, 7, 4))  # b h w d
+    parent = Convolutional()
+    child = vmoe.moefy(parent, select=is_pointwise, num_experts=4, k=1)
+    assert sparse_paths(child) == [("pointwise",)]
+    assert child.pointwise.experts.kernel.shape == (4, 1, 1, 4, 6)
+    before = outputs(parent, x)
+    np.testing.assert_allclose(outputs(child, x), before, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(child(x[0]), parent(x[0]), rtol=1e-5, atol=1e-5)  # no batch axis
+
+
+def test_our_own_mlps_can_be_selected_too() -> None:
+    config = models.model_config("vit_tiny", depth=1)
+    parent = models.with_params(config, random_params(config))
+    child = vmoe.moefy(parent, select=Mlp, num_experts=2)
+    np.testing.assert_allclose(
+        outputs(child, images()), outputs(parent, images()), rtol=1e-5, atol=1e-5
+    )
+
+
+def test_experts_start_as_copies_of_the_module_and_the_rest_is_shared() -> None:
+    parent = Mixer()
+    child = vmoe.moefy(parent, select=Perceptron, num_experts=3, seed=1)
+    kernel = parent.over_tokens.up.kernel[...]
+    np.testing.assert_array_equal(child.over_tokens.experts.up.kernel[...], jnp.stack([kernel] * 3))
+    assert child.over_tokens.router.kernel.shape == (6, 3)
+    assert child.head.kernel.get_value() is parent.head.kernel.get_value()
+    routers = [child.over_channels[i].router.kernel[...] for i in range(2)]
+    assert (routers[0] != routers[1]).all()
+
+
+def test_a_layer_equals_a_loop_over_tokens_and_experts() -> None:
+    child = vmoe.moefy(nnx.Sequential(nnx.Linear(8, 5, rngs=nnx.Rngs(0))), select=nnx.Linear)
+    layer = child.layers[0]
+    noise = jax.random.normal(jax.random.key(2), layer.experts.kernel.shape)
+    layer.experts.kernel[...] += noise
+    y, record = layer.forward(TOKENS)
+    assert y.shape == (3, 6, 5) and not record.routing.dropped.any()
+    rows, kernel, bias = (
+        np.asarray(x, np.float64)
+        for x in (TOKENS.reshape(18, 8), layer.experts.kernel[...], layer.experts.bias[...])
+    )
+    logits = rows @ np.asarray(layer.router.kernel[...], np.float64)
+    for row, scores, out in zip(rows, logits, np.asarray(y).reshape(18, 5), strict=True):
+        first, second = np.argsort(-scores)[:2]
+        gates = np.exp(scores[[first, second]])
+        expected = sum(
+            gate / gates.sum() * (row @ kernel[e] + bias[e])
+            for gate, e in zip(gates, (first, second), strict=True)
+        )
+        np.testing.assert_allclose(out, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_a_capacity_factor_drops_choices() -> None:
+    child = vmoe.moefy(Mixer(), select=Perceptron, num_experts=4, capacity_factor=0.25)
+    _, record = child.over_channels[0].forward(jnp.ones((8, 6, 8)))  # all choose alike
+    assert record.routing.dropped.any()
+
+
+def test_experts_and_routers_train_with_the_auxiliary_loss_under_jit() -> None:
+    child = vmoe.moefy(Mixer(), select=Perceptron, num_experts=3)
+    graph, params, rest = nnx.split(child, nnx.Param, ...)
+    optimizer = optax.adam(1e-2)
+
+    @jax.jit
+    def step(params: nnx.State, state: Any) -> Any:
+        def loss(params: nnx.State) -> Any:
+            model = nnx.merge(graph, params, rest, copy=True)
+            logits, records = capture_records(model, TOKENS)
+            aux = sum(r.aux_loss for made in records.values() for r in made)
+            labels = jnp.array([0, 1, 2])
+            main = optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
+            return main + aux, (main, aux)
+
+        (_, losses), gradients = jax.value_and_grad(loss, has_aux=True)(params)
+        updates, state = optimizer.update(gradients, state)
+        return optax.apply_updates(params, updates), state, losses, gradients
+
+    state = optimizer.init(params)
+    params, state, (first, aux), gradients = step(params, state)
+    assert aux > 0
+    for path, gradient in nnx.to_flat_state(gradients):
+        assert jnp.isfinite(gradient[...]).all() and (gradient[...] != 0).any(), path
+    for _ in range(30):
+        params, state, (main, _), _ = step(params, state)
+    assert main < 0.5 * first
+
+
+class Shared(nnx.Module):
+    def __init__(self) -> None:
+        self.first = nnx.Linear(8, 8, rngs=nnx.Rngs(0))
+        self.second = self.first
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return self.second(nnx.relu(self.first(x)))
+
+
+def test_a_module_that_is_held_twice_becomes_one_layer() -> None:
+    child = vmoe.moefy(Shared(), select=nnx.Linear, num_experts=2)
+    assert child.first is child.second
+    np.testing.assert_allclose(outputs(child, TOKENS), Shared()(TOKENS), rtol=1e-5, atol=1e-5)
+    _, records = capture_records(child, TOKENS)
+    assert [len(made) for made in records.values()] == [2]
+
+
+class Residual(nnx.Module):
+    """Acts on any width."""
+
+    def __init__(self, *parts: nnx.Module):
+        self.parts = nnx.List(parts)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        for part in self.parts:
+            x = x + part(x)
+        return x
+
+
+class Scale(nnx.Module):
+    def __init__(self) -> None:
+        self.factor = nnx.Param(jnp.full(8, 2.0))
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return x * self.factor[...]
+
+
+def test_a_module_without_linear_layers_needs_its_width() -> None:
+    model = Residual(Scale())
+    with pytest.raises(UsageError, match=r"parts/0: this Scale .* give width"):
+        vmoe.moefy(model, select=Scale)
+    child = vmoe.moefy(model, select=Scale, width=8)
+    np.testing.assert_allclose(outputs(child, TOKENS), 3 * TOKENS, rtol=1e-5)
+
+
+def conv(*kernel: int, **fields: Any) -> nnx.Module:
+    return Residual(nnx.Conv(8, 8, kernel, rngs=nnx.Rngs(0), **fields))
+
+
+@pytest.mark.parametrize(
+    ("model", "select", "message"),
+    [
+        (conv(3, 3), nnx.Conv, r"parts/0: a convolution with kernel_size=\(3, 3\)"),
+        (conv(1, 1, strides=2), nnx.Conv, "parts/0: a convolution with strides=2"),
+        (conv(1, 1, input_dilation=2), nnx.Conv, "parts/0: a convolution with input_dilation=2"),
+        (conv(1, 1, feature_group_count=2), nnx.Conv, "feature_group_count=2"),
+        (conv(1, 1, padding=1), nnx.Conv, "parts/0: this Conv does not map rows"),
+        (
+            Residual(
+                nnx.Sequential(
+                    nnx.Linear(8, 8, rngs=nnx.Rngs(0)), nnx.BatchNorm(8, rngs=nnx.Rngs(0))
+                )
+            ),
+            nnx.Sequential,
+            r"parts/0/layers/1/(mean|var) is not a parameter",
+        ),
+        (
+            Residual(nnx.Dropout(0.1, rngs=nnx.Rngs(0))),
+            nnx.Dropout,
+            "parts/0/rngs/count is not a parameter",
+        ),
+        (Mixer(), nnx.Embed, "no module inside the Mixer matches"),
+        (Mixer(), Mixer, "no module inside the Mixer matches"),
+    ],
+)
+def test_what_cannot_be_an_expert_is_refused_by_its_path(
+    model: nnx.Module, select: Any, message: str
+) -> None:
+    with pytest.raises(UsageError, match=message):
+        vmoe.moefy(model, select=select)

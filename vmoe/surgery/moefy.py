@@ -1,0 +1,173 @@
+"""Sparse layers in any Flax NNX model: chosen modules become experts.
+
+A module that acts on the last axis (a linear layer, a 1x1 convolution, an MLP of these) is replaced
+by a sparse layer whose experts start as copies of it. The combine weights are normalised over a
+token's experts and by default there is room for every choice, so the model computes what it did
+until it is trained.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from vmoe.config import MoEConfig, TokenChoice
+from vmoe.errors import UsageError
+from vmoe.nn.keys import InitKeys
+from vmoe.nn.module_moe import ModuleMoE, on_rows
+from vmoe.surgery.params import path_name
+
+Select = type | tuple[type, ...] | Callable[[tuple[Any, ...], nnx.Module], bool]
+"""Which modules: those of a type or of some types, or those for which (path, module) is True."""
+
+
+def moefy(
+    model: nnx.Module,
+    *,
+    select: Select,
+    num_experts: int = 8,
+    k: int = 2,
+    capacity_factor: float | None = None,
+    width: int | None = None,
+    seed: int = 0,
+) -> nnx.Module:
+    """A copy of a model with a ``ModuleMoE`` in place of each selected module.
+
+    The model itself is never replaced. Selected modules inside a selected one stay part of it; a
+    module that the model holds in several places becomes one layer in all of them.
+
+    Args:
+        model: unchanged; the copy shares its arrays.
+        select: the modules to replace; paths are tuples such as ("blocks", 0, "mlp").
+        k: experts per token.
+        capacity_factor: slots of an expert = s * k * capacity_factor / e for s tokens; None for s
+            slots, with which no choice is dropped, and the layer computes e modules.
+        width: size of the last axis that selected modules act on, where it does not follow from the
+            linear layers in them.
+        seed: of the routers.
+
+    Raises:
+        UsageError: nothing is selected, or a selected module has other state than parameters,
+            contains a convolution that is not 1x1, or does not act on the last axis.
+
+    >>> model = nnx.Sequential(nnx.Linear(4, 8, rngs=nnx.Rngs(0)), nnx.relu)
+    >>> moefy(model, select=nnx.Linear, num_experts=2)(jnp.ones((3, 4))).shape
+    (3, 8)
+    """
+    config = MoEConfig(
+        num_experts=num_experts,
+        router=TokenChoice(k=k, noise_std=0.0, normalize_weights=True),
+        capacity_factor=MoEConfig.capacity_factor if capacity_factor is None else capacity_factor,
+        dropless=capacity_factor is None,
+    )
+    rngs = InitKeys(seed)
+
+    def sparse(path: tuple[Any, ...], module: nnx.Module) -> nnx.Module | None:
+        if not _selected(select, path, module):
+            return None
+        d, spatial = _signature(path_name(path), module, width)
+        return ModuleMoE(module, d, config, spatial=spatial, rngs=rngs)
+
+    copy = nnx.clone(model)
+    if not _replace(copy, (), sparse, {}):
+        raise UsageError(f"select: no module inside the {type(model).__name__} matches")
+    return copy
+
+
+def _selected(select: Select, path: tuple[Any, ...], module: nnx.Module) -> bool:
+    if isinstance(select, type | tuple):
+        return isinstance(module, select)
+    return select(path, module)
+
+
+def _replace(
+    parent: nnx.Module,
+    path: tuple[Any, ...],
+    new: Callable[[tuple[Any, ...], nnx.Module], nnx.Module | None],
+    seen: dict[int, nnx.Module],
+) -> int:
+    """Replaces modules below one, and returns how many.
+
+    Args:
+        new: the replacement of a module at a path; None to keep it.
+        seen: what became of each module so far, by its identity.
+    """
+    count = 0
+    for name, child in list(nnx.iter_children(parent)):
+        if not isinstance(child, nnx.Module):
+            continue
+        if id(child) not in seen:
+            replacement = new((*path, name), child)
+            seen[id(child)] = child if replacement is None else replacement
+            if replacement is None:
+                count += _replace(child, (*path, name), new, seen)
+        if seen[id(child)] is not child:
+            _set(parent, name, seen[id(child)])
+            count += 1
+    return count
+
+
+def _set(parent: Any, name: str | int, child: nnx.Module) -> None:
+    if isinstance(name, int):
+        parent[name] = child
+    else:
+        setattr(parent, name, child)
+
+
+def _signature(name: str, module: nnx.Module, width: int | None) -> tuple[int, int]:
+    """The width of a selected module's input, and the spatial axes that its convolutions need.
+
+    Raises:
+        UsageError: it cannot be an expert.
+    """
+    state = nnx.to_flat_state(nnx.state(module))
+    others = [path_name(path) for path, leaf in state if not isinstance(leaf, nnx.Param)]
+    if others:
+        raise UsageError(
+            f"{name}/{others[0]} is not a parameter: experts can have no other state, such as "
+            "statistics or random streams"
+        )
+    inside = [part for _, part in nnx.iter_modules(module)]
+    convolutions = [part for part in inside if isinstance(part, nnx.Conv)]
+    for convolution in convolutions:
+        _check_convolution(name, convolution)
+    spatial = max((len(part.kernel_size) for part in convolutions), default=0)
+    linear = [part for part in inside if isinstance(part, nnx.Linear | nnx.Conv)]
+    widths = dict.fromkeys(part.in_features for part in linear) if width is None else [width]
+    fit = [d for d in widths if _acts_on_last_axis(module, d, spatial)]
+    if len(fit) != 1:
+        raise UsageError(
+            f"{name}: this {type(module).__name__} does not map rows of "
+            f"{width or 'one width that its linear layers tell'} to rows; give width, or select "
+            "modules that act on the last axis"
+        )
+    return fit[0], spatial
+
+
+def _check_convolution(name: str, convolution: nnx.Conv) -> None:
+    for field in ("kernel_size", "strides", "input_dilation", "kernel_dilation"):
+        value = getattr(convolution, field)
+        sizes = (value,) if isinstance(value, int) else value or ()
+        if any(size != 1 for size in sizes):
+            raise UsageError(f"{name}: a convolution with {field}={value} mixes places, use 1x1")
+    if convolution.feature_group_count != 1:
+        raise UsageError(
+            f"{name}: a convolution with feature_group_count={convolution.feature_group_count} is "
+            "not linear in all channels, use 1"
+        )
+
+
+def _acts_on_last_axis(module: nnx.Module, width: int, spatial: int) -> bool:
+    """Whether the module maps rows (r, width) to rows (r, x), for more than one r."""
+    graph, state = nnx.split(module)
+    for r in (2, 3):
+        rows = jax.ShapeDtypeStruct((r, width), jnp.float32)
+        try:
+            out = jax.eval_shape(lambda s, x: on_rows(nnx.merge(graph, s), x, spatial), state, rows)
+        except (TypeError, ValueError):
+            return False
+        if out.ndim != 2 or len(out) != r:
+            return False
+    return True
