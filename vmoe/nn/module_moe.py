@@ -83,8 +83,8 @@ def capture_records(
 ) -> tuple[Any, dict[tuple[str | int, ...], tuple[Record, ...]]]:
     """``model(*args, **kwargs)``, and the records of its ModuleMoE layers by path, one per call.
 
-    Their auxiliary losses can be added to the loss. Works inside ``jax.jit`` and ``jax.grad``,
-    where unused parts of the records are not computed.
+    Their auxiliary losses can be added to the loss. Works inside ``jax.jit`` and ``jax.grad`` with
+    a model that is merged there; unused parts of the records are then not computed.
     """
     layers = [path for path, part in nnx.iter_modules(model) if isinstance(part, ModuleMoE)]
     run = nnx.capture(model, nnx.Intermediate, method_outputs=nnx.Intermediate)
