@@ -102,7 +102,8 @@ def test_a_new_run_starts_from_the_parameters_of_another(tiny_run: Path, tmp_pat
     shutil.rmtree(workdir / "checkpoints")
     for options, message in [
         (["--init", tiny_run], f"its run began from {source}, not from {tiny_run}"),
-        (["--model.width", "32"], "in the model of this run; use the same model"),
+        (["--init", source, "--init-new-head"], f"not from {source} (new_head)"),
+        (["--model.width", "32"], "the parameters do not fit the model: "),
     ]:
         result = vmoe(*arguments, *options)
         assert result.returncode == 2 and message in result.stderr, result.stderr
@@ -146,6 +147,33 @@ def test_where_experts_choose_tokens_without_an_expert_are_reported_and_no_drops
     assert "block1/unprocessed" in row and "block1/dropped" not in row
     result = vmoe("evaluate", "--checkpoint", expert_choice_run)
     assert "tokens without an expert" in result.stdout and "dropped" not in result.stdout
+
+
+def test_a_run_starts_from_weights_of_timm_with_a_new_head_and_other_positions(
+    tmp_path: Path,
+) -> None:
+    source = Path(__file__).parent / "golden" / "weights" / "timm_vit"
+    arguments = ["train", "--config", TINY, "--workdir", tmp_path / "run", "--steps", "2"]
+    arguments += ["--optim.warmup-steps", "1", "--init", source, "--model.patch-size", "4"]
+    arguments += ["--model.width", "24", "--model.mlp-dim", "48", "--model.num-heads", "3"]
+    arguments += ["--model.num-classes", "11"]
+    dense = [*arguments, "--model.sparse-blocks"]
+    result = vmoe(*dense)
+    assert result.returncode == 2 and "model.gelu=tanh: the parameters were trained with erf" in (
+        result.stderr
+    )
+    result = vmoe(*dense, "--model.gelu", "erf")
+    assert result.returncode == 0, result.stderr
+    lines = result.stderr.splitlines()
+    assert f"starting from {source}: 37 parameters loaded" in lines
+    assert "2 new: head/classes/bias, head/classes/kernel" in lines
+    assert "2 dropped: head/classes/bias, head/classes/kernel" in lines
+    assert "1 resized: positions/embedding" in lines
+    result = vmoe(*arguments, "--model.gelu", "erf", "--workdir", tmp_path / "sparse")
+    assert result.returncode == 2
+    assert (
+        "blocks/1/mlp/experts/" in result.stderr and "or allow this with partial" in result.stderr
+    )
 
 
 def test_the_version_is_printed() -> None:

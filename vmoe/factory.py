@@ -1,6 +1,7 @@
 """Create models by name and load trained ones: ``create_model``, ``list_models``, ``load``."""
 
 import dataclasses
+import fnmatch
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -9,15 +10,16 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, UInt8
 
-from vmoe import models
+from vmoe import models, zoo
 from vmoe.checkpoints import Origin, read
 from vmoe.config import RoutingOverrides, TrainConfig, replace
 from vmoe.config.preprocessing import Preprocessing
 from vmoe.data.crops import resize_and_crop, to_float
 from vmoe.data.decode import read_image
-from vmoe.errors import UsageError
-from vmoe.models import create_model, list_models
+from vmoe.errors import UsageError, unknown
 from vmoe.nn.vit import ViT
+from vmoe.surgery import fit
+from vmoe.surgery.resize import FIXED
 
 __all__ = ["Loaded", "Origin", "create_model", "list_models", "load"]
 
@@ -68,6 +70,52 @@ def _pixels(image: Image, i: int) -> UInt8[np.ndarray, "h w 3"]:
             f"images[{i}] is {array.dtype}{list(array.shape)}: give a path, or pixels uint8[h w 3]"
         )
     return array
+
+
+def create_model(
+    name: str, *, pretrained: bool | str | Path = False, seed: int = 0, **overrides: Any
+) -> ViT:
+    """A model by name, newly initialised or with trained parameters.
+
+    Args:
+        name: one of ``list_models()``; with ``pretrained=True`` also with a tag, as in
+            ``list_models(pretrained=True)``.
+        pretrained: True for the weights of that name; or a path, as for ``load``. Positions are
+            resampled for another ``image_size``; for another ``num_classes``, or other
+            ``pre_logits``, the head is new.
+        seed: of the new parameters.
+        overrides: fields of ViTConfig; a dict changes fields of a nested config.
+
+    Raises:
+        UsageError: no such model, field or weights, or the weights do not fit the model.
+        Failure: the weights are corrupt.
+    """
+    if pretrained is False:
+        return models.create_model(name, seed=seed, **overrides)
+    entry = zoo.find(name) if pretrained is True else None
+    if pretrained is True and entry is None:
+        raise UsageError(unknown("no model", name, list_models(pretrained=True)))
+    stored = read(entry.name if entry else str(pretrained))
+    given = (
+        dict(entry.fields) if entry else {field: getattr(stored.config, field) for field in FIXED}
+    )
+    config = models.model_config(name.partition(".")[0], **given | overrides)
+    params, _ = fit(stored.config, stored.params, config, seed=seed)
+    return models.with_params(config, _to_device(params))
+
+
+def list_models(pattern: str = "*", *, pretrained: bool = False) -> list[str]:
+    """The names of models that match a pattern with wildcards, sorted.
+
+    Args:
+        pretrained: list the names of trained weights, MODEL.TAG.
+
+    >>> list_models("vmoe_b16*", pretrained=True)
+    ['vmoe_b16_every2_e8.in21k_strong', 'vmoe_b16_every2_e8.in21k_strong_ft_in1k_384']
+    """
+    if not pretrained:
+        return models.list_models(pattern)
+    return sorted(fnmatch.filter([entry.name for entry in zoo.ENTRIES], pattern))
 
 
 def _to_device(params: dict[Any, Any]) -> dict[Any, Any]:

@@ -129,7 +129,8 @@ def test_a_new_head_can_be_asked_for() -> None:
         (dict(sparse_blocks=()), "blocks/1/mlp/.* would be new, blocks/1/mlp/experts/.* dropped"),
         (dict(depth=3), "blocks/2/.* would be new, none would be dropped"),
         (dict(depth=1, sparse_blocks=()), "none would be new, blocks/1/.* would be dropped"),
-        (dict(pooling="mean"), "none would be new, class_token would be dropped"),
+        (dict(pooling="mean"), "model.pooling=mean: the parameters were trained with class_token"),
+        (dict(gelu="erf"), "model.gelu=erf: the parameters were trained with tanh"),
         (dict(width=24), "would be new, .* would be dropped"),
     ],
 )

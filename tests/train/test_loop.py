@@ -24,9 +24,9 @@ from vmoe.data.sources import Source, open_source
 from vmoe.errors import UsageError
 from vmoe.evaluate import evaluate
 from vmoe.sharding import ONE_DEVICE
-from vmoe.train.init import read_source
+from vmoe.train.init import InitFrom, read_source
 from vmoe.train.loop import train
-from vmoe.train.state import abstract_state, init_state
+from vmoe.train.state import init_state
 from vmoe.workdir.layout import steps_of
 
 
@@ -197,7 +197,7 @@ def test_a_loaded_checkpoint_has_the_accuracy_that_the_run_reported(run: Path) -
 def test_a_run_that_starts_from_another_starts_its_moving_average_from_it_too(
     run: Path, config: TrainConfig, tmp_path: Path
 ) -> None:
-    initial = read_source(run, tmp_path / "new", abstract_state(config).params)
+    initial = read_source(InitFrom(str(run)), tmp_path / "new", config.model)
     assert initial is not None and initial.record["weights"] == "ema"
     state = initial.apply(init_state(config), ONE_DEVICE)
     expected = nnx.to_pure_dict(nnx.state(vmoe.load(run).model, nnx.Param))

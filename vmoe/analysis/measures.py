@@ -57,6 +57,12 @@ def expert_use(record: Record, b: int, devices: int = 1) -> Float[Array, "b e"]:
     return per_image / jnp.maximum(per_image.sum(-1, keepdims=True), 1e-9)
 
 
+def choices_per_expert(routing: Routing) -> Float[Array, "e"]:
+    """The number of choices of each expert, before any is dropped."""
+    e = routing.choices.shape[1]  # also the index that means no expert
+    return jnp.zeros(e + 1).at[routing.experts].add(1)[:e]
+
+
 def block_measures(record: Record) -> dict[str, Array]:
     """How evenly one sparse block used its experts, over all real tokens.
 
@@ -74,9 +80,7 @@ def block_measures(record: Record) -> dict[str, Array]:
     importance = jnp.where(real, record.gates, 0.0).sum((0, 1)) / tokens
     choices, dropped = choices_and_drops({0: record})
     if isinstance(record.routing, Routing):
-        e = record.gates.shape[-1]  # also the index that means no expert
-        counts = jnp.zeros(e + 1).at[record.routing.experts].add(1)
-        load = counts[:e] / jnp.maximum(choices, 1)
+        load = choices_per_expert(record.routing) / jnp.maximum(choices, 1)
     else:
         load = importance
     entropy = -jnp.where(real, jax.scipy.special.xlogy(record.gates, record.gates), 0.0).sum()

@@ -10,7 +10,7 @@ from typing import Literal, NamedTuple, get_args
 
 from flax import nnx
 
-from vmoe import models
+from vmoe import models, zoo
 from vmoe.checkpoints import folder, released, vit_npz, weights
 from vmoe.checkpoints.assemble import assemble
 from vmoe.checkpoints.restore import CorruptCheckpoint, find, is_run, restore
@@ -35,15 +35,15 @@ def read(path: str | Path, *, use_ema: bool = True) -> StoredModel:
 
     Args:
         path: a run folder, or ``checkpoints/STEP``, ``checkpoints/best`` or ``checkpoints/last``
-            in one; a folder with .safetensors files and config.json; a .npz file of a ViT; or the
-            prefix of a checkpoint of the V-MoE authors.
+            in one; a folder with .safetensors files and config.json; a .npz file of a ViT; the
+            prefix of a checkpoint of the V-MoE authors; or a name, see ``vmoe.zoo``.
         use_ema: read the moving average of the parameters, if the run has one.
 
     Raises:
         UsageError: there is no trained model at the path, or one that cannot be represented.
         Failure: the files, or all checkpoints that the path names, are corrupt.
     """
-    path = Path(path)
+    path = Path(zoo.address(str(path)))
     opened = open_weights(path)
     if opened is None:
         return _read_run(path, use_ema)

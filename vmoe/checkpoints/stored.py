@@ -1,11 +1,18 @@
 """What a reader returns: a trained model as arrays, and where it comes from."""
 
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
+import jax
+import jax.numpy as jnp
+
+from vmoe import models
 from vmoe.config import TrainConfig, ViTConfig
 from vmoe.config.evaluation import Weights
 from vmoe.config.preprocessing import Preprocessing
+
+if TYPE_CHECKING:
+    from vmoe.nn.vit import ViT
 
 Format = Literal["run", "vmoe", "published", "npz", "timm", "hugging_face"]
 """A run folder; our safetensors; the V-MoE authors' checkpoints; the others' ViTs."""
@@ -65,3 +72,7 @@ class StoredModel(NamedTuple):
     step: int | None
     origin: Origin
     train_config: TrainConfig | None = None
+
+    def model(self) -> "ViT":
+        """The model with these parameters, on the default device."""
+        return models.with_params(self.config, jax.tree.map(jnp.asarray, self.params))

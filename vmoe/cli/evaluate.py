@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vmoe.cli.arguments import parse
+from vmoe.cli.data import open_data
 from vmoe.cli.printing import print_json, print_table, progress
-from vmoe.config import DataConfig, RoutingOverrides
-from vmoe.errors import UsageError, one_line
+from vmoe.config import RoutingOverrides
+from vmoe.errors import one_line
 
 if TYPE_CHECKING:
-    from vmoe.data.sources import Source
     from vmoe.evaluate import Evaluation
     from vmoe.factory import Loaded
 
@@ -55,8 +55,7 @@ def run(argv: Sequence[str]) -> None:
     if args.csv:
         check_file(args.csv)
     loaded = load(args.checkpoint, routing=args.routing, use_ema=args.use_ema)
-    reading = loaded.train_config.data if loaded.train_config else DataConfig()
-    source = _open_source(args.data, loaded, reading)
+    source, replace = open_data(args.data, loaded)
     left_out = Unreadable("left out")
     with progress(source.name, -(-len(source) // max(args.batch_size, 1))) as advance:
         evaluation = evaluate(
@@ -66,7 +65,7 @@ def run(argv: Sequence[str]) -> None:
             image_size=args.image_size,
             preprocessing=loaded.preprocessing,
             on_batch=advance,
-            on_unreadable=left_out.add if reading.on_error == "replace" else None,
+            on_unreadable=left_out.add if replace else None,
         )
     if args.csv:
         append_row(args.csv, loaded, evaluation)
@@ -76,23 +75,6 @@ def run(argv: Sequence[str]) -> None:
         print_json(_as_json(args, loaded, evaluation))
     else:
         _print(args, loaded, evaluation)
-
-
-def _open_source(data: str, loaded: "Loaded", reading: DataConfig) -> "Source":
-    """The split that ``--data`` names, with the classes of the model.
-
-    Args:
-        reading: how its images are checked.
-    """
-    from vmoe.data.sources import name_and_split, open_source, relabel
-
-    if not data:
-        if loaded.train_config is None:
-            raise UsageError("--data is missing: the checkpoint does not name its training data")
-        data = loaded.train_config.data.name
-    name, split = name_and_split(data)
-    source = open_source(name, split or "test", check=reading.check, on_error=reading.on_error)
-    return relabel(source, loaded.class_names)
 
 
 def _as_json(args: EvaluateArgs, loaded: "Loaded", evaluation: "Evaluation") -> dict[str, Any]:

@@ -23,6 +23,8 @@ COMMANDS = {  # each a module of this package with a function ``run``
     "predict": "classify image files, and show the experts used",
     "convert": "write a trained model in another format",
     "inspect": "list what a file of weights holds",
+    "upcycle": "turn a dense model into a sparse one",
+    "prune": "remove experts, and measure the accuracy before and after",
     "models": "list the named models, their parameters and FLOPs",
     "summary": "show the parameters and FLOPs of one model",
     "config": "print the config of a run as JSON",

@@ -14,9 +14,13 @@ class TrainArgs(RunArgs):
 
     workdir: Path
     """Run folder: config, metrics, checkpoints."""
-    init: Path | None = None
-    """Trained model whose parameters a new run starts from: a run folder, or checkpoints/STEP,
-    checkpoints/best or checkpoints/last in one."""
+    init: str = ""
+    """Trained model whose parameters a new run starts from, as for `vmoe evaluate --checkpoint`.
+    The head is new if the number of classes differs; positions are resampled."""
+    init_new_head: bool = False
+    """Start with a new head even if the number of classes is the same."""
+    init_partial: bool = False
+    """Accept that other parameters are new, or dropped; all are reported."""
     mesh: str = ""
     """Devices per mesh axis, such as data=4,expert=8: experts are sharded over the expert axis and
     replicated over the data axis. If empty, chosen to fit the model and the devices."""
@@ -36,15 +40,17 @@ def run(argv: Sequence[str]) -> None:
     """Trains a model, and prints the final evaluations."""
     args = parse_with_config(TrainArgs, "train", argv)
     from vmoe import distributed
+    from vmoe.train.init import InitFrom
     from vmoe.train.loop import train
 
+    init = InitFrom(args.init, args.init_new_head, args.init_partial) if args.init else None
     if args.distributed:
         distributed.initialize()
     with distributed.abort_on_error():
         evaluations = train(
             args.run,
             args.workdir,
-            init=args.init,
+            init=init,
             mesh=args.mesh,
             fsdp=args.fsdp,
             on_nan=args.on_nan,

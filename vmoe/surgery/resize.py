@@ -21,6 +21,9 @@ Method = Literal["aligned_corners", "half_pixel"]
 the same place, as in V-MoE's published fine-tuning, or with their outer edges there, as images are
 usually resized."""
 
+FIXED = ("gelu", "norm_epsilon", "fc_norm", "pooling", "positions")
+"""Fields of the config that parameters are trained for, and that their shapes do not tell."""
+
 POSITIONS: Path = ("positions", "embedding")
 CLASSES: Path = ("head", "classes")
 
@@ -75,8 +78,14 @@ def fit(
 
     Raises:
         UsageError: parameters would be new or dropped that neither the target nor ``partial``
-            allows.
+            allows; or the two configs differ in a field of ``FIXED``.
     """
+    for field in FIXED if partial is not True else ():
+        ours, theirs = getattr(target, field), getattr(config, field)
+        if ours != theirs:
+            raise UsageError(
+                f"model.{field}={ours}: the parameters were trained with {theirs}; use that"
+            )
     given = by_path(params)
     wanted = shapes(target)
     other_head = new_head or any(

@@ -16,7 +16,8 @@ import jax.numpy as jnp
 from vmoe import models
 from vmoe.config import MoEConfig, TokenChoice, ViTConfig, replace
 from vmoe.config.fields import require
-from vmoe.nn.vit import ViT, num_tokens
+from vmoe.nn.patches import num_tokens
+from vmoe.nn.vit import ViT
 from vmoe.surgery.params import (
     Params,
     by_path,

@@ -1,21 +1,41 @@
-"""The first parameters of a run, if they come from another run instead of the seed."""
+"""The first parameters of a run, if they come from a trained model instead of the seed."""
 
 import hashlib
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
+from vmoe import zoo
 from vmoe.checkpoints import read
-from vmoe.checkpoints.checksums import by_name, checksums
+from vmoe.checkpoints.checksums import checksums
 from vmoe.checkpoints.restore import has_checkpoint
-from vmoe.errors import UsageError
+from vmoe.config import ViTConfig
+from vmoe.errors import UsageError, listed
 from vmoe.sharding import Placement
+from vmoe.surgery import Changes, fit
 from vmoe.train.optim import Params
 from vmoe.train.state import State
 from vmoe.workdir.layout import CHECKPOINTS, has_config, read_init
+
+NAMED = 5  # parameters in a message
+
+
+class InitFrom(NamedTuple):
+    """A trained model that a run starts from.
+
+    Attributes:
+        path: as for ``vmoe.load``.
+        new_head: make the head new, as is done for another number of classes.
+        partial: accept that other parameters are new, or dropped.
+    """
+
+    path: str
+    new_head: bool = False
+    partial: bool = False
 
 
 class Init(NamedTuple):
@@ -24,10 +44,12 @@ class Init(NamedTuple):
     Attributes:
         params: as nested dicts, on the host.
         record: where they come from, with a checksum; kept in the run folder.
+        changes: what is loaded, new, dropped and resized.
     """
 
     params: Params
     record: dict[str, Any]
+    changes: Changes
 
     def apply(self, state: State, placement: Placement) -> State:
         """A first state with these parameters, which are also the start of the moving average."""
@@ -37,58 +59,84 @@ class Init(NamedTuple):
         return state._replace(params=params, ema=ema)
 
 
-def read_source(source: Path | None, workdir: Path, shapes: Params) -> Init | None:
+def read_source(source: InitFrom | None, workdir: Path, config: ViTConfig) -> Init | None:
     """The parameters that a run starts from; None if it starts from random ones or a checkpoint.
 
     A run that was killed before its first checkpoint starts from the recorded source again.
 
     Args:
-        source: a trained model, see ``vmoe.checkpoints.read``.
         workdir: the run folder.
-        shapes: of the parameters of the new run.
+        config: of the model of the new run.
 
     Raises:
-        UsageError: there is no trained model, its parameters have other names or shapes, or they
-            have changed since the run began; or the run began from another source.
+        UsageError: there is no trained model, its parameters do not fit the model or have changed
+            since the run began; or the run began from another source.
     """
     recorded = None
+    if source is not None:
+        source = source._replace(path=_absolute(source.path))
     if has_config(workdir):
         recorded = read_init(workdir)
-        began = None if recorded is None else Path(recorded["path"])
-        if source is not None and source.absolute() != began:
+        began = None
+        if recorded is not None:
+            began = InitFrom(*(recorded[name] for name in InitFrom._fields))
+        if source is not None and source != began:
             raise UsageError(
-                f"workdir {workdir}: its run began from {began or 'random parameters'}, not from "
-                f"{source}: use another workdir"
+                f"workdir {workdir}: its run began from {_text(began)}, not from {_text(source)}: "
+                "use another workdir"
             )
         source = began
         if has_checkpoint(workdir):
             return None
     if source is None:
         return None
-    # The source may have been trained further since.
-    step = source / CHECKPOINTS / str(recorded["step"]) if recorded is not None else source
-    stored = read(step if step.is_dir() else source)
-    _check_shapes(source, stored.params, shapes)
-    names = json.dumps(checksums(stored.params, local=True), sort_keys=True)
-    checksum = hashlib.sha256(names.encode()).hexdigest()
+    # The source may be a run that was trained further since.
+    step = Path(source.path, CHECKPOINTS, str(recorded["step"])) if recorded is not None else None
+    stored = read(step if step is not None and step.is_dir() else source.path)
+    checksum = _checksum(stored.params)
     if recorded is not None and recorded["checksum"] != checksum:
         raise UsageError(
-            f"{source}: its parameters have changed since the run in {workdir} began; restore "
+            f"{source.path}: its parameters have changed since the run in {workdir} began; restore "
             "them, or use another workdir"
         )
-    record = {"path": str(source.absolute()), "step": stored.step, "checksum": checksum}
-    return Init(jax.device_get(stored.params), record | {"weights": stored.origin.weights})
+    try:
+        params, changes = fit(
+            stored.config,
+            stored.params,
+            config,
+            new_head=source.new_head,
+            partial=source.partial,
+        )
+    except UsageError as error:
+        raise UsageError(f"init={source.path}: {error}") from None
+    record = source._asdict() | {"step": stored.step, "checksum": checksum}
+    record |= {"weights": stored.origin.weights}
+    return Init(jax.device_get(params), record, changes)
 
 
-def _check_shapes(source: Path, params: Params, shapes: Params) -> None:
-    theirs, ours = (
-        {name: f"{leaf.dtype}{list(leaf.shape)}" for name, leaf in by_name(tree).items()}
-        for tree in (params, shapes)
-    )
-    for name in ours | theirs:
-        if ours.get(name) != theirs.get(name):
-            there, here = theirs.get(name, "missing"), ours.get(name, "missing")
-            raise UsageError(
-                f"init={source}: parameter {name} is {there} there and {here} in the model of this "
-                "run; use the same model"
-            )
+def _absolute(path: str) -> str:
+    """A path that means the same in another working directory; names and addresses do anyway."""
+    return path if "://" in path or zoo.address(path) != path else str(Path(path).absolute())
+
+
+def _text(source: InitFrom | None) -> str:
+    if source is None:
+        return "random parameters"
+    options = [name for name in ("new_head", "partial") if getattr(source, name)]
+    return f"{source.path} ({', '.join(options)})" if options else source.path
+
+
+def _checksum(params: Params) -> str:
+    names = json.dumps(checksums(params, local=True), sort_keys=True)
+    return hashlib.sha256(names.encode()).hexdigest()
+
+
+def messages(init: Init) -> Iterator[str]:
+    """Lines about the source, and about parameters that are not simply loaded."""
+    record, changes = init.record, init.changes
+    average = " (moving average)" if record["weights"] == "ema" else ""
+    step = "" if record["step"] is None else f", step {record['step']}"
+    yield f"starting from {record['path']}{step}{average}: {len(changes.loaded)} parameters loaded"
+    for name in ("new", "dropped", "resized"):
+        if paths := getattr(changes, name):
+            yield f"{len(paths)} {name}: {listed(paths, NAMED)}"

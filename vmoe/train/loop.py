@@ -19,6 +19,7 @@ from vmoe.config import TrainConfig
 from vmoe.data.pipeline import READ_AHEAD, Batch
 from vmoe.errors import Failure, Stopped, UsageError
 from vmoe.evaluate import NamedEvaluation, evaluate
+from vmoe.train.init import InitFrom
 from vmoe.train.setup import Run, setup
 from vmoe.train.state import (
     State,
@@ -35,7 +36,7 @@ def train(
     config: TrainConfig,
     workdir: str | Path,
     *,
-    init: str | Path | None = None,
+    init: str | Path | InitFrom | None = None,
     mesh: str = "",
     fsdp: bool = False,
     on_nan: Literal["stop", "rewind"] = "stop",
@@ -48,7 +49,8 @@ def train(
     extends a run.
 
     Args:
-        init: a trained model whose parameters a new run starts from; see ``vmoe.load``.
+        init: a trained model whose parameters a new run starts from; see ``vmoe.load``. The head
+            is new if the number of classes differs, and positions are resampled.
         mesh: devices per axis, "data=4,expert=8": a batch is sharded over all of them, the experts
             over the second axis; derived from the model and the devices if empty.
         fsdp: also shard large dense parameters and optimiser state over "data".
@@ -62,7 +64,7 @@ def train(
         Failure: the loss is not finite, the disk is full, or no checkpoint is valid.
         Stopped: SIGINT or SIGTERM was received; a checkpoint is saved, unless no step was taken.
     """
-    source = None if init is None else Path(init)
+    source = InitFrom(str(init)) if isinstance(init, str | Path) else init
     with setup(config, Path(workdir), init=source, mesh=mesh, fsdp=fsdp) as run:
         state = _restore_or_init(run)
         while True:

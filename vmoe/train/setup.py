@@ -29,7 +29,7 @@ from vmoe.mesh import place
 from vmoe.sharding import Placement
 from vmoe.signals import Signals
 from vmoe.train.environment import differences, environment
-from vmoe.train.init import Init, read_source
+from vmoe.train.init import Init, InitFrom, messages, read_source
 from vmoe.train.optim import schedule
 from vmoe.train.report import NullReport, Report, make_report
 from vmoe.train.state import State, abstract_state
@@ -75,7 +75,7 @@ def setup(
     config: TrainConfig,
     workdir: Path,
     *,
-    init: Path | None = None,
+    init: InitFrom | None = None,
     mesh: str = "",
     fsdp: bool = False,
 ) -> Iterator[Run]:
@@ -105,10 +105,10 @@ def setup(
     jax.eval_shape(train_step, shapes, first)
     for each in config.evaluations:
         _check_evaluation(each, config, placement)
-    initial = read_source(init, workdir, shapes.params)
+    initial = read_source(init, workdir, config.model)
     with lock_workdir(workdir), Signals() as signals:
         now = environment(source, evaluations, placement)
-        messages, extended = _open_workdir(workdir, config, source.class_names, now, initial)
+        changed, extended = _open_workdir(workdir, config, source.class_names, now, initial)
         with (
             Checkpoints(
                 workdir, every=config.checkpoint_every, keep_latest=config.keep_latest
@@ -118,7 +118,7 @@ def setup(
         ):
             for message in [
                 *_notes(config, placement, source, evaluations, initial),
-                *messages,
+                *changed,
             ]:
                 report.log(message)
             if not distributed.is_single_process():
@@ -167,8 +167,8 @@ def _open_workdir(
         if has_config(workdir):
             steps = check_same_run(workdir, config, class_names)
             changes = differences(read_environment(workdir), now)
-            messages = [f"{workdir}: {line}" for line in changes]
-            return [*messages, *_extension(config, steps)], steps is not None
+            lines = [f"{workdir}: {line}" for line in changes]
+            return [*lines, *_extension(config, steps)], steps is not None
         if left := files_of_a_run(workdir):
             raise UsageError(
                 f"workdir {workdir}: it has {left[0]} but no config.json, so its run is unknown: "
@@ -223,8 +223,7 @@ def _notes(
         f"({config.model.num_classes} logits), resized to {size} px; {sets}"
     )
     if initial is not None:
-        average = " (moving average)" if initial.record["weights"] == "ema" else ""
-        yield f"starting from {initial.record['path']}, step {initial.record['step']}{average}"
+        yield from messages(initial)
     if placement.mesh is not None:
         share = config.batch_size // placement.devices
         yield (

@@ -7,6 +7,7 @@ used; their figures are their authors'.
 
 import math
 from collections.abc import Mapping
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -125,3 +126,15 @@ def find(name: str) -> Entry | None:
     if tag not in tags:
         raise UsageError(unknown(f"{model} has no weights with tag", tag, list(tags)))
     return tags[tag]
+
+
+def address(path: str) -> str:
+    """The address of trained weights by name; any other path is returned unchanged.
+
+    Raises:
+        UsageError: the model has no such tag, or no trained weights at all.
+    """
+    if Path(path).exists():
+        return path
+    entry = find(path)
+    return path if entry is None else entry.address

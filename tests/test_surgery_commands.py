@@ -1,0 +1,104 @@
+"""``vmoe upcycle`` and ``vmoe prune`` on trained models, and training from what they write."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import vmoe as library
+from tests.command import TINY, vmoe
+from vmoe.data.sources import open_source
+from vmoe.evaluate.loads import expert_loads
+
+
+@pytest.fixture(scope="module")
+def dense_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    workdir = tmp_path_factory.mktemp("dense") / "run"
+    result = vmoe(
+        *("train", "--config", TINY, "--workdir", workdir, "--steps", "60"),
+        *("--model.depth", "2", "--model.sparse-blocks"),
+    )
+    assert result.returncode == 0, result.stderr
+    return workdir
+
+
+def accuracy(checkpoint: Path) -> float:
+    result = vmoe("evaluate", "--checkpoint", checkpoint, "--data", "digits:validation", "--json")
+    return json.loads(result.stdout)["accuracy"]
+
+
+def test_an_upcycled_model_has_its_parents_logits_and_can_be_trained_on(
+    dense_run: Path, tmp_path: Path
+) -> None:
+    result = vmoe("upcycle", dense_run, tmp_path / "sparse", "--num-experts", "4")
+    assert result.returncode == 0, result.stderr
+    assert f"its logits are those of {dense_run}, up to rounding" in result.stdout
+    images = np.random.default_rng(0).uniform(-1, 1, (5, 8, 8, 3)).astype(np.float32)
+    dense, sparse = (library.load(path) for path in (dense_run, tmp_path / "sparse"))
+    np.testing.assert_allclose(dense.model(images), sparse.model(images), atol=1e-5)
+    assert accuracy(tmp_path / "sparse") == accuracy(dense_run) > 0.3
+    result = vmoe(
+        *("train", "--config", TINY, "--workdir", tmp_path / "run", "--steps", "3"),
+        *("--optim.warmup-steps", "1", "--init", tmp_path / "sparse"),
+        *("--model.moe.router.normalize-weights", "True", "--model.moe.dropless", "True"),
+    )
+    assert result.returncode == 0, result.stderr
+    assert "step 60: 24 parameters loaded" in result.stderr
+
+
+def test_upcycling_says_why_logits_change(dense_run: Path, tmp_path: Path) -> None:
+    options = ["--no-normalize-weights", "--capacity-factor", "1.0", "--noise-std", "0.1"]
+    result = vmoe("upcycle", dense_run, tmp_path / "x", "--blocks", "0,1", *options)
+    assert result.returncode == 0, result.stderr
+    for reason in ("are not normalised", "beyond the capacity are dropped", "noise is added"):
+        assert reason in result.stdout
+    again = vmoe("upcycle", tmp_path / "x", tmp_path / "y")
+    assert again.returncode == 2 and "is sparse already" in again.stderr
+
+
+def test_pruning_reports_the_accuracy_before_and_after(tiny_run: Path, tmp_path: Path) -> None:
+    result = vmoe("prune", tiny_run, tmp_path / "two", "--num-experts", "2", "--json")
+    assert result.returncode == 0, result.stderr
+    report = json.loads(result.stdout)
+    assert report["data"] == "digits:validation"
+    assert report["before"]["accuracy"] == accuracy(tiny_run)
+    assert report["after"]["accuracy"] == accuracy(tmp_path / "two")
+    assert (report["before"]["experts"], report["after"]["experts"]) == ("4", "2")
+    loaded = library.load(tiny_run)
+    source = open_source("digits", "validation")
+    (loads,) = expert_loads(loaded.model, source, loaded.preprocessing).values()
+    assert loads.sum() == 2 * 5 * len(source)  # two choices of each of five tokens
+    columns = np.sort(np.argsort(-loads, kind="stable")[:2])
+    kernel = loaded.model.blocks[1].mlp.router.kernel[...]
+    pruned = library.load(tmp_path / "two").model.blocks[1].mlp.router.kernel[...]
+    np.testing.assert_array_equal(pruned, kernel[:, columns])
+
+
+def test_the_other_rules_prune_and_experts_become_one_mlp(tiny_run: Path, tmp_path: Path) -> None:
+    for options in (
+        ["--num-experts", "3", "--rule", "random"],
+        ["--num-experts", "2", "--rule", "router_norm", "--before", tiny_run],
+        ["--num-experts", "0", "--rule", "average"],
+    ):
+        result = vmoe("prune", tiny_run, tmp_path / str(options[3]), *options)
+        assert result.returncode == 0, result.stderr
+        assert "after" in result.stdout and " of 180" in result.stdout
+    assert library.load(tmp_path / "average").model.config.sparse_blocks == ()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--num-experts", "1"], "k=2"),
+        (["--num-experts", "9"], "cannot keep 9 of 4 experts"),
+        (["--num-experts", "2", "--rule", "router_norm"], "--before and --rule router_norm need"),
+        (["--num-experts", "2", "--rule", "average"], "--num-experts 0 and --rule average need"),
+    ],
+)
+def test_pruning_that_is_impossible_is_refused_and_writes_nothing(
+    options: list[str], message: str, tiny_run: Path, tmp_path: Path
+) -> None:
+    result = vmoe("prune", tiny_run, tmp_path / "x", *options)
+    assert result.returncode == 2 and message in result.stderr, result.stderr
+    assert result.stderr.count("\n") == 1 and not (tmp_path / "x").exists()

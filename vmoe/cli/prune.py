@@ -1,0 +1,125 @@
+"""``vmoe prune``."""
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import tyro
+
+from vmoe.cli.arguments import parse
+from vmoe.cli.data import open_data
+from vmoe.cli.printing import print_json, print_table
+from vmoe.errors import UsageError
+
+if TYPE_CHECKING:
+    from vmoe.checkpoints import StoredModel
+    from vmoe.data.sources import Source
+    from vmoe.surgery.experts import Selection
+
+
+@dataclasses.dataclass(frozen=True)
+class PruneArgs:
+    """Remove experts of a trained model, and measure its accuracy before and after."""
+
+    source: tyro.conf.Positional[Path]
+    """Trained sparse model, as for `vmoe evaluate --checkpoint`."""
+    destination: tyro.conf.Positional[Path]
+    """New folder of weights."""
+    num_experts: int
+    """Experts that every sparse block keeps; with the rule average, 0: the model becomes dense."""
+    rule: Literal["load", "random", "router_norm", "average"] = "load"
+    """Which experts are kept: those chosen most often on the data; random ones; those whose router
+    vectors grew most in norm since --before (arXiv 2405.16646). Or average: the mean of all experts
+    becomes a dense MLP."""
+    before: Path | None = None
+    """For router_norm: the same model before fine-tuning."""
+    k: int | None = None
+    """Experts per token afterwards; needed if there are fewer experts than k."""
+    data: str = ""
+    """NAME[:SPLIT] for loads and accuracy; the data set of the run if empty, its validation split
+    if no split is named."""
+    batch_size: int = 256
+    seed: int = 0
+    """Of the rule random."""
+    use_ema: bool = True
+    """Use the moving average of the parameters, if the run has one."""
+    json: bool = False
+    """Print one JSON object and nothing else."""
+
+
+def run(argv: Sequence[str]) -> None:
+    """Reads a sparse model, removes experts, and writes it."""
+    args = parse(PruneArgs, "prune", argv)
+    if (args.rule == "router_norm") != (args.before is not None):
+        raise UsageError("--before and --rule router_norm need each other")
+    if (args.rule == "average") != (args.num_experts == 0):
+        raise UsageError("--num-experts 0 and --rule average need each other")
+    from vmoe.checkpoints import read, write
+    from vmoe.surgery.experts import average_experts, prune_experts
+
+    stored = read(args.source, use_ema=args.use_ema)
+    if not stored.config.sparse_blocks:
+        raise UsageError(f"{args.source}: no block of this model is sparse")
+    source, _ = open_data(args.data, stored, split="validation")
+    if args.rule == "average":
+        config, params = average_experts(stored.config, stored.params)
+    else:
+        kept = _kept(args, stored, source)
+        config, params = prune_experts(stored.config, stored.params, kept, k=args.k)
+    pruned = stored._replace(config=config, params=params)
+    rows = {
+        name: _measure(each, source, args) for name, each in (("before", stored), ("after", pruned))
+    }
+    write(pruned, args.destination, format="vmoe")
+    if args.json:
+        print_json({"data": source.name} | rows)
+        return
+    columns = ("", "experts", "parameters", "GFLOPs per image", "accuracy")
+    title = f"{args.destination}: {args.rule}, on {source.name}"
+    print_table(columns, [(name, *_texts(row)) for name, row in rows.items()], title=title)
+
+
+def _kept(args: PruneArgs, stored: "StoredModel", source: "Source") -> "Selection":
+    from vmoe.checkpoints import read
+    from vmoe.evaluate.loads import expert_loads
+    from vmoe.surgery import experts
+
+    match args.rule:
+        case "random":
+            return experts.random_experts(stored.config, args.num_experts, seed=args.seed)
+        case "router_norm":
+            assert args.before is not None
+            before = read(args.before, use_ema=args.use_ema)
+            return experts.largest_router_change(
+                stored.config, stored.params, before.params, args.num_experts
+            )
+    loads = expert_loads(stored.model(), source, stored.preprocessing, batch_size=args.batch_size)
+    return experts.most_loaded(loads, args.num_experts)
+
+
+def _measure(stored: "StoredModel", source: "Source", args: PruneArgs) -> dict[str, float | str]:
+    from vmoe.costs.flops import cost
+    from vmoe.evaluate import evaluate
+
+    result = evaluate(
+        stored.model(), source, batch_size=args.batch_size, preprocessing=stored.preprocessing
+    )
+    costs = cost(stored.config)
+    experts = {moe.num_experts for moe in stored.config.moe_blocks.values()}
+    return {
+        "experts": "/".join(map(str, sorted(experts))) or "0",
+        "parameters": costs.parameters,
+        "gflops_per_image": costs.flops_per_image / 1e9,
+        "accuracy": result.accuracy,
+        "images": result.images,
+    }
+
+
+def _texts(row: dict[str, float | str]) -> tuple[str, ...]:
+    return (
+        str(row["experts"]),
+        f"{row['parameters']:,}",
+        f"{row['gflops_per_image']:.4g}",
+        f"{row['accuracy']:.2%} of {row['images']:,}",
+    )

@@ -1,0 +1,66 @@
+"""``vmoe upcycle``."""
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import tyro
+
+from vmoe.cli.arguments import parse
+
+
+@dataclasses.dataclass(frozen=True)
+class UpcycleArgs:
+    """Make a dense model sparse: its MLPs become experts (arXiv 2212.05055)."""
+
+    source: tyro.conf.Positional[Path]
+    """Trained dense model, as for `vmoe evaluate --checkpoint`."""
+    destination: tyro.conf.Positional[Path]
+    """New folder of weights, a start for `vmoe train --init`."""
+    blocks: str = "every2"
+    """Blocks that get experts: every2, the last n odd ones as last2, or numbers such as 5,7."""
+    num_experts: int = 8
+    k: int = 2
+    """Experts per token."""
+    normalize_weights: bool = True
+    """Divide a token's combine weights by their sum, which keeps the dense model's logits."""
+    capacity_factor: float | None = None
+    """Slots per token and choice; if None, no choice is ever dropped."""
+    noise_std: float = 0.0
+    """Noise added to each expert, relative to the standard deviation of its kernels."""
+    seed: int = 0
+    """Of the routers and the noise."""
+    use_ema: bool = True
+    """Use the moving average of the parameters, if the run has one."""
+
+
+def run(argv: Sequence[str]) -> None:
+    """Reads a dense model, and writes a sparse one."""
+    args = parse(UpcycleArgs, "upcycle", argv)
+    from vmoe.checkpoints import read, write
+    from vmoe.surgery.upcycle import logit_changes, upcycle_params, upcycled_layer
+
+    stored = read(args.source, use_ema=args.use_ema)
+    router = {"k": args.k, "normalize_weights": args.normalize_weights}
+    fields: dict[str, Any] = {"num_experts": args.num_experts, "router": router}
+    if args.capacity_factor is not None:
+        fields["capacity_factor"] = args.capacity_factor
+    moe = upcycled_layer(**fields, expert_dropout=stored.config.dropout)
+    numbers = args.blocks.replace(",", "")
+    blocks = [int(i) for i in args.blocks.split(",")] if numbers.isdigit() else args.blocks
+    config, params = upcycle_params(
+        stored.config,
+        stored.params,
+        blocks=blocks,
+        moe=moe,
+        noise_std=args.noise_std,
+        seed=args.seed,
+    )
+    write(stored._replace(config=config, params=params), args.destination, format="vmoe")
+    print(f"{args.destination}: {args.num_experts} experts in blocks {config.sparse_blocks}")
+    changes = logit_changes(stored.config, moe, noise_std=args.noise_std)
+    if changes:
+        print(f"its logits differ from those of {args.source}: {'; '.join(changes)}")
+    else:
+        print(f"its logits are those of {args.source}, up to rounding")
