@@ -56,6 +56,16 @@ def one_line(text: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
+def shortened(text: str, limit: int) -> str:
+    """The text, without its middle if it has more characters than the limit.
+
+    >>> shortened("0123456789", 6)
+    '012 ... 789'
+    """
+    half = limit // 2
+    return text if len(text) <= limit else f"{text[:half]} ... {text[-half:]}"
+
+
 def listed(texts: Sequence[str], limit: int, *, separator: str = ", ") -> str:
     """The first texts, and how many more there are.
 

@@ -16,12 +16,13 @@ from vmoe.checkpoints.assemble import assemble
 from vmoe.checkpoints.restore import CorruptCheckpoint, find, is_run, restore
 from vmoe.checkpoints.stored import Origin, StoredModel
 from vmoe.config.preprocessing import Preprocessing
-from vmoe.errors import Failure, UsageError, unknown
+from vmoe.errors import Failure, UsageError, one_line, shortened, unknown
 from vmoe.workdir.layout import CHECKPOINTS, read_class_names, read_config
 
 __all__ = ["Origin", "StoredModel", "WriteFormat", "read", "write"]
 
 WriteFormat = Literal["vmoe", "published"]
+MAX_MESSAGE = 1_000  # characters
 PICKLES = (".pth", ".pt", ".bin", ".ckpt", ".pkl", ".pickle", ".tar")
 
 
@@ -44,10 +45,11 @@ def read(path: str | Path, *, use_ema: bool = True) -> StoredModel:
         Failure: the files, or all checkpoints that the path names, are corrupt.
     """
     path = Path(zoo.address(str(path)))
-    opened = open_weights(path)
-    if opened is None:
-        return _read_run(path, use_ema)
-    stored = _read_weights(path, opened)
+    try:
+        opened = open_weights(path)
+        stored = _read_run(path, use_ema) if opened is None else _read_weights(path, opened)
+    except (UsageError, Failure) as error:  # names and values in files can be any text
+        raise type(error)(shortened(one_line(str(error)), MAX_MESSAGE)) from None
     if stored.origin.assumed:
         print(f"{path}: assumed {'; '.join(stored.origin.assumed)}", file=sys.stderr)
     return stored

@@ -14,6 +14,7 @@ from vmoe.errors import Failure
 DTYPES = frozenset(
     ("bool", "bfloat16", "float16", "float32", "float64", "complex64", "complex128")
 ) | {f"{kind}{bits}" for kind in ("int", "uint") for bits in (8, 16, 32, 64)}
+FLOATS = frozenset(("bfloat16", "float16", "float32", "float64"))  # of parameters
 MAX_AXES = 8
 
 
@@ -59,6 +60,8 @@ def array_info(shape: object, dtype: object) -> ArrayInfo:
     if not isinstance(shape, list | tuple) or len(shape) > MAX_AXES:
         raise ValueError(f"shape {shape!r:.80}")
     if not all(type(n) is int and 0 <= n < 1 << 40 for n in shape):
+        raise ValueError(f"shape {shape!r:.80}")
+    if math.prod(n or 1 for n in shape) >= 1 << 48:  # NumPy makes no such array, even if empty
         raise ValueError(f"shape {shape!r:.80}")
     name = dtype.decode() if isinstance(dtype, bytes) else dtype
     if name not in DTYPES:

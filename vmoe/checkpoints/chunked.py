@@ -7,7 +7,7 @@ sorted names, to slices, whose elements lie flat in pieces of at most 2^30 bytes
 
 import itertools
 import math
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -66,7 +66,7 @@ def read(prefix: str | Path) -> ArrayFile:
     """
     path = index_path(prefix)
     try:
-        content = msgpack.unpackb(path.read_bytes(), strict_map_key=False)
+        content = msgpack.unpackb(path.read_bytes(), strict_map_key=False, max_array_len=0)
         count, entries = _parse_index(content)
     except OSError as error:
         raise Failure(f"{path}: {error.strerror}") from None
@@ -119,9 +119,12 @@ def _parse_entry(leaf: Any, count: int) -> tuple[ArrayInfo, dict[Box, int]]:
     """An array's shape and dtype, and the data file of each slice."""
     if leaf.code != INDEX:
         raise ValueError(f"extension type {leaf.code}, not {INDEX}")
-    shaped, slices, files = msgpack.unpackb(leaf.data)
-    shape, dtype, *_ = msgpack.unpackb(shaped)
-    info = array_info(shape, dtype)
+    unpacker = _unpacker(leaf.data)
+    if unpacker.read_array_header() != 3:
+        raise ValueError("an entry is not (shape and dtype, slices, data files)")
+    shaped, slices, files = _unpacker(unpacker.unpack()), _list(unpacker), _list(unpacker)
+    shaped.read_array_header()
+    info = array_info(_list(shaped), shaped.unpack())
     boxes = [_parse_box(each, info) for each in slices]
     if len(files) != len(boxes) or not all(type(i) is int and 0 <= i < count for i in files):
         raise ValueError(f"data files {files!r:.80} of {len(boxes)} slices")
@@ -129,10 +132,25 @@ def _parse_entry(leaf: Any, count: int) -> tuple[ArrayInfo, dict[Box, int]]:
     return info, dict(zip(boxes, files, strict=True))
 
 
+def _unpacker(data: bytes) -> msgpack.Unpacker:
+    """Unpacks the values of msgpack data one by one.
+
+    It refuses an array or a map among them: msgpack allocates the length that each declares.
+    """
+    unpacker = msgpack.Unpacker(max_array_len=0, max_map_len=0, max_buffer_size=max(len(data), 1))
+    unpacker.feed(data)
+    return unpacker
+
+
+def _list(unpacker: msgpack.Unpacker) -> list[Any]:
+    """The elements of an array, which comes next."""
+    return [unpacker.unpack() for _ in range(unpacker.read_array_header())]
+
+
 def _parse_box(data: bytes, info: ArrayInfo) -> Box:
     box = []
-    for part in msgpack.unpackb(data):
-        start, stop, step = msgpack.unpackb(part)
+    for part in _list(_unpacker(data)):
+        start, stop, step = _list(_unpacker(part))
         if type(start) is not int or type(stop) is not int or step not in (None, 1):
             raise ValueError(f"slice {start!r:.20}:{stop!r:.20}:{step!r:.20}")
         box.append((start, stop))
@@ -165,12 +183,11 @@ def volume(box: Box) -> int:
 
 def _read_data(files: list[Path], entries: dict[str, _Entry]) -> Iterator[tuple[str, np.ndarray]]:
     """The arrays of some entries, one data file after the other."""
-    names = {entry.number: name for name, entry in entries.items()}
+    numbers = {str(entry.number): name for name, entry in entries.items()}
     arrays: dict[str, np.ndarray] = {}
     missing = {name: dict(entry.files) for name, entry in entries.items()}
     for i, file in enumerate(files):
-        for number, slices in _slices_of(file, names):
-            name = names[number]
+        for name, slices in _slices_of(file, numbers):
             array = arrays.setdefault(name, np.empty(*entries[name].info))
             try:
                 for pieces, box in slices:
@@ -190,22 +207,31 @@ def _read_data(files: list[Path], entries: dict[str, _Entry]) -> Iterator[tuple[
             yield name, np.empty(*entry.info)
 
 
-def _slices_of(file: Path, numbers: Collection[int]) -> Iterator[tuple[int, Any]]:
-    """The slices of some arrays in a data file: (pieces, box) by number."""
+def _slices_of(file: Path, numbers: Mapping[str, str]) -> Iterator[tuple[str, list[Any]]]:
+    """The slices of some arrays in a data file, (pieces, box), with the array's name.
+
+    Args:
+        numbers: the name by number.
+    """
     size = file.stat().st_size
     with file.open("rb") as opened:
         unpacker = msgpack.Unpacker(
             opened,
             read_size=min(1 << 20, max(size, 1)),
             max_buffer_size=max(size, 1),
+            max_array_len=0,
+            max_map_len=0,
             ext_hook=_parse_extension,
             strict_map_key=False,
         )
         try:
             for _ in range(unpacker.read_map_header()):
-                key = unpacker.unpack()
-                if key != MARK and int(key) in numbers:
-                    yield int(key), unpacker.unpack()
+                key = str(unpacker.unpack())
+                if key in numbers:
+                    yield (
+                        numbers[key],
+                        [_slice(unpacker) for _ in range(unpacker.read_array_header())],
+                    )
                 else:
                     unpacker.skip()
             if unpacker.tell() != size:
@@ -214,21 +240,27 @@ def _slices_of(file: Path, numbers: Collection[int]) -> Iterator[tuple[int, Any]
             raise corrupt(file, _reason(error)) from None
 
 
+def _slice(unpacker: msgpack.Unpacker) -> tuple[list[Any], Any]:
+    """A slice: its elements in pieces, and its place."""
+    if unpacker.read_array_header() != 2:
+        raise ValueError("a slice is not (pieces, place)")
+    return _list(unpacker), unpacker.unpack()
+
+
 def _parse_extension(code: int, data: bytes) -> Any:
     if code in (ARRAY, SCALAR):
         return _parse_array(data)
     if code == SLICE_ND:
-        return tuple(tuple(msgpack.unpackb(part)[:2]) for part in msgpack.unpackb(data))
+        return tuple(tuple(_list(_unpacker(part))[:2]) for part in _list(_unpacker(data)))
     raise ValueError(f"extension type {code}")
 
 
 def _parse_array(data: bytes) -> np.ndarray:
     """The array (shape, dtype, bytes) that msgpack data holds, without copying its elements."""
-    unpacker = msgpack.Unpacker()
-    unpacker.feed(data[:256])
+    unpacker = _unpacker(data[:256])
     if unpacker.read_array_header() != 3:
         raise ValueError("an array is not (shape, dtype, bytes)")
-    info = array_info(unpacker.unpack(), unpacker.unpack())
+    info = array_info(_list(unpacker), unpacker.unpack())
     start = unpacker.tell()
     width = BYTES_HEADER[data[start]]
     length = int.from_bytes(data[start + 1 : start + 1 + width], "big")

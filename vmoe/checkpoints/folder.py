@@ -7,6 +7,7 @@ and origin, and the SHA-256 of each file.
 
 import hashlib
 import json
+import types
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from safetensors.numpy import save_file
 
 from vmoe.checkpoints import safetensors
 from vmoe.checkpoints.arrays import ArrayFile, corrupt
-from vmoe.checkpoints.assemble import Recipe
+from vmoe.checkpoints.assemble import Recipe, check_shapes
 from vmoe.checkpoints.checksums import by_name
 from vmoe.checkpoints.stored import Details, StoredModel
 from vmoe.config import ViTConfig, from_json, to_json
@@ -48,14 +49,18 @@ def recipe(file: ArrayFile, config: Mapping[str, Any]) -> Recipe:
         )
     try:
         model = from_json(ViTConfig, json.dumps(config["model"]))
-        sums = {str(name): str(each) for name, each in config["sha256"].items()}
-    except (KeyError, TypeError, AttributeError, UsageError) as error:
+        sums = {path: config["sha256"][path.name] for path in safetensors.files(file.path)}
+    except KeyError as error:
+        raise corrupt(folder / CONFIG, f"it has no {error}") from None
+    except (TypeError, ValueError, RecursionError) as error:
         raise corrupt(folder / CONFIG, error) from None
-    for name, expected in sums.items():
-        if Path(name).name != name or not (folder / name).is_file():
-            raise corrupt(folder / CONFIG, f"it names {name!r}, which is not there")
-        if _sha256(folder / name) != expected:
-            raise corrupt(folder / name, f"its SHA-256 differs from the one in {CONFIG}")
+    for path, expected in sums.items():
+        if _sha256(path) != expected:
+            raise corrupt(path, f"its SHA-256 differs from the one in {CONFIG}")
+    try:
+        check_shapes({name: info.shape for name, info in file.infos.items()}, model)
+    except UsageError as error:
+        raise corrupt(folder / CONFIG, error) from None
     return Recipe(file, lambda name, array: {name: array}, config=model)
 
 
@@ -70,13 +75,26 @@ def details(path: Path, config: Mapping[str, Any]) -> Details:
         Failure: it is corrupt.
     """
     try:
+        classes, step = config["model"]["num_classes"], config["step"]
+        if type(step) not in (int, types.NoneType):
+            raise ValueError(f"step {step!r:.20}")
         return Details(
-            tuple(map(str, config["class_names"])),
+            _class_names(config["class_names"], classes),
             from_json(Preprocessing, json.dumps(config["preprocessing"])),
-            step=None if config["step"] is None else int(config["step"]),
+            step=step,
         )
-    except (KeyError, TypeError, ValueError) as error:
+    except KeyError as error:
+        raise corrupt(path, f"it has no {error}") from None
+    except (TypeError, ValueError, RecursionError) as error:
         raise corrupt(path, error) from None
+
+
+def _class_names(names: Any, classes: int) -> tuple[str, ...]:
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise ValueError("class_names is no list of texts")
+    if len(names) > classes:
+        raise ValueError(f"{len(names)} class names of {classes} classes")
+    return tuple(names)
 
 
 def write(folder: Path, stored: StoredModel, *, shard_bytes: int = SHARD) -> None:

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from vmoe.checkpoints.arrays import ArrayFile
-from vmoe.checkpoints.assemble import Pixels, Recipe
+from vmoe.checkpoints.assemble import Recipe, checked_pixels
 from vmoe.checkpoints.torch_names import HUGGING_FACE, renaming
 from vmoe.config.preprocessing import Interpolation, Preprocessing
 from vmoe.errors import UsageError
@@ -44,7 +44,7 @@ def recipe(file: ArrayFile, config: Mapping[str, Any], images: Mapping[str, Any]
     if (act := config.get("pooler_act", "tanh")) != "tanh":
         raise UsageError(f"{file.path}: pooler_act {act!r} cannot be represented")
     half = [0.5, 0.5, 0.5]
-    pixels = Pixels(images.get("image_mean", half), images.get("image_std", half))
+    pixels = checked_pixels(images.get("image_mean", half), images.get("image_std", half))
     rename = renaming(HUGGING_FACE, int(config.get("num_attention_heads", 12)))
     return Recipe(file, rename, given, pixels=pixels)
 

@@ -9,6 +9,7 @@ from vmoe.config import MoEConfig, Soft, ViTConfig
 from vmoe.errors import UsageError
 
 Shapes = Mapping[str, tuple[int, ...]]
+MAX_DEPTH = 256  # blocks; a model of more would take minutes to build
 IMAGE_SIZE = 224  # pixels, where no parameter and no file tells
 
 
@@ -28,10 +29,7 @@ def infer_config(shapes: Shapes, given: Mapping[str, Any], moe: MoEConfig) -> Vi
     query = _shape(shapes, "blocks/0/attention/query/kernel", 3)
     if patches[0] != patches[1] or patches[2] != 3:
         raise UsageError(f"patches/embed/kernel has shape {patches}: patches are squares in RGB")
-    numbers = {int(found[1]) for name in shapes if (found := re.match(r"blocks/(\d+)/", name))}
-    depth = max(numbers) + 1
-    if missing := sorted(set(range(depth)) - numbers):
-        raise UsageError(f"block {missing[0]} of {depth} has no parameters")
+    depth = count_blocks(shapes)
     layers = {
         i: _moe(shapes, i, moe) for i in range(depth) if f"blocks/{i}/mlp/router/kernel" in shapes
     }
@@ -58,6 +56,21 @@ def infer_config(shapes: Shapes, given: Mapping[str, Any], moe: MoEConfig) -> Vi
     return ViTConfig(**fields | _positions(shapes, patches[0], fields))
 
 
+def count_blocks(shapes: Shapes) -> int:
+    """The number of blocks whose parameters have these paths.
+
+    Raises:
+        UsageError: a block below another one has no parameters, or there are too many.
+    """
+    found = {match[1] for name in shapes if (match := re.match(r"blocks/(\w+)/", name))}
+    if len(found) > MAX_DEPTH:
+        raise UsageError(f"it has {len(found)} blocks, at most {MAX_DEPTH} are supported")
+    missing = [i for i in range(len(found)) if str(i) not in found]
+    if missing:
+        raise UsageError(f"block {missing[0]} of {len(found)} has no parameters")
+    return len(found)
+
+
 def _shape(shapes: Shapes, name: str, axes: int) -> tuple[int, ...]:
     if name not in shapes:
         raise UsageError(f"parameter {name} is missing")
@@ -76,10 +89,10 @@ def _mlp_dim(shapes: Shapes, depth: int) -> int:
     """The hidden width, which all blocks must share."""
     found = {}
     for i in range(depth):
-        for layer in ("mlp/up", "mlp/experts/up"):
+        for layer, axes in (("mlp/up", 2), ("mlp/experts/up", 3)):
             name = f"blocks/{i}/{layer}/kernel"
             if name in shapes:
-                found[shapes[name][-1]] = name
+                found[_shape(shapes, name, axes)[-1]] = name
     if not found:
         raise UsageError("parameter blocks/0/mlp/up/kernel is missing")
     if len(found) > 1:

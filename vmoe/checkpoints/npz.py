@@ -1,5 +1,7 @@
 """Arrays in NumPy's .npz files, without trusting what they declare."""
 
+import re
+import struct
 import zipfile
 import zlib
 from collections.abc import Collection, Iterator
@@ -12,9 +14,18 @@ from vmoe.errors import Failure, UsageError
 
 MAX_RATIO = 100  # uncompressed to compressed bytes; weights hardly compress
 SUFFIX = ".npy"
+COMPRESSIONS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # NumPy's; others can take any memory
+LENGTHS = {(1, 0): "<H", (2, 0): "<I"}  # of a header, by version
+MAX_HEADER = 10_000  # bytes
+NUMBER = r"(?:0|[1-9]\d{0,17})"
+HEADER = re.compile(  # of a plain array; NumPy's own parser evaluates any Python literal
+    r"\{'descr': '([<>|=]?[biufcmMOSUV]\d{0,6})', 'fortran_order': (?:True|False), "
+    rf"'shape': \(((?:{NUMBER}, ?)*(?:{NUMBER})?)\), ?\}}\s*",
+    re.ASCII,
+)
 WRONG = (
     *(ValueError, TypeError, KeyError, EOFError, NotImplementedError, RuntimeError, OverflowError),
-    *(SyntaxError, RecursionError, zipfile.BadZipFile, zlib.error),
+    *(struct.error, zipfile.BadZipFile, zlib.error),
 )
 
 
@@ -30,7 +41,7 @@ def read(path: str | Path) -> ArrayFile:
     path = Path(path)
     try:
         with zipfile.ZipFile(path) as archive:
-            members = [each for each in archive.infolist() if each.filename.endswith(SUFFIX)]
+            members = _members(archive)
             declared = sum(each.file_size for each in members)
             if declared > MAX_RATIO * path.stat().st_size:
                 raise corrupt(path, f"it declares {declared:,} bytes")
@@ -44,11 +55,15 @@ def read(path: str | Path) -> ArrayFile:
 
     def arrays(names: Collection[str]) -> Iterator[tuple[str, np.ndarray]]:
         with zipfile.ZipFile(path) as archive:
-            for member in archive.infolist():
+            for member in _members(archive):
                 if _name(member) in names:
                     yield _name(member), _array(path, archive, member, infos[_name(member)])
 
     return ArrayFile(path, infos, arrays)
+
+
+def _members(archive: zipfile.ZipFile) -> list[zipfile.ZipInfo]:
+    return [each for each in archive.infolist() if each.filename.endswith(SUFFIX)]
 
 
 def _name(member: zipfile.ZipInfo) -> str:
@@ -56,13 +71,17 @@ def _name(member: zipfile.ZipInfo) -> str:
 
 
 def _info(path: Path, archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> ArrayInfo:
+    if member.compress_type not in COMPRESSIONS:
+        raise ValueError(f"{_name(member)} is compressed by method {member.compress_type}")
     with archive.open(member) as file:
-        version = np.lib.format.read_magic(file)
-        header = {
-            (1, 0): np.lib.format.read_array_header_1_0,
-            (2, 0): np.lib.format.read_array_header_2_0,
-        }
-        shape, _, dtype = header[version](file)
+        code = LENGTHS[np.lib.format.read_magic(file)]
+        size = struct.unpack(code, file.read(struct.calcsize(code)))[0]
+        header = file.read(min(size, MAX_HEADER)).decode("latin1")
+        found = HEADER.fullmatch(header)
+        if found is None:
+            raise ValueError(f"{_name(member)} has the header {header!r:.80}")
+        dtype = np.dtype(found[1])
+        shape = tuple(int(n) for n in found[2].split(",") if n.strip())
         if dtype.hasobject:
             raise UsageError(
                 f"{path}: {_name(member)} holds Python objects, which are not read because that "

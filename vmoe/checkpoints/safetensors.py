@@ -1,6 +1,7 @@
 """Arrays in .safetensors files, one or several with a common index."""
 
 import json
+import re
 from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
@@ -50,12 +51,23 @@ def read(path: str | Path) -> ArrayFile:
     return ArrayFile(path, infos, arrays)
 
 
+def files(path: Path) -> list[Path]:
+    """All files that ``read`` reads: the file, or an index and the files that it names.
+
+    Raises:
+        Failure: the index is missing or corrupt.
+    """
+    return [path, *dict.fromkeys(_indexed(path).values())] if path.name.endswith(INDEX) else [path]
+
+
 def _indexed(path: Path) -> dict[str | None, Path]:
     """The file of each array."""
     try:
         names: Any = json.loads(path.read_bytes())["weight_map"]
-        if not all(Path(file).name == file for file in names.values()):
-            raise ValueError("it names a file in another folder")
+        if wrong := [
+            file for file in names.values() if not re.fullmatch(r"[\w.-]+\.safetensors", file)
+        ]:
+            raise ValueError(f"it names {wrong[0]!r:.80}, which is no file in its folder")
         return {name: path.with_name(file) for name, file in names.items()}
     except OSError as error:
         raise Failure(f"{path}: {error.strerror}") from None

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any, cast, get_args
 
 from vmoe.checkpoints.arrays import ArrayFile
-from vmoe.checkpoints.assemble import Pixels, Recipe
+from vmoe.checkpoints.assemble import Recipe, checked_pixels
 from vmoe.checkpoints.torch_names import TIMM, renaming
 from vmoe.config.preprocessing import Interpolation, Preprocessing
 from vmoe.errors import UsageError
@@ -21,6 +21,7 @@ HEADS = {  # a size in the name of an architecture -> attention heads
     **{"mediumd": 8, "betwixt": 10, "base": 12, "large": 16, "intern300m": 16, "huge": 16},
     **{"giant": 16, "gigantic": 16, "giantopt": 16, "so400m": 16, "so150m": 14, "so150m2": 13},
 }
+MAX_NAME = 100  # characters; the patterns below take long for longer names
 FAMILIES = "vit|deit|deit3|flexivit|eva"
 TANH = (  # architectures whose GELU is not by erf
     r"vit_(so400m|giantopt)_patch\d+_siglip_.*",
@@ -54,12 +55,12 @@ def recipe(file: ArrayFile, config: Mapping[str, Any]) -> Recipe:
     elif pooling not in ("token", "avg", "map", "", None):
         raise UsageError(f"{file.path}: global_pool {pooling!r} cannot be represented")
     mean, std = (pretrained.get(name, [0.5] * 3) for name in ("mean", "std"))
-    return Recipe(file, renaming(TIMM, heads), given, pixels=Pixels(mean, std))
+    return Recipe(file, renaming(TIMM, heads), given, pixels=checked_pixels(mean, std))
 
 
 def _heads(file: ArrayFile, architecture: str, given: Any) -> int:
     found = re.match(rf"(?:{FAMILIES})_(?:([a-z0-9]+)_)?", architecture)
-    if found is None:
+    if found is None or len(architecture) > MAX_NAME:
         raise UsageError(f"{file.path}: architecture {architecture!r} is no ViT of timm's families")
     if type(given) is int:
         return given

@@ -8,9 +8,10 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 
 import numpy as np
-from einops import rearrange
+from einops import EinopsError, rearrange
 
 from vmoe.checkpoints.assemble import SCALE, Rename
+from vmoe.errors import UsageError
 
 NORM = {"weight": "scale", "bias": "bias"}
 UNUSED = ("mask_token", "position_ids")  # used in pre-training only
@@ -140,14 +141,22 @@ def renaming(rules: Mapping[str, Convert], heads: int) -> Rename:
     Args:
         rules: ``TIMM`` or ``HUGGING_FACE``; all of a name must match.
         heads: number of attention heads.
+
+    Raises:
+        UsageError: there is less than one.
     """
+    if heads < 1:
+        raise UsageError(f"{heads} attention heads: a model has at least one")
 
     def rename(name: str, array: np.ndarray) -> Mapping[str, np.ndarray]:
         if name.rpartition(".")[2] in UNUSED:
             return {}
         for pattern, convert in rules.items():
             if found := re.fullmatch(pattern, name):
-                return dict(convert(found, array, heads))
+                try:
+                    return dict(convert(found, array, heads))
+                except EinopsError:
+                    raise ValueError(f"it does not fit its layer, or {heads} heads") from None
         raise KeyError(name)
 
     return rename

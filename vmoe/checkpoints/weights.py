@@ -16,6 +16,7 @@ from vmoe.errors import Failure, UsageError
 
 CONFIG, IMAGES = "config.json", "preprocessor_config.json"
 IMAGENET = {1000: "imagenet_1k", 21_843: "imagenet_21k"}  # by number of classes
+WRONG = (*(TypeError, ValueError, KeyError, AttributeError, ArithmeticError, RecursionError),)
 PRE_TRAINED = 224  # pixels; models of other sizes were fine-tuned
 
 
@@ -129,7 +130,7 @@ def open_safetensors(path: Path) -> Opened:
             return Opened("hugging_face", recipe, functools.partial(_hf_details, config, images))
     except UsageError:
         raise
-    except (TypeError, ValueError, KeyError, AttributeError) as error:
+    except WRONG as error:
         raise Failure(f"{place}: corrupt ({error})") from None
     raise UsageError(
         f"{place}: it has neither architecture (timm), nor model_type (Hugging Face), nor format "
