@@ -94,6 +94,7 @@ def samples() -> list[Sample]:
         for label, size in (("vmoe", vmoe_folder.SHARD), ("vmoe, split", 40_000)):
             target = Path(name) / label
             vmoe_folder.write(target, stored, shard_bytes=size)
+            (target / vmoe_folder.CARD).unlink()  # for people only
             sealed = frozenset(path.name for path in target.iterdir()) - {vmoe_folder.CONFIG}
             found.append(_sample(label, target, ".", sealed))
     return found

@@ -1,8 +1,9 @@
 """Opens weights without reading their arrays: how to read them, and what belongs to the model."""
 
+import contextlib
 import functools
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,7 +13,7 @@ from vmoe.checkpoints.stored import Details, Format
 from vmoe.class_names import class_names
 from vmoe.config import ViTConfig
 from vmoe.config.preprocessing import Preprocessing
-from vmoe.errors import Failure, UsageError
+from vmoe.errors import Failure, UsageError, VmoeError
 
 CONFIG, IMAGES = "config.json", "preprocessor_config.json"
 IMAGENET = {1000: "imagenet_1k", 21_843: "imagenet_21k"}  # by number of classes
@@ -117,35 +118,48 @@ def open_safetensors(path: Path) -> Opened:
             "activation are unknown; put the model's config.json there"
         )
     arrays = safetensors.read(file)
-    try:
+    with _corrupt_if_wrong(place):
         if config.get("format") == "vmoe":
             recipe = folder.recipe(arrays, config)
             return Opened("vmoe", recipe, lambda _: folder.details(place, config))
         if "architecture" in config:
             recipe = timm.recipe(arrays, config)
-            return Opened("timm", recipe, functools.partial(_timm_details, config))
+            return Opened("timm", recipe, functools.partial(_timm_details, place, config))
         if "model_type" in config:
             images = _json(file.with_name(IMAGES))
             recipe = hugging_face.recipe(arrays, config, images)
-            return Opened("hugging_face", recipe, functools.partial(_hf_details, config, images))
-    except UsageError:
-        raise
-    except WRONG as error:
-        raise Failure(f"{place}: corrupt ({error})") from None
+            details = functools.partial(_hf_details, place, config, images)
+            return Opened("hugging_face", recipe, details)
     raise UsageError(
         f"{place}: it has neither architecture (timm), nor model_type (Hugging Face), nor format "
         "(vmoe)"
     )
 
 
-def _timm_details(config: dict[str, Any], model: ViTConfig) -> Details:
-    names, assumed = _names(timm.class_names(config), model.num_classes)
-    return Details(names, timm.preprocessing(config, model.image_size), tuple(assumed))
+@contextlib.contextmanager
+def _corrupt_if_wrong(place: Path) -> Iterator[None]:
+    """Turns errors about unexpected content into a Failure that names the file."""
+    try:
+        yield
+    except VmoeError:
+        raise
+    except WRONG as error:
+        raise Failure(f"{place}: corrupt ({error})") from None
 
 
-def _hf_details(config: dict[str, Any], images: dict[str, Any], model: ViTConfig) -> Details:
-    names, assumed = _names(hugging_face.class_names(config), model.num_classes)
-    preprocessing = hugging_face.preprocessing(images, model.image_size)
+def _timm_details(place: Path, config: dict[str, Any], model: ViTConfig) -> Details:
+    with _corrupt_if_wrong(place):
+        names, assumed = _names(timm.class_names(config), model.num_classes)
+        return Details(names, timm.preprocessing(config, model.image_size), tuple(assumed))
+
+
+def _hf_details(
+    place: Path, config: dict[str, Any], images: dict[str, Any], model: ViTConfig
+) -> Details:
+    with _corrupt_if_wrong(place.with_name(IMAGES)):
+        preprocessing = hugging_face.preprocessing(images, model.image_size)
+    with _corrupt_if_wrong(place):
+        names, assumed = _names(hugging_face.class_names(config), model.num_classes)
     if not images:
         assumed.append(_text(preprocessing))
     return Details(names, preprocessing, tuple(assumed))
