@@ -139,8 +139,9 @@ def load(
 
     Args:
         path: a run folder, or ``checkpoints/STEP``, ``checkpoints/best`` or ``checkpoints/last``
-            in one; a folder of weights, of vmoe, timm or Hugging Face; a .npz file of a ViT; or the
-            prefix of a checkpoint of the V-MoE authors.
+            in one; a folder of weights, of vmoe, timm or Hugging Face; a .npz file of a ViT; the
+            prefix of a checkpoint of the V-MoE authors; or the URL of one of the last three, such
+            as gs://BUCKET/PREFIX or hf://OWNER/NAME, whose files are downloaded once.
         routing: routing settings that replace the trained ones, such as the capacity factor.
         model: fields of the model's config that replace those of the files, such as
             ``{"positions": "none", "moe": {"router": ExpertChoice()}}``.

@@ -11,7 +11,7 @@ from typing import Literal, NamedTuple, get_args
 from flax import nnx
 
 from vmoe import models, zoo
-from vmoe.checkpoints import folder, released, vit_npz, weights
+from vmoe.checkpoints import folder, released, remote, vit_npz, weights
 from vmoe.checkpoints.assemble import assemble
 from vmoe.checkpoints.restore import CorruptCheckpoint, find, is_run, restore
 from vmoe.checkpoints.stored import Origin, StoredModel
@@ -37,22 +37,38 @@ def read(path: str | Path, *, use_ema: bool = True) -> StoredModel:
     Args:
         path: a run folder, or ``checkpoints/STEP``, ``checkpoints/best`` or ``checkpoints/last``
             in one; a folder with .safetensors files and config.json; a .npz file of a ViT; the
-            prefix of a checkpoint of the V-MoE authors; or a name, see ``vmoe.zoo``.
+            prefix of a checkpoint of the V-MoE authors; the URL of one of the last three, whose
+            files are downloaded once: gs://, https://, hf://OWNER/NAME (``remote``); or a name, see
+            ``vmoe.zoo``.
         use_ema: read the moving average of the parameters, if the run has one.
 
     Raises:
         UsageError: there is no trained model at the path, or one that cannot be represented.
         Failure: the files, or all checkpoints that the path names, are corrupt.
     """
-    path = Path(zoo.address(str(path)))
     try:
-        opened = open_weights(path)
-        stored = _read_run(path, use_ema) if opened is None else _read_weights(path, opened)
-    except (UsageError, Failure) as error:  # names and values in files can be any text
+        local, shown = resolve(path)
+        opened = open_weights(local)
+        stored = _read_run(local, use_ema) if opened is None else _read_weights(local, opened)
+    except (UsageError, Failure) as error:  # it quotes the files, which can hold any text
         raise type(error)(shortened(one_line(str(error)), MAX_MESSAGE)) from None
     if stored.origin.assumed:
-        print(f"{path}: assumed {'; '.join(stored.origin.assumed)}", file=sys.stderr)
-    return stored
+        print(f"{shown}: assumed {'; '.join(stored.origin.assumed)}", file=sys.stderr)
+    return stored._replace(origin=stored.origin._replace(path=shown))
+
+
+def resolve(path: str | Path) -> tuple[Path, str | Path]:
+    """The local path of what may be a name or a URL, whose files are downloaded; and what it is.
+
+    Raises:
+        UsageError: the name has no weights, or the URL cannot be read.
+        Failure: a downloaded file is not whole.
+    """
+    address = zoo.address(str(path))
+    if url := remote.url_of(address):
+        _refuse_pickle(url)
+        return remote.fetch(url), url
+    return Path(address), path
 
 
 def open_weights(path: Path) -> weights.Opened | None:
@@ -65,14 +81,18 @@ def open_weights(path: Path) -> weights.Opened | None:
     for supported in _FORMATS:
         if supported.matches(path):
             return None if supported.open is None else supported.open(path)
-    if path.suffix in PICKLES:
+    _refuse_pickle(path)
+    reason = "no checkpoint of a known format" if path.exists() else "no such file or folder"
+    formats = "; or ".join(supported.description for supported in _FORMATS)
+    raise UsageError(f"{path}: {reason}; give {formats}")
+
+
+def _refuse_pickle(path: str | Path) -> None:
+    if str(path).endswith(PICKLES):
         raise UsageError(
             f"{path}: a pickle, which can run code when it is read, so it is not; convert it: "
             "torch.load(FILE, weights_only=True), then safetensors.torch.save_file"
         )
-    reason = "no checkpoint of a known format" if path.exists() else "no such file or folder"
-    formats = "; or ".join(supported.description for supported in _FORMATS)
-    raise UsageError(f"{path}: {reason}; give {formats}")
 
 
 def _read_run(path: Path, use_ema: bool) -> StoredModel:

@@ -65,13 +65,7 @@ def read(prefix: str | Path) -> ArrayFile:
         Failure: the index is corrupt, or a data file is missing or shorter than the index says.
     """
     path = index_path(prefix)
-    try:
-        content = msgpack.unpackb(path.read_bytes(), strict_map_key=False, max_array_len=0)
-        count, entries = _parse_index(content)
-    except OSError as error:
-        raise Failure(f"{path}: {error.strerror}") from None
-    except WRONG as error:
-        raise corrupt(path, _reason(error)) from None
+    count, entries = _read_index(path)
     files = data_paths(prefix, count)
     if missing := [file for file in files if not file.is_file()]:
         raise Failure(f"{missing[0]}: missing; {path.name} names {count} data files")
@@ -83,6 +77,26 @@ def read(prefix: str | Path) -> ArrayFile:
         return _read_data(files, {name: entries[name] for name in names})
 
     return ArrayFile(path, {name: entry.info for name, entry in entries.items()}, arrays)
+
+
+def data_files(prefix: str | Path) -> list[Path]:
+    """The data files that the index of a checkpoint names; they need not be there yet.
+
+    Raises:
+        Failure: the index is missing or corrupt.
+    """
+    return data_paths(prefix, _read_index(index_path(prefix))[0])
+
+
+def _read_index(path: Path) -> tuple[int, dict[str, _Entry]]:
+    """The number of data files, and the arrays by name."""
+    try:
+        content = msgpack.unpackb(path.read_bytes(), strict_map_key=False, max_array_len=0)
+        return _parse_index(content)
+    except OSError as error:
+        raise Failure(f"{path}: {error.strerror}") from None
+    except WRONG as error:
+        raise corrupt(path, _reason(error)) from None
 
 
 def _parse_index(content: Any) -> tuple[int, dict[str, _Entry]]:

@@ -153,7 +153,9 @@ def _card(stored: StoredModel, arrays: Mapping[str, np.ndarray]) -> str:
     """The model card: what the model is, where it comes from, how to use it."""
     config, preprocessing = stored.config, stored.preprocessing
     experts = ", ".join(f"{moe.num_experts} in block {i}" for i, moe in config.moe_blocks.items())
-    source = f"{stored.origin.path.name} ({stored.origin.format}, {stored.origin.weights} weights)"
+    source = (
+        f"{Path(stored.origin.path).name} ({stored.origin.format}, {stored.origin.weights} weights)"
+    )
     rows = {
         "parameters": f"{sum(array.size for array in arrays.values()):,}",
         "architecture": f"{config.depth} blocks, width {config.width}, {config.num_heads} heads, "
@@ -169,7 +171,7 @@ library_name: vmoe
 pipeline_tag: image-classification
 tags: [vision, {"mixture-of-experts, " if experts else ""}jax]
 ---
-# {stored.origin.path.name}
+# {Path(stored.origin.path).name}
 
 | | |
 |---|---|

@@ -7,7 +7,7 @@ import jax
 from flax import nnx
 
 from vmoe import models
-from vmoe.checkpoints import open_weights
+from vmoe.checkpoints import open_weights, resolve
 from vmoe.checkpoints.assemble import infer, paths_of
 from vmoe.checkpoints.checksums import by_name
 from vmoe.checkpoints.restore import find
@@ -59,7 +59,7 @@ def inspect(path: str | Path) -> Inspection:
         UsageError: there is no trained model at the path, or the files do not say which it is.
         Failure: the files are corrupt.
     """
-    path = Path(path)
+    path, _ = resolve(path)
     opened = open_weights(path)
     if opened is None:
         return _inspect_run(path)

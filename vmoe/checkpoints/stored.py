@@ -23,14 +23,14 @@ class Origin(NamedTuple):
 
     Attributes:
         format: of the files.
-        path: as passed to ``read``.
+        path: as passed to ``read``; a URL is text.
         weights: which parameters of a run were read.
         assumed: settings that the files do not tell, and the values they were given.
         dropped: names of arrays in the files that the model has no use for.
     """
 
     format: Format
-    path: Path
+    path: Path | str
     weights: Weights = "raw"
     assumed: tuple[str, ...] = ()
     dropped: tuple[str, ...] = ()

@@ -24,7 +24,8 @@ class EvaluateArgs:
     """Evaluate a trained model on a whole split; every image counts once."""
 
     checkpoint: Path
-    """Run folder, or checkpoints/STEP, checkpoints/best or checkpoints/last in one."""
+    """Run folder, or checkpoints/STEP, checkpoints/best or checkpoints/last in one; other weights,
+    their URL or their name, as for vmoe.load."""
     data: str = ""
     """NAME[:SPLIT], such as folder:PATH:validation; the data set of the run if empty, its test
     split if no split is named."""
@@ -89,7 +90,7 @@ def _print(args: EvaluateArgs, loaded: "Loaded", evaluation: "Evaluation") -> No
 
     average = " (moving average)" if loaded.origin.weights == "ema" else ""
     step = "" if loaded.step is None else f", step {loaded.step}"
-    title = f"{args.checkpoint}{step}{average}, on {evaluation.data}"
+    title = f"{loaded.origin.path}{step}{average}, on {evaluation.data}"
     print_table(("", ""), summary(evaluation), title=title)
     if args.per_class:
         columns = ("class", "images", "accuracy", "most often confused with")

@@ -25,7 +25,8 @@ class PredictArgs:
     images: tyro.conf.Positional[tuple[Path, ...]]
     """Image files, folders of them, patterns such as 'photos/**/*.jpg'."""
     checkpoint: Path
-    """Run folder, or checkpoints/STEP, checkpoints/best or checkpoints/last in one."""
+    """Run folder, or checkpoints/STEP, checkpoints/best or checkpoints/last in one; other weights,
+    their URL or their name, as for vmoe.load."""
     top: int = 5
     """Number of classes shown per image."""
     use_ema: bool = True

@@ -20,8 +20,8 @@ from PIL import Image
 from rich.console import Console
 from rich.progress import track
 
+from vmoe.cache import cache_folder
 from vmoe.config.data import Check
-from vmoe.data.cache import cache_folder
 from vmoe.data.decode import PNG, ImageFile, decode, has_16_bits
 from vmoe.errors import UsageError
 from vmoe.workdir.layout import replace_text

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from vmoe import zoo
 from vmoe.checkpoints import read
 from vmoe.checkpoints.checksums import checksums
+from vmoe.checkpoints.remote import url_of
 from vmoe.checkpoints.restore import has_checkpoint
 from vmoe.config import ViTConfig
 from vmoe.errors import UsageError, listed
@@ -116,7 +117,9 @@ def read_source(source: InitFrom | None, workdir: Path, config: ViTConfig) -> In
 
 def _absolute(path: str) -> str:
     """A path that means the same in another working directory; names and addresses do anyway."""
-    return path if "://" in path or zoo.address(path) != path else str(Path(path).absolute())
+    if url := url_of(path):
+        return url
+    return path if zoo.address(path) != path else str(Path(path).absolute())
 
 
 def _text(source: InitFrom | None) -> str:

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
-from vmoe.data.cache import cache_folder
+from vmoe.cache import cache_folder
 from vmoe.data.sources.in_memory import InMemorySource, rgb
 from vmoe.data.sources.splits import stratified_split
 from vmoe.errors import UsageError

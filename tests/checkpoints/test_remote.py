@@ -1,0 +1,238 @@
+"""Models at URLs are downloaded once, and again after a change; what fails is one line.
+
+The servers are fsspec's memory file system and a web server on this machine.
+"""
+
+import functools
+import http.server
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import fsspec
+import numpy as np
+import pytest
+
+from vmoe.checkpoints import read
+from vmoe.checkpoints.checksums import by_name
+from vmoe.checkpoints.remote import url_of
+from vmoe.errors import UsageError
+
+GOLDEN = Path(__file__).parents[1] / "golden"
+PUBLISHED = GOLDEN / "published" / "sharded"
+WEIGHTS = GOLDEN / "weights"
+MODELS = {  # folder -> what is read in it
+    PUBLISHED: "ckpt",
+    WEIGHTS / "augreg": "model.npz",
+    WEIGHTS / "timm_vit": "",
+    WEIGHTS / "hf_vit_shards": "",
+}
+
+
+class Handler(http.server.SimpleHTTPRequestHandler):
+    """Serves a folder; leaves out the end of files whose name is in ``cut``."""
+
+    cut: set[str] = set()
+    refused: set[str] = set()
+
+    def do_GET(self) -> None:
+        name = self.path.rpartition("/")[2]
+        if name in self.cut:
+            path = Path(self.translate_path(self.path))
+            self.send_response(200)
+            self.send_header("Content-Length", str(path.stat().st_size))
+            self.end_headers()
+            self.wfile.write(path.read_bytes()[:100])
+        elif name in self.refused:
+            self.send_error(403)
+        else:
+            super().do_GET()
+
+    def do_HEAD(self) -> None:
+        if self.path.rpartition("/")[2] in self.refused:
+            self.send_error(403)
+        else:
+            super().do_HEAD()
+
+    def log_message(self, *args: object) -> None:
+        pass
+
+
+@pytest.fixture
+def web(tmp_path: Path) -> Iterator[str]:
+    """The URL of a web server that serves the folder ``web``."""
+    pytest.importorskip("aiohttp")
+    (tmp_path / "web").mkdir()
+    handler = functools.partial(Handler, directory=str(tmp_path / "web"))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+        thread.join()
+    Handler.cut, Handler.refused = set(), set()
+
+
+@pytest.fixture
+def memory() -> Iterator[str]:
+    """The URL of an empty folder in memory."""
+    yield "memory://models"
+    fsspec.filesystem("memory").store.clear()
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "vmoe" / "checkpoints"
+
+
+def upload(folder: Path, url: str) -> None:
+    fsspec.filesystem("memory").put(f"{folder}/", f"{url}/", recursive=True)
+
+
+def files_of(cache: Path) -> dict[str, bytes]:
+    return {str(x.relative_to(cache)): x.read_bytes() for x in cache.rglob("*") if x.is_file()}
+
+
+def assert_same(path: str | Path, original: Path) -> None:
+    there, here = read(path), read(original)
+    assert there.config == here.config and there.class_names == here.class_names
+    assert there.preprocessing == here.preprocessing
+    expected = by_name(here.params)
+    for name, array in by_name(there.params).items():
+        np.testing.assert_array_equal(array, expected[name])
+
+
+@pytest.mark.parametrize("folder", MODELS, ids=lambda folder: folder.name)
+def test_a_model_in_memory_is_downloaded_once_and_equals_the_files(
+    folder: Path, memory: str, cache: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    upload(folder, memory)
+    url = f"{memory}/{MODELS[folder]}".rstrip("/")
+    assert_same(url, folder / MODELS[folder])
+    lines = [x for x in capsys.readouterr().err.splitlines() if x.startswith("downloading ")]
+    names = [line.split()[1] for line in lines]
+    kept = {Path(x).name for x in files_of(cache)}
+    assert sorted(names) == sorted(x for x in kept if not x.endswith(".remote.json"))
+    assert all(f"from {memory}/{n}, " in x for n, x in zip(names, lines, strict=True))
+    assert f"{(folder / names[0]).stat().st_size:,} bytes" in lines[0]
+    assert "expected.npz" not in names
+    assert_same(Path(url), folder / MODELS[folder])  # a Path has one slash less
+    assert "downloading" not in capsys.readouterr().err
+    assert read(url).origin.path == url
+
+
+def test_a_file_that_has_changed_is_downloaded_again_and_alone(
+    memory: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    upload(WEIGHTS / "timm_vit", memory)
+    first = read(memory)
+    text = (WEIGHTS / "timm_vit" / "config.json").read_text().replace('"plum"', '"pawpaw"')
+    fsspec.filesystem("memory").pipe(f"{memory}/config.json", text.encode())
+    capsys.readouterr()
+    assert read(memory).class_names == ("pawpaw", *first.class_names[1:])
+    err = capsys.readouterr().err
+    assert "downloading config.json" in err and err.count("downloading") == 1
+
+
+def test_a_file_that_is_no_longer_there_is_not_read_from_the_cache(memory: str) -> None:
+    upload(WEIGHTS / "hf_vit", memory)
+    assert read(memory).origin.assumed == ()
+    fsspec.filesystem("memory").rm(f"{memory}/preprocessor_config.json")
+    assert "preprocessing" in read(memory).origin.assumed[0]
+    fsspec.filesystem("memory").rm(f"{memory}/model.safetensors")
+    with pytest.raises(UsageError, match="memory://models: no checkpoint there"):
+        read(memory)
+
+
+@pytest.mark.parametrize("folder", [PUBLISHED, WEIGHTS / "timm_vit"], ids=lambda x: x.name)
+def test_a_model_on_a_web_server_equals_the_files(folder: Path, web: str, tmp_path: Path) -> None:
+    for file in folder.iterdir():
+        (tmp_path / "web" / file.name).write_bytes(file.read_bytes())
+    assert_same(f"{web}/{MODELS[folder]}".rstrip("/"), folder / MODELS[folder])
+
+
+def test_a_truncated_transfer_is_refused_and_leaves_nothing(
+    web: str, tmp_path: Path, cache: Path
+) -> None:
+    content = (WEIGHTS / "augreg" / "model.npz").read_bytes()
+    (tmp_path / "web" / "model.npz").write_bytes(content)
+    Handler.cut.add("model.npz")
+    with pytest.raises(UsageError, match=f"^{web}/model.npz: cannot be downloaded"):
+        read(f"{web}/model.npz")
+    assert files_of(cache) == {}
+    Handler.cut.clear()
+    assert_same(f"{web}/model.npz", WEIGHTS / "augreg" / "model.npz")
+
+
+def test_an_interrupted_transfer_keeps_the_file_of_before(
+    web: str, tmp_path: Path, cache: Path
+) -> None:
+    file = tmp_path / "web" / "model.npz"
+    file.write_bytes((WEIGHTS / "augreg" / "model.npz").read_bytes())
+    read(f"{web}/model.npz")
+    before = files_of(cache)
+    file.write_bytes((WEIGHTS / "big_vision_map" / "model.npz").read_bytes())
+    Handler.cut.add("model.npz")
+    with pytest.raises(UsageError, match="cannot be downloaded"):
+        read(f"{web}/model.npz")
+    assert files_of(cache) == before
+
+
+def test_a_missing_a_forbidden_and_an_unreachable_file_are_named_in_one_line(
+    web: str, tmp_path: Path
+) -> None:
+    (tmp_path / "web" / "secret.npz").write_bytes(b"x")
+    Handler.refused.add("secret.npz")
+    for url, reason in (
+        (f"{web}/gone.npz", "no checkpoint there"),
+        (f"{web}/gone", "no checkpoint there"),
+        (f"{web}/secret.npz", "cannot be downloaded (403"),
+        ("http://127.0.0.1:1/model.npz", "cannot be downloaded (Cannot connect"),
+    ):
+        with pytest.raises(UsageError) as caught:
+            read(url)
+        assert str(caught.value).startswith(f"{url}: {reason}"), caught.value
+        assert "\n" not in str(caught.value)
+
+
+def test_a_data_file_that_the_index_names_and_the_server_lacks_is_named(memory: str) -> None:
+    upload(PUBLISHED, memory)
+    fsspec.filesystem("memory").rm(f"{memory}/ckpt.data-00001-of-00003")
+    with pytest.raises(UsageError, match="^memory://models/ckpt.data-00001-of-00003: no such file"):
+        read(f"{memory}/ckpt")
+
+
+@pytest.mark.parametrize(
+    ("url", "reason"),
+    [
+        ("s3://bucket/model", "s3:// is not supported, use gs, http, https, hf, memory"),
+        ("https://host/model.npz?download=true", "give a URL without query"),
+        ("https://", "give a URL without query"),
+        ("memory://models/model.pth", "a pickle, which can run code"),
+        ("memory://models/..", "no checkpoint there"),
+    ],
+)
+def test_a_url_that_cannot_be_used_is_refused_with_the_remedy(url: str, reason: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        read(url)
+    assert str(caught.value).startswith(f"{url}: {reason}")
+
+
+@pytest.mark.parametrize(("scheme", "extra"), [("gs", "remote"), ("https", "remote"), ("hf", "hf")])
+def test_a_missing_package_is_named_with_the_extra_that_has_it(scheme: str, extra: str) -> None:
+    package = {"gs": "gcsfs", "https": "aiohttp", "hf": "huggingface_hub"}[scheme]
+    try:
+        __import__(package)
+    except ImportError:
+        with pytest.raises(UsageError, match=rf"pip install 'vmoe\[{extra}\]'"):
+            read(f"{scheme}://owner/name")
+    else:
+        pytest.skip(f"{package} is installed")
+
+
+def test_only_a_scheme_makes_a_url() -> None:
+    assert url_of("gs:/bucket/a/") == url_of(Path("gs://bucket/a")) == "gs://bucket/a"
+    assert url_of("hf://owner/name@v1") == "hf://owner/name@v1"
+    for path in ("runs/digits", "/a/b", "c:/windows", "a:b", "./gs:/x", Path("x")):
+        assert url_of(path) is None

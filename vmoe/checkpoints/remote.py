@@ -1,0 +1,206 @@
+"""Trained models at URLs: the files that a reader needs are downloaded into the user's cache.
+
+A URL is that of a folder with ``model.safetensors`` and ``config.json``, of a .npz, .safetensors or
+.index file, or the prefix of a published checkpoint: gs://BUCKET/PREFIX (read anonymously),
+https://HOST/PATH, hf://OWNER/NAME[@REVISION], or memory://PATH of fsspec. A ``Path`` drops slashes,
+so gs:/BUCKET/PREFIX means the same.
+
+A file is downloaded again if the server reports another size, etag, generation, content or time
+than for the file in the cache; fsspec says which of these a server reports. A change that none of
+them shows, such as one of the same size within a second on a plain web server, is not noticed.
+
+Tested with fsspec's memory file system and a web server on the same machine; Google Cloud Storage
+and the Hugging Face hub were never reached.
+"""
+
+import hashlib
+import json
+import logging
+import os
+import re
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from vmoe.cache import cache_folder
+from vmoe.checkpoints import chunked, safetensors
+from vmoe.checkpoints.folder import MODEL
+from vmoe.checkpoints.weights import CONFIG, IMAGES
+from vmoe.errors import UsageError, one_line, shortened
+from vmoe.workdir.layout import replace_text
+
+EXTRAS = {"gs": "remote", "http": "remote", "https": "remote", "hf": "hf", "memory": "remote"}
+"""Schemes of URLs, and the extra of this package that brings what reads them."""
+IDENTITY = (  # what fsspec's file systems report about a file, of what tells a change
+    *("size", "etag", "ETag", "Last-Modified", "Content-MD5", "generation", "md5Hash"),
+    *("blob_id", "created", "mtime"),
+)
+SILENCE = 60  # seconds after which a connection is given up
+MAX_REASON = 200  # characters
+SINGLE = (".npz", ".safetensors", safetensors.INDEX)
+
+Info = dict[str, Any]
+
+
+def url_of(path: str | Path) -> str | None:
+    """The URL that a path is, in its usual spelling; None if it is a path.
+
+    >>> url_of(Path("gs://bucket/model")), url_of("runs/digits")
+    ('gs://bucket/model', None)
+    """
+    found = re.fullmatch(r"([a-z][a-z0-9]+):/+(.*?)/*", str(path), re.DOTALL)
+    return f"{found[1]}://{found[2]}" if found else None
+
+
+def fetch(url: str) -> Path:
+    """Downloads the files of a model that are not in the cache yet, each with a line on stderr.
+
+    Returns:
+        a path in the cache for the readers of files.
+
+    Raises:
+        UsageError: there is no model at the URL, it cannot be reached or a package is missing.
+        Failure: an index, which names further files, is corrupt.
+    """
+    scheme, _, rest = url.partition("://")
+    if scheme not in EXTRAS:
+        raise UsageError(f"{url}: {scheme}:// is not supported, use {', '.join(EXTRAS)}")
+    if re.search(r"[?#\s]", rest) or not rest:
+        raise UsageError(f"{url}: give a URL without query, fragment and spaces")
+    return _Server(url).fetch(url)
+
+
+class _Server:
+    """The file system of a URL."""
+
+    def __init__(self, url: str) -> None:
+        self.scheme = scheme = url.partition("://")[0]
+        try:
+            import fsspec
+
+            self.system = fsspec.filesystem(scheme, **_options(scheme))
+        except ImportError as error:
+            raise UsageError(
+                f"{url}: a package is missing ({_reason(error)}); "
+                f"pip install 'vmoe[{EXTRAS[scheme]}]'"
+            ) from None
+        except Exception as error:  # file systems raise errors of many types
+            raise UsageError(f"{url}: {_reason(error)}") from None
+        self.system.invalidate_cache()
+
+    def fetch(self, url: str) -> Path:
+        """Downloads the files of a model; see the function of this name."""
+        for file in _candidates(url):
+            if info := self.info(file):
+                return self.fetch_model(file, info)
+        raise UsageError(
+            f"{url}: no checkpoint there; give a folder with {MODEL} and {CONFIG}, a .npz file, or "
+            "the PREFIX of a published checkpoint, PREFIX.index"
+        )
+
+    def fetch_model(self, url: str, info: Info) -> Path:
+        """Downloads a file and those that belong to it."""
+        path = self.download(url, info)
+        if url.endswith(".index"):
+            for file in chunked.data_files(path.with_suffix("")):
+                self.download(_beside(url, file.name))
+        elif not url.endswith(".npz"):
+            for file in safetensors.files(path)[1:]:
+                self.download(_beside(url, file.name))
+            for name in (CONFIG, IMAGES):
+                if more := self.info(_beside(url, name)):
+                    self.download(_beside(url, name), more)
+                else:  # an earlier version of the model may have had one
+                    path.with_name(name).unlink(missing_ok=True)
+        return path
+
+    def info(self, url: str) -> Info | None:
+        """What the server says about a file; None if there is no such file."""
+        try:
+            info = self.system.info(url)
+        except FileNotFoundError as error:  # that of a web server has the reason as its cause
+            missing = getattr(error.__cause__, "status", None) in (404, 410)
+            if missing or self.scheme not in ("http", "https"):
+                return None
+            raise _unreadable(url, error.__cause__) from None
+        except Exception as error:  # file systems raise errors of many types
+            raise _unreadable(url, error) from None
+        return info if info["type"] == "file" else None
+
+    def download(self, url: str, info: Info | None = None) -> Path:
+        """The file of a URL in the cache.
+
+        Args:
+            info: what the server says about it, if this is known.
+        """
+        info = info or self.info(url)
+        if info is None:
+            raise UsageError(f"{url}: no such file")
+        identity = {key: str(info[key]) for key in IDENTITY if info.get(key) is not None}
+        path = _cached(url)
+        record = path.with_name(f"{path.name}.remote.json")
+        text = json.dumps({"url": url} | identity)
+        if path.is_file() and record.is_file() and record.read_text() == text:
+            return path
+        size = info.get("size")
+        amount = "of unknown size" if size is None else f"{size:,} bytes"
+        print(f"downloading {path.name} from {url}, {amount}, to {path.parent}", file=sys.stderr)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory(dir=path.parent) as name:
+                partial = Path(name) / path.name
+                self.system.get_file(url, str(partial))
+                if size is not None and (found := partial.stat().st_size) != size:
+                    raise OSError(f"{found:,} of {size:,} bytes were received")
+                record.unlink(missing_ok=True)
+                os.replace(partial, path)
+            replace_text(record, text)
+        except Exception as error:  # file systems raise errors of many types
+            raise _unreadable(url, error) from None
+        return path
+
+
+def _options(scheme: str) -> dict[str, Any]:
+    """Settings of a file system: anonymous access, no limit on the time of a whole download."""
+    if scheme == "gs":
+        logging.getLogger("gcsfs").setLevel(
+            logging.CRITICAL
+        )  # it prints tracebacks of what it raises
+        return {"token": "anon"}
+    if scheme in ("http", "https"):
+        import aiohttp
+
+        limits = aiohttp.ClientTimeout(total=None, sock_connect=SILENCE, sock_read=SILENCE)
+        return {"client_kwargs": {"timeout": limits}}
+    return {}
+
+
+def _candidates(url: str) -> list[str]:
+    """The files of which one is at the URL of a model."""
+    if url.endswith((*SINGLE, ".index")):
+        return [url]
+    folder = [f"{url}/{MODEL}", f"{url}/{MODEL}{safetensors.INDEX}"]
+    scheme, _, rest = url.partition("://")
+    root = rest.count("/") < (2 if scheme == "hf" else 1)  # a host, bucket or repository
+    return folder if root else [f"{url}.index", *folder]
+
+
+def _beside(url: str, name: str) -> str:
+    return f"{url.rpartition('/')[0]}/{name}"
+
+
+def _cached(url: str) -> Path:
+    """Where a file is kept: files of one folder stay together, under their names."""
+    parent, _, name = url.rpartition("/")
+    if not re.fullmatch(r"[\w.@+-]*\w", name):
+        raise UsageError(f"{url}: {name!r} is no name of a file that can be kept")
+    return cache_folder() / "checkpoints" / hashlib.sha256(parent.encode()).hexdigest()[:16] / name
+
+
+def _unreadable(url: str, error: BaseException | None) -> UsageError:
+    return UsageError(f"{url}: cannot be downloaded ({_reason(error)})")
+
+
+def _reason(error: BaseException | None) -> str:
+    return shortened(one_line(" ".join(str(error).split()) or type(error).__name__), MAX_REASON)
