@@ -19,6 +19,7 @@ from vmoe.workdir.layout import steps_of
 RECIPE = "from vmoe.config import *\nconfig = replace(TrainConfig(), {})\n"
 TRAIN = ["train", "--workdir", "new", "--config"]
 TINY_TRAIN = [*TRAIN, "{tiny}"]
+LR_FACTORS = ("head", "routers", "experts", "others")
 EVALUATE = ["evaluate", "--checkpoint", "{run}"]
 PREDICT = ["predict", "--checkpoint", "{run}"]
 
@@ -175,6 +176,18 @@ CASES: dict[str, tuple[list[str], str]] = {
     "smoothing": ([*TINY_TRAIN, "--label-smoothing", "1"], "label_smoothing=1.0: it must be"),
     "dropout": ([*TINY_TRAIN, "--model.dropout", "1"], "model.dropout=1.0: a dropout rate"),
     "learning rate": ([*TINY_TRAIN, "--optim.lr", "0"], "optim.lr=0.0: use more than 0"),
+    "negative factor": (
+        [*TINY_TRAIN, "--optim.lr-factors.head", "-1"],
+        "optim.lr_factors.head=-1.0: use 0 or more",
+    ),
+    "layer decay": (
+        [*TINY_TRAIN, "--optim.layer-decay", "0"],
+        "optim.layer_decay=0.0: it must be in (0, 1]",
+    ),
+    "nothing to train": (
+        [*TINY_TRAIN, *(f"--optim.lr-factors.{part}=0" for part in LR_FACTORS)],
+        "optim.lr_factors: head, others, routers, experts are all 0, so there is nothing to train",
+    ),
     "infinite learning rate": (
         [*TINY_TRAIN, "--optim.lr", "inf"],
         "optim.lr must be a finite number, not inf (--optim.lr)",

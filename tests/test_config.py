@@ -12,6 +12,7 @@ from vmoe import models
 from vmoe.config import (
     EvalConfig,
     ExpertChoice,
+    LrFactorsConfig,
     MoEConfig,
     RoutingOverrides,
     Soft,
@@ -63,6 +64,27 @@ def set_with(**overrides: Any) -> EvalConfig:
         (
             dict(optim=dict(grad_clip_norm=0.0)),
             "optim.grad_clip_norm=0.0: use more than 0, or None",
+        ),
+        (
+            dict(optim=dict(lr_factors=dict(experts=-1.0))),
+            "optim.lr_factors.experts=-1.0: use 0 or more",
+        ),
+        (
+            dict(optim=dict(lr_factors=dict(head=float("nan")))),
+            "optim.lr_factors.head must be a finite number, not nan",
+        ),
+        (dict(optim=dict(layer_decay=0.0)), r"optim.layer_decay=0.0: it must be in \(0, 1\]"),
+        (dict(optim=dict(layer_decay=1.5)), r"optim.layer_decay=1.5: it must be in \(0, 1\]"),
+        (
+            dict(optim=dict(lr_factors=dict(head=0.0, others=0.0))),
+            "optim.lr_factors: head, others are all 0, so there is nothing to train",
+        ),
+        (
+            dict(
+                model=dict(sparse_blocks=(1,)),
+                optim=dict(lr_factors=LrFactorsConfig(0.0, 0.0, 0.0, 0.0)),
+            ),
+            "optim.lr_factors: head, others, routers, experts are all 0",
         ),
         (dict(ema_decay=1.0), "ema_decay=1.0: it must be in"),
         (dict(keep_latest=0), "keep_latest=0: use at least 1"),

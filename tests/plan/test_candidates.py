@@ -41,6 +41,16 @@ def test_the_plan_as_json_has_bytes_and_seconds_of_each_candidate() -> None:
     assert memory["opt_state"] == 2 * memory["parameters"] + 8
 
 
+def test_a_frozen_part_has_no_gradients_and_no_optimiser_state() -> None:
+    frozen = [f"--optim.lr-factors.{part}=0" for part in ("routers", "experts", "others")]
+    result = vmoe(*COMMAND, "--json", *frozen)
+    assert result.returncode == 0, result.stderr
+    (candidate,) = json.loads(result.stdout)["feasible"]
+    head = 4 * (16 * 10 + 10)  # bytes of a kernel and a bias
+    assert candidate["memory"]["gradients"] == head
+    assert candidate["memory"]["opt_state"] == 2 * head + 8
+
+
 CASES = {
     "batch": (["--devices", "3"], 2, "batch_size=32 on 3 devices"),
     "mesh": (["--devices", "4", "--mesh", "expert=3"], 2, "expert can be 1, 2 or 4"),

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -9,7 +10,7 @@ import optax
 import pytest
 
 from vmoe import models
-from vmoe.config import OptimConfig, WeightDecayConfig
+from vmoe.config import OptimConfig, TrainConfig, WeightDecayConfig
 from vmoe.train.optim import decay_kind, optimizer, schedule
 
 PARAMS = {
@@ -65,9 +66,14 @@ def test_without_warmup_the_first_step_has_the_peak_rate() -> None:
     assert float(schedule(OptimConfig(lr=2.0, warmup_steps=0), 10)(0)) == pytest.approx(2.0)
 
 
+def run(**optim: Any) -> TrainConfig:
+    """A run of 10 steps without warmup."""
+    return TrainConfig(optim=OptimConfig(warmup_steps=0, **optim), steps=10)
+
+
 def after_decay(decay: WeightDecayConfig) -> dict[str, float]:
     """Parameters of 1 after a step with zero gradient, by their path."""
-    optim = optimizer(OptimConfig(lr=0.5, warmup_steps=0, weight_decay=decay), 10)
+    optim = optimizer(run(lr=0.5, weight_decay=decay))
     updates, _ = optim.update(jax.tree.map(np.zeros_like, PARAMS), optim.init(PARAMS), PARAMS)
     after = optax.apply_updates(PARAMS, updates)
     return {
@@ -108,11 +114,11 @@ def test_every_parameter_of_a_model_has_a_kind_of_weight_decay() -> None:
 
 
 def test_sgd_applies_momentum_then_decoupled_weight_decay() -> None:
-    config = OptimConfig(
-        kind="sgd", lr=0.1, warmup_steps=0, schedule="constant", momentum=0.8, grad_clip_norm=None,
+    config = run(
+        kind="sgd", lr=0.1, schedule="constant", momentum=0.8, grad_clip_norm=None,
         weight_decay=WeightDecayConfig(kernels=0.5),
     )  # fmt: skip
-    optim = optimizer(config, 10)
+    optim = optimizer(config)
     params = {"kernel": np.ones(2, np.float64)}
     state, expected, trace = optim.init(params), 1.0, 0.0
     for gradient in (1.0, -2.0, 3.0):
@@ -125,9 +131,7 @@ def test_sgd_applies_momentum_then_decoupled_weight_decay() -> None:
 
 @pytest.mark.parametrize("clip", [None, 1.0])
 def test_the_gradient_is_clipped_by_its_global_norm_unless_disabled(clip: float | None) -> None:
-    optim = optimizer(
-        OptimConfig(kind="sgd", lr=1.0, warmup_steps=0, grad_clip_norm=clip, momentum=0.0), 10
-    )
+    optim = optimizer(run(kind="sgd", lr=1.0, grad_clip_norm=clip, momentum=0.0))
     params = {"bias": np.zeros(2, np.float32)}
     gradient = {"bias": np.array([3.0, 4.0], np.float32)}
     updates, _ = optim.update(gradient, optim.init(params), params)

@@ -10,7 +10,7 @@ from vmoe.config.evaluation import EvalConfig, RoutingOverrides
 from vmoe.config.fields import replace
 from vmoe.config.files import from_json, load, to_json
 from vmoe.config.model import MoEConfig, ViTConfig
-from vmoe.config.optim import OptimConfig, WeightDecayConfig
+from vmoe.config.optim import LrFactorsConfig, OptimConfig, WeightDecayConfig
 from vmoe.config.routers import AuxLossWeights, ExpertChoice, Router, Soft, TokenChoice
 from vmoe.config.train import TrainConfig
 
@@ -19,6 +19,7 @@ __all__ = [
     "DataConfig",
     "EvalConfig",
     "ExpertChoice",
+    "LrFactorsConfig",
     "MoEConfig",
     "OptimConfig",
     "Router",

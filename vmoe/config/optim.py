@@ -30,8 +30,35 @@ class WeightDecayConfig(Checked):
 
 
 @dataclasses.dataclass(frozen=True)
+class LrFactorsConfig(Checked):
+    """Factors of the learning rate by part of the model; 0 freezes a part.
+
+    Linear probing trains only the head: it sets all other factors to 0.
+    """
+
+    section = "optim.lr_factors"
+
+    head: float = 1.0
+    """Factor of the head, pre-logits included."""
+    routers: float = 1.0
+    """Factor of the routers."""
+    experts: float = 1.0
+    """Factor of the experts."""
+    others: float = 1.0
+    """Factor of all else: embeddings, attention, dense MLPs, norms, the attention pool."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name, factor in dataclasses.asdict(self).items():
+            require(factor >= 0, f"optim.lr_factors.{name}={factor}: use 0 or more")
+
+
+@dataclasses.dataclass(frozen=True)
 class OptimConfig(Checked):
-    """The optimiser: clipping, Adam or momentum, weight decay, learning rate, in this order."""
+    """The optimiser: clipping, Adam or momentum, weight decay, learning rate, in this order.
+
+    ``lr_factors`` and ``layer_decay`` multiply the learning rate, and so the weight decay too.
+    """
 
     section = "optim"
 
@@ -52,7 +79,12 @@ class OptimConfig(Checked):
     """Momentum of SGD."""
     weight_decay: WeightDecayConfig = WeightDecayConfig()
     grad_clip_norm: float | None = 1.0
-    """Largest global norm of the gradient; None for no clipping."""
+    """Largest global norm of the gradient of what is trained; None for no clipping."""
+    lr_factors: LrFactorsConfig = LrFactorsConfig()
+    layer_decay: float = 1.0
+    """Layer-wise decay of the learning rate, as in BEiT and MAE: a parameter with n layers above
+    its own has layer_decay ** n times the rate. The last norm, the attention pool and the head have
+    n = 0, the last block n = 1, the first block n = depth, the embeddings n = depth + 1."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -63,6 +95,9 @@ class OptimConfig(Checked):
             f"optim.grad_clip_norm={self.grad_clip_norm}: use more than 0, or None",
         )
         require(self.end_lr >= 0, f"optim.end_lr={self.end_lr}: use 0 or more")
+        require(
+            0 < self.layer_decay <= 1, f"optim.layer_decay={self.layer_decay}: it must be in (0, 1]"
+        )
         for name in ("b1", "b2", "momentum"):
             value = getattr(self, name)
             require(0 <= value < 1, f"optim.{name}={value}: a decay rate must be in [0, 1)")

@@ -57,6 +57,11 @@ class TrainConfig(Checked):
             self.optim.warmup_steps < self.steps,
             f"optim.warmup_steps={self.optim.warmup_steps} must be less than steps={self.steps}",
         )
+        parts = ["head", "others", *(["routers", "experts"] if self.model.sparse_blocks else [])]
+        require(
+            any(getattr(self.optim.lr_factors, part) for part in parts),
+            f"optim.lr_factors: {', '.join(parts)} are all 0, so there is nothing to train",
+        )
         require(
             0 <= self.label_smoothing < 1,
             f"label_smoothing={self.label_smoothing}: it must be in [0, 1)",

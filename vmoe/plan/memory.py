@@ -6,6 +6,7 @@ from vmoe.config import TrainConfig, replace
 from vmoe.plan.segments import segments
 from vmoe.plan.shapes import bytes_per_device, with_shardings
 from vmoe.sharding import Placement
+from vmoe.train.lr_factors import trained_params
 from vmoe.train.state import State
 
 
@@ -15,7 +16,7 @@ class Memory:
 
     parameters: int
     gradients: int
-    """As large as the parameters."""
+    """As large as the trained parameters."""
     opt_state: int
     ema: int
     """The moving average of the parameters; 0 if the config has none."""
@@ -55,7 +56,7 @@ def memory(config: TrainConfig, placement: Placement, state: State) -> Memory:
     saved, saved_with_remat = _saved_activations(config, placement)
     return Memory(
         parameters=bytes_per_device(params),
-        gradients=bytes_per_device(params),
+        gradients=bytes_per_device(trained_params(config.optim, params)),
         opt_state=bytes_per_device(opt_state),
         ema=0 if state.ema is None else bytes_per_device(params),
         saved_activations=saved,

@@ -19,7 +19,8 @@ from vmoe.costs.flops import count_flops
 from vmoe.costs.residuals import Residual, residuals
 from vmoe.plan.shapes import shard_shape, with_shardings
 from vmoe.sharding import Placement
-from vmoe.train.optim import Params, optimizer, update_ema
+from vmoe.train.lr_factors import Params, replace_trained, trained_params
+from vmoe.train.optim import optimizer, update_ema
 
 Inputs = dict[str, Any]
 SegmentState = tuple[Params, Any, Params | None]
@@ -98,7 +99,8 @@ class Segment:
 
     def _arguments(self) -> tuple[SegmentState, Inputs]:
         """The shapes of the step's arguments, with shardings."""
-        placement, opt_state = self.placement, jax.eval_shape(self._optimizer().init, self.params)
+        placement, optim = self.placement, optimizer(self.config)
+        opt_state = jax.eval_shape(optim.init, trained_params(self.config.optim, self.params))
         params = with_shardings(self.params, placement.params(self.params))
         inputs = {
             name: with_shardings(x, placement.replicated() if name == "key" else placement.batch())
@@ -111,15 +113,15 @@ class Segment:
         """Forward, backward and update; the outputs stand in for their gradients."""
         params, opt_state, ema = state
         tokens = {name: x for name, x in inputs.items() if name == "tokens"}
+        trained = trained_params(self.config.optim, params)
         out, backward = jax.vjp(
-            lambda params, tokens: self.forward(params, inputs | tokens), params, tokens
+            lambda trained, tokens: self.forward(replace_trained(params, trained), inputs | tokens),
+            trained,
+            tokens,
         )
         gradient, tokens_gradient = backward(out)
-        updates, opt_state = self._optimizer().update(gradient, opt_state, params)
-        params = cast(Params, optax.apply_updates(params, updates))
+        updates, opt_state = optimizer(self.config).update(gradient, opt_state, trained)
+        trained = cast(Params, optax.apply_updates(trained, updates))
         if ema is not None:
-            ema = update_ema(ema, params, self.config.ema_decay, jnp.zeros((), jnp.int32))
-        return (params, opt_state, ema), tokens_gradient
-
-    def _optimizer(self) -> optax.GradientTransformation:
-        return optimizer(self.config.optim, self.config.steps)
+            ema = update_ema(self.config, ema, trained, jnp.zeros((), jnp.int32))
+        return (replace_trained(params, trained), opt_state, ema), tokens_gradient

@@ -19,7 +19,7 @@ from vmoe.nn.patches import num_tokens
 from vmoe.nn.vit import ViT
 from vmoe.plan.segment import Inputs, Segment
 from vmoe.sharding import Placement
-from vmoe.train.optim import Params
+from vmoe.train.lr_factors import Params
 
 
 class _BlockKind(NamedTuple):

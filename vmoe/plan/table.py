@@ -108,6 +108,7 @@ def assumptions(plan: Plan) -> list[str]:
     dtypes = {moe.transfer_dtype for moe in model.moe_blocks.values()}
     transfer = f" (rows to and from experts: {' or '.join(sorted(dtypes))})" if dtypes else ""
     ema = "; the moving average counts as optimiser" if plan.config.ema_decay else ""
+    frozen = "frozen parts: their saved activations and the backward pass through them are counted"
     return [
         "memory: the sum of state, gradients and saved activations, without temporary buffers"
         + ema,
@@ -127,6 +128,7 @@ def assumptions(plan: Plan) -> list[str]:
         "does so only if its mesh is given",
         "fsdp: if each device keeps only a part of an all-reduce, accelerators may run it as a "
         "reduce-scatter, which sends half",
+        *([frozen] if 0 in dataclasses.astuple(plan.config.optim.lr_factors) else []),
     ]
 
 

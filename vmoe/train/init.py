@@ -18,7 +18,7 @@ from vmoe.config import ViTConfig
 from vmoe.errors import UsageError, listed
 from vmoe.sharding import Placement
 from vmoe.surgery import Changes, fit
-from vmoe.train.optim import Params
+from vmoe.train.lr_factors import Params
 from vmoe.train.state import State
 from vmoe.workdir.layout import CHECKPOINTS, has_config, read_init
 

@@ -1,16 +1,21 @@
 """The optimiser, its learning rate, and the moving average of the parameters."""
 
-from typing import Any, cast
+from typing import cast
 
 import jax
 import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Int
 
-from vmoe.config import OptimConfig, WeightDecayConfig
-from vmoe.nn.parts import part_of
-
-Params = dict[str, Any]
+from vmoe.config import OptimConfig, TrainConfig, WeightDecayConfig
+from vmoe.train.lr_factors import (
+    Params,
+    has_lr_factors,
+    lr_kind,
+    replace_trained,
+    scale_by_lr_factors,
+    trained_params,
+)
 
 
 def schedule(config: OptimConfig, steps: int) -> optax.Schedule:
@@ -30,9 +35,15 @@ def schedule(config: OptimConfig, steps: int) -> optax.Schedule:
     return optax.join_schedules([warmup, after], [config.warmup_steps])
 
 
-def optimizer(config: OptimConfig, steps: int) -> optax.GradientTransformation:
-    """Clipping by global norm, Adam or momentum, decoupled weight decay, learning rate."""
+def optimizer(run: TrainConfig) -> optax.GradientTransformation:
+    """Clipping by global norm, Adam or momentum, decoupled weight decay, learning rate.
+
+    It updates the trained parameters alone (``trained_params``), so that frozen ones have no state
+    and do not count in the global norm, as in big_vision.
+    """
+    config = run.optim
     clip = config.grad_clip_norm
+    scaled = [scale_by_lr_factors(config, run.model.depth)] if has_lr_factors(config) else []
     return optax.chain(
         optax.identity() if clip is None else optax.clip_by_global_norm(clip),
         optax.trace(config.momentum)
@@ -43,14 +54,19 @@ def optimizer(config: OptimConfig, steps: int) -> optax.GradientTransformation:
             for kind, rate in _rates(config.weight_decay).items()
             if rate
         ),
-        optax.scale_by_learning_rate(schedule(config, steps)),
+        optax.scale_by_learning_rate(schedule(config, run.steps)),
+        *scaled,
     )
 
 
-def update_ema(ema: Params, params: Params, decay: float, step: Int[Array, ""]) -> Params:
-    """One step of the moving average, whose decay is at most (1 + step) / (10 + step)."""
-    rate = jnp.minimum(decay, (1.0 + step) / (10.0 + step))
-    return cast(Params, optax.incremental_update(params, ema, 1.0 - rate))
+def update_ema(run: TrainConfig, ema: Params, trained: Params, step: Int[Array, ""]) -> Params:
+    """One step of the moving average, whose decay is at most (1 + step) / (10 + step).
+
+    Frozen parameters keep their values, which averaging would round.
+    """
+    rate = jnp.minimum(run.ema_decay, (1.0 + step) / (10.0 + step))
+    average = optax.incremental_update(trained, trained_params(run.optim, ema), 1.0 - rate)
+    return replace_trained(ema, cast(Params, average))
 
 
 def decay_kind(path: tuple[str, ...]) -> str:
@@ -61,8 +77,8 @@ def decay_kind(path: tuple[str, ...]) -> str:
     """
     if path[-1] != "kernel":
         return "others"
-    part = part_of(path)
-    return part if part in ("experts", "routers", "head") else "kernels"
+    kind = lr_kind(path)
+    return "kernels" if kind == "others" else kind
 
 
 def _rates(decay: WeightDecayConfig) -> dict[str, float]:

@@ -30,6 +30,7 @@ from vmoe.sharding import Placement
 from vmoe.signals import Signals
 from vmoe.train.environment import differences, environment
 from vmoe.train.init import Init, InitFrom, messages, read_source
+from vmoe.train.lr_factors import Params, training_messages
 from vmoe.train.optim import schedule
 from vmoe.train.report import NullReport, Report, make_report
 from vmoe.train.state import State, abstract_state
@@ -117,7 +118,7 @@ def setup(
             distributed.abort_on_error(),  # innermost: the contexts above wait for other processes
         ):
             for message in [
-                *_notes(config, placement, source, evaluations, initial),
+                *_notes(config, placement, source, evaluations, initial, shapes.params),
                 *changed,
             ]:
                 report.log(message)
@@ -214,6 +215,7 @@ def _notes(
     source: Source,
     evaluations: list[tuple[EvalConfig, Source]],
     initial: Init | None,
+    params: Params,
 ) -> Iterator[str]:
     """Messages to log before the first step."""
     size = config.model.image_size
@@ -224,6 +226,7 @@ def _notes(
     )
     if initial is not None:
         yield from messages(initial)
+    yield from training_messages(config.optim, params)
     if placement.mesh is not None:
         share = config.batch_size // placement.devices
         yield (

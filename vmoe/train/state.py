@@ -11,7 +11,8 @@ from jaxtyping import Array, Int
 from vmoe import models
 from vmoe.config import TrainConfig
 from vmoe.sharding import ONE_DEVICE, Placement
-from vmoe.train.optim import Params, optimizer
+from vmoe.train.lr_factors import Params, trained_params
+from vmoe.train.optim import optimizer
 
 
 class State(NamedTuple):
@@ -22,7 +23,7 @@ class State(NamedTuple):
         batch: number of the next batch: the step, plus the batches skipped after a NaN.
         rewinds: number of times the run went back after a NaN.
         params: the model's parameters, as nested dicts.
-        opt_state: the optimiser's state.
+        opt_state: the optimiser's state, of the trained parameters.
         ema: moving average of the parameters; None if the config has none.
     """
 
@@ -85,5 +86,5 @@ def _init(config: TrainConfig) -> State:
     params = nnx.to_pure_dict(nnx.state(models.build(config.model, seed=config.seed), nnx.Param))
     ema = jax.tree.map(jnp.copy, params) if config.ema_decay else None
     step, batch, rewinds = (jnp.zeros((), jnp.int32) for _ in range(3))
-    opt_state = optimizer(config.optim, config.steps).init(params)
+    opt_state = optimizer(config).init(trained_params(config.optim, params))
     return State(step, batch, rewinds, params, opt_state, ema)

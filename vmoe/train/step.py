@@ -13,7 +13,8 @@ from vmoe.data.pipeline import Batch
 from vmoe.nn.losses import cross_entropy
 from vmoe.nn.parts import norms_by_part
 from vmoe.sharding import ONE_DEVICE, Placement
-from vmoe.train.optim import Params, optimizer, schedule, update_ema
+from vmoe.train.lr_factors import Params, replace_trained, trained_params
+from vmoe.train.optim import optimizer, schedule, update_ema
 from vmoe.train.state import State, abstract_state, state_shardings
 
 Metrics = dict[str, Any]
@@ -31,18 +32,18 @@ def train_step(
         the next state, and scalars: ``loss`` (nats), ``accuracy``, ``aux_loss``, ``dropped`` (share
         of the choices), ``unprocessed`` (share of the tokens), ``lr``, ``gradient_norm``;
         ``blocks``, the measures of each sparse block; ``norms`` of parameters, gradients and
-        updates by part of the model.
+        updates by part of the model. Frozen parts have no gradients and no updates.
     """
     key = jax.random.fold_in(jax.random.key(config.seed), state.batch)
-    optim = optimizer(config.optim, config.steps)
+    trained = trained_params(config.optim, state.params)
     gradient, metrics = jax.grad(_loss, has_aux=True)(
-        state.params, batch, key, config=config, placement=placement
+        trained, state.params, batch, key, config=config, placement=placement
     )
-    updates, opt_state = optim.update(gradient, state.opt_state, state.params)
-    params = cast(Params, optax.apply_updates(state.params, updates))
-    ema = state.ema
+    updates, opt_state = optimizer(config).update(gradient, state.opt_state, trained)
+    trained = cast(Params, optax.apply_updates(trained, updates))
+    params, ema = replace_trained(state.params, trained), state.ema
     if ema is not None:
-        ema = update_ema(ema, params, config.ema_decay, state.step)
+        ema = update_ema(config, ema, trained, state.step)
     metrics |= {
         "lr": schedule(config.optim, config.steps)(state.step),
         "gradient_norm": optax.tree.norm(gradient),
@@ -72,9 +73,20 @@ def make_train_step(config: TrainConfig, placement: Placement = ONE_DEVICE) -> j
 
 
 def _loss(
-    params: Params, batch: Batch, key: jax.Array, *, config: TrainConfig, placement: Placement
+    trained: Params,
+    params: Params,
+    batch: Batch,
+    key: jax.Array,
+    *,
+    config: TrainConfig,
+    placement: Placement,
 ) -> tuple[jax.Array, Metrics]:
-    """The cross-entropy plus the weighted auxiliary losses of all sparse blocks."""
+    """The cross-entropy plus the weighted auxiliary losses of all sparse blocks.
+
+    Args:
+        trained: the parameters to differentiate by; they replace those in ``params``.
+    """
+    params = replace_trained(params, trained)
     model = models.with_params(config.model, params, placement=placement)
     logits, records = model.forward(batch.images, train=True, key=key)
     labels = optax.smooth_labels(batch.labels, config.label_smoothing)
