@@ -69,6 +69,15 @@ def test_running_the_command_again_reports_that_the_run_is_complete(
     assert result.returncode == 0 and "already complete (60 of 60 steps)" in result.stderr
 
 
+def test_files_whose_first_row_is_that_of_the_checkpoint_are_continued(tmp_path: Path) -> None:
+    arguments = ["train", "--config", TINY, "--workdir", tmp_path, "--optim.warmup-steps", "1"]
+    for steps, expected in (("2", ["2"]), ("2", ["2"]), ("4", ["2", "4"])):
+        result = vmoe(*arguments, "--steps", steps)
+        assert result.returncode == 0 and "lost" not in result.stderr, result.stderr
+        for name in ("metrics", "evaluations", "experts"):
+            assert list(dict.fromkeys(row["step"] for row in rows(tmp_path, name))) == expected
+
+
 def test_more_steps_extend_a_run_and_keep_its_old_config(tiny_run: Path, tmp_path: Path) -> None:
     workdir = tmp_path / "run"
     shutil.copytree(tiny_run, workdir)

@@ -13,10 +13,15 @@ import fsspec
 import numpy as np
 import pytest
 
+from tests.command import TINY
+from vmoe import config as configs
 from vmoe.checkpoints import read
 from vmoe.checkpoints.checksums import by_name
+from vmoe.checkpoints.folder import write
 from vmoe.checkpoints.remote import url_of
 from vmoe.errors import UsageError
+from vmoe.train.loop import train
+from vmoe.workdir.layout import read_init
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 PUBLISHED = GOLDEN / "published" / "sharded"
@@ -229,6 +234,19 @@ def test_a_missing_package_is_named_with_the_extra_that_has_it(scheme: str, extr
             read(f"{scheme}://owner/name")
     else:
         pytest.skip(f"{package} is installed")
+
+
+def test_a_run_starts_from_a_url_and_resumes(memory: str, tmp_path: Path) -> None:
+    config = configs.replace(configs.load(TINY), steps=2, optim=dict(warmup_steps=0))
+    train(config, tmp_path / "first")
+    write(tmp_path / "model", read(tmp_path / "first"))
+    upload(tmp_path / "model", memory)
+    for init in (memory, Path(memory)):
+        train(config, tmp_path / "second", init=init)
+    record = read_init(tmp_path / "second")
+    assert record is not None and record["path"] == memory
+    with pytest.raises(UsageError, match=f"began from {memory}, not from memory://other"):
+        train(config, tmp_path / "second", init="memory://other")
 
 
 def test_only_a_scheme_makes_a_url() -> None:

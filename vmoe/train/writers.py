@@ -101,7 +101,7 @@ class CsvWriter:
         if position.size:
             try:
                 content = self._path.read_bytes()[: position.size]
-                if _first_step(content) >= step:
+                if _first_step(content) > step:
                     content, missing = b"", f"{self._path} has lost its rows up to step {step}"
             except FileNotFoundError:
                 missing = f"{self._path} is missing: its rows up to step {step} are lost"
