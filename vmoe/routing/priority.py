@@ -27,21 +27,34 @@ def priority_order(
 
     Source: V-MoE section 4 and appendix C.
     """
+    if priority == "order":
+        return jnp.broadcast_to(jnp.arange(top_gates.shape[1]), top_gates.shape[:2])
+    return jax.vmap(descending)(priority_scores(top_gates, priority, draw))
+
+
+def priority_scores(
+    top_gates: Float[Array, "g s k"], priority: str, draw: Float[Array, "g s"] | None
+) -> Float[Array, "g s"]:
+    """The score of each token, not negative: the larger, the more important.
+
+    Args: as for ``priority_order``.
+
+    Raises:
+        UsageError: there is no such priority.
+    """
     g, s, _ = top_gates.shape
     match priority:
         case "order":
-            return jnp.broadcast_to(jnp.arange(s), (g, s))
+            return jnp.zeros((g, s))
         case "largest_gate":
-            score = top_gates[..., 0]
+            return top_gates[..., 0]
         case "sum_of_gates":
-            score = top_gates.sum(-1)
+            return top_gates.sum(-1)
         case "random" if draw is not None:
-            score = draw
+            return draw
         case "random":
-            score = jnp.broadcast_to(jax.random.uniform(jax.random.key(0), (s,)), (g, s))
-        case _:
-            raise UsageError(unknown("no priority", priority, list(get_args(Priority))))
-    return jax.vmap(descending)(score)
+            return jnp.broadcast_to(jax.random.uniform(jax.random.key(0), (s,)), (g, s))
+    raise UsageError(unknown("no priority", priority, list(get_args(Priority))))
 
 
 def descending(scores: Float[Array, "s"]) -> Int[Array, "s"]:

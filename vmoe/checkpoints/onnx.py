@@ -1,0 +1,186 @@
+"""Models as ONNX files, for runtimes without JAX such as ONNX Runtime and OpenVINO.
+
+Each image is its own group, so an image does not depend on its batch and the number of images is
+free. Everything is computed in float32. Routing is written as comparisons and matmuls
+(``vmoe/routing/one_hot.py``), since the conversion supports no scatter.
+
+The conversion is jax2onnx's. It pins an older orbax-checkpoint than ours, so it is no dependency;
+``INSTALL`` is the command that installs it beside ours.
+"""
+
+import json
+import logging
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.extend.core import jaxpr_as_fun
+from jaxtyping import Array, Bool, Float
+
+from vmoe import models
+from vmoe.axes import Record, SoftRouting
+from vmoe.checkpoints.matmul_form import matmul_form
+from vmoe.checkpoints.stored import StoredModel
+from vmoe.config import MoEConfig, ViTConfig, replace, to_json
+from vmoe.errors import UsageError
+from vmoe.nn.keys import MaybeKey
+from vmoe.nn.moe import MoE
+from vmoe.nn.vit import ViT
+from vmoe.routing import router_of
+from vmoe.routing.one_hot import one_hot_routing
+from vmoe.routing.rows import keep_class_tokens
+from vmoe.routing.top_k import gates_of
+
+if TYPE_CHECKING:
+    from onnx import ModelProto
+
+VERSION = 1
+INSTALL = "pip install onnx onnx-ir && pip install --no-deps jax2onnx==0.17.1"
+OPSET = 18
+MOST_BYTES = 2_000_000_000  # of a file; protobuf allows 2 GiB
+
+
+def write(path: Path, stored: StoredModel) -> None:
+    """Writes a model as ONNX: ``images`` f32[b h w 3] in [-1, 1] -> ``logits`` f32[b y].
+
+    b is free; h and w are those of the preprocessing. The file's metadata are ``format_version``,
+    and as JSON ``model``, ``class_names`` and ``preprocessing``. The parameters of a model of more
+    than 2 GB are in a second file beside it, PATH.data.
+
+    To write a model under other routing settings, apply them to ``stored.config`` before.
+
+    Args:
+        path: a new file.
+
+    Raises:
+        UsageError: jax2onnx is not installed, or the file exists or cannot be written.
+    """
+    if path.exists():
+        raise UsageError(f"{path}: it exists; use another file")
+    model = without_scatters(stored.config, stored.params)
+    size = stored.preprocessing.image_size
+    proto = convert(lambda image: model(image[None])[0], size, ["logits"])
+    metadata = {
+        "format_version": str(VERSION),
+        "model": to_json(stored.config),
+        "class_names": json.dumps(stored.class_names),
+        "preprocessing": to_json(stored.preprocessing),
+    }
+    import onnx
+
+    onnx.helper.set_model_props(proto, metadata)
+    large = sum(np.asarray(x).nbytes for x in jax.tree.leaves(stored.params)) > MOST_BYTES
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        onnx.save_model(
+            proto,
+            path,
+            save_as_external_data=large,
+            location=f"{path.name}.data" if large else None,
+        )
+    except OSError as error:
+        raise UsageError(f"{path}: cannot be written ({error.strerror or error})") from None
+
+
+def convert(
+    function: Callable[[Float[Array, "h w 3"]], Any], image_size: int, outputs: Sequence[str]
+) -> "ModelProto":
+    """ONNX of a function of one image, applied to each of b images.
+
+    Args:
+        function: of an image, with one array per output.
+        image_size: side of the images in pixels.
+        outputs: their names.
+
+    Raises:
+        UsageError: jax2onnx is not installed.
+    """
+    image = jax.ShapeDtypeStruct((image_size, image_size, 3), jnp.float32)
+    # jax2onnx replaces modules of Flax while it traces, so the model is traced before.
+    one = jaxpr_as_fun(jax.make_jaxpr(function)(image))
+    disabled = logging.root.manager.disable
+    logging.disable(logging.WARNING)  # it reports every optional package that it misses
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            from jax2onnx import to_onnx
+
+            return to_onnx(
+                matmul_form(jax.vmap(one)),
+                [("b", *image.shape)],
+                model_name="vmoe",
+                opset=OPSET,
+                input_names=["images"],
+                output_names=list(outputs),
+            )
+    except ModuleNotFoundError as error:
+        raise UsageError(f"writing ONNX needs {error.name}: {INSTALL}") from None
+    finally:
+        logging.disable(disabled)
+
+
+def without_scatters(config: ViTConfig, params: dict[str, Any]) -> ViT:
+    """The model in float32, with ``MatmulMoE`` as its sparse layers."""
+    changes = {"transfer_dtype": "float32"}
+    moe = config.moe
+    moe = (
+        replace(moe, **changes)
+        if isinstance(moe, MoEConfig)
+        else tuple(replace(each, **changes) for each in moe)
+    )
+    config = replace(config, dtype="float32", moe=moe)
+    model = models.with_params(config, jax.tree.map(jnp.asarray, params))
+    for block in model.blocks:
+        if isinstance(block.mlp, MoE):
+            block.mlp = MatmulMoE(block.mlp)
+    return model
+
+
+class MatmulMoE(MoE):
+    """A sparse layer with one image per group, and matmuls for dispatch and combine."""
+
+    def __init__(self, moe: MoE):
+        """Shares the parameters of a layer."""
+        self.config = moe.config
+        self.placement = moe.placement
+        self.router = moe.router
+        self.experts = moe.experts
+
+    def __call__(
+        self,
+        tokens: Float[Array, "b n d"],
+        valid: Bool[Array, "b"],
+        key: MaybeKey = None,
+        *,
+        class_token_only: bool = False,
+    ) -> tuple[Float[Array, "b x d"], Record]:
+        """As ``MoE``, in evaluation and without padding."""
+        record = self.route(tokens, jnp.ones(tokens.shape[:2], bool))
+        routing = record.routing
+        assert isinstance(routing, SoftRouting)
+        if class_token_only and self._is_soft:
+            tokens, routing = keep_class_tokens(tokens, routing, tokens.shape[1])
+        elif class_token_only:  # sent to every expert, with weight 0 where it has no slot
+            weights = routing.combine[:, :1].sum(axis=-1, keepdims=True)
+            tokens, routing = tokens[:, :1], SoftRouting(jnp.ones_like(weights), weights)
+        return self._through_experts(tokens, routing, tokens.dtype, None), record
+
+    def route(
+        self, groups: Float[Array, "g s d"], valid: Bool[Array, "g s"], key: MaybeKey = None
+    ) -> Record:
+        """The same decisions as ``MoE.route``, as ``SoftRouting``, without losses."""
+        if self._is_soft:
+            return super().route(groups, valid)
+        capacity = router_of(self.config).capacity(self.config, groups.shape[1])
+        logits = self.router(groups)
+        gates = gates_of(logits)
+        routing = one_hot_routing(gates, self.config, capacity)
+        return Record(logits, gates, routing, {}, jnp.zeros(()), valid)
+
+    @property
+    def _is_soft(self) -> bool:
+        return self.config.router.logits_per == "slot"
