@@ -55,7 +55,7 @@ def recipe(file: ArrayFile, config: Mapping[str, Any]) -> Recipe:
     except (TypeError, ValueError, RecursionError) as error:
         raise corrupt(folder / CONFIG, error) from None
     for path, expected in sums.items():
-        if _sha256(path) != expected:
+        if sha256(path) != expected:
             raise corrupt(path, f"its SHA-256 differs from the one in {CONFIG}")
     try:
         check_shapes({name: info.shape for name, info in file.infos.items()}, model)
@@ -112,7 +112,7 @@ def write(folder: Path, stored: StoredModel, *, shard_bytes: int = SHARD) -> Non
         folder.mkdir(parents=True, exist_ok=True)
         if any(folder.iterdir()):
             raise UsageError(f"{folder}: it has files; use another folder")
-        files = _write_arrays(folder, arrays, shard_bytes)
+        files = write_arrays(folder, arrays, shard_bytes)
         content = {
             "format": "vmoe",
             "version": VERSION,
@@ -121,7 +121,7 @@ def write(folder: Path, stored: StoredModel, *, shard_bytes: int = SHARD) -> Non
             "preprocessing": json.loads(to_json(stored.preprocessing)),
             "step": stored.step,
             "origin": stored.origin._asdict() | {"path": str(stored.origin.path)},
-            "sha256": {name: _sha256(folder / name) for name in files},
+            "sha256": {name: sha256(folder / name) for name in files},
         }
         (folder / CARD).write_text(_card(stored, arrays))
         replace_text(folder / CONFIG, json.dumps(content, indent=2))
@@ -129,8 +129,15 @@ def write(folder: Path, stored: StoredModel, *, shard_bytes: int = SHARD) -> Non
         raise UsageError(f"{folder}: cannot be written ({error.strerror or error})") from None
 
 
-def _write_arrays(folder: Path, arrays: Mapping[str, np.ndarray], shard_bytes: int) -> list[str]:
-    """Writes the files of arrays, and returns their names."""
+def write_arrays(folder: Path, arrays: Mapping[str, np.ndarray], shard_bytes: int) -> list[str]:
+    """Writes arrays by path to files of about a size, with an index if there are several.
+
+    Returns:
+        the names of the files.
+
+    Raises:
+        OSError: the folder cannot be written.
+    """
     shards: list[dict[str, np.ndarray]] = [{}]
     for name, array in arrays.items():
         if shards[-1] and sum(x.nbytes for x in shards[-1].values()) + array.nbytes > shard_bytes:
@@ -188,7 +195,7 @@ To be filled in: the training data, the license, the accuracy and how it was mea
 """
 
 
-def _sha256(path: Path) -> str:
+def sha256(path: Path) -> str:
     try:
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()

@@ -7,7 +7,16 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from vmoe.checkpoints import chunked, folder, hugging_face, released, safetensors, timm, vit_npz
+from vmoe.checkpoints import (
+    chunked,
+    export,
+    folder,
+    hugging_face,
+    released,
+    safetensors,
+    timm,
+    vit_npz,
+)
 from vmoe.checkpoints.assemble import Recipe
 from vmoe.checkpoints.stored import Details, Format
 from vmoe.class_names import class_names
@@ -116,6 +125,11 @@ def open_safetensors(path: Path) -> Opened:
         raise UsageError(
             f"{file}: there is no config.json beside it, so the number of attention heads and the "
             "activation are unknown; put the model's config.json there"
+        )
+    if config.get("format") == export.FORMAT:
+        raise UsageError(
+            f"{file.parent}: a program of jax.export, which its README.md tells how to run; give "
+            "what it was made from"
         )
     arrays = safetensors.read(file)
     with _corrupt_if_wrong(place):

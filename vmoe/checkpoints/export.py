@@ -1,0 +1,152 @@
+"""Models as programs of ``jax.export``: a folder that needs jax, numpy and safetensors, not vmoe.
+
+    model.jaxexport      the program (parameters, images) -> logits, for CPU, CUDA and TPU
+    model.safetensors    the parameters by path; large ones in several files, with an index
+    config.json          inputs, outputs, class names, preprocessing, SHA-256 of the files
+    README.md            how to run it
+
+Each image is its own group, so an image does not depend on its batch and the number of images is
+free. The experts are batched, which is the implementation that suits all platforms.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax.traverse_util import unflatten_dict
+
+from vmoe import models
+from vmoe.checkpoints.assemble import key
+from vmoe.checkpoints.checksums import by_name
+from vmoe.checkpoints.folder import CONFIG, SHARD, sha256, write_arrays
+from vmoe.checkpoints.stored import StoredModel
+from vmoe.config import MoEConfig, ViTConfig, replace, to_json
+from vmoe.errors import UsageError
+from vmoe.workdir.layout import replace_text
+
+FORMAT, VERSION = "jax.export", 1
+PROGRAM, README = "model.jaxexport", "README.md"
+PLATFORMS = ("cpu", "cuda", "tpu")
+
+EXAMPLE = """\
+from pathlib import Path
+
+import jax.export
+import numpy as np
+from safetensors.numpy import load_file
+
+program = jax.export.deserialize(Path("model.jaxexport").read_bytes())
+params = {{}}
+for path in Path().glob("model*.safetensors"):
+    params |= load_file(path)
+images = np.zeros((2, {size}, {size}, 3), np.float32)  # pixels in [-1, 1]
+logits = program.call(params, images)
+print(logits.shape)
+"""
+
+TEXT = """\
+# A vision model as a program
+
+Input: RGB images, float32 (b, {size}, {size}, 3) in [-1, 1], any number of them. Output: {output},
+float32 (b, {width}). `config.json` has the class names in the order of the logits, how images are
+resized and cropped, and the SHA-256 of each file.
+
+It runs on CPU, CUDA and TPU, with jax {jax} or later, flatbuffers, numpy and safetensors. In this
+folder:
+```python
+{example}```
+Each image is routed on its own, so its result does not depend on the rest of the batch. JAX
+promises to read such a program for at least six months after the version that wrote it. There are
+no gradients.
+"""
+
+
+def write(folder: Path, stored: StoredModel, *, shard_bytes: int = SHARD) -> None:
+    """Writes a model as a program; config.json is written last.
+
+    To write a model under other routing settings, apply them to ``stored.config`` before. The
+    image size is that of the preprocessing.
+
+    Args:
+        folder: a new or an empty one.
+        shard_bytes: parameters are split into files of about this size.
+
+    Raises:
+        UsageError: the folder has files, or cannot be written.
+    """
+    arrays = {name: np.asarray(leaf) for name, leaf in by_name(stored.params).items()}
+    size = stored.preprocessing.image_size
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if any(folder.iterdir()):
+            raise UsageError(f"{folder}: it has files; use another folder")
+        program = export(stored.config, arrays, size)
+        (folder / PROGRAM).write_bytes(program.serialize())
+        files = [PROGRAM, *write_arrays(folder, arrays, shard_bytes)]
+        (folder / README).write_text(_readme(stored, size), encoding="utf-8")
+        content = {
+            "format": FORMAT,
+            "version": VERSION,
+            "jax": jax.__version__,
+            "calling_convention": program.calling_convention_version,
+            "platforms": PLATFORMS,
+            "inputs": {
+                "params": {"arrays": len(arrays), "names": "those in the .safetensors files"},
+                "images": {"shape": ["b", size, size, 3], "dtype": "float32", "range": [-1, 1]},
+            },
+            "outputs": {
+                "logits": {"shape": ["b", program.out_avals[0].shape[1]], "dtype": "float32"}
+            },
+            "images_per_group": 1,
+            "model": json.loads(to_json(stored.config)),
+            "class_names": stored.class_names,
+            "preprocessing": json.loads(to_json(stored.preprocessing)),
+            "step": stored.step,
+            "origin": stored.origin._asdict() | {"path": str(stored.origin.path)},
+            "sha256": {name: sha256(folder / name) for name in files},
+        }
+        replace_text(folder / CONFIG, json.dumps(content, indent=2))
+    except OSError as error:
+        raise UsageError(f"{folder}: cannot be written ({error.strerror or error})") from None
+
+
+def export(config: ViTConfig, params: dict[str, Any], image_size: int) -> jax.export.Exported:
+    """The program (parameters by path, images f32[b h w 3]) -> logits f32[b y], for any b.
+
+    Args:
+        params: by path, as arrays or their shapes.
+        image_size: side of the images in pixels.
+    """
+    config = batched(config)
+
+    def logits(params: dict[str, jax.Array], images: jax.Array) -> jax.Array:
+        nested = unflatten_dict({tuple(map(key, name.split("/"))): x for name, x in params.items()})
+        model = models.with_params(config, nested)
+        return jax.vmap(lambda image: model(image[None])[0])(images)
+
+    shapes = {name: jax.ShapeDtypeStruct(x.shape, x.dtype) for name, x in params.items()}
+    batch = jax.export.symbolic_shape(f"b, {image_size}, {image_size}, 3")
+    images = jax.ShapeDtypeStruct(batch, jnp.float32)
+    return jax.export.export(jax.jit(logits), platforms=PLATFORMS)(shapes, images)
+
+
+def batched(config: ViTConfig) -> ViTConfig:
+    """The config with batched experts in all sparse layers."""
+    if isinstance(config.moe, MoEConfig):
+        return replace(config, moe=dict(implementation="batched"))
+    return replace(config, moe=tuple(replace(moe, implementation="batched") for moe in config.moe))
+
+
+def _readme(stored: StoredModel, size: int) -> str:
+    classes = stored.config.num_classes
+    width = classes or stored.config.pre_logits or stored.config.width
+    return TEXT.format(
+        size=size,
+        output="logits" if classes else "features",
+        width=width,
+        jax=jax.__version__,
+        example=EXAMPLE.format(size=size),
+    )
