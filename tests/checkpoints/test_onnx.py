@@ -9,12 +9,15 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from tests.random_models import model_of, random_images, stored_model
 from vmoe.axes import SoftRouting
 from vmoe.checkpoints import onnx
+from vmoe.checkpoints.matmul_form import matmul_form
 from vmoe.config import ExpertChoice, Soft, TokenChoice
 
 ROUTERS = {
@@ -71,6 +74,18 @@ def test_onnx_runtime_gives_the_logits_for_any_number_of_images(
         (logits,) = session.run(["logits"], {"images": images})
         scale = np.abs(expected).max()
         np.testing.assert_allclose(logits / scale, expected / scale, atol=1e-5)
+
+
+@pytest.mark.parametrize("router", [None, "order", "soft"])
+def test_matmul_form_multiplies_only_matrices_and_changes_no_logits(router: str | None) -> None:
+    stored = one_image_per_group(router)
+    model = onnx.without_scatters(stored.config, stored.params)
+    images = jnp.asarray(random_images(stored, 2))
+    function = matmul_form(jax.vmap(lambda image: model(image[None])[0]))
+    program = jax.make_jaxpr(function)(images).jaxpr
+    products = [eqn for eqn in program.eqns if eqn.primitive.name == "dot_general"]
+    assert products and all(atom.aval.ndim <= 3 for eqn in products for atom in eqn.invars)
+    np.testing.assert_allclose(function(images), model(images), rtol=1e-4, atol=1e-4)
 
 
 def test_without_jax2onnx_the_message_says_how_to_install_it(tmp_path: Path) -> None:

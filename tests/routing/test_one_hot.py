@@ -1,0 +1,46 @@
+"""One-hot routing decides as the routers do. Their own tests compare those with float64 loops."""
+
+from typing import get_args
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from vmoe.axes import RouterInputs
+from vmoe.config import ExpertChoice, MoEConfig, Soft, TokenChoice
+from vmoe.config.routers import Priority
+from vmoe.errors import UsageError
+from vmoe.routing import router_of
+from vmoe.routing.one_hot import one_hot_routing
+
+ROUTERS = [
+    *(TokenChoice(k=k, priority=each) for k in (1, 3) for each in get_args(Priority)),
+    TokenChoice(normalize_weights=True),
+    ExpertChoice(),
+]
+
+
+@pytest.mark.parametrize("router", ROUTERS, ids=str)
+@pytest.mark.parametrize("capacity", [1, 5, 24])
+def test_the_same_tokens_fill_the_same_slots_with_the_same_weights_even_if_gates_are_equal(
+    router: TokenChoice | ExpertChoice, capacity: int
+) -> None:
+    g, s, e = 3, 24, 4
+    config = MoEConfig(num_experts=e, router=router, capacity=capacity)
+    logits = np.random.default_rng(0).integers(0, 3, (g, s, e)).astype(np.float32)
+    inputs = RouterInputs(jnp.asarray(logits), None, jnp.ones((g, s), bool), None)
+    gates, routing, _ = router_of(config).route(inputs, config, capacity)
+    own = one_hot_routing(gates, config, capacity)
+    dispatch = jax.nn.one_hot(routing.tokens, s, axis=1)
+    np.testing.assert_array_equal(own.dispatch, dispatch)
+    weights = np.pad(np.asarray(routing.weights).reshape(g, -1), ((0, 0), (0, 1)))
+    slot_weights = np.take_along_axis(weights, np.asarray(routing.choices).reshape(g, -1), 1)
+    in_slots = np.asarray(own.combine.sum(axis=1)).reshape(g, -1)
+    np.testing.assert_allclose(in_slots, slot_weights, rtol=1e-6)
+
+
+def test_another_router_is_refused() -> None:
+    config = MoEConfig(router=Soft(), images_per_group=1)
+    with pytest.raises(UsageError, match="router soft: it has no form without scatters"):
+        one_hot_routing(jnp.ones((1, 4, 8)), config, 1)
