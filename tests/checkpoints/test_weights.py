@@ -5,10 +5,14 @@ The files and what they must give are described in ``tests/golden/weights/README
 
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 
 import vmoe
+from tests.random_models import stored_model
+from vmoe.checkpoints import folder, read
+from vmoe.config import Soft
 from vmoe.errors import UsageError
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "weights"
@@ -54,3 +58,9 @@ def test_a_model_that_cannot_be_represented_is_refused_by_parameter(name: str, r
     with pytest.raises(UsageError) as caught:
         vmoe.load(path_of(GOLDEN / "refused" / name))
     assert reason in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_written_folder_gives_the_parameters_back_scalars_too(tmp_path: Path) -> None:
+    stored = stored_model("vmoe_tiny_last2_e4", moe=dict(router=Soft(), images_per_group=1))
+    folder.write(tmp_path, stored, shard_bytes=10_000)
+    jax.tree.map(np.testing.assert_array_equal, read(tmp_path).params, stored.params)

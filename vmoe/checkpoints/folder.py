@@ -142,7 +142,7 @@ def write_arrays(folder: Path, arrays: Mapping[str, np.ndarray], shard_bytes: in
     for name, array in arrays.items():
         if shards[-1] and sum(x.nbytes for x in shards[-1].values()) + array.nbytes > shard_bytes:
             shards.append({})
-        shards[-1][name] = np.ascontiguousarray(array)
+        shards[-1][name] = np.asarray(array, order="C")
     if len(shards) == 1:
         save_file(shards[0], folder / MODEL)
         return [MODEL]
