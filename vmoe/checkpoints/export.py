@@ -43,7 +43,7 @@ params = {{}}
 for path in Path().glob("model*.safetensors"):
     params |= load_file(path)
 images = np.zeros((2, {size}, {size}, 3), np.float32)  # pixels in [-1, 1]
-logits = program.call(params, images)
+logits = jax.jit(program.call)(params, images)
 print(logits.shape)
 """
 
