@@ -1,5 +1,6 @@
 """Conversion between formats, and what files of weights hold, through the real command."""
 
+import importlib.util
 import json
 import shutil
 from pathlib import Path
@@ -57,6 +58,18 @@ def test_published_files_go_to_ours_and_back_bit_by_bit(tmp_path: Path) -> None:
     )
     assert result.returncode == 0, result.stderr
     assert_same_params(read(PUBLISHED).params, read(tmp_path / "back").params)
+
+
+def test_programs_are_written_by_the_command(tiny_run: Path, tmp_path: Path) -> None:
+    result = vmoe("convert", tiny_run, tmp_path / "program", "--format", "jax")
+    assert result.returncode == 0, result.stderr
+    assert (tmp_path / "program" / "model.jaxexport").stat().st_size > 1000
+    result = vmoe("inspect", tmp_path / "program")
+    assert result.returncode == 2 and "a program of jax.export" in result.stderr
+    if importlib.util.find_spec("jax2onnx") is None:
+        result = vmoe("convert", tiny_run, tmp_path / "model.onnx", "--format", "onnx")
+        assert result.returncode == 2 and "jax2onnx" in result.stderr
+        assert result.stderr.count("\n") == 1 and not (tmp_path / "model.onnx").exists()
 
 
 def test_a_model_that_the_published_format_cannot_tell_is_refused(tmp_path: Path) -> None:

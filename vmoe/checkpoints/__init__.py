@@ -11,7 +11,7 @@ from typing import Literal, NamedTuple, get_args
 from flax import nnx
 
 from vmoe import models, zoo
-from vmoe.checkpoints import folder, released, remote, vit_npz, weights
+from vmoe.checkpoints import export, folder, onnx, released, remote, vit_npz, weights
 from vmoe.checkpoints.assemble import assemble
 from vmoe.checkpoints.restore import CorruptCheckpoint, find, is_run, restore
 from vmoe.checkpoints.stored import Origin, StoredModel
@@ -21,7 +21,7 @@ from vmoe.workdir.layout import CHECKPOINTS, read_class_names, read_config
 
 __all__ = ["Origin", "StoredModel", "WriteFormat", "read", "write"]
 
-WriteFormat = Literal["vmoe", "published"]
+WriteFormat = Literal["vmoe", "published", "jax", "onnx"]
 MAX_MESSAGE = 1_000  # characters
 PICKLES = (".pth", ".pt", ".bin", ".ckpt", ".pkl", ".pickle", ".tar")
 
@@ -136,9 +136,10 @@ def write(stored: StoredModel, path: str | Path, *, format: WriteFormat, shards:
     """Writes a trained model.
 
     Args:
-        path: a new folder; for "published", the prefix of the files.
-        format: "vmoe", a folder with safetensors, config.json and a model card; or "published",
-            which the V-MoE authors' code reads, and which holds the parameters only.
+        path: a new folder; for "published", the prefix of the files; for "onnx", a file.
+        format: "vmoe", a folder with safetensors, config.json and a model card; "published", which
+            the V-MoE authors' code reads, and which holds the parameters only; "jax" or "onnx", a
+            program that runs without this package, with one image per group.
         shards: number of data files of a published checkpoint.
 
     Raises:
@@ -147,10 +148,15 @@ def write(stored: StoredModel, path: str | Path, *, format: WriteFormat, shards:
     path = Path(path)
     if format not in get_args(WriteFormat):
         raise UsageError(unknown("no format", format, list(get_args(WriteFormat))))
-    if format == "vmoe":
-        folder.write(path, stored)
-    else:
-        released.write(path, stored.config, stored.params, shards=shards)
+    match format:
+        case "vmoe":
+            folder.write(path, stored)
+        case "published":
+            released.write(path, stored.config, stored.params, shards=shards)
+        case "jax":
+            export.write(path, stored)
+        case "onnx":
+            onnx.write(path, stored)
 
 
 class _Format(NamedTuple):

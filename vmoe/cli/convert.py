@@ -21,10 +21,10 @@ class ConvertArgs:
     """Run folder, folder of weights (of vmoe, timm or Hugging Face), .npz file of a ViT, or PREFIX
     of a published checkpoint."""
     destination: tyro.conf.Positional[Path]
-    """A new folder; for published, the PREFIX of the files."""
-    format: Literal["vmoe", "published"] = "vmoe"
+    """A new folder; for published, the PREFIX of the files; for onnx, a file."""
+    format: Literal["vmoe", "published", "jax", "onnx"] = "vmoe"
     """vmoe: a folder with safetensors, config.json and a model card; published: what the V-MoE
-    authors' code reads."""
+    authors' code reads; jax, onnx: a program that runs without vmoe, with one image per group."""
     shards: int = 1
     """Number of data files of a published checkpoint."""
     routing: RoutingOverrides = RoutingOverrides()
