@@ -134,8 +134,8 @@ def other_slots(stored: StoredModel, model: ViT, images: np.ndarray) -> str:
         """As ``Routing.tokens``: s where a slot is empty."""
         records = exported.forward(image[None])[1]
         filled = [records[block].routing.dispatch for block in blocks]
-        s = filled[0].shape[1]
-        return [s - jnp.einsum("gsec,s->ec", each, s - jnp.arange(s)) for each in filled]
+        before_empty = jnp.arange(filled[0].shape[1], 0.0, -1.0)  # s - token
+        return [len(before_empty) - jnp.einsum("gsec,s->ec", each, before_empty) for each in filled]
 
     proto = onnx.convert(tokens, stored.config.image_size, [f"tokens{block}" for block in blocks])
     session = onnxruntime.InferenceSession(proto.SerializeToString())
