@@ -88,8 +88,10 @@ def fit(
             )
     given = by_path(params)
     wanted = shapes(target)
-    other_head = new_head or any(
-        getattr(config, name) != getattr(target, name) for name in ("num_classes", "pre_logits")
+    other_head = (
+        new_head
+        or config.num_classes != target.num_classes
+        or config.pre_logits != target.pre_logits
     )
     fits = [
         path
