@@ -121,7 +121,9 @@ def list_models(pattern: str = "*", *, pretrained: bool = False) -> list[str]:
 def _to_device(params: dict[Any, Any]) -> dict[Any, Any]:
     """Moves arrays from the host to the device, one by one, so that few are held twice."""
     return {
-        key: _to_device(value) if isinstance(value, dict) else jnp.asarray(value)
+        key: _to_device(value)
+        if isinstance(value, dict)
+        else jnp.asarray(value).block_until_ready()
         for key, value in ((key, params.pop(key)) for key in list(params))
     }
 

@@ -34,6 +34,8 @@ def test_a_converted_model_is_the_same_with_all_that_belongs_to_it(
     for field in ("config", "class_names", "preprocessing", "step"):
         assert getattr(before, field) == getattr(after, field)
     assert "| parameters | " in (tmp_path / "ours" / "README.md").read_text()
+    modes = {path.stat().st_mode for path in (tmp_path / "ours").iterdir()}
+    assert len(modes) == 1, "safetensors writes files that only their owner can read"
     again = vmoe("convert", source, tmp_path / "ours")
     assert again.returncode == 2 and "it has files; use another folder" in again.stderr
 

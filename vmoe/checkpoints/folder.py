@@ -7,6 +7,7 @@ and origin, and the SHA-256 of each file.
 
 import hashlib
 import json
+import os
 import types
 from collections.abc import Mapping
 from pathlib import Path
@@ -144,16 +145,23 @@ def write_arrays(folder: Path, arrays: Mapping[str, np.ndarray], shard_bytes: in
             shards.append({})
         shards[-1][name] = np.asarray(array, order="C")
     if len(shards) == 1:
-        save_file(shards[0], folder / MODEL)
+        _save(shards[0], folder / MODEL)
         return [MODEL]
     names = [f"model-{i + 1:05d}-of-{len(shards):05d}.safetensors" for i in range(len(shards))]
     for name, shard in zip(names, shards, strict=True):
-        save_file(shard, folder / name)
+        _save(shard, folder / name)
     places = {name: file for file, shard in zip(names, shards, strict=True) for name in shard}
     size = sum(array.nbytes for array in arrays.values())
     index = {"metadata": {"total_size": size}, "weight_map": places}
     (folder / (MODEL + safetensors.INDEX)).write_text(json.dumps(index, indent=2))
     return [*names, MODEL + safetensors.INDEX]
+
+
+def _save(arrays: dict[str, np.ndarray], path: Path) -> None:
+    """Writes a file with the permissions of any new file; safetensors lets only its owner read."""
+    save_file(arrays, path)
+    os.umask(mask := os.umask(0))
+    path.chmod(0o666 & ~mask)
 
 
 def _card(stored: StoredModel, arrays: Mapping[str, np.ndarray]) -> str:
