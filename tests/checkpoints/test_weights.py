@@ -13,6 +13,7 @@ import vmoe
 from tests.random_models import stored_model
 from vmoe.checkpoints import folder, read
 from vmoe.config import Soft
+from vmoe.config.preprocessing import Preprocessing
 from vmoe.errors import UsageError
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "weights"
@@ -38,6 +39,25 @@ def test_the_model_gives_the_tokens_features_and_logits_of_its_library(name: str
         for key in set(outputs) & set(expected.files):
             scale = np.abs(expected[key]).max()
             np.testing.assert_allclose(outputs[key] / scale, expected[key] / scale, atol=1e-5)
+
+
+CLASSES = ("plum", "pear", "fig", "lime", "kiwi", "date", "sloe", "nut", "hop", "rye")
+BELONGINGS = {
+    "timm_vit": (Preprocessing(16, 17, True, "bicubic"), True),
+    "timm_no_qkv_bias": (Preprocessing(16, 18, True, "bilinear"), False),
+    "hf_vit": (Preprocessing(16, 16), True),
+    "hf_dinov2": (Preprocessing(16, 18, True, "bicubic"), False),
+    "augreg": (Preprocessing(16, interpolation="tf_bilinear"), False),
+}
+
+
+@pytest.mark.parametrize("name", BELONGINGS)
+def test_class_names_and_preprocessing_come_with_the_weights(name: str) -> None:
+    loaded = vmoe.load(path_of(GOLDEN / name))
+    preprocessing, named = BELONGINGS[name]
+    assert loaded.preprocessing == preprocessing
+    if loaded.model.config.num_classes:
+        assert loaded.class_names == (CLASSES if named else tuple("0123456789"))
 
 
 @pytest.mark.parametrize(

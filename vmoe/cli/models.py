@@ -16,6 +16,8 @@ class ModelsArgs:
 
     pattern: tyro.conf.Positional[str] = "*"
     """Pattern with wildcards, such as 'vmoe_*'."""
+    pretrained: bool = False
+    """List trained weights instead, with their size, training and their authors' figures."""
     json: bool = False
     """Print one JSON list and nothing else."""
 
@@ -23,6 +25,9 @@ class ModelsArgs:
 def run(argv: Sequence[str]) -> None:
     """Prints the named models and their costs."""
     args = parse(ModelsArgs, "models", argv)
+    if args.pretrained:
+        _pretrained(args)
+        return
     from vmoe.costs.flops import cost
     from vmoe.models import list_models, model_config
 
@@ -43,3 +48,28 @@ def run(argv: Sequence[str]) -> None:
         for name, one in costs.items()
     ]
     print_table(("model", "parameters", "active per token", "GFLOPs per image"), rows)
+
+
+def _pretrained(args: ModelsArgs) -> None:
+    from vmoe.factory import list_models
+    from vmoe.zoo import ENTRIES
+
+    names = set(list_models(args.pattern, pretrained=True))
+    entries = [entry for entry in ENTRIES if entry.name in names]
+    if not entries:
+        raise UsageError(f"no weights match {args.pattern!r}; `vmoe models --pretrained` lists all")
+    if args.json:
+        fields = ("name", "address", "nbytes", "training", "measured_by")
+        print_json(
+            [
+                {field: getattr(entry, field) for field in fields} | {"figures": {**entry.figures}}
+                for entry in entries
+            ]
+        )
+        return
+    for entry in entries:
+        figures = ", ".join(f"{data} {value}%" for data, value in entry.figures.items())
+        print(f"{entry.name}  {entry.nbytes / 1e6:,.0f} MB")
+        print(f"    {entry.address}")
+        print(f"    {entry.training}")
+        print(f"    {figures + f' (the {entry.measured_by})' if figures else 'no figures'}")
