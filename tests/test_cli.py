@@ -168,8 +168,9 @@ def test_a_run_starts_from_weights_of_timm_with_a_new_head_and_other_positions(
     arguments += ["--model.num-classes", "11"]
     dense = [*arguments, "--model.sparse-blocks"]
     result = vmoe(*dense)
-    assert result.returncode == 2 and "model.gelu=tanh: the parameters were trained with erf" in (
-        result.stderr
+    assert (
+        result.returncode == 2
+        and "model.gelu=tanh: the parameters were trained with model.gelu=erf" in (result.stderr)
     )
     result = vmoe(*dense, "--model.gelu", "erf")
     assert result.returncode == 0, result.stderr

@@ -2,6 +2,7 @@
 
 import dataclasses
 import fnmatch
+import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -12,14 +13,18 @@ from jaxtyping import Float, UInt8
 
 from vmoe import models, zoo
 from vmoe.checkpoints import Origin, read
+from vmoe.checkpoints.assemble import check_shapes
+from vmoe.checkpoints.checksums import by_name
 from vmoe.config import RoutingOverrides, TrainConfig, replace
 from vmoe.config.preprocessing import Preprocessing
 from vmoe.data.crops import resize_and_crop, to_float
 from vmoe.data.decode import read_image
-from vmoe.errors import UsageError, unknown
+from vmoe.errors import UsageError, listed, unknown
 from vmoe.nn.vit import ViT
 from vmoe.surgery import fit
 from vmoe.surgery.resize import FIXED
+
+SIZES = ("num_classes", "pre_logits", "image_size")  # that a model takes from its weights
 
 __all__ = ["Loaded", "Origin", "create_model", "list_models", "load"]
 
@@ -80,9 +85,10 @@ def create_model(
     Args:
         name: one of ``list_models()``; with ``pretrained=True`` also with a tag, as in
             ``list_models(pretrained=True)``.
-        pretrained: True for the weights of that name; or a path, as for ``load``. Positions are
-            resampled for another ``image_size``; for another ``num_classes``, or other
-            ``pre_logits``, the head is new.
+        pretrained: True for the weights of that name; or a path, as for ``load``, whose number of
+            classes, pre-logits and image size the model then has. Positions are resampled for
+            another ``image_size``; for another ``num_classes`` or ``pre_logits``, the head is new.
+            What is new or resampled is reported on stderr.
         seed: of the new parameters.
         overrides: fields of ViTConfig; a dict changes fields of a nested config.
 
@@ -90,17 +96,24 @@ def create_model(
         UsageError: no such model, field or weights, or the weights do not fit the model.
         Failure: the weights are corrupt.
     """
-    if pretrained is False:
-        return models.create_model(name, seed=seed, **overrides)
+    model = name.partition(".")[0]
+    if not pretrained:
+        return models.create_model(model, seed=seed, **overrides)
     entry = zoo.find(name) if pretrained is True else None
     if pretrained is True and entry is None:
         raise UsageError(unknown("no model", name, list_models(pretrained=True)))
-    stored = read(entry.name if entry else str(pretrained))
-    given = (
-        dict(entry.fields) if entry else {field: getattr(stored.config, field) for field in FIXED}
-    )
-    config = models.model_config(name.partition(".")[0], **given | overrides)
-    params, _ = fit(stored.config, stored.params, config, seed=seed)
+    stored = read(entry.address if entry else str(pretrained))
+    trained = stored.config
+    if entry:
+        config = replace(trained, **overrides)
+    else:
+        given = {field: getattr(trained, field) for field in (*FIXED, *SIZES)}
+        config = models.model_config(model, **given | overrides)
+    params, changes = fit(trained, stored.params, config, seed=seed)
+    del stored  # else its arrays would be held twice
+    for what, paths in (("new", changes.new), ("resized", changes.resized)):
+        if paths:
+            print(f"{name}: {len(paths)} parameters {what}: {listed(paths, 5)}", file=sys.stderr)
     return models.with_params(config, _to_device(params))
 
 
@@ -156,6 +169,8 @@ def load(
     """
     stored = read(path, use_ema=use_ema)
     config = (routing or RoutingOverrides()).apply(replace(stored.config, **model or {}))
+    if model:
+        check_shapes({name: leaf.shape for name, leaf in by_name(stored.params).items()}, config)
     return Loaded(
         model=models.with_params(config, _to_device(stored.params)),
         class_names=stored.class_names,

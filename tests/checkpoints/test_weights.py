@@ -3,7 +3,10 @@
 The files and what they must give are described in ``tests/golden/weights/README.md``.
 """
 
+import json
+import shutil
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -51,6 +54,34 @@ BELONGINGS = {
 }
 
 
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        (dict(architecture="vit_base_patch16_rpn_224"), "is no plain ViT of timm"),
+        (dict(model_args=dict(norm_layer="rmsnorm")), "model_args.norm_layer='rmsnorm' is not"),
+        (dict(model_args=dict(act_layer="relu")), "act_layer 'relu' cannot be represented"),
+        (dict(global_pool="max"), "global_pool 'max' cannot be represented"),
+    ],
+)
+def test_settings_of_timm_that_no_parameter_shows_are_read_or_refused(
+    changes: dict[str, Any], reason: str, tmp_path: Path
+) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(GOLDEN / "timm_vit", folder)
+    config = json.loads((folder / "config.json").read_text())
+    arguments = config["model_args"]
+    if "global_pool" in changes:
+        del arguments["global_pool"]
+    changes = changes | {"model_args": arguments | changes.get("model_args", {})}
+    (folder / "config.json").write_text(json.dumps(config | changes))
+    with pytest.raises(UsageError) as caught:
+        vmoe.load(folder)
+    assert reason in str(caught.value)
+    arguments = arguments | {"act_layer": "quick_gelu", "global_pool": "token"}
+    (folder / "config.json").write_text(json.dumps(config | {"model_args": arguments}))
+    assert vmoe.load(folder).model.config.gelu == "quick"
+
+
 @pytest.mark.parametrize("name", BELONGINGS)
 def test_class_names_and_preprocessing_come_with_the_weights(name: str) -> None:
     loaded = vmoe.load(path_of(GOLDEN / name))
@@ -58,6 +89,27 @@ def test_class_names_and_preprocessing_come_with_the_weights(name: str) -> None:
     assert loaded.preprocessing == preprocessing
     if loaded.model.config.num_classes:
         assert loaded.class_names == (CLASSES if named else tuple("0123456789"))
+
+
+def test_a_named_model_takes_sizes_and_gelu_from_weights_and_reports_what_is_new(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    sizes = dict(depth=2, width=24, mlp_dim=48, num_heads=3, patch_size=4)
+    source = GOLDEN / "timm_vit"
+    model = vmoe.create_model("vit_tiny", pretrained=source, **sizes)
+    with np.load(source / "expected.npz") as expected:
+        np.testing.assert_allclose(model(expected["images"]), expected["logits"], atol=1e-4)
+    assert "parameters new" not in capsys.readouterr().err
+    model = vmoe.create_model("vit_tiny", pretrained=source, num_classes=3, image_size=8, **sizes)
+    assert model(np.zeros((1, 8, 8, 3), np.float32)).shape == (1, 3)
+    stderr = capsys.readouterr().err
+    assert "vit_tiny: 2 parameters new: head/classes/" in stderr
+    assert "vit_tiny: 1 parameters resized: positions/embedding" in stderr
+
+
+def test_fields_that_do_not_fit_the_arrays_are_refused() -> None:
+    with pytest.raises(UsageError, match="head/classes/.* has shape"):
+        vmoe.load(GOLDEN / "timm_vit", model={"num_classes": 5})
 
 
 @pytest.mark.parametrize(

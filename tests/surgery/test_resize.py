@@ -129,8 +129,10 @@ def test_a_new_head_can_be_asked_for() -> None:
         (dict(sparse_blocks=()), "blocks/1/mlp/.* would be new, blocks/1/mlp/experts/.* dropped"),
         (dict(depth=3), "blocks/2/.* would be new, none would be dropped"),
         (dict(depth=1, sparse_blocks=()), "none would be new, blocks/1/.* would be dropped"),
-        (dict(pooling="mean"), "model.pooling=mean: the parameters were trained with class_token"),
-        (dict(gelu="erf"), "model.gelu=erf: the parameters were trained with tanh"),
+        (
+            dict(pooling="mean"),
+            "model.pooling=mean: the parameters were trained with model.pooling=class",
+        ),
         (dict(width=24), "would be new, .* would be dropped"),
     ],
 )
@@ -144,6 +146,13 @@ def test_what_the_target_does_not_ask_for_is_refused_unless_allowed(
     assert {path: leaf.shape for path, leaf in by_path(fitted).items()} == shapes(target)
     assert {*changes.loaded, *changes.new, *changes.resized} == names(target)
     assert {*changes.loaded, *changes.dropped, *changes.resized} == names(TINY)
+
+
+def test_another_activation_is_refused_even_if_a_partial_load_is_allowed() -> None:
+    with pytest.raises(
+        UsageError, match="model.gelu=erf: the parameters were trained with model.g"
+    ):
+        fit(TINY, random_params(TINY), replace(TINY, gelu="erf"), partial=True)
 
 
 def test_a_partial_load_can_be_limited_to_some_paths() -> None:

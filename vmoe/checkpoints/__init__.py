@@ -78,6 +78,9 @@ def open_weights(path: Path) -> weights.Opened | None:
         UsageError: there is no trained model at the path, or one that cannot be represented.
         Failure: the files are corrupt.
     """
+    if path.is_dir() and weights.safetensors_file(path) is None:
+        for pickle in sorted(path.glob("pytorch_model*.bin")):
+            _refuse_pickle(pickle)
     for supported in _FORMATS:
         if supported.matches(path):
             return None if supported.open is None else supported.open(path)

@@ -26,7 +26,7 @@ from vmoe.errors import UsageError
 
 
 def write(prefix: str | Path, arrays: Mapping[str, np.ndarray], *, shards: int = 1) -> None:
-    """Writes a checkpoint; the index is written last.
+    """Writes a new checkpoint; the index is written last.
 
     Args:
         prefix: of the paths of the files.
@@ -35,8 +35,11 @@ def write(prefix: str | Path, arrays: Mapping[str, np.ndarray], *, shards: int =
             its length is a multiple; otherwise it is in the smallest one.
 
     Raises:
-        UsageError: the files cannot be written.
+        UsageError: the files exist, or cannot be written.
     """
+    for path in (index_path(prefix), *data_paths(prefix, shards)):
+        if path.exists():
+            raise UsageError(f"{path}: it exists; use another prefix")
     tree: dict[str, Any] = {}
     for name in arrays:
         *parents, last = name.split("/")
@@ -57,6 +60,7 @@ def write(prefix: str | Path, arrays: Mapping[str, np.ndarray], *, shards: int =
             sizes[file] += volume(box) * arrays[name].dtype.itemsize
     names = [name for name, _ in leaves(tree)]
     try:
+        index_path(prefix).parent.mkdir(parents=True, exist_ok=True)
         for path, content in zip(data_paths(prefix, shards), contents, strict=True):
             _write_data(path, [(key, arrays[names[int(key)]], boxes) for key, boxes in content])
         index = {"shard_count": shards, "index": _index(tree, arrays, files), "version": VERSION}

@@ -110,9 +110,8 @@ def write(folder: Path, stored: StoredModel, *, shard_bytes: int = SHARD) -> Non
     """
     arrays = {name: np.asarray(leaf) for name, leaf in by_name(stored.params).items()}
     try:
+        check_empty(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        if any(folder.iterdir()):
-            raise UsageError(f"{folder}: it has files; use another folder")
         files = write_arrays(folder, arrays, shard_bytes)
         content = {
             "format": "vmoe",
@@ -128,6 +127,18 @@ def write(folder: Path, stored: StoredModel, *, shard_bytes: int = SHARD) -> Non
         replace_text(folder / CONFIG, json.dumps(content, indent=2))
     except OSError as error:
         raise UsageError(f"{folder}: cannot be written ({error.strerror or error})") from None
+
+
+def check_empty(folder: Path) -> None:
+    """Checks that a folder can be written: that it does not exist, or has no files.
+
+    Raises:
+        UsageError: it has files, or is none.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise UsageError(f"{folder}: it is a file; use another folder")
+    if folder.exists() and any(folder.iterdir()):
+        raise UsageError(f"{folder}: it has files; use another folder")
 
 
 def write_arrays(folder: Path, arrays: Mapping[str, np.ndarray], shard_bytes: int) -> list[str]:

@@ -12,6 +12,10 @@ from vmoe.errors import UsageError
 
 MODELS = ("vit", "deit", "dinov2")
 GELUS = {"gelu": "erf", "gelu_new": "tanh", "gelu_pytorch_tanh": "tanh", "quick_gelu": "quick"}
+IMAGENET = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
+HALF = {"mean": [0.5] * 3, "std": [0.5] * 3}
+PIXELS = {"vit": HALF, "deit": IMAGENET, "dinov2": IMAGENET}  # where no file tells
+EPSILONS = {"vit": 1e-12, "deit": 1e-12, "dinov2": 1e-6}  # likewise
 RESAMPLES: dict[int, Interpolation] = {
     0: "nearest",
     1: "lanczos",
@@ -39,14 +43,33 @@ def recipe(file: ArrayFile, config: Mapping[str, Any], images: Mapping[str, Any]
         raise UsageError(f"{file.path}: hidden_act {activation!r} cannot be represented")
     given = {
         "gelu": GELUS[activation],
-        "norm_epsilon": float(config.get("layer_norm_eps", 1e-12)),
+        "norm_epsilon": float(config.get("layer_norm_eps", EPSILONS[kind])),
     }
     if (act := config.get("pooler_act", "tanh")) != "tanh":
         raise UsageError(f"{file.path}: pooler_act {act!r} cannot be represented")
-    half = [0.5, 0.5, 0.5]
-    pixels = checked_pixels(images.get("image_mean", half), images.get("image_std", half))
+    if not any(name.endswith("position_embeddings") for name in file.infos):
+        raise UsageError(f"{file.path}: it has no position_embeddings")
+    pixels = checked_pixels(*normalisation(kind, images))
     rename = renaming(HUGGING_FACE, int(config.get("num_attention_heads", 12)))
     return Recipe(file, rename, given, pixels=pixels)
+
+
+def normalisation(kind: str, images: Mapping[str, Any]) -> tuple[Any, Any]:
+    """The mean and the standard deviation that are taken off pixels in [0, 1].
+
+    Args:
+        kind: the model_type of config.json.
+        images: the content of preprocessor_config.json.
+    """
+    if (
+        not images.get("do_rescale", True)
+        or abs(images.get("rescale_factor", 1 / 255) * 255 - 1) > 1e-6
+    ):
+        raise UsageError("preprocessor_config.json: pixels in [0, 255] are not supported")
+    if not images.get("do_normalize", True):
+        return [0.0] * 3, [1.0] * 3
+    default = PIXELS[kind]
+    return images.get("image_mean", default["mean"]), images.get("image_std", default["std"])
 
 
 def preprocessing(images: Mapping[str, Any], image_size: int) -> Preprocessing:

@@ -19,6 +19,7 @@ from vmoe.checkpoints import chunked, chunked_write, flax_names
 from vmoe.checkpoints.assemble import Recipe
 from vmoe.checkpoints.checksums import by_name
 from vmoe.config import MoEConfig, ViTConfig
+from vmoe.config.fields import require
 from vmoe.errors import UsageError
 from vmoe.nn.gates.linear import LinearGate
 from vmoe.nn.gates.soft import SoftGate
@@ -51,6 +52,7 @@ ASSUMED = MoEConfig(capacity_factor=4.0, transfer_dtype="bfloat16")
 """Of sparse blocks; 4.0 is the authors' capacity factor for evaluation."""
 
 PUBLISHED = {"gelu": "tanh", "norm_epsilon": 1e-6, "fc_norm": False, "pre_norm": False}
+UNTOLD = {"pooling": "patch_mean", "positions": "none"}  # read back as something else
 
 _KERNELS = {LinearGate: "dense/kernel", SoftGate: "mu"}  # of a gate
 
@@ -131,6 +133,12 @@ def write(prefix: Path, config: ViTConfig, params: Mapping[str, Any], *, shards:
                 f"model.{field}={getattr(config, field)}: the published models have {value}, which "
                 "their format cannot tell; use another format"
             )
+    for field, value in UNTOLD.items():
+        if getattr(config, field) == value:
+            raise UsageError(
+                f"model.{field}={value}, which the published format cannot tell; use another format"
+            )
+    require(shards >= 1, f"shards={shards}: use at least 1")
     arrays = by_name(params)
     names = released_names(models.build_abstract(config))
     chunked_write.write(

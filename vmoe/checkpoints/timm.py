@@ -23,6 +23,26 @@ HEADS = {  # a size in the name of an architecture -> attention heads
 }
 MAX_NAME = 100  # characters; the patterns below take long for longer names
 FAMILIES = "vit|deit|deit3|flexivit|eva"
+PLAIN = (  # words after the size in the names of architectures that are plain ViTs
+    r"patch\d+|\d+|clip|quickgelu|siglip|gap|plus|dinov2|miil|distilled|reg\d+"
+)
+ACTIVATIONS = {"gelu": "erf", "gelu_tanh": "tanh", "quick_gelu": "quick"}
+SHOWN = {  # model_args that the names and shapes of parameters show, or that training alone uses
+    *("img_size", "patch_size", "in_chans", "num_classes", "embed_dim", "depth", "mlp_ratio"),
+    *(
+        "qkv_bias",
+        "qk_norm",
+        "reg_tokens",
+        "init_values",
+        "class_token",
+        "no_embed_class",
+        "fc_norm",
+        "pre_norm",
+    ),
+    *("drop_rate", "pos_drop_rate", "patch_drop_rate", "proj_drop_rate", "attn_drop_rate"),
+    *("drop_path_rate", "weight_init", "dynamic_img_size", "dynamic_img_pad", "strict_img_size"),
+}
+READ = {"num_heads", "global_pool", "act_layer"}  # model_args that are read below
 TANH = (  # architectures whose GELU is not by erf
     r"vit_(so400m|giantopt)_patch\d+_siglip_.*",
     r"vit_base_patch32_siglip_.*",
@@ -43,8 +63,17 @@ def recipe(file: ArrayFile, config: Mapping[str, Any]) -> Recipe:
     """
     architecture, changes = str(config["architecture"]), config.get("model_args") or {}
     heads = _heads(file, architecture, changes.get("num_heads"))
+    if unknown := sorted(changes.keys() - SHOWN - READ):
+        raise UsageError(
+            f"{file.path}: model_args.{unknown[0]}={changes[unknown[0]]!r:.40} is not supported"
+        )
+    if "pos_embed" not in file.infos:
+        raise UsageError(f"{file.path}: it has no pos_embed, so its positions are not supported")
+    activation = changes.get("act_layer")
+    if activation is not None and activation not in ACTIVATIONS:
+        raise UsageError(f"{file.path}: act_layer {activation!r:.40} cannot be represented")
     given: dict[str, Any] = {
-        "gelu": _gelu(architecture),
+        "gelu": _gelu(architecture) if activation is None else ACTIVATIONS[activation],
         "norm_epsilon": 1e-5 if re.fullmatch(CLIP, architecture) else 1e-6,
         "fc_norm": "fc_norm.weight" in file.infos,
     }
@@ -52,23 +81,18 @@ def recipe(file: ArrayFile, config: Mapping[str, Any]) -> Recipe:
     pooling = changes.get("global_pool", config.get("global_pool", pretrained.get("global_pool")))
     if pooling == "avg" and "cls_token" in file.infos:
         given["pooling"] = "patch_mean"
-    elif pooling not in ("token", "avg", "map", "", None):
+    elif pooling not in ("token", "avg", "map", None) and (pooling or "head.weight" in file.infos):
         raise UsageError(f"{file.path}: global_pool {pooling!r} cannot be represented")
     mean, std = (pretrained.get(name, [0.5] * 3) for name in ("mean", "std"))
     return Recipe(file, renaming(TIMM, heads), given, pixels=checked_pixels(mean, std))
 
 
 def _heads(file: ArrayFile, architecture: str, given: Any) -> int:
-    found = re.match(rf"(?:{FAMILIES})_(?:([a-z0-9]+)_)?", architecture)
-    if found is None or len(architecture) > MAX_NAME:
-        raise UsageError(f"{file.path}: architecture {architecture!r} is no ViT of timm's families")
+    found = re.fullmatch(rf"(?:{FAMILIES})_([a-z0-9]+)((?:_(?:{PLAIN}))*)", architecture[:MAX_NAME])
+    if found is None or found[1] not in HEADS or len(architecture) > MAX_NAME:
+        raise UsageError(f"{file.path}: architecture {architecture!r} is no plain ViT of timm")
     if type(given) is int:
         return given
-    if found[1] not in HEADS:
-        raise UsageError(
-            f"{file.path}: architecture {architecture!r} is unknown, and so its number of heads; "
-            "add model_args.num_heads to config.json"
-        )
     if "_plus_" in architecture:
         return 14
     if "base_patch16_gap" in architecture:

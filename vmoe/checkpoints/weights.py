@@ -26,7 +26,7 @@ from vmoe.errors import Failure, UsageError, VmoeError
 
 CONFIG, IMAGES = "config.json", "preprocessor_config.json"
 IMAGENET = {1000: "imagenet_1k", 21_843: "imagenet_21k"}  # by number of classes
-WRONG = (*(TypeError, ValueError, KeyError, AttributeError, ArithmeticError, RecursionError),)
+WRONG = (TypeError, ValueError, KeyError, AttributeError, ArithmeticError, RecursionError)
 PRE_TRAINED = 224  # pixels; models of other sizes were fine-tuned
 
 
@@ -164,6 +164,8 @@ def _corrupt_if_wrong(place: Path) -> Iterator[None]:
 def _timm_details(place: Path, config: dict[str, Any], model: ViTConfig) -> Details:
     with _corrupt_if_wrong(place):
         names, assumed = _names(timm.class_names(config), model.num_classes)
+        if not {"mean", "std"} <= (config.get("pretrained_cfg") or {}).keys():
+            assumed.append("pixels normalised by mean 0.5 and std 0.5")
         return Details(names, timm.preprocessing(config, model.image_size), tuple(assumed))
 
 
@@ -175,7 +177,13 @@ def _hf_details(
     with _corrupt_if_wrong(place):
         names, assumed = _names(hugging_face.class_names(config), model.num_classes)
     if not images:
-        assumed.append(_text(preprocessing))
+        mean, std = hugging_face.normalisation(config["model_type"], images)
+        assumed += [_text(preprocessing), f"pixels normalised by mean {mean} and std {std}"]
+    if preprocessing.image_size != model.image_size:
+        assumed.append(
+            f"positions of {model.image_size} px resampled linearly to {preprocessing.image_size} "
+            "px (transformers: bicubically)"
+        )
     return Details(names, preprocessing, tuple(assumed))
 
 
@@ -200,14 +208,16 @@ def _names(names: tuple[str, ...], classes: int) -> tuple[tuple[str, ...], list[
         return names, []
     if classes in IMAGENET:
         return class_names(IMAGENET[classes]), [f"class names of {IMAGENET[classes]}"]
+    if len(names) == classes:  # some are equal
+        return tuple(f"{name} ({i})" for i, name in enumerate(names)), ["numbers in class names"]
     return tuple(map(str, range(classes))), ["class names 0, 1, ..."]
 
 
 def _text(preprocessing: Preprocessing) -> str:
     crop = preprocessing.image_size
     side = preprocessing.resize_to or crop
-    what = f"shorter side to {side} px" if preprocessing.keep_aspect else f"{side} x {side} px"
-    cropped = f", {crop} px cropped" if side != crop else ""
-    return f"images resized by {preprocessing.interpolation} to {what}{cropped}".replace(
-        "to shorter side to", "with the shorter side to"
+    what = (
+        f"with the shorter side to {side}" if preprocessing.keep_aspect else f"to {side} x {side}"
     )
+    cropped = f", {crop} px cropped" if side != crop else ""
+    return f"images resized by {preprocessing.interpolation} {what} px{cropped}"

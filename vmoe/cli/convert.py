@@ -10,7 +10,7 @@ import tyro
 
 from vmoe.cli.arguments import parse
 from vmoe.config import RoutingOverrides
-from vmoe.errors import one_line
+from vmoe.errors import UsageError, one_line
 
 
 @dataclasses.dataclass(frozen=True)
@@ -18,8 +18,7 @@ class ConvertArgs:
     """Write a trained model in another format."""
 
     source: tyro.conf.Positional[Path]
-    """Run folder, folder of weights (of vmoe, timm or Hugging Face), .npz file of a ViT, or PREFIX
-    of a published checkpoint."""
+    """Trained model, as for `vmoe evaluate --checkpoint`."""
     destination: tyro.conf.Positional[Path]
     """A new folder; for published, the PREFIX of the files; for onnx, a file."""
     format: Literal["vmoe", "published", "jax", "onnx"] = "vmoe"
@@ -35,6 +34,8 @@ class ConvertArgs:
 def run(argv: Sequence[str]) -> None:
     """Reads a trained model and writes it."""
     args = parse(ConvertArgs, "convert", argv)
+    if args.shards != 1 and args.format != "published":
+        raise UsageError(f"--shards {args.shards}: for --format published only")
     from vmoe.checkpoints import read, write
     from vmoe.checkpoints.checksums import by_name
 
@@ -46,3 +47,7 @@ def run(argv: Sequence[str]) -> None:
         print(f"left out, since the model does not use them: {dropped}", file=sys.stderr)
     count = sum(leaf.size for leaf in by_name(stored.params).values())
     print(f"{args.destination}: {count:,} parameters in format {args.format}")
+    if args.format == "published":
+        print(
+            "it holds no class names, no preprocessing and no routing settings (k, capacity, ...)"
+        )

@@ -10,6 +10,7 @@ import tyro
 
 from vmoe.cli.arguments import parse
 from vmoe.cli.printing import print_json, print_table
+from vmoe.errors import one_line
 
 if TYPE_CHECKING:
     from vmoe.checkpoints.inspection import Inspection
@@ -20,8 +21,7 @@ class InspectArgs:
     """List what a file of weights holds, parameter by parameter, and the model that it is here."""
 
     source: tyro.conf.Positional[Path]
-    """Run folder, folder of weights (of vmoe, timm or Hugging Face), .npz file of a ViT, or PREFIX
-    of a published checkpoint."""
+    """Trained model, as for `vmoe evaluate --checkpoint`."""
     json: bool = False
     """Print one JSON object and nothing else."""
 
@@ -69,11 +69,11 @@ def _print(args: InspectArgs, found: "Inspection") -> None:
     print_table(
         ("array", "shape", "dtype", "bytes", "parameter"),
         rows,
-        title=f"{args.source}: {found.format}, {len(rows)} arrays",
+        title=one_line(f"{args.source}: {found.format}, {len(rows)} arrays"),
     )
     if found.config is None or found.details is None:
-        print(found.reason)
+        print(one_line(found.reason))
         return
     print(summarize(found.config, title="the model"))
     for line in found.details.assumed:
-        print(f"assumed: {line}")
+        print(one_line(f"assumed: {line}"))

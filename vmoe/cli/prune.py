@@ -1,7 +1,8 @@
 """``vmoe prune``."""
 
 import dataclasses
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -10,7 +11,7 @@ import tyro
 from vmoe.cli.arguments import parse
 from vmoe.cli.data import open_data
 from vmoe.cli.printing import print_json, print_table
-from vmoe.errors import UsageError
+from vmoe.errors import UsageError, one_line
 
 if TYPE_CHECKING:
     from vmoe.checkpoints import StoredModel
@@ -56,22 +57,30 @@ def run(argv: Sequence[str]) -> None:
     if (args.rule == "average") != (args.num_experts == 0):
         raise UsageError("--num-experts 0 and --rule average need each other")
     from vmoe.checkpoints import read, write
+    from vmoe.checkpoints.folder import check_empty
+    from vmoe.data.pipeline import Unreadable
     from vmoe.surgery.experts import average_experts, prune_experts
 
+    check_empty(args.destination)
     stored = read(args.source, use_ema=args.use_ema)
     if not stored.config.sparse_blocks:
         raise UsageError(f"{args.source}: no block of this model is sparse")
-    source, _ = open_data(args.data, stored, split="validation")
+    source, replace = open_data(args.data, stored, split="validation")
+    left_out = Unreadable("left out")
+    on_unreadable = left_out.add if replace else None
     if args.rule == "average":
         config, params = average_experts(stored.config, stored.params)
     else:
-        kept = _kept(args, stored, source)
+        kept = _kept(args, stored, source, on_unreadable)
         config, params = prune_experts(stored.config, stored.params, kept, k=args.k)
     pruned = stored._replace(config=config, params=params)
     rows = {
-        name: _measure(each, source, args) for name, each in (("before", stored), ("after", pruned))
+        name: _measure(each, source, args, on_unreadable)
+        for name, each in (("before", stored), ("after", pruned))
     }
     write(pruned, args.destination, format="vmoe")
+    for line in left_out.news():
+        print(one_line(line), file=sys.stderr)
     if args.json:
         print_json({"data": source.name} | rows)
         return
@@ -80,7 +89,12 @@ def run(argv: Sequence[str]) -> None:
     print_table(columns, [(name, *_texts(row)) for name, row in rows.items()], title=title)
 
 
-def _kept(args: PruneArgs, stored: "StoredModel", source: "Source") -> "Selection":
+def _kept(
+    args: PruneArgs,
+    stored: "StoredModel",
+    source: "Source",
+    on_unreadable: Callable[[UsageError], None] | None,
+) -> "Selection":
     from vmoe.checkpoints import read
     from vmoe.evaluate.loads import expert_loads
     from vmoe.surgery import experts
@@ -94,16 +108,31 @@ def _kept(args: PruneArgs, stored: "StoredModel", source: "Source") -> "Selectio
             return experts.largest_router_change(
                 stored.config, stored.params, before.params, args.num_experts
             )
-    loads = expert_loads(stored.model(), source, stored.preprocessing, batch_size=args.batch_size)
+    loads = expert_loads(
+        stored.model(),
+        source,
+        stored.preprocessing,
+        batch_size=args.batch_size,
+        on_unreadable=on_unreadable,
+    )
     return experts.most_loaded(loads, args.num_experts)
 
 
-def _measure(stored: "StoredModel", source: "Source", args: PruneArgs) -> dict[str, float | str]:
+def _measure(
+    stored: "StoredModel",
+    source: "Source",
+    args: PruneArgs,
+    on_unreadable: Callable[[UsageError], None] | None,
+) -> dict[str, float | str]:
     from vmoe.costs.flops import cost
     from vmoe.evaluate import evaluate
 
     result = evaluate(
-        stored.model(), source, batch_size=args.batch_size, preprocessing=stored.preprocessing
+        stored.model(),
+        source,
+        batch_size=args.batch_size,
+        preprocessing=stored.preprocessing,
+        on_unreadable=on_unreadable,
     )
     costs = cost(stored.config)
     experts = {moe.num_experts for moe in stored.config.moe_blocks.values()}

@@ -1,6 +1,7 @@
 """``vmoe upcycle``."""
 
 import dataclasses
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -47,8 +48,8 @@ def run(argv: Sequence[str]) -> None:
     if args.capacity_factor is not None:
         fields["capacity_factor"] = args.capacity_factor
     moe = upcycled_layer(**fields, expert_dropout=stored.config.dropout)
-    numbers = args.blocks.replace(",", "")
-    blocks = [int(i) for i in args.blocks.split(",")] if numbers.isdigit() else args.blocks
+    numbers = re.fullmatch(r"[0-9]+(,[0-9]+)*", args.blocks)
+    blocks = [int(i) for i in args.blocks.split(",")] if numbers else args.blocks
     config, params = upcycle_params(
         stored.config,
         stored.params,

@@ -1,6 +1,7 @@
 """How often each expert is chosen over a whole split."""
 
 import functools
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -13,15 +14,24 @@ from vmoe.axes import Routing
 from vmoe.config.preprocessing import Preprocessing
 from vmoe.data.pipeline import Batch, evaluation_batches
 from vmoe.data.sources import Source
+from vmoe.errors import UsageError
 from vmoe.nn.vit import ViT
 
 
 def expert_loads(
-    model: ViT, source: Source, preprocessing: Preprocessing, *, batch_size: int = 256
+    model: ViT,
+    source: Source,
+    preprocessing: Preprocessing,
+    *,
+    batch_size: int = 256,
+    on_unreadable: Callable[[UsageError], None] | None = None,
 ) -> dict[int, Float[np.ndarray, "e"]]:
     """By sparse block: the number of choices of each expert, before any is dropped.
 
     For soft routing, which makes no choices, the sum of the gates.
+
+    Args:
+        on_unreadable: as for ``evaluate``.
 
     Raises:
         UsageError: an image cannot be read, or the source has more classes than the model.
@@ -33,6 +43,7 @@ def expert_loads(
         batch_size=batch_size,
         num_classes=model.config.num_classes,
         preprocessing=preprocessing,
+        on_unreadable=on_unreadable,
     ):
         for block, load in jax.device_get(_loads(graph, state, batch)).items():
             loads[block] += load

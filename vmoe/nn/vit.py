@@ -207,7 +207,7 @@ class ViT(nnx.Module):
         Args:
             indices: numbers of blocks, where negative ones count from the last; or how many of the
                 last blocks; all if None.
-            norm: apply the last norm to each.
+            norm: apply the last norm to each, unless it follows the pooling.
             as_grid: restore the grid of patches.
 
         Raises:
@@ -218,10 +218,11 @@ class ViT(nnx.Module):
         chosen = _block_indices(indices, self.config.depth)
         first, p = int(self.config.has_class_token), self.config.patch_size
         outputs = {}
+        normalize = norm and not self.config.fc_norm
         valid = jnp.ones(len(images), bool)
         for i, (tokens, _) in enumerate(self._run_blocks(self.embed(images), valid)):
             if i in chosen:
-                tokens = (self.norm(tokens) if norm else tokens)[:, first:]
+                tokens = (self.norm(tokens) if normalize else tokens)[:, first:]
                 outputs[i] = (
                     rearrange(tokens, "b (i j) d -> b i j d", i=images.shape[1] // p)
                     if as_grid

@@ -80,12 +80,17 @@ def fit(
         UsageError: parameters would be new or dropped that neither the target nor ``partial``
             allows; or the two configs differ in a field of ``FIXED``.
     """
-    for field in FIXED if partial is not True else ():
-        ours, theirs = getattr(target, field), getattr(config, field)
-        if ours != theirs:
-            raise UsageError(
-                f"model.{field}={ours}: the parameters were trained with {theirs}; use that"
-            )
+    differing = [
+        field
+        for field in (FIXED[:2] if partial is True else FIXED)
+        if getattr(target, field) != getattr(config, field)
+    ]
+    if differing:
+        ours, theirs = (
+            ", ".join(f"model.{field}={getattr(each, field)}" for field in differing)
+            for each in (target, config)
+        )
+        raise UsageError(f"{ours}: the parameters were trained with {theirs}; use that")
     given = by_path(params)
     wanted = shapes(target)
     other_head = (
@@ -111,7 +116,11 @@ def fit(
     values |= {path: given[path] for path in fits}
     for path in resized:
         values[path] = resize_positions(
-            given[path], values[path], grid=_grid(config), new_grid=_grid(target), method=method
+            jnp.asarray(given[path]),
+            values[path],
+            grid=_grid(config),
+            new_grid=_grid(target),
+            method=method,
         )
     names = [[path_name(path) for path in paths] for paths in (fits, new, dropped, resized)]
     return nested({path: values[path] for path in wanted}), Changes(*names)

@@ -116,7 +116,7 @@ def upcycle_params(
 def logit_changes(config: ViTConfig, moe: MoEConfig, *, noise_std: float = 0.0) -> list[str]:
     """Reasons why a model's logits change when some of its MLPs become the experts of such layers.
 
-    None if they stay the same, up to rounding, for images of the config's size.
+    Empty if they stay the same, up to rounding, for images of the config's size.
 
     Args:
         config: of the dense model.

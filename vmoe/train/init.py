@@ -13,7 +13,7 @@ from vmoe import zoo
 from vmoe.checkpoints import read
 from vmoe.checkpoints.checksums import checksums
 from vmoe.checkpoints.remote import url_of
-from vmoe.checkpoints.restore import has_checkpoint
+from vmoe.checkpoints.restore import find, has_checkpoint, is_run
 from vmoe.config import ViTConfig
 from vmoe.errors import UsageError, listed
 from vmoe.sharding import Placement
@@ -46,11 +46,13 @@ class Init(NamedTuple):
         params: as nested dicts, on the host.
         record: where they come from, with a checksum; kept in the run folder.
         changes: what is loaded, new, dropped and resized.
+        class_names: of the source.
     """
 
     params: Params
     record: dict[str, Any]
     changes: Changes
+    class_names: tuple[str, ...]
 
     def apply(self, state: State, placement: Placement) -> State:
         """A first state with these parameters, which are also the start of the moving average."""
@@ -91,9 +93,7 @@ def read_source(source: InitFrom | None, workdir: Path, config: ViTConfig) -> In
             return None
     if source is None:
         return None
-    # The source may be a run that was trained further since.
-    step = Path(source.path, CHECKPOINTS, str(recorded["step"])) if recorded is not None else None
-    stored = read(step if step is not None and step.is_dir() else source.path)
+    stored = read(source.path if recorded is None else _step_of(source.path, recorded["step"]))
     checksum = _checksum(stored.params)
     if recorded is not None and recorded["checksum"] != checksum:
         raise UsageError(
@@ -112,7 +112,15 @@ def read_source(source: InitFrom | None, workdir: Path, config: ViTConfig) -> In
         raise UsageError(f"init={source.path}: {error}") from None
     record = source._asdict() | {"step": stored.step, "checksum": checksum}
     record |= {"weights": stored.origin.weights}
-    return Init(jax.device_get(params), record, changes)
+    return Init(jax.device_get(params), record, changes, stored.class_names)
+
+
+def _step_of(path: str, step: int | None) -> Path | str:
+    """The path of a step, where the source is a run, which may have been trained further since."""
+    if is_run(Path(path)):
+        folder = find(Path(path))[0] / CHECKPOINTS / str(step)
+        return folder if folder.is_dir() else path
+    return path
 
 
 def _absolute(path: str) -> str:
@@ -134,8 +142,12 @@ def _checksum(params: Params) -> str:
     return hashlib.sha256(names.encode()).hexdigest()
 
 
-def messages(init: Init) -> Iterator[str]:
-    """Lines about the source, and about parameters that are not simply loaded."""
+def messages(init: Init, class_names: tuple[str, ...]) -> Iterator[str]:
+    """Lines about the source, and about parameters that are not simply loaded.
+
+    Args:
+        class_names: of the training data.
+    """
     record, changes = init.record, init.changes
     average = " (moving average)" if record["weights"] == "ema" else ""
     step = "" if record["step"] is None else f", step {record['step']}"
@@ -143,3 +155,8 @@ def messages(init: Init) -> Iterator[str]:
     for name in ("new", "dropped", "resized"):
         if paths := getattr(changes, name):
             yield f"{len(paths)} {name}: {listed(paths, NAMED)}"
+    if "head/classes/kernel" in changes.loaded and init.class_names != class_names:
+        yield (
+            f"the head is kept, of classes {listed(init.class_names, NAMED)}; the classes of the "
+            f"data are {listed(class_names, NAMED)} (init_new_head starts a new one)"
+        )

@@ -225,7 +225,7 @@ def _notes(
         f"({config.model.num_classes} logits), resized to {size} px; {sets}"
     )
     if initial is not None:
-        yield from messages(initial)
+        yield from messages(initial, source.class_names)
     yield from training_messages(config.optim, params)
     if placement.mesh is not None:
         share = config.batch_size // placement.devices

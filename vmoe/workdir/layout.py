@@ -25,6 +25,7 @@ ENVIRONMENT = "environment.json"
 CLASSES = "classes.json"
 MODEL = "model.txt"
 INIT = "init.json"
+INIT_KEYS = {"path", "new_head", "partial", "step", "checksum", "weights"}
 CHECKPOINTS = "checkpoints"
 TABLES = ("metrics.csv", "evaluations.csv", "experts.csv")
 
@@ -127,7 +128,7 @@ def read_init(workdir: Path) -> dict[str, Any] | None:
     if not (workdir / INIT).exists():
         return None
     init = _read_json(workdir / INIT)
-    if not isinstance(init, dict) or not {"path", "step", "checksum", "weights"} <= init.keys():
+    if not isinstance(init, dict) or not init.keys() >= INIT_KEYS:
         raise UsageError(f"{workdir / INIT}: corrupt; restore it, or use another workdir")
     return init
 

@@ -15,6 +15,7 @@ from vmoe import models
 from vmoe.config import ViTConfig
 from vmoe.errors import UsageError, unknown
 
+FILES = (".npz", ".safetensors", ".json", ".index")  # ends of paths, which are no tags
 BUCKET = "gs://vmoe_checkpoints"
 
 
@@ -134,7 +135,7 @@ def address(path: str) -> str:
     Raises:
         UsageError: the model has no such tag, or no trained weights at all.
     """
-    if Path(path).exists():
+    if Path(path).exists() or path.endswith(FILES):
         return path
     entry = find(path)
     return path if entry is None else entry.address
