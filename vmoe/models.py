@@ -14,6 +14,8 @@ from vmoe.config import MoEConfig, ViTConfig, replace
 from vmoe.errors import UsageError, unknown
 
 if TYPE_CHECKING:
+    from flax import nnx
+
     from vmoe.nn.vit import ViT
     from vmoe.sharding import Placement
 
@@ -150,6 +152,13 @@ def build(config: ViTConfig, *, seed: int = 0, placement: "Placement | None" = N
     from vmoe.sharding import ONE_DEVICE
 
     return ViT(config, placement=placement or ONE_DEVICE, rngs=InitKeys(seed))
+
+
+def params_of(model: "nnx.Module") -> dict[Any, Any]:
+    """The parameters of a model as nested dicts."""
+    from flax import nnx
+
+    return nnx.to_pure_dict(nnx.state(model, nnx.Param))
 
 
 def with_params(

@@ -12,6 +12,7 @@ from vmoe import models
 from vmoe.analysis import capture
 from vmoe.config import ExpertChoice, MoEConfig, Soft, TokenChoice, ViTConfig, replace
 from vmoe.errors import UsageError
+from vmoe.models import params_of
 from vmoe.routing import slots_and_factor
 from vmoe.surgery.experts import (
     add_experts,
@@ -22,7 +23,7 @@ from vmoe.surgery.experts import (
     prune_experts,
     random_experts,
 )
-from vmoe.surgery.params import params_of, shapes
+from vmoe.surgery.params import shapes
 from vmoe.surgery.upcycle import upcycle_params, upcycled_layer
 
 E = 4

@@ -17,7 +17,8 @@ from tests.surgery.tiny import images, outputs, random_params
 from vmoe import models
 from vmoe.config import MoEConfig, Soft, TokenChoice, ViTConfig, replace
 from vmoe.errors import UsageError
-from vmoe.surgery.params import by_path, params_of, path_name, shapes
+from vmoe.models import params_of
+from vmoe.surgery.params import by_path, path_name, shapes
 from vmoe.surgery.resize import fit, resize_positions
 
 ZOOM = np.load(Path(__file__).parents[1] / "golden" / "surgery" / "posembed_zoom.npz")

@@ -18,8 +18,9 @@ from vmoe import models
 from vmoe.checkpoints.released import assign, released_names
 from vmoe.config import ExpertChoice, MoEConfig, Soft, TokenChoice, replace
 from vmoe.errors import UsageError
+from vmoe.models import params_of
 from vmoe.nn.vit import ViT
-from vmoe.surgery.params import by_path, nested, params_of
+from vmoe.surgery.params import by_path, nested
 from vmoe.surgery.resize import fit
 from vmoe.surgery.upcycle import logit_changes, upcycle_params, upcycled_layer
 

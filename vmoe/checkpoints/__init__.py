@@ -8,8 +8,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Literal, NamedTuple, get_args
 
-from flax import nnx
-
 from vmoe import models, zoo
 from vmoe.checkpoints import export, folder, onnx, released, remote, vit_npz, weights
 from vmoe.checkpoints.assemble import assemble
@@ -102,7 +100,7 @@ def _read_run(path: Path, use_ema: bool) -> StoredModel:
     workdir, steps = find(path)
     config = read_config(workdir)
     class_names = tuple(read_class_names(workdir))
-    target = nnx.to_pure_dict(nnx.state(models.build_abstract(config.model), nnx.Param))
+    target = models.params_of(models.build_abstract(config.model))
     item, weights = ("ema", "ema") if use_ema and config.ema_decay else ("params", "raw")
     for step in reversed(steps):
         try:

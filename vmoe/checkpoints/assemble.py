@@ -7,7 +7,6 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from flax import nnx
 from flax.traverse_util import unflatten_dict
 
 from vmoe import models
@@ -190,7 +189,7 @@ def _expected(config: ViTConfig) -> dict[str, jax.ShapeDtypeStruct]:
         sparse_blocks=tuple(i for i, kind in enumerate(kinds) if kind),
         moe=tuple(kind for kind in kinds if kind),
     )
-    traced = by_name(nnx.to_pure_dict(nnx.state(models.build_abstract(small), nnx.Param)))
+    traced = by_name(models.params_of(models.build_abstract(small)))
     expected = {path: leaf for path, leaf in traced.items() if not path.startswith("blocks/")}
     for i, layer in enumerate(layers):
         start = f"blocks/{kinds.index(layer)}/"

@@ -9,7 +9,6 @@ Each image is its own group, so an image does not depend on its batch and the nu
 free. The experts are batched, which is the implementation that suits all platforms.
 """
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +20,9 @@ from flax.traverse_util import unflatten_dict
 from vmoe import models
 from vmoe.checkpoints.assemble import key
 from vmoe.checkpoints.checksums import by_name
-from vmoe.checkpoints.folder import CONFIG, SHARD, sha256, write_arrays
+from vmoe.checkpoints.folder import SHARD, new_folder, write_arrays, write_config
 from vmoe.checkpoints.stored import StoredModel
-from vmoe.config import MoEConfig, ViTConfig, replace, to_json
-from vmoe.errors import UsageError
-from vmoe.workdir.layout import replace_text
+from vmoe.config import ViTConfig, replace
 
 FORMAT, VERSION = "jax.export", 1
 PROGRAM, README = "model.jaxexport", "README.md"
@@ -79,10 +76,7 @@ def write(folder: Path, stored: StoredModel, *, shard_bytes: int = SHARD) -> Non
     """
     arrays = {name: np.asarray(leaf) for name, leaf in by_name(stored.params).items()}
     size = stored.preprocessing.image_size
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        if any(folder.iterdir()):
-            raise UsageError(f"{folder}: it has files; use another folder")
+    with new_folder(folder):
         program = export(stored.config, arrays, size)
         (folder / PROGRAM).write_bytes(program.serialize())
         files = [PROGRAM, *write_arrays(folder, arrays, shard_bytes)]
@@ -101,16 +95,8 @@ def write(folder: Path, stored: StoredModel, *, shard_bytes: int = SHARD) -> Non
                 "logits": {"shape": ["b", program.out_avals[0].shape[1]], "dtype": "float32"}
             },
             "images_per_group": 1,
-            "model": json.loads(to_json(stored.config)),
-            "class_names": stored.class_names,
-            "preprocessing": json.loads(to_json(stored.preprocessing)),
-            "step": stored.step,
-            "origin": stored.origin._asdict() | {"path": str(stored.origin.path)},
-            "sha256": {name: sha256(folder / name) for name in files},
         }
-        replace_text(folder / CONFIG, json.dumps(content, indent=2))
-    except OSError as error:
-        raise UsageError(f"{folder}: cannot be written ({error.strerror or error})") from None
+        write_config(folder, stored, content, files)
 
 
 def export(config: ViTConfig, params: dict[str, Any], image_size: int) -> jax.export.Exported:
@@ -120,7 +106,7 @@ def export(config: ViTConfig, params: dict[str, Any], image_size: int) -> jax.ex
         params: by path, as arrays or their shapes.
         image_size: side of the images in pixels.
     """
-    config = batched(config)
+    config = config.with_layers(lambda moe: replace(moe, implementation="batched"))
 
     def logits(params: dict[str, jax.Array], images: jax.Array) -> jax.Array:
         nested = unflatten_dict({tuple(map(key, name.split("/"))): x for name, x in params.items()})
@@ -131,13 +117,6 @@ def export(config: ViTConfig, params: dict[str, Any], image_size: int) -> jax.ex
     batch = jax.export.symbolic_shape(f"b, {image_size}, {image_size}, 3")
     images = jax.ShapeDtypeStruct(batch, jnp.float32)
     return jax.export.export(jax.jit(logits), platforms=PLATFORMS)(shapes, images)
-
-
-def batched(config: ViTConfig) -> ViTConfig:
-    """The config with batched experts in all sparse layers."""
-    if isinstance(config.moe, MoEConfig):
-        return replace(config, moe=dict(implementation="batched"))
-    return replace(config, moe=tuple(replace(moe, implementation="batched") for moe in config.moe))
 
 
 def _readme(stored: StoredModel, size: int) -> str:

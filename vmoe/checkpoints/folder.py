@@ -5,11 +5,12 @@ Hugging Face does. config.json has the format's version, the model, its class na
 and origin, and the SHA-256 of each file.
 """
 
+import contextlib
 import hashlib
 import json
 import os
 import types
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -109,24 +110,44 @@ def write(folder: Path, stored: StoredModel, *, shard_bytes: int = SHARD) -> Non
         UsageError: the folder has files, or cannot be written.
     """
     arrays = {name: np.asarray(leaf) for name, leaf in by_name(stored.params).items()}
-    try:
-        check_empty(folder)
-        folder.mkdir(parents=True, exist_ok=True)
+    with new_folder(folder):
         files = write_arrays(folder, arrays, shard_bytes)
-        content = {
-            "format": "vmoe",
-            "version": VERSION,
-            "model": json.loads(to_json(stored.config)),
-            "class_names": stored.class_names,
-            "preprocessing": json.loads(to_json(stored.preprocessing)),
-            "step": stored.step,
-            "origin": stored.origin._asdict() | {"path": str(stored.origin.path)},
-            "sha256": {name: sha256(folder / name) for name in files},
-        }
         (folder / CARD).write_text(_card(stored, arrays))
-        replace_text(folder / CONFIG, json.dumps(content, indent=2))
+        write_config(folder, stored, {"format": "vmoe", "version": VERSION}, files)
+
+
+@contextlib.contextmanager
+def new_folder(folder: Path) -> Iterator[None]:
+    """Makes a folder, in which the context writes files.
+
+    Raises:
+        UsageError: the folder has files, or cannot be written.
+    """
+    check_empty(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        yield
     except OSError as error:
         raise UsageError(f"{folder}: cannot be written ({error.strerror or error})") from None
+
+
+def write_config(
+    folder: Path, stored: StoredModel, content: Mapping[str, Any], files: Sequence[str]
+) -> None:
+    """Writes config.json: the content, what belongs to the model, and the SHA-256 of files.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    content = dict(content) | {
+        "model": json.loads(to_json(stored.config)),
+        "class_names": stored.class_names,
+        "preprocessing": json.loads(to_json(stored.preprocessing)),
+        "step": stored.step,
+        "origin": stored.origin._asdict() | {"path": str(stored.origin.path)},
+        "sha256": {name: sha256(folder / name) for name in files},
+    }
+    replace_text(folder / CONFIG, json.dumps(content, indent=2))
 
 
 def check_empty(folder: Path) -> None:

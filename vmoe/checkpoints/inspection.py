@@ -4,7 +4,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import jax
-from flax import nnx
 
 from vmoe import models
 from vmoe.checkpoints import open_weights, resolve
@@ -82,7 +81,7 @@ def inspect(path: str | Path) -> Inspection:
 def _inspect_run(path: Path) -> Inspection:
     workdir, steps = find(path)
     run = read_config(workdir)
-    params = by_name(nnx.to_pure_dict(nnx.state(models.build_abstract(run.model), nnx.Param)))
+    params = by_name(models.params_of(models.build_abstract(run.model)))
     return Inspection(
         "run",
         [_array(name, leaf) for name, leaf in params.items()],

@@ -25,7 +25,7 @@ from vmoe import models
 from vmoe.axes import Record, SoftRouting
 from vmoe.checkpoints.matmul_form import matmul_form
 from vmoe.checkpoints.stored import StoredModel
-from vmoe.config import MoEConfig, ViTConfig, replace, to_json
+from vmoe.config import ViTConfig, replace, to_json
 from vmoe.errors import UsageError
 from vmoe.nn.keys import MaybeKey
 from vmoe.nn.moe import MoE
@@ -125,14 +125,8 @@ def convert(
 
 def without_scatters(config: ViTConfig, params: dict[str, Any]) -> ViT:
     """The model in float32, with ``MatmulMoE`` as its sparse layers."""
-    changes = {"transfer_dtype": "float32"}
-    moe = config.moe
-    moe = (
-        replace(moe, **changes)
-        if isinstance(moe, MoEConfig)
-        else tuple(replace(each, **changes) for each in moe)
-    )
-    config = replace(config, dtype="float32", moe=moe)
+    config = config.with_layers(lambda moe: replace(moe, transfer_dtype="float32"))
+    config = replace(config, dtype="float32")
     model = models.with_params(config, jax.tree.map(jnp.asarray, params))
     for block in model.blocks:
         if isinstance(block.mlp, MoE):

@@ -25,8 +25,8 @@ from typing import Any
 
 from vmoe.cache import cache_folder
 from vmoe.checkpoints import chunked, safetensors
-from vmoe.checkpoints.folder import MODEL
-from vmoe.checkpoints.weights import CONFIG, IMAGES
+from vmoe.checkpoints.folder import CONFIG, MODEL
+from vmoe.checkpoints.weights import IMAGES
 from vmoe.errors import UsageError, one_line, shortened
 from vmoe.workdir.layout import replace_text
 

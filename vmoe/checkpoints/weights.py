@@ -24,7 +24,7 @@ from vmoe.config import ViTConfig
 from vmoe.config.preprocessing import Preprocessing
 from vmoe.errors import Failure, UsageError, VmoeError
 
-CONFIG, IMAGES = "config.json", "preprocessor_config.json"
+IMAGES = "preprocessor_config.json"
 IMAGENET = {1000: "imagenet_1k", 21_843: "imagenet_21k"}  # by number of classes
 WRONG = (TypeError, ValueError, KeyError, AttributeError, ArithmeticError, RecursionError)
 PRE_TRAINED = 224  # pixels; models of other sizes were fine-tuned
@@ -119,7 +119,7 @@ def open_safetensors(path: Path) -> Opened:
     """
     file = safetensors_file(path)
     assert file is not None
-    place = file.with_name(CONFIG)
+    place = file.with_name(folder.CONFIG)
     config = _json(place)
     if not config:
         raise UsageError(

@@ -64,9 +64,7 @@ class RoutingOverrides(Checked):
                 one of them.
         """
         self._check_effect(trained)
-        if isinstance(trained.moe, MoEConfig):
-            return replace(trained, moe=self._layer(trained.moe))
-        return replace(trained, moe=tuple(map(self._layer, trained.moe)))
+        return trained.with_layers(self._layer)
 
     def _check_effect(self, trained: ViTConfig) -> None:
         routers = [moe.router for moe in trained.moe_blocks.values()]

@@ -1,6 +1,7 @@
 """A vision transformer and its sparse layers."""
 
 import dataclasses
+from collections.abc import Callable
 from typing import Literal
 
 from vmoe.config.fields import Checked, require, require_rate
@@ -200,6 +201,12 @@ class ViTConfig(Checked):
     def can_drop(self) -> bool:
         """Whether any router lets tokens choose experts, so that a choice can be dropped."""
         return any(moe.router.can_drop for moe in self.moe_blocks.values())
+
+    def with_layers(self, change: Callable[[MoEConfig], MoEConfig]) -> "ViTConfig":
+        """The config with every sparse-layer config changed by a function."""
+        if isinstance(self.moe, MoEConfig):
+            return dataclasses.replace(self, moe=change(self.moe))
+        return dataclasses.replace(self, moe=tuple(map(change, self.moe)))
 
     def moe_of(self, block: int) -> MoEConfig | None:
         """The sparse-layer config of a block; None if the block is dense."""

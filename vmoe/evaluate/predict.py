@@ -100,9 +100,7 @@ def predict(
         raise UsageError(f"{loaded.origin.path}: the model has no classes, only features")
     if config.sparse_blocks:
         config = RoutingOverrides(images_per_group=1).apply(config)
-    graph, state = nnx.split(
-        models.with_params(config, nnx.to_pure_dict(nnx.state(model, nnx.Param)))
-    )
+    graph, state = nnx.split(models.with_params(config, models.params_of(model)))
     names = loaded.class_names
     for start in range(0, len(paths), BATCH):
         batch = _read(loaded, paths[start : start + BATCH], on_unreadable)

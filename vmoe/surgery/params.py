@@ -1,6 +1,6 @@
 """Parameters of a ViT as nested dicts: by path, initial values, the sparse blocks of the config.
 
-A tree is what ``nnx.to_pure_dict(nnx.state(model, nnx.Param))`` gives, or any tree of the same
+A tree is what ``vmoe.models.params_of`` gives, or any tree of the same
 shape, such as the moments of an optimiser.
 """
 
@@ -10,7 +10,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from flax import nnx
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import Array, Float
 
@@ -24,15 +23,10 @@ Path = tuple[str | int, ...]
 """Where a parameter is in a tree: ("blocks", 1, "mlp", "up", "kernel")."""
 
 
-def params_of(model: nnx.Module) -> Params:
-    """The parameters of a model as nested dicts."""
-    return nnx.to_pure_dict(nnx.state(model, nnx.Param))
-
-
 @functools.lru_cache(maxsize=16)
 def shapes(config: ViTConfig) -> dict[Path, tuple[int, ...]]:
     """The shapes of the parameters of a config's model, by path; cached, not to be changed."""
-    arrays = by_path(params_of(models.build_abstract(config)))
+    arrays = by_path(models.params_of(models.build_abstract(config)))
     return {path: leaf.shape for path, leaf in arrays.items()}
 
 
@@ -71,7 +65,7 @@ def initial_values(
         return {path: arrays[path] for path in paths}
 
     def draw() -> list[Any]:
-        arrays = by_path(params_of(models.build(config, seed=seed)))
+        arrays = by_path(models.params_of(models.build(config, seed=seed)))
         return [arrays[path] for path in paths]
 
     return dict(zip(paths, jax.jit(draw)() if paths else [], strict=True))

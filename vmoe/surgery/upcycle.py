@@ -23,7 +23,6 @@ from vmoe.surgery.params import (
     by_path,
     initial_values,
     nested,
-    params_of,
     shapes,
     with_noise,
     with_sparse_blocks,
@@ -61,7 +60,12 @@ def upcycle(
     """
     layer = upcycled_layer(num_experts=num_experts, **moe)
     config, params = upcycle_params(
-        model.config, params_of(model), blocks=blocks, moe=layer, noise_std=noise_std, seed=seed
+        model.config,
+        models.params_of(model),
+        blocks=blocks,
+        moe=layer,
+        noise_std=noise_std,
+        seed=seed,
     )
     return models.with_params(config, params, placement=model.placement)
 

@@ -5,7 +5,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from flax import nnx
 from jaxtyping import Array, Int
 
 from vmoe import models
@@ -83,7 +82,7 @@ def _shapes(config: TrainConfig) -> State:
 
 
 def _init(config: TrainConfig) -> State:
-    params = nnx.to_pure_dict(nnx.state(models.build(config.model, seed=config.seed), nnx.Param))
+    params = models.params_of(models.build(config.model, seed=config.seed))
     ema = jax.tree.map(jnp.copy, params) if config.ema_decay else None
     step, batch, rewinds = (jnp.zeros((), jnp.int32) for _ in range(3))
     opt_state = optimizer(config).init(trained_params(config.optim, params))
