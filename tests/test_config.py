@@ -71,7 +71,15 @@ def set_with(**overrides: Any) -> EvalConfig:
         ),
         (
             dict(optim=dict(lr_factors=dict(head=float("nan")))),
-            "optim.lr_factors.head must be a finite number, not nan",
+            "optim.lr_factors.head must be a finite number of float32, not nan",
+        ),
+        (
+            dict(model=dict(head_bias=1e300)),
+            r"model.head_bias must be a finite number of float32, not 1e\+300",
+        ),
+        (
+            dict(optim=dict(expert_averaging=1.5)),
+            r"optim.expert_averaging=1.5: it must be in \[0, 1\]",
         ),
         (dict(optim=dict(layer_decay=0.0)), r"optim.layer_decay=0.0: it must be in \(0, 1\]"),
         (dict(optim=dict(layer_decay=1.5)), r"optim.layer_decay=1.5: it must be in \(0, 1\]"),
@@ -153,7 +161,7 @@ def test_json_with_an_unknown_field_or_a_wrong_type_is_refused_by_name() -> None
             "moe.router must be a TokenChoice or an ExpertChoice or a Soft, not 'soft'",
         ),
         ("sparse_blocks=[1]", "model.sparse_blocks must be a tuple of int, not [1]"),
-        ("head_std=float('nan')", "model.head_std must be a finite number, not nan"),
+        ("head_std=float('nan')", "model.head_std must be a finite number of float32, not nan"),
     ],
 )
 def test_values_of_the_wrong_type_are_refused_by_the_config_itself(

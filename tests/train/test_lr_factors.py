@@ -23,6 +23,7 @@ from vmoe.config import LrFactorsConfig, OptimConfig, TrainConfig, ViTConfig, We
 from vmoe.costs.flops import count_flops, countable, flops_to_logits
 from vmoe.data.pipeline import Batch, training_batches
 from vmoe.data.sources import open_source
+from vmoe.errors import UsageError
 from vmoe.train.lr_factors import training_messages
 from vmoe.train.optim import optimizer
 from vmoe.train.state import State, abstract_state, init_state
@@ -213,6 +214,43 @@ def test_a_linear_probe_computes_the_forward_pass_and_the_gradient_of_the_head_a
     probe = step_flops(with_optim(config, lr_factors=HEAD_ONLY))
     assert probe == forward + 2 * b * width * classes
     assert step_flops(config) > 2.5 * forward
+
+
+def test_every_update_moves_the_experts_towards_the_mean_of_the_others(config: TrainConfig) -> None:
+    """The oracle takes the experts after the same update without averaging, one by one."""
+    rng = np.random.default_rng(0)
+    params, gradient = (
+        jax.tree.map(
+            lambda leaf: jnp.asarray(rng.normal(size=leaf.shape), jnp.float32),
+            models.params_of(models.build_abstract(config.model)),
+        )
+        for _ in range(2)
+    )
+    apart, averaged = (
+        flatten_dict(optax.apply_updates(params, jax.jit(optim.update)(gradient, state, params)[0]))
+        for share in (0.0, 0.3)
+        for optim in [optimizer(with_optim(config, lr=0.5, expert_averaging=share))]
+        for state in [optim.init(params)]
+    )
+    for path, value in apart.items():
+        expected = np.asarray(value)
+        if "experts" in path:
+            means = [np.delete(expected, i, axis=0).mean(0) for i in range(len(expected))]
+            expected = 0.7 * expected + 0.3 * np.stack(means)
+        np.testing.assert_allclose(averaged[path], expected, rtol=0, atol=1e-6, err_msg=str(path))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [dict(model=dict(sparse_blocks=())), dict(optim=dict(lr_factors=dict(experts=0.0)))],
+    ids=["dense", "frozen"],
+)
+def test_averaging_is_refused_where_no_experts_are_trained(
+    config: TrainConfig, changes: dict[str, Any]
+) -> None:
+    optim = changes.get("optim", {}) | {"expert_averaging": 0.5}
+    with pytest.raises(UsageError, match=r"optim.expert_averaging=0.5: no experts are trained"):
+        configs.replace(config, **changes | {"optim": optim})
 
 
 def test_a_message_names_the_factors_and_the_numbers_of_parameters() -> None:

@@ -1,19 +1,20 @@
 """The base class of all configs, which checks every field against its annotated type."""
 
 import dataclasses
-import math
 import types
 import typing
 from typing import Any, Literal, TypeVar
 
 from vmoe.errors import UsageError, unknown
 
+LARGEST_FLOAT = (2 - 2**-23) * 2.0**127  # of float32
+
 _UNION = (types.UnionType, typing.Union)
 
 
 @dataclasses.dataclass(frozen=True)
 class Checked:
-    """A config whose fields have the annotated types; floats are finite.
+    """A config whose fields have the annotated types; floats fit into float32.
 
     Attributes:
         section: the place of the config in a ``TrainConfig``, for error messages.
@@ -49,11 +50,16 @@ def _fits(value: Any, kind: Any) -> bool:
     if typing.get_origin(kind) is tuple:
         return type(value) is tuple and all(_fits(element, kind.__args__[0]) for element in value)
     if kind is float:
-        return type(value) in (int, float) and math.isfinite(value)
+        return type(value) in (int, float) and abs(value) <= LARGEST_FLOAT  # False for nan
     return type(value) is kind
 
 
-_DESCRIBED = {int: "an int", float: "a finite number", bool: "True or False", str: "text"}
+_DESCRIBED = {
+    int: "an int",
+    float: "a finite number of float32",
+    bool: "True or False",
+    str: "text",
+}
 
 
 def _described(kind: Any) -> str:

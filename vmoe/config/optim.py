@@ -85,6 +85,10 @@ class OptimConfig(Checked):
     """Layer-wise decay of the learning rate, as in BEiT and MAE: a parameter with n layers above
     its own has layer_decay ** n times the rate. The last norm, the attention pool and the head have
     n = 0, the last block n = 1, the first block n = depth, the embeddings n = depth + 1."""
+    expert_averaging: float = 0.0
+    """After every update each expert becomes (1 - expert_averaging) times itself plus
+    expert_averaging times the mean of the other experts of its block (arXiv 2308.06093), so that
+    they can be averaged into a dense MLP after training. In [0, 1]."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -97,6 +101,10 @@ class OptimConfig(Checked):
         require(self.end_lr >= 0, f"optim.end_lr={self.end_lr}: use 0 or more")
         require(
             0 < self.layer_decay <= 1, f"optim.layer_decay={self.layer_decay}: it must be in (0, 1]"
+        )
+        require(
+            0 <= self.expert_averaging <= 1,
+            f"optim.expert_averaging={self.expert_averaging}: it must be in [0, 1]",
         )
         for name in ("b1", "b2", "momentum"):
             value = getattr(self, name)

@@ -63,6 +63,11 @@ class TrainConfig(Checked):
             f"optim.lr_factors: {', '.join(parts)} are all 0, so there is nothing to train",
         )
         require(
+            not self.optim.expert_averaging
+            or bool(self.model.sparse_blocks and self.optim.lr_factors.experts),
+            f"optim.expert_averaging={self.optim.expert_averaging}: no experts are trained; use 0",
+        )
+        require(
             0 <= self.label_smoothing < 1,
             f"label_smoothing={self.label_smoothing}: it must be in [0, 1)",
         )

@@ -1,6 +1,6 @@
-"""The optimiser, its learning rate, and the moving average of the parameters."""
+"""The optimiser, its learning rate, and the averages of parameters: over time, and of experts."""
 
-from typing import cast
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -36,7 +36,7 @@ def schedule(config: OptimConfig, steps: int) -> optax.Schedule:
 
 
 def optimizer(run: TrainConfig) -> optax.GradientTransformation:
-    """Clipping by global norm, Adam or momentum, decoupled weight decay, learning rate.
+    """Clipping by global norm, Adam or momentum, weight decay, learning rate, expert averaging.
 
     It updates the trained parameters alone (``trained_params``), so that frozen ones have no state
     and do not count in the global norm, as in big_vision.
@@ -44,6 +44,7 @@ def optimizer(run: TrainConfig) -> optax.GradientTransformation:
     config = run.optim
     clip = config.grad_clip_norm
     scaled = [scale_by_lr_factors(config, run.model.depth)] if has_lr_factors(config) else []
+    averaged = [average_experts(config.expert_averaging)] if config.expert_averaging else []
     return optax.chain(
         optax.identity() if clip is None else optax.clip_by_global_norm(clip),
         optax.trace(config.momentum)
@@ -56,7 +57,28 @@ def optimizer(run: TrainConfig) -> optax.GradientTransformation:
         ),
         optax.scale_by_learning_rate(schedule(config, run.steps)),
         *scaled,
+        *averaged,
     )
+
+
+def average_experts(share: float) -> optax.GradientTransformation:
+    """Moves each updated expert by a share of its distance to the mean of the others of its block.
+
+    An expert w becomes (1 - share) w + share m, with m the mean of the other updated experts; a
+    single expert stays.
+
+    Source: "Experts Weights Averaging" (arXiv 2308.06093), which does so while it trains.
+    """
+
+    def average(path: tuple[Any, ...], update: jax.Array, param: jax.Array) -> jax.Array:
+        e = param.shape[0]
+        if lr_kind(tuple(key.key for key in path)) != "experts" or e == 1:
+            return update
+        updated = param + update
+        others = (updated.sum(0, keepdims=True) - updated) / (e - 1)
+        return (1 - share) * update + share * (others - param)
+
+    return optax.stateless(lambda updates, params: jax.tree.map_with_path(average, updates, params))
 
 
 def update_ema(run: TrainConfig, ema: Params, trained: Params, step: Int[Array, ""]) -> Params:
