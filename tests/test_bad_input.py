@@ -190,7 +190,7 @@ CASES: dict[str, tuple[list[str], str]] = {
     ),
     "infinite learning rate": (
         [*TINY_TRAIN, "--optim.lr", "inf"],
-        "optim.lr must be a finite number, not inf (--optim.lr)",
+        "optim.lr must be a finite number of float32, not inf (--optim.lr)",
     ),
     "seed": ([*TINY_TRAIN, "--seed", "4294967296"], "seed=4294967296: use 0 to 4294967295"),
     "zero image size of a set": (
