@@ -128,10 +128,15 @@ def start(
 
 
 def vmoe(
-    *arguments: str | Path, cwd: Path = ROOT, max_file_size: int | None = None
+    *arguments: str | Path,
+    cwd: Path = ROOT,
+    environment: Mapping[str, str] | None = None,
+    max_file_size: int | None = None,
 ) -> subprocess.CompletedProcess[str]:
-    """Runs the command until it exits."""
-    with start(*arguments, cwd=cwd, max_file_size=max_file_size) as process:
+    """Runs the command until it exits; the arguments are those of ``start``."""
+    with start(
+        *arguments, cwd=cwd, environment=environment, max_file_size=max_file_size
+    ) as process:
         status = process.wait()
         return subprocess.CompletedProcess(arguments, status, process.stdout, process.stderr)
 

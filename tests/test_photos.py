@@ -3,6 +3,7 @@
 The commands print to streams that can encode only ASCII.
 """
 
+import functools
 import json
 import shutil
 from pathlib import Path
@@ -13,17 +14,14 @@ import pytest
 from PIL import Image
 
 from scripts.kill_test import rows
-from tests.command import TINY, start
+from tests import command
+from tests.command import TINY
 from vmoe.data.sources import open_source
 
 CLASSES = ("a\nb", "c\rd", "e\u2028f", "\u00e9toile")
 COUNT = 15  # photos of a class
 
-
-def vmoe(*arguments: str | Path, cwd: Path) -> CompletedProcess[str]:
-    with start(*arguments, cwd=cwd, environment={"PYTHONIOENCODING": "ascii"}) as process:
-        status = process.wait()
-        return CompletedProcess(arguments, status, process.stdout, process.stderr)
+vmoe = functools.partial(command.vmoe, environment={"PYTHONIOENCODING": "ascii"})
 
 
 def train(folder: Path, *options: str) -> CompletedProcess[str]:

@@ -137,7 +137,8 @@ def write(stored: StoredModel, path: str | Path, *, format: WriteFormat, shards:
     """Writes a trained model.
 
     Args:
-        path: a new folder; for "published", the prefix of the files; for "onnx", a file.
+        path: a new folder; for "published", the prefix of the files; for "onnx", a file; for
+            "vmoe" also hf://OWNER/NAME, to which the folder is pushed.
         format: "vmoe", a folder with safetensors, config.json and a model card; "published", which
             the V-MoE authors' code reads, and which holds the parameters only; "jax" or "onnx", a
             program that runs without this package, with one image per group.
@@ -146,9 +147,14 @@ def write(stored: StoredModel, path: str | Path, *, format: WriteFormat, shards:
     Raises:
         UsageError: the format cannot hold this model, or the files exist or cannot be written.
     """
-    path = Path(path)
     if format not in get_args(WriteFormat):
         raise UsageError(unknown("no format", format, list(get_args(WriteFormat))))
+    if url := remote.url_of(path):
+        if format != "vmoe":
+            raise UsageError(f"{url}: only the format vmoe can be written to a URL")
+        remote.push(stored, url)
+        return
+    path = Path(path)
     match format:
         case "vmoe":
             folder.write(path, stored)

@@ -1,4 +1,4 @@
-"""Trained models at URLs: the files that a reader needs are downloaded into the user's cache.
+"""Trained models at URLs: what a reader needs is downloaded into the user's cache.
 
 A URL is that of a folder with ``model.safetensors`` and ``config.json``, of a .npz, .safetensors or
 .index file, or the prefix of a published checkpoint: gs://BUCKET/PREFIX (read anonymously),
@@ -9,8 +9,10 @@ A file is downloaded again if the server reports another size, etag, generation,
 than for the file in the cache; fsspec says which of these a server reports. A change that none of
 them shows, such as one of the same size within a second on a plain web server, is not noticed.
 
-Tested with fsspec's memory file system and a web server on the same machine; Google Cloud Storage
-and the Hugging Face hub were never reached.
+Models are pushed to hf:// only.
+
+Tested with fsspec's memory file system, and with a web server and the interface of the hub on the
+same machine; Google Cloud Storage and the Hugging Face hub were never reached.
 """
 
 import hashlib
@@ -25,7 +27,8 @@ from typing import Any
 
 from vmoe.cache import cache_folder
 from vmoe.checkpoints import chunked, safetensors
-from vmoe.checkpoints.folder import CONFIG, MODEL
+from vmoe.checkpoints.folder import CONFIG, MODEL, write
+from vmoe.checkpoints.stored import StoredModel
 from vmoe.checkpoints.weights import IMAGES
 from vmoe.errors import UsageError, one_line, shortened
 from vmoe.workdir.layout import replace_text
@@ -71,6 +74,37 @@ def fetch(url: str) -> Path:
     return _Server(url).fetch(url)
 
 
+def push(stored: StoredModel, url: str) -> None:
+    """Writes a model as a folder of ours, and pushes it as one commit to the Hugging Face hub.
+
+    Makes the repository if there is none; earlier versions of the files stay in its history. The
+    hub's client takes the token from HF_TOKEN, or from ``hf auth login``.
+
+    Args:
+        url: hf://OWNER/NAME.
+
+    Raises:
+        UsageError: the URL is not of this form, a package is missing, or the hub refuses the model
+            or cannot be reached.
+    """
+    if not (found := re.fullmatch(r"hf://([\w.-]+/[\w.-]+)", url)):
+        raise UsageError(f"{url}: models can be pushed to hf://OWNER/NAME only")
+    try:
+        import huggingface_hub
+    except ImportError as error:
+        raise _package_missing(url, error) from None
+    with tempfile.TemporaryDirectory() as name:
+        write(Path(name), stored)
+        try:
+            hub = huggingface_hub.HfApi()
+            hub.create_repo(found[1], exist_ok=True)
+            hub.upload_folder(repo_id=found[1], folder_path=name, commit_message="Weights for vmoe")
+        except Exception as error:  # the client raises errors of many types
+            status = getattr(getattr(error, "response", None), "status_code", None)
+            remedy = "; set HF_TOKEN to one that may write there" if status in (401, 403) else ""
+            raise UsageError(f"{url}: cannot be pushed ({_reason(error)}){remedy}") from None
+
+
 class _Server:
     """The file system of a URL."""
 
@@ -81,10 +115,7 @@ class _Server:
 
             self.system = fsspec.filesystem(scheme, **_options(scheme))
         except ImportError as error:
-            raise UsageError(
-                f"{url}: a package is missing ({_reason(error)}); "
-                f"pip install 'vmoe[{EXTRAS[scheme]}]'"
-            ) from None
+            raise _package_missing(url, error) from None
         except Exception as error:  # file systems raise errors of many types
             raise UsageError(f"{url}: {_reason(error)}") from None
         self.system.invalidate_cache()
@@ -196,6 +227,13 @@ def _cached(url: str) -> Path:
     if not re.fullmatch(r"[\w.@+-]*\w", name):
         raise UsageError(f"{url}: {name!r} is no name of a file that can be kept")
     return cache_folder() / "checkpoints" / hashlib.sha256(parent.encode()).hexdigest()[:16] / name
+
+
+def _package_missing(url: str, error: ImportError) -> UsageError:
+    extra = EXTRAS[url.partition("://")[0]]
+    return UsageError(
+        f"{url}: a package is missing ({_reason(error)}); pip install 'vmoe[{extra}]'"
+    )
 
 
 def _unreadable(url: str, error: BaseException | None) -> UsageError:

@@ -20,7 +20,8 @@ class ConvertArgs:
     source: tyro.conf.Positional[Path]
     """Trained model, as for `vmoe evaluate --checkpoint`."""
     destination: tyro.conf.Positional[Path]
-    """A new folder; for published, the PREFIX of the files; for onnx, a file."""
+    """A new folder; for published, the PREFIX of the files; for onnx, a file; for vmoe also
+    hf://OWNER/NAME, a repository of the Hugging Face hub."""
     format: Literal["vmoe", "published", "jax", "onnx"] = "vmoe"
     """vmoe: a folder with safetensors, config.json and a model card; published: what the V-MoE
     authors' code reads; jax, onnx: a program that runs without vmoe, with one image per group."""
@@ -38,6 +39,7 @@ def run(argv: Sequence[str]) -> None:
         raise UsageError(f"--shards {args.shards}: for --format published only")
     from vmoe.checkpoints import read, write
     from vmoe.checkpoints.checksums import by_name
+    from vmoe.checkpoints.remote import url_of
 
     stored = read(args.source, use_ema=args.use_ema)
     stored = stored._replace(config=args.routing.apply(stored.config))
@@ -46,7 +48,8 @@ def run(argv: Sequence[str]) -> None:
         dropped = one_line(", ".join(stored.origin.dropped))
         print(f"left out, since the model does not use them: {dropped}", file=sys.stderr)
     count = sum(leaf.size for leaf in by_name(stored.params).values())
-    print(f"{args.destination}: {count:,} parameters in format {args.format}")
+    destination = url_of(args.destination) or args.destination
+    print(f"{destination}: {count:,} parameters in format {args.format}")
     if args.format == "published":
         print(
             "it holds no class names, no preprocessing and no routing settings (k, capacity, ...)"
