@@ -17,10 +17,12 @@ import pytest
 from flax import nnx
 
 from tests.conftest import OLD_GENERATOR
+from tests.published import published_params
 from vmoe import models
 from vmoe.analysis import capture
 from vmoe.axes import RouterInputs, Routing, SoftRouting
-from vmoe.checkpoints.released import assign, released_names
+from vmoe.checkpoints.checksums import by_name
+from vmoe.checkpoints.flax_names import published_name
 from vmoe.config import ExpertChoice, MoEConfig, Router, Soft, TokenChoice, ViTConfig
 from vmoe.nn.vit import ViT
 from vmoe.routing import aux_losses, expert_choice, router_of, token_choice
@@ -82,8 +84,8 @@ class Golden:
             return jax.grad(loss, has_aux=True)(params)
 
         gradients, results = run(params, jnp.asarray(self.arrays["images"]))
-        names = released_names(self.model)
-        return {names[p]: leaf[...] for p, leaf in nnx.to_flat_state(gradients)}, results
+        by_path = by_name(nnx.to_pure_dict(gradients))
+        return {published_name(p, self.config): leaf for p, leaf in by_path.items()}, results
 
 
 def our_router(theirs: dict[str, Any]) -> Router:
@@ -133,10 +135,10 @@ def our_config(theirs: dict[str, Any], image_size: int) -> ViTConfig:
 def golden(request: pytest.FixtureRequest) -> Golden:
     arrays = dict(np.load(request.param))
     config = our_config(json.loads(str(arrays["config"])), arrays["images"].shape[1])
-    model = models.build(config)
     name = request.param.stem
+    stored = {k.removeprefix("params/"): v for k, v in arrays.items() if k.startswith("params/")}
+    model = models.with_params(config, jax.tree.map(jnp.asarray, published_params(config, stored)))
     golden = Golden(name, arrays, config, model, train=name.startswith("noisy"))
-    assign(model, golden.below("params/"))
     for i, _ in golden.blocks:
         if golden.train:
             stored = jnp.asarray(arrays[f"noise/encoderblock_{i}"])

@@ -18,7 +18,8 @@ import vmoe
 from vmoe import models
 from vmoe.analysis import capture
 from vmoe.axes import Record
-from vmoe.checkpoints.released import released_names
+from vmoe.checkpoints.checksums import by_name
+from vmoe.checkpoints.flax_names import published_name
 from vmoe.config import ExpertChoice, MoEConfig, Soft, TokenChoice, ViTConfig
 from vmoe.costs import flops
 from vmoe.errors import UsageError
@@ -304,9 +305,8 @@ def test_initialisation_has_the_published_distributions(pytestconfig: pytest.Con
     folder = pytestconfig.rootpath / "tests" / "golden"
     stored = np.load(folder / "tiny_last2_k2_bpr_c0.5_indices.npz")
     model = vmoe.create_model("vmoe_tiny_last2_e4")
-    names = released_names(model)
-    for path, leaf in nnx.to_flat_state(nnx.state(model, nnx.Param)):
-        ours, theirs = np.asarray(leaf[...]), stored["init/" + names[path]]
+    for path, leaf in by_name(models.params_of(model)).items():
+        ours, theirs = np.asarray(leaf), stored["init/" + published_name(path, model.config)]
         assert ours.shape == theirs.shape
         if theirs.std() == 0:  # constant: zeros, or ones of a norm's scale
             np.testing.assert_array_equal(ours, theirs, err_msg=str(path))

@@ -13,9 +13,10 @@ import numpy as np
 import pytest
 
 import vmoe
+from tests.published import published_params
 from tests.surgery.tiny import images, outputs, random_params
 from vmoe import models
-from vmoe.checkpoints.released import assign, released_names
+from vmoe.checkpoints.flax_names import published_name
 from vmoe.config import ExpertChoice, MoEConfig, Soft, TokenChoice, replace
 from vmoe.errors import UsageError
 from vmoe.models import params_of
@@ -38,14 +39,15 @@ def below(prefix: str) -> dict[str, np.ndarray]:
 
 def test_names_copies_and_logits_equal_those_of_the_published_mapping() -> None:
     dense_config = models.model_config("vit_tiny")
-    source = models.build(dense_config)
-    assign(source, below("source/"))
+    stored = published_params(dense_config, below("source/"))
+    source = models.with_params(dense_config, jax.tree.map(jnp.asarray, stored))
     x = jnp.asarray(GOLDEN["images"])
     np.testing.assert_allclose(outputs(source, x), GOLDEN["logits_dense"], atol=1e-5)
     theirs = below("target_before/")
     moe = MoEConfig(num_experts=4, images_per_group=2)
     target = replace(dense_config, sparse_blocks=(1, 3), moe=moe)
-    names = released_names(models.build_abstract(target))
+    paths = by_path(params_of(models.build_abstract(target)))
+    names = {path: published_name("/".join(map(str, path)), target) for path in paths}
     before = {path: jnp.asarray(theirs[name]) for path, name in names.items() if name in theirs}
     config, params = upcycle_params(
         dense_config, params_of(source), blocks="last2", moe=moe, initial=nested(before)

@@ -1,6 +1,7 @@
 """Names of parameters in files that were written from Flax: V-MoE, ViT, AugReg and big_vision.
 
-Shapes and axis orders are those of our parameters.
+Shapes and axis orders are those of our parameters. ``_PUBLISHED`` has V-MoE's names for all of
+them; names of the other families are first replaced by these.
 """
 
 import re
@@ -9,41 +10,50 @@ from collections.abc import Mapping
 import numpy as np
 
 from vmoe.checkpoints.infer import MAX_DEPTH
+from vmoe.config import ViTConfig
 from vmoe.errors import UsageError
 
 PREFIXES = ("params/", "opt/target/")  # of the parameters, in files that hold other arrays, too
-LINEAR, NORM = r"(kernel|bias)", r"(scale|bias)"
-ATTENTION = r"((?:query|key|value|out)/(?:kernel|bias)|(?:query_ln|key_ln)/scale)"
-BLOCK = r"(?:Encoder|Transformer)/encoderblock(?:_(\d+))?"  # without a number: stacked on axis 0
+BLOCK = r"encoderblock(?:_(\d+))?/"  # without a number: stacked on axis 0
+LINEAR, NORM = r"/(?:kernel|bias)", r"/(?:scale|bias)"
+ATTENTION = r"/(?:(?:query|key|value|out)/(?:kernel|bias)|(?:query_ln|key_ln)/scale)"
 
-_RULES = [  # name in a file -> path here; all of a name must match
-    (rf"embedding/{LINEAR}", r"patches/embed/\1"),
-    (r"cls", "class_token"),
-    (r"(?:(?:Encoder|Transformer)/posembed_input/)?pos_embedding", "positions/embedding"),
-    (rf"{BLOCK}/LayerNorm_0/{NORM}", r"blocks/\1/norm1/\2"),
-    (rf"{BLOCK}/LayerNorm_[12]/{NORM}", r"blocks/\1/norm2/\2"),
-    (
-        rf"{BLOCK}/(?:SelfAttention|MultiHeadDotProductAttention_[01])/{ATTENTION}",
-        r"blocks/\1/attention/\2",
-    ),
-    (rf"{BLOCK}/(?:Mlp|MlpBlock_[03])/Dense_0/{LINEAR}", r"blocks/\1/mlp/up/\2"),
-    (rf"{BLOCK}/(?:Mlp|MlpBlock_[03])/Dense_1/{LINEAR}", r"blocks/\1/mlp/down/\2"),
-    (rf"{BLOCK}/Moe/Router/(?:dense/kernel|mu)", r"blocks/\1/mlp/router/kernel"),
-    (rf"{BLOCK}/Moe/Router/scale", r"blocks/\1/mlp/router/scale"),
-    (rf"{BLOCK}/Moe/Mlp/Dense_0/{LINEAR}", r"blocks/\1/mlp/experts/up/\2"),
-    (rf"{BLOCK}/Moe/Mlp/Dense_1/{LINEAR}", r"blocks/\1/mlp/experts/down/\2"),
-    (rf"(?:Encoder|Transformer)/encoder_norm/{NORM}", r"norm/\1"),
-    (r"(?:MapHead|MAPHead_0)/probe", "attention_pool/probe"),
-    (
-        rf"(?:MapHead|MAPHead_0)/MultiHeadDotProductAttention(?:_0)?/{ATTENTION}",
-        r"attention_pool/attention/\1",
-    ),
-    (rf"(?:MapHead|MAPHead_0)/LayerNorm(?:_0)?/{NORM}", r"attention_pool/norm/\1"),
-    (rf"(?:MapHead|MAPHead_0)/(?:Mlp|MlpBlock_0)/Dense_0/{LINEAR}", r"attention_pool/mlp/up/\1"),
-    (rf"(?:MapHead|MAPHead_0)/(?:Mlp|MlpBlock_0)/Dense_1/{LINEAR}", r"attention_pool/mlp/down/\1"),
-    (rf"pre_logits/{LINEAR}", r"head/pre_logits/\1"),
-    (rf"head/{LINEAR}", r"head/classes/\1"),
+_PUBLISHED = [  # path here, V-MoE's name, what follows both; # is the number of a block
+    ("patches/embed", "embedding", LINEAR),
+    ("class_token", "cls", ""),
+    ("positions/embedding", "Encoder/posembed_input/pos_embedding", ""),
+    ("blocks/#/norm1", "Encoder/encoderblock_#/LayerNorm_0", NORM),
+    ("blocks/#/norm2", "Encoder/encoderblock_#/LayerNorm_1", NORM),
+    ("blocks/#/attention", "Encoder/encoderblock_#/SelfAttention", ATTENTION),
+    ("blocks/#/mlp/up", "Encoder/encoderblock_#/Mlp/Dense_0", LINEAR),
+    ("blocks/#/mlp/down", "Encoder/encoderblock_#/Mlp/Dense_1", LINEAR),
+    ("blocks/#/mlp/router/kernel", "Encoder/encoderblock_#/Moe/Router/dense/kernel", ""),
+    ("blocks/#/mlp/router/scale", "Encoder/encoderblock_#/Moe/Router/scale", ""),
+    ("blocks/#/mlp/experts/up", "Encoder/encoderblock_#/Moe/Mlp/Dense_0", LINEAR),
+    ("blocks/#/mlp/experts/down", "Encoder/encoderblock_#/Moe/Mlp/Dense_1", LINEAR),
+    ("norm", "Encoder/encoder_norm", NORM),
+    ("attention_pool/probe", "MapHead/probe", ""),
+    ("attention_pool/attention", "MapHead/MultiHeadDotProductAttention", ATTENTION),
+    ("attention_pool/norm", "MapHead/LayerNorm", NORM),
+    ("attention_pool/mlp/up", "MapHead/Mlp/Dense_0", LINEAR),
+    ("attention_pool/mlp/down", "MapHead/Mlp/Dense_1", LINEAR),
+    ("head/pre_logits", "pre_logits", LINEAR),
+    ("head/classes", "head", LINEAR),
 ]
+_PATHS = {name: (path, rest) for path, name, rest in _PUBLISHED}
+_NAMES = {path: (name, rest) for path, name, rest in _PUBLISHED}
+
+_OTHERS = [  # in names of other families -> in those of V-MoE
+    (r"^Transformer/", "Encoder/"),
+    (r"^pos_embedding$", "Encoder/posembed_input/pos_embedding"),
+    (rf"({BLOCK})LayerNorm_2/", r"\1LayerNorm_1/"),
+    (rf"({BLOCK})MultiHeadDotProductAttention_[01]/", r"\1SelfAttention/"),
+    (rf"({BLOCK})MlpBlock_[03]/", r"\1Mlp/"),
+    (r"^MAPHead_0/", "MapHead/"),
+    (r"^MapHead/(MultiHeadDotProductAttention|LayerNorm)_0/", r"MapHead/\1/"),
+    (r"^MapHead/MlpBlock_0/", "MapHead/Mlp/"),
+]
+DENSE, SOFT = "/Router/dense/kernel", "/Router/mu"  # the same parameter of two routers
 
 
 def rename(name: str, array: np.ndarray) -> Mapping[str, np.ndarray]:
@@ -56,24 +66,50 @@ def rename(name: str, array: np.ndarray) -> Mapping[str, np.ndarray]:
     prefix = next((each for each in PREFIXES if name.startswith(each)), "")
     if not prefix and name.startswith(("opt/", "opt_state/", "step", "rng", "state/")):
         return {}
-    for theirs, ours in _RULES:
-        if found := re.fullmatch(theirs, name.removeprefix(prefix)):
-            if "Router/dense" in name and array.ndim == 3:
-                raise UsageError(
-                    f"{name} has shape {array.shape}: this is an E^3 ensemble (an efficient "
-                    "ensemble of experts), which cannot be opened"
-                )
-            groups = found.groups()
-            if theirs.startswith(BLOCK) and groups[0] is None:
-                if not array.ndim or len(array) > MAX_DEPTH:
-                    raise ValueError(f"at most {MAX_DEPTH} blocks can be stacked")
-                return {_path(ours, str(i), *groups[1:]): part for i, part in enumerate(array)}
-            return {_path(ours, *groups): array}
-    raise KeyError(name)
+    published = name.removeprefix(prefix).replace(SOFT, DENSE)
+    for theirs, ours in _OTHERS:
+        published = re.sub(theirs, ours, published)
+    block = re.search(BLOCK, published)
+    path = _translate(re.sub(BLOCK, "encoderblock_#/", published), _PATHS)
+    if path is None:
+        raise KeyError(name)
+    if "Router/dense" in name and array.ndim == 3:
+        raise UsageError(
+            f"{name} has shape {array.shape}: this is an E^3 ensemble (an efficient "
+            "ensemble of experts), which cannot be opened"
+        )
+    if block is None or block[1]:
+        return {path.replace("#", block[1] if block else ""): array}
+    if not array.ndim or len(array) > MAX_DEPTH:
+        raise ValueError(f"at most {MAX_DEPTH} blocks can be stacked")
+    return {path.replace("#", str(i)): part for i, part in enumerate(array)}
 
 
-def _path(template: str, *groups: str) -> str:
-    """A path here; much faster than ``Match.expand``, which parses the template each time."""
-    for i, group in enumerate(groups):
-        template = template.replace(f"\\{i + 1}", group)
-    return template
+def published_name(path: str, config: ViTConfig) -> str:
+    """V-MoE's name of a parameter.
+
+    Args:
+        path: of the parameter, joined by "/".
+        config: of the model.
+
+    Raises:
+        UsageError: the published models have no such parameter.
+    """
+    block = re.match(r"blocks/(\d+)/", path)
+    name = _translate(re.sub(r"^blocks/\d+/", "blocks/#/", path), _NAMES)
+    if name is None:
+        raise UsageError(f"{path}: the published models have no such parameter")
+    if block is None:
+        return name
+    moe = config.moe_of(int(block[1]))
+    if moe is not None and moe.router.logits_per == "slot":
+        name = name.replace(DENSE, SOFT)
+    return name.replace("#", block[1])
+
+
+def _translate(text: str, table: Mapping[str, tuple[str, str]]) -> str | None:
+    """The text with its start replaced, for a start of the table; None if there is none."""
+    for start, (other, rest) in table.items():
+        if text.startswith(start) and re.fullmatch(rest, text.removeprefix(start)):
+            return other + text.removeprefix(start)
+    return None
