@@ -6,8 +6,8 @@ Small good files of every format are changed at random: bits, lengths, ranges; v
 msgpack and of the headers of .npy and .safetensors; entries of zip archives. ``vmoe.checkpoints.
 read`` reads each mutant in a process of limited memory (512 MB more than it has at first) and time
 (10 s). It must raise a VmoeError of one line or return a model, without a warning; a model in our
-format whose checksummed files have changed must be refused. All else is a crash: it is printed with
-the number of the mutant, from which and the seed ``mutant`` makes the same files again.
+format whose checksummed files have changed must be refused. Anything else is a crash, printed with
+the number n of the mutant: ``mutant(sample, random.Random(f"{seed} {n}"))`` makes it again.
 
 Prints a row per format; the exit status is 0 if there was no crash, else 1.
 """

@@ -1,11 +1,12 @@
-"""Upcycling and pruning on Fashion-MNIST, three seeds: the tables in configs/README.md.
+"""Upcycles, fine-tunes and prunes Fashion-MNIST models, three seeds: tables in configs/README.md.
 
     python scripts/upcycle_and_prune.py [--workdir runs/upcycle_and_prune] [--jobs 2]
 
-Upcycling: the dense model gets 8 experts in every second block. Both are then trained on for the
-same steps, each with the learning rate that is better on the validation split for seed 0. Pruning:
-the sparse model keeps 4, 2 and 1 of 8 experts, chosen by each rule on the validation split, and is
-not trained afterwards; "average" makes it dense. Accuracies are those of the test split.
+Upcycling: the dense model gets 8 experts in every second block. Both are then trained for the same
+further steps, each with the learning rate that is better on the validation split for seed 0.
+Pruning: the sparse model keeps 4, 2 and 1 of 8 experts, chosen by each rule on the validation
+split, and is not trained afterwards; "average" makes it dense. Accuracies are those of the test
+split.
 
 Every step is a command of vmoe. The script can be stopped at any time and started again: finished
 steps are read from WORKDIR/results, and training resumes. An hour and a half on 2 cores.
@@ -73,14 +74,15 @@ class Experiments:
         cores = self.cores.get()
         try:
             os.sched_setaffinity(0, cores)  # of this thread, whose child inherits it
-            return subprocess.run(
-                [sys.executable, "-m", "vmoe", *map(str, arguments)],
-                stdout=subprocess.PIPE,
-                stderr=(self.workdir / f"log-{cores[0]}.txt").open("ab"),
-                text=True,
-                check=True,
-                cwd=ROOT,
-            ).stdout
+            with (self.workdir / f"log-{cores[0]}.txt").open("ab") as log:
+                return subprocess.run(
+                    [sys.executable, "-m", "vmoe", *map(str, arguments)],
+                    stdout=subprocess.PIPE,
+                    stderr=log,
+                    text=True,
+                    check=True,
+                    cwd=ROOT,
+                ).stdout
         finally:
             self.cores.put(cores)
 
@@ -112,12 +114,12 @@ class Experiments:
 
         return self.once(upcycled.name, run)
 
-    def train_on(self, parent: str, rate: float, seed: int) -> Result:
+    def continue_training(self, parent: str, rate: float, seed: int) -> Result:
         """Accuracies of the dense or the upcycled model after more training."""
         config, moe = (DENSE, ()) if parent == "dense" else (SPARSE, UPCYCLED)
         source = self.workdir / f"{parent}-{seed}"
         options = ("--init", source, "--steps", STEPS, "--optim.lr", rate, *moe)
-        return self.train(f"{parent}-on-{rate:g}", config, seed, *options)
+        return self.train(f"{parent}-continued-{rate:g}", config, seed, *options)
 
     def prune(self, rule: str, kept: int, seed: int) -> Result:
         """Accuracies, parameters and FLOPs before and after."""
@@ -158,17 +160,18 @@ def upcycling(experiments: Experiments) -> Table:
     parents = experiments.all(experiments.upcycle, [(seed,) for seed in SEEDS])
     names = ("dense", "upcycled")
     choices = list(itertools.product(names, RATES))
-    first = experiments.all(experiments.train_on, [(*choice, 0) for choice in choices])
+    first = experiments.all(experiments.continue_training, [(*choice, 0) for choice in choices])
     scores = {choice: result["validation"] for choice, result in zip(choices, first, strict=True)}
     best = {name: max(RATES, key=lambda rate, name=name: scores[name, rate]) for name in names}
     table = Table("model", "test accuracy, seeds 0, 1, 2", "mean", title="upcycling")
     experiments.all(
-        experiments.train_on, [(name, best[name], seed) for name in names for seed in SEEDS]
+        experiments.continue_training,
+        [(name, best[name], seed) for name in names for seed in SEEDS],
     )
     for name in names:
         tests = [parents[seed][f"{name}-{seed}"] for seed in SEEDS]
         table.add_row("dense" if name == "dense" else "upcycled to 8 experts", *percents(tests))
-        after = [experiments.train_on(name, best[name], seed)["test"] for seed in SEEDS]
+        after = [experiments.continue_training(name, best[name], seed)["test"] for seed in SEEDS]
         label = f"{name}, {STEPS:,} more steps at a learning rate of {best[name]:g}"
         table.add_row(label, *percents(after))
     for (name, rate), score in scores.items():

@@ -24,7 +24,7 @@ from vmoe.nn.vit import ViT
 from vmoe.surgery import fit
 from vmoe.surgery.resize import FIXED
 
-SIZES = ("num_classes", "pre_logits", "image_size")  # that a model takes from its weights
+SIZES = ("num_classes", "pre_logits", "image_size")
 
 __all__ = ["Loaded", "Origin", "create_model", "list_models", "load"]
 
@@ -41,7 +41,7 @@ class Loaded:
     preprocessing: Preprocessing
     """How images are prepared for the model."""
     step: int | None
-    """Number of training steps; None if the files do not tell."""
+    """Number of training steps; None if unknown."""
     origin: Origin
     train_config: TrainConfig | None = None
     """Config of the training run; None if the checkpoint does not come from a run."""
@@ -85,8 +85,9 @@ def create_model(
     Args:
         name: one of ``list_models()``; with ``pretrained=True`` also with a tag, as in
             ``list_models(pretrained=True)``.
-        pretrained: True for the weights of that name; or a path, as for ``load``, whose number of
-            classes, pre-logits and image size the model then has. Positions are resampled for
+        pretrained: True for the weights of that name; or a path, as for ``load``, from which the
+            model takes the number of classes, pre-logits, image size and the fields that are
+            trained for, such as the GELU (``SIZES``, ``FIXED``). Positions are resampled for
             another ``image_size``; for another ``num_classes`` or ``pre_logits``, the head is new.
             What is new or resampled is reported on stderr.
         seed: of the new parameters.
@@ -96,7 +97,9 @@ def create_model(
         UsageError: no such model, field or weights, or the weights do not fit the model.
         Failure: the weights are corrupt.
     """
-    model = name.partition(".")[0]
+    model, _, tag = name.partition(".")
+    if tag and pretrained is not True:
+        raise UsageError(f"{name}: a tag names trained weights; use pretrained=True, or {model!r}")
     if not pretrained:
         return models.create_model(model, seed=seed, **overrides)
     entry = zoo.find(name) if pretrained is True else None
@@ -150,13 +153,14 @@ def load(
 ) -> Loaded:
     """A trained model from files; see ``vmoe.checkpoints.read`` for what a path may name.
 
-    Corrupt checkpoints of a run, and settings that files do not tell, are reported on stderr.
+    Corrupt checkpoints of a run, and settings that files do not specify, are reported on stderr.
 
     Args:
         path: a run folder, or ``checkpoints/STEP``, ``checkpoints/best`` or ``checkpoints/last``
             in one; a folder of weights, of vmoe, timm or Hugging Face; a .npz file of a ViT; the
-            prefix of a checkpoint of the V-MoE authors; or the URL of one of the last three, such
-            as gs://BUCKET/PREFIX or hf://OWNER/NAME, whose files are downloaded once.
+            prefix of a checkpoint of the V-MoE authors; the URL of one of the last three, such as
+            gs://BUCKET/PREFIX or hf://OWNER/NAME, whose files are downloaded once; or a name of
+            ``list_models(pretrained=True)``, unless there is a file or folder of that name.
         routing: routing settings that replace the trained ones, such as the capacity factor.
         model: fields of the model's config that replace those of the files, such as
             ``{"positions": "none", "moe": {"router": ExpertChoice()}}``.

@@ -76,7 +76,7 @@ def test_config_json_describes_inputs_outputs_classes_and_files(tmp_path: Path) 
 def test_a_program_is_neither_overwritten_nor_read_as_a_model(tmp_path: Path) -> None:
     stored = stored_model("vit_tiny")
     export.write(tmp_path, stored)
-    with pytest.raises(UsageError, match="it has files"):
+    with pytest.raises(UsageError, match="it is not empty"):
         export.write(tmp_path, stored)
     with pytest.raises(UsageError, match="a program of jax.export"):
         vmoe.load(tmp_path)

@@ -37,7 +37,7 @@ def test_a_converted_model_is_the_same_with_all_that_belongs_to_it(
     modes = {path.stat().st_mode for path in (tmp_path / "ours").iterdir()}
     assert len(modes) == 1, "safetensors writes files that only their owner can read"
     again = vmoe("convert", source, tmp_path / "ours")
-    assert again.returncode == 2 and "it has files; use another folder" in again.stderr
+    assert again.returncode == 2 and "it is not empty; use another folder" in again.stderr
 
 
 def test_a_run_is_converted_and_split_into_files(tiny_run: Path, tmp_path: Path) -> None:
@@ -74,10 +74,10 @@ def test_programs_are_written_by_the_command(tiny_run: Path, tmp_path: Path) -> 
         assert result.stderr.count("\n") == 1 and not (tmp_path / "model.onnx").exists()
 
 
-def test_a_model_that_the_published_format_cannot_tell_is_refused(tmp_path: Path) -> None:
+def test_a_model_that_the_published_format_cannot_represent_is_refused(tmp_path: Path) -> None:
     result = vmoe("convert", TIMM, tmp_path / "x", "--format", "published")
     assert result.returncode == 2 and not list(tmp_path.iterdir())
-    assert "model.gelu=erf: the published models have tanh" in result.stderr
+    assert "model.gelu=erf: published checkpoints do not store this field" in result.stderr
 
 
 @pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
@@ -110,5 +110,5 @@ def test_inspect_names_what_cannot_be_represented(tmp_path: Path) -> None:
 
 def test_a_pickle_is_refused_with_the_remedy(tmp_path: Path) -> None:
     shutil.copy(NPZ, tmp_path / "model.pth")
-    with pytest.raises(UsageError, match="a pickle, which can run code when it is read"):
+    with pytest.raises(UsageError, match="pickle files are not read"):
         read(tmp_path / "model.pth")

@@ -217,7 +217,7 @@ def test_an_ensemble_of_experts_is_refused_by_its_name(tmp_path: Path) -> None:
 def test_arrays_beside_the_parameters_are_reported_and_left_out(tmp_path: Path) -> None:
     arrays = independent_read(SAMPLES[0]) | {"opt_state/count": np.array(3), "step": np.array(9)}
     chunked_write.write(tmp_path / "more", arrays)
-    assert read(tmp_path / "more").origin.dropped == ("opt_state/count", "step")
+    assert read(tmp_path / "more").origin.unused == ("opt_state/count", "step")
 
 
 @pytest.mark.parametrize(("name", "changes"), RELEASED)

@@ -214,7 +214,7 @@ def test_a_data_file_that_the_index_names_and_the_server_lacks_is_named(memory: 
         ("s3://bucket/model", "s3:// is not supported, use gs, http, https, hf, memory"),
         ("https://host/model.npz?download=true", "give a URL without query"),
         ("https://", "give a URL without query"),
-        ("memory://models/model.pth", "a pickle, which can run code"),
+        ("memory://models/model.pth", "pickle files are not read"),
         ("memory://models/..", "no checkpoint there"),
     ],
 )

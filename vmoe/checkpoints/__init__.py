@@ -30,7 +30,7 @@ def read(path: str | Path, *, use_ema: bool = True) -> StoredModel:
     Given a run folder, reads the newest intact checkpoint and reports each newer corrupt one on
     stderr.
 
-    What the files do not tell is assumed, and reported on stderr.
+    Settings that the files do not specify are assumed, and reported on stderr.
 
     Args:
         path: a run folder, or ``checkpoints/STEP``, ``checkpoints/best`` or ``checkpoints/last``
@@ -56,11 +56,14 @@ def read(path: str | Path, *, use_ema: bool = True) -> StoredModel:
 
 
 def resolve(path: str | Path) -> tuple[Path, str | Path]:
-    """The local path of what may be a name or a URL, whose files are downloaded; and what it is.
+    """Resolves a name or a URL to a local path; the files of a URL are downloaded.
+
+    Returns:
+        the local path, and the path or URL to show in messages.
 
     Raises:
         UsageError: the name has no weights, or the URL cannot be read.
-        Failure: a downloaded file is not whole.
+        Failure: a downloaded index is corrupt.
     """
     address = zoo.address(str(path))
     if url := remote.url_of(address):
@@ -91,7 +94,7 @@ def open_weights(path: Path) -> weights.Opened | None:
 def _refuse_pickle(path: str | Path) -> None:
     if str(path).endswith(PICKLES):
         raise UsageError(
-            f"{path}: a pickle, which can run code when it is read, so it is not; convert it: "
+            f"{path}: pickle files are not read, because reading one can run code; convert it: "
             "torch.load(FILE, weights_only=True), then safetensors.torch.save_file"
         )
 
@@ -121,15 +124,15 @@ def _read_run(path: Path, use_ema: bool) -> StoredModel:
 
 
 def _read_weights(path: Path, opened: weights.Opened) -> StoredModel:
-    found = assemble(opened.recipe)
-    details = opened.details(found.config)
+    assembled = assemble(opened.recipe)
+    details = opened.details(assembled.config)
     return StoredModel(
-        config=found.config,
-        params=found.params,
+        config=assembled.config,
+        params=assembled.params,
         class_names=details.class_names,
         preprocessing=details.preprocessing,
         step=details.step,
-        origin=Origin(opened.format, path, assumed=details.assumed, dropped=found.dropped),
+        origin=Origin(opened.format, path, assumed=details.assumed, unused=assembled.unused),
     )
 
 

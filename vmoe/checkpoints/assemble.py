@@ -42,12 +42,15 @@ def checked_pixels(mean: Any, std: Any) -> Pixels:
     for name, values, least in (("mean", mean, -LARGEST), ("std", std, 1 / LARGEST)):
         triple = isinstance(values, list) and len(values) == 3
         if not triple or not all(type(x) in (int, float) and least <= x <= LARGEST for x in values):
-            raise UsageError(f"{name} {values!r:.80} of the pixels: expected three numbers")
+            raise UsageError(
+                f"{name} {values!r:.80} of the pixels: expected three numbers from {least:g} to "
+                f"{LARGEST:g}"
+            )
     return Pixels(mean, std)
 
 
 HALF = Pixels((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
-DENSE = MoEConfig()  # never used without sparse blocks
+UNUSED_MOE = MoEConfig()  # a placeholder for families without sparse blocks
 
 
 class Recipe(NamedTuple):
@@ -55,16 +58,16 @@ class Recipe(NamedTuple):
 
     Attributes:
         rename: gives the parameters in each array.
-        given: fields of the config that names and shapes do not tell.
+        given: fields of the config that do not follow from names and shapes.
         moe: config of sparse blocks, apart from the number of experts.
         pixels: folded into the patch embedding, so that the model takes pixels in [-1, 1].
-        config: of the model, if the file tells; nothing is inferred then.
+        config: of the model, if the file has it; nothing is inferred then.
     """
 
     file: ArrayFile
     rename: Rename
     given: Mapping[str, Any] = MappingProxyType({})
-    moe: MoEConfig = DENSE
+    moe: MoEConfig = UNUSED_MOE
     pixels: Pixels = HALF
     config: ViTConfig | None = None
 
@@ -74,12 +77,12 @@ class Assembled(NamedTuple):
 
     Attributes:
         params: as nested dicts.
-        dropped: names of arrays in the file that the model has no use for.
+        unused: names of arrays in the file that the model has no use for.
     """
 
     config: ViTConfig
     params: dict[str, Any]
-    dropped: tuple[str, ...]
+    unused: tuple[str, ...]
 
 
 def paths_of(recipe: Recipe, name: str) -> dict[str, tuple[int, ...]] | None:

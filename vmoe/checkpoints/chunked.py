@@ -20,7 +20,7 @@ from vmoe.errors import Failure
 VERSION = "20220622"
 MARK = "__msgpack_array_chunk_a87ca2__"  # a key of every data file
 PIECE = 1 << 30  # bytes
-ARRAY, SCALAR, SHAPED, SLICE_ND, INDEX = 1, 3, 4, 6, 8  # codes of msgpack's extension types
+ARRAY, SCALAR, SLICE_ND, INDEX = 1, 3, 6, 8  # codes of msgpack's extension types
 BYTES_HEADER = {0xC4: 1, 0xC5: 2, 0xC6: 4, 0xD9: 1, 0xDA: 2, 0xDB: 4}  # type -> bytes of the length
 WRONG = (  # raised for content that is not as it should be
     *(ValueError, TypeError, KeyError, IndexError, AttributeError, OverflowError, RecursionError),

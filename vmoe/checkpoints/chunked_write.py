@@ -22,7 +22,7 @@ from vmoe.checkpoints.chunked import (
     leaves,
     volume,
 )
-from vmoe.errors import UsageError
+from vmoe.errors import Failure, UsageError
 
 
 def write(prefix: str | Path, arrays: Mapping[str, np.ndarray], *, shards: int = 1) -> None:
@@ -35,7 +35,8 @@ def write(prefix: str | Path, arrays: Mapping[str, np.ndarray], *, shards: int =
             its length is a multiple; otherwise it is in the smallest one.
 
     Raises:
-        UsageError: the files exist, or cannot be written.
+        UsageError: the files exist.
+        Failure: they cannot be written.
     """
     for path in (index_path(prefix), *data_paths(prefix, shards)):
         if path.exists():
@@ -66,7 +67,7 @@ def write(prefix: str | Path, arrays: Mapping[str, np.ndarray], *, shards: int =
         index = {"shard_count": shards, "index": _index(tree, arrays, files), "version": VERSION}
         _replace(index_path(prefix), [_packed(index)])
     except OSError as error:
-        raise UsageError(f"{prefix}: cannot be written ({error.strerror})") from None
+        raise Failure(f"{prefix}: cannot be written ({error.strerror})") from None
 
 
 def _packed(value: Any) -> bytes:

@@ -69,10 +69,11 @@ def write(folder: Path, stored: StoredModel, *, shard_bytes: int = SHARD) -> Non
 
     Args:
         folder: a new or an empty one.
-        shard_bytes: parameters are split into files of about this size.
+        shard_bytes: largest size of a file of parameters; only a single larger array exceeds it.
 
     Raises:
-        UsageError: the folder has files, or cannot be written.
+        UsageError: the folder has files.
+        Failure: it cannot be written.
     """
     arrays = {name: np.asarray(leaf) for name, leaf in by_name(stored.params).items()}
     size = stored.preprocessing.image_size

@@ -62,6 +62,7 @@ def rename(name: str, array: np.ndarray) -> Mapping[str, np.ndarray]:
     Raises:
         KeyError: the name is unknown.
         UsageError: the array belongs to an ensemble.
+        ValueError: more blocks are stacked than a model can have.
     """
     prefix = next((each for each in PREFIXES if name.startswith(each)), "")
     if not prefix and name.startswith(("opt/", "opt_state/", "step", "rng", "state/")):
@@ -108,7 +109,7 @@ def published_name(path: str, config: ViTConfig) -> str:
 
 
 def _translate(text: str, table: Mapping[str, tuple[str, str]]) -> str | None:
-    """The text with its start replaced, for a start of the table; None if there is none."""
+    """The text with its start replaced as in the table; None if no entry matches."""
     for start, (other, rest) in table.items():
         if text.startswith(start) and re.fullmatch(rest, text.removeprefix(start)):
             return other + text.removeprefix(start)

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
 from vmoe.checkpoints import safetensors
@@ -29,8 +30,9 @@ from vmoe.workdir.layout import replace_text
 
 VERSION = 1
 CONFIG, MODEL, CARD = "config.json", "model.safetensors", "README.md"
-SHARD = 2_000_000_000  # bytes of a file, about
+SHARD = 2_000_000_000  # bytes of a file, unless one array has more
 NAMED = 5  # classes in the card
+NOTES = "To be filled in: the training data, the license, the accuracy and how it was measured."
 
 
 def recipe(file: ArrayFile, config: Mapping[str, Any]) -> Recipe:
@@ -93,26 +95,30 @@ def details(path: Path, config: Mapping[str, Any]) -> Details:
 
 def _class_names(names: Any, classes: int) -> tuple[str, ...]:
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise ValueError("class_names is no list of texts")
+        raise ValueError("class_names is not a list of strings")
     if len(names) > classes:
         raise ValueError(f"{len(names)} class names of {classes} classes")
     return tuple(names)
 
 
-def write(folder: Path, stored: StoredModel, *, shard_bytes: int = SHARD) -> None:
+def write(
+    folder: Path, stored: StoredModel, *, notes: str = NOTES, shard_bytes: int = SHARD
+) -> None:
     """Writes a model with a card; config.json is written last.
 
     Args:
-        folder: a new or an empty one.
-        shard_bytes: parameters are split into files of about this size.
+        folder: a new or an empty one; its name is the title of the card.
+        notes: the end of the card.
+        shard_bytes: largest size of a file of parameters; only a single larger array exceeds it.
 
     Raises:
-        UsageError: the folder has files, or cannot be written.
+        UsageError: the folder has files.
+        Failure: it cannot be written.
     """
     arrays = {name: np.asarray(leaf) for name, leaf in by_name(stored.params).items()}
     with new_folder(folder):
         files = write_arrays(folder, arrays, shard_bytes)
-        (folder / CARD).write_text(_card(stored, arrays))
+        (folder / CARD).write_text(_card(folder.name, stored, arrays, notes))
         write_config(folder, stored, {"format": "vmoe", "version": VERSION}, files)
 
 
@@ -121,14 +127,15 @@ def new_folder(folder: Path) -> Iterator[None]:
     """Makes a folder, in which the context writes files.
 
     Raises:
-        UsageError: the folder has files, or cannot be written.
+        UsageError: the folder has files.
+        Failure: it cannot be written.
     """
     check_empty(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         yield
     except OSError as error:
-        raise UsageError(f"{folder}: cannot be written ({error.strerror or error})") from None
+        raise Failure(f"{folder}: cannot be written ({error.strerror or error})") from None
 
 
 def write_config(
@@ -154,16 +161,16 @@ def check_empty(folder: Path) -> None:
     """Checks that a folder can be written: that it does not exist, or has no files.
 
     Raises:
-        UsageError: it has files, or is none.
+        UsageError: it has files, or is not a folder.
     """
     if folder.exists() and not folder.is_dir():
         raise UsageError(f"{folder}: it is a file; use another folder")
     if folder.exists() and any(folder.iterdir()):
-        raise UsageError(f"{folder}: it has files; use another folder")
+        raise UsageError(f"{folder}: it is not empty; use another folder")
 
 
 def write_arrays(folder: Path, arrays: Mapping[str, np.ndarray], shard_bytes: int) -> list[str]:
-    """Writes arrays by path to files of about a size, with an index if there are several.
+    """Writes arrays by path, to several files with an index if they have more than some bytes.
 
     Returns:
         the names of the files.
@@ -191,13 +198,16 @@ def write_arrays(folder: Path, arrays: Mapping[str, np.ndarray], shard_bytes: in
 
 def _save(arrays: dict[str, np.ndarray], path: Path) -> None:
     """Writes a file with the permissions of any new file; safetensors lets only its owner read."""
-    save_file(arrays, path)
+    try:
+        save_file(arrays, path)
+    except SafetensorError as error:  # a full disk, for example
+        raise OSError(str(error)) from None
     os.umask(mask := os.umask(0))
     path.chmod(0o666 & ~mask)
 
 
-def _card(stored: StoredModel, arrays: Mapping[str, np.ndarray]) -> str:
-    """The model card: what the model is, where it comes from, how to use it."""
+def _card(title: str, stored: StoredModel, arrays: Mapping[str, np.ndarray], notes: str) -> str:
+    """The model card: what the model is, where it comes from, how to use it; then the notes."""
     config, preprocessing = stored.config, stored.preprocessing
     experts = ", ".join(f"{moe.num_experts} in block {i}" for i, moe in config.moe_blocks.items())
     source = (
@@ -218,7 +228,7 @@ library_name: vmoe
 pipeline_tag: image-classification
 tags: [vision, {"mixture-of-experts, " if experts else ""}jax]
 ---
-# {Path(stored.origin.path).name}
+# {title}
 
 | | |
 |---|---|
@@ -231,7 +241,7 @@ loaded = vmoe.load("this folder")
 logits = loaded.model(loaded.preprocess(["image.jpg"]))
 ```
 
-To be filled in: the training data, the license, the accuracy and how it was measured.
+{notes}
 """
 
 

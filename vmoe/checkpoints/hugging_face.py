@@ -14,7 +14,11 @@ MODELS = ("vit", "deit", "dinov2")
 GELUS = {"gelu": "erf", "gelu_new": "tanh", "gelu_pytorch_tanh": "tanh", "quick_gelu": "quick"}
 IMAGENET = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
 HALF = {"mean": [0.5] * 3, "std": [0.5] * 3}
-PIXELS = {"vit": HALF, "deit": IMAGENET, "dinov2": IMAGENET}  # where no file tells
+PIXELS = {
+    "vit": HALF,
+    "deit": IMAGENET,
+    "dinov2": IMAGENET,
+}  # if preprocessor_config.json is missing
 EPSILONS = {"vit": 1e-12, "deit": 1e-12, "dinov2": 1e-6}  # likewise
 RESAMPLES: dict[int, Interpolation] = {
     0: "nearest",
@@ -55,17 +59,23 @@ def recipe(file: ArrayFile, config: Mapping[str, Any], images: Mapping[str, Any]
 
 
 def normalisation(kind: str, images: Mapping[str, Any]) -> tuple[Any, Any]:
-    """The mean and the standard deviation that are taken off pixels in [0, 1].
+    """The mean and the standard deviation by which pixels in [0, 1] are normalised.
 
     Args:
         kind: the model_type of config.json.
         images: the content of preprocessor_config.json.
+
+    Raises:
+        UsageError: pixels are not scaled to [0, 1].
     """
     if (
         not images.get("do_rescale", True)
         or abs(images.get("rescale_factor", 1 / 255) * 255 - 1) > 1e-6
     ):
-        raise UsageError("preprocessor_config.json: pixels in [0, 255] are not supported")
+        raise UsageError(
+            f"preprocessor_config.json: do_rescale {images.get('do_rescale')!r:.20}, "
+            f"rescale_factor {images.get('rescale_factor')!r:.20}: use pixels in [0, 1]"
+        )
     if not images.get("do_normalize", True):
         return [0.0] * 3, [1.0] * 3
     default = PIXELS[kind]
@@ -73,7 +83,11 @@ def normalisation(kind: str, images: Mapping[str, Any]) -> tuple[Any, Any]:
 
 
 def preprocessing(images: Mapping[str, Any], image_size: int) -> Preprocessing:
-    """How transformers prepares images, by the content of preprocessor_config.json."""
+    """How transformers prepares images, by the content of preprocessor_config.json.
+
+    Raises:
+        UsageError: a setting is not supported.
+    """
     size, resample = images.get("size", image_size), images.get("resample", 2)
     if resample not in RESAMPLES:
         raise UsageError(f"preprocessor_config.json: resample {resample!r} is not supported")
@@ -82,7 +96,7 @@ def preprocessing(images: Mapping[str, Any], image_size: int) -> Preprocessing:
     keep_aspect = "shortest_edge" in size
     side: Any = size["shortest_edge"] if keep_aspect else size.get("height")
     if not keep_aspect and side != size.get("width"):
-        raise UsageError(f"preprocessor_config.json: size {dict(size)} is no square")
+        raise UsageError(f"preprocessor_config.json: size {dict(size)} is not square")
     crop: Any = images.get("crop_size", side) if images.get("do_center_crop") else side
     crop = crop["height"] if isinstance(crop, Mapping) else crop
     return Preprocessing(

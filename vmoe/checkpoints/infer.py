@@ -10,7 +10,7 @@ from vmoe.errors import UsageError
 
 Shapes = Mapping[str, tuple[int, ...]]
 MAX_DEPTH = 256  # blocks; a model of more would take minutes to build
-IMAGE_SIZE = 224  # pixels, where no parameter and no file tells
+IMAGE_SIZE = 224  # pixels, if no parameter and no file specifies it
 
 
 def infer_config(shapes: Shapes, given: Mapping[str, Any], moe: MoEConfig) -> ViTConfig:
@@ -18,8 +18,8 @@ def infer_config(shapes: Shapes, given: Mapping[str, Any], moe: MoEConfig) -> Vi
 
     Args:
         shapes: by path, such as "blocks/0/mlp/up/kernel".
-        given: fields that shapes do not tell, such as ``gelu``; ``image_size`` is used only if
-            there are no learned positions.
+        given: fields that do not follow from shapes, such as ``gelu``; ``image_size`` is used
+            only if there are no learned positions.
         moe: of the sparse blocks, apart from the number of experts and a soft router.
 
     Raises:

@@ -22,7 +22,8 @@ class StoredArray(NamedTuple):
 
     Attributes:
         nbytes: number of bytes, uncompressed.
-        paths: the parameters that it holds; empty if it is of no use; None if its name is unknown.
+        paths: the parameters that it holds; empty if it is of no use; None if its name is unknown
+            or its shape does not fit the name.
     """
 
     name: str

@@ -26,7 +26,7 @@ from vmoe.axes import Record, SoftRouting
 from vmoe.checkpoints.matmul_form import matmul_form
 from vmoe.checkpoints.stored import StoredModel
 from vmoe.config import ViTConfig, replace, to_json
-from vmoe.errors import UsageError
+from vmoe.errors import Failure, UsageError
 from vmoe.nn.keys import MaybeKey
 from vmoe.nn.moe import MoE
 from vmoe.nn.vit import ViT
@@ -57,7 +57,8 @@ def write(path: Path, stored: StoredModel) -> None:
         path: a new file.
 
     Raises:
-        UsageError: jax2onnx is not installed, or the file exists or cannot be written.
+        UsageError: jax2onnx is not installed, or the file exists.
+        Failure: it cannot be written.
     """
     if path.exists():
         raise UsageError(f"{path}: it exists; use another file")
@@ -83,7 +84,7 @@ def write(path: Path, stored: StoredModel) -> None:
             location=f"{path.name}.data" if large else None,
         )
     except OSError as error:
-        raise UsageError(f"{path}: cannot be written ({error.strerror or error})") from None
+        raise Failure(f"{path}: cannot be written ({error.strerror or error})") from None
 
 
 def convert(

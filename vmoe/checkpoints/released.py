@@ -1,7 +1,7 @@
 """The checkpoints that the authors of V-MoE published, read and written.
 
-Shapes and axis orders are the same here; only the names differ (``flax_names``). What names and
-shapes do not tell is assumed as the authors have it.
+Shapes and axis orders are the same here; only the names differ (``flax_names``). Settings
+that do not follow from names and shapes are assumed to be those of the authors.
 """
 
 from collections.abc import Mapping
@@ -21,7 +21,7 @@ ASSUMED = MoEConfig(capacity_factor=4.0, transfer_dtype="bfloat16")
 """Of sparse blocks; 4.0 is the authors' capacity factor for evaluation."""
 
 PUBLISHED = {"gelu": "tanh", "norm_epsilon": 1e-6, "fc_norm": False, "pre_norm": False}
-UNTOLD = {"pooling": "patch_mean", "positions": "none"}  # read back as something else
+NOT_REPRESENTABLE = {"pooling": "patch_mean", "positions": "none"}  # read back as something else
 
 
 def recipe(prefix: Path) -> Recipe:
@@ -45,18 +45,20 @@ def write(prefix: Path, config: ViTConfig, params: Mapping[str, Any], *, shards:
         shards: number of data files, over which the experts are split.
 
     Raises:
-        UsageError: the published models cannot be like this one, or a file cannot be written.
+        UsageError: the published format cannot represent the model, or a file exists.
+        Failure: a file cannot be written.
     """
     for field, value in PUBLISHED.items():
         if getattr(config, field) != value:
             raise UsageError(
-                f"model.{field}={getattr(config, field)}: the published models have {value}, which "
-                "their format cannot tell; use another format"
+                f"model.{field}={getattr(config, field)}: published checkpoints do not store this "
+                f"field, and are read with {value}; use another format"
             )
-    for field, value in UNTOLD.items():
+    for field, value in NOT_REPRESENTABLE.items():
         if getattr(config, field) == value:
             raise UsageError(
-                f"model.{field}={value}, which the published format cannot tell; use another format"
+                f"model.{field}={value}: a published checkpoint cannot represent it; use another "
+                "format"
             )
     require(shards >= 1, f"shards={shards}: use at least 1")
     arrays = {

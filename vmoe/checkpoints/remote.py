@@ -30,16 +30,16 @@ from vmoe.checkpoints import chunked, safetensors
 from vmoe.checkpoints.folder import CONFIG, MODEL, write
 from vmoe.checkpoints.stored import StoredModel
 from vmoe.checkpoints.weights import IMAGES
-from vmoe.errors import UsageError, one_line, shortened
+from vmoe.errors import Failure, UsageError, one_line, shortened
 from vmoe.workdir.layout import replace_text
 
 EXTRAS = {"gs": "remote", "http": "remote", "https": "remote", "hf": "hf", "memory": "remote"}
 """Schemes of URLs, and the extra of this package that brings what reads them."""
-IDENTITY = (  # what fsspec's file systems report about a file, of what tells a change
+IDENTITY = (  # what fsspec's file systems report about a file that differs after a change
     *("size", "etag", "ETag", "Last-Modified", "Content-MD5", "generation", "md5Hash"),
     *("blob_id", "created", "mtime"),
 )
-SILENCE = 60  # seconds after which a connection is given up
+TIMEOUT = 60  # seconds without data after which a connection is given up
 MAX_REASON = 200  # characters
 SINGLE = (".npz", ".safetensors", safetensors.INDEX)
 
@@ -77,15 +77,16 @@ def fetch(url: str) -> Path:
 def push(stored: StoredModel, url: str) -> None:
     """Writes a model as a folder of ours, and pushes it as one commit to the Hugging Face hub.
 
-    Makes the repository if there is none; earlier versions of the files stay in its history. The
-    hub's client takes the token from HF_TOKEN, or from ``hf auth login``.
+    Creates the repository if it does not exist, with the hub's default visibility, which is
+    normally public: create it beforehand to keep it private. Earlier versions of the files stay in
+    its history. The hub's client takes the token from HF_TOKEN, or from ``hf auth login``.
 
     Args:
         url: hf://OWNER/NAME.
 
     Raises:
-        UsageError: the URL is not of this form, a package is missing, or the hub refuses the model
-            or cannot be reached.
+        UsageError: the URL is not of this form, or a package is missing.
+        Failure: the hub refuses the model or cannot be reached.
     """
     if not (found := re.fullmatch(r"hf://([\w.-]+/[\w.-]+)", url)):
         raise UsageError(f"{url}: models can be pushed to hf://OWNER/NAME only")
@@ -93,16 +94,19 @@ def push(stored: StoredModel, url: str) -> None:
         import huggingface_hub
     except ImportError as error:
         raise _package_missing(url, error) from None
-    with tempfile.TemporaryDirectory() as name:
-        write(Path(name), stored)
+    with tempfile.TemporaryDirectory() as parent:
+        folder = Path(parent) / found[1].partition("/")[2]
+        write(folder, stored)
         try:
             hub = huggingface_hub.HfApi()
             hub.create_repo(found[1], exist_ok=True)
-            hub.upload_folder(repo_id=found[1], folder_path=name, commit_message="Weights for vmoe")
+            hub.upload_folder(
+                repo_id=found[1], folder_path=folder, commit_message="Weights for vmoe"
+            )
         except Exception as error:  # the client raises errors of many types
             status = getattr(getattr(error, "response", None), "status_code", None)
             remedy = "; set HF_TOKEN to one that may write there" if status in (401, 403) else ""
-            raise UsageError(f"{url}: cannot be pushed ({_reason(error)}){remedy}") from None
+            raise Failure(f"{url}: cannot be pushed ({_reason(error)}){remedy}") from None
 
 
 class _Server:
@@ -195,14 +199,13 @@ class _Server:
 def _options(scheme: str) -> dict[str, Any]:
     """Settings of a file system: anonymous access, no limit on the time of a whole download."""
     if scheme == "gs":
-        logging.getLogger("gcsfs").setLevel(
-            logging.CRITICAL
-        )  # it prints tracebacks of what it raises
+        # gcsfs logs tracebacks of errors that it also raises
+        logging.getLogger("gcsfs").setLevel(logging.CRITICAL)
         return {"token": "anon"}
     if scheme in ("http", "https"):
         import aiohttp
 
-        limits = aiohttp.ClientTimeout(total=None, sock_connect=SILENCE, sock_read=SILENCE)
+        limits = aiohttp.ClientTimeout(total=None, sock_connect=TIMEOUT, sock_read=TIMEOUT)
         return {"client_kwargs": {"timeout": limits}}
     return {}
 
@@ -225,7 +228,7 @@ def _cached(url: str) -> Path:
     """Where a file is kept: files of one folder stay together, under their names."""
     parent, _, name = url.rpartition("/")
     if not re.fullmatch(r"[\w.@+-]*\w", name):
-        raise UsageError(f"{url}: {name!r} is no name of a file that can be kept")
+        raise UsageError(f"{url}: {name!r} is not a valid name of a file in the cache")
     return cache_folder() / "checkpoints" / hashlib.sha256(parent.encode()).hexdigest()[:16] / name
 
 

@@ -9,8 +9,9 @@ temporary folder and renames it, so every step was complete when written; the ch
 corruption. Each process writes the shards that it holds, and any number of processes on any devices
 can read them. ``checkpoints/metrics.json`` holds the metrics recorded for each step.
 
-A step is saved if it is a multiple of ``every``, or if its evaluation is the best so far. Of these
-multiples the newest are kept; of all steps the best one by recorded accuracy, and the last one.
+A step is saved if it is a multiple of ``every`` (a scheduled step), if its evaluation is the best
+so far, when the run is stopped, and at its end. The newest scheduled steps, the step with the best
+recorded accuracy and the last step are kept.
 """
 
 import json
@@ -68,8 +69,8 @@ class Checkpoints:
         """Opens the checkpoints of a run folder.
 
         Args:
-            every: its multiples are the scheduled steps; other steps were saved at a stop or at the
-                end of the run.
+            every: its multiples are the scheduled steps; other steps were saved as the best so
+                far, at a stop or at the end of the run.
             keep_latest: number of newest scheduled steps to keep.
 
         Raises:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from vmoe.nn.vit import ViT
 
 Format = Literal["run", "vmoe", "published", "npz", "timm", "hugging_face"]
-"""A run folder; our safetensors; the V-MoE authors' checkpoints; the others' ViTs."""
+"""A run folder; our safetensors; the V-MoE authors' checkpoints; ViTs of other libraries."""
 
 
 class Origin(NamedTuple):
@@ -25,15 +25,15 @@ class Origin(NamedTuple):
         format: of the files.
         path: as passed to ``read``; a URL is text.
         weights: which parameters of a run were read.
-        assumed: settings that the files do not tell, and the values they were given.
-        dropped: names of arrays in the files that the model has no use for.
+        assumed: settings that the files do not specify, and the values they were given.
+        unused: names of arrays in the files that the model has no use for.
     """
 
     format: Format
     path: Path | str
     weights: Weights = "raw"
     assumed: tuple[str, ...] = ()
-    dropped: tuple[str, ...] = ()
+    unused: tuple[str, ...] = ()
 
 
 class Details(NamedTuple):
@@ -42,8 +42,8 @@ class Details(NamedTuple):
     Attributes:
         class_names: in the order of the logits.
         preprocessing: how images are prepared for the model.
-        assumed: settings that the files do not tell, and the values they were given.
-        step: number of training steps; None if the files do not tell.
+        assumed: settings that the files do not specify, and the values they were given.
+        step: number of training steps; None if unknown.
     """
 
     class_names: tuple[str, ...]
@@ -60,7 +60,7 @@ class StoredModel(NamedTuple):
         params: the parameters, as nested dicts.
         class_names: in the order of the logits.
         preprocessing: how images are prepared for the model.
-        step: number of training steps; None if the files do not tell.
+        step: number of training steps; None if unknown.
         origin: where the parameters come from.
         train_config: config of the training run; None if the files do not come from a run.
     """

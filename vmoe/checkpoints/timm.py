@@ -107,7 +107,11 @@ def _gelu(architecture: str) -> str:
 
 
 def preprocessing(config: Mapping[str, Any], image_size: int) -> Preprocessing:
-    """How timm prepares images for evaluation (timm 1.0.31, data/transforms_factory.py)."""
+    """How timm prepares images for evaluation (timm 1.0.31, data/transforms_factory.py).
+
+    Raises:
+        UsageError: a setting is not supported.
+    """
     pretrained = config.get("pretrained_cfg") or {}
     interpolation = str(pretrained.get("interpolation", "bicubic"))
     mode = str(pretrained.get("crop_mode") or "center")

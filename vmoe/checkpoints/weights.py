@@ -73,7 +73,7 @@ def _prefix(path: Path) -> Path:
 
 
 def _details_of_authors(config: ViTConfig) -> Details:
-    """Class names and preprocessing, which these files do not tell."""
+    """Class names and preprocessing, which these files do not have."""
     assumed = []
     if config.sparse_blocks and config.can_drop:
         moe = released.ASSUMED
@@ -128,8 +128,8 @@ def open_safetensors(path: Path) -> Opened:
         )
     if config.get("format") == export.FORMAT:
         raise UsageError(
-            f"{file.parent}: a program of jax.export, which its README.md tells how to run; give "
-            "what it was made from"
+            f"{file.parent}: a program of jax.export, see its README.md; give the checkpoint "
+            "that it was exported from"
         )
     arrays = safetensors.read(file)
     with _corrupt_if_wrong(place):

@@ -21,13 +21,14 @@ class ConvertArgs:
     """Trained model, as for `vmoe evaluate --checkpoint`."""
     destination: tyro.conf.Positional[Path]
     """A new folder; for published, the PREFIX of the files; for onnx, a file; for vmoe also
-    hf://OWNER/NAME, a repository of the Hugging Face hub."""
+    hf://OWNER/NAME on the Hugging Face hub, where a new repository is normally public."""
     format: Literal["vmoe", "published", "jax", "onnx"] = "vmoe"
     """vmoe: a folder with safetensors, config.json and a model card; published: what the V-MoE
     authors' code reads; jax, onnx: a program that runs without vmoe, with one image per group."""
     shards: int = 1
     """Number of data files of a published checkpoint."""
     routing: RoutingOverrides = RoutingOverrides()
+    """Routing settings that replace the trained ones."""
     use_ema: bool = True
     """Use the moving average of the parameters, if the run has one."""
 
@@ -44,9 +45,9 @@ def run(argv: Sequence[str]) -> None:
     stored = read(args.source, use_ema=args.use_ema)
     stored = stored._replace(config=args.routing.apply(stored.config))
     write(stored, args.destination, format=args.format, shards=args.shards)
-    if stored.origin.dropped:
-        dropped = one_line(", ".join(stored.origin.dropped))
-        print(f"left out, since the model does not use them: {dropped}", file=sys.stderr)
+    if stored.origin.unused:
+        unused = one_line(", ".join(stored.origin.unused))
+        print(f"left out, since the model does not use them: {unused}", file=sys.stderr)
     count = sum(leaf.size for leaf in by_name(stored.params).values())
     destination = url_of(args.destination) or args.destination
     print(f"{destination}: {count:,} parameters in format {args.format}")

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True)
 class InspectArgs:
-    """List what a file of weights holds, parameter by parameter, and the model that it is here."""
+    """List the arrays of a checkpoint, the parameters they become, and the resulting model."""
 
     source: tyro.conf.Positional[Path]
     """Trained model, as for `vmoe evaluate --checkpoint`."""
@@ -27,7 +27,7 @@ class InspectArgs:
 
 
 def run(argv: Sequence[str]) -> None:
-    """Prints what a file of weights holds."""
+    """Prints the arrays of a checkpoint, and the model."""
     args = parse(InspectArgs, "inspect", argv)
     from vmoe.checkpoints.inspection import inspect
 

@@ -20,7 +20,9 @@ LISTED = 20  # unreadable images that an error names
 
 @dataclasses.dataclass(frozen=True)
 class PredictArgs:
-    """Classify image files, and show which experts they used. They do not compete for slots."""
+    """Classify image files, and show which experts each used.
+
+    Every image is a group of its own, so images do not compete for slots."""
 
     images: tyro.conf.Positional[tuple[Path, ...]]
     """Image files, folders of them, patterns such as 'photos/**/*.jpg'."""

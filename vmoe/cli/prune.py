@@ -26,23 +26,24 @@ class PruneArgs:
     source: tyro.conf.Positional[Path]
     """Trained sparse model, as for `vmoe evaluate --checkpoint`."""
     destination: tyro.conf.Positional[Path]
-    """New folder of weights."""
+    """New folder, or hf://OWNER/NAME."""
     num_experts: int
     """Experts that every sparse block keeps; with the rule average, 0: the model becomes dense."""
     rule: Literal["load", "random", "router_norm", "average"] = "load"
-    """Which experts are kept: those chosen most often on the data; random ones; those whose router
-    vectors grew most in norm since --before (arXiv 2405.16646). Or average: the mean of all experts
-    becomes a dense MLP."""
+    """load: keep the experts chosen most often on the data; random: keep random ones; router_norm:
+    keep those whose router vectors grew most in norm since --before (arXiv 2405.16646); average:
+    replace each sparse layer by an MLP, the mean of its experts."""
     before: Path | None = None
     """For router_norm: the same model before fine-tuning."""
     k: int | None = None
-    """Experts per token afterwards; needed if there are fewer experts than k."""
+    """Experts per token afterwards; required if fewer experts than k are kept."""
     data: str = ""
     """NAME[:SPLIT] for loads and accuracy; the data set of the run if empty, its validation split
     if no split is named."""
     batch_size: int = 256
+    """Images per batch."""
     seed: int = 0
-    """Of the rule random."""
+    """Seed of the rule random."""
     use_ema: bool = True
     """Use the moving average of the parameters, if the run has one."""
     json: bool = False
@@ -53,11 +54,20 @@ def run(argv: Sequence[str]) -> None:
     """Reads a sparse model, removes experts, and writes it."""
     args = parse(PruneArgs, "prune", argv)
     if (args.rule == "router_norm") != (args.before is not None):
-        raise UsageError("--before and --rule router_norm need each other")
+        raise UsageError(
+            f"--rule {args.rule} with --before {args.before}: router_norm needs --before, and no "
+            "other rule takes it"
+        )
     if (args.rule == "average") != (args.num_experts == 0):
-        raise UsageError("--num-experts 0 and --rule average need each other")
+        raise UsageError(
+            f"--num-experts {args.num_experts} with --rule {args.rule}: use 0 with average, and at "
+            "least 1 with any other rule"
+        )
+    if args.rule == "average" and args.k is not None:
+        raise UsageError(f"--k {args.k}: with --rule average no router is left; leave it out")
     from vmoe.checkpoints import read, write
     from vmoe.checkpoints.folder import check_empty
+    from vmoe.checkpoints.remote import url_of
     from vmoe.data.pipeline import Unreadable
     from vmoe.surgery.experts import average_experts, prune_experts
 
@@ -85,7 +95,7 @@ def run(argv: Sequence[str]) -> None:
         print_json({"data": source.name} | rows)
         return
     columns = ("", "experts", "parameters", "GFLOPs per image", "accuracy")
-    title = f"{args.destination}: {args.rule}, on {source.name}"
+    title = f"{url_of(args.destination) or args.destination}: {args.rule}, on {source.name}"
     print_table(columns, [(name, *_texts(row)) for name, row in rows.items()], title=title)
 
 

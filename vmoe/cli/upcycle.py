@@ -18,20 +18,24 @@ class UpcycleArgs:
     source: tyro.conf.Positional[Path]
     """Trained dense model, as for `vmoe evaluate --checkpoint`."""
     destination: tyro.conf.Positional[Path]
-    """New folder of weights, a start for `vmoe train --init`."""
+    """New folder, or hf://OWNER/NAME; a start for `vmoe train --init`."""
     blocks: str = "every2"
-    """Blocks that get experts: every2, the last n odd ones as last2, or numbers such as 5,7."""
+    """Blocks that get experts: every2 (1, 3, 5, ...), lastN (the last N of these), or numbers from
+    0, such as 5,7."""
     num_experts: int = 8
+    """Experts of each of these blocks."""
     k: int = 2
     """Experts per token."""
     normalize_weights: bool = True
     """Divide a token's combine weights by their sum, which keeps the dense model's logits."""
     capacity_factor: float | None = None
-    """Slots per token and choice; if None, no choice is ever dropped."""
+    """An expert has k * capacity_factor / num_experts slots per token of a group; if None, no
+    choice is ever dropped."""
     noise_std: float = 0.0
-    """Noise added to each expert, relative to the standard deviation of its kernels."""
+    """Standard deviation of the noise added to each expert's kernels, relative to that of the
+    kernel."""
     seed: int = 0
-    """Of the routers and the noise."""
+    """Seed of the routers and the noise."""
     use_ema: bool = True
     """Use the moving average of the parameters, if the run has one."""
 
@@ -40,6 +44,7 @@ def run(argv: Sequence[str]) -> None:
     """Reads a dense model, and writes a sparse one."""
     args = parse(UpcycleArgs, "upcycle", argv)
     from vmoe.checkpoints import read, write
+    from vmoe.checkpoints.remote import url_of
     from vmoe.surgery.upcycle import logit_changes, upcycle_params, upcycled_layer
 
     stored = read(args.source, use_ema=args.use_ema)
@@ -59,7 +64,8 @@ def run(argv: Sequence[str]) -> None:
         seed=args.seed,
     )
     write(stored._replace(config=config, params=params), args.destination, format="vmoe")
-    print(f"{args.destination}: {args.num_experts} experts in blocks {config.sparse_blocks}")
+    destination = url_of(args.destination) or args.destination
+    print(f"{destination}: {args.num_experts} experts in blocks {config.sparse_blocks}")
     changes = logit_changes(stored.config, moe, noise_std=args.noise_std)
     if changes:
         print(f"its logits differ from those of {args.source}: {'; '.join(changes)}")

@@ -16,13 +16,14 @@ class DataConfig(Checked):
     section = "data"
 
     name: str = "digits"
-    """Data set: digits, fashion_mnist, fashion_mnist:FOLDER, folder:PATH or arrays:FILE.npz."""
+    """Data set: digits, fashion_mnist, fashion_mnist:FOLDER, folder:PATH or arrays:FILE.npz; or
+    fashion_mnist_sample, to evaluate."""
     check: Check = "headers"
-    """How the images of a folder are checked when it is first opened: whether each file begins and
-    ends as its format does; or by decoding every image. The result is remembered."""
+    """headers: check the first and last bytes of each file when a folder is first opened; decode:
+    decode every image. The result is cached."""
     on_error: OnError = "fail"
-    """If an image cannot be read: end the run; or train on another image in its place, which the
-    seed and the position determine, and leave it out of evaluations. Both are reported."""
+    """If an image cannot be read, fail: end the run; replace: train on another image, determined by
+    the seed and the position, and leave the image out of evaluations. Both are reported."""
     flip: bool = False
     """Mirror a training image left to right, with probability 1/2."""
     shift: int = 0

@@ -21,7 +21,7 @@ class WeightDecayConfig(Checked):
     head: float | None = None
     """Rate of the head's kernels; as ``kernels`` if None."""
     others: float = 0.0
-    """Rate of biases, norms, positions and the class token."""
+    """Rate of all else: biases, norms, positions, the class token, scales and probes."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -63,6 +63,7 @@ class OptimConfig(Checked):
     section = "optim"
 
     kind: Literal["adamw", "sgd"] = "adamw"
+    """AdamW, or SGD with momentum."""
     lr: float = 1e-3
     """Peak learning rate."""
     schedule: Literal["cosine", "linear", "constant"] = "cosine"

@@ -100,7 +100,7 @@ def _reason(file: ImageFile, check: Check) -> _Reason:
 
 
 def _looks_complete(file: ImageFile) -> bool | None:
-    """Whether a file begins and ends as its format does; None where only decoding can tell."""
+    """Whether a file begins and ends as its format does; None where only decoding shows."""
     with open(file.path, "rb") as opened:
         head = opened.read(32)
         opened.seek(max(file.size - TAIL, 0))

@@ -1,9 +1,9 @@
-"""Experts of trained sparse layers pruned, added, merged, or averaged into a dense MLP.
+"""Prunes, adds, merges or averages the experts of trained sparse layers.
 
-Each function maps (config, params) to (config, params), for any tree of the shape of the
-parameters. Which experts to keep is decided first, by ``most_loaded``, ``random_experts`` or
-``largest_router_change``, so that the same choice can be applied to parameters, moving averages and
-moments.
+The functions that change a model map (config, params) to (config, params), for any tree of the
+shape of the parameters. Which experts to keep is decided first, by ``most_loaded``,
+``random_experts`` or ``largest_router_change``, so that the same choice can be applied to
+parameters, moving averages and the moments of an optimiser.
 
 With an unchanged capacity factor an expert has s * k * capacity_factor / e slots, so that fewer
 experts have more slots each, and more experts fewer; ``capacity`` is a number of slots per expert
@@ -39,6 +39,10 @@ def most_loaded(loads: Mapping[int, ArrayLike], num_experts: int) -> Selection:
 
     Args:
         loads: for each block one number per expert, such as the choices it received.
+        num_experts: number of experts to keep per block.
+
+    Raises:
+        UsageError: a block has fewer experts, or none are to be kept.
 
     >>> most_loaded({3: np.array([5, 0, 7, 1])}, 2)
     {3: (0, 2)}
@@ -47,7 +51,14 @@ def most_loaded(loads: Mapping[int, ArrayLike], num_experts: int) -> Selection:
 
 
 def random_experts(config: ViTConfig, num_experts: int, *, seed: int = 0) -> Selection:
-    """Random experts of each sparse block; a baseline."""
+    """Random experts of each sparse block; a baseline.
+
+    Args:
+        num_experts: number of experts to keep per block.
+
+    Raises:
+        UsageError: a block has fewer experts, or none are to be kept.
+    """
     return {
         block: _largest(
             np.random.default_rng((seed, block)).random(moe.num_experts), num_experts, block
@@ -66,6 +77,11 @@ def largest_router_change(
     Args:
         params: fine-tuned parameters.
         earlier: parameters before fine-tuning, of the same model; only the routers are read.
+        num_experts: number of experts to keep per block.
+
+    Raises:
+        UsageError: a block has fewer experts, none are to be kept, a router is soft, or
+            ``earlier`` has no router of the same shape.
 
     Source: "A Provably Effective Method for Pruning Experts in Fine-tuned Sparse
     Mixture-of-Experts" (arXiv 2405.16646). Its code keeps the router columns of pruned experts, so
@@ -100,11 +116,11 @@ def prune_experts(
 
     Args:
         kept: experts of each block to prune, in their new order; other blocks are unchanged.
-        k: experts per token of these blocks, for token choice; None keeps it.
+        k: experts per token of these blocks, if tokens choose; None keeps it.
 
     Raises:
         UsageError: no such block or expert, an expert is given twice, fewer experts are left than
-            k, or the router is soft.
+            k, or the router is soft or has no k.
     """
     for block, experts in kept.items():
         _check(config, block, experts)
@@ -135,7 +151,7 @@ def add_experts(
             to that of the kernel.
         seed: of the noise, and of the new columns, as for ``models.build``.
         initial: a tree of the new model to take new columns from, in place of the seed.
-        k: experts per token of these blocks, for token choice; None keeps it.
+        k: experts per token of these blocks, if tokens choose; None keeps it.
 
     Raises:
         UsageError: no such block or expert, or the router is soft.
@@ -174,7 +190,7 @@ def merge_experts(
     Args:
         groups: for each block to merge, every expert in exactly one group; a group of one expert
             keeps it.
-        k: experts per token of these blocks, for token choice; None keeps it.
+        k: experts per token of these blocks, if tokens choose; None keeps it.
 
     Raises:
         UsageError: no such block, the groups are not as above, fewer experts are left than k, or
@@ -259,8 +275,11 @@ def _regroup(
 
 
 def _resized(moe: MoEConfig, num_experts: int, k: int | None) -> MoEConfig:
-    changes = dict(k=k) if k is not None and isinstance(moe.router, TokenChoice) else {}
-    return replace(moe, num_experts=num_experts, router=changes)
+    require(
+        k is None or isinstance(moe.router, TokenChoice),
+        f"k={k}: router {moe.router.kind} has no experts per token; leave k out",
+    )
+    return replace(moe, num_experts=num_experts, router={} if k is None else dict(k=k))
 
 
 def _means(

@@ -35,15 +35,15 @@ def moefy(
 ) -> nnx.Module:
     """A copy of a model with a ``ModuleMoE`` in place of each selected module.
 
-    The model itself is never replaced. Selected modules inside a selected one stay part of it; a
-    module that the model holds in several places becomes one layer in all of them.
+    The root module is never replaced. Selected modules inside a selected one stay part of it. A
+    module that is shared by several places is replaced by one shared layer.
 
     Args:
         model: unchanged; the copy shares its arrays.
         select: the modules to replace; paths are tuples such as ("blocks", 0, "mlp").
         k: experts per token.
-        capacity_factor: slots of an expert = s * k * capacity_factor / e for s tokens; None for s
-            slots, with which no choice is dropped, and the layer computes e modules.
+        capacity_factor: an expert has s * k * capacity_factor / e slots for s tokens; if None, it
+            has s: no choice is dropped, and every expert computes s rows.
         width: size of the last axis that selected modules act on, where it does not follow from the
             linear layers in them.
         seed: of the routers.
@@ -140,8 +140,8 @@ def _signature(name: str, module: nnx.Module, width: int | None) -> tuple[int, i
     if len(fit) != 1:
         raise UsageError(
             f"{name}: this {type(module).__name__} does not map rows of "
-            f"{width or 'one width that its linear layers tell'} to rows; give width, or select "
-            "modules that act on the last axis"
+            f"{width or 'one width inferred from its linear layers'} to rows; give width, or "
+            "select modules that act on the last axis"
         )
     return fit[0], spatial
 

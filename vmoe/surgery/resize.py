@@ -21,8 +21,10 @@ Method = Literal["aligned_corners", "half_pixel"]
 the same place, as in V-MoE's published fine-tuning, or with their outer edges there, as images are
 usually resized."""
 
-FIXED = ("gelu", "norm_epsilon", "fc_norm", "pooling", "positions")
-"""Fields of the config that parameters are trained for, and that their shapes do not tell."""
+ARITHMETIC = ("gelu", "norm_epsilon")
+FIXED = (*ARITHMETIC, "fc_norm", "pooling", "positions")
+"""Fields of the config that parameters are trained for, and that do not follow from their shapes.
+"""
 
 POSITIONS: Path = ("positions", "embedding")
 CLASSES: Path = ("head", "classes")
@@ -70,8 +72,9 @@ def fit(
         target: config of the model to fit them to.
         method: how positions are resampled.
         new_head: make the head new even if it fits, as for other classes of the same number.
-        partial: which parameters may be new or dropped: all if True, or those at or below the
-            given paths, such as ``["blocks/3/mlp"]``.
+        partial: which parameters may be new or dropped: all if True, which also allows another
+            ``fc_norm``, ``pooling`` and ``positions``; or those at or below the given paths, such
+            as ``["blocks/3/mlp"]``.
         seed: of the new parameters, as for ``models.build``.
         initial: a tree of the target to take the new parameters from, in place of the seed; zeros
             for the moments of an optimiser.
@@ -82,7 +85,7 @@ def fit(
     """
     differing = [
         field
-        for field in (FIXED[:2] if partial is True else FIXED)
+        for field in (ARITHMETIC if partial is True else FIXED)
         if getattr(target, field) != getattr(config, field)
     ]
     if differing:
@@ -183,6 +186,6 @@ def _refuse(new: list[str], dropped: list[str]) -> None:
     if new or dropped:
         raise UsageError(
             f"the parameters do not fit the model: {listed(new, 3) or 'none'} would be new, "
-            f"{listed(dropped, 3) or 'none'} would be dropped; use the same architecture, or "
-            "allow this with partial"
+            f"{listed(dropped, 3) or 'none'} would be dropped; use the same architecture, or a "
+            "partial load"
         )

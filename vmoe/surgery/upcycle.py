@@ -99,6 +99,9 @@ def upcycle_params(
         moe: config of each new sparse layer.
         initial: a tree of the new model to take the routers from, in place of the seed; zeros for
             the moments of an optimiser.
+
+    Raises:
+        UsageError: as ``upcycle``.
     """
     require(noise_std >= 0, f"noise_std={noise_std}: use 0 or more")
     chosen = _dense_blocks(config, blocks)
@@ -157,6 +160,6 @@ def _dense_blocks(config: ViTConfig, blocks: Blocks) -> tuple[int, ...]:
     chosen = tuple(sorted(set(blocks)))
     require(bool(chosen), "blocks: none given, give at least one")
     for block in chosen:
-        require(0 <= block < config.depth, f"blocks: {block} is not below depth={config.depth}")
+        require(0 <= block < config.depth, f"blocks: no block {block}; use 0 to {config.depth - 1}")
         require(block not in config.sparse_blocks, f"blocks: block {block} is sparse already")
     return chosen

@@ -1,4 +1,4 @@
-"""The first parameters of a run, if they come from a trained model instead of the seed."""
+"""The initial parameters of a run, if they come from a trained model instead of the seed."""
 
 import hashlib
 import json
@@ -55,7 +55,7 @@ class Init(NamedTuple):
     class_names: tuple[str, ...]
 
     def apply(self, state: State, placement: Placement) -> State:
-        """A first state with these parameters, which are also the start of the moving average."""
+        """The initial state with these parameters, from which the moving average starts too."""
         where = None if placement.mesh is None else placement.params(self.params)
         params = jax.device_put(self.params, where)
         ema = None if state.ema is None else jax.tree.map(jnp.copy, params)

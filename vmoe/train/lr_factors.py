@@ -35,10 +35,10 @@ def lr_kind(path: Path) -> str:
 def layers_above(path: Path, depth: int) -> int:
     """The exponent of ``layer_decay`` for a parameter: the number of layers after its own.
 
-    A block is a layer; so are the embeddings before the blocks, with the norm after them, and all
-    that follows the blocks (last norm, attention pool, head). This is the numbering of BEiT (arXiv
-    2106.08254, ``optim_factory.py``) and MAE (arXiv 2111.06377, ``util/lr_decay.py``). timm's
-    differs in the norms: it counts those outside the blocks to the last block.
+    The layers are: the embeddings, with the norm before the blocks; each block; all that follows
+    the blocks (last norm, attention pool, head). This is the numbering of BEiT (arXiv 2106.08254,
+    ``optim_factory.py``) and MAE (arXiv 2111.06377, ``util/lr_decay.py``). timm assigns the norms
+    outside the blocks to the last block.
 
     >>> [layers_above(path, 12) for path in [("positions",), ("blocks", 11), ("norm", "scale")]]
     [13, 1, 0]

@@ -36,7 +36,7 @@ def schedule(config: OptimConfig, steps: int) -> optax.Schedule:
 
 
 def optimizer(run: TrainConfig) -> optax.GradientTransformation:
-    """Clipping by global norm, Adam or momentum, weight decay, learning rate, expert averaging.
+    """Clipping by global norm, Adam or momentum, weight decay, learning rates, expert averaging.
 
     It updates the trained parameters alone (``trained_params``), so that frozen ones have no state
     and do not count in the global norm, as in big_vision.
@@ -44,7 +44,7 @@ def optimizer(run: TrainConfig) -> optax.GradientTransformation:
     config = run.optim
     clip = config.grad_clip_norm
     scaled = [scale_by_lr_factors(config, run.model.depth)] if has_lr_factors(config) else []
-    averaged = [average_experts(config.expert_averaging)] if config.expert_averaging else []
+    averaged = [expert_weight_averaging(config.expert_averaging)] if config.expert_averaging else []
     return optax.chain(
         optax.identity() if clip is None else optax.clip_by_global_norm(clip),
         optax.trace(config.momentum)
@@ -61,13 +61,14 @@ def optimizer(run: TrainConfig) -> optax.GradientTransformation:
     )
 
 
-def average_experts(share: float) -> optax.GradientTransformation:
-    """Moves each updated expert by a share of its distance to the mean of the others of its block.
+def expert_weight_averaging(share: float) -> optax.GradientTransformation:
+    """Moves each expert towards the mean of the others of its block, after its update.
 
-    An expert w becomes (1 - share) w + share m, with m the mean of the other updated experts; a
-    single expert stays.
+    An updated expert w becomes (1 - share) w + share m, with m the mean of the other updated
+    experts; a single expert stays.
 
-    Source: "Experts Weights Averaging" (arXiv 2308.06093), which does so while it trains.
+    Source: "Experts Weights Averaging" (arXiv 2308.06093), which applies it after every step. There
+    a random uniform partition assigns tokens to experts, here the router does.
     """
 
     def average(path: tuple[Any, ...], update: jax.Array, param: jax.Array) -> jax.Array:
