@@ -12,5 +12,8 @@ jax 0.10.2; seeds 1 and 2 on 2026-11-24).
 from pathlib import Path
 
 from vmoe.config import load, replace
+from vmoe.models import model_config
 
-config = replace(load(Path(__file__).with_name("fashion_mnist.py")), model=dict(sparse_blocks=()))
+config = replace(
+    load(Path(__file__).with_name("fashion_mnist.py")), model=model_config("vit_fashion_mnist")
+)

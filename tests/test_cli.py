@@ -232,12 +232,12 @@ def test_models_and_summary_print_parameters_active_parameters_and_flops() -> No
     assert "14,705,071,769" in result.stdout, result.stderr
 
 
-def test_pretrained_models_are_listed_with_sizes_and_their_authors_figures() -> None:
+def test_pretrained_models_are_listed_with_sizes_and_their_authors_accuracies() -> None:
     result = vmoe("models", "vmoe_s32*", "--pretrained")
     assert result.returncode == 0, result.stderr
     assert "vmoe_s32_last2_e8.in1k_light  228 MB" in result.stdout
     assert "gs://vmoe_checkpoints/vmoe_s32_last2_ilsvrc2012_randaug_light1\n" in result.stdout
-    assert "ImageNet 73.1%, ReaL 74.4%, V2 59.2% (the authors)" in result.stdout
+    assert "ImageNet 73.1%, ReaL 74.4%, V2 59.2% (measured by the authors)" in result.stdout
     (b16, _) = json.loads(vmoe("models", "*b16*", "--pretrained", "--json").stdout)
     assert b16["nbytes"] == 4 * 300_974_931
     result = vmoe("evaluate", "--checkpoint", "vmoe_s32_last2_e8.in22k", "--data", "digits")

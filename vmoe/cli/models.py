@@ -17,7 +17,7 @@ class ModelsArgs:
     pattern: tyro.conf.Positional[str] = "*"
     """Pattern with wildcards, such as 'vmoe_*'."""
     pretrained: bool = False
-    """List trained weights instead, with their size, training and their authors' figures."""
+    """List trained weights instead, with their size, training and accuracies."""
     json: bool = False
     """Print one JSON list and nothing else."""
 
@@ -62,14 +62,17 @@ def _pretrained(args: ModelsArgs) -> None:
         fields = ("name", "address", "nbytes", "training", "measured_by")
         print_json(
             [
-                {field: getattr(entry, field) for field in fields} | {"figures": {**entry.figures}}
+                {field: getattr(entry, field) for field in fields}
+                | {"accuracies": {**entry.accuracies}}
                 for entry in entries
             ]
         )
         return
     for entry in entries:
-        figures = ", ".join(f"{data} {value}%" for data, value in entry.figures.items())
-        print(f"{entry.name}  {entry.nbytes / 1e6:,.0f} MB")
+        size = entry.nbytes / 1e6
+        values = ", ".join(f"{data} {value}%" for data, value in entry.accuracies.items())
+        print(f"{entry.name}  {size:,.{0 if size >= 10 else 1}f} MB")
         print(f"    {entry.address}")
         print(f"    {entry.training}")
-        print(f"    {figures + f' (the {entry.measured_by})' if figures else 'no figures'}")
+        measured = f"{values} (measured by {entry.measured_by})"
+        print(f"    {measured if values else 'no published accuracy'}")

@@ -2,6 +2,7 @@
 
     digits                                  1,797 digits of 8 x 8 pixels
     fashion_mnist[:FOLDER]                  70,000 pieces of clothing of 28 x 28 pixels
+    fashion_mnist_sample                    512 test images of these, which come with vmoe
     folder:PATH                             any images, in one sub-folder per class
     arrays:FILE.npz                         any images, in one NumPy file
 
@@ -13,7 +14,7 @@ from collections.abc import Iterable, Iterator
 from vmoe.config.data import Check, OnError
 from vmoe.data.sources.arrays import open_arrays
 from vmoe.data.sources.digits import open_digits
-from vmoe.data.sources.fashion_mnist import open_fashion_mnist
+from vmoe.data.sources.fashion_mnist import open_fashion_mnist, open_sample
 from vmoe.data.sources.folder import open_folder
 from vmoe.data.sources.relabeled import relabel
 from vmoe.data.sources.source import Example, Fingerprint, Skipped, Source
@@ -33,7 +34,8 @@ __all__ = [
 
 NAMED = 5  # paths in a message
 
-_KINDS = ("digits", "fashion_mnist", "folder", "arrays")
+_WITHOUT_PATH = ("digits", "fashion_mnist_sample")
+_KINDS = ("digits", "fashion_mnist", "fashion_mnist_sample", "folder", "arrays")
 
 
 def open_source(
@@ -42,7 +44,8 @@ def open_source(
     """Opens a split of a data set.
 
     Args:
-        name: "digits", "fashion_mnist", "fashion_mnist:FOLDER", "folder:PATH", "arrays:FILE.npz".
+        name: "digits", "fashion_mnist", "fashion_mnist:FOLDER", "fashion_mnist_sample",
+            "folder:PATH" or "arrays:FILE.npz".
         split: "train", "validation" or "test".
         check: how the images of a folder are checked, see ``vmoe/data/check.py``.
         on_error: whether unreadable images in a folder are an error.
@@ -50,15 +53,7 @@ def open_source(
     Raises:
         UsageError: there is no such data set or split, or its files are missing or corrupt.
     """
-    kind, _, path = name.partition(":")
-    if kind not in _KINDS:
-        raise UsageError(unknown("no data set", kind, list(_KINDS)))
-    if kind == "digits" and path in SPLITS:
-        raise UsageError(f"{name}: no split {path!r} can be given here; use 'digits'")
-    if kind == "digits" and path:
-        raise UsageError(unknown("no split", path, list(SPLITS)))
-    if kind in ("folder", "arrays") and not path:
-        raise UsageError(f"data set {kind!r} needs a path: {kind}:PATH")
+    kind, path = _kind_and_path(name)
     if split not in SPLITS:
         raise UsageError(unknown("no split", split, list(SPLITS)))
     try:
@@ -67,11 +62,26 @@ def open_source(
                 return open_digits(split)
             case "fashion_mnist":
                 return open_fashion_mnist(path, split)
+            case "fashion_mnist_sample":
+                return open_sample(split)
             case "folder":
                 return open_folder(path, split, check=check, on_error=on_error)
         return open_arrays(path, split)
     except PermissionError as error:
         raise UsageError(f"{error.filename}: {error.strerror}; make it readable") from None
+
+
+def _kind_and_path(name: str) -> tuple[str, str]:
+    kind, _, path = name.partition(":")
+    if kind not in _KINDS:
+        raise UsageError(unknown("no data set", kind, list(_KINDS)))
+    if kind in _WITHOUT_PATH and path in SPLITS:
+        raise UsageError(f"{name}: no split {path!r} can be given here; use {kind!r}")
+    if kind in _WITHOUT_PATH and path:
+        raise UsageError(unknown("no split", path, list(SPLITS)))
+    if kind in ("folder", "arrays") and not path:
+        raise UsageError(f"data set {kind!r} needs a path: {kind}:PATH")
+    return kind, path
 
 
 def name_and_split(text: str) -> tuple[str, str]:
