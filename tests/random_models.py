@@ -1,4 +1,4 @@
-"""Models all of whose parameters are random, as a reader returns them, and images for them."""
+"""Small models all of whose parameters are random, images for them, and their compiled outputs."""
 
 from pathlib import Path
 from typing import Any
@@ -9,18 +9,28 @@ import numpy as np
 from flax import nnx
 
 from vmoe import models
+from vmoe.axes import Record
 from vmoe.checkpoints.stored import Origin, StoredModel
+from vmoe.config import ViTConfig
 from vmoe.config.preprocessing import Preprocessing
 from vmoe.nn.vit import ViT
+from vmoe.surgery.params import nested, shapes
+
+
+def random_params(config: ViTConfig, seed: int = 0) -> dict[Any, Any]:
+    """Parameters none of which is zero, so that each of them matters."""
+    rng = np.random.default_rng(seed)
+    values = {
+        path: np.float32(0.3 * rng.standard_normal(shape) + (path[-1] == "scale"))
+        for path, shape in shapes(config).items()
+    }
+    return jax.tree.map(jnp.asarray, nested(values))
 
 
 def stored_model(name: str, **overrides: Any) -> StoredModel:
-    """A named model; biases are about 0.1, and the logits are not all the same."""
-    config = models.model_config(name, head_std=1.0, **overrides)
-    leaves, tree = jax.tree.flatten(nnx.to_pure_dict(nnx.state(models.build(config), nnx.Param)))
-    rng = np.random.default_rng(0)
-    noisy = [x + rng.normal(0, 0.02, x.shape) for x in leaves]
-    params = jax.tree.unflatten(tree, [np.asarray(x, np.float32) for x in noisy])
+    """A named model, as a reader returns it."""
+    config = models.model_config(name, **overrides)
+    params = jax.tree.map(np.asarray, random_params(config))
     names = tuple(f"class {i}" for i in range(config.num_classes))
     preprocessing = Preprocessing(config.image_size)
     return StoredModel(config, params, names, preprocessing, None, Origin("vmoe", Path("random")))
@@ -31,7 +41,28 @@ def model_of(stored: StoredModel) -> ViT:
     return models.with_params(stored.config, jax.tree.map(jnp.asarray, stored.params))
 
 
-def random_images(stored: StoredModel, b: int) -> np.ndarray:
-    """f32[b h w 3] in [-1, 1], of the size that the preprocessing makes."""
-    size = stored.preprocessing.image_size
+def random_images(size: int = 32, b: int = 2) -> np.ndarray:
+    """f32[b h w 3] in [-1, 1]."""
     return np.random.default_rng(b).uniform(-1, 1, (b, size, size, 3)).astype(np.float32)
+
+
+@jax.jit(static_argnums=0)
+def _outputs(graph: nnx.GraphDef, state: nnx.State, x: jax.Array) -> jax.Array:
+    return nnx.merge(graph, state, copy=True)(x)
+
+
+def outputs(model: nnx.Module, x: jax.typing.ArrayLike) -> jax.Array:
+    """What any model computes, as one program; models that differ in parameters share it."""
+    return _outputs(*nnx.split(model), x)
+
+
+@jax.jit(static_argnums=0)
+def _forward(
+    graph: nnx.GraphDef, state: nnx.State, images: jax.Array
+) -> tuple[jax.Array, dict[int, Record]]:
+    return nnx.merge(graph, state, copy=True).forward(images)
+
+
+def forward(model: ViT, images: jax.typing.ArrayLike) -> tuple[jax.Array, dict[int, Record]]:
+    """The logits, and the record of each sparse block, as one program."""
+    return _forward(*nnx.split(model), images)

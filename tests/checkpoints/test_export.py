@@ -11,55 +11,84 @@ import numpy as np
 import pytest
 
 import vmoe
-from tests.random_models import model_of, random_images, stored_model
+from tests.random_models import model_of, outputs, random_images, stored_model
 from vmoe.checkpoints import export
+from vmoe.checkpoints.stored import StoredModel
 from vmoe.config import ExpertChoice, Soft, TokenChoice
 from vmoe.errors import UsageError
 
 ROUTERS = {
+    "dense": None,
     "order": TokenChoice(),
     "largest_gate": TokenChoice(priority="largest_gate"),
     "expert_choice": ExpertChoice(),
     "soft": Soft(),
 }
-WITHOUT_VMOE = "import sys; sys.modules['vmoe'] = sys.modules['flax'] = None"
-RUN = "for b in (1, 2, 5): np.save(f'{b}.npy', program.call(params, np.load(f'images{b}.npy')))"
+BATCHES = (1, 5)
+RUN_ALL = f"""
+import os, sys
+sys.modules["vmoe"] = sys.modules["flax"] = None
+for router in {[*ROUTERS]}:
+    os.chdir(router)
+    exec(open("code.py").read())
+    images = np.load("../images.npy")
+    for b in {BATCHES}:
+        np.save(f"../{{router}}{{b}}.npy", program.call(params, images[:b]))
+    os.chdir("..")
+"""
 
 
-@pytest.mark.parametrize("router", [None, *ROUTERS])
-def test_the_program_in_the_readme_gives_the_logits_without_vmoe_for_any_number_of_images(
-    router: str | None, tmp_path: Path
-) -> None:
-    """The oracle is the model, called on the same images."""
-    moe = dict(router=ROUTERS.get(router), images_per_group=1, capacity_factor=0.5)
-    name, overrides = ("vit_tiny", {}) if router is None else ("vmoe_tiny_last2_e4", dict(moe=moe))
-    stored = stored_model(name, **overrides)
-    folder = tmp_path / "program"
-    export.write(folder, stored, shard_bytes=10_000)
-    batches = {b: random_images(stored, b) for b in (1, 2, 5)}
-    for b, images in batches.items():
-        np.save(folder / f"images{b}.npy", images)
-    (code,) = re.findall(r"```python\n(.*?)```", (folder / "README.md").read_text(), re.DOTALL)
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, StoredModel]]:
+    """A folder with a program of each router, and the models they were written from."""
+    folder, stored = tmp_path_factory.mktemp("programs"), {}
+    for name, router in ROUTERS.items():
+        if router is None:
+            stored[name] = stored_model("vit_tiny", depth=2)
+            export.write(folder / name, stored[name])
+        else:
+            moe = dict(router=router, images_per_group=1, capacity_factor=0.5)
+            sparse = dict(depth=2, sparse_blocks=(0, 1), moe=moe)
+            stored[name] = stored_model("vmoe_tiny_last2_e4", **sparse)
+            export.write(folder / name, stored[name], shard_bytes=10_000)
+    return folder, stored
+
+
+@pytest.fixture(scope="module")
+def printed(written: tuple[Path, dict[str, StoredModel]]) -> list[str]:
+    """What the code in each README prints; one process runs all, and saves further logits."""
+    folder, _ = written
+    np.save(folder / "images.npy", random_images(b=max(BATCHES)))
+    for router in ROUTERS:
+        readme = (folder / router / "README.md").read_text()
+        (code,) = re.findall(r"```python\n(.*?)```", readme, re.DOTALL)
+        (folder / router / "code.py").write_text(code)
     result = subprocess.run(
-        [sys.executable, "-I", "-c", f"{WITHOUT_VMOE}\n{code}\n{RUN}"],
-        cwd=folder,
-        capture_output=True,
-        text=True,
+        [sys.executable, "-I", "-c", RUN_ALL], cwd=folder, capture_output=True, text=True
     )
-    assert result.returncode == 0 and result.stdout == "(2, 10)\n", result.stderr
-    model = model_of(stored)
-    for b, images in batches.items():
-        expected = np.asarray(model(images))
-        scale = np.abs(expected).max()
-        np.testing.assert_allclose(
-            np.load(folder / f"{b}.npy") / scale, expected / scale, atol=1e-5
-        )
+    assert result.returncode == 0, result.stderr
+    return result.stdout.splitlines()
 
 
-def test_config_json_describes_inputs_outputs_classes_and_files(tmp_path: Path) -> None:
-    stored = stored_model("vit_tiny")
-    export.write(tmp_path, stored)
-    content = json.loads((tmp_path / "config.json").read_text())
+@pytest.mark.parametrize("router", ROUTERS)
+def test_the_program_in_the_readme_gives_the_logits_without_vmoe_for_any_number_of_images(
+    router: str, written: tuple[Path, dict[str, StoredModel]], printed: list[str]
+) -> None:
+    """The oracle is the model, called on all images; each is its own group."""
+    folder, stored = written
+    assert printed == ["(2, 10)"] * len(ROUTERS)
+    expected = np.asarray(outputs(model_of(stored[router]), random_images(b=max(BATCHES))))
+    scale = np.abs(expected).max()
+    for b in BATCHES:
+        found = np.load(folder / f"{router}{b}.npy")
+        np.testing.assert_allclose(found / scale, expected[:b] / scale, atol=1e-5)
+
+
+def test_config_json_describes_inputs_outputs_classes_and_files(
+    written: tuple[Path, dict[str, StoredModel]],
+) -> None:
+    folder, stored = written[0] / "dense", written[1]["dense"]
+    content = json.loads((folder / "config.json").read_text())
     assert content["inputs"]["images"] == {
         "shape": ["b", 32, 32, 3],
         "dtype": "float32",
@@ -70,13 +99,14 @@ def test_config_json_describes_inputs_outputs_classes_and_files(tmp_path: Path) 
     assert content["preprocessing"]["image_size"] == 32
     assert set(content["sha256"]) == {"model.jaxexport", "model.safetensors"}
     for name, expected in content["sha256"].items():
-        assert hashlib.sha256((tmp_path / name).read_bytes()).hexdigest() == expected
+        assert hashlib.sha256((folder / name).read_bytes()).hexdigest() == expected
 
 
-def test_a_program_is_neither_overwritten_nor_read_as_a_model(tmp_path: Path) -> None:
-    stored = stored_model("vit_tiny")
-    export.write(tmp_path, stored)
+def test_a_program_is_neither_overwritten_nor_read_as_a_model(
+    written: tuple[Path, dict[str, StoredModel]],
+) -> None:
+    folder, stored = written[0] / "dense", written[1]["dense"]
     with pytest.raises(UsageError, match="it is not empty"):
-        export.write(tmp_path, stored)
+        export.write(folder, stored)
     with pytest.raises(UsageError, match="a program of jax.export"):
-        vmoe.load(tmp_path)
+        vmoe.load(folder)

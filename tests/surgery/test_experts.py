@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests.surgery.tiny import images, outputs, random_params
+from tests.random_models import outputs, random_images, random_params
 from vmoe import models
 from vmoe.analysis import capture
 from vmoe.config import ExpertChoice, MoEConfig, Soft, TokenChoice, ViTConfig, replace
@@ -41,7 +41,7 @@ def layer(params: dict[Any, Any], block: int) -> dict[Any, Any]:
 
 
 def logits(config: ViTConfig, params: dict[Any, Any]) -> jax.Array:
-    return outputs(models.with_params(config, params), images())
+    return outputs(models.with_params(config, params), random_images())
 
 
 def assert_equal(left: Any, right: Any) -> None:
@@ -74,7 +74,7 @@ def test_pruning_experts_without_load_keeps_the_logits() -> None:
         router = layer(params, block)["router"]
         router["kernel"] = router["kernel"].at[0].set(jnp.array([-1.0, 1.0, -1.0, 1.0]))
     model = models.with_params(CONFIG, params)
-    before, records = jax.jit(lambda x: capture(model, x))(images())
+    before, records = jax.jit(lambda x: capture(model, x))(random_images())
     loads = {
         block: np.bincount(np.asarray(record.routing.experts).ravel(), minlength=E)
         for block, record in records.items()

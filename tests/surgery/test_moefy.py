@@ -10,7 +10,7 @@ import pytest
 from flax import nnx
 
 import vmoe
-from tests.surgery.tiny import images, outputs, random_params
+from tests.random_models import outputs, random_images, random_params
 from vmoe import models
 from vmoe.errors import UsageError
 from vmoe.nn.mlp import Mlp
@@ -101,7 +101,7 @@ def test_our_own_mlps_can_be_selected_too() -> None:
     parent = models.with_params(config, random_params(config))
     child = vmoe.moefy(parent, select=Mlp, num_experts=2)
     np.testing.assert_allclose(
-        outputs(child, images()), outputs(parent, images()), rtol=1e-5, atol=1e-5
+        outputs(child, random_images()), outputs(parent, random_images()), rtol=1e-5, atol=1e-5
     )
 
 

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests.surgery.tiny import images, outputs, random_params
+from tests.random_models import outputs, random_images, random_params
 from vmoe import models
 from vmoe.config import MoEConfig, Soft, TokenChoice, ViTConfig, replace
 from vmoe.errors import UsageError
@@ -78,7 +78,7 @@ def test_a_model_fitted_to_another_image_size_has_the_logits_of_its_parent_there
     assert set(changes.loaded) == names(TINY) - {"positions/embedding"}
     assert changes.new == changes.dropped == []
     parent, child = models.with_params(TINY, params), models.with_params(target, fitted)
-    x = images(48)
+    x = random_images(48)
     np.testing.assert_allclose(outputs(child, x), outputs(parent, x), rtol=1e-5, atol=1e-5)
 
 

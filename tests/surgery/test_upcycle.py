@@ -14,7 +14,7 @@ import pytest
 
 import vmoe
 from tests.published import published_params
-from tests.surgery.tiny import images, outputs, random_params
+from tests.random_models import outputs, random_images, random_params
 from vmoe import models
 from vmoe.checkpoints.flax_names import published_name
 from vmoe.config import ExpertChoice, MoEConfig, Soft, TokenChoice, replace
@@ -86,7 +86,7 @@ def test_an_upcycled_model_has_the_logits_of_its_parent(moe: dict) -> None:
     parent = dense()
     child = vmoe.upcycle(parent, blocks=(0, 1), **moe)
     assert logit_changes(TINY, child.config.moe) == []
-    x = images(32)
+    x = random_images()
     np.testing.assert_allclose(outputs(child, x), outputs(parent, x), rtol=1e-5, atol=1e-5)
 
 
@@ -107,7 +107,7 @@ def test_other_settings_change_the_logits_and_the_reason_is_named(moe: dict, rea
     child = vmoe.upcycle(parent, blocks=(0, 1), **moe)
     reasons = logit_changes(TINY, child.config.moe, noise_std=moe.get("noise_std", 0.0))
     assert len(reasons) == 1 and reason in reasons[0]
-    x = images(32)
+    x = random_images()
     assert np.max(np.abs(outputs(child, x) - outputs(parent, x))) > 1e-4
 
 
@@ -144,7 +144,7 @@ def test_a_second_upcycling_keeps_the_layers_of_the_first() -> None:
     once = vmoe.upcycle(dense(), blocks=(1,), num_experts=2)
     twice = vmoe.upcycle(once, blocks=(0,), num_experts=4)
     assert {i: moe.num_experts for i, moe in twice.config.moe_blocks.items()} == {0: 4, 1: 2}
-    x = images(32)
+    x = random_images()
     np.testing.assert_allclose(outputs(twice, x), outputs(once, x), rtol=1e-5, atol=1e-5)
     with pytest.raises(UsageError, match="block 1 is sparse already"):
         vmoe.upcycle(once, blocks=(0, 1))
