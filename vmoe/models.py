@@ -181,26 +181,26 @@ def with_params(
     """
     from flax import nnx
 
-    graph, rest = _without_params(config, placement)
+    graph, state = _abstract(config, placement)
+    _, rest = nnx.split_state(state, nnx.Param, ...)
     model = nnx.merge(graph, params, rest)
     model.rngs = nnx.Rngs(train=0)
     return model
-
-
-@functools.lru_cache(maxsize=16)
-def _without_params(config: ViTConfig, placement: "Placement | None") -> tuple[Any, Any]:
-    """A model's graph definition, and its abstract state without parameters.
-
-    Cached: tracing the initialisation takes a second, and a run evaluates many times.
-    """
-    from flax import nnx
-
-    graph, _, rest = nnx.split(build_abstract(config, placement=placement), nnx.Param, ...)
-    return graph, rest
 
 
 def build_abstract(config: ViTConfig, *, placement: "Placement | None" = None) -> "ViT":
     """As ``build``, with a ``jax.ShapeDtypeStruct`` in place of every array."""
     from flax import nnx
 
-    return nnx.eval_shape(lambda: build(config, placement=placement))
+    return nnx.merge(*_abstract(config, placement), copy=True)
+
+
+@functools.lru_cache(maxsize=16)
+def _abstract(config: ViTConfig, placement: "Placement | None") -> tuple[Any, Any]:
+    """A model's graph definition and abstract state.
+
+    Cached: tracing the initialisation takes a second, and a run evaluates many times.
+    """
+    from flax import nnx
+
+    return nnx.split(nnx.eval_shape(lambda: build(config, placement=placement)))
