@@ -7,12 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests.random_models import outputs, random_images, random_params
+from tests.random_models import forward, random_images, random_params
 from vmoe import models
-from vmoe.analysis import capture
 from vmoe.config import ExpertChoice, MoEConfig, Soft, TokenChoice, ViTConfig, replace
 from vmoe.errors import UsageError
-from vmoe.models import params_of
 from vmoe.routing import slots_and_factor
 from vmoe.surgery.experts import (
     add_experts,
@@ -41,7 +39,7 @@ def layer(params: dict[Any, Any], block: int) -> dict[Any, Any]:
 
 
 def logits(config: ViTConfig, params: dict[Any, Any]) -> jax.Array:
-    return outputs(models.with_params(config, params), random_images())
+    return forward(models.with_params(config, params), random_images())[0]
 
 
 def assert_equal(left: Any, right: Any) -> None:
@@ -73,8 +71,7 @@ def test_pruning_experts_without_load_keeps_the_logits() -> None:
         norm["bias"] = norm["bias"].at[0].set(30.0)
         router = layer(params, block)["router"]
         router["kernel"] = router["kernel"].at[0].set(jnp.array([-1.0, 1.0, -1.0, 1.0]))
-    model = models.with_params(CONFIG, params)
-    before, records = jax.jit(lambda x: capture(model, x))(random_images())
+    before, records = forward(models.with_params(CONFIG, params), random_images())
     loads = {
         block: np.bincount(np.asarray(record.routing.experts).ravel(), minlength=E)
         for block, record in records.items()
@@ -163,7 +160,7 @@ def test_noise_and_new_router_columns_are_those_of_the_copies_only() -> None:
     np.testing.assert_array_equal(bias[E:], jnp.stack([bias[2]] * 2))
     router = after["router"]["kernel"]
     np.testing.assert_array_equal(router[:, :E], before["router"]["kernel"])
-    fresh = layer(params_of(models.build(new_config, seed=7)), 1)["router"]["kernel"]
+    fresh = jax.jit(lambda: models.build(new_config, seed=7).blocks[1].mlp.router.kernel[...])()
     np.testing.assert_allclose(router[:, E:], fresh[:, E:], rtol=1e-6)
 
 
