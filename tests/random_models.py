@@ -29,7 +29,11 @@ def random_params(config: ViTConfig, seed: int = 0) -> dict[Any, Any]:
 
 def stored_model(name: str, **overrides: Any) -> StoredModel:
     """A named model, as a reader returns it."""
-    config = models.model_config(name, **overrides)
+    return stored_of(models.model_config(name, **overrides))
+
+
+def stored_of(config: ViTConfig) -> StoredModel:
+    """The model of a config, as a reader returns it."""
     params = jax.tree.map(np.asarray, random_params(config))
     names = tuple(f"class {i}" for i in range(config.num_classes))
     preprocessing = Preprocessing(config.image_size)

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from tests.command import TINY
+from tests.random_models import stored_of
 from vmoe import config as configs
 from vmoe.checkpoints import read
 from vmoe.checkpoints.checksums import by_name
@@ -237,9 +238,9 @@ def test_a_missing_package_is_named_with_the_extra_that_has_it(scheme: str, extr
 
 
 def test_a_run_starts_from_a_url_and_resumes(memory: str, tmp_path: Path) -> None:
-    config = configs.replace(configs.load(TINY), steps=2, optim=dict(warmup_steps=0))
-    train(config, tmp_path / "first")
-    write(tmp_path / "model", read(tmp_path / "first"))
+    dense = dict(depth=1, sparse_blocks=())
+    config = configs.replace(configs.load(TINY), model=dense, steps=2, optim=dict(warmup_steps=0))
+    write(tmp_path / "model", stored_of(config.model))
     upload(tmp_path / "model", memory)
     for init in (memory, Path(memory)):
         train(config, tmp_path / "second", init=init)
