@@ -286,6 +286,8 @@ def _means(
     values: Float[Array, "*x"], groups: Sequence[Sequence[int]], axis: int
 ) -> Float[Array, "*y"]:
     """The mean of each group along an axis; exactly the member in a group of one."""
+    if all(len(group) == 1 for group in groups):
+        return jnp.take(values, jnp.asarray([expert for (expert,) in groups]), axis)
     means = [jnp.take(values, jnp.asarray(group), axis).mean(axis) for group in groups]
     return jnp.stack(means, axis)
 
