@@ -8,19 +8,18 @@ import pytest
 
 import vmoe as library
 from tests.command import TINY, vmoe
+from tests.random_models import outputs, random_images
 from vmoe.data.sources import open_source
 from vmoe.evaluate.loads import expert_loads
 
 
 @pytest.fixture(scope="module")
-def dense_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    workdir = tmp_path_factory.mktemp("dense") / "run"
-    result = vmoe(
-        *("train", "--config", TINY, "--workdir", workdir, "--steps", "60"),
-        *("--model.depth", "2", "--model.sparse-blocks"),
-    )
+def average(tiny_run: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict]:
+    """A dense model, the mean of the experts of a run, and what the command reports of both."""
+    path = tmp_path_factory.mktemp("average") / "dense"
+    result = vmoe("prune", tiny_run, path, "--num-experts", "0", "--rule", "average", "--json")
     assert result.returncode == 0, result.stderr
-    return workdir
+    return path, json.loads(result.stdout)
 
 
 def accuracy(checkpoint: Path) -> float:
@@ -29,27 +28,28 @@ def accuracy(checkpoint: Path) -> float:
 
 
 def test_an_upcycled_model_has_its_parents_logits_and_can_be_trained_on(
-    dense_run: Path, tmp_path: Path
+    average: tuple[Path, dict], tmp_path: Path
 ) -> None:
-    result = vmoe("upcycle", dense_run, tmp_path / "sparse", "--num-experts", "4")
+    parent, report = average
+    result = vmoe("upcycle", parent, tmp_path / "sparse", "--num-experts", "4")
     assert result.returncode == 0, result.stderr
-    assert f"its logits are those of {dense_run}, up to rounding" in result.stdout
-    images = np.random.default_rng(0).uniform(-1, 1, (5, 8, 8, 3)).astype(np.float32)
-    dense, sparse = (library.load(path) for path in (dense_run, tmp_path / "sparse"))
-    np.testing.assert_allclose(dense.model(images), sparse.model(images), atol=1e-5)
-    assert accuracy(tmp_path / "sparse") == accuracy(dense_run) > 0.3
+    assert f"its logits are those of {parent}, up to rounding" in result.stdout
+    dense, sparse = (library.load(path).model for path in (parent, tmp_path / "sparse"))
+    images = random_images(8, 5)
+    np.testing.assert_allclose(outputs(dense, images), outputs(sparse, images), atol=1e-5)
+    assert accuracy(tmp_path / "sparse") == report["after"]["accuracy"] > 0.2
     result = vmoe(
-        *("train", "--config", TINY, "--workdir", tmp_path / "run", "--steps", "3"),
-        *("--optim.warmup-steps", "1", "--init", tmp_path / "sparse"),
+        *("train", "--config", TINY, "--workdir", tmp_path / "run", "--steps", "1"),
+        *("--optim.warmup-steps", "0", "--init", tmp_path / "sparse"),
         *("--model.moe.router.normalize-weights", "--model.moe.dropless"),
     )
     assert result.returncode == 0, result.stderr
     assert "step 60: " in result.stderr and " parameters loaded" in result.stderr
 
 
-def test_upcycling_says_why_logits_change(dense_run: Path, tmp_path: Path) -> None:
+def test_upcycling_says_why_logits_change(average: tuple[Path, dict], tmp_path: Path) -> None:
     options = ["--no-normalize-weights", "--capacity-factor", "1.0", "--noise-std", "0.1"]
-    result = vmoe("upcycle", dense_run, tmp_path / "x", "--blocks", "0,1", *options)
+    result = vmoe("upcycle", average[0], tmp_path / "x", "--blocks", "0,1", *options)
     assert result.returncode == 0, result.stderr
     for reason in ("are not normalised", "beyond the capacity are dropped", "noise is added"):
         assert reason in result.stdout
@@ -70,21 +70,24 @@ def test_pruning_reports_the_accuracy_before_and_after(tiny_run: Path, tmp_path:
     (loads,) = expert_loads(loaded.model, source, loaded.preprocessing).values()
     assert loads.sum() == 2 * 5 * len(source)  # two choices of each of five tokens
     columns = np.sort(np.argsort(-loads, kind="stable")[:2])
-    kernel = loaded.model.blocks[1].mlp.router.kernel[...]
+    kernel = np.asarray(loaded.model.blocks[1].mlp.router.kernel[...])
     pruned = library.load(tmp_path / "two").model.blocks[1].mlp.router.kernel[...]
     np.testing.assert_array_equal(pruned, kernel[:, columns])
 
 
-def test_the_other_rules_prune_and_experts_become_one_mlp(tiny_run: Path, tmp_path: Path) -> None:
+def test_the_other_rules_prune_and_experts_become_one_mlp(
+    tiny_run: Path, average: tuple[Path, dict], tmp_path: Path
+) -> None:
     for options in (
         ["--num-experts", "3", "--rule", "random"],
-        ["--num-experts", "2", "--rule", "router_norm", "--before", tiny_run],
-        ["--num-experts", "0", "--rule", "average"],
+        ["--num-experts", "3", "--rule", "router_norm", "--before", tiny_run],
     ):
         result = vmoe("prune", tiny_run, tmp_path / str(options[3]), *options)
         assert result.returncode == 0, result.stderr
         assert "after" in result.stdout and " of 180" in result.stdout
-    assert library.load(tmp_path / "average").model.config.sparse_blocks == ()
+    dense, report = average
+    assert report["after"]["images"] == 180 and report["after"]["experts"] == "0"
+    assert library.load(dense).model.config.sparse_blocks == ()
 
 
 @pytest.mark.parametrize(
