@@ -121,6 +121,11 @@ def test_routing_can_be_overridden_without_changing_parameters(
         vmoe.load(run, routing=RoutingOverrides(k=5))
 
 
+def test_a_tag_without_pretrained_is_refused() -> None:
+    with pytest.raises(UsageError, match="a tag names trained weights; use pretrained=True"):
+        vmoe.create_model("vit_fashion_mnist.best_of_3")
+
+
 def test_a_path_without_a_model_is_refused_with_the_supported_formats(tmp_path: Path) -> None:
     for path, reason in (
         (tmp_path / "nowhere", "no such file or folder"),

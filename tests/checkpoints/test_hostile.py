@@ -20,19 +20,23 @@ from vmoe.checkpoints import chunked, npz, read
 from vmoe.errors import Failure, UsageError, VmoeError
 
 SAMPLES = {sample.name: sample for sample in fuzz.samples()}
-MUTANTS = 50  # of each format; scripts/fuzz_checkpoints.py makes more
+# Of each format; scripts/fuzz_checkpoints.py makes more.
+MUTANTS = [range(50), pytest.param(range(50, 350), marks=pytest.mark.slow)]
 
 
+@pytest.mark.parametrize("mutants", MUTANTS, ids=["50", "300 more"])
 @pytest.mark.parametrize("name", SAMPLES)
-def test_a_changed_file_is_refused_in_one_line_or_read(name: str, tmp_path: Path) -> None:
+def test_a_changed_file_is_refused_in_one_line_or_read(
+    name: str, mutants: range, tmp_path: Path
+) -> None:
     folder = fuzz.write(SAMPLES[name], tmp_path / "model")
     outcomes: Counter[str] = Counter()
-    for i in range(MUTANTS):
+    for i in mutants:
         case = fuzz.mutant(SAMPLES[name], random.Random(f"tests {i}"))
         outcome, reason = fuzz.check(case, folder)
         assert outcome != "crash", f"{i}, {case.operations}: {reason}"
         outcomes[outcome] += 1
-    assert outcomes["refused"] > MUTANTS / 3 and outcomes["read"], outcomes
+    assert outcomes["refused"] > len(mutants) / 3 and outcomes["read"], outcomes
 
 
 @pytest.fixture

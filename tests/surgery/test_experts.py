@@ -220,6 +220,12 @@ def test_one_expert_is_left_if_k_is_lowered_too() -> None:
     assert (config.moe.num_experts, config.moe.router.k) == (1, 1)
 
 
+def test_k_is_refused_for_a_router_without_one() -> None:
+    config = replace(CONFIG, moe=MoEConfig(num_experts=E, router=ExpertChoice()))
+    with pytest.raises(UsageError, match="k=1: router expert_choice has no experts per token"):
+        prune_experts(config, random_params(config), {1: (0, 1)}, k=1)
+
+
 def test_experts_of_a_soft_router_are_refused() -> None:
     config = replace(CONFIG, moe=MoEConfig(num_experts=E, router=Soft(), images_per_group=1))
     params = random_params(config)

@@ -75,6 +75,8 @@ def run(argv: Sequence[str]) -> None:
     stored = read(args.source, use_ema=args.use_ema)
     if not stored.config.sparse_blocks:
         raise UsageError(f"{args.source}: no block of this model is sparse")
+    if args.rule != "average":
+        _check(args, stored)
     source, replace = open_data(args.data, stored, split="validation")
     left_out = Unreadable("left out")
     on_unreadable = left_out.add if replace else None
@@ -97,6 +99,18 @@ def run(argv: Sequence[str]) -> None:
     columns = ("", "experts", "parameters", "GFLOPs per image", "accuracy")
     title = f"{url_of(args.destination) or args.destination}: {args.rule}, on {source.name}"
     print_table(columns, [(name, *_texts(row)) for name, row in rows.items()], title=title)
+
+
+def _check(args: PruneArgs, stored: "StoredModel") -> None:
+    """Raises if so many experts or such a k are impossible, before the data are read."""
+    import jax
+
+    from vmoe.surgery.experts import prune_experts, random_experts
+
+    some = random_experts(stored.config, args.num_experts)
+    jax.eval_shape(
+        lambda params: prune_experts(stored.config, params, some, k=args.k)[1], stored.params
+    )
 
 
 def _kept(
