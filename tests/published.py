@@ -8,7 +8,7 @@ import numpy as np
 
 from vmoe.checkpoints import flax_names
 from vmoe.checkpoints.arrays import ArrayFile, ArrayInfo
-from vmoe.checkpoints.assemble import Recipe, assemble
+from vmoe.checkpoints.assemble import Conversion, assemble
 from vmoe.config import ViTConfig
 
 
@@ -16,4 +16,4 @@ def published_params(config: ViTConfig, arrays: Mapping[str, np.ndarray]) -> dic
     """The parameters, by the reader of published checkpoints."""
     infos = {name: ArrayInfo(array.shape, array.dtype) for name, array in arrays.items()}
     file = ArrayFile(Path("stored"), infos, lambda names: ((name, arrays[name]) for name in names))
-    return assemble(Recipe(file, flax_names.rename, config=config)).params
+    return assemble(Conversion(file, flax_names.rename, config=config)).params

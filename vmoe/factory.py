@@ -135,7 +135,10 @@ def list_models(pattern: str = "*", *, pretrained: bool = False) -> list[str]:
 
 
 def _to_device(params: dict[Any, Any]) -> dict[Any, Any]:
-    """Moves arrays from the host to the device, one by one, so that few are held twice."""
+    """Moves arrays from the host to the device, one by one, so that few are held twice.
+
+    Empties ``params``.
+    """
     return {
         key: _to_device(value)
         if isinstance(value, dict)

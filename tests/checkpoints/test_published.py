@@ -14,7 +14,7 @@ import vmoe
 from tests.random_models import outputs
 from vmoe.checkpoints import chunked, chunked_write, flax_names, read, released
 from vmoe.checkpoints.arrays import ArrayFile, ArrayInfo
-from vmoe.checkpoints.assemble import Recipe, infer
+from vmoe.checkpoints.assemble import Conversion, infer
 from vmoe.config import RoutingOverrides
 from vmoe.errors import Failure, UsageError
 
@@ -231,7 +231,7 @@ def test_the_names_and_shapes_of_a_released_model_give_its_config(
         for each, shape in shapes.items()
     }
     file = ArrayFile(Path(name), infos, lambda names: iter(()))
-    config, _ = infer(Recipe(file, flax_names.rename, moe=released.ASSUMED))
+    config, _ = infer(Conversion(file, flax_names.rename, moe=released.ASSUMED))
     expected = vmoe.models.model_config(**changes)
     trained = dict(head_bias=expected.head_bias, moe=dict(capacity_factor=1.05))
     assert vmoe.config.replace(config, **trained) == expected

@@ -124,7 +124,7 @@ def _read_run(path: Path, use_ema: bool) -> StoredModel:
 
 
 def _read_weights(path: Path, opened: weights.Opened) -> StoredModel:
-    assembled = assemble(opened.recipe)
+    assembled = assemble(opened.conversion)
     details = opened.details(assembled.config)
     return StoredModel(
         config=assembled.config,

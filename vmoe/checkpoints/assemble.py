@@ -53,7 +53,7 @@ HALF = Pixels((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 UNUSED_MOE = MoEConfig()  # a placeholder for families without sparse blocks
 
 
-class Recipe(NamedTuple):
+class Conversion(NamedTuple):
     """How a file becomes a model.
 
     Attributes:
@@ -85,15 +85,15 @@ class Assembled(NamedTuple):
     unused: tuple[str, ...]
 
 
-def paths_of(recipe: Recipe, name: str) -> dict[str, tuple[int, ...]] | None:
+def paths_of(conversion: Conversion, name: str) -> dict[str, tuple[int, ...]] | None:
     """The parameters in an array of a file, with their shapes; None if the name is unknown.
 
     Raises:
         UsageError: the shape is not one that such an array can have.
     """
-    info = recipe.file.infos[name]
+    info = conversion.file.infos[name]
     try:
-        parts = recipe.rename(name, _stand_in(info))
+        parts = conversion.rename(name, _stand_in(info))
     except KeyError:
         return None
     except UsageError:
@@ -104,29 +104,29 @@ def paths_of(recipe: Recipe, name: str) -> dict[str, tuple[int, ...]] | None:
     return {path: part.shape for path, part in parts.items()}
 
 
-def infer(recipe: Recipe) -> tuple[ViTConfig, dict[str, list[str]]]:
+def infer(conversion: Conversion) -> tuple[ViTConfig, dict[str, list[str]]]:
     """The config of the model in a file, without reading its arrays, and each array's paths.
 
     Raises:
         UsageError: the file holds another kind of model; names the parameter.
     """
     try:
-        return _infer(recipe)
+        return _infer(conversion)
     except UsageError as error:
-        raise UsageError(f"{recipe.file.path}: {error}") from None
+        raise UsageError(f"{conversion.file.path}: {error}") from None
 
 
-def _infer(recipe: Recipe) -> tuple[ViTConfig, dict[str, list[str]]]:
+def _infer(conversion: Conversion) -> tuple[ViTConfig, dict[str, list[str]]]:
     shapes: dict[str, tuple[int, ...]] = {}
     paths: dict[str, list[str]] = {}
     unknown = []
-    for name in recipe.file.infos:
-        parts = paths_of(recipe, name)
+    for name in conversion.file.infos:
+        parts = paths_of(conversion, name)
         if parts is None:
             unknown.append(name)
             continue
-        if parts and recipe.file.infos[name].dtype.name not in FLOATS:
-            dtype = recipe.file.infos[name].dtype
+        if parts and conversion.file.infos[name].dtype.name not in FLOATS:
+            dtype = conversion.file.infos[name].dtype
             raise UsageError(f"{name} has dtype {dtype}: parameters are floats")
         if twice := sorted(parts.keys() & shapes.keys()):
             raise UsageError(f"two arrays are {twice[0]}; the second is {name}")
@@ -135,7 +135,7 @@ def _infer(recipe: Recipe) -> tuple[ViTConfig, dict[str, list[str]]]:
     if unknown:
         raise UsageError(f"not a model that can be represented; it has {listed(unknown, NAMED)}")
     own = {path: shape for path, shape in shapes.items() if not path.startswith(SCALE)}
-    config = recipe.config or infer_config(own, recipe.given, recipe.moe)
+    config = conversion.config or infer_config(own, conversion.given, conversion.moe)
     check_shapes(own, config)
     for path, shape in shapes.items():
         kernel = own.get(f"{path.removeprefix(SCALE)}/kernel", ())
@@ -144,36 +144,45 @@ def _infer(recipe: Recipe) -> tuple[ViTConfig, dict[str, list[str]]]:
     return config, paths
 
 
-def assemble(recipe: Recipe) -> Assembled:
+def assemble(conversion: Conversion) -> Assembled:
     """Reads a model.
 
     Raises:
         UsageError: the file holds another kind of model; names the parameter.
         Failure: the file is corrupt.
     """
-    config, paths = infer(recipe)
-    file = recipe.file
+    config, paths = infer(conversion)
+    file = conversion.file
     params: dict[str, np.ndarray] = {}
     with np.errstate(over="ignore", invalid="ignore"):  # the result is checked
         for name, array in file.read([name for name, own in paths.items() if own]):
-            for path, part in recipe.rename(name, array).items():
+            for path, part in conversion.rename(name, array).items():
                 params[path] = np.array(part, np.float32, order="C")
         for path, info in _expected(config).items():
             params.setdefault(path, np.zeros(info.shape, np.float32))  # an optional bias
         _fold_scales(params)
-        if recipe.pixels != HALF:
-            _fold_pixels(params, recipe.pixels)
+        if conversion.pixels != HALF:
+            _fold_pixels(params, conversion.pixels)
     if wrong := [path for path, values in params.items() if not np.isfinite(values).all()]:
         raise Failure(f"{file.path}: {wrong[0]} has values that are NaN or infinite")
     if config.positions == "learned" and config.has_class_token:
         _add_class_position(params, config)
-    nested = unflatten_dict({tuple(map(key, p.split("/"))): x for p, x in params.items()})
-    return Assembled(config, nested, tuple(name for name, own in paths.items() if not own))
+    unused = tuple(name for name, own in paths.items() if not own)
+    return Assembled(config, nested(params), unused)
 
 
-def key(part: str) -> str | int:
-    """A part of a path as a key of nested parameters: blocks have numbers."""
-    return int(part) if part.isdigit() else part
+def nested(params: Mapping[str, Any]) -> dict[str, Any]:
+    """Parameters by path as nested dicts, in which blocks have numbers as keys.
+
+    >>> nested({"blocks/1/norm1/scale": 0})
+    {'blocks': {1: {'norm1': {'scale': 0}}}}
+    """
+    return unflatten_dict(
+        {
+            tuple(int(part) if part.isdigit() else part for part in path.split("/")): value
+            for path, value in params.items()
+        }
+    )
 
 
 def _stand_in(info: ArrayInfo) -> np.ndarray:

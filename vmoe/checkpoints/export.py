@@ -15,10 +15,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax.traverse_util import unflatten_dict
 
 from vmoe import models
-from vmoe.checkpoints.assemble import key
+from vmoe.checkpoints.assemble import nested
 from vmoe.checkpoints.checksums import by_name
 from vmoe.checkpoints.folder import SHARD, new_folder, write_arrays, write_config
 from vmoe.checkpoints.stored import StoredModel
@@ -110,8 +109,7 @@ def export(config: ViTConfig, params: dict[str, Any], image_size: int) -> jax.ex
     config = config.with_layers(lambda moe: replace(moe, implementation="batched"))
 
     def logits(params: dict[str, jax.Array], images: jax.Array) -> jax.Array:
-        nested = unflatten_dict({tuple(map(key, name.split("/"))): x for name, x in params.items()})
-        model = models.with_params(config, nested)
+        model = models.with_params(config, nested(params))
         return jax.vmap(lambda image: model(image[None])[0])(images)
 
     shapes = {name: jax.ShapeDtypeStruct(x.shape, x.dtype) for name, x in params.items()}

@@ -20,7 +20,7 @@ from safetensors.numpy import save_file
 
 from vmoe.checkpoints import safetensors
 from vmoe.checkpoints.arrays import ArrayFile, corrupt
-from vmoe.checkpoints.assemble import Recipe, check_shapes
+from vmoe.checkpoints.assemble import Conversion, check_shapes
 from vmoe.checkpoints.checksums import by_name
 from vmoe.checkpoints.stored import Details, StoredModel
 from vmoe.config import ViTConfig, from_json, to_json
@@ -35,7 +35,7 @@ NAMED = 5  # classes in the card
 NOTES = "To be filled in: the training data, the license, the accuracy and how it was measured."
 
 
-def recipe(file: ArrayFile, config: Mapping[str, Any]) -> Recipe:
+def conversion(file: ArrayFile, config: Mapping[str, Any]) -> Conversion:
     """How to read a model, after checking the SHA-256 of each file.
 
     Args:
@@ -65,7 +65,7 @@ def recipe(file: ArrayFile, config: Mapping[str, Any]) -> Recipe:
         check_shapes({name: info.shape for name, info in file.infos.items()}, model)
     except UsageError as error:
         raise corrupt(folder / CONFIG, error) from None
-    return Recipe(file, lambda name, array: {name: array}, config=model)
+    return Conversion(file, lambda name, array: {name: array}, config=model)
 
 
 def details(path: Path, config: Mapping[str, Any]) -> Details:

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from vmoe.checkpoints.arrays import ArrayFile
-from vmoe.checkpoints.assemble import Recipe, checked_pixels
+from vmoe.checkpoints.assemble import Conversion, checked_pixels
 from vmoe.checkpoints.torch_names import HUGGING_FACE, renaming
 from vmoe.config.preprocessing import Interpolation, Preprocessing
 from vmoe.errors import UsageError
@@ -28,7 +28,7 @@ RESAMPLES: dict[int, Interpolation] = {
 }  # Pillow's numbers
 
 
-def recipe(file: ArrayFile, config: Mapping[str, Any], images: Mapping[str, Any]) -> Recipe:
+def conversion(file: ArrayFile, config: Mapping[str, Any], images: Mapping[str, Any]) -> Conversion:
     """How to read a ViT of transformers.
 
     Args:
@@ -55,7 +55,7 @@ def recipe(file: ArrayFile, config: Mapping[str, Any], images: Mapping[str, Any]
         raise UsageError(f"{file.path}: it has no position_embeddings")
     pixels = checked_pixels(*normalisation(kind, images))
     rename = renaming(HUGGING_FACE, int(config.get("num_attention_heads", 12)))
-    return Recipe(file, rename, given, pixels=pixels)
+    return Conversion(file, rename, given, pixels=pixels)
 
 
 def normalisation(kind: str, images: Mapping[str, Any]) -> tuple[Any, Any]:

@@ -63,16 +63,16 @@ def inspect(path: str | Path) -> Inspection:
     opened = open_weights(path)
     if opened is None:
         return _inspect_run(path)
-    recipe, arrays, reason = opened.recipe, [], ""
-    for name, info in recipe.file.infos.items():
+    conversion, arrays, reason = opened.conversion, [], ""
+    for name, info in conversion.file.infos.items():
         try:
-            paths = paths_of(recipe, name)
+            paths = paths_of(conversion, name)
         except UsageError:
             paths = None
         known = None if paths is None else tuple(paths)
         arrays.append(StoredArray(name, info.shape, info.dtype.name, info.nbytes, known))
     try:
-        config, _ = infer(recipe)
+        config, _ = infer(conversion)
         return Inspection(opened.format, arrays, config, opened.details(config), "")
     except UsageError as error:
         reason = str(error)

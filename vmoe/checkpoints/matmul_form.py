@@ -1,7 +1,7 @@
 """Rewrites the contractions of a function as matmuls of matrices, or of stacks of matrices.
 
 Runtimes of other formats have fast matmuls and slow general einsums. What does not depend on the
-input is computed at once, so it is stored as a constant in the form that a matmul needs.
+input is computed while tracing, so that it becomes a constant in the form that a matmul needs.
 """
 
 import contextlib
@@ -40,14 +40,16 @@ def _evaluate(program: core.ClosedJaxpr, inputs: Sequence[Any]) -> list[Any]:
         elif eqn.primitive.name in CALLS:
             results = _evaluate(eqn.params[CALLS[eqn.primitive.name]], operands)
         else:
-            with _at_once(*operands, *(axis for out in eqn.outvars for axis in out.aval.shape)):
+            with _eager_if_known(
+                *operands, *(axis for out in eqn.outvars for axis in out.aval.shape)
+            ):
                 result = eqn.primitive.bind(*operands, **eqn.params)
             results = result if eqn.primitive.multiple_results else [result]
         values.update(zip(eqn.outvars, results, strict=True))
     return [read(atom) for atom in jaxpr.outvars]
 
 
-def _at_once(*values: Any) -> contextlib.AbstractContextManager[None]:
+def _eager_if_known(*values: Any) -> contextlib.AbstractContextManager[None]:
     """Computes an operation while tracing, if its operands and sizes are known by then."""
     unknown = any(isinstance(x, jax.core.Tracer) or jax.export.is_symbolic_dim(x) for x in values)
     return contextlib.nullcontext() if unknown else jax.ensure_compile_time_eval()
@@ -63,7 +65,7 @@ def _matmul(x: jax.Array, y: jax.Array, *, dimension_numbers: Any, **params: Any
     y, (*_, columns) = _merge_axes(y, [y_batch] * stacked + [y_summed, y_free])
     first = tuple(range(stacked))
     dimensions = ((x.ndim - 1,), (y.ndim - 2,)), (first, first)
-    with _at_once(x, y):
+    with _eager_if_known(x, y):
         out = jax.lax.dot_general(x, y, dimensions, **params)
         return jax.lax.reshape(out, [size for sizes in (*batch, rows, columns) for size in sizes])
 
@@ -71,6 +73,6 @@ def _matmul(x: jax.Array, y: jax.Array, *, dimension_numbers: Any, **params: Any
 def _merge_axes(x: jax.Array, groups: Sequence[Sequence[int]]) -> tuple[jax.Array, list[list[Any]]]:
     """The array with each group of its axes as one, in the order given, and the sizes in each."""
     sizes = [[x.shape[axis] for axis in group] for group in groups]
-    with _at_once(x):
+    with _eager_if_known(x):
         x = jax.lax.transpose(x, [axis for group in groups for axis in group])
         return jax.lax.reshape(x, [math.prod(group) for group in sizes]), sizes

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from vmoe.checkpoints import chunked, chunked_write, flax_names
-from vmoe.checkpoints.assemble import Recipe
+from vmoe.checkpoints.assemble import Conversion
 from vmoe.checkpoints.checksums import by_name
 from vmoe.config import MoEConfig, ViTConfig
 from vmoe.config.fields import require
@@ -24,7 +24,7 @@ PUBLISHED = {"gelu": "tanh", "norm_epsilon": 1e-6, "fc_norm": False, "pre_norm":
 NOT_REPRESENTABLE = {"pooling": "patch_mean", "positions": "none"}  # read back as something else
 
 
-def recipe(prefix: Path) -> Recipe:
+def conversion(prefix: Path) -> Conversion:
     """How to read a checkpoint.
 
     Args:
@@ -33,7 +33,7 @@ def recipe(prefix: Path) -> Recipe:
     Raises:
         Failure: a file is missing, or the index is corrupt.
     """
-    return Recipe(chunked.read(prefix), flax_names.rename, moe=ASSUMED)
+    return Conversion(chunked.read(prefix), flax_names.rename, moe=ASSUMED)
 
 
 def write(prefix: Path, config: ViTConfig, params: Mapping[str, Any], *, shards: int = 1) -> None:

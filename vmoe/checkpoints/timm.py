@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any, cast, get_args
 
 from vmoe.checkpoints.arrays import ArrayFile
-from vmoe.checkpoints.assemble import Recipe, checked_pixels
+from vmoe.checkpoints.assemble import Conversion, checked_pixels
 from vmoe.checkpoints.torch_names import TIMM, renaming
 from vmoe.config.preprocessing import Interpolation, Preprocessing
 from vmoe.errors import UsageError
@@ -52,7 +52,7 @@ QUICK = r"vit_.*_clip_quickgelu_.*"
 CLIP = r"vit_.*_clip_.*"  # their layer norms have epsilon 1e-5
 
 
-def recipe(file: ArrayFile, config: Mapping[str, Any]) -> Recipe:
+def conversion(file: ArrayFile, config: Mapping[str, Any]) -> Conversion:
     """How to read a ViT of timm.
 
     Args:
@@ -84,7 +84,7 @@ def recipe(file: ArrayFile, config: Mapping[str, Any]) -> Recipe:
     elif pooling not in ("token", "avg", "map", None) and (pooling or "head.weight" in file.infos):
         raise UsageError(f"{file.path}: global_pool {pooling!r} cannot be represented")
     mean, std = (pretrained.get(name, [0.5] * 3) for name in ("mean", "std"))
-    return Recipe(file, renaming(TIMM, heads), given, pixels=checked_pixels(mean, std))
+    return Conversion(file, renaming(TIMM, heads), given, pixels=checked_pixels(mean, std))
 
 
 def _heads(file: ArrayFile, architecture: str, given: Any) -> int:

@@ -7,7 +7,7 @@ google-research/big_vision and google-research/vision_transformer).
 from pathlib import Path
 
 from vmoe.checkpoints import npz
-from vmoe.checkpoints.assemble import Recipe
+from vmoe.checkpoints.assemble import Conversion
 from vmoe.checkpoints.flax_names import rename
 
 
@@ -16,10 +16,10 @@ def matches(path: Path) -> bool:
     return path.suffix == ".npz" and path.is_file()
 
 
-def recipe(path: Path) -> Recipe:
+def conversion(path: Path) -> Conversion:
     """How to read a ViT.
 
     Raises:
         Failure: the file is corrupt.
     """
-    return Recipe(npz.read(path), rename, {"gelu": "tanh", "norm_epsilon": 1e-6})
+    return Conversion(npz.read(path), rename, {"gelu": "tanh", "norm_epsilon": 1e-6})

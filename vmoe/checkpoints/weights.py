@@ -17,7 +17,7 @@ from vmoe.checkpoints import (
     timm,
     vit_npz,
 )
-from vmoe.checkpoints.assemble import Recipe
+from vmoe.checkpoints.assemble import Conversion
 from vmoe.checkpoints.stored import Details, Format
 from vmoe.class_names import class_names
 from vmoe.config import ViTConfig
@@ -35,12 +35,12 @@ class Opened(NamedTuple):
 
     Attributes:
         format: of the files.
-        recipe: how their arrays become a model.
+        conversion: how their arrays become a model.
         details: what belongs to the model, given its config.
     """
 
     format: Format
-    recipe: Recipe
+    conversion: Conversion
     details: Callable[[ViTConfig], Details]
 
 
@@ -55,7 +55,7 @@ def open_published(path: Path) -> Opened:
     Raises:
         Failure: a file is missing, or the index is corrupt.
     """
-    return Opened("published", released.recipe(_prefix(path)), _details_of_authors)
+    return Opened("published", released.conversion(_prefix(path)), _details_of_authors)
 
 
 def open_npz(path: Path) -> Opened:
@@ -65,7 +65,7 @@ def open_npz(path: Path) -> Opened:
         UsageError: the file holds Python objects.
         Failure: the file is corrupt.
     """
-    return Opened("npz", vit_npz.recipe(path), _details_of_authors)
+    return Opened("npz", vit_npz.conversion(path), _details_of_authors)
 
 
 def _prefix(path: Path) -> Path:
@@ -134,16 +134,16 @@ def open_safetensors(path: Path) -> Opened:
     arrays = safetensors.read(file)
     with _corrupt_if_wrong(place):
         if config.get("format") == "vmoe":
-            recipe = folder.recipe(arrays, config)
-            return Opened("vmoe", recipe, lambda _: folder.details(place, config))
+            conversion = folder.conversion(arrays, config)
+            return Opened("vmoe", conversion, lambda _: folder.details(place, config))
         if "architecture" in config:
-            recipe = timm.recipe(arrays, config)
-            return Opened("timm", recipe, functools.partial(_timm_details, place, config))
+            conversion = timm.conversion(arrays, config)
+            return Opened("timm", conversion, functools.partial(_timm_details, place, config))
         if "model_type" in config:
             images = _json(file.with_name(IMAGES))
-            recipe = hugging_face.recipe(arrays, config, images)
+            conversion = hugging_face.conversion(arrays, config, images)
             details = functools.partial(_hf_details, place, config, images)
-            return Opened("hugging_face", recipe, details)
+            return Opened("hugging_face", conversion, details)
     raise UsageError(
         f"{place}: it has neither architecture (timm), nor model_type (Hugging Face), nor format "
         "(vmoe)"

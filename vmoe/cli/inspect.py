@@ -31,29 +31,29 @@ def run(argv: Sequence[str]) -> None:
     args = parse(InspectArgs, "inspect", argv)
     from vmoe.checkpoints.inspection import inspect
 
-    found = inspect(args.source)
+    inspection = inspect(args.source)
     if args.json:
-        print_json(_as_json(found))
+        print_json(_as_json(inspection))
     else:
-        _print(args, found)
+        _print(args, inspection)
 
 
-def _as_json(found: "Inspection") -> dict[str, object]:
+def _as_json(inspection: "Inspection") -> dict[str, object]:
     from vmoe.config import to_json
 
-    config, details = found.config, found.details
+    config, details = inspection.config, inspection.details
     return {
-        "format": found.format,
-        "arrays": [array._asdict() for array in found.arrays],
+        "format": inspection.format,
+        "arrays": [array._asdict() for array in inspection.arrays],
         "config": None if config is None else json.loads(to_json(config)),
         "preprocessing": None if details is None else dataclasses.asdict(details.preprocessing),
         "class_names": None if details is None else details.class_names,
         "assumed": [] if details is None else details.assumed,
-        "reason": found.reason,
+        "reason": inspection.reason,
     }
 
 
-def _print(args: InspectArgs, found: "Inspection") -> None:
+def _print(args: InspectArgs, inspection: "Inspection") -> None:
     from vmoe.costs.summary import summarize
 
     rows = [
@@ -64,16 +64,16 @@ def _print(args: InspectArgs, found: "Inspection") -> None:
             f"{array.nbytes:,}",
             "unknown" if array.paths is None else ", ".join(array.paths) or "not used",
         )
-        for array in found.arrays
+        for array in inspection.arrays
     ]
     print_table(
         ("array", "shape", "dtype", "bytes", "parameter"),
         rows,
-        title=one_line(f"{args.source}: {found.format}, {len(rows)} arrays"),
+        title=one_line(f"{args.source}: {inspection.format}, {len(rows)} arrays"),
     )
-    if found.config is None or found.details is None:
-        print(one_line(found.reason))
+    if inspection.config is None or inspection.details is None:
+        print(one_line(inspection.reason))
         return
-    print(summarize(found.config, title="the model"))
-    for line in found.details.assumed:
+    print(summarize(inspection.config, title="the model"))
+    for line in inspection.details.assumed:
         print(one_line(f"assumed: {line}"))
