@@ -160,7 +160,7 @@ def test_a_second_upcycling_keeps_the_layers_of_the_first() -> None:
         ("last2", "use every2, or last1 to last1"),
         ("all", "use every2, or last1 to last1"),
         ((), "give at least one"),
-        ((2,), "2 is not below depth=2"),
+        ((2,), "blocks: no block 2; use 0 to 1"),
     ],
 )
 def test_blocks_that_do_not_exist_are_refused(blocks: str | tuple[int, ...], message: str) -> None:
