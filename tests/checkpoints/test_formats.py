@@ -112,3 +112,14 @@ def test_a_pickle_is_refused_with_the_remedy(tmp_path: Path) -> None:
     shutil.copy(NPZ, tmp_path / "model.pth")
     with pytest.raises(UsageError, match="pickle files are not read"):
         read(tmp_path / "model.pth")
+
+
+@pytest.mark.parametrize("format", ["vmoe", "published"])
+def test_a_full_disk_is_one_line_and_leaves_nothing_that_is_read(
+    format: str, tmp_path: Path
+) -> None:
+    arguments = ("convert", "vit_fashion_mnist", tmp_path / "copy", "--format", format)
+    result = vmoe(*arguments, max_file_size=100_000)
+    assert result.returncode == 1 and result.stderr.count("\n") == 1, result.stderr
+    assert result.stderr.startswith(f"vmoe: {tmp_path / 'copy'}: cannot be written (")
+    assert vmoe("inspect", tmp_path / "copy").returncode == 2
