@@ -9,6 +9,7 @@ import pytest
 
 from tests.published import published_params
 from vmoe import models
+from vmoe.checkpoints import read
 from vmoe.checkpoints.checksums import by_name
 from vmoe.checkpoints.flax_names import published_name
 from vmoe.config import MoEConfig, Soft
@@ -44,6 +45,19 @@ def test_arrays_of_other_dtypes_become_float32() -> None:
     assert read.keys() == params.keys()
     for path, leaf in read.items():
         assert leaf.dtype == np.float32 and (leaf == 0.5).all(), path
+
+
+def test_a_v_moe_in_a_npz_file_has_the_settings_that_are_assumed_of_a_published_one(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = models.model_config("vmoe_tiny_last2_e4", depth=2, sparse_blocks=(1,))
+    params = by_name(models.params_of(models.build_abstract(config)))
+    arrays = {published_name(path, config): np.ones(leaf.shape) for path, leaf in params.items()}
+    np.savez(tmp_path / "model.npz", **arrays)
+    moe = read(tmp_path / "model.npz").config.moe
+    assert (moe.capacity_factor, moe.transfer_dtype) == (4.0, "bfloat16")
+    printed = capsys.readouterr().err
+    assert "transfer_dtype=bfloat16; capacity_factor=4.0, the authors' in evaluation" in printed
 
 
 def test_parameters_of_a_soft_router_have_the_names_of_the_published_soft_moe() -> None:

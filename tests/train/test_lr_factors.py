@@ -19,7 +19,16 @@ from tests.command import ROOT, TINY, vmoe
 from tests.run_folder import parameters
 from vmoe import config as configs
 from vmoe import models
-from vmoe.config import LrFactorsConfig, OptimConfig, TrainConfig, ViTConfig, WeightDecayConfig
+from vmoe.config import (
+    LrFactorsConfig,
+    OptimConfig,
+    Router,
+    Soft,
+    TokenChoice,
+    TrainConfig,
+    ViTConfig,
+    WeightDecayConfig,
+)
 from vmoe.costs.flops import count_flops, countable, flops_to_logits
 from vmoe.data.pipeline import Batch, training_batches
 from vmoe.data.sources import open_source
@@ -216,8 +225,12 @@ def test_a_linear_probe_computes_the_forward_pass_and_the_gradient_of_the_head_a
     assert step_flops(config) > 2.5 * forward
 
 
-def test_every_update_moves_the_experts_towards_the_mean_of_the_others(config: TrainConfig) -> None:
+@pytest.mark.parametrize("router", [TokenChoice(), Soft()], ids=["token_choice", "soft"])
+def test_every_update_moves_the_experts_towards_the_mean_of_the_others(
+    router: Router, config: TrainConfig
+) -> None:
     """The oracle takes the experts after the same update without averaging, one by one."""
+    config = configs.replace(config, model=dict(moe=dict(router=router, images_per_group=1)))
     rng = np.random.default_rng(0)
     params, gradient = (
         jax.tree.map(

@@ -9,6 +9,7 @@ from pathlib import Path
 from vmoe.checkpoints import npz
 from vmoe.checkpoints.assemble import Conversion
 from vmoe.checkpoints.flax_names import rename
+from vmoe.checkpoints.released import ASSUMED
 
 
 def matches(path: Path) -> bool:
@@ -17,9 +18,9 @@ def matches(path: Path) -> bool:
 
 
 def conversion(path: Path) -> Conversion:
-    """How to read a ViT.
+    """How to read a ViT, or a V-MoE, of which the same is assumed as of a published one.
 
     Raises:
         Failure: the file is corrupt.
     """
-    return Conversion(npz.read(path), rename, {"gelu": "tanh", "norm_epsilon": 1e-6})
+    return Conversion(npz.read(path), rename, {"gelu": "tanh", "norm_epsilon": 1e-6}, ASSUMED)

@@ -72,11 +72,10 @@ def expert_weight_averaging(share: float) -> optax.GradientTransformation:
     """
 
     def average(path: tuple[Any, ...], update: jax.Array, param: jax.Array) -> jax.Array:
-        e = param.shape[0]
-        if lr_kind(tuple(key.key for key in path)) != "experts" or e == 1:
+        if lr_kind(tuple(key.key for key in path)) != "experts" or len(param) == 1:
             return update
         updated = param + update
-        others = (updated.sum(0, keepdims=True) - updated) / (e - 1)
+        others = (updated.sum(0, keepdims=True) - updated) / (len(param) - 1)
         return (1 - share) * update + share * (others - param)
 
     return optax.stateless(lambda updates, params: jax.tree.map_with_path(average, updates, params))
