@@ -136,7 +136,9 @@ def _read_weights(path: Path, opened: weights.Opened) -> StoredModel:
     )
 
 
-def write(stored: StoredModel, path: str | Path, *, format: WriteFormat, shards: int = 1) -> None:
+def write(
+    stored: StoredModel, path: str | Path, *, format: WriteFormat, shards: int = 1
+) -> str | Path:
     """Writes a trained model.
 
     Args:
@@ -147,8 +149,12 @@ def write(stored: StoredModel, path: str | Path, *, format: WriteFormat, shards:
             program that runs without this package, with one image per group.
         shards: number of data files of a published checkpoint.
 
+    Returns:
+        the path, or the URL in its usual spelling.
+
     Raises:
-        UsageError: the format cannot hold this model, or the files exist or cannot be written.
+        UsageError: the format cannot hold this model, or the files exist.
+        Failure: the files cannot be written.
     """
     if format not in get_args(WriteFormat):
         raise UsageError(unknown("no format", format, list(get_args(WriteFormat))))
@@ -156,7 +162,7 @@ def write(stored: StoredModel, path: str | Path, *, format: WriteFormat, shards:
         if format != "vmoe":
             raise UsageError(f"{url}: only the format vmoe can be written to a URL")
         remote.push(stored, url)
-        return
+        return url
     path = Path(path)
     match format:
         case "vmoe":
@@ -167,6 +173,7 @@ def write(stored: StoredModel, path: str | Path, *, format: WriteFormat, shards:
             export.write(path, stored)
         case "onnx":
             onnx.write(path, stored)
+    return path
 
 
 class _Format(NamedTuple):

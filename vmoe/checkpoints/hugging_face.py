@@ -14,12 +14,9 @@ MODELS = ("vit", "deit", "dinov2")
 GELUS = {"gelu": "erf", "gelu_new": "tanh", "gelu_pytorch_tanh": "tanh", "quick_gelu": "quick"}
 IMAGENET = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
 HALF = {"mean": [0.5] * 3, "std": [0.5] * 3}
-PIXELS = {
-    "vit": HALF,
-    "deit": IMAGENET,
-    "dinov2": IMAGENET,
-}  # if preprocessor_config.json is missing
-EPSILONS = {"vit": 1e-12, "deit": 1e-12, "dinov2": 1e-6}  # likewise
+# The defaults of transformers, for what the two JSON files do not specify.
+PIXELS = {"vit": HALF, "deit": IMAGENET, "dinov2": IMAGENET}
+EPSILONS = {"vit": 1e-12, "deit": 1e-12, "dinov2": 1e-6}
 RESAMPLES: dict[int, Interpolation] = {
     0: "nearest",
     1: "lanczos",

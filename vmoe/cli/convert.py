@@ -40,17 +40,15 @@ def run(argv: Sequence[str]) -> None:
         raise UsageError(f"--shards {args.shards}: for --format published only")
     from vmoe.checkpoints import read, write
     from vmoe.checkpoints.checksums import by_name
-    from vmoe.checkpoints.remote import url_of
 
     stored = read(args.source, use_ema=args.use_ema)
     stored = stored._replace(config=args.routing.apply(stored.config))
-    write(stored, args.destination, format=args.format, shards=args.shards)
+    written = write(stored, args.destination, format=args.format, shards=args.shards)
     if stored.origin.unused:
         unused = one_line(", ".join(stored.origin.unused))
         print(f"left out, since the model does not use them: {unused}", file=sys.stderr)
     count = sum(leaf.size for leaf in by_name(stored.params).values())
-    destination = url_of(args.destination) or args.destination
-    print(f"{destination}: {count:,} parameters in format {args.format}")
+    print(f"{written}: {count:,} parameters in format {args.format}")
     if args.format == "published":
         print(
             "it holds no class names, no preprocessing and no routing settings (k, capacity, ...)"

@@ -67,7 +67,6 @@ def run(argv: Sequence[str]) -> None:
         raise UsageError(f"--k {args.k}: with --rule average no router is left; leave it out")
     from vmoe.checkpoints import read, write
     from vmoe.checkpoints.folder import check_empty
-    from vmoe.checkpoints.remote import url_of
     from vmoe.data.pipeline import Unreadable
     from vmoe.surgery.experts import average_experts, prune_experts
 
@@ -90,14 +89,14 @@ def run(argv: Sequence[str]) -> None:
         name: _measure(each, source, args, on_unreadable)
         for name, each in (("before", stored), ("after", pruned))
     }
-    write(pruned, args.destination, format="vmoe")
+    written = write(pruned, args.destination, format="vmoe")
     for line in left_out.news():
         print(one_line(line), file=sys.stderr)
     if args.json:
         print_json({"data": source.name} | rows)
         return
     columns = ("", "experts", "parameters", "GFLOPs per image", "accuracy")
-    title = f"{url_of(args.destination) or args.destination}: {args.rule}, on {source.name}"
+    title = f"{written}: {args.rule}, on {source.name}"
     print_table(columns, [(name, *_texts(row)) for name, row in rows.items()], title=title)
 
 

@@ -44,7 +44,6 @@ def run(argv: Sequence[str]) -> None:
     """Reads a dense model, and writes a sparse one."""
     args = parse(UpcycleArgs, "upcycle", argv)
     from vmoe.checkpoints import read, write
-    from vmoe.checkpoints.remote import url_of
     from vmoe.surgery.upcycle import logit_changes, upcycle_params, upcycled_layer
 
     stored = read(args.source, use_ema=args.use_ema)
@@ -63,9 +62,9 @@ def run(argv: Sequence[str]) -> None:
         noise_std=args.noise_std,
         seed=args.seed,
     )
-    write(stored._replace(config=config, params=params), args.destination, format="vmoe")
-    destination = url_of(args.destination) or args.destination
-    print(f"{destination}: {args.num_experts} experts in blocks {config.sparse_blocks}")
+    sparse = stored._replace(config=config, params=params)
+    written = write(sparse, args.destination, format="vmoe")
+    print(f"{written}: {args.num_experts} experts in blocks {config.sparse_blocks}")
     changes = logit_changes(stored.config, moe, noise_std=args.noise_std)
     if changes:
         print(f"its logits differ from those of {args.source}: {'; '.join(changes)}")

@@ -1,7 +1,7 @@
 """Parameters of a ViT as nested dicts: by path, initial values, the sparse blocks of the config.
 
-A tree is what ``vmoe.models.params_of`` gives, or any tree of the same
-shape, such as the moments of an optimiser.
+A tree is what ``vmoe.models.params_of`` gives, or any tree of the same shape, such as the moments
+of an optimiser.
 """
 
 import functools
