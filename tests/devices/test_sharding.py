@@ -43,14 +43,14 @@ SPARSE = MoEConfig(num_experts=8, images_per_group=2, shared_init=False, capacit
 CONFIG = ViTConfig(
     patch_size=4,
     width=32,
-    depth=2,
+    depth=1,
     mlp_dim=64,
     num_heads=2,
     image_size=16,
     num_classes=10,
     head_std=0.2,
     pooling="mean",
-    sparse_blocks=(1,),
+    sparse_blocks=(0,),
     moe=SPARSE,
 )
 ROUTERS: dict[str, Router] = {
@@ -237,7 +237,7 @@ def test_fsdp_splits_large_dense_arrays_and_the_optimiser_state_of_experts() -> 
     state = abstract_state(config, placement)
     for tree, splits in ((state.params, (1, 4, 2)), (state.opt_state[1].mu, (1, 4, 8))):
         small, dense, experts = splits
-        block = tree["blocks"][1]
+        block = tree["blocks"][0]
         for leaf, shards in (
             (block["norm1"]["scale"], small),
             (block["attention"]["out"]["kernel"], dense),
@@ -347,9 +347,9 @@ def test_expert_use_is_assigned_to_the_right_image_in_padded_groups() -> None:
 
     def use(params: dict[str, Any], x: jax.Array) -> jax.Array:
         _, records = capture(models.with_params(config, params, placement=two), x)
-        return expert_use(records[1], 10, devices=2)
+        return expert_use(records[0], 10, devices=2)
 
     sharded = run_on(two, use, params_of(config), images(10))
     alone = replace(config, moe=dict(images_per_group=1))
     _, records = capture(models.with_params(alone, params_of(config)), images(10))
-    np.testing.assert_allclose(sharded, expert_use(records[1], 10), atol=1e-6)
+    np.testing.assert_allclose(sharded, expert_use(records[0], 10), atol=1e-6)

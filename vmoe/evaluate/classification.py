@@ -183,6 +183,26 @@ def evaluate(
     )
 
 
+def check_evaluation(model: ViT, *, batch_size: int, image_size: int) -> None:
+    """Traces the program of ``evaluate``, which then need not trace it. Allocates no array.
+
+    Args:
+        model: its parameters may be ``jax.ShapeDtypeStruct``.
+        batch_size: images per batch, over all devices; rounded up to a multiple of the devices.
+        image_size: side of the model's input in pixels.
+
+    Raises:
+        UsageError: image_size is not a multiple of the patch size, or the capacity leaves no slot.
+    """
+    b = model.placement.round_up(batch_size)
+    batch = Batch(
+        jax.ShapeDtypeStruct((b, image_size, image_size, 3), jnp.float32),
+        jax.ShapeDtypeStruct((b, model.config.num_classes), jnp.float32),
+        jax.ShapeDtypeStruct((b,), bool),
+    )
+    jax.eval_shape(_measure, *nnx.split(model), batch)
+
+
 @functools.partial(jax.jit, static_argnums=0)
 def _measure(
     graph: nnx.GraphDef, state: nnx.State, batch: Batch

@@ -25,6 +25,7 @@ from vmoe.data.sources import (
     skipped_messages,
 )
 from vmoe.errors import UsageError
+from vmoe.evaluate import check_evaluation
 from vmoe.mesh import place
 from vmoe.sharding import Placement
 from vmoe.signals import Signals
@@ -105,7 +106,7 @@ def setup(
     first = placement.make_global_array(batches[0])
     jax.eval_shape(train_step, shapes, first)
     for each in config.evaluations:
-        _check_evaluation(each, config, placement)
+        _check_evaluation(each, config, placement, shapes.params)
     initial = read_source(init, workdir, config.model)
     with lock_workdir(workdir), Signals() as signals:
         now = environment(source, evaluations, placement)
@@ -258,9 +259,13 @@ def _open(name: str, split: str, config: TrainConfig) -> Source:
     return open_source(name, split, check=config.data.check, on_error=config.data.on_error)
 
 
-def _check_evaluation(evaluation: EvalConfig, config: TrainConfig, placement: Placement) -> None:
-    side = evaluation.image_size or config.model.image_size
+def _check_evaluation(
+    evaluation: EvalConfig, config: TrainConfig, placement: Placement, params: Params
+) -> None:
     model = evaluation.model(config.model)
     placement.check(model)
-    images = jax.ShapeDtypeStruct((placement.round_up(evaluation.batch_size), side, side, 3), "f4")
-    jax.eval_shape(lambda images: models.build(model, placement=placement)(images), images)
+    check_evaluation(
+        models.with_params(model, params, placement=placement),
+        batch_size=evaluation.batch_size,
+        image_size=evaluation.image_size or model.image_size,
+    )

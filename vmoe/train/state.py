@@ -78,11 +78,16 @@ def from_checkpoint_items(items: dict[str, Any]) -> State:
 @functools.lru_cache(maxsize=4)
 def _shapes(config: TrainConfig) -> State:
     """Shapes of the state; cached, since tracing the initialisation takes a second."""
-    return jax.eval_shape(lambda: _init(config))
+    params = models.params_of(models.build_abstract(config.model))
+    return jax.eval_shape(lambda params: _first_state(config, params), params)
 
 
 def _init(config: TrainConfig) -> State:
     params = models.params_of(models.build(config.model, seed=config.seed))
+    return _first_state(config, params)
+
+
+def _first_state(config: TrainConfig, params: Params) -> State:
     ema = jax.tree.map(jnp.copy, params) if config.ema_decay else None
     step, batch, rewinds = (jnp.zeros((), jnp.int32) for _ in range(3))
     opt_state = optimizer(config).init(trained_params(config.optim, params))
