@@ -1,13 +1,14 @@
 """Reference implementations, slow and simple."""
 
 import math
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 
 from vmoe.axes import Record, Routing, SoftRouting
-from vmoe.config import TokenChoice
 from vmoe.nn.moe import MoE
 
 
@@ -47,36 +48,38 @@ def gelu(x: np.ndarray) -> np.ndarray:
     return 0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
 
 
-def expert(moe: MoE, i: int, x: np.ndarray) -> np.ndarray:
-    """Applies one expert of a layer to one row, in float64."""
-    up, down = moe.experts.up, moe.experts.down
-    kernel1, bias1, kernel2, bias2 = (
-        np.asarray(array[...], np.float64)[i]
-        for array in (up.kernel, up.bias, down.kernel, down.bias)
-    )
-    return gelu(x @ kernel1 + bias1) @ kernel2 + bias2
+def experts_of(moe: MoE) -> Callable[[int, np.ndarray], np.ndarray]:
+    """A function that applies expert i of a layer to one row, in float64."""
+    params = jax.device_get(nnx.to_pure_dict(nnx.state(moe.experts)))
+    up, down = (jax.tree.map(np.float64, params[name]) for name in ("up", "down"))
+
+    def expert(i: int, x: np.ndarray) -> np.ndarray:
+        hidden = gelu(x @ up["kernel"][i] + up["bias"][i])
+        return hidden @ down["kernel"][i] + down["bias"][i]
+
+    return expert
 
 
 def moe_by_loop(moe: MoE, groups: np.ndarray, record: Record) -> np.ndarray:
     """The layer's output in float64 for given decisions, one token and one expert at a time."""
-    groups = np.asarray(groups, np.float64)
+    groups, expert = np.asarray(groups, np.float64), experts_of(moe)
     out = np.zeros_like(groups)
     if isinstance(record.routing, SoftRouting):
         dispatch, combine = (np.asarray(x, np.float64) for x in record.routing)
         _, _, experts, c = dispatch.shape
         for g, e, slot in np.ndindex(len(groups), experts, c):
-            row = expert(moe, e, dispatch[g, :, e, slot] @ groups[g])
+            row = expert(e, dispatch[g, :, e, slot] @ groups[g])
             out[g] += combine[g, :, e, slot, None] * row
         return out
     routing: Routing = record.routing
     kept, weights = np.asarray(routing.kept), np.asarray(routing.weights, np.float64)
     experts = np.asarray(routing.experts)
     for g, s, k in zip(*np.nonzero(kept), strict=True):
-        out[g, s] += weights[g, s, k] * expert(moe, experts[g, s, k], groups[g, s])
+        out[g, s] += weights[g, s, k] * expert(experts[g, s, k], groups[g, s])
     return out
 
 
-def moe_by_einsum(moe: MoE, params: dict, tokens: jax.Array, record: Record) -> jax.Array:
+def moe_by_einsum(params: dict, tokens: jax.Array, record: Record, *, normalize: bool) -> jax.Array:
     """The layer's output for given decisions as einsums, in the dtype of its inputs (float64).
 
     Unlike the loop it is differentiable, also with respect to the router's parameters.
@@ -84,6 +87,7 @@ def moe_by_einsum(moe: MoE, params: dict, tokens: jax.Array, record: Record) -> 
     Args:
         params: the layer's parameters as nested dicts.
         tokens: the tokens of full groups, without padding.
+        normalize: whether the weights of a token sum up to 1.
     """
     groups = tokens.reshape(*record.gates.shape[:2], -1)
     router, routing = params["router"], record.routing
@@ -97,8 +101,7 @@ def moe_by_einsum(moe: MoE, params: dict, tokens: jax.Array, record: Record) -> 
     else:
         gates = jax.nn.softmax(groups @ router["kernel"], axis=-1)
         weights = jnp.take_along_axis(gates, routing.experts, axis=-1, mode="clip")
-        chooser = moe.config.router
-        if isinstance(chooser, TokenChoice) and chooser.normalize_weights:
+        if normalize:
             weights = weights / weights.sum(-1, keepdims=True)
         _, e, c = routing.choices.shape
         hot = jax.nn.one_hot(routing.slots, e * c, dtype=tokens.dtype)
