@@ -12,6 +12,7 @@ from flax import nnx
 from PIL import Image
 
 import vmoe
+from tests.random_models import outputs
 from tests.run_folder import with_corrupt_newest
 from vmoe import config as configs
 from vmoe.checkpoints.restore import restore
@@ -80,7 +81,7 @@ def test_image_files_and_pixels_are_preprocessed_as_in_training(run: Path, tmp_p
     np.testing.assert_array_equal(loaded.preprocess(pixels), expected)
     np.testing.assert_array_equal(loaded.preprocess([tmp_path / "0.png", pixels[1]]), expected)
     digits = open_source("digits", "test").images[:3]
-    assert loaded.model(loaded.preprocess(digits)).shape == (3, 10)
+    assert outputs(loaded.model, loaded.preprocess(digits)).shape == (3, 10)
 
 
 def test_images_are_preprocessed_as_the_loaded_model_says(run: Path) -> None:

@@ -248,7 +248,8 @@ def test_gradients_of_bfloat16_layers_are_close_to_those_of_float32(implementati
     def loss(state: nnx.State, tokens: jax.Array) -> jax.Array:
         return (nnx.merge(graph, state)(tokens, jnp.ones(4, bool))[0] ** 2).sum()
 
-    assert nnx.merge(graph, state)(tokens, jnp.ones(4, bool))[0].dtype == jnp.bfloat16
+    layer = nnx.merge(graph, state)
+    assert jax.eval_shape(layer, tokens, jnp.ones(4, bool))[0].dtype == jnp.bfloat16
     gradient = jax.jit(jax.grad(loss))
     rough, exact = gradient(state, tokens), gradient(state, tokens.astype(jnp.float32))
     for x, y in zip(jax.tree.leaves(rough), jax.tree.leaves(exact), strict=True):
@@ -288,14 +289,19 @@ def test_reduced_precision_transfer_rounds_rows_and_nothing_else() -> None:
     tokens = jax.random.normal(jax.random.key(0), (2, 17, 16))
     valid = jnp.ones(2, bool)
     moe, rounded_moe = exact.blocks[1].mlp, rounded.blocks[1].mlp
-    _, record = moe(tokens, valid)
-    out, _ = rounded_moe(tokens, valid)
-    # k experts on rounded rows, rounded again, then a float32 sum
-    rounded_tokens = tokens.reshape(1, -1, 16).astype(jnp.bfloat16).astype(jnp.float32)
-    rows = moe.experts(jnp.broadcast_to(rounded_tokens[:, None], (1, 4, 34, 16)))
-    rows = np.asarray(rows.astype(jnp.bfloat16).astype(jnp.float32))
-    experts, weights = np.asarray(record.routing.experts), np.asarray(record.routing.weights)
+
+    @jax.jit
+    def run(tokens: jax.Array) -> tuple[jax.Array, Record, jax.Array]:
+        """The layer's output, and that of every expert for rounded tokens, rounded again."""
+        rounded_tokens = tokens.reshape(1, -1, 16).astype(jnp.bfloat16).astype(jnp.float32)
+        rows = moe.experts(jnp.broadcast_to(rounded_tokens[:, None], (1, 4, 34, 16)))
+        rows = rows.astype(jnp.bfloat16).astype(jnp.float32)
+        return rounded_moe(tokens, valid)[0], moe(tokens, valid)[1], rows
+
+    out, record, rows = jax.tree.map(np.asarray, run(tokens))
+    experts, weights = record.routing.experts, record.routing.weights
     picked = rows[0][experts[0], np.arange(34)[:, None]]
+    # the sum is in float32
     expected = (picked * weights[0][..., None]).sum(1).reshape(2, 17, 16)
     np.testing.assert_allclose(out, expected, atol=1e-5)
 

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vmoe.axes import RouterInputs
+from vmoe.axes import RouterInputs, Routing, SoftRouting
 from vmoe.config import ExpertChoice, MoEConfig, Soft, TokenChoice
 from vmoe.config.routers import Priority
 from vmoe.errors import UsageError
@@ -29,14 +29,19 @@ def test_the_same_tokens_fill_the_same_slots_with_the_same_weights_even_if_gates
     g, s, e = 3, 24, 4
     config = MoEConfig(num_experts=e, router=router, capacity=capacity)
     logits = np.random.default_rng(0).integers(0, 3, (g, s, e)).astype(np.float32)
-    inputs = RouterInputs(jnp.asarray(logits), None, jnp.ones((g, s), bool), None)
-    gates, routing, _ = router_of(config).route(inputs, config, capacity)
-    own = one_hot_routing(gates, config, capacity)
-    dispatch = jax.nn.one_hot(routing.tokens, s, axis=1)
+
+    @jax.jit
+    def route(logits: jax.Array) -> tuple[Routing, SoftRouting]:
+        inputs = RouterInputs(logits, None, jnp.ones((g, s), bool), None)
+        gates, routing, _ = router_of(config).route(inputs, config, capacity)
+        return routing, one_hot_routing(gates, config, capacity)
+
+    routing, own = route(logits)
+    dispatch = np.asarray(routing.tokens)[:, None] == np.arange(s)[:, None, None]
     np.testing.assert_array_equal(own.dispatch, dispatch)
     weights = np.pad(np.asarray(routing.weights).reshape(g, -1), ((0, 0), (0, 1)))
     slot_weights = np.take_along_axis(weights, np.asarray(routing.choices).reshape(g, -1), 1)
-    in_slots = np.asarray(own.combine.sum(axis=1)).reshape(g, -1)
+    in_slots = np.asarray(own.combine).sum(axis=1).reshape(g, -1)
     np.testing.assert_allclose(in_slots, slot_weights, rtol=1e-6)
 
 
