@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import time
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -194,13 +194,11 @@ def check_evaluation(model: ViT, *, batch_size: int, image_size: int) -> None:
     Raises:
         UsageError: image_size is not a multiple of the patch size, or the capacity leaves no slot.
     """
-    b = model.placement.round_up(batch_size)
-    batch = Batch(
-        jax.ShapeDtypeStruct((b, image_size, image_size, 3), jnp.float32),
-        jax.ShapeDtypeStruct((b, model.config.num_classes), jnp.float32),
-        jax.ShapeDtypeStruct((b,), bool),
-    )
-    jax.eval_shape(_measure, *nnx.split(model), batch)
+    b, shape = model.placement.round_up(batch_size), jax.ShapeDtypeStruct
+    images = shape((b, image_size, image_size, 3), jnp.float32)
+    labels, valid = shape((b, model.config.num_classes), jnp.float32), shape((b,), bool)
+    batch: tuple[Any, ...] = (images, labels, valid)
+    jax.eval_shape(_measure, *nnx.split(model), Batch(*batch))
 
 
 @functools.partial(jax.jit, static_argnums=0)
