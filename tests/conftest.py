@@ -31,7 +31,7 @@ os.environ["XDG_CACHE_HOME"] = str(ROOT / ".cache" / "user")
 
 
 # Files with tests of half a minute or more run first, so that none of these starts late.
-LONGEST = ("test_processes.py", "test_stops.py", "test_scripts.py")
+LONGEST = ("test_processes.py", "test_stops.py", "test_scripts.py", "test_loop.py")
 DEVICES = 8  # of tests/devices, which runs in its own pytest process; other tests have one
 
 

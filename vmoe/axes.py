@@ -14,10 +14,13 @@ A *choice* is a pair (token, rank): the token's rank-th expert. Choices of a gro
 ``token * k + rank`` and slots ``expert * c + position``: one integer identifies either.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
+
+from vmoe.config import MoEConfig
 
 Images = Float[Array, "b h w 3"] | Float[np.ndarray, "b h w 3"]  # pixels in [-1, 1]
 Valid = Bool[Array, "b"] | Bool[np.ndarray, "b"]  # False for images that only fill the batch
@@ -109,6 +112,10 @@ class Decision(NamedTuple):
     gates: Float[Array, "g s e"]
     routing: Routing | SoftRouting
     losses: dict[str, Float[Array, "g"]]
+
+
+Route = Callable[[RouterInputs, MoEConfig, int], Decision]
+"""The function ``route`` of a router, from inputs, the layer's config and its capacity."""
 
 
 class Record(NamedTuple):

@@ -1,5 +1,16 @@
-"""Analysis of routing: records of a model's sparse blocks, and their statistics."""
+"""Analysis of routing: records of a model's sparse blocks, their statistics, and interventions."""
 
 from vmoe.analysis.capture import capture
+from vmoe.analysis.collect import BlockRouting, Collected, collect, joined, labelled
+from vmoe.analysis.statistics import BlockStatistics, statistics
 
-__all__ = ["capture"]
+__all__ = [
+    "BlockRouting",
+    "BlockStatistics",
+    "Collected",
+    "capture",
+    "collect",
+    "joined",
+    "labelled",
+    "statistics",
+]

@@ -22,7 +22,7 @@ from jax.extend.core import jaxpr_as_fun
 from jaxtyping import Array, Bool, Float
 
 from vmoe import models
-from vmoe.axes import Record, SoftRouting
+from vmoe.axes import Record, Route, SoftRouting
 from vmoe.checkpoints.matmul_form import matmul_form
 from vmoe.checkpoints.stored import StoredModel
 from vmoe.config import ViTConfig, replace, to_json
@@ -152,8 +152,10 @@ class MatmulMoE(MoE):
         key: MaybeKey = None,
         *,
         class_token_only: bool = False,
+        decide: Route | None = None,
     ) -> tuple[Float[Array, "b x d"], Record]:
-        """As ``MoE``, in evaluation and without padding."""
+        """As ``MoE``, in evaluation, without padding and with the router's own decisions."""
+        assert decide is None
         record = self.route(tokens, jnp.ones(tokens.shape[:2], bool))
         routing = record.routing
         assert isinstance(routing, SoftRouting)
@@ -165,7 +167,11 @@ class MatmulMoE(MoE):
         return self._through_experts(tokens, routing, tokens.dtype, None), record
 
     def route(
-        self, groups: Float[Array, "g s d"], valid: Bool[Array, "g s"], key: MaybeKey = None
+        self,
+        groups: Float[Array, "g s d"],
+        valid: Bool[Array, "g s"],
+        key: MaybeKey = None,
+        decide: Route | None = None,
     ) -> Record:
         """The same decisions as ``MoE.route``, as ``SoftRouting``, without losses."""
         if self._is_soft:

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float
 
-from vmoe.axes import Record
+from vmoe.axes import Record, Route
 from vmoe.config import ViTConfig
 from vmoe.nn import keys
 from vmoe.nn.attention import Attention
@@ -60,6 +60,7 @@ class Block(nnx.Module):
         key: MaybeKey = None,
         *,
         class_token_only: bool = False,
+        decide: Route | None = None,
     ) -> tuple[Float[Array, "b x d"], Record | None]:
         """The tokens after the block, and the record of a sparse one.
 
@@ -67,6 +68,7 @@ class Block(nnx.Module):
             valid: False for images that only pad the batch.
             class_token_only: return only the first token of each image, and compute only what it
                 depends on. In a sparse block all tokens attend, since all are routed.
+            decide: decides in place of the router of a sparse block.
         """
         attention_key, dropout_key, mlp_key = keys.split(key, 3)
         normed = self.norm1(tokens)
@@ -77,7 +79,7 @@ class Block(nnx.Module):
         if not isinstance(self.mlp, MoE):
             return tokens + self.mlp(self.norm2(tokens), mlp_key), None
         change, record = self.mlp(
-            self.norm2(tokens), valid, mlp_key, class_token_only=class_token_only
+            self.norm2(tokens), valid, mlp_key, class_token_only=class_token_only, decide=decide
         )
         return tokens[:, : change.shape[1]] + change, record
 

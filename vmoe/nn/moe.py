@@ -1,13 +1,11 @@
 """The sparse layer: group, route, dispatch, experts, combine, ungroup."""
 
-import functools
-
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float
 
-from vmoe.axes import Decision, Record, RouterInputs, Routing, SoftRouting
+from vmoe.axes import Decision, Record, Route, RouterInputs, Routing, SoftRouting
 from vmoe.config import MoEConfig
 from vmoe.config.model import Gelu, Implementation
 from vmoe.nn import keys
@@ -59,6 +57,7 @@ class MoE(nnx.Module):
         key: MaybeKey = None,
         *,
         class_token_only: bool = False,
+        decide: Route | None = None,
     ) -> tuple[Float[Array, "b x d"], Record]:
         """The experts' weighted outputs for every token, and the record of the routing.
 
@@ -66,12 +65,13 @@ class MoE(nnx.Module):
             valid: False for images that only pad the batch.
             class_token_only: return the outputs of each image's first token only; all tokens
                 are routed.
+            decide: decides in place of the config's router.
         """
         b, n, _ = tokens.shape
         router_key, experts_key = keys.split(key, 2)
         per_group, devices = self.config.images_per_group, self.placement.devices
         groups, group_valid = group(tokens, valid, per_group, devices)
-        record = self.route(groups, group_valid, router_key)
+        record = self.route(groups, group_valid, router_key, decide)
         routing = record.routing
         if class_token_only:
             groups, routing = keep_class_tokens(groups, routing, n)
@@ -80,10 +80,14 @@ class MoE(nnx.Module):
         return ungroup(outputs.astype(tokens.dtype), b, n, devices), record
 
     def route(
-        self, groups: Float[Array, "g s d"], valid: Bool[Array, "g s"], key: MaybeKey = None
+        self,
+        groups: Float[Array, "g s d"],
+        valid: Bool[Array, "g s"],
+        key: MaybeKey = None,
+        decide: Route | None = None,
     ) -> Record:
         """Routes each group independently; see ``route``."""
-        return route(self.router, groups, valid, key, self.config, self.placement)
+        return route(self.router, groups, valid, key, self.config, self.placement, decide)
 
     def _through_experts(
         self,
@@ -117,12 +121,14 @@ def route(
     key: MaybeKey,
     config: MoEConfig,
     placement: Placement = ONE_DEVICE,
+    decide: Route | None = None,
 ) -> Record:
     """Routes each group independently: the gate computes logits, the router decides.
 
     Args:
         valid: False for padding.
         key: for the noise and a random priority; None in evaluation.
+        decide: decides in place of the config's router.
     """
     router = router_of(config)
     noise_key, draw_key = keys.split(key, 2)
@@ -137,8 +143,9 @@ def route(
         draw=draw,
     )
     capacity = router.capacity(config, groups.shape[1])
-    decide = functools.partial(router.route, config=config, capacity=capacity)
-    decision: Decision = placement.on_each_device(decide)(inputs)
+    chosen: Route = decide or router.route
+    on_devices = placement.on_each_device(lambda inputs: chosen(inputs, config, capacity))
+    decision: Decision = on_devices(inputs)
     aux_loss = aux_losses.total(decision.losses, config.router.aux_loss, valid)
     return Record(logits, *decision, aux_loss, valid)
 

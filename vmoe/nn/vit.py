@@ -1,7 +1,7 @@
 """A vision transformer with dense and sparse blocks: from images to logits and routing records."""
 
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +10,7 @@ from flax import nnx
 from flax.errors import TraceContextError
 from jaxtyping import Array, Bool, Float
 
-from vmoe.axes import Images, Record, Valid
+from vmoe.axes import Images, Record, Route, Valid
 from vmoe.config import ViTConfig, replace
 from vmoe.errors import UsageError
 from vmoe.nn import keys
@@ -91,8 +91,13 @@ class ViT(nnx.Module):
         train: bool = False,
         key: MaybeKey = None,
         valid: Valid | None = None,
+        decide: Mapping[int, Route] | None = None,
     ) -> tuple[Float[Array, "b y"], dict[int, Record]]:
-        """Logits, and the record of each sparse block by its number; see ``__call__``."""
+        """Logits, and the record of each sparse block by its number; see ``__call__``.
+
+        Args:
+            decide: by block, a function that decides in place of its router.
+        """
         check_images(images)
         if train and key is None:
             key = self._next_key()
@@ -101,7 +106,9 @@ class ViT(nnx.Module):
         embed_key, blocks_key = keys.split(key if train else None, 2)
         tokens = self.embed(images, embed_key)
         class_token_only = self.config.pooling == "class_token" and not self.config.full_last_block
-        tokens, records = self.encode(tokens, valid, blocks_key, class_token_only=class_token_only)
+        tokens, records = self.encode(
+            tokens, valid, blocks_key, class_token_only=class_token_only, decide=decide
+        )
         return self.head(self.pool(tokens)), records
 
     def embed(self, images: Images, key: MaybeKey = None) -> Float[Array, "b n d"]:
@@ -128,6 +135,7 @@ class ViT(nnx.Module):
         key: MaybeKey = None,
         *,
         class_token_only: bool = False,
+        decide: Mapping[int, Route] | None = None,
     ) -> tuple[Float[Array, "b x d"], dict[int, Record]]:
         """Runs every block, and the last norm unless it follows the pooling.
 
@@ -138,9 +146,12 @@ class ViT(nnx.Module):
             class_token_only: return only the first token of each image, and compute in the last
                 block only what it depends on. Its values are the same, except for dropout's random
                 draws.
+            decide: see ``forward``.
         """
         records = {}
-        outputs = self._run_blocks(tokens, valid, key, class_token_only=class_token_only)
+        outputs = self._run_blocks(
+            tokens, valid, key, class_token_only=class_token_only, decide=decide
+        )
         for i, (after, record) in enumerate(outputs):
             tokens = after
             if record is not None:
@@ -154,11 +165,16 @@ class ViT(nnx.Module):
         key: MaybeKey = None,
         *,
         class_token_only: bool = False,
+        decide: Mapping[int, Route] | None = None,
     ) -> Iterator[tuple[Float[Array, "b x d"], Record | None]]:
         """What each block returns, in order."""
-        last = len(self.blocks) - 1
+        last, deciders = len(self.blocks) - 1, decide or {}
         for i, block_key in enumerate(keys.split(key, len(self.blocks))):
-            run = functools.partial(Block.__call__, class_token_only=class_token_only and i == last)
+            run = functools.partial(
+                Block.__call__,
+                class_token_only=class_token_only and i == last,
+                decide=deciders.get(i),
+            )
             run = functools.partial(rematerialized, run) if self.config.remat else run
             tokens, record = run(self.blocks[i], self.placement.images(tokens), valid, block_key)
             yield tokens, record

@@ -2,7 +2,7 @@
 
 import jax.numpy as jnp
 from einops import rearrange, repeat
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Shaped
 
 
 def group(
@@ -49,8 +49,8 @@ def group_sizes(b: int, images_per_group: int) -> tuple[int, int]:
 
 
 def ungroup(
-    groups: Float[Array, "g s d"], b: int, n: int, devices: int = 1
-) -> Float[Array, "b n d"]:
+    groups: Shaped[Array, "g s d"], b: int, n: int, devices: int = 1
+) -> Shaped[Array, "b n d"]:
     """The tokens of b images with n tokens each, from their groups: the inverse of ``group``."""
     images = rearrange(groups, "(x g) (i n) d -> x (g i) n d", x=devices, n=n)
     return rearrange(images[:, : b // devices], "x b n d -> (x b) n d")

@@ -1,0 +1,160 @@
+"""Makes a data set of emoji, 64 x 64 pixels in nine categories, from two npm packages.
+
+    python scripts/prepare_emoji.py data/emoji                         # calls npm pack: 136 MB
+    python scripts/prepare_emoji.py data/emoji --google FOLDER --twitter FOLDER   # unpacked ones
+    vmoe train --config configs/emoji.py --workdir runs/emoji
+
+The packages are emoji-datasource-google and emoji-datasource-twitter, 16.0.0. Each drawing is
+composited on white and written as ``SPLIT/CATEGORY/NAME-VENDOR.png``. A hash of an emoji's name
+decides its split (80% train, 10% validation, 10% test), so that both vendors' drawings of it are on
+one side. Skin tones are used for training only. Flags of regions and the five skin tones that are
+drawn alone ("Component") are treated as the packages list them: the first stay, the others are
+left out. Nothing is written if the folder exists.
+
+The drawings are not ours: Noto Color Emoji by Google (Apache License 2.0) and Twemoji by Twitter
+and contributors (CC-BY 4.0). The folder gets a file that says so.
+"""
+
+import argparse
+import collections
+import hashlib
+import json
+import shutil
+import subprocess
+import sys
+import tarfile
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from PIL import Image
+
+VENDORS = ("google", "twitter")
+VERSION = "16.0.0"
+LEFT_OUT = "Component"  # the category of skin tones drawn alone
+SOURCES = """Drawings of emoji, composited on white by scripts/prepare_emoji.py of vmoe.
+
+*-google.png   Noto Color Emoji, (c) Google, Apache License 2.0
+*-twitter.png  Twemoji, (c) Twitter, Inc and other contributors, CC-BY 4.0
+
+They come from the npm packages emoji-datasource-google and emoji-datasource-twitter 16.0.0.
+"""
+
+
+class Drawing(NamedTuple):
+    """One drawing of an emoji.
+
+    Attributes:
+        emoji: the name of the emoji, without its skin tone.
+        name: the name of this drawing.
+        category: of the emoji.
+        file: the PNG.
+        base: whether it has no skin tone.
+    """
+
+    emoji: str
+    name: str
+    category: str
+    file: Path
+    base: bool
+
+
+def download(vendor: str, folder: Path) -> Path:
+    """Downloads a vendor's package with npm, and unpacks its list and its drawings."""
+    package = f"emoji-datasource-{vendor}@{VERSION}"
+    print(f"downloading {package} with npm pack", file=sys.stderr, flush=True)
+    command = ["npm", "pack", "--silent", package]
+    try:
+        subprocess.run(command, cwd=folder, check=True, stdout=subprocess.DEVNULL)
+    except (OSError, subprocess.CalledProcessError) as error:
+        raise SystemExit(f"{' '.join(command)}: {error}; or give --{vendor} FOLDER") from None
+    wanted = ("package/emoji.json", f"package/img/{vendor}/64/")
+    with tarfile.open(folder / f"emoji-datasource-{vendor}-{VERSION}.tgz") as archive:
+        members = [member for member in archive if member.name.startswith(wanted)]
+        archive.extractall(folder / vendor, members, filter="data")
+    return folder / vendor / "package"
+
+
+def drawings(package: Path, vendor: str) -> Iterator[Drawing]:
+    """The drawings of an unpacked package.
+
+    Raises:
+        SystemExit: the list of emoji or a drawing is missing.
+    """
+    try:
+        emoji = json.loads((package / "emoji.json").read_text())
+    except OSError as error:
+        raise SystemExit(f"{error.filename}: {error.strerror}; give the unpacked package") from None
+    images = package / "img" / vendor / "64"
+    for each in emoji:
+        if each["category"] == LEFT_OUT:
+            continue
+        toned = each.get("skin_variations", {}).values()
+        for drawn in (each, *toned):
+            if drawn[f"has_img_{vendor}"]:
+                file = images / drawn["image"]
+                name = f"{file.stem}-{vendor}"
+                yield Drawing(each["short_name"], name, each["category"], file, drawn is each)
+
+
+def split_of(emoji: str) -> str:
+    """The split of an emoji, by a hash of its name."""
+    tenth = int(hashlib.sha256(emoji.encode()).hexdigest(), 16) % 10
+    return {8: "validation", 9: "test"}.get(tenth, "train")
+
+
+def on_white(file: Path) -> Image.Image:
+    with Image.open(file) as image:
+        rgba = image.convert("RGBA")
+    white = Image.new("RGBA", rgba.size, "white")
+    return Image.alpha_composite(white, rgba).convert("RGB")
+
+
+def prepare(packages: dict[str, Path], destination: Path) -> dict[str, int]:
+    """Writes the data set; returns the number of images of each split."""
+    counts: dict[str, int] = collections.Counter()
+    for vendor, package in packages.items():
+        for drawing in drawings(package, vendor):
+            split = split_of(drawing.emoji)
+            if not drawing.base and split != "train":
+                continue
+            file = destination / split / drawing.category / f"{drawing.name}.png"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                on_white(drawing.file).save(file)
+            except OSError as error:
+                raise SystemExit(f"{drawing.file}: {error}") from None
+            counts[split] += 1
+    (destination / "SOURCES.txt").write_text(SOURCES)
+    return counts
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("destination", type=Path, help="a new folder")
+    for vendor in VENDORS:
+        parser.add_argument(f"--{vendor}", type=Path, help="the unpacked package; else npm pack")
+    options = parser.parse_args()
+    destination: Path = options.destination
+    if destination.exists():
+        parser.error(f"{destination}: exists already")
+    destination.parent.mkdir(parents=True, exist_ok=True)
+    # Written beside and renamed, so that a data set is never half written.
+    unfinished = Path(tempfile.mkdtemp(prefix=f".{destination.name}-", dir=destination.parent))
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            given = {vendor: getattr(options, vendor) for vendor in VENDORS}
+            packages = {
+                vendor: package or download(vendor, Path(folder))
+                for vendor, package in given.items()
+            }
+            counts = prepare(packages, unfinished / "data")
+        (unfinished / "data").rename(destination)
+    finally:
+        shutil.rmtree(unfinished)
+    print(f"{destination}: {', '.join(f'{n:,} {split}' for split, n in counts.items())} images")
+
+
+if __name__ == "__main__":
+    main()

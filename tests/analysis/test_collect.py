@@ -1,0 +1,152 @@
+"""Routing collected over a data set: the same as in one batch, image by image, and exported."""
+
+import jax
+import numpy as np
+import pytest
+from sklearn.metrics import normalized_mutual_info_score
+
+from tests.random_models import forward, random_images, random_params
+from vmoe import models
+from vmoe.analysis.collect import BlockRouting, Collected, collect, joined, labelled
+from vmoe.analysis.statistics import BINS, mutual_information, statistics
+from vmoe.config import ExpertChoice, MoEConfig, Router, Soft, TokenChoice, replace
+from vmoe.nn.vit import ViT
+
+B, N, E = 10, 17, 4
+ROUTERS: dict[str, Router] = {
+    "token_choice": TokenChoice(k=2, priority="largest_gate"),
+    "expert_choice": ExpertChoice(),
+    "soft": Soft(),
+}
+LABELS = np.arange(B) % 3
+
+
+def model_of(router: Router) -> ViT:
+    per_group = 1 if isinstance(router, Soft) else 3
+    moe = MoEConfig(num_experts=E, router=router, images_per_group=per_group, capacity_factor=0.7)
+    dense = models.model_config("vit_tiny", depth=3)
+    config = replace(dense, sparse_blocks=(0, 2), moe=moe)
+    return models.with_params(config, random_params(config))
+
+
+@pytest.fixture(scope="module", params=ROUTERS.values(), ids=ROUTERS.keys())
+def collected(request: pytest.FixtureRequest) -> Collected:
+    batches = labelled(random_images(b=B), LABELS, batch_size=6)
+    return joined(collect(model_of(request.param), batches))
+
+
+def test_every_image_is_collected_once_with_the_decisions_of_its_batch(
+    collected: Collected, request: pytest.FixtureRequest
+) -> None:
+    router = request.node.callspec.params["collected"]
+    images = random_images(b=B)
+    np.testing.assert_array_equal(collected.labels, LABELS)
+    for block in collected.blocks.values():
+        assert block.gates.shape == (B, N, E)
+        assert block.experts.shape == block.places.shape == block.weights.shape
+    # the first batch has 6 images in groups of 3, or of 1
+    logits, records = forward(model_of(router), images[:6])
+    np.testing.assert_allclose(collected.logits[:6], logits, atol=1e-5)
+    per_group = 1 if isinstance(router, Soft) else 3
+    expected = np.arange(6) // per_group
+    for i, record in records.items():
+        block = collected.blocks[i]
+        np.testing.assert_array_equal(block.groups[:6], expected)
+        assert block.groups[6:].min() > expected.max()
+        if isinstance(router, Soft):
+            assert block.experts.shape[-1] == 0
+            continue
+        for ours, theirs in (
+            (block.kept, record.routing.kept),
+            (block.experts, record.routing.experts),
+            (block.dropped, record.routing.dropped),
+        ):
+            np.testing.assert_array_equal(ours[:6].reshape(theirs.shape), theirs)
+        assert block.dropped.any() == (router.kind == "token_choice")
+
+
+def test_statistics_equal_loops_over_images_tokens_and_choices(collected: Collected) -> None:
+    for i, own in statistics([collected]).items():
+        block = collected.blocks[i]
+        choices, kept = np.zeros(E, int), np.zeros(E, int)
+        by_position, together, uses = np.zeros((E, N)), np.zeros((E, E)), np.zeros((B, E))
+        by_priority, entropy, unprocessed = np.zeros(BINS), 0.0, 0
+        for b, n in np.ndindex(B, N):
+            gates = block.gates[b, n].astype(np.float64)
+            entropy -= (gates * np.log(gates)).sum()
+            by_priority[min(int(gates.max() * BINS), BINS - 1)] += 1
+            chosen = [e for e in block.experts[b, n] if e < E]
+            for e in chosen:
+                choices[e] += 1
+                by_position[e, n] += 1
+                uses[b, e] += 1
+            for e in set(chosen):
+                for other in set(chosen):
+                    together[e, other] += 1
+            got = block.experts[b, n][block.places[b, n] >= 0]
+            for e in got:
+                kept[e] += 1
+            unprocessed += not len(got) and block.experts.shape[-1] > 0
+        assert own.tokens == B * N and own.unprocessed == unprocessed
+        for ours, expected in (
+            (own.choices, choices),
+            (own.kept, kept),
+            (own.by_position, by_position),
+            (own.together, together),
+            (own.uses, uses),
+            (own.by_priority, by_priority),
+        ):
+            np.testing.assert_array_equal(ours, expected)
+        assert own.gate_entropy == pytest.approx(entropy / (B * N), rel=1e-6)
+        assert own.importance.sum() == pytest.approx(1, rel=1e-5)
+        if choices.sum():
+            assert own.load.sum() == pytest.approx(1)
+            assert own.dropped == pytest.approx(1 - kept.sum() / choices.sum())
+        expected = [e for e in range(E) if not choices[e]] if choices.sum() else []
+        assert own.dead == expected
+        np.testing.assert_array_equal(own.idle, (uses == 0).mean(0))
+        np.testing.assert_array_equal(own.by_weight.sum(0).sum(), choices.sum())
+        np.testing.assert_array_equal(own.choices_by_priority.sum(), choices.sum())
+        np.testing.assert_array_equal(own.kept_by_priority.sum(), kept.sum())
+
+
+def test_statistics_do_not_depend_on_how_images_are_batched(collected: Collected) -> None:
+    def part(rows: slice) -> Collected:
+        return jax.tree.map(lambda array: array[rows], collected)
+
+    whole, split = statistics([collected]), statistics([part(slice(7)), part(slice(7, B))])
+    jax.tree.map(
+        lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-12),
+        *({i: vars(each) for i, each in total.items()} for total in (whole, split)),
+    )
+
+
+def test_mutual_information_is_that_of_scikit_learn_and_near_its_null_for_random_labels() -> None:
+    rng = np.random.default_rng(0)
+    table = rng.integers(0, 9, (E, 5))
+    rows, columns = np.indices(table.shape)
+    counts = table.reshape(-1)
+    expected = normalized_mutual_info_score(
+        np.repeat(rows.reshape(-1), counts), np.repeat(columns.reshape(-1), counts)
+    )
+    assert mutual_information(table) == pytest.approx(expected, rel=1e-9)
+    assert mutual_information(np.zeros((2, 2), int)) == 0
+
+
+def test_experts_that_follow_the_class_are_far_above_the_null() -> None:
+    """Every image of class y sends all its tokens to expert y; or to an expert at random."""
+    rng, b = np.random.default_rng(0), 300
+    labels = rng.integers(0, 3, b)
+    for experts, follows in ((labels, True), (rng.integers(0, 3, b), False)):
+        own = statistics([_one_expert_per_image(experts, labels)])[0]
+        information, null = own.class_information(3)
+        assert null < 0.03
+        assert information > 0.99 if follows else information < 0.03
+
+
+def _one_expert_per_image(experts: np.ndarray, labels: np.ndarray) -> Collected:
+    b, n = len(labels), 5
+    choices = np.broadcast_to(experts[:, None, None], (b, n, 1))
+    gates = np.eye(3, dtype=np.float32)[choices[..., 0]]
+    block = BlockRouting(gates, choices, choices * 0, gates.max(-1, keepdims=True), np.arange(b))
+    return Collected(np.zeros((b, 3)), labels, {0: block})

@@ -1,0 +1,126 @@
+"""Decisions in place of a router; the oracles are models with other configs or parameters."""
+
+import functools
+from typing import Any, get_args
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tests.random_models import forward, random_images, random_params
+from vmoe import models
+from vmoe.analysis import capture
+from vmoe.analysis.interventions import limited, muted, randomized, restricted
+from vmoe.config import ExpertChoice, MoEConfig, Router, Soft, TokenChoice, ViTConfig, replace
+from vmoe.config.routers import Priority
+from vmoe.errors import UsageError
+from vmoe.surgery.experts import prune_experts
+
+E = 4
+ROUTERS: dict[str, Router] = {
+    "token_choice": TokenChoice(normalize_weights=True),
+    "expert_choice": ExpertChoice(),
+    "soft": Soft(),
+}
+each_router = pytest.mark.parametrize("router", ROUTERS.values(), ids=ROUTERS.keys())
+
+
+def config_of(router: Router, **moe: Any) -> ViTConfig:
+    per_group = 1 if isinstance(router, Soft) else 2
+    layer = MoEConfig(num_experts=E, router=router, images_per_group=per_group)
+    dense = models.model_config("vit_tiny", depth=2, pooling="mean")
+    return replace(dense, sparse_blocks=(0, 1), moe=replace(layer, **moe))
+
+
+def decided(config: ViTConfig, params: dict[Any, Any], **decide: Any) -> Any:
+    """The logits and the records with another decision in block 1."""
+
+    @jax.jit
+    def run(params: dict[Any, Any]) -> Any:
+        model = models.with_params(config, params)
+        return capture(model, random_images(b=4), decide={1: decide["by"]})
+
+    return run(params)
+
+
+@pytest.mark.parametrize("normalize", [False, True])
+def test_limited_slots_equal_a_router_of_that_capacity_for_every_priority(normalize: bool) -> None:
+    """One program for all of them. A router without a slot is no config: every token is left."""
+    config = config_of(TokenChoice(normalize_weights=normalize), capacity=34)
+    params, images = random_params(config), random_images(b=4)
+
+    @jax.jit
+    def run(slots: jax.Array, priority: jax.Array) -> Any:
+        model = models.with_params(config, params)
+        return capture(model, images, decide=dict.fromkeys((0, 1), limited(slots, priority)))
+
+    for number, priority in enumerate(get_args(Priority)):
+        for slots in (1, 6, 34):
+            layer = dict(capacity=slots, router=dict(priority=priority))
+            other = replace(config, moe=replace(config.moe, **layer))
+            expected, records = forward(models.with_params(other, params), images)
+            logits, ours = run(jnp.int32(slots), jnp.int32(number))
+            np.testing.assert_allclose(logits, expected, atol=1e-5)
+            for i, record in records.items():
+                own = ours[i].routing
+                np.testing.assert_array_equal(own.experts, record.routing.experts)
+                np.testing.assert_array_equal(own.kept, record.routing.kept)
+                np.testing.assert_allclose(own.weights, record.routing.weights, rtol=1e-5)
+                np.testing.assert_array_equal(own.choices[..., :slots], record.routing.choices)
+    _, none = run(jnp.int32(0), jnp.int32(0))
+    assert not any(record.routing.kept.any() for record in none.values())
+
+
+@each_router
+def test_a_muted_expert_is_one_whose_output_is_zero(router: Router) -> None:
+    config = config_of(router)
+    params = random_params(config)
+    logits, records = decided(config, params, by=muted(jnp.arange(E) != 2))
+    zeroed = jax.tree.map(lambda x: x, params)
+    down = zeroed["blocks"][1]["mlp"]["experts"]["down"]
+    down |= {name: array.at[2].set(0.0) for name, array in down.items()}
+    expected, _ = forward(models.with_params(config, zeroed), random_images(b=4))
+    np.testing.assert_allclose(logits, expected, atol=1e-5)
+    before = forward(models.with_params(config, params), random_images(b=4))
+    assert np.abs(logits - before[0]).max() > 1e-3
+    if not isinstance(router, Soft):  # its tokens still take slots
+        np.testing.assert_array_equal(records[1].routing.choices, before[1][1].routing.choices)
+
+
+@each_router
+def test_among_some_experts_a_router_decides_as_if_the_others_were_pruned(router: Router) -> None:
+    config = config_of(router, **({} if isinstance(router, Soft) else dict(capacity=20)))
+    params = random_params(config)
+    logits, records = decided(config, params, by=restricted(jnp.array([True, False, True, True])))
+    np.testing.assert_array_equal(records[1].gates[..., 1], 0)
+    if isinstance(router, Soft):  # surgery does not prune soft routers
+        combine = forward(models.with_params(config, params), random_images(b=4))[1][1]
+        others = np.delete(combine.routing.combine, 1, axis=2)
+        expected = others / others.sum((2, 3), keepdims=True)
+        ours = np.delete(records[1].routing.combine, 1, axis=2)
+        np.testing.assert_allclose(ours, expected, rtol=1e-4)
+        return
+    pruned = prune_experts(config, params, {1: (0, 2, 3)})
+    expected, _ = forward(models.with_params(*pruned), random_images(b=4))
+    np.testing.assert_allclose(logits, expected, atol=1e-5)
+
+
+def test_a_random_router_depends_on_its_key_and_not_on_the_images() -> None:
+    config = config_of(TokenChoice(), dropless=True)
+    params = random_params(config)
+    decide = functools.partial(decided, config, params)
+    one, same, other = (decide(by=randomized(jax.random.key(key)))[1][1] for key in (1, 1, 2))
+    np.testing.assert_array_equal(one.routing.experts, same.routing.experts)
+    assert (one.routing.experts != other.routing.experts).mean() > 0.5
+    own = forward(models.with_params(config, params), random_images(b=4))[1][1]
+    np.testing.assert_array_equal(one.logits, own.logits)  # those of the gate
+    assert np.log(np.asarray(one.gates)).std() == pytest.approx(
+        np.log(np.asarray(own.gates)).std(), rel=0.3
+    )
+
+
+def test_slots_of_other_routers_cannot_be_limited() -> None:
+    config = config_of(ExpertChoice())
+    with pytest.raises(UsageError, match="router expert_choice: only the slots of token_choice"):
+        decided(config, random_params(config), by=limited(jnp.int32(1), jnp.int32(0)))

@@ -1,0 +1,147 @@
+"""Routing of a data set as NumPy arrays, image by image and one batch at a time."""
+
+import functools
+from collections.abc import Iterable, Iterator, Mapping
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Bool, Float, Int
+
+from vmoe.axes import Images, Record, Route, SoftRouting, Valid
+from vmoe.nn.vit import ViT
+from vmoe.routing.groups import group_sizes, ungroup
+
+
+class BlockRouting(NamedTuple):
+    """What one sparse block decided about the tokens of some images.
+
+    Attributes:
+        gates: the weight of each expert for each token, in [0, 1].
+        experts: the expert of each choice, best first, or by expert for expert choice; e where
+            there is no choice. k is 0 for soft routing, which makes no choices.
+        places: the place of each choice in the queue of its expert, from 0; -1 where it got no
+            slot.
+        weights: the combine weight of each choice; 0 where it got no slot.
+        groups: the number of the group in which the image's tokens competed.
+    """
+
+    gates: Float[np.ndarray, "b n e"]
+    experts: Int[np.ndarray, "b n k"]
+    places: Int[np.ndarray, "b n k"]
+    weights: Float[np.ndarray, "b n k"]
+    groups: Int[np.ndarray, "b"]
+
+    @property
+    def kept(self) -> Bool[np.ndarray, "b n k"]:
+        """Whether a choice got a slot."""
+        return self.places >= 0
+
+    @property
+    def dropped(self) -> Bool[np.ndarray, "b n k"]:
+        """Whether a choice exists but got no slot."""
+        return (self.experts < self.gates.shape[-1]) & ~self.kept
+
+    @property
+    def priority(self) -> Float[np.ndarray, "b n"]:
+        """The largest gate of each token: its score in Batch Prioritized Routing."""
+        return self.gates.max(-1)
+
+
+class Collected(NamedTuple):
+    """The logits and the routing of a batch.
+
+    Attributes:
+        logits: of the model.
+        labels: the class of each image; -1 if unknown.
+        blocks: by number of a sparse block.
+    """
+
+    logits: Float[np.ndarray, "b y"]
+    labels: Int[np.ndarray, "b"]
+    blocks: dict[int, BlockRouting]
+
+
+Labelled = tuple[Images, Int[np.ndarray, "b"] | None, Valid | None]
+"""Images, their classes, and which of them are more than padding; None if unknown, for all."""
+
+
+def collect(
+    model: ViT, batches: Iterable[Labelled], *, decide: Mapping[int, Route] | None = None
+) -> Iterator[Collected]:
+    """The logits and the routing of every image, without padding, one batch after the other.
+
+    Args:
+        batches: of any size, which decides which images compete for slots.
+        decide: see ``capture``.
+    """
+    graph, state = nnx.split(model)
+
+    @jax.jit
+    def run(
+        state: nnx.State, images: jax.Array, valid: jax.Array
+    ) -> tuple[jax.Array, dict[int, tuple[jax.Array, ...]]]:
+        model = nnx.merge(graph, state, copy=True)
+        logits, records = model.forward(images, valid=valid, decide=decide)
+        devices = model.placement.devices
+        return logits, {i: _by_image(record, len(images), devices) for i, record in records.items()}
+
+    for images, labels, valid in batches:
+        real = np.ones(len(images), bool) if valid is None else np.asarray(valid)
+        logits, blocks = jax.device_get(run(state, images, real))
+        labels = np.full(len(images), -1) if labels is None else np.asarray(labels)
+        yield Collected(
+            logits[real],
+            labels[real],
+            {i: BlockRouting(*(array[real] for array in block)) for i, block in blocks.items()},
+        )
+
+
+def _by_image(record: Record, b: int, devices: int) -> tuple[jax.Array, ...]:
+    """The fields of ``BlockRouting`` from the record of a batch of b images."""
+    g, s, _ = record.gates.shape
+    _, per_group = group_sizes(b // devices, -(-(b // devices) // (g // devices)))
+    split = functools.partial(ungroup, b=b, n=s // per_group, devices=devices)
+    groups = split(jnp.broadcast_to(jnp.arange(g)[:, None, None], (g, s, 1)))[:, 0, 0]
+    routing = record.routing
+    if isinstance(routing, SoftRouting):
+        none = jnp.zeros((g, s, 0), jnp.int32)
+        choices = none, none, none.astype(jnp.float32)
+    else:
+        places = jnp.where(routing.kept, routing.slots % routing.choices.shape[-1], -1)
+        choices = routing.experts, places, routing.weights
+    return (*map(split, (record.gates, *choices)), groups)
+
+
+def joined(parts: Iterable[Collected]) -> Collected:
+    """All batches as one; the numbers of their groups go on from batch to batch."""
+    every = list(parts)
+    blocks = {i: [part.blocks[i] for part in every] for i in every[0].blocks}
+    return Collected(
+        np.concatenate([part.logits for part in every]),
+        np.concatenate([part.labels for part in every]),
+        {i: _joined_block(own) for i, own in blocks.items()},
+    )
+
+
+def _joined_block(parts: list[BlockRouting]) -> BlockRouting:
+    first = np.cumsum([0, *(int(part.groups.max(initial=-1)) + 1 for part in parts[:-1])])
+    renumbered = [
+        part._replace(groups=part.groups + start) for part, start in zip(parts, first, strict=True)
+    ]
+    return BlockRouting(*map(np.concatenate, zip(*renumbered, strict=True)))
+
+
+def labelled(
+    images: np.ndarray, labels: np.ndarray | None = None, *, batch_size: int = 64
+) -> Iterator[Labelled]:
+    """Batches of an array of images; the last one is padded, so that all have one size."""
+    for start in range(0, len(images), batch_size):
+        part = images[start : start + batch_size]
+        missing = batch_size - len(part)
+        valid = np.arange(batch_size) < len(part)
+        padded = np.concatenate([part, np.zeros((missing, *part.shape[1:]), part.dtype)])
+        own = None if labels is None else np.pad(labels[start : start + batch_size], (0, missing))
+        yield padded, own, valid

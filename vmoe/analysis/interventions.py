@@ -1,0 +1,117 @@
+"""Functions that decide in place of a router: for "what if" questions about a trained model.
+
+    capture(model, images, decide={3: muted(active)})
+
+The parameters of the model stay as they are. Arguments may be traced arrays, so that one compiled
+program serves all their values.
+"""
+
+from typing import get_args
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Int
+
+from vmoe.axes import Decision, Route, RouterInputs, Routing
+from vmoe.config import MoEConfig
+from vmoe.config.routers import Priority, TokenChoice
+from vmoe.errors import UsageError
+from vmoe.routing import router_of, token_choice
+from vmoe.routing.top_k import gates_of
+
+NEVER = -1e9  # a logit whose gate is 0; an infinite one would make NaN in soft routing
+
+
+def muted(active: Bool[Array, "e"]) -> Route:
+    """The router's own decision, but inactive experts output zero.
+
+    Tokens still go to inactive experts, and take slots there.
+    """
+
+    def decide(inputs: RouterInputs, config: MoEConfig, capacity: int) -> Decision:
+        decision = router_of(config).route(inputs, config, capacity)
+        routing = decision.routing
+        if isinstance(routing, Routing):
+            of_choice = jnp.append(active, False)[routing.experts]  # e stands for no expert
+            routing = routing._replace(weights=jnp.where(of_choice, routing.weights, 0.0))
+        else:
+            routing = routing._replace(combine=jnp.where(active[:, None], routing.combine, 0.0))
+        return decision._replace(routing=routing)
+
+    return decide
+
+
+def restricted(choosable: Bool[Array, "e"]) -> Route:
+    """The router's decision among some of the experts: the gates of the others are zero.
+
+    The tokens of the others go elsewhere. With fewer choosable experts than k, tokens choose others
+    too, with weight 0.
+    """
+
+    def decide(inputs: RouterInputs, config: MoEConfig, capacity: int) -> Decision:
+        slots = (1,) * (inputs.logits.ndim - 3)
+        logits = jnp.where(choosable.reshape(-1, *slots), inputs.logits, NEVER)
+        return router_of(config).route(inputs._replace(logits=logits), config, capacity)
+
+    return decide
+
+
+def randomized(key: jax.Array) -> Route:
+    """A random router: logits are drawn anew, with the standard deviation of the own ones."""
+
+    def decide(inputs: RouterInputs, config: MoEConfig, capacity: int) -> Decision:
+        drawn = inputs.logits.std() * jax.random.normal(key, inputs.logits.shape)
+        return router_of(config).route(inputs._replace(logits=drawn), config, capacity)
+
+    return decide
+
+
+def limited(slots: Int[Array, ""], priority: Int[Array, ""]) -> Route:
+    """Token choice with fewer slots, and with another priority.
+
+    Equal to the router with ``capacity=slots``, for any value up to the layer's own capacity.
+
+    Args:
+        slots: slots per expert and group; with 0 every choice is dropped.
+        priority: number of a priority in ``vmoe.config.routers.Priority``.
+
+    Raises:
+        UsageError: when called for another router.
+    """
+
+    def decide(inputs: RouterInputs, config: MoEConfig, capacity: int) -> Decision:
+        router = config.router
+        if not isinstance(router, TokenChoice):
+            raise UsageError(f"router {router.kind}: only the slots of token_choice can be limited")
+        gates = gates_of(inputs.noisy_logits)
+
+        def assign(name: Priority) -> Routing:
+            return token_choice.assign(
+                gates,
+                inputs.valid,
+                k=router.k,
+                c=capacity,
+                priority=name,
+                normalize=router.normalize_weights,
+                draw=inputs.draw,
+            )
+
+        branches = [lambda name=name: assign(name) for name in get_args(Priority)]
+        return Decision(gates, _first_slots(jax.lax.switch(priority, branches), slots), {})
+
+    return decide
+
+
+def _first_slots(routing: Routing, slots: Int[Array, ""]) -> Routing:
+    """Drops the choices of all but the first slots of each expert.
+
+    A choice's place in the queue of its expert does not depend on the number of slots.
+    """
+    (_, e, c), (_, s, k) = routing.choices.shape, routing.slots.shape
+    kept = routing.kept & (routing.slots % c < slots)
+    return Routing(
+        routing.experts,
+        slots=jnp.where(kept, routing.slots, e * c),
+        choices=jnp.where(jnp.arange(c) < slots, routing.choices, s * k),
+        weights=jnp.where(kept, routing.weights, 0.0),
+    )

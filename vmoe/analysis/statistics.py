@@ -1,0 +1,196 @@
+"""How a data set uses the experts of each sparse block, summed up batch by batch."""
+
+import collections
+import dataclasses
+from collections.abc import Iterable
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from vmoe.analysis.collect import BlockRouting, Collected
+
+BINS = 20
+"""Bins of histograms over [0, 1]."""
+SHUFFLES = 10
+"""Shuffles of the labels whose mean is the null of a specialisation."""
+
+
+@dataclasses.dataclass
+class BlockStatistics:
+    """Sums over the tokens of one sparse block. For soft routing all that is about choices is 0.
+
+    Attributes:
+        tokens: number of tokens.
+        gates: sum of each expert's gates.
+        entropy: sum of the entropies of the tokens' gates, in nats.
+        choices: number of choices of each expert, before any is dropped.
+        kept: number of these that got a slot.
+        unprocessed: number of tokens without a slot at any expert.
+        together: number of tokens that chose both experts of a pair.
+        by_position: number of choices by expert and place of the token in its image.
+        by_weight: number of tokens by rank of the choice and bin of its gate.
+        by_priority: number of tokens by bin of their largest gate.
+        kept_by_priority: number of choices with a slot, by bin of the token's largest gate.
+        choices_by_priority: number of choices by that bin.
+        uses: for each image, the number of its choices of each expert.
+        labels: the class of each image; -1 if unknown.
+    """
+
+    tokens: int
+    gates: Float[np.ndarray, "e"]
+    entropy: float
+    choices: Int[np.ndarray, "e"]
+    kept: Int[np.ndarray, "e"]
+    unprocessed: int
+    together: Int[np.ndarray, "e e"]
+    by_position: Int[np.ndarray, "e n"]
+    by_weight: Int[np.ndarray, "k x"]
+    by_priority: Int[np.ndarray, "x"]
+    kept_by_priority: Int[np.ndarray, "x"]
+    choices_by_priority: Int[np.ndarray, "x"]
+    uses: Int[np.ndarray, "b e"]
+    labels: Int[np.ndarray, "b"]
+
+    @property
+    def load(self) -> Float[np.ndarray, "e"]:
+        """Fraction of the choices of each expert, before any is dropped."""
+        return self.choices / max(1, self.choices.sum())
+
+    @property
+    def importance(self) -> Float[np.ndarray, "e"]:
+        """Mean gate of each expert."""
+        return self.gates / max(1, self.tokens)
+
+    @property
+    def dropped(self) -> float:
+        """Fraction of the choices that got no slot."""
+        return 1 - self.kept.sum() / max(1, self.choices.sum()) if self.choices.sum() else 0.0
+
+    @property
+    def gate_entropy(self) -> float:
+        """Mean entropy of the gates, in nats: from 0 (one expert) to ln e (even)."""
+        return self.entropy / max(1, self.tokens)
+
+    @property
+    def dead(self) -> list[int]:
+        """Experts that no token of the data set chose."""
+        return np.flatnonzero(self.choices == 0).tolist() if self.choices.sum() else []
+
+    @property
+    def idle(self) -> Float[np.ndarray, "e"]:
+        """Fraction of the images in which no token chose an expert."""
+        return (self.uses == 0).mean(axis=0)
+
+    def class_table(self, num_classes: int) -> Int[np.ndarray, "e y"]:
+        """Number of choices by expert and class of the image, where the class is known."""
+        return _by_class(self.uses, self.labels, num_classes)
+
+    def class_information(self, num_classes: int, seed: int = 0) -> tuple[float, float]:
+        """Normalised mutual information of expert and class; and its null.
+
+        Returns:
+            that of the choices; and the mean of those under shuffled labels, which is what a router
+            that ignores the class would show: the choices of an image go together.
+        """
+        rng = np.random.default_rng(seed)
+        shuffled = [
+            mutual_information(_by_class(self.uses, rng.permutation(self.labels), num_classes))
+            for _ in range(SHUFFLES)
+        ]
+        return mutual_information(self.class_table(num_classes)), float(np.mean(shuffled))
+
+    @property
+    def position_information(self) -> float:
+        """Normalised mutual information of expert and place in the image."""
+        return mutual_information(self.by_position)
+
+
+def statistics(parts: Iterable[Collected]) -> dict[int, BlockStatistics]:
+    """The statistics of each sparse block over all batches.
+
+    Memory is bounded but for ``uses``, one small integer per image and expert.
+
+    Raises:
+        ValueError: there is no batch.
+    """
+    totals: dict[int, BlockStatistics] = {}
+    rows = collections.defaultdict(list)
+    for part in parts:
+        for i, block in part.blocks.items():
+            own = _of_batch(block)
+            totals[i] = _added(totals[i], own) if i in totals else own
+            rows[i].append((own.uses, part.labels))
+    if not totals:
+        raise ValueError("no batch, or no sparse block")
+    for i, total in totals.items():
+        uses, labels = map(np.concatenate, zip(*rows[i], strict=True))
+        totals[i] = dataclasses.replace(total, uses=uses, labels=labels)
+    return totals
+
+
+ROWS = ("uses", "labels")
+"""Fields with an axis for the images; all others are sums."""
+
+
+def _of_batch(block: BlockRouting) -> BlockStatistics:
+    gates, experts = block.gates.astype(np.float64), block.experts
+    b, n, e = gates.shape
+    of_expert = experts[..., None] == np.arange(e)  # b n k e
+    kept, chosen = block.kept, experts < e
+    priority = np.minimum((block.priority * BINS).astype(int), BINS - 1)
+    own = np.take_along_axis(gates, np.minimum(experts, e - 1), axis=-1)
+    bins = np.minimum((own * BINS).astype(int), BINS - 1)
+    by_bin = np.eye(BINS, dtype=int)
+    any_of = of_expert.any(axis=2).reshape(-1, e).astype(int)
+    return BlockStatistics(
+        tokens=b * n,
+        gates=gates.sum(axis=(0, 1)),
+        entropy=float(-np.sum(gates * np.log(np.maximum(gates, 1e-30)))),
+        choices=of_expert.sum(axis=(0, 1, 2)),
+        kept=(of_expert & kept[..., None]).sum(axis=(0, 1, 2)),
+        unprocessed=int((~kept.any(axis=-1)).sum()) if experts.shape[-1] else 0,
+        together=any_of.T @ any_of,
+        by_position=of_expert.sum(axis=(0, 2)).T,
+        by_weight=(by_bin[bins] * chosen[..., None]).sum(axis=(0, 1)),
+        by_priority=by_bin[priority].sum(axis=(0, 1)),
+        kept_by_priority=(by_bin[priority] * kept.sum(-1, keepdims=True)).sum(axis=(0, 1)),
+        choices_by_priority=(by_bin[priority] * chosen.sum(-1, keepdims=True)).sum(axis=(0, 1)),
+        uses=of_expert.sum(axis=(1, 2)).astype(np.int32),
+        labels=np.full(b, -1),
+    )
+
+
+def _added(total: BlockStatistics, own: BlockStatistics) -> BlockStatistics:
+    sums = {
+        field.name: getattr(total, field.name) + getattr(own, field.name)
+        for field in dataclasses.fields(total)
+        if field.name not in ROWS
+    }
+    return dataclasses.replace(total, **sums)
+
+
+def _by_class(
+    uses: Int[np.ndarray, "b e"], labels: Int[np.ndarray, "b"], num_classes: int
+) -> Int[np.ndarray, "e y"]:
+    return uses.T @ (labels[:, None] == np.arange(num_classes))
+
+
+def mutual_information(table: Int[np.ndarray, "e x"]) -> float:
+    """Normalised mutual information of the rows and columns of a table of counts, in [0, 1].
+
+    Normalised by the mean of the two entropies, as in scikit-learn; 0 if both are 0.
+
+    >>> mutual_information(np.eye(3, dtype=int)), mutual_information(np.ones((3, 3), int))
+    (1.0, 0.0)
+    """
+    joint = table / max(1, table.sum())
+    rows, columns = joint.sum(1, keepdims=True), joint.sum(0, keepdims=True)
+    expected = rows * columns
+    some = joint > 0
+    information = float(np.sum(joint[some] * np.log(joint[some] / expected[some])))
+    mean = (_entropy(rows) + _entropy(columns)) / 2
+    return round(max(0.0, information / mean), 12) if mean else 0.0
+
+
+def _entropy(p: Float[np.ndarray, "..."]) -> float:
+    return float(-np.sum(p[p > 0] * np.log(p[p > 0])))
