@@ -10,7 +10,7 @@ import vmoe as library
 from tests.command import TINY, vmoe
 from tests.random_models import outputs, random_images
 from vmoe.data.sources import open_source
-from vmoe.evaluate.loads import expert_loads
+from vmoe.evaluate.routing import expert_loads
 
 
 @pytest.fixture(scope="module")

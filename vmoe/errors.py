@@ -27,6 +27,12 @@ class Failure(VmoeError):
     """The work failed: a loss that is not finite, a full disk, a corrupt checkpoint."""
 
 
+class CheckFailed(VmoeError):
+    """A check that was asked for found what it looks for."""
+
+    status = 3
+
+
 class Stopped(VmoeError):
     """A signal stopped a run early, after a checkpoint was saved; raised in every process."""
 

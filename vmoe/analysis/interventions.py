@@ -3,7 +3,7 @@
     capture(model, images, decide={3: muted(active)})
 
 The parameters of the model stay as they are. Arguments may be traced arrays, so that one compiled
-program serves all their values.
+program serves all their values. ``inner`` decides first; the layer's own router if None.
 """
 
 from typing import get_args
@@ -22,14 +22,14 @@ from vmoe.routing.top_k import gates_of
 NEVER = -1e9  # a logit whose gate is 0; an infinite one would make NaN in soft routing
 
 
-def muted(active: Bool[Array, "e"]) -> Route:
-    """The router's own decision, but inactive experts output zero.
+def muted(active: Bool[Array, "e"], inner: Route | None = None) -> Route:
+    """The decision of ``inner``, but inactive experts output zero.
 
     Tokens still go to inactive experts, and take slots there.
     """
 
     def decide(inputs: RouterInputs, config: MoEConfig, capacity: int) -> Decision:
-        decision = router_of(config).route(inputs, config, capacity)
+        decision = (inner or router_of(config).route)(inputs, config, capacity)
         routing = decision.routing
         if isinstance(routing, Routing):
             of_choice = jnp.append(active, False)[routing.experts]  # e stands for no expert
@@ -41,8 +41,8 @@ def muted(active: Bool[Array, "e"]) -> Route:
     return decide
 
 
-def restricted(choosable: Bool[Array, "e"]) -> Route:
-    """The router's decision among some of the experts: the gates of the others are zero.
+def restricted(choosable: Bool[Array, "e"], inner: Route | None = None) -> Route:
+    """The decision of ``inner`` among some of the experts: the gates of the others are zero.
 
     The tokens of the others go elsewhere. With fewer choosable experts than k, tokens choose others
     too, with weight 0.
@@ -51,17 +51,25 @@ def restricted(choosable: Bool[Array, "e"]) -> Route:
     def decide(inputs: RouterInputs, config: MoEConfig, capacity: int) -> Decision:
         slots = (1,) * (inputs.logits.ndim - 3)
         logits = jnp.where(choosable.reshape(-1, *slots), inputs.logits, NEVER)
-        return router_of(config).route(inputs._replace(logits=logits), config, capacity)
+        route = inner or router_of(config).route
+        return route(inputs._replace(logits=logits), config, capacity)
 
     return decide
 
 
-def randomized(key: jax.Array) -> Route:
-    """A random router: logits are drawn anew, with the standard deviation of the own ones."""
+def randomized(
+    key: jax.Array, apply: Bool[Array, ""] | bool = True, inner: Route | None = None
+) -> Route:
+    """A random router: logits are drawn anew, with the standard deviation of the own ones.
+
+    Args:
+        apply: False for the logits of the gate.
+    """
 
     def decide(inputs: RouterInputs, config: MoEConfig, capacity: int) -> Decision:
         drawn = inputs.logits.std() * jax.random.normal(key, inputs.logits.shape)
-        return router_of(config).route(inputs._replace(logits=drawn), config, capacity)
+        logits = jnp.where(apply, drawn, inputs.logits)
+        return (inner or router_of(config).route)(inputs._replace(logits=logits), config, capacity)
 
     return decide
 

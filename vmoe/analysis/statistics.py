@@ -137,9 +137,8 @@ def _of_batch(block: BlockRouting) -> BlockStatistics:
     b, n, e = gates.shape
     of_expert = experts[..., None] == np.arange(e)  # b n k e
     kept, chosen = block.kept, experts < e
-    priority = np.minimum((block.priority * BINS).astype(int), BINS - 1)
+    priority = _bin(block.priority)
     own = np.take_along_axis(gates, np.minimum(experts, e - 1), axis=-1)
-    bins = np.minimum((own * BINS).astype(int), BINS - 1)
     by_bin = np.eye(BINS, dtype=int)
     any_of = of_expert.any(axis=2).reshape(-1, e).astype(int)
     return BlockStatistics(
@@ -151,13 +150,18 @@ def _of_batch(block: BlockRouting) -> BlockStatistics:
         unprocessed=int((~kept.any(axis=-1)).sum()) if experts.shape[-1] else 0,
         together=any_of.T @ any_of,
         by_position=of_expert.sum(axis=(0, 2)).T,
-        by_weight=(by_bin[bins] * chosen[..., None]).sum(axis=(0, 1)),
+        by_weight=(by_bin[_bin(own)] * chosen[..., None]).sum(axis=(0, 1)),
         by_priority=by_bin[priority].sum(axis=(0, 1)),
         kept_by_priority=(by_bin[priority] * kept.sum(-1, keepdims=True)).sum(axis=(0, 1)),
         choices_by_priority=(by_bin[priority] * chosen.sum(-1, keepdims=True)).sum(axis=(0, 1)),
         uses=of_expert.sum(axis=(1, 2)).astype(np.int32),
         labels=np.full(b, -1),
     )
+
+
+def _bin(gates: Float[np.ndarray, "..."]) -> Int[np.ndarray, "..."]:
+    """The bin of each gate; a NaN is in the first one."""
+    return np.minimum((np.nan_to_num(gates) * BINS).astype(int), BINS - 1)
 
 
 def _added(total: BlockStatistics, own: BlockStatistics) -> BlockStatistics:

@@ -1,8 +1,8 @@
 """Runs a command, and turns its errors into one line and an exit status.
 
-Exit status: 0 done; 2 wrong usage; 1 the work failed; 75 a run was stopped early by a signal and
-can be resumed; 130 or 143 ended at once by SIGINT or SIGTERM; 141 stdout was closed. ``--debug``
-shows the traceback of an error.
+Exit status: 0 done; 2 wrong usage; 1 the work failed; 3 a check found what it looks for; 75 a run
+was stopped early by a signal and can be resumed; 130 or 143 ended at once by SIGINT or SIGTERM; 141
+stdout was closed. ``--debug`` shows the traceback of an error.
 """
 
 import importlib
@@ -21,6 +21,7 @@ COMMANDS = {  # each a module of this package with a function ``run``
     "train": "train a model; run the same command again to resume",
     "evaluate": "evaluate a trained model on a whole split",
     "predict": "classify image files, and show the experts used",
+    "routing": "show how a trained model uses its experts, and whether that is healthy",
     "convert": "write a trained model in another format",
     "inspect": "list what a file of weights holds",
     "upcycle": "turn a dense model into a sparse one",

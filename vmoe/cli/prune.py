@@ -119,7 +119,7 @@ def _kept(
     on_unreadable: Callable[[UsageError], None] | None,
 ) -> "Selection":
     from vmoe.checkpoints import read
-    from vmoe.evaluate.loads import expert_loads
+    from vmoe.evaluate.routing import expert_loads
     from vmoe.surgery import experts
 
     match args.rule:

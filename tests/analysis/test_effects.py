@@ -1,0 +1,139 @@
+"""What a model predicts with other routing; the oracles are other configs, and batches of one."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tests.random_models import forward, random_images, random_params
+from vmoe import models
+from vmoe.analysis.collect import Collected, collect, joined, labelled
+from vmoe.analysis.compare import agreement, common_choices
+from vmoe.analysis.effects import (
+    PRIORITIES,
+    Removal,
+    at_capacities,
+    batch_dependence,
+    removals,
+    with_random_routers,
+    without_experts,
+)
+from vmoe.analysis.interventions import muted, restricted
+from vmoe.config import ExpertChoice, MoEConfig, TokenChoice, ViTConfig, replace
+from vmoe.errors import UsageError
+from vmoe.nn.vit import ViT
+
+B, E = 6, 3
+
+
+def config_of(**moe: Any) -> ViTConfig:
+    layer = MoEConfig(num_experts=E, images_per_group=2, router=TokenChoice(k=1))
+    dense = models.model_config("vit_tiny", depth=2)
+    return replace(dense, sparse_blocks=(0, 1), moe=replace(layer, **moe))
+
+
+def model_of(**moe: Any) -> ViT:
+    config = config_of(**moe)
+    return models.with_params(config, random_params(config))
+
+
+def batches() -> Any:
+    return labelled(random_images(b=B), np.arange(B) % 3, batch_size=4)
+
+
+def by_hand(model: ViT, **forward: Any) -> np.ndarray:
+    """The logits of the same batches of four, without padding."""
+    images = random_images(b=B)
+    logits = [jax.jit(lambda x: model.forward(x, **forward)[0])(images[i : i + 4]) for i in (0, 4)]
+    return np.concatenate(logits)
+
+
+def test_every_expert_is_removed_in_both_ways() -> None:
+    model, steps = model_of(), []
+    which = removals(model.config)
+    assert len(which) == len(set(which)) == 2 * E * 2
+    found = without_experts(model, batches(), which, on_step=lambda: steps.append(1))
+    assert len(steps) == 2 * len(which) and found.keys() == set(which)
+    others = jnp.arange(E) != 1
+    for removal, decide in (
+        (Removal(0, 1, "muted"), {0: muted(others)}),
+        (Removal(1, 1, "forbidden"), {1: restricted(others)}),
+    ):
+        np.testing.assert_allclose(found[removal], by_hand(model, decide=decide), atol=1e-5)
+    first = found[Removal(0, 0, "muted")]
+    assert np.abs(first - by_hand(model)).max() > 1e-3
+    assert np.abs(first - found[Removal(0, 0, "forbidden")]).max() > 1e-3
+
+
+def test_logits_at_other_capacities_are_those_of_a_model_with_that_capacity() -> None:
+    model = model_of(capacity_factor=1.0)
+    found = at_capacities(model, batches(), [0, 3, 20], ["order", "largest_gate"])
+    assert list(found) == [(c, p) for c in (0, 3, 20) for p in ("order", "largest_gate")]
+    for (slots, priority), logits in found.items():
+        if slots:
+            config = config_of(capacity=slots, router=dict(priority=priority))
+            other = models.with_params(config, models.params_of(model))
+            np.testing.assert_allclose(logits, by_hand(other), atol=1e-5)
+    every = jnp.zeros(E, bool)
+    nothing = by_hand(model, decide=dict.fromkeys((0, 1), muted(every)))
+    np.testing.assert_allclose(found[0, "order"], nothing, atol=1e-5)
+    assert PRIORITIES[0] == "order"
+    with pytest.raises(UsageError, match=r"slots=\[-1\]: use numbers from 0 on"):
+        at_capacities(model, batches(), [-1])
+
+
+def test_a_random_router_in_one_block_leaves_the_others_as_they_are() -> None:
+    model = model_of(dropless=True)
+    found = with_random_routers(model, batches(), seed=1)
+    own = by_hand(model)
+    assert found.keys() == {0, 1}
+    assert all(np.abs(logits - own).max() > 1e-3 for logits in found.values())
+    assert np.abs(found[0] - found[1]).max() > 1e-3
+
+
+def test_predictions_depend_on_the_batch_only_where_images_compete_for_slots() -> None:
+    images = random_images(b=16)
+    tight = dict(capacity_factor=0.3, router=dict(priority="order"))
+    dependent = batch_dependence(model_of(**tight), images)
+    assert dependent.changed > 0 and dependent.largest > 1e-2
+    for independent in (dict(images_per_group=1, **tight), dict(dropless=True)):
+        found = batch_dependence(model_of(**independent), images)
+        assert found.changed == 0 and found.largest < 1e-4
+
+
+def collected(model: ViT) -> Collected:
+    return joined(collect(model, batches()))
+
+
+def test_a_model_agrees_with_itself_and_with_a_copy_whose_experts_are_renumbered() -> None:
+    config = config_of(router=dict(k=2), dropless=True)
+    params = random_params(config)
+    order = np.array([2, 0, 1])
+    renumbered = jax.tree.map(lambda x: x, params)
+    for block in renumbered["blocks"].values():
+        layer = block["mlp"]
+        layer["experts"] = jax.tree.map(lambda x: x[order], layer["experts"])
+        layer["router"] = {"kernel": layer["router"]["kernel"][:, order]}
+    one, same = (collected(models.with_params(config, each)) for each in (params, renumbered))
+    np.testing.assert_allclose(one.logits, same.logits, atol=1e-5)
+    assert common_choices(one, one) == {0: 1.0, 1: 1.0}
+    for found in agreement(one, same).values():
+        np.testing.assert_array_equal(order[found.matches], np.arange(E))
+        assert found.share == 1.0 > 0.8 > found.by_chance
+    other = collected(models.with_params(config, random_params(config, seed=1)))
+    for i, share in common_choices(one, other).items():
+        chosen = [
+            [set(token) for image in each.blocks[i].experts for token in image.tolist()]
+            for each in (one, other)
+        ]
+        expected = np.mean([len(a & b) / 2 for a, b in zip(*chosen, strict=True)])
+        assert share == pytest.approx(expected)
+
+
+def test_experts_that_choose_are_compared_by_the_tokens_they_take() -> None:
+    model = model_of(router=ExpertChoice(), capacity_factor=1.0)
+    one = collected(model)
+    assert common_choices(one, one) == {0: 1.0, 1: 1.0}
+    np.testing.assert_allclose(forward(model, random_images(b=B)[:4])[0], one.logits[:4], atol=1e-5)

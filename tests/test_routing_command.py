@@ -1,0 +1,45 @@
+"""The real command ``vmoe routing``, on a model that comes with the package."""
+
+import json
+
+import pytest
+
+from tests.command import vmoe
+
+MODEL = ("routing", "--checkpoint", "vmoe_fashion_mnist", "--data", "fashion_mnist_sample")
+FEW = ("--images", "60", "--batch-size", "32")
+
+
+def test_the_use_of_experts_is_shown_by_block() -> None:
+    result = vmoe(*MODEL, *FEW)
+    assert result.returncode == 0, result.stderr
+    assert "fashion_mnist_sample:test, 60 of 512 images" in result.stdout
+    assert "class (shuffled)" in result.stdout
+    assert "predictions that depend on the other images of a batch" in result.stdout
+
+
+def test_a_check_exits_with_3_if_something_is_wrong_and_0_if_not() -> None:
+    result = vmoe(*MODEL, *FEW, "--check", "--routing.dropless", "True")
+    assert result.returncode == 0 and "nothing is wrong" in result.stdout, result.stderr
+    result = vmoe(*MODEL, *FEW, "--check", "--json", "--routing.capacity-factor", "0.3")
+    assert result.returncode == 3
+    assert "--check: 4 findings; the first: overflow: block 1: 6" in result.stderr
+    report = json.loads(result.stdout)
+    assert list(report["blocks"]) == ["1", "3", "5"]
+    assert [finding["kind"] for finding in report["findings"]] == ["overflow"] * 3 + ["batch"]
+    for measures in report["blocks"].values():
+        assert sum(measures["load"]) == pytest.approx(1) and measures["dropped"] > 0.5
+        assert measures["class_information_null"] < measures["class_information"] < 0.3
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--images", "0"), "images=0: use at least 1 (--images)"),
+        (("--checkpoint", "vit_fashion_mnist"), "no block of this model is sparse"),
+    ],
+)
+def test_wrong_arguments_are_one_line(arguments: tuple[str, ...], message: str) -> None:
+    result = vmoe(*MODEL, *arguments)
+    assert result.returncode == 2 and message in result.stderr
+    assert result.stderr.count("\n") == 1

@@ -1,0 +1,205 @@
+"""What a model would predict if its routing were another: fewer slots, other batches, no expert.
+
+Every function compiles one program, which serves all values of what it changes.
+"""
+
+import collections
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple, get_args
+
+import jax
+import numpy as np
+from flax import nnx
+from jaxtyping import Float, Int
+
+from vmoe import models
+from vmoe.analysis.collect import Labelled, labelled
+from vmoe.analysis.interventions import limited, muted, randomized, restricted
+from vmoe.axes import Route
+from vmoe.config import ViTConfig, replace
+from vmoe.config.routers import Priority
+from vmoe.errors import UsageError
+from vmoe.nn.vit import ViT
+
+PRIORITIES: tuple[Priority, ...] = get_args(Priority)
+
+
+class Removal(NamedTuple):
+    """An expert that is taken away.
+
+    Attributes:
+        block: number of the sparse block.
+        expert: number of the expert.
+        way: "muted" if its output is zero, so that the tokens sent there keep only their residual
+            connection; "forbidden" if it cannot be chosen, so that its tokens go elsewhere.
+    """
+
+    block: int
+    expert: int
+    way: str
+
+
+WAYS = ("muted", "forbidden")
+
+Logits = Float[np.ndarray, "b y"]
+
+
+def removals(config: ViTConfig) -> list[Removal]:
+    """Every expert of every sparse block, taken away in both ways."""
+    return [
+        Removal(block, expert, way)
+        for block, moe in config.moe_blocks.items()
+        for expert in range(moe.num_experts)
+        for way in WAYS
+    ]
+
+
+def without_experts(
+    model: ViT,
+    batches: Iterable[Labelled],
+    which: Sequence[Removal],
+    *,
+    on_step: Callable[[], None] = lambda: None,
+) -> dict[Removal, Logits]:
+    """The logits of all images without one expert at a time.
+
+    Args:
+        which: the removals; see ``removals``.
+        on_step: called after each removal on each batch.
+    """
+    sizes = {block: moe.num_experts for block, moe in model.config.moe_blocks.items()}
+
+    def decide(masks: Any) -> dict[int, Route]:
+        return {
+            block: muted(active, restricted(choosable))
+            for block, (active, choosable) in masks.items()
+        }
+
+    def mask(removal: Removal, block: int, way: str) -> np.ndarray:
+        removed = removal.expert if (removal.block, removal.way) == (block, way) else -1
+        return np.arange(sizes[block]) != removed
+
+    masks = {
+        removal: {block: tuple(mask(removal, block, way) for way in WAYS) for block in sizes}
+        for removal in which
+    }
+    return _logits(model, batches, decide, masks, on_step)
+
+
+def with_random_routers(
+    model: ViT, batches: Iterable[Labelled], *, seed: int = 0
+) -> dict[int, Logits]:
+    """The logits of all images with a random router in one sparse block at a time."""
+    blocks = model.config.sparse_blocks
+
+    def decide(block: jax.Array) -> dict[int, Route]:
+        keys = jax.random.split(jax.random.key(seed), len(blocks))
+        return {
+            each: randomized(key, block == each) for each, key in zip(blocks, keys, strict=True)
+        }
+
+    return _logits(model, batches, decide, {block: np.int32(block) for block in blocks})
+
+
+def at_capacities(
+    model: ViT,
+    batches: Iterable[Labelled],
+    slots: Sequence[int],
+    priorities: Sequence[Priority] = PRIORITIES,
+    *,
+    on_step: Callable[[], None] = lambda: None,
+) -> dict[tuple[int, Priority], Logits]:
+    """The logits of all images with other numbers of slots and priorities, in every sparse block.
+
+    Args:
+        slots: slots per expert and group; 0 drops every choice.
+        on_step: called after each setting on each batch.
+
+    Raises:
+        UsageError: a router is not token_choice, or a number of slots is negative.
+    """
+    if not slots or min(slots) < 0:
+        raise UsageError(f"slots={list(slots)}: use numbers from 0 on")
+    layer = dict(capacity=max(1, *slots), dropless=False)
+    config = model.config.with_layers(lambda moe: replace(moe, **layer))
+    model = models.with_params(config, models.params_of(model), placement=model.placement)
+
+    def decide(setting: tuple[jax.Array, jax.Array]) -> dict[int, Route]:
+        return dict.fromkeys(config.sparse_blocks, limited(*setting))
+
+    settings = {
+        (number, priority): (np.int32(number), np.int32(PRIORITIES.index(priority)))
+        for number in slots
+        for priority in priorities
+    }
+    return _logits(model, batches, decide, settings, on_step)
+
+
+class BatchDependence(NamedTuple):
+    """How much predictions depend on the images that share a batch.
+
+    Attributes:
+        changed: fraction of the images whose prediction is not the same in every order.
+        largest: largest difference of a logit between two orders.
+    """
+
+    changed: float
+    largest: float
+
+
+def batch_dependence(
+    model: ViT,
+    images: Float[np.ndarray, "b h w 3"],
+    *,
+    batch_size: int = 64,
+    orders: int = 8,
+    seed: int = 0,
+) -> BatchDependence:
+    """Predicts images in several random orders, so that other ones share their batches and groups.
+
+    Args:
+        batch_size: images per batch; the last one is padded.
+        orders: number of orders, the given one among them.
+    """
+    graph, state = nnx.split(model)
+
+    @jax.jit
+    def run(state: nnx.State, images: jax.Array, valid: jax.Array) -> jax.Array:
+        return nnx.merge(graph, state, copy=True)(images, valid=valid)
+
+    def predict(order: Int[np.ndarray, "b"]) -> Logits:
+        parts = labelled(images[order], batch_size=min(batch_size, len(images)))
+        logits = np.concatenate([run(state, part, valid)[valid] for part, _, valid in parts])
+        return logits[np.argsort(order)]
+
+    rng, b = np.random.default_rng(seed), len(images)
+    every = [np.arange(b), *(rng.permutation(b) for _ in range(orders - 1))]
+    logits = np.stack([predict(order) for order in every])
+    predictions = logits.argmax(-1)
+    return BatchDependence(
+        float((predictions != predictions[0]).any(0).mean()), float(np.ptp(logits, axis=0).max())
+    )
+
+
+def _logits(
+    model: ViT,
+    batches: Iterable[Labelled],
+    decide: Callable[[Any], Mapping[int, Route]],
+    settings: Mapping[Any, Any],
+    on_step: Callable[[], None] = lambda: None,
+) -> dict[Any, Logits]:
+    """The logits of all images under each setting; ``decide`` is traced once for all of them."""
+    graph, state = nnx.split(model)
+
+    @jax.jit
+    def run(state: nnx.State, images: jax.Array, valid: jax.Array, setting: Any) -> jax.Array:
+        model = nnx.merge(graph, state, copy=True)
+        return model.forward(images, valid=valid, decide=decide(setting))[0]
+
+    parts = collections.defaultdict(list)
+    for images, _, valid in batches:
+        real = np.ones(len(images), bool) if valid is None else np.asarray(valid)
+        for name, setting in settings.items():
+            parts[name].append(np.asarray(run(state, images, real, setting))[real])
+            on_step()
+    return {name: np.concatenate(logits) for name, logits in parts.items()}

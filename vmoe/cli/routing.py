@@ -1,0 +1,164 @@
+"""``vmoe routing``."""
+
+import dataclasses
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from vmoe.cli.arguments import parse
+from vmoe.cli.data import open_data
+from vmoe.cli.printing import print_json, print_table
+from vmoe.config import RoutingOverrides
+from vmoe.errors import CheckFailed, UsageError, one_line
+
+if TYPE_CHECKING:
+    from vmoe.analysis import BlockStatistics
+    from vmoe.analysis.effects import BatchDependence
+    from vmoe.analysis.health import Finding
+
+
+@dataclasses.dataclass(frozen=True)
+class RoutingArgs:
+    """Show how a trained model uses its experts: loads, drops, and what experts specialise in."""
+
+    checkpoint: Path
+    """Trained model, as for `vmoe evaluate --checkpoint`."""
+    data: str = ""
+    """NAME[:SPLIT]; the data set of the run if empty, its test split if no split is named."""
+    images: int = 512
+    """Number of images, evenly spaced in the split; at most all of them."""
+    batch_size: int = 64
+    """Images per batch: those of a batch may compete for slots."""
+    routing: RoutingOverrides = RoutingOverrides()
+    use_ema: bool = True
+    """Use the moving average of the parameters, if the run has one."""
+    check: bool = False
+    """Exit with status 3 if something is wrong with the routing."""
+    json: bool = False
+    """Print one JSON object and nothing else."""
+
+
+def run(argv: Sequence[str]) -> None:
+    """Measures the routing of a trained model, and prints it."""
+    args = parse(RoutingArgs, "routing", argv)
+    for name in ("images", "batch_size"):
+        if getattr(args, name) < 1:
+            raise UsageError(f"{name}={getattr(args, name)}: use at least 1")
+    from vmoe.analysis import statistics
+    from vmoe.analysis.collect import collect
+    from vmoe.analysis.effects import batch_dependence
+    from vmoe.analysis.health import findings
+    from vmoe.data.pipeline import Unreadable
+    from vmoe.data.sources import evenly_spaced
+    from vmoe.evaluate.routing import labelled_batches
+    from vmoe.factory import load
+
+    loaded = load(args.checkpoint, routing=args.routing, use_ema=args.use_ema)
+    if not loaded.model.config.sparse_blocks:
+        raise UsageError(f"{args.checkpoint}: no block of this model is sparse")
+    source, replace = open_data(args.data, loaded)
+    source, left_out = evenly_spaced(source, args.images), Unreadable("left out")
+    batches = list(
+        labelled_batches(
+            loaded.model,
+            source,
+            loaded.preprocessing,
+            batch_size=min(args.batch_size, len(source)),
+            on_unreadable=left_out.add if replace else None,
+        )
+    )
+    blocks = statistics(collect(loaded.model, batches))
+    images = np.concatenate([np.asarray(images)[valid] for images, _, valid in batches])
+    dependence = batch_dependence(loaded.model, images, batch_size=args.batch_size)
+    found = findings(blocks, dependence)
+    for line in left_out.news():
+        print(one_line(line), file=sys.stderr)
+    classes = loaded.model.config.num_classes
+    if args.json:
+        print_json(_as_json(source.name, blocks, dependence, found, classes))
+    else:
+        _print(f"{loaded.origin.path}, on {source.name}", blocks, dependence, found, classes)
+    if args.check and found:
+        raise CheckFailed(f"--check: {len(found)} findings; the first: {found[0]}")
+
+
+def _as_json(
+    data: str,
+    blocks: "dict[int, BlockStatistics]",
+    dependence: "BatchDependence",
+    found: "list[Finding]",
+    classes: int,
+) -> dict[str, Any]:
+    return {
+        "data": data,
+        "blocks": {str(i): _measures(block, classes) for i, block in blocks.items()},
+        "changed_by_batch": dependence.changed,
+        "findings": [finding._asdict() for finding in found],
+    }
+
+
+def _measures(block: "BlockStatistics", classes: int) -> dict[str, Any]:
+    information, null = block.class_information(classes)
+    return {
+        "load": block.load.tolist(),
+        "importance": block.importance.tolist(),
+        "dropped": block.dropped,
+        "unprocessed": block.unprocessed / max(1, block.tokens),
+        "gate_entropy": block.gate_entropy,
+        "idle": block.idle.tolist(),
+        "class_information": information,
+        "class_information_null": null,
+        "position_information": block.position_information,
+    }
+
+
+COLUMNS = (
+    "block",
+    "experts",
+    "least load",
+    "largest load",
+    "dropped",
+    "unprocessed",
+    "gate entropy",
+    "class (shuffled)",
+    "position",
+)
+
+
+def _print(
+    title: str,
+    blocks: "dict[int, BlockStatistics]",
+    dependence: "BatchDependence",
+    found: "list[Finding]",
+    classes: int,
+) -> None:
+    rows = []
+    for i, block in blocks.items():
+        own = _measures(block, classes)
+        load = np.array(own["load"] if block.choices.any() else own["importance"])
+        rows.append(
+            (
+                str(i),
+                str(len(load)),
+                f"{load.min():.1%}",
+                f"{load.max():.1%}",
+                f"{own['dropped']:.1%}",
+                f"{own['unprocessed']:.1%}",
+                f"{own['gate_entropy'] / np.log(len(load)):.0%}",
+                f"{own['class_information']:.3f} ({own['class_information_null']:.3f})",
+                f"{own['position_information']:.3f}",
+            )
+        )
+    print_table(COLUMNS, rows, title=title)
+    print(
+        "gate entropy: in percent of even gates; class, position: normalised mutual information "
+        "with the expert, and under shuffled classes"
+    )
+    print(f"predictions that depend on the other images of a batch: {dependence.changed:.1%}")
+    for finding in found:
+        print(one_line(str(finding)))
+    if not found:
+        print("nothing is wrong: no dead expert, no collapse, no overflow")

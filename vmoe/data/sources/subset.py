@@ -1,0 +1,53 @@
+"""Some images of a source."""
+
+import dataclasses
+import hashlib
+
+from vmoe.data.sources.source import Example, Fingerprint, Skipped, Source
+
+
+@dataclasses.dataclass(frozen=True)
+class Subset:
+    """Some examples of another source; see ``Source``.
+
+    Attributes:
+        indices: of the examples in the other source.
+    """
+
+    source: Source
+    indices: tuple[int, ...]
+
+    @property
+    def name(self) -> str:
+        return f"{self.source.name}, {len(self)} of {len(self.source):,} images"
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        return self.source.class_names
+
+    @property
+    def skipped(self) -> Skipped:
+        return self.source.skipped
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, index: int) -> Example:
+        return self.source[self.indices[index]]
+
+    def fingerprint(self) -> Fingerprint:
+        """The other source's fingerprint, with the indices."""
+        fingerprint = self.source.fingerprint()
+        data = hashlib.sha256(repr((fingerprint.data, self.indices)).encode()).hexdigest()
+        return fingerprint._replace(data=data)
+
+
+def evenly_spaced(source: Source, count: int) -> Source:
+    """At most ``count`` images, evenly spaced, since many sources are sorted by class.
+
+    Returns:
+        the source itself if it has no more.
+    """
+    if len(source) <= count:
+        return source
+    return Subset(source, tuple(i * len(source) // count for i in range(count)))

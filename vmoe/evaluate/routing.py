@@ -1,0 +1,81 @@
+"""The routing of a trained model on a split."""
+
+from collections.abc import Callable, Iterator
+
+import numpy as np
+from jaxtyping import Float
+
+from vmoe.analysis import Collected, collect, statistics
+from vmoe.analysis.collect import Labelled
+from vmoe.config.preprocessing import Preprocessing
+from vmoe.data.pipeline import check_classes, evaluation_batches
+from vmoe.data.sources import Source
+from vmoe.errors import UsageError
+from vmoe.nn.vit import ViT
+
+
+def labelled_batches(
+    model: ViT,
+    source: Source,
+    preprocessing: Preprocessing,
+    *,
+    batch_size: int = 256,
+    on_unreadable: Callable[[UsageError], None] | None = None,
+) -> Iterator[Labelled]:
+    """Every image of a split with its class, in batches of one size.
+
+    Args:
+        on_unreadable: as for ``evaluate``.
+
+    Raises:
+        UsageError: an image cannot be read, or the source has more classes than the model.
+    """
+    check_classes(source, model.config.num_classes)
+    for batch in evaluation_batches(
+        source,
+        batch_size=batch_size,
+        num_classes=model.config.num_classes,
+        preprocessing=preprocessing,
+        on_unreadable=on_unreadable,
+    ):
+        yield batch.images, batch.labels.argmax(-1), batch.valid
+
+
+def routing(
+    model: ViT,
+    source: Source,
+    preprocessing: Preprocessing,
+    *,
+    batch_size: int = 256,
+    on_unreadable: Callable[[UsageError], None] | None = None,
+) -> Iterator[Collected]:
+    """The logits and the routing of every image of a split, one batch after the other.
+
+    Arguments and errors as for ``labelled_batches``.
+    """
+    batches = labelled_batches(
+        model, source, preprocessing, batch_size=batch_size, on_unreadable=on_unreadable
+    )
+    return collect(model, batches)
+
+
+def expert_loads(
+    model: ViT,
+    source: Source,
+    preprocessing: Preprocessing,
+    *,
+    batch_size: int = 256,
+    on_unreadable: Callable[[UsageError], None] | None = None,
+) -> dict[int, Float[np.ndarray, "e"]]:
+    """By sparse block: the number of choices of each expert, before any is dropped.
+
+    For soft routing, which makes no choices, the sum of the gates. Arguments and errors as for
+    ``labelled_batches``.
+    """
+    parts = routing(
+        model, source, preprocessing, batch_size=batch_size, on_unreadable=on_unreadable
+    )
+    return {
+        i: each.choices.astype(float) if each.choices.any() else each.gates
+        for i, each in statistics(parts).items()
+    }
