@@ -1,8 +1,10 @@
 """The real command ``vmoe routing``, on a model that comes with the package."""
 
 import json
+from pathlib import Path
 
 import pytest
+from safetensors.numpy import load_file
 
 from tests.command import vmoe
 
@@ -10,12 +12,14 @@ MODEL = ("routing", "--checkpoint", "vmoe_fashion_mnist", "--data", "fashion_mni
 FEW = ("--images", "60", "--batch-size", "32")
 
 
-def test_the_use_of_experts_is_shown_by_block() -> None:
-    result = vmoe(*MODEL, *FEW)
+def test_the_use_of_experts_is_shown_by_block_and_every_decision_exported(tmp_path: Path) -> None:
+    file = tmp_path / "routing.safetensors"
+    result = vmoe(*MODEL, *FEW, "--export", file)
     assert result.returncode == 0, result.stderr
     assert "fashion_mnist_sample:test, 60 of 512 images" in result.stdout
     assert "class (shuffled)" in result.stdout
     assert "predictions that depend on the other images of a batch" in result.stdout
+    assert load_file(file)["experts"].shape == (60 * 16, 3, 2)
 
 
 def test_a_check_exits_with_3_if_something_is_wrong_and_0_if_not() -> None:
@@ -36,6 +40,7 @@ def test_a_check_exits_with_3_if_something_is_wrong_and_0_if_not() -> None:
     ("arguments", "message"),
     [
         (("--images", "0"), "images=0: use at least 1 (--images)"),
+        (("--export", "gone/a.safetensors"), "export=gone/a.safetensors: no folder gone; make it"),
         (("--checkpoint", "vit_fashion_mnist"), "no block of this model is sparse"),
     ],
 )

@@ -2,7 +2,7 @@
 
 import dataclasses
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,8 +16,11 @@ from vmoe.errors import CheckFailed, UsageError, one_line
 
 if TYPE_CHECKING:
     from vmoe.analysis import BlockStatistics
+    from vmoe.analysis.collect import Labelled
     from vmoe.analysis.effects import BatchDependence
     from vmoe.analysis.health import Finding
+
+REORDERED = 256  # images whose predictions are compared in several orders
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,6 +40,9 @@ class RoutingArgs:
     """Use the moving average of the parameters, if the run has one."""
     check: bool = False
     """Exit with status 3 if something is wrong with the routing."""
+    export: Path | None = None
+    """Write every decision of every token to this safetensors file; its header says what the
+    arrays mean."""
     json: bool = False
     """Print one JSON object and nothing else."""
 
@@ -47,9 +53,12 @@ def run(argv: Sequence[str]) -> None:
     for name in ("images", "batch_size"):
         if getattr(args, name) < 1:
             raise UsageError(f"{name}={getattr(args, name)}: use at least 1")
+    if args.export and not args.export.parent.is_dir():
+        raise UsageError(f"export={args.export}: no folder {args.export.parent}; make it first")
     from vmoe.analysis import statistics
     from vmoe.analysis.collect import collect
     from vmoe.analysis.effects import batch_dependence
+    from vmoe.analysis.export import export
     from vmoe.analysis.health import findings
     from vmoe.data.pipeline import Unreadable
     from vmoe.data.sources import evenly_spaced
@@ -60,27 +69,32 @@ def run(argv: Sequence[str]) -> None:
     if not loaded.model.config.sparse_blocks:
         raise UsageError(f"{args.checkpoint}: no block of this model is sparse")
     source, replace = open_data(args.data, loaded)
-    source, left_out = evenly_spaced(source, args.images), Unreadable("left out")
-    batches = list(
-        labelled_batches(
+    left_out = Unreadable("left out")
+
+    def batches(count: int) -> "Iterator[Labelled]":
+        some = evenly_spaced(source, count)
+        return labelled_batches(
             loaded.model,
-            source,
+            some,
             loaded.preprocessing,
-            batch_size=min(args.batch_size, len(source)),
+            batch_size=min(args.batch_size, len(some)),
             on_unreadable=left_out.add if replace else None,
         )
-    )
-    blocks = statistics(collect(loaded.model, batches))
-    images = np.concatenate([np.asarray(images)[valid] for images, _, valid in batches])
-    dependence = batch_dependence(loaded.model, images, batch_size=args.batch_size)
+
+    title = evenly_spaced(source, args.images).name
+    if args.export:
+        export(args.export, collect(loaded.model, batches(args.images)))
+    blocks = statistics(collect(loaded.model, batches(args.images)))
+    few = [np.asarray(images)[valid] for images, _, valid in batches(min(args.images, REORDERED))]
+    dependence = batch_dependence(loaded.model, np.concatenate(few), batch_size=args.batch_size)
     found = findings(blocks, dependence)
     for line in left_out.news():
         print(one_line(line), file=sys.stderr)
     classes = loaded.model.config.num_classes
     if args.json:
-        print_json(_as_json(source.name, blocks, dependence, found, classes))
+        print_json(_as_json(title, blocks, dependence, found, classes))
     else:
-        _print(f"{loaded.origin.path}, on {source.name}", blocks, dependence, found, classes)
+        _print(f"{loaded.origin.path}, on {title}", blocks, dependence, found, classes)
     if args.check and found:
         raise CheckFailed(f"--check: {len(found)} findings; the first: {found[0]}")
 

@@ -1,0 +1,124 @@
+"""Writes collected routing as one safetensors file, for other programs and languages."""
+
+import json
+import os
+import struct
+import tempfile
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import numpy as np
+
+from vmoe.analysis.collect import BlockRouting, Collected
+
+MEANING = {
+    "experts": "i32 [tokens, layers, k]: the expert of each choice, best first; -1 for none",
+    "places": "i32 [tokens, layers, k]: its place in its expert's queue, from 0; -1 if dropped",
+    "weights": "f32 [tokens, layers, k]: its combine weight; 0 if dropped",
+    "gates": "f32 [tokens, layers, experts]: the weight of each expert for a token; 0 for none",
+    "groups": "i32 [images, layers]: the group in which the tokens of an image competed",
+    "logits": "f32 [images, classes]",
+    "labels": "i32 [images]: the class; -1 if unknown",
+    "tokens": "token t is token t % tokens_per_image of image t // tokens_per_image; the class "
+    "token, if the model has one, is the first",
+}
+"""What the arrays of a file mean; stands in its header, beside ``layers`` (numbers of blocks)."""
+
+_OF_TOKENS = {
+    "gates": (np.float32, 0),
+    "experts": (np.int32, -1),
+    "places": (np.int32, -1),
+    "weights": (np.float32, 0),
+}
+"""Arrays with an axis for tokens: their type, and what fills up blocks with fewer experts."""
+
+_FORMATS = {np.dtype(np.int32): "I32", np.dtype(np.float32): "F32"}
+
+
+def export(path: str | Path, parts: Iterable[Collected]) -> Path:
+    """Writes the routing of a data set; ``safetensors.numpy.load_file`` reads it.
+
+    Memory is bounded by one batch. Blocks with fewer experts or choices are padded.
+
+    Args:
+        path: the file; it is written beside and renamed.
+        parts: as ``collect`` yields them.
+
+    Raises:
+        ValueError: there is no batch, or no sparse block.
+        OSError: the file cannot be written.
+    """
+    path = Path(path)
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}-") as folder:
+        spools, shapes, dtypes = {}, {}, {}
+        layers: list[int] = []
+        try:
+            for part in parts:
+                layers = list(part.blocks)
+                for name, array in _arrays(part):
+                    if name not in spools:
+                        spools[name] = (Path(folder) / name).open("w+b")
+                        shapes[name], dtypes[name] = [0, *array.shape[1:]], array.dtype
+                    shapes[name][0] += len(array)
+                    spools[name].write(array.tobytes())
+            if not layers:
+                raise ValueError("no batch, or no sparse block")
+            n = shapes["experts"][0] // shapes["labels"][0]
+            header = _header(shapes, dtypes, layers, n)
+            unfinished = Path(folder) / "unfinished"
+            with unfinished.open("wb") as file:
+                file.write(struct.pack("<Q", len(header)) + header)
+                for spool in spools.values():
+                    spool.seek(0)
+                    while block := spool.read(1 << 20):
+                        file.write(block)
+                file.flush()
+                os.fsync(file.fileno())
+        finally:
+            for spool in spools.values():
+                spool.close()
+        unfinished.replace(path)
+    return path
+
+
+def _header(
+    shapes: dict[str, list[int]], dtypes: dict[str, np.dtype], layers: list[int], n: int
+) -> bytes:
+    start, entries = 0, {}
+    for name, shape in shapes.items():
+        size = int(np.prod(shape, dtype=np.int64)) * dtypes[name].itemsize
+        entries[name] = {
+            "dtype": _FORMATS[dtypes[name]],
+            "shape": shape,
+            "data_offsets": [start, start + size],
+        }
+        start += size
+    metadata = {**MEANING, "layers": json.dumps(layers), "tokens_per_image": str(n)}
+    header = json.dumps({"__metadata__": metadata, **entries}).encode()
+    return header + b" " * (-len(header) % 8)
+
+
+def _arrays(part: Collected) -> Iterator[tuple[str, np.ndarray]]:
+    blocks = list(part.blocks.values())
+    if not blocks:
+        return
+    for name, (dtype, fill) in _OF_TOKENS.items():
+        layers = [_field(block, name) for block in blocks]
+        size = max(layer.shape[-1] for layer in layers)
+        padded = [_padded(layer, size, fill) for layer in layers]
+        stacked = np.stack(padded, axis=2).astype(dtype)
+        yield name, stacked.reshape(-1, *stacked.shape[2:])
+    yield "groups", np.stack([block.groups for block in blocks], axis=1).astype(np.int32)
+    yield "logits", part.logits.astype(np.float32)
+    yield "labels", part.labels.astype(np.int32)
+
+
+def _field(block: BlockRouting, name: str) -> np.ndarray:
+    if name != "experts":
+        return getattr(block, name)
+    return np.where(block.experts < block.gates.shape[-1], block.experts, -1)
+
+
+def _padded(array: np.ndarray, size: int, fill: int) -> np.ndarray:
+    missing = size - array.shape[-1]
+    return np.pad(array, ((0, 0), (0, 0), (0, missing)), constant_values=fill)
