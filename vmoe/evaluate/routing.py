@@ -6,7 +6,6 @@ import numpy as np
 from jaxtyping import Float
 
 from vmoe.analysis import Collected, collect, statistics
-from vmoe.analysis.collect import Labelled
 from vmoe.config.preprocessing import Preprocessing
 from vmoe.data.pipeline import check_classes, evaluation_batches
 from vmoe.data.sources import Source
@@ -21,8 +20,8 @@ def labelled_batches(
     *,
     batch_size: int = 256,
     on_unreadable: Callable[[UsageError], None] | None = None,
-) -> Iterator[Labelled]:
-    """Every image of a split with its class, in batches of one size.
+) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """Every image of a split, its class, and whether it is more than padding: batches of one size.
 
     Args:
         on_unreadable: as for ``evaluate``.

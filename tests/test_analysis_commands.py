@@ -1,4 +1,4 @@
-"""The real command ``vmoe routing``, on a model that comes with the package."""
+"""The real commands ``vmoe routing`` and ``vmoe attack``, on models that come with the package."""
 
 import json
 from pathlib import Path
@@ -48,3 +48,24 @@ def test_wrong_arguments_are_one_line(arguments: tuple[str, ...], message: str) 
     result = vmoe(*MODEL, *arguments)
     assert result.returncode == 2 and message in result.stderr
     assert result.stderr.count("\n") == 1
+
+
+def test_a_sparse_model_is_attacked_beside_a_dense_one() -> None:
+    arguments = ("--beside", "vit_fashion_mnist", "--epsilon", "1", "8", "--steps", "2", "--json")
+    result = vmoe("attack", *MODEL[1:], "--images", "32", "--batch-size", "16", *arguments)
+    assert result.returncode == 0, result.stderr
+    rows = json.loads(result.stdout)
+    assert [(row["model"], row["epsilon"]) for row in rows] == [
+        (f"{kind}_fashion_mnist", epsilon) for kind in ("vmoe", "vit") for epsilon in (1.0, 8.0)
+    ]
+    for weak, strong in (rows[:2], rows[2:]):
+        assert weak["accuracy_before"] == strong["accuracy_before"] > 0.8
+        assert weak["loss_after"] < strong["loss_after"]
+    assert list(rows[0]["overlap"]) == ["1", "3", "5"] and not rows[2]["overlap"]
+    assert all(rows[1]["overlap"][i] < rows[0]["overlap"][i] <= 1 for i in "135")
+
+
+def test_an_attack_along_a_path_needs_routers_that_drop() -> None:
+    result = vmoe("attack", *MODEL[1:], "--checkpoint", "vit_fashion_mnist", "--path", "routers")
+    assert result.returncode == 2 and result.stderr.count("\n") == 1
+    assert "attack.path=routers: every router must be token_choice; use path=all" in result.stderr

@@ -1,0 +1,98 @@
+"""Attacks: equal to stored runs of the authors' code, and along single paths of the gradient."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tests.published import published_params
+from tests.random_models import random_images, random_params
+from tests.test_golden import our_config
+from vmoe import models
+from vmoe.config import MoEConfig, TokenChoice, ViTConfig, replace
+from vmoe.errors import UsageError
+from vmoe.evaluate.attack import PIXEL, AttackConfig, attack, gradient
+from vmoe.nn.vit import ViT
+
+FOLDER = Path(__file__).parents[1] / "golden" / "attack"
+
+
+@pytest.mark.parametrize("name", ["attack_eps8", "attack_aux_bpr"])
+def test_an_attack_equals_the_published_one(name: str) -> None:
+    """In the second run the last image was padding for the results, not for the attack."""
+    stored = dict(np.load(FOLDER / f"{name}.npz"))
+    theirs = json.loads(str(stored["config"]))
+    config = our_config(theirs["model"], 32)
+    params = {k.removeprefix("params/"): v for k, v in stored.items() if k.startswith("params/")}
+    model = models.with_params(config, jax.tree.map(jnp.asarray, published_params(config, params)))
+    settings = AttackConfig(
+        epsilon=theirs["max_epsilon"] / PIXEL,
+        steps=theirs["num_updates"],
+        auxiliary_loss=theirs["loss"]["attack_auxiliary_loss"],
+    )
+    labels, valid = stored["labels"], stored["valid"]
+    found = attack(model, stored["images"], labels, settings)
+    close = np.abs(found.images - stored["images_after"]) < 1e-6
+    assert close.mean() > 0.99  # the sign of a gradient near zero is rounding
+    before, after = found.predictions_before[valid], found.predictions_after[valid]
+    np.testing.assert_array_equal(before, stored["prediction_before"][valid])
+    np.testing.assert_array_equal(after, stored["prediction_after"][valid])
+    changes = (before != after).sum()
+    assert changes == stored["state/num_changes"]
+    for i, overlap in found.overlap.items():
+        expected = stored[f"iou_mean/encoderblock_{i}"]
+        assert overlap[valid].mean() == pytest.approx(expected, abs=0.02)
+    if not settings.auxiliary_loss:  # the stored losses include it
+        np.testing.assert_allclose(found.losses_before, stored["loss_before"], atol=1e-5)
+        np.testing.assert_allclose(found.losses_after, stored["loss_after"], atol=1e-2)
+
+
+LABELS = np.array([0, 3, 1, 2])
+
+
+def model_of(**fields: Any) -> ViT:
+    layer = MoEConfig(num_experts=3, images_per_group=2, router=TokenChoice(k=2), dropless=True)
+    dense = models.model_config("vit_tiny", depth=2, pooling="mean")
+    config: ViTConfig = replace(dense, **{"sparse_blocks": (0, 1), "moe": layer} | fields)
+    return models.with_params(config, random_params(config))
+
+
+@pytest.mark.parametrize("project", [False, True])
+def test_changes_are_at_most_epsilon_and_raise_the_loss(project: bool) -> None:
+    images = random_images(b=4)
+    found = attack(model_of(), images, LABELS, AttackConfig(4.0, steps=5, project=project))
+    change = np.abs(found.images - images).max()
+    assert 3 * PIXEL < change <= 4 * PIXEL + 1e-6
+    assert (np.abs(found.images).max() <= 1) == project
+    assert found.losses_after.mean() > found.losses_before.mean()
+
+
+def test_without_epsilon_nothing_changes() -> None:
+    images = random_images(b=4)
+    found = attack(model_of(), images, LABELS, AttackConfig(0.0, steps=1))
+    np.testing.assert_array_equal(found.images, images)
+    assert all((overlap == 1).all() for overlap in found.overlap.values())
+
+
+def test_the_gradients_of_both_paths_add_up_to_the_whole_one() -> None:
+    """One small step along each: the changes are signs, so each is compared with its gradient."""
+    model, images = model_of(sparse_blocks=(0,)), jnp.asarray(random_images(b=4))
+    _, records = model.forward(images)
+    gradients = {
+        path: gradient(model, images, jnp.asarray(LABELS), records, AttackConfig(path=path))
+        for path in ("all", "experts", "routers")
+    }
+    both = gradients["experts"] + gradients["routers"]
+    largest = np.abs(gradients["all"]).max()
+    np.testing.assert_allclose(both, gradients["all"], atol=1e-5 * largest)
+    assert min(np.abs(gradients[path]).max() for path in ("experts", "routers")) > 0.01 * largest
+
+
+def test_a_path_needs_routers_that_drop() -> None:
+    model = model_of(sparse_blocks=())
+    with pytest.raises(UsageError, match="attack.path=experts: every router must be token_choice"):
+        attack(model, random_images(b=4), LABELS, AttackConfig(path="experts"))

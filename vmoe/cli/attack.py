@@ -1,0 +1,152 @@
+"""``vmoe attack``."""
+
+import dataclasses
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from vmoe.cli.arguments import parse
+from vmoe.cli.data import open_data
+from vmoe.cli.printing import print_json, print_table, progress
+from vmoe.config import RoutingOverrides
+from vmoe.errors import UsageError, one_line
+
+if TYPE_CHECKING:
+    from vmoe.evaluate.attack import AttackConfig
+    from vmoe.factory import Loaded
+
+
+@dataclasses.dataclass(frozen=True)
+class AttackArgs:
+    """Change images slightly so that a model errs: how robust are its predictions and routing?"""
+
+    checkpoint: Path
+    """Trained model, as for `vmoe evaluate --checkpoint`."""
+    beside: Path | None = None
+    """Another model to attack in the same way, such as a dense one."""
+    data: str = ""
+    """NAME[:SPLIT]; the data set of the run if empty, its test split if no split is named."""
+    images: int = 512
+    """Number of images, evenly spaced in the split; at most all of them."""
+    batch_size: int = 64
+    """Images per batch."""
+    epsilon: tuple[float, ...] = (1.0, 2.0, 4.0, 8.0)
+    """Largest changes of a pixel, in units of 1/255 of its range."""
+    steps: int = 40
+    """Steps along the sign of the gradient."""
+    project: bool = False
+    """Projected steps within the range of pixels, instead of the published ones."""
+    auxiliary_loss: bool = False
+    """Raise the auxiliary losses of the routers as well."""
+    path: Literal["all", "experts", "routers"] = "all"
+    """all: gradients through everything; experts: with the decisions and combine weights of the
+    original images held fixed; routers: through the combine weights alone."""
+    routing: RoutingOverrides = RoutingOverrides()
+    """Of the first model."""
+    use_ema: bool = True
+    """Use the moving average of the parameters, if the run has one."""
+    json: bool = False
+    """Print one JSON object and nothing else."""
+
+
+def run(argv: Sequence[str]) -> None:
+    """Attacks one or two trained models, and prints what is left of their accuracy."""
+    args = parse(AttackArgs, "attack", argv)
+    for name in ("images", "batch_size"):
+        if getattr(args, name) < 1:
+            raise UsageError(f"{name}={getattr(args, name)}: use at least 1")
+    from vmoe.evaluate.attack import AttackConfig
+    from vmoe.factory import load
+
+    configs = [
+        AttackConfig(
+            epsilon=epsilon,
+            steps=args.steps,
+            project=args.project,
+            auxiliary_loss=args.auxiliary_loss,
+            path=args.path,
+        )
+        for epsilon in args.epsilon
+    ]
+    models = [load(args.checkpoint, routing=args.routing, use_ema=args.use_ema)]
+    if args.beside:
+        models.append(load(args.beside, use_ema=args.use_ema))
+    rows = [row for loaded in models for row in _attacked(args, loaded, configs)]
+    if args.json:
+        print_json(rows)
+        return
+    print_table(COLUMNS, map(_texts, rows), title=rows[0]["data"])
+
+
+COLUMNS = ("model", "epsilon / 255", "accuracy before", "after", "changed", "loss after", "overlap")
+
+
+def _attacked(
+    args: AttackArgs, loaded: "Loaded", configs: "Sequence[AttackConfig]"
+) -> list[dict[str, Any]]:
+    """One row for each strength."""
+    from vmoe.data.pipeline import Unreadable
+    from vmoe.data.sources import evenly_spaced
+    from vmoe.evaluate.attack import attack
+    from vmoe.evaluate.routing import labelled_batches
+
+    source, replace = open_data(args.data, loaded)
+    source, left_out = evenly_spaced(source, args.images), Unreadable("left out")
+    batches = labelled_batches(
+        loaded.model,
+        source,
+        loaded.preprocessing,
+        batch_size=min(args.batch_size, len(source)),
+        on_unreadable=left_out.add if replace else None,
+    )
+    results: list[list[Any]] = [[] for _ in configs]
+    labels = []
+    total = len(configs) * -(-len(source) // args.batch_size)
+    with progress(f"attacking {loaded.origin.path}", total) as advance:
+        for images, own, valid in batches:
+            labels.append(own[valid])
+            for config, found in zip(configs, results, strict=True):
+                found.append(attack(loaded.model, np.asarray(images)[valid], own[valid], config))
+                advance()
+    for line in left_out.news():
+        print(one_line(line), file=sys.stderr)
+    true = np.concatenate(labels)
+    return [
+        {"model": str(loaded.origin.path), "data": source.name, "epsilon": config.epsilon}
+        | _measures(found, true)
+        for config, found in zip(configs, results, strict=True)
+    ]
+
+
+def _measures(parts: list[Any], true: np.ndarray) -> dict[str, Any]:
+    before, after, losses = (
+        np.concatenate([getattr(part, name) for part in parts])
+        for name in ("predictions_before", "predictions_after", "losses_after")
+    )
+    overlap = {
+        str(i): float(np.concatenate([part.overlap[i] for part in parts]).mean())
+        for i in parts[0].overlap
+    }
+    return {
+        "accuracy_before": float((before == true).mean()),
+        "accuracy_after": float((after == true).mean()),
+        "changed": float((before != after).mean()),
+        "loss_after": float(losses.mean()),
+        "overlap": overlap,
+    }
+
+
+def _texts(row: dict[str, Any]) -> tuple[str, ...]:
+    overlap = ", ".join(f"block {i}: {value:.0%}" for i, value in row["overlap"].items())
+    return (
+        row["model"],
+        f"{row['epsilon']:g}",
+        f"{row['accuracy_before']:.1%}",
+        f"{row['accuracy_after']:.1%}",
+        f"{row['changed']:.1%}",
+        f"{row['loss_after']:.2f}",
+        overlap or "-",
+    )

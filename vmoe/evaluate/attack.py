@@ -1,0 +1,230 @@
+"""Adversarial images: small changes of pixels that raise the loss of a model.
+
+The published attack on V-MoE takes sign steps of the same size without projection (arXiv
+2210.10253); projected steps (arXiv 1706.06083) stay within the range of pixels and are the check.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+from jaxtyping import Array, Bool, Float, Int
+
+from vmoe.axes import Decision, Images, Record, Route, RouterInputs, Routing
+from vmoe.config import MoEConfig
+from vmoe.config.fields import Checked, require
+from vmoe.errors import UsageError
+from vmoe.nn.vit import ViT
+from vmoe.routing import router_of
+from vmoe.routing.groups import ungroup
+
+PIXEL = 2 / 255
+"""One step of an 8-bit pixel, in units of images in [-1, 1]."""
+
+Path = Literal["all", "experts", "routers"]
+
+
+@dataclasses.dataclass(frozen=True)
+class AttackConfig(Checked):
+    """How images are changed."""
+
+    section = "attack"
+
+    epsilon: float = 8.0
+    """Largest change of a pixel, in units of 1/255 of its range."""
+    steps: int = 40
+    """Steps along the sign of the gradient."""
+    project: bool = False
+    """False: steps of epsilon / steps, as published. True: steps of 2.5 epsilon / steps, projected
+    to changes of at most epsilon and to the range of pixels."""
+    auxiliary_loss: bool = False
+    """Raise the auxiliary losses of the routers as well."""
+    path: Path = "all"
+    """Gradients through everything; through the experts alone, with the decisions and combine
+    weights of the original images held fixed; or through the combine weights alone, which depend on
+    the logits of the routers."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(self.epsilon >= 0, f"attack.epsilon={self.epsilon}: use 0 or more")
+        require(self.steps >= 1, f"attack.steps={self.steps}: use at least 1")
+
+
+class AttackResult(NamedTuple):
+    """A model on images before and after an attack.
+
+    Attributes:
+        images: after the attack.
+        losses_before, losses_after: cross-entropy of each image, in nats.
+        predictions_before, predictions_after: the class with the largest logit.
+        overlap: by block, for each image the mean over its tokens of the overlap (intersection
+            over union) of the experts that process it before and after; 1 where none does.
+    """
+
+    images: Float[np.ndarray, "b h w 3"]
+    losses_before: Float[np.ndarray, "b"]
+    losses_after: Float[np.ndarray, "b"]
+    predictions_before: Int[np.ndarray, "b"]
+    predictions_after: Int[np.ndarray, "b"]
+    overlap: dict[int, Float[np.ndarray, "b"]]
+
+
+def attack(
+    model: ViT, images: Images, labels: Int[np.ndarray, "b"], config: AttackConfig
+) -> AttackResult:
+    """Attacks a batch; its images share groups, so the gradient of one reaches the others.
+
+    Raises:
+        UsageError: a path other than "all" for a model without sparse blocks or with soft routers.
+    """
+    blocks = model.config.moe_blocks
+    if config.path != "all" and not (blocks and all(b.router.can_drop for b in blocks.values())):
+        raise UsageError(
+            f"attack.path={config.path}: every router must be token_choice; use path=all"
+        )
+    graph, state = nnx.split(model)
+    same = dataclasses.replace(config, epsilon=0.0)  # traced, so that one program serves all
+    largest = jnp.float32(config.epsilon * PIXEL)
+    changed, (first, records), (last, new_records) = _run(
+        graph, same, state, jnp.asarray(images), jnp.asarray(labels), largest
+    )
+    overlap: dict[int, np.ndarray] = {
+        i: _overlap(record, new_records[i], len(images))
+        for i, record in records.items()
+        if isinstance(record.routing, Routing)
+    }
+    return AttackResult(
+        np.asarray(changed),
+        np.asarray(_cross_entropy(first, labels)),
+        np.asarray(_cross_entropy(last, labels)),
+        np.asarray(first).argmax(-1),
+        np.asarray(last).argmax(-1),
+        overlap,
+    )
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _run(
+    graph: nnx.GraphDef,
+    config: AttackConfig,
+    state: nnx.State,
+    images: Float[Array, "b h w 3"],
+    labels: Int[Array, "b"],
+    largest: Float[Array, ""],
+) -> Any:
+    """The images after the attack; logits and records before and after."""
+    model = nnx.merge(graph, state, copy=True)
+    before = model.forward(images)
+    after = _steps(model, images, labels, before[1], config, largest)
+    return after, before, model.forward(after)
+
+
+def _steps(
+    model: ViT,
+    images: Float[Array, "b h w 3"],
+    labels: Int[Array, "b"],
+    records: dict[int, Record],
+    config: AttackConfig,
+    largest: Float[Array, ""],
+) -> Float[Array, "b h w 3"]:
+    size = (2.5 if config.project else 1.0) * largest / config.steps
+
+    def step(_: jax.Array, changed: jax.Array) -> jax.Array:
+        changed += size * jnp.sign(gradient(model, changed, labels, records, config))
+        if config.project:
+            changed = jnp.clip(changed, images - largest, images + largest)
+            changed = jnp.clip(changed, -1.0, 1.0)
+        return changed
+
+    return jax.lax.fori_loop(0, config.steps, step, images)
+
+
+def gradient(
+    model: ViT,
+    images: Float[Array, "b h w 3"],
+    labels: Int[Array, "b"],
+    records: dict[int, Record],
+    config: AttackConfig,
+) -> Float[Array, "b h w 3"]:
+    """The gradient of the loss by the images, along the path of the config.
+
+    Args:
+        records: of the original images, whose decisions the path "experts" holds fixed.
+    """
+
+    def loss(images: jax.Array, decide: Mapping[int, Route] | None = None) -> jax.Array:
+        logits, records = model.forward(images, decide=decide)
+        total = _cross_entropy(logits, labels).mean()
+        if config.auxiliary_loss:
+            total += sum((record.aux_loss for record in records.values()), jnp.zeros(()))
+        return total
+
+    match config.path:
+        case "all":
+            return jax.grad(loss)(images)
+        case "experts":
+            decide = {i: _fixed(_routing(record)) for i, record in records.items()}
+            return jax.grad(loss)(images, decide)
+    return _through_weights(model, images, loss)
+
+
+def _through_weights(
+    model: ViT, images: jax.Array, loss: Callable[[jax.Array, Mapping[int, Route]], jax.Array]
+) -> jax.Array:
+    """The gradient through the combine weights: of the loss by them, times of them by the images.
+
+    A layer's weights depend on the images through all layers before it.
+    """
+
+    def weights(images: jax.Array) -> dict[int, jax.Array]:
+        _, records = model.forward(images)
+        return {i: _routing(record).weights for i, record in records.items()}
+
+    own, pull_back = jax.vjp(weights, images)
+    _, records = model.forward(images)
+
+    def with_weights(weights: dict[int, jax.Array]) -> jax.Array:
+        routing = {
+            i: _routing(record)._replace(weights=weights[i]) for i, record in records.items()
+        }
+        return loss(images, {i: _fixed(each) for i, each in routing.items()})
+
+    return pull_back(jax.grad(with_weights)(own))[0]
+
+
+def _routing(record: Record) -> Routing:
+    assert isinstance(record.routing, Routing)  # other routers are refused
+    return record.routing
+
+
+def _fixed(routing: Routing) -> Route:
+    """Decides as given, whatever the logits."""
+
+    def decide(inputs: RouterInputs, config: MoEConfig, capacity: int) -> Decision:
+        own = router_of(config).route(inputs, config, capacity)
+        return Decision(own.gates, routing, own.losses)
+
+    return decide
+
+
+def _cross_entropy(logits: jax.Array, labels: jax.typing.ArrayLike) -> Float[Array, "b"]:
+    return optax.softmax_cross_entropy_with_integer_labels(logits, jnp.asarray(labels))
+
+
+def _overlap(before: Record, after: Record, b: int) -> Float[np.ndarray, "b"]:
+    sets = [_processed(record, b) for record in (before, after)]
+    both, either = (sets[0] & sets[1]).sum(-1), (sets[0] | sets[1]).sum(-1)
+    return np.where(either > 0, both / np.maximum(either, 1), 1.0).mean(-1)
+
+
+def _processed(record: Record, b: int) -> Bool[np.ndarray, "b n e"]:
+    """Which experts process each token."""
+    routing, (g, s, e) = _routing(record), record.gates.shape
+    one_hot = (routing.experts[..., None] == jnp.arange(e)) & routing.kept[..., None]
+    return np.asarray(ungroup(one_hot.any(2), b, s // -(-b // g)))
