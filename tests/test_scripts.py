@@ -7,8 +7,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
+from PIL import Image
 
 ROOT = Path(__file__).parents[1]
 
@@ -82,6 +84,71 @@ def test_the_bench_writes_ratios_to_references_and_a_plot(tmp_path: Path) -> Non
     assert "batched experts" in result.stdout
     wrong = subprocess.run([*command[:2], "layers"], capture_output=True, text=True)
     assert wrong.returncode == 2 and "no section 'layers'" in wrong.stderr
+
+
+def emoji_package(folder: Path, vendor: str, names: list[str]) -> Path:
+    """A package of emoji-datasource with one drawing per name, half of it transparent."""
+    emoji = [
+        {
+            "short_name": name,
+            "category": "Component" if name == "tone" else f"Things & {name[0]}",
+            "image": f"{name}.png",
+            f"has_img_{vendor}": name != f"not_{vendor}",
+            "skin_variations": {"X": {"image": f"{name}-x.png", f"has_img_{vendor}": True}},
+        }
+        for name in names
+    ]
+    drawings = folder / "img" / vendor / "64"
+    drawings.mkdir(parents=True)
+    (folder / "emoji.json").write_text(json.dumps(emoji))
+    pixels = np.zeros((64, 64, 4), np.uint8)
+    pixels[:32] = (200, 0, 0, 255)
+    for name in names:
+        for file in (f"{name}.png", f"{name}-x.png"):
+            Image.fromarray(pixels).save(drawings / file)
+    return folder
+
+
+def test_emoji_are_split_by_name_and_composited_on_white(tmp_path: Path) -> None:
+    names = [*(f"{letter}{i}" for letter in "ab" for i in range(30)), "tone", "not_google"]
+    packages = {
+        vendor: emoji_package(tmp_path / vendor, vendor, names) for vendor in ("google", "twitter")
+    }
+    command = [sys.executable, str(ROOT / "scripts" / "prepare_emoji.py")]
+    given = [word for vendor, path in packages.items() for word in (f"--{vendor}", str(path))]
+    for folder, options, per_emoji in (("base", [], 1), ("tones", ["--skin-tones"], 2)):
+        result = subprocess.run(
+            [*command, str(tmp_path / folder), *given, *options], capture_output=True, text=True
+        )
+        assert result.returncode == 0, result.stderr
+        found: dict[str, set[str]] = {}
+        for file in (tmp_path / folder).rglob("*.png"):
+            found.setdefault(file.stem.split("-")[0], set()).add(file.parts[-3])
+            assert file.parent.name == f"Things & {file.name[0]}"
+        assert found.keys() == set(names) - {"tone"}
+        assert all(len(splits) == 1 for splits in found.values())
+        assert set.union(*found.values()) == {"train", "validation", "test"}
+        count = len(list((tmp_path / folder / "train").rglob("a*.png")))
+        train = sum(splits == {"train"} for name, splits in found.items() if name[0] == "a")
+        assert count == train * 2 * per_emoji
+    image = np.asarray(Image.open(next((tmp_path / "base").rglob("a*.png"))))
+    assert (image[:32] == (200, 0, 0)).all() and (image[32:] == 255).all()
+    assert "CC-BY" in (tmp_path / "base" / "SOURCES.txt").read_text()
+
+
+def test_a_damaged_emoji_package_leaves_nothing_behind(tmp_path: Path) -> None:
+    packages = {vendor: emoji_package(tmp_path / vendor, vendor, ["a"]) for vendor in ("google",)}
+    next((packages["google"] / "img").rglob("a.png")).write_bytes(b"no image")
+    command = [sys.executable, str(ROOT / "scripts" / "prepare_emoji.py"), str(tmp_path / "out")]
+    for options, message in (
+        (("--google", packages["google"], "--twitter", tmp_path), "a.png: cannot identify image"),
+        (("--google", tmp_path / "gone", "--twitter", tmp_path), "emoji.json: No such file"),
+    ):
+        line = [*command, *map(str, options)]
+        result = subprocess.run(line, capture_output=True, text=True)
+        assert result.returncode == 1 and message in result.stderr
+        assert result.stderr.count("\n") == 1
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["google"]
 
 
 def test_shell_scripts_pass_shellcheck() -> None:
