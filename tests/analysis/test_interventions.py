@@ -12,9 +12,11 @@ from tests.random_models import forward, random_images, random_params
 from vmoe import models
 from vmoe.analysis import capture
 from vmoe.analysis.interventions import limited, muted, randomized, restricted
+from vmoe.axes import Decision, RouterInputs
 from vmoe.config import ExpertChoice, MoEConfig, Router, Soft, TokenChoice, ViTConfig, replace
 from vmoe.config.routers import Priority
 from vmoe.errors import UsageError
+from vmoe.routing.token_choice import route
 from vmoe.surgery.experts import prune_experts
 
 E = 4
@@ -46,30 +48,29 @@ def decided(config: ViTConfig, params: dict[Any, Any], **decide: Any) -> Any:
 
 @pytest.mark.parametrize("normalize", [False, True])
 def test_limited_slots_equal_a_router_of_that_capacity_for_every_priority(normalize: bool) -> None:
-    """One program for all of them. A router without a slot is no config: every token is left."""
-    config = config_of(TokenChoice(normalize_weights=normalize), capacity=34)
-    params, images = random_params(config), random_images(b=4)
+    """One program for all of them. Without any slot every choice is dropped."""
+    router, s, c = TokenChoice(normalize_weights=normalize), 34, 20
+    config = MoEConfig(num_experts=E, router=router)
+    logits = np.random.default_rng(0).normal(size=(2, s, E)).astype(np.float32)
+    inputs = RouterInputs(jnp.asarray(logits), None, jnp.arange(s) < jnp.array([[s], [30]]), None)
 
     @jax.jit
-    def run(slots: jax.Array, priority: jax.Array) -> Any:
-        model = models.with_params(config, params)
-        return capture(model, images, decide=dict.fromkeys((0, 1), limited(slots, priority)))
+    def run(slots: jax.Array, priority: jax.Array) -> Decision:
+        return limited(slots, priority)(inputs, config, c)
 
     for number, priority in enumerate(get_args(Priority)):
-        for slots in (1, 6, 34):
-            layer = dict(capacity=slots, router=dict(priority=priority))
-            other = replace(config, moe=replace(config.moe, **layer))
-            expected, records = forward(models.with_params(other, params), images)
-            logits, ours = run(jnp.int32(slots), jnp.int32(number))
-            np.testing.assert_allclose(logits, expected, atol=1e-5)
-            for i, record in records.items():
-                own = ours[i].routing
-                np.testing.assert_array_equal(own.experts, record.routing.experts)
-                np.testing.assert_array_equal(own.kept, record.routing.kept)
-                np.testing.assert_allclose(own.weights, record.routing.weights, rtol=1e-5)
-                np.testing.assert_array_equal(own.choices[..., :slots], record.routing.choices)
-    _, none = run(jnp.int32(0), jnp.int32(0))
-    assert not any(record.routing.kept.any() for record in none.values())
+        for slots in (1, 6, c):
+            other = replace(config, router=replace(router, priority=priority))
+            expected = jax.jit(lambda other=other, slots=slots: route(inputs, other, slots))()
+            own = run(jnp.int32(slots), jnp.int32(number))
+            np.testing.assert_allclose(own.gates, expected.gates, rtol=1e-5)
+            np.testing.assert_allclose(own.routing.weights, expected.routing.weights, rtol=1e-5)
+            np.testing.assert_array_equal(own.routing.kept, expected.routing.kept)
+            np.testing.assert_array_equal(own.routing.experts, expected.routing.experts)
+            np.testing.assert_array_equal(
+                own.routing.choices[..., :slots], expected.routing.choices
+            )
+    assert not run(jnp.int32(0), jnp.int32(0)).routing.kept.any()
 
 
 @each_router
