@@ -2,7 +2,6 @@
 
     python scripts/prepare_emoji.py data/emoji                         # calls npm pack: 136 MB
     python scripts/prepare_emoji.py data/emoji --google FOLDER --twitter FOLDER   # unpacked ones
-    vmoe train --config configs/emoji.py --workdir runs/emoji
 
 The packages are emoji-datasource-google and emoji-datasource-twitter, 16.0.0. Each drawing is
 composited on white and written as ``SPLIT/CATEGORY/NAME-VENDOR.png``. A hash of an emoji's name
@@ -80,12 +79,12 @@ def drawings(package: Path, vendor: str) -> Iterator[Drawing]:
     """The drawings of an unpacked package.
 
     Raises:
-        SystemExit: the list of emoji or a drawing is missing.
+        SystemExit: emoji.json is missing or malformed.
     """
     try:
         emoji = json.loads((package / "emoji.json").read_text())
-    except OSError as error:
-        raise SystemExit(f"{error.filename}: {error.strerror}; give the unpacked package") from None
+    except (OSError, ValueError) as error:
+        raise SystemExit(f"{package / 'emoji.json'}: {error}; give the unpacked package") from None
     images = package / "img" / vendor / "64"
     for each in emoji:
         if each["category"] == LEFT_OUT:

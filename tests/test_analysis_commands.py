@@ -27,10 +27,10 @@ def test_a_check_exits_with_3_if_something_is_wrong_and_0_if_not() -> None:
     assert result.returncode == 0 and "nothing is wrong" in result.stdout, result.stderr
     result = vmoe(*MODEL, *FEW, "--check", "--json", "--routing.capacity-factor", "0.3")
     assert result.returncode == 3
-    assert "--check: 4 findings; the first: overflow: block 1: 6" in result.stderr
+    assert "--check: 4 findings: dropped: block 1: 6" in result.stderr
     report = json.loads(result.stdout)
     assert list(report["blocks"]) == ["1", "3", "5"]
-    assert [finding["kind"] for finding in report["findings"]] == ["overflow"] * 3 + ["batch"]
+    assert [finding["kind"] for finding in report["findings"]] == ["dropped"] * 3 + ["batch"]
     for measures in report["blocks"].values():
         assert sum(measures["load"]) == pytest.approx(1) and measures["dropped"] > 0.5
         assert measures["class_information_null"] < measures["class_information"] < 0.3
@@ -68,4 +68,4 @@ def test_a_sparse_model_is_attacked_beside_a_dense_one() -> None:
 def test_an_attack_along_a_path_needs_routers_that_drop() -> None:
     result = vmoe("attack", *MODEL[1:], "--checkpoint", "vit_fashion_mnist", "--path", "routers")
     assert result.returncode == 2 and result.stderr.count("\n") == 1
-    assert "attack.path=routers: every router must be token_choice; use path=all" in result.stderr
+    assert "vit_fashion_mnist: attack.path=routers: every router must be" in result.stderr

@@ -115,7 +115,7 @@ class Decision(NamedTuple):
 
 
 Route = Callable[[RouterInputs, MoEConfig, int], Decision]
-"""The function ``route`` of a router, from inputs, the layer's config and its capacity."""
+"""A routing function: (inputs, config of the layer, capacity) -> decision."""
 
 
 class Record(NamedTuple):

@@ -7,7 +7,7 @@ from sklearn.metrics import normalized_mutual_info_score
 
 from tests.random_models import forward, random_images, random_params
 from vmoe import models
-from vmoe.analysis.collect import BlockRouting, Collected, collect, joined, labelled
+from vmoe.analysis.collect import BlockRouting, Collected, collect, concatenate, labelled
 from vmoe.analysis.statistics import BINS, mutual_information, statistics
 from vmoe.config import ExpertChoice, MoEConfig, Router, Soft, TokenChoice, replace
 from vmoe.nn.vit import ViT
@@ -32,7 +32,7 @@ def model_of(router: Router) -> ViT:
 @pytest.fixture(scope="module", params=ROUTERS.values(), ids=ROUTERS.keys())
 def collected(request: pytest.FixtureRequest) -> Collected:
     batches = labelled(random_images(b=B), LABELS, batch_size=6)
-    return joined(collect(model_of(request.param), batches))
+    return concatenate(collect(model_of(request.param), batches))
 
 
 def test_every_image_is_collected_once_with_the_decisions_of_its_batch(
@@ -43,7 +43,7 @@ def test_every_image_is_collected_once_with_the_decisions_of_its_batch(
     np.testing.assert_array_equal(collected.labels, LABELS)
     for block in collected.blocks.values():
         assert block.gates.shape == (B, N, E)
-        assert block.experts.shape == block.places.shape == block.weights.shape
+        assert block.experts.shape == block.positions.shape == block.weights.shape
     # the first batch has 6 images in groups of 3, or of 1
     logits, records = forward(model_of(router), images[:6])
     np.testing.assert_allclose(collected.logits[:6], logits, atol=1e-5)
@@ -58,10 +58,12 @@ def test_every_image_is_collected_once_with_the_decisions_of_its_batch(
             continue
         for ours, theirs in (
             (block.kept, record.routing.kept),
+            (block.weights, record.routing.weights),
+            (block.gates, record.gates),
             (block.experts, record.routing.experts),
             (block.dropped, record.routing.dropped),
         ):
-            np.testing.assert_array_equal(ours[:6].reshape(theirs.shape), theirs)
+            np.testing.assert_allclose(ours[:6].reshape(theirs.shape), theirs, rtol=1e-5)
         assert block.dropped.any() == (router.kind == "token_choice")
 
 
@@ -69,21 +71,25 @@ def test_statistics_equal_loops_over_images_tokens_and_choices(collected: Collec
     for i, own in statistics([collected]).items():
         block = collected.blocks[i]
         choices, kept = np.zeros(E, int), np.zeros(E, int)
-        by_position, together, uses = np.zeros((E, N)), np.zeros((E, E)), np.zeros((B, E))
-        by_priority, entropy, unprocessed = np.zeros(BINS), 0.0, 0
+        by_position, coactivation, uses = np.zeros((E, N)), np.zeros((E, E)), np.zeros((B, E))
+        by_priority, kept_by, chosen_by = (np.zeros(BINS) for _ in range(3))
+        entropy, unprocessed = 0.0, 0
         for b, n in np.ndindex(B, N):
             gates = block.gates[b, n].astype(np.float64)
             entropy -= (gates * np.log(gates)).sum()
-            by_priority[min(int(gates.max() * BINS), BINS - 1)] += 1
+            own_bin = min(int(block.gates[b, n].max() * BINS), BINS - 1)
+            by_priority[own_bin] += 1
             chosen = [e for e in block.experts[b, n] if e < E]
+            chosen_by[own_bin] += len(chosen)
+            kept_by[own_bin] += (block.positions[b, n] >= 0).sum()
             for e in chosen:
                 choices[e] += 1
                 by_position[e, n] += 1
                 uses[b, e] += 1
             for e in set(chosen):
                 for other in set(chosen):
-                    together[e, other] += 1
-            got = block.experts[b, n][block.places[b, n] >= 0]
+                    coactivation[e, other] += 1
+            got = block.experts[b, n][block.positions[b, n] >= 0]
             for e in got:
                 kept[e] += 1
             unprocessed += not len(got) and block.experts.shape[-1] > 0
@@ -92,9 +98,11 @@ def test_statistics_equal_loops_over_images_tokens_and_choices(collected: Collec
             (own.choices, choices),
             (own.kept, kept),
             (own.by_position, by_position),
-            (own.together, together),
+            (own.coactivation, coactivation),
             (own.uses, uses),
             (own.by_priority, by_priority),
+            (own.kept_by_priority, kept_by),
+            (own.choices_by_priority, chosen_by),
         ):
             np.testing.assert_array_equal(ours, expected)
         assert own.gate_entropy == pytest.approx(entropy / (B * N), rel=1e-6)
@@ -102,12 +110,8 @@ def test_statistics_equal_loops_over_images_tokens_and_choices(collected: Collec
         if choices.sum():
             assert own.load.sum() == pytest.approx(1)
             assert own.dropped == pytest.approx(1 - kept.sum() / choices.sum())
-        expected = [e for e in range(E) if not choices[e]] if choices.sum() else []
-        assert own.dead == expected
-        np.testing.assert_array_equal(own.idle, (uses == 0).mean(0))
+        np.testing.assert_array_equal(own.idle, (uses == 0).mean(0) * choices.any())
         np.testing.assert_array_equal(own.by_weight.sum(0).sum(), choices.sum())
-        np.testing.assert_array_equal(own.choices_by_priority.sum(), choices.sum())
-        np.testing.assert_array_equal(own.kept_by_priority.sum(), kept.sum())
 
 
 def test_statistics_do_not_depend_on_how_images_are_batched(collected: Collected) -> None:
@@ -121,7 +125,7 @@ def test_statistics_do_not_depend_on_how_images_are_batched(collected: Collected
     )
 
 
-def test_mutual_information_is_that_of_scikit_learn_and_near_its_null_for_random_labels() -> None:
+def test_mutual_information_is_that_of_scikit_learn() -> None:
     rng = np.random.default_rng(0)
     table = rng.integers(0, 9, (E, 5))
     rows, columns = np.indices(table.shape)

@@ -7,10 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests.random_models import forward, random_images, random_params
+from tests.random_models import random_images, random_params
 from vmoe import models
-from vmoe.analysis.collect import Collected, collect, joined, labelled
-from vmoe.analysis.compare import agreement, common_choices
+from vmoe.analysis.collect import Collected, collect, concatenate, labelled
+from vmoe.analysis.compare import agreement, saturation
 from vmoe.analysis.effects import (
     PRIORITIES,
     Removal,
@@ -20,7 +20,7 @@ from vmoe.analysis.effects import (
     with_random_routers,
     without_experts,
 )
-from vmoe.analysis.interventions import muted, restricted
+from vmoe.analysis.interventions import masked, randomized, zeroed
 from vmoe.config import ExpertChoice, MoEConfig, TokenChoice, ViTConfig, replace
 from vmoe.errors import UsageError
 from vmoe.nn.vit import ViT
@@ -54,31 +54,32 @@ def test_every_expert_is_removed_in_both_ways() -> None:
     model, steps = model_of(), []
     which = removals(model.config)
     assert len(which) == len(set(which)) == 2 * E * 2
-    found = without_experts(model, batches(), which, on_step=lambda: steps.append(1))
-    assert len(steps) == 2 * len(which) and found.keys() == set(which)
+    result = without_experts(model, batches(), which, on_step=lambda: steps.append(1))
+    assert len(steps) == 2 * len(which) and result.keys() == set(which)
     others = jnp.arange(E) != 1
     for removal, decide in (
-        (Removal(0, 1, "muted"), {0: muted(others)}),
-        (Removal(1, 1, "forbidden"), {1: restricted(others)}),
+        (Removal(0, 1, "zeroed"), {0: zeroed(others)}),
+        (Removal(1, 1, "forbidden"), {1: masked(others)}),
     ):
-        np.testing.assert_allclose(found[removal], by_hand(model, decide=decide), atol=1e-5)
-    first = found[Removal(0, 0, "muted")]
+        np.testing.assert_allclose(result[removal], by_hand(model, decide=decide), atol=1e-5)
+    first = result[Removal(0, 0, "zeroed")]
     assert np.abs(first - by_hand(model)).max() > 1e-3
-    assert np.abs(first - found[Removal(0, 0, "forbidden")]).max() > 1e-3
+    assert np.abs(first - result[Removal(0, 0, "forbidden")]).max() > 1e-3
 
 
 def test_logits_at_other_capacities_are_those_of_a_model_with_that_capacity() -> None:
     model = model_of(capacity_factor=1.0)
-    found = at_capacities(model, batches(), [0, 20], ["order", "largest_gate"])
-    assert list(found) == [(c, p) for c in (0, 20) for p in ("order", "largest_gate")]
-    for (slots, priority), logits in found.items():
+    result = at_capacities(model, batches(), [0, 6], ["order", "largest_gate"])
+    assert list(result) == [(c, p) for c in (0, 6) for p in ("order", "largest_gate")]
+    assert np.abs(result[6, "order"] - result[6, "largest_gate"]).max() > 1e-3
+    for (slots, priority), logits in result.items():
         if slots:
             config = config_of(capacity=slots, router=dict(priority=priority))
             other = models.with_params(config, models.params_of(model))
             np.testing.assert_allclose(logits, by_hand(other), atol=1e-5)
     every = jnp.zeros(E, bool)
-    nothing = by_hand(model, decide=dict.fromkeys((0, 1), muted(every)))
-    np.testing.assert_allclose(found[0, "order"], nothing, atol=1e-5)
+    nothing = by_hand(model, decide=dict.fromkeys((0, 1), zeroed(every)))
+    np.testing.assert_allclose(result[0, "order"], nothing, atol=1e-5)
     assert PRIORITIES[0] == "order"
     with pytest.raises(UsageError, match=r"slots=\[-1\]: use numbers from 0 on"):
         at_capacities(model, batches(), [-1])
@@ -86,11 +87,12 @@ def test_logits_at_other_capacities_are_those_of_a_model_with_that_capacity() ->
 
 def test_a_random_router_in_one_block_leaves_the_others_as_they_are() -> None:
     model = model_of(dropless=True)
-    found = with_random_routers(model, batches(), seed=1)
+    result = with_random_routers(model, batches(), seed=1)
     own = by_hand(model)
-    assert found.keys() == {0, 1}
-    assert all(np.abs(logits - own).max() > 1e-3 for logits in found.values())
-    assert np.abs(found[0] - found[1]).max() > 1e-3
+    assert result.keys() == {0, 1}
+    assert all(np.abs(logits - own).max() > 1e-3 for logits in result.values())
+    key = jax.random.split(jax.random.key(1), 2)[0]
+    np.testing.assert_allclose(result[0], by_hand(model, decide={0: randomized(key)}), atol=1e-5)
 
 
 def test_predictions_depend_on_the_batch_only_where_images_compete_for_slots() -> None:
@@ -99,12 +101,12 @@ def test_predictions_depend_on_the_batch_only_where_images_compete_for_slots() -
     dependent = batch_dependence(model_of(**tight), images)
     assert dependent.changed > 0 and dependent.largest > 1e-2
     for independent in (dict(images_per_group=1, **tight), dict(dropless=True)):
-        found = batch_dependence(model_of(**independent), images)
-        assert found.changed == 0 and found.largest < 1e-4
+        result = batch_dependence(model_of(**independent), images)
+        assert result.changed == 0 and result.largest < 1e-4
 
 
 def collected(model: ViT) -> Collected:
-    return joined(collect(model, batches()))
+    return concatenate(collect(model, batches()))
 
 
 def test_a_model_agrees_with_itself_and_with_a_copy_whose_experts_are_renumbered() -> None:
@@ -118,12 +120,12 @@ def test_a_model_agrees_with_itself_and_with_a_copy_whose_experts_are_renumbered
         layer["router"] = {"kernel": layer["router"]["kernel"][:, order]}
     one, same = (collected(models.with_params(config, each)) for each in (params, renumbered))
     np.testing.assert_allclose(one.logits, same.logits, atol=1e-5)
-    assert common_choices(one, one) == {0: 1.0, 1: 1.0}
-    for found in agreement(one, same).values():
-        np.testing.assert_array_equal(order[found.matches], np.arange(E))
-        assert found.share == 1.0 > 0.8 > found.by_chance
+    assert saturation(one, one) == {0: 1.0, 1: 1.0}
+    for result in agreement(one, same).values():
+        np.testing.assert_array_equal(order[result.matches], np.arange(E))
+        assert result.share == 1.0 > 0.8 > result.by_chance
     other = collected(models.with_params(config, random_params(config, seed=1)))
-    for i, share in common_choices(one, other).items():
+    for i, share in saturation(one, other).items():
         chosen = [
             [set(token) for image in each.blocks[i].experts for token in image.tolist()]
             for each in (one, other)
@@ -135,5 +137,21 @@ def test_a_model_agrees_with_itself_and_with_a_copy_whose_experts_are_renumbered
 def test_experts_that_choose_are_compared_by_the_tokens_they_take() -> None:
     model = model_of(router=ExpertChoice(), capacity_factor=1.0)
     one = collected(model)
-    assert common_choices(one, one) == {0: 1.0, 1: 1.0}
-    np.testing.assert_allclose(forward(model, random_images(b=B)[:4])[0], one.logits[:4], atol=1e-5)
+    other = collected(models.with_params(model.config, random_params(model.config, seed=1)))
+    for i, share in saturation(one, other).items():
+        taken = [each.blocks[i].experts < E for each in (one, other)]
+        expected = sum(a & b for a, b in zip(*map(np.ravel, taken), strict=True)) / taken[0].sum()
+        assert 0 < share < 1 and share == pytest.approx(expected)
+
+
+def test_what_a_model_does_not_have_is_refused() -> None:
+    model = model_of()
+    with pytest.raises(UsageError, match="which=Removal.block=2, expert=0"):
+        without_experts(model, batches(), [Removal(2, 0, "zeroed")])
+    with pytest.raises(
+        UsageError, match=r"decide for blocks \[5\], which are not sparse: use any of"
+    ):
+        model.forward(random_images(), decide={5: zeroed(jnp.ones(E, bool))})
+    one = collected(model)
+    with pytest.raises(UsageError, match="compare the same images in models with the same sparse"):
+        agreement(one, one._replace(blocks={0: one.blocks[0]}))

@@ -6,12 +6,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 from safetensors import safe_open
+from safetensors.numpy import load_file
 
 from tests.random_models import random_images, random_params
 from vmoe import models
-from vmoe.analysis import Collected, collect, joined, labelled
+from vmoe.analysis import Collected, collect, concatenate, labelled
 from vmoe.analysis.export import MEANING, export
-from vmoe.config import ExpertChoice, MoEConfig, TokenChoice, replace
+from vmoe.config import ExpertChoice, MoEConfig, Soft, TokenChoice, replace
+from vmoe.errors import UsageError
 
 B, N = 5, 17
 
@@ -32,7 +34,7 @@ def parts() -> list[Collected]:
 def test_an_exported_file_holds_every_decision_and_says_what_it_means(
     parts: list[Collected], tmp_path: Path
 ) -> None:
-    whole = joined(parts)
+    whole = concatenate(parts)
     with safe_open(export(tmp_path / "a.safetensors", iter(parts)), "np") as file:
         arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no dict)
         metadata = file.metadata()
@@ -46,19 +48,31 @@ def test_an_exported_file_holds_every_decision_and_says_what_it_means(
         none = block.experts == e
         np.testing.assert_array_equal(own["experts"][..., :k], np.where(none, -1, block.experts))
         np.testing.assert_array_equal(own["experts"][..., k:], -1)
-        for name, fill in (("places", -1), ("weights", 0)):
+        for name, fill in (("positions", -1), ("weights", 0)):
             ours = arrays[name][:, layer].reshape(B, N, -1)
             np.testing.assert_array_equal(ours[..., :k], getattr(block, name))
             np.testing.assert_array_equal(ours[..., k:], fill)
+        np.testing.assert_array_equal(arrays["groups"][:, layer], block.groups)
     np.testing.assert_array_equal(arrays["logits"], whole.logits)
     np.testing.assert_array_equal(arrays["labels"], whole.labels)
     assert list(tmp_path.iterdir()) == [tmp_path / "a.safetensors"]
 
 
+def test_of_soft_routers_the_gates_are_exported(tmp_path: Path) -> None:
+    dense = models.model_config("vit_tiny", depth=1)
+    moe = MoEConfig(num_experts=3, router=Soft(), images_per_group=1)
+    config = replace(dense, sparse_blocks=(0,), moe=moe)
+    model = models.with_params(config, random_params(config))
+    (part,) = collect(model, labelled(random_images(b=B)))
+    arrays = load_file(export(tmp_path / "a.safetensors", [part]))
+    np.testing.assert_array_equal(arrays["gates"], part.blocks[0].gates.reshape(-1, 1, 3))
+    assert arrays["experts"].shape == (B * N, 1, 0) and (arrays["labels"] == -1).all()
+
+
 def test_nothing_is_written_without_a_batch_or_if_collecting_fails(
     parts: list[Collected], tmp_path: Path
 ) -> None:
-    with pytest.raises(ValueError, match="no batch"):
+    with pytest.raises(UsageError, match="no image, or no sparse block"):
         export(tmp_path / "a.safetensors", [])
 
     def failing() -> object:

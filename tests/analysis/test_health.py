@@ -18,8 +18,8 @@ def block(experts: np.ndarray, *, gate: float = 0.5, kept: float = 1.0) -> Block
     gates = np.full((B, N, E), (1 - gate) / (E - 1), np.float32)
     choices = experts[..., None]
     np.put_along_axis(gates, choices, gate, -1)
-    places = np.where(np.arange(B * N).reshape(B, N, 1) < kept * B * N, 0, -1)
-    routing = BlockRouting(gates, choices, places, gates.max(-1, keepdims=True), np.arange(B))
+    positions = np.where(np.arange(B * N).reshape(B, N, 1) < kept * B * N, 0, -1)
+    routing = BlockRouting(gates, choices, positions, gates.max(-1, keepdims=True), np.arange(B))
     return statistics([Collected(np.zeros((B, 3)), np.arange(B) % 3, {5: routing})])[5]
 
 
@@ -33,25 +33,29 @@ def test_nothing_is_found_where_experts_are_used_evenly() -> None:
 @pytest.mark.parametrize(
     ("arguments", "kind", "message"),
     [
-        (dict(experts=EVEN % 6), "dead", "block 5: 2 of 8 experts (6, 7) get less than 0.1%"),
+        (
+            dict(experts=EVEN % 6),
+            "dead",
+            "2 of 8 experts (6, 7) get less than 1% of the",
+        ),
         (dict(experts=np.where(EVEN > 1, 0, EVEN)), "collapse", "expert 0 gets 7.0 times the"),
-        (dict(experts=EVEN, kept=0.5), "overflow", "block 5: 50% of the choices get no slot"),
-        (dict(experts=EVEN, gate=1 - 1e-5), "certain", "of ln e (at least 1%), so the router"),
-        (dict(experts=EVEN, gate=np.nan), "not finite", "gates are NaN or infinite: load an"),
+        (dict(experts=EVEN, kept=0.5), "dropped", "block 5: 50% of the choices get no slot"),
+        (dict(experts=EVEN, gate=1 - 1e-5), "low_entropy", "of ln e (at least 1%), so the router"),
+        (dict(experts=EVEN, gate=np.nan), "not_finite", "gates are NaN or infinite: load an"),
     ],
 )
 def test_each_problem_is_found_with_its_block_and_a_remedy(
     arguments: dict[str, Any], kind: str, message: str
 ) -> None:
-    found = {finding.kind: finding for finding in findings({5: block(**arguments)})}
-    assert message in str(found[kind])
-    assert found[kind].block == 5 and found.keys() <= {kind, "dead"}
+    kinds = {finding.kind: finding for finding in findings({5: block(**arguments)})}
+    assert message in str(kinds[kind])
+    assert kinds[kind].block == 5 and kinds.keys() <= {kind, "dead"}
 
 
 def test_predictions_that_depend_on_the_batch_are_a_finding_of_the_model() -> None:
-    (found,) = findings({5: block(EVEN)}, BatchDependence(0.25, 3.0))
-    assert found.block is None
-    assert str(found).startswith("batch: 25.0% of the predictions depend on the other images")
+    (finding,) = findings({5: block(EVEN)}, BatchDependence(0.25, 3.0))
+    assert finding.block is None
+    assert str(finding).startswith("batch: 25.0% of the predictions depend on the other images")
 
 
 def test_a_soft_router_is_judged_by_its_gates() -> None:

@@ -11,7 +11,7 @@ import pytest
 from tests.random_models import forward, random_images, random_params
 from vmoe import models
 from vmoe.analysis import capture
-from vmoe.analysis.interventions import limited, muted, randomized, restricted
+from vmoe.analysis.interventions import limited, masked, randomized, zeroed
 from vmoe.axes import Decision, RouterInputs
 from vmoe.config import ExpertChoice, MoEConfig, Router, Soft, TokenChoice, ViTConfig, replace
 from vmoe.config.routers import Priority
@@ -77,11 +77,11 @@ def test_limited_slots_equal_a_router_of_that_capacity_for_every_priority(normal
 def test_a_muted_expert_is_one_whose_output_is_zero(router: Router) -> None:
     config = config_of(router)
     params = random_params(config)
-    logits, records = decided(config, params, by=muted(jnp.arange(E) != 2))
-    zeroed = jax.tree.map(lambda x: x, params)
-    down = zeroed["blocks"][1]["mlp"]["experts"]["down"]
+    logits, records = decided(config, params, by=zeroed(jnp.arange(E) != 2))
+    changed = jax.tree.map(lambda x: x, params)
+    down = changed["blocks"][1]["mlp"]["experts"]["down"]
     down |= {name: array.at[2].set(0.0) for name, array in down.items()}
-    expected, _ = forward(models.with_params(config, zeroed), random_images(b=4))
+    expected, _ = forward(models.with_params(config, changed), random_images(b=4))
     np.testing.assert_allclose(logits, expected, atol=1e-5)
     before = forward(models.with_params(config, params), random_images(b=4))
     assert np.abs(logits - before[0]).max() > 1e-3
@@ -93,7 +93,7 @@ def test_a_muted_expert_is_one_whose_output_is_zero(router: Router) -> None:
 def test_among_some_experts_a_router_decides_as_if_the_others_were_pruned(router: Router) -> None:
     config = config_of(router, **({} if isinstance(router, Soft) else dict(capacity=20)))
     params = random_params(config)
-    logits, records = decided(config, params, by=restricted(jnp.array([True, False, True, True])))
+    logits, records = decided(config, params, by=masked(jnp.array([True, False, True, True])))
     np.testing.assert_array_equal(records[1].gates[..., 1], 0)
     if isinstance(router, Soft):  # surgery does not prune soft routers
         combine = forward(models.with_params(config, params), random_images(b=4))[1][1]
@@ -107,7 +107,9 @@ def test_among_some_experts_a_router_decides_as_if_the_others_were_pruned(router
     np.testing.assert_allclose(logits, expected, atol=1e-5)
 
 
-def test_a_random_router_depends_on_its_key_and_not_on_the_images() -> None:
+def test_a_random_router_depends_on_its_key_and_draws_with_the_standard_deviation_of_the_gate() -> (
+    None
+):
     config = config_of(TokenChoice(), dropless=True)
     params = random_params(config)
     decide = functools.partial(decided, config, params)

@@ -35,20 +35,20 @@ def test_an_attack_equals_the_published_one(name: str) -> None:
         auxiliary_loss=theirs["loss"]["attack_auxiliary_loss"],
     )
     labels, valid = stored["labels"], stored["valid"]
-    found = attack(model, stored["images"], labels, settings)
-    close = np.abs(found.images - stored["images_after"]) < 1e-6
+    result = attack(model, stored["images"], labels, settings)
+    close = np.abs(result.images - stored["images_after"]) < 1e-6
     assert close.mean() > 0.99  # the sign of a gradient near zero is rounding
-    before, after = found.predictions_before[valid], found.predictions_after[valid]
+    before, after = result.predictions_before[valid], result.predictions_after[valid]
     np.testing.assert_array_equal(before, stored["prediction_before"][valid])
     np.testing.assert_array_equal(after, stored["prediction_after"][valid])
     changes = (before != after).sum()
     assert changes == stored["state/num_changes"]
-    for i, overlap in found.overlap.items():
+    for i, overlap in result.overlap.items():
         expected = stored[f"iou_mean/encoderblock_{i}"]
         assert overlap[valid].mean() == pytest.approx(expected, abs=0.02)
     if not settings.auxiliary_loss:  # the stored losses include it
-        np.testing.assert_allclose(found.losses_before, stored["loss_before"], atol=1e-5)
-        np.testing.assert_allclose(found.losses_after, stored["loss_after"], atol=1e-2)
+        np.testing.assert_allclose(result.losses_before, stored["loss_before"], atol=1e-5)
+        np.testing.assert_allclose(result.losses_after, stored["loss_after"], atol=1e-2)
 
 
 LABELS = np.array([0, 3, 1, 2])
@@ -64,18 +64,18 @@ def model_of(**fields: Any) -> ViT:
 @pytest.mark.parametrize("project", [False, True])
 def test_changes_are_at_most_epsilon_and_raise_the_loss(project: bool) -> None:
     images = random_images(b=4)
-    found = attack(model_of(), images, LABELS, AttackConfig(4.0, steps=5, project=project))
-    change = np.abs(found.images - images).max()
+    result = attack(model_of(), images, LABELS, AttackConfig(4.0, steps=5, project=project))
+    change = np.abs(result.images - images).max()
     assert 3 * PIXEL < change <= 4 * PIXEL + 1e-6
-    assert (np.abs(found.images).max() <= 1) == project
-    assert found.losses_after.mean() > found.losses_before.mean()
+    assert (np.abs(result.images).max() <= 1) == project
+    assert result.losses_after.mean() > result.losses_before.mean()
 
 
 def test_without_epsilon_nothing_changes() -> None:
     images = random_images(b=4)
-    found = attack(model_of(), images, LABELS, AttackConfig(0.0, steps=5))
-    np.testing.assert_array_equal(found.images, images)
-    assert all((overlap == 1).all() for overlap in found.overlap.values())
+    result = attack(model_of(), images, LABELS, AttackConfig(0.0, steps=5))
+    np.testing.assert_array_equal(result.images, images)
+    assert all((overlap == 1).all() for overlap in result.overlap.values())
 
 
 def test_the_gradients_of_both_paths_add_up_to_the_whole_one() -> None:

@@ -1,7 +1,7 @@
 """Analysis of routing: records of a model's sparse blocks, their statistics, and interventions."""
 
 from vmoe.analysis.capture import capture
-from vmoe.analysis.collect import BlockRouting, Collected, collect, joined, labelled
+from vmoe.analysis.collect import BlockRouting, Collected, collect, concatenate, labelled
 from vmoe.analysis.statistics import BlockStatistics, statistics
 
 __all__ = [
@@ -10,7 +10,7 @@ __all__ = [
     "Collected",
     "capture",
     "collect",
-    "joined",
+    "concatenate",
     "labelled",
     "statistics",
 ]

@@ -11,8 +11,9 @@ from flax import nnx
 from jaxtyping import Bool, Float, Int
 
 from vmoe.axes import Images, Record, Route, SoftRouting, Valid
+from vmoe.errors import UsageError
 from vmoe.nn.vit import ViT
-from vmoe.routing.groups import group_sizes, ungroup
+from vmoe.routing.groups import images_in_group, ungroup
 
 
 class BlockRouting(NamedTuple):
@@ -22,22 +23,23 @@ class BlockRouting(NamedTuple):
         gates: the weight of each expert for each token, in [0, 1].
         experts: the expert of each choice, best first, or by expert for expert choice; e where
             there is no choice. k is 0 for soft routing, which makes no choices.
-        places: the place of each choice in the queue of its expert, from 0; -1 where it got no
+        positions: the place of each choice in the queue of its expert, from 0; -1 where it got no
             slot.
         weights: the combine weight of each choice; 0 where it got no slot.
-        groups: the number of the group in which the image's tokens competed.
+        groups: the number of the group in which the image's tokens competed, unique over all
+            batches.
     """
 
     gates: Float[np.ndarray, "b n e"]
     experts: Int[np.ndarray, "b n k"]
-    places: Int[np.ndarray, "b n k"]
+    positions: Int[np.ndarray, "b n k"]
     weights: Float[np.ndarray, "b n k"]
     groups: Int[np.ndarray, "b"]
 
     @property
     def kept(self) -> Bool[np.ndarray, "b n k"]:
         """Whether a choice got a slot."""
-        return self.places >= 0
+        return self.positions >= 0
 
     @property
     def dropped(self) -> Bool[np.ndarray, "b n k"]:
@@ -88,50 +90,50 @@ def collect(
         devices = model.placement.devices
         return logits, {i: _by_image(record, len(images), devices) for i, record in records.items()}
 
+    first = dict.fromkeys(model.config.sparse_blocks, 0)  # number of the batch's first group
     for images, labels, valid in batches:
         real = np.ones(len(images), bool) if valid is None else np.asarray(valid)
         logits, blocks = jax.device_get(run(state, images, real))
         labels = np.full(len(images), -1) if labels is None else np.asarray(labels)
-        yield Collected(
-            logits[real],
-            labels[real],
-            {i: BlockRouting(*(array[real] for array in block)) for i, block in blocks.items()},
-        )
+        own = {}
+        for i, fields in blocks.items():
+            block = BlockRouting(*(array[real] for array in fields))
+            own[i] = block._replace(groups=block.groups + first[i])
+            first[i] += fields[-1].max(initial=-1) + 1
+        yield Collected(logits[real], labels[real], own)
 
 
 def _by_image(record: Record, b: int, devices: int) -> tuple[jax.Array, ...]:
     """The fields of ``BlockRouting`` from the record of a batch of b images."""
     g, s, _ = record.gates.shape
-    _, per_group = group_sizes(b // devices, -(-(b // devices) // (g // devices)))
-    split = functools.partial(ungroup, b=b, n=s // per_group, devices=devices)
+    n = s // images_in_group(b, g)
+    split = functools.partial(ungroup, b=b, n=n, devices=devices)
     groups = split(jnp.broadcast_to(jnp.arange(g)[:, None, None], (g, s, 1)))[:, 0, 0]
     routing = record.routing
     if isinstance(routing, SoftRouting):
         none = jnp.zeros((g, s, 0), jnp.int32)
         choices = none, none, none.astype(jnp.float32)
     else:
-        places = jnp.where(routing.kept, routing.slots % routing.choices.shape[-1], -1)
-        choices = routing.experts, places, routing.weights
+        positions = jnp.where(routing.kept, routing.slots % routing.choices.shape[-1], -1)
+        choices = routing.experts, positions, routing.weights
     return (*map(split, (record.gates, *choices)), groups)
 
 
-def joined(parts: Iterable[Collected]) -> Collected:
-    """All batches as one; the numbers of their groups go on from batch to batch."""
+def concatenate(parts: Iterable[Collected]) -> Collected:
+    """All batches as one.
+
+    Raises:
+        UsageError: there is no batch.
+    """
     every = list(parts)
-    blocks = {i: [part.blocks[i] for part in every] for i in every[0].blocks}
+    if not every:
+        raise UsageError("no batch: give at least one image")
+    blocks = {i: zip(*(part.blocks[i] for part in every), strict=True) for i in every[0].blocks}
     return Collected(
         np.concatenate([part.logits for part in every]),
         np.concatenate([part.labels for part in every]),
-        {i: _joined_block(own) for i, own in blocks.items()},
+        {i: BlockRouting(*map(np.concatenate, fields)) for i, fields in blocks.items()},
     )
-
-
-def _joined_block(parts: list[BlockRouting]) -> BlockRouting:
-    first = np.cumsum([0, *(int(part.groups.max(initial=-1)) + 1 for part in parts[:-1])])
-    renumbered = [
-        part._replace(groups=part.groups + start) for part, start in zip(parts, first, strict=True)
-    ]
-    return BlockRouting(*map(np.concatenate, zip(*renumbered, strict=True)))
 
 
 def labelled(

@@ -1,11 +1,11 @@
-"""What a model would predict if its routing were another: fewer slots, other batches, no expert.
+"""Predictions under changed routing: fewer slots, other batches, removed or random experts.
 
 Every function compiles one program, which serves all values of what it changes.
 """
 
 import collections
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import jax
 import numpy as np
@@ -14,7 +14,7 @@ from jaxtyping import Float, Int
 
 from vmoe import models
 from vmoe.analysis.collect import Labelled, labelled
-from vmoe.analysis.interventions import limited, muted, randomized, restricted
+from vmoe.analysis.interventions import limited, masked, randomized, zeroed
 from vmoe.axes import Route
 from vmoe.config import ViTConfig, replace
 from vmoe.config.routers import Priority
@@ -24,33 +24,35 @@ from vmoe.nn.vit import ViT
 PRIORITIES: tuple[Priority, ...] = get_args(Priority)
 
 
+Way = Literal["zeroed", "forbidden"]
+WAYS: tuple[Way, ...] = get_args(Way)
+
+
 class Removal(NamedTuple):
     """An expert that is taken away.
 
     Attributes:
         block: number of the sparse block.
         expert: number of the expert.
-        way: "muted" if its output is zero, so that the tokens sent there keep only their residual
+        way: "zeroed" if its output is zero, so that the tokens sent there keep only their residual
             connection; "forbidden" if it cannot be chosen, so that its tokens go elsewhere.
     """
 
     block: int
     expert: int
-    way: str
+    way: Way
 
-
-WAYS = ("muted", "forbidden")
 
 Logits = Float[np.ndarray, "b y"]
 
 
 def removals(config: ViTConfig) -> list[Removal]:
-    """Every expert of every sparse block, taken away in both ways."""
+    """Every expert of every sparse block, taken away in both ways; a single one only zeroed."""
     return [
         Removal(block, expert, way)
         for block, moe in config.moe_blocks.items()
         for expert in range(moe.num_experts)
-        for way in WAYS
+        for way in (WAYS if moe.num_experts > 1 else WAYS[:1])
     ]
 
 
@@ -66,13 +68,17 @@ def without_experts(
     Args:
         which: the removals; see ``removals``.
         on_step: called after each removal on each batch.
+
+    Raises:
+        UsageError: the model has no such removal.
     """
+    if unknown := [each for each in which if each not in removals(model.config)]:
+        raise UsageError(f"which={unknown[0]}: use those of removals(model.config)")
     sizes = {block: moe.num_experts for block, moe in model.config.moe_blocks.items()}
 
     def decide(masks: Any) -> dict[int, Route]:
         return {
-            block: muted(active, restricted(choosable))
-            for block, (active, choosable) in masks.items()
+            block: zeroed(active, masked(choosable)) for block, (active, choosable) in masks.items()
         }
 
     def mask(removal: Removal, block: int, way: str) -> np.ndarray:

@@ -10,12 +10,13 @@ from pathlib import Path
 import numpy as np
 
 from vmoe.analysis.collect import BlockRouting, Collected
+from vmoe.errors import UsageError
 
 MEANING = {
-    "experts": "i32 [tokens, layers, k]: the expert of each choice, best first; -1 for none",
-    "places": "i32 [tokens, layers, k]: its place in its expert's queue, from 0; -1 if dropped",
+    "experts": "i32 [tokens, layers, k]: the expert of each choice; -1 for none",
+    "positions": "i32 [tokens, layers, k]: its place in its expert's queue, from 0; -1 if dropped",
     "weights": "f32 [tokens, layers, k]: its combine weight; 0 if dropped",
-    "gates": "f32 [tokens, layers, experts]: the weight of each expert for a token; 0 for none",
+    "gates": "f32 [tokens, layers, experts]: the weight of each expert for a token",
     "groups": "i32 [images, layers]: the group in which the tokens of an image competed",
     "logits": "f32 [images, classes]",
     "labels": "i32 [images]: the class; -1 if unknown",
@@ -27,7 +28,7 @@ MEANING = {
 _OF_TOKENS = {
     "gates": (np.float32, 0),
     "experts": (np.int32, -1),
-    "places": (np.int32, -1),
+    "positions": (np.int32, -1),
     "weights": (np.float32, 0),
 }
 """Arrays with an axis for tokens: their type, and what fills up blocks with fewer experts."""
@@ -38,14 +39,15 @@ _FORMATS = {np.dtype(np.int32): "I32", np.dtype(np.float32): "F32"}
 def export(path: str | Path, parts: Iterable[Collected]) -> Path:
     """Writes the routing of a data set; ``safetensors.numpy.load_file`` reads it.
 
-    Memory is bounded by one batch. Blocks with fewer experts or choices are padded.
+    Memory is bounded by one batch. Layers with fewer experts or choices are padded, gates and
+    weights with 0. Of soft routers, which make no choices, the file has the gates.
 
     Args:
         path: the file; it is written beside and renamed.
         parts: as ``collect`` yields them.
 
     Raises:
-        ValueError: there is no batch, or no sparse block.
+        UsageError: there is no image, or no sparse block.
         OSError: the file cannot be written.
     """
     path = Path(path)
@@ -61,8 +63,8 @@ def export(path: str | Path, parts: Iterable[Collected]) -> Path:
                         shapes[name], dtypes[name] = [0, *array.shape[1:]], array.dtype
                     shapes[name][0] += len(array)
                     spools[name].write(array.tobytes())
-            if not layers:
-                raise ValueError("no batch, or no sparse block")
+            if not layers or not shapes["labels"][0]:
+                raise UsageError("no image, or no sparse block: there is no routing to export")
             n = shapes["experts"][0] // shapes["labels"][0]
             header = _header(shapes, dtypes, layers, n)
             unfinished = Path(folder) / "unfinished"
@@ -107,7 +109,8 @@ def _arrays(part: Collected) -> Iterator[tuple[str, np.ndarray]]:
         size = max(layer.shape[-1] for layer in layers)
         padded = [_padded(layer, size, fill) for layer in layers]
         stacked = np.stack(padded, axis=2).astype(dtype)
-        yield name, stacked.reshape(-1, *stacked.shape[2:])
+        b, n = stacked.shape[:2]
+        yield name, stacked.reshape(b * n, *stacked.shape[2:])
     yield "groups", np.stack([block.groups for block in blocks], axis=1).astype(np.int32)
     yield "logits", part.logits.astype(np.float32)
     yield "labels", part.labels.astype(np.int32)

@@ -1,6 +1,5 @@
 """Whether the routing of a model is healthy: findings with a threshold and a remedy each."""
 
-import math
 from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
@@ -8,11 +7,12 @@ import numpy as np
 
 from vmoe.analysis.effects import BatchDependence
 from vmoe.analysis.statistics import BlockStatistics
+from vmoe.errors import listed
 
-MIN_LOAD = 0.001
-"""Smallest fraction of the choices of an expert that is in use."""
+MIN_LOAD = 0.01
+"""Smallest load of an expert that is in use, as a fraction of the mean."""
 MAX_LOAD = 5.0
-"""Largest load of an expert, as a multiple of the mean."""
+"""Largest load of an expert, as a multiple of the mean; at most three quarters of all choices."""
 MAX_DROPPED = 0.25
 """Largest fraction of the choices without a slot."""
 MIN_ENTROPY = 0.01
@@ -25,16 +25,16 @@ class Finding(NamedTuple):
     """Something about the routing that users should know.
 
     Attributes:
-        kind: "dead", "collapse", "overflow", "certain", "not finite" or "batch".
+        kind: "dead", "collapse", "dropped", "low_entropy", "not_finite" or "batch".
         block: number of the sparse block; None if it concerns the whole model.
-        value: what was measured.
-        threshold: the bound that it exceeds.
+        value: what was measured; None if it is not finite.
+        threshold: the bound that it violates.
         message: what it means, and a remedy.
     """
 
     kind: str
     block: int | None
-    value: float
+    value: float | None
     threshold: float
     message: str
 
@@ -52,64 +52,54 @@ def findings(
         blocks: the statistics of each sparse block.
         dependence: how much predictions depend on the batch, if it was measured.
     """
-    found = [finding for i, block in blocks.items() for finding in _of_block(i, block)]
+    every = [finding for i, block in blocks.items() for finding in _of_block(i, block)]
     if dependence is not None and dependence.changed > MAX_CHANGED:
-        found.append(
-            Finding(
-                "batch",
-                None,
-                dependence.changed,
-                MAX_CHANGED,
-                f"{dependence.changed:.1%} of the predictions depend on the other images of the "
-                "batch (at most 1%): evaluate with more capacity, dropless or one image per group",
-            )
+        message = (
+            f"{dependence.changed:.1%} of the predictions depend on the other images of the batch "
+            f"(at most {MAX_CHANGED:.0%}): evaluate with more capacity, dropless or one image per "
+            "group"
         )
-    return found
+        every.append(Finding("batch", None, dependence.changed, MAX_CHANGED, message))
+    return every
 
 
 def _of_block(i: int, block: BlockStatistics) -> Iterator[Finding]:
-    e = len(block.gates)
     if not np.isfinite(block.gates).all():
-        yield Finding(
-            "not finite", i, math.nan, 0.0, "gates are NaN or infinite: load an earlier checkpoint"
-        )
+        message = "gates are NaN or infinite: load an earlier checkpoint"
+        yield Finding("not_finite", i, None, 0.0, message)
         return
-    load = block.load if block.choices.any() else block.importance
-    if rare := np.flatnonzero(load < MIN_LOAD).tolist():
-        names = ", ".join(map(str, rare[:8])) + (" ..." if len(rare) > 8 else "")
-        yield Finding(
-            "dead",
-            i,
-            float(load.min()),
-            MIN_LOAD,
-            f"{len(rare)} of {e} experts ({names}) get less than 0.1% of the choices: prune them, "
-            "or train with a larger weight of the importance and load losses",
+    e, chosen = len(block.gates), bool(block.choices.any())
+    load, of = block.load * len(block.gates), "choices" if chosen else "gates"
+    balance = (
+        "train with a larger weight of the importance and load losses"
+        if chosen
+        else "train with a lower learning rate"
+    )
+    enough = not chosen or block.choices.sum() * MIN_LOAD >= e  # else it may be chance
+    if enough and (rare := np.flatnonzero(load < MIN_LOAD).tolist()):
+        message = (
+            f"{len(rare)} of {e} experts ({listed(list(map(str, rare)), 8)}) get less than "
+            f"{MIN_LOAD:.0%} of the mean load of {of}: {balance}{', or prune them' * chosen}"
         )
-    if load.max() * e > MAX_LOAD:
-        yield Finding(
-            "collapse",
-            i,
-            float(load.max() * e),
-            MAX_LOAD,
-            f"expert {load.argmax()} gets {load.max() * e:.1f} times the mean load (at most 5): "
-            "train with a larger weight of the importance and load losses",
+        yield Finding("dead", i, float(load.min()), MIN_LOAD, message)
+    limit = min(MAX_LOAD, 0.75 * e)
+    if e > 1 and load.max() > limit:
+        message = (
+            f"expert {load.argmax()} gets {load.max():.1f} times the mean load of {of} (at most "
+            f"{limit:g}): {balance}"
         )
+        yield Finding("collapse", i, float(load.max()), limit, message)
     if block.dropped > MAX_DROPPED:
-        yield Finding(
-            "overflow",
-            i,
-            block.dropped,
-            MAX_DROPPED,
-            f"{block.dropped:.0%} of the choices get no slot (at most 25%): use a larger capacity "
-            "factor, or priority largest_gate, which drops the least important tokens",
+        message = (
+            f"{block.dropped:.0%} of the choices get no slot (at most {MAX_DROPPED:.0%}): use a "
+            "larger capacity factor, or priority largest_gate, which drops the least important "
+            "tokens"
         )
-    entropy = block.gate_entropy / math.log(e) if e > 1 else 1.0
-    if entropy < MIN_ENTROPY:
-        yield Finding(
-            "certain",
-            i,
-            entropy,
-            MIN_ENTROPY,
-            f"the gates' entropy is {entropy:.1%} of ln e (at least 1%), so the router hardly "
-            "learns: train with the z loss or a lower learning rate",
+        yield Finding("dropped", i, block.dropped, MAX_DROPPED, message)
+    if block.relative_entropy < MIN_ENTROPY:
+        message = (
+            f"the gates' entropy is {block.relative_entropy:.1%} of ln e (at least "
+            f"{MIN_ENTROPY:.0%}), so the router hardly learns: train with a lower learning rate"
+            f"{' or with the z loss' * chosen}"
         )
+        yield Finding("low_entropy", i, block.relative_entropy, MIN_ENTROPY, message)

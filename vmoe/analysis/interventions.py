@@ -1,9 +1,9 @@
 """Functions that decide in place of a router: for "what if" questions about a trained model.
 
-    capture(model, images, decide={3: muted(active)})
+    capture(model, images, decide={3: zeroed(active)})
 
 The parameters of the model stay as they are. Arguments may be traced arrays, so that one compiled
-program serves all their values. ``inner`` decides first; the layer's own router if None.
+program serves all their values. ``inner`` is the router that is changed; the layer's own if None.
 """
 
 from typing import get_args
@@ -22,7 +22,7 @@ from vmoe.routing.top_k import gates_of
 NEVER = -1e9  # a logit whose gate is 0; an infinite one would make NaN in soft routing
 
 
-def muted(active: Bool[Array, "e"], inner: Route | None = None) -> Route:
+def zeroed(active: Bool[Array, "e"], inner: Route | None = None) -> Route:
     """The decision of ``inner``, but inactive experts output zero.
 
     Tokens still go to inactive experts, and take slots there.
@@ -41,11 +41,11 @@ def muted(active: Bool[Array, "e"], inner: Route | None = None) -> Route:
     return decide
 
 
-def restricted(choosable: Bool[Array, "e"], inner: Route | None = None) -> Route:
+def masked(choosable: Bool[Array, "e"], inner: Route | None = None) -> Route:
     """The decision of ``inner`` among some of the experts: the gates of the others are zero.
 
-    The tokens of the others go elsewhere. With fewer choosable experts than k, tokens choose others
-    too, with weight 0.
+    The tokens of the others go elsewhere. At least one expert must be choosable. With fewer
+    choosable experts than k, or with expert choice, the others still take tokens, with weight 0.
     """
 
     def decide(inputs: RouterInputs, config: MoEConfig, capacity: int) -> Decision:
@@ -60,14 +60,17 @@ def restricted(choosable: Bool[Array, "e"], inner: Route | None = None) -> Route
 def randomized(
     key: jax.Array, apply: Bool[Array, ""] | bool = True, inner: Route | None = None
 ) -> Route:
-    """A random router: logits are drawn anew, with the standard deviation of the own ones.
+    """Random logits with the standard deviation of the gate's logits, the same in every batch.
+
+    On one device; several would draw the same.
 
     Args:
         apply: False for the logits of the gate.
     """
 
     def decide(inputs: RouterInputs, config: MoEConfig, capacity: int) -> Decision:
-        drawn = inputs.logits.std() * jax.random.normal(key, inputs.logits.shape)
+        real = inputs.valid.reshape(*inputs.valid.shape, *(1,) * (inputs.logits.ndim - 2))
+        drawn = inputs.logits.std(where=real) * jax.random.normal(key, inputs.logits.shape)
         logits = jnp.where(apply, drawn, inputs.logits)
         return (inner or router_of(config).route)(inputs._replace(logits=logits), config, capacity)
 
@@ -77,7 +80,8 @@ def randomized(
 def limited(slots: Int[Array, ""], priority: Int[Array, ""]) -> Route:
     """Token choice with fewer slots, and with another priority.
 
-    Equal to the router with ``capacity=slots``, for any value up to the layer's own capacity.
+    Equal to the router with ``capacity=slots``, for any value up to the layer's own capacity, but
+    without auxiliary losses.
 
     Args:
         slots: slots per expert and group; with 0 every choice is dropped.

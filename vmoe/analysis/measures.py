@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from vmoe.axes import Record, Routing
-from vmoe.routing.groups import ungroup
+from vmoe.routing.groups import images_in_group, ungroup
 
 Scalar = Float[Array, ""]
 
@@ -52,8 +52,8 @@ def expert_use(record: Record, b: int, devices: int = 1) -> Float[Array, "b e"]:
         use = (one_hot & record.routing.kept[..., None]).sum(axis=2).astype(jnp.float32)
     else:
         use = record.gates
-    images = max(1, -(-b // len(use)))
-    per_image = ungroup(use, b, use.shape[1] // images, devices).sum(axis=1)
+    n = use.shape[1] // images_in_group(b, len(use))
+    per_image = ungroup(use, b, n, devices).sum(axis=1)
     return per_image / jnp.maximum(per_image.sum(-1, keepdims=True), 1e-9)
 
 

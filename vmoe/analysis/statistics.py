@@ -2,12 +2,14 @@
 
 import collections
 import dataclasses
+import math
 from collections.abc import Iterable
 
 import numpy as np
 from jaxtyping import Float, Int
 
 from vmoe.analysis.collect import BlockRouting, Collected
+from vmoe.errors import UsageError
 
 BINS = 20
 """Bins of histograms over [0, 1]."""
@@ -26,7 +28,7 @@ class BlockStatistics:
         choices: number of choices of each expert, before any is dropped.
         kept: number of these that got a slot.
         unprocessed: number of tokens without a slot at any expert.
-        together: number of tokens that chose both experts of a pair.
+        coactivation: number of tokens that chose both experts of a pair.
         by_position: number of choices by expert and place of the token in its image.
         by_weight: number of tokens by rank of the choice and bin of its gate.
         by_priority: number of tokens by bin of their largest gate.
@@ -42,7 +44,7 @@ class BlockStatistics:
     choices: Int[np.ndarray, "e"]
     kept: Int[np.ndarray, "e"]
     unprocessed: int
-    together: Int[np.ndarray, "e e"]
+    coactivation: Int[np.ndarray, "e e"]
     by_position: Int[np.ndarray, "e n"]
     by_weight: Int[np.ndarray, "k x"]
     by_priority: Int[np.ndarray, "x"]
@@ -53,7 +55,12 @@ class BlockStatistics:
 
     @property
     def load(self) -> Float[np.ndarray, "e"]:
-        """Fraction of the choices of each expert, before any is dropped."""
+        """Each expert's fraction of all choices, before any is dropped.
+
+        Equal to the importance if tokens do not choose.
+        """
+        if not self.choices.any():
+            return self.importance
         return self.choices / max(1, self.choices.sum())
 
     @property
@@ -72,14 +79,15 @@ class BlockStatistics:
         return self.entropy / max(1, self.tokens)
 
     @property
-    def dead(self) -> list[int]:
-        """Experts that no token of the data set chose."""
-        return np.flatnonzero(self.choices == 0).tolist() if self.choices.sum() else []
+    def relative_entropy(self) -> float:
+        """The gate entropy as a fraction of ln e; 1 for a single expert."""
+        e = len(self.gates)
+        return self.gate_entropy / math.log(e) if e > 1 else 1.0
 
     @property
     def idle(self) -> Float[np.ndarray, "e"]:
-        """Fraction of the images in which no token chose an expert."""
-        return (self.uses == 0).mean(axis=0)
+        """Fraction of the images in which no token chose an expert; 0 if tokens do not choose."""
+        return (self.uses == 0).mean(axis=0) if self.choices.any() else np.zeros(len(self.gates))
 
     def class_table(self, num_classes: int) -> Int[np.ndarray, "e y"]:
         """Number of choices by expert and class of the image, where the class is known."""
@@ -90,7 +98,7 @@ class BlockStatistics:
 
         Returns:
             that of the choices; and the mean of those under shuffled labels, which is what a router
-            that ignores the class would show: the choices of an image go together.
+            that ignores the class would show: the choices of one image are not independent.
         """
         rng = np.random.default_rng(seed)
         shuffled = [
@@ -111,7 +119,7 @@ def statistics(parts: Iterable[Collected]) -> dict[int, BlockStatistics]:
     Memory is bounded but for ``uses``, one small integer per image and expert.
 
     Raises:
-        ValueError: there is no batch.
+        UsageError: there is no image, or no sparse block.
     """
     totals: dict[int, BlockStatistics] = {}
     rows = collections.defaultdict(list)
@@ -120,8 +128,8 @@ def statistics(parts: Iterable[Collected]) -> dict[int, BlockStatistics]:
             own = _of_batch(block)
             totals[i] = _added(totals[i], own) if i in totals else own
             rows[i].append((own.uses, part.labels))
-    if not totals:
-        raise ValueError("no batch, or no sparse block")
+    if not totals or not any(total.tokens for total in totals.values()):
+        raise UsageError("no image, or no sparse block: there is no routing to measure")
     for i, total in totals.items():
         uses, labels = map(np.concatenate, zip(*rows[i], strict=True))
         totals[i] = dataclasses.replace(total, uses=uses, labels=labels)
@@ -139,7 +147,8 @@ def _of_batch(block: BlockRouting) -> BlockStatistics:
     kept, chosen = block.kept, experts < e
     priority = _bin(block.priority)
     own = np.take_along_axis(gates, np.minimum(experts, e - 1), axis=-1)
-    by_bin = np.eye(BINS, dtype=int)
+    k, rank = experts.shape[-1], np.arange(experts.shape[-1]) * BINS
+    by_weight = np.bincount((rank + _bin(own))[chosen], minlength=k * BINS)
     any_of = of_expert.any(axis=2).reshape(-1, e).astype(int)
     return BlockStatistics(
         tokens=b * n,
@@ -148,15 +157,22 @@ def _of_batch(block: BlockRouting) -> BlockStatistics:
         choices=of_expert.sum(axis=(0, 1, 2)),
         kept=(of_expert & kept[..., None]).sum(axis=(0, 1, 2)),
         unprocessed=int((~kept.any(axis=-1)).sum()) if experts.shape[-1] else 0,
-        together=any_of.T @ any_of,
+        coactivation=any_of.T @ any_of,
         by_position=of_expert.sum(axis=(0, 2)).T,
-        by_weight=(by_bin[_bin(own)] * chosen[..., None]).sum(axis=(0, 1)),
-        by_priority=by_bin[priority].sum(axis=(0, 1)),
-        kept_by_priority=(by_bin[priority] * kept.sum(-1, keepdims=True)).sum(axis=(0, 1)),
-        choices_by_priority=(by_bin[priority] * chosen.sum(-1, keepdims=True)).sum(axis=(0, 1)),
+        by_weight=by_weight.reshape(k, BINS),
+        by_priority=_histogram(priority),
+        kept_by_priority=_histogram(priority, kept.sum(-1)),
+        choices_by_priority=_histogram(priority, chosen.sum(-1)),
         uses=of_expert.sum(axis=(1, 2)).astype(np.int32),
         labels=np.full(b, -1),
     )
+
+
+def _histogram(
+    bins: Int[np.ndarray, "b n"], counts: Int[np.ndarray, "b n"] | None = None
+) -> Int[np.ndarray, "x"]:
+    weights = None if counts is None else counts.reshape(-1)
+    return np.bincount(bins.reshape(-1), weights, minlength=BINS).astype(int)
 
 
 def _bin(gates: Float[np.ndarray, "..."]) -> Int[np.ndarray, "..."]:

@@ -30,7 +30,7 @@ class AttackArgs:
     data: str = ""
     """NAME[:SPLIT]; the data set of the run if empty, its test split if no split is named."""
     images: int = 512
-    """Number of images, evenly spaced in the split; at most all of them."""
+    """Number of images, a random sample of the split; at most all of them."""
     batch_size: int = 64
     """Images per batch."""
     epsilon: tuple[float, ...] = (1.0, 2.0, 4.0, 8.0)
@@ -45,7 +45,7 @@ class AttackArgs:
     """all: gradients through everything; experts: with the decisions and combine weights of the
     original images held fixed; routers: through the combine weights alone."""
     routing: RoutingOverrides = RoutingOverrides()
-    """Of the first model."""
+    """Routing settings of --checkpoint; the model of --beside keeps its own."""
     use_ema: bool = True
     """Use the moving average of the parameters, if the run has one."""
     json: bool = False
@@ -58,7 +58,9 @@ def run(argv: Sequence[str]) -> None:
     for name in ("images", "batch_size"):
         if getattr(args, name) < 1:
             raise UsageError(f"{name}={getattr(args, name)}: use at least 1")
-    from vmoe.evaluate.attack import AttackConfig
+    if not args.epsilon:
+        raise UsageError("epsilon=(): give at least one, such as 8")
+    from vmoe.evaluate.attack import AttackConfig, check_attack
     from vmoe.factory import load
 
     configs = [
@@ -74,7 +76,13 @@ def run(argv: Sequence[str]) -> None:
     models = [load(args.checkpoint, routing=args.routing, use_ema=args.use_ema)]
     if args.beside:
         models.append(load(args.beside, use_ema=args.use_ema))
-    rows = [row for loaded in models for row in _attacked(args, loaded, configs)]
+    for loaded in models:
+        try:
+            check_attack(loaded.model, configs[0])
+        except UsageError as error:
+            raise UsageError(f"{loaded.origin.path}: {error}") from None
+    data = args.data or _data_of(models[0])
+    rows = [row for loaded in models for row in _attacked(args, data, loaded, configs)]
     if args.json:
         print_json(rows)
         return
@@ -84,17 +92,21 @@ def run(argv: Sequence[str]) -> None:
 COLUMNS = ("model", "epsilon / 255", "accuracy before", "after", "changed", "loss after", "overlap")
 
 
+def _data_of(loaded: "Loaded") -> str:
+    return loaded.train_config.data.name if loaded.train_config else ""
+
+
 def _attacked(
-    args: AttackArgs, loaded: "Loaded", configs: "Sequence[AttackConfig]"
+    args: AttackArgs, data: str, loaded: "Loaded", configs: "Sequence[AttackConfig]"
 ) -> list[dict[str, Any]]:
     """One row for each strength."""
     from vmoe.data.pipeline import Unreadable
-    from vmoe.data.sources import evenly_spaced
+    from vmoe.data.sources import sample, skipped_messages
     from vmoe.evaluate.attack import attack
     from vmoe.evaluate.routing import labelled_batches
 
-    source, replace = open_data(args.data, loaded)
-    source, left_out = evenly_spaced(source, args.images), Unreadable("left out")
+    source, replace = open_data(data, loaded)
+    source, left_out = sample(source, args.images), Unreadable("left out")
     batches = labelled_batches(
         loaded.model,
         source,
@@ -107,21 +119,22 @@ def _attacked(
     total = len(configs) * -(-len(source) // args.batch_size)
     with progress(f"attacking {loaded.origin.path}", total) as advance:
         for images, own, valid in batches:
+            if not valid.any():
+                continue
             labels.append(own[valid])
-            for config, found in zip(configs, results, strict=True):
-                found.append(attack(loaded.model, np.asarray(images)[valid], own[valid], config))
+            for config, parts in zip(configs, results, strict=True):
+                parts.append(attack(loaded.model, images[valid], own[valid], config))
                 advance()
-    for line in left_out.news():
+    for line in [*skipped_messages([source]), *left_out.news()]:
         print(one_line(line), file=sys.stderr)
-    true = np.concatenate(labels)
     return [
         {"model": str(loaded.origin.path), "data": source.name, "epsilon": config.epsilon}
-        | _measures(found, true)
-        for config, found in zip(configs, results, strict=True)
+        | _measures(parts, np.concatenate(labels))
+        for config, parts in zip(configs, results, strict=True)
     ]
 
 
-def _measures(parts: list[Any], true: np.ndarray) -> dict[str, Any]:
+def _measures(parts: list[Any], labels: np.ndarray) -> dict[str, Any]:
     before, after, losses = (
         np.concatenate([getattr(part, name) for part in parts])
         for name in ("predictions_before", "predictions_after", "losses_after")
@@ -131,8 +144,8 @@ def _measures(parts: list[Any], true: np.ndarray) -> dict[str, Any]:
         for i in parts[0].overlap
     }
     return {
-        "accuracy_before": float((before == true).mean()),
-        "accuracy_after": float((after == true).mean()),
+        "accuracy_before": float((before == labels).mean()),
+        "accuracy_after": float((after == labels).mean()),
         "changed": float((before != after).mean()),
         "loss_after": float(losses.mean()),
         "overlap": overlap,

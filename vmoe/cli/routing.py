@@ -2,7 +2,7 @@
 
 import dataclasses
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,15 +10,16 @@ import numpy as np
 
 from vmoe.cli.arguments import parse
 from vmoe.cli.data import open_data
-from vmoe.cli.printing import print_json, print_table
+from vmoe.cli.printing import print_json, print_table, progress
 from vmoe.config import RoutingOverrides
 from vmoe.errors import CheckFailed, UsageError, one_line
 
 if TYPE_CHECKING:
-    from vmoe.analysis import BlockStatistics
+    from vmoe.analysis import BlockStatistics, Collected
     from vmoe.analysis.collect import Labelled
     from vmoe.analysis.effects import BatchDependence
     from vmoe.analysis.health import Finding
+    from vmoe.factory import Loaded
 
 REORDERED = 256  # images whose predictions are compared in several orders
 
@@ -32,7 +33,7 @@ class RoutingArgs:
     data: str = ""
     """NAME[:SPLIT]; the data set of the run if empty, its test split if no split is named."""
     images: int = 512
-    """Number of images, evenly spaced in the split; at most all of them."""
+    """Number of images, a random sample of the split; at most all of them."""
     batch_size: int = 64
     """Images per batch: those of a batch may compete for slots."""
     routing: RoutingOverrides = RoutingOverrides()
@@ -42,7 +43,7 @@ class RoutingArgs:
     """Exit with status 3 if something is wrong with the routing."""
     export: Path | None = None
     """Write every decision of every token to this safetensors file; its header says what the
-    arrays mean."""
+    arrays mean. Of soft routers, which make none, the gates."""
     json: bool = False
     """Print one JSON object and nothing else."""
 
@@ -61,7 +62,7 @@ def run(argv: Sequence[str]) -> None:
     from vmoe.analysis.export import export
     from vmoe.analysis.health import findings
     from vmoe.data.pipeline import Unreadable
-    from vmoe.data.sources import evenly_spaced
+    from vmoe.data.sources import sample, skipped_messages
     from vmoe.evaluate.routing import labelled_batches
     from vmoe.factory import load
 
@@ -72,7 +73,7 @@ def run(argv: Sequence[str]) -> None:
     left_out = Unreadable("left out")
 
     def batches(count: int) -> "Iterator[Labelled]":
-        some = evenly_spaced(source, count)
+        some = sample(source, count)
         return labelled_batches(
             loaded.model,
             some,
@@ -81,36 +82,49 @@ def run(argv: Sequence[str]) -> None:
             on_unreadable=left_out.add if replace else None,
         )
 
-    title = evenly_spaced(source, args.images).name
-    if args.export:
-        export(args.export, collect(loaded.model, batches(args.images)))
-    blocks = statistics(collect(loaded.model, batches(args.images)))
-    few = [np.asarray(images)[valid] for images, _, valid in batches(min(args.images, REORDERED))]
+    some = sample(source, args.images)
+    steps = -(-len(some) // args.batch_size) * (2 if args.export else 1)
+    with progress(some.name, steps) as advance:
+        if args.export:
+            export(args.export, advancing(collect(loaded.model, batches(args.images)), advance))
+        blocks = statistics(advancing(collect(loaded.model, batches(args.images)), advance))
+    few = [images[valid] for images, _, valid in batches(min(args.images, REORDERED))]
     dependence = batch_dependence(loaded.model, np.concatenate(few), batch_size=args.batch_size)
-    found = findings(blocks, dependence)
-    for line in left_out.news():
+    every = findings(blocks, dependence)
+    for line in [*skipped_messages([source]), *left_out.news()]:
         print(one_line(line), file=sys.stderr)
     classes = loaded.model.config.num_classes
     if args.json:
-        print_json(_as_json(title, blocks, dependence, found, classes))
+        print_json(_as_json(some.name, loaded, blocks, dependence, every))
     else:
-        _print(f"{loaded.origin.path}, on {title}", blocks, dependence, found, classes)
-    if args.check and found:
-        raise CheckFailed(f"--check: {len(found)} findings; the first: {found[0]}")
+        step = "" if loaded.step is None else f", step {loaded.step}"
+        title = f"{loaded.origin.path}{step}, on {some.name}, {args.batch_size} images per batch"
+        _print(title, blocks, dependence, every, classes)
+    if args.check and every:
+        raise CheckFailed(f"--check: {len(every)} finding{'s' * (len(every) > 1)}: {every[0]}")
+
+
+def advancing(parts: "Iterator[Collected]", advance: Callable[[], None]) -> "Iterator[Collected]":
+    """The same parts; calls ``advance`` after each."""
+    for part in parts:
+        yield part
+        advance()
 
 
 def _as_json(
     data: str,
+    loaded: "Loaded",
     blocks: "dict[int, BlockStatistics]",
     dependence: "BatchDependence",
-    found: "list[Finding]",
-    classes: int,
+    every: "list[Finding]",
 ) -> dict[str, Any]:
+    classes = loaded.model.config.num_classes
     return {
         "data": data,
+        "step": loaded.step,
         "blocks": {str(i): _measures(block, classes) for i, block in blocks.items()},
         "changed_by_batch": dependence.changed,
-        "findings": [finding._asdict() for finding in found],
+        "findings": [finding._asdict() for finding in every],
     }
 
 
@@ -132,7 +146,7 @@ def _measures(block: "BlockStatistics", classes: int) -> dict[str, Any]:
 COLUMNS = (
     "block",
     "experts",
-    "least load",
+    "smallest load",
     "largest load",
     "dropped",
     "unprocessed",
@@ -146,13 +160,13 @@ def _print(
     title: str,
     blocks: "dict[int, BlockStatistics]",
     dependence: "BatchDependence",
-    found: "list[Finding]",
+    every: "list[Finding]",
     classes: int,
 ) -> None:
     rows = []
     for i, block in blocks.items():
         own = _measures(block, classes)
-        load = np.array(own["load"] if block.choices.any() else own["importance"])
+        load = block.load
         rows.append(
             (
                 str(i),
@@ -161,7 +175,7 @@ def _print(
                 f"{load.max():.1%}",
                 f"{own['dropped']:.1%}",
                 f"{own['unprocessed']:.1%}",
-                f"{own['gate_entropy'] / np.log(len(load)):.0%}",
+                f"{block.relative_entropy:.0%}",
                 f"{own['class_information']:.3f} ({own['class_information_null']:.3f})",
                 f"{own['position_information']:.3f}",
             )
@@ -172,7 +186,7 @@ def _print(
         "with the expert, and under shuffled classes"
     )
     print(f"predictions that depend on the other images of a batch: {dependence.changed:.1%}")
-    for finding in found:
+    for finding in every:
         print(one_line(str(finding)))
-    if not found:
+    if not every:
         print("nothing is wrong: no dead expert, no collapse, no overflow")

@@ -22,12 +22,12 @@ from vmoe.config.fields import Checked, require
 from vmoe.errors import UsageError
 from vmoe.nn.vit import ViT
 from vmoe.routing import router_of
-from vmoe.routing.groups import ungroup
+from vmoe.routing.groups import images_in_group, ungroup
 
 PIXEL = 2 / 255
 """One step of an 8-bit pixel, in units of images in [-1, 1]."""
 
-Path = Literal["all", "experts", "routers"]
+GradientPath = Literal["all", "experts", "routers"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,10 +45,10 @@ class AttackConfig(Checked):
     to changes of at most epsilon and to the range of pixels."""
     auxiliary_loss: bool = False
     """Raise the auxiliary losses of the routers as well."""
-    path: Path = "all"
+    path: GradientPath = "all"
     """Gradients through everything; through the experts alone, with the decisions and combine
     weights of the original images held fixed; or through the combine weights alone, which depend on
-    the logits of the routers."""
+    the logits of the routers. The last two leave out the auxiliary losses."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -81,12 +81,14 @@ def attack(
     """Attacks a batch; its images share groups, so the gradient of one reaches the others.
 
     Raises:
-        UsageError: a path other than "all" for a model without sparse blocks or with soft routers.
+        UsageError: as for ``check_attack``; or a label is no class of the model.
     """
-    blocks = model.config.moe_blocks
-    if config.path != "all" and not (blocks and all(b.router.can_drop for b in blocks.values())):
+    check_attack(model, config)
+    classes = model.config.num_classes
+    if len(labels) and not 0 <= labels.min() <= labels.max() < classes:
         raise UsageError(
-            f"attack.path={config.path}: every router must be token_choice; use path=all"
+            f"labels from {labels.min()} to {labels.max()}: the model has classes 0 to "
+            f"{classes - 1}"
         )
     graph, state = nnx.split(model)
     same = dataclasses.replace(config, epsilon=0.0)  # traced, so that one program serves all
@@ -95,7 +97,7 @@ def attack(
         graph, same, state, jnp.asarray(images), jnp.asarray(labels), largest
     )
     overlap: dict[int, np.ndarray] = {
-        i: _overlap(record, new_records[i], len(images))
+        i: _overlap(record, new_records[i], len(images), model.placement.devices)
         for i, record in records.items()
         if isinstance(record.routing, Routing)
     }
@@ -107,6 +109,24 @@ def attack(
         np.asarray(last).argmax(-1),
         overlap,
     )
+
+
+def check_attack(model: ViT, config: AttackConfig) -> None:
+    """Checks that a model can be attacked along a path.
+
+    Raises:
+        UsageError: for a path other than "all" the model has no sparse block, a router other than
+            token_choice, or several devices.
+    """
+    blocks = model.config.moe_blocks
+    if config.path == "all":
+        return
+    if not (blocks and all(block.router.can_drop for block in blocks.values())):
+        raise UsageError(
+            f"attack.path={config.path}: every router must be token_choice; use path=all"
+        )
+    if model.placement.devices > 1:
+        raise UsageError(f"attack.path={config.path} on several devices: use one, or path=all")
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
@@ -177,17 +197,13 @@ def gradient(
 def _through_weights(
     model: ViT, images: jax.Array, loss: Callable[[jax.Array, Mapping[int, Route]], jax.Array]
 ) -> jax.Array:
-    """The gradient through the combine weights: of the loss by them, times of them by the images.
+    """The sum over blocks of (d loss / d weights) (d weights / d images)."""
 
-    A layer's weights depend on the images through all layers before it.
-    """
-
-    def weights(images: jax.Array) -> dict[int, jax.Array]:
+    def weights(images: jax.Array) -> tuple[dict[int, jax.Array], dict[int, Record]]:
         _, records = model.forward(images)
-        return {i: _routing(record).weights for i, record in records.items()}
+        return {i: _routing(record).weights for i, record in records.items()}, records
 
-    own, pull_back = jax.vjp(weights, images)
-    _, records = model.forward(images)
+    own, pull_back, records = jax.vjp(weights, images, has_aux=True)
 
     def with_weights(weights: dict[int, jax.Array]) -> jax.Array:
         routing = {
@@ -208,7 +224,8 @@ def _fixed(routing: Routing) -> Route:
 
     def decide(inputs: RouterInputs, config: MoEConfig, capacity: int) -> Decision:
         own = router_of(config).route(inputs, config, capacity)
-        return Decision(own.gates, routing, own.losses)
+        losses = {name: jax.lax.stop_gradient(loss) for name, loss in own.losses.items()}
+        return Decision(own.gates, routing, losses)
 
     return decide
 
@@ -217,14 +234,14 @@ def _cross_entropy(logits: jax.Array, labels: jax.typing.ArrayLike) -> Float[Arr
     return optax.softmax_cross_entropy_with_integer_labels(logits, jnp.asarray(labels))
 
 
-def _overlap(before: Record, after: Record, b: int) -> Float[np.ndarray, "b"]:
-    sets = [_processed(record, b) for record in (before, after)]
+def _overlap(before: Record, after: Record, b: int, devices: int) -> Float[np.ndarray, "b"]:
+    sets = [_processed(record, b, devices) for record in (before, after)]
     both, either = (sets[0] & sets[1]).sum(-1), (sets[0] | sets[1]).sum(-1)
     return np.where(either > 0, both / np.maximum(either, 1), 1.0).mean(-1)
 
 
-def _processed(record: Record, b: int) -> Bool[np.ndarray, "b n e"]:
+def _processed(record: Record, b: int, devices: int) -> Bool[np.ndarray, "b n e"]:
     """Which experts process each token."""
     routing, (g, s, e) = _routing(record), record.gates.shape
     one_hot = (routing.experts[..., None] == jnp.arange(e)) & routing.kept[..., None]
-    return np.asarray(ungroup(one_hot.any(2), b, s // -(-b // g)))
+    return np.asarray(ungroup(one_hot.any(2), b, s // images_in_group(b, g), devices))

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 from jaxtyping import Float
 
-from vmoe.analysis import Collected, collect, statistics
+from vmoe.analysis import collect, statistics
 from vmoe.config.preprocessing import Preprocessing
 from vmoe.data.pipeline import check_classes, evaluation_batches
 from vmoe.data.sources import Source
@@ -24,38 +24,26 @@ def labelled_batches(
     """Every image of a split, its class, and whether it is more than padding: batches of one size.
 
     Args:
+        batch_size: images per batch, over all devices; rounded up to a multiple of the devices.
         on_unreadable: as for ``evaluate``.
 
     Raises:
-        UsageError: an image cannot be read, or the source has more classes than the model.
+        UsageError: an image cannot be read, or none can; or the source has more classes than the
+            model.
     """
     check_classes(source, model.config.num_classes)
+    any_image = False
     for batch in evaluation_batches(
         source,
-        batch_size=batch_size,
+        batch_size=model.placement.round_up(batch_size),
         num_classes=model.config.num_classes,
         preprocessing=preprocessing,
         on_unreadable=on_unreadable,
     ):
+        any_image |= bool(batch.valid.any())
         yield batch.images, batch.labels.argmax(-1), batch.valid
-
-
-def routing(
-    model: ViT,
-    source: Source,
-    preprocessing: Preprocessing,
-    *,
-    batch_size: int = 256,
-    on_unreadable: Callable[[UsageError], None] | None = None,
-) -> Iterator[Collected]:
-    """The logits and the routing of every image of a split, one batch after the other.
-
-    Arguments and errors as for ``labelled_batches``.
-    """
-    batches = labelled_batches(
-        model, source, preprocessing, batch_size=batch_size, on_unreadable=on_unreadable
-    )
-    return collect(model, batches)
+    if not any_image:
+        raise UsageError(f"{source.name}: no image can be read")
 
 
 def expert_loads(
@@ -71,10 +59,10 @@ def expert_loads(
     For soft routing, which makes no choices, the sum of the gates. Arguments and errors as for
     ``labelled_batches``.
     """
-    parts = routing(
+    batches = labelled_batches(
         model, source, preprocessing, batch_size=batch_size, on_unreadable=on_unreadable
     )
     return {
         i: each.choices.astype(float) if each.choices.any() else each.gates
-        for i, each in statistics(parts).items()
+        for i, each in statistics(collect(model, batches)).items()
     }

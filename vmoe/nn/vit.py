@@ -99,6 +99,11 @@ class ViT(nnx.Module):
             decide: by block, a function that decides in place of its router.
         """
         check_images(images)
+        if others := sorted(set(decide or ()) - set(self.config.sparse_blocks)):
+            raise UsageError(
+                f"decide for blocks {others}, which are not sparse: use any of "
+                f"{list(self.config.sparse_blocks)}"
+            )
         if train and key is None:
             key = self._next_key()
         self.placement.check_batch(len(images))

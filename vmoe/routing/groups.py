@@ -45,12 +45,21 @@ def group_sizes(b: int, images_per_group: int) -> tuple[int, int]:
     (3, 7)
     """
     g = max(1, -(-b // images_per_group))
-    return g, max(1, -(-b // g))
+    return g, images_in_group(b, g)
+
+
+def images_in_group(b: int, g: int) -> int:
+    """The number of images, padding included, in each of the g groups of b images.
+
+    >>> images_in_group(20, 3)
+    7
+    """
+    return max(1, -(-b // g))
 
 
 def ungroup(
-    groups: Shaped[Array, "g s d"], b: int, n: int, devices: int = 1
-) -> Shaped[Array, "b n d"]:
+    groups: Shaped[Array, "g s x"], b: int, n: int, devices: int = 1
+) -> Shaped[Array, "b n x"]:
     """The tokens of b images with n tokens each, from their groups: the inverse of ``group``."""
     images = rearrange(groups, "(x g) (i n) d -> x (g i) n d", x=devices, n=n)
     return rearrange(images[:, : b // devices], "x b n d -> (x b) n d")

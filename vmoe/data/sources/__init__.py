@@ -19,7 +19,7 @@ from vmoe.data.sources.folder import open_folder
 from vmoe.data.sources.relabeled import relabel
 from vmoe.data.sources.source import Example, Fingerprint, Skipped, Source
 from vmoe.data.sources.splits import SPLITS
-from vmoe.data.sources.subset import evenly_spaced
+from vmoe.data.sources.subset import sample
 from vmoe.errors import UsageError, listed, unknown
 
 __all__ = [
@@ -27,7 +27,7 @@ __all__ = [
     "Example",
     "Fingerprint",
     "Source",
-    "evenly_spaced",
+    "sample",
     "name_and_split",
     "open_source",
     "relabel",

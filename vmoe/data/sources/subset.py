@@ -3,6 +3,8 @@
 import dataclasses
 import hashlib
 
+import numpy as np
+
 from vmoe.data.sources.source import Example, Fingerprint, Skipped, Source
 
 
@@ -19,7 +21,7 @@ class Subset:
 
     @property
     def name(self) -> str:
-        return f"{self.source.name}, {len(self)} of {len(self.source):,} images"
+        return f"{self.source.name}, {len(self):,} of {len(self.source):,} images"
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -42,12 +44,13 @@ class Subset:
         return fingerprint._replace(data=data)
 
 
-def evenly_spaced(source: Source, count: int) -> Source:
-    """At most ``count`` images, evenly spaced, since many sources are sorted by class.
+def sample(source: Source, count: int) -> Source:
+    """At most ``count`` random images, always the same, in their order.
 
     Returns:
         the source itself if it has no more.
     """
     if len(source) <= count:
         return source
-    return Subset(source, tuple(i * len(source) // count for i in range(count)))
+    chosen = np.random.default_rng(0).choice(len(source), count, replace=False)
+    return Subset(source, tuple(sorted(chosen.tolist())))
