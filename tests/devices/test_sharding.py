@@ -16,7 +16,7 @@ import pytest
 from flax import nnx
 
 from vmoe import models
-from vmoe.analysis import capture
+from vmoe.analysis import capture, collect, concatenate, labelled
 from vmoe.analysis.measures import expert_use
 from vmoe.config import (
     AuxLossWeights,
@@ -353,3 +353,19 @@ def test_expert_use_is_assigned_to_the_right_image_in_padded_groups() -> None:
     alone = replace(config, moe=dict(images_per_group=1))
     _, records = capture(models.with_params(alone, params_of(config)), images(10))
     np.testing.assert_allclose(sharded, expert_use(records[0], 10), atol=1e-6)
+
+
+def test_routing_collected_on_two_devices_is_assigned_to_the_right_image_in_padded_groups() -> None:
+    config = replace(CONFIG, moe=dict(capacity_factor=8.0, images_per_group=3))
+    two = place(config, jax.devices()[:2], mesh="expert=2")
+    params, own = params_of(config), two.params(params_of(config))
+    sharded = models.with_params(config, jax.device_put(params, own), placement=two)
+    single = replace(config, moe=dict(images_per_group=1))
+    ours, alone = (
+        concatenate(collect(model, labelled(images(10), batch_size=10)))
+        for model in (sharded, models.with_params(single, params))
+    )
+    np.testing.assert_allclose(ours.logits, alone.logits, atol=1e-5)
+    np.testing.assert_allclose(ours.blocks[0].gates, alone.blocks[0].gates, atol=1e-6)
+    np.testing.assert_array_equal(ours.blocks[0].experts, alone.blocks[0].experts)
+    assert ours.blocks[0].groups.tolist() == [0, 0, 0, 1, 1, 2, 2, 2, 3, 3]
