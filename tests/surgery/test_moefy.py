@@ -16,7 +16,7 @@ from vmoe.errors import UsageError
 from vmoe.nn.mlp import Mlp
 from vmoe.nn.module_moe import ModuleMoE, capture_records
 
-TOKENS = jax.random.normal(jax.random.key(0), (3, 6, 8))  # b n d
+TOKENS = jnp.asarray(np.random.default_rng(0).normal(size=(3, 6, 8)), jnp.float32)  # b n d
 
 
 class Perceptron(nnx.Module):
