@@ -10,7 +10,7 @@ from typing import Any, Literal, NamedTuple, get_args
 import jax
 import numpy as np
 from flax import nnx
-from jaxtyping import Float, Int
+from jaxtyping import Float
 
 from vmoe import models
 from vmoe.analysis.collect import Labelled, labelled
@@ -167,20 +167,14 @@ def batch_dependence(
         batch_size: images per batch; the last one is padded.
         orders: number of orders, the given one among them.
     """
-    graph, state = nnx.split(model)
-
-    @jax.jit
-    def run(state: nnx.State, images: jax.Array, valid: jax.Array) -> jax.Array:
-        return nnx.merge(graph, state, copy=True)(images, valid=valid)
-
-    def predict(order: Int[np.ndarray, "b"]) -> Logits:
-        parts = labelled(images[order], batch_size=min(batch_size, len(images)))
-        logits = np.concatenate([run(state, part, valid)[valid] for part, _, valid in parts])
-        return logits[np.argsort(order)]
-
     rng, b = np.random.default_rng(seed), len(images)
     every = [np.arange(b), *(rng.permutation(b) for _ in range(orders - 1))]
-    logits = np.stack([predict(order) for order in every])
+    batches = (
+        batch for order in every for batch in labelled(images[order], batch_size=min(batch_size, b))
+    )
+    (in_order,) = _logits(model, batches, lambda _: {}, {"as it is": None}).values()
+    parts = np.split(in_order, orders)
+    logits = np.stack([part[np.argsort(order)] for part, order in zip(parts, every, strict=True)])
     predictions = logits.argmax(-1)
     return BatchDependence(
         float((predictions != predictions[0]).any(0).mean()), float(np.ptp(logits, axis=0).max())

@@ -2,7 +2,7 @@
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from vmoe.axes import Record, Routing
 from vmoe.routing.groups import images_in_group, ungroup
@@ -46,15 +46,19 @@ def expert_use(record: Record, b: int, devices: int = 1) -> Float[Array, "b e"]:
         b: number of images in the batch.
         devices: number of devices that the images are split over; all images of a group are on one.
     """
+    use = record.gates
     if isinstance(record.routing, Routing):
-        e = record.gates.shape[-1]
-        one_hot = record.routing.experts[..., None] == jnp.arange(e)
-        use = (one_hot & record.routing.kept[..., None]).sum(axis=2).astype(jnp.float32)
-    else:
-        use = record.gates
+        use = processing_experts(record.routing).astype(jnp.float32)
     n = use.shape[1] // images_in_group(b, len(use))
     per_image = ungroup(use, b, n, devices).sum(axis=1)
     return per_image / jnp.maximum(per_image.sum(-1, keepdims=True), 1e-9)
+
+
+def processing_experts(routing: Routing) -> Bool[Array, "g s e"]:
+    """Which experts process each token."""
+    e = routing.choices.shape[1]
+    one_hot = routing.experts[..., None] == jnp.arange(e)
+    return (one_hot & routing.kept[..., None]).any(axis=2)
 
 
 def choices_per_expert(routing: Routing) -> Float[Array, "e"]:

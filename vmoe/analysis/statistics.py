@@ -125,9 +125,9 @@ def statistics(parts: Iterable[Collected]) -> dict[int, BlockStatistics]:
     rows = collections.defaultdict(list)
     for part in parts:
         for i, block in part.blocks.items():
-            own = _of_batch(block)
+            own = _of_batch(block, part.labels)
             totals[i] = _added(totals[i], own) if i in totals else own
-            rows[i].append((own.uses, part.labels))
+            rows[i].append((own.uses, own.labels))
     if not totals or not any(total.tokens for total in totals.values()):
         raise UsageError("no image, or no sparse block: there is no routing to measure")
     for i, total in totals.items():
@@ -140,7 +140,7 @@ ROWS = ("uses", "labels")
 """Fields with an axis for the images; all others are sums."""
 
 
-def _of_batch(block: BlockRouting) -> BlockStatistics:
+def _of_batch(block: BlockRouting, labels: Int[np.ndarray, "b"]) -> BlockStatistics:
     gates, experts = block.gates.astype(np.float64), block.experts
     b, n, e = gates.shape
     of_expert = experts[..., None] == np.arange(e)  # b n k e
@@ -164,7 +164,7 @@ def _of_batch(block: BlockRouting) -> BlockStatistics:
         kept_by_priority=_histogram(priority, kept.sum(-1)),
         choices_by_priority=_histogram(priority, chosen.sum(-1)),
         uses=of_expert.sum(axis=(1, 2)).astype(np.int32),
-        labels=np.full(b, -1),
+        labels=labels,
     )
 
 

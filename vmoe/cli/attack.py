@@ -1,7 +1,6 @@
 """``vmoe attack``."""
 
 import dataclasses
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -9,10 +8,10 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from vmoe.cli.arguments import parse
-from vmoe.cli.data import open_data
+from vmoe.cli.data import Sample
 from vmoe.cli.printing import print_json, print_table, progress
 from vmoe.config import RoutingOverrides
-from vmoe.errors import UsageError, one_line
+from vmoe.errors import UsageError
 
 if TYPE_CHECKING:
     from vmoe.evaluate.attack import AttackConfig
@@ -55,9 +54,6 @@ class AttackArgs:
 def run(argv: Sequence[str]) -> None:
     """Attacks one or two trained models, and prints what is left of their accuracy."""
     args = parse(AttackArgs, "attack", argv)
-    for name in ("images", "batch_size"):
-        if getattr(args, name) < 1:
-            raise UsageError(f"{name}={getattr(args, name)}: use at least 1")
     if not args.epsilon:
         raise UsageError("epsilon=(): give at least one, such as 8")
     from vmoe.evaluate.attack import AttackConfig, check_attack
@@ -100,35 +96,22 @@ def _attacked(
     args: AttackArgs, data: str, loaded: "Loaded", configs: "Sequence[AttackConfig]"
 ) -> list[dict[str, Any]]:
     """One row for each strength."""
-    from vmoe.data.pipeline import Unreadable
-    from vmoe.data.sources import sample, skipped_messages
     from vmoe.evaluate.attack import attack
-    from vmoe.evaluate.routing import labelled_batches
 
-    source, replace = open_data(data, loaded)
-    source, left_out = sample(source, args.images), Unreadable("left out")
-    batches = labelled_batches(
-        loaded.model,
-        source,
-        loaded.preprocessing,
-        batch_size=min(args.batch_size, len(source)),
-        on_unreadable=left_out.add if replace else None,
-    )
+    sample = Sample(data, loaded, images=args.images, batch_size=args.batch_size)
     results: list[list[Any]] = [[] for _ in configs]
     labels = []
-    total = len(configs) * -(-len(source) // args.batch_size)
-    with progress(f"attacking {loaded.origin.path}", total) as advance:
-        for images, own, valid in batches:
+    with progress(f"attacking {loaded.origin.path}", len(configs) * sample.steps) as advance:
+        for images, own, valid in sample.batches():
             if not valid.any():
                 continue
             labels.append(own[valid])
             for config, parts in zip(configs, results, strict=True):
                 parts.append(attack(loaded.model, images[valid], own[valid], config))
                 advance()
-    for line in [*skipped_messages([source]), *left_out.news()]:
-        print(one_line(line), file=sys.stderr)
+    sample.print_messages()
     return [
-        {"model": str(loaded.origin.path), "data": source.name, "epsilon": config.epsilon}
+        {"model": str(loaded.origin.path), "data": sample.source.name, "epsilon": config.epsilon}
         | _measures(parts, np.concatenate(labels))
         for config, parts in zip(configs, results, strict=True)
     ]

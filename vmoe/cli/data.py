@@ -1,9 +1,11 @@
 """The data that ``--data`` names, for commands that measure a trained model."""
 
-from typing import TYPE_CHECKING, Union
+import sys
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any, Union
 
 from vmoe.config import DataConfig
-from vmoe.errors import UsageError
+from vmoe.errors import UsageError, one_line
 
 if TYPE_CHECKING:
     from vmoe.checkpoints import StoredModel
@@ -33,3 +35,64 @@ def open_data(
     reading = trained.train_config.data if trained.train_config else DataConfig()
     source = open_source(name, named or split, check=reading.check, on_error=reading.on_error)
     return relabel(source, trained.class_names), reading.on_error == "replace"
+
+
+class Sample:
+    """A random sample of a split in batches, for commands that look at a trained model.
+
+    Attributes:
+        source: the sampled images.
+    """
+
+    def __init__(self, data: str, loaded: "Loaded", *, images: int, batch_size: int):
+        """Opens the data.
+
+        Args:
+            images: number of images; at most all of the split.
+
+        Raises:
+            UsageError: as for ``open_data``; or a number is below 1.
+        """
+        from vmoe.data.pipeline import Unreadable
+        from vmoe.data.sources import sample
+
+        for name, value in (("images", images), ("batch_size", batch_size)):
+            if value < 1:
+                raise UsageError(f"{name}={value}: use at least 1")
+        self._whole, replace = open_data(data, loaded)
+        self._loaded, self._batch_size = loaded, batch_size
+        self._left_out = Unreadable("left out")
+        self._on_unreadable = self._left_out.add if replace else None
+        self.source = sample(self._whole, images)
+
+    def batches(self, at_most: int | None = None) -> "Iterator[tuple[Any, Any, Any]]":
+        """Images, classes, and which are more than padding; see ``labelled_batches``.
+
+        Args:
+            at_most: number of images, if fewer than those of the sample.
+        """
+        from vmoe.data.sources import sample
+        from vmoe.evaluate.routing import labelled_batches
+
+        source = self.source
+        if at_most is not None and at_most < len(source):
+            source = sample(self._whole, at_most)
+        return labelled_batches(
+            self._loaded.model,
+            source,
+            self._loaded.preprocessing,
+            batch_size=min(self._batch_size, len(source)),
+            on_unreadable=self._on_unreadable,
+        )
+
+    @property
+    def steps(self) -> int:
+        """The number of batches."""
+        return -(-len(self.source) // self._batch_size)
+
+    def print_messages(self) -> None:
+        """Prints what was skipped or left out."""
+        from vmoe.data.sources import skipped_messages
+
+        for line in [*skipped_messages([self.source]), *self._left_out.news()]:
+            print(one_line(line), file=sys.stderr)

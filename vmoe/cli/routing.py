@@ -1,7 +1,6 @@
 """``vmoe routing``."""
 
 import dataclasses
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -9,14 +8,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from vmoe.cli.arguments import parse
-from vmoe.cli.data import open_data
+from vmoe.cli.data import Sample
 from vmoe.cli.printing import print_json, print_table, progress
 from vmoe.config import RoutingOverrides
 from vmoe.errors import CheckFailed, UsageError, one_line
 
 if TYPE_CHECKING:
     from vmoe.analysis import BlockStatistics, Collected
-    from vmoe.analysis.collect import Labelled
     from vmoe.analysis.effects import BatchDependence
     from vmoe.analysis.health import Finding
     from vmoe.factory import Loaded
@@ -51,9 +49,6 @@ class RoutingArgs:
 def run(argv: Sequence[str]) -> None:
     """Measures the routing of a trained model, and prints it."""
     args = parse(RoutingArgs, "routing", argv)
-    for name in ("images", "batch_size"):
-        if getattr(args, name) < 1:
-            raise UsageError(f"{name}={getattr(args, name)}: use at least 1")
     if args.export and not args.export.parent.is_dir():
         raise UsageError(f"export={args.export}: no folder {args.export.parent}; make it first")
     from vmoe.analysis import statistics
@@ -61,44 +56,27 @@ def run(argv: Sequence[str]) -> None:
     from vmoe.analysis.effects import batch_dependence
     from vmoe.analysis.export import export
     from vmoe.analysis.health import findings
-    from vmoe.data.pipeline import Unreadable
-    from vmoe.data.sources import sample, skipped_messages
-    from vmoe.evaluate.routing import labelled_batches
     from vmoe.factory import load
 
     loaded = load(args.checkpoint, routing=args.routing, use_ema=args.use_ema)
     if not loaded.model.config.sparse_blocks:
         raise UsageError(f"{args.checkpoint}: no block of this model is sparse")
-    source, replace = open_data(args.data, loaded)
-    left_out = Unreadable("left out")
-
-    def batches(count: int) -> "Iterator[Labelled]":
-        some = sample(source, count)
-        return labelled_batches(
-            loaded.model,
-            some,
-            loaded.preprocessing,
-            batch_size=min(args.batch_size, len(some)),
-            on_unreadable=left_out.add if replace else None,
-        )
-
-    some = sample(source, args.images)
-    steps = -(-len(some) // args.batch_size) * (2 if args.export else 1)
-    with progress(some.name, steps) as advance:
+    sample = Sample(args.data, loaded, images=args.images, batch_size=args.batch_size)
+    with progress(sample.source.name, sample.steps * (2 if args.export else 1)) as advance:
         if args.export:
-            export(args.export, advancing(collect(loaded.model, batches(args.images)), advance))
-        blocks = statistics(advancing(collect(loaded.model, batches(args.images)), advance))
-    few = [images[valid] for images, _, valid in batches(min(args.images, REORDERED))]
+            export(args.export, advancing(collect(loaded.model, sample.batches()), advance))
+        blocks = statistics(advancing(collect(loaded.model, sample.batches()), advance))
+    few = [images[valid] for images, _, valid in sample.batches(at_most=REORDERED)]
     dependence = batch_dependence(loaded.model, np.concatenate(few), batch_size=args.batch_size)
     every = findings(blocks, dependence)
-    for line in [*skipped_messages([source]), *left_out.news()]:
-        print(one_line(line), file=sys.stderr)
+    sample.print_messages()
     classes = loaded.model.config.num_classes
     if args.json:
-        print_json(_as_json(some.name, loaded, blocks, dependence, every))
+        print_json(_as_json(sample.source.name, loaded, blocks, dependence, every))
     else:
         step = "" if loaded.step is None else f", step {loaded.step}"
-        title = f"{loaded.origin.path}{step}, on {some.name}, {args.batch_size} images per batch"
+        place = f"{loaded.origin.path}{step}, on {sample.source.name}"
+        title = f"{place}, {args.batch_size} images per batch"
         _print(title, blocks, dependence, every, classes)
     if args.check and every:
         raise CheckFailed(f"--check: {len(every)} finding{'s' * (len(every) > 1)}: {every[0]}")

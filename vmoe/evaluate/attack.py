@@ -14,8 +14,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
+from vmoe.analysis.measures import processing_experts
 from vmoe.axes import Decision, Images, Record, Route, RouterInputs, Routing
 from vmoe.config import MoEConfig
 from vmoe.config.fields import Checked, require
@@ -235,13 +236,11 @@ def _cross_entropy(logits: jax.Array, labels: jax.typing.ArrayLike) -> Float[Arr
 
 
 def _overlap(before: Record, after: Record, b: int, devices: int) -> Float[np.ndarray, "b"]:
-    sets = [_processed(record, b, devices) for record in (before, after)]
+    g, s, _ = before.gates.shape
+    n = s // images_in_group(b, g)
+    sets = [
+        np.asarray(ungroup(processing_experts(_routing(record)), b, n, devices))
+        for record in (before, after)
+    ]
     both, either = (sets[0] & sets[1]).sum(-1), (sets[0] | sets[1]).sum(-1)
     return np.where(either > 0, both / np.maximum(either, 1), 1.0).mean(-1)
-
-
-def _processed(record: Record, b: int, devices: int) -> Bool[np.ndarray, "b n e"]:
-    """Which experts process each token."""
-    routing, (g, s, e) = _routing(record), record.gates.shape
-    one_hot = (routing.experts[..., None] == jnp.arange(e)) & routing.kept[..., None]
-    return np.asarray(ungroup(one_hot.any(2), b, s // images_in_group(b, g), devices))

@@ -1,11 +1,16 @@
 """The routing of a trained model on a split."""
 
+import functools
 from collections.abc import Callable, Iterator
 
+import jax
+import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float
+from flax import nnx
+from jaxtyping import Array, Float
 
-from vmoe.analysis import collect, statistics
+from vmoe.analysis.measures import choices_per_expert
+from vmoe.axes import Routing
 from vmoe.config.preprocessing import Preprocessing
 from vmoe.data.pipeline import check_classes, evaluation_batches
 from vmoe.data.sources import Source
@@ -62,7 +67,22 @@ def expert_loads(
     batches = labelled_batches(
         model, source, preprocessing, batch_size=batch_size, on_unreadable=on_unreadable
     )
+    graph, state = nnx.split(model)
+    loads = {i: np.zeros(moe.num_experts) for i, moe in model.config.moe_blocks.items()}
+    for images, _, valid in batches:
+        for block, load in jax.device_get(_loads(graph, state, images, valid)).items():
+            loads[block] += load
+    return loads
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _loads(
+    graph: nnx.GraphDef, state: nnx.State, images: jax.Array, valid: jax.Array
+) -> dict[int, Float[Array, "e"]]:
+    _, records = nnx.merge(graph, state).forward(images, valid=valid)
     return {
-        i: each.choices.astype(float) if each.choices.any() else each.gates
-        for i, each in statistics(collect(model, batches)).items()
+        block: choices_per_expert(record.routing)
+        if isinstance(record.routing, Routing)
+        else jnp.where(record.valid[..., None], record.gates, 0.0).sum((0, 1))
+        for block, record in records.items()
     }
