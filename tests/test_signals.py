@@ -34,7 +34,7 @@ def test_a_signal_before_the_run_folder_is_locked_ends_the_command_at_once(
     workdir = tmp_path / "run"
     place = ["--workdir", workdir] if command == "train" else ["--devices", "8"]
     with start(command, "--config", tmp_path / "slow.py", *place) as process:
-        process.wait_until(lambda: "reading the recipe" in process.stderr)
+        process.wait_until(lambda: "reading the recipe\n" in process.stderr)
         process.send_signal(number)
         assert process.wait(timeout=10) == 128 + number
         assert process.stderr.endswith(f"\nvmoe: interrupted by {number.name}\n")

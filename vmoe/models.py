@@ -3,7 +3,7 @@
 A name encodes the architecture: ``vmoe_b16_every2_e8`` is a ViT-B with patches of 16 pixels and 8
 experts in every second block. Sizes are those of the V-MoE paper (table 7 and appendix B); names
 that end in ``_std`` have the standard ViT sizes, whose S differs from the paper's. The models of
-``configs/fashion_mnist.py`` and of its dense twin are named by their data.
+``configs/fashion_mnist.py``, ``configs/emoji.py`` and their dense twins are named by their data.
 """
 
 import fnmatch
@@ -29,7 +29,7 @@ _SHAPES = {  # depth, width, mlp_dim, num_heads
     "ti_std": (12, 192, 768, 3),
     "s_std": (12, 384, 1536, 6),
     "tiny": (4, 16, 32, 2),
-    "fashion_mnist": (6, 64, 128, 2),
+    "small": (6, 64, 128, 2),
 }
 
 
@@ -101,15 +101,16 @@ def _registry() -> dict[str, ViTConfig]:
 
     models["vit_tiny"] = _config("tiny", 8, image_size=32, num_classes=10)
     models["vmoe_tiny_last2_e4"] = _sparse(models["vit_tiny"], "last2", 4, images_per_group=2)
-    models["vit_fashion_mnist"] = _config(
-        "fashion_mnist",
-        7,
-        image_size=28,
-        num_classes=10,
+    small = functools.partial(
+        _config,
+        "small",
         pooling="mean",
         position_std=1.0,  # 0.02 suits long training and is too small for a short one
     )
-    models["vmoe_fashion_mnist"] = _sparse(models["vit_fashion_mnist"], "every2", 8)
+    models["vit_fashion_mnist"] = small(7, image_size=28, num_classes=10)
+    models["vit_emoji"] = small(8, image_size=64, num_classes=9, dropout=0.1)
+    for data in ("fashion_mnist", "emoji"):
+        models[f"vmoe_{data}"] = _sparse(models[f"vit_{data}"], "every2", 8)
     return models
 
 

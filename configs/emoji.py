@@ -1,0 +1,25 @@
+"""V-MoE on emoji: 3,080 drawings of 64 x 64 pixels by two vendors, nine categories.
+
+    python scripts/prepare_emoji.py data/emoji
+    vmoe train --config configs/emoji.py --workdir runs/emoji
+    vmoe evaluate --checkpoint runs/emoji
+
+A run takes about 13 minutes on 2 cores of an AMD EPYC (2026-11-26, jax 0.10.2).
+"""
+
+from vmoe.config import DataConfig, OptimConfig, TrainConfig, WeightDecayConfig
+from vmoe.models import model_config
+
+config = TrainConfig(
+    model=model_config("vmoe_emoji"),
+    data=DataConfig("folder:data/emoji", flip=True, shift=6, rotate=15.0, mixup=0.2),
+    optim=OptimConfig(
+        lr=2e-3, end_lr=2e-5, warmup_steps=200, weight_decay=WeightDecayConfig(kernels=0.1)
+    ),
+    steps=3_000,
+    batch_size=64,
+    label_smoothing=0.1,
+    log_every=100,
+    evaluate_every=500,
+    checkpoint_every=500,
+)
