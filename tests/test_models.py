@@ -67,7 +67,7 @@ def test_standard_sizes_have_the_parameter_counts_of_timm(name: str, millions: f
 def test_every_named_model_builds_abstractly_and_matches_its_name(name: str) -> None:
     config = models.model_config(name)
     assert bool(config.sparse_blocks) == name.startswith("vmoe")
-    by_data = name.endswith("fashion_mnist")
+    by_data = name.endswith(("fashion_mnist", "emoji"))
     assert str(config.patch_size) in name or "tiny" in name or "15b" in name or by_data
     if config.sparse_blocks and not by_data:
         assert name.endswith(f"_e{config.moe.num_experts}")
