@@ -1,0 +1,40 @@
+"""The colour of each expert, the same in every figure and page.
+
+The first seven are those of Okabe and Ito (https://jfly.uni-koeln.de/color/). Each further one is
+the colour of an sRGB grid that is farthest from all before it and from grey, in the least
+favourable of normal vision and the three kinds of dichromacy (Machado et al. 2009; distances in
+OKLab). Many colours cannot all be told apart, so figures also say the number of the expert.
+"""
+
+COLORS = (
+    *("#e69f00", "#56b4e9", "#009e73", "#f0e442", "#0072b2", "#d55e00", "#cc79a7", "#5a0f00"),
+    *("#0f1e78", "#78ffff", "#962d3c", "#2d00d2", "#a5d2a5", "#b42dff", "#5a4b78", "#c32d00"),
+    *("#4b2d4b", "#b4ffa5", "#a578f0", "#87d2ff", "#96b478", "#d200b4", "#6900a5", "#e1c35a"),
+    *("#875a69", "#781e1e", "#2d3c78", "#ff78d2", "#96f0c3", "#965ad2", "#0000ff", "#b40f96"),
+)
+
+
+def expert_colors(e: int) -> tuple[str, ...]:
+    """A colour for each of e experts, as #rrggbb; those of the 32 repeat.
+
+    An expert's colour does not depend on e. Grey is free for what has no expert.
+
+    >>> expert_colors(2)
+    ('#e69f00', '#56b4e9')
+    """
+    return tuple(COLORS[i % len(COLORS)] for i in range(e))
+
+
+def text_color(color: str) -> str:
+    """Black or white, whichever can be read on a colour (contrast as in WCAG 2).
+
+    >>> text_color("#f0e442"), text_color("#0f1e78")
+    ('#000000', '#ffffff')
+    """
+    red, green, blue = (_linear(int(color[i : i + 2], 16) / 255) for i in (1, 3, 5))
+    luminance = 0.2126 * red + 0.7152 * green + 0.0722 * blue
+    return "#000000" if luminance > 0.179 else "#ffffff"  # where both contrasts are equal
+
+
+def _linear(value: float) -> float:
+    return value / 12.92 if value <= 0.04045 else ((value + 0.055) / 1.055) ** 2.4
