@@ -1,9 +1,10 @@
 """``vmoe routing``."""
 
 import dataclasses
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -28,6 +29,8 @@ class RoutingArgs:
 
     checkpoint: Path
     """Trained model, as for `vmoe evaluate --checkpoint`."""
+    beside: Path | None = None
+    """Another model or step with the same classes, to compare."""
     data: str = ""
     """NAME[:SPLIT]; the data set of the run if empty, its test split if no split is named."""
     images: int = 512
@@ -35,51 +38,143 @@ class RoutingArgs:
     batch_size: int = 64
     """Images per batch: those of a batch may compete for slots."""
     routing: RoutingOverrides = RoutingOverrides()
+    """Routing settings of --checkpoint; the model of --beside keeps its own."""
     use_ema: bool = True
     """Use the moving average of the parameters, if the run has one."""
     check: bool = False
     """Exit with status 3 if something is wrong with the routing."""
+    out: Path | None = None
+    """Write a page to this .html file, on which to explore the routing of some of the images: one
+    file that needs no network."""
+    page_images: int = 64
+    """Number of images on the page, in random order."""
+    removals: bool = True
+    """Show on the page what is predicted without each expert: two forward passes for each."""
     export: Path | None = None
-    """Write every decision of every token to this safetensors file; its header says what the
-    arrays mean. Of soft routers, which make none, the gates."""
+    """Write every decision of --checkpoint on every token to this safetensors file; its header says
+    what the arrays mean. Of soft routers, which make none, the gates."""
     json: bool = False
     """Print one JSON object and nothing else."""
 
 
+class Measured(NamedTuple):
+    """A model, the sample that it was measured on, and what was found."""
+
+    loaded: "Loaded"
+    sample: Sample
+    blocks: "dict[int, BlockStatistics]"
+    dependence: "BatchDependence"
+    findings: "list[Finding]"
+
+
 def run(argv: Sequence[str]) -> None:
-    """Measures the routing of a trained model, and prints it."""
+    """Measures the routing of one or two trained models, and prints it."""
     args = parse(RoutingArgs, "routing", argv)
-    if args.export and not args.export.parent.is_dir():
-        raise UsageError(f"export={args.export}: no folder {args.export.parent}; make it first")
+    for name, path in (("export", args.export), ("out", args.out)):
+        if path and not path.parent.is_dir():
+            raise UsageError(f"{name}={path}: no folder {path.parent}; make it first")
+    if args.page_images < 1:
+        raise UsageError(f"page_images={args.page_images}: use at least 1")
+    from vmoe.factory import load
+
+    models = [load(args.checkpoint, routing=args.routing, use_ema=args.use_ema)]
+    if args.beside:
+        models.append(load(args.beside, use_ema=args.use_ema))
+    _check(models)
+    data = args.data or _data_of(models[0])
+    measured = [_measure(args, data, loaded, first=not i) for i, loaded in enumerate(models)]
+    if args.json:
+        values = [_as_json(each) for each in measured]
+        print_json(values[0] if not args.beside else values)
+    else:
+        for each in measured:
+            _print(args, each)
+    if args.out:
+        _write_page(args, measured)
+    every = [finding for each in measured for finding in each.findings]
+    if args.check and every:
+        raise CheckFailed(f"--check: {len(every)} finding{'s' * (len(every) > 1)}: {every[0]}")
+
+
+def _check(models: "list[Loaded]") -> None:
+    for loaded in models:
+        if not loaded.model.config.sparse_blocks:
+            raise UsageError(f"{loaded.origin.path}: no block of this model is sparse")
+    if len({loaded.class_names for loaded in models}) > 1:
+        raise UsageError(
+            f"beside={models[1].origin.path}: {len(models[1].class_names)} classes, which are not "
+            f"those of {models[0].origin.path}; compare models of the same classes"
+        )
+
+
+def _data_of(loaded: "Loaded") -> str:
+    return loaded.train_config.data.name if loaded.train_config else ""
+
+
+def _measure(args: RoutingArgs, data: str, loaded: "Loaded", *, first: bool) -> Measured:
     from vmoe.analysis import statistics
     from vmoe.analysis.collect import collect
     from vmoe.analysis.effects import batch_dependence
     from vmoe.analysis.export import export
     from vmoe.analysis.health import findings
-    from vmoe.factory import load
 
-    loaded = load(args.checkpoint, routing=args.routing, use_ema=args.use_ema)
-    if not loaded.model.config.sparse_blocks:
-        raise UsageError(f"{args.checkpoint}: no block of this model is sparse")
-    sample = Sample(args.data, loaded, images=args.images, batch_size=args.batch_size)
-    with progress(sample.source.name, sample.steps * (2 if args.export else 1)) as advance:
-        if args.export:
-            export(args.export, advancing(collect(loaded.model, sample.batches()), advance))
+    to = args.export if first else None
+    sample = Sample(data, loaded, images=args.images, batch_size=args.batch_size)
+    with progress(sample.source.name, sample.steps * (2 if to else 1)) as advance:
+        if to:
+            export(to, advancing(collect(loaded.model, sample.batches()), advance))
         blocks = statistics(advancing(collect(loaded.model, sample.batches()), advance))
     few = [images[valid] for images, _, valid in sample.batches(at_most=REORDERED)]
     dependence = batch_dependence(loaded.model, np.concatenate(few), batch_size=args.batch_size)
-    every = findings(blocks, dependence)
     sample.print_messages()
-    classes = loaded.model.config.num_classes
-    if args.json:
-        print_json(_as_json(sample.source.name, loaded, blocks, dependence, every))
-    else:
-        step = "" if loaded.step is None else f", step {loaded.step}"
-        place = f"{loaded.origin.path}{step}, on {sample.source.name}"
-        title = f"{place}, {args.batch_size} images per batch"
-        _print(title, blocks, dependence, every, classes)
-    if args.check and every:
-        raise CheckFailed(f"--check: {len(every)} finding{'s' * (len(every) > 1)}: {every[0]}")
+    return Measured(loaded, sample, blocks, dependence, findings(blocks, dependence))
+
+
+def _write_page(args: RoutingArgs, measured: list[Measured]) -> None:
+    from vmoe.analysis import page
+    from vmoe.workdir.layout import replace_text
+
+    assert args.out
+    observed = []
+    for each in measured:
+        images, labels = _page_images(each.sample, args.page_images)
+        passes = page.count_passes(each.loaded.model.config, remove=args.removals)
+        with progress(f"page: {_name(each.loaded)}", passes) as advance:
+            observed.append(
+                page.observe(
+                    _name(each.loaded),
+                    each.loaded.model,
+                    images,
+                    labels,
+                    each.blocks,
+                    remove=args.removals,
+                    on_step=advance,
+                )
+            )
+    first = measured[0]
+    pixels, labels = _page_images(first.sample, args.page_images)
+    text = page.render(
+        f"Routing of {' and '.join(model.name for model in observed)}",
+        f"{first.sample.source.name}; the page shows {len(labels)} of them",
+        pixels,
+        labels,
+        first.loaded.class_names,
+        observed,
+    )
+    replace_text(args.out, text)
+    print(f"{args.out}: {len(text) / 1e6:.1f} MB; open it in a browser", file=sys.stderr)
+
+
+def _page_images(sample: Sample, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Images in random order, so that the classes are mixed in each group; and their classes."""
+    batches = list(sample.batches(at_most=count))
+    images, labels = (np.concatenate([batch[i][batch[2]] for batch in batches]) for i in range(2))
+    order = np.random.default_rng(0).permutation(len(images))
+    return images[order], labels[order]
+
+
+def _name(loaded: "Loaded") -> str:
+    return str(loaded.origin.path) + ("" if loaded.step is None else f", step {loaded.step:,}")
 
 
 def advancing(parts: "Iterator[Collected]", advance: Callable[[], None]) -> "Iterator[Collected]":
@@ -89,20 +184,14 @@ def advancing(parts: "Iterator[Collected]", advance: Callable[[], None]) -> "Ite
         advance()
 
 
-def _as_json(
-    data: str,
-    loaded: "Loaded",
-    blocks: "dict[int, BlockStatistics]",
-    dependence: "BatchDependence",
-    every: "list[Finding]",
-) -> dict[str, Any]:
-    classes = loaded.model.config.num_classes
+def _as_json(measured: Measured) -> dict[str, Any]:
+    classes = measured.loaded.model.config.num_classes
     return {
-        "data": data,
-        "step": loaded.step,
-        "blocks": {str(i): _measures(block, classes) for i, block in blocks.items()},
-        "changed_by_batch": dependence.changed,
-        "findings": [finding._asdict() for finding in every],
+        "data": measured.sample.source.name,
+        "step": measured.loaded.step,
+        "blocks": {str(i): _measures(block, classes) for i, block in measured.blocks.items()},
+        "changed_by_batch": measured.dependence.changed,
+        "findings": [finding._asdict() for finding in measured.findings],
     }
 
 
@@ -134,16 +223,11 @@ COLUMNS = (
 )
 
 
-def _print(
-    title: str,
-    blocks: "dict[int, BlockStatistics]",
-    dependence: "BatchDependence",
-    every: "list[Finding]",
-    classes: int,
-) -> None:
+def _print(args: RoutingArgs, measured: Measured) -> None:
+    loaded, dependence = measured.loaded, measured.dependence
     rows = []
-    for i, block in blocks.items():
-        own = _measures(block, classes)
+    for i, block in measured.blocks.items():
+        own = _measures(block, loaded.model.config.num_classes)
         load = block.load
         rows.append(
             (
@@ -158,13 +242,14 @@ def _print(
                 f"{own['position_information']:.3f}",
             )
         )
-    print_table(COLUMNS, rows, title=title)
+    place = f"{_name(loaded)}, on {measured.sample.source.name}"
+    print_table(COLUMNS, rows, title=f"{place}, {args.batch_size} images per batch")
     print(
         "gate entropy: in percent of even gates; class, position: normalised mutual information "
         "with the expert, and under shuffled classes"
     )
     print(f"predictions that depend on the other images of a batch: {dependence.changed:.1%}")
-    for finding in every:
+    for finding in measured.findings:
         print(one_line(str(finding)))
-    if not every:
+    if not measured.findings:
         print("nothing is wrong: no dead expert, no collapse, no overflow")

@@ -1,0 +1,127 @@
+"""What the page shows of one model: its routing of some images, as it is and under changes."""
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Int
+
+from vmoe.analysis.collect import BlockRouting, Collected, collect
+from vmoe.analysis.effects import (
+    PRIORITIES,
+    Logits,
+    Removal,
+    at_capacities,
+    removals,
+    without_experts,
+)
+from vmoe.analysis.statistics import BlockStatistics
+from vmoe.axes import Images
+from vmoe.config import MoEConfig, ViTConfig
+from vmoe.config.routers import Priority
+from vmoe.nn.vit import ViT
+from vmoe.routing import router_of
+from vmoe.routing.groups import group_sizes
+
+STEPS = 7
+"""Steps of the grid of slots, from none to enough for every choice."""
+
+
+class ModelOnImages(NamedTuple):
+    """A model on the images of a page.
+
+    Attributes:
+        name: of the model, for people.
+        config: of the model.
+        routing: of the images, which are one batch.
+        statistics: of each sparse block over a larger sample.
+        capacities: the logits by number of slots and priority, in every sparse block; empty unless
+            every router is token_choice.
+        removed: the logits without one expert; empty if they are not asked for.
+    """
+
+    name: str
+    config: ViTConfig
+    routing: Collected
+    statistics: dict[int, BlockStatistics]
+    capacities: dict[tuple[int, Priority], Logits]
+    removed: dict[Removal, Logits]
+
+
+def observe(
+    name: str,
+    model: ViT,
+    images: Images,
+    labels: Int[np.ndarray, "b"],
+    statistics: dict[int, BlockStatistics],
+    *,
+    remove: bool = True,
+    on_step: Callable[[], None] = lambda: None,
+) -> ModelOnImages:
+    """Runs a model on the images of a page, as it is and under changes.
+
+    Args:
+        labels: the class of each image; -1 if unknown.
+        statistics: of a larger sample; see ``vmoe.analysis.statistics``.
+        remove: also without each expert, two forward passes for every expert of the model.
+        on_step: called after each forward pass with a change.
+    """
+    batch = [(images, labels, None)]
+    (routing,) = collect(model, batch)
+    config = model.config
+    capacities = {}
+    if all(moe.router.can_drop for moe in config.moe_blocks.values()):
+        capacities = at_capacities(model, batch, slots_of(config, routing), on_step=on_step)
+    which = removals(config) if remove else []
+    removed = without_experts(model, batch, which, on_step=on_step) if which else {}
+    return ModelOnImages(name, config, routing, statistics, capacities, removed)
+
+
+def count_passes(config: ViTConfig, *, remove: bool = True) -> int:
+    """The largest number of calls of ``on_step``."""
+    drops = all(moe.router.can_drop for moe in config.moe_blocks.values())
+    grid = (STEPS + 1 + len(config.moe_blocks)) * len(PRIORITIES) * drops
+    return grid + len(removals(config)) * remove
+
+
+def slots_of(config: ViTConfig, routing: Collected) -> list[int]:
+    """The numbers of slots of the grid, each block's own among them."""
+    b = len(routing.logits)
+    settings = [Slots.of(moe, routing.blocks[i], b) for i, moe in config.moe_blocks.items()]
+    most, step = max(each.most for each in settings), max(each.step for each in settings)
+    even = {step * round(most * i / STEPS / step) for i in range(STEPS + 1)}
+    return sorted(even | {min(each.slots, most) for each in settings})
+
+
+class Slots(NamedTuple):
+    """The slots of an expert in one sparse block.
+
+    Attributes:
+        tokens: of a group.
+        slots: per expert and group, as the model has them.
+        most: number of slots with which no choice of the images is dropped, a multiple of ``step``.
+        step: of a slider.
+    """
+
+    tokens: int
+    slots: int
+    most: int
+    step: int
+
+    @classmethod
+    def of(cls, config: MoEConfig, block: BlockRouting, b: int) -> "Slots":
+        """Those of a block that routed b images."""
+        _, n, e = block.gates.shape
+        tokens = group_sizes(b, config.images_per_group)[1] * n
+        slots = router_of(config).capacity(config, tokens)
+        step = 4 if slots % 4 == 0 and slots >= 16 else 1
+        longest = _longest_queue(block.experts, block.groups, e)
+        return cls(tokens, slots, step * max(1, math.ceil(longest / step)), step)
+
+
+def _longest_queue(experts: Int[np.ndarray, "b n k"], groups: Int[np.ndarray, "b"], e: int) -> int:
+    """The largest number of choices of an expert in a group."""
+    queues = np.zeros((groups.max(initial=0) + 1, e + 1), int)
+    np.add.at(queues, (groups[:, None, None], experts), 1)
+    return int(queues[:, :e].max(initial=0))

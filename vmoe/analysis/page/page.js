@@ -1,0 +1,565 @@
+const record = JSON.parse(document.getElementById("record").textContent, (_, value) =>
+  value && value.data !== undefined && value.shape ? decode(value) : value);
+const {models, images, classes, palette, inks} = record;
+const PRIORITY_NAMES = {
+  order: "order in the batch", largest_gate: "largest gate", sum_of_gates: "sum of gates", random: "random",
+};
+const EMPTY = "#8a8f96"; // a patch without an expert
+
+// ------------------------------------------------------------------ state, kept in the address
+
+const START = {image: 0, model: 0, block: null, token: null, expert: null, show: "experts", opacity: 55,
+  slots: null, priority: null, removal: null, class: "", wrong: false};
+const state = {...START, ...fromAddress()};
+const blockOf = (model, number) => models[model].blocks.find(block => block.number === number);
+if (!images[state.image]) state.image = 0;
+if (!models[state.model]) state.model = 0;
+if (!blockOf(state.model, state.block)) state.block = models[state.model].blocks.at(-1).number;
+if (!(state.token < models[state.model].tokens)) state.token = null;
+
+function fromAddress() {
+  const given = {};
+  for (const [name, text] of new URLSearchParams(location.hash.slice(1))) {
+    if (!(name in START)) continue;
+    const number = Number(text);
+    given[name] = text === "true" ? true : text !== "" && Number.isFinite(number) ? number : text;
+  }
+  return given;
+}
+
+function toAddress() {
+  const words = new URLSearchParams();
+  for (const [name, value] of Object.entries(state)) {
+    if (value !== START[name] && value !== null) words.set(name, value);
+  }
+  try { history.replaceState(null, "", `#${words}`); } catch { /* a notebook's frame has no address */ }
+}
+
+function set(changes) {
+  if ("block" in changes || "model" in changes) Object.assign(state, {slots: null, priority: null});
+  Object.assign(state, changes);
+  toAddress();
+  draw();
+}
+
+// As set; the controls are not drawn anew, as one of them is being dragged.
+function slide(changes) {
+  Object.assign(state, changes);
+  toAddress();
+  for (const part of [drawPanels, drawPath, drawCapacityResult]) part();
+}
+
+// ------------------------------------------------------------------ small parts
+
+// An element; text is never read as HTML.
+function make(tag, properties = {}, ...children) {
+  const element = document.createElement(tag);
+  for (const [name, value] of Object.entries(properties)) {
+    if (name.includes("-") || name === "role") element.setAttribute(name, value);
+    else if (name === "style") Object.assign(element.style, value);
+    else element[name] = value;
+  }
+  element.append(...children);
+  return element;
+}
+const byId = id => document.getElementById(id);
+const fill = (id, ...children) => byId(id).replaceChildren(...children);
+const percent = (value, digits = 0) => `${(100 * value).toFixed(digits)}%`;
+const color = expert => expert === null ? EMPTY : palette[expert % palette.length];
+const ink = expert => expert === null ? "#000" : inks[expert % inks.length];
+
+function choice(name, label, options, value) {
+  const select = make("select", {onchange: () => set({[name]: JSON.parse(select.value)})});
+  for (const [key, text] of options) {
+    select.append(make("option", {value: JSON.stringify(key), selected: key === value}, text));
+  }
+  select.id = `choice-${name}`;
+  return make("label", {}, label, select);
+}
+
+function table(columns, rows, className = "") {
+  const head = make("tr", {}, ...columns.map(text => make("th", {scope: "col"}, text)));
+  const body = rows.map(([first, ...rest]) => make("tr", {},
+    make("th", {scope: "row"}, first), ...rest.map(cell => make("td", {}, cell))));
+  return make("div", {className: "scroll"}, make("table", {className},
+    ...(columns.length ? [make("thead", {}, head)] : []), make("tbody", {}, ...body)));
+}
+
+function chip(expert, text, properties = {}) {
+  return make("button", {type: "button", className: `chip${ink(expert) === "#ffffff" ? " light" : ""}`,
+    style: {background: color(expert)}, ...properties}, text);
+}
+
+// The five likeliest classes as bars; the true one is bold.
+function bars(top, probabilities, label) {
+  const rows = Array.from(top, (one, i) => {
+    const bar = make("div", {className: "fill", style: {width: percent(probabilities[i] / 255, 1)}});
+    return make("tr", {className: one === label ? "true" : ""},
+      make("th", {scope: "row", title: one === label ? "the true class" : ""},
+        (one === label ? "✓ " : "") + classes[one]),
+      make("td", {className: "bar"}, bar), make("td", {}, percent(probabilities[i] / 255)));
+  });
+  return make("table", {className: "bars"}, make("tbody", {}, ...rows));
+}
+
+function prediction(array, ...index) {
+  return bars(at(array.top, ...index), at(array.probabilities, ...index), images[index.at(-1)].label);
+}
+const predicted = (array, ...index) => at(array.top, ...index)[0];
+
+// ------------------------------------------------------------------ what is known of a token
+
+// Its experts, best first: {expert, gate, kept, weight}; for soft routing, which chooses none, all.
+function choices(block, image, token, kept) {
+  const gates = at(block.all, image, token);
+  if (!block.chosen.shape[2]) {
+    return Array.from(gates, (gate, expert) => ({expert, gate: gate / 255, weight: gate / 255, kept: true}))
+      .sort((one, other) => other.gate - one.gate);
+  }
+  const chosen = at(block.chosen, image, token), own = at(block.gates, image, token);
+  const k = chosen.length;
+  const sum = block.normalize ? own.reduce((total, gate) => total + gate, 0) : 1;
+  return Array.from(chosen, (expert, rank) => {
+    const held = Boolean(kept[token * k + rank]);
+    return {expert, gate: own[rank], kept: held, weight: held ? own[rank] / sum : 0};
+  }).filter(({expert}) => expert < block.experts);
+}
+
+// As recorded; in the block shown, as decided with the slots and the priority that are set.
+function keptNow(model, block, image) {
+  const changed = model === state.model && block.number === state.block && block.drops;
+  if (!changed || (state.slots === null && state.priority === null)) return at(block.kept, image);
+  return keptInGroup(block, image, state.slots ?? block.slots, state.priority ?? block.priority).get(image);
+}
+
+// ------------------------------------------------------------------ pictures
+
+const loaded = images.map(({source}) => Object.assign(new Image(), {src: source}));
+const SIDE = 248;
+
+function canvasOf(width, height) {
+  const scale = window.devicePixelRatio || 1;
+  const canvas = make("canvas", {width: width * scale, height: height * scale});
+  canvas.getContext("2d").scale(scale, scale);
+  return canvas;
+}
+
+function patchPicture(model, block, image) {
+  const {rows, columns, prefix} = models[model];
+  const height = SIDE * rows / columns, w = SIDE / columns, h = height / rows;
+  const canvas = canvasOf(SIDE, height), pen = canvas.getContext("2d");
+  pen.imageSmoothingEnabled = loaded[image].naturalWidth > 100;
+  if (state.opacity > 0) pen.filter = "grayscale(1)"; // so that colours mean experts alone
+  pen.drawImage(loaded[image], 0, 0, SIDE, height);
+  pen.filter = "none";
+  const kept = keptNow(model, block, image);
+  const attention = state.show === "attention" && attentionOf(model, block, image);
+  for (let patch = 0; patch < rows * columns; patch++) {
+    const token = patch + prefix, x = patch % columns * w, y = Math.floor(patch / columns) * h;
+    if (attention) heat(pen, x, y, w, h, attention[token] / 255);
+    else paint(pen, x, y, w, h, choices(block, image, token, kept));
+    if (token === tokenIn(model)) frame(pen, x, y, w, h);
+  }
+  return canvas;
+}
+
+function paint(pen, x, y, w, h, chosen) {
+  const first = chosen.length ? chosen[0].expert : null, held = chosen.some(({kept}) => kept);
+  const dim = state.expert !== null && !chosen.some(({expert}) => expert === state.expert);
+  pen.globalAlpha = state.opacity / 100 * (dim ? .25 : 1);
+  pen.fillStyle = held ? color(first) : EMPTY;
+  pen.fillRect(x, y, w + .3, h + .3);
+  pen.globalAlpha = dim ? .3 : 1;
+  pen.strokeStyle = "#fff";
+  pen.lineWidth = 1.5;
+  pen.beginPath();
+  if (!held || !chosen[0].kept) { pen.moveTo(x + 2, y + h - 2); pen.lineTo(x + w - 2, y + 2); }
+  if (!held) { pen.moveTo(x + 2, y + 2); pen.lineTo(x + w - 2, y + h - 2); }
+  pen.stroke();
+  if (w >= 20 && first !== null && state.opacity > 0) {
+    pen.font = "600 11px system-ui, sans-serif";
+    pen.textAlign = "center";
+    pen.textBaseline = "middle";
+    pen.lineWidth = 2.5;
+    pen.strokeStyle = ink(first) === "#ffffff" ? "#0008" : "#fff8";
+    pen.fillStyle = ink(first);
+    pen.strokeText(first, x + w / 2, y + h / 2);
+    pen.fillText(first, x + w / 2, y + h / 2);
+  }
+  pen.globalAlpha = 1;
+}
+
+function heat(pen, x, y, w, h, value) {
+  pen.fillStyle = `rgb(240 228 66 / ${(value * .85).toFixed(3)})`;
+  pen.fillRect(x, y, w + .3, h + .3);
+  pen.fillStyle = `rgb(0 0 0 / ${((1 - value) * .5).toFixed(3)})`;
+  pen.fillRect(x, y, w + .3, h + .3);
+}
+
+function frame(pen, x, y, w, h) {
+  for (const [style, width] of [["#000", 4], ["#fff", 2]]) {
+    pen.strokeStyle = style;
+    pen.lineWidth = width;
+    pen.strokeRect(x + 1, y + 1, w - 2, h - 2);
+  }
+}
+
+// The selected token in a model; in one with another grid, the token at the same place.
+function tokenIn(model) {
+  const own = models[state.model], other = models[model];
+  if (state.token === null || model === state.model) return state.token;
+  if (state.token < own.prefix) return other.prefix ? 0 : null;
+  const patch = state.token - own.prefix;
+  const row = Math.floor((Math.floor(patch / own.columns) + .5) / own.rows * other.rows);
+  const column = Math.floor((patch % own.columns + .5) / own.columns * other.columns);
+  return other.prefix + row * other.columns + column;
+}
+
+// How much the selected token attends to each other one, as a fraction of the largest; or nothing.
+function attentionOf(model, block, image) {
+  const token = tokenIn(model);
+  return block.attention && token !== null && image < block.attention.shape[0]
+    ? at(block.attention, image, token) : null;
+}
+
+// ------------------------------------------------------------------ sections
+
+function drawFilters() {
+  fill("filters",
+    choice("class", "class", [["", "all"], ...classes.map((name, i) => [i, name])], state.class),
+    choice("expert", "most patches at expert", [[null, "any"],
+      ...Array.from({length: blockOf(state.model, state.block).experts}, (_, expert) => [expert, `${expert}`])],
+    state.expert),
+    make("label", {}, make("input", {type: "checkbox", id: "wrong", checked: state.wrong,
+      onchange: event => set({wrong: event.target.checked})}), "only wrong predictions"));
+}
+
+const isWrong = image => images[image].label >= 0
+  && predicted(models[state.model].predictions, image) !== images[image].label;
+
+// The fraction of an image's patches whose first choice is an expert.
+function share(block, image, expert) {
+  const kept = at(block.kept, image), n = block.chosen.shape[1];
+  let count = 0;
+  for (let token = 0; token < n; token++) count += choices(block, image, token, kept)[0]?.expert === expert;
+  return count / n;
+}
+
+function visible() {
+  let shown = images.map((_, image) => image).filter(image =>
+    (state.class === "" || images[image].label === state.class) && (!state.wrong || isWrong(image)));
+  if (state.expert !== null) {
+    const block = blockOf(state.model, state.block);
+    const shares = new Map(shown.map(image => [image, share(block, image, state.expert)]));
+    shown = shown.filter(image => shares.get(image)).sort((one, other) => shares.get(other) - shares.get(one));
+  }
+  return shown;
+}
+
+function drawGallery() {
+  const shown = visible();
+  fill("gallery", ...shown.map(image => {
+    const {source, label} = images[image];
+    const guess = classes[predicted(models[state.model].predictions, image)];
+    const text = label < 0 ? `predicted ${guess}`
+      : `${classes[label]}, predicted ${isWrong(image) ? guess : "correctly"}`;
+    return make("img", {src: source, alt: text, title: text, id: `image-${image}`, role: "option",
+      className: `pixels${isWrong(image) ? " wrong" : ""}`, "aria-selected": image === state.image,
+      onclick: () => set({image})});
+  }));
+  byId("gallery").setAttribute("aria-activedescendant", `image-${state.image}`);
+  byId("gallery").onkeydown = event => {
+    const step = {ArrowRight: 1, ArrowDown: 1, ArrowLeft: -1, ArrowUp: -1}[event.key];
+    if (!step || !shown.length) return;
+    event.preventDefault();
+    const place = shown.indexOf(state.image) + step;
+    set({image: shown[Math.min(Math.max(place, 0), shown.length - 1)]});
+    byId(`image-${state.image}`)?.scrollIntoView({block: "nearest"});
+  };
+  fill("count", `${shown.length} of ${images.length} images; an orange line marks a wrong prediction`);
+}
+
+function drawView() {
+  const attends = models.some(model => model.blocks.some(block => block.attention));
+  fill("view", ...(attends
+    ? [choice("show", "show", [["experts", "experts"], ["attention", "attention of the selected patch"]], state.show)]
+    : []), make("label", {}, "colour", make("input", {type: "range", min: 0, max: 100, id: "opacity",
+    value: state.opacity, oninput: event => slide({opacity: Number(event.target.value)})})),
+  ...(models[state.model].prefix ? [make("button", {type: "button", id: "class-token",
+    onclick: () => set({token: 0})}, "select the class token")] : []));
+  const block = blockOf(state.model, state.block);
+  fill("legend", ...Array.from({length: block.experts}, (_, expert) => chip(expert, `${expert}`, {
+    "aria-pressed": state.expert === expert, "aria-label": `expert ${expert}`, id: `expert-${expert}`,
+    title: `expert ${expert}: show where it is used`,
+    onclick: () => set({expert: state.expert === expert ? null : expert})})));
+}
+
+function drawPanels() {
+  const {image} = state, {source, label} = images[image];
+  const picture = make("div", {className: "panel"}, make("h3", {}, label < 0 ? "image" : classes[label]),
+    make("img", {src: source, alt: label < 0 ? "the image" : classes[label], className: "pixels"}));
+  const panels = models.flatMap((model, m) => [
+    ...(models.length > 1 ? [make("h3", {className: "model"}, model.name)] : []),
+    ...(m ? [] : [picture]),
+    ...model.blocks.map(block => panel(m, block)),
+    make("div", {className: "panel"}, make("h3", {}, "prediction"), prediction(model.predictions, image))]);
+  fill("panels", ...panels);
+  const block = blockOf(state.model, state.block);
+  if (state.show === "attention" && !attentionOf(state.model, block, image)) {
+    fill("hint", state.token === null ? "Select a patch: its attention is shown."
+      : `Attention is stored for the first ${block.attention.shape[0]} images.`);
+  }
+}
+
+function panel(model, block) {
+  const canvas = patchPicture(model, block, state.image), {rows, columns, prefix} = models[model];
+  const shown = model === state.model && block.number === state.block;
+  Object.assign(canvas, {tabIndex: 0, id: `picture-${model}-${block.number}`});
+  canvas.setAttribute("role", "application");
+  canvas.setAttribute("aria-roledescription", "picture of patches");
+  canvas.setAttribute("aria-label", `block ${block.number}: ${described(model, block)}`);
+  canvas.onclick = event => {
+    const box = canvas.getBoundingClientRect();
+    const place = (offset, size, count) => Math.min(count - 1, Math.max(0, Math.floor(offset / size * count)));
+    const row = place(event.clientY - box.top, box.height, rows);
+    select(model, block, prefix + row * columns + place(event.clientX - box.left, box.width, columns));
+  };
+  canvas.onkeydown = event => {
+    const step = {ArrowRight: 1, ArrowLeft: -1, ArrowDown: columns, ArrowUp: -columns}[event.key];
+    if (!step) return;
+    event.preventDefault();
+    const patch = (tokenIn(model) ?? prefix) - prefix, next = patch + step;
+    const sameRow = Math.abs(step) > 1 || Math.floor(next / columns) === Math.floor(patch / columns);
+    const inside = next >= 0 && next < rows * columns && sameRow;
+    select(model, block, prefix + (state.token === null || !inside ? patch : next));
+  };
+  return make("div", {className: `panel${shown ? " shown" : ""}`}, make("h3", {}, `block ${block.number}`), canvas);
+}
+
+function select(model, block, token) {
+  const same = model === state.model && block.number === state.block;
+  set(same ? {token} : {model, block: block.number, token});
+  byId(`picture-${model}-${block.number}`).focus({preventScroll: true});
+  fill("live", described(model, block));
+}
+
+// A sentence for readers who hear the page.
+function described(model, block) {
+  const token = tokenIn(model), {columns, prefix} = models[model];
+  if (token === null) return "no patch is selected; use the arrow keys";
+  const place = token < prefix ? "class token"
+    : `row ${Math.floor((token - prefix) / columns) + 1}, column ${(token - prefix) % columns + 1}`;
+  const chosen = choices(block, state.image, token, keptNow(model, block, state.image)).slice(0, 3);
+  const experts = chosen.map(({expert, gate, kept}) =>
+    `expert ${expert}, gate ${gate.toFixed(2)}${kept ? "" : ", dropped"}`);
+  return `${place}: ${experts.join("; ") || "no expert"}`;
+}
+
+function drawPath() {
+  if (state.token === null) return fill("path");
+  const parts = models.map((model, m) => {
+    const token = tokenIn(m);
+    const rows = token === null ? [] : model.blocks.map(block => {
+      const gates = at(block.all, state.image, token), total = gates.reduce((sum, gate) => sum + gate, 0) || 1;
+      const strip = make("span", {className: "gates", role: "img", "aria-label": "all gates",
+        title: Array.from(gates, (gate, expert) => `expert ${expert}: ${percent(gate / 255)}`).join("\n")},
+      ...Array.from(gates, (gate, expert) => make("span",
+        {style: {width: percent(gate / total, 2), background: color(expert)}})));
+      const chosen = choices(block, state.image, token, keptNow(m, block, state.image)).slice(0, 4);
+      const chips = make("span", {className: "chips"}, ...chosen.map(({expert}) => chip(expert, `${expert}`,
+        {"aria-label": `expert ${expert}`, onclick: () => set({expert})})));
+      return [`block ${block.number}`, chips, chosen.map(({gate}) => gate.toFixed(3)).join("  "),
+        chosen.map(({weight, kept}) => kept ? weight.toFixed(3) : "dropped").join("  "), strip];
+    });
+    return table([models.length > 1 ? model.name : "the selected patch", "experts", "gates", "weights", "all gates"], rows);
+  });
+  fill("path", ...parts);
+}
+
+const capacityFactor = (block, slots) => slots * block.experts / (block.tokens * block.chosen.shape[2]);
+
+function drawCapacity() {
+  const block = blockOf(state.model, state.block);
+  byId("capacity-section").hidden = !block.drops;
+  if (!block.drops) return;
+  fill("capacity", make("label", {}, `block ${block.number}`, make("input", {type: "range", id: "slots", min: 0,
+    max: block.most, step: block.step, value: state.slots ?? block.slots,
+    oninput: event => slide({slots: Number(event.target.value)})})),
+  make("span", {id: "slots-text"}),
+  choice("priority", "priority", Object.entries(PRIORITY_NAMES), state.priority ?? block.priority),
+  make("button", {type: "button", id: "reset", onclick: () => set({slots: null, priority: null})},
+    `as trained: ${block.slots} slots, ${PRIORITY_NAMES[block.priority]}`));
+  drawCapacityResult();
+}
+
+function drawCapacityResult() {
+  const block = blockOf(state.model, state.block), {grid} = models[state.model];
+  if (!block.drops) return;
+  const slots = state.slots ?? block.slots, priority = state.priority ?? block.priority;
+  const text = `${slots} slots per expert: capacity factor ${capacityFactor(block, slots).toFixed(2)}`;
+  byId("slots").setAttribute("aria-valuetext", text);
+  fill("slots-text", text);
+  const kept = keptInGroup(block, state.image, slots, priority);
+  const own = count(block, state.image, kept.get(state.image));
+  const group = [...kept].map(([image, kept]) => count(block, image, kept));
+  const sum = name => group.reduce((total, each) => total + each[name], 0);
+  const rows = [
+    ["this image", percent(own.dropped / own.choices, 1), percent(own.unprocessed / own.tokens, 1)],
+    [`its group of ${kept.size} images`, percent(sum("dropped") / sum("choices"), 1), percent(sum("unprocessed") / sum("tokens"), 1)]];
+  const nearest = grid && grid.slots.reduce((best, each) => Math.abs(each - slots) < Math.abs(best - slots) ? each : best);
+  fill("capacity-result", make("div", {className: "columns"},
+    make("div", {}, make("h3", {}, `block ${block.number}, its inputs as recorded`),
+      table(["", "choices dropped", "patches without an expert"], rows)),
+    ...(grid ? [gridResult(grid, nearest, priority)] : [])));
+}
+
+function count(block, image, kept) {
+  const [, n, k] = block.chosen.shape, chosen = at(block.chosen, image);
+  let choices = 0, dropped = 0, unprocessed = 0;
+  for (let token = 0; token < n; token++) {
+    let held = 0;
+    for (let rank = 0; rank < k; rank++) {
+      if (chosen[token * k + rank] >= block.experts) continue;
+      choices++;
+      if (kept[token * k + rank]) held++; else dropped++;
+    }
+    unprocessed += !held;
+  }
+  return {choices, dropped, unprocessed, tokens: n};
+}
+
+// The share of the labelled images that are predicted correctly.
+function accuracy(array, ...index) {
+  const known = images.map((_, image) => image).filter(image => images[image].label >= 0);
+  const right = known.filter(image => predicted(array, ...index, image) === images[image].label);
+  return known.length ? `${right.length} of ${known.length} images are predicted correctly` : "";
+}
+
+function gridResult(grid, slots, priority) {
+  const index = [grid.slots.indexOf(slots), grid.priorities.indexOf(priority)];
+  const now = predicted(grid, ...index, state.image), before = predicted(models[state.model].predictions, state.image);
+  return make("div", {}, make("h3", {}, `the whole model, ${slots} slots in every sparse block`),
+    prediction(grid, ...index, state.image),
+    make("p", {className: now === before ? "note" : "changed"}, now === before ? "the same prediction" : "another prediction"),
+    make("p", {className: "note"}, accuracy(grid, ...index)));
+}
+
+function drawRemoval() {
+  const {removed, predictions} = models[state.model];
+  byId("removal-section").hidden = !removed;
+  if (!removed) return;
+  const own = removed.which.flatMap(([block], i) => block === state.block ? [i] : []);
+  const which = own.includes(state.removal) ? state.removal : own[0];
+  const changes = i => images.filter((_, image) => predicted(removed, i, image) !== predicted(predictions, image)).length;
+  fill("removal", choice("removal", `block ${state.block}, without`, own.map(i =>
+    [i, `expert ${removed.which[i][1]}, ${removed.which[i][2]} (predictions that change: ${changes(i)})`]), which));
+  const changed = predicted(removed, which, state.image) !== predicted(predictions, state.image);
+  fill("removal-result", make("p", {className: "note"},
+    "Zeroed: its patches keep only their residual connection. Forbidden: they go to other experts."),
+  make("div", {className: "columns"},
+    make("div", {}, make("h3", {}, "with all experts"), prediction(predictions, state.image)),
+    make("div", {}, make("h3", {}, "without it"), prediction(removed, which, state.image),
+      make("p", {className: changed ? "changed" : "note"}, changed ? "another prediction" : "the same prediction"),
+      make("p", {className: "note"}, accuracy(removed, which)))));
+}
+
+// ------------------------------------------------------------------ statistics of the whole sample
+
+function drawExperts() {
+  const model = models[state.model], block = blockOf(state.model, state.block);
+  fill("expert-controls", choice("block", models.length > 1 ? model.name : "", model.blocks.map(({number}) =>
+    [number, `block ${number}`]), state.block));
+  fill("experts", ...[loadTable(block), favourites(block), classTable(block), places(model, block)].filter(Boolean));
+}
+
+function loadTable(block) {
+  const most = Math.max(...block.load, ...block.importance);
+  const rows = Array.from(block.load, (load, expert) => [chip(expert, `${expert}`, {"aria-label": `expert ${expert}`,
+    onclick: () => set({expert})}),
+  make("div", {className: "fill", style: {width: percent(load / most, 1), background: color(expert)}}),
+  percent(load, 1), percent(block.importance[expert], 1)]);
+  const drawn = table(["expert", "", "load", "importance"], rows, "bars");
+  drawn.querySelectorAll("tbody td:nth-child(2)").forEach(cell => { cell.className = "bar"; });
+  return make("div", {}, make("h3", {}, `Load: share of the choices, over ${block.images.toLocaleString("en")} images`), drawn,
+    make("p", {className: "note"}, `${percent(block.dropped, 1)} of the choices are dropped`));
+}
+
+function favourites(block) {
+  if (!block.favourites) return null;
+  const {source, side, items} = block.favourites;
+  const grid = make("div", {className: "mosaic"});
+  const sprite = Object.assign(new Image(), {src: source});
+  items.forEach((patches, expert) => {
+    const row = make("div", {className: "row"});
+    patches.forEach(({gate, label}, place) => {
+      const name = label < 0 ? "" : `${classes[label]}, `;
+      const canvas = make("canvas", {width: side, height: side, title: `${name}gate ${gate.toFixed(2)}`,
+        className: side < 64 ? "pixels" : "", role: "img", "aria-label": `${name}gate ${gate.toFixed(2)}`});
+      sprite.decode().then(() => canvas.getContext("2d").drawImage(sprite,
+        place * side, expert * side, side, side, 0, 0, side, side));
+      row.append(canvas);
+    });
+    grid.append(chip(expert, `${expert}`, {"aria-label": `expert ${expert}`, onclick: () => set({expert})}), row);
+  });
+  return make("div", {}, make("h3", {}, "The patches with the largest gates"), grid);
+}
+
+function classTable(block) {
+  if (!block.classes) return null;
+  const largest = Math.max(...block.classes.flat());
+  const rows = block.classes.map((row, expert) => [`expert ${expert}`, ...row.map(value => percent(value))]);
+  const drawn = table(["", ...classes], rows, "heat");
+  drawn.querySelectorAll("tbody tr").forEach((row, expert) => row.querySelectorAll("td").forEach((cell, y) => {
+    cell.style.background = `color-mix(in srgb, var(--bar) ${Math.round(100 * block.classes[expert][y] / largest)}%, transparent)`;
+  }));
+  return make("div", {}, make("h3", {}, "Choices by class, in percent of the class"), drawn,
+    make("p", {className: "note"}, `Normalised mutual information of expert and class: ${block.information.toFixed(3)}; `
+      + `under shuffled classes: ${block.null.toFixed(3)}`));
+}
+
+function places(model, block) {
+  if (!block.places) return null;
+  const {rows, columns} = model, figures = block.places.map((place, expert) => {
+    const canvas = make("canvas", {width: columns, height: rows, className: "pixels", role: "img",
+      "aria-label": `places of expert ${expert}`});
+    const pen = canvas.getContext("2d"), most = Math.max(...place, 1e-9);
+    place.forEach((value, patch) => {
+      pen.globalAlpha = value / most;
+      pen.fillStyle = color(expert);
+      pen.fillRect(patch % columns, Math.floor(patch / columns), 1, 1);
+    });
+    return make("figure", {}, canvas, make("figcaption", {className: "note"}, `expert ${expert}`));
+  });
+  return make("div", {}, make("h3", {}, "Choices by place in the image"),
+    make("div", {className: "places"}, ...figures),
+    make("p", {className: "note"}, `Normalised mutual information of expert and place: ${block.position.toFixed(3)}`));
+}
+
+// ------------------------------------------------------------------ start
+
+const HINT = byId("hint").textContent;
+let drawnExperts = "";
+
+function draw() {
+  fill("hint", HINT);
+  for (const part of [drawFilters, drawGallery, drawView, drawPanels, drawPath, drawCapacity, drawRemoval]) keepFocus(part);
+  const shown = `${state.model} ${state.block}`;
+  if (shown !== drawnExperts) keepFocus(drawExperts);
+  drawnExperts = shown;
+}
+
+// A part is drawn anew; what had the focus has it again.
+function keepFocus(part) {
+  const {id} = document.activeElement ?? {};
+  part();
+  if (id && document.activeElement?.id !== id) byId(id)?.focus({preventScroll: true});
+}
+
+fill("summary", record.summary);
+window.addEventListener("hashchange", () => location.reload());
+Promise.all(loaded.map(image => image.decode())).then(() => {
+  draw();
+  const milliseconds = Math.round(performance.now());
+  document.documentElement.dataset.drawn = milliseconds;
+  fill("measured", `${(document.documentElement.outerHTML.length / 1e6).toFixed(1)} MB, no network; first picture after ${milliseconds} ms`);
+});

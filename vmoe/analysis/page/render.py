@@ -1,0 +1,228 @@
+"""The page as text: a template, its style, its scripts, and one record of all that it shows."""
+
+import base64
+import html
+import io
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Int
+from PIL import Image
+
+from vmoe.analysis.collect import BlockRouting
+from vmoe.analysis.colors import COLORS, text_color
+from vmoe.analysis.effects import Logits
+from vmoe.analysis.page.observe import ModelOnImages, Slots
+from vmoe.analysis.statistics import BlockStatistics
+from vmoe.axes import Images
+from vmoe.config import MoEConfig
+from vmoe.config.routers import TokenChoice
+from vmoe.routing.priority import priority_scores
+
+HERE = Path(__file__).parent
+SHOWN = 5  # classes of a prediction
+LARGEST_PNG = 96  # px; larger images are JPEG
+LARGEST_SIDE = 224  # px
+MOST_CLASSES = 40  # of a table
+
+
+def render(
+    title: str,
+    summary: str,
+    images: Images,
+    labels: Int[np.ndarray, "b"],
+    class_names: Sequence[str],
+    models: Sequence[ModelOnImages],
+) -> str:
+    """The page, one HTML document that needs no other file.
+
+    Args:
+        title: of the page.
+        summary: a sentence below it.
+        images: those that every model was observed on.
+        labels: the class of each image; -1 if unknown.
+        class_names: of every model.
+        models: one, or several to compare.
+    """
+    record = {
+        "summary": summary,
+        "classes": list(class_names),
+        "palette": COLORS,
+        "inks": [text_color(color) for color in COLORS],
+        "images": [
+            {"source": _data_url(image), "label": int(label)}
+            for image, label in zip(_pixels(images), labels, strict=True)
+        ],
+        "models": [_model(model, images.shape[1:3], len(class_names)) for model in models],
+    }
+    text = json.dumps(record, allow_nan=False, separators=(",", ":"))
+    for letter in "<>&":  # so that no text of the record ends the script element
+        text = text.replace(letter, f"\\u{ord(letter):04x}")
+    parts = {
+        "title": html.escape(title),
+        "style": _read("page.css"),
+        "script": _read("rule.js") + _read("page.js"),
+        "record": text,
+    }
+    before, *pieces = _read("page.html").split("{{")
+    named = (piece.split("}}", 1) for piece in pieces)
+    return before + "".join(parts[name] + rest for name, rest in named)
+
+
+def _read(name: str) -> str:
+    return (HERE / name).read_text(encoding="utf-8")
+
+
+def _model(model: ModelOnImages, size: tuple[int, ...], y: int) -> dict[str, Any]:
+    config, routing = model.config, model.routing
+    prefix = int(config.has_class_token)
+    rows, columns = (side // config.patch_size for side in size)
+    return {
+        "name": model.name,
+        "rows": rows,
+        "columns": columns,
+        "prefix": prefix,
+        "tokens": rows * columns + prefix,
+        "predictions": _predictions(routing.logits),
+        "blocks": [
+            _block(i, moe, routing.blocks[i], model.statistics[i], y, prefix)
+            for i, moe in config.moe_blocks.items()
+        ],
+        "grid": _grid(model),
+        "removed": _removed(model),
+    }
+
+
+def _grid(model: ModelOnImages) -> dict[str, Any] | None:
+    if not model.capacities:
+        return None
+    slots, priorities = (list(dict.fromkeys(each)) for each in zip(*model.capacities, strict=True))
+    logits = [[model.capacities[each, priority] for priority in priorities] for each in slots]
+    return {"slots": slots, "priorities": priorities, **_predictions(np.array(logits))}
+
+
+def _removed(model: ModelOnImages) -> dict[str, Any] | None:
+    if not model.removed:
+        return None
+    logits = np.array(list(model.removed.values()))
+    return {"which": list(model.removed), **_predictions(logits)}
+
+
+def _block(
+    number: int,
+    config: MoEConfig,
+    block: BlockRouting,
+    statistics: BlockStatistics,
+    y: int,
+    prefix: int,
+) -> dict[str, Any]:
+    router, gates = config.router, block.gates
+    b, _, e = gates.shape
+    chosen, own, kept = _choices(block)
+    small = {
+        "number": number,
+        "experts": e,
+        "drops": False,  # whether a number of slots decides what is dropped
+        "groups": _array(block.groups, "u2"),
+        "chosen": _array(chosen, "u2"),
+        "gates": _array(own, "f4"),
+        "kept": _array(kept, "u1"),
+        "all": _array(np.round(255 * np.nan_to_num(gates)), "u1"),
+        "normalize": isinstance(router, TokenChoice) and router.normalize_weights,
+        **_sums(statistics, y, prefix),
+    }
+    if isinstance(router, TokenChoice):
+        slots = Slots.of(config, block, b)
+        draws = priority_scores(jnp.zeros((1, slots.tokens, 1)), "random", None)
+        small |= {
+            "drops": True,
+            **slots._asdict(),
+            "priority": router.priority,
+            "sums": _array(priority_scores(jnp.asarray(own), "sum_of_gates", None), "f4"),
+            "draws": _array(draws[0], "f4"),
+        }
+    return small
+
+
+def _choices(block: BlockRouting) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The experts of each token, best first, their gates, and whether each got a slot.
+
+    Expert choice lists choices by expert: here they are sorted, and no column is empty.
+    """
+    e = block.gates.shape[-1]
+    experts = block.experts
+    own = np.take_along_axis(block.gates, np.minimum(experts, e - 1), axis=-1)
+    own = np.where(experts < e, own, 0)
+    best = np.argsort(-own, axis=-1, kind="stable")
+    used = int((experts < e).sum(-1).max(initial=0))
+
+    def of_best(field: np.ndarray) -> np.ndarray:
+        return np.take_along_axis(field, best, axis=-1)[..., :used]
+
+    return of_best(experts), of_best(own), of_best(block.kept)
+
+
+def _sums(statistics: BlockStatistics, y: int, prefix: int) -> dict[str, Any]:
+    classes = positions = None
+    labelled = statistics.labels[statistics.labels >= 0]
+    information, null = statistics.class_information(y)
+    if len(labelled) and y <= MOST_CLASSES and statistics.choices.any():
+        table = statistics.class_table(y)
+        classes = table / np.maximum(1, table.sum(axis=0))
+    if statistics.choices.any():
+        positions = statistics.by_position[:, prefix:]
+    return {
+        "images": len(statistics.labels),
+        "load": _numbers(statistics.load),
+        "importance": _numbers(statistics.importance),
+        "dropped": statistics.dropped,
+        "classes": None if classes is None else _numbers(classes),
+        "information": information,
+        "null": null,
+        "places": None if positions is None else _numbers(positions),
+        "position": statistics.position_information,
+    }
+
+
+def _predictions(logits: Logits) -> dict[str, Any]:
+    """The likeliest classes, and their probabilities in units of 1/255."""
+    shifted = np.exp(logits - logits.max(-1, keepdims=True))
+    every = shifted / shifted.sum(-1, keepdims=True)
+    top = np.argsort(-every, axis=-1, kind="stable")[..., :SHOWN]
+    probabilities = np.take_along_axis(every, top, axis=-1)
+    return {
+        "top": _array(top, "u2"),
+        "probabilities": _array(np.round(255 * np.nan_to_num(probabilities)), "u1"),
+    }
+
+
+def _array(array: Any, kind: str) -> dict[str, Any]:
+    """An array as ``rule.js`` reads it."""
+    array = np.asarray(array).astype(f"<{kind}")
+    data = base64.b64encode(array.tobytes()).decode()
+    return {"type": kind, "shape": array.shape, "data": data}
+
+
+def _numbers(array: np.ndarray) -> list[Any]:
+    return np.round(np.nan_to_num(array.astype(float)), 5).tolist()
+
+
+def _pixels(images: Images) -> Iterable[Image.Image]:
+    for image in np.asarray(images):
+        yield Image.fromarray(np.clip(np.round((image + 1) * 127.5), 0, 255).astype(np.uint8))
+
+
+def _data_url(image: Image.Image) -> str:
+    """The image as a file in the address: PNG if it is small, else JPEG."""
+    buffer = io.BytesIO()
+    if max(image.size) <= LARGEST_PNG:
+        image.save(buffer, "png", optimize=True)
+    else:
+        image.thumbnail((LARGEST_SIDE, LARGEST_SIDE))
+        image.save(buffer, "jpeg", quality=85)
+    kind = "png" if max(image.size) <= LARGEST_PNG else "jpeg"
+    return f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}"
