@@ -1,16 +1,19 @@
 """Analysis of routing: records of a model's sparse blocks, their statistics, and interventions."""
 
-from vmoe.analysis.capture import capture
+from vmoe.analysis.capture import Captured, capture, capture_features, feature_names
 from vmoe.analysis.collect import BlockRouting, Collected, collect, concatenate, labelled
 from vmoe.analysis.statistics import BlockStatistics, statistics
 
 __all__ = [
     "BlockRouting",
     "BlockStatistics",
+    "Captured",
     "Collected",
     "capture",
+    "capture_features",
     "collect",
     "concatenate",
+    "feature_names",
     "labelled",
     "statistics",
 ]

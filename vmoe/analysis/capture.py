@@ -1,10 +1,14 @@
-"""Routing records of a model's sparse blocks, together with its logits."""
+"""What a model computes on the way to its logits: routing records, features, attention maps."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from typing import NamedTuple
 
+import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from vmoe.axes import Images, Record, Route, Valid
+from vmoe.errors import UsageError, unknown
+from vmoe.nn.inputs import check_images
 from vmoe.nn.keys import MaybeKey
 from vmoe.nn.vit import ViT
 
@@ -28,3 +32,76 @@ def capture(
             ``vmoe/analysis/interventions.py``.
     """
     return model.forward(images, train=train, key=key, valid=valid, decide=decide)
+
+
+class Captured(NamedTuple):
+    """What ``capture_features`` returns.
+
+    Attributes:
+        logits, records: as ``capture`` returns them.
+        features: the arrays asked for, by name.
+    """
+
+    logits: Float[Array, "b y"]
+    records: dict[int, Record]
+    features: dict[str, Float[Array, "b ..."]]
+
+
+def feature_names(model: ViT) -> list[str]:
+    """The names that ``capture_features`` knows; "blocks.3.mlp" is the MLP of block 3.
+
+    Names, with n tokens of an image, of which the class token, if any, is the first:
+        blocks.I: f[b n d], the tokens after block I.
+        blocks.I.attention, blocks.I.mlp: f[b n d], what the attention and the MLP or the sparse
+            layer add to the tokens.
+        blocks.I.attention.weights: f32[b a n n], how much each token (third axis) attends to each
+            token (last axis), by head.
+        encoded: f[b n d], the tokens that are pooled, as of ``ViT.forward_features``.
+        pre_logits: f[b r], the inputs of the last linear layer.
+    """
+    parts = ("", ".attention", ".attention.weights", ".mlp")
+    blocks = [f"blocks.{i}{part}" for i in range(model.config.depth) for part in parts]
+    return [*blocks, "encoded", "pre_logits"]
+
+
+def capture_features(
+    model: ViT,
+    images: Images,
+    names: Iterable[str],
+    *,
+    valid: Valid | None = None,
+    decide: Mapping[int, Route] | None = None,
+) -> Captured:
+    """As ``capture`` without training, with features and attention maps on request.
+
+    Works inside ``jax.jit``. The last block computes all tokens, where the model itself may
+    compute the class token alone.
+
+    Args:
+        names: any of ``feature_names``.
+        valid, decide: as for ``capture``.
+
+    Raises:
+        UsageError: as calling the model; or there is no such name.
+    """
+    names, known = list(names), feature_names(model)
+    for name in names:
+        if name not in known:
+            raise UsageError(unknown("feature", name, known))
+    check_images(images)
+    model.placement.check_batch(len(images))
+    mask = jnp.ones(len(images), bool) if valid is None else jnp.asarray(valid)
+    tokens, records, features = model.embed(images), {}, {}
+    for i, outputs in enumerate(model.run_blocks(tokens, mask, decide=decide)):
+        place, block = f"blocks.{i}", model.blocks[i]
+        if f"{place}.attention.weights" in names:
+            weights = block.attention.weights(block.norm1(tokens))
+            features[f"{place}.attention.weights"] = weights
+        tokens = features[place] = outputs.tokens
+        features |= {f"{place}.attention": outputs.attention, f"{place}.mlp": outputs.mlp}
+        if outputs.record is not None:
+            records[i] = outputs.record
+    encoded = features["encoded"] = tokens if model.config.fc_norm else model.norm(tokens)
+    features["pre_logits"] = model.forward_head(encoded, pre_logits=True)
+    logits = model.forward_head(encoded)
+    return Captured(logits, records, {name: features[name] for name in names})

@@ -1,6 +1,7 @@
 """Multi-head attention, from Flax, with the published model's initialisation."""
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
@@ -46,3 +47,16 @@ class Attention(nnx.MultiHeadAttention):
     ) -> Float[Array, "b q d"]:
         rngs = None if key is None else nnx.Rngs(dropout=key)
         return super().__call__(queries, tokens, deterministic=key is None, rngs=rngs)
+
+    def weights(
+        self, queries: Float[Array, "b q d"], tokens: Float[Array, "b n d"] | None = None
+    ) -> Float[Array, "b a q n"]:
+        """How much each query attends to each token, by head: float32, sums to 1 over the tokens.
+
+        Calling the module does not compute them where a fused kernel attends.
+        """
+        query, key = self.query(queries), self.key(queries if tokens is None else tokens)
+        if self.normalize_qk:
+            query, key = self.query_ln(query), self.key_ln(key)
+        logits = jnp.einsum("bqaz,bnaz->baqn", query, key, preferred_element_type=jnp.float32)
+        return jax.nn.softmax(logits / query.shape[-1] ** 0.5)

@@ -1,7 +1,7 @@
 """One block of a vision transformer."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +18,22 @@ from vmoe.nn.moe import MoE
 from vmoe.nn.norm import layer_norm
 from vmoe.nn.patches import num_tokens
 from vmoe.sharding import ONE_DEVICE, Placement
+
+
+class BlockOutputs(NamedTuple):
+    """The tokens after a block, and what the block added to them.
+
+    Attributes:
+        tokens: after the block.
+        attention: output of the attention, before dropout.
+        mlp: output of the MLP or of the sparse layer.
+        record: of a sparse block's routing; None for a dense one.
+    """
+
+    tokens: Float[Array, "b x d"]
+    attention: Float[Array, "b q d"]
+    mlp: Float[Array, "b x d"]
+    record: Record | None
 
 
 class Block(nnx.Module):
@@ -61,8 +77,8 @@ class Block(nnx.Module):
         *,
         class_token_only: bool = False,
         decide: Route | None = None,
-    ) -> tuple[Float[Array, "b x d"], Record | None]:
-        """The tokens after the block, and the record of a sparse one.
+    ) -> BlockOutputs:
+        """The tokens after the block, its parts' outputs, and the record of a sparse block.
 
         Args:
             valid: False for images that only pad the batch.
@@ -76,12 +92,14 @@ class Block(nnx.Module):
             tokens = tokens[:, :1]
         attended = self.attention(normed[:, : tokens.shape[1]], normed, key=attention_key)
         tokens += self.dropout(attended, deterministic=key is None, rngs=dropout_key)
-        if not isinstance(self.mlp, MoE):
-            return tokens + self.mlp(self.norm2(tokens), mlp_key), None
-        change, record = self.mlp(
-            self.norm2(tokens), valid, mlp_key, class_token_only=class_token_only, decide=decide
-        )
-        return tokens[:, : change.shape[1]] + change, record
+        normed, record = self.norm2(tokens), None
+        if isinstance(self.mlp, MoE):
+            change, record = self.mlp(
+                normed, valid, mlp_key, class_token_only=class_token_only, decide=decide
+            )
+        else:
+            change = self.mlp(normed, mlp_key)
+        return BlockOutputs(tokens[:, : change.shape[1]] + change, attended, change, record)
 
 
 def rematerialized(run: Callable[..., Any], block: Block, *inputs: Any) -> Any:

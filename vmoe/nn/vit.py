@@ -14,7 +14,7 @@ from vmoe.axes import Images, Record, Route, Valid
 from vmoe.config import ViTConfig, replace
 from vmoe.errors import UsageError
 from vmoe.nn import keys
-from vmoe.nn.block import Block, rematerialized
+from vmoe.nn.block import Block, BlockOutputs, rematerialized
 from vmoe.nn.heads import AttentionPool, Head
 from vmoe.nn.inputs import check_images
 from vmoe.nn.keys import MaybeKey, Rngs
@@ -99,11 +99,6 @@ class ViT(nnx.Module):
             decide: by block, a function that decides in place of its router.
         """
         check_images(images)
-        if others := sorted(set(decide or ()) - set(self.config.sparse_blocks)):
-            raise UsageError(
-                f"decide for blocks {others}, which are not sparse: use any of "
-                f"{list(self.config.sparse_blocks)}"
-            )
         if train and key is None:
             key = self._next_key()
         self.placement.check_batch(len(images))
@@ -154,16 +149,16 @@ class ViT(nnx.Module):
             decide: see ``forward``.
         """
         records = {}
-        outputs = self._run_blocks(
+        every = self.run_blocks(
             tokens, valid, key, class_token_only=class_token_only, decide=decide
         )
-        for i, (after, record) in enumerate(outputs):
-            tokens = after
-            if record is not None:
-                records[i] = record
+        for i, outputs in enumerate(every):
+            tokens = outputs.tokens
+            if outputs.record is not None:
+                records[i] = outputs.record
         return (tokens if self.config.fc_norm else self.norm(tokens)), records
 
-    def _run_blocks(
+    def run_blocks(
         self,
         tokens: Float[Array, "b n d"],
         valid: Bool[Array, "b"],
@@ -171,8 +166,13 @@ class ViT(nnx.Module):
         *,
         class_token_only: bool = False,
         decide: Mapping[int, Route] | None = None,
-    ) -> Iterator[tuple[Float[Array, "b x d"], Record | None]]:
-        """What each block returns, in order."""
+    ) -> Iterator[BlockOutputs]:
+        """What each block returns, in order; see ``encode``."""
+        if others := sorted(set(decide or ()) - set(self.config.sparse_blocks)):
+            raise UsageError(
+                f"decide for blocks {others}, which are not sparse: use any of "
+                f"{list(self.config.sparse_blocks)}"
+            )
         last, deciders = len(self.blocks) - 1, decide or {}
         for i, block_key in enumerate(keys.split(key, len(self.blocks))):
             run = functools.partial(
@@ -181,8 +181,9 @@ class ViT(nnx.Module):
                 decide=deciders.get(i),
             )
             run = functools.partial(rematerialized, run) if self.config.remat else run
-            tokens, record = run(self.blocks[i], self.placement.images(tokens), valid, block_key)
-            yield tokens, record
+            outputs = run(self.blocks[i], self.placement.images(tokens), valid, block_key)
+            tokens = outputs.tokens
+            yield outputs
 
     def pool(self, tokens: Float[Array, "b n d"]) -> Float[Array, "b d"]:
         """The features of each image, see ``ViTConfig.pooling``."""
@@ -241,7 +242,7 @@ class ViT(nnx.Module):
         outputs = {}
         normalize = norm and not self.config.fc_norm
         valid = jnp.ones(len(images), bool)
-        for i, (tokens, _) in enumerate(self._run_blocks(self.embed(images), valid)):
+        for i, (tokens, *_) in enumerate(self.run_blocks(self.embed(images), valid)):
             if i in chosen:
                 tokens = (self.norm(tokens) if normalize else tokens)[:, first:]
                 outputs[i] = (
