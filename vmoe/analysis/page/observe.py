@@ -4,9 +4,13 @@ import math
 from collections.abc import Callable
 from typing import NamedTuple
 
+import jax
+import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Int
+from flax import nnx
+from jaxtyping import Array, Float, Int, UInt8
 
+from vmoe.analysis.capture import capture_features
 from vmoe.analysis.collect import BlockRouting, Collected, collect
 from vmoe.analysis.effects import (
     PRIORITIES,
@@ -28,6 +32,10 @@ STEPS = 7
 """Steps of the grid of slots, from none to enough for every choice."""
 
 
+MOST_ATTENTION = 2_000_000
+"""Bytes of attention maps on the page."""
+
+
 class ModelOnImages(NamedTuple):
     """A model on the images of a page.
 
@@ -39,6 +47,8 @@ class ModelOnImages(NamedTuple):
         capacities: the logits by number of slots and priority, in every sparse block; empty unless
             every router is token_choice.
         removed: the logits without one expert; empty if they are not asked for.
+        attention: by sparse block, how much each token (axis 1) of the first images attends to each
+            token, as a fraction of the largest, mean over the heads.
     """
 
     name: str
@@ -47,6 +57,7 @@ class ModelOnImages(NamedTuple):
     statistics: dict[int, BlockStatistics]
     capacities: dict[tuple[int, Priority], Logits]
     removed: dict[Removal, Logits]
+    attention: dict[int, UInt8[np.ndarray, "x n n"]]
 
 
 def observe(
@@ -75,7 +86,29 @@ def observe(
         capacities = at_capacities(model, batch, slots_of(config, routing), on_step=on_step)
     which = removals(config) if remove else []
     removed = without_experts(model, batch, which, on_step=on_step) if which else {}
-    return ModelOnImages(name, config, routing, statistics, capacities, removed)
+    attention = _attention(model, images)
+    return ModelOnImages(name, config, routing, statistics, capacities, removed, attention)
+
+
+def _attention(model: ViT, images: Images) -> dict[int, UInt8[np.ndarray, "x n n"]]:
+    """In units of 1/255; of as many images as ``MOST_ATTENTION`` allows, at least one."""
+    graph, state = nnx.split(model)
+    names = {f"blocks.{i}.attention.weights": i for i in model.config.sparse_blocks}
+
+    @jax.jit
+    def run(state: nnx.State, images: jax.Array) -> dict[int, jax.Array]:
+        features = capture_features(nnx.merge(graph, state, copy=True), images, names).features
+        return {names[name]: _relative(weights.mean(axis=1)) for name, weights in features.items()}
+
+    attention = run(state, jnp.asarray(images))
+    size = sum(weights[0].size for weights in attention.values())
+    return {
+        i: np.asarray(weights[: max(1, MOST_ATTENTION // size)]) for i, weights in attention.items()
+    }
+
+
+def _relative(weights: Float[Array, "b n n"]) -> UInt8[Array, "b n n"]:
+    return jnp.round(255 * weights / weights.max(-1, keepdims=True)).astype(jnp.uint8)
 
 
 def count_passes(config: ViTConfig, *, remove: bool = True) -> int:

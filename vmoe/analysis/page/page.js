@@ -302,7 +302,7 @@ function drawPanels() {
     ...(models.length > 1 ? [make("h3", {className: "model"}, model.name)] : []),
     ...(m ? [] : [picture]),
     ...model.blocks.map(block => panel(m, block)),
-    make("div", {className: "panel"}, make("h3", {}, "prediction"), prediction(model.predictions, image))]);
+    make("div", {className: "panel prediction"}, make("h3", {}, "prediction"), prediction(model.predictions, image))]);
   fill("panels", ...panels);
   const block = blockOf(state.model, state.block);
   if (state.show === "attention" && !attentionOf(state.model, block, image)) {

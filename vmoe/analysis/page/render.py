@@ -10,12 +10,11 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from PIL import Image
 
 from vmoe.analysis.collect import BlockRouting
 from vmoe.analysis.colors import COLORS, text_color
-from vmoe.analysis.effects import Logits
 from vmoe.analysis.page.observe import ModelOnImages, Slots
 from vmoe.analysis.statistics import BlockStatistics
 from vmoe.axes import Images
@@ -90,6 +89,7 @@ def _model(model: ModelOnImages, size: tuple[int, ...], y: int) -> dict[str, Any
         "predictions": _predictions(routing.logits),
         "blocks": [
             _block(i, moe, routing.blocks[i], model.statistics[i], y, prefix)
+            | {"attention": _array(model.attention[i], "u1") if i in model.attention else None}
             for i, moe in config.moe_blocks.items()
         ],
         "grid": _grid(model),
@@ -188,7 +188,7 @@ def _sums(statistics: BlockStatistics, y: int, prefix: int) -> dict[str, Any]:
     }
 
 
-def _predictions(logits: Logits) -> dict[str, Any]:
+def _predictions(logits: Float[np.ndarray, "*x b y"]) -> dict[str, Any]:
     """The likeliest classes, and their probabilities in units of 1/255."""
     shifted = np.exp(logits - logits.max(-1, keepdims=True))
     every = shifted / shifted.sum(-1, keepdims=True)

@@ -1,0 +1,374 @@
+"""The page of ``vmoe routing --out`` in a real browser, headless Chromium, by what a reader does.
+
+The pages show invented routing; one test lets the real command write the page of a trained model.
+"""
+
+import html
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, get_args
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tests.command import vmoe
+from vmoe import models
+from vmoe.analysis import BlockRouting, Collected, page, statistics
+from vmoe.analysis.effects import removals
+from vmoe.config import MoEConfig, TokenChoice, ViTConfig
+from vmoe.config.routers import Priority
+from vmoe.routing.token_choice import assign
+
+BROWSER = ("chromium", "chromedriver")
+in_a_browser = pytest.mark.skipif(
+    not all(map(shutil.which, BROWSER)), reason="needs chromium and chromedriver"
+)
+B, E, SIDE, SLOTS = 5, 4, 4, 12
+GROUPS = np.array([0, 0, 1, 1, 2])  # of at most two images
+PRIORITIES = get_args(Priority)
+CLASSES = ("cat", "</script><img src=x onerror=alert(1)>", "&lt;cow", "'\"\u2028")
+LABELS = np.array([0, 1, 2, 3, -1])
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    from selenium import webdriver
+
+    options = webdriver.ChromeOptions()
+    options.binary_location = str(shutil.which("chromium"))
+    for argument in ("--headless=new", "--no-sandbox", "--disable-gpu", "--window-size=1280,1000"):
+        options.add_argument(argument)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    service = webdriver.ChromeService(str(shutil.which("chromedriver")))
+    with webdriver.Chrome(options=options, service=service) as driver:
+        yield driver
+
+
+def config_of(k: int, pooling: Any, normalize: bool) -> ViTConfig:
+    router = TokenChoice(k=k, normalize_weights=normalize)
+    return models.model_config(
+        "vit_tiny",
+        **dict(image_size=16, patch_size=4, num_classes=len(CLASSES), pooling=pooling),
+        **dict(depth=2, sparse_blocks=(0, 1)),
+        moe=MoEConfig(num_experts=E, router=router, images_per_group=2, capacity=SLOTS),
+    )
+
+
+@jax.jit(static_argnums=(2, 3, 4))
+def _assign(gates: jax.Array, valid: jax.Array, k: int, priority: str, normalize: bool) -> Any:
+    c = gates.shape[1]
+    return assign(gates, valid, k=k, c=c, priority=priority, normalize=normalize)
+
+
+def decided(gates: np.ndarray, config: ViTConfig, priority: str) -> BlockRouting:
+    """The model's own decision with a slot for every choice."""
+    router, n = config.moe_blocks[0].router, gates.shape[1]
+    assert isinstance(router, TokenChoice)
+    padded = np.concatenate([gates, np.zeros_like(gates[:1])]).reshape(3, 2 * n, E)
+    valid = (np.arange(6 * n) < B * n).reshape(3, -1)
+    arrays = jnp.asarray(padded), jnp.asarray(valid)
+    routing = _assign(*arrays, router.k, priority, router.normalize_weights)
+    places = np.where(routing.kept, np.asarray(routing.slots) % (2 * n), -1)
+    fields = (routing.experts, places, routing.weights)
+    return BlockRouting(gates, *(np.asarray(x).reshape(6, n, -1)[:B] for x in fields), GROUPS)
+
+
+def with_slots(block: BlockRouting, slots: int) -> BlockRouting:
+    """Only the first slots of each expert: a place in a queue does not depend on their number."""
+    kept = block.positions < slots
+    positions, weights = np.where(kept, block.positions, -1), np.where(kept, block.weights, 0)
+    return block._replace(positions=positions, weights=weights)
+
+
+def invented(
+    name: str = "a model", *, k: int = 2, pooling: str = "mean", normalize: bool = False
+) -> page.ModelOnImages:
+    """Gates with many ties, decided in order of the batch, and random logits."""
+    config, rng = config_of(k, pooling, normalize), np.random.default_rng(k)
+    shape = (B, SIDE**2 + config.has_class_token, E)
+    blocks = {}
+    for i in config.sparse_blocks:
+        gates = rng.integers(1, 6, shape).astype(np.float32)
+        gates /= gates.sum(-1, keepdims=True)
+        blocks[i] = with_slots(decided(gates, config, "order"), SLOTS)
+
+    def logits() -> np.ndarray:
+        return rng.normal(0, 3, (B, len(CLASSES))).astype(np.float32)
+
+    routing = Collected(logits(), LABELS, blocks)
+    grid = {(slots, priority): logits() for slots in (0, 8, 16) for priority in PRIORITIES}
+    removed = {each: logits() for each in removals(config)}
+    maps = rng.integers(0, 256, (3, shape[1], shape[1]), np.uint8)
+    attention = dict.fromkeys(config.sparse_blocks, maps)
+    return page.ModelOnImages(
+        name, config, routing, statistics([routing]), grid, removed, attention
+    )
+
+
+def written(folder: Path, *shown: page.ModelOnImages, title: str = "Routing") -> Path:
+    images = np.random.default_rng(0).uniform(-1, 1, (B, 16, 16, 3)).astype(np.float32)
+    path = folder / "page.html"
+    path.write_text(page.render(title, "five images", images, LABELS, CLASSES, list(shown)))
+    return path
+
+
+def opened(browser: Any, path: Path, address: str = "") -> None:
+    browser.get("about:blank")
+    browser.get(f"{path.as_uri()}{address}")
+    wait(browser, "return document.documentElement.dataset.drawn")
+    assert browser.get_log("browser") == []
+
+
+def wait(browser: Any, script: str) -> Any:
+    from selenium.webdriver.support.ui import WebDriverWait
+
+    return WebDriverWait(browser, 30, poll_frequency=0.02).until(
+        lambda browser: browser.execute_script(script)
+    )
+
+
+def text(browser: Any, identifier: str) -> str:
+    return browser.find_element("id", identifier).text
+
+
+def shown_top(logits: np.ndarray) -> list[str]:
+    return [CLASSES[i] for i in np.argsort(-logits)]
+
+
+def bar_names(element: Any) -> list[str]:
+    names = element.find_elements("css selector", ".bars th")
+    return [name.get_property("textContent").removeprefix("✓ ") for name in names]
+
+
+@in_a_browser
+@pytest.mark.parametrize(
+    ("k", "pooling", "normalize"), [(1, "mean", False), (2, "class_token", True), (3, "mean", True)]
+)
+def test_the_page_drops_what_the_model_drops_at_every_number_of_slots_and_priority(
+    browser: Any, tmp_path: Path, k: int, pooling: str, normalize: bool
+) -> None:
+    """And gives the kept choices the model's combine weights."""
+    model = invented(k=k, pooling=pooling, normalize=normalize)
+    opened(browser, written(tmp_path, model))
+    found = browser.execute_script(
+        """const block = models[0].blocks[1], n = block.chosen.shape[1];
+        return arguments[0].map(priority => arguments[1].map(slots => images.map((_, image) => {
+          const kept = keptInGroup(block, image, slots, priority).get(image);
+          return Array.from({length: n}, (_, token) =>
+            choices(block, image, token, kept).map(({weight}) => weight));
+        })))""",
+        PRIORITIES,
+        slots := list(range(2 * (SIDE**2 + 1) + 1)),
+    )
+    for priority, of_priority in zip(PRIORITIES, found, strict=True):
+        every = decided(model.routing.blocks[1].gates, model.config, priority)
+        for number, weights in zip(slots, of_priority, strict=True):
+            expected = with_slots(every, number)
+            np.testing.assert_array_equal(np.array(weights) > 0, expected.kept)
+            np.testing.assert_allclose(weights, expected.weights, rtol=1e-6)
+
+
+@in_a_browser
+def test_a_clicked_patch_is_followed_through_all_blocks_and_the_address_brings_it_back(
+    browser: Any, tmp_path: Path
+) -> None:
+    from selenium.webdriver import ActionChains
+
+    model = invented(pooling="class_token")
+    path = written(tmp_path, model)
+    opened(browser, path, "#image=2")
+    canvas = browser.find_element("id", "picture-0-0")
+    side = canvas.size["width"]
+    third_row_last_column = (side * (3.5 / 4 - 0.5), side * (2.5 / 4 - 0.5))
+    ActionChains(browser).move_to_element_with_offset(
+        canvas, *third_row_last_column
+    ).click().perform()
+    token = 1 + 2 * SIDE + 3
+    rows = browser.find_elements("css selector", "#path tbody tr")
+    for row, block in zip(rows, model.routing.blocks.values(), strict=True):
+        chips = row.find_elements("css selector", ".chip")
+        assert [int(chip.text) for chip in chips] == block.experts[2, token].tolist()
+        weights = [f"{w:.3f}" if w else "dropped" for w in block.weights[2, token]]
+        assert row.find_elements("css selector", "td")[2].text.split() == weights
+    assert "row 3, column 4: expert" in text(browser, "live")
+    before = text(browser, "path")
+    address = browser.current_url.partition("#")[2]
+    opened(browser, path, f"#{address}")
+    assert f"token={token}" in address and text(browser, "path") == before
+
+
+@in_a_browser
+def test_the_arrow_keys_move_the_patch_and_stay_in_the_picture(
+    browser: Any, tmp_path: Path
+) -> None:
+    from selenium.webdriver.common.keys import Keys
+
+    opened(browser, written(tmp_path, invented()))
+    places = []
+    for key in (
+        Keys.ARROW_RIGHT,
+        Keys.ARROW_LEFT,
+        Keys.ARROW_RIGHT,
+        Keys.ARROW_DOWN,
+        Keys.ARROW_UP,
+    ):
+        browser.find_element("id", "picture-0-1").send_keys(key)
+        places.append(text(browser, "live").partition(":")[0])
+        assert browser.switch_to.active_element.get_attribute("id") == "picture-0-1"
+    first, second = "row 1, column 1", "row 1, column 2"
+    assert places == [first, first, second, "row 2, column 2", second]
+    browser.find_element("id", "gallery").send_keys(Keys.ARROW_RIGHT)
+    assert (
+        browser.find_element("css selector", "#gallery [aria-selected=true]").get_attribute("id")
+        == "image-1"
+    )
+
+
+@in_a_browser
+def test_dragging_the_slots_shows_what_is_dropped_and_what_the_whole_model_predicts(
+    browser: Any, tmp_path: Path
+) -> None:
+    from selenium.webdriver import ActionChains
+
+    model = invented()
+    opened(browser, written(tmp_path, model), "#image=1")
+    slider = browser.find_element("id", "slots")
+    ActionChains(browser).drag_and_drop_by_offset(slider, -60, 0).perform()
+    number = int(browser.execute_script("return state.slots"))
+    assert 0 < number < SLOTS
+    expected = with_slots(decided(model.routing.blocks[1].gates, model.config, "order"), number)
+    of_image, of_group = expected.dropped[1].mean(), expected.dropped[:2].mean()
+    rows = browser.find_elements("css selector", "#capacity-result .scroll tbody tr")
+    shown = [row.find_element("tag name", "td").text.removesuffix("%") for row in rows]
+    np.testing.assert_allclose(np.array(shown, float) / 100, [of_image, of_group], atol=5.1e-4)
+    assert f"{number} slots per expert" in text(browser, "slots-text")
+    nearest = min((0, 8, 16), key=lambda slots: abs(slots - number))
+    result = browser.find_element("id", "capacity-result")
+    assert bar_names(result) == shown_top(model.capacities[nearest, "order"][1])
+
+
+@in_a_browser
+def test_a_removed_expert_shows_the_prediction_of_the_model_without_it(
+    browser: Any, tmp_path: Path
+) -> None:
+    from selenium.webdriver.support.ui import Select
+
+    model = invented()
+    opened(browser, written(tmp_path, model), "#image=3")
+    choices = Select(browser.find_element("id", "choice-removal"))
+    of_block = [each for each in model.removed if each.block == 1]
+    assert len(choices.options) == len(of_block)
+    choices.select_by_index(5)
+    names = bar_names(browser.find_element("id", "removal-result"))
+    with_all, without = model.routing.logits[3], model.removed[of_block[5]][3]
+    assert names == shown_top(with_all) + shown_top(without)
+
+
+@in_a_browser
+def test_images_are_filtered_by_class_expert_and_error(browser: Any, tmp_path: Path) -> None:
+    from selenium.webdriver.support.ui import Select
+
+    model = invented()
+    opened(browser, written(tmp_path, model))
+
+    def images() -> list[str]:
+        every = browser.find_elements("css selector", "#gallery img")
+        return [image.get_attribute("id") for image in every]
+
+    predictions = model.routing.logits.argmax(-1)
+    browser.find_element("id", "wrong").click()
+    wrong = [i for i in range(B) if LABELS[i] >= 0 and predictions[i] != LABELS[i]]
+    assert images() == [f"image-{i}" for i in wrong]
+    browser.find_element("id", "wrong").click()
+    Select(browser.find_element("id", "choice-class")).select_by_index(3)
+    assert images() == ["image-2"]
+    Select(browser.find_element("id", "choice-class")).select_by_index(0)
+    Select(browser.find_element("id", "choice-expert")).select_by_index(2)
+    uses = (model.routing.blocks[1].experts[..., 0] == 1).sum(-1)
+    assert images() == [f"image-{i}" for i in np.argsort(-uses, kind="stable") if uses[i]]
+
+
+@in_a_browser
+def test_attention_is_that_of_the_selected_patch_and_its_absence_is_said(
+    browser: Any, tmp_path: Path
+) -> None:
+    model = invented()
+    path = written(tmp_path, model)
+    opened(browser, path, "#show=attention&token=6&image=1")
+    found = browser.execute_script("return Array.from(attentionOf(0, models[0].blocks[1], 1))")
+    assert found == model.attention[1][1, 6].tolist()
+    opened(browser, path, "#show=attention")
+    assert text(browser, "hint") == "Select a patch: its attention is shown."
+    opened(browser, path, "#show=attention&token=6&image=4")
+    assert text(browser, "hint") == "Attention is stored for the first 3 images."
+
+
+@in_a_browser
+def test_names_are_shown_as_they_are_and_nothing_is_fetched(browser: Any, tmp_path: Path) -> None:
+    title = "<b>bold</b> & </title><script>alert(2)</script>"
+    path = written(tmp_path, invented(title), invented("other"), title=title)
+    assert html.escape(title) in path.read_text()
+    opened(browser, path)  # an alert would end it, a refused request stand in the log
+    assert browser.find_element("tag name", "h1").text == title == browser.title
+    classes = browser.find_elements("css selector", "#choice-class option")
+    assert [each.get_property("textContent") for each in classes] == ["all", *CLASSES]
+    resources = "return performance.getEntriesByType('resource').map(({name}) => name)"
+    assert all(name.startswith("data:") for name in browser.execute_script(resources))
+
+
+@in_a_browser
+def test_two_models_stand_one_above_the_other(browser: Any, tmp_path: Path) -> None:
+    opened(browser, written(tmp_path, invented("one", k=1), invented("two", pooling="class_token")))
+    assert [each.text for each in browser.find_elements("css selector", ".model")] == ["one", "two"]
+    browser.find_element("id", "picture-1-0").click()
+    tables = browser.find_elements("css selector", "#path .scroll")
+    assert len(tables) == 2 and text(browser, "capacity").startswith("block 0")
+
+
+@in_a_browser
+def test_the_page_works_in_a_frame_without_rights_on_a_phone_and_in_the_dark(
+    browser: Any, tmp_path: Path
+) -> None:
+    """A notebook embeds it in such a frame, which has no address to write to."""
+    path = written(tmp_path, invented())
+    outer = tmp_path / "outer.html"
+    source = html.escape(path.read_text())
+    outer.write_text(
+        f'<iframe sandbox="allow-scripts" width=600 height=900 srcdoc="{source}"></iframe>'
+    )
+    browser.get(outer.as_uri())
+    browser.switch_to.frame(0)
+    wait(browser, "return document.documentElement.dataset.drawn")
+    browser.find_element("id", "picture-0-0").click()
+    assert "block 0" in text(browser, "path")
+    browser.switch_to.default_content()
+
+    size = dict(width=360, height=740, deviceScaleFactor=2, mobile=True)
+    dark = {"features": [{"name": "prefers-color-scheme", "value": "dark"}]}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", dark)
+    opened(browser, path, "#token=5")
+    assert browser.execute_script("return document.documentElement.scrollWidth") <= 360
+    style = "return getComputedStyle(document.body)"
+    assert browser.execute_script(f"{style}.backgroundColor") == "rgb(21, 24, 28)"
+    browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": []})
+
+
+@in_a_browser
+def test_the_command_writes_a_page_that_shows_a_trained_model(browser: Any, tmp_path: Path) -> None:
+    path = tmp_path / "report.html"
+    data = ("--data", "fashion_mnist_sample", "--images", "64", "--page-images", "16")
+    command = ("routing", "--checkpoint", "vmoe_fashion_mnist", *data, "--out", path, "--json")
+    result = vmoe(*command)
+    assert result.returncode == 0, result.stderr
+    assert f"{path}: 0." in result.stderr and json.loads(result.stdout)["blocks"]
+    opened(browser, path)
+    assert len(browser.find_elements("css selector", "#gallery img")) == 16
+    assert len(browser.find_elements("css selector", "#panels canvas")) == 3
+    milliseconds = int(browser.execute_script("return document.documentElement.dataset.drawn"))
+    print(f"{path.stat().st_size / 1e6:.2f} MB, first picture after {milliseconds} ms")
