@@ -39,7 +39,7 @@ if [[ ${#on_eight[@]} -gt 0 ]]; then
 fi
 if [[ ${#on_one[@]} -gt 0 ]]; then
   echo "== tests"
-  command -v chromium chromedriver >/dev/null ||
+  { command -v chromium && command -v chromedriver; } >/dev/null ||
     echo "without the tests of the HTML page: they need chromium and chromedriver"
   run_pytest "${on_one[@]}" "$@"
 fi

@@ -80,20 +80,11 @@ def collect(
         decide: see ``capture``.
     """
     graph, state = nnx.split(model)
-
-    @jax.jit
-    def run(
-        state: nnx.State, images: jax.Array, valid: jax.Array
-    ) -> tuple[jax.Array, dict[int, tuple[jax.Array, ...]]]:
-        model = nnx.merge(graph, state, copy=True)
-        logits, records = model.forward(images, valid=valid, decide=decide)
-        devices = model.placement.devices
-        return logits, {i: _by_image(record, len(images), devices) for i, record in records.items()}
-
+    changes = tuple((decide or {}).items())
     first = dict.fromkeys(model.config.sparse_blocks, 0)  # number of the batch's first group
     for images, labels, valid in batches:
         real = np.ones(len(images), bool) if valid is None else np.asarray(valid)
-        logits, blocks = jax.device_get(run(state, images, real))
+        logits, blocks = jax.device_get(_run(graph, changes, state, images, real))
         labels = np.full(len(images), -1) if labels is None else np.asarray(labels)
         own = {}
         for i, fields in blocks.items():
@@ -101,6 +92,20 @@ def collect(
             own[i] = block._replace(groups=block.groups + first[i])
             first[i] += fields[-1].max(initial=-1) + 1
         yield Collected(logits[real], labels[real], own)
+
+
+@jax.jit(static_argnums=(0, 1))  # compiled once for all passes over a data set
+def _run(
+    graph: nnx.GraphDef,
+    decide: tuple[tuple[int, Route], ...],
+    state: nnx.State,
+    images: jax.Array,
+    valid: jax.Array,
+) -> tuple[jax.Array, dict[int, tuple[jax.Array, ...]]]:
+    model = nnx.merge(graph, state, copy=True)
+    logits, records = model.forward(images, valid=valid, decide=dict(decide))
+    devices = model.placement.devices
+    return logits, {i: _by_image(record, len(images), devices) for i, record in records.items()}
 
 
 def _by_image(record: Record, b: int, devices: int) -> tuple[jax.Array, ...]:
