@@ -17,7 +17,7 @@ class DataConfig(Checked):
 
     name: str = "digits"
     """Data set: digits, fashion_mnist, fashion_mnist:FOLDER, folder:PATH or arrays:FILE.npz; or
-    fashion_mnist_sample, to evaluate."""
+    fashion_mnist_sample or emoji_sample, to evaluate."""
     check: Check = "headers"
     """headers: check the first and last bytes of each file when a folder is first opened; decode:
     decode every image. The result is cached."""

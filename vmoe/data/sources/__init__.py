@@ -3,6 +3,7 @@
     digits                                  1,797 digits of 8 x 8 pixels
     fashion_mnist[:FOLDER]                  70,000 pieces of clothing of 28 x 28 pixels
     fashion_mnist_sample                    512 test images of these, which come with vmoe
+    emoji_sample                            128 emoji of 64 x 64 pixels, which come with vmoe
     folder:PATH                             any images, in one sub-folder per class
     arrays:FILE.npz                         any images, in one NumPy file
 
@@ -14,9 +15,10 @@ from collections.abc import Iterable, Iterator
 from vmoe.config.data import Check, OnError
 from vmoe.data.sources.arrays import open_arrays
 from vmoe.data.sources.digits import open_digits
-from vmoe.data.sources.fashion_mnist import open_fashion_mnist, open_sample
+from vmoe.data.sources.fashion_mnist import open_fashion_mnist
 from vmoe.data.sources.folder import open_folder
 from vmoe.data.sources.relabeled import relabel
+from vmoe.data.sources.samples import NAMES, open_sample
 from vmoe.data.sources.source import Example, Fingerprint, Skipped, Source
 from vmoe.data.sources.splits import SPLITS
 from vmoe.data.sources.subset import sample
@@ -36,8 +38,8 @@ __all__ = [
 
 NAMED = 5  # paths in a message
 
-_WITHOUT_PATH = ("digits", "fashion_mnist_sample")
-_KINDS = ("digits", "fashion_mnist", "fashion_mnist_sample", "folder", "arrays")
+_WITHOUT_PATH = ("digits", *NAMES)
+_KINDS = ("digits", "fashion_mnist", *NAMES, "folder", "arrays")
 
 
 def open_source(
@@ -47,7 +49,7 @@ def open_source(
 
     Args:
         name: "digits", "fashion_mnist", "fashion_mnist:FOLDER", "fashion_mnist_sample",
-            "folder:PATH" or "arrays:FILE.npz".
+            "emoji_sample", "folder:PATH" or "arrays:FILE.npz".
         split: "train", "validation" or "test".
         check: how the images of a folder are checked, see ``vmoe/data/check.py``.
         on_error: whether unreadable images in a folder are an error.
@@ -64,8 +66,8 @@ def open_source(
                 return open_digits(split)
             case "fashion_mnist":
                 return open_fashion_mnist(path, split)
-            case "fashion_mnist_sample":
-                return open_sample(split)
+            case "fashion_mnist_sample" | "emoji_sample":
+                return open_sample(kind, split)
             case "folder":
                 return open_folder(path, split, check=check, on_error=on_error)
         return open_arrays(path, split)

@@ -4,9 +4,6 @@ Its four ``.gz`` files are read from a given folder; if none is given, from the 
 package dataset-fashion-mnist, or from the user's cache, into which they are downloaded once from
 their official address. The 60,000 training images are split by class, always in the same way:
 55,000 train, 5,000 validation.
-
-The first 512 test images come with the package (``fashion_mnist_sample.npz``, under the license
-beside it): a sample on which trained models can be tried without a download.
 """
 
 import functools
@@ -23,10 +20,9 @@ import numpy as np
 
 from vmoe.cache import cache_folder
 from vmoe.data.sources.in_memory import InMemorySource, rgb
-from vmoe.data.sources.splits import resolve_split, stratified_split
+from vmoe.data.sources.splits import stratified_split
 from vmoe.errors import UsageError
 
-SAMPLE = Path(__file__).with_name("fashion_mnist_sample.npz")
 ADDRESS = "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com"
 DEBIAN = Path("/usr/share/datasets/fashion-mnist")
 CLASS_NAMES = (
@@ -64,19 +60,6 @@ def open_fashion_mnist(folder: str, split: str) -> InMemorySource:
     return InMemorySource(
         f"fashion_mnist:{split}", (dataset, split), rgb(images), labels, CLASS_NAMES
     )
-
-
-def open_sample(split: str) -> InMemorySource:
-    """Opens the sample, which has test images only.
-
-    Raises:
-        UsageError: another split is asked for.
-    """
-    name = "fashion_mnist_sample"
-    resolve_split(split, ["test"], name)
-    with np.load(SAMPLE, allow_pickle=False) as arrays:
-        images, labels = rgb(arrays["images"]), arrays["labels"].astype(np.int64)
-    return InMemorySource(f"{name}:test", (name, "test"), images, labels, CLASS_NAMES)
 
 
 @functools.cache
