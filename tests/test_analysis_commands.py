@@ -33,6 +33,12 @@ def test_a_check_exits_with_3_if_something_is_wrong_and_0_if_not() -> None:
     assert [finding["kind"] for finding in report["findings"]] == ["dropped"] * 3 + ["batch"]
     for measures in report["blocks"].values():
         assert sum(measures["load"]) == pytest.approx(1) and measures["dropped"] > 0.5
+        shares = measures["kept_share"]
+        assert (
+            shares["class_token"] is None
+            and 0 < shares["background"] < 0.6
+            and 0 < shares["foreground"] < 0.6
+        )
         assert measures["class_information_null"] < measures["class_information"] < 0.3
 
 

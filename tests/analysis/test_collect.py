@@ -8,7 +8,8 @@ from sklearn.metrics import normalized_mutual_info_score
 from tests.random_models import forward, random_images, random_params
 from vmoe import models
 from vmoe.analysis.collect import BlockRouting, Collected, collect, concatenate, labelled
-from vmoe.analysis.statistics import BINS, mutual_information, statistics
+from vmoe.analysis.foreground import foreground
+from vmoe.analysis.statistics import BINS, KINDS, mutual_information, statistics
 from vmoe.config import ExpertChoice, MoEConfig, Router, Soft, TokenChoice, replace
 from vmoe.nn.vit import ViT
 
@@ -29,9 +30,18 @@ def model_of(router: Router) -> ViT:
     return models.with_params(config, random_params(config))
 
 
+def images_on_white() -> np.ndarray:
+    """Noise on white: in image i, the i % 6 first patches, left to right, show something."""
+    images = random_images(b=B)
+    for image, y, x in np.ndindex(B, 4, 4):
+        if y * 4 + x >= image % 6:
+            images[image, 8 * y : 8 * y + 8, 8 * x : 8 * x + 8] = 1
+    return images
+
+
 @pytest.fixture(scope="module", params=ROUTERS.values(), ids=ROUTERS.keys())
 def collected(request: pytest.FixtureRequest) -> Collected:
-    batches = labelled(random_images(b=B), LABELS, batch_size=6)
+    batches = labelled(images_on_white(), LABELS, batch_size=6)
     return concatenate(collect(model_of(request.param), batches))
 
 
@@ -39,7 +49,7 @@ def test_every_image_is_collected_once_with_the_decisions_of_its_batch(
     collected: Collected, request: pytest.FixtureRequest
 ) -> None:
     router = request.node.callspec.params["collected"]
-    images = random_images(b=B)
+    images = images_on_white()
     np.testing.assert_array_equal(collected.labels, LABELS)
     for block in collected.blocks.values():
         assert block.gates.shape == (B, N, E)
@@ -73,7 +83,7 @@ def test_statistics_equal_loops_over_images_tokens_and_choices(collected: Collec
         choices, kept = np.zeros(E, int), np.zeros(E, int)
         by_position, coactivation, uses = np.zeros((E, N)), np.zeros((E, E)), np.zeros((B, E))
         by_priority, kept_by, chosen_by = (np.zeros(BINS) for _ in range(3))
-        entropy, unprocessed = 0.0, 0
+        entropy, unprocessed, by_kind = 0.0, 0, np.zeros((3, 2), int)
         for b, n in np.ndindex(B, N):
             gates = block.gates[b, n].astype(np.float64)
             entropy -= (gates * np.log(gates)).sum()
@@ -92,6 +102,8 @@ def test_statistics_equal_loops_over_images_tokens_and_choices(collected: Collec
             got = block.experts[b, n][block.positions[b, n] >= 0]
             for e in got:
                 kept[e] += 1
+            kind = 0 if n == 0 else 2 if n - 1 < b % 6 else 1
+            by_kind[kind] += len(got), len(chosen)
             unprocessed += not len(got) and block.experts.shape[-1] > 0
         assert own.tokens == B * N and own.unprocessed == unprocessed
         for ours, expected in (
@@ -103,8 +115,12 @@ def test_statistics_equal_loops_over_images_tokens_and_choices(collected: Collec
             (own.by_priority, by_priority),
             (own.kept_by_priority, kept_by),
             (own.choices_by_priority, chosen_by),
+            (own.kept_by_kind, by_kind[:, 0]),
+            (own.choices_by_kind, by_kind[:, 1]),
         ):
             np.testing.assert_array_equal(ours, expected)
+        shares = [None if not of else kept / of for kept, of in by_kind.tolist()]
+        assert list(own.kept_share.values()) == shares
         assert own.gate_entropy == pytest.approx(entropy / (B * N), rel=1e-6)
         assert own.importance.sum() == pytest.approx(1, rel=1e-5)
         if choices.sum():
@@ -123,6 +139,26 @@ def test_statistics_do_not_depend_on_how_images_are_batched(collected: Collected
         lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-12),
         *({i: vars(each) for i, each in total.items()} for total in (whole, split)),
     )
+
+
+def test_a_patch_is_background_if_all_its_pixels_have_the_colour_of_the_border() -> None:
+    shown = foreground(images_on_white(), 8).reshape(B, 16)
+    np.testing.assert_array_equal(shown, np.arange(16) < np.arange(B)[:, None] % 6)
+    black = np.full((1, 16, 16, 3), -1, np.float32)
+    black[0, 8, 8, 2] += 0.2  # one pixel of one channel
+    assert foreground(black, 8).tolist() == [[[False, False], [False, True]]]
+    assert not foreground(black, 8, tolerance=0.3).any()
+
+
+def test_shares_of_images_without_plain_background_are_unknown() -> None:
+    own = _one_expert_per_image(np.zeros(4, int), np.zeros(4, int))
+    assert statistics([own])[0].kept_share == dict.fromkeys(KINDS)
+    half = own._replace(foreground=np.broadcast_to(np.arange(4) % 2 == 0, (4, 1, 4)))
+    assert statistics([half])[0].kept_share == {
+        "class_token": 1.0,
+        "background": 1.0,
+        "foreground": 1.0,
+    }
 
 
 def test_mutual_information_is_that_of_scikit_learn() -> None:
@@ -153,4 +189,4 @@ def _one_expert_per_image(experts: np.ndarray, labels: np.ndarray) -> Collected:
     choices = np.broadcast_to(experts[:, None, None], (b, n, 1))
     gates = np.eye(3, dtype=np.float32)[choices[..., 0]]
     block = BlockRouting(gates, choices, choices * 0, gates.max(-1, keepdims=True), np.arange(b))
-    return Collected(np.zeros((b, 3)), labels, {0: block})
+    return Collected(np.zeros((b, 3)), labels, {0: block}, np.ones((b, 1, n), bool))

@@ -2,6 +2,7 @@
 
 from vmoe.analysis.capture import Captured, capture, capture_features, feature_names
 from vmoe.analysis.collect import BlockRouting, Collected, collect, concatenate, labelled
+from vmoe.analysis.foreground import foreground
 from vmoe.analysis.statistics import BlockStatistics, statistics
 
 __all__ = [
@@ -14,6 +15,7 @@ __all__ = [
     "collect",
     "concatenate",
     "feature_names",
+    "foreground",
     "labelled",
     "statistics",
 ]

@@ -10,6 +10,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Bool, Float, Int
 
+from vmoe.analysis.foreground import foreground
 from vmoe.axes import Images, Record, Route, SoftRouting, Valid
 from vmoe.errors import UsageError
 from vmoe.nn.vit import ViT
@@ -53,17 +54,20 @@ class BlockRouting(NamedTuple):
 
 
 class Collected(NamedTuple):
-    """The logits and the routing of a batch.
+    """The logits and the routing of a batch, and what its images show.
 
     Attributes:
         logits: of the model.
         labels: the class of each image; -1 if unknown.
         blocks: by number of a sparse block.
+        foreground: whether each patch shows more than plain background; see ``foreground``. If
+            there is one token more than patches, the first one is the class token.
     """
 
     logits: Float[np.ndarray, "b y"]
     labels: Int[np.ndarray, "b"]
     blocks: dict[int, BlockRouting]
+    foreground: Bool[np.ndarray, "b i j"]
 
 
 Labelled = tuple[Images, Int[np.ndarray, "b"] | None, Valid | None]
@@ -91,7 +95,8 @@ def collect(
             block = BlockRouting(*(array[real] for array in fields))
             own[i] = block._replace(groups=block.groups + first[i])
             first[i] += fields[-1].max(initial=-1) + 1
-        yield Collected(logits[real], labels[real], own)
+        shown = foreground(np.asarray(images)[real], model.config.patch_size)
+        yield Collected(logits[real], labels[real], own, shown)
 
 
 @jax.jit(static_argnums=(0, 1))  # compiled once for all passes over a data set
@@ -138,6 +143,7 @@ def concatenate(parts: Iterable[Collected]) -> Collected:
         np.concatenate([part.logits for part in every]),
         np.concatenate([part.labels for part in every]),
         {i: BlockRouting(*map(np.concatenate, fields)) for i, fields in blocks.items()},
+        np.concatenate([part.foreground for part in every]),
     )
 
 

@@ -13,6 +13,11 @@ from vmoe.errors import UsageError
 
 BINS = 20
 """Bins of histograms over [0, 1]."""
+KINDS = ("class_token", "background", "foreground")
+"""Kinds of tokens: the class token, and patches; see ``foreground``."""
+MIN_PLAIN = 0.01
+"""Smallest fraction of the patches' choices that either kind of patch must have: below, the images
+have no plain background, and the two are not told apart."""
 SHUFFLES = 10
 """Shuffles of the labels whose mean is the null of a specialisation."""
 
@@ -34,6 +39,8 @@ class BlockStatistics:
         by_priority: number of tokens by bin of their largest gate.
         kept_by_priority: number of choices with a slot, by bin of the token's largest gate.
         choices_by_priority: number of choices by that bin.
+        kept_by_kind: number of choices with a slot, by kind of the token, see ``KINDS``.
+        choices_by_kind: number of choices by that kind.
         uses: for each image, the number of its choices of each expert.
         labels: the class of each image; -1 if unknown.
     """
@@ -50,6 +57,8 @@ class BlockStatistics:
     by_priority: Int[np.ndarray, "x"]
     kept_by_priority: Int[np.ndarray, "x"]
     choices_by_priority: Int[np.ndarray, "x"]
+    kept_by_kind: Int[np.ndarray, "3"]
+    choices_by_kind: Int[np.ndarray, "3"]
     uses: Int[np.ndarray, "b e"]
     labels: Int[np.ndarray, "b"]
 
@@ -72,6 +81,19 @@ class BlockStatistics:
     def dropped(self) -> float:
         """Fraction of the choices that got no slot."""
         return 1 - self.kept.sum() / max(1, self.choices.sum()) if self.choices.sum() else 0.0
+
+    @property
+    def kept_share(self) -> dict[str, float | None]:
+        """Fraction of the choices that got a slot, by kind of token.
+
+        None where there are no such tokens, and for patches if the images have no plain background.
+        """
+        patches = self.choices_by_kind[1:]
+        plain = patches.min() >= MIN_PLAIN * max(1, patches.sum())
+        counts = zip(
+            KINDS, self.kept_by_kind, self.choices_by_kind, (True, plain, plain), strict=True
+        )
+        return {name: float(x / of) if of and known else None for name, x, of, known in counts}
 
     @property
     def gate_entropy(self) -> float:
@@ -125,7 +147,7 @@ def statistics(parts: Iterable[Collected]) -> dict[int, BlockStatistics]:
     rows = collections.defaultdict(list)
     for part in parts:
         for i, block in part.blocks.items():
-            own = _of_batch(block, part.labels)
+            own = _of_batch(block, part)
             totals[i] = _added(totals[i], own) if i in totals else own
             rows[i].append((own.uses, own.labels))
     if not totals or not any(total.tokens for total in totals.values()):
@@ -140,12 +162,12 @@ ROWS = ("uses", "labels")
 """Fields with an axis for the images; all others are sums."""
 
 
-def _of_batch(block: BlockRouting, labels: Int[np.ndarray, "b"]) -> BlockStatistics:
+def _of_batch(block: BlockRouting, part: Collected) -> BlockStatistics:
     gates, experts = block.gates.astype(np.float64), block.experts
     b, n, e = gates.shape
     of_expert = experts[..., None] == np.arange(e)  # b n k e
     kept, chosen = block.kept, experts < e
-    priority = _bin(block.priority)
+    priority, kinds = _bin(block.priority), _kinds(part, n)
     own = np.take_along_axis(gates, np.minimum(experts, e - 1), axis=-1)
     k, rank = experts.shape[-1], np.arange(experts.shape[-1]) * BINS
     by_weight = np.bincount((rank + _bin(own))[chosen], minlength=k * BINS)
@@ -163,16 +185,24 @@ def _of_batch(block: BlockRouting, labels: Int[np.ndarray, "b"]) -> BlockStatist
         by_priority=_histogram(priority),
         kept_by_priority=_histogram(priority, kept.sum(-1)),
         choices_by_priority=_histogram(priority, chosen.sum(-1)),
+        kept_by_kind=_histogram(kinds, kept.sum(-1), len(KINDS)),
+        choices_by_kind=_histogram(kinds, chosen.sum(-1), len(KINDS)),
         uses=of_expert.sum(axis=(1, 2)).astype(np.int32),
-        labels=labels,
+        labels=part.labels,
     )
 
 
+def _kinds(part: Collected, n: int) -> Int[np.ndarray, "b n"]:
+    """The kind of each token, as an index of ``KINDS``."""
+    patches = 1 + part.foreground.reshape(len(part.foreground), -1).astype(int)
+    return np.pad(patches, ((0, 0), (n - patches.shape[1], 0)))
+
+
 def _histogram(
-    bins: Int[np.ndarray, "b n"], counts: Int[np.ndarray, "b n"] | None = None
+    bins: Int[np.ndarray, "b n"], counts: Int[np.ndarray, "b n"] | None = None, size: int = BINS
 ) -> Int[np.ndarray, "x"]:
     weights = None if counts is None else counts.reshape(-1)
-    return np.bincount(bins.reshape(-1), weights, minlength=BINS).astype(int)
+    return np.bincount(bins.reshape(-1), weights, minlength=size).astype(int)
 
 
 def _bin(gates: Float[np.ndarray, "..."]) -> Int[np.ndarray, "..."]:

@@ -202,6 +202,7 @@ def _measures(block: "BlockStatistics", classes: int) -> dict[str, Any]:
         "importance": block.importance.tolist(),
         "dropped": block.dropped,
         "unprocessed": block.unprocessed / max(1, block.tokens),
+        "kept_share": block.kept_share,
         "gate_entropy": block.gate_entropy,
         "idle": block.idle.tolist(),
         "class_information": information,
@@ -248,6 +249,14 @@ def _print(args: RoutingArgs, measured: Measured) -> None:
         "gate entropy: in percent of even gates; class, position: normalised mutual information "
         "with the expert, and under shuffled classes"
     )
+    for i, block in measured.blocks.items():
+        shares = [
+            f"{x:.0%} of {kind.replace('_', ' ')}"
+            for kind, x in block.kept_share.items()
+            if x is not None
+        ]
+        if block.dropped and shares:
+            print(f"block {i}: choices with a slot: {', '.join(shares)}")
     print(f"predictions that depend on the other images of a batch: {dependence.changed:.1%}")
     for finding in measured.findings:
         print(one_line(str(finding)))
