@@ -15,6 +15,7 @@ from PIL import Image
 
 import vmoe
 from vmoe import analysis
+from vmoe.analysis.health import findings
 from vmoe.axes import Record
 from vmoe.config import (
     DataConfig,
@@ -31,12 +32,13 @@ from vmoe.config.preprocessing import Preprocessing
 from vmoe.data.crops import resize_and_crop, to_float
 from vmoe.data.sources import open_source
 from vmoe.errors import Failure, UsageError
-from vmoe.evaluate import evaluate, image_files, predict
+from vmoe.evaluate import NamedEvaluation, evaluate, image_files, predict
 from vmoe.evaluate.metrics import calibration_error, confusion
 from vmoe.evaluate.table import append_row, per_class, summary
 from vmoe.factory import Loaded, Origin
 from vmoe.nn.vit import ViT
 from vmoe.train.loop import train
+from vmoe.train.report import Report
 
 FIELDS = dict(image_size=8, patch_size=4, depth=2, sparse_blocks=(0, 1), head_std=1.0)
 
@@ -122,6 +124,16 @@ def test_unprocessed_is_the_fraction_of_tokens_that_no_expert_takes(router: Rout
         for record in records.values()
     ]
     assert result.unprocessed == pytest.approx(np.mean(shares))
+    for i, record in records.items():
+        own, gates = result.totals[i], np.asarray(record.gates, np.float64)
+        assert own.tokens == gates[..., 0].size
+        np.testing.assert_allclose(own.gates, gates.sum((0, 1)), rtol=1e-5)
+        assert own.entropy == pytest.approx(-(gates * np.log(gates)).sum(), rel=1e-5)
+        soft = router.kind == "soft"
+        experts = np.zeros(0, int) if soft else np.asarray(record.routing.experts)
+        kept = [] if soft else experts[np.asarray(record.routing.kept)]
+        assert own.kept.tolist() == np.bincount(kept, minlength=4).tolist()
+        assert own.choices.tolist() == np.bincount(experts.ravel(), minlength=5)[:4].tolist()
     assert (result.unprocessed > 0.1) == (router.kind != "soft")
     rows = dict(summary(result))
     assert rows["tokens without an expert"] == f"{result.unprocessed:.2%}"
@@ -136,6 +148,27 @@ def test_a_dropless_model_drops_nothing_and_does_not_depend_on_the_batch() -> No
         one.per_example.cross_entropy, other.per_example.cross_entropy, atol=1e-5
     )
     assert ("capacity factor", "none") in summary(one)
+
+
+def test_dead_experts_are_found_in_an_evaluation_and_logged_when_they_are_new(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    net, source = model(dropless=True), open_source("digits", "validation")
+    healthy = NamedEvaluation("validation", "raw", evaluate(net, source, batch_size=180))
+    kernel = net.blocks[1].mlp.router.kernel
+    kernel[...] *= 0.0  # of equal gates the first are chosen
+    broken = healthy._replace(result=evaluate(net, source, batch_size=180))
+    assert not [x for x in findings(healthy.result.totals) if x.kind == "dead"]
+    (dead,) = [x for x in findings(broken.result.totals) if x.block == 1]
+    assert "2 of 4 experts (2, 3) get less than 1% of the mean" in str(dead)
+    config = TrainConfig(model=net.config, data=DataConfig("digits"), steps=200, batch_size=4)
+    ema = broken._replace(weights="ema")
+    with Report(tmp_path, config) as report:
+        report.resume(0, {})
+        for step, each in enumerate(([healthy], [broken, ema], [broken, ema], [healthy], [broken])):
+            report.evaluations(step + 1, each)
+    lines = [line for line in capfd.readouterr().err.splitlines() if "block 1" in line]
+    assert lines == [f"validation: {dead}"] * 2
 
 
 def test_another_resolution_resizes_the_images_and_resamples_the_positions() -> None:

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 
 from vmoe.analysis.effects import BatchDependence
-from vmoe.analysis.statistics import BlockStatistics
+from vmoe.analysis.totals import ExpertTotals
 from vmoe.errors import listed
 
 MIN_LOAD = 0.01
@@ -44,12 +44,12 @@ class Finding(NamedTuple):
 
 
 def findings(
-    blocks: Mapping[int, BlockStatistics], dependence: BatchDependence | None = None
+    blocks: Mapping[int, ExpertTotals], dependence: BatchDependence | None = None
 ) -> list[Finding]:
     """What is wrong with a model's routing on a data set; empty if nothing is.
 
     Args:
-        blocks: the statistics of each sparse block.
+        blocks: the totals of each sparse block, such as its statistics.
         dependence: how much predictions depend on the batch, if it was measured.
     """
     every = [finding for i, block in blocks.items() for finding in _of_block(i, block)]
@@ -63,7 +63,7 @@ def findings(
     return every
 
 
-def _of_block(i: int, block: BlockStatistics) -> Iterator[Finding]:
+def _of_block(i: int, block: ExpertTotals) -> Iterator[Finding]:
     if not np.isfinite(block.gates).all():
         message = "gates are NaN or infinite: load an earlier checkpoint"
         yield Finding("not_finite", i, None, 0.0, message)

@@ -95,3 +95,19 @@ def block_measures(record: Record) -> dict[str, Array]:
         "unprocessed": unprocessed / tokens,
         "gate_entropy": entropy / tokens,
     }
+
+
+def expert_totals(record: Record) -> dict[str, Array]:
+    """The fields of ``ExpertTotals`` of one sparse block, over all real tokens."""
+    real, gates = record.valid[..., None], record.gates
+    choices = kept = jnp.zeros(gates.shape[-1], jnp.int32)
+    if isinstance(record.routing, Routing):
+        choices = choices_per_expert(record.routing).astype(jnp.int32)
+        kept = (record.routing.choices < record.routing.slots[0].size).sum((0, 2))
+    return {
+        "tokens": record.valid.sum(),
+        "gates": jnp.where(real, gates, 0.0).sum((0, 1)),
+        "entropy": -jnp.where(real, jax.scipy.special.xlogy(gates, gates), 0.0).sum(),
+        "choices": choices,
+        "kept": kept,
+    }

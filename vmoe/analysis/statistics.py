@@ -2,13 +2,13 @@
 
 import collections
 import dataclasses
-import math
 from collections.abc import Iterable
 
 import numpy as np
 from jaxtyping import Float, Int
 
 from vmoe.analysis.collect import BlockRouting, Collected
+from vmoe.analysis.totals import ExpertTotals
 from vmoe.errors import UsageError
 
 BINS = 20
@@ -23,15 +23,10 @@ SHUFFLES = 10
 
 
 @dataclasses.dataclass
-class BlockStatistics:
-    """Sums over the tokens of one sparse block. For soft routing all that is about choices is 0.
+class BlockStatistics(ExpertTotals):
+    """Further sums over the tokens of one sparse block; about choices, 0 for soft routing.
 
     Attributes:
-        tokens: number of tokens.
-        gates: sum of each expert's gates.
-        entropy: sum of the entropies of the tokens' gates, in nats.
-        choices: number of choices of each expert, before any is dropped.
-        kept: number of these that got a slot.
         unprocessed: number of tokens without a slot at any expert.
         coactivation: number of tokens that chose both experts of a pair.
         by_position: number of choices by expert and place of the token in its image.
@@ -45,11 +40,6 @@ class BlockStatistics:
         labels: the class of each image; -1 if unknown.
     """
 
-    tokens: int
-    gates: Float[np.ndarray, "e"]
-    entropy: float
-    choices: Int[np.ndarray, "e"]
-    kept: Int[np.ndarray, "e"]
     unprocessed: int
     coactivation: Int[np.ndarray, "e e"]
     by_position: Int[np.ndarray, "e n"]
@@ -63,26 +53,6 @@ class BlockStatistics:
     labels: Int[np.ndarray, "b"]
 
     @property
-    def load(self) -> Float[np.ndarray, "e"]:
-        """Each expert's fraction of all choices, before any is dropped.
-
-        Equal to the importance if tokens do not choose.
-        """
-        if not self.choices.any():
-            return self.importance
-        return self.choices / max(1, self.choices.sum())
-
-    @property
-    def importance(self) -> Float[np.ndarray, "e"]:
-        """Mean gate of each expert."""
-        return self.gates / max(1, self.tokens)
-
-    @property
-    def dropped(self) -> float:
-        """Fraction of the choices that got no slot."""
-        return 1 - self.kept.sum() / max(1, self.choices.sum()) if self.choices.sum() else 0.0
-
-    @property
     def kept_share(self) -> dict[str, float | None]:
         """Fraction of the choices that got a slot, by kind of token.
 
@@ -94,17 +64,6 @@ class BlockStatistics:
             KINDS, self.kept_by_kind, self.choices_by_kind, (True, plain, plain), strict=True
         )
         return {name: float(x / of) if of and known else None for name, x, of, known in counts}
-
-    @property
-    def gate_entropy(self) -> float:
-        """Mean entropy of the gates, in nats: from 0 (one expert) to ln e (even)."""
-        return self.entropy / max(1, self.tokens)
-
-    @property
-    def relative_entropy(self) -> float:
-        """The gate entropy as a fraction of ln e; 1 for a single expert."""
-        e = len(self.gates)
-        return self.gate_entropy / math.log(e) if e > 1 else 1.0
 
     @property
     def idle(self) -> Float[np.ndarray, "e"]:

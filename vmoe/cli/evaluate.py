@@ -79,13 +79,17 @@ def run(argv: Sequence[str]) -> None:
 
 
 def _as_json(args: EvaluateArgs, loaded: "Loaded", evaluation: "Evaluation") -> dict[str, Any]:
+    from vmoe.analysis.health import findings
     from vmoe.evaluate.table import per_class
 
     result = {"step": loaded.step, "weights": loaded.origin.weights} | evaluation.metrics()
+    if evaluation.totals:
+        result["findings"] = [each._asdict() for each in findings(evaluation.totals)]
     return result | ({"per_class": per_class(evaluation)} if args.per_class else {})
 
 
 def _print(args: EvaluateArgs, loaded: "Loaded", evaluation: "Evaluation") -> None:
+    from vmoe.analysis.health import findings
     from vmoe.evaluate.table import summary
 
     average = " (moving average)" if loaded.origin.weights == "ema" else ""
@@ -95,6 +99,10 @@ def _print(args: EvaluateArgs, loaded: "Loaded", evaluation: "Evaluation") -> No
     if args.per_class:
         columns = ("class", "images", "accuracy", "most often confused with")
         print_table(columns, _class_rows(evaluation))
+    if evaluation.totals:
+        every = [str(finding) for finding in findings(evaluation.totals)]
+        for line in every or ["routing: nothing is wrong"]:
+            print(one_line(line))
 
 
 def _class_rows(evaluation: "Evaluation") -> Iterator[tuple[str, ...]]:

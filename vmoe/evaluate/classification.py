@@ -12,7 +12,8 @@ import numpy as np
 from flax import nnx
 
 from vmoe import distributed
-from vmoe.analysis.measures import choices_and_drops, tokens_and_unprocessed
+from vmoe.analysis.measures import choices_and_drops, expert_totals, tokens_and_unprocessed
+from vmoe.analysis.totals import ExpertTotals
 from vmoe.config import MoEConfig, Soft, ViTConfig
 from vmoe.config.evaluation import Weights
 from vmoe.config.preprocessing import Preprocessing
@@ -68,11 +69,14 @@ class Evaluation:
     class_names: tuple[str, ...] = dataclasses.field(repr=False)
     per_example: PerExample = dataclasses.field(repr=False, compare=False)
     """The metrics of each image, in the order of the data."""
+    totals: dict[int, ExpertTotals] = dataclasses.field(repr=False, compare=False)
+    """By sparse block: how much each expert was used, as ``vmoe.analysis.health`` judges it."""
 
     def metrics(self) -> dict[str, object]:
-        """The fields by name, except ``per_example``, ``class_names`` and those that are None."""
+        """The fields by name, except ``per_example``, ``class_names``, ``totals`` and those that
+        are None."""
         values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-        del values["class_names"], values["per_example"]
+        del values["class_names"], values["per_example"], values["totals"]
         return {name: value for name, value in values.items() if value is not None}
 
 
@@ -134,7 +138,7 @@ def evaluate(
     empty = empty_batch(batch_size // shards, config.num_classes, image_size)
     jax.block_until_ready(_measure(graph, state, placement.make_global_array(empty)))  # compiles
     start = time.perf_counter()
-    results, counts = [], np.zeros(4)
+    results, counts, totals = [], np.zeros(4), []
     for batch in evaluation_batches(
         source,
         batch_size=batch_size,
@@ -144,11 +148,12 @@ def evaluate(
         on_unreadable=on_unreadable,
     ):
         on_batch()
-        result, valid, counted = jax.device_get(
+        result, valid, counted, used = jax.device_get(
             _measure(graph, state, placement.make_global_array(batch))
         )
         results.append(PerExample(*(values[valid] for values in result)))
         counts += counted
+        totals.append(used)
     seconds = time.perf_counter() - start
     images = PerExample(*map(np.concatenate, zip(*results, strict=True)))
     if not len(images.labels):
@@ -180,6 +185,7 @@ def evaluate(
         images_per_second=len(correct) / seconds,
         class_names=source.class_names,
         per_example=images,
+        totals={i: _summed([batch[i] for batch in totals]) for i in config.sparse_blocks},
     )
 
 
@@ -204,15 +210,26 @@ def check_evaluation(model: ViT, *, batch_size: int, image_size: int) -> None:
 @functools.partial(jax.jit, static_argnums=0)
 def _measure(
     graph: nnx.GraphDef, state: nnx.State, batch: Batch
-) -> tuple[PerExample, jax.Array, tuple[jax.Array, ...]]:
+) -> tuple[PerExample, jax.Array, tuple[jax.Array, ...], dict[int, dict[str, jax.Array]]]:
     model = nnx.merge(graph, state)
     logits, records = model.forward(batch.images, valid=batch.valid)
     measured = (
         per_example(logits, jnp.asarray(batch.labels)),
         batch.valid,
         (*choices_and_drops(records), *tokens_and_unprocessed(records)),
+        {i: expert_totals(record) for i, record in records.items()},
     )
     return model.placement.replicate(measured)
+
+
+def _summed(batches: list[dict[str, np.ndarray]]) -> ExpertTotals:
+    sums = {
+        name: np.stack([batch[name] for batch in batches])
+        .astype(float if name in ("gates", "entropy") else int)
+        .sum(axis=0)
+        for name in batches[0]
+    }
+    return ExpertTotals(**sums | {"tokens": int(sums["tokens"]), "entropy": float(sums["entropy"])})
 
 
 def _capacity_factor(

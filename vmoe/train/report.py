@@ -14,6 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Column
 
 from vmoe import distributed
+from vmoe.analysis.health import findings
 from vmoe.config import TrainConfig
 from vmoe.errors import Failure, one_line
 from vmoe.evaluate import NamedEvaluation
@@ -77,6 +78,7 @@ class Report:
         self._task = self._progress.add_task("", total=config.steps)
         self._timed_from = 0, time.perf_counter()  # step, and when it ended
         self._first = 1  # the step that compiles
+        self._found: set[tuple[str, str, int | None]] = set()  # at the last evaluations
 
     def __enter__(self) -> "Report":
         self._progress.start()
@@ -187,7 +189,8 @@ class Report:
         )
 
     def evaluations(self, step: int, evaluations: Sequence[NamedEvaluation]) -> None:
-        """Reports the evaluations of a step."""
+        """Reports the evaluations of a step, and what is newly wrong with the routing."""
+        found: dict[tuple[str, str, int | None], str] = {}
         rows: list[dict[str, Any]] = []
         for name, weights, result in evaluations:
             metrics = {metric: getattr(result, metric) for metric in EVALUATION}
@@ -201,6 +204,12 @@ class Report:
                 *self._drops(metrics),
                 permanent=True,
             )
+            for each in findings(result.totals):
+                found.setdefault((name, each.kind, each.block), f"{name}: {each}")
+        for key, text in found.items():
+            if key not in self._found:
+                self.log(text)
+        self._found = set(found)
         self._evaluations.append(step, rows)
 
     def log(self, text: str) -> None:
