@@ -30,14 +30,13 @@ from vmoe.nn.vit import ViT
 ONE_IMAGE = dict(num_experts=4, images_per_group=1)
 VARIANTS: dict[str, dict[str, Any]] = {
     "as_published": dict(depth=2, sparse_blocks=(0, 1)),
-    "mean": dict(pooling="mean"),
+    "mean_without_positions": dict(
+        pooling="mean", positions="none", pre_logits=12, head_std=0.1, head_bias=-3.0
+    ),
     "attention": dict(pooling="attention"),
-    "sincos2d": dict(positions="sincos2d"),
-    "no_positions": dict(positions="none"),
-    "pre_logits_head": dict(pre_logits=12, head_std=0.1, head_bias=-3.0),
-    "qk_norm": dict(qk_norm=True, pooling="attention"),
+    "qk_norm_and_sincos2d": dict(qk_norm=True, pooling="attention", positions="sincos2d"),
     "dense": dict(sparse_blocks=()),
-    "one_of_two_sparse": dict(depth=2, sparse_blocks=(1,)),
+    "one_of_two_sparse_in_bfloat16": dict(depth=2, sparse_blocks=(1,), dtype="bfloat16"),
     "expert_choice": dict(moe=MoEConfig(router=ExpertChoice(), **ONE_IMAGE)),
     "soft": dict(moe=MoEConfig(router=Soft(), **ONE_IMAGE)),
     "config_per_block": dict(
@@ -45,13 +44,13 @@ VARIANTS: dict[str, dict[str, Any]] = {
         sparse_blocks=(0, 1),
         moe=(MoEConfig(num_experts=2, router=TokenChoice(k=1)), MoEConfig(num_experts=5)),
     ),
-    "bfloat16": dict(dtype="bfloat16"),
 }
+TWO_BLOCKS = dict(depth=2, sparse_blocks=(1,))
 
 
 def tiny(**overrides: Any) -> ViT:
-    """The tiny model with two blocks, the second sparse, and a head whose logits are not zero."""
-    fields = dict(depth=2, sparse_blocks=(1,), head_std=0.1)
+    """The tiny model with one sparse block, and a head whose logits are not zero."""
+    fields = dict(depth=1, sparse_blocks=(0,), head_std=0.1)
     return vmoe.create_model("vmoe_tiny_last2_e4", **fields | overrides)
 
 
@@ -70,8 +69,8 @@ def images(b: int = 4, h: int = 32, w: int = 32) -> jax.Array:
     return jax.random.uniform(jax.random.key(b), (b, h, w, 3), minval=-1)
 
 
-def value_and_gradients(model: ViT) -> Any:
-    """((loss, (logits, records)), gradients) of a training pass."""
+def training_pass(model: ViT) -> tuple[Any, nnx.State]:
+    """A function that returns ((loss, (logits, records)), gradients), and its argument."""
     graph, params, rest = nnx.split(model, nnx.Param, ...)
 
     def loss(params: nnx.State) -> Any:
@@ -80,15 +79,22 @@ def value_and_gradients(model: ViT) -> Any:
         aux_loss = sum(record.aux_loss for record in records.values())
         return (logits**2).sum() + aux_loss, (logits, records)
 
-    return jax.jit(jax.value_and_grad(loss, has_aux=True))(params)
+    return jax.jit(jax.value_and_grad(loss, has_aux=True)), params
+
+
+@functools.cache
+def value_and_gradients(config: ViTConfig) -> Any:
+    """The results of a training pass of the model of a config; tests share them."""
+    run, params = training_pass(models.build(config))
+    return run(params)
 
 
 @pytest.mark.parametrize("variant", VARIANTS.values(), ids=VARIANTS.keys())
 def test_every_variant_gives_logits_records_and_gradients(variant: dict[str, Any]) -> None:
-    model = tiny(**{"depth": 1, "sparse_blocks": (0,)} | variant)
-    (_, (logits, records)), gradients = value_and_gradients(model)
+    config = tiny(**variant).config
+    (_, (logits, records)), gradients = value_and_gradients(config)
     assert logits.shape == (4, 10) and logits.dtype == jnp.float32
-    assert tuple(records) == model.config.sparse_blocks
+    assert tuple(records) == config.sparse_blocks
     assert jnp.isfinite(logits).all() and (logits.std(axis=0) > 0).all()
     for path, gradient in nnx.to_flat_state(gradients):
         assert jnp.isfinite(gradient[...]).all(), path
@@ -115,7 +121,7 @@ def test_any_image_size_that_the_patch_size_divides_is_accepted(
 ) -> None:
     logits, records = run(tiny(positions=positions), images(2, *size))
     assert logits.shape == (2, 10) and jnp.isfinite(logits).all()
-    assert records[1].gates.shape[1] == 2 * (size[0] // 8 * size[1] // 8 + 1)
+    assert records[0].gates.shape[1] == 2 * (size[0] // 8 * size[1] // 8 + 1)
 
 
 def test_an_image_size_that_the_patch_size_does_not_divide_is_refused() -> None:
@@ -167,52 +173,60 @@ def test_training_without_a_key_uses_the_next_key_of_the_models_rng_stream() -> 
 
 
 def test_rematerialisation_changes_neither_outputs_nor_gradients() -> None:
-    fields = dict(dropout=0.1, moe=dict(expert_dropout=0.1))
-    plain, remat = (value_and_gradients(tiny(remat=remat, **fields)) for remat in (False, True))
+    fields = TWO_BLOCKS | dict(dropout=0.1, moe=dict(expert_dropout=0.1))
+    plain, remat = (
+        value_and_gradients(tiny(remat=remat, **fields).config) for remat in (False, True)
+    )
     program = jax.make_jaxpr(tiny(remat=True, **fields).__call__)(images())
     assert "remat" in str(program) or "checkpoint" in str(program)
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=1e-5), plain, remat)
 
 
+TIGHT = dict(capacity_factor=0.5, router=dict(priority="largest_gate"), shared_init=False)
 LAST: dict[str, dict[str, Any]] = {
     "dense": dict(sparse_blocks=()),
-    "tight": dict(moe=dict(capacity_factor=0.5, router=dict(priority="largest_gate"))),
-    "dropless": dict(moe=dict(dropless=True)),
-    "batched": dict(moe=dict(capacity_factor=0.5, implementation="batched")),
-    "ragged": dict(moe=dict(capacity_factor=0.5, implementation="ragged")),
+    **{x: dict(moe=TIGHT | dict(implementation=x)) for x in ("auto", "batched", "ragged")},
+    "dropless": dict(moe=dict(dropless=True, shared_init=False)),
     "expert_choice": VARIANTS["expert_choice"],
     "soft": VARIANTS["soft"],
-    "remat": dict(remat=True),
-    "mean": dict(pooling="mean"),
-    "mean_dense": dict(pooling="mean", sparse_blocks=()),
-    "attention": dict(pooling="attention"),
-    "attention_dense": dict(pooling="attention", sparse_blocks=()),
+    "remat": dict(remat=True, moe=TIGHT),
 }
-DROPS = ("tight", "batched", "ragged")
 
 
 @pytest.mark.parametrize("last", LAST)
-def test_a_reduced_last_block_changes_no_logit_loss_or_gradient(
-    last: str,
-) -> None:
-    fields = dict(depth=1, sparse_blocks=(0,), positions="learned") | LAST[last]
-    if "moe" in fields and isinstance(fields["moe"], dict):
-        fields["moe"] = fields["moe"] | dict(shared_init=False)
-    reduced, full = (value_and_gradients(tiny(full_last_block=x, **fields)) for x in (False, True))
-    if last in DROPS:
-        assert all(record.routing.dropped.any() for record in full[0][1][1].values())
+def test_a_reduced_last_block_changes_no_logit_loss_or_gradient(last: str) -> None:
+    """The oracle is the full block; one for all implementations, and for remat."""
+    drops = last in ("auto", "batched", "ragged", "remat")
+    reduced = value_and_gradients(tiny(**LAST[last]).config)
+    fields = LAST["auto" if drops else last]
+    full = value_and_gradients(tiny(full_last_block=True, **fields).config)
+    assert not drops or full[0][1][1][0].routing.dropped.any()
     # rtol, because on some machines rounding moves gradients of 40 by more than 2e-5
     close = functools.partial(np.testing.assert_allclose, rtol=2e-6, atol=2e-5)
     jax.tree.map(close, reduced, full)
-    model = tiny(**fields)  # also without the records
+
+
+@pytest.mark.parametrize("sparse_blocks", [(0,), ()])
+@pytest.mark.parametrize("pooling", ["mean", "attention"])
+def test_where_all_tokens_are_pooled_the_last_block_is_never_reduced(
+    pooling: str, sparse_blocks: tuple[int, ...]
+) -> None:
+    fields = dict(pooling=pooling, sparse_blocks=sparse_blocks)
+    passes = (training_pass(tiny(full_last_block=full, **fields)) for full in (False, True))
+    reduced, full = (run.lower(params).as_text() for run, params in passes)
+    assert reduced == full
+
+
+def test_logits_do_not_depend_on_whether_the_records_are_used() -> None:
+    model = tiny(**LAST["auto"])
     logits, with_records = jax.jit(lambda x: (model(x), capture(model, x)[0]))(images())
     np.testing.assert_allclose(logits, with_records, atol=1e-6)
 
 
 def test_the_last_block_computes_less_where_only_a_class_token_is_read() -> None:
     for fields in (LAST["dense"], {}):
-        reduced = flops.flops_to_logits(tiny(**fields).config)
-        assert reduced < 0.85 * flops.cost(tiny(**fields).config).flops_per_image
+        config = tiny(**TWO_BLOCKS | fields).config
+        assert flops.flops_to_logits(config) < 0.85 * flops.cost(config).flops_per_image
     pooled = tiny(pooling="mean").config
     assert flops.flops_to_logits(pooled) == flops.cost(pooled).flops_per_image
 
@@ -276,7 +290,7 @@ def test_blocked_experts_use_the_same_dropout_mask_forward_and_backward() -> Non
 
 
 def test_bfloat16_logits_are_close_to_float32_and_routers_and_parameters_stay_float32() -> None:
-    exact, rough = tiny(), tiny(dtype="bfloat16")
+    exact, rough = tiny(**TWO_BLOCKS), tiny(**TWO_BLOCKS, dtype="bfloat16")
     assert {leaf.dtype.name for leaf in jax.tree.leaves(nnx.state(rough, nnx.Param))} == {"float32"}
     logits, records = run(rough, images())
     assert records[1].logits.dtype == records[1].routing.weights.dtype == jnp.float32
@@ -288,7 +302,7 @@ def test_reduced_precision_transfer_rounds_rows_and_nothing_else() -> None:
     rounded = tiny(moe=dict(capacity_factor=4.0, transfer_dtype="bfloat16"))
     tokens = jax.random.normal(jax.random.key(0), (2, 17, 16))
     valid = jnp.ones(2, bool)
-    moe, rounded_moe = exact.blocks[1].mlp, rounded.blocks[1].mlp
+    moe, rounded_moe = exact.blocks[0].mlp, rounded.blocks[0].mlp
 
     @jax.jit
     def run(tokens: jax.Array) -> tuple[jax.Array, Record, jax.Array]:
@@ -325,8 +339,8 @@ def test_initialisation_has_the_published_distributions(pytestconfig: pytest.Con
 
 
 def test_experts_start_equal_with_shared_init_and_different_without() -> None:
-    shared = tiny().blocks[1].mlp.experts.up.kernel[...]
-    own = tiny(moe=dict(shared_init=False)).blocks[1].mlp.experts.up.kernel[...]
+    shared = tiny().blocks[0].mlp.experts.up.kernel[...]
+    own = tiny(moe=dict(shared_init=False)).blocks[0].mlp.experts.up.kernel[...]
     assert (shared == shared[:1]).all()
     assert (own[0] != own[1]).all()
     limit = np.sqrt(6 / (16 + 32))  # Xavier-uniform with the fans of one expert
