@@ -70,7 +70,7 @@ def _variants(
     b, n, d = tokens.shape
     valid = jnp.ones(b, bool)
     graph, state = nnx.split(MoE(d, f, n, config, rngs=nnx.Rngs(0)))
-    _, record = nnx.merge(graph, state)(tokens, valid)
+    record = jax.jit(lambda state, x: nnx.merge(graph, state)(x, valid)[1])(state, tokens)
     g, e, c = record.routing.choices.shape
     dense_graph, dense = nnx.split(Mlp(d, f, dtype=tokens.dtype, rngs=nnx.Rngs(0)))
     slots = jax.random.normal(jax.random.key(1), (1, e, g * c, d), tokens.dtype)
