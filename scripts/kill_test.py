@@ -23,9 +23,9 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from rich.console import Console
 from rich.table import Table
@@ -158,17 +158,19 @@ class Killed(NamedTuple):
 
 
 def kill_once(
-    recipe: Path,
+    run: Sequence[Any],
     workdir: Path,
     phase: Callable[[Path, int], bool],
     step: int,
     delay_fraction: float,
-    victim: int,
-    processes: int,
+    victim: int = 0,
 ) -> Killed:
-    """Starts the run and kills one of its processes in a phase at or after a step."""
-    logged = [len(_log(workdir, i)) for i in range(processes)]  # by the runs before
-    run = start(recipe, workdir, processes)
+    """Kills one of a run's processes in a phase at or after a step.
+
+    Args:
+        run: the processes, just started: Popen objects or similar ones, with their logs in
+            ``log_of``.
+    """
     while not phase(workdir, step):
         for i, process in enumerate(run):
             if process.poll() is not None:
@@ -176,6 +178,7 @@ def kill_once(
                 raise SystemExit(f"process {i} ended by itself, {process.returncode}: {log}")
         time.sleep(0.002)
     time.sleep(delay_fraction * KILL_PHASES[phase])
+    logged = [len(_log(workdir, i)) for i in range(len(run))]  # before the kill
     run[victim].kill()
     begin = time.monotonic()
     for i, process in enumerate(run):
@@ -258,7 +261,8 @@ def main() -> int:
             phase = phases[i % len(phases)]
             step = (i + 1) * options.steps // (options.kills + 2)
             victim = i % options.processes
-            left = kill_once(recipe, killed, phase, step, rng.random(), victim, options.processes)
+            run = start(recipe, killed, options.processes)
+            left = kill_once(run, killed, phase, step, rng.random(), victim)
             yes = ("no", "yes")
             hit["saving"] += left.unfinished_checkpoint
             hit["evaluating"] += left.unfinished_evaluation

@@ -34,13 +34,15 @@ class Process:
         cwd: Path,
         environment: Mapping[str, str],
         max_file_size: int | None,
+        log: Path | None,
     ):
         self.returncode: int | None = None
         self._files = contextlib.ExitStack()
-        self._stdout, self._stderr = (
-            self._files.enter_context(tempfile.TemporaryFile())  # noqa: SIM115 (the stack closes it)
-            for _ in range(2)
+        opened = (
+            path.open("a+b") if path else tempfile.TemporaryFile()  # noqa: SIM115 (the stack closes)
+            for path in (None, log)
         )
+        self._stdout, self._stderr = map(self._files.enter_context, opened)
         report, write_report = os.pipe()
         self._report = self._files.enter_context(os.fdopen(report, "rb", buffering=0))
         request = {
@@ -117,14 +119,16 @@ def start(
     cwd: Path = ROOT,
     environment: Mapping[str, str] | None = None,
     max_file_size: int | None = None,
+    log: Path | None = None,
 ) -> Process:
     """Starts the command.
 
     Args:
         environment: variables to add to those of the test process.
         max_file_size: the size in bytes of the largest file that the process may write.
+        log: the file to which its stderr is appended; a temporary one by default.
     """
-    return Process(list(map(str, arguments)), cwd, _environment(environment), max_file_size)
+    return Process(list(map(str, arguments)), cwd, _environment(environment), max_file_size, log)
 
 
 def vmoe(

@@ -1,12 +1,13 @@
 """Stop and resume a run: kills, signals, corruption, a full disk, a second run, NaN."""
 
+import contextlib
 import csv
-import functools
 import json
 import os
 import shutil
 import signal
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import jax
@@ -14,10 +15,12 @@ import numpy as np
 import pytest
 
 from scripts.kill_test import (
+    Killed,
     differences,
     evaluating,
     kill_once,
     last_step,
+    log_of,
     rows,
     saving,
     training,
@@ -83,10 +86,15 @@ def test_a_run_killed_in_every_phase_is_bitwise_equal_to_an_uninterrupted_one(
     recipe: Path, uninterrupted: Path, tmp_path: Path
 ) -> None:
     workdir = tmp_path / "run"
-    kill = functools.partial(kill_once, recipe, workdir, victim=0, processes=1)
-    assert kill(training, 5, 0.5).step >= 5
-    assert kill(saving, 15, 0.5).unfinished_checkpoint
-    assert kill(evaluating, 25, 0.5).unfinished_evaluation
+
+    def kill(phase: Callable[[Path, int], bool], step: int) -> Killed:
+        line = ("train", "--config", recipe, "--workdir", workdir)
+        with start(*line, log=log_of(workdir, 0)) as process:
+            return kill_once([process], workdir, phase, step, 0.5)
+
+    assert kill(training, 5).step >= 5
+    assert kill(saving, 15).unfinished_checkpoint
+    assert kill(evaluating, 25).unfinished_evaluation
     stderr, status = run(recipe, workdir)
     assert status == 0 and "resumed from step" in stderr and "corrupt" not in stderr, stderr
     assert not differences(uninterrupted, workdir, STEPS)
@@ -114,10 +122,10 @@ def test_a_signal_saves_and_exits_with_75_and_the_same_command_resumes(
     assert_same(uninterrupted, workdir)
 
 
-def test_a_signal_aborts_an_evaluation_and_a_resumed_run_repeats_it(
-    config: TrainConfig, uninterrupted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    calls = 0
+@pytest.fixture(scope="module")
+def stopped_twice(config: TrainConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run stopped one step before a row is due, then while it evaluates for the second time."""
+    workdir, calls = tmp_path_factory.mktemp("stopped") / "run", 0
 
     def evaluate(*arguments: object, **settings: object) -> object:
         nonlocal calls
@@ -127,16 +135,44 @@ def test_a_signal_aborts_an_evaluation_and_a_resumed_run_repeats_it(
         return real(*arguments, **settings)
 
     real = loop.evaluate
-    with monkeypatch.context() as patch:
+    with signal_at_step(9), pytest.raises(Stopped, match="checkpoint saved at step 9 of 40"):
+        train(config, workdir)
+    with pytest.MonkeyPatch.context() as patch:
         patch.setattr(loop, "evaluate", evaluate)
         with pytest.raises(Stopped, match="SIGTERM: checkpoint saved at step 40"):
-            train(config, tmp_path)
-    assert {row["step"] for row in rows(tmp_path, "evaluations")} == {"20"}
-    train(config, tmp_path)
-    evaluations = rows(tmp_path, "evaluations")
-    assert [r["step"] for r in evaluations] == [
-        r["step"] for r in rows(uninterrupted, "evaluations")
-    ]
+            train(config, workdir)
+    assert {row["step"] for row in rows(workdir, "evaluations")} == {"20"}
+    train(config, workdir)
+    return workdir
+
+
+@contextlib.contextmanager
+def signal_at_step(number: int) -> Iterator[None]:
+    """Raises SIGINT when a run first reports this step."""
+    real, raised = Report.step, []
+
+    def step(self: Report, now: int) -> None:
+        if now == number and not raised:
+            raised.append(signal.raise_signal(signal.SIGINT))
+        real(self, now)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Report, "step", step)
+        yield
+
+
+def test_a_signal_aborts_an_evaluation_and_a_resumed_run_repeats_it(
+    stopped_twice: Path, uninterrupted: Path
+) -> None:
+    assert_same(stopped_twice, uninterrupted)
+
+
+def test_the_rate_is_left_out_of_a_row_right_after_the_step_that_compiles(
+    stopped_twice: Path,
+) -> None:
+    table = csv.DictReader((stopped_twice / "metrics.csv").read_text().splitlines())
+    rates = {row["step"]: row["images_per_second"] for row in table}
+    assert rates["10"] == "" and float(rates["5"]) > 0 and float(rates["15"]) > 0
 
 
 def test_a_second_signal_exits_at_once_and_leaves_the_last_checkpoint_intact(
@@ -316,41 +352,10 @@ def test_rewinding_skips_the_bad_batches_and_is_deterministic(
     assert rows(folders[0])[-1]["step"] == str(STEPS)
     assert np.isfinite([float(row["loss"]) for row in rows(folders[0])]).all()
     # A signal three steps before the NaN saves a checkpoint that the first run does not have.
-    real, seen = Report.step, []
-
-    def step(self: Report, number: int) -> None:
-        if number == 25 and not seen:
-            seen.append(signal.raise_signal(signal.SIGINT))
-        real(self, number)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Report, "step", step)
-        with pytest.raises(Stopped, match="checkpoint saved at step 25"):
-            train(poisoned, folders[1], on_nan="rewind")
+    with signal_at_step(25), pytest.raises(Stopped, match="checkpoint saved at step 25"):
+        train(poisoned, folders[1], on_nan="rewind")
     train(poisoned, folders[1], on_nan="rewind")
     assert_same(*folders)
-
-
-def test_the_rate_is_left_out_of_a_row_right_after_the_step_that_compiles(
-    config: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The run is stopped one step before a row is due."""
-    short = configs.replace(config, steps=15, optim=dict(warmup_steps=1))
-    real = Report.step
-
-    def step(self: Report, number: int) -> None:
-        if number == 9:
-            signal.raise_signal(signal.SIGINT)
-        real(self, number)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Report, "step", step)
-        with pytest.raises(Stopped, match="checkpoint saved at step 9 of 15"):
-            train(short, tmp_path)
-    train(short, tmp_path)
-    table = csv.DictReader((tmp_path / "metrics.csv").read_text().splitlines())
-    rates = {row["step"]: row["images_per_second"] for row in table}
-    assert rates["10"] == "" and float(rates["5"]) > 0 and float(rates["15"]) > 0
 
 
 def test_rewinding_stops_after_max_rewinds(poisoned: TrainConfig, tmp_path: Path) -> None:
