@@ -62,7 +62,6 @@ ROUTERS: dict[str, Router] = {
     "soft": Soft(),
 }
 OPERATIONS = ("all-to-all", "all-gather", "all-reduce", "reduce-scatter", "collective-permute")
-mesh = pytest.mark.parametrize("mesh", ["expert=8", "expert=4", "expert=2", "expert=1"])
 
 
 def on(mesh: str, config: ViTConfig = CONFIG, **options: Any) -> Placement:
@@ -124,8 +123,10 @@ def assert_close(ours: Any, oracle: Any, mesh: str = "") -> None:
             )
 
 
-@pytest.mark.parametrize("pooling", ["mean", "class_token"])
-@mesh
+@pytest.mark.parametrize(
+    ("mesh", "pooling"),
+    [*((f"expert={n}", "mean") for n in (8, 4, 2, 1)), ("expert=4", "class_token")],
+)
 def test_a_sparse_layer_has_two_all_to_all_four_with_backward_and_no_all_gather(
     mesh: str, pooling: str
 ) -> None:
@@ -152,7 +153,8 @@ def test_logits_losses_and_gradients_equal_those_of_one_device(router: Router) -
     config = replace(CONFIG, moe=moe)
     params, batch = params_of(config), (images(16), np.ones(16, bool))
     oracle = run_on(ONE_DEVICE, training(config, ONE_DEVICE), params, *batch)
-    for mesh in ("expert=4", "expert=8"):
+    one_of_its_kind = router in (ROUTERS["order"], ROUTERS["expert_choice"], ROUTERS["soft"])
+    for mesh in ("expert=4", "expert=8") if one_of_its_kind else ("expert=4",):
         placement = on(mesh)
         assert_close(run_on(placement, training(config, placement), params, *batch), oracle, mesh)
 
@@ -213,7 +215,13 @@ def update_of_one_device() -> tuple[Any, Any, Any]:
 
 @pytest.mark.parametrize(
     ("mesh", "fsdp"),
-    [*((f"expert={n}", False) for n in (8, 4, 2, 1)), *((f"expert={n}", True) for n in (4, 2, 1))],
+    [
+        ("expert=8", False),
+        ("expert=4", True),
+        ("expert=2", False),
+        ("expert=1", False),
+        ("expert=1", True),
+    ],
 )
 def test_the_state_and_metrics_after_an_update_equal_those_of_one_device(
     mesh: str, fsdp: bool
@@ -345,14 +353,15 @@ def test_expert_use_is_assigned_to_the_right_image_in_padded_groups() -> None:
     config = replace(CONFIG, moe=dict(capacity_factor=8.0, images_per_group=3))
     two = place(config, jax.devices()[:2], mesh="expert=2")
 
-    def use(params: dict[str, Any], x: jax.Array) -> jax.Array:
-        _, records = capture(models.with_params(config, params, placement=two), x)
-        return expert_use(records[0], 10, devices=2)
+    def use_on(placement: Placement, config: ViTConfig) -> jax.Array:
+        def use(params: dict[str, Any], x: jax.Array) -> jax.Array:
+            _, records = capture(models.with_params(config, params, placement=placement), x)
+            return expert_use(records[0], 10, devices=placement.devices)
 
-    sharded = run_on(two, use, params_of(config), images(10))
-    alone = replace(config, moe=dict(images_per_group=1))
-    _, records = capture(models.with_params(alone, params_of(config)), images(10))
-    np.testing.assert_allclose(sharded, expert_use(records[0], 10), atol=1e-6)
+        return run_on(placement, use, params_of(config), images(10))
+
+    alone = use_on(ONE_DEVICE, replace(config, moe=dict(images_per_group=1)))
+    np.testing.assert_allclose(use_on(two, config), alone, atol=1e-6)
 
 
 def test_routing_collected_on_two_devices_is_assigned_to_the_right_image_in_padded_groups() -> None:
