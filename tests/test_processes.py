@@ -4,24 +4,21 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from scripts.kill_test import (
     TABLES,
-    Killed,
     differences,
     evaluating,
     free_port,
     kill_once,
     last_step,
-    log_of,
     rows,
     saving,
 )
-from tests.command import ROOT, Process, start, vmoe
+from tests.command import ROOT, Process, interpreter, start, vmoe
 from tests.run_folder import assert_close
 from vmoe import config as configs
 from vmoe.train.loop import train
@@ -47,9 +44,7 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def start_two(
-    recipe: Path, *workdirs: Path, words: tuple[str, ...] = (), log: bool = False
-) -> list[Process]:
+def start_two(recipe: Path, *workdirs: Path, words: tuple[str, ...] = ()) -> list[Process]:
     """Starts the command in two processes of two devices each, with one workdir or one each."""
     shared = {
         "JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{free_port()}",
@@ -58,12 +53,7 @@ def start_two(
     }
     line = ("train", "--config", recipe, "--distributed", *words, "--workdir")
     return [
-        start(
-            *line,
-            workdirs[i % len(workdirs)],
-            environment=shared | {"JAX_PROCESS_ID": str(i)},
-            log=log_of(workdirs[0], i) if log else None,
-        )
+        start(*line, workdirs[i % len(workdirs)], environment=shared | {"JAX_PROCESS_ID": str(i)})
         for i in range(2)
     ]
 
@@ -173,14 +163,9 @@ def test_a_killed_process_ends_the_others_and_the_resumed_run_is_bitwise_equal(
 ) -> None:
     """The first kill comes before the first checkpoint, the second during a save."""
     workdir = tmp_path / "run"
-
-    def kill(phase: Callable[[Path, int], bool], victim: int) -> Killed:
-        first, other = start_two(recipe, workdir, log=True)
-        with first, other:
-            return kill_once([first, other], workdir, phase, 5, 0.5, victim)
-
-    assert kill(evaluating, victim=0).unfinished_evaluation
-    assert kill(saving, victim=1).unfinished_checkpoint
+    first_kill = kill_once(recipe, workdir, evaluating, 5, 0.5, victim=0, processes=2)
+    second_kill = kill_once(recipe, workdir, saving, 5, 0.5, victim=1, processes=2)
+    assert first_kill.unfinished_evaluation and second_kill.unfinished_checkpoint
     first, other = end(start_two(recipe, workdir))
     assert first.returncode == other.returncode == 0, first.stderr + other.stderr
     assert "corrupt" not in first.stderr
@@ -199,7 +184,7 @@ def test_the_kill_test_of_two_processes_passes() -> None:
 
 def test_distributed_without_a_cluster_or_the_jax_variables_is_refused() -> None:
     words = ("train", "--config", "configs/tiny.py", "--workdir", "runs/none", "--distributed")
-    result = vmoe(*words)
+    result = interpreter(*words)
     assert result.returncode == 2 and result.stderr.count("\n") == 1, result.stderr
     assert (
         "JAX_COORDINATOR_ADDRESS (host:port), JAX_NUM_PROCESSES and JAX_PROCESS_ID" in result.stderr

@@ -29,7 +29,6 @@ from vmoe.nn.vit import ViT
 
 ONE_IMAGE = dict(num_experts=4, images_per_group=1)
 VARIANTS: dict[str, dict[str, Any]] = {
-    "as_published": dict(depth=2, sparse_blocks=(0, 1)),
     "mean_without_positions": dict(
         pooling="mean", positions="none", pre_logits=12, head_std=0.1, head_bias=-3.0
     ),
