@@ -3,10 +3,12 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 from safetensors.numpy import load_file
 
-from tests.command import vmoe
+from tests.command import ROOT, vmoe
 
 MODEL = ("routing", "--checkpoint", "vmoe_fashion_mnist", "--data", "fashion_mnist_sample")
 FEW = ("--images", "60", "--batch-size", "32")
@@ -20,6 +22,27 @@ def test_the_use_of_experts_is_shown_by_block_and_every_decision_exported(tmp_pa
     assert "class (shuffled)" in result.stdout
     assert "predictions that depend on the other images of a batch" in result.stdout
     assert load_file(file)["experts"].shape == (60 * 16, 3, 2)
+
+
+def test_figures_are_written_as_png_files(tmp_path: Path) -> None:
+    folder = tmp_path / "plots"
+    result = vmoe(*MODEL, "--images", "16", "--batch-size", "16", "--plots", folder, "--json")
+    assert result.returncode == 0, result.stderr
+    json.loads(result.stdout)
+    assert f"7 plots in {folder}, drawn in " in result.stderr
+    assert {path.name for path in folder.iterdir()} == {
+        "capacity_curves.png",
+        "experts_by_class.png",
+        "favourite_patches.png",
+        "k_at_inference.png",
+        "kept_patches.png",
+        "random_routers.png",
+        "weight_histograms.png",
+    }
+    for path in folder.iterdir():
+        with Image.open(path) as image:
+            assert image.format == "PNG" and min(image.size) > 300
+            assert len(np.unique(np.asarray(image.convert("L")))) > 50
 
 
 def test_a_check_exits_with_3_if_something_is_wrong_and_0_if_not() -> None:
@@ -47,6 +70,8 @@ def test_a_check_exits_with_3_if_something_is_wrong_and_0_if_not() -> None:
     [
         (("--images", "0"), "images=0: use at least 1 (--images)"),
         (("--export", "gone/a.safetensors"), "export=gone/a.safetensors: no folder gone; make it"),
+        (("--plots", "gone/plots"), "plots=gone/plots: no folder gone; make it first (--plots)"),
+        (("--plots", str(ROOT / "README.md")), "README.md: it is a file; give a folder"),
         (("--checkpoint", "vit_fashion_mnist"), "no block of this model is sparse"),
     ],
 )

@@ -19,6 +19,7 @@ from tests.command import vmoe
 from vmoe import models
 from vmoe.analysis import BlockRouting, Collected, page, statistics
 from vmoe.analysis.effects import removals
+from vmoe.analysis.patches import favourites
 from vmoe.config import MoEConfig, TokenChoice, ViTConfig
 from vmoe.config.routers import Priority
 from vmoe.routing.token_choice import assign
@@ -31,6 +32,7 @@ B, E, SIDE, SLOTS = 5, 4, 4, 12
 GROUPS = np.array([0, 0, 1, 1, 2])  # of at most two images
 PRIORITIES = get_args(Priority)
 CLASSES = ("cat", "</script><img src=x onerror=alert(1)>", "&lt;cow", "'\"\u2028")
+IMAGES = np.random.default_rng(0).uniform(-1, 1, (B, 16, 16, 3)).astype(np.float32)
 LABELS = np.array([0, 1, 2, 3, -1])
 
 
@@ -104,15 +106,14 @@ def invented(
     removed = {each: logits() for each in removals(config)}
     maps = rng.integers(0, 256, (3, shape[1], shape[1]), np.uint8)
     attention = dict.fromkeys(config.sparse_blocks, maps)
-    return page.ModelOnImages(
-        name, config, routing, statistics([routing]), grid, removed, attention
-    )
+    sums, images = statistics([routing]), [(IMAGES, LABELS, None)]
+    best = favourites(images, [routing], config.patch_size, top=3)
+    return page.ModelOnImages(name, config, routing, sums, grid, removed, best, attention)
 
 
 def written(folder: Path, *shown: page.ModelOnImages, title: str = "Routing") -> Path:
-    images = np.random.default_rng(0).uniform(-1, 1, (B, 16, 16, 3)).astype(np.float32)
     path = folder / "page.html"
-    path.write_text(page.render(title, "five images", images, LABELS, CLASSES, list(shown)))
+    path.write_text(page.render(title, "five images", IMAGES, LABELS, CLASSES, list(shown)))
     return path
 
 
@@ -305,6 +306,27 @@ def test_attention_is_that_of_the_selected_patch_and_its_absence_is_said(
     assert text(browser, "hint") == "Select a patch: its attention is shown."
     opened(browser, path, "#show=attention&token=6&image=4")
     assert text(browser, "hint") == "Attention is stored for the first 3 images."
+
+
+@in_a_browser
+def test_the_patches_that_an_expert_weighs_most_are_shown_with_their_gates(
+    browser: Any, tmp_path: Path
+) -> None:
+    model = invented()
+    opened(browser, written(tmp_path, model))
+    rows = browser.find_elements("css selector", ".mosaic .row")
+    for row, gates in zip(rows, model.favourites[1].gates, strict=True):
+        patches = row.find_elements("tag name", "canvas")
+        titles = [patch.get_attribute("title").rpartition("gate ")[2] for patch in patches]
+        assert titles == [f"{gate:.2f}" for gate in gates]
+    first, side = model.favourites[1].patches[0, 0], model.config.patch_size
+    wait(browser, "return document.querySelector('.mosaic canvas').dataset.drawn")
+    pixels = browser.execute_script(
+        """const canvas = document.querySelector(".mosaic canvas");
+        return [...canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height).data]"""
+    )
+    shown = np.array(pixels).reshape(side, side, 4)[..., :3]
+    np.testing.assert_allclose(shown, (first + 1) * 127.5, atol=0.51)
 
 
 @in_a_browser

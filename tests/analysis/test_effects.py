@@ -15,6 +15,7 @@ from vmoe.analysis.effects import (
     PRIORITIES,
     Removal,
     at_capacities,
+    at_k,
     batch_dependence,
     removals,
     with_random_routers,
@@ -83,6 +84,19 @@ def test_logits_at_other_capacities_are_those_of_a_model_with_that_capacity() ->
     assert PRIORITIES[0] == "order"
     with pytest.raises(UsageError, match=r"slots=\[-1\]: use numbers from 0 on"):
         at_capacities(model, batches(), [-1])
+
+
+def test_logits_at_another_k_are_those_of_a_model_with_that_k() -> None:
+    steps: list[int] = []
+    result = at_k(model_of(), batches(), [1, 3], on_step=lambda: steps.append(1))
+    assert list(result) == [1, 3] and len(steps) == 4
+    np.testing.assert_allclose(result[1], by_hand(model_of()), atol=1e-5)
+    np.testing.assert_allclose(result[3], by_hand(model_of(router=TokenChoice(k=3))), atol=1e-5)
+    assert np.abs(result[1] - result[3]).max() > 1e-3
+    with pytest.raises(UsageError, match="k=4"):
+        at_k(model_of(), batches(), [4])
+    with pytest.raises(UsageError, match="routing.k=1: no router of this model is token_choice"):
+        at_k(model_of(router=ExpertChoice()), batches(), [1])
 
 
 def test_a_random_router_in_one_block_leaves_the_others_as_they_are() -> None:

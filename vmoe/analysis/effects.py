@@ -1,9 +1,10 @@
-"""Predictions under changed routing: fewer slots, other batches, removed or random experts.
+"""Predictions under changed routing: other slots, k or batches, removed or random experts.
 
-Every function compiles one program, which serves all values of what it changes.
+Every function but ``at_k`` compiles one program, which serves all values of what it changes.
 """
 
 import collections
+import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple, get_args
 
@@ -16,7 +17,7 @@ from vmoe import models
 from vmoe.analysis.collect import Labelled, labelled
 from vmoe.analysis.interventions import limited, masked, randomized, zeroed
 from vmoe.axes import Route
-from vmoe.config import ViTConfig, replace
+from vmoe.config import RoutingOverrides, ViTConfig, replace
 from vmoe.config.routers import Priority
 from vmoe.errors import UsageError
 from vmoe.nn.vit import ViT
@@ -141,6 +142,32 @@ def at_capacities(
     return _logits(model, batches, decide, settings, on_step)
 
 
+def at_k(
+    model: ViT,
+    batches: Iterable[Labelled],
+    ks: Sequence[int],
+    *,
+    on_step: Callable[[], None] = lambda: None,
+) -> dict[int, Logits]:
+    """The logits of all images with other numbers of experts per token, in every sparse block.
+
+    A capacity factor counts slots per token and choice, so the number of slots changes with k. Each
+    k is a program of its own.
+
+    Args:
+        on_step: called after each k on each batch.
+
+    Raises:
+        UsageError: no router is token_choice, or a layer has fewer than k experts.
+    """
+    configs = {k: RoutingOverrides(k=k).apply(model.config) for k in ks}
+    params, runs = models.params_of(model), {}
+    for k, config in configs.items():
+        changed = models.with_params(config, params, placement=model.placement)
+        runs[k] = functools.partial(_program(changed, lambda _: {}), None)
+    return _of_batches(batches, runs, on_step)
+
+
 class BatchDependence(NamedTuple):
     """How much predictions depend on the images that share a batch.
 
@@ -189,17 +216,33 @@ def _logits(
     on_step: Callable[[], None] = lambda: None,
 ) -> dict[Any, Logits]:
     """The logits of all images under each setting; ``decide`` is traced once for all of them."""
+    run = _program(model, decide)
+    runs = {name: functools.partial(run, setting) for name, setting in settings.items()}
+    return _of_batches(batches, runs, on_step)
+
+
+def _program(model: ViT, decide: Callable[[Any], Mapping[int, Route]]) -> Callable[..., jax.Array]:
+    """A compiled function of a setting, images, and which of them are more than padding."""
     graph, state = nnx.split(model)
 
     @jax.jit
-    def run(state: nnx.State, images: jax.Array, valid: jax.Array, setting: Any) -> jax.Array:
+    def run(state: nnx.State, setting: Any, images: jax.Array, valid: jax.Array) -> jax.Array:
         model = nnx.merge(graph, state, copy=True)
         return model.forward(images, valid=valid, decide=decide(setting))[0]
 
+    return functools.partial(run, state)
+
+
+def _of_batches(
+    batches: Iterable[Labelled],
+    runs: Mapping[Any, Callable[..., jax.Array]],
+    on_step: Callable[[], None],
+) -> dict[Any, Logits]:
+    """The logits of all images by each function, batch by batch."""
     parts = collections.defaultdict(list)
     for images, _, valid in batches:
         real = np.ones(len(images), bool) if valid is None else np.asarray(valid)
-        for name, setting in settings.items():
-            parts[name].append(np.asarray(run(state, images, real, setting))[real])
+        for name, run in runs.items():
+            parts[name].append(np.asarray(run(images, real))[real])
             on_step()
     return {name: np.concatenate(logits) for name, logits in parts.items()}

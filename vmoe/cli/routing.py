@@ -2,6 +2,7 @@
 
 import dataclasses
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -53,6 +54,8 @@ class RoutingArgs:
     export: Path | None = None
     """Write every decision of --checkpoint on every token to this safetensors file; its header says
     what the arrays mean. Of soft routers, which make none, the gates."""
+    plots: Path | None = None
+    """Draw figures of the routing of --checkpoint in this folder, as PNG files."""
     json: bool = False
     """Print one JSON object and nothing else."""
 
@@ -70,11 +73,7 @@ class Measured(NamedTuple):
 def run(argv: Sequence[str]) -> None:
     """Measures the routing of one or two trained models, and prints it."""
     args = parse(RoutingArgs, "routing", argv)
-    for name, path in (("export", args.export), ("out", args.out)):
-        if path and not path.parent.is_dir():
-            raise UsageError(f"{name}={path}: no folder {path.parent}; make it first")
-    if args.page_images < 1:
-        raise UsageError(f"page_images={args.page_images}: use at least 1")
+    _check_args(args)
     from vmoe.factory import load
 
     models = [load(args.checkpoint, routing=args.routing, use_ema=args.use_ema)]
@@ -83,17 +82,29 @@ def run(argv: Sequence[str]) -> None:
     _check(models)
     data = args.data or _data_of(models[0])
     measured = [_measure(args, data, loaded, first=not i) for i, loaded in enumerate(models)]
-    if args.json:
-        values = [_as_json(each) for each in measured]
-        print_json(values[0] if not args.beside else values)
-    else:
-        for each in measured:
-            _print(args, each)
+    _print(args, measured)
+    if args.plots:
+        _draw(args.plots, measured[0])
     if args.out:
         _write_page(args, measured)
+    for each in measured:
+        each.sample.print_messages()
     every = [finding for each in measured for finding in each.findings]
     if args.check and every:
         raise CheckFailed(f"--check: {len(every)} finding{'s' * (len(every) > 1)}: {every[0]}")
+
+
+def _check_args(args: RoutingArgs) -> None:
+    for name, path in (("export", args.export), ("plots", args.plots), ("out", args.out)):
+        if path and not path.parent.is_dir():
+            raise UsageError(f"{name}={path}: no folder {path.parent}; make it first")
+    for name, path in (("export", args.export), ("out", args.out)):
+        if path and path.is_dir():
+            raise UsageError(f"{name}={path}: it is a folder; give a file")
+    if args.plots and args.plots.is_file():
+        raise UsageError(f"plots={args.plots}: it is a file; give a folder")
+    if args.page_images < 1:
+        raise UsageError(f"page_images={args.page_images}: use at least 1")
 
 
 def _check(models: "list[Loaded]") -> None:
@@ -126,55 +137,44 @@ def _measure(args: RoutingArgs, data: str, loaded: "Loaded", *, first: bool) -> 
         blocks = statistics(advancing(collect(loaded.model, sample.batches()), advance))
     few = [images[valid] for images, _, valid in sample.batches(at_most=REORDERED)]
     dependence = batch_dependence(loaded.model, np.concatenate(few), batch_size=args.batch_size)
-    sample.print_messages()
     return Measured(loaded, sample, blocks, dependence, findings(blocks, dependence))
 
 
 def _write_page(args: RoutingArgs, measured: list[Measured]) -> None:
-    from vmoe.analysis import page
-    from vmoe.workdir.layout import replace_text
+    from vmoe.evaluate.page import Shown, count_passes, write_page
 
     assert args.out
-    observed = []
-    for each in measured:
-        images, labels = _page_images(each.sample, args.page_images)
-        passes = page.count_passes(each.loaded.model.config, remove=args.removals)
-        with progress(f"page: {_name(each.loaded)}", passes) as advance:
-            observed.append(
-                page.observe(
-                    _name(each.loaded),
-                    each.loaded.model,
-                    images,
-                    labels,
-                    each.blocks,
-                    remove=args.removals,
-                    on_step=advance,
-                )
-            )
-    first = measured[0]
-    pixels, labels = _page_images(first.sample, args.page_images)
-    text = page.render(
-        f"Routing of {' and '.join(model.name for model in observed)}",
-        f"{first.sample.source.name}; the page shows {len(labels)} of them",
-        pixels,
-        labels,
-        first.loaded.class_names,
-        observed,
-    )
-    replace_text(args.out, text)
-    print(f"{args.out}: {len(text) / 1e6:.1f} MB; open it in a browser", file=sys.stderr)
-
-
-def _page_images(sample: Sample, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """Images in random order, so that the classes are mixed in each group; and their classes."""
-    batches = list(sample.batches(at_most=count))
-    images, labels = (np.concatenate([batch[i][batch[2]] for batch in batches]) for i in range(2))
-    order = np.random.default_rng(0).permutation(len(images))
-    return images[order], labels[order]
+    shown = [
+        Shown(
+            _name(each.loaded),
+            each.loaded,
+            each.sample.batches,
+            list(each.sample.batches(at_most=args.page_images)),
+            each.blocks,
+        )
+        for each in measured
+    ]
+    start, data = time.perf_counter(), measured[0].sample.source.name
+    with progress(f"{args.out}", count_passes(shown, remove=args.removals)) as advance:
+        write_page(args.out, data, shown, remove=args.removals, on_step=advance)
+    size, seconds = args.out.stat().st_size / 1e6, time.perf_counter() - start
+    print(f"{args.out}: {size:.1f} MB, written in {seconds:.0f} s", file=sys.stderr)
 
 
 def _name(loaded: "Loaded") -> str:
     return str(loaded.origin.path) + ("" if loaded.step is None else f", step {loaded.step:,}")
+
+
+def _draw(folder: Path, measured: Measured) -> None:
+    """Writes the figures, and says how long it took."""
+    from vmoe.evaluate.plots import plots_of, write_plots
+
+    loaded, start = measured.loaded, time.perf_counter()
+    with progress(f"plots in {folder}", len(plots_of(loaded.model.config))) as advance:
+        batches = measured.sample.batches
+        files = write_plots(loaded, batches, measured.blocks, folder, on_plot=advance)
+    seconds = time.perf_counter() - start
+    print(f"{len(files)} plots in {folder}, drawn in {seconds:.0f} s", file=sys.stderr)
 
 
 def advancing(parts: "Iterator[Collected]", advance: Callable[[], None]) -> "Iterator[Collected]":
@@ -224,7 +224,16 @@ COLUMNS = (
 )
 
 
-def _print(args: RoutingArgs, measured: Measured) -> None:
+def _print(args: RoutingArgs, measured: list[Measured]) -> None:
+    if args.json:
+        values = [_as_json(each) for each in measured]
+        print_json(values if args.beside else values[0])
+        return
+    for each in measured:
+        _print_table(args, each)
+
+
+def _print_table(args: RoutingArgs, measured: Measured) -> None:
     loaded, dependence = measured.loaded, measured.dependence
     rows = []
     for i, block in measured.blocks.items():

@@ -1,7 +1,7 @@
 """What the page shows of one model: its routing of some images, as it is and under changes."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import jax
@@ -20,6 +20,7 @@ from vmoe.analysis.effects import (
     removals,
     without_experts,
 )
+from vmoe.analysis.patches import Favourites
 from vmoe.analysis.statistics import BlockStatistics
 from vmoe.axes import Images
 from vmoe.config import MoEConfig, ViTConfig
@@ -47,6 +48,7 @@ class ModelOnImages(NamedTuple):
         capacities: the logits by number of slots and priority, in every sparse block; empty unless
             every router is token_choice.
         removed: the logits without one expert; empty if they are not asked for.
+        favourites: by sparse block, the patches of the sample that each expert weighs most.
         attention: by sparse block, how much each token (axis 1) of the first images attends to each
             token, as a fraction of the largest, mean over the heads.
     """
@@ -54,9 +56,10 @@ class ModelOnImages(NamedTuple):
     name: str
     config: ViTConfig
     routing: Collected
-    statistics: dict[int, BlockStatistics]
+    statistics: Mapping[int, BlockStatistics]
     capacities: dict[tuple[int, Priority], Logits]
     removed: dict[Removal, Logits]
+    favourites: dict[int, Favourites]
     attention: dict[int, UInt8[np.ndarray, "x n n"]]
 
 
@@ -65,7 +68,8 @@ def observe(
     model: ViT,
     images: Images,
     labels: Int[np.ndarray, "b"],
-    statistics: dict[int, BlockStatistics],
+    statistics: Mapping[int, BlockStatistics],
+    favourites: dict[int, Favourites],
     *,
     remove: bool = True,
     on_step: Callable[[], None] = lambda: None,
@@ -74,7 +78,7 @@ def observe(
 
     Args:
         labels: the class of each image; -1 if unknown.
-        statistics: of a larger sample; see ``vmoe.analysis.statistics``.
+        statistics, favourites: of a larger sample; see ``vmoe.analysis``.
         remove: also without each expert, two forward passes for every expert of the model.
         on_step: called after each forward pass with a change.
     """
@@ -86,8 +90,8 @@ def observe(
         capacities = at_capacities(model, batch, slots_of(config, routing), on_step=on_step)
     which = removals(config) if remove else []
     removed = without_experts(model, batch, which, on_step=on_step) if which else {}
-    attention = _attention(model, images)
-    return ModelOnImages(name, config, routing, statistics, capacities, removed, attention)
+    fields = (name, config, routing, statistics, capacities, removed, favourites)
+    return ModelOnImages(*fields, _attention(model, images))
 
 
 def _attention(model: ViT, images: Images) -> dict[int, UInt8[np.ndarray, "x n n"]]:

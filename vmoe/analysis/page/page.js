@@ -495,8 +495,11 @@ function favourites(block) {
       const name = label < 0 ? "" : `${classes[label]}, `;
       const canvas = make("canvas", {width: side, height: side, title: `${name}gate ${gate.toFixed(2)}`,
         className: side < 64 ? "pixels" : "", role: "img", "aria-label": `${name}gate ${gate.toFixed(2)}`});
-      sprite.decode().then(() => canvas.getContext("2d").drawImage(sprite,
-        place * side, expert * side, side, side, 0, 0, side, side));
+      sprite.decode().then(() => {
+        const corner = [place * side, expert * side];
+        canvas.getContext("2d").drawImage(sprite, ...corner, side, side, 0, 0, side, side);
+        canvas.dataset.drawn = true;
+      });
       row.append(canvas);
     });
     grid.append(chip(expert, `${expert}`, {"aria-label": `expert ${expert}`, onclick: () => set({expert})}), row);

@@ -4,12 +4,13 @@ import base64
 import html
 import io
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
+from einops import rearrange
 from jaxtyping import Float, Int
 from PIL import Image
 
@@ -26,6 +27,7 @@ HERE = Path(__file__).parent
 SHOWN = 5  # classes of a prediction
 LARGEST_PNG = 96  # px; larger images are JPEG
 LARGEST_SIDE = 224  # px
+SMALL_PATCH = 16  # px; mosaics of larger ones are JPEG
 MOST_CLASSES = 40  # of a table
 
 
@@ -53,7 +55,7 @@ def render(
         "palette": COLORS,
         "inks": [text_color(color) for color in COLORS],
         "images": [
-            {"source": _data_url(image), "label": int(label)}
+            {"source": _thumbnail(image), "label": int(label)}
             for image, label in zip(_pixels(images), labels, strict=True)
         ],
         "models": [_model(model, images.shape[1:3], len(class_names)) for model in models],
@@ -88,8 +90,7 @@ def _model(model: ModelOnImages, size: tuple[int, ...], y: int) -> dict[str, Any
         "tokens": rows * columns + prefix,
         "predictions": _predictions(routing.logits),
         "blocks": [
-            _block(i, moe, routing.blocks[i], model.statistics[i], y, prefix)
-            | {"attention": _array(model.attention[i], "u1") if i in model.attention else None}
+            _block(i, moe, routing.blocks[i], model.statistics[i], y, prefix) | _pictures(model, i)
             for i, moe in config.moe_blocks.items()
         ],
         "grid": _grid(model),
@@ -110,6 +111,28 @@ def _removed(model: ModelOnImages) -> dict[str, Any] | None:
         return None
     logits = np.array(list(model.removed.values()))
     return {"which": list(model.removed), **_predictions(logits)}
+
+
+def _pictures(model: ModelOnImages, block: int) -> dict[str, Any]:
+    """The attention maps and the favourite patches of a sparse block."""
+    best, labels = model.favourites[block], model.statistics[block].labels
+    sprite = rearrange(best.patches, "e x p q c -> 1 (e p) (x q) c")
+    items = [
+        [
+            {"gate": round(float(gate), 4), "label": int(labels[i])}
+            for gate, i in zip(gates, images, strict=True)
+        ]
+        for gates, images in zip(best.gates, best.images, strict=True)
+    ]
+    side = model.config.patch_size
+    return {
+        "attention": _array(model.attention[block], "u1"),
+        "favourites": {
+            "source": _data_url(next(_pixels(sprite)), png=side <= SMALL_PATCH),
+            "side": side,
+            "items": items,
+        },
+    }
 
 
 def _block(
@@ -211,18 +234,20 @@ def _numbers(array: np.ndarray) -> list[Any]:
     return np.round(np.nan_to_num(array.astype(float)), 5).tolist()
 
 
-def _pixels(images: Images) -> Iterable[Image.Image]:
+def _pixels(images: Images) -> Iterator[Image.Image]:
     for image in np.asarray(images):
         yield Image.fromarray(np.clip(np.round((image + 1) * 127.5), 0, 255).astype(np.uint8))
 
 
-def _data_url(image: Image.Image) -> str:
-    """The image as a file in the address: PNG if it is small, else JPEG."""
-    buffer = io.BytesIO()
-    if max(image.size) <= LARGEST_PNG:
-        image.save(buffer, "png", optimize=True)
-    else:
+def _thumbnail(image: Image.Image) -> str:
+    small = max(image.size) <= LARGEST_PNG
+    if not small:
         image.thumbnail((LARGEST_SIDE, LARGEST_SIDE))
-        image.save(buffer, "jpeg", quality=85)
-    kind = "png" if max(image.size) <= LARGEST_PNG else "jpeg"
+    return _data_url(image, png=small)
+
+
+def _data_url(image: Image.Image, *, png: bool) -> str:
+    """The image as an address that holds the file itself, PNG or JPEG."""
+    buffer, kind = io.BytesIO(), "png" if png else "jpeg"
+    image.save(buffer, kind, **(dict(optimize=True) if png else dict(quality=85)))
     return f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}"

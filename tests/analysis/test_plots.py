@@ -1,0 +1,253 @@
+"""What figures show equals what was collected; the oracles are plain loops over tokens."""
+
+import itertools
+from typing import Any
+
+import numpy as np
+import pytest
+from matplotlib.colors import to_hex
+
+from tests.random_models import random_images, random_params
+from vmoe import models
+from vmoe.analysis import BlockStatistics, Collected, collect, concatenate, labelled, statistics
+from vmoe.analysis.colors import COLORS, expert_colors, text_color
+from vmoe.analysis.patches import favourites
+from vmoe.analysis.plots import (
+    capacity_curves,
+    experts_by_class,
+    favourite_patches,
+    k_at_inference,
+    kept_patches,
+    random_routers,
+    weight_histograms,
+)
+from vmoe.config import ExpertChoice, MoEConfig, Soft, TokenChoice, replace
+from vmoe.errors import UsageError
+
+B, N, P, TOP = 7, 16, 8, 5
+IMAGES = random_images(b=B)
+LABELS = np.array([0, 1, 2, 0, 1, 2, -1])
+CLASSES = ["shoe", "a $10 bag", "hat", "of no image"]
+TOKENS, EXPERTS, SOFT, ONE = range(4)  # blocks by router; the last one has a single expert
+
+
+def batches() -> Any:
+    return labelled(IMAGES, LABELS, batch_size=4)
+
+
+@pytest.fixture(scope="module")
+def parts() -> list[Collected]:
+    """Of a model with a class token."""
+    layers = (
+        MoEConfig(num_experts=4, router=TokenChoice(k=2), images_per_group=2, capacity_factor=0.4),
+        MoEConfig(num_experts=4, router=ExpertChoice(), images_per_group=2, capacity_factor=0.7),
+        MoEConfig(num_experts=3, router=Soft(), images_per_group=1),
+        MoEConfig(num_experts=1, router=TokenChoice(k=1), images_per_group=2, capacity_factor=0.5),
+    )
+    config = replace(models.model_config("vit_tiny", depth=4), sparse_blocks=(0, 1, 2, 3))
+    config = replace(config, moe=layers)
+    return list(collect(models.with_params(config, random_params(config)), batches()))
+
+
+@pytest.fixture(scope="module")
+def blocks(parts: list[Collected]) -> dict[int, BlockStatistics]:
+    return statistics(parts)
+
+
+def texts(figure: Any) -> str:
+    """All that is written in a figure but ticks."""
+    words = [figure.get_suptitle()]
+    for ax in figure.axes:
+        words += [ax.get_title(), ax.get_xlabel(), ax.get_ylabel()]
+        words += [
+            text.get_text() for legend in [ax.get_legend()] if legend for text in legend.texts
+        ]
+    return " ".join(words)
+
+
+def test_colors_of_experts_differ_for_every_kind_of_vision_and_their_text_can_be_read() -> None:
+    """Simulated dichromacy (Machado et al. 2009) in linear RGB; 0.02 of OKLab can just be seen."""
+    views = np.array(
+        [
+            [1, 0, 0, 0, 1, 0, 0, 0, 1],
+            [0.1523, 1.0526, -0.2049, 0.1145, 0.7863, 0.0992, -0.0039, -0.0481, 1.0520],
+            [0.3673, 0.8606, -0.2280, 0.2801, 0.6725, 0.0474, -0.0118, 0.0429, 0.9689],
+            [1.2555, -0.0767, -0.1788, -0.0784, 0.9308, 0.1476, 0.0047, 0.6914, 0.3039],
+        ]
+    ).reshape(-1, 3, 3)
+    cones = np.array(
+        [[0.4122, 0.5363, 0.0514], [0.2119, 0.6807, 0.1074], [0.0883, 0.2817, 0.63]], float
+    )
+    lab = [[0.2105, 0.7936, -0.0041], [1.978, -2.4286, 0.4506], [0.0259, 0.7828, -0.8087]]
+    rgb = [[int(color[i : i + 2], 16) / 255 for i in (1, 3, 5)] for color in COLORS]
+    linear = np.array([[((x + 0.055) / 1.055) ** 2.4 for x in color] for color in rgb])
+    seen = np.einsum("vij,cj->vci", views, linear).clip(0, 1)
+    seen = np.cbrt(seen @ cones.T) @ np.array(lab).T
+    for number, least in ((8, 0.07), (32, 0.05)):
+        pairs = itertools.combinations(range(number), 2)
+        nearest = min(np.linalg.norm(seen[:, a] - seen[:, b], axis=-1).min() for a, b in pairs)
+        assert nearest > least
+    luminance = linear @ [0.2126, 0.7152, 0.0722]
+    for color, own in zip(COLORS, luminance, strict=True):
+        lighter = text_color(color) == "#ffffff"
+        assert (1.05 / (own + 0.05) if lighter else (own + 0.05) / 0.05) > 4.5
+    assert expert_colors(33) == (*COLORS, COLORS[0])
+
+
+def test_experts_by_class_are_the_shares_of_the_choices_beside_their_null(
+    parts: list[Collected], blocks: dict[int, BlockStatistics]
+) -> None:
+    shown = [TOKENS, EXPERTS]
+    figure = experts_by_class(blocks, CLASSES, shown)
+    whole = concatenate(parts)
+    for i, ax in zip(shown, figure.axes, strict=True):
+        counts = np.zeros((4, 5))  # the last column is of no expert
+        for image, label in enumerate(LABELS):
+            for expert in whole.blocks[i].experts[image].ravel() if label >= 0 else ():
+                counts[label, expert] += 1
+        counts = counts[:, :4]
+        table = ax.images[0].get_array().filled(np.nan)
+        np.testing.assert_allclose(table[:3], 100 * counts[:3] / counts[:3].sum(1, keepdims=True))
+        assert np.isnan(table[3]).all()
+        written = [int(text.get_text()) for text in ax.texts]
+        np.testing.assert_allclose(written, table[:3].ravel(), atol=0.51)
+        information, null = blocks[i].class_information(4)
+        assert f"{information:.3f}\n(classes shuffled: {null:.3f})" in ax.get_title()
+        labels = ax.get_xticklabels()
+        assert [label.get_text() for label in labels] == list("0123")
+        colors = [to_hex(label.get_bbox_patch().get_facecolor()) for label in labels]
+        assert tuple(colors) == expert_colors(4)
+    names = [label.get_text() for label in figure.axes[0].get_yticklabels()]
+    assert names == [name.replace("$", r"\$") for name in CLASSES]
+    assert "expert" in texts(figure) and "class" in texts(figure)
+
+
+def test_many_classes_are_sorted_by_their_favourite_expert(
+    blocks: dict[int, BlockStatistics],
+) -> None:
+    figure = experts_by_class(blocks, [f"class {i}" for i in range(40)], [TOKENS])
+    table = figure.axes[0].images[0].get_array().filled(0)
+    assert table.shape == (40, 4) and (np.diff(table.argmax(1)) >= 0).all()
+    assert not figure.axes[0].texts and "40 classes, by favourite expert" in texts(figure)
+
+
+def test_weight_histograms_count_the_gates_of_choices_by_rank_where_tokens_choose(
+    parts: list[Collected], blocks: dict[int, BlockStatistics]
+) -> None:
+    shown = [TOKENS, EXPERTS, ONE]
+    figure = weight_histograms(blocks, shown)
+    whole = concatenate(parts)
+    for i, ax, ranks in zip(shown, figure.axes, (2, 1, 1), strict=True):
+        block = whole.blocks[i]
+        e, k = block.gates.shape[-1], block.experts.shape[-1]
+        gates: list[list[float]] = [[] for _ in range(k)]
+        for (image, token, r), expert in np.ndenumerate(block.experts):
+            if expert < e:
+                gates[r].append(block.gates[image, token, expert])
+        own = gates if ranks == 2 else [list(itertools.chain(*gates))]
+        assert len(ax.patches) == ranks
+        for rank, stairs in zip(own, ax.patches, strict=True):
+            values, edges, _ = stairs.get_data()
+            expected = np.histogram(np.minimum(rank, 0.999), edges)[0] / len(rank)
+            np.testing.assert_allclose(values, expected)
+    words = ("choice 2, mean", "all choices, mean", "share of the choices", "gate")
+    assert all(word in texts(figure) for word in words)
+
+
+def test_dimmed_patches_are_exactly_the_dropped_ones(parts: list[Collected]) -> None:
+    """The class token is no patch."""
+    whole, dropped = concatenate(parts), 0
+    for i in (TOKENS, EXPERTS, ONE):
+        figure = kept_patches(IMAGES, {"few": whole}, block=i, patch_size=P, show=4)
+        for row, image in enumerate((0, 2, 4, 6)):
+            before, after = (figure.axes[2 * row + x].images[0].get_array() for x in (0, 1))
+            np.testing.assert_allclose(before, (IMAGES[image] + 1) / 2, atol=1e-6)
+            (crosses,) = figure.axes[2 * row + 1].collections
+            places = []
+            for token in range(N):
+                y, x = P * (token // 4), P * (token % 4)
+                same = np.array_equal(*(each[y : y + P, x : x + P] for each in (before, after)))
+                assert same == whole.blocks[i].kept[image, 1 + token].any()
+                if not same:
+                    places.append((x + P / 2 - 0.5, y + P / 2 - 0.5))
+            np.testing.assert_allclose(crosses.get_offsets(), np.reshape(places, (-1, 2)))
+            dropped += len(places)
+        share = whole.blocks[i].kept[:, 1:].any(-1).mean()
+        assert f"few\n{share:.0%} with a slot" in texts(figure)
+    assert dropped
+
+
+def test_the_mosaic_has_the_patches_with_the_largest_gates_one_of_each_image(
+    parts: list[Collected],
+) -> None:
+    whole, result = concatenate(parts), favourites(batches(), parts, P, top=TOP)
+    figure = favourite_patches(result, [TOKENS, SOFT, ONE])
+    for i, own in result.items():
+        for expert in range(whole.blocks[i].gates.shape[-1]):
+            best = []
+            for image in range(B):
+                gates = whole.blocks[i].gates[image, 1:, expert].tolist()
+                best.append((max(gates), image, gates.index(max(gates))))
+            best = sorted(best, key=lambda each: -each[0])[:TOP]
+            for place, (gate, image, token) in enumerate(best):
+                assert own.gates[expert, place] == np.float32(gate)
+                assert (own.images[expert, place], own.places[expert, place]) == (image, token)
+                y, x = P * (token // 4), P * (token % 4)
+                patch = IMAGES[image, y : y + P, x : x + P]
+                np.testing.assert_array_equal(own.patches[expert, place], patch)
+    for i, ax in zip((TOKENS, SOFT, ONE), figure.axes, strict=True):
+        picture, e = np.asarray(ax.images[0].get_array()), len(result[i].gates)
+        assert picture.shape == (e * (P + 2), TOP * (P + 2), 3)
+        last = picture[-P - 1 : -1, -P - 1 : -1]
+        np.testing.assert_allclose(last, (result[i].patches[-1, -1] + 1) / 2, atol=1e-6)
+        first, worst = result[i].gates[0, [0, -1]]
+        assert ax.texts[0].get_text() == f"{first:.2f}–{worst:.2f}"
+
+
+def test_lines_and_bars_are_accuracies_on_images_of_known_class() -> None:
+    rng = np.random.default_rng(0)
+    logits = rng.normal(size=(6, B, 3))
+    right = [
+        np.mean([each[i].argmax() == LABELS[i] for i in range(B) if LABELS[i] >= 0])
+        for each in logits
+    ]
+    settings = [(0, "order"), (4, "order"), (8, "order"), (4, "random"), (8, "random")]
+    figure = capacity_curves(
+        dict(zip(settings, logits, strict=False)), LABELS, {4: 1e6, 8: 3e6}, even=6.0
+    )
+    order, random, nothing, _ = figure.axes[0].lines
+    np.testing.assert_allclose(order.get_xydata(), [(4, right[1]), (8, right[2])])
+    np.testing.assert_allclose(random.get_ydata(), right[3:5])
+    np.testing.assert_allclose(nothing.get_ydata(), right[0])
+    np.testing.assert_allclose(figure.axes[1].lines[0].get_xydata(), [(4, 1), (8, 3)])
+    words = ("every choice dropped", "random", "slots per expert", "MFLOPs per image", "6 images")
+    assert all(word in texts(figure) for word in words)
+    (ax,) = k_at_inference({2: logits[1], 1: logits[0]}, LABELS, own=2).axes
+    np.testing.assert_allclose(ax.lines[0].get_xydata(), [(1, right[0]), (2, right[1])])
+    figure = random_routers({3: logits[0], 5: logits[1]}, logits[2], LABELS)
+    heights = [bar.get_height() for bar in figure.axes[0].patches]
+    np.testing.assert_allclose(heights, right[:2])
+    assert f"own routers, {right[2]:.1%}" in texts(figure)
+
+
+def test_what_has_no_picture_is_refused(
+    parts: list[Collected], blocks: dict[int, BlockStatistics]
+) -> None:
+    whole = concatenate(parts)
+    for draw in (lambda: experts_by_class(blocks, CLASSES), lambda: weight_histograms(blocks)):
+        with pytest.raises(UsageError, match="block 2: its router makes no choices"):
+            draw()
+    with pytest.raises(UsageError, match="block=2: a soft router processes every token"):
+        kept_patches(IMAGES, {"": whole}, block=SOFT, patch_size=P)
+    with pytest.raises(UsageError, match=r"block=9: use one of \[0, 1, 2, 3\]"):
+        kept_patches(IMAGES, {"": whole}, block=9, patch_size=P)
+    with pytest.raises(UsageError, match="patch_size=4: 7 images of 32 x 32 pixels do not have 7"):
+        kept_patches(IMAGES, {"": whole}, block=0, patch_size=4)
+    with pytest.raises(UsageError, match=r"blocks=\[7\]: use some of \[0, 1, 2, 3\]"):
+        favourite_patches(favourites(batches(), parts, P), [7])
+    with pytest.raises(UsageError, match="no image, or no sparse block"):
+        favourites([], [], P)
+    with pytest.raises(UsageError, match="no image has a known class"):
+        k_at_inference({1: whole.logits}, np.full(B, -1))
+    with pytest.raises(UsageError, match=r"flops: none for \[4\] slots"):
+        capacity_curves({(4, "order"): whole.logits}, LABELS, {})

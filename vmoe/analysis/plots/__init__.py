@@ -1,0 +1,21 @@
+"""Figures of a model's routing, as matplotlib figures that nothing has drawn or saved yet.
+
+    experts_by_class(statistics(parts), class_names).savefig("experts_by_class.png")
+
+They take what the functions of ``vmoe.analysis`` return. An expert has the same colour in all of
+them (``vmoe/analysis/colors.py``), and is named by its number as well.
+"""
+
+from vmoe.analysis.plots.experts import experts_by_class, weight_histograms
+from vmoe.analysis.plots.patches import favourite_patches, kept_patches
+from vmoe.analysis.plots.settings import capacity_curves, k_at_inference, random_routers
+
+__all__ = [
+    "capacity_curves",
+    "experts_by_class",
+    "favourite_patches",
+    "k_at_inference",
+    "kept_patches",
+    "random_routers",
+    "weight_histograms",
+]

@@ -1,0 +1,121 @@
+"""Figures of images: the patches kept at several capacities, and those that experts weigh most."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from einops import rearrange
+from jaxtyping import Bool, Float
+from matplotlib.figure import Figure
+
+from vmoe.analysis.collect import Collected
+from vmoe.analysis.patches import Favourites, on_grid
+from vmoe.analysis.plots.style import NORMAL, SMALL, early_to_late, label_experts, panels
+from vmoe.errors import UsageError
+
+GREY = 0.5
+"""Visible beside black and white patches."""
+LEFT = 0.2
+"""What is left of the contrast of a dropped patch, around grey."""
+
+
+def kept_patches(
+    images: Float[np.ndarray, "b h w 3"],
+    collected: Mapping[str, Collected],
+    *,
+    block: int,
+    patch_size: int,
+    show: int = 6,
+) -> Figure:
+    """Images whose patches without a slot are greyed and crossed out, after figure 1 of V-MoE.
+
+    A class token is no patch, and is left out.
+
+    Args:
+        images: in [-1, 1], those that were collected.
+        show: number of images to show, spread over all.
+        collected: by the title of a column, such as a capacity: the routing at it.
+        block: number of the sparse block.
+
+    Raises:
+        UsageError: a router makes no choices, or there is no such block; or as for ``on_grid``.
+    """
+    kept = {name: _kept(each, block, images, patch_size) for name, each in collected.items()}
+    shown = np.unique(np.linspace(0, len(images) - 1, min(show, len(images))).round().astype(int))
+    pixels = np.clip((images[shown] + 1) / 2, 0, 1)
+    title = f"Patches with a slot in block {block}; crossed out: dropped"
+    figure, axes = panels(len(pixels), 1 + len(kept), size=(1.5, 1.5), title=title)
+    for row, image in zip(axes, pixels, strict=True):
+        row[0].imshow(image)
+        for ax in row:
+            ax.set(xticks=[], yticks=[])
+    axes[0][0].set_title("image", fontsize=SMALL)
+    for column, (name, mask) in enumerate(kept.items(), start=1):
+        axes[0][column].set_title(f"{name}\n{mask.mean():.0%} with a slot", fontsize=SMALL)
+        for row, image, own in zip(axes, pixels, mask[shown], strict=True):
+            row[column].imshow(_dimmed(image, own, patch_size))
+            y, x = ((place + 0.5) * patch_size - 0.5 for place in np.nonzero(~own))
+            marks = 40 * patch_size / image.shape[0]  # in points
+            row[column].scatter(x, y, s=marks**2, marker="x", c="black", lw=0.7, alpha=0.6)
+    return figure
+
+
+def _kept(
+    collected: Collected, i: int, images: Float[np.ndarray, "b h w 3"], patch_size: int
+) -> Bool[np.ndarray, "b i j"]:
+    if i not in collected.blocks:
+        raise UsageError(f"block={i}: use one of {list(collected.blocks)}")
+    kept = collected.blocks[i].kept
+    if not kept.shape[-1]:
+        raise UsageError(f"block={i}: a soft router processes every token, none is dropped")
+    return on_grid(np.asarray(kept.any(-1)), images, patch_size)
+
+
+def _dimmed(
+    image: Float[np.ndarray, "h w 3"], kept: Bool[np.ndarray, "i j"], patch_size: int
+) -> Float[np.ndarray, "h w 3"]:
+    of_pixels = kept.repeat(patch_size, 0).repeat(patch_size, 1)[..., None]
+    return np.where(of_pixels, image, GREY + LEFT * (image.mean(-1, keepdims=True) - GREY))
+
+
+def favourite_patches(
+    favourites: Mapping[int, Favourites], blocks: Sequence[int] | None = None
+) -> Figure:
+    """The patches with the largest gates of each expert, best first, and their gates at the right.
+
+    Args:
+        favourites: by sparse block, as ``vmoe.analysis.patches.favourites`` returns them.
+        blocks: the blocks to show; from early to late, at most three, if None.
+
+    Raises:
+        UsageError: there is no such block.
+    """
+    shown = early_to_late(favourites, blocks, 3)
+    e, x = np.max([favourites[i].gates.shape for i in shown], axis=0)
+    figure, axes = panels(
+        1,
+        len(shown),
+        size=(0.34 * x + 1.2, 0.34 * e + 0.8),
+        title="Patches with the largest gates of each expert, at most one of an image",
+    )
+    for i, ax in zip(shown, axes[0], strict=True):
+        e, x = favourites[i].gates.shape
+        ax.imshow(_mosaic(favourites[i].patches), extent=(-0.5, x - 0.5, e - 0.5, -0.5))
+        ax.spines[:].set_visible(False)
+        ax.set_title(f"block {i}", fontsize=NORMAL)
+        ax.set_xlabel("patches, best first; their gates", fontsize=SMALL)
+        ax.set_xticks([])
+        label_experts(ax.yaxis, e)
+        for expert, gates in enumerate(favourites[i].gates):
+            text = f"{gates[0]:.2f}–{gates[-1]:.2f}"
+            ax.text(x - 0.35, expert, text, va="center", fontsize=SMALL)
+    axes[0][0].set_ylabel("expert")
+    return figure
+
+
+def _mosaic(patches: Float[np.ndarray, "e x p p 3"]) -> Float[np.ndarray, "h w 3"]:
+    """One picture in [0, 1], a row per expert, each patch in a grey frame."""
+    frame = max(1, patches.shape[2] // 12)
+    pixels = np.clip((patches + 1) / 2, 0, 1)
+    around = [(0, 0), (0, 0), (frame, frame), (frame, frame), (0, 0)]
+    framed = np.pad(pixels, around, constant_values=GREY)
+    return rearrange(framed, "e x p q c -> (e p) (x q) c")

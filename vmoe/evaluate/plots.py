@@ -1,0 +1,202 @@
+"""The figures of a trained model's routing on a data set, as PNG files."""
+
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from jaxtyping import Int
+
+from vmoe import models
+from vmoe.analysis import BlockStatistics, collect, concatenate
+from vmoe.analysis.collect import Labelled
+from vmoe.analysis.effects import at_capacities, at_k, with_random_routers
+from vmoe.analysis.patches import favourites
+from vmoe.config import RoutingOverrides, Soft, TokenChoice, ViTConfig, replace
+from vmoe.costs.flops import flops_to_logits
+from vmoe.factory import Loaded
+from vmoe.nn.patches import num_tokens
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+Batches = Callable[[], Iterator[Labelled]]
+"""Reads the images from the first one on."""
+
+Draw = Callable[[Loaded, Batches, Mapping[int, BlockStatistics]], "Figure"]
+
+FACTORS = (0.125, 0.25, 0.375, 0.5, 0.75, 1.0, 1.5)
+"""Capacity factors of the curves; beside them every choice is dropped."""
+SHOWN_FACTORS = (0.5, 0.25, 0.125)
+"""Those at which images are shown."""
+DPI = 100
+
+
+def write_plots(
+    loaded: Loaded,
+    batches: Batches,
+    blocks: Mapping[int, BlockStatistics],
+    folder: Path,
+    *,
+    on_plot: Callable[[], None] = lambda: None,
+) -> list[Path]:
+    """Writes each figure that has a meaning for the routers of a model; see ``plots_of``.
+
+    Args:
+        batches: gives the batches of the data; called by most figures.
+        blocks: the statistics of these data by sparse block.
+        folder: made if its parent exists; files of the same names are replaced.
+        on_plot: called after each file.
+
+    Returns:
+        the files.
+
+    Raises:
+        UsageError: no image has a known class.
+        OSError: the folder or a file cannot be written.
+    """
+    folder.mkdir(exist_ok=True)
+    files = []
+    for name, draw in plots_of(loaded.model.config).items():
+        files.append(_write(draw(loaded, batches, blocks), folder / f"{name}.png"))
+        on_plot()
+    return files
+
+
+def plots_of(config: ViTConfig) -> "dict[str, Draw]":
+    """By name, the functions that draw the figures of such a model.
+
+    Soft routers make no choices, so a model that has one has only two figures. Priorities and k are
+    for models all of whose routers are token_choice.
+    """
+    routers = [moe.router for moe in config.moe_blocks.values()]
+    plots: dict[str, Draw] = {
+        "favourite_patches": _favourite_patches,
+        "random_routers": _random_routers,
+    }
+    if not any(isinstance(router, Soft) for router in routers):
+        plots |= {
+            "experts_by_class": _experts_by_class,
+            "weight_histograms": _weight_histograms,
+            "kept_patches": _kept_patches,
+        }
+    if all(isinstance(router, TokenChoice) for router in routers):
+        plots |= {"capacity_curves": _capacity_curves, "k_at_inference": _k_at_inference}
+    return plots
+
+
+def _write(figure: "Figure", path: Path) -> Path:
+    """Writes a temporary file and renames it: a kill leaves either the old or the new picture."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    figure.savefig(temporary, format="png", dpi=DPI)
+    os.replace(temporary, path)
+    return path
+
+
+def _experts_by_class(
+    loaded: Loaded, batches: Batches, blocks: Mapping[int, BlockStatistics]
+) -> "Figure":
+    from vmoe.analysis.plots import experts_by_class
+
+    return experts_by_class(blocks, loaded.class_names)
+
+
+def _weight_histograms(
+    loaded: Loaded, batches: Batches, blocks: Mapping[int, BlockStatistics]
+) -> "Figure":
+    from vmoe.analysis.plots import weight_histograms
+
+    return weight_histograms(blocks)
+
+
+def _favourite_patches(
+    loaded: Loaded, batches: Batches, blocks: Mapping[int, BlockStatistics]
+) -> "Figure":
+    from vmoe.analysis.plots import favourite_patches
+
+    parts = collect(loaded.model, batches())
+    return favourite_patches(favourites(batches(), parts, loaded.model.config.patch_size))
+
+
+def _kept_patches(
+    loaded: Loaded, batches: Batches, blocks: Mapping[int, BlockStatistics]
+) -> "Figure":
+    """In the first sparse block, for the images of the first batch."""
+    from vmoe.analysis.plots import kept_patches
+
+    batch = next(batches())
+    images, _, valid = batch
+    model, config = loaded.model, loaded.model.config
+    block, moe = next(iter(config.moe_blocks.items()))
+    by_gate = isinstance(moe.router, TokenChoice)
+    collected = {}
+    for slots, factor in _slots(config, SHOWN_FACTORS).items():
+        limits = RoutingOverrides(capacity=slots, priority="largest_gate" if by_gate else None)
+        changed = models.with_params(
+            limits.apply(config), models.params_of(model), placement=model.placement
+        )
+        name = f"capacity factor {factor:.3g}\n{slots} slots" + ", largest gate" * by_gate
+        collected[name] = concatenate(collect(changed, [batch]))
+    shown = np.asarray(images)[slice(None) if valid is None else np.asarray(valid)]
+    return kept_patches(shown, collected, block=block, patch_size=config.patch_size)
+
+
+def _slots(config: ViTConfig, factors: Sequence[float]) -> dict[int, float]:
+    """Numbers of slots in the first sparse block's full groups, and their capacity factors."""
+    moe = next(iter(config.moe_blocks.values()))
+    s, even = moe.images_per_group * num_tokens(config), _even(config)
+    every = [min(s, max(1, round(factor * even))) for factor in factors]
+    return {slots: slots / even for slots in every}
+
+
+def _even(config: ViTConfig) -> float:
+    """The slots of an expert at capacity factor 1, in full groups of the first sparse block."""
+    moe = next(iter(config.moe_blocks.values()))
+    s = moe.images_per_group * num_tokens(config)
+    return s * moe.router.experts_per_token / moe.num_experts
+
+
+def _capacity_curves(
+    loaded: Loaded, batches: Batches, blocks: Mapping[int, BlockStatistics]
+) -> "Figure":
+    from vmoe.analysis.plots import capacity_curves
+
+    model, config = loaded.model, loaded.model.config
+    slots = list(_slots(config, FACTORS))
+    logits = at_capacities(model, batches(), [0, *slots])
+    flops = {number: flops_to_logits(_with_slots(config, number)) for number in slots}
+    return capacity_curves(logits, _labels(blocks), flops, even=_even(config))
+
+
+def _labels(blocks: Mapping[int, BlockStatistics]) -> Int[np.ndarray, "b"]:
+    return next(iter(blocks.values())).labels
+
+
+def _with_slots(config: ViTConfig, slots: int) -> ViTConfig:
+    return config.with_layers(lambda moe: replace(moe, capacity=slots, dropless=False))
+
+
+def _k_at_inference(
+    loaded: Loaded, batches: Batches, blocks: Mapping[int, BlockStatistics]
+) -> "Figure":
+    """For k = 1, 2, 4 and so on."""
+    from vmoe.analysis.plots import k_at_inference
+
+    layers = loaded.model.config.moe_blocks.values()
+    at_most = min(moe.num_experts for moe in layers)
+    trained = {moe.router.experts_per_token for moe in layers}
+    ks = sorted({1 << i for i in range(at_most.bit_length())} | trained)
+    logits = at_k(loaded.model, batches(), ks)
+    own = trained.pop() if len(trained) == 1 else None
+    return k_at_inference(logits, _labels(blocks), own=own)
+
+
+def _random_routers(
+    loaded: Loaded, batches: Batches, blocks: Mapping[int, BlockStatistics]
+) -> "Figure":
+    from vmoe.analysis.plots import random_routers
+
+    own = concatenate(collect(loaded.model, batches()))
+    logits = with_random_routers(loaded.model, batches())
+    return random_routers(logits, own.logits, own.labels)
