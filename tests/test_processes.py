@@ -1,5 +1,6 @@
 """One run in two real processes: reports, agreement, resuming, and the run folder."""
 
+import functools
 import shutil
 import signal
 import subprocess
@@ -8,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from scripts import kill_test
 from scripts.kill_test import (
     TABLES,
     differences,
@@ -18,7 +20,7 @@ from scripts.kill_test import (
     rows,
     saving,
 )
-from tests.command import ROOT, Process, interpreter, start, vmoe
+from tests.command import ROOT, Process, start, vmoe
 from tests.run_folder import assert_close
 from vmoe import config as configs
 from vmoe.train.loop import train
@@ -163,8 +165,9 @@ def test_a_killed_process_ends_the_others_and_the_resumed_run_is_bitwise_equal(
 ) -> None:
     """The first kill comes before the first checkpoint, the second during a save."""
     workdir = tmp_path / "run"
-    first_kill = kill_once(recipe, workdir, evaluating, 5, 0.5, victim=0, processes=2)
-    second_kill = kill_once(recipe, workdir, saving, 5, 0.5, victim=1, processes=2)
+    launch = functools.partial(kill_test.start, recipe, workdir, processes=2)
+    first_kill = kill_once(launch(), workdir, evaluating, 5, 0.5, victim=0)
+    second_kill = kill_once(launch(), workdir, saving, 5, 0.5, victim=1)
     assert first_kill.unfinished_evaluation and second_kill.unfinished_checkpoint
     first, other = end(start_two(recipe, workdir))
     assert first.returncode == other.returncode == 0, first.stderr + other.stderr
@@ -184,7 +187,7 @@ def test_the_kill_test_of_two_processes_passes() -> None:
 
 def test_distributed_without_a_cluster_or_the_jax_variables_is_refused() -> None:
     words = ("train", "--config", "configs/tiny.py", "--workdir", "runs/none", "--distributed")
-    result = interpreter(*words)
+    result = vmoe(*words)
     assert result.returncode == 2 and result.stderr.count("\n") == 1, result.stderr
     assert (
         "JAX_COORDINATOR_ADDRESS (host:port), JAX_NUM_PROCESSES and JAX_PROCESS_ID" in result.stderr
