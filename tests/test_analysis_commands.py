@@ -93,3 +93,40 @@ def test_an_attack_along_a_path_needs_routers_that_drop() -> None:
     result = vmoe("attack", *MODEL[1:], "--checkpoint", "vit_fashion_mnist", "--path", "routers")
     assert result.returncode == 2 and result.stderr.count("\n") == 1
     assert "vit_fashion_mnist: attack.path=routers: every router must be" in result.stderr
+
+
+def test_mates_are_attacked_at_every_capacity_and_priority() -> None:
+    mates = ("--mates.victims", "2", "--mates.draws", "3", "--mates.capacity-factor", "0.25")
+    arguments = ("--target", "mates", *mates, "--steps", "2", "--images", "16", "--json")
+    result = vmoe("attack", *MODEL[1:], *arguments)
+    assert result.returncode == 0, result.stderr
+    rows = json.loads(result.stdout)
+    assert len(rows) == 4 * 6  # order, largest_gate and two immune settings
+    by_place = {(row["capacity_factor"], row["priority"], row["split"]): [] for row in rows}
+    for row in rows:
+        by_place[row["capacity_factor"], row["priority"], row["split"]].append(row)
+    none, mean, worst, *_ = by_place[0.25, "order", False]
+    assert none["dropped"] < 0.1 and worst["dropped"] >= mean["dropped"] > 0.9
+    for immune in (by_place[None, "order", False], by_place[0.25, "order", True]):
+        assert all(row["changed"] == 0 for row in immune)
+        assert len({row["dropped"] for row in immune}) == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            ("--checkpoint", "vit_fashion_mnist"),
+            "vit_fashion_mnist: no block of this model is sparse, so no image depends on its batch",
+        ),
+        (("--path", "routers"), "path=routers has no effect with --target mates: leave it out"),
+        (("--routing.dropless", "True"), "routing.dropless=True with --target mates: use --mates."),
+        (("--target", "images", "--mates.draws", "3"), "options --mates.* are for --target mates"),
+    ],
+)
+def test_what_does_not_fit_an_attack_by_mates_is_refused(
+    arguments: tuple[str, ...], message: str
+) -> None:
+    result = vmoe("attack", *MODEL[1:], "--target", "mates", *arguments)
+    assert result.returncode == 2 and message in result.stderr
+    assert result.stderr.count("\n") == 1

@@ -7,10 +7,12 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from vmoe.cli import mates
 from vmoe.cli.arguments import parse
 from vmoe.cli.data import Sample
 from vmoe.cli.printing import print_json, print_table, progress
 from vmoe.config import RoutingOverrides
+from vmoe.config.attack import MatesConfig
 from vmoe.errors import UsageError
 
 if TYPE_CHECKING:
@@ -24,6 +26,9 @@ class AttackArgs:
 
     checkpoint: Path
     """Trained model, as for `vmoe evaluate --checkpoint`."""
+    target: Literal["images", "mates"] = "images"
+    """images: change the attacked image. mates: leave it as it is, and choose and change the other
+    images of its group, which take its slots."""
     beside: Path | None = None
     """Another model to attack in the same way, such as a dense one."""
     data: str = ""
@@ -32,17 +37,20 @@ class AttackArgs:
     """Number of images, a random sample of the split; at most all of them."""
     batch_size: int = 64
     """Images per batch."""
-    epsilon: tuple[float, ...] = (1.0, 2.0, 4.0, 8.0)
-    """Largest changes of a pixel, in units of 1/255 of its range."""
+    epsilon: tuple[float, ...] = ()
+    """Largest changes of a pixel, in units of 1/255 of its range; if not given, 1, 2, 4 and 8, or
+    64 for mates, which need not look natural."""
     steps: int = 40
     """Steps along the sign of the gradient."""
     project: bool = False
-    """Projected steps within the range of pixels, instead of the published ones."""
+    """Projected steps within the range of pixels, instead of the published ones; always for
+    mates."""
     auxiliary_loss: bool = False
     """Raise the auxiliary losses of the routers as well."""
     path: Literal["all", "experts", "routers"] = "all"
     """all: gradients through everything; experts: with the decisions and combine weights of the
     original images held fixed; routers: through the combine weights alone."""
+    mates: MatesConfig = MatesConfig()
     routing: RoutingOverrides = RoutingOverrides()
     """Routing settings of --checkpoint; the model of --beside keeps its own."""
     use_ema: bool = True
@@ -54,8 +62,11 @@ class AttackArgs:
 def run(argv: Sequence[str]) -> None:
     """Attacks one or two trained models, and prints what is left of their accuracy."""
     args = parse(AttackArgs, "attack", argv)
-    if not args.epsilon:
-        raise UsageError("epsilon=(): give at least one, such as 8")
+    if args.target == "mates":
+        mates.run(args)
+        return
+    if args.mates != MatesConfig():
+        raise UsageError("options --mates.* are for --target mates: give both or neither")
     from vmoe.evaluate.attack import AttackConfig, check_attack
     from vmoe.factory import load
 
@@ -67,7 +78,7 @@ def run(argv: Sequence[str]) -> None:
             auxiliary_loss=args.auxiliary_loss,
             path=args.path,
         )
-        for epsilon in args.epsilon
+        for epsilon in args.epsilon or (1.0, 2.0, 4.0, 8.0)
     ]
     models = [load(args.checkpoint, routing=args.routing, use_ema=args.use_ema)]
     if args.beside:

@@ -85,12 +85,7 @@ def attack(
         UsageError: as for ``check_attack``; or a label is no class of the model.
     """
     check_attack(model, config)
-    classes = model.config.num_classes
-    if len(labels) and not 0 <= labels.min() <= labels.max() < classes:
-        raise UsageError(
-            f"labels from {labels.min()} to {labels.max()}: the model has classes 0 to "
-            f"{classes - 1}"
-        )
+    check_labels(model, labels)
     graph, state = nnx.split(model)
     same = dataclasses.replace(config, epsilon=0.0)  # traced, so that one program serves all
     largest = jnp.float32(config.epsilon * PIXEL)
@@ -104,8 +99,8 @@ def attack(
     }
     return AttackResult(
         np.asarray(changed),
-        np.asarray(_cross_entropy(first, labels)),
-        np.asarray(_cross_entropy(last, labels)),
+        np.asarray(cross_entropy(first, labels)),
+        np.asarray(cross_entropy(last, labels)),
         np.asarray(first).argmax(-1),
         np.asarray(last).argmax(-1),
         overlap,
@@ -130,6 +125,20 @@ def check_attack(model: ViT, config: AttackConfig) -> None:
         raise UsageError(f"attack.path={config.path} on several devices: use one, or path=all")
 
 
+def check_labels(model: ViT, labels: Int[np.ndarray, "b"]) -> None:
+    """Checks that every label is a class of the model.
+
+    Raises:
+        UsageError: one is not.
+    """
+    classes = model.config.num_classes
+    if len(labels) and not 0 <= labels.min() <= labels.max() < classes:
+        raise UsageError(
+            f"labels from {labels.min()} to {labels.max()}: the model has classes 0 to "
+            f"{classes - 1}"
+        )
+
+
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _run(
     graph: nnx.GraphDef,
@@ -142,22 +151,32 @@ def _run(
     """The images after the attack; logits and records before and after."""
     model = nnx.merge(graph, state, copy=True)
     before = model.forward(images)
-    after = _steps(model, images, labels, before[1], config, largest)
+    after = sign_steps(
+        lambda changed: gradient(model, changed, labels, before[1], config),
+        images,
+        config,
+        largest,
+    )
     return after, before, model.forward(after)
 
 
-def _steps(
-    model: ViT,
-    images: Float[Array, "b h w 3"],
-    labels: Int[Array, "b"],
-    records: dict[int, Record],
+def sign_steps(
+    direction: Callable[[jax.Array], jax.Array],
+    images: Float[Array, "*b h w 3"],
     config: AttackConfig,
     largest: Float[Array, ""],
-) -> Float[Array, "b h w 3"]:
+) -> Float[Array, "*b h w 3"]:
+    """The images after steps along the sign of a direction that depends on them.
+
+    Args:
+        direction: a gradient; where it is 0, pixels stay as they are.
+        config: its ``steps`` and ``project``.
+        largest: the largest change, in units of the images.
+    """
     size = (2.5 if config.project else 1.0) * largest / config.steps
 
     def step(_: jax.Array, changed: jax.Array) -> jax.Array:
-        changed += size * jnp.sign(gradient(model, changed, labels, records, config))
+        changed += size * jnp.sign(direction(changed))
         if config.project:
             changed = jnp.clip(changed, images - largest, images + largest)
             changed = jnp.clip(changed, -1.0, 1.0)
@@ -181,7 +200,7 @@ def gradient(
 
     def loss(images: jax.Array, decide: Mapping[int, Route] | None = None) -> jax.Array:
         logits, records = model.forward(images, decide=decide)
-        total = _cross_entropy(logits, labels).mean()
+        total = cross_entropy(logits, labels).mean()
         if config.auxiliary_loss:
             total += sum((record.aux_loss for record in records.values()), jnp.zeros(()))
         return total
@@ -231,7 +250,8 @@ def _fixed(routing: Routing) -> Route:
     return decide
 
 
-def _cross_entropy(logits: jax.Array, labels: jax.typing.ArrayLike) -> Float[Array, "b"]:
+def cross_entropy(logits: jax.Array, labels: jax.typing.ArrayLike) -> Float[Array, "b"]:
+    """The cross-entropy of each image, in nats."""
     return optax.softmax_cross_entropy_with_integer_labels(logits, jnp.asarray(labels))
 
 

@@ -1,0 +1,125 @@
+"""Batch-mates; the oracles are models with that capacity and priority, called group by group."""
+
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+
+from tests.random_models import forward, random_images, random_params
+from vmoe import models
+from vmoe.config import ExpertChoice, MoEConfig, Soft, TokenChoice, ViTConfig, replace
+from vmoe.config.attack import MatesConfig
+from vmoe.errors import UsageError
+from vmoe.evaluate.attack import AttackConfig
+from vmoe.evaluate.batch_mates import (
+    Setting,
+    attack_mates,
+    check_mates,
+    draw_groups,
+    measures,
+)
+from vmoe.nn.vit import ViT
+
+SIZE, TIGHT = 4, Setting(0.25, "order")
+CONFIG = MatesConfig(victims=3, draws=4)
+CHANGE = AttackConfig(epsilon=64.0, steps=10)
+LABELS = np.arange(12) % 10
+
+
+def model_of(**moe: Any) -> ViT:
+    layer = MoEConfig(
+        num_experts=3, images_per_group=SIZE, router=TokenChoice(k=1), capacity_multiple=1
+    )
+    dense: ViTConfig = models.model_config("vit_tiny", depth=2, pooling="mean", head_std=0.3)
+    config = replace(dense, sparse_blocks=(0, 1), moe=replace(layer, **moe))
+    return models.with_params(config, random_params(config))
+
+
+def images() -> np.ndarray:
+    return random_images(b=12)
+
+
+def test_the_worst_draw_is_that_of_a_loop_that_calls_the_model_on_every_group() -> None:
+    model, setting = model_of(), Setting(0.5, "largest_gate")
+    steps: list[None] = []
+    result = attack_mates(
+        model, images(), LABELS, setting, CONFIG, batch_size=20, on_step=lambda: steps.append(None)
+    )
+    own = model_of(capacity_factor=0.5, router=dict(priority="largest_gate"))
+    groups = draw_groups(12, SIZE, CONFIG)
+    right, drops = np.ones(3, bool), np.zeros(3)
+    for victim, draw in np.ndindex(3, 4):
+        assert groups[victim, draw, -1] == victim and len(set(groups[victim, draw])) == SIZE
+        logits, records = forward(own, images()[groups[victim, draw]])
+        assert result.drawn.predictions[victim, draw] == logits[-1].argmax()
+        right[victim] &= logits[-1].argmax() == LABELS[victim]
+        dropped = [
+            np.asarray(each.routing.dropped).reshape(SIZE, -1)[-1].mean()
+            for each in records.values()
+        ]
+        drops[victim] = max(drops[victim], np.mean(dropped))
+        loss = -jax.nn.log_softmax(logits[-1])[LABELS[victim]]
+        assert result.drawn.losses[victim, draw] == pytest.approx(float(loss), abs=1e-4)
+    worst = measures(result.drawn, result.without, LABELS[:3], worst=True)
+    assert worst.accuracy == right.mean() and worst.dropped == pytest.approx(drops.mean())
+    assert worst.dropped > 0 and result.drawn.losses.std(1).min() > 1e-3
+    assert len(steps) == 1 + 3  # 20 images are 5 groups: of 3, and of 12
+
+
+@pytest.mark.parametrize("immune", [Setting(None), Setting(0.25, "order", split=True)])
+def test_without_a_capacity_and_in_groups_of_one_no_mate_changes_anything(immune: Setting) -> None:
+    result = attack_mates(model_of(), images(), LABELS, immune, CONFIG, [CHANGE], batch_size=20)
+    for outcome in (result.drawn, *result.changed[0][:2]):
+        same = [x.reshape(3, 1) for x in result.without]
+        groups = [x.reshape(3, -1) for x in outcome]
+        np.testing.assert_allclose(groups[0], same[0] + 0 * groups[0], atol=1e-5)
+        assert (groups[1] == same[1]).all() and (groups[2] == same[2]).all()
+    assert measures(result.drawn, result.without, LABELS[:3], worst=True).changed == 0
+
+
+def test_optimised_mates_take_more_slots_than_mates_changed_at_random() -> None:
+    model = model_of()
+    for block in (0, 1):  # flat gates, so that the surrogate is smooth
+        model.blocks[block].mlp.router.kernel[...] *= 0.3
+    change = AttackConfig(epsilon=32.0, steps=20)
+    result = attack_mates(model, images(), LABELS, Setting(1.0), CONFIG, [change], batch_size=20)
+    (changed,) = result.changed
+    assert (changed.surrogate[:, 1] > changed.surrogate[:, 0]).all()
+    assert changed.optimised.dropped.mean() > changed.control.dropped.mean()
+    assert changed.optimised.dropped.mean() > result.drawn.dropped[:, 0].mean()
+
+
+def test_the_first_place_loses_no_first_choice_by_order() -> None:
+    first = MatesConfig(victims=3, draws=4, place=0)
+    result = attack_mates(model_of(), images(), LABELS, TIGHT, first, batch_size=20)
+    np.testing.assert_array_equal(
+        result.drawn.dropped, np.repeat(result.without.dropped[:, None], 4, 1)
+    )
+
+
+@pytest.mark.parametrize(
+    ("moe", "message"),
+    [
+        (dict(router=ExpertChoice()), "router expert_choice drops no choice"),
+        (dict(router=Soft(), images_per_group=1), "router soft routes each image alone"),
+        (dict(images_per_group=1), "images_per_group=1: an image has no mates"),
+    ],
+)
+def test_models_without_mates_are_refused(moe: dict[str, Any], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        check_mates(model_of(**moe))
+
+
+def test_bad_input_is_refused() -> None:
+    for fields, message in (
+        (dict(victims=0), "mates.victims=0: use at least 1"),
+        (dict(priority=()), "mates.priority=.*: give at least one"),
+        (dict(capacity_factor=(0.0,)), "mates.capacity_factor=.*: use more than 0"),
+    ):
+        with pytest.raises(UsageError, match=message):
+            MatesConfig(**fields)  # ty: ignore
+    with pytest.raises(UsageError, match="mates.place=4: a group has places 0 to 3"):
+        draw_groups(12, SIZE, MatesConfig(victims=3, place=4))
+    with pytest.raises(UsageError, match="images=5: 6 victims in groups of 4 need at least 6"):
+        draw_groups(5, SIZE, MatesConfig(victims=6))

@@ -1,0 +1,135 @@
+"""``vmoe attack --target mates``."""
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from vmoe.cli.data import Sample
+from vmoe.cli.printing import print_json, print_table, progress
+from vmoe.errors import UsageError
+
+if TYPE_CHECKING:
+    from vmoe.cli.attack import AttackArgs
+    from vmoe.evaluate.attack import AttackConfig
+    from vmoe.evaluate.batch_mates import MatesResult, Setting
+
+COLUMNS = ("routing", "mates", "accuracy", "changed", "loss", "dropped")
+
+
+def run(args: "AttackArgs") -> None:
+    """Attacks images through the others of their groups, and prints what that does to them."""
+    _check(args)
+    from vmoe.evaluate.attack import AttackConfig
+    from vmoe.evaluate.batch_mates import (
+        attack_mates,
+        check_mates,
+        group_size,
+        num_steps,
+        settings,
+    )
+    from vmoe.factory import load
+
+    loaded = load(args.checkpoint, routing=args.routing, use_ema=args.use_ema)
+    try:
+        check_mates(loaded.model)
+    except UsageError as error:
+        raise UsageError(f"{loaded.origin.path}: {error}") from None
+    changes = [AttackConfig(epsilon=e, steps=args.steps) for e in args.epsilon or (64.0,)]
+    sample = Sample(args.data, loaded, images=args.images, batch_size=args.batch_size)
+    batches = [(images[valid], labels[valid]) for images, labels, valid in sample.batches()]
+    images, labels = map(np.concatenate, zip(*batches, strict=True))
+    sample.print_messages()
+    tried, size = settings(args.mates), group_size(loaded.model.config)
+    steps = len(tried) * num_steps(size, args.mates, len(changes), args.batch_size)
+    rows: list[dict[str, Any]] = []
+    with progress(f"attacking {loaded.origin.path}", steps) as advance:
+        for setting in tried:
+            result = attack_mates(
+                loaded.model,
+                images,
+                labels,
+                setting,
+                args.mates,
+                changes,
+                batch_size=args.batch_size,
+                on_step=advance,
+            )
+            rows += _rows(setting, result, labels[: args.mates.victims], changes)
+    if args.json:
+        print_json(rows)
+        return
+    title = (
+        f"{loaded.origin.path}, on {sample.source.name}: {args.mates.victims} victims in groups "
+        f"of {size}"
+    )
+    print_table(COLUMNS, _texts(rows), title=title)
+    print(
+        "worst of the draws: right in all of them, changed in any, largest loss and drop; the two "
+        "last rows start from the first draw"
+    )
+
+
+def _check(args: "AttackArgs") -> None:
+    """Refuses options that have no effect on mates."""
+    for name in ("beside", "auxiliary_loss"):
+        if value := getattr(args, name):
+            raise UsageError(f"{name}={value} has no effect with --target mates: leave it out")
+    if args.path != "all":
+        raise UsageError(f"path={args.path} has no effect with --target mates: leave it out")
+    for name in ("capacity", "capacity_factor", "dropless", "priority"):
+        if (value := getattr(args.routing, name)) is not None:
+            raise UsageError(
+                f"routing.{name}={value} with --target mates: use --mates.capacity-factor and "
+                "--mates.priority"
+            )
+
+
+def _rows(
+    setting: "Setting", result: "MatesResult", labels: np.ndarray, changes: "list[AttackConfig]"
+) -> Iterator[dict[str, Any]]:
+    """One row for each way to choose the mates."""
+    from vmoe.evaluate.batch_mates import Outcome, measures
+
+    first = Outcome(*(x[:, 0] for x in result.drawn))
+    ways = [
+        ("none", None, result.without, False),
+        ("mean of the draws", None, result.drawn, False),
+        ("worst of the draws", None, result.drawn, True),
+        ("first draw", None, first, False),
+    ]
+    for change, changed in zip(changes, result.changed, strict=True):
+        ways += [
+            ("random signs", change.epsilon, changed.control, False),
+            ("optimised", change.epsilon, changed.optimised, False),
+        ]
+    for mates, epsilon, outcome, worst in ways:
+        yield {
+            **setting._asdict(),
+            "slots": {str(i): slots for i, slots in result.slots.items()},
+            "mates": mates,
+            "epsilon": epsilon,
+            **measures(outcome, result.without, labels, worst=worst)._asdict(),
+        }
+
+
+def _texts(rows: list[dict[str, Any]]) -> Iterator[tuple[str, ...]]:
+    shown = ""
+    for row in rows:
+        slots = ", ".join(dict.fromkeys(map(str, row["slots"].values())))
+        capacity = (
+            "every token"
+            if row["capacity_factor"] is None
+            else f"factor {row['capacity_factor']:g}, {slots} slots"
+        )
+        routing = f"{capacity}, {row['priority']}" + ", image alone" * row["split"]
+        mates = row["mates"] + (f", {row['epsilon']:g} / 255" if row["epsilon"] is not None else "")
+        yield (
+            routing if routing != shown else "",
+            mates,
+            f"{row['accuracy']:.1%}",
+            f"{row['changed']:.1%}",
+            f"{row['loss']:.3f}",
+            f"{row['dropped']:.1%}",
+        )
+        shown = routing
