@@ -16,26 +16,19 @@ busy cores of an AMD EPYC (2026-11-26).
 import argparse
 import itertools
 import json
-import os
-import queue
 import shutil
-import subprocess
-import sys
-import time
-from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from experiments import ROOT, Experiments, Result
 from rich.console import Console
 from rich.table import Table
 
 from vmoe import models
 from vmoe.checkpoints import read, write
-from vmoe.workdir.layout import replace_text
 
-ROOT = Path(__file__).parents[1]
 SEEDS = (0, 1, 2)
 SPARSE, DENSE = (ROOT / "configs" / f"fashion_mnist{suffix}.py" for suffix in ("", "_dense"))
 STEPS = 3_000  # after upcycling
@@ -43,49 +36,10 @@ RATES = (5e-4, 2e-3)
 UPCYCLED = ("--model.moe.dropless", "--model.moe.router.normalize-weights")
 RULES = ("load", "random", "router_norm")
 KEPT = (4, 2, 1)
-Result = dict[str, Any]
 
 
-class Experiments:
-    """Commands over a work folder, several at a time, each on cores of its own."""
-
-    def __init__(self, workdir: Path, jobs: int) -> None:
-        self.workdir, self.jobs = workdir, jobs
-        (workdir / "results").mkdir(parents=True, exist_ok=True)
-        self.cores: queue.SimpleQueue[tuple[int, ...]] = queue.SimpleQueue()
-        for job in range(jobs):
-            self.cores.put(tuple(sorted(os.sched_getaffinity(0))[job::jobs]))
-
-    def all(self, function: Callable[..., Result], arguments: Iterable[Any]) -> list[Result]:
-        """The results for all arguments, in order."""
-        with ThreadPoolExecutor(self.jobs) as pool:
-            return list(pool.map(lambda each: function(*each), arguments))
-
-    def once(self, name: str, function: Callable[[], Result]) -> Result:
-        """The stored result of a name; else that of the function, which is stored."""
-        path = self.workdir / "results" / f"{name}.json"
-        if not path.exists():
-            start = time.perf_counter()
-            replace_text(path, json.dumps(function()))
-            print(f"{name}: {time.perf_counter() - start:,.0f} s", file=sys.stderr, flush=True)
-        return json.loads(path.read_text())
-
-    def vmoe(self, *arguments: Any) -> str:
-        """What the command prints; ends the script if it fails."""
-        cores = self.cores.get()
-        try:
-            os.sched_setaffinity(0, cores)  # of this thread, whose child inherits it
-            with (self.workdir / f"log-{cores[0]}.txt").open("ab") as log:
-                return subprocess.run(
-                    [sys.executable, "-m", "vmoe", *map(str, arguments)],
-                    stdout=subprocess.PIPE,
-                    stderr=log,
-                    text=True,
-                    check=True,
-                    cwd=ROOT,
-                ).stdout
-        finally:
-            self.cores.put(cores)
+class Upcycling(Experiments):
+    """Training, upcycling and pruning of one data set."""
 
     def evaluate(self, path: Path, split: str) -> float:
         """The accuracy in percent."""
@@ -156,7 +110,7 @@ def percents(values: Iterable[float]) -> tuple[str, str]:
     return ", ".join(f"{value:.2f}" for value in values), f"{np.mean(values):.2f}"
 
 
-def upcycling(experiments: Experiments) -> Table:
+def upcycling(experiments: Upcycling) -> Table:
     """Trains what is missing; the table of dense and upcycled models."""
     parents = experiments.all(experiments.upcycle, [(seed,) for seed in SEEDS])
     names = ("dense", "upcycled")
@@ -180,7 +134,7 @@ def upcycling(experiments: Experiments) -> Table:
     return table
 
 
-def pruning(experiments: Experiments) -> Table:
+def pruning(experiments: Upcycling) -> Table:
     """Prunes what is missing; the table of accuracy against FLOPs."""
     for seed in SEEDS:
         experiments.untrained(seed)
@@ -209,7 +163,8 @@ def main() -> None:
     parser.add_argument("--workdir", type=Path, default=Path("runs/upcycle_and_prune"))
     parser.add_argument("--jobs", type=int, default=2, help="commands at a time")
     options = parser.parse_args()
-    experiments = Experiments(options.workdir.absolute(), options.jobs)
+    workdir = options.workdir.absolute()
+    experiments = Upcycling(workdir, workdir / "results", options.jobs)
     for name, config in {"dense": DENSE, "sparse": SPARSE}.items():
         experiments.all(experiments.train, [(name, config, seed) for seed in SEEDS])
     for table in (upcycling(experiments), pruning(experiments)):

@@ -1,0 +1,78 @@
+"""The models of the small reproduction: a standard one, and others that differ in one factor."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+from vmoe.config import ExpertChoice, Soft, TokenChoice, TrainConfig, load, replace
+from vmoe.costs.flops import cost
+from vmoe.models import block_numbers, model_config
+
+RECIPE = Path(__file__).parents[2] / "configs" / "fashion_mnist.py"
+SEEDS = (0, 1, 2)
+STEPS = 4_000
+BATCH_SIZE = 64
+ROUTED = {"capacity_factor": 2.0}  # rows of the experts: as many as two choices per token
+HALF = {"capacity_factor": 0.5}
+
+
+@dataclasses.dataclass(frozen=True)
+class Variant:
+    """A trained model.
+
+    Attributes:
+        label: what differs from the standard model.
+        model: changed fields of the model's config.
+        dense: without experts.
+        equal_flops: trained for as many FLOPs as the standard model, in more steps.
+    """
+
+    label: str
+    model: dict[str, Any] = dataclasses.field(default_factory=dict)
+    dense: bool = False
+    equal_flops: bool = False
+
+
+def _moe(**fields: Any) -> dict[str, Any]:
+    return {"moe": fields}
+
+
+VARIANTS = {
+    "standard": Variant("standard: 8 experts in blocks 1, 3, 5, k 2"),
+    "dense": Variant("dense, equal steps", dense=True),
+    "dense_flops": Variant("dense, equal training FLOPs", dense=True, equal_flops=True),
+    "last2": Variant("experts in blocks 3, 5", {"sparse_blocks": block_numbers("last2", 6)}),
+    "all_blocks": Variant("experts in all blocks", {"sparse_blocks": tuple(range(6))}),
+    "e4": Variant("4 experts", _moe(num_experts=4)),
+    "e16": Variant("16 experts", _moe(num_experts=16)),
+    "k1": Variant("k 1", _moe(router=TokenChoice(k=1))),
+    "expert_choice": Variant("router expert choice", _moe(router=ExpertChoice(), **ROUTED)),
+    "soft": Variant("router soft", _moe(router=Soft(), images_per_group=1, **ROUTED)),
+    "half": Variant("capacity factor 0.5, priority by order", _moe(**HALF)),
+    "half_bpr": Variant(
+        "capacity factor 0.5, priority by largest gate",
+        _moe(router=TokenChoice(priority="largest_gate"), **HALF),
+    ),
+    "class_token": Variant("class token instead of the mean", {"pooling": "class_token"}),
+}
+
+
+def train_config(name: str, steps: int = STEPS) -> TrainConfig:
+    """The training run of a variant.
+
+    Args:
+        steps: of the standard model.
+    """
+    variant, recipe = VARIANTS[name], load(RECIPE)
+    standard = recipe.model
+    model = replace(model_config("vit_fashion_mnist") if variant.dense else standard)
+    if variant.equal_flops:
+        steps = round(steps * cost(standard).flops_per_image / cost(model).flops_per_image)
+    return replace(
+        recipe,
+        model=replace(model, **variant.model),
+        steps=steps,
+        batch_size=BATCH_SIZE,
+        optim={"warmup_steps": min(recipe.optim.warmup_steps, steps // 2)},
+        evaluate_every=steps,
+    )
