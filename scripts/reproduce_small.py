@@ -1,46 +1,128 @@
-"""Trains the models of the small reproduction on Fashion-MNIST, three seeds each.
+"""Checks claims on sparse models at a small scale: Fashion-MNIST, 13 models, three seeds each.
 
-    python scripts/reproduce_small.py [--workdir runs/reproduce_small] [--jobs 2]
+    python scripts/reproduce_small.py             # trains and measures what is missing; prints
+    python scripts/reproduce_small.py --write     # also writes the section of configs/README.md
 
-The models are those of scripts/reproduction/variants.py. The script can be stopped at any time and
-started again: training resumes.
+The models are those of scripts/reproduction/variants.py, the figures those of measure.py, the
+claims and the rule for a verdict those of claims.py. A run's figures are one committed JSON file,
+configs/reproduce_small/MODEL-SEED.json; a run that has one is neither trained nor measured again.
+
+The script can be stopped at any time and started again: training resumes.
 """
 
 import argparse
+import csv
 import fnmatch
+import json
+import os
+import re
+import statistics
+import time
 from pathlib import Path
+from typing import Any
 
-from experiments import Experiments
+from experiments import ROOT, Experiments, Result
+from reproduction.claims import Rows
+from reproduction.show import plot, section
 from reproduction.variants import SEEDS, STEPS, VARIANTS, train_config
 
 from vmoe.config import to_json
-from vmoe.workdir.layout import replace_text
+from vmoe.costs.flops import cost
+from vmoe.workdir.layout import read_environment, replace_text
+
+METRICS, RATE = "metrics.csv", "images_per_second"
+MEASURE = ROOT / "scripts" / "reproduction" / "measure.py"
+BEGIN, END = (f"<!-- scripts/reproduce_small.py: {word} -->" for word in ("begin", "end"))
+VERSIONS = ("commit", "python", "machine", "cores", "jax", "jaxlib", "flax", "numpy")
 
 
 class Reproduction(Experiments):
-    """The runs of all variants."""
+    """The runs of all variants, and their rows."""
 
     def __init__(self, options: argparse.Namespace) -> None:
-        super().__init__(options.workdir.absolute(), options.workdir / "results", options.jobs)
-        self.steps = options.steps
+        super().__init__(options.workdir.absolute(), options.rows.absolute(), options.jobs)
+        self.steps, self.images = options.steps, options.images
 
-    def train(self, name: str, seed: int) -> dict[str, str]:
-        """Trains what is missing of a run."""
-        config = self.workdir / f"{name}.json"
-        replace_text(config, to_json(train_config(name, self.steps)))
-        workdir = self.workdir / f"{name}-{seed}"
-        return {
-            "text": self.vmoe("train", "--config", config, "--workdir", workdir, "--seed", seed)
-        }
+    def row(self, name: str, seed: int) -> Result:
+        """The row of a run, which is trained and measured if it has none.
+
+        Raises:
+            SystemExit: the row was made with other settings.
+        """
+        config = train_config(name, self.steps)
+        settings = {"steps": config.steps, "images": self.images}
+
+        def run() -> Result:
+            workdir, recipe = self.workdir / f"{name}-{seed}", self.workdir / f"{name}.json"
+            replace_text(recipe, to_json(config))
+            self.vmoe("train", "--config", recipe, "--workdir", workdir, "--seed", seed)
+            start = time.perf_counter()
+            figures = json.loads(self.python(MEASURE, workdir, "--images", self.images))
+            costs, environment = cost(config.model), read_environment(workdir)
+            return {
+                "model": name,
+                "seed": seed,
+                **settings,
+                "parameters": costs.parameters,
+                "flops_per_image": costs.flops_per_image,
+                "versions": {name: environment[name] for name in VERSIONS},
+                "images_per_second": images_per_second(workdir),
+                "seconds_to_measure": round(time.perf_counter() - start),
+                "figures": figures,
+            }
+
+        row = self.once(f"{name}-{seed}", run)
+        if different := {key for key in settings if row[key] != settings[key]}:
+            file = self.results / f"{name}-{seed}.json"
+            raise SystemExit(f"{file}: made with other {', '.join(different)}; use other --rows")
+        return row
+
+
+def images_per_second(run: Path) -> float:
+    """The median of a run, in training."""
+    with (run / METRICS).open(newline="") as file:
+        return statistics.median(float(row[RATE]) for row in csv.DictReader(file))
+
+
+def read_rows(folder: Path) -> Rows:
+    """All rows of a folder."""
+    rows: dict[str, dict[int, dict[str, Any]]] = {}
+    for path in sorted(folder.glob("*.json")):
+        row = json.loads(path.read_text())
+        rows.setdefault(row["model"], {})[row["seed"]] = row
+    return rows
+
+
+def write(rows: Rows, folder: Path, readme: Path) -> None:
+    """Writes the plots beside the rows, and the section between the markers of a file.
+
+    Raises:
+        SystemExit: the file has no markers.
+    """
+    plots = [os.path.relpath(path, readme.parent) for path in plot(rows, folder)]
+    text = readme.read_text()
+    if not re.search(f"{BEGIN}.*{END}", text, re.DOTALL):
+        raise SystemExit(f"{readme}: no section from {BEGIN} to {END}")
+    before, after = text.partition(BEGIN)[0], text.partition(END)[2]
+    replace_text(readme, f"{before}{BEGIN}\n{section(rows, plots)}{END}{after}")
 
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--workdir", type=Path, default=Path("runs/reproduce_small"))
+    parser.add_argument("--workdir", type=Path, default=ROOT / "runs" / "reproduce_small")
+    parser.add_argument("--rows", type=Path, default=ROOT / "configs" / "reproduce_small")
     parser.add_argument("--jobs", type=int, default=2, help="commands at a time")
     parser.add_argument("--only", default="*", help="names of models, with wildcards")
     parser.add_argument("--seeds", type=int, nargs="+", default=SEEDS)
     parser.add_argument("--steps", type=int, default=STEPS, help="of the standard model")
+    parser.add_argument("--images", type=int, default=10_000, help="of the test split")
+    parser.add_argument(
+        "--write",
+        type=Path,
+        nargs="?",
+        const=ROOT / "configs" / "README.md",
+        help="file with the section to replace; plots are written beside the rows",
+    )
     return parser.parse_args()
 
 
@@ -48,9 +130,11 @@ def main() -> None:
     options = parse()
     reproduction = Reproduction(options)
     names = [name for name in VARIANTS if fnmatch.fnmatch(name, options.only)]
-    runs = [(name, seed) for seed in options.seeds for name in names]
-    for result in reproduction.all(reproduction.train, runs):
-        print(result["text"], end="")
+    reproduction.all(reproduction.row, [(name, seed) for seed in options.seeds for name in names])
+    rows = read_rows(reproduction.results)
+    print(section(rows, ()))
+    if options.write:
+        write(rows, reproduction.results, options.write)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,108 @@
+"""What one trained model shows on test images, as one JSON object: figures by name.
+
+    python scripts/reproduction/measure.py RUN [--images 10000]
+
+accuracy                 fraction of correct predictions, as trained
+dropped.BLOCK            fraction of the choices without a slot, as trained
+class.BLOCK              normalised mutual information of expert and class
+class_null.BLOCK         the same under shuffled classes
+position.BLOCK           normalised mutual information of expert and place in the image
+capacity.SLOTS.PRIORITY  accuracy with so many slots per expert and group; 0 drops everything
+attack.EPSILON           accuracy after the published attack by EPSILON / 255; 0: before
+attack.EPSILON.PATH      the same with gradients through the experts or the routers alone
+batch                    fraction of predictions that change with the order of the images
+"""
+
+import argparse
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from vmoe.analysis import statistics
+from vmoe.analysis.collect import Labelled, collect
+from vmoe.analysis.effects import PRIORITIES, at_capacities, batch_dependence
+from vmoe.cli.data import Sample
+from vmoe.evaluate.attack import AttackConfig, GradientPath, attack
+from vmoe.factory import load
+from vmoe.nn.vit import ViT
+
+SLOTS = (0, 4, 8, 12, 16, 24, 36)
+"""Slots per expert for a group of 8 images: 128 patches, or 136 tokens with class tokens."""
+STRENGTHS = (1, 2, 4, 8)
+PATHS: tuple[GradientPath, ...] = ("experts", "routers")
+ATTACKED = 512  # images
+BATCH_SIZE = 64
+
+Figures = Iterator[tuple[str, float]]
+Batches = list[Labelled]
+
+
+def measure(run: Path, images: int) -> dict[str, float]:
+    """The figures of a run on a random sample of its test split."""
+    loaded = load(run)
+    model = loaded.model
+    batches, few = (
+        list(Sample("", loaded, images=count, batch_size=BATCH_SIZE).batches())
+        for count in (images, min(images, ATTACKED))
+    )
+    figures = dict(as_trained(model, batches)) | dict(attacks(model, few))
+    if model.config.sparse_blocks:
+        real = np.concatenate([own[valid] for own, _, valid in few])
+        figures["batch"] = batch_dependence(model, real, batch_size=BATCH_SIZE).changed
+    if model.config.can_drop:
+        figures |= dict(capacities(model, batches))
+    return figures
+
+
+def as_trained(model: ViT, batches: Batches) -> Figures:
+    parts = list(collect(model, batches))
+    correct = [part.logits.argmax(-1) == part.labels for part in parts]
+    yield "accuracy", np.concatenate(correct).mean()
+    if not model.config.sparse_blocks:
+        return
+    for i, block in statistics(parts).items():
+        yield f"dropped.{i}", block.dropped
+        if block.choices.any():
+            own, null = block.class_information(model.config.num_classes)
+            yield f"class.{i}", own
+            yield f"class_null.{i}", null
+            yield f"position.{i}", block.position_information
+
+
+def capacities(model: ViT, batches: Batches) -> Figures:
+    labels = np.concatenate([labels[valid] for _, labels, valid in batches])
+    for (slots, priority), logits in at_capacities(model, batches, SLOTS, PRIORITIES).items():
+        yield f"capacity.{slots}.{priority}", (logits.argmax(-1) == labels).mean()
+
+
+def attacks(model: ViT, batches: Batches) -> Figures:
+    for strength in (0, *STRENGTHS):  # one program serves all
+        yield f"attack.{strength}", after(model, batches, strength, "all")
+    if model.config.can_drop:
+        for path in PATHS:
+            yield f"attack.{STRENGTHS[-1]}.{path}", after(model, batches, STRENGTHS[-1], path)
+
+
+def after(model: ViT, batches: Batches, strength: int, path: GradientPath) -> float:
+    """The accuracy after an attack."""
+    config = AttackConfig(epsilon=float(strength), path=path)
+    correct = []
+    for images, labels, valid in batches:
+        result = attack(model, images[valid], labels[valid], config)
+        correct.append(result.predictions_after == labels[valid])
+    return np.concatenate(correct).mean()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("run", type=Path)
+    parser.add_argument("--images", type=int, default=10_000, help="of the test split")
+    options = parser.parse_args()
+    figures = measure(options.run, options.images)
+    print(json.dumps({name: round(float(value), 5) for name, value in figures.items()}))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,229 @@
+"""The section of configs/README.md: tables, verdicts and plots of the small reproduction."""
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib import pyplot
+
+from reproduction.claims import CLAIMS, NOT_MEASURED, Figure, Rows, values, verdict
+from reproduction.measure import PRIORITIES, SLOTS, STRENGTHS
+from reproduction.variants import BATCH_SIZE, VARIANTS
+from vmoe.analysis.colors import expert_colors
+
+CURVES = ("standard", "class_token", "half", "half_bpr")
+BLOCKS = ("standard", "all_blocks", "class_token", "expert_choice")
+ATTACKED = ("standard", "dense", "dense_flops", "expert_choice", "soft")
+DRAWN = ("standard", "class_token")  # of BLOCKS
+MARKS = "osD^v"
+COLORS = tuple(expert_colors(7)[i] for i in (4, 0, 2, 6, 5))  # without yellow, on white
+
+
+def section(rows: Rows, plots: Sequence[str]) -> str:
+    """Everything as Markdown.
+
+    Args:
+        plots: addresses of the plots.
+    """
+    versions = sorted(
+        {f"jax {row['versions']['jax']}" for of in rows.values() for row in of.values()}
+    )
+    parts = [
+        f"""Fashion-MNIST, batches of {BATCH_SIZE}, otherwise `configs/fashion_mnist.py`;
+{", ".join(versions)}. Figures are means over the seeds, of accuracies in percent on the test split,
+on which nothing was chosen; ranges are from the worst to the best seed. Attacks are the published
+one, on 512 images.""",
+        models(rows),
+        f"""Accuracy against slots per expert and group of 8 images (128 patches; with class tokens,
+136 tokens); 0 drops every choice, {SLOTS[-1]} drop few.""",
+        slots(rows),
+        "Normalised mutual information of expert and class (under shuffled classes), and position:",
+        blocks(rows),
+        """A figure is above another if each of its seeds is above every seed of the other; of the
+same models, if it is above for each seed. A claim is within the spread if neither is above.""",
+        claims(rows),
+        surprises(rows),
+        *(f"![{Path(plot).stem} of the small reproduction]({plot})" for plot in plots),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def models(rows: Rows) -> str:
+    columns = ["model", "MFLOPs per image", "steps", "accuracy by seed", "mean"]
+    columns += [f"attacked by {strength} / 255" for strength in STRENGTHS]
+    columns += ["changed by batch"]
+    lines = []
+    for name in _measured(rows, VARIANTS):
+        row = next(iter(rows[name].values()))
+        own = values(rows, Figure(name, "accuracy"))
+        line = [VARIANTS[name].label, f"{row['flops_per_image'] / 1e6:.2f}", f"{row['steps']:,}"]
+        line += [", ".join(f"{100 * value:.2f}" for value in own), _mean(rows, name, "accuracy")]
+        line += [_mean(rows, name, f"attack.{strength}") for strength in STRENGTHS]
+        lines.append([*line, _mean(rows, name, "batch")])
+    return _table(columns, lines)
+
+
+def slots(rows: Rows) -> str:
+    lines = [
+        [
+            VARIANTS[name].label,
+            priority.replace("_", " "),
+            *(_mean(rows, name, f"capacity.{number}.{priority}") for number in SLOTS),
+        ]
+        for name in _measured(rows, CURVES)
+        for priority in PRIORITIES
+    ]
+    return _table(["trained", "priority", *(f"{number} slots" for number in SLOTS)], lines)
+
+
+def blocks(rows: Rows) -> str:
+    every = [str(i) for i in range(6)]
+    lines = []
+    for name in _measured(rows, BLOCKS):
+        own, null, place = (
+            [_mean(rows, name, f"{kind}.{i}", 1, 3) for i in every]
+            for kind in ("class", "class_null", "position")
+        )
+        with_null = [f"{a} ({b})" if a else "" for a, b in zip(own, null, strict=True)]
+        lines += [[VARIANTS[name].label, "class", *with_null], ["", "position", *place]]
+    return _table(["model", "with", *(f"block {i}" for i in every)], lines)
+
+
+def claims(rows: Rows) -> str:
+    lines = [
+        [
+            claim.text,
+            claim.source,
+            _spread(rows, claim.first),
+            _spread(rows, claim.second),
+            f"**{verdict(claim, rows)}**",
+        ]
+        for claim in CLAIMS
+        if verdict(claim, rows) != NOT_MEASURED
+    ]
+    return _table(["claim", "of", "first", "second", "verdict"], lines)
+
+
+def surprises(rows: Rows) -> str:
+    """The claims that came out the other way."""
+    found = [claim.text for claim in CLAIMS if verdict(claim, rows) == "contradicted"]
+    missing = sum(verdict(claim, rows) == NOT_MEASURED for claim in CLAIMS)
+    text = f"Contradicted: {'; '.join(found) or 'none'}."
+    return text + (f" Not measured: {missing} of {len(CLAIMS)} claims." if missing else "")
+
+
+def _measured(rows: Rows, names: Iterable[str]) -> list[str]:
+    return [name for name in names if rows.get(name)]
+
+
+def _has(rows: Rows, name: str, figure: str) -> bool:
+    return all(figure in row["figures"] for row in rows[name].values())
+
+
+def _mean(rows: Rows, name: str, figure: str, scale: float = 100, digits: int = 2) -> str:
+    """The mean over the seeds; empty if the model has no such figure."""
+    if not _has(rows, name, figure):
+        return ""
+    return f"{scale * np.mean(values(rows, Figure(name, figure))):.{digits}f}"
+
+
+def _spread(rows: Rows, figure: Figure) -> str:
+    information = figure.name.startswith(("class", "position"))
+    scale, digits = (1, 3) if information else (100, 2)
+    own = scale * np.array(values(rows, figure))
+    return f"{own.mean():.{digits}f} ({own.min():.{digits}f} to {own.max():.{digits}f})"
+
+
+def _table(columns: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
+    every = [columns, ["---"] * len(columns), *lines]
+    return "\n".join(f"| {' | '.join(line)} |" for line in every)
+
+
+def plot(rows: Rows, folder: Path) -> list[Path]:
+    """Writes the plots; lines are means over the seeds, bands and bars ranges."""
+    matplotlib.use("Agg")
+    return [
+        _plot_capacity(rows, folder / "capacity.png"),
+        _plot_models(rows, folder / "models.png"),
+    ]
+
+
+def _plot_capacity(rows: Rows, path: Path) -> Path:
+    names = _measured(rows, CURVES)
+    figure, axes = pyplot.subplots(
+        1,
+        max(1, len(names)),
+        figsize=(4 * max(1, len(names)), 3.6),
+        layout="constrained",
+        sharey=True,
+        squeeze=False,
+    )
+    for ax, name in zip(axes[0], names, strict=False):
+        for priority, color, mark in zip(PRIORITIES, COLORS, MARKS, strict=False):
+            figures = [f"capacity.{number}.{priority}" for number in SLOTS]
+            _line(ax, rows, name, SLOTS, figures, priority.replace("_", " "), color, mark)
+        nothing = np.mean(values(rows, Figure(name, "capacity.0.order")))
+        ax.axhline(100 * nothing, color="grey", linestyle=":", label="everything dropped")
+        ax.set_title(VARIANTS[name].label, fontsize=9)
+        ax.set(xlabel="slots per expert and group", ylabel="test accuracy in percent")
+        ax.legend(fontsize=8)
+    figure.savefig(path, dpi=110)
+    pyplot.close(figure)
+    return path
+
+
+def _plot_models(rows: Rows, path: Path) -> Path:
+    figure, (bars, attacked, special) = pyplot.subplots(
+        1, 3, figsize=(15, 4.2), layout="constrained"
+    )
+    names = _measured(rows, VARIANTS)[::-1]
+    for y, name in enumerate(names):
+        own = [100 * value for value in values(rows, Figure(name, "accuracy"))]
+        bars.plot(own, [y] * len(own), "o", color="#0072b2", alpha=0.6)
+        bars.plot(np.mean(own), y, "|", color="black", markersize=14)
+    bars.set_yticks(range(len(names)), [VARIANTS[name].label for name in names], fontsize=8)
+    bars.grid(axis="y", alpha=0.3)
+    bars.set(xlabel="test accuracy in percent; each seed, and the mean")
+    for name, color, mark in zip(ATTACKED, COLORS, MARKS, strict=True):
+        if rows.get(name):
+            figures = [f"attack.{strength}" for strength in (0, *STRENGTHS)]
+            _line(attacked, rows, name, (0, *STRENGTHS), figures, _short(name), color, mark)
+    attacked.set(xlabel="largest change of a pixel, in 1/255", ylabel="accuracy in percent")
+    styles = {"class": "-", "class_null": ":", "position": "--"}
+    for name, color, mark in zip(DRAWN, COLORS, MARKS, strict=False):
+        for kind, style in styles.items() if rows.get(name) else ():
+            numbers = [i for i in range(6) if _has(rows, name, f"{kind}.{i}")]
+            label = f"{_short(name)}: {kind.replace('_null', ', shuffled')}"
+            figures = [f"{kind}.{i}" for i in numbers]
+            _line(special, rows, name, numbers, figures, label, color, mark, style, 1)
+    special.set(xlabel="block", ylabel="mutual information with the expert, normalised")
+    for ax in (attacked, special):
+        if ax.lines:
+            ax.legend(fontsize=7)
+    figure.savefig(path, dpi=110)
+    pyplot.close(figure)
+    return path
+
+
+def _short(name: str) -> str:
+    return VARIANTS[name].label.partition(":")[0]
+
+
+def _line(
+    ax: Any,
+    rows: Rows,
+    name: str,
+    xs: Sequence[int],
+    figures: Sequence[str],
+    label: str,
+    color: str,
+    mark: str,
+    style: str = "-",
+    scale: float = 100,
+) -> None:
+    own = scale * np.array([values(rows, Figure(name, figure)) for figure in figures])
+    if own.size:
+        ax.plot(xs, own.mean(1), marker=mark, color=color, linestyle=style, label=label)
+        ax.fill_between(xs, own.min(1), own.max(1), color=color, alpha=0.15)
