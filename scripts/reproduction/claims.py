@@ -10,6 +10,7 @@ import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
+from reproduction.measure import LOW
 from reproduction.variants import SEEDS
 
 Order = Literal["above", "overlapping", "below"]
@@ -53,7 +54,7 @@ def _of_one(text: str, source: str, variant: str, first: str, second: str, *hold
 
 VMOE, SWEET, ROUTERS = "arXiv 2106.05974", "arXiv 2411.18322", "arXiv 2401.15969"
 ATTACK, EXPERTS_WEAK, NOBODY = "arXiv 2210.10253", "arXiv 2502.06832", "-"
-LOW = 8  # slots: a capacity factor of 0.25
+PRUNING = "arXiv 2306.04073"
 NAMES = {"standard": "mean-pooled", "class_token": "class-token"}
 CLAIMS = (
     _accuracy("sparse is better than dense at equal steps", VMOE, "standard", "dense"),
@@ -83,6 +84,16 @@ CLAIMS = (
         f"capacity.{LOW}.largest_gate",
         f"capacity.{LOW}.sum_of_gates",
         "overlapping",
+    ),
+    *(
+        _of_one(
+            f"{LOW} slots by largest gate, block {block}: background is dropped first",
+            PRUNING,
+            "standard",
+            f"kept.{block}.foreground",
+            f"kept.{block}.background",
+        )
+        for block in (1, 5)
     ),
     _accuracy(
         "training at capacity 0.5 by largest gate costs no accuracy",

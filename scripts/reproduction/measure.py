@@ -8,6 +8,8 @@ class.BLOCK              normalised mutual information of expert and class
 class_null.BLOCK         the same under shuffled classes
 position.BLOCK           normalised mutual information of expert and place in the image
 capacity.SLOTS.PRIORITY  accuracy with so many slots per expert and group; 0 drops everything
+kept.BLOCK.KIND          fraction of the choices of foreground patches, background patches or class
+                         tokens that get one of 8 slots by largest gate
 attack.EPSILON           accuracy after the published attack by EPSILON / 255; 0: before
 attack.EPSILON.PATH      the same with gradients through the experts or the routers alone
 batch                    fraction of predictions that change with the order of the images
@@ -18,11 +20,13 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
+import jax.numpy as jnp
 import numpy as np
 
 from vmoe.analysis import statistics
 from vmoe.analysis.collect import Labelled, collect
 from vmoe.analysis.effects import PRIORITIES, at_capacities, batch_dependence
+from vmoe.analysis.interventions import limited
 from vmoe.cli.data import Sample
 from vmoe.evaluate.attack import AttackConfig, GradientPath, attack
 from vmoe.factory import load
@@ -30,6 +34,8 @@ from vmoe.nn.vit import ViT
 
 SLOTS = (0, 4, 8, 12, 16, 24, 36)
 """Slots per expert for a group of 8 images: 128 patches, or 136 tokens with class tokens."""
+LOW = 8
+"""Slots at which priorities are compared: a capacity factor of 0.25 for the standard model."""
 STRENGTHS = (1, 2, 4, 8)
 PATHS: tuple[GradientPath, ...] = ("experts", "routers")
 ATTACKED = 512  # images
@@ -52,7 +58,7 @@ def measure(run: Path, images: int) -> dict[str, float]:
         real = np.concatenate([own[valid] for own, _, valid in few])
         figures["batch"] = batch_dependence(model, real, batch_size=BATCH_SIZE).changed
     if model.config.can_drop:
-        figures |= dict(capacities(model, batches))
+        figures |= dict(capacities(model, batches)) | dict(kept(model, batches))
     return figures
 
 
@@ -75,6 +81,15 @@ def capacities(model: ViT, batches: Batches) -> Figures:
     labels = np.concatenate([labels[valid] for _, labels, valid in batches])
     for (slots, priority), logits in at_capacities(model, batches, SLOTS, PRIORITIES).items():
         yield f"capacity.{slots}.{priority}", (logits.argmax(-1) == labels).mean()
+
+
+def kept(model: ViT, batches: Batches) -> Figures:
+    route = limited(jnp.int32(LOW), jnp.int32(PRIORITIES.index("largest_gate")))
+    decide = dict.fromkeys(model.config.sparse_blocks, route)
+    for i, block in statistics(collect(model, batches, decide=decide)).items():
+        for kind, share in block.kept_share.items():
+            if share is not None:
+                yield f"kept.{i}.{kind}", share
 
 
 def attacks(model: ViT, batches: Batches) -> Figures:

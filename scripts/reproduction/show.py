@@ -9,13 +9,15 @@ import numpy as np
 from matplotlib import pyplot
 
 from reproduction.claims import CLAIMS, NOT_MEASURED, Figure, Rows, values, verdict
-from reproduction.measure import PRIORITIES, SLOTS, STRENGTHS
+from reproduction.measure import LOW, PRIORITIES, SLOTS, STRENGTHS
 from reproduction.variants import BATCH_SIZE, VARIANTS
 from vmoe.analysis.colors import expert_colors
+from vmoe.analysis.statistics import KINDS
 
 CURVES = ("standard", "class_token", "half", "half_bpr")
 BLOCKS = ("standard", "all_blocks", "class_token", "expert_choice")
 ATTACKED = ("standard", "dense", "dense_flops", "expert_choice", "soft")
+KEPT = ("standard", "all_blocks", "class_token")
 DRAWN = ("standard", "class_token")  # of BLOCKS
 MARKS = "osD^v"
 COLORS = tuple(expert_colors(7)[i] for i in (4, 0, 2, 6, 5))  # without yellow, on white
@@ -39,6 +41,9 @@ one, on 512 images.""",
         f"""Accuracy against slots per expert and group of 8 images (128 patches; with class tokens,
 136 tokens); 0 drops every choice, {SLOTS[-1]} drop few.""",
         slots(rows),
+        f"""Percent of the choices that get one of {LOW} slots, by largest gate; a patch is
+background if all of it has the colour of the image's border:""",
+        kept(rows),
         "Normalised mutual information of expert and class (under shuffled classes), and position:",
         blocks(rows),
         """A figure is above another if each of its seeds is above every seed of the other; of the
@@ -89,6 +94,17 @@ def blocks(rows: Rows) -> str:
         with_null = [f"{a} ({b})" if a else "" for a, b in zip(own, null, strict=True)]
         lines += [[VARIANTS[name].label, "class", *with_null], ["", "position", *place]]
     return _table(["model", "with", *(f"block {i}" for i in every)], lines)
+
+
+def kept(rows: Rows) -> str:
+    every = [str(i) for i in range(6)]
+    lines = []
+    for name in _measured(rows, KEPT):
+        for kind in KINDS:
+            shares = [_mean(rows, name, f"kept.{i}.{kind}") for i in every]
+            if any(shares):
+                lines.append([VARIANTS[name].label, kind.replace("_", " "), *shares])
+    return _table(["model", "kept", *(f"block {i}" for i in every)], lines)
 
 
 def claims(rows: Rows) -> str:
