@@ -15,7 +15,9 @@ from vmoe import models, zoo
 from vmoe.checkpoints import Origin, read
 from vmoe.checkpoints.assemble import check_shapes
 from vmoe.checkpoints.checksums import by_name
+from vmoe.checkpoints.restore import split_path
 from vmoe.config import RoutingOverrides, TrainConfig, replace
+from vmoe.config.inference import Inference
 from vmoe.config.preprocessing import Preprocessing
 from vmoe.data.crops import resize_and_crop, to_float
 from vmoe.data.decode import read_image
@@ -23,6 +25,7 @@ from vmoe.errors import UsageError, listed, unknown
 from vmoe.nn.vit import ViT
 from vmoe.surgery import fit
 from vmoe.surgery.resize import FIXED
+from vmoe.workdir.inference import INFERENCE, read_inference
 
 SIZES = ("num_classes", "pre_logits", "image_size")
 
@@ -45,6 +48,8 @@ class Loaded:
     origin: Origin
     train_config: TrainConfig | None = None
     """Config of the training run; None if the checkpoint does not come from a run."""
+    inference: tuple[Path, Inference] | None = None
+    """The inference.json whose routing the model has, and its content; None if there is none."""
 
     def preprocess(self, images: Iterable[Image]) -> Float[np.ndarray, "b h w 3"]:
         """Images resized, cropped and scaled for the model, float32 in [-1, 1].
@@ -153,6 +158,7 @@ def load(
     routing: RoutingOverrides | None = None,
     model: Mapping[str, Any] | None = None,
     use_ema: bool = True,
+    inference: bool | str | Path = False,
 ) -> Loaded:
     """A trained model from files; see ``vmoe.checkpoints.read`` for what a path may name.
 
@@ -168,14 +174,25 @@ def load(
         model: fields of the model's config that replace those of the files, such as
             ``{"positions": "none", "moe": {"router": ExpertChoice()}}``.
         use_ema: load the moving average of the parameters, if the run has one.
+        inference: True for the routing that ``vmoe capacity`` wrote into the run folder, if it did;
+            or another file that it wrote. Not together with ``routing``.
 
     Raises:
         UsageError: there is no trained model at the path, one that cannot be represented, or an
-            override has no effect on it.
+            override has no effect on it; or the file of ``inference`` is missing, corrupt or made
+            for a model with other sparse layers.
         Failure: the files, or all checkpoints that the path names, are corrupt.
     """
+    if inference and routing not in (None, RoutingOverrides()):
+        raise UsageError(f"inference={inference} with routing settings: give one of the two")
     stored = read(path, use_ema=use_ema)
     config = (routing or RoutingOverrides()).apply(replace(stored.config, **model or {}))
+    chosen = _inference(inference, stored.origin)
+    if chosen:
+        try:
+            config = chosen[1].apply(config)
+        except UsageError as error:
+            raise UsageError(f"{chosen[0]}: {error}") from None
     if model:
         check_shapes({name: leaf.shape for name, leaf in by_name(stored.params).items()}, config)
     return Loaded(
@@ -185,4 +202,20 @@ def load(
         step=stored.step,
         origin=stored.origin,
         train_config=stored.train_config,
+        inference=chosen,
     )
+
+
+def _inference(given: bool | str | Path, origin: Origin) -> tuple[Path, Inference] | None:
+    """The file that ``load`` is given, or that of the run folder; and its content."""
+    if not isinstance(given, bool):
+        return Path(given), read_inference(Path(given))
+    file = inference_file(origin)
+    return (file, read_inference(file)) if given and file and file.exists() else None
+
+
+def inference_file(origin: Origin) -> Path | None:
+    """Where the routing at inference of a run is stored; None for a model of no run."""
+    if origin.format != "run":
+        return None
+    return split_path(Path(origin.path))[0] / INFERENCE

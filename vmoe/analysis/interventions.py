@@ -77,15 +77,18 @@ def randomized(
     return decide
 
 
-def limited(slots: Int[Array, ""], priority: Int[Array, ""]) -> Route:
-    """Token choice with fewer slots, and with another priority.
+def limited(
+    slots: Int[Array, ""], priority: Int[Array, ""], k: Int[Array, ""] | None = None
+) -> Route:
+    """Token choice with fewer slots, with another priority, and with fewer experts per token.
 
-    Equal to the router with ``capacity=slots``, for any value up to the layer's own capacity, but
+    Equal to the router with ``capacity=slots`` and ``k``, for any values up to the layer's own, but
     without auxiliary losses.
 
     Args:
         slots: slots per expert and group; with 0 every choice is dropped.
         priority: number of a priority in ``vmoe.config.routers.Priority``.
+        k: experts per token; those of the layer if None.
 
     Raises:
         UsageError: when called for another router.
@@ -106,6 +109,7 @@ def limited(slots: Int[Array, ""], priority: Int[Array, ""]) -> Route:
                 priority=name,
                 normalize=router.normalize_weights,
                 draw=inputs.draw,
+                ranks=k,
             )
 
         branches = [lambda name=name: assign(name) for name in get_args(Priority)]

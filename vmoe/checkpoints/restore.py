@@ -34,7 +34,7 @@ def has_checkpoint(workdir: Path) -> bool:
 
 def is_run(path: Path) -> bool:
     """Whether a path names a run folder, or a step in one; see ``find``."""
-    return has_config(_split(path)[0])
+    return has_config(split_path(path)[0])
 
 
 def find(path: Path) -> tuple[Path, list[int]]:
@@ -47,7 +47,7 @@ def find(path: Path) -> tuple[Path, list[int]]:
         UsageError: there is no such checkpoint.
         Failure: all checkpoints of the run are corrupt.
     """
-    workdir, name = _split(path)
+    workdir, name = split_path(path)
     steps = steps_of(workdir)
     if not steps and has_checkpoint(workdir):
         raise all_corrupt(workdir)
@@ -63,7 +63,7 @@ def find(path: Path) -> tuple[Path, list[int]]:
     return workdir, named[name]
 
 
-def _split(path: Path) -> tuple[Path, str]:
+def split_path(path: Path) -> tuple[Path, str]:
     """The run folder of a path, and the part after ``checkpoints/``, if any."""
     if path.parent.name == CHECKPOINTS:
         return path.parent.parent, path.name

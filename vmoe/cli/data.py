@@ -44,11 +44,20 @@ class Sample:
         source: the sampled images.
     """
 
-    def __init__(self, data: str, loaded: "Loaded", *, images: int, batch_size: int):
+    def __init__(
+        self,
+        data: str,
+        loaded: "Loaded",
+        *,
+        images: int,
+        batch_size: int,
+        split: str = "test",
+    ):
         """Opens the data.
 
         Args:
             images: number of images; at most all of the split.
+            split: if ``data`` names none.
 
         Raises:
             UsageError: as for ``open_data``; or a number is below 1.
@@ -59,7 +68,7 @@ class Sample:
         for name, value in (("images", images), ("batch_size", batch_size)):
             if value < 1:
                 raise UsageError(f"{name}={value}: use at least 1")
-        self._whole, replace = open_data(data, loaded)
+        self._whole, replace = open_data(data, loaded, split=split)
         self._loaded, self._batch_size = loaded, batch_size
         self._left_out = Unreadable("left out")
         self._on_unreadable = self._left_out.add if replace else None

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from vmoe.cli.arguments import parse
 from vmoe.cli.data import open_data
+from vmoe.cli.inference import load_for_inference
 from vmoe.cli.printing import print_json, print_table, progress
 from vmoe.config import RoutingOverrides
 from vmoe.errors import one_line
@@ -34,6 +35,9 @@ class EvaluateArgs:
     """Side of the model's input in pixels, to which its preprocessing is scaled; as trained if
     None. Position embeddings are resampled."""
     routing: RoutingOverrides = RoutingOverrides()
+    inference: str = ""
+    """File that `vmoe capacity` wrote, whose routing to use; `none` for the routing as trained.
+    If empty, inference.json of the run folder, if there is one and no --routing is given."""
     use_ema: bool = True
     """Use the moving average of the parameters, if the run has one."""
     per_class: bool = False
@@ -51,11 +55,12 @@ def run(argv: Sequence[str]) -> None:
     from vmoe.data.sources import skipped_messages
     from vmoe.evaluate import evaluate
     from vmoe.evaluate.table import append_row, check_file
-    from vmoe.factory import load
 
     if args.csv:
         check_file(args.csv)
-    loaded = load(args.checkpoint, routing=args.routing, use_ema=args.use_ema)
+    loaded = load_for_inference(
+        args.checkpoint, args.inference, routing=args.routing, use_ema=args.use_ema
+    )
     source, replace = open_data(args.data, loaded)
     left_out = Unreadable("left out")
     with progress(source.name, -(-len(source) // max(args.batch_size, 1))) as advance:
@@ -85,6 +90,8 @@ def _as_json(args: EvaluateArgs, loaded: "Loaded", evaluation: "Evaluation") -> 
     result = {"step": loaded.step, "weights": loaded.origin.weights} | evaluation.metrics()
     if evaluation.totals:
         result["findings"] = [each._asdict() for each in findings(evaluation.totals)]
+    if loaded.inference:
+        result["inference"] = str(loaded.inference[0])
     return result | ({"per_class": per_class(evaluation)} if args.per_class else {})
 
 

@@ -22,6 +22,7 @@ COMMANDS = {  # each a module of this package with a function ``run``
     "evaluate": "evaluate a trained model on a whole split",
     "predict": "classify image files, and show the experts used",
     "routing": "show how a trained model uses its experts, and whether that is healthy",
+    "capacity": "choose the experts and slots of each block within a budget of compute",
     "attack": "change images slightly so that a model errs",
     "convert": "write a trained model in another format",
     "inspect": "list what a file of weights holds",

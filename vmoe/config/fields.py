@@ -49,6 +49,11 @@ def _fits(value: Any, kind: Any) -> bool:
         return value in kind.__args__
     if typing.get_origin(kind) is tuple:
         return type(value) is tuple and all(_fits(element, kind.__args__[0]) for element in value)
+    if typing.get_origin(kind) is dict:
+        of_key, of_value = kind.__args__
+        return type(value) is dict and all(
+            _fits(key, of_key) and _fits(element, of_value) for key, element in value.items()
+        )
     if kind is float:
         return type(value) in (int, float) and abs(value) <= LARGEST_FLOAT  # False for nan
     return type(value) is kind

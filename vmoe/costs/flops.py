@@ -17,6 +17,8 @@ from vmoe import models
 from vmoe.axes import Record, Routing
 from vmoe.config import MoEConfig, TokenChoice, ViTConfig, replace
 from vmoe.costs.arrays import array
+from vmoe.nn.keys import InitKeys
+from vmoe.nn.moe import MoE
 from vmoe.nn.patches import num_tokens
 from vmoe.nn.vit import ViT
 
@@ -68,17 +70,45 @@ def flops_to_logits(config: ViTConfig) -> float:
     return count_flops(jaxpr) / b
 
 
+def sparse_layer_flops(config: ViTConfig, moe: MoEConfig, *, class_token_only: bool) -> float:
+    """FLOPs per image of one sparse layer alone, in full groups.
+
+    Args:
+        config: of the model.
+        moe: of the layer.
+        class_token_only: count what the class tokens depend on, as in a last block whose other
+            tokens nothing reads.
+
+    Raises:
+        UsageError: the capacity leaves no slot.
+    """
+    n, moe = num_tokens(config), _countable_layer(moe)
+
+    def build() -> MoE:
+        return MoE(config.width, config.mlp_dim, n, moe, gelu=config.gelu, rngs=InitKeys(0))
+
+    graph, state = nnx.split(nnx.eval_shape(build))
+    b = moe.images_per_group
+
+    def forward(state: nnx.State, tokens: jax.Array) -> jax.Array:
+        layer: MoE = nnx.merge(graph, state)
+        return layer(tokens, jnp.ones(b, bool), class_token_only=class_token_only)[0]
+
+    tokens = jax.ShapeDtypeStruct((b, n, config.width), jnp.dtype(config.dtype))
+    return count_flops(jax.make_jaxpr(forward)(state, tokens).jaxpr) / b
+
+
 def countable(model: ViTConfig) -> ViTConfig:
     """The model with implementations of its experts whose FLOPs can be counted.
 
     These are ``batched``, which computes all slots, and ``ragged`` for dropless layers, which
     computes all rows. The number of steps of ``blocked`` depends on the data.
     """
-    layers = tuple(
-        replace(moe, implementation="ragged" if moe.dropless else "batched")
-        for moe in model.moe_blocks.values()
-    )
-    return replace(model, moe=layers)
+    return replace(model, moe=tuple(map(_countable_layer, model.moe_blocks.values())))
+
+
+def _countable_layer(moe: MoEConfig) -> MoEConfig:
+    return replace(moe, implementation="ragged" if moe.dropless else "batched")
 
 
 def _trace(config: ViTConfig) -> tuple[Jaxpr, int, nnx.State, dict[int, Record]]:

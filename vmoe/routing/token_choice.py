@@ -77,6 +77,7 @@ def assign(
     priority: str = "order",
     normalize: bool = False,
     draw: Float[Array, "g s"] | None = None,
+    ranks: Int[Array, ""] | None = None,
 ) -> Routing:
     """Assigns tokens to experts and slots, for given gates.
 
@@ -88,6 +89,7 @@ def assign(
         priority: see ``priority_order``.
         normalize: divide a token's weights by their sum, before any is dropped.
         draw: for a random priority; see ``priority_order``.
+        ranks: use only so many of a token's k choices; may be traced. All of them if None.
 
     Raises:
         UsageError: a group has too many tokens and experts for 32-bit sort keys.
@@ -100,6 +102,9 @@ def assign(
         )
     top_gates, experts = top_k(gates, k)
     experts = jnp.where(valid[..., None], experts, e)  # padding queues at no expert
+    if ranks is not None:
+        used = jnp.arange(k) < ranks
+        top_gates, experts = jnp.where(used, top_gates, 0.0), jnp.where(used, experts, e)
     order = priority_order(top_gates, priority, draw)
     slots, choices = queue(experts, order, e=e, c=c)
     weights = top_gates / top_gates.sum(-1, keepdims=True) if normalize else top_gates

@@ -7,6 +7,7 @@ config.N.json      the config before the run was extended from N steps
 metrics.csv        a row per report                   checkpoints/  STEP/ ...
 evaluations.csv    a row per evaluation               experts.csv   a row per expert
 tensorboard/       the same, for TensorBoard
+inference.json     the routing at inference, if vmoe capacity chose one (inference.py)
 """
 
 import dataclasses

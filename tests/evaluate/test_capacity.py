@@ -1,0 +1,145 @@
+"""Search of routing settings; the oracles are exhaustive search, and models with other configs."""
+
+import itertools
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+
+from tests.random_models import random_images, random_params
+from vmoe import models
+from vmoe.config import ExpertChoice, MoEConfig, TokenChoice, ViTConfig, replace
+from vmoe.config.inference import LayerSetting
+from vmoe.costs.flops import flops_to_logits
+from vmoe.errors import UsageError
+from vmoe.evaluate.capacity import Search
+from vmoe.evaluate.setting_costs import Costs, flops_costs, time_costs
+from vmoe.evaluate.setting_scores import SHARPNESS, Scores
+from vmoe.evaluate.settings import check_layers, levels_of, with_setting
+from vmoe.nn.vit import ViT
+from vmoe.routing import slots_and_factor
+
+B = 8
+LABELS = np.arange(B) % 10
+
+
+def config_of(**moe: Any) -> ViTConfig:
+    layer = MoEConfig(num_experts=3, images_per_group=2, router=TokenChoice(k=1))
+    dense = models.model_config("vit_tiny", depth=2)
+    return replace(dense, sparse_blocks=(0, 1), moe=replace(layer, **moe))
+
+
+def model_of(config: ViTConfig) -> ViT:
+    return models.with_params(config, random_params(config))
+
+
+def batches() -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """The last image of the second batch is padding."""
+    parts = [slice(0, 4), slice(4, 8)]
+    valid = np.arange(B) < B - 1
+    return [(random_images(b=B)[part], LABELS[part], valid[part]) for part in parts]
+
+
+def test_the_search_finds_what_an_exhaustive_one_finds() -> None:
+    config = replace(config_of(), pooling="mean")
+    levels, model = levels_of(config), model_of(config)
+    measured: list[int] = []
+    scores = Scores(model, batches(), levels, on_step=lambda: measured.append(1))
+    costs = flops_costs(config, levels)
+    search = Search(scores, costs, levels)
+    budgets = [costs.least + share * (1 - costs.least) for share in (1.0, 0.75, 0.5, 0.25)]
+    found = {budget: search.best(budget) for budget in budgets}
+    even = {budget: search.even(budget) for budget in budgets}
+    every = [setting for level in levels for setting in level.values()]
+    assert len(measured) < len(every) ** 2 / 2
+    for budget in budgets:
+        pairs = itertools.product(every, every)
+        within = [pair for pair in pairs if costs.of(pair) <= budget + 1e-9]
+        best = min(scores.of(pair).divergence for pair in within)
+        assert scores.of(found[budget]).divergence == best
+        same = [pair for pair in within if pair[0] == pair[1]]
+        assert even[budget] == min(same, key=lambda pair: scores.of(pair).divergence)
+    assert len(set(found.values())) == len(budgets)
+    assert search.even(0.5) is None
+
+
+def test_budgets_out_of_reach_are_refused_with_the_smallest_one() -> None:
+    costs = Costs(({(1, 0.1): -0.2, (1, 0.5): -0.1}, {(1, 0.1): -0.1509, (1, 0.5): 0.0}))
+    costs.check(0.65)
+    with pytest.raises(UsageError, match=r"budget=0.6: the smallest that can be reached is 0.65x"):
+        costs.check(0.6)
+
+
+@pytest.mark.parametrize(
+    "fields", [{}, dict(pooling="mean"), dict(moe=dict(dropless=True))], ids=str
+)
+def test_the_cost_of_a_setting_is_the_flops_of_the_model_with_it(fields: dict[str, Any]) -> None:
+    """With a class token, little is computed after a sparse last block routed."""
+    config = replace(config_of(), **fields)
+    levels = levels_of(config)
+    costs = flops_costs(config, levels)
+    cheap, dear = levels[0][1, "order"], levels[-1][2, "sum_of_gates"]
+    for setting in ((cheap, dear), (dear, cheap)):
+        whole = flops_to_logits(with_setting(config, setting)) / flops_to_logits(config)
+        assert costs.of(setting) == pytest.approx(whole, abs=1e-12)
+    assert costs.of((cheap, cheap)) == pytest.approx(costs.least) and costs.least < 1
+
+
+def test_scores_are_those_of_models_with_these_settings() -> None:
+    """Numbers of slots, k and priority are traced in one program, but fixed in these models."""
+    config = config_of(router=dict(k=2), capacity_multiple=1)
+    model, levels = model_of(config), levels_of(config)
+    scores = Scores(model, batches(), levels)
+    labels = LABELS[:-1]
+
+    def logits(model: ViT) -> np.ndarray:
+        run = jax.jit(lambda images, valid: model.forward(images, valid=valid)[0])
+        return np.concatenate([np.asarray(run(x, valid)) for x, _, valid in batches()])[:-1]
+
+    before = np.asarray(jax.nn.log_softmax(SHARPNESS * logits(model)))
+    assert scores.trained == (before.argmax(-1) == labels).mean()
+    a, b, c = levels[0][1, "largest_gate"], levels[4][2, "sum_of_gates"], levels[-1][3, "order"]
+    for setting in ((a, b), (c, a)):
+        params = models.params_of(model)
+        own = logits(models.with_params(with_setting(config, setting), params))
+        after = np.asarray(jax.nn.log_softmax(SHARPNESS * own))
+        score = scores.of(setting)
+        assert score.accuracy == pytest.approx((own.argmax(-1) == labels).mean())
+        expected = (np.exp(before) * (before - after)).sum(-1).mean()
+        assert score.divergence == pytest.approx(expected, rel=1e-3)
+
+
+def test_levels_are_evenly_spaced_numbers_of_slots_up_to_those_as_trained() -> None:
+    config = config_of(router=dict(k=2), capacity_multiple=1)  # 34 tokens, 24 slots
+    layer = config.moe_blocks[0]
+    levels = levels_of(config)
+    slots = [
+        {slots_and_factor(own.apply(layer), 34)[0] for own in level.values()} for level in levels
+    ]
+    assert slots == [{1}, {4}, {7}, {10}, {13}, {15}, {18}, {21}, {24}]
+    assert levels[-1].keys() == {
+        *((1, priority) for priority in ("order", "largest_gate")),
+        *((k, p) for k in (2, 3) for p in ("order", "largest_gate", "sum_of_gates")),
+    }
+
+
+def test_times_are_measured_for_every_setting_and_grow_with_the_slots() -> None:
+    config = config_of()
+    levels, blocks = levels_of(config), []
+    images = random_images(b=4)
+    costs = time_costs(model_of(config), levels, images, on_step=lambda: blocks.append(1))
+    assert len(blocks) == len(costs.changes) == 2
+    for changes in costs.changes:
+        for k in (1, 2):
+            own = [changes[k, level[k, "order"].capacity_factor] for level in levels]
+            assert own == sorted(own)
+
+
+def test_other_routers_and_dense_models_are_refused() -> None:
+    with pytest.raises(UsageError, match="no block of this model is sparse"):
+        check_layers(models.model_config("vit_tiny"))
+    with pytest.raises(UsageError, match="block 0 has the router expert_choice: only token_choice"):
+        check_layers(config_of(router=ExpertChoice()))
+    with pytest.raises(UsageError, match="router expert_choice: only token_choice"):
+        LayerSetting(1, 1.0, "order").apply(MoEConfig(router=ExpertChoice()))

@@ -1,0 +1,120 @@
+"""``vmoe capacity`` writes inference.json; evaluate, predict and load use it."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import vmoe as library
+from tests.command import vmoe
+from vmoe.config import RoutingOverrides
+from vmoe.errors import UsageError
+
+FEW = ("--images", "64", "--batch-size", "32")
+
+
+@pytest.fixture(scope="module")
+def run(tiny_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run folder with an inference.json; no test changes it."""
+    folder = tmp_path_factory.mktemp("capacity")
+    run = folder / "run"
+    shutil.copytree(tiny_run, run)
+    plot = folder / "plot.png"
+    result = vmoe("capacity", "--checkpoint", run, "--budget", "0.95x", *FEW, "--plot", plot)
+    assert result.returncode == 0, result.stderr
+    assert "digits:validation" in result.stdout and "Accuracy within budgets" in result.stdout
+    assert f"chosen for 0.95x, written to {run / 'inference.json'}" in result.stdout
+    with Image.open(plot) as image:
+        assert min(image.size) > 300
+    return run
+
+
+def evaluated(*arguments: str | Path) -> tuple[dict[str, object], str]:
+    result = vmoe("evaluate", "--json", *arguments)
+    assert result.returncode == 0, result.stderr
+    report = json.loads(result.stdout)
+    report.pop("images_per_second")
+    return report, result.stderr
+
+
+def test_evaluate_uses_the_file_and_says_so(run: Path, tiny_run: Path) -> None:
+    file = run / "inference.json"
+    content = json.loads(file.read_text())
+    (setting,) = content["blocks"].values()
+    assert content["cost"] <= 0.95 and content["step"] == 60
+    report, message = evaluated("--checkpoint", run)
+    assert f"routing of {file}: " in message and "chosen on digits:validation" in message
+    assert report.pop("inference") == str(file)
+    options = [(f"--routing.{name.replace('_', '-')}", str(x)) for name, x in setting.items()]
+    overridden, message = evaluated("--checkpoint", run, *(x for each in options for x in each))
+    assert report == overridden and not message
+    given, _ = evaluated("--checkpoint", tiny_run, "--inference", file)
+    assert given == report | {"inference": str(file)}
+    trained, message = evaluated("--checkpoint", run, "--inference", "none")
+    assert trained == evaluated("--checkpoint", tiny_run)[0] and not message
+    assert trained["capacity_factor"] != report["capacity_factor"]
+
+
+def test_predict_and_load_use_it_too(run: Path, tmp_path: Path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 255, (8, 8, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    result = vmoe("predict", "--checkpoint", run / "checkpoints" / "last", tmp_path / "a.png")
+    assert result.returncode == 0 and f"routing of {run / 'inference.json'}" in result.stderr
+    loaded = library.load(run, inference=True)
+    assert loaded.inference is not None and loaded.inference[0] == run / "inference.json"
+    content = loaded.inference[1]
+    assert loaded.model.config == content.apply(library.load(run).model.config)
+    with pytest.raises(UsageError, match="inference=True with routing settings: give one"):
+        library.load(run, inference=True, routing=RoutingOverrides(k=1))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"format": 2}, "format 2, this version of vmoe reads 1"),
+        ({"blocks": {}}, "for sparse blocks none, but those of this model are 1"),
+        ({"budget": "all"}, "Inference budget: Input should be a valid number"),
+        (
+            {"blocks": {"1": {"k": 9, "capacity_factor": 1.0, "priority": "order"}}},
+            "moe.router.k=9",
+        ),
+        ({"blocks": {"1": {"k": 0, "capacity_factor": 1.0, "priority": "order"}}}, "k=0: use more"),
+        (None, "not JSON"),
+    ],
+)
+def test_a_bad_file_is_one_line_that_names_it(
+    run: Path, tmp_path: Path, change: dict[str, object] | None, message: str
+) -> None:
+    file, text = tmp_path / "other.json", (run / "inference.json").read_text()
+    file.write_text(text[:100] if change is None else json.dumps(json.loads(text) | change))
+    with pytest.raises(UsageError) as error:
+        library.load(run, inference=file)
+    assert str(error.value).startswith(f"{file}: ") and message in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+MODEL = ("--checkpoint", "vmoe_fashion_mnist", "--data", "fashion_mnist_sample:test")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--budget", "much"), "budget=much: use a fraction of the cost of the model as trained"),
+        (("--budget", "1.2x"), "budget=1.2x: use a fraction"),
+        ((), "--budget"),
+        (("--budget", "0.8x"), "is no run folder: name the file to write with --out"),
+        (
+            ("--budget", "0.6x", "--out", "a.json"),
+            "budget=0.6: the smallest that can be reached is",
+        ),
+        (("--budget", "0.8x", "--out", "gone/a.json"), "out=gone/a.json: no folder gone"),
+        (("--budget", "0.8x", "--checkpoint", "vit_fashion_mnist"), "no block of this model is"),
+    ],
+)
+def test_wrong_arguments_are_one_line(arguments: tuple[str, ...], message: str) -> None:
+    result = vmoe("capacity", *MODEL, *arguments)
+    assert result.returncode == 2 and message in result.stderr
+    assert result.stderr.count("\n") == 1

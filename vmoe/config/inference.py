@@ -1,0 +1,118 @@
+"""The routing that is used at inference: one setting for each sparse block.
+
+``vmoe capacity`` searches it, and writes it as inference.json.
+"""
+
+import dataclasses
+import json
+from typing import Literal
+
+from vmoe.config.fields import Checked, replace, require
+from vmoe.config.files import from_json, to_json
+from vmoe.config.model import MoEConfig, ViTConfig
+from vmoe.config.routers import Priority, TokenChoice
+from vmoe.errors import UsageError
+
+FORMAT = 1
+"""Version of the format of inference.json."""
+Unit = Literal["flops", "time"]
+"""What a budget counts."""
+
+
+@dataclasses.dataclass(frozen=True)
+class LayerSetting(Checked):
+    """The routing of one sparse layer with token choice; see the fields of its configs."""
+
+    section = "inference"
+
+    k: int
+    capacity_factor: float
+    priority: Priority
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("k", "capacity_factor"):
+            value = getattr(self, name)
+            require(value > 0, f"inference.{name}={value}: use more than 0")
+
+    def apply(self, moe: MoEConfig) -> MoEConfig:
+        """The config of a layer with this setting, in place of any capacity or dropless.
+
+        Raises:
+            UsageError: the layer has another router, or fewer than k experts.
+        """
+        require(
+            isinstance(moe.router, TokenChoice),
+            f"router {moe.router.kind}: only token_choice has k, slots and a priority to choose",
+        )
+        return replace(
+            moe,
+            capacity_factor=self.capacity_factor,
+            capacity=None,
+            dropless=False,
+            router=dict(k=self.k, priority=self.priority),
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Inference(Checked):
+    """The routing of a model at inference, and how it was chosen."""
+
+    section = "inference"
+
+    blocks: dict[int, LayerSetting]
+    """By number of a sparse block."""
+    by: Unit
+    """What the budget counts."""
+    budget: float
+    """Largest cost, as a fraction of the cost of the model as trained."""
+    cost: float
+    """Cost of this routing, as such a fraction."""
+    data: str
+    """The images on which it was chosen."""
+    images: int
+    batch_size: int
+    step: int | None
+    """Training steps of the model on which it was chosen; None if unknown."""
+    accuracy: float
+    """On these images."""
+    accuracy_even: float | None
+    """Of the best setting within the budget that is the same in all blocks; None if none is."""
+    accuracy_trained: float
+    """Of the model as trained."""
+
+    def apply(self, config: ViTConfig) -> ViTConfig:
+        """The config of a model with this routing.
+
+        Raises:
+            UsageError: the model has other sparse blocks, other routers or fewer than k experts.
+        """
+        own, given = (", ".join(map(str, x)) or "none" for x in (config.sparse_blocks, self.blocks))
+        require(own == given, f"for sparse blocks {given}, but those of this model are {own}")
+        layers = tuple(self.blocks[i].apply(moe) for i, moe in config.moe_blocks.items())
+        return replace(config, moe=layers)
+
+
+def inference_to_json(inference: Inference) -> str:
+    """The text of inference.json."""
+    return json.dumps({"format": FORMAT} | json.loads(to_json(inference)), indent=2)
+
+
+def inference_from_json(text: str) -> Inference:
+    """The content of inference.json.
+
+    Raises:
+        UsageError: the text is corrupt, or has another format version.
+    """
+    try:
+        fields = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise UsageError(f"not JSON: {error}") from None
+    if not isinstance(fields, dict) or "format" not in fields:
+        raise UsageError("not a file of vmoe capacity: it has no format")
+    if (version := fields.pop("format")) != FORMAT:
+        raise UsageError(
+            f"format {version!r:.20}, this version of vmoe reads {FORMAT}; use the version that "
+            "wrote it, or run vmoe capacity again"
+        )
+    return from_json(Inference, json.dumps(fields))

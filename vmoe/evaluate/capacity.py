@@ -1,0 +1,124 @@
+"""Searches k, capacity and priority of each sparse block for the best accuracy within a budget.
+
+One descent serves all budgets: from the most slots in every block, it takes one level of slots from
+the block where that raises the loss least for what it saves, with the best k and priority there. A
+setting within a budget is then improved by single changes: another k or priority in one block, or a
+level of slots moved from one block to another.
+
+The loss is the divergence from the predictions of the model as trained (``Score``).
+"""
+
+import heapq
+import math
+from collections.abc import Iterator, Sequence
+
+from vmoe.config.inference import LayerSetting
+from vmoe.evaluate.setting_costs import Costs
+from vmoe.evaluate.setting_scores import Scores
+from vmoe.evaluate.settings import Level, Option, Setting
+
+SLIGHT = 1e-9  # of a cost: rounding
+
+
+class Search:
+    """Settings of a model with the least loss within budgets."""
+
+    def __init__(self, scores: Scores, costs: Costs, levels: Sequence[Level]):
+        self._scores, self._costs, self._levels = scores, costs, levels
+        self._blocks = range(len(costs.changes))
+        self._level = {own: i for i, level in enumerate(levels) for own in level.values()}
+        self._option: dict[LayerSetting, Option] = {
+            own: option for level in levels for option, own in level.items()
+        }
+        self._path: list[Setting] = []
+
+    def even(self, budget: float) -> Setting | None:
+        """The best setting that is the same in all blocks; None if none is within the budget."""
+        same = [(own,) * len(self._blocks) for level in self._levels for own in level.values()]
+        within = [setting for setting in same if self._fits(setting, budget)]
+        return min(within, key=self._loss, default=None)
+
+    def best(self, budget: float) -> Setting:
+        """The best setting within a budget that is found.
+
+        Raises:
+            UsageError: every setting costs more.
+        """
+        self._costs.check(budget)
+        if not self._path:
+            self._path = list(self._descend())
+        within = [setting for setting in self._path if self._fits(setting, budget)]
+        within.append(self.even(budget) or self._cheapest())
+        return self._improved(min(within, key=self._loss), budget)
+
+    def _loss(self, setting: Setting) -> float:
+        return self._scores.of(setting).divergence
+
+    def _fits(self, setting: Setting, budget: float) -> bool:
+        return self._costs.of(setting) <= budget + SLIGHT
+
+    def _cheapest(self) -> Setting:
+        every = [own for level in self._levels for own in level.values()]
+        return tuple(
+            min(every, key=lambda own: changes[own.k, own.capacity_factor])
+            for changes in self._costs.changes
+        )
+
+    def _descend(self) -> Iterator[Setting]:
+        """From the most to the fewest slots, one level of one block at a time."""
+        top = [(own,) * len(self._blocks) for own in self._levels[-1].values()]
+        setting, step = min(top, key=self._loss), 0
+        yield setting
+        queue = [(-math.inf, block, -1, setting) for block in self._blocks]
+        while queue:
+            _, block, measured, proposal = heapq.heappop(queue)
+            if measured == step:
+                setting, step = proposal, step + 1
+                yield setting
+            if lower := self._lowered(setting, block):
+                heapq.heappush(queue, (self._price(setting, lower), block, step, lower))
+
+    def _lowered(self, setting: Setting, block: int) -> Setting | None:
+        """One level fewer in a block, with the best k and priority; None at the lowest level."""
+        level = self._level[setting[block]]
+        if not level:
+            return None
+        lower = [self._with(setting, block, own) for own in self._levels[level - 1].values()]
+        return min(lower, key=self._loss)
+
+    def _price(self, setting: Setting, lower: Setting) -> float:
+        """How much the loss rises for each unit of cost that is saved."""
+        saved = self._costs.of(setting) - self._costs.of(lower)
+        return (self._loss(lower) - self._loss(setting)) / max(saved, SLIGHT)
+
+    def _improved(self, setting: Setting, budget: float) -> Setting:
+        """Applies single changes that lower the loss within a budget until there is none left."""
+        while True:
+            for changed in self._neighbours(setting):
+                if self._fits(changed, budget) and self._loss(changed) < self._loss(setting):
+                    setting = changed
+                    break
+            else:
+                return setting
+
+    def _neighbours(self, setting: Setting) -> Iterator[Setting]:
+        for block in self._blocks:
+            for own in self._levels[self._level[setting[block]]].values():
+                if own != setting[block]:
+                    yield self._with(setting, block, own)
+        for block in self._blocks:
+            if higher := self._moved(setting, block, +1):
+                yield higher
+                for other in self._blocks:
+                    if other != block and (moved := self._moved(higher, other, -1)):
+                        yield moved
+
+    def _moved(self, setting: Setting, block: int, by: int) -> Setting | None:
+        """More or fewer levels of slots in a block; None if there is no such level."""
+        level = self._level[setting[block]] + by
+        if not 0 <= level < len(self._levels):
+            return None
+        return self._with(setting, block, self._levels[level][self._option[setting[block]]])
+
+    def _with(self, setting: Setting, block: int, own: LayerSetting) -> Setting:
+        return (*setting[:block], own, *setting[block + 1 :])

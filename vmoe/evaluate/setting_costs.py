@@ -1,0 +1,182 @@
+"""What settings of the sparse blocks cost: FLOPs from shapes, or time measured on this machine."""
+
+import functools
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Bool, Float
+
+from vmoe import models
+from vmoe.config import MoEConfig, TokenChoice, ViTConfig, replace
+from vmoe.costs.flops import flops_to_logits, sparse_layer_flops
+from vmoe.errors import UsageError
+from vmoe.evaluate.settings import PRIORITIES, Level, Setting, with_setting
+from vmoe.nn.patches import num_tokens
+from vmoe.nn.vit import ViT
+from vmoe.routing import slots_and_factor
+
+ROUNDS = 9  # a time is the least of so many: other work on the machine only adds to it
+
+
+class Costs(NamedTuple):
+    """What settings cost, as a fraction of the cost of the model as trained.
+
+    Attributes:
+        changes: for each sparse block, by (k, capacity factor), the difference to its layer as
+            trained, as a fraction of the cost of the whole model.
+    """
+
+    changes: tuple[Mapping[tuple[int, float], float], ...]
+
+    def of(self, setting: Setting) -> float:
+        """The cost of a setting of the model."""
+        return 1 + sum(
+            changes[own.k, own.capacity_factor]
+            for own, changes in zip(setting, self.changes, strict=True)
+        )
+
+    @property
+    def least(self) -> float:
+        """The smallest cost of any setting."""
+        return 1 + sum(min(changes.values()) for changes in self.changes)
+
+    def check(self, budget: float) -> None:
+        """Raises a UsageError if every setting costs more than a budget."""
+        if budget < self.least:
+            least = math.ceil(self.least * 1000) / 1000
+            raise UsageError(
+                f"budget={budget:g}: the smallest that can be reached is {least:g}x, since the "
+                "rest of the model stays, and every expert keeps a few slots"
+            )
+
+
+def flops_costs(config: ViTConfig, levels: Sequence[Level]) -> Costs:
+    """FLOPs that the logits depend on, in full groups of images; exact, from shapes."""
+    whole = flops_to_logits(config)
+
+    @functools.cache
+    def flops(moe: MoEConfig, class_token_only: bool) -> float:
+        return sparse_layer_flops(config, moe, class_token_only=class_token_only)
+
+    def of(moe: MoEConfig, class_token_only: bool) -> float:
+        if not moe.dropless:  # the same program for all k: only the slots are multiplied
+            slots = slots_and_factor(moe, moe.images_per_group * num_tokens(config))[0]
+            moe = replace(moe, capacity=slots, capacity_factor=1.0, router=TokenChoice(k=1))
+        return flops(moe, class_token_only)
+
+    def changes(block: int, moe: MoEConfig) -> dict[tuple[int, float], float]:
+        only = _reads_class_tokens_only(config, block)
+        return {
+            (setting.k, setting.capacity_factor): (of(setting.apply(moe), only) - of(moe, only))
+            / whole
+            for level in levels
+            for setting in level.values()
+        }
+
+    return Costs(tuple(changes(block, moe) for block, moe in config.moe_blocks.items()))
+
+
+def _reads_class_tokens_only(config: ViTConfig, block: int) -> bool:
+    last = block == config.depth - 1
+    return last and config.pooling == "class_token" and not config.full_last_block
+
+
+def time_costs(
+    model: ViT,
+    levels: Sequence[Level],
+    images: Float[np.ndarray, "b h w 3"],
+    *,
+    on_step: Callable[[], None] = lambda: None,
+) -> Costs:
+    """Seconds of a batch on this machine: each sparse block alone, on the tokens that enter it.
+
+    All settings of a block are timed in turn, several times. More slots never count as less time.
+
+    Args:
+        images: a batch.
+        on_step: called after each block.
+    """
+    config, valid = model.config, jnp.ones(len(images), bool)
+    (whole,) = least_seconds([functools.partial(_forward, *nnx.split(model), images)])
+    tokens, changes = model.embed(images), []
+    for i, block in enumerate(model.blocks):
+        if (moe := config.moe_of(i)) is not None:
+            only = _reads_class_tokens_only(config, i)
+            layers = {
+                (own.k, own.capacity_factor): own.apply(moe)
+                for level in levels
+                for (_, priority), own in level.items()
+                if priority == PRIORITIES[1]  # the order of the tokens takes hardly any time
+            }
+            runs = [
+                functools.partial(_block, *_split_with(block, layer), only, tokens, valid)
+                for layer in (moe, *layers.values())
+            ]
+            trained, *seconds = least_seconds(runs)
+            changes.append(_monotone(dict(zip(layers, seconds, strict=True)), trained, whole))
+            on_step()
+        if i < config.sparse_blocks[-1]:
+            tokens = _block(*nnx.split(block), False, tokens, valid)
+    return Costs(tuple(changes))
+
+
+def _monotone(
+    seconds: Mapping[tuple[int, float], float], trained: float, whole: float
+) -> dict[tuple[int, float], float]:
+    result = {}
+    for k in {k for k, _ in seconds}:
+        own = sorted(key for key in seconds if key[0] == k)
+        least = np.maximum.accumulate([seconds[key] for key in own])
+        result |= dict(zip(own, ((least - trained) / whole).tolist(), strict=True))
+    return result
+
+
+def least_seconds(runs: Sequence[Callable[[], Any]]) -> list[float]:
+    """The least time of each of some functions, which are called in turn several times."""
+    for run in runs:
+        jax.block_until_ready(run())  # compiles
+
+    def seconds(run: Callable[[], Any]) -> float:
+        start = time.perf_counter()
+        jax.block_until_ready(run())
+        return time.perf_counter() - start
+
+    return np.min([[seconds(run) for run in runs] for _ in range(ROUNDS)], axis=0).tolist()
+
+
+def _split_with(block: nnx.Module, layer: MoEConfig) -> tuple[nnx.GraphDef, nnx.State]:
+    """A block with another config of its sparse layer."""
+    changed = nnx.clone(block)
+    changed.mlp.config = layer
+    return nnx.split(changed)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _forward(graph: nnx.GraphDef, state: nnx.State, images: jax.Array) -> jax.Array:
+    return nnx.merge(graph, state, copy=True)(images)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 2))
+def _block(
+    graph: nnx.GraphDef,
+    state: nnx.State,
+    class_token_only: bool,
+    tokens: Float[Array, "b n d"],
+    valid: Bool[Array, "b"],
+) -> Float[Array, "b x d"]:
+    block = nnx.merge(graph, state, copy=True)
+    return block(tokens, valid, class_token_only=class_token_only)[0]
+
+
+def time_ratio(model: ViT, setting: Setting, images: Float[np.ndarray, "b h w 3"]) -> float:
+    """The time of the whole model with a setting, over that of the model as trained."""
+    changed = models.with_params(with_setting(model.config, setting), models.params_of(model))
+    runs = [functools.partial(_forward, *nnx.split(each), images) for each in (model, changed)]
+    trained, own = least_seconds(runs)
+    return own / trained
