@@ -2,7 +2,7 @@
 # Checks format, lint, import rules and types, and runs doctests and tests. tests/devices runs in
 # its own pytest process, with eight devices.
 #
-#   ./scripts/test.sh                   everything except the tests that take minutes
+#   ./scripts/test.sh                   everything except the long tests
 #   ./scripts/test.sh --slow            everything
 #   ./scripts/test.sh tests/routing     format, lint, import rules, types, and only these tests
 #   ./scripts/test.sh tests/nn -k moe   paths first; pytest gets the first option and what follows

@@ -12,24 +12,27 @@ from tests.command import ROOT, vmoe
 
 MODEL = ("routing", "--checkpoint", "vmoe_fashion_mnist", "--data", "fashion_mnist_sample")
 FEW = ("--images", "60", "--batch-size", "32")
-
-
 FIGURES = (
     *("capacity_curves", "experts_by_class", "favourite_patches", "k_at_inference"),
     *("kept_patches", "random_routers", "weight_histograms"),
 )
 
 
-def test_the_use_of_experts_is_shown_by_block_and_drawn_and_every_decision_exported(
-    tmp_path: Path,
-) -> None:
-    file, folder = tmp_path / "routing.safetensors", tmp_path / "plots"
-    result = vmoe(*MODEL, *FEW, "--export", file, "--plots", folder)
+def test_the_use_of_experts_is_shown_by_block_and_every_decision_exported(tmp_path: Path) -> None:
+    file = tmp_path / "routing.safetensors"
+    result = vmoe(*MODEL, *FEW, "--export", file)
     assert result.returncode == 0, result.stderr
     assert "fashion_mnist_sample:test, 60 of 512 images" in result.stdout
     assert "class (shuffled)" in result.stdout
     assert "predictions that depend on the other images of a batch" in result.stdout
     assert load_file(file)["experts"].shape == (60 * 16, 3, 2)
+
+
+@pytest.mark.slow
+def test_the_figures_of_a_model_are_written_as_png_files(tmp_path: Path) -> None:
+    folder = tmp_path / "plots"
+    result = vmoe(*MODEL, *FEW, "--plots", folder)
+    assert result.returncode == 0, result.stderr
     assert f"7 plots in {folder}, drawn in " in result.stderr
     assert {path.name for path in folder.iterdir()} == {f"{name}.png" for name in FIGURES}
     for path in folder.iterdir():
@@ -95,6 +98,7 @@ def test_an_attack_along_a_path_needs_routers_that_drop() -> None:
     assert "vit_fashion_mnist: attack.path=routers: every router must be" in result.stderr
 
 
+@pytest.mark.slow
 def test_mates_are_attacked_at_every_capacity_and_priority() -> None:
     mates = ("--mates.victims", "2", "--mates.draws", "3", "--mates.capacity-factor", "0.25")
     arguments = ("--target", "mates", *mates, "--steps", "2", "--images", "16", "--json")

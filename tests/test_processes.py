@@ -160,6 +160,7 @@ def test_a_run_folder_that_only_one_process_sees_is_refused(recipe: Path, tmp_pa
     assert not (tmp_path / "there").exists()
 
 
+@pytest.mark.slow
 def test_a_killed_process_ends_the_others_and_the_resumed_run_is_bitwise_equal(
     recipe: Path, uninterrupted: Path, tmp_path: Path
 ) -> None:

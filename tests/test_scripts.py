@@ -54,6 +54,7 @@ def test_a_python_without_venv_is_reported_with_the_package_to_install(
     assert not (tmp_path / ".venv").exists()
 
 
+@pytest.mark.slow
 def test_the_bench_writes_ratios_to_references_and_a_plot(tmp_path: Path) -> None:
     sizes = "--experts 2 --tokens 196 --width 8 --hidden 16 --repeats 1 --batch 2 --compile"
     command = [sys.executable, str(ROOT / "scripts" / "bench.py"), "--out", str(tmp_path / "bench")]

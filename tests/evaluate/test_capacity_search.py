@@ -124,6 +124,7 @@ def test_levels_are_evenly_spaced_numbers_of_slots_up_to_those_as_trained() -> N
     }
 
 
+@pytest.mark.slow
 def test_times_are_measured_for_every_setting_and_grow_with_the_slots() -> None:
     config = config_of()
     levels, blocks = levels_of(config), []

@@ -243,6 +243,7 @@ def test_training_never_opens_the_test_split(opened: list[str]) -> None:
     assert set(opened) == {"train", "validation"}
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_over_a_thousand_steps(tmp_path: Path) -> None:
     """Measures the real command from step 500 to 1,500, with evaluations and checkpoints."""
     arguments = ["--steps", "1500", "--log-every", "50", "--ema-decay", "0.9", "--batch-size", "8"]
