@@ -4,8 +4,9 @@ The command line prints the message and exits with ``status``. Any other excepti
 shows its traceback.
 """
 
+import contextlib
 import difflib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 OUT_OF_MEMORY = "out of memory; lower the batch size, the image size or the model's width"
@@ -51,6 +52,15 @@ class SynchronizedError(VmoeError):
         super().__init__(str(cause))
         self.cause = cause
         self.status = cause.status
+
+
+@contextlib.contextmanager
+def naming(place: Any) -> Iterator[None]:
+    """Puts a place, such as a path, before the message of a UsageError that is raised inside."""
+    try:
+        yield
+    except UsageError as error:
+        raise UsageError(f"{place}: {error}") from None
 
 
 def one_line(text: str) -> str:

@@ -21,7 +21,7 @@ from vmoe.config.inference import Inference
 from vmoe.config.preprocessing import Preprocessing
 from vmoe.data.crops import resize_and_crop, to_float
 from vmoe.data.decode import read_image
-from vmoe.errors import UsageError, listed, unknown
+from vmoe.errors import UsageError, listed, naming, unknown
 from vmoe.nn.vit import ViT
 from vmoe.surgery import fit
 from vmoe.surgery.resize import FIXED
@@ -189,10 +189,8 @@ def load(
     config = (routing or RoutingOverrides()).apply(replace(stored.config, **model or {}))
     chosen = _inference(inference, stored.origin)
     if chosen:
-        try:
+        with naming(chosen[0]):
             config = chosen[1].apply(config)
-        except UsageError as error:
-            raise UsageError(f"{chosen[0]}: {error}") from None
     if model:
         check_shapes({name: leaf.shape for name, leaf in by_name(stored.params).items()}, config)
     return Loaded(

@@ -78,22 +78,17 @@ def block_measures(record: Record) -> dict[str, Array]:
         unprocessed: fraction of the tokens that no expert processed.
         gate_entropy: mean entropy of a token's gates, in nats; from 0 (one expert) to ln e (even).
     """
-    real = record.valid[..., None]
-    tokens, unprocessed = tokens_and_unprocessed({0: record})
-    tokens = jnp.maximum(tokens, 1)
-    importance = jnp.where(real, record.gates, 0.0).sum((0, 1)) / tokens
-    choices, dropped = choices_and_drops({0: record})
-    if isinstance(record.routing, Routing):
-        load = choices_per_expert(record.routing) / jnp.maximum(choices, 1)
-    else:
-        load = importance
-    entropy = -jnp.where(real, jax.scipy.special.xlogy(record.gates, record.gates), 0.0).sum()
+    totals = expert_totals(record)
+    tokens = jnp.maximum(totals["tokens"], 1)
+    choices = jnp.maximum(totals["choices"].sum(), 1)
+    importance = totals["gates"] / tokens
+    makes_choices = isinstance(record.routing, Routing)
     return {
-        "load": load,
+        "load": totals["choices"] / choices if makes_choices else importance,
         "importance": importance,
-        "dropped": dropped / jnp.maximum(choices, 1),
-        "unprocessed": unprocessed / tokens,
-        "gate_entropy": entropy / tokens,
+        "dropped": (totals["choices"] - totals["kept"]).sum() / choices,
+        "unprocessed": totals["unprocessed"] / tokens,
+        "gate_entropy": totals["entropy"] / tokens,
     }
 
 
@@ -101,13 +96,16 @@ def expert_totals(record: Record) -> dict[str, Array]:
     """The fields of ``ExpertTotals`` of one sparse block, over all real tokens."""
     real, gates = record.valid[..., None], record.gates
     choices = kept = jnp.zeros(gates.shape[-1], jnp.int32)
+    unprocessed = jnp.int32(0)
     if isinstance(record.routing, Routing):
         choices = choices_per_expert(record.routing).astype(jnp.int32)
         kept = (record.routing.choices < record.routing.slots[0].size).sum((0, 2))
+        unprocessed = (record.valid & ~record.routing.kept.any(-1)).sum()
     return {
         "tokens": record.valid.sum(),
         "gates": jnp.where(real, gates, 0.0).sum((0, 1)),
         "entropy": -jnp.where(real, jax.scipy.special.xlogy(gates, gates), 0.0).sum(),
         "choices": choices,
         "kept": kept,
+        "unprocessed": unprocessed,
     }

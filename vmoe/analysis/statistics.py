@@ -27,7 +27,6 @@ class BlockStatistics(ExpertTotals):
     """Further sums over the tokens of one sparse block; about choices, 0 for soft routing.
 
     Attributes:
-        unprocessed: number of tokens without a slot at any expert.
         coactivation: number of tokens that chose both experts of a pair.
         by_position: number of choices by expert and place of the token in its image.
         by_weight: number of tokens by rank of the choice and bin of its gate.
@@ -40,7 +39,6 @@ class BlockStatistics(ExpertTotals):
         labels: the class of each image; -1 if unknown.
     """
 
-    unprocessed: int
     coactivation: Int[np.ndarray, "e e"]
     by_position: Int[np.ndarray, "e n"]
     by_weight: Int[np.ndarray, "k x"]

@@ -17,6 +17,7 @@ class ExpertTotals:
         entropy: sum of the entropies of the tokens' gates, in nats.
         choices: number of choices of each expert, before any is dropped.
         kept: number of these that got a slot.
+        unprocessed: number of tokens without a slot at any expert.
     """
 
     tokens: int
@@ -24,6 +25,7 @@ class ExpertTotals:
     entropy: float
     choices: Int[np.ndarray, "e"]
     kept: Int[np.ndarray, "e"]
+    unprocessed: int
 
     @property
     def load(self) -> Float[np.ndarray, "e"]:

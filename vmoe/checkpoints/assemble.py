@@ -14,7 +14,7 @@ from vmoe.checkpoints.arrays import FLOATS, ArrayFile, ArrayInfo
 from vmoe.checkpoints.checksums import by_name
 from vmoe.checkpoints.infer import count_blocks, infer_config
 from vmoe.config import MoEConfig, ViTConfig, replace
-from vmoe.errors import Failure, UsageError, listed
+from vmoe.errors import Failure, UsageError, listed, naming
 
 LARGEST = 1000.0  # mean or std of pixels
 NAMED = 5  # parameters in a message
@@ -110,10 +110,8 @@ def infer(conversion: Conversion) -> tuple[ViTConfig, dict[str, list[str]]]:
     Raises:
         UsageError: the file holds another kind of model; names the parameter.
     """
-    try:
+    with naming(conversion.file.path):
         return _infer(conversion)
-    except UsageError as error:
-        raise UsageError(f"{conversion.file.path}: {error}") from None
 
 
 def _infer(conversion: Conversion) -> tuple[ViTConfig, dict[str, list[str]]]:

@@ -111,3 +111,18 @@ def _one_line(box: str) -> str:
     lines = [line.strip("│╭╮╰╯─ ") for line in box.splitlines()[1:]]
     text = " ".join(line for line in lines if line)
     return text.partition(" For full helptext")[0]
+
+
+def check_folders(args: Any, *names: str) -> None:
+    """Checks, before any work, that the folders exist into which files are to be written.
+
+    Args:
+        names: of fields that hold a path or None.
+
+    Raises:
+        UsageError: a folder is missing.
+    """
+    for name in names:
+        path = getattr(args, name)
+        if path and not path.parent.is_dir():
+            raise UsageError(f"{name}={path}: no folder {path.parent}; make it first")

@@ -9,11 +9,11 @@ import numpy as np
 
 from vmoe.cli import mates
 from vmoe.cli.arguments import parse
-from vmoe.cli.data import Sample
+from vmoe.cli.data import Sample, data_of
 from vmoe.cli.printing import print_json, print_table, progress
 from vmoe.config import RoutingOverrides
 from vmoe.config.attack import MatesConfig
-from vmoe.errors import UsageError
+from vmoe.errors import UsageError, naming
 
 if TYPE_CHECKING:
     from vmoe.evaluate.attack import AttackConfig
@@ -84,11 +84,9 @@ def run(argv: Sequence[str]) -> None:
     if args.beside:
         models.append(load(args.beside, use_ema=args.use_ema))
     for loaded in models:
-        try:
+        with naming(loaded.origin.path):
             check_attack(loaded.model, configs[0])
-        except UsageError as error:
-            raise UsageError(f"{loaded.origin.path}: {error}") from None
-    data = args.data or _data_of(models[0])
+    data = args.data or data_of(models[0])
     rows = [row for loaded in models for row in _attacked(args, data, loaded, configs)]
     if args.json:
         print_json(rows)
@@ -97,10 +95,6 @@ def run(argv: Sequence[str]) -> None:
 
 
 COLUMNS = ("model", "epsilon / 255", "accuracy before", "after", "changed", "loss after", "overlap")
-
-
-def _data_of(loaded: "Loaded") -> str:
-    return loaded.train_config.data.name if loaded.train_config else ""
 
 
 def _attacked(

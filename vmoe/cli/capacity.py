@@ -5,12 +5,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vmoe.cli.arguments import parse
+from vmoe.cli.arguments import check_folders, parse
 from vmoe.cli.data import Sample
 from vmoe.cli.inference import UNITS
 from vmoe.cli.printing import print_json, print_table, progress
 from vmoe.config.inference import Inference, Unit
-from vmoe.errors import Failure, UsageError
+from vmoe.errors import Failure, UsageError, naming
 
 if TYPE_CHECKING:
     from vmoe.evaluate.capacity import Search
@@ -56,9 +56,7 @@ def run(argv: Sequence[str]) -> None:
     """Searches a setting, writes it, and prints the trade-off."""
     args = parse(CapacityArgs, "capacity", argv)
     budget = _budget(args.budget)
-    for name, path in (("out", args.out), ("plot", args.plot)):
-        if path and not path.parent.is_dir():
-            raise UsageError(f"{name}={path}: no folder {path.parent}; make it first")
+    check_folders(args, "out", "plot")
     from vmoe.evaluate.capacity import Search
     from vmoe.evaluate.setting_scores import Scores
     from vmoe.evaluate.settings import check_layers, levels_of
@@ -66,10 +64,8 @@ def run(argv: Sequence[str]) -> None:
     from vmoe.workdir.inference import write_inference
 
     loaded = load(args.checkpoint, use_ema=args.use_ema)
-    try:
+    with naming(loaded.origin.path):
         check_layers(loaded.model.config)
-    except UsageError as error:
-        raise UsageError(f"{loaded.origin.path}: {error}") from None
     file = args.out or inference_file(loaded.origin)
     if file is None:
         raise UsageError(f"{args.checkpoint} is no run folder: name the file to write with --out")

@@ -37,6 +37,11 @@ def open_data(
     return relabel(source, trained.class_names), reading.on_error == "replace"
 
 
+def data_of(loaded: "Loaded") -> str:
+    """The data set of the model's run, for another model to be measured on; empty if unknown."""
+    return loaded.train_config.data.name if loaded.train_config else ""
+
+
 class Sample:
     """A random sample of a split in batches, for commands that look at a trained model.
 

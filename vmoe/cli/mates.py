@@ -7,7 +7,7 @@ import numpy as np
 
 from vmoe.cli.data import Sample
 from vmoe.cli.printing import print_json, print_table, progress
-from vmoe.errors import UsageError
+from vmoe.errors import UsageError, naming
 
 if TYPE_CHECKING:
     from vmoe.cli.attack import AttackArgs
@@ -31,10 +31,8 @@ def run(args: "AttackArgs") -> None:
     from vmoe.factory import load
 
     loaded = load(args.checkpoint, routing=args.routing, use_ema=args.use_ema)
-    try:
+    with naming(loaded.origin.path):
         check_mates(loaded.model)
-    except UsageError as error:
-        raise UsageError(f"{loaded.origin.path}: {error}") from None
     changes = [AttackConfig(epsilon=e, steps=args.steps) for e in args.epsilon or (64.0,)]
     sample = Sample(args.data, loaded, images=args.images, batch_size=args.batch_size)
     batches = [(images[valid], labels[valid]) for images, labels, valid in sample.batches()]

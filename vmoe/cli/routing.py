@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from vmoe.cli.arguments import parse
-from vmoe.cli.data import Sample
+from vmoe.cli.arguments import check_folders, parse
+from vmoe.cli.data import Sample, data_of
 from vmoe.cli.printing import print_json, print_table, progress
 from vmoe.config import RoutingOverrides
 from vmoe.errors import CheckFailed, UsageError, one_line
@@ -80,7 +80,7 @@ def run(argv: Sequence[str]) -> None:
     if args.beside:
         models.append(load(args.beside, use_ema=args.use_ema))
     _check(models)
-    data = args.data or _data_of(models[0])
+    data = args.data or data_of(models[0])
     measured = [_measure(args, data, loaded, first=not i) for i, loaded in enumerate(models)]
     _print(args, measured)
     if args.plots:
@@ -95,9 +95,7 @@ def run(argv: Sequence[str]) -> None:
 
 
 def _check_args(args: RoutingArgs) -> None:
-    for name, path in (("export", args.export), ("plots", args.plots), ("out", args.out)):
-        if path and not path.parent.is_dir():
-            raise UsageError(f"{name}={path}: no folder {path.parent}; make it first")
+    check_folders(args, "export", "plots", "out")
     for name, path in (("export", args.export), ("out", args.out)):
         if path and path.is_dir():
             raise UsageError(f"{name}={path}: it is a folder; give a file")
@@ -116,10 +114,6 @@ def _check(models: "list[Loaded]") -> None:
             f"beside={models[1].origin.path}: {len(models[1].class_names)} classes, which are not "
             f"those of {models[0].origin.path}; compare models of the same classes"
         )
-
-
-def _data_of(loaded: "Loaded") -> str:
-    return loaded.train_config.data.name if loaded.train_config else ""
 
 
 def _measure(args: RoutingArgs, data: str, loaded: "Loaded", *, first: bool) -> Measured:

@@ -6,7 +6,7 @@ from typing import Any, Literal
 from vmoe.config.fields import Checked, replace, require
 from vmoe.config.model import MoEConfig, ViTConfig
 from vmoe.config.routers import Priority, Soft, TokenChoice
-from vmoe.errors import UsageError
+from vmoe.errors import naming
 
 Weights = Literal["raw", "ema"]
 """Which parameters of a run: those of the last update, or their moving average."""
@@ -135,7 +135,5 @@ class EvalConfig(Checked):
             f"evaluations.image_size={size}: model.patch_size={trained.patch_size} does not "
             "divide it",
         )
-        try:
+        with naming(f"evaluations, set {self.name!r}"):
             return self.routing.apply(trained)
-        except UsageError as error:
-            raise UsageError(f"evaluations, set {self.name!r}: {error}") from None

@@ -4,6 +4,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from vmoe.evaluate.plots import write_figure
+
 Points = Sequence[tuple[float, float]]
 """Pairs of cost, as a fraction of that as trained, and accuracy in [0, 1]."""
 
@@ -33,6 +35,7 @@ def plot_trade_off(trade_off: TradeOff, path: Path, *, cost: str, data: str) -> 
 
     Raises:
         OSError: it cannot be written.
+        ValueError: as for ``write_figure``.
     """
     from matplotlib.figure import Figure
 
@@ -55,4 +58,4 @@ def plot_trade_off(trade_off: TradeOff, path: Path, *, cost: str, data: str) -> 
     axes.set_title(data, fontsize=10)
     axes.grid(alpha=0.3)
     axes.legend(fontsize=9, loc="lower right")
-    figure.savefig(path, dpi=150)
+    write_figure(figure, path, dpi=150)

@@ -12,7 +12,7 @@ import numpy as np
 from flax import nnx
 
 from vmoe import distributed
-from vmoe.analysis.measures import choices_and_drops, expert_totals, tokens_and_unprocessed
+from vmoe.analysis.measures import expert_totals
 from vmoe.analysis.totals import ExpertTotals
 from vmoe.config import MoEConfig, Soft, ViTConfig
 from vmoe.config.evaluation import Weights
@@ -138,7 +138,7 @@ def evaluate(
     empty = empty_batch(batch_size // shards, config.num_classes, image_size)
     jax.block_until_ready(_measure(graph, state, placement.make_global_array(empty)))  # compiles
     start = time.perf_counter()
-    results, counts, totals = [], np.zeros(4), []
+    results, used = [], []
     for batch in evaluation_batches(
         source,
         batch_size=batch_size,
@@ -148,12 +148,11 @@ def evaluate(
         on_unreadable=on_unreadable,
     ):
         on_batch()
-        result, valid, counted, used = jax.device_get(
+        result, valid, totals = jax.device_get(
             _measure(graph, state, placement.make_global_array(batch))
         )
         results.append(PerExample(*(values[valid] for values in result)))
-        counts += counted
-        totals.append(used)
+        used.append(totals)
     seconds = time.perf_counter() - start
     images = PerExample(*map(np.concatenate, zip(*results, strict=True)))
     if not len(images.labels):
@@ -163,7 +162,11 @@ def evaluate(
         message = f"{source.name}: {images_text} have logits that are NaN or infinite"
         raise distributed.synchronized(Failure(message))
     correct = np.asarray(images.predictions == images.labels)
-    choices, dropped, tokens, unprocessed = counts.tolist()
+    blocks = {i: _summed([totals[i] for totals in used]) for i in config.sparse_blocks}
+    choices, kept, tokens, unprocessed = (
+        int(sum(np.sum(getattr(block, name)) for block in blocks.values()))
+        for name in ("choices", "kept", "tokens", "unprocessed")
+    )
     return Evaluation(
         data=source.name,
         images=len(correct),
@@ -172,7 +175,7 @@ def evaluate(
         cross_entropy=float(images.cross_entropy.mean(dtype=np.float64)),
         brier=float(images.brier.mean(dtype=np.float64)),
         calibration_error=calibration_error(np.asarray(images.confidence), correct),
-        dropped=dropped / max(choices, 1) if config.can_drop else None,
+        dropped=(choices - kept) / max(choices, 1) if config.can_drop else None,
         unprocessed=unprocessed / tokens if tokens else None,
         image_size=image_size,
         batch_size=batch_size,
@@ -185,7 +188,7 @@ def evaluate(
         images_per_second=len(correct) / seconds,
         class_names=source.class_names,
         per_example=images,
-        totals={i: _summed([batch[i] for batch in totals]) for i in config.sparse_blocks},
+        totals=blocks,
     )
 
 
@@ -210,13 +213,12 @@ def check_evaluation(model: ViT, *, batch_size: int, image_size: int) -> None:
 @functools.partial(jax.jit, static_argnums=0)
 def _measure(
     graph: nnx.GraphDef, state: nnx.State, batch: Batch
-) -> tuple[PerExample, jax.Array, tuple[jax.Array, ...], dict[int, dict[str, jax.Array]]]:
+) -> tuple[PerExample, jax.Array, dict[int, dict[str, jax.Array]]]:
     model = nnx.merge(graph, state)
     logits, records = model.forward(batch.images, valid=batch.valid)
     measured = (
         per_example(logits, jnp.asarray(batch.labels)),
         batch.valid,
-        (*choices_and_drops(records), *tokens_and_unprocessed(records)),
         {i: expert_totals(record) for i, record in records.items()},
     )
     return model.placement.replicate(measured)
@@ -229,7 +231,7 @@ def _summed(batches: list[dict[str, np.ndarray]]) -> ExpertTotals:
         .sum(axis=0)
         for name in batches[0]
     }
-    return ExpertTotals(**sums | {"tokens": int(sums["tokens"]), "entropy": float(sums["entropy"])})
+    return ExpertTotals(**{name: x if x.ndim else x.item() for name, x in sums.items()})
 
 
 def _capacity_factor(

@@ -7,10 +7,9 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float, Int
 
-from vmoe.analysis import BlockStatistics, collect, page
+from vmoe.analysis import BlockStatistics, page
 from vmoe.analysis.collect import Labelled
-from vmoe.analysis.patches import favourites
-from vmoe.evaluate.plots import Batches
+from vmoe.evaluate.plots import Batches, favourites_of
 from vmoe.factory import Loaded
 from vmoe.workdir.layout import replace_text
 
@@ -57,17 +56,20 @@ def write_page(
     Raises:
         OSError: the file cannot be written.
     """
-    observed = []
-    for name, loaded, batches, few, blocks in shown:
-        images, labels = mixed(few)
-        parts = collect(loaded.model, batches())
-        best = favourites(batches(), parts, loaded.model.config.patch_size, top=FAVOURITES)
-        observed.append(
-            page.observe(
-                name, loaded.model, images, labels, blocks, best, remove=remove, on_step=on_step
-            )
+    own = [mixed(each.few) for each in shown]
+    observed = [
+        page.observe(
+            each.name,
+            each.loaded.model,
+            *of_page,
+            each.blocks,
+            favourites_of(each.loaded, each.batches, top=FAVOURITES),
+            remove=remove,
+            on_step=on_step,
         )
-    images, labels = mixed(shown[0].few)
+        for each, of_page in zip(shown, own, strict=True)
+    ]
+    images, labels = own[0]
     title = f"Routing of {' and '.join(model.name for model in observed)}"
     summary = f"{data}; {len(labels)} of them are on this page"
     text = page.render(title, summary, images, labels, shown[0].loaded.class_names, observed)

@@ -1,5 +1,6 @@
 """The figures of a trained model's routing on a data set, as PNG files."""
 
+import itertools
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -12,7 +13,7 @@ from vmoe import models
 from vmoe.analysis import BlockStatistics, collect, concatenate
 from vmoe.analysis.collect import Labelled
 from vmoe.analysis.effects import at_capacities, at_k, with_random_routers
-from vmoe.analysis.patches import favourites
+from vmoe.analysis.patches import Favourites, favourites
 from vmoe.config import RoutingOverrides, Soft, TokenChoice, ViTConfig, replace
 from vmoe.costs.flops import flops_to_logits
 from vmoe.factory import Loaded
@@ -59,7 +60,7 @@ def write_plots(
     folder.mkdir(exist_ok=True)
     files = []
     for name, draw in plots_of(loaded.model.config).items():
-        files.append(_write(draw(loaded, batches, blocks), folder / f"{name}.png"))
+        files.append(write_figure(draw(loaded, batches, blocks), folder / f"{name}.png"))
         on_plot()
     return files
 
@@ -86,10 +87,15 @@ def plots_of(config: ViTConfig) -> "dict[str, Draw]":
     return plots
 
 
-def _write(figure: "Figure", path: Path) -> Path:
-    """Writes a temporary file and renames it: a kill leaves either the old or the new picture."""
+def write_figure(figure: "Figure", path: Path, *, dpi: int = DPI) -> Path:
+    """Writes a temporary file and renames it: a kill leaves either the old or the new picture.
+
+    Raises:
+        OSError: the file cannot be written.
+        ValueError: its suffix is of no format that can be drawn.
+    """
     temporary = path.with_name(f".{path.name}.tmp")
-    figure.savefig(temporary, format="png", dpi=DPI)
+    figure.savefig(temporary, format=path.suffix.removeprefix(".") or "png", dpi=dpi)
     os.replace(temporary, path)
     return path
 
@@ -115,8 +121,14 @@ def _favourite_patches(
 ) -> "Figure":
     from vmoe.analysis.plots import favourite_patches
 
-    parts = collect(loaded.model, batches())
-    return favourite_patches(favourites(batches(), parts, loaded.model.config.patch_size))
+    return favourite_patches(favourites_of(loaded, batches))
+
+
+def favourites_of(loaded: Loaded, batches: Batches, *, top: int = 10) -> dict[int, Favourites]:
+    """See ``vmoe.analysis.patches.favourites``; every image is read once."""
+    shown, collected = itertools.tee(batches())  # advance together, so one batch is held
+    parts = collect(loaded.model, collected)
+    return favourites(shown, parts, loaded.model.config.patch_size, top=top)
 
 
 def _kept_patches(

@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import NamedTuple, get_args
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,18 +11,17 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 from vmoe import models
+from vmoe.analysis.effects import PRIORITIES
 from vmoe.analysis.interventions import limited
 from vmoe.axes import Images
 from vmoe.config import MoEConfig, ViTConfig, replace
 from vmoe.config.inference import LayerSetting
-from vmoe.config.routers import Priority
 from vmoe.evaluate.settings import Level, Setting
 from vmoe.nn.patches import num_tokens
 from vmoe.nn.vit import ViT
 from vmoe.routing import slots_and_factor
 from vmoe.routing.groups import group_sizes
 
-PRIORITIES = get_args(Priority)
 SHARPNESS = 3.0  # logits are multiplied by this, since models trained with smoothing are unsure
 
 

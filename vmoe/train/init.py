@@ -15,7 +15,7 @@ from vmoe.checkpoints.checksums import checksums
 from vmoe.checkpoints.remote import url_of
 from vmoe.checkpoints.restore import find, has_checkpoint, is_run
 from vmoe.config import ViTConfig
-from vmoe.errors import UsageError, listed
+from vmoe.errors import UsageError, listed, naming
 from vmoe.sharding import Placement
 from vmoe.surgery import Changes, fit
 from vmoe.train.lr_factors import Params
@@ -100,7 +100,7 @@ def read_source(source: InitFrom | None, workdir: Path, config: ViTConfig) -> In
             f"{source.path}: its parameters have changed since the run in {workdir} began; restore "
             "them, or use another workdir"
         )
-    try:
+    with naming(f"init={source.path}"):
         params, changes = fit(
             stored.config,
             stored.params,
@@ -108,8 +108,6 @@ def read_source(source: InitFrom | None, workdir: Path, config: ViTConfig) -> In
             new_head=source.new_head,
             partial=source.partial,
         )
-    except UsageError as error:
-        raise UsageError(f"init={source.path}: {error}") from None
     record = source._asdict() | {"step": stored.step, "checksum": checksum}
     record |= {"weights": stored.origin.weights}
     return Init(jax.device_get(params), record, changes, stored.class_names)

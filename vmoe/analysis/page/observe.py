@@ -26,7 +26,7 @@ from vmoe.axes import Images
 from vmoe.config import MoEConfig, ViTConfig
 from vmoe.config.routers import Priority
 from vmoe.nn.vit import ViT
-from vmoe.routing import router_of
+from vmoe.routing import slots_and_factor
 from vmoe.routing.groups import group_sizes
 
 STEPS = 7
@@ -151,7 +151,7 @@ class Slots(NamedTuple):
         """Those of a block that routed b images."""
         _, n, e = block.gates.shape
         tokens = group_sizes(b, config.images_per_group)[1] * n
-        slots = router_of(config).capacity(config, tokens)
+        slots, _ = slots_and_factor(config, tokens)
         step = 4 if slots % 4 == 0 and slots >= 16 else 1
         longest = _longest_queue(block.experts, block.groups, e)
         return cls(tokens, slots, step * max(1, math.ceil(longest / step)), step)

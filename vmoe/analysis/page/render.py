@@ -13,6 +13,7 @@ import numpy as np
 from einops import rearrange
 from jaxtyping import Float, Int
 from PIL import Image
+from scipy.special import softmax
 
 from vmoe.analysis.collect import BlockRouting
 from vmoe.analysis.colors import COLORS, text_color
@@ -213,8 +214,7 @@ def _sums(statistics: BlockStatistics, y: int, prefix: int) -> dict[str, Any]:
 
 def _predictions(logits: Float[np.ndarray, "*x b y"]) -> dict[str, Any]:
     """The likeliest classes, and their probabilities in units of 1/255."""
-    shifted = np.exp(logits - logits.max(-1, keepdims=True))
-    every = shifted / shifted.sum(-1, keepdims=True)
+    every = softmax(logits, axis=-1)
     top = np.argsort(-every, axis=-1, kind="stable")[..., :SHOWN]
     probabilities = np.take_along_axis(every, top, axis=-1)
     return {
