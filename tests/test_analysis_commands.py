@@ -13,8 +13,8 @@ from tests.command import ROOT, vmoe
 MODEL = ("routing", "--checkpoint", "vmoe_fashion_mnist", "--data", "fashion_mnist_sample")
 FEW = ("--images", "60", "--batch-size", "32")
 FIGURES = (
-    *("capacity_curves", "experts_by_class", "favourite_patches", "k_at_inference"),
-    *("kept_patches", "random_routers", "weight_histograms"),
+    *("capacity_curves", "experts_by_class", "experts_of_patches", "favourite_patches"),
+    *("k_at_inference", "kept_patches", "random_routers", "weight_histograms"),
 )
 
 
@@ -33,7 +33,7 @@ def test_the_figures_of_a_model_are_written_as_png_files(tmp_path: Path) -> None
     folder = tmp_path / "plots"
     result = vmoe(*MODEL, *FEW, "--plots", folder)
     assert result.returncode == 0, result.stderr
-    assert f"7 plots in {folder}, drawn in " in result.stderr
+    assert f"8 plots in {folder}, drawn in " in result.stderr
     assert {path.name for path in folder.iterdir()} == {f"{name}.png" for name in FIGURES}
     for path in folder.iterdir():
         with Image.open(path) as image:

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from matplotlib.colors import to_hex
+from matplotlib.colors import to_hex, to_rgb
 
 from tests.random_models import random_images, random_params
 from vmoe import models
@@ -15,6 +15,7 @@ from vmoe.analysis.patches import favourites
 from vmoe.analysis.plots import (
     capacity_curves,
     experts_by_class,
+    experts_of_patches,
     favourite_patches,
     k_at_inference,
     kept_patches,
@@ -154,6 +155,34 @@ def test_weight_histograms_count_the_gates_of_choices_by_rank_where_tokens_choos
     assert all(word in texts(figure) for word in words)
 
 
+def test_patches_have_the_colour_and_number_of_the_expert_with_the_largest_weight(
+    parts: list[Collected],
+) -> None:
+    whole, without = concatenate(parts), 0
+    columns = (TOKENS, EXPERTS, ONE)
+    figure = experts_of_patches(IMAGES, whole, patch_size=P, blocks=columns, show=4)
+    for (row, image), (column, i) in itertools.product(
+        enumerate((0, 2, 4, 6)), enumerate(columns, start=1)
+    ):
+        ax, block = figure.axes[(1 + len(columns)) * row + column], whole.blocks[i]
+        picture, e = ax.images[0].get_array(), block.gates.shape[-1]
+        written = {text.get_position(): text.get_text() for text in ax.texts}
+        for token in range(N):
+            weights, experts = block.weights[image, 1 + token], block.experts[image, 1 + token]
+            chosen = [each for each in zip(weights, experts, strict=True) if each[0] > 0]
+            best = max(chosen)[1] if chosen else None
+            y, x = P * (token // 4), P * (token % 4)
+            number = written.get((x + P / 2 - 0.5, y + P / 2 - 0.5))
+            assert number == (None if best is None else str(best))
+            color = np.full(3, 0.5) if best is None else to_rgb(expert_colors(e)[best])
+            grey = (IMAGES[image, y : y + P, x : x + P].mean(-1, keepdims=True) + 1) / 2
+            tinted = 0.7 * np.asarray(color) + 0.3 * grey
+            np.testing.assert_allclose(picture[y : y + P, x : x + P], tinted, atol=1e-6)
+            without += best is None
+    assert without
+    assert "block 3" in texts(figure)
+
+
 def test_dimmed_patches_are_exactly_the_dropped_ones(parts: list[Collected]) -> None:
     """The class token is no patch."""
     whole, dropped = concatenate(parts), 0
@@ -237,6 +266,8 @@ def test_what_has_no_picture_is_refused(
     for draw in (lambda: experts_by_class(blocks, CLASSES), lambda: weight_histograms(blocks)):
         with pytest.raises(UsageError, match="block 2: its router makes no choices"):
             draw()
+    with pytest.raises(UsageError, match="block 2: its router makes no choices"):
+        experts_of_patches(IMAGES, whole, patch_size=P)
     with pytest.raises(UsageError, match="block=2: a soft router processes every token"):
         kept_patches(IMAGES, {"": whole}, block=SOFT, patch_size=P)
     with pytest.raises(UsageError, match=r"block=9: use one of \[0, 1, 2, 3\]"):

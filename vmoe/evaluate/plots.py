@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Float, Int
 
 from vmoe import models
 from vmoe.analysis import BlockStatistics, collect, concatenate
-from vmoe.analysis.collect import Labelled
+from vmoe.analysis.collect import Collected, Labelled
 from vmoe.analysis.effects import at_capacities, at_k, with_random_routers
 from vmoe.analysis.patches import Favourites, favourites
 from vmoe.config import RoutingOverrides, Soft, TokenChoice, ViTConfig, replace
@@ -79,6 +79,7 @@ def plots_of(config: ViTConfig) -> "dict[str, Draw]":
     if not any(isinstance(router, Soft) for router in routers):
         plots |= {
             "experts_by_class": _experts_by_class,
+            "experts_of_patches": _experts_of_patches,
             "weight_histograms": _weight_histograms,
             "kept_patches": _kept_patches,
         }
@@ -106,6 +107,24 @@ def _experts_by_class(
     from vmoe.analysis.plots import experts_by_class
 
     return experts_by_class(blocks, loaded.class_names)
+
+
+def _experts_of_patches(
+    loaded: Loaded, batches: Batches, blocks: Mapping[int, BlockStatistics]
+) -> "Figure":
+    """Of the images of the first batch."""
+    from vmoe.analysis.plots import experts_of_patches
+
+    batch = next(batches())
+    collected = concatenate(collect(loaded.model, [batch]))
+    patch_size = loaded.model.config.patch_size
+    return experts_of_patches(_images_of(batch), collected, patch_size=patch_size)
+
+
+def _images_of(batch: Labelled) -> Float[np.ndarray, "b h w 3"]:
+    """Without padding."""
+    images, _, valid = batch
+    return np.asarray(images)[slice(None) if valid is None else np.asarray(valid)]
 
 
 def _weight_histograms(
@@ -138,20 +157,35 @@ def _kept_patches(
     from vmoe.analysis.plots import kept_patches
 
     batch = next(batches())
-    images, _, valid = batch
     model, config = loaded.model, loaded.model.config
     block, moe = next(iter(config.moe_blocks.items()))
     by_gate = isinstance(moe.router, TokenChoice)
-    collected = {}
-    for slots, factor in _slots(config, SHOWN_FACTORS).items():
-        limits = RoutingOverrides(capacity=slots, priority="largest_gate" if by_gate else None)
-        changed = models.with_params(
-            limits.apply(config), models.params_of(model), placement=model.placement
+    columns = _slots(config, SHOWN_FACTORS)
+    limits = RoutingOverrides(capacity=max(columns), priority="largest_gate" if by_gate else None)
+    changed = models.with_params(
+        limits.apply(config), models.params_of(model), placement=model.placement
+    )
+    routing = concatenate(collect(changed, [batch]))
+    collected = {
+        f"capacity factor {factor:.3g}\n{slots} slots" + ", largest gate" * by_gate: _first_slots(
+            routing, block, slots
         )
-        name = f"capacity factor {factor:.3g}\n{slots} slots" + ", largest gate" * by_gate
-        collected[name] = concatenate(collect(changed, [batch]))
-    shown = np.asarray(images)[slice(None) if valid is None else np.asarray(valid)]
-    return kept_patches(shown, collected, block=block, patch_size=config.patch_size)
+        for slots, factor in columns.items()
+    }
+    return kept_patches(_images_of(batch), collected, block=block, patch_size=config.patch_size)
+
+
+def _first_slots(routing: Collected, i: int, slots: int) -> Collected:
+    """The same with fewer slots in one block; its gates and queues do not depend on their number.
+
+    Only for the first sparse block, whose tokens no other one has changed.
+    """
+    block = routing.blocks[i]
+    kept = block.positions < slots
+    fewer = block._replace(
+        positions=np.where(kept, block.positions, -1), weights=np.where(kept, block.weights, 0)
+    )
+    return routing._replace(blocks={i: fewer})
 
 
 def _slots(config: ViTConfig, factors: Sequence[float]) -> dict[int, float]:

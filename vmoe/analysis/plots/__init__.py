@@ -7,12 +7,13 @@ them (``vmoe/analysis/colors.py``), and is named by its number as well.
 """
 
 from vmoe.analysis.plots.experts import experts_by_class, weight_histograms
-from vmoe.analysis.plots.patches import favourite_patches, kept_patches
+from vmoe.analysis.plots.patches import experts_of_patches, favourite_patches, kept_patches
 from vmoe.analysis.plots.settings import capacity_curves, k_at_inference, random_routers
 
 __all__ = [
     "capacity_curves",
     "experts_by_class",
+    "experts_of_patches",
     "favourite_patches",
     "k_at_inference",
     "kept_patches",

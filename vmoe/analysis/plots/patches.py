@@ -1,13 +1,16 @@
-"""Figures of images: the patches kept at several capacities, and those that experts weigh most."""
+"""Figures of images: who processes each patch, what is kept, and what experts weigh most."""
 
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 from einops import rearrange
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
+from matplotlib.axes import Axes
+from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 
-from vmoe.analysis.collect import Collected
+from vmoe.analysis.collect import BlockRouting, Collected
+from vmoe.analysis.colors import expert_colors, text_color
 from vmoe.analysis.patches import Favourites, on_grid
 from vmoe.analysis.plots.style import NORMAL, SMALL, early_to_late, label_experts, panels
 from vmoe.errors import UsageError
@@ -16,6 +19,83 @@ GREY = 0.5
 """Visible beside black and white patches."""
 LEFT = 0.2
 """What is left of the contrast of a dropped patch, around grey."""
+TINT = 0.7
+"""How much of a patch's colour is that of its expert; the rest is the image in grey."""
+
+
+def experts_of_patches(
+    images: Float[np.ndarray, "b h w 3"],
+    collected: Collected,
+    *,
+    patch_size: int,
+    blocks: Sequence[int] | None = None,
+    show: int = 6,
+) -> Figure:
+    """Images whose patches have the colour and the number of their expert, block by block.
+
+    Of several experts, the one with the largest combine weight; a patch that no expert processed
+    stays grey. A class token is no patch, and is left out.
+
+    Args:
+        images: in [-1, 1], those that were collected.
+        blocks: the blocks to show; from early to late, at most six, if None.
+        show: number of images to show, spread over all.
+
+    Raises:
+        UsageError: a router makes no choices, or there is no such block; or as for ``on_grid``.
+    """
+    columns = early_to_late(collected.blocks, blocks, 6)
+    experts = {i: _strongest(i, collected.blocks[i], images, patch_size) for i in columns}
+    shown = _spread(len(images), show)
+    pixels = np.clip((images[shown] + 1) / 2, 0, 1)
+    title = "The expert with the largest weight for each patch; grey: dropped"
+    figure, axes = panels(len(pixels), 1 + len(columns), size=(1.5, 1.5), title=title)
+    _show_images(axes, pixels)
+    for column, (i, of_patches) in enumerate(experts.items(), start=1):
+        axes[0][column].set_title(f"block {i}", fontsize=SMALL)
+        colors = expert_colors(collected.blocks[i].gates.shape[-1])
+        for row, image, own in zip(axes, pixels, of_patches[shown], strict=True):
+            row[column].imshow(_tinted(image, own, colors, patch_size))
+            for (y, x), expert in np.ndenumerate(own):
+                if expert >= 0:
+                    _write_number(row[column], x, y, expert, colors[expert], patch_size)
+    return figure
+
+
+def _strongest(
+    i: int, block: BlockRouting, images: Float[np.ndarray, "b h w 3"], patch_size: int
+) -> Int[np.ndarray, "b i j"]:
+    """The expert with the largest combine weight for each patch; -1 if none processed it."""
+    if not block.experts.shape[-1]:
+        raise UsageError(f"block {i}: its router makes no choices")
+    best = block.weights.argmax(-1)[..., None]
+    experts = np.take_along_axis(block.experts, best, -1)[..., 0]
+    return on_grid(np.where(block.kept.any(-1), experts, -1), images, patch_size)
+
+
+def _spread(total: int, show: int) -> Int[np.ndarray, "x"]:
+    """Some numbers from 0 to total - 1, evenly spread."""
+    return np.unique(np.linspace(0, total - 1, min(show, total)).round().astype(int))
+
+
+def _show_images(axes: list[list[Axes]], pixels: Float[np.ndarray, "b h w 3"]) -> None:
+    """Draws the first column and takes the ticks from all."""
+    axes[0][0].set_title("image", fontsize=SMALL)
+    for row, image in zip(axes, pixels, strict=True):
+        row[0].imshow(image)
+        for ax in row:
+            ax.set(xticks=[], yticks=[])
+
+
+def _tinted(
+    image: Float[np.ndarray, "h w 3"],
+    experts: Int[np.ndarray, "i j"],
+    colors: Sequence[str],
+    patch_size: int,
+) -> Float[np.ndarray, "h w 3"]:
+    palette = np.array([*map(to_rgb, colors), (GREY,) * 3])  # the last one for -1
+    of_pixels = palette[experts].repeat(patch_size, 0).repeat(patch_size, 1)
+    return TINT * of_pixels + (1 - TINT) * image.mean(-1, keepdims=True)
 
 
 def kept_patches(
@@ -40,15 +120,11 @@ def kept_patches(
         UsageError: a router makes no choices, or there is no such block; or as for ``on_grid``.
     """
     kept = {name: _kept(each, block, images, patch_size) for name, each in collected.items()}
-    shown = np.unique(np.linspace(0, len(images) - 1, min(show, len(images))).round().astype(int))
+    shown = _spread(len(images), show)
     pixels = np.clip((images[shown] + 1) / 2, 0, 1)
     title = f"Patches with a slot in block {block}; crossed out: dropped"
     figure, axes = panels(len(pixels), 1 + len(kept), size=(1.5, 1.5), title=title)
-    for row, image in zip(axes, pixels, strict=True):
-        row[0].imshow(image)
-        for ax in row:
-            ax.set(xticks=[], yticks=[])
-    axes[0][0].set_title("image", fontsize=SMALL)
+    _show_images(axes, pixels)
     for column, (name, mask) in enumerate(kept.items(), start=1):
         axes[0][column].set_title(f"{name}\n{mask.mean():.0%} with a slot", fontsize=SMALL)
         for row, image, own in zip(axes, pixels, mask[shown], strict=True):
@@ -68,6 +144,13 @@ def _kept(
     if not kept.shape[-1]:
         raise UsageError(f"block={i}: a soft router processes every token, none is dropped")
     return on_grid(np.asarray(kept.any(-1)), images, patch_size)
+
+
+def _write_number(ax: Axes, j: int, i: int, expert: int, color: str, patch_size: int) -> None:
+    """Writes the number of an expert on the patch in row i and column j."""
+    x, y = ((place + 0.5) * patch_size - 0.5 for place in (j, i))
+    style = dict(ha="center", va="center", color=text_color(color), fontsize=SMALL)
+    ax.text(x, y, str(expert), **style)
 
 
 def _dimmed(
