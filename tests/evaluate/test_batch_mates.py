@@ -12,13 +12,8 @@ from vmoe.config import ExpertChoice, MoEConfig, Soft, TokenChoice, ViTConfig, r
 from vmoe.config.attack import MatesConfig
 from vmoe.errors import UsageError
 from vmoe.evaluate.attack import AttackConfig
-from vmoe.evaluate.batch_mates import (
-    Setting,
-    attack_mates,
-    check_mates,
-    draw_groups,
-    measures,
-)
+from vmoe.evaluate.batch_mates import attack_mates, check_mates, draw_groups
+from vmoe.evaluate.mates_outcomes import Setting, measures
 from vmoe.nn.vit import ViT
 
 SIZE, TIGHT = 4, Setting(0.25, "order")

@@ -12,7 +12,7 @@ from vmoe.errors import UsageError, naming
 if TYPE_CHECKING:
     from vmoe.cli.attack import AttackArgs
     from vmoe.evaluate.attack import AttackConfig
-    from vmoe.evaluate.batch_mates import MatesResult, Setting
+    from vmoe.evaluate.mates_outcomes import MatesResult, Setting
 
 COLUMNS = ("routing", "mates", "accuracy", "changed", "loss", "dropped")
 
@@ -21,13 +21,8 @@ def run(args: "AttackArgs") -> None:
     """Attacks images through the others of their groups, and prints what that does to them."""
     _check(args)
     from vmoe.evaluate.attack import AttackConfig
-    from vmoe.evaluate.batch_mates import (
-        attack_mates,
-        check_mates,
-        group_size,
-        num_steps,
-        settings,
-    )
+    from vmoe.evaluate.batch_mates import attack_mates, check_mates, group_size, num_steps
+    from vmoe.evaluate.mates_outcomes import settings
     from vmoe.factory import load
 
     loaded = load(args.checkpoint, routing=args.routing, use_ema=args.use_ema)
@@ -87,7 +82,7 @@ def _rows(
     setting: "Setting", result: "MatesResult", labels: np.ndarray, changes: "list[AttackConfig]"
 ) -> Iterator[dict[str, Any]]:
     """One row for each way to choose the mates."""
-    from vmoe.evaluate.batch_mates import Outcome, measures
+    from vmoe.evaluate.mates_outcomes import Outcome, measures
 
     first = Outcome(*(x[:, 0] for x in result.drawn))
     ways = [

@@ -209,7 +209,7 @@ def gradient(
         case "all":
             return jax.grad(loss)(images)
         case "experts":
-            decide = {i: _fixed(_routing(record)) for i, record in records.items()}
+            decide = {i: _fixed(routing_of(record)) for i, record in records.items()}
             return jax.grad(loss)(images, decide)
     return _through_weights(model, images, loss)
 
@@ -221,21 +221,22 @@ def _through_weights(
 
     def weights(images: jax.Array) -> tuple[dict[int, jax.Array], dict[int, Record]]:
         _, records = model.forward(images)
-        return {i: _routing(record).weights for i, record in records.items()}, records
+        return {i: routing_of(record).weights for i, record in records.items()}, records
 
     own, pull_back, records = jax.vjp(weights, images, has_aux=True)
 
     def with_weights(weights: dict[int, jax.Array]) -> jax.Array:
         routing = {
-            i: _routing(record)._replace(weights=weights[i]) for i, record in records.items()
+            i: routing_of(record)._replace(weights=weights[i]) for i, record in records.items()
         }
         return loss(images, {i: _fixed(each) for i, each in routing.items()})
 
     return pull_back(jax.grad(with_weights)(own))[0]
 
 
-def _routing(record: Record) -> Routing:
-    assert isinstance(record.routing, Routing)  # other routers are refused
+def routing_of(record: Record) -> Routing:
+    """The routing of a block whose router makes choices; the checks refuse others."""
+    assert isinstance(record.routing, Routing)
     return record.routing
 
 
@@ -259,7 +260,7 @@ def _overlap(before: Record, after: Record, b: int, devices: int) -> Float[np.nd
     g, s, _ = before.gates.shape
     n = s // images_in_group(b, g)
     sets = [
-        np.asarray(ungroup(processing_experts(_routing(record)), b, n, devices))
+        np.asarray(ungroup(processing_experts(routing_of(record)), b, n, devices))
         for record in (before, after)
     ]
     both, either = (sets[0] & sets[1]).sum(-1), (sets[0] | sets[1]).sum(-1)

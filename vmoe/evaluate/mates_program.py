@@ -1,0 +1,204 @@
+"""The compiled program that predicts victims in groups, and changes the pixels of their mates.
+
+Slots, priority and the victim's place are traced, so one program serves all settings with groups of
+one size.
+"""
+
+import dataclasses
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Bool, Float, Int
+
+from vmoe import models
+from vmoe.analysis.effects import PRIORITIES
+from vmoe.analysis.interventions import limited
+from vmoe.axes import Record
+from vmoe.config import RoutingOverrides, replace
+from vmoe.evaluate.attack import PIXEL, AttackConfig, cross_entropy, routing_of, sign_steps
+from vmoe.evaluate.mates_outcomes import Changed, Outcome, Setting
+from vmoe.nn.vit import ViT
+from vmoe.routing import slots_and_factor
+from vmoe.routing.groups import ungroup
+
+
+class _Routing(NamedTuple):
+    """What may differ between the calls of one compiled program."""
+
+    slots: dict[int, Int[Array, ""]]
+    priority: Int[Array, ""]
+    victim: Bool[Array, "_"]  # of the places of a group
+
+
+class MatesProgram:
+    """A model under a setting, for groups of m images: f32[g m h w 3], each with one victim.
+
+    Attributes:
+        slots: of an expert in a group, by block.
+    """
+
+    def __init__(
+        self,
+        model: ViT,
+        setting: Setting,
+        images: Float[np.ndarray, "b h w 3"],
+        victim: Bool[np.ndarray, "_"],
+    ):
+        """Prepares the model; compiles nothing yet.
+
+        Args:
+            images: some, for the number of their tokens.
+            victim: True at the victim's place in a group.
+        """
+        n = jax.eval_shape(model.embed, images[:1]).shape[1]
+        overrides = RoutingOverrides(
+            capacity_factor=setting.capacity_factor,
+            dropless=True if setting.capacity_factor is None else None,
+            images_per_group=1 if setting.split else None,
+        )
+        config = overrides.apply(model.config)
+        self.slots = {
+            i: slots_and_factor(moe, n * moe.images_per_group)[0]
+            for i, moe in config.moe_blocks.items()
+        }
+        roomy = config.with_layers(
+            lambda moe: replace(moe, capacity=n * moe.images_per_group, dropless=False)
+        )
+        self._graph, self._state = nnx.split(models.with_params(roomy, models.params_of(model)))
+        self._routing = _Routing(
+            {i: jnp.int32(slots) for i, slots in self.slots.items()},
+            jnp.int32(PRIORITIES.index(setting.priority)),
+            jnp.asarray(victim),
+        )
+
+    def outcome(self, groups: np.ndarray, labels: np.ndarray, mates: bool = True) -> Outcome:
+        """The victims in their groups.
+
+        Args:
+            labels: the class of each victim.
+            mates: False to leave the mates out, with the same slots.
+        """
+        valid = self._routing.victim | mates
+        values = _outcome(self._graph, self._state, self._routing, groups, labels, valid)
+        return Outcome(*map(np.asarray, values))
+
+    def changed(
+        self,
+        groups: np.ndarray,
+        labels: np.ndarray,
+        config: AttackConfig,
+        rng: np.random.Generator,
+    ) -> Changed:
+        """The victims after the pixels of their mates were changed.
+
+        Args:
+            labels: the class of each victim.
+            config: its ``epsilon`` and ``steps``; steps are always projected.
+            rng: of the random signs.
+        """
+        traced = np.float32(config.epsilon * PIXEL)
+        config = dataclasses.replace(config, epsilon=0.0, project=True)
+        routing = self._routing
+        climbed = _climb(self._graph, config, self._state, routing, groups, traced)
+        changed, surrogates = map(np.asarray, climbed)
+        signs = rng.choice([-1.0, 1.0], groups.shape)
+        control = np.clip(groups + signs * np.abs(changed - groups), -1.0, 1.0)
+        return Changed(
+            self.outcome(changed, labels),
+            self.outcome(control.astype(np.float32), labels),
+            surrogates,
+        )
+
+
+def _forward(
+    model: ViT, routing: _Routing, groups: jax.Array, valid: jax.Array
+) -> tuple[jax.Array, dict[int, Record]]:
+    """The logits (g, m, y) and the records."""
+    g, m = groups.shape[:2]
+    decide = {i: limited(slots, routing.priority) for i, slots in routing.slots.items()}
+    logits, records = model.forward(
+        groups.reshape(g * m, *groups.shape[2:]), valid=jnp.tile(valid, g), decide=decide
+    )
+    return logits.reshape(g, m, -1), records
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _outcome(
+    graph: nnx.GraphDef,
+    state: nnx.State,
+    routing: _Routing,
+    groups: jax.Array,
+    labels: jax.Array,
+    valid: jax.Array,
+) -> tuple[jax.Array, ...]:
+    """The fields of ``Outcome``, for one group of each victim."""
+    logits, records = _forward(nnx.merge(graph, state, copy=True), routing, groups, valid)
+    place = routing.victim.argmax()
+    own = logits[:, place]
+    dropped = [
+        _by_image(routing_of(record).dropped, *groups.shape[:2])[:, place].mean((1, 2))
+        for record in records.values()
+    ]
+    return cross_entropy(own, labels), own.argmax(-1), jnp.stack(dropped).mean(0)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _climb(
+    graph: nnx.GraphDef,
+    config: AttackConfig,
+    state: nnx.State,
+    routing: _Routing,
+    groups: jax.Array,
+    largest: jax.Array,
+) -> tuple[jax.Array, jax.Array]:
+    """The groups after the mates climbed the surrogate, and the surrogate before and after."""
+    model = nnx.merge(graph, state, copy=True)
+    everyone = jnp.ones(groups.shape[1], bool)
+
+    def value(groups: jax.Array) -> jax.Array:
+        _, records = _forward(model, routing, groups, everyone)
+        return surrogate(records, routing.slots, routing.victim, groups.shape[0])
+
+    def direction(groups: jax.Array) -> jax.Array:
+        gradient = jax.grad(lambda groups: value(groups).sum())(groups)
+        return jnp.where(routing.victim[:, None, None, None], 0.0, gradient)
+
+    changed = sign_steps(direction, groups, config, largest)
+    return changed, jnp.stack([value(groups), value(changed)], -1)
+
+
+def surrogate(
+    records: dict[int, Record],
+    slots: dict[int, Int[Array, ""]],
+    victim: Bool[Array, "_"],
+    g: int,
+) -> Float[Array, "g"]:
+    """The fraction of a victim's choices whose expert its mates fill, for each of g groups.
+
+    Differentiable: mates fill an expert by the sum of their tokens' gates, relative to its slots,
+    up to 1. So pixels change where experts of the victim are not full yet, and a larger gate is
+    also a higher priority. The mean over sparse blocks; in [0, 1].
+
+    Args:
+        slots: of an expert in a group of this size.
+        victim: True at the victim's place in a group.
+    """
+    fractions = []
+    for i, record in records.items():
+        gates = _by_image(record.gates, g, len(victim))
+        filled = jnp.where(victim[:, None, None], 0.0, gates).sum((1, 2)) / slots[i]
+        chosen = _by_image(routing_of(record).experts, g, len(victim))[:, victim.argmax()]
+        share = jax.nn.one_hot(chosen, gates.shape[-1]).mean((1, 2))
+        fractions.append((share * jnp.minimum(filled, 1.0)).sum(-1))
+    return jnp.stack(fractions).mean(0)
+
+
+def _by_image(groups: jax.Array, g: int, m: int) -> jax.Array:
+    """Arrays (groups, tokens, x) of the layer's own groups as (g, m, n, x)."""
+    tokens = groups.shape[0] * groups.shape[1]
+    images = ungroup(groups, g * m, tokens // (g * m))
+    return images.reshape(g, m, *images.shape[1:])
