@@ -28,7 +28,8 @@ from vmoe.analysis.collect import Labelled, collect
 from vmoe.analysis.effects import PRIORITIES, at_capacities, batch_dependence
 from vmoe.analysis.interventions import limited
 from vmoe.cli.data import Sample
-from vmoe.evaluate.attack import AttackConfig, GradientPath, attack
+from vmoe.config.attack import AttackConfig, GradientPath
+from vmoe.evaluate.attack import attack
 from vmoe.factory import load
 from vmoe.nn.vit import ViT
 

@@ -14,8 +14,9 @@ from tests.random_models import random_images, random_params
 from tests.test_golden import our_config
 from vmoe import models
 from vmoe.config import MoEConfig, TokenChoice, ViTConfig, replace
+from vmoe.config.attack import AttackConfig
 from vmoe.errors import UsageError
-from vmoe.evaluate.attack import PIXEL, AttackConfig, attack, gradient
+from vmoe.evaluate.attack import PIXEL, attack, gradient
 from vmoe.nn.vit import ViT
 
 FOLDER = Path(__file__).parents[1] / "golden" / "attack"

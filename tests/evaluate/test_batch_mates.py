@@ -9,9 +9,8 @@ import pytest
 from tests.random_models import forward, random_images, random_params
 from vmoe import models
 from vmoe.config import ExpertChoice, MoEConfig, Soft, TokenChoice, ViTConfig, replace
-from vmoe.config.attack import MatesConfig
+from vmoe.config.attack import AttackConfig, MatesConfig
 from vmoe.errors import UsageError
-from vmoe.evaluate.attack import AttackConfig
 from vmoe.evaluate.batch_mates import attack_mates, check_mates, draw_groups
 from vmoe.evaluate.mates_outcomes import Setting, measures
 from vmoe.nn.vit import ViT

@@ -3,20 +3,20 @@
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
+import tyro
 
 from vmoe.cli import mates
 from vmoe.cli.arguments import parse
 from vmoe.cli.data import Sample, data_of
 from vmoe.cli.printing import print_json, print_table, progress
 from vmoe.config import RoutingOverrides
-from vmoe.config.attack import MatesConfig
+from vmoe.config.attack import AttackConfig, AttackMethod, MatesConfig
 from vmoe.errors import UsageError, naming
 
 if TYPE_CHECKING:
-    from vmoe.evaluate.attack import AttackConfig
     from vmoe.factory import Loaded
 
 
@@ -40,16 +40,7 @@ class AttackArgs:
     epsilon: tuple[float, ...] = ()
     """Largest changes of a pixel, in units of 1/255 of its range; if not given, 1, 2, 4 and 8, or
     64 for mates, which need not look natural."""
-    steps: int = 40
-    """Steps along the sign of the gradient."""
-    project: bool = False
-    """Projected steps within the range of pixels, instead of the published ones; always for
-    mates."""
-    auxiliary_loss: bool = False
-    """Raise the auxiliary losses of the routers as well."""
-    path: Literal["all", "experts", "routers"] = "all"
-    """all: gradients through everything; experts: with the decisions and combine weights of the
-    original images held fixed; routers: through the combine weights alone."""
+    method: Annotated[AttackMethod, tyro.conf.arg(name="")] = AttackMethod()
     mates: MatesConfig = MatesConfig()
     routing: RoutingOverrides = RoutingOverrides()
     """Routing settings of --checkpoint; the model of --beside keeps its own."""
@@ -57,6 +48,10 @@ class AttackArgs:
     """Use the moving average of the parameters, if the run has one."""
     json: bool = False
     """Print one JSON object and nothing else."""
+
+    def configs(self, *otherwise: float) -> list[AttackConfig]:
+        """The attack at each epsilon that is given, or else at these."""
+        return [AttackConfig(e, **vars(self.method)) for e in self.epsilon or otherwise]
 
 
 def run(argv: Sequence[str]) -> None:
@@ -67,19 +62,10 @@ def run(argv: Sequence[str]) -> None:
         return
     if args.mates != MatesConfig():
         raise UsageError("options --mates.* are for --target mates: give both or neither")
-    from vmoe.evaluate.attack import AttackConfig, check_attack
+    from vmoe.evaluate.attack import check_attack
     from vmoe.factory import load
 
-    configs = [
-        AttackConfig(
-            epsilon=epsilon,
-            steps=args.steps,
-            project=args.project,
-            auxiliary_loss=args.auxiliary_loss,
-            path=args.path,
-        )
-        for epsilon in args.epsilon or (1.0, 2.0, 4.0, 8.0)
-    ]
+    configs = args.configs(1.0, 2.0, 4.0, 8.0)
     models = [load(args.checkpoint, routing=args.routing, use_ema=args.use_ema)]
     if args.beside:
         models.append(load(args.beside, use_ema=args.use_ema))
@@ -98,7 +84,7 @@ COLUMNS = ("model", "epsilon / 255", "accuracy before", "after", "changed", "los
 
 
 def _attacked(
-    args: AttackArgs, data: str, loaded: "Loaded", configs: "Sequence[AttackConfig]"
+    args: AttackArgs, data: str, loaded: "Loaded", configs: Sequence[AttackConfig]
 ) -> list[dict[str, Any]]:
     """One row for each strength."""
     from vmoe.evaluate.attack import attack

@@ -11,7 +11,7 @@ from vmoe.errors import UsageError, naming
 
 if TYPE_CHECKING:
     from vmoe.cli.attack import AttackArgs
-    from vmoe.evaluate.attack import AttackConfig
+    from vmoe.config.attack import AttackConfig
     from vmoe.evaluate.mates_outcomes import MatesResult, Setting
 
 COLUMNS = ("routing", "mates", "accuracy", "changed", "loss", "dropped")
@@ -20,7 +20,6 @@ COLUMNS = ("routing", "mates", "accuracy", "changed", "loss", "dropped")
 def run(args: "AttackArgs") -> None:
     """Attacks images through the others of their groups, and prints what that does to them."""
     _check(args)
-    from vmoe.evaluate.attack import AttackConfig
     from vmoe.evaluate.batch_mates import attack_mates, check_mates, group_size, num_steps
     from vmoe.evaluate.mates_outcomes import settings
     from vmoe.factory import load
@@ -28,7 +27,7 @@ def run(args: "AttackArgs") -> None:
     loaded = load(args.checkpoint, routing=args.routing, use_ema=args.use_ema)
     with naming(loaded.origin.path):
         check_mates(loaded.model)
-    changes = [AttackConfig(epsilon=e, steps=args.steps) for e in args.epsilon or (64.0,)]
+    changes = args.configs(64.0)
     sample = Sample(args.data, loaded, images=args.images, batch_size=args.batch_size)
     batches = [(images[valid], labels[valid]) for images, labels, valid in sample.batches()]
     images, labels = map(np.concatenate, zip(*batches, strict=True))
@@ -65,11 +64,10 @@ def run(args: "AttackArgs") -> None:
 
 def _check(args: "AttackArgs") -> None:
     """Refuses options that have no effect on mates."""
-    for name in ("beside", "auxiliary_loss"):
-        if value := getattr(args, name):
+    given = {"beside": args.beside} | vars(args.method)
+    for name, default in (("beside", None), ("auxiliary_loss", False), ("path", "all")):
+        if (value := given[name]) != default:
             raise UsageError(f"{name}={value} has no effect with --target mates: leave it out")
-    if args.path != "all":
-        raise UsageError(f"path={args.path} has no effect with --target mates: leave it out")
     for name in ("capacity", "capacity_factor", "dropless", "priority"):
         if (value := getattr(args.routing, name)) is not None:
             raise UsageError(

@@ -1,9 +1,47 @@
-"""How batch-mates attack a prediction."""
+"""How images are attacked: by changes of their pixels, or by their batch-mates."""
 
 import dataclasses
+from typing import Literal
 
 from vmoe.config.fields import Checked, require
 from vmoe.config.routers import Priority
+
+GradientPath = Literal["all", "experts", "routers"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)  # so that epsilon comes first below
+class AttackMethod(Checked):
+    """How images are changed, whatever the largest change is."""
+
+    section = "attack"
+
+    steps: int = 40
+    """Steps along the sign of the gradient."""
+    project: bool = False
+    """False: steps of epsilon / steps, as published. True: steps of 2.5 epsilon / steps, projected
+    to changes of at most epsilon and to the range of pixels; always for mates."""
+    auxiliary_loss: bool = False
+    """Raise the auxiliary losses of the routers as well."""
+    path: GradientPath = "all"
+    """all: gradients through everything; experts: through the experts alone, with the decisions and
+    combine weights of the original images held fixed; routers: through the combine weights alone,
+    which depend on the logits of the routers. The last two leave out the auxiliary losses."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(self.steps >= 1, f"attack.steps={self.steps}: use at least 1")
+
+
+@dataclasses.dataclass(frozen=True)
+class AttackConfig(AttackMethod):
+    """How images are changed, and by how much at most."""
+
+    epsilon: float = 8.0
+    """Largest change of a pixel, in units of 1/255 of its range."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(self.epsilon >= 0, f"attack.epsilon={self.epsilon}: use 0 or more")
 
 
 @dataclasses.dataclass(frozen=True)

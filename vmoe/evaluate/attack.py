@@ -7,7 +7,7 @@ The published attack on V-MoE takes sign steps of the same size without projecti
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +19,7 @@ from jaxtyping import Array, Float, Int
 from vmoe.analysis.measures import processing_experts
 from vmoe.axes import Decision, Images, Record, Route, RouterInputs, Routing
 from vmoe.config import MoEConfig
-from vmoe.config.fields import Checked, require
+from vmoe.config.attack import AttackConfig
 from vmoe.errors import UsageError
 from vmoe.nn.vit import ViT
 from vmoe.routing import router_of
@@ -27,34 +27,6 @@ from vmoe.routing.groups import images_in_group, ungroup
 
 PIXEL = 2 / 255
 """One step of an 8-bit pixel, in units of images in [-1, 1]."""
-
-GradientPath = Literal["all", "experts", "routers"]
-
-
-@dataclasses.dataclass(frozen=True)
-class AttackConfig(Checked):
-    """How images are changed."""
-
-    section = "attack"
-
-    epsilon: float = 8.0
-    """Largest change of a pixel, in units of 1/255 of its range."""
-    steps: int = 40
-    """Steps along the sign of the gradient."""
-    project: bool = False
-    """False: steps of epsilon / steps, as published. True: steps of 2.5 epsilon / steps, projected
-    to changes of at most epsilon and to the range of pixels."""
-    auxiliary_loss: bool = False
-    """Raise the auxiliary losses of the routers as well."""
-    path: GradientPath = "all"
-    """Gradients through everything; through the experts alone, with the decisions and combine
-    weights of the original images held fixed; or through the combine weights alone, which depend on
-    the logits of the routers. The last two leave out the auxiliary losses."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require(self.epsilon >= 0, f"attack.epsilon={self.epsilon}: use 0 or more")
-        require(self.steps >= 1, f"attack.steps={self.steps}: use at least 1")
 
 
 class AttackResult(NamedTuple):

@@ -16,9 +16,9 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from vmoe.config import ViTConfig
-from vmoe.config.attack import MatesConfig
+from vmoe.config.attack import AttackConfig, MatesConfig
 from vmoe.config.fields import require
-from vmoe.evaluate.attack import AttackConfig, check_labels
+from vmoe.evaluate.attack import check_labels
 from vmoe.evaluate.mates_outcomes import Changed, MatesResult, Outcome, Setting
 from vmoe.evaluate.mates_program import MatesProgram
 from vmoe.nn.vit import ViT

@@ -19,7 +19,8 @@ from vmoe.analysis.effects import PRIORITIES
 from vmoe.analysis.interventions import limited
 from vmoe.axes import Record
 from vmoe.config import RoutingOverrides, replace
-from vmoe.evaluate.attack import PIXEL, AttackConfig, cross_entropy, routing_of, sign_steps
+from vmoe.config.attack import AttackConfig
+from vmoe.evaluate.attack import PIXEL, cross_entropy, routing_of, sign_steps
 from vmoe.evaluate.mates_outcomes import Changed, Outcome, Setting
 from vmoe.nn.vit import ViT
 from vmoe.routing import slots_and_factor
