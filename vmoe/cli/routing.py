@@ -3,11 +3,9 @@
 import dataclasses
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
-
-import numpy as np
+from typing import TYPE_CHECKING
 
 from vmoe.cli.arguments import check_folders, parse
 from vmoe.cli.data import Sample, data_of
@@ -16,9 +14,7 @@ from vmoe.config import RoutingOverrides
 from vmoe.errors import CheckFailed, UsageError, one_line
 
 if TYPE_CHECKING:
-    from vmoe.analysis import BlockStatistics, Collected
-    from vmoe.analysis.effects import BatchDependence
-    from vmoe.analysis.health import Finding
+    from vmoe.evaluate.routing import MeasuredRouting
     from vmoe.factory import Loaded
 
 REORDERED = 256  # images whose predictions are compared in several orders
@@ -60,16 +56,6 @@ class RoutingArgs:
     """Print one JSON object and nothing else."""
 
 
-class Measured(NamedTuple):
-    """A model, the sample that it was measured on, and what was found."""
-
-    loaded: "Loaded"
-    sample: Sample
-    blocks: "dict[int, BlockStatistics]"
-    dependence: "BatchDependence"
-    findings: "list[Finding]"
-
-
 def run(argv: Sequence[str]) -> None:
     """Measures the routing of one or two trained models, and prints it."""
     args = parse(RoutingArgs, "routing", argv)
@@ -81,15 +67,21 @@ def run(argv: Sequence[str]) -> None:
         models.append(load(args.beside, use_ema=args.use_ema))
     _check(models)
     data = args.data or data_of(models[0])
-    measured = [_measure(args, data, loaded, first=not i) for i, loaded in enumerate(models)]
+    samples = [
+        Sample(data, loaded, images=args.images, batch_size=args.batch_size) for loaded in models
+    ]
+    measured = [
+        _measure(args, loaded, sample, export_to=None if i else args.export)
+        for i, (loaded, sample) in enumerate(zip(models, samples, strict=True))
+    ]
     _print(args, measured)
     if args.plots:
         _draw(args.plots, measured[0])
     if args.out:
-        _write_page(args, measured)
-    for each in measured:
-        each.sample.print_messages()
-    every = [finding for each in measured for finding in each.findings]
+        _write_page(args, args.out, samples, measured)
+    for sample in samples:
+        sample.print_messages()
+    every = [finding for routing in measured for finding in routing.findings]
     if args.check and every:
         raise CheckFailed(f"--check: {len(every)} finding{'s' * (len(every) > 1)}: {every[0]}")
 
@@ -116,152 +108,56 @@ def _check(models: "list[Loaded]") -> None:
         )
 
 
-def _measure(args: RoutingArgs, data: str, loaded: "Loaded", *, first: bool) -> Measured:
-    from vmoe.analysis import statistics
-    from vmoe.analysis.collect import collect
-    from vmoe.analysis.effects import batch_dependence
-    from vmoe.analysis.export import export
-    from vmoe.analysis.health import findings
+def _measure(
+    args: RoutingArgs, loaded: "Loaded", sample: Sample, export_to: Path | None
+) -> "MeasuredRouting":
+    from vmoe.evaluate.routing import measure_routing
 
-    to = args.export if first else None
-    sample = Sample(data, loaded, images=args.images, batch_size=args.batch_size)
-    with progress(sample.source.name, sample.steps * (2 if to else 1)) as advance:
-        if to:
-            export(to, advancing(collect(loaded.model, sample.batches()), advance))
-        blocks = statistics(advancing(collect(loaded.model, sample.batches()), advance))
-    few = [images[valid] for images, _, valid in sample.batches(at_most=REORDERED)]
-    dependence = batch_dependence(loaded.model, np.concatenate(few), batch_size=args.batch_size)
-    return Measured(loaded, sample, blocks, dependence, findings(blocks, dependence))
-
-
-def _write_page(args: RoutingArgs, measured: list[Measured]) -> None:
-    from vmoe.evaluate.page import Shown, count_passes, write_page
-
-    assert args.out
-    shown = [
-        Shown(
-            _name(each.loaded),
-            each.loaded,
-            each.sample.batches,
-            list(each.sample.batches(at_most=args.page_images)),
-            each.blocks,
+    with progress(sample.source.name, sample.steps * (2 if export_to else 1)) as advance:
+        return measure_routing(
+            loaded,
+            sample.source.name,
+            sample.batches,
+            sample.batches(at_most=REORDERED),
+            batch_size=args.batch_size,
+            export_to=export_to,
+            on_batch=advance,
         )
-        for each in measured
-    ]
-    start, data = time.perf_counter(), measured[0].sample.source.name
-    with progress(f"{args.out}", count_passes(shown, remove=args.removals)) as advance:
-        write_page(args.out, data, shown, remove=args.removals, on_step=advance)
-    size, seconds = args.out.stat().st_size / 1e6, time.perf_counter() - start
-    print(f"{args.out}: {size:.1f} MB, written in {seconds:.0f} s", file=sys.stderr)
 
 
-def _name(loaded: "Loaded") -> str:
-    return str(loaded.origin.path) + ("" if loaded.step is None else f", step {loaded.step:,}")
+def _print(args: RoutingArgs, measured: "list[MeasuredRouting]") -> None:
+    from vmoe.evaluate.routing_table import COLUMNS, remarks, report, rows
+
+    if args.json:
+        print_json(list(map(report, measured)) if args.beside else report(measured[0]))
+        return
+    for routing in measured:
+        place = f"{routing.model_name}, on {routing.data}"
+        print_table(COLUMNS, rows(routing), title=f"{place}, {args.batch_size} images per batch")
+        for line in remarks(routing):
+            print(one_line(line))
 
 
-def _draw(folder: Path, measured: Measured) -> None:
+def _draw(folder: Path, routing: "MeasuredRouting") -> None:
     """Writes the figures, and says how long it took."""
     from vmoe.evaluate.plots import plots_of, write_plots
 
-    loaded, start = measured.loaded, time.perf_counter()
+    loaded, start = routing.loaded, time.perf_counter()
     with progress(f"plots in {folder}", len(plots_of(loaded.model.config))) as advance:
-        batches = measured.sample.batches
-        files = write_plots(loaded, batches, measured.blocks, folder, on_plot=advance)
+        files = write_plots(loaded, routing.batches, routing.blocks, folder, on_plot=advance)
     seconds = time.perf_counter() - start
     print(f"{len(files)} plots in {folder}, drawn in {seconds:.0f} s", file=sys.stderr)
 
 
-def advancing(parts: "Iterator[Collected]", advance: Callable[[], None]) -> "Iterator[Collected]":
-    """The same parts; calls ``advance`` after each."""
-    for part in parts:
-        yield part
-        advance()
+def _write_page(
+    args: RoutingArgs, file: Path, samples: list[Sample], measured: "list[MeasuredRouting]"
+) -> None:
+    """Writes the page, and says how large it is and how long it took."""
+    from vmoe.evaluate.page import Shown, count_passes, write_page
 
-
-def _as_json(measured: Measured) -> dict[str, Any]:
-    classes = measured.loaded.model.config.num_classes
-    return {
-        "data": measured.sample.source.name,
-        "step": measured.loaded.step,
-        "blocks": {str(i): _measures(block, classes) for i, block in measured.blocks.items()},
-        "changed_by_batch": measured.dependence.changed,
-        "findings": [finding._asdict() for finding in measured.findings],
-    }
-
-
-def _measures(block: "BlockStatistics", classes: int) -> dict[str, Any]:
-    information, null = block.class_information(classes)
-    return {
-        "load": block.load.tolist(),
-        "importance": block.importance.tolist(),
-        "dropped": block.dropped,
-        "unprocessed": block.unprocessed / max(1, block.tokens),
-        "kept_share": block.kept_share,
-        "gate_entropy": block.gate_entropy,
-        "idle": block.idle.tolist(),
-        "class_information": information,
-        "class_information_null": null,
-        "position_information": block.position_information,
-    }
-
-
-COLUMNS = (
-    "block",
-    "experts",
-    "smallest load",
-    "largest load",
-    "dropped",
-    "unprocessed",
-    "gate entropy",
-    "class (shuffled)",
-    "position",
-)
-
-
-def _print(args: RoutingArgs, measured: list[Measured]) -> None:
-    if args.json:
-        values = [_as_json(each) for each in measured]
-        print_json(values if args.beside else values[0])
-        return
-    for each in measured:
-        _print_table(args, each)
-
-
-def _print_table(args: RoutingArgs, measured: Measured) -> None:
-    loaded, dependence = measured.loaded, measured.dependence
-    rows = []
-    for i, block in measured.blocks.items():
-        own = _measures(block, loaded.model.config.num_classes)
-        load = block.load
-        rows.append(
-            (
-                str(i),
-                str(len(load)),
-                f"{load.min():.1%}",
-                f"{load.max():.1%}",
-                f"{own['dropped']:.1%}",
-                f"{own['unprocessed']:.1%}",
-                f"{block.relative_entropy:.0%}",
-                f"{own['class_information']:.3f} ({own['class_information_null']:.3f})",
-                f"{own['position_information']:.3f}",
-            )
-        )
-    place = f"{_name(loaded)}, on {measured.sample.source.name}"
-    print_table(COLUMNS, rows, title=f"{place}, {args.batch_size} images per batch")
-    print(
-        "gate entropy: in percent of even gates; class, position: normalised mutual information "
-        "with the expert, and under shuffled classes"
-    )
-    for i, block in measured.blocks.items():
-        shares = [
-            f"{x:.0%} of {kind.replace('_', ' ')}"
-            for kind, x in block.kept_share.items()
-            if x is not None
-        ]
-        if block.dropped and shares:
-            print(f"block {i}: choices with a slot: {', '.join(shares)}")
-    print(f"predictions that depend on the other images of a batch: {dependence.changed:.1%}")
-    for finding in measured.findings:
-        print(one_line(str(finding)))
-    if not measured.findings:
-        print("nothing is wrong: no dead expert, no collapse, no overflow")
+    few = [list(sample.batches(at_most=args.page_images)) for sample in samples]
+    shown, start = list(map(Shown, measured, few)), time.perf_counter()
+    with progress(f"{file}", count_passes(shown, remove=args.removals)) as advance:
+        write_page(file, shown, remove=args.removals, on_step=advance)
+    size, seconds = file.stat().st_size / 1e6, time.perf_counter() - start
+    print(f"{file}: {size:.1f} MB, written in {seconds:.0f} s", file=sys.stderr)

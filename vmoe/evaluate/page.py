@@ -1,16 +1,16 @@
 """The HTML page of trained models' routing on images of a data set."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Int
 
-from vmoe.analysis import BlockStatistics, page
+from vmoe.analysis import page
 from vmoe.analysis.collect import Labelled
-from vmoe.evaluate.plots import Batches, favourites_of
-from vmoe.factory import Loaded
+from vmoe.evaluate.plots import favourites_of
+from vmoe.evaluate.routing import MeasuredRouting
 from vmoe.workdir.layout import replace_text
 
 FAVOURITES = 12  # patches per expert
@@ -20,27 +20,21 @@ class Shown(NamedTuple):
     """A model to show.
 
     Attributes:
-        name: of the model, for people.
-        batches: gives the batches of the data.
+        routing: on all of the data.
         few: batches of the images that the page shows.
-        blocks: the statistics of the data by sparse block.
     """
 
-    name: str
-    loaded: Loaded
-    batches: Batches
+    routing: MeasuredRouting
     few: Sequence[Labelled]
-    blocks: Mapping[int, BlockStatistics]
 
 
 def count_passes(shown: Sequence[Shown], *, remove: bool = True) -> int:
     """The largest number of calls of ``write_page``'s ``on_step``."""
-    return sum(page.count_passes(each.loaded.model.config, remove=remove) for each in shown)
+    return sum(page.count_passes(each.routing.loaded.model.config, remove=remove) for each in shown)
 
 
 def write_page(
     path: Path,
-    data: str,
     shown: Sequence[Shown],
     *,
     remove: bool = True,
@@ -49,7 +43,6 @@ def write_page(
     """Writes the page; of several models it shows the images of the first.
 
     Args:
-        data: name of the data, for people.
         remove: also show predictions without each expert; see ``vmoe.analysis.page.observe``.
         on_step: called after each forward pass under a change.
 
@@ -59,20 +52,20 @@ def write_page(
     own = [mixed(each.few) for each in shown]
     observed = [
         page.observe(
-            each.name,
-            each.loaded.model,
+            routing.model_name,
+            routing.loaded.model,
             *of_page,
-            each.blocks,
-            favourites_of(each.loaded, each.batches, top=FAVOURITES),
+            routing.blocks,
+            favourites_of(routing.loaded, routing.batches, top=FAVOURITES),
             remove=remove,
             on_step=on_step,
         )
-        for each, of_page in zip(shown, own, strict=True)
+        for (routing, _), of_page in zip(shown, own, strict=True)
     ]
-    images, labels = own[0]
+    (images, labels), first = own[0], shown[0].routing
     title = f"Routing of {' and '.join(model.name for model in observed)}"
-    summary = f"{data}; {len(labels)} of them are on this page"
-    text = page.render(title, summary, images, labels, shown[0].loaded.class_names, observed)
+    summary = f"{first.data}; {len(labels)} of them are on this page"
+    text = page.render(title, summary, images, labels, first.loaded.class_names, observed)
     replace_text(path, text)
 
 

@@ -2,7 +2,7 @@
 
 import itertools
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,14 +16,12 @@ from vmoe.analysis.effects import at_capacities, at_k, with_random_routers
 from vmoe.analysis.patches import Favourites, favourites
 from vmoe.config import RoutingOverrides, Soft, TokenChoice, ViTConfig, replace
 from vmoe.costs.flops import flops_to_logits
+from vmoe.evaluate.routing import Batches
 from vmoe.factory import Loaded
 from vmoe.nn.patches import num_tokens
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-Batches = Callable[[], Iterator[Labelled]]
-"""Reads the images from the first one on."""
 
 Draw = Callable[[Loaded, Batches, Mapping[int, BlockStatistics]], "Figure"]
 

@@ -1,7 +1,9 @@
 """The routing of a trained model on a split."""
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -9,13 +11,22 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
+from vmoe.analysis.collect import Collected, Labelled, collect
+from vmoe.analysis.effects import BatchDependence, batch_dependence
+from vmoe.analysis.export import export
+from vmoe.analysis.health import Finding, findings
 from vmoe.analysis.measures import choices_per_expert
+from vmoe.analysis.statistics import BlockStatistics, statistics
 from vmoe.axes import Routing
 from vmoe.config.preprocessing import Preprocessing
 from vmoe.data.pipeline import check_classes, evaluation_batches
 from vmoe.data.sources import Source
 from vmoe.errors import UsageError
+from vmoe.factory import Loaded
 from vmoe.nn.vit import ViT
+
+Batches = Callable[[], Iterator[Labelled]]
+"""Reads the images from the first one on."""
 
 
 def labelled_batches(
@@ -49,6 +60,72 @@ def labelled_batches(
         yield batch.images, batch.labels.argmax(-1), batch.valid
     if not any_image:
         raise UsageError(f"{source.name}: no image can be read")
+
+
+class MeasuredRouting(NamedTuple):
+    """How a model uses its experts on a data set.
+
+    Attributes:
+        loaded: the model.
+        data: name of the data set, for people.
+        batches: gives its batches.
+        blocks: the statistics by sparse block.
+        dependence: how much predictions depend on the other images of a batch.
+        findings: what is wrong; empty if nothing is.
+    """
+
+    loaded: Loaded
+    data: str
+    batches: Batches
+    blocks: dict[int, BlockStatistics]
+    dependence: BatchDependence
+    findings: list[Finding]
+
+    @property
+    def model_name(self) -> str:
+        """The path of the model and its step, for people."""
+        step = "" if self.loaded.step is None else f", step {self.loaded.step:,}"
+        return f"{self.loaded.origin.path}{step}"
+
+
+def measure_routing(
+    loaded: Loaded,
+    data: str,
+    batches: Batches,
+    reordered: Iterable[Labelled],
+    *,
+    batch_size: int = 64,
+    export_to: Path | None = None,
+    on_batch: Callable[[], None] = lambda: None,
+) -> MeasuredRouting:
+    """Measures the routing of every image, and judges it.
+
+    Args:
+        data: name of the data set, for people.
+        batches: gives its batches.
+        reordered: those images whose predictions are compared in several orders.
+        batch_size: images per batch in these orders.
+        export_to: a file for every decision on every token, which takes a pass of its own; see
+            ``vmoe.analysis.export``.
+        on_batch: called after each batch of each pass over the data.
+
+    Raises:
+        UsageError: there is no image, or no sparse block.
+        OSError: the file cannot be written.
+    """
+
+    def collected() -> Iterator[Collected]:
+        for part in collect(loaded.model, batches()):
+            yield part
+            on_batch()
+
+    if export_to:
+        export(export_to, collected())
+    blocks = statistics(collected())
+    images = np.concatenate([own if valid is None else own[valid] for own, _, valid in reordered])
+    dependence = batch_dependence(loaded.model, images, batch_size=batch_size)
+    found = findings(blocks, dependence)
+    return MeasuredRouting(loaded, data, batches, blocks, dependence, found)
 
 
 def expert_loads(

@@ -1,0 +1,86 @@
+"""The measured routing of a model: as plain values by name, as a table, and in sentences."""
+
+from collections.abc import Iterator
+from typing import Any
+
+from vmoe.analysis import BlockStatistics
+from vmoe.evaluate.routing import MeasuredRouting
+
+COLUMNS = (
+    "block",
+    "experts",
+    "smallest load",
+    "largest load",
+    "dropped",
+    "unprocessed",
+    "gate entropy",
+    "class (shuffled)",
+    "position",
+)
+
+
+def report(routing: MeasuredRouting) -> dict[str, Any]:
+    """All that was measured, as values of JSON."""
+    classes = routing.loaded.model.config.num_classes
+    return {
+        "data": routing.data,
+        "step": routing.loaded.step,
+        "blocks": {str(i): _measures(block, classes) for i, block in routing.blocks.items()},
+        "changed_by_batch": routing.dependence.changed,
+        "findings": [finding._asdict() for finding in routing.findings],
+    }
+
+
+def _measures(block: BlockStatistics, classes: int) -> dict[str, Any]:
+    information, null = block.class_information(classes)
+    return {
+        "load": block.load.tolist(),
+        "importance": block.importance.tolist(),
+        "dropped": block.dropped,
+        "unprocessed": block.unprocessed / max(1, block.tokens),
+        "kept_share": block.kept_share,
+        "gate_entropy": block.gate_entropy,
+        "idle": block.idle.tolist(),
+        "class_information": information,
+        "class_information_null": null,
+        "position_information": block.position_information,
+    }
+
+
+def rows(routing: MeasuredRouting) -> Iterator[tuple[str, ...]]:
+    """A row for each sparse block, under ``COLUMNS``."""
+    for i, block in routing.blocks.items():
+        own = _measures(block, routing.loaded.model.config.num_classes)
+        load = block.load
+        yield (
+            str(i),
+            str(len(load)),
+            f"{load.min():.1%}",
+            f"{load.max():.1%}",
+            f"{own['dropped']:.1%}",
+            f"{own['unprocessed']:.1%}",
+            f"{block.relative_entropy:.0%}",
+            f"{own['class_information']:.3f} ({own['class_information_null']:.3f})",
+            f"{own['position_information']:.3f}",
+        )
+
+
+def remarks(routing: MeasuredRouting) -> Iterator[str]:
+    """What the columns mean, what a table has no place for, and what is wrong; a line each."""
+    yield (
+        "gate entropy: in percent of even gates; class, position: normalised mutual information "
+        "with the expert, and under shuffled classes"
+    )
+    for i, block in routing.blocks.items():
+        shares = [
+            f"{x:.0%} of {kind.replace('_', ' ')}"
+            for kind, x in block.kept_share.items()
+            if x is not None
+        ]
+        if block.dropped and shares:
+            yield f"block {i}: choices with a slot: {', '.join(shares)}"
+    changed = routing.dependence.changed
+    yield f"predictions that depend on the other images of a batch: {changed:.1%}"
+    yield from map(str, routing.findings)
+    if not routing.findings:
+        yield "nothing is wrong: no dead expert, no collapse, no overflow"
