@@ -58,7 +58,7 @@ def experts_of_patches(
             row[column].imshow(_tinted(image, own, colors, patch_size))
             for (y, x), expert in np.ndenumerate(own):
                 if expert >= 0:
-                    _write_number(row[column], x, y, expert, colors[expert], patch_size)
+                    _write_number(row[column], x, y, int(expert), colors[expert], patch_size)
     return figure
 
 
