@@ -1,0 +1,208 @@
+# %% [markdown]
+# # Where do the patches go?
+# In a sparse block a router sends each patch of an image to a few of many experts. This notebook
+# looks at what the routers of a trained model have learned: which experts are used, for what, what
+# is dropped when they are full, and how much the predictions depend on all this. These are the
+# analyses of the V-MoE paper ([arXiv 2106.05974](https://arxiv.org/abs/2106.05974), section 4,
+# appendices E and F), step by step, on a small model that comes with the package.
+
+# %%
+address = ""  # where to install vmoe from, if it is not installed; in Colab, for example
+if address:
+    import subprocess
+    import sys
+
+    subprocess.run([sys.executable, "-m", "pip", "install", address], check=True)
+
+# %% [markdown]
+# This has not been tried in Colab. Any trained model and data set can stand here: a run folder, a
+# published checkpoint, `folder:photos`.
+
+# %% tags=["parameters"]
+checkpoint = "vmoe_emoji"
+data = "emoji_sample"
+split = "test"
+images = 128
+page_images = 24
+removals_shown = True  # on the page
+blocks_shown = None  # from early to late
+
+# %%
+# %matplotlib inline
+import html
+from pathlib import Path
+
+import numpy as np
+from flax import nnx
+from IPython.display import HTML
+
+import vmoe
+from vmoe.analysis import collect, concatenate, plots
+from vmoe.analysis.effects import removals, without_experts
+from vmoe.analysis.patches import favourites
+from vmoe.data.sources import open_source, relabel, sample
+from vmoe.evaluate.page import Shown, write_page
+from vmoe.evaluate.plots import plots_of
+from vmoe.evaluate.routing import labelled_batches, measure_routing
+
+# %% [markdown]
+# ## One image
+# `capture` returns the logits and, for each sparse block, a record of all that its router decided.
+# `nnx.jit` compiles it as a whole; without, it runs operation by operation.
+
+# %%
+loaded = vmoe.load(checkpoint)
+model, config = loaded.model, loaded.model.config
+source = relabel(sample(open_source(data, split), images), loaded.class_names)
+
+image = loaded.preprocess([source[0].image])
+logits, records = nnx.jit(vmoe.analysis.capture)(model, image)
+print(
+    "class:",
+    loaded.class_names[source[0].label],
+    "- predicted:",
+    loaded.class_names[logits[0].argmax()],
+)
+for block, record in records.items():
+    kept = np.asarray(record.routing.kept)
+    print(
+        f"block {block}: {record.gates.shape[-1]} experts, {kept.shape[1]} tokens, "
+        f"{kept.shape[2]} choices each, {1 - kept.mean():.1%} of the choices dropped"
+    )
+
+# %% [markdown]
+# ## All images
+# `collect` does the same for batches, image by image. The images of a batch compete for slots, so
+# the batch size matters.
+
+
+# %%
+def batches(size=64):
+    return labelled_batches(model, source, loaded.preprocessing, batch_size=min(size, images))
+
+
+collected = concatenate(collect(model, batches()))
+pixels = np.concatenate([batch[valid] for batch, _, valid in batches()])
+accuracy = (collected.logits.argmax(-1) == collected.labels).mean()
+print(f"accuracy on {len(pixels)} images: {accuracy:.1%}")
+
+# %% [markdown]
+# The expert of each patch: the one with the largest weight, of the experts that had a slot for it.
+# A colour means the same number in all figures, but experts with the same number in two blocks have
+# nothing to do with each other.
+
+# %%
+plots.experts_of_patches(pixels, collected, patch_size=config.patch_size, blocks=blocks_shown)
+
+# %% [markdown]
+# ## Is it healthy?
+# What `vmoe routing` measures: loads, drops, and whether predictions depend on the other images of
+# a batch, for which the images are put in other orders.
+
+# %%
+routing = measure_routing(loaded, source.name, batches, reordered=batches())
+blocks = routing.blocks
+for i, block in blocks.items():
+    print(
+        f"block {i}: load {block.load.min():.1%} to {block.load.max():.1%} (even: "
+        f"{1 / len(block.load):.1%}), dropped {block.dropped:.1%}, "
+        f"gate entropy {block.relative_entropy:.0%} of even gates"
+    )
+dependent = routing.dependence.changed
+print(f"predictions that depend on the other images of a batch: {dependent:.1%}")
+for finding in routing.findings or ["nothing is wrong"]:
+    print(finding)
+
+# %% [markdown]
+# ## What do experts specialise in?
+# The share of each class's choices that goes to each expert. The normalised mutual information says
+# how much the expert tells about the class; the null, with shuffled classes, is what a router that
+# ignores the class would show on so few images.
+
+# %%
+plots.experts_by_class(blocks, loaded.class_names, blocks_shown)
+
+# %%
+for i, block in blocks.items():
+    by_class, null = block.class_information(config.num_classes)
+    print(
+        f"block {i}: class {by_class:.3f} (shuffled {null:.3f}), "
+        f"place in the image {block.position_information:.3f}"
+    )
+
+# %% [markdown]
+# The patches with the largest gates of each expert:
+
+# %%
+plots.favourite_patches(
+    favourites(batches(), collect(model, batches()), config.patch_size), blocks_shown
+)
+
+# %% [markdown]
+# ## How sure are the routers?
+# The gates of the first, second and further choices, before anything is dropped.
+
+# %%
+plots.weight_histograms(blocks, blocks_shown)
+
+# %% [markdown]
+# ## When experts are full
+# With Batch Prioritized Routing (section 3.4) the tokens with the largest gates get their slots
+# first. Here are some images at smaller and smaller capacity. `plots_of` has the figures that run
+# the model under other settings, as `vmoe routing --plots FOLDER` draws them.
+
+# %%
+figures = plots_of(config)
+figures["kept_patches"](loaded, batches, blocks)
+
+# %% [markdown]
+# Two control lines belong beside it: random priority, and every choice dropped. Only drops matter
+# here that the head can see: after the last block of a model with a class token it reads only that
+# token.
+
+# %%
+figures["capacity_curves"](loaded, batches, blocks)
+
+# %% [markdown]
+# ## Other settings
+# Other numbers of experts per token than the model was trained with (appendix E), and a random
+# router in one block at a time: how much depends on what each router has learned?
+
+# %%
+figures["k_at_inference"](loaded, batches, blocks)
+
+# %%
+figures["random_routers"](loaded, batches, blocks)
+
+# %% [markdown]
+# One expert at a time is taken away, in two ways: its output is zero, or it cannot be chosen, so
+# that its tokens go elsewhere. The experts whose removal changes most predictions:
+
+# %%
+own = collected.logits.argmax(-1)
+without = without_experts(model, batches(), removals(config))
+changed = {removal: (logits.argmax(-1) != own).mean() for removal, logits in without.items()}
+for removal in sorted(changed, key=changed.get, reverse=True)[:8]:
+    print(
+        f"block {removal.block}, expert {removal.expert}, {removal.way}: "
+        f"{changed[removal]:.1%} of the predictions change"
+    )
+
+# %% [markdown]
+# ## Explore it
+# The page of `vmoe routing --out report.html`, with some of the images: click a patch and follow
+# it through the blocks, drag the capacity, choose the priority, remove an expert.
+
+# %%
+page = Path("report.html")
+few = list(
+    labelled_batches(model, sample(source, page_images), loaded.preprocessing, batch_size=64)
+)
+write_page(page, [Shown(routing, few)], remove=removals_shown)
+text = html.escape(page.read_text())
+HTML(f'<div><iframe srcdoc="{text}" style="width: 100%; height: 60em; border: 0"></iframe></div>')
+
+# %% [markdown]
+# A picture of it, for viewers that leave out scripts:
+#
+# ![Images with patches coloured by expert, and the path of one patch](routing_page.png)

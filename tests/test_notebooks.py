@@ -1,0 +1,70 @@
+"""Notebooks run top to bottom, and are stored with the outputs of the cells that they have."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import jupytext
+import nbformat
+import pytest
+
+ROOT = Path(__file__).parents[1]
+SCRIPT = ROOT / "scripts" / "run_notebooks.py"
+SMALL = {"02_routing": {"checkpoint": "", "data": "digits", "images": 16, "page_images": 8}}
+"""Parameters by notebook with which it runs in seconds; the checkpoint is a run of the tests."""
+NAMES = sorted(path.stem for path in (ROOT / "notebooks").glob("*.py"))
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, SCRIPT, *arguments], capture_output=True, text=True)
+
+
+def code_cells(notebook: nbformat.NotebookNode) -> list[nbformat.NotebookNode]:
+    return [cell for cell in notebook.cells if cell.cell_type == "code"]
+
+
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=[pytest.mark.slow] * (name != "02_routing")) for name in NAMES],
+)
+def test_a_notebook_runs_top_to_bottom(name: str, tmp_path: Path, tiny_run: Path) -> None:
+    settings = SMALL[name] | ({"checkpoint": str(tiny_run)} if "checkpoint" in SMALL[name] else {})
+    options = [f"--set={name}={json.dumps(value)}" for name, value in settings.items()]
+    result = run(name, *options, "--out", str(tmp_path))
+    assert result.returncode == 0, result.stderr
+    cells = code_cells(nbformat.read(tmp_path / f"{name}.ipynb", 4))
+    assert [cell.execution_count for cell in cells] == [*range(1, len(cells) + 1)]
+    assert any("image/png" in output.get("data", {}) for cell in cells for output in cell.outputs)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_notebook_is_stored_with_the_outputs_of_its_cells(name: str) -> None:
+    """In order, without errors or warnings, and without paths of the machine that ran it."""
+    path = ROOT / "notebooks" / f"{name}.ipynb"
+    ours, stored = jupytext.read(path.with_suffix(".py")), nbformat.read(path, 4)
+    cells = [[(cell.cell_type, cell.source) for cell in each.cells] for each in (ours, stored)]
+    assert cells[0] == cells[1], f"run: python scripts/run_notebooks.py {name}"
+    code = code_cells(stored)
+    assert [cell.execution_count for cell in code] == [*range(1, len(code) + 1)]
+    outputs = [output for cell in code for output in cell.outputs]
+    assert {output.get("name", "stdout") for output in outputs} == {"stdout"}
+    assert not any(output.output_type == "error" for output in outputs)
+    written = "".join(
+        str(output.get("text") or output.data.get("text/plain")) for output in outputs
+    )
+    assert not re.search(r"/(tmp|root|home|work)\b", written)
+
+
+def test_a_failing_cell_or_a_wrong_setting_writes_nothing(tmp_path: Path) -> None:
+    out = ("--out", str(tmp_path))
+    result = run("02_routing", "--set", "pictures=1", *out)
+    assert result.returncode == 1 and "the parameters cell sets no such name" in result.stderr
+    result = run("02_routing", "--set", 'checkpoint="nowhere"', *out)
+    assert result.returncode == 1 and "nowhere: no such" in result.stderr
+    result = run("2_routing", *out)
+    assert (
+        result.returncode == 1 and "use one of" in result.stderr and "02_routing" in result.stderr
+    )
+    assert not list(tmp_path.iterdir())
