@@ -273,3 +273,11 @@ def test_import_vmoe_and_help_import_neither_jax_nor_flax(arguments: list[str]) 
     )
     imported = {line.split("|")[-1].strip() for line in result.stderr.splitlines()}
     assert "vmoe" in imported and not imported & {"jax", "flax", "numpy", "pydantic"}
+
+
+def test_vmoe_plan_uses_parts_of_the_trainer_without_importing_the_rest() -> None:
+    code = "import sys, vmoe.plan.candidates; print(*sys.modules)"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    imported = set(result.stdout.split())
+    assert "vmoe.train.state" in imported
+    assert not imported & {"vmoe.train.loop", "orbax", "grain", "tensorboardX"}

@@ -23,7 +23,7 @@ from scripts.kill_test import (
 from tests.command import ROOT, Process, start, vmoe
 from tests.run_folder import assert_close
 from vmoe import config as configs
-from vmoe.train.loop import train
+from vmoe.train import train
 
 RECIPE = f"""
 from pathlib import Path

@@ -21,7 +21,7 @@ from vmoe.checkpoints.checksums import by_name
 from vmoe.checkpoints.folder import write
 from vmoe.checkpoints.remote import url_of
 from vmoe.errors import UsageError
-from vmoe.train.loop import train
+from vmoe.train import train
 from vmoe.workdir.layout import read_init
 
 GOLDEN = Path(__file__).parents[1] / "golden"

@@ -16,8 +16,7 @@ from vmoe.config import EvalConfig, RoutingOverrides, TrainConfig
 from vmoe.data.pipeline import training_batches
 from vmoe.errors import UsageError
 from vmoe.mesh import place
-from vmoe.train import setup
-from vmoe.train.loop import train
+from vmoe.train import setup, train
 
 
 @pytest.fixture(scope="module")

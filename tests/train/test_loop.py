@@ -24,8 +24,8 @@ from vmoe.data.sources import Source, open_source
 from vmoe.errors import UsageError
 from vmoe.evaluate import evaluate
 from vmoe.sharding import ONE_DEVICE
-from vmoe.train.init import InitFrom, read_source
-from vmoe.train.loop import train
+from vmoe.train import InitFrom, train
+from vmoe.train.init import read_source
 from vmoe.train.state import init_state
 from vmoe.workdir.layout import steps_of
 

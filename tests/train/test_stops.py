@@ -32,8 +32,7 @@ from vmoe.checkpoints.run import Checkpoints
 from vmoe.config import EvalConfig, TrainConfig
 from vmoe.data.pipeline import training_batches
 from vmoe.errors import Failure, Stopped, UsageError
-from vmoe.train import loop, setup
-from vmoe.train.loop import train
+from vmoe.train import loop, setup, train
 from vmoe.train.report import Report
 from vmoe.workdir.layout import steps_of
 

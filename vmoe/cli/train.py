@@ -40,8 +40,7 @@ def run(argv: Sequence[str]) -> None:
     """Trains a model, and prints the final evaluations."""
     args = parse_with_config(TrainArgs, "train", argv)
     from vmoe import distributed
-    from vmoe.train.init import InitFrom
-    from vmoe.train.loop import train
+    from vmoe.train import InitFrom, train
 
     init = InitFrom(args.init, args.init_new_head, args.init_partial) if args.init else None
     if args.distributed:
