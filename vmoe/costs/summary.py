@@ -27,7 +27,7 @@ def summarize(config: ViTConfig, *, title: str = "model") -> str:
     """
     costs = cost(config)
     text = io.StringIO()
-    console = Console(file=text, width=100)
+    console = Console(file=text, width=100, force_terminal=False, force_jupyter=False)
     console.print(_parameter_table(config, costs, title))
     lines = [
         f"{config.depth} blocks, width {config.width}, {config.num_heads} heads, "

@@ -73,7 +73,10 @@ class Report:
         self._tables = [CsvWriter(workdir / name) for name in TABLES]
         self._metrics, self._evaluations, self._experts = self._tables
         self._events = TensorBoardWriter(workdir / "tensorboard")
-        self._console = Console(stderr=True, markup=False)
+        # In Jupyter, rich would show each line as an output of its own; plain lines go to stderr.
+        self._console = Console(
+            stderr=True, markup=False, force_jupyter=False, force_terminal=sys.stderr.isatty()
+        )
         self._progress = _progress(self._console, config.steps)
         self._task = self._progress.add_task("", total=config.steps)
         self._timed_from = 0, time.perf_counter()  # step, and when it ended
