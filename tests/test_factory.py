@@ -21,7 +21,7 @@ from vmoe.config.preprocessing import Preprocessing
 from vmoe.data.crops import resize_and_crop, to_float
 from vmoe.data.sources import open_source
 from vmoe.errors import UsageError
-from vmoe.train.loop import train
+from vmoe.train import train
 
 TINY = Path(__file__).parents[1] / "configs" / "tiny.py"
 
@@ -79,7 +79,9 @@ def test_image_files_and_pixels_are_preprocessed_as_in_training(run: Path, tmp_p
     expected = to_float(np.stack([resize_and_crop(image, Preprocessing(8)) for image in pixels]))
     loaded = vmoe.load(run)
     np.testing.assert_array_equal(loaded.preprocess(pixels), expected)
-    np.testing.assert_array_equal(loaded.preprocess([tmp_path / "0.png", pixels[1]]), expected)
+    content = (tmp_path / "0.png").read_bytes()  # as the examples of a folder have it
+    for image in (tmp_path / "0.png", content):
+        np.testing.assert_array_equal(loaded.preprocess([image, pixels[1]]), expected)
     digits = open_source("digits", "test").images[:3]
     assert outputs(loaded.model, loaded.preprocess(digits)).shape == (3, 10)
 
@@ -97,6 +99,7 @@ def test_images_are_preprocessed_as_the_loaded_model_says(run: Path) -> None:
     ("images", "message"),
     [
         ("0.png", "images='0.png': give a list of images"),
+        ([b"PNG"], r"images\[0\]: not an image, or in a format that cannot be read"),
         ([], "images: none given"),
         ([np.zeros((8, 8, 3))], r"images\[0\] is float64\[8, 8, 3\]: give a path, or pixels uint8"),
         ([np.zeros((8, 8), np.uint8)], r"images\[0\] is uint8\[8, 8\]"),
@@ -120,6 +123,23 @@ def test_routing_can_be_overridden_without_changing_parameters(
     jax.tree.map(np.testing.assert_array_equal, *trees)
     with pytest.raises(UsageError, match="k=5 is more than moe.num_experts=4"):
         vmoe.load(run, routing=RoutingOverrides(k=5))
+
+
+def test_a_changed_model_is_saved_with_its_classes_and_preprocessing(tmp_path: Path) -> None:
+    dense = vmoe.load("vit_fashion_mnist")
+    preprocessing = Preprocessing(28, resize_to=32)
+    sparse = dataclasses.replace(
+        dense, model=vmoe.upcycle(dense.model, num_experts=2), preprocessing=preprocessing
+    )
+    sparse.save(tmp_path / "sparse")
+    loaded = vmoe.load(tmp_path / "sparse")
+    assert loaded.model.config == sparse.model.config != dense.model.config
+    assert loaded.preprocessing == preprocessing
+    assert loaded.class_names == dense.class_names and loaded.step == dense.step
+    trees = (nnx.to_pure_dict(nnx.state(m, nnx.Param)) for m in (sparse.model, loaded.model))
+    jax.tree.map(np.testing.assert_array_equal, *trees)
+    with pytest.raises(UsageError, match="it is not empty; use another folder"):
+        sparse.save(tmp_path / "sparse")
 
 
 def test_a_tag_without_pretrained_is_refused() -> None:

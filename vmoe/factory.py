@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Float, UInt8
 
 from vmoe import models, zoo
-from vmoe.checkpoints import Origin, read
+from vmoe.checkpoints import Origin, StoredModel, read, write
 from vmoe.checkpoints.assemble import check_shapes
 from vmoe.checkpoints.checksums import by_name
 from vmoe.checkpoints.restore import split_path
@@ -20,7 +20,7 @@ from vmoe.config import RoutingOverrides, TrainConfig, replace
 from vmoe.config.inference import Inference
 from vmoe.config.preprocessing import Preprocessing
 from vmoe.data.crops import resize_and_crop, to_float
-from vmoe.data.decode import read_image
+from vmoe.data.decode import decode, read_image
 from vmoe.errors import UsageError, listed, naming, unknown
 from vmoe.nn.vit import ViT
 from vmoe.surgery import fit
@@ -31,7 +31,7 @@ SIZES = ("num_classes", "pre_logits", "image_size")
 
 __all__ = ["Loaded", "Origin", "create_model", "list_models", "load"]
 
-Image = str | Path | np.ndarray  # a file, or its pixels: uint8[h w 3]
+Image = str | Path | bytes | np.ndarray  # a file, its content, or its pixels: uint8[h w 3]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,8 +55,8 @@ class Loaded:
         """Images resized, cropped and scaled for the model, float32 in [-1, 1].
 
         Args:
-            images: paths of image files, or pixels uint8[h w 3] in [0, 255], of any size; or one
-                array uint8[b h w 3].
+            images: paths or bytes of image files, or pixels uint8[h w 3] in [0, 255], of any size;
+                or one array uint8[b h w 3].
 
         Raises:
             UsageError: there are no images, or one is neither an image file nor a pixel array.
@@ -70,10 +70,36 @@ class Loaded:
             raise UsageError("images: none given, give at least one")
         return to_float(np.stack(pixels))
 
+    def save(self, path: str | Path) -> None:
+        """Writes the model, as it is now, to a folder that ``load`` and training open.
+
+        It holds the class names, the preprocessing and a model card too. For other formats see
+        ``vmoe.checkpoints.write``.
+
+        Args:
+            path: a new or an empty folder, or hf://OWNER/NAME, to which it is pushed.
+
+        Raises:
+            UsageError: the folder has files.
+            Failure: it cannot be written.
+        """
+        stored = StoredModel(
+            config=self.model.config,
+            params=models.params_of(self.model),
+            class_names=self.class_names,
+            preprocessing=self.preprocessing,
+            step=self.step,
+            origin=self.origin,
+            train_config=self.train_config,
+        )
+        write(stored, path, format="vmoe")
+
 
 def _pixels(image: Image, i: int) -> UInt8[np.ndarray, "h w 3"]:
     if isinstance(image, str | Path):
         return read_image(image)
+    if isinstance(image, bytes):
+        return decode(image, f"images[{i}]")
     array = np.asarray(image)
     if array.dtype != np.uint8 or array.ndim != 3 or array.shape[-1] != 3:
         raise UsageError(
