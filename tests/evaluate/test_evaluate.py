@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.special
+import scipy.stats
 import sklearn.metrics
 from PIL import Image
 
@@ -30,14 +31,14 @@ from vmoe.config import (
 )
 from vmoe.config.preprocessing import Preprocessing
 from vmoe.data.crops import resize_and_crop, to_float
-from vmoe.data.sources import open_source
+from vmoe.data.sources import open_source, sample
 from vmoe.errors import Failure, UsageError
-from vmoe.evaluate import NamedEvaluation, evaluate, image_files, predict
+from vmoe.evaluate import NamedEvaluation, evaluate, image_files, paired_difference, predict
 from vmoe.evaluate.metrics import calibration_error, confusion
 from vmoe.evaluate.table import append_row, per_class, summary
 from vmoe.factory import Loaded, Origin
 from vmoe.nn.vit import ViT
-from vmoe.train.loop import train
+from vmoe.train import train
 from vmoe.train.report import Report
 
 FIELDS = dict(image_size=8, patch_size=4, depth=2, sparse_blocks=(0, 1), head_std=1.0)
@@ -91,6 +92,25 @@ def calibration_error_by_loop(confidence: np.ndarray, correct: np.ndarray) -> fl
 def test_a_confident_and_correct_model_has_no_calibration_error() -> None:
     assert calibration_error(np.ones(7), np.ones(7, bool)) == 0
     assert calibration_error(np.ones(8), np.arange(8) < 6) == pytest.approx(0.25)
+
+
+def test_two_models_are_compared_image_by_image() -> None:
+    """The oracle of the standard errors is SciPy."""
+    source = open_source("fashion_mnist_sample", "test")
+    names = ("vmoe_fashion_mnist", "vit_fashion_mnist")
+    sparse, dense = (evaluate(vmoe.load(name).model, source) for name in names)
+    right = [
+        (each.per_example.predictions == source.labels).astype(int) for each in (sparse, dense)
+    ]
+    for result, own in zip((sparse, dense), right, strict=True):
+        assert result.standard_error == pytest.approx(scipy.stats.sem(own, ddof=0))
+    accuracy, error = paired_difference(sparse, dense)
+    assert accuracy == pytest.approx(sparse.accuracy - dense.accuracy) and accuracy > 0
+    assert error == pytest.approx(scipy.stats.sem(right[0] - right[1], ddof=0))
+    assert error < np.hypot(sparse.standard_error, dense.standard_error)
+    fewer = evaluate(vmoe.load(names[0]).model, sample(source, 100))
+    with pytest.raises(UsageError, match="the labels differ, evaluate the same images"):
+        paired_difference(sparse, fewer)
 
 
 def test_predicted_classes_that_the_data_lacks_are_counted_as_other() -> None:

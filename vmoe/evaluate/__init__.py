@@ -6,14 +6,17 @@ from vmoe.evaluate.classification import (
     check_evaluation,
     evaluate,
 )
+from vmoe.evaluate.difference import Difference, paired_difference
 from vmoe.evaluate.predict import Prediction, image_files, predict
 
 __all__ = [
+    "Difference",
     "Evaluation",
     "NamedEvaluation",
     "Prediction",
     "check_evaluation",
     "evaluate",
     "image_files",
+    "paired_difference",
     "predict",
 ]

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import math
 import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -71,6 +72,11 @@ class Evaluation:
     """The metrics of each image, in the order of the data."""
     totals: dict[int, ExpertTotals] = dataclasses.field(repr=False, compare=False)
     """By sparse block: how much each expert was used, as ``vmoe.analysis.health`` judges it."""
+
+    @property
+    def standard_error(self) -> float:
+        """Of the accuracy, over the images; see ``paired_difference`` for two models."""
+        return math.sqrt(self.accuracy * (1 - self.accuracy) / self.images)
 
     def metrics(self) -> dict[str, object]:
         """The fields by name, except ``per_example``, ``class_names``, ``totals`` and those that
