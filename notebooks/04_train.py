@@ -1,0 +1,282 @@
+# %% [markdown]
+# # Train a V-MoE
+#
+# From data to a trained model in Python: a config, a run folder, its metrics, an evaluation with
+# and without capacity limits, a prediction. Then resume the run, and train on images of your own.
+
+# %% [markdown]
+# Where vmoe is not installed, this cell installs it from an address. It was never tried on Colab.
+
+# %%
+import subprocess
+import sys
+
+address = ""  # in Colab: where to install vmoe from
+if address:
+    subprocess.run([sys.executable, "-m", "pip", "install", address], check=True)
+
+# %% [markdown]
+# The settings that decide how long this takes, and where files are written.
+
+# %% tags=["parameters"]
+steps = 800  # of training on digits
+own_steps = 150  # of training on images of your own
+folder = ""  # for all files; a temporary one if empty
+
+# %%
+import tempfile
+from pathlib import Path
+
+import jax
+import matplotlib.pyplot as plt
+import numpy as np
+from PIL import Image
+
+import vmoe
+from vmoe.analysis.colors import expert_colors
+from vmoe.config import (
+    DataConfig,
+    MoEConfig,
+    OptimConfig,
+    RoutingOverrides,
+    TrainConfig,
+    ViTConfig,
+    WeightDecayConfig,
+    replace,
+)
+from vmoe.data.sources import SPLITS, open_source
+from vmoe.evaluate import evaluate, paired_difference
+from vmoe.train import train
+
+folder = Path(folder or tempfile.mkdtemp())
+
+# %% [markdown]
+# ## Data
+# `digits` comes with scikit-learn: handwritten digits of 8 x 8 pixels, here always split in the
+# same way.
+
+# %%
+sources = {split: open_source("digits", split) for split in SPLITS}
+print({split: len(source) for split, source in sources.items()}, "images")
+figure, axes = plt.subplots(1, 10, figsize=(12, 1.6))
+for i, ax in enumerate(axes):
+    ax.imshow(sources["train"][i].image)
+    ax.set_title(sources["train"].class_names[sources["train"][i].label])
+    ax.axis("off")
+
+# %% [markdown]
+# ## Config
+# One `TrainConfig` describes a whole run. This is a ViT with four blocks; in blocks 1 and 3 eight
+# experts replace the MLP.
+
+# %%
+config = TrainConfig(
+    model=ViTConfig(
+        patch_size=2,
+        width=64,
+        depth=4,
+        mlp_dim=128,
+        num_heads=4,
+        image_size=8,
+        num_classes=10,
+        position_std=1.0,
+        sparse_blocks=(1, 3),
+        moe=MoEConfig(num_experts=8),
+    ),
+    data=DataConfig("digits", shift=1),
+    optim=OptimConfig(
+        lr=2e-3,
+        end_lr=2e-5,
+        warmup_steps=steps // 20,
+        weight_decay=WeightDecayConfig(kernels=0.05),
+        grad_clip_norm=1.0,
+    ),
+    steps=steps,
+    batch_size=32,
+    label_smoothing=0.1,
+)
+
+# %% [markdown]
+# `replace` makes a variant; a dict changes fields of a nested config. A wrong name or value is an
+# error at once.
+
+# %%
+config = replace(
+    config,
+    log_every=max(1, steps // 20),
+    evaluate_every=max(1, steps // 5),
+    checkpoint_every=max(1, steps // 2),
+    model=dict(moe=dict(capacity_factor=1.05, router=dict(k=2))),
+)
+
+# %% [markdown]
+# ## Train
+# `train` writes everything into the run folder and returns the last evaluation, on the validation
+# split. Interrupting the kernel saves a checkpoint; the same call resumes from it.
+
+# %%
+workdir = folder / "digits"
+evaluations = train(config, workdir)
+print(f"validation accuracy {evaluations[0].result.accuracy:.1%}")
+print("run folder:", *sorted(path.name for path in workdir.glob("[a-z]*")))
+
+# %% [markdown]
+# ## Metrics
+# The run folder has the metrics as CSV files, and for TensorBoard. A choice of an expert is dropped
+# when the expert has no slot left.
+
+
+# %%
+def read(name):
+    """A CSV file of the run as a table."""
+    return np.genfromtxt(
+        workdir / name, delimiter=",", names=True, deletechars="", dtype=None, encoding="utf-8"
+    )
+
+
+metrics, validation, experts = read("metrics.csv"), read("evaluations.csv"), read("experts.csv")
+figure, (left, middle, right) = plt.subplots(1, 3, figsize=(12, 3), layout="constrained")
+left.plot(metrics["step"], metrics["loss"])
+left.set_ylabel("training loss")
+middle.plot(metrics["step"], metrics["accuracy"], label="training batches")
+middle.plot(validation["step"], validation["accuracy"], "o-", label="validation")
+middle.set_ylabel("accuracy")
+middle.legend()
+for block in config.model.sparse_blocks:
+    right.plot(metrics["step"], metrics[f"block{block}/dropped"], label=f"block {block}")
+right.set_ylabel("choices dropped")
+right.legend()
+for ax in (left, middle, right):
+    ax.set_xlabel("step")
+    ax.grid(alpha=0.3)
+
+# %% [markdown]
+# The load of an expert is its share of the choices in one batch. The dotted line is an even load,
+# which the auxiliary losses favour.
+
+# %%
+blocks, colors = config.model.sparse_blocks, expert_colors(config.model.moe.num_experts)
+figure, axes = plt.subplots(1, len(blocks), figsize=(12, 3), sharey=True, layout="constrained")
+for block, ax in zip(blocks, axes, strict=True):
+    for e, color in enumerate(colors):
+        rows = experts[(experts["block"] == block) & (experts["expert"] == e)]
+        ax.plot(rows["step"], rows["load"], color=color, label=e)
+    ax.axhline(1 / len(colors), color="grey", linestyle=":")
+    ax.set(xlabel="step", title=f"block {block}")
+    ax.grid(alpha=0.3)
+axes[0].set_ylabel("load")
+axes[-1].legend(title="expert", ncols=4, fontsize=8)
+plt.show()
+
+# %% [markdown]
+# ## Evaluate
+# The test split was not used until now. Routing can be changed without training: here less
+# capacity, and none of its limits. Differences are to the model as trained, with standard errors.
+
+# %%
+loaded = vmoe.load(workdir)
+trained = evaluate(loaded.model, sources["test"])
+print(
+    f"as trained        accuracy {trained.accuracy:.2%} ± {trained.standard_error:.2%},",
+    f"dropped {trained.dropped:.1%}",
+)
+settings = {
+    "half the capacity": RoutingOverrides(capacity_factor=0.5),
+    "no capacity limit": RoutingOverrides(dropless=True),
+}
+for name, routing in settings.items():
+    result = evaluate(vmoe.load(workdir, routing=routing).model, sources["test"])
+    change, error = paired_difference(result, trained)
+    print(
+        f"{name} accuracy {result.accuracy:.2%}, dropped {result.dropped:.1%},",
+        f"difference {100 * change:+.2f} ± {100 * error:.2f} points",
+    )
+
+# %% [markdown]
+# ## Predict
+# `preprocess` takes pixels, or paths of image files. The softmax of the logits gives probabilities.
+
+# %%
+example = sources["test"][0]
+probabilities = jax.nn.softmax(jax.jit(loaded.model)(loaded.preprocess([example.image])))[0]
+figure, (left, right) = plt.subplots(1, 2, figsize=(8, 2.5), layout="constrained")
+left.imshow(example.image)
+left.axis("off")
+right.bar(loaded.class_names, probabilities)
+right.set(xlabel="class", ylabel="probability", ylim=(0, 1))
+print(f"predicted {loaded.class_names[probabilities.argmax()]}, labelled {example.label}")
+
+# %% [markdown]
+# ## Resume
+# The same call again resumes a run. This one is complete, so it is only evaluated, and the metrics
+# stay as they are.
+
+# %%
+before = (workdir / "metrics.csv").read_bytes()
+train(config, workdir)
+print("metrics unchanged:", (workdir / "metrics.csv").read_bytes() == before)
+
+# %% [markdown]
+# ## Images of your own: arrays
+# One file holds the images (uint8), the labels and the names of the classes. As an example, the
+# packaged sample of Fashion-MNIST with three classes instead of ten.
+
+# %%
+sample = open_source("fashion_mnist_sample", "test")
+classes = ["bag", "clothing", "shoe"]
+kinds = {"Bag": 0, "Sandal": 2, "Sneaker": 2, "Ankle boot": 2}
+labels = np.array([kinds.get(sample.class_names[label], 1) for label in sample.labels])
+np.savez(folder / "own.npz", images=sample.images, labels=labels, class_names=classes)
+
+# %% [markdown]
+# ## Images of your own: a folder
+# Or image files, in a folder for each class.
+
+# %%
+for i, (pixels, label) in enumerate(zip(sample.images, labels, strict=True)):
+    path = folder / "photos" / classes[label] / f"{i:03}.png"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels).save(path)
+print(path.relative_to(folder))
+
+# %% [markdown]
+# Both are split into about 80% for training, 10% for validation and 10% for test, always in the
+# same way. Arrays and folders that are split already keep their splits.
+
+# %%
+names = [f"arrays:{folder / 'own.npz'}", f"folder:{folder / 'photos'}"]
+for name in names:
+    print({split: len(open_source(name, split)) for split in SPLITS}, name.partition(":")[0])
+
+# %% [markdown]
+# The config needs the number of classes, and an image size that the patches divide; images of other
+# sizes are resized.
+
+# %%
+own = replace(
+    config,
+    model=dict(num_classes=len(classes), image_size=28, patch_size=7),
+    data=DataConfig(names[1], flip=True, shift=2),
+    optim=dict(warmup_steps=own_steps // 20),
+    steps=own_steps,
+)
+train(own, folder / "own")
+loaded, test = vmoe.load(folder / "own"), open_source(names[1], "test")
+result = evaluate(loaded.model, test)
+print(
+    f"accuracy {result.accuracy:.1%} ± {result.standard_error:.1%} on {result.images} test images"
+)
+
+# %% [markdown]
+# The first test images of each class, one class per row, under their predictions. Errors are red.
+
+# %%
+figure, axes = plt.subplots(len(loaded.class_names), 8, figsize=(12, 5), squeeze=False)
+for label, row in enumerate(axes):
+    for i, ax in zip(np.flatnonzero(result.per_example.labels == label), row, strict=False):
+        prediction = result.per_example.predictions[i]
+        ax.imshow((loaded.preprocess([test[i].image])[0] + 1) / 2)
+        color = "black" if prediction == label else "firebrick"
+        ax.set_title(loaded.class_names[prediction], color=color)
+for ax in axes.flat:
+    ax.axis("off")
