@@ -25,7 +25,7 @@ from vmoe.errors import UsageError
 from vmoe.evaluate import evaluate
 from vmoe.sharding import ONE_DEVICE
 from vmoe.train import InitFrom, train
-from vmoe.train.init import read_source
+from vmoe.train.init import messages, read_source
 from vmoe.train.state import init_state
 from vmoe.workdir.layout import steps_of
 
@@ -203,6 +203,16 @@ def test_a_run_that_starts_from_another_starts_its_moving_average_from_it_too(
     expected = nnx.to_pure_dict(nnx.state(vmoe.load(run).model, nnx.Param))
     for params in (state.params, state.ema):
         jax.tree.map(np.testing.assert_array_equal, params, expected)
+
+
+def test_the_source_of_a_run_is_shown_relative_to_the_working_directory(
+    run: Path, config: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(run.parent)
+    initial = read_source(InitFrom(run.name), tmp_path / "new", config.model)
+    assert initial is not None and initial.record["path"] == str(run)
+    first = next(messages(initial, initial.class_names))
+    assert first.startswith(f"starting from {run.name}, step 40 (moving average)")
 
 
 def test_the_newest_checkpoints_and_the_best_are_kept(config: TrainConfig, tmp_path: Path) -> None:

@@ -128,6 +128,12 @@ def _absolute(path: str) -> str:
     return path if zoo.address(path) != path else str(Path(path).absolute())
 
 
+def _shown(path: str) -> str:
+    """A path below the working directory relative to it; others unchanged."""
+    below = Path(path).is_relative_to(Path.cwd())
+    return str(Path(path).relative_to(Path.cwd())) if below else path
+
+
 def _text(source: InitFrom | None) -> str:
     if source is None:
         return "random parameters"
@@ -149,7 +155,8 @@ def messages(init: Init, class_names: tuple[str, ...]) -> Iterator[str]:
     record, changes = init.record, init.changes
     average = " (moving average)" if record["weights"] == "ema" else ""
     step = "" if record["step"] is None else f", step {record['step']}"
-    yield f"starting from {record['path']}{step}{average}: {len(changes.loaded)} parameters loaded"
+    path = _shown(record["path"])
+    yield f"starting from {path}{step}{average}: {len(changes.loaded)} parameters loaded"
     for name in ("new", "dropped", "resized"):
         if paths := getattr(changes, name):
             yield f"{len(paths)} {name}: {listed(paths, NAMED)}"
