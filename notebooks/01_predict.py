@@ -5,21 +5,18 @@
 # experts an image used. Then predict at other image sizes and with other routing settings; nothing
 # is trained.
 
-# %% [markdown]
-# Where vmoe is not installed, this cell installs it from an address. It was never tried on Colab.
-
 # %%
-import subprocess
-import sys
-
-address = ""  # in Colab: where to install vmoe from
+address = ""  # where to install vmoe from, if it is not installed; in Colab, for example
 if address:
+    import subprocess
+    import sys
+
     subprocess.run([sys.executable, "-m", "pip", "install", address], check=True)
 
 # %% [markdown]
-# `checkpoint` is anything that `vmoe.load` opens: a name that `vmoe models --pretrained` lists, a
-# run folder, a file or a URL. `data` is a data set of its classes, such as `folder:PATH`. The last
-# two sections need a sparse model.
+# This has not been tried in Colab. `checkpoint` is anything that `vmoe.load` opens: a name that
+# `vmoe models --pretrained` lists, a run folder, a file or a URL. `data` is a data set of its
+# classes, such as `folder:PATH`. The last two sections need a sparse model.
 
 # %% tags=["parameters"]
 checkpoint = "vmoe_fashion_mnist"

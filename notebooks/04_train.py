@@ -4,27 +4,24 @@
 # From data to a trained model in Python: a config, a run folder, its metrics, an evaluation with
 # and without capacity limits, a prediction. Then resume the run, and train on images of your own.
 
-# %% [markdown]
-# Where vmoe is not installed, this cell installs it from an address. It was never tried on Colab.
-
 # %%
-import subprocess
-import sys
-
-address = ""  # in Colab: where to install vmoe from
+address = ""  # where to install vmoe from, if it is not installed; in Colab, for example
 if address:
+    import subprocess
+    import sys
+
     subprocess.run([sys.executable, "-m", "pip", "install", address], check=True)
 
 # %% [markdown]
-# The settings that decide how long this takes, and where files are written.
+# This has not been tried in Colab. The settings decide how long it takes and where files are
+# written.
 
 # %% tags=["parameters"]
 steps = 800  # of training on digits
 own_steps = 150  # of training on images of your own
-folder = ""  # for all files; a temporary one if empty
+folder = "runs"  # for all files; delete it to start anew
 
 # %%
-import tempfile
 from pathlib import Path
 
 import jax
@@ -48,7 +45,8 @@ from vmoe.data.sources import SPLITS, open_source
 from vmoe.evaluate import evaluate, paired_difference
 from vmoe.train import train
 
-folder = Path(folder or tempfile.mkdtemp())
+folder = Path(folder)
+folder.mkdir(parents=True, exist_ok=True)
 
 # %% [markdown]
 # ## Data
@@ -237,7 +235,7 @@ for i, (pixels, label) in enumerate(zip(sample.images, labels, strict=True)):
     path = folder / "photos" / classes[label] / f"{i:03}.png"
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(pixels).save(path)
-print(path.relative_to(folder))
+print(path)
 
 # %% [markdown]
 # Both are split into about 80% for training, 10% for validation and 10% for test, always in the
@@ -246,7 +244,7 @@ print(path.relative_to(folder))
 # %%
 names = [f"arrays:{folder / 'own.npz'}", f"folder:{folder / 'photos'}"]
 for name in names:
-    print({split: len(open_source(name, split)) for split in SPLITS}, name.partition(":")[0])
+    print({split: len(open_source(name, split)) for split in SPLITS}, name)
 
 # %% [markdown]
 # The config needs the number of classes, and an image size that the patches divide; images of other
