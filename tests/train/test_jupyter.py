@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import nbformat
+import pytest
 from nbclient import NotebookClient
 
 from tests.command import TINY
@@ -18,6 +19,7 @@ evaluations = train(config, {workdir!r})
 """
 
 
+@pytest.mark.slow
 def test_a_run_prints_plain_lines_and_writes_the_whole_summary(tmp_path: Path) -> None:
     """There, rich shows each line and each table as an output of its own, unless it is told not to,
     and colours text for files."""
