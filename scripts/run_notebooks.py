@@ -73,6 +73,7 @@ def run(path: Path, settings: list[str], out: Path) -> None:
             notebook,
             timeout=None,
             record_timing=False,
+            coalesce_streams=True,  # lines that follow each other are one output
             resources={"metadata": {"path": folder}},
             config=Config(KernelManager={"transport_encryption": "auto"}),
         )
