@@ -4,7 +4,9 @@
 # looks at what the routers of a trained model have learned: which experts are used, for what, what
 # is dropped when they are full, and how much the predictions depend on all this. These are the
 # analyses of the V-MoE paper ([arXiv 2106.05974](https://arxiv.org/abs/2106.05974), section 4,
-# appendices E and F), step by step, on a small model that comes with the package.
+# appendices E and F), step by step, on a small model that comes with the package. Its emoji are
+# drawings of Noto Color Emoji ((c) Google, Apache License 2.0) and Twemoji ((c) Twitter, Inc and
+# other contributors, CC-BY 4.0).
 
 # %%
 address = ""  # where to install vmoe from, if it is not installed; in Colab, for example

@@ -74,6 +74,12 @@ Labelled = tuple[Images, Int[np.ndarray, "b"] | None, Valid | None]
 """Images, their classes, and which of them are more than padding; None if unknown, for all."""
 
 
+def without_padding(batch: Labelled) -> Float[np.ndarray, "x h w 3"]:
+    """The images of a batch that are more than padding."""
+    images, _, valid = batch
+    return np.asarray(images)[slice(None) if valid is None else np.asarray(valid)]
+
+
 def collect(
     model: ViT, batches: Iterable[Labelled], *, decide: Mapping[int, Route] | None = None
 ) -> Iterator[Collected]:

@@ -7,7 +7,7 @@ import numpy as np
 from einops import rearrange
 from jaxtyping import Float, Int, Shaped
 
-from vmoe.analysis.collect import Collected, Labelled
+from vmoe.analysis.collect import Collected, Labelled, without_padding
 from vmoe.errors import UsageError
 
 
@@ -87,8 +87,8 @@ def _aligned(
 ) -> Iterator[tuple[int, Float[np.ndarray, "b h w 3"], Collected]]:
     """The number of a batch's first image, its images without padding, and their routing."""
     first = 0
-    for (images, _, valid), part in zip(batches, parts, strict=True):
-        real = np.asarray(images)[slice(None) if valid is None else np.asarray(valid)]
+    for batch, part in zip(batches, parts, strict=True):
+        real = without_padding(batch)
         if len(real):
             yield first, real, part
         first += len(real)

@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Int
 
 from vmoe import models
 from vmoe.analysis import BlockStatistics, collect, concatenate
-from vmoe.analysis.collect import Collected, Labelled
+from vmoe.analysis.collect import Collected, without_padding
 from vmoe.analysis.effects import at_capacities, at_k, with_random_routers
 from vmoe.analysis.patches import Favourites, favourites
 from vmoe.config import RoutingOverrides, Soft, TokenChoice, ViTConfig, replace
@@ -116,13 +116,7 @@ def _experts_of_patches(
     batch = next(batches())
     collected = concatenate(collect(loaded.model, [batch]))
     patch_size = loaded.model.config.patch_size
-    return experts_of_patches(_images_of(batch), collected, patch_size=patch_size)
-
-
-def _images_of(batch: Labelled) -> Float[np.ndarray, "b h w 3"]:
-    """Without padding."""
-    images, _, valid = batch
-    return np.asarray(images)[slice(None) if valid is None else np.asarray(valid)]
+    return experts_of_patches(without_padding(batch), collected, patch_size=patch_size)
 
 
 def _weight_histograms(
@@ -170,7 +164,8 @@ def _kept_patches(
         )
         for slots, factor in columns.items()
     }
-    return kept_patches(_images_of(batch), collected, block=block, patch_size=config.patch_size)
+    images = without_padding(batch)
+    return kept_patches(images, collected, block=block, patch_size=config.patch_size)
 
 
 def _first_slots(routing: Collected, i: int, slots: int) -> Collected:

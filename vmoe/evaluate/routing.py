@@ -11,7 +11,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
-from vmoe.analysis.collect import Collected, Labelled, collect
+from vmoe.analysis.collect import Collected, Labelled, collect, without_padding
 from vmoe.analysis.effects import BatchDependence, batch_dependence
 from vmoe.analysis.export import export
 from vmoe.analysis.health import Finding, findings
@@ -122,7 +122,7 @@ def measure_routing(
     if export_to:
         export(export_to, collected())
     blocks = statistics(collected())
-    images = np.concatenate([own if valid is None else own[valid] for own, _, valid in reordered])
+    images = np.concatenate([without_padding(batch) for batch in reordered])
     dependence = batch_dependence(loaded.model, images, batch_size=batch_size)
     found = findings(blocks, dependence)
     return MeasuredRouting(loaded, data, batches, blocks, dependence, found)

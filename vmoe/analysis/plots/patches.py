@@ -1,10 +1,11 @@
 """Figures of images: who processes each patch, what is kept, and what experts weigh most."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from einops import rearrange
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Shaped
 from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
@@ -46,11 +47,8 @@ def experts_of_patches(
     """
     columns = early_to_late(collected.blocks, blocks, 6)
     experts = {i: _strongest(i, collected.blocks[i], images, patch_size) for i in columns}
-    shown = _spread(len(images), show)
-    pixels = np.clip((images[shown] + 1) / 2, 0, 1)
     title = "The expert with the largest weight for each patch; grey: dropped"
-    figure, axes = panels(len(pixels), 1 + len(columns), size=(1.5, 1.5), title=title)
-    _show_images(axes, pixels)
+    figure, axes, shown, pixels = _beside_images(images, len(columns), show, title)
     for column, (i, of_patches) in enumerate(experts.items(), start=1):
         axes[0][column].set_title(f"block {i}", fontsize=SMALL)
         colors = expert_colors(collected.blocks[i].gates.shape[-1])
@@ -73,18 +71,25 @@ def _strongest(
     return on_grid(np.where(block.kept.any(-1), experts, -1), images, patch_size)
 
 
-def _spread(total: int, show: int) -> Int[np.ndarray, "x"]:
-    """Some numbers from 0 to total - 1, evenly spread."""
-    return np.unique(np.linspace(0, total - 1, min(show, total)).round().astype(int))
+def _beside_images(
+    images: Float[np.ndarray, "b h w 3"], columns: int, show: int, title: str
+) -> tuple[Figure, list[list[Axes]], Int[np.ndarray, "x"], Float[np.ndarray, "x h w 3"]]:
+    """A figure with some images in its first column, and more columns without ticks.
 
-
-def _show_images(axes: list[list[Axes]], pixels: Float[np.ndarray, "b h w 3"]) -> None:
-    """Draws the first column and takes the ticks from all."""
+    Returns:
+        the figure; its axes by row and column; the numbers of the images, spread over all; and
+        their pixels in [0, 1].
+    """
+    total = len(images)
+    shown = np.unique(np.linspace(0, total - 1, min(show, total)).round().astype(int))
+    pixels = np.clip((images[shown] + 1) / 2, 0, 1)
+    figure, axes = panels(len(pixels), 1 + columns, size=(1.5, 1.5), title=title)
     axes[0][0].set_title("image", fontsize=SMALL)
     for row, image in zip(axes, pixels, strict=True):
         row[0].imshow(image)
         for ax in row:
             ax.set(xticks=[], yticks=[])
+    return figure, axes, shown, pixels
 
 
 def _tinted(
@@ -94,8 +99,8 @@ def _tinted(
     patch_size: int,
 ) -> Float[np.ndarray, "h w 3"]:
     palette = np.array([*map(to_rgb, colors), (GREY,) * 3])  # the last one for -1
-    of_pixels = palette[experts].repeat(patch_size, 0).repeat(patch_size, 1)
-    return TINT * of_pixels + (1 - TINT) * image.mean(-1, keepdims=True)
+    grey = image.mean(-1, keepdims=True)
+    return TINT * _of_pixels(palette[experts], patch_size) + (1 - TINT) * grey
 
 
 def kept_patches(
@@ -120,16 +125,13 @@ def kept_patches(
         UsageError: a router makes no choices, or there is no such block; or as for ``on_grid``.
     """
     kept = {name: _kept(each, block, images, patch_size) for name, each in collected.items()}
-    shown = _spread(len(images), show)
-    pixels = np.clip((images[shown] + 1) / 2, 0, 1)
     title = f"Patches with a slot in block {block}; crossed out: dropped"
-    figure, axes = panels(len(pixels), 1 + len(kept), size=(1.5, 1.5), title=title)
-    _show_images(axes, pixels)
+    figure, axes, shown, pixels = _beside_images(images, len(kept), show, title)
     for column, (name, mask) in enumerate(kept.items(), start=1):
         axes[0][column].set_title(f"{name}\n{mask.mean():.0%} with a slot", fontsize=SMALL)
         for row, image, own in zip(axes, pixels, mask[shown], strict=True):
             row[column].imshow(_dimmed(image, own, patch_size))
-            y, x = ((place + 0.5) * patch_size - 0.5 for place in np.nonzero(~own))
+            y, x = (_centre(place, patch_size) for place in np.nonzero(~own))
             marks = 40 * patch_size / image.shape[0]  # in points
             row[column].scatter(x, y, s=marks**2, marker="x", c="black", lw=0.7, alpha=0.6)
     return figure
@@ -148,16 +150,26 @@ def _kept(
 
 def _write_number(ax: Axes, j: int, i: int, expert: int, color: str, patch_size: int) -> None:
     """Writes the number of an expert on the patch in row i and column j."""
-    x, y = ((place + 0.5) * patch_size - 0.5 for place in (j, i))
+    x, y = (_centre(place, patch_size) for place in (j, i))
     style = dict(ha="center", va="center", color=text_color(color), fontsize=SMALL)
     ax.text(x, y, str(expert), **style)
+
+
+def _centre(place: Any, patch_size: int) -> Any:
+    """The pixel coordinate of the centre of a row or column of patches."""
+    return (place + 0.5) * patch_size - 0.5
+
+
+def _of_pixels(grid: Shaped[np.ndarray, "i j x"], patch_size: int) -> Shaped[np.ndarray, "h w x"]:
+    """The value of each pixel's patch."""
+    return grid.repeat(patch_size, 0).repeat(patch_size, 1)
 
 
 def _dimmed(
     image: Float[np.ndarray, "h w 3"], kept: Bool[np.ndarray, "i j"], patch_size: int
 ) -> Float[np.ndarray, "h w 3"]:
-    of_pixels = kept.repeat(patch_size, 0).repeat(patch_size, 1)[..., None]
-    return np.where(of_pixels, image, GREY + LEFT * (image.mean(-1, keepdims=True) - GREY))
+    visible = _of_pixels(kept[..., None], patch_size)
+    return np.where(visible, image, GREY + LEFT * (image.mean(-1, keepdims=True) - GREY))
 
 
 def favourite_patches(
