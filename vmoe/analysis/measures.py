@@ -1,5 +1,7 @@
 """Statistics of routing records."""
 
+from collections.abc import Iterable
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
@@ -8,32 +10,6 @@ from vmoe.axes import Record, Routing
 from vmoe.routing.groups import images_in_group, ungroup
 
 Scalar = Float[Array, ""]
-
-
-def choices_and_drops(records: dict[int, Record]) -> tuple[Scalar, Scalar]:
-    """The number of choices in all blocks, and the number that got no slot.
-
-    Expert choice and soft routing drop nothing; soft routing makes no choices.
-    """
-    choices = dropped = jnp.zeros(())
-    for record in records.values():
-        if isinstance(record.routing, Routing):
-            dropped += record.routing.dropped.sum()
-            choices += (record.routing.dropped | record.routing.kept).sum()
-    return choices, dropped
-
-
-def tokens_and_unprocessed(records: dict[int, Record]) -> tuple[Scalar, Scalar]:
-    """The number of tokens in all blocks, and the number that no expert processed.
-
-    They keep the value that the residual connection carries. Soft routing processes all tokens.
-    """
-    tokens = unprocessed = jnp.zeros(())
-    for record in records.values():
-        tokens += record.valid.sum()
-        if isinstance(record.routing, Routing):
-            unprocessed += (record.valid & ~record.routing.kept.any(-1)).sum()
-    return tokens, unprocessed
 
 
 def expert_use(record: Record, b: int, devices: int = 1) -> Float[Array, "b e"]:
@@ -67,31 +43,6 @@ def choices_per_expert(routing: Routing) -> Float[Array, "e"]:
     return jnp.zeros(e + 1).at[routing.experts].add(1)[:e]
 
 
-def block_measures(record: Record) -> dict[str, Array]:
-    """How evenly one sparse block used its experts, over all real tokens.
-
-    Returns:
-        load: fraction of the choices per expert, before any is dropped; sums to 1. Equal to
-            importance for soft routing, which makes no choices.
-        importance: mean gate of each expert; sums to 1.
-        dropped: fraction of the choices that got no slot.
-        unprocessed: fraction of the tokens that no expert processed.
-        gate_entropy: mean entropy of a token's gates, in nats; from 0 (one expert) to ln e (even).
-    """
-    totals = expert_totals(record)
-    tokens = jnp.maximum(totals["tokens"], 1)
-    choices = jnp.maximum(totals["choices"].sum(), 1)
-    importance = totals["gates"] / tokens
-    makes_choices = isinstance(record.routing, Routing)
-    return {
-        "load": totals["choices"] / choices if makes_choices else importance,
-        "importance": importance,
-        "dropped": (totals["choices"] - totals["kept"]).sum() / choices,
-        "unprocessed": totals["unprocessed"] / tokens,
-        "gate_entropy": totals["entropy"] / tokens,
-    }
-
-
 def expert_totals(record: Record) -> dict[str, Array]:
     """The fields of ``ExpertTotals`` of one sparse block, over all real tokens."""
     real, gates = record.valid[..., None], record.gates
@@ -108,4 +59,47 @@ def expert_totals(record: Record) -> dict[str, Array]:
         "choices": choices,
         "kept": kept,
         "unprocessed": unprocessed,
+    }
+
+
+def dropped_and_unprocessed(blocks: Iterable[dict[str, Array]]) -> tuple[Scalar, Scalar]:
+    """Fraction of the choices that got no slot, and of the tokens that no expert processed.
+
+    Such tokens keep the value that the residual connection carries. Expert choice and soft routing
+    drop nothing; soft routing makes no choices and processes all tokens.
+
+    Args:
+        blocks: the ``expert_totals`` of sparse blocks, over which the fractions are taken.
+    """
+    blocks = list(blocks)
+    choices = sum(totals["choices"].sum() for totals in blocks)
+    kept = sum(totals["kept"].sum() for totals in blocks)
+    tokens = sum(totals["tokens"] for totals in blocks)
+    unprocessed = sum(totals["unprocessed"] for totals in blocks)
+    return (choices - kept) / jnp.maximum(choices, 1), unprocessed / jnp.maximum(tokens, 1)
+
+
+def block_measures(totals: dict[str, Array]) -> dict[str, Array]:
+    """How evenly one sparse block used its experts, over all real tokens.
+
+    Args:
+        totals: the ``expert_totals`` of the block.
+
+    Returns:
+        load: fraction of the choices per expert, before any is dropped; sums to 1. Equal to
+            importance for soft routing, which makes no choices.
+        importance: mean gate of each expert; sums to 1.
+        dropped, unprocessed: see ``dropped_and_unprocessed``.
+        gate_entropy: mean entropy of a token's gates, in nats; from 0 (one expert) to ln e (even).
+    """
+    tokens = jnp.maximum(totals["tokens"], 1)
+    choices = totals["choices"].sum()
+    importance = totals["gates"] / tokens
+    dropped, unprocessed = dropped_and_unprocessed([totals])
+    return {
+        "load": jnp.where(choices > 0, totals["choices"] / jnp.maximum(choices, 1), importance),
+        "importance": importance,
+        "dropped": dropped,
+        "unprocessed": unprocessed,
+        "gate_entropy": totals["entropy"] / tokens,
     }

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import optax
 
 from vmoe import models
-from vmoe.analysis.measures import block_measures, choices_and_drops, tokens_and_unprocessed
+from vmoe.analysis.measures import block_measures, dropped_and_unprocessed, expert_totals
 from vmoe.config import TrainConfig
 from vmoe.data.pipeline import Batch
 from vmoe.nn.losses import cross_entropy
@@ -93,14 +93,14 @@ def _loss(
     loss = cross_entropy(logits, labels, config.loss).mean()
     aux_loss = sum((record.aux_loss for record in records.values()), jnp.zeros(()))
     correct = logits.argmax(-1) == batch.labels.argmax(-1)
-    choices, dropped = choices_and_drops(records)
-    tokens, unprocessed = tokens_and_unprocessed(records)
+    totals = {block: expert_totals(record) for block, record in records.items()}
+    dropped, unprocessed = dropped_and_unprocessed(totals.values())
     metrics = {
         "loss": loss,
         "accuracy": correct.mean(),
         "aux_loss": aux_loss,
-        "dropped": dropped / jnp.maximum(choices, 1),
-        "unprocessed": unprocessed / jnp.maximum(tokens, 1),
-        "blocks": {block: block_measures(record) for block, record in records.items()},
+        "dropped": dropped,
+        "unprocessed": unprocessed,
+        "blocks": {block: block_measures(sums) for block, sums in totals.items()},
     }
     return loss + aux_loss, metrics
