@@ -11,13 +11,10 @@ The script can be stopped at any time and started again: training resumes.
 """
 
 import argparse
-import csv
 import fnmatch
 import json
 import os
 import re
-import statistics
-import time
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +27,6 @@ from vmoe.config import to_json
 from vmoe.costs.flops import cost
 from vmoe.workdir.layout import read_environment, replace_text
 
-METRICS, RATE = "metrics.csv", "images_per_second"
 MEASURE = ROOT / "scripts" / "reproduction" / "measure.py"
 BEGIN, END = (f"<!-- scripts/reproduce_small.py: {word} -->" for word in ("begin", "end"))
 VERSIONS = ("commit", "python", "machine", "cores", "jax", "jaxlib", "flax", "numpy")
@@ -56,7 +52,6 @@ class Reproduction(Experiments):
             workdir, recipe = self.workdir / f"{name}-{seed}", self.workdir / f"{name}.json"
             replace_text(recipe, to_json(config))
             self.vmoe("train", "--config", recipe, "--workdir", workdir, "--seed", seed)
-            start = time.perf_counter()
             figures = json.loads(self.python(MEASURE, workdir, "--images", self.images))
             costs, environment = cost(config.model), read_environment(workdir)
             return {
@@ -66,8 +61,6 @@ class Reproduction(Experiments):
                 "parameters": costs.parameters,
                 "flops_per_image": costs.flops_per_image,
                 "versions": {name: environment[name] for name in VERSIONS},
-                "images_per_second": images_per_second(workdir),
-                "seconds_to_measure": round(time.perf_counter() - start),
                 "figures": figures,
             }
 
@@ -76,12 +69,6 @@ class Reproduction(Experiments):
             file = self.results / f"{name}-{seed}.json"
             raise SystemExit(f"{file}: made with other {', '.join(different)}; use other --rows")
         return row
-
-
-def images_per_second(run: Path) -> float:
-    """The median of a run, in training."""
-    with (run / METRICS).open(newline="") as file:
-        return statistics.median(float(row[RATE]) for row in csv.DictReader(file))
 
 
 def read_rows(folder: Path) -> Rows:

@@ -35,7 +35,7 @@ def test_a_run_is_trained_measured_and_gets_a_row(tmp_path: Path) -> None:
     row = json.loads((tmp_path / "rows" / "dense-0.json").read_text())
     assert (row["model"], row["seed"], row["steps"], row["images"]) == ("dense", 0, 4, 64)
     assert row["figures"]["attack.0"] == row["figures"]["accuracy"]  # the same 64 images
-    assert row["images_per_second"] > 0 and row["versions"]["jax"]
+    assert row["versions"]["jax"]
     assert f"| {100 * row['figures']['accuracy']:.2f} |" in result.stdout
 
 
