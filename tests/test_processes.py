@@ -108,6 +108,7 @@ def test_a_run_of_two_processes_resumes_and_is_evaluated_in_one(
     assert result.returncode == 0 and '"step": 20' in result.stdout, result.stderr
 
 
+@pytest.mark.slow
 def test_a_signal_to_one_process_stops_all_after_the_same_step(
     recipe: Path, uninterrupted: Path, tmp_path: Path
 ) -> None:
@@ -131,6 +132,7 @@ def test_a_signal_to_one_process_stops_all_after_the_same_step(
         assert rows(uninterrupted, name) == rows(workdir, name)
 
 
+@pytest.mark.slow
 def test_all_processes_agree_on_a_corrupt_checkpoint_and_on_another_config(
     recipe: Path, uninterrupted: Path, tmp_path: Path
 ) -> None:

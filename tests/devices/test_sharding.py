@@ -125,7 +125,13 @@ def assert_close(ours: Any, oracle: Any, mesh: str = "") -> None:
 
 @pytest.mark.parametrize(
     ("mesh", "pooling"),
-    [*((f"expert={n}", "mean") for n in (8, 4, 2, 1)), ("expert=4", "class_token")],
+    [
+        ("expert=8", "mean"),
+        ("expert=4", "mean"),
+        pytest.param("expert=2", "mean", marks=pytest.mark.slow),
+        ("expert=1", "mean"),
+        pytest.param("expert=4", "class_token", marks=pytest.mark.slow),
+    ],
 )
 def test_a_sparse_layer_has_two_all_to_all_four_with_backward_and_no_all_gather(
     mesh: str, pooling: str
@@ -218,8 +224,8 @@ def update_of_one_device() -> tuple[Any, Any, Any]:
     [
         ("expert=8", False),
         ("expert=4", True),
-        ("expert=2", False),
-        ("expert=1", False),
+        pytest.param("expert=2", False, marks=pytest.mark.slow),
+        pytest.param("expert=1", False, marks=pytest.mark.slow),
         ("expert=1", True),
     ],
 )

@@ -45,7 +45,9 @@ def uninterrupted(config: TrainConfig, tmp_path_factory: pytest.TempPathFactory)
     return workdir
 
 
-@pytest.mark.parametrize(("mesh", "fsdp"), [("expert=1", True), ("expert=2", False)])
+@pytest.mark.parametrize(
+    ("mesh", "fsdp"), [pytest.param("expert=1", True, marks=pytest.mark.slow), ("expert=2", False)]
+)
 def test_a_run_resumes_on_another_mesh(
     mesh: str,
     fsdp: bool,

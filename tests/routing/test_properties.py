@@ -91,6 +91,9 @@ def _implementations(router: str) -> tuple[str, ...]:
 
 
 shape = pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES.keys())
+two_shapes = pytest.mark.parametrize(
+    "shape", [SHAPES["4x9_e4_tight"], pytest.param(SHAPES["2x17_e8"], marks=pytest.mark.slow)]
+)
 seed = pytest.mark.parametrize("seed", range(2))
 
 
@@ -226,7 +229,7 @@ def test_5_permuting_a_group_permutes_its_output(router: Router, shape: tuple, s
 
 
 @routers("einsums in float64", each_implementation=True)
-@pytest.mark.parametrize("shape", [SHAPES["4x9_e4_tight"], SHAPES["2x17_e8"]])
+@two_shapes
 def test_6_output_and_gradients_equal_einsums_in_float64(
     router: Router, implementation: str, shape: tuple
 ) -> None:
@@ -283,7 +286,7 @@ def test_7_with_capacity_for_every_token_an_image_does_not_depend_on_its_batch(
 
 
 @routers("padding", each_implementation=True)
-@pytest.mark.parametrize("shape", [SHAPES["4x9_e4_tight"], SHAPES["2x17_e8"]])
+@two_shapes
 def test_8_padding_changes_nothing(router: Router, implementation: str, shape: tuple) -> None:
     moe, tokens = layer(router, shape, implementation=implementation), images(shape)
     out, record = run(moe, tokens)
