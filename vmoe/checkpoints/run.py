@@ -235,8 +235,8 @@ class Checkpoints:
         # TensorStore reports a chain of errors, the cause last.
         cause = getattr(reason, "strerror", None) or str(reason).split(": ")[-1].split(" [")[0]
         raise Failure(
-            f"{self._folder}: a checkpoint cannot be written ({cause}); {last}. Free some space "
-            "and run the same command to resume"
+            f"{self._folder}: a checkpoint cannot be written ({cause}); {last}. Once that "
+            "is resolved, run the same command to resume"
         ) from (reason if isinstance(reason, Exception) else None)
 
 
