@@ -126,10 +126,11 @@ plots.experts_by_class(blocks, loaded.class_names, blocks_shown)
 
 # %%
 for i, block in blocks.items():
-    by_class, null = block.class_information(config.num_classes)
+    by_class, class_null = block.class_information(config.num_classes)
+    by_place, place_null = block.position_information
     print(
-        f"block {i}: class {by_class:.3f} (shuffled {null:.3f}), "
-        f"place in the image {block.position_information:.3f}"
+        f"block {i}: class {by_class:.3f} (shuffled {class_null:.3f}), "
+        f"place in the image {by_place:.3f} (shuffled {place_null:.3f})"
     )
 
 # %% [markdown]

@@ -7,6 +7,7 @@ dropped.BLOCK            fraction of the choices without a slot, as trained
 class.BLOCK              normalised mutual information of expert and class
 class_null.BLOCK         the same under shuffled classes
 position.BLOCK           normalised mutual information of expert and place in the image
+position_null.BLOCK      the same in shuffled places
 capacity.SLOTS.PRIORITY  accuracy with so many slots per expert and group; 0 drops everything
 kept.BLOCK.KIND          fraction of the choices of foreground patches, background patches or class
                          tokens that get one of 8 slots by largest gate
@@ -75,7 +76,9 @@ def as_trained(model: ViT, batches: Batches) -> Figures:
             own, null = block.class_information(model.config.num_classes)
             yield f"class.{i}", own
             yield f"class_null.{i}", null
-            yield f"position.{i}", block.position_information
+            own, null = block.position_information
+            yield f"position.{i}", own
+            yield f"position_null.{i}", null
 
 
 def capacities(model: ViT, batches: Batches) -> Figures:

@@ -151,7 +151,7 @@ def test_a_patch_is_background_if_all_its_pixels_have_the_colour_of_the_border()
 
 
 def test_shares_of_images_without_plain_background_are_unknown() -> None:
-    own = _one_expert_per_image(np.zeros(4, int), np.zeros(4, int))
+    own = _routed(np.zeros((4, 5), int))
     assert statistics([own])[0].kept_share == dict.fromkeys(KINDS)
     half = own._replace(foreground=np.broadcast_to(np.arange(4) % 2 == 0, (4, 1, 4)))
     assert statistics([half])[0].kept_share == {
@@ -178,15 +178,29 @@ def test_experts_that_follow_the_class_are_far_above_the_null() -> None:
     rng, b = np.random.default_rng(0), 300
     labels = rng.integers(0, 3, b)
     for experts, follows in ((labels, True), (rng.integers(0, 3, b), False)):
-        own = statistics([_one_expert_per_image(experts, labels)])[0]
+        own = statistics([_routed(np.repeat(experts[:, None], 5, axis=1), labels)])[0]
         information, null = own.class_information(3)
         assert null < 0.03
         assert information > 0.99 if follows else information < 0.03
 
 
-def _one_expert_per_image(experts: np.ndarray, labels: np.ndarray) -> Collected:
-    b, n = len(labels), 5
-    choices = np.broadcast_to(experts[:, None, None], (b, n, 1))
-    gates = np.eye(3, dtype=np.float32)[choices[..., 0]]
+def test_experts_that_follow_the_place_are_far_above_the_null() -> None:
+    """Every token at place n goes to expert n mod 3; or each image has one expert."""
+    rng, shape = np.random.default_rng(0), (300, 6)
+    by_place = np.broadcast_to(np.arange(6) % 3, shape)
+    by_image = np.broadcast_to(rng.integers(0, 3, (300, 1)), shape)
+    for experts, follows in ((by_place, True), (by_image, False)):
+        information, null = statistics([_routed(experts)])[0].position_information
+        assert null < 0.003
+        # log 3 nats of information; the entropies are log 3 and log 6
+        expected = 2 * np.log(3) / np.log(18) if follows else 0
+        assert information == pytest.approx(expected, abs=1e-6)
+
+
+def _routed(experts: np.ndarray, labels: np.ndarray | None = None) -> Collected:
+    """A group for each image, whose tokens make one choice each; there are three experts."""
+    b, n = experts.shape
+    labels = np.full(b, -1) if labels is None else labels
+    choices, gates = experts[..., None], np.eye(3, dtype=np.float32)[experts]
     block = BlockRouting(gates, choices, choices * 0, gates.max(-1, keepdims=True), np.arange(b))
     return Collected(np.zeros((b, 3)), labels, {0: block}, np.ones((b, 1, n), bool))

@@ -29,6 +29,7 @@ class BlockStatistics(ExpertTotals):
     Attributes:
         coactivation: number of tokens that chose both experts of a pair.
         by_position: number of choices by expert and place of the token in its image.
+        by_shuffled_position: the same if the tokens of each image stood in random places.
         by_weight: number of tokens by rank of the choice and bin of its gate.
         by_priority: number of tokens by bin of their largest gate.
         kept_by_priority: number of choices with a slot, by bin of the token's largest gate.
@@ -41,6 +42,7 @@ class BlockStatistics(ExpertTotals):
 
     coactivation: Int[np.ndarray, "e e"]
     by_position: Int[np.ndarray, "e n"]
+    by_shuffled_position: Int[np.ndarray, "e n"]
     by_weight: Int[np.ndarray, "k x"]
     by_priority: Int[np.ndarray, "x"]
     kept_by_priority: Int[np.ndarray, "x"]
@@ -87,9 +89,14 @@ class BlockStatistics(ExpertTotals):
         return mutual_information(self.class_table(num_classes)), float(np.mean(shuffled))
 
     @property
-    def position_information(self) -> float:
-        """Normalised mutual information of expert and place in the image."""
-        return mutual_information(self.by_position)
+    def position_information(self) -> tuple[float, float]:
+        """Normalised mutual information of expert and place in the image; and its null.
+
+        Returns:
+            that of the choices; and that of the same choices in random places of their images,
+            which is what a router that ignores the place would show.
+        """
+        return mutual_information(self.by_position), mutual_information(self.by_shuffled_position)
 
 
 def statistics(parts: Iterable[Collected]) -> dict[int, BlockStatistics]:
@@ -101,10 +108,11 @@ def statistics(parts: Iterable[Collected]) -> dict[int, BlockStatistics]:
         UsageError: there is no image, or no sparse block.
     """
     totals: dict[int, BlockStatistics] = {}
+    rngs = collections.defaultdict(lambda: np.random.default_rng(0))
     rows = collections.defaultdict(list)
     for part in parts:
         for i, block in part.blocks.items():
-            own = _of_batch(block, part)
+            own = _of_batch(block, part, rngs[i])
             totals[i] = _added(totals[i], own) if i in totals else own
             rows[i].append((own.uses, own.labels))
     if not totals or not any(total.tokens for total in totals.values()):
@@ -119,7 +127,7 @@ ROWS = ("uses", "labels")
 """Fields with an axis for the images; all others are sums."""
 
 
-def _of_batch(block: BlockRouting, part: Collected) -> BlockStatistics:
+def _of_batch(block: BlockRouting, part: Collected, rng: np.random.Generator) -> BlockStatistics:
     gates, experts = block.gates.astype(np.float64), block.experts
     b, n, e = gates.shape
     of_expert = experts[..., None] == np.arange(e)  # b n k e
@@ -129,6 +137,8 @@ def _of_batch(block: BlockRouting, part: Collected) -> BlockStatistics:
     k, rank = experts.shape[-1], np.arange(experts.shape[-1]) * BINS
     by_weight = np.bincount((rank + _bin(own))[chosen], minlength=k * BINS)
     any_of = of_expert.any(axis=2).reshape(-1, e).astype(int)
+    by_token = of_expert.sum(axis=2)  # b n e
+    places = rng.permuted(np.broadcast_to(np.arange(n), (b, n)), axis=1)
     return BlockStatistics(
         tokens=b * n,
         gates=gates.sum(axis=(0, 1)),
@@ -137,14 +147,15 @@ def _of_batch(block: BlockRouting, part: Collected) -> BlockStatistics:
         kept=(of_expert & kept[..., None]).sum(axis=(0, 1, 2)),
         unprocessed=int((~kept.any(axis=-1)).sum()) if experts.shape[-1] else 0,
         coactivation=any_of.T @ any_of,
-        by_position=of_expert.sum(axis=(0, 2)).T,
+        by_position=by_token.sum(axis=0).T,
+        by_shuffled_position=np.take_along_axis(by_token, places[..., None], axis=1).sum(axis=0).T,
         by_weight=by_weight.reshape(k, BINS),
         by_priority=_histogram(priority),
         kept_by_priority=_histogram(priority, kept.sum(-1)),
         choices_by_priority=_histogram(priority, chosen.sum(-1)),
         kept_by_kind=_histogram(kinds, kept.sum(-1), len(KINDS)),
         choices_by_kind=_histogram(kinds, chosen.sum(-1), len(KINDS)),
-        uses=of_expert.sum(axis=(1, 2)).astype(np.int32),
+        uses=by_token.sum(axis=1).astype(np.int32),
         labels=part.labels,
     )
 

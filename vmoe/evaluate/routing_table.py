@@ -15,7 +15,7 @@ COLUMNS = (
     "unprocessed",
     "gate entropy",
     "class (shuffled)",
-    "position",
+    "position (shuffled)",
 )
 
 
@@ -33,6 +33,7 @@ def report(routing: MeasuredRouting) -> dict[str, Any]:
 
 def _measures(block: BlockStatistics, classes: int) -> dict[str, Any]:
     information, null = block.class_information(classes)
+    position, position_null = block.position_information
     return {
         "load": block.load.tolist(),
         "importance": block.importance.tolist(),
@@ -43,7 +44,8 @@ def _measures(block: BlockStatistics, classes: int) -> dict[str, Any]:
         "idle": block.idle.tolist(),
         "class_information": information,
         "class_information_null": null,
-        "position_information": block.position_information,
+        "position_information": position,
+        "position_information_null": position_null,
     }
 
 
@@ -61,7 +63,7 @@ def rows(routing: MeasuredRouting) -> Iterator[tuple[str, ...]]:
             f"{own['unprocessed']:.1%}",
             f"{block.relative_entropy:.0%}",
             f"{own['class_information']:.3f} ({own['class_information_null']:.3f})",
-            f"{own['position_information']:.3f}",
+            f"{own['position_information']:.3f} ({own['position_information_null']:.3f})",
         )
 
 
@@ -69,7 +71,7 @@ def remarks(routing: MeasuredRouting) -> Iterator[str]:
     """What the columns mean, what a table has no place for, and what is wrong; a line each."""
     yield (
         "gate entropy: in percent of even gates; class, position: normalised mutual information "
-        "with the expert, and under shuffled classes"
+        "with the expert, and in parentheses that of shuffled classes and places"
     )
     for i, block in routing.blocks.items():
         shares = [

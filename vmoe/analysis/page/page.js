@@ -535,7 +535,8 @@ function places(model, block) {
   });
   return make("div", {}, make("h3", {}, "Choices by place in the image"),
     make("div", {className: "places"}, ...figures),
-    make("p", {className: "note"}, `Normalised mutual information of expert and place: ${block.position.toFixed(3)}`));
+    make("p", {className: "note"}, `Normalised mutual information of expert and place: ${block.position.toFixed(3)}; `
+      + `in shuffled places: ${block.positionNull.toFixed(3)}`));
 }
 
 // ------------------------------------------------------------------ start

@@ -194,6 +194,7 @@ def _sums(statistics: BlockStatistics, y: int, prefix: int) -> dict[str, Any]:
     classes = positions = None
     labelled = statistics.labels[statistics.labels >= 0]
     information, null = statistics.class_information(y)
+    position, position_null = statistics.position_information
     if len(labelled) and y <= MOST_CLASSES and statistics.choices.any():
         table = statistics.class_table(y)
         classes = table / np.maximum(1, table.sum(axis=0))
@@ -208,7 +209,8 @@ def _sums(statistics: BlockStatistics, y: int, prefix: int) -> dict[str, Any]:
         "information": information,
         "null": null,
         "places": None if positions is None else _numbers(positions),
-        "position": statistics.position_information,
+        "position": position,
+        "positionNull": position_null,
     }
 
 
