@@ -13,7 +13,10 @@ kept.BLOCK.KIND          fraction of the choices of foreground patches, backgrou
                          tokens that get one of 8 slots by largest gate
 attack.EPSILON           accuracy after the published attack by EPSILON / 255; 0: before
 attack.EPSILON.PATH      the same with gradients through the experts or the routers alone
+attack.EPSILON.projected the same by projected steps
+random.BLOCK             accuracy with a random router in that block
 batch                    fraction of predictions that change with the order of the images
+batch.alone              the same with one image per group
 """
 
 import argparse
@@ -26,9 +29,15 @@ import numpy as np
 
 from vmoe.analysis import statistics
 from vmoe.analysis.collect import Labelled, collect
-from vmoe.analysis.effects import PRIORITIES, at_capacities, batch_dependence
+from vmoe.analysis.effects import (
+    PRIORITIES,
+    at_capacities,
+    batch_dependence,
+    with_random_routers,
+)
 from vmoe.analysis.interventions import limited
 from vmoe.cli.data import Sample
+from vmoe.config import RoutingOverrides
 from vmoe.config.attack import AttackConfig, GradientPath
 from vmoe.evaluate.attack import attack
 from vmoe.factory import load
@@ -57,10 +66,13 @@ def measure(run: Path, images: int) -> dict[str, float]:
     )
     figures = dict(as_trained(model, batches)) | dict(attacks(model, few))
     if model.config.sparse_blocks:
+        alone = load(run, routing=RoutingOverrides(images_per_group=1)).model
         real = np.concatenate([own[valid] for own, _, valid in few])
-        figures["batch"] = batch_dependence(model, real, batch_size=BATCH_SIZE).changed
+        for name, each in {"batch": model, "batch.alone": alone}.items():
+            figures[name] = batch_dependence(each, real, batch_size=BATCH_SIZE).changed
     if model.config.can_drop:
-        figures |= dict(capacities(model, batches)) | dict(kept(model, batches))
+        for function in (capacities, kept, random_routers):
+            figures |= dict(function(model, batches))
     return figures
 
 
@@ -82,9 +94,18 @@ def as_trained(model: ViT, batches: Batches) -> Figures:
 
 
 def capacities(model: ViT, batches: Batches) -> Figures:
-    labels = np.concatenate([labels[valid] for _, labels, valid in batches])
     for (slots, priority), logits in at_capacities(model, batches, SLOTS, PRIORITIES).items():
-        yield f"capacity.{slots}.{priority}", (logits.argmax(-1) == labels).mean()
+        yield f"capacity.{slots}.{priority}", accuracy(logits, batches)
+
+
+def random_routers(model: ViT, batches: Batches) -> Figures:
+    for i, logits in with_random_routers(model, batches).items():
+        yield f"random.{i}", accuracy(logits, batches)
+
+
+def accuracy(logits: np.ndarray, batches: Batches) -> float:
+    labels = np.concatenate([labels[valid] for _, labels, valid in batches])
+    return (logits.argmax(-1) == labels).mean()
 
 
 def kept(model: ViT, batches: Batches) -> Figures:
@@ -98,15 +119,24 @@ def kept(model: ViT, batches: Batches) -> Figures:
 
 def attacks(model: ViT, batches: Batches) -> Figures:
     for strength in (0, *STRENGTHS):  # one program serves all
-        yield f"attack.{strength}", after(model, batches, strength, "all")
+        yield f"attack.{strength}", after(model, batches, strength)
+    yield f"attack.{STRENGTHS[-1]}.projected", after(model, batches, STRENGTHS[-1], project=True)
     if model.config.can_drop:
         for path in PATHS:
-            yield f"attack.{STRENGTHS[-1]}.{path}", after(model, batches, STRENGTHS[-1], path)
+            name = f"attack.{STRENGTHS[-1]}.{path}"
+            yield name, after(model, batches, STRENGTHS[-1], path=path)
 
 
-def after(model: ViT, batches: Batches, strength: int, path: GradientPath) -> float:
+def after(
+    model: ViT,
+    batches: Batches,
+    strength: int,
+    *,
+    path: GradientPath = "all",
+    project: bool = False,
+) -> float:
     """The accuracy after an attack."""
-    config = AttackConfig(epsilon=float(strength), path=path)
+    config = AttackConfig(epsilon=float(strength), path=path, project=project)
     correct = []
     for images, labels, valid in batches:
         result = attack(model, images[valid], labels[valid], config)
