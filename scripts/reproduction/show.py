@@ -8,7 +8,15 @@ import matplotlib
 import numpy as np
 from matplotlib import pyplot
 
-from reproduction.claims import CLAIMS, NOT_MEASURED, Figure, Rows, values, verdict
+from reproduction.claims import (
+    CLAIMS,
+    NOT_CHECKED,
+    NOT_MEASURED,
+    Figure,
+    Rows,
+    values,
+    verdict,
+)
 from reproduction.measure import LOW, PRIORITIES, SLOTS, STRENGTHS
 from reproduction.variants import BATCH_SIZE, VARIANTS
 from vmoe.analysis.colors import expert_colors
@@ -36,18 +44,23 @@ def section(rows: Rows, plots: Sequence[str]) -> str:
         f"""Fashion-MNIST, batches of {BATCH_SIZE}, otherwise `configs/fashion_mnist.py`;
 {", ".join(versions)}. Figures are means over the seeds, of accuracies in percent on the test split,
 on which nothing was chosen; ranges are from the worst to the best seed. Attacks are the published
-one, on 512 images.""",
+one, on 512 images; so many are predicted in eight orders to see which predictions depend on the
+batch.""",
         models(rows),
         f"""Accuracy against slots per expert and group of 8 images (128 patches; with class tokens,
-136 tokens); 0 drops every choice, {SLOTS[-1]} drop few.""",
+136 tokens); 0 drops every choice, {SLOTS[-1]} drop few. The rows of `configs/reproduce_small` have
+the same figures for the other models.""",
         slots(rows),
         f"""Percent of the choices that get one of {LOW} slots, by largest gate; a patch is
 background if all of it has the colour of the image's border:""",
         kept(rows),
-        "Normalised mutual information of expert and class (under shuffled classes), and position:",
+        """Normalised mutual information of expert and class, and of expert and place in the image
+(in parentheses: under shuffled classes and places), and the accuracy with a random router in one
+block.""",
         blocks(rows),
-        """A figure is above another if each of its seeds is above every seed of the other; of the
-same models, if it is above for each seed. A claim is within the spread if neither is above.""",
+        """The first figure exceeds the second if each of its seeds exceeds every seed of the other;
+for two figures of the same models, seed by seed. *Reproduced*: the claimed order. *Within the
+spread*: neither exceeds the other, but one should. *Contradicted*: otherwise.""",
         claims(rows),
         surprises(rows),
         *(f"![{Path(plot).stem} of the small reproduction]({plot})" for plot in plots),
@@ -58,7 +71,7 @@ same models, if it is above for each seed. A claim is within the spread if neith
 def models(rows: Rows) -> str:
     columns = ["model", "MFLOPs per image", "steps", "accuracy by seed", "mean"]
     columns += [f"attacked by {strength} / 255" for strength in STRENGTHS]
-    columns += ["changed by batch"]
+    columns += [f"by {STRENGTHS[-1]} / 255, projected", "changed by batch"]
     lines = []
     for name in _measured(rows, VARIANTS):
         row = next(iter(rows[name].values()))
@@ -66,6 +79,7 @@ def models(rows: Rows) -> str:
         line = [VARIANTS[name].label, f"{row['flops_per_image'] / 1e6:.2f}", f"{row['steps']:,}"]
         line += [", ".join(f"{100 * value:.2f}" for value in own), _mean(rows, name, "accuracy")]
         line += [_mean(rows, name, f"attack.{strength}") for strength in STRENGTHS]
+        line += [_mean(rows, name, f"attack.{STRENGTHS[-1]}.projected")]
         lines.append([*line, _mean(rows, name, "batch")])
     return _table(columns, lines)
 
@@ -87,13 +101,17 @@ def blocks(rows: Rows) -> str:
     every = [str(i) for i in range(6)]
     lines = []
     for name in _measured(rows, BLOCKS):
-        own, null, place = (
-            [_mean(rows, name, f"{kind}.{i}", 1, 3) for i in every]
-            for kind in ("class", "class_null", "position")
-        )
-        with_null = [f"{a} ({b})" if a else "" for a, b in zip(own, null, strict=True)]
-        lines += [[VARIANTS[name].label, "class", *with_null], ["", "position", *place]]
-    return _table(["model", "with", *(f"block {i}" for i in every)], lines)
+        for kind, label in {"class": VARIANTS[name].label, "position": ""}.items():
+            own, null = (
+                [_mean(rows, name, f"{kind}{suffix}.{i}", 1, 3) for i in every]
+                for suffix in ("", "_null")
+            )
+            with_null = [f"{a} ({b})" if a else "" for a, b in zip(own, null, strict=True)]
+            lines.append([label, kind, *with_null])
+        random = [_mean(rows, name, f"random.{i}") for i in every]
+        if any(random):
+            lines.append(["", "random router", *random])
+    return _table(["model", "", *(f"block {i}" for i in every)], lines)
 
 
 def kept(rows: Rows) -> str:
@@ -123,11 +141,14 @@ def claims(rows: Rows) -> str:
 
 
 def surprises(rows: Rows) -> str:
-    """The claims that came out the other way."""
+    """The claims that came out the other way, and those that are not checked."""
     found = [claim.text for claim in CLAIMS if verdict(claim, rows) == "contradicted"]
     missing = sum(verdict(claim, rows) == NOT_MEASURED for claim in CLAIMS)
     text = f"Contradicted: {'; '.join(found) or 'none'}."
-    return text + (f" Not measured: {missing} of {len(CLAIMS)} claims." if missing else "")
+    if missing:
+        text += f" Not measured: {missing} of {len(CLAIMS)} claims."
+    not_checked = "; ".join(f"{claim}: {why}" for claim, why in NOT_CHECKED.items())
+    return f"{text} Not checked: {not_checked}."
 
 
 def _measured(rows: Rows, names: Iterable[str]) -> list[str]:
