@@ -79,9 +79,8 @@ def test_without_epsilon_nothing_changes() -> None:
     assert all((overlap == 1).all() for overlap in result.overlap.values())
 
 
-def test_the_gradients_of_both_paths_add_up_to_the_whole_one() -> None:
-    """One small step along each: the changes are signs, so each is compared with its gradient."""
-    model = model_of(sparse_blocks=(0,))
+def gradients_of(model: ViT) -> dict[str, jax.Array]:
+    """The gradient by four images along each path."""
 
     @jax.jit
     def run(images: jax.Array) -> dict[str, jax.Array]:
@@ -91,11 +90,26 @@ def test_the_gradients_of_both_paths_add_up_to_the_whole_one() -> None:
             for path in ("all", "experts", "routers")
         }
 
-    gradients = run(random_images(b=4))
+    return run(random_images(b=4))
+
+
+def test_the_gradients_of_both_paths_add_up_to_the_whole_one_in_a_single_sparse_block() -> None:
+    gradients = gradients_of(model_of(sparse_blocks=(0,)))
     both = gradients["experts"] + gradients["routers"]
     largest = np.abs(gradients["all"]).max()
     np.testing.assert_allclose(both, gradients["all"], atol=1e-5 * largest)
     assert min(np.abs(gradients[path]).max() for path in ("experts", "routers")) > 0.01 * largest
+
+
+def test_routers_that_ignore_the_image_have_no_gradient_along_their_path() -> None:
+    """Their kernels are 0, so that the combine weights are constants in both blocks."""
+    config = model_of(depth=2, sparse_blocks=(0, 1)).config
+    params = random_params(config)
+    for block in params["blocks"].values():
+        block["mlp"]["router"]["kernel"] *= 0
+    gradients = gradients_of(models.with_params(config, params))
+    assert not np.any(gradients["routers"]) and np.any(gradients["all"])
+    np.testing.assert_allclose(gradients["experts"], gradients["all"], rtol=1e-4, atol=1e-7)
 
 
 def test_a_path_needs_routers_that_drop() -> None:
