@@ -58,6 +58,20 @@ def test_evaluate_uses_the_file_and_says_so(run: Path, tiny_run: Path) -> None:
     assert trained["capacity_factor"] != report["capacity_factor"]
 
 
+@pytest.mark.slow
+def test_the_budget_can_be_measured_time(tiny_run: Path, tmp_path: Path) -> None:
+    file = tmp_path / "file.json"
+    arguments = ("--by", "time", "--budget", "1x", "--out", file, "--json")
+    result = vmoe("capacity", "--checkpoint", tiny_run, *arguments, *FEW)
+    assert result.returncode == 0, result.stderr
+    report, content = json.loads(result.stdout), json.loads(file.read_text())
+    assert report["by"] == content["by"] == "time" and report["measured"] > 0
+    costs = {row["budget"]: row["cost"] for row in report["trade_off"]}
+    assert all(cost <= budget for budget, cost in costs.items()) and costs[1] == content["cost"]
+    _, message = evaluated("--checkpoint", tiny_run, "--inference", file)
+    assert f"routing of {file}: " in message and "x the time, chosen on" in message
+
+
 def test_predict_and_load_use_it_too(run: Path, tmp_path: Path) -> None:
     pixels = np.random.default_rng(0).integers(0, 255, (8, 8, 3), dtype=np.uint8)
     Image.fromarray(pixels).save(tmp_path / "a.png")

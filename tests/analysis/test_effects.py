@@ -158,6 +158,28 @@ def test_experts_that_choose_are_compared_by_the_tokens_they_take() -> None:
         assert 0 < share < 1 and share == pytest.approx(expected)
 
 
+def test_two_crops_are_compared_where_they_show_the_same() -> None:
+    """The router sees a patch alone: without attention, and without positions."""
+    config = replace(config_of(router=dict(k=2), dropless=True), pooling="mean")
+    params = random_params(config)
+    params["positions"]["embedding"] *= 0
+    for block in params["blocks"].values():
+        block["attention"]["out"]["kernel"] *= 0
+    model, p = models.with_params(config, params), config.patch_size
+    side = config.image_size // p
+    images = np.random.default_rng(0).normal(size=(B, (side + 1) * p, (side + 1) * p, 3))
+    left, right = (
+        concatenate(collect(model, labelled(images[:, p:, x : x + side * p].astype(np.float32))))
+        for x in (0, p)
+    )
+    places = np.arange(side * side).reshape(side, side)
+    common = places[:, 1:].ravel(), places[:, :-1].ravel()
+    assert set(saturation(left, right, tokens=common).values()) == {1.0}
+    assert max(saturation(left, right).values()) < 0.9
+    for i, result in agreement(left, right, tokens=common).items():
+        assert result.share == 1.0 > agreement(left, right)[i].share
+
+
 def test_what_a_model_does_not_have_is_refused() -> None:
     model = model_of()
     with pytest.raises(UsageError, match="which=Removal.block=2, expert=0"):

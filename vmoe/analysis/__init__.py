@@ -2,6 +2,7 @@
 
 from vmoe.analysis.capture import Captured, capture, capture_features, feature_names
 from vmoe.analysis.collect import BlockRouting, Collected, collect, concatenate, labelled
+from vmoe.analysis.compare import agreement, saturation
 from vmoe.analysis.foreground import foreground
 from vmoe.analysis.statistics import BlockStatistics, statistics
 
@@ -10,6 +11,7 @@ __all__ = [
     "BlockStatistics",
     "Captured",
     "Collected",
+    "agreement",
     "capture",
     "capture_features",
     "collect",
@@ -17,5 +19,6 @@ __all__ = [
     "feature_names",
     "foreground",
     "labelled",
+    "saturation",
     "statistics",
 ]

@@ -25,32 +25,52 @@ class Agreement(NamedTuple):
     by_chance: float
 
 
-def saturation(one: Collected, other: Collected) -> dict[int, float]:
+Tokens = tuple[Int[np.ndarray, "x"], Int[np.ndarray, "x"]]
+"""Tokens of the images of a first and a second collection that show the same; for two crops of each
+image, the tokens of the patches that both have."""
+
+
+def saturation(
+    one: Collected, other: Collected, *, tokens: Tokens | None = None
+) -> dict[int, float]:
     """By block, the fraction of the first one's choices that the other makes too.
 
     Between a checkpoint and the last one of a run (OLMoE, section 5.1, arXiv 2409.02060). Blocks
     without choices are left out.
 
+    Args:
+        tokens: those to compare; all if None.
+
     Raises:
-        UsageError: they are not of the same images and blocks.
+        UsageError: they are not of the same images, tokens and blocks.
     """
-    _check(one, other)
     return {
-        i: _common(block, other.blocks[i])
-        for i, block in one.blocks.items()
-        if block.experts.shape[-1]
+        i: _common(ours, theirs)
+        for i, (ours, theirs) in _pairs(one, other, tokens).items()
+        if ours.experts.shape[-1]
     }
 
 
-def _check(one: Collected, other: Collected) -> None:
-    shapes = [
-        {i: block.gates.shape[:2] for i, block in each.blocks.items()} for each in (one, other)
-    ]
+def _pairs(
+    one: Collected, other: Collected, tokens: Tokens | None
+) -> dict[int, tuple[BlockRouting, BlockRouting]]:
+    """Both records of each block, of the tokens to compare."""
+    first, second = (dict(each.blocks) for each in (one, other))
+    if tokens:
+        for blocks, own in zip((first, second), tokens, strict=True):
+            blocks |= {i: _at(block, own) for i, block in blocks.items()}
+    shapes = [{i: b.gates.shape[:2] for i, b in blocks.items()} for blocks in (first, second)]
     if shapes[0] != shapes[1]:
         raise UsageError(
             f"collected {shapes[0]} and {shapes[1]} (images, tokens) by block: compare the same "
             "images in models with the same sparse blocks"
         )
+    return {i: (block, second[i]) for i, block in first.items()}
+
+
+def _at(block: BlockRouting, tokens: Int[np.ndarray, "x"]) -> BlockRouting:
+    by_token = {name: x for name, x in block._asdict().items() if name != "groups"}
+    return block._replace(**{name: field[:, tokens] for name, field in by_token.items()})
 
 
 def _common(one: BlockRouting, other: BlockRouting) -> float:
@@ -60,19 +80,25 @@ def _common(one: BlockRouting, other: BlockRouting) -> float:
     return float(both.sum() / max(1, chosen[0].sum()))
 
 
-def agreement(one: Collected, other: Collected, *, seed: int = 0) -> dict[int, Agreement]:
+def agreement(
+    one: Collected, other: Collected, *, tokens: Tokens | None = None, seed: int = 0
+) -> dict[int, Agreement]:
     """By block, how well the experts of two models correspond.
 
     The numbers of experts mean nothing across models, so experts are matched such that as many
     tokens as possible have matching first choices (the Hungarian method). The best expert of a
     token is the one of its largest gate.
 
+    Args:
+        tokens: those to compare; all if None.
+
     Raises:
-        UsageError: they are not of the same images and blocks.
+        UsageError: they are not of the same images, tokens and blocks.
     """
-    _check(one, other)
     rng = np.random.default_rng(seed)
-    return {i: _agreement(block, other.blocks[i], rng) for i, block in one.blocks.items()}
+    return {
+        i: _agreement(ours, theirs, rng) for i, (ours, theirs) in _pairs(one, other, tokens).items()
+    }
 
 
 def _agreement(one: BlockRouting, other: BlockRouting, rng: np.random.Generator) -> Agreement:

@@ -26,13 +26,15 @@ ROWS = 8  # most budgets of the trade-off, beside the given one
 class CapacityArgs:
     """Choose k, capacity factor and priority of each sparse block within a budget of compute.
 
-    Writes them as inference.json into the run folder; `vmoe evaluate` and `vmoe predict` use it."""
+    The predictions change as little as possible: the search minimises their divergence (KL) from
+    those of the model as trained. Writes inference.json into the run folder; `vmoe evaluate` and
+    `vmoe predict` use it."""
 
     checkpoint: Path
     """Trained model, as for `vmoe evaluate --checkpoint`; its routers must be token_choice."""
     budget: str
-    """Largest cost of the WHOLE model, not only of its sparse layers, as a fraction of its cost as
-    trained: 0.8x. The smallest that can be reached is printed if this is less."""
+    """Such as 0.8x: upper bound on the cost of the WHOLE model, as a fraction of its cost as
+    trained. A budget that cannot be reached is refused, with the smallest that can."""
     by: Unit = "flops"
     """flops: matmuls of the forward pass, exact; time: seconds on this machine, measured."""
     data: str = ""

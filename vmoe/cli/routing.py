@@ -14,10 +14,10 @@ from vmoe.config import RoutingOverrides
 from vmoe.errors import CheckFailed, UsageError, one_line
 
 if TYPE_CHECKING:
-    from vmoe.evaluate.routing import MeasuredRouting
+    from vmoe.evaluate.routing import Comparison, MeasuredRouting
     from vmoe.factory import Loaded
 
-REORDERED = 256  # images whose predictions are compared in several orders
+FEW = 256  # images that are predicted in several orders, or compared between two models
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,7 +74,7 @@ def run(argv: Sequence[str]) -> None:
         _measure(args, loaded, sample, export_to=None if i else args.export)
         for i, (loaded, sample) in enumerate(zip(models, samples, strict=True))
     ]
-    _print(args, measured)
+    _print(args, measured, _compare(models, samples) if args.beside else None)
     if args.plots:
         _draw(args.plots, measured[0])
     if args.out:
@@ -118,24 +118,53 @@ def _measure(
             loaded,
             sample.source.name,
             sample.batches,
-            sample.batches(at_most=REORDERED),
+            sample.batches(at_most=FEW),
             batch_size=args.batch_size,
             export_to=export_to,
             on_batch=advance,
         )
 
 
-def _print(args: RoutingArgs, measured: "list[MeasuredRouting]") -> None:
-    from vmoe.evaluate.routing_table import COLUMNS, remarks, report, rows
+def _print(
+    args: RoutingArgs,
+    measured: "list[MeasuredRouting]",
+    compared: "dict[int, Comparison] | None",
+) -> None:
+    from vmoe.evaluate.routing_table import (
+        COLUMNS,
+        COMPARED,
+        compared_report,
+        compared_rows,
+        remarks,
+        report,
+        rows,
+    )
 
     if args.json:
-        print_json(list(map(report, measured)) if args.beside else report(measured[0]))
+        first, *others = map(report, measured)
+        if compared is None:
+            print_json(first)
+        else:
+            print_json(
+                [first, *(other | {"compared": compared_report(compared)} for other in others)]
+            )
         return
     for routing in measured:
         place = f"{routing.model_name}, on {routing.data}"
         print_table(COLUMNS, rows(routing), title=f"{place}, {args.batch_size} images per batch")
         for line in remarks(routing):
             print(one_line(line))
+    if compared:
+        print_table(COMPARED, compared_rows(compared), title="Both models on the same tokens")
+    elif compared is not None:
+        print("not compared: the models have other sparse blocks or numbers of tokens")
+
+
+def _compare(models: "list[Loaded]", samples: list[Sample]) -> "dict[int, Comparison]":
+    from vmoe.evaluate.routing import compare_routing
+
+    few = (sample.batches(at_most=FEW) for sample in samples)
+    return compare_routing(*(loaded.model for loaded in models), *few)
 
 
 def _draw(folder: Path, routing: "MeasuredRouting") -> None:

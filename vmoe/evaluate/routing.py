@@ -11,7 +11,8 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
-from vmoe.analysis.collect import Collected, Labelled, collect, without_padding
+from vmoe.analysis.collect import Collected, Labelled, collect, concatenate, without_padding
+from vmoe.analysis.compare import Agreement, agreement, saturation
 from vmoe.analysis.effects import BatchDependence, batch_dependence
 from vmoe.analysis.export import export
 from vmoe.analysis.health import Finding, findings
@@ -23,6 +24,7 @@ from vmoe.data.pipeline import check_classes, evaluation_batches
 from vmoe.data.sources import Source
 from vmoe.errors import UsageError
 from vmoe.factory import Loaded
+from vmoe.nn.patches import num_tokens
 from vmoe.nn.vit import ViT
 
 Batches = Callable[[], Iterator[Labelled]]
@@ -126,6 +128,39 @@ def measure_routing(
     dependence = batch_dependence(loaded.model, images, batch_size=batch_size)
     found = findings(blocks, dependence)
     return MeasuredRouting(loaded, data, batches, blocks, dependence, found)
+
+
+class Comparison(NamedTuple):
+    """How much the routers of a block agree in two models, on the tokens of the same images.
+
+    Attributes:
+        agreement: between experts that correspond; see ``vmoe.analysis.agreement``.
+        same_choices: fraction of the first model's choices that the other makes too, which means
+            something for two steps of a run; None where tokens do not choose.
+    """
+
+    agreement: Agreement
+    same_choices: float | None
+
+
+def compare_routing(
+    one: ViT, other: ViT, batches: Iterable[Labelled], other_batches: Iterable[Labelled]
+) -> dict[int, Comparison]:
+    """By sparse block; empty unless both models have the same sparse blocks and number of tokens.
+
+    Args:
+        batches, other_batches: of the same images, each as its model wants them.
+    """
+    if one.config.sparse_blocks != other.config.sparse_blocks:
+        return {}
+    if num_tokens(one.config) != num_tokens(other.config):
+        return {}
+    first, second = (
+        concatenate(collect(model, images))
+        for model, images in ((one, batches), (other, other_batches))
+    )
+    same = saturation(first, second)
+    return {i: Comparison(x, same.get(i)) for i, x in agreement(first, second).items()}
 
 
 def expert_loads(

@@ -1,16 +1,15 @@
 """The measured routing of a model: as plain values by name, as a table, and in sentences."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from vmoe.analysis import BlockStatistics
-from vmoe.evaluate.routing import MeasuredRouting
+from vmoe.evaluate.routing import Comparison, MeasuredRouting
 
 COLUMNS = (
     "block",
     "experts",
-    "smallest load",
-    "largest load",
+    "load",
     "dropped",
     "unprocessed",
     "gate entropy",
@@ -57,8 +56,7 @@ def rows(routing: MeasuredRouting) -> Iterator[tuple[str, ...]]:
         yield (
             str(i),
             str(len(load)),
-            f"{load.min():.1%}",
-            f"{load.max():.1%}",
+            f"{load.min():.1%} to {load.max():.1%}",
             f"{own['dropped']:.1%}",
             f"{own['unprocessed']:.1%}",
             f"{block.relative_entropy:.0%}",
@@ -67,11 +65,29 @@ def rows(routing: MeasuredRouting) -> Iterator[tuple[str, ...]]:
         )
 
 
+COMPARED = ("block", "corresponding experts (by chance)", "same choices")
+
+
+def compared_rows(compared: Mapping[int, Comparison]) -> Iterator[tuple[str, ...]]:
+    """A row for each sparse block of two models, under ``COMPARED``."""
+    for i, ((_, share, by_chance), same) in compared.items():
+        yield str(i), f"{share:.1%} ({by_chance:.1%})", "-" if same is None else f"{same:.1%}"
+
+
+def compared_report(compared: Mapping[int, Comparison]) -> dict[str, Any]:
+    """The comparison as values of JSON, by sparse block."""
+    return {
+        str(i): {"agreement": share, "agreement_by_chance": by_chance, "same_choices": same}
+        for i, ((_, share, by_chance), same) in compared.items()
+    }
+
+
 def remarks(routing: MeasuredRouting) -> Iterator[str]:
     """What the columns mean, what a table has no place for, and what is wrong; a line each."""
     yield (
-        "gate entropy: in percent of even gates; class, position: normalised mutual information "
-        "with the expert, and in parentheses that of shuffled classes and places"
+        "load: of the least and the most chosen expert; gate entropy: in percent of even gates; "
+        "class, position: normalised mutual information with the expert, and in parentheses that "
+        "under shuffled classes and places"
     )
     for i, block in routing.blocks.items():
         shares = [
