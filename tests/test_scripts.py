@@ -137,6 +137,29 @@ def test_emoji_are_split_by_name_and_composited_on_white(tmp_path: Path) -> None
     assert "CC-BY" in (tmp_path / "base" / "SOURCES.txt").read_text()
 
 
+def test_emoji_packages_are_downloaded_with_npm(tmp_path: Path) -> None:
+    """A fake npm packs what it is asked for."""
+    for vendor in ("google", "twitter"):
+        emoji_package(
+            tmp_path / f"{vendor}-16.0.0" / "package", vendor, [f"a{i}" for i in range(9)]
+        )
+    npm = tmp_path / "npm"
+    npm.write_text(
+        '#!/bin/sh\n[ "$1 $2" = "pack --silent" ] || exit 1\nname=${3%@*} version=${3#*@}\n'
+        f'tar -czf "$name-$version.tgz" -C "{tmp_path}/${{name##*-}}-$version" package\n'
+    )
+    npm.chmod(0o755)
+    result = subprocess.run(
+        [sys.executable, str(ROOT / "scripts" / "prepare_emoji.py"), str(tmp_path / "out")],
+        env=os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}"},
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == 0, result.stderr
+    assert "downloading emoji-datasource-twitter@16.0.0 with npm pack" in result.stderr
+    assert len(list((tmp_path / "out").rglob("*.png"))) == 2 * 9
+
+
 def test_a_corrupt_emoji_package_leaves_nothing_behind(tmp_path: Path) -> None:
     package = emoji_package(tmp_path / "google", "google", ["a"])
     next((package / "img").rglob("a.png")).write_bytes(b"no image")

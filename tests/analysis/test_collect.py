@@ -1,5 +1,7 @@
 """Routing collected over a data set: the same as in one batch, image by image, and exported."""
 
+from collections.abc import Iterator
+
 import jax
 import numpy as np
 import pytest
@@ -75,6 +77,18 @@ def test_every_image_is_collected_once_with_the_decisions_of_its_batch(
         ):
             np.testing.assert_allclose(ours[:6].reshape(theirs.shape), theirs, rtol=1e-5)
         assert block.dropped.any() == (router.kind == "token_choice")
+
+
+def test_batches_are_collected_one_at_a_time() -> None:
+    given = []
+
+    def batches() -> Iterator[tuple[np.ndarray, None, None]]:
+        for number in range(3):
+            given.append(number)
+            yield images_on_white()[:2], None, None
+
+    for number, part in enumerate(collect(model_of(TokenChoice()), batches())):
+        assert given == list(range(number + 1)) and len(part.logits) == 2
 
 
 def test_statistics_equal_loops_over_images_tokens_and_choices(collected: Collected) -> None:

@@ -4,6 +4,7 @@ from vmoe.analysis.capture import Captured, capture, capture_features, feature_n
 from vmoe.analysis.collect import BlockRouting, Collected, collect, concatenate, labelled
 from vmoe.analysis.compare import agreement, saturation
 from vmoe.analysis.foreground import foreground
+from vmoe.analysis.measures import block_measures, expert_totals
 from vmoe.analysis.statistics import BlockStatistics, statistics
 
 __all__ = [
@@ -12,10 +13,12 @@ __all__ = [
     "Captured",
     "Collected",
     "agreement",
+    "block_measures",
     "capture",
     "capture_features",
     "collect",
     "concatenate",
+    "expert_totals",
     "feature_names",
     "foreground",
     "labelled",

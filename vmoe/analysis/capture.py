@@ -24,6 +24,8 @@ def capture(
 ) -> tuple[Float[Array, "b y"], dict[int, Record]]:
     """``model(images)``, and the record of each sparse block by its number.
 
+    A record has logits, gates, choices, slots and combine weights; ``expert_totals`` and
+    ``block_measures`` give its load, importance, drops and entropy.
     Works inside ``jax.jit`` and ``jax.grad``, where unused parts of the records are not computed.
 
     Args:

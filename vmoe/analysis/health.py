@@ -1,4 +1,8 @@
-"""Whether the routing of a model is healthy: findings with a threshold and a remedy each."""
+"""Whether the routing of a model is healthy: findings with a threshold and a remedy each.
+
+Perfect balance is no finding: the auxiliary losses have a finite gradient there; see
+``vmoe/routing/aux_losses.py``.
+"""
 
 from collections.abc import Iterator, Mapping
 from typing import NamedTuple

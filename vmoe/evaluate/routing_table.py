@@ -39,6 +39,9 @@ def _measures(block: BlockStatistics, classes: int) -> dict[str, Any]:
         "dropped": block.dropped,
         "unprocessed": block.unprocessed / max(1, block.tokens),
         "kept_share": block.kept_share,
+        "kept_by_priority": block.kept_by_priority.tolist(),
+        "choices_by_priority": block.choices_by_priority.tolist(),
+        "coactivation": block.coactivation.tolist(),
         "gate_entropy": block.gate_entropy,
         "idle": block.idle.tolist(),
         "class_information": information,
@@ -101,4 +104,4 @@ def remarks(routing: MeasuredRouting) -> Iterator[str]:
     yield f"predictions that depend on the other images of a batch: {changed:.1%}"
     yield from map(str, routing.findings)
     if not routing.findings:
-        yield "nothing is wrong: no dead expert, no collapse, no overflow"
+        yield "nothing is wrong: no dead expert, no collapse, no overflow, no saturated gates"
