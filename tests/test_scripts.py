@@ -87,6 +87,21 @@ def test_the_bench_writes_ratios_to_references_and_a_plot(tmp_path: Path) -> Non
     assert wrong.returncode == 2 and "no section 'layers'" in wrong.stderr
 
 
+@pytest.mark.slow
+def test_searched_and_even_routing_are_compared_on_the_test_split(tiny_run: Path) -> None:
+    command = [sys.executable, str(ROOT / "scripts" / "check_capacity.py"), "--data", "digits"]
+    result = subprocess.run(
+        [*command, str(tiny_run), "--images", "64"], capture_output=True, text=True
+    )
+    assert result.returncode == 0, result.stderr
+    first, _, *rows = (line.strip("| ").split(" | ") for line in result.stdout.splitlines())
+    assert len(rows) > 1 and all(len(row) == len(first) for row in rows)
+    budget, searched, even, difference, *_ = rows[0]
+    assert (budget, difference) == ("1x", "+0.00 ± 0.00") and searched == even
+    gone = subprocess.run([*command, "gone"], capture_output=True, text=True)
+    assert gone.returncode == 2 and "gone: no such file" in gone.stderr
+
+
 def emoji_package(folder: Path, vendor: str, names: list[str]) -> Path:
     """A package of emoji-datasource with one drawing per name, half of it transparent."""
     emoji = [

@@ -1,0 +1,99 @@
+"""Compares searched with even routing on images that `vmoe capacity` has not seen.
+
+    python scripts/check_capacity.py vmoe_fashion_mnist --data fashion_mnist
+    python scripts/check_capacity.py runs/emoji-0 runs/emoji-1 runs/emoji-2 --data folder:data/emoji
+
+For each model, `vmoe capacity` searches on the validation split. For each budget, its setting and
+the best one that is the same in all blocks are evaluated on the test split. Prints a table in
+Markdown: accuracies in percent, means over the models; and the paired difference of searched and
+even, with its standard error over the images. The last column is of the first model.
+"""
+
+import argparse
+import json
+import math
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import vmoe
+from vmoe import models
+from vmoe.config.inference import LayerSetting
+from vmoe.data.sources import open_source
+from vmoe.evaluate import Evaluation, evaluate, paired_difference
+from vmoe.evaluate.settings import with_setting
+
+Row = dict[str, Any]
+COLUMNS = (
+    *("budget", "searched, test", "even, test", "difference"),
+    *("searched, validation", "even, validation", "k, capacity factor, priority by block"),
+)
+
+
+def rows_of(checkpoint: str, data: str, images: int) -> dict[float, Row]:
+    """By budget: the settings of `vmoe capacity`, and their evaluations on the test split."""
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, "-m", "vmoe", "capacity", "--checkpoint", checkpoint]
+        command += ["--data", data, "--budget", "1x", "--images", str(images), "--json"]
+        command += ["--out", str(Path(folder) / "inference.json")]
+        found = subprocess.run(command, stdout=subprocess.PIPE, text=True)
+        if found.returncode:
+            sys.exit(found.returncode)
+    loaded, source = vmoe.load(checkpoint), open_source(data, "test")
+    params, evaluated = models.params_of(loaded.model), dict[str, Evaluation]()
+
+    def on_test(setting: list[dict[str, Any]]) -> Evaluation:
+        name = json.dumps(setting)
+        if name not in evaluated:
+            layers = tuple(LayerSetting(**layer) for layer in setting)
+            model = models.with_params(with_setting(loaded.model.config, layers), params)
+            evaluated[name] = evaluate(model, source, preprocessing=loaded.preprocessing)
+        return evaluated[name]
+
+    rows = json.loads(found.stdout)["trade_off"]
+    return {
+        row["budget"]: row
+        | {f"test{which}": on_test(row[f"setting{which}"]) for which in ("", "_even")}
+        for row in rows
+        if row["setting_even"]
+    }
+
+
+def table(every: list[dict[float, Row]]) -> Iterable[str]:
+    yield f"| {' | '.join(COLUMNS)} |"
+    yield "|---" * len(COLUMNS) + "|"
+    for budget in every[0]:
+        rows = [of_model[budget] for of_model in every if budget in of_model]
+        differences = [paired_difference(row["test"], row["test_even"]) for row in rows]
+        error = math.hypot(*(each.standard_error for each in differences)) / len(rows)
+        mean = np.mean([each.accuracy for each in differences])
+        accuracies = [
+            *([row[name].accuracy for row in rows] for name in ("test", "test_even")),
+            *([row[name] for row in rows] for name in ("accuracy", "accuracy_even")),
+        ]
+        shown = [f"{100 * np.mean(own):.2f}" for own in accuracies]
+        shown.insert(2, f"{100 * mean:+.2f} ± {100 * error:.2f}")
+        settings = "; ".join(
+            f"{each['k']}, {each['capacity_factor']:g}, {each['priority'].replace('_', ' ')}"
+            for each in rows[0]["setting"]
+        )
+        yield f"| {budget:g}x | {' | '.join(shown)} | {settings} |"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("checkpoints", nargs="+", help="models, as for vmoe evaluate")
+    parser.add_argument("--data", required=True, help="a data set with three splits")
+    parser.add_argument("--images", type=int, default=1024, help="of the validation split")
+    options = parser.parse_args()
+    every = [rows_of(each, options.data, options.images) for each in options.checkpoints]
+    print("\n".join(table(every)))
+
+
+if __name__ == "__main__":
+    main()
