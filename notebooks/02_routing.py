@@ -149,6 +149,19 @@ plots.favourite_patches(
 plots.weight_histograms(blocks, blocks_shown)
 
 # %% [markdown]
+# Do some experts share their tokens? For each block, the pair that tokens choose most often, and
+# how often they would choose it if each choice followed the load alone.
+
+# %%
+for i, block in blocks.items():
+    pairs = np.triu(block.coactivation, k=1) / block.tokens
+    a, b = np.unravel_index(pairs.argmax(), pairs.shape)
+    by_load = 2 * block.load[a] * block.load[b] / (1 - (block.load**2).sum())
+    print(
+        f"block {i}: experts {a} and {b}, {pairs[a, b]:.1%} of the tokens (by load {by_load:.1%})"
+    )
+
+# %% [markdown]
 # ## When experts are full
 # With Batch Prioritized Routing (section 3.4) the tokens with the largest gates get their slots
 # first. Here are some images at smaller and smaller capacity. `plots_of` has the figures that run
@@ -159,17 +172,17 @@ figures = plots_of(config)
 figures["kept_patches"](loaded, batches, blocks)
 
 # %% [markdown]
-# Two control lines belong beside it: random priority, and every choice dropped. Only drops matter
-# here that the head can see: after the last block of a model with a class token it reads only that
-# token.
+# Two control lines belong beside it: random priority, and every choice dropped. A drop matters only
+# if the head can see it: with a class token, the head reads nothing but that token after the last
+# block.
 
 # %%
 figures["capacity_curves"](loaded, batches, blocks)
 
 # %% [markdown]
 # ## Other settings
-# Other numbers of experts per token than the model was trained with (appendix E), and a random
-# router in one block at a time: how much depends on what each router has learned?
+# First k, the number of experts per token, changes at inference (appendix E). Then one router at a
+# time is replaced by a random one, to see how much the accuracy depends on what it has learned.
 
 # %%
 figures["k_at_inference"](loaded, batches, blocks)

@@ -41,7 +41,10 @@ def test_a_notebook_runs_top_to_bottom(name: str, tmp_path: Path, tiny_run: Path
     assert result.returncode == 0, result.stderr
     cells = code_cells(nbformat.read(tmp_path / f"{name}.ipynb", 4))
     assert [cell.execution_count for cell in cells] == [*range(1, len(cells) + 1)]
-    assert any("image/png" in output.get("data", {}) for cell in cells for output in cell.outputs)
+    outputs = [output.get("data", {}) for cell in cells for output in cell.outputs]
+    assert any("image/png" in output for output in outputs)
+    embedded = any("srcdoc=" in output.get("text/html", "") for output in outputs)
+    assert embedded == (name == "02_routing")
 
 
 @pytest.mark.parametrize("name", NAMES)

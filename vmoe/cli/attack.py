@@ -22,7 +22,9 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True)
 class AttackArgs:
-    """Change images slightly so that a model errs: how robust are its predictions and routing?"""
+    """Measure how robust predictions and routing are to adversarial changes of images.
+
+    Either of the attacked image, or of the other images in its group."""
 
     checkpoint: Path
     """Trained model, as for `vmoe evaluate --checkpoint`."""
@@ -38,8 +40,8 @@ class AttackArgs:
     batch_size: int = 64
     """Images per batch."""
     epsilon: tuple[float, ...] = ()
-    """Largest changes of a pixel, in units of 1/255 of its range; if not given, 1, 2, 4 and 8, or
-    64 for mates, which need not look natural."""
+    """Bounds on the change of a pixel (L-infinity), in units of 1/255 of its range; one attack for
+    each. If not given, 1, 2, 4 and 8; for mates, which need not look natural, 64."""
     method: Annotated[AttackMethod, tyro.conf.arg(name="")] = AttackMethod()
     mates: MatesConfig = MatesConfig()
     routing: RoutingOverrides = RoutingOverrides()

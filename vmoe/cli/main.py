@@ -23,7 +23,7 @@ COMMANDS = {  # each a module of this package with a function ``run``
     "predict": "classify image files, and show the experts used",
     "routing": "show how a trained model uses its experts, and whether that is healthy",
     "capacity": "choose the experts and slots of each block within a budget of compute",
-    "attack": "change images slightly so that a model errs",
+    "attack": "measure robustness to adversarial changes of images",
     "convert": "write a trained model in another format",
     "inspect": "list what a file of weights holds",
     "upcycle": "turn a dense model into a sparse one",

@@ -23,9 +23,9 @@ class AttackMethod(Checked):
     auxiliary_loss: bool = False
     """Raise the auxiliary losses of the routers as well."""
     path: GradientPath = "all"
-    """all: gradients through everything; experts: through the experts alone, with the decisions and
-    combine weights of the original images held fixed; routers: through the combine weights alone,
-    which depend on the logits of the routers. The last two leave out the auxiliary losses."""
+    """What is differentiated. all: everything; experts: all but the routing, whose decisions and
+    combine weights stay those of the original images; routers: the combine weights alone. The last
+    two leave out the auxiliary losses."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
