@@ -6,7 +6,7 @@ The pages show invented routing; one test lets the real command write the page o
 import html
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, get_args
 
@@ -16,11 +16,12 @@ import numpy as np
 import pytest
 
 from tests.command import vmoe
+from tests.random_models import forward, random_params
 from vmoe import models
-from vmoe.analysis import BlockRouting, Collected, page, statistics
+from vmoe.analysis import BlockRouting, Collected, collect, page, statistics
 from vmoe.analysis.effects import removals
 from vmoe.analysis.patches import favourites
-from vmoe.config import MoEConfig, TokenChoice, ViTConfig
+from vmoe.config import MoEConfig, Router, TokenChoice, ViTConfig, replace
 from vmoe.config.routers import Priority
 from vmoe.routing.token_choice import assign
 
@@ -50,13 +51,12 @@ def browser() -> Iterator[Any]:
         yield driver
 
 
-def config_of(k: int, pooling: Any, normalize: bool) -> ViTConfig:
-    router = TokenChoice(k=k, normalize_weights=normalize)
+def config_of(router: Router, pooling: Any = "mean", capacity: int = SLOTS) -> ViTConfig:
     return models.model_config(
         "vit_tiny",
         **dict(image_size=16, patch_size=4, num_classes=len(CLASSES), pooling=pooling),
         **dict(depth=2, sparse_blocks=(0, 1)),
-        moe=MoEConfig(num_experts=E, router=router, images_per_group=2, capacity=SLOTS),
+        moe=MoEConfig(num_experts=E, router=router, images_per_group=2, capacity=capacity),
     )
 
 
@@ -90,7 +90,8 @@ def invented(
     name: str = "a model", *, k: int = 2, pooling: str = "mean", normalize: bool = False
 ) -> page.ModelOnImages:
     """Gates with many ties, decided in order of the batch, and random logits."""
-    config, rng = config_of(k, pooling, normalize), np.random.default_rng(k)
+    config = config_of(TokenChoice(k=k, normalize_weights=normalize), pooling)
+    rng = np.random.default_rng(k)
     shape = (B, SIDE**2 + config.has_class_token, E)
     blocks = {}
     for i in config.sparse_blocks:
@@ -109,6 +110,17 @@ def invented(
     sums, images = statistics([routing]), [(IMAGES, LABELS, None)]
     best = favourites(images, [routing], config.patch_size, top=3)
     return page.ModelOnImages(name, config, routing, sums, grid, removed, best, attention)
+
+
+def observed(
+    config: ViTConfig, *, remove: bool = False, on_step: Callable[[], None] = lambda: None
+) -> page.ModelOnImages:
+    """A real model with random parameters."""
+    model, batch = models.with_params(config, random_params(config)), [(IMAGES, LABELS, None)]
+    parts = list(collect(model, batch))
+    best = favourites(batch, parts, config.patch_size, top=3)
+    fields = (model, IMAGES, LABELS, statistics(parts), best)
+    return page.observe("observed", *fields, remove=remove, on_step=on_step)
 
 
 def written(folder: Path, *shown: page.ModelOnImages, title: str = "Routing") -> Path:
@@ -247,9 +259,48 @@ def test_dragging_the_slots_shows_what_is_dropped_and_what_the_whole_model_predi
     shown = [row.find_element("tag name", "td").text.removesuffix("%") for row in rows]
     np.testing.assert_allclose(np.array(shown, float) / 100, [of_image, of_group], atol=5.1e-4)
     assert f"{number} slots per expert" in text(browser, "slots-text")
-    nearest = min((0, 8, 16), key=lambda slots: abs(slots - number))
+    nearest = min((16, 8, 0), key=lambda slots: abs(slots - number))
+    assert_whole_model(browser, model, nearest, "order", image=1)
+
+
+def assert_whole_model(
+    browser: Any, model: page.ModelOnImages, slots: int, priority: Priority, image: int
+) -> None:
+    """The page shows the prediction with these slots, and that the slider has others."""
+    shown = f"the whole model, nearest computed: {slots} slots in every sparse block"
+    assert shown in text(browser, "capacity-result")
     result = browser.find_element("id", "capacity-result")
-    assert bar_names(result) == shown_top(model.capacities[nearest, "order"][1])
+    assert bar_names(result) == shown_top(model.capacities[slots, priority][image])
+
+
+@in_a_browser
+def test_of_two_numbers_of_slots_as_near_the_larger_is_shown_and_a_computed_one_as_itself(
+    browser: Any, tmp_path: Path
+) -> None:
+    model = invented()
+    path = written(tmp_path, model)
+    opened(browser, path, "#slots=4")
+    assert_whole_model(browser, model, 8, "order", image=0)
+    opened(browser, path, "#slots=8")
+    assert "the whole model, 8 slots in every sparse block" in text(browser, "capacity-result")
+
+
+def test_few_slots_are_computed_densely_beside_the_models_own_and_enough_for_every_choice() -> None:
+    config, steps = config_of(TokenChoice(k=2), capacity=17), []
+    model = observed(config, on_step=lambda: steps.append(1))
+    assert 0 < len(steps) <= page.count_passes(config, remove=False)
+    slots = sorted({slots for slots, _ in model.capacities})
+    most = max(
+        np.bincount(block.experts[block.groups == group].ravel(), minlength=E).max()
+        for block in model.routing.blocks.values()
+        for group in set(GROUPS)
+    )
+    assert slots[:2] == [0, 2] and slots[-1] == most > 17 and 17 in slots
+    assert np.median(slots) <= 0.375 * most
+    np.testing.assert_allclose(model.capacities[17, "order"], model.routing.logits, atol=1e-5)
+    dropless = replace(config, moe=replace(config.moe, dropless=True, capacity=None))
+    whole, _ = forward(models.with_params(dropless, random_params(config)), IMAGES)
+    np.testing.assert_allclose(model.capacities[slots[-1], "random"], whole, atol=1e-5)
 
 
 @in_a_browser

@@ -29,9 +29,8 @@ from vmoe.nn.vit import ViT
 from vmoe.routing import slots_and_factor
 from vmoe.routing.groups import group_sizes
 
-STEPS = 7
-"""Steps of the grid of slots, from none to enough for every choice."""
-
+FRACTIONS = (0, 1 / 16, 1 / 8, 3 / 16, 1 / 4, 3 / 8, 1 / 2, 3 / 4, 1)
+"""The grid of slots, as fractions of enough for every choice: dense where predictions change."""
 
 MOST_ATTENTION = 2_000_000
 """Bytes of attention maps on the page."""
@@ -118,17 +117,17 @@ def _relative(weights: Float[Array, "b n n"]) -> UInt8[Array, "b n n"]:
 def count_passes(config: ViTConfig, *, remove: bool = True) -> int:
     """The largest number of calls of ``on_step``."""
     drops = all(moe.router.can_drop for moe in config.moe_blocks.values())
-    grid = (STEPS + 1 + len(config.moe_blocks)) * len(PRIORITIES) * drops
+    grid = (len(FRACTIONS) + len(config.moe_blocks)) * len(PRIORITIES) * drops
     return grid + len(removals(config)) * remove
 
 
 def slots_of(config: ViTConfig, routing: Collected) -> list[int]:
-    """The numbers of slots of the grid, each block's own among them."""
+    """The numbers of slots of the grid, multiples of a slider's step and each block's own."""
     b = len(routing.logits)
     settings = [Slots.of(moe, routing.blocks[i], b) for i, moe in config.moe_blocks.items()]
     most, step = max(each.most for each in settings), max(each.step for each in settings)
-    even = {step * round(most * i / STEPS / step) for i in range(STEPS + 1)}
-    return sorted(even | {min(each.slots, most) for each in settings})
+    grid = {step * math.ceil(most * fraction / step) for fraction in FRACTIONS}
+    return sorted(grid | {min(each.slots, most) for each in settings})
 
 
 class Slots(NamedTuple):

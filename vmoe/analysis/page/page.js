@@ -406,11 +406,11 @@ function drawCapacityResult() {
   const rows = [
     ["this image", percent(own.dropped / own.choices, 1), percent(own.unprocessed / own.tokens, 1)],
     [`its group of ${kept.size} images`, percent(sum("dropped") / sum("choices"), 1), percent(sum("unprocessed") / sum("tokens"), 1)]];
-  const nearest = grid && grid.slots.reduce((best, each) => Math.abs(each - slots) < Math.abs(best - slots) ? each : best);
+  const nearest = grid && grid.slots.reduce((best, each) => Math.abs(each - slots) <= Math.abs(best - slots) ? each : best);
   fill("capacity-result", make("div", {className: "columns"},
     make("div", {}, make("h3", {}, `block ${block.number}, its inputs as recorded`),
       table(["", "choices dropped", "patches without an expert"], rows)),
-    ...(grid ? [gridResult(grid, nearest, priority)] : [])));
+    ...(grid ? [gridResult(grid, nearest, nearest === slots ? "" : "nearest computed: ", priority)] : [])));
 }
 
 function count(block, image, kept) {
@@ -435,10 +435,10 @@ function accuracy(array, ...index) {
   return known.length ? `${right.length} of ${known.length} images are predicted correctly` : "";
 }
 
-function gridResult(grid, slots, priority) {
+function gridResult(grid, slots, which, priority) {
   const index = [grid.slots.indexOf(slots), grid.priorities.indexOf(priority)];
   const now = predicted(grid, ...index, state.image), before = predicted(models[state.model].predictions, state.image);
-  return make("div", {}, make("h3", {}, `the whole model, ${slots} slots in every sparse block`),
+  return make("div", {}, make("h3", {}, `the whole model, ${which}${slots} slots in every sparse block`),
     prediction(grid, ...index, state.image),
     make("p", {className: now === before ? "note" : "changed"}, now === before ? "the same prediction" : "another prediction"),
     make("p", {className: "note"}, accuracy(grid, ...index)));
