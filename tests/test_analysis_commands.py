@@ -41,6 +41,25 @@ def test_the_figures_of_a_model_are_written_as_png_files(tmp_path: Path) -> None
             assert len(np.unique(np.asarray(image.convert("L")))) > 50
 
 
+@pytest.mark.slow
+def test_a_model_is_compared_with_another_setting_of_its_routing_without_removals(
+    tmp_path: Path,
+) -> None:
+    file = tmp_path / "page.html"
+    beside = ("--beside", "vmoe_fashion_mnist", "--routing.capacity-factor", "0.5")
+    page = ("--out", file, "--page-images", "10", "--no-removals", "--json")
+    result = vmoe(*MODEL, *FEW, *beside, *page)
+    assert result.returncode == 0, result.stderr
+    tight, own = json.loads(result.stdout)
+    assert all(tight["blocks"][i]["dropped"] > own["blocks"][i]["dropped"] for i in "135")
+    record = file.read_text().partition('id="record">')[2].partition("</script>")[0]
+    models = json.loads(record)["models"]
+    assert len(models) == 2 and not any(model["removed"] for model in models)
+    slots = [[block["slots"] for block in model["blocks"]] for model in models]
+    assert all(few < many for few, many in zip(*slots, strict=True))
+    assert all(few["grid"]["slots"] == sorted(few["grid"]["slots"]) for few in models)
+
+
 def test_a_check_exits_with_3_if_something_is_wrong_and_0_if_not() -> None:
     result = vmoe(*MODEL, *FEW, "--check", "--routing.dropless", "True")
     assert result.returncode == 0 and "nothing is wrong" in result.stdout, result.stderr

@@ -3,6 +3,7 @@
 The pages show invented routing; one test lets the real command write the page of a trained model.
 """
 
+import dataclasses
 import html
 import json
 import shutil
@@ -19,9 +20,10 @@ from tests.command import vmoe
 from tests.random_models import forward, random_params
 from vmoe import models
 from vmoe.analysis import BlockRouting, Collected, collect, page, statistics
+from vmoe.analysis.colors import COLORS
 from vmoe.analysis.effects import removals
 from vmoe.analysis.patches import favourites
-from vmoe.config import MoEConfig, Router, TokenChoice, ViTConfig, replace
+from vmoe.config import ExpertChoice, MoEConfig, Router, Soft, TokenChoice, ViTConfig, replace
 from vmoe.config.routers import Priority
 from vmoe.routing.token_choice import assign
 
@@ -51,12 +53,15 @@ def browser() -> Iterator[Any]:
         yield driver
 
 
-def config_of(router: Router, pooling: Any = "mean", capacity: int = SLOTS) -> ViTConfig:
+def config_of(
+    router: Router, pooling: Any = "mean", *, images_per_group: int = 2, capacity: int = SLOTS
+) -> ViTConfig:
+    layer = dict(images_per_group=images_per_group, capacity=capacity)
     return models.model_config(
         "vit_tiny",
         **dict(image_size=16, patch_size=4, num_classes=len(CLASSES), pooling=pooling),
         **dict(depth=2, sparse_blocks=(0, 1)),
-        moe=MoEConfig(num_experts=E, router=router, images_per_group=2, capacity=capacity),
+        moe=MoEConfig(num_experts=E, router=router, **layer),
     )
 
 
@@ -123,9 +128,14 @@ def observed(
     return page.observe("observed", *fields, remove=remove, on_step=on_step)
 
 
-def written(folder: Path, *shown: page.ModelOnImages, title: str = "Routing") -> Path:
+def written(
+    folder: Path,
+    *shown: page.ModelOnImages,
+    title: str = "Routing",
+    classes: tuple[str, ...] = CLASSES,
+) -> Path:
     path = folder / "page.html"
-    path.write_text(page.render(title, "five images", IMAGES, LABELS, CLASSES, list(shown)))
+    path.write_text(page.render(title, "five images", IMAGES, LABELS, classes, list(shown)))
     return path
 
 
@@ -202,9 +212,9 @@ def test_a_clicked_patch_is_followed_through_all_blocks_and_the_address_brings_i
     ).click().perform()
     token = 1 + 2 * SIDE + 3
     rows = browser.find_elements("css selector", "#path tbody tr")
+    experts = [block.experts[2, token].tolist() for block in model.routing.blocks.values()]
+    assert path_experts(browser.find_element("id", "path")) == experts
     for row, block in zip(rows, model.routing.blocks.values(), strict=True):
-        chips = row.find_elements("css selector", ".chip")
-        assert [int(chip.text) for chip in chips] == block.experts[2, token].tolist()
         weights = [f"{w:.3f}" if w else "dropped" for w in block.weights[2, token]]
         assert row.find_elements("css selector", "td")[2].text.split() == weights
     assert "row 3, column 4: expert" in text(browser, "live")
@@ -253,24 +263,53 @@ def test_dragging_the_slots_shows_what_is_dropped_and_what_the_whole_model_predi
     ActionChains(browser).drag_and_drop_by_offset(slider, -60, 0).perform()
     number = int(browser.execute_script("return state.slots"))
     assert 0 < number < SLOTS
-    expected = with_slots(decided(model.routing.blocks[1].gates, model.config, "order"), number)
-    of_image, of_group = expected.dropped[1].mean(), expected.dropped[:2].mean()
-    rows = browser.find_elements("css selector", "#capacity-result .scroll tbody tr")
-    shown = [row.find_element("tag name", "td").text.removesuffix("%") for row in rows]
-    np.testing.assert_allclose(np.array(shown, float) / 100, [of_image, of_group], atol=5.1e-4)
     assert f"{number} slots per expert" in text(browser, "slots-text")
+    assert_drops_of_image_1(browser, model, number, "order")
     nearest = min((16, 8, 0), key=lambda slots: abs(slots - number))
     assert_whole_model(browser, model, nearest, "order", image=1)
 
 
+def assert_drops_of_image_1(
+    browser: Any, model: page.ModelOnImages, slots: int, priority: Priority
+) -> float:
+    """The table says what block 1 drops of the image and of its group; returns the first."""
+    block = with_slots(decided(model.routing.blocks[1].gates, model.config, priority), slots)
+    of_image, of_group = float(block.dropped[1].mean()), block.dropped[:2].mean()
+    rows = browser.find_elements("css selector", "#capacity-result .scroll tbody tr")
+    shown = [row.find_element("tag name", "td").text.removesuffix("%") for row in rows]
+    np.testing.assert_allclose(np.array(shown, float) / 100, [of_image, of_group], atol=5.1e-4)
+    return of_image
+
+
 def assert_whole_model(
-    browser: Any, model: page.ModelOnImages, slots: int, priority: Priority, image: int
+    browser: Any,
+    model: page.ModelOnImages,
+    slots: int,
+    priority: Priority,
+    image: int,
+    which: str = "nearest computed: ",
 ) -> None:
-    """The page shows the prediction with these slots, and that the slider has others."""
-    shown = f"the whole model, nearest computed: {slots} slots in every sparse block"
+    shown = f"the whole model, {which}{slots} slots in every sparse block"
     assert shown in text(browser, "capacity-result")
     result = browser.find_element("id", "capacity-result")
     assert bar_names(result) == shown_top(model.capacities[slots, priority][image])
+
+
+@in_a_browser
+def test_another_priority_drops_other_choices_and_changes_the_whole_models_prediction(
+    browser: Any, tmp_path: Path
+) -> None:
+    from selenium.webdriver.support.ui import Select
+
+    model = invented()
+    opened(browser, written(tmp_path, model), "#image=1&slots=8")
+    dropped = set()
+    for priority in reversed(PRIORITIES):
+        choice = Select(browser.find_element("id", "choice-priority"))
+        choice.select_by_value(json.dumps(priority))
+        dropped.add(assert_drops_of_image_1(browser, model, 8, priority))
+        assert_whole_model(browser, model, 8, priority, image=1, which="")
+    assert len(dropped) > 2
 
 
 @in_a_browser
@@ -282,7 +321,7 @@ def test_of_two_numbers_of_slots_as_near_the_larger_is_shown_and_a_computed_one_
     opened(browser, path, "#slots=4")
     assert_whole_model(browser, model, 8, "order", image=0)
     opened(browser, path, "#slots=8")
-    assert "the whole model, 8 slots in every sparse block" in text(browser, "capacity-result")
+    assert_whole_model(browser, model, 8, "order", image=0, which="")
 
 
 def test_few_slots_are_computed_densely_beside_the_models_own_and_enough_for_every_choice() -> None:
@@ -395,11 +434,197 @@ def test_names_are_shown_as_they_are_and_nothing_is_fetched(browser: Any, tmp_pa
 
 @in_a_browser
 def test_two_models_stand_one_above_the_other(browser: Any, tmp_path: Path) -> None:
-    opened(browser, written(tmp_path, invented("one", k=1), invented("two", pooling="class_token")))
+    one, two = invented("one", k=1), invented("two", pooling="class_token")
+    opened(browser, written(tmp_path, one, two))
     assert [each.text for each in browser.find_elements("css selector", ".model")] == ["one", "two"]
-    browser.find_element("id", "picture-1-0").click()
-    tables = browser.find_elements("css selector", "#path .scroll")
-    assert len(tables) == 2 and text(browser, "capacity").startswith("block 0")
+    for clicked, prefix in (("picture-0-1", 0), ("picture-1-0", 1)):  # the class token of "two"
+        browser.find_element("id", clicked).click()
+        patch = browser.execute_script("return state.token") - prefix
+        tables = browser.find_elements("css selector", "#path .scroll")
+        for table, model, token in zip(tables, (one, two), (patch, patch + 1), strict=True):
+            experts = [block.experts[0, token].tolist() for block in model.routing.blocks.values()]
+            assert path_experts(table) == experts
+    assert text(browser, "capacity").startswith("block 0")
+
+
+def path_experts(table: Any) -> list[list[int]]:
+    """By sparse block, the experts that the path of a patch names."""
+    rows = table.find_elements("css selector", "tbody tr")
+    chips = (row.find_elements("css selector", ".chip") for row in rows)
+    return [[int(chip.text) for chip in of_row] for of_row in chips]
+
+
+@in_a_browser
+def test_an_expert_is_highlighted_in_the_shown_block_alone_as_numbers_of_others_are_unrelated(
+    browser: Any, tmp_path: Path
+) -> None:
+    model, pictures = invented(), ("picture-0-0", "picture-0-1", "picture-1-0", "picture-1-1")
+    path = written(tmp_path, model, invented("two", k=1))
+    opened(browser, path, "#opacity=100")
+    before = [painted(browser, each, FILL) for each in pictures]
+    browser.find_element("id", "expert-2").click()
+    after = [painted(browser, each, FILL) for each in pictures]
+    changed = [(one != other).any(-1) for one, other in zip(before, after, strict=True)]
+    without = ~(model.routing.blocks[1].experts[0] == 2).any(-1)
+    np.testing.assert_array_equal(changed[1], without)
+    assert 0 < without.mean() < 1 and not np.any([changed[0], *changed[2:]])
+    assert "blocks or models that share a number are unrelated" in text(browser, "hint")
+    browser.find_element("id", "picture-0-0").click()
+    assert browser.execute_script("return [state.block, state.expert]") == [0, None]
+    browser.find_elements("css selector", "#path .chip")[-1].click()  # of the second model
+    assert browser.execute_script("return [state.model, state.block]") == [1, 1]
+
+
+FILL, STRIPE, CROSS = (0.5, 0.15), (0.25, 0.75), (0.25, 0.25)  # places in a patch, (x, y)
+
+
+def painted(browser: Any, picture: str, place: tuple[float, float]) -> np.ndarray:
+    """The colour of each patch at a place in it, (patches, 3)."""
+    x, y = place
+    points = [((j + x) / SIDE, (i + y) / SIDE) for i in range(SIDE) for j in range(SIDE)]
+    return np.array(
+        browser.execute_script(
+            """const canvas = document.getElementById(arguments[0]), {width, height} = canvas;
+            const copy = Object.assign(document.createElement("canvas"), {width, height});
+            const pen = copy.getContext("2d", {willReadFrequently: true});
+            pen.drawImage(canvas, 0, 0);
+            const {data} = pen.getImageData(0, 0, width, height);
+            return arguments[1].map(([x, y]) => {
+              const pixel = 4 * (Math.floor(y * height) * width + Math.floor(x * width));
+              return [...data.slice(pixel, pixel + 3)];
+            })""",
+            picture,
+            points,
+        )
+    )
+
+
+@in_a_browser
+def test_a_patch_has_the_colour_of_its_first_choice_a_stripe_if_that_is_dropped_a_cross_if_all_are(
+    browser: Any, tmp_path: Path
+) -> None:
+    """In one block as recorded, in the other with the slots and the priority that are set."""
+    model = invented(pooling="class_token")
+    opened(browser, written(tmp_path, model), "#opacity=100&slots=5&priority=largest_gate")
+    recorded, gates = model.routing.blocks[0], model.routing.blocks[1].gates
+    changed = with_slots(decided(gates, model.config, "largest_gate"), 5)
+    kinds = set()
+    for i, block in enumerate((recorded, changed)):
+        first, kept = block.experts[0, 1:, 0], block.kept[0, 1:]
+        some, picture = kept.any(-1), f"picture-0-{i}"
+        names = np.where(some, np.array(COLORS)[first], "#8a8f96")
+        colors = np.array([list(bytes.fromhex(name[1:])) for name in names])
+        np.testing.assert_array_equal(painted(browser, picture, FILL), colors)
+        for place, marked in ((STRIPE, ~kept[:, 0]), (CROSS, ~some)):
+            expected = np.where(marked[:, None], 255, colors)
+            np.testing.assert_array_equal(painted(browser, picture, place), expected)
+        kinds |= set(map(tuple, kept.tolist()))
+    assert len(kinds) == 4  # both choices kept, either, none
+
+
+@in_a_browser
+def test_a_patch_with_more_attention_is_drawn_stronger(browser: Any, tmp_path: Path) -> None:
+    """Yellower, on pictures without colours."""
+    model = invented()
+    opened(browser, written(tmp_path, model), "#show=attention&token=6&image=1")
+    red, green, blue = painted(browser, "picture-0-1", FILL).T
+    in_order = ((red + green) / 2 - blue)[np.argsort(model.attention[1][1, 6])]
+    assert (np.diff(in_order) > -2).all() and in_order[-1] - in_order[0] > 60
+
+
+WRONG = (
+    *(
+        "image=999",
+        "image=1.5",
+        "image=",
+        "model=5",
+        "block=7",
+        "token=-1",
+        "token=99",
+        "expert=99",
+    ),
+    *("expert=x", "show=x", "opacity=200", "slots=abc", "slots=-1", "slots=9999", "priority=foo"),
+    *("removal=999", "class=99", "wrong=maybe", "toString=1", "%"),
+)
+
+
+@in_a_browser
+def test_a_wrong_value_in_the_address_is_as_if_it_were_not_there(
+    browser: Any, tmp_path: Path
+) -> None:
+    path, state = written(tmp_path, invented()), "return JSON.stringify(state)"
+    opened(browser, path)
+    start = browser.execute_script(state)
+    read = "return arguments[0].map(x => JSON.stringify(fromAddress(new URLSearchParams(x))))"
+    assert browser.execute_script(read, WRONG) == [start] * len(WRONG)
+    for wrong in ("priority=foo", "&".join(WRONG)):
+        opened(browser, path, f"#{wrong}")
+        assert browser.execute_script(state) == start
+        assert len(browser.find_elements("css selector", "#panels canvas")) == 2
+    right = dict(image=2, model=0, block=0, token=3, expert=1, show="attention", opacity=0)
+    right |= dict(slots=5, priority="random", removal=4, wrong=True)
+    right["class"] = 1
+    opened(
+        browser, path, "#" + "&".join(f"{k}={str(v).replace('T', 't')}" for k, v in right.items())
+    )
+    assert json.loads(browser.execute_script(state)) == right
+
+
+@in_a_browser
+def test_the_size_shown_is_that_of_the_file(browser: Any, tmp_path: Path) -> None:
+    path = written(tmp_path, invented(), invented("two"))
+    opened(browser, path)
+    shown, _, _ = text(browser, "measured").partition(" MB")
+    assert float(shown) == pytest.approx(path.stat().st_size / 1e6, abs=0.0051)
+
+
+@in_a_browser
+def test_statistics_stand_beside_what_chance_gives_also_where_a_table_has_no_room(
+    browser: Any, tmp_path: Path
+) -> None:
+    model, many = invented(), (*CLASSES, *map(str, range(40)))
+    opened(browser, written(tmp_path, model, classes=many))
+    shown, block = text(browser, "experts"), model.statistics[1]
+    assert "even\n25.0% 25.0%" in shown
+    information = "mutual information of expert and class: {:.3f}; under shuffled classes: {:.3f}"
+    assert information.format(*block.class_information(len(many))) in shown
+    assert "The table is left out above 40 classes." in shown
+    assert not browser.find_elements("css selector", ".heat")
+    pictures = browser.find_elements("css selector", ".places canvas")
+    for expert, picture in enumerate(pictures):
+        row, column = divmod(int(block.by_position[expert].argmax()), SIDE)
+        place = f"expert {expert}: most choices in row {row + 1}, column {column + 1}"
+        assert picture.get_attribute("aria-label") == place
+    opened(browser, written(tmp_path, model))
+    assert len(browser.find_elements("css selector", ".heat tbody tr")) == E == len(pictures)
+    assert "left out" not in text(browser, "experts")
+    unknown = {
+        i: dataclasses.replace(x, labels=0 * LABELS - 1) for i, x in model.statistics.items()
+    }
+    opened(browser, written(tmp_path, model._replace(statistics=unknown)))
+    assert "class" not in text(browser, "experts")
+
+
+@in_a_browser
+@pytest.mark.parametrize("router", [ExpertChoice(), Soft()], ids=["expert_choice", "soft"])
+def test_a_router_whose_tokens_do_not_choose_has_a_page_without_slots_to_change(
+    browser: Any, tmp_path: Path, router: Router
+) -> None:
+    model = observed(config_of(router, images_per_group=1))
+    opened(browser, written(tmp_path, model), "#slots=3&priority=random&image=1")
+    browser.find_element("id", "picture-0-0").click()
+    token = browser.execute_script("return state.token")
+    expected = []
+    for block in model.routing.blocks.values():
+        experts, gates = block.experts[1, token], block.gates[1, token]
+        if isinstance(router, Soft):  # weighs all experts, on the page in units of 1/255
+            experts, gates = np.arange(E), np.round(255 * gates)
+        chosen = experts[experts < E].tolist()
+        expected.append(sorted(chosen, key=lambda expert: -gates[expert]))
+    assert path_experts(browser.find_element("id", "path")) == expected and any(expected)
+    for section in ("capacity-section", "removal-section"):  # no expert is removed
+        assert not browser.find_element("id", section).is_displayed()
+    assert browser.get_log("browser") == []
 
 
 @in_a_browser
@@ -434,14 +659,31 @@ def test_the_page_works_in_a_frame_without_rights_on_a_phone_and_in_the_dark(
 
 @in_a_browser
 def test_the_command_writes_a_page_that_shows_a_trained_model(browser: Any, tmp_path: Path) -> None:
+    """And in its browser drops what the model dropped, also in groups with padding."""
     path = tmp_path / "report.html"
-    data = ("--data", "fashion_mnist_sample", "--images", "64", "--page-images", "16")
+    data = ("--data", "fashion_mnist_sample", "--images", "64", "--page-images", "20")
     command = ("routing", "--checkpoint", "vmoe_fashion_mnist", *data, "--out", path, "--json")
     result = vmoe(*command)
     assert result.returncode == 0, result.stderr
     assert f"{path}: 0." in result.stderr and json.loads(result.stdout)["blocks"]
     opened(browser, path)
-    assert len(browser.find_elements("css selector", "#gallery img")) == 16
+    assert text(browser, "summary") == (
+        "Statistics over fashion_mnist_sample:test, 64 of 512 images; 20 images are shown."
+    )
+    assert len(browser.find_elements("css selector", "#gallery img")) == 20
     assert len(browser.find_elements("css selector", "#panels canvas")) == 3
+    blocks = browser.execute_script(
+        """return models[0].blocks.map(block => images.map((_, image) => ({
+          tokens: block.tokens,
+          recorded: Array.from(at(block.kept, image)),
+          decided: Array.from(keptInGroup(block, image, block.slots, block.priority).get(image)),
+        })))"""
+    )
+    for block in blocks:
+        recorded, decided = (
+            np.array([image[name] for image in block]) for name in ("recorded", "decided")
+        )
+        np.testing.assert_array_equal(decided, recorded)
+        assert 0 < recorded.mean() < 1 and block[0]["tokens"] == 7 * 16  # three groups, one padded
     milliseconds = int(browser.execute_script("return document.documentElement.dataset.drawn"))
     print(f"{path.stat().st_size / 1e6:.2f} MB, first picture after {milliseconds} ms")

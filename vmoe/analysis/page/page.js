@@ -5,25 +5,32 @@ const PRIORITY_NAMES = {
   order: "order in the batch", largest_gate: "largest gate", sum_of_gates: "sum of gates", random: "random",
 };
 const EMPTY = "#8a8f96"; // a patch without an expert
+const SIZE = new Blob([document.documentElement.outerHTML]).size; // bytes, before anything is drawn
 
 // ------------------------------------------------------------------ state, kept in the address
 
 const START = {image: 0, model: 0, block: null, token: null, expert: null, show: "experts", opacity: 55,
   slots: null, priority: null, removal: null, class: "", wrong: false};
-const state = {...START, ...fromAddress()};
+const SHOWS = [["experts", "experts"], ["attention", "attention of the selected patch"]];
+const range = length => Array.from({length}, (_, i) => i);
 const blockOf = (model, number) => models[model].blocks.find(block => block.number === number);
-if (!images[state.image]) state.image = 0;
-if (!models[state.model]) state.model = 0;
-if (!blockOf(state.model, state.block)) state.block = models[state.model].blocks.at(-1).number;
-if (!(state.token < models[state.model].tokens)) state.token = null;
+const isShown = (model, block) => model === state.model && block.number === state.block;
+const state = fromAddress(new URLSearchParams(location.hash.slice(1)));
 
-function fromAddress() {
-  const given = {};
-  for (const [name, text] of new URLSearchParams(location.hash.slice(1))) {
-    if (!(name in START)) continue;
-    const number = Number(text);
-    given[name] = text === "true" ? true : text !== "" && Number.isFinite(number) ? number : text;
-  }
+// A value that the page does not have is as at the start.
+function fromAddress(words) {
+  const given = {...START};
+  const take = known => Object.entries(known).forEach(([name, values]) => {
+    given[name] = values.find(value => `${value}` === words.get(name)) ?? given[name];
+  });
+  take({image: range(images.length), model: range(models.length)});
+  const {blocks, tokens, removed} = models[given.model];
+  given.block = blocks.at(-1).number;
+  take({block: blocks.map(({number}) => number)});
+  const block = blockOf(given.model, given.block);
+  take({token: range(tokens), expert: range(block.experts), show: SHOWS.map(([name]) => name), opacity: range(101),
+    slots: range(block.drops ? block.most + 1 : 0), priority: block.drops ? Object.keys(PRIORITY_NAMES) : [],
+    removal: range(removed?.which.length ?? 0), class: range(classes.length), wrong: [true]});
   return given;
 }
 
@@ -36,8 +43,8 @@ function toAddress() {
 }
 
 function set(changes) {
-  if ("block" in changes || "model" in changes) Object.assign(state, {slots: null, priority: null});
-  Object.assign(state, changes);
+  const moves = ["model", "block"].some(name => name in changes && changes[name] !== state[name]);
+  Object.assign(state, moves && {slots: null, priority: null, expert: null}, changes);
   toAddress();
   draw();
 }
@@ -127,8 +134,7 @@ function choices(block, image, token, kept) {
 
 // As recorded; in the block shown, as decided with the slots and the priority that are set.
 function keptNow(model, block, image) {
-  const changed = model === state.model && block.number === state.block && block.drops;
-  if (!changed || (state.slots === null && state.priority === null)) return at(block.kept, image);
+  if (!block.drops || !isShown(model, block) || (state.slots === null && state.priority === null)) return at(block.kept, image);
   return keptInGroup(block, image, state.slots ?? block.slots, state.priority ?? block.priority).get(image);
 }
 
@@ -153,19 +159,21 @@ function patchPicture(model, block, image) {
   pen.drawImage(loaded[image], 0, 0, SIDE, height);
   pen.filter = "none";
   const kept = keptNow(model, block, image);
+  const wanted = isShown(model, block) ? state.expert : null;
   const attention = state.show === "attention" && attentionOf(model, block, image);
   for (let patch = 0; patch < rows * columns; patch++) {
     const token = patch + prefix, x = patch % columns * w, y = Math.floor(patch / columns) * h;
     if (attention) heat(pen, x, y, w, h, attention[token] / 255);
-    else paint(pen, x, y, w, h, choices(block, image, token, kept));
+    else paint(pen, x, y, w, h, choices(block, image, token, kept), wanted);
     if (token === tokenIn(model)) frame(pen, x, y, w, h);
   }
   return canvas;
 }
 
-function paint(pen, x, y, w, h, chosen) {
+// Patches without the wanted expert, if there is one, are dim.
+function paint(pen, x, y, w, h, chosen, wanted) {
   const first = chosen.length ? chosen[0].expert : null, held = chosen.some(({kept}) => kept);
-  const dim = state.expert !== null && !chosen.some(({expert}) => expert === state.expert);
+  const dim = wanted !== null && !chosen.some(({expert}) => expert === wanted);
   pen.globalAlpha = state.opacity / 100 * (dim ? .25 : 1);
   pen.fillStyle = held ? color(first) : EMPTY;
   pen.fillRect(x, y, w + .3, h + .3);
@@ -228,7 +236,7 @@ function drawFilters() {
   fill("filters",
     choice("class", "class", [["", "all"], ...classes.map((name, i) => [i, name])], state.class),
     choice("expert", "most patches at expert", [[null, "any"],
-      ...Array.from({length: blockOf(state.model, state.block).experts}, (_, expert) => [expert, `${expert}`])],
+      ...range(blockOf(state.model, state.block).experts).map(expert => [expert, `${expert}`])],
     state.expert),
     make("label", {}, make("input", {type: "checkbox", id: "wrong", checked: state.wrong,
       onchange: event => set({wrong: event.target.checked})}), "only wrong predictions"));
@@ -282,13 +290,13 @@ function drawGallery() {
 function drawView() {
   const attends = models.some(model => model.blocks.some(block => block.attention));
   fill("view", ...(attends
-    ? [choice("show", "show", [["experts", "experts"], ["attention", "attention of the selected patch"]], state.show)]
+    ? [choice("show", "show", SHOWS, state.show)]
     : []), make("label", {}, "colour", make("input", {type: "range", min: 0, max: 100, id: "opacity",
     value: state.opacity, oninput: event => slide({opacity: Number(event.target.value)})})),
   ...(models[state.model].prefix ? [make("button", {type: "button", id: "class-token",
     onclick: () => set({token: 0})}, "select the class token")] : []));
   const block = blockOf(state.model, state.block);
-  fill("legend", ...Array.from({length: block.experts}, (_, expert) => chip(expert, `${expert}`, {
+  fill("legend", ...range(block.experts).map(expert => chip(expert, `${expert}`, {
     "aria-pressed": state.expert === expert, "aria-label": `expert ${expert}`, id: `expert-${expert}`,
     title: `expert ${expert}: show where it is used`,
     onclick: () => set({expert: state.expert === expert ? null : expert})})));
@@ -313,7 +321,6 @@ function drawPanels() {
 
 function panel(model, block) {
   const canvas = patchPicture(model, block, state.image), {rows, columns, prefix} = models[model];
-  const shown = model === state.model && block.number === state.block;
   Object.assign(canvas, {tabIndex: 0, id: `picture-${model}-${block.number}`});
   canvas.setAttribute("role", "application");
   canvas.setAttribute("aria-roledescription", "picture of patches");
@@ -333,22 +340,22 @@ function panel(model, block) {
     const inside = next >= 0 && next < rows * columns && sameRow;
     select(model, block, prefix + (state.token === null || !inside ? patch : next));
   };
-  return make("div", {className: `panel${shown ? " shown" : ""}`}, make("h3", {}, `block ${block.number}`), canvas);
+  return make("div", {className: `panel${isShown(model, block) ? " shown" : ""}`}, make("h3", {}, `block ${block.number}`), canvas);
 }
 
 function select(model, block, token) {
-  const same = model === state.model && block.number === state.block;
-  set(same ? {token} : {model, block: block.number, token});
+  set({model, block: block.number, token});
   byId(`picture-${model}-${block.number}`).focus({preventScroll: true});
   fill("live", described(model, block));
 }
 
+const placeName = ({columns}, patch) => `row ${Math.floor(patch / columns) + 1}, column ${patch % columns + 1}`;
+
 // A sentence for readers who hear the page.
 function described(model, block) {
-  const token = tokenIn(model), {columns, prefix} = models[model];
+  const token = tokenIn(model), {prefix} = models[model];
   if (token === null) return "no patch is selected; use the arrow keys";
-  const place = token < prefix ? "class token"
-    : `row ${Math.floor((token - prefix) / columns) + 1}, column ${(token - prefix) % columns + 1}`;
+  const place = token < prefix ? "class token" : placeName(models[model], token - prefix);
   const chosen = choices(block, state.image, token, keptNow(model, block, state.image)).slice(0, 3);
   const experts = chosen.map(({expert, gate, kept}) =>
     `expert ${expert}, gate ${gate.toFixed(2)}${kept ? "" : ", dropped"}`);
@@ -367,7 +374,7 @@ function drawPath() {
         {style: {width: percent(gate / total, 2), background: color(expert)}})));
       const chosen = choices(block, state.image, token, keptNow(m, block, state.image)).slice(0, 4);
       const chips = make("span", {className: "chips"}, ...chosen.map(({expert}) => chip(expert, `${expert}`,
-        {"aria-label": `expert ${expert}`, onclick: () => set({expert})})));
+        {"aria-label": `expert ${expert}`, onclick: () => set({model: m, block: block.number, token, expert})})));
       return [`block ${block.number}`, chips, chosen.map(({gate}) => gate.toFixed(3)).join("  "),
         chosen.map(({weight, kept}) => kept ? weight.toFixed(3) : "dropped").join("  "), strip];
     });
@@ -408,7 +415,8 @@ function drawCapacityResult() {
     [`its group of ${kept.size} images`, percent(sum("dropped") / sum("choices"), 1), percent(sum("unprocessed") / sum("tokens"), 1)]];
   const nearest = grid && grid.slots.reduce((best, each) => Math.abs(each - slots) <= Math.abs(best - slots) ? each : best);
   fill("capacity-result", make("div", {className: "columns"},
-    make("div", {}, make("h3", {}, `block ${block.number}, its inputs as recorded`),
+    make("div", {}, make("h3", {}, `block ${block.number} alone`),
+      make("p", {className: "note"}, "Its recorded inputs, slots assigned anew; later blocks are not recomputed."),
       table(["", "choices dropped", "patches without an expert"], rows)),
     ...(grid ? [gridResult(grid, nearest, nearest === slots ? "" : "nearest computed: ", priority)] : [])));
 }
@@ -469,16 +477,17 @@ function drawExperts() {
   const model = models[state.model], block = blockOf(state.model, state.block);
   fill("expert-controls", choice("block", models.length > 1 ? model.name : "", model.blocks.map(({number}) =>
     [number, `block ${number}`]), state.block));
-  fill("experts", ...[loadTable(block), favourites(block), classTable(block), places(model, block)].filter(Boolean));
+  fill("experts", ...[loadTable(block), favourites(block), byClass(block), places(model, block)].filter(Boolean));
 }
 
 function loadTable(block) {
-  const most = Math.max(...block.load, ...block.importance);
+  const most = Math.max(...block.load, ...block.importance), share = 1 / block.experts;
+  const fraction = (value, background) => make("div", {className: "fill", style: {width: percent(value / most, 1), background}});
+  const even = ["even", fraction(share, EMPTY), percent(share, 1), percent(share, 1)];
   const rows = Array.from(block.load, (load, expert) => [chip(expert, `${expert}`, {"aria-label": `expert ${expert}`,
     onclick: () => set({expert})}),
-  make("div", {className: "fill", style: {width: percent(load / most, 1), background: color(expert)}}),
-  percent(load, 1), percent(block.importance[expert], 1)]);
-  const drawn = table(["expert", "", "load", "importance"], rows, "bars");
+  fraction(load, color(expert)), percent(load, 1), percent(block.importance[expert], 1)]);
+  const drawn = table(["expert", "", "load", "importance"], [...rows, even], "bars");
   drawn.querySelectorAll("tbody td:nth-child(2)").forEach(cell => { cell.className = "bar"; });
   return make("div", {}, make("h3", {}, `Load: share of the choices, over ${block.images.toLocaleString("en")} images`), drawn,
     make("p", {className: "note"}, `${percent(block.dropped, 1)} of the choices are dropped`));
@@ -507,27 +516,33 @@ function favourites(block) {
   return make("div", {}, make("h3", {}, "The patches with the largest gates"), grid);
 }
 
+function byClass(block) {
+  if (block.information === null) return null;
+  return make("div", {}, make("h3", {}, `Choices by class${block.classes ? ", in percent of the class" : ""}`),
+    block.classes ? classTable(block) : make("p", {}, `The table is left out above ${record.mostClasses} classes.`),
+    make("p", {className: "note"}, `Normalised mutual information of expert and class: ${block.information.toFixed(3)}; `
+      + `under shuffled classes: ${block.null.toFixed(3)}`));
+}
+
 function classTable(block) {
-  if (!block.classes) return null;
   const largest = Math.max(...block.classes.flat());
   const rows = block.classes.map((row, expert) => [`expert ${expert}`, ...row.map(value => percent(value))]);
   const drawn = table(["", ...classes], rows, "heat");
   drawn.querySelectorAll("tbody tr").forEach((row, expert) => row.querySelectorAll("td").forEach((cell, y) => {
     cell.style.background = `color-mix(in srgb, var(--bar) ${Math.round(100 * block.classes[expert][y] / largest)}%, transparent)`;
   }));
-  return make("div", {}, make("h3", {}, "Choices by class, in percent of the class"), drawn,
-    make("p", {className: "note"}, `Normalised mutual information of expert and class: ${block.information.toFixed(3)}; `
-      + `under shuffled classes: ${block.null.toFixed(3)}`));
+  return drawn;
 }
 
 function places(model, block) {
   if (!block.places) return null;
   const {rows, columns} = model, figures = block.places.map((place, expert) => {
-    const canvas = make("canvas", {width: columns, height: rows, className: "pixels", role: "img",
-      "aria-label": `places of expert ${expert}`});
-    const pen = canvas.getContext("2d"), most = Math.max(...place, 1e-9);
+    const most = Math.max(...place), best = place.indexOf(most);
+    const canvas = make("canvas", {width: columns, height: rows, className: "pixels", role: "img", "aria-label": most > 0
+      ? `expert ${expert}: most choices in ${placeName(model, best)}` : `expert ${expert}: no choices`});
+    const pen = canvas.getContext("2d");
     place.forEach((value, patch) => {
-      pen.globalAlpha = value / most;
+      pen.globalAlpha = value / (most || 1);
       pen.fillStyle = color(expert);
       pen.fillRect(patch % columns, Math.floor(patch / columns), 1, 1);
     });
@@ -565,5 +580,5 @@ Promise.all(loaded.map(image => image.decode())).then(() => {
   draw();
   const milliseconds = Math.round(performance.now());
   document.documentElement.dataset.drawn = milliseconds;
-  fill("measured", `${(document.documentElement.outerHTML.length / 1e6).toFixed(1)} MB, no network; first picture after ${milliseconds} ms`);
+  fill("measured", `${(SIZE / 1e6).toFixed(2)} MB, no network; first picture after ${milliseconds} ms`);
 });

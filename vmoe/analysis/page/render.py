@@ -53,6 +53,7 @@ def render(
     record = {
         "summary": summary,
         "classes": list(class_names),
+        "mostClasses": MOST_CLASSES,
         "palette": COLORS,
         "inks": [text_color(color) for color in COLORS],
         "images": [
@@ -191,13 +192,13 @@ def _choices(block: BlockRouting) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 def _sums(statistics: BlockStatistics, y: int, prefix: int) -> dict[str, Any]:
-    classes = positions = None
-    labelled = statistics.labels[statistics.labels >= 0]
-    information, null = statistics.class_information(y)
+    classes = positions = information = null = None
     position, position_null = statistics.position_information
-    if len(labelled) and y <= MOST_CLASSES and statistics.choices.any():
-        table = statistics.class_table(y)
-        classes = table / np.maximum(1, table.sum(axis=0))
+    if (statistics.labels >= 0).any() and statistics.choices.any():
+        information, null = statistics.class_information(y)
+        if y <= MOST_CLASSES:
+            table = statistics.class_table(y)
+            classes = table / np.maximum(1, table.sum(axis=0))
     if statistics.choices.any():
         positions = statistics.by_position[:, prefix:]
     return {
