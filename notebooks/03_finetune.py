@@ -19,6 +19,7 @@ if address:
 # mean accuracy of both models with two seeds.
 
 # %% tags=["parameters"]
+parent = "vit_fashion_mnist"  # a trained dense model
 steps = 600  # of fine-tuning, for each model
 learning_rate = 0.002
 folder = "runs"  # for all files; delete it to start anew
@@ -48,7 +49,7 @@ folder.mkdir(parents=True, exist_ok=True)
 # It sends each token to two experts, whose weights add up to 1.
 
 # %%
-dense = vmoe.load("vit_fashion_mnist")
+dense = vmoe.load(parent)
 upcycled = dataclasses.replace(dense, model=vmoe.upcycle(dense.model, num_experts=8))
 parents = {"dense": dense, "upcycled": upcycled}
 for name, parent in parents.items():
@@ -74,7 +75,7 @@ print(f"largest difference of logits: {abs(logits['dense'] - logits['upcycled'])
 
 # %% [markdown]
 # ## Another task
-# The digits have 8 x 8 pixels; the pipeline resizes them to the 28 x 28 of the model.
+# The digits have 8 x 8 pixels; the pipeline resizes them to the image size of the model.
 
 # %%
 digits = open_source("digits", "train")
@@ -175,7 +176,9 @@ for stage, model in {"before": upcycled.model, "after": tuned["upcycled"]}.items
 
 # %%
 totals = results["upcycled"].totals
-figure, axes = plt.subplots(1, len(totals), figsize=(12, 2.5), sharey=True, layout="constrained")
+figure, (axes,) = plt.subplots(
+    1, len(totals), figsize=(12, 2.5), sharey=True, squeeze=False, layout="constrained"
+)
 for ax, (block, total) in zip(axes, totals.items(), strict=True):
     e = len(total.load)
     ax.bar(range(e), total.load, color=expert_colors(e))

@@ -19,6 +19,7 @@ if address:
 # %% tags=["parameters"]
 steps = 800  # of training on digits
 own_steps = 150  # of training on images of your own
+depth = 4  # blocks of the model; every second one is sparse
 folder = "runs"  # for all files; delete it to start anew
 
 # %%
@@ -64,21 +65,21 @@ for i, ax in enumerate(axes):
 
 # %% [markdown]
 # ## Config
-# One `TrainConfig` describes a whole run. This is a ViT with four blocks; in blocks 1 and 3 eight
-# experts replace the MLP.
+# One `TrainConfig` describes a whole run. This is a ViT; in every second block eight experts
+# replace the MLP.
 
 # %%
 config = TrainConfig(
     model=ViTConfig(
         patch_size=2,
         width=64,
-        depth=4,
+        depth=depth,
         mlp_dim=128,
         num_heads=4,
         image_size=8,
         num_classes=10,
         position_std=1.0,
-        sparse_blocks=(1, 3),
+        sparse_blocks=tuple(range(1, depth, 2)),
         moe=MoEConfig(num_experts=8),
     ),
     data=DataConfig("digits", shift=1),
@@ -154,7 +155,9 @@ for ax in (left, middle, right):
 
 # %%
 blocks, colors = config.model.sparse_blocks, expert_colors(config.model.moe.num_experts)
-figure, axes = plt.subplots(1, len(blocks), figsize=(12, 3), sharey=True, layout="constrained")
+figure, (axes,) = plt.subplots(
+    1, len(blocks), figsize=(12, 3), sharey=True, squeeze=False, layout="constrained"
+)
 for block, ax in zip(blocks, axes, strict=True):
     for e, color in enumerate(colors):
         rows = experts[(experts["block"] == block) & (experts["expert"] == e)]
