@@ -52,6 +52,10 @@ def test_a_model_is_compared_with_another_setting_of_its_routing_without_removal
     assert result.returncode == 0, result.stderr
     tight, own = json.loads(result.stdout)
     assert all(tight["blocks"][i]["dropped"] > own["blocks"][i]["dropped"] for i in "135")
+    first, *later = own["compared"].values()  # drops change the inputs of later blocks alone
+    assert first["agreement"] == first["same_choices"] == 1
+    for block in later:
+        assert block["agreement_by_chance"] < block["agreement"] < 1 > block["same_choices"]
     record = file.read_text().partition('id="record">')[2].partition("</script>")[0]
     models = json.loads(record)["models"]
     assert len(models) == 2 and not any(model["removed"] for model in models)
