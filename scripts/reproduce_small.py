@@ -1,4 +1,4 @@
-"""Checks claims on sparse models at a small scale: Fashion-MNIST, 13 models, three seeds each.
+"""Checks claims on sparse models at a small scale: Fashion-MNIST, 14 models, three seeds each.
 
     python scripts/reproduce_small.py             # trains and measures what is missing; prints
     python scripts/reproduce_small.py --write     # also writes the section of configs/README.md

@@ -53,7 +53,7 @@ def test_a_run_with_a_row_is_not_repeated_and_stands_in_the_section(tmp_path: Pa
     assert result.returncode == 0, result.stderr
     assert not list((tmp_path / "runs").iterdir())
     attacked = " | ".join(4 * ["50.00"])
-    line = f"| dense, equal steps | 7.00 | 4 | 87.50 | 87.50 | {attacked} | 25.00 |  |"
+    line = f"| dense, equal steps | 7.00 | 4 | 87.50 | 87.50 | {attacked} | 25.00 |  |  |"
     text = readme.read_text()
     assert line in result.stdout and line in text
     assert text.startswith(f"before\n{begin}\n") and text.endswith(f"{end}\nafter\n")

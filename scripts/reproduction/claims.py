@@ -54,7 +54,7 @@ def _of_one(text: str, source: str, variant: str, first: str, second: str, *hold
 
 VMOE, SWEET, ROUTERS = "arXiv 2106.05974", "arXiv 2411.18322", "arXiv 2401.15969"
 ATTACK, EXPERTS_WEAK, NOBODY = "arXiv 2210.10253", "arXiv 2502.06832", "-"
-PRUNING, LAYERS = "arXiv 2306.04073", "arXiv 2410.15732"
+PRUNING, LAYERS, AVERAGING = "arXiv 2306.04073", "arXiv 2410.15732", "arXiv 2308.06093"
 NAMES = {"standard": "mean-pooled", "class_token": "class-token"}
 CLAIMS = (
     _accuracy("sparse is better than dense at equal steps", VMOE, "standard", "dense"),
@@ -129,6 +129,12 @@ CLAIMS = (
         "random.1",
         "random.5",
     ),
+    Claim(
+        "experts that are averaged at every step can become one MLP, better than others",
+        AVERAGING,
+        Figure("averaged", "merged"),
+        Figure("standard", "merged"),
+    ),
     *(
         Claim(
             f"attacked by 8 / 255{how}, sparse is more accurate than dense at equal {what}",
@@ -156,7 +162,6 @@ CLAIMS = (
 )
 NOT_CHECKED = {
     "pruning by the change of the routers' norms (arXiv 2405.16646)": "under Upcycling and pruning",
-    "averaging experts at every step of fine-tuning (arXiv 2308.06093)": "no such training here",
     "gains vanish as more is activated; last-2 is the more robust placement (arXiv 2411.18322)": (
         "needs larger models and several recipes"
     ),

@@ -15,6 +15,7 @@ attack.EPSILON           accuracy after the published attack by EPSILON / 255; 0
 attack.EPSILON.PATH      the same with gradients through the experts or the routers alone
 attack.EPSILON.projected the same by projected steps
 random.BLOCK             accuracy with a random router in that block
+merged                   accuracy with the mean of its experts as the MLP of each sparse block
 batch                    fraction of predictions that change with the order of the images
 batch.alone              the same with one image per group
 """
@@ -27,6 +28,7 @@ from pathlib import Path
 import jax.numpy as jnp
 import numpy as np
 
+from vmoe import models
 from vmoe.analysis import statistics
 from vmoe.analysis.collect import Labelled, collect
 from vmoe.analysis.effects import (
@@ -42,6 +44,7 @@ from vmoe.config.attack import AttackConfig, GradientPath
 from vmoe.evaluate.attack import attack
 from vmoe.factory import load
 from vmoe.nn.vit import ViT
+from vmoe.surgery.experts import average_experts
 
 SLOTS = (0, 4, 8, 12, 16, 24, 36)
 """Slots per expert for a group of 8 images: 128 patches, or 136 tokens with class tokens."""
@@ -71,7 +74,7 @@ def measure(run: Path, images: int) -> dict[str, float]:
         for name, each in {"batch": model, "batch.alone": alone}.items():
             figures[name] = batch_dependence(each, real, batch_size=BATCH_SIZE).changed
     if model.config.can_drop:
-        for function in (capacities, kept, random_routers):
+        for function in (capacities, kept, random_routers, merged):
             figures |= dict(function(model, batches))
     return figures
 
@@ -101,6 +104,12 @@ def capacities(model: ViT, batches: Batches) -> Figures:
 def random_routers(model: ViT, batches: Batches) -> Figures:
     for i, logits in with_random_routers(model, batches).items():
         yield f"random.{i}", accuracy(logits, batches)
+
+
+def merged(model: ViT, batches: Batches) -> Figures:
+    dense = models.with_params(*average_experts(model.config, models.params_of(model)))
+    logits = np.concatenate([part.logits for part in collect(dense, batches)])
+    yield "merged", accuracy(logits, batches)
 
 
 def accuracy(logits: np.ndarray, batches: Batches) -> float:

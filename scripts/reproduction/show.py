@@ -45,7 +45,7 @@ def section(rows: Rows, plots: Sequence[str]) -> str:
 {", ".join(versions)}. Figures are means over the seeds, of accuracies in percent on the test split,
 on which nothing was chosen; ranges are from the worst to the best seed. Attacks are the published
 one, on 512 images; so many are predicted in eight orders to see which predictions depend on the
-batch.""",
+batch. Merged: with the mean of its experts as the MLP of each sparse block.""",
         models(rows),
         f"""Accuracy against slots per expert and group of 8 images (128 patches; with class tokens,
 136 tokens); 0 drops every choice, {SLOTS[-1]} drop few. The rows of `configs/reproduce_small` have
@@ -72,6 +72,7 @@ def models(rows: Rows) -> str:
     columns = ["model", "MFLOPs per image", "steps", "accuracy by seed", "mean"]
     columns += [f"attacked by {strength} / 255" for strength in STRENGTHS]
     columns += [f"by {STRENGTHS[-1]} / 255, projected", "changed by batch"]
+    columns += ["experts merged"]
     lines = []
     for name in _measured(rows, VARIANTS):
         row = next(iter(rows[name].values()))
@@ -80,7 +81,7 @@ def models(rows: Rows) -> str:
         line += [", ".join(f"{100 * value:.2f}" for value in own), _mean(rows, name, "accuracy")]
         line += [_mean(rows, name, f"attack.{strength}") for strength in STRENGTHS]
         line += [_mean(rows, name, f"attack.{STRENGTHS[-1]}.projected")]
-        lines.append([*line, _mean(rows, name, "batch")])
+        lines.append([*line, *(_mean(rows, name, figure) for figure in ("batch", "merged"))])
     return _table(columns, lines)
 
 

@@ -25,12 +25,14 @@ class Variant:
         model: changed fields of the model's config.
         dense: without experts.
         equal_flops: trained for as many FLOPs as the standard model, in more steps.
+        expert_averaging: see ``OptimConfig``.
     """
 
     label: str
     model: dict[str, Any] = dataclasses.field(default_factory=dict)
     dense: bool = False
     equal_flops: bool = False
+    expert_averaging: float = 0.0
 
 
 def _moe(**fields: Any) -> dict[str, Any]:
@@ -53,6 +55,7 @@ VARIANTS = {
         "capacity factor 0.5, priority by largest gate",
         _moe(router=TokenChoice(priority="largest_gate"), **HALF),
     ),
+    "averaged": Variant("experts averaged by 0.1 after every step", expert_averaging=0.1),
     "class_token": Variant("class token instead of the mean", {"pooling": "class_token"}),
 }
 
@@ -73,6 +76,9 @@ def train_config(name: str, steps: int = STEPS) -> TrainConfig:
         model=replace(model, **variant.model),
         steps=steps,
         batch_size=BATCH_SIZE,
-        optim={"warmup_steps": min(recipe.optim.warmup_steps, steps // 2)},
+        optim={
+            "warmup_steps": min(recipe.optim.warmup_steps, steps // 2),
+            "expert_averaging": variant.expert_averaging,
+        },
         evaluate_every=steps,
     )
