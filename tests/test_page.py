@@ -668,7 +668,8 @@ def test_the_command_writes_a_page_that_shows_a_trained_model(browser: Any, tmp_
     assert f"{path}: 0." in result.stderr and json.loads(result.stdout)["blocks"]
     opened(browser, path)
     assert text(browser, "summary") == (
-        "Statistics over fashion_mnist_sample:test, 64 of 512 images; 20 images are shown."
+        "Data: fashion_mnist_sample:test, 64 of 512 images. "
+        "20 images are shown; the statistics are of 64."
     )
     assert len(browser.find_elements("css selector", "#gallery img")) == 20
     assert len(browser.find_elements("css selector", "#panels canvas")) == 3

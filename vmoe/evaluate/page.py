@@ -64,16 +64,12 @@ def write_page(
     ]
     (images, labels), first = own[0], shown[0].routing
     title = f"Routing of {' and '.join(model.name for model in observed)}"
-    summary = f"Statistics over {_sample(first)}; {len(labels)} images are shown."
+    measured = len(next(iter(first.blocks.values())).labels)
+    summary = (
+        f"Data: {first.data}. {len(labels):,} images are shown; the statistics are of {measured:,}."
+    )
     text = page.render(title, summary, images, labels, first.loaded.class_names, observed)
     replace_text(path, text)
-
-
-def _sample(routing: MeasuredRouting) -> str:
-    """The measured images; the name of a sample of a split says how many it has of how many."""
-    count = len(next(iter(routing.blocks.values())).labels)
-    named = routing.data.endswith(" images")
-    return routing.data if named else f"{count:,} images of {routing.data}"
 
 
 def mixed(
