@@ -85,13 +85,24 @@ def _enter(request: dict[str, Any], streams: list[int]) -> None:
         os.dup2(stream, number)
         os.close(stream)
     os.chdir(request["cwd"])
+    changed = dict(request["environment"].items() - os.environ.items())
     os.environ.clear()
     os.environ.update(request["environment"])
+    _configure_jax(changed)
     if encoding := os.environ.get("PYTHONIOENCODING"):
         for text in (sys.stdout, sys.stderr):
             text.reconfigure(encoding=encoding)
     if (size := request["max_file_size"]) is not None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
+
+
+def _configure_jax(variables: dict[str, str]) -> None:
+    """Gives JAX the settings that it has read from other variables when it was imported."""
+    import jax
+
+    for name, text in variables.items():
+        if name.lower() in jax.config.values:
+            jax.config.update(name.lower(), json.loads(text.lower()))  # a number or a boolean
 
 
 if __name__ == "__main__":

@@ -30,11 +30,11 @@ def run(folder: Path, *options: str) -> subprocess.CompletedProcess[str]:
 
 @pytest.mark.slow
 def test_a_run_is_trained_measured_and_gets_a_row(tmp_path: Path) -> None:
-    result = run(tmp_path, "--steps", "4", "--images", "64")
+    result = run(tmp_path, "--steps", "4", "--images", "16")
     assert result.returncode == 0, result.stderr
     row = json.loads((tmp_path / "rows" / "dense-0.json").read_text())
-    assert (row["model"], row["seed"], row["steps"], row["images"]) == ("dense", 0, 4, 64)
-    assert row["figures"]["attack.0"] == row["figures"]["accuracy"]  # the same 64 images
+    assert (row["model"], row["seed"], row["steps"], row["images"]) == ("dense", 0, 4, 16)
+    assert row["figures"]["attack.0"] == row["figures"]["accuracy"]  # the same 16 images
     assert row["versions"]["jax"]
     assert f"| {100 * row['figures']['accuracy']:.2f} |" in result.stdout
 
