@@ -100,6 +100,7 @@ def test_wrong_arguments_are_one_line(arguments: tuple[str, ...], message: str) 
     assert result.stderr.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_a_sparse_model_is_attacked_beside_a_dense_one() -> None:
     arguments = ("--beside", "vit_fashion_mnist", "--epsilon", "1", "8", "--steps", "2", "--json")
     result = vmoe("attack", *MODEL[1:], "--images", "32", "--batch-size", "16", *arguments)

@@ -658,6 +658,7 @@ def test_the_page_works_in_a_frame_without_rights_on_a_phone_and_in_the_dark(
 
 
 @in_a_browser
+@pytest.mark.slow
 def test_the_command_writes_a_page_that_shows_a_trained_model(browser: Any, tmp_path: Path) -> None:
     """And in its browser drops what the model dropped, also in groups with padding."""
     path = tmp_path / "report.html"

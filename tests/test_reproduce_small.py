@@ -66,6 +66,7 @@ def test_a_run_with_a_row_is_not_repeated_and_stands_in_the_section(tmp_path: Pa
     assert f"{path}: made with other images; use other --rows" in other.stderr
 
 
+@pytest.mark.slow
 def test_the_figures_of_a_sparse_run_agree_with_each_other(
     reproduction: dict[str, Any], tiny_run: Path
 ) -> None:
