@@ -236,6 +236,7 @@ def _plot_models(rows: Rows, path: Path) -> Path:
             label = f"{_short(name)}: {kind.replace('_null', ', shuffled')}"
             figures = [f"{kind}.{i}" for i in numbers]
             _line(special, rows, name, numbers, figures, label, color, mark, style, 1)
+    special.set_xticks(range(6))
     special.set(xlabel="block", ylabel="mutual information with the expert, normalised")
     for ax in (attacked, special):
         if ax.lines:
