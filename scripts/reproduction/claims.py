@@ -130,7 +130,7 @@ CLAIMS = (
         "random.5",
     ),
     Claim(
-        "experts that are averaged at every step can become one MLP, better than others",
+        "experts averaged at every step are more accurate as one MLP than others",
         AVERAGING,
         Figure("averaged", "merged"),
         Figure("standard", "merged"),

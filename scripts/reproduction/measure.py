@@ -81,8 +81,7 @@ def measure(run: Path, images: int) -> dict[str, float]:
 
 def as_trained(model: ViT, batches: Batches) -> Figures:
     parts = list(collect(model, batches))
-    correct = [part.logits.argmax(-1) == part.labels for part in parts]
-    yield "accuracy", np.concatenate(correct).mean()
+    yield "accuracy", accuracy(np.concatenate([part.logits for part in parts]), batches)
     if not model.config.sparse_blocks:
         return
     for i, block in statistics(parts).items():

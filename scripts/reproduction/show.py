@@ -63,6 +63,7 @@ for two figures of the same models, seed by seed. *Reproduced*: the claimed orde
 spread*: neither exceeds the other, but one should. *Contradicted*: otherwise.""",
         claims(rows),
         surprises(rows),
+        not_checked(),
         *(f"![{Path(plot).stem} of the small reproduction]({plot})" for plot in plots),
     ]
     return "\n\n".join(parts) + "\n"
@@ -142,14 +143,16 @@ def claims(rows: Rows) -> str:
 
 
 def surprises(rows: Rows) -> str:
-    """The claims that came out the other way, and those that are not checked."""
+    """The claims that came out the other way."""
     found = [claim.text for claim in CLAIMS if verdict(claim, rows) == "contradicted"]
     missing = sum(verdict(claim, rows) == NOT_MEASURED for claim in CLAIMS)
     text = f"Contradicted: {'; '.join(found) or 'none'}."
-    if missing:
-        text += f" Not measured: {missing} of {len(CLAIMS)} claims."
-    not_checked = "; ".join(f"{claim}: {why}" for claim, why in NOT_CHECKED.items())
-    return f"{text} Not checked: {not_checked}."
+    return text + (f" Not measured: {missing} of {len(CLAIMS)} claims." if missing else "")
+
+
+def not_checked() -> str:
+    """The claims that need something else, and what."""
+    return f"Not checked: {'; '.join(f'{claim}: {why}' for claim, why in NOT_CHECKED.items())}."
 
 
 def _measured(rows: Rows, names: Iterable[str]) -> list[str]:
