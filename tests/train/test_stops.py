@@ -30,16 +30,16 @@ from tests.run_folder import assert_same
 from vmoe import config as configs
 from vmoe.checkpoints.run import Checkpoints
 from vmoe.config import EvalConfig, TrainConfig
-from vmoe.data.pipeline import training_batches
+from vmoe.data.pipeline import Read, training_batches
 from vmoe.errors import Failure, Stopped, UsageError
-from vmoe.train import loop, setup, train
+from vmoe.train import evaluations, setup, train
 from vmoe.train.report import Report
 from vmoe.workdir.layout import steps_of
 
 STEPS = 40
 RECIPE = f"""
 from pathlib import Path
-from vmoe.config import EvalConfig, load, replace
+from vmoe.config import EvalConfig, FewShotConfig, load, replace
 
 config = replace(
     load(Path({str(ROOT / "configs" / "tiny.py")!r})), steps={STEPS}, log_every=5, ema_decay=0.9,
@@ -48,7 +48,7 @@ config = replace(
         depth=1, sparse_blocks=(0,), dropout=0.1,
         moe=dict(expert_dropout=0.1, router=dict(priority="random")),
     ),
-    evaluations=(EvalConfig(), EvalConfig("again")),
+    evaluations=(EvalConfig(), EvalConfig("again")), fewshot=FewShotConfig(("digits",), every=20),
 )
 """
 
@@ -133,11 +133,11 @@ def stopped_twice(config: TrainConfig, tmp_path_factory: pytest.TempPathFactory)
             signal.raise_signal(signal.SIGTERM)
         return real(*arguments, **settings)
 
-    real = loop.evaluate
+    real = evaluations.evaluate
     with signal_at_step(9), pytest.raises(Stopped, match="checkpoint saved at step 9 of 40"):
         train(config, workdir)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop, "evaluate", evaluate)
+        patch.setattr(evaluations, "evaluate", evaluate)
         with pytest.raises(Stopped, match="SIGTERM: checkpoint saved at step 40"):
             train(config, workdir)
     assert {row["step"] for row in rows(workdir, "evaluations")} == {"20"}
@@ -318,9 +318,11 @@ def poisoned(config: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> TrainConfi
     """Batches 27 and 45 have NaN pixels."""
 
     def batches(*arguments: object, **options: object) -> object:
-        def poison(i: int, batch: object) -> object:
-            bad = i in (27, 45)
-            return batch._replace(images=batch.images * np.float32(np.nan)) if bad else batch
+        def poison(i: int, read: Read) -> Read:
+            if i not in (27, 45):
+                return read
+            nan = np.full(read.batch.images.shape, np.nan, np.float32)
+            return read._replace(batch=read.batch._replace(images=nan))
 
         return training_batches(*arguments, **options).map_with_index(poison)
 

@@ -67,7 +67,7 @@ class Sample:
         Raises:
             UsageError: as for ``open_data``; or a number is below 1.
         """
-        from vmoe.data.pipeline import Unreadable
+        from vmoe.data.problems import Unreadable
         from vmoe.data.sources import sample
 
         for name, value in (("images", images), ("batch_size", batch_size)):

@@ -103,8 +103,10 @@ def read_bytes(path: str | Path) -> bytes:
         raise UsageError(f"{path}: cannot be read ({error})") from None
 
 
-def decode(image: bytes | UInt8[np.ndarray, "h w 3"], origin: str) -> UInt8[np.ndarray, "h w 3"]:
-    """Decodes the bytes of an image file to RGB pixels in [0, 255], in its EXIF orientation.
+def decode(
+    image: bytes | UInt8[np.ndarray, "h w 3"], origin: str, *, exif: bool = True
+) -> UInt8[np.ndarray, "h w 3"]:
+    """Decodes the bytes of an image file to RGB pixels in [0, 255].
 
     Grey becomes three equal channels and CMYK is converted. 16 bits become 8: 65,535 becomes 255.
     Transparent pixels are blended with a white background. An array of pixels is returned
@@ -112,6 +114,7 @@ def decode(image: bytes | UInt8[np.ndarray, "h w 3"], origin: str) -> UInt8[np.n
 
     Args:
         origin: where the image comes from, for error messages.
+        exif: apply the EXIF orientation; TensorFlow's decoder ignores it.
 
     Raises:
         UsageError: the bytes are not a complete image, or its values have no defined range: 32-bit
@@ -121,7 +124,7 @@ def decode(image: bytes | UInt8[np.ndarray, "h w 3"], origin: str) -> UInt8[np.n
         return image
     try:
         with Image.open(io.BytesIO(image)) as opened:
-            pixels = np.asarray(_rgb(ImageOps.exif_transpose(opened)))
+            pixels = np.asarray(_rgb(ImageOps.exif_transpose(opened) if exif else opened))
         if has_16_bits(image) and 0 < pixels.max() < TWELVE_BITS / 256:
             raise _NoRange("its 16-bit values use less than 13 bits, so white is not 65,535")
         return pixels
@@ -140,13 +143,13 @@ def has_16_bits(head: bytes) -> bool:
     return head.startswith(PNG) and head[24:25] == b"\x10"
 
 
-def read_image(path: str | Path) -> UInt8[np.ndarray, "h w 3"]:
+def read_image(path: str | Path, *, exif: bool = True) -> UInt8[np.ndarray, "h w 3"]:
     """Reads an image file and decodes it; see ``decode``.
 
     Raises:
         UsageError: there is no such file, or it is not an image that ``decode`` accepts.
     """
-    return decode(read_bytes(path), str(path))
+    return decode(read_bytes(path), str(path), exif=exif)
 
 
 class _NoRange(Exception):

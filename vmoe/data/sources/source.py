@@ -13,12 +13,12 @@ class Example:
 
     Attributes:
         image: the bytes of an image file, or RGB pixels in [0, 255].
-        label: the class, an index into ``Source.class_names``.
+        labels: its classes, as indices into ``Source.class_names``; empty if it has none.
         origin: where the image comes from, for error messages: a path, or "digits:train[3]".
     """
 
     image: bytes | UInt8[np.ndarray, "h w 3"]
-    label: int
+    labels: tuple[int, ...]
     origin: str
 
 
@@ -74,6 +74,10 @@ class Source(Protocol):
     def skipped(self) -> Skipped:
         """What is left out."""
 
+    @property
+    def max_labels(self) -> int:
+        """The largest number of labels of an example; at least 1."""
+
     def __len__(self) -> int:
         """The number of examples."""
 
@@ -83,6 +87,9 @@ class Source(Protocol):
         Raises:
             UsageError: its file cannot be read.
         """
+
+    def labels_of(self, index: int) -> tuple[int, ...]:
+        """The labels of the example at an index, without reading its image."""
 
     def fingerprint(self) -> Fingerprint:
         """Hashes of the data; a change of an image that is not in the sample may go unnoticed."""
