@@ -4,7 +4,7 @@
 
 The run uses every source of randomness (order of the data, augmentation, mixup, dropout, noise,
 random priority) and a moving average. One run is not interrupted. The other is killed with SIGKILL
-and resumed repeatedly, in turn while it trains, saves, evaluates and starts, and then runs to its
+and resumed repeatedly, in turn while it saves, evaluates, trains and starts, and then runs to its
 end. Every array of the last checkpoint and every row of the CSV files, except for the rate, must be
 bitwise equal; at least one kill must leave an unfinished checkpoint, and one an unfinished
 evaluation. Prints a line for each kill; the exit status is 0 if all checks pass, else 1.
@@ -138,9 +138,9 @@ def _every(workdir: Path) -> int:
 
 # When a kill comes, and its maximum delay after that in seconds.
 KILL_PHASES: dict[Callable[[Path, int], bool], float] = {
-    training: 0.2,
     saving: 0.01,
     evaluating: 0.05,
+    training: 0.2,
     starting: 8.0,
 }
 

@@ -18,10 +18,10 @@ from vmoe.surgery.experts import average_experts
 ROOT = Path(__file__).parents[1]
 SCRIPT = ROOT / "scripts" / "run_notebooks.py"
 SMALL = {
-    "01_predict": {"count": 32, "image_sizes": [21]},
+    "01_predict": {"data": "digits", "count": 32, "image_sizes": [12]},
     "02_routing": {"data": "digits", "images": 16, "page_images": 8},
     "03_finetune": {"steps": 4},
-    "04_train": {"steps": 5, "own_steps": 2, "depth": 2},
+    "04_train": {"steps": 3, "own_steps": 2, "depth": 2},
 }
 """Parameters by notebook with which it runs in seconds, beside its model."""
 NAMES = sorted(path.stem for path in (ROOT / "notebooks").glob("*.py"))
@@ -49,7 +49,7 @@ def code_cells(notebook: nbformat.NotebookNode) -> list[nbformat.NotebookNode]:
 )
 def test_a_notebook_runs_top_to_bottom(name: str, tmp_path: Path, tiny_run: Path) -> None:
     settings = dict(SMALL[name])
-    if name == "02_routing":
+    if name in ("01_predict", "02_routing"):
         settings["checkpoint"] = str(tiny_run)
     if name == "03_finetune":
         settings["parent"] = str(saved_dense(tiny_run, tmp_path / "dense"))

@@ -274,13 +274,16 @@ def test_memory_does_not_grow_over_a_thousand_steps(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_the_digits_recipe_reaches_94_percent_on_validation(tmp_path: Path) -> None:
-    """Three seeds gave 95.6 to 99.4; the validation split has 180 images. Compiled as users do."""
+def test_the_digits_recipe_reaches_92_percent_on_validation_in_a_third_of_its_steps(
+    tmp_path: Path,
+) -> None:
+    """Three seeds gave 94.4 to 96.1; the validation split has 180 images. Compiled as users do."""
     optimized = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "False", "XLA_FLAGS": ""}
     recipe = ROOT / "configs" / "digits.py"
+    short = ("--steps", "700", "--evaluate-every", "700", "--checkpoint-every", "700")
     with start(
-        "train", "--config", recipe, "--workdir", tmp_path, environment=optimized
+        "train", "--config", recipe, "--workdir", tmp_path, *short, environment=optimized
     ) as process:
         assert process.wait() == 0, process.stderr
     last = rows(tmp_path, "evaluations")[-1]
-    assert last["step"] == rows(tmp_path)[-1]["step"] and float(last["accuracy"]) >= 0.94
+    assert last["step"] == rows(tmp_path)[-1]["step"] and float(last["accuracy"]) >= 0.92

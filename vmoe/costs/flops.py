@@ -4,6 +4,7 @@ Nothing is allocated: the program is traced on shapes, so counting the 15B model
 """
 
 import dataclasses
+import functools
 import math
 from collections.abc import Iterator
 from typing import Any
@@ -111,8 +112,12 @@ def _countable_layer(moe: MoEConfig) -> MoEConfig:
     return replace(moe, implementation="ragged" if moe.dropless else "batched")
 
 
+@functools.lru_cache(maxsize=4)
 def _trace(config: ViTConfig) -> tuple[Jaxpr, int, nnx.State, dict[int, Record]]:
-    """The forward pass on full groups: its jaxpr, number of images, parameters and records."""
+    """The forward pass on full groups: its jaxpr, number of images, parameters and records.
+
+    Cached, since tracing takes a second.
+    """
     config = countable(config)
     graph, params, rest = nnx.split(models.build_abstract(config), nnx.Param, ...)
     b = math.lcm(*(moe.images_per_group for moe in config.moe_blocks.values()))
