@@ -54,7 +54,7 @@ print("sparse blocks: ", config.sparse_blocks, "of", config.depth, "blocks")
 # %%
 source = relabel(sample(open_source(data, "test"), count), names)
 examples = [source[i] for i in range(len(source))]
-labels = np.array([example.label for example in examples])
+labels = np.array([example.labels[0] for example in examples])
 images = loaded.preprocess([example.image for example in examples])
 print(images.shape, images.dtype, "from", images.min(), "to", images.max())
 

@@ -61,7 +61,7 @@ image = loaded.preprocess([source[0].image])
 logits, records = nnx.jit(vmoe.analysis.capture)(model, image)
 print(
     "class:",
-    loaded.class_names[source[0].label],
+    loaded.class_names[source[0].labels[0]],
     "- predicted:",
     loaded.class_names[logits[0].argmax()],
 )

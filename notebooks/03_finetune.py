@@ -82,7 +82,7 @@ digits = open_source("digits", "train")
 figure, axes = plt.subplots(1, 10, figsize=(12, 1.6))
 for i, ax in enumerate(axes):
     ax.imshow((dense.preprocess([digits[i].image])[0] + 1) / 2)
-    ax.set_title(digits.class_names[digits[i].label])
+    ax.set_title(digits.class_names[digits.labels[i]])
     ax.axis("off")
 
 # %% [markdown]

@@ -60,7 +60,7 @@ print({split: len(source) for split, source in sources.items()}, "images")
 figure, axes = plt.subplots(1, 10, figsize=(12, 1.6))
 for i, ax in enumerate(axes):
     ax.imshow(sources["train"][i].image)
-    ax.set_title(sources["train"].class_names[sources["train"][i].label])
+    ax.set_title(sources["train"].class_names[sources["train"].labels[i]])
     ax.axis("off")
 
 # %% [markdown]
@@ -205,7 +205,7 @@ left.imshow(example.image)
 left.axis("off")
 right.bar(loaded.class_names, probabilities)
 right.set(xlabel="class", ylabel="probability", ylim=(0, 1))
-print(f"predicted {loaded.class_names[probabilities.argmax()]}, labelled {example.label}")
+print(f"predicted {loaded.class_names[probabilities.argmax()]}, labelled {example.labels[0]}")
 
 # %% [markdown]
 # ## Resume

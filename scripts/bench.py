@@ -1,6 +1,6 @@
-"""Measure what sparsity costs: routing, the layer, whole models, start-up, many devices.
+"""Measure what sparsity costs: routing, the layer, whole models, the input, start-up, many devices.
 
-    python scripts/bench.py                       # all sections, at most five minutes on 2 cores
+    python scripts/bench.py                       # all sections, at most six minutes on 2 cores
     python scripts/bench.py layer --tokens 12544 --experts 8 128 --repeats 9
     python scripts/bench.py layer --peer          # also a PyTorch layer, if torch is installed
 
@@ -13,6 +13,11 @@ the sections layer and routing, a plot.
     batched experts  only the experts, as one batched product over all slots
     experts alone    only the experts, as the layer computes them
     plain            a model with every token through every block
+    one thread       the input pipeline without reading ahead
+
+In the section data, ms is the time to read all images of a case, and a reader, a thread or a
+worker, has one core. Without workers two threads read. The memory of a first batch is the peak of
+the process and its workers.
 """
 
 import argparse
@@ -22,6 +27,7 @@ import resource
 import sys
 from pathlib import Path
 
+from benchmarks.data import data
 from benchmarks.layer import layer
 from benchmarks.measure import Row, machine
 from benchmarks.model import model
@@ -34,6 +40,7 @@ SECTIONS = {
     "routing": routing,
     "layer": layer,
     "model": model,
+    "data": data,
     "start": start,
     "parallel": parallel,
 }
@@ -63,6 +70,9 @@ def main() -> None:
         default=["vmoe_b16_every2_e8", "vmoe_l16_every2_e32"],
         help="models of 12 and 24 blocks whose compile time is measured",
     )
+    parser.add_argument(
+        "--images", type=int, default=200, help="JPEG files of the data section, 4 or more"
+    )
     parser.add_argument("--repeats", type=int, default=4)
     parser.add_argument("--peer", action="store_true", help="also measure a PyTorch layer")
     parser.add_argument(
@@ -72,6 +82,8 @@ def main() -> None:
     for section in options.sections:
         if section not in SECTIONS:
             parser.error(f"no section {section!r}: choose from {', '.join(SECTIONS)}")
+    if options.images < 4:
+        parser.error("--images: use 4 or more")
     if options.peer and not all(map(importlib.util.find_spec, ("torch", "transformers"))):
         parser.error("--peer: pip install torch transformers")
     rows: list[Row] = []

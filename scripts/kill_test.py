@@ -1,13 +1,18 @@
 """Kill a training run repeatedly, and check that it ends bitwise equal to an uninterrupted run.
 
     python scripts/kill_test.py [--kills 20] [--steps 1500] [--every 25] [--seed 0] [--processes 4]
+                                [--workers 2]
 
 The run uses every source of randomness (order of the data, augmentation, mixup, dropout, noise,
-random priority) and a moving average. One run is not interrupted. The other is killed with SIGKILL
-and resumed repeatedly, in turn while it saves, evaluates, trains and starts, and then runs to its
-end. Every array of the last checkpoint and every row of the CSV files, except for the rate, must be
-bitwise equal; at least one kill must leave an unfinished checkpoint, and one an unfinished
-evaluation. Prints a line for each kill; the exit status is 0 if all checks pass, else 1.
+random priority), a moving average, gradient accumulation and few-shot probes. One run is not
+interrupted. The other is killed with SIGKILL and resumed repeatedly, in turn while it saves,
+evaluates, trains and starts, and then runs to its end. Every array of the last checkpoint and every
+row of the CSV files, except for times, must be bitwise equal; at least one kill must leave an
+unfinished checkpoint, and one an unfinished evaluation. Prints a line for each kill; the exit
+status is 0 if all checks pass, else 1.
+
+With workers, the resumed runs read their images in 0 to that many worker processes, in turn, and a
+kill must leave none of them behind; the uninterrupted run reads in threads.
 
 With several processes, each has two devices. Each kill hits the next process; the others must exit
 by themselves within 30 seconds and log the reason. Then all processes are started again.
@@ -32,6 +37,7 @@ from rich.table import Table
 
 from vmoe.checkpoints.checksums import checksums
 from vmoe.checkpoints.restore import restore
+from vmoe.train import timing
 from vmoe.train.state import abstract_state, checkpoint_items
 from vmoe.workdir import layout
 from vmoe.workdir.layout import read_config
@@ -39,22 +45,26 @@ from vmoe.workdir.layout import read_config
 ROOT = Path(__file__).parents[1]
 RECIPE = """
 from pathlib import Path
-from vmoe.config import EvalConfig, load, replace
+from vmoe.config import EvalConfig, FewShotConfig, load, replace
 
 config = replace(
     load(Path({tiny!r})), steps={steps}, log_every=5,
     evaluate_every={every}, checkpoint_every={every},
-    ema_decay=0.9,
+    ema_decay=0.9, accumulate=2,
     model=dict(dropout=0.1, moe=dict(expert_dropout=0.1, router=dict(priority="random"))),
     evaluations=(EvalConfig(), EvalConfig("small batches", batch_size={batch})),
+    fewshot=FewShotConfig(("digits",), every={every}),
 )
 """
 TABLES = tuple(Path(name).stem for name in layout.TABLES)
 
 
-def start(recipe: Path, workdir: Path, processes: int = 1) -> list[subprocess.Popen[bytes]]:
-    """Starts the real command in one or more processes."""
+def start(
+    recipe: Path, workdir: Path, processes: int = 1, workers: int = 0
+) -> list[subprocess.Popen[bytes]]:
+    """Starts the real command in one or more processes, each with some workers."""
     arguments = ["train", "--config", str(recipe), "--workdir", str(workdir)]
+    arguments += ["--data.num-workers", str(workers)]
     distributed = {}
     if processes > 1:
         arguments.append("--distributed")
@@ -94,15 +104,17 @@ def free_port() -> int:
 
 
 def rows(workdir: Path, name: str = "metrics") -> list[dict[str, str]]:
-    """The rows of a CSV file without ``images_per_second``, which differs between runs."""
-    table = csv.DictReader((workdir / f"{name}.csv").read_text().splitlines())
-    return [{k: v for k, v in row.items() if k != "images_per_second"} for row in table]
+    """The rows of a CSV file without the timing columns, which differ between runs.
+
+    There are none if the file is missing: a run without few-shot probes has no fewshot.csv.
+    """
+    path = workdir / f"{name}.csv"
+    table = csv.DictReader(path.read_text().splitlines() if path.exists() else [])
+    return [{k: v for k, v in row.items() if k not in timing.COLUMNS} for row in table]
 
 
 def last_step(workdir: Path, name: str = "metrics") -> int:
     """The step of the newest complete row of a CSV file; 0 if there is none."""
-    if not (workdir / f"{name}.csv").exists():
-        return 0
     complete = [row for row in rows(workdir, name) if None not in row.values()]
     return int(complete[-1]["step"]) if complete else 0
 
@@ -154,7 +166,21 @@ class Killed(NamedTuple):
     unfinished_evaluation: bool
     """Whether an evaluation was running."""
     seconds: float
-    """Seconds until the last of the other processes exited."""
+    """Seconds until the last of the other processes, and of the workers, exited."""
+
+
+def children(pid: int) -> list[int]:
+    """The processes that the main thread of a process has started, on Linux; its workers."""
+    path = Path(f"/proc/{pid}/task/{pid}/children")
+    return [int(child) for child in path.read_text().split()] if path.exists() else []
+
+
+def alive(pid: int) -> bool:
+    """Whether a process has not ended, on Linux; one that nobody has waited for has ended."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
 
 
 def kill_once(
@@ -179,6 +205,7 @@ def kill_once(
         time.sleep(0.002)
     time.sleep(delay_fraction * KILL_PHASES[phase])
     logged = [len(_log(workdir, i)) for i in range(len(run))]  # before the kill
+    workers = children(run[victim].pid)
     run[victim].kill()
     begin = time.monotonic()
     for i, process in enumerate(run):
@@ -193,6 +220,10 @@ def kill_once(
         last = [line for line in log.splitlines() if line.startswith("vmoe: ")][-1:]
         if i != victim and "another process is gone" not in "".join(last):
             raise SystemExit(f"process {i}, status {process.returncode}, logged {log}")
+    while left := [pid for pid in workers if alive(pid)]:
+        if time.monotonic() > begin + 30:
+            raise SystemExit(f"processes {left} did not end within 30 s of the kill")
+        time.sleep(0.01)
     seconds = time.monotonic() - begin
     return Killed(last_step(workdir), bool(unfinished(workdir)), evaluating(workdir, 1), seconds)
 
@@ -234,6 +265,7 @@ def main() -> int:
     )
     parser.add_argument("--seed", type=int, default=0, help="seed of the kill times")
     parser.add_argument("--processes", type=int, default=1, help="processes of the run")
+    parser.add_argument("--workers", type=int, default=0, help="most workers of a process")
     options = parser.parse_args()
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".cache" / "jax"))
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")  # the run starts often
@@ -261,7 +293,7 @@ def main() -> int:
             phase = phases[i % len(phases)]
             step = (i + 1) * options.steps // (options.kills + 2)
             victim = i % options.processes
-            run = start(recipe, killed, options.processes)
+            run = start(recipe, killed, options.processes, i % (options.workers + 1))
             left = kill_once(run, killed, phase, step, rng.random(), victim)
             yes = ("no", "yes")
             hit["saving"] += left.unfinished_checkpoint

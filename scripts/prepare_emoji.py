@@ -10,20 +10,28 @@ one side. ``--skin-tones`` adds the drawings with skin tones to the training ima
 are then 61%; a model was less accurate with them (60.1% instead of 67.2% on validation, one seed).
 The five skin tones drawn alone are left out. Nothing is written if the folder exists.
 
+Beside the folders are three lists for ``manifest:`` of the drawings without skin tones. google.csv
+and twitter.csv have the category of each drawing, and google_words.csv the words of the emoji's
+name and sub-category that at least 10 of Google's training drawings have, without stop words. A
+few held-out emoji look exactly like a training emoji with another name, such as the flags of
+Bouvet Island and Norway: they are in no list.
+
 The drawings are not ours: Noto Color Emoji by Google (Apache License 2.0) and Twemoji by Twitter
 and contributors (CC-BY 4.0). The folder gets a file that says so.
 """
 
 import argparse
 import collections
+import csv
 import hashlib
 import json
+import re
 import shutil
 import subprocess
 import sys
 import tarfile
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -32,6 +40,8 @@ from PIL import Image
 VENDORS = ("google", "twitter")
 VERSION = "16.0.0"
 LEFT_OUT = "Component"  # the category of skin tones drawn alone
+STOP_WORDS = {"and", "for", "in", "of", "on", "or", "other", "the", "to", "with"}
+MIN_DRAWINGS = 10  # of the training split that have a word
 SOURCES = """Drawings of emoji, composited on white by scripts/prepare_emoji.py of vmoe.
 
 *-google.png   Noto Color Emoji, (c) Google, Apache License 2.0
@@ -48,6 +58,7 @@ class Drawing(NamedTuple):
         emoji: the name of the emoji, without its skin tone.
         name: the name of this drawing.
         category: of the emoji.
+        words: of its name and sub-category, in lower case, without stop words.
         file: the PNG.
         base: whether it has no skin tone.
     """
@@ -55,8 +66,24 @@ class Drawing(NamedTuple):
     emoji: str
     name: str
     category: str
+    words: tuple[str, ...]
     file: Path
     base: bool
+
+
+class Listed(NamedTuple):
+    """A drawing that was written.
+
+    Attributes:
+        path: relative to the data set.
+        pixels: their hash.
+    """
+
+    drawing: Drawing
+    vendor: str
+    split: str
+    path: str
+    pixels: str
 
 
 def download(vendor: str, folder: Path) -> Path:
@@ -89,12 +116,21 @@ def drawings(package: Path, vendor: str) -> Iterator[Drawing]:
     for each in emoji:
         if each["category"] == LEFT_OUT:
             continue
+        words = words_of(each["name"], each["subcategory"])
         toned = each.get("skin_variations", {}).values()
         for drawn in (each, *toned):
             if drawn[f"has_img_{vendor}"]:
                 file = images / drawn["image"]
                 name = f"{file.stem}-{vendor}"
-                yield Drawing(each["short_name"], name, each["category"], file, drawn is each)
+                yield Drawing(
+                    each["short_name"], name, each["category"], words, file, drawn is each
+                )
+
+
+def words_of(*texts: str) -> tuple[str, ...]:
+    """The different words of texts, in lower case, without stop words."""
+    words = re.findall("[a-z]+", " ".join(texts).lower())
+    return tuple(word for word in dict.fromkeys(words) if word not in STOP_WORDS)
 
 
 def split_of(emoji: str) -> str:
@@ -113,20 +149,62 @@ def on_white(file: Path) -> Image.Image:
 def prepare(packages: dict[str, Path], destination: Path, *, skin_tones: bool) -> dict[str, int]:
     """Writes the data set; returns the number of images of each split."""
     counts: dict[str, int] = collections.Counter()
+    listed = []
     for vendor, package in packages.items():
         for drawing in drawings(package, vendor):
             split = split_of(drawing.emoji)
             if not drawing.base and not (skin_tones and split == "train"):
                 continue
-            file = destination / split / drawing.category / f"{drawing.name}.png"
-            file.parent.mkdir(parents=True, exist_ok=True)
-            try:
-                on_white(drawing.file).save(file)
-            except OSError as error:
-                raise SystemExit(f"{drawing.file}: {error}") from None
+            path = Path(split, drawing.category, f"{drawing.name}.png")
+            pixels = write_image(drawing.file, destination / path)
             counts[split] += 1
+            if drawing.base:
+                listed.append(Listed(drawing, vendor, split, path.as_posix(), pixels))
+    write_lists(without_copies(listed), destination)
     (destination / "SOURCES.txt").write_text(SOURCES)
     return counts
+
+
+def write_image(source: Path, target: Path) -> str:
+    """Writes a drawing, and returns the hash of its pixels."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        image = on_white(source)
+        image.save(target)
+    except OSError as error:
+        raise SystemExit(f"{source}: {error}") from None
+    return hashlib.sha256(image.tobytes()).hexdigest()
+
+
+def without_copies(listed: Sequence[Listed]) -> list[Listed]:
+    """All but the held-out emoji of which a drawing equals one of the training split."""
+    seen = {each.pixels for each in listed if each.split == "train"}
+    held_out = (each for each in listed if each.split != "train")
+    copies = {each.drawing.emoji for each in held_out if each.pixels in seen}
+    return [each for each in listed if each.drawing.emoji not in copies]
+
+
+def write_lists(listed: Sequence[Listed], destination: Path) -> None:
+    """Writes the categories of every vendor's drawings, and the words of the first one's."""
+    of = {vendor: [each for each in listed if each.vendor == vendor] for vendor in VENDORS}
+    for vendor, own in of.items():
+        rows = ((each.path, each.drawing.category, each.split) for each in own)
+        write_list(destination / f"{vendor}.csv", "label", rows)
+    first = VENDORS[0]
+    train = (each.drawing.words for each in of[first] if each.split == "train")
+    counts = collections.Counter(word for words in train for word in words)
+    frequent = {word for word, count in counts.items() if count >= MIN_DRAWINGS}
+    rows = (
+        (each.path, "|".join(word for word in each.drawing.words if word in frequent), each.split)
+        for each in of[first]
+    )
+    write_list(destination / f"{first}_words.csv", "labels", rows)
+
+
+def write_list(file: Path, label: str, rows: Iterable[Sequence[str]]) -> None:
+    """Writes a list for ``manifest:``; its rows are a path, labels and a split."""
+    with file.open("w", newline="") as text:
+        csv.writer(text).writerows([("path", label, "split"), *rows])
 
 
 def main() -> None:

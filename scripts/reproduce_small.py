@@ -14,22 +14,18 @@ import argparse
 import fnmatch
 import json
 import os
-import re
 from pathlib import Path
-from typing import Any
 
 from experiments import ROOT, Experiments, Result
-from reproduction.claims import Rows
+from reproduction.rows import Rows, check_row, read_rows, versions, write_section
 from reproduction.show import plot, section
 from reproduction.variants import SEEDS, STEPS, VARIANTS, train_config
 
 from vmoe.config import to_json
 from vmoe.costs.flops import cost
-from vmoe.workdir.layout import read_environment, replace_text
+from vmoe.workdir.layout import replace_text
 
 MEASURE = ROOT / "scripts" / "reproduction" / "measure.py"
-BEGIN, END = (f"<!-- scripts/reproduce_small.py: {word} -->" for word in ("begin", "end"))
-VERSIONS = ("commit", "python", "machine", "cores", "jax", "jaxlib", "flax", "numpy")
 
 
 class Reproduction(Experiments):
@@ -53,31 +49,20 @@ class Reproduction(Experiments):
             replace_text(recipe, to_json(config))
             self.vmoe("train", "--config", recipe, "--workdir", workdir, "--seed", seed)
             figures = json.loads(self.python(MEASURE, workdir, "--images", self.images))
-            costs, environment = cost(config.model), read_environment(workdir)
+            costs = cost(config.model)
             return {
                 "model": name,
                 "seed": seed,
                 **settings,
                 "parameters": costs.parameters,
                 "flops_per_image": costs.flops_per_image,
-                "versions": {name: environment[name] for name in VERSIONS},
+                "versions": versions(workdir),
                 "figures": figures,
             }
 
         row = self.once(f"{name}-{seed}", run)
-        if different := {key for key in settings if row[key] != settings[key]}:
-            file = self.results / f"{name}-{seed}.json"
-            raise SystemExit(f"{file}: made with other {', '.join(different)}; use other --rows")
+        check_row(row, settings, self.results / f"{name}-{seed}.json")
         return row
-
-
-def read_rows(folder: Path) -> Rows:
-    """All rows of a folder."""
-    rows: dict[str, dict[int, dict[str, Any]]] = {}
-    for path in sorted(folder.glob("*.json")):
-        row = json.loads(path.read_text())
-        rows.setdefault(row["model"], {})[row["seed"]] = row
-    return rows
 
 
 def write(rows: Rows, folder: Path, readme: Path) -> None:
@@ -87,11 +72,7 @@ def write(rows: Rows, folder: Path, readme: Path) -> None:
         SystemExit: the file has no markers.
     """
     plots = [os.path.relpath(path, readme.parent) for path in plot(rows, folder)]
-    text = readme.read_text()
-    if not re.search(f"{BEGIN}.*{END}", text, re.DOTALL):
-        raise SystemExit(f"{readme}: no section from {BEGIN} to {END}")
-    before, after = text.partition(BEGIN)[0], text.partition(END)[2]
-    replace_text(readme, f"{before}{BEGIN}\n{section(rows, plots)}{END}{after}")
+    write_section(readme, "reproduce_small.py", section(rows, plots))
 
 
 def parse() -> argparse.Namespace:

@@ -87,7 +87,7 @@ def write_sample(model: Model) -> None:
     np.savez_compressed(
         path_of(model.sample),
         images=pixels[..., 0] if grey else pixels,
-        labels=np.array([each.label for each in examples], np.uint8),
+        labels=np.array([each.labels[0] for each in examples], np.uint8),
         class_names=np.array(test.class_names),
     )
 

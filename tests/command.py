@@ -22,6 +22,8 @@ from typing import BinaryIO
 
 ROOT = Path(__file__).parents[1]
 TINY = str(ROOT / "configs" / "tiny.py")
+# A fork would lack the threads that these libraries start when they are imported.
+ONE_THREAD = {"OPENBLAS_NUM_THREADS": "1", "JE_ARROW_MALLOC_CONF": "background_thread:false"}
 TIMEOUT = 300  # seconds to wait for a command to exit or reach a state; none needs a tenth
 
 
@@ -173,7 +175,7 @@ def _server() -> socket.socket:
         stdout=subprocess.DEVNULL,
         pass_fds=[theirs.fileno()],
         cwd=ROOT,
-        env=os.environ | {"OPENBLAS_NUM_THREADS": "1"},  # a fork would lack a pool's threads
+        env=os.environ | ONE_THREAD,
     )
     theirs.close()
 

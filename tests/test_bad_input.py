@@ -99,6 +99,10 @@ CASES: dict[str, tuple[list[str], str]] = {
     "choice": ([*TINY_TRAIN, "--model.pooling", "max"], "'class_token', 'mean', 'attention'"),
     "priority": ([*TINY_TRAIN, "--model.moe.router.priority", "bpr"], "'largest_gate'"),
     "on nan": ([*TINY_TRAIN, "--on-nan", "ignore"], "'stop', 'rewind'"),
+    "steps to trace": (
+        [*TINY_TRAIN, "--profile", "15:10"],
+        "profile=15:10: give the first and the last step, from 1 to 200, such as 10:15 (--profile)",
+    ),
     "no workdir": (["train", "--config", "{tiny}"], "--workdir"),
     "no checkpoint given": (["evaluate"], "--checkpoint"),
     # names
@@ -118,7 +122,7 @@ CASES: dict[str, tuple[list[str], str]] = {
     ),
     "type in a recipe": (
         [*TRAIN, "type.py"],
-        "type.py, line 2: steps must be an int, not 'many'",
+        "type.py, line 2: steps must be an int or None, not 'many'",
     ),
     "no config in it": ([*TRAIN, "nothing.py"], "must define `config = TrainConfig(...)`"),
     "recipe that raises": ([*TRAIN, "raises.py"], "raises.py, line 2: division by zero"),
@@ -201,8 +205,24 @@ CASES: dict[str, tuple[list[str], str]] = {
         [*TINY_TRAIN, "--evaluations.0.data", "digits"],
         "evaluations.data=digits: give train, validation, test, or NAME:SPLIT",
     ),
-    "split in the name": ([*TINY_TRAIN, "--data.name", "digits:test"], "no split 'test'"),
+    "split in the name": ([*TINY_TRAIN, "--data.name", "digits:tset"], "no split 'tset'"),
     "steps": ([*TINY_TRAIN, "--steps", "0"], "steps=0: use at least 1"),
+    "two lengths": (
+        [*TINY_TRAIN, "--steps", "30", "--epochs", "2"],
+        "steps=30 and epochs=2.0: a run has one length; set the others to None",
+    ),
+    "epochs shorter than the warmup": (
+        [*TINY_TRAIN, "--epochs", "0.5"],
+        "optim.warmup_steps=20 must be less than steps=20",
+    ),
+    "accumulate": (
+        [*TINY_TRAIN, "--accumulate", "3"],
+        "accumulate=3: the 32 images of each device cannot be cut into that many equal parts; use",
+    ),
+    "a setting of another optimiser": (
+        [*TINY_TRAIN, "--optim.momentum", "0.5"],
+        "optim.momentum=0.5 has no effect with optim.kind=adamw, only with sgd or adafactor",
+    ),
     "batch": ([*TINY_TRAIN, "--batch-size", "2000"], "batch_size=2000 is more than the 1257"),
     "shift": ([*TINY_TRAIN, "--data.shift", "8"], "data.shift=8 must be less than model"),
     "implementation of soft slots": ([*TRAIN, "soft_rows.py"], "a soft router fills every slot"),
@@ -301,6 +321,10 @@ CASES: dict[str, tuple[list[str], str]] = {
     ),
     "no folder for csv": ([*EVALUATE, "--csv", "gone/rows.csv"], "no folder gone"),
     "zero image size": ([*EVALUATE, "--image-size", "0"], "image_size=0: use at least 1"),
+    "several data sets": ([*EVALUATE, "--data", "digits", "emoji_sample"], "several need fewshot"),
+    "shots": ([*EVALUATE, "--fewshot", "1,x"], "fewshot=1,x: give numbers of images per class"),
+    "no shots": ([*EVALUATE, "--fewshot", "0"], "fewshot.shots=(0,): give at least one number"),
+    "classes of a probe": ([*EVALUATE, "--fewshot", "1", "--per-class"], "per_class has no effect"),
     "csv is a folder": ([*EVALUATE, "--csv", "photos"], "vmoe: photos: Is a directory"),
     "no image": ([*PREDICT, "gone.png"], "gone.png: no such file or folder"),
     "not an image": ([*PREDICT, "no.png"], "no.png: not an image"),
@@ -350,7 +374,7 @@ def test_a_corrupt_image_in_training_is_reported_and_a_checkpoint_is_saved(
     train = tmp_path / "photos"
     arguments = ["train", "--config", TINY, "--workdir", tmp_path / "new", "--log-every", "1"]
     arguments += ["--data.name", f"folder:{train}", "--model.num-classes", "2"]
-    broken = train / open_source(f"folder:{train}", "train").files[7]
+    broken = train / open_source(f"folder:{train}", "train").path(7)
     garble(broken)
     result = vmoe(*arguments)
     *lines, last = result.stderr.splitlines()

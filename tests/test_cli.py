@@ -51,12 +51,13 @@ def test_batches_of_one_image_train_and_the_progress_line_fits_a_terminal_of_80_
     assert re.search(pattern, progress[-1]), progress[-1]
 
 
+@pytest.mark.parametrize("length", ["--steps=60", "--epochs=1.52"])  # of 1,257 images
 def test_running_the_command_again_reports_that_the_run_is_complete(
-    tiny_run: Path, tmp_path: Path
+    length: str, tiny_run: Path, tmp_path: Path
 ) -> None:
     workdir = tmp_path / "run"
     shutil.copytree(tiny_run, workdir)
-    result = vmoe("train", "--config", TINY, "--workdir", workdir, "--steps=60")
+    result = vmoe("train", "--config", TINY, "--workdir", workdir, length)
     assert result.returncode == 0 and "already complete (60 of 60 steps)" in result.stderr
 
 
@@ -66,7 +67,8 @@ def test_a_run_is_extended_with_its_config_json_and_more_steps_and_keeps_its_old
     workdir = tmp_path / "run"
     shutil.copytree(tiny_run, workdir)
     recipe = tiny_run / "config.json"
-    result = vmoe("train", "--config", recipe, "--workdir", workdir, "--steps", "70")
+    images = str(70 * 32)
+    result = vmoe("train", "--config", recipe, "--workdir", workdir, "--images", images)
     assert result.returncode == 0, result.stderr
     assert (
         "extended from 60 to 70 steps; the cosine schedule now ends at step 70, so the learn"
@@ -195,6 +197,20 @@ def test_evaluate_uses_the_test_split_by_default_and_can_lower_the_capacity(tiny
     assert report["data"] == "digits:validation" and report["images"] == 180
     assert report["dropped"] > 0.5
     assert "dropped" in [finding["kind"] for finding in report["findings"]]
+
+
+def test_evaluate_uses_the_test_split_of_a_run_on_a_named_split(
+    tiny_run: Path, tmp_path: Path
+) -> None:
+    workdir = tmp_path / "run"
+    shutil.copytree(tiny_run, workdir)
+    config = json.loads((workdir / "config.json").read_text())
+    config["data"]["name"] = "digits:train"
+    (workdir / "config.json").write_text(json.dumps(config))
+    report = json.loads(vmoe("evaluate", "--checkpoint", workdir, "--json").stdout)
+    assert report["data"] == "digits:test"
+    result = vmoe("evaluate", "--checkpoint", workdir, "--fewshot", "1")
+    assert result.returncode == 0 and "1 shot" in result.stdout, result.stderr
 
 
 def test_an_older_checkpoint_is_evaluated_if_the_newest_is_corrupt(

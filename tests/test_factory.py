@@ -18,9 +18,10 @@ from vmoe import config as configs
 from vmoe.checkpoints.restore import restore
 from vmoe.config import RoutingOverrides, TrainConfig
 from vmoe.config.preprocessing import Preprocessing
-from vmoe.data.crops import resize_and_crop, to_float
+from vmoe.data.crops import resize_and_crop
 from vmoe.data.sources import open_source
 from vmoe.errors import UsageError
+from vmoe.nn.inputs import to_float
 from vmoe.train import train
 
 TINY = Path(__file__).parents[1] / "configs" / "tiny.py"

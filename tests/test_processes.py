@@ -16,7 +16,7 @@ from vmoe.train import train
 
 RECIPE = f"""
 from pathlib import Path
-from vmoe.config import EvalConfig, load, replace
+from vmoe.config import EvalConfig, FewShotConfig, load, replace
 
 config = replace(
     load(Path({str(ROOT / "configs" / "tiny.py")!r})), steps=20, log_every=5,
@@ -24,6 +24,7 @@ config = replace(
     ema_decay=0.9,
     model=dict(depth=1, sparse_blocks=(0,), moe=dict(images_per_group=4)),
     evaluations=(EvalConfig(batch_size=60),),
+    fewshot=FewShotConfig(("digits",), shots=(5,), every=20, batch_size=64),
 )
 """
 
@@ -81,6 +82,9 @@ def test_two_processes_train_like_one_and_evaluate_every_image_once(
     assert [(r["step"], r["weights"], r["images"]) for r in evaluations] == [
         (step, weights, "180") for step in ("10", "20") for weights in ("raw", "ema")
     ]
+    ours, alone = rows(uninterrupted, "fewshot"), rows(tmp_path / "alone", "fewshot")
+    assert [row["step"] for row in ours] == ["20"] and ours[0]["weights"] == "ema"
+    assert float(ours[0]["accuracy"]) == pytest.approx(float(alone[0]["accuracy"]), abs=0.01)
 
 
 def test_a_run_of_two_processes_resumes_and_is_evaluated_in_one(

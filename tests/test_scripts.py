@@ -5,12 +5,16 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 import pytest
 import yaml
 from PIL import Image
+
+from vmoe.data.sources import open_source
 
 ROOT = Path(__file__).parents[1]
 
@@ -56,7 +60,8 @@ def test_a_python_without_venv_is_reported_with_the_package_to_install(
 
 @pytest.mark.slow
 def test_the_bench_writes_ratios_to_references_and_a_plot(tmp_path: Path) -> None:
-    sizes = "--experts 2 --tokens 196 --width 8 --hidden 16 --repeats 1 --batch 2 --compile"
+    sizes = "--experts 2 --tokens 196 --width 8 --hidden 16 --repeats 1 --batch 2 --images 4 "
+    sizes += "--compile"
     command = [sys.executable, str(ROOT / "scripts" / "bench.py"), "--out", str(tmp_path / "bench")]
     command += ["--model", "vmoe_tiny_last2_e4", *sizes.split()]
     result = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
@@ -74,6 +79,7 @@ def test_the_bench_writes_ratios_to_references_and_a_plot(tmp_path: Path) -> Non
         ("layer", "capacity 0.5", "capacity 1.05"),
         ("model", "sparse", "dense, plain"),
         ("model", "memory: sparse", "dense, plain"),
+        ("data", "memory: 20,000,000, 2 workers", "1,000, 2 workers"),
         ("start", "vmoe --help", ""),
         ("parallel", "all-to-all of 8 devices, f+b", "slots x width"),
     ):
@@ -82,7 +88,15 @@ def test_the_bench_writes_ratios_to_references_and_a_plot(tmp_path: Path) -> Non
     assert (tmp_path / "bench.png").read_bytes().startswith(b"\x89PNG")
     assert ("routing", "by cumulative sum", "ours") in rows
     assert ("layer", "layer, f+b", "experts alone, f+b") in rows
-    assert "batched experts" in result.stdout
+    assert "batched experts" in result.stdout and "images/s/core" in result.stdout
+    for decoder in ("exact, ", "fast, ", ""):
+        row = rows["data", f"{decoder}2 workers", f"{decoder}one thread"]
+        images = 4 if decoder else 1024
+        assert row["cores"] <= 2
+        assert row["rate"] * row["cores"] * row["ms"] == pytest.approx(1e3 * images)
+    for package in ("tensorflow", "timm", "torchvision"):
+        left_out = f"{package} is not installed and left out" in result.stderr
+        assert left_out != (("data", "fast, one thread", package) in rows)
     wrong = subprocess.run([*command[:2], "layers"], capture_output=True, text=True)
     assert wrong.returncode == 2 and "no section 'layers'" in wrong.stderr
 
@@ -102,12 +116,25 @@ def test_searched_and_even_routing_are_compared_on_the_test_split(tiny_run: Path
     assert gone.returncode == 2 and "gone: no such file" in gone.stderr
 
 
-def emoji_package(folder: Path, vendor: str, names: list[str]) -> Path:
-    """A package of emoji-datasource with one drawing per name, half of it transparent."""
+def emoji_package(
+    folder: Path,
+    vendor: str,
+    names: list[str],
+    texts: Mapping[str, str] = MappingProxyType({}),
+    copies: Mapping[str, str] = MappingProxyType({}),
+) -> Path:
+    """A package of emoji-datasource with one drawing per name, half of it transparent.
+
+    Args:
+        texts: the longer names of emoji.
+        copies: emoji that look as another one, by name.
+    """
     emoji = [
         {
+            "name": texts.get(name, ""),
             "short_name": name,
             "category": "Component" if name == "tone" else f"Things & {name[0]}",
+            "subcategory": "made-up",
             "image": f"{name}.png",
             f"has_img_{vendor}": name != f"not_{vendor}",
             "skin_variations": {"X": {"image": f"{name}-x.png", f"has_img_{vendor}": True}},
@@ -118,11 +145,19 @@ def emoji_package(folder: Path, vendor: str, names: list[str]) -> Path:
     drawings.mkdir(parents=True)
     (folder / "emoji.json").write_text(json.dumps(emoji))
     pixels = np.zeros((64, 64, 4), np.uint8)
-    pixels[:32] = (200, 0, 0, 255)
     for name in names:
+        pixels[:32] = (200, names.index(copies.get(name, name)), 0, 255)
         for file in (f"{name}.png", f"{name}-x.png"):
             Image.fromarray(pixels).save(drawings / file)
     return folder
+
+
+def prepare_emoji(
+    destination: Path, packages: Mapping[str, Path], *options: str
+) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(ROOT / "scripts" / "prepare_emoji.py"), str(destination)]
+    given = [word for vendor, path in packages.items() for word in (f"--{vendor}", str(path))]
+    return subprocess.run([*command, *given, *options], capture_output=True, text=True)
 
 
 def test_emoji_are_split_by_name_and_composited_on_white(tmp_path: Path) -> None:
@@ -130,12 +165,8 @@ def test_emoji_are_split_by_name_and_composited_on_white(tmp_path: Path) -> None
     packages = {
         vendor: emoji_package(tmp_path / vendor, vendor, names) for vendor in ("google", "twitter")
     }
-    command = [sys.executable, str(ROOT / "scripts" / "prepare_emoji.py")]
-    given = [word for vendor, path in packages.items() for word in (f"--{vendor}", str(path))]
     for folder, options, per_emoji in (("base", [], 1), ("tones", ["--skin-tones"], 2)):
-        result = subprocess.run(
-            [*command, str(tmp_path / folder), *given, *options], capture_output=True, text=True
-        )
+        result = prepare_emoji(tmp_path / folder, packages, *options)
         assert result.returncode == 0, result.stderr
         splits_of: dict[str, set[str]] = {}
         for file in (tmp_path / folder).rglob("*.png"):
@@ -148,8 +179,48 @@ def test_emoji_are_split_by_name_and_composited_on_white(tmp_path: Path) -> None
         train = sum(splits == {"train"} for name, splits in splits_of.items() if name[0] == "a")
         assert count == train * 2 * per_emoji
     image = np.asarray(Image.open(next((tmp_path / "base").rglob("a*.png"))))
-    assert (image[:32] == (200, 0, 0)).all() and (image[32:] == 255).all()
+    assert (image[:32, :, ::2] == (200, 0)).all() and (image[32:] == 255).all()
     assert "CC-BY" in (tmp_path / "base" / "SOURCES.txt").read_text()
+
+
+def test_emoji_lists_have_categories_by_vendor_and_frequent_words_and_no_copies_of_training_emoji(
+    tmp_path: Path,
+) -> None:
+    names = [f"{letter}{i}" for letter in "ab" for i in range(20)]
+
+    def prepared(
+        folder: Path, texts: dict[str, str], copies: dict[str, str], *options: str
+    ) -> Path:
+        packages = {
+            "google": emoji_package(folder / "google", "google", names, texts),
+            "twitter": emoji_package(folder / "twitter", "twitter", names, texts, copies),
+        }
+        result = prepare_emoji(folder / "data", packages, *options)
+        assert result.returncode == 0, result.stderr
+        return folder / "data"
+
+    plain = prepared(tmp_path / "plain", {}, {})
+    splits = {path.stem.split("-")[0]: path.parts[-3] for path in plain.rglob("*.png")}
+    train = [name for name in names if splits[name] == "train"]
+    held_out = [name for name in names if splits[name] != "train"]
+    texts = dict.fromkeys(train[:10], "TEN OF THE") | dict.fromkeys(train[10:19], "NINE")
+    texts |= dict.fromkeys(held_out, "NINE TEN")
+    data = prepared(tmp_path / "copied", texts, {held_out[0]: train[0]}, "--skin-tones")
+
+    kept = set(names) - {held_out[0]}
+    for vendor in ("google", "twitter"):
+        lines = (data / f"{vendor}.csv").read_text().splitlines()
+        expected = {
+            f"{splits[name]}/{category}/{name}-{vendor}.png,{category},{splits[name]}"
+            for name in kept
+            for category in [f"Things & {name[0]}"]
+        }
+        assert lines[0] == "path,label,split" and set(lines[1:]) == expected
+        assert len(lines) == 1 + len(kept)
+    words = open_source(f"manifest:{data / 'google_words.csv'}", "train")
+    assert words.class_names == ("made", "ten", "up")
+    assert len(words) == len(train) and words.max_labels == 3
+    assert sum(1 in words.labels_of(i) for i in range(len(train))) == 10
 
 
 def test_emoji_packages_are_downloaded_with_npm(tmp_path: Path) -> None:

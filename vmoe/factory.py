@@ -19,9 +19,10 @@ from vmoe.checkpoints.restore import split_path
 from vmoe.config import RoutingOverrides, TrainConfig, replace
 from vmoe.config.inference import Inference
 from vmoe.config.preprocessing import Preprocessing
-from vmoe.data.crops import resize_and_crop, to_float
+from vmoe.data.crops import resize_and_crop
 from vmoe.data.decode import decode, read_image
 from vmoe.errors import UsageError, listed, naming, unknown
+from vmoe.nn.inputs import to_float
 from vmoe.nn.vit import ViT
 from vmoe.surgery import fit
 from vmoe.surgery.resize import FIXED
@@ -64,7 +65,8 @@ class Loaded:
         if isinstance(images, str | Path):
             raise UsageError(f"images={str(images)!r}: give a list of images")
         pixels = [
-            resize_and_crop(_pixels(image, i), self.preprocessing) for i, image in enumerate(images)
+            resize_and_crop(_pixels(image, i, self.preprocessing.exif), self.preprocessing)
+            for i, image in enumerate(images)
         ]
         if not pixels:
             raise UsageError("images: none given, give at least one")
@@ -95,11 +97,11 @@ class Loaded:
         write(stored, path, format="vmoe")
 
 
-def _pixels(image: Image, i: int) -> UInt8[np.ndarray, "h w 3"]:
+def _pixels(image: Image, i: int, exif: bool) -> UInt8[np.ndarray, "h w 3"]:
     if isinstance(image, str | Path):
-        return read_image(image)
+        return read_image(image, exif=exif)
     if isinstance(image, bytes):
-        return decode(image, f"images[{i}]")
+        return decode(image, f"images[{i}]", exif=exif)
     array = np.asarray(image)
     if array.dtype != np.uint8 or array.ndim != 3 or array.shape[-1] != 3:
         raise UsageError(

@@ -5,7 +5,8 @@
     experts    split over "expert": e / expert of them on each device, replicated along "data"
     slots      move from the devices of their groups to the devices of their experts, and back
     dense      replicated; with fsdp one axis of each large array is split over "data"
-    opt_state  as the parameters; with fsdp the experts' part is split over "data" too
+    opt_state  as the parameters; with fsdp the experts' part is split over "data" too; of
+               Adafactor's means, those whose first axis the devices divide
 
 On D devices a batch is treated as D batches, one per device: groups do not cross devices. If
 ``images_per_group`` divides a device's share, the groups are those of a single device.
@@ -18,7 +19,7 @@ from typing import Any, TypeVar
 import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Shaped
 
 from vmoe.config import ViTConfig
 from vmoe.errors import UsageError
@@ -79,6 +80,18 @@ class Placement:
             function, mesh=self.mesh, in_specs=spec, out_specs=spec, check_vma=False
         )
 
+    def parts(self, x: Shaped[Array, "b ..."], n: int) -> Shaped[Array, "n part ..."]:
+        """Cuts each device's share of a batch into n equal parts; no image changes its device."""
+        by_device = x.reshape(self.devices, n, -1, *x.shape[1:])
+        parts = by_device.swapaxes(0, 1).reshape(n, -1, *x.shape[1:])
+        return self._constrained(parts, PartitionSpec(None, ALL))
+
+    def like_params(self, tree: Tree) -> Tree:
+        """Splits gradients as their parameters are split."""
+        if self.mesh is None:
+            return tree
+        return jax.lax.with_sharding_constraint(tree, self.params(tree))
+
     def to_experts(self, slots: Float[Array, "g e c d"]) -> Float[Array, "g e c d"]:
         """Moves slots from the devices of their groups to those of their experts, by all-to-all."""
         return self._constrained(self.images(slots), PartitionSpec(DATA, EXPERT))
@@ -118,7 +131,7 @@ class Placement:
         def leaf_sharding(path: tuple[Any, ...], leaf: Any) -> NamedSharding | None:
             expert = any(getattr(key, "key", None) == "experts" for key in path)
             axes: list[str | None] = [None] * len(leaf.shape)
-            if expert:
+            if expert and leaf.shape[0] % self.expert == 0:  # Adafactor also has arrays of size 1
                 axes[0] = EXPERT
             if self.fsdp and (split_experts or not expert) and leaf.size >= MIN_FSDP_SIZE:
                 free = [
@@ -156,9 +169,12 @@ class Placement:
         return order.index(jax.process_index()), len(order)
 
     def make_global_array(self, tree: Tree) -> Tree:
-        """Assembles a global batch from the parts that the processes read."""
+        """Assembles a global batch on the devices from the parts that the processes read.
+
+        Returns before the transfer ends.
+        """
         if self.mesh is None:
-            return tree
+            return jax.device_put(tree)
         return jax.tree.map(
             lambda part: jax.make_array_from_process_local_data(self.batch(), np.asarray(part)),
             tree,
@@ -173,11 +189,15 @@ class Placement:
         """A batch size rounded up to a multiple of the number of devices."""
         return -(-batch_size // self.devices) * self.devices
 
-    def check_batch(self, batch_size: int) -> None:
-        """Checks that the images of a batch can be split evenly over the devices.
+    def check_batch(self, batch_size: int, accumulate: int = 1) -> None:
+        """Checks that the images of a batch can be split evenly over the devices, and into parts.
+
+        Args:
+            accumulate: number of parts into which each device cuts its images.
 
         Raises:
-            UsageError: they cannot; names the nearest batch sizes that can.
+            UsageError: they cannot; names the nearest batch sizes, or the numbers of parts, that
+                can.
         """
         if batch_size % self.devices:
             below = batch_size // self.devices * self.devices
@@ -185,6 +205,12 @@ class Placement:
             raise UsageError(
                 f"batch_size={batch_size} on {self.devices} devices: every device needs the same "
                 f"number of images; use {one_of(near)}, or fewer devices"
+            )
+        share = batch_size // self.devices
+        if share % accumulate:
+            raise UsageError(
+                f"accumulate={accumulate}: the {share} images of each device cannot be cut into "
+                f"that many equal parts; use {one_of(divisors(share))}"
             )
 
     def check(self, model: ViTConfig) -> None:

@@ -2,10 +2,14 @@
 
 import datetime
 import functools
+import json
 import os
 import platform
+import subprocess
+import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -29,6 +33,8 @@ class Row(NamedTuple):
     target: str = ""
     temp_mb: float | None = None
     sent_mb: float | None = None
+    cores: int | None = None
+    rate: float | None = None
 
 
 class Program(NamedTuple):
@@ -89,6 +95,20 @@ def both_ways(function: Callable[..., jax.Array], *arguments: Any) -> dict[str, 
 
     gradient = jax.grad(loss, argnums=tuple(range(len(arguments))))
     return {"forward": compiled(function, *arguments), "f+b": compiled(gradient, *arguments)}
+
+
+def run_module(module: str, *arguments: str) -> Any:
+    """What a module of this folder prints as JSON, in a process of its own."""
+    scripts = Path(__file__).parents[1]
+    path = os.pathsep.join([str(scripts), os.environ.get("PYTHONPATH", "")])
+    result = subprocess.run(
+        [sys.executable, "-m", module, *arguments],
+        check=True,
+        stdout=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"PYTHONPATH": path},
+    )
+    return json.loads(result.stdout)
 
 
 def machine() -> dict[str, str]:

@@ -1,5 +1,6 @@
 """Show rows as a table and as a plot."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -8,28 +9,34 @@ from rich.table import Table
 
 from benchmarks.measure import BY_TOKENS, LAYERS, Row, machine
 
+COLUMNS: dict[str, Callable[[Row], str]] = {
+    "what": lambda row: row.what,
+    "ms": lambda row: _figure(row.ms, 1),
+    "IQR": lambda row: _figure(row.iqr_ms, 1),
+    "ratio": lambda row: _figure(row.ratio, 2),
+    "relative to": lambda row: row.to,
+    "target": lambda row: row.target,
+    "cores": lambda row: _figure(row.cores, 0),
+    "images/s/core": lambda row: _figure(row.rate, 0),
+    "temp MB": lambda row: _figure(row.temp_mb, 0),
+    "sent MB": lambda row: _figure(row.sent_mb, 1),
+}
+TEXT = ("what", "relative to", "target")
+
 
 def table(rows: list[Row]) -> Table:
-    columns = ("case", "what", "ms", "IQR", "ratio", "relative to", "target", "temp MB", "sent MB")
-    shown = Table(*columns, title=f"{rows[0].section}, {machine()['device']}")
-    for i in (2, 3, 4, 7, 8):
-        shown.columns[i].justify = "right"
+    """The rows without the columns that are empty in all of them."""
+    columns = [name for name, text in COLUMNS.items() if any(map(text, rows))]
+    shown = Table("case", title=f"{rows[0].section}, {machine()['device']}")
+    for name in columns:
+        shown.add_column(name, justify="left" if name in TEXT else "right")
     case = None
     for row in rows:
         if case is not None and row.case != case:
             shown.add_section()
         first, case = row.case != case, row.case
-        shown.add_row(
-            ", ".join(f"{k} {v}" for k, v in row.case.items()) if first else "",
-            row.what,
-            _figure(row.ms, 1),
-            _figure(row.iqr_ms, 1),
-            _figure(row.ratio, 2),
-            row.to,
-            row.target,
-            _figure(row.temp_mb, 0),
-            _figure(row.sent_mb, 1),
-        )
+        words = ", ".join(f"{k} {v}" for k, v in row.case.items()) if first else ""
+        shown.add_row(words, *(COLUMNS[name](row) for name in columns))
     return shown
 
 

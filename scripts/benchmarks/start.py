@@ -2,13 +2,10 @@
 
 import argparse
 import functools
-import json
-import os
 import subprocess
 import sys
-from pathlib import Path
 
-from benchmarks.measure import IMAGE_TOKENS, Row, measured
+from benchmarks.measure import IMAGE_TOKENS, Row, measured, run_module
 
 
 def start(options: argparse.Namespace) -> list[Row]:
@@ -40,20 +37,5 @@ def parallel(options: argparse.Namespace) -> list[Row]:
         "experts": max(8, options.experts[0] // 8 * 8),
         "repeats": options.repeats,
     }
-    module = "benchmarks.devices"
-    command = [
-        sys.executable,
-        "-m",
-        module,
-        *(f"--{name}={value}" for name, value in settings.items()),
-    ]
-    scripts = Path(__file__).parents[1]
-    path = os.pathsep.join([str(scripts), os.environ.get("PYTHONPATH", "")])
-    result = subprocess.run(
-        command,
-        check=True,
-        stdout=subprocess.PIPE,
-        text=True,
-        env=os.environ | {"PYTHONPATH": path},
-    )
-    return [Row(**row) for row in json.loads(result.stdout)]
+    arguments = (f"--{name}={value}" for name, value in settings.items())
+    return [Row(**row) for row in run_module("benchmarks.devices", *arguments)]

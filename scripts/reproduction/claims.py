@@ -7,14 +7,14 @@ above for each seed. Else they overlap. A claim is *reproduced* if the order is 
 """
 
 import itertools
-from collections.abc import Mapping, Sequence
-from typing import Any, Literal, NamedTuple
+from collections.abc import Sequence
+from typing import Literal, NamedTuple
 
 from reproduction.measure import LOW
+from reproduction.rows import Rows
 from reproduction.variants import SEEDS
 
 Order = Literal["above", "overlapping", "below"]
-Rows = Mapping[str, Mapping[int, dict[str, Any]]]  # by name of the variant and seed
 NOT_MEASURED = "not measured"
 
 

@@ -13,11 +13,11 @@ from reproduction.claims import (
     NOT_CHECKED,
     NOT_MEASURED,
     Figure,
-    Rows,
     values,
     verdict,
 )
 from reproduction.measure import LOW, PRIORITIES, SLOTS, STRENGTHS
+from reproduction.rows import Rows, jax_versions, markdown_table
 from reproduction.variants import BATCH_SIZE, VARIANTS
 from vmoe.analysis.colors import expert_colors
 from vmoe.analysis.statistics import KINDS
@@ -37,12 +37,9 @@ def section(rows: Rows, plots: Sequence[str]) -> str:
     Args:
         plots: addresses of the plots.
     """
-    versions = sorted(
-        {f"jax {row['versions']['jax']}" for of in rows.values() for row in of.values()}
-    )
     parts = [
         f"""Fashion-MNIST, batches of {BATCH_SIZE}, otherwise `configs/fashion_mnist.py`;
-{", ".join(versions)}. Figures are means over the seeds, of accuracies in percent on the test split,
+{jax_versions(rows)}. Figures are means over the seeds, of accuracies in percent on the test split,
 on which nothing was chosen; ranges are from the worst to the best seed. Attacks are the published
 one, on 512 images; so many are predicted in eight orders to see which predictions depend on the
 batch. Merged: with the mean of its experts as the MLP of each sparse block.""",
@@ -83,7 +80,7 @@ def models(rows: Rows) -> str:
         line += [_mean(rows, name, f"attack.{strength}") for strength in STRENGTHS]
         line += [_mean(rows, name, f"attack.{STRENGTHS[-1]}.projected")]
         lines.append([*line, *(_mean(rows, name, figure) for figure in ("batch", "merged"))])
-    return _table(columns, lines)
+    return markdown_table(columns, lines)
 
 
 def slots(rows: Rows) -> str:
@@ -96,7 +93,7 @@ def slots(rows: Rows) -> str:
         for name in _measured(rows, CURVES)
         for priority in PRIORITIES
     ]
-    return _table(["trained", "priority", *(f"{number} slots" for number in SLOTS)], lines)
+    return markdown_table(["trained", "priority", *(f"{number} slots" for number in SLOTS)], lines)
 
 
 def blocks(rows: Rows) -> str:
@@ -113,7 +110,7 @@ def blocks(rows: Rows) -> str:
         random = [_mean(rows, name, f"random.{i}") for i in every]
         if any(random):
             lines.append(["", "random router", *random])
-    return _table(["model", "", *(f"block {i}" for i in every)], lines)
+    return markdown_table(["model", "", *(f"block {i}" for i in every)], lines)
 
 
 def kept(rows: Rows) -> str:
@@ -124,7 +121,7 @@ def kept(rows: Rows) -> str:
             shares = [_mean(rows, name, f"kept.{i}.{kind}") for i in every]
             if any(shares):
                 lines.append([VARIANTS[name].label, kind.replace("_", " "), *shares])
-    return _table(["model", "kept", *(f"block {i}" for i in every)], lines)
+    return markdown_table(["model", "kept", *(f"block {i}" for i in every)], lines)
 
 
 def claims(rows: Rows) -> str:
@@ -139,7 +136,7 @@ def claims(rows: Rows) -> str:
         for claim in CLAIMS
         if verdict(claim, rows) != NOT_MEASURED
     ]
-    return _table(["claim", "of", "first", "second", "verdict"], lines)
+    return markdown_table(["claim", "of", "first", "second", "verdict"], lines)
 
 
 def surprises(rows: Rows) -> str:
@@ -175,11 +172,6 @@ def _spread(rows: Rows, figure: Figure) -> str:
     scale, digits = (1, 3) if information else (100, 2)
     own = scale * np.array(values(rows, figure))
     return f"{own.mean():.{digits}f} ({own.min():.{digits}f} to {own.max():.{digits}f})"
-
-
-def _table(columns: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
-    every = [columns, ["---"] * len(columns), *lines]
-    return "\n".join(f"| {' | '.join(line)} |" for line in every)
 
 
 def plot(rows: Rows, folder: Path) -> list[Path]:

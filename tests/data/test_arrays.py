@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from vmoe.data.sources import open_source
+from vmoe.data.sources import SPLITS, open_source
 from vmoe.errors import UsageError
 
 
@@ -46,6 +46,8 @@ IMAGES, LABELS = np.zeros((30, 8, 8, 3), np.uint8), np.zeros(30, int)
             "label 2 has no name; class_names holds 1",
         ),
         (dict(images=IMAGES, labels=np.array([None] * 30)), "not a complete .npz of plain arrays"),
+        (dict(images=IMAGES, labels=np.full((30, 2), -2)), "none below -1"),
+        (dict(images=IMAGES, labels=np.zeros((30, 2, 2), int)), "labels is int64"),
         (dict(test_images=IMAGES, test_labels=LABELS), "no split 'train': choose from test"),
         (dict(images=IMAGES[:, :0], labels=LABELS), r"images is uint8 \(30, 0, 8, 3\)"),
         (
@@ -87,3 +89,40 @@ def test_files_that_are_not_a_complete_npz_are_refused(tmp_path: Path) -> None:
     ]:
         with pytest.raises(UsageError, match=message):
             open_source(f"arrays:{tmp_path / name}", "train")
+
+
+@pytest.mark.parametrize("split", [False, True])
+def test_images_that_are_not_compressed_are_mapped_and_hold_the_same_pixels(
+    split: bool, tmp_path: Path
+) -> None:
+    rng, prefix = np.random.default_rng(0), "train_" if split else ""
+    images = rng.integers(0, 255, (400, 32, 32, 3), dtype=np.uint8)
+    arrays = {f"{prefix}images": images, f"{prefix}labels": np.arange(400) % 7}
+    np.savez(tmp_path / "mapped.npz", **arrays)
+    np.savez_compressed(tmp_path / "read.npz", **arrays)
+    (tmp_path / "folder").mkdir()
+    for name, array in arrays.items():
+        np.save(tmp_path / "folder" / f"{name}.npy", array)
+    mapped, folder, read = (
+        open_source(f"arrays:{tmp_path / name}", "train")
+        for name in ("mapped.npz", "folder", "read.npz")
+    )
+    assert isinstance(mapped.images, np.memmap) and isinstance(folder.images, np.memmap)
+    assert not isinstance(read.images, np.memmap)
+    assert len(mapped) == len(folder) == len(read) > 300
+    assert mapped.fingerprint() == folder.fingerprint() == read.fingerprint()
+    for i in range(len(read)):
+        expected = read[i]
+        assert mapped.labels_of(i) == folder.labels_of(i) == expected.labels
+        np.testing.assert_array_equal(mapped[i].image, expected.image)
+        np.testing.assert_array_equal(folder[i].image, expected.image)
+
+
+def test_an_image_has_as_many_labels_as_are_not_padding(tmp_path: Path) -> None:
+    labels = np.array([[0, 2, -1], [1, -1, -1], [-1, -1, -1]] * 10)
+    np.savez(tmp_path / "data.npz", images=IMAGES, labels=labels)
+    splits = [open_source(f"arrays:{tmp_path / 'data.npz'}", s) for s in SPLITS]
+    assert [len(split) for split in splits] == [24, 3, 3] and splits[0].max_labels == 2
+    assert splits[0].class_names == ("0", "1", "2")
+    found = [split.labels_of(i) for split in splits for i in range(len(split))]
+    assert sorted(found) == sorted([(0, 2), (1,), ()] * 10)

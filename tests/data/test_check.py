@@ -14,16 +14,10 @@ from vmoe.data.decode import image_files_below
 PIXELS = np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)
 
 
-@pytest.fixture(autouse=True)
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A cache folder of the test's own, so that no other index is used."""
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    return tmp_path / "cache"
-
-
 def found(folder: Path, how: str = "headers") -> dict[str, str]:
-    reasons = unreadable(folder, image_files_below(folder).images, how)
-    return {Path(path).name: reason for path, reason in reasons.items()}
+    files = image_files_below(folder).images
+    record = folder.parent / f"{abs(hash(tuple(files)))}.json"  # another one if a file changes
+    return {Path(files[i].path).name: r for i, r in unreadable(folder, files, how, record).items()}
 
 
 @pytest.mark.parametrize("suffix", ["png", "jpg", "gif", "bmp", "webp", "tif"])
@@ -56,7 +50,7 @@ def test_changed_bytes_are_found_by_decoding(tmp_path: Path) -> None:
 
 
 def test_the_result_is_remembered_until_a_file_changes(
-    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = tmp_path / "photos"
     folder.mkdir()
@@ -64,7 +58,7 @@ def test_the_result_is_remembered_until_a_file_changes(
         Image.fromarray(PIXELS).save(folder / name)
     (folder / "b.png").write_bytes((folder / "b.png").read_bytes()[:-30])
     first = found(folder)
-    assert first.keys() == {"b.png"} and list(cache.rglob("*.json"))
+    assert first.keys() == {"b.png"} and list(tmp_path.glob("*.json"))
     with monkeypatch.context() as patch:
         patch.setattr(check, "_check_all", None)  # so reading a file would fail
         assert found(folder) == first
@@ -78,11 +72,10 @@ def test_a_file_that_cannot_be_opened_is_tried_again(tmp_path: Path) -> None:
     Image.fromarray(PIXELS).save(folder / "a.png")
     files = image_files_below(folder).images
     (folder / "a.png").rename(folder / "away")
-    assert unreadable(folder, files, "headers") == {
-        str(folder / "a.png"): "No such file or directory"
-    }
+    record = tmp_path / "record.json"
+    assert unreadable(folder, files, "headers", record) == {0: "No such file or directory"}
     (folder / "away").rename(folder / "a.png")
-    assert not unreadable(folder, files, "headers")
+    assert not unreadable(folder, files, "headers", record)
 
 
 def test_grey_images_of_12_bits_are_found_and_a_broken_exif_block_raises_no_error(

@@ -10,9 +10,10 @@ from PIL import Image
 
 from vmoe.config import from_json, to_json
 from vmoe.config.preprocessing import Preprocessing
-from vmoe.data.crops import resize_and_crop, to_float
+from vmoe.data.crops import resize_and_crop
 from vmoe.data.decode import decode
 from vmoe.errors import UsageError
+from vmoe.nn.inputs import to_float
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "preprocess" / "evaluation.npz"
 AUTHORS = {  # by the name of the golden: `decode|resize(384)|value_range(-1,1)` and so on

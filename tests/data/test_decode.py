@@ -1,5 +1,8 @@
 """Decode image files of many kinds to RGB pixels, and refuse corrupt ones."""
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -69,13 +72,27 @@ def test_images_whose_values_have_no_defined_range_are_refused_by_name(
         read_image(tmp_path / "image.tif")
 
 
-def test_a_photo_is_rotated_by_its_exif_orientation(tmp_path) -> None:
+def test_the_odd_files_of_imagenet_decode_to_rgb(tmp_path) -> None:
+    """One is a PNG named .JPEG; others are CMYK, whose values Adobe's programs invert."""
+    grey = np.linspace(0, 255, 256).astype(np.uint8).reshape(16, 16)
+    image = Image.fromarray(grey).convert("RGB")
+    image.save(tmp_path / "png.JPEG", "PNG")
+    image.convert("CMYK").save(tmp_path / "cmyk.JPEG", "JPEG", quality=100)
+    assert b"Adobe" in (tmp_path / "cmyk.JPEG").read_bytes()
+    for name, tolerance in (("png.JPEG", 0), ("cmyk.JPEG", 4)):
+        pixels = decode((tmp_path / name).read_bytes(), name)
+        assert np.abs(pixels.astype(int) - grey[..., None]).max() <= tolerance, name
+
+
+def test_a_photo_is_rotated_by_its_exif_orientation_or_left_as_stored(tmp_path) -> None:
     pixels = np.zeros((4, 6, 3), np.uint8)
     pixels[0] = 200  # the top row of the file, the right column of the photo
     exif = Image.Exif()
     exif[0x0112] = 6  # show it rotated by 90 degrees clockwise
     Image.fromarray(pixels).save(tmp_path / "photo.png", exif=exif)
     np.testing.assert_array_equal(read_image(tmp_path / "photo.png"), np.rot90(pixels, -1))
+    stored = decode((tmp_path / "photo.png").read_bytes(), "photo.png", exif=False)
+    np.testing.assert_array_equal(stored, pixels)
 
 
 def test_files_that_are_not_complete_images_are_refused_by_name(tmp_path) -> None:
@@ -103,3 +120,15 @@ def test_decoding_bytes_equals_reading_the_file_and_pixels_are_unchanged(tmp_pat
     assert decode(pixels, "somewhere") is pixels
     with pytest.raises(UsageError, match="somewhere: cannot be read as an image"):
         decode(path.read_bytes()[:-100], "somewhere")
+
+
+def test_all_formats_are_loaded_before_a_thread_decodes_an_image() -> None:
+    """Two threads that load them at once can take an image of a format for none."""
+    code = """
+import vmoe.data.decode
+from PIL import Image
+before = set(Image.OPEN)
+Image.init()
+assert "TIFF" in before and set(Image.OPEN) == before
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)

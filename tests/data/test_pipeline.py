@@ -3,15 +3,17 @@
 import dataclasses
 import io
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import ExifTags, Image
 
-from vmoe.config import DataConfig, TrainConfig, ViTConfig, replace
+from vmoe.config import DataConfig, PreprocessingConfig, TrainConfig, ViTConfig, replace
 from vmoe.config.preprocessing import Preprocessing
-from vmoe.data.crops import resize_and_crop, to_float
-from vmoe.data.pipeline import Unreadable, evaluation_batches, training_batches
+from vmoe.data.crops import resize_and_crop
+from vmoe.data.pipeline import Batch, evaluation_batches, training_batches
+from vmoe.data.problems import Refused, Unreadable
 from vmoe.data.sources import Example, Fingerprint, Source, open_source
 from vmoe.data.sources.source import Skipped
 from vmoe.errors import UsageError
@@ -20,22 +22,30 @@ CONFIG = TrainConfig(model=ViTConfig(patch_size=2, image_size=8, num_classes=10)
 SMALL = Preprocessing(8)
 
 
+def batch_of(source: Source, config: TrainConfig, number: int = 0) -> Batch:
+    return training_batches(source, config)[number].batch
+
+
 def test_a_training_batch_depends_only_on_the_seed_and_its_number() -> None:
     source = open_source("digits", "train")
-    config = replace(CONFIG, data=DataConfig(shift=1, rotate=10.0, mixup=0.5))
+    config = replace(CONFIG, data=DataConfig(shift=1, rotate=10.0, crop_min_area=0.3, erasing=0.5))
     one, other = (training_batches(source, config) for _ in range(2))
     for step in (0, 1, 45, 1000):
-        for x, y in zip(one[step], other[step], strict=True):
+        for x, y in zip(one[step].batch, other[step].batch, strict=True):
             np.testing.assert_array_equal(x, y)
-    assert (one[0].images != one[1].images).any()
-    assert (training_batches(source, replace(config, seed=1))[0].images != one[0].images).any()
+    first = one[0].batch.images
+    assert (first != one[1].batch.images).any()
+    assert (batch_of(source, replace(config, seed=1)).images != first).any()
 
 
 def test_every_epoch_has_each_image_once_in_a_new_order() -> None:
     source = open_source("digits", "validation")
-    batches = training_batches(source, replace(CONFIG, batch_size=20))
-    epochs = [np.concatenate([batches[i].images for i in range(s, s + 9)]) for s in (0, 9)]
-    expected = np.unique(to_float(source.images), axis=0)
+    config = replace(CONFIG, batch_size=20)
+    epochs = [
+        np.concatenate([batch_of(source, config, i).images for i in range(s, s + 9)])
+        for s in (0, 9)
+    ]
+    expected = np.unique(source.images, axis=0)
     for epoch in epochs:
         np.testing.assert_array_equal(np.unique(epoch, axis=0), expected)
     assert (epochs[0] != epochs[1]).any()
@@ -44,15 +54,14 @@ def test_every_epoch_has_each_image_once_in_a_new_order() -> None:
 @pytest.mark.parametrize("batch_size", [1, 64, 360, 500])
 def test_an_evaluation_reads_every_image_once_at_any_batch_size(batch_size: int) -> None:
     source = open_source("digits", "test")
-    batches = list(
-        evaluation_batches(source, batch_size=batch_size, num_classes=12, preprocessing=SMALL)
-    )
+    batches = list(evaluation_batches(source, batch_size=batch_size, preprocessing=SMALL))
     assert {len(batch.images) for batch in batches} == {batch_size}
     valid = np.concatenate([batch.valid for batch in batches])
     images = np.concatenate([batch.images for batch in batches])[valid]
     labels = np.concatenate([batch.labels for batch in batches])[valid]
-    np.testing.assert_array_equal(images, to_float(source.images))
-    np.testing.assert_array_equal(labels.argmax(1), source.labels)
+    np.testing.assert_array_equal(images, source.images)
+    np.testing.assert_array_equal(labels[:, 0], source.labels)
+    assert images.dtype == np.uint8 and labels.dtype == np.int32
 
 
 def test_too_many_classes_and_batches_that_cannot_be_formed_are_refused() -> None:
@@ -60,7 +69,6 @@ def test_too_many_classes_and_batches_that_cannot_be_formed_are_refused() -> Non
     for change, message in [
         (dict(model=dict(num_classes=9)), "has 10 classes, model.num_classes=9: raise it"),
         (dict(batch_size=2000), "batch_size=2000 is more than the 1257"),
-        (dict(batch_size=1, data=dict(mixup=0.5)), "data.mixup=0.5 with one image per device"),
     ]:
         with pytest.raises(UsageError, match=message):
             training_batches(source, replace(CONFIG, **change))
@@ -71,32 +79,27 @@ def test_training_and_evaluation_resize_images_in_the_same_way() -> None:
     config = replace(CONFIG, batch_size=20, model=dict(image_size=16))
     expected = np.stack([resize_and_crop(image, Preprocessing(16)) for image in source.images])
     images = next(
-        evaluation_batches(source, batch_size=180, num_classes=10, preprocessing=Preprocessing(16))
+        evaluation_batches(source, batch_size=180, preprocessing=Preprocessing(16))
     ).images
-    np.testing.assert_array_equal(images, to_float(expected))
-    seen = np.concatenate([training_batches(source, config)[i].images for i in range(9)])
+    np.testing.assert_array_equal(images, expected)
+    seen = np.concatenate([batch_of(source, config, i).images for i in range(9)])
     np.testing.assert_array_equal(np.unique(seen, axis=0), np.unique(images, axis=0))
 
 
 def test_the_batches_of_several_processes_concatenate_to_those_of_one() -> None:
-    """The total number of devices is equal, because mixup pairs the images of one device."""
     source = open_source("digits", "train")
-    config = replace(CONFIG, batch_size=24, data=replace(CONFIG.data, mixup=0.5, rotate=5.0))
-    one_process = training_batches(source, config, devices=4)
+    config = replace(CONFIG, batch_size=24, data=replace(CONFIG.data, rotate=5.0))
     for count in (2, 4):
-        shards = [
-            training_batches(source, config, shard=(i, count), devices=4 // count)
-            for i in range(count)
-        ]
+        shards = [training_batches(source, config, shard=(i, count)) for i in range(count)]
         for i in (0, 3, 60):  # 60 is in the second epoch
-            joined = (np.concatenate(x) for x in zip(*(s[i] for s in shards), strict=True))
-            for ours, oracle in zip(joined, one_process[i], strict=True):
+            joined = (np.concatenate(x) for x in zip(*(s[i].batch for s in shards), strict=True))
+            for ours, oracle in zip(joined, batch_of(source, config, i), strict=True):
                 np.testing.assert_array_equal(ours, oracle)
 
 
 def test_evaluating_processes_have_equal_batch_counts_and_read_every_image_once() -> None:
     source = open_source("digits", "validation")
-    sizes = dict(batch_size=48, num_classes=10, preprocessing=SMALL)
+    sizes = dict(batch_size=48, preprocessing=SMALL)
     one_process = list(evaluation_batches(source, **sizes))
     shards = [list(evaluation_batches(source, **sizes, shard=(i, 4))) for i in range(4)]
     assert {len(shard) for shard in shards} == {len(one_process)} == {4}
@@ -106,16 +109,24 @@ def test_evaluating_processes_have_equal_batch_counts_and_read_every_image_once(
     assert sum(batch.valid.sum() for shard in shards for batch in shard) == len(source) == 180
 
 
+def png(pixels: np.ndarray, **options: Any) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "png", **options)
+    return file.getvalue()
+
+
 class Squares(list):
     """A custom source: PNG files in memory, of many sizes, each of a single colour."""
 
-    name, class_names, skipped = "squares", ("dark", "light"), Skipped()
+    name, class_names, skipped, max_labels = "squares", ("dark", "light"), Skipped(), 1
 
     def __init__(self) -> None:
         for i in range(20):
-            file = io.BytesIO()
-            Image.new("RGB", (8 + i, 30 - i), (10 * i,) * 3).save(file, "png")
-            self.append(Example(file.getvalue(), i // 10, f"squares[{i}]"))
+            pixels = np.full((30 - i, 8 + i, 3), 10 * i, np.uint8)
+            self.append(Example(png(pixels), (i // 10,), f"squares[{i}]"))
+
+    def labels_of(self, index: int) -> tuple[int, ...]:
+        return self[index].labels
 
     def fingerprint(self) -> Fingerprint:
         return Fingerprint("squares", "", "")
@@ -124,25 +135,105 @@ class Squares(list):
 def test_any_object_with_the_methods_of_a_source_gives_batches() -> None:
     source = Squares()
     assert isinstance(source, Source) and not isinstance([], Source)
-    train = training_batches(source, replace(CONFIG, batch_size=20))[0]
-    test = next(evaluation_batches(source, batch_size=20, num_classes=10, preprocessing=SMALL))
+    train = batch_of(source, replace(CONFIG, batch_size=20))
+    test = next(evaluation_batches(source, batch_size=20, preprocessing=SMALL))
     for batch in (train, test):
         order = batch.images[:, 0, 0, 0].argsort()
         expected = np.broadcast_to(10 * np.arange(20)[:, None, None, None], (20, 8, 8, 3))
-        np.testing.assert_array_equal(batch.images[order], to_float(expected.astype(np.uint8)))
-        assert batch.labels[order].argmax(1).tolist() == [0] * 10 + [1] * 10
+        np.testing.assert_array_equal(batch.images[order], expected)
+        assert batch.labels[order].tolist() == [[0]] * 10 + [[1]] * 10
+
+
+def test_more_images_than_can_be_shuffled_are_refused() -> None:
+    config = replace(CONFIG, model=dataclasses.replace(CONFIG.model, num_classes=1000))
+    training_batches(open_source(f"synthetic:{2**32 - 1}", "train"), config)
+    with pytest.raises(UsageError, match="has 4,294,967,296 images: at most 4,294,967,295 can be"):
+        training_batches(open_source(f"synthetic:{2**32}", "train"), config)
+
+
+def test_images_have_as_many_columns_of_labels_as_any_has_labels() -> None:
+    source = Squares()
+    source.max_labels = 3
+    source[4] = dataclasses.replace(source[4], labels=(1, 0))
+    source[5] = dataclasses.replace(source[5], labels=())
+    config = replace(CONFIG, batch_size=20)
+    test = next(evaluation_batches(source, batch_size=22, preprocessing=SMALL))
+    for batch in (test, batch_of(source, config)):
+        rows = {image[0, 0, 0] // 10: row.tolist() for image, row, _ in zip(*batch, strict=True)}
+        assert rows[4] == [1, 0, -1] and rows[5] == [-1, -1, -1] and rows[6] == [0, -1, -1]
+    assert (test.labels[20:] == -1).all() and not test.valid[20:].any()
 
 
 def test_shifts_are_in_pixels_of_the_resized_image() -> None:
     """Images of 16 x 16 pixels are resized to 8 x 8, then shifted."""
     large = np.random.default_rng(0).integers(1, 255, (16, 16, 3), dtype=np.uint8)
     source = Squares()
-    source[:] = [Example(large, 0, "large")] * 64
-    batch = training_batches(source, replace(CONFIG, batch_size=64, data=DataConfig(shift=1)))[0]
+    source[:] = [Example(large, (0,), "large")] * 64
+    batch = batch_of(source, replace(CONFIG, batch_size=64, data=DataConfig(shift=1)))
     padded = np.pad(resize_and_crop(large, SMALL), ((1, 1), (1, 1), (0, 0)))
     expected = {padded[y : y + 8, x : x + 8].tobytes() for y in range(3) for x in range(3)}
-    shifted = np.round((batch.images + 1) * 127.5).astype(np.uint8)
-    assert {image.tobytes() for image in shifted} == expected
+    assert {image.tobytes() for image in batch.images} == expected
+
+
+@pytest.mark.parametrize("decoder", ["exact", "fast"])
+def test_training_images_are_random_crops_if_the_config_asks_for_them(decoder: str) -> None:
+    """The image is a ramp from left to right, so its columns tell which part is shown."""
+    ramp = np.broadcast_to(np.arange(0, 256, 4, dtype=np.uint8)[None, :, None], (64, 64, 3))
+    source = Squares()
+    source[:] = [Example(png(ramp), (0,), "ramp")] * 40
+    data = DataConfig(
+        decoder=decoder,
+        preprocessing=PreprocessingConfig(interpolation="tf_bilinear"),
+        crop_min_area=0.1,
+    )
+    crops = batch_of(source, replace(CONFIG, batch_size=40, data=data)).images
+    widths = (crops[:, 0, -1, 0].astype(int) - crops[:, 0, 0, 0]) / 4 * 8 / 7
+    assert widths.min() < 30 and widths.max() > 40 and (widths <= 64).all()
+    whole = batch_of(
+        source, replace(CONFIG, batch_size=40, data=replace(data, crop_min_area=None))
+    ).images
+    assert len(np.unique(whole, axis=0)) == 1
+
+
+def test_what_the_fast_decoder_refuses_is_decoded_exactly_and_counted() -> None:
+    source = Squares()
+    cmyk = io.BytesIO()
+    Image.new("CMYK", (20, 20), (0, 0, 0, 60)).save(cmyk, "jpeg")
+    source[3] = Example(cmyk.getvalue(), (0,), "cmyk")
+    fast = DataConfig(
+        decoder="fast", preprocessing=PreprocessingConfig(interpolation="tf_bilinear")
+    )
+    read = training_batches(source, replace(CONFIG, batch_size=20, data=fast))[0]
+    assert read.refused == ("cmyk",) and not read.unreadable
+    assert (read.batch.images[:, 0, 0, 0] == 195).sum() == 1
+    refused, lines = Refused(), []
+    for _ in range(5):
+        refused.add(read.refused)
+        lines += refused.news()
+    assert [line.split("(")[1] for line in lines] == [f"{n} images so far)" for n in (1, 2, 4)]
+    assert lines[0].startswith("cmyk: refused by the fast decoder, and decoded exactly")
+
+
+def test_the_exif_orientation_is_applied_unless_the_config_ignores_it() -> None:
+    wide = np.zeros((8, 16, 3), np.uint8)
+    wide[:, 8:] = 255
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6  # the first row is shown on the right
+    source = Squares()
+    source[:] = [Example(png(wide, exif=exif), (0,), "turned")] * 20
+    for apply in (True, False):
+        data = DataConfig(preprocessing=PreprocessingConfig(exif=apply))
+        config = replace(CONFIG, batch_size=20, data=data)
+        for images in (
+            batch_of(source, config).images,
+            next(
+                evaluation_batches(
+                    source, batch_size=20, preprocessing=data.preprocessing.of_size(8)
+                )
+            ).images,
+        ):
+            top_right, bottom_left = images[0, 0, -1, 0], images[0, -1, 0, 0]
+            assert (top_right, bottom_left) == ((0, 255) if apply else (255, 0))
 
 
 def test_a_corrupt_image_is_refused_by_path_in_training_and_evaluation(tmp_path: Path) -> None:
@@ -160,24 +251,25 @@ def test_a_corrupt_image_is_refused_by_path_in_training_and_evaluation(tmp_path:
     with pytest.raises(UsageError, match="cats/7.png: cannot be read as an image"):
         _ = batches[0]
     with pytest.raises(UsageError, match="cats/7.png: cannot be read as an image"):
-        list(evaluation_batches(test, batch_size=8, num_classes=2, preprocessing=SMALL))
+        list(evaluation_batches(test, batch_size=8, preprocessing=SMALL))
 
 
 def test_an_unreadable_image_is_replaced_by_another_that_seed_and_position_determine() -> None:
     source = Squares()
     source[7] = dataclasses.replace(source[7], image=source[7].image[:50])
     config = replace(CONFIG, batch_size=20, data=DataConfig(on_error="replace"))
-    replaced = Unreadable("replaced by another image")
-    first, again = (training_batches(source, config, on_replaced=replaced.add)[0] for _ in range(2))
-    for ours, theirs in zip(first, again, strict=True):
+    first, again = (training_batches(source, config)[0] for _ in range(2))
+    for ours, theirs in zip(first.batch, again.batch, strict=True):
         np.testing.assert_array_equal(ours, theirs)
-    values = np.round((first.images[:, 0, 0, 0] + 1) * 12.75).astype(int).tolist()
+    values = (first.batch.images[:, 0, 0, 0] // 10).tolist()
     assert 7 not in values and len(set(values)) == 19 and len(values) == 20
+    replaced = Unreadable("replaced by another image")
+    for reason in first.unreadable + again.unreadable:
+        replaced.add(reason)
     (line,) = replaced.news()
-    assert line.startswith("squares[7]: cannot be read") and line.endswith("image (1 so far)")
-    assert not replaced.news()
-    whole = training_batches(Squares(), config)[0]
-    same = (first.images == whole.images).all(axis=(1, 2, 3))
+    assert line.startswith("squares[7]: cannot be read as an image")
+    assert line.endswith("; replaced by another image (1 so far)") and not replaced.news()
+    same = (first.batch.images == batch_of(Squares(), config).images).all(axis=(1, 2, 3))
     assert same.sum() == 19, "other images changed"
 
 
@@ -185,7 +277,7 @@ def test_an_unreadable_image_becomes_padding_in_an_evaluation() -> None:
     source = Squares()
     source[7] = dataclasses.replace(source[7], image=source[7].image[:50])
     left_out = Unreadable("left out")
-    sizes = dict(batch_size=8, num_classes=10, preprocessing=SMALL)
+    sizes = dict(batch_size=8, preprocessing=SMALL)
     batches = list(evaluation_batches(source, **sizes, on_unreadable=left_out.add))
     whole = list(evaluation_batches(Squares(), **sizes))
     valid = np.concatenate([batch.valid for batch in batches])
@@ -193,6 +285,6 @@ def test_an_unreadable_image_becomes_padding_in_an_evaluation() -> None:
     for ours, theirs in zip(batches, whole, strict=True):
         for x, y in zip(ours, theirs, strict=True):
             np.testing.assert_array_equal(x[ours.valid], y[ours.valid])
-            assert not x[~ours.valid].any()
+        assert not ours.images[~ours.valid].any() and (ours.labels[~ours.valid] == -1).all()
     (line,) = left_out.news()
     assert line.startswith("squares[7]: cannot be read") and line.endswith("; left out (1 so far)")

@@ -1,11 +1,15 @@
 """Data sets by name: what each source holds, how it is split, and what is refused."""
 
 import collections
+import importlib
+import io
 import multiprocessing
 import operator
 import os
 import pickle
 import shutil
+import sys
+import tarfile
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
@@ -13,8 +17,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.command import ROOT
 from vmoe.class_names import class_names
 from vmoe.config import TrainConfig, ViTConfig
+from vmoe.data import check
 from vmoe.data.decode import decode
 from vmoe.data.pipeline import training_batches
 from vmoe.data.sources import (
@@ -25,6 +31,7 @@ from vmoe.data.sources import (
     name_and_split,
     open_source,
     relabel,
+    skipped_messages,
 )
 from vmoe.data.sources.source import Skipped
 from vmoe.errors import UsageError
@@ -39,6 +46,10 @@ def write_images(folder: Path, count: int, *, value: int = 0) -> None:
 def value(example: Example) -> int:
     """The value of all pixels of an image by ``write_images``."""
     return int(decode(example.image, example.origin)[0, 0, 0])
+
+
+def labels(source: Source) -> list[int]:
+    return [label for i in range(len(source)) for label in source.labels_of(i)]
 
 
 @pytest.fixture
@@ -61,9 +72,9 @@ def test_a_folder_is_split_within_each_class_and_deterministically(photos: Path)
     for name, split in splits.items():
         assert split.class_names == ("cats", "dogs")
         assert split.skipped == Skipped(others=(str(photos / "dogs" / "notes.txt"),))
-        assert {example.label for example in split} == {0, 1}
+        assert {example.labels for example in split} == {(0,), (1,)}
         assert list(split) == list(open_source(f"folder:{photos}", name))
-        assert all(value(example) // 100 == example.label for example in split)
+        assert all(value(example) // 100 == example.labels[0] for example in split)
     values = [value(example) for split in splits.values() for example in split]
     assert sorted(values) == [*range(20), *range(100, 110)]
 
@@ -72,8 +83,8 @@ def test_adding_or_removing_an_image_moves_no_other_between_splits(tmp_path: Pat
     write_images(tmp_path / "photos" / "cats", 200)
 
     def split_of() -> dict[str, str]:
-        splits = {s: open_source(f"folder:{tmp_path / 'photos'}", s).files for s in SPLITS}
-        return {file: split for split, files in splits.items() for file in files}
+        splits = {s: open_source(f"folder:{tmp_path / 'photos'}", s) for s in SPLITS}
+        return {s.path(i): split for split, s in splits.items() for i in range(len(s))}
 
     before = split_of()
     counts = collections.Counter(before.values())
@@ -86,6 +97,37 @@ def test_adding_or_removing_an_image_moves_no_other_between_splits(tmp_path: Pat
     assert len(after) == 190
 
 
+def test_a_folder_is_checked_once_however_it_is_spelled_until_a_file_changes(
+    photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = open_source(f"folder:{photos}", "train")
+    (photos / "cats" / "000.png").chmod(0o600)
+    with monkeypatch.context() as patch:
+        patch.setattr(check, "_check_all", None)  # so reading a file would fail
+        patch.chdir(photos.parent / "photos" / "cats")
+        for spelled in ("..", "../../photos", "../dogs/.."):
+            again = open_source(f"folder:{spelled}", "train")
+            assert again.fingerprint() == source.fingerprint()
+            assert again.skipped.others == (f"{spelled}/dogs/notes.txt",)
+    (photos / "cats" / "000.png").write_bytes(b"no image")
+    with pytest.raises(UsageError, match="1 of 30 images cannot be read"):
+        open_source(f"folder:{photos}", "train")
+
+
+def test_of_many_files_that_are_no_images_a_few_are_named_and_all_are_counted(
+    photos: Path,
+) -> None:
+    for i in range(200):
+        (photos / "cats" / f"{i:03}.json").write_text("{}")
+    sources = [open_source(f"folder:{photos}", split) for split in SPLITS]
+    assert sum(map(len, sources[0].skipped[:2])) <= 5
+    named = ", ".join(str(photos / "cats" / f"{i:03}.json") for i in range(5))
+    expected = f"skipped 201 files that are not images: {named}, and 196 more"
+    assert list(skipped_messages(sources)) == [expected]
+    many = Skipped(others=tuple("abcdef"))  # all of them are named
+    assert "skipped 207 files" in next(skipped_messages([*sources, many]))
+
+
 @pytest.mark.parametrize("count", [3, 4, 7])
 def test_every_split_has_an_image_of_every_class(count: int, tmp_path: Path) -> None:
     for name in "abcdefgh":
@@ -93,7 +135,7 @@ def test_every_split_has_an_image_of_every_class(count: int, tmp_path: Path) -> 
     sizes = []
     for split in SPLITS:
         source = open_source(f"folder:{tmp_path}", split)
-        assert set(source.labels) == set(range(8))
+        assert set(labels(source)) == set(range(8))
         sizes.append(len(source))
     assert sum(sizes) == 8 * count
 
@@ -104,7 +146,7 @@ def test_a_folder_that_has_splits_keeps_them(photos: Path, tmp_path: Path) -> No
     photos.rename(root / "train")
     write_images(root / "test" / "dogs", 4)
     test = open_source(f"folder:{root}", "test")
-    assert [example.label for example in test] == [1] * 4
+    assert [example.labels for example in test] == [(1,)] * 4
     assert test.class_names == ("cats", "dogs")
     sizes = [len(open_source(f"folder:{root}", split)) for split in ("train", "validation")]
     assert sum(sizes) == 30 and 2 <= sizes[1] <= 6
@@ -116,9 +158,9 @@ def test_a_folder_that_has_splits_keeps_them(photos: Path, tmp_path: Path) -> No
 def test_images_of_a_folder_are_resized_to_the_size_of_the_model(photos: Path) -> None:
     source = open_source(f"folder:{photos}", "train")
     model = ViTConfig(patch_size=4, image_size=16, num_classes=2)
-    batch = training_batches(source, TrainConfig(model=model, batch_size=24))[0]
+    batch = training_batches(source, TrainConfig(model=model, batch_size=24))[0].batch
     assert batch.images.shape == (24, 16, 16, 3)
-    assert batch.labels.sum(0).tolist() == np.bincount(source.labels).tolist()
+    assert np.bincount(batch.labels[:, 0]).tolist() == np.bincount(labels(source)).tolist()
 
 
 def test_folders_that_cannot_be_trained_on_are_refused_by_name(photos: Path) -> None:
@@ -270,7 +312,7 @@ def test_folders_named_by_synsets_have_the_classes_of_an_imagenet_model(tmp_path
         (tmp_path / "test" / synset).mkdir(parents=True)
         Image.new("RGB", (8, 8), (i, 0, 0)).save(tmp_path / "test" / synset / "0.png")
     source = relabel(open_source(f"folder:{tmp_path}", "test"), class_names("imagenet_1k"))
-    assert [source.class_names[each.label] for each in source] == ["tench", "golden retriever"]
+    assert [source.class_names[each.labels[0]] for each in source] == ["tench", "golden retriever"]
     with pytest.raises(UsageError, match="has a class that the model was not trained on, 'n0144"):
         relabel(open_source(f"folder:{tmp_path}", "test"), ["cat", "dog"])
 
@@ -279,7 +321,7 @@ def test_relabel_maps_labels_to_the_classes_of_a_model() -> None:
     digits = open_source("digits", "test")
     relabelled = relabel(digits, "9876543210")
     assert isinstance(relabelled, Source) and relabelled.class_names == tuple("9876543210")
-    assert [example.label for example in relabelled] == [9 - example.label for example in digits]
+    assert [example.labels for example in relabelled] == [(9 - label,) for label in digits.labels]
     assert relabelled.name == digits.name
     np.testing.assert_array_equal(relabelled[5].image, digits[5].image)
     assert relabel(digits, digits.class_names) is digits
@@ -306,13 +348,82 @@ def test_a_pickled_source_holds_no_pixels_and_opens_the_same_data(
     assert (unpickled.name, unpickled.class_names) == (source.name, source.class_names)
     assert unpickled.skipped == source.skipped and unpickled.fingerprint() == source.fingerprint()
     for i in range(len(source)):
-        assert (unpickled[i].label, unpickled[i].origin) == (source[i].label, source[i].origin)
+        assert (unpickled[i].labels, unpickled[i].origin) == (source[i].labels, source[i].origin)
+        assert unpickled.labels_of(i) == source[i].labels and source.max_labels == 1
         np.testing.assert_array_equal(*(decode(x[i].image, "") for x in (unpickled, source)))
 
 
-def test_a_worker_process_reads_the_same_examples() -> None:
-    source = relabel(open_source("digits", "train"), "9876543210")
+def forms(folder: Path) -> dict[str, Path | str]:
+    """Twelve images of two classes in every form that a set of images can have."""
+    import datasets
+    from tensorflow_datasets import features
+
+    sys.path.insert(0, str(ROOT / "scripts"))
+    array_record = importlib.import_module("preparation.array_record")
+    sys.path.pop(0)
+    files = {f"{'cats' if i < 5 else 'dogs'}/{i}.png": i for i in range(12)}
+    content = dict[str, bytes]()
+    for name, i in files.items():
+        path = folder / "photos" / "test" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.full((4, 4, 3), 9 * i, np.uint8)).save(path)
+        content[name] = path.read_bytes()
+    names, classes = list(files), ["cats", "dogs"]
+    labels = [classes.index(name.split("/")[0]) for name in names]
+    lines = [f"photos/test/{name},{name.split('/')[0]},test" for name in names]
+    (folder / "list.csv").write_text("\n".join(["path,label,split", *lines]))
+    with tarfile.open(folder / "test.tar", "w") as archive:
+        for name, label in zip(names, labels, strict=True):
+            archive.add(folder / "photos" / "test" / name, name)
+            text = classes[label].encode()
+            member = tarfile.TarInfo(name.replace("png", "cls"))
+            member.size = len(text)
+            archive.addfile(member, io.BytesIO(text))
+    split = array_record.Split(
+        names,
+        np.array([len(each) for each in content.values()]),
+        np.arange(12),
+        lambda i: content[names[i]],
+        lambda i: {"label": labels[i]},
+    )
+    label = {"label": features.ClassLabel(names=classes)}
+    array_record.write(folder / "tfds" / "photos" / "1.0.0", "photos", label, {"test": split})
+    columns = {
+        "image": [{"bytes": each, "path": None} for each in content.values()],
+        "label": labels,
+    }
+    kinds = {"image": datasets.Image(), "label": datasets.ClassLabel(names=classes)}
+    datasets.disable_progress_bars()
+    arrow = datasets.Dataset.from_dict(columns, features=datasets.Features(kinds))
+    datasets.DatasetDict(test=arrow).save_to_disk(folder / "hf")
+    pixels = np.stack([decode(each, "") for each in content.values()])
+    np.savez(folder / "data.npz", test_images=pixels, test_labels=labels, class_names=classes)
+    return {
+        "folder": folder / "photos",
+        "manifest": folder / "list.csv",
+        "tar": folder / "*.tar",
+        "tfds": folder / "tfds" / "photos",
+        "hf": folder / "hf",
+        "arrays": folder / "data.npz",
+    }
+
+
+def contents(source: Source) -> set[tuple[int, str]]:
+    """The value and the class of each image."""
+    return {(value(example), source.class_names[example.labels[0]]) for example in source}
+
+
+def test_the_same_images_in_every_form_are_the_same_data_in_a_worker_process(
+    tmp_path: Path,
+) -> None:
+    names = [f"{kind}:{path}" for kind, path in forms(tmp_path).items()]
+    sources = [open_source(name, "test") for name in names]
+    digits = relabel(open_source("digits", "train"), "9876543210")
+    expected = {(9 * i, "cats" if i < 5 else "dogs") for i in range(12)}
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
-        example = pool.submit(operator.getitem, source, 5).result()
-    assert (example.label, example.origin) == (source[5].label, "digits:train[5]")
-    np.testing.assert_array_equal(example.image, source[5].image)
+        for source, found in zip(sources, pool.map(contents, sources), strict=True):
+            assert isinstance(source, Source) and source.class_names == ("cats", "dogs")
+            assert found == contents(source) == expected, source.name
+        example = pool.submit(operator.getitem, digits, 5).result()
+    assert (example.labels, example.origin) == (digits[5].labels, "digits:train[5]")
+    np.testing.assert_array_equal(example.image, digits[5].image)

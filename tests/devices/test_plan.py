@@ -24,6 +24,7 @@ from vmoe.costs.residuals import residuals
 from vmoe.data.pipeline import Batch
 from vmoe.errors import Failure, UsageError, VmoeError
 from vmoe.mesh import place
+from vmoe.nn.inputs import to_float
 from vmoe.nn.losses import cross_entropy
 from vmoe.plan.candidates import hypothetical_devices, plan
 from vmoe.plan.communication import communication
@@ -81,7 +82,7 @@ def traced_step(config: TrainConfig, placement: Placement) -> jax.stages.Traced:
 def batch_shapes(placement: Placement) -> Batch:
     shape = functools.partial(jax.ShapeDtypeStruct, sharding=placement.batch())
     b, side = CONFIG.batch_size, MODEL.image_size
-    images, labels = shape((b, side, side, 3), "f4"), shape((b, MODEL.num_classes), "f4")
+    images, labels = shape((b, side, side, 3), "u1"), shape((b, 1), "i4")
     return Batch(images, labels, shape((b,), bool))
 
 
@@ -123,11 +124,15 @@ def test_the_planned_communication_equals_that_of_the_compiled_training_step(
         ), kind
 
 
-@pytest.mark.parametrize("remat", [False, True])
-def test_the_flops_of_the_segments_add_up_to_those_of_the_training_step(remat: bool) -> None:
-    config, placement = replace(CONFIG, model=dict(remat=remat)), on("expert=4")
+@pytest.mark.parametrize("fields", [{}, dict(model=dict(remat=True)), dict(accumulate=2)])
+def test_the_flops_of_the_segments_add_up_to_those_of_the_training_step(
+    fields: dict[str, Any],
+) -> None:
+    config, placement = replace(CONFIG, **fields), on("expert=4")
     step_flops = count_flops(traced_step(config, placement).jaxpr.jaxpr)
-    planned = sum(segment.flops() * segment.times for segment in segments(config, placement))
+    planned = sum(
+        segment.flops() * segment.times_per_step for segment in segments(config, placement)
+    )
     assert planned == step_flops
 
 
@@ -136,7 +141,7 @@ def test_the_saved_activations_of_the_segments_add_up_to_those_of_the_model() ->
 
     def loss(params: dict[str, Any], images: jax.Array) -> jax.Array:
         model = models.with_params(MODEL, params, placement=placement)
-        logits, records = model.forward(images, train=True, key=jax.random.key(0))
+        logits, records = model.forward(to_float(images), train=True, key=jax.random.key(0))
         aux_loss = sum(record.aux_loss for record in records.values())
         return cross_entropy(logits, jnp.zeros(logits.shape), "softmax").mean() + aux_loss
 
@@ -148,6 +153,24 @@ def test_the_saved_activations_of_the_segments_add_up_to_those_of_the_model() ->
     )
     planned = memory(CONFIG, placement, state).saved_activations
     assert planned == pytest.approx(model_bytes / placement.devices, rel=0.02)
+
+
+def test_with_accumulate_the_activations_are_those_of_a_part_and_gradients_are_held_twice() -> None:
+    whole, parts = (
+        memory(config, on("expert=4"), shapes_on(ONE_DEVICE))
+        for config in (CONFIG, replace(CONFIG, accumulate=2))
+    )
+    assert parts.saved_activations == pytest.approx(whole.saved_activations / 2, rel=0.02)
+    assert parts.gradients == 2 * whole.gradients and parts.state == whole.state
+
+
+@pytest.mark.slow
+def test_the_compiled_step_sends_in_each_part_what_is_planned_for_it() -> None:
+    config, placement = replace(CONFIG, accumulate=2), on("expert=4")
+    text = traced_step(config, placement).lower().compile(COMPILER_OPTIONS).as_text()
+    compiled = sum(each.bytes_sent for each in parse_collectives(text))  # a loop's body once
+    planned = communication(config, [placement], CHIPS["h100"])[0]
+    assert sum(each.total_bytes_sent for each in planned) / 2 == pytest.approx(compiled, rel=0.01)
 
 
 def all_collectives(x: jax.Array) -> tuple[jax.Array, ...]:
@@ -183,6 +206,7 @@ def test_a_plan_ranks_the_feasible_meshes_and_lists_the_others() -> None:
         for mesh, fsdp in [("expert=1", False), ("expert=1", True), ("expert=2", False)]
     )
     limit = round(totals[1])  # the activations depend on the version of JAX
+    config = replace(config, steps=None, epochs=2.0)  # no data is opened to plan
     ranked = plan(config, 2, device_memory=f"{limit / 1e3}kB")
     assert sorted(candidate.memory.total for candidate in ranked.feasible) == totals[:2]
     assert [(candidate.mesh, candidate.fsdp) for candidate in ranked.feasible] == [

@@ -35,6 +35,7 @@ from vmoe.data.pipeline import Batch
 from vmoe.errors import UsageError
 from vmoe.mesh import place
 from vmoe.sharding import ONE_DEVICE, Placement
+from vmoe.train.optim import optimizer
 from vmoe.train.state import abstract_state, init_state
 from vmoe.train.status import make_reduction
 from vmoe.train.step import make_train_step
@@ -207,8 +208,9 @@ UPDATED = TrainConfig(
 
 
 def batch_of_16() -> Batch:
-    labels = np.eye(10, dtype=np.float32)[np.arange(16) % 10]
-    return Batch(images(16), labels, np.ones(16, bool))
+    labels = np.arange(16, dtype=np.int32)[:, None] % 10
+    pixels = np.random.default_rng(0).integers(256, size=images(16).shape, dtype=np.uint8)
+    return Batch(pixels, labels, np.ones(16, bool))
 
 
 @functools.cache
@@ -243,6 +245,44 @@ def test_the_state_and_metrics_after_an_update_equal_those_of_one_device(
     expected = abstract_state(UPDATED, ours)
     for leaf, target in zip(jax.tree.leaves(state), jax.tree.leaves(expected), strict=True):
         assert leaf.sharding == target.sharding
+
+
+def test_parts_of_each_devices_images_give_the_update_of_the_whole_batch_on_one_device() -> None:
+    """Each device has two groups of two images, one in each part."""
+    config = replace(UPDATED, model=dict(moe=dict(router=TokenChoice(noise_std=0.0))))
+    ours = place(CONFIG, jax.devices()[:4], mesh="expert=2")
+    expected = make_train_step(config)(init_state(config), batch_of_16())
+    step = make_train_step(replace(config, accumulate=2), ours)
+    compiled = step.lower(abstract_state(config, ours), ours.make_global_array(batch_of_16()))
+    assert set(collectives(compiled.compile())) <= {"all-to-all", "all-reduce"}
+    assert_close(step(init_state(config, ours), ours.make_global_array(batch_of_16())), expected)
+
+
+@pytest.mark.parametrize(("mesh", "fsdp"), [("expert=4", True), ("expert=8", False)])
+def test_adafactors_steps_on_a_mesh_equal_those_of_one_device(mesh: str, fsdp: bool) -> None:
+    """Biases of experts are factored too, so that one of their means has no expert axis."""
+    optim = OptimConfig(kind="adafactor", warmup_steps=0, min_dim_size_to_factor=8)
+    config, placement, params = (
+        replace(UPDATED, optim=optim),
+        on(mesh, fsdp=fsdp),
+        params_of(CONFIG),
+    )
+    transform, rng = optimizer(config), np.random.default_rng(0)
+    gradients = jax.tree.map(lambda x: rng.normal(size=x.shape).astype(np.float32), params)
+    start = transform.init(params)
+    expected = jax.jit(transform.update)(gradients, start, params)
+    shardings = placement.params(params), placement.opt_state(start)
+    arguments = (gradients, start, params), (shardings[0], shardings[1], shardings[0])
+    update = jax.jit(transform.update, out_shardings=shardings)
+    assert_close(update(*jax.device_put(*arguments)), expected)
+    factors = start[1][0]
+    for name, bias, kernel in (
+        ("v_row", (8,), (8, 32)),
+        ("v_col", (64,), (8, 64)),
+        ("v", (1,), (1,)),
+    ):
+        up = getattr(factors, name)["blocks"][0]["mlp"]["experts"]["up"]
+        assert up["bias"].shape == bias and up["kernel"].shape == kernel
 
 
 def test_fsdp_splits_large_dense_arrays_and_the_optimiser_state_of_experts() -> None:

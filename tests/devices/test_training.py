@@ -7,14 +7,17 @@ import jax
 import numpy as np
 import pytest
 
+import vmoe
 from scripts.kill_test import rows
 from tests.command import ROOT
 from tests.run_folder import assert_close
 from vmoe import config as configs
 from vmoe.checkpoints.checksums import checksums
-from vmoe.config import EvalConfig, RoutingOverrides, TrainConfig
-from vmoe.data.pipeline import training_batches
+from vmoe.config import EvalConfig, FewShotConfig, RoutingOverrides, TrainConfig
+from vmoe.data.pipeline import Read, training_batches
 from vmoe.errors import UsageError
+from vmoe.evaluate.fewshot import fewshot
+from vmoe.evaluate.fewshot_data import open_fewshot
 from vmoe.mesh import place
 from vmoe.train import setup, train
 
@@ -32,6 +35,7 @@ def config() -> TrainConfig:
         ema_decay=0.9,
         model=dict(depth=1, sparse_blocks=(0,), moe=dict(images_per_group=4)),
         evaluations=(EvalConfig(batch_size=50),),
+        fewshot=FewShotConfig(("digits",), shots=(1, 5), every=20, batch_size=64),
     )
 
 
@@ -75,6 +79,17 @@ def losses(workdir: Path) -> list[float]:
     return [float(row["loss"]) for row in rows(workdir)]
 
 
+def test_a_probe_on_many_devices_is_that_of_one(config: TrainConfig, uninterrupted: Path) -> None:
+    """The last batch is padding on most devices, and groups are four images on one device too."""
+    (data,) = open_fewshot(config.fewshot)
+    loaded = vmoe.load(uninterrupted)
+    alone = fewshot(loaded.model, [data], config.fewshot)
+    rows_of_run = [row for row in rows(uninterrupted, "fewshot") if row["step"] == "20"]
+    assert [row["shots"] for row in rows_of_run] == ["1", "5"]
+    for row, accuracy in zip(rows_of_run, alone.accuracy["digits"], strict=True):
+        assert float(row["accuracy"]) == pytest.approx(accuracy, abs=0.01)
+
+
 def test_a_checksum_depends_on_the_values_and_not_on_the_sharding() -> None:
     rng = np.random.default_rng(0)
     arrays = {"a": rng.normal(size=(16, 24)).astype(np.float32), "b": np.arange(64, dtype=np.int8)}
@@ -107,8 +122,11 @@ def test_a_run_on_many_devices_rewinds_after_a_nan_loss(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     def batches(*words: object, **options: object) -> object:
-        def poison(i: int, batch: object) -> object:
-            return batch._replace(images=batch.images * np.float32(np.nan)) if i == 12 else batch
+        def poison(i: int, read: Read) -> Read:
+            if i != 12:
+                return read
+            nan = np.full(read.batch.images.shape, np.nan, np.float32)
+            return read._replace(batch=read.batch._replace(images=nan))
 
         return training_batches(*words, **options).map_with_index(poison)
 

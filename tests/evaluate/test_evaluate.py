@@ -30,13 +30,15 @@ from vmoe.config import (
     replace,
 )
 from vmoe.config.preprocessing import Preprocessing
-from vmoe.data.crops import resize_and_crop, to_float
-from vmoe.data.sources import open_source, sample
+from vmoe.data.crops import resize_and_crop
+from vmoe.data.sources import Example, Fingerprint, Source, open_source, sample
+from vmoe.data.sources.source import Skipped
 from vmoe.errors import Failure, UsageError
 from vmoe.evaluate import NamedEvaluation, evaluate, image_files, paired_difference, predict
 from vmoe.evaluate.metrics import calibration_error, confusion
 from vmoe.evaluate.table import append_row, per_class, summary
 from vmoe.factory import Loaded, Origin
+from vmoe.nn.inputs import to_float
 from vmoe.nn.vit import ViT
 from vmoe.train import train
 from vmoe.train.report import Report
@@ -216,8 +218,65 @@ def test_a_preprocessing_prepares_the_images_and_scales_to_another_size() -> Non
         logits = np.asarray(jax.jit(net.__call__)(images), np.float64)
         log_probabilities = scipy.special.log_softmax(logits, axis=1)
         expected = -log_probabilities[np.arange(len(source)), source.labels]
-        np.testing.assert_allclose(result.per_example.cross_entropy, expected, atol=1e-5)
+        np.testing.assert_allclose(result.per_example.cross_entropy, expected, 1e-5, 1e-5)
         assert result.image_size == used.image_size
+
+
+class ManyLabels:
+    """The digits of the test split; of three, one has two labels more and one has none."""
+
+    name, class_names, skipped, max_labels = "many labels", tuple("0123456789"), Skipped(), 3
+
+    def __init__(self) -> None:
+        self.digits = open_source("digits", "test")
+
+    def __len__(self) -> int:
+        return len(self.digits)
+
+    def labels_of(self, index: int) -> tuple[int, ...]:
+        label = int(self.digits.labels[index])
+        return [(label,), (label, (label + 1) % 10, (label + 5) % 10), ()][index % 3]
+
+    def __getitem__(self, index: int) -> Example:
+        return dataclasses.replace(self.digits[index], labels=self.labels_of(index))
+
+    def fingerprint(self) -> Fingerprint:
+        return self.digits.fingerprint()
+
+
+def test_any_of_several_labels_is_right_and_images_without_labels_are_counted() -> None:
+    """The oracle goes through the images one by one."""
+    source, net = ManyLabels(), model(capacity_factor=4.0)
+    assert isinstance(source, Source)
+    result = evaluate(net, source)
+    logits = np.asarray(jax.jit(net.__call__)(to_float(source.digits.images)), np.float64)
+    log_p = scipy.special.log_softmax(logits, axis=1)
+    labels = [source.labels_of(i) for i in range(len(source))]
+    right = [row.argmax() in own for row, own in zip(logits, labels, strict=True)]
+    top = [bool({*row.argsort()[-5:]} & {*own}) for row, own in zip(logits, labels, strict=True)]
+    entropy = [-row[list(own)].mean() for row, own in zip(log_p, labels, strict=True) if own]
+    targets = [np.bincount(own, minlength=10) / len(own) for own in labels if own]
+    p = np.exp(log_p)[[bool(own) for own in labels]]
+    assert (result.images, result.unlabelled) == (360, 120)
+    assert result.accuracy == pytest.approx(sum(right) / 240)
+    assert result.accuracy_over_all == pytest.approx(sum(right) / 360)
+    assert result.top5_accuracy == pytest.approx(sum(top) / 240)
+    assert result.cross_entropy == pytest.approx(np.mean(entropy), rel=1e-5)
+    assert result.brier == pytest.approx(((p - np.array(targets)) ** 2).sum(1).mean(), rel=1e-5)
+    share = sum(right) / 240
+    assert result.standard_error == pytest.approx(np.sqrt(share * (1 - share) / 240))
+    table = per_class(result)
+    assert sum(row["images"] for row in table.values()) == 240
+    by_class = sum(row["images"] * row["accuracy"] for row in table.values())
+    assert by_class == pytest.approx(sum(right))
+    assert ("images without a label", "120, left out") in summary(result)
+
+
+def test_a_split_without_any_label_cannot_be_evaluated() -> None:
+    source = ManyLabels()
+    source.labels_of = lambda index: ()
+    with pytest.raises(UsageError, match="many labels: no image has a label"):
+        evaluate(model(), source)
 
 
 def test_an_exception_between_batches_ends_an_evaluation() -> None:

@@ -421,7 +421,7 @@ for call in (
 """
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     expected = [
-        "shape (1, 32, 32, 3) and dtype uint8: use float in [-1, 1]; vmoe.data.crops.to_float",
+        "shape (1, 32, 32, 3) and dtype uint8: use float in [-1, 1]; vmoe.nn.inputs.to_float",
         "shape (1, 32, 32, 1) and dtype float32: use (b, h, w, 3)",
         "shape (32, 32, 3) and dtype float32: there is no batch axis: use images[None]",
         "images is a list: give one array, float (b, h, w, 3) in [-1, 1]; np.stack",

@@ -57,7 +57,7 @@ def config() -> TrainConfig:
 
 @pytest.fixture(scope="module")
 def batch(config: TrainConfig) -> Batch:
-    return training_batches(open_source("digits", "train"), config)[0]
+    return training_batches(open_source("digits", "train"), config)[0].batch
 
 
 def with_optim(config: TrainConfig, **changes: Any) -> TrainConfig:

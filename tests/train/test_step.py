@@ -16,9 +16,10 @@ from vmoe.analysis import capture
 from vmoe.config import TrainConfig, WeightDecayConfig
 from vmoe.data.pipeline import Batch, training_batches
 from vmoe.data.sources import open_source
+from vmoe.nn.inputs import to_float
 from vmoe.nn.losses import cross_entropy
 from vmoe.train.state import init_state
-from vmoe.train.step import make_train_step
+from vmoe.train.step import make_inputs, make_train_step
 
 ROOT = Path(__file__).parents[2]
 
@@ -30,7 +31,7 @@ def config() -> TrainConfig:
 
 @pytest.fixture(scope="module")
 def batch(config: TrainConfig) -> Batch:
-    return training_batches(open_source("digits", "train"), config)[0]
+    return training_batches(open_source("digits", "train"), config)[0].batch
 
 
 def test_the_first_warmup_step_reports_the_loss_and_changes_no_parameter(
@@ -44,7 +45,7 @@ def test_the_first_warmup_step_reports_the_loss_and_changes_no_parameter(
     jax.tree.map(np.testing.assert_array_equal, start, jax.tree.map(np.array, after.params))
     assert metrics["lr"] == 0 and int(after.step) == int(after.batch) == 1
     logits = np.log(np.full((32, 10), 0.1))  # a head of zeros gives equal logits
-    labels = batch.labels * 0.8 + 0.02
+    labels = np.eye(10)[batch.labels[:, 0]] * 0.8 + 0.02
     assert float(metrics["loss"]) == pytest.approx(-(labels * logits).sum(1).mean(), rel=1e-5)
     assert 0 < metrics["aux_loss"] < 0.1
 
@@ -65,8 +66,8 @@ def test_a_step_equals_its_formula(config: TrainConfig, batch: Batch) -> None:
     params = jax.tree.map(np.array, state.params)
 
     def loss(params: dict) -> jax.Array:
-        logits, records = capture(models.with_params(config.model, params), batch.images)
-        labels = batch.labels * 0.9 + 0.01
+        logits, records = capture(models.with_params(config.model, params), to_float(batch.images))
+        labels = np.eye(10)[batch.labels[:, 0]] * 0.9 + 0.01
         entropy = -(labels * jax.nn.log_softmax(logits)).sum(1).mean()
         return entropy + 0.005 * sum(r.losses["importance"].mean() for r in records.values())
 
@@ -84,6 +85,29 @@ def test_a_step_equals_its_formula(config: TrainConfig, batch: Batch) -> None:
         expected = before - 0.01 * (g / (np.abs(g) + 1e-8) + decay)
         big = np.abs(g) > 1e-6  # below that, rounding decides the sign of Adam's first step
         np.testing.assert_allclose(np.asarray(now)[big], expected[big], atol=1e-5)
+
+
+@pytest.mark.parametrize(("loss", "each"), [("softmax", 0.5), ("sigmoid", 1.0)])
+def test_several_labels_share_the_probability_in_a_softmax_and_are_each_1_in_a_sigmoid(
+    config: TrainConfig, loss: str, each: float
+) -> None:
+    labels = np.array([[3, 7], [2, -1], [-1, -1]], np.int32)
+    pixels = np.arange(3 * 8 * 8 * 3, dtype=np.uint8).reshape(3, 8, 8, 3)
+    config = configs.replace(config, loss=loss, label_smoothing=0.1, data=dict(mixup=0.0))
+    batch = Batch(pixels, labels, np.ones(3, bool))
+    images, targets, _ = make_inputs(batch, jax.random.key(0), config)
+    np.testing.assert_array_equal(images, to_float(pixels))
+    expected = np.zeros((3, 10))
+    expected[0, [3, 7]], expected[1, 2] = each, 1.0
+    np.testing.assert_allclose(targets, 0.9 * expected + 0.01, rtol=1e-6)
+
+
+def test_mixing_is_determined_by_the_step(config: TrainConfig, batch: Batch) -> None:
+    config = configs.replace(config, data=dict(mixup=0.5))
+    keys = [jax.random.key(seed) for seed in (0, 0, 1)]
+    first, again, other = (make_inputs(batch, key, config)[0] for key in keys)
+    np.testing.assert_array_equal(first, again)
+    assert (first != other).any() and (first != to_float(batch.images)).any()
 
 
 def test_sigmoid_cross_entropy_is_summed_over_classes() -> None:
@@ -121,7 +145,7 @@ def test_routing_metrics_of_a_block_equal_those_of_its_record(
     )
     state = init_state(noiseless)
     model = models.with_params(noiseless.model, jax.tree.map(jnp.copy, state.params))
-    record = jax.jit(functools.partial(capture, model))(batch.images)[1][1]
+    record = jax.jit(functools.partial(capture, model))(to_float(batch.images))[1][1]
     _, metrics = make_train_step(noiseless)(state, batch)
     routing_metrics = metrics["blocks"][1]
     experts = np.asarray(record.routing.experts).reshape(-1)

@@ -30,25 +30,25 @@ from tests.run_folder import assert_same
 from vmoe import config as configs
 from vmoe.checkpoints.run import Checkpoints
 from vmoe.config import EvalConfig, TrainConfig
-from vmoe.data.pipeline import training_batches
+from vmoe.data.pipeline import Read, training_batches
 from vmoe.errors import Failure, Stopped, UsageError
-from vmoe.train import loop, setup, train
+from vmoe.train import evaluations, setup, train
 from vmoe.train.report import Report
 from vmoe.workdir.layout import steps_of
 
 STEPS = 40
 RECIPE = f"""
 from pathlib import Path
-from vmoe.config import EvalConfig, load, replace
+from vmoe.config import EvalConfig, FewShotConfig, load, replace
 
 config = replace(
     load(Path({str(ROOT / "configs" / "tiny.py")!r})), steps={STEPS}, log_every=5, ema_decay=0.9,
-    evaluate_every=20, checkpoint_every=10, keep_latest=10,
+    accumulate=2, evaluate_every=20, checkpoint_every=10, keep_latest=10,
     model=dict(
         depth=1, sparse_blocks=(0,), dropout=0.1,
         moe=dict(expert_dropout=0.1, router=dict(priority="random")),
     ),
-    evaluations=(EvalConfig(), EvalConfig("again")),
+    evaluations=(EvalConfig(), EvalConfig("again")), fewshot=FewShotConfig(("digits",), every=20),
 )
 """
 
@@ -86,12 +86,13 @@ def test_a_run_killed_in_every_phase_is_bitwise_equal_to_an_uninterrupted_one(
 ) -> None:
     workdir = tmp_path / "run"
 
-    def kill(phase: Callable[[Path, int], bool], step: int) -> Killed:
-        line = ("train", "--config", recipe, "--workdir", workdir)
+    def kill(phase: Callable[[Path, int], bool], step: int, workers: int = 0) -> Killed:
+        reading = ("--data.num-workers", str(workers))
+        line = ("train", "--config", recipe, "--workdir", workdir, *reading)
         with start(*line, log=log_of(workdir, 0)) as process:
             return kill_once([process], workdir, phase, step, 0.5)
 
-    assert kill(training, 5).step >= 5
+    assert kill(training, 5, workers=1).step >= 5
     assert kill(saving, 15).unfinished_checkpoint
     assert kill(evaluating, 25).unfinished_evaluation
     stderr, status = run(recipe, workdir)
@@ -133,11 +134,11 @@ def stopped_twice(config: TrainConfig, tmp_path_factory: pytest.TempPathFactory)
             signal.raise_signal(signal.SIGTERM)
         return real(*arguments, **settings)
 
-    real = loop.evaluate
+    real = evaluations.evaluate
     with signal_at_step(9), pytest.raises(Stopped, match="checkpoint saved at step 9 of 40"):
         train(config, workdir)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop, "evaluate", evaluate)
+        patch.setattr(evaluations, "evaluate", evaluate)
         with pytest.raises(Stopped, match="SIGTERM: checkpoint saved at step 40"):
             train(config, workdir)
     assert {row["step"] for row in rows(workdir, "evaluations")} == {"20"}
@@ -318,9 +319,11 @@ def poisoned(config: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> TrainConfi
     """Batches 27 and 45 have NaN pixels."""
 
     def batches(*arguments: object, **options: object) -> object:
-        def poison(i: int, batch: object) -> object:
-            bad = i in (27, 45)
-            return batch._replace(images=batch.images * np.float32(np.nan)) if bad else batch
+        def poison(i: int, read: Read) -> Read:
+            if i not in (27, 45):
+                return read
+            nan = np.full(read.batch.images.shape, np.nan, np.float32)
+            return read._replace(batch=read.batch._replace(images=nan))
 
         return training_batches(*arguments, **options).map_with_index(poison)
 

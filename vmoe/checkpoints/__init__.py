@@ -13,7 +13,6 @@ from vmoe.checkpoints import export, folder, onnx, released, remote, vit_npz, we
 from vmoe.checkpoints.assemble import assemble
 from vmoe.checkpoints.restore import CorruptCheckpoint, find, is_run, restore
 from vmoe.checkpoints.stored import Origin, StoredModel
-from vmoe.config.preprocessing import Preprocessing
 from vmoe.errors import Failure, UsageError, one_line, shortened, unknown
 from vmoe.workdir.layout import CHECKPOINTS, read_class_names, read_config
 
@@ -115,7 +114,7 @@ def _read_run(path: Path, use_ema: bool) -> StoredModel:
             config=config.model,
             params=params,
             class_names=class_names,
-            preprocessing=Preprocessing(config.model.image_size),
+            preprocessing=config.preprocessing,
             step=step,
             origin=Origin("run", path, weights),
             train_config=config,

@@ -12,7 +12,6 @@ from vmoe.checkpoints.checksums import by_name
 from vmoe.checkpoints.restore import find
 from vmoe.checkpoints.stored import Details, Format
 from vmoe.config import ViTConfig
-from vmoe.config.preprocessing import Preprocessing
 from vmoe.errors import UsageError
 from vmoe.workdir.layout import read_class_names, read_config
 
@@ -87,9 +86,7 @@ def _inspect_run(path: Path) -> Inspection:
         "run",
         [_array(name, leaf) for name, leaf in params.items()],
         run.model,
-        Details(
-            tuple(read_class_names(workdir)), Preprocessing(run.model.image_size), step=steps[-1]
-        ),
+        Details(tuple(read_class_names(workdir)), run.preprocessing, step=steps[-1]),
         "",
     )
 

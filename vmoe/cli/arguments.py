@@ -11,6 +11,7 @@ from typing import Annotated, Any, TypeVar
 import tyro
 
 from vmoe import config as configs
+from vmoe.config.train import ANY_LENGTH, LENGTHS
 from vmoe.errors import UsageError
 
 Arguments = TypeVar("Arguments")
@@ -79,13 +80,17 @@ WithConfig = TypeVar("WithConfig", bound=RunArgs)
 def parse_with_config(kind: type[WithConfig], command: str, argv: Sequence[str]) -> WithConfig:
     """The arguments of a command that takes a config.
 
-    ``--config`` names the file from which ``run`` is loaded; other options change fields of it.
+    ``--config`` names the file from which ``run`` is loaded; other options change fields of it. A
+    length in steps, epochs or images replaces the length of the config.
 
     Raises:
         UsageError: as ``parse``; or the config cannot be loaded.
     """
     path = _option_value(argv, "--config")
     config = configs.load(path) if path else configs.TrainConfig()
+    for name in LENGTHS:
+        if _option_value(argv, f"--{name}") is not None:  # which replaces ANY_LENGTH
+            config = configs.replace(config, **dict.fromkeys(LENGTHS) | {name: ANY_LENGTH})
     return parse(kind, command, argv, run=config)
 
 

@@ -27,19 +27,20 @@ def open_data(
     """
     from vmoe.data.sources import name_and_split, open_source, relabel
 
+    data = data or data_of(trained)
     if not data:
-        if trained.train_config is None:
-            raise UsageError("--data is missing: the checkpoint does not name its training data")
-        data = trained.train_config.data.name
+        raise UsageError("--data is missing: the checkpoint does not name its training data")
     name, named = name_and_split(data)
     reading = trained.train_config.data if trained.train_config else DataConfig()
     source = open_source(name, named or split, check=reading.check, on_error=reading.on_error)
     return relabel(source, trained.class_names), reading.on_error == "replace"
 
 
-def data_of(loaded: "Loaded") -> str:
-    """The data set of the model's run, for another model to be measured on; empty if unknown."""
-    return loaded.train_config.data.name if loaded.train_config else ""
+def data_of(trained: Union["Loaded", "StoredModel"]) -> str:
+    """The data set of the model's run, without the split it was trained on; empty if unknown."""
+    from vmoe.data.sources import name_and_split
+
+    return name_and_split(trained.train_config.data.name)[0] if trained.train_config else ""
 
 
 class Sample:
@@ -67,7 +68,7 @@ class Sample:
         Raises:
             UsageError: as for ``open_data``; or a number is below 1.
         """
-        from vmoe.data.pipeline import Unreadable
+        from vmoe.data.problems import Unreadable
         from vmoe.data.sources import sample
 
         for name, value in (("images", images), ("batch_size", batch_size)):

@@ -4,14 +4,15 @@ import dataclasses
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from vmoe.cli.arguments import parse
 from vmoe.cli.data import open_data
+from vmoe.cli.fewshot import run_fewshot
 from vmoe.cli.inference import load_for_inference
 from vmoe.cli.printing import print_json, print_table, progress
 from vmoe.config import RoutingOverrides
-from vmoe.errors import one_line
+from vmoe.errors import UsageError, one_line
 
 if TYPE_CHECKING:
     from vmoe.evaluate import Evaluation
@@ -27,9 +28,9 @@ class EvaluateArgs:
     checkpoint: Path
     """Run folder, or checkpoints/STEP, checkpoints/best or checkpoints/last in one; other weights,
     their URL or their name, as for vmoe.load."""
-    data: str = ""
+    data: tuple[str, ...] = ()
     """NAME[:SPLIT], such as folder:PATH:validation; the data set of the run if empty, its test
-    split if no split is named."""
+    split if no split is named. With --fewshot one or several, each NAME or NAME:TRAIN,TEST."""
     batch_size: int = 256
     image_size: int | None = None
     """Side of the model's input in pixels, to which its preprocessing is scaled; as trained if
@@ -40,6 +41,14 @@ class EvaluateArgs:
     If empty, inference.json of the run folder, if there is one and no --routing is given."""
     use_ema: bool = True
     """Use the moving average of the parameters, if the run has one."""
+    fewshot: str | None = None
+    """Numbers of training images per class, such as 1,5,10,25: instead of the model's own classes,
+    measure its features, by a linear probe that is fitted to so few images."""
+    fewshot_seed: int = 0
+    """Determines which images the probe is fitted to."""
+    fewshot_l2: Literal["test", "train"] = "test"
+    """Images on which the probe's L2 is chosen: test, as the paper does, which is optimistic; or
+    other training images."""
     per_class: bool = False
     """Add the accuracy of each class, and the classes confused with it."""
     json: bool = False
@@ -51,17 +60,28 @@ class EvaluateArgs:
 def run(argv: Sequence[str]) -> None:
     """Evaluates a trained model, and prints its metrics."""
     args = parse(EvaluateArgs, "evaluate", argv)
-    from vmoe.data.pipeline import Unreadable
-    from vmoe.data.sources import skipped_messages
-    from vmoe.evaluate import evaluate
-    from vmoe.evaluate.table import append_row, check_file
+    from vmoe.evaluate.table import check_file
 
     if args.csv:
         check_file(args.csv)
     loaded = load_for_inference(
         args.checkpoint, args.inference, routing=args.routing, use_ema=args.use_ema
     )
-    source, replace = open_data(args.data, loaded)
+    if args.fewshot is None:
+        _evaluate(args, loaded)
+    else:
+        run_fewshot(args, loaded)
+
+
+def _evaluate(args: EvaluateArgs, loaded: "Loaded") -> None:
+    from vmoe.data.problems import Unreadable
+    from vmoe.data.sources import skipped_messages
+    from vmoe.evaluate import evaluate
+    from vmoe.evaluate.table import append_row
+
+    if len(args.data) > 1:
+        raise UsageError(f"data={' '.join(args.data)}: give one; several need fewshot")
+    source, replace = open_data("".join(args.data), loaded)
     left_out = Unreadable("left out")
     with progress(source.name, -(-len(source) // max(args.batch_size, 1))) as advance:
         evaluation = evaluate(

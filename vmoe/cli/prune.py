@@ -67,7 +67,7 @@ def run(argv: Sequence[str]) -> None:
         raise UsageError(f"--k {args.k}: with --rule average no router is left; leave it out")
     from vmoe.checkpoints import read, write
     from vmoe.checkpoints.folder import check_empty
-    from vmoe.data.pipeline import Unreadable
+    from vmoe.data.problems import Unreadable
     from vmoe.surgery.experts import average_experts, prune_experts
 
     check_empty(args.destination)
@@ -116,7 +116,7 @@ def _kept(
     args: PruneArgs,
     stored: "StoredModel",
     source: "Source",
-    on_unreadable: Callable[[UsageError], None] | None,
+    on_unreadable: Callable[[str], None] | None,
 ) -> "Selection":
     from vmoe.checkpoints import read
     from vmoe.evaluate.routing import expert_loads
@@ -145,7 +145,7 @@ def _measure(
     stored: "StoredModel",
     source: "Source",
     args: PruneArgs,
-    on_unreadable: Callable[[UsageError], None] | None,
+    on_unreadable: Callable[[str], None] | None,
 ) -> dict[str, float | str]:
     from vmoe.costs.flops import cost
     from vmoe.evaluate import evaluate

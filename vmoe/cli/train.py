@@ -1,11 +1,17 @@
 """``vmoe train``."""
 
+import contextlib
 import dataclasses
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
+
+import tyro
 
 from vmoe.cli.arguments import RunArgs, parse_with_config
+from vmoe.config.dry_run import dry_run
+from vmoe.errors import UsageError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -14,6 +20,9 @@ class TrainArgs(RunArgs):
 
     workdir: Path
     """Run folder: config, metrics, checkpoints."""
+    dry_run: bool = False
+    """Try the config in less than a minute: 4 steps of 8 synthetic images, with one dense and one
+    sparse block, at most 4 experts and 100 classes. Needs no workdir; nothing is kept."""
     init: str = ""
     """Trained model whose parameters a new run starts from, as for `vmoe evaluate --checkpoint`.
     The head is new if the number of classes differs; positions are resampled."""
@@ -34,32 +43,53 @@ class TrainArgs(RunArgs):
     checkpoint and skip the batches that led there."""
     max_rewinds: int = 3
     """Maximum number of rewinds in a run."""
+    profile: str = ""
+    """First and last step to trace for a profiler, such as 10:15, once in the life of the run."""
+    wandb: Annotated[tuple[str, ...] | None, tyro.conf.arg(metavar="[PROJECT]")] = None
+    """Also log to Weights & Biases. Without a project: that of the run, WANDB_PROJECT, or vmoe."""
 
 
 def run(argv: Sequence[str]) -> None:
     """Trains a model, and prints the final evaluations."""
-    args = parse_with_config(TrainArgs, "train", argv)
+    with contextlib.ExitStack() as stack:
+        if {"--dry-run", "--dry_run"} & {*argv}:
+            folder = stack.enter_context(tempfile.TemporaryDirectory())
+            argv = [*argv, "--workdir", folder]
+        args = parse_with_config(TrainArgs, "train", argv)
+        if args.wandb and len(args.wandb) > 1:
+            raise UsageError(f"--wandb {' '.join(args.wandb)}: give one project")
+        if args.dry_run and args.init:
+            raise UsageError(f"--init {args.init}: a dry run has a smaller model; leave it out")
+        _train(args)
+
+
+def _train(args: TrainArgs) -> None:
     from vmoe import distributed
     from vmoe.train import InitFrom, train
+    from vmoe.workdir.layout import read_config
 
     init = InitFrom(args.init, args.init_new_head, args.init_partial) if args.init else None
     if args.distributed:
         distributed.initialize()
     with distributed.abort_on_error():
         evaluations = train(
-            args.run,
+            dry_run(args.run) if args.dry_run else args.run,
             args.workdir,
             init=init,
             mesh=args.mesh,
             fsdp=args.fsdp,
             on_nan=args.on_nan,
             max_rewinds=args.max_rewinds,
+            profile=args.profile,
+            wandb=None if args.wandb is None else "".join(args.wandb),
         )
     if not distributed.is_primary():
         return
+    run = "dry run" if args.dry_run else args.workdir
+    steps = read_config(args.workdir).steps  # resolved, where the argument is in epochs or images
     for name, weights, result in evaluations:
         average = " (moving average)" if weights == "ema" else ""
         print(
-            f"{args.workdir}: {args.run.steps} steps, {name} accuracy {result.accuracy:.2%} on "
-            f"{result.images} images{average}"
+            f"{run}: {steps} steps, {name} accuracy {result.accuracy:.2%} on {result.images} "
+            f"images{average}"
         )

@@ -5,12 +5,14 @@ command line gets its options from the same fields. Building a config with incom
 raises a ``UsageError`` that names them.
 """
 
-from vmoe.config.data import DataConfig
+from vmoe.config.data import DataConfig, PreprocessingConfig, RandAugmentConfig
 from vmoe.config.evaluation import EvalConfig, RoutingOverrides
+from vmoe.config.fewshot import FewShotConfig
 from vmoe.config.fields import replace
 from vmoe.config.files import from_json, load, to_json
 from vmoe.config.model import MoEConfig, ViTConfig
 from vmoe.config.optim import LrFactorsConfig, OptimConfig, WeightDecayConfig
+from vmoe.config.preprocessing import Preprocessing
 from vmoe.config.routers import AuxLossWeights, ExpertChoice, Router, Soft, TokenChoice
 from vmoe.config.train import TrainConfig
 
@@ -19,9 +21,13 @@ __all__ = [
     "DataConfig",
     "EvalConfig",
     "ExpertChoice",
+    "FewShotConfig",
     "LrFactorsConfig",
     "MoEConfig",
     "OptimConfig",
+    "Preprocessing",
+    "PreprocessingConfig",
+    "RandAugmentConfig",
     "Router",
     "RoutingOverrides",
     "Soft",

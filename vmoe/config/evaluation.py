@@ -3,8 +3,10 @@
 import dataclasses
 from typing import Any, Literal
 
+from vmoe.config.data import DataConfig
 from vmoe.config.fields import Checked, replace, require
 from vmoe.config.model import MoEConfig, ViTConfig
+from vmoe.config.preprocessing import Preprocessing
 from vmoe.config.routers import Priority, Soft, TokenChoice
 from vmoe.errors import naming
 
@@ -112,7 +114,9 @@ class EvalConfig(Checked):
     """A split of the training data set, or NAME:SPLIT of another (see ``DataConfig.name``)."""
     batch_size: int = 256
     image_size: int | None = None
-    """Side in pixels to which the images are resized; as trained if None."""
+    """Side in pixels of the images; if None that of ``preprocessing``, or else as trained."""
+    preprocessing: Preprocessing | None = None
+    """How the images are prepared; as ``data.preprocessing`` says, without a crop, if None."""
     routing: RoutingOverrides = RoutingOverrides()
 
     def __post_init__(self) -> None:
@@ -122,6 +126,16 @@ class EvalConfig(Checked):
             value = getattr(self, name)
             require(value is None or value >= 1, f"evaluations.{name}={value}: use at least 1")
 
+    def prepare(self, data: DataConfig, model: ViTConfig) -> Preprocessing:
+        """How the images of this set are prepared.
+
+        Args:
+            data: of the run.
+            model: as trained.
+        """
+        own = self.preprocessing or data.preprocessing.of_size(model.image_size)
+        return own.scaled(self.image_size or own.image_size)
+
     def model(self, trained: ViTConfig) -> ViTConfig:
         """The config of a trained model under the settings of this set.
 
@@ -129,7 +143,8 @@ class EvalConfig(Checked):
             UsageError: the patch size does not divide the image size; or as for
                 ``RoutingOverrides.apply``.
         """
-        size = self.image_size or trained.image_size
+        own = self.preprocessing
+        size = self.image_size or (own.image_size if own else trained.image_size)
         require(
             size % trained.patch_size == 0,
             f"evaluations.image_size={size}: model.patch_size={trained.patch_size} does not "

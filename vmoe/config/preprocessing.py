@@ -36,6 +36,8 @@ class Preprocessing(Checked):
     keep_aspect: bool = False
     """Whether to resize the shorter side and keep the aspect ratio, instead of both sides."""
     interpolation: Interpolation = "bilinear"
+    exif: bool = True
+    """Whether to turn an image as its EXIF orientation says, which TensorFlow ignores."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -1,13 +1,24 @@
 """A training run."""
 
 import dataclasses
+import math
+from fractions import Fraction
 from typing import Literal
 
 from vmoe.config.data import DataConfig
 from vmoe.config.evaluation import EvalConfig
+from vmoe.config.fewshot import FewShotConfig
 from vmoe.config.fields import Checked, require
 from vmoe.config.model import ViTConfig
 from vmoe.config.optim import OptimConfig
+from vmoe.config.preprocessing import Preprocessing
+from vmoe.errors import UsageError
+
+LENGTHS = ("steps", "epochs", "images")
+"""The fields of a ``TrainConfig`` that give its length, of which a config has one."""
+DEFAULT_STEPS = 1000
+ANY_LENGTH = 2**31 - 1
+"""A length that any warmup fits, for a config whose length is not known or has no effect."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -17,8 +28,18 @@ class TrainConfig(Checked):
     model: ViTConfig = ViTConfig()
     data: DataConfig = DataConfig()
     optim: OptimConfig = OptimConfig()
-    steps: int = 1000
+    steps: int | None = None
+    """Length of the run in steps; 1000 if none of ``steps``, ``epochs`` and ``images`` is given."""
+    epochs: float | None = None
+    """Length as passes over the training images, in place of ``steps``; rounded up to a step."""
+    images: int | None = None
+    """Length as training images, repeated ones included, in place of ``steps``; rounded up."""
     batch_size: int = 32
+    """Images per step, over all devices."""
+    accumulate: int = 1
+    """Number of equal parts of a batch, computed one after another to save memory; their gradients
+    are averaged. Groups are formed within a part, and each part has noise of its own; where groups
+    are the same and nothing is random, the update is that of the whole batch."""
     loss: Literal["softmax", "sigmoid"] = "softmax"
     """Cross-entropy of the softmax over classes, or of a sigmoid per class, summed over classes."""
     label_smoothing: float = 0.0
@@ -30,6 +51,8 @@ class TrainConfig(Checked):
     """Determines initialisation, data order, augmentation, router noise and dropout."""
     evaluations: tuple[EvalConfig, ...] = (EvalConfig(),)
     """Evaluation sets; the accuracy on the first one decides which checkpoint is the best."""
+    fewshot: FewShotConfig = FewShotConfig()
+    """Few-shot probes during training, of the moving average if there is one."""
     log_every: int = 50
     """Steps between rows of metrics."""
     evaluate_every: int = 500
@@ -42,10 +65,11 @@ class TrainConfig(Checked):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        self._check_length()
         require(0 <= self.seed < 2**32, f"seed={self.seed}: use 0 to 4294967295")
         counts = (
-            "steps",
             "batch_size",
+            "accumulate",
             "log_every",
             "evaluate_every",
             "checkpoint_every",
@@ -53,10 +77,6 @@ class TrainConfig(Checked):
         )
         for name in counts:
             require(getattr(self, name) >= 1, f"{name}={getattr(self, name)}: use at least 1")
-        require(
-            self.optim.warmup_steps < self.steps,
-            f"optim.warmup_steps={self.optim.warmup_steps} must be less than steps={self.steps}",
-        )
         parts = ["head", "others", *(["routers", "experts"] if self.model.sparse_blocks else [])]
         require(
             any(getattr(self.optim.lr_factors, part) for part in parts),
@@ -83,3 +103,67 @@ class TrainConfig(Checked):
         require(len(names) == len(set(names)), f"evaluations: the names {names} are not unique")
         for evaluation in self.evaluations:  # raises if the settings do not fit the model
             evaluation.model(self.model)
+
+    def _check_length(self) -> None:
+        given = {name: getattr(self, name) for name in LENGTHS if getattr(self, name) is not None}
+        if not given:
+            object.__setattr__(self, "steps", DEFAULT_STEPS)  # the dataclass is frozen
+        values = " and ".join(f"{name}={value}" for name, value in given.items())
+        require(len(given) <= 1, f"{values}: a run has one length; set the others to None")
+        for name, value in given.items():
+            least = "more than 0" if name == "epochs" else "at least 1"
+            require(value > 0, f"{name}={value}: use {least}")
+        if self.steps is None:
+            return
+        warmup, cooldown = self.optim.warmup_steps, self.optim.cooldown_steps
+        require(
+            warmup < self.steps,
+            f"optim.warmup_steps={warmup} must be less than steps={self.steps}",
+        )
+        require(
+            warmup + cooldown <= self.steps,
+            f"optim.warmup_steps={warmup} and optim.cooldown_steps={cooldown} must not be more "
+            f"than steps={self.steps} together",
+        )
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        """How images are prepared for the trained model: as for the first evaluation set, in the
+        size that the model is trained with."""
+        first = self.evaluations[0].prepare(self.data, self.model)
+        return first.scaled(self.model.image_size)
+
+    @property
+    def total_steps(self) -> int:
+        """The number of steps.
+
+        Raises:
+            UsageError: it depends on the training data; see ``with_steps``.
+        """
+        if self.steps is None:
+            raise UsageError(
+                f"epochs={self.epochs}, images={self.images}: give the length in steps, or resolve "
+                "it with TrainConfig.with_steps"
+            )
+        return self.steps
+
+    def with_steps(self, images_in_source: int) -> "TrainConfig":
+        """The config with its length in steps, rounded up.
+
+        Args:
+            images_in_source: number of images that an epoch visits.
+
+        Raises:
+            UsageError: warmup and cooldown do not fit into the steps.
+
+        >>> config = TrainConfig(epochs=2.2, batch_size=4, optim=OptimConfig(warmup_steps=1))
+        >>> config.with_steps(10).steps
+        6
+        """
+        if self.steps is not None:
+            return self
+        images = self.images
+        if images is None:  # in exact numbers; in floating point 0.07 * 100 is more than 7
+            images = Fraction(str(self.epochs)) * images_in_source
+        steps = math.ceil(Fraction(images, self.batch_size))
+        return dataclasses.replace(self, steps=steps, epochs=None, images=None)

@@ -79,3 +79,26 @@ CHIPS = {
     "h200": Chip(989e12, 141 * GB, 4800 * GB, 8, 450 * GB, 50 * GB),
 }
 """Chips by name, as ``vmoe.plan.candidates.plan`` takes them."""
+
+DEVICE_KINDS = {
+    "TPU v3": "tpu_v3",
+    "TPU v4": "tpu_v4",
+    "TPU v5 lite": "tpu_v5e",
+    "TPU v5e": "tpu_v5e",
+    "TPU v5": "tpu_v5p",
+    "TPU v5p": "tpu_v5p",
+    "NVIDIA A100-SXM4-80GB": "a100",
+    "NVIDIA H100 80GB HBM3": "h100",
+    "NVIDIA H200": "h200",
+}
+"""Names in ``CHIPS`` by the ``device_kind`` that JAX reports."""
+
+
+def chip_of(device_kind: str) -> Chip | None:
+    """The chip of a JAX device; None if it is not in the table.
+
+    >>> chip_of("cpu") is None
+    True
+    """
+    name = DEVICE_KINDS.get(device_kind)
+    return None if name is None else CHIPS[name]

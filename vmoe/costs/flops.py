@@ -59,6 +59,7 @@ def cost(config: ViTConfig) -> Cost:
     )
 
 
+@functools.lru_cache(maxsize=4)
 def flops_to_logits(config: ViTConfig) -> float:
     """FLOPs per image that the logits depend on; fewer than all if they use only the class token.
 
@@ -69,6 +70,18 @@ def flops_to_logits(config: ViTConfig) -> float:
     """
     jaxpr, b, _, _ = _trace(config)
     return count_flops(jaxpr) / b
+
+
+def training_flops(config: ViTConfig) -> float:
+    """FLOPs per image of a training step in which no part of the model is frozen.
+
+    Three times those of the forward pass: the backward pass has two matmuls for each of them.
+    Recomputing activations does not count (PaLM, arXiv 2204.02311, appendix B).
+
+    Raises:
+        UsageError: the capacity leaves no slot.
+    """
+    return 3 * flops_to_logits(config)
 
 
 def sparse_layer_flops(config: ViTConfig, moe: MoEConfig, *, class_token_only: bool) -> float:

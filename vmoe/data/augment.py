@@ -5,12 +5,14 @@ from jaxtyping import UInt8
 from PIL import Image
 
 from vmoe.config import DataConfig
+from vmoe.data.occlude import cutout, erase
+from vmoe.data.rand_augment import rand_augment
 
 Pixels = UInt8[np.ndarray, "h w 3"]
 
 
 def augment(pixels: Pixels, config: DataConfig, rng: np.random.Generator) -> Pixels:
-    """Applies the random flip, rotation, shift and cutout that the config specifies.
+    """Applies the random changes that the config specifies, in the order of its fields.
 
     Args:
         pixels: in [0, 255].
@@ -20,8 +22,12 @@ def augment(pixels: Pixels, config: DataConfig, rng: np.random.Generator) -> Pix
         pixels = pixels[:, ::-1]
     if config.shift or config.rotate:
         pixels = move(pixels, config.shift, config.rotate, rng)
+    layers = config.rand_augment
+    pixels = rand_augment(pixels, layers.num_layers, layers.magnitude, rng)
     if config.cutout:
         pixels = cutout(pixels, config.cutout, rng)
+    if config.erasing:
+        pixels = erase(pixels, config.erasing, rng)
     return pixels
 
 
@@ -44,20 +50,3 @@ def move(pixels: Pixels, shift: int, rotate: float, rng: np.random.Generator) ->
     image = Image.fromarray(pixels)
     moved = image.transform((w, h), Image.Transform.AFFINE, affine, Image.Resampling.BILINEAR)
     return np.asarray(moved)
-
-
-def cutout(pixels: Pixels, side: int, rng: np.random.Generator) -> Pixels:
-    """Paints a grey square, centred on a random pixel and clipped at the edges.
-
-    Args:
-        pixels: in [0, 255].
-        side: of the square, in pixels.
-
-    Source: "Improved Regularization of Convolutional Neural Networks with Cutout"
-    (arXiv 1708.04552, section 3.2).
-    """
-    h, w, _ = pixels.shape
-    top, left = rng.integers(h) - side // 2, rng.integers(w) - side // 2
-    changed = pixels.copy()
-    changed[max(top, 0) : max(top + side, 0), max(left, 0) : max(left + side, 0)] = 128
-    return changed

@@ -6,47 +6,46 @@ a file that leaves this open is decoded. ``decode``: every file is decoded.
 
 import concurrent.futures
 import contextlib
-import hashlib
 import io
 import itertools
 import json
-import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import PIL
 from PIL import Image
-from rich.console import Console
-from rich.progress import track
 
-from vmoe.cache import cache_folder
 from vmoe.config.data import Check
 from vmoe.data.decode import PNG, ImageFile, decode, has_16_bits
+from vmoe.data.progress import progress
 from vmoe.errors import UsageError
 from vmoe.workdir.layout import replace_text
 
 TAIL = 4096  # bytes read at the end of a file, where its end marker has to be
-CHUNK = 256  # files per task of a thread
+CHUNK, CHUNKS = 256, 64  # files per task of a thread, and tasks that are waited for together
 PNG_END, JPEG_END = b"\x00\x00\x00\x00IEND\xaeB`\x82", b"\xff\xd9"
-RULES = 1  # version of the rules below; an index of another version is not used
+RULES = f"1 {PIL.__version__}"  # version of the rules below; a record of another is not used
 
 
-def unreadable(folder: str | Path, files: Sequence[ImageFile], check: Check) -> dict[str, str]:
-    """The files that cannot be read as images, with reasons.
+def unreadable(
+    folder: str | Path, files: Sequence[ImageFile], check: Check, record: Path
+) -> dict[int, str]:
+    """The files that cannot be read as images, by their index, with reasons.
 
-    The result is kept in an index in the user's cache folder, and read again from there as long as
-    the names, sizes and times of the files are the same.
+    Args:
+        record: a JSON file that keeps the result, for as long as the files are the same.
     """
-    index, key = _index_of(folder), _key(files)
-    known = _read_index(index)
-    if known.get("key") == key and known.get("check") in (check, "decode"):
-        return known["unreadable"]
-    Image.init()  # loads all formats; not safe in several threads
-    reasons = _check_all(folder, files, check)
-    found = {file.path: r.text for file, r in zip(files, reasons, strict=True) if r.text}
-    if all(reason.lasting for reason in reasons):
-        _write_index(index, {"key": key, "check": check, "unreadable": found})
+    known = _read_record(record)
+    if known.get("rules") == RULES and known.get("check") in (check, "decode"):
+        return {int(i): reason for i, reason in known["unreadable"].items()}
+    found: dict[int, str] = {}
+    lasting = True
+    with concurrent.futures.ThreadPoolExecutor() as threads:
+        for i, reason in _check_all(folder, files, check, threads):
+            found[i], lasting = reason.text, lasting and reason.lasting
+    if lasting:
+        _write_record(record, {"rules": RULES, "check": check, "unreadable": found})
     return found
 
 
@@ -62,20 +61,23 @@ class _Reason(NamedTuple):
     lasting: bool = True
 
 
-def _check_all(folder: str | Path, files: Sequence[ImageFile], check: Check) -> list[_Reason]:
-    console = Console(stderr=True)
-    chunks = [files[i : i + CHUNK] for i in range(0, len(files), CHUNK)]
-    with concurrent.futures.ThreadPoolExecutor() as threads:
-        results = threads.map(lambda chunk: [_reason(file, check) for file in chunk], chunks)
-        shown = track(
-            results,
-            f"checking {len(files):,} images of {folder}",
-            len(chunks),
-            console=console,
-            transient=True,
-            disable=not console.is_terminal,
-        )
-        return list(itertools.chain.from_iterable(shown))
+def _check_all(
+    folder: str | Path,
+    files: Sequence[ImageFile],
+    check: Check,
+    threads: concurrent.futures.Executor,
+) -> Iterator[tuple[int, _Reason]]:
+    """Those of the files that cannot be read. Few of them are in memory at a time."""
+
+    def reasons(chunk: range) -> list[_Reason]:
+        return [_reason(files[i], check) for i in chunk]
+
+    parts = range(0, len(files), CHUNK * CHUNKS)
+    for start in progress(parts, f"checking {len(files):,} images of {folder}", len(parts)):
+        stop = min(start + CHUNK * CHUNKS, len(files))
+        chunks = [range(i, min(i + CHUNK, stop)) for i in range(start, stop, CHUNK)]
+        results = itertools.chain.from_iterable(threads.map(reasons, chunks))
+        yield from ((i, reason) for i, reason in enumerate(results, start) if reason.text)
 
 
 def _reason(file: ImageFile, check: Check) -> _Reason:
@@ -128,18 +130,7 @@ def _ends(tail: bytes, marker: bytes) -> bool | None:
     return None if marker in tail else False
 
 
-def _key(files: Sequence[ImageFile]) -> str:
-    """Changes with the files, the rules and Pillow."""
-    text = repr((RULES, PIL.__version__, files))
-    return hashlib.sha256(text.encode(errors="surrogateescape")).hexdigest()
-
-
-def _index_of(folder: str | Path) -> Path:
-    name = hashlib.sha256(os.fsencode(os.path.abspath(folder))).hexdigest()[:32]
-    return cache_folder() / "images" / f"{name}.json"
-
-
-def _read_index(path: Path) -> dict[str, Any]:
+def _read_record(path: Path) -> dict[str, Any]:
     try:
         known = json.loads(path.read_text())
     except (OSError, ValueError):
@@ -147,8 +138,7 @@ def _read_index(path: Path) -> dict[str, Any]:
     return known if isinstance(known, dict) and isinstance(known.get("unreadable"), dict) else {}
 
 
-def _write_index(path: Path, index: dict[str, Any]) -> None:
-    """Writes the index, or nothing where the cache folder cannot be written."""
+def _write_record(path: Path, record: dict[str, Any]) -> None:
+    """Writes the record, or nothing where the cache folder cannot be written."""
     with contextlib.suppress(OSError):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        replace_text(path, json.dumps(index))
+        replace_text(path, json.dumps(record))

@@ -1,10 +1,10 @@
-"""Converts decoded pixels to the size and the range of values of a model's input."""
+"""Converts decoded pixels to the size of a model's input."""
 
 import io
 from collections.abc import Iterator
 
 import numpy as np
-from jaxtyping import Float32, UInt8
+from jaxtyping import UInt8
 from PIL import Image
 
 from vmoe.config.preprocessing import Preprocessing
@@ -42,13 +42,6 @@ def _side(side: int, shorter: int, resize_to: int, tensorflow: bool) -> int:
     if tensorflow:
         return int(np.rint(np.float32(side) * (np.float32(resize_to) / np.float32(shorter))))
     return int(resize_to * side / shorter)
-
-
-def to_float(
-    pixels: UInt8[np.ndarray, "*b h w 3"] | Float32[np.ndarray, "*b h w 3"],
-) -> Float32[np.ndarray, "*b h w 3"]:
-    """Converts pixels in [0, 255] to float32 in [-1, 1]."""
-    return pixels.astype(np.float32) * np.float32(2 / 255) - 1
 
 
 def resizing_messages(source: Source, size: int) -> Iterator[str]:

@@ -17,6 +17,10 @@ SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 BACKGROUND = "white"  # shows through transparent pixels
 TWELVE_BITS = 4096  # values of 12 bits
 
+# Pillow loads the less common formats when it meets an image of one, which is not safe in several
+# threads: one of them may take such an image for none.
+Image.init()
+
 
 class ImageFile(NamedTuple):
     """A file with the suffix of an image.
@@ -25,13 +29,11 @@ class ImageFile(NamedTuple):
         path: to the file.
         size: in bytes.
         modified: time of the last change of the content, in nanoseconds.
-        changed: time of the last change of the content or the permissions, in nanoseconds.
     """
 
     path: str
     size: int
     modified: int
-    changed: int
 
 
 class Found(NamedTuple):
@@ -62,8 +64,7 @@ def image_files_below(folder: str | Path) -> Found:
             found.links.append(entry.path)
         elif entry.is_file() and os.path.splitext(entry.name)[1].lower() in SUFFIXES:
             status = entry.stat()
-            times = status.st_mtime_ns, status.st_ctime_ns
-            found.images.append(ImageFile(entry.path, status.st_size, *times))
+            found.images.append(ImageFile(entry.path, status.st_size, status.st_mtime_ns))
         else:  # also links to nothing
             found.others.append(entry.path)
     for paths in found:
@@ -103,8 +104,10 @@ def read_bytes(path: str | Path) -> bytes:
         raise UsageError(f"{path}: cannot be read ({error})") from None
 
 
-def decode(image: bytes | UInt8[np.ndarray, "h w 3"], origin: str) -> UInt8[np.ndarray, "h w 3"]:
-    """Decodes the bytes of an image file to RGB pixels in [0, 255], in its EXIF orientation.
+def decode(
+    image: bytes | UInt8[np.ndarray, "h w 3"], origin: str, *, exif: bool = True
+) -> UInt8[np.ndarray, "h w 3"]:
+    """Decodes the bytes of an image file to RGB pixels in [0, 255].
 
     Grey becomes three equal channels and CMYK is converted. 16 bits become 8: 65,535 becomes 255.
     Transparent pixels are blended with a white background. An array of pixels is returned
@@ -112,6 +115,7 @@ def decode(image: bytes | UInt8[np.ndarray, "h w 3"], origin: str) -> UInt8[np.n
 
     Args:
         origin: where the image comes from, for error messages.
+        exif: apply the EXIF orientation; TensorFlow's decoder ignores it.
 
     Raises:
         UsageError: the bytes are not a complete image, or its values have no defined range: 32-bit
@@ -121,7 +125,7 @@ def decode(image: bytes | UInt8[np.ndarray, "h w 3"], origin: str) -> UInt8[np.n
         return image
     try:
         with Image.open(io.BytesIO(image)) as opened:
-            pixels = np.asarray(_rgb(ImageOps.exif_transpose(opened)))
+            pixels = np.asarray(_rgb(ImageOps.exif_transpose(opened) if exif else opened))
         if has_16_bits(image) and 0 < pixels.max() < TWELVE_BITS / 256:
             raise _NoRange("its 16-bit values use less than 13 bits, so white is not 65,535")
         return pixels
@@ -140,13 +144,13 @@ def has_16_bits(head: bytes) -> bool:
     return head.startswith(PNG) and head[24:25] == b"\x10"
 
 
-def read_image(path: str | Path) -> UInt8[np.ndarray, "h w 3"]:
+def read_image(path: str | Path, *, exif: bool = True) -> UInt8[np.ndarray, "h w 3"]:
     """Reads an image file and decodes it; see ``decode``.
 
     Raises:
         UsageError: there is no such file, or it is not an image that ``decode`` accepts.
     """
-    return decode(read_bytes(path), str(path))
+    return decode(read_bytes(path), str(path), exif=exif)
 
 
 class _NoRange(Exception):

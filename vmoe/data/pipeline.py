@@ -1,217 +1,255 @@
-"""The input pipeline: the examples of a source become batches for a model.
+"""The input pipeline: the examples of a source become batches of pixels.
 
-    training    source -> shuffle -> decode -> resize ----------> augment -> batch -> float -> mixup
-    evaluation  source ------------> decode -> resize and crop -----------> batch -> float
+    training    source -> shuffle -> decode -> crop -> resize -> augment -> batch
+    evaluation  source ------------> decode -> resize -> crop ----------> batch
 
 Batch number i of training is a function of the seed and i, so a checkpoint saves only the number of
-the next batch.
+the next batch, and it does not matter which process reads it (``vmoe/data/reading.py``). The steps
+are dataclasses, so that they can be pickled. On the device the pixels become floats, and images are
+mixed (``vmoe/train/step.py``).
 """
 
 import dataclasses
-import threading
+import functools
 from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import grain
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float32, Int32, UInt8
 
-from vmoe.config import TrainConfig
+from vmoe.config import DataConfig, TrainConfig
 from vmoe.config.preprocessing import Preprocessing
 from vmoe.data.augment import augment
-from vmoe.data.crops import resize_and_crop, to_float
+from vmoe.data.crops import resize_and_crop
 from vmoe.data.decode import decode
-from vmoe.data.mixing import mixup
+from vmoe.data.fast_decode import decode_crop_and_resize
+from vmoe.data.random_crop import Box, crop_and_resize, random_box
+from vmoe.data.reading import OnWait, print_wait, read_ahead
 from vmoe.data.resize import Pixels
-from vmoe.data.sources import Example, Source
+from vmoe.data.sources import Source
+from vmoe.data.workers import IN_THREADS, Batches, Workers
 from vmoe.errors import UsageError
 
 ENDLESS = 1 << 62  # images; grain cannot slice an infinite data set
+MOST_IMAGES = (1 << 32) - 1  # that can be shuffled: Grain's shuffle computes with 32 bits
 ATTEMPTS = 100  # to replace an image by one that can be read
-READ_AHEAD = grain.ReadOptions(num_threads=2, prefetch_buffer_size=8)
 
 
 class Batch(NamedTuple):
     """Images and labels for one step of training or evaluation.
 
     Attributes:
-        images: pixels in [-1, 1].
-        labels: probabilities; sum to 1 over y.
+        images: pixels in [0, 255]; float32 only for the interpolation ``tf_area``.
+        labels: classes; -1 where an image has fewer labels than others may have.
         valid: False for padding.
     """
 
-    images: Float[np.ndarray, "b h w 3"]
-    labels: Float[np.ndarray, "b y"]
+    images: UInt8[np.ndarray, "b h w 3"] | Float32[np.ndarray, "b h w 3"]
+    labels: Int32[np.ndarray, "b l"]
     valid: Bool[np.ndarray, "b"]
 
 
-class _Prepared(NamedTuple):
-    """An image in the model's size, with pixels in [0, 255], and its label."""
+class Read(NamedTuple):
+    """A batch, and what went wrong while its images were read.
 
-    pixels: Pixels
-    label: int
-
-
-class Unreadable:
-    """The images that could not be read while batches were made; thread-safe.
-
-    Args:
-        instead: what is done in place of reading one, such as "left out".
+    Attributes:
+        batch: of images.
+        unreadable: for each image that could not be read, the reason.
+        refused: where images come from that the fast decoder refused; they are decoded exactly.
     """
 
-    def __init__(self, instead: str) -> None:
-        self._instead = instead
-        self._reasons: dict[str, None] = {}  # each once, in the order of their arrival
-        self._reported = 0
-        self._lock = threading.Lock()
+    batch: Batch
+    unreadable: tuple[str, ...]
+    refused: tuple[str, ...]
 
-    def add(self, error: UsageError) -> None:
-        """Notes an image, which the error names."""
-        with self._lock:
-            self._reasons[str(error)] = None
 
-    def news(self) -> list[str]:
-        """A line for each image that no earlier call has returned."""
-        with self._lock:
-            start, reasons = self._reported, list(self._reasons)
-            self._reported = len(reasons)
-        return [
-            f"{reason}; {self._instead} ({number} so far)"
-            for number, reason in enumerate(reasons[start:], start + 1)
-        ]
+class _Image(NamedTuple):
+    """An image in the model's size, and what went wrong; without pixels it is padding."""
+
+    pixels: Pixels | None
+    labels: tuple[int, ...] = ()
+    unreadable: tuple[str, ...] = ()
+    refused: tuple[str, ...] = ()
 
 
 def training_batches(
-    source: Source,
-    config: TrainConfig,
-    *,
-    shard: tuple[int, int] = (0, 1),
-    devices: int = 1,
-    on_replaced: Callable[[UsageError], None] = lambda error: None,
-) -> grain.MapDataset[Batch]:
+    source: Source, config: TrainConfig, *, shard: tuple[int, int] = (0, 1)
+) -> Batches[Read]:
     """An endless sequence of training batches; every epoch has a different order.
 
     Args:
         shard: (i, n): return the i-th of n equal shards of each batch.
-        devices: number of devices that the shard is split over; mixup mixes images on one device.
-        on_replaced: called from any thread with the reason why an image was replaced by another,
-            if ``data.on_error`` asks for it.
 
     Returns:
-        the batches, by number. Reading one raises a UsageError if an image cannot be read.
+        the batches, by number. Reading one raises a UsageError if an image cannot be read, unless
+        ``data.on_error`` asks to replace it.
 
     Raises:
-        UsageError: there are more classes than logits, fewer images than a batch holds, or mixup
-            with one image per device.
+        UsageError: there are more classes than logits, fewer images than a batch holds, or too many
+            to be shuffled.
     """
-    data, batch_size = config.data, config.batch_size
-    num_classes, image_size = config.model.num_classes, config.model.image_size
-    preprocessing = Preprocessing(image_size)
-    check_classes(source, num_classes)
-    if len(source) < batch_size:
-        raise UsageError(
-            f"batch_size={batch_size} is more than the {len(source)} images of {source.name}: "
-            "lower it, or add images"
-        )
-
-    def prepare(index: int, rng: np.random.Generator) -> _Prepared:
-        example = _decoded(source, index)
-        for _ in range(ATTEMPTS if data.on_error == "replace" else 0):
-            if isinstance(example, Example):
-                break
-            on_replaced(example)
-            example = _decoded(source, int(rng.integers(len(source))))
-        if isinstance(example, UsageError):
-            raise example
-        pixels = resize_and_crop(np.asarray(example.image), preprocessing)
-        return _Prepared(augment(pixels, data, rng), example.label)
-
-    def mix(batch: Batch, rng: np.random.Generator) -> Batch:
-        images, labels = mixup(batch.images, batch.labels, data.mixup, rng, devices=devices)
-        return batch._replace(images=images, labels=labels)
-
+    check_classes(source, config.model.num_classes)
+    _check_length(source, config.batch_size)
     index, count = shard
-    rows = batch_size // count
-    if data.mixup and rows == devices:
-        raise UsageError(
-            f"data.mixup={data.mixup} with one image per device: there is no other to mix it with; "
-            "use data.mixup=0"
-        )
+    rows, size = config.batch_size // count, config.model.image_size
     batches = (
         grain.MapDataset.range(len(source))
         .seed(config.seed)
         .shuffle()
         .repeat(ENDLESS // len(source))
-        .random_map(prepare)
-        .batch(rows, batch_fn=lambda images: _batch(images, rows, num_classes, image_size))
+        .random_map(_TrainingImage(source, config.data, size))
+        .batch(rows, batch_fn=_Collate(rows, source.max_labels, Preprocessing(size)))
     )[index::count]
-    return batches.random_map(mix) if data.mixup else batches
+    return cast(Batches[Read], batches)
 
 
-def _decoded(source: Source, index: int) -> Example | UsageError:
-    """The example at an index with its pixels, or why it cannot be read."""
-    try:
-        example = source[index]
-        return dataclasses.replace(example, image=decode(example.image, example.origin))
-    except UsageError as error:
-        return error
+def _check_length(source: Source, batch_size: int) -> None:
+    if len(source) < batch_size:
+        raise UsageError(
+            f"batch_size={batch_size} is more than the {len(source)} images of {source.name}: "
+            "lower it, or add images"
+        )
+    if len(source) > MOST_IMAGES:
+        raise UsageError(
+            f"{source.name} has {len(source):,} images: at most {MOST_IMAGES:,} can be shuffled; "
+            "use a part of them"
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class _TrainingImage:
+    """Reads the image at an index, or another one, and augments it."""
+
+    source: Source
+    data: DataConfig
+    size: int
+
+    def __call__(self, index: int, rng: np.random.Generator) -> _Image:
+        reasons: list[str] = []
+        while True:
+            try:
+                image = self._read(index, rng)
+                pixels = augment(np.asarray(image.pixels), self.data, rng)
+                return _Image(pixels, image.labels, tuple(reasons), image.refused)
+            except UsageError as error:
+                if self.data.on_error == "fail" or len(reasons) == ATTEMPTS:
+                    raise
+                reasons.append(str(error))
+                index = int(rng.integers(len(self.source)))
+
+    def _read(self, index: int, rng: np.random.Generator) -> _Image:
+        example, data = self.source[index], self.data
+        interpolation, exif = data.preprocessing.interpolation, data.preprocessing.exif
+        if data.decoder == "fast":
+            box = functools.partial(self._box, rng=rng)
+            decoded = decode_crop_and_resize(
+                example.image, example.origin, box, self.size, exif=exif
+            )
+            refused = (example.origin,) if decoded.refused else ()
+            return _Image(decoded.pixels, example.labels, refused=refused)
+        pixels = decode(example.image, example.origin, exif=exif)
+        h, w, _ = pixels.shape
+        box = self._box(h, w, rng)
+        return _Image(crop_and_resize(pixels, box, self.size, interpolation), example.labels)
+
+    def _box(self, h: int, w: int, rng: np.random.Generator) -> Box:
+        """The part of an image to train on."""
+        area = self.data.crop_min_area
+        return Box(0, 0, h, w) if area is None else random_box(h, w, area, rng)
 
 
 def evaluation_batches(
     source: Source,
     *,
     batch_size: int,
-    num_classes: int,
     preprocessing: Preprocessing,
     shard: tuple[int, int] = (0, 1),
-    on_unreadable: Callable[[UsageError], None] | None = None,
+    on_unreadable: Callable[[str], None] | None = None,
+    workers: Workers = IN_THREADS,
+    on_wait: OnWait = print_wait,
 ) -> Iterator[Batch]:
     """Every image once, in order; the last batch is padded.
 
     Args:
         shard: (i, n): return the i-th of n equal shards of each batch.
-        on_unreadable: called from any thread with the reason why an image cannot be read, which
-            becomes padding; if None, the reason is raised.
+        on_unreadable: called with the reason why an image cannot be read, which becomes padding; if
+            None, the reason is raised.
+        workers: processes that read.
+        on_wait: see ``read_ahead``.
 
     Returns:
         an iterator over the batches; every shard has the same number of them.
     """
-
-    def prepare(index: int) -> _Prepared | UsageError:
-        example = _decoded(source, index)
-        if isinstance(example, Example):
-            pixels = resize_and_crop(np.asarray(example.image), preprocessing)
-            return _Prepared(pixels, example.label)
-        if on_unreadable is None:
-            raise example
-        on_unreadable(example)
-        return example
-
     index, count = shard
-    rows, image_size = batch_size // count, preprocessing.image_size
+    rows = batch_size // count
+    collate = _Collate(rows, source.max_labels, preprocessing)
     batches = (
         grain.MapDataset.range(len(source))
-        .map(prepare)
-        .batch(
-            rows,
-            drop_remainder=False,
-            batch_fn=lambda images: _batch(images, rows, num_classes, image_size),
-        )[index::count]
+        .map(_EvaluationImage(source, preprocessing, leave_out=on_unreadable is not None))
+        .batch(rows, drop_remainder=False, batch_fn=collate)[index::count]
     )
-    yield from batches.to_iter_dataset(READ_AHEAD) if len(batches) else ()
+    numbered = cast(Batches[Read], batches)
+    with read_ahead(numbered, 0, len(batches), workers, on_wait=on_wait) as reader:
+        for read in reader:
+            if on_unreadable:
+                for reason in read.unreadable:
+                    on_unreadable(reason)
+            yield read.batch
     for _ in range(len(batches), -(-len(source) // batch_size)):
-        yield empty_batch(rows, num_classes, image_size)
+        yield empty_batch(rows, source.max_labels, preprocessing)
 
 
-def empty_batch(batch_size: int, num_classes: int, image_size: int) -> Batch:
+@dataclasses.dataclass(frozen=True)
+class _EvaluationImage:
+    """Reads the image at an index, or leaves it out."""
+
+    source: Source
+    preprocessing: Preprocessing
+    leave_out: bool
+
+    def __call__(self, index: int) -> _Image:
+        try:
+            example = self.source[index]
+            pixels = decode(example.image, example.origin, exif=self.preprocessing.exif)
+            return _Image(resize_and_crop(pixels, self.preprocessing), example.labels)
+        except UsageError as error:
+            if not self.leave_out:
+                raise
+            return _Image(None, unreadable=(str(error),))
+
+
+@dataclasses.dataclass(frozen=True)
+class _Collate:
+    """Makes a batch of images, padded to ``rows``."""
+
+    rows: int
+    max_labels: int
+    preprocessing: Preprocessing
+
+    def __call__(self, images: Sequence[_Image]) -> Read:
+        batch = empty_batch(self.rows, self.max_labels, self.preprocessing)
+        for i, image in enumerate(images):
+            if image.pixels is not None:
+                batch.images[i] = image.pixels
+                batch.labels[i, : len(image.labels)] = image.labels
+                batch.valid[i] = True
+        unreadable = tuple(reason for image in images for reason in image.unreadable)
+        refused = tuple(origin for image in images for origin in image.refused)
+        return Read(batch, unreadable, refused)
+
+
+def empty_batch(batch_size: int, max_labels: int, preprocessing: Preprocessing) -> Batch:
     """A batch of only padding.
 
     Args:
-        image_size: side of the images in pixels.
+        max_labels: of the source.
     """
+    size = preprocessing.image_size
+    dtype = np.float32 if preprocessing.interpolation == "tf_area" else np.uint8
     return Batch(
-        np.zeros((batch_size, image_size, image_size, 3), np.float32),
-        np.zeros((batch_size, num_classes), np.float32),
+        np.zeros((batch_size, size, size, 3), dtype),
+        np.full((batch_size, max_labels), -1, np.int32),
         np.zeros(batch_size, bool),
     )
 
@@ -227,16 +265,3 @@ def check_classes(source: Source, num_classes: int) -> None:
             f"{source.name} has {len(source.class_names)} classes, "
             f"model.num_classes={num_classes}: raise it"
         )
-
-
-def _batch(
-    images: Sequence[_Prepared | UsageError], batch_size: int, num_classes: int, image_size: int
-) -> Batch:
-    """A batch of images, padded; an error is padding, too."""
-    batch = empty_batch(batch_size, num_classes, image_size)
-    for i, image in enumerate(images):
-        if isinstance(image, _Prepared):
-            batch.images[i] = to_float(image.pixels)
-            batch.labels[i, image.label] = 1
-            batch.valid[i] = True
-    return batch

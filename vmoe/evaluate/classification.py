@@ -5,12 +5,13 @@ import functools
 import math
 import time
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jaxtyping import Int
 
 from vmoe import distributed
 from vmoe.analysis.measures import expert_totals
@@ -19,9 +20,12 @@ from vmoe.config import MoEConfig, Soft, ViTConfig
 from vmoe.config.evaluation import Weights
 from vmoe.config.preprocessing import Preprocessing
 from vmoe.data.pipeline import Batch, check_classes, empty_batch, evaluation_batches
+from vmoe.data.reading import OnWait, print_wait
 from vmoe.data.sources import Source
+from vmoe.data.workers import IN_THREADS, Workers
 from vmoe.errors import Failure, UsageError
 from vmoe.evaluate.metrics import PerExample, calibration_error, per_example
+from vmoe.nn.inputs import to_float
 from vmoe.nn.patches import num_tokens
 from vmoe.nn.vit import ViT
 from vmoe.routing import slots_and_factor
@@ -38,15 +42,19 @@ class Evaluation:
 
     data: str
     images: int
+    unlabelled: int | None
+    """Number of images without a label, which the metrics below leave out; None if all have one."""
     accuracy: float
-    """Fraction of images whose class has the largest logit."""
+    """Fraction of images for which the largest logit is that of a label."""
+    accuracy_over_all: float | None
+    """The same with images without a label counted as wrong; None if all have one."""
     top5_accuracy: float | None
-    """Fraction of images whose class has one of the five largest logits; None if there are fewer
-    than six classes."""
+    """Fraction of images for which one of the five largest logits is that of a label; None if there
+    are fewer than six classes."""
     cross_entropy: float
     """Mean of the softmax cross-entropy, in nats."""
     brier: float
-    """Mean squared distance between the probabilities and the label, in [0, 2]."""
+    """Mean squared distance between the probabilities and the labels, in [0, 2]."""
     calibration_error: float
     """Mean gap between confidence and accuracy, over 15 bins of confidence."""
     dropped: float | None
@@ -70,19 +78,20 @@ class Evaluation:
     class_names: tuple[str, ...] = dataclasses.field(repr=False)
     per_example: PerExample = dataclasses.field(repr=False, compare=False)
     """The metrics of each image, in the order of the data."""
+    indices: Int[np.ndarray, "b"] = dataclasses.field(repr=False, compare=False)
+    """The index of each image in the source; images that could not be read are missing."""
     totals: dict[int, ExpertTotals] = dataclasses.field(repr=False, compare=False)
     """By sparse block: how much each expert was used, as ``vmoe.analysis.health`` judges it."""
 
     @property
     def standard_error(self) -> float:
         """Of the accuracy, over the images; see ``paired_difference`` for two models."""
-        return math.sqrt(self.accuracy * (1 - self.accuracy) / self.images)
+        labelled = self.images - (self.unlabelled or 0)
+        return math.sqrt(self.accuracy * (1 - self.accuracy) / labelled)
 
     def metrics(self) -> dict[str, object]:
-        """The fields by name, except ``per_example``, ``class_names``, ``totals`` and those that
-        are None."""
-        values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-        del values["class_names"], values["per_example"], values["totals"]
+        """The fields by name, except those that are not shown and those that are None."""
+        values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.repr}
         return {name: value for name, value in values.items() if value is not None}
 
 
@@ -108,7 +117,9 @@ def evaluate(
     image_size: int | None = None,
     preprocessing: Preprocessing | None = None,
     on_batch: Callable[[], None] = lambda: None,
-    on_unreadable: Callable[[UsageError], None] | None = None,
+    on_unreadable: Callable[[str], None] | None = None,
+    workers: Workers = IN_THREADS,
+    on_wait: OnWait = print_wait,
 ) -> Evaluation:
     """Evaluates a model on every image of a source.
 
@@ -120,13 +131,16 @@ def evaluate(
             the model, as in training.
         on_batch: called before compiling and before each batch; an exception that it raises ends
             the evaluation.
-        on_unreadable: called from any thread with the reason for each image that is left out
-            because it cannot be read; if None, the reason is raised.
+        on_unreadable: called with the reason for each image that is left out because it cannot be
+            read; if None, the reason is raised.
+        workers: processes that read the images.
+        on_wait: called while a batch is awaited; see ``read_ahead``.
 
     Raises:
         UsageError: the source has more classes than the model, image_size is not a multiple of the
-            patch size, batch_size or image_size is below 1, or no image can be read.
-        Failure: a logit is NaN or infinite.
+            patch size, batch_size or image_size is below 1, no image can be read, or none has a
+            label.
+        Failure: a logit is NaN or infinite, or a worker died.
     """
     config = model.config
     preprocessing = preprocessing or Preprocessing(config.image_size)
@@ -141,23 +155,25 @@ def evaluate(
     batch_size = placement.round_up(batch_size)
     shard, shards = placement.process_shard()
     graph, state = nnx.split(model)
-    empty = empty_batch(batch_size // shards, config.num_classes, image_size)
+    empty = empty_batch(batch_size // shards, source.max_labels, preprocessing)
     jax.block_until_ready(_measure(graph, state, placement.make_global_array(empty)))  # compiles
     start = time.perf_counter()
-    results, used = [], []
+    results, shown, used = [], [], []
     for batch in evaluation_batches(
         source,
         batch_size=batch_size,
-        num_classes=config.num_classes,
         preprocessing=preprocessing,
         shard=(shard, shards),
         on_unreadable=on_unreadable,
+        workers=workers,
+        on_wait=on_wait,
     ):
         on_batch()
         result, valid, totals = jax.device_get(
             _measure(graph, state, placement.make_global_array(batch))
         )
         results.append(PerExample(*(values[valid] for values in result)))
+        shown.append(valid)
         used.append(totals)
     seconds = time.perf_counter() - start
     images = PerExample(*map(np.concatenate, zip(*results, strict=True)))
@@ -167,7 +183,11 @@ def evaluate(
         images_text = f"{count} of {len(images.labels)} images"
         message = f"{source.name}: {images_text} have logits that are NaN or infinite"
         raise distributed.synchronized(Failure(message))
-    correct = np.asarray(images.predictions == images.labels)
+    labelled = np.asarray(images.labels) >= 0
+    if not labelled.any():
+        raise distributed.synchronized(UsageError(f"{source.name}: no image has a label"))
+    known = PerExample(*(np.asarray(values)[labelled] for values in images))
+    unlabelled = len(labelled) - len(known.labels)
     blocks = {i: _summed([totals[i] for totals in used]) for i in config.sparse_blocks}
     choices, kept, tokens, unprocessed = (
         int(sum(np.sum(getattr(block, name)) for block in blocks.values()))
@@ -175,12 +195,14 @@ def evaluate(
     )
     return Evaluation(
         data=source.name,
-        images=len(correct),
-        accuracy=float(correct.mean()),
-        top5_accuracy=float(images.in_top5.mean()) if len(source.class_names) > 5 else None,
-        cross_entropy=float(images.cross_entropy.mean(dtype=np.float64)),
-        brier=float(images.brier.mean(dtype=np.float64)),
-        calibration_error=calibration_error(np.asarray(images.confidence), correct),
+        images=len(labelled),
+        unlabelled=unlabelled or None,
+        accuracy=float(known.correct.mean()),
+        accuracy_over_all=float(images.correct.mean()) if unlabelled else None,
+        top5_accuracy=float(known.in_top5.mean()) if len(source.class_names) > 5 else None,
+        cross_entropy=float(known.cross_entropy.mean(dtype=np.float64)),
+        brier=float(known.brier.mean(dtype=np.float64)),
+        calibration_error=calibration_error(*map(np.asarray, (known.confidence, known.correct))),
         dropped=(choices - kept) / max(choices, 1) if config.can_drop else None,
         unprocessed=unprocessed / tokens if tokens else None,
         image_size=image_size,
@@ -191,29 +213,29 @@ def evaluate(
             i: _capacity_factor(config, moe, batch_size // placement.devices, image_size)
             for i, moe in config.moe_blocks.items()
         },
-        images_per_second=len(correct) / seconds,
+        images_per_second=len(labelled) / seconds,
         class_names=source.class_names,
         per_example=images,
+        indices=np.flatnonzero(np.concatenate(shown)),
         totals=blocks,
     )
 
 
-def check_evaluation(model: ViT, *, batch_size: int, image_size: int) -> None:
-    """Traces the program of ``evaluate``, which then need not trace it. Allocates no array.
+def check_evaluation(
+    model: ViT, *, batch_size: int, preprocessing: Preprocessing, max_labels: int
+) -> None:
+    """Traces the program of ``evaluate``, which then need not trace it.
 
     Args:
         model: its parameters may be ``jax.ShapeDtypeStruct``.
         batch_size: images per batch, over all devices; rounded up to a multiple of the devices.
-        image_size: side of the model's input in pixels.
+        max_labels: of the source.
 
     Raises:
         UsageError: image_size is not a multiple of the patch size, or the capacity leaves no slot.
     """
-    b, shape = model.placement.round_up(batch_size), jax.ShapeDtypeStruct
-    images = shape((b, image_size, image_size, 3), jnp.float32)
-    labels, valid = shape((b, model.config.num_classes), jnp.float32), shape((b,), bool)
-    batch: tuple[Any, ...] = (images, labels, valid)
-    jax.eval_shape(_measure, *nnx.split(model), Batch(*batch))
+    batch = empty_batch(model.placement.round_up(batch_size), max_labels, preprocessing)
+    jax.eval_shape(_measure, *nnx.split(model), batch)
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -221,7 +243,7 @@ def _measure(
     graph: nnx.GraphDef, state: nnx.State, batch: Batch
 ) -> tuple[PerExample, jax.Array, dict[int, dict[str, jax.Array]]]:
     model = nnx.merge(graph, state)
-    logits, records = model.forward(batch.images, valid=batch.valid)
+    logits, records = model.forward(to_float(batch.images), valid=batch.valid)
     measured = (
         per_example(logits, jnp.asarray(batch.labels)),
         batch.valid,

@@ -34,10 +34,7 @@ def paired_difference(first: Evaluation, second: Evaluation) -> Difference:
             f"evaluations of {first.data} ({first.images} images) and {second.data} "
             f"({second.images}): the labels differ, evaluate the same images"
         )
-    of_first, of_second = (
-        np.asarray(each.per_example.predictions == each.per_example.labels, float)
-        for each in (first, second)
-    )
+    of_first, of_second = (np.asarray(each.per_example.correct, float) for each in (first, second))
     differences = of_first - of_second
     return Difference(
         float(differences.mean()), float(differences.std() / np.sqrt(len(differences)))

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
+from vmoe.nn.inputs import is_label, label_vectors
 from vmoe.nn.losses import cross_entropy
 
 BINS = 15  # of the calibration error
@@ -16,37 +17,41 @@ class PerExample(NamedTuple):
     """The metrics of each image of a batch, or of a whole split; on the device or on the host.
 
     Attributes:
-        labels: the true classes.
+        labels: the true classes; of several labels the first, and -1 if there is none.
         predictions: the classes with the largest logits.
-        in_top5: whether the true class has one of the five largest logits.
-        cross_entropy: of the softmax, in nats.
-        brier: squared distance between the probabilities and the label, in [0, 2].
+        correct: whether the prediction is a label.
+        in_top5: whether one of the five largest logits is that of a label.
+        cross_entropy: of the softmax, in nats; several labels share the probability equally.
+        brier: squared distance between the probabilities and the labels, in [0, 2].
         confidence: the largest probability, in [0, 1].
     """
 
     labels: Int[Array | np.ndarray, "b"]
     predictions: Int[Array | np.ndarray, "b"]
+    correct: Bool[Array | np.ndarray, "b"]
     in_top5: Bool[Array | np.ndarray, "b"]
     cross_entropy: Float[Array | np.ndarray, "b"]
     brier: Float[Array | np.ndarray, "b"]
     confidence: Float[Array | np.ndarray, "b"]
 
 
-def per_example(logits: Float[Array, "b y"], labels: Float[Array, "b y"]) -> PerExample:
+def per_example(logits: Float[Array, "b y"], labels: Int[Array, "b l"]) -> PerExample:
     """The metrics of each image; probabilities are the softmax, whatever loss trained the model.
 
     Args:
-        labels: one-hot.
+        labels: classes; padded with -1.
     """
     probabilities = jax.nn.softmax(logits)
-    classes = labels.argmax(-1)
+    targets = label_vectors(labels, logits.shape[-1], normalize=True)
+    predictions = logits.argmax(-1)
     top = jax.lax.top_k(logits, min(5, logits.shape[-1]))[1]
     return PerExample(
-        labels=classes,
-        predictions=logits.argmax(-1),
-        in_top5=(top == classes[:, None]).any(-1),
-        cross_entropy=cross_entropy(logits, labels, "softmax"),
-        brier=jnp.square(probabilities - labels).sum(-1),
+        labels=labels[:, 0],
+        predictions=predictions,
+        correct=is_label(predictions, labels),
+        in_top5=is_label(top.T, labels).any(0),
+        cross_entropy=cross_entropy(logits, targets, "softmax"),
+        brier=jnp.square(probabilities - targets).sum(-1),
         confidence=probabilities.max(-1),
     )
 
@@ -71,12 +76,14 @@ def calibration_error(confidence: Float[np.ndarray, "b"], correct: Bool[np.ndarr
 def confusion(images: PerExample, classes: int) -> Int[np.ndarray, "y x"]:
     """The confusion matrix: images by true class (rows) and predicted class (columns).
 
+    An image with several labels counts for the predicted one, else for the first; one without
+    labels does not count.
+
     Args:
         classes: number of classes of the data; predictions of others share one more column.
     """
-    predictions = np.minimum(images.predictions, classes)
-    counts = np.bincount(
-        images.labels * (classes + 1) + predictions, minlength=classes * (classes + 1)
-    )
+    labels = np.where(images.correct, images.predictions, images.labels)
+    cells = labels * (classes + 1) + np.minimum(images.predictions, classes)
+    counts = np.bincount(cells[labels >= 0], minlength=classes * (classes + 1))
     counts = counts.reshape(classes, classes + 1)
     return counts if counts[:, -1].any() else counts[:, :-1]

@@ -24,6 +24,7 @@ from vmoe.data.pipeline import check_classes, evaluation_batches
 from vmoe.data.sources import Source
 from vmoe.errors import UsageError
 from vmoe.factory import Loaded
+from vmoe.nn.inputs import to_float
 from vmoe.nn.patches import num_tokens
 from vmoe.nn.vit import ViT
 
@@ -37,9 +38,11 @@ def labelled_batches(
     preprocessing: Preprocessing,
     *,
     batch_size: int = 256,
-    on_unreadable: Callable[[UsageError], None] | None = None,
+    on_unreadable: Callable[[str], None] | None = None,
 ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
     """Every image of a split, its class, and whether it is more than padding: batches of one size.
+
+    The class is the first label; -1 if there is none.
 
     Args:
         batch_size: images per batch, over all devices; rounded up to a multiple of the devices.
@@ -54,12 +57,11 @@ def labelled_batches(
     for batch in evaluation_batches(
         source,
         batch_size=model.placement.round_up(batch_size),
-        num_classes=model.config.num_classes,
         preprocessing=preprocessing,
         on_unreadable=on_unreadable,
     ):
         any_image |= bool(batch.valid.any())
-        yield batch.images, batch.labels.argmax(-1), batch.valid
+        yield to_float(batch.images), batch.labels[:, 0], batch.valid
     if not any_image:
         raise UsageError(f"{source.name}: no image can be read")
 
@@ -169,7 +171,7 @@ def expert_loads(
     preprocessing: Preprocessing,
     *,
     batch_size: int = 256,
-    on_unreadable: Callable[[UsageError], None] | None = None,
+    on_unreadable: Callable[[str], None] | None = None,
 ) -> dict[int, Float[np.ndarray, "e"]]:
     """By sparse block: the number of choices of each expert, before any is dropped.
 

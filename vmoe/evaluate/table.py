@@ -19,9 +19,12 @@ from vmoe.factory import Loaded
 
 def summary(evaluation: Evaluation) -> list[tuple[str, str]]:
     """The names of an evaluation's metrics, and their values with units."""
+    missing = evaluation.unlabelled
     rows = [
         ("images", f"{evaluation.images:,}, {evaluation.image_size} px"),
+        *([("images without a label", f"{missing:,}, left out")] if missing else []),
         ("accuracy", f"{evaluation.accuracy:.2%}"),
+        *_known("accuracy over all images", evaluation.accuracy_over_all),
         *_known("top-5 accuracy", evaluation.top5_accuracy),
         ("cross-entropy", f"{evaluation.cross_entropy:.4f} nats"),
         ("Brier score", f"{evaluation.brier:.4f}"),
@@ -98,7 +101,7 @@ def append_row(path: Path, loaded: Loaded, evaluation: Evaluation) -> None:
     check_file(path)
     config, run = loaded.model.config, loaded.train_config
     row = {
-        **evaluation.metrics(),
+        **{k: v for k, v in evaluation.metrics().items() if k in COLUMNS},
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "checkpoint": str(loaded.origin.path),
         "step": loaded.step,

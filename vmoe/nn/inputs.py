@@ -1,12 +1,65 @@
-"""Checks of a model's input."""
+"""Makes the inputs of models and losses from pixels and classes, and checks a model's input."""
 
-from typing import Any
+from typing import Any, overload
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Bool, Float32, Int, UInt8
 
 from vmoe.errors import UsageError
+
+Pixels = (
+    UInt8[np.ndarray, "*b h w 3"]
+    | Float32[np.ndarray, "*b h w 3"]
+    | UInt8[Array, "*b h w 3"]
+    | Float32[Array, "*b h w 3"]
+)
+Images = Float32[np.ndarray, "*b h w 3"] | Float32[Array, "*b h w 3"]
+
+HIGH = np.float32((2**16 + 2**8 + 1) / 2**24)  # the first 24 bits of 1 / 255
+LOW = HIGH / np.float32(2**24)  # the next 24
+
+
+@overload
+def to_float(pixels: np.ndarray) -> np.ndarray: ...
+@overload
+def to_float(pixels: Array) -> Array: ...
+def to_float(pixels: Pixels) -> Images:
+    """Converts pixels in [0, 255] to float32 in [-1, 1]; a numpy array stays one.
+
+    The result is (2 x - 255) / 255, rounded once. Pixels in uint8 become the same bits in numpy and
+    in every program of XLA, whatever XLA fuses: both products below are exact. A division is
+    not the same everywhere, since XLA replaces it by a product, nor is a product, which may be
+    fused with an addition without being rounded.
+    """
+    centred = pixels.astype(np.float32) * 2 - 255
+    return centred * HIGH + centred * LOW
+
+
+def label_vectors(
+    labels: Int[Array, "b l"] | Int[np.ndarray, "b l"], num_classes: int, *, normalize: bool
+) -> Float32[Array, "b y"]:
+    """The target of the loss for each image: 1 at each of its classes, 0 elsewhere.
+
+    Args:
+        labels: classes in [0, y); -1 for none. A class counts once.
+        num_classes: y.
+        normalize: divide by the number of classes of the image, so that the vector sums to 1, as
+            the softmax loss needs. An image without labels keeps zeros.
+    """
+    vectors = jax.nn.one_hot(labels, num_classes).max(axis=1)
+    return vectors / jnp.maximum(vectors.sum(axis=1, keepdims=True), 1) if normalize else vectors
+
+
+def is_label(classes: Int[Array, "*x b"], labels: Int[Array, "b l"]) -> Bool[Array, "*x b"]:
+    """Whether a class is one of the labels of an image.
+
+    Args:
+        classes: one class, or several, for each image.
+        labels: classes; padded with -1.
+    """
+    return (classes[..., None] == labels).any(-1)
 
 
 def check_images(images: Any) -> None:
@@ -28,6 +81,6 @@ def check_images(images: Any) -> None:
     elif images.ndim != 4 or images.shape[-1] != 3:
         remedy = "use (b, h, w, 3)"
     elif not jnp.issubdtype(images.dtype, jnp.floating):
-        remedy = "use float in [-1, 1]; vmoe.data.crops.to_float makes it from pixels"
+        remedy = "use float in [-1, 1]; vmoe.nn.inputs.to_float makes it from pixels"
     if remedy:
         raise UsageError(f"images of shape {images.shape} and dtype {images.dtype}: {remedy}")

@@ -14,7 +14,8 @@ from collections.abc import Iterable, Sequence
 
 import jax
 
-from vmoe.config import TrainConfig
+from vmoe.config import TrainConfig, replace
+from vmoe.config.train import ANY_LENGTH, LENGTHS
 from vmoe.costs.chips import CHIPS, Chip
 from vmoe.costs.flops import cost
 from vmoe.errors import Failure, UsageError, unknown
@@ -102,17 +103,19 @@ def plan(
         UsageError: an unknown chip, mesh or unit, or the mesh does not divide the model or batch.
         Failure: no candidate fits into the memory.
     """
+    if config.steps is None:  # nothing below depends on the number of steps
+        config = replace(config, **dict.fromkeys(LENGTHS) | {"steps": ANY_LENGTH})
     spec = _chip(chip, devices)
     limit = parse_bytes("device_memory", device_memory) if device_memory else spec.memory
     placements = _placements(config, hypothetical_devices(devices), mesh)
-    placements[0].check_batch(config.batch_size)
+    placements[0].check_batch(config.batch_size, config.accumulate)
     candidates = _candidates(config, placements)
     feasible = {p: c for p, c in candidates.items() if c.memory.total <= limit}
     if not feasible:
         raise Failure(_too_large(config, candidates.values(), limit, devices))
     infeasible = [c for p, c in candidates.items() if p not in feasible]
     costs = cost(config.model)
-    flops = sum(segment.flops() * segment.times for segment in segments(config, placements[0]))
+    flops = sum(each.flops() * each.times_per_step for each in segments(config, placements[0]))
     timed = _timed(config, feasible, spec, flops // devices)
     return Plan(
         config=config,
@@ -191,16 +194,16 @@ def _timed(
         dataclasses.replace(
             candidate,
             compute_seconds=flops / (chip.peak_flops * UTILIZATION),
-            update_seconds=_update_seconds(candidate.memory, chip),
+            update_seconds=_update_seconds(candidate.memory, config.accumulate, chip),
             communications=communications,
         )
         for candidate, communications in zip(candidates.values(), sent, strict=True)
     ]
 
 
-def _update_seconds(memory: Memory, chip: Chip) -> float:
-    """To read and write state and gradients once."""
-    return 2 * (memory.state + memory.gradients) / chip.memory_bandwidth
+def _update_seconds(memory: Memory, parts: int, chip: Chip) -> float:
+    """To read and write the state once, and gradients once per part of the batch."""
+    return 2 * (memory.state + memory.gradients * parts) / chip.memory_bandwidth
 
 
 def _too_large(
@@ -212,7 +215,7 @@ def _too_large(
     fsdp = ", fsdp" * smallest.fsdp
     need = f"{memory.total / 1e9:.4g} GB per device ({smallest.mesh}{fsdp})"
     saved = memory.saved_activations - memory.saved_activations_with_remat
-    remedy = "use more devices or a smaller batch_size"
+    remedy = "use more devices, a smaller batch_size or a larger accumulate"
     if not config.model.remat and saved > 0:
         remedy += f"; model.remat=True would save {saved / 1e9:.4g} GB"
     return f"no mesh of {devices} devices fits into {limit / 1e9:.4g} GB: at least {need}; {remedy}"

@@ -80,7 +80,7 @@ def _by_kind(
     for (kind, group_size), members in sorted(by_kind.items()):
         yield Communication(
             segment=segment.name,
-            times=segment.times,
+            times=segment.times_per_step,
             kind=kind,
             group_size=group_size,
             count=len(members),

@@ -12,11 +12,14 @@ from vmoe.train.state import State
 
 @dataclasses.dataclass(frozen=True)
 class Memory:
-    """Bytes of one device. Temporary buffers of kernels and collectives are not included."""
+    """Bytes of one device. Temporary buffers of kernels and collectives are not included.
+
+    With ``accumulate``, activations are those of one part of the batch.
+    """
 
     parameters: int
     gradients: int
-    """As large as the trained parameters."""
+    """As large as the trained parameters; with ``accumulate`` twice, for a part and the sum."""
     opt_state: int
     ema: int
     """The moving average of the parameters; 0 if the config has none."""
@@ -56,7 +59,8 @@ def memory(config: TrainConfig, placement: Placement, state: State) -> Memory:
     saved, saved_with_remat = _saved_activations(config, placement)
     return Memory(
         parameters=bytes_per_device(params),
-        gradients=bytes_per_device(trained_params(config.optim, params)),
+        gradients=bytes_per_device(trained_params(config.optim, params))
+        * (2 if config.accumulate > 1 else 1),
         opt_state=bytes_per_device(opt_state),
         ema=0 if state.ema is None else bytes_per_device(params),
         saved_activations=saved,

@@ -33,7 +33,7 @@ class Segment:
 
     name: str
     times: int
-    """Number of executions in a step."""
+    """Number of executions in a step, or with ``accumulate`` in each part of it."""
     config: TrainConfig
     placement: Placement
     params: Params
@@ -43,6 +43,11 @@ class Segment:
     the devices. The gradient of "tokens" is passed to the previous segment."""
     forward: Callable[[Params, Inputs], Any]
     """Computes the outputs that the rest of the step uses."""
+
+    @property
+    def times_per_step(self) -> int:
+        """Number of executions in a step."""
+        return self.times * self.config.accumulate
 
     @property
     def program_key(self) -> tuple[str, str]:

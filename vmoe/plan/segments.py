@@ -1,7 +1,8 @@
 """A training step as segments: one for each kind of block, and one for the rest of the model.
 
-Blocks of a kind share a program, so their cost is that of one block times their number. The rest of
-a step consists of reductions to scalars, norms and metrics, of a few bytes each.
+Blocks of a kind share a program, so their cost is that of one block times their number. With
+``accumulate`` a segment computes one part of the batch. The rest of a step consists of reductions
+to scalars, norms and metrics, of a few bytes each.
 """
 
 from typing import NamedTuple
@@ -76,7 +77,7 @@ def _block_segment(
         tokens, records = vit.encode(**inputs, class_token_only=kind.class_token_only)
         return tokens, [record.aux_loss for record in records.values()]
 
-    b, n = config.batch_size, num_tokens(model)
+    b, n = config.batch_size // config.accumulate, num_tokens(model)
     inputs = {
         "tokens": jax.ShapeDtypeStruct((b, n, model.width), model.dtype),
         "valid": jax.ShapeDtypeStruct((b,), bool),
@@ -97,7 +98,7 @@ def _ends_segment(config: TrainConfig, placement: Placement) -> Segment:
         logits, _ = vit.forward(inputs["images"], train=True, key=inputs["key"])
         return cross_entropy(logits, inputs["labels"], config.loss).mean()
 
-    b, side = config.batch_size, model.image_size
+    b, side = config.batch_size // config.accumulate, model.image_size
     inputs = {
         "images": jax.ShapeDtypeStruct((b, side, side, 3), jnp.float32),
         "labels": jax.ShapeDtypeStruct((b, model.num_classes), jnp.float32),

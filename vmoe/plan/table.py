@@ -22,11 +22,12 @@ _FLOAT32 = 4  # bytes; all parameters are float32
 def heading(plan: Plan) -> list[str]:
     """The run in three lines: devices and batch, parameters, FLOPs."""
     model, batch_size = plan.config.model, plan.config.batch_size
-    best = plan.feasible[0]
+    best, parts = plan.feasible[0], plan.config.accumulate
+    in_parts = f" in {parts} parts" if parts > 1 else ""
     remat = ", and the forward pass again (remat)" if model.remat else ""
     return [
         f"{plan.devices:,} {plan.chip}, batches of {batch_size:,} images of {model.image_size} px, "
-        f"{batch_size // plan.devices:,} per device",
+        f"{batch_size // plan.devices:,} per device{in_parts}",
         f"{plan.parameters:,} parameters, {plan.active_parameters:,.0f} active per token, "
         f"{best.memory.parameters // _FLOAT32:,} per device with {_name(best)}",
         f"{format_flops(float(plan.flops))} per step: matmuls, forward and backward{remat}",
@@ -108,6 +109,10 @@ def assumptions(plan: Plan) -> list[str]:
     dtypes = {moe.transfer_dtype for moe in model.moe_blocks.values()}
     transfer = f" (rows to and from experts: {' or '.join(sorted(dtypes))})" if dtypes else ""
     ema = "; the moving average counts as optimiser" if plan.config.ema_decay else ""
+    accumulate = (
+        "accumulate: gradients of a part and their sum are held, read and written once per part; "
+        "all collectives, those of the update too, are counted once per part"
+    )
     frozen = "frozen parts: their saved activations and the backward pass through them are counted"
     return [
         "memory: the sum of state, gradients and saved activations, without temporary buffers"
@@ -128,6 +133,7 @@ def assumptions(plan: Plan) -> list[str]:
         "does so only if its mesh is given",
         "fsdp: if each device keeps only a part of an all-reduce, accelerators may run it as a "
         "reduce-scatter, which sends half",
+        *([accumulate] if plan.config.accumulate > 1 else []),
         *([frozen] if 0 in dataclasses.astuple(plan.config.optim.lr_factors) else []),
     ]
 

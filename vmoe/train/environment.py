@@ -4,14 +4,13 @@ import importlib.metadata
 import os
 import platform
 import subprocess
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
 
 import vmoe
-from vmoe.config import EvalConfig
 from vmoe.data.sources import Source
 from vmoe.sharding import Placement
 
@@ -19,9 +18,14 @@ COMPARED = ("jax", "jaxlib", "devices", "mesh", "processes", "cores", "grain", "
 
 
 def environment(
-    source: Source, evaluations: Sequence[tuple[EvalConfig, Source]], placement: Placement
+    source: Source, evaluations: Mapping[str, Source], placement: Placement
 ) -> dict[str, Any]:
-    """Everything except the config that the result of a run may depend on."""
+    """Everything except the config that the result of a run may depend on.
+
+    Args:
+        source: the training data.
+        evaluations: the data of evaluations and few-shot probes, by name.
+    """
     packages = ("vmoe", "jax", "jaxlib", "flax", "optax", "grain", "numpy", "pillow")
     return {
         "commit": _commit(),
@@ -33,7 +37,7 @@ def environment(
         "mesh": str(placement),
         "processes": jax.process_count(),
         **_data(source),
-        "evaluations": {evaluation.name: _data(each) for evaluation, each in evaluations},
+        "evaluations": {name: _data(each) for name, each in evaluations.items()},
     }
 
 

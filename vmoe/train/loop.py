@@ -1,8 +1,8 @@
 """The training loop, from the first step or the newest checkpoint to the last step.
 
 ``setup`` checks and opens everything. An *attempt* trains from a state to the end; after a loss
-that is not finite another attempt may start, from a checkpoint. An attempt is a flat loop: evaluate
-if due, save if due, stop or end, next batch, step, report.
+that is not finite another attempt may start, from a checkpoint. An attempt is a flat loop: probe
+if due, evaluate if due, save if due, stop or end, next batch, step, report.
 """
 
 import contextlib
@@ -13,12 +13,16 @@ from typing import Literal
 import jax
 import numpy as np
 
-from vmoe import distributed, models
+from vmoe import distributed
 from vmoe.checkpoints.restore import has_checkpoint
 from vmoe.config import TrainConfig
-from vmoe.data.pipeline import READ_AHEAD, Batch
+from vmoe.data.pipeline import Read
+from vmoe.data.reading import Reader
+from vmoe.data.workers import WorkerDied
 from vmoe.errors import Failure, Stopped, UsageError
-from vmoe.evaluate import NamedEvaluation, evaluate
+from vmoe.evaluate import NamedEvaluation
+from vmoe.train.batches import must_stop, next_batch, open_reader, show_examples, warn_of_images
+from vmoe.train.evaluations import evaluate_all, probe
 from vmoe.train.init import InitFrom
 from vmoe.train.setup import Run, setup
 from vmoe.train.state import (
@@ -41,6 +45,8 @@ def train(
     fsdp: bool = False,
     on_nan: Literal["stop", "rewind"] = "stop",
     max_rewinds: int = 3,
+    profile: str = "",
+    wandb: str | None = None,
 ) -> list[NamedEvaluation]:
     """Trains to the last step and returns its evaluations.
 
@@ -57,20 +63,27 @@ def train(
         on_nan: what to do when a loss or gradient is NaN or infinite: end the run, or go back to
             the newest scheduled checkpoint and skip the batches up to the one that failed.
         max_rewinds: maximum number of rewinds.
+        profile: steps to trace for a profiler, once in the life of the run: "10:15".
+        wandb: also log to this project of Weights & Biases; empty for that of the run, or
+            ``WANDB_PROJECT``, or "vmoe". None does not log there.
 
     Raises:
         UsageError: the folder is another run's, the data does not fit the model, or the model or
-            the batch cannot be split over the devices.
-        Failure: the loss is not finite, the disk is full, or no checkpoint is valid.
+            the batch cannot be split over the devices, or ``profile`` or ``wandb`` is wrong.
+        Failure: the loss is not finite, the disk is full, no checkpoint is valid, or W&B or the
+            profiler fails.
         Stopped: SIGINT or SIGTERM was received; a checkpoint is saved, unless no step was taken.
     """
     source = InitFrom(str(init)) if isinstance(init, str | Path) else init
-    with setup(config, Path(workdir), init=source, mesh=mesh, fsdp=fsdp) as run:
+    with setup(
+        config, Path(workdir), init=source, mesh=mesh, fsdp=fsdp, profile=profile, wandb=wandb
+    ) as run:
         state = _restore_or_init(run)
         while True:
             rewinds = int(state.rewinds)
             try:
-                return _attempt(run, state)
+                with open_reader(run, state) as reader:
+                    return _attempt(run, state, reader)
             except NotFinite as error:
                 if on_nan == "stop" or rewinds == max_rewinds:
                     run.checkpoints.wait()
@@ -80,120 +93,72 @@ def train(
                 state = _rewind(run, batch=error.batch + 1, rewinds=rewinds + 1)
 
 
-def _attempt(run: Run, state: State) -> list[NamedEvaluation]:
-    """Trains from a state to the last step."""
+def _attempt(run: Run, state: State, reader: Reader[Read]) -> list[NamedEvaluation]:
+    """Trains from a state to the last step.
+
+    Args:
+        reader: gives the batches from that of the state on.
+    """
     config, report = run.config, run.report
     step, batch = int(state.step), int(state.batch)
     evaluations, status = None, StepStatus(run.placement)
-    batches = _batches(run, batch, config.steps - step)
     while True:
         best = False
-        if _due(step, config.evaluate_every, config.steps):
+        if run.fewshot and _due(step, config.fewshot.every, config.total_steps):
             status.read()
-            with _saved_on_bad_image(run, state, step, status):
-                evaluations = _evaluate(run, state, step, status)
+            with _saved_on_bad_data(run, state, step, status):
+                probe(run, state, step, status)
+        if _due(step, config.evaluate_every, config.total_steps):
+            status.read()
+            with _saved_on_bad_data(run, state, step, status):
+                evaluations = evaluate_all(run, state, step, status)
             best = run.checkpoints.is_best(step)
-        if best or _due(step, config.checkpoint_every, config.steps):
+        if best or _due(step, config.checkpoint_every, config.total_steps):
             status.read()
             _save(run, state, step)
-        if step == config.steps and evaluations is not None:
+        if step == config.total_steps and evaluations is not None:
             return evaluations
-        if status.stop or (distributed.is_single_process() and run.signals.requested):
+        with _saved_on_bad_data(run, state, step, status):
+            images = None if status.stop or must_stop(run) else next_batch(run, reader, step + 1)
+        if images is None:
             status.read()
             _save(run, state, step)
             raise _stopped(run, step)
-        with _saved_on_bad_image(run, state, step, status):
-            images = run.placement.make_global_array(next(batches))
         state, metrics = run.train_step(state, images)
         step, batch = step + 1, batch + 1
+        run.profiler.stop(step, metrics)
         status.add(step, batch - 1, metrics, stop=bool(run.signals.requested))
         report.step(step)
-        if _due(step, config.log_every, config.steps):
+        if _due(step, config.log_every, config.total_steps):
             status.read()
             report.metrics(step, metrics)
-            for line in run.replaced.news():
-                report.warn(line)
+            if step <= config.log_every:
+                show_examples(run, step, images, batch - 1)
+            warn_of_images(run)
 
 
 def _due(step: int, every: int, last: int) -> bool:
     return step > 0 and (step % every == 0 or step == last)
 
 
-def _batches(run: Run, start: int, count: int) -> Iterator[Batch]:
-    batches = run.batches[start : start + count]
-    return iter(batches.to_iter_dataset(READ_AHEAD) if count else ())
-
-
-def _evaluate(
-    run: Run, state: State, step: int, status: StepStatus
-) -> list[NamedEvaluation] | None:
-    """Evaluates every set, with the parameters and, if the run has it, with their moving average.
-
-    Returns:
-        the evaluations; an empty list if those of the step are already written; None if a signal
-        interrupted them, so that they are due again on resume.
-    """
-    written = distributed.any_process(run.report.evaluated(step))
-    if written and step < run.config.steps:
-        return []
-    try:
-        evaluations = list(_evaluations(run, state))
-    except _Interrupted:
-        status.stop = True
-        return None
-    if not written:
-        first = [each for each in evaluations if each.set == evaluations[0].set]
-        run.checkpoints.record(step, {"accuracy": first[-1].result.accuracy})
-        run.report.evaluations(step, evaluations)
-    return evaluations
-
-
-def _evaluations(run: Run, state: State) -> Iterator[NamedEvaluation]:
-    replace = run.config.data.on_error == "replace"
-    for evaluation, source in run.evaluations:
-        model = evaluation.model(run.config.model)
-        for weights, params in (("raw", state.params), ("ema", state.ema)):
-            if params is None:
-                continue
-            with run.report.pause_timer(f"evaluating {evaluation.name}"):
-                result = evaluate(
-                    models.with_params(model, params, placement=run.placement),
-                    source,
-                    batch_size=evaluation.batch_size,
-                    image_size=evaluation.image_size,
-                    on_batch=lambda: _check_signals(run),
-                    on_unreadable=run.left_out.add if replace else None,
-                )
-            for line in run.left_out.news():
-                run.report.warn(line)
-            yield NamedEvaluation(evaluation.name, weights, result)
-
-
-class _Interrupted(Exception):
-    """A signal requested a stop: every process ends the evaluation."""
-
-
-def _check_signals(run: Run) -> None:
-    if distributed.any_process(bool(run.signals.requested)):
-        raise _Interrupted
-
-
 def _save(run: Run, state: State, step: int) -> None:
-    positions = run.report.positions()
-    if run.checkpoints.save(step, positions, **checkpoint_items(state)) and run.extended:
-        run.checkpoints.wait()
-        extend(run.workdir, run.config)
+    warn_of_images(run)
+    with run.report.measure("reporting"):
+        positions = run.report.positions()
+        if run.checkpoints.save(step, positions, **checkpoint_items(state)) and run.extended:
+            run.checkpoints.wait()
+            extend(run.workdir, run.config)
 
 
 @contextlib.contextmanager
-def _saved_on_bad_image(run: Run, state: State, step: int, status: StepStatus) -> Iterator[None]:
-    """Saves the state when an image cannot be read.
+def _saved_on_bad_data(run: Run, state: State, step: int, status: StepStatus) -> Iterator[None]:
+    """Saves the state when an image cannot be read, or a worker has died.
 
     With several processes nothing is saved, since the others may already be at the next step.
     """
     try:
         yield
-    except UsageError:
+    except (UsageError, WorkerDied):
         if distributed.is_single_process():
             status.read()
             _save(run, state, step)
@@ -221,7 +186,7 @@ def _restore_or_init(run: Run) -> State:
     restored = run.checkpoints.restore_newest(**checkpoint_items(run.abstract_state))
     for message in restored.messages:
         run.report.log(message)
-    if restored.step > run.config.steps:
+    if restored.step > run.config.total_steps:
         raise distributed.synchronized(
             UsageError(
                 f"steps={run.config.steps}: the run in {run.workdir} is at step {restored.step}; "

@@ -19,24 +19,30 @@ from vmoe.train.lr_factors import (
 
 
 def schedule(config: OptimConfig, steps: int) -> optax.Schedule:
-    """Linear warmup from 0 to ``lr``, then decay to ``end_lr``, or constant.
+    """Linear warmup from 0 to ``lr``, then the schedule of the config; see ``OptimConfig``.
 
     The first update (step 0) has the rate 0, or ``lr`` if there is no warmup. The rate is ``lr`` at
-    step ``warmup_steps`` and would be ``end_lr`` at step ``steps``, so the last update, at step
-    ``steps - 1``, has a rate just above it.
+    step ``warmup_steps``. At step ``steps`` it would be ``end_lr``, or 0 after a cooldown, so the
+    last update, at step ``steps - 1``, has a rate just above it.
     """
     rest = steps - config.warmup_steps
     after = {
         "cosine": optax.cosine_decay_schedule(config.lr, rest, alpha=config.end_lr / config.lr),
         "linear": optax.linear_schedule(config.lr, config.end_lr, rest),
+        "polynomial": optax.polynomial_schedule(config.lr, config.end_lr, config.power, rest),
         "constant": optax.constant_schedule(config.lr),
+        "rsqrt": lambda step: config.lr / jnp.sqrt(1 + step / config.timescale),
     }[config.schedule]
     warmup = optax.linear_schedule(0.0, config.lr, config.warmup_steps)
-    return optax.join_schedules([warmup, after], [config.warmup_steps])
+    if not config.cooldown_steps:
+        return optax.join_schedules([warmup, after], [config.warmup_steps])
+    start = steps - config.cooldown_steps
+    cooldown = optax.linear_schedule(after(start - config.warmup_steps), 0.0, config.cooldown_steps)
+    return optax.join_schedules([warmup, after, cooldown], [config.warmup_steps, start])
 
 
 def optimizer(run: TrainConfig) -> optax.GradientTransformation:
-    """Clipping by global norm, Adam or momentum, weight decay, learning rates, expert averaging.
+    """Clipping by global norm, scaling, weight decay, learning rates, expert averaging.
 
     It updates the trained parameters alone (``trained_params``), so that frozen ones have no state
     and do not count in the global norm, as in big_vision.
@@ -47,18 +53,40 @@ def optimizer(run: TrainConfig) -> optax.GradientTransformation:
     averaged = [expert_weight_averaging(config.expert_averaging)] if config.expert_averaging else []
     return optax.chain(
         optax.identity() if clip is None else optax.clip_by_global_norm(clip),
-        optax.trace(config.momentum)
-        if config.kind == "sgd"
-        else optax.scale_by_adam(config.b1, config.b2),
+        _scaling(config),
         *(
             optax.add_decayed_weights(rate, mask=lambda params, kind=kind: _mask(params, kind))
             for kind, rate in _rates(config.weight_decay).items()
             if rate
         ),
-        optax.scale_by_learning_rate(schedule(config, run.steps)),
+        optax.scale_by_learning_rate(schedule(config, run.total_steps)),
         *scaled,
         *averaged,
     )
+
+
+def _scaling(config: OptimConfig) -> optax.GradientTransformation:
+    """What turns clipped gradients into updates, before weight decay and learning rate."""
+    dtype, b2 = config.momentum_dtype, config.b2
+    if b2 is None:
+        b2 = 0.99 if config.kind == "lion" else 0.999
+    match config.kind:
+        case "adamw":
+            return optax.scale_by_adam(config.b1, b2, mu_dtype=dtype)
+        case "lion":
+            return optax.scale_by_lion(config.b1, b2, mu_dtype=dtype)
+        case "sgd":
+            return optax.trace(config.momentum, accumulator_dtype=dtype)
+        case "adafactor":
+            return optax.chain(
+                optax.scale_by_factored_rms(
+                    min_dim_size_to_factor=config.min_dim_size_to_factor,
+                    decay_rate_fn=lambda step, power: jnp.minimum(
+                        b2, 1 - 1 / (step + 1.0) ** power
+                    ),
+                ),
+                optax.ema(config.momentum, debias=False, accumulator_dtype=dtype),
+            )
 
 
 def expert_weight_averaging(share: float) -> optax.GradientTransformation:

@@ -1,46 +1,59 @@
-"""Progress and metrics of a run: a live line, CSV files and TensorBoard events."""
+"""The report of a run: its rows of metrics, in the terminal, CSV files, TensorBoard and W&B."""
 
 import contextlib
+import dataclasses
 import sys
-import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Column
+from jaxtyping import Float
 
 from vmoe import distributed
 from vmoe.analysis.health import findings
-from vmoe.config import TrainConfig
+from vmoe.config import EvalConfig, TrainConfig
+from vmoe.config.evaluation import Weights
+from vmoe.costs.chips import chip_of
+from vmoe.costs.flops import training_flops
+from vmoe.data.sources import Source
 from vmoe.errors import Failure, one_line
 from vmoe.evaluate import NamedEvaluation
-from vmoe.train.writers import START, CsvWriter, Position, TensorBoardWriter, flatten
+from vmoe.evaluate.fewshot import FewShotResult
+from vmoe.train import rows
+from vmoe.train.console import RunConsole
+from vmoe.train.pictures import Tile, examples, sheet, worst_errors
+from vmoe.train.timing import Activity, StepTimer
+from vmoe.train.wandb_writer import WandbWriter
+from vmoe.train.writers import START, CsvWriter, Position, TensorBoardWriter
 from vmoe.workdir.layout import TABLES
 
-LEADING = ("loss", "accuracy", "aux_loss", "dropped", "unprocessed", "lr", "gradient_norm")
-"""The first columns of metrics.csv."""
-EVALUATION = (  # columns of evaluations.csv
-    *("images", "accuracy", "top5_accuracy", "cross_entropy", "brier"),
-    *("calibration_error", "dropped", "unprocessed", "images_per_second"),
-)
 
+def make_report(
+    workdir: Path, config: TrainConfig, *, devices: int, wandb: str | None
+) -> "Report | NullReport":
+    """The report of a run: only the primary process prints and writes.
 
-def make_report(workdir: Path, config: TrainConfig) -> "Report | NullReport":
-    """The report of a run: only the primary process prints and writes."""
-    return Report(workdir, config) if distributed.is_primary() else NullReport()
+    Args:
+        devices: number of devices that the run uses.
+        wandb: the project of Weights & Biases, or empty; see ``WandbWriter``; None without it.
+
+    Raises:
+        Failure: W&B cannot be started.
+    """
+    if not distributed.is_primary():
+        return NullReport()
+    return Report(workdir, config, devices=devices, wandb=wandb)
 
 
 class NullReport(contextlib.nullcontext):
     """The report of the other processes: the methods of a Report, which do nothing here."""
 
-    def ignore(self, *arguments: Any) -> None:
+    def ignore(self, *arguments: Any, **named: Any) -> None:
         """Does nothing; replaces the methods that print and write."""
 
-    step = metrics = evaluations = log = resume = ignore
+    step = metrics = examples = evaluations = worst_errors = fewshot = log = resume = ignore
 
     def positions(self) -> dict[str, Position]:
         """Empty; only the primary process writes the files."""
@@ -50,47 +63,53 @@ class NullReport(contextlib.nullcontext):
         """False; only the primary process reads the files."""
         return False
 
+    probed = evaluated
+
     def warn(self, text: str) -> None:
         """Prints a line that only this process knows."""
         print(f"process {jax.process_index()}: {one_line(text)}", file=sys.stderr)
 
-    def pause_timer(self, activity: str) -> contextlib.AbstractContextManager[None]:
+    def measure(self, activity: str) -> contextlib.AbstractContextManager[None]:
         """A context that does nothing."""
         return contextlib.nullcontext()
+
+    pause_timer = measure
 
     def __enter__(self) -> "NullReport":
         return self
 
 
 class Report:
-    """Rows of metrics for the terminal and for the files; a context manager.
+    """Writes the rows of a run to the terminal and the files; a context manager.
 
-    A terminal shows one live line; elsewhere each row is a plain line.
+    Args:
+        devices: number of devices that the run uses.
+        wandb: the project of Weights & Biases, or empty; None without it.
     """
 
-    def __init__(self, workdir: Path, config: TrainConfig):
+    def __init__(
+        self, workdir: Path, config: TrainConfig, *, devices: int = 1, wandb: str | None = None
+    ):
         self._workdir, self._config = workdir, config
+        self._console = RunConsole(config.total_steps)
         self._tables = [CsvWriter(workdir / name) for name in TABLES]
-        self._metrics, self._evaluations, self._experts = self._tables
+        self._metrics, self._evaluations, self._experts, self._fewshot = self._tables
         self._events = TensorBoardWriter(workdir / "tensorboard")
-        # In Jupyter, rich would show each line as an output of its own; plain lines go to stderr.
-        self._console = Console(
-            stderr=True, markup=False, force_jupyter=False, force_terminal=sys.stderr.isatty()
-        )
-        self._progress = _progress(self._console, config.steps)
-        self._task = self._progress.add_task("", total=config.steps)
-        self._timed_from = 0, time.perf_counter()  # step, and when it ended
+        self._sinks: list[TensorBoardWriter | WandbWriter] = [self._events]
+        if wandb is not None:
+            self._sinks.append(WandbWriter(workdir, config, wandb, self.log))
+        self._open = contextlib.ExitStack()
+        self._timer = _timer(config, devices)
         self._first = 1  # the step that compiles
         self._found: set[tuple[str, str, int | None]] = set()  # at the last evaluations
 
     def __enter__(self) -> "Report":
-        self._progress.start()
+        for part in (*reversed(self._sinks), self._console):  # the console is closed first
+            self._open.enter_context(part)
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, *exception: object) -> None:
-        self._progress.stop()
-        with contextlib.suppress(*([Failure] if kind else [])):  # the first error is reported
-            self._events.close()
+    def __exit__(self, *exception: Any) -> None:
+        self._open.__exit__(*exception)
 
     def positions(self) -> dict[str, Position]:
         """The end of each CSV file by name, to be saved with a checkpoint."""
@@ -115,8 +134,9 @@ class Report:
         for table in self._tables:
             table.truncate()
         self._events.truncate_after(step)
-        self._timed_from, self._first = (step, time.perf_counter()), step + 1
-        self._progress.reset(self._task, completed=step)
+        self._first = step + 1
+        self._timer.restart(step)
+        self._console.restart(step)
         for message in filter(None, missing):
             self.log(f"{message}; starting a new file")
         if step == self._config.steps:
@@ -128,129 +148,115 @@ class Report:
         """Whether the evaluations of a step are written."""
         return self._evaluations.last_step == step
 
+    def probed(self, step: int) -> bool:
+        """Whether the few-shot probes of a step are written."""
+        return self._fewshot.last_step == step
+
     def step(self, step: int) -> None:
         """Shows that a step was dispatched; does not wait for the device."""
         if step == self._first:
-            self._timed_from = step, time.perf_counter()  # leaves compiling out of images/s
-        self._progress.update(self._task, completed=step)
+            self._timer.restart(step)  # leaves compiling out of the times
+        self._console.step(step)
+
+    def measure(self, activity: Activity) -> contextlib.AbstractContextManager[None]:
+        """Counts the time inside the context as that of an activity; see ``StepTimer``."""
+        return self._timer.measure(activity)
 
     @contextlib.contextmanager
     def pause_timer(self, activity: str) -> Iterator[None]:
-        """Leaves the time inside the context out of images/s, and shows the activity."""
-        description = self._progress.tasks[self._task].description
-        self._progress.update(self._task, description=activity)
-        start = time.perf_counter()
-        yield
-        self._progress.update(self._task, description=description)
-        step, since = self._timed_from
-        self._timed_from = step, since + time.perf_counter() - start
+        """Leaves the time inside the context out of that of the steps, and shows the activity."""
+        with self.measure("pause"), self._console.activity(activity):
+            yield
 
     def metrics(self, step: int, metrics: dict[str, Any]) -> None:
         """Reports the metrics of a step; waits for the device."""
-        values = jax.device_get(metrics)
-        blocks: dict[int, dict[str, np.ndarray]] = values.pop("blocks")
-        (before, since), now = self._timed_from, time.perf_counter()
-        self._timed_from = step, now
-        # unknown after the first step of a process, which compiles
-        speed = (step - before) * self._config.batch_size / (now - since) if step > before else None
-        row = {name: float(values.pop(name)) for name in LEADING} | {"images_per_second": speed}
-        if not self._config.model.can_drop:
-            row["dropped"] = None
-        experts = []
-        for block, measures in blocks.items():
-            load, importance = measures.pop("load"), measures.pop("importance")
-            if not self._config.model.moe_blocks[block].router.can_drop:
-                del measures["dropped"]
-            row |= flatten({f"block{block}": measures})
-            experts += [
-                {"block": block, "expert": e, "load": load[e], "importance": importance[e]}
-                for e in range(len(load))
-            ]
-        row |= flatten(values)
-        self._metrics.append(step, [row])
-        self._experts.append(step, experts)
-        self._events.write(
-            step,
-            {
-                name if "/" in name else f"train/{name}": value
-                for name, value in row.items()
-                if value is not None
-            }
-            | {
-                f"block{expert['block']}/{name}/{expert['expert']}": expert[name]
-                for expert in experts
-                for name in ("load", "importance")
-            },
-        )
-        self._show(
-            step,
-            f"loss {row['loss']:.3f}",
-            f"accuracy {row['accuracy']:.1%}",
-            f"lr {row['lr']:.1e}",
-            *self._drops(row),
-            *([] if speed is None else [f"{speed:,.0f} images/s"]),
-        )
+        model, values = self._config.model, jax.device_get(metrics)
+        timing = self._timer.row(step)
+        with self.measure("reporting"):
+            row, experts = rows.training_rows(values, timing, model)
+            self._metrics.append(step, [row])
+            self._experts.append(step, experts)
+            self._write(step, rows.training_scalars(row, experts))
+            self._console.show(step, *rows.training_texts(row, model))
+
+    def examples(
+        self,
+        step: int,
+        images: Float[np.ndarray, "b h w 3"],
+        targets: Float[np.ndarray, "b y"],
+        class_names: Sequence[str],
+    ) -> None:
+        """Shows the inputs of a step; see ``pictures.examples``."""
+        self._write_picture(step, "train/examples", examples(images, targets, class_names))
 
     def evaluations(self, step: int, evaluations: Sequence[NamedEvaluation]) -> None:
         """Reports the evaluations of a step, and what is newly wrong with the routing."""
         found: dict[tuple[str, str, int | None], str] = {}
-        rows: list[dict[str, Any]] = []
-        for name, weights, result in evaluations:
-            metrics = {metric: getattr(result, metric) for metric in EVALUATION}
-            rows.append({"set": name, "weights": weights} | metrics)
-            known = {k: v for k, v in metrics.items() if v is not None}
-            self._events.write(step, {f"{name}_{weights}/{k}": v for k, v in known.items()})
-            self._show(
-                step,
-                f"{name}{' (EMA)' if weights == 'ema' else ''} {result.accuracy:.2%}",
-                f"cross-entropy {result.cross_entropy:.3f}",
-                *self._drops(metrics),
-                permanent=True,
-            )
+        table = list(map(rows.evaluation_row, evaluations))
+        for row, (name, _, result) in zip(table, evaluations, strict=True):
+            self._write(step, rows.evaluation_scalars(row))
+            texts = rows.evaluation_texts(row, self._config.model)
+            self._console.show(step, *texts, permanent=True)
             for each in findings(result.totals):
                 found.setdefault((name, each.kind, each.block), f"{name}: {each}")
         for key, text in found.items():
             if key not in self._found:
                 self.log(text)
         self._found = set(found)
-        self._evaluations.append(step, rows)
+        self._evaluations.append(step, table)
+
+    def worst_errors(
+        self,
+        step: int,
+        evaluations: Sequence[NamedEvaluation],
+        sets: Sequence[tuple[EvalConfig, Source]],
+        **reading: Any,
+    ) -> None:
+        """Shows the worst errors on each evaluation set; see ``pictures.worst_errors``.
+
+        Args:
+            evaluations: the last one of each set is shown, that of the moving average if there is
+                one.
+            sets: the evaluation sets.
+            reading: arguments for ``evaluation_batches``.
+        """
+        last = {each.set: each for each in evaluations}
+        for config, source in sets:
+            name, weights, result = last[config.name]
+            preprocessing = config.prepare(self._config.data, self._config.model)
+            tiles = worst_errors(result, source, preprocessing, **reading)
+            if tiles:
+                self._write_picture(step, f"{name}_{weights}/worst_errors", tiles)
+
+    def fewshot(self, step: int, weights: Weights, result: FewShotResult) -> None:
+        """Reports the few-shot probes of a step."""
+        table = rows.fewshot_rows(weights, result)
+        self._fewshot.append(step, table)
+        self._write(step, rows.fewshot_scalars(weights, result))
+        self._console.show(step, *rows.fewshot_texts(weights, result), permanent=True)
 
     def log(self, text: str) -> None:
         """Prints a permanent line."""
-        self._console.print(one_line(text), highlight=False, soft_wrap=True)
+        self._console.log(text)
 
     warn = log
 
-    def _drops(self, row: dict[str, Any]) -> list[str]:
-        """Text for the console: drops where tokens choose, else tokens without an expert."""
-        if not self._config.model.sparse_blocks:
-            return []
-        if self._config.model.can_drop:
-            return [f"dropped {row['dropped']:.1%}"]
-        return [f"unprocessed {row['unprocessed']:.1%}"]
+    def _write(self, step: int, values: Mapping[str, Any]) -> None:
+        for sink in self._sinks:
+            sink.write(step, values)
 
-    def _show(self, step: int, *parts: str, permanent: bool = False) -> None:
-        line = "  ".join(parts)
-        if not permanent:  # short words, so that it fits 80 columns
-            short = " ".join(parts).replace("accuracy", "acc").replace("images/s", "img/s")
-            self._progress.update(self._task, description=short)
-        if permanent or not self._console.is_terminal:
-            self.log(f"step {step}/{self._config.steps}  {line}")
+    def _write_picture(self, step: int, tag: str, tiles: Sequence[Tile]) -> None:
+        picture = sheet(tiles)
+        for sink in self._sinks:
+            sink.write_picture(step, tag, picture)
 
 
-def _progress(console: Console, steps: int) -> Progress:
-    """The live line: step, time left and the latest metrics; a bar if there is room."""
-    return Progress(
-        MofNCompleteColumn(table_column=Column(min_width=2 * len(str(steps)) + 1)),
-        *([BarColumn(bar_width=20)] if console.width >= 120 else []),
-        TimeRemainingColumn(compact=True, table_column=Column(min_width=len("00:00"))),
-        TextColumn("left", table_column=Column(min_width=len("left"))),
-        TextColumn(
-            "{task.description}",
-            markup=False,
-            table_column=Column(ratio=1, no_wrap=True, overflow="ellipsis"),
-        ),
-        console=console,
-        expand=True,
-        disable=not console.is_terminal,
+def _timer(config: TrainConfig, devices: int) -> StepTimer:
+    """The FLOPs of a model of which a part is frozen are unknown."""
+    frozen = 0 in dataclasses.astuple(config.optim.lr_factors)
+    chip = chip_of(jax.devices()[0].device_kind)
+    return StepTimer(
+        config.batch_size,
+        flops_per_image=None if frozen else training_flops(config.model),
+        peak_flops=None if chip is None else devices * chip.peak_flops,
     )

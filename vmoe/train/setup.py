@@ -2,20 +2,21 @@
 
 import contextlib
 import dataclasses
-from collections.abc import Callable, Iterator
+import functools
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import grain
 import jax
 import numpy as np
 
 from vmoe import distributed, models
 from vmoe.checkpoints.run import Checkpoints
-from vmoe.config import EvalConfig, TrainConfig
+from vmoe.config import EvalConfig, Preprocessing, TrainConfig
 from vmoe.costs.summary import summarize
 from vmoe.data.crops import resizing_messages
-from vmoe.data.pipeline import Batch, Unreadable, training_batches
+from vmoe.data.pipeline import Batch, Read, empty_batch, training_batches
+from vmoe.data.problems import Refused, Unreadable
 from vmoe.data.sources import (
     SPLITS,
     Source,
@@ -24,8 +25,11 @@ from vmoe.data.sources import (
     relabel,
     skipped_messages,
 )
+from vmoe.data.workers import Batches, Workers, check_shared_memory
 from vmoe.errors import UsageError
 from vmoe.evaluate import check_evaluation
+from vmoe.evaluate.fewshot import check_fewshot
+from vmoe.evaluate.fewshot_data import FewShotData, open_fewshot
 from vmoe.mesh import place
 from vmoe.sharding import Placement
 from vmoe.signals import Signals
@@ -33,9 +37,11 @@ from vmoe.train.environment import differences, environment
 from vmoe.train.init import Init, InitFrom, messages, read_source
 from vmoe.train.lr_factors import Params, training_messages
 from vmoe.train.optim import schedule
+from vmoe.train.profile import Profiler, parse_steps
 from vmoe.train.report import NullReport, Report, make_report
 from vmoe.train.state import State, abstract_state
 from vmoe.train.step import Metrics, make_train_step
+from vmoe.train.wandb_writer import check_wandb
 from vmoe.workdir.layout import (
     check_same_run,
     files_of_a_run,
@@ -53,13 +59,19 @@ class Run:
     config: TrainConfig
     workdir: Path
     placement: Placement
-    batches: grain.MapDataset[Batch]
+    batches: Batches[Read]
     """Training batches by number; only the shard of each that this process reads."""
+    class_names: tuple[str, ...]
+    workers: Workers
+    """The processes that read."""
     replaced: Unreadable
     """Training images that could not be read."""
+    refused: Refused
+    """Training images that the fast decoder refused."""
     left_out: Unreadable
     """Images of the evaluation sets that could not be read."""
     evaluations: list[tuple[EvalConfig, Source]]
+    fewshot: tuple[FewShotData, ...]
     train_step: Callable[[State, Batch], tuple[State, Metrics]]
     abstract_state: State
     """Shapes, dtypes and shardings of the state."""
@@ -70,6 +82,7 @@ class Run:
     signals: Signals
     checkpoints: Checkpoints
     report: Report | NullReport
+    profiler: Profiler
 
 
 @contextlib.contextmanager
@@ -80,6 +93,8 @@ def setup(
     init: InitFrom | None = None,
     mesh: str = "",
     fsdp: bool = False,
+    profile: str = "",
+    wandb: str | None = None,
 ) -> Iterator[Run]:
     """Checks that everything fits, then locks the run folder and opens its files.
 
@@ -87,39 +102,55 @@ def setup(
 
     Raises:
         UsageError: the folder is another run's, the data does not fit the model, the model or the
-            batch cannot be split over the devices, or ``init`` has other parameters.
+            batch cannot be split over the devices, ``init`` has other parameters, ``profile`` is
+            wrong, or W&B is not ready.
     """
-    source = _open(config.data.name, "train", config)
+    if wandb is not None:
+        distributed.raise_together(functools.partial(check_wandb, workdir, wandb))
+    name, split = name_and_split(config.data.name)
+    source = _open(name, split or "train", config)
+    config = config.with_steps(len(source))
+    traced_steps = parse_steps(profile, config.total_steps)
     evaluations = [(each, _evaluation_source(each, config, source)) for each in config.evaluations]
+    fewshot = open_fewshot(config.fewshot, check=config.data.check, on_error=config.data.on_error)
     placement = place(config.model, jax.devices(), mesh=mesh, fsdp=fsdp)
-    placement.check_batch(config.batch_size)
+    placement.check_batch(config.batch_size, config.accumulate)
     shard, shards = placement.process_shard()
-    replaced = Unreadable("replaced by another image")
-    batches = training_batches(
-        source,
-        config,
-        shard=(shard, shards),
-        devices=placement.devices // shards,
-        on_replaced=replaced.add,
-    )
+    batches = training_batches(source, config, shard=(shard, shards))
     train_step, shapes = make_train_step(config, placement), abstract_state(config, placement)
-    first = placement.make_global_array(batches[0])
+    rows = config.batch_size // shards
+    empty = empty_batch(rows, source.max_labels, Preprocessing(config.model.image_size))
+    first = placement.make_global_array(empty)
     jax.eval_shape(train_step, shapes, first)
-    for each in config.evaluations:
-        _check_evaluation(each, config, placement, shapes.params)
+    for each, data in evaluations:
+        _check_evaluation(each, data, config, placement, shapes.params)
+    if fewshot:
+        model = models.with_params(config.model, shapes.params, placement=placement)
+        check_fewshot(model, config.fewshot)
+    check_shared_memory(config.data.num_workers, _largest_batch(config) // shards)
     initial = read_source(init, workdir, config.model)
-    with lock_workdir(workdir), Signals() as signals:
-        now = environment(source, evaluations, placement)
+    open_report = functools.partial(
+        make_report, workdir, config, devices=placement.devices, wandb=wandb
+    )
+    with (
+        lock_workdir(workdir),
+        Signals() as signals,
+        Workers(config.data.num_workers) as workers,
+    ):
+        measured = {each.name: own for each, own in evaluations}
+        measured |= {f"few-shot {own.name}": own for each in fewshot for own in each.sources}
+        now = environment(source, measured, placement)
         changed, extended = _open_workdir(workdir, config, source.class_names, now, initial)
         with (
             Checkpoints(
                 workdir, every=config.checkpoint_every, keep_latest=config.keep_latest
             ) as checkpoints,
-            make_report(workdir, config) as report,
+            distributed.raise_together(open_report) as report,
+            Profiler(workdir, traced_steps, report) as profiler,
             distributed.abort_on_error(),  # innermost: the contexts above wait for other processes
         ):
             for message in [
-                *_notes(config, placement, source, evaluations, initial, shapes.params),
+                *_notes(config, placement, source, evaluations, fewshot, initial, shapes.params),
                 *changed,
             ]:
                 report.log(message)
@@ -134,9 +165,13 @@ def setup(
                 workdir=workdir,
                 placement=placement,
                 batches=batches,
-                replaced=replaced,
+                class_names=source.class_names,
+                workers=workers,
+                replaced=Unreadable("replaced by another image"),
+                refused=Refused(),
                 left_out=Unreadable("left out of evaluations"),
                 evaluations=evaluations,
+                fewshot=fewshot,
                 train_step=train_step,
                 abstract_state=shapes,
                 initial=initial,
@@ -144,6 +179,7 @@ def setup(
                 signals=signals,
                 checkpoints=checkpoints,
                 report=report,
+                profiler=profiler,
             )
 
 
@@ -198,11 +234,11 @@ def _extension(config: TrainConfig, steps: int | None) -> Iterator[str]:
     if steps is None:
         return
     message = f"extended from {steps} to {config.steps} steps"
-    if config.optim.schedule != "constant":
-        then, now = (
-            float(np.asarray(schedule(config.optim, length)(steps)))
-            for length in (steps, config.steps)
-        )
+    then, now = (
+        float(np.asarray(schedule(config.optim, length)(steps)))
+        for length in (steps, config.total_steps)
+    )
+    if then != now:
         message += (
             f"; the {config.optim.schedule} schedule now ends at step {config.steps}, so the "
             f"learning rate at step {steps} is {now:.3g} instead of {then:.3g}"
@@ -215,6 +251,7 @@ def _notes(
     placement: Placement,
     source: Source,
     evaluations: list[tuple[EvalConfig, Source]],
+    fewshot: Sequence[FewShotData],
     initial: Init | None,
     params: Params,
 ) -> Iterator[str]:
@@ -234,17 +271,26 @@ def _notes(
             f"mesh {placement}: {placement.devices} devices, {jax.process_count()} processes; "
             f"each device has {share} images and forms groups among them"
         )
+    if config.accumulate > 1:
+        part = config.batch_size // config.accumulate
+        yield (
+            f"accumulate={config.accumulate}: parts of {part} images, one after another; groups "
+            "are formed within a part"
+        )
     logits, classes = config.model.num_classes, len(source.class_names)
     if logits > classes:
         yield f"the model has {logits} logits for {classes} classes; {logits - classes} are unused"
     yield from resizing_messages(source, size)
-    yield from skipped_messages([source, *(each for _, each in evaluations)])
+    probed = [own for each in fewshot for own in each.sources]
+    yield from skipped_messages([source, *(each for _, each in evaluations), *probed])
+    for each in fewshot:
+        yield from each.messages
 
 
 def _evaluation_source(evaluation: EvalConfig, config: TrainConfig, trained: Source) -> Source:
     """The data of an evaluation set, labelled by the classes of the training data."""
     if evaluation.data in SPLITS:
-        name, split = config.data.name, evaluation.data
+        name, split = name_and_split(config.data.name)[0], evaluation.data
     else:
         name, split = name_and_split(evaluation.data)
         if not split:
@@ -260,12 +306,28 @@ def _open(name: str, split: str, config: TrainConfig) -> Source:
 
 
 def _check_evaluation(
-    evaluation: EvalConfig, config: TrainConfig, placement: Placement, params: Params
+    evaluation: EvalConfig,
+    source: Source,
+    config: TrainConfig,
+    placement: Placement,
+    params: Params,
 ) -> None:
     model = evaluation.model(config.model)
     placement.check(model)
     check_evaluation(
         models.with_params(model, params, placement=placement),
         batch_size=evaluation.batch_size,
-        image_size=evaluation.image_size or model.image_size,
+        preprocessing=evaluation.prepare(config.data, model),
+        max_labels=source.max_labels,
     )
+
+
+def _largest_batch(config: TrainConfig) -> int:
+    """The bytes of the pixels of the largest batch, of training, evaluation or a probe."""
+    own = Preprocessing(config.model.image_size)
+    batches = [(config.batch_size, own)]
+    for each in config.evaluations:
+        batches.append((each.batch_size, each.prepare(config.data, config.model)))
+    if config.fewshot.data:
+        batches.append((config.fewshot.batch_size, own))
+    return max(empty_batch(1, 1, own).images.nbytes * size for size, own in batches)

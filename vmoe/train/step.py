@@ -1,23 +1,42 @@
 """One training step: a pure function of the state and a batch."""
 
-from typing import Any, cast
+from typing import NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
 import optax
+from jaxtyping import Array, Float32, Int, Key
 
 from vmoe import models
 from vmoe.analysis.measures import block_measures, dropped_and_unprocessed, expert_totals
 from vmoe.config import TrainConfig
 from vmoe.data.pipeline import Batch
+from vmoe.nn.inputs import is_label, label_vectors, to_float
 from vmoe.nn.losses import cross_entropy
 from vmoe.nn.parts import norms_by_part
 from vmoe.sharding import ONE_DEVICE, Placement
+from vmoe.train.accumulate import Gradient, Metrics, Totals, over_parts
 from vmoe.train.lr_factors import Params, replace_trained, trained_params
+from vmoe.train.mixing import mix
 from vmoe.train.optim import optimizer, schedule, update_ema
 from vmoe.train.state import State, abstract_state, state_shardings
 
-Metrics = dict[str, Any]
+MIXING = 1 << 20  # number of the key of mixup and CutMix; the model's are smaller
+
+
+class Inputs(NamedTuple):
+    """What the model and the loss get of a batch.
+
+    Attributes:
+        images: in [-1, 1], mixed if the config asks for it.
+        targets: for each class a probability; for the softmax loss those of an image with labels
+            sum to 1. Mixed as the images are.
+        labels: classes before mixing; padded with -1.
+    """
+
+    images: Float32[Array, "b h w 3"]
+    targets: Float32[Array, "b y"]
+    labels: Int[Array, "b l"]
 
 
 def train_step(
@@ -25,8 +44,8 @@ def train_step(
 ) -> tuple[State, Metrics]:
     """Forward, backward and update.
 
-    All randomness (router noise, dropout, random priority) is determined by the config's seed and
-    the number of the batch.
+    All randomness (mixing, router noise, dropout, random priority) is determined by the config's
+    seed, the number of the batch and, with ``accumulate``, the number of the part.
 
     Returns:
         the next state, and scalars: ``loss`` (nats), ``accuracy``, ``aux_loss``, ``dropped`` (share
@@ -34,18 +53,29 @@ def train_step(
         ``blocks``, the measures of each sparse block; ``norms`` of parameters, gradients and
         updates by part of the model. Frozen parts have no gradients and no updates.
     """
-    key = jax.random.fold_in(jax.random.key(config.seed), state.batch)
+    key = step_key(config, state.batch)
     trained = trained_params(config.optim, state.params)
-    gradient, metrics = jax.grad(_loss, has_aux=True)(
-        trained, state.params, batch, key, config=config, placement=placement
+
+    def gradient_of(inputs: Inputs, key: jax.Array) -> Gradient:
+        return jax.grad(_loss, has_aux=True)(
+            trained, state.params, inputs, key, config=config, placement=placement
+        )
+
+    inputs = make_inputs(batch, key, config, placement)
+    gradient, (metrics, totals) = over_parts(
+        gradient_of, inputs, key, parts=config.accumulate, placement=placement
     )
     updates, opt_state = optimizer(config).update(gradient, state.opt_state, trained)
     trained = cast(Params, optax.apply_updates(trained, updates))
     params, ema = replace_trained(state.params, trained), state.ema
     if ema is not None:
         ema = update_ema(config, ema, trained, state.step)
+    dropped, unprocessed = dropped_and_unprocessed(totals.values())
     metrics |= {
-        "lr": schedule(config.optim, config.steps)(state.step),
+        "dropped": dropped,
+        "unprocessed": unprocessed,
+        "blocks": {block: block_measures(sums) for block, sums in totals.items()},
+        "lr": schedule(config.optim, config.total_steps)(state.step),
         "gradient_norm": optax.tree.norm(gradient),
         "norms": {
             "parameters": norms_by_part(params),
@@ -72,35 +102,52 @@ def make_train_step(config: TrainConfig, placement: Placement = ONE_DEVICE) -> j
     return jax.jit(step, donate_argnums=0, out_shardings=(shardings, None))
 
 
+def step_key(config: TrainConfig, batch: Int[Array, ""] | int) -> Key[Array, ""]:
+    """The source of all randomness of a step.
+
+    Args:
+        batch: number of its batch.
+    """
+    return jax.random.fold_in(jax.random.key(config.seed), batch)
+
+
+def make_inputs(
+    batch: Batch, key: Key[Array, ""], config: TrainConfig, placement: Placement = ONE_DEVICE
+) -> Inputs:
+    """Converts pixels to floats and classes to targets, smooths the targets, and mixes both.
+
+    Args:
+        key: of the step.
+    """
+    images = to_float(jnp.asarray(batch.images))
+    normalize = config.loss == "softmax"
+    targets = label_vectors(batch.labels, config.model.num_classes, normalize=normalize)
+    targets = optax.smooth_labels(targets, config.label_smoothing)
+    key = jax.random.fold_in(key, MIXING)
+    mixed = mix(images, targets, key, config.data, placement.devices, placement.replicate)
+    return Inputs(*mixed, jnp.asarray(batch.labels))
+
+
 def _loss(
     trained: Params,
     params: Params,
-    batch: Batch,
+    inputs: Inputs,
     key: jax.Array,
     *,
     config: TrainConfig,
     placement: Placement,
-) -> tuple[jax.Array, Metrics]:
-    """The cross-entropy plus the weighted auxiliary losses of all sparse blocks.
+) -> tuple[jax.Array, tuple[Metrics, Totals]]:
+    """The cross-entropy plus the weighted auxiliary losses of all sparse blocks, and metrics.
 
     Args:
         trained: the parameters to differentiate by; they replace those in ``params``.
     """
     params = replace_trained(params, trained)
     model = models.with_params(config.model, params, placement=placement)
-    logits, records = model.forward(batch.images, train=True, key=key)
-    labels = optax.smooth_labels(batch.labels, config.label_smoothing)
-    loss = cross_entropy(logits, labels, config.loss).mean()
+    logits, records = model.forward(inputs.images, train=True, key=key)
+    loss = cross_entropy(logits, inputs.targets, config.loss).mean()
     aux_loss = sum((record.aux_loss for record in records.values()), jnp.zeros(()))
-    correct = logits.argmax(-1) == batch.labels.argmax(-1)
+    correct = is_label(logits.argmax(-1), inputs.labels)
+    metrics = {"loss": loss, "accuracy": correct.mean(), "aux_loss": aux_loss}
     totals = {block: expert_totals(record) for block, record in records.items()}
-    dropped, unprocessed = dropped_and_unprocessed(totals.values())
-    metrics = {
-        "loss": loss,
-        "accuracy": correct.mean(),
-        "aux_loss": aux_loss,
-        "dropped": dropped,
-        "unprocessed": unprocessed,
-        "blocks": {block: block_measures(sums) for block, sums in totals.items()},
-    }
-    return loss + aux_loss, metrics
+    return loss + aux_loss, (metrics, totals)

@@ -6,16 +6,18 @@ import hashlib
 import io
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog
-from tensorboardX.summary import scalar
+from tensorboardX.proto.summary_pb2 import Summary
+from tensorboardX.summary import image, scalar
 
 from vmoe.errors import Failure
+from vmoe.train.pictures import Picture
 
 Row = dict[str, Any]
 
@@ -164,15 +166,28 @@ class TensorBoardWriter:
             self._writer.write_event(Event(step=step + 1, session_log=start))
             self._writer.flush()
 
-    def write(self, step: int, values: dict[str, Any]) -> None:
+    def write(self, step: int, values: Mapping[str, Any]) -> None:
         """Writes scalars of one step, by tag; call ``truncate_after`` first."""
+        self._write(step, (scalar(tag, value) for tag, value in values.items()))
+
+    def write_picture(self, step: int, tag: str, picture: Picture) -> None:
+        """Writes a picture of one step; call ``truncate_after`` first."""
+        self._write(step, [image(tag, picture, dataformats="HWC")])
+
+    def _write(self, step: int, summaries: Iterable[Summary]) -> None:
         assert self._writer is not None
         now = time.time()
         with write_errors(self._folder):
-            for tag, value in values.items():
-                event = Event(step=step, wall_time=now, summary=scalar(tag, value))
-                self._writer.write_event(event)
+            for summary in summaries:
+                self._writer.write_event(Event(step=step, wall_time=now, summary=summary))
             self._writer.flush()
+
+    def __enter__(self) -> "TensorBoardWriter":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *exception: object) -> None:
+        with contextlib.suppress(*([Failure] if kind else [])):  # the first error is reported
+            self.close()
 
     def close(self) -> None:
         """Closes the file."""

@@ -6,7 +6,10 @@ init.json          where the first parameters are from, if not from the seed
 config.N.json      the config before the run was extended from N steps
 metrics.csv        a row per report                   checkpoints/  STEP/ ...
 evaluations.csv    a row per evaluation               experts.csv   a row per expert
-tensorboard/       the same, for TensorBoard
+fewshot.csv        a row per few-shot probe
+tensorboard/       the same, for TensorBoard, and pictures
+wandb.json, wandb/ the same, for Weights & Biases, if asked for: which run it is, and its files
+profile/           traces of steps, if asked for
 inference.json     the routing at inference, if vmoe capacity chose one (inference.py)
 """
 
@@ -28,7 +31,7 @@ MODEL = "model.txt"
 INIT = "init.json"
 INIT_KEYS = {"path", "new_head", "partial", "step", "checksum", "weights"}
 CHECKPOINTS = "checkpoints"
-TABLES = ("metrics.csv", "evaluations.csv", "experts.csv")
+TABLES = ("metrics.csv", "evaluations.csv", "experts.csv", "fewshot.csv")
 
 
 def has_config(workdir: Path) -> bool:
@@ -144,9 +147,12 @@ def check_same_run(workdir: Path, config: TrainConfig, class_names: tuple[str, .
         UsageError: names every field that differs.
     """
     stored = read_config(workdir)
-    reading = dict(check=config.data.check, on_error=config.data.on_error)  # may change
+    may_change = ("check", "on_error", "num_workers")
+    reading = {name: getattr(config.data, name) for name in may_change}
     stored = replace(stored, data=reading)
-    extended = config.steps > stored.steps and replace(stored, steps=config.steps) == config
+    extended = (
+        config.total_steps > stored.total_steps and replace(stored, steps=config.steps) == config
+    )
     if differences := list(_differences(stored, config)) if not extended else []:
         raise UsageError(
             f"workdir {workdir} holds a run of another config ({'; '.join(differences)}): use "
@@ -167,7 +173,7 @@ def extend(workdir: Path, config: TrainConfig) -> None:
         OSError: the folder cannot be written.
     """
     stored = read_config(workdir)
-    if stored.steps < config.steps:
+    if stored.total_steps < config.total_steps:
         replace_text(workdir / f"config.{stored.steps}.json", to_json(stored) + "\n")
         replace_text(workdir / CONFIG, to_json(config) + "\n")
 

@@ -1,31 +1,42 @@
-"""Images in one NumPy file.
+"""Images in one NumPy file, or in a folder of NumPy files.
 
     images, labels               not split: 80% of each class is train, 10% validation, 10% test
     train_images, train_labels,  split as named: train, validation, test; without arrays for
     test_images, ...             validation, 10% of train
     class_names                  optional
 
-Images are uint8 (b, h, w, 3), (b, h, w, 1) or (b, h, w); labels are integers from 0. Other arrays
-are ignored.
+Images are uint8 (b, h, w, 3), (b, h, w, 1) or (b, h, w); labels are integers from 0: (b), or (b, l)
+for up to l labels an image, padded with -1. Other arrays are ignored. The classes have the names in
+class_names, or else their numbers.
+
+Arrays of a file that is not compressed (``numpy.savez``), and those of a folder, ``images.npy``,
+``labels.npy`` and so on, are mapped into memory: processes share them, and read what they need.
+Those of a compressed file are read into the memory of each process. For a split that is split off,
+each process holds the indices of its images, 8 bytes each.
 """
 
+import math
+import os
+import struct
 import zipfile
 import zlib
+from pathlib import Path
 
 import numpy as np
 
 from vmoe.data.sources.in_memory import InMemorySource, rgb
 from vmoe.data.sources.splits import SPLITS, resolve_split, stratified_split
+from vmoe.data.sources.vocabulary import MOST_CLASSES, check_distinct
 from vmoe.errors import UsageError
 
-MOST_CLASSES = 1_000_000  # a larger label is an identifier, not the number of a class
+LOCAL_HEADER = 30  # bytes before the name of a file in a .zip
 
 
 def open_arrays(path: str, split: str) -> InMemorySource:
     """Opens a split of a NumPy file.
 
     Args:
-        path: the .npz file.
+        path: the .npz file, or the folder.
         split: "train", "validation" or "test".
 
     Raises:
@@ -38,23 +49,60 @@ def open_arrays(path: str, split: str) -> InMemorySource:
     class_names = _class_names(arrays, [labels for _, labels in pairs.values()], place)
     stored_split, fractions = resolve_split(split, available, place)
     images, labels = pairs[stored_split]
-    if fractions:
-        index = stratified_split(labels, fractions, class_names=class_names, place=place)[split]
-        images, labels = images[index], labels[index]
-    return InMemorySource(f"{place}:{split}", (place, split), images, labels, class_names)
+    if not fractions:
+        return InMemorySource(f"{place}:{split}", (place, split), images, labels, class_names)
+    several = labels.ndim > 1  # an image is in no one class
+    rows = stratified_split(
+        np.zeros(len(labels), np.int64) if several else labels,
+        fractions,
+        class_names=["all"] if several else class_names,
+        place=place,
+    )[split]
+    return InMemorySource(
+        f"{place}:{split}", (place, split), images, labels[rows], class_names, rows
+    )
 
 
 def _load(path: str) -> dict[str, np.ndarray]:
+    """The arrays by name, mapped where they can be."""
+    place = f"arrays:{path}"
     try:
+        if Path(path).is_dir():
+            files = {each.stem: each for each in sorted(Path(path).glob("*.npy"))}
+            return {name: np.load(file, "r", allow_pickle=False) for name, file in files.items()}
         with open(path, "rb") as file:
             loaded = np.load(file, allow_pickle=False)
             if isinstance(loaded, np.ndarray):
-                raise UsageError(f"arrays:{path}: holds one array; save several with np.savez")
-            return {name: loaded[name] for name in loaded.files}
+                raise UsageError(f"{place}: holds one array; save several with np.savez")
+            return {name: _mapped(path, loaded, name) for name in loaded.files}
     except FileNotFoundError:
-        raise UsageError(f"arrays:{path}: no such file") from None
+        raise UsageError(f"{place}: no such file or folder") from None
     except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise UsageError(f"arrays:{path}: not a complete .npz of plain arrays ({error})") from None
+        raise UsageError(f"{place}: not a complete .npz of plain arrays ({error})") from None
+
+
+def _mapped(path: str, loaded: np.lib.npyio.NpzFile, name: str) -> np.ndarray:
+    """An array of a .npz file; mapped if these are images that are not compressed."""
+    with zipfile.ZipFile(path) as archive:
+        member = archive.getinfo(f"{name}.npy")
+    if not name.endswith("images") or member.compress_type != zipfile.ZIP_STORED:
+        return loaded[name]
+    with open(path, "rb") as file:
+        file.seek(member.header_offset)
+        header = file.read(LOCAL_HEADER)
+        file.seek(sum(struct.unpack("<HH", header[26:])), os.SEEK_CUR)  # its name and its extra
+        version = np.lib.format.read_magic(file)
+        read = {
+            (1, 0): np.lib.format.read_array_header_1_0,
+            (2, 0): np.lib.format.read_array_header_2_0,
+        }.get(version)
+        if read is None:
+            return loaded[name]
+        shape, fortran, dtype = read(file)
+        if dtype.hasobject or not math.prod(shape):  # refused; or nothing to map
+            return loaded[name]
+        order = "F" if fortran else "C"
+        return np.memmap(path, dtype, "r", file.tell(), shape, order)
 
 
 def _pair(arrays: dict[str, np.ndarray], prefix: str, place: str) -> tuple[np.ndarray, np.ndarray]:
@@ -71,13 +119,16 @@ def _pair(arrays: dict[str, np.ndarray], prefix: str, place: str) -> tuple[np.nd
             f"{place}: {prefix}images is {images.dtype} {images.shape}; give uint8 (b, h, w, 3) "
             "or (b, h, w)"
         )
-    if not np.issubdtype(labels.dtype, np.integer) or labels.shape != images.shape[:1]:
+    several = labels.ndim == 2 and labels.shape[1] > 0
+    fits = labels.ndim == 1 + several and len(labels) == len(images)
+    if not np.issubdtype(labels.dtype, np.integer) or not fits:
         raise UsageError(
             f"{place}: {prefix}labels is {labels.dtype} {labels.shape}; give an integer for each "
-            f"of the {len(images)} images"
+            f"of the {len(images)} images, or several padded with -1"
         )
-    if not len(labels) or labels.min() < 0:
-        raise UsageError(f"{place}: {prefix}labels: give at least one, none below 0")
+    if not len(labels) or labels.min() < -several:
+        padding = "-1" if several else "0"
+        raise UsageError(f"{place}: {prefix}labels: give at least one, none below {padding}")
     return (rgb(images) if images.ndim == 3 else images), labels.astype(np.int64)
 
 
@@ -91,8 +142,9 @@ def _class_names(
         return tuple(str(i) for i in range(largest + 1))
     given = arrays["class_names"]
     class_names = tuple(map(str, given.reshape(-1)))
-    if given.ndim != 1 or len(set(class_names)) < len(class_names):
+    if given.ndim != 1:
         raise UsageError(f"{place}: class_names is not a list of distinct names")
+    check_distinct(class_names, f"{place}: class_names")
     if largest >= len(class_names):
         raise UsageError(
             f"{place}: label {largest} has no name; class_names holds {len(class_names)}, for "

@@ -3,23 +3,26 @@
 PATH/CLASS/...              not split: 80% of the images are train, 10% validation, 10% test
 PATH/train/CLASS/...        split into folders: train, validation (or val), test; without a
                             folder for validation, 10% of train
+
+The classes have the names of their folders, those of the training split, in alphabetical order. The
+names, sizes and times of the files are kept in an index (``index.py``).
 """
 
+import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from vmoe.config.data import Check, OnError
-from vmoe.data.check import unreadable
-from vmoe.data.decode import SUFFIXES, Found, ImageFile, image_files_below
-from vmoe.data.sources.files import FileSource
-from vmoe.data.sources.source import Skipped
-from vmoe.data.sources.splits import SPLITS, hashed_split, resolve_split
-from vmoe.errors import UsageError, listed
-
-LISTED = 20  # unreadable images that an error names
+from vmoe.data.decode import SUFFIXES, Found, image_files_below
+from vmoe.data.sources.files import FileSource, open_files
+from vmoe.data.sources.index import cached
+from vmoe.data.sources.source import NAMED
+from vmoe.data.sources.splits import resolve_split
+from vmoe.data.sources.table import TableWriter
+from vmoe.errors import UsageError
 
 
 def open_folder(
@@ -41,32 +44,41 @@ def open_folder(
     root, place = Path(path), f"folder:{path}"
     if not root.is_dir():
         raise UsageError(f"{place}: no such folder")
-    available = {name: folder for name in SPLITS if (folder := _split_folder(root, name))}
+    available = split_folders(root)
     stored_split, fractions = resolve_split(split, list(available), place)
     folder = available[stored_split] if stored_split else root
     class_names = _class_names(available.get("train", folder))
-    found = _find(folder, class_names)
-    images = [image for each in found.values() for image in each.images]
-    bad = unreadable(folder, images, check)
-    if bad and on_error == "fail":
-        raise UsageError(_listed(place, bad, len(images)))
-    source = _source(folder, class_names, found, f"{place}:{split}", bad)
-    if fractions:
-        index = hashed_split(
-            source.files, source.labels, fractions, class_names=class_names, place=place
-        )[split]
-        source = source.select(index)
-    if bad and split != "train":
-        readable = [i for i, file in enumerate(source.files) if str(folder / file) not in bad]
-        if not readable:
-            raise UsageError(f"{place}: no image of the split {split!r} can be read")
-        source = source.select(np.array(readable, int))
-    return source
+    key = hashlib.sha256(repr((class_names, fractions)).encode())
+    for found in _find(folder, class_names):
+        key.update(repr(found).encode())
+
+    def build(target: Path) -> None:
+        others, links, more = list[str](), list[str](), 0
+        with TableWriter(target) as table:
+            for label, found in enumerate(_find(folder, class_names)):
+                _append(table, found, label)
+                links += found.links
+                others += found.others
+                more += len(others[NAMED:])
+                del others[NAMED:]
+            table.finish(
+                class_names,
+                place=place,
+                fractions=fractions,
+                others=others,
+                more_others=more,
+                links=links,
+            )
+
+    index = cached(f"folder:{os.path.realpath(folder)}", key.hexdigest(), build)
+    return open_files(place, str(folder), index, split, check=check, on_error=on_error)
 
 
-def _split_folder(root: Path, split: str) -> Path | None:
-    folders = [root / name for name in (split, *(["val"] if split == "validation" else []))]
-    return next((folder for folder in folders if folder.is_dir()), None)
+def split_folders(root: Path) -> dict[str, Path]:
+    """The folders of the splits that a folder has, by split."""
+    folders = [("train", "train"), ("validation", "val"), ("validation", "validation")]
+    folders += [("test", "test")]
+    return {split: root / name for split, name in folders if (root / name).is_dir()}
 
 
 def _class_names(folder: Path) -> tuple[str, ...]:
@@ -83,53 +95,40 @@ def _class_names(folder: Path) -> tuple[str, ...]:
     return tuple(names)
 
 
-def _find(folder: Path, class_names: Sequence[str]) -> dict[str, Found]:
-    """The files of each class in a folder."""
+def _find(folder: Path, class_names: Sequence[str]) -> Iterator[Found]:
+    """The files of each class, in the order of the classes, by their paths in the folder."""
     if unknown := sorted(set(_class_names(folder)) - set(class_names)):
         raise UsageError(
             f"{folder}: class {unknown[0]!r} has no folder in the training split; add one, or "
             "remove the class"
         )
-    found = {name: image_files_below(folder / name) for name in class_names}
-    for name, files in found.items():
-        if (folder / name).is_dir() and not files.images:
+    for name in class_names:
+        found = _relative(image_files_below(folder / name), folder / name)
+        if (folder / name).is_dir() and not found.images:
             raise UsageError(
                 f"{folder / name}: no images in it ({', '.join(SUFFIXES)}); add some, or remove it"
             )
-    return found
+        yield found
 
 
-def _source(
-    folder: Path,
-    class_names: tuple[str, ...],
-    found: dict[str, Found],
-    name: str,
-    bad: dict[str, str],
-) -> FileSource:
-    """Every image of a folder."""
-    images: list[ImageFile] = [image for files in found.values() for image in files.images]
-    counts = [len(files.images) for files in found.values()]
-    return FileSource(
-        name=name,
-        folder=str(folder),
-        files=tuple(os.path.relpath(image.path, folder) for image in images),
-        labels=np.repeat(np.arange(len(class_names)), counts),
-        sizes=np.array([image.size for image in images], np.int64),
-        times=np.array([image.modified for image in images], np.int64),
-        class_names=class_names,
-        skipped=Skipped(
-            others=tuple(path for files in found.values() for path in files.others),
-            links=tuple(path for files in found.values() for path in files.links),
-            unreadable=frozenset(bad),
-        ),
+def _relative(found: Found, folder: Path) -> Found:
+    """The paths of the files of a class from the parent of its folder, however that is spelled."""
+
+    def relative(path: str) -> str:
+        return folder.name + path.removeprefix(str(folder))
+
+    return Found(
+        [image._replace(path=relative(image.path)) for image in found.images],
+        [relative(path) for path in found.others],
+        [relative(path) for path in found.links],
     )
 
 
-def _listed(place: str, bad: dict[str, str], count: int) -> str:
-    """One line that names the unreadable images."""
-    reasons = [f"{path} ({reason})" for path, reason in bad.items()]
-    named = listed(reasons, LISTED, separator="; ")
-    return (
-        f"{place}: {len(bad)} of {count} images cannot be read: {named}. Repair or remove them, "
-        "or set data.on_error=replace"
+def _append(table: TableWriter, found: Found, label: int) -> None:
+    """Appends the images of one class to a table."""
+    table.append(
+        [image.path for image in found.images],
+        [(label,)] * len(found.images),
+        sizes=np.array([image.size for image in found.images], np.int64),
+        times=np.array([image.modified for image in found.images], np.int64),
     )

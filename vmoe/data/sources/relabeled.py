@@ -32,12 +32,22 @@ class RelabeledSource:
     def skipped(self) -> Skipped:
         return self.source.skipped
 
+    @property
+    def max_labels(self) -> int:
+        return self.source.max_labels
+
     def __len__(self) -> int:
         return len(self.source)
 
     def __getitem__(self, index: int) -> Example:
         example = self.source[index]
-        return dataclasses.replace(example, label=self.new_labels[example.label])
+        return dataclasses.replace(example, labels=self._relabeled(example.labels))
+
+    def labels_of(self, index: int) -> tuple[int, ...]:
+        return self._relabeled(self.source.labels_of(index))
+
+    def _relabeled(self, labels: tuple[int, ...]) -> tuple[int, ...]:
+        return tuple(self.new_labels[label] for label in labels)
 
     def fingerprint(self) -> Fingerprint:
         """The other source's fingerprint, with the new class names and labels."""
@@ -49,7 +59,8 @@ class RelabeledSource:
 def relabel(source: Source, class_names: Sequence[str]) -> Source:
     """The same images, each labelled by the position of its class in ``class_names``.
 
-    ImageNet's classes may be named by their synsets, as its folders are.
+    If the classes are ImageNet's, by name or by synset, those of the source may be synsets, as
+    ImageNet's folders are, or all the numbers, as the folders of ImageNet-V2 are.
 
     Args:
         class_names: the classes of a model, in the order of its logits.
@@ -62,14 +73,24 @@ def relabel(source: Source, class_names: Sequence[str]) -> Source:
     """
     if source.class_names == tuple(class_names):
         return source
-    positions = {name: i for i, name in enumerate(class_names)}
-    if all(re.fullmatch(r"n\d{8}", name) for name in source.class_names):
-        for known in NAMES:
-            if tuple(class_names) == imagenet(known):
-                positions = {synset: i for i, synset in enumerate(synsets(known))}
+    positions = _imagenet(source.class_names, tuple(class_names)) or {
+        name: i for i, name in enumerate(class_names)
+    }
     for name in source.class_names:
         if name not in positions:
             what = f"{source.name} has a class that the model was not trained on,"
             raise UsageError(unknown(what, name, list(class_names)))
     new_labels = tuple(positions[name] for name in source.class_names)
     return RelabeledSource(source, new_labels, tuple(class_names))
+
+
+def _imagenet(names: tuple[str, ...], class_names: tuple[str, ...]) -> dict[str, int] | None:
+    """The positions of ImageNet's classes by synset or by number, if the names are such."""
+    for known in NAMES:
+        if class_names in (imagenet(known), synsets(known)):
+            if all(re.fullmatch(r"n\d{8}", name) for name in names):
+                return {synset: i for i, synset in enumerate(synsets(known))}
+            # Fewer numbers may be those of any classes, such as digits.
+            numbers = {str(i): i for i in range(len(class_names))}
+            return numbers if set(names) == numbers.keys() else None
+    return None

@@ -13,27 +13,32 @@ class Example:
 
     Attributes:
         image: the bytes of an image file, or RGB pixels in [0, 255].
-        label: the class, an index into ``Source.class_names``.
+        labels: its classes, as indices into ``Source.class_names``; empty if it has none.
         origin: where the image comes from, for error messages: a path, or "digits:train[3]".
     """
 
     image: bytes | UInt8[np.ndarray, "h w 3"]
-    label: int
+    labels: tuple[int, ...]
     origin: str
+
+
+NAMED = 5  # paths in a message
 
 
 class Skipped(NamedTuple):
     """Paths that a source leaves out.
 
     Attributes:
-        others: files that are not images by their suffix.
+        others: files that are not images by their suffix; the first few of many.
         links: symbolic links to folders.
         unreadable: images that cannot be read.
+        more_others: number of files that are not images beside ``others``.
     """
 
     others: tuple[str, ...] = ()
     links: tuple[str, ...] = ()
     unreadable: frozenset[str] = frozenset()
+    more_others: int = 0
 
 
 class Fingerprint(NamedTuple):
@@ -74,6 +79,10 @@ class Source(Protocol):
     def skipped(self) -> Skipped:
         """What is left out."""
 
+    @property
+    def max_labels(self) -> int:
+        """The largest number of labels of an example; at least 1."""
+
     def __len__(self) -> int:
         """The number of examples."""
 
@@ -83,6 +92,9 @@ class Source(Protocol):
         Raises:
             UsageError: its file cannot be read.
         """
+
+    def labels_of(self, index: int) -> tuple[int, ...]:
+        """The labels of the example at an index, without reading its image."""
 
     def fingerprint(self) -> Fingerprint:
         """Hashes of the data; a change of an image that is not in the sample may go unnoticed."""

@@ -5,8 +5,9 @@ import os
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Int, Int8, UInt64
 
+from vmoe.data.sources.index import CHUNK
 from vmoe.errors import UsageError, unknown
 
 SPLITS = ("train", "validation", "test")
@@ -61,8 +62,11 @@ def stratified_split(
         UsageError: a class has too few images for every split to get one.
     """
     chunks: dict[str, list[np.ndarray]] = {split: [] for split in (*fractions, "train")}
+    by_class = np.argsort(labels, kind="stable")
+    bounds = np.searchsorted(labels, np.arange(len(class_names) + 1), sorter=by_class)
     for label, class_name in enumerate(class_names):
-        members = np.random.default_rng(label).permutation(np.flatnonzero(labels == label))
+        of_class = by_class[bounds[label] : bounds[label + 1]]
+        members = np.random.default_rng(label).permutation(of_class)
         _require_one_each(class_name, len(members), fractions, place)
         start = 0
         for split, fraction in fractions.items():
@@ -73,37 +77,77 @@ def stratified_split(
     return {split: np.sort(np.concatenate(indices)) for split, indices in chunks.items()}
 
 
+def name_hashes(names: Sequence[str]) -> UInt64[np.ndarray, "x"]:
+    """For each name a number in [0, 2^64) that depends only on it."""
+    digests = b"".join(
+        hashlib.sha256(os.fsencode(name.replace(os.sep, "/"))).digest()[:8] for name in names
+    )
+    return np.frombuffer(digests, ">u8").astype(np.uint64)
+
+
 def hashed_split(
-    files: Sequence[str],
+    hashes: UInt64[np.ndarray, "x"], fractions: Mapping[str, float]
+) -> Int8[np.ndarray, "x"]:
+    """Splits images by the hashes of their names, so that adding or removing one moves no other.
+
+    Args:
+        hashes: by ``name_hashes``.
+        fractions: by split other than "train", the fraction of the images on average, in (0, 1).
+
+    Returns:
+        the split of each image, as an index into the keys of ``fractions``; "train" is the last.
+    """
+    bounds = np.cumsum(list(fractions.values()))
+    return np.searchsorted(bounds, (hashes >> np.uint64(16)) / 2**48, "right").astype(np.int8)
+
+
+def give_every_split_one(
+    chosen: Int8[np.ndarray, "b"],
+    hashes: UInt64[np.ndarray, "b"],
     labels: Int[np.ndarray, "b"],
     fractions: Mapping[str, float],
     *,
     class_names: Sequence[str],
     place: str,
-) -> dict[str, Int[np.ndarray, "x"]]:
-    """Splits a data set by a hash of each name, so that adding or removing one moves no other.
+) -> None:
+    """Lets every split have an image of every class that has images.
 
     A split of a class that would be empty takes the image of the class with the smallest hash.
 
-    Otherwise as ``stratified_split``, but a split gets its fraction only on average.
-
     Args:
-        files: the name of each image, with its class.
+        chosen: by ``hashed_split``; changed in place. Images with larger numbers are in splits
+            that are left as they are.
+        labels: the class of each image.
+
+    Raises:
+        UsageError: a class has too few images for every split to get one.
     """
-    hashes = np.array([_hash(file) for file in files])
-    bounds = np.cumsum(list(fractions.values()))
-    names = [*fractions, "train"]
-    chosen = np.searchsorted(bounds, hashes, side="right")
-    for label, class_name in enumerate(class_names):
-        members = np.flatnonzero(labels == label)
+    splits = len(fractions) + 1
+    counts = np.zeros((len(class_names), splits), np.int64)
+    for rows in _chunks(len(labels)):
+        own = chosen[rows] < splits
+        np.add.at(counts, (labels[rows][own], chosen[rows][own]), 1)
+    used = counts.any(1)
+    for label in np.flatnonzero(used).tolist():
+        _require_one_each(class_names[label], int(counts[label].sum()), fractions, place)
+    lacking = used & (counts == 0).any(1)
+    few = np.concatenate(
+        [
+            np.flatnonzero(lacking[labels[rows]] & (chosen[rows] < splits)) + rows.start
+            for rows in _chunks(len(labels))
+        ]
+    )
+    for label in np.flatnonzero(lacking):
+        members = few[labels[few] == label]
         members = members[np.argsort(hashes[members])]
-        _require_one_each(class_name, len(members), fractions, place)
-        for split in range(len(names)):
-            counts = np.bincount(chosen[members], minlength=len(names))
-            if not counts[split]:
-                spare = members[counts[chosen[members]] > 1]
-                chosen[spare[0]] = split
-    return {name: np.flatnonzero(chosen == i) for i, name in enumerate(names)}
+        for split in range(splits):
+            now = np.bincount(chosen[members], minlength=splits)
+            if not now[split]:
+                chosen[members[now[chosen[members]] > 1][0]] = split
+
+
+def _chunks(count: int) -> list[slice]:
+    return [slice(start, min(start + CHUNK, count)) for start in range(0, count, CHUNK)]
 
 
 def _require_one_each(
@@ -115,9 +159,3 @@ def _require_one_each(
             f"{place}: class {class_name!r} has {count} images, too few to split off {others}: add "
             f"images, or provide {others} separately"
         )
-
-
-def _hash(file: str) -> float:
-    """A number in [0, 1) that depends only on the name."""
-    digest = hashlib.sha256(os.fsencode(file.replace(os.sep, "/"))).digest()
-    return int.from_bytes(digest[:6], "big") / 2**48

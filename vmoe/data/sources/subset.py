@@ -4,11 +4,12 @@ import dataclasses
 import hashlib
 
 import numpy as np
+from jaxtyping import Int
 
 from vmoe.data.sources.source import Example, Fingerprint, Skipped, Source
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Subset:
     """Some examples of another source; see ``Source``.
 
@@ -17,7 +18,7 @@ class Subset:
     """
 
     source: Source
-    indices: tuple[int, ...]
+    indices: Int[np.ndarray, "b"]
 
     @property
     def name(self) -> str:
@@ -31,17 +32,24 @@ class Subset:
     def skipped(self) -> Skipped:
         return self.source.skipped
 
+    @property
+    def max_labels(self) -> int:
+        return self.source.max_labels
+
     def __len__(self) -> int:
         return len(self.indices)
 
     def __getitem__(self, index: int) -> Example:
-        return self.source[self.indices[index]]
+        return self.source[int(self.indices[index])]
+
+    def labels_of(self, index: int) -> tuple[int, ...]:
+        return self.source.labels_of(int(self.indices[index]))
 
     def fingerprint(self) -> Fingerprint:
         """The other source's fingerprint, with the indices."""
         fingerprint = self.source.fingerprint()
-        data = hashlib.sha256(repr((fingerprint.data, self.indices)).encode()).hexdigest()
-        return fingerprint._replace(data=data)
+        data = hashlib.sha256(fingerprint.data.encode() + self.indices.tobytes())
+        return fingerprint._replace(data=data.hexdigest())
 
 
 def sample(source: Source, count: int) -> Source:
@@ -53,4 +61,4 @@ def sample(source: Source, count: int) -> Source:
     if len(source) <= count:
         return source
     chosen = np.random.default_rng(0).choice(len(source), count, replace=False)
-    return Subset(source, tuple(sorted(chosen.tolist())))
+    return Subset(source, np.sort(chosen))

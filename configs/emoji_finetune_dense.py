@@ -1,0 +1,11 @@
+"""The dense twin of emoji_finetune.py, which starts from a run of emoji_pretrain_dense.py.
+
+    vmoe train --config configs/emoji_finetune_dense.py --workdir runs/emoji_finetune_dense \
+        --init runs/emoji_pretrain_dense
+"""
+
+from pathlib import Path
+
+from vmoe.config import load, replace
+
+config = replace(load(Path(__file__).with_name("emoji_finetune.py")), model=dict(sparse_blocks=()))

@@ -1,0 +1,10 @@
+"""The dense twin of emoji_pretrain.py: the same model with an MLP in every block.
+
+vmoe train --config configs/emoji_pretrain_dense.py --workdir runs/emoji_pretrain_dense
+"""
+
+from pathlib import Path
+
+from vmoe.config import load, replace
+
+config = replace(load(Path(__file__).with_name("emoji_pretrain.py")), model=dict(sparse_blocks=()))

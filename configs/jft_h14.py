@@ -1,0 +1,24 @@
+"""Pre-training of V-MoE H/14 on JFT-style data, as in the paper: jft_s32.py with another model.
+
+    vmoe train --config configs/jft_h14.py --workdir runs/jft_h14
+
+Peak learning rate 3e-4 and clipping of gradients to a global norm of 10, from the paper. It has not
+been trained here.
+"""
+
+from pathlib import Path
+
+from vmoe.config import load, replace
+from vmoe.models import model_config
+
+small = load(Path(__file__).with_name("jft_s32.py"))
+config = replace(
+    small,
+    model=model_config(
+        "vmoe_h14_every2_e32",
+        num_classes=small.model.num_classes,
+        head_bias=small.model.head_bias,
+        moe=dict(transfer_dtype="bfloat16"),
+    ),
+    optim=dict(lr=3e-4, grad_clip_norm=10.0),
+)

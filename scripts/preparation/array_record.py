@@ -1,0 +1,163 @@
+"""Writes a data set in the ArrayRecord form of TFDS, shard by shard.
+
+The images of a split are in the order of a hash of their names, so that every slice of it, such as
+``train[:99%]``, is a random sample. A shard is written beside its place and renamed, and one that
+is there is not written again: the same command resumes. The metadata is written last.
+"""
+
+import dataclasses
+import hashlib
+import io
+import json
+import os
+import re
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vmoe.data.progress import progress
+from vmoe.workdir.layout import replace_text
+
+SHARD_BYTES = 256 << 20  # of a shard, about
+PLAN = "plan.json"  # what an unfinished data set is made of
+OPTIONS = "group_size:1,uncompressed"  # one record is read at a time; images are compressed already
+
+
+@dataclasses.dataclass(frozen=True)
+class Split:
+    """The images of a split.
+
+    Attributes:
+        names: of the images; distinct.
+        sizes: in bytes.
+        places: by which to order reads, such as offsets in an archive.
+        read: the bytes of an image by its index.
+        fields: the other features of an example by its index, such as its label.
+    """
+
+    names: Sequence[str]
+    sizes: np.ndarray
+    places: np.ndarray
+    read: Callable[[int], bytes]
+    fields: Callable[[int], dict[str, Any]]
+
+
+def write(folder: Path, name: str, features: dict[str, Any], splits: Mapping[str, Split]) -> None:
+    """Writes a data set, or what is missing of it.
+
+    Args:
+        folder: of the version; made.
+        name: of the data set.
+        features: of TFDS, beside the image.
+
+    Raises:
+        SystemExit: the folder holds another data set, or cannot be written.
+    """
+    import tensorflow_datasets as tfds
+
+    features = tfds.features.FeaturesDict({"image": tfds.features.Image(), **features})
+    infos = []
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        _check_plan(folder, splits)
+        for split, images in splits.items():
+            shards = _shards(images)
+            template = tfds.core.ShardedFileTemplate(
+                data_dir=folder, dataset_name=name, split=split, filetype_suffix="array_record"
+            )
+            info = tfds.core.SplitInfo(
+                name=split,
+                shard_lengths=[len(shard) for shard in shards],
+                num_bytes=int(images.sizes.sum()),
+                filename_template=template,
+            )
+            _write_shards(info.filepaths, shards, images, features, f"{name} {split}")
+            infos.append(info)
+        tfds.folder_dataset.write_metadata(
+            data_dir=folder, features=features, split_infos=infos, check_data=False
+        )
+        (folder / PLAN).unlink()
+    except OSError as error:
+        raise SystemExit(f"{error.filename or folder}: {error.strerror or error}") from None
+    counts = ", ".join(f"{len(images.names):,} {split}" for split, images in splits.items())
+    print(f"{folder}: {counts} images; use tfds:{folder.absolute()}")
+
+
+def check_name(name: str) -> None:
+    """Checks that TFDS accepts the name of a data set.
+
+    Raises:
+        SystemExit: it does not.
+    """
+    if not re.fullmatch(r"[a-zA-Z]\w*", name):
+        raise SystemExit(
+            f"{name!r} is no name of a data set; use letters, digits and _, and a letter first"
+        )
+
+
+def is_complete(folder: Path) -> bool:
+    """Whether a data set is there already; prints that it is."""
+    complete = (folder / "dataset_info.json").exists()
+    if complete:
+        print(f"{folder}: is complete already")
+    return complete
+
+
+def _check_plan(folder: Path, splits: Mapping[str, Split]) -> None:
+    """Writes what the data set is made of, or checks it against what a stopped command wrote."""
+    digest = hashlib.sha256()
+    for split, images in splits.items():
+        digest.update(repr((split, SHARD_BYTES, OPTIONS)).encode())
+        digest.update("\n".join(images.names).encode(errors="surrogateescape"))
+        digest.update(np.asarray(images.sizes, np.int64).tobytes())
+    plan, path = json.dumps({"images": digest.hexdigest()}), folder / PLAN
+    if not path.exists():
+        unfinished = {f"{PLAN}.tmp"}  # of a command that was killed while it wrote the plan
+        if {each.name for each in folder.iterdir()} - unfinished:
+            raise SystemExit(f"{folder}: holds other files; give a new folder")
+        replace_text(path, plan)
+    elif path.read_text(encoding="utf-8", errors="replace") != plan:
+        raise SystemExit(f"{folder}: holds other images; remove it, or give another")
+
+
+def _shards(images: Split) -> list[np.ndarray]:
+    """The indices of the images of each shard."""
+    digests = [hashlib.sha256(name.encode(errors="surrogateescape")) for name in images.names]
+    order = np.argsort(np.array([digest.digest()[:8] for digest in digests]))
+    count = max(1, round(int(images.sizes.sum()) / SHARD_BYTES))
+    return np.array_split(order, min(count, len(order)))
+
+
+def _write_shards(
+    paths: Sequence[Any],
+    shards: Sequence[np.ndarray],
+    images: Split,
+    features: Any,
+    what: str,
+) -> None:
+    missing = [i for i, path in enumerate(paths) if not os.path.exists(path)]
+    if len(missing) < len(paths):
+        print(f"{what}: {len(paths) - len(missing)} shards are there already", file=sys.stderr)
+    for i in progress(missing, f"writing {what}", len(missing)):
+        _write_shard(Path(paths[i]), shards[i], images, features)
+
+
+def _write_shard(path: Path, indices: np.ndarray, images: Split, features: Any) -> None:
+    from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
+
+    content = {int(i): images.read(int(i)) for i in indices[np.argsort(images.places[indices])]}
+    unfinished = path.with_name(f".{path.name}")
+    writer = ArrayRecordWriter(str(unfinished), OPTIONS)
+    for i in indices.tolist():
+        fields = {"image": io.BytesIO(content[i]), **images.fields(i)}
+        writer.write(features.serialize_example(features.encode_example(fields)))
+    writer.close()
+    reader = ArrayRecordReader(str(unfinished))
+    written = reader.num_records()
+    reader.close()
+    if written != len(indices):
+        raise SystemExit(f"{unfinished}: has {written} of {len(indices)} images; is the disk full?")
+    unfinished.rename(path)

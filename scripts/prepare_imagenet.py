@@ -1,0 +1,105 @@
+"""Makes the data sets of ImageNet (ILSVRC 2012) from its official archives, in ArrayRecord form.
+
+    python scripts/prepare_imagenet.py data/tfds --devkit ILSVRC2012_devkit_t12.tar.gz \\
+        --train ILSVRC2012_img_train.tar --validation ILSVRC2012_img_val.tar --real real.json
+
+It writes ``imagenet2012/5.1.0`` with the splits train and validation, as TFDS names and splits it,
+without TensorFlow. Images are copied unchanged. With ``--real``, the file of "Are we done with
+ImageNet?" (arXiv 2006.07159), it also writes ``imagenet2012_real/1.0.0``: the validation images,
+each with several labels or none. The number of images of every class is checked against the devkit.
+The same command resumes after it was stopped.
+
+    TFDS_DATA_DIR=data/tfds vmoe train ... --data.name tfds:imagenet2012:train[:99%]
+    TFDS_DATA_DIR=data/tfds vmoe evaluate --checkpoint RUN \\
+        --data tfds:imagenet2012_real:validation --routing.capacity-factor 4.0
+
+ImageNet-V2 (arXiv 1902.10811) needs no preparation: its folders are numbers of classes. Put them
+into a folder ``test``, as in ``imagenet_v2/test/0`` to ``imagenet_v2/test/999``, and evaluate on
+``folder:imagenet_v2:test``.
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+import tensorflow_datasets as tfds
+from preparation.archives import Archive, Classes, find_training, find_validation, read_devkit
+from preparation.array_record import Split, is_complete, write
+
+
+def split_of(archive: Archive, labels: list[int]) -> Split:
+    """Images with one label each."""
+    return Split(
+        archive.names,
+        archive.sizes,
+        archive.offsets,
+        archive.read,
+        lambda i: {"label": labels[i], "file_name": archive.names[i]},
+    )
+
+
+def real_split(archive: Archive, classes: Classes, path: Path) -> Split:
+    """The validation images with the labels of ReaL.
+
+    Raises:
+        SystemExit: the file has no list of labels for each image.
+    """
+    try:
+        real = json.loads(path.read_text())
+        wrong = [
+            labels
+            for labels in real
+            if not isinstance(labels, list)
+            or not all(
+                isinstance(each, int) and 0 <= each < len(classes.synsets) for each in labels
+            )
+        ]
+    except (OSError, ValueError, TypeError) as error:
+        raise SystemExit(f"{path}: cannot be read ({error})") from None
+    if wrong or len(real) != len(archive.names):
+        raise SystemExit(
+            f"{path}: {len(real):,} lists of labels for {len(archive.names):,} images, "
+            f"{len(wrong)} of them wrong"
+        )
+    print(f"{path}: {sum(not labels for labels in real):,} of {len(real):,} images have no label")
+    return Split(
+        archive.names,
+        archive.sizes,
+        archive.offsets,
+        archive.read,
+        lambda i: {
+            "original_label": classes.validation[i],
+            "real_label": real[i],
+            "file_name": archive.names[i],
+        },
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("destination", type=Path, help="TFDS_DATA_DIR; made if it is missing")
+    parser.add_argument("--devkit", type=Path, required=True, help="ILSVRC2012_devkit_t12.tar.gz")
+    parser.add_argument("--train", type=Path, required=True, help="ILSVRC2012_img_train.tar")
+    parser.add_argument("--validation", type=Path, required=True, help="ILSVRC2012_img_val.tar")
+    parser.add_argument("--real", type=Path, help="real.json of ImageNet ReaL")
+    options = parser.parse_args()
+    imagenet = options.destination / "imagenet2012" / "5.1.0"
+    real = options.destination / "imagenet2012_real" / "1.0.0"
+    classes = read_devkit(options.devkit)
+    validation = find_validation(options.validation, len(classes.validation))
+    label = tfds.features.ClassLabel(names=classes.synsets)
+    name = {"file_name": tfds.features.Text()}
+    if not is_complete(imagenet):
+        splits = {
+            "train": split_of(*find_training(options.train, classes)),
+            "validation": split_of(validation, classes.validation),
+        }
+        write(imagenet, "imagenet2012", {"label": label, **name}, splits)
+    if options.real and not is_complete(real):
+        features = {"original_label": label, "real_label": tfds.features.Sequence(label), **name}
+        split = real_split(validation, classes, options.real)
+        write(real, "imagenet2012_real", features, {"validation": split})
+
+
+if __name__ == "__main__":
+    main()

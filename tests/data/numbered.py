@@ -1,0 +1,45 @@
+"""Batches for the tests of readers, in a module of its own, so that workers import little."""
+
+import os
+import random
+import signal
+import threading
+import time
+from typing import Any
+
+import numpy as np
+
+from vmoe.errors import UsageError
+
+
+class Numbers:
+    """Batches that hold their number, and the process that read them."""
+
+    def __getitem__(self, number: int) -> dict[str, Any]:
+        time.sleep(random.random() / 50)
+        array = np.full((number % 3 + 1, 1000), number, np.int32)
+        flags = np.arange(number) % 2 == 0
+        settings = os.environ.get("JAX_PLATFORMS")
+        return {"array": array, "flags": flags, "pid": os.getpid(), "jax": settings}
+
+
+class Failing:
+    """Batches whose third raises an error, or never comes, or ends the process."""
+
+    def __init__(self, how: str):
+        self.how = how
+
+    def __getitem__(self, number: int) -> int:
+        if number == 2:
+            match self.how:
+                case "error":
+                    raise UsageError("photos/3.png: cannot be read")
+                case "connection":
+                    raise ConnectionResetError("the server of the data is gone")
+                case "hang":
+                    threading.Event().wait()
+                case "killed":
+                    os.kill(os.getpid(), signal.SIGKILL)
+                case "exit":
+                    os._exit(3)
+        return number

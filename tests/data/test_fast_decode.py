@@ -1,0 +1,142 @@
+"""The fast mode sees the same images as the exact mode, up to rounding and reduced decoding."""
+
+import io
+
+import cv2
+import numpy as np
+import pytest
+from PIL import Image
+
+from vmoe.data.decode import decode
+from vmoe.data.fast_decode import decode_crop_and_resize
+from vmoe.data.random_crop import Box, crop_and_resize
+from vmoe.data.resize import resize
+from vmoe.errors import UsageError
+
+ORIENTATION = 0x0112  # the EXIF tag
+
+
+def photo(h: int = 96, w: int = 128) -> Image.Image:
+    """Smooth colours, different at every edge."""
+    noise = np.random.default_rng(0).integers(0, 256, (h // 16, w // 16, 3), dtype=np.uint8)
+    return Image.fromarray(noise).resize((w, h), Image.Resampling.BICUBIC)
+
+
+def encode(image: Image.Image, suffix: str, **options: object) -> bytes:
+    file = io.BytesIO()
+    image.save(file, suffix, **options)
+    return file.getvalue()
+
+
+def whole(h: int, w: int) -> Box:
+    return Box(0, 0, h, w)
+
+
+def difference(a: np.ndarray, b: np.ndarray) -> int:
+    assert a.shape == b.shape and a.dtype == b.dtype == np.uint8
+    return np.abs(a.astype(int) - b).max()
+
+
+READ_BY_OPENCV = {
+    "JPEG": encode(photo(), "JPEG"),
+    "progressive JPEG": encode(photo(), "JPEG", progressive=True),
+    "JPEG without subsampling": encode(photo(), "JPEG", subsampling=0),
+    "JPEG in RGB": encode(photo(), "JPEG", keep_rgb=True),
+    "grey JPEG": encode(photo().convert("L"), "JPEG"),
+    "two pictures": encode(photo(), "MPO", save_all=True, append_images=[photo()]),
+    "PNG": encode(photo(), "PNG"),
+    "grey PNG": encode(photo().convert("L"), "PNG"),
+    "WebP": encode(photo(), "WEBP"),
+    "BMP": encode(photo(), "BMP"),
+}
+PALETTE, TRANSPARENT = photo().quantize(16), photo().convert("RGBA")
+TRANSPARENT.putalpha(100)
+REFUSED = {
+    "CMYK JPEG": encode(photo().convert("CMYK"), "JPEG"),
+    "16 bits, grey": encode(Image.fromarray(np.full((96, 128), 257 * 90, np.uint16)), "PNG"),
+    "16 bits": cv2.imencode(".png", np.full((96, 128, 3), 257 * 90, np.uint16))[1].tobytes(),
+    "transparent PNG": encode(TRANSPARENT, "PNG"),
+    "transparent WebP": encode(TRANSPARENT, "WEBP"),
+    "palette": encode(PALETTE, "PNG"),
+    "one transparent colour": encode(photo(), "PNG", transparency=(0, 0, 0)),
+    "GIF": encode(PALETTE, "GIF"),
+    "TIFF": encode(photo(), "TIFF"),
+}
+
+
+@pytest.mark.parametrize("kind", READ_BY_OPENCV | REFUSED)
+def test_every_kind_of_image_equals_pillows_up_to_the_rounding_of_the_resizing(kind: str) -> None:
+    """Those that OpenCV reads differently are decoded by Pillow, which the result says."""
+    image, box = (READ_BY_OPENCV | REFUSED)[kind], Box(10, 20, 80, 70)
+    found = decode_crop_and_resize(image, kind, lambda h, w: box, 64)
+    expected = crop_and_resize(decode(image, kind), box, 64, "tf_bilinear")
+    assert difference(found.pixels, expected) <= 1
+    assert found.refused == (kind in REFUSED)
+
+
+@pytest.mark.parametrize(
+    ("size", "scale"),
+    [(128, 1), (96, 1), (50, 1), (48, 2), (25, 2), (24, 4), (13, 4), (12, 8), (3, 8)],
+)
+def test_a_jpeg_is_reduced_while_decoding_only_as_far_as_the_crop_allows(
+    size: int, scale: int
+) -> None:
+    """Of means over 1, 2, 4 or 8 pixels squared, which differ in a noisy image."""
+    noise = np.random.default_rng(0).integers(0, 256, (192, 256, 3), dtype=np.uint8)
+    image = encode(Image.fromarray(noise), "JPEG", subsampling=0, quality=95)
+    box = Box(16, 32, 96, 112)
+    found = decode_crop_and_resize(image, "noise", lambda h, w: box, size)
+    pixels = decode(image, "noise")[box.slices].astype(float)
+    errors = {}
+    for side in (1, 2, 4, 8):
+        means = pixels.reshape(96 // side, side, 112 // side, side, 3).mean((1, 3))
+        expected = resize(means.round().astype(np.uint8), size, size, "tf_bilinear")
+        errors[side] = np.abs(found.pixels - expected.astype(float)).mean()
+    assert min(errors, key=lambda side: errors[side]) == scale and errors[scale] < 5
+
+
+@pytest.mark.parametrize("exif", [True, False])
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize(("suffix", "size"), [("JPEG", 48), ("JPEG", 18), ("PNG", 18)])
+def test_the_exif_orientation_is_applied_or_ignored_as_in_the_exact_mode(
+    suffix: str, size: int, orientation: int, exif: bool
+) -> None:
+    """Also where a JPEG is decoded at a quarter of its size, for 18 pixels; a PNG is not."""
+    tags, sides, box = Image.Exif(), [], Box(8, 0, 72, 88)
+    tags[ORIENTATION] = orientation
+    image = encode(photo(), suffix, exif=tags)
+    found = decode_crop_and_resize(
+        image, "photo", lambda h, w: sides.append((h, w)) or box, size, exif=exif
+    )
+    assert sides == [(128, 96) if exif and orientation >= 5 else (96, 128)] and not found.refused
+    pixels = decode(image, "photo", exif=exif)
+    assert pixels.shape[:2] == sides[0]
+    reduced = suffix == "JPEG" and size == 18
+    expected = crop_and_resize(pixels, box, size, "bilinear" if reduced else "tf_bilinear")
+    assert difference(found.pixels, expected) <= (16 if reduced else 1)
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WebP", "BMP", "CMYK JPEG"])
+def test_a_truncated_image_is_refused_as_in_the_exact_mode(
+    kind: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    image = (READ_BY_OPENCV | REFUSED)[kind]
+    for length in (0, 10, len(image) // 3, len(image) - 40):
+        with pytest.raises(UsageError) as exact:
+            decode(image[:length], "photo")
+        with pytest.raises(UsageError) as fast:
+            decode_crop_and_resize(image[:length], "photo", whole, 32)
+        assert str(fast.value) == str(exact.value)
+    assert capfd.readouterr().err == ""
+
+
+def test_pixels_are_cropped_and_resized_alike() -> None:
+    pixels = np.asarray(photo())
+    found = decode_crop_and_resize(pixels, "array", lambda h, w: Box(1, 2, 60, 50), 40)
+    expected = crop_and_resize(pixels, Box(1, 2, 60, 50), 40, "tf_bilinear")
+    assert difference(found.pixels, expected) <= 1 and not found.refused
+
+
+def test_opencv_starts_no_threads_of_its_own() -> None:
+    decode_crop_and_resize(READ_BY_OPENCV["JPEG"], "photo", whole, 32)
+    assert cv2.getNumThreads() == 1

@@ -1,0 +1,183 @@
+"""Reading ahead, in threads and in worker processes that die, hang or outlive their parent."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from scripts.kill_test import alive
+from tests.data.numbered import Failing, Numbers
+from vmoe.config import DataConfig, TrainConfig, ViTConfig
+from vmoe.config.preprocessing import Preprocessing
+from vmoe.data.pipeline import evaluation_batches, training_batches
+from vmoe.data.reading import read_ahead
+from vmoe.data.sources import open_source
+from vmoe.data.workers import WorkerDied, Workers, check_shared_memory
+from vmoe.errors import UsageError
+
+ROOT = Path(__file__).parents[2]
+
+
+class Ended(Exception):
+    """Ends a wait."""
+
+
+def wait_for_end(pid: int) -> None:
+    deadline = time.monotonic() + 30
+    while alive(pid):
+        assert time.monotonic() < deadline, "the process is still there"
+        time.sleep(0.01)
+
+
+@pytest.mark.parametrize("count", [0, 1, 3])
+def test_batches_come_in_order_whoever_reads_them(count: int) -> None:
+    before = os.environ.get("JAX_PLATFORMS")
+    with Workers(count) as workers:
+        with read_ahead(Numbers(), 5, 20, workers) as reader:
+            batches = list(reader)
+        with read_ahead(Numbers(), 0, 0, workers) as reader:
+            assert not list(reader)
+    for number, batch in enumerate(batches, 5):
+        np.testing.assert_array_equal(
+            batch["array"], np.full((number % 3 + 1, 1000), number, np.int32)
+        )
+        np.testing.assert_array_equal(batch["flags"], Numbers()[number]["flags"])
+    pids = {batch["pid"] for batch in batches}
+    assert len(pids) == max(count, 1) and (os.getpid() in pids) == (count == 0)
+    assert {batch["jax"] for batch in batches} == ({"cpu"} if count else {before})
+    assert os.environ.get("JAX_PLATFORMS") == before
+    assert not any(alive(pid) for pid in pids - {os.getpid()})
+
+
+def test_a_worker_reads_the_batches_that_the_steps_define() -> None:
+    """The oracle reads in this process. The shared memory grows with the batches."""
+    model = ViTConfig(patch_size=2, image_size=8, num_classes=10)
+    data = DataConfig(rotate=10.0, shift=1, erasing=0.5, crop_min_area=0.3)
+    config = TrainConfig(model=model, data=data, seed=3)
+    train, validation = (open_source("digits", split) for split in ("train", "validation"))
+    batches = training_batches(train, config)
+    sizes = dict(batch_size=100, preprocessing=Preprocessing(16))
+    with Workers(1) as workers:
+        with read_ahead(batches, 40, 3, workers) as reader:
+            ours = [read.batch for read in reader]
+        ours += evaluation_batches(validation, **sizes, workers=workers)
+    oracle = [batches[i].batch for i in (40, 41, 42)] + [*evaluation_batches(validation, **sizes)]
+    for one, other in zip(ours, oracle, strict=True):
+        for x, y in zip(one, other, strict=True):
+            np.testing.assert_array_equal(x, y)
+            assert x.dtype == y.dtype
+
+
+@pytest.mark.parametrize("count", [0, 1])
+def test_an_error_is_raised_in_its_place(count: int) -> None:
+    for how, kind, message in [
+        ("error", UsageError, "photos/3.png: cannot be read"),
+        ("connection", ConnectionResetError, "the server of the data is gone"),
+    ]:
+        with Workers(count) as workers, read_ahead(Failing(how), 0, 5, workers) as reader:
+            assert [next(reader), next(reader)] == [0, 1]
+            with pytest.raises(kind) as caught:
+                next(reader)
+            assert str(caught.value) == message
+
+
+@pytest.mark.parametrize(
+    ("how", "line"),
+    [
+        ("killed", "data worker 1 of 1 was killed by SIGKILL, perhaps because the machine is out"),
+        ("exit", "data worker 1 of 1 ended with status 3; its error is above: use fewer"),
+    ],
+)
+def test_a_worker_that_dies_is_an_error_with_its_name_and_a_remedy(how: str, line: str) -> None:
+    with Workers(1) as workers, read_ahead(Failing(how), 0, 5, workers) as reader:
+        assert [next(reader), next(reader)] == [0, 1]
+        with pytest.raises(WorkerDied) as caught:
+            next(reader)
+    message = str(caught.value)
+    assert message.startswith(line) and message.endswith("run the same command to resume")
+    assert "\n" not in message
+
+
+@pytest.mark.parametrize("count", [0, 1])
+def test_a_wait_for_a_source_that_hangs_can_be_ended(count: int) -> None:
+    batches: list[int] = []
+
+    def on_wait(seconds: int) -> None:
+        if len(batches) == 2:
+            raise Ended(f"waited for {seconds} s")
+
+    with (
+        Workers(count) as workers,
+        read_ahead(Failing("hang"), 0, 5, workers, on_wait=on_wait) as reader,
+        pytest.raises(Ended, match=r"waited for \d s"),
+    ):
+        for batch in reader:
+            batches.append(batch)
+    assert batches == [0, 1]
+
+
+SCRIPT = """
+import os, signal, sys, time
+from tests.data.numbered import Failing, Numbers
+from vmoe.data.reading import read_ahead
+from vmoe.data.workers import Workers
+
+def end(seconds):
+    raise TimeoutError
+
+if __name__ == "__main__":
+    workers = Workers(int(sys.argv[2]))
+    with read_ahead(Numbers(), 0, 1, workers, on_wait=lambda seconds: None) as reader:
+        print(next(reader)["pid"], flush=True)
+    if sys.argv[1] == "idle":
+        os.kill(os.getpid(), signal.SIGKILL)
+    try:
+        list(read_ahead(Failing("hang"), 0, 5, workers, on_wait=end))
+    except TimeoutError:
+        print("ended", flush=True)
+    if sys.argv[1] == "reading":
+        os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.mark.parametrize(
+    ("state", "count"), [("idle", 1), ("reading", 1), ("not closed", 1), ("not closed", 0)]
+)
+def test_no_process_is_left_behind_and_none_keeps_another_from_ending(
+    state: str, count: int, tmp_path: Path
+) -> None:
+    """A process is killed, or ends without closing its reader while a read hangs."""
+    script = tmp_path / "script.py"
+    script.write_text(SCRIPT)
+    run = subprocess.run(
+        [sys.executable, script, state, str(count)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+    )
+    assert run.returncode == (0 if state == "not closed" else -signal.SIGKILL), run.stderr
+    assert not run.stderr and ("ended" in run.stdout) == (state != "idle")
+    wait_for_end(int(run.stdout.split()[0]))
+
+
+def test_a_signal_that_stops_the_run_does_not_end_a_worker() -> None:
+    with Workers(1) as workers, read_ahead(Numbers(), 0, 60, workers) as reader:
+        pid = next(reader)["pid"]
+        for number in (signal.SIGTERM, signal.SIGINT):
+            os.kill(pid, number)
+        assert {batch["pid"] for batch in reader} == {pid}
+
+
+def test_shared_memory_that_is_too_small_is_named() -> None:
+    if not os.path.isdir("/dev/shm"):
+        pytest.skip("this system does not show its shared memory")
+    check_shared_memory(2, 1 << 20)
+    check_shared_memory(0, 1 << 60)
+    with pytest.raises(UsageError, match=r"data.num_workers=2: a batch of .* /dev/shm has .* MiB"):
+        check_shared_memory(2, 1 << 60)

@@ -1,0 +1,260 @@
+"""Data sets of TFDS in ArrayRecord form, written and read without TensorFlow."""
+
+import ctypes
+import io
+import json
+import pickle
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from vmoe.data.decode import decode
+from vmoe.data.sources import Source, open_source
+from vmoe.data.sources.tfds import TfdsSource
+from vmoe.errors import UsageError
+
+SHARDS = {"train": (40, 41, 19), "test": (7, 3)}
+
+
+def png(value: int) -> io.BytesIO:
+    file = io.BytesIO()
+    Image.fromarray(np.full((4, 4, 3), value, np.uint8)).save(file, "png")
+    file.seek(0)
+    return file
+
+
+def build(folder: Path, label: Any, labels: Any = lambda i: i % 3, name: str = "label") -> Path:
+    """A data set by TFDS; all pixels of the i-th image have the value i."""
+    import tensorflow_datasets as tfds
+    from array_record.python.array_record_module import ArrayRecordWriter
+
+    folder.mkdir(parents=True)
+    features = tfds.features.FeaturesDict(
+        {"image": tfds.features.Image(encoding_format="png"), name: label}
+    )
+    splits = []
+    for split, counts in SHARDS.items():
+        template = tfds.core.ShardedFileTemplate(
+            data_dir=folder, dataset_name="photos", split=split, filetype_suffix="array_record"
+        )
+        splits.append(
+            tfds.core.SplitInfo(
+                name=split, shard_lengths=list(counts), num_bytes=0, filename_template=template
+            )
+        )
+        start = 0
+        for shard, count in zip(splits[-1].filepaths, counts, strict=True):
+            writer = ArrayRecordWriter(str(shard), "group_size:1")
+            for i in range(start, start + count):
+                example = features.encode_example({"image": png(i), name: labels(i)})
+                writer.write(features.serialize_example(example))
+            writer.close()
+            start += count
+    tfds.folder_dataset.write_metadata(
+        data_dir=folder, features=features, split_infos=splits, check_data=False
+    )
+    return folder
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of data sets: photos, of three named classes."""
+    from tensorflow_datasets import features
+
+    root = tmp_path_factory.mktemp("tfds")
+    build(root / "photos" / "1.2.0", features.ClassLabel(names=["cat", "dog", "owl"]))
+    return root
+
+
+@pytest.fixture
+def photos(prepared: Path, tmp_path: Path) -> Path:
+    """A copy, to be broken."""
+    return shutil.copytree(prepared / "photos" / "1.2.0", tmp_path / "photos" / "1.2.0")
+
+
+def values(source: Source) -> list[int]:
+    return [int(decode(source[i].image, "")[0, 0, 0]) for i in range(len(source))]
+
+
+@pytest.mark.parametrize(
+    ("split", "expected"),
+    [
+        ("train", range(90)),
+        ("validation", range(90, 100)),
+        ("test", range(10)),
+        ("train[:100%]", range(100)),
+        ("train[:99%]", range(99)),
+        ("train[99%:]", range(99, 100)),
+        ("train[39:83]", range(39, 83)),
+        ("train[-5:]", range(95, 100)),
+        ("test+train[:3]", [*range(10), 0, 1, 2]),
+    ],
+)
+def test_splits_and_slices_are_those_of_tfds(
+    prepared: Path, split: str, expected: Sequence[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TFDS_DATA_DIR", str(prepared))
+    source = open_source("tfds:photos", split)
+    assert values(source) == list(expected) and source.class_names == ("cat", "dog", "owl")
+    assert [source[i].labels for i in range(len(source))] == [(i % 3,) for i in expected]
+    assert [source.labels_of(i) for i in range(len(source))] == [(i % 3,) for i in expected]
+    assert source.max_labels == 1
+
+
+def test_a_data_set_is_found_by_name_version_or_path(
+    prepared: Path, photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TFDS_DATA_DIR", str(prepared))
+    folder = prepared / "photos"
+    names = ["photos", "photos:1.2.0", str(folder), str(folder / "1.2.0")]
+    sources = [open_source(f"tfds:{name}", "test") for name in names]
+    assert len({source.fingerprint() for source in sources}) == 1
+    shutil.copytree(photos, photos.with_name("1.10.0"))
+    assert "1.10.0" in open_source(f"tfds:{photos.parent}", "test").__reduce__()[1][1]
+    for name, message in {
+        "photo": "has no data set 'photo': did you mean 'photos'",
+        "photos:2.0.0": "no version '2.0.0': did you mean '1.2.0'",
+        "photos/small": "no data set 'photos/small'",
+        str(prepared / "nothing"): "no prepared data set",
+        str(prepared): "choose from tfds:.*/photos",
+    }.items():
+        with pytest.raises(UsageError, match=message):
+            open_source(f"tfds:{name}", "test")
+    monkeypatch.setenv("TFDS_DATA_DIR", str(prepared / "nothing"))
+    with pytest.raises(UsageError, match="no data sets in .*nothing; set TFDS_DATA_DIR"):
+        open_source("tfds:photos", "test")
+
+
+def test_examples_have_several_labels_or_none(tmp_path: Path) -> None:
+    from tensorflow_datasets import features
+
+    several = features.Sequence(features.ClassLabel(num_classes=5))
+    folder = build(tmp_path / "real", several, lambda i: list(range(i % 4)), "real_label")
+    source = open_source(f"tfds:{folder}", "test")
+    assert source.max_labels == 3 and source.class_names == tuple("01234")
+    assert [source.labels_of(i) for i in range(10)] == [tuple(range(i % 4)) for i in range(10)]
+    assert [source[i].labels for i in range(10)] == [source.labels_of(i) for i in range(10)]
+    single = features.ClassLabel(num_classes=5)
+    folder = build(tmp_path / "hidden", single, lambda i: -1)
+    assert open_source(f"tfds:{folder}", "test")[0].labels == ()
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads Linux's own figures")
+def test_above_ten_million_records_no_place_of_each_is_in_memory(
+    photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Here above 100,000: the places of 150,000 records would take 1.2 MB."""
+    monkeypatch.setattr("vmoe.data.sources.tfds.IN_MEMORY", 100_000)
+    from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
+
+    values(open_source(f"tfds:{photos}", "train"))  # starts the threads of the reader
+    shard = next(photos.glob("*test*00001-of-00002"))
+    record = ArrayRecordReader(str(shard)).read([0])[0]
+    writer = ArrayRecordWriter(str(shard), "group_size:1,uncompressed")
+    for _ in range(150_000):
+        writer.write(record)
+    writer.close()
+    info = json.loads((photos / "dataset_info.json").read_text())
+    info["splits"][1]["shardLengths"] = ["7", "150000"]
+    change(photos, splits=info["splits"])
+    before = private_kb()
+    source = TfdsSource("photos", str(photos), "test")
+    assert source[100_000].labels == source[7].labels
+    grown = private_kb() - before
+    assert grown < 600, f"{grown} kB"
+
+
+def private_kb() -> int:
+    """Memory of this process that is in use and not shared."""
+    ctypes.CDLL(None).malloc_trim(0)
+    status = Path("/proc/self/status").read_text()
+    return int(status.split("RssAnon:")[1].split()[0])
+
+
+def test_a_pickled_source_reopens_the_files(photos: Path) -> None:
+    source = open_source(f"tfds:{photos}", "train[7:50]")
+    pickled = pickle.dumps(source)
+    assert len(pickled) < 500
+    unpickled = pickle.loads(pickled)
+    assert values(unpickled) == list(range(7, 50)) and unpickled.name == source.name
+    assert unpickled.fingerprint() == source.fingerprint()
+    assert source.fingerprint() != open_source(f"tfds:{photos}", "train[7:51]").fingerprint()
+
+
+def change(photos: Path, **fields: Any) -> None:
+    info = json.loads((photos / "dataset_info.json").read_text())
+    (photos / "dataset_info.json").write_text(json.dumps(info | fields))
+
+
+@pytest.mark.parametrize("split", ["train[", "valid", "train[:200%]"])
+def test_splits_that_do_not_exist_are_refused(photos: Path, split: str) -> None:
+    with pytest.raises(UsageError, match=r"photos/1.2.0: .*plit") as error:
+        open_source(f"tfds:{photos}", split)
+    assert "\n" not in str(error.value)
+
+
+def test_an_empty_slice_is_refused(photos: Path) -> None:
+    with pytest.raises(UsageError, match=r"the split 'train\[30:10\]' has no images"):
+        open_source(f"tfds:{photos}", "train[30:10]")
+
+
+@pytest.mark.parametrize(
+    ("form", "message"),
+    [
+        ("tfrecord", "stored as tfrecord, which only TensorFlow can read; .*array_record"),
+        ("parquet", "stored as parquet, from which rows are lost"),
+    ],
+)
+def test_other_forms_are_refused_with_the_remedy(photos: Path, form: str, message: str) -> None:
+    change(photos, fileFormat=form)
+    with pytest.raises(UsageError, match=message):
+        open_source(f"tfds:{photos}", "test")
+
+
+def test_another_number_of_examples_than_the_metadata_says_is_refused(photos: Path) -> None:
+    info = json.loads((photos / "dataset_info.json").read_text())
+    info["splits"][1]["shardLengths"] = ["7", "4"]
+    change(photos, splits=info["splits"])
+    with pytest.raises(UsageError, match="00001-of-00002: has 3 examples, .* says 4"):
+        open_source(f"tfds:{photos}", "test")
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5, 0.999])
+def test_a_truncated_or_missing_shard_is_refused(photos: Path, share: float) -> None:
+    shard = next(photos.glob("*test*00001-of-00002"))
+    content = shard.read_bytes()
+    shard.write_bytes(content[: int(share * len(content))])
+    with pytest.raises(UsageError, match="00001-of-00002: truncated or corrupt"):
+        open_source(f"tfds:{photos}", "test")
+    shard.unlink()
+    with pytest.raises(UsageError, match="00001-of-00002: no such file"):
+        open_source(f"tfds:{photos}", "test")
+
+
+def test_features_without_an_image_or_a_class_are_refused(tmp_path: Path) -> None:
+    import tensorflow_datasets as tfds
+
+    folder = build(tmp_path / "text", tfds.features.Text(), lambda i: "cat")
+    with pytest.raises(UsageError, match="the feature label is Text.*ClassLabel"):
+        open_source(f"tfds:{folder}", "test")
+    folder = build(tmp_path / "other", tfds.features.ClassLabel(num_classes=3), name="class")
+    with pytest.raises(UsageError, match="the features are class, image; none"):
+        open_source(f"tfds:{folder}", "test")
+
+
+def test_tensorflow_is_not_imported_and_tfds_only_when_it_is_used(prepared: Path) -> None:
+    code = f"""
+import sys
+from vmoe.data.sources import open_source
+assert not {{"tensorflow_datasets", "datasets", "array_record"}} & set(sys.modules)
+open_source("tfds:{prepared / "photos"}", "test")[0]
+assert not {{"tensorflow", "jax"}} & set(sys.modules)
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -1,0 +1,99 @@
+"""The miniature: a row per model and seed, which is made once, and a table of all rows."""
+
+import csv
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+ROOT = Path(__file__).parents[1]
+SCRIPT = ROOT / "scripts" / "miniature.py"
+SHOTS = (1, 5, 10, 25)
+VENDORS = ("google", "twitter")
+
+
+def run(folder: Path, *options: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(SCRIPT), "--workdir", str(folder / "runs"), "--jobs", "1"]
+    command += ["--rows", str(folder / "rows"), "--data", str(folder / "data"), *options]
+    return subprocess.run(command, capture_output=True, text=True)
+
+
+def draw_emoji(folder: Path) -> None:
+    """A data set as scripts/prepare_emoji.py makes it: noise of two categories and three words."""
+    random = np.random.default_rng(0)
+    folder.mkdir()
+    splits = [*["train"] * 64, "validation", "validation", "test", "test"]
+    for vendor in VENDORS:
+        rows = []
+        for i, split in enumerate(splits):
+            path = f"{i}-{vendor}.png"
+            Image.fromarray(random.integers(0, 256, (8, 8, 3), np.uint8)).save(folder / path)
+            rows.append((path, "ab"[i % 2], ("x|y", "y|z")[i % 2], split))
+        for suffix, label, column in (("", "label", 1), ("_words", "labels", 2)):
+            with (folder / f"{vendor}{suffix}.csv").open("w", newline="") as text:
+                lines = [(row[0], row[column], row[3]) for row in rows]
+                csv.writer(text).writerows([("path", label, "split"), *lines])
+
+
+@pytest.mark.slow
+def test_a_model_is_pre_trained_probed_fine_tuned_and_evaluated_on_both_vendors(
+    tmp_path: Path,
+) -> None:
+    draw_emoji(tmp_path / "data")
+    result = run(tmp_path, "--only", "dense", "--seeds", "1", "--steps", "2")
+    assert result.returncode == 0, result.stderr
+    row = json.loads((tmp_path / "rows" / "dense-1.json").read_text())
+    assert (row["model"], row["seed"], row["steps"]) == ("dense", 1, [2, 2])
+    probes = {f"probe.{shots}.{vendor}" for shots in SHOTS for vendor in VENDORS}
+    assert row["figures"].keys() == {"words", *probes, "finetuned.google", "finetuned.twitter"}
+    assert all(0 <= value <= 1 for value in row["figures"].values())
+    assert row["seconds"] > 0 and row["versions"]["jax"]
+    assert json.loads((tmp_path / "runs" / "finetune-dense-1" / "init.json").read_text())
+
+
+def write_row(folder: Path, model: str, seed: int, value: float) -> None:
+    figures = {f"probe.{shots}.{vendor}": value for shots in SHOTS for vendor in VENDORS}
+    figures |= {"words": value, "finetuned.google": value + 0.1, "finetuned.twitter": value}
+    row = {"model": model, "seed": seed, "steps": [4, 4], "flops_per_image": [9e6, 36.125e6]}
+    row |= {"versions": {"jax": "0.1"}, "figures": figures, "seconds": None if seed else 90}
+    (folder / f"{model}-{seed}.json").write_text(json.dumps(row))
+
+
+def test_stored_rows_are_not_repeated_and_the_table_has_every_seed_and_the_mean(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "rows").mkdir()
+    for seed in (0, 1):
+        write_row(tmp_path / "rows", "sparse", seed, (0.25, 0.5)[seed])
+        write_row(tmp_path / "rows", "dense", seed, 0.125)
+    readme = tmp_path / "README.md"
+    begin, end = (f"<!-- scripts/miniature.py: {word} -->" for word in ("begin", "end"))
+    readme.write_text(f"before\n{begin}\nold\n{end}\nafter\n")
+    options = ("--seeds", "0", "1", "--steps", "4", "--write", str(readme))
+    result = run(tmp_path, *options)
+    assert result.returncode == 0, result.stderr
+    assert not list((tmp_path / "runs").iterdir())
+    text = readme.read_text()
+    assert text.startswith(f"before\n{begin}\n") and text.endswith(f"{end}\nafter\n")
+    assert "old" not in text and result.stdout.strip() in text
+    lines = [line.strip("| ").split(" | ") for line in text.splitlines() if line.startswith("|")]
+    assert lines[0][1:] == ["V-MoE, seeds 0, 1", "mean", "dense twin, seeds 0, 1", "mean"]
+    cells = {line[0]: line[1:] for line in lines[2:]}
+    assert len(cells) == 1 + 2 * len(SHOTS) + 2
+    assert cells["probe, shots per category: 5; the other vendor"] == [
+        *("25.00, 50.00", "37.50"),
+        *("12.50, 12.50", "12.50"),
+    ]
+    assert cells["fine-tuned; the vendor of the training"][:2] == ["35.00, 60.00", "47.50"]
+    assert "V-MoE: 4 and 4 steps, 9.00 and 36.12 MFLOPs per image, 1.5 minutes" in text
+
+
+def test_missing_data_is_one_line_that_names_the_script_which_makes_it(tmp_path: Path) -> None:
+    result = run(tmp_path, "--seeds", "0", "--only", "dense")
+    assert result.returncode == 1
+    assert f"{tmp_path / 'data' / 'google_words.csv'}: no such file" in result.stderr
+    assert "scripts/prepare_emoji.py" in result.stderr and result.stderr.count("\n") == 1

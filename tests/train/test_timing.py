@@ -1,0 +1,145 @@
+"""Where the time of training goes, and how fast it is."""
+
+import csv
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.command import TINY
+from vmoe import config as configs
+from vmoe.config import LrFactorsConfig, TrainConfig
+from vmoe.costs.chips import CHIPS, DEVICE_KINDS, chip_of
+from vmoe.costs.flops import flops_to_logits
+from vmoe.data.sources import Example, Source, open_source
+from vmoe.train import train
+from vmoe.train.timing import COLUMNS, StepTimer
+
+DELAY = 0.02  # seconds to read an image
+
+
+class SlowSource:
+    """Another source whose images take long to read."""
+
+    def __init__(self, source: Source) -> None:
+        self._source = source
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._source, name)
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    def __getitem__(self, index: int) -> Example:
+        time.sleep(DELAY)
+        return self._source[index]
+
+
+def timings(workdir: Path) -> list[dict[str, float | None]]:
+    """The timing columns of metrics.csv; None where a cell is empty."""
+    table = csv.DictReader((workdir / "metrics.csv").read_text().splitlines())
+    return [{c: float(row[c]) if row[c] else None for c in COLUMNS} for row in table]
+
+
+@pytest.fixture(scope="module")
+def config() -> TrainConfig:
+    return configs.replace(
+        configs.load(TINY),
+        model=dict(depth=1, sparse_blocks=(0,)),
+        optim=dict(warmup_steps=0),
+        batch_size=4,
+        steps=24,
+        log_every=8,
+    )
+
+
+@pytest.fixture(scope="module")
+def slow_run(config: TrainConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that waits for its data."""
+    workdir = tmp_path_factory.mktemp("slow") / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            "vmoe.train.setup.open_source",
+            lambda name, split, **settings: (
+                SlowSource(open_source(name, split, **settings))
+                if split == "train"
+                else open_source(name, split, **settings)
+            ),
+        )
+        train(config, workdir)
+    return workdir
+
+
+def test_the_seconds_of_a_step_add_up_to_a_batch_at_the_rate(
+    slow_run: Path, config: TrainConfig
+) -> None:
+    for row in timings(slow_run):
+        seconds = sum(row[column] or 0 for column in COLUMNS if column.startswith("seconds/"))
+        assert row["images_per_second"]
+        assert seconds * row["images_per_second"] == pytest.approx(config.batch_size, rel=1e-4)
+
+
+def test_a_run_whose_images_are_read_slowly_waits_for_data(
+    slow_run: Path, config: TrainConfig
+) -> None:
+    row = timings(slow_run)[-1]  # what was read ahead is used up
+    assert row["seconds/data"] and row["seconds/device"]
+    at_best = DELAY * config.batch_size / 2  # two threads read
+    assert row["seconds/data"] + row["seconds/device"] > 0.9 * at_best
+    assert row["seconds/data"] > row["seconds/device"]
+
+
+def test_model_flops_are_three_forward_passes_and_have_no_share_of_an_unknown_chip(
+    slow_run: Path, config: TrainConfig
+) -> None:
+    for row in timings(slow_run):
+        assert row["images_per_second"] and row["model_flops_per_second"] and row["mfu"] is None
+        flops = 3 * flops_to_logits(config.model) * row["images_per_second"]
+        assert row["model_flops_per_second"] == pytest.approx(flops, rel=1e-4)
+
+
+def test_the_flops_of_a_model_of_which_a_part_is_frozen_are_unknown(
+    config: TrainConfig, tmp_path: Path
+) -> None:
+    factors = LrFactorsConfig(others=0.0)
+    train(configs.replace(config, steps=2, log_every=1, optim=dict(lr_factors=factors)), tmp_path)
+    row = timings(tmp_path)[-1]
+    assert row["images_per_second"] and row["model_flops_per_second"] is None
+
+
+def test_the_share_of_the_peak_is_that_of_all_devices() -> None:
+    timer = StepTimer(batch_size=8, flops_per_image=100.0, peak_flops=1e6)
+    timer.restart(0)
+    time.sleep(0.01)
+    row = timer.row(2)
+    assert row["images_per_second"] and row["mfu"]
+    assert row["mfu"] == pytest.approx(100 * row["images_per_second"] / 1e6)
+    assert list(row) == list(COLUMNS)
+
+
+def test_each_activity_gets_its_time_and_a_pause_belongs_to_no_step() -> None:
+    """Every step sleeps for known times; a sleep can only last longer."""
+    timer, spent = StepTimer(4, None, None), dict.fromkeys(("data", "reporting", "pause"), 0.0)
+    timer.restart(10)
+    begin = time.perf_counter()
+    for _ in range(2):
+        for activity, seconds in (("data", 0.03), ("reporting", 0.01), ("pause", 0.05)):
+            start = time.perf_counter()
+            with timer.measure(activity):
+                time.sleep(seconds)
+            spent[activity] += time.perf_counter() - start
+        time.sleep(0.02)
+    row = timer.row(12)
+    total = time.perf_counter() - begin
+    assert row["seconds/data"] == pytest.approx(spent["data"] / 2, abs=0.005)
+    assert row["seconds/reporting"] == pytest.approx(spent["reporting"] / 2, abs=0.005)
+    device = (total - sum(spent.values())) / 2
+    assert row["seconds/device"] == pytest.approx(device, abs=0.005) and device > 0.02
+    assert not any(timer.row(12).values())  # no step since
+
+
+def test_a_chip_is_known_by_the_name_of_its_device() -> None:
+    assert set(DEVICE_KINDS.values()) == set(CHIPS)
+    assert chip_of("NVIDIA H100 80GB HBM3") == CHIPS["h100"]
+    assert chip_of("NVIDIA H100 PCIe") is None  # it has another peak

@@ -1,0 +1,59 @@
+"""Cuts a run down to a few steps that take less than a minute on a laptop."""
+
+import dataclasses
+
+from vmoe.config.fields import replace
+from vmoe.config.model import MoEConfig, ViTConfig
+from vmoe.config.train import TrainConfig
+
+STEPS = 4
+BATCH_SIZE = 8
+NUM_CLASSES = 100
+NUM_EXPERTS = 4
+IMAGES = 64
+
+
+def dry_run(config: TrainConfig) -> TrainConfig:
+    """The same run on synthetic images, with fewer steps and a smaller model.
+
+    The model keeps its widths and its image size. It has one dense block, one sparse block if it
+    has any, at most 4 experts and at most 100 classes. The batch holds 8 images, in two parts if
+    gradients are accumulated.
+    """
+    model = cut_model(config.model)
+    data = f"synthetic:{IMAGES}:{model.image_size}:{model.num_classes}"
+    return replace(
+        config,
+        model=model,
+        data=dict(name=data, num_workers=min(config.data.num_workers, 1)),
+        optim=dict(warmup_steps=1, cooldown_steps=0),
+        steps=STEPS,
+        epochs=None,
+        images=None,
+        batch_size=BATCH_SIZE,
+        accumulate=min(config.accumulate, 2),
+        evaluations=tuple(
+            dataclasses.replace(each, data=f"{data}:validation", batch_size=BATCH_SIZE)
+            for each in config.evaluations
+        ),
+        fewshot=dict(data=()),
+        log_every=1,
+        evaluate_every=STEPS,
+        checkpoint_every=STEPS,
+    )
+
+
+def cut_model(model: ViTConfig) -> ViTConfig:
+    """A dense block and, if the model has any, its last sparse block."""
+    classes = min(model.num_classes, NUM_CLASSES)
+    if not model.sparse_blocks:
+        return replace(model, depth=1, num_classes=classes)
+    moe = _cut_layer(model.moe_blocks[model.sparse_blocks[-1]])
+    return replace(model, depth=2, sparse_blocks=(1,), moe=moe, num_classes=classes)
+
+
+def _cut_layer(moe: MoEConfig) -> MoEConfig:
+    experts = min(moe.num_experts, NUM_EXPERTS)
+    if moe.router.experts_per_token > experts:
+        return replace(moe, num_experts=experts, router=dict(k=experts))
+    return replace(moe, num_experts=experts)

@@ -1,0 +1,61 @@
+"""Few-shot probes of a model: on which data sets, with how many images, how often."""
+
+import dataclasses
+from typing import Literal
+
+from vmoe.config.fields import Checked, require
+
+PAPER_DATA = (
+    "tfds:caltech_birds2011:train[:100%],test",  # Caltech-UCSD Birds 200
+    "tfds:caltech101:train[:100%],test",
+    "tfds:cars196:train[:100%],test",
+    "tfds:cifar100:train[:100%],test",
+    "tfds:colorectal_histology:train[:2000],train[2000:]",
+    "tfds:dtd",  # Describable Textures
+    "tfds:imagenet2012_subset/10pct:train,validation",
+    "tfds:oxford_iiit_pet:train[:100%],test",
+    "tfds:uc_merced:train[:1000],train[1000:]",  # land use, seen from above
+)
+"""The nine data sets and splits of the V-MoE authors' few-shot evaluations (their
+``configs/common_fewshot.py``), for those who have prepared them with TensorFlow Datasets."""
+
+
+@dataclasses.dataclass(frozen=True)
+class FewShotConfig(Checked):
+    """Few-shot probes: a linear model on frozen features, from a few images of each class."""
+
+    section = "fewshot"
+
+    data: tuple[str, ...] = ()
+    """Data sets: NAME for its splits train and test, or NAME:TRAIN,TEST; none for no probe. Their
+    classes need not be those of the model."""
+    shots: tuple[int, ...] = (1, 5, 10, 25)
+    """Numbers of training images per class, each of them a probe."""
+    every: int = 5000
+    """Steps of training between probes; the last step is always probed."""
+    seed: int = 0
+    """Determines which images of a class are the shots."""
+    choose_l2: Literal["test", "train"] = "test"
+    """Images on which one L2 per number of shots is chosen, for all data sets together. test: the
+    test images, as the paper does, so the reported accuracies are optimistic; train: other training
+    images, as many of each class as the largest number of shots."""
+    batch_size: int = 256
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(0 <= self.seed < 2**32, f"fewshot.seed={self.seed}: use 0 to 4294967295")
+        for name in ("every", "batch_size"):
+            value = getattr(self, name)
+            require(value >= 1, f"fewshot.{name}={value}: use at least 1")
+        require(
+            bool(self.shots) and min(self.shots) >= 1,
+            f"fewshot.shots={self.shots}: give at least one number, each of 1 or more",
+        )
+        for name in ("data", "shots"):
+            values = getattr(self, name)
+            require(len(values) == len(set(values)), f"fewshot.{name}={values}: give each once")
+
+    @property
+    def images_per_class(self) -> int:
+        """The largest number of training images of a class that are read."""
+        return max(self.shots) * (2 if self.choose_l2 == "train" else 1)

@@ -1,0 +1,124 @@
+"""Reading batches ahead of their use, without ever waiting in silence.
+
+A reader hands batches out in order. Each of its threads reads one batch after the other, or has a
+worker process read it (``vmoe/data/workers.py``). ``on_wait`` shows that a source or a worker hangs
+and can end the wait. No thread keeps the process from ending.
+"""
+
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, wait
+from queue import SimpleQueue
+from typing import Any, Generic
+
+from vmoe.data.workers import IN_THREADS, Batches, Read, Workers
+
+AHEAD = 2  # batches that each thread is ahead
+TICK = 1.0  # seconds between calls of on_wait
+SHOWN_AFTER, SHOWN_EVERY = 10, 30  # seconds of a wait until its first message, between others
+
+OnWait = Callable[[int], None]
+"""Called every second while a batch is awaited, with the seconds so far; what it raises ends the
+wait."""
+
+
+def wait_message(seconds: int) -> str:
+    """The message about a wait that is due at a time; empty if none is.
+
+    >>> wait_message(60), wait_message(61)
+    ('waiting for data for 60 s', '')
+    """
+    due = seconds == SHOWN_AFTER or seconds % SHOWN_EVERY == 0
+    return f"waiting for data for {seconds} s" if due else ""
+
+
+def print_wait(seconds: int) -> None:
+    """Prints the messages about a wait."""
+    if message := wait_message(seconds):
+        print(message, file=sys.stderr, flush=True)
+
+
+class Reader(Generic[Read]):
+    """An iterator over batches that are read ahead; close it after use. See ``read_ahead``."""
+
+    def __init__(self, readers: Sequence[Callable[[int], Read]], numbers: range, on_wait: OnWait):
+        self._numbers, self._on_wait = iter(numbers), on_wait
+        self._tasks: SimpleQueue[tuple[Future[Read], int] | None] = SimpleQueue()
+        self._pending: deque[Future[Read]] = deque()
+        self._threads = [
+            threading.Thread(target=_run, args=(read, self._tasks), name="reader", daemon=True)
+            for read in readers[: len(numbers)]
+        ]
+        for thread in self._threads:
+            thread.start()
+        for _ in range(AHEAD * len(self._threads)):
+            self._submit()
+
+    def _submit(self) -> None:
+        for number in self._numbers:
+            self._pending.append(Future())
+            self._tasks.put((self._pending[-1], number))
+            return
+
+    def __iter__(self) -> "Reader[Read]":
+        return self
+
+    def __next__(self) -> Read:
+        if not self._pending:
+            raise StopIteration
+        seconds = 0
+        while not wait([self._pending[0]], TICK).done:
+            seconds += 1
+            self._on_wait(seconds)
+        self._submit()
+        return self._pending.popleft().result()
+
+    def close(self) -> None:
+        """Ends the threads, each after the batch that it is reading."""
+        for future in self._pending:
+            future.cancel()
+        for _ in self._threads:
+            self._tasks.put(None)
+        deadline = time.monotonic() + TICK
+        for thread in self._threads:  # so that the interpreter does not end while they compute
+            thread.join(max(0, deadline - time.monotonic()))
+
+    def __enter__(self) -> "Reader[Read]":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+
+def read_ahead(
+    batches: Batches[Read],
+    start: int,
+    count: int,
+    workers: Workers = IN_THREADS,
+    *,
+    on_wait: OnWait = print_wait,
+) -> Reader[Read]:
+    """Reads some batches in their order, ahead of their use.
+
+    Args:
+        start: number of the first batch.
+        count: number of batches.
+        on_wait: called while a batch is awaited.
+
+    Returns:
+        an iterator over them, which raises what reading a batch raises, or a WorkerDied.
+    """
+    return Reader(workers.readers(batches) if count else [], range(start, start + count), on_wait)
+
+
+def _run(read: Callable[[int], Any], tasks: "SimpleQueue[tuple[Future[Any], int] | None]") -> None:
+    """Reads the batches of a queue."""
+    for future, number in iter(tasks.get, None):
+        if future.set_running_or_notify_cancel():
+            try:
+                future.set_result(read(number))
+            except BaseException as error:
+                future.set_exception(error)

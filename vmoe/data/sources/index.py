@@ -1,0 +1,278 @@
+"""Indexes of data sets: columns of numbers in memory-mapped files in the user's cache folder.
+
+An index has a row per example. It is built once, written beside its place and renamed, so that it
+is complete or absent; its key is made of the names, sizes and times of the files it describes.
+Processes map its columns into memory: they share its pages, which the system may drop, and no
+process has an object per example. A worker process opens it again by its path.
+
+For 300 million examples with paths of 40 bytes and three labels each, the columns take
+
+    path 40 B, its offset 8 B, size 8 B, time 8 B, labels 3 x 4 B, their offset 8 B    84 B, 25 GB
+    row of an example in its split, if the data set is split here                       4 B, 1.2 GB
+
+on the disk, and nothing in the memory of a process beyond the pages that it reads. As Python
+objects (a string of 89 B, a tuple of 64 B, references to both and to three numbers) they would take
+50 GB or more in each process. Names of classes are Python objects: 30,000 take 3 MB. To build an
+index of a million such images takes 4 s of one core and 16 MB of memory, beside reading the data.
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+from jaxtyping import Int, Integer, Num, Shaped
+
+from vmoe.cache import cache_folder
+from vmoe.errors import UsageError
+
+VERSION = 1  # of the files below; an index of another version is not used
+CHUNK = 1 << 18  # rows that are processed at once
+INFO = "index.json"
+KEPT = 7 * 24 * 3600  # seconds that an index of earlier data is kept after it was last opened
+
+
+def cached(
+    place: str,
+    key: Any,
+    build: Callable[[Path], None],
+    valid: Callable[["Index"], bool] = lambda index: True,
+) -> Path:
+    """The folder of the index of a data set; built if there is none with this key.
+
+    Args:
+        place: identifies the data set, with the absolute path of its files.
+        key: anything with a ``repr`` that changes with the data.
+        build: writes the index into an empty folder, with an ``IndexWriter``.
+        valid: whether an index that was built earlier still describes the data.
+
+    Raises:
+        UsageError: the cache folder cannot be written, or the data cannot be read.
+    """
+    root = cache_folder() / "indexes" / _hash(place)
+    folder = root / _hash(repr((VERSION, key)))
+    was_there = os.path.exists(folder)
+    with contextlib.suppress(UsageError):
+        if valid(Index(folder)):
+            with contextlib.suppress(OSError):  # of a cache folder that is read-only
+                os.utime(folder)
+            return folder
+    if was_there:  # else another process may have built it just now
+        shutil.rmtree(folder, ignore_errors=True)
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=".building-", dir=root))
+        try:
+            with _naming_data(temporary):
+                build(temporary)
+            _rename(temporary, folder)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+        _remove_old(root, folder)
+    except OSError as error:
+        raise UsageError(
+            f"{root}: the index of {place} cannot be written ({error.strerror or error}); make "
+            "room, or set XDG_CACHE_HOME to another folder"
+        ) from None
+    return folder
+
+
+@contextlib.contextmanager
+def _naming_data(target: Path) -> Iterator[None]:
+    """Turns an error about a file that is not in the index into a UsageError that names it."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None or target in Path(os.fsdecode(error.filename)).parents:
+            raise
+        raise UsageError(
+            f"{os.fsdecode(error.filename)}: cannot be read ({error.strerror}); restore it, or "
+            "make it readable"
+        ) from None
+
+
+def _rename(temporary: Path, folder: Path) -> None:
+    try:
+        temporary.rename(folder)
+    except OSError:
+        if not folder.is_dir():  # else another process has just built the same
+            raise
+
+
+def _remove_old(root: Path, newest: Path) -> None:
+    for path in root.iterdir():
+        with contextlib.suppress(FileNotFoundError):  # another process has removed it
+            if path != newest and time.time() - path.stat().st_mtime > KEPT:
+                shutil.rmtree(path, ignore_errors=True)
+
+
+def _hash(text: str) -> str:
+    return hashlib.sha256(text.encode(errors="surrogateescape")).hexdigest()[:32]
+
+
+class Index:
+    """The columns of an index, mapped into memory.
+
+    Attributes:
+        folder: where its files are.
+        info: what the writer has added: class names and the like.
+    """
+
+    def __init__(self, folder: str | Path):
+        """Opens an index, and verifies that its files are as long as they have to be.
+
+        Raises:
+            UsageError: there is no index in this folder, or it is incomplete.
+        """
+        self.folder = Path(folder)
+        try:
+            written = json.loads((self.folder / INFO).read_text())
+            self.info: dict[str, Any] = written["info"]
+            self._columns = {
+                name: _mapped(self.folder / f"{name}.bin", dtype, count)
+                for name, (dtype, count) in written["columns"].items()
+            }
+        except (OSError, ValueError, KeyError, TypeError):
+            raise UsageError(
+                f"{self.folder}: the index of the data is gone or incomplete; run the command again"
+            ) from None
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._columns
+
+    def __getitem__(self, name: str) -> Shaped[np.ndarray, "x"]:
+        """A column of numbers; for a ragged one, the values of all rows after each other."""
+        return self._columns[name]
+
+    def values(self, name: str, row: int) -> Shaped[np.ndarray, "x"]:
+        """The values of a row in a ragged column."""
+        start, end = self._columns[f"{name}_offsets"][row : row + 2]
+        return self._columns[name][start:end]
+
+    def digest(self, names: Sequence[str], rows: Integer[np.ndarray, "x"] | range) -> str:
+        """A hash of some columns in some rows."""
+        digest = hashlib.sha256()
+        for start in range(0, len(rows), CHUNK):
+            chunk = np.asarray(rows[start : start + CHUNK], np.int64)
+            for name in names:
+                for part in self._parts(name, chunk):
+                    digest.update(part.data)
+        return digest.hexdigest()
+
+    def _parts(self, name: str, rows: Int[np.ndarray, "x"]) -> Iterator[Shaped[np.ndarray, "_"]]:
+        """The values of a column in some rows; of a ragged one also how many each row has."""
+        if f"{name}_offsets" not in self:
+            yield self[name][rows]
+            return
+        offsets = self[f"{name}_offsets"]
+        starts, ends = offsets[rows], offsets[rows + 1]
+        last = np.flatnonzero(np.append(ends[:-1] != starts[1:], True))  # of rows side by side
+        first = np.append(0, last[:-1] + 1)
+        for start, end in zip(starts[first].tolist(), ends[last].tolist(), strict=True):
+            yield self[name][start:end]
+        yield ends - starts
+
+
+def _mapped(path: Path, dtype: str, count: int) -> Shaped[np.ndarray, "x"]:
+    if path.stat().st_size != count * np.dtype(dtype).itemsize:
+        raise ValueError
+    if not count:  # an empty file cannot be mapped
+        return np.empty(0, dtype)
+    return np.asarray(np.memmap(path, dtype, "r", shape=(count,)))
+
+
+class IndexWriter:
+    """Writes the columns of an index, piece by piece; a context that closes its files."""
+
+    def __init__(self, folder: Path):
+        """
+        Args:
+            folder: an empty one.
+        """
+        self.folder = folder
+        self._files: dict[str, IO[bytes]] = {}
+        self._columns: dict[str, tuple[str, int]] = {}
+
+    def append(self, name: str, values: Num[np.ndarray, "x"]) -> None:
+        """Appends to a column; all pieces of one column have the same dtype."""
+        if name not in self._files:
+            self._files[name] = open(self.folder / f"{name}.bin", "wb")  # noqa: SIM115
+            self._columns[name] = (values.dtype.str, 0)
+        self._files[name].write(np.ascontiguousarray(values).data)
+        dtype, count = self._columns[name]
+        self._columns[name] = (dtype, count + len(values))
+
+    def append_ragged(
+        self, name: str, values: Num[np.ndarray, "x"], lengths: Int[np.ndarray, "b"]
+    ) -> None:
+        """Appends rows of several values each to a column.
+
+        Args:
+            lengths: number of values of each row.
+        """
+        offsets = f"{name}_offsets"
+        if offsets not in self._columns:
+            self.append(offsets, np.zeros(1, np.int64))
+        _, start = self._columns.get(name, ("", 0))
+        self.append(name, values)
+        self.append(offsets, start + np.cumsum(lengths, dtype=np.int64))
+
+    def append_texts(self, name: str, texts: Sequence[str]) -> None:
+        """Appends texts, as bytes in the file system's encoding."""
+        encoded = [os.fsencode(text) for text in texts]
+        values = np.frombuffer(b"".join(encoded), np.uint8)
+        self.append_ragged(name, values, np.array([len(text) for text in encoded], np.int64))
+
+    def finish(self, **info: Any) -> Index:
+        """Writes what opening needs, and opens the index; may be called again after more columns.
+
+        Args:
+            info: JSON values, see ``Index.info``.
+        """
+        for file in self._files.values():
+            file.flush()
+        written = {"columns": self._columns, "info": info}
+        (self.folder / INFO).write_text(json.dumps(written))
+        return Index(self.folder)
+
+    @contextlib.contextmanager
+    def changing(self, name: str) -> Iterator[Num[np.ndarray, "x"]]:
+        """A column that was written, to be changed in place."""
+        self._files[name].flush()
+        dtype, count = self._columns[name]
+        path = self.folder / f"{name}.bin"
+        mapped = np.memmap(path, dtype, "r+", shape=(count,)) if count else np.empty(0, dtype)
+        yield mapped
+        if isinstance(mapped, np.memmap):
+            mapped.flush()
+
+    @property
+    def columns(self) -> list[str]:
+        """The names of the columns."""
+        return list(self._columns)
+
+    def rename(self, old: str, new: str) -> None:
+        """Gives a column another name."""
+        self._files[new] = self._files.pop(old)
+        self._columns[new] = self._columns.pop(old)
+        (self.folder / f"{old}.bin").rename(self.folder / f"{new}.bin")
+
+    def remove(self, name: str) -> None:
+        """Removes a column."""
+        self._files.pop(name).close()
+        del self._columns[name]
+        (self.folder / f"{name}.bin").unlink()
+
+    def __enter__(self) -> "IndexWriter":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        for file in self._files.values():
+            file.close()

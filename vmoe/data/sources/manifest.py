@@ -1,0 +1,207 @@
+"""A list of images and labels in a CSV or JSON Lines file.
+
+    path,label,split            CSV with a header; `label` has one class, `labels` several, with `|`
+    cats/1.jpg,cat,train        between them; an empty field is an image without a label
+    dogs/7.jpg,dog,test
+
+    {"path": "cats/1.jpg", "labels": ["cat", "pet"], "split": "train"}         JSON Lines
+
+Paths are relative to the folder of the list. Labels are names or numbers of classes; a file
+``classes.txt`` beside the list gives the names of the classes (``vocabulary.py``). Without splits,
+80% of the images are train, 10% validation and 10% test; without one for validation, it is 10% of
+train.
+
+The list is read once, and kept in an index (``index.py``) until it or ``classes.txt`` changes.
+Images that change are noticed in a sample; touch the list to have all of them read again.
+"""
+
+import contextlib
+import csv
+import itertools
+import json
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from vmoe.config.data import Check, OnError
+from vmoe.data.progress import open_text
+from vmoe.data.sources.files import FileSource, open_files
+from vmoe.data.sources.index import Index, cached
+from vmoe.data.sources.source import sampled
+from vmoe.data.sources.splits import SPLITS, resolve_split
+from vmoe.data.sources.table import TableWriter, path_of
+from vmoe.data.sources.vocabulary import CLASSES, Vocabulary, labels_of_json, read_class_names
+from vmoe.errors import UsageError, unknown
+
+SUFFIXES = (".csv", ".jsonl")
+LINES = 8192  # read at once
+FIELDS = ("path", "label", "labels", "split")
+
+
+def open_manifest(
+    path: str, split: str, *, check: Check = "headers", on_error: OnError = "fail"
+) -> FileSource:
+    """Opens a split of a list of images, after checking that they can be read.
+
+    Args:
+        path: the ``.csv`` or ``.jsonl`` file.
+        split: "train", "validation" or "test".
+        check: how the images are checked, see ``vmoe/data/check.py``.
+        on_error: as for a folder.
+
+    Raises:
+        UsageError: there is no such file or split, or a line, an image or a label is wrong.
+    """
+    file, place = Path(path), f"manifest:{path}"
+    if file.suffix.lower() not in SUFFIXES:
+        raise UsageError(f"{place}: give a file that ends with {' or '.join(SUFFIXES)}")
+    if not file.is_file():
+        raise UsageError(f"{place}: no such file")
+    if not os.access(file, os.R_OK):
+        raise UsageError(f"{place}: permission denied; make it readable")
+    folder = file.parent
+    given = read_class_names(folder)
+
+    def valid(index: Index) -> bool:
+        return all(
+            _stat(folder / path_of(index, row)) == (index["sizes"][row], index["times"][row])
+            for row in sampled(len(index["sizes"]))
+        )
+
+    index = cached(
+        f"manifest:{file.absolute()}",
+        [_stat(file), _stat(folder / CLASSES)],
+        lambda target: _build(file, place, given, target),
+        valid,
+    )
+    return open_files(place, str(folder), index, split, check=check, on_error=on_error)
+
+
+def _stat(path: Path) -> tuple[int, int] | None:
+    """Size and time of the last change; None if there is no such file."""
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_size, status.st_mtime_ns
+
+
+class _Line(NamedTuple):
+    """An image of the list; ``split`` is -1 if none is named, else an index into SPLITS."""
+
+    path: str
+    labels: list[str]
+    split: int
+    where: str
+
+
+def _build(file: Path, place: str, given: tuple[str, ...] | None, target: Path) -> None:
+    """Writes the table of a list."""
+    vocabulary, splits = Vocabulary(), set[int]()
+    read = _read_csv if file.suffix.lower() == ".csv" else _read_jsonl
+    with TableWriter(target) as table, _opened(file, place) as text:
+        lines = read(text, place)
+        while piece := list(itertools.islice(lines, LINES)):
+            splits |= {line.split for line in piece}
+            stats = [_stat(file.parent / line.path) for line in piece]
+            for line, status in zip(piece, stats, strict=True):
+                if status is None:
+                    raise UsageError(f"{line.where}: {line.path}: no such file")
+            sizes, times = np.array(stats, np.int64).T
+            table.append(
+                [line.path for line in piece],
+                [vocabulary.numbers(line.labels) for line in piece],
+                sizes=sizes,
+                times=times,
+                split=np.array([line.split for line in piece], np.int8),
+            )
+        if len(splits) > 1 and -1 in splits:
+            raise UsageError(f"{place}: some lines name a split and some do not; name all or none")
+        stored = [name for i, name in enumerate(SPLITS) if i in splits]
+        whole = bool(stored) and "train" not in stored  # nothing to split off
+        _, fractions = ("", {}) if whole else resolve_split("train", stored, place)
+        class_names, classes = vocabulary.resolve(given, place)
+        table.finish(
+            class_names,
+            place=place,
+            splits=SPLITS if stored else (),
+            fractions=fractions,
+            classes=classes,
+            unique=True,
+        )
+
+
+@contextlib.contextmanager
+def _opened(file: Path, place: str) -> Iterator[Iterable[str]]:
+    try:
+        with open_text(file) as text:
+            yield text
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{place}: is not UTF-8 ({error.reason}); save it as UTF-8") from None
+
+
+def _read_csv(text: Iterable[str], place: str) -> Iterator[_Line]:
+    rows = csv.reader(text, strict=True)
+    try:
+        header = [name.strip() for name in next(rows, [])]
+        _check_fields(header, f"{place}, line 1")
+        column = {name: i for i, name in enumerate(header)}
+        for row in rows:
+            where = f"{place}, line {rows.line_num}"
+            if len(row) != len(header):
+                raise UsageError(f"{where}: {len(row)} fields; line 1 names {len(header)}")
+            labels = [row[column["label"]]] if "label" in column else []
+            if "labels" in column:
+                labels += row[column["labels"]].split("|")
+            split = row[column["split"]] if "split" in column else None
+            found = list(dict.fromkeys(label.strip() for label in labels if label.strip()))
+            yield _line(row[column["path"]], found, split, where)
+    except csv.Error as error:
+        raise UsageError(f"{place}, line {rows.line_num}: {error}") from None
+
+
+def _read_jsonl(text: Iterable[str], place: str) -> Iterator[_Line]:
+    for number, content in enumerate(text, 1):
+        where = f"{place}, line {number}"
+        try:
+            fields = json.loads(content)
+        except (ValueError, RecursionError) as error:
+            raise UsageError(f"{where}: is no JSON ({error})") from None
+        if not isinstance(fields, dict):
+            raise UsageError(f'{where}: give an object such as {{"path": "a.jpg", "label": 3}}')
+        _check_fields(list(fields), where)
+        value = fields.get("labels", fields.get("label"))
+        labels = [] if value is None else labels_of_json(value, where)
+        yield _line(fields["path"], labels, fields.get("split"), where)
+
+
+def _check_fields(fields: Sequence[str], where: str) -> None:
+    for field in fields:
+        if field not in FIELDS:
+            raise UsageError(unknown(f"{where}: no field", field, list(FIELDS)))
+    if "path" not in fields or not {"label", "labels"} & set(fields):
+        raise UsageError(
+            f"{where}: the fields are {', '.join(fields)}; give path, and label or labels"
+        )
+    if {"label", "labels"} <= set(fields):
+        raise UsageError(f"{where}: label and labels; give one of them")
+
+
+def _line(path: Any, labels: list[str], split: Any, where: str) -> _Line:
+    if not isinstance(path, str) or not path or not _can_be_a_path(path):
+        raise UsageError(f"{where}: path is {path!r}; give the path of an image")
+    if split and split not in SPLITS:
+        raise UsageError(unknown(f"{where}: no split", split, list(SPLITS)))
+    return _Line(path, labels, SPLITS.index(split) if split else -1, where)
+
+
+def _can_be_a_path(text: str) -> bool:
+    """Whether the file system can have such a name: text of JSON can be more than that."""
+    try:
+        os.fsencode(text)
+    except UnicodeEncodeError:
+        return False
+    return "\0" not in text

@@ -1,0 +1,313 @@
+"""TensorFlow Datasets in ArrayRecord form, read at random and without TensorFlow.
+
+    tfds:NAME[/CONFIG][:VERSION]     below the folder TFDS_DATA_DIR, or ~/tensorflow_datasets
+    tfds:/PATH, tfds:./PATH          the folder of a data set, or of one of its versions
+
+The split may be any of TFDS, such as ``train[:99%]`` or ``train+validation``. Without a split for
+validation, it is ``train[90%:]``, and train is ``train[:90%]``; ``train[:100%]`` is all of it.
+
+An example needs one image feature, and one of the features ``label``, ``labels`` or ``real_label``
+that is a ClassLabel or a Sequence of them; -1 is no label. The classes have the names of that
+feature. Labels are stored with the images: to know those of all examples, or how many an example
+of a Sequence has at most, every record is read once, and the labels are kept in an index
+(``index.py``). A label without a class is refused then; where no index is needed, as for training
+on a ClassLabel, only 64 examples are checked first, and such a label is refused when it is read.
+
+TFDS prepares many data sets only with TensorFlow. ``scripts/prepare_imagenet.py`` and
+``scripts/prepare_folder.py`` write this form without it. Other forms are refused: reading tfrecord
+files needs TensorFlow, and Parquet files of TFDS lose rows.
+"""
+
+import functools
+import hashlib
+import os
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vmoe.data.progress import progress
+from vmoe.data.sources.index import Index, IndexWriter, cached
+from vmoe.data.sources.source import Example, Fingerprint, Skipped, sampled
+from vmoe.data.sources.splits import SPLITS, resolve_split
+from vmoe.errors import UsageError, one_line, unknown
+
+LABELS = ("label", "labels", "real_label")  # features, the first of which counts
+# A reader keeps the place of every record in memory, in 8 bytes; or it reads the place from the
+# shard each time, which takes 10 to 20 times as long.
+IN_MEMORY = 10_000_000  # records, up to which the places are in memory
+OFFLOADED = {"index_storage_option": "offloaded", "footer_prefetch_bytes": "0"}
+SPARE_FILES = 256  # that a process may have open beside the shards
+SCANNED = 1024  # records whose labels are read at once
+INFO = "dataset_info.json"
+
+
+def open_tfds(name: str, split: str) -> "TfdsSource":
+    """Opens a split, after checking that its files hold as many examples as its metadata says.
+
+    Args:
+        name: NAME[/CONFIG][:VERSION], or a path.
+        split: "train", "validation", "test", or any split of TFDS.
+
+    Raises:
+        UsageError: there is no such data set or split, it is not in ArrayRecord form, a file is
+            missing or truncated, or examples have no image or label that can be read.
+    """
+    folder = _find(name)
+    source = TfdsSource(f"tfds:{name}:{split}", str(folder), split)
+    source.check()
+    return source
+
+
+def _find(name: str) -> Path:
+    """The folder of a version of a data set."""
+    place = f"tfds:{name}"
+    if name[0] in "/.~":
+        return _version(Path(name).expanduser(), "", place)
+    data_dir = Path(os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets").expanduser()
+    dataset, _, version = name.partition(":")
+    folder = data_dir / dataset
+    if not folder.is_dir():
+        known = sorted(each.name for each in data_dir.glob("*") if each.is_dir())
+        raise UsageError(
+            unknown(f"{place}: {data_dir} (TFDS_DATA_DIR) has no data set", dataset, known)
+            if known
+            else f"{place}: no data sets in {data_dir}; set TFDS_DATA_DIR, or give tfds:/PATH"
+        )
+    return _version(folder, version, place)
+
+
+def _version(folder: Path, version: str, place: str) -> Path:
+    """The folder of a version: the one that is asked for, or the last one."""
+    if not version and (folder / INFO).is_file():
+        return folder
+    versions = [each.name for each in folder.glob("*") if (each / INFO).is_file()]
+    if version and version not in versions:
+        raise UsageError(unknown(f"{place}: no version", version, sorted(versions)))
+    if not versions:
+        configs = sorted({each.parent.parent.name for each in folder.glob(f"*/*/{INFO}")})
+        hint = f"choose from {', '.join(f'{place}/{each}' for each in configs)}"
+        raise UsageError(
+            f"{place}: {hint}" if configs else f"{folder}: no prepared data set ({INFO}) in it"
+        )
+    last = max(versions, key=lambda each: [int(part) for part in re.findall(r"\d+", each)])
+    return folder / (version or last)
+
+
+class TfdsSource:
+    """A split of a TFDS data set in ArrayRecord form; see ``Source``."""
+
+    def __init__(self, name: str, folder: str, split: str):
+        """
+        Args:
+            folder: of a version of a data set.
+            split: as for ``open_tfds``.
+        """
+        import tensorflow_datasets as tfds
+        from array_record.python.array_record_data_source import ArrayRecordDataSource
+
+        self._arguments = (name, folder, split)
+        self.name, self._folder = name, folder
+        info = _info(folder)
+        self._split = _tfds_split(split, list(info.splits), folder)
+        try:
+            self._shards = info.splits[self._split].file_instructions
+        except ValueError as error:
+            raise UsageError(f"{folder}: {one_line(str(error))}") from None
+        if not self._shards or min(shard.take for shard in self._shards) < 1:
+            raise UsageError(f"{folder}: the split {split!r} has no images")
+        self._features = info.features
+        self._image, self._label = _image_feature(self._features), _label_feature(self._features)
+        self._decoders = {self._image: tfds.decode.SkipDecoding()}
+        _allow_open_files(len(self._shards))
+        records = sum(shard.examples_in_shard for shard in self._shards)
+        self._records = ArrayRecordDataSource(
+            self._shards, reader_options=OFFLOADED if records > IN_MEMORY else None
+        )
+
+    @functools.cached_property
+    def class_names(self) -> tuple[str, ...]:
+        feature = self._features[self._label]
+        return tuple(getattr(feature, "feature", feature).names)
+
+    @property
+    def skipped(self) -> Skipped:
+        """Nothing is skipped."""
+        return Skipped()
+
+    @functools.cached_property
+    def max_labels(self) -> int:
+        single = not hasattr(self._features[self._label], "feature")
+        return 1 if single else self._labels.info["max_labels"]
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def __getitem__(self, index: int) -> Example:
+        row = range(len(self))[index]
+        origin = f"{self.name}[{row}]"
+        try:
+            fields = self._decode(self._records[row])
+        except Exception as error:  # its readers raise errors of many types
+            raise UsageError(f"{origin}: cannot be read ({one_line(str(error))})") from None
+        return Example(fields[self._image], self._in_range(fields[self._label], origin), origin)
+
+    def _decode(self, record: bytes) -> dict[str, Any]:
+        return self._features.deserialize_example_np(record, decoders=self._decoders)
+
+    def _in_range(self, labels: Any, origin: str) -> tuple[int, ...]:
+        found = tuple(label for label in np.atleast_1d(labels).tolist() if label != -1)
+        if found and not 0 <= min(found) <= max(found) < len(self.class_names):
+            raise UsageError(
+                f"{origin}: label {found} is out of range; its feature has "
+                f"{len(self.class_names)} classes"
+            )
+        return found
+
+    def labels_of(self, index: int) -> tuple[int, ...]:
+        return tuple(self._labels.values("labels", index).tolist())
+
+    @functools.cached_property
+    def _labels(self) -> Index:
+        """The labels of all examples."""
+        place = f"tfds:{os.path.abspath(self._folder)}:{self._split}"
+        return Index(cached(place, _states(self._shards), self._build_labels))
+
+    def _build_labels(self, target: Path) -> None:
+        most, starts = 1, range(0, len(self), SCANNED)
+        with IndexWriter(target) as index:
+            for start in progress(starts, f"reading the labels of {self.name}", len(starts)):
+                rows = range(start, min(start + SCANNED, len(self)))
+                labels = [self[i].labels for i in rows]
+                lengths = np.array([len(each) for each in labels])
+                most = max(most, int(lengths.max()))
+                values = np.array([label for each in labels for label in each], np.int32)
+                index.append_ragged("labels", values, lengths)
+            index.finish(max_labels=most)
+
+    def check(self) -> None:
+        """Checks the number of examples of every shard, and that some examples can be read.
+
+        Raises:
+            UsageError: a shard is missing, truncated or has another number of examples than the
+                metadata says; or an example is wrong.
+        """
+        for shard in self._shards:
+            found = _count(shard.filename)
+            if found != shard.examples_in_shard:
+                raise UsageError(
+                    f"{shard.filename}: has {found:,} examples, {INFO} says "
+                    f"{shard.examples_in_shard:,}; prepare the data set again"
+                )
+        for i in sampled(len(self)):
+            image = self[i].image
+            if not (isinstance(image, bytes) and image):
+                raise UsageError(f"{self.name}[{i}]: has no image; store it as PNG or JPEG")
+
+    def fingerprint(self) -> Fingerprint:
+        """Hashes of the class names and of the names, sizes and times of the shards, and of the
+        labels and images of some examples.
+        """
+        shards = [(os.path.basename(s.filename), s.skip, s.take) for s in self._shards]
+        states = _states(self._shards)
+        sizes = [size for size, _ in states]
+        data = hashlib.sha256(repr((self.class_names, shards, sizes)).encode())
+        times = hashlib.sha256(repr([time for _, time in states]).encode())
+        content = hashlib.sha256()
+        for i in sampled(len(self)):
+            content.update(self._records[i])
+        return Fingerprint(data.hexdigest(), times.hexdigest(), content.hexdigest())
+
+    def __reduce__(self) -> tuple[Callable[..., "TfdsSource"], tuple[str, str, str]]:
+        return TfdsSource, self._arguments
+
+
+def _info(folder: str) -> Any:
+    """The metadata of a version, in ArrayRecord form."""
+    import tensorflow_datasets as tfds
+
+    try:
+        info = tfds.builder_from_directory(folder).info
+    except Exception as error:  # of many types
+        raise UsageError(f"{folder}: cannot be read ({one_line(str(error))})") from None
+    if info.file_format is not tfds.core.FileFormat.ARRAY_RECORD:
+        why = {
+            tfds.core.FileFormat.TFRECORD: "which only TensorFlow can read",
+            tfds.core.FileFormat.PARQUET: "from which rows are lost",
+        }.get(info.file_format, "which is not supported")
+        raise UsageError(
+            f"{folder}: is stored as {info.file_format.value}, {why}; prepare it with "
+            "file_format='array_record'"
+        )
+    return info
+
+
+def _tfds_split(split: str, available: Sequence[str], folder: str) -> str:
+    """A split in the words of TFDS; one that is missing is split off another."""
+    if split not in SPLITS:
+        return split
+    stored_split, fractions = resolve_split(split, available, folder)
+    if not fractions:
+        return stored_split
+    percent = 100 - round(100 * fractions["validation"])
+    return f"train[:{percent}%]" if split == "train" else f"train[{percent}%:]"
+
+
+def _image_feature(features: Any) -> str:
+    import tensorflow_datasets as tfds
+
+    found = [name for name, each in features.items() if isinstance(each, tfds.features.Image)]
+    if len(found) != 1:
+        raise UsageError(f"tfds: features {', '.join(features)}: {len(found)} of them are images")
+    return found[0]
+
+
+def _label_feature(features: Any) -> str:
+    import tensorflow_datasets as tfds
+
+    for name in LABELS:
+        if name in features:
+            inner = getattr(features[name], "feature", features[name])
+            if isinstance(inner, tfds.features.ClassLabel):
+                return name
+            raise UsageError(f"tfds: the feature {name} is {inner}; it has to be a ClassLabel")
+    raise UsageError(
+        f"tfds: the features are {', '.join(sorted(features))}; none of them is {', '.join(LABELS)}"
+    )
+
+
+def _states(shards: Sequence[Any]) -> list[tuple[int, int]]:
+    """Sizes and times of the last change of shards."""
+    states = (os.stat(shard.filename) for shard in shards)
+    return [(state.st_size, state.st_mtime_ns) for state in states]
+
+
+def _count(shard: str) -> int:
+    """The number of examples in a shard."""
+    from array_record.python.array_record_module import ArrayRecordReader
+
+    if not os.path.isfile(shard):
+        raise UsageError(f"{shard}: no such file; the data set is incomplete, prepare it again")
+    try:
+        reader = ArrayRecordReader(shard)
+        count = reader.num_records()
+        reader.close()  # raises what went wrong before
+    except Exception as error:
+        raise UsageError(
+            f"{shard}: truncated or corrupt ({one_line(str(error))}); prepare the data set again"
+        ) from None
+    return count
+
+
+def _allow_open_files(count: int) -> None:
+    """Raises the limit of open files, as every shard stays open in every process."""
+    import resource
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    needed = count + SPARE_FILES
+    if hard != resource.RLIM_INFINITY and hard < needed:
+        raise UsageError(f"tfds: {count:,} shards need more open files than {hard:,}; ulimit -n")
+    if soft != resource.RLIM_INFINITY and soft < needed:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))

@@ -1,0 +1,125 @@
+"""Labels as a file has them, names or numbers of classes, become indices of classes.
+
+If all labels of a data set are whole numbers, they are the numbers of the classes, from 0. Else
+they are names, and the classes are in the order of their names. A file ``classes.txt`` beside the
+data, with a name per line, fixes names, order and number of the classes for both kinds.
+"""
+
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Int
+
+from vmoe.errors import UsageError, shortened, unknown
+
+CLASSES = "classes.txt"
+MOST_DIGITS = 18  # of a label, which fits into 64 bits
+MOST_CLASSES = 1_000_000  # a larger label is an identifier, not the number of a class
+
+
+class Vocabulary:
+    """Numbers labels in the order of their appearance, until all of them are known."""
+
+    def __init__(self) -> None:
+        self._numbers: dict[str, int] = {}
+
+    @property
+    def words(self) -> list[str]:
+        """The labels, in the order of their numbers."""
+        return list(self._numbers)
+
+    def numbers(self, labels: Iterable[str]) -> list[int]:
+        """The provisional numbers of some labels."""
+        return [self._numbers.setdefault(label, len(self._numbers)) for label in labels]
+
+    def resolve(
+        self, given: tuple[str, ...] | None, place: str
+    ) -> tuple[tuple[str, ...], Int[np.ndarray, "x"]]:
+        """The class names, and the class of each provisional number.
+
+        Args:
+            given: the class names of ``classes.txt``, if there is one.
+
+        Raises:
+            UsageError: a label is not among the classes.
+        """
+        words = self.words
+        if all(re.fullmatch(r"-?\d+", word, re.ASCII) for word in words):
+            classes = np.array([_number(word, place) for word in words], np.int64)
+            _check_range(classes, given, place)
+            names = given or tuple(map(str, range(classes.max(initial=-1) + 1)))
+            return names, classes
+        names = given or tuple(sorted(words))
+        position = {name: i for i, name in enumerate(names)}
+        for word in words:
+            if word not in position:
+                raise UsageError(unknown(f"{place}: {CLASSES} has no class", word, list(names)))
+        return names, np.array([position[word] for word in words], np.int64)
+
+
+def _number(word: str, place: str) -> int:
+    if len(word) > MOST_DIGITS:
+        raise UsageError(f"{place}: label {shortened(word, 40)}; number the classes from 0")
+    return int(word)
+
+
+def _check_range(classes: Int[np.ndarray, "x"], given: tuple[str, ...] | None, place: str) -> None:
+    if classes.min(initial=0) < 0:
+        raise UsageError(
+            f"{place}: label {classes.min()} is below 0; number the classes from 0, and give an "
+            "image without a class no label"
+        )
+    largest = int(classes.max(initial=-1))
+    if given is not None and largest >= len(given):
+        raise UsageError(
+            f"{place}: label {largest} has no name; {CLASSES} holds {len(given)}, for labels from 0"
+        )
+    if largest >= MOST_CLASSES:
+        raise UsageError(f"{place}: label {largest}; number the classes from 0")
+
+
+def labels_of_json(value: Any, where: str) -> list[str]:
+    """The labels in a JSON value: a whole number, a name, or a list of these.
+
+    Raises:
+        UsageError: it is something else.
+    """
+    labels = value if isinstance(value, list) else [value]
+    for label in labels:
+        if isinstance(label, bool) or not isinstance(label, int | str) or label == "":
+            shown = shortened(repr(label), 40)
+            raise UsageError(
+                f"{where}: {shown} is no label; give the number or the name of a class, or a list "
+                "of these"
+            )
+    return list(dict.fromkeys(map(str, labels)))
+
+
+def read_class_names(folder: Path) -> tuple[str, ...] | None:
+    """The names in the file ``classes.txt`` of a folder; None if there is none.
+
+    Raises:
+        UsageError: the file holds no names, or one twice.
+    """
+    path = folder / CLASSES
+    try:
+        names = path.read_text(encoding="utf-8").splitlines()
+    except FileNotFoundError:
+        return None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path}: cannot be read ({error})") from None
+    check_distinct(names, str(path))
+    return tuple(names)
+
+
+def check_distinct(names: Sequence[str], place: str) -> None:
+    """Checks a list of class names.
+
+    Raises:
+        UsageError: it is empty, or has an empty name or one twice.
+    """
+    if not names or "" in names or len(set(names)) < len(names):
+        raise UsageError(f"{place} is not a list of distinct names")

@@ -1,0 +1,257 @@
+"""Processes that read batches for this one.
+
+    number -> pipe -> batches[number] -> shared memory -> a copy
+
+They are not Grain's own workers, whose death or hanging Grain waits for by polling for ever, and
+which do not end with the process that started them.
+"""
+
+import contextlib
+import multiprocessing
+import os
+import pickle
+import shutil
+import signal
+import threading
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from multiprocessing import resource_tracker, util
+from multiprocessing.connection import Connection
+from multiprocessing.shared_memory import SharedMemory
+from typing import Any, Protocol, TypeVar, runtime_checkable
+
+import cloudpickle
+import numpy as np
+
+from vmoe.errors import Failure, UsageError
+from vmoe.signals import SIGNALS
+
+THREADS = 2  # that read, if there are no workers
+EXIT_TIMEOUT = 5.0  # seconds in which a process that has closed its pipe ends
+SHARED_MEMORY = "/dev/shm"  # the folder of shared memory on Linux
+
+Read = TypeVar("Read", covariant=True)
+
+
+@runtime_checkable
+class Batches(Protocol[Read]):
+    """Batches by number; they can be pickled if there are workers."""
+
+    def __getitem__(self, number: int) -> Read:
+        """Reads a batch; called from several threads."""
+
+
+class WorkerDied(Failure):
+    """A worker ended by itself, or was killed."""
+
+
+class Workers:
+    """Processes that read batches for this one; without any, threads read them. Close it after use.
+
+    The workers ignore SIGINT and SIGTERM, keep off the accelerator, and end with this process,
+    however it ends.
+    """
+
+    def __init__(self, count: int = 0):
+        """Starts the processes.
+
+        Args:
+            count: number of processes.
+        """
+        with _inherited() if count else contextlib.nullcontext():
+            self._workers = [_Worker(f"data worker {i + 1} of {count}") for i in range(count)]
+        self._closing = util.Finalize(self, _kill, (self._workers,), exitpriority=1)
+
+    def readers(self, batches: Batches[Read]) -> list[Callable[[int], Read]]:
+        """For each thread of a reader, the function that reads a batch by its number."""
+        if not self._workers:
+            return [batches.__getitem__] * THREADS
+        pickled = cloudpickle.dumps(batches)  # Grain keeps lambdas
+        return [worker.opened(pickled) for worker in self._workers]
+
+    def close(self) -> None:
+        """Ends the processes, also while they read."""
+        self._closing()
+
+    def __enter__(self) -> "Workers":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+
+def check_shared_memory(count: int, batch_bytes: int) -> None:
+    """Checks that a batch for each worker fits into shared memory.
+
+    Raises:
+        UsageError: it does not, which would kill a worker.
+    """
+    if count and os.path.isdir(SHARED_MEMORY):
+        free = shutil.disk_usage(SHARED_MEMORY).free
+        if free < count * batch_bytes:
+            raise UsageError(
+                f"data.num_workers={count}: a batch of {_mb(batch_bytes)} for each needs "
+                f"{_mb(count * batch_bytes)} of shared memory, and {SHARED_MEMORY} has {_mb(free)} "
+                "free: enlarge it (shm-size in Docker), or use fewer workers or smaller batches"
+            )
+
+
+def _mb(size: int) -> str:
+    return f"{size / 2**20:,.1f} MiB"
+
+
+@contextlib.contextmanager
+def _inherited() -> Iterator[None]:
+    """Blocks the signals that stop a run, and turns JAX to the CPU, for processes to inherit."""
+    resource_tracker.ensure_running()  # it would unblock the signals
+    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    platforms = os.environ.get("JAX_PLATFORMS")
+    os.environ["JAX_PLATFORMS"] = "cpu"  # Grain imports JAX
+    try:
+        yield
+    finally:
+        del os.environ["JAX_PLATFORMS"]
+        if platforms is not None:
+            os.environ["JAX_PLATFORMS"] = platforms
+        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+
+
+class _Worker:
+    """A process that reads batches, one at a time, and the memory that it shares with this one."""
+
+    def __init__(self, name: str):
+        context = multiprocessing.get_context("spawn")
+        self._connection, connection = context.Pipe()
+        self._process = context.Process(target=_serve, args=(connection,), name=name, daemon=True)
+        self._process.start()
+        connection.close()  # so that reading from a process that is gone fails
+        self._lock = threading.Lock()
+        self._opened: list[bytes] = []
+        self._memory: SharedMemory | None = None
+
+    def opened(self, pickled: bytes) -> Callable[[int], Any]:
+        """The function that reads a batch of pickled batches."""
+
+        def read(number: int) -> Any:
+            with self._lock:
+                try:
+                    result = self._ask(pickled, number)
+                except (EOFError, ConnectionError):
+                    raise WorkerDied(self._obituary()) from None
+                if isinstance(result, BaseException):
+                    raise result
+                return self._unpacked(*result)
+
+        return read
+
+    def _ask(self, pickled: bytes, number: int) -> Any:
+        new = pickled not in self._opened
+        if new:
+            self._opened.append(pickled)
+        self._connection.send((self._opened.index(pickled), pickled if new else None, number))
+        return self._connection.recv()
+
+    def _unpacked(self, memory_name: str, sizes: Sequence[int], pickled: bytes) -> Any:
+        """A copy of what the process has put into the shared memory."""
+        if memory_name:
+            self._attach(memory_name)
+        whole = np.frombuffer(_bytes(self._memory), np.uint8, sum(sizes)).copy()
+        return pickle.loads(pickled, buffers=np.split(whole, np.cumsum(sizes)[:-1]))
+
+    def _attach(self, name: str) -> None:
+        if self._memory:
+            self._memory.close()
+        self._memory = SharedMemory(name)
+        self._memory.unlink()  # it stays until both processes close it, or end
+
+    def _obituary(self) -> str:
+        self._process.join(EXIT_TIMEOUT)
+        status = self._process.exitcode
+        if status is None or status >= 0:
+            how = f"ended with status {status}; its error is above"
+        else:
+            name = signal.Signals(-status).name
+            how = f"was killed by {name}"
+            if name in ("SIGKILL", "SIGBUS"):
+                how += ", perhaps because the machine is out of memory"
+        return (
+            f"{self._process.name} {how}: use fewer data.num_workers or smaller batches, and run "
+            "the same command to resume"
+        )
+
+    def kill(self) -> None:
+        self._process.kill()
+        self._process.join(EXIT_TIMEOUT)  # a disk that hangs keeps it from ending
+
+
+def _kill(workers: Sequence[_Worker]) -> None:
+    for worker in workers:
+        worker.kill()
+
+
+def _serve(connection: Connection) -> None:
+    """Reads what the other process asks for; ends with that process."""
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    opened: dict[int, Batches[Any]] = {}
+    shared = _Shared()
+    with contextlib.suppress(EOFError, ConnectionError):  # the other process is gone
+        while True:
+            key, pickled, number = connection.recv()
+            try:
+                if pickled:
+                    opened[key] = pickle.loads(pickled)
+                result = shared.put(opened[key][number])
+            except Exception as error:
+                error.add_note(f"in a data worker:\n{traceback.format_exc()}")
+                result = error
+            connection.send(result)
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+    os._exit(0)
+
+
+class _Shared:
+    """A worker's shared memory: that of its largest batch so far."""
+
+    def __init__(self) -> None:
+        self._memory: SharedMemory | None = None
+
+    def put(self, read: Any) -> tuple[str, list[int], bytes]:
+        """Writes the arrays of a batch, one after the other.
+
+        Returns:
+            the name of the memory if it is new; the sizes of the arrays in bytes; the rest of the
+            batch, pickled.
+        """
+        buffers: list[pickle.PickleBuffer] = []
+        pickled = pickle.dumps(read, protocol=5, buffer_callback=buffers.append)
+        parts = [buffer.raw() for buffer in buffers]
+        sizes = [part.nbytes for part in parts]
+        name = self._grow(sum(sizes))
+        start, shared = 0, _bytes(self._memory)
+        for part in parts:
+            shared[start : start + part.nbytes] = part
+            start += part.nbytes
+        return name, sizes, pickled
+
+    def _grow(self, size: int) -> str:
+        """The name of new memory, if the old one is smaller."""
+        if self._memory and self._memory.size >= size:
+            return ""
+        if self._memory:
+            self._memory.close()
+        self._memory = SharedMemory(create=True, size=max(size, 1))
+        return self._memory.name
+
+
+def _bytes(memory: SharedMemory | None) -> memoryview:
+    assert memory is not None and memory.buf is not None  # not closed
+    return memory.buf
+
+
+IN_THREADS = Workers()
+"""No processes."""

@@ -1,0 +1,86 @@
+"""The batches of a run: how the loop waits for them, and what it does when a signal comes."""
+
+from collections.abc import Callable
+
+import jax
+import numpy as np
+
+from vmoe import distributed
+from vmoe.data.pipeline import Batch, Read
+from vmoe.data.reading import Reader, read_ahead, wait_message
+from vmoe.train.setup import Run
+from vmoe.train.state import State
+from vmoe.train.step import Inputs, make_inputs, step_key
+
+
+class Interrupted(Exception):
+    """A signal requested a stop: every process ends the evaluation, or the wait for data."""
+
+
+def open_reader(run: Run, state: State) -> Reader[Read]:
+    """Reads the batches of the steps that are left."""
+    start, count = int(state.batch), run.config.total_steps - int(state.step)
+    return read_ahead(run.batches, start, count, run.workers, on_wait=on_wait(run))
+
+
+def next_batch(run: Run, reader: Reader[Read], step: int) -> Batch | None:
+    """The batch of a step, on its way to the devices; None if a signal ended the wait for it."""
+    run.profiler.start(step)
+    try:
+        with run.report.measure("data"):
+            read = next(reader)
+    except Interrupted:
+        return None
+    for reason in read.unreadable:
+        run.replaced.add(reason)
+    run.refused.add(read.refused)
+    return run.placement.make_global_array(read.batch)
+
+
+def warn_of_images(run: Run) -> None:
+    """Prints which images have been replaced or refused since the last call."""
+    for line in [*run.replaced.news(), *run.refused.news()]:
+        run.report.warn(line)
+
+
+def show_examples(run: Run, step: int, batch: Batch, number: int) -> None:
+    """Shows the inputs that the step made of a batch, those of the first device of a process.
+
+    Args:
+        number: of the batch.
+    """
+    config, placement = run.config, run.placement
+
+    @jax.jit
+    def inputs(batch: Batch, number: jax.Array) -> Inputs:
+        return make_inputs(batch, step_key(config, number), config, placement)
+
+    with run.report.measure("pause"):
+        images, targets, _ = (np.asarray(x.addressable_data(0)) for x in inputs(batch, number))
+        run.report.examples(step, images, targets, run.class_names)
+
+
+def must_stop(run: Run) -> bool:
+    """Whether a signal stops the run now; several processes agree on it after a step."""
+    return distributed.is_single_process() and bool(run.signals.requested)
+
+
+def on_wait(run: Run) -> Callable[[int], None]:
+    """What is done every second while data is awaited: a signal ends the wait, a line shows it."""
+
+    def show(seconds: int) -> None:
+        if must_stop(run):
+            raise Interrupted
+        if message := wait_message(seconds):
+            run.report.warn(message)
+
+    return show
+
+
+def check_signals(run: Run) -> None:
+    if distributed.any_process(bool(run.signals.requested)):
+        raise Interrupted
+
+
+def on_unreadable(run: Run) -> Callable[[str], None] | None:
+    return run.left_out.add if run.config.data.on_error == "replace" else None

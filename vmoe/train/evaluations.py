@@ -1,0 +1,99 @@
+"""Evaluations and few-shot probes during a run; a signal interrupts them."""
+
+import contextlib
+from collections.abc import Iterator
+
+from vmoe import distributed, models
+from vmoe.config import replace
+from vmoe.evaluate import NamedEvaluation, evaluate
+from vmoe.evaluate.fewshot import PREPROCESSING, fewshot
+from vmoe.train.batches import Interrupted, check_signals, on_unreadable, on_wait
+from vmoe.train.setup import Run
+from vmoe.train.state import State
+from vmoe.train.status import StepStatus
+
+
+def evaluate_all(
+    run: Run, state: State, step: int, status: StepStatus
+) -> list[NamedEvaluation] | None:
+    """Evaluates every set, with the parameters and, if the run has it, with their moving average.
+
+    Returns:
+        the evaluations; an empty list if those of the step are already written; None if a signal
+        interrupted them, so that they are due again on resume.
+    """
+    written = distributed.any_process(run.report.evaluated(step))
+    if written and step < run.config.total_steps:
+        return []
+    try:
+        evaluations = list(_evaluations(run, state))
+    except Interrupted:
+        status.stop = True
+        return None
+    if not written:
+        first = [each for each in evaluations if each.set == evaluations[0].set]
+        run.checkpoints.record(step, {"accuracy": first[-1].result.accuracy})
+        with run.report.measure("reporting"):
+            run.report.evaluations(step, evaluations)
+        with run.report.measure("pause"), contextlib.suppress(Interrupted):  # rows are written
+            run.report.worst_errors(
+                step,
+                evaluations,
+                run.evaluations,
+                on_unreadable=on_unreadable(run),
+                on_wait=on_wait(run),
+            )
+    return evaluations
+
+
+def _evaluations(run: Run, state: State) -> Iterator[NamedEvaluation]:
+    for evaluation, source in run.evaluations:
+        model = evaluation.model(run.config.model)
+        for weights, params in (("raw", state.params), ("ema", state.ema)):
+            if params is None:
+                continue
+            with run.report.pause_timer(f"evaluating {evaluation.name}"):
+                result = evaluate(
+                    models.with_params(model, params, placement=run.placement),
+                    source,
+                    batch_size=evaluation.batch_size,
+                    preprocessing=evaluation.prepare(run.config.data, model),
+                    on_batch=lambda: check_signals(run),
+                    on_unreadable=on_unreadable(run),
+                    workers=run.workers,
+                    on_wait=on_wait(run),
+                )
+            for line in run.left_out.news():
+                run.report.warn(line)
+            yield NamedEvaluation(evaluation.name, weights, result)
+
+
+def probe(run: Run, state: State, step: int, status: StepStatus) -> None:
+    """Few-shot probes, unless those of the step are written.
+
+    A signal interrupts them, so that they are due again on resume.
+    """
+    if distributed.any_process(run.report.probed(step)):
+        return
+    weights, params = ("raw", state.params) if state.ema is None else ("ema", state.ema)
+    model = models.with_params(run.config.model, params, placement=run.placement)
+    data = run.config.data
+    try:
+        with run.report.pause_timer("few-shot probes"):
+            result = fewshot(
+                model,
+                run.fewshot,
+                run.config.fewshot,
+                preprocessing=replace(PREPROCESSING, exif=data.preprocessing.exif),
+                on_batch=lambda: check_signals(run),
+                on_unreadable=on_unreadable(run),
+                workers=run.workers,
+                on_wait=on_wait(run),
+            )
+    except Interrupted:
+        status.stop = True
+        return
+    for line in run.left_out.news():
+        run.report.warn(line)
+    with run.report.measure("reporting"):
+        run.report.fewshot(step, weights, result)

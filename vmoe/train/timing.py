@@ -1,0 +1,94 @@
+"""Where the wall time of training goes, and how fast it is: the timing columns of metrics.csv.
+
+The loop names what it does: it waits for data, reports (which includes saving), or pauses. The rest
+of the time is device work: dispatching steps, and waiting for the status of the step before.
+Nothing here waits for the device, so the times are those of the host: while it waits for data, the
+device may still be busy with the step before.
+"""
+
+import collections
+import contextlib
+import time
+from collections.abc import Iterator
+from typing import Literal
+
+Activity = Literal["data", "reporting", "pause"]
+
+COLUMNS = (
+    *("images_per_second", "model_flops_per_second", "mfu"),
+    *("seconds/data", "seconds/device", "seconds/reporting"),
+)
+"""The columns of a row; they differ between runs that are otherwise equal. The seconds are those of
+a step, and their sum is a batch divided by the images per second. The model FLOPs utilization
+(``mfu``) is the share of the devices' peak, of bfloat16 matmuls."""
+
+
+class StepTimer:
+    """Splits the wall time of steps by activity, and counts their images and FLOPs.
+
+    Args:
+        batch_size: images of a step.
+        flops_per_image: of a training step; None if unknown.
+        peak_flops: of all devices, FLOP/s; None if unknown.
+    """
+
+    def __init__(
+        self, batch_size: int, flops_per_image: float | None, peak_flops: float | None
+    ) -> None:
+        self._batch_size = batch_size
+        self._flops_per_image, self._peak_flops = flops_per_image, peak_flops
+        self.restart(0)
+
+    def restart(self, step: int) -> None:
+        """Measures from now on, the end of a step."""
+        self._step, self._start = step, time.perf_counter()
+        self._seconds: dict[Activity, float] = collections.defaultdict(float)
+
+    @contextlib.contextmanager
+    def measure(self, activity: Activity) -> Iterator[None]:
+        """Counts the time inside this context, which is not nested, as that of an activity.
+
+        A pause, such as an evaluation, belongs to no step.
+        """
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self._seconds[activity] += time.perf_counter() - start
+
+    def row(self, step: int) -> dict[str, float | None]:
+        """The timing columns of the steps up to this one, and restarts.
+
+        Returns:
+            only None right after the step from which the time is measured.
+        """
+        steps, seconds = step - self._step, self._seconds
+        total = time.perf_counter() - self._start - seconds["pause"]
+        self.restart(step)
+        if steps < 1:
+            return dict.fromkeys(COLUMNS)
+        images_per_second = steps * self._batch_size / total
+        flops = self._flops_per_image and images_per_second * self._flops_per_image
+        data, reporting = seconds["data"], seconds["reporting"]
+        split = (data, total - data - reporting, reporting)
+        values = (
+            *(images_per_second, flops, flops and self._peak_flops and flops / self._peak_flops),
+            *(part / steps for part in split),
+        )
+        return dict(zip(COLUMNS, values, strict=True))
+
+
+def timing_texts(row: dict[str, float | None]) -> list[str]:
+    """A row of timing columns for the console; empty if they are unknown."""
+    speed, flops, mfu, *split = (row[column] for column in COLUMNS)
+    if speed is None:
+        return []
+    data, device, reporting = (seconds or 0.0 for seconds in split)
+    seconds = data + device + reporting
+    compute = [] if flops is None else [f"{flops / 1e9:,.4g} GFLOP/s"]
+    return [
+        f"{speed:,.0f} images/s",
+        *(compute if mfu is None else [f"MFU {mfu:.1%}"]),
+        f"data {data / seconds:.0%}",
+        f"reporting {reporting / seconds:.0%}",
+    ]

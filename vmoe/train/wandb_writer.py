@@ -1,0 +1,155 @@
+"""Weights & Biases: the scalars and pictures of a run, beside its files."""
+
+import contextlib
+import json
+import os
+import secrets
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from vmoe import distributed
+from vmoe.config import TrainConfig
+from vmoe.config.files import to_json
+from vmoe.errors import Failure, Stopped, UsageError, VmoeError
+from vmoe.train.pictures import Picture
+from vmoe.workdir.layout import replace_text
+
+FILE = "wandb.json"  # in the run folder: the id and the project of the W&B run
+WITHOUT_LOGIN = ("offline", "dryrun", "disabled")  # values of WANDB_MODE
+FINISH_TIMEOUT = 300  # seconds to wait for uploads at the end
+
+
+def check_wandb(workdir: Path, project: str) -> None:
+    """Checks, in the primary process, that a run can be logged; needs no network.
+
+    Args:
+        project: empty for that of the run folder, or the default.
+
+    Raises:
+        UsageError: wandb is not installed or not logged in, or the run is in another project.
+    """
+    if not distributed.is_primary():
+        return
+    try:
+        import wandb
+    except ImportError as error:
+        raise UsageError(f"wandb: {error}; pip install 'vmoe[wandb]'") from None
+    stored = _stored(workdir)
+    if stored and project and project != stored["project"]:
+        raise UsageError(
+            f"wandb={project}: the run in {workdir} is in the project {stored['project']}; use "
+            "that, or another workdir"
+        )
+    mode = wandb.setup(wandb.Settings(silent=True)).settings.mode
+    if mode not in WITHOUT_LOGIN and not wandb.login(prompt=False, verify=False):
+        raise UsageError("wandb: not logged in; run `wandb login`, or set WANDB_MODE=offline")
+
+
+class WandbWriter:
+    """One W&B run; a context manager that ends it with the exit status of the run.
+
+    A run that is resumed continues the same W&B run. The horizontal axis is the metric ``step``: a
+    step that is computed again after a kill is logged again, with equal values. Errors after the
+    start are logged once and end the logging, not the run.
+
+    Args:
+        project: empty for that of the run folder, or ``WANDB_PROJECT``, or "vmoe".
+        log: prints a line.
+
+    Raises:
+        Failure: the W&B run cannot be started.
+    """
+
+    def __init__(
+        self, workdir: Path, config: TrainConfig, project: str, log: Callable[[str], None]
+    ) -> None:
+        import wandb
+
+        self._wandb, self._log = wandb, log
+        default = {
+            "id": secrets.token_hex(4),
+            "project": project or os.environ.get("WANDB_PROJECT", "vmoe"),
+        }
+        identity = _stored(workdir) or default
+        replace_text(workdir / FILE, json.dumps(identity) + "\n")
+        try:
+            self._run: Any = wandb.init(
+                **identity,
+                resume="allow",
+                dir=workdir,
+                name=workdir.resolve().name,
+                config=json.loads(to_json(config)),
+                settings=wandb.Settings(
+                    silent=True,
+                    console="off",
+                    finish_timeout=FINISH_TIMEOUT,
+                    finish_timeout_raises=True,
+                ),
+            )
+        except Exception as error:  # of many types: network, login, settings, its own process
+            raise Failure(
+                f"wandb: {' '.join(str(error).split())}; without a network set WANDB_MODE=offline"
+            ) from None
+        self._run.define_metric("*", step_metric="step")
+        self._place = f"`wandb sync {Path(self._run.dir).parent}` uploads it"
+        self._url = "" if self._run.offline else self._run.url or ""  # empty: nothing is uploaded
+        self._log(f"wandb: {self._url or f'offline; {self._place}'}")
+
+    def write(self, step: int, values: Mapping[str, Any]) -> None:
+        """Logs scalars of one step, by tag."""
+        if self._run:
+            with self._errors():
+                self._run.log({"step": step, **values})
+
+    def write_picture(self, step: int, tag: str, picture: Picture) -> None:
+        """Logs a picture of one step."""
+        self.write(step, {tag: self._wandb.Image(picture)})
+
+    def __enter__(self) -> "WandbWriter":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: object
+    ) -> None:
+        if not self._run:
+            return
+        if self._url:
+            self._log(f"wandb: uploading what is left, for at most {FINISH_TIMEOUT} s")
+        with self._errors():
+            if isinstance(error, Stopped):
+                self._run.mark_preempting()
+            self._run.finish(exit_code=_exit_status(error))
+
+    @contextlib.contextmanager
+    def _errors(self) -> Iterator[None]:
+        """Logs an error of W&B, and ends the logging."""
+        try:
+            yield
+        except (OSError, self._wandb.Error) as error:
+            self._run = None
+            self._log(f"wandb: {error}; nothing more is logged there; {self._place}")
+
+
+def _exit_status(error: BaseException | None) -> int:
+    if error is None:
+        return 0
+    return error.status if isinstance(error, VmoeError) else 1
+
+
+def _stored(workdir: Path) -> dict[str, str] | None:
+    """The id and the project of the W&B run; None if there is none.
+
+    Raises:
+        UsageError: the file is corrupt.
+    """
+    path = workdir / FILE
+    if not path.exists():
+        return None
+    try:
+        stored = json.loads(path.read_text())
+        return {name: str(stored[name]) for name in ("id", "project")}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UsageError(
+            f"{path}: {type(error).__name__}: {error}; delete it to start another W&B run"
+        ) from None
