@@ -1,14 +1,12 @@
-"""The miniature: a row per model and seed, which is made once, and a table of all rows."""
+"""The miniature: a row per model and seed, which is made once, and a table of all rows.
 
-import csv
+The commands that it runs have tests of their own.
+"""
+
 import json
 import subprocess
 import sys
 from pathlib import Path
-
-import numpy as np
-import pytest
-from PIL import Image
 
 ROOT = Path(__file__).parents[1]
 SCRIPT = ROOT / "scripts" / "miniature.py"
@@ -20,39 +18,6 @@ def run(folder: Path, *options: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, str(SCRIPT), "--workdir", str(folder / "runs"), "--jobs", "1"]
     command += ["--rows", str(folder / "rows"), "--data", str(folder / "data"), *options]
     return subprocess.run(command, capture_output=True, text=True)
-
-
-def draw_emoji(folder: Path) -> None:
-    """A data set as scripts/prepare_emoji.py makes it: noise of two categories and three words."""
-    random = np.random.default_rng(0)
-    folder.mkdir()
-    splits = [*["train"] * 64, "validation", "validation", "test", "test"]
-    for vendor in VENDORS:
-        rows = []
-        for i, split in enumerate(splits):
-            path = f"{i}-{vendor}.png"
-            Image.fromarray(random.integers(0, 256, (8, 8, 3), np.uint8)).save(folder / path)
-            rows.append((path, "ab"[i % 2], ("x|y", "y|z")[i % 2], split))
-        for suffix, label, column in (("", "label", 1), ("_words", "labels", 2)):
-            with (folder / f"{vendor}{suffix}.csv").open("w", newline="") as text:
-                lines = [(row[0], row[column], row[3]) for row in rows]
-                csv.writer(text).writerows([("path", label, "split"), *lines])
-
-
-@pytest.mark.slow
-def test_a_model_is_pre_trained_probed_fine_tuned_and_evaluated_on_both_vendors(
-    tmp_path: Path,
-) -> None:
-    draw_emoji(tmp_path / "data")
-    result = run(tmp_path, "--only", "dense", "--seeds", "1", "--steps", "2")
-    assert result.returncode == 0, result.stderr
-    row = json.loads((tmp_path / "rows" / "dense-1.json").read_text())
-    assert (row["model"], row["seed"], row["steps"]) == ("dense", 1, [2, 2])
-    probes = {f"probe.{shots}.{vendor}" for shots in SHOTS for vendor in VENDORS}
-    assert row["figures"].keys() == {"words", *probes, "finetuned.google", "finetuned.twitter"}
-    assert all(0 <= value <= 1 for value in row["figures"].values())
-    assert row["seconds"] > 0 and row["versions"]["jax"]
-    assert json.loads((tmp_path / "runs" / "finetune-dense-1" / "init.json").read_text())
 
 
 def write_row(folder: Path, model: str, seed: int, value: float) -> None:

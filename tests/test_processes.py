@@ -1,14 +1,24 @@
 """One run in two real processes: reports, agreement, resuming, and the run folder."""
 
+import functools
 import shutil
 import signal
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-from scripts.kill_test import TABLES, free_port, last_step, rows
+from scripts import kill_test
+from scripts.kill_test import (
+    TABLES,
+    differences,
+    evaluating,
+    free_port,
+    kill_once,
+    last_step,
+    rows,
+    saving,
+)
 from tests.command import ROOT, Process, start, vmoe
 from tests.run_folder import assert_close
 from vmoe import config as configs
@@ -156,14 +166,22 @@ def test_a_run_folder_that_only_one_process_sees_is_refused(recipe: Path, tmp_pa
 
 
 @pytest.mark.slow
-def test_a_killed_process_ends_the_other_and_the_resumed_run_is_bitwise_equal() -> None:
-    """The first kill comes during a save, the second during an evaluation."""
-    line = ["--processes", "2", "--kills", "2", "--steps", "25", "--every", "5"]
-    result = subprocess.run(
-        [sys.executable, ROOT / "scripts" / "kill_test.py", *line], capture_output=True, text=True
-    )
-    assert result.returncode == 0, result.stdout + result.stderr
-    assert "2 kills, 25 steps: bitwise equal" in result.stdout
+def test_a_killed_process_ends_the_other_and_the_resumed_run_is_bitwise_equal(
+    recipe: Path, uninterrupted: Path, tmp_path: Path
+) -> None:
+    """The first kill comes before the first checkpoint, the second during a save.
+
+    ``scripts/kill_test.py --processes 2`` kills more often.
+    """
+    workdir = tmp_path / "run"
+    launch = functools.partial(kill_test.start, recipe, workdir, processes=2)
+    first_kill = kill_once(launch(), workdir, evaluating, 5, 0.5, victim=0)
+    second_kill = kill_once(launch(), workdir, saving, 5, 0.5, victim=1)
+    assert first_kill.unfinished_evaluation and second_kill.unfinished_checkpoint
+    first, other = end(start_two(recipe, workdir))
+    assert first.returncode == other.returncode == 0, first.stderr + other.stderr
+    assert "corrupt" not in first.stderr
+    assert not differences(uninterrupted, workdir, 20)
 
 
 def test_distributed_without_a_cluster_or_the_jax_variables_is_refused() -> None:

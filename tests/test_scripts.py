@@ -60,10 +60,9 @@ def test_a_python_without_venv_is_reported_with_the_package_to_install(
 
 @pytest.mark.slow
 def test_the_bench_writes_ratios_to_references_and_a_plot(tmp_path: Path) -> None:
-    sizes = "--experts 2 --tokens 196 --width 8 --hidden 16 --repeats 1 --batch 2 --images 4 "
-    sizes += "--compile"
+    sizes = "--experts 2 --tokens 196 --width 8 --hidden 16 --repeats 1 --compile"
     command = [sys.executable, str(ROOT / "scripts" / "bench.py"), "--out", str(tmp_path / "bench")]
-    command += ["--model", "vmoe_tiny_last2_e4", *sizes.split()]
+    command += ["routing", "layer", "start", "parallel", *sizes.split()]
     result = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     measured = json.loads((tmp_path / "bench.json").read_text())
@@ -77,9 +76,6 @@ def test_the_bench_writes_ratios_to_references_and_a_plot(tmp_path: Path) -> Non
         ("layer", "layer, forward", "batched experts, forward"),
         ("layer", "layer, f+b", "batched experts, f+b"),
         ("layer", "capacity 0.5", "capacity 1.05"),
-        ("model", "sparse", "dense, plain"),
-        ("model", "memory: sparse", "dense, plain"),
-        ("data", "memory: 20,000,000, 2 workers", "1,000, 2 workers"),
         ("start", "vmoe --help", ""),
         ("parallel", "all-to-all of 8 devices, f+b", "slots x width"),
     ):
@@ -88,15 +84,7 @@ def test_the_bench_writes_ratios_to_references_and_a_plot(tmp_path: Path) -> Non
     assert (tmp_path / "bench.png").read_bytes().startswith(b"\x89PNG")
     assert ("routing", "by cumulative sum", "ours") in rows
     assert ("layer", "layer, f+b", "experts alone, f+b") in rows
-    assert "batched experts" in result.stdout and "images/s/core" in result.stdout
-    for decoder in ("exact, ", "fast, ", ""):
-        row = rows["data", f"{decoder}2 workers", f"{decoder}one thread"]
-        images = 4 if decoder else 1024
-        assert row["cores"] <= 2
-        assert row["rate"] * row["cores"] * row["ms"] == pytest.approx(1e3 * images)
-    for package in ("tensorflow", "timm", "torchvision"):
-        left_out = f"{package} is not installed and left out" in result.stderr
-        assert left_out != (("data", "fast, one thread", package) in rows)
+    assert "batched experts" in result.stdout
     wrong = subprocess.run([*command[:2], "layers"], capture_output=True, text=True)
     assert wrong.returncode == 2 and "no section 'layers'" in wrong.stderr
 

@@ -43,7 +43,7 @@ from vmoe.config import EvalConfig, FewShotConfig, load, replace
 
 config = replace(
     load(Path({str(ROOT / "configs" / "tiny.py")!r})), steps={STEPS}, log_every=5, ema_decay=0.9,
-    accumulate=2, evaluate_every=20, checkpoint_every=10, keep_latest=10,
+    evaluate_every=20, checkpoint_every=10, keep_latest=10,
     model=dict(
         depth=1, sparse_blocks=(0,), dropout=0.1,
         moe=dict(expert_dropout=0.1, router=dict(priority="random")),
