@@ -21,7 +21,7 @@ class TrainArgs(RunArgs):
     workdir: Path
     """Run folder: config, metrics, checkpoints."""
     dry_run: bool = False
-    """Try the config in less than a minute: 4 steps of 8 synthetic images, with one dense and one
+    """Try the config in about a minute: 4 steps of 8 synthetic images, with one dense and one
     sparse block, at most 4 experts and 100 classes. Needs no workdir; nothing is kept."""
     init: str = ""
     """Trained model whose parameters a new run starts from, as for `vmoe evaluate --checkpoint`.

@@ -1,4 +1,4 @@
-"""Cuts a run down to a few steps that take less than a minute on a laptop."""
+"""Cuts a run down to a few steps that take about a minute on a laptop."""
 
 import dataclasses
 
