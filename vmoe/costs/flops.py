@@ -59,7 +59,6 @@ def cost(config: ViTConfig) -> Cost:
     )
 
 
-@functools.lru_cache(maxsize=4)
 def flops_to_logits(config: ViTConfig) -> float:
     """FLOPs per image that the logits depend on; fewer than all if they use only the class token.
 

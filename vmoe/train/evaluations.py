@@ -7,7 +7,13 @@ from vmoe import distributed, models
 from vmoe.config import replace
 from vmoe.evaluate import NamedEvaluation, evaluate
 from vmoe.evaluate.fewshot import PREPROCESSING, fewshot
-from vmoe.train.batches import Interrupted, check_signals, on_unreadable, on_wait
+from vmoe.train.batches import (
+    Interrupted,
+    check_signals,
+    on_unreadable,
+    on_wait,
+    warn_of_images,
+)
 from vmoe.train.setup import Run
 from vmoe.train.state import State
 from vmoe.train.status import StepStatus
@@ -63,8 +69,7 @@ def _evaluations(run: Run, state: State) -> Iterator[NamedEvaluation]:
                     workers=run.workers,
                     on_wait=on_wait(run),
                 )
-            for line in run.left_out.news():
-                run.report.warn(line)
+            warn_of_images(run)
             yield NamedEvaluation(evaluation.name, weights, result)
 
 
@@ -93,7 +98,6 @@ def probe(run: Run, state: State, step: int, status: StepStatus) -> None:
     except Interrupted:
         status.stop = True
         return
-    for line in run.left_out.news():
-        run.report.warn(line)
+    warn_of_images(run)
     with run.report.measure("reporting"):
         run.report.fewshot(step, weights, result)

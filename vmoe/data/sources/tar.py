@@ -185,7 +185,7 @@ def _build(
 ) -> None:
     """Writes the table of the images of some shards; the classes are those of all shards."""
     root, names, expected = shards
-    vocabulary, ends = Vocabulary(), list[int]()
+    vocabulary, ends, in_split = Vocabulary(), list[int](), set(used)
     end = 0
     with TableWriter(target) as table:
         for shard in progress(names, f"indexing {len(names):,} shards of {root}", len(names)):
@@ -197,7 +197,7 @@ def _build(
                     f"{expected[shard]:,}; get it again"
                 )
             numbers = vocabulary.numbers(index.info["words"])
-            if shard not in used:
+            if shard not in in_split:
                 continue
             end += count
             ends.append(end)
