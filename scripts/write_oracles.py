@@ -1,4 +1,5 @@
-"""Small random models of every family of ViT weights, with the outputs of the family's own library.
+"""Small random models of every family of ViT weights, with the outputs of the family's own library,
+and the results of torchvision's augmentations (``tests/golden/augment``, ``oracles/augment.py``).
 
     pip install -e '.[oracles]'
     python scripts/write_oracles.py [--out tests/golden/weights]
@@ -28,6 +29,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 import transformers
+from oracles import augment
 from oracles.libraries import (
     GELUS,
     IMAGENET_MEAN,
@@ -333,6 +335,7 @@ def main() -> None:
     out = parser.parse_args().out
     torch.set_num_threads(1)
     transformers.utils.logging.disable_progress_bar()
+    augment.write(root / "tests" / "golden" / "augment" / "torchvision.npz")
     text = write_all(out)
     (out / "README.md").write_text(text)
     total = sum(file.stat().st_size for file in out.rglob("*") if file.is_file())

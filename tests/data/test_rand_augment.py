@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ NEUTRAL = {  # magnitudes at which nothing changes
     "Solarize": 10,
     "Posterize": 20,
 }
+TORCHVISION = Path(__file__).parents[1] / "golden" / "augment" / "torchvision.npz"
 
 
 def picture(h: int = 32, w: int = 44) -> np.ndarray:
@@ -114,6 +116,23 @@ def test_operations_on_values_equal_their_definitions(name: str, magnitude: floa
     difference = apply(name, pixels, magnitude) - ORACLES[name](pixels, magnitude)
     allowed = 0 if name in EXACT else 1 + abs(1.8 * magnitude / 10 + 0.1 - 1)
     assert np.abs(difference).max() <= allowed
+
+
+def test_operations_equal_those_of_torchvision_at_equal_strength() -> None:
+    """On stored results (``scripts/oracles/augment.py``), up to the rounding of a grey pixel, which
+    an extrapolation multiplies (Color), or of the result (AutoContrast)."""
+    with np.load(TORCHVISION) as file:
+        stored = dict(file)
+    pixels = stored.pop("picture")
+    assert len(stored) == 39
+    for key, expected in stored.items():
+        name, magnitude = key.split("/")
+        seeds = range(8) if name in SIGNED else [0]  # the stored results have one of the signs
+        results = [apply(name, pixels, float(magnitude), seed) for seed in seeds]
+        allowed = {"AutoContrast": 1, "Color": 2}.get(name, 0)
+        assert min(np.abs(result - expected.astype(int)).max() for result in results) <= allowed, (
+            key
+        )
 
 
 @pytest.mark.parametrize(("side", "grey"), [(224, 196), (300, 255)])
