@@ -22,6 +22,7 @@ import socket
 import sys
 from typing import Any
 
+LAZY = "scipy.optimize", "scipy.stats", "sklearn.datasets", "sklearn.model_selection"
 MESSAGE = 1 << 18  # maximum size of a request in bytes
 
 
@@ -46,7 +47,7 @@ def _import_everything() -> None:
 
     for module in pkgutil.walk_packages(vmoe.__path__, "vmoe."):
         importlib.import_module(module.name)
-    for name in ("sklearn.datasets", "sklearn.model_selection"):  # vmoe imports them lazily
+    for name in LAZY:
         importlib.import_module(name)
     threads = len(os.listdir("/proc/self/task")) if os.path.isdir("/proc/self/task") else 1
     if threads > 1:

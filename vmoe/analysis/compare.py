@@ -4,7 +4,6 @@ from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Int
-from scipy.optimize import linear_sum_assignment
 
 from vmoe.analysis.collect import BlockRouting, Collected
 from vmoe.errors import UsageError
@@ -114,6 +113,8 @@ def _match(
 ) -> tuple[Int[np.ndarray, "e"], float]:
     counts = np.zeros(shape, int)
     np.add.at(counts, (first, second), 1)
+    from scipy.optimize import linear_sum_assignment  # slow to import, and rarely needed
+
     rows, columns = linear_sum_assignment(counts, maximize=True)
     matches = np.full(shape[0], -1)
     matches[rows] = columns

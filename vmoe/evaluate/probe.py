@@ -9,7 +9,6 @@ for others. Everything is float64, on the host: in float32 accuracies at small L
 from typing import NamedTuple
 
 import numpy as np
-import scipy.stats
 from jaxtyping import Float, Int
 
 L2 = tuple(2.0**i for i in range(-10, 20))
@@ -114,5 +113,7 @@ def choose_l2(accuracies: Float[np.ndarray, "t x"]) -> int:
     >>> choose_l2(np.array([[0.1, 0.3, 0.3, 0.2], [0.5, 0.5, 0.5, 0.5]]))
     2
     """
-    ranks = scipy.stats.rankdata(accuracies, axis=1).mean(axis=0)
+    from scipy.stats import rankdata  # slow to import, and few runs choose an L2
+
+    ranks = rankdata(accuracies, axis=1).mean(axis=0)
     return int(np.flatnonzero(ranks == ranks.max())[-1])

@@ -3,28 +3,17 @@
 import contextlib
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import jax
-import numpy as np
 
 from vmoe import distributed, models
 from vmoe.checkpoints.run import Checkpoints
 from vmoe.config import EvalConfig, Preprocessing, TrainConfig
-from vmoe.costs.summary import summarize
-from vmoe.data.crops import resizing_messages
 from vmoe.data.pipeline import Batch, Read, empty_batch, training_batches
 from vmoe.data.problems import Refused, Unreadable
-from vmoe.data.sources import (
-    SPLITS,
-    Source,
-    name_and_split,
-    open_source,
-    relabel,
-    skipped_messages,
-)
+from vmoe.data.sources import SPLITS, Source, name_and_split, open_source, relabel
 from vmoe.data.workers import Batches, Workers, check_shared_memory
 from vmoe.errors import UsageError
 from vmoe.evaluate import check_evaluation
@@ -33,22 +22,16 @@ from vmoe.evaluate.fewshot_data import FewShotData, open_fewshot
 from vmoe.mesh import place
 from vmoe.sharding import Placement
 from vmoe.signals import Signals
-from vmoe.train.environment import differences, environment
-from vmoe.train.init import Init, InitFrom, messages, read_source
-from vmoe.train.lr_factors import Params, training_messages
-from vmoe.train.optim import schedule
+from vmoe.train.environment import environment
+from vmoe.train.folder import open_workdir
+from vmoe.train.init import Init, InitFrom, read_source
+from vmoe.train.lr_factors import Params
+from vmoe.train.messages import first_messages
 from vmoe.train.profile import Profiler, parse_steps
 from vmoe.train.report import NullReport, Report, make_report
 from vmoe.train.state import State, abstract_state
 from vmoe.train.step import Metrics, make_train_step
 from vmoe.train.wandb_writer import check_wandb
-from vmoe.workdir.layout import (
-    check_same_run,
-    files_of_a_run,
-    has_config,
-    read_environment,
-    write_metadata,
-)
 from vmoe.workdir.lock import lock_workdir
 
 
@@ -140,7 +123,7 @@ def setup(
         measured = {each.name: own for each, own in evaluations}
         measured |= {f"few-shot {own.name}": own for each in fewshot for own in each.sources}
         now = environment(source, measured, placement)
-        changed, extended = _open_workdir(workdir, config, source.class_names, now, initial)
+        changed, extended = open_workdir(workdir, config, source.class_names, now, initial)
         with (
             Checkpoints(
                 workdir, every=config.checkpoint_every, keep_latest=config.keep_latest
@@ -150,7 +133,9 @@ def setup(
             distributed.abort_on_error(),  # innermost: the contexts above wait for other processes
         ):
             for message in [
-                *_notes(config, placement, source, evaluations, fewshot, initial, shapes.params),
+                *first_messages(
+                    config, placement, source, evaluations, fewshot, initial, shapes.params
+                ),
                 *changed,
             ]:
                 report.log(message)
@@ -181,110 +166,6 @@ def setup(
                 report=report,
                 profiler=profiler,
             )
-
-
-def _open_workdir(
-    workdir: Path,
-    config: TrainConfig,
-    class_names: tuple[str, ...],
-    now: dict[str, Any],
-    initial: Init | None,
-) -> tuple[list[str], bool]:
-    """Writes the metadata of a new run, or checks that the folder holds this one.
-
-    Args:
-        now: the environment.
-
-    Returns:
-        messages about what has changed since the start of the run, and whether it has more steps.
-    """
-
-    def open_folder() -> tuple[list[str], bool]:
-        if not distributed.is_primary():
-            return [], False
-        if has_config(workdir):
-            steps = check_same_run(workdir, config, class_names)
-            changes = differences(read_environment(workdir), now)
-            lines = [f"{workdir}: {line}" for line in changes]
-            return [*lines, *_extension(config, steps)], steps is not None
-        if left := files_of_a_run(workdir):
-            raise UsageError(
-                f"workdir {workdir}: it has {left[0]} but no config.json, so its run is unknown: "
-                "restore config.json, or use another workdir"
-            )
-        try:
-            summary = summarize(config.model, title="model")
-            write_metadata(
-                workdir,
-                config,
-                class_names,
-                environment=now,
-                model=summary,
-                init=None if initial is None else initial.record,
-            )
-        except OSError as error:
-            raise UsageError(f"workdir {workdir}: {error.strerror}") from None
-        return [], False
-
-    return distributed.raise_together(open_folder)
-
-
-def _extension(config: TrainConfig, steps: int | None) -> Iterator[str]:
-    """A message about a run of ``steps`` steps that is extended."""
-    if steps is None:
-        return
-    message = f"extended from {steps} to {config.steps} steps"
-    then, now = (
-        float(np.asarray(schedule(config.optim, length)(steps)))
-        for length in (steps, config.total_steps)
-    )
-    if then != now:
-        message += (
-            f"; the {config.optim.schedule} schedule now ends at step {config.steps}, so the "
-            f"learning rate at step {steps} is {now:.3g} instead of {then:.3g}"
-        )
-    yield message
-
-
-def _notes(
-    config: TrainConfig,
-    placement: Placement,
-    source: Source,
-    evaluations: list[tuple[EvalConfig, Source]],
-    fewshot: Sequence[FewShotData],
-    initial: Init | None,
-    params: Params,
-) -> Iterator[str]:
-    """Messages to log before the first step."""
-    size = config.model.image_size
-    sets = ", ".join(f"{len(each):,} {evaluation.name}" for evaluation, each in evaluations)
-    yield (
-        f"{len(source):,} images of {len(source.class_names)} classes "
-        f"({config.model.num_classes} logits), resized to {size} px; {sets}"
-    )
-    if initial is not None:
-        yield from messages(initial, source.class_names)
-    yield from training_messages(config.optim, params)
-    if placement.mesh is not None:
-        share = config.batch_size // placement.devices
-        yield (
-            f"mesh {placement}: {placement.devices} devices, {jax.process_count()} processes; "
-            f"each device has {share} images and forms groups among them"
-        )
-    if config.accumulate > 1:
-        part = config.batch_size // config.accumulate
-        yield (
-            f"accumulate={config.accumulate}: parts of {part} images, one after another; groups "
-            "are formed within a part"
-        )
-    logits, classes = config.model.num_classes, len(source.class_names)
-    if logits > classes:
-        yield f"the model has {logits} logits for {classes} classes; {logits - classes} are unused"
-    yield from resizing_messages(source, size)
-    probed = [own for each in fewshot for own in each.sources]
-    yield from skipped_messages([source, *(each for _, each in evaluations), *probed])
-    for each in fewshot:
-        yield from each.messages
 
 
 def _evaluation_source(evaluation: EvalConfig, config: TrainConfig, trained: Source) -> Source:
