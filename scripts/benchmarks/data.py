@@ -64,7 +64,7 @@ def _jpegs(folder: Path, options: argparse.Namespace, workers: dict[int, Workers
             decoder=decoder,
             crop_min_area=MIN_AREA,
             flip=True,
-            preprocessing=PreprocessingConfig("tf_bilinear"),
+            preprocessing=PreprocessingConfig("tf_bilinear", exif=False),
         )
         ours, to = _variants(f"folder:{folder}", config, SIZE, batch, workers, f"{decoder}, ")
         variants, ratios = ours | variants, ratios | to
@@ -77,7 +77,7 @@ def _other_loaders(folder: Path, batch: int) -> tuple[dict[str, Variant], Ratios
     variants = {}
     for package, loader in LOADERS.items():
         if importlib.util.find_spec(package):
-            variants[package] = Variant(loader(folder, batch, SIZE, MIN_AREA))
+            variants[package] = Variant(loader(folder, batch, SIZE, MIN_AREA, BATCHES))
         else:
             print(f"data: {package} is not installed and left out", file=sys.stderr)
     exact, fast = f"exact, {ONE_THREAD}", f"fast, {ONE_THREAD}"

@@ -7,12 +7,15 @@ from PIL import Image
 
 H, W, QUALITY = 375, 500, 92  # of a JPEG; about 110 kB each, as ImageNet's
 CLASSES = 2
+NAMES = 10  # of each file
 SHARED = 0.8  # of the three channels' noise
 MEAN, STD = 118, 55  # of the pixels
 
 
 def write_jpegs(folder: Path, count: int) -> tuple[int, int]:
     """Writes JPEG files for the folder source: ``count`` for training, and a few for validation.
+
+    Each is there under ten names: shuffling takes longer with few images than with many.
 
     Returns:
         the width and the height of the images, in pixels.
@@ -23,6 +26,8 @@ def write_jpegs(folder: Path, count: int) -> tuple[int, int]:
             path = folder / split / str(i % CLASSES) / f"{i}.jpg"
             path.parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray(_photo(rng)).save(path, quality=QUALITY)
+            for name in range(1, NAMES):
+                path.with_stem(f"{i}-{name}").hardlink_to(path)
     return W, H
 
 

@@ -1,21 +1,23 @@
 """The loaders of other libraries, each on one thread, for the same work as our pipeline.
 
-Each reads all JPEG files of a folder with a sub-folder per class once, in random order: it decodes
-them, resizes a random crop bilinearly, flips half of them, and makes batches of uint8 pixels.
+Each reads some batches of the JPEG files of a folder with a sub-folder per class, in random order:
+it decodes them, resizes a random crop bilinearly, flips half of them, and returns uint8 pixels.
 """
 
+import itertools
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
 Run = Callable[[], None]
 
 
-def tf_data(folder: Path, batch: int, size: int, min_area: float) -> Run:
+def tf_data(folder: Path, batch: int, size: int, min_area: float, batches: int) -> Run:
     """tf.data, which decodes only the crop.
 
     Args:
         size: side of the result, in pixels.
         min_area: smallest share of the area that a crop covers.
+        batches: number of batches that are read.
     """
     import tensorflow as tf
 
@@ -40,10 +42,10 @@ def tf_data(folder: Path, batch: int, size: int, min_area: float) -> Run:
     options.threading.max_intra_op_parallelism = 1
     files = sorted(map(str, folder.rglob("*.jpg")))
     paths = tf.data.Dataset.from_tensor_slices(files).shuffle(len(files))
-    return _once(paths.map(read).batch(batch).with_options(options))
+    return _reading(paths.map(read).batch(batch).with_options(options), batches)
 
 
-def timm(folder: Path, batch: int, size: int, min_area: float) -> Run:
+def timm(folder: Path, batch: int, size: int, min_area: float, batches: int) -> Run:
     """timm's training loader, without its normalisation on the device; see ``tf_data``."""
     import torch
     from timm.data import ImageDataset, create_loader
@@ -60,10 +62,10 @@ def timm(folder: Path, batch: int, size: int, min_area: float) -> Run:
         persistent_workers=False,
         device=torch.device("cpu"),
     )
-    return _once(loader.loader)
+    return _reading(loader.loader, batches)
 
 
-def torchvision(folder: Path, batch: int, size: int, min_area: float) -> Run:
+def torchvision(folder: Path, batch: int, size: int, min_area: float, batches: int) -> Run:
     """torchvision's transforms of Pillow's images; see ``tf_data``."""
     import torch
     from torch.utils.data import DataLoader
@@ -73,12 +75,12 @@ def torchvision(folder: Path, batch: int, size: int, min_area: float) -> Run:
     torch.set_num_threads(1)
     crop = v2.RandomResizedCrop(size, scale=(min_area, 1.0))
     steps = v2.Compose([crop, v2.RandomHorizontalFlip(), v2.PILToTensor()])
-    return _once(DataLoader(ImageFolder(str(folder), steps), batch, shuffle=True))
+    return _reading(DataLoader(ImageFolder(str(folder), steps), batch, shuffle=True), batches)
 
 
-def _once(batches: Iterable[object]) -> Run:
+def _reading(loader: Iterable[object], batches: int) -> Run:
     def run() -> None:
-        for _ in batches:
+        for _ in itertools.islice(loader, batches):
             pass
 
     return run

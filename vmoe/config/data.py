@@ -78,8 +78,8 @@ class DataConfig(Checked):
     num_workers: int = 0
     """Processes that read images; 0 to read them in threads. May change when a run is resumed."""
     decoder: Decoder = "exact"
-    """exact: decode the whole training image, then crop it; fast: decode with OpenCV, perhaps at a
-    smaller scale. Images that OpenCV refuses are decoded exactly, and counted."""
+    """exact: decode the whole training image, then crop it; fast: decode with faster libraries, a
+    JPEG perhaps at a smaller scale. Images that they refuse are decoded exactly, and counted."""
     preprocessing: PreprocessingConfig = PreprocessingConfig()
     crop_min_area: float | None = None
     """Train on a random crop of at least this share of the image's area, in (0, 1], such as 0.05

@@ -6,6 +6,7 @@ from PIL import Image
 
 from vmoe.config import DataConfig
 from vmoe.data.occlude import cutout, erase
+from vmoe.data.opencv import opencv
 from vmoe.data.rand_augment import rand_augment
 
 Pixels = UInt8[np.ndarray, "h w 3"]
@@ -19,7 +20,7 @@ def augment(pixels: Pixels, config: DataConfig, rng: np.random.Generator) -> Pix
         rng: the source of all random numbers.
     """
     if config.flip and rng.random() < 0.5:
-        pixels = pixels[:, ::-1]
+        pixels = opencv().flip(pixels, 1)  # numpy takes 30 times as long
     if config.shift or config.rotate:
         pixels = move(pixels, config.shift, config.rotate, rng)
     layers = config.rand_augment

@@ -97,7 +97,8 @@ def read_bytes(path: str | Path) -> bytes:
         UsageError: there is no such file, or it cannot be read.
     """
     try:
-        return Path(path).read_bytes()
+        with open(path, "rb") as file:
+            return file.read()
     except FileNotFoundError:
         raise UsageError(f"{path}: no such file") from None
     except (OSError, ValueError) as error:

@@ -1,27 +1,31 @@
-"""The fast mode: OpenCV decodes, crops and resizes an image at once.
+"""The fast mode: an image is decoded, cropped and resized at once, by faster libraries than Pillow.
 
-It decodes a JPEG at a half, a quarter or an eighth of its size where the crop is then still at
-least as large as the result, and resizes bilinearly without antialiasing. At full size, its pixels
-equal Pillow's; after resizing they differ from ``tf_bilinear`` by at most one level.
+libjpeg-turbo (``simplejpeg``) decodes a JPEG, at a half, a quarter or an eighth of its size where
+the crop is then still at least as large as the result. Its colours are repeated, not interpolated,
+where the file has fewer of them than pixels, and its cosine transform is the approximate one: a
+channel differs from Pillow's by a few levels on average. OpenCV decodes PNG, WebP and BMP as Pillow
+does, and resizes bilinearly without antialiasing, up to one level as ``tf_bilinear``.
 """
 
-import functools
 import io
 from collections.abc import Callable
-from types import ModuleType
 from typing import NamedTuple
 
 import numpy as np
+import simplejpeg
 from jaxtyping import UInt8
 from PIL import ExifTags, Image
 
 from vmoe.data.decode import decode, has_16_bits
+from vmoe.data.opencv import opencv
 from vmoe.data.random_crop import Box
 
 Pixels = UInt8[np.ndarray, "h w 3"]
 
-JPEGS = ("JPEG", "MPO")  # Pillow's names; MPO is a JPEG with further pictures behind it
-FORMATS = (*JPEGS, "PNG", "WEBP", "BMP")
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP")  # Pillow's names
+JPEG, EXIF, XMP = b"\xff\xd8", b"Exif\0\0", b"http://ns.adobe.com/xap/1.0/"
+COLOURS = ("YCbCr", "RGB", "Gray")  # of a JPEG, as simplejpeg names them
+JPEGS = ("JPEG", "MPO")  # MPO is a JPEG with further pictures behind it
 FLIPS = {2: 1, 3: -1, 4: 0, 6: 1, 7: -1, 8: 0}  # EXIF orientation -> the flip, as OpenCV's code
 TRANSPOSED = range(5, 9)  # EXIF orientations with a transposition, before the flip
 
@@ -31,7 +35,7 @@ class Decoded(NamedTuple):
 
     Attributes:
         pixels: in [0, 255].
-        refused: OpenCV does not read images of this kind as ``decode`` does, which was used.
+        refused: the fast libraries do not read this image as ``decode`` does, which was used.
     """
 
     pixels: Pixels
@@ -57,8 +61,8 @@ def decode_crop_and_resize(
 ) -> Decoded:
     """Decodes an image, cuts a box out of it and resizes the box to a square.
 
-    OpenCV refuses what it reads differently from ``decode``: CMYK, 16 bits, transparency, palettes,
-    and files that are broken. It runs in the calling thread; its own threads are turned off.
+    What the fast libraries read differently from ``decode`` is refused: CMYK, 16 bits,
+    transparency, palettes, other formats, and broken files. All runs in the calling thread.
 
     Args:
         image: the bytes of an image file, or pixels in [0, 255].
@@ -75,7 +79,7 @@ def decode_crop_and_resize(
         h, w = (header.w, header.h) if header.orientation in TRANSPOSED else (header.h, header.w)
         box = choose_box(h, w)
         scale = _scale(box, size) if header.jpeg else 1
-        pixels = _decoded(image, header.orientation, scale)
+        pixels = _decoded(image, header, scale)
         if pixels is not None:
             return Decoded(_resized(pixels, _scaled(box, scale), size), refused=False)
     pixels = decode(image, origin, exif=exif)
@@ -84,11 +88,14 @@ def decode_crop_and_resize(
 
 
 def _header(image: bytes, exif: bool) -> _Header | None:
-    """The header of an image; None if OpenCV reads such an image differently from Pillow."""
+    """The header of an image; None if such an image is refused."""
     try:
-        with Image.open(io.BytesIO(image)) as opened:
+        if image.startswith(JPEG) and not (exif and (EXIF in image or XMP in image)):
+            h, w, colours, _ = simplejpeg.decode_jpeg_header(image)
+            return _Header(h, w, 1, jpeg=True) if colours in COLOURS else None
+        with Image.open(io.BytesIO(image), formats=FORMATS) as opened:
             plain = opened.mode in ("RGB", "L") and not opened.has_transparency_data
-            if opened.format not in FORMATS or not plain or has_16_bits(image):
+            if not plain or has_16_bits(image):
                 return None
             orientation = opened.getexif().get(ExifTags.Base.Orientation, 1) if exif else 1
             return _Header(opened.height, opened.width, orientation, opened.format in JPEGS)
@@ -109,37 +116,28 @@ def _scaled(box: Box, scale: int) -> Box:
     return Box(y, x, -(-(box.y + box.h) // scale) - y, -(-(box.x + box.w) // scale) - x)
 
 
-def _decoded(image: bytes, orientation: int, scale: int) -> Pixels | None:
-    """The pixels of the image reduced by a scale; None if it is broken."""
-    cv2 = _opencv()
-    flags = (
-        cv2.IMREAD_IGNORE_ORIENTATION
-        | {
-            1: cv2.IMREAD_COLOR,
-            2: cv2.IMREAD_REDUCED_COLOR_2,
-            4: cv2.IMREAD_REDUCED_COLOR_4,
-            8: cv2.IMREAD_REDUCED_COLOR_8,
-        }[scale]
-    )
-    bgr = cv2.imdecode(np.frombuffer(image, np.uint8), flags)
-    if bgr is None:
-        return None
-    pixels = cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB)
-    if orientation in TRANSPOSED:
+def _decoded(image: bytes, header: _Header, scale: int) -> Pixels | None:
+    """The pixels of the image, those of a JPEG reduced by a scale; None if it is broken."""
+    cv2 = opencv()
+    if header.jpeg:
+        h, w = (-(-side // scale) for side in (header.h, header.w))
+        try:
+            pixels = simplejpeg.decode_jpeg(
+                image, fastdct=True, fastupsample=True, min_height=h, min_width=w, min_factor=scale
+            )
+        except ValueError:
+            return None
+    else:
+        flags = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
+        pixels = cv2.imdecode(np.frombuffer(image, np.uint8), flags)
+        if pixels is None:
+            return None
+    if header.orientation in TRANSPOSED:
         pixels = cv2.transpose(pixels)
-    return cv2.flip(pixels, FLIPS[orientation]) if orientation in FLIPS else pixels
+    flip = FLIPS.get(header.orientation)
+    return pixels if flip is None else cv2.flip(pixels, flip)
 
 
 def _resized(pixels: UInt8[np.ndarray, "h0 w0 3"], box: Box, size: int) -> Pixels:
-    cv2 = _opencv()
+    cv2 = opencv()
     return cv2.resize(pixels[box.slices], (size, size), interpolation=cv2.INTER_LINEAR)
-
-
-@functools.cache
-def _opencv() -> ModuleType:
-    """OpenCV without threads of its own, as the readers fill the cores, and without messages."""
-    import cv2
-
-    cv2.setNumThreads(0)
-    cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
-    return cv2
