@@ -14,6 +14,7 @@ from vmoe.config import (
     LrFactorsConfig,
     MoEConfig,
     OptimConfig,
+    Preprocessing,
     RoutingOverrides,
     Soft,
     TrainConfig,
@@ -89,6 +90,13 @@ def set_with(**overrides: Any) -> EvalConfig:
         (dict(keep_latest=0), "keep_latest=0: use at least 1"),
         (dict(evaluations=()), "give at least one evaluation set"),
         (dict(evaluations=(EvalConfig(), EvalConfig())), "are not unique"),
+        (
+            dict(
+                data=dict(preprocessing=dict(exif=False)),
+                evaluations=(EvalConfig(preprocessing=Preprocessing(64)),),
+            ),
+            "set 'validation': preprocessing.exif=True, but data.preprocessing.exif=False",
+        ),
         (dict(evaluations=(EvalConfig(image_size=100),)), "model.patch_size=32 does not divide it"),
         (
             dict(model=dict(sparse_blocks=(1,)), evaluations=(set_with(k=9),)),

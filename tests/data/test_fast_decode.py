@@ -133,6 +133,14 @@ def test_a_truncated_image_is_refused_as_in_the_exact_mode(
     assert capfd.readouterr().err == ""
 
 
+def test_a_jpeg_that_claims_billions_of_pixels_is_refused_before_it_takes_memory() -> None:
+    image = bytearray(READ_FAST["JPEG"])
+    sides = image.index(b"\xff\xc0") + 5
+    image[sides : sides + 4] = b"\xff\x00\xff\x00"
+    with pytest.raises(UsageError, match="photo: cannot be read as an image .*4261478400 pixels"):
+        decode_crop_and_resize(bytes(image), "photo", whole, 32)
+
+
 def test_pixels_are_cropped_and_resized_alike() -> None:
     pixels = np.asarray(photo())
     found = decode_crop_and_resize(pixels, "array", lambda h, w: Box(1, 2, 60, 50), 40)

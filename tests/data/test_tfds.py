@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.command import TINY, vmoe
 from vmoe.data.decode import decode
 from vmoe.data.sources import Source, open_source
 from vmoe.data.sources.tfds import TfdsSource
@@ -198,6 +199,14 @@ def test_splits_that_do_not_exist_are_refused(photos: Path, split: str) -> None:
     with pytest.raises(UsageError, match=r"photos/1.2.0: .*plit") as error:
         open_source(f"tfds:{photos}", split)
     assert "\n" not in str(error.value)
+
+
+def test_a_run_on_a_slice_names_the_splits_of_its_evaluations(photos: Path) -> None:
+    """``validation`` would be train[90%:], most of which it trains on."""
+    name = f"tfds:{photos}:train[:99%]"
+    result = vmoe("train", "--config", TINY, "--workdir", photos / "run", "--data.name", name)
+    assert result.returncode == 2 and not (photos / "run").exists()
+    assert f"evaluations.data=validation: may have images of data.name={name}" in result.stderr
 
 
 def test_an_empty_slice_is_refused(photos: Path) -> None:

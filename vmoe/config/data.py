@@ -76,7 +76,8 @@ class DataConfig(Checked):
     """If an image cannot be read, fail: end the run; replace: train on another image, determined by
     the seed and the position, and leave the image out of evaluations. Both are reported."""
     num_workers: int = 0
-    """Processes that read images; 0 to read them in threads. May change when a run is resumed."""
+    """Processes that read images, each a batch at a time; 0 to read in threads. Up to two batches
+    more than processes are in memory. May change when a run is resumed."""
     decoder: Decoder = "exact"
     """exact: decode the whole training image, then crop it; fast: decode with faster libraries, a
     JPEG perhaps at a smaller scale. Images that they refuse are decoded exactly, and counted."""

@@ -101,8 +101,15 @@ class TrainConfig(Checked):
         names = [evaluation.name for evaluation in self.evaluations]
         require(bool(names), "evaluations: give at least one evaluation set")
         require(len(names) == len(set(names)), f"evaluations: the names {names} are not unique")
-        for evaluation in self.evaluations:  # raises if the settings do not fit the model
-            evaluation.model(self.model)
+        exif = self.data.preprocessing.exif
+        for evaluation in self.evaluations:
+            evaluation.model(self.model)  # raises if the settings do not fit the model
+            own = evaluation.prepare(self.data, self.model).exif
+            require(
+                own == exif,
+                f"evaluations, set {evaluation.name!r}: preprocessing.exif={own}, but "
+                f"data.preprocessing.exif={exif}: give both the same value",
+            )
 
     def _check_length(self) -> None:
         given = {name: getattr(self, name) for name in LENGTHS if getattr(self, name) is not None}

@@ -24,6 +24,7 @@ Pixels = UInt8[np.ndarray, "h w 3"]
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP")  # Pillow's names
 JPEG, EXIF, XMP = b"\xff\xd8", b"Exif\0\0", b"http://ns.adobe.com/xap/1.0/"
+MOST = 178_956_970  # pixels; Pillow refuses larger images
 COLOURS = ("YCbCr", "RGB", "Gray")  # of a JPEG, as simplejpeg names them
 JPEGS = ("JPEG", "MPO")  # MPO is a JPEG with further pictures behind it
 FLIPS = {2: 1, 3: -1, 4: 0, 6: 1, 7: -1, 8: 0}  # EXIF orientation -> the flip, as OpenCV's code
@@ -92,7 +93,8 @@ def _header(image: bytes, exif: bool) -> _Header | None:
     try:
         if image.startswith(JPEG) and not (exif and (EXIF in image or XMP in image)):
             h, w, colours, _ = simplejpeg.decode_jpeg_header(image)
-            return _Header(h, w, 1, jpeg=True) if colours in COLOURS else None
+            plain = colours in COLOURS and int(h) * int(w) <= MOST
+            return _Header(int(h), int(w), 1, jpeg=True) if plain else None
         with Image.open(io.BytesIO(image), formats=FORMATS) as opened:
             plain = opened.mode in ("RGB", "L") and not opened.has_transparency_data
             if not plain or has_16_bits(image):

@@ -16,7 +16,7 @@ from typing import Any, Generic
 
 from vmoe.data.workers import IN_THREADS, Batches, Read, Workers
 
-AHEAD = 2  # batches that each thread is ahead
+AHEAD = 2  # batches that wait, beside one for each thread
 TICK = 1.0  # seconds between calls of on_wait
 SHOWN_AFTER, SHOWN_EVERY = 10, 30  # seconds of a wait until its first message, between others
 
@@ -54,7 +54,7 @@ class Reader(Generic[Read]):
         ]
         for thread in self._threads:
             thread.start()
-        for _ in range(AHEAD * len(self._threads)):
+        for _ in range(len(self._threads) + AHEAD):
             self._submit()
 
     def _submit(self) -> None:

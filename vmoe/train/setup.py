@@ -171,7 +171,13 @@ def setup(
 def _evaluation_source(evaluation: EvalConfig, config: TrainConfig, trained: Source) -> Source:
     """The data of an evaluation set, labelled by the classes of the training data."""
     if evaluation.data in SPLITS:
-        name, split = name_and_split(config.data.name)[0], evaluation.data
+        name, trained_split = name_and_split(config.data.name)
+        split = evaluation.data
+        if trained_split not in ("", *SPLITS):
+            raise UsageError(
+                f"evaluations.data={split}: may have images of data.name={config.data.name}, as a "
+                f"split that is missing is split off train; name one, such as {name}:train[99%:]"
+            )
     else:
         name, split = name_and_split(evaluation.data)
         if not split:
