@@ -7,7 +7,7 @@ Starts from the authors' checkpoint on ImageNet-21k, or from a run of imagenet21
 CIFAR-10 as a TFDS data set in ArrayRecord form.
 
 Accuracy reported by the authors: 98.7 on the test split, the mean of three seeds, 10 minutes each
-on a TPUv3-8. It has not been trained here.
+on a TPUv3-8; they made the recipe to fit on that or a TPUv2-8. It has not been trained here.
 
 All numbers are the authors', except the batch size of evaluations, the number of workers, and how
 often metrics, evaluations and checkpoints are written.

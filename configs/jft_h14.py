@@ -2,8 +2,9 @@
 
     vmoe train --config configs/jft_h14.py --workdir runs/jft_h14
 
-Peak learning rate 3e-4 and clipping of gradients to a global norm of 10, from the paper. It has not
-been trained here.
+Peak learning rate 3e-4 and clipping of gradients to a global norm of 10, from the paper. The data
+is that of jft_s32.py, whose header says what is ours; `vmoe plan` says what fits on which devices.
+It has not been trained here.
 """
 
 from pathlib import Path

@@ -2,7 +2,8 @@
 
     vmoe train --config configs/jft_l16.py --workdir runs/jft_l16
 
-Peak learning rate 4e-4, from the paper. It has not been trained here.
+Peak learning rate 4e-4, from the paper. The data is that of jft_s32.py, whose header says what is
+ours; `vmoe plan` says what fits on which devices. It has not been trained here.
 """
 
 from pathlib import Path

@@ -1,12 +1,16 @@
 """Makes a data set in the ArrayRecord form of TFDS from a folder of images.
 
     python scripts/prepare_folder.py photos data/tfds/photos
+    python scripts/prepare_folder.py --whole photos data/tfds/photos    # all of it as train
     vmoe train ... --data.name tfds:./data/tfds/photos
 
 The folder is one that ``folder:PATH`` names: a sub-folder per class, split into ``train`` and so on
-or not. The new data set has the same splits and classes. Images are copied unchanged, without
-TensorFlow. A few large files are read faster, and from more kinds of storage, than many small ones.
-The same command resumes after it was stopped.
+or not. The new data set has the same splits and classes: a folder that is not split becomes 80%
+train, 10% validation and 10% test. With ``--whole`` it becomes ``train`` alone, for recipes that
+hold out a slice of it, such as ``train[:102400]``; a class may then have a single image.
+
+Images are copied unchanged, without TensorFlow. A few large files are read faster, and from more
+kinds of storage, than many small ones. The same command resumes after it was stopped.
 """
 
 import argparse
@@ -17,7 +21,7 @@ import tensorflow_datasets as tfds
 from preparation.array_record import Split, check_name, is_complete, write
 
 from vmoe.data.sources import SPLITS, Source, open_source
-from vmoe.data.sources.folder import split_folders
+from vmoe.data.sources.folder import open_folder, split_folders
 from vmoe.errors import UsageError
 
 
@@ -40,31 +44,42 @@ def split_of(source: Source, folder: Path) -> Split:
     )
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("folder", type=Path, help="of images, in a sub-folder per class")
-    parser.add_argument("destination", type=Path, help="of the data set; its name is the last part")
-    options = parser.parse_args()
-    folder: Path = options.folder
-    name, version = options.destination.name, options.destination / "1.0.0"
-    check_name(name)
-    if is_complete(version):
-        return
+def open_whole(folder: Path) -> dict[str, Source]:
+    """All images of a folder that is not split, as the split train."""
+    return {"train": open_folder(str(folder), "train", whole=True)}
+
+
+def open_splits(folder: Path) -> dict[str, Source]:
+    """The splits of a folder as training reads them."""
     stored = split_folders(folder)
     wanted = [
         split
         for split in SPLITS
         if not stored or split in stored or (split == "validation" and "train" in stored)
     ]
+    return {split: open_source(f"folder:{folder}", split) for split in wanted}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("folder", type=Path, help="of images, in a sub-folder per class")
+    parser.add_argument("destination", type=Path, help="of the data set; its name is the last part")
+    parser.add_argument("--whole", action="store_true", help="write all images to the split train")
+    options = parser.parse_args()
+    folder: Path = options.folder
+    name, version = options.destination.name, options.destination / "1.0.0"
+    check_name(name)
+    if is_complete(version):
+        return
     try:
-        sources = {split: open_source(f"folder:{folder}", split) for split in wanted}
+        sources = open_whole(folder) if options.whole else open_splits(folder)
         splits = {split: split_of(source, folder) for split, source in sources.items()}
         features = {
-            "label": tfds.features.ClassLabel(names=list(sources[wanted[0]].class_names)),
+            "label": tfds.features.ClassLabel(names=list(next(iter(sources.values())).class_names)),
             "file_name": tfds.features.Text(),
         }
         write(version, name, features, splits)
-    except UsageError as error:
+    except (UsageError, PermissionError) as error:
         raise SystemExit(str(error)) from None
 
 

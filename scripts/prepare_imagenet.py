@@ -10,12 +10,24 @@ each with several labels or none. The number of images of every class is checked
 The same command resumes after it was stopped.
 
     TFDS_DATA_DIR=data/tfds vmoe train ... --data.name tfds:imagenet2012:train[:99%]
-    TFDS_DATA_DIR=data/tfds vmoe evaluate --checkpoint RUN \\
-        --data tfds:imagenet2012_real:validation --routing.capacity-factor 4.0
 
 ImageNet-V2 (arXiv 1902.10811) needs no preparation: its folders are numbers of classes. Put them
-into a folder ``test``, as in ``imagenet_v2/test/0`` to ``imagenet_v2/test/999``, and evaluate on
-``folder:imagenet_v2:test``.
+into a folder ``test``, as in ``imagenet_v2/test/0`` to ``imagenet_v2/test/999``.
+
+Models trained from scratch (imagenet1k_s32_light.py and _medium.py) are evaluated with a capacity
+factor of 4.0, as the authors do, on ReaL labels and on ImageNet-V2:
+
+    TFDS_DATA_DIR=data/tfds vmoe evaluate --checkpoint runs/imagenet1k_s32_light \\
+        --data tfds:imagenet2012_real:validation --routing.capacity-factor 4.0
+    vmoe evaluate --checkpoint runs/imagenet1k_s32_light \\
+        --data folder:imagenet_v2:test --routing.capacity-factor 4.0
+
+and those fine-tuned at 384 px (imagenet1k_s32_384.py and imagenet1k_b16_384.py) with the 1.5 that
+they are trained with, which is the default:
+
+    TFDS_DATA_DIR=data/tfds vmoe evaluate --checkpoint runs/imagenet1k_s32_384 \\
+        --data tfds:imagenet2012_real:validation
+    vmoe evaluate --checkpoint runs/imagenet1k_s32_384 --data folder:imagenet_v2:test
 """
 
 import argparse

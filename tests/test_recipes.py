@@ -54,7 +54,17 @@ def test_a_dry_run_trains_a_recipe_without_its_data_and_keeps_nothing(tmp_path: 
     assert not any(tmp_path.iterdir())
 
 
-def test_a_dry_run_of_a_trained_model_is_refused() -> None:
-    result = vmoe("train", "--config", str(FOLDER / "tiny.py"), "--dry-run", "--init", "any")
-    assert result.returncode == 2
-    assert "--init any: a dry run has a smaller model; leave it out" in result.stderr
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ("--init any", "--init any: a dry run has a smaller model; leave it out"),
+        ("--wandb", "--wandb: nothing of a dry run is kept; leave it out"),
+        ("--wandb mine", "--wandb mine: nothing of a dry run is kept; leave it out"),
+        ("--distributed", "--distributed: a dry run is a single process; leave it out"),
+    ],
+)
+def test_a_dry_run_refuses_what_only_a_kept_run_can_use(options: str, message: str) -> None:
+    recipe = str(FOLDER / "tiny.py")
+    result = vmoe("train", "--config", recipe, "--dry-run", *options.split())
+    assert (result.returncode, result.stdout) == (2, "")
+    assert result.stderr.endswith(f"{message}\n") and result.stderr.count("\n") == 1

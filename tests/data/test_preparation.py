@@ -247,6 +247,28 @@ def test_a_folder_keeps_its_splits_classes_and_images(
     assert "nowhere: no such folder" in stopped
 
 
+def test_a_whole_folder_is_one_split_with_every_image_also_of_a_class_of_one(
+    tmp_path: Path, run: Callable[..., tuple[str, str]]
+) -> None:
+    expected = {10 * i: (0,) for i in range(12)} | {200: (1,)}
+    for value, (label,) in expected.items():
+        path = tmp_path / "photos" / ("cats", "okapis")[label] / f"{value}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(image(value, "png"))
+    line = ["prepare_folder", tmp_path / "photos", tmp_path / "tfds" / "photos"]
+    assert "class 'okapis' has 1 images, too few to split off" in run(*line)[1]
+    output, stopped = run(*line, "--whole")
+    assert not stopped and "13 train images" in output
+    name = f"tfds:{tmp_path / 'tfds' / 'photos'}"
+    assert examples(open_source(name, "train[:100%]")) == expected
+    held_out, rest = (examples(open_source(name, f"train[{s}]")) for s in (":3", "3:"))
+    assert held_out | rest == expected and (len(held_out), len(rest)) == (3, 10)
+    assert not list((tmp_path / "tfds" / "photos" / "1.0.0").glob("*-test*"))
+    (tmp_path / "photos").rename(tmp_path / "train")
+    _, stopped = run("prepare_folder", tmp_path, tmp_path / "tfds" / "split", "--whole")
+    assert "is split into folders (train); give one of them as a whole" in stopped
+
+
 @pytest.mark.parametrize("name", ["my-photos", "photos.v2", "2photos"])
 def test_a_name_that_tfds_refuses_is_refused_before_an_image_is_read(
     tmp_path: Path, run: Callable[..., tuple[str, str]], name: str

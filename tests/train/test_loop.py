@@ -7,6 +7,7 @@ import shutil
 import signal
 import threading
 import time
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +79,8 @@ def test_a_run_folder_has_the_config_model_environment_classes_and_metrics(
     assert "active per token" in (run / "model.txt").read_text()
     environment = json.loads((run / "environment.json").read_text())
     assert environment["jax"] == jax.__version__ and environment["devices"]
+    for package in ("opencv-python-headless", "simplejpeg", "array-record", "scipy"):
+        assert environment[package] == version(package)
     assert len((environment["commit"] or "0" * 40).split()[0]) == 40
     assert json.loads((run / "classes.json").read_text()) == list("0123456789")
     assert [row["step"] for row in rows(run)] == ["10", "20", "30", "40"]
@@ -164,11 +167,13 @@ def test_changed_data_or_environment_is_reported(
     shutil.copytree(run, workdir)
     path = workdir / "environment.json"
     then = json.loads(path.read_text()) | {"data": "other", "images": 3, "jax": "0.1"}
+    then["simplejpeg"] = "0.2"
     path.write_text(json.dumps(then))
     train(config, workdir)
     stderr = capsys.readouterr().err
     assert "has changed since this run began (3 images then, 1257 now)" in stderr
     assert f"the run started with jax 0.1, now {jax.__version__}" in stderr
+    assert f"the run started with simplejpeg 0.2, now {version('simplejpeg')}" in stderr
     (workdir / "classes.json").write_text('["cat", "dog"]')
     with pytest.raises(UsageError, match="the classes of the training data differ"):
         train(config, workdir)

@@ -22,7 +22,8 @@ class TrainArgs(RunArgs):
     """Run folder: config, metrics, checkpoints."""
     dry_run: bool = False
     """Try the config in about a minute: 4 steps of 8 synthetic images, with one dense and one
-    sparse block, at most 4 experts and 100 classes. Needs no workdir; nothing is kept."""
+    sparse block, at most 4 experts and 100 classes, in one process. Needs no workdir; nothing is
+    kept."""
     init: str = ""
     """Trained model whose parameters a new run starts from, as for `vmoe evaluate --checkpoint`.
     The head is new if the number of classes differs; positions are resampled."""
@@ -58,9 +59,19 @@ def run(argv: Sequence[str]) -> None:
         args = parse_with_config(TrainArgs, "train", argv)
         if args.wandb and len(args.wandb) > 1:
             raise UsageError(f"--wandb {' '.join(args.wandb)}: give one project")
-        if args.dry_run and args.init:
-            raise UsageError(f"--init {args.init}: a dry run has a smaller model; leave it out")
+        if args.dry_run:
+            _check_dry_run(args)
         _train(args)
+
+
+def _check_dry_run(args: TrainArgs) -> None:
+    if args.init:
+        raise UsageError(f"--init {args.init}: a dry run has a smaller model; leave it out")
+    if args.wandb is not None:
+        option = " ".join(["--wandb", *args.wandb])
+        raise UsageError(f"{option}: nothing of a dry run is kept; leave it out")
+    if args.distributed:
+        raise UsageError("--distributed: a dry run is a single process; leave it out")
 
 
 def _train(args: TrainArgs) -> None:

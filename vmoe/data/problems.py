@@ -30,22 +30,26 @@ class Unreadable:
 
 
 class Refused:
-    """The number of images that the fast decoder refused."""
+    """The images that the fast decoder refused, each counted once."""
 
     def __init__(self) -> None:
-        self._count, self._next, self._example = 0, 1, ""
+        self._origins: set[str] = set()
+        self._next, self._example = 1, ""
 
     def add(self, origins: Sequence[str]) -> None:
-        """Notes images by where they come from."""
-        self._count += len(origins)
-        self._example = origins[-1] if origins else self._example
+        """Notes images by where they come from; those of earlier epochs are known already."""
+        for origin in origins:
+            if origin not in self._origins:
+                self._origins.add(origin)
+                self._example = origin
 
     def news(self) -> list[str]:
         """A line whenever their number has doubled."""
-        if self._count < self._next:
+        count = len(self._origins)
+        if count < self._next:
             return []
-        self._next = 2 * self._count
+        self._next = 2 * count
         return [
             f"{self._example}: refused by the fast decoder, and decoded exactly "
-            f"({self._count:,} images so far)"
+            f"({count:,} image{'s' * (count > 1)} so far)"
         ]

@@ -14,7 +14,15 @@ import vmoe
 from vmoe.data.sources import Source
 from vmoe.sharding import Placement
 
-COMPARED = ("jax", "jaxlib", "devices", "mesh", "processes", "cores", "grain", "numpy", "pillow")
+# Of the libraries, those that compute, and those that decode and resize images.
+PACKAGES = (
+    *("vmoe", "jax", "jaxlib", "flax", "optax", "grain", "numpy", "scipy"),
+    *("pillow", "opencv-python-headless", "simplejpeg", "tensorflow-datasets", "array-record"),
+)
+COMPARED = (
+    *("jax", "jaxlib", "devices", "mesh", "processes", "cores", "grain", "numpy"),
+    *("pillow", "opencv-python-headless", "simplejpeg"),
+)
 
 
 def environment(
@@ -26,14 +34,13 @@ def environment(
         source: the training data.
         evaluations: the data of evaluations and few-shot probes, by name.
     """
-    packages = ("vmoe", "jax", "jaxlib", "flax", "optax", "grain", "numpy", "pillow")
     return {
         "commit": _commit(),
         "python": platform.python_version(),
         "machine": platform.machine(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None,
         "devices": [device.device_kind for device in jax.devices()],
-        **{name: importlib.metadata.version(name) for name in packages},
+        **{name: _version(name) for name in PACKAGES},
         "mesh": str(placement),
         "processes": jax.process_count(),
         **_data(source),
@@ -77,6 +84,18 @@ def _data_differences(what: str, stored: Any, current: dict[str, Any], so: str) 
             f"the files of {what} have other modification times than when this run began; their "
             "names, sizes and the content of a sample are the same"
         )
+
+
+def _version(package: str) -> str | None:
+    """The version of a package; None if it is not installed under this name.
+
+    >>> print(_version("no-such-package"))
+    None
+    """
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:  # another build of OpenCV, say
+        return None
 
 
 def _commit() -> str | None:

@@ -26,7 +26,12 @@ from vmoe.errors import UsageError
 
 
 def open_folder(
-    path: str, split: str, *, check: Check = "headers", on_error: OnError = "fail"
+    path: str,
+    split: str,
+    *,
+    check: Check = "headers",
+    on_error: OnError = "fail",
+    whole: bool = False,
 ) -> FileSource:
     """Opens a split of a folder of images, after checking that they can be read.
 
@@ -36,6 +41,7 @@ def open_folder(
         check: how the images are checked, see ``vmoe/data/check.py``.
         on_error: whether unreadable images are an error. With "replace" they are kept in the split
             "train", where another image takes their place, and left out of the others.
+        whole: the split is all of the images, of a folder that is not split.
 
     Raises:
         UsageError: there is no such folder or split, a class without images, or an image that
@@ -45,7 +51,10 @@ def open_folder(
     if not root.is_dir():
         raise UsageError(f"{place}: no such folder")
     available = split_folders(root)
-    stored_split, fractions = resolve_split(split, list(available), place)
+    if whole and available:
+        names = ", ".join(folder.name for folder in available.values())
+        raise UsageError(f"{place}: is split into folders ({names}); give one of them as a whole")
+    stored_split, fractions = ("", {}) if whole else resolve_split(split, [*available], place)
     folder = available[stored_split] if stored_split else root
     class_names = _class_names(available.get("train", folder))
     key = hashlib.sha256(repr((class_names, fractions)).encode())
