@@ -30,26 +30,22 @@ class Unreadable:
 
 
 class Refused:
-    """The images that the fast decoder refused, each counted once."""
+    """How often the fast decoder refused an image; each epoch counts, and no image is remembered."""
 
     def __init__(self) -> None:
-        self._origins: set[str] = set()
-        self._next, self._example = 1, ""
+        self._count, self._next, self._example = 0, 1, ""
 
     def add(self, origins: Sequence[str]) -> None:
-        """Notes images by where they come from; those of earlier epochs are known already."""
-        for origin in origins:
-            if origin not in self._origins:
-                self._origins.add(origin)
-                self._example = origin
+        """Notes images by where they come from."""
+        self._count += len(origins)
+        self._example = origins[-1] if origins else self._example
 
     def news(self) -> list[str]:
-        """A line whenever their number has doubled."""
-        count = len(self._origins)
-        if count < self._next:
+        """A line whenever the number has doubled."""
+        if self._count < self._next:
             return []
-        self._next = 2 * count
+        self._next = 2 * self._count
         return [
             f"{self._example}: refused by the fast decoder, and decoded exactly "
-            f"({count:,} image{'s' * (count > 1)} so far)"
+            f"({self._count:,} {'time' if self._count == 1 else 'times'} so far)"
         ]
