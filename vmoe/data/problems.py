@@ -30,7 +30,7 @@ class Unreadable:
 
 
 class Refused:
-    """How often the fast decoder refused an image; each epoch counts, and no image is remembered."""
+    """How often the fast decoder refused an image, in all epochs: no image is remembered."""
 
     def __init__(self) -> None:
         self._count, self._next, self._example = 0, 1, ""
