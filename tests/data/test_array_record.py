@@ -23,7 +23,7 @@ def writer(monkeypatch: pytest.MonkeyPatch) -> Any:
     return module
 
 
-def write_photos(writer: Any, folder: Path, read: Callable[[int], bytes]) -> list[bytes]:
+def write_photos(writer: Any, folder: Path, read: Callable[[int], bytes]) -> list[Any]:
     """Writes 100 images of 10 bytes; returns them in the order of the data set."""
     from tensorflow_datasets import features
 

@@ -61,8 +61,8 @@ def test_a_data_set_without_splits_is_split_in_every_ten_images(tmp_path: Path) 
 def test_labels_in_a_cycle_of_ten_are_in_every_split_and_every_row_is_in_one(
     count: int, tmp_path: Path
 ) -> None:
-    rows = {"image": [{"bytes": b"%d" % i, "path": None} for i in range(count)]}
-    rows["label"] = [i % 10 for i in range(count)]
+    images = [{"bytes": b"%d" % i, "path": None} for i in range(count)]
+    rows = {"image": images, "label": [i % 10 for i in range(count)]}
     features = datasets.Features({"image": datasets.Image(), "label": names(10)})
     datasets.Dataset.from_dict(rows, features=features).save_to_disk(tmp_path / "hf")
     found = list[int]()
