@@ -2,7 +2,12 @@
 
 The images of a split are in the order of a hash of their names, so that every slice of it, such as
 ``train[:99%]``, is a random sample. A shard is written beside its place and renamed, and one that
-is there is not written again: the same command resumes. The metadata is written last.
+is there is not written again: the same command resumes. The metadata is written last, and then the
+plan is removed, so that a data set with a plan is not complete.
+
+A shard has about 256 MB. A split of more than 512 GB has 2,000 larger shards, as every process that
+reads it keeps all of them open: 300 million images of 100 kB are 2,000 shards of 15 GB. About
+256 MB of images are in memory at once.
 """
 
 import dataclasses
@@ -21,7 +26,8 @@ import numpy as np
 from vmoe.data.progress import progress
 from vmoe.workdir.layout import replace_text
 
-SHARD_BYTES = 256 << 20  # of a shard, about
+SHARD_BYTES = 256 << 20  # of a shard, about; and of the images that are in memory at once
+MOST_SHARDS = 2000  # of a split
 PLAN = "plan.json"  # what an unfinished data set is made of
 OPTIONS = "group_size:1,uncompressed"  # one record is read at a time; images are compressed already
 
@@ -100,17 +106,30 @@ def check_name(name: str) -> None:
 
 def is_complete(folder: Path) -> bool:
     """Whether a data set is there already; prints that it is."""
-    complete = (folder / "dataset_info.json").exists()
+    complete = (folder / "dataset_info.json").exists() and not (folder / PLAN).exists()
     if complete:
         print(f"{folder}: is complete already")
     return complete
+
+
+def number_of_shards(size: int, images: int) -> int:
+    """The number of shards of a split.
+
+    Args:
+        size: of all images, in bytes.
+        images: how many there are.
+
+    >>> number_of_shards(150 * 10**9, 1_281_167), number_of_shards(30 * 10**12, 300_000_000)
+    (559, 2000)
+    """
+    return min(max(1, round(size / SHARD_BYTES)), MOST_SHARDS, images)
 
 
 def _check_plan(folder: Path, splits: Mapping[str, Split]) -> None:
     """Writes what the data set is made of, or checks it against what a stopped command wrote."""
     digest = hashlib.sha256()
     for split, images in splits.items():
-        digest.update(repr((split, SHARD_BYTES, OPTIONS)).encode())
+        digest.update(repr((split, SHARD_BYTES, MOST_SHARDS, OPTIONS)).encode())
         digest.update("\n".join(images.names).encode(errors="surrogateescape"))
         digest.update(np.asarray(images.sizes, np.int64).tobytes())
     plan, path = json.dumps({"images": digest.hexdigest()}), folder / PLAN
@@ -127,8 +146,7 @@ def _shards(images: Split) -> list[np.ndarray]:
     """The indices of the images of each shard."""
     digests = [hashlib.sha256(name.encode(errors="surrogateescape")) for name in images.names]
     order = np.argsort(np.array([digest.digest()[:8] for digest in digests]))
-    count = max(1, round(int(images.sizes.sum()) / SHARD_BYTES))
-    return np.array_split(order, min(count, len(order)))
+    return np.array_split(order, number_of_shards(int(images.sizes.sum()), len(order)))
 
 
 def _write_shards(
@@ -148,12 +166,13 @@ def _write_shards(
 def _write_shard(path: Path, indices: np.ndarray, images: Split, features: Any) -> None:
     from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
 
-    content = {int(i): images.read(int(i)) for i in indices[np.argsort(images.places[indices])]}
     unfinished = path.with_name(f".{path.name}")
     writer = ArrayRecordWriter(str(unfinished), OPTIONS)
-    for i in indices.tolist():
-        fields = {"image": io.BytesIO(content[i]), **images.fields(i)}
-        writer.write(features.serialize_example(features.encode_example(fields)))
+    for part in _parts(indices, images.sizes[indices]):
+        content = {int(i): images.read(int(i)) for i in part[np.argsort(images.places[part])]}
+        for i in part.tolist():
+            fields = {"image": io.BytesIO(content[i]), **images.fields(i)}
+            writer.write(features.serialize_example(features.encode_example(fields)))
     writer.close()
     reader = ArrayRecordReader(str(unfinished))
     written = reader.num_records()
@@ -161,3 +180,9 @@ def _write_shard(path: Path, indices: np.ndarray, images: Split, features: Any) 
     if written != len(indices):
         raise SystemExit(f"{unfinished}: has {written} of {len(indices)} images; is the disk full?")
     unfinished.rename(path)
+
+
+def _parts(indices: np.ndarray, sizes: np.ndarray) -> list[np.ndarray]:
+    """The images of a shard, in parts that fit into memory."""
+    ends = np.cumsum(sizes, dtype=np.int64)
+    return np.split(indices, np.flatnonzero(np.diff((ends - 1) // SHARD_BYTES)) + 1)

@@ -92,7 +92,7 @@ def test_files_that_are_not_a_complete_npz_are_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("split", [False, True])
-def test_images_that_are_not_compressed_are_mapped_and_hold_the_same_pixels(
+def test_arrays_that_are_not_compressed_are_mapped_and_hold_the_same_images_and_labels(
     split: bool, tmp_path: Path
 ) -> None:
     rng, prefix = np.random.default_rng(0), "train_" if split else ""
@@ -107,7 +107,8 @@ def test_images_that_are_not_compressed_are_mapped_and_hold_the_same_pixels(
         open_source(f"arrays:{tmp_path / name}", "train")
         for name in ("mapped.npz", "folder", "read.npz")
     )
-    assert isinstance(mapped.images, np.memmap) and isinstance(folder.images, np.memmap)
+    for source in (mapped, folder):
+        assert isinstance(source.images, np.memmap) and isinstance(source.labels, np.memmap)
     assert not isinstance(read.images, np.memmap)
     assert len(mapped) == len(folder) == len(read) > 300
     assert mapped.fingerprint() == folder.fingerprint() == read.fingerprint()
@@ -116,6 +117,20 @@ def test_images_that_are_not_compressed_are_mapped_and_hold_the_same_pixels(
         assert mapped.labels_of(i) == folder.labels_of(i) == expected.labels
         np.testing.assert_array_equal(mapped[i].image, expected.image)
         np.testing.assert_array_equal(folder[i].image, expected.image)
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "int8", "uint16", ">i4", "uint64"])
+def test_labels_of_any_integer_type_are_the_same_data_set(dtype: str, tmp_path: Path) -> None:
+    for name in ("int64", dtype):
+        labels = (np.arange(30) % 3).astype(name)
+        np.savez(tmp_path / f"{np.dtype(name).name}.npz", images=IMAGES, labels=labels)
+    for split in SPLITS:
+        expected = open_source(f"arrays:{tmp_path / 'int64.npz'}", split)
+        source = open_source(f"arrays:{tmp_path / np.dtype(dtype).name}.npz", split)
+        assert source.fingerprint() == expected.fingerprint()
+        assert [source.labels_of(i) for i in range(len(source))] == [
+            expected.labels_of(i) for i in range(len(expected))
+        ]
 
 
 def test_an_image_has_as_many_labels_as_are_not_padding(tmp_path: Path) -> None:

@@ -47,8 +47,8 @@ def values(source: Source) -> list[int]:
 def test_a_data_set_without_splits_is_split_in_every_ten_images(tmp_path: Path) -> None:
     data_set([i % 3 for i in range(47)], names(3)).save_to_disk(tmp_path / "hf")
     splits = [open_source(f"hf:{tmp_path / 'hf'}", split) for split in SPLITS]
-    assert values(splits[0]) == [i for i in range(47) if i % 10 < 8]
-    assert values(splits[1]) == [8, 18, 28, 38] and values(splits[2]) == [9, 19, 29, 39]
+    assert values(splits[1]) == [0, 13, 26, 33, 44] and values(splits[2]) == [1, 18, 24, 38]
+    assert values(splits[0]) == sorted({*range(47)} - {*values(splits[1]), *values(splits[2])})
     for source in splits:
         assert source.class_names == ("class 0", "class 1", "class 2") and source.max_labels == 1
         expected = [(value % 3,) for value in values(source)]
@@ -57,12 +57,33 @@ def test_a_data_set_without_splits_is_split_in_every_ten_images(tmp_path: Path) 
     assert len({source.fingerprint() for source in splits}) == 3
 
 
+@pytest.mark.parametrize("count", [*range(13, 25), 1009])
+def test_labels_in_a_cycle_of_ten_are_in_every_split_and_every_row_is_in_one(
+    count: int, tmp_path: Path
+) -> None:
+    images = [{"bytes": b"%d" % i, "path": None} for i in range(count)]
+    rows = {"image": images, "label": [i % 10 for i in range(count)]}
+    features = datasets.Features({"image": datasets.Image(), "label": names(10)})
+    datasets.Dataset.from_dict(rows, features=features).save_to_disk(tmp_path / "hf")
+    found = list[int]()
+    for split, share in {"train": 0.8, "validation": 0.1, "test": 0.1}.items():
+        source = open_source(f"hf:{tmp_path / 'hf'}", split)
+        own = [int(source[i].image) for i in range(len(source))]
+        assert own == sorted(own) and abs(len(own) - share * count) < 2
+        with pytest.raises(IndexError):
+            source[len(source)]
+        assert [source.labels_of(i) for i in range(len(source))] == [(i % 10,) for i in own]
+        assert count < 1000 or len({i % 10 for i in own}) == 10
+        found += own
+    assert sorted(found) == list(range(count))
+
+
 def test_a_dictionary_has_its_own_splits(tmp_path: Path) -> None:
     whole = data_set([i % 3 for i in range(60)], names(3))
     parts = {"train": whole.select(range(40)), "test": whole.select(range(40, 60))}
     datasets.DatasetDict(parts).save_to_disk(tmp_path / "hf")
     splits = [values(open_source(f"hf:{tmp_path / 'hf'}", split)) for split in SPLITS]
-    assert splits[1] == [9, 19, 29, 39] and splits[2] == list(range(40, 60))
+    assert splits[1] == [0, 13, 26, 33] and splits[2] == list(range(40, 60))
     assert sorted(splits[0] + splits[1]) == list(range(40))
     datasets.DatasetDict(test=parts["test"]).save_to_disk(tmp_path / "test")
     with pytest.raises(UsageError, match="no split 'train': choose from test"):
@@ -108,11 +129,21 @@ def test_labels_of_a_wrong_type_or_out_of_range_are_refused(
 
 def test_missing_columns_and_images_are_refused(tmp_path: Path) -> None:
     data_set([0] * 20, names(3), "class").save_to_disk(tmp_path / "hf")
-    with pytest.raises(UsageError, match="the columns are image, class; none is label or labels"):
+    with pytest.raises(
+        UsageError, match="the columns are image, class; none is label or labels; rename"
+    ):
         open_source(f"hf:{tmp_path / 'hf'}", "train")
     data_set([0] * 20, names(3)).remove_columns("image").save_to_disk(tmp_path / "none")
-    with pytest.raises(UsageError, match="0 of the columns label are images"):
+    with pytest.raises(UsageError, match="0 of the columns label are images; cast_column"):
         open_source(f"hf:{tmp_path / 'none'}", "train")
+    one = data_set([0] * 20, names(3))
+    masks = one.select_columns("image").rename_column("image", "mask").select(range(19, -1, -1))
+    pair = datasets.concatenate_datasets([masks, one], axis=1)
+    datasets.DatasetDict(test=pair).save_to_disk(tmp_path / "masks")
+    assert values(open_source(f"hf:{tmp_path / 'masks'}", "test")) == list(range(20))
+    pair.rename_column("image", "photo").save_to_disk(tmp_path / "pair")
+    with pytest.raises(UsageError, match="2 of the columns .* are images; rename the one"):
+        open_source(f"hf:{tmp_path / 'pair'}", "train")
     with pytest.raises(UsageError, match="no such folder"):
         open_source(f"hf:{tmp_path / 'gone'}", "train")
 
@@ -145,14 +176,14 @@ def test_a_damaged_example_is_named_and_columns_that_are_not_needed_are_not_read
     shard = next(tmp_path.glob("*.arrow"))
     content = shard.read_bytes()
     shard.write_bytes(content.replace(b"picture 03", b"\xff" * 10))
-    assert values(open_source(f"hf:{tmp_path}", "train"))[3] == 3
+    assert values(open_source(f"hf:{tmp_path}", "train"))[1] == 3
     files = [{"bytes": png(i), "path": f"file {i:02}"} for i in range(20)]
     features = datasets.Features({"image": datasets.Image(), "label": names(3)})
     columns = {"image": files, "label": [0] * 20}
     datasets.Dataset.from_dict(columns, features=features).save_to_disk(tmp_path / "files")
     shard = next((tmp_path / "files").glob("*.arrow"))
     shard.write_bytes(shard.read_bytes().replace(b"file 03", b"\xff" * 7))
-    with pytest.raises(UsageError, match=r"files:train\[3\]: cannot be read \('utf-8' codec"):
+    with pytest.raises(UsageError, match=r"files:train\[1\]: cannot be read \('utf-8' codec"):
         open_source(f"hf:{tmp_path / 'files'}", "train")
 
 

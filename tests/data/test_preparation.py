@@ -17,7 +17,6 @@ from tests.command import ROOT
 from vmoe.class_names import class_names
 from vmoe.data.decode import decode
 from vmoe.data.sources import SPLITS, Source, open_source, relabel
-from vmoe.errors import UsageError
 
 SYNSETS = ("n01440764", "n02099601", "n03445777")  # of the labels, in their order
 IDENTIFIERS = (2, 3, 1)  # of these classes in the devkit
@@ -144,59 +143,6 @@ def test_imagenet_is_read_from_its_archives_and_real_labels_from_their_file(
     assert (names[3], names[1]) == ("tench", "golden retriever")
     output, stopped = run(*words(archives))
     assert "is complete already" in output and not stopped
-
-
-def test_writing_resumes_at_the_shard_where_it_was_stopped(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from tensorflow_datasets import features
-
-    monkeypatch.syspath_prepend(ROOT / "scripts")
-    writer = importlib.import_module("preparation.array_record")
-    monkeypatch.setattr(writer, "SHARD_BYTES", 100)
-    content, reads = [bytes([i]) * 10 for i in range(100)], list[int]()
-
-    def write(stop: int, count: int = 100) -> None:
-        def read(i: int) -> bytes:
-            if len(reads) == stop:
-                raise KeyboardInterrupt
-            reads.append(i)
-            return content[i]
-
-        split = writer.Split(
-            [f"{i}.png" for i in range(count)],
-            np.full(count, 10),
-            np.arange(count),
-            read,
-            lambda i: {"label": i % 3},
-        )
-        label = {"label": features.ClassLabel(num_classes=3)}
-        writer.write(folder, "photos", label, {"train": split})
-
-    folder = tmp_path / "photos" / "1.0.0"
-    folder.mkdir(parents=True)
-    (folder / "plan.json.tmp").write_text("{")  # of a command that was killed before
-    with pytest.raises(KeyboardInterrupt):
-        write(stop=37)
-    with pytest.raises(UsageError, match="no prepared data set"):
-        open_source(f"tfds:{tmp_path / 'photos'}", "train[:100%]")
-    with pytest.raises(SystemExit, match="holds other images"):
-        write(stop=1000, count=99)
-    write(stop=1000)
-    assert sorted(set(reads)) == list(range(100)) and len(reads) == 107  # the fourth shard twice
-    source = open_source(f"tfds:{tmp_path / 'photos'}", "train[:100%]")
-    assert sorted((source[i].image, source[i].labels) for i in range(100)) == [
-        (content[i], (i % 3,)) for i in range(100)
-    ]
-    order = [source[i].image[0] for i in range(100)]
-    assert 20 < sum(order[:50]) / 50 < 80, "a slice is no random sample"
-    (tmp_path / "other" / "1.0.0").mkdir(parents=True)
-    (tmp_path / "photos" / "1.0.0").rename(tmp_path / "other" / "1.0.0" / "old")
-    with pytest.raises(SystemExit, match="holds other files"):
-        writer.write(tmp_path / "other" / "1.0.0", "other", {}, {})
-    (tmp_path / "other" / "1.0.0" / "plan.json").write_text('{"ima')
-    with pytest.raises(SystemExit, match="holds other images; remove it"):
-        writer.write(tmp_path / "other" / "1.0.0", "other", {}, {})
 
 
 @pytest.mark.parametrize(

@@ -149,6 +149,9 @@ def test_the_shards_and_counts_of_a_wids_index_are_checked(tmp_path: Path) -> No
     for wrong in ({"url": 5}, {"url": "a\0.tar"}, {"filesize": "large"}, {"nsamples": [40]}):
         with pytest.raises(UsageError, match="index.json: is no wids-shard-index-v1"):
             source(**wrong)
+    for remote in ("https://host/test-0.tar", "gs://bucket/test-0.tar", "pipe:cat test-0.tar"):
+        with pytest.raises(UsageError, match=f"'{remote}' is not a local file; download it"):
+            source(url=remote)
     for content in ("[]", "[" * 100_000):
         (tmp_path / "index.json").write_text(content)
         with pytest.raises(UsageError, match="index.json: is no wids-shard-index-v1"):

@@ -31,14 +31,29 @@ def png(value: int) -> io.BytesIO:
     return file
 
 
-def build(folder: Path, label: Any, labels: Any = lambda i: i % 3, name: str = "label") -> Path:
-    """A data set by TFDS; all pixels of the i-th image have the value i."""
+def build(
+    folder: Path,
+    label: Any,
+    labels: Any = lambda i: i % 3,
+    name: str = "label",
+    images: Sequence[str] = ("image",),
+    others: Sequence[str] = (),
+) -> Path:
+    """A data set by TFDS; all pixels of the i-th image have the value i.
+
+    Args:
+        images: features with these images.
+        others: Image features whose content is not an image.
+    """
     import tensorflow_datasets as tfds
     from array_record.python.array_record_module import ArrayRecordWriter
 
     folder.mkdir(parents=True)
     features = tfds.features.FeaturesDict(
-        {"image": tfds.features.Image(encoding_format="png"), name: label}
+        {
+            **{each: tfds.features.Image(encoding_format="png") for each in (*images, *others)},
+            name: label,
+        }
     )
     splits = []
     for split, counts in SHARDS.items():
@@ -54,8 +69,9 @@ def build(folder: Path, label: Any, labels: Any = lambda i: i % 3, name: str = "
         for shard, count in zip(splits[-1].filepaths, counts, strict=True):
             writer = ArrayRecordWriter(str(shard), "group_size:1")
             for i in range(start, start + count):
-                example = features.encode_example({"image": png(i), name: labels(i)})
-                writer.write(features.serialize_example(example))
+                example = {each: png(i) for each in images} | {name: labels(i)}
+                example |= {each: io.BytesIO(b"not an image") for each in others}
+                writer.write(features.serialize_example(features.encode_example(example)))
             writer.close()
             start += count
     tfds.folder_dataset.write_metadata(
@@ -247,14 +263,52 @@ def test_a_truncated_or_missing_shard_is_refused(photos: Path, share: float) -> 
         open_source(f"tfds:{photos}", "test")
 
 
+@pytest.mark.parametrize(
+    ("images", "others"), [(["image"], ["annotation", "segmentation_mask"]), (["photo"], [])]
+)
+def test_the_image_is_the_feature_of_that_name_or_the_only_one_and_no_mask_is_decoded(
+    images: list[str], others: list[str], tmp_path: Path
+) -> None:
+    import tensorflow_datasets as tfds
+
+    label = tfds.features.ClassLabel(num_classes=3)
+    source = open_source(
+        f"tfds:{build(tmp_path / 'a', label, images=images, others=others)}", "test"
+    )
+    assert values(source) == list(range(10))
+    assert [source[i].labels for i in range(10)] == [(i % 3,) for i in range(10)]
+
+
+def test_none_or_several_images_without_that_name_are_refused(tmp_path: Path) -> None:
+    import tensorflow_datasets as tfds
+
+    label = tfds.features.ClassLabel(num_classes=3)
+    for i, images in enumerate([[], ["left", "right"]]):
+        folder = build(tmp_path / str(i), label, images=images)
+        message = f"{folder}: {len(images)} of the features label.* are images; .*named 'image'"
+        with pytest.raises(UsageError, match=message):
+            open_source(f"tfds:{folder}", "test")
+
+
+def test_more_shards_than_the_limit_of_open_files_are_refused(photos: Path) -> None:
+    code = f"""
+import resource
+resource.setrlimit(resource.RLIMIT_NOFILE, (200, 200))
+from vmoe.data.sources import open_source
+open_source("tfds:{photos}", "test")
+"""
+    error = subprocess.run([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True).stderr
+    assert f"{photos}: its 2 shards need 258 open files, more than the limit of 200" in error
+
+
 def test_features_without_an_image_or_a_class_are_refused(tmp_path: Path) -> None:
     import tensorflow_datasets as tfds
 
     folder = build(tmp_path / "text", tfds.features.Text(), lambda i: "cat")
-    with pytest.raises(UsageError, match="the feature label is Text.*ClassLabel"):
+    with pytest.raises(UsageError, match="text: the feature label is Text.*ClassLabel"):
         open_source(f"tfds:{folder}", "test")
     folder = build(tmp_path / "other", tfds.features.ClassLabel(num_classes=3), name="class")
-    with pytest.raises(UsageError, match="the features are class, image; none"):
+    with pytest.raises(UsageError, match="other: none of the features class, image is a label"):
         open_source(f"tfds:{folder}", "test")
 
 

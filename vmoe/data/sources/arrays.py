@@ -58,9 +58,7 @@ def open_arrays(path: str, split: str) -> InMemorySource:
         class_names=["all"] if several else class_names,
         place=place,
     )[split]
-    return InMemorySource(
-        f"{place}:{split}", (place, split), images, labels[rows], class_names, rows
-    )
+    return InMemorySource(f"{place}:{split}", (place, split), images, labels, class_names, rows)
 
 
 def _load(path: str) -> dict[str, np.ndarray]:
@@ -82,10 +80,10 @@ def _load(path: str) -> dict[str, np.ndarray]:
 
 
 def _mapped(path: str, loaded: np.lib.npyio.NpzFile, name: str) -> np.ndarray:
-    """An array of a .npz file; mapped if these are images that are not compressed."""
+    """An array of a .npz file; mapped if these are images or labels that are not compressed."""
     with zipfile.ZipFile(path) as archive:
         member = archive.getinfo(f"{name}.npy")
-    if not name.endswith("images") or member.compress_type != zipfile.ZIP_STORED:
+    if not name.endswith(("images", "labels")) or member.compress_type != zipfile.ZIP_STORED:
         return loaded[name]
     with open(path, "rb") as file:
         file.seek(member.header_offset)
@@ -126,10 +124,10 @@ def _pair(arrays: dict[str, np.ndarray], prefix: str, place: str) -> tuple[np.nd
             f"{place}: {prefix}labels is {labels.dtype} {labels.shape}; give an integer for each "
             f"of the {len(images)} images, or several padded with -1"
         )
-    if not len(labels) or labels.min() < -several:
+    if not len(labels) or int(labels.min()) < -several:
         padding = "-1" if several else "0"
         raise UsageError(f"{place}: {prefix}labels: give at least one, none below {padding}")
-    return (rgb(images) if images.ndim == 3 else images), labels.astype(np.int64)
+    return (rgb(images) if images.ndim == 3 else images), labels
 
 
 def _class_names(

@@ -141,6 +141,6 @@ def _listed(place: str, bad: dict[str, str], count: int) -> str:
     reasons = [f"{path} ({reason})" for path, reason in bad.items()]
     named = listed(reasons, LISTED, separator="; ")
     return (
-        f"{place}: {len(bad)} of {count} images cannot be read: {named}. Repair or remove them, "
-        "or set data.on_error=replace"
+        f"{place}: {len(bad)} of {count} images cannot be read: {named}. Repair or remove them; "
+        "training and evaluation can also skip them with data.on_error=replace"
     )

@@ -2,10 +2,14 @@
 
     hf:FOLDER      a data set, or a dictionary of splits: train, validation, test
 
-An example needs one column of images, and a column ``label`` or ``labels`` that is a ClassLabel, an
-integer, or a list of these; -1 and null are no label. The classes have the names of that column,
-or else their numbers. Without splits, of every ten images in a row eight are train, one is
-validation and one test; without one for validation, every tenth image of train is.
+An example needs a column ``image`` of images, or else only one such column; and a column ``label``
+or ``labels`` that is a ClassLabel, an integer, or a list of these; -1 and null are no label. The
+classes have the names of that column, or else their numbers.
+
+Without splits, of every ten rows one is validation, one is test and eight are train; without one
+for validation, one of every ten rows of train is. Which of the ten depends on a hash of their
+number, so that labels in a cycle do not leave a split with one class. Nothing is stored, and every
+process finds the same rows.
 
 The files are mapped into memory. Images are not decoded by ``datasets``. Parquet files are not
 read: ``load_dataset("parquet", data_files=...).save_to_disk(FOLDER)`` converts them.
@@ -24,9 +28,9 @@ from vmoe.data.sources.vocabulary import MOST_CLASSES
 from vmoe.errors import UsageError, one_line
 
 LABELS = ("label", "labels")
-# Of every ten images in a row, where those of a split start, and how many they are.
-PARTS = {"train": (0, 8), "validation": (8, 1), "test": (9, 1)}
-WITHOUT_TEST = {"train": (0, 9), "validation": (9, 1)}
+# Of every ten rows, as ``_block`` orders them, where those of a split start, and how many they are.
+PARTS = {"validation": (0, 1), "test": (1, 1), "train": (2, 8)}
+WITHOUT_TEST = {"validation": (0, 1), "train": (1, 9)}
 WHOLE = (0, 10)
 
 
@@ -80,12 +84,16 @@ class HfSource:
         return max(1, self._statistics[2])
 
     def __len__(self) -> int:
-        tens, rest = divmod(len(self._data), 10)
-        return tens * self._width + min(max(rest - self._start, 0), self._width)
+        blocks, rest = divmod(len(self._data), 10)
+        return blocks * self._width + sum(place < rest for place in self._places(blocks))
 
     def _row(self, index: int) -> int:
-        tens, rest = divmod(range(len(self))[index], self._width)
-        return 10 * tens + self._start + rest
+        block, i = divmod(range(len(self))[index], self._width)
+        return 10 * block + self._places(block)[i]
+
+    def _places(self, block: int) -> list[int]:
+        """Where the rows of the split are among the ten of a block, in ascending order."""
+        return sorted(_block(block)[self._start : self._start + self._width])
 
     def __getitem__(self, index: int) -> Example:
         origin = f"{self.name}[{index}]"
@@ -186,23 +194,39 @@ def _open(folder: str, split: str, place: str) -> tuple[Any, tuple[int, int]]:
     return loaded, part
 
 
+def _block(number: int) -> list[int]:
+    """The ten places of a block of rows: that of validation, that of test, and the others.
+
+    >>> _block(1), _block(5)
+    ([3, 8, 0, 1, 2, 4, 5, 6, 7, 9], [3, 2, 0, 1, 4, 5, 6, 7, 8, 9])
+    """
+    chosen = int.from_bytes(hashlib.sha256(b"%d" % number).digest()[:8], "big")
+    validation = chosen % 10
+    test = (validation + 1 + chosen // 10 % 9) % 10
+    return [validation, test, *(i for i in range(10) if i not in (validation, test))]
+
+
 def _columns(data: Any, place: str) -> tuple[str, str]:
     """The names of the columns of images and of labels."""
     import datasets
 
     columns = ", ".join(data.features)
     images = [name for name, each in data.features.items() if isinstance(each, datasets.Image)]
-    if len(images) != 1:
-        raise UsageError(f"{place}: {len(images)} of the columns {columns} are images; give one")
+    if len(images) != 1 and "image" not in images:
+        remedy = "rename the one to use to image" if images else "cast_column one to Image"
+        raise UsageError(f"{place}: {len(images)} of the columns {columns} are images; {remedy}")
     labels = [name for name in LABELS if name in data.features]
     if not labels:
-        raise UsageError(f"{place}: the columns are {columns}; none is {' or '.join(LABELS)}")
+        raise UsageError(
+            f"{place}: the columns are {columns}; none is {' or '.join(LABELS)}; rename the column "
+            "of the classes to label"
+        )
     inner = _inner(data.features[labels[0]])
     if not str(getattr(inner, "dtype", "")).startswith(("int", "uint")):
         raise UsageError(
             f"{place}: the column {labels[0]} is {inner}; it has to be a ClassLabel or integers"
         )
-    return images[0], labels[0]
+    return "image" if "image" in images else images[0], labels[0]
 
 
 def _inner(feature: Any) -> Any:

@@ -5,7 +5,7 @@ import os
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-from jaxtyping import Int, Int8, UInt64
+from jaxtyping import Int, Int8, Integer, UInt64
 
 from vmoe.data.sources.index import CHUNK
 from vmoe.errors import UsageError, unknown
@@ -38,7 +38,7 @@ def resolve_split(split: str, available: Sequence[str], place: str) -> tuple[str
 
 
 def stratified_split(
-    labels: Int[np.ndarray, "b"],
+    labels: Integer[np.ndarray, "b"],
     fractions: Mapping[str, float],
     *,
     class_names: Sequence[str],

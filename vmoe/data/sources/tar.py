@@ -19,7 +19,6 @@ noticed when it is opened; processes keep some shards open.
 
 import functools
 import itertools
-import json
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -35,10 +34,10 @@ from vmoe.data.sources.splits import SPLITS, resolve_split
 from vmoe.data.sources.table import Table, TableWriter, path_of
 from vmoe.data.sources.tar_shard import index_of, state_of
 from vmoe.data.sources.vocabulary import CLASSES, Vocabulary, read_class_names
+from vmoe.data.sources.wids import read_wids
 from vmoe.errors import UsageError
 
 MOST_OPEN = 128  # shards that a process keeps open
-MAGIC = "wids-shard-index-v1"
 WORDS = {"train": "train", "validation": "validation", "val": "validation", "test": "test"}
 
 
@@ -90,7 +89,7 @@ def _find(path: str, place: str) -> _Shards:
         names = sorted(os.path.relpath(each, path) for each in Path(path).rglob("*.tar"))
         shards = _Shards(Path(path), names, {})
     elif path.endswith(".json"):
-        expected = _read_wids(Path(path), place)
+        expected = read_wids(Path(path), place)
         shards = _Shards(Path(path).parent, list(expected), expected)
     else:
         root = Path(re.split(r"[*?{]", path)[0] + "x").parent
@@ -122,42 +121,6 @@ def _braces(pattern: str) -> list[str]:
             parts[i] = parts[i].split(",")
     choices = [part if isinstance(part, list) else [part] for part in parts]
     return ["".join(each) for each in itertools.product(*choices)]
-
-
-def _read_wids(file: Path, place: str) -> dict[str, int]:
-    """The shards of a JSON index, with their numbers of examples; their sizes are checked."""
-    try:
-        index = json.loads(file.read_text())
-        kind = index.get("__kind__", MAGIC if index.get("wids_version") == 1 else None)
-        if kind != MAGIC:
-            raise UsageError(f"{place}: is no {MAGIC}")
-        entries = [_wids_entry(each) for each in index["shardlist"]]
-    except FileNotFoundError:
-        raise UsageError(f"{place}: no such file") from None
-    except UsageError:
-        raise
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise UsageError(f"{place}: is no {MAGIC} ({error!r})") from None
-    for shard, _, size in entries:
-        found, _ = state_of(file.parent / shard)
-        if size is not None and size != found:
-            raise UsageError(
-                f"{file.parent / shard}: has {found:,} bytes, {file} says {size:,}; get it again"
-            )
-    return {shard: count for shard, count, _ in entries}
-
-
-def _wids_entry(entry: dict[str, Any]) -> tuple[str, int, int | None]:
-    """The path, the number of examples and the size of a shard.
-
-    Raises:
-        ValueError: the path cannot be one.
-        KeyError, TypeError: something is missing, or of a wrong type.
-    """
-    path, count, size = entry["url"], entry["nsamples"], entry.get("filesize")
-    if not isinstance(path, str) or "\0" in path:
-        raise ValueError(f"url {path!r}")
-    return path, int(count), None if size is None else int(size)
 
 
 def _by_split(shards: Sequence[str], place: str) -> dict[str, list[str]]:

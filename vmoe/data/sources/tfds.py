@@ -6,12 +6,19 @@
 The split may be any of TFDS, such as ``train[:99%]`` or ``train+validation``. Without a split for
 validation, it is ``train[90%:]``, and train is ``train[:90%]``; ``train[:100%]`` is all of it.
 
-An example needs one image feature, and one of the features ``label``, ``labels`` or ``real_label``
-that is a ClassLabel or a Sequence of them; -1 is no label. The classes have the names of that
-feature. Labels are stored with the images: to know those of all examples, or how many an example
-of a Sequence has at most, every record is read once, and the labels are kept in an index
-(``index.py``). A label without a class is refused then; where no index is needed, as for training
-on a ClassLabel, only 64 examples are checked first, and such a label is refused when it is read.
+The image is the feature ``image``, or else the only Image feature; others, such as a segmentation
+mask, are not decoded. The label is the first of the features ``label``, ``labels`` and
+``real_label``, a ClassLabel or a Sequence of them; -1 is no label. The classes have the names of
+that feature.
+
+Labels are stored with the images. To know those of all examples, or how many an example of a
+Sequence has at most, one process reads every record with its image once, and keeps the labels in an
+index (``index.py``). With a Sequence this happens before the first step: records of 100 kB in the
+page cache take 0.3 ms each, so 1.3 million take 6 minutes and 300 million a day, and slow storage
+takes longer. For many millions of images with several labels use ``manifest:`` or ``tar:``, which
+read labels without images. Building the index checks all labels; where none is needed, as for
+training on a ClassLabel, only 64 examples are checked first, and a label without a class is refused
+when it is read.
 
 TFDS prepares many data sets only with TensorFlow. ``scripts/prepare_imagenet.py`` and
 ``scripts/prepare_folder.py`` write this form without it. Other forms are refused: reading tfrecord
@@ -29,6 +36,7 @@ from typing import Any
 import numpy as np
 
 from vmoe.data.progress import progress
+from vmoe.data.sources.array_record import allow_open_files, count_records, shard_states
 from vmoe.data.sources.index import Index, IndexWriter, cached
 from vmoe.data.sources.source import Example, Fingerprint, Skipped, sampled
 from vmoe.data.sources.splits import SPLITS, resolve_split
@@ -39,8 +47,7 @@ LABELS = ("label", "labels", "real_label")  # features, the first of which count
 # shard each time, which takes 10 to 20 times as long.
 IN_MEMORY = 10_000_000  # records, up to which the places are in memory
 OFFLOADED = {"index_storage_option": "offloaded", "footer_prefetch_bytes": "0"}
-SPARE_FILES = 256  # that a process may have open beside the shards
-SCANNED = 1024  # records whose labels are read at once
+SCANNED = 1024  # records between two reports of progress; one at a time is as fast as a batch
 INFO = "dataset_info.json"
 
 
@@ -118,10 +125,13 @@ class TfdsSource:
             raise UsageError(f"{folder}: {one_line(str(error))}") from None
         if not self._shards or min(shard.take for shard in self._shards) < 1:
             raise UsageError(f"{folder}: the split {split!r} has no images")
-        self._features = info.features
-        self._image, self._label = _image_feature(self._features), _label_feature(self._features)
+        self._image = _image_feature(info.features, folder)
+        self._label = _label_feature(info.features, folder)
+        self._features = tfds.features.FeaturesDict(  # PartialDecoding imports TensorFlow
+            {name: info.features[name] for name in (self._image, self._label)}
+        )
         self._decoders = {self._image: tfds.decode.SkipDecoding()}
-        _allow_open_files(len(self._shards))
+        allow_open_files(len(self._shards), folder)
         records = sum(shard.examples_in_shard for shard in self._shards)
         self._records = ArrayRecordDataSource(
             self._shards, reader_options=OFFLOADED if records > IN_MEMORY else None
@@ -173,7 +183,7 @@ class TfdsSource:
     def _labels(self) -> Index:
         """The labels of all examples."""
         place = f"tfds:{os.path.abspath(self._folder)}:{self._split}"
-        return Index(cached(place, _states(self._shards), self._build_labels))
+        return Index(cached(place, shard_states(self._shards), self._build_labels))
 
     def _build_labels(self, target: Path) -> None:
         most, starts = 1, range(0, len(self), SCANNED)
@@ -195,7 +205,7 @@ class TfdsSource:
                 metadata says; or an example is wrong.
         """
         for shard in self._shards:
-            found = _count(shard.filename)
+            found = count_records(shard.filename)
             if found != shard.examples_in_shard:
                 raise UsageError(
                     f"{shard.filename}: has {found:,} examples, {INFO} says "
@@ -211,7 +221,7 @@ class TfdsSource:
         labels and images of some examples.
         """
         shards = [(os.path.basename(s.filename), s.skip, s.take) for s in self._shards]
-        states = _states(self._shards)
+        states = shard_states(self._shards)
         sizes = [size for size, _ in states]
         data = hashlib.sha256(repr((self.class_names, shards, sizes)).encode())
         times = hashlib.sha256(repr([time for _, time in states]).encode())
@@ -255,16 +265,21 @@ def _tfds_split(split: str, available: Sequence[str], folder: str) -> str:
     return f"train[:{percent}%]" if split == "train" else f"train[{percent}%:]"
 
 
-def _image_feature(features: Any) -> str:
+def _image_feature(features: Any, folder: str) -> str:
     import tensorflow_datasets as tfds
 
     found = [name for name, each in features.items() if isinstance(each, tfds.features.Image)]
+    if "image" in found:
+        return "image"
     if len(found) != 1:
-        raise UsageError(f"tfds: features {', '.join(features)}: {len(found)} of them are images")
+        raise UsageError(
+            f"{folder}: {len(found)} of the features {', '.join(sorted(features))} are images; "
+            "prepare it with an Image feature named 'image'"
+        )
     return found[0]
 
 
-def _label_feature(features: Any) -> str:
+def _label_feature(features: Any, folder: str) -> str:
     import tensorflow_datasets as tfds
 
     for name in LABELS:
@@ -272,42 +287,11 @@ def _label_feature(features: Any) -> str:
             inner = getattr(features[name], "feature", features[name])
             if isinstance(inner, tfds.features.ClassLabel):
                 return name
-            raise UsageError(f"tfds: the feature {name} is {inner}; it has to be a ClassLabel")
+            raise UsageError(
+                f"{folder}: the feature {name} is {inner}; prepare it as a ClassLabel, or a "
+                "Sequence of them"
+            )
     raise UsageError(
-        f"tfds: the features are {', '.join(sorted(features))}; none of them is {', '.join(LABELS)}"
+        f"{folder}: none of the features {', '.join(sorted(features))} is a label; prepare it with "
+        f"a ClassLabel named {' or '.join(map(repr, LABELS))}"
     )
-
-
-def _states(shards: Sequence[Any]) -> list[tuple[int, int]]:
-    """Sizes and times of the last change of shards."""
-    states = (os.stat(shard.filename) for shard in shards)
-    return [(state.st_size, state.st_mtime_ns) for state in states]
-
-
-def _count(shard: str) -> int:
-    """The number of examples in a shard."""
-    from array_record.python.array_record_module import ArrayRecordReader
-
-    if not os.path.isfile(shard):
-        raise UsageError(f"{shard}: no such file; the data set is incomplete, prepare it again")
-    try:
-        reader = ArrayRecordReader(shard)
-        count = reader.num_records()
-        reader.close()  # raises what went wrong before
-    except Exception as error:
-        raise UsageError(
-            f"{shard}: truncated or corrupt ({one_line(str(error))}); prepare the data set again"
-        ) from None
-    return count
-
-
-def _allow_open_files(count: int) -> None:
-    """Raises the limit of open files, as every shard stays open in every process."""
-    import resource
-
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    needed = count + SPARE_FILES
-    if hard != resource.RLIM_INFINITY and hard < needed:
-        raise UsageError(f"tfds: {count:,} shards need more open files than {hard:,}; ulimit -n")
-    if soft != resource.RLIM_INFINITY and soft < needed:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))

@@ -1,0 +1,55 @@
+"""Shards in ArrayRecord form: their states, their numbers of examples, and how many may be open."""
+
+import os
+from collections.abc import Sequence
+from typing import Any
+
+from vmoe.errors import UsageError, one_line
+
+SPARE_FILES = 256  # that a process may have open beside the shards
+
+
+def shard_states(shards: Sequence[Any]) -> list[tuple[int, int]]:
+    """Sizes and times of the last change of shards."""
+    states = (os.stat(shard.filename) for shard in shards)
+    return [(state.st_size, state.st_mtime_ns) for state in states]
+
+
+def count_records(shard: str) -> int:
+    """The number of examples in a shard.
+
+    Raises:
+        UsageError: it is missing, truncated or corrupt.
+    """
+    from array_record.python.array_record_module import ArrayRecordReader
+
+    if not os.path.isfile(shard):
+        raise UsageError(f"{shard}: no such file; the data set is incomplete, prepare it again")
+    try:
+        reader = ArrayRecordReader(shard)
+        count = reader.num_records()
+        reader.close()  # raises what went wrong before
+    except Exception as error:
+        raise UsageError(
+            f"{shard}: truncated or corrupt ({one_line(str(error))}); prepare the data set again"
+        ) from None
+    return count
+
+
+def allow_open_files(count: int, place: str) -> None:
+    """Raises the limit of open files, as every shard stays open in every process.
+
+    Raises:
+        UsageError: the hard limit of the system is too low for so many shards.
+    """
+    import resource  # not on Windows
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    needed = count + SPARE_FILES
+    if hard != resource.RLIM_INFINITY and hard < needed:
+        raise UsageError(
+            f"{place}: its {count:,} shards need {needed:,} open files, more than the limit of "
+            f"{hard:,}; raise it (ulimit -Hn), or prepare the data set in fewer, larger shards"
+        )
+    if soft != resource.RLIM_INFINITY and soft < needed:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
