@@ -9,7 +9,8 @@ or not. The new data set has the same splits and classes: a folder that is not s
 train, 10% validation and 10% test. With ``--whole`` it becomes ``train`` alone, for recipes that
 hold out a slice of it, such as ``train[:102400]``; a class may then have a single image.
 
-Images are copied unchanged, without TensorFlow. A few large files are read faster, and from more
+Images are copied unchanged, without TensorFlow; their names are in memory, a few hundred bytes per
+image. A few large files are read faster, and from more
 kinds of storage, than many small ones. The same command resumes after it was stopped.
 """
 

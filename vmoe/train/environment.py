@@ -14,15 +14,10 @@ import vmoe
 from vmoe.data.sources import Source
 from vmoe.sharding import Placement
 
-# Of the libraries, those that compute, and those that decode and resize images.
-PACKAGES = (
-    *("vmoe", "jax", "jaxlib", "flax", "optax", "grain", "numpy", "scipy"),
-    *("pillow", "opencv-python-headless", "simplejpeg", "tensorflow-datasets", "array-record"),
-)
-COMPARED = (
-    *("jax", "jaxlib", "devices", "mesh", "processes", "cores", "grain", "numpy"),
-    *("pillow", "opencv-python-headless", "simplejpeg"),
-)
+COMPUTING = ("jax", "jaxlib", "numpy", "grain")
+DECODING = ("pillow", "opencv-python-headless", "simplejpeg")
+OTHERS = ("vmoe", "flax", "optax", "scipy", "tensorflow-datasets", "array-record")
+COMPARED = ("devices", "mesh", "processes", "cores", *COMPUTING, *DECODING)
 
 
 def environment(
@@ -40,7 +35,7 @@ def environment(
         "machine": platform.machine(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None,
         "devices": [device.device_kind for device in jax.devices()],
-        **{name: _version(name) for name in PACKAGES},
+        **{name: _version(name) for name in (*OTHERS, *COMPUTING, *DECODING)},
         "mesh": str(placement),
         "processes": jax.process_count(),
         **_data(source),

@@ -1,4 +1,4 @@
-"""The run folder: a new run's metadata, or the checks of a run that goes on."""
+"""The run folder: a new run's metadata, or the checks of one that is resumed."""
 
 from collections.abc import Iterator
 from pathlib import Path
