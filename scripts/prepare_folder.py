@@ -10,8 +10,8 @@ train, 10% validation and 10% test. With ``--whole`` it becomes ``train`` alone,
 hold out a slice of it, such as ``train[:102400]``; a class may then have a single image.
 
 Images are copied unchanged, without TensorFlow; their names are in memory, a few hundred bytes per
-image. A few large files are read faster, and from more
-kinds of storage, than many small ones. The same command resumes after it was stopped.
+image. A few large files are read faster, and from more kinds of storage, than many small ones. The
+same command resumes after it was stopped.
 """
 
 import argparse
