@@ -8,8 +8,7 @@ For each model and seed: pre-training on the words of Google's drawings (configs
 linear probes of its features on the categories of each vendor's drawings, fine-tuning on the
 categories of Google's (configs/emoji_finetune.py), and accuracies on the held-out emoji of both
 vendors. No training, probe or choice has seen an emoji of the test split, of either vendor. The
-recipes say what was tried; their lengths are such that a run should take 10 to 15 minutes on one
-core.
+recipes say what was tried.
 
 The figures of a model and seed are one committed JSON file, configs/miniature/MODEL-SEED.json; one
 that has it is neither trained nor measured again. The script can be stopped at any time and started
