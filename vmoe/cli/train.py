@@ -21,7 +21,7 @@ class TrainArgs(RunArgs):
     workdir: Path
     """Run folder: config, metrics, checkpoints."""
     dry_run: bool = False
-    """Try the config in about a minute: 4 steps of 8 synthetic images, with one dense and one
+    """Try the config in about a minute: 2 steps of 8 synthetic images, with one dense and one
     sparse block, at most 4 experts and 100 classes, in one process. Needs no workdir; nothing is
     kept."""
     init: str = ""

@@ -6,7 +6,7 @@ from vmoe.config.fields import replace
 from vmoe.config.model import MoEConfig, ViTConfig
 from vmoe.config.train import TrainConfig
 
-STEPS = 4
+STEPS = 2
 BATCH_SIZE = 8
 NUM_CLASSES = 100
 NUM_EXPERTS = 4
