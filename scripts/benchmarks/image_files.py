@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-H, W, QUALITY = 375, 500, 92  # of a JPEG; about 110 kB each, as ImageNet's
+H, W, QUALITY = 375, 500, 92  # of a JPEG; about 128 kB each, ImageNet's have 110
 CLASSES = 2
 NAMES = 10  # of each file
 SHARED = 0.8  # of the three channels' noise

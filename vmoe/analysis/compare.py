@@ -111,10 +111,10 @@ def _agreement(one: BlockRouting, other: BlockRouting, rng: np.random.Generator)
 def _match(
     first: Int[np.ndarray, "x"], second: Int[np.ndarray, "x"], shape: tuple[int, int]
 ) -> tuple[Int[np.ndarray, "e"], float]:
-    counts = np.zeros(shape, int)
-    np.add.at(counts, (first, second), 1)
     from scipy.optimize import linear_sum_assignment  # slow to import, and rarely needed
 
+    counts = np.zeros(shape, int)
+    np.add.at(counts, (first, second), 1)
     rows, columns = linear_sum_assignment(counts, maximize=True)
     matches = np.full(shape[0], -1)
     matches[rows] = columns

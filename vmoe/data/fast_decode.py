@@ -26,7 +26,6 @@ FORMATS = ("JPEG", "PNG", "WEBP", "BMP")  # Pillow's names
 JPEG, EXIF, XMP = b"\xff\xd8", b"Exif\0\0", b"http://ns.adobe.com/xap/1.0/"
 MOST = 178_956_970  # pixels; Pillow refuses larger images
 COLOURS = ("YCbCr", "RGB", "Gray")  # of a JPEG, as simplejpeg names them
-JPEGS = ("JPEG", "MPO")  # MPO is a JPEG with further pictures behind it
 FLIPS = {2: 1, 3: -1, 4: 0, 6: 1, 7: -1, 8: 0}  # EXIF orientation -> the flip, as OpenCV's code
 TRANSPOSED = range(5, 9)  # EXIF orientations with a transposition, before the flip
 
@@ -44,12 +43,11 @@ class Decoded(NamedTuple):
 
 
 class _Header(NamedTuple):
-    """Height and width as stored, the EXIF orientation to apply, and whether it is a JPEG."""
+    """Height and width as stored, and the EXIF orientation to apply."""
 
     h: int
     w: int
     orientation: int
-    jpeg: bool
 
 
 def decode_crop_and_resize(
@@ -79,7 +77,7 @@ def decode_crop_and_resize(
     if isinstance(image, bytes) and header:
         h, w = (header.w, header.h) if header.orientation in TRANSPOSED else (header.h, header.w)
         box = choose_box(h, w)
-        scale = _scale(box, size) if header.jpeg else 1
+        scale = _scale(box, size) if image.startswith(JPEG) else 1
         pixels = _decoded(image, header, scale)
         if pixels is not None:
             return Decoded(_resized(pixels, _scaled(box, scale), size), refused=False)
@@ -94,13 +92,13 @@ def _header(image: bytes, exif: bool) -> _Header | None:
         if image.startswith(JPEG) and not (exif and (EXIF in image or XMP in image)):
             h, w, colours, _ = simplejpeg.decode_jpeg_header(image)
             plain = colours in COLOURS and int(h) * int(w) <= MOST
-            return _Header(int(h), int(w), 1, jpeg=True) if plain else None
+            return _Header(int(h), int(w), 1) if plain else None
         with Image.open(io.BytesIO(image), formats=FORMATS) as opened:
             plain = opened.mode in ("RGB", "L") and not opened.has_transparency_data
             if not plain or has_16_bits(image):
                 return None
             orientation = opened.getexif().get(ExifTags.Base.Orientation, 1) if exif else 1
-            return _Header(opened.height, opened.width, orientation, opened.format in JPEGS)
+            return _Header(opened.height, opened.width, orientation)
     except MemoryError:
         raise
     except Exception:  # Pillow raises errors of many types, which decode names
@@ -121,7 +119,7 @@ def _scaled(box: Box, scale: int) -> Box:
 def _decoded(image: bytes, header: _Header, scale: int) -> Pixels | None:
     """The pixels of the image, those of a JPEG reduced by a scale; None if it is broken."""
     cv2 = opencv()
-    if header.jpeg:
+    if image.startswith(JPEG):
         h, w = (-(-side // scale) for side in (header.h, header.w))
         try:
             pixels = simplejpeg.decode_jpeg(

@@ -24,7 +24,6 @@ from vmoe.data.augment import augment
 from vmoe.data.crops import resize_and_crop
 from vmoe.data.decode import decode
 from vmoe.data.fast_decode import decode_crop_and_resize
-from vmoe.data.memory import keep_freed_memory
 from vmoe.data.random_crop import Box, crop_and_resize, random_box
 from vmoe.data.reading import OnWait, print_wait, read_ahead
 from vmoe.data.resize import Pixels
@@ -229,7 +228,6 @@ class _Collate:
     preprocessing: Preprocessing
 
     def __call__(self, images: Sequence[_Image]) -> Read:
-        keep_freed_memory()
         batch = empty_batch(self.rows, self.max_labels, self.preprocessing)
         for i, image in enumerate(images):
             if image.pixels is not None:

@@ -14,6 +14,7 @@ from concurrent.futures import Future, wait
 from queue import SimpleQueue
 from typing import Any, Generic
 
+from vmoe.data.memory import keep_freed_memory
 from vmoe.data.workers import IN_THREADS, Batches, Read, Workers
 
 AHEAD = 2  # batches that wait, beside one for each thread
@@ -111,6 +112,7 @@ def read_ahead(
     Returns:
         an iterator over them, which raises what reading a batch raises, or a WorkerDied.
     """
+    keep_freed_memory()
     return Reader(workers.readers(batches) if count else [], range(start, start + count), on_wait)
 
 

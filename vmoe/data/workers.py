@@ -23,6 +23,7 @@ from typing import Any, Protocol, TypeVar, runtime_checkable
 import cloudpickle
 import numpy as np
 
+from vmoe.data.memory import keep_freed_memory
 from vmoe.errors import Failure, UsageError
 from vmoe.signals import SIGNALS
 
@@ -191,6 +192,7 @@ def _kill(workers: Sequence[_Worker]) -> None:
 
 def _serve(connection: Connection) -> None:
     """Reads what the other process asks for; ends with that process."""
+    keep_freed_memory()
     threading.Thread(target=_end_with_parent, daemon=True).start()
     opened: dict[int, Batches[Any]] = {}
     shared = _Shared()

@@ -4,6 +4,7 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
+from vmoe.data.sources.index import state_of
 from vmoe.errors import UsageError, one_line
 
 SPARE_FILES = 256  # that a process may have open beside the shards
@@ -11,8 +12,7 @@ SPARE_FILES = 256  # that a process may have open beside the shards
 
 def shard_states(shards: Sequence[Any]) -> list[tuple[int, int]]:
     """Sizes and times of the last change of shards."""
-    states = (os.stat(shard.filename) for shard in shards)
-    return [(state.st_size, state.st_mtime_ns) for state in states]
+    return [state_of(shard.filename) for shard in shards]
 
 
 def count_records(shard: str) -> int:

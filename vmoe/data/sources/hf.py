@@ -22,6 +22,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from vmoe.data.sources.index import state_of
 from vmoe.data.sources.source import Example, Fingerprint, Skipped, sampled
 from vmoe.data.sources.splits import SPLITS, resolve_split
 from vmoe.data.sources.vocabulary import MOST_CLASSES
@@ -151,10 +152,10 @@ class HfSource:
         and images of some examples.
         """
         files = [each["filename"] for each in self._data.cache_files]
-        states = [os.stat(file) for file in files]
-        sizes = [(os.path.basename(f), s.st_size) for f, s in zip(files, states, strict=True)]
+        states = [state_of(file) for file in files]
+        sizes = [(os.path.basename(f), size) for f, (size, _) in zip(files, states, strict=True)]
         data = hashlib.sha256(repr((self.class_names, self._start, self._width, sizes)).encode())
-        times = hashlib.sha256(repr([state.st_mtime_ns for state in states]).encode())
+        times = hashlib.sha256(repr([time for _, time in states]).encode())
         content = hashlib.sha256()
         for i in sampled(len(self)):
             example = self[i]

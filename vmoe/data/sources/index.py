@@ -39,6 +39,19 @@ INFO = "index.json"
 KEPT = 7 * 24 * 3600  # seconds that an index of earlier data is kept after it was last opened
 
 
+def state_of(file: str | Path) -> tuple[int, int]:
+    """Size of a file in bytes, and time of its last change in nanoseconds.
+
+    Raises:
+        UsageError: there is no such file, or it cannot be read.
+    """
+    try:
+        status = os.stat(file)
+    except OSError as error:
+        raise UsageError(f"{file}: {error.strerror}") from None
+    return status.st_size, status.st_mtime_ns
+
+
 def cached(
     place: str,
     key: Any,

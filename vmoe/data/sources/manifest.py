@@ -29,7 +29,7 @@ import numpy as np
 from vmoe.config.data import Check, OnError
 from vmoe.data.progress import open_text
 from vmoe.data.sources.files import FileSource, open_files
-from vmoe.data.sources.index import Index, cached
+from vmoe.data.sources.index import Index, cached, state_of
 from vmoe.data.sources.source import sampled
 from vmoe.data.sources.splits import SPLITS, resolve_split
 from vmoe.data.sources.table import TableWriter, path_of
@@ -83,10 +83,9 @@ def open_manifest(
 def _stat(path: Path) -> tuple[int, int] | None:
     """Size and time of the last change; None if there is no such file."""
     try:
-        status = path.stat()
-    except OSError:
+        return state_of(path)
+    except UsageError:
         return None
-    return status.st_size, status.st_mtime_ns
 
 
 class _Line(NamedTuple):

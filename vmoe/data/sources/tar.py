@@ -28,11 +28,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from vmoe.data.progress import progress
-from vmoe.data.sources.index import CHUNK, cached
+from vmoe.data.sources.index import CHUNK, cached, state_of
 from vmoe.data.sources.source import Example, Fingerprint, Skipped, sampled
 from vmoe.data.sources.splits import SPLITS, resolve_split
 from vmoe.data.sources.table import Table, TableWriter, path_of
-from vmoe.data.sources.tar_shard import index_of, state_of
+from vmoe.data.sources.tar_shard import index_of
 from vmoe.data.sources.vocabulary import CLASSES, Vocabulary, read_class_names
 from vmoe.data.sources.wids import read_wids
 from vmoe.errors import UsageError

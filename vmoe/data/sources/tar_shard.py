@@ -19,25 +19,12 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from vmoe.data.decode import SUFFIXES
-from vmoe.data.sources.index import Index, IndexWriter, cached
+from vmoe.data.sources.index import Index, IndexWriter, cached, state_of
 from vmoe.data.sources.vocabulary import Vocabulary, labels_of_json
 from vmoe.errors import UsageError, listed
 
 BLOCK = 512  # bytes of a header, and unit of everything in a tar file
 MOST_LABEL_BYTES = 1 << 20  # of a .cls or .json file
-
-
-def state_of(shard: Path) -> tuple[int, int]:
-    """Size in bytes and time of the last change in nanoseconds.
-
-    Raises:
-        UsageError: there is no such file, or it cannot be read.
-    """
-    try:
-        status = shard.stat()
-    except OSError as error:
-        raise UsageError(f"{shard}: {error.strerror}") from None
-    return status.st_size, status.st_mtime_ns
 
 
 def index_of(shard: Path) -> Index:

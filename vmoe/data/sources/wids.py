@@ -5,7 +5,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from vmoe.data.sources.tar_shard import state_of
+from vmoe.data.sources.index import state_of
 from vmoe.errors import UsageError
 
 MAGIC = "wids-shard-index-v1"
