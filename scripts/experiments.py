@@ -66,14 +66,15 @@ class Experiments:
         """What a Python command prints.
 
         Raises:
-            CalledProcessError: it fails; its messages are in the log.
+            SystemExit: it fails; says how it ended and names its log.
         """
         cores = self.cores.get()
+        path = self.workdir / f"log-{cores[0]}.txt"
         command = [sys.executable, *map(str, arguments)]
         try:
             os.sched_setaffinity(0, cores)  # of this thread, whose child inherits it
             with (
-                (self.workdir / f"log-{cores[0]}.txt").open("ab") as log,
+                path.open("ab") as log,
                 subprocess.Popen(
                     command, stdout=subprocess.PIPE, stderr=log, text=True, cwd=ROOT
                 ) as process,
@@ -83,7 +84,9 @@ class Experiments:
         finally:
             self.cores.put(cores)
         if process.returncode:
-            raise subprocess.CalledProcessError(process.returncode, command)
+            lines = path.read_text(errors="replace").splitlines() or ["no message"]
+            call = " ".join(command[1:])
+            raise SystemExit(f"{call}: exit status {process.returncode}: {lines[-1]} (log: {path})")
         return out
 
     def vmoe(self, *arguments: Any) -> str:

@@ -33,7 +33,7 @@ class Reproduction(Experiments):
 
     def __init__(self, options: argparse.Namespace) -> None:
         super().__init__(options.workdir.absolute(), options.rows.absolute(), options.jobs)
-        self.steps, self.images = options.steps, options.images
+        self.steps, self.images, self.data = options.steps, options.images, options.data
 
     def row(self, name: str, seed: int) -> Result:
         """The row of a run, which is trained and measured if it has none.
@@ -41,7 +41,7 @@ class Reproduction(Experiments):
         Raises:
             SystemExit: the row was made with other settings.
         """
-        config = train_config(name, self.steps)
+        config = train_config(name, self.steps, self.data)
         settings = {"steps": config.steps, "images": self.images}
 
         def run() -> Result:
@@ -79,6 +79,7 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--workdir", type=Path, default=ROOT / "runs" / "reproduce_small")
     parser.add_argument("--rows", type=Path, default=ROOT / "configs" / "reproduce_small")
+    parser.add_argument("--data", help="in the form of --data.name; default: fashion_mnist")
     parser.add_argument("--jobs", type=int, default=2, help="commands at a time")
     parser.add_argument("--only", default="*", help="names of models, with wildcards")
     parser.add_argument("--seeds", type=int, nargs="+", default=SEEDS)

@@ -1,12 +1,15 @@
 """The small reproduction: a run gives a row once, and verdicts follow from rows by plain rules."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from vmoe.data.sources.samples import path_of
 
 ROOT = Path(__file__).parents[1]
 SCRIPT = ROOT / "scripts" / "reproduce_small.py"
@@ -30,7 +33,9 @@ def run(folder: Path, *options: str) -> subprocess.CompletedProcess[str]:
 
 @pytest.mark.slow
 def test_a_run_is_trained_measured_and_gets_a_row(tmp_path: Path) -> None:
-    result = run(tmp_path, "--steps", "4", "--images", "16")
+    shutil.copyfile(path_of("fashion_mnist_sample"), tmp_path / "sample.npz")  # its own splits
+    data = ("--data", f"arrays:{tmp_path / 'sample.npz'}")
+    result = run(tmp_path, "--steps", "4", "--images", "16", *data)
     assert result.returncode == 0, result.stderr
     row = json.loads((tmp_path / "rows" / "dense-0.json").read_text())
     assert (row["model"], row["seed"], row["steps"], row["images"]) == ("dense", 0, 4, 16)
@@ -78,6 +83,14 @@ def test_the_figures_of_a_sparse_run_agree_with_each_other(
     assert {f"{kind}.1" for kind in kinds} <= set(figures)
     assert figures["batch.alone"] == 0
     assert all(0 <= value <= 1 for value in figures.values())
+
+
+def test_a_command_that_fails_is_named_with_its_message(tmp_path: Path) -> None:
+    result = run(tmp_path, "--steps", "4", "--data", "nowhere")
+    assert result.returncode == 1
+    assert "Traceback" not in result.stderr
+    message = result.stderr.splitlines()[-1]
+    assert "-m vmoe train" in message and "exit status 2" in message and "nowhere" in message
 
 
 def rows_of(figures: dict[str, list[float]]) -> Any:

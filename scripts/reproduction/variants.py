@@ -60,11 +60,12 @@ VARIANTS = {
 }
 
 
-def train_config(name: str, steps: int = STEPS) -> TrainConfig:
+def train_config(name: str, steps: int = STEPS, data: str | None = None) -> TrainConfig:
     """The training run of a variant.
 
     Args:
         steps: of the standard model.
+        data: the name of the data; by default that of the recipe.
     """
     variant, recipe = VARIANTS[name], load(RECIPE)
     standard = recipe.model
@@ -73,6 +74,7 @@ def train_config(name: str, steps: int = STEPS) -> TrainConfig:
         steps = round(steps * cost(standard).flops_per_image / cost(model).flops_per_image)
     return replace(
         recipe,
+        data={"name": data or recipe.data.name},
         model=replace(model, **variant.model),
         steps=steps,
         batch_size=BATCH_SIZE,
