@@ -15,7 +15,7 @@ from PIL import ExifTags, Image
 from vmoe.config import DataConfig, PreprocessingConfig, TrainConfig, ViTConfig, replace
 from vmoe.config.preprocessing import Preprocessing
 from vmoe.data.crops import resize_and_crop
-from vmoe.data.pipeline import Batch, evaluation_batches, training_batches
+from vmoe.data.pipeline import Batch, evaluation_batches, evaluation_order, training_batches
 from vmoe.data.problems import Refused, Unreadable
 from vmoe.data.sources import Example, Fingerprint, Source, open_source
 from vmoe.data.sources.source import Skipped
@@ -85,9 +85,21 @@ def test_an_evaluation_reads_every_image_once_at_any_batch_size(batch_size: int)
     valid = np.concatenate([batch.valid for batch in batches])
     images = np.concatenate([batch.images for batch in batches])[valid]
     labels = np.concatenate([batch.labels for batch in batches])[valid]
-    np.testing.assert_array_equal(images, source.images)
-    np.testing.assert_array_equal(labels[:, 0], source.labels)
+    order = evaluation_order(360)
+    np.testing.assert_array_equal(np.sort(order), np.arange(360))
+    np.testing.assert_array_equal(images, source.images[order])
+    np.testing.assert_array_equal(labels[:, 0], source.labels[order])
     assert images.dtype == np.uint8 and labels.dtype == np.int32
+
+
+@pytest.mark.parametrize("count", [100, 512, 50_000])
+def test_classes_that_are_stored_one_after_the_other_are_mixed_in_an_evaluation(count: int) -> None:
+    """The oracle draws the eight images of a group at random."""
+    classes = np.arange(count) * 10 // count
+    groups = classes[evaluation_order(count)][: count // 8 * 8].reshape(-1, 8)
+    drawn = np.random.default_rng(0).choice(classes, (2000, 8))
+    distinct, expected = (np.mean([len(set(row)) for row in x]) for x in (groups, drawn))
+    assert abs(distinct - expected) < 0.9
 
 
 def test_too_many_classes_and_batches_that_cannot_be_formed_are_refused() -> None:
@@ -107,7 +119,7 @@ def test_training_and_evaluation_resize_images_in_the_same_way() -> None:
     images = next(
         evaluation_batches(source, batch_size=180, preprocessing=Preprocessing(16))
     ).images
-    np.testing.assert_array_equal(images, expected)
+    np.testing.assert_array_equal(images, expected[evaluation_order(180)])
     seen = np.concatenate([batch_of(source, config, i).images for i in range(9)])
     np.testing.assert_array_equal(np.unique(seen, axis=0), np.unique(images, axis=0))
 
@@ -175,6 +187,13 @@ def test_more_images_than_can_be_shuffled_are_refused() -> None:
     training_batches(open_source(f"synthetic:{2**32 - 1}", "train"), config)
     with pytest.raises(UsageError, match="has 4,294,967,296 images: at most 4,294,967,295 can be"):
         training_batches(open_source(f"synthetic:{2**32}", "train"), config)
+    evaluated = (
+        next(evaluation_batches(open_source(name, "train"), batch_size=2, preprocessing=SMALL))
+        for name in (f"synthetic:{2**32 - 1}", f"synthetic:{2**32}")
+    )
+    assert next(evaluated).valid.all()
+    with pytest.raises(UsageError, match="has 4,294,967,296 images: at most 4,294,967,295 can be"):
+        next(evaluated)
 
 
 def test_images_have_as_many_columns_of_labels_as_any_has_labels() -> None:
@@ -309,7 +328,8 @@ def test_an_unreadable_image_becomes_padding_in_an_evaluation() -> None:
     batches = list(evaluation_batches(source, **sizes, on_unreadable=left_out.add))
     whole = list(evaluation_batches(Squares(), **sizes))
     valid = np.concatenate([batch.valid for batch in batches])
-    assert np.flatnonzero(~valid).tolist() == [7, 20, 21, 22, 23]
+    seventh = int(np.argsort(evaluation_order(20))[7])
+    assert np.flatnonzero(~valid).tolist() == [seventh, 20, 21, 22, 23]
     for ours, theirs in zip(batches, whole, strict=True):
         for x, y in zip(ours, theirs, strict=True):
             np.testing.assert_array_equal(x[ours.valid], y[ours.valid])

@@ -18,6 +18,7 @@ import vmoe
 from vmoe import analysis
 from vmoe.analysis.health import findings
 from vmoe.axes import Record
+from vmoe.cli.data import Sample
 from vmoe.config import (
     DataConfig,
     ExpertChoice,
@@ -31,6 +32,7 @@ from vmoe.config import (
 )
 from vmoe.config.preprocessing import Preprocessing
 from vmoe.data.crops import resize_and_crop
+from vmoe.data.pipeline import evaluation_order
 from vmoe.data.sources import Example, Fingerprint, Source, open_source, sample
 from vmoe.data.sources.source import Skipped
 from vmoe.errors import Failure, UsageError
@@ -113,6 +115,47 @@ def test_two_models_are_compared_image_by_image() -> None:
     fewer = evaluate(vmoe.load(names[0]).model, sample(source, 100))
     with pytest.raises(UsageError, match="the labels differ, evaluate the same images"):
         paired_difference(sparse, fewer)
+
+
+@pytest.fixture(scope="module")
+def by_class(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The sample of Fashion-MNIST as a folder, which is read class by class."""
+    folder, digits = tmp_path_factory.mktemp("by_class"), tuple("0123456789")
+    source = open_source("fashion_mnist_sample", "test")
+    for name in digits:
+        (folder / "test" / name).mkdir(parents=True)
+    for i, label in enumerate(source.labels):
+        Image.fromarray(source.images[i]).save(folder / "test" / digits[label] / f"{i:03}.png")
+    return f"folder:{folder}"
+
+
+def test_a_folder_is_evaluated_in_mixed_groups_and_its_results_are_in_its_own_order(
+    by_class: str,
+) -> None:
+    """In groups of images of one class 9% of the choices are dropped, in mixed ones 3%."""
+    folder, mixed = open_source(by_class, "test"), open_source("fashion_mnist_sample", "test")
+    loaded = vmoe.load("vmoe_fashion_mnist")
+    one, other = (evaluate(loaded.model, source) for source in (folder, mixed))
+    assert one.dropped == pytest.approx(other.dropped, abs=0.005)
+    assert one.order == other.order == "shuffled, seed 0"
+    dropless = vmoe.load("vmoe_fashion_mnist", routing=RoutingOverrides(dropless=True)).model
+    alone, beside = (evaluate(dropless, source).per_example for source in (folder, mixed))
+    same = np.argsort(mixed.labels, kind="stable")
+    np.testing.assert_array_equal(np.asarray(alone.labels), mixed.labels[same])
+    np.testing.assert_allclose(alone.cross_entropy, beside.cross_entropy[same], atol=1e-4)
+
+
+def test_a_sample_is_read_in_the_order_of_an_evaluation_so_its_first_images_are_mixed(
+    by_class: str,
+) -> None:
+    net, digits = model(), tuple("0123456789")
+    loaded = Loaded(net, digits, Preprocessing(8), None, Origin("vmoe", Path("random")))
+    data = Sample(f"{by_class}:test", loaded, images=100, batch_size=32)
+    read = np.concatenate([labels[valid] for _, labels, valid in data.batches()])
+    own = np.array([data.source.labels_of(i)[0] for i in range(100)])
+    assert (np.diff(own) >= 0).all()
+    np.testing.assert_array_equal(read, own[evaluation_order(100)])
+    assert np.count_nonzero(np.bincount(read[:32])) == 10
 
 
 def test_predicted_classes_that_the_data_lacks_are_counted_as_other() -> None:
@@ -325,7 +368,8 @@ def test_a_csv_file_gets_a_row_with_the_model_settings_and_versions(tmp_path: Pa
         "0",
     ]
     assert float(second["accuracy"]) == pytest.approx(result.accuracy)
-    assert first["data"] == "digits:validation" and first["jax"] == jax.__version__
+    assert first["data"] == "digits:validation" and first["order"] == "shuffled, seed 0"
+    assert first["jax"] == jax.__version__
     path.write_text("other,columns\n")
     with pytest.raises(UsageError, match="it has other columns"):
         append_row(path, loaded, result)

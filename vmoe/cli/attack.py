@@ -89,6 +89,7 @@ def _attacked(
     args: AttackArgs, data: str, loaded: "Loaded", configs: Sequence[AttackConfig]
 ) -> list[dict[str, Any]]:
     """One row for each strength."""
+    from vmoe.data.pipeline import ORDER
     from vmoe.evaluate.attack import attack
 
     sample = Sample(data, loaded, images=args.images, batch_size=args.batch_size)
@@ -104,8 +105,13 @@ def _attacked(
                 advance()
     sample.print_messages()
     return [
-        {"model": str(loaded.origin.path), "data": sample.source.name, "epsilon": config.epsilon}
-        | _measures(parts, np.concatenate(labels))
+        {
+            "model": str(loaded.origin.path),
+            "data": sample.source.name,
+            "order": ORDER,
+            "epsilon": config.epsilon,
+            **_measures(parts, np.concatenate(labels)),
+        }
         for config, parts in zip(configs, results, strict=True)
     ]
 

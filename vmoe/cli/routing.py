@@ -130,6 +130,7 @@ def _print(
     measured: "list[MeasuredRouting]",
     compared: "dict[int, Comparison] | None",
 ) -> None:
+    from vmoe.data.pipeline import ORDER
     from vmoe.evaluate.routing_table import (
         COLUMNS,
         COMPARED,
@@ -141,7 +142,7 @@ def _print(
     )
 
     if args.json:
-        first, *others = map(report, measured)
+        first, *others = (report(routing) | {"order": ORDER} for routing in measured)
         if compared is None:
             print_json(first)
         else:

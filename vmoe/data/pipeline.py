@@ -1,12 +1,12 @@
 """The input pipeline: the examples of a source become batches of pixels.
 
     training    source -> shuffle -> decode -> crop -> resize -> augment -> batch
-    evaluation  source ------------> decode -> resize -> crop ----------> batch
+    evaluation  source -> shuffle -> decode -> resize -> crop ----------> batch
 
 Batch number i of training is a function of the seed and i, so a checkpoint saves only the number of
-the next batch, and it does not matter which process reads it (``vmoe/data/reading.py``). The steps
-are dataclasses, so that they can be pickled. On the device the pixels become floats, and images are
-mixed (``vmoe/train/step.py``).
+the next batch, and it does not matter which process reads it (``vmoe/data/reading.py``). Every
+other command reads in one order (``evaluation_order``). The steps are dataclasses, so that they can
+be pickled. On the device the pixels become floats, and images are mixed (``vmoe/train/step.py``).
 """
 
 import dataclasses
@@ -16,7 +16,7 @@ from typing import NamedTuple, cast
 
 import grain
 import numpy as np
-from jaxtyping import Bool, Float32, Int32, UInt8
+from jaxtyping import Bool, Float32, Int, Int32, UInt8
 
 from vmoe.config import DataConfig, TrainConfig
 from vmoe.config.preprocessing import Preprocessing
@@ -34,6 +34,8 @@ from vmoe.errors import UsageError
 ENDLESS = 1 << 62  # images; grain cannot slice an infinite data set
 MOST_IMAGES = (1 << 32) - 1  # that can be shuffled: Grain's shuffle computes with 32 bits
 ATTEMPTS = 100  # to replace an image by one that can be read
+ORDER = "shuffled, seed 0"
+"""The order in which evaluations read images, for people; see ``evaluation_order``."""
 
 
 class Batch(NamedTuple):
@@ -90,7 +92,12 @@ def training_batches(
             to be shuffled.
     """
     check_classes(source, config.model.num_classes)
-    _check_length(source, config.batch_size)
+    if len(source) < config.batch_size:
+        raise UsageError(
+            f"batch_size={config.batch_size} is more than the {len(source)} images of "
+            f"{source.name}: lower it, or add images"
+        )
+    _check_length(source)
     index, count = shard
     rows, size = config.batch_size // count, config.model.image_size
     batches = (
@@ -104,12 +111,7 @@ def training_batches(
     return cast(Batches[Read], batches)
 
 
-def _check_length(source: Source, batch_size: int) -> None:
-    if len(source) < batch_size:
-        raise UsageError(
-            f"batch_size={batch_size} is more than the {len(source)} images of {source.name}: "
-            "lower it, or add images"
-        )
+def _check_length(source: Source) -> None:
     if len(source) > MOST_IMAGES:
         raise UsageError(
             f"{source.name} has {len(source):,} images: at most {MOST_IMAGES:,} can be shuffled; "
@@ -159,6 +161,25 @@ class _TrainingImage:
         return Box(0, 0, h, w) if area is None else random_box(h, w, area, rng)
 
 
+def evaluation_order(count: int) -> Int[np.ndarray, "b"]:
+    """The indices of the images of a source in the order in which ``evaluation_batches`` reads.
+
+    Data is often stored class by class. Images of one class want the same experts, so in groups of
+    them more choices are dropped. The order is a permutation that depends on nothing but the number
+    of images. Its ``np.argsort`` puts what was computed back into the order of the source.
+
+    Args:
+        count: number of images of the source.
+    """
+    order = _shuffled(count)
+    return np.array([order[i] for i in range(count)], np.int64)
+
+
+def _shuffled(count: int) -> grain.MapDataset[int]:
+    """The indices in the order of evaluations, each computed when it is needed."""
+    return grain.MapDataset.range(count).shuffle(seed=0)
+
+
 def evaluation_batches(
     source: Source,
     *,
@@ -169,7 +190,7 @@ def evaluation_batches(
     workers: Workers = IN_THREADS,
     on_wait: OnWait = print_wait,
 ) -> Iterator[Batch]:
-    """Every image once, in order; the last batch is padded.
+    """Every image once, in the order of ``evaluation_order``; the last batch is padded.
 
     Args:
         shard: (i, n): return the i-th of n equal shards of each batch.
@@ -180,12 +201,16 @@ def evaluation_batches(
 
     Returns:
         an iterator over the batches; every shard has the same number of them.
+
+    Raises:
+        UsageError: an image cannot be read, or there are too many to be shuffled.
     """
+    _check_length(source)
     index, count = shard
     rows = batch_size // count
     collate = _Collate(rows, source.max_labels, preprocessing)
     batches = (
-        grain.MapDataset.range(len(source))
+        _shuffled(len(source))
         .map(_EvaluationImage(source, preprocessing, leave_out=on_unreadable is not None))
         .batch(rows, drop_remainder=False, batch_fn=collate)[index::count]
     )

@@ -19,7 +19,14 @@ from vmoe.analysis.totals import ExpertTotals
 from vmoe.config import MoEConfig, Soft, ViTConfig
 from vmoe.config.evaluation import Weights
 from vmoe.config.preprocessing import Preprocessing
-from vmoe.data.pipeline import Batch, check_classes, empty_batch, evaluation_batches
+from vmoe.data.pipeline import (
+    ORDER,
+    Batch,
+    check_classes,
+    empty_batch,
+    evaluation_batches,
+    evaluation_order,
+)
 from vmoe.data.reading import OnWait, print_wait
 from vmoe.data.sources import Source
 from vmoe.data.workers import IN_THREADS, Workers
@@ -37,7 +44,7 @@ class Evaluation:
     """The metrics of a model on a split, and the settings that they depend on.
 
     If tokens are dropped, results depend on which images share a group, and so on the batch size
-    and the order of the data. The grouping is therefore reported too.
+    and the order in which images are read. Both are therefore reported too.
     """
 
     data: str
@@ -66,6 +73,9 @@ class Evaluation:
     image_size: int
     """Side of the model's input in pixels."""
     batch_size: int
+    order: str
+    """The order in which the images are read, the same in every evaluation; see
+    ``evaluation_order``."""
     devices: int
     """Number of devices that each batch was split over; all images of a group are on one."""
     images_per_group: dict[int, int]
@@ -176,9 +186,11 @@ def evaluate(
         shown.append(valid)
         used.append(totals)
     seconds = time.perf_counter() - start
-    images = PerExample(*map(np.concatenate, zip(*results, strict=True)))
-    if not len(images.labels):
+    read = evaluation_order(len(source))[np.flatnonzero(np.concatenate(shown))]
+    if not len(read):
         raise distributed.synchronized(UsageError(f"{source.name}: no image can be read"))
+    in_order = np.argsort(read)
+    images = PerExample(*(np.concatenate(x)[in_order] for x in zip(*results, strict=True)))
     if count := int((~np.isfinite(images.cross_entropy)).sum()):
         images_text = f"{count} of {len(images.labels)} images"
         message = f"{source.name}: {images_text} have logits that are NaN or infinite"
@@ -207,6 +219,7 @@ def evaluate(
         unprocessed=unprocessed / tokens if tokens else None,
         image_size=image_size,
         batch_size=batch_size,
+        order=ORDER,
         devices=placement.devices,
         images_per_group={i: moe.images_per_group for i, moe in config.moe_blocks.items()},
         capacity_factor={
@@ -216,7 +229,7 @@ def evaluate(
         images_per_second=len(labelled) / seconds,
         class_names=source.class_names,
         per_example=images,
-        indices=np.flatnonzero(np.concatenate(shown)),
+        indices=read[in_order],
         totals=blocks,
     )
 

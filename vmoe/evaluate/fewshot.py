@@ -24,7 +24,7 @@ from jaxtyping import Array, Bool, Float, Int
 from vmoe import distributed
 from vmoe.config.fewshot import FewShotConfig
 from vmoe.config.preprocessing import Preprocessing
-from vmoe.data.pipeline import evaluation_batches
+from vmoe.data.pipeline import evaluation_batches, evaluation_order
 from vmoe.data.reading import OnWait, print_wait
 from vmoe.data.sources import Source
 from vmoe.data.workers import IN_THREADS, Workers
@@ -158,7 +158,7 @@ def _read(
     on_batch: Callable[[], None],
     **reading: Any,
 ) -> _Labelled:
-    """The features of the images that can be read, on every process those of all."""
+    """The features of the images that can be read, in order, on every process those of all."""
     placement = model.placement
     graph, state = nnx.split(model)
     features, read = [], []
@@ -173,9 +173,11 @@ def _read(
         outputs, valid = jax.device_get(_features(graph, state, *arrays))
         features.append(outputs[valid])
         read.append(valid)
-    images = _Labelled(np.concatenate(features), labels[np.concatenate(read)[: len(labels)]])
-    if not len(images.labels):
+    indices = evaluation_order(len(labels))[np.flatnonzero(np.concatenate(read))]
+    if not len(indices):
         raise distributed.synchronized(UsageError(f"{source.name}: no image can be read"))
+    in_order = np.argsort(indices)
+    images = _Labelled(np.concatenate(features)[in_order], labels[indices[in_order]])
     if count := int((~np.isfinite(images.features).all(axis=-1)).sum()):
         message = f"{count} of {len(images.labels)} images have features that are NaN or infinite"
         raise distributed.synchronized(Failure(f"{source.name}: {message}"))

@@ -49,7 +49,7 @@ def write_page(
     Raises:
         OSError: the file cannot be written.
     """
-    own = [mixed(each.few) for each in shown]
+    own = [_joined(each.few) for each in shown]
     observed = [
         page.observe(
             routing.model_name,
@@ -72,10 +72,9 @@ def write_page(
     replace_text(path, text)
 
 
-def mixed(
+def _joined(
     batches: Sequence[Labelled],
 ) -> tuple[Float[np.ndarray, "b h w 3"], Int[np.ndarray, "b"]]:
-    """Images in random order, so that classes are mixed in each group, and their classes."""
+    """All images that are more than padding, and their classes."""
     images, labels, valid = (np.concatenate(each) for each in zip(*batches, strict=True))
-    order = np.random.default_rng(0).permutation(np.flatnonzero(valid))
-    return images[order], labels[order]
+    return images[valid], labels[valid]

@@ -42,6 +42,8 @@ def labelled_batches(
 ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
     """Every image of a split, its class, and whether it is more than padding: batches of one size.
 
+    They are read in the order of ``evaluation_order``, so that classes are mixed in each group.
+
     The class is the first label; -1 if there is none.
 
     Args:

@@ -38,6 +38,7 @@ def summary(evaluation: Evaluation) -> list[tuple[str, str]]:
         rows += [
             ("capacity factor", factors if factors == "none" else f"{factors} after rounding"),
             ("grouping", f"up to {images} images a group, {evaluation.batch_size} a batch"),
+            ("order of the images", evaluation.order),
         ]
     return [*rows, ("speed", f"{evaluation.images_per_second:,.0f} images/s")]
 
@@ -70,8 +71,8 @@ def per_class(evaluation: Evaluation) -> dict[str, dict[str, Any]]:
 COLUMNS = (
     *("date", "checkpoint", "step", "weights", "seed", "data", "images", "accuracy"),
     *("top5_accuracy", "cross_entropy", "brier", "calibration_error", "dropped", "unprocessed"),
-    *("image_size", "batch_size", "devices", "router", "k", "priority", "images_per_group"),
-    *("capacity_factor", "images_per_second", "model", "vmoe", "jax", "device"),
+    *("image_size", "batch_size", "order", "devices", "router", "k", "priority"),
+    *("images_per_group", "capacity_factor", "images_per_second", "model", "vmoe", "jax", "device"),
 )
 
 

@@ -13,7 +13,7 @@ from jaxtyping import Float, UInt8
 from PIL import Image, ImageDraw, ImageFont
 
 from vmoe.config.preprocessing import Preprocessing
-from vmoe.data.pipeline import evaluation_batches
+from vmoe.data.pipeline import evaluation_batches, evaluation_order
 from vmoe.data.sources import Source
 from vmoe.data.sources.subset import Subset
 from vmoe.errors import one_line
@@ -92,7 +92,7 @@ def worst_errors(
     pixels = np.round(batch.images).astype(np.uint8)
     return [
         Tile(pixels[row], _error_lines(metrics, int(i), result.class_names))
-        for row, i in enumerate(worst)
+        for row, i in zip(np.argsort(evaluation_order(len(worst))), worst, strict=True)
         if batch.valid[row]
     ]
 

@@ -53,7 +53,7 @@ class Subset:
 
 
 def sample(source: Source, count: int) -> Source:
-    """At most ``count`` random images, always the same, in their order.
+    """At most ``count`` random images, always the same, in the order of the source.
 
     Returns:
         the source itself if it has no more.
