@@ -185,7 +185,7 @@ ax.grid(alpha=0.3)
 # choices, `statistics` counts them; `uses` has the counts of each image.
 
 # %%
-batches = vmoe.analysis.labelled(images, labels)
+batches = vmoe.analysis.labelled(images, labels[:, None])
 statistics = vmoe.analysis.statistics(vmoe.analysis.collect(loaded.model, batches))
 for block, counts in statistics.items():
     print(f"block {block}: choices of each expert for the first image: {counts.uses[0]}")

@@ -85,7 +85,7 @@ def batches(size=64):
 
 collected = concatenate(collect(model, batches()))
 pixels = np.concatenate([batch[valid] for batch, _, valid in batches()])
-accuracy = (collected.logits.argmax(-1) == collected.labels).mean()
+accuracy = (collected.logits.argmax(-1) == collected.labels[:, 0]).mean()
 print(f"accuracy on {len(pixels)} images: {accuracy:.1%}")
 
 # %% [markdown]

@@ -274,7 +274,7 @@ print(
 # %%
 figure, axes = plt.subplots(len(loaded.class_names), 8, figsize=(12, 5), squeeze=False)
 for label, row in enumerate(axes):
-    for i, ax in zip(np.flatnonzero(result.per_example.labels == label), row, strict=False):
+    for i, ax in zip(np.flatnonzero(result.per_example.labels[:, 0] == label), row, strict=False):
         prediction = result.per_example.predictions[i]
         ax.imshow((loaded.preprocess([test[i].image])[0] + 1) / 2)
         color = "black" if prediction == label else "firebrick"

@@ -9,6 +9,7 @@ from PIL import Image
 from safetensors.numpy import load_file
 
 from tests.command import ROOT, vmoe
+from vmoe.data.sources import open_source
 
 MODEL = ("routing", "--checkpoint", "vmoe_fashion_mnist", "--data", "fashion_mnist_sample")
 FEW = ("--images", "60", "--batch-size", "32")
@@ -114,6 +115,32 @@ def test_a_sparse_model_is_attacked_beside_a_dense_one() -> None:
         assert weak["loss_after"] < strong["loss_after"]
     assert list(rows[0]["overlap"]) == ["1", "3", "5"] and not rows[2]["overlap"]
     assert all(rows[1]["overlap"][i] < rows[0]["overlap"][i] <= 1 for i in "135")
+
+
+@pytest.fixture(scope="module")
+def several_labels(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """64 images: of three, the true class is the second of two labels, the only one, or missing."""
+    folder = tmp_path_factory.mktemp("several")
+    source = open_source("fashion_mnist_sample", "test")
+    lines = ["path,labels,split"]
+    for i in range(64):
+        Image.fromarray(source.images[i]).save(folder / f"{i:02}.png")
+        true, other = (source.class_names[(source.labels[i] + shift) % 10] for shift in (0, 1))
+        lines.append(f"{i:02}.png,{(f'{other}|{true}', true, '')[i % 3]},test")
+    (folder / "list.csv").write_text("\n".join(lines))
+    return f"manifest:{folder / 'list.csv'}:test"
+
+
+def test_evaluate_and_attack_count_the_same_images_as_right(several_labels: str) -> None:
+    model = ("--checkpoint", "vmoe_fashion_mnist", "--data", several_labels, "--json")
+    result = vmoe("evaluate", *model, "--batch-size", "64")
+    evaluated = json.loads(result.stdout)
+    assert evaluated["accuracy"] > 0.8 and evaluated["unlabelled"] == 21
+    result = vmoe("attack", *model, "--epsilon", "1", "--steps", "1")
+    (row,) = json.loads(result.stdout)
+    assert row["accuracy_before"] == evaluated["accuracy"]
+    assert (row["images"], row["unlabelled"]) == (43, 21)
+    assert "21 of 64 images have no label: left out" in result.stderr
 
 
 def test_an_attack_along_a_path_needs_routers_that_drop() -> None:

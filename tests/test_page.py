@@ -36,7 +36,7 @@ GROUPS = np.array([0, 0, 1, 1, 2])  # of at most two images
 PRIORITIES = get_args(Priority)
 CLASSES = ("cat", "</script><img src=x onerror=alert(1)>", "&lt;cow", "'\"\u2028")
 IMAGES = np.random.default_rng(0).uniform(-1, 1, (B, 16, 16, 3)).astype(np.float32)
-LABELS = np.array([0, 1, 2, 3, -1])
+LABELS = np.array([0, 1, 2, 3, -1])[:, None]
 
 
 @pytest.fixture(scope="module")
@@ -372,7 +372,7 @@ def test_images_are_filtered_by_class_expert_and_error(browser: Any, tmp_path: P
 
     predictions = model.routing.logits.argmax(-1)
     browser.find_element("id", "wrong").click()
-    wrong = [i for i in range(B) if LABELS[i] >= 0 and predictions[i] != LABELS[i]]
+    wrong = [i for i in range(B) if LABELS[i, 0] >= 0 and predictions[i] != LABELS[i, 0]]
     assert images() == [f"image-{i}" for i in wrong]
     browser.find_element("id", "wrong").click()
     Select(browser.find_element("id", "choice-class")).select_by_index(3)

@@ -43,6 +43,7 @@ from vmoe.config import RoutingOverrides
 from vmoe.config.attack import AttackConfig, GradientPath
 from vmoe.evaluate.attack import attack
 from vmoe.factory import load
+from vmoe.nn.inputs import is_label
 from vmoe.nn.vit import ViT
 from vmoe.surgery.experts import average_experts
 
@@ -113,7 +114,7 @@ def merged(model: ViT, batches: Batches) -> Figures:
 
 def accuracy(logits: np.ndarray, batches: Batches) -> float:
     labels = np.concatenate([labels[valid] for _, labels, valid in batches])
-    return (logits.argmax(-1) == labels).mean()
+    return is_label(logits.argmax(-1), labels).mean()
 
 
 def kept(model: ViT, batches: Batches) -> Figures:
@@ -148,7 +149,7 @@ def after(
     correct = []
     for images, labels, valid in batches:
         result = attack(model, images[valid], labels[valid], config)
-        correct.append(result.predictions_after == labels[valid])
+        correct.append(is_label(result.predictions_after, labels[valid]))
     return np.concatenate(correct).mean()
 
 

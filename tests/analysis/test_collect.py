@@ -21,7 +21,7 @@ ROUTERS: dict[str, Router] = {
     "expert_choice": ExpertChoice(),
     "soft": Soft(),
 }
-LABELS = np.arange(B) % 3
+LABELS = (np.arange(B) % 3)[:, None]
 
 
 def model_of(router: Router) -> ViT:
@@ -198,6 +198,15 @@ def test_experts_that_follow_the_class_are_far_above_the_null() -> None:
         assert information > 0.99 if follows else information < 0.03
 
 
+def test_a_choice_counts_for_each_class_of_its_image_and_for_none_without_a_label() -> None:
+    experts = np.array([[0, 0, 1], [2, 2, 2], [1, 1, 1]])
+    labels = np.array([[2, 0], [1, -1], [-1, -1]])
+    own = statistics([_routed(experts, labels)])[0]
+    assert own.class_table(3).tolist() == [[2, 0, 2], [1, 0, 1], [0, 3, 0]]
+    known = statistics([_routed(experts[:2], labels[:2])])[0]
+    assert own.class_information(3) == known.class_information(3)
+
+
 def test_experts_that_follow_the_place_are_far_above_the_null() -> None:
     """Every token at place n goes to expert n mod 3; or each image has one expert."""
     rng, shape = np.random.default_rng(0), (300, 6)
@@ -214,7 +223,7 @@ def test_experts_that_follow_the_place_are_far_above_the_null() -> None:
 def _routed(experts: np.ndarray, labels: np.ndarray | None = None) -> Collected:
     """A group for each image, whose tokens make one choice each; there are three experts."""
     b, n = experts.shape
-    labels = np.full(b, -1) if labels is None else labels
+    labels = np.full((b, 1), -1) if labels is None else labels.reshape(b, -1)
     choices, gates = experts[..., None], np.eye(3, dtype=np.float32)[experts]
     block = BlockRouting(gates, choices, choices * 0, gates.max(-1, keepdims=True), np.arange(b))
     return Collected(np.zeros((b, 3)), labels, {0: block}, np.ones((b, 1, n), bool))

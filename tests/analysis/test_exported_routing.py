@@ -28,7 +28,7 @@ def parts() -> list[Collected]:
     dense = models.model_config("vit_tiny", depth=3)
     config = replace(dense, sparse_blocks=(0, 2), moe=layers)
     model = models.with_params(config, random_params(config))
-    return list(collect(model, labelled(random_images(b=B), np.arange(B), batch_size=2)))
+    return list(collect(model, labelled(random_images(b=B), np.arange(B)[:, None], batch_size=2)))
 
 
 def test_an_exported_file_holds_every_decision_and_says_what_it_means(

@@ -27,7 +27,7 @@ from vmoe.errors import UsageError
 
 B, N, P, TOP = 7, 16, 8, 5
 IMAGES = random_images(b=B)
-LABELS = np.array([0, 1, 2, 0, 1, 2, -1])
+LABELS = np.array([[0, -1], [1, -1], [2, 0], [0, -1], [1, -1], [2, -1], [-1, -1]])
 CLASSES = ["shoe", "a $10 bag", "hat", "of no image"]
 TOKENS, EXPERTS, SOFT, ONE = range(4)  # blocks by router; the last one has a single expert
 
@@ -103,8 +103,8 @@ def test_experts_by_class_are_the_shares_of_the_choices_beside_their_null(
     whole = concatenate(parts)
     for i, ax in zip(shown, figure.axes, strict=True):
         counts = np.zeros((4, 5))  # the last column is of no expert
-        for image, label in enumerate(LABELS):
-            for expert in whole.blocks[i].experts[image].ravel() if label >= 0 else ():
+        for image, label in ((image, y) for image, own in enumerate(LABELS) for y in own if y >= 0):
+            for expert in whole.blocks[i].experts[image].ravel():
                 counts[label, expert] += 1
         counts = counts[:, :4]
         table = ax.images[0].get_array().filled(np.nan)
@@ -237,7 +237,7 @@ def test_lines_and_bars_are_accuracies_on_images_of_known_class() -> None:
     rng = np.random.default_rng(0)
     logits = rng.normal(size=(6, B, 3))
     right = [
-        np.mean([each[i].argmax() == LABELS[i] for i in range(B) if LABELS[i] >= 0])
+        np.mean([each[i].argmax() in LABELS[i] for i in range(B) if LABELS[i, 0] >= 0])
         for each in logits
     ]
     settings = [(0, "order"), (4, "order"), (8, "order"), (4, "random"), (8, "random")]
@@ -279,6 +279,6 @@ def test_what_has_no_picture_is_refused(
     with pytest.raises(UsageError, match="no image, or no sparse block"):
         favourites([], [], P)
     with pytest.raises(UsageError, match="no image has a known class"):
-        k_at_inference({1: whole.logits}, np.full(B, -1))
+        k_at_inference({1: whole.logits}, np.full((B, 1), -1))
     with pytest.raises(UsageError, match=r"flops: none for \[4\] slots"):
         capacity_curves({(4, "order"): whole.logits}, LABELS, {})

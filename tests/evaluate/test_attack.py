@@ -17,6 +17,7 @@ from vmoe.config import MoEConfig, TokenChoice, ViTConfig, replace
 from vmoe.config.attack import AttackConfig
 from vmoe.errors import UsageError
 from vmoe.evaluate.attack import PIXEL, attack, gradient
+from vmoe.nn.inputs import check_labels
 from vmoe.nn.vit import ViT
 
 FOLDER = Path(__file__).parents[1] / "golden" / "attack"
@@ -35,7 +36,7 @@ def test_an_attack_equals_the_published_one(name: str) -> None:
         steps=theirs["num_updates"],
         auxiliary_loss=theirs["loss"]["attack_auxiliary_loss"],
     )
-    labels, valid = stored["labels"], stored["valid"]
+    labels, valid = stored["labels"][:, None], stored["valid"]
     result = attack(model, stored["images"], labels, settings)
     close = np.abs(result.images - stored["images_after"]) < 1e-6
     assert close.mean() > 0.99  # the sign of a gradient near zero is rounding
@@ -52,7 +53,7 @@ def test_an_attack_equals_the_published_one(name: str) -> None:
         np.testing.assert_allclose(result.losses_after, stored["loss_after"], atol=1e-2)
 
 
-LABELS = np.array([0, 3, 1, 2])
+LABELS = np.array([0, 3, 1, 2])[:, None]
 
 
 def model_of(**fields: Any) -> ViT:
@@ -70,6 +71,25 @@ def test_changes_are_at_most_epsilon_and_raise_the_loss(project: bool) -> None:
     assert 3 * PIXEL < change <= 4 * PIXEL + 1e-6
     assert (np.abs(result.images).max() <= 1) == project
     assert result.losses_after.mean() > result.losses_before.mean()
+
+
+def test_the_loss_is_the_mean_over_the_labels_and_an_image_without_any_is_not_attacked() -> None:
+    """The model is dropless, so no image changes another."""
+    model, images = model_of(), random_images(b=4)
+    labels = np.array([[0, 5], [3, -1], [-1, -1], [9, 2]])
+    result = attack(model, images, labels, AttackConfig(2.0, steps=2))
+    log_p = np.asarray(jax.nn.log_softmax(jax.jit(model.__call__)(images)))
+    expected = [-log_p[i, [y for y in own if y >= 0]].mean() for i, own in enumerate(labels)]
+    np.testing.assert_allclose(result.losses_before[[0, 1, 3]], np.array(expected)[[0, 1, 3]], 1e-5)
+    assert result.losses_before[2] == result.losses_after[2] == 0
+    moved = np.abs(result.images - images).max((1, 2, 3))
+    assert (moved > 0).tolist() == [True, True, False, True]
+    for wrong, message in (
+        (LABELS[:, 0], r"labels of shape \(4,\): use \(b, l\), padded with -1"),
+        (LABELS + 8, "labels from 8 to 11: the model has classes 0 to 9, and -1 is for none"),
+    ):
+        with pytest.raises(UsageError, match=message):
+            check_labels(wrong, 10)
 
 
 def test_without_epsilon_nothing_changes() -> None:

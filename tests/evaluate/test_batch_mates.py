@@ -12,13 +12,13 @@ from vmoe.config import ExpertChoice, MoEConfig, Soft, TokenChoice, ViTConfig, r
 from vmoe.config.attack import AttackConfig, MatesConfig
 from vmoe.errors import UsageError
 from vmoe.evaluate.batch_mates import attack_mates, check_mates, draw_groups
-from vmoe.evaluate.mates_outcomes import Setting, measures
+from vmoe.evaluate.mates_outcomes import Outcome, Setting, measures
 from vmoe.nn.vit import ViT
 
 SIZE, TIGHT = 4, Setting(0.25, "order")
 CONFIG = MatesConfig(victims=3, draws=4)
 CHANGE = AttackConfig(epsilon=64.0, steps=10)
-LABELS = np.arange(12) % 10
+LABELS = (np.arange(12) % 10)[:, None]
 
 
 def model_of(**moe: Any) -> ViT:
@@ -47,13 +47,13 @@ def test_the_worst_draw_is_that_of_a_loop_that_calls_the_model_on_every_group() 
         assert groups[victim, draw, -1] == victim and len(set(groups[victim, draw])) == SIZE
         logits, records = forward(own, images()[groups[victim, draw]])
         assert result.drawn.predictions[victim, draw] == logits[-1].argmax()
-        right[victim] &= logits[-1].argmax() == LABELS[victim]
+        right[victim] &= logits[-1].argmax() == LABELS[victim, 0]
         dropped = [
             np.asarray(each.routing.dropped).reshape(SIZE, -1)[-1].mean()
             for each in records.values()
         ]
         drops[victim] = max(drops[victim], np.mean(dropped))
-        loss = -jax.nn.log_softmax(logits[-1])[LABELS[victim]]
+        loss = -jax.nn.log_softmax(logits[-1])[LABELS[victim, 0]]
         assert result.drawn.losses[victim, draw] == pytest.approx(float(loss), abs=1e-4)
     worst = measures(result.drawn, result.without, LABELS[:3], worst=True)
     assert worst.accuracy == right.mean() and worst.dropped == pytest.approx(drops.mean())
@@ -82,6 +82,25 @@ def test_optimised_mates_take_more_slots_than_mates_changed_at_random() -> None:
     assert (changed.surrogate[:, 1] > changed.surrogate[:, 0]).all()
     assert changed.optimised.dropped.mean() > changed.control.dropped.mean()
     assert changed.optimised.dropped.mean() > result.drawn.dropped[:, 0].mean()
+
+
+def test_the_size_of_a_batch_changes_no_result_at_any_epsilon() -> None:
+    changes = [AttackConfig(epsilon=epsilon, steps=1) for epsilon in (32.0, 64.0)]
+    small, large = (
+        attack_mates(model_of(), images(), LABELS, TIGHT, CONFIG, changes, batch_size=size)
+        for size in (4, 20)
+    )
+    for one, other in zip(jax.tree.leaves(small), jax.tree.leaves(large), strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-5)
+
+
+def test_a_victim_is_right_with_any_of_its_labels_and_needs_one() -> None:
+    labels = np.array([[3, 7], [2, -1]])
+    outcome = Outcome(*(np.zeros((2, 2)), np.array([[7, 3], [2, 7]]), np.zeros((2, 2))))
+    without = Outcome(*(x[:, 0] for x in outcome))
+    assert measures(outcome, without, labels).accuracy == 0.75
+    with pytest.raises(UsageError, match="labels: a victim has none"):
+        attack_mates(model_of(), images(), LABELS - 1, TIGHT, CONFIG)
 
 
 def test_the_first_place_loses_no_first_choice_by_order() -> None:

@@ -21,7 +21,7 @@ from vmoe.nn.vit import ViT
 from vmoe.routing import slots_and_factor
 
 B = 8
-LABELS = np.arange(B) % 10
+LABELS = (np.arange(B) % 10)[:, None]
 
 
 def config_of(**moe: Any) -> ViTConfig:
@@ -91,7 +91,7 @@ def test_scores_are_those_of_models_with_these_settings() -> None:
     config = config_of(router=dict(k=2), capacity_multiple=1)
     model, levels = model_of(config), levels_of(config)
     scores = Scores(model, batches(), levels)
-    labels = LABELS[:-1]
+    labels = LABELS[:-1, 0]
 
     def logits(model: ViT) -> np.ndarray:
         run = jax.jit(lambda images, valid: model.forward(images, valid=valid)[0])
@@ -144,3 +144,21 @@ def test_other_routers_and_dense_models_are_refused() -> None:
         check_layers(config_of(router=ExpertChoice()))
     with pytest.raises(UsageError, match="router expert_choice: only token_choice"):
         LayerSetting(1, 1.0, "order").apply(MoEConfig(router=ExpertChoice()))
+
+
+def test_any_label_counts_in_a_score_and_images_without_one_only_in_the_divergence() -> None:
+    """Four images have the prediction as their second label, the others have none."""
+    config = config_of()
+    model, levels = model_of(config), levels_of(config)
+    plain = Scores(model, batches(), levels)
+    first, second = batches()
+    (images, _, valid), unlabelled = first, np.full((4, 2), -1)
+    right = np.asarray(jax.jit(model.__call__)(images)).argmax(-1)
+    given = [(images, np.stack([(right + 1) % 10, right], 1), valid)]
+    given += [(second[0], unlabelled, second[2])]
+    scores = Scores(model, given, levels)
+    assert (scores.trained, scores.images) == (1.0, 7)
+    tight = (levels[0][1, "order"],) * 2
+    assert scores.of(tight).divergence == pytest.approx(plain.of(tight).divergence)
+    with pytest.raises(UsageError, match="no image has a label"):
+        Scores(model, given[1:], levels)

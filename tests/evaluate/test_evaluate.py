@@ -141,7 +141,7 @@ def test_a_folder_is_evaluated_in_mixed_groups_and_its_results_are_in_its_own_or
     dropless = vmoe.load("vmoe_fashion_mnist", routing=RoutingOverrides(dropless=True)).model
     alone, beside = (evaluate(dropless, source).per_example for source in (folder, mixed))
     same = np.argsort(mixed.labels, kind="stable")
-    np.testing.assert_array_equal(np.asarray(alone.labels), mixed.labels[same])
+    np.testing.assert_array_equal(np.asarray(alone.labels)[:, 0], mixed.labels[same])
     np.testing.assert_allclose(alone.cross_entropy, beside.cross_entropy[same], atol=1e-4)
 
 
@@ -151,7 +151,7 @@ def test_a_sample_is_read_in_the_order_of_an_evaluation_so_its_first_images_are_
     net, digits = model(), tuple("0123456789")
     loaded = Loaded(net, digits, Preprocessing(8), None, Origin("vmoe", Path("random")))
     data = Sample(f"{by_class}:test", loaded, images=100, batch_size=32)
-    read = np.concatenate([labels[valid] for _, labels, valid in data.batches()])
+    read = np.concatenate([labels[valid, 0] for _, labels, valid in data.batches()])
     own = np.array([data.source.labels_of(i)[0] for i in range(100)])
     assert (np.diff(own) >= 0).all()
     np.testing.assert_array_equal(read, own[evaluation_order(100)])
@@ -313,6 +313,9 @@ def test_any_of_several_labels_is_right_and_images_without_labels_are_counted() 
     by_class = sum(row["images"] * row["accuracy"] for row in table.values())
     assert by_class == pytest.approx(sum(right))
     assert ("images without a label", "120, left out") in summary(result)
+    other = evaluate(model(capacity_factor=4.0, num_experts=2), source)
+    difference = paired_difference(result, other).accuracy
+    assert difference == pytest.approx(result.accuracy - other.accuracy) and difference
 
 
 def test_a_split_without_any_label_cannot_be_evaluated() -> None:

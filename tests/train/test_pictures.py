@@ -65,7 +65,7 @@ def errors(loaded: Loaded, digits: Source, result: Evaluation) -> dict[int, Tile
     images = [np.asarray(digits[i].image) for i in range(len(digits))]
     logits = np.asarray(jax.jit(loaded.model.__call__)(loaded.preprocess(images)), float)
     p = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
-    labels, best = np.asarray(result.per_example.labels), p.argmax(1)
+    labels, best = np.asarray(result.per_example.labels)[:, 0], p.argmax(1)
     true = p[np.arange(len(p)), labels]
     return {
         int(i): Tile(

@@ -13,6 +13,7 @@ from jaxtyping import Bool, Float, Int
 from vmoe.analysis.foreground import foreground
 from vmoe.axes import Images, Record, Route, SoftRouting, Valid
 from vmoe.errors import UsageError
+from vmoe.nn.inputs import check_labels
 from vmoe.nn.vit import ViT
 from vmoe.routing.groups import images_in_group, ungroup
 
@@ -58,20 +59,21 @@ class Collected(NamedTuple):
 
     Attributes:
         logits: of the model.
-        labels: the class of each image; -1 if unknown.
+        labels: the classes of each image; padded with -1.
         blocks: by number of a sparse block.
         foreground: whether each patch shows more than plain background; see ``foreground``. If
             there is one token more than patches, the first one is the class token.
     """
 
     logits: Float[np.ndarray, "b y"]
-    labels: Int[np.ndarray, "b"]
+    labels: Int[np.ndarray, "b l"]
     blocks: dict[int, BlockRouting]
     foreground: Bool[np.ndarray, "b i j"]
 
 
-Labelled = tuple[Images, Int[np.ndarray, "b"] | None, Valid | None]
-"""Images, their classes, and which of them are more than padding; None if unknown, for all."""
+Labelled = tuple[Images, Int[np.ndarray, "b l"] | None, Valid | None]
+"""Images, their classes (padded with -1), and which of them are more than padding; None if unknown,
+for all."""
 
 
 def without_padding(batch: Labelled) -> Float[np.ndarray, "x h w 3"]:
@@ -88,6 +90,9 @@ def collect(
     Args:
         batches: of any size, which decides which images compete for slots.
         decide: see ``capture``.
+
+    Raises:
+        UsageError: labels are not an array (b, l), or one is no class of the model.
     """
     graph, state = nnx.split(model)
     changes = tuple((decide or {}).items())
@@ -95,7 +100,8 @@ def collect(
     for images, labels, valid in batches:
         real = np.ones(len(images), bool) if valid is None else np.asarray(valid)
         logits, blocks = jax.device_get(_run(graph, changes, state, images, real))
-        labels = np.full(len(images), -1) if labels is None else np.asarray(labels)
+        labels = np.full((len(images), 1), -1) if labels is None else np.asarray(labels)
+        check_labels(labels, model.config.num_classes)
         own = {}
         for i, fields in blocks.items():
             block = BlockRouting(*(array[real] for array in fields))
@@ -154,13 +160,19 @@ def concatenate(parts: Iterable[Collected]) -> Collected:
 
 
 def labelled(
-    images: np.ndarray, labels: np.ndarray | None = None, *, batch_size: int = 64
+    images: np.ndarray, labels: Int[np.ndarray, "b l"] | None = None, *, batch_size: int = 64
 ) -> Iterator[Labelled]:
-    """Batches of an array of images; the last one is padded, so that all have one size."""
+    """Batches of an array of images; the last one is padded, so that all have one size.
+
+    Args:
+        labels: the classes of each image; padded with -1.
+    """
     for start in range(0, len(images), batch_size):
         part = images[start : start + batch_size]
         missing = batch_size - len(part)
         valid = np.arange(batch_size) < len(part)
         padded = np.concatenate([part, np.zeros((missing, *part.shape[1:]), part.dtype)])
-        own = None if labels is None else np.pad(labels[start : start + batch_size], (0, missing))
+        own = None if labels is None else labels[start : start + batch_size]
+        if own is not None:
+            own = np.pad(own, ((0, missing), (0, 0)), constant_values=-1)
         yield padded, own, valid

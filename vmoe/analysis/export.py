@@ -19,7 +19,7 @@ MEANING = {
     "gates": "f32 [tokens, layers, experts]: the weight of each expert for a token",
     "groups": "i32 [images, layers]: the group in which the tokens of an image competed",
     "logits": "f32 [images, classes]",
-    "labels": "i32 [images]: the class; -1 if unknown",
+    "labels": "i32 [images, labels]: the classes; -1 where an image has fewer",
     "tokens": "token t is token t % tokens_per_image of image t // tokens_per_image; the class "
     "token, if the model has one, is the first",
 }

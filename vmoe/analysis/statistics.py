@@ -10,6 +10,7 @@ from jaxtyping import Float, Int
 from vmoe.analysis.collect import BlockRouting, Collected
 from vmoe.analysis.totals import ExpertTotals
 from vmoe.errors import UsageError
+from vmoe.nn.inputs import has_label
 
 BINS = 20
 """Bins of histograms over [0, 1]."""
@@ -37,7 +38,7 @@ class BlockStatistics(ExpertTotals):
         kept_by_kind: number of choices with a slot, by kind of the token, see ``KINDS``.
         choices_by_kind: number of choices by that kind.
         uses: for each image, the number of its choices of each expert.
-        labels: the class of each image; -1 if unknown.
+        labels: the classes of each image; padded with -1.
     """
 
     coactivation: Int[np.ndarray, "e e"]
@@ -50,7 +51,7 @@ class BlockStatistics(ExpertTotals):
     kept_by_kind: Int[np.ndarray, "3"]
     choices_by_kind: Int[np.ndarray, "3"]
     uses: Int[np.ndarray, "b e"]
-    labels: Int[np.ndarray, "b"]
+    labels: Int[np.ndarray, "b l"]
 
     @property
     def kept_share(self) -> dict[str, float | None]:
@@ -71,7 +72,10 @@ class BlockStatistics(ExpertTotals):
         return (self.uses == 0).mean(axis=0) if self.choices.any() else np.zeros(len(self.gates))
 
     def class_table(self, num_classes: int) -> Int[np.ndarray, "e y"]:
-        """Number of choices by expert and class of the image, where the class is known."""
+        """Number of choices by expert and class of the image, where the class is known.
+
+        An image of several classes counts for each.
+        """
         return _by_class(self.uses, self.labels, num_classes)
 
     def class_information(self, num_classes: int, seed: int = 0) -> tuple[float, float]:
@@ -81,9 +85,10 @@ class BlockStatistics(ExpertTotals):
             that of the choices; and the mean of those under shuffled labels, which is what a router
             that ignores the class would show: the choices of one image are not independent.
         """
-        rng = np.random.default_rng(seed)
+        rng, known = np.random.default_rng(seed), has_label(self.labels)
+        uses, labels = self.uses[known], self.labels[known]
         shuffled = [
-            mutual_information(_by_class(self.uses, rng.permutation(self.labels), num_classes))
+            mutual_information(_by_class(uses, rng.permutation(labels), num_classes))
             for _ in range(SHUFFLES)
         ]
         return mutual_information(self.class_table(num_classes)), float(np.mean(shuffled))
@@ -188,9 +193,9 @@ def _added(total: BlockStatistics, own: BlockStatistics) -> BlockStatistics:
 
 
 def _by_class(
-    uses: Int[np.ndarray, "b e"], labels: Int[np.ndarray, "b"], num_classes: int
+    uses: Int[np.ndarray, "b e"], labels: Int[np.ndarray, "b l"], num_classes: int
 ) -> Int[np.ndarray, "e y"]:
-    return uses.T @ (labels[:, None] == np.arange(num_classes))
+    return uses.T @ (labels[..., None] == np.arange(num_classes)).any(1)
 
 
 def mutual_information(table: Int[np.ndarray, "e x"]) -> float:

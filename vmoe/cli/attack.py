@@ -1,7 +1,7 @@
 """``vmoe attack``."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -93,6 +93,7 @@ def _attacked(
     from vmoe.evaluate.attack import attack
 
     sample = Sample(data, loaded, images=args.images, batch_size=args.batch_size)
+    sample.check_labels()
     results: list[list[Any]] = [[] for _ in configs]
     labels = []
     with progress(f"attacking {loaded.origin.path}", len(configs) * sample.steps) as advance:
@@ -117,20 +118,27 @@ def _attacked(
 
 
 def _measures(parts: list[Any], labels: np.ndarray) -> dict[str, Any]:
-    before, after, losses = (
-        np.concatenate([getattr(part, name) for part in parts])
-        for name in ("predictions_before", "predictions_after", "losses_after")
-    )
-    overlap = {
-        str(i): float(np.concatenate([part.overlap[i] for part in parts]).mean())
-        for i in parts[0].overlap
-    }
+    """Means over the images that have a label."""
+    from vmoe.nn.inputs import has_label, is_label
+
+    known = has_label(labels)
+
+    def joined(arrays: Iterable[np.ndarray]) -> np.ndarray:
+        return np.concatenate(list(arrays))[known]
+
+    before = joined(part.predictions_before for part in parts)
+    after = joined(part.predictions_after for part in parts)
     return {
-        "accuracy_before": float((before == labels).mean()),
-        "accuracy_after": float((after == labels).mean()),
+        "images": len(before),
+        "unlabelled": len(known) - len(before),
+        "accuracy_before": float(is_label(before, labels[known]).mean()),
+        "accuracy_after": float(is_label(after, labels[known]).mean()),
         "changed": float((before != after).mean()),
-        "loss_after": float(losses.mean()),
-        "overlap": overlap,
+        "loss_after": float(joined(part.losses_after for part in parts).mean()),
+        "overlap": {
+            str(i): float(joined(part.overlap[i] for part in parts).mean())
+            for i in parts[0].overlap
+        },
     }
 
 

@@ -81,7 +81,7 @@ class Sample:
         self.source = sample(self._whole, images)
 
     def batches(self, at_most: int | None = None) -> "Iterator[tuple[Any, Any, Any]]":
-        """Images, classes, and which are more than padding; see ``labelled_batches``.
+        """Images, labels, and which are more than padding; see ``labelled_batches``.
 
         Args:
             at_most: number of images, if fewer than those of the sample.
@@ -105,9 +105,26 @@ class Sample:
         """The number of batches."""
         return -(-len(self.source) // self._batch_size)
 
+    @property
+    def unlabelled(self) -> int:
+        """The number of images without a label."""
+        return sum(not self.source.labels_of(i) for i in range(len(self.source)))
+
+    def check_labels(self) -> None:
+        """Checks that an image has a label.
+
+        Raises:
+            UsageError: none has.
+        """
+        if self.unlabelled == len(self.source):
+            raise UsageError(f"{self.source.name}: no image has a label")
+
     def print_messages(self) -> None:
-        """Prints what was skipped or left out."""
+        """Prints what was skipped or left out, and how many images count in no accuracy."""
         from vmoe.data.sources import skipped_messages
 
-        for line in [*skipped_messages([self.source]), *self._left_out.news()]:
+        lines = [*skipped_messages([self.source]), *self._left_out.news()]
+        if count := self.unlabelled:
+            lines.append(f"{count:,} of {len(self.source):,} images have no label: left out")
+        for line in lines:
             print(one_line(line), file=sys.stderr)

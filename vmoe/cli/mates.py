@@ -23,13 +23,18 @@ def run(args: "AttackArgs") -> None:
     from vmoe.evaluate.batch_mates import attack_mates, check_mates, group_size, num_steps
     from vmoe.evaluate.mates_outcomes import settings
     from vmoe.factory import load
+    from vmoe.nn.inputs import has_label
 
     loaded = load(args.checkpoint, routing=args.routing, use_ema=args.use_ema)
     with naming(loaded.origin.path):
         check_mates(loaded.model)
     changes = args.configs(64.0)
     sample = Sample(args.data, loaded, images=args.images, batch_size=args.batch_size)
-    batches = [(images[valid], labels[valid]) for images, labels, valid in sample.batches()]
+    sample.check_labels()
+    batches = []
+    for images, labels, valid in sample.batches():
+        used = valid & has_label(labels)
+        batches.append((images[used], labels[used]))
     images, labels = map(np.concatenate, zip(*batches, strict=True))
     sample.print_messages()
     tried, size = settings(args.mates), group_size(loaded.model.config)

@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
@@ -21,6 +20,8 @@ from vmoe.axes import Decision, Images, Record, Route, RouterInputs, Routing
 from vmoe.config import MoEConfig
 from vmoe.config.attack import AttackConfig
 from vmoe.errors import UsageError
+from vmoe.nn.inputs import check_labels, label_vectors
+from vmoe.nn.losses import cross_entropy
 from vmoe.nn.vit import ViT
 from vmoe.routing import router_of
 from vmoe.routing.groups import images_in_group, ungroup
@@ -34,7 +35,7 @@ class AttackResult(NamedTuple):
 
     Attributes:
         images: after the attack.
-        losses_before, losses_after: cross-entropy of each image, in nats.
+        losses_before, losses_after: cross-entropy of each image, in nats; 0 without a label.
         predictions_before, predictions_after: the class with the largest logit.
         overlap: by block, for each image the mean over its tokens of the overlap (intersection
             over union) of the experts that process it before and after; 1 where none does.
@@ -49,15 +50,19 @@ class AttackResult(NamedTuple):
 
 
 def attack(
-    model: ViT, images: Images, labels: Int[np.ndarray, "b"], config: AttackConfig
+    model: ViT, images: Images, labels: Int[np.ndarray, "b l"], config: AttackConfig
 ) -> AttackResult:
     """Attacks a batch; its images share groups, so the gradient of one reaches the others.
 
+    Args:
+        labels: classes; padded with -1. The loss of an image without any is constant: it is there
+            as one of its group, and is not attacked.
+
     Raises:
-        UsageError: as for ``check_attack``; or a label is no class of the model.
+        UsageError: as for ``check_attack`` and ``vmoe.nn.inputs.check_labels``.
     """
     check_attack(model, config)
-    check_labels(model, labels)
+    check_labels(labels, model.config.num_classes)
     graph, state = nnx.split(model)
     same = dataclasses.replace(config, epsilon=0.0)  # traced, so that one program serves all
     largest = jnp.float32(config.epsilon * PIXEL)
@@ -71,8 +76,8 @@ def attack(
     }
     return AttackResult(
         np.asarray(changed),
-        np.asarray(cross_entropy(first, labels)),
-        np.asarray(cross_entropy(last, labels)),
+        np.asarray(label_loss(first, labels)),
+        np.asarray(label_loss(last, labels)),
         np.asarray(first).argmax(-1),
         np.asarray(last).argmax(-1),
         overlap,
@@ -97,27 +102,13 @@ def check_attack(model: ViT, config: AttackConfig) -> None:
         raise UsageError(f"attack.path={config.path} on several devices: use one, or path=all")
 
 
-def check_labels(model: ViT, labels: Int[np.ndarray, "b"]) -> None:
-    """Checks that every label is a class of the model.
-
-    Raises:
-        UsageError: one is not.
-    """
-    classes = model.config.num_classes
-    if len(labels) and not 0 <= labels.min() <= labels.max() < classes:
-        raise UsageError(
-            f"labels from {labels.min()} to {labels.max()}: the model has classes 0 to "
-            f"{classes - 1}"
-        )
-
-
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _run(
     graph: nnx.GraphDef,
     config: AttackConfig,
     state: nnx.State,
     images: Float[Array, "b h w 3"],
-    labels: Int[Array, "b"],
+    labels: Int[Array, "b l"],
     largest: Float[Array, ""],
 ) -> Any:
     """The images after the attack; logits and records before and after."""
@@ -160,7 +151,7 @@ def sign_steps(
 def gradient(
     model: ViT,
     images: Float[Array, "b h w 3"],
-    labels: Int[Array, "b"],
+    labels: Int[Array, "b l"],
     records: dict[int, Record],
     config: AttackConfig,
 ) -> Float[Array, "b h w 3"]:
@@ -172,7 +163,7 @@ def gradient(
 
     def loss(images: jax.Array, decide: Mapping[int, Route] | None = None) -> jax.Array:
         logits, records = model.forward(images, decide=decide)
-        total = cross_entropy(logits, labels).mean()
+        total = label_loss(logits, labels).mean()
         if config.auxiliary_loss:
             total += sum((record.aux_loss for record in records.values()), jnp.zeros(()))
         return total
@@ -223,9 +214,15 @@ def _fixed(routing: Routing) -> Route:
     return decide
 
 
-def cross_entropy(logits: jax.Array, labels: jax.typing.ArrayLike) -> Float[Array, "b"]:
-    """The cross-entropy of each image, in nats."""
-    return optax.softmax_cross_entropy_with_integer_labels(logits, jnp.asarray(labels))
+def label_loss(
+    logits: Float[Array, "b y"], labels: Int[Array, "b l"] | Int[np.ndarray, "b l"]
+) -> Float[Array, "b"]:
+    """The softmax cross-entropy of each image, in nats, whatever loss trained the model.
+
+    As in training with it, several labels share the probability equally. Without a label it is 0.
+    """
+    targets = label_vectors(labels, logits.shape[-1], normalize=True)
+    return cross_entropy(logits, targets, "softmax")
 
 
 def _overlap(before: Record, after: Record, b: int, devices: int) -> Float[np.ndarray, "b"]:

@@ -18,9 +18,9 @@ from jaxtyping import Float, Int
 from vmoe.config import ViTConfig
 from vmoe.config.attack import AttackConfig, MatesConfig
 from vmoe.config.fields import require
-from vmoe.evaluate.attack import check_labels
 from vmoe.evaluate.mates_outcomes import Changed, MatesResult, Outcome, Setting
 from vmoe.evaluate.mates_program import MatesProgram
+from vmoe.nn.inputs import check_labels, has_label
 from vmoe.nn.vit import ViT
 
 
@@ -79,7 +79,7 @@ def _place(config: MatesConfig, size: int) -> int:
 def attack_mates(
     model: ViT,
     images: Float[np.ndarray, "b h w 3"],
-    labels: Int[np.ndarray, "b"],
+    labels: Int[np.ndarray, "b l"],
     setting: Setting,
     config: MatesConfig,
     changes: Sequence[AttackConfig] = (),
@@ -93,30 +93,36 @@ def attack_mates(
     split.
 
     Args:
+        labels: classes; padded with -1. A victim needs one.
         changes: ways to change the mates of the first draw; steps are always projected.
         batch_size: images per batch, at least one group; it does not change the results.
         on_step: called after each batch; see ``num_steps``.
 
     Raises:
-        UsageError: as for ``check_mates`` and ``draw_groups``; or a label is no class of the model.
+        UsageError: as for ``check_mates``, ``draw_groups`` and ``vmoe.nn.inputs.check_labels``;
+            or a victim has no label.
     """
     check_mates(model)
-    check_labels(model, labels)
+    check_labels(labels, model.config.num_classes)
+    own = labels[: config.victims]
+    require(bool(has_label(own).all()), "labels: a victim has none; leave out such images")
     size = group_size(model.config)
     groups = draw_groups(len(images), size, config)
     place = _place(config, size)
     program = MatesProgram(model, setting, images, np.arange(size) == place)
-    own, first = labels[: config.victims], groups[:, 0]
+    first = groups[:, 0]
     run = functools.partial(_in_batches, _groups_at_once(batch_size, size), on_step)
 
     def outcome(index: np.ndarray, labels: np.ndarray, mates: bool = True) -> Outcome:
         return program.outcome(images[index], labels, mates)
 
-    drawn = run(outcome, groups.reshape(-1, size), np.repeat(own, config.draws))
-    rng = np.random.default_rng(config.seed)
+    drawn = run(outcome, groups.reshape(-1, size), np.repeat(own, config.draws, axis=0))
 
     def changed(index: np.ndarray, labels: np.ndarray, change: AttackConfig) -> Changed:
-        return program.changed(images[index], labels, change, rng)
+        mates = images[index]
+        rngs = [np.random.default_rng((config.seed, victim)) for victim in index[:, place]]
+        signs = np.stack([rng.choice([-1.0, 1.0], mates.shape[1:]) for rng in rngs])
+        return program.changed(mates, labels, change, signs)
 
     return MatesResult(
         program.slots,

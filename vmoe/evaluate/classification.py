@@ -32,7 +32,7 @@ from vmoe.data.sources import Source
 from vmoe.data.workers import IN_THREADS, Workers
 from vmoe.errors import Failure, UsageError
 from vmoe.evaluate.metrics import PerExample, calibration_error, per_example
-from vmoe.nn.inputs import to_float
+from vmoe.nn.inputs import has_label, to_float
 from vmoe.nn.patches import num_tokens
 from vmoe.nn.vit import ViT
 from vmoe.routing import slots_and_factor
@@ -195,7 +195,7 @@ def evaluate(
         images_text = f"{count} of {len(images.labels)} images"
         message = f"{source.name}: {images_text} have logits that are NaN or infinite"
         raise distributed.synchronized(Failure(message))
-    labelled = np.asarray(images.labels) >= 0
+    labelled = has_label(np.asarray(images.labels))
     if not labelled.any():
         raise distributed.synchronized(UsageError(f"{source.name}: no image has a label"))
     known = PerExample(*(np.asarray(values)[labelled] for values in images))

@@ -6,6 +6,7 @@ import numpy as np
 
 from vmoe.errors import UsageError
 from vmoe.evaluate.classification import Evaluation
+from vmoe.nn.inputs import has_label
 
 
 class Difference(NamedTuple):
@@ -24,7 +25,8 @@ def paired_difference(first: Evaluation, second: Evaluation) -> Difference:
     """The difference in accuracy of two models, or of two settings of one, on the same images.
 
     Images on which both are right, or both are wrong, do not count, so its standard error is
-    smaller than that of two samples. Of training it says nothing: another seed may differ more.
+    smaller than that of two samples. Images without a label are left out. Of training it says
+    nothing: another seed may differ more.
 
     Raises:
         UsageError: the evaluations are not of the same images.
@@ -34,7 +36,10 @@ def paired_difference(first: Evaluation, second: Evaluation) -> Difference:
             f"evaluations of {first.data} ({first.images} images) and {second.data} "
             f"({second.images}): the labels differ, evaluate the same images"
         )
-    of_first, of_second = (np.asarray(each.per_example.correct, float) for each in (first, second))
+    labelled = has_label(np.asarray(first.per_example.labels))
+    of_first, of_second = (
+        np.asarray(each.per_example.correct, float)[labelled] for each in (first, second)
+    )
     differences = of_first - of_second
     return Difference(
         float(differences.mean()), float(differences.std() / np.sqrt(len(differences)))

@@ -7,6 +7,7 @@ from jaxtyping import Float, Int
 
 from vmoe.config.attack import MatesConfig
 from vmoe.config.routers import Priority
+from vmoe.nn.inputs import is_label
 
 
 class Setting(NamedTuple):
@@ -91,17 +92,18 @@ class Measures(NamedTuple):
 
 
 def measures(
-    outcome: Outcome, without: Outcome, labels: Int[np.ndarray, "b"], *, worst: bool = False
+    outcome: Outcome, without: Outcome, labels: Int[np.ndarray, "b l"], *, worst: bool = False
 ) -> Measures:
     """Sums up victims in one or several groups.
 
     Args:
         without: the same victims without mates.
+        labels: the classes of each victim; padded with -1.
         worst: for each victim and measure its worst group, in place of the mean: right in all,
             changed in any.
     """
     losses, predictions, dropped = (x.reshape(len(labels), -1) for x in outcome)
-    right = predictions == labels[:, None]
+    right = is_label(predictions.T, labels).T
     changed = predictions != without.predictions[:, None]
 
     def over_groups(x: np.ndarray) -> float:

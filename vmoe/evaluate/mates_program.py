@@ -20,7 +20,7 @@ from vmoe.analysis.interventions import limited
 from vmoe.axes import Record
 from vmoe.config import RoutingOverrides, replace
 from vmoe.config.attack import AttackConfig
-from vmoe.evaluate.attack import PIXEL, cross_entropy, routing_of, sign_steps
+from vmoe.evaluate.attack import PIXEL, label_loss, routing_of, sign_steps
 from vmoe.evaluate.mates_outcomes import Changed, Outcome, Setting
 from vmoe.nn.vit import ViT
 from vmoe.routing import slots_and_factor
@@ -80,7 +80,7 @@ class MatesProgram:
         """The victims in their groups.
 
         Args:
-            labels: the class of each victim.
+            labels: the classes of each victim; padded with -1.
             mates: False to leave the mates out, with the same slots.
         """
         valid = self._routing.victim | mates
@@ -92,21 +92,20 @@ class MatesProgram:
         groups: np.ndarray,
         labels: np.ndarray,
         config: AttackConfig,
-        rng: np.random.Generator,
+        signs: np.ndarray,
     ) -> Changed:
         """The victims after the pixels of their mates were changed.
 
         Args:
-            labels: the class of each victim.
+            labels: the classes of each victim; padded with -1.
             config: its ``epsilon`` and ``steps``; steps are always projected.
-            rng: of the random signs.
+            signs: -1 or 1 for every number in ``groups``, of the changes of the control.
         """
         traced = np.float32(config.epsilon * PIXEL)
         config = dataclasses.replace(config, epsilon=0.0, project=True)
         routing = self._routing
         climbed = _climb(self._graph, config, self._state, routing, groups, traced)
         changed, surrogates = map(np.asarray, climbed)
-        signs = rng.choice([-1.0, 1.0], groups.shape)
         control = np.clip(groups + signs * np.abs(changed - groups), -1.0, 1.0)
         return Changed(
             self.outcome(changed, labels),
@@ -144,7 +143,7 @@ def _outcome(
         _by_image(routing_of(record).dropped, *groups.shape[:2])[:, place].mean((1, 2))
         for record in records.values()
     ]
-    return cross_entropy(own, labels), own.argmax(-1), jnp.stack(dropped).mean(0)
+    return label_loss(own, labels), own.argmax(-1), jnp.stack(dropped).mean(0)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))

@@ -17,7 +17,7 @@ class PerExample(NamedTuple):
     """The metrics of each image of a batch, or of a whole split; on the device or on the host.
 
     Attributes:
-        labels: the true classes; of several labels the first, and -1 if there is none.
+        labels: the true classes; padded with -1.
         predictions: the classes with the largest logits.
         correct: whether the prediction is a label.
         in_top5: whether one of the five largest logits is that of a label.
@@ -26,7 +26,7 @@ class PerExample(NamedTuple):
         confidence: the largest probability, in [0, 1].
     """
 
-    labels: Int[Array | np.ndarray, "b"]
+    labels: Int[Array | np.ndarray, "b l"]
     predictions: Int[Array | np.ndarray, "b"]
     correct: Bool[Array | np.ndarray, "b"]
     in_top5: Bool[Array | np.ndarray, "b"]
@@ -46,7 +46,7 @@ def per_example(logits: Float[Array, "b y"], labels: Int[Array, "b l"]) -> PerEx
     predictions = logits.argmax(-1)
     top = jax.lax.top_k(logits, min(5, logits.shape[-1]))[1]
     return PerExample(
-        labels=labels[:, 0],
+        labels=labels,
         predictions=predictions,
         correct=is_label(predictions, labels),
         in_top5=is_label(top.T, labels).any(0),
@@ -82,7 +82,7 @@ def confusion(images: PerExample, classes: int) -> Int[np.ndarray, "y x"]:
     Args:
         classes: number of classes of the data; predictions of others share one more column.
     """
-    labels = np.where(images.correct, images.predictions, images.labels)
+    labels = np.where(images.correct, images.predictions, images.labels[:, 0])
     cells = labels * (classes + 1) + np.minimum(images.predictions, classes)
     counts = np.bincount(cells[labels >= 0], minlength=classes * (classes + 1))
     counts = counts.reshape(classes, classes + 1)

@@ -74,7 +74,7 @@ def write_page(
 
 def _joined(
     batches: Sequence[Labelled],
-) -> tuple[Float[np.ndarray, "b h w 3"], Int[np.ndarray, "b"]]:
-    """All images that are more than padding, and their classes."""
+) -> tuple[Float[np.ndarray, "b h w 3"], Int[np.ndarray, "b l"]]:
+    """All images that are more than padding, and their labels."""
     images, labels, valid = (np.concatenate(each) for each in zip(*batches, strict=True))
     return images[valid], labels[valid]

@@ -208,7 +208,7 @@ def _capacity_curves(
     return capacity_curves(logits, _labels(blocks), flops, even=_even(config))
 
 
-def _labels(blocks: Mapping[int, BlockStatistics]) -> Int[np.ndarray, "b"]:
+def _labels(blocks: Mapping[int, BlockStatistics]) -> Int[np.ndarray, "b l"]:
     return next(iter(blocks.values())).labels
 
 

@@ -40,11 +40,9 @@ def labelled_batches(
     batch_size: int = 256,
     on_unreadable: Callable[[str], None] | None = None,
 ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """Every image of a split, its class, and whether it is more than padding: batches of one size.
+    """Every image of a split, its labels, and whether it is more than padding, in equal batches.
 
     They are read in the order of ``evaluation_order``, so that classes are mixed in each group.
-
-    The class is the first label; -1 if there is none.
 
     Args:
         batch_size: images per batch, over all devices; rounded up to a multiple of the devices.
@@ -63,7 +61,7 @@ def labelled_batches(
         on_unreadable=on_unreadable,
     ):
         any_image |= bool(batch.valid.any())
-        yield to_float(batch.images), batch.labels[:, 0], batch.valid
+        yield to_float(batch.images), batch.labels, batch.valid
     if not any_image:
         raise UsageError(f"{source.name}: no image can be read")
 

@@ -15,8 +15,10 @@ from vmoe.analysis.effects import PRIORITIES
 from vmoe.analysis.interventions import limited
 from vmoe.axes import Images
 from vmoe.config import MoEConfig, ViTConfig, replace
+from vmoe.config.fields import require
 from vmoe.config.inference import LayerSetting
 from vmoe.evaluate.settings import Level, Setting
+from vmoe.nn.inputs import has_label, is_label
 from vmoe.nn.patches import num_tokens
 from vmoe.nn.vit import ViT
 from vmoe.routing import slots_and_factor
@@ -29,7 +31,7 @@ class Score(NamedTuple):
     """How well a model does on some images.
 
     Attributes:
-        accuracy: in [0, 1].
+        accuracy: of the images with a label, in [0, 1].
         divergence: mean Kullback-Leibler divergence in nats from the predictions of the model as
             trained, both sharpened. It needs far fewer images than the accuracy to rank settings,
             and unlike the cross-entropy is not better for a model that is more sure.
@@ -44,7 +46,7 @@ class Scores:
 
     Attributes:
         trained: accuracy of the model as trained.
-        images: number of images.
+        images: number of images, with a label or without.
     """
 
     def __init__(
@@ -58,18 +60,27 @@ class Scores:
         """Reads all batches, and predicts them with the model as trained.
 
         Args:
-            batches: images, labels, and which are more than padding; all of one size.
+            batches: images, their classes (b, l), and which are more than padding; all of one size.
             on_step: called after each setting.
+
+        Raises:
+            UsageError: no image has a label.
         """
         self._on_step = on_step
         self._known: dict[Setting, Score] = {}
         graph, state = nnx.split(model)
-        self._batches = [
-            (*batch, np.asarray(_logits(graph, state, batch[0], batch[2]))) for batch in batches
-        ]
-        correct = [(y.argmax(-1) == labels)[valid] for _, labels, valid, y in self._batches]
-        self.trained = float(np.concatenate(correct).mean())
-        self.images = sum(map(len, correct))
+        self._batches, correct, labelled = [], [], []
+        for images, labels, valid in batches:
+            on_device = jax.device_put(images)  # once, for all settings
+            logits = _logits(graph, state, on_device, valid)
+            self._batches.append((on_device, labels, valid, logits))
+            correct.append(is_label(np.asarray(logits).argmax(-1), labels)[valid])
+            labelled.append(has_label(labels)[valid])
+        known = np.concatenate(labelled)
+        require(bool(known.any()), "no image has a label")
+        self.images = len(known)
+        self.trained = float(np.concatenate(correct)[known].mean())
+        self._counts = np.array([known.sum(), self.images])  # of the accuracy, of the divergence
         self._slots = _slots(model.config, levels, len(self._batches[0][0]))
         self._graph, self._state = nnx.split(_widest(model, self._slots))
 
@@ -84,7 +95,8 @@ class Scores:
                 np.int32,
             )
             sums = [_sums(self._graph, self._state, traced, *batch) for batch in self._batches]
-            self._known[setting] = Score(*(np.sum(jax.device_get(sums), 0) / self.images).tolist())
+            means = np.sum(jax.device_get(sums), 0) / self._counts
+            self._known[setting] = Score(*means.tolist())
             self._on_step()
         return self._known[setting]
 
@@ -128,7 +140,7 @@ def _sums(
     state: nnx.State,
     setting: Int[Array, "x 3"],
     images: Images,
-    labels: Int[Array, "b"],
+    labels: Int[Array, "b l"],
     valid: Bool[Array, "b"],
     trained: Float[Array, "b y"],
 ) -> Float[Array, "2"]:
@@ -138,5 +150,5 @@ def _sums(
     logits, _ = model.forward(images, valid=valid, decide=decide)
     before, after = (jax.nn.log_softmax(SHARPNESS * each) for each in (trained, logits))
     divergence = (jnp.exp(before) * (before - after)).sum(-1)
-    both = jnp.stack([logits.argmax(-1) == labels, divergence])
+    both = jnp.stack([is_label(logits.argmax(-1), labels), divergence])
     return jnp.where(valid, both, 0.0).sum(-1)

@@ -52,14 +52,52 @@ def label_vectors(
     return vectors / jnp.maximum(vectors.sum(axis=1, keepdims=True), 1) if normalize else vectors
 
 
-def is_label(classes: Int[Array, "*x b"], labels: Int[Array, "b l"]) -> Bool[Array, "*x b"]:
-    """Whether a class is one of the labels of an image.
+@overload
+def is_label(classes: np.ndarray, labels: np.ndarray) -> np.ndarray: ...
+@overload
+def is_label(classes: Array, labels: Array) -> Array: ...
+def is_label(
+    classes: Int[Array | np.ndarray, "*x b"], labels: Int[Array | np.ndarray, "b l"]
+) -> Bool[Array | np.ndarray, "*x b"]:
+    """Whether a class is one of the labels of an image: a prediction that is one is correct.
 
     Args:
-        classes: one class, or several, for each image.
+        classes: one class, or several, for each image; 0 or more.
         labels: classes; padded with -1.
     """
     return (classes[..., None] == labels).any(-1)
+
+
+@overload
+def has_label(labels: np.ndarray) -> np.ndarray: ...
+@overload
+def has_label(labels: Array) -> Array: ...
+def has_label(labels: Int[Array | np.ndarray, "b l"]) -> Bool[Array | np.ndarray, "b"]:
+    """Whether an image has a label; without one it counts in no accuracy.
+
+    Args:
+        labels: classes; padded with -1.
+    """
+    known: Any = labels >= 0
+    return known.any(-1)
+
+
+def check_labels(labels: Int[np.ndarray, "..."], num_classes: int) -> None:
+    """Checks that labels are classes, some for each image.
+
+    Raises:
+        UsageError: the array is not (b, l), or a label is no class.
+    """
+    if labels.ndim != 2:
+        raise UsageError(
+            f"labels of shape {labels.shape}: use (b, l), padded with -1 where images have fewer; "
+            "labels[:, None] is one label for each image"
+        )
+    if labels.size and not -1 <= labels.min() <= labels.max() < num_classes:
+        raise UsageError(
+            f"labels from {labels.min()} to {labels.max()}: the model has classes 0 to "
+            f"{num_classes - 1}, and -1 is for none"
+        )
 
 
 def check_images(images: Any) -> None:

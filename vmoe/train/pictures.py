@@ -19,6 +19,7 @@ from vmoe.data.sources.subset import Subset
 from vmoe.errors import one_line
 from vmoe.evaluate import Evaluation
 from vmoe.evaluate.metrics import PerExample
+from vmoe.nn.inputs import has_label
 
 Picture = UInt8[np.ndarray, "h w 3"]
 
@@ -79,7 +80,7 @@ def worst_errors(
         UsageError: an image cannot be read.
     """
     metrics = PerExample(*map(np.asarray, result.per_example))
-    wrong = np.flatnonzero(~metrics.correct & (metrics.labels >= 0))
+    wrong = np.flatnonzero(~metrics.correct & has_label(metrics.labels))
     worst = wrong[np.argsort(-metrics.cross_entropy[wrong], kind="stable")][:ERRORS]
     if not len(worst):
         return []
@@ -99,7 +100,7 @@ def worst_errors(
 
 def _error_lines(metrics: PerExample, i: int, class_names: Sequence[str]) -> tuple[str, str]:
     """The true and the predicted class of the i-th image, with their probabilities."""
-    true, predicted = (int(classes[i]) for classes in (metrics.labels, metrics.predictions))
+    true, predicted = int(metrics.labels[i, 0]), int(metrics.predictions[i])
     return (
         f"true {np.exp(-metrics.cross_entropy[i]):.1%}: {_name(true, class_names)}",
         f"pred {metrics.confidence[i]:.1%}: {_name(predicted, class_names)}",

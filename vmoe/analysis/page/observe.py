@@ -66,7 +66,7 @@ def observe(
     name: str,
     model: ViT,
     images: Images,
-    labels: Int[np.ndarray, "b"],
+    labels: Int[np.ndarray, "b l"],
     statistics: Mapping[int, BlockStatistics],
     favourites: dict[int, Favourites],
     *,
@@ -76,7 +76,7 @@ def observe(
     """Runs a model on the images of a page, as it is and under changes.
 
     Args:
-        labels: the class of each image; -1 if unknown.
+        labels: the classes of each image; padded with -1.
         statistics, favourites: of a larger sample; see ``vmoe.analysis``.
         remove: also without each expert, two forward passes for every expert of the model.
         on_step: called after each forward pass with a change.

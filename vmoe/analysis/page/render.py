@@ -36,7 +36,7 @@ def render(
     title: str,
     summary: str,
     images: Images,
-    labels: Int[np.ndarray, "b"],
+    labels: Int[np.ndarray, "b l"],
     class_names: Sequence[str],
     models: Sequence[ModelOnImages],
 ) -> str:
@@ -46,7 +46,7 @@ def render(
         title: of the page.
         summary: a sentence below it.
         images: those that every model was observed on.
-        labels: the class of each image; -1 if unknown.
+        labels: the classes of each image; padded with -1.
         class_names: of every model.
         models: one, or several to compare.
     """
@@ -57,8 +57,8 @@ def render(
         "palette": COLORS,
         "inks": [text_color(color) for color in COLORS],
         "images": [
-            {"source": _thumbnail(image), "label": int(label)}
-            for image, label in zip(_pixels(images), labels, strict=True)
+            {"source": _thumbnail(image), "label": int(own[0])}
+            for image, own in zip(_pixels(images), labels, strict=True)
         ],
         "models": [_model(model, images.shape[1:3], len(class_names)) for model in models],
     }
@@ -121,7 +121,7 @@ def _pictures(model: ModelOnImages, block: int) -> dict[str, Any]:
     sprite = rearrange(best.patches, "e x p q c -> 1 (e p) (x q) c")
     items = [
         [
-            {"gate": round(float(gate), 4), "label": int(labels[i])}
+            {"gate": round(float(gate), 4), "label": int(labels[i, 0])}
             for gate, i in zip(gates, images, strict=True)
         ]
         for gates, images in zip(best.gates, best.images, strict=True)

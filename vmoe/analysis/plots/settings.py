@@ -11,6 +11,7 @@ from vmoe.analysis.effects import Logits
 from vmoe.analysis.plots.style import NORMAL, SMALL, panels
 from vmoe.config.routers import Priority
 from vmoe.errors import UsageError
+from vmoe.nn.inputs import has_label, is_label
 
 LINES: dict[Priority, tuple[str, str, str, str]] = {
     "order": ("order", "#0072b2", "o", "-"),
@@ -19,7 +20,7 @@ LINES: dict[Priority, tuple[str, str, str, str]] = {
     "random": ("random", "#000000", "x", ":"),
 }
 """Of each priority: its name, colour, mark and line."""
-Labels = Int[np.ndarray, "b"]
+Labels = Int[np.ndarray, "b l"]
 
 
 def accuracy(logits: Logits, labels: Labels) -> tuple[float, float]:
@@ -28,10 +29,10 @@ def accuracy(logits: Logits, labels: Labels) -> tuple[float, float]:
     Raises:
         UsageError: no class is known.
     """
-    known = labels >= 0
+    known = has_label(labels)
     if not known.any():
         raise UsageError("labels: no image has a known class, so there is no accuracy")
-    right = float((logits.argmax(-1) == labels)[known].mean())
+    right = float(is_label(logits.argmax(-1), labels)[known].mean())
     return right, float(np.sqrt(right * (1 - right) / known.sum()))
 
 
@@ -91,7 +92,7 @@ def capacity_curves(
 
 
 def _on(labels: Labels) -> str:
-    return f"{(labels >= 0).sum():,} images"
+    return f"{has_label(labels).sum():,} images"
 
 
 def _label(ax: Axes, y: str, title: str) -> None:
