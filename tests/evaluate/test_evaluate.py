@@ -137,7 +137,7 @@ def test_a_folder_is_evaluated_in_mixed_groups_and_its_results_are_in_its_own_or
     loaded = vmoe.load("vmoe_fashion_mnist")
     one, other = (evaluate(loaded.model, source) for source in (folder, mixed))
     assert one.dropped == pytest.approx(other.dropped, abs=0.005)
-    assert one.order == other.order == "shuffled, seed 0"
+    assert one.order == other.order == "shuffled, seeds 0 and 1"
     dropless = vmoe.load("vmoe_fashion_mnist", routing=RoutingOverrides(dropless=True)).model
     alone, beside = (evaluate(dropless, source).per_example for source in (folder, mixed))
     same = np.argsort(mixed.labels, kind="stable")
@@ -371,7 +371,7 @@ def test_a_csv_file_gets_a_row_with_the_model_settings_and_versions(tmp_path: Pa
         "0",
     ]
     assert float(second["accuracy"]) == pytest.approx(result.accuracy)
-    assert first["data"] == "digits:validation" and first["order"] == "shuffled, seed 0"
+    assert first["data"] == "digits:validation" and first["order"] == "shuffled, seeds 0 and 1"
     assert first["jax"] == jax.__version__
     path.write_text("other,columns\n")
     with pytest.raises(UsageError, match="it has other columns"):

@@ -34,7 +34,7 @@ from vmoe.errors import UsageError
 ENDLESS = 1 << 62  # images; grain cannot slice an infinite data set
 MOST_IMAGES = (1 << 32) - 1  # that can be shuffled: Grain's shuffle computes with 32 bits
 ATTEMPTS = 100  # to replace an image by one that can be read
-ORDER = "shuffled, seed 0"
+ORDER = "shuffled, seeds 0 and 1"
 """The order in which evaluations read images, for people; see ``evaluation_order``."""
 
 
@@ -176,8 +176,12 @@ def evaluation_order(count: int) -> Int[np.ndarray, "b"]:
 
 
 def _shuffled(count: int) -> grain.MapDataset[int]:
-    """The indices in the order of evaluations, each computed when it is needed."""
-    return grain.MapDataset.range(count).shuffle(seed=0)
+    """The indices in the order of evaluations, each computed when it is needed.
+
+    One shuffle of Grain's leaves traces of the order before: of 50,000 images stored class by
+    class, half as many pairs as by chance share a group of 8. After two it is as by chance.
+    """
+    return grain.MapDataset.range(count).shuffle(seed=0).shuffle(seed=1)
 
 
 def evaluation_batches(
