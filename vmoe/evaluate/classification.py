@@ -19,7 +19,7 @@ from vmoe.analysis.totals import ExpertTotals
 from vmoe.config import MoEConfig, Soft, ViTConfig
 from vmoe.config.evaluation import Weights
 from vmoe.config.preprocessing import Preprocessing
-from vmoe.data.pipeline import Batch, check_classes, empty_batch, evaluation_batches
+from vmoe.data.pipeline import Batch, check_classes, check_labels, empty_batch, evaluation_batches
 from vmoe.data.reading import OnWait, print_wait
 from vmoe.data.sources import Source
 from vmoe.data.workers import IN_THREADS, Workers
@@ -148,6 +148,7 @@ def evaluate(
         preprocessing = preprocessing.scaled(image_size)
     image_size = preprocessing.image_size
     check_classes(source, config.num_classes)
+    check_labels(source)
     if batch_size < 1:
         raise UsageError(f"batch_size={batch_size}: use at least 1")
     on_batch()
