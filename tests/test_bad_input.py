@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from tests.command import TINY, interpreter, vmoe
-from vmoe.data.sources import open_source
+from vmoe.data.sources import SPLITS, open_source
 from vmoe.workdir.layout import steps_of
 
 RECIPE = "from vmoe.config import *\nconfig = replace(TrainConfig(), {})\n"
@@ -57,6 +57,9 @@ def files(tiny_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         "data.py": RECIPE.format("data='digits'"),
         "no.png": "not an image",
         "rows.csv": "other,columns\n",
+        "unlabelled.csv": "path,label\n" + "".join(f"photos/cat/{i}.png,\n" for i in range(12)),
+        "unlabelled_set.csv": "path,label,split\n"
+        + "".join(f"photos/cat/{i}.png,{'' if i else 'cat'},{SPLITS[i % 3]}\n" for i in range(12)),
     }.items():
         (folder / name).write_text(text)
     (folder / "bytes.py").write_bytes(b"\0\1\2")
@@ -122,7 +125,7 @@ CASES: dict[str, tuple[list[str], str]] = {
     ),
     "type in a recipe": (
         [*TRAIN, "type.py"],
-        "type.py, line 2: steps must be an int or None, not 'many'",
+        "type.py, line 2: steps must be an int of 64 bits or None, not 'many'",
     ),
     "no config in it": ([*TRAIN, "nothing.py"], "must define `config = TrainConfig(...)`"),
     "recipe that raises": ([*TRAIN, "raises.py"], "raises.py, line 2: division by zero"),
@@ -207,6 +210,18 @@ CASES: dict[str, tuple[list[str], str]] = {
     ),
     "split in the name": ([*TINY_TRAIN, "--data.name", "digits:tset"], "no split 'tset'"),
     "steps": ([*TINY_TRAIN, "--steps", "0"], "steps=0: use at least 1"),
+    "steps of twenty digits": (
+        [*TINY_TRAIN, "--steps", "9" * 20],
+        "steps must be an int of 64 bits or None, not 99999999999999999999 (--steps)",
+    ),
+    "endless epochs": (
+        [*TINY_TRAIN, "--epochs", "1e20"],
+        "epochs=1e+20 is 3928125000000000000000 steps: a run has at most 2147483647 (--epochs)",
+    ),
+    "a learning rate that rises": (
+        [*TINY_TRAIN, "--optim.lr", "2e-6"],
+        "optim.end_lr=5e-05 is more than optim.lr=2e-06, so the learning rate would rise",
+    ),
     "two lengths": (
         [*TINY_TRAIN, "--steps", "30", "--epochs", "2"],
         "steps=30 and epochs=2.0: a run has one length; set the others to None",
@@ -242,6 +257,14 @@ CASES: dict[str, tuple[list[str], str]] = {
     "empty class": ([*TINY_TRAIN, "--data.name", "folder:photos"], "photos/emu: no images in it"),
     "few images": ([*TINY_TRAIN, "--data.name", "folder:sparse"], "class 'cat' has 2 images"),
     "no classes": ([*TINY_TRAIN, "--data.name", "folder:empty"], "no sub-folders"),
+    "no labels": (
+        [*TINY_TRAIN, "--data.name", "manifest:unlabelled.csv", "--batch-size", "2"],
+        "manifest:unlabelled.csv:train: no image has a label: use data with labels",
+    ),
+    "no labels to evaluate": (
+        [*TINY_TRAIN, "--data.name", "manifest:unlabelled_set.csv", "--batch-size", "2"],
+        "manifest:unlabelled_set.csv:validation: no image has a label",
+    ),
     "broken image": (
         [*TINY_TRAIN, "--data.name", "folder:broken", "--batch-size", "20"],
         "12 of 24 images cannot be read: broken/cat/0.png (truncated: its end is missing)",

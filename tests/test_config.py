@@ -116,13 +116,29 @@ def set_with(**overrides: Any) -> EvalConfig:
             "optim.warmup_steps=100 and optim.cooldown_steps=21 must not be more than steps=120",
         ),
         (
-            dict(epochs=3.0),
+            dict(steps=1000, epochs=3.0),
             "steps=1000 and epochs=3.0: a run has one length; set the others to None",
         ),
-        (dict(steps=None, epochs=0.0), "epochs=0.0: use more than 0"),
-        (dict(steps=None, images=0), "images=0: use at least 1"),
+        (dict(epochs=0.0), "epochs=0.0: use more than 0"),
+        (dict(images=0), "images=0: use at least 1"),
         (dict(accumulate=0), "accumulate=0: use at least 1"),
-        (dict(optim=dict(timescale=0)), "optim.timescale=0: use more than 0"),
+        (dict(optim=dict(timescale=0)), "optim.timescale=0: use at least 1"),
+        *(
+            (fields, "=2147483648: use at most 2147483647")
+            for fields in (
+                dict(steps=2**31),
+                dict(batch_size=2**31),
+                dict(log_every=2**31),
+                dict(optim=dict(timescale=2**31)),
+                dict(fewshot=dict(every=2**31)),
+            )
+        ),
+        (dict(images=10**20), "images must be an int of 64 bits or None, not 1000"),
+        (dict(data=dict(rotate=1e20)), "data.rotate=1e\\+20: use at most 180 degrees"),
+        (
+            dict(model=dict(moe=dict(router=dict(aux_loss=dict(importance=-1.0))))),
+            "router.aux_loss.importance=-1.0: use 0 or more",
+        ),
         (
             dict(optim=dict(schedule="constant", power=3.0)),
             "optim.power=3.0 has no effect with optim.schedule=constant, only with polynomial: "
@@ -200,7 +216,7 @@ def test_json_with_an_unknown_field_or_a_wrong_type_is_refused_by_name() -> None
     ("fields", "message"),
     [
         ("pooling='gap'", "model.pooling cannot be 'gap'"),
-        ("num_classes='ten'", "model.num_classes must be an int, not 'ten'"),
+        ("num_classes='ten'", "model.num_classes must be an int of 64 bits, not 'ten'"),
         ("moe=dict(router=dict(kind='soft'))", "router.kind cannot be 'soft'"),
         (
             "moe=dict(router='soft')",

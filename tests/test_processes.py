@@ -1,9 +1,13 @@
 """One run in two real processes: reports, agreement, resuming, and the run folder."""
 
 import functools
+import json
+import os
 import shutil
 import signal
 import subprocess
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -21,6 +25,7 @@ from scripts.kill_test import (
 )
 from tests.command import ROOT, Process, start, vmoe
 from tests.run_folder import assert_close
+from tests.two_hosts import CASES, make_hosts
 from vmoe import config as configs
 from vmoe.train import train
 
@@ -37,6 +42,42 @@ config = replace(
     fewshot=FewShotConfig(("digits",), shots=(5,), every=20, batch_size=64),
 )
 """
+
+
+@pytest.fixture(scope="module")
+def errors(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[tuple[str, str]]]:
+    """For each case of ``two_hosts``, what the two processes print; both try all the cases."""
+    folder = tmp_path_factory.mktemp("hosts")
+    shared = {
+        "PYTHONPATH": str(ROOT),
+        "JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{free_port()}",
+        "JAX_NUM_PROCESSES": "2",
+    }
+    run = [
+        subprocess.Popen(
+            [sys.executable, "-m", "tests.two_hosts"],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            cwd=host,
+            env=os.environ | shared | {"JAX_PROCESS_ID": str(i), "XDG_CACHE_HOME": str(host)},
+        )
+        for i, host in enumerate(make_hosts(folder))
+    ]
+    outputs = [process.communicate() for process in run]
+    assert not any(process.returncode for process in run), outputs
+    yield list(zip(*(stdout.splitlines()[-len(CASES) :] for stdout, _ in outputs), strict=True))
+    assert not (folder / "run").exists()
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_processes_that_differ_all_say_how_before_anything_is_written(
+    errors: list[tuple[str, str]], case: str
+) -> None:
+    first, other = errors[list(CASES).index(case)]
+    status, message = json.loads(first)
+    assert first == other and status == 2
+    assert message.startswith(CASES[case].message)
 
 
 @pytest.fixture(scope="module")

@@ -1,16 +1,20 @@
 """One run in several processes: the primary process, barriers, agreement, and errors.
 
-Every process runs the same program and takes the same steps. What a single process knows (a
-signal, a corrupt file, another run in the folder) is shared here before any process acts on it.
+Every process runs the same program and takes the same steps. That they have the same config, data
+and versions is checked once, in setup. What a single process knows (a signal, a corrupt file,
+another run in the folder) is shared here before any process acts on it.
 """
 
 import contextlib
 import ctypes
+import itertools
+import json
 import os
 import signal
 import traceback
-from collections.abc import Callable, Iterator
-from typing import TypeVar
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
@@ -28,12 +32,14 @@ from vmoe.errors import (
 
 Result = TypeVar("Result")
 
-HEARTBEAT_TIMEOUT = 10  # seconds without a heartbeat after which JAX ends all processes
+# Seconds without a heartbeat after which JAX ends all processes. A paused container or a virtual
+# machine that moves to another host sends none for a minute or more.
+HEARTBEAT_TIMEOUT = 100
 BARRIER_TIMEOUT = 3600  # seconds that a barrier waits for a process that is alive
-MESSAGE_SIZE = 1024  # bytes of a message that is sent
 LOST = ("Gloo", "NCCL", "UNAVAILABLE", "DEADLINE_EXCEEDED", "CANCELLED")  # in errors of collectives
 
 _index = 0  # of this process, for a thread that must not wait for JAX's locks
+_numbers = itertools.count()  # for names of barriers
 
 
 def initialize() -> None:
@@ -44,8 +50,8 @@ def initialize() -> None:
     JAX_PROCESS_ID.
 
     Raises:
-        UsageError: no cluster is detected and the variables are not set, or a process cannot
-            connect.
+        UsageError: no cluster is detected and the variables are not set, a process cannot
+            connect, or the processes have different numbers of devices.
     """
     count, index = (os.environ.get(f"JAX_{name}") for name in ("NUM_PROCESSES", "PROCESS_ID"))
     from_environment = count is not None and index is not None
@@ -66,6 +72,12 @@ def initialize() -> None:
     global _index
     _index = jax.process_index()  # waits for the other processes
     ctypes.CDLL(None).signal(signal.SIGABRT, _on_abort)
+    counts = Counter(device.process_index for device in jax.devices())
+    if len(set(counts.values())) > 1:
+        raise UsageError(
+            f"distributed: the processes have {list(counts.values())} devices: give each the same "
+            "number"
+        )
 
 
 def is_primary() -> bool:
@@ -100,32 +112,79 @@ def process_allgather(array: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(multihost_utils.process_allgather(raw)).view(array.dtype)
 
 
+def gather(text: str) -> list[str]:
+    """The texts of all processes, in their order; a collective."""
+    raw = np.frombuffer(text.encode(errors="backslashreplace"), np.uint8)
+    longest = int(process_allgather(np.array(len(raw))).max())
+    if not longest:
+        return [""] * jax.process_count()
+    rows = process_allgather(np.pad(raw, (0, longest - len(raw))))
+    return [bytes(row).rstrip(b"\0").decode() for row in rows]
+
+
 def first_message(message: str) -> str:
     """The first non-empty message among all processes, in their order; a collective."""
-    raw = message.encode()[:MESSAGE_SIZE].ljust(MESSAGE_SIZE, b"\0")
-    rows = process_allgather(np.frombuffer(raw, np.uint8))
-    messages = (bytes(row).rstrip(b"\0").decode(errors="replace") for row in rows)
-    return next(filter(None, messages), "")
+    return next(filter(None, gather(message)), "")
+
+
+def check_same(facts: Mapping[str, Any]) -> None:
+    """Checks that all processes have the same facts; a collective.
+
+    Args:
+        facts: JSON values by name. Lists and dicts are compared value by value.
+
+    Raises:
+        SynchronizedError: they differ; names the first process that differs from the primary one,
+            and the first fact in which it does.
+    """
+    first, *others = (dict(_flat(json.loads(text))) for text in gather(json.dumps(facts)))
+    for i, other in enumerate(others, start=1):
+        for name in [*first, *other]:
+            if first.get(name) != other.get(name):
+                raise synchronized(
+                    UsageError(
+                        f"process {i} has {name}={other.get(name)}, process 0 has "
+                        f"{name}={first.get(name)}: give all processes the same command, data and "
+                        "versions"
+                    )
+                )
+
+
+def _flat(value: Any, place: str = "") -> Iterator[tuple[str, Any]]:
+    """The values in nested lists and dicts, each with its place.
+
+    >>> list(_flat({"a": [1, {"b": 2}]}))
+    [('a.0', 1), ('a.1.b', 2)]
+    """
+    if not isinstance(value, dict | list):
+        yield place, value
+        return
+    for name, each in value.items() if isinstance(value, dict) else enumerate(value):
+        yield from _flat(each, f"{place}.{name}".lstrip("."))
 
 
 def raise_together(work: Callable[[], Result]) -> Result:
     """Calls ``work()`` in every process; an error in one of them is raised in all.
 
     Raises:
-        SynchronizedError: some process raised a VmoeError or an OSError. With one process its own
-            error is raised.
+        SynchronizedError: some process raised a VmoeError or an OSError; the message names the
+            process, unless all of them raised the same. With one process its own error is raised.
     """
+    if is_single_process():
+        return work()
     results, message = [], ""
     try:
         results.append(work())
     except (VmoeError, OSError) as error:
-        if is_single_process():
-            raise
         message = f"{getattr(error, 'status', Failure.status)} {error}"
-    if message := first_message(message):
-        status, _, line = message.partition(" ")
-        kind = UsageError if status == str(UsageError.status) else Failure
-        raise SynchronizedError(kind(line))
+    barrier(f"raise together {next(_numbers)}")  # a collective times out on the slowest process
+    messages = gather(message)
+    for i, each in enumerate(messages):
+        if each:
+            status, _, line = each.partition(" ")
+            kind = UsageError if status == str(UsageError.status) else Failure
+            place = "" if len(set(messages)) == 1 else f"process {i}: "
+            raise SynchronizedError(kind(f"{place}{line}"))
     return results[0]
 
 
@@ -139,7 +198,7 @@ def abort_on_error() -> Iterator[None]:
     """Ends the process at once, with one line, on an error that other processes do not raise.
 
     Normal cleanup would wait for processes that are gone, or that wait for this one. The other
-    processes notice that it is gone.
+    processes notice it: in a collective by the closed connection, elsewhere by missing heartbeats.
     """
     try:
         yield
@@ -164,8 +223,8 @@ def _exit(line: str, status: int = Failure.status) -> None:
 
 def _lost_process(reason: str) -> str:
     return (
-        f"another process is gone ({reason}); run the same command in all processes to resume from "
-        "the newest checkpoint"
+        f"another process is gone or does not answer ({reason}); run the same command in all "
+        "processes to resume from the newest checkpoint"
     )
 
 

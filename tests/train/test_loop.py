@@ -31,7 +31,7 @@ from vmoe.sharding import ONE_DEVICE
 from vmoe.train import InitFrom, train
 from vmoe.train.init import messages, read_source
 from vmoe.train.state import init_state
-from vmoe.workdir.layout import steps_of
+from vmoe.workdir.layout import read_environment, steps_of
 
 
 @pytest.fixture(scope="module")
@@ -166,9 +166,22 @@ def test_changed_data_or_environment_is_reported(
     workdir = tmp_path / "run"
     shutil.copytree(run, workdir)
     path = workdir / "environment.json"
-    then = json.loads(path.read_text()) | {"data": "other", "images": 3, "jax": "0.1"}
+    for text in ("null", "[]", "3"):
+        path.write_text(text)
+        with pytest.raises(UsageError, match="environment.json: corrupt; restore it, or use anoth"):
+            read_environment(workdir)
+    with pytest.raises(UsageError, match="environment.json: corrupt"):
+        train(config, workdir)
+    then = json.loads((run / "environment.json").read_text()) | {
+        "data": "other",
+        "images": 3,
+        "jax": "0.1",
+    }
     then["simplejpeg"] = "0.2"
     path.write_text(json.dumps(then))
+    # Its learning rate rises after the warmup, which is refused for new runs alone.
+    config = configs.replace(config, optim=dict(lr=2e-6))
+    (workdir / "config.json").write_text(configs.to_json(config))
     train(config, workdir)
     stderr = capsys.readouterr().err
     assert "has changed since this run began (3 images then, 1257 now)" in stderr
@@ -225,7 +238,7 @@ def test_the_newest_checkpoints_and_the_best_are_kept(config: TrainConfig, tmp_p
         evaluate_every=10,
         checkpoint_every=30,
         ema_decay=0.95,
-        optim=dict(lr=0.002, warmup_steps=0, schedule="linear", end_lr=0.3, grad_clip_norm=None),
+        optim=dict(lr=0.3, warmup_steps=59, grad_clip_norm=None),
         evaluations=(EvalConfig(),),
     )
     train(worse, tmp_path)

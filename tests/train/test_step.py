@@ -34,10 +34,12 @@ def batch(config: TrainConfig) -> Batch:
     return training_batches(open_source("digits", "train"), config)[0].batch
 
 
-def test_the_first_warmup_step_reports_the_loss_and_changes_no_parameter(
+def test_the_first_warmup_step_reports_loss_and_accuracy_and_changes_no_parameter(
     config: TrainConfig, batch: Batch
 ) -> None:
-    config = dataclasses.replace(config, label_smoothing=0.2)
+    """The second part of the batch has no labels, and no share in the accuracy."""
+    config = dataclasses.replace(config, label_smoothing=0.2, accumulate=2)
+    batch = batch._replace(labels=np.repeat([[0], [3], [-1]], [4, 12, 16], axis=0))
     before = init_state(config)
     start = jax.tree.map(np.array, before.params)
     after, metrics = make_train_step(config)(before, batch)
@@ -45,8 +47,9 @@ def test_the_first_warmup_step_reports_the_loss_and_changes_no_parameter(
     jax.tree.map(np.testing.assert_array_equal, start, jax.tree.map(np.array, after.params))
     assert metrics["lr"] == 0 and int(after.step) == int(after.batch) == 1
     logits = np.log(np.full((32, 10), 0.1))  # a head of zeros gives equal logits
-    labels = np.eye(10)[batch.labels[:, 0]] * 0.8 + 0.02
+    labels = (np.eye(10)[batch.labels[:, 0]] * 0.8 + 0.02) * (batch.labels >= 0)
     assert float(metrics["loss"]) == pytest.approx(-(labels * logits).sum(1).mean(), rel=1e-5)
+    assert float(metrics["accuracy"]) == 0.25  # equal logits predict class 0
     assert 0 < metrics["aux_loss"] < 0.1
 
 
@@ -99,7 +102,8 @@ def test_several_labels_share_the_probability_in_a_softmax_and_are_each_1_in_a_s
     np.testing.assert_array_equal(images, to_float(pixels))
     expected = np.zeros((3, 10))
     expected[0, [3, 7]], expected[1, 2] = each, 1.0
-    np.testing.assert_allclose(targets, 0.9 * expected + 0.01, rtol=1e-6)
+    expected[:2] = 0.9 * expected[:2] + 0.01  # the third image has no label to smooth
+    np.testing.assert_allclose(targets, expected, rtol=1e-6)
 
 
 def test_mixing_is_determined_by_the_step(config: TrainConfig, batch: Batch) -> None:

@@ -2,6 +2,7 @@
 
 import contextlib
 import csv
+import gc
 import json
 import os
 import shutil
@@ -9,6 +10,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -28,7 +30,7 @@ from scripts.kill_test import (
 from tests.command import ROOT, start, vmoe
 from tests.run_folder import assert_same
 from vmoe import config as configs
-from vmoe.checkpoints.run import Checkpoints
+from vmoe.checkpoints.run import Checkpoints, Restored
 from vmoe.config import EvalConfig, TrainConfig
 from vmoe.data.pipeline import Read, training_batches
 from vmoe.errors import Failure, Stopped, UsageError
@@ -360,9 +362,24 @@ def test_rewinding_skips_the_bad_batches_and_is_deterministic(
     assert_same(*folders)
 
 
-def test_rewinding_stops_after_max_rewinds(poisoned: TrainConfig, tmp_path: Path) -> None:
+def test_rewinding_stops_after_max_rewinds_and_frees_the_failed_state_before_it_restores(
+    poisoned: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def live() -> int:
+        gc.collect()
+        return sum(array.nbytes for array in jax.live_arrays())
+
+    def restore_newest(checkpoints: Checkpoints, **target: Any) -> Restored:
+        size = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(target))
+        shares.append((live() - before) / size)
+        return original(checkpoints, **target)
+
+    shares: list[float] = []
+    before, original = live(), Checkpoints.restore_newest
+    monkeypatch.setattr(Checkpoints, "restore_newest", restore_newest)
     with pytest.raises(Failure, match="step 38: loss nan.*step 30 is the last checkpoint"):
         train(poisoned, tmp_path, on_nan="rewind", max_rewinds=1)
+    assert len(shares) == 1 and shares[0] < 0.1
 
 
 def test_a_diverging_learning_rate_ends_the_command_with_one_line(

@@ -76,8 +76,9 @@ class DataConfig(Checked):
     """If an image cannot be read, fail: end the run; replace: train on another image, determined by
     the seed and the position, and leave the image out of evaluations. Both are reported."""
     num_workers: int = 0
-    """Processes that read images, each a batch at a time; 0 to read in threads. Up to two batches
-    more than processes are in memory. May change when a run is resumed."""
+    """Processes that read images, each a batch at a time, in each process of the run; 0 to read in
+    threads. Up to two batches more than processes are in memory. May change when a run is resumed,
+    and differ between the processes of a run."""
     decoder: Decoder = "exact"
     """exact: decode the whole training image, then crop it; fast: decode with faster libraries, a
     JPEG perhaps at a smaller scale. Images that they refuse are decoded exactly, and counted."""
@@ -90,7 +91,8 @@ class DataConfig(Checked):
     shift: int = 0
     """Largest shift of a training image along each axis, in pixels of the model's input."""
     rotate: float = 0.0
-    """Largest rotation of a training image, clockwise or counter-clockwise, in degrees."""
+    """Largest rotation of a training image, clockwise or counter-clockwise, in degrees, up to
+    180."""
     rand_augment: RandAugmentConfig = RandAugmentConfig()
     cutout: int = 0
     """Side of the grey square painted over a part of each training image, in pixels of the model's
@@ -112,6 +114,7 @@ class DataConfig(Checked):
         super().__post_init__()
         for name in ("num_workers", "shift", "rotate", "cutout", "mixup", "cutmix"):
             require(getattr(self, name) >= 0, f"data.{name}={getattr(self, name)}: use 0 or more")
+        require(self.rotate <= 180, f"data.rotate={self.rotate}: use at most 180 degrees")
         require(
             self.decoder == "exact" or self.preprocessing.interpolation == "tf_bilinear",
             f"data.decoder=fast resizes as tf_bilinear does, not {self.preprocessing.interpolation}"

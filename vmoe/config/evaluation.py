@@ -4,7 +4,7 @@ import dataclasses
 from typing import Any, Literal
 
 from vmoe.config.data import DataConfig
-from vmoe.config.fields import Checked, replace, require
+from vmoe.config.fields import Checked, replace, require, require_count
 from vmoe.config.model import MoEConfig, ViTConfig
 from vmoe.config.preprocessing import Preprocessing
 from vmoe.config.routers import Priority, Soft, TokenChoice
@@ -124,7 +124,8 @@ class EvalConfig(Checked):
         require(bool(self.name), "evaluations: each needs a name")
         for name in ("batch_size", "image_size"):
             value = getattr(self, name)
-            require(value is None or value >= 1, f"evaluations.{name}={value}: use at least 1")
+            if value is not None:
+                require_count(f"evaluations.{name}", value)
 
     def prepare(self, data: DataConfig, model: ViTConfig) -> Preprocessing:
         """How the images of this set are prepared.

@@ -3,7 +3,7 @@
 import dataclasses
 from typing import Literal
 
-from vmoe.config.fields import Checked, require
+from vmoe.config.fields import Checked, require, require_count
 
 PAPER_DATA = (
     "tfds:caltech_birds2011:train[:100%],test",  # Caltech-UCSD Birds 200
@@ -45,8 +45,7 @@ class FewShotConfig(Checked):
         super().__post_init__()
         require(0 <= self.seed < 2**32, f"fewshot.seed={self.seed}: use 0 to 4294967295")
         for name in ("every", "batch_size"):
-            value = getattr(self, name)
-            require(value >= 1, f"fewshot.{name}={value}: use at least 1")
+            require_count(f"fewshot.{name}", getattr(self, name))
         require(
             bool(self.shots) and min(self.shots) >= 1,
             f"fewshot.shots={self.shots}: give at least one number, each of 1 or more",

@@ -8,13 +8,15 @@ from typing import Any, Literal, TypeVar
 from vmoe.errors import UsageError, unknown
 
 LARGEST_FLOAT = (2 - 2**-23) * 2.0**127  # of float32
+LARGEST_INT = 2**63 - 1  # of 64 bits
+LARGEST_COUNT = 2**31 - 1  # XLA's counters have 32 bits
 
 _UNION = (types.UnionType, typing.Union)
 
 
 @dataclasses.dataclass(frozen=True)
 class Checked:
-    """A config whose fields have the annotated types; floats fit into float32.
+    """A config whose fields have the annotated types; ints fit into 64 bits, floats into float32.
 
     Attributes:
         section: the place of the config in a ``TrainConfig``, for error messages.
@@ -56,11 +58,13 @@ def _fits(value: Any, kind: Any) -> bool:
         )
     if kind is float:
         return type(value) in (int, float) and abs(value) <= LARGEST_FLOAT  # False for nan
+    if kind is int:
+        return type(value) is int and abs(value) <= LARGEST_INT
     return type(value) is kind
 
 
 _DESCRIBED = {
-    int: "an int",
+    int: "an int of 64 bits",
     float: "a finite number of float32",
     bool: "True or False",
     str: "text",
@@ -84,6 +88,12 @@ def require(condition: bool, message: str) -> None:
     """Raises a UsageError with the message unless the condition holds."""
     if not condition:
         raise UsageError(message)
+
+
+def require_count(name: str, value: int) -> None:
+    """Raises a UsageError unless the value of a field is a count, from 1 to 2147483647."""
+    require(value >= 1, f"{name}={value}: use at least 1")
+    require(value <= LARGEST_COUNT, f"{name}={value}: use at most {LARGEST_COUNT}")
 
 
 def require_rate(name: str, value: float) -> None:

@@ -3,7 +3,7 @@
 import dataclasses
 from typing import Literal
 
-from vmoe.config.fields import Checked, require
+from vmoe.config.fields import Checked, require, require_count
 
 USED_BY: dict[str, dict[str, tuple[str, ...]]] = {
     "kind": {
@@ -91,7 +91,8 @@ class OptimConfig(Checked):
     line, or the ``power`` of a line; the peak; or the reciprocal square root, which is
     lr / sqrt(1 + (step - warmup_steps) / timescale)."""
     end_lr: float = 1e-5
-    """Learning rate that is reached after the last step (cosine, linear, polynomial)."""
+    """Learning rate that is reached after the last step (cosine, linear, polynomial); at most
+    ``lr``."""
     warmup_steps: int = 100
     """Steps of linear increase from 0, the rate of the first step, to the peak."""
     power: float = 2.0
@@ -131,8 +132,10 @@ class OptimConfig(Checked):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("lr", "power", "timescale", "min_dim_size_to_factor"):
+        for name in ("lr", "power"):
             require(getattr(self, name) > 0, f"optim.{name}={getattr(self, name)}: use more than 0")
+        for name in ("timescale", "min_dim_size_to_factor"):
+            require_count(f"optim.{name}", getattr(self, name))
         for name in ("end_lr", "warmup_steps", "cooldown_steps"):
             require(getattr(self, name) >= 0, f"optim.{name}={getattr(self, name)}: use 0 or more")
         require(
@@ -153,6 +156,20 @@ class OptimConfig(Checked):
                 f"optim.{name}={value}: a decay rate must be in [0, 1)",
             )
         self._require_used()
+
+    def check_decay(self) -> None:
+        """Checks that the learning rate does not rise after the warmup.
+
+        Only new runs need this: older ones may have such a config.
+
+        Raises:
+            UsageError: the schedule ends above the peak.
+        """
+        require(
+            self.schedule in ("constant", "rsqrt") or self.end_lr <= self.lr,
+            f"optim.end_lr={self.end_lr} is more than optim.lr={self.lr}, so the learning rate "
+            "would rise after the warmup: lower optim.end_lr, to 0 for instance",
+        )
 
     def _require_used(self) -> None:
         """Raises a UsageError if a field that is not at its default has no effect."""

@@ -24,6 +24,11 @@ class AuxLossWeights(Checked):
     z: float = 0.0
     """ST-MoE's mean squared log-partition of the router logits (arXiv 2202.08906)."""
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name, weight in dataclasses.asdict(self).items():
+            require(weight >= 0, f"{self.section}.{name}={weight}: use 0 or more")
+
 
 class RouterConfig(Checked):
     """The interface of every router's config.

@@ -8,7 +8,7 @@ from typing import Literal
 from vmoe.config.data import DataConfig
 from vmoe.config.evaluation import EvalConfig
 from vmoe.config.fewshot import FewShotConfig
-from vmoe.config.fields import Checked, require
+from vmoe.config.fields import LARGEST_COUNT, Checked, require, require_count
 from vmoe.config.model import ViTConfig
 from vmoe.config.optim import OptimConfig
 from vmoe.config.preprocessing import Preprocessing
@@ -17,8 +17,9 @@ from vmoe.errors import UsageError
 LENGTHS = ("steps", "epochs", "images")
 """The fields of a ``TrainConfig`` that give its length, of which a config has one."""
 DEFAULT_STEPS = 1000
-ANY_LENGTH = 2**31 - 1
-"""A length that any warmup fits, for a config whose length is not known or has no effect."""
+ANY_LENGTH = LARGEST_COUNT
+"""The largest number of steps, since they are counted in 32 bits; any warmup fits. It is also the
+length of a config whose own is not known or has no effect."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,7 +77,7 @@ class TrainConfig(Checked):
             "keep_latest",
         )
         for name in counts:
-            require(getattr(self, name) >= 1, f"{name}={getattr(self, name)}: use at least 1")
+            require_count(name, getattr(self, name))
         parts = ["head", "others", *(["routers", "experts"] if self.model.sparse_blocks else [])]
         require(
             any(getattr(self.optim.lr_factors, part) for part in parts),
@@ -113,25 +114,30 @@ class TrainConfig(Checked):
 
     def _check_length(self) -> None:
         given = {name: getattr(self, name) for name in LENGTHS if getattr(self, name) is not None}
-        if not given:
-            object.__setattr__(self, "steps", DEFAULT_STEPS)  # the dataclass is frozen
         values = " and ".join(f"{name}={value}" for name, value in given.items())
         require(len(given) <= 1, f"{values}: a run has one length; set the others to None")
         for name, value in given.items():
             least = "more than 0" if name == "epochs" else "at least 1"
             require(value > 0, f"{name}={value}: use {least}")
-        if self.steps is None:
+        if not self.has_steps:
             return
-        warmup, cooldown = self.optim.warmup_steps, self.optim.cooldown_steps
-        require(
-            warmup < self.steps,
-            f"optim.warmup_steps={warmup} must be less than steps={self.steps}",
+        steps, warmup, cooldown = (
+            self.total_steps,
+            self.optim.warmup_steps,
+            self.optim.cooldown_steps,
         )
+        require_count("steps", steps)
+        require(warmup < steps, f"optim.warmup_steps={warmup} must be less than steps={steps}")
         require(
-            warmup + cooldown <= self.steps,
+            warmup + cooldown <= steps,
             f"optim.warmup_steps={warmup} and optim.cooldown_steps={cooldown} must not be more "
-            f"than steps={self.steps} together",
+            f"than steps={steps} together",
         )
+
+    @property
+    def has_steps(self) -> bool:
+        """Whether the length in steps is known without the training data."""
+        return self.epochs is None and self.images is None
 
     @property
     def preprocessing(self) -> Preprocessing:
@@ -147,12 +153,12 @@ class TrainConfig(Checked):
         Raises:
             UsageError: it depends on the training data; see ``with_steps``.
         """
-        if self.steps is None:
+        if not self.has_steps:
             raise UsageError(
                 f"epochs={self.epochs}, images={self.images}: give the length in steps, or resolve "
                 "it with TrainConfig.with_steps"
             )
-        return self.steps
+        return DEFAULT_STEPS if self.steps is None else self.steps
 
     def with_steps(self, images_in_source: int) -> "TrainConfig":
         """The config with its length in steps, rounded up.
@@ -161,16 +167,20 @@ class TrainConfig(Checked):
             images_in_source: number of images that an epoch visits.
 
         Raises:
-            UsageError: warmup and cooldown do not fit into the steps.
+            UsageError: warmup and cooldown do not fit into the steps, or there are too many.
 
         >>> config = TrainConfig(epochs=2.2, batch_size=4, optim=OptimConfig(warmup_steps=1))
         >>> config.with_steps(10).steps
         6
         """
-        if self.steps is not None:
-            return self
-        images = self.images
+        if self.has_steps:
+            return dataclasses.replace(self, steps=self.total_steps)
+        name, images = "images", self.images
         if images is None:  # in exact numbers; in floating point 0.07 * 100 is more than 7
-            images = Fraction(str(self.epochs)) * images_in_source
+            name, images = "epochs", Fraction(str(self.epochs)) * images_in_source
         steps = math.ceil(Fraction(images, self.batch_size))
+        require(
+            steps <= ANY_LENGTH,
+            f"{name}={getattr(self, name)} is {steps} steps: a run has at most {ANY_LENGTH}",
+        )
         return dataclasses.replace(self, steps=steps, epochs=None, images=None)

@@ -23,6 +23,7 @@ from vmoe.data.pipeline import (
     ORDER,
     Batch,
     check_classes,
+    check_labels,
     empty_batch,
     evaluation_batches,
     evaluation_order,
@@ -158,6 +159,7 @@ def evaluate(
         preprocessing = preprocessing.scaled(image_size)
     image_size = preprocessing.image_size
     check_classes(source, config.num_classes)
+    check_labels(source)
     if batch_size < 1:
         raise UsageError(f"batch_size={batch_size}: use at least 1")
     on_batch()

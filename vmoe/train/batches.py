@@ -57,7 +57,7 @@ def show_examples(run: Run, step: int, batch: Batch, number: int) -> None:
 
     with run.report.measure("pause"):
         images, targets, _ = (np.asarray(x.addressable_data(0)) for x in inputs(batch, number))
-        run.report.examples(step, images, targets, run.class_names)
+        run.report.examples(step, images, targets, run.source.class_names)
 
 
 def must_stop(run: Run) -> bool:

@@ -47,6 +47,23 @@ def _data(source: Source) -> dict[str, Any]:
     return {"images": len(source), "data": source.fingerprint()._asdict()}
 
 
+def shared(now: Mapping[str, Any]) -> dict[str, Any]:
+    """What all processes of a run need to have in common, of the environment of one of them.
+
+    Cores and the times of files may differ between hosts.
+    """
+    data = {"training": now, **now["evaluations"]}
+    return {
+        **{f"{name} images": each["images"] for name, each in data.items()},
+        **{
+            f"{name} {part}": each["data"][part][:16]
+            for name, each in data.items()
+            for part in ("data", "content")
+        },
+        **{name: now[name] for name in ("mesh", "commit", *COMPUTING, *DECODING, *OTHERS)},
+    }
+
+
 def differences(stored: dict[str, Any], current: dict[str, Any]) -> list[str]:
     """Differences between the current environment and data and those recorded at the start."""
     differ = "continuing, but results will differ from an uninterrupted run"

@@ -69,14 +69,23 @@ def train(
 
     Raises:
         UsageError: the folder is another run's, the data does not fit the model, or the model or
-            the batch cannot be split over the devices, or ``profile`` or ``wandb`` is wrong.
+            the batch cannot be split over the devices, ``profile`` or ``wandb`` is wrong, or the
+            processes of the run differ in their config, options, data or versions.
         Failure: the loss is not finite, the disk is full, no checkpoint is valid, or W&B or the
             profiler fails.
         Stopped: SIGINT or SIGTERM was received; a checkpoint is saved, unless no step was taken.
     """
     source = InitFrom(str(init)) if isinstance(init, str | Path) else init
     with setup(
-        config, Path(workdir), init=source, mesh=mesh, fsdp=fsdp, profile=profile, wandb=wandb
+        config,
+        Path(workdir),
+        init=source,
+        mesh=mesh,
+        fsdp=fsdp,
+        profile=profile,
+        wandb=wandb,
+        on_nan=on_nan,
+        max_rewinds=max_rewinds,
     ) as run:
         state = _restore_or_init(run)
         while True:
@@ -90,7 +99,9 @@ def train(
                     failure = Failure(_advice(error, on_nan, run.checkpoints.steps))
                     raise distributed.synchronized(failure) from None
                 run.report.log(f"{error}: rewinding, {rewinds + 1} of at most {max_rewinds} times")
-                state = _rewind(run, batch=error.batch + 1, rewinds=rewinds + 1)
+                batch = error.batch + 1
+            # Not in the handler: the traceback of the error holds the state that failed.
+            state = _rewind(run, batch=batch, rewinds=rewinds + 1)
 
 
 def _attempt(run: Run, state: State, reader: Reader[Read]) -> list[NamedEvaluation]:

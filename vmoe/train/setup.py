@@ -3,15 +3,17 @@
 import contextlib
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator
+import json
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import jax
 
 from vmoe import distributed, models
 from vmoe.checkpoints.run import Checkpoints
-from vmoe.config import EvalConfig, Preprocessing, TrainConfig
-from vmoe.data.pipeline import Batch, Read, empty_batch, training_batches
+from vmoe.config import EvalConfig, Preprocessing, TrainConfig, replace, to_json
+from vmoe.data.pipeline import Batch, Read, check_labels, empty_batch, training_batches
 from vmoe.data.problems import Refused, Unreadable
 from vmoe.data.sources import SPLITS, Source, name_and_split, open_source, relabel
 from vmoe.data.workers import Batches, Workers, check_shared_memory
@@ -22,7 +24,7 @@ from vmoe.evaluate.fewshot_data import FewShotData, open_fewshot
 from vmoe.mesh import place
 from vmoe.sharding import Placement
 from vmoe.signals import Signals
-from vmoe.train.environment import environment
+from vmoe.train.environment import environment, shared
 from vmoe.train.folder import open_workdir
 from vmoe.train.init import Init, InitFrom, read_source
 from vmoe.train.lr_factors import Params
@@ -30,21 +32,48 @@ from vmoe.train.messages import first_messages
 from vmoe.train.profile import Profiler, parse_steps
 from vmoe.train.report import NullReport, Report, make_report
 from vmoe.train.state import State, abstract_state
-from vmoe.train.step import Metrics, make_train_step
+from vmoe.train.step import make_train_step
 from vmoe.train.wandb_writer import check_wandb
+from vmoe.workdir.layout import has_config
 from vmoe.workdir.lock import lock_workdir
 
 
 @dataclasses.dataclass(frozen=True)
-class Run:
-    """Everything that a run needs."""
+class Checked:
+    """What a run needs of its arguments alone; nothing is written to make it."""
 
     config: TrainConfig
-    workdir: Path
-    placement: Placement
+    """Its length is in steps."""
+    source: Source
+    """The training images."""
     batches: Batches[Read]
     """Training batches by number; only the shard of each that this process reads."""
-    class_names: tuple[str, ...]
+    evaluations: list[tuple[EvalConfig, Source]]
+    fewshot: tuple[FewShotData, ...]
+    placement: Placement
+    train_step: jax.stages.Wrapped
+    """(state, batch) -> (state, metrics)"""
+    abstract_state: State
+    """Shapes, dtypes and shardings of the state."""
+    initial: Init | None
+    """Parameters to start from, if there is no checkpoint."""
+    traced_steps: tuple[int, int] | None
+    """The first and the last step to trace for a profiler."""
+    environment: dict[str, Any]
+
+    def empty_batch(self) -> Batch:
+        """A training batch of padding, on the devices."""
+        _, shards = self.placement.process_shard()
+        size = Preprocessing(self.config.model.image_size)
+        batch = empty_batch(self.config.batch_size // shards, self.source.max_labels, size)
+        return self.placement.make_global_array(batch)
+
+
+@dataclasses.dataclass(frozen=True)
+class Run(Checked):
+    """Everything that a run needs."""
+
+    workdir: Path
     workers: Workers
     """The processes that read."""
     replaced: Unreadable
@@ -53,13 +82,6 @@ class Run:
     """Training images that the fast decoder refused."""
     left_out: Unreadable
     """Images of the evaluation sets that could not be read."""
-    evaluations: list[tuple[EvalConfig, Source]]
-    fewshot: tuple[FewShotData, ...]
-    train_step: Callable[[State, Batch], tuple[State, Metrics]]
-    abstract_state: State
-    """Shapes, dtypes and shardings of the state."""
-    initial: Init | None
-    """Parameters to start from, if there is no checkpoint."""
     extended: bool
     """Whether the config in the folder has fewer steps; for the primary process."""
     signals: Signals
@@ -78,18 +100,96 @@ def setup(
     fsdp: bool = False,
     profile: str = "",
     wandb: str | None = None,
+    **others: Any,
 ) -> Iterator[Run]:
     """Checks that everything fits, then locks the run folder and opens its files.
 
-    Nothing is written before the config, the data and the model are known to fit.
+    Nothing is written before the config, the data and the model are known to fit, and to be the
+    same in all processes.
+
+    Args:
+        others: further options that have to be the same in all processes.
 
     Raises:
         UsageError: the folder is another run's, the data does not fit the model, the model or the
             batch cannot be split over the devices, ``init`` has other parameters, ``profile`` is
-            wrong, or W&B is not ready.
+            wrong, W&B is not ready, or another process has other options, data or versions.
     """
-    if wandb is not None:
-        distributed.raise_together(functools.partial(check_wandb, workdir, wandb))
+
+    def check() -> Checked:
+        if wandb is not None:
+            check_wandb(workdir, wandb)
+        return _check(config, workdir, init=init, mesh=mesh, fsdp=fsdp, profile=profile)
+
+    checked = distributed.raise_together(check)
+    options = {"profile": profile, "wandb": wandb, **others}
+    record = None if checked.initial is None else checked.initial.record
+    # Each process may read with as many workers as its host has cores for.
+    fields = json.loads(to_json(replace(config, data=dict(num_workers=0))))
+    distributed.check_same(fields | options | shared(checked.environment) | {"init": record})
+    config = checked.config
+    open_report = functools.partial(
+        make_report, workdir, config, devices=checked.placement.devices, wandb=wandb
+    )
+    with (
+        lock_workdir(workdir),
+        Signals() as signals,
+        Workers(config.data.num_workers) as workers,
+    ):
+        changed, extended = open_workdir(
+            workdir, config, checked.source.class_names, checked.environment, checked.initial
+        )
+        with (
+            Checkpoints(
+                workdir, every=config.checkpoint_every, keep_latest=config.keep_latest
+            ) as checkpoints,
+            distributed.raise_together(open_report) as report,
+            Profiler(workdir, checked.traced_steps, report) as profiler,
+            distributed.abort_on_error(),  # innermost: the contexts above wait for other processes
+        ):
+            messages = first_messages(
+                config,
+                checked.placement,
+                checked.source,
+                checked.evaluations,
+                checked.fewshot,
+                checked.initial,
+                checked.abstract_state.params,
+            )
+            for message in [*messages, *changed]:
+                report.log(message)
+            if not distributed.is_single_process():
+                # A collective times out on the slowest process, so all of them compile first.
+                checked.train_step.lower(checked.abstract_state, checked.empty_batch()).compile()
+                with signals.at_once():
+                    distributed.barrier("compiled")
+            yield Run(
+                **vars(checked),
+                workdir=workdir,
+                workers=workers,
+                replaced=Unreadable("replaced by another image"),
+                refused=Refused(),
+                left_out=Unreadable("left out of evaluations"),
+                extended=extended,
+                signals=signals,
+                checkpoints=checkpoints,
+                report=report,
+                profiler=profiler,
+            )
+
+
+def _check(
+    config: TrainConfig,
+    workdir: Path,
+    *,
+    init: InitFrom | None,
+    mesh: str,
+    fsdp: bool,
+    profile: str,
+) -> Checked:
+    """Opens the data and traces the programs, without a collective."""
+    if not has_config(workdir):
+        config.optim.check_decay()
     name, split = name_and_split(config.data.name)
     source = _open(name, split or "train", config)
     config = config.with_steps(len(source))
@@ -100,72 +200,32 @@ def setup(
     placement.check_batch(config.batch_size, config.accumulate)
     shard, shards = placement.process_shard()
     batches = training_batches(source, config, shard=(shard, shards))
-    train_step, shapes = make_train_step(config, placement), abstract_state(config, placement)
-    rows = config.batch_size // shards
-    empty = empty_batch(rows, source.max_labels, Preprocessing(config.model.image_size))
-    first = placement.make_global_array(empty)
-    jax.eval_shape(train_step, shapes, first)
+    for data in (source, *(own for _, own in evaluations)):
+        check_labels(data)
+    measured = {each.name: own for each, own in evaluations}
+    measured |= {f"few-shot {own.name}": own for each in fewshot for own in each.sources}
+    checked = Checked(
+        config,
+        source,
+        batches,
+        evaluations,
+        fewshot,
+        placement,
+        train_step=make_train_step(config, placement),
+        abstract_state=abstract_state(config, placement),
+        initial=read_source(init, workdir, config.model),
+        traced_steps=traced_steps,
+        environment=environment(source, measured, placement),
+    )
+    params = checked.abstract_state.params
+    jax.eval_shape(checked.train_step, checked.abstract_state, checked.empty_batch())
     for each, data in evaluations:
-        _check_evaluation(each, data, config, placement, shapes.params)
+        _check_evaluation(each, data, config, placement, params)
     if fewshot:
-        model = models.with_params(config.model, shapes.params, placement=placement)
+        model = models.with_params(config.model, params, placement=placement)
         check_fewshot(model, config.fewshot)
     check_shared_memory(config.data.num_workers, _largest_batch(config) // shards)
-    initial = read_source(init, workdir, config.model)
-    open_report = functools.partial(
-        make_report, workdir, config, devices=placement.devices, wandb=wandb
-    )
-    with (
-        lock_workdir(workdir),
-        Signals() as signals,
-        Workers(config.data.num_workers) as workers,
-    ):
-        measured = {each.name: own for each, own in evaluations}
-        measured |= {f"few-shot {own.name}": own for each in fewshot for own in each.sources}
-        now = environment(source, measured, placement)
-        changed, extended = open_workdir(workdir, config, source.class_names, now, initial)
-        with (
-            Checkpoints(
-                workdir, every=config.checkpoint_every, keep_latest=config.keep_latest
-            ) as checkpoints,
-            distributed.raise_together(open_report) as report,
-            Profiler(workdir, traced_steps, report) as profiler,
-            distributed.abort_on_error(),  # innermost: the contexts above wait for other processes
-        ):
-            for message in [
-                *first_messages(
-                    config, placement, source, evaluations, fewshot, initial, shapes.params
-                ),
-                *changed,
-            ]:
-                report.log(message)
-            if not distributed.is_single_process():
-                # A collective times out on the slowest process, so all of them compile first.
-                train_step.lower(shapes, first).compile()
-                with signals.at_once():
-                    distributed.barrier("compiled")
-            del first  # frees the memory of a batch
-            yield Run(
-                config=config,
-                workdir=workdir,
-                placement=placement,
-                batches=batches,
-                class_names=source.class_names,
-                workers=workers,
-                replaced=Unreadable("replaced by another image"),
-                refused=Refused(),
-                left_out=Unreadable("left out of evaluations"),
-                evaluations=evaluations,
-                fewshot=fewshot,
-                train_step=train_step,
-                abstract_state=shapes,
-                initial=initial,
-                extended=extended,
-                signals=signals,
-                checkpoints=checkpoints,
-                report=report,
-                profiler=profiler,
-            )
+    return checked
 
 
 def _evaluation_source(evaluation: EvalConfig, config: TrainConfig, trained: Source) -> Source:

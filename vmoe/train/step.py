@@ -48,8 +48,9 @@ def train_step(
     seed, the number of the batch and, with ``accumulate``, the number of the part.
 
     Returns:
-        the next state, and scalars: ``loss`` (nats), ``accuracy``, ``aux_loss``, ``dropped`` (share
-        of the choices), ``unprocessed`` (share of the tokens), ``lr``, ``gradient_norm``;
+        the next state, and scalars: ``loss`` (nats), ``accuracy`` (on images with labels),
+        ``aux_loss``, ``dropped`` (share of the choices), ``unprocessed`` (share of the tokens),
+        ``lr``, ``gradient_norm``;
         ``blocks``, the measures of each sparse block; ``norms`` of parameters, gradients and
         updates by part of the model. Frozen parts have no gradients and no updates.
     """
@@ -62,6 +63,7 @@ def train_step(
         )
 
     inputs = make_inputs(batch, key, config, placement)
+    labelled = (inputs.labels >= 0).any(-1)
     gradient, (metrics, totals) = over_parts(
         gradient_of, inputs, key, parts=config.accumulate, placement=placement
     )
@@ -72,6 +74,7 @@ def train_step(
         ema = update_ema(config, ema, trained, state.step)
     dropped, unprocessed = dropped_and_unprocessed(totals.values())
     metrics |= {
+        "accuracy": metrics["accuracy"] * len(labelled) / jnp.maximum(labelled.sum(), 1),
         "dropped": dropped,
         "unprocessed": unprocessed,
         "blocks": {block: block_measures(sums) for block, sums in totals.items()},
@@ -116,13 +119,16 @@ def make_inputs(
 ) -> Inputs:
     """Converts pixels to floats and classes to targets, smooths the targets, and mixes both.
 
+    The targets of an image without labels stay zeros.
+
     Args:
         key: of the step.
     """
     images = to_float(jnp.asarray(batch.images))
     normalize = config.loss == "softmax"
     targets = label_vectors(batch.labels, config.model.num_classes, normalize=normalize)
-    targets = optax.smooth_labels(targets, config.label_smoothing)
+    labelled = (jnp.asarray(batch.labels) >= 0).any(-1, keepdims=True)
+    targets = jnp.where(labelled, optax.smooth_labels(targets, config.label_smoothing), targets)
     key = jax.random.fold_in(key, MIXING)
     mixed = mix(images, targets, key, config.data, placement.devices, placement.replicate)
     return Inputs(*mixed, jnp.asarray(batch.labels))

@@ -108,7 +108,10 @@ def read_environment(workdir: Path) -> dict[str, Any]:
     Raises:
         UsageError: the file is missing or corrupt.
     """
-    return _read_json(workdir / ENVIRONMENT)
+    environment = _read_json(workdir / ENVIRONMENT)
+    if not isinstance(environment, dict):
+        raise UsageError(f"{workdir / ENVIRONMENT}: corrupt; restore it, or use another workdir")
+    return environment
 
 
 def steps_of(workdir: Path) -> list[int]:

@@ -1,0 +1,108 @@
+"""One of the two processes of ``test_processes.py`` that differ: it tries one case after the other.
+
+Run as ``python -m tests.two_hosts`` it prints a line for each case: the exit status and the message
+of the error that ``train`` raises.
+"""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from PIL import Image
+
+from tests.command import TINY
+from vmoe import distributed
+from vmoe.config import EvalConfig, load, replace
+from vmoe.errors import VmoeError
+from vmoe.train import train
+
+
+class Case(NamedTuple):
+    """What differs between the processes.
+
+    Attributes:
+        message: the first words of the error that both raise.
+        config: changes of the config; one for both processes, or one for each.
+        options: further arguments of ``train``.
+    """
+
+    message: str
+    config: tuple[dict[str, Any], ...] = ({},)
+    options: tuple[dict[str, Any], ...] = ({},)
+
+
+CASES = {
+    "learning rate": Case(
+        "process 1 has optim.lr=0.01, process 0 has optim.lr=0.001: give all processes the same",
+        (dict(optim=dict(lr=0.001)), dict(optim=dict(lr=0.01))),
+    ),
+    "number of evaluation sets": Case(
+        "process 1 has evaluations.1.name=test, process 0 has evaluations.1.name=None",
+        ({}, dict(evaluations=(EvalConfig(), EvalConfig("test", "test")))),
+    ),
+    "what follows a NaN": Case(
+        "process 1 has on_nan=stop, process 0 has on_nan=rewind",
+        options=(dict(on_nan="rewind"), dict(on_nan="stop")),
+    ),
+    "Weights & Biases": Case(  # process 1 refuses it if it is not installed
+        "process 1",
+        options=({}, dict(wandb="project")),
+    ),
+    "number of images": Case(
+        "process 1 has training images=15, process 0 has training images=16",
+        (dict(steps=None, epochs=8.0, data=dict(name="folder:fewer")),),
+    ),
+    "labels": Case("process 1 has training data=", (dict(data=dict(name="folder:renamed")),)),
+    "pixels": Case(
+        "process 1 has validation content=",
+        (dict(evaluations=(EvalConfig(data="folder:repainted:validation"),)),),
+    ),
+    "a missing folder": Case(
+        "process 1: folder:missing: no such folder", (dict(data=dict(name="folder:missing")),)
+    ),
+    "a model that does not fit": Case(
+        "process 1: folder:photos:train has 2 classes, model.num_classes=1: raise it",
+        ({}, dict(model=dict(num_classes=1))),
+    ),
+}
+
+
+def make_hosts(folder: Path) -> list[Path]:
+    """Makes the folders ``host0`` and ``host1``, with photos that differ as the cases say."""
+    hosts = [folder / "host0", folder / "host1"]
+    for host in hosts:
+        for name in ("photos", "fewer", "renamed", "repainted", "missing"):
+            for split, count in (("train", 8), ("validation", 1), ("test", 1)):
+                for i in range(2 * count):
+                    path = host / name / split / ("cat", "dog")[i % 2] / f"{i}.bmp"
+                    path.parent.mkdir(parents=True, exist_ok=True)
+                    Image.new("RGB", (8, 8), (i, 0, 0)).save(path)
+    (hosts[1] / "fewer" / "train" / "cat" / "2.bmp").unlink()
+    cat = hosts[1] / "renamed" / "train" / "cat" / "2.bmp"
+    cat.rename(cat.parents[1] / "dog" / "2.bmp")
+    Image.new("RGB", (8, 8), (2, 0, 0)).save(hosts[1] / "repainted" / "validation/dog/1.bmp")
+    shutil.rmtree(hosts[1] / "missing")
+    return hosts
+
+
+def main() -> None:
+    distributed.initialize()
+    tiny = replace(
+        load(TINY),
+        batch_size=4,
+        data=dict(name="folder:photos"),
+        model=dict(depth=1, sparse_blocks=(), num_classes=2),
+    )
+    for case in CASES.values():
+        config, options = (
+            each[0 if distributed.is_primary() else -1] for each in (case.config, case.options)
+        )
+        try:
+            train(replace(tiny, **config), "../run", **options)
+        except VmoeError as error:
+            print(json.dumps([error.status, str(error)]))
+
+
+if __name__ == "__main__":
+    main()
