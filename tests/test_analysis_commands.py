@@ -1,5 +1,6 @@
 """The real commands ``vmoe routing`` and ``vmoe attack``, on models that come with the package."""
 
+import csv
 import json
 from pathlib import Path
 
@@ -131,11 +132,21 @@ def several_labels(tmp_path_factory: pytest.TempPathFactory) -> str:
     return f"manifest:{folder / 'list.csv'}:test"
 
 
-def test_evaluate_and_attack_count_the_same_images_as_right(several_labels: str) -> None:
+def test_evaluate_and_attack_count_the_same_images_as_right(
+    several_labels: str, tmp_path: Path
+) -> None:
     model = ("--checkpoint", "vmoe_fashion_mnist", "--data", several_labels, "--json")
-    result = vmoe("evaluate", *model, "--batch-size", "64")
+    file = tmp_path / "predictions.csv"
+    result = vmoe("evaluate", *model, "--batch-size", "64", "--predictions", file)
     evaluated = json.loads(result.stdout)
-    assert evaluated["accuracy"] > 0.8 and evaluated["unlabelled"] == 21
+    assert evaluated["accuracy"] > 0.7 and evaluated["unlabelled"] == 21
+    with file.open(newline="") as lines:
+        rows = list(csv.DictReader(lines))
+    assert [Path(row["image"]).name for row in rows] == [f"{i:02}.png" for i in range(64)]
+    right = [row["prediction"] in row["labels"].split("|") for row in rows if row["labels"]]
+    assert [row["correct"] for row in rows if row["labels"]] == [str(int(x)) for x in right]
+    assert np.mean(right) == evaluated["accuracy"] and rows[2]["labels"] == rows[2]["correct"] == ""
+    assert all(0.1 <= float(row["probability"]) <= 1 for row in rows)
     result = vmoe("attack", *model, "--epsilon", "1", "--steps", "1")
     (row,) = json.loads(result.stdout)
     assert row["accuracy_before"] == evaluated["accuracy"]

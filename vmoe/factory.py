@@ -52,6 +52,11 @@ class Loaded:
     inference: tuple[Path, Inference] | None = None
     """The inference.json whose routing the model has, and its content; None if there is none."""
 
+    @property
+    def sigmoid(self) -> bool:
+        """Whether it was trained with the sigmoid loss, which judges each class by itself."""
+        return self.train_config is not None and self.train_config.loss == "sigmoid"
+
     def preprocess(self, images: Iterable[Image]) -> Float[np.ndarray, "b h w 3"]:
         """Images resized, cropped and scaled for the model, float32 in [-1, 1].
 

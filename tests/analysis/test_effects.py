@@ -41,7 +41,7 @@ def model_of(**moe: Any) -> ViT:
 
 
 def batches() -> Any:
-    return labelled(random_images(b=B), np.arange(B) % 3, batch_size=4)
+    return labelled(random_images(b=B), np.arange(B)[:, None] % 3, batch_size=4)
 
 
 def by_hand(model: ViT, **forward: Any) -> np.ndarray:

@@ -21,7 +21,9 @@ def block(experts: np.ndarray, *, gate: float = 0.5, kept: float = 1.0) -> Block
     positions = np.where(np.arange(B * N).reshape(B, N, 1) < kept * B * N, 0, -1)
     routing = BlockRouting(gates, choices, positions, gates.max(-1, keepdims=True), np.arange(B))
     shown = np.ones((B, 5, 5), bool)
-    return statistics([Collected(np.zeros((B, 3)), np.arange(B) % 3, {5: routing}, shown)])[5]
+    return statistics(
+        [Collected(np.zeros((B, 3)), np.arange(B)[:, None] % 3, {5: routing}, shown)]
+    )[5]
 
 
 EVEN = np.arange(B * N).reshape(B, N) % E

@@ -150,13 +150,14 @@ def test_any_label_counts_in_a_score_and_images_without_one_only_in_the_divergen
     """Four images have the prediction as their second label, the others have none."""
     config = config_of()
     model, levels = model_of(config), levels_of(config)
-    plain = Scores(model, batches(), levels)
     first, second = batches()
     (images, _, valid), unlabelled = first, np.full((4, 2), -1)
     right = np.asarray(jax.jit(model.__call__)(images)).argmax(-1)
     given = [(images, np.stack([(right + 1) % 10, right], 1), valid)]
     given += [(second[0], unlabelled, second[2])]
     scores = Scores(model, given, levels)
+    every = [(images, right[:, None].repeat(2, 1), valid) for images, _, valid in given]
+    plain = Scores(model, every, levels)
     assert (scores.trained, scores.images) == (1.0, 7)
     tight = (levels[0][1, "order"],) * 2
     assert scores.of(tight).divergence == pytest.approx(plain.of(tight).divergence)

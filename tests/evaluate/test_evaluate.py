@@ -392,6 +392,8 @@ def test_a_prediction_has_the_classes_and_the_experts_used(tmp_path: Path) -> No
     paths = [tmp_path / f"{i}.png" for i in range(40)]
     for i, path in enumerate(paths):
         Image.fromarray(np.ascontiguousarray(source.images[i])).save(path)
+    config = TrainConfig(model=net.config, loss="sigmoid")
+    (by_itself,) = predict(dataclasses.replace(loaded, train_config=config), paths[3:4], top=3)
     predictions = list(predict(loaded, paths, top=3))
     assert [prediction.path for prediction in predictions] == list(map(str, paths))
     for i in (3, 33):
@@ -402,6 +404,10 @@ def test_a_prediction_has_the_classes_and_the_experts_used(tmp_path: Path) -> No
         np.testing.assert_allclose(
             prediction.probabilities, np.sort(probabilities)[::-1][:3], rtol=1e-4
         )
+        if i == 3:
+            assert by_itself.classes == prediction.classes
+            sigmoid = scipy.special.expit(np.sort(np.asarray(logits[0], np.float64))[::-1][:3])
+            np.testing.assert_allclose(by_itself.probabilities, sigmoid, rtol=1e-4)
         for block, shares in prediction.experts.items():
             routing = records[block].routing
             sent = np.bincount(np.asarray(routing.experts)[np.asarray(routing.kept)], minlength=4)

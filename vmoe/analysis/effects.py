@@ -242,7 +242,8 @@ def _of_batches(
     parts = collections.defaultdict(list)
     for images, _, valid in batches:
         real = np.ones(len(images), bool) if valid is None else np.asarray(valid)
+        on_device = jax.device_put(images)  # once, for all settings
         for name, run in runs.items():
-            parts[name].append(np.asarray(run(images, real))[real])
+            parts[name].append(np.asarray(run(on_device, real))[real])
             on_step()
     return {name: np.concatenate(logits) for name, logits in parts.items()}

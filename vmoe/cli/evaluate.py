@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from vmoe.cli.arguments import parse
+from vmoe.cli.arguments import check_folders, parse
 from vmoe.cli.data import open_data
 from vmoe.cli.fewshot import run_fewshot
 from vmoe.cli.inference import load_for_inference
@@ -54,12 +54,17 @@ class EvaluateArgs:
     json: bool = False
     """Print one JSON object and nothing else."""
     csv: Path | None = None
-    """Append a row with metrics, settings and versions to this file."""
+    """Append one row for the whole evaluation, with metrics, settings and versions, to this
+    file."""
+    predictions: Path | None = None
+    """Write a row for each image to this CSV file, in the order of the data: its labels, the
+    prediction, its probability (softmax), and whether it is correct (1 or 0)."""
 
 
 def run(argv: Sequence[str]) -> None:
     """Evaluates a trained model, and prints its metrics."""
     args = parse(EvaluateArgs, "evaluate", argv)
+    check_folders(args, "predictions")
     from vmoe.evaluate.table import check_file
 
     if args.csv:
@@ -77,7 +82,7 @@ def _evaluate(args: EvaluateArgs, loaded: "Loaded") -> None:
     from vmoe.data.problems import Unreadable
     from vmoe.data.sources import skipped_messages
     from vmoe.evaluate import evaluate
-    from vmoe.evaluate.table import append_row
+    from vmoe.evaluate.table import append_row, write_predictions
 
     if len(args.data) > 1:
         raise UsageError(f"data={' '.join(args.data)}: give one; several need fewshot")
@@ -95,6 +100,8 @@ def _evaluate(args: EvaluateArgs, loaded: "Loaded") -> None:
         )
     if args.csv:
         append_row(args.csv, loaded, evaluation)
+    if args.predictions:
+        write_predictions(args.predictions, source, evaluation)
     for line in [*skipped_messages([source]), *left_out.news()]:
         print(one_line(line), file=sys.stderr)
     if args.json:
@@ -123,6 +130,8 @@ def _print(args: EvaluateArgs, loaded: "Loaded", evaluation: "Evaluation") -> No
     step = "" if loaded.step is None else f", step {loaded.step}"
     title = f"{loaded.origin.path}{step}{average}, on {evaluation.data}"
     print_table(("", ""), summary(evaluation), title=title)
+    if loaded.sigmoid:
+        print("cross-entropy, Brier score and calibration error: of the softmax, not the sigmoid")
     if args.per_class:
         columns = ("class", "images", "accuracy", "most often confused with")
         print_table(columns, _class_rows(evaluation))

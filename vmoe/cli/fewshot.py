@@ -58,7 +58,7 @@ def run_fewshot(args: "EvaluateArgs", loaded: "Loaded") -> None:
 
 
 def _config(args: "EvaluateArgs", loaded: "Loaded") -> FewShotConfig:
-    for name in ("per_class", "csv"):
+    for name in ("per_class", "csv", "predictions"):
         if getattr(args, name):
             raise UsageError(f"{name} has no effect with fewshot: leave it out")
     try:

@@ -58,7 +58,7 @@ def run(argv: Sequence[str]) -> None:
         print_json([dataclasses.asdict(prediction) for prediction in predictions])
     else:
         for prediction in predictions:
-            _print(prediction)
+            _print(prediction, sigmoid=loaded.sigmoid)
     for line in skipped_messages([skipped]):
         print(one_line(line), file=sys.stderr)
     if unreadable:
@@ -66,10 +66,11 @@ def run(argv: Sequence[str]) -> None:
         raise Failure(f"{len(unreadable)} of {len(paths)} images have no prediction: {reasons}")
 
 
-def _print(prediction: "Prediction") -> None:
+def _print(prediction: "Prediction", *, sigmoid: bool) -> None:
     classes = zip(prediction.classes, prediction.probabilities, strict=True)
     rows = [(name, f"{probability:.1%}") for name, probability in classes]
-    print_table(("class", "probability"), rows, title=one_line(prediction.path))
+    probability = "probability" + ", each class by itself" * sigmoid
+    print_table(("class", probability), rows, title=one_line(prediction.path))
     if prediction.experts:
         experts = range(max(map(len, prediction.experts.values())))
         print_table(

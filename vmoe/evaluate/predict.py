@@ -10,6 +10,7 @@ import jax
 import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
+from scipy.special import expit, softmax
 
 from vmoe import models
 from vmoe.analysis.measures import expert_use
@@ -31,7 +32,7 @@ class Prediction:
     classes: list[str]
     """Those with the largest probabilities, in descending order."""
     probabilities: list[float]
-    """Of these classes, in [0, 1]; the softmax."""
+    """Of these classes, in [0, 1]: their softmax; the sigmoid of each if it trained the model."""
     experts: dict[int, list[float]]
     """By sparse block: the fraction of the image's kept choices that go to each expert."""
 
@@ -108,9 +109,10 @@ def predict(
             continue
         images = np.concatenate([image for _, image in batch])
         images = np.pad(images, ((0, min(BATCH, len(paths)) - len(batch)), *[(0, 0)] * 3))
-        probabilities, experts = jax.device_get(_forward(graph, state, images))
+        logits, experts = jax.device_get(_forward(graph, state, images))
+        probabilities = expit(logits) if loaded.sigmoid else softmax(logits, axis=-1)
         for i, (path, _) in enumerate(batch):
-            best = np.argsort(-probabilities[i])[:top]
+            best = np.argsort(-logits[i], kind="stable")[:top]
             yield Prediction(
                 path=str(path),
                 classes=[names[y] if y < len(names) else f"class {y}" for y in best],
@@ -142,4 +144,4 @@ def _forward(
 ) -> tuple[Float[Array, "b y"], dict[int, Float[Array, "b e"]]]:
     logits, records = nnx.merge(graph, state).forward(images)
     use = {block: expert_use(record, len(images)) for block, record in records.items()}
-    return jax.nn.softmax(logits), use
+    return logits, use

@@ -11,10 +11,12 @@ from typing import Any
 import jax
 
 from vmoe.config import TokenChoice, ViTConfig, to_json
-from vmoe.errors import UsageError
+from vmoe.data.sources import Source
+from vmoe.errors import Failure, UsageError
 from vmoe.evaluate.classification import Evaluation
 from vmoe.evaluate.metrics import confusion
 from vmoe.factory import Loaded
+from vmoe.workdir.layout import replace_text
 
 
 def summary(evaluation: Evaluation) -> list[tuple[str, str]]:
@@ -128,6 +130,40 @@ def append_row(path: Path, loaded: Loaded, evaluation: Evaluation) -> None:
             file.write(text.getvalue())
     except OSError as error:
         raise UsageError(f"{path}: {error.strerror}") from None
+
+
+def write_predictions(path: Path, source: Source, evaluation: Evaluation) -> None:
+    """Writes a CSV file with a row for each image, in the order of the data.
+
+    Several labels have ``|`` between them, as in the lists of images that can be read. Images that
+    could not be read have no row. The files of images are read once more, for their names.
+
+    Args:
+        source: the evaluated images.
+
+    Raises:
+        Failure: the file cannot be written.
+    """
+    images, names = evaluation.per_example, evaluation.class_names
+    text = io.StringIO()
+    writer = csv.writer(text)
+    writer.writerow(("image", "labels", "prediction", "probability", "correct"))
+    rows = zip(images.labels, images.predictions, images.confidence, images.correct, strict=True)
+    for i, (labels, prediction, probability, correct) in zip(evaluation.indices, rows, strict=True):
+        known = [names[label] for label in labels if label >= 0]
+        writer.writerow(
+            (
+                source[i].origin,
+                "|".join(known),
+                names[prediction] if prediction < len(names) else f"class {prediction}",
+                f"{probability:.4f}",
+                int(correct) if known else "",
+            )
+        )
+    try:
+        replace_text(path, text.getvalue())
+    except OSError as error:
+        raise Failure(f"{path}: {error.strerror}") from None
 
 
 def _settings(config: ViTConfig) -> dict[str, str]:
