@@ -13,7 +13,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from vmoe.data.sources import open_source, sample
 from vmoe.data.sources.samples import path_of
+from vmoe.evaluate import evaluate
+from vmoe.factory import load
 
 ROOT = Path(__file__).parents[1]
 SCRIPT = ROOT / "scripts" / "reproduce_small.py"
@@ -105,6 +108,9 @@ def test_the_figures_of_a_sparse_run_agree_with_each_other(
     }
     np.testing.assert_array_equal(correct["attack.0"], correct["accuracy"])  # the same 64 images
     np.testing.assert_array_equal(correct["capacity.0.order"], correct["capacity.0.random"])
+    images = sample(open_source("digits", "test"), 64)
+    per_example = evaluate(load(tiny_run).model, images, batch_size=64).per_example
+    np.testing.assert_array_equal(correct["accuracy"], per_example.correct)  # in the data's order
 
 
 def test_a_command_that_fails_is_named_with_its_message(tmp_path: Path) -> None:
