@@ -2,7 +2,7 @@
 # Sourced by the other scripts: creates .venv from requirements.txt, or reuses an up-to-date one.
 #   install ""        installs what vmoe needs to run
 #   install "[test]"  installs what the tests need, too
-# Changes nothing outside the project; PYTHON=... selects another python3.
+# Changes nothing outside the project but pip's cache; PYTHON=... selects another python3.
 
 root=$(CDPATH='' cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 cd "$root" || exit

@@ -53,10 +53,14 @@ class Experiments:
         with ThreadPoolExecutor(self.jobs) as pool:
             return list(pool.map(lambda each: function(*each), arguments))
 
-    def once(self, name: str, function: Callable[[], Result]) -> Result:
-        """The stored result of a name; else that of the function, which is stored."""
+    def once(self, name: str, function: Callable[[], Result], *, needs: str = "") -> Result:
+        """The stored result of a name; else that of the function, which is stored.
+
+        Args:
+            needs: a key without which a stored result does not count.
+        """
         path = self.results / f"{name}.json"
-        if not path.exists():
+        if not path.exists() or (needs and needs not in json.loads(path.read_text())):
             start = time.perf_counter()
             replace_text(path, json.dumps(function(), indent=1) + "\n")
             print(f"{name}: {time.perf_counter() - start:,.0f} s", file=sys.stderr, flush=True)

@@ -96,7 +96,7 @@ class Miniature(Experiments):
                 "flops_per_image": [each.flops_per_image for each in costs],
                 "seconds": seconds,  # unless it was stopped and resumed
                 "versions": versions(finetuned),
-                "figures": {name: round(value, 5) for name, value in figures.items()},
+                "figures": figures,
             }
 
         row = self.once(f"{model}-{seed}", run)

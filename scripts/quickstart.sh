@@ -29,6 +29,6 @@ with .venv/bin on your PATH:
   vmoe evaluate --checkpoint $run --routing.capacity-factor 0.5     fewer slots, tokens dropped
   vmoe evaluate --checkpoint $run --routing.capacity-factor 0.5 --routing.priority largest_gate
   vmoe train --config configs/digits_dense.py --workdir runs/digits_dense     the dense twin
-  vmoe summary vmoe_15b_every2_e32     any published model, without allocating it
+  vmoe summary vmoe_15b_every2_e32     any model by name, without allocating it
   ./scripts/test.sh
 END

@@ -4,8 +4,10 @@
     python scripts/reproduce_small.py --write     # also writes the section of configs/README.md
 
 The models are those of scripts/reproduction/variants.py, the figures those of measure.py, the
-claims and the rule for a verdict those of claims.py. A run's figures are one committed JSON file,
-configs/reproduce_small/MODEL-SEED.json; a run that has one is neither trained nor measured again.
+claims and the rule for a verdict those of claims.py. A run's figures, and which images are correct
+for those that claims compare, are one committed JSON file, configs/reproduce_small/MODEL-SEED.json;
+a run that has one is neither trained nor measured again. A file of an earlier version, which does
+not say which images are correct, is replaced.
 
 The script can be stopped at any time and started again: training resumes.
 """
@@ -17,6 +19,7 @@ import os
 from pathlib import Path
 
 from experiments import ROOT, Experiments, Result
+from reproduction.claims import compared
 from reproduction.rows import Rows, check_row, read_rows, versions, write_section
 from reproduction.show import plot, section
 from reproduction.variants import SEEDS, STEPS, VARIANTS, train_config
@@ -48,7 +51,9 @@ class Reproduction(Experiments):
             workdir, recipe = self.workdir / f"{name}-{seed}", self.workdir / f"{name}.json"
             replace_text(recipe, to_json(config))
             self.vmoe("train", "--config", recipe, "--workdir", workdir, "--seed", seed)
-            figures = json.loads(self.python(MEASURE, workdir, "--images", self.images))
+            measured = json.loads(self.python(MEASURE, workdir, "--images", self.images))
+            every = measured.pop("correct")
+            correct = {figure: every[figure] for figure in sorted(compared(name) & every.keys())}
             costs = cost(config.model)
             return {
                 "model": name,
@@ -57,10 +62,11 @@ class Reproduction(Experiments):
                 "parameters": costs.parameters,
                 "flops_per_image": costs.flops_per_image,
                 "versions": versions(workdir),
-                "figures": figures,
+                **measured,
+                "correct": correct,
             }
 
-        row = self.once(f"{name}-{seed}", run)
+        row = self.once(f"{name}-{seed}", run, needs="correct")
         check_row(row, settings, self.results / f"{name}-{seed}.json")
         return row
 

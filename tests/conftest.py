@@ -28,6 +28,8 @@ for name, value in SETTINGS.items():
     jax.config.update(name, value)
     os.environ[name.upper()] = str(value)  # for the commands that tests run
 os.environ["XDG_CACHE_HOME"] = str(ROOT / ".cache" / "user")
+for name in ("no_proxy", "NO_PROXY"):  # the servers of the tests are on this machine
+    os.environ[name] = "127.0.0.1"
 
 
 # Files with tests of half a minute or more run first, so that none of these starts late.

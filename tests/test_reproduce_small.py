@@ -1,15 +1,22 @@
 """The small reproduction: a run gives a row once, and verdicts follow from rows by plain rules."""
 
+import itertools
 import json
 import shutil
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
+import numpy as np
 import pytest
 
+from vmoe.data.sources import open_source, sample
 from vmoe.data.sources.samples import path_of
+from vmoe.evaluate import evaluate
+from vmoe.factory import load
 
 ROOT = Path(__file__).parents[1]
 SCRIPT = ROOT / "scripts" / "reproduce_small.py"
@@ -37,23 +44,31 @@ def test_a_run_is_trained_measured_and_gets_a_row(tmp_path: Path) -> None:
     data = ("--data", f"arrays:{tmp_path / 'sample.npz'}")
     result = run(tmp_path, "--steps", "4", "--images", "16", *data)
     assert result.returncode == 0, result.stderr
-    row = json.loads((tmp_path / "rows" / "dense-0.json").read_text())
+    path = tmp_path / "rows" / "dense-0.json"
+    row = json.loads(path.read_text())
     assert (row["model"], row["seed"], row["steps"], row["images"]) == ("dense", 0, 4, 16)
     assert row["figures"]["attack.0"] == row["figures"]["accuracy"]  # the same 16 images
     assert row["versions"]["jax"]
     assert f"| {100 * row['figures']['accuracy']:.2f} |" in result.stdout
+    assert row["correct"].keys() == {"accuracy", "attack.8", "attack.8.projected"}
+    del row["correct"]
+    path.write_text(json.dumps(row))  # as earlier versions stored it
+    again = run(tmp_path, "--steps", "4", "--images", "16", *data)
+    assert again.returncode == 0, again.stderr
+    assert "correct" in json.loads(path.read_text())
 
 
 def test_a_run_with_a_row_is_not_repeated_and_stands_in_the_section(tmp_path: Path) -> None:
     figures = {"accuracy": 0.875} | {f"attack.{strength}": 0.5 for strength in (0, 1, 2, 4, 8)}
     figures["attack.8.projected"] = 0.25
     row = {"model": "dense", "seed": 0, "steps": 4, "images": 64, "flops_per_image": 7e6}
+    row["correct"] = {}
     (tmp_path / "rows").mkdir()
     path = tmp_path / "rows" / "dense-0.json"
     path.write_text(json.dumps(row | {"versions": {"jax": "0.1"}, "figures": figures}))
     readme = tmp_path / "README.md"
     begin, end = (f"<!-- scripts/reproduce_small.py: {word} -->" for word in ("begin", "end"))
-    readme.write_text(f"before\n{begin}\nold\n{end}\nafter\n")
+    readme.write_text(f"before\n{begin}\noutdated\n{end}\nafter\n")
     result = run(tmp_path, "--steps", "4", "--images", "64", "--write", str(readme))
     assert result.returncode == 0, result.stderr
     assert not list((tmp_path / "runs").iterdir())
@@ -62,7 +77,7 @@ def test_a_run_with_a_row_is_not_repeated_and_stands_in_the_section(tmp_path: Pa
     text = readme.read_text()
     assert line in result.stdout and line in text
     assert text.startswith(f"before\n{begin}\n") and text.endswith(f"{end}\nafter\n")
-    assert "old" not in text and "Not checked: pruning by the change of" in text
+    assert "outdated" not in text and "Not checked: pruning by the change of" in text
     for plot in ("capacity", "models"):
         assert f"(rows/{plot}.png)" in text
         assert (tmp_path / "rows" / f"{plot}.png").read_bytes().startswith(b"\x89PNG")
@@ -75,14 +90,27 @@ def test_a_run_with_a_row_is_not_repeated_and_stands_in_the_section(tmp_path: Pa
 def test_the_figures_of_a_sparse_run_agree_with_each_other(
     reproduction: dict[str, Any], tiny_run: Path
 ) -> None:
-    figures = reproduction["measure"].measure(tiny_run, 64)
+    measured = reproduction["measure"].measure(tiny_run, 64)
+    figures = measured["figures"]
     assert figures["attack.0"] == figures["accuracy"] > 0.2
     assert figures["attack.8"] <= figures["accuracy"]
     assert len({figures[f"capacity.0.{each}"] for each in reproduction["measure"].PRIORITIES}) == 1
     kinds = ("dropped", "class", "class_null", "position", "position_null", "random")
     assert {f"{kind}.1" for kind in kinds} <= set(figures)
-    assert figures["batch.alone"] == 0
     assert all(0 <= value <= 1 for value in figures.values())
+    correct = {
+        name: reproduction["measure"].unpack(each) for name, each in measured["correct"].items()
+    }
+    assert {name: each.mean() for name, each in correct.items()} == {
+        name: value
+        for name, value in figures.items()
+        if name.startswith(("accuracy", "attack", "capacity", "random", "merged"))
+    }
+    np.testing.assert_array_equal(correct["attack.0"], correct["accuracy"])  # the same 64 images
+    np.testing.assert_array_equal(correct["capacity.0.order"], correct["capacity.0.random"])
+    images = sample(open_source("digits", "test"), 64)
+    per_example = evaluate(load(tiny_run).model, images, batch_size=64).per_example
+    np.testing.assert_array_equal(correct["accuracy"], per_example.correct)  # in the data's order
 
 
 def test_a_command_that_fails_is_named_with_its_message(tmp_path: Path) -> None:
@@ -93,27 +121,44 @@ def test_a_command_that_fails_is_named_with_its_message(tmp_path: Path) -> None:
     assert "-m vmoe train" in message and "exit status 2" in message and "nowhere" in message
 
 
-def rows_of(figures: dict[str, list[float]]) -> Any:
-    """Invented rows: the values of the figures "VARIANT:NAME" for seeds 0, 1, 2."""
+def rows_of(
+    reproduction: dict[str, Any],
+    figures: dict[str, list[float]],
+    correct: Mapping[str, np.ndarray] = MappingProxyType({}),
+) -> Any:
+    """Invented rows.
+
+    Args:
+        figures: the values of the figures "VARIANT:NAME" for seeds 0, 1, 2.
+        correct: figures of which each seed has its correct images (seeds, images).
+    """
     rows: dict[str, dict[int, Any]] = {}
-    for key, values in figures.items():
+    for key, values in {**figures, **correct}.items():
         variant, _, name = key.partition(":")
         for seed, value in enumerate(values):
-            row = rows.setdefault(variant, {}).setdefault(seed, {"figures": {}})
-            row["figures"][name] = value
+            new = {"figures": {}, "correct": {}, "labels": 7}
+            row = rows.setdefault(variant, {}).setdefault(seed, new)
+            row["figures"][name] = float(np.mean(value))
+            if key in correct:
+                row["correct"][name] = reproduction["measure"].pack(value)
     return rows
+
+
+def first_right(*numbers: int, images: int = 1000) -> np.ndarray:
+    """Seeds that are right on so many of the first images (seeds, images)."""
+    return np.arange(images) < np.array(numbers)[:, None]
 
 
 @pytest.mark.parametrize(
     ("first", "second", "expected", "holds"),
     [
         ([3, 4, 5], [0, 1, 2], "reproduced", ("above",)),
-        ([3, 4, 5], [0, 1, 3], "within the spread", ("above",)),  # the worst equals the best
+        ([3, 4, 5], [0, 1, 3], "within the error", ("above",)),  # the worst equals the best
         ([0, 1, 2], [3, 4, 5], "contradicted", ("above",)),
-        ([0, 1, 2], [1, 2, 3], "reproduced", ("overlapping",)),
-        ([3, 4, 5], [0, 1, 2], "contradicted", ("overlapping",)),
-        ([0, 1, 2], [1, 2, 3], "reproduced", ("above", "overlapping")),
-        ([3, 4], [0, 1], "not measured", ("above",)),  # a seed is missing
+        ([0, 1, 2], [1, 2, 3], "not contradicted", ("none",)),
+        ([3, 4, 5], [0, 1, 2], "contradicted", ("none",)),
+        ([0, 1, 2], [1, 2, 3], "not contradicted", ("above", "none")),
+        ([3, 4, 5], [0, 1, 2], "reproduced", ("above", "none")),
     ],
 )
 def test_other_models_are_compared_by_their_ranges(
@@ -125,14 +170,17 @@ def test_other_models_are_compared_by_their_ranges(
 ) -> None:
     claims = reproduction["claims"]
     claim = claims.Claim("", "", claims.Figure("a", "x"), claims.Figure("b", "x"), holds)
-    assert claims.verdict(claim, rows_of({"a:x": first, "b:x": second})) == expected
+    rows = rows_of(reproduction, {"a:x": first, "b:x": second})
+    assert claims.verdict(claim, rows) == f"{expected} by the seeds alone"
+    del rows["b"][2]
+    assert claims.verdict(claim, rows) == "not measured"  # a seed is missing
 
 
 @pytest.mark.parametrize(
     ("first", "second", "expected"),
     [
         ([1, 2, 3], [0, 1, 2], "reproduced"),  # the ranges overlap
-        ([1, 2, 3], [0, 2, 2], "within the spread"),
+        ([1, 2, 3], [0, 2, 2], "within the error"),
         ([0, 1, 2], [1, 2, 3], "contradicted"),
     ],
 )
@@ -141,19 +189,92 @@ def test_figures_of_the_same_models_are_compared_seed_by_seed(
 ) -> None:
     claims = reproduction["claims"]
     claim = claims.Claim("", "", claims.Figure("a", "x"), claims.Figure("a", "y"))
-    assert claims.verdict(claim, rows_of({"a:x": first, "a:y": second})) == expected
+    rows = rows_of(reproduction, {"a:x": first, "a:y": second})
+    assert claims.verdict(claim, rows) == f"{expected} by the seeds alone"
+
+
+@pytest.mark.parametrize("same_models", [False, True])
+@pytest.mark.parametrize(
+    ("first", "second", "expected"),
+    [
+        ((801, 801, 801), (800, 800, 800), "within the error"),  # one image, for each seed
+        ((803, 803, 803), (800, 800, 800), "within the error"),  # 0.30 points, error 0.17
+        ((808, 809, 810), (800, 801, 802), "reproduced"),  # 0.80 points, error 0.27
+        ((800, 801, 802), (808, 809, 810), "contradicted"),
+        ((800, 900, 901), (800, 800, 801), "within the error"),  # a seed is no better
+        ((800, 800, 800), (800, 800, 800), "within the error"),
+    ],
+)
+def test_a_difference_needs_the_seeds_and_two_paired_standard_errors_over_the_images(
+    reproduction: dict[str, Any],
+    first: tuple[int, ...],
+    second: tuple[int, ...],
+    expected: str,
+    same_models: bool,
+) -> None:
+    claims = reproduction["claims"]
+    names = ("a:x", "a:y") if same_models else ("a:x", "b:x")
+    correct = dict(zip(names, (first_right(*first), first_right(*second)), strict=True))
+    claim = claims.Claim("", "", *(claims.Figure(*name.split(":")) for name in names))
+    assert claims.verdict(claim, rows_of(reproduction, {}, correct)) == expected
+
+
+def test_the_error_of_a_margin_is_that_of_the_mean_over_seeds_on_the_same_images(
+    reproduction: dict[str, Any],
+) -> None:
+    claims = reproduction["claims"]
+    rng = np.random.default_rng(0)
+    hard = rng.random(2000)  # images that are hard for one model are hard for all
+    first, second = (hard + 0.3 * rng.random((3, 2000)) < bound for bound in (0.9, 0.85))
+    claim = claims.Claim("", "", claims.Figure("a", "x"), claims.Figure("b", "x"))
+    rows = rows_of(reproduction, {}, {"a:x": first, "b:x": second})
+    mean, error = claims.margin(claim, rows)
+    means = first.mean(0) - second.mean(0)
+    draws = rng.integers(2000, size=(2000, 2000))  # the bootstrap as the oracle
+    assert mean == pytest.approx(means.mean())
+    assert error == pytest.approx(means[draws].mean(1).std(), rel=0.05)
+    rows["b"][1]["labels"] = 8
+    with pytest.raises(SystemExit, match="rows of different images"):
+        claims.margin(claim, rows)
+
+
+@pytest.mark.parametrize("paired", [False, True])
+def test_the_probability_of_a_difference_by_chance_is_that_of_all_orders_of_the_seeds(
+    reproduction: dict[str, Any], paired: bool
+) -> None:
+    claims = reproduction["claims"]
+    figures = (claims.Figure("a", "x"), claims.Figure("a" if paired else "b", "y"))
+    orders = [
+        claims.order(values[:3], values[3:], paired=paired)
+        for values in itertools.permutations(range(6))
+    ]
+    separate = np.mean([order != "none" for order in orders])
+    assert claims.chance(claims.Claim("", "", *figures)) == pytest.approx(separate)
 
 
 def test_the_section_states_every_measured_claim_and_what_contradicts_it(
     reproduction: dict[str, Any],
 ) -> None:
     claims = reproduction["claims"]
-    rows = rows_of({"standard:accuracy": [0.7, 0.71, 0.72], "dense:accuracy": [0.8, 0.81, 0.85]})
-    assert "| 71.00 (70.00 to 72.00) | 82.00 (80.00 to 85.00) | **contradicted** |" in (
-        reproduction["show"].claims(rows)
-    )
-    text = reproduction["show"].surprises(rows)
-    assert text == (
+    correct = {
+        "standard:accuracy": first_right(700, 710, 720),
+        "dense:accuracy": first_right(800, 810, 850),
+        "dense_flops:accuracy": first_right(718, 719, 740),
+    }
+    position = {"standard:position.1": [0.3, 0.4, 0.5], "standard:position.5": [0.1, 0.1, 0.1]}
+    rows = rows_of(reproduction, position, correct)
+    text = reproduction["show"].claims(rows)
+    assert (
+        "| 71.00 (70.00 to 72.00) | 82.00 (80.00 to 85.00) | -11.00 ± 0.91 | **contradicted** |"
+    ) in text
+    assert "| -1.57 ± 0.26 | **within the error** |" in text  # the seeds overlap
+    assert (
+        "| 0.400 (0.300 to 0.500) | 0.100 (0.100 to 0.100) | +0.300 "
+        "| **reproduced** by the seeds alone |"
+    ) in text
+    assert reproduction["show"].surprises(rows) == (
         "Contradicted: sparse is better than dense at equal steps. "
-        f"Not measured: {len(claims.CLAIMS) - 1} of {len(claims.CLAIMS)} claims."
+        f"Not measured: {len(claims.CLAIMS) - 3} of {len(claims.CLAIMS)} claims."
     )
+    rule = " ".join(reproduction["show"].rule(rows).split())
+    assert "of these 3 claims, at most 0.5 would differ by chance" in rule  # 0.1 + 0.1 + 0.25

@@ -50,6 +50,18 @@ def test_a_packaged_model_is_created_by_its_name_with_or_without_tag(
         np.testing.assert_array_equal(ours, theirs)
 
 
+@pytest.mark.parametrize("name", SAMPLES)
+def test_the_card_of_a_packaged_model_says_what_would_be_written_today(
+    name: str, tmp_path: Path
+) -> None:
+    vmoe.load(name).save(tmp_path / name)
+    written, ours = (
+        (folder / name / "README.md").read_text().partition("| converted from")[0]
+        for folder in (tmp_path, zoo.PACKAGED)
+    )
+    assert ours == written
+
+
 def parameters(model: ViT) -> list[np.ndarray]:
     return jax.tree.leaves(models.params_of(model))
 

@@ -1,4 +1,8 @@
-"""What one trained model shows on test images, as one JSON object: figures by name.
+"""What one trained model shows on test images, as one JSON object.
+
+It has "figures" by name, below; "correct": by name, of the figures that are a share of correct
+images, which ones (see ``pack``); and "labels", a checksum of their labels. Images are in the order
+of the data.
 
     python scripts/reproduction/measure.py RUN [--images 10000]
 
@@ -17,16 +21,19 @@ attack.EPSILON.projected the same by projected steps
 random.BLOCK             accuracy with a random router in that block
 merged                   accuracy with the mean of its experts as the MLP of each sparse block
 batch                    fraction of predictions that change with the order of the images
-batch.alone              the same with one image per group
 """
 
 import argparse
+import base64
 import json
-from collections.abc import Iterator
+import zlib
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Bool, Float, Int
 
 from vmoe import models
 from vmoe.analysis import statistics
@@ -39,8 +46,8 @@ from vmoe.analysis.effects import (
 )
 from vmoe.analysis.interventions import limited
 from vmoe.cli.data import Sample
-from vmoe.config import RoutingOverrides
 from vmoe.config.attack import AttackConfig, GradientPath
+from vmoe.data.pipeline import evaluation_order
 from vmoe.evaluate.attack import attack
 from vmoe.factory import load
 from vmoe.nn.inputs import is_label
@@ -56,33 +63,45 @@ PATHS: tuple[GradientPath, ...] = ("experts", "routers")
 ATTACKED = 512  # images
 BATCH_SIZE = 64
 
-Figures = Iterator[tuple[str, float]]
+Correct = Bool[np.ndarray, "b"]
+Figures = Iterator[tuple[str, float | Correct]]
 Batches = list[Labelled]
 
 
-def measure(run: Path, images: int) -> dict[str, float]:
-    """The figures of a run on a random sample of its test split."""
+def measure(run: Path, images: int) -> dict[str, Any]:
+    """What a run shows on a random sample of its test split."""
     loaded = load(run)
     model = loaded.model
     batches, few = (
         list(Sample("", loaded, images=count, batch_size=BATCH_SIZE).batches())
         for count in (images, min(images, ATTACKED))
     )
-    figures = dict(as_trained(model, batches)) | dict(attacks(model, few))
+    found = dict(as_trained(model, batches)) | dict(attacks(model, few))
     if model.config.sparse_blocks:
-        alone = load(run, routing=RoutingOverrides(images_per_group=1)).model
         real = np.concatenate([own[valid] for own, _, valid in few])
-        for name, each in {"batch": model, "batch.alone": alone}.items():
-            figures[name] = batch_dependence(each, real, batch_size=BATCH_SIZE).changed
+        found["batch"] = batch_dependence(model, real, batch_size=BATCH_SIZE).changed
     if model.config.can_drop:
         for function in (capacities, kept, random_routers, merged):
-            figures |= dict(function(model, batches))
-    return figures
+            found |= dict(function(model, batches))
+    return {
+        "labels": zlib.crc32(in_order(labels_of(batches)).tobytes()),
+        "figures": {name: float(np.mean(each)) for name, each in found.items()},
+        "correct": {name: pack(in_order(each)) for name, each in found.items() if np.ndim(each)},
+    }
+
+
+def labels_of(batches: Batches) -> Int[np.ndarray, "b l"]:
+    return np.concatenate([labels[valid] for _, labels, valid in batches])
+
+
+def in_order(measured: np.ndarray) -> np.ndarray:
+    """What was measured of each image, in the order of the data."""
+    return measured[np.argsort(evaluation_order(len(measured)))]
 
 
 def as_trained(model: ViT, batches: Batches) -> Figures:
     parts = list(collect(model, batches))
-    yield "accuracy", accuracy(np.concatenate([part.logits for part in parts]), batches)
+    yield "accuracy", correct(np.concatenate([part.logits for part in parts]), batches)
     if not model.config.sparse_blocks:
         return
     for i, block in statistics(parts).items():
@@ -98,23 +117,22 @@ def as_trained(model: ViT, batches: Batches) -> Figures:
 
 def capacities(model: ViT, batches: Batches) -> Figures:
     for (slots, priority), logits in at_capacities(model, batches, SLOTS, PRIORITIES).items():
-        yield f"capacity.{slots}.{priority}", accuracy(logits, batches)
+        yield f"capacity.{slots}.{priority}", correct(logits, batches)
 
 
 def random_routers(model: ViT, batches: Batches) -> Figures:
     for i, logits in with_random_routers(model, batches).items():
-        yield f"random.{i}", accuracy(logits, batches)
+        yield f"random.{i}", correct(logits, batches)
 
 
 def merged(model: ViT, batches: Batches) -> Figures:
     dense = models.with_params(*average_experts(model.config, models.params_of(model)))
     logits = np.concatenate([part.logits for part in collect(dense, batches)])
-    yield "merged", accuracy(logits, batches)
+    yield "merged", correct(logits, batches)
 
 
-def accuracy(logits: np.ndarray, batches: Batches) -> float:
-    labels = np.concatenate([labels[valid] for _, labels, valid in batches])
-    return is_label(logits.argmax(-1), labels).mean()
+def correct(logits: Float[np.ndarray, "b y"], batches: Batches) -> Correct:
+    return is_label(logits.argmax(-1), labels_of(batches))
 
 
 def kept(model: ViT, batches: Batches) -> Figures:
@@ -143,14 +161,25 @@ def after(
     *,
     path: GradientPath = "all",
     project: bool = False,
-) -> float:
-    """The accuracy after an attack."""
+) -> Correct:
+    """Which images are predicted correctly after an attack."""
     config = AttackConfig(epsilon=float(strength), path=path, project=project)
-    correct = []
+    parts = []
     for images, labels, valid in batches:
         result = attack(model, images[valid], labels[valid], config)
-        correct.append(is_label(result.predictions_after, labels[valid]))
-    return np.concatenate(correct).mean()
+        parts.append(is_label(result.predictions_after, labels[valid]))
+    return np.concatenate(parts)
+
+
+def pack(correct: Correct) -> dict[str, Any]:
+    """Which images are predicted correctly, as JSON: their number, and one bit each in base64."""
+    return {"images": len(correct), "bits": base64.b64encode(np.packbits(correct)).decode()}
+
+
+def unpack(stored: Mapping[str, Any]) -> Correct:
+    """What ``pack`` was given."""
+    packed = np.frombuffer(base64.b64decode(stored["bits"]), np.uint8)
+    return np.unpackbits(packed, count=stored["images"]).astype(bool)
 
 
 def main() -> None:
@@ -158,8 +187,7 @@ def main() -> None:
     parser.add_argument("run", type=Path)
     parser.add_argument("--images", type=int, default=10_000, help="of the test split")
     options = parser.parse_args()
-    figures = measure(options.run, options.images)
-    print(json.dumps({name: round(float(value), 5) for name, value in figures.items()}))
+    print(json.dumps(measure(options.run, options.images)))
 
 
 if __name__ == "__main__":

@@ -10,9 +10,14 @@ from matplotlib import pyplot
 
 from reproduction.claims import (
     CLAIMS,
+    ERRORS,
     NOT_CHECKED,
     NOT_MEASURED,
+    SEEDS_ALONE,
+    Claim,
     Figure,
+    chance,
+    margin,
     values,
     verdict,
 )
@@ -42,7 +47,8 @@ def section(rows: Rows, plots: Sequence[str]) -> str:
 {jax_versions(rows)}. Figures are means over the seeds, of accuracies in percent on the test split,
 on which nothing was chosen; ranges are from the worst to the best seed. Attacks are the published
 one, on 512 images; so many are predicted in eight orders to see which predictions depend on the
-batch. Merged: with the mean of its experts as the MLP of each sparse block.""",
+batch; with one image per group none do. Merged: with the mean of its experts as the MLP of each
+sparse block.""",
         models(rows),
         f"""Accuracy against slots per expert and group of 8 images (128 patches; with class tokens,
 136 tokens); 0 drops every choice, {SLOTS[-1]} drop few. The rows of `configs/reproduce_small` have
@@ -55,9 +61,7 @@ background if all of it has the colour of the image's border:""",
 (in parentheses: under shuffled classes and places), and the accuracy with a random router in one
 block.""",
         blocks(rows),
-        """The first figure exceeds the second if each of its seeds exceeds every seed of the other;
-for two figures of the same models, seed by seed. *Reproduced*: the claimed order. *Within the
-spread*: neither exceeds the other, but one should. *Contradicted*: otherwise.""",
+        rule(rows),
         claims(rows),
         surprises(rows),
         not_checked(),
@@ -124,6 +128,23 @@ def kept(rows: Rows) -> str:
     return markdown_table(["model", "kept", *(f"block {i}" for i in every)], lines)
 
 
+def rule(rows: Rows) -> str:
+    """When a claim is reproduced, and how often it would be by chance."""
+    measured = _verdicts(rows)
+    expected = sum(map(chance, measured))
+    return f"""The first figure of a claim differs from the second if two things hold. Each of its
+seeds is above (or each is below) every seed of the second; for two figures of the same models, each
+is compared with the same seed. And the margin, the difference of the means, is at least {ERRORS}
+standard errors over the test images, on each of which the models are compared (after ±).
+*Reproduced*: they differ in the claimed order; *contradicted*: in another one; *not contradicted*:
+they do not differ, as claimed; *within the error*: they do not differ, but should. By the seeds
+alone: the figure is no mean over images, or a row has no results per image.
+
+If nothing had an effect, the seeds of a claim would separate with a probability of 1 in 10, and for
+two figures of the same models of 1 in 4: of these {len(measured)} claims, at most {expected:.1f}
+would differ by chance, half of them in the claimed order."""
+
+
 def claims(rows: Rows) -> str:
     lines = [
         [
@@ -131,20 +152,27 @@ def claims(rows: Rows) -> str:
             claim.source,
             _spread(rows, claim.first),
             _spread(rows, claim.second),
-            f"**{verdict(claim, rows)}**",
+            _margin(rows, claim),
+            f"**{text.removesuffix(SEEDS_ALONE)}**{SEEDS_ALONE * text.endswith(SEEDS_ALONE)}",
         ]
-        for claim in CLAIMS
-        if verdict(claim, rows) != NOT_MEASURED
+        for claim, text in _verdicts(rows).items()
     ]
-    return markdown_table(["claim", "of", "first", "second", "verdict"], lines)
+    return markdown_table(["claim", "of", "first", "second", "margin", "verdict"], lines)
 
 
 def surprises(rows: Rows) -> str:
     """The claims that came out the other way."""
-    found = [claim.text for claim in CLAIMS if verdict(claim, rows) == "contradicted"]
-    missing = sum(verdict(claim, rows) == NOT_MEASURED for claim in CLAIMS)
+    verdicts = _verdicts(rows)
+    found = [claim.text for claim, text in verdicts.items() if text.startswith("contradicted")]
+    missing = len(CLAIMS) - len(verdicts)
     text = f"Contradicted: {'; '.join(found) or 'none'}."
     return text + (f" Not measured: {missing} of {len(CLAIMS)} claims." if missing else "")
+
+
+def _verdicts(rows: Rows) -> dict[Claim, str]:
+    """The verdicts on the measured claims."""
+    every = {claim: verdict(claim, rows) for claim in CLAIMS}
+    return {claim: text for claim, text in every.items() if text != NOT_MEASURED}
 
 
 def not_checked() -> str:
@@ -168,10 +196,21 @@ def _mean(rows: Rows, name: str, figure: str, scale: float = 100, digits: int = 
 
 
 def _spread(rows: Rows, figure: Figure) -> str:
-    information = figure.name.startswith(("class", "position"))
-    scale, digits = (1, 3) if information else (100, 2)
+    scale, digits = _units(figure)
     own = scale * np.array(values(rows, figure))
     return f"{own.mean():.{digits}f} ({own.min():.{digits}f} to {own.max():.{digits}f})"
+
+
+def _margin(rows: Rows, claim: Claim) -> str:
+    mean, error = margin(claim, rows)
+    scale, digits = _units(claim.first)
+    after = "" if error is None else f" ± {scale * error:.{digits}f}"
+    return f"{scale * mean:+.{digits}f}{after}"
+
+
+def _units(figure: Figure) -> tuple[float, int]:
+    """A factor and a number of digits: of accuracies in percent, of information as it is."""
+    return (1, 3) if figure.name.startswith(("class", "position")) else (100, 2)
 
 
 def plot(rows: Rows, folder: Path) -> list[Path]:
