@@ -109,7 +109,7 @@ def setup(
         _check_evaluation(each, data, config, placement, shapes.params)
     if fewshot:
         model = models.with_params(config.model, shapes.params, placement=placement)
-        check_fewshot(model, config.fewshot)
+        check_fewshot(model, config.fewshot, config.preprocessing)
     check_shared_memory(config.data.num_workers, _largest_batch(config) // shards)
     initial = read_source(init, workdir, config.model)
     open_report = functools.partial(
@@ -216,5 +216,6 @@ def _largest_batch(config: TrainConfig) -> int:
     for each in config.evaluations:
         batches.append((each.batch_size, each.prepare(config.data, config.model)))
     if config.fewshot.data:
+        own = config.fewshot.prepare(config.preprocessing)
         batches.append((config.fewshot.batch_size, own))
     return max(empty_batch(1, 1, own).images.nbytes * size for size, own in batches)
