@@ -27,6 +27,7 @@ from vmoe.config.inference import LayerSetting
 from vmoe.data.sources import open_source
 from vmoe.evaluate import Evaluation, evaluate
 from vmoe.evaluate.settings import with_setting
+from vmoe.nn.inputs import has_label
 
 Row = dict[str, Any]
 COLUMNS = (
@@ -73,7 +74,8 @@ def table(every: list[dict[float, Row]]) -> Iterable[str]:
             np.mean([row[name].per_example.correct for row in rows], axis=0)
             for name in ("test", "test_even")
         )
-        difference = searched - even  # of each image, on which all models are evaluated
+        labelled = has_label(rows[0]["test"].per_example.labels)
+        difference = (searched - even)[labelled]  # per image: all models have the same ones
         error = difference.std() / np.sqrt(len(difference))
         accuracies = [
             *([row[name].accuracy for row in rows] for name in ("test", "test_even")),

@@ -210,7 +210,7 @@ def test_any_label_counts_in_a_score_and_images_without_one_only_in_the_divergen
     given += [(second[0], unlabelled, second[2])]
     scores = Scores(model, given, levels)
     assert (scores.trained, scores.images) == (1.0, 7)
-    tight = (levels[0][1, "order"],) * 2
+    tight = (levels[0][0][1, "order"],) * 2
     assert scores.of(tight).divergence == pytest.approx(plain.of(tight).divergence)
     with pytest.raises(UsageError, match="no image has a label"):
         Scores(model, given[1:], levels)
