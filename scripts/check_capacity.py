@@ -5,13 +5,13 @@
 
 For each model, `vmoe capacity` searches on the validation split. For each budget, its setting and
 the best one that is the same in all blocks are evaluated on the test split. Prints a table in
-Markdown: accuracies in percent, means over the models; and the paired difference of searched and
-even, with its standard error over the images. The last column is of the first model.
+Markdown: accuracies in percent, means over the models; and the difference of searched and even. Its
+standard error is over the images, each with its mean over the models: other models may differ
+more. The last column is of the first model.
 """
 
 import argparse
 import json
-import math
 import subprocess
 import sys
 import tempfile
@@ -25,8 +25,9 @@ import vmoe
 from vmoe import models
 from vmoe.config.inference import LayerSetting
 from vmoe.data.sources import open_source
-from vmoe.evaluate import Evaluation, evaluate, paired_difference
+from vmoe.evaluate import Evaluation, evaluate
 from vmoe.evaluate.settings import with_setting
+from vmoe.nn.inputs import has_label
 
 Row = dict[str, Any]
 COLUMNS = (
@@ -69,15 +70,19 @@ def table(every: list[dict[float, Row]]) -> Iterable[str]:
     yield "|---" * len(COLUMNS) + "|"
     for budget in every[0]:
         rows = [of_model[budget] for of_model in every if budget in of_model]
-        differences = [paired_difference(row["test"], row["test_even"]) for row in rows]
-        error = math.hypot(*(each.standard_error for each in differences)) / len(rows)
-        mean = np.mean([each.accuracy for each in differences])
+        searched, even = (
+            np.mean([row[name].per_example.correct for row in rows], axis=0)
+            for name in ("test", "test_even")
+        )
+        labelled = has_label(rows[0]["test"].per_example.labels)
+        difference = (searched - even)[labelled]  # per image: all models have the same ones
+        error = difference.std() / np.sqrt(len(difference))
         accuracies = [
             *([row[name].accuracy for row in rows] for name in ("test", "test_even")),
             *([row[name] for row in rows] for name in ("accuracy", "accuracy_even")),
         ]
         shown = [f"{100 * np.mean(own):.2f}" for own in accuracies]
-        shown.insert(2, f"{100 * mean:+.2f} ± {100 * error:.2f}")
+        shown.insert(2, f"{100 * difference.mean():+.2f} ± {100 * error:.2f}")
         settings = "; ".join(
             f"{each['k']}, {each['capacity_factor']:g}, {each['priority'].replace('_', ' ')}"
             for each in rows[0]["setting"]

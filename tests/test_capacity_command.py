@@ -27,6 +27,7 @@ def run(tiny_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert result.returncode == 0, result.stderr
     assert "digits:validation" in result.stdout and "Accuracy within budgets" in result.stdout
     assert f"chosen for 0.95x, written to {run / 'inference.json'}" in result.stdout
+    assert "even: k, capacity factor, priority" in result.stdout
     with Image.open(plot) as image:
         assert min(image.size) > 300
     return run
@@ -96,14 +97,16 @@ def test_predict_and_load_use_it_too(run: Path, tmp_path: Path) -> None:
             "moe.router.k=9",
         ),
         ({"blocks": {"1": {"k": 0, "capacity_factor": 1.0, "priority": "order"}}}, "k=0: use more"),
-        (None, "not JSON"),
+        ('{"format": 1', "not JSON"),
+        ("null", "not a file of vmoe capacity"),
+        ('{"format": ' + "[" * 10_000, "not JSON"),
     ],
 )
 def test_a_bad_file_is_one_line_that_names_it(
-    run: Path, tmp_path: Path, change: dict[str, object] | None, message: str
+    run: Path, tmp_path: Path, change: dict[str, object] | str, message: str
 ) -> None:
     file, text = tmp_path / "other.json", (run / "inference.json").read_text()
-    file.write_text(text[:100] if change is None else json.dumps(json.loads(text) | change))
+    file.write_text(change if isinstance(change, str) else json.dumps(json.loads(text) | change))
     with pytest.raises(UsageError) as error:
         library.load(run, inference=file)
     assert str(error.value).startswith(f"{file}: ") and message in str(error.value)

@@ -1,5 +1,6 @@
 """Configs: recipes, JSON, and the values that are refused."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ from vmoe import config as configs
 from vmoe.config import (
     EvalConfig,
     ExpertChoice,
+    FewShotConfig,
     LrFactorsConfig,
     MoEConfig,
     OptimConfig,
@@ -210,6 +212,17 @@ def test_json_with_an_unknown_field_or_a_wrong_type_is_refused_by_name() -> None
         configs.from_json(TrainConfig, text.replace('"steps"', '"stebs"'))
     with pytest.raises(UsageError, match="TrainConfig optim.lr"):
         configs.from_json(TrainConfig, text.replace('"lr": 0.001', '"lr": "high"'))
+
+
+@pytest.mark.parametrize(("data", "expected"), [(("digits",), "paper"), ((), "model")])
+def test_probes_of_an_older_run_are_prepared_as_they_were(
+    data: tuple[str, ...], expected: str
+) -> None:
+    """Its config.json has no such field; without probes, it is the run that it would be today."""
+    fields = json.loads(configs.to_json(TrainConfig(fewshot=FewShotConfig(data=data))))
+    del fields["fewshot"]["preprocessing"]
+    older = configs.from_json(TrainConfig, json.dumps(fields))
+    assert older.fewshot.preprocessing == expected
 
 
 @pytest.mark.parametrize(

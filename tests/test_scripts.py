@@ -91,11 +91,14 @@ def test_the_bench_writes_ratios_to_references_and_a_plot(tmp_path: Path) -> Non
 
 @pytest.mark.slow
 def test_searched_and_even_routing_are_compared_on_the_test_split(tiny_run: Path) -> None:
+    """A model that is given twice is no more evidence than once."""
     command = [sys.executable, str(ROOT / "scripts" / "check_capacity.py"), "--data", "digits"]
-    result = subprocess.run(
-        [*command, str(tiny_run), "--images", "64"], capture_output=True, text=True
+    result, twice = (
+        subprocess.run([*command, *models, "--images", "64"], capture_output=True, text=True)
+        for models in ([str(tiny_run)], [str(tiny_run)] * 2)
     )
     assert result.returncode == 0, result.stderr
+    assert result.stdout == twice.stdout
     first, _, *rows = (line.strip("| ").split(" | ") for line in result.stdout.splitlines())
     assert len(rows) > 1 and all(len(row) == len(first) for row in rows)
     budget, searched, even, difference, *_ = rows[0]

@@ -83,7 +83,7 @@ def test_a_probe_on_many_devices_is_that_of_one(config: TrainConfig, uninterrupt
     """The last batch is padding on most devices, and groups are four images on one device too."""
     (data,) = open_fewshot(config.fewshot)
     loaded = vmoe.load(uninterrupted)
-    alone = fewshot(loaded.model, [data], config.fewshot)
+    alone = fewshot(loaded.model, [data], config.fewshot, loaded.preprocessing)
     rows_of_run = [row for row in rows(uninterrupted, "fewshot") if row["step"] == "20"]
     assert [row["shots"] for row in rows_of_run] == ["1", "5"]
     for row, accuracy in zip(rows_of_run, alone.accuracy["digits"], strict=True):

@@ -24,10 +24,12 @@ B = 8
 LABELS = (np.arange(B) % 10)[:, None]
 
 
-def config_of(**moe: Any) -> ViTConfig:
-    layer = MoEConfig(num_experts=3, images_per_group=2, router=TokenChoice(k=1))
+def config_of(*second: dict[str, Any], **moe: Any) -> ViTConfig:
+    """Both sparse blocks are the same, unless fields of the second one are given."""
+    layer = replace(MoEConfig(num_experts=3, images_per_group=2, router=TokenChoice(k=1)), **moe)
     dense = models.model_config("vit_tiny", depth=2)
-    return replace(dense, sparse_blocks=(0, 1), moe=replace(layer, **moe))
+    other = [replace(layer, **fields) for fields in second]
+    return replace(dense, sparse_blocks=(0, 1), moe=(layer, *other) if other else layer)
 
 
 def model_of(config: ViTConfig) -> ViT:
@@ -41,8 +43,17 @@ def batches() -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
     return [(random_images(b=B)[part], LABELS[part], valid[part]) for part in parts]
 
 
-def test_the_search_finds_what_an_exhaustive_one_finds() -> None:
-    config = replace(config_of(), pooling="mean")
+@pytest.mark.parametrize(
+    "layers",
+    [
+        config_of(),
+        config_of(capacity=10),
+        config_of(dict(num_experts=4, capacity=8)),
+    ],
+    ids=["capacity factor", "capacity", "blocks that differ"],
+)
+def test_the_search_finds_what_an_exhaustive_one_finds(layers: ViTConfig) -> None:
+    config = replace(layers, pooling="mean")
     levels, model = levels_of(config), model_of(config)
     measured: list[int] = []
     scores = Scores(model, batches(), levels, on_step=lambda: measured.append(1))
@@ -51,15 +62,16 @@ def test_the_search_finds_what_an_exhaustive_one_finds() -> None:
     budgets = [costs.least + share * (1 - costs.least) for share in (1.0, 0.75, 0.5, 0.25)]
     found = {budget: search.best(budget) for budget in budgets}
     even = {budget: search.even(budget) for budget in budgets}
-    every = [setting for level in levels for setting in level.values()]
-    assert len(measured) < len(every) ** 2 / 2
+    every = [[own for level in of_block for own in level.values()] for of_block in levels]
+    pairs = list(itertools.product(*every))
+    assert len(measured) < len(pairs) / 2
     for budget in budgets:
-        pairs = itertools.product(every, every)
         within = [pair for pair in pairs if costs.of(pair) <= budget + 1e-9]
         best = min(scores.of(pair).divergence for pair in within)
         assert scores.of(found[budget]).divergence == best
         same = [pair for pair in within if pair[0] == pair[1]]
-        assert even[budget] == min(same, key=lambda pair: scores.of(pair).divergence)
+        expected = min(same, key=lambda pair: scores.of(pair).divergence, default=None)
+        assert even[budget] == expected
     assert len(set(found.values())) == len(budgets)
     assert search.even(0.5) is None
 
@@ -79,7 +91,8 @@ def test_the_cost_of_a_setting_is_the_flops_of_the_model_with_it(fields: dict[st
     config = replace(config_of(), **fields)
     levels = levels_of(config)
     costs = flops_costs(config, levels)
-    cheap, dear = levels[0][1, "order"], levels[-1][2, "sum_of_gates"]
+    assert levels[0] == levels[1]
+    cheap, dear = levels[0][0][1, "order"], levels[0][-1][2, "sum_of_gates"]
     for setting in ((cheap, dear), (dear, cheap)):
         whole = flops_to_logits(with_setting(config, setting)) / flops_to_logits(config)
         assert costs.of(setting) == pytest.approx(whole, abs=1e-12)
@@ -99,7 +112,10 @@ def test_scores_are_those_of_models_with_these_settings() -> None:
 
     before = np.asarray(jax.nn.log_softmax(SHARPNESS * logits(model)))
     assert scores.trained == (before.argmax(-1) == labels).mean()
-    a, b, c = levels[0][1, "largest_gate"], levels[4][2, "sum_of_gates"], levels[-1][3, "order"]
+    a, b, c = (
+        levels[0][i][option]
+        for i, option in ((0, (1, "largest_gate")), (4, (2, "sum_of_gates")), (-1, (3, "order")))
+    )
     for setting in ((a, b), (c, a)):
         params = models.params_of(model)
         own = logits(models.with_params(with_setting(config, setting), params))
@@ -110,30 +126,66 @@ def test_scores_are_those_of_models_with_these_settings() -> None:
         assert score.divergence == pytest.approx(expected, rel=1e-3)
 
 
-def test_levels_are_evenly_spaced_numbers_of_slots_up_to_those_as_trained() -> None:
-    config = config_of(router=dict(k=2), capacity_multiple=1)  # 34 tokens, 24 slots
-    layer = config.moe_blocks[0]
-    levels = levels_of(config)
-    slots = [
-        {slots_and_factor(own.apply(layer), 34)[0] for own in level.values()} for level in levels
-    ]
-    assert slots == [{1}, {4}, {7}, {10}, {13}, {15}, {18}, {21}, {24}]
-    assert levels[-1].keys() == {
-        *((1, priority) for priority in ("order", "largest_gate")),
-        *((k, p) for k in (2, 3) for p in ("order", "largest_gate", "sum_of_gates")),
-    }
+ODD = dict(router=dict(k=2), capacity_multiple=1)  # 34 tokens, 24 slots
+ROUND = dict(capacity_rounding="round")
+
+
+@pytest.mark.parametrize(
+    ("fields", "slots"),
+    [
+        (ODD, [1, 4, 7, 10, 13, 15, 18, 21, 24]),
+        (ODD | ROUND, [1, 4, 7, 10, 13, 15, 18, 21, 24]),
+        ({}, [4, 8, 12]),
+        (dict(capacity=12), [4, 8, 12]),
+        (dict(capacity=10), [4, 8, 12]),
+        (dict(capacity=3), [4]),
+        (dict(capacity=36, router=dict(k=3)), [4, 8, 12, 16, 20, 24, 28, 32, 34]),
+        (
+            dict(num_experts=11, router=dict(k=3), capacity=11, capacity_multiple=1),
+            [1, 2, 3, 5, 6, 7, 9, 10, 11],
+        ),
+        (dict(dropless=True), [4, 8, 12]),
+    ],
+    ids=str,
+)
+def test_levels_are_evenly_spaced_numbers_of_slots_up_to_those_as_trained(
+    fields: dict[str, Any], slots: list[int]
+) -> None:
+    """Every setting of a level has its number of slots, so no two levels share a setting."""
+    config = config_of(dict(capacity=5, dropless=False), **fields)
+    found = []
+    for layer, levels in zip(config.moe_blocks.values(), levels_of(config), strict=True):
+        every = [[slots_and_factor(own.apply(layer), 34)[0] for own in x.values()] for x in levels]
+        assert all(len(set(of_level)) == 1 for of_level in every)
+        found.append([of_level[0] for of_level in every])
+    multiple = config.moe_blocks[0].capacity_multiple
+    assert found == [slots, [1, 2, 3, 4, 5] if multiple == 1 else [4, 8]]
+
+
+def test_all_k_and_priorities_that_make_a_difference_are_tried() -> None:
+    levels, other = levels_of(config_of(dict(router=dict(k=1)), router=dict(k=2)))
+    assert (
+        levels[-1].keys()
+        == other[0].keys()
+        == {
+            *((1, priority) for priority in ("order", "largest_gate")),
+            *((k, p) for k in (2, 3) for p in ("order", "largest_gate", "sum_of_gates")),
+        }
+    )
 
 
 @pytest.mark.slow
 def test_times_are_measured_for_every_setting_and_grow_with_the_slots() -> None:
     config = config_of()
     levels, blocks = levels_of(config), []
+    model = model_of(config)
     images = random_images(b=4)
-    costs = time_costs(model_of(config), levels, images, on_step=lambda: blocks.append(1))
+    with jax.transfer_guard_host_to_device("disallow"):  # no time may include that of an upload
+        costs = time_costs(model, levels, images, on_step=lambda: blocks.append(1))
     assert len(blocks) == len(costs.changes) == 2
     for changes in costs.changes:
         for k in (1, 2):
-            own = [changes[k, level[k, "order"].capacity_factor] for level in levels]
+            own = [changes[k, level[k, "order"].capacity_factor] for level in levels[0]]
             assert own == sorted(own)
 
 
@@ -159,7 +211,7 @@ def test_any_label_counts_in_a_score_and_images_without_one_only_in_the_divergen
     every = [(images, right[:, None].repeat(2, 1), valid) for images, _, valid in given]
     plain = Scores(model, every, levels)
     assert (scores.trained, scores.images) == (1.0, 7)
-    tight = (levels[0][1, "order"],) * 2
+    tight = (levels[0][0][1, "order"],) * 2
     assert scores.of(tight).divergence == pytest.approx(plain.of(tight).divergence)
     with pytest.raises(UsageError, match="no image has a label"):
         Scores(model, given[1:], levels)

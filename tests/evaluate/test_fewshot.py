@@ -18,6 +18,7 @@ from sklearn.linear_model import Ridge
 import vmoe
 from tests.command import TINY
 from tests.command import vmoe as command
+from vmoe.checkpoints import read, write
 from vmoe.config import FewShotConfig
 from vmoe.config.fewshot import PAPER_DATA
 from vmoe.config.preprocessing import Preprocessing
@@ -33,6 +34,8 @@ from vmoe.nn.vit import ViT
 FOLDER = Path(__file__).parents[1] / "golden" / "fewshot"
 RUNS = {path.stem: dict(np.load(path)) for path in sorted(FOLDER.glob("*.npz"))}
 FIELDS = dict(image_size=8, patch_size=4, depth=1, sparse_blocks=(0,), pre_logits=24, num_classes=3)
+OWN = Preprocessing(8)
+"""Of the model; nothing is cropped."""
 
 
 def stored_probes() -> list[tuple[str, str, int]]:
@@ -139,9 +142,10 @@ def model() -> ViT:
     return vmoe.create_model("vmoe_tiny_last2_e4", **FIELDS, moe=dict(capacity_factor=4.0))
 
 
-def features_and_labels(net: ViT, source: Source) -> tuple[np.ndarray, np.ndarray]:
-    """The pre-logits of images through the authors' pipeline; no token is dropped."""
-    pipeline = Preprocessing(8, resize_to=9, interpolation="tf_bilinear")
+def features_and_labels(
+    net: ViT, source: Source, pipeline: Preprocessing
+) -> tuple[np.ndarray, np.ndarray]:
+    """The pre-logits of images; no token is dropped."""
     images = [resize_and_crop(np.asarray(source[i].image), pipeline) for i in range(len(source))]
     features = pre_logits(*nnx.split(net), to_float(np.stack(images)))
     labels = np.array([source.labels_of(i)[0] for i in range(len(source))])
@@ -154,13 +158,24 @@ def pre_logits(graph: nnx.GraphDef, state: nnx.State, images: jax.Array) -> jax.
     return net.forward_head(net.forward_features(images), pre_logits=True)
 
 
-@pytest.mark.parametrize("choose", ["test", "train"])
-def test_accuracies_are_those_of_a_ridge_on_the_pre_logits(choose: str) -> None:
+PAPER = Preprocessing(8, resize_to=9, interpolation="tf_bilinear")
+
+
+@pytest.mark.parametrize(
+    ("choose", "prepared", "pipeline"), [("test", "paper", PAPER), ("train", "model", OWN)]
+)
+def test_accuracies_are_those_of_a_ridge_on_the_pre_logits(
+    choose: str, prepared: str, pipeline: Preprocessing
+) -> None:
     """Batches have padding. With this seed the two ways to choose an L2 differ clearly."""
     net, train, test = model(), *(sample(open_source("digits", x), 120) for x in ("train", "test"))
-    config = FewShotConfig(shots=(2, 5), seed=4, choose_l2=choose, batch_size=70)
-    result = fewshot(net, [prepare("digits", train, test, config)], config)
-    (features, labels), tested = (features_and_labels(net, source) for source in (train, test))
+    config = FewShotConfig(
+        shots=(2, 5), seed=4, choose_l2=choose, preprocessing=prepared, batch_size=70
+    )
+    result = fewshot(net, [prepare("digits", train, test, config)], config, OWN)
+    (features, labels), tested = (
+        features_and_labels(net, source, pipeline) for source in (train, test)
+    )
     rng = np.random.default_rng(4)
     of_class = [rng.permutation(np.flatnonzero(labels == y)) for y in range(10)]
     others = np.concatenate([each[5:10] for each in of_class])
@@ -190,7 +205,7 @@ def test_only_the_largest_number_of_shots_is_read_and_the_labels_of_others_exclu
     config = FewShotConfig(shots=(1, 4), batch_size=70)
     data = prepare("odd", train, test, config)
     assert not train.read and not test.read
-    fewshot(model(), [data], config)
+    fewshot(model(), [data], config, OWN)
     assert len(train.read) == len(set(train.read)) == 9 * 4 + 3
     assert all(len(train.labels[i]) == 1 for i in train.read)
     assert sorted(test.read) == list(range(60))
@@ -208,7 +223,7 @@ def test_one_l2_serves_all_data_sets_and_the_classes_need_not_be_those_of_the_mo
     net, config = model(), FewShotConfig(shots=(5,), batch_size=70)
     digits = prepare("a", *(recorded(x, lambda i, y: (y,)) for x in ("train", "test")), config)
     parity = prepare("b", *(recorded(x, lambda i, y: (y % 2,)) for x in ("train", "test")), config)
-    result = fewshot(net, [digits, parity], config)
+    result = fewshot(net, [digits, parity], config, OWN)
     tables = np.stack([result.by_l2[name][0] for name in ("a", "b")])
     assert result.l2 == (L2[choose_l2(tables)],)
     assert result.mean[0] == pytest.approx(tables[:, L2.index(result.l2[0])].mean())
@@ -224,10 +239,10 @@ def test_an_unreadable_image_is_left_out_and_reported_or_raised(tmp_path: Path) 
     (data,) = open_fewshot(config)
     broken = Path(data.train[0].origin)
     broken.write_bytes(broken.read_bytes()[:100])
-    fewshot(model(), [data], config, on_unreadable=reasons.append)
+    fewshot(model(), [data], config, OWN, on_unreadable=reasons.append)
     assert [str(broken) in str(reason) for reason in reasons] == [True]
     with pytest.raises(UsageError, match=broken.name):
-        fewshot(model(), [data], config)
+        fewshot(model(), [data], config, OWN)
 
 
 def test_a_data_name_may_name_both_splits() -> None:
@@ -270,23 +285,31 @@ def test_what_cannot_be_probed_is_refused() -> None:
         prepare("digits", train, unlabelled, config)
     data: FewShotData = prepare("digits", train, test, config)
     with pytest.raises(UsageError, match="every training image is a shot"):
-        fewshot(model(), [data], config)
+        fewshot(model(), [data], config, OWN)
     bad = model()
     bad.head.pre_logits.bias[...] = np.full(24, np.nan, np.float32)
     with pytest.raises(Failure, match="60 of 60 images have features that are NaN"):
-        fewshot(bad, [data], config)
+        fewshot(bad, [data], config, OWN)
 
 
-def test_the_command_prints_a_table_or_json(tiny_run: Path) -> None:
-    line = ("evaluate", "--checkpoint", tiny_run, "--fewshot", "1,5", "--data", "digits")
+def test_the_command_prints_a_table_or_json(tiny_run: Path, tmp_path: Path) -> None:
+    """Images are prepared as for the model, but for the authors' checkpoints as in the paper."""
+    options = ("--fewshot", "1,5", "--data", "digits")
+    line = ("evaluate", "--checkpoint", tiny_run, *options)
     as_json = command(*line, "digits:validation,test", "--fewshot-l2", "train", "--json")
     assert as_json.returncode == 0, as_json.stderr
     found = json.loads(as_json.stdout)
     assert (found["shots"], found["l2_chosen_on"]) == ([1, 5], "train")
     assert list(found["accuracy"]) == ["digits", "digits:validation,test"]
     assert found["mean"] == pytest.approx(np.mean(list(found["accuracy"].values()), axis=0))
-    table = command(*line)
+    assert found["preprocessing"] == "model"
+    published = write(read(tiny_run), tmp_path / "published", format="published")
+    table = command("evaluate", "--checkpoint", published, *options)
     assert table.returncode == 0, table.stderr
+    assert (
+        "images were resized to 256/224 of the model's size and cropped, as in the paper"
+        in table.stdout
+    )
     assert "few-shot accuracy" in table.stdout and "1 shot " in table.stdout
     assert "each L2 was chosen on the test images" in table.stdout
     assert "mean" not in table.stdout, "of one data set"

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from vmoe.evaluate.capacity import Search
     from vmoe.evaluate.setting_costs import Costs
     from vmoe.evaluate.setting_scores import Scores
-    from vmoe.evaluate.settings import Level, Setting
+    from vmoe.evaluate.settings import Levels, Setting
     from vmoe.factory import Loaded
 
 ROWS = 8  # most budgets of the trade-off, beside the given one
@@ -77,8 +77,7 @@ def run(argv: Sequence[str]) -> None:
     )
     costs = _costs(args, loaded, levels, sample)
     costs.check(budget)
-    blocks = len(loaded.model.config.sparse_blocks)
-    about = sum(map(len, levels)) * (1 + 3 * blocks // 2)
+    about = 2 * sum(len(level) for of_block in levels for level in of_block)
     with progress(f"searching on {sample.source.name}", about) as advance:
         scores = Scores(loaded.model, sample.batches(), levels, on_step=advance)
         search = Search(scores, costs, levels)
@@ -126,7 +125,7 @@ def _budgets(least: float, budget: float) -> list[float]:
 
 
 def _costs(
-    args: CapacityArgs, loaded: "Loaded", levels: "Sequence[Level]", sample: Sample
+    args: CapacityArgs, loaded: "Loaded", levels: "Sequence[Levels]", sample: Sample
 ) -> "Costs":
     from vmoe.evaluate.setting_costs import flops_costs, time_costs
 
@@ -223,7 +222,8 @@ def _print(report: dict[str, Any], loaded: "Loaded") -> None:
         f"{loaded.origin.path}{step}, on {report['data']}: {report['accuracy_trained']:.2%} as "
         f"trained. Accuracy within budgets of the {by}"
     )
-    columns = ("budget", "searched", "cost", "even", "cost", "k", "capacity factor", "priority")
+    setting = "even: k, capacity factor, priority"
+    columns = ("budget", "searched", "cost", "even", "cost", setting)
     print_table(columns, [_texts(row) for row in report["trade_off"]], title=title)
     columns = ("block", "k", "capacity factor", "priority")
     rows = [(str(block), *_setting(own)) for block, own in report["blocks"].items()]
@@ -237,9 +237,9 @@ def _print(report: dict[str, Any], loaded: "Loaded") -> None:
 def _texts(row: dict[str, Any]) -> tuple[str, ...]:
     searched = (f"{row['budget']:g}x", f"{row['accuracy']:.2%}", f"{row['cost']:.3f}x")
     if row["setting_even"] is None:
-        return (*searched, *("-",) * 5)
+        return (*searched, "-", "-", "-")
     even = (f"{row['accuracy_even']:.2%}", f"{row['cost_even']:.3f}x")
-    return (*searched, *even, *_setting(row["setting_even"][0]))
+    return (*searched, *even, ", ".join(_setting(row["setting_even"][0])))
 
 
 def _setting(own: Any) -> tuple[str, ...]:

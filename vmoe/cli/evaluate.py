@@ -49,6 +49,9 @@ class EvaluateArgs:
     fewshot_l2: Literal["test", "train"] = "test"
     """Images on which the probe's L2 is chosen: test, as the paper does, which is optimistic; or
     other training images."""
+    fewshot_preprocessing: Literal["model", "paper"] | None = None
+    """How the probe's images are prepared: as for the model; or as in the paper, resized to 256/224
+    of its size and cropped. If None, paper for weights of the V-MoE authors, model for others."""
     per_class: bool = False
     """Add the accuracy of each class, and the classes confused with it."""
     json: bool = False

@@ -1,11 +1,11 @@
 """``vmoe evaluate --fewshot``."""
 
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from vmoe.cli.data import data_of
 from vmoe.cli.printing import print_json, print_table, progress
-from vmoe.config import DataConfig, FewShotConfig, replace
+from vmoe.config import DataConfig, FewShotConfig
 from vmoe.errors import UsageError, one_line
 
 if TYPE_CHECKING:
@@ -13,6 +13,12 @@ if TYPE_CHECKING:
     from vmoe.evaluate.fewshot import FewShotResult
     from vmoe.factory import Loaded
 
+PREPARED = {
+    "model": "images were prepared as for the model (--fewshot-preprocessing paper for the paper's "
+    "resize and crop)",
+    "paper": "images were resized to 256/224 of the model's size and cropped, as in the paper "
+    "(--fewshot-preprocessing model to prepare them as for the model)",
+}
 L2_CHOSEN = {
     "test": "each L2 was chosen on the test images, as in the paper, so that accuracies are "
     "optimistic; --fewshot-l2 train avoids this",
@@ -29,7 +35,7 @@ def run_fewshot(args: "EvaluateArgs", loaded: "Loaded") -> None:
     """
     from vmoe.data.problems import Unreadable
     from vmoe.data.sources import skipped_messages
-    from vmoe.evaluate.fewshot import PREPROCESSING, fewshot
+    from vmoe.evaluate.fewshot import fewshot
     from vmoe.evaluate.fewshot_data import open_fewshot
 
     config = _config(args, loaded)
@@ -43,8 +49,8 @@ def run_fewshot(args: "EvaluateArgs", loaded: "Loaded") -> None:
             loaded.model,
             data,
             config,
+            loaded.preprocessing,
             image_size=args.image_size,
-            preprocessing=replace(PREPROCESSING, exif=loaded.preprocessing.exif),
             on_batch=advance,
             on_unreadable=left_out.add if reading.on_error == "replace" else None,
         )
@@ -74,8 +80,14 @@ def _config(args: "EvaluateArgs", loaded: "Loaded") -> FewShotConfig:
         shots=shots,
         seed=args.fewshot_seed,
         choose_l2=args.fewshot_l2,
+        preprocessing=args.fewshot_preprocessing or _usual_preprocessing(loaded),
         batch_size=args.batch_size,
     )
+
+
+def _usual_preprocessing(loaded: "Loaded") -> Literal["model", "paper"]:
+    """The paper's for weights of its authors, which do not say how images were prepared."""
+    return "paper" if loaded.origin.format in ("published", "npz") else "model"
 
 
 def _as_json(loaded: "Loaded", config: FewShotConfig, result: "FewShotResult") -> dict[str, Any]:
@@ -87,6 +99,7 @@ def _as_json(loaded: "Loaded", config: FewShotConfig, result: "FewShotResult") -
         "mean": result.mean,
         "l2": result.l2,
         "l2_chosen_on": config.choose_l2,
+        "preprocessing": config.preprocessing,
         "seed": config.seed,
     }
 
@@ -103,4 +116,5 @@ def _print(loaded: "Loaded", config: FewShotConfig, result: "FewShotResult") -> 
         ],
         title=f"{loaded.origin.path}{step}{average}, few-shot accuracy",
     )
+    print(PREPARED[config.preprocessing])
     print(L2_CHOSEN[config.choose_l2])

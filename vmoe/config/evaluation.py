@@ -12,6 +12,8 @@ from vmoe.errors import naming
 
 Weights = Literal["raw", "ema"]
 """Which parameters of a run: those of the last update, or their moving average."""
+FOR_TOKEN_CHOICE = ("k", "priority", "dropless")
+"""The overrides that only layers with token choice have."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,27 +71,22 @@ class RoutingOverrides(Checked):
         return trained.with_layers(self._layer)
 
     def _check_effect(self, trained: ViTConfig) -> None:
-        routers = [moe.router for moe in trained.moe_blocks.values()]
+        kinds = {type(moe.router) for moe in trained.moe_blocks.values()}
         for name, value in self._given().items():
             reason = ""
-            if not routers:
+            if not kinds:
                 reason = "no block of this model is sparse"
-            elif name in ("capacity_factor", "capacity"):
-                if any(isinstance(router, Soft) for router in routers):
-                    reason = "the slots of a soft router are parameters"
-            elif name != "images_per_group" and not any(
-                isinstance(router, TokenChoice) for router in routers
-            ):
+            elif name in FOR_TOKEN_CHOICE and TokenChoice not in kinds:
                 reason = "no router of this model is token_choice"
+            elif name in ("capacity_factor", "capacity") and Soft in kinds:
+                reason = "the slots of a soft router are parameters"
             require(not reason, f"routing.{name}={value}: {reason}, leave it out")
 
     def _layer(self, moe: MoEConfig) -> MoEConfig:
         """The config of one sparse layer; other routers ignore settings for token choice."""
-        changes = self._given()
+        token_choice, given = isinstance(moe.router, TokenChoice), self._given()
+        changes = {x: given[x] for x in given if token_choice or x not in FOR_TOKEN_CHOICE}
         router = {name: changes.pop(name) for name in ("k", "priority") if name in changes}
-        if not isinstance(moe.router, TokenChoice):
-            router = {}
-            changes.pop("dropless", None)
         if "capacity_factor" in changes or changes.get("dropless"):
             changes["capacity"] = None
         if "capacity_factor" in changes or changes.get("capacity"):

@@ -3,7 +3,8 @@
 import dataclasses
 from typing import Literal
 
-from vmoe.config.fields import Checked, require, require_count
+from vmoe.config.fields import Checked, replace, require, require_count
+from vmoe.config.preprocessing import Preprocessing
 
 PAPER_DATA = (
     "tfds:caltech_birds2011:train[:100%],test",  # Caltech-UCSD Birds 200
@@ -18,6 +19,9 @@ PAPER_DATA = (
 )
 """The nine data sets and splits of the V-MoE authors' few-shot evaluations (their
 ``configs/common_fewshot.py``), for those who have prepared them with TensorFlow Datasets."""
+
+PAPER_PREPROCESSING = Preprocessing(224, resize_to=256, interpolation="tf_bilinear")
+"""Of these evaluations, for models of 224 px."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,6 +43,9 @@ class FewShotConfig(Checked):
     """Images on which one L2 per number of shots is chosen, for all data sets together. test: the
     test images, as the paper does, so the reported accuracies are optimistic; train: other training
     images, as many of each class as the largest number of shots."""
+    preprocessing: Literal["model", "paper"] = "model"
+    """How the images are prepared. model: as for the model, so in a run as for its first evaluation
+    set; paper: resized to 256/224 of the model's size, then cropped to their centre."""
     batch_size: int = 256
 
     def __post_init__(self) -> None:
@@ -53,6 +60,12 @@ class FewShotConfig(Checked):
         for name in ("data", "shots"):
             values = getattr(self, name)
             require(len(values) == len(set(values)), f"fewshot.{name}={values}: give each once")
+
+    def prepare(self, own: Preprocessing) -> Preprocessing:
+        """How the images are prepared for a model whose own preprocessing is given."""
+        if self.preprocessing == "model":
+            return own
+        return replace(PAPER_PREPROCESSING.scaled(own.image_size), exif=own.exif)
 
     @property
     def images_per_class(self) -> int:

@@ -72,7 +72,10 @@ def _subclasses(kind: type) -> list[type]:
 
 
 def _without_version(text: str) -> str:
-    """The JSON of a run's config without its format version, which is checked."""
+    """The JSON of a run's config without its format version, which is checked.
+
+    A field that an older version did not write has the value that this version behaved by.
+    """
     try:
         fields = json.loads(text)
     except ValueError as error:
@@ -82,6 +85,9 @@ def _without_version(text: str) -> str:
             f"TrainConfig is not in format {FORMAT}, the one that this version of vmoe reads; use "
             "the version that wrote it"
         )
+    probes = fields.get("fewshot")
+    if isinstance(probes, dict) and probes.get("data"):  # they had no other way before this field
+        probes.setdefault("preprocessing", "paper")
     return json.dumps(fields)
 
 

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from vmoe.config.inference import LayerSetting
 from vmoe.evaluate.setting_costs import Costs
 from vmoe.evaluate.setting_scores import Scores
-from vmoe.evaluate.settings import Level, Option, Setting
+from vmoe.evaluate.settings import Levels, Setting
 
 SLIGHT = 1e-9  # of a cost: rounding
 
@@ -23,18 +23,21 @@ SLIGHT = 1e-9  # of a cost: rounding
 class Search:
     """Settings of a model with the least loss within budgets."""
 
-    def __init__(self, scores: Scores, costs: Costs, levels: Sequence[Level]):
+    def __init__(self, scores: Scores, costs: Costs, levels: Sequence[Levels]):
+        """Searches the levels that ``levels_of`` gives for each sparse block."""
         self._scores, self._costs, self._levels = scores, costs, levels
-        self._blocks = range(len(costs.changes))
-        self._level = {own: i for i, level in enumerate(levels) for own in level.values()}
-        self._option: dict[LayerSetting, Option] = {
-            own: option for level in levels for option, own in level.items()
-        }
+        self._blocks = range(len(levels))
+        self._level = [
+            {own: i for i, level in enumerate(of_block) for own in level.values()}
+            for of_block in levels
+        ]
         self._path: list[Setting] = []
 
     def even(self, budget: float) -> Setting | None:
         """The best setting that is the same in all blocks; None if none is within the budget."""
-        same = [(own,) * len(self._blocks) for level in self._levels for own in level.values()]
+        first, *others = self._level
+        in_all = [own for own in first if all(own in each for each in others)]
+        same = [(own,) * len(self._blocks) for own in in_all]
         within = [setting for setting in same if self._fits(setting, budget)]
         return min(within, key=self._loss, default=None)
 
@@ -58,15 +61,15 @@ class Search:
         return self._costs.of(setting) <= budget + SLIGHT
 
     def _cheapest(self) -> Setting:
-        every = [own for level in self._levels for own in level.values()]
         return tuple(
-            min(every, key=lambda own: changes[own.k, own.capacity_factor])
-            for changes in self._costs.changes
+            min(tried, key=lambda own: changes[own.k, own.capacity_factor])
+            for tried, changes in zip(self._level, self._costs.changes, strict=True)
         )
 
     def _descend(self) -> Iterator[Setting]:
         """From the most to the fewest slots, one level of one block at a time."""
-        top = [(own,) * len(self._blocks) for own in self._levels[-1].values()]
+        options = self._levels[0][-1]
+        top = [tuple(of_block[-1][each] for of_block in self._levels) for each in options]
         setting, step = min(top, key=self._loss), 0
         yield setting
         queue = [(-math.inf, block, -1, setting) for block in self._blocks]
@@ -80,10 +83,10 @@ class Search:
 
     def _lowered(self, setting: Setting, block: int) -> Setting | None:
         """One level fewer in a block, with the best k and priority; None at the lowest level."""
-        level = self._level[setting[block]]
+        level = self._level[block][setting[block]]
         if not level:
             return None
-        lower = [self._with(setting, block, own) for own in self._levels[level - 1].values()]
+        lower = [self._with(setting, block, own) for own in self._levels[block][level - 1].values()]
         return min(lower, key=self._loss)
 
     def _price(self, setting: Setting, lower: Setting) -> float:
@@ -103,7 +106,7 @@ class Search:
 
     def _neighbours(self, setting: Setting) -> Iterator[Setting]:
         for block in self._blocks:
-            for own in self._levels[self._level[setting[block]]].values():
+            for own in self._levels[block][self._level[block][setting[block]]].values():
                 if own != setting[block]:
                     yield self._with(setting, block, own)
         for block in self._blocks:
@@ -115,10 +118,11 @@ class Search:
 
     def _moved(self, setting: Setting, block: int, by: int) -> Setting | None:
         """More or fewer levels of slots in a block; None if there is no such level."""
-        level = self._level[setting[block]] + by
-        if not 0 <= level < len(self._levels):
+        own = setting[block]
+        level = self._level[block][own] + by
+        if not 0 <= level < len(self._levels[block]):
             return None
-        return self._with(setting, block, self._levels[level][self._option[setting[block]]])
+        return self._with(setting, block, self._levels[block][level][own.k, own.priority])
 
     def _with(self, setting: Setting, block: int, own: LayerSetting) -> Setting:
         return (*setting[:block], own, *setting[block + 1 :])

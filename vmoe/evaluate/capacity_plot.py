@@ -46,8 +46,7 @@ def plot_trade_off(trade_off: TradeOff, path: Path, *, cost: str, data: str) -> 
         ("searched, block by block", trade_off.searched, "#0072B2", "o-"),
         ("spent evenly over the blocks", trade_off.even, "#D55E00", "s--"),
     ):
-        x, y = zip(*points, strict=True)
-        percent = [100 * value for value in y]
+        x, percent = [cost for cost, _ in points], [100 * accuracy for _, accuracy in points]
         axes.plot(x, percent, style, color=colour, label=label, markersize=5)
     axes.plot(1.0, 100 * trade_off.trained, "k*", markersize=12, label="as trained")
     x, y = trade_off.chosen

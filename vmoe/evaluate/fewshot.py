@@ -1,11 +1,12 @@
 """Few-shot evaluation: how well a linear probe classifies by a model's features.
 
 The features are the inputs of the model's last linear layer, after the pre-logits. The protocol is
-that of the V-MoE authors (arXiv 2106.05974): ``vmoe/evaluate/probe.py`` fits the probe,
-``PREPROCESSING`` prepares the images, and for each number of shots one L2 is chosen for all data
-sets, by the mean rank of its accuracies ON THE TEST IMAGES. This makes accuracies comparable with
-the paper's, but optimistic, all the more with a single data set. ``choose_l2="train"`` chooses on
-training images that are no shots instead: most of the paper's data sets have no validation split.
+that of the V-MoE authors (arXiv 2106.05974): ``vmoe/evaluate/probe.py`` fits the probe, and for
+each number of shots one L2 is chosen for all data sets, by the mean rank of its accuracies ON THE
+TEST IMAGES. This makes accuracies comparable with the paper's, but optimistic, all the more with a
+single data set. ``choose_l2="train"`` chooses on training images that are no shots instead: most of
+the paper's data sets have no validation split. The authors prepare the images of all data sets in
+one way; by default they are prepared as for the model (``FewShotConfig.preprocessing``).
 
 Which images are drawn depends on the order of the data too, so the shots are not those of the
 paper. Under a capacity the features depend on the batch, as an evaluation does.
@@ -24,7 +25,7 @@ from jaxtyping import Array, Bool, Float, Int
 from vmoe import distributed
 from vmoe.config.fewshot import FewShotConfig
 from vmoe.config.preprocessing import Preprocessing
-from vmoe.data.pipeline import evaluation_batches, evaluation_order
+from vmoe.data.pipeline import empty_batch, evaluation_batches, evaluation_order
 from vmoe.data.reading import OnWait, print_wait
 from vmoe.data.sources import Source
 from vmoe.data.workers import IN_THREADS, Workers
@@ -33,9 +34,6 @@ from vmoe.evaluate.fewshot_data import FewShotData
 from vmoe.evaluate.probe import L2, Probe, choose_l2, fit, place_in_class
 from vmoe.nn.inputs import to_float
 from vmoe.nn.vit import ViT
-
-PREPROCESSING = Preprocessing(224, resize_to=256, interpolation="tf_bilinear")
-"""Of the authors' few-shot evaluations; scaled to the size of the model."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,9 +68,9 @@ def fewshot(
     model: ViT,
     data: Sequence[FewShotData],
     config: FewShotConfig,
+    preprocessing: Preprocessing,
     *,
     image_size: int | None = None,
-    preprocessing: Preprocessing = PREPROCESSING,
     on_batch: Callable[[], None] = lambda: None,
     on_unreadable: Callable[[str], None] | None = None,
     workers: Workers = IN_THREADS,
@@ -82,8 +80,9 @@ def fewshot(
 
     Args:
         data: as ``open_fewshot`` opens it with the same config.
-        image_size: side of the model's input in pixels, to which the preprocessing is scaled; that
-            of the model if None.
+        preprocessing: the model's own; the config says whether it is used.
+        image_size: side of the model's input in pixels, to which the preprocessing is scaled; its
+            own size if None.
         on_batch: called before each batch and each fit; an exception that it raises ends the probe.
         on_unreadable: called with the reason for each image that is left out because it cannot be
             read; if None, the reason is raised.
@@ -94,11 +93,11 @@ def fewshot(
             read, or none is left on which to choose the L2.
         Failure: a feature is NaN or infinite.
     """
-    size = model.config.image_size if image_size is None else image_size
+    size = preprocessing.image_size if image_size is None else image_size
     read = functools.partial(
         _read,
         model,
-        preprocessing=preprocessing.scaled(size),
+        preprocessing=config.prepare(preprocessing.scaled(size)),
         batch_size=config.batch_size,
         on_batch=on_batch,
         on_unreadable=on_unreadable,
@@ -184,18 +183,19 @@ def _read(
     return images
 
 
-def check_fewshot(model: ViT, config: FewShotConfig) -> None:
+def check_fewshot(model: ViT, config: FewShotConfig, preprocessing: Preprocessing) -> None:
     """Traces the program of ``fewshot``, which then need not trace it. Allocates no array.
 
     Args:
         model: its parameters may be ``jax.ShapeDtypeStruct``.
+        preprocessing: the model's own.
 
     Raises:
         UsageError: the capacity leaves no slot.
     """
-    b, side = model.placement.round_up(config.batch_size), model.config.image_size
-    images = jax.ShapeDtypeStruct((b, side, side, 3), np.uint8)
-    jax.eval_shape(_features, *nnx.split(model), images, jax.ShapeDtypeStruct((b,), bool))
+    b = model.placement.round_up(config.batch_size)
+    batch = empty_batch(b, 1, config.prepare(preprocessing))
+    jax.eval_shape(_features, *nnx.split(model), batch.images, batch.valid)
 
 
 @functools.partial(jax.jit, static_argnums=0)

@@ -7,7 +7,6 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float
@@ -16,7 +15,7 @@ from vmoe import models
 from vmoe.config import MoEConfig, TokenChoice, ViTConfig, replace
 from vmoe.costs.flops import flops_to_logits, sparse_layer_flops
 from vmoe.errors import UsageError
-from vmoe.evaluate.settings import PRIORITIES, Level, Setting, with_setting
+from vmoe.evaluate.settings import PRIORITIES, Levels, Setting, with_setting
 from vmoe.nn.patches import num_tokens
 from vmoe.nn.vit import ViT
 from vmoe.routing import slots_and_factor
@@ -56,7 +55,7 @@ class Costs(NamedTuple):
             )
 
 
-def flops_costs(config: ViTConfig, levels: Sequence[Level]) -> Costs:
+def flops_costs(config: ViTConfig, levels: Sequence[Levels]) -> Costs:
     """FLOPs that the logits depend on, in full groups of images; exact, from shapes."""
     whole = flops_to_logits(config)
 
@@ -70,16 +69,17 @@ def flops_costs(config: ViTConfig, levels: Sequence[Level]) -> Costs:
             moe = replace(moe, capacity=slots, capacity_factor=1.0, router=TokenChoice(k=1))
         return flops(moe, class_token_only)
 
-    def changes(block: int, moe: MoEConfig) -> dict[tuple[int, float], float]:
+    def changes(block: int, moe: MoEConfig, tried: Levels) -> dict[tuple[int, float], float]:
         only = _reads_class_tokens_only(config, block)
         return {
             (setting.k, setting.capacity_factor): (of(setting.apply(moe), only) - of(moe, only))
             / whole
-            for level in levels
+            for level in tried
             for setting in level.values()
         }
 
-    return Costs(tuple(changes(block, moe) for block, moe in config.moe_blocks.items()))
+    blocks = zip(config.moe_blocks.items(), levels, strict=True)
+    return Costs(tuple(changes(block, moe, tried) for (block, moe), tried in blocks))
 
 
 def _reads_class_tokens_only(config: ViTConfig, block: int) -> bool:
@@ -89,7 +89,7 @@ def _reads_class_tokens_only(config: ViTConfig, block: int) -> bool:
 
 def time_costs(
     model: ViT,
-    levels: Sequence[Level],
+    levels: Sequence[Levels],
     images: Float[np.ndarray, "b h w 3"],
     *,
     on_step: Callable[[], None] = lambda: None,
@@ -102,7 +102,9 @@ def time_costs(
         images: a batch.
         on_step: called after each block.
     """
-    config, valid = model.config, jnp.ones(len(images), bool)
+    config = model.config
+    images, valid = jax.device_put((images, np.ones(len(images), bool)))  # else each run uploads
+    tried = dict(zip(config.sparse_blocks, levels, strict=True))
     (whole,) = least_seconds([functools.partial(_forward, *nnx.split(model), images)])
     tokens, changes = model.embed(images), []
     for i, block in enumerate(model.blocks):
@@ -110,7 +112,7 @@ def time_costs(
             only = _reads_class_tokens_only(config, i)
             layers = {
                 (own.k, own.capacity_factor): own.apply(moe)
-                for level in levels
+                for level in tried[i]
                 for (_, priority), own in level.items()
                 if priority == PRIORITIES[1]  # the order of the tokens takes hardly any time
             }
@@ -177,6 +179,7 @@ def _block(
 def time_ratio(model: ViT, setting: Setting, images: Float[np.ndarray, "b h w 3"]) -> float:
     """The time of the whole model with a setting, over that of the model as trained."""
     changed = models.with_params(with_setting(model.config, setting), models.params_of(model))
+    images = jax.device_put(images)
     runs = [functools.partial(_forward, *nnx.split(each), images) for each in (model, changed)]
     trained, own = least_seconds(runs)
     return own / trained

@@ -17,7 +17,7 @@ from vmoe.axes import Images
 from vmoe.config import MoEConfig, ViTConfig, replace
 from vmoe.config.fields import require
 from vmoe.config.inference import LayerSetting
-from vmoe.evaluate.settings import Level, Setting
+from vmoe.evaluate.settings import Levels, Setting
 from vmoe.nn.inputs import has_label, is_label
 from vmoe.nn.patches import num_tokens
 from vmoe.nn.vit import ViT
@@ -53,7 +53,7 @@ class Scores:
         self,
         model: ViT,
         batches: Iterable[tuple[np.ndarray, np.ndarray, np.ndarray]],
-        levels: Sequence[Level],
+        levels: Sequence[Levels],
         *,
         on_step: Callable[[], None] = lambda: None,
     ):
@@ -101,15 +101,17 @@ class Scores:
         return self._known[setting]
 
 
-def _slots(config: ViTConfig, levels: Sequence[Level], b: int) -> list[dict[LayerSetting, int]]:
+def _slots(config: ViTConfig, levels: Sequence[Levels], b: int) -> list[dict[LayerSetting, int]]:
     """By sparse block: slots of an expert in the groups that a batch of b images forms."""
 
     def slots(moe: MoEConfig) -> int:
         _, images = group_sizes(b, moe.images_per_group)
         return slots_and_factor(moe, images * num_tokens(config))[0]
 
-    every = [own for level in levels for own in level.values()]
-    return [{own: slots(own.apply(moe)) for own in every} for moe in config.moe_blocks.values()]
+    return [
+        {own: slots(own.apply(moe)) for level in tried for own in level.values()}
+        for moe, tried in zip(config.moe_blocks.values(), levels, strict=True)
+    ]
 
 
 def _widest(model: ViT, slots: Sequence[Mapping[LayerSetting, int]]) -> ViT:

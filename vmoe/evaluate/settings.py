@@ -4,7 +4,7 @@ A setting of a model is a tuple with a ``LayerSetting`` for each of its sparse b
 """
 
 import itertools
-import math
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -21,8 +21,8 @@ PRIORITIES: tuple[Priority, ...] = ("order", "largest_gate", "sum_of_gates")
 Setting = tuple[LayerSetting, ...]
 Option = tuple[int, Priority]
 """k and the priority: what can change without changing the number of slots."""
-Level = dict[Option, LayerSetting]
-"""The settings of a layer with the same number of slots."""
+Levels = tuple[dict[Option, LayerSetting], ...]
+"""The settings of a layer that are tried: a dict for each number of slots, ascending."""
 
 
 def check_layers(config: ViTConfig) -> None:
@@ -37,53 +37,61 @@ def check_layers(config: ViTConfig) -> None:
             )
 
 
-def levels_of(config: ViTConfig) -> tuple[Level, ...]:
-    """The settings of a layer that are tried, by number of slots, ascending.
+def levels_of(config: ViTConfig) -> tuple[Levels, ...]:
+    """For each sparse block, the settings that are tried.
 
-    Slots up to those as trained (those of capacity factor 1 if it is dropless); k from 1 to one
-    more than as trained; no random priority. Layers that differ share them: their numbers of slots
-    are in the same proportion to tokens and experts.
+    Slots up to those as trained (those of capacity factor 1 if it is dropless), rounded up to a
+    number that a capacity factor gives; k from 1 to one more than as trained in any block; no
+    random priority.
 
     Raises:
         UsageError: the capacity leaves no slot.
     """
     layers = set(config.moe_blocks.values())
-    ratios = {ratio: moe for moe in layers for ratio in _slot_ratios(moe, num_tokens(config))}
     largest_k = min(
         max(moe.router.experts_per_token for moe in layers) + 1,
         min(moe.num_experts for moe in layers),
     )
+    options = [
+        (k, priority)
+        for k in range(1, largest_k + 1)
+        for priority in PRIORITIES[: 3 if k > 1 else 2]  # with one gate both scores are equal
+    ]
+    levels = {moe: _levels(moe, num_tokens(config), options) for moe in layers}
+    return tuple(levels[moe] for moe in config.moe_blocks.values())
+
+
+def _levels(moe: MoEConfig, n: int, options: Sequence[Option]) -> Levels:
+    s = moe.images_per_group * n
     return tuple(
         {
-            (k, priority): LayerSetting(k, _factor(moe, num_tokens(config), k, ratio), priority)
-            for k in range(1, largest_k + 1)
-            for priority in PRIORITIES[: 3 if k > 1 else 2]  # with one gate both scores are equal
+            (k, priority): LayerSetting(k, _factor(moe, s, k, slots), priority)
+            for k, priority in options
         }
-        for ratio, moe in sorted(ratios.items(), key=lambda item: item[0])
+        for slots in _numbers_of_slots(moe, s)
     )
 
 
-def _slot_ratios(moe: MoEConfig, n: int) -> set[float]:
-    """Slots of all experts per token, e * c / s, for some c."""
-    s, e = moe.images_per_group * n, moe.num_experts
+def _numbers_of_slots(moe: MoEConfig, s: int) -> list[int]:
+    """Evenly spaced ones of the numbers that a capacity factor gives."""
     if moe.dropless:
         moe = replace(moe, dropless=False, capacity_factor=1.0)
-    most = slots_and_factor(moe, s)[0]
-    step = 1 if moe.capacity else moe.capacity_multiple
-    every = sorted({*range(step, most, step), most})
+    most, step = slots_and_factor(moe, s)[0], moe.capacity_multiple
+    every = [min(slots, s) for slots in range(step, most + step, step)]
     chosen = np.linspace(0, len(every) - 1, min(LEVELS, len(every))).round().astype(int)
-    return {every[i] * e / s for i in chosen}
+    return [every[i] for i in chosen]
 
 
-def _factor(moe: MoEConfig, n: int, k: int, ratio: float) -> float:
+def _factor(moe: MoEConfig, s: int, k: int, slots: int) -> float:
     """The capacity factor with the fewest digits that gives the number of slots."""
-    s = moe.images_per_group * n
-    slots = round(ratio * s / moe.num_experts)
     for digits in itertools.count(1):
-        factor = math.floor(ratio / k * 10**digits) / 10**digits
-        setting = LayerSetting(k, factor, "order") if factor else None
-        if setting and slots_and_factor(setting.apply(moe), s)[0] >= slots:
-            return factor
+        largest = slots * moe.num_experts * 10**digits // (s * k)
+        for multiple in (largest, largest - 1):  # float error may add a slot to the largest
+            factor = multiple / 10**digits
+            if factor > 0:
+                setting = LayerSetting(k, factor, "order")
+                if slots_and_factor(setting.apply(moe), s)[0] == slots:
+                    return factor
     raise AssertionError
 
 

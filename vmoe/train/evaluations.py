@@ -4,9 +4,8 @@ import contextlib
 from collections.abc import Iterator
 
 from vmoe import distributed, models
-from vmoe.config import replace
 from vmoe.evaluate import NamedEvaluation, evaluate
-from vmoe.evaluate.fewshot import PREPROCESSING, fewshot
+from vmoe.evaluate.fewshot import fewshot
 from vmoe.train.batches import (
     Interrupted,
     check_signals,
@@ -82,14 +81,13 @@ def probe(run: Run, state: State, step: int, status: StepStatus) -> None:
         return
     weights, params = ("raw", state.params) if state.ema is None else ("ema", state.ema)
     model = models.with_params(run.config.model, params, placement=run.placement)
-    data = run.config.data
     try:
         with run.report.pause_timer("few-shot probes"):
             result = fewshot(
                 model,
                 run.fewshot,
                 run.config.fewshot,
-                preprocessing=replace(PREPROCESSING, exif=data.preprocessing.exif),
+                run.config.preprocessing,
                 on_batch=lambda: check_signals(run),
                 on_unreadable=on_unreadable(run),
                 workers=run.workers,

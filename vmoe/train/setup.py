@@ -223,7 +223,7 @@ def _check(
         _check_evaluation(each, data, config, placement, params)
     if fewshot:
         model = models.with_params(config.model, params, placement=placement)
-        check_fewshot(model, config.fewshot)
+        check_fewshot(model, config.fewshot, config.preprocessing)
     check_shared_memory(config.data.num_workers, _largest_batch(config) // shards)
     return checked
 
@@ -276,5 +276,6 @@ def _largest_batch(config: TrainConfig) -> int:
     for each in config.evaluations:
         batches.append((each.batch_size, each.prepare(config.data, config.model)))
     if config.fewshot.data:
+        own = config.fewshot.prepare(config.preprocessing)
         batches.append((config.fewshot.batch_size, own))
     return max(empty_batch(1, 1, own).images.nbytes * size for size, own in batches)
