@@ -160,8 +160,9 @@ def write_predictions(path: Path, source: Source, evaluation: Evaluation) -> Non
                 int(correct) if known else "",
             )
         )
+    encoded = text.getvalue().encode(errors="backslashreplace")  # names of files can be any bytes
     try:
-        replace_text(path, text.getvalue())
+        replace_text(path, encoded.decode())
     except OSError as error:
         raise Failure(f"{path}: {error.strerror}") from None
 
