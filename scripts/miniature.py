@@ -11,7 +11,8 @@ vendors. No training, probe or choice has seen an emoji of the test split, of ei
 recipes say what was tried.
 
 The figures of a model and seed are one committed JSON file, configs/miniature/MODEL-SEED.json; one
-that has it is neither trained nor measured again. The script can be stopped at any time and started
+that has it is neither trained nor measured again. A file of an earlier version, which does not say
+in which order images were evaluated, is replaced. The script can be stopped at any time and started
 again: training resumes.
 """
 
@@ -36,6 +37,7 @@ from reproduction.rows import (
 
 from vmoe.config import TrainConfig, load, replace, to_json
 from vmoe.costs.flops import cost
+from vmoe.data.pipeline import ORDER
 from vmoe.workdir.layout import replace_text
 
 MODELS = {"sparse": "V-MoE", "dense": "dense twin"}
@@ -78,7 +80,7 @@ class Miniature(Experiments):
         """
         parts = ("pretrain", "finetune")
         pretrain, finetune = (train_config(part, model, self.data, self.steps) for part in parts)
-        settings = {"steps": [pretrain.steps, finetune.steps]}
+        settings = {"steps": [pretrain.steps, finetune.steps], "order": ORDER}
 
         def run() -> Result:
             pretrained, finetuned = (self.workdir / f"{part}-{model}-{seed}" for part in parts)
@@ -99,7 +101,7 @@ class Miniature(Experiments):
                 "figures": figures,
             }
 
-        row = self.once(f"{model}-{seed}", run)
+        row = self.once(f"{model}-{seed}", run, needs="order")
         check_row(row, settings, self.results / f"{model}-{seed}.json")
         return row
 

@@ -26,6 +26,7 @@ from reproduction.variants import SEEDS, STEPS, VARIANTS, train_config
 
 from vmoe.config import to_json
 from vmoe.costs.flops import cost
+from vmoe.data.pipeline import ORDER
 from vmoe.workdir.layout import replace_text
 
 MEASURE = ROOT / "scripts" / "reproduction" / "measure.py"
@@ -45,7 +46,7 @@ class Reproduction(Experiments):
             SystemExit: the row was made with other settings.
         """
         config = train_config(name, self.steps, self.data)
-        settings = {"steps": config.steps, "images": self.images}
+        settings = {"steps": config.steps, "images": self.images, "order": ORDER}
 
         def run() -> Result:
             workdir, recipe = self.workdir / f"{name}-{seed}", self.workdir / f"{name}.json"

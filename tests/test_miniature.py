@@ -8,6 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from vmoe.data.pipeline import ORDER
+
 ROOT = Path(__file__).parents[1]
 SCRIPT = ROOT / "scripts" / "miniature.py"
 SHOTS = (1, 5, 10, 25)
@@ -24,7 +26,12 @@ def write_row(folder: Path, model: str, seed: int, value: float) -> None:
     figures = {f"probe.{shots}.{vendor}": value for shots in SHOTS for vendor in VENDORS}
     figures |= {"words": value, "finetuned.google": value + 0.1, "finetuned.twitter": value}
     row = {"model": model, "seed": seed, "steps": [4, 4], "flops_per_image": [9e6, 36.125e6]}
-    row |= {"versions": {"jax": "0.1"}, "figures": figures, "seconds": None if seed else 90}
+    row |= {
+        "order": ORDER,
+        "versions": {"jax": "0.1"},
+        "figures": figures,
+        "seconds": None if seed else 90,
+    }
     (folder / f"{model}-{seed}.json").write_text(json.dumps(row))
 
 
