@@ -67,11 +67,11 @@ def errors(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[tuple[str,
     outputs = [process.communicate() for process in run]
     assert not any(process.returncode for process in run), outputs
     yield list(zip(*(stdout.splitlines()[-len(CASES) :] for stdout, _ in outputs), strict=True))
-    assert not (folder / "run").exists()
+    assert not (folder / "run").exists() and not (folder / "host1" / "here").exists()
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_processes_that_differ_all_say_how_before_anything_is_written(
+def test_processes_that_differ_all_say_how_before_a_run_folder_is_written(
     errors: list[tuple[str, str]], case: str
 ) -> None:
     first, other = errors[list(CASES).index(case)]
@@ -87,17 +87,21 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def start_two(recipe: Path, *workdirs: Path, words: tuple[str, ...] = ()) -> list[Process]:
-    """Starts the command in two processes of two devices each, with one workdir or one each."""
+def start_two(
+    recipe: Path, workdir: Path, *, words: tuple[str, ...] = (), devices: tuple[int, int] = (2, 2)
+) -> list[Process]:
+    """Starts the command in two processes, with two devices each or as many as given."""
     shared = {
         "JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{free_port()}",
         "JAX_NUM_PROCESSES": "2",
-        "JAX_NUM_CPU_DEVICES": "2",
     }
-    line = ("train", "--config", recipe, "--distributed", *words, "--workdir")
+    line = ("train", "--config", recipe, "--distributed", *words, "--workdir", workdir)
     return [
-        start(*line, workdirs[i % len(workdirs)], environment=shared | {"JAX_PROCESS_ID": str(i)})
-        for i in range(2)
+        start(
+            *line,
+            environment=shared | {"JAX_PROCESS_ID": str(i), "JAX_NUM_CPU_DEVICES": str(count)},
+        )
+        for i, count in enumerate(devices)
     ]
 
 
@@ -196,14 +200,10 @@ def test_all_processes_agree_on_a_corrupt_checkpoint_and_on_another_config(
         assert "Traceback" not in result.stderr
 
 
-def test_a_run_folder_that_only_one_process_sees_is_refused(recipe: Path, tmp_path: Path) -> None:
-    first, other = end(start_two(recipe, tmp_path / "here", tmp_path / "there"))
-    for result in (first, other):
-        assert (
-            result.returncode == 2
-            and "does not see what the primary process wrote" in result.stderr
-        )
-    assert not (tmp_path / "there").exists()
+def test_different_numbers_of_devices_are_refused(recipe: Path, tmp_path: Path) -> None:
+    message = "vmoe: distributed: the processes have [1, 2] devices: give each the same number\n"
+    for result in end(start_two(recipe, tmp_path / "run", devices=(1, 2))):
+        assert result.returncode == 2 and result.stderr.endswith(message)
 
 
 @pytest.mark.slow

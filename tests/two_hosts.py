@@ -25,11 +25,13 @@ class Case(NamedTuple):
         message: the first words of the error that both raise.
         config: changes of the config; one for both processes, or one for each.
         options: further arguments of ``train``.
+        workdirs: the run folders, relative to the folder of the host.
     """
 
     message: str
     config: tuple[dict[str, Any], ...] = ({},)
     options: tuple[dict[str, Any], ...] = ({},)
+    workdirs: tuple[str, ...] = ("../run",)
 
 
 CASES = {
@@ -65,6 +67,10 @@ CASES = {
         "process 1: folder:photos:train has 2 classes, model.num_classes=1: raise it",
         ({}, dict(model=dict(num_classes=1))),
     ),
+    "run folder": Case(
+        "workdir here: process 1 does not see what the primary process wrote there; use a folder",
+        workdirs=("here",),
+    ),
 }
 
 
@@ -95,11 +101,12 @@ def main() -> None:
         model=dict(depth=1, sparse_blocks=(), num_classes=2),
     )
     for case in CASES.values():
-        config, options = (
-            each[0 if distributed.is_primary() else -1] for each in (case.config, case.options)
+        config, options, workdir = (
+            each[0 if distributed.is_primary() else -1]
+            for each in (case.config, case.options, case.workdirs)
         )
         try:
-            train(replace(tiny, **config), "../run", **options)
+            train(replace(tiny, **config), workdir, **options)
         except VmoeError as error:
             print(json.dumps([error.status, str(error)]))
 

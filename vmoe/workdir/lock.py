@@ -6,8 +6,6 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-import jax
-
 from vmoe import distributed
 from vmoe.errors import UsageError
 
@@ -32,7 +30,7 @@ def lock_workdir(workdir: Path) -> Iterator[None]:
                 stack.enter_context(_lock(workdir))
 
         distributed.raise_together(lock)
-        distributed.raise_together(lambda: _check_shared(workdir))
+        _check_shared(workdir)
         yield
 
 
@@ -64,9 +62,13 @@ def _lock(workdir: Path) -> Iterator[None]:
 def _check_shared(workdir: Path) -> None:
     """Checks that all processes see the same folder; else each would resume from its own files."""
     path = workdir / LOCK
-    content = path.read_text() if path.exists() else "nothing"
-    if distributed.first_message(content) != content:
-        raise UsageError(
-            f"workdir {workdir}: process {jax.process_index()} does not see what the primary "
-            "process wrote there; use a folder that all processes share"
-        )
+    content = distributed.raise_together(lambda: path.read_text() if path.exists() else "")
+    first, *others = distributed.gather(content)
+    for i, other in enumerate(others, start=1):
+        if other != first:
+            raise distributed.synchronized(
+                UsageError(
+                    f"workdir {workdir}: process {i} does not see what the primary process wrote "
+                    "there; use a folder that all processes share"
+                )
+            )
