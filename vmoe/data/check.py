@@ -19,7 +19,7 @@ from PIL import Image
 from vmoe.config.data import Check
 from vmoe.data.decode import PNG, ImageFile, decode, has_16_bits
 from vmoe.data.progress import progress
-from vmoe.errors import UsageError
+from vmoe.errors import UsageError, parse_json
 from vmoe.workdir.layout import replace_text
 
 TAIL = 4096  # bytes read at the end of a file, where its end marker has to be
@@ -132,7 +132,7 @@ def _ends(tail: bytes, marker: bytes) -> bool | None:
 
 def _read_record(path: Path) -> dict[str, Any]:
     try:
-        known = json.loads(path.read_text())
+        known = parse_json(path.read_text())
     except (OSError, ValueError):
         return {}
     return known if isinstance(known, dict) and isinstance(known.get("unreadable"), dict) else {}
