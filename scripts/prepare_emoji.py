@@ -26,11 +26,9 @@ import csv
 import hashlib
 import json
 import re
-import shutil
 import subprocess
 import sys
 import tarfile
-import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -38,6 +36,7 @@ from typing import NamedTuple
 from PIL import Image
 
 from vmoe.data.decode import open_image
+from vmoe.signals import exit_at_once, temporary_folder
 
 VENDORS = ("google", "twitter")
 VERSION = "16.0.0"
@@ -210,6 +209,7 @@ def write_list(file: Path, label: str, rows: Iterable[Sequence[str]]) -> None:
 
 
 def main() -> None:
+    exit_at_once()
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("destination", type=Path, help="a new folder")
     for vendor in VENDORS:
@@ -221,18 +221,14 @@ def main() -> None:
         parser.error(f"{destination}: exists already")
     destination.parent.mkdir(parents=True, exist_ok=True)
     # Written beside and renamed, so that a data set is never half written.
-    unfinished = Path(tempfile.mkdtemp(prefix=f".{destination.name}-", dir=destination.parent))
-    try:
-        with tempfile.TemporaryDirectory() as folder:
-            given = {vendor: getattr(options, vendor) for vendor in VENDORS}
-            packages = {
-                vendor: package or download(vendor, Path(folder))
-                for vendor, package in given.items()
-            }
-            counts = prepare(packages, unfinished / "data", skin_tones=options.skin_tones)
+    beside = temporary_folder(prefix=f".{destination.name}-", dir=destination.parent)
+    with beside as unfinished, temporary_folder() as folder:
+        given = {vendor: getattr(options, vendor) for vendor in VENDORS}
+        packages = {
+            vendor: package or download(vendor, folder) for vendor, package in given.items()
+        }
+        counts = prepare(packages, unfinished / "data", skin_tones=options.skin_tones)
         (unfinished / "data").rename(destination)
-    finally:
-        shutil.rmtree(unfinished)
     print(f"{destination}: {', '.join(f'{n:,} {split}' for split, n in counts.items())} images")
 
 

@@ -17,6 +17,11 @@ same command resumes after it was stopped.
 import argparse
 from pathlib import Path
 
+from vmoe import signals
+
+if __name__ == "__main__":
+    signals.exit_at_once()  # before the imports, which take seconds
+
 import numpy as np
 import tensorflow_datasets as tfds
 from preparation.array_record import Split, check_name, is_complete, write

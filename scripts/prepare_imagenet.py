@@ -34,6 +34,11 @@ import argparse
 import json
 from pathlib import Path
 
+from vmoe import signals
+
+if __name__ == "__main__":
+    signals.exit_at_once()  # before the imports, which take seconds
+
 import tensorflow_datasets as tfds
 from preparation.archives import Archive, Classes, find_training, find_validation, read_devkit
 from preparation.array_record import Split, is_complete, write

@@ -80,7 +80,9 @@ class Upcycling(Experiments):
         """Accuracies, parameters and FLOPs before and after."""
         source = self.workdir / f"sparse-{seed}"
         pruned = self.workdir / f"pruned-{rule}-{kept}-{seed}"
-        options = ["--rule", rule, "--num-experts", kept, "--seed", seed]
+        options = ["--rule", rule, "--num-experts", kept]
+        if rule == "random":
+            options += ["--seed", seed]
         if rule == "router_norm":
             options += ["--before", self.untrained(seed)]
         if kept == 1:

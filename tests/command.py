@@ -37,6 +37,7 @@ class Process:
         environment: Mapping[str, str],
         max_file_size: int | None,
         log: Path | None,
+        output: int | None,
     ):
         self.returncode: int | None = None
         self._files = contextlib.ExitStack()
@@ -54,7 +55,8 @@ class Process:
             "max_file_size": max_file_size,
         }
         with open(os.devnull) as stdin:
-            streams = (stdin.fileno(), self._stdout.fileno(), self._stderr.fileno())
+            files = (self._stdout.fileno(), self._stderr.fileno())
+            streams = (stdin.fileno(), *(files if output is None else (output, output)))
             socket.send_fds(_server(), [json.dumps(request).encode()], [*streams, write_report])
         os.close(write_report)
         self.pid = self._read_report()
@@ -122,6 +124,7 @@ def start(
     environment: Mapping[str, str] | None = None,
     max_file_size: int | None = None,
     log: Path | None = None,
+    output: int | None = None,
 ) -> Process:
     """Starts the command.
 
@@ -129,8 +132,14 @@ def start(
         environment: variables to add to those of the test process.
         max_file_size: the size in bytes of the largest file that the process may write.
         log: the file to which its stderr is appended; a temporary one by default.
+        output: a descriptor that the process gets as its stdout and stderr; this one is closed.
     """
-    return Process(list(map(str, arguments)), cwd, _environment(environment), max_file_size, log)
+    environment = _environment(environment)
+    try:
+        return Process(list(map(str, arguments)), cwd, environment, max_file_size, log, output)
+    finally:
+        if output is not None:
+            os.close(output)
 
 
 def vmoe(

@@ -90,9 +90,9 @@ def _enter(request: dict[str, Any], streams: list[int]) -> None:
     os.environ.clear()
     os.environ.update(request["environment"])
     _configure_jax(changed)
-    if encoding := os.environ.get("PYTHONIOENCODING"):
-        for text in (sys.stdout, sys.stderr):
-            text.reconfigure(encoding=encoding)
+    encoding = os.environ.get("PYTHONIOENCODING")
+    sys.stdout = open(1, "w", encoding=encoding, closefd=False)  # noqa: SIM115 (as at the start)
+    sys.stderr = open(2, "w", 1, encoding=encoding, closefd=False)  # noqa: SIM115
     if (size := request["max_file_size"]) is not None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
 

@@ -30,6 +30,20 @@ def test_the_use_of_experts_is_shown_by_block_and_every_decision_exported(tmp_pa
     assert load_file(file)["experts"].shape == (60 * 16, 3, 2)
 
 
+@pytest.mark.parametrize("option", ["--export", "--out"])
+def test_on_a_full_disk_the_file_is_named_the_figures_are_printed_and_nothing_is_left(
+    option: str, tiny_run: Path, tmp_path: Path
+) -> None:
+    few = ("--images", "16", "--batch-size", "16", "--no-removals", "--page-images", "4")
+    few = few[:4] if option == "--export" else few
+    model = ("--checkpoint", tiny_run, "--data", "digits", *few)
+    result = vmoe("routing", *model, option, tmp_path / "file.html", max_file_size=10_000)
+    assert result.returncode == 1, result.stderr
+    assert result.stderr.splitlines()[-1] == f"vmoe: {tmp_path / 'file.html'}: File too large"
+    assert "digits:test, 16 of " in result.stdout
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.slow
 def test_the_figures_of_a_model_are_written_as_png_files(tmp_path: Path, tiny_run: Path) -> None:
     folder = tmp_path / "plots"
@@ -185,9 +199,12 @@ def test_mates_are_attacked_at_every_capacity_and_priority(tiny_run: Path) -> No
             ("--checkpoint", "vit_fashion_mnist"),
             "vit_fashion_mnist: no block of this model is sparse, so no image depends on its batch",
         ),
-        (("--path", "routers"), "path=routers has no effect with --target mates: leave it out"),
+        (("--path", "routers"), "--path routers has no effect with --target mates: leave it out"),
         (("--routing.dropless", "True"), "routing.dropless=True with --target mates: use --mates."),
-        (("--target", "images", "--mates.draws", "3"), "options --mates.* are for --target mates"),
+        (
+            ("--target", "images", "--mates.draws", "3"),
+            "--mates.* has no effect without --target mates",
+        ),
     ],
 )
 def test_what_does_not_fit_an_attack_by_mates_is_refused(

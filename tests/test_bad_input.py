@@ -5,7 +5,9 @@ In the cases ``{run}`` is a trained run, ``{tiny}`` its config file; they run in
 
 import json
 import os
+import re
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +15,17 @@ import pytest
 from PIL import Image
 
 from tests.command import TINY, interpreter, vmoe
+from vmoe.checkpoints.restore import read_metrics
 from vmoe.data.sources import SPLITS, open_source
-from vmoe.workdir.layout import steps_of
+from vmoe.errors import VmoeError
+from vmoe.workdir.inference import read_inference
+from vmoe.workdir.layout import (
+    read_class_names,
+    read_config,
+    read_environment,
+    read_init,
+    steps_of,
+)
 
 RECIPE = "from vmoe.config import *\nconfig = replace(TrainConfig(), {})\n"
 TRAIN = ["train", "--workdir", "new", "--config"]
@@ -347,7 +358,39 @@ CASES: dict[str, tuple[list[str], str]] = {
     "several data sets": ([*EVALUATE, "--data", "digits", "emoji_sample"], "several need fewshot"),
     "shots": ([*EVALUATE, "--fewshot", "1,x"], "fewshot=1,x: give numbers of images per class"),
     "no shots": ([*EVALUATE, "--fewshot", "0"], "fewshot.shots=(0,): give at least one number"),
-    "classes of a probe": ([*EVALUATE, "--fewshot", "1", "--per-class"], "per_class has no effect"),
+    # options without an effect
+    "classes of a probe": (
+        [*EVALUATE, "--fewshot", "1", "--per-class"],
+        "vmoe: --per-class has no effect with --fewshot: leave it out",
+    ),
+    "seed of no probe": (
+        [*EVALUATE, "--fewshot-seed", "7"],
+        "vmoe: --fewshot-seed 7 has no effect without --fewshot: give both or neither",
+    ),
+    "new head of no other model": (
+        [*TINY_TRAIN, "--init-new-head"],
+        "vmoe: --init-new-head has no effect without --init",
+    ),
+    "rewinds of a run that stops": (
+        [*TINY_TRAIN, "--max-rewinds", "7"],
+        "vmoe: --max-rewinds 7 has no effect without --on-nan rewind",
+    ),
+    "removals without a page": (
+        ["routing", "--checkpoint", "{run}", "--no-removals"],
+        "vmoe: --no-removals has no effect without --out",
+    ),
+    "shards of a folder": (
+        ["convert", "{run}", "new", "--shards", "2"],
+        "vmoe: --shards 2 has no effect without --format published",
+    ),
+    "groups of a program": (
+        ["convert", "{run}", "new", "--format", "jax", "--routing.images-per-group", "2"],
+        "vmoe: --routing.images-per-group 2 has no effect with --format jax: leave it out",
+    ),
+    "seed of a rule": (
+        ["prune", "{run}", "new", "--num_experts", "2", "--seed", "5"],
+        "vmoe: --seed 5 has no effect without --rule random",
+    ),
     "csv is a folder": ([*EVALUATE, "--csv", "photos"], "vmoe: photos: Is a directory"),
     "no image": ([*PREDICT, "gone.png"], "gone.png: no such file or folder"),
     "not an image": ([*PREDICT, "no.png"], "no.png: not an image"),
@@ -370,6 +413,36 @@ def test_wrong_input_prints_one_clear_line_and_writes_nothing(
     assert message in result.stderr
     assert not result.stdout
     assert [sorted(folder.rglob("*")) for folder in (files, tiny_run)] == before
+
+
+def test_a_wrong_option_is_one_line_of_words_where_boxes_cannot_be_printed() -> None:
+    arguments = ("train", "--config", TINY, "--workdir", "new", "--steps", "many")
+    result = vmoe(*arguments, environment={"PYTHONIOENCODING": "ascii"})
+    assert result.returncode == 2 and result.stderr.count("\n") == 1
+    assert result.stderr.startswith("vmoe: Error parsing --steps: ")
+    assert "---" not in result.stderr and "helptext" not in result.stderr
+
+
+READERS: dict[str, Callable[[Path], object]] = {
+    "config.json": read_config,
+    "classes.json": read_class_names,
+    "environment.json": read_environment,
+    "init.json": read_init,
+    "inference.json": lambda workdir: read_inference(workdir / "inference.json"),
+    "checkpoints/metrics.json": read_metrics,
+}
+
+
+@pytest.mark.parametrize("name", READERS)
+@pytest.mark.parametrize("content", ["[" * 200_000, "null", None], ids=["deep", "null", "folder"])
+def test_a_json_file_of_a_run_that_is_none_is_named_in_one_line(
+    content: str | None, name: str, tmp_path: Path
+) -> None:
+    path = tmp_path / name
+    path.parent.mkdir(exist_ok=True)
+    path.mkdir() if content is None else path.write_text(content)
+    with pytest.raises(VmoeError, match=f"^{re.escape(str(path))}.{{,200}}$"):
+        READERS[name](tmp_path)
 
 
 def test_a_truncated_checkpoint_is_reported_with_exit_status_1(files: Path) -> None:

@@ -26,7 +26,7 @@ def run(tiny_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     result = vmoe("capacity", "--checkpoint", run, "--budget", "0.95x", *FEW, "--plot", plot)
     assert result.returncode == 0, result.stderr
     assert "digits:validation" in result.stdout and "Accuracy within budgets" in result.stdout
-    assert f"chosen for 0.95x, written to {run / 'inference.json'}" in result.stdout
+    assert f"chosen for 0.95x: {run / 'inference.json'}" in result.stdout
     assert "even: k, capacity factor, priority" in result.stdout
     with Image.open(plot) as image:
         assert min(image.size) > 300

@@ -20,6 +20,7 @@ from scripts.kill_test import rows
 from tests.command import ROOT, TINY, interpreter, vmoe
 from tests.run_folder import with_corrupt_newest
 from vmoe.data.sources import open_source
+from vmoe.evaluate.table import COLUMNS
 
 ONE_BLOCK = ("--model.depth", "1", "--model.sparse-blocks", "0")  # compiles in half the time
 
@@ -95,6 +96,8 @@ def test_a_new_run_starts_from_the_parameters_of_another(tiny_run: Path, tmp_pat
     shutil.rmtree(workdir / "checkpoints")
     result = vmoe(*arguments)
     assert result.returncode == 0 and rows(workdir) == before, result.stderr
+    assert "there is no checkpoint, so the run starts again; its rows are kept" in result.stderr
+    assert len((workdir / "metrics.csv.old").read_text().splitlines()) == 1 + len(before)
     (workdir / "checkpoints").rename(tmp_path / "others")
     for options, message in [
         (["--init", tiny_run], f"its run began from {source}, not from {tiny_run}"),
@@ -197,6 +200,19 @@ def test_evaluate_uses_the_test_split_by_default_and_can_lower_the_capacity(tiny
     assert report["data"] == "digits:validation" and report["images"] == 180
     assert report["dropped"] > 0.5
     assert "dropped" in [finding["kind"] for finding in report["findings"]]
+
+
+def test_an_evaluation_whose_row_cannot_be_written_is_printed_and_the_file_is_unchanged(
+    tiny_run: Path, tmp_path: Path
+) -> None:
+    header = (",".join(COLUMNS) + "\r\n").encode()
+    file = tmp_path / "rows.csv"
+    file.write_bytes(header.ljust(10_000 - 2, b",") + b"\r\n")
+    before = file.read_bytes()
+    result = vmoe("evaluate", "--checkpoint", tiny_run, "--csv", file, max_file_size=10_050)
+    assert result.returncode == 1 and "accuracy" in result.stdout
+    assert result.stderr == f"vmoe: {file}: cannot be written (No space left on device)\n"
+    assert file.read_bytes() == before
 
 
 def test_evaluate_uses_the_test_split_of_a_run_on_a_named_split(

@@ -57,10 +57,10 @@ def test_a_dry_run_trains_a_recipe_without_its_data_and_keeps_nothing(tmp_path: 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ("--init any", "--init any: a dry run has a smaller model; leave it out"),
-        ("--wandb", "--wandb: nothing of a dry run is kept; leave it out"),
-        ("--wandb mine", "--wandb mine: nothing of a dry run is kept; leave it out"),
-        ("--distributed", "--distributed: a dry run is a single process; leave it out"),
+        ("--init any", "--init any has no effect with --dry-run: leave it out"),
+        ("--wandb", "--wandb has no effect with --dry-run: leave it out"),
+        ("--wandb mine", "--wandb mine has no effect with --dry-run: leave it out"),
+        ("--distributed", "--distributed has no effect with --dry-run: leave it out"),
     ],
 )
 def test_a_dry_run_refuses_what_only_a_kept_run_can_use(options: str, message: str) -> None:

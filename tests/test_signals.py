@@ -1,14 +1,17 @@
-"""Signals to the real command before and after it locks the run folder."""
+"""Signals to the real command before and after it locks the run folder; consoles that go away."""
 
+import datetime
 import os
+import pty
 import signal
 import socket
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from tests.command import TINY, start
+from tests.command import TINY, interpreter, start
 from vmoe.signals import Signals
 from vmoe.workdir.layout import steps_of
 
@@ -24,21 +27,26 @@ config = load(Path({TINY!r}))
 
 
 @pytest.mark.parametrize(
-    ("command", "number"),
-    [("train", signal.SIGINT), ("train", signal.SIGTERM), ("plan", signal.SIGINT)],
+    ("arguments", "number"),
+    [
+        (["train", "--workdir", "run"], signal.SIGINT),
+        (["train", "--workdir", "run"], signal.SIGTERM),
+        (["train", "--dry-run"], signal.SIGHUP),
+        (["plan", "--devices", "8"], signal.SIGINT),
+    ],
 )
-def test_a_signal_before_the_run_folder_is_locked_ends_the_command_at_once(
-    command: str, number: signal.Signals, tmp_path: Path
+def test_a_signal_before_the_run_folder_is_locked_ends_the_command_at_once_and_leaves_nothing(
+    arguments: list[str], number: signal.Signals, tmp_path: Path
 ) -> None:
     (tmp_path / "slow.py").write_text(SLOW_RECIPE)
-    workdir = tmp_path / "run"
-    place = ["--workdir", workdir] if command == "train" else ["--devices", "8"]
-    with start(command, "--config", tmp_path / "slow.py", *place) as process:
+    temporary = {"TMPDIR": str(tmp_path)}
+    arguments = [*arguments, "--config", "slow.py"]
+    with start(*arguments, cwd=tmp_path, environment=temporary) as process:
         process.wait_until(lambda: "reading the recipe\n" in process.stderr)
         process.send_signal(number)
         assert process.wait(timeout=10) == 128 + number
         assert process.stderr.endswith(f"\nvmoe: interrupted by {number.name}\n")
-    assert not workdir.exists()
+    assert [path.name for path in tmp_path.iterdir()] == ["slow.py"]
 
 
 def test_a_signal_after_the_run_folder_is_locked_is_noted_until_the_first_step(
@@ -47,10 +55,10 @@ def test_a_signal_after_the_run_folder_is_locked_is_noted_until_the_first_step(
     workdir = tmp_path / "run"
     with start("train", "--config", TINY, "--workdir", workdir) as process:
         process.wait_until(lambda: "1,257 images of 10 classes" in process.stderr)
-        process.send_signal(signal.SIGINT)
+        process.send_signal(signal.SIGHUP)
         assert process.wait() == 75
         last = process.stderr.splitlines()[-1]
-    assert last == "vmoe: SIGINT: stopped before the first step; run the same command to start"
+    assert last == "vmoe: SIGHUP: stopped before the first step; run the same command to start"
     assert (workdir / "config.json").exists() and not steps_of(workdir)
 
 
@@ -80,6 +88,71 @@ def test_a_signal_ends_a_process_that_waits_for_the_others(tmp_path: Path) -> No
             process.send_signal(signal.SIGINT)
             assert process.wait(timeout=10) == 128 + signal.SIGINT
     assert not (tmp_path / "run").exists()
+
+
+def test_sighup_stays_ignored_where_it_was_when_the_process_started() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does
+    try:
+        with Signals() as signals:
+            signal.raise_signal(signal.SIGHUP)
+        assert not signals.requested and signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+SHORT = ("train", "--config", TINY, "--steps", "4", "--optim.warmup-steps", "1", "--log-every", "1")
+
+
+def lost_pipe() -> tuple[int, int]:
+    """What ``| head`` leaves."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    return writer, -1
+
+
+def full_disk() -> tuple[int, int]:
+    return os.open("/dev/full", os.O_WRONLY), -1
+
+
+def terminal() -> tuple[int, int]:
+    reader, writer = pty.openpty()
+    return writer, reader
+
+
+@pytest.mark.parametrize(
+    ("console", "reason"),
+    [
+        (lost_pipe, "Broken pipe"),
+        (full_disk, "No space left on device"),
+        (terminal, "Input/output error"),
+    ],
+)
+def test_a_run_whose_console_goes_away_trains_to_its_end_and_records_when_and_why(
+    console: Callable[[], tuple[int, int]], reason: str, tmp_path: Path
+) -> None:
+    workdir = tmp_path / "run"
+    output, reader = console()
+    with start(*SHORT, "--workdir", workdir, output=output) as process:
+        if reader != -1:
+            process.wait_until((workdir / "metrics.csv").exists)
+            os.close(reader)  # the window of the terminal is closed
+        assert process.wait() == 0
+    assert steps_of(workdir) == [4]
+    date, _, line = (workdir / "console.txt").read_text().partition(" ")
+    assert line == f"stderr cannot be written ({reason}): messages are dropped\n"
+    assert datetime.datetime.fromisoformat(date).tzinfo
+
+
+def test_a_run_without_stdout_and_stderr_trains_to_its_end(tmp_path: Path) -> None:
+    closed = ("sh", "-c", 'exec "$0" "$@" >&- 2>&-')
+    result = interpreter(*SHORT, "--workdir", tmp_path / "run", under=closed)
+    assert result.returncode == 0 and steps_of(tmp_path / "run") == [4]
+    assert "(Bad file descriptor)" in (tmp_path / "run" / "console.txt").read_text()
+
+
+def test_a_command_whose_stdout_is_closed_prints_nowhere_and_succeeds() -> None:
+    result = interpreter("models", "vit_tiny", under=("sh", "-c", 'exec "$0" "$@" >&-'))
+    assert (result.returncode, result.stderr) == (0, "")
 
 
 def test_signals_are_noted_while_the_context_is_active_and_handlers_are_restored() -> None:

@@ -107,7 +107,10 @@ def test_the_other_rules_prune_and_experts_become_one_mlp(
         (["--num-experts", "9"], "cannot keep 9 of 4 experts"),
         (["--num-experts", "2", "--rule", "router_norm"], "router_norm needs --before"),
         (["--num-experts", "2", "--rule", "average"], "use 0 with average"),
-        (["--num-experts", "0", "--rule", "average", "--k", "1"], "no router is left"),
+        (
+            ["--num-experts", "0", "--rule", "average", "--k", "1"],
+            "--k 1 has no effect with --rule average",
+        ),
     ],
 )
 def test_pruning_that_is_impossible_is_refused_and_writes_nothing(

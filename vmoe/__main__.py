@@ -2,11 +2,12 @@
 
 import sys
 
-from vmoe import signals
+from vmoe import signals, streams
 
 
 def main() -> int:
     """Runs the command, and returns its exit status."""
+    streams.prepare()
     signals.exit_at_once()  # before the imports, which take a second
     from vmoe.cli.main import main as run
 

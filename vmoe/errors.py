@@ -6,6 +6,7 @@ shows its traceback.
 
 import contextlib
 import difflib
+import json
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -61,6 +62,18 @@ def naming(place: Any) -> Iterator[None]:
         yield
     except UsageError as error:
         raise UsageError(f"{place}: {error}") from None
+
+
+def parse_json(text: str | bytes) -> Any:
+    """The value of a JSON text.
+
+    Raises:
+        ValueError: it is no JSON, or too deep for Python's parser.
+    """
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("its lists or objects are nested too deeply") from None
 
 
 def one_line(text: str) -> str:

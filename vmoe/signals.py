@@ -1,4 +1,6 @@
-"""SIGINT and SIGTERM: end the process at once, or note the first one and end it on the second.
+"""SIGINT, SIGTERM and SIGHUP: end the process at once, or note the first and end on the second.
+
+SIGHUP, for a terminal that is closed, is left alone if it is ignored at the start (nohup).
 
 No handler raises an exception: one that is raised in a callback, such as JAX's of the garbage
 collector, would be swallowed. Python runs handlers in the main thread, between bytecodes, so
@@ -9,31 +11,60 @@ Standard library only, so that it can be imported before anything else.
 
 import contextlib
 import os
+import shutil
 import signal
+import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 REPEAT = 0.5  # seconds within which signals are one request: `timeout` sends two
 SHOW_CURSOR = b"\x1b[?25h\n"  # a live line on a terminal hides it
 
+_unfinished: set[Path] = set()  # to remove when a signal ends the process
+
 
 def exit_at_once() -> None:
-    """From now on a signal ends the process at once, with one line and status 130 or 143.
+    """From now on a signal ends the process at once, with one line and status 128 + its number.
 
     ``Signals`` replaces this while it is active.
     """
     _Listener(lambda number: None, _exit).start()
 
 
+@contextlib.contextmanager
+def unfinished(*paths: Path) -> Iterator[None]:
+    """Removes files and folders if the context raises an error, or a signal ends the process."""
+    _unfinished.update(paths)
+    try:
+        yield
+    except BaseException:
+        _remove(paths)
+        raise
+    finally:
+        _unfinished.difference_update(paths)
+
+
+@contextlib.contextmanager
+def temporary_folder(**place: Any) -> Iterator[Path]:
+    """A new folder that is removed at the end, also when a signal ends the process.
+
+    Args:
+        place: as for ``tempfile.mkdtemp``.
+    """
+    with tempfile.TemporaryDirectory(**place) as name, unfinished(Path(name)):
+        yield Path(name)
+
+
 class Signals:
     """A context manager that notes the first signal received while it is active.
 
-    A second signal ends the process at once, with status 130 or 143. Python handles signals in the
-    main thread only; in another thread nothing is noted.
+    A second signal ends the process at once, with status 128 + its number. Python handles signals
+    in the main thread only; in another thread nothing is noted.
     """
 
     def __init__(self) -> None:
@@ -89,7 +120,8 @@ class _Listener:
         self._thread.start()
         self._previous_fd = signal.set_wakeup_fd(self._write, warn_on_full_buffer=False)
         for number in SIGNALS:
-            self._previous[number] = signal.signal(number, self._handle)
+            if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
+                self._previous[number] = signal.signal(number, self._handle)
 
     def stop(self) -> None:
         """Restores what ``start`` replaced, after all signals received so far are handled."""
@@ -113,10 +145,23 @@ class _Listener:
 
 
 def _exit(number: int) -> None:
-    """Ends the process without cleanup: every file on disk is complete."""
+    line = f"vmoe: interrupted by {signal.Signals(number).name}\n".encode()
+    end(SHOW_CURSOR + line if os.isatty(2) else line, 128 + number)
+
+
+def end(line: bytes, status: int) -> None:
+    """Ends the process without cleanup: every file on disk is complete, or removed here."""
     try:
-        if os.isatty(2):
-            os.write(2, SHOW_CURSOR)
-        os.write(2, f"vmoe: interrupted by {signal.Signals(number).name}\n".encode())
-    finally:  # stderr may be closed
-        os._exit(128 + number)
+        os.write(2, line)
+    finally:  # stderr may be gone
+        _remove(tuple(_unfinished))
+        os._exit(status)
+
+
+def _remove(paths: Iterable[Path]) -> None:
+    for path in paths:
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            with contextlib.suppress(OSError):
+                path.unlink()

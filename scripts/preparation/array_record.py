@@ -16,6 +16,7 @@ import io
 import json
 import os
 import re
+import shutil
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -24,7 +25,7 @@ from typing import Any
 import numpy as np
 
 from vmoe.data.progress import progress
-from vmoe.workdir.layout import replace_text
+from vmoe.workdir.layout import TEMPORARY, replace_text
 
 SHARD_BYTES = 256 << 20  # of a shard, about; and of the images that are in memory at once
 MOST_SHARDS = 2000  # of a split
@@ -134,8 +135,9 @@ def _check_plan(folder: Path, splits: Mapping[str, Split]) -> None:
         digest.update(np.asarray(images.sizes, np.int64).tobytes())
     plan, path = json.dumps({"images": digest.hexdigest()}), folder / PLAN
     if not path.exists():
-        unfinished = {f"{PLAN}.tmp"}  # of a command that was killed while it wrote the plan
-        if {each.name for each in folder.iterdir()} - unfinished:
+        for left in folder.glob(f"{TEMPORARY}*"):  # by a command that was killed at this place
+            shutil.rmtree(left)
+        if any(folder.iterdir()):
             raise SystemExit(f"{folder}: holds other files; give a new folder")
         replace_text(path, plan)
     elif path.read_text(encoding="utf-8", errors="replace") != plan:

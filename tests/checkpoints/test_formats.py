@@ -115,11 +115,9 @@ def test_a_pickle_is_refused_with_the_remedy(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("format", ["vmoe", "published"])
-def test_a_full_disk_is_one_line_and_leaves_nothing_that_is_read(
-    format: str, tmp_path: Path
-) -> None:
+def test_a_full_disk_is_one_line_and_leaves_nothing(format: str, tmp_path: Path) -> None:
     arguments = ("convert", "vit_fashion_mnist", tmp_path / "copy", "--format", format)
     result = vmoe(*arguments, max_file_size=100_000)
     assert result.returncode == 1 and result.stderr.count("\n") == 1, result.stderr
     assert result.stderr.startswith(f"vmoe: {tmp_path / 'copy'}: cannot be written (")
-    assert vmoe("inspect", tmp_path / "copy").returncode == 2
+    assert not list(tmp_path.iterdir())

@@ -59,7 +59,7 @@ def test_writing_resumes_at_the_shard_where_it_was_stopped(tmp_path: Path, write
 
     folder = tmp_path / "photos" / "1.0.0"
     folder.mkdir(parents=True)
-    (folder / "plan.json.tmp").write_text("{")  # of a command that was killed before
+    (folder / ".vmoe-left").mkdir()  # of a command that was killed before
     with pytest.raises(KeyboardInterrupt):
         write(stop=37)
     with pytest.raises(UsageError, match="no prepared data set"):

@@ -3,6 +3,7 @@
 import importlib
 import io
 import json
+import signal
 import subprocess
 import sys
 import tarfile
@@ -191,6 +192,17 @@ def test_a_folder_keeps_its_splits_classes_and_images(
         assert examples(prepared) == examples(folder) and len(prepared) == len(folder)
     _, stopped = run("prepare_folder", tmp_path / "nowhere", tmp_path / "tfds" / "nowhere")
     assert "nowhere: no such folder" in stopped
+
+
+def test_an_interrupt_while_a_script_starts_is_one_line(tmp_path: Path) -> None:
+    script = [ROOT / "scripts" / "prepare_folder.py", tmp_path / "photos", tmp_path / "out"]
+    command = [sys.executable, "-X", "importtime", *script]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr
+        next(line for line in process.stderr if "numpy" in line)  # is being imported
+        process.send_signal(signal.SIGINT)
+        *_, last = process.stderr
+    assert (process.returncode, last) == (130, "vmoe: interrupted by SIGINT\n")
 
 
 def test_a_whole_folder_is_one_split_with_every_image_also_of_a_class_of_one(

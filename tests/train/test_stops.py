@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -288,7 +289,8 @@ def test_a_second_run_in_the_same_folder_is_refused(
     workdir = tmp_path / "run"
     with start("train", "--config", recipe, "--workdir", workdir) as process:
         process.wait_until(lambda: last_step(workdir) >= 5)
-        with pytest.raises(UsageError, match=f"already in use by process {process.pid}"):
+        holder = f"already in use by process {process.pid} on {socket.gethostname()}"
+        with pytest.raises(UsageError, match=holder):
             train(config, workdir)
         process.kill()
     with pytest.raises(UsageError, match="holds a run of another config"):  # the lock is released

@@ -1,9 +1,9 @@
 """Writes collected routing as one safetensors file, for other programs and languages."""
 
+import contextlib
 import json
 import os
 import struct
-import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -11,6 +11,7 @@ import numpy as np
 
 from vmoe.analysis.collect import BlockRouting, Collected
 from vmoe.errors import UsageError
+from vmoe.workdir.layout import replacing
 
 MEANING = {
     "experts": "i32 [tokens, layers, k]: the expert of each choice; -1 for none",
@@ -43,7 +44,7 @@ def export(path: str | Path, parts: Iterable[Collected]) -> Path:
     weights with 0. Of soft routers, which make no choices, the file has the gates.
 
     Args:
-        path: the file; it is written beside and renamed.
+        path: the file, which is replaced at the end.
         parts: as ``collect`` yields them.
 
     Raises:
@@ -51,35 +52,30 @@ def export(path: str | Path, parts: Iterable[Collected]) -> Path:
         OSError: the file cannot be written.
     """
     path = Path(path)
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}-") as folder:
+    with replacing(path) as temporary, contextlib.ExitStack() as opened:
         spools, shapes, dtypes = {}, {}, {}
         layers: list[int] = []
-        try:
-            for part in parts:
-                layers = list(part.blocks)
-                for name, array in _arrays(part):
-                    if name not in spools:
-                        spools[name] = (Path(folder) / name).open("w+b")
-                        shapes[name], dtypes[name] = [0, *array.shape[1:]], array.dtype
-                    shapes[name][0] += len(array)
-                    spools[name].write(array.tobytes())
-            if not layers or not shapes["labels"][0]:
-                raise UsageError("no image, or no sparse block: there is no routing to export")
-            n = shapes["experts"][0] // shapes["labels"][0]
-            header = _header(shapes, dtypes, layers, n)
-            unfinished = Path(folder) / "unfinished"
-            with unfinished.open("wb") as file:
-                file.write(struct.pack("<Q", len(header)) + header)
-                for spool in spools.values():
-                    spool.seek(0)
-                    while block := spool.read(1 << 20):
-                        file.write(block)
-                file.flush()
-                os.fsync(file.fileno())
-        finally:
+        for part in parts:
+            layers = list(part.blocks)
+            for name, array in _arrays(part):
+                if name not in spools:
+                    spool = temporary.with_name(f"{name}.spool").open("w+b")
+                    spools[name] = opened.enter_context(spool)
+                    shapes[name], dtypes[name] = [0, *array.shape[1:]], array.dtype
+                shapes[name][0] += len(array)
+                spools[name].write(array.tobytes())
+        if not layers or not shapes["labels"][0]:
+            raise UsageError("no image, or no sparse block: there is no routing to export")
+        n = shapes["experts"][0] // shapes["labels"][0]
+        header = _header(shapes, dtypes, layers, n)
+        with temporary.open("wb") as file:
+            file.write(struct.pack("<Q", len(header)) + header)
             for spool in spools.values():
-                spool.close()
-        unfinished.replace(path)
+                spool.seek(0)
+                while block := spool.read(1 << 20):
+                    file.write(block)
+            file.flush()
+            os.fsync(file.fileno())
     return path
 
 

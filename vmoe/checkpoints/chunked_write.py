@@ -23,6 +23,7 @@ from vmoe.checkpoints.chunked import (
     volume,
 )
 from vmoe.errors import Failure, UsageError
+from vmoe.signals import unfinished
 
 
 def write(prefix: str | Path, arrays: Mapping[str, np.ndarray], *, shards: int = 1) -> None:
@@ -38,7 +39,8 @@ def write(prefix: str | Path, arrays: Mapping[str, np.ndarray], *, shards: int =
         UsageError: the files exist.
         Failure: they cannot be written.
     """
-    for path in (index_path(prefix), *data_paths(prefix, shards)):
+    paths = [index_path(prefix), *data_paths(prefix, shards)]
+    for path in paths:
         if path.exists():
             raise UsageError(f"{path}: it exists; use another prefix")
     tree: dict[str, Any] = {}
@@ -62,10 +64,12 @@ def write(prefix: str | Path, arrays: Mapping[str, np.ndarray], *, shards: int =
     names = [name for name, _ in leaves(tree)]
     try:
         index_path(prefix).parent.mkdir(parents=True, exist_ok=True)
-        for path, content in zip(data_paths(prefix, shards), contents, strict=True):
-            _write_data(path, [(key, arrays[names[int(key)]], boxes) for key, boxes in content])
-        index = {"shard_count": shards, "index": _index(tree, arrays, files), "version": VERSION}
-        _replace(index_path(prefix), [_packed(index)])
+        with unfinished(*paths):
+            for path, content in zip(paths[1:], contents, strict=True):
+                _write_data(path, [(key, arrays[names[int(key)]], boxes) for key, boxes in content])
+            index = _index(tree, arrays, files)
+            whole = {"shard_count": shards, "index": index, "version": VERSION}
+            _replace(index_path(prefix), [_packed(whole)])
     except OSError as error:
         raise Failure(f"{prefix}: cannot be written ({error.strerror})") from None
 

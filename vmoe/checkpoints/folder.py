@@ -26,6 +26,7 @@ from vmoe.checkpoints.stored import Details, StoredModel
 from vmoe.config import ViTConfig, from_json, to_json
 from vmoe.config.preprocessing import Preprocessing
 from vmoe.errors import Failure, UsageError, listed
+from vmoe.signals import unfinished
 from vmoe.workdir.layout import replace_text
 
 VERSION = 1
@@ -128,12 +129,13 @@ def new_folder(folder: Path) -> Iterator[None]:
 
     Raises:
         UsageError: the folder has files.
-        Failure: it cannot be written.
+        Failure: it cannot be written; nothing of it is left.
     """
     check_empty(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        yield
+        with unfinished(folder):
+            yield
     except OSError as error:
         raise Failure(f"{folder}: cannot be written ({error.strerror or error})") from None
 

@@ -34,6 +34,7 @@ from vmoe.routing import router_of
 from vmoe.routing.one_hot import one_hot_routing
 from vmoe.routing.rows import keep_class_tokens
 from vmoe.routing.top_k import gates_of
+from vmoe.signals import unfinished
 
 if TYPE_CHECKING:
     from onnx import ModelProto
@@ -75,14 +76,16 @@ def write(path: Path, stored: StoredModel) -> None:
 
     onnx.helper.set_model_props(proto, metadata)
     large = sum(np.asarray(x).nbytes for x in jax.tree.leaves(stored.params)) > MOST_BYTES
+    beside = path.with_name(f"{path.name}.data")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        onnx.save_model(
-            proto,
-            path,
-            save_as_external_data=large,
-            location=f"{path.name}.data" if large else None,
-        )
+        with unfinished(path, *([beside] if large else [])):
+            onnx.save_model(
+                proto,
+                path,
+                save_as_external_data=large,
+                location=beside.name if large else None,
+            )
     except OSError as error:
         raise Failure(f"{path}: cannot be written ({error.strerror or error})") from None
 

@@ -21,7 +21,6 @@ import logging
 import os
 import re
 import sys
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +30,7 @@ from vmoe.checkpoints.folder import CONFIG, MODEL, write
 from vmoe.checkpoints.stored import StoredModel
 from vmoe.checkpoints.weights import IMAGES
 from vmoe.errors import Failure, UsageError, one_line, shortened
+from vmoe.signals import temporary_folder
 from vmoe.workdir.layout import replace_text
 
 EXTRAS = {"gs": "remote", "http": "remote", "https": "remote", "hf": "hf", "memory": "remote"}
@@ -94,8 +94,8 @@ def push(stored: StoredModel, url: str) -> None:
         import huggingface_hub
     except ImportError as error:
         raise _package_missing(url, error) from None
-    with tempfile.TemporaryDirectory() as parent:
-        folder = Path(parent) / found[1].partition("/")[2]
+    with temporary_folder() as parent:
+        folder = parent / found[1].partition("/")[2]
         write(folder, stored)
         try:
             hub = huggingface_hub.HfApi()
@@ -183,8 +183,8 @@ class _Server:
         print(f"downloading {path.name} from {url}, {amount}, to {path.parent}", file=sys.stderr)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryDirectory(dir=path.parent) as name:
-                partial = Path(name) / path.name
+            with temporary_folder(dir=path.parent) as folder:
+                partial = folder / path.name
                 self.system.get_file(url, str(partial))
                 if size is not None and (found := partial.stat().st_size) != size:
                     raise OSError(f"{found:,} of {size:,} bytes were received")

@@ -13,7 +13,7 @@ import orbax.checkpoint as ocp
 from vmoe import distributed
 from vmoe.checkpoints.checksums import checksums
 from vmoe.checkpoints.quiet import hide_late_reports
-from vmoe.errors import Failure, UsageError
+from vmoe.errors import Failure, UsageError, parse_json
 from vmoe.workdir.layout import CHECKPOINTS, has_config, steps_of
 
 Arrays = Any  # a tree of arrays
@@ -174,15 +174,21 @@ def metrics_file(workdir: Path) -> Path:
 def read_metrics(workdir: Path) -> dict[int, Metrics]:
     path = metrics_file(workdir)
     try:
-        metrics = json.loads(path.read_text())
+        steps = parse_json(path.read_text())
+        if not isinstance(steps, dict) or not all(
+            isinstance(each, dict) for each in steps.values()
+        ):
+            raise ValueError("expected a JSON object of metrics by step")
         return {
-            int(step): {name: float(value) for name, value in values.items()}
-            for step, values in metrics.items()
+            int(step): {name: float(value) for name, value in metrics.items()}
+            for step, metrics in steps.items()
         }
     except FileNotFoundError:
         return {}
-    except (ValueError, AttributeError, TypeError) as error:
-        raise Failure(
-            f"{path} is corrupt ({error}): restore it, or remove it, which loses the choice of "
-            "the best checkpoint"
-        ) from None
+    except OSError as error:
+        problem = f"cannot be read ({error.strerror})"
+    except (ValueError, TypeError) as error:
+        problem = f"is corrupt ({error})"
+    raise Failure(
+        f"{path} {problem}: restore it, or remove it, which loses the choice of the best checkpoint"
+    )

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import io
+import operator
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -45,13 +46,15 @@ def parse(kind: type[Arguments], command: str, argv: Sequence[str], **defaults: 
         )
     with contextlib.redirect_stderr(io.StringIO()) as stderr:
         try:
-            return tyro.cli(
+            args = tyro.cli(
                 kind,
                 prog=f"vmoe {command}",
                 args=argv,
                 default=kind(**missing | defaults),
                 config=(tyro.conf.AvoidSubcommands,),
             )
+            _refuse_without_effect(args)
+            return args
         except SystemExit as stop:
             if stop.code == 0:  # --help
                 raise
@@ -59,6 +62,43 @@ def parse(kind: type[Arguments], command: str, argv: Sequence[str], **defaults: 
     if field := re.match(r"Error parsing [a-z_.]+: ", message):  # a config refused its values
         raise UsageError(message[field.end() :])
     raise UsageError(f"{message} {_see_help(command)}")
+
+
+def _refuse_without_effect(args: Any) -> None:
+    """Refuses options that change nothing beside the others.
+
+    The class of the arguments declares them, in ``no_effect``: the name of a field, and "with" or
+    "without" another, OTHER if it only has to be given, or OTHER=VALUE or OTHER=VALUE|VALUE.
+    """
+    for name, condition in getattr(args, "no_effect", {}).items():
+        word, other = condition.split()
+        other, _, value = other.partition("=")
+        actual = str(getattr(args, other))
+        holds = actual in value.split("|") if value else _given(args, other)
+        if _given(args, name) and holds == (word == "with"):
+            value = actual if value and holds else value
+            beside = f"--{other.replace('_', '-')} {value}".strip()
+            remedy = "leave it out" if word == "with" else "give both or neither"
+            raise UsageError(f"{_option(args, name)} has no effect {word} {beside}: {remedy}")
+
+
+def _given(args: Any, name: str) -> bool:
+    """Whether a field, or one in a section, such as method.path, differs from its default."""
+    section, _, rest = name.partition(".")
+    (default,) = (field.default for field in dataclasses.fields(args) if field.name == section)
+    value = getattr(args, section)
+    return value != default if not rest else getattr(value, rest) != getattr(default, rest)
+
+
+def _option(args: Any, name: str) -> str:
+    """The option of a field, with its value."""
+    value = operator.attrgetter(name)(args)
+    option = name.removeprefix("method.").replace("_", "-")  # its fields are options of their own
+    if isinstance(value, bool):
+        return f"--{option}" if value else f"--no-{option}"
+    if dataclasses.is_dataclass(value):
+        return f"--{option}.*"
+    return f"--{option} {' '.join(value) if isinstance(value, tuple) else value}".strip()
 
 
 def _see_help(command: str) -> str:
@@ -102,20 +142,19 @@ def _option_value(argv: Sequence[str], option: str) -> str | None:
     """
     value = None
     for word, following in zip(argv, [*argv[1:], None], strict=False):
-        if word == option:
-            value = following
-        elif word.startswith(f"{option}="):
-            value = word.partition("=")[2]
+        name, equals, own = word.partition("=")
+        if name.replace("_", "-") == option:  # either spelling, as for tyro
+            value = own if equals else following
     if value == "":
         raise UsageError(f"{option} is empty")
     return value
 
 
 def _one_line(box: str) -> str:
-    """The text of tyro's error without the box around it and without its hint at --help."""
+    """The text of tyro's error without the box around it and without its hints at the help."""
     lines = [line.strip("│╭╮╰╯─ ") for line in box.splitlines()[1:]]
-    text = " ".join(line for line in lines if line)
-    return text.partition(" For full helptext")[0]
+    text = " ".join(line for line in lines if line.strip("-"))  # dashes: the box in ASCII
+    return text.partition(" For full helptext")[0].partition(" Argument helptext")[0]
 
 
 def check_folders(args: Any, *names: str) -> None:

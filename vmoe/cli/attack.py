@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import numpy as np
 import tyro
@@ -14,7 +14,7 @@ from vmoe.cli.data import Sample, data_of
 from vmoe.cli.printing import print_json, print_table, progress
 from vmoe.config import RoutingOverrides
 from vmoe.config.attack import AttackConfig, AttackMethod, MatesConfig
-from vmoe.errors import UsageError, naming
+from vmoe.errors import naming
 
 if TYPE_CHECKING:
     from vmoe.factory import Loaded
@@ -51,6 +51,13 @@ class AttackArgs:
     json: bool = False
     """Print one JSON object and nothing else."""
 
+    no_effect: ClassVar[dict[str, str]] = {
+        "mates": "without target=mates",
+        "beside": "with target=mates",
+        "method.auxiliary_loss": "with target=mates",
+        "method.path": "with target=mates",
+    }
+
     def configs(self, *otherwise: float) -> list[AttackConfig]:
         """The attack at each epsilon that is given, or else at these."""
         return [AttackConfig(e, **vars(self.method)) for e in self.epsilon or otherwise]
@@ -62,8 +69,6 @@ def run(argv: Sequence[str]) -> None:
     if args.target == "mates":
         mates.run(args)
         return
-    if args.mates != MatesConfig():
-        raise UsageError("options --mates.* are for --target mates: give both or neither")
     from vmoe.evaluate.attack import check_attack
     from vmoe.factory import load
 

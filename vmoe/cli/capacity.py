@@ -55,7 +55,7 @@ class CapacityArgs:
 
 
 def run(argv: Sequence[str]) -> None:
-    """Searches a setting, writes it, and prints the trade-off."""
+    """Searches a setting, prints the trade-off, and writes it."""
     args = parse(CapacityArgs, "capacity", argv)
     budget = _budget(args.budget)
     check_folders(args, "out", "plot")
@@ -83,10 +83,6 @@ def run(argv: Sequence[str]) -> None:
         search = Search(scores, costs, levels)
         rows = [_row(search, scores, costs, each) for each in _budgets(costs.least, budget)]
     (chosen,) = (row for row in rows if row["budget"] == budget)
-    write_inference(file, _inference(args, loaded, sample, scores, chosen))
-    sample.print_messages()
-    if args.plot:
-        _plot(args, rows, chosen, scores, sample.source.name)
     report = {
         "file": str(file),
         "data": sample.source.name,
@@ -102,6 +98,10 @@ def run(argv: Sequence[str]) -> None:
         print_json(_plain(report))
     else:
         _print(report, loaded)
+    sample.print_messages()
+    write_inference(file, _inference(args, loaded, sample, scores, chosen))
+    if args.plot:
+        _plot(args, rows, chosen, scores, sample.source.name)
 
 
 def _budget(text: str) -> float:
@@ -227,9 +227,7 @@ def _print(report: dict[str, Any], loaded: "Loaded") -> None:
     print_table(columns, [_texts(row) for row in report["trade_off"]], title=title)
     columns = ("block", "k", "capacity factor", "priority")
     rows = [(str(block), *_setting(own)) for block, own in report["blocks"].items()]
-    print_table(
-        columns, rows, title=f"chosen for {report['budget']:g}x, written to {report['file']}"
-    )
+    print_table(columns, rows, title=f"chosen for {report['budget']:g}x: {report['file']}")
     if "measured" in report:
         print(f"measured with it: {report['measured']:.3f}x the time of the model as trained")
 

@@ -4,13 +4,13 @@ import dataclasses
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 import tyro
 
 from vmoe.cli.arguments import parse
 from vmoe.config import RoutingOverrides
-from vmoe.errors import UsageError, one_line
+from vmoe.errors import one_line
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,12 +32,16 @@ class ConvertArgs:
     use_ema: bool = True
     """Use the moving average of the parameters, if the run has one."""
 
+    no_effect: ClassVar[dict[str, str]] = {
+        "shards": "without format=published",
+        "routing": "with format=published",
+        "routing.images_per_group": "with format=jax|onnx",
+    }
+
 
 def run(argv: Sequence[str]) -> None:
     """Reads a trained model and writes it."""
     args = parse(ConvertArgs, "convert", argv)
-    if args.shards != 1 and args.format != "published":
-        raise UsageError(f"--shards {args.shards}: for --format published only")
     from vmoe.checkpoints import read, write
     from vmoe.checkpoints.checksums import by_name
 

@@ -4,7 +4,7 @@ import dataclasses
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from vmoe.cli.arguments import check_folders, parse
 from vmoe.cli.data import open_data
@@ -63,6 +63,14 @@ class EvaluateArgs:
     """Write a row for each image to this CSV file, in the order of the data: its labels, the
     prediction, its probability (softmax), and whether it is correct (1 or 0)."""
 
+    no_effect: ClassVar[dict[str, str]] = {
+        "fewshot_seed": "without fewshot",
+        "fewshot_l2": "without fewshot",
+        "per_class": "with fewshot",
+        "csv": "with fewshot",
+        "predictions": "with fewshot",
+    }
+
 
 def run(argv: Sequence[str]) -> None:
     """Evaluates a trained model, and prints its metrics."""
@@ -101,16 +109,16 @@ def _evaluate(args: EvaluateArgs, loaded: "Loaded") -> None:
             on_batch=advance,
             on_unreadable=left_out.add if replace else None,
         )
-    if args.csv:
-        append_row(args.csv, loaded, evaluation)
-    if args.predictions:
-        write_predictions(args.predictions, source, evaluation)
     for line in [*skipped_messages([source]), *left_out.news()]:
         print(one_line(line), file=sys.stderr)
     if args.json:
         print_json(_as_json(args, loaded, evaluation))
     else:
         _print(args, loaded, evaluation)
+    if args.csv:
+        append_row(args.csv, loaded, evaluation)
+    if args.predictions:
+        write_predictions(args.predictions, source, evaluation)
 
 
 def _as_json(args: EvaluateArgs, loaded: "Loaded", evaluation: "Evaluation") -> dict[str, Any]:

@@ -30,8 +30,7 @@ def run_fewshot(args: "EvaluateArgs", loaded: "Loaded") -> None:
     """Probes a trained model, and prints the accuracies.
 
     Raises:
-        UsageError: the shots are not numbers, an option has no effect on probes, or there is no
-            such data.
+        UsageError: the shots are not numbers, or there is no such data.
     """
     from vmoe.data.problems import Unreadable
     from vmoe.data.sources import skipped_messages
@@ -64,9 +63,6 @@ def run_fewshot(args: "EvaluateArgs", loaded: "Loaded") -> None:
 
 
 def _config(args: "EvaluateArgs", loaded: "Loaded") -> FewShotConfig:
-    for name in ("per_class", "csv", "predictions"):
-        if getattr(args, name):
-            raise UsageError(f"{name} has no effect with fewshot: leave it out")
     try:
         shots = tuple(int(word) for word in (args.fewshot or "").split(","))
     except ValueError:

@@ -1,13 +1,13 @@
 """Runs a command, and turns its errors into one line and an exit status.
 
 Exit status: 0 done; 2 wrong usage; 1 the work failed; 3 a check found what it looks for; 75 a run
-was stopped early by a signal and can be resumed; 130 or 143 ended at once by SIGINT or SIGTERM; 141
-stdout was closed. ``--debug`` shows the traceback of an error.
+was stopped early by a signal and can be resumed; 129, 130 or 143 ended at once by SIGHUP, SIGINT or
+SIGTERM; 141 the reader of stdout is gone. ``--debug`` shows the traceback of an error.
 """
 
+import contextlib
 import importlib
 import importlib.metadata
-import io
 import logging
 import os
 import re
@@ -49,13 +49,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv.remove("--debug")
     else:
         _silence_libraries()
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # class names and paths can hold any character
-            stream.reconfigure(errors="backslashreplace")
+    status = _run(argv, debug=debug)
+    try:
+        sys.stdout.flush()
+    except OSError:  # reported; the interpreter would try again at its end
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return status
+
+
+def _run(argv: Sequence[str], *, debug: bool) -> int:
     try:
         _dispatch(argv)
+        sys.stdout.flush()
     except BrokenPipeError:  # the reader of stdout closed the pipe
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
     except (VmoeError, OSError, MemoryError, RuntimeError) as error:
         line, status = _expected_error(error)
@@ -68,7 +74,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _dispatch(argv: list[str]) -> None:
+def _dispatch(argv: Sequence[str]) -> None:
     if not argv or argv[0] in ("-h", "--help"):
         print(_overview())
         return
@@ -79,7 +85,8 @@ def _dispatch(argv: list[str]) -> None:
     if command not in COMMANDS:
         raise UsageError(unknown("no command", command, list(COMMANDS)))
     # Imported on demand, so that a command starts without the imports of the others.
-    importlib.import_module(f"vmoe.cli.{command}").run(arguments)
+    with contextlib.suppress(SystemExit):  # --help was given, and the help is printed
+        importlib.import_module(f"vmoe.cli.{command}").run(arguments)
 
 
 def _expected_error(error: BaseException) -> tuple[str, int]:

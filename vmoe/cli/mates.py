@@ -68,11 +68,7 @@ def run(args: "AttackArgs") -> None:
 
 
 def _check(args: "AttackArgs") -> None:
-    """Refuses options that have no effect on mates."""
-    given = {"beside": args.beside} | vars(args.method)
-    for name, default in (("beside", None), ("auxiliary_loss", False), ("path", "all")):
-        if (value := given[name]) != default:
-            raise UsageError(f"{name}={value} has no effect with --target mates: leave it out")
+    """Refuses settings of the routing that mates have options of their own for."""
     for name in ("capacity", "capacity_factor", "dropless", "priority"):
         if (value := getattr(args.routing, name)) is not None:
             raise UsageError(

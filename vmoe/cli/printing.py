@@ -31,7 +31,10 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, title:
     if title:
         print(title)
     has_width = sys.stdout.isatty() or "COLUMNS" in os.environ
-    Console(markup=False, width=None if has_width else PIPE_WIDTH).print(table)
+    console = Console(markup=False, width=None if has_width else PIPE_WIDTH)
+    with console.capture() as capture:  # rich would end the process where a pipe is closed
+        console.print(table)
+    print(capture.get(), end="")
 
 
 def print_json(value: Any) -> None:

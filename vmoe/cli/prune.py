@@ -4,7 +4,7 @@ import dataclasses
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import tyro
 
@@ -49,22 +49,23 @@ class PruneArgs:
     json: bool = False
     """Print one JSON object and nothing else."""
 
+    no_effect: ClassVar[dict[str, str]] = {
+        "seed": "without rule=random",
+        "before": "without rule=router_norm",
+        "k": "with rule=average",
+    }
+
 
 def run(argv: Sequence[str]) -> None:
     """Reads a sparse model, removes experts, and writes it."""
     args = parse(PruneArgs, "prune", argv)
-    if (args.rule == "router_norm") != (args.before is not None):
-        raise UsageError(
-            f"--rule {args.rule} with --before {args.before}: router_norm needs --before, and no "
-            "other rule takes it"
-        )
+    if args.rule == "router_norm" and args.before is None:
+        raise UsageError("--rule router_norm needs --before, the model before fine-tuning")
     if (args.rule == "average") != (args.num_experts == 0):
         raise UsageError(
             f"--num-experts {args.num_experts} with --rule {args.rule}: use 0 with average, and at "
             "least 1 with any other rule"
         )
-    if args.rule == "average" and args.k is not None:
-        raise UsageError(f"--k {args.k}: with --rule average no router is left; leave it out")
     from vmoe.checkpoints import read, write
     from vmoe.checkpoints.folder import check_empty
     from vmoe.data.problems import Unreadable
@@ -89,15 +90,17 @@ def run(argv: Sequence[str]) -> None:
         name: _measure(each, source, args, on_unreadable)
         for name, each in (("before", stored), ("after", pruned))
     }
-    written = write(pruned, args.destination, format="vmoe")
     for line in left_out.news():
         print(one_line(line), file=sys.stderr)
     if args.json:
         print_json({"data": source.name} | rows)
-        return
-    columns = ("", "experts", "parameters", "GFLOPs per image", "accuracy")
-    title = f"{written}: {args.rule}, on {source.name}"
-    print_table(columns, [(name, *_texts(row)) for name, row in rows.items()], title=title)
+    else:
+        columns = ("", "experts", "parameters", "GFLOPs per image", "accuracy")
+        title = f"{args.source}: {args.rule}, on {source.name}"
+        print_table(columns, [(name, *_texts(row)) for name, row in rows.items()], title=title)
+    written = write(pruned, args.destination, format="vmoe")
+    if not args.json:
+        print(f"{written}: {rows['after']['parameters']:,} parameters")
 
 
 def _check(args: PruneArgs, stored: "StoredModel") -> None:
@@ -172,6 +175,6 @@ def _texts(row: dict[str, float | str]) -> tuple[str, ...]:
     return (
         str(row["experts"]),
         f"{row['parameters']:,}",
-        f"{row['gflops_per_image']:.4g}",
+        f"{row['gflops_per_image']:#.4g}".rstrip("."),
         f"{row['accuracy']:.2%} of {row['images']:,}",
     )

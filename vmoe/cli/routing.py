@@ -5,7 +5,7 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from vmoe.cli.arguments import check_folders, parse
 from vmoe.cli.data import Sample, data_of
@@ -55,6 +55,11 @@ class RoutingArgs:
     json: bool = False
     """Print one JSON object and nothing else."""
 
+    no_effect: ClassVar[dict[str, str]] = {
+        "page_images": "without out",
+        "removals": "without out",
+    }
+
 
 def run(argv: Sequence[str]) -> None:
     """Measures the routing of one or two trained models, and prints it."""
@@ -70,17 +75,16 @@ def run(argv: Sequence[str]) -> None:
     samples = [
         Sample(data, loaded, images=args.images, batch_size=args.batch_size) for loaded in models
     ]
-    measured = [
-        _measure(args, loaded, sample, export_to=None if i else args.export)
-        for i, (loaded, sample) in enumerate(zip(models, samples, strict=True))
-    ]
+    measured = [_measure(args, *each) for each in zip(models, samples, strict=True)]
     _print(args, measured, _compare(models, samples) if args.beside else None)
+    for sample in samples:
+        sample.print_messages()
+    if args.export:
+        _export(args.export, measured[0], samples[0])
     if args.plots:
         _draw(args.plots, measured[0])
     if args.out:
         _write_page(args, args.out, samples, measured)
-    for sample in samples:
-        sample.print_messages()
     every = [finding for routing in measured for finding in routing.findings]
     if args.check and every:
         raise CheckFailed(f"--check: {len(every)} finding{'s' * (len(every) > 1)}: {every[0]}")
@@ -108,19 +112,16 @@ def _check(models: "list[Loaded]") -> None:
         )
 
 
-def _measure(
-    args: RoutingArgs, loaded: "Loaded", sample: Sample, export_to: Path | None
-) -> "MeasuredRouting":
+def _measure(args: RoutingArgs, loaded: "Loaded", sample: Sample) -> "MeasuredRouting":
     from vmoe.evaluate.routing import measure_routing
 
-    with progress(sample.source.name, sample.steps * (2 if export_to else 1)) as advance:
+    with progress(sample.source.name, sample.steps) as advance:
         return measure_routing(
             loaded,
             sample.source.name,
             sample.batches,
             sample.batches(at_most=FEW),
             batch_size=args.batch_size,
-            export_to=export_to,
             on_batch=advance,
         )
 
@@ -166,6 +167,13 @@ def _compare(models: "list[Loaded]", samples: list[Sample]) -> "dict[int, Compar
 
     few = (sample.batches(at_most=FEW) for sample in samples)
     return compare_routing(*(loaded.model for loaded in models), *few)
+
+
+def _export(file: Path, routing: "MeasuredRouting", sample: Sample) -> None:
+    from vmoe.evaluate.routing import write_routing
+
+    with progress(f"{file}", sample.steps) as advance:
+        write_routing(file, routing, on_batch=advance)
 
 
 def _draw(folder: Path, routing: "MeasuredRouting") -> None:

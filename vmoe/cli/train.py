@@ -2,16 +2,18 @@
 
 import contextlib
 import dataclasses
-import tempfile
+import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal, TextIO, cast
 
 import tyro
 
 from vmoe.cli.arguments import RunArgs, parse_with_config
 from vmoe.config.dry_run import dry_run
 from vmoe.errors import UsageError
+from vmoe.signals import temporary_folder
+from vmoe.streams import LossyStream
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,29 +51,27 @@ class TrainArgs(RunArgs):
     wandb: Annotated[tuple[str, ...] | None, tyro.conf.arg(metavar="[PROJECT]")] = None
     """Also log to Weights & Biases. Without a project: that of the run, WANDB_PROJECT, or vmoe."""
 
+    no_effect: ClassVar[dict[str, str]] = {
+        "init": "with dry_run",
+        "wandb": "with dry_run",
+        "distributed": "with dry_run",
+        "profile": "with dry_run",
+        "init_new_head": "without init",
+        "init_partial": "without init",
+        "max_rewinds": "without on_nan=rewind",
+    }
+
 
 def run(argv: Sequence[str]) -> None:
     """Trains a model, and prints the final evaluations."""
     with contextlib.ExitStack() as stack:
         if {"--dry-run", "--dry_run"} & {*argv}:
-            folder = stack.enter_context(tempfile.TemporaryDirectory())
-            argv = [*argv, "--workdir", folder]
+            folder = stack.enter_context(temporary_folder())
+            argv = [*argv, "--workdir", str(folder)]
         args = parse_with_config(TrainArgs, "train", argv)
         if args.wandb and len(args.wandb) > 1:
             raise UsageError(f"--wandb {' '.join(args.wandb)}: give one project")
-        if args.dry_run:
-            _check_dry_run(args)
         _train(args)
-
-
-def _check_dry_run(args: TrainArgs) -> None:
-    if args.init:
-        raise UsageError(f"--init {args.init}: a dry run has a smaller model; leave it out")
-    if args.wandb is not None:
-        option = " ".join(["--wandb", *args.wandb])
-        raise UsageError(f"{option}: nothing of a dry run is kept; leave it out")
-    if args.distributed:
-        raise UsageError("--distributed: a dry run is a single process; leave it out")
 
 
 def _train(args: TrainArgs) -> None:
@@ -98,6 +98,7 @@ def _train(args: TrainArgs) -> None:
         return
     run = "dry run" if args.dry_run else args.workdir
     steps = read_config(args.workdir).steps  # resolved, where the argument is in epochs or images
+    sys.stdout = cast(TextIO, LossyStream(sys.stdout))  # the run is done, whoever reads this
     for name, weights, result in evaluations:
         average = " (moving average)" if weights == "ema" else ""
         print(

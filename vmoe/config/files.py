@@ -10,7 +10,7 @@ from typing import Any
 
 from vmoe.config.fields import Checked, Config
 from vmoe.config.train import TrainConfig
-from vmoe.errors import UsageError, unknown
+from vmoe.errors import UsageError, parse_json, unknown
 
 FORMAT = 1
 """Version of the format of config.json."""
@@ -77,7 +77,7 @@ def _without_version(text: str) -> str:
     A field that an older version did not write has the value that this version behaved by.
     """
     try:
-        fields = json.loads(text)
+        fields = parse_json(text)
     except ValueError as error:
         raise UsageError(f"TrainConfig is not JSON: {error}") from None
     if not isinstance(fields, dict) or fields.pop("format", None) != FORMAT:

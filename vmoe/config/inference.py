@@ -11,7 +11,7 @@ from vmoe.config.fields import Checked, replace, require
 from vmoe.config.files import from_json, to_json
 from vmoe.config.model import MoEConfig, ViTConfig
 from vmoe.config.routers import Priority, TokenChoice
-from vmoe.errors import UsageError
+from vmoe.errors import UsageError, parse_json
 
 FORMAT = 1
 """Version of the format of inference.json."""
@@ -105,8 +105,8 @@ def inference_from_json(text: str) -> Inference:
         UsageError: the text is corrupt, or has another format version.
     """
     try:
-        fields = json.loads(text)
-    except (ValueError, RecursionError) as error:
+        fields = parse_json(text)
+    except ValueError as error:
         raise UsageError(f"not JSON: {error}") from None
     if not isinstance(fields, dict) or "format" not in fields:
         raise UsageError("not a file of vmoe capacity: it has no format")

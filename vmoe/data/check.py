@@ -20,7 +20,7 @@ from vmoe.config.data import Check
 from vmoe.data.decode import PNG, ImageFile, decode, has_16_bits, open_image
 from vmoe.data.progress import progress
 from vmoe.data.retry import retried
-from vmoe.errors import Failure, UsageError
+from vmoe.errors import Failure, UsageError, parse_json
 from vmoe.workdir.layout import replace_text
 
 TAIL = 16  # bytes read at the end of a file, where its end marker is
@@ -128,9 +128,9 @@ def _looks_complete(file: ImageFile) -> bool | None:
 def _read_record(path: Path) -> dict[str, Any]:
     """What ``_write_record`` has written; empty if there is nothing, or something else."""
     try:
-        known = json.loads(path.read_text())
+        known = parse_json(path.read_text())
         return known if known.pop("sha256") == _digest(known) else {}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return {}
 
 

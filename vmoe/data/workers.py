@@ -49,8 +49,8 @@ class WorkerDied(Failure):
 class Workers:
     """Processes that read batches for this one; without any, threads read them. Close it after use.
 
-    The workers ignore SIGINT and SIGTERM, keep off the accelerator, and end with this process,
-    however it ends.
+    The workers ignore SIGINT, SIGTERM and SIGHUP, keep off the accelerator, and end with this
+    process, however it ends.
     """
 
     def __init__(self, count: int = 0):
@@ -104,8 +104,9 @@ def _mb(size: int) -> str:
 @contextlib.contextmanager
 def _inherited() -> Iterator[None]:
     """Blocks the signals that stop a run, and turns JAX to the CPU, for processes to inherit."""
-    resource_tracker.ensure_running()  # it would unblock the signals
     blocked = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    resource_tracker.ensure_running()
+    signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)  # it has unblocked some
     platforms = os.environ.get("JAX_PLATFORMS")
     os.environ["JAX_PLATFORMS"] = "cpu"  # Grain imports JAX
     try:

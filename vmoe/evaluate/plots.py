@@ -1,7 +1,6 @@
 """The figures of a trained model's routing on a data set, as PNG files."""
 
 import itertools
-import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,6 +18,7 @@ from vmoe.costs.flops import flops_to_logits
 from vmoe.evaluate.routing import Batches
 from vmoe.factory import Loaded
 from vmoe.nn.patches import num_tokens
+from vmoe.workdir.layout import replacing
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -87,15 +87,14 @@ def plots_of(config: ViTConfig) -> "dict[str, Draw]":
 
 
 def write_figure(figure: "Figure", path: Path, *, dpi: int = DPI) -> Path:
-    """Writes a temporary file and renames it: a kill leaves either the old or the new picture.
+    """Writes a picture; see ``replacing``.
 
     Raises:
         OSError: the file cannot be written.
         ValueError: its suffix is of no format that can be drawn.
     """
-    temporary = path.with_name(f".{path.name}.tmp")
-    figure.savefig(temporary, format=path.suffix.removeprefix(".") or "png", dpi=dpi)
-    os.replace(temporary, path)
+    with replacing(path) as temporary:
+        figure.savefig(temporary, format=path.suffix.removeprefix(".") or "png", dpi=dpi)
     return path
 
 

@@ -99,7 +99,6 @@ def measure_routing(
     reordered: Iterable[Labelled],
     *,
     batch_size: int = 64,
-    export_to: Path | None = None,
     on_batch: Callable[[], None] = lambda: None,
 ) -> MeasuredRouting:
     """Measures the routing of every image, and judges it.
@@ -109,27 +108,38 @@ def measure_routing(
         batches: gives its batches.
         reordered: those images whose predictions are compared in several orders.
         batch_size: images per batch in these orders.
-        export_to: a file for every decision on every token, which takes a pass of its own; see
-            ``vmoe.analysis.export``.
-        on_batch: called after each batch of each pass over the data.
+        on_batch: called after each batch.
 
     Raises:
         UsageError: there is no image, or no sparse block.
-        OSError: the file cannot be written.
     """
-
-    def collected() -> Iterator[Collected]:
-        for part in collect(loaded.model, batches()):
-            yield part
-            on_batch()
-
-    if export_to:
-        export(export_to, collected())
-    blocks = statistics(collected())
+    blocks = statistics(_collected(loaded, batches, on_batch))
     images = np.concatenate([without_padding(batch) for batch in reordered])
     dependence = batch_dependence(loaded.model, images, batch_size=batch_size)
     found = findings(blocks, dependence)
     return MeasuredRouting(loaded, data, batches, blocks, dependence, found)
+
+
+def write_routing(
+    path: Path, routing: MeasuredRouting, *, on_batch: Callable[[], None] = lambda: None
+) -> None:
+    """Writes every decision on every token, in another pass; see ``vmoe.analysis.export``.
+
+    Args:
+        on_batch: called after each batch.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+    export(path, _collected(routing.loaded, routing.batches, on_batch))
+
+
+def _collected(
+    loaded: Loaded, batches: Batches, on_batch: Callable[[], None]
+) -> Iterator[Collected]:
+    for part in collect(loaded.model, batches()):
+        yield part
+        on_batch()
 
 
 class Comparison(NamedTuple):

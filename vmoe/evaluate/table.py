@@ -16,7 +16,7 @@ from vmoe.errors import Failure, UsageError
 from vmoe.evaluate.classification import Evaluation
 from vmoe.evaluate.metrics import confusion
 from vmoe.factory import Loaded
-from vmoe.workdir.layout import replace_text
+from vmoe.workdir.layout import append_bytes, replace_text
 
 
 def summary(evaluation: Evaluation) -> list[tuple[str, str]]:
@@ -99,7 +99,8 @@ def append_row(path: Path, loaded: Loaded, evaluation: Evaluation) -> None:
     """Adds an evaluation to a CSV file, with its model, settings and versions.
 
     Raises:
-        UsageError: the file has other columns, or cannot be written.
+        UsageError: the file has other columns.
+        Failure: it cannot be written; it is then unchanged.
     """
     check_file(path)
     config, run = loaded.model.config, loaded.train_config
@@ -117,19 +118,17 @@ def append_row(path: Path, loaded: Loaded, evaluation: Evaluation) -> None:
         "jax": jax.__version__,
         "device": jax.devices()[0].device_kind,
     }
+    text = io.StringIO()
+    writer = csv.DictWriter(text, COLUMNS)
     try:
-        text = io.StringIO()
-        writer = csv.DictWriter(text, COLUMNS)
-        with path.open("a+", newline="") as file:
-            file.seek(0)
-            if not (content := file.read()):
-                writer.writeheader()
-            elif not content.endswith("\n"):  # the last row lacks its newline
-                text.write("\r\n")
-            writer.writerow(row)
-            file.write(text.getvalue())
+        if not (content := path.read_bytes() if path.exists() else b""):
+            writer.writeheader()
+        elif not content.endswith(b"\n"):  # the last row lacks its newline
+            text.write("\r\n")
+        writer.writerow(row)
+        append_bytes(path, text.getvalue().encode())
     except OSError as error:
-        raise UsageError(f"{path}: {error.strerror}") from None
+        raise Failure(f"{path}: cannot be written ({error.strerror})") from None
 
 
 def write_predictions(path: Path, source: Source, evaluation: Evaluation) -> None:

@@ -1,14 +1,19 @@
 """The terminal of a run: a live line with the progress, and permanent lines above it."""
 
 import contextlib
+import datetime
 import sys
 from collections.abc import Iterator
+from pathlib import Path
+from typing import TextIO, cast
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Column
 
 from vmoe.errors import one_line
+from vmoe.streams import LossyStream
+from vmoe.workdir.layout import CONSOLE, append_bytes
 
 SHORT = {"accuracy": "acc", "images/s": "img/s", "reporting": "report"}
 """Words of the live line, so that it fits 80 columns."""
@@ -17,24 +22,33 @@ SHORT = {"accuracy": "acc", "images/s": "img/s", "reporting": "report"}
 class RunConsole:
     """Shows the progress of a run on stderr; a context manager.
 
-    A terminal shows one live line; elsewhere each row is a plain line.
+    A terminal shows one live line; elsewhere each row is a plain line. Where stderr cannot be
+    written, its text is dropped, and console.txt in the run folder says so.
     """
 
-    def __init__(self, steps: int) -> None:
+    def __init__(self, steps: int, workdir: Path) -> None:
         self._steps = steps
+        self._stderr = LossyStream(sys.stderr)
+        self._record: Path | None = workdir / CONSOLE  # None once written
         # In Jupyter, rich would show each line as an output of its own; plain lines go to stderr.
         self._console = Console(
-            stderr=True, markup=False, force_jupyter=False, force_terminal=sys.stderr.isatty()
+            file=cast(TextIO, self._stderr),
+            markup=False,
+            force_jupyter=False,
+            force_terminal=self._stderr.isatty(),
         )
         self._progress = _progress(self._console, steps)
         self._task = self._progress.add_task("", total=steps)
+        self._open = contextlib.ExitStack()
 
     def __enter__(self) -> "RunConsole":
-        self._progress.start()
+        self._open.enter_context(contextlib.redirect_stderr(self._console.file))
+        self._open.enter_context(self._progress)
         return self
 
     def __exit__(self, *exception: object) -> None:
-        self._progress.stop()
+        self._open.close()
+        self._record_loss()
 
     def restart(self, step: int) -> None:
         """Shows the progress of a run that continues after a step."""
@@ -43,6 +57,7 @@ class RunConsole:
     def step(self, step: int) -> None:
         """Shows the number of a step."""
         self._progress.update(self._task, completed=step)
+        self._record_loss()
 
     @contextlib.contextmanager
     def activity(self, text: str) -> Iterator[None]:
@@ -55,6 +70,7 @@ class RunConsole:
     def log(self, text: str) -> None:
         """Prints a permanent line."""
         self._console.print(one_line(text), highlight=False, soft_wrap=True)
+        self._record_loss()
 
     def show(self, step: int, *parts: str, permanent: bool = False) -> None:
         """Shows a row of a step: in the live line, or as a line of its own."""
@@ -65,6 +81,15 @@ class RunConsole:
             self._progress.update(self._task, description=short)
         if permanent or not self._console.is_terminal:
             self.log(f"step {step}/{self._steps}  {'  '.join(parts)}")
+
+    def _record_loss(self) -> None:
+        """Records, once, that stderr cannot be written."""
+        if self._stderr.lost and self._record:
+            now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+            line = f"{now} stderr cannot be written ({self._stderr.lost}): messages are dropped\n"
+            with contextlib.suppress(OSError):  # the disk may be full, too; tried again
+                append_bytes(self._record, line.encode())
+                self._record = None
 
 
 def _progress(console: Console, steps: int) -> Progress:

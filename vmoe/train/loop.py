@@ -72,7 +72,8 @@ def train(
             processes of the run differ in their config, options, data or versions.
         Failure: the loss is not finite, the disk is full, no checkpoint is valid, or W&B or the
             profiler fails.
-        Stopped: SIGINT or SIGTERM was received; a checkpoint is saved, unless no step was taken.
+        Stopped: SIGINT, SIGTERM or SIGHUP was received; a checkpoint is saved, unless no step was
+            taken.
     """
     source = InitFrom(str(init)) if isinstance(init, str | Path) else init
     with setup(

@@ -91,7 +91,7 @@ class Report:
         self, workdir: Path, config: TrainConfig, *, devices: int = 1, wandb: str | None = None
     ):
         self._workdir, self._config = workdir, config
-        self._console = RunConsole(config.total_steps)
+        self._console = RunConsole(config.total_steps, workdir)
         self._tables = [CsvWriter(workdir / name) for name in TABLES]
         self._metrics, self._evaluations, self._experts, self._fewshot = self._tables
         self._events = TensorBoardWriter(workdir / "tensorboard")
@@ -130,6 +130,13 @@ class Report:
                 f"{self._workdir}: metrics.csv has rows up to step {last}, but there is no "
                 "checkpoint: restore them, or use another workdir"
             )
+        if not positions:
+            kept = list(filter(None, [table.set_aside() for table in self._tables]))
+            if kept:
+                self.log(
+                    f"{self._workdir}: there is no checkpoint, so the run starts again; its rows "
+                    f"are kept in {', '.join(kept)}"
+                )
         missing = [table.restore(step, positions.get(table.name, START)) for table in self._tables]
         for table in self._tables:
             table.truncate()

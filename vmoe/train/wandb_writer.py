@@ -11,7 +11,7 @@ from typing import Any
 from vmoe import distributed
 from vmoe.config import TrainConfig
 from vmoe.config.files import to_json
-from vmoe.errors import Failure, Stopped, UsageError, VmoeError
+from vmoe.errors import Failure, Stopped, UsageError, VmoeError, parse_json
 from vmoe.train.pictures import Picture
 from vmoe.workdir.layout import replace_text
 
@@ -147,7 +147,7 @@ def _stored(workdir: Path) -> dict[str, str] | None:
     if not path.exists():
         return None
     try:
-        stored = json.loads(path.read_text())
+        stored = parse_json(path.read_text())
         return {name: str(stored[name]) for name in ("id", "project")}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UsageError(

@@ -16,8 +16,9 @@ from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.proto.summary_pb2 import Summary
 from tensorboardX.summary import image, scalar
 
-from vmoe.errors import Failure
+from vmoe.errors import Failure, one_line
 from vmoe.train.pictures import Picture
+from vmoe.workdir.layout import append_bytes
 
 Row = dict[str, Any]
 
@@ -68,8 +69,8 @@ class CsvWriter:
             writer.writeheader()
         writer.writerows({"step": step} | {k: _text(v) for k, v in r.items()} for r in rows)
         content = text.getvalue().encode()
-        with write_errors(self._path), self._path.open("ab") as file:
-            file.write(content)
+        with write_errors(self._path):
+            append_bytes(self._path, content)
         self._columns, self.last_step = columns, step
         self._size += len(content)
         self._hash.update(content)
@@ -118,17 +119,32 @@ class CsvWriter:
                 f"{self._path} is corrupt ({reason} since checkpoint {step} was saved): restore "
                 "it, or move it away to continue with a new one, and run the same command to resume"
             )
-        rows = list(csv.reader(io.StringIO(content.decode(), newline="")))
         self._size = len(content)
-        self._columns = rows[0] if rows else []
-        self.last_step = int(rows[-1][0]) if rows else None
+        header, _, rows = content.partition(b"\n")
+        self._columns = next(csv.reader([header.decode()]), [])
+        self.last_step = _last_step(rows)
         return missing
 
     def stored_step(self) -> int:
         """The step of the last complete row on the disk; 0 if there is none."""
-        lines = self._path.read_bytes().split(b"\n")[1:-1] if self._path.exists() else []
-        last = lines[-1].split(b",")[0] if lines else b""
-        return int(last) if last.isdigit() else 0
+        content = self._path.read_bytes() if self._path.exists() else b""
+        return _last_step(content.partition(b"\n")[2]) or 0
+
+    def set_aside(self) -> str:
+        """Renames the file to .old, unless that name has a longer one.
+
+        Returns:
+            the new name; empty if there are no rows.
+
+        Raises:
+            Failure: it cannot be renamed.
+        """
+        old = self._path.with_name(f"{self._path.name}.old")
+        with write_errors(self._path):
+            size = self._path.stat().st_size if self._path.exists() else 0
+            if size and (not old.exists() or old.stat().st_size <= size):
+                os.replace(self._path, old)
+        return old.name if size else ""
 
     def truncate(self) -> None:
         """Removes what follows the position.
@@ -139,6 +155,14 @@ class CsvWriter:
         with write_errors(self._path):
             if self._path.exists():
                 os.truncate(self._path, self._size)
+
+
+def _last_step(rows: bytes) -> int | None:
+    """The step of the last complete row; None if there is none. No text in a row has a newline."""
+    end = rows.rfind(b"\n")
+    start = rows.rfind(b"\n", 0, max(end, 0)) + 1
+    step = rows[start:end].split(b",")[0]
+    return int(step) if end > 0 and step.isdigit() else None
 
 
 def _first_step(content: bytes) -> int:
@@ -227,4 +251,4 @@ def _text(value: Any) -> str:
     """The text of a value in a CSV file; empty for None, which is unknown."""
     if value is None:
         return ""
-    return f"{value:.6g}" if isinstance(value, float | np.floating) else str(value)
+    return f"{value:.6g}" if isinstance(value, float | np.floating) else one_line(str(value))

@@ -11,9 +11,12 @@ tensorboard/       the same, for TensorBoard, and pictures
 wandb.json, wandb/ the same, for Weights & Biases, if asked for: which run it is, and its files
 profile/           traces of steps, if asked for
 inference.json     the routing at inference, if vmoe capacity chose one (inference.py)
+console.txt        when and why messages could no longer be printed, if that happened
 """
 
+import contextlib
 import dataclasses
+import errno
 import json
 import os
 from collections.abc import Iterator
@@ -22,7 +25,8 @@ from typing import Any
 
 from vmoe.config import TrainConfig, replace
 from vmoe.config.files import load, to_json
-from vmoe.errors import UsageError
+from vmoe.errors import UsageError, parse_json
+from vmoe.signals import temporary_folder
 
 CONFIG = "config.json"
 ENVIRONMENT = "environment.json"
@@ -31,6 +35,8 @@ MODEL = "model.txt"
 INIT = "init.json"
 INIT_KEYS = {"path", "new_head", "partial", "step", "checksum", "weights"}
 CHECKPOINTS = "checkpoints"
+CONSOLE = "console.txt"
+TEMPORARY = ".vmoe-"  # begins the names of folders that only a kill leaves
 TABLES = ("metrics.csv", "evaluations.csv", "experts.csv", "fewshot.csv")
 
 
@@ -69,16 +75,47 @@ def write_metadata(
 
 
 def replace_text(path: Path, text: str) -> None:
-    """Writes a temporary file and renames it: a kill leaves either the old or the new content.
-
-    Newlines are written unchanged.
+    """Replaces a text file; newlines are written unchanged. See ``replacing``.
 
     Raises:
-        OSError: the folder cannot be written.
+        OSError: the file cannot be written.
     """
-    temporary = path.with_name(f"{path.name}.tmp")
-    temporary.write_text(text, encoding="utf-8", newline="")
-    os.replace(temporary, path)
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8", newline="")
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """The path of a temporary file in its folder, which takes the place of the file at the end.
+
+    A kill leaves either the old or the new content. Several processes may do this at once.
+
+    Raises:
+        OSError: the file cannot be written; the error names it, and nothing is left.
+    """
+    try:
+        with temporary_folder(dir=path.parent, prefix=TEMPORARY) as folder:
+            yield folder / path.name
+            os.replace(folder / path.name, path)
+    except OSError as error:  # that of a full disk names no file
+        error.filename = str(path)
+        raise
+
+
+def append_bytes(path: Path, content: bytes) -> None:
+    """Adds all of the content to the end of a file, or nothing.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+    with path.open("ab", buffering=0) as file:
+        size = file.tell()
+        try:
+            if file.write(content) < len(content):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        except OSError:
+            file.truncate(size)
+            raise
 
 
 def read_config(workdir: Path) -> TrainConfig:
@@ -198,7 +235,7 @@ def _differences(stored: Any, current: Any, place: str = "") -> Iterator[str]:
 
 def _read_json(path: Path) -> Any:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return parse_json(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         message = f"{path.name} is missing from run folder {path.parent}; restore it"
         raise UsageError(message) from None

@@ -3,6 +3,8 @@
 import contextlib
 import fcntl
 import os
+import socket
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,7 +19,7 @@ def lock_workdir(workdir: Path) -> Iterator[None]:
     """Locks a run folder against other runs, and creates it if it does not exist.
 
     The primary process holds the lock. The system releases it when that process ends, even if it is
-    killed.
+    killed. Where the file system has no locks, a line on stderr says so.
 
     Raises:
         UsageError: another run holds the lock, the folder cannot be written, or not every process
@@ -50,10 +52,17 @@ def _lock(workdir: Path) -> Iterator[None]:
                 f"workdir {workdir}: already in use by process {file.read().strip()}; wait until "
                 "it ends, or use another workdir"
             ) from None
+        except OSError as error:  # some file systems of clusters have no locks
+            print(
+                f"{workdir / LOCK}: cannot be locked ({error.strerror}); make sure that no other "
+                "run uses this workdir",
+                file=sys.stderr,
+            )
         try:
             file.truncate(0)
-            file.write(f"{os.getpid()}")
+            file.write(f"{os.getpid()} on {socket.gethostname()}")
             file.flush()
+            os.fsync(file.fileno())  # NFS shows other hosts only what is synced
         except OSError as error:
             raise UsageError(f"workdir {workdir}: {error.strerror}") from None
         yield

@@ -11,7 +11,6 @@ import gzip
 import hashlib
 import http.client
 import os
-import tempfile
 import urllib.request
 import zlib
 from pathlib import Path
@@ -22,6 +21,7 @@ from vmoe.cache import cache_folder
 from vmoe.data.sources.in_memory import InMemorySource, rgb
 from vmoe.data.sources.splits import stratified_split
 from vmoe.errors import UsageError
+from vmoe.signals import temporary_folder
 
 ADDRESS = "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com"
 DEBIAN = Path("/usr/share/datasets/fashion-mnist")
@@ -122,11 +122,11 @@ def download(address: str, path: Path) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with (
-            tempfile.TemporaryDirectory(dir=path.parent) as folder,
+            temporary_folder(dir=path.parent) as folder,
             urllib.request.urlopen(address, timeout=30) as response,
             Progress(*columns, console=Console(stderr=True)) as progress,
         ):
-            partial = Path(folder) / path.name  # another process may be downloading it too
+            partial = folder / path.name  # another process may be downloading it too
             total = int(response.headers.get("Content-Length", 0)) or None
             task = progress.add_task("", total=total)
             with partial.open("wb") as file:

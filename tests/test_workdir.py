@@ -1,0 +1,72 @@
+"""The files of a run folder: replaced as a whole, locked, and read without their middle."""
+
+import errno
+import fcntl
+import threading
+import tracemalloc
+from pathlib import Path
+
+import pytest
+
+from vmoe.train.writers import CsvWriter
+from vmoe.workdir.layout import replace_text
+from vmoe.workdir.lock import LOCK, lock_workdir
+
+
+def test_two_writers_of_one_file_leave_the_whole_text_of_one_and_nothing_else(
+    tmp_path: Path,
+) -> None:
+    texts, errors = ["a" * 10_000, "b" * 10_000], []
+
+    def write(text: str) -> None:
+        try:
+            for _ in range(100):
+                replace_text(tmp_path / "file", text)
+        except OSError as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=write, args=(text,)) for text in texts]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not errors and (tmp_path / "file").read_text() in texts
+    assert list(tmp_path.iterdir()) == [tmp_path / "file"]
+
+
+def test_a_file_that_cannot_be_replaced_is_named_and_kept(tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(OSError) as caught:
+        replace_text(tmp_path / "folder", "text")
+    assert caught.value.filename == str(tmp_path / "folder")
+    assert list(tmp_path.rglob("*")) == [tmp_path / "folder"]
+
+
+def test_resuming_keeps_no_more_in_memory_than_twice_the_file(tmp_path: Path) -> None:
+    writer = CsvWriter(tmp_path / "experts.csv")
+    row = {"block": 1, "expert": 2, "load": 0.123456, "importance": 0.123456}
+    for step in range(1, 6):
+        writer.append(step, [row] * 10_000)
+    position = writer.position()
+    tracemalloc.start()
+    again = CsvWriter(tmp_path / "experts.csv")
+    assert again.restore(5, position) == "" and again.last_step == again.stored_step() == 5
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 3 * position.size
+    again.append(6, [row])  # the columns are known
+
+
+def test_where_the_file_system_has_no_locks_a_run_warns_and_begins(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def flock(*arguments: object) -> None:
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr(fcntl, "flock", flock)  # as on Lustre without -o flock
+    with lock_workdir(tmp_path / "run"):
+        line = capsys.readouterr().err
+    assert line == (
+        f"{tmp_path / 'run' / LOCK}: cannot be locked (Function not implemented); make sure that "
+        "no other run uses this workdir\n"
+    )
