@@ -37,6 +37,8 @@ from typing import NamedTuple
 
 from PIL import Image
 
+from vmoe.data.decode import open_image
+
 VENDORS = ("google", "twitter")
 VERSION = "16.0.0"
 LEFT_OUT = "Component"  # the category of skin tones drawn alone
@@ -140,7 +142,7 @@ def split_of(emoji: str) -> str:
 
 
 def on_white(file: Path) -> Image.Image:
-    with Image.open(file) as image:
+    with open_image(file) as image:
         rgba = image.convert("RGBA")
     white = Image.new("RGBA", rgba.size, "white")
     return Image.alpha_composite(white, rgba).convert("RGB")

@@ -31,9 +31,7 @@ def test_truncated_files_are_found_and_bytes_after_the_end_are_allowed(
     content = whole.read_bytes()
     (folder / f"cut.{suffix}").write_bytes(content[: len(content) // 2])
     (folder / f"head.{suffix}").write_bytes(content[:30])
-    (folder / f"more.{suffix}").write_bytes(content + bytes(3000))
-    if suffix == "jpg":
-        (folder / "film.jpg").write_bytes(content + b"\1" * 9000)  # a photo with a film behind it
+    (folder / f"more.{suffix}").write_bytes(content + b"\1" * 9000)  # such as a film behind a photo
     assert found(folder).keys() == {f"cut.{suffix}", f"head.{suffix}"}
 
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import math
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from vmoe.config import from_json, to_json
 from vmoe.config.preprocessing import Preprocessing
 from vmoe.data.crops import resize_and_crop
 from vmoe.data.decode import decode
+from vmoe.data.resize import resize
 from vmoe.errors import UsageError
 from vmoe.nn.inputs import to_float
 
@@ -114,6 +116,23 @@ def test_the_mean_over_an_area_equals_the_mean_of_the_repeated_pixels() -> None:
     np.testing.assert_allclose(pixels, oracle, rtol=1e-6)
 
 
+@pytest.mark.parametrize("interpolation", ["bicubic", "tf_area"])
+@pytest.mark.parametrize("shape", [(1, 1000), (1000, 1)])
+def test_of_a_very_long_image_only_the_middle_is_resized(
+    shape: tuple[int, int], interpolation: str
+) -> None:
+    preprocessing = Preprocessing(16, 20, keep_aspect=True, interpolation=interpolation)
+    h, w = (20 * side for side in shape)
+    whole = resize(noise(*shape), h, w, interpolation)
+    oracle = whole[(h - 16) // 2 :, (w - 16) // 2 :][:16, :16].astype(float)
+    tracemalloc.start()
+    pixels = resize_and_crop(noise(*shape), preprocessing)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    np.testing.assert_allclose(pixels, oracle, rtol=0, atol=1e-3)
+    assert peak < 2e6, f"{peak:,} bytes"
+
+
 def test_a_pipeline_scales_with_the_image_size() -> None:
     preprocessing = Preprocessing(224, 256, keep_aspect=True, interpolation="tf_area")
     assert preprocessing.scaled(112) == Preprocessing(112, 128, True, "tf_area")
@@ -131,6 +150,7 @@ def test_preprocessing_survives_json() -> None:
     [
         (dict(image_size=0), "preprocessing.image_size=0: use at least 1"),
         (dict(image_size=8, resize_to=7), "preprocessing.resize_to=7: use at least image_size=8"),
+        (dict(image_size=8, resize_to=81), "resize_to=81: use at most 10 times image_size=8"),
     ],
 )
 def test_impossible_pipelines_are_refused(fields: dict[str, object], message: str) -> None:

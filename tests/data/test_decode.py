@@ -1,13 +1,15 @@
 """Decode image files of many kinds to RGB pixels, and refuse corrupt ones."""
 
+import os
 import subprocess
 import sys
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import EpsImagePlugin, Image
 
-from vmoe.data.decode import decode, read_image
+from vmoe.data.check import unreadable
+from vmoe.data.decode import decode, image_files_below, read_image
 from vmoe.errors import UsageError
 
 
@@ -110,6 +112,23 @@ def test_files_that_are_not_complete_images_are_refused_by_name(tmp_path) -> Non
     ]:
         with pytest.raises(UsageError, match=rf"{name}: {message}"):
             read_image(tmp_path / name)
+
+
+def test_postscript_in_a_file_of_another_name_never_reaches_ghostscript(
+    tmp_path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "gs").write_text(f"#!/bin/sh\ntouch {tmp_path}/called\n")
+    (tmp_path / "gs").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    monkeypatch.setattr(EpsImagePlugin, "gs_binary", None)  # so it is looked for
+    (tmp_path / "photos").mkdir()
+    path = tmp_path / "photos" / "cat.jpg"
+    path.write_text("%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\n%%EOF\n")
+    with pytest.raises(UsageError, match="cat.jpg: not an image, or in a format"):
+        read_image(path)
+    found = image_files_below(tmp_path / "photos").images
+    assert unreadable(tmp_path, found, "headers", tmp_path / "record").keys() == {0}
+    assert not (tmp_path / "called").exists()
 
 
 def test_decoding_bytes_equals_reading_the_file_and_pixels_are_unchanged(tmp_path) -> None:

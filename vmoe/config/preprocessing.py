@@ -5,6 +5,8 @@ from typing import Literal
 
 from vmoe.config.fields import Checked, require
 
+MOST_RESIZED = 10  # times image_size; a crop shows a hundredth of such an image
+
 Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos", "tf_bilinear", "tf_area"]
 """How pixels are resized: by Pillow, whose filters are antialiased, except nearest; or as
 TensorFlow's ``resize`` does, bilinearly without antialiasing or by the mean over an area."""
@@ -45,6 +47,11 @@ class Preprocessing(Checked):
         require(
             self.resize_to is None or self.resize_to >= self.image_size,
             f"preprocessing.resize_to={self.resize_to}: use at least image_size={self.image_size}",
+        )
+        require(
+            self.resize_to is None or self.resize_to <= MOST_RESIZED * self.image_size,
+            f"preprocessing.resize_to={self.resize_to}: use at most {MOST_RESIZED} times "
+            f"image_size={self.image_size}",
         )
 
     def scaled(self, image_size: int) -> "Preprocessing":

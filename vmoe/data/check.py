@@ -6,6 +6,7 @@ a file that leaves this open is decoded. ``decode``: every file is decoded.
 
 import concurrent.futures
 import contextlib
+import hashlib
 import io
 import itertools
 import json
@@ -14,18 +15,18 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import PIL
-from PIL import Image
 
 from vmoe.config.data import Check
-from vmoe.data.decode import PNG, ImageFile, decode, has_16_bits
+from vmoe.data.decode import PNG, ImageFile, decode, has_16_bits, open_image
 from vmoe.data.progress import progress
-from vmoe.errors import UsageError
+from vmoe.data.retry import retried
+from vmoe.errors import Failure, UsageError
 from vmoe.workdir.layout import replace_text
 
-TAIL = 4096  # bytes read at the end of a file, where its end marker has to be
+TAIL = 16  # bytes read at the end of a file, where its end marker is
 CHUNK, CHUNKS = 256, 64  # files per task of a thread, and tasks that are waited for together
-PNG_END, JPEG_END = b"\x00\x00\x00\x00IEND\xaeB`\x82", b"\xff\xd9"
-RULES = f"1 {PIL.__version__}"  # version of the rules below; a record of another is not used
+ENDS = {PNG: b"\x00\x00\x00\x00IEND\xaeB`\x82", b"\xff\xd8\xff": b"\xff\xd9"}
+RULES = f"2 {PIL.__version__}"  # version of the rules below; a record of another is not used
 
 
 def unreadable(
@@ -82,19 +83,19 @@ def _check_all(
 
 def _reason(file: ImageFile, check: Check) -> _Reason:
     try:
-        complete = _looks_complete(file)
+        complete = retried(file.path, lambda: _looks_complete(file))
         if complete is False:
             return _Reason("truncated: its end is missing")
         if check == "decode" or complete is None:
-            content = Path(file.path).read_bytes()
+            content = retried(file.path, Path(file.path).read_bytes)
             decode(content, "")
-            with Image.open(io.BytesIO(content)) as image:
+            with open_image(io.BytesIO(content)) as image:
                 image.verify()  # checksums, which decoding may ignore
     except UsageError as error:
         return _Reason(str(error).removeprefix(": "))
     except OSError as error:
         return _Reason(str(error.strerror or error), lasting=error.errno is None)
-    except MemoryError:
+    except (MemoryError, Failure):
         raise
     except Exception as error:  # Pillow raises errors of many types
         return _Reason(str(error))
@@ -109,11 +110,12 @@ def _looks_complete(file: ImageFile) -> bool | None:
         tail = opened.read()
     if has_16_bits(head):  # its values have to be seen
         return None
-    if head.startswith(PNG):
-        return _ends(tail, PNG_END)
-    if head.startswith(b"\xff\xd8\xff"):
-        whole = Path(file.path).read_bytes  # a film may follow the photo
-        return _ends(tail, JPEG_END) or (None if JPEG_END in whole() else False)
+    for start, end in ENDS.items():
+        if head.startswith(start):
+            if tail.endswith(end):
+                return True
+            # Other bytes may follow the image, such as a film after a photo.
+            return None if end in Path(file.path).read_bytes() else False
     if head[:4] == b"RIFF" and head[8:12] == b"WEBP":
         return int.from_bytes(head[4:8], "little") + 8 <= file.size
     if head[:6] in (b"GIF87a", b"GIF89a") and tail.endswith(b";"):
@@ -123,22 +125,20 @@ def _looks_complete(file: ImageFile) -> bool | None:
     return None
 
 
-def _ends(tail: bytes, marker: bytes) -> bool | None:
-    """Whether a marker is at the end of a file; None if other bytes follow it."""
-    if tail.endswith(marker):
-        return True
-    return None if marker in tail else False
-
-
 def _read_record(path: Path) -> dict[str, Any]:
+    """What ``_write_record`` has written; empty if there is nothing, or something else."""
     try:
         known = json.loads(path.read_text())
-    except (OSError, ValueError):
+        return known if known.pop("sha256") == _digest(known) else {}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return {}
-    return known if isinstance(known, dict) and isinstance(known.get("unreadable"), dict) else {}
 
 
 def _write_record(path: Path, record: dict[str, Any]) -> None:
     """Writes the record, or nothing where the cache folder cannot be written."""
     with contextlib.suppress(OSError):
-        replace_text(path, json.dumps(record))
+        replace_text(path, json.dumps({**record, "sha256": _digest(record)}))
+
+
+def _digest(record: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(record).encode()).hexdigest()

@@ -8,11 +8,13 @@ from jaxtyping import UInt8
 from PIL import Image
 
 from vmoe.config.preprocessing import Preprocessing
+from vmoe.data.decode import open_image
 from vmoe.data.resize import Pixels, resize
 from vmoe.data.sources.source import Source, sampled
 from vmoe.errors import UsageError
 
 EXTREME = 4  # ratio of sides from which a change of size is reported
+LONGEST = 16  # ratio of sides up to which a whole image is resized before the crop
 
 
 def resize_and_crop(pixels: UInt8[np.ndarray, "h0 w0 3"], preprocessing: Preprocessing) -> Pixels:
@@ -31,10 +33,21 @@ def resize_and_crop(pixels: UInt8[np.ndarray, "h0 w0 3"], preprocessing: Preproc
     h = w = preprocessing.resize_to or size
     tensorflow = interpolation.startswith("tf_")
     if preprocessing.keep_aspect:
+        pixels = _without_far_ends(pixels)
         h, w = (_side(side, min(pixels.shape[:2]), h, tensorflow) for side in pixels.shape[:2])
     resized = resize(pixels, h, w, interpolation)
     y, x = ((side - size) // 2 if tensorflow else round((side - size) / 2) for side in (h, w))
     return resized[y : y + size, x : x + size]
+
+
+def _without_far_ends(pixels: UInt8[np.ndarray, "h0 w0 3"]) -> UInt8[np.ndarray, "_ _ 3"]:
+    """The middle of a very long image, which is all that a central square can show.
+
+    An image of 1000 x 1 pixels, which is a file of 83 bytes, would take gigabytes when enlarged.
+    """
+    longest = LONGEST * min(pixels.shape[:2])
+    y, x = (max(0, (side - longest) // 2) for side in pixels.shape[:2])
+    return pixels[y : pixels.shape[0] - y, x : pixels.shape[1] - x]
 
 
 def _side(side: int, shorter: int, resize_to: int, tensorflow: bool) -> int:
@@ -69,7 +82,7 @@ def _sides(source: Source, index: int) -> tuple[str, int, int]:
         example = source[index]
         if not isinstance(example.image, bytes):
             return example.origin, example.image.shape[0], example.image.shape[1]
-        with Image.open(io.BytesIO(example.image)) as image:
+        with open_image(io.BytesIO(example.image)) as image:
             return example.origin, image.height, image.width
     except (UsageError, OSError, ValueError, SyntaxError, Image.DecompressionBombError):
         return "", 0, 0

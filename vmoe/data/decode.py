@@ -2,6 +2,7 @@
 
 import io
 import os
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -10,12 +11,15 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from vmoe.data.retry import retried
 from vmoe.errors import UsageError
 
 PNG = b"\x89PNG\r\n\x1a\n"  # the first bytes of a file
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 BACKGROUND = "white"  # shows through transparent pixels
 TWELVE_BITS = 4096  # values of 12 bits
+
+FORMATS = ("BMP", "GIF", "JPEG", "PNG", "TIFF", "WEBP")  # of these, as Pillow names them
 
 # Pillow loads the less common formats when it meets an image of one, which is not safe in several
 # threads: one of them may take such an image for none.
@@ -56,26 +60,32 @@ def image_files_below(folder: str | Path) -> Found:
     Hidden files and folders are ignored.
 
     Raises:
-        UsageError: one of the folders cannot be read.
+        UsageError, Failure: see ``entries_below``.
     """
     found = Found([], [], [])
-    for entry in _entries(str(folder)):
-        if entry.is_dir():
+    for entry in entries_below(str(folder)):
+        image = os.path.splitext(entry.name)[1].lower() in SUFFIXES
+        status = _status(entry) if image or entry.is_symlink() else None
+        if status and stat.S_ISDIR(status.st_mode):
             found.links.append(entry.path)
-        elif entry.is_file() and os.path.splitext(entry.name)[1].lower() in SUFFIXES:
-            status = entry.stat()
+        elif status and image and stat.S_ISREG(status.st_mode):
             found.images.append(ImageFile(entry.path, status.st_size, status.st_mtime_ns))
-        else:  # also links to nothing
+        else:
             found.others.append(entry.path)
     for paths in found:
         paths.sort()
     return found
 
 
-def _entries(folder: str) -> Iterator[os.DirEntry[str]]:
-    """Every file below a folder, and every link to a folder, without hidden ones."""
+def entries_below(folder: str) -> Iterator[os.DirEntry[str]]:
+    """Every file below a folder, and every link to a folder, without hidden ones.
+
+    Raises:
+        UsageError: one of the folders cannot be read.
+        Failure: it cannot be read for a reason that can pass.
+    """
     try:
-        entries = list(os.scandir(folder))
+        entries = retried(folder, lambda: list(os.scandir(folder)))
     except FileNotFoundError:  # a class without images in this split
         return
     except OSError as error:
@@ -85,9 +95,25 @@ def _entries(folder: str) -> Iterator[os.DirEntry[str]]:
         if entry.name.startswith("."):
             continue
         if entry.is_dir(follow_symlinks=False):
-            yield from _entries(entry.path)
+            yield from entries_below(entry.path)
         else:
             yield entry
+
+
+def is_folder(entry: os.DirEntry[str]) -> bool:
+    """Whether an entry is a folder, or a link to one."""
+    status = _status(entry) if entry.is_symlink() else None
+    return stat.S_ISDIR(status.st_mode) if status else entry.is_dir(follow_symlinks=False)
+
+
+def _status(entry: os.DirEntry[str]) -> os.stat_result | None:
+    """Size, time and kind of what an entry is or links to; None for a link that leads nowhere."""
+    try:
+        return retried(entry.path, entry.stat)
+    except PermissionError:
+        raise
+    except OSError:
+        return None
 
 
 def read_bytes(path: str | Path) -> bytes:
@@ -95,10 +121,10 @@ def read_bytes(path: str | Path) -> bytes:
 
     Raises:
         UsageError: there is no such file, or it cannot be read.
+        Failure: it cannot be read for a reason that can pass.
     """
     try:
-        with open(path, "rb") as file:
-            return file.read()
+        return retried(path, Path(path).read_bytes)
     except FileNotFoundError:
         raise UsageError(f"{path}: no such file") from None
     except (OSError, ValueError) as error:
@@ -125,19 +151,33 @@ def decode(
     if not isinstance(image, bytes):
         return image
     try:
-        with Image.open(io.BytesIO(image)) as opened:
+        with open_image(io.BytesIO(image)) as opened:
             pixels = np.asarray(_rgb(ImageOps.exif_transpose(opened) if exif else opened))
         if has_16_bits(image) and 0 < pixels.max() < TWELVE_BITS / 256:
             raise _NoRange("its 16-bit values use less than 13 bits, so white is not 65,535")
         return pixels
     except UnidentifiedImageError:
         raise UsageError(f"{origin}: not an image, or in a format that cannot be read") from None
+    except Image.DecompressionBombError as error:
+        raise UsageError(f"{origin}: has too many pixels ({error}); make it smaller") from None
     except _NoRange as error:
         raise UsageError(f"{origin}: {error}; save it with 8 bits per channel") from None
     except MemoryError:
         raise
     except Exception as error:  # Pillow's decoders raise errors of many types
         raise UsageError(f"{origin}: cannot be read as an image ({error})") from None
+
+
+def open_image(file: Path | io.BytesIO) -> Image.Image:
+    """Opens an image with Pillow, in the formats of ``SUFFIXES`` only, whatever its name.
+
+    Others of Pillow's formats do more than decode: that of PostScript starts Ghostscript.
+
+    Raises:
+        UnidentifiedImageError: it is no image, or in another format.
+        DecompressionBombError: it has more pixels than Pillow accepts, 178,956,970.
+    """
+    return Image.open(file, formats=FORMATS)
 
 
 def has_16_bits(head: bytes) -> bool:

@@ -18,7 +18,6 @@ from vmoe.checkpoints.restore import has_checkpoint
 from vmoe.config import TrainConfig
 from vmoe.data.pipeline import Read
 from vmoe.data.reading import Reader
-from vmoe.data.workers import WorkerDied
 from vmoe.errors import Failure, Stopped, UsageError
 from vmoe.evaluate import NamedEvaluation
 from vmoe.train.batches import must_stop, next_batch, open_reader, show_examples, warn_of_images
@@ -169,7 +168,7 @@ def _saved_on_bad_data(run: Run, state: State, step: int, status: StepStatus) ->
     """
     try:
         yield
-    except (UsageError, WorkerDied):
+    except (UsageError, Failure):
         if distributed.is_single_process():
             status.read()
             _save(run, state, step)

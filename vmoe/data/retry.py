@@ -1,0 +1,61 @@
+"""Reads that fail for a moment, such as while a file server restarts, are tried again."""
+
+import errno
+import time
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from vmoe.errors import Failure
+
+PAUSES = (0.1, 0.5, 2.0)  # seconds before each further attempt
+# Errors that another attempt does not change: they are in the path or its permissions. All others
+# can pass: a stale handle, a time-out, too many open files, an error of the disk.
+LASTING = frozenset(
+    {
+        errno.EACCES,
+        errno.EINVAL,
+        errno.EISDIR,
+        errno.ELOOP,
+        errno.ENAMETOOLONG,
+        errno.ENOENT,
+        errno.ENOTDIR,
+        errno.EPERM,
+    }
+)
+
+T = TypeVar("T")
+
+
+def retried(place: Any, read: Callable[[], T]) -> T:
+    """What a function returns that reads a file; called again after an error that can pass.
+
+    Args:
+        place: what is read, for the error message.
+
+    Raises:
+        OSError: of a kind that lasts.
+        Failure: the error did not pass.
+    """
+    pauses = iter(PAUSES)
+    while True:
+        try:
+            return read()
+        except OSError as error:
+            if not can_pass(error):
+                raise
+            pause = next(pauses, None)
+            if pause is None:
+                raise failure(place, error) from None
+            time.sleep(pause)
+
+
+def can_pass(error: OSError) -> bool:
+    """Whether another attempt may have another result."""
+    return error.errno is not None and error.errno not in LASTING
+
+
+def failure(place: Any, error: OSError) -> Failure:
+    """The error about a file that could not be read for a reason that can pass."""
+    return Failure(
+        f"{place}: cannot be read now ({error.strerror}); run the same command again when it can"
+    )
