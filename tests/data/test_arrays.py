@@ -91,6 +91,47 @@ def test_files_that_are_not_a_complete_npz_are_refused(tmp_path: Path) -> None:
             open_source(f"arrays:{tmp_path / name}", "train")
 
 
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        (b"(30, 8, 8, 3)", b"(30, 8, 8, 3("),  # tokenize.TokenError
+        (b"(30, 8, 8, 3)", b"(-4, 8, 8, 3)"),  # OverflowError
+        (b"(30, 8, 8, 3)", b"(29, 8, 8, 3)"),
+        (b"'descr'", b"'desks'"),
+        (b"NUMPY", b"NUMPI"),
+        (b"PK\x01\x02", b"PK\x01\x03"),
+        (b"\x07" * 8, b"\x07" * 7 + b"\x06"),  # of a label, whose checksum then differs
+    ],
+)
+def test_a_damaged_file_is_refused_in_one_line(old: bytes, new: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "data.npz"
+    np.savez(path, images=IMAGES, labels=np.full(30, 0x0707070707070707 * (len(new) == 8)))
+    path.write_bytes(path.read_bytes().replace(old, new, 1))
+    with pytest.raises(UsageError, match=r"data.npz: not a complete .npz of plain arrays \(.*\)$"):
+        open_source(f"arrays:{path}", "train")
+
+
+def test_a_damaged_header_in_a_folder_is_refused_in_one_line(tmp_path: Path) -> None:
+    np.save(tmp_path / "labels.npy", LABELS)
+    for shape in (b"(-4, 8, 8, 3)", b"(30, 8, 8, 3("):
+        np.save(tmp_path / "images.npy", IMAGES)
+        content = (tmp_path / "images.npy").read_bytes()
+        (tmp_path / "images.npy").write_bytes(content.replace(b"(30, 8, 8, 3)", shape))
+        with pytest.raises(UsageError, match=r"not a complete .npz of plain arrays \(.*\)$"):
+            open_source(f"arrays:{tmp_path}", "train")
+
+
+def test_arrays_of_splits_may_have_other_names(tmp_path: Path) -> None:
+    arrays = dict(train_images=IMAGES, train_labels=LABELS, Val_images=IMAGES[:7] + 1)
+    arrays |= dict(Val_labels=LABELS[:7])
+    np.savez(tmp_path / "data.npz", **arrays)
+    splits = [open_source(f"arrays:{tmp_path / 'data.npz'}", split) for split in SPLITS[:2]]
+    assert [len(split) for split in splits] == [30, 7] and splits[1][0].image.max() == 1
+    np.savez(tmp_path / "data.npz", **arrays, valid_images=IMAGES, valid_labels=LABELS)
+    with pytest.raises(UsageError, match="'Val' and 'valid' are both validation"):
+        open_source(f"arrays:{tmp_path / 'data.npz'}", "train")
+
+
 @pytest.mark.parametrize("split", [False, True])
 def test_arrays_that_are_not_compressed_are_mapped_and_hold_the_same_images_and_labels(
     split: bool, tmp_path: Path

@@ -85,7 +85,14 @@ def test_a_dictionary_has_its_own_splits(tmp_path: Path) -> None:
     splits = [values(open_source(f"hf:{tmp_path / 'hf'}", split)) for split in SPLITS]
     assert splits[1] == [0, 13, 26, 33] and splits[2] == list(range(40, 60))
     assert sorted(splits[0] + splits[1]) == list(range(40))
-    datasets.DatasetDict(test=parts["test"]).save_to_disk(tmp_path / "test")
+    parts = {"training": parts["train"], "valid": parts["test"]}
+    datasets.DatasetDict(parts).save_to_disk(tmp_path / "other")
+    named = [values(open_source(f"hf:{tmp_path / 'other'}", split)) for split in SPLITS[:2]]
+    assert named == [list(range(40)), list(range(40, 60))]
+    datasets.DatasetDict(everything=whole).save_to_disk(tmp_path / "unknown")
+    with pytest.raises(UsageError, match="no split 'train': choose from everything"):
+        open_source(f"hf:{tmp_path / 'unknown'}", "train")
+    datasets.DatasetDict(test=parts["valid"]).save_to_disk(tmp_path / "test")
     with pytest.raises(UsageError, match="no split 'train': choose from test"):
         open_source(f"hf:{tmp_path / 'test'}", "train")
 

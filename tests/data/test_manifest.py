@@ -119,6 +119,30 @@ def test_wrong_lines_are_refused_by_their_number(
 
 
 @pytest.mark.parametrize(
+    "spelling",
+    ["./photos/0.png", "photos//0.png", "photos/../photos/0.png", "{photos}/0.png", "link/0.png"],
+)
+def test_an_image_under_two_spellings_is_there_twice(photos: Path, spelling: str) -> None:
+    (photos.parent / "link").symlink_to("photos")
+    rows = ["photos/0.png,a", f"{spelling.format(photos=photos)},b"]
+    with pytest.raises(UsageError, match="0.png is there twice.*; list each image once"):
+        open_source(write_csv(photos, "path,label", rows), "train")
+
+
+def test_a_spelling_moves_no_image_between_splits(photos: Path) -> None:
+    expected = everything(write_csv(photos, "path,label", [f"photos/{i}.png,a" for i in range(40)]))
+    for spelled in ("./photos", "photos/."):
+        rows = [f"{spelled}/{i}.png,a" for i in range(40)]
+        assert everything(write_csv(photos, "path,label", rows)) == expected
+
+
+def test_class_names_are_read_as_editors_save_them(photos: Path) -> None:
+    name = write_csv(photos, "path,label", [f"photos/{i}.png,{i % 2}" for i in range(40)])
+    (photos.parent / "classes.txt").write_bytes("\ufeffcat \r\na\u2028dog\r\n".encode())
+    assert open_source(name, "train").class_names == ("cat", "a\u2028dog")
+
+
+@pytest.mark.parametrize(
     ("line", "message"),
     [
         ("{", "line 1: is no JSON"),

@@ -1,10 +1,16 @@
 """The input pipeline: from the examples of a source to batches."""
 
+import contextlib
 import dataclasses
 import io
+import os
 import platform
+import resource
 import subprocess
 import sys
+import tarfile
+import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +20,15 @@ from PIL import ExifTags, Image
 
 from vmoe.config import DataConfig, PreprocessingConfig, TrainConfig, ViTConfig, replace
 from vmoe.config.preprocessing import Preprocessing
+from vmoe.data import retry
+from vmoe.data.check import unreadable
 from vmoe.data.crops import resize_and_crop
+from vmoe.data.decode import decode, image_files_below
 from vmoe.data.pipeline import Batch, evaluation_batches, evaluation_order, training_batches
 from vmoe.data.problems import Refused, Unreadable
 from vmoe.data.sources import Example, Fingerprint, Source, open_source
 from vmoe.data.sources.source import Skipped
-from vmoe.errors import UsageError
+from vmoe.errors import Failure, UsageError
 
 CONFIG = TrainConfig(model=ViTConfig(patch_size=2, image_size=8, num_classes=10))
 SMALL = Preprocessing(8)
@@ -303,6 +312,74 @@ def test_a_corrupt_image_is_refused_by_path_in_training_and_evaluation(tmp_path:
         _ = batches[0]
     with pytest.raises(UsageError, match="cats/7.png: cannot be read as an image"):
         list(evaluation_batches(test, batch_size=8, preprocessing=SMALL))
+
+
+@contextlib.contextmanager
+def no_more_files(seconds: float) -> Iterator[None]:
+    """For some time this process cannot open files: it has as many open as it may."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    opened = [os.open(os.devnull, os.O_RDONLY)]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (opened[0] + 50, hard))
+    with contextlib.suppress(OSError):
+        while True:
+            opened.append(os.open(os.devnull, os.O_RDONLY))
+
+    def close() -> None:
+        while opened:
+            os.close(opened.pop())
+
+    timer = threading.Timer(seconds, close)
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+        close()
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+@pytest.fixture(params=["folder", "tar"])
+def six(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[], Source]:
+    """Opens six images, as files or in a shard."""
+    for i in range(6):
+        (tmp_path / "test" / "cat").mkdir(parents=True, exist_ok=True)
+        (tmp_path / "test" / "cat" / f"{i}.png").write_bytes(png(np.full((8, 8, 3), i, np.uint8)))
+        (tmp_path / "test" / "cat" / f"{i}.cls").write_text("cat")
+    with tarfile.open(tmp_path / "test.tar", "w") as archive:
+        for path in sorted((tmp_path / "test" / "cat").iterdir()):
+            archive.add(path, path.name)
+    return lambda: open_source(f"{request.param}:{tmp_path}", "test")
+
+
+def test_a_read_that_fails_for_a_moment_is_tried_again(six: Callable[[], Source]) -> None:
+    source = six()
+    with no_more_files(0.05):
+        images = [source[i].image for i in range(6)]
+    assert [decode(image, "")[0, 0, 0] for image in images] == list(range(6))
+
+
+def test_images_that_cannot_be_read_now_are_neither_replaced_nor_left_out(
+    six: Callable[[], Source], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(retry, "PAUSES", (0, 0, 0))
+    list(evaluation_batches(six(), batch_size=6, preprocessing=SMALL))  # imports what it needs
+    source, left_out = six(), list[str]()
+    config = replace(CONFIG, batch_size=6, data=DataConfig(on_error="replace"))
+    training = training_batches(source, config)
+    evaluation = evaluation_batches(
+        source, batch_size=6, preprocessing=SMALL, on_unreadable=left_out.append
+    )
+    files = image_files_below(tmp_path).images
+    message = r"cannot be read now \(Too many open files\); run the same command again"
+    for read in (
+        lambda: training[0],
+        lambda: next(evaluation),
+        lambda: unreadable("", files, "headers", tmp_path / "record"),
+        six,
+    ):
+        with no_more_files(60), pytest.raises(Failure, match=message):
+            read()
+    assert not left_out
 
 
 def test_an_unreadable_image_is_replaced_by_another_that_seed_and_position_determine() -> None:

@@ -10,6 +10,7 @@ import pickle
 import shutil
 import sys
 import tarfile
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
@@ -28,6 +29,7 @@ from vmoe.data.sources import (
     Example,
     Fingerprint,
     Source,
+    index,
     name_and_split,
     open_source,
     relabel,
@@ -114,6 +116,76 @@ def test_a_folder_is_checked_once_however_it_is_spelled_until_a_file_changes(
         open_source(f"folder:{photos}", "train")
 
 
+def changed(name: str, change: Callable[[bytes], bytes]) -> Callable[[Path], None]:
+    def damage(index: Path) -> None:
+        (index / name).write_bytes(change((index / name).read_bytes()))
+
+    return damage
+
+
+def as_a_file(index: Path) -> None:
+    shutil.rmtree(index)
+    index.write_text("")
+
+
+INDEX = "index.json"
+DAMAGE = {
+    "labels of zeros": changed("labels.bin", lambda old: bytes(len(old))),
+    "one bit of a label": changed("labels.bin", lambda old: bytes([old[0] ^ 1]) + old[1:]),
+    "one bit of a row": changed("rows_train.bin", lambda old: old[:-1] + b"\x80"),
+    "other class names": changed(INDEX, lambda old: old.replace(b"cats", b"cows")),
+    "no splits": changed(INDEX, lambda old: old.replace(b'"splits"', b'"split5"')),
+    "info that is a number": changed(INDEX, lambda old: b'{"columns": {}, "info": 3}'),
+    "no index": lambda index: (index / INDEX).unlink(),
+    "no hashes": lambda index: (index / "SHA256SUMS").unlink(),
+    "a file in place of its folder": as_a_file,
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_damaged_index_is_built_again_and_named(
+    damage: str,
+    photos: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    before = open_source(f"folder:{photos}", "train")
+    expected, fingerprint = list(before), before.fingerprint()
+    (index,) = (tmp_path / "cache").glob("vmoe/indexes/*/*")
+    assert not capsys.readouterr().err
+    DAMAGE[damage](index)
+    after = open_source(f"folder:{photos}", "train")
+    assert list(after) == expected and after.fingerprint() == fingerprint
+    error = capsys.readouterr().err
+    assert error == f"folder:{photos}: its index in {index} is damaged: built again\n"
+
+
+@pytest.mark.parametrize("row", ["1", "99999", "x", "-1"])
+def test_a_changed_record_of_unreadable_images_is_not_used(
+    row: str, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    (photos / "cats" / "000.png").write_bytes(b"no image")
+    before = open_source(f"folder:{photos}", "train", on_error="replace")
+    (record,) = (tmp_path / "cache").glob("vmoe/indexes/*/*/unreadable.json")
+    record.write_text(record.read_text().replace('{"0":', f'{{"{row}":'))
+    after = open_source(f"folder:{photos}", "train", on_error="replace")
+    assert after.skipped == before.skipped
+
+
+def test_an_index_is_verified_once_by_the_process_that_opens_it_and_not_by_its_workers(
+    photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = open_source(f"folder:{photos}", "train")
+    index._intact.cache_clear()
+    open_source(f"folder:{photos}", "validation")
+    monkeypatch.setattr(index, "_file_digest", None)  # so hashing a file would fail
+    open_source(f"folder:{photos}", "test")
+    assert list(pickle.loads(pickle.dumps(source))) == list(source)
+
+
 def test_of_many_files_that_are_no_images_a_few_are_named_and_all_are_counted(
     photos: Path,
 ) -> None:
@@ -153,6 +225,47 @@ def test_a_folder_that_has_splits_keeps_them(photos: Path, tmp_path: Path) -> No
     write_images(root / "val" / "cats", 5)
     assert len(open_source(f"folder:{root}", "validation")) == 5
     assert len(open_source(f"folder:{root}", "train")) == 30
+
+
+@pytest.mark.parametrize(
+    "names", [("train", "valid", "test"), ("Train", "Val", "Test"), ("training", "dev", "testing")]
+)
+def test_the_folders_of_splits_may_have_other_names(
+    names: tuple[str, str, str], tmp_path: Path
+) -> None:
+    for i, name in enumerate(names):
+        write_images(tmp_path / name / "cats", 4 + i)
+        write_images(tmp_path / name / "dogs", 4 + i)
+    write_images(tmp_path / "spare" / "cats", 1)
+    Image.new("RGB", (8, 8)).save(tmp_path / names[1] / "stray.png")
+    sources = [open_source(f"folder:{tmp_path}", split) for split in SPLITS]
+    assert [len(source) for source in sources] == [8, 10, 12]
+    assert {source.class_names for source in sources} == {("cats", "dogs")}
+    beside = ", ".join(sorted([f"{tmp_path}/spare", f"{tmp_path}/{names[1]}/stray.png"]))
+    assert list(skipped_messages(sources)) == [
+        f"skipped 2 paths beside the folders of the classes or splits: {beside}"
+    ]
+    (tmp_path / "validation").mkdir()
+    message = f"'{names[1]}' and 'validation' are both validation; rename or remove one"
+    with pytest.raises(UsageError, match=message):
+        open_source(f"folder:{tmp_path}", "train")
+
+
+def test_a_class_may_be_called_train(tmp_path: Path) -> None:
+    for name in ("Bus", "Car", "Train"):
+        write_images(tmp_path / name, 5)
+    assert open_source(f"folder:{tmp_path}", "train").class_names == ("Bus", "Car", "Train")
+
+
+def test_links_that_lead_nowhere_are_skipped_with_a_line(photos: Path) -> None:
+    (photos / "cats" / "self.png").symlink_to("self.png")
+    (photos / "cats" / "gone.png").symlink_to("nowhere.png")
+    (photos / "cats" / "folder").symlink_to("folder")
+    (photos / "owls").symlink_to("owls")
+    source = open_source(f"folder:{photos}", "train")
+    assert {Path(path).name for path in source.skipped.others} == {
+        "notes.txt", "self.png", "gone.png", "folder",
+    }  # fmt: skip
 
 
 def test_images_of_a_folder_are_resized_to_the_size_of_the_model(photos: Path) -> None:

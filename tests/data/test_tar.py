@@ -5,6 +5,7 @@ import json
 import os
 import pickle
 import tarfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -211,6 +212,43 @@ def test_a_truncated_shard_is_refused(tmp_path: Path, size: float) -> None:
     end = int(size * len(content)) if size > 0 else 512 * 4 * 40
     (tmp_path / "test.tar").write_bytes(content[:end])
     with pytest.raises(UsageError, match=r"test\.tar: truncated"):
+        open_source(f"tar:{tmp_path}", "test")
+
+
+def zeros_inside(content: bytes) -> bytes:
+    return content[: 512 * 5 * 10] + bytes(1024) + content[512 * 5 * 10 :]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda content: content + content, "more follows the zeros at byte .* --concatenate"),
+        (zeros_inside, "more follows the zeros at byte 25,600, .* get it again if it is"),
+        (lambda content: content + b"?" * 4096, "more follows the zeros"),
+        (lambda content: content[: 512 * 5 * 40] + b"?" * 4096, "no file begins at byte 102,400"),
+        (lambda content: content[: 512 * (5 * 12 + 3)], "truncated: its end is missing"),
+    ],
+    ids=["joined by cat", "a hole", "garbage behind it", "garbage at its end", "cut at a label"],
+)
+def test_a_shard_with_anything_but_zeros_behind_its_end_is_refused(
+    change: Callable[[bytes], bytes], message: str, tmp_path: Path
+) -> None:
+    content = shard(tmp_path / "test.tar", range(40)).read_bytes()
+    (tmp_path / "test.tar").write_bytes(change(content))
+    with pytest.raises(UsageError, match=rf"test\.tar: .*{message}"):
+        open_source(f"tar:{tmp_path}", "test")
+    (tmp_path / "test.tar").write_bytes(content + bytes(1 << 16))
+    assert len(open_source(f"tar:{tmp_path}", "test")) == 40
+
+
+def test_the_files_of_an_example_belong_together_however_their_folder_is_spelled(
+    tmp_path: Path,
+) -> None:
+    files = {"./1.jpg": jpeg(1), "1.cls": b"1", "./2.jpg": jpeg(2), "a/../2.cls": b"0"}
+    write(tmp_path / "test.tar", files)
+    assert numbers(open_source(f"tar:{tmp_path}", "test")) == [1, 2]
+    write(tmp_path / "test.tar", files | {"3.jpg": jpeg(3), "3.cls": b"0"} | {"1.jpg": jpeg(1)})
+    with pytest.raises(UsageError, match="test.tar: 1"):
         open_source(f"tar:{tmp_path}", "test")
 
 

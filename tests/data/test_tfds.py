@@ -210,6 +210,15 @@ def change(photos: Path, **fields: Any) -> None:
     (photos / "dataset_info.json").write_text(json.dumps(info | fields))
 
 
+def test_a_split_may_have_another_name(photos: Path) -> None:
+    info = (photos / "dataset_info.json").read_text()
+    (photos / "dataset_info.json").write_text(info.replace('"test"', '"valid"'))
+    for shard in photos.glob("*test*"):
+        shard.rename(shard.with_name(shard.name.replace("test", "valid")))
+    assert values(open_source(f"tfds:{photos}", "validation")) == list(range(10))
+    assert len(open_source(f"tfds:{photos}", "train")) == 100
+
+
 @pytest.mark.parametrize("split", ["train[", "valid", "train[:200%]"])
 def test_splits_that_do_not_exist_are_refused(photos: Path, split: str) -> None:
     with pytest.raises(UsageError, match=r"photos/1.2.0: .*plit") as error:

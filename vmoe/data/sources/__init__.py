@@ -134,6 +134,7 @@ def skipped_messages(sources: Iterable[Source | Skipped]) -> Iterator[str]:
     """
     skipped = {each if isinstance(each, Skipped) else each.skipped for each in sources}
     others = sorted({path for each in skipped for path in each.others})
+    beside = sorted({path for each in skipped for path in each.beside})
     links = sorted({path for each in skipped for path in each.links})
     unreadable = sorted({path for each in skipped for path in each.unreadable})
     # The splits of one folder have the same files.
@@ -141,11 +142,21 @@ def skipped_messages(sources: Iterable[Source | Skipped]) -> Iterator[str]:
     if others:
         count = len(others) + more
         what = "file that is not an image" if count == 1 else "files that are not images"
-        rest = [f"and {count - NAMED:,} more"] if count > NAMED else []
-        yield f"skipped {count:,} {what}: {', '.join([*others[:NAMED], *rest])}"
+        yield f"skipped {count:,} {what}: {_first(others, count)}"
+    more = sum(number for _, number in {(each.beside, each.more_beside) for each in skipped})
+    if beside:
+        count = len(beside) + more
+        what = "path" if count == 1 else "paths"
+        where = "beside the folders of the classes or splits"
+        yield f"skipped {count:,} {what} {where}: {_first(beside, count)}"
     if links:
         what = "symbolic link to a folder" if len(links) == 1 else "symbolic links to folders"
         yield f"skipped {len(links)} {what}: {listed(links, NAMED)}"
     if unreadable:
         what = "image" if len(unreadable) == 1 else "images"
         yield f"{len(unreadable)} {what} cannot be read: {listed(unreadable, NAMED)}"
+
+
+def _first(paths: list[str], count: int) -> str:
+    rest = [f"and {count - NAMED:,} more"] if count > NAMED else []
+    return ", ".join([*paths[:NAMED], *rest])

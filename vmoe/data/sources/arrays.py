@@ -1,8 +1,8 @@
 """Images in one NumPy file, or in a folder of NumPy files.
 
     images, labels               not split: 80% of each class is train, 10% validation, 10% test
-    train_images, train_labels,  split as named: train, validation, test; without arrays for
-    test_images, ...             validation, 10% of train
+    train_images, train_labels,  split as named: train, validation, test, or as ``splits.py`` lists
+    test_images, ...             them; without arrays for validation, 10% of train
     class_names                  optional
 
 Images are uint8 (b, h, w, 3), (b, h, w, 1) or (b, h, w); labels are integers from 0: (b), or (b, l)
@@ -19,17 +19,19 @@ import math
 import os
 import struct
 import zipfile
-import zlib
 from pathlib import Path
 
 import numpy as np
 
+from vmoe.data.retry import retried
 from vmoe.data.sources.in_memory import InMemorySource, rgb
-from vmoe.data.sources.splits import SPLITS, resolve_split, stratified_split
+from vmoe.data.sources.splits import named_splits, resolve_split, stratified_split
 from vmoe.data.sources.vocabulary import MOST_CLASSES, check_distinct
-from vmoe.errors import UsageError
+from vmoe.errors import Failure, UsageError, one_line
 
+IMAGES = "_images"  # ends the name of an array of a split
 LOCAL_HEADER = 30  # bytes before the name of a file in a .zip
+PIECE = 1 << 20  # bytes read at once
 
 
 def open_arrays(path: str, split: str) -> InMemorySource:
@@ -44,7 +46,8 @@ def open_arrays(path: str, split: str) -> InMemorySource:
     """
     place = f"arrays:{path}"
     arrays = _load(path)
-    available = [name for name in SPLITS if f"{name}_images" in arrays]
+    prefixes = [name.removesuffix(IMAGES) for name in arrays if name.endswith(IMAGES)]
+    available = [*named_splits(prefixes, place).values()]
     pairs = {name: _pair(arrays, f"{name}_" if name else "", place) for name in available or [""]}
     class_names = _class_names(arrays, [labels for _, labels in pairs.values()], place)
     stored_split, fractions = resolve_split(split, available, place)
@@ -65,30 +68,45 @@ def _load(path: str) -> dict[str, np.ndarray]:
     """The arrays by name, mapped where they can be."""
     place = f"arrays:{path}"
     try:
-        if Path(path).is_dir():
-            files = {each.stem: each for each in sorted(Path(path).glob("*.npy"))}
-            return {name: np.load(file, "r", allow_pickle=False) for name, file in files.items()}
-        with open(path, "rb") as file:
-            loaded = np.load(file, allow_pickle=False)
-            if isinstance(loaded, np.ndarray):
-                raise UsageError(f"{place}: holds one array; save several with np.savez")
-            return {name: _mapped(path, loaded, name) for name in loaded.files}
+        return retried(place, lambda: _read(path, place))
     except FileNotFoundError:
         raise UsageError(f"{place}: no such file or folder") from None
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise UsageError(f"{place}: not a complete .npz of plain arrays ({error})") from None
+    except (UsageError, Failure, MemoryError):
+        raise
+    except Exception as error:  # damaged files raise errors of many types
+        reason = one_line(str(error))
+        raise UsageError(f"{place}: not a complete .npz of plain arrays ({reason})") from None
+
+
+def _read(path: str, place: str) -> dict[str, np.ndarray]:
+    if Path(path).is_dir():
+        files = {each.stem: each for each in sorted(Path(path).glob("*.npy"))}
+        return {name: np.load(file, "r", allow_pickle=False) for name, file in files.items()}
+    with open(path, "rb") as file:
+        loaded = np.load(file, allow_pickle=False)
+        if isinstance(loaded, np.ndarray):
+            raise UsageError(f"{place}: holds one array; save several with np.savez")
+        return {name: _mapped(path, loaded, name) for name in loaded.files}
 
 
 def _mapped(path: str, loaded: np.lib.npyio.NpzFile, name: str) -> np.ndarray:
-    """An array of a .npz file; mapped if these are images or labels that are not compressed."""
+    """An array of a .npz file; mapped if these are images or labels that are not compressed.
+
+    The checksum of mapped labels is checked; that of images would take reading them all.
+    """
     with zipfile.ZipFile(path) as archive:
         member = archive.getinfo(f"{name}.npy")
-    if not name.endswith(("images", "labels")) or member.compress_type != zipfile.ZIP_STORED:
-        return loaded[name]
+        if not name.endswith(("images", "labels")) or member.compress_type != zipfile.ZIP_STORED:
+            return loaded[name]
+        if name.endswith("labels"):
+            with archive.open(member) as opened:
+                while opened.read(PIECE):
+                    pass
     with open(path, "rb") as file:
         file.seek(member.header_offset)
         header = file.read(LOCAL_HEADER)
         file.seek(sum(struct.unpack("<HH", header[26:])), os.SEEK_CUR)  # its name and its extra
+        start = file.tell()
         version = np.lib.format.read_magic(file)
         read = {
             (1, 0): np.lib.format.read_array_header_1_0,
@@ -99,8 +117,9 @@ def _mapped(path: str, loaded: np.lib.npyio.NpzFile, name: str) -> np.ndarray:
         shape, fortran, dtype = read(file)
         if dtype.hasobject or not math.prod(shape):  # refused; or nothing to map
             return loaded[name]
-        order = "F" if fortran else "C"
-        return np.memmap(path, dtype, "r", file.tell(), shape, order)
+        if file.tell() - start + math.prod(shape) * dtype.itemsize != member.file_size:
+            raise ValueError(f"{name} is not as long as its shape {shape} says")
+        return np.memmap(path, dtype, "r", file.tell(), shape, "F" if fortran else "C")
 
 
 def _pair(arrays: dict[str, np.ndarray], prefix: str, place: str) -> tuple[np.ndarray, np.ndarray]:

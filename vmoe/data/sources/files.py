@@ -1,5 +1,6 @@
 """A source that reads image files when they are needed."""
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -47,6 +48,8 @@ class FileSource:
             others=tuple(str(Path(folder, path)) for path in info.get("others", ())),
             more_others=info.get("more_others", 0),
             links=tuple(str(Path(folder, path)) for path in info.get("links", ())),
+            beside=tuple(os.path.normpath(Path(folder, path)) for path in info.get("beside", ())),
+            more_beside=info.get("more_beside", 0),
             unreadable=frozenset(str(Path(folder, path_of(self._table.index, row))) for row in bad),
         )
 

@@ -1,8 +1,8 @@
 """A folder of images with one sub-folder per class.
 
 PATH/CLASS/...              not split: 80% of the images are train, 10% validation, 10% test
-PATH/train/CLASS/...        split into folders: train, validation (or val), test; without a
-                            folder for validation, 10% of train
+PATH/train/CLASS/...        split into folders: train, validation, test, or as ``splits.py`` lists
+                            them (val, Valid, dev, ...); without one for validation, 10% of train
 
 The classes have the names of their folders, those of the training split, in alphabetical order. The
 names, sizes and times of the files are kept in an index (``index.py``).
@@ -10,17 +10,18 @@ names, sizes and times of the files are kept in an index (``index.py``).
 
 import hashlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from vmoe.config.data import Check, OnError
-from vmoe.data.decode import SUFFIXES, Found, image_files_below
+from vmoe.data.decode import SUFFIXES, Found, image_files_below, is_folder
+from vmoe.data.retry import retried
 from vmoe.data.sources.files import FileSource, open_files
 from vmoe.data.sources.index import cached
 from vmoe.data.sources.source import NAMED
-from vmoe.data.sources.splits import resolve_split
+from vmoe.data.sources.splits import SPLITS, WORDS, named_splits, resolve_split
 from vmoe.data.sources.table import TableWriter
 from vmoe.errors import UsageError
 
@@ -48,8 +49,6 @@ def open_folder(
             cannot be read.
     """
     root, place = Path(path), f"folder:{path}"
-    if not root.is_dir():
-        raise UsageError(f"{place}: no such folder")
     available = split_folders(root)
     if whole and available:
         names = ", ".join(folder.name for folder in available.values())
@@ -57,7 +56,8 @@ def open_folder(
     stored_split, fractions = ("", {}) if whole else resolve_split(split, [*available], place)
     folder = available[stored_split] if stored_split else root
     class_names = _class_names(available.get("train", folder))
-    key = hashlib.sha256(repr((class_names, fractions)).encode())
+    beside = _beside(root, folder, available.values())
+    key = hashlib.sha256(repr((class_names, fractions, beside)).encode(errors="surrogateescape"))
     for found in _find(folder, class_names):
         key.update(repr(found).encode())
 
@@ -77,6 +77,8 @@ def open_folder(
                 others=others,
                 more_others=more,
                 links=links,
+                beside=beside[:NAMED],
+                more_beside=len(beside[NAMED:]),
             )
 
     index = cached(f"folder:{os.path.realpath(folder)}", key.hexdigest(), build)
@@ -84,14 +86,35 @@ def open_folder(
 
 
 def split_folders(root: Path) -> dict[str, Path]:
-    """The folders of the splits that a folder has, by split."""
-    folders = [("train", "train"), ("validation", "val"), ("validation", "validation")]
-    folders += [("test", "test")]
-    return {split: root / name for split, name in folders if (root / name).is_dir()}
+    """The folders of the splits that a folder has, by split.
+
+    ``Train`` may also be a class: it is one if there are other folders, and none in it.
+
+    Raises:
+        UsageError: there is no such folder, or two in it are the same split.
+    """
+    if not root.is_dir():
+        raise UsageError(f"folder:{root}: no such folder")
+    folders = _folders(root)
+    words = [name for name in folders if name.lower() in WORDS]
+    sure = any(name in (*SPLITS, "val") or _folders(root / name) for name in words)
+    named = named_splits(words if sure or words == folders else [], f"folder:{root}")
+    return {split: root / name for split, name in named.items()}
+
+
+def _folders(folder: Path) -> list[str]:
+    """The names of the sub-folders that are not hidden."""
+    return sorted(entry.name for entry in _entries(folder) if is_folder(entry))
+
+
+def _entries(folder: Path) -> list[os.DirEntry[str]]:
+    """What is in a folder, without what is hidden."""
+    entries = retried(folder, lambda: list(os.scandir(folder)))
+    return [entry for entry in entries if not entry.name.startswith(".")]
 
 
 def _class_names(folder: Path) -> tuple[str, ...]:
-    names = sorted(e.name for e in os.scandir(folder) if e.is_dir() and e.name[0] != ".")
+    names = _folders(folder)
     if not names:
         raise UsageError(f"{folder}: no sub-folders; put the images of each class into one")
     for name in names:
@@ -102,6 +125,21 @@ def _class_names(folder: Path) -> tuple[str, ...]:
                 f"{folder}: the name of class {os.fsencode(name)!r} is not UTF-8; rename its folder"
             ) from None
     return tuple(names)
+
+
+def _beside(root: Path, folder: Path, splits: Iterable[Path]) -> list[str]:
+    """What is not read: folders beside those of the splits, and images beside those of the classes.
+
+    The paths are relative to the folder of the split.
+    """
+    used = {path.name for path in splits}
+    others = [os.path.join(os.pardir, name) for name in _folders(root) if name not in used]
+    images = sorted(
+        entry.name
+        for entry in _entries(folder)
+        if os.path.splitext(entry.name)[1].lower() in SUFFIXES and not is_folder(entry)
+    )
+    return [*(others if used else []), *images]
 
 
 def _find(folder: Path, class_names: Sequence[str]) -> Iterator[Found]:

@@ -24,7 +24,7 @@ from typing import Any
 
 from vmoe.data.sources.index import state_of
 from vmoe.data.sources.source import Example, Fingerprint, Skipped, sampled
-from vmoe.data.sources.splits import SPLITS, resolve_split
+from vmoe.data.sources.splits import resolve_split
 from vmoe.data.sources.vocabulary import MOST_CLASSES
 from vmoe.errors import UsageError, one_line
 
@@ -184,7 +184,7 @@ def _open(folder: str, split: str, place: str) -> tuple[Any, tuple[int, int]]:
     except Exception as error:  # of many types
         raise UsageError(f"{place}: truncated or corrupt ({one_line(str(error))})") from None
     if isinstance(loaded, datasets.DatasetDict):
-        stored_split, fractions = resolve_split(split, [s for s in SPLITS if s in loaded], place)
+        stored_split, fractions = resolve_split(split, list(loaded), place)
         loaded = loaded[stored_split]
         part = WITHOUT_TEST[split] if fractions else WHOLE
     else:

@@ -17,10 +17,11 @@ Images that change are noticed in a sample; touch the list to have all of them r
 
 import contextlib
 import csv
+import functools
 import itertools
 import json
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,6 +29,7 @@ import numpy as np
 
 from vmoe.config.data import Check, OnError
 from vmoe.data.progress import open_text
+from vmoe.data.retry import failure
 from vmoe.data.sources.files import FileSource, open_files
 from vmoe.data.sources.index import Index, cached, state_of
 from vmoe.data.sources.source import sampled
@@ -101,7 +103,8 @@ def _build(file: Path, place: str, given: tuple[str, ...] | None, target: Path) 
     """Writes the table of a list."""
     vocabulary, splits = Vocabulary(), set[int]()
     read = _read_csv if file.suffix.lower() == ".csv" else _read_jsonl
-    with TableWriter(target) as table, _opened(file, place) as text:
+    identity = _identity(file.parent)
+    with TableWriter(target, identity) as table, _opened(file, place) as text:
         lines = read(text, place)
         while piece := list(itertools.islice(lines, LINES)):
             splits |= {line.split for line in piece}
@@ -129,17 +132,33 @@ def _build(file: Path, place: str, given: tuple[str, ...] | None, target: Path) 
             splits=SPLITS if stored else (),
             fractions=fractions,
             classes=classes,
-            unique=True,
         )
+
+
+def _identity(folder: Path) -> Callable[[str], str]:
+    """The function that finds the real path of an image, however its folder is spelled."""
+    real = functools.lru_cache(LINES)(lambda name: os.path.realpath(folder / name))
+
+    def identity(path: str) -> str:
+        head, tail = os.path.split(path)
+        return os.path.join(real(head), tail)
+
+    return identity
 
 
 @contextlib.contextmanager
 def _opened(file: Path, place: str) -> Iterator[Iterable[str]]:
+    with open_text(file) as text:
+        yield _lines(text, place)
+
+
+def _lines(text: Iterable[str], place: str) -> Iterator[str]:
     try:
-        with open_text(file) as text:
-            yield text
+        yield from text
     except UnicodeDecodeError as error:
         raise UsageError(f"{place}: is not UTF-8 ({error.reason}); save it as UTF-8") from None
+    except OSError as error:
+        raise failure(place, error) from None
 
 
 def _read_csv(text: Iterable[str], place: str) -> Iterator[_Line]:
@@ -194,7 +213,7 @@ def _line(path: Any, labels: list[str], split: Any, where: str) -> _Line:
         raise UsageError(f"{where}: path is {path!r}; give the path of an image")
     if split and split not in SPLITS:
         raise UsageError(unknown(f"{where}: no split", split, list(SPLITS)))
-    return _Line(path, labels, SPLITS.index(split) if split else -1, where)
+    return _Line(str(Path(path)), labels, SPLITS.index(split) if split else -1, where)
 
 
 def _can_be_a_path(text: str) -> bool:

@@ -33,12 +33,16 @@ class Skipped(NamedTuple):
         links: symbolic links to folders.
         unreadable: images that cannot be read.
         more_others: number of files that are not images beside ``others``.
+        beside: images and folders beside those of the classes or splits; the first few of many.
+        more_beside: number of these beside ``beside``.
     """
 
     others: tuple[str, ...] = ()
     links: tuple[str, ...] = ()
     unreadable: frozenset[str] = frozenset()
     more_others: int = 0
+    beside: tuple[str, ...] = ()
+    more_beside: int = 0
 
 
 class Fingerprint(NamedTuple):

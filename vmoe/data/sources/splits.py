@@ -2,7 +2,7 @@
 
 import hashlib
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 from jaxtyping import Int, Int8, Integer, UInt64
@@ -11,30 +11,70 @@ from vmoe.data.sources.index import CHUNK
 from vmoe.errors import UsageError, unknown
 
 SPLITS = ("train", "validation", "test")
+WORDS = {  # by which data sets call their splits, in any case
+    "train": "train",
+    "training": "train",
+    "validation": "validation",
+    "val": "validation",
+    "valid": "validation",
+    "dev": "validation",
+    "eval": "validation",
+    "test": "test",
+    "testing": "test",
+}
 
 
-def resolve_split(split: str, available: Sequence[str], place: str) -> tuple[str, dict[str, float]]:
-    """The stored split that holds the images of a split.
+def named_splits(names: Iterable[str], place: str) -> dict[str, str]:
+    """The names that a data set has for its splits.
 
     Args:
-        split: the split to open.
-        available: the splits that the data set comes with; empty if it is not split.
+        names: of what it consists of; those that mean no split are ignored.
         place: the data set, for error messages.
 
     Returns:
-        the available split to read, "" for a data set that is not split; and the fractions to
+        the name of each split that has one, in the order of SPLITS.
+
+    Raises:
+        UsageError: two names mean the same split.
+
+    >>> named_splits(["Test", "valid", "Train", "extra"], "photos")
+    {'train': 'Train', 'validation': 'valid', 'test': 'Test'}
+    """
+    found = dict[str, str]()
+    for name in names:
+        split = WORDS.get(name.lower())
+        if split in found:
+            raise UsageError(
+                f"{place}: {found[split]!r} and {name!r} are both {split}; rename or remove one"
+            )
+        if split:
+            found[split] = name
+    return {split: found[split] for split in SPLITS if split in found}
+
+
+def resolve_split(split: str, available: Sequence[str], place: str) -> tuple[str, dict[str, float]]:
+    """What holds the images of a split.
+
+    Args:
+        split: the split to open.
+        available: the names of what the data set comes with; empty if it is not split.
+        place: the data set, for error messages.
+
+    Returns:
+        the available name to read, "" for a data set that is not split; and the fractions to
         split off for other splits, see ``stratified_split``.
 
     Raises:
-        UsageError: the split is not available and cannot be split off another.
+        UsageError: the split is not available and cannot be split off another, or is there twice.
     """
     if not available:
         return "", {"validation": 0.1, "test": 0.1}
-    if split in ("train", "validation") and "train" in available and "validation" not in available:
-        return "train", {"validation": 0.1}
-    if split not in available:
+    named = named_splits(available, place)
+    if split in ("train", "validation") and "train" in named and "validation" not in named:
+        return named["train"], {"validation": 0.1}
+    if split not in named:
         raise UsageError(unknown(f"{place} has no split", split, list(available)))
-    return split, {}
+    return named[split], {}
 
 
 def stratified_split(

@@ -12,7 +12,7 @@ Its columns are those of an index (``index.py``):
 import hashlib
 import itertools
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,12 +30,13 @@ MOST_SORTED = 1 << 24  # hashes in memory at once
 class TableWriter:
     """Writes a table, piece by piece; a context that closes its files."""
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, identity: Callable[[str], str] | None = None):
         """
         Args:
             folder: an empty one.
+            identity: what is the same for all names of one image; given, each may be there once.
         """
-        self._index = IndexWriter(folder)
+        self._index, self._identity = IndexWriter(folder), identity
         self._count = 0
 
     def __enter__(self) -> "TableWriter":
@@ -59,6 +60,8 @@ class TableWriter:
         self._count += len(paths)
         self._index.append_texts("paths", paths)
         self._index.append("hashes", name_hashes(paths))
+        if self._identity:
+            self._index.append("identities", name_hashes(list(map(self._identity, paths))))
         lengths = np.array([len(each) for each in labels], np.int64)
         values = np.fromiter(itertools.chain.from_iterable(labels), np.int32)
         self._index.append_ragged("labels", values, lengths)
@@ -73,7 +76,6 @@ class TableWriter:
         splits: Sequence[str] = (),
         fractions: Mapping[str, float] | None = None,
         classes: Int[np.ndarray, "x"] | None = None,
-        unique: bool = False,
         **info: Any,
     ) -> None:
         """Writes the splits, and what opening needs.
@@ -85,7 +87,6 @@ class TableWriter:
             fractions: by split, the fraction of the images to split off: of those of the split
                 "train", or of all if there are no splits.
             classes: by which to replace the labels.
-            unique: whether it is an error if an image is there twice.
             info: JSON values for ``Index.info``.
 
         Raises:
@@ -98,8 +99,8 @@ class TableWriter:
                 for start in range(0, len(labels), CHUNK):
                     labels[start : start + CHUNK] = classes[labels[start : start + CHUNK]]
         index = self._index.finish()
-        if unique:
-            _check_unique(index, place)
+        if self._identity:
+            _check_unique(index, self._identity, place)
         fewest, most = _label_counts(index)
         names = list(splits)
         if fractions:
@@ -107,7 +108,7 @@ class TableWriter:
             names = self._split(index, names, fractions, single, place)
         if names:
             self._write_rows(names)
-        for name in {"hashes", "split"} & set(self._index.columns):
+        for name in {"hashes", "identities", "split"} & set(self._index.columns):
             self._index.remove(name)
         index = self._index.finish()
         rows = {name: _rows(index, name) for name in names or [""]}
@@ -178,9 +179,9 @@ def _label_counts(index: Index) -> tuple[int, int]:
     return int(min(fewest)), int(max(most))
 
 
-def _check_unique(index: Index, place: str) -> None:
-    """Checks that no path is there twice, in parts that fit into memory."""
-    hashes = index["hashes"]
+def _check_unique(index: Index, identity: Callable[[str], str], place: str) -> None:
+    """Checks that no image is there twice, in parts that fit into memory."""
+    hashes = index["identities"]
     parts = -(-len(hashes) // MOST_SORTED)
     chunks = [slice(start, start + CHUNK) for start in range(0, len(hashes), CHUNK)]
     for part in range(parts):
@@ -190,10 +191,16 @@ def _check_unique(index: Index, place: str) -> None:
         for repeated in some[1:][some[1:] == some[:-1]]:
             rows = np.concatenate([np.flatnonzero(hashes[c] == repeated) + c.start for c in chunks])
             paths = [path_of(index, int(row)) for row in rows]
-            if len(set(paths)) < len(paths):
+            if len(set(map(identity, paths))) < len(paths):
                 raise UsageError(
-                    f"{place}: {paths[0]} is there twice; list each image once, with all its labels"
+                    f"{place}: {paths[0]} is there twice{_as_well(paths)}; list each image once, "
+                    "with all its labels"
                 )
+
+
+def _as_well(paths: Sequence[str]) -> str:
+    others = [path for path in paths if path != paths[0]]
+    return f", also as {others[0]}" if others else ""
 
 
 def _rows(index: Index, split: str) -> Integer[np.ndarray, "x"] | range:

@@ -5,10 +5,10 @@
     tar:FILE.json                    the shards of a ``wids-shard-index-v1``; their sizes and their
                                      numbers of examples are checked
 
-A shard belongs to the split whose name is a word of its path below the folder: train, validation
-or val, test, as in ``train/0001.tar`` or ``imagenet-val-07.tar``. If no path has one, the examples
-are split by a hash of their names: 80% train, 10% validation, 10% test. Without shards for
-validation, 10% of train is.
+A shard belongs to the split whose name is a word of its path below the folder, as in
+``train/0001.tar`` or ``imagenet-val-07.tar``; ``splits.py`` lists the words. If no path has one,
+the examples are split by a hash of their names: 80% train, 10% validation, 10% test. Without shards
+for validation, 10% of train is.
 
 Labels are names or numbers of classes (``tar_shard.py``); a file ``classes.txt`` in the folder of
 the shards gives the names of the classes (``vocabulary.py``).
@@ -27,10 +27,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from vmoe.data.decode import entries_below
 from vmoe.data.progress import progress
+from vmoe.data.retry import retried
 from vmoe.data.sources.index import CHUNK, cached, state_of
 from vmoe.data.sources.source import Example, Fingerprint, Skipped, sampled
-from vmoe.data.sources.splits import SPLITS, resolve_split
+from vmoe.data.sources.splits import SPLITS, WORDS, resolve_split
 from vmoe.data.sources.table import Table, TableWriter, path_of
 from vmoe.data.sources.tar_shard import index_of
 from vmoe.data.sources.vocabulary import CLASSES, Vocabulary, read_class_names
@@ -38,7 +40,6 @@ from vmoe.data.sources.wids import read_wids
 from vmoe.errors import UsageError
 
 MOST_OPEN = 128  # shards that a process keeps open
-WORDS = {"train": "train", "validation": "validation", "val": "validation", "test": "test"}
 
 
 def open_tar(path: str, split: str) -> "TarSource":
@@ -86,7 +87,8 @@ class _Shards(NamedTuple):
 
 def _find(path: str, place: str) -> _Shards:
     if Path(path).is_dir():
-        names = sorted(os.path.relpath(each, path) for each in Path(path).rglob("*.tar"))
+        files = (each.path for each in entries_below(path) if each.name.endswith(".tar"))
+        names = sorted(os.path.relpath(file, path) for file in files)
         shards = _Shards(Path(path), names, {})
     elif path.endswith(".json"):
         expected = read_wids(Path(path), place)
@@ -224,7 +226,7 @@ class TarSource:
         path = f"{self._root / columns.info['shards'][shard]}: {path_of(columns, row)}"
         opened = self._opened(shard)
         try:
-            content = os.pread(opened.number, size, offset)
+            content = retried(path, lambda: os.pread(opened.number, size, offset))
         except OSError as error:
             raise UsageError(f"{path}: cannot be read ({error.strerror})") from None
         if len(content) < size:
@@ -263,7 +265,7 @@ class _Opened:
 
     def __init__(self, path: Path):
         try:
-            self.number = os.open(path, os.O_RDONLY)
+            self.number = retried(path, lambda: os.open(path, os.O_RDONLY))
         except OSError as error:
             raise UsageError(f"{path}: {error.strerror}") from None
 

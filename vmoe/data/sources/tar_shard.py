@@ -19,11 +19,13 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from vmoe.data.decode import SUFFIXES
+from vmoe.data.retry import retried
 from vmoe.data.sources.index import Index, IndexWriter, cached, state_of
 from vmoe.data.sources.vocabulary import Vocabulary, labels_of_json
 from vmoe.errors import UsageError, listed
 
 BLOCK = 512  # bytes of a header, and unit of everything in a tar file
+READ = 1 << 20  # bytes read at once
 MOST_LABEL_BYTES = 1 << 20  # of a .cls or .json file
 
 
@@ -43,8 +45,11 @@ def index_of(shard: Path) -> Index:
 
 def _build(shard: Path, target: Path) -> None:
     vocabulary, keys = Vocabulary(), set[str]()
+    try:
+        examples = retried(shard, lambda: list(_examples(shard)))
+    except OSError as error:
+        raise UsageError(f"{shard}: {error.strerror or error}") from None
     with IndexWriter(target) as index:
-        examples = list(_examples(shard))
         for example in examples:
             if example.key in keys:
                 raise UsageError(
@@ -78,7 +83,7 @@ def _examples(shard: Path) -> Iterator[_Example]:
         with tarfile.open(shard, "r:", encoding="utf-8") as archive:
             key, files = "", dict[str, tarfile.TarInfo]()
             for member in archive:
-                folder, name = os.path.split(member.name)
+                folder, name = os.path.split(os.path.normpath(member.name))
                 if not member.isfile() or name.startswith("."):
                     continue
                 stem, _, suffix = name.partition(".")
@@ -89,23 +94,36 @@ def _examples(shard: Path) -> Iterator[_Example]:
                 if suffix.lower() in files:
                     raise UsageError(f"{shard}: {member.name} is there twice")
                 files[suffix.lower()] = member
+            _check_end(shard, archive.offset)
             if files:
                 yield _example(archive, shard, key, files)
-            _check_end(shard, archive.offset)
     except tarfile.ReadError as error:
         raise UsageError(
             f"{shard}: truncated, compressed or no tar file ({error}); write it again, uncompressed"
         ) from None
-    except OSError as error:
-        raise UsageError(f"{shard}: {error.strerror or error}") from None
 
 
 def _check_end(shard: Path, offset: int) -> None:
-    """Checks that blocks of zeros end the archive, which a truncated one lacks."""
+    """Checks that nothing but zeros, at least one block, is where the reading of a shard ended.
+
+    Zeros also take the place of what a download has left out, and end the first of two archives
+    that are joined by ``cat``: nothing that follows them would be read.
+    """
     with open(shard, "rb") as file:
-        file.seek(max(0, offset - BLOCK))
-        if BLOCK * bytes(1) not in file.read(2 * BLOCK):
+        file.seek(offset)
+        first = file.read(BLOCK)
+        if len(first) < BLOCK:
             raise UsageError(f"{shard}: truncated: its end is missing; write it again")
+        if first.strip(b"\0"):
+            raise UsageError(
+                f"{shard}: damaged: no file begins at byte {offset:,}; get or write it again"
+            )
+        while piece := file.read(READ):
+            if piece.strip(b"\0"):
+                raise UsageError(
+                    f"{shard}: more follows the zeros at byte {offset:,}, which end an archive: "
+                    "get it again if it is incomplete; join archives with tar --concatenate"
+                )
 
 
 def _example(

@@ -262,7 +262,7 @@ def _tfds_split(split: str, available: Sequence[str], folder: str) -> str:
     if not fractions:
         return stored_split
     percent = 100 - round(100 * fractions["validation"])
-    return f"train[:{percent}%]" if split == "train" else f"train[{percent}%:]"
+    return f"{stored_split}[{f':{percent}%' if split == 'train' else f'{percent}%:'}]"
 
 
 def _image_feature(features: Any, folder: str) -> str:

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int
 
+from vmoe.data.retry import retried
 from vmoe.errors import UsageError, shortened, unknown
 
 CLASSES = "classes.txt"
@@ -106,11 +107,12 @@ def read_class_names(folder: Path) -> tuple[str, ...] | None:
     """
     path = folder / CLASSES
     try:
-        names = path.read_text(encoding="utf-8").splitlines()
+        text = retried(path, lambda: path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
         return None
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"{path}: cannot be read ({error})") from None
+    names = [line.strip() for line in text.removesuffix("\n").split("\n")]
     check_distinct(names, str(path))
     return tuple(names)
 

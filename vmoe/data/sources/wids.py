@@ -1,10 +1,12 @@
 """JSON indexes of tar shards, as the library ``wids`` of WebDataset writes them."""
 
 import json
+import os
 import re
 from pathlib import Path
 from typing import Any
 
+from vmoe.data.retry import retried
 from vmoe.data.sources.index import state_of
 from vmoe.errors import UsageError
 
@@ -22,7 +24,7 @@ def read_wids(file: Path, place: str) -> dict[str, int]:
         UsageError: the file is not such an index, or a shard is remote, missing or of another size.
     """
     try:
-        index = json.loads(file.read_text())
+        index = json.loads(retried(place, file.read_text))
         kind = index.get("__kind__", MAGIC if index.get("wids_version") == 1 else None)
         if kind != MAGIC:
             raise UsageError(f"{place}: is no {MAGIC}")
@@ -44,7 +46,7 @@ def read_wids(file: Path, place: str) -> dict[str, int]:
             raise UsageError(
                 f"{file.parent / shard}: has {found:,} bytes, {file} says {size:,}; get it again"
             )
-    return {shard: count for shard, count, _ in entries}
+    return {os.path.normpath(shard): count for shard, count, _ in entries}
 
 
 def _entry(entry: dict[str, Any]) -> tuple[str, int, int | None]:
