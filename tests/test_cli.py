@@ -4,6 +4,7 @@ import contextlib
 import csv
 import importlib.metadata
 import json
+import math
 import os
 import pty
 import re
@@ -257,6 +258,10 @@ def test_models_and_summary_print_parameters_active_parameters_and_flops() -> No
     assert models[0]["parameters"] == models[0]["active_parameters"]
     result = vmoe("summary", "vmoe_15b_every2_e32", "--num-classes", "29593")
     assert "14,705,071,769" in result.stdout, result.stderr
+    summary = json.loads(
+        vmoe("summary", "vmoe_s32_last2_e8", "--num-classes", "10", "--json").stdout
+    )
+    assert summary["head_bias"] == pytest.approx(-math.log(10)) and summary["num_classes"] == 10
 
 
 def test_pretrained_models_are_listed_with_sizes_and_their_authors_accuracies() -> None:
@@ -265,8 +270,9 @@ def test_pretrained_models_are_listed_with_sizes_and_their_authors_accuracies() 
     assert "vmoe_s32_last2_e8.in1k_light  228 MB" in result.stdout
     assert "gs://vmoe_checkpoints/vmoe_s32_last2_ilsvrc2012_randaug_light1\n" in result.stdout
     assert "ImageNet 73.1%, ReaL 74.4%, V2 59.2% (measured by the authors)" in result.stdout
+    assert "    capacity factor 4.0: the authors' in evaluation\n" in result.stdout
     (b16, _) = json.loads(vmoe("models", "*b16*", "--pretrained", "--json").stdout)
-    assert b16["nbytes"] == 4 * 300_974_931
+    assert b16["nbytes"] == 4 * 300_974_931 and b16["capacity_factor"] == 1.05
     result = vmoe("evaluate", "--checkpoint", "vmoe_s32_last2_e8.in22k", "--data", "digits")
     assert result.returncode == 2 and "has no weights with tag 'in22k': choose from" in (
         result.stderr

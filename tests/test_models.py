@@ -1,5 +1,7 @@
 """Names, parameter counts and FLOPs of the published models."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 import pytest
@@ -80,6 +82,14 @@ def test_every_named_model_builds_abstractly_and_matches_its_name(name: str) -> 
 def test_an_unknown_name_is_refused_with_the_nearest_known_one() -> None:
     with pytest.raises(UsageError, match="did you mean 'vmoe_s32_last2_e8'"):
         vmoe.create_model("vmoe_s32_last2_e9")
+
+
+def test_the_head_bias_of_the_published_s32_suits_the_number_of_classes() -> None:
+    """-log(classes), at which the sigmoid loss starts; without a head there is none."""
+    config = models.model_config("vmoe_s32_last2_e8", num_classes=10)
+    assert config.head_bias == pytest.approx(-math.log(10))
+    model = models.build_abstract(models.model_config("vmoe_s32_last2_e8", num_classes=0))
+    assert model.config.num_classes == 0 and model.head.classes is None
 
 
 def test_flops_of_a_dense_model_equal_a_count_by_hand() -> None:

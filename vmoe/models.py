@@ -143,7 +143,7 @@ def model_config(name: str, **overrides: Any) -> ViTConfig:
     if name not in MODELS:
         raise UsageError(unknown("no model", name, list(MODELS)))
     config = replace(MODELS[name], **overrides)
-    if name == "vmoe_s32_last2_e8" and "head_bias" not in overrides:
+    if name == "vmoe_s32_last2_e8" and "head_bias" not in overrides and config.num_classes:
         config = replace(config, head_bias=-math.log(config.num_classes))
     return config
 

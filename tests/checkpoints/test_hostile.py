@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from scripts import fuzz_checkpoints as fuzz
-from vmoe.checkpoints import chunked, npz, read
+from vmoe.checkpoints import chunked, read
 from vmoe.errors import Failure, UsageError, VmoeError
 
 SAMPLES = {sample.name: sample for sample in fuzz.samples()}
@@ -163,14 +163,26 @@ def test_two_arrays_of_one_name_are_refused_in_npz(tmp_path: Path) -> None:
     assert "two arrays have one name" in refusal(tmp_path / "x.npz")
 
 
-def test_a_member_without_the_suffix_is_not_taken_for_an_array(tmp_path: Path) -> None:
-    """``x`` and ``x.npy`` are two members; only the second was checked."""
+def test_a_member_without_the_suffix_is_refused(tmp_path: Path) -> None:
+    """``x`` and ``x.npy`` are two members; only the second is an array."""
     good = npy(plain("(1,)"), np.ones(1, np.float32).tobytes())
     with zipfile.ZipFile(tmp_path / "x.npz", "w") as file:
         file.writestr("cls", npy(plain("(1000000000000,)")))
         file.writestr("cls.npy", good)
-    arrays = list(npz.read(tmp_path / "x.npz").read(["cls"]))
-    assert len(arrays) == 1 and arrays[0][1] == 1
+    assert "'cls' is no array: its name must end in .npy" in refusal(tmp_path / "x.npz")
+
+
+@of("npz")
+def test_a_changed_letter_of_a_name_in_npz_is_refused(model: Path) -> None:
+    """In the directory of the archive, of which zip has no checksum."""
+    content = model.read_bytes()
+    start = int.from_bytes(content[-6:-2], "little")
+    suffixes = [place for place in fuzz._find(content, b".npy") if place > start]
+    for place in (place + i for place in suffixes for i in (-1, 0, 3)):
+        changed = bytearray(content)
+        changed[place] ^= 1
+        model.write_bytes(changed)
+        assert "model.npz: corrupt (" in refusal(model)
 
 
 @pytest.mark.parametrize("shape", ["(1000000000000, 0)", "(100000, 1)", "()"])

@@ -12,6 +12,7 @@ import pytest
 
 import vmoe
 from tests.random_models import outputs
+from vmoe import zoo
 from vmoe.checkpoints import chunked, chunked_write, flax_names, read, released
 from vmoe.checkpoints.arrays import ArrayFile, ArrayInfo
 from vmoe.checkpoints.assemble import Conversion, infer
@@ -74,7 +75,7 @@ def test_a_published_checkpoint_gives_the_authors_logits(
     )
     loaded = vmoe.load(prefix, routing=routing, model=FLOAT32)
     np.testing.assert_allclose(outputs(loaded.model, images), logits, atol=2e-5)
-    assert "capacity_factor=4.0, the authors' in evaluation; " in capsys.readouterr().err
+    assert "capacity_factor=1.05, that of the authors' pre-training; " in capsys.readouterr().err
     assert loaded.origin.format == "published" and loaded.class_names == tuple("0123456789")
     assert loaded.preprocessing.interpolation == "tf_bilinear"
 
@@ -233,5 +234,27 @@ def test_the_names_and_shapes_of_a_released_model_give_its_config(
     file = ArrayFile(Path(name), infos, lambda names: iter(()))
     config, _ = infer(Conversion(file, flax_names.rename, moe=released.ASSUMED))
     expected = vmoe.models.model_config(**changes)
-    trained = dict(head_bias=expected.head_bias, moe=dict(capacity_factor=1.05))
-    assert vmoe.config.replace(config, **trained) == expected
+    assert vmoe.config.replace(config, head_bias=expected.head_bias) == expected
+
+
+@pytest.mark.parametrize(
+    ("tag", "factor", "source"),
+    [
+        ("in1k_light", 4.0, "the authors' in evaluation"),
+        ("in1k_light_ft_in1k_384", 1.5, "that of training"),
+        ("in1k_medium", 4.0, "that of in1k_light, since the config of in1k_medium is not public"),
+        ("in21k_strong", 1.05, "that of training"),
+        ("in21k_strong_ft_in1k_384", 1.5, "that of training"),
+    ],
+)
+def test_a_published_checkpoint_has_the_capacity_factor_at_which_its_authors_evaluate_it(
+    tag: str, factor: float, source: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its files are known by their name, wherever they are; the arrays of these are small."""
+    entry = next(entry for entry in zoo.ENTRIES if entry.tag == tag)
+    prefix = tmp_path / entry.address.rpartition("/")[2]
+    chunked_write.write(prefix, independent_read(SAMPLES[0]))
+    stored = read(prefix)
+    assert {moe.capacity_factor for moe in stored.config.moe_blocks.values()} == {factor}
+    assert entry.capacity_factor == factor and not stored.preprocessing.exif
+    assert f"; capacity_factor={factor}, {source}; " in capsys.readouterr().err

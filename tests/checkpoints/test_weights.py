@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
 
 import vmoe
 from tests.random_models import outputs, stored_model
@@ -51,7 +52,7 @@ BELONGINGS = {
     "timm_no_qkv_bias": (Preprocessing(16, 18, True, "bilinear"), False),
     "hf_vit": (Preprocessing(16, 16), True),
     "hf_dinov2": (Preprocessing(16, 18, True, "bicubic"), False),
-    "augreg": (Preprocessing(16, interpolation="tf_bilinear"), False),
+    "augreg": (Preprocessing(16, interpolation="tf_bilinear", exif=False), False),
 }
 
 
@@ -62,6 +63,7 @@ BELONGINGS = {
         (dict(model_args=dict(norm_layer="rmsnorm")), "model_args.norm_layer='rmsnorm' is not"),
         (dict(model_args=dict(act_layer="relu")), "act_layer 'relu' cannot be represented"),
         (dict(global_pool="max"), "global_pool 'max' cannot be represented"),
+        (dict(pretrained_cfg=dict(crop_pct=1e-12)), "crop_pct 1e-12: use 0.1 to 1"),
     ],
 )
 def test_settings_of_timm_that_no_parameter_shows_are_read_or_refused(
@@ -113,6 +115,24 @@ def test_a_named_model_takes_sizes_and_gelu_from_weights_and_reports_what_is_new
 def test_fields_that_do_not_fit_the_arrays_are_refused() -> None:
     with pytest.raises(UsageError, match="head/classes/.* has shape"):
         vmoe.load(GOLDEN / "timm_vit", model={"num_classes": 5})
+
+
+@pytest.mark.parametrize("name", ["augreg", "timm_layer_scale", "timm_clip", "hf_vit"])
+def test_a_model_without_any_one_of_its_arrays_is_refused_by_its_name(
+    name: str, tmp_path: Path
+) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(GOLDEN / name, folder)
+    npz, safetensors = folder / "model.npz", folder / "model.safetensors"
+    arrays = dict(np.load(npz)) if npz.exists() else load_file(safetensors)
+    for missing in arrays:
+        rest = {other: array for other, array in arrays.items() if other != missing}
+        np.savez(npz, **rest) if npz.exists() else save_file(rest, safetensors)
+        if missing == "Transformer/posembed_input/pos_embedding":
+            assert "positions=sincos2d" in read(npz).origin.assumed[0]
+            continue
+        with pytest.raises(UsageError, match=r"missing|unexpected|it has no |positions/embedding"):
+            read(path_of(folder))
 
 
 @pytest.mark.parametrize(

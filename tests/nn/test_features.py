@@ -76,6 +76,12 @@ def test_intermediates_are_the_patches_tokens_of_the_chosen_blocks() -> None:
         model.forward_intermediates(IMAGES, indices=[2])
 
 
+@pytest.mark.parametrize("mode", ["train", "eval"])
+def test_a_mode_of_the_model_is_refused_in_favour_of_the_argument_train(mode: str) -> None:
+    with pytest.raises(UsageError, match=r"call model\(images, train=True, key=...\)"):
+        getattr(tiny(), mode)()
+
+
 def test_a_new_classifier_replaces_the_last_layer_only() -> None:
     model = tiny(pre_logits=7)
     features = jax.jit(lambda x: model.forward_head(model.forward_features(x), pre_logits=True))

@@ -167,7 +167,7 @@ def test_noise_and_new_router_columns_are_those_of_the_copies_only() -> None:
 def test_the_average_of_upcycled_experts_is_the_dense_model() -> None:
     dense = models.model_config("vit_tiny", depth=2)
     params = random_params(dense)
-    moe = upcycled_layer(num_experts=4)
+    moe = upcycled_layer(dense, num_experts=4)
     config, sparse = upcycle_params(dense, params, blocks=(0, 1), moe=moe)
     back, averaged = average_experts(config, sparse)
     assert back == dense

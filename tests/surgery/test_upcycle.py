@@ -168,8 +168,14 @@ def test_blocks_that_do_not_exist_are_refused(blocks: str | tuple[int, ...], mes
         vmoe.upcycle(dense(), blocks=blocks)
 
 
+def test_experts_have_the_dropout_of_the_mlps_unless_another_is_given() -> None:
+    parent = vmoe.create_model("vit_tiny", depth=2, dropout=0.1)
+    assert vmoe.upcycle(parent).config.moe.expert_dropout == 0.1
+    assert vmoe.upcycle(parent, expert_dropout=0.0).config.moe.expert_dropout == 0
+
+
 def test_moments_are_copied_like_the_parameters_and_zero_for_routers() -> None:
-    moe = upcycled_layer(num_experts=2)
+    moe = upcycled_layer(TINY, num_experts=2)
     config, _ = upcycle_params(TINY, random_params(TINY), blocks=(1,), moe=moe)
     zeros = jax.tree.map(np.zeros_like, random_params(config))
     moments = random_params(TINY, seed=1)

@@ -19,7 +19,8 @@ from vmoe.errors import Failure, UsageError, listed, naming
 LARGEST = 1000.0  # mean or std of pixels
 NAMED = 5  # parameters in a message
 SCALE = "scale:"  # before a path: a factor for the outputs of that linear layer
-OPTIONAL = ("/query/bias", "/key/bias", "/value/bias", "patches/embed/bias")  # 0 where absent
+QKV_BIASES = ("/query/bias", "/key/bias", "/value/bias")  # ends of paths
+PATCH_BIAS = "patches/embed/bias"
 
 Rename = Callable[[str, np.ndarray], Mapping[str, np.ndarray]]
 """The parameters in an array of a file, by path; empty if it is of no use. Raises a KeyError if the
@@ -62,6 +63,7 @@ class Conversion(NamedTuple):
         moe: config of sparse blocks, apart from the number of experts.
         pixels: folded into the patch embedding, so that the model takes pixels in [-1, 1].
         config: of the model, if the file has it; nothing is inferred then.
+        left_out: ends of the paths of biases that such a model does not have; they are 0 here.
     """
 
     file: ArrayFile
@@ -70,6 +72,7 @@ class Conversion(NamedTuple):
     moe: MoEConfig = UNUSED_MOE
     pixels: Pixels = HALF
     config: ViTConfig | None = None
+    left_out: tuple[str, ...] = ()
 
 
 class Assembled(NamedTuple):
@@ -134,11 +137,8 @@ def _infer(conversion: Conversion) -> tuple[ViTConfig, dict[str, list[str]]]:
         raise UsageError(f"not a model that can be represented; it has {listed(unknown, NAMED)}")
     own = {path: shape for path, shape in shapes.items() if not path.startswith(SCALE)}
     config = conversion.config or infer_config(own, conversion.given, conversion.moe)
-    check_shapes(own, config)
-    for path, shape in shapes.items():
-        kernel = own.get(f"{path.removeprefix(SCALE)}/kernel", ())
-        if path.startswith(SCALE) and shape != kernel[-1:]:
-            raise UsageError(f"the factors of {path.removeprefix(SCALE)} have shape {shape}")
+    check_shapes(own, config, left_out=conversion.left_out)
+    _check_scales(shapes, config.depth)
     return config, paths
 
 
@@ -157,7 +157,7 @@ def assemble(conversion: Conversion) -> Assembled:
             for path, part in conversion.rename(name, array).items():
                 params[path] = np.array(part, np.float32, order="C")
         for path, info in _expected(config).items():
-            params.setdefault(path, np.zeros(info.shape, np.float32))  # an optional bias
+            params.setdefault(path, np.zeros(info.shape, np.float32))  # a bias that is left out
         _fold_scales(params)
         if conversion.pixels != HALF:
             _fold_pixels(params, conversion.pixels)
@@ -211,15 +211,20 @@ def _expected(config: ViTConfig) -> dict[str, jax.ShapeDtypeStruct]:
     return expected
 
 
-def check_shapes(shapes: Mapping[str, tuple[int, ...]], config: ViTConfig) -> None:
+def check_shapes(
+    shapes: Mapping[str, tuple[int, ...]], config: ViTConfig, *, left_out: tuple[str, ...] = ()
+) -> None:
     """Checks that a model of the config has parameters of these shapes.
+
+    Args:
+        left_out: ends of the paths that may be missing.
 
     Raises:
         UsageError: a parameter is missing, unexpected or of another shape.
     """
     _check_sizes(shapes, config)
     expected = {path: leaf.shape for path, leaf in _expected(config).items()}
-    missing = [p for p in expected if p not in shapes and not p.endswith(OPTIONAL)]
+    missing = [p for p in expected if p not in shapes and not p.endswith(left_out)]
     extra = [path for path in shapes if path not in expected]
     if missing or extra:
         raise UsageError(
@@ -244,6 +249,19 @@ def _check_sizes(shapes: Mapping[str, tuple[int, ...]], config: ViTConfig) -> No
     for name, size in sizes.items():
         if size is not None and size > largest:
             raise UsageError(f"{name}={size}: no parameter has such an axis")
+
+
+def _check_scales(shapes: Mapping[str, tuple[int, ...]], depth: int) -> None:
+    """Checks that if a layer has factors for its outputs, so does that layer of every block."""
+    scaled = {path.removeprefix(SCALE) for path in shapes if path.startswith(SCALE)}
+    layers = {path.split("/", 2)[2] for path in scaled}
+    every = {f"blocks/{i}/{layer}" for layer in layers for i in range(depth)}
+    for path in sorted(scaled | every):
+        shape, kernel = shapes.get(SCALE + path), shapes.get(f"{path}/kernel", ())
+        if shape is None:
+            raise UsageError(f"the factors of {path} are missing")
+        if shape != kernel[-1:]:
+            raise UsageError(f"the factors of {path} have shape {shape}")
 
 
 def _lacks_class_position(path: str, shape: tuple[int, ...], expected: tuple[int, ...]) -> bool:

@@ -8,6 +8,7 @@ tampering.
 
 import functools
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -68,16 +69,24 @@ def _sum(part: np.ndarray, shape: tuple[int, ...], index: tuple[slice, ...]) -> 
     if not part.size:
         return np.uint64(0)
     bits = np.ascontiguousarray(part).view(f"u{part.dtype.itemsize}")
-    bits = bits.reshape(len(part) if part.ndim else 1, -1)
     axes = [_indices(part, shape, index, axis) for axis in range(part.ndim)] or [np.zeros(1, "u8")]
-    inner = functools.reduce(np.add.outer, axes[1:], np.zeros((), np.uint64)).reshape(-1)
-    rows = max(1, CHUNK // max(1, inner.size))
+    cut = max(1, len(axes) - 1)  # the axes after it fit into a chunk, unless it is the last one
+    while cut > 1 and math.prod(part.shape[cut - 1 :]) <= CHUNK:
+        cut -= 1
+    outer, inner = _index_sums(axes[:cut]), _index_sums(axes[cut:])
+    bits = bits.reshape(outer.size, inner.size)
+    rows = max(1, CHUNK // inner.size)
     return _total(
         [
-            _hashed(bits[i : i + rows], np.add.outer(axes[0][i : i + rows], inner))
+            _hashed(bits[i : i + rows], np.add.outer(outer[i : i + rows], inner))
             for i in range(0, len(bits), rows)
         ]
     )
+
+
+def _index_sums(axes: Sequence[UInt64[np.ndarray, "_"]]) -> UInt64[np.ndarray, "x"]:
+    """The sums of all combinations of indices, one from each axis, in row-major order."""
+    return functools.reduce(np.add.outer, axes, np.zeros((), np.uint64)).reshape(-1)
 
 
 def _indices(

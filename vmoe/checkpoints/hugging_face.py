@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from vmoe.checkpoints.arrays import ArrayFile
-from vmoe.checkpoints.assemble import Conversion, checked_pixels
+from vmoe.checkpoints.assemble import QKV_BIASES, Conversion, checked_pixels
 from vmoe.checkpoints.torch_names import HUGGING_FACE, renaming
 from vmoe.config.preprocessing import Interpolation, Preprocessing
 from vmoe.errors import UsageError
@@ -52,7 +52,8 @@ def conversion(file: ArrayFile, config: Mapping[str, Any], images: Mapping[str, 
         raise UsageError(f"{file.path}: it has no position_embeddings")
     pixels = checked_pixels(*normalisation(kind, images))
     rename = renaming(HUGGING_FACE, int(config.get("num_attention_heads", 12)))
-    return Conversion(file, rename, given, pixels=pixels)
+    left_out = () if config.get("qkv_bias", True) else QKV_BIASES
+    return Conversion(file, rename, given, pixels=pixels, left_out=left_out)
 
 
 def normalisation(kind: str, images: Mapping[str, Any]) -> tuple[Any, Any]:

@@ -13,7 +13,7 @@ from vmoe.checkpoints.arrays import ArrayFile, ArrayInfo, array_info, corrupt
 from vmoe.errors import Failure, UsageError
 
 MAX_RATIO = 100  # uncompressed to compressed bytes; weights hardly compress
-SUFFIX = ".npy"
+SUFFIX = ".npy"  # of the members that are arrays; NumPy writes no others
 COMPRESSIONS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # NumPy's; others can take any memory
 LENGTHS = {(1, 0): "<H", (2, 0): "<I"}  # of a header, by version
 MAX_HEADER = 10_000  # bytes
@@ -41,7 +41,9 @@ def read(path: str | Path) -> ArrayFile:
     path = Path(path)
     try:
         with zipfile.ZipFile(path) as archive:
-            members = _members(archive)
+            members = archive.infolist()
+            if others := [each.filename for each in members if not each.filename.endswith(SUFFIX)]:
+                raise corrupt(path, f"{others[0]!r:.80} is no array: its name must end in {SUFFIX}")
             declared = sum(each.file_size for each in members)
             if declared > MAX_RATIO * path.stat().st_size:
                 raise corrupt(path, f"it declares {declared:,} bytes")
@@ -55,15 +57,11 @@ def read(path: str | Path) -> ArrayFile:
 
     def arrays(names: Collection[str]) -> Iterator[tuple[str, np.ndarray]]:
         with zipfile.ZipFile(path) as archive:
-            for member in _members(archive):
+            for member in archive.infolist():
                 if _name(member) in names:
                     yield _name(member), _array(path, archive, member, infos[_name(member)])
 
     return ArrayFile(path, infos, arrays)
-
-
-def _members(archive: zipfile.ZipFile) -> list[zipfile.ZipInfo]:
-    return [each for each in archive.infolist() if each.filename.endswith(SUFFIX)]
 
 
 def _name(member: zipfile.ZipInfo) -> str:

@@ -8,6 +8,7 @@ The conversion is jax2onnx's. It pins an older orbax-checkpoint than ours, so it
 ``INSTALL`` is the command that installs it beside ours.
 """
 
+import importlib.util
 import json
 import logging
 import warnings
@@ -103,6 +104,7 @@ def convert(
     Raises:
         UsageError: jax2onnx is not installed.
     """
+    check_installed()
     image = jax.ShapeDtypeStruct((image_size, image_size, 3), jnp.float32)
     # jax2onnx replaces modules of Flax while it traces, so the model is traced before.
     one = jaxpr_as_fun(jax.make_jaxpr(function)(image))
@@ -121,10 +123,19 @@ def convert(
                 input_names=["images"],
                 output_names=list(outputs),
             )
-    except ModuleNotFoundError as error:
-        raise UsageError(f"writing ONNX needs {error.name}: {INSTALL}") from None
     finally:
         logging.disable(disabled)
+
+
+def check_installed() -> None:
+    """Checks that the packages of the conversion are installed.
+
+    Raises:
+        UsageError: one is not.
+    """
+    for name in ("jax2onnx", "onnx", "onnx_ir"):
+        if importlib.util.find_spec(name) is None:
+            raise UsageError(f"writing ONNX needs {name}: {INSTALL}")
 
 
 def without_scatters(config: ViTConfig, params: dict[str, Any]) -> ViT:

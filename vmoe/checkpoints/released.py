@@ -17,23 +17,24 @@ from vmoe.config import MoEConfig, ViTConfig
 from vmoe.config.fields import require
 from vmoe.errors import UsageError
 
-ASSUMED = MoEConfig(capacity_factor=4.0, transfer_dtype="bfloat16")
-"""Of sparse blocks; 4.0 is the authors' capacity factor for evaluation."""
+ASSUMED = MoEConfig(capacity_factor=1.05, transfer_dtype="bfloat16")
+"""Of sparse blocks; 1.05 is the authors' capacity factor in pre-training."""
 
 PUBLISHED = {"gelu": "tanh", "norm_epsilon": 1e-6, "fc_norm": False, "pre_norm": False}
 NOT_REPRESENTABLE = {"pooling": "patch_mean", "positions": "none"}  # read back as something else
 
 
-def conversion(prefix: Path) -> Conversion:
+def conversion(prefix: Path, moe: MoEConfig) -> Conversion:
     """How to read a checkpoint.
 
     Args:
         prefix: of its files, PREFIX.index and PREFIX.data-nnnnn-of-NNNNN.
+        moe: config of its sparse blocks, apart from the number of experts.
 
     Raises:
         Failure: a file is missing, or the index is corrupt.
     """
-    return Conversion(chunked.read(prefix), flax_names.rename, moe=ASSUMED)
+    return Conversion(chunked.read(prefix), flax_names.rename, moe=moe)
 
 
 def write(prefix: Path, config: ViTConfig, params: Mapping[str, Any], *, shards: int = 1) -> None:

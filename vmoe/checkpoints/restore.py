@@ -1,8 +1,12 @@
 """Finds and restores the steps of a run; ``run.py`` describes and writes them."""
 
+import contextlib
+import errno
 import hashlib
 import json
+import os
 import re
+import shlex
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,6 +25,9 @@ Metrics = dict[str, float]
 
 FORMAT = 2
 CORRUPT = "corrupt"  # a sub-folder of checkpoints/
+READ = 1 << 20  # bytes read at a time
+# Errors of the file system that a missing file, or a wrong name or position in another file, gives.
+BY_CORRUPTION = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EINVAL, errno.ENAMETOOLONG)
 
 
 class CorruptCheckpoint(Exception):
@@ -79,7 +86,7 @@ def restore(folder: Path, **target: Arrays) -> dict[str, Arrays]:
 
     Raises:
         CorruptCheckpoint: a file is missing or truncated, or an array differs from the one written.
-        Failure: the checkpoint has another format version.
+        Failure: a file cannot be read, or the checkpoint has another format version.
     """
     return restore_with_files(folder, target)[0]
 
@@ -87,27 +94,73 @@ def restore(folder: Path, **target: Arrays) -> dict[str, Arrays]:
 def restore_with_files(
     folder: Path, target: dict[str, Arrays]
 ) -> tuple[dict[str, Arrays], dict[str, Sequence[Any]]]:
-    """The items of a step, and what was saved with it about other files."""
+    """The items of a step, and what was saved with it about other files; see ``restore``.
+
+    It is tried twice, since a file system that is away for a moment can look like missing files.
+    """
+    with contextlib.suppress(CorruptCheckpoint):
+        return _restore(folder, target)
+    return _restore(folder, target)
+
+
+def _restore(
+    folder: Path, target: dict[str, Arrays]
+) -> tuple[dict[str, Arrays], dict[str, Sequence[Any]]]:
     hide_late_reports()
-    items, index, message = {}, {}, ""
+    items, index, unreadable, corrupt = {}, {}, "", ""
     path: Any = folder.absolute()  # Orbax annotates its own path type, but takes any
     try:
         index = ocp.JsonCheckpointHandler().restore(path / "checksums")
         _check_index(folder, index)
         items = {name: _restore_item(path / name, item) for name, item in target.items()}
-    except (Failure, MemoryError, PermissionError):
+    except (Failure, MemoryError):
         raise  # these do not mean that the checkpoint is corrupt
     except Exception as error:  # Orbax and TensorStore report corruption by errors of many types
-        if any(word in str(error) for word in ("RESOURCE_EXHAUSTED", "PERMISSION_DENIED")):
+        unreadable = _system_error(error) or _unreadable_file(folder)
+        if not unreadable and "RESOURCE_EXHAUSTED" in str(error):
             raise
-        message = _reason(error)
-    if message := distributed.first_message(message):
-        raise CorruptCheckpoint(message)
+        corrupt = _reason(error)
+    if unreadable := distributed.first_message(unreadable):
+        message = f"{folder}: cannot be read ({unreadable}); run the command again when it can"
+        raise distributed.synchronized(Failure(message))
+    if corrupt := distributed.first_message(corrupt):
+        raise CorruptCheckpoint(corrupt)
     local = not any(leaf.sharding for leaf in jax.tree.leaves(target))
     for name, checksum in checksums(items, local=local).items():
         if index["arrays"].get(name) != checksum:
             raise CorruptCheckpoint(f"the checksum of {name} differs from the one written")
     return items, index["files"]
+
+
+def _system_error(error: BaseException | None) -> str:
+    """The error of the file system behind an error; empty if there is none.
+
+    Orbax raises another error from it, TensorStore quotes it: [OS error 116: ESTALE Stale ...].
+    """
+    while error:
+        quoted = re.search(r"OS error (\d+)", str(error))
+        number = int(quoted[1]) if quoted else getattr(error, "errno", None)
+        if number and number not in BY_CORRUPTION:
+            return os.strerror(number)
+        error = error.__cause__ or error.__context__
+    return ""
+
+
+def _unreadable_file(folder: Path) -> str:
+    """Why a file below a folder cannot be read; empty if all can."""
+
+    def fail(error: OSError) -> None:
+        raise error
+
+    try:
+        for parent, _, names in os.walk(folder, onerror=fail):
+            for name in names:
+                with open(os.path.join(parent, name), "rb", buffering=0) as file:
+                    while file.read(READ):
+                        pass
+    except OSError as error:
+        return _system_error(error)
+    return ""
 
 
 def _reason(error: Exception) -> str:
@@ -121,9 +174,11 @@ def _reason(error: Exception) -> str:
 
 def all_corrupt(workdir: Path, messages: Sequence[str] = ()) -> Failure:
     moved = workdir / CHECKPOINTS / CORRUPT
+    step = max(steps_of(workdir, f"{CHECKPOINTS}/{CORRUPT}"), default="STEP")
+    put_back = shlex.join(["mv", f"{moved}/{step}", f"{workdir / CHECKPOINTS}/"])
     return Failure(
         f"{workdir}: {'; '.join([*messages, 'every checkpoint is corrupt'])} (moved to {moved}); "
-        "use a new run folder, or delete this one to start over"
+        f"restore the files of one and put it back ({put_back}), or start over in a new run folder"
     )
 
 

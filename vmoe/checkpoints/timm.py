@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any, cast, get_args
 
 from vmoe.checkpoints.arrays import ArrayFile
-from vmoe.checkpoints.assemble import Conversion, checked_pixels
+from vmoe.checkpoints.assemble import PATCH_BIAS, QKV_BIASES, Conversion, checked_pixels
 from vmoe.checkpoints.torch_names import TIMM, renaming
 from vmoe.config.preprocessing import Interpolation, Preprocessing
 from vmoe.errors import UsageError
@@ -30,7 +30,6 @@ ACTIVATIONS = {"gelu": "erf", "gelu_tanh": "tanh", "quick_gelu": "quick"}
 SHOWN = {  # model_args that the names and shapes of parameters show, or that training alone uses
     *("img_size", "patch_size", "in_chans", "num_classes", "embed_dim", "depth", "mlp_ratio"),
     *(
-        "qkv_bias",
         "qk_norm",
         "reg_tokens",
         "init_values",
@@ -42,13 +41,15 @@ SHOWN = {  # model_args that the names and shapes of parameters show, or that tr
     *("drop_rate", "pos_drop_rate", "patch_drop_rate", "proj_drop_rate", "attn_drop_rate"),
     *("drop_path_rate", "weight_init", "dynamic_img_size", "dynamic_img_pad", "strict_img_size"),
 }
-READ = {"num_heads", "global_pool", "act_layer"}  # model_args that are read below
+READ = {"num_heads", "global_pool", "act_layer", "qkv_bias"}  # model_args that are read below
 TANH = (  # architectures whose GELU is not by erf
     r"vit_(so400m|giantopt)_patch\d+_siglip_.*",
     r"vit_base_patch32_siglip_.*",
     r"vit_large_patch16_siglip_(gap_)?512",
 )
 QUICK = r"vit_.*_clip_quickgelu_.*"
+LEAST_CROP = 0.1  # of the side of a resized image
+NO_QKV_BIAS = r"vit_(.*_miil|so150m2?_.*)"
 CLIP = r"vit_.*_clip_.*"  # their layer norms have epsilon 1e-5
 
 
@@ -83,8 +84,15 @@ def conversion(file: ArrayFile, config: Mapping[str, Any]) -> Conversion:
         given["pooling"] = "patch_mean"
     elif pooling not in ("token", "avg", "map", None) and (pooling or "head.weight" in file.infos):
         raise UsageError(f"{file.path}: global_pool {pooling!r} cannot be represented")
+    if pooling == "token" and "cls_token" not in file.infos:
+        raise UsageError(f"{file.path}: cls_token is missing, and global_pool is 'token'")
     mean, std = (pretrained.get(name, [0.5] * 3) for name in ("mean", "std"))
-    return Conversion(file, renaming(TIMM, heads), given, pixels=checked_pixels(mean, std))
+    qkv_bias = changes.get("qkv_bias", not re.fullmatch(NO_QKV_BIAS, architecture))
+    left_out = () if qkv_bias else QKV_BIASES
+    if "norm_pre.weight" in file.infos:
+        left_out += (PATCH_BIAS,)
+    pixels = checked_pixels(mean, std)
+    return Conversion(file, renaming(TIMM, heads), given, pixels=pixels, left_out=left_out)
 
 
 def _heads(file: ArrayFile, architecture: str, given: Any) -> int:
@@ -119,9 +127,12 @@ def preprocessing(config: Mapping[str, Any], image_size: int) -> Preprocessing:
         raise UsageError(
             f"config.json: interpolation {interpolation!r} with crop_mode {mode!r} is not supported"
         )
+    crop_pct = float(pretrained.get("crop_pct") or 0.875)
+    if not LEAST_CROP <= crop_pct <= 1:
+        raise UsageError(f"config.json: crop_pct {crop_pct}: use {LEAST_CROP} to 1")
     return Preprocessing(
         image_size,
-        resize_to=math.floor(image_size / float(pretrained.get("crop_pct") or 0.875)),
+        resize_to=math.floor(image_size / crop_pct),
         keep_aspect=mode == "center",
         interpolation=cast(Interpolation, interpolation),
     )

@@ -18,7 +18,7 @@ def matches(path: Path) -> bool:
 
 
 def conversion(path: Path) -> Conversion:
-    """How to read a ViT, or a V-MoE, of which the same is assumed as of a published one.
+    """How to read a ViT, or a V-MoE, of which the authors' settings in pre-training are assumed.
 
     Raises:
         Failure: the file is corrupt.

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from vmoe import zoo
 from vmoe.checkpoints import (
     chunked,
     export,
@@ -55,7 +56,13 @@ def open_published(path: Path) -> Opened:
     Raises:
         Failure: a file is missing, or the index is corrupt.
     """
-    return Opened("published", released.conversion(_prefix(path)), _details_of_authors)
+    prefix = _prefix(path)
+    entry = zoo.published(prefix.name)
+    if entry is None:
+        return Opened("published", released.conversion(prefix, released.ASSUMED), _google_details)
+    moe = next(iter(entry.config.moe_blocks.values()))
+    details = functools.partial(_google_details, capacity_source=entry.capacity_source)
+    return Opened("published", released.conversion(prefix, moe), details)
 
 
 def open_npz(path: Path) -> Opened:
@@ -65,39 +72,40 @@ def open_npz(path: Path) -> Opened:
         UsageError: the file holds Python objects.
         Failure: the file is corrupt.
     """
-    return Opened("npz", vit_npz.conversion(path), _details_of_authors)
+    return Opened("npz", vit_npz.conversion(path), _google_details)
 
 
 def _prefix(path: Path) -> Path:
     return path.with_suffix("") if path.suffix == ".index" else path
 
 
-def _details_of_authors(config: ViTConfig) -> Details:
+def _google_details(
+    config: ViTConfig, capacity_source: str = "that of the authors' pre-training"
+) -> Details:
     """Class names and preprocessing, which these files do not have."""
     assumed = []
-    if config.sparse_blocks and config.can_drop:
-        moe = released.ASSUMED
+    if moe := next((each for each in config.moe_blocks.values() if each.router.can_drop), None):
         assumed += [
             f"k={moe.router.experts_per_token}, priority=order, images_per_group="
             f"{moe.images_per_group}, transfer_dtype={moe.transfer_dtype}",
-            f"capacity_factor={moe.capacity_factor}, the authors' in evaluation",
+            f"capacity_factor={moe.capacity_factor}, {capacity_source}",
         ]
     if config.positions != "learned":
         assumed.append(f"positions={config.positions}, image_size={config.image_size}")
     names, known = _names((), config.num_classes)
-    preprocessing = preprocessing_of_authors(config.image_size)
+    preprocessing = google_preprocessing(config.image_size)
     return Details(names, preprocessing, (*assumed, *known, _text(preprocessing)))
 
 
-def preprocessing_of_authors(image_size: int) -> Preprocessing:
-    """How the V-MoE authors evaluate models of an image size.
+def google_preprocessing(image_size: int) -> Preprocessing:
+    """How the V-MoE authors evaluate models of an image size, with TensorFlow, which ignores EXIF.
 
     Pre-trained models, of 224 px: the shorter side is resized to 256 px by area averaging, then the
     centre is cropped. Fine-tuned ones: the image is resized bilinearly.
     """
     if image_size == PRE_TRAINED:
-        return Preprocessing(224, resize_to=256, keep_aspect=True, interpolation="tf_area")
-    return Preprocessing(image_size, interpolation="tf_bilinear")
+        return Preprocessing(224, 256, keep_aspect=True, interpolation="tf_area", exif=False)
+    return Preprocessing(image_size, interpolation="tf_bilinear", exif=False)
 
 
 def safetensors_file(path: Path) -> Path | None:
@@ -204,6 +212,8 @@ def _json(path: Path) -> dict[str, Any]:
 
 def _names(names: tuple[str, ...], classes: int) -> tuple[tuple[str, ...], list[str]]:
     """The class names, and what is assumed about them."""
+    if not classes:
+        return (), ["no classes, since no array is a head"]
     if len(names) == classes and len(set(names)) == classes:
         return names, []
     if classes in IMAGENET:
@@ -220,4 +230,5 @@ def _text(preprocessing: Preprocessing) -> str:
         f"with the shorter side to {side}" if preprocessing.keep_aspect else f"to {side} x {side}"
     )
     cropped = f", {crop} px cropped" if side != crop else ""
-    return f"images resized by {preprocessing.interpolation} {what} px{cropped}"
+    stored = "" if preprocessing.exif else ", their EXIF orientation ignored"
+    return f"images resized by {preprocessing.interpolation} {what} px{cropped}{stored}"

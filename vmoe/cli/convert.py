@@ -20,8 +20,8 @@ class ConvertArgs:
     source: tyro.conf.Positional[Path]
     """Trained model, as for `vmoe evaluate --checkpoint`."""
     destination: tyro.conf.Positional[Path]
-    """A new folder; for published, the PREFIX of the files; for onnx, a file; for vmoe also
-    hf://OWNER/NAME on the Hugging Face hub, where a new repository is normally public."""
+    """A new folder; for published, the PREFIX of the files; for onnx, a file, NAME.onnx; for vmoe
+    also hf://OWNER/NAME on the Hugging Face hub, where a new repository is normally public."""
     format: Literal["vmoe", "published", "jax", "onnx"] = "vmoe"
     """vmoe: a folder with safetensors, config.json and a model card; published: what the V-MoE
     authors' code reads; jax, onnx: a program that runs without vmoe, with one image per group."""
@@ -42,9 +42,11 @@ class ConvertArgs:
 def run(argv: Sequence[str]) -> None:
     """Reads a trained model and writes it."""
     args = parse(ConvertArgs, "convert", argv)
-    from vmoe.checkpoints import read, write
+    from vmoe.checkpoints import onnx, read, write
     from vmoe.checkpoints.checksums import by_name
 
+    if args.format == "onnx":
+        onnx.check_installed()
     stored = read(args.source, use_ema=args.use_ema)
     stored = stored._replace(config=args.routing.apply(stored.config))
     written = write(stored, args.destination, format=args.format, shards=args.shards)
@@ -53,6 +55,12 @@ def run(argv: Sequence[str]) -> None:
         print(f"left out, since the model does not use them: {unused}", file=sys.stderr)
     count = sum(leaf.size for leaf in by_name(stored.params).values())
     print(f"{written}: {count:,} parameters in format {args.format}")
+    if args.format == "onnx":
+        size = stored.preprocessing.image_size
+        print(
+            f"it takes f32[b, {size}, {size}, 3] in [-1, 1]: "
+            f"onnxruntime.InferenceSession({str(written)!r}).run(None, {{'images': images}})"
+        )
     if args.format == "published":
         print(
             "it holds no class names, no preprocessing and no routing settings (k, capacity, ...)"

@@ -64,6 +64,7 @@ def _pretrained(args: ModelsArgs) -> None:
             [
                 {field: getattr(entry, field) for field in fields}
                 | {"accuracies": {**entry.accuracies}}
+                | {"capacity_factor": entry.capacity_factor}
                 for entry in entries
             ]
         )
@@ -76,3 +77,5 @@ def _pretrained(args: ModelsArgs) -> None:
         print(f"    {entry.training}")
         measured = f"{values} (measured by {entry.measured_by})"
         print(f"    {measured if values else 'no published accuracy'}")
+        if entry.capacity_factor:
+            print(f"    capacity factor {entry.capacity_factor}: {entry.capacity_source}")

@@ -30,11 +30,13 @@ def run(argv: Sequence[str]) -> None:
     name = next((word for word in words if word in MODELS), words[0] if words else "")
     default = model_config(name) if name else ViTConfig()  # parse reports a missing name
     args = parse(SummaryArgs, "summary", argv, model=default)
+    changed = {name: x for name, x in vars(args.model).items() if x != getattr(default, name)}
+    model = model_config(args.name, **changed)  # its head bias can depend on the other fields
     from vmoe.costs.flops import cost
     from vmoe.costs.summary import summarize
 
     if args.json:
-        costs = dataclasses.asdict(cost(args.model))
-        print_json({"name": args.name} | costs | dataclasses.asdict(args.model))
+        costs = dataclasses.asdict(cost(model))
+        print_json({"name": args.name} | costs | dataclasses.asdict(model))
     else:
-        print(summarize(args.model, title=args.name))
+        print(summarize(model, title=args.name))

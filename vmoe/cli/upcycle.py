@@ -51,7 +51,7 @@ def run(argv: Sequence[str]) -> None:
     fields: dict[str, Any] = {"num_experts": args.num_experts, "router": router}
     if args.capacity_factor is not None:
         fields["capacity_factor"] = args.capacity_factor
-    moe = upcycled_layer(**fields, expert_dropout=stored.config.dropout)
+    moe = upcycled_layer(stored.config, **fields)
     numbers = re.fullmatch(r"[0-9]+(,[0-9]+)*", args.blocks)
     blocks = [int(i) for i in args.blocks.split(",")] if numbers else args.blocks
     config, params = upcycle_params(

@@ -28,7 +28,8 @@ class RoutingOverrides(Checked):
     k: int | None = None
     """Experts per token; for token choice."""
     capacity_factor: float | None = None
-    """Slots per token and choice, in place of a capacity or dropless; V-MoE is evaluated at 4.0."""
+    """Slots per token and choice, in place of a capacity or dropless; V-MoE S/32, trained from
+    scratch on ImageNet-1k, is evaluated at 4.0."""
     capacity: int | None = None
     """Slots per expert and group, in place of a capacity factor or dropless."""
     dropless: bool | None = None

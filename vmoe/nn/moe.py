@@ -99,8 +99,8 @@ class MoE(nnx.Module):
         """Dispatch, experts, combine: by slots, or by rows sorted over all groups."""
         implementation = choose_implementation(self.config, routing, self.placement.devices)
         if implementation == "batched":
-            slots = self.placement.to_experts(dispatch(groups, routing)).astype(dtype)
-            outputs = self._transfer(self.experts(slots, key))
+            slots = self.placement.to_experts(dispatch(groups, routing, mixture_dtype=dtype))
+            outputs = self._transfer(self.experts(slots.astype(dtype), key))
             return combine(self.placement.from_experts(outputs), routing)
         assert isinstance(routing, Routing)  # soft routing is always batched
         block = None if implementation == "ragged" else block_size(routing)

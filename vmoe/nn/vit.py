@@ -25,7 +25,11 @@ from vmoe.sharding import ONE_DEVICE, Placement
 
 
 class ViT(nnx.Module):
-    """The model: ``model(images)`` gives logits, ``vmoe.analysis.capture`` the records as well."""
+    """The model: ``model(images)`` gives logits, ``forward`` the records of the routing as well.
+
+    Sparse blocks have backward passes of their own, so a sparse model has gradients in reverse mode
+    only: ``jax.grad`` and ``jax.vjp``, not ``jax.jvp`` and ``jax.hessian``.
+    """
 
     def __init__(self, config: ViTConfig, *, placement: Placement = ONE_DEVICE, rngs: Rngs):
         self.config = config
@@ -69,7 +73,8 @@ class ViT(nnx.Module):
     ) -> Float[Array, "b y"]:
         """Logits, float32, of images of any size that is a multiple of the patch size.
 
-        Features in their place if the config has no classes.
+        Features in their place if the config has no classes. Training also needs the auxiliary
+        losses, which ``forward`` returns.
 
         Args:
             images: pixels in [-1, 1].
@@ -95,6 +100,13 @@ class ViT(nnx.Module):
     ) -> tuple[Float[Array, "b y"], dict[int, Record]]:
         """Logits, and the record of each sparse block by its number; see ``__call__``.
 
+        The loss of a training step is that of the logits plus the auxiliary loss of every block,
+        which balances its experts::
+
+            logits, records = model.forward(images, train=True, key=key)
+            loss = optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
+            loss += sum(record.aux_loss for record in records.values())
+
         Args:
             decide: by block, a function that decides in place of its router.
         """
@@ -110,6 +122,19 @@ class ViT(nnx.Module):
             tokens, valid, blocks_key, class_token_only=class_token_only, decide=decide
         )
         return self.head(self.pool(tokens)), records
+
+    def train(self, **attributes: object) -> None:
+        """Refused, as is ``eval``: whether a call trains is its argument ``train``.
+
+        Raises:
+            UsageError: always.
+        """
+        raise UsageError(
+            "model.train() and model.eval() have no effect: call model(images, train=True, "
+            "key=...) for noise and dropout, model(images) without"
+        )
+
+    eval = train
 
     def embed(self, images: Images, key: MaybeKey = None) -> Float[Array, "b n d"]:
         """The class token, if any, and the patch embeddings, plus positions; normalised if the
@@ -224,7 +249,9 @@ class ViT(nnx.Module):
         norm: bool = False,
         as_grid: bool = False,
     ) -> list[Float[Array, "b n d"]] | list[Float[Array, "b i j d"]]:
-        """The patches' tokens after some blocks, without the class token, as in timm.
+        """The patches' tokens after some blocks, without the class token.
+
+        As timm's with ``intermediates_only=True``, which is not timm's default.
 
         Args:
             indices: numbers of blocks, where negative ones count from the last; or how many of the

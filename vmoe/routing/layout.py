@@ -16,14 +16,21 @@ from vmoe.axes import Routing, SoftRouting
 
 
 def dispatch(
-    tokens: Float[Array, "g s d"], routing: Routing | SoftRouting
+    tokens: Float[Array, "g s d"],
+    routing: Routing | SoftRouting,
+    *,
+    mixture_dtype: jax.typing.DTypeLike | None = None,
 ) -> Float[Array, "g e c d"]:
-    """The token in each slot; zeros in empty slots."""
+    """The token in each slot, zeros in empty slots; a mixture of all tokens in each soft slot.
+
+    Args:
+        mixture_dtype: of the mixtures, which are sums in float32; that of the tokens if None.
+    """
     if isinstance(routing, SoftRouting):
         slots = jnp.einsum(
             "gsd,gsec->gecd", tokens, routing.dispatch, preferred_element_type=jnp.float32
         )
-        return slots.astype(tokens.dtype)
+        return slots.astype(mixture_dtype or tokens.dtype)
     return _dispatch(tokens, routing.slots, routing.choices)
 
 

@@ -58,7 +58,7 @@ def upcycle(
     >>> vmoe.upcycle(vmoe.create_model("vit_tiny"), num_experts=4).config.sparse_blocks
     (1, 3)
     """
-    layer = upcycled_layer(num_experts=num_experts, **moe)
+    layer = upcycled_layer(model.config, num_experts=num_experts, **moe)
     config, params = upcycle_params(
         model.config,
         models.params_of(model),
@@ -70,14 +70,16 @@ def upcycle(
     return models.with_params(config, params, placement=model.placement)
 
 
-def upcycled_layer(**fields: Any) -> MoEConfig:
-    """The config of an upcycled layer, with some fields changed.
+def upcycled_layer(dense: ViTConfig, **fields: Any) -> MoEConfig:
+    """The config of an upcycled layer of a dense model, with some fields changed.
 
-    By default its router is a token choice that normalises the weights of a token's experts.
+    By default the experts have the dropout of the MLPs that they replace, and the router is a token
+    choice that normalises the weights of a token's experts.
     Without a capacity or a capacity factor it is dropless, if the router can drop. Several devices
     need a capacity; a capacity factor of e / k leaves room for every choice, too.
     """
-    moe = replace(MoEConfig(router=TokenChoice(normalize_weights=True)), **fields)
+    router = TokenChoice(normalize_weights=True)
+    moe = replace(MoEConfig(router=router, expert_dropout=dense.dropout), **fields)
     if {"dropless", "capacity", "capacity_factor"} & fields.keys() or not moe.router.can_drop:
         return moe
     return replace(moe, dropless=True)

@@ -151,9 +151,17 @@ def read_environment(workdir: Path) -> dict[str, Any]:
     return environment
 
 
-def steps_of(workdir: Path) -> list[int]:
-    """The checkpointed steps of a run folder, ascending; safe while a run writes to it."""
-    names = [path.name for path in (workdir / CHECKPOINTS).glob("*") if path.is_dir()]
+def steps_of(workdir: Path, folder: str = CHECKPOINTS) -> list[int]:
+    """The checkpointed steps of a run folder, ascending; safe while a run writes to it.
+
+    Raises:
+        OSError: the folder exists and cannot be read.
+    """
+    try:
+        with os.scandir(workdir / folder) as entries:
+            names = [entry.name for entry in entries if entry.is_dir()]
+    except (FileNotFoundError, NotADirectoryError):
+        return []
     return sorted(int(name) for name in names if name.isdigit())
 
 

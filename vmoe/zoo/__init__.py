@@ -3,7 +3,8 @@
 ``vmoe_s32_last2_e8.in1k_light`` are weights for the model ``vmoe_s32_last2_e8``; the name without a
 tag means the model's first entry. Those of Fashion-MNIST and of emoji come with this package, in
 folders beside this file (``scripts/write_zoo.py``). The published checkpoints are downloaded when
-they are first used; their accuracies are those of their authors.
+they are first used; their accuracies are those of their authors, and their configs have the
+capacity factor at which these were measured.
 """
 
 import math
@@ -32,6 +33,7 @@ class Entry(NamedTuple):
         training: how the weights were trained.
         accuracies: in percent, by data set.
         measured_by: who or what measured them.
+        capacity_source: where the capacity factor of the config comes from.
     """
 
     model: str
@@ -41,6 +43,7 @@ class Entry(NamedTuple):
     training: str
     accuracies: Mapping[str, float]
     measured_by: str = "the authors"
+    capacity_source: str = "that of training"
 
     @property
     def name(self) -> str:
@@ -53,6 +56,11 @@ class Entry(NamedTuple):
         return models.model_config(self.model, **self.fields)
 
     @property
+    def capacity_factor(self) -> float | None:
+        """The capacity factor of the sparse blocks; None for a dense model."""
+        return next((moe.capacity_factor for moe in self.config.moe_blocks.values()), None)
+
+    @property
     def nbytes(self) -> int:
         """The size of the parameters in bytes, computed from their shapes."""
         from flax import nnx
@@ -62,7 +70,6 @@ class Entry(NamedTuple):
 
 
 _NOT_MEASURED: Mapping[str, float] = MappingProxyType({})
-_FINE_TUNED = {"image_size": 384, "pre_logits": None}
 _BEST_OF_3 = "{}; of three seeds the best one on the validation split"
 _FASHION_MNIST = _BEST_OF_3.format("Fashion-MNIST, 8,000 steps")
 _OURS = "scripts/write_zoo.py"
@@ -98,15 +105,16 @@ ENTRIES = (
         "vmoe_s32_last2_e8",
         "in1k_light",
         f"{BUCKET}/vmoe_s32_last2_ilsvrc2012_randaug_light1",
-        {},
+        {"moe": {"capacity_factor": 4.0}},
         "ImageNet-1k from scratch, 300 epochs, light augmentation",
         {"ImageNet": 73.1, "ReaL": 74.4, "V2": 59.2},
+        capacity_source="the authors' in evaluation",
     ),
     Entry(
         "vmoe_s32_last2_e8",
         "in1k_light_ft_in1k_384",
         f"{BUCKET}/vmoe_s32_last2_ilsvrc2012_randaug_light1_ft_ilsvrc2012",
-        _FINE_TUNED,
+        {"image_size": 384, "pre_logits": None, "moe": {"capacity_factor": 1.5}},
         "in1k_light, fine-tuned on ImageNet-1k at 384 px",
         {"ImageNet": 75.9, "ReaL": 77.1, "V2": 62.0},
     ),
@@ -114,9 +122,10 @@ ENTRIES = (
         "vmoe_s32_last2_e8",
         "in1k_medium",
         f"{BUCKET}/vmoe_s32_last2_ilsvrc2012_randaug_medium",
-        {},
+        {"moe": {"capacity_factor": 4.0}},
         "ImageNet-1k from scratch, 1,000 epochs, medium augmentation",
         _NOT_MEASURED,
+        capacity_source="that of in1k_light, since the config of in1k_medium is not public",
     ),
     Entry(
         "vmoe_b16_every2_e8",
@@ -130,7 +139,7 @@ ENTRIES = (
         "vmoe_b16_every2_e8",
         "in21k_strong_ft_in1k_384",
         f"{BUCKET}/vmoe_b16_imagenet21k_randaug_strong_ft_ilsvrc2012",
-        {"image_size": 384},
+        {"image_size": 384, "moe": {"capacity_factor": 1.5}},
         "in21k_strong, fine-tuned on ImageNet-1k at 384 px",
         {"ImageNet": 85.6, "ReaL": 84.1, "V2": 76.1},
     ),
@@ -159,6 +168,16 @@ def find(name: str) -> Entry | None:
     if tag not in tags:
         raise UsageError(unknown(f"{model} has no weights with tag", tag, list(tags)))
     return tags[tag]
+
+
+def published(prefix: str) -> Entry | None:
+    """The entry of a published checkpoint by the name of its files; None if there is none.
+
+    >>> published("vmoe_s32_last2_ilsvrc2012_randaug_medium").tag
+    'in1k_medium'
+    """
+    addresses = {entry.address: entry for entry in ENTRIES}
+    return addresses.get(f"{BUCKET}/{prefix}")
 
 
 def address(path: str) -> str:
