@@ -128,7 +128,7 @@ def measure_routing(
     blocks = statistics(collected())
     images = np.concatenate([without_padding(batch) for batch in reordered])
     dependence = batch_dependence(loaded.model, images, batch_size=batch_size)
-    found = findings(blocks, dependence)
+    found = findings(loaded.model.config, blocks, dependence)
     return MeasuredRouting(loaded, data, batches, blocks, dependence, found)
 
 
