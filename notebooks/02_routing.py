@@ -43,7 +43,7 @@ from vmoe.analysis import collect, concatenate, plots
 from vmoe.analysis.effects import removals, without_experts
 from vmoe.analysis.patches import favourites
 from vmoe.data.sources import open_source, relabel, sample
-from vmoe.evaluate.page import Shown, write_page
+from vmoe.evaluate.page import write_page
 from vmoe.evaluate.plots import plots_of
 from vmoe.evaluate.routing import labelled_batches, measure_routing
 
@@ -211,10 +211,7 @@ for removal in sorted(changed, key=changed.get, reverse=True)[:8]:
 
 # %%
 page = Path("report.html")
-few = list(
-    labelled_batches(model, sample(source, page_images), loaded.preprocessing, batch_size=64)
-)
-write_page(page, [Shown(routing, few)], remove=removals_shown)
+write_page(page, [routing], images=page_images, remove=removals_shown)
 text = html.escape(page.read_text())
 HTML(f'<div><iframe srcdoc="{text}" style="width: 100%; height: 60em; border: 0"></iframe></div>')
 

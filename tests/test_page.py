@@ -3,10 +3,12 @@
 The pages show invented routing; one test lets the real command write the page of a trained model.
 """
 
+import base64
 import dataclasses
 import html
 import json
 import shutil
+import types
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, get_args
@@ -23,8 +25,11 @@ from vmoe.analysis import BlockRouting, Collected, collect, page, statistics
 from vmoe.analysis.colors import COLORS
 from vmoe.analysis.effects import removals
 from vmoe.analysis.patches import favourites
+from vmoe.axes import Decision, RouterInputs
 from vmoe.config import ExpertChoice, MoEConfig, Router, Soft, TokenChoice, ViTConfig
 from vmoe.config.routers import Priority
+from vmoe.nn.inputs import is_label
+from vmoe.routing import ROUTERS
 from vmoe.routing.token_choice import assign
 
 BROWSER = ("chromium", "chromedriver")
@@ -36,7 +41,7 @@ GROUPS = np.array([0, 0, 1, 1, 2])  # of at most two images
 PRIORITIES = get_args(Priority)
 CLASSES = ("cat", "</script><img src=x onerror=alert(1)>", "&lt;cow", "'\"\u2028")
 IMAGES = np.random.default_rng(0).uniform(-1, 1, (B, 16, 16, 3)).astype(np.float32)
-LABELS = np.array([0, 1, 2, 3, -1])[:, None]
+LABELS = np.array([[0, -1], [1, -1], [2, 3], [3, -1], [-1, -1]])  # any of them is right
 
 
 @pytest.fixture(scope="module")
@@ -257,8 +262,10 @@ def test_dragging_the_slots_shows_what_is_dropped_and_what_the_whole_model_predi
 ) -> None:
     from selenium.webdriver import ActionChains
 
-    model = invented()
+    model, of_the_model = invented(pooling="class_token"), "of the model as loaded"
     opened(browser, written(tmp_path, model), "#image=1")
+    assert of_the_model not in text(browser, "panels")
+    assert text(browser, "reset") == f"as loaded: {SLOTS} slots, order in the batch"
     slider = browser.find_element("id", "slots")
     ActionChains(browser).drag_and_drop_by_offset(slider, -60, 0).perform()
     number = int(browser.execute_script("return state.slots"))
@@ -267,18 +274,32 @@ def test_dragging_the_slots_shows_what_is_dropped_and_what_the_whole_model_predi
     assert_drops_of_image_1(browser, model, number, "order")
     nearest = min((16, 8, 0), key=lambda slots: abs(slots - number))
     assert_whole_model(browser, model, nearest, "order", image=1)
+    assert of_the_model in text(browser, "panels")
+    right, as_loaded = (
+        is_label(logits.argmax(-1), LABELS).sum()
+        for logits in (model.capacities[nearest, "order"], model.routing.logits)
+    )
+    counted = f"{right} of 4 images are predicted correctly; as loaded, {as_loaded}"
+    assert counted in text(browser, "capacity-result")
 
 
 def assert_drops_of_image_1(
     browser: Any, model: page.ModelOnImages, slots: int, priority: Priority
 ) -> float:
-    """The table says what block 1 drops of the image and of its group; returns the first."""
+    """The table says what block 1 drops of the image and of its group; returns the first.
+
+    And how many of the patches, of which the class token is none, have no expert.
+    """
     block = with_slots(decided(model.routing.blocks[1].gates, model.config, priority), slots)
-    of_image, of_group = float(block.dropped[1].mean()), block.dropped[:2].mean()
+    without = ~block.kept[:, int(model.config.has_class_token) :].any(-1)
+    expected = [
+        [x.mean() for x in (block.dropped[which], without[which])] for which in ([1], [0, 1])
+    ]
     rows = browser.find_elements("css selector", "#capacity-result .scroll tbody tr")
-    shown = [row.find_element("tag name", "td").text.removesuffix("%") for row in rows]
-    np.testing.assert_allclose(np.array(shown, float) / 100, [of_image, of_group], atol=5.1e-4)
-    return of_image
+    cells = [row.find_elements("tag name", "td") for row in rows]
+    shown = [[float(cell.text.removesuffix("%")) / 100 for cell in row] for row in cells]
+    np.testing.assert_allclose(shown, expected, atol=5.1e-4)
+    return expected[0][0]
 
 
 def assert_whole_model(
@@ -363,23 +384,26 @@ def test_a_removed_expert_shows_the_prediction_of_the_model_without_it(
 def test_images_are_filtered_by_class_expert_and_error(browser: Any, tmp_path: Path) -> None:
     from selenium.webdriver.support.ui import Select
 
-    model = invented()
+    """The first of those that are left is shown, unless the one that is shown is left, too."""
+    model = invented(pooling="class_token")
     opened(browser, written(tmp_path, model))
 
     def images() -> list[str]:
         every = browser.find_elements("css selector", "#gallery img")
-        return [image.get_attribute("id") for image in every]
+        names = [image.get_attribute("id") for image in every]
+        assert f"image-{browser.execute_script('return state.image')}" in names
+        return names
 
     predictions = model.routing.logits.argmax(-1)
     browser.find_element("id", "wrong").click()
-    wrong = [i for i in range(B) if LABELS[i, 0] >= 0 and predictions[i] != LABELS[i, 0]]
+    wrong = [i for i in range(B) if LABELS[i, 0] >= 0 and predictions[i] not in LABELS[i]]
     assert images() == [f"image-{i}" for i in wrong]
     browser.find_element("id", "wrong").click()
-    Select(browser.find_element("id", "choice-class")).select_by_index(3)
-    assert images() == ["image-2"]
+    Select(browser.find_element("id", "choice-class")).select_by_index(4)
+    assert images() == ["image-2", "image-3"]
     Select(browser.find_element("id", "choice-class")).select_by_index(0)
     Select(browser.find_element("id", "choice-expert")).select_by_index(2)
-    uses = (model.routing.blocks[1].experts[..., 0] == 1).sum(-1)
+    uses = (model.routing.blocks[1].experts[:, 1:, 0] == 1).sum(-1)  # of patches
     assert images() == [f"image-{i}" for i in np.argsort(-uses, kind="stable") if uses[i]]
 
 
@@ -392,8 +416,11 @@ def test_attention_is_that_of_the_selected_patch_and_its_absence_is_said(
     opened(browser, path, "#show=attention&token=6&image=1")
     found = browser.execute_script("return Array.from(attentionOf(0, models[0].blocks[1], 1))")
     assert found == model.attention[1][1, 6].tolist()
+    legend = "attention, mean over the heads: none\nthe largest of the selected patch"
+    assert text(browser, "legend") == legend
     opened(browser, path, "#show=attention")
     assert text(browser, "hint") == "Select a patch: its attention is shown."
+    assert text(browser, "legend").split() == list("0123")  # of experts, as in the pictures
     opened(browser, path, "#show=attention&token=6&image=4")
     assert text(browser, "hint") == "Attention is stored for the first 3 images."
 
@@ -570,6 +597,19 @@ def test_a_wrong_value_in_the_address_is_as_if_it_were_not_there(
     assert json.loads(browser.execute_script(state)) == right
 
 
+@pytest.mark.parametrize("sigmoid", [False, True])
+def test_probabilities_are_those_that_the_model_was_trained_for(
+    tmp_path: Path, sigmoid: bool
+) -> None:
+    """Two classes that are both sure have half each with a softmax, and all with a sigmoid."""
+    model = invented()._replace(sigmoid=sigmoid)
+    model = model._replace(routing=model.routing._replace(logits=np.tile([9.0, 9, -9, -9], (B, 1))))
+    text = written(tmp_path, model).read_text().partition('id="record">')[2]
+    shown = json.loads(text.partition("</script>")[0])["models"][0]["predictions"]
+    first, second = base64.b64decode(shown["probabilities"]["data"])[:2]
+    assert first == second == (255 if sigmoid else 127)
+
+
 @in_a_browser
 def test_the_size_shown_is_that_of_the_file(browser: Any, tmp_path: Path) -> None:
     path = written(tmp_path, invented(), invented("two"))
@@ -605,11 +645,30 @@ def test_statistics_stand_beside_what_chance_gives_also_where_a_table_has_no_roo
     assert "class" not in text(browser, "experts")
 
 
+class ByPlace(ExpertChoice):
+    """A router of its own: a token's place decides, and choices can be dropped."""
+
+    can_drop = True
+    learned = False
+
+
+def route_by_place(inputs: RouterInputs, config: MoEConfig, capacity: int) -> Decision:
+    g, s, e = inputs.logits.shape
+    gates = jnp.broadcast_to(jax.nn.one_hot(jnp.arange(s) % e, e), (g, s, e))
+    return Decision(gates, assign(gates, inputs.valid, k=1, c=capacity), {})
+
+
 @in_a_browser
-@pytest.mark.parametrize("router", [ExpertChoice(), Soft()], ids=["expert_choice", "soft"])
-def test_a_router_whose_tokens_do_not_choose_has_a_page_without_slots_to_change(
-    browser: Any, tmp_path: Path, router: Router
+@pytest.mark.parametrize(
+    "router", [ExpertChoice(), Soft(), ByPlace()], ids=["expert_choice", "soft", "by_place"]
+)
+def test_a_router_without_a_priority_and_k_has_a_page_without_slots_to_change(
+    browser: Any, tmp_path: Path, router: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    module = types.ModuleType("by_place")
+    vars(module).update(capacity=lambda config, s: 2, route=route_by_place)
+    monkeypatch.setitem(ROUTERS, ByPlace, module)
+    monkeypatch.setitem(MoEConfig.__annotations__, "router", Router | ByPlace)
     model = observed(config_of(router, images_per_group=1))
     opened(browser, written(tmp_path, model), "#slots=3&priority=random&image=1")
     browser.find_element("id", "picture-0-0").click()
@@ -622,6 +681,11 @@ def test_a_router_whose_tokens_do_not_choose_has_a_page_without_slots_to_change(
         chosen = experts[experts < E].tolist()
         expected.append(sorted(chosen, key=lambda expert: -gates[expert]))
     assert path_experts(browser.find_element("id", "path")) == expected and any(expected)
+    chooses = not isinstance(router, Soft)
+    assert ("share of the choices" in text(browser, "experts")) == chooses
+    assert ("choices are dropped" in text(browser, "experts")) == chooses
+    gates = browser.find_element("css selector", "#path tbody td:nth-of-type(2)").text.split()
+    assert {len(gate) for gate in gates} == {5 if chooses else 4}
     for section in ("capacity-section", "removal-section"):  # no expert is removed
         assert not browser.find_element("id", section).is_displayed()
     assert browser.get_log("browser") == []
@@ -651,6 +715,10 @@ def test_the_page_works_in_a_frame_without_rights_on_a_phone_and_in_the_dark(
     browser.execute_cdp_cmd("Emulation.setEmulatedMedia", dark)
     opened(browser, path, "#token=5")
     assert browser.execute_script("return document.documentElement.scrollWidth") <= 360
+    names = browser.find_elements("css selector", "#panels .bars th")
+    assert len(names) == len(CLASSES)
+    for name in names:
+        assert name.get_property("scrollWidth") <= name.get_property("clientWidth")
     style = "return getComputedStyle(document.body)"
     assert browser.execute_script(f"{style}.backgroundColor") == "rgb(21, 24, 28)"
     browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
@@ -670,7 +738,7 @@ def test_the_command_writes_a_page_that_shows_a_trained_model(browser: Any, tmp_
     opened(browser, path)
     assert text(browser, "summary") == (
         "Data: fashion_mnist_sample:test, 64 of 512 images. "
-        "20 images are shown; the statistics are of 64."
+        "The statistics are of 64 images; the first 20 of them are shown."
     )
     assert len(browser.find_elements("css selector", "#gallery img")) == 20
     assert len(browser.find_elements("css selector", "#panels canvas")) == 3

@@ -123,7 +123,7 @@ def test_statistics_equal_loops_over_images_tokens_and_choices(collected: Collec
         for ours, expected in (
             (own.choices, choices),
             (own.kept, kept),
-            (own.by_position, by_position),
+            (own.by_position.reshape(E, -1), by_position[:, 1:]),  # without the class token
             (own.coactivation, coactivation),
             (own.uses, uses),
             (own.by_priority, by_priority),
@@ -218,6 +218,16 @@ def test_experts_that_follow_the_place_are_far_above_the_null() -> None:
         # log 3 nats of information; the entropies are log 3 and log 6
         expected = 2 * np.log(3) / np.log(18) if follows else 0
         assert information == pytest.approx(expected, abs=1e-6)
+
+
+def test_a_class_token_is_no_place_of_an_image() -> None:
+    """It always goes to expert 0, which patches choose wherever they are."""
+    experts = np.random.default_rng(0).integers(0, 3, (300, 7))
+    experts[:, 0] = 0
+    routed = _routed(experts)
+    with_class_token = routed._replace(foreground=routed.foreground[..., 1:])
+    information, null = statistics([with_class_token])[0].position_information
+    assert information == pytest.approx(null, abs=0.005) and information < 0.005
 
 
 def _routed(experts: np.ndarray, labels: np.ndarray | None = None) -> Collected:

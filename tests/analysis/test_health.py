@@ -9,8 +9,18 @@ import pytest
 from vmoe.analysis import BlockRouting, BlockStatistics, Collected, statistics
 from vmoe.analysis.effects import BatchDependence
 from vmoe.analysis.health import findings
+from vmoe.analysis.totals import ExpertTotals
+from vmoe.config import ExpertChoice, MoEConfig, Router, Soft, TokenChoice, ViTConfig
+from vmoe.config.routers import RouterConfig
 
 E, B, N = 8, 40, 25
+K1 = TokenChoice(k=1)
+
+
+def config_of(router: RouterConfig = K1, e: int = E) -> ViTConfig:
+    per_group = 1 if isinstance(router, Soft) else 8
+    layer = MoEConfig(num_experts=e, router=router, images_per_group=per_group)
+    return ViTConfig(sparse_blocks=(5,), moe=layer)
 
 
 def block(experts: np.ndarray, *, gate: float = 0.5, kept: float = 1.0) -> BlockStatistics:
@@ -30,7 +40,7 @@ EVEN = np.arange(B * N).reshape(B, N) % E
 
 
 def test_nothing_is_found_where_experts_are_used_evenly() -> None:
-    assert findings({5: block(EVEN)}, BatchDependence(0.0, 0.1)) == []
+    assert findings(config_of(), {5: block(EVEN)}, BatchDependence(0.0, 0.1)) == []
 
 
 @pytest.mark.parametrize(
@@ -50,13 +60,13 @@ def test_nothing_is_found_where_experts_are_used_evenly() -> None:
 def test_each_problem_is_found_with_its_block_and_a_remedy(
     arguments: dict[str, Any], kind: str, message: str
 ) -> None:
-    kinds = {finding.kind: finding for finding in findings({5: block(**arguments)})}
+    kinds = {finding.kind: finding for finding in findings(config_of(), {5: block(**arguments)})}
     assert message in str(kinds[kind])
     assert kinds[kind].block == 5 and kinds.keys() <= {kind, "dead"}
 
 
 def test_predictions_that_depend_on_the_batch_are_a_finding_of_the_model() -> None:
-    (finding,) = findings({5: block(EVEN)}, BatchDependence(0.25, 3.0))
+    (finding,) = findings(config_of(), {5: block(EVEN)}, BatchDependence(0.25, 3.0))
     assert finding.block is None
     assert str(finding).startswith("batch: 25.0% of the predictions depend on the other images")
 
@@ -64,8 +74,58 @@ def test_predictions_that_depend_on_the_batch_are_a_finding_of_the_model() -> No
 def test_a_soft_router_is_judged_by_its_gates() -> None:
     own = block(EVEN)
     soft = dataclasses.replace(own, choices=own.choices * 0, kept=own.kept * 0)
-    assert findings({5: soft}) == []
+    assert findings(config_of(Soft()), {5: soft}) == []
     gates = np.zeros(E)
     gates[2] = own.gates.sum()
-    kinds = {finding.kind for finding in findings({5: dataclasses.replace(soft, gates=gates)})}
-    assert kinds == {"dead", "collapse"}
+    found = findings(config_of(Soft()), {5: dataclasses.replace(soft, gates=gates)})
+    assert {finding.kind for finding in found} == {"dead", "collapse"}
+
+
+def totals(share: float, e: int, k: int, tokens: int = 10_000) -> ExpertTotals:
+    """Expert 0 is chosen by a share of the tokens; the others share the other choices evenly."""
+    first = round(share * tokens)
+    choices = np.array([first, *[(k * tokens - first) / (e - 1)] * (e - 1)]).round().astype(int)
+    return ExpertTotals(tokens, choices / k, tokens * np.log(e), choices, choices, 0)
+
+
+@pytest.mark.parametrize(
+    ("e", "k", "largest"),
+    [
+        *[(8, 2, 0.75), (4, 2, 0.75), (4, 1, 0.75), (2, 1, 0.75)],  # of the tokens
+        *[(32, 2, 5 * 2 / 32), (32, 1, 5 / 32), (16, 2, 5 * 2 / 16)],  # five times the mean
+        *[(4, 3, 0.875), (4, 4, 1.01), (2, 2, 1.01)],  # halfway from even to all tokens
+    ],
+)
+def test_a_router_collapses_if_most_tokens_or_five_times_the_mean_choose_one_expert(
+    e: int, k: int, largest: float
+) -> None:
+    """A token gives an expert at most one of its k choices."""
+    config = config_of(TokenChoice(k=k), e)
+    for share in (k / e, largest - 0.01):
+        assert findings(config, {5: totals(share, e, k)}) == []
+    if k < e:
+        (found,) = findings(config, {5: totals(largest + 0.01, e, k)})
+        assert found.kind == "collapse" and found.value > found.threshold
+        assert f", of {largest + 0.01:.0%} of the tokens: train with a larger" in str(found)
+
+
+class Fixed(ExpertChoice):
+    """A router without a learned gate."""
+
+    learned = False
+
+
+@pytest.mark.parametrize("router", [TokenChoice(), ExpertChoice(), Fixed()])
+def test_a_remedy_is_one_that_the_router_has(
+    router: RouterConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A fixed router has gates of 0 and 1, which are no fault."""
+    monkeypatch.setitem(MoEConfig.__annotations__, "router", Router | Fixed)
+    config = config_of(router)
+    own = dataclasses.replace(totals(1.0, E, 1), entropy=-0.0)
+    found = {finding.kind: str(finding) for finding in findings(config, {5: own})}
+    assert ("low_entropy" in found) == router.learned
+    assert "entropy is 0.0% of" in found.get("low_entropy", "entropy is 0.0% of")
+    has_losses, text = isinstance(router, TokenChoice), " ".join(found.values())
+    assert ("losses" in text, "z loss" in text) == (has_losses, has_losses)
+    assert ("learning rate" in text) == router.learned

@@ -56,13 +56,13 @@ def blocks(parts: list[Collected]) -> dict[int, BlockStatistics]:
 
 
 def texts(figure: Any) -> str:
-    """All that is written in a figure but ticks."""
+    """All that is written in a figure but the ticks of y."""
     words = [figure.get_suptitle()]
     for ax in figure.axes:
         words += [ax.get_title(), ax.get_xlabel(), ax.get_ylabel()]
-        words += [
-            text.get_text() for legend in [ax.get_legend()] if legend for text in legend.texts
-        ]
+        words += [text.get_text() for text in ax.get_xticklabels()]
+        legends = [*figure.legends, *([ax.get_legend()] if ax.get_legend() else [])]
+        words += [text.get_text() for legend in legends for text in legend.texts]
     return " ".join(words)
 
 
@@ -148,6 +148,7 @@ def test_weight_histograms_count_the_gates_of_choices_by_rank_where_tokens_choos
         own = gates if ranks == 2 else [list(itertools.chain(*gates))]
         assert len(ax.patches) == ranks
         for rank, stairs in zip(own, ax.patches, strict=True):
+            assert stairs.get_label().endswith(f", mean {np.mean(rank):.3f}")
             values, edges, _ = stairs.get_data()
             expected = np.histogram(np.minimum(rank, 0.999), edges)[0] / len(rank)
             np.testing.assert_allclose(values, expected)
@@ -244,19 +245,55 @@ def test_lines_and_bars_are_accuracies_on_images_of_known_class() -> None:
     figure = capacity_curves(
         dict(zip(settings, logits, strict=False)), LABELS, {4: 1e6, 8: 3e6}, even=6.0
     )
-    order, random, nothing, _ = figure.axes[0].lines
+    lines = {line.get_label(): line for line in figure.axes[0].lines}
+    order, random = (container.lines[0] for container in figure.axes[0].containers)
     np.testing.assert_allclose(order.get_xydata(), [(4, right[1]), (8, right[2])])
-    np.testing.assert_allclose(random.get_ydata(), right[3:5])
-    np.testing.assert_allclose(nothing.get_ydata(), right[0])
+    np.testing.assert_allclose(random.get_xydata()[:, 1], right[3:5])
+    np.testing.assert_allclose(lines["every choice dropped"].get_ydata(), right[0])
     np.testing.assert_allclose(figure.axes[1].lines[0].get_xydata(), [(4, 1), (8, 3)])
     words = ("every choice dropped", "random", "slots per expert", "MFLOPs per image", "6 images")
-    assert all(word in texts(figure) for word in words)
-    (ax,) = k_at_inference({2: logits[1], 1: logits[0]}, LABELS, own=2).axes
-    np.testing.assert_allclose(ax.lines[0].get_xydata(), [(1, right[0]), (2, right[1])])
+    assert all(word in texts(figure) for word in (*words, "capacity factor 1"))
+    ks = {2: logits[1], 1: logits[0]}
+    figure = k_at_inference(ks, LABELS, own=2, slots={1: [8], 2: [24, 16]})
+    of_k = figure.axes[0].containers[0]
+    np.testing.assert_allclose(of_k.lines[0].get_xydata(), [(1, right[0]), (2, right[1])])
+    assert "slots per expert and group" in texts(figure) and "1\n8 2\n16–24" in texts(figure)
     figure = random_routers({3: logits[0], 5: logits[1]}, logits[2], LABELS)
     heights = [bar.get_height() for bar in figure.axes[0].patches]
     np.testing.assert_allclose(heights, right[:2])
-    assert f"own routers, {right[2]:.1%}" in texts(figure)
+    assert f"own routers, {right[2]:.1%}" in texts(figure) and "one draw" in texts(figure)
+
+
+def test_bars_are_of_differences_on_the_same_images() -> None:
+    """Two settings that predict the same have none, however wrong both are."""
+    labels = np.zeros((100, 1), int)
+    right, other = np.eye(2)[np.arange(100) % 2], np.eye(2)[(np.arange(100) < 10) * 1]
+    differences = [int(a[0] > a[1]) - int(b[0] > b[1]) for a, b in zip(other, right, strict=True)]
+    expected = np.std(differences) / 10
+    figures = (
+        (k_at_inference({1: right, 2: other, 4: right}, labels, own=1), [0, expected, 0]),
+        (random_routers({1: other, 2: right}, right, labels), [expected, 0]),
+    )
+    for figure, sizes in figures:
+        (bars,) = figure.axes[0].containers[0].lines[2]  # the caps' vertical lines
+        np.testing.assert_allclose([np.ptp(each[:, 1]) / 2 for each in bars.get_segments()], sizes)
+    settings = {(4, "order"): right, (4, "sum_of_gates"): other}
+    order, summed = capacity_curves(settings, labels, {4: 1e6}).axes[0].containers
+    assert not order.has_yerr
+    np.testing.assert_allclose(np.ptp(summed.lines[2][0].get_segments()[0][:, 1]) / 2, expected)
+
+
+def test_a_title_that_is_wider_than_its_figure_is_wrapped(parts: list[Collected]) -> None:
+    whole = concatenate(parts)
+    for figure in (
+        experts_of_patches(IMAGES, whole, patch_size=P, blocks=[TOKENS], show=4),
+        kept_patches(IMAGES, {"few": whole}, block=TOKENS, patch_size=P, show=4),
+    ):
+        figure.draw_without_rendering()
+        title = figure._suptitle.get_window_extent()
+        assert title.x0 >= 0 and title.x1 <= figure.bbox.width
+        assert all(title.y0 >= ax.get_tightbbox().y1 for ax in figure.axes)
+        assert "4 of 7 images" in texts(figure)
 
 
 def test_what_has_no_picture_is_refused(

@@ -223,8 +223,8 @@ def test_dead_experts_are_found_in_an_evaluation_and_logged_when_they_are_new(
     kernel = net.blocks[1].mlp.router.kernel
     kernel[...] *= 0.0  # of equal gates the first are chosen
     broken = healthy._replace(result=evaluate(net, source, batch_size=180))
-    assert not [x for x in findings(healthy.result.totals) if x.kind == "dead"]
-    (dead,) = [x for x in findings(broken.result.totals) if x.block == 1]
+    assert not [x for x in findings(net.config, healthy.result.totals) if x.kind == "dead"]
+    dead, collapse = (x for x in findings(net.config, broken.result.totals) if x.block == 1)
     assert "2 of 4 experts (2, 3) get less than 1% of the mean" in str(dead)
     config = TrainConfig(model=net.config, data=DataConfig("digits"), steps=200, batch_size=4)
     ema = broken._replace(weights="ema")
@@ -233,7 +233,7 @@ def test_dead_experts_are_found_in_an_evaluation_and_logged_when_they_are_new(
         for step, each in enumerate(([healthy], [broken, ema], [broken, ema], [healthy], [broken])):
             report.evaluations(step + 1, each)
     lines = [line for line in capfd.readouterr().err.splitlines() if "block 1" in line]
-    assert lines == [f"validation: {dead}"] * 2
+    assert lines == [f"validation: {dead}", f"validation: {collapse}"] * 2
 
 
 def test_another_resolution_resizes_the_images_and_resamples_the_positions() -> None:

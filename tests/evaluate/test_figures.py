@@ -1,20 +1,36 @@
 """Figures of a model under other settings, against the model with these settings."""
 
 import re
+from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from tests.random_models import random_images, random_params
 from vmoe import models
-from vmoe.analysis import collect, concatenate, labelled
+from vmoe.analysis import collect, concatenate, labelled, statistics
+from vmoe.analysis.collect import Labelled
 from vmoe.checkpoints.stored import Origin
 from vmoe.config import ExpertChoice, MoEConfig, RoutingOverrides, TokenChoice, replace
 from vmoe.config.preprocessing import Preprocessing
-from vmoe.evaluate.plots import plots_of
+from vmoe.evaluate.plots import OF_CLASSES, plots_of, write_plots
 from vmoe.factory import Loaded
 
 IMAGES, P = random_images(b=8), 8
+
+
+def loaded_of(*layers: MoEConfig) -> Loaded:
+    """A model with random parameters, all of whose blocks are sparse."""
+    blocks = tuple(range(len(layers)))
+    config = models.model_config("vit_tiny", depth=len(layers), num_classes=3)
+    config = replace(config, sparse_blocks=blocks, moe=layers)
+    model = models.with_params(config, random_params(config))
+    return Loaded(model, ("a", "b", "c"), Preprocessing(32), None, Origin("vmoe", "random"))
+
+
+def batches() -> Iterator[Labelled]:
+    return labelled(IMAGES, batch_size=8)
 
 
 @pytest.mark.parametrize("router", [TokenChoice(k=2), ExpertChoice()])
@@ -22,18 +38,43 @@ def test_patches_are_crossed_out_where_a_model_with_so_few_slots_drops_them(
     router: TokenChoice | ExpertChoice,
 ) -> None:
     layer = MoEConfig(num_experts=4, router=router, images_per_group=4)
-    config = replace(models.model_config("vit_tiny", depth=2), sparse_blocks=(0, 1), moe=layer)
-    model = models.with_params(config, random_params(config))
-    loaded = Loaded(model, ("a", "b"), Preprocessing(32), None, Origin("vmoe", "random"))
-    figure = plots_of(config)["kept_patches"](loaded, lambda: labelled(IMAGES, batch_size=8), {})
+    loaded = loaded_of(layer, layer)
+    model, config = loaded.model, loaded.model.config
+    figure = plots_of(config)["kept_patches"](loaded, batches, {})
     titles = [ax.get_title() for ax in figure.axes[1:4]]
     slots = [int(re.search(r"\n(\d+) slots", title)[1]) for title in titles]
     assert slots == sorted(slots, reverse=True) and len(set(slots)) == 3
     by_gate = {} if isinstance(router, ExpertChoice) else {"priority": "largest_gate"}
     few = RoutingOverrides(capacity=slots[-1], **by_gate).apply(config)
     limited = models.with_params(few, models.params_of(model))
-    kept = concatenate(collect(limited, labelled(IMAGES, batch_size=8))).blocks[0].kept[:, 1:]
+    kept = concatenate(collect(limited, batches())).blocks[0].kept[:, 1:]
     crosses = [len(ax.collections[0].get_offsets()) for ax in figure.axes[3::4]]
     shown = np.unique(np.linspace(0, 7, 6).round().astype(int))
     assert crosses == (~kept.any(-1)).sum(1)[shown].tolist() and sum(crosses) > 0
     assert f"{kept.any(-1).mean():.0%} with a slot" in titles[-1]
+
+
+LAYERS = (
+    MoEConfig(num_experts=2, router=TokenChoice(k=1), images_per_group=4, capacity=20),
+    MoEConfig(num_experts=4, router=TokenChoice(k=3), images_per_group=4, capacity_factor=1.0),
+)
+
+
+def test_without_classes_the_other_figures_are_written(tmp_path: Path) -> None:
+    loaded, drawn = loaded_of(*LAYERS), []
+    blocks = statistics(collect(loaded.model, batches()))
+    arguments = (loaded, batches, blocks, tmp_path / "plots")
+    files = write_plots(*arguments, on_plot=lambda: drawn.append(1))
+    names = plots_of(loaded.model.config)
+    assert {file.stem for file in files} == names.keys() - set(OF_CLASSES)
+    assert len(drawn) == len(names) and all(file.stat().st_size > 1000 for file in files)
+
+
+def test_k_goes_up_to_the_fewest_experts_of_layers_that_differ_and_stands_beside_the_slots() -> (
+    None
+):
+    loaded = loaded_of(*LAYERS)
+    blocks = statistics(collect(loaded.model, labelled(IMAGES, np.arange(8)[:, None] % 3)))
+    (ax,) = plots_of(loaded.model.config)["k_at_inference"](loaded, batches, blocks).axes
+    # capacity 20; and of 4 images with 17 tokens k / 4, rounded up to a multiple of 4
+    assert [tick.get_text() for tick in ax.get_xticklabels()] == ["1\n20", "2\n20–36"]

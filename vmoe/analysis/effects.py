@@ -18,7 +18,7 @@ from vmoe.analysis.collect import Labelled, labelled
 from vmoe.analysis.interventions import limited, masked, randomized, zeroed
 from vmoe.axes import Route
 from vmoe.config import RoutingOverrides, ViTConfig, replace
-from vmoe.config.routers import Priority
+from vmoe.config.routers import Priority, TokenChoice
 from vmoe.errors import UsageError
 from vmoe.nn.vit import ViT
 
@@ -108,6 +108,12 @@ def with_random_routers(
     return _logits(model, batches, decide, {block: np.int32(block) for block in blocks})
 
 
+def can_be_limited(config: ViTConfig) -> bool:
+    """Whether a model has slots, k and a priority to change: every router is token_choice."""
+    routers = [moe.router for moe in config.moe_blocks.values()]
+    return all(isinstance(router, TokenChoice) for router in routers)
+
+
 def at_capacities(
     model: ViT,
     batches: Iterable[Labelled],
@@ -123,7 +129,8 @@ def at_capacities(
         on_step: called after each setting on each batch.
 
     Raises:
-        UsageError: a router is not token_choice, or a number of slots is negative.
+        UsageError: a router is not token_choice, see ``can_be_limited``; or a number of slots is
+            negative.
     """
     if not slots or min(slots) < 0:
         raise UsageError(f"slots={list(slots)}: use numbers from 0 on")

@@ -4,6 +4,7 @@ Perfect balance is no finding: the auxiliary losses have a finite gradient there
 ``vmoe/routing/aux_losses.py``.
 """
 
+import dataclasses
 from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
@@ -11,12 +12,16 @@ import numpy as np
 
 from vmoe.analysis.effects import BatchDependence
 from vmoe.analysis.totals import ExpertTotals
+from vmoe.config import ViTConfig
+from vmoe.config.routers import RouterConfig
 from vmoe.errors import listed
 
 MIN_LOAD = 0.01
 """Smallest load of an expert that is in use, as a fraction of the mean."""
 MAX_LOAD = 5.0
-"""Largest load of an expert, as a multiple of the mean; at most three quarters of all choices."""
+"""Largest load of an expert, as a multiple of the mean."""
+MAX_SHARE = 0.75
+"""Largest fraction of the tokens that may choose one expert, where tokens choose few of them."""
 MAX_DROPPED = 0.25
 """Largest fraction of the choices without a slot."""
 MIN_ENTROPY = 0.01
@@ -48,15 +53,19 @@ class Finding(NamedTuple):
 
 
 def findings(
-    blocks: Mapping[int, ExpertTotals], dependence: BatchDependence | None = None
+    config: ViTConfig,
+    blocks: Mapping[int, ExpertTotals],
+    dependence: BatchDependence | None = None,
 ) -> list[Finding]:
     """What is wrong with a model's routing on a data set; empty if nothing is.
 
     Args:
+        config: of the model.
         blocks: the totals of each sparse block, such as its statistics.
         dependence: how much predictions depend on the batch, if it was measured.
     """
-    every = [finding for i, block in blocks.items() for finding in _of_block(i, block)]
+    routers = {i: moe.router for i, moe in config.moe_blocks.items()}
+    every = [finding for i, block in blocks.items() for finding in _of_block(i, block, routers[i])]
     if dependence is not None and dependence.changed > MAX_CHANGED:
         message = (
             f"{dependence.changed:.1%} of the predictions depend on the other images of the batch "
@@ -67,18 +76,20 @@ def findings(
     return every
 
 
-def _of_block(i: int, block: ExpertTotals) -> Iterator[Finding]:
+def _of_block(i: int, block: ExpertTotals, router: RouterConfig) -> Iterator[Finding]:
     if not np.isfinite(block.gates).all():
         message = "gates are NaN or infinite: load an earlier checkpoint"
         yield Finding("not_finite", i, None, 0.0, message)
         return
     e, chosen = len(block.gates), bool(block.choices.any())
-    load, of = block.load * len(block.gates), "choices" if chosen else "gates"
-    balance = (
-        "train with a larger weight of the importance and load losses"
-        if chosen
-        else "train with a lower learning rate"
-    )
+    load, of = block.load * e, "choices" if chosen else "gates"
+    has_losses = "aux_loss" in {field.name for field in dataclasses.fields(router)}
+    if has_losses:
+        balance = "train with a larger weight of the importance and load losses"
+    elif router.learned:
+        balance = "train with a lower learning rate"
+    else:
+        balance = "use another router"
     enough = not chosen or block.choices.sum() * MIN_LOAD >= e  # else it may be chance
     if enough and (rare := np.flatnonzero(load < MIN_LOAD).tolist()):
         message = (
@@ -86,24 +97,28 @@ def _of_block(i: int, block: ExpertTotals) -> Iterator[Finding]:
             f"{MIN_LOAD:.0%} of the mean load of {of}: {balance}{', or prune them' * chosen}"
         )
         yield Finding("dead", i, float(load.min()), MIN_LOAD, message)
-    limit = min(MAX_LOAD, 0.75 * e)
+    even = block.choices.sum() / block.tokens / e if chosen else 1 / e  # share of tokens or gates
+    limit = min(MAX_LOAD, max(MAX_SHARE, (1 + even) / 2) / even)
     if e > 1 and load.max() > limit:
+        share = f", of {even * load.max():.0%} of the tokens" * chosen
         message = (
             f"expert {load.argmax()} gets {load.max():.1f} times the mean load of {of} (at most "
-            f"{limit:g}): {balance}"
+            f"{limit:.2g}){share}: {balance}"
         )
         yield Finding("collapse", i, float(load.max()), limit, message)
     if block.dropped > MAX_DROPPED:
+        ignores_gates = getattr(router, "priority", None) in ("order", "random")
         message = (
             f"{block.dropped:.0%} of the choices get no slot (at most {MAX_DROPPED:.0%}): use a "
-            "larger capacity factor, or priority largest_gate, which drops the least important "
-            "tokens"
+            "larger capacity factor"
+            + ", or priority largest_gate, which drops the least important tokens"
+            * ignores_gates
         )
         yield Finding("dropped", i, block.dropped, MAX_DROPPED, message)
-    if block.relative_entropy < MIN_ENTROPY:
+    if router.learned and block.relative_entropy < MIN_ENTROPY:
         message = (
             f"the gates' entropy is {block.relative_entropy:.1%} of ln e (at least "
             f"{MIN_ENTROPY:.0%}), so the router hardly learns: train with a lower learning rate"
-            f"{' or with the z loss' * chosen}"
+            f"{' or with the z loss' * has_losses}"
         )
         yield Finding("low_entropy", i, block.relative_entropy, MIN_ENTROPY, message)

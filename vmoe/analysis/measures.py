@@ -55,7 +55,7 @@ def expert_totals(record: Record) -> dict[str, Array]:
     return {
         "tokens": record.valid.sum(),
         "gates": jnp.where(real, gates, 0.0).sum((0, 1)),
-        "entropy": -jnp.where(real, jax.scipy.special.xlogy(gates, gates), 0.0).sum(),
+        "entropy": jnp.where(real, jax.scipy.special.entr(gates), 0.0).sum(),
         "choices": choices,
         "kept": kept,
         "unprocessed": unprocessed,

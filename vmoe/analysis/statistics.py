@@ -29,9 +29,10 @@ class BlockStatistics(ExpertTotals):
 
     Attributes:
         coactivation: number of tokens that chose both experts of a pair.
-        by_position: number of choices by expert and place of the token in its image.
-        by_shuffled_position: the same if the tokens of each image stood in random places.
+        by_position: number of choices by expert and place of the patch; a class token has none.
+        by_shuffled_position: the same if the patches of each image stood in random places.
         by_weight: number of tokens by rank of the choice and bin of its gate.
+        gates_by_rank: sum of the gates of the choices by rank.
         by_priority: number of tokens by bin of their largest gate.
         kept_by_priority: number of choices with a slot, by bin of the token's largest gate.
         choices_by_priority: number of choices by that bin.
@@ -42,9 +43,10 @@ class BlockStatistics(ExpertTotals):
     """
 
     coactivation: Int[np.ndarray, "e e"]
-    by_position: Int[np.ndarray, "e n"]
-    by_shuffled_position: Int[np.ndarray, "e n"]
+    by_position: Int[np.ndarray, "e i j"]
+    by_shuffled_position: Int[np.ndarray, "e i j"]
     by_weight: Int[np.ndarray, "k x"]
+    gates_by_rank: Float[np.ndarray, "k"]
     by_priority: Int[np.ndarray, "x"]
     kept_by_priority: Int[np.ndarray, "x"]
     choices_by_priority: Int[np.ndarray, "x"]
@@ -98,10 +100,14 @@ class BlockStatistics(ExpertTotals):
         """Normalised mutual information of expert and place in the image; and its null.
 
         Returns:
-            that of the choices; and that of the same choices in random places of their images,
-            which is what a router that ignores the place would show.
+            that of the patches' choices; and that of the same choices in random places of their
+            images, which is what a router that ignores the place would show.
         """
-        return mutual_information(self.by_position), mutual_information(self.by_shuffled_position)
+        own, null = (
+            mutual_information(table.reshape(len(table), -1))
+            for table in (self.by_position, self.by_shuffled_position)
+        )
+        return own, null
 
 
 def statistics(parts: Iterable[Collected]) -> dict[int, BlockStatistics]:
@@ -143,7 +149,10 @@ def _of_batch(block: BlockRouting, part: Collected, rng: np.random.Generator) ->
     by_weight = np.bincount((rank + _bin(own))[chosen], minlength=k * BINS)
     any_of = of_expert.any(axis=2).reshape(-1, e).astype(int)
     by_token = of_expert.sum(axis=2)  # b n e
-    places = rng.permuted(np.broadcast_to(np.arange(n), (b, n)), axis=1)
+    i, j = part.foreground.shape[1:]
+    by_patch = by_token[:, n - i * j :]
+    places = rng.permuted(np.broadcast_to(np.arange(i * j), (b, i * j)), axis=1)
+    shuffled = np.take_along_axis(by_patch, places[..., None], axis=1)
     return BlockStatistics(
         tokens=b * n,
         gates=gates.sum(axis=(0, 1)),
@@ -152,9 +161,10 @@ def _of_batch(block: BlockRouting, part: Collected, rng: np.random.Generator) ->
         kept=(of_expert & kept[..., None]).sum(axis=(0, 1, 2)),
         unprocessed=int((~kept.any(axis=-1)).sum()) if experts.shape[-1] else 0,
         coactivation=any_of.T @ any_of,
-        by_position=by_token.sum(axis=0).T,
-        by_shuffled_position=np.take_along_axis(by_token, places[..., None], axis=1).sum(axis=0).T,
+        by_position=by_patch.sum(axis=0).T.reshape(e, i, j),
+        by_shuffled_position=shuffled.sum(axis=0).T.reshape(e, i, j),
         by_weight=by_weight.reshape(k, BINS),
+        gates_by_rank=np.where(chosen, own, 0.0).sum(axis=(0, 1)),
         by_priority=_histogram(priority),
         kept_by_priority=_histogram(priority, kept.sum(-1)),
         choices_by_priority=_histogram(priority, chosen.sum(-1)),

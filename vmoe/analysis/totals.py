@@ -50,7 +50,7 @@ class ExpertTotals:
     @property
     def gate_entropy(self) -> float:
         """Mean entropy of the gates, in nats: from 0 (one expert) to ln e (even)."""
-        return self.entropy / max(1, self.tokens)
+        return self.entropy / max(1, self.tokens) + 0.0  # not -0.0, of gates 0 and 1
 
     @property
     def relative_entropy(self) -> float:

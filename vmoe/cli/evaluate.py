@@ -127,7 +127,9 @@ def _as_json(args: EvaluateArgs, loaded: "Loaded", evaluation: "Evaluation") -> 
 
     result = {"step": loaded.step, "weights": loaded.origin.weights} | evaluation.metrics()
     if evaluation.totals:
-        result["findings"] = [each._asdict() for each in findings(evaluation.totals)]
+        result["findings"] = [
+            each._asdict() for each in findings(loaded.model.config, evaluation.totals)
+        ]
     if loaded.inference:
         result["inference"] = str(loaded.inference[0])
     return result | ({"per_class": per_class(evaluation)} if args.per_class else {})
@@ -147,7 +149,7 @@ def _print(args: EvaluateArgs, loaded: "Loaded", evaluation: "Evaluation") -> No
         columns = ("class", "images", "accuracy", "most often confused with")
         print_table(columns, _class_rows(evaluation))
     if evaluation.totals:
-        every = [str(finding) for finding in findings(evaluation.totals)]
+        every = [str(finding) for finding in findings(loaded.model.config, evaluation.totals)]
         for line in every or ["routing: nothing is wrong"]:
             print(one_line(line))
 

@@ -44,7 +44,7 @@ class RoutingArgs:
     """Write a page to this .html file, on which to explore the routing of some of the images: one
     file that needs no network."""
     page_images: int = 64
-    """Number of images on the page, in random order."""
+    """Number of images on the page, the first of those that are measured."""
     removals: bool = True
     """Show on the page what is predicted without each expert: two forward passes for each."""
     export: Path | None = None
@@ -84,7 +84,7 @@ def run(argv: Sequence[str]) -> None:
     if args.plots:
         _draw(args.plots, measured[0])
     if args.out:
-        _write_page(args, args.out, samples, measured)
+        _write_page(args, args.out, measured)
     every = [finding for routing in measured for finding in routing.findings]
     if args.check and every:
         raise CheckFailed(f"--check: {len(every)} finding{'s' * (len(every) > 1)}: {every[0]}")
@@ -177,25 +177,25 @@ def _export(file: Path, routing: "MeasuredRouting", sample: Sample) -> None:
 
 
 def _draw(folder: Path, routing: "MeasuredRouting") -> None:
-    """Writes the figures, and says how long it took."""
+    """Writes the figures; says how long it took, and which are left out."""
     from vmoe.evaluate.plots import plots_of, write_plots
 
     loaded, start = routing.loaded, time.perf_counter()
-    with progress(f"plots in {folder}", len(plots_of(loaded.model.config))) as advance:
+    names = set(plots_of(loaded.model.config))
+    with progress(f"plots in {folder}", len(names)) as advance:
         files = write_plots(loaded, routing.batches, routing.blocks, folder, on_plot=advance)
     seconds = time.perf_counter() - start
     print(f"{len(files)} plots in {folder}, drawn in {seconds:.0f} s", file=sys.stderr)
+    if missing := sorted(names - {file.stem for file in files}):
+        print(f"left out, as no image has a known class: {', '.join(missing)}", file=sys.stderr)
 
 
-def _write_page(
-    args: RoutingArgs, file: Path, samples: list[Sample], measured: "list[MeasuredRouting]"
-) -> None:
+def _write_page(args: RoutingArgs, file: Path, measured: "list[MeasuredRouting]") -> None:
     """Writes the page, and says how large it is and how long it took."""
-    from vmoe.evaluate.page import Shown, count_passes, write_page
+    from vmoe.evaluate.page import count_passes, write_page
 
-    few = [list(sample.batches(at_most=args.page_images)) for sample in samples]
-    shown, start = list(map(Shown, measured, few)), time.perf_counter()
-    with progress(f"{file}", count_passes(shown, remove=args.removals)) as advance:
-        write_page(file, shown, remove=args.removals, on_step=advance)
+    start, how = time.perf_counter(), dict(remove=args.removals)
+    with progress(f"{file}", count_passes(measured, **how)) as advance:
+        write_page(file, measured, images=args.page_images, **how, on_step=advance)
     size, seconds = file.stat().st_size / 1e6, time.perf_counter() - start
     print(f"{file}: {size:.1f} MB, written in {seconds:.0f} s", file=sys.stderr)

@@ -41,11 +41,13 @@ class RouterConfig(Checked):
             (g, s, e); "slot" for (g, s, e, c), where slots are parameters of the gate and each is a
             mixture of all tokens of an image.
         can_drop: whether tokens choose their experts, so that a choice can be dropped.
+        learned: whether the gate is trained; False for a router that decides by a fixed rule.
     """
 
     section = "router"
     logits_per = "expert"
     can_drop = False
+    learned = True
 
     def __post_init__(self) -> None:
         super().__post_init__()

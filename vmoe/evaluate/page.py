@@ -1,55 +1,47 @@
 """The HTML page of trained models' routing on images of a data set."""
 
+import itertools
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Int
 
 from vmoe.analysis import page
-from vmoe.analysis.collect import Labelled
+from vmoe.analysis.collect import without_padding
 from vmoe.evaluate.plots import favourites_of
 from vmoe.evaluate.routing import MeasuredRouting
+from vmoe.factory import Loaded
 from vmoe.workdir.layout import replace_text
 
 FAVOURITES = 12  # patches per expert
 
 
-class Shown(NamedTuple):
-    """A model to show.
-
-    Attributes:
-        routing: on all of the data.
-        few: batches of the images that the page shows.
-    """
-
-    routing: MeasuredRouting
-    few: Sequence[Labelled]
-
-
-def count_passes(shown: Sequence[Shown], *, remove: bool = True) -> int:
+def count_passes(measured: Sequence[MeasuredRouting], *, remove: bool = True) -> int:
     """The largest number of calls of ``write_page``'s ``on_step``."""
-    return sum(page.count_passes(each.routing.loaded.model.config, remove=remove) for each in shown)
+    return sum(page.count_passes(each.loaded.model.config, remove=remove) for each in measured)
 
 
 def write_page(
     path: Path,
-    shown: Sequence[Shown],
+    measured: Sequence[MeasuredRouting],
     *,
+    images: int = 64,
     remove: bool = True,
     on_step: Callable[[], None] = lambda: None,
 ) -> None:
-    """Writes the page; of several models it shows the images of the first.
+    """Writes the page of some models on the same data.
 
     Args:
+        images: number of images that it shows, the first that were measured; they are in the same
+            groups if the images of a group divide this number and the batch size.
         remove: also show predictions without each expert; see ``vmoe.analysis.page.observe``.
         on_step: called after each forward pass under a change.
 
     Raises:
         OSError: the file cannot be written.
     """
-    own = [_joined(each.few) for each in shown]
+    shown = [_first(each, images) for each in measured]
     observed = [
         page.observe(
             routing.model_name,
@@ -57,24 +49,34 @@ def write_page(
             *of_page,
             routing.blocks,
             favourites_of(routing.loaded, routing.batches, top=FAVOURITES),
+            sigmoid=_is_sigmoid(routing.loaded),
             remove=remove,
             on_step=on_step,
         )
-        for (routing, _), of_page in zip(shown, own, strict=True)
+        for routing, of_page in zip(measured, shown, strict=True)
     ]
-    (images, labels), first = own[0], shown[0].routing
+    (pixels, labels), first = shown[0], measured[0]
     title = f"Routing of {' and '.join(model.name for model in observed)}"
-    measured = len(next(iter(first.blocks.values())).labels)
     summary = (
-        f"Data: {first.data}. {len(labels):,} images are shown; the statistics are of {measured:,}."
+        f"Data: {first.data}. The statistics are of {len(_labels(first)):,} images; the first "
+        f"{len(labels):,} of them are shown."
     )
-    text = page.render(title, summary, images, labels, first.loaded.class_names, observed)
+    text = page.render(title, summary, pixels, labels, first.loaded.class_names, observed)
     replace_text(path, text)
 
 
-def _joined(
-    batches: Sequence[Labelled],
+def _is_sigmoid(loaded: Loaded) -> bool:
+    return loaded.train_config is not None and loaded.train_config.loss == "sigmoid"
+
+
+def _first(
+    routing: MeasuredRouting, count: int
 ) -> tuple[Float[np.ndarray, "b h w 3"], Int[np.ndarray, "b l"]]:
-    """All images that are more than padding, and their labels."""
-    images, labels, valid = (np.concatenate(each) for each in zip(*batches, strict=True))
-    return images[valid], labels[valid]
+    """The first images that were measured, and their labels."""
+    images = itertools.chain.from_iterable(map(without_padding, routing.batches()))
+    first = np.stack(list(itertools.islice(images, count)))
+    return first, _labels(routing)[: len(first)]
+
+
+def _labels(routing: MeasuredRouting) -> Int[np.ndarray, "b l"]:
+    return next(iter(routing.blocks.values())).labels

@@ -11,13 +11,14 @@ from jaxtyping import Int
 from vmoe import models
 from vmoe.analysis import BlockStatistics, collect, concatenate
 from vmoe.analysis.collect import Collected, without_padding
-from vmoe.analysis.effects import at_capacities, at_k, with_random_routers
+from vmoe.analysis.effects import at_capacities, at_k, can_be_limited, with_random_routers
 from vmoe.analysis.patches import Favourites, favourites
-from vmoe.config import RoutingOverrides, Soft, TokenChoice, ViTConfig, replace
+from vmoe.config import MoEConfig, RoutingOverrides, Soft, TokenChoice, ViTConfig, replace
 from vmoe.costs.flops import flops_to_logits
 from vmoe.evaluate.routing import Batches
 from vmoe.factory import Loaded
 from vmoe.nn.patches import num_tokens
+from vmoe.routing import slots_and_factor
 from vmoe.workdir.layout import replacing
 
 if TYPE_CHECKING:
@@ -30,6 +31,8 @@ FACTORS = (0.125, 0.25, 0.375, 0.5, 0.75, 1.0, 1.5)
 SHOWN_FACTORS = (0.5, 0.25, 0.125)
 """Those at which images are shown."""
 DPI = 100
+OF_CLASSES = ("capacity_curves", "experts_by_class", "k_at_inference", "random_routers")
+"""Figures of images whose classes are known."""
 
 
 def write_plots(
@@ -40,25 +43,28 @@ def write_plots(
     *,
     on_plot: Callable[[], None] = lambda: None,
 ) -> list[Path]:
-    """Writes each figure that has a meaning for the routers of a model; see ``plots_of``.
+    """Writes each figure that has a meaning for the routers and the images; see ``plots_of``.
+
+    Those of ``OF_CLASSES`` are left out if no image has a known class.
 
     Args:
         batches: gives the batches of the data; called by most figures.
         blocks: the statistics of these data by sparse block.
         folder: made if its parent exists; files of the same names are replaced.
-        on_plot: called after each file.
+        on_plot: called after each figure, also if it is left out.
 
     Returns:
         the files.
 
     Raises:
-        UsageError: no image has a known class.
         OSError: the folder or a file cannot be written.
     """
     folder.mkdir(exist_ok=True)
+    any_class = bool((_labels(blocks) >= 0).any())
     files = []
     for name, draw in plots_of(loaded.model.config).items():
-        files.append(write_figure(draw(loaded, batches, blocks), folder / f"{name}.png"))
+        if any_class or name not in OF_CLASSES:
+            files.append(write_figure(draw(loaded, batches, blocks), folder / f"{name}.png"))
         on_plot()
     return files
 
@@ -66,8 +72,8 @@ def write_plots(
 def plots_of(config: ViTConfig) -> "dict[str, Draw]":
     """By name, the functions that draw the figures of such a model.
 
-    Soft routers make no choices, so a model that has one has only two figures. Priorities and k are
-    for models all of whose routers are token_choice.
+    Soft routers make no choices, so a model that has one has only two figures. Slots, priorities
+    and k are changed only if every router is token_choice.
     """
     routers = [moe.router for moe in config.moe_blocks.values()]
     plots: dict[str, Draw] = {
@@ -81,7 +87,7 @@ def plots_of(config: ViTConfig) -> "dict[str, Draw]":
             "weight_histograms": _weight_histograms,
             "kept_patches": _kept_patches,
         }
-    if all(isinstance(router, TokenChoice) for router in routers):
+    if can_be_limited(config):
         plots |= {"capacity_curves": _capacity_curves, "k_at_inference": _k_at_inference}
     return plots
 
@@ -183,16 +189,19 @@ def _first_slots(routing: Collected, i: int, slots: int) -> Collected:
 def _slots(config: ViTConfig, factors: Sequence[float]) -> dict[int, float]:
     """Numbers of slots in the first sparse block's full groups, and their capacity factors."""
     moe = next(iter(config.moe_blocks.values()))
-    s, even = moe.images_per_group * num_tokens(config), _even(config)
+    s, even = _group(config, moe), _even(config, moe)
     every = [min(s, max(1, round(factor * even))) for factor in factors]
     return {slots: slots / even for slots in every}
 
 
-def _even(config: ViTConfig) -> float:
-    """The slots of an expert at capacity factor 1, in full groups of the first sparse block."""
-    moe = next(iter(config.moe_blocks.values()))
-    s = moe.images_per_group * num_tokens(config)
-    return s * moe.router.experts_per_token / moe.num_experts
+def _group(config: ViTConfig, moe: MoEConfig) -> int:
+    """The tokens of a full group."""
+    return moe.images_per_group * num_tokens(config)
+
+
+def _even(config: ViTConfig, moe: MoEConfig) -> float:
+    """The slots of an expert at capacity factor 1, in full groups."""
+    return _group(config, moe) * moe.router.experts_per_token / moe.num_experts
 
 
 def _capacity_curves(
@@ -204,7 +213,9 @@ def _capacity_curves(
     slots = list(_slots(config, FACTORS))
     logits = at_capacities(model, batches(), [0, *slots])
     flops = {number: flops_to_logits(_with_slots(config, number)) for number in slots}
-    return capacity_curves(logits, _labels(blocks), flops, even=_even(config))
+    even = {_even(config, moe) for moe in config.moe_blocks.values()}
+    own = even.pop() if len(even) == 1 else None
+    return capacity_curves(logits, _labels(blocks), flops, even=own)
 
 
 def _labels(blocks: Mapping[int, BlockStatistics]) -> Int[np.ndarray, "b l"]:
@@ -218,16 +229,23 @@ def _with_slots(config: ViTConfig, slots: int) -> ViTConfig:
 def _k_at_inference(
     loaded: Loaded, batches: Batches, blocks: Mapping[int, BlockStatistics]
 ) -> "Figure":
-    """For k = 1, 2, 4 and so on."""
+    """For k = 1, 2, 4 and so on, and the model's own, up to the number of experts of each block."""
     from vmoe.analysis.plots import k_at_inference
 
-    layers = loaded.model.config.moe_blocks.values()
+    config = loaded.model.config
+    layers = config.moe_blocks.values()
     at_most = min(moe.num_experts for moe in layers)
-    trained = {moe.router.experts_per_token for moe in layers}
-    ks = sorted({1 << i for i in range(at_most.bit_length())} | trained)
+    own = {moe.router.experts_per_token for moe in layers}
+    powers = {1 << i for i in range(at_most.bit_length())}
+    ks = sorted(k for k in powers | own if k <= at_most)
     logits = at_k(loaded.model, batches(), ks)
-    own = trained.pop() if len(trained) == 1 else None
-    return k_at_inference(logits, _labels(blocks), own=own)
+    slots = {}
+    for k in ks:
+        changed = RoutingOverrides(k=k).apply(config).moe_blocks.values()
+        slots[k] = [slots_and_factor(moe, _group(config, moe))[0] for moe in changed]
+    return k_at_inference(
+        logits, _labels(blocks), own=own.pop() if len(own) == 1 else None, slots=slots
+    )
 
 
 def _random_routers(

@@ -116,7 +116,7 @@ def measure_routing(
     blocks = statistics(_collected(loaded, batches, on_batch))
     images = np.concatenate([without_padding(batch) for batch in reordered])
     dependence = batch_dependence(loaded.model, images, batch_size=batch_size)
-    found = findings(blocks, dependence)
+    found = findings(loaded.model.config, blocks, dependence)
     return MeasuredRouting(loaded, data, batches, blocks, dependence, found)
 
 

@@ -55,7 +55,7 @@ def rows(routing: MeasuredRouting) -> Iterator[tuple[str, ...]]:
     """A row for each sparse block, under ``COLUMNS``."""
     for i, block in routing.blocks.items():
         own = _measures(block, routing.loaded.model.config.num_classes)
-        load = block.load
+        load, chooses = block.load, block.choices.any()
         yield (
             str(i),
             str(len(load)),
@@ -63,9 +63,14 @@ def rows(routing: MeasuredRouting) -> Iterator[tuple[str, ...]]:
             f"{own['dropped']:.1%}",
             f"{own['unprocessed']:.1%}",
             f"{block.relative_entropy:.0%}",
-            f"{own['class_information']:.3f} ({own['class_information_null']:.3f})",
-            f"{own['position_information']:.3f} ({own['position_information_null']:.3f})",
+            _with_null(own, "class") if chooses and (block.labels >= 0).any() else "-",
+            _with_null(own, "position") if chooses else "-",
         )
+
+
+def _with_null(measures: Mapping[str, Any], name: str) -> str:
+    own, null = (measures[f"{name}_information{suffix}"] for suffix in ("", "_null"))
+    return f"{own:.3f} ({null:.3f})"
 
 
 COMPARED = ("block", "corresponding experts (by chance)", "same choices")
@@ -89,8 +94,8 @@ def remarks(routing: MeasuredRouting) -> Iterator[str]:
     """What the columns mean, what a table has no place for, and what is wrong; a line each."""
     yield (
         "load: of the least and the most chosen expert; gate entropy: in percent of even gates; "
-        "class, position: normalised mutual information with the expert, and in parentheses that "
-        "under shuffled classes and places"
+        "class, position (of patches): normalised mutual information with the expert, and in "
+        "parentheses that under shuffled classes and places"
     )
     for i, block in routing.blocks.items():
         shares = [

@@ -204,7 +204,7 @@ class Report:
             self._write(step, rows.evaluation_scalars(row))
             texts = rows.evaluation_texts(row, self._config.model)
             self._console.show(step, *texts, permanent=True)
-            for each in findings(result.totals):
+            for each in findings(self._config.model, result.totals):
                 found.setdefault((name, each.kind, each.block), f"{name}: {each}")
         for key, text in found.items():
             if key not in self._found:

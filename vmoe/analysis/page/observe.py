@@ -17,6 +17,7 @@ from vmoe.analysis.effects import (
     Logits,
     Removal,
     at_capacities,
+    can_be_limited,
     removals,
     without_experts,
 )
@@ -45,11 +46,12 @@ class ModelOnImages(NamedTuple):
         routing: of the images, which are one batch.
         statistics: of each sparse block over a larger sample.
         capacities: the logits by number of slots and priority, in every sparse block; empty unless
-            every router is token_choice.
+            they can be changed, see ``vmoe.analysis.effects.can_be_limited``.
         removed: the logits without one expert; empty if they are not asked for.
         favourites: by sparse block, the patches of the sample that each expert weighs most.
         attention: by sparse block, how much each token (axis 1) of the first images attends to each
             token, as a fraction of the largest, mean over the heads.
+        sigmoid: whether a probability is the sigmoid of a logit, rather than their softmax.
     """
 
     name: str
@@ -60,6 +62,7 @@ class ModelOnImages(NamedTuple):
     removed: dict[Removal, Logits]
     favourites: dict[int, Favourites]
     attention: dict[int, UInt8[np.ndarray, "x n n"]]
+    sigmoid: bool = False
 
 
 def observe(
@@ -70,6 +73,7 @@ def observe(
     statistics: Mapping[int, BlockStatistics],
     favourites: dict[int, Favourites],
     *,
+    sigmoid: bool = False,
     remove: bool = True,
     on_step: Callable[[], None] = lambda: None,
 ) -> ModelOnImages:
@@ -78,6 +82,7 @@ def observe(
     Args:
         labels: the classes of each image; padded with -1.
         statistics, favourites: of a larger sample; see ``vmoe.analysis``.
+        sigmoid: see ``ModelOnImages``.
         remove: also without each expert, two forward passes for every expert of the model.
         on_step: called after each forward pass with a change.
     """
@@ -85,12 +90,12 @@ def observe(
     (routing,) = collect(model, batch)
     config = model.config
     capacities = {}
-    if all(moe.router.can_drop for moe in config.moe_blocks.values()):
+    if can_be_limited(config):
         capacities = at_capacities(model, batch, slots_of(config, routing), on_step=on_step)
     which = removals(config) if remove else []
     removed = without_experts(model, batch, which, on_step=on_step) if which else {}
     fields = (name, config, routing, statistics, capacities, removed, favourites)
-    return ModelOnImages(*fields, _attention(model, images))
+    return ModelOnImages(*fields, _attention(model, images), sigmoid)
 
 
 def _attention(model: ViT, images: Images) -> dict[int, UInt8[np.ndarray, "x n n"]]:
@@ -116,8 +121,7 @@ def _relative(weights: Float[Array, "b n n"]) -> UInt8[Array, "b n n"]:
 
 def count_passes(config: ViTConfig, *, remove: bool = True) -> int:
     """The largest number of calls of ``on_step``."""
-    drops = all(moe.router.can_drop for moe in config.moe_blocks.values())
-    grid = (len(FRACTIONS) + len(config.moe_blocks)) * len(PRIORITIES) * drops
+    grid = (len(FRACTIONS) + len(config.moe_blocks)) * len(PRIORITIES) * can_be_limited(config)
     return grid + len(removals(config)) * remove
 
 

@@ -42,6 +42,13 @@ function toAddress() {
   try { history.replaceState(null, "", `#${words}`); } catch { /* a notebook's frame has no address */ }
 }
 
+// As set; if the filters leave out the image that is shown, the first one that they leave is.
+function filter(changes) {
+  Object.assign(state, changes);
+  const shown = visible();
+  set(shown.length && !shown.includes(state.image) ? {image: shown[0]} : {});
+}
+
 function set(changes) {
   const moves = ["model", "block"].some(name => name in changes && changes[name] !== state[name]);
   Object.assign(state, moves && {slots: null, priority: null, expert: null}, changes);
@@ -75,8 +82,8 @@ const percent = (value, digits = 0) => `${(100 * value).toFixed(digits)}%`;
 const color = expert => expert === null ? EMPTY : palette[expert % palette.length];
 const ink = expert => expert === null ? "#000" : inks[expert % inks.length];
 
-function choice(name, label, options, value) {
-  const select = make("select", {onchange: () => set({[name]: JSON.parse(select.value)})});
+function choice(name, label, options, value, change = set) {
+  const select = make("select", {onchange: () => change({[name]: JSON.parse(select.value)})});
   for (const [key, text] of options) {
     select.append(make("option", {value: JSON.stringify(key), selected: key === value}, text));
   }
@@ -97,22 +104,23 @@ function chip(expert, text, properties = {}) {
     style: {background: color(expert)}, ...properties}, text);
 }
 
-// The five likeliest classes as bars; the true one is bold.
-function bars(top, probabilities, label) {
+// The five likeliest classes as bars; the true ones are bold.
+function bars(top, probabilities, labels) {
   const rows = Array.from(top, (one, i) => {
     const bar = make("div", {className: "fill", style: {width: percent(probabilities[i] / 255, 1)}});
-    return make("tr", {className: one === label ? "true" : ""},
-      make("th", {scope: "row", title: one === label ? "the true class" : ""},
-        (one === label ? "✓ " : "") + classes[one]),
+    const isTrue = labels.includes(one);
+    return make("tr", {className: isTrue ? "true" : ""},
+      make("th", {scope: "row", title: isTrue ? "a true class" : ""}, (isTrue ? "✓ " : "") + classes[one]),
       make("td", {className: "bar"}, bar), make("td", {}, percent(probabilities[i] / 255)));
   });
   return make("table", {className: "bars"}, make("tbody", {}, ...rows));
 }
 
 function prediction(array, ...index) {
-  return bars(at(array.top, ...index), at(array.probabilities, ...index), images[index.at(-1)].label);
+  return bars(at(array.top, ...index), at(array.probabilities, ...index), images[index.at(-1)].labels);
 }
 const predicted = (array, ...index) => at(array.top, ...index)[0];
+const named = labels => labels.map(label => classes[label]).join(", ");
 
 // ------------------------------------------------------------------ what is known of a token
 
@@ -132,9 +140,11 @@ function choices(block, image, token, kept) {
   }).filter(({expert}) => expert < block.experts);
 }
 
+const isChanged = () => state.slots !== null || state.priority !== null;
+
 // As recorded; in the block shown, as decided with the slots and the priority that are set.
 function keptNow(model, block, image) {
-  if (!block.drops || !isShown(model, block) || (state.slots === null && state.priority === null)) return at(block.kept, image);
+  if (!block.drops || !isShown(model, block) || !isChanged()) return at(block.kept, image);
   return keptInGroup(block, image, state.slots ?? block.slots, state.priority ?? block.priority).get(image);
 }
 
@@ -155,7 +165,7 @@ function patchPicture(model, block, image) {
   const height = SIDE * rows / columns, w = SIDE / columns, h = height / rows;
   const canvas = canvasOf(SIDE, height), pen = canvas.getContext("2d");
   pen.imageSmoothingEnabled = loaded[image].naturalWidth > 100;
-  if (state.opacity > 0) pen.filter = "grayscale(1)"; // so that colours mean experts alone
+  if (state.opacity > 0) pen.filter = "grayscale(1) contrast(.5)"; // so that colours mean experts alone
   pen.drawImage(loaded[image], 0, 0, SIDE, height);
   pen.filter = "none";
   const kept = keptNow(model, block, image);
@@ -234,32 +244,33 @@ function attentionOf(model, block, image) {
 
 function drawFilters() {
   fill("filters",
-    choice("class", "class", [["", "all"], ...classes.map((name, i) => [i, name])], state.class),
+    choice("class", "class", [["", "all"], ...classes.map((name, i) => [i, name])], state.class, filter),
     choice("expert", "most patches at expert", [[null, "any"],
       ...range(blockOf(state.model, state.block).experts).map(expert => [expert, `${expert}`])],
-    state.expert),
+    state.expert, filter),
     make("label", {}, make("input", {type: "checkbox", id: "wrong", checked: state.wrong,
-      onchange: event => set({wrong: event.target.checked})}), "only wrong predictions"));
+      onchange: event => filter({wrong: event.target.checked})}), "only wrong predictions"));
 }
 
-const isWrong = image => images[image].label >= 0
-  && predicted(models[state.model].predictions, image) !== images[image].label;
+// Any of an image's labels is right; without one a prediction is neither right nor wrong.
+const isRight = (image, array, ...index) => images[image].labels.includes(predicted(array, ...index, image));
+const isWrong = image => images[image].labels.length > 0 && !isRight(image, models[state.model].predictions);
 
-// The fraction of an image's patches whose first choice is an expert.
-function share(block, image, expert) {
-  const kept = at(block.kept, image), n = block.chosen.shape[1];
+// The number of an image's patches whose first choice is an expert.
+function patchesAt(block, image, expert) {
+  const kept = at(block.kept, image), {prefix, tokens} = models[state.model];
   let count = 0;
-  for (let token = 0; token < n; token++) count += choices(block, image, token, kept)[0]?.expert === expert;
-  return count / n;
+  for (let token = prefix; token < tokens; token++) count += choices(block, image, token, kept)[0]?.expert === expert;
+  return count;
 }
 
 function visible() {
   let shown = images.map((_, image) => image).filter(image =>
-    (state.class === "" || images[image].label === state.class) && (!state.wrong || isWrong(image)));
+    (state.class === "" || images[image].labels.includes(state.class)) && (!state.wrong || isWrong(image)));
   if (state.expert !== null) {
     const block = blockOf(state.model, state.block);
-    const shares = new Map(shown.map(image => [image, share(block, image, state.expert)]));
-    shown = shown.filter(image => shares.get(image)).sort((one, other) => shares.get(other) - shares.get(one));
+    const counts = new Map(shown.map(image => [image, patchesAt(block, image, state.expert)]));
+    shown = shown.filter(image => counts.get(image)).sort((one, other) => counts.get(other) - counts.get(one));
   }
   return shown;
 }
@@ -267,10 +278,10 @@ function visible() {
 function drawGallery() {
   const shown = visible();
   fill("gallery", ...shown.map(image => {
-    const {source, label} = images[image];
+    const {source, labels} = images[image];
     const guess = classes[predicted(models[state.model].predictions, image)];
-    const text = label < 0 ? `predicted ${guess}`
-      : `${classes[label]}, predicted ${isWrong(image) ? guess : "correctly"}`;
+    const text = !labels.length ? `predicted ${guess}`
+      : `${named(labels)}, predicted ${isWrong(image) ? guess : "correctly"}`;
     return make("img", {src: source, alt: text, title: text, id: `image-${image}`, role: "option",
       className: `pixels${isWrong(image) ? " wrong" : ""}`, "aria-selected": image === state.image,
       onclick: () => set({image})});
@@ -296,6 +307,11 @@ function drawView() {
   ...(models[state.model].prefix ? [make("button", {type: "button", id: "class-token",
     onclick: () => set({token: 0})}, "select the class token")] : []));
   const block = blockOf(state.model, state.block);
+  if (state.show === "attention" && attentionOf(state.model, block, state.image)) {
+    return fill("legend", make("span", {className: "note"}, "attention, mean over the heads: none"),
+      make("span", {className: "scale", role: "img", "aria-label": "from dark to yellow"}),
+      make("span", {className: "note"}, "the largest of the selected patch"));
+  }
   fill("legend", ...range(block.experts).map(expert => chip(expert, `${expert}`, {
     "aria-pressed": state.expert === expert, "aria-label": `expert ${expert}`, id: `expert-${expert}`,
     title: `expert ${expert}: show where it is used`,
@@ -303,14 +319,16 @@ function drawView() {
 }
 
 function drawPanels() {
-  const {image} = state, {source, label} = images[image];
-  const picture = make("div", {className: "panel"}, make("h3", {}, label < 0 ? "image" : classes[label]),
-    make("img", {src: source, alt: label < 0 ? "the image" : classes[label], className: "pixels"}));
+  const {image} = state, {source, labels} = images[image];
+  const picture = make("div", {className: "panel"}, make("h3", {}, named(labels) || "image"),
+    make("img", {src: source, alt: named(labels) || "the image", className: "pixels"}));
   const panels = models.flatMap((model, m) => [
     ...(models.length > 1 ? [make("h3", {className: "model"}, model.name)] : []),
     ...(m ? [] : [picture]),
     ...model.blocks.map(block => panel(m, block)),
-    make("div", {className: "panel prediction"}, make("h3", {}, "prediction"), prediction(model.predictions, image))]);
+    make("div", {className: "panel prediction"},
+      make("h3", {}, `prediction${model.sigmoid ? ", each class by itself" : ""}`), prediction(model.predictions, image),
+      ...(m === state.model && isChanged() ? [make("p", {className: "note"}, "of the model as loaded, without the changed slots")] : []))]);
   fill("panels", ...panels);
   const block = blockOf(state.model, state.block);
   if (state.show === "attention" && !attentionOf(state.model, block, image)) {
@@ -375,8 +393,9 @@ function drawPath() {
       const chosen = choices(block, state.image, token, keptNow(m, block, state.image)).slice(0, 4);
       const chips = make("span", {className: "chips"}, ...chosen.map(({expert}) => chip(expert, `${expert}`,
         {"aria-label": `expert ${expert}`, onclick: () => set({model: m, block: block.number, token, expert})})));
-      return [`block ${block.number}`, chips, chosen.map(({gate}) => gate.toFixed(3)).join("  "),
-        chosen.map(({weight, kept}) => kept ? weight.toFixed(3) : "dropped").join("  "), strip];
+      const digits = block.chosen.shape[2] ? 3 : 2; // of soft routing, gates are known to 1/255
+      return [`block ${block.number}`, chips, chosen.map(({gate}) => gate.toFixed(digits)).join("  "),
+        chosen.map(({weight, kept}) => kept ? weight.toFixed(digits) : "dropped").join("  "), strip];
     });
     return table([models.length > 1 ? model.name : "the selected patch", "experts", "gates", "weights", "all gates"], rows);
   });
@@ -395,7 +414,7 @@ function drawCapacity() {
   make("span", {id: "slots-text"}),
   choice("priority", "priority", Object.entries(PRIORITY_NAMES), state.priority ?? block.priority),
   make("button", {type: "button", id: "reset", onclick: () => set({slots: null, priority: null})},
-    `as trained: ${block.slots} slots, ${PRIORITY_NAMES[block.priority]}`));
+    `as loaded: ${block.dropless ? "dropless" : `${block.slots} slots, ${PRIORITY_NAMES[block.priority]}`}`));
   drawCapacityResult();
 }
 
@@ -411,8 +430,8 @@ function drawCapacityResult() {
   const group = [...kept].map(([image, kept]) => count(block, image, kept));
   const sum = name => group.reduce((total, each) => total + each[name], 0);
   const rows = [
-    ["this image", percent(own.dropped / own.choices, 1), percent(own.unprocessed / own.tokens, 1)],
-    [`its group of ${kept.size} images`, percent(sum("dropped") / sum("choices"), 1), percent(sum("unprocessed") / sum("tokens"), 1)]];
+    ["this image", percent(own.dropped / own.choices, 1), percent(own.unprocessed / own.patches, 1)],
+    [`its group of ${kept.size} images`, percent(sum("dropped") / sum("choices"), 1), percent(sum("unprocessed") / sum("patches"), 1)]];
   const nearest = grid && grid.slots.reduce((best, each) => Math.abs(each - slots) <= Math.abs(best - slots) ? each : best);
   fill("capacity-result", make("div", {className: "columns"},
     make("div", {}, make("h3", {}, `block ${block.number} alone`),
@@ -421,8 +440,9 @@ function drawCapacityResult() {
     ...(grid ? [gridResult(grid, nearest, nearest === slots ? "" : "nearest computed: ", priority)] : [])));
 }
 
+// Of an image: its choices, those that are dropped, its patches, and those without an expert.
 function count(block, image, kept) {
-  const [, n, k] = block.chosen.shape, chosen = at(block.chosen, image);
+  const [, n, k] = block.chosen.shape, chosen = at(block.chosen, image), {prefix} = models[state.model];
   let choices = 0, dropped = 0, unprocessed = 0;
   for (let token = 0; token < n; token++) {
     let held = 0;
@@ -431,16 +451,17 @@ function count(block, image, kept) {
       choices++;
       if (kept[token * k + rank]) held++; else dropped++;
     }
-    unprocessed += !held;
+    unprocessed += token >= prefix && !held;
   }
-  return {choices, dropped, unprocessed, tokens: n};
+  return {choices, dropped, unprocessed, patches: n - prefix};
 }
 
-// The share of the labelled images that are predicted correctly.
+// How many of the labelled images are predicted correctly, beside the model as it is.
 function accuracy(array, ...index) {
-  const known = images.map((_, image) => image).filter(image => images[image].label >= 0);
-  const right = known.filter(image => predicted(array, ...index, image) === images[image].label);
-  return known.length ? `${right.length} of ${known.length} images are predicted correctly` : "";
+  const known = range(images.length).filter(image => images[image].labels.length);
+  const right = (...which) => known.filter(image => isRight(image, ...which)).length;
+  return known.length ? `${right(array, ...index)} of ${known.length} images are predicted correctly; `
+    + `as loaded, ${right(models[state.model].predictions)}` : "";
 }
 
 function gridResult(grid, slots, which, priority) {
@@ -459,8 +480,8 @@ function drawRemoval() {
   const own = removed.which.flatMap(([block], i) => block === state.block ? [i] : []);
   const which = own.includes(state.removal) ? state.removal : own[0];
   const changes = i => images.filter((_, image) => predicted(removed, i, image) !== predicted(predictions, image)).length;
-  fill("removal", choice("removal", `block ${state.block}, without`, own.map(i =>
-    [i, `expert ${removed.which[i][1]}, ${removed.which[i][2]} (predictions that change: ${changes(i)})`]), which));
+  fill("removal", choice("removal", `block ${state.block}, without expert`, own.map(i =>
+    [i, `${removed.which[i][1]}, ${removed.which[i][2]} (changes ${changes(i)} of ${images.length})`]), which));
   const changed = predicted(removed, which, state.image) !== predicted(predictions, state.image);
   fill("removal-result", make("p", {className: "note"},
     "Zeroed: its patches keep only their residual connection. Forbidden: they go to other experts."),
@@ -487,10 +508,12 @@ function loadTable(block) {
   const rows = Array.from(block.load, (load, expert) => [chip(expert, `${expert}`, {"aria-label": `expert ${expert}`,
     onclick: () => set({expert})}),
   fraction(load, color(expert)), percent(load, 1), percent(block.importance[expert], 1)]);
-  const drawn = table(["expert", "", "load", "importance"], [...rows, even], "bars");
+  const chooses = block.places !== null, over = `over ${block.images.toLocaleString("en")} images`;
+  const drawn = chooses ? table(["expert", "", "load", "importance"], [...rows, even], "bars")
+    : table(["expert", "", "importance"], [...rows, even].map(row => row.slice(0, -1)), "bars");
   drawn.querySelectorAll("tbody td:nth-child(2)").forEach(cell => { cell.className = "bar"; });
-  return make("div", {}, make("h3", {}, `Load: share of the choices, over ${block.images.toLocaleString("en")} images`), drawn,
-    make("p", {className: "note"}, `${percent(block.dropped, 1)} of the choices are dropped`));
+  return make("div", {}, make("h3", {}, chooses ? `Load: share of the choices, ${over}` : `Importance: mean gate, ${over}`), drawn,
+    ...(chooses ? [make("p", {className: "note"}, `${percent(block.dropped, 1)} of the choices are dropped, in all groups`)] : []));
 }
 
 function favourites(block) {
@@ -500,8 +523,8 @@ function favourites(block) {
   const sprite = Object.assign(new Image(), {src: source});
   items.forEach((patches, expert) => {
     const row = make("div", {className: "row"});
-    patches.forEach(({gate, label}, place) => {
-      const name = label < 0 ? "" : `${classes[label]}, `;
+    patches.forEach(({gate, labels}, place) => {
+      const name = labels.map(label => `${classes[label]}, `).join("");
       const canvas = make("canvas", {width: side, height: side, title: `${name}gate ${gate.toFixed(2)}`,
         className: side < 64 ? "pixels" : "", role: "img", "aria-label": `${name}gate ${gate.toFixed(2)}`});
       sprite.decode().then(() => {

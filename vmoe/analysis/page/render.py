@@ -13,7 +13,7 @@ import numpy as np
 from einops import rearrange
 from jaxtyping import Float, Int
 from PIL import Image
-from scipy.special import softmax
+from scipy.special import expit, softmax
 
 from vmoe.analysis.collect import BlockRouting
 from vmoe.analysis.colors import COLORS, text_color
@@ -57,7 +57,7 @@ def render(
         "palette": COLORS,
         "inks": [text_color(color) for color in COLORS],
         "images": [
-            {"source": _thumbnail(image), "label": int(own[0])}
+            {"source": _thumbnail(image), "labels": _known(own)}
             for image, own in zip(_pixels(images), labels, strict=True)
         ],
         "models": [_model(model, images.shape[1:3], len(class_names)) for model in models],
@@ -86,13 +86,14 @@ def _model(model: ModelOnImages, size: tuple[int, ...], y: int) -> dict[str, Any
     rows, columns = (side // config.patch_size for side in size)
     return {
         "name": model.name,
+        "sigmoid": model.sigmoid,
         "rows": rows,
         "columns": columns,
         "prefix": prefix,
         "tokens": rows * columns + prefix,
-        "predictions": _predictions(routing.logits),
+        "predictions": _predictions(routing.logits, model.sigmoid),
         "blocks": [
-            _block(i, moe, routing.blocks[i], model.statistics[i], y, prefix) | _pictures(model, i)
+            _block(i, moe, routing.blocks[i], model.statistics[i], y) | _pictures(model, i)
             for i, moe in config.moe_blocks.items()
         ],
         "grid": _grid(model),
@@ -105,14 +106,18 @@ def _grid(model: ModelOnImages) -> dict[str, Any] | None:
         return None
     slots, priorities = (list(dict.fromkeys(each)) for each in zip(*model.capacities, strict=True))
     logits = [[model.capacities[each, priority] for priority in priorities] for each in slots]
-    return {"slots": slots, "priorities": priorities, **_predictions(np.array(logits))}
+    return {
+        "slots": slots,
+        "priorities": priorities,
+        **_predictions(np.array(logits), model.sigmoid),
+    }
 
 
 def _removed(model: ModelOnImages) -> dict[str, Any] | None:
     if not model.removed:
         return None
     logits = np.array(list(model.removed.values()))
-    return {"which": list(model.removed), **_predictions(logits)}
+    return {"which": list(model.removed), **_predictions(logits, model.sigmoid)}
 
 
 def _pictures(model: ModelOnImages, block: int) -> dict[str, Any]:
@@ -121,7 +126,7 @@ def _pictures(model: ModelOnImages, block: int) -> dict[str, Any]:
     sprite = rearrange(best.patches, "e x p q c -> 1 (e p) (x q) c")
     items = [
         [
-            {"gate": round(float(gate), 4), "label": int(labels[i, 0])}
+            {"gate": round(float(gate), 4), "labels": _known(labels[i])}
             for gate, i in zip(gates, images, strict=True)
         ]
         for gates, images in zip(best.gates, best.images, strict=True)
@@ -137,13 +142,16 @@ def _pictures(model: ModelOnImages, block: int) -> dict[str, Any]:
     }
 
 
+def _known(labels: Int[np.ndarray, "l"]) -> list[int]:
+    return labels[labels >= 0].tolist()
+
+
 def _block(
     number: int,
     config: MoEConfig,
     block: BlockRouting,
     statistics: BlockStatistics,
     y: int,
-    prefix: int,
 ) -> dict[str, Any]:
     router, gates = config.router, block.gates
     b, _, e = gates.shape
@@ -158,13 +166,14 @@ def _block(
         "kept": _array(kept, "u1"),
         "all": _array(np.round(255 * np.nan_to_num(gates)), "u1"),
         "normalize": isinstance(router, TokenChoice) and router.normalize_weights,
-        **_sums(statistics, y, prefix),
+        **_sums(statistics, y),
     }
     if isinstance(router, TokenChoice):
         slots = Slots.of(config, block, b)
         draws = priority_scores(jnp.zeros((1, slots.tokens, 1)), "random", None)
         small |= {
             "drops": True,
+            "dropless": config.dropless,
             **slots._asdict(),
             "priority": router.priority,
             "sums": _array(priority_scores(jnp.asarray(own), "sum_of_gates", None), "f4"),
@@ -191,7 +200,7 @@ def _choices(block: BlockRouting) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return of_best(experts), of_best(own), of_best(block.kept)
 
 
-def _sums(statistics: BlockStatistics, y: int, prefix: int) -> dict[str, Any]:
+def _sums(statistics: BlockStatistics, y: int) -> dict[str, Any]:
     classes = positions = information = null = None
     position, position_null = statistics.position_information
     if (statistics.labels >= 0).any() and statistics.choices.any():
@@ -200,7 +209,7 @@ def _sums(statistics: BlockStatistics, y: int, prefix: int) -> dict[str, Any]:
             table = statistics.class_table(y)
             classes = table / np.maximum(1, table.sum(axis=0))
     if statistics.choices.any():
-        positions = statistics.by_position[:, prefix:]
+        positions = statistics.by_position.reshape(len(statistics.gates), -1)
     return {
         "images": len(statistics.labels),
         "load": _numbers(statistics.load),
@@ -215,10 +224,12 @@ def _sums(statistics: BlockStatistics, y: int, prefix: int) -> dict[str, Any]:
     }
 
 
-def _predictions(logits: Float[np.ndarray, "*x b y"]) -> dict[str, Any]:
+def _predictions(logits: Float[np.ndarray, "*x b y"], sigmoid: bool) -> dict[str, Any]:
     """The likeliest classes, and their probabilities in units of 1/255."""
-    every = softmax(logits, axis=-1)
-    top = np.argsort(-every, axis=-1, kind="stable")[..., :SHOWN]
+    every = expit(logits) if sigmoid else softmax(logits, axis=-1)
+    top = np.argsort(-logits, axis=-1, kind="stable")[
+        ..., :SHOWN
+    ]  # probabilities may be rounded to 1
     probabilities = np.take_along_axis(every, top, axis=-1)
     return {
         "top": _array(top, "u2"),

@@ -115,10 +115,9 @@ def weight_histograms(
     )
     for i, ax in zip(shown, axes[0], strict=True):
         _check_choices(i, statistics[i])
-        counts = _by_rank(statistics[i])
+        counts, sums = _by_rank(statistics[i])
         edges = np.linspace(0, 1, counts.shape[1] + 1)
-        for r, row in enumerate(counts):
-            mean = (row * (edges[:-1] + edges[1:]) / 2).sum() / max(1, row.sum())
+        for r, (row, gates) in enumerate(zip(counts, sums, strict=True)):
             rank = f"choice {r + 1}" if len(counts) > 1 else "all choices"
             ax.stairs(
                 row / max(1, row.sum()),
@@ -127,7 +126,7 @@ def weight_histograms(
                 alpha=0.6,
                 color=RANKS[r],
                 hatch=HATCHES[r],
-                label=f"{rank}, mean {mean:.2f}",
+                label=f"{rank}, mean {gates / max(1, row.sum()):.3f}",
             )
         ax.set_title(f"block {i}", fontsize=NORMAL)
         ax.set_xlabel("gate")
@@ -140,8 +139,12 @@ def weight_histograms(
     return figure
 
 
-def _by_rank(block: BlockStatistics) -> Int[np.ndarray, "k x"]:
-    """The histogram of each rank; one for all if rows are experts, or ranks are many."""
-    counts = block.by_weight
+def _by_rank(
+    block: BlockStatistics,
+) -> tuple[Int[np.ndarray, "k x"], Float[np.ndarray, "k"]]:
+    """The histogram and the sum of each rank; one for all if rows are experts, or ranks many."""
+    counts, sums = block.by_weight, block.gates_by_rank
     by_rank = (counts.sum(1) == block.tokens).all() and len(counts) < len(block.gates)
-    return counts if by_rank and len(counts) <= len(RANKS) else counts.sum(0, keepdims=True)
+    if by_rank and len(counts) <= len(RANKS):
+        return counts, sums
+    return counts.sum(0, keepdims=True), sums.sum(keepdims=True)

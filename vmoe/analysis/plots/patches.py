@@ -47,7 +47,7 @@ def experts_of_patches(
     """
     columns = early_to_late(collected.blocks, blocks, 6)
     experts = {i: _strongest(i, collected.blocks[i], images, patch_size) for i in columns}
-    title = "The expert with the largest weight for each patch; grey: dropped"
+    title = "The expert with the largest weight for each patch; grey: no expert"
     figure, axes, shown, pixels = _beside_images(images, len(columns), show, title)
     for column, (i, of_patches) in enumerate(experts.items(), start=1):
         axes[0][column].set_title(f"block {i}", fontsize=SMALL)
@@ -77,12 +77,13 @@ def _beside_images(
     """A figure with some images in its first column, and more columns without ticks.
 
     Returns:
-        the figure; its axes by row and column; the numbers of the images, spread over all; and
-        their pixels in [0, 1].
+        the figure, whose title says how many images there are; its axes by row and column; the
+        numbers of the images, spread over all; and their pixels in [0, 1].
     """
     total = len(images)
     shown = np.unique(np.linspace(0, total - 1, min(show, total)).round().astype(int))
     pixels = np.clip((images[shown] + 1) / 2, 0, 1)
+    title = f"{title}\n{len(shown)} of {total:,} images"
     figure, axes = panels(len(pixels), 1 + columns, size=(1.5, 1.5), title=title)
     axes[0][0].set_title("image", fontsize=SMALL)
     for row, image in zip(axes, pixels, strict=True):
@@ -125,7 +126,9 @@ def kept_patches(
         UsageError: a router makes no choices, or there is no such block; or as for ``on_grid``.
     """
     kept = {name: _kept(each, block, images, patch_size) for name, each in collected.items()}
-    title = f"Patches with a slot in block {block}; crossed out: dropped"
+    title = (
+        f"Patches with a slot in block {block}; crossed out: dropped; percentages: of all images"
+    )
     figure, axes, shown, pixels = _beside_images(images, len(kept), show, title)
     for column, (name, mask) in enumerate(kept.items(), start=1):
         axes[0][column].set_title(f"{name}\n{mask.mean():.0%} with a slot", fontsize=SMALL)

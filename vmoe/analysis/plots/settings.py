@@ -1,14 +1,18 @@
-"""Figures of accuracies under other settings: slots and priorities, k, random routers."""
+"""Figures of accuracies under other settings: slots and priorities, k, random routers.
 
-from collections.abc import Mapping
+All settings are measured on the same images, so error bars are of the difference between two
+settings, to which only images that one of them alone predicts correctly contribute.
+"""
+
+from collections.abc import Collection, Mapping
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Bool, Int
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from vmoe.analysis.effects import Logits
-from vmoe.analysis.plots.style import NORMAL, SMALL, panels
+from vmoe.analysis.plots.style import NORMAL, legend_below, panels
 from vmoe.config.routers import Priority
 from vmoe.errors import UsageError
 from vmoe.nn.inputs import has_label, is_label
@@ -17,14 +21,14 @@ LINES: dict[Priority, tuple[str, str, str, str]] = {
     "order": ("order", "#0072b2", "o", "-"),
     "largest_gate": ("largest gate (BPR)", "#d55e00", "s", "-"),
     "sum_of_gates": ("sum of gates", "#009e73", "^", "--"),
-    "random": ("random", "#000000", "x", ":"),
+    "random": ("random, one draw", "#000000", "x", ":"),
 }
 """Of each priority: its name, colour, mark and line."""
 Labels = Int[np.ndarray, "b l"]
 
 
-def accuracy(logits: Logits, labels: Labels) -> tuple[float, float]:
-    """The accuracy on images of known class, and its standard error.
+def correct(logits: Logits, labels: Labels) -> Bool[np.ndarray, "x"]:
+    """Whether each image of known class is predicted correctly.
 
     Raises:
         UsageError: no class is known.
@@ -32,8 +36,12 @@ def accuracy(logits: Logits, labels: Labels) -> tuple[float, float]:
     known = has_label(labels)
     if not known.any():
         raise UsageError("labels: no image has a known class, so there is no accuracy")
-    right = float(is_label(logits.argmax(-1), labels)[known].mean())
-    return right, float(np.sqrt(right * (1 - right) / known.sum()))
+    return is_label(logits.argmax(-1), labels)[known]
+
+
+def error_of_difference(right: Bool[np.ndarray, "x"], reference: Bool[np.ndarray, "x"]) -> float:
+    """The standard error of the difference of two accuracies on the same images."""
+    return float((right.astype(float) - reference).std() / np.sqrt(len(right)))
 
 
 def capacity_curves(
@@ -45,7 +53,8 @@ def capacity_curves(
 ) -> Figure:
     """Accuracy by number of slots, a line per priority; and the cost of that many slots.
 
-    The two controls are random priority, and every choice dropped.
+    The two controls are random priority, and every choice dropped. Bars are standard errors of the
+    difference from the first priority with the same slots.
 
     Args:
         logits: by slots and priority, as ``at_capacities`` returns them; those of 0 slots are the
@@ -63,20 +72,23 @@ def capacity_curves(
     title = "Accuracy and cost by capacity, in every sparse block"
     figure, axes = panels(1, 2, size=(4.6, 3.6), title=title)
     ax, costs = axes[0]
-    largest = 0.0
+    right = {setting: correct(each, labels) for setting, each in logits.items()}
+    first, *_ = (priority for priority in LINES if (slots[0], priority) in right)
     for priority, (name, color, mark, line) in LINES.items():
-        points = {c: logits[c, priority] for c in slots if (c, priority) in logits}
+        points = {c: right[c, priority] for c in slots if (c, priority) in right}
         if points:
-            values, errors = zip(*(accuracy(each, labels) for each in points.values()), strict=True)
-            largest = max(largest, *errors)
-            ax.plot(list(points), values, color=color, marker=mark, linestyle=line, label=name)
-    nothing = [each for (number, _), each in logits.items() if not number]
+            values = [each.mean() for each in points.values()]
+            errors = [error_of_difference(each, right[c, first]) for c, each in points.items()]
+            style = dict(color=color, marker=mark, linestyle=line, label=name, capsize=2)
+            ax.errorbar(list(points), values, None if priority == first else errors, **style)
+    nothing = [each for (number, _), each in right.items() if not number]
     if nothing:
-        every = accuracy(nothing[0], labels)[0]
-        ax.axhline(every, color="0.45", linestyle="-.", label="every choice dropped")
+        style = dict(color="0.45", linestyle="-.", label="every choice dropped")
+        ax.axhline(nothing[0].mean(), **style)
     unit, prefix = (1e9, "G") if max(flops.values()) >= 1e9 else (1e6, "M")
     costs.plot(slots, [flops[c] / unit for c in slots], color="black", marker="o")
-    _label(ax, "accuracy", f"{_on(labels)}; standard errors up to {largest:.1%}")
+    bars = f"bars: standard error of the difference from {LINES[first][0]}"
+    _label(ax, "accuracy", f"{_on(labels)}\n{bars}")
     _label(costs, f"{prefix}FLOPs per image", "cost of the forward pass")
     costs.set_ylim(bottom=0)
     for each in (ax, costs):
@@ -87,7 +99,7 @@ def capacity_curves(
         if even is not None:
             each.axvline(even, color="0.45", linewidth=1, linestyle=":", label="capacity factor 1")
     ax.yaxis.set_major_formatter("{x:.0%}")
-    ax.legend(fontsize=SMALL)
+    legend_below(figure, ax, columns=3)
     return figure
 
 
@@ -102,32 +114,55 @@ def _label(ax: Axes, y: str, title: str) -> None:
 
 
 def k_at_inference(
-    logits: Mapping[int, Logits], labels: Labels, *, own: int | None = None
+    logits: Mapping[int, Logits],
+    labels: Labels,
+    *,
+    own: int | None = None,
+    slots: Mapping[int, Collection[int]] | None = None,
 ) -> Figure:
-    """Accuracy by number of experts per token, with standard errors.
+    """Accuracy by number of experts per token.
+
+    Bars are standard errors of the difference from the model's own k; from the smallest, if that is
+    not given.
 
     Args:
         logits: by k, as ``vmoe.analysis.effects.at_k`` returns them.
         own: the k of the model as it is; not marked if None.
+        slots: by k, the slots per expert and group of each sparse block; not written if None.
 
     Raises:
         UsageError: no class is known.
     """
-    figure, ((ax,),) = panels(1, 1, size=(4.6, 3.4), title="Accuracy by k at inference")
-    values, errors = zip(*(accuracy(logits[k], labels) for k in sorted(logits)), strict=True)
-    ax.errorbar(sorted(logits), values, errors, color="#0072b2", marker="o", capsize=3)
+    figure, ((ax,),) = panels(1, 1, size=(4.8, 3.6), title="Accuracy by k at inference")
+    ks = sorted(logits)
+    right = {k: correct(logits[k], labels) for k in ks}
+    first = ks[0] if own is None else own
+    errors = [error_of_difference(right[k], right[first]) for k in ks]
+    values = [right[k].mean() for k in ks]
+    ax.errorbar(ks, values, errors, color="#0072b2", marker="o", capsize=3)
     if own is not None:
         ax.axvline(own, color="0.45", linestyle=":", label=f"the model's own k, {own}")
-        ax.legend(fontsize=SMALL)
-    ax.set_xlabel("k, experts per token")
-    ax.set_xticks(sorted(logits), [str(k) for k in sorted(logits)])
+        legend_below(figure, ax)
+    names = {k: str(k) for k in ks}
+    if slots is not None:
+        names = {k: f"{k}\n{_from_to(slots[k])}" for k in ks}
+    ax.set_xlabel("k, experts per token" + "; slots per expert and group" * (slots is not None))
+    ax.set_xticks(ks, list(names.values()))
     ax.yaxis.set_major_formatter("{x:.1%}")
-    _label(ax, "accuracy", f"{_on(labels)}; bars: standard error")
+    bars = f"bars: standard error of the difference from k {first}"
+    _label(ax, "accuracy", f"{_on(labels)}\n{bars}")
     return figure
 
 
+def _from_to(numbers: Collection[int]) -> str:
+    return "–".join(map(str, sorted({min(numbers), max(numbers)})))
+
+
 def random_routers(logits: Mapping[int, Logits], own: Logits, labels: Labels) -> Figure:
-    """Accuracy with a random router in one block at a time, with standard errors.
+    """Accuracy with a random router in one block at a time.
+
+    Bars are standard errors, over the images, of the difference from the model's own routers; those
+    of another draw of the random logits differ by more.
 
     Args:
         logits: by block, as ``with_random_routers`` returns them.
@@ -138,15 +173,19 @@ def random_routers(logits: Mapping[int, Logits], own: Logits, labels: Labels) ->
     """
     title = "Accuracy with a random router in one block"
     figure, ((ax,),) = panels(1, 1, size=(max(4.6, 0.5 * len(logits) + 1.5), 3.4), title=title)
-    values, errors = zip(*(accuracy(each, labels) for each in logits.values()), strict=True)
+    as_it_is = correct(own, labels)
+    right = [correct(each, labels) for each in logits.values()]
+    values = [each.mean() for each in right]
+    errors = [error_of_difference(each, as_it_is) for each in right]
     bars = ax.bar(range(len(values)), values, yerr=errors, capsize=3, color="#56b4e9")
     ax.bar_label(bars, [f"{value:.1%}" for value in values], label_type="center")
-    as_is = accuracy(own, labels)[0]
-    ax.axhline(as_is, color="black", linestyle="--", label=f"own routers, {as_is:.1%}")
+    level = as_it_is.mean()
+    ax.axhline(level, color="black", linestyle="--", label=f"own routers, {level:.1%}")
     ax.set_xticks(range(len(values)), [str(block) for block in logits])
     ax.set_xlabel("block with a random router")
-    ax.set_ylim(0, 1.1 * max(as_is, *values))
+    ax.set_ylim(0, 1.1 * max(level, *values))
     ax.yaxis.set_major_formatter("{x:.0%}")
-    _label(ax, "accuracy", f"{_on(labels)}; bars: standard error")
-    ax.legend(fontsize=SMALL, loc="lower right")
+    bars = "bars: standard error of the difference from own routers"
+    _label(ax, "accuracy", f"{_on(labels)}, one draw of random logits\n{bars}")
+    legend_below(figure, ax)
     return figure

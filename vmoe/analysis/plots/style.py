@@ -23,11 +23,17 @@ def panels(
         size: width and height of a panel in inches.
     """
     figure = Figure((columns * size[0], rows * size[1] + 0.4), layout="constrained")
-    figure.suptitle(title, fontsize=LARGE)
+    figure.suptitle(title, fontsize=LARGE, wrap=True)
     axes = figure.subplots(rows, columns, squeeze=False, sharey=share_y)
     for ax in axes.flat:
         ax.tick_params(labelsize=SMALL)
     return figure, axes.tolist()
+
+
+def legend_below(figure: Figure, ax: Axes, *, columns: int = 1) -> None:
+    """The legend of a panel below the figure, where it hides nothing."""
+    entries = ax.get_legend_handles_labels()
+    figure.legend(*entries, loc="outside lower center", fontsize=SMALL, ncols=columns)
 
 
 def early_to_late(blocks: Collection[int], given: Sequence[int] | None, at_most: int) -> list[int]:
