@@ -165,7 +165,7 @@ def test_evaluate_and_attack_count_the_same_images_as_right(
     (row,) = json.loads(result.stdout)
     assert row["accuracy_before"] == evaluated["accuracy"]
     assert (row["images"], row["unlabelled"]) == (43, 21)
-    assert "21 of 64 images have no label: left out" in result.stderr
+    assert "21 of 64 images without a label: they count in no accuracy" in result.stderr
 
 
 def test_an_attack_along_a_path_needs_routers_that_drop() -> None:

@@ -59,6 +59,7 @@ def run(argv: Sequence[str]) -> None:
     args = parse(CapacityArgs, "capacity", argv)
     budget = _budget(args.budget)
     check_folders(args, "out", "plot")
+    from vmoe.data.pipeline import ORDER
     from vmoe.evaluate.capacity import Search
     from vmoe.evaluate.setting_scores import Scores
     from vmoe.evaluate.settings import check_layers, levels_of
@@ -86,6 +87,7 @@ def run(argv: Sequence[str]) -> None:
     report = {
         "file": str(file),
         "data": sample.source.name,
+        "order": ORDER,
         "by": args.by,
         "accuracy_trained": scores.trained,
         "budget": budget,
@@ -164,6 +166,8 @@ def _result(
 def _inference(
     args: CapacityArgs, loaded: "Loaded", sample: Sample, scores: "Scores", row: dict[str, Any]
 ) -> Inference:
+    from vmoe.data.pipeline import ORDER
+
     return Inference(
         blocks=dict(zip(loaded.model.config.sparse_blocks, row["setting"], strict=True)),
         by=args.by,
@@ -176,6 +180,7 @@ def _inference(
         accuracy=row["accuracy"],
         accuracy_even=row["accuracy_even"],
         accuracy_trained=scores.trained,
+        order=ORDER,
     )
 
 

@@ -105,26 +105,14 @@ class Sample:
         """The number of batches."""
         return -(-len(self.source) // self._batch_size)
 
-    @property
-    def unlabelled(self) -> int:
-        """The number of images without a label."""
-        return sum(not self.source.labels_of(i) for i in range(len(self.source)))
-
-    def check_labels(self) -> None:
-        """Checks that an image has a label.
-
-        Raises:
-            UsageError: none has.
-        """
-        if self.unlabelled == len(self.source):
-            raise UsageError(f"{self.source.name}: no image has a label")
-
     def print_messages(self) -> None:
-        """Prints what was skipped or left out, and how many images count in no accuracy."""
+        """Prints what was skipped or left out, and how many images have no label."""
         from vmoe.data.sources import skipped_messages
 
         lines = [*skipped_messages([self.source]), *self._left_out.news()]
-        if count := self.unlabelled:
-            lines.append(f"{count:,} of {len(self.source):,} images have no label: left out")
+        images = len(self.source)
+        if count := sum(not self.source.labels_of(i) for i in range(images)):
+            what = "they count in no accuracy" if count > 1 else "it counts in no accuracy"
+            lines.append(f"{count:,} of {images:,} images without a label: {what}")
         for line in lines:
             print(one_line(line), file=sys.stderr)

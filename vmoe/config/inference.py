@@ -80,6 +80,8 @@ class Inference(Checked):
     """Of the best setting within the budget that is the same in all blocks; None if none is."""
     accuracy_trained: float
     """Of the model as trained."""
+    order: str = "as stored"
+    """In which the images were read, which decides the groups; older files do not say it."""
 
     def apply(self, config: ViTConfig) -> ViTConfig:
         """The config of a model with this routing.
