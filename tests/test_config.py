@@ -133,8 +133,11 @@ def set_with(**overrides: Any) -> EvalConfig:
                 dict(log_every=2**31),
                 dict(optim=dict(timescale=2**31)),
                 dict(fewshot=dict(every=2**31)),
+                dict(model=dict(width=2**31)),
             )
         ),
+        (dict(model=dict(image_size=65536)), "model.image_size=65536: use less than 65536"),
+        (dict(model=dict(num_classes=-1)), "model.num_classes=-1: use 0 to 2147483647"),
         (dict(images=10**20), "images must be an int of 64 bits or None, not 1000"),
         (dict(data=dict(rotate=1e20)), "data.rotate=1e\\+20: use at most 180 degrees"),
         (

@@ -24,7 +24,13 @@ from vmoe.data import retry
 from vmoe.data.check import unreadable
 from vmoe.data.crops import resize_and_crop
 from vmoe.data.decode import decode, image_files_below
-from vmoe.data.pipeline import Batch, evaluation_batches, evaluation_order, training_batches
+from vmoe.data.pipeline import (
+    Batch,
+    empty_batch,
+    evaluation_batches,
+    evaluation_order,
+    training_batches,
+)
 from vmoe.data.problems import Refused, Unreadable
 from vmoe.data.sources import Example, Fingerprint, Source, open_source
 from vmoe.data.sources.source import Skipped
@@ -123,6 +129,11 @@ def test_too_many_classes_and_batches_that_cannot_be_formed_are_refused() -> Non
     ]:
         with pytest.raises(UsageError, match=message):
             training_batches(source, replace(CONFIG, **change))
+
+
+def test_a_batch_of_more_bytes_than_64_bits_count_is_out_of_memory() -> None:
+    with pytest.raises(MemoryError):
+        empty_batch(2, 1, Preprocessing(2**31 - 1))
 
 
 def test_training_and_evaluation_resize_images_in_the_same_way() -> None:

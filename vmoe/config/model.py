@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Callable
 from typing import Literal
 
-from vmoe.config.fields import Checked, require, require_rate
+from vmoe.config.fields import LARGEST_COUNT, Checked, require, require_count, require_rate
 from vmoe.config.routers import Router, TokenChoice
 
 Implementation = Literal["batched", "blocked", "ragged"]
@@ -152,9 +152,12 @@ class ViTConfig(Checked):
             "num_heads",
             "image_size",
         ):
-            value = getattr(self, name)
-            require(value >= 1, f"model.{name}={value}: use at least 1")
-        require(self.num_classes >= 0, f"model.num_classes={self.num_classes}: use 0 or more")
+            require_count(f"model.{name}", getattr(self, name))
+        require(self.image_size < 2**16, f"model.image_size={self.image_size}: use less than 65536")
+        require(
+            0 <= self.num_classes <= LARGEST_COUNT,
+            f"model.num_classes={self.num_classes}: use 0 to {LARGEST_COUNT}",
+        )
         require(self.norm_epsilon > 0, f"model.norm_epsilon={self.norm_epsilon}: use more than 0")
         require(
             self.width % self.num_heads == 0,

@@ -273,11 +273,18 @@ def empty_batch(batch_size: int, max_labels: int, preprocessing: Preprocessing) 
 
     Args:
         max_labels: of the source.
+
+    Raises:
+        MemoryError: it is too large.
     """
     size = preprocessing.image_size
     dtype = np.float32 if preprocessing.interpolation == "tf_area" else np.uint8
+    try:
+        images = np.zeros((batch_size, size, size, 3), dtype)
+    except ValueError as error:  # more bytes than 64 bits can count
+        raise MemoryError(str(error)) from None
     return Batch(
-        np.zeros((batch_size, size, size, 3), dtype),
+        images,
         np.full((batch_size, max_labels), -1, np.int32),
         np.zeros(batch_size, bool),
     )
