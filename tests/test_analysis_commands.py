@@ -34,13 +34,13 @@ def test_the_use_of_experts_is_shown_by_block_and_every_decision_exported(tmp_pa
 def test_on_a_full_disk_the_file_is_named_the_figures_are_printed_and_nothing_is_left(
     option: str, tiny_run: Path, tmp_path: Path
 ) -> None:
-    few = ("--images", "16", "--batch-size", "16", "--no-removals", "--page-images", "4")
-    few = few[:4] if option == "--export" else few
-    model = ("--checkpoint", tiny_run, "--data", "digits", *few)
-    result = vmoe("routing", *model, option, tmp_path / "file.html", max_file_size=10_000)
+    data = ("--data", "digits", "--images", "128", "--batch-size", "64")
+    page = ("--no-removals", "--page-images", "4") if option == "--out" else ()
+    arguments = ("routing", "--checkpoint", tiny_run, *data, *page, option, tmp_path / "file.html")
+    result = vmoe(*arguments, max_file_size=10_000)
     assert result.returncode == 1, result.stderr
     assert result.stderr.splitlines()[-1] == f"vmoe: {tmp_path / 'file.html'}: File too large"
-    assert "digits:test, 16 of " in result.stdout
+    assert "digits:test, 128 of " in result.stdout
     assert not list(tmp_path.iterdir())
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import tyro
 
 from vmoe.cli.arguments import parse
-from vmoe.cli.printing import print_json, print_table
+from vmoe.cli.printing import four_digits, print_json, print_table
 from vmoe.errors import UsageError
 
 
@@ -43,7 +43,7 @@ def run(argv: Sequence[str]) -> None:
             name,
             f"{one.parameters:,}",
             f"{one.active_parameters:,.0f}",
-            f"{one.flops_per_image / 1e9:.4g}",
+            four_digits(one.flops_per_image / 1e9),
         )
         for name, one in costs.items()
     ]

@@ -37,6 +37,15 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, title:
     print(capture.get(), end="")
 
 
+def four_digits(value: float) -> str:
+    """A number for a column: with four digits, also if the last ones are 0.
+
+    >>> four_digits(0.0141), four_digits(0.01409), four_digits(1234.0)
+    ('0.01410', '0.01409', '1234')
+    """
+    return f"{value:#.4g}".removesuffix(".")
+
+
 def print_json(value: Any) -> None:
     """Prints a value as one line of JSON; a number that is not finite is null."""
     print(json.dumps(_finite(value), allow_nan=False))

@@ -4,13 +4,13 @@ import dataclasses
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import tyro
 
 from vmoe.cli.arguments import parse
 from vmoe.cli.data import open_data
-from vmoe.cli.printing import print_json, print_table
+from vmoe.cli.printing import four_digits, print_json, print_table
 from vmoe.errors import UsageError, one_line
 
 if TYPE_CHECKING:
@@ -171,10 +171,10 @@ def _measure(
     }
 
 
-def _texts(row: dict[str, float | str]) -> tuple[str, ...]:
+def _texts(row: dict[str, Any]) -> tuple[str, ...]:
     return (
         str(row["experts"]),
         f"{row['parameters']:,}",
-        f"{row['gflops_per_image']:#.4g}".rstrip("."),
+        four_digits(row["gflops_per_image"]),
         f"{row['accuracy']:.2%} of {row['images']:,}",
     )
