@@ -1,16 +1,12 @@
 """The input pipeline: from the examples of a source to batches."""
 
-import contextlib
 import dataclasses
 import io
-import os
 import platform
-import resource
 import subprocess
 import sys
 import tarfile
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +14,7 @@ import numpy as np
 import pytest
 from PIL import ExifTags, Image
 
+from tests.data.open_files import no_more_files
 from vmoe.config import DataConfig, PreprocessingConfig, TrainConfig, ViTConfig, replace
 from vmoe.config.preprocessing import Preprocessing
 from vmoe.data import retry
@@ -323,30 +320,6 @@ def test_a_corrupt_image_is_refused_by_path_in_training_and_evaluation(tmp_path:
         _ = batches[0]
     with pytest.raises(UsageError, match="cats/7.png: cannot be read as an image"):
         list(evaluation_batches(test, batch_size=8, preprocessing=SMALL))
-
-
-@contextlib.contextmanager
-def no_more_files(seconds: float) -> Iterator[None]:
-    """For some time this process cannot open files: it has as many open as it may."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    opened = [os.open(os.devnull, os.O_RDONLY)]
-    resource.setrlimit(resource.RLIMIT_NOFILE, (opened[0] + 50, hard))
-    with contextlib.suppress(OSError):
-        while True:
-            opened.append(os.open(os.devnull, os.O_RDONLY))
-
-    def close() -> None:
-        while opened:
-            os.close(opened.pop())
-
-    timer = threading.Timer(seconds, close)
-    timer.start()
-    try:
-        yield
-    finally:
-        timer.cancel()
-        close()
-        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 @pytest.fixture(params=["folder", "tar"])

@@ -16,10 +16,13 @@ import pytest
 from PIL import Image
 
 from tests.command import TINY, vmoe
+from tests.data.open_files import no_more_files
+from vmoe.data import retry
 from vmoe.data.decode import decode
 from vmoe.data.sources import Source, open_source
+from vmoe.data.sources.array_record import count_records
 from vmoe.data.sources.tfds import TfdsSource
-from vmoe.errors import UsageError
+from vmoe.errors import Failure, UsageError
 
 SHARDS = {"train": (40, 41, 19), "test": (7, 3)}
 
@@ -193,6 +196,23 @@ def private_kb() -> int:
     ctypes.CDLL(None).malloc_trim(0)
     status = Path("/proc/self/status").read_text()
     return int(status.split("RssAnon:")[1].split()[0])
+
+
+def test_records_that_cannot_be_read_for_a_moment_are_read_again(
+    photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sources = [TfdsSource("photos", str(photos), "test") for _ in range(2)]
+    with no_more_files(0.05):
+        assert sources[0][5].labels == (2,)
+    monkeypatch.setattr(retry, "PAUSES", (0, 0, 0))
+    shard = next(photos.glob("*test*00001-of-00002"))
+    for read in (
+        lambda: sources[1][5],
+        lambda: count_records(str(shard)),
+        lambda: open_source(f"tfds:{photos}", "test"),
+    ):
+        with no_more_files(60), pytest.raises(Failure, match=r"now \(Too many open files\); run"):
+            read()
 
 
 def test_a_pickled_source_reopens_the_files(photos: Path) -> None:

@@ -1,12 +1,17 @@
 """Shards in ArrayRecord form: their states, their numbers of examples, and how many may be open."""
 
+import contextlib
+import errno
 import os
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Sequence
 from typing import Any
 
+from vmoe.data.retry import retried
 from vmoe.data.sources.index import state_of
-from vmoe.errors import UsageError, one_line
+from vmoe.errors import Failure, UsageError, one_line
 
+NUMBERS = {os.strerror(number): number for number in errno.errorcode}
 SPARE_FILES = 256  # that a process may have open beside the shards
 
 
@@ -20,20 +25,39 @@ def count_records(shard: str) -> int:
 
     Raises:
         UsageError: it is missing, truncated or corrupt.
+        Failure: it cannot be read for a reason that can pass.
     """
     from array_record.python.array_record_module import ArrayRecordReader
+
+    def count() -> int:
+        with system_errors():
+            reader = ArrayRecordReader(shard)
+            records = reader.num_records()
+            reader.close()  # raises what went wrong before
+            return records
 
     if not os.path.isfile(shard):
         raise UsageError(f"{shard}: no such file; the data set is incomplete, prepare it again")
     try:
-        reader = ArrayRecordReader(shard)
-        count = reader.num_records()
-        reader.close()  # raises what went wrong before
+        return retried(shard, count)
+    except Failure:
+        raise
     except Exception as error:
         raise UsageError(
             f"{shard}: truncated or corrupt ({one_line(str(error))}); prepare the data set again"
         ) from None
-    return count
+
+
+@contextlib.contextmanager
+def system_errors() -> Iterator[None]:
+    """Turns an error of a reader about one of the system into that OSError."""
+    try:
+        yield
+    except RuntimeError as error:
+        found = re.search(r"\w\(\) failed: ([^;]+)", str(error))
+        if found is None or found[1] not in NUMBERS:
+            raise
+        raise OSError(NUMBERS[found[1]], found[1]) from None
 
 
 def allow_open_files(count: int, place: str) -> None:

@@ -35,12 +35,19 @@ from typing import Any
 
 import numpy as np
 
+from vmoe.data.decode import read_bytes
 from vmoe.data.progress import progress
-from vmoe.data.sources.array_record import allow_open_files, count_records, shard_states
+from vmoe.data.retry import retried
+from vmoe.data.sources.array_record import (
+    allow_open_files,
+    count_records,
+    shard_states,
+    system_errors,
+)
 from vmoe.data.sources.index import Index, IndexWriter, cached
 from vmoe.data.sources.source import Example, Fingerprint, Skipped, sampled
 from vmoe.data.sources.splits import SPLITS, resolve_split
-from vmoe.errors import UsageError, one_line, unknown
+from vmoe.errors import Failure, UsageError, one_line, unknown
 
 LABELS = ("label", "labels", "real_label")  # features, the first of which counts
 # A reader keeps the place of every record in memory, in 8 bytes; or it reads the place from the
@@ -113,7 +120,6 @@ class TfdsSource:
             split: as for ``open_tfds``.
         """
         import tensorflow_datasets as tfds
-        from array_record.python.array_record_data_source import ArrayRecordDataSource
 
         self._arguments = (name, folder, split)
         self.name, self._folder = name, folder
@@ -132,10 +138,7 @@ class TfdsSource:
         )
         self._decoders = {self._image: tfds.decode.SkipDecoding()}
         allow_open_files(len(self._shards), folder)
-        records = sum(shard.examples_in_shard for shard in self._shards)
-        self._records = ArrayRecordDataSource(
-            self._shards, reader_options=OFFLOADED if records > IN_MEMORY else None
-        )
+        self._records = self._opened()
 
     @functools.cached_property
     def class_names(self) -> tuple[str, ...]:
@@ -155,11 +158,32 @@ class TfdsSource:
     def __len__(self) -> int:
         return len(self._records)
 
+    def _opened(self) -> Any:
+        from array_record.python.array_record_data_source import ArrayRecordDataSource
+
+        records = sum(shard.examples_in_shard for shard in self._shards)
+        return ArrayRecordDataSource(
+            self._shards, reader_options=OFFLOADED if records > IN_MEMORY else None
+        )
+
+    def _record(self, row: int) -> bytes:
+        def read() -> bytes:
+            try:
+                with system_errors():
+                    return self._records[row]
+            except OSError:
+                self._records = self._opened()  # a reader that has failed stays so
+                raise
+
+        return retried(f"{self.name}[{row}]", read)
+
     def __getitem__(self, index: int) -> Example:
         row = range(len(self))[index]
         origin = f"{self.name}[{row}]"
         try:
-            fields = self._decode(self._records[row])
+            fields = self._decode(self._record(row))
+        except Failure:
+            raise
         except Exception as error:  # its readers raise errors of many types
             raise UsageError(f"{origin}: cannot be read ({one_line(str(error))})") from None
         return Example(fields[self._image], self._in_range(fields[self._label], origin), origin)
@@ -227,7 +251,7 @@ class TfdsSource:
         times = hashlib.sha256(repr([time for _, time in states]).encode())
         content = hashlib.sha256()
         for i in sampled(len(self)):
-            content.update(self._records[i])
+            content.update(self._record(i))
         return Fingerprint(data.hexdigest(), times.hexdigest(), content.hexdigest())
 
     def __reduce__(self) -> tuple[Callable[..., "TfdsSource"], tuple[str, str, str]]:
@@ -239,7 +263,10 @@ def _info(folder: str) -> Any:
     import tensorflow_datasets as tfds
 
     try:
+        read_bytes(Path(folder, INFO))  # so that an error which can pass is told from others
         info = tfds.builder_from_directory(folder).info
+    except Failure:
+        raise
     except Exception as error:  # of many types
         raise UsageError(f"{folder}: cannot be read ({one_line(str(error))})") from None
     if info.file_format is not tfds.core.FileFormat.ARRAY_RECORD:
