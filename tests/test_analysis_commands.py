@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -55,6 +56,26 @@ def test_the_figures_of_a_model_are_written_as_png_files(tmp_path: Path, tiny_ru
         with Image.open(path) as image:
             assert image.format == "PNG" and min(image.size) > 200
             assert len(np.unique(np.asarray(image.convert("L")))) > 50
+
+
+@pytest.mark.slow
+def test_images_without_labels_have_a_page_and_the_figures_that_need_none(tmp_path: Path) -> None:
+    images = open_source("fashion_mnist_sample", "test").images[:16]
+    for i, image in enumerate(images):
+        Image.fromarray(image).save(tmp_path / f"{i:02}.png")
+    lines = ["path,labels,split", *(f"{i:02}.png,,test" for i in range(len(images)))]
+    (tmp_path / "list.csv").write_text("\n".join(lines))
+    folder, page = tmp_path / "plots", tmp_path / "page.html"
+    data = ("--data", f"manifest:{tmp_path / 'list.csv'}:test", "--no-removals")
+    result = vmoe(*MODEL[:3], *data, "--plots", folder, "--out", page)
+    assert result.returncode == 0, result.stderr
+    names = "capacity_curves, experts_by_class, k_at_inference, random_routers"
+    assert f"left out, as no image has a known class: {names}\n" in result.stderr
+    assert {path.stem for path in folder.iterdir()} == {*FIGURES} - {*names.split(", ")}
+    record = page.read_text().partition('id="record">')[2].partition("</script>")[0]
+    (model,) = json.loads(record)["models"]
+    assert [block["information"] for block in model["blocks"]] == [None] * 3
+    assert len(re.findall(r" - \W+0\.\d{3} \(0", result.stdout)) == 3  # of classes, beside places
 
 
 @pytest.mark.slow

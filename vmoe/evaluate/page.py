@@ -11,7 +11,6 @@ from vmoe.analysis import page
 from vmoe.analysis.collect import without_padding
 from vmoe.evaluate.plots import favourites_of
 from vmoe.evaluate.routing import MeasuredRouting
-from vmoe.factory import Loaded
 from vmoe.workdir.layout import replace_text
 
 FAVOURITES = 12  # patches per expert
@@ -49,7 +48,7 @@ def write_page(
             *of_page,
             routing.blocks,
             favourites_of(routing.loaded, routing.batches, top=FAVOURITES),
-            sigmoid=_is_sigmoid(routing.loaded),
+            sigmoid=routing.loaded.sigmoid,
             remove=remove,
             on_step=on_step,
         )
@@ -63,10 +62,6 @@ def write_page(
     )
     text = page.render(title, summary, pixels, labels, first.loaded.class_names, observed)
     replace_text(path, text)
-
-
-def _is_sigmoid(loaded: Loaded) -> bool:
-    return loaded.train_config is not None and loaded.train_config.loss == "sigmoid"
 
 
 def _first(

@@ -17,6 +17,7 @@ from vmoe.config import MoEConfig, RoutingOverrides, Soft, TokenChoice, ViTConfi
 from vmoe.costs.flops import flops_to_logits
 from vmoe.evaluate.routing import Batches
 from vmoe.factory import Loaded
+from vmoe.nn.inputs import has_label
 from vmoe.nn.patches import num_tokens
 from vmoe.routing import slots_and_factor
 from vmoe.workdir.layout import replacing
@@ -60,7 +61,7 @@ def write_plots(
         OSError: the folder or a file cannot be written.
     """
     folder.mkdir(exist_ok=True)
-    any_class = bool((_labels(blocks) >= 0).any())
+    any_class = bool(has_label(_labels(blocks)).any())
     files = []
     for name, draw in plots_of(loaded.model.config).items():
         if any_class or name not in OF_CLASSES:

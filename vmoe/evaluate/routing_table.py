@@ -5,6 +5,7 @@ from typing import Any
 
 from vmoe.analysis import BlockStatistics
 from vmoe.evaluate.routing import Comparison, MeasuredRouting
+from vmoe.nn.inputs import has_label
 
 COLUMNS = (
     "block",
@@ -31,8 +32,11 @@ def report(routing: MeasuredRouting) -> dict[str, Any]:
 
 
 def _measures(block: BlockStatistics, classes: int) -> dict[str, Any]:
-    information, null = block.class_information(classes)
-    position, position_null = block.position_information
+    information = null = position = position_null = None
+    if block.choices.any():
+        position, position_null = block.position_information
+        if has_label(block.labels).any():
+            information, null = block.class_information(classes)
     return {
         "load": block.load.tolist(),
         "importance": block.importance.tolist(),
@@ -55,7 +59,7 @@ def rows(routing: MeasuredRouting) -> Iterator[tuple[str, ...]]:
     """A row for each sparse block, under ``COLUMNS``."""
     for i, block in routing.blocks.items():
         own = _measures(block, routing.loaded.model.config.num_classes)
-        load, chooses = block.load, block.choices.any()
+        load = block.load
         yield (
             str(i),
             str(len(load)),
@@ -63,14 +67,14 @@ def rows(routing: MeasuredRouting) -> Iterator[tuple[str, ...]]:
             f"{own['dropped']:.1%}",
             f"{own['unprocessed']:.1%}",
             f"{block.relative_entropy:.0%}",
-            _with_null(own, "class") if chooses and (block.labels >= 0).any() else "-",
-            _with_null(own, "position") if chooses else "-",
+            _with_null(own, "class"),
+            _with_null(own, "position"),
         )
 
 
 def _with_null(measures: Mapping[str, Any], name: str) -> str:
     own, null = (measures[f"{name}_information{suffix}"] for suffix in ("", "_null"))
-    return f"{own:.3f} ({null:.3f})"
+    return "-" if own is None else f"{own:.3f} ({null:.3f})"
 
 
 COMPARED = ("block", "corresponding experts (by chance)", "same choices")

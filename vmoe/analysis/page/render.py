@@ -22,6 +22,7 @@ from vmoe.analysis.statistics import BlockStatistics
 from vmoe.axes import Images
 from vmoe.config import MoEConfig
 from vmoe.config.routers import TokenChoice
+from vmoe.nn.inputs import has_label
 from vmoe.routing.priority import priority_scores
 
 HERE = Path(__file__).parent
@@ -203,7 +204,7 @@ def _choices(block: BlockRouting) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 def _sums(statistics: BlockStatistics, y: int) -> dict[str, Any]:
     classes = positions = information = null = None
     position, position_null = statistics.position_information
-    if (statistics.labels >= 0).any() and statistics.choices.any():
+    if has_label(statistics.labels).any() and statistics.choices.any():
         information, null = statistics.class_information(y)
         if y <= MOST_CLASSES:
             table = statistics.class_table(y)
