@@ -23,7 +23,7 @@ from scripts.kill_test import (
     rows,
     saving,
 )
-from tests.command import ROOT, Process, start, vmoe
+from tests.command import ROOT, TIMEOUT, Process, start, vmoe
 from tests.run_folder import assert_close
 from tests.two_hosts import CASES, make_hosts
 from vmoe import config as configs
@@ -45,7 +45,9 @@ config = replace(
 
 
 @pytest.fixture(scope="module")
-def errors(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[tuple[str, str]]]:
+def errors(
+    uninterrupted: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[list[tuple[str, str]]]:
     """For each case of ``two_hosts``, what the two processes print; both try all the cases."""
     folder = tmp_path_factory.mktemp("hosts")
     shared = {
@@ -62,9 +64,13 @@ def errors(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[tuple[str,
             cwd=host,
             env=os.environ | shared | {"JAX_PROCESS_ID": str(i), "XDG_CACHE_HOME": str(host)},
         )
-        for i, host in enumerate(make_hosts(folder))
+        for i, host in enumerate(make_hosts(folder, uninterrupted))
     ]
-    outputs = [process.communicate() for process in run]
+    try:
+        outputs = [process.communicate(timeout=TIMEOUT) for process in run]
+    finally:
+        for process in run:
+            process.kill()
     assert not any(process.returncode for process in run), outputs
     yield list(zip(*(stdout.splitlines()[-len(CASES) :] for stdout, _ in outputs), strict=True))
     assert not (folder / "run").exists() and not (folder / "host1" / "here").exists()

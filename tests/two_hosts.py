@@ -51,6 +51,7 @@ CASES = {
         "process 1",
         options=({}, dict(wandb="project")),
     ),
+    "trained model to start from": Case("process 1: init=", options=({}, dict(init="../trained"))),
     "number of images": Case(
         "process 1 has training images=15, process 0 has training images=16",
         (dict(steps=None, epochs=8.0, data=dict(name="folder:fewer")),),
@@ -74,8 +75,13 @@ CASES = {
 }
 
 
-def make_hosts(folder: Path) -> list[Path]:
-    """Makes the folders ``host0`` and ``host1``, with photos that differ as the cases say."""
+def make_hosts(folder: Path, trained: Path) -> list[Path]:
+    """Makes the folders ``host0`` and ``host1``, with photos that differ as the cases say.
+
+    Args:
+        trained: a run with another model.
+    """
+    (folder / "trained").symlink_to(trained)
     hosts = [folder / "host0", folder / "host1"]
     for host in hosts:
         for name in ("photos", "fewer", "renamed", "repainted", "missing"):

@@ -120,12 +120,14 @@ def _restore(
         if not unreadable and "RESOURCE_EXHAUSTED" in str(error):
             raise
         corrupt = _reason(error)
-    if unreadable := distributed.first_message(unreadable):
+    local = not any(leaf.sharding for leaf in jax.tree.leaves(target))
+    if not local:  # every process restores its shards
+        unreadable, corrupt = map(distributed.first_message, (unreadable, corrupt))
+    if unreadable:
         message = f"{folder}: cannot be read ({unreadable}); run the command again when it can"
         raise distributed.synchronized(Failure(message))
-    if corrupt := distributed.first_message(corrupt):
+    if corrupt:
         raise CorruptCheckpoint(corrupt)
-    local = not any(leaf.sharding for leaf in jax.tree.leaves(target))
     for name, checksum in checksums(items, local=local).items():
         if index["arrays"].get(name) != checksum:
             raise CorruptCheckpoint(f"the checksum of {name} differs from the one written")
