@@ -233,4 +233,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    exit_at_once()
     main()

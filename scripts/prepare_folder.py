@@ -23,12 +23,12 @@ if __name__ == "__main__":
     signals.exit_at_once()  # before the imports, which take seconds
 
 import numpy as np
-import tensorflow_datasets as tfds
 from preparation.array_record import Split, check_name, is_complete, write
 
 from vmoe.data.sources import SPLITS, Source, open_source
 from vmoe.data.sources.folder import open_folder, split_folders
-from vmoe.errors import UsageError
+from vmoe.errors import VmoeError
+from vmoe.signals import exit_at_once
 
 
 def split_of(source: Source, folder: Path) -> Split:
@@ -80,14 +80,17 @@ def main() -> None:
     try:
         sources = open_whole(folder) if options.whole else open_splits(folder)
         splits = {split: split_of(source, folder) for split, source in sources.items()}
+        import tensorflow_datasets as tfds  # takes seconds
+
         features = {
             "label": tfds.features.ClassLabel(names=list(next(iter(sources.values())).class_names)),
             "file_name": tfds.features.Text(),
         }
         write(version, name, features, splits)
-    except (UsageError, PermissionError) as error:
+    except (VmoeError, PermissionError) as error:
         raise SystemExit(str(error)) from None
 
 
 if __name__ == "__main__":
+    exit_at_once()
     main()

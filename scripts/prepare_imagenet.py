@@ -39,9 +39,10 @@ from vmoe import signals
 if __name__ == "__main__":
     signals.exit_at_once()  # before the imports, which take seconds
 
-import tensorflow_datasets as tfds
 from preparation.archives import Archive, Classes, find_training, find_validation, read_devkit
 from preparation.array_record import Split, is_complete, write
+
+from vmoe.signals import exit_at_once
 
 
 def split_of(archive: Archive, labels: list[int]) -> Split:
@@ -104,6 +105,8 @@ def main() -> None:
     real = options.destination / "imagenet2012_real" / "1.0.0"
     classes = read_devkit(options.devkit)
     validation = find_validation(options.validation, len(classes.validation))
+    import tensorflow_datasets as tfds  # takes seconds
+
     label = tfds.features.ClassLabel(names=classes.synsets)
     name = {"file_name": tfds.features.Text()}
     if not is_complete(imagenet):
@@ -119,4 +122,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    exit_at_once()
     main()

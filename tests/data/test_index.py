@@ -18,7 +18,7 @@ from vmoe.cache import cache_folder
 from vmoe.data.sources import index, splits, table
 from vmoe.data.sources.index import Index, IndexWriter, cached
 from vmoe.data.sources.table import Table, TableWriter
-from vmoe.errors import UsageError
+from vmoe.errors import Failure, UsageError
 
 
 def build_numbers(folder: Path) -> None:
@@ -131,10 +131,19 @@ def test_data_that_cannot_be_read_is_told_from_an_index_that_cannot_be_written(
     with pytest.raises(UsageError, match=r"/gone: cannot be read \(No such file"):
         cached(f"test:{os.urandom(8).hex()}", "a", build)
 
-    def full(folder: Path) -> None:
+    def gone(folder: Path) -> None:
         (folder / "gone" / "numbers.bin").write_bytes(b"")
 
     with pytest.raises(UsageError, match=r"cannot be written \(No such file .*make room"):
+        cached(f"test:{os.urandom(8).hex()}", "a", gone)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="Linux has a disk that is always full")
+def test_a_full_disk_is_a_failure() -> None:
+    def full(folder: Path) -> None:
+        Path("/dev/full").write_bytes(b"1")
+
+    with pytest.raises(Failure, match=r"cannot be written \(No space left on device\); make room"):
         cached(f"test:{os.urandom(8).hex()}", "a", full)
 
 

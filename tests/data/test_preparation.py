@@ -3,6 +3,7 @@
 import importlib
 import io
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -235,3 +236,17 @@ def test_a_name_that_tfds_refuses_is_refused_before_an_image_is_read(
     assert stopped.startswith(f"'{name}' is no name of a data set; use letters") and not list(
         tmp_path.iterdir()
     )
+
+
+def test_a_signal_ends_a_script_in_one_line(tmp_path: Path) -> None:
+    devkit = tmp_path / "devkit"
+    os.mkfifo(devkit)
+    script = [sys.executable, ROOT / "scripts" / "prepare_imagenet.py", tmp_path]
+    archives = ["--devkit", devkit, "--train", "train.tar", "--validation", "validation.tar"]
+    with (
+        subprocess.Popen([*script, *archives], stderr=subprocess.PIPE, text=True) as process,
+        open(devkit, "wb"),  # waits until the script reads it
+    ):
+        process.send_signal(signal.SIGINT)
+        _, error = process.communicate(timeout=60)
+    assert process.returncode == 130 and "Traceback" not in error, error

@@ -120,7 +120,6 @@ class DataConfig(Checked):
             f"data.decoder=fast resizes as tf_bilinear does, not {self.preprocessing.interpolation}"
             ": use data.preprocessing.interpolation=tf_bilinear",
         )
-        require(self.rotate <= 180, f"data.rotate={self.rotate}: use 0 to 180 degrees")
         require(0 <= self.erasing <= 1, f"data.erasing={self.erasing}: use 0 to 1")
         require(
             self.crop_min_area is None or 0 < self.crop_min_area <= 1,

@@ -20,6 +20,7 @@ LASTING = frozenset(
         errno.ENOENT,
         errno.ENOTDIR,
         errno.EPERM,
+        errno.EROFS,
     }
 )
 

@@ -39,7 +39,7 @@ from jaxtyping import Int, Integer, Num, Shaped
 
 from vmoe.cache import cache_folder
 from vmoe.data.retry import can_pass, failure, retried
-from vmoe.errors import UsageError
+from vmoe.errors import Failure, UsageError
 
 VERSION = 2  # of the files below; an index of another version is not used
 CHUNK = 1 << 18  # rows that are processed at once
@@ -78,6 +78,7 @@ def cached(
 
     Raises:
         UsageError: the cache folder cannot be written, or the data cannot be read.
+        Failure: so it is for a reason that can pass, such as a full disk.
     """
     root = cache_folder() / "indexes" / _hash(place)
     folder = root / _hash(repr((VERSION, key)))
@@ -103,7 +104,8 @@ def cached(
             shutil.rmtree(temporary, ignore_errors=True)
         _remove_old(root, folder)
     except OSError as error:
-        raise UsageError(
+        kind = Failure if can_pass(error) else UsageError
+        raise kind(
             f"{root}: the index of {place} cannot be written ({error.strerror or error}); make "
             "room, or set XDG_CACHE_HOME to another folder"
         ) from None

@@ -95,6 +95,7 @@ class Source(Protocol):
 
         Raises:
             UsageError: its file cannot be read.
+            Failure: its file cannot be read for a reason that can pass; it is not replaced.
         """
 
     def labels_of(self, index: int) -> tuple[int, ...]:
