@@ -1,5 +1,6 @@
 """Small random models of every family of ViT weights, with the outputs of the family's own library,
-and the results of torchvision's augmentations (``tests/golden/augment``, ``oracles/augment.py``).
+the results of torchvision's augmentations (``tests/golden/augment``, ``oracles/augment.py``), and
+of transformers' image processors (``tests/golden/preprocess``, ``oracles/images.py``).
 
     pip install -e '.[oracles]'
     python scripts/write_oracles.py [--out tests/golden/weights]
@@ -29,7 +30,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 import transformers
-from oracles import augment
+from oracles import augment, images
 from oracles.libraries import (
     GELUS,
     IMAGENET_MEAN,
@@ -336,6 +337,7 @@ def main() -> None:
     torch.set_num_threads(1)
     transformers.utils.logging.disable_progress_bar()
     augment.write(root / "tests" / "golden" / "augment" / "torchvision.npz")
+    images.write(root / "tests" / "golden" / "preprocess" / "transformers.npz")
     text = write_all(out)
     (out / "README.md").write_text(text)
     total = sum(file.stat().st_size for file in out.rglob("*") if file.is_file())

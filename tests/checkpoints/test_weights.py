@@ -50,8 +50,8 @@ CLASSES = ("plum", "pear", "fig", "lime", "kiwi", "date", "sloe", "nut", "hop", 
 BELONGINGS = {
     "timm_vit": (Preprocessing(16, 17, True, "bicubic"), True),
     "timm_no_qkv_bias": (Preprocessing(16, 18, True, "bilinear"), False),
-    "hf_vit": (Preprocessing(16, 16), True),
-    "hf_dinov2": (Preprocessing(16, 18, True, "bicubic"), False),
+    "hf_vit": (Preprocessing(16, 16, interpolation="torch_bilinear"), True),
+    "hf_dinov2": (Preprocessing(16, 18, True, "torch_bicubic"), False),
     "augreg": (Preprocessing(16, interpolation="tf_bilinear", exif=False), False),
 }
 

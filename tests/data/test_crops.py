@@ -1,6 +1,7 @@
 """Decoded pixels become images of the model's size and range."""
 
 import hashlib
+import json
 import math
 import tracemalloc
 from pathlib import Path
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from vmoe.checkpoints import hugging_face
 from vmoe.config import from_json, to_json
 from vmoe.config.preprocessing import Preprocessing
 from vmoe.data.crops import resize_and_crop
@@ -18,6 +20,7 @@ from vmoe.errors import UsageError
 from vmoe.nn.inputs import to_float
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "preprocess" / "evaluation.npz"
+TRANSFORMERS = GOLDEN.with_name("transformers.npz")
 AUTHORS = {  # by the name of the golden: `decode|resize(384)|value_range(-1,1)` and so on
     "finetune": Preprocessing(384, interpolation="tf_bilinear"),
     "cifar": Preprocessing(128, interpolation="tf_bilinear"),
@@ -44,12 +47,24 @@ def test_pixels_become_float32_from_minus_one_to_one() -> None:
 def test_a_whole_image_is_resized_to_a_square_as_by_pillow(
     shape: tuple[int, int], interpolation: str
 ) -> None:
-    """Hugging Face's ViTImageProcessor makes the same call of Pillow."""
     pillow = Image.fromarray(noise(*shape)).resize(
         (16, 16), Image.Resampling[interpolation.upper()]
     )
     ours = resize_and_crop(noise(*shape), Preprocessing(16, interpolation=interpolation))
     np.testing.assert_array_equal(ours, np.asarray(pillow))
+
+
+@pytest.mark.parametrize("name", ["vit", "vit_lanczos", "deit", "dinov2"])
+def test_pixels_equal_those_of_the_image_processors_of_transformers(name: str) -> None:
+    """Stored results of its processors, given the JSON that they save."""
+    with np.load(TRANSFORMERS) as stored:
+        config = json.loads(str(stored[f"{name}/config"]))
+        for i in range(4):
+            theirs = stored[f"{name}/{i}"]
+            ours = resize_and_crop(
+                stored[f"picture/{i}"], hugging_face.preprocessing(config, len(theirs))
+            )
+            np.testing.assert_array_equal(ours, theirs)
 
 
 def test_an_image_of_the_model_size_is_left_as_it_is() -> None:

@@ -17,12 +17,12 @@ HALF = {"mean": [0.5] * 3, "std": [0.5] * 3}
 # The defaults of transformers, for what the two JSON files do not specify.
 PIXELS = {"vit": HALF, "deit": IMAGENET, "dinov2": IMAGENET}
 EPSILONS = {"vit": 1e-12, "deit": 1e-12, "dinov2": 1e-6}
-RESAMPLES: dict[int, Interpolation] = {
+RESAMPLES: dict[int, Interpolation] = {  # Pillow's numbers; transformers resizes by torchvision
     0: "nearest",
-    1: "lanczos",
-    2: "bilinear",
-    3: "bicubic",
-}  # Pillow's numbers
+    1: "torch_lanczos",
+    2: "torch_bilinear",
+    3: "torch_bicubic",
+}
 
 
 def conversion(file: ArrayFile, config: Mapping[str, Any], images: Mapping[str, Any]) -> Conversion:

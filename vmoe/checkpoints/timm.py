@@ -49,7 +49,7 @@ TANH = (  # architectures whose GELU is not by erf
 )
 QUICK = r"vit_.*_clip_quickgelu_.*"
 LEAST_CROP = 0.1  # of the side of a resized image
-NO_QKV_BIAS = r"vit_(.*_miil|so150m2?_.*)"
+NO_QKV_BIAS = r"vit_(base_patch16_224_miil|(medium|betwixt)_patch16_gap_\d+)"
 CLIP = r"vit_.*_clip_.*"  # their layer norms have epsilon 1e-5
 
 

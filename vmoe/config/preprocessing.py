@@ -7,9 +7,20 @@ from vmoe.config.fields import Checked, require
 
 MOST_RESIZED = 10  # times image_size; a crop shows a hundredth of such an image
 
-Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos", "tf_bilinear", "tf_area"]
-"""How pixels are resized: by Pillow, whose filters are antialiased, except nearest; or as
-TensorFlow's ``resize`` does, bilinearly without antialiasing or by the mean over an area."""
+Interpolation = Literal[
+    "nearest",
+    "bilinear",
+    "bicubic",
+    "lanczos",
+    "torch_bilinear",
+    "torch_bicubic",
+    "torch_lanczos",
+    "tf_bilinear",
+    "tf_area",
+]
+"""How pixels are resized: by Pillow, whose filters are antialiased, except nearest; as torchvision
+does with uint8 tensors, whose filters differ from Pillow's by their rounding; or as TensorFlow's
+``resize`` does, bilinearly without antialiasing or by the mean over an area."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,7 +35,7 @@ class Preprocessing(Checked):
                                                Preprocessing(224, 256, True, "tf_area")
         crop_pct=0.9, interpolation="bicubic"  Preprocessing(224, 248, True, "bicubic")
         the same, crop_mode="squash"           Preprocessing(224, 248, False, "bicubic")
-        ViTImageProcessor(size=224)            Preprocessing(224)
+        ViTImageProcessor(size=224)            Preprocessing(224, interpolation="torch_bilinear")
 
     timm's ``resize_to`` is ``floor(image_size / crop_pct)``.
     """

@@ -20,8 +20,8 @@ LONGEST = 16  # ratio of sides up to which a whole image is resized before the c
 def resize_and_crop(pixels: UInt8[np.ndarray, "h0 w0 3"], preprocessing: Preprocessing) -> Pixels:
     """Resizes an image and cuts out its centre, a square of the model's size.
 
-    Sides and offsets are rounded as torchvision, and so timm, does; with TensorFlow's
-    interpolations as the V-MoE authors do.
+    Sides and offsets are rounded as torchvision, and so timm, does; with the interpolations of
+    TensorFlow as the V-MoE authors do, with those of torchvision as transformers does.
 
     Args:
         pixels: in [0, 255].
@@ -36,7 +36,8 @@ def resize_and_crop(pixels: UInt8[np.ndarray, "h0 w0 3"], preprocessing: Preproc
         pixels = _without_far_ends(pixels)
         h, w = (_side(side, min(pixels.shape[:2]), h, tensorflow) for side in pixels.shape[:2])
     resized = resize(pixels, h, w, interpolation)
-    y, x = ((side - size) // 2 if tensorflow else round((side - size) / 2) for side in (h, w))
+    down = interpolation.startswith(("tf_", "torch_"))
+    y, x = ((side - size) // 2 if down else round((side - size) / 2) for side in (h, w))
     return resized[y : y + size, x : x + size]
 
 
