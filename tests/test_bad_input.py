@@ -354,6 +354,10 @@ CASES: dict[str, tuple[list[str], str]] = {
         "vmoe: rows.csv: it has other columns",
     ),
     "no folder for csv": ([*EVALUATE, "--csv", "gone/rows.csv"], "no folder gone"),
+    "no folder for predictions": (
+        [*EVALUATE, "--predictions", "gone/p.csv"],
+        "predictions=gone/p.csv: no folder gone; make it first (--predictions)",
+    ),
     "zero image size": ([*EVALUATE, "--image-size", "0"], "image_size=0: use at least 1"),
     "several data sets": ([*EVALUATE, "--data", "digits", "emoji_sample"], "several need fewshot"),
     "shots": ([*EVALUATE, "--fewshot", "1,x"], "fewshot=1,x: give numbers of images per class"),

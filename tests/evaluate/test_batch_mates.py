@@ -87,7 +87,7 @@ def test_optimised_mates_take_more_slots_than_mates_changed_at_random() -> None:
 def test_the_size_of_a_batch_changes_no_result_at_any_epsilon() -> None:
     changes = [AttackConfig(epsilon=epsilon, steps=1) for epsilon in (32.0, 64.0)]
     small, large = (
-        attack_mates(model_of(), images(), LABELS, TIGHT, CONFIG, changes, batch_size=size)
+        attack_mates(model_of(), images(), LABELS, Setting(1.0), CONFIG, changes, batch_size=size)
         for size in (4, 20)
     )
     for one, other in zip(jax.tree.leaves(small), jax.tree.leaves(large), strict=True):

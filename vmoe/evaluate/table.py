@@ -163,7 +163,7 @@ def write_predictions(path: Path, source: Source, evaluation: Evaluation) -> Non
     try:
         replace_text(path, encoded.decode())
     except OSError as error:
-        raise Failure(f"{path}: {error.strerror}") from None
+        raise Failure(f"{path}: cannot be written ({error.strerror})") from None
 
 
 def _settings(config: ViTConfig) -> dict[str, str]:
