@@ -58,8 +58,8 @@ the same figures for the other models.""",
 background if all of it has the colour of the image's border:""",
         kept(rows),
         """Normalised mutual information of expert and class, and of expert and place in the image
-(in parentheses: under shuffled classes and places; a class token was counted as a place), and the
-accuracy with a random router in one block.""",
+(in parentheses: under shuffled classes and places), and the accuracy with a random router in one
+block.""",
         blocks(rows),
         rule(rows),
         claims(rows),
