@@ -56,7 +56,8 @@ def temporary_folder(**place: Any) -> Iterator[Path]:
     Args:
         place: as for ``tempfile.mkdtemp``.
     """
-    with tempfile.TemporaryDirectory(**place) as name, unfinished(Path(name)):
+    made = tempfile.TemporaryDirectory(ignore_cleanup_errors=True, **place)
+    with made as name, unfinished(Path(name)):
         yield Path(name)
 
 

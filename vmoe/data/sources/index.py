@@ -28,7 +28,6 @@ import json
 import os
 import shutil
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -40,6 +39,7 @@ from jaxtyping import Int, Integer, Num, Shaped
 from vmoe.cache import cache_folder
 from vmoe.data.retry import can_pass, failure, retried
 from vmoe.errors import Failure, UsageError
+from vmoe.signals import temporary_folder
 
 VERSION = 2  # of the files below; an index of another version is not used
 CHUNK = 1 << 18  # rows that are processed at once
@@ -94,14 +94,11 @@ def cached(
         root.mkdir(parents=True, exist_ok=True)
         if found is not None and _states(folder) == found:  # else another process has built it
             _remove(folder)
-        temporary = Path(tempfile.mkdtemp(prefix=".building-", dir=root))
-        try:
+        with temporary_folder(prefix=".building-", dir=root) as temporary:
             with _naming_data(temporary):
                 build(temporary)
             _seal(temporary)
             _rename(temporary, folder)
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
         _remove_old(root, folder)
     except OSError as error:
         kind = Failure if can_pass(error) else UsageError
