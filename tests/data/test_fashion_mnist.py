@@ -12,8 +12,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests.data.open_files import no_more_files
+from vmoe.data import retry
 from vmoe.data.sources import fashion_mnist, open_source
-from vmoe.errors import UsageError
+from vmoe.errors import Failure, UsageError
 
 
 @pytest.fixture
@@ -92,8 +94,13 @@ def test_a_failed_or_wrong_download_leaves_no_file_behind(server: Path) -> None:
     assert not list(cache.iterdir())
 
 
-def test_corrupt_files_of_fashion_mnist_are_refused_by_name(clothes: Path) -> None:
+def test_corrupt_files_of_fashion_mnist_are_refused_by_name(
+    clothes: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(retry, "PAUSES", (0, 0, 0))
     path = clothes / "t10k-labels-idx1-ubyte.gz"
+    with no_more_files(60), pytest.raises(Failure, match=r"gz: cannot be read now \(Too many open"):
+        open_source(f"fashion_mnist:{clothes}", "test")
     path.write_bytes(path.read_bytes()[:-12])
     with pytest.raises(UsageError, match=r"t10k-labels-idx1-ubyte\.gz: corrupt"):
         open_source(f"fashion_mnist:{clothes}", "test")

@@ -10,6 +10,7 @@ import functools
 import gzip
 import hashlib
 import http.client
+import io
 import os
 import urllib.request
 import zlib
@@ -18,6 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from vmoe.cache import cache_folder
+from vmoe.data.retry import retried
 from vmoe.data.sources.in_memory import InMemorySource, rgb
 from vmoe.data.sources.splits import stratified_split
 from vmoe.errors import UsageError
@@ -77,9 +79,10 @@ def unpack(path: Path) -> bytes:
 
     Raises:
         UsageError: there is no such file, or it is corrupt.
+        Failure: it cannot be read for a reason that can pass.
     """
     try:
-        with gzip.open(path) as file:
+        with gzip.open(io.BytesIO(retried(path, path.read_bytes))) as file:
             content = file.read(MOST_BYTES + 1)
     except FileNotFoundError:
         raise UsageError(f"{path}: no such file; fashion_mnist needs it") from None
