@@ -146,6 +146,16 @@ def test_a_run_whose_console_goes_away_trains_to_its_end_and_records_when_and_wh
     assert datetime.datetime.fromisoformat(date).tzinfo
 
 
+def test_files_are_written_although_the_reader_of_stdout_is_gone(tmp_path: Path) -> None:
+    gone = ("bash", "-c", 'set -o pipefail; "$0" "$@" | :')
+    data = ("--checkpoint", "vmoe_fashion_mnist", "--data", "fashion_mnist_sample")
+    files = ("--predictions", tmp_path / "images.csv", "--csv", tmp_path / "rows.csv")
+    result = interpreter("evaluate", *data, *files, under=gone)
+    assert result.returncode == 141, result.stderr
+    lines = {path.name: len(path.read_text().splitlines()) for path in tmp_path.iterdir()}
+    assert lines == {"images.csv": 513, "rows.csv": 2}
+
+
 def test_a_run_without_stdout_and_stderr_trains_to_its_end(tmp_path: Path) -> None:
     closed = ("sh", "-c", 'exec "$0" "$@" >&- 2>&-')
     result = interpreter(*SHORT, "--workdir", tmp_path / "run", under=closed)

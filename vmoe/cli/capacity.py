@@ -96,14 +96,16 @@ def run(argv: Sequence[str]) -> None:
     }
     if args.by == "time":
         report["measured"] = _measured(loaded, chosen, sample)
-    if args.json:
-        print_json(_plain(report))
-    else:
-        _print(report, loaded)
     sample.print_messages()
-    write_inference(file, _inference(args, loaded, sample, scores, chosen))
-    if args.plot:
-        _plot(args, rows, chosen, scores, sample.source.name)
+    try:
+        if args.json:
+            print_json(_plain(report))
+        else:
+            _print(report, loaded)
+    finally:  # also if the reader of stdout is gone
+        write_inference(file, _inference(args, loaded, sample, scores, chosen))
+        if args.plot:
+            _plot(args, rows, chosen, scores, sample.source.name)
 
 
 def _budget(text: str) -> float:

@@ -111,14 +111,16 @@ def _evaluate(args: EvaluateArgs, loaded: "Loaded") -> None:
         )
     for line in [*skipped_messages([source]), *left_out.news()]:
         print(one_line(line), file=sys.stderr)
-    if args.json:
-        print_json(_as_json(args, loaded, evaluation))
-    else:
-        _print(args, loaded, evaluation)
-    if args.csv:
-        append_row(args.csv, loaded, evaluation)
-    if args.predictions:
-        write_predictions(args.predictions, source, evaluation)
+    try:
+        if args.json:
+            print_json(_as_json(args, loaded, evaluation))
+        else:
+            _print(args, loaded, evaluation)
+    finally:  # also if the reader of stdout is gone
+        if args.csv:
+            append_row(args.csv, loaded, evaluation)
+        if args.predictions:
+            write_predictions(args.predictions, source, evaluation)
 
 
 def _as_json(args: EvaluateArgs, loaded: "Loaded", evaluation: "Evaluation") -> dict[str, Any]:

@@ -76,15 +76,18 @@ def run(argv: Sequence[str]) -> None:
         Sample(data, loaded, images=args.images, batch_size=args.batch_size) for loaded in models
     ]
     measured = [_measure(args, *each) for each in zip(models, samples, strict=True)]
-    _print(args, measured, _compare(models, samples) if args.beside else None)
+    compared = _compare(models, samples) if args.beside else None
     for sample in samples:
         sample.print_messages()
-    if args.export:
-        _export(args.export, measured[0], samples[0])
-    if args.plots:
-        _draw(args.plots, measured[0])
-    if args.out:
-        _write_page(args, args.out, measured)
+    try:
+        _print(args, measured, compared)
+    finally:  # also if the reader of stdout is gone
+        if args.export:
+            _export(args.export, measured[0], samples[0])
+        if args.plots:
+            _draw(args.plots, measured[0])
+        if args.out:
+            _write_page(args, args.out, measured)
     every = [finding for routing in measured for finding in routing.findings]
     if args.check and every:
         raise CheckFailed(f"--check: {len(every)} finding{'s' * (len(every) > 1)}: {every[0]}")
