@@ -169,7 +169,7 @@ def shown_top(logits: np.ndarray) -> list[str]:
 
 def bar_names(element: Any) -> list[str]:
     names = element.find_elements("css selector", ".bars th")
-    return [name.get_property("textContent").removeprefix("✓ ") for name in names]
+    return [name.get_property("textContent").removeprefix("✓\u00a0") for name in names]
 
 
 @in_a_browser

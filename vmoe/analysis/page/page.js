@@ -110,7 +110,7 @@ function bars(top, probabilities, labels) {
     const bar = make("div", {className: "fill", style: {width: percent(probabilities[i] / 255, 1)}});
     const isTrue = labels.includes(one);
     return make("tr", {className: isTrue ? "true" : ""},
-      make("th", {scope: "row", title: isTrue ? "a true class" : ""}, (isTrue ? "✓ " : "") + classes[one]),
+      make("th", {scope: "row", title: isTrue ? "a true class" : ""}, (isTrue ? "✓\u00a0" : "") + classes[one]),
       make("td", {className: "bar"}, bar), make("td", {}, percent(probabilities[i] / 255)));
   });
   return make("table", {className: "bars"}, make("tbody", {}, ...rows));
