@@ -371,6 +371,10 @@ CASES: dict[str, tuple[list[str], str]] = {
         [*EVALUATE, "--fewshot-seed", "7"],
         "vmoe: --fewshot-seed 7 has no effect without --fewshot: give both or neither",
     ),
+    "preprocessing of no probe": (
+        [*EVALUATE, "--fewshot-preprocessing", "paper"],
+        "vmoe: --fewshot-preprocessing paper has no effect without --fewshot: give both or neither",
+    ),
     "new head of no other model": (
         [*TINY_TRAIN, "--init-new-head"],
         "vmoe: --init-new-head has no effect without --init",

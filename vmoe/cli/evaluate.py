@@ -66,6 +66,7 @@ class EvaluateArgs:
     no_effect: ClassVar[dict[str, str]] = {
         "fewshot_seed": "without fewshot",
         "fewshot_l2": "without fewshot",
+        "fewshot_preprocessing": "without fewshot",
         "per_class": "with fewshot",
         "csv": "with fewshot",
         "predictions": "with fewshot",

@@ -34,7 +34,10 @@ class Search:
         self._path: list[Setting] = []
 
     def even(self, budget: float) -> Setting | None:
-        """The best setting that is the same in all blocks; None if none is within the budget."""
+        """The best setting that is the same in all blocks, of those that are tried in each of them.
+
+        None if none is within the budget.
+        """
         first, *others = self._level
         in_all = [own for own in first if all(own in each for each in others)]
         same = [(own,) * len(self._blocks) for own in in_all]

@@ -73,7 +73,7 @@ def _levels(moe: MoEConfig, n: int, options: Sequence[Option]) -> Levels:
 
 
 def _numbers_of_slots(moe: MoEConfig, s: int) -> list[int]:
-    """Evenly spaced ones of the numbers that a capacity factor gives."""
+    """Numbers of slots that a capacity factor gives, evenly spaced."""
     if moe.dropless:
         moe = replace(moe, dropless=False, capacity_factor=1.0)
     most, step = slots_and_factor(moe, s)[0], moe.capacity_multiple
