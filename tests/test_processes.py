@@ -27,7 +27,9 @@ from tests.command import ROOT, TIMEOUT, Process, start, vmoe
 from tests.run_folder import assert_close
 from tests.two_hosts import CASES, make_hosts
 from vmoe import config as configs
+from vmoe.checkpoints.restore import sha256_of
 from vmoe.train import train
+from vmoe.workdir.layout import steps_of
 
 RECIPE = f"""
 from pathlib import Path
@@ -204,6 +206,26 @@ def test_all_processes_agree_on_a_corrupt_checkpoint_and_on_another_config(
             result.returncode == 2 and "holds a run of another config (seed is 0" in result.stderr
         )
         assert "Traceback" not in result.stderr
+
+
+@pytest.mark.slow
+def test_no_process_takes_what_cannot_be_read_for_corrupt(
+    recipe: Path, uninterrupted: Path, tmp_path: Path
+) -> None:
+    """A checkpoint of another version, then one with a file that links to itself."""
+    workdir = tmp_path / "run"
+    shutil.copytree(uninterrupted, workdir)
+    before = steps_of(workdir)
+    index = workdir / "checkpoints" / "20" / "checksums" / "metadata"
+    content = json.loads(index.read_text()) | {"format": 9}
+    del content["sha256"]
+    index.write_text(json.dumps(content | {"sha256": sha256_of(content)}))
+    for message in ("checkpoint format 9", "cannot be read (Too many levels of symbolic links)"):
+        for result in end(start_two(recipe, workdir)):
+            assert result.returncode == 1 and message in result.stderr.splitlines()[-1]
+        index.unlink()
+        index.symlink_to(index)
+    assert steps_of(workdir) == before
 
 
 def test_different_numbers_of_devices_are_refused(recipe: Path, tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ import orbax.checkpoint as ocp
 from vmoe import distributed
 from vmoe.checkpoints.checksums import checksums
 from vmoe.checkpoints.quiet import hide_late_reports
-from vmoe.errors import Failure, UsageError, parse_json
+from vmoe.errors import Failure, UsageError, VmoeError, parse_json
 from vmoe.workdir.layout import CHECKPOINTS, has_config, steps_of
 
 Arrays = Any  # a tree of arrays
@@ -113,7 +113,7 @@ def _restore(
         index = ocp.JsonCheckpointHandler().restore(path / "checksums")
         _check_index(folder, index)
         items = {name: _restore_item(path / name, item) for name, item in target.items()}
-    except (Failure, MemoryError):
+    except (VmoeError, MemoryError):
         raise  # these do not mean that the checkpoint is corrupt
     except Exception as error:  # Orbax and TensorStore report corruption by errors of many types
         unreadable = _system_error(error) or _unreadable_file(folder)
@@ -125,7 +125,7 @@ def _restore(
         unreadable, corrupt = map(distributed.first_message, (unreadable, corrupt))
     if unreadable:
         message = f"{folder}: cannot be read ({unreadable}); run the command again when it can"
-        raise distributed.synchronized(Failure(message))
+        raise Failure(message) if local else distributed.synchronized(Failure(message))
     if corrupt:
         raise CorruptCheckpoint(corrupt)
     for name, checksum in checksums(items, local=local).items():
