@@ -4,6 +4,7 @@ import collections
 import contextlib
 import hashlib
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -82,6 +83,31 @@ def test_an_index_is_built_once_per_key_and_again_if_its_files_are_not_whole() -
     os.utime(folder, (0, 0))
     cached(place, "c", build)
     assert not folder.exists(), "an old index of earlier data is kept"
+
+
+def test_an_index_that_cannot_be_opened_is_built_again() -> None:
+    place = f"test:{os.urandom(8).hex()}"
+    folder = cached(place, "a", build_numbers)
+    (folder / "index.json").write_text("{}")
+    files = [*sorted(folder.glob("*.bin")), folder / "index.json"]
+    digests = [hashlib.sha256(path.read_bytes()).hexdigest() for path in files]
+    sums = (f"{digest}  {path.name}\n" for digest, path in zip(digests, files, strict=True))
+    (folder / "SHA256SUMS").write_text("".join(sums))
+    assert len(Index(cached(place, "a", build_numbers))["numbers"]) == 10
+
+
+def test_a_damaged_index_that_is_there_when_a_build_ends_is_not_used(tmp_path: Path) -> None:
+    place = f"test:{os.urandom(8).hex()}"
+    folder = cached(place, "a", build_numbers)
+    (folder / "numbers.bin").write_bytes(bytes(80))
+    shutil.copytree(folder, tmp_path / "damaged")
+
+    def build(target: Path) -> None:
+        build_numbers(target)
+        shutil.copytree(tmp_path / "damaged", folder)
+
+    with pytest.raises(Failure, match="cannot be written .Directory not empty"):
+        cached(place, "a", build)
 
 
 def test_a_build_that_fails_leaves_nothing_behind() -> None:

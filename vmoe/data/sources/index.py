@@ -84,12 +84,14 @@ def cached(
     folder = root / _hash(repr((VERSION, key)))
     found = _states(folder)
     if found is not None:
-        if not _intact(folder, found):
+        intact = _intact(folder, found)
+        if not intact:
             print(f"{place}: its index in {folder} is damaged: built again", file=sys.stderr)
-        elif valid(Index(folder)):
-            with contextlib.suppress(OSError):  # of a cache folder that is read-only
-                os.utime(folder)
-            return folder
+        with contextlib.suppress(UsageError):  # another process is replacing it
+            if intact and valid(Index(folder)):
+                with contextlib.suppress(OSError):  # of a cache folder that is read-only
+                    os.utime(folder)
+                return folder
     try:
         root.mkdir(parents=True, exist_ok=True)
         if found is not None and _states(folder) == found:  # else another process has built it
@@ -190,7 +192,8 @@ def _rename(temporary: Path, folder: Path) -> None:
     try:
         temporary.rename(folder)
     except OSError:
-        if not folder.is_dir():  # else another process has just built the same
+        found = _states(folder)
+        if found is None or not _intact(folder, found):  # else another process has just built it
             raise
 
 
