@@ -11,9 +11,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.data.open_files import no_more_files
+from vmoe.data import retry
 from vmoe.data.decode import decode
 from vmoe.data.sources import SPLITS, Source, open_source
-from vmoe.errors import UsageError
+from vmoe.errors import Failure, UsageError
 
 datasets = pytest.importorskip("datasets")
 datasets.disable_progress_bars()
@@ -173,6 +175,18 @@ def test_files_that_save_to_disk_has_not_written_or_that_are_truncated_are_refus
     whole.to_parquet(tmp_path / "hf" / "data.parquet")
     with pytest.raises(UsageError, match="not written by save_to_disk"):
         open_source(f"hf:{tmp_path / 'hf'}", "train")
+
+
+def test_files_that_cannot_be_read_now_are_not_called_corrupt(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data_set([0] * 20, names(3)).save_to_disk(tmp_path)
+    assert len(open_source(f"hf:{tmp_path}", "train")) == 16  # imports what it needs
+    with no_more_files(0.05):
+        assert len(open_source(f"hf:{tmp_path}", "train")) == 16
+    monkeypatch.setattr(retry, "PAUSES", ())
+    with no_more_files(60), pytest.raises(Failure, match=r"cannot be read now \(Too many"):
+        open_source(f"hf:{tmp_path}", "train")
 
 
 def test_a_damaged_example_is_named_and_columns_that_are_not_needed_are_not_read(

@@ -22,11 +22,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from vmoe.data.retry import retried
 from vmoe.data.sources.index import state_of
 from vmoe.data.sources.source import Example, Fingerprint, Skipped, sampled
 from vmoe.data.sources.splits import resolve_split
 from vmoe.data.sources.vocabulary import MOST_CLASSES
-from vmoe.errors import UsageError, one_line
+from vmoe.errors import Failure, UsageError, one_line
 
 LABELS = ("label", "labels")
 # Of every ten rows, as ``_block`` orders them, where those of a split start, and how many they are.
@@ -176,7 +177,9 @@ def _open(folder: str, split: str, place: str) -> tuple[Any, tuple[int, int]]:
     if not Path(folder).is_dir():
         raise UsageError(f"{place}: no such folder; give one that save_to_disk has written")
     try:
-        loaded = datasets.load_from_disk(folder, keep_in_memory=False)
+        loaded = retried(place, lambda: datasets.load_from_disk(folder, keep_in_memory=False))
+    except Failure:
+        raise
     except FileNotFoundError as error:
         raise UsageError(
             f"{place}: not written by save_to_disk, or incomplete ({one_line(str(error))})"
