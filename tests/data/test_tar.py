@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from vmoe.data.decode import decode
-from vmoe.data.sources import SPLITS, Source, open_source, tar_shard
+from vmoe.data.sources import SPLITS, Source, open_source, skipped_messages, tar_shard
 from vmoe.errors import UsageError
 
 
@@ -194,6 +194,18 @@ def test_wrong_examples_are_refused_by_shard_and_name(
     write(tmp_path / "test.tar", files)
     with pytest.raises(UsageError, match=message):
         open_source(f"tar:{tmp_path}", "test")
+
+
+def test_what_is_no_shard_in_a_folder_of_shards_is_counted(tmp_path: Path) -> None:
+    shard(tmp_path / "shards" / "0.tar", range(30))
+    shard(tmp_path / "elsewhere" / "1.tar", range(30, 60))
+    (tmp_path / "shards" / "more").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "shards" / "2.tar.gz").write_bytes(b"")
+    (tmp_path / "shards" / "classes.txt").write_text("a\nb\nc\n")
+    assert list(skipped_messages([open_source(f"tar:{tmp_path / 'shards'}", "train")])) == [
+        f"skipped 1 file that is not an image: {tmp_path}/shards/2.tar.gz",
+        f"skipped 1 symbolic link to a folder: {tmp_path}/shards/more",
+    ]
 
 
 def test_duplicate_keys_are_refused(tmp_path: Path) -> None:

@@ -27,11 +27,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from vmoe.data.decode import entries_below
+from vmoe.data.decode import entries_below, is_folder
 from vmoe.data.progress import progress
 from vmoe.data.retry import retried
 from vmoe.data.sources.index import CHUNK, cached, state_of
-from vmoe.data.sources.source import Example, Fingerprint, Skipped, sampled
+from vmoe.data.sources.source import NAMED, Example, Fingerprint, Skipped, sampled
 from vmoe.data.sources.splits import SPLITS, WORDS, resolve_split
 from vmoe.data.sources.table import Table, TableWriter, path_of
 from vmoe.data.sources.tar_shard import index_of
@@ -68,7 +68,7 @@ def open_tar(path: str, split: str) -> "TarSource":
     place_of_index = f"tar:{os.path.abspath(path)}:{stored_split}"
     key = [shards.names, shards.expected, states, classes, used]
     index = cached(place_of_index, key, build)
-    return TarSource(f"{place}:{split}", str(shards.root), str(index), split)
+    return TarSource(f"{place}:{split}", str(shards.root), str(index), split, shards.skipped)
 
 
 class _Shards(NamedTuple):
@@ -78,18 +78,18 @@ class _Shards(NamedTuple):
         root: the folder to which the names are relative.
         names: of the shards.
         expected: the number of examples that an index says of each; empty if there is none.
+        skipped: what else is in the folder.
     """
 
     root: Path
     names: list[str]
     expected: dict[str, int]
+    skipped: Skipped = Skipped()
 
 
 def _find(path: str, place: str) -> _Shards:
     if Path(path).is_dir():
-        files = (each.path for each in entries_below(path) if each.name.endswith(".tar"))
-        names = sorted(os.path.relpath(file, path) for file in files)
-        shards = _Shards(Path(path), names, {})
+        shards = _shards_below(Path(path))
     elif path.endswith(".json"):
         expected = read_wids(Path(path), place)
         shards = _Shards(Path(path).parent, list(expected), expected)
@@ -105,6 +105,20 @@ def _find(path: str, place: str) -> _Shards:
     if not shards.names:
         raise UsageError(f"{place}: no .tar files in it")
     return shards
+
+
+def _shards_below(folder: Path) -> _Shards:
+    names, others, links = list[str](), list[str](), list[str]()
+    for entry in entries_below(str(folder)):
+        if entry.name.endswith(".tar"):
+            names.append(os.path.relpath(entry.path, folder))
+        elif is_folder(entry):
+            links.append(entry.path)
+        elif entry.path != str(folder / CLASSES):
+            others.append(entry.path)
+    others.sort()
+    skipped = Skipped(tuple(others[:NAMED]), tuple(sorted(links)), more_others=len(others[NAMED:]))
+    return _Shards(folder, sorted(names), {}, skipped)
 
 
 def _braces(pattern: str) -> list[str]:
@@ -149,7 +163,7 @@ def _build(
     fractions: Mapping[str, float],
 ) -> None:
     """Writes the table of the images of some shards; the classes are those of all shards."""
-    root, names, expected = shards
+    root, names, expected, _ = shards
     vocabulary, ends, in_split = Vocabulary(), list[int](), set(used)
     end = 0
     with TableWriter(target) as table:
@@ -189,14 +203,16 @@ def _build(
 class TarSource:
     """A split of a set of tar shards; see ``Source``."""
 
-    def __init__(self, name: str, root: str, index: str, split: str):
+    def __init__(self, name: str, root: str, index: str, split: str, skipped: Skipped):
         """
         Args:
             root: to which the paths of the shards are relative.
             index: folder of the table.
             split: of the table.
+            skipped: what else is in the folder.
         """
-        self._arguments = (name, root, index, split)
+        self._arguments = (name, root, index, split, skipped)
+        self.skipped = skipped
         self.name, self._root = name, Path(root)
         self._table = Table(index, split)
         self._ends = np.array(self._table.index.info["ends"])
@@ -205,11 +221,6 @@ class TarSource:
     @property
     def class_names(self) -> tuple[str, ...]:
         return self._table.class_names
-
-    @property
-    def skipped(self) -> Skipped:
-        """Nothing is skipped."""
-        return Skipped()
 
     @property
     def max_labels(self) -> int:
