@@ -7,6 +7,7 @@ import pytest
 
 from tests.command import vmoe
 from vmoe.checkpoints import read
+from vmoe.checkpoints.restore import read_metrics
 from vmoe.errors import Failure
 
 LOOP = "cannot be read (Too many levels of symbolic links); run the command again"
@@ -59,3 +60,12 @@ def test_every_checkpoint_that_was_moved_can_be_put_back_by_the_command_in_the_m
     moved = (run / "checkpoints" / "60").rename(run / "checkpoints" / "corrupt" / "60")
     with pytest.raises(Failure, match=rf"put it back \(mv {moved} {run}/checkpoints/\), or start"):
         read(run)
+
+
+def test_metrics_that_cannot_be_read_are_not_to_be_removed(tmp_path: Path) -> None:
+    metrics = tmp_path / "checkpoints" / "metrics.json"
+    metrics.parent.mkdir()
+    metrics.symlink_to(metrics)
+    with pytest.raises(Failure) as error:
+        read_metrics(tmp_path)
+    assert str(error.value) == f"{metrics}: {LOOP} when it can"

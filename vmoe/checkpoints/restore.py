@@ -124,8 +124,8 @@ def _restore(
     if not local:  # every process restores its shards
         unreadable, corrupt = map(distributed.first_message, (unreadable, corrupt))
     if unreadable:
-        message = f"{folder}: cannot be read ({unreadable}); run the command again when it can"
-        raise Failure(message) if local else distributed.synchronized(Failure(message))
+        failure = _cannot_be_read(folder, unreadable)
+        raise failure if local else distributed.synchronized(failure)
     if corrupt:
         raise CorruptCheckpoint(corrupt)
     for name, checksum in checksums(items, local=local).items():
@@ -163,6 +163,10 @@ def _unreadable_file(folder: Path) -> str:
     except OSError as error:
         return _system_error(error)
     return ""
+
+
+def _cannot_be_read(path: Path, reason: str) -> Failure:
+    return Failure(f"{path}: cannot be read ({reason}); run the command again when it can")
 
 
 def _reason(error: Exception) -> str:
@@ -243,6 +247,8 @@ def read_metrics(workdir: Path) -> dict[int, Metrics]:
     except FileNotFoundError:
         return {}
     except OSError as error:
+        if reason := _system_error(error):
+            raise _cannot_be_read(path, reason) from None
         problem = f"cannot be read ({error.strerror})"
     except (ValueError, TypeError) as error:
         problem = f"is corrupt ({error})"
