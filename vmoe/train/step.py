@@ -11,7 +11,7 @@ from vmoe import models
 from vmoe.analysis.measures import block_measures, dropped_and_unprocessed, expert_totals
 from vmoe.config import TrainConfig
 from vmoe.data.pipeline import Batch
-from vmoe.nn.inputs import is_label, label_vectors, to_float
+from vmoe.nn.inputs import has_label, is_label, label_vectors, to_float
 from vmoe.nn.losses import cross_entropy
 from vmoe.nn.parts import norms_by_part
 from vmoe.sharding import ONE_DEVICE, Placement
@@ -63,7 +63,7 @@ def train_step(
         )
 
     inputs = make_inputs(batch, key, config, placement)
-    labelled = (inputs.labels >= 0).any(-1)
+    labelled = has_label(inputs.labels)
     gradient, (metrics, totals) = over_parts(
         gradient_of, inputs, key, parts=config.accumulate, placement=placement
     )
@@ -127,8 +127,10 @@ def make_inputs(
     images = to_float(jnp.asarray(batch.images))
     normalize = config.loss == "softmax"
     targets = label_vectors(batch.labels, config.model.num_classes, normalize=normalize)
-    labelled = (jnp.asarray(batch.labels) >= 0).any(-1, keepdims=True)
-    targets = jnp.where(labelled, optax.smooth_labels(targets, config.label_smoothing), targets)
+    labelled = has_label(jnp.asarray(batch.labels))
+    targets = jnp.where(
+        labelled[:, None], optax.smooth_labels(targets, config.label_smoothing), targets
+    )
     key = jax.random.fold_in(key, MIXING)
     mixed = mix(images, targets, key, config.data, placement.devices, placement.replicate)
     return Inputs(*mixed, jnp.asarray(batch.labels))
