@@ -2,6 +2,7 @@
 
 import errno
 import fcntl
+import os
 import threading
 import tracemalloc
 from pathlib import Path
@@ -32,6 +33,20 @@ def test_two_writers_of_one_file_leave_the_whole_text_of_one_and_nothing_else(
         thread.join()
     assert not errors and (tmp_path / "file").read_text() in texts
     assert list(tmp_path.iterdir()) == [tmp_path / "file"]
+
+
+def test_a_text_is_on_the_disk_before_it_takes_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced, fsync = list[tuple[int, bool]](), os.fsync
+
+    def noted(number: int) -> None:
+        synced.append((os.fstat(number).st_size, (tmp_path / "file").exists()))
+        fsync(number)
+
+    monkeypatch.setattr(os, "fsync", noted)
+    replace_text(tmp_path / "file", "text")
+    assert synced == [(4, False)]
 
 
 def test_a_file_that_cannot_be_replaced_is_named_and_kept(tmp_path: Path) -> None:
