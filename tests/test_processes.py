@@ -76,6 +76,7 @@ def errors(
     assert not any(process.returncode for process in run), outputs
     yield list(zip(*(stdout.splitlines()[-len(CASES) :] for stdout, _ in outputs), strict=True))
     assert not (folder / "run").exists() and not (folder / "host1" / "here").exists()
+    assert not (folder / "host0" / "behind" / "config.json").exists()
 
 
 @pytest.mark.parametrize("case", CASES)

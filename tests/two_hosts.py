@@ -16,6 +16,7 @@ from vmoe import distributed
 from vmoe.config import EvalConfig, load, replace
 from vmoe.errors import VmoeError
 from vmoe.train import train
+from vmoe.workdir.lock import LOCK
 
 
 class Case(NamedTuple):
@@ -69,8 +70,12 @@ CASES = {
         ({}, dict(model=dict(num_classes=1))),
     ),
     "run folder": Case(
-        "workdir here: process 1 does not see what the primary process wrote there; use a folder",
+        "workdir here: process 1 does not see what the primary process sees there; use a folder",
         workdirs=("here",),
+    ),
+    "list of checkpoints": Case(
+        "workdir behind: process 1 does not see what the primary process sees there",
+        workdirs=("behind",),
     ),
 }
 
@@ -95,6 +100,8 @@ def make_hosts(folder: Path, trained: Path) -> list[Path]:
     cat.rename(cat.parents[1] / "dog" / "2.bmp")
     Image.new("RGB", (8, 8), (2, 0, 0)).save(hosts[1] / "repainted" / "validation/dog/1.bmp")
     shutil.rmtree(hosts[1] / "missing")
+    (hosts[1] / "behind" / "checkpoints" / "10").mkdir(parents=True)
+    (hosts[1] / "behind" / LOCK).symlink_to(hosts[0] / "behind" / LOCK)
     return hosts
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from vmoe import distributed
 from vmoe.errors import UsageError
+from vmoe.workdir.layout import steps_of
 
 LOCK = ".lock"
 
@@ -69,15 +70,21 @@ def _lock(workdir: Path) -> Iterator[None]:
 
 
 def _check_shared(workdir: Path) -> None:
-    """Checks that all processes see the same folder; else each would resume from its own files."""
+    """Checks that all processes see the same folder; else each would resume from its own files.
+
+    A network file system may show a process an earlier list of checkpoints for a minute.
+    """
     path = workdir / LOCK
-    content = distributed.raise_together(lambda: path.read_text() if path.exists() else "")
-    first, *others = distributed.gather(content)
+
+    def seen() -> str:
+        return f"{path.read_text() if path.exists() else ''} {steps_of(workdir)}"
+
+    first, *others = distributed.gather(distributed.raise_together(seen))
     for i, other in enumerate(others, start=1):
         if other != first:
             raise distributed.synchronized(
                 UsageError(
-                    f"workdir {workdir}: process {i} does not see what the primary process wrote "
-                    "there; use a folder that all processes share"
+                    f"workdir {workdir}: process {i} does not see what the primary process sees "
+                    "there; use a folder that all processes share, or try again in a minute"
                 )
             )
