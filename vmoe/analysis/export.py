@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import os
 import struct
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -74,8 +73,6 @@ def export(path: str | Path, parts: Iterable[Collected]) -> Path:
                 spool.seek(0)
                 while block := spool.read(1 << 20):
                     file.write(block)
-            file.flush()
-            os.fsync(file.fileno())
     return path
 
 

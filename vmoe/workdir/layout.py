@@ -80,17 +80,16 @@ def replace_text(path: Path, text: str) -> None:
     Raises:
         OSError: the file cannot be written.
     """
-    with replacing(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())  # else a power cut may leave an empty file
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8", newline="")
 
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """The path of a temporary file in its folder, which takes the place of the file at the end.
 
-    A kill leaves either the old or the new content. Several processes may do this at once.
+    A kill or a power cut leaves either the old or the new content. Several processes may do this at
+    once.
 
     Raises:
         OSError: the file cannot be written; the error names it, and nothing is left.
@@ -98,6 +97,8 @@ def replacing(path: Path) -> Iterator[Path]:
     try:
         with temporary_folder(dir=path.parent, prefix=TEMPORARY) as folder:
             yield folder / path.name
+            with (folder / path.name).open("rb") as file:
+                os.fsync(file.fileno())
             os.replace(folder / path.name, path)
     except OSError as error:  # that of a full disk names no file
         error.filename = str(path)
