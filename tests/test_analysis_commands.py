@@ -127,7 +127,7 @@ def test_a_check_exits_with_3_if_something_is_wrong_and_0_if_not() -> None:
         (("--images", "0"), "images=0: use at least 1 (--images)"),
         (("--export", "gone/a.safetensors"), "export=gone/a.safetensors: no folder gone; make it"),
         (("--plots", "gone/plots"), "plots=gone/plots: no folder gone; make it first (--plots)"),
-        (("--plots", str(ROOT / "README.md")), "README.md: it is a file; give a folder"),
+        (("--plots", str(ROOT / "README.md")), "README.md: it is not a folder; give a folder"),
         (("--checkpoint", "vit_fashion_mnist"), "no block of this model is sparse"),
     ],
 )

@@ -74,6 +74,7 @@ def files(tiny_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     }.items():
         (folder / name).write_text(text)
     (folder / "bytes.py").write_bytes(b"\0\1\2")
+    os.mkfifo(folder / "pipe")
     for kind in ("photos", "broken", "sparse", "whole"):
         for name in ("cat", "dog"):
             (folder / kind / name).mkdir(parents=True)
@@ -398,6 +399,14 @@ CASES: dict[str, tuple[list[str], str]] = {
     "seed of a rule": (
         ["prune", "{run}", "new", "--num_experts", "2", "--seed", "5"],
         "vmoe: --seed 5 has no effect without --rule random",
+    ),
+    "predictions are a pipe": (
+        [*EVALUATE, "--predictions", "pipe"],
+        "predictions=pipe: it is not a file; give a file (--predictions)",
+    ),
+    "predictions are a folder": (
+        [*EVALUATE, "--predictions", "photos"],
+        "predictions=photos: it is not a file; give a file (--predictions)",
     ),
     "csv is a folder": ([*EVALUATE, "--csv", "photos"], "vmoe: photos: Is a directory"),
     "no image": ([*PREDICT, "gone.png"], "gone.png: no such file or folder"),

@@ -157,16 +157,20 @@ def _one_line(box: str) -> str:
     return text.partition(" For full helptext")[0].partition(" Argument helptext")[0]
 
 
-def check_folders(args: Any, *names: str) -> None:
-    """Checks, before any work, that the folders exist into which files are to be written.
+def check_outputs(args: Any, *files: str, folders: Sequence[str] = ()) -> None:
+    """Checks, before any work, that what is written to paths can be there.
 
     Args:
-        names: of fields that hold a path or None.
+        files: names of fields that hold the path of a file or None.
+        folders: of those that hold the path of a folder or None.
 
     Raises:
-        UsageError: a folder is missing.
+        UsageError: a parent folder is missing, or something else is there, such as /dev/null, which
+            a file would replace.
     """
-    for name in names:
-        path = getattr(args, name)
+    for name in (*files, *folders):
+        path, kind = getattr(args, name), "folder" if name in folders else "file"
         if path and not path.parent.is_dir():
             raise UsageError(f"{name}={path}: no folder {path.parent}; make it first")
+        if path and path.exists() and not (path.is_dir() if kind == "folder" else path.is_file()):
+            raise UsageError(f"{name}={path}: it is not a {kind}; give a {kind}")

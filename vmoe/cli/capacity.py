@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vmoe.cli.arguments import check_folders, parse
+from vmoe.cli.arguments import check_outputs, parse
 from vmoe.cli.data import Sample
 from vmoe.cli.inference import UNITS
 from vmoe.cli.printing import print_json, print_table, progress
@@ -58,7 +58,7 @@ def run(argv: Sequence[str]) -> None:
     """Searches a setting, prints the trade-off, and writes it."""
     args = parse(CapacityArgs, "capacity", argv)
     budget = _budget(args.budget)
-    check_folders(args, "out", "plot")
+    check_outputs(args, "out", "plot")
     from vmoe.data.pipeline import ORDER
     from vmoe.evaluate.capacity import Search
     from vmoe.evaluate.setting_scores import Scores

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from vmoe.cli.arguments import check_folders, parse
+from vmoe.cli.arguments import check_outputs, parse
 from vmoe.cli.data import open_data
 from vmoe.cli.fewshot import run_fewshot
 from vmoe.cli.inference import load_for_inference
@@ -76,7 +76,7 @@ class EvaluateArgs:
 def run(argv: Sequence[str]) -> None:
     """Evaluates a trained model, and prints its metrics."""
     args = parse(EvaluateArgs, "evaluate", argv)
-    check_folders(args, "predictions")
+    check_outputs(args, "predictions")
     from vmoe.evaluate.table import check_file
 
     if args.csv:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
-from vmoe.cli.arguments import check_folders, parse
+from vmoe.cli.arguments import check_outputs, parse
 from vmoe.cli.data import Sample, data_of
 from vmoe.cli.printing import print_json, print_table, progress
 from vmoe.config import RoutingOverrides
@@ -94,12 +94,7 @@ def run(argv: Sequence[str]) -> None:
 
 
 def _check_args(args: RoutingArgs) -> None:
-    check_folders(args, "export", "plots", "out")
-    for name, path in (("export", args.export), ("out", args.out)):
-        if path and path.is_dir():
-            raise UsageError(f"{name}={path}: it is a folder; give a file")
-    if args.plots and args.plots.is_file():
-        raise UsageError(f"plots={args.plots}: it is a file; give a folder")
+    check_outputs(args, "export", "out", folders=("plots",))
     if args.page_images < 1:
         raise UsageError(f"page_images={args.page_images}: use at least 1")
 
