@@ -171,8 +171,9 @@ def test_evaluate_and_attack_count_the_same_images_as_right(
     several_labels: str, tmp_path: Path
 ) -> None:
     model = ("--checkpoint", "vmoe_fashion_mnist", "--data", several_labels, "--json")
-    file = tmp_path / "predictions.csv"
-    result = vmoe("evaluate", *model, "--batch-size", "64", "--predictions", file)
+    file, summary = tmp_path / "predictions.csv", tmp_path / "summary.csv"
+    files = ("--predictions", file, "--csv", summary)
+    result = vmoe("evaluate", *model, "--batch-size", "64", *files)
     evaluated = json.loads(result.stdout)
     assert evaluated["accuracy"] > 0.7 and evaluated["unlabelled"] == 21
     with file.open(newline="") as lines:
@@ -182,6 +183,9 @@ def test_evaluate_and_attack_count_the_same_images_as_right(
     assert [row["correct"] for row in rows if row["labels"]] == [str(int(x)) for x in right]
     assert np.mean(right) == evaluated["accuracy"] and rows[2]["labels"] == rows[2]["correct"] == ""
     assert all(0.1 <= float(row["probability"]) <= 1 for row in rows)
+    with summary.open(newline="") as lines:
+        (row,) = csv.DictReader(lines)
+    assert (row["images"], row["unlabelled"]) == ("64", "21")
     result = vmoe("attack", *model, "--epsilon", "1", "--steps", "1")
     (row,) = json.loads(result.stdout)
     assert row["accuracy_before"] == evaluated["accuracy"]

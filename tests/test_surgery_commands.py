@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 import vmoe as library
 from tests.command import TINY, vmoe
@@ -88,13 +89,19 @@ def test_pruning_reports_the_accuracy_before_and_after(tiny_run: Path, tmp_path:
 def test_the_other_rules_prune_and_experts_become_one_mlp(
     tiny_run: Path, average: tuple[Path, dict], tmp_path: Path
 ) -> None:
-    for options in (
-        ["--num-experts", "3", "--rule", "random"],
-        ["--num-experts", "3", "--rule", "router_norm", "--before", tiny_run],
+    digits, lines = open_source("digits", "test"), ["path,labels,split"]
+    for i in range(30):  # of three, one has no label
+        Image.fromarray(digits.images[i]).save(tmp_path / f"{i}.png")
+        lines.append(f"{i}.png,{digits.labels[i] if i % 3 else ''},test")
+    (tmp_path / "list.csv").write_text("\n".join(lines))
+    some = ["--data", f"manifest:{tmp_path / 'list.csv'}:test"]
+    for options, images in (
+        (["--num-experts", "3", "--rule", "random", *some], 20),
+        (["--num-experts", "3", "--rule", "router_norm", "--before", tiny_run], 180),
     ):
         result = vmoe("prune", tiny_run, tmp_path / str(options[3]), *options)
         assert result.returncode == 0, result.stderr
-        assert "after" in result.stdout and " of 180" in result.stdout
+        assert "after" in result.stdout and result.stdout.count(f"% of {images} ") == 2
     dense, report = average
     assert report["after"]["images"] == 180 and report["after"]["experts"] == "0"
     assert library.load(dense).model.config.sparse_blocks == ()

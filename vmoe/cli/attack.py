@@ -94,11 +94,11 @@ def _attacked(
     args: AttackArgs, data: str, loaded: "Loaded", configs: Sequence[AttackConfig]
 ) -> list[dict[str, Any]]:
     """One row for each strength."""
-    from vmoe.data.pipeline import ORDER, check_labels
+    from vmoe.data.pipeline import ORDER, check_labelled
     from vmoe.evaluate.attack import attack
 
     sample = Sample(data, loaded, images=args.images, batch_size=args.batch_size)
-    check_labels(sample.source)
+    check_labelled(sample.source)
     results: list[list[Any]] = [[] for _ in configs]
     labels = []
     with progress(f"attacking {loaded.origin.path}", len(configs) * sample.steps) as advance:

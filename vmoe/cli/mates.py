@@ -20,7 +20,7 @@ COLUMNS = ("routing", "mates", "accuracy", "changed", "loss", "dropped")
 def run(args: "AttackArgs") -> None:
     """Attacks images through the others of their groups, and prints what that does to them."""
     _check(args)
-    from vmoe.data.pipeline import ORDER, check_labels
+    from vmoe.data.pipeline import ORDER, check_labelled
     from vmoe.evaluate.batch_mates import attack_mates, check_mates, group_size, num_steps
     from vmoe.evaluate.mates_outcomes import settings
     from vmoe.factory import load
@@ -31,7 +31,7 @@ def run(args: "AttackArgs") -> None:
         check_mates(loaded.model)
     changes = args.configs(64.0)
     sample = Sample(args.data, loaded, images=args.images, batch_size=args.batch_size)
-    check_labels(sample.source)
+    check_labelled(sample.source)
     batches = []
     for images, labels, valid in sample.batches():
         used = valid & has_label(labels)

@@ -167,7 +167,7 @@ def _measure(
         "parameters": costs.parameters,
         "gflops_per_image": costs.flops_per_image / 1e9,
         "accuracy": result.accuracy,
-        "images": result.images,
+        "images": result.labelled,
     }
 
 

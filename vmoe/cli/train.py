@@ -102,6 +102,6 @@ def _train(args: TrainArgs) -> None:
     for name, weights, result in evaluations:
         average = " (moving average)" if weights == "ema" else ""
         print(
-            f"{run}: {steps} steps, {name} accuracy {result.accuracy:.2%} on {result.images} "
+            f"{run}: {steps} steps, {name} accuracy {result.accuracy:.2%} on {result.labelled} "
             f"images{average}"
         )

@@ -290,7 +290,7 @@ def empty_batch(batch_size: int, max_labels: int, preprocessing: Preprocessing) 
     )
 
 
-def check_labels(source: Source) -> None:
+def check_labelled(source: Source) -> None:
     """Checks that a source has labels; reads them up to the first one.
 
     Raises:

@@ -23,7 +23,7 @@ from vmoe.data.pipeline import (
     ORDER,
     Batch,
     check_classes,
-    check_labels,
+    check_labelled,
     empty_batch,
     evaluation_batches,
     evaluation_order,
@@ -95,10 +95,14 @@ class Evaluation:
     """By sparse block: how much each expert was used, as ``vmoe.analysis.health`` judges it."""
 
     @property
+    def labelled(self) -> int:
+        """Number of images with a label, over which the accuracy is."""
+        return self.images - (self.unlabelled or 0)
+
+    @property
     def standard_error(self) -> float:
         """Of the accuracy, over the images; see ``paired_difference`` for two models."""
-        labelled = self.images - (self.unlabelled or 0)
-        return math.sqrt(self.accuracy * (1 - self.accuracy) / labelled)
+        return math.sqrt(self.accuracy * (1 - self.accuracy) / self.labelled)
 
     def metrics(self) -> dict[str, object]:
         """The fields by name, except those that are not shown and those that are None."""
@@ -159,7 +163,7 @@ def evaluate(
         preprocessing = preprocessing.scaled(image_size)
     image_size = preprocessing.image_size
     check_classes(source, config.num_classes)
-    check_labels(source)
+    check_labelled(source)
     if batch_size < 1:
         raise UsageError(f"batch_size={batch_size}: use at least 1")
     on_batch()

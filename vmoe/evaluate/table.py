@@ -71,7 +71,7 @@ def per_class(evaluation: Evaluation) -> dict[str, dict[str, Any]]:
 
 
 COLUMNS = (
-    *("date", "checkpoint", "step", "weights", "seed", "data", "images", "accuracy"),
+    *("date", "checkpoint", "step", "weights", "seed", "data", "images", "unlabelled", "accuracy"),
     *("top5_accuracy", "cross_entropy", "brier", "calibration_error", "dropped", "unprocessed"),
     *("image_size", "batch_size", "order", "devices", "router", "k", "priority"),
     *("images_per_group", "capacity_factor", "images_per_second", "model", "vmoe", "jax", "device"),

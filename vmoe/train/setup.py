@@ -13,7 +13,7 @@ import jax
 from vmoe import distributed, models
 from vmoe.checkpoints.run import Checkpoints
 from vmoe.config import EvalConfig, Preprocessing, TrainConfig, replace, to_json
-from vmoe.data.pipeline import Batch, Read, check_labels, empty_batch, training_batches
+from vmoe.data.pipeline import Batch, Read, check_labelled, empty_batch, training_batches
 from vmoe.data.problems import Refused, Unreadable
 from vmoe.data.sources import SPLITS, Source, name_and_split, open_source, relabel
 from vmoe.data.workers import Batches, Workers, check_shared_memory
@@ -201,7 +201,7 @@ def _check(
     shard, shards = placement.process_shard()
     batches = training_batches(source, config, shard=(shard, shards))
     for data in (source, *(own for _, own in evaluations)):
-        check_labels(data)
+        check_labelled(data)
     measured = {each.name: own for each, own in evaluations}
     measured |= {f"few-shot {own.name}": own for each in fewshot for own in each.sources}
     checked = Checked(
