@@ -19,6 +19,7 @@ from vmoe.checkpoints.restore import split_path
 from vmoe.config import RoutingOverrides, TrainConfig, replace
 from vmoe.config.inference import Inference
 from vmoe.config.preprocessing import Preprocessing
+from vmoe.config.train import Loss
 from vmoe.data.crops import resize_and_crop
 from vmoe.data.decode import decode, read_image
 from vmoe.errors import UsageError, listed, naming, unknown
@@ -52,10 +53,13 @@ class Loaded:
     inference: tuple[Path, Inference] | None = None
     """The inference.json whose routing the model has, and its content; None if there is none."""
 
+    loss: Loss = "softmax"
+    """With which it was trained."""
+
     @property
     def sigmoid(self) -> bool:
         """Whether it was trained with the sigmoid loss, which judges each class by itself."""
-        return self.train_config is not None and self.train_config.loss == "sigmoid"
+        return self.loss == "sigmoid"
 
     def preprocess(self, images: Iterable[Image]) -> Float[np.ndarray, "b h w 3"]:
         """Images resized, cropped and scaled for the model, float32 in [-1, 1].
@@ -98,6 +102,7 @@ class Loaded:
             step=self.step,
             origin=self.origin,
             train_config=self.train_config,
+            loss=self.loss,
         )
         write(stored, path, format="vmoe")
 
@@ -234,6 +239,7 @@ def load(
         origin=stored.origin,
         train_config=stored.train_config,
         inference=chosen,
+        loss=stored.loss,
     )
 
 

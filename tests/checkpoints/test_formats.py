@@ -53,6 +53,26 @@ def test_a_run_is_converted_and_split_into_files(tiny_run: Path, tmp_path: Path)
         assert json.loads(result.stdout)[name] == json.loads(expected.stdout)[name]
 
 
+def test_a_model_trained_with_the_sigmoid_loss_predicts_by_it_also_when_converted(
+    tiny_run: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(tiny_run, tmp_path / "run")
+    config = tmp_path / "run" / "config.json"
+    config.write_text(config.read_text().replace('"loss": "softmax"', '"loss": "sigmoid"'))
+    write(read(tmp_path / "run"), tmp_path / "converted", format="vmoe")
+    library.load(tmp_path / "converted").save(tmp_path / "saved")
+    assert all(library.load(tmp_path / name).sigmoid for name in ("run", "converted", "saved"))
+    content = json.loads((tmp_path / "saved" / "config.json").read_text())
+    for loss, sigmoid in {"softmax": False, None: False}.items():
+        content = {name: value for name, value in content.items() if name != "loss"}
+        older = content if loss is None else content | {"loss": loss}
+        (tmp_path / "saved" / "config.json").write_text(json.dumps(older))
+        assert library.load(tmp_path / "saved").sigmoid == sigmoid
+    (tmp_path / "saved" / "config.json").write_text(json.dumps(content | {"loss": "hinge"}))
+    with pytest.raises(Failure, match="corrupt .loss 'hinge'"):
+        library.load(tmp_path / "saved")
+
+
 def test_published_files_go_to_ours_and_back_bit_by_bit(tmp_path: Path) -> None:
     write(read(PUBLISHED), tmp_path / "ours", format="vmoe")
     result = vmoe(

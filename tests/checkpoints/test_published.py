@@ -247,14 +247,18 @@ def test_the_names_and_shapes_of_a_released_model_give_its_config(
         ("in21k_strong_ft_in1k_384", 1.5, "that of training"),
     ],
 )
-def test_a_published_checkpoint_has_the_capacity_factor_at_which_its_authors_evaluate_it(
+def test_a_published_checkpoint_has_the_capacity_factor_and_the_loss_of_its_authors(
     tag: str, factor: float, source: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Its files are known by their name, wherever they are; the arrays of these are small."""
+    """Its files are known by their name, wherever they are; the arrays of these are small.
+
+    From scratch the authors train with the sigmoid loss; they fine-tune with the softmax.
+    """
     entry = next(entry for entry in zoo.ENTRIES if entry.tag == tag)
     prefix = tmp_path / entry.address.rpartition("/")[2]
     chunked_write.write(prefix, independent_read(SAMPLES[0]))
     stored = read(prefix)
     assert {moe.capacity_factor for moe in stored.config.moe_blocks.values()} == {factor}
     assert entry.capacity_factor == factor and not stored.preprocessing.exif
+    assert stored.loss == ("softmax" if "_ft_" in tag else "sigmoid")
     assert f"; capacity_factor={factor}, {source}; " in capsys.readouterr().err

@@ -300,7 +300,7 @@ def test_any_of_several_labels_is_right_and_images_without_labels_are_counted() 
     entropy = [-row[list(own)].mean() for row, own in zip(log_p, labels, strict=True) if own]
     targets = [np.bincount(own, minlength=10) / len(own) for own in labels if own]
     p = np.exp(log_p)[[bool(own) for own in labels]]
-    assert (result.images, result.unlabelled) == (360, 120)
+    assert (result.images, result.unlabelled, result.labelled) == (360, 120, 240)
     assert result.accuracy == pytest.approx(sum(right) / 240)
     assert result.accuracy_over_all == pytest.approx(sum(right) / 360)
     assert result.top5_accuracy == pytest.approx(sum(top) / 240)
@@ -392,8 +392,7 @@ def test_a_prediction_has_the_classes_and_the_experts_used(tmp_path: Path) -> No
     paths = [tmp_path / f"{i}.png" for i in range(40)]
     for i, path in enumerate(paths):
         Image.fromarray(np.ascontiguousarray(source.images[i])).save(path)
-    config = TrainConfig(model=net.config, loss="sigmoid")
-    (by_itself,) = predict(dataclasses.replace(loaded, train_config=config), paths[3:4], top=3)
+    (by_itself,) = predict(dataclasses.replace(loaded, loss="sigmoid"), paths[3:4], top=3)
     predictions = list(predict(loaded, paths, top=3))
     assert [prediction.path for prediction in predictions] == list(map(str, paths))
     for i in (3, 33):

@@ -118,6 +118,7 @@ def _read_run(path: Path, use_ema: bool) -> StoredModel:
             step=step,
             origin=Origin("run", path, weights),
             train_config=config,
+            loss=config.loss,
         )
     raise Failure(f"{path}: no intact checkpoint; the lines above name the corrupt ones")
 
@@ -132,6 +133,7 @@ def _read_weights(path: Path, opened: weights.Opened) -> StoredModel:
         preprocessing=details.preprocessing,
         step=details.step,
         origin=Origin(opened.format, path, assumed=details.assumed, unused=assembled.unused),
+        loss=details.loss,
     )
 
 

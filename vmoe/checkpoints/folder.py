@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import types
+import typing
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from vmoe.checkpoints.checksums import by_name
 from vmoe.checkpoints.stored import Details, StoredModel
 from vmoe.config import ViTConfig, from_json, to_json
 from vmoe.config.preprocessing import Preprocessing
+from vmoe.config.train import Loss
 from vmoe.errors import Failure, UsageError, listed
 from vmoe.signals import unfinished
 from vmoe.workdir.layout import replace_text
@@ -81,12 +83,16 @@ def details(path: Path, config: Mapping[str, Any]) -> Details:
     """
     try:
         classes, step = config["model"]["num_classes"], config["step"]
+        loss = config.get("loss", "softmax")  # older versions did not write it
+        if loss not in typing.get_args(Loss):
+            raise ValueError(f"loss {loss!r:.20}")
         if type(step) not in (int, types.NoneType):
             raise ValueError(f"step {step!r:.20}")
         return Details(
             _class_names(config["class_names"], classes),
             from_json(Preprocessing, json.dumps(config["preprocessing"])),
             step=step,
+            loss=loss,
         )
     except KeyError as error:
         raise corrupt(path, f"it has no {error}") from None
@@ -153,6 +159,7 @@ def write_config(
         "class_names": stored.class_names,
         "preprocessing": json.loads(to_json(stored.preprocessing)),
         "step": stored.step,
+        "loss": stored.loss,
         "origin": stored.origin._asdict() | {"path": str(stored.origin.path)},
         "sha256": {name: sha256(folder / name) for name in files},
     }

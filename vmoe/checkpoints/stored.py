@@ -10,6 +10,7 @@ from vmoe import models
 from vmoe.config import TrainConfig, ViTConfig
 from vmoe.config.evaluation import Weights
 from vmoe.config.preprocessing import Preprocessing
+from vmoe.config.train import Loss
 
 if TYPE_CHECKING:
     from vmoe.nn.vit import ViT
@@ -44,12 +45,14 @@ class Details(NamedTuple):
         preprocessing: how images are prepared for the model.
         assumed: settings that the files do not specify, and the values they were given.
         step: number of training steps; None if unknown.
+        loss: with which the model was trained.
     """
 
     class_names: tuple[str, ...]
     preprocessing: Preprocessing
     assumed: tuple[str, ...] = ()
     step: int | None = None
+    loss: Loss = "softmax"
 
 
 class StoredModel(NamedTuple):
@@ -63,6 +66,7 @@ class StoredModel(NamedTuple):
         step: number of training steps; None if unknown.
         origin: where the parameters come from.
         train_config: config of the training run; None if the files do not come from a run.
+        loss: with which the model was trained.
     """
 
     config: ViTConfig
@@ -72,6 +76,7 @@ class StoredModel(NamedTuple):
     step: int | None
     origin: Origin
     train_config: TrainConfig | None = None
+    loss: Loss = "softmax"
 
     def model(self) -> "ViT":
         """The model with these parameters, on the default device."""

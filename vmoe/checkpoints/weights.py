@@ -23,6 +23,7 @@ from vmoe.checkpoints.stored import Details, Format
 from vmoe.class_names import class_names
 from vmoe.config import ViTConfig
 from vmoe.config.preprocessing import Preprocessing
+from vmoe.config.train import Loss
 from vmoe.errors import Failure, UsageError, VmoeError
 
 IMAGES = "preprocessor_config.json"
@@ -61,7 +62,9 @@ def open_published(path: Path) -> Opened:
     if entry is None:
         return Opened("published", released.conversion(prefix, released.ASSUMED), _google_details)
     moe = next(iter(entry.config.moe_blocks.values()))
-    details = functools.partial(_google_details, capacity_source=entry.capacity_source)
+    details = functools.partial(
+        _google_details, capacity_source=entry.capacity_source, loss=entry.loss
+    )
     return Opened("published", released.conversion(prefix, moe), details)
 
 
@@ -80,7 +83,9 @@ def _prefix(path: Path) -> Path:
 
 
 def _google_details(
-    config: ViTConfig, capacity_source: str = "that of the authors' pre-training"
+    config: ViTConfig,
+    capacity_source: str = "that of the authors' pre-training",
+    loss: Loss = "softmax",
 ) -> Details:
     """Class names and preprocessing, which these files do not have."""
     assumed = []
@@ -94,7 +99,7 @@ def _google_details(
         assumed.append(f"positions={config.positions}, image_size={config.image_size}")
     names, known = _names((), config.num_classes)
     preprocessing = google_preprocessing(config.image_size)
-    return Details(names, preprocessing, (*assumed, *known, _text(preprocessing)))
+    return Details(names, preprocessing, (*assumed, *known, _text(preprocessing)), loss=loss)
 
 
 def google_preprocessing(image_size: int) -> Preprocessing:

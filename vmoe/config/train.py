@@ -22,6 +22,9 @@ ANY_LENGTH = LARGEST_COUNT
 length of a config whose own is not known or has no effect."""
 
 
+Loss = Literal["softmax", "sigmoid"]
+
+
 @dataclasses.dataclass(frozen=True)
 class TrainConfig(Checked):
     """A whole training run: the same config gives the same parameters."""
@@ -41,7 +44,7 @@ class TrainConfig(Checked):
     """Number of equal parts of a batch, computed one after another to save memory; their gradients
     are averaged. Groups are formed within a part, and each part has noise of its own; where groups
     are the same and nothing is random, the update is that of the whole batch."""
-    loss: Literal["softmax", "sigmoid"] = "softmax"
+    loss: Loss = "softmax"
     """Cross-entropy of the softmax over classes, or of a sigmoid per class, summed over classes."""
     label_smoothing: float = 0.0
     """Fraction of each label's probability spread evenly over all classes, in [0, 1)."""

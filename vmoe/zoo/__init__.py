@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 from vmoe import models
 from vmoe.config import ViTConfig
+from vmoe.config.train import Loss
 from vmoe.errors import UsageError, unknown
 
 FILES = (".npz", ".safetensors", ".json", ".index")  # suffixes of paths, which are not tags
@@ -34,6 +35,7 @@ class Entry(NamedTuple):
         accuracies: in percent, by data set.
         measured_by: who or what measured them.
         capacity_source: where the capacity factor of the config comes from.
+        loss: with which the weights were trained; the authors fine-tune with the softmax.
     """
 
     model: str
@@ -44,6 +46,7 @@ class Entry(NamedTuple):
     accuracies: Mapping[str, float]
     measured_by: str = "the authors"
     capacity_source: str = "that of training"
+    loss: Loss = "softmax"
 
     @property
     def name(self) -> str:
@@ -109,6 +112,7 @@ ENTRIES = (
         "ImageNet-1k from scratch, 300 epochs, light augmentation",
         {"ImageNet": 73.1, "ReaL": 74.4, "V2": 59.2},
         capacity_source="the authors' in evaluation",
+        loss="sigmoid",
     ),
     Entry(
         "vmoe_s32_last2_e8",
@@ -126,6 +130,7 @@ ENTRIES = (
         "ImageNet-1k from scratch, 1,000 epochs, medium augmentation",
         _NOT_MEASURED,
         capacity_source="that of in1k_light, since the config of in1k_medium is not public",
+        loss="sigmoid",
     ),
     Entry(
         "vmoe_b16_every2_e8",
@@ -134,6 +139,7 @@ ENTRIES = (
         {"num_classes": 21_843},
         "ImageNet-21k from scratch, 300 epochs, strong augmentation",
         _NOT_MEASURED,
+        loss="sigmoid",
     ),
     Entry(
         "vmoe_b16_every2_e8",
