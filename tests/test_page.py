@@ -597,6 +597,17 @@ def test_a_wrong_value_in_the_address_is_as_if_it_were_not_there(
     assert json.loads(browser.execute_script(state)) == right
 
 
+@in_a_browser
+def test_a_logit_without_a_class_has_a_number(browser: Any, tmp_path: Path) -> None:
+    logits = np.tile([0.0, 1, 2, 3], (B, 1))
+    model = invented()._replace(routing=invented().routing._replace(logits=logits))
+    opened(browser, written(tmp_path, model, classes=("cat", "dog", "cow")))
+    (panel,) = browser.find_elements("css selector", ".panel.prediction")
+    assert bar_names(panel) == ["class 3", "cow", "dog", "cat"]
+    title = browser.find_element("id", "image-0").get_attribute("title")
+    assert title == "cat, predicted class 3"
+
+
 @pytest.mark.parametrize("sigmoid", [False, True])
 def test_probabilities_are_those_that_the_model_was_trained_for(
     tmp_path: Path, sigmoid: bool

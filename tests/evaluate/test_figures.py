@@ -52,6 +52,7 @@ def test_patches_are_crossed_out_where_a_model_with_so_few_slots_drops_them(
     shown = np.unique(np.linspace(0, 7, 6).round().astype(int))
     assert crosses == (~kept.any(-1)).sum(1)[shown].tolist() and sum(crosses) > 0
     assert f"{kept.any(-1).mean():.0%} with a slot" in titles[-1]
+    assert "percentages: over 8 images\n6 of 8 images" in figure.get_suptitle()
 
 
 LAYERS = (

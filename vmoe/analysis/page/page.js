@@ -78,6 +78,7 @@ function make(tag, properties = {}, ...children) {
 }
 const byId = id => document.getElementById(id);
 const fill = (id, ...children) => byId(id).replaceChildren(...children);
+const nameOf = label => classes[label] ?? `class ${label}`; // a model can have more logits than classes
 const percent = (value, digits = 0) => `${(100 * value).toFixed(digits)}%`;
 const color = expert => expert === null ? EMPTY : palette[expert % palette.length];
 const ink = expert => expert === null ? "#000" : inks[expert % inks.length];
@@ -110,7 +111,7 @@ function bars(top, probabilities, labels) {
     const bar = make("div", {className: "fill", style: {width: percent(probabilities[i] / 255, 1)}});
     const isTrue = labels.includes(one);
     return make("tr", {className: isTrue ? "true" : ""},
-      make("th", {scope: "row", title: isTrue ? "a true class" : ""}, (isTrue ? "✓\u00a0" : "") + classes[one]),
+      make("th", {scope: "row", title: isTrue ? "a true class" : ""}, (isTrue ? "✓\u00a0" : "") + nameOf(one)),
       make("td", {className: "bar"}, bar), make("td", {}, percent(probabilities[i] / 255)));
   });
   return make("table", {className: "bars"}, make("tbody", {}, ...rows));
@@ -279,7 +280,7 @@ function drawGallery() {
   const shown = visible();
   fill("gallery", ...shown.map(image => {
     const {source, labels} = images[image];
-    const guess = classes[predicted(models[state.model].predictions, image)];
+    const guess = nameOf(predicted(models[state.model].predictions, image));
     const text = !labels.length ? `predicted ${guess}`
       : `${named(labels)}, predicted ${isWrong(image) ? guess : "correctly"}`;
     return make("img", {src: source, alt: text, title: text, id: `image-${image}`, role: "option",

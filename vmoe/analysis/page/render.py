@@ -228,9 +228,8 @@ def _sums(statistics: BlockStatistics, y: int) -> dict[str, Any]:
 def _predictions(logits: Float[np.ndarray, "*x b y"], sigmoid: bool) -> dict[str, Any]:
     """The likeliest classes, and their probabilities in units of 1/255."""
     every = expit(logits) if sigmoid else softmax(logits, axis=-1)
-    top = np.argsort(-logits, axis=-1, kind="stable")[
-        ..., :SHOWN
-    ]  # probabilities may be rounded to 1
+    order = np.argsort(-logits, axis=-1, kind="stable")  # probabilities may be rounded to 1
+    top = order[..., :SHOWN]
     probabilities = np.take_along_axis(every, top, axis=-1)
     return {
         "top": _array(top, "u2"),

@@ -127,7 +127,8 @@ def kept_patches(
     """
     kept = {name: _kept(each, block, images, patch_size) for name, each in collected.items()}
     title = (
-        f"Patches with a slot in block {block}; crossed out: dropped; percentages: of all images"
+        f"Patches with a slot in block {block}; crossed out: dropped; "
+        f"percentages: over {len(images):,} images"
     )
     figure, axes, shown, pixels = _beside_images(images, len(kept), show, title)
     for column, (name, mask) in enumerate(kept.items(), start=1):
