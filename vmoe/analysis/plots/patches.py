@@ -127,7 +127,7 @@ def kept_patches(
     """
     kept = {name: _kept(each, block, images, patch_size) for name, each in collected.items()}
     title = (
-        f"Patches with a slot in block {block}; crossed out: dropped; "
+        f"Patches with a slot in block {block}; crossed out: dropped\n"
         f"percentages: over {len(images):,} images"
     )
     figure, axes, shown, pixels = _beside_images(images, len(kept), show, title)
