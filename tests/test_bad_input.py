@@ -107,6 +107,10 @@ CASES: dict[str, tuple[list[str], str]] = {
     # arguments
     "command": (["trian"], "no command 'trian': did you mean 'train'"),
     "option": ([*TINY_TRAIN, "--optim.lrr", "1"], "--optim.lr"),
+    "another router": (
+        [*TINY_TRAIN, "--model.moe.router.kind", "expert_choice"],
+        "('token_choice',). Another kind is named in the config file",
+    ),
     "option of evaluate": ([*EVALUATE, "--bach-size", "1"], "--batch-size"),
     "no value": ([*TINY_TRAIN, "--steps"], "--steps"),
     "extra argument": ([*EVALUATE, "more"], "more"),

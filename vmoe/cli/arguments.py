@@ -61,6 +61,8 @@ def parse(kind: type[Arguments], command: str, argv: Sequence[str], **defaults: 
     message = _one_line(stderr.getvalue())
     if field := re.match(r"Error parsing [a-z_.]+: ", message):  # a config refused its values
         raise UsageError(message[field.end() :])
+    if re.search(r"\.kind'\. Expected one of \('\w+',\)", message):  # the options are those of one
+        message += " Another kind is named in the config file, and then has options."
     raise UsageError(f"{message} {_see_help(command)}")
 
 
