@@ -76,6 +76,7 @@ def run(argv: Sequence[str]) -> None:
     sample = Sample(
         args.data, loaded, images=args.images, batch_size=args.batch_size, split="validation"
     )
+    sample.check_labels()
     costs = _costs(args, loaded, levels, sample)
     costs.check(budget)
     about = 2 * sum(len(level) for of_block in levels for level in of_block)

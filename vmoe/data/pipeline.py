@@ -161,6 +161,7 @@ class _TrainingImage:
         return Box(0, 0, h, w) if area is None else random_box(h, w, area, rng)
 
 
+@functools.lru_cache(maxsize=8)  # a run asks at each evaluation; a million images take many seconds
 def evaluation_order(count: int) -> Int[np.ndarray, "b"]:
     """The indices of the images of a source in the order in which ``evaluation_batches`` reads.
 
@@ -171,8 +172,10 @@ def evaluation_order(count: int) -> Int[np.ndarray, "b"]:
     Args:
         count: number of images of the source.
     """
-    order = _shuffled(count)
-    return np.array([order[i] for i in range(count)], np.int64)
+    shuffled = _shuffled(count)
+    order = np.array([shuffled[i] for i in range(count)], np.int64)
+    order.flags.writeable = False
+    return order
 
 
 def _shuffled(count: int) -> grain.MapDataset[int]:

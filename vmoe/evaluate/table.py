@@ -146,7 +146,7 @@ def write_predictions(path: Path, source: Source, evaluation: Evaluation) -> Non
     images, names = evaluation.per_example, evaluation.class_names
     text = io.StringIO()
     writer = csv.writer(text)
-    writer.writerow(("image", "labels", "prediction", "probability", "correct"))
+    writer.writerow(("image", "labels", "prediction", "softmax_probability", "correct"))
     rows = zip(images.labels, images.predictions, images.confidence, images.correct, strict=True)
     for i, (labels, prediction, probability, correct) in zip(evaluation.indices, rows, strict=True):
         known = [names[label] for label in labels if label >= 0]
