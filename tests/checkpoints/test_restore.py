@@ -1,6 +1,7 @@
 """A checkpoint that cannot be read is not corrupt: nothing is moved, and it is used when it can."""
 
 import shutil
+import time
 from pathlib import Path
 
 import pytest
@@ -51,6 +52,26 @@ def test_no_file_that_cannot_be_read_makes_a_checkpoint_corrupt(
             refused += 1
         kept.replace(file)
     assert refused > 5 and not capsys.readouterr().err
+
+
+def test_only_a_file_that_stays_away_makes_a_checkpoint_corrupt(
+    run: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    step, kept, waited = run / "checkpoints" / "60", run / "kept", 0
+    for file in [path for path in step.rglob("*") if path.is_file()]:
+        file.rename(kept)
+        monkeypatch.setattr(time, "sleep", lambda _, file=file: kept.replace(file))
+        assert read(step).step == 60, file
+        if kept.exists():  # a file that it does not need
+            kept.replace(file)
+        else:
+            waited += 1
+    assert waited >= 3 and not capsys.readouterr().err
+    monkeypatch.setattr(time, "sleep", lambda _: None)
+    shutil.rmtree(step / "checksums")
+    with pytest.raises(Failure, match="no intact checkpoint"):
+        read(run)
+    assert "checkpoint 60 is corrupt (metadata unreadable)" in capsys.readouterr().err
 
 
 def test_every_checkpoint_that_was_moved_can_be_put_back_by_the_command_in_the_message(

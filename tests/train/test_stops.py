@@ -205,10 +205,6 @@ def truncate(folder: Path) -> None:
         path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
 
 
-def remove_checksums(folder: Path) -> None:
-    shutil.rmtree(folder / "checksums")
-
-
 def swap_parameters(folder: Path) -> None:
     """Replaces the parameters by those of another step, as Orbax wrote them."""
     shutil.rmtree(folder / "params")
@@ -230,7 +226,6 @@ def replace_checksums_by_a_list(folder: Path) -> None:
 CORRUPTIONS = (
     garble,
     truncate,
-    remove_checksums,
     swap_parameters,
     change_a_checksum,
     replace_checksums_by_a_list,

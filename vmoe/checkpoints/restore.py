@@ -7,6 +7,7 @@ import json
 import os
 import re
 import shlex
+import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -26,8 +27,11 @@ Metrics = dict[str, float]
 FORMAT = 2
 CORRUPT = "corrupt"  # a sub-folder of checkpoints/
 READ = 1 << 20  # bytes read at a time
+PAUSE = 1.0  # seconds before a step in which a file seems to be missing is read again
 # Errors of the file system that a missing file, or a wrong name or position in another file, gives.
 BY_CORRUPTION = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EINVAL, errno.ENAMETOOLONG)
+# What Orbax and TensorStore say of a missing file: the database, an array in it, the tree.
+MISSING = re.compile(r"NOT_FOUND|at byte 0;|pytree structure error")
 
 
 class CorruptCheckpoint(Exception):
@@ -96,18 +100,25 @@ def restore_with_files(
 ) -> tuple[dict[str, Arrays], dict[str, Sequence[Any]]]:
     """The items of a step, and what was saved with it about other files; see ``restore``.
 
-    It is tried twice, since a file system that is away for a moment can look like missing files.
+    A file system that is away for a moment can look like missing files: after a pause it is read
+    again.
     """
-    with contextlib.suppress(CorruptCheckpoint):
-        return _restore(folder, target)
-    return _restore(folder, target)
+    with contextlib.suppress(_SeemsMissing):
+        return _restore(folder, target, again=False)
+    time.sleep(PAUSE)
+    return _restore(folder, target, again=True)
+
+
+class _SeemsMissing(Exception):
+    """A file of a checkpoint seems to be missing; every process raises it."""
 
 
 def _restore(
-    folder: Path, target: dict[str, Arrays]
+    folder: Path, target: dict[str, Arrays], *, again: bool
 ) -> tuple[dict[str, Arrays], dict[str, Sequence[Any]]]:
+    """See ``restore_with_files``; raises _SeemsMissing unless it is called again."""
     hide_late_reports()
-    items, index, unreadable, corrupt = {}, {}, "", ""
+    items, index, unreadable, corrupt, missing = {}, {}, "", "", False
     path: Any = folder.absolute()  # Orbax annotates its own path type, but takes any
     try:
         index = ocp.JsonCheckpointHandler().restore(path / "checksums")
@@ -116,16 +127,20 @@ def _restore(
     except (VmoeError, MemoryError):
         raise  # these do not mean that the checkpoint is corrupt
     except Exception as error:  # Orbax and TensorStore report corruption by errors of many types
-        unreadable = _system_error(error) or _unreadable_file(folder)
+        missing = not again and _is_missing(error)
+        unreadable = _system_error(error) or ("" if missing else _unreadable_file(folder))
         if not unreadable and "RESOURCE_EXHAUSTED" in str(error):
             raise
         corrupt = _reason(error)
     local = not any(leaf.sharding for leaf in jax.tree.leaves(target))
     if not local:  # every process restores its shards
         unreadable, corrupt = map(distributed.first_message, (unreadable, corrupt))
+        missing = distributed.any_process(missing)
     if unreadable:
         failure = _cannot_be_read(folder, unreadable)
         raise failure if local else distributed.synchronized(failure)
+    if missing:
+        raise _SeemsMissing
     if corrupt:
         raise CorruptCheckpoint(corrupt)
     for name, checksum in checksums(items, local=local).items():
@@ -146,6 +161,15 @@ def _system_error(error: BaseException | None) -> str:
             return os.strerror(number)
         error = error.__cause__ or error.__context__
     return ""
+
+
+def _is_missing(error: BaseException | None) -> bool:
+    """Whether the error of a reader, or one behind it, is about a missing file."""
+    while error:
+        if isinstance(error, FileNotFoundError) or MISSING.search(str(error)):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def _unreadable_file(folder: Path) -> str:
