@@ -72,6 +72,18 @@ def test_resuming_keeps_no_more_in_memory_than_twice_the_file(tmp_path: Path) ->
     again.append(6, [row])  # the columns are known
 
 
+def test_rows_that_are_set_aside_replace_no_others(tmp_path: Path) -> None:
+    names = []
+    for rows in (2, 1, 3):  # the second run stops earlier, the third later
+        writer = CsvWriter(tmp_path / "metrics.csv")
+        for step in range(1, rows + 1):
+            writer.append(step, [{"loss": 0.5}])
+        names.append(writer.set_aside())
+    assert names == ["metrics.csv.old", "metrics.csv.old.2", "metrics.csv.old.3"]
+    assert [(tmp_path / name).read_text().count("\n") for name in names] == [3, 2, 4]
+    assert writer.set_aside() == ""
+
+
 def test_where_the_file_system_has_no_locks_a_run_warns_and_begins(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -131,7 +131,7 @@ class CsvWriter:
         return _last_step(content.partition(b"\n")[2]) or 0
 
     def set_aside(self) -> str:
-        """Renames the file to .old, unless that name has a longer one.
+        """Renames the file to .old, or to .old.2 and so on: none is replaced.
 
         Returns:
             the new name; empty if there are no rows.
@@ -139,12 +139,15 @@ class CsvWriter:
         Raises:
             Failure: it cannot be renamed.
         """
-        old = self._path.with_name(f"{self._path.name}.old")
         with write_errors(self._path):
-            size = self._path.stat().st_size if self._path.exists() else 0
-            if size and (not old.exists() or old.stat().st_size <= size):
-                os.replace(self._path, old)
-        return old.name if size else ""
+            if not self._path.exists() or not self._path.stat().st_size:
+                return ""
+            old, number = self._path.with_name(f"{self._path.name}.old"), 1
+            while old.exists():
+                number += 1
+                old = self._path.with_name(f"{self._path.name}.old.{number}")
+            self._path.rename(old)
+        return old.name
 
     def truncate(self) -> None:
         """Removes what follows the position.
