@@ -48,9 +48,10 @@ def train_step(
     seed, the number of the batch and, with ``accumulate``, the number of the part.
 
     Returns:
-        the next state, and scalars: ``loss`` (nats), ``accuracy`` (on images with labels),
-        ``aux_loss``, ``dropped`` (share of the choices), ``unprocessed`` (share of the tokens),
-        ``lr``, ``gradient_norm``;
+        the next state, and scalars: ``loss`` (nats; of softmax, per image with labels, as in an
+        evaluation, while the gradient is that of the mean over the batch), ``accuracy`` (on images
+        with labels), ``aux_loss``, ``dropped`` (share of the choices), ``unprocessed`` (share of
+        the tokens), ``lr``, ``gradient_norm``;
         ``blocks``, the measures of each sparse block; ``norms`` of parameters, gradients and
         updates by part of the model. Frozen parts have no gradients and no updates.
     """
@@ -73,6 +74,8 @@ def train_step(
     if ema is not None:
         ema = update_ema(config, ema, trained, state.step)
     dropped, unprocessed = dropped_and_unprocessed(totals.values())
+    if config.loss == "softmax":  # of which an image without labels has none
+        metrics["loss"] *= len(labelled) / jnp.maximum(labelled.sum(), 1)
     metrics |= {
         "accuracy": metrics["accuracy"] * len(labelled) / jnp.maximum(labelled.sum(), 1),
         "dropped": dropped,
