@@ -74,6 +74,11 @@ def test_an_index_is_built_once_per_key_and_again_if_its_files_are_not_whole() -
     folder = cached(place, "a", build)
     assert cached(place, "a", build) == folder and len(built) == 1
     assert cached(place, "b", build) != folder and len(built) == 2
+    whole = (folder / index.INFO).read_text()
+    (folder / index.INFO).write_text("[" * 100_000)
+    with pytest.raises(UsageError, match="the index of the data is gone or incomplete; run"):
+        Index(folder)
+    (folder / index.INFO).write_text(whole)
     for length in (72, 88):
         os.truncate(folder / "numbers.bin", length)
         with pytest.raises(UsageError, match="the index of the data is gone or incomplete; run"):

@@ -1,6 +1,5 @@
 """Arrays in .safetensors files, one or several with a common index."""
 
-import json
 import re
 from collections.abc import Collection, Iterator
 from pathlib import Path
@@ -10,7 +9,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from vmoe.checkpoints.arrays import ArrayFile, ArrayInfo, array_info, corrupt
-from vmoe.errors import Failure
+from vmoe.errors import Failure, parse_json
 
 INDEX = ".index.json"
 DTYPES = {  # in a file -> NumPy's name
@@ -63,7 +62,7 @@ def files(path: Path) -> list[Path]:
 def _indexed(path: Path) -> dict[str | None, Path]:
     """The file of each array."""
     try:
-        names: Any = json.loads(path.read_bytes())["weight_map"]
+        names: Any = parse_json(path.read_bytes())["weight_map"]
         if wrong := [
             file for file in names.values() if not re.fullmatch(r"[\w.-]+\.safetensors", file)
         ]:
@@ -71,7 +70,7 @@ def _indexed(path: Path) -> dict[str | None, Path]:
         return {name: path.with_name(file) for name, file in names.items()}
     except OSError as error:
         raise Failure(f"{path}: {error.strerror}") from None
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise corrupt(path, error) from None
 
 

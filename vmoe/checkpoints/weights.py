@@ -2,7 +2,6 @@
 
 import contextlib
 import functools
-import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,7 +23,7 @@ from vmoe.class_names import class_names
 from vmoe.config import ViTConfig
 from vmoe.config.preprocessing import Preprocessing
 from vmoe.config.train import Loss
-from vmoe.errors import Failure, UsageError, VmoeError
+from vmoe.errors import Failure, UsageError, VmoeError, parse_json
 
 IMAGES = "preprocessor_config.json"
 IMAGENET = {1000: "imagenet_1k", 21_843: "imagenet_21k"}  # by number of classes
@@ -203,12 +202,12 @@ def _hf_details(
 def _json(path: Path) -> dict[str, Any]:
     """The content of a JSON file; empty if there is no such file."""
     try:
-        content = json.loads(path.read_bytes())
+        content = parse_json(path.read_bytes())
     except FileNotFoundError:
         return {}
     except OSError as error:
         raise Failure(f"{path}: {error.strerror}") from None
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise Failure(f"{path}: corrupt ({error})") from None
     if not isinstance(content, dict):
         raise Failure(f"{path}: corrupt (no JSON object)")

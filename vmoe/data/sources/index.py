@@ -38,7 +38,7 @@ from jaxtyping import Int, Integer, Num, Shaped
 
 from vmoe.cache import cache_folder
 from vmoe.data.retry import can_pass, failure, retried
-from vmoe.errors import Failure, UsageError
+from vmoe.errors import Failure, UsageError, parse_json
 from vmoe.signals import temporary_folder
 
 VERSION = 2  # of the files below; an index of another version is not used
@@ -232,7 +232,7 @@ class Index:
             ) from None
 
     def _read(self) -> tuple[dict[str, Any], dict[str, Shaped[np.ndarray, "_"]]]:
-        written = json.loads((self.folder / INFO).read_text())
+        written = parse_json((self.folder / INFO).read_text())
         columns = {
             name: _mapped(self.folder / f"{name}.bin", dtype, count)
             for name, (dtype, count) in written["columns"].items()

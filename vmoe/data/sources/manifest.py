@@ -19,7 +19,6 @@ import contextlib
 import csv
 import functools
 import itertools
-import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -36,7 +35,7 @@ from vmoe.data.sources.source import sampled
 from vmoe.data.sources.splits import SPLITS, resolve_split
 from vmoe.data.sources.table import TableWriter, path_of
 from vmoe.data.sources.vocabulary import CLASSES, Vocabulary, labels_of_json, read_class_names
-from vmoe.errors import UsageError, unknown
+from vmoe.errors import UsageError, parse_json, unknown
 
 SUFFIXES = (".csv", ".jsonl")
 LINES = 8192  # read at once
@@ -185,8 +184,8 @@ def _read_jsonl(text: Iterable[str], place: str) -> Iterator[_Line]:
     for number, content in enumerate(text, 1):
         where = f"{place}, line {number}"
         try:
-            fields = json.loads(content)
-        except (ValueError, RecursionError) as error:
+            fields = parse_json(content)
+        except ValueError as error:
             raise UsageError(f"{where}: is no JSON ({error})") from None
         if not isinstance(fields, dict):
             raise UsageError(f'{where}: give an object such as {{"path": "a.jpg", "label": 3}}')

@@ -9,7 +9,6 @@ An index of each shard (``index.py``) is built once and kept in the user's cache
 size or the time of the shard changes, so that shards that are added are the only ones to be read.
 """
 
-import json
 import os
 import tarfile
 from collections.abc import Iterator
@@ -22,7 +21,7 @@ from vmoe.data.decode import SUFFIXES
 from vmoe.data.retry import retried
 from vmoe.data.sources.index import Index, IndexWriter, cached, state_of
 from vmoe.data.sources.vocabulary import Vocabulary, labels_of_json
-from vmoe.errors import UsageError, listed
+from vmoe.errors import UsageError, listed, parse_json
 
 BLOCK = 512  # bytes of a header, and unit of everything in a tar file
 READ = 1 << 20  # bytes read at once
@@ -155,8 +154,8 @@ def _cls(content: bytes, where: str) -> list[str]:
 
 def _json(content: bytes, where: str) -> list[str]:
     try:
-        fields: Any = json.loads(content)
-    except (ValueError, RecursionError) as error:
+        fields: Any = parse_json(content)
+    except ValueError as error:
         raise UsageError(f"{where}: is no JSON ({error})") from None
     if isinstance(fields, dict):
         for name in ("label", "labels"):

@@ -1,6 +1,5 @@
 """JSON indexes of tar shards, as the library ``wids`` of WebDataset writes them."""
 
-import json
 import os
 import re
 from pathlib import Path
@@ -8,7 +7,7 @@ from typing import Any
 
 from vmoe.data.retry import retried
 from vmoe.data.sources.index import state_of
-from vmoe.errors import UsageError
+from vmoe.errors import UsageError, parse_json
 
 MAGIC = "wids-shard-index-v1"
 REMOTE = re.compile(r"[a-z][a-z0-9+.-]*://|pipe:")  # URLs and commands that write a shard
@@ -24,7 +23,7 @@ def read_wids(file: Path, place: str) -> dict[str, int]:
         UsageError: the file is not such an index, or a shard is remote, missing or of another size.
     """
     try:
-        index = json.loads(retried(place, file.read_text))
+        index = parse_json(retried(place, file.read_text))
         kind = index.get("__kind__", MAGIC if index.get("wids_version") == 1 else None)
         if kind != MAGIC:
             raise UsageError(f"{place}: is no {MAGIC}")
@@ -33,7 +32,7 @@ def read_wids(file: Path, place: str) -> dict[str, int]:
         raise UsageError(f"{place}: no such file") from None
     except UsageError:
         raise
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UsageError(f"{place}: is no {MAGIC} ({error!r})") from None
     for shard, _, size in entries:
         if REMOTE.match(shard):
