@@ -15,9 +15,10 @@ import pytest
 from PIL import Image
 
 from tests.command import TINY, interpreter, vmoe
+from vmoe import retry
 from vmoe.checkpoints.restore import read_metrics
 from vmoe.data.sources import SPLITS, open_source
-from vmoe.errors import VmoeError
+from vmoe.errors import Failure, VmoeError
 from vmoe.workdir.inference import read_inference
 from vmoe.workdir.layout import (
     read_class_names,
@@ -463,6 +464,19 @@ def test_a_json_file_of_a_run_that_is_none_is_named_in_one_line(
     path.parent.mkdir(exist_ok=True)
     path.mkdir() if content is None else path.write_text(content)
     with pytest.raises(VmoeError, match=f"^{re.escape(str(path))}.{{,200}}$"):
+        READERS[name](tmp_path)
+
+
+@pytest.mark.parametrize("name", READERS)
+def test_a_json_file_of_a_run_that_cannot_be_read_now_is_no_wrong_input(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first byte of a process's memory is not there: reading it is an input/output error."""
+    monkeypatch.setattr(retry, "PAUSES", (0,))
+    path = tmp_path / name
+    path.parent.mkdir(exist_ok=True)
+    path.symlink_to("/proc/self/mem")
+    with pytest.raises(Failure, match=rf"^{re.escape(str(path))}: cannot be read .*Input/output"):
         READERS[name](tmp_path)
 
 

@@ -1,6 +1,8 @@
 """The writer of ArrayRecord data sets: its shards, and what a stopped command leaves."""
 
+import errno
 import importlib
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +13,7 @@ import pytest
 
 from tests.command import ROOT
 from vmoe.data.sources import open_source
+from vmoe.data.sources.array_record import count_records
 from vmoe.errors import UsageError
 
 
@@ -137,3 +140,20 @@ def test_few_large_shards_have_the_images_of_many_small_ones_and_are_read_in_par
     assert len(list((tmp_path / "large").glob("*/*array_record*"))) == 2
     assert large == small and len(set(small)) == 100
     assert reads == 2 * first, "the parts of a large shard are not those of 100 bytes"
+
+
+def test_only_a_shard_that_is_missing_makes_a_data_set_incomplete(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="missing: no such file; the data set is incomplete"):
+        count_records(str(tmp_path / "missing"))
+    from array_record.python.array_record_module import ArrayRecordWriter
+
+    writer = ArrayRecordWriter(str(tmp_path / "shard"), "group_size:1")
+    writer.write(b"example")
+    writer.close()
+
+    def stale(path: object) -> None:
+        raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "stat", stale)  # as of a file server that restarts
+        assert count_records(str(tmp_path / "shard")) == 1

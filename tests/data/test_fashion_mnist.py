@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from tests.data.open_files import no_more_files
-from vmoe.data import retry
+from vmoe import retry
 from vmoe.data.sources import fashion_mnist, open_source
 from vmoe.errors import Failure, UsageError
 

@@ -15,9 +15,9 @@ import pytest
 from PIL import ExifTags, Image
 
 from tests.data.open_files import no_more_files
+from vmoe import retry
 from vmoe.config import DataConfig, PreprocessingConfig, TrainConfig, ViTConfig, replace
 from vmoe.config.preprocessing import Preprocessing
-from vmoe.data import retry
 from vmoe.data.check import unreadable
 from vmoe.data.crops import resize_and_crop
 from vmoe.data.decode import decode, image_files_below

@@ -17,7 +17,7 @@ from PIL import Image
 
 from tests.command import TINY, vmoe
 from tests.data.open_files import no_more_files
-from vmoe.data import retry
+from vmoe import retry
 from vmoe.data.decode import decode
 from vmoe.data.sources import Source, open_source
 from vmoe.data.sources.array_record import count_records

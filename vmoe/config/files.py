@@ -11,6 +11,7 @@ from typing import Any
 from vmoe.config.fields import Checked, Config
 from vmoe.config.train import TrainConfig
 from vmoe.errors import UsageError, parse_json, unknown
+from vmoe.retry import retried
 
 FORMAT = 1
 """Version of the format of config.json."""
@@ -26,13 +27,14 @@ def load(path: str | Path) -> TrainConfig:
     Raises:
         UsageError: the file is missing, raises an error, or defines no such config; names the file
             and, for a Python file, the line.
+        Failure: it cannot be read for a reason that can pass.
     """
     path = Path(path)
-    if not path.is_file():
+    if not retried(path, path.is_file):
         raise UsageError(f"{path}: no such file")
     if path.suffix == ".json":
         try:
-            return from_json(TrainConfig, path.read_text())
+            return from_json(TrainConfig, retried(path, path.read_text))
         except (UsageError, UnicodeDecodeError, OSError) as error:
             raise UsageError(f"{path}: {error}") from None
     try:

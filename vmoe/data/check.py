@@ -19,8 +19,8 @@ import PIL
 from vmoe.config.data import Check
 from vmoe.data.decode import PNG, ImageFile, decode, has_16_bits, open_image
 from vmoe.data.progress import progress
-from vmoe.data.retry import retried
 from vmoe.errors import Failure, UsageError, parse_json
+from vmoe.retry import retried
 from vmoe.workdir.layout import replace_text
 
 TAIL = 16  # bytes read at the end of a file, where its end marker is

@@ -11,8 +11,8 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from vmoe.data.retry import retried
 from vmoe.errors import UsageError
+from vmoe.retry import retried
 
 PNG = b"\x89PNG\r\n\x1a\n"  # the first bytes of a file
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")

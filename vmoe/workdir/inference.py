@@ -4,6 +4,7 @@ from pathlib import Path
 
 from vmoe.config.inference import Inference, inference_from_json, inference_to_json
 from vmoe.errors import Failure, UsageError
+from vmoe.retry import retried
 from vmoe.workdir.layout import replace_text
 
 INFERENCE = "inference.json"
@@ -14,9 +15,10 @@ def read_inference(path: Path) -> Inference:
 
     Raises:
         UsageError: it is missing, corrupt or of another format version.
+        Failure: it cannot be read for a reason that can pass.
     """
     try:
-        return inference_from_json(path.read_text(encoding="utf-8"))
+        return inference_from_json(retried(path, lambda: path.read_text(encoding="utf-8")))
     except OSError as error:
         raise UsageError(f"{path}: {error.strerror}") from None
     except (UsageError, UnicodeDecodeError) as error:

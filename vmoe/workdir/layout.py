@@ -26,6 +26,7 @@ from typing import Any
 from vmoe.config import TrainConfig, replace
 from vmoe.config.files import load, to_json
 from vmoe.errors import UsageError, parse_json
+from vmoe.retry import retried
 from vmoe.signals import temporary_folder
 
 CONFIG = "config.json"
@@ -41,8 +42,12 @@ TABLES = ("metrics.csv", "evaluations.csv", "experts.csv", "fewshot.csv")
 
 
 def has_config(workdir: Path) -> bool:
-    """Whether the folder holds a run: of its metadata, config.json is written last."""
-    return (workdir / CONFIG).is_file()
+    """Whether the folder holds a run: of its metadata, config.json is written last.
+
+    Raises:
+        Failure: it cannot be told for a reason that can pass.
+    """
+    return retried(workdir, (workdir / CONFIG).is_file)
 
 
 def write_metadata(
@@ -126,6 +131,7 @@ def read_config(workdir: Path) -> TrainConfig:
 
     Raises:
         UsageError: the file is missing, corrupt, or of another format version.
+        Failure: it cannot be read for a reason that can pass.
     """
     return load(workdir / CONFIG)
 
@@ -135,6 +141,7 @@ def read_class_names(workdir: Path) -> list[str]:
 
     Raises:
         UsageError: the file is missing or corrupt.
+        Failure: it cannot be read for a reason that can pass.
     """
     names = _read_json(workdir / CLASSES)
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
@@ -147,6 +154,7 @@ def read_environment(workdir: Path) -> dict[str, Any]:
 
     Raises:
         UsageError: the file is missing or corrupt.
+        Failure: it cannot be read for a reason that can pass.
     """
     environment = _read_json(workdir / ENVIRONMENT)
     if not isinstance(environment, dict):
@@ -179,8 +187,9 @@ def read_init(workdir: Path) -> dict[str, Any] | None:
 
     Raises:
         UsageError: the file is corrupt.
+        Failure: it cannot be read for a reason that can pass.
     """
-    if not (workdir / INIT).exists():
+    if not retried(workdir, (workdir / INIT).exists):
         return None
     init = _read_json(workdir / INIT)
     if not isinstance(init, dict) or not init.keys() >= INIT_KEYS:
@@ -246,7 +255,7 @@ def _differences(stored: Any, current: Any, place: str = "") -> Iterator[str]:
 
 def _read_json(path: Path) -> Any:
     try:
-        return parse_json(path.read_text(encoding="utf-8"))
+        return parse_json(retried(path, lambda: path.read_text(encoding="utf-8")))
     except FileNotFoundError:
         message = f"{path.name} is missing from run folder {path.parent}; restore it"
         raise UsageError(message) from None

@@ -7,9 +7,9 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from vmoe.data.retry import retried
 from vmoe.data.sources.index import state_of
 from vmoe.errors import Failure, UsageError, one_line
+from vmoe.retry import retried
 
 NUMBERS = {os.strerror(number): number for number in errno.errorcode}
 SPARE_FILES = 256  # that a process may have open beside the shards
@@ -36,12 +36,14 @@ def count_records(shard: str) -> int:
             reader.close()  # raises what went wrong before
             return records
 
-    if not os.path.isfile(shard):
-        raise UsageError(f"{shard}: no such file; the data set is incomplete, prepare it again")
     try:
         return retried(shard, count)
     except Failure:
         raise
+    except FileNotFoundError:
+        raise UsageError(
+            f"{shard}: no such file; the data set is incomplete, prepare it again"
+        ) from None
     except Exception as error:
         raise UsageError(
             f"{shard}: truncated or corrupt ({one_line(str(error))}); prepare the data set again"

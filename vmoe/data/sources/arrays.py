@@ -23,11 +23,11 @@ from pathlib import Path
 
 import numpy as np
 
-from vmoe.data.retry import retried
 from vmoe.data.sources.in_memory import InMemorySource, rgb
 from vmoe.data.sources.splits import named_splits, resolve_split, stratified_split
 from vmoe.data.sources.vocabulary import MOST_CLASSES, check_distinct
 from vmoe.errors import Failure, UsageError, one_line
+from vmoe.retry import retried
 
 IMAGES = "_images"  # ends the name of an array of a split
 LOCAL_HEADER = 30  # bytes before the name of a file in a .zip

@@ -19,10 +19,10 @@ from pathlib import Path
 import numpy as np
 
 from vmoe.cache import cache_folder
-from vmoe.data.retry import retried
 from vmoe.data.sources.in_memory import InMemorySource, rgb
 from vmoe.data.sources.splits import stratified_split
 from vmoe.errors import UsageError
+from vmoe.retry import retried
 from vmoe.signals import temporary_folder
 
 ADDRESS = "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com"

@@ -17,13 +17,13 @@ import numpy as np
 
 from vmoe.config.data import Check, OnError
 from vmoe.data.decode import SUFFIXES, Found, image_files_below, is_folder
-from vmoe.data.retry import retried
 from vmoe.data.sources.files import FileSource, open_files
 from vmoe.data.sources.index import cached
 from vmoe.data.sources.source import NAMED
 from vmoe.data.sources.splits import SPLITS, WORDS, named_splits, resolve_split
 from vmoe.data.sources.table import TableWriter
 from vmoe.errors import UsageError
+from vmoe.retry import retried
 
 
 def open_folder(

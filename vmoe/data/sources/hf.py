@@ -22,12 +22,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from vmoe.data.retry import retried
 from vmoe.data.sources.index import state_of
 from vmoe.data.sources.source import Example, Fingerprint, Skipped, sampled
 from vmoe.data.sources.splits import resolve_split
 from vmoe.data.sources.vocabulary import MOST_CLASSES
 from vmoe.errors import Failure, UsageError, one_line
+from vmoe.retry import retried
 
 LABELS = ("label", "labels")
 # Of every ten rows, as ``_block`` orders them, where those of a split start, and how many they are.

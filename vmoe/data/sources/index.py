@@ -37,8 +37,8 @@ import numpy as np
 from jaxtyping import Int, Integer, Num, Shaped
 
 from vmoe.cache import cache_folder
-from vmoe.data.retry import can_pass, failure, retried
 from vmoe.errors import Failure, UsageError, parse_json
+from vmoe.retry import can_pass, failure, retried
 from vmoe.signals import temporary_folder
 
 VERSION = 2  # of the files below; an index of another version is not used

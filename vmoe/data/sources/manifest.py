@@ -28,7 +28,6 @@ import numpy as np
 
 from vmoe.config.data import Check, OnError
 from vmoe.data.progress import open_text
-from vmoe.data.retry import failure
 from vmoe.data.sources.files import FileSource, open_files
 from vmoe.data.sources.index import Index, cached, state_of
 from vmoe.data.sources.source import sampled
@@ -36,6 +35,7 @@ from vmoe.data.sources.splits import SPLITS, resolve_split
 from vmoe.data.sources.table import TableWriter, path_of
 from vmoe.data.sources.vocabulary import CLASSES, Vocabulary, labels_of_json, read_class_names
 from vmoe.errors import UsageError, parse_json, unknown
+from vmoe.retry import failure
 
 SUFFIXES = (".csv", ".jsonl")
 LINES = 8192  # read at once

@@ -29,7 +29,6 @@ import numpy as np
 
 from vmoe.data.decode import entries_below, is_folder
 from vmoe.data.progress import progress
-from vmoe.data.retry import retried
 from vmoe.data.sources.index import CHUNK, cached, state_of
 from vmoe.data.sources.source import NAMED, Example, Fingerprint, Skipped, sampled
 from vmoe.data.sources.splits import SPLITS, WORDS, resolve_split
@@ -38,6 +37,7 @@ from vmoe.data.sources.tar_shard import index_of
 from vmoe.data.sources.vocabulary import CLASSES, Vocabulary, read_class_names
 from vmoe.data.sources.wids import read_wids
 from vmoe.errors import UsageError
+from vmoe.retry import retried
 
 MOST_OPEN = 128  # shards that a process keeps open
 

@@ -18,10 +18,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from vmoe.data.decode import SUFFIXES
-from vmoe.data.retry import retried
 from vmoe.data.sources.index import Index, IndexWriter, cached, state_of
 from vmoe.data.sources.vocabulary import Vocabulary, labels_of_json
 from vmoe.errors import UsageError, listed, parse_json
+from vmoe.retry import retried
 
 BLOCK = 512  # bytes of a header, and unit of everything in a tar file
 READ = 1 << 20  # bytes read at once

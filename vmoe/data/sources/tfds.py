@@ -37,7 +37,6 @@ import numpy as np
 
 from vmoe.data.decode import read_bytes
 from vmoe.data.progress import progress
-from vmoe.data.retry import retried
 from vmoe.data.sources.array_record import (
     allow_open_files,
     count_records,
@@ -48,6 +47,7 @@ from vmoe.data.sources.index import Index, IndexWriter, cached
 from vmoe.data.sources.source import Example, Fingerprint, Skipped, sampled
 from vmoe.data.sources.splits import SPLITS, resolve_split
 from vmoe.errors import Failure, UsageError, one_line, unknown
+from vmoe.retry import retried
 
 LABELS = ("label", "labels", "real_label")  # features, the first of which counts
 # A reader keeps the place of every record in memory, in 8 bytes; or it reads the place from the

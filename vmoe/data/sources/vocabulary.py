@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int
 
-from vmoe.data.retry import retried
 from vmoe.errors import UsageError, shortened, unknown
+from vmoe.retry import retried
 
 CLASSES = "classes.txt"
 MOST_DIGITS = 18  # of a label, which fits into 64 bits

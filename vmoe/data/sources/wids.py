@@ -5,9 +5,9 @@ import re
 from pathlib import Path
 from typing import Any
 
-from vmoe.data.retry import retried
 from vmoe.data.sources.index import state_of
 from vmoe.errors import UsageError, parse_json
+from vmoe.retry import retried
 
 MAGIC = "wids-shard-index-v1"
 REMOTE = re.compile(r"[a-z][a-z0-9+.-]*://|pipe:")  # URLs and commands that write a shard
