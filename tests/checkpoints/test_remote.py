@@ -5,6 +5,7 @@ The servers are fsspec's memory file system and a web server on this machine.
 
 import functools
 import http.server
+import resource
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,7 +21,7 @@ from vmoe.checkpoints import read
 from vmoe.checkpoints.checksums import by_name
 from vmoe.checkpoints.folder import write
 from vmoe.checkpoints.remote import url_of
-from vmoe.errors import UsageError
+from vmoe.errors import Failure, UsageError
 from vmoe.train import train
 from vmoe.workdir.layout import read_init
 
@@ -151,6 +152,19 @@ def test_a_file_that_is_no_longer_there_is_not_read_from_the_cache(memory: str) 
         read(memory)
 
 
+def test_a_model_that_the_disk_has_no_room_for_is_no_wrong_input(memory: str, cache: Path) -> None:
+    """A limit on the file size is like a full disk."""
+    upload(WEIGHTS / "timm_vit", memory)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, hard))
+    try:
+        with pytest.raises(Failure, match=f"^{memory}/model.safetensors: cannot be downloaded"):
+            read(memory)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert files_of(cache) == {}
+
+
 @pytest.mark.parametrize("folder", [PUBLISHED, WEIGHTS / "timm_vit"], ids=lambda x: x.name)
 def test_a_model_on_a_web_server_equals_the_files(folder: Path, web: str, tmp_path: Path) -> None:
     for file in folder.iterdir():
@@ -164,7 +178,7 @@ def test_a_truncated_transfer_is_refused_and_leaves_nothing(
     content = (WEIGHTS / "augreg" / "model.npz").read_bytes()
     (tmp_path / "web" / "model.npz").write_bytes(content)
     Handler.cut.add("model.npz")
-    with pytest.raises(UsageError, match=f"^{web}/model.npz: cannot be downloaded"):
+    with pytest.raises(Failure, match=f"^{web}/model.npz: cannot be downloaded"):
         read(f"{web}/model.npz")
     assert files_of(cache) == {}
     Handler.cut.clear()
@@ -180,7 +194,7 @@ def test_an_interrupted_transfer_keeps_the_file_of_before(
     before = files_of(cache)
     file.write_bytes((WEIGHTS / "big_vision_map" / "model.npz").read_bytes())
     Handler.cut.add("model.npz")
-    with pytest.raises(UsageError, match="cannot be downloaded"):
+    with pytest.raises(Failure, match="cannot be downloaded"):
         read(f"{web}/model.npz")
     assert files_of(cache) == before
 
@@ -190,13 +204,13 @@ def test_a_missing_a_forbidden_and_an_unreachable_file_are_named_in_one_line(
 ) -> None:
     (tmp_path / "web" / "secret.npz").write_bytes(b"x")
     Handler.refused.add("secret.npz")
-    for url, reason in (
-        (f"{web}/gone.npz", "no checkpoint there"),
-        (f"{web}/gone", "no checkpoint there"),
-        (f"{web}/secret.npz", "cannot be downloaded (403"),
-        ("http://127.0.0.1:1/model.npz", "cannot be downloaded (Cannot connect"),
+    for url, kind, reason in (
+        (f"{web}/gone.npz", UsageError, "no checkpoint there"),
+        (f"{web}/gone", UsageError, "no checkpoint there"),
+        (f"{web}/secret.npz", UsageError, "cannot be downloaded (403"),
+        ("http://127.0.0.1:1/model.npz", Failure, "cannot be downloaded (Cannot connect"),
     ):
-        with pytest.raises(UsageError) as caught:
+        with pytest.raises(kind) as caught:
             read(url)
         assert str(caught.value).startswith(f"{url}: {reason}"), caught.value
         assert "\n" not in str(caught.value)

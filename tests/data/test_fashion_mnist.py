@@ -80,7 +80,9 @@ def test_fashion_mnist_is_downloaded_once_and_cached(server: Path, tmp_path: Pat
     assert names == {f"{name}.gz" for name in fashion_mnist.SHA256}, "a partial download is left"
 
 
-def test_a_failed_or_wrong_download_leaves_no_file_behind(server: Path) -> None:
+def test_a_failed_or_wrong_download_leaves_no_file_behind(
+    server: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = server / "train-images-idx3-ubyte.gz"
     path.write_bytes(gzip.compress(b"something else"))
     with pytest.raises(UsageError, match="corrupt .its SHA-256 differs"):
@@ -89,6 +91,9 @@ def test_a_failed_or_wrong_download_leaves_no_file_behind(server: Path) -> None:
     with pytest.raises(
         UsageError, match=r"cannot be downloaded .*File not found.*: get Fashion-MNIST elsewhere"
     ):
+        open_source("fashion_mnist", "train")
+    monkeypatch.setattr(fashion_mnist, "ADDRESS", "http://127.0.0.1:1")
+    with pytest.raises(Failure, match=r"cannot be downloaded .*refused.*: get Fashion-MNIST"):
         open_source("fashion_mnist", "train")
     cache = Path(fashion_mnist.os.environ["XDG_CACHE_HOME"]) / "vmoe" / "fashion_mnist"
     assert not list(cache.iterdir())

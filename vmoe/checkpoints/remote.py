@@ -29,7 +29,7 @@ from vmoe.checkpoints import chunked, safetensors
 from vmoe.checkpoints.folder import CONFIG, MODEL, write
 from vmoe.checkpoints.stored import StoredModel
 from vmoe.checkpoints.weights import IMAGES
-from vmoe.errors import Failure, UsageError, one_line, shortened
+from vmoe.errors import Failure, UsageError, VmoeError, one_line, shortened
 from vmoe.signals import temporary_folder
 from vmoe.workdir.layout import replace_text
 
@@ -41,6 +41,7 @@ IDENTITY = (  # what fsspec's file systems report about a file that differs afte
 )
 TIMEOUT = 60  # seconds without data after which a connection is given up
 MAX_REASON = 200  # characters
+PASSING = (408, 425, 429)  # HTTP statuses of a server that is late or busy
 SINGLE = (".npz", ".safetensors", safetensors.INDEX)
 
 Info = dict[str, Any]
@@ -63,8 +64,9 @@ def fetch(url: str) -> Path:
         a path in the cache for the readers of files.
 
     Raises:
-        UsageError: there is no model at the URL, it cannot be reached or a package is missing.
-        Failure: an index, which names further files, is corrupt.
+        UsageError: there is no model at the URL, the server refuses it, or a package is missing.
+        Failure: the server cannot be reached, the disk is full, or an index, which names further
+            files, is corrupt.
     """
     scheme, _, rest = url.partition("://")
     if scheme not in EXTRAS:
@@ -104,8 +106,8 @@ def push(stored: StoredModel, url: str) -> None:
                 repo_id=found[1], folder_path=folder, commit_message="Weights for vmoe"
             )
         except Exception as error:  # the client raises errors of many types
-            status = getattr(getattr(error, "response", None), "status_code", None)
-            remedy = "; set HF_TOKEN to one that may write there" if status in (401, 403) else ""
+            denied = _status(error) in (401, 403)
+            remedy = "; set HF_TOKEN to one that may write there" if denied else ""
             raise Failure(f"{url}: cannot be pushed ({_reason(error)}){remedy}") from None
 
 
@@ -155,8 +157,7 @@ class _Server:
         try:
             info = self.system.info(url)
         except FileNotFoundError as error:  # that of a web server has the reason as its cause
-            missing = getattr(error.__cause__, "status", None) in (404, 410)
-            if missing or self.scheme not in ("http", "https"):
+            if _status(error.__cause__) in (404, 410) or self.scheme not in ("http", "https"):
                 return None
             raise _unreadable(url, error.__cause__) from None
         except Exception as error:  # file systems raise errors of many types
@@ -239,8 +240,18 @@ def _package_missing(url: str, error: ImportError) -> UsageError:
     )
 
 
-def _unreadable(url: str, error: BaseException | None) -> UsageError:
-    return UsageError(f"{url}: cannot be downloaded ({_reason(error)})")
+def _unreadable(url: str, error: BaseException | None) -> VmoeError:
+    """A UsageError if the address is wrong or the server refuses it; else a Failure."""
+    wrong = isinstance(error, FileNotFoundError | ValueError) or 400 <= _status(error) < 500
+    kind = UsageError if wrong and _status(error) not in PASSING else Failure
+    return kind(f"{url}: cannot be downloaded ({_reason(error)})")
+
+
+def _status(error: BaseException | None) -> int:
+    """The HTTP status that an error of a client is about; 0 if it is about none."""
+    status = getattr(getattr(error, "response", None), "status_code", None)  # the hub's client
+    status = status or getattr(error, "status", None) or getattr(error, "code", None)
+    return status if isinstance(status, int) else 0
 
 
 def _reason(error: BaseException | None) -> str:

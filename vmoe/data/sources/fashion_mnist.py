@@ -12,6 +12,7 @@ import hashlib
 import http.client
 import io
 import os
+import urllib.error
 import urllib.request
 import zlib
 from pathlib import Path
@@ -21,7 +22,7 @@ import numpy as np
 from vmoe.cache import cache_folder
 from vmoe.data.sources.in_memory import InMemorySource, rgb
 from vmoe.data.sources.splits import stratified_split
-from vmoe.errors import UsageError
+from vmoe.errors import Failure, UsageError
 from vmoe.retry import retried
 from vmoe.signals import temporary_folder
 
@@ -49,7 +50,8 @@ def open_fashion_mnist(folder: str, split: str) -> InMemorySource:
         split: "train", "validation" or "test".
 
     Raises:
-        UsageError: a file is missing, corrupt or cannot be downloaded.
+        UsageError: a file is missing or corrupt.
+        Failure: a file cannot be downloaded.
     """
     prefix = "t10k" if split == "test" else "train"
     images, labels = _read(Path(folder) if folder else _find(), prefix)
@@ -116,7 +118,8 @@ def download(address: str, path: Path) -> None:
         path: where to save the file.
 
     Raises:
-        UsageError: the download fails, or the file differs from the published one.
+        UsageError: there is no such file, or it differs from the published one.
+        Failure: the server cannot be reached, or the disk is full.
     """
     from rich.console import Console
     from rich.progress import DownloadColumn, Progress, TextColumn, TimeRemainingColumn
@@ -139,7 +142,8 @@ def download(address: str, path: Path) -> None:
             unpack(partial)
             os.replace(partial, path)
     except (OSError, http.client.HTTPException) as error:
-        raise UsageError(
+        missing = isinstance(error, urllib.error.HTTPError) and error.code in (404, 410)
+        raise (UsageError if missing else Failure)(
             f"{address} cannot be downloaded into {path.parent} ({error}): get Fashion-MNIST "
             "elsewhere (on Debian, the package dataset-fashion-mnist) and use "
             "fashion_mnist:FOLDER"
