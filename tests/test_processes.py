@@ -50,7 +50,7 @@ config = replace(
 def errors(
     uninterrupted: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[list[tuple[str, str]]]:
-    """For each case of ``two_hosts``, what the two processes print; both try all the cases."""
+    """What the two processes of ``two_hosts`` print: a line for each case, and a last one."""
     folder = tmp_path_factory.mktemp("hosts")
     shared = {
         "PYTHONPATH": str(ROOT),
@@ -74,7 +74,7 @@ def errors(
         for process in run:
             process.kill()
     assert not any(process.returncode for process in run), outputs
-    yield list(zip(*(stdout.splitlines()[-len(CASES) :] for stdout, _ in outputs), strict=True))
+    yield list(zip(*(stdout.splitlines()[-len(CASES) - 1 :] for stdout, _ in outputs), strict=True))
     assert not (folder / "run").exists() and not (folder / "host1" / "here").exists()
     assert not (folder / "host0" / "behind" / "config.json").exists()
 
@@ -87,6 +87,12 @@ def test_processes_that_differ_all_say_how_before_a_run_folder_is_written(
     status, message = json.loads(first)
     assert first == other and status == 2
     assert message.startswith(CASES[case].message)
+
+
+def test_every_process_knows_the_checkpoints_and_the_metrics_that_the_primary_one_sees(
+    errors: list[tuple[str, str]],
+) -> None:
+    assert errors[-1] == ("[[1], true]", "[[1], true]")
 
 
 @pytest.fixture(scope="module")

@@ -1,7 +1,8 @@
 """One of the two processes of ``test_processes.py`` that differ: it tries one case after the other.
 
 Run as ``python -m tests.two_hosts`` it prints a line for each case: the exit status and the message
-of the error that ``train`` raises.
+of the error that ``train`` raises; then the checkpoints of a folder, of which the second process
+sees an earlier state.
 """
 
 import json
@@ -13,6 +14,7 @@ from PIL import Image
 
 from tests.command import TINY
 from vmoe import distributed
+from vmoe.checkpoints.run import Checkpoints
 from vmoe.config import EvalConfig, load, replace
 from vmoe.errors import VmoeError
 from vmoe.train import train
@@ -102,6 +104,11 @@ def make_hosts(folder: Path, trained: Path) -> list[Path]:
     shutil.rmtree(hosts[1] / "missing")
     (hosts[1] / "behind" / "checkpoints" / "10").mkdir(parents=True)
     (hosts[1] / "behind" / LOCK).symlink_to(hosts[0] / "behind" / LOCK)
+    for host, steps in zip(hosts, ((1,), (1, 2)), strict=True):
+        for step in steps:
+            (host / "cached" / "checkpoints" / str(step)).mkdir(parents=True)
+    metrics = json.dumps({1: {"accuracy": 0.5}})
+    (hosts[0] / "cached" / "checkpoints" / "metrics.json").write_text(metrics)
     return hosts
 
 
@@ -122,6 +129,8 @@ def main() -> None:
             train(replace(tiny, **config), workdir, **options)
         except VmoeError as error:
             print(json.dumps([error.status, str(error)]))
+    with Checkpoints(Path("cached"), every=1, keep_latest=1) as checkpoints:
+        print(json.dumps([checkpoints.steps, checkpoints.is_best(1)]))
 
 
 if __name__ == "__main__":

@@ -189,6 +189,16 @@ def raise_together(work: Callable[[], Result]) -> Result:
     return results[0]
 
 
+def from_primary(work: Callable[[], Any]) -> Any:
+    """The JSON value that ``work()`` returns in the primary process, which alone calls it.
+
+    Every process has to call this; see ``raise_together`` for errors. A network file system may
+    show the processes different versions of a file, and they have to act alike.
+    """
+    text = raise_together(lambda: json.dumps(work()) if is_primary() else "")
+    return json.loads(gather(text)[0])
+
+
 def synchronized(error: VmoeError) -> VmoeError:
     """A SynchronizedError for an error that every process raises; unchanged with one process."""
     return error if is_single_process() else SynchronizedError(error)

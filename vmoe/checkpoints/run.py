@@ -80,7 +80,8 @@ class Checkpoints:
         self._workdir = workdir
         self._folder = (workdir / CHECKPOINTS).absolute()
         self._every, self._keep_latest = every, keep_latest
-        self._metrics = read_metrics(workdir)
+        recorded = distributed.from_primary(lambda: read_metrics(workdir))
+        self._metrics: dict[int, Metrics] = {int(step): recorded[step] for step in recorded}
         self._saved = 0  # the last step saved or restored
         self._manager = self._open()
 
@@ -98,7 +99,7 @@ class Checkpoints:
     @property
     def steps(self) -> list[int]:
         """All steps, ascending."""
-        return sorted(self._manager.all_steps())
+        return sorted(map(int, self._manager.all_steps()))  # broadcast as NumPy integers
 
     def save(
         self, step: int, files: Mapping[str, Sequence[Any]] | None = None, **items: Arrays
@@ -197,6 +198,7 @@ class Checkpoints:
             cleanup_tmp_directories=True,
             todelete_subdir=DELETED,  # renamed first, so a kill never leaves half of a step
             enable_async_checkpointing=True,
+            single_host_load_and_broadcast=True,  # another host may see an earlier list
         )
         return ocp.CheckpointManager(self._folder, options=options)
 

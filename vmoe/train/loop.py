@@ -190,7 +190,7 @@ def _stopped(run: Run, step: int) -> Stopped:
 def _restore_or_init(run: Run) -> State:
     """The state of the newest valid checkpoint, or the first state if there is no checkpoint."""
     run.checkpoints.wait()
-    if not has_checkpoint(run.workdir):
+    if not distributed.from_primary(lambda: has_checkpoint(run.workdir)):
         run.report.resume(0, {})
         state = init_state(run.config, run.placement)
         return run.initial.apply(state, run.placement) if run.initial else state
