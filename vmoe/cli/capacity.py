@@ -59,7 +59,7 @@ def run(argv: Sequence[str]) -> None:
     args = parse(CapacityArgs, "capacity", argv)
     budget = _budget(args.budget)
     check_outputs(args, "out", "plot")
-    from vmoe.data.pipeline import ORDER
+    from vmoe.data.pipeline import ORDER, check_labelled
     from vmoe.evaluate.capacity import Search
     from vmoe.evaluate.setting_scores import Scores
     from vmoe.evaluate.settings import check_layers, levels_of
@@ -76,7 +76,7 @@ def run(argv: Sequence[str]) -> None:
     sample = Sample(
         args.data, loaded, images=args.images, batch_size=args.batch_size, split="validation"
     )
-    sample.check_labels()
+    check_labelled(sample.source)
     costs = _costs(args, loaded, levels, sample)
     costs.check(budget)
     about = 2 * sum(len(level) for of_block in levels for level in of_block)
