@@ -147,7 +147,8 @@ def test_a_run_whose_console_goes_away_trains_to_its_end_and_records_when_and_wh
 
 
 def test_files_are_written_although_the_reader_of_stdout_is_gone(tmp_path: Path) -> None:
-    gone = ("bash", "-c", 'set -o pipefail; "$0" "$@" | :')
+    shell = ("bash", "-c", 'set -o pipefail; "$0" "$@" | :')
+    gone = ("env", "--unset=PYTHONUNBUFFERED", *shell)  # stdout is written when it is flushed
     data = ("--checkpoint", "vmoe_fashion_mnist", "--data", "fashion_mnist_sample")
     files = ("--predictions", tmp_path / "images.csv", "--csv", tmp_path / "rows.csv")
     result = interpreter("evaluate", *data, *files, under=gone)

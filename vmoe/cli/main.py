@@ -5,7 +5,6 @@ was stopped early by a signal and can be resumed; 129, 130 or 143 ended at once 
 SIGTERM; 141 the reader of stdout is gone. ``--debug`` shows the traceback of an error.
 """
 
-import contextlib
 import importlib
 import importlib.metadata
 import logging
@@ -85,8 +84,11 @@ def _dispatch(argv: Sequence[str]) -> None:
     if command not in COMMANDS:
         raise UsageError(unknown("no command", command, list(COMMANDS)))
     # Imported on demand, so that a command starts without the imports of the others.
-    with contextlib.suppress(SystemExit):  # --help was given, and the help is printed
+    try:
         importlib.import_module(f"vmoe.cli.{command}").run(arguments)
+    except SystemExit as end:  # without a status, the help was asked for and is printed
+        if end.code:
+            raise
 
 
 def _expected_error(error: BaseException) -> tuple[str, int]:

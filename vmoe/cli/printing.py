@@ -1,6 +1,7 @@
 """Prints tables, progress and JSON."""
 
 import contextlib
+import io
 import json
 import math
 import os
@@ -30,11 +31,11 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, title:
         table.add_row(*map(one_line, row))
     if title:
         print(title)
-    has_width = sys.stdout.isatty() or "COLUMNS" in os.environ
-    console = Console(markup=False, width=None if has_width else PIPE_WIDTH)
-    with console.capture() as capture:  # rich would end the process where a pipe is closed
-        console.print(table)
-    print(capture.get(), end="")
+    terminal = sys.stdout.isatty()
+    width = None if terminal or "COLUMNS" in os.environ else PIPE_WIDTH
+    text = io.StringIO()  # on stdout, rich would end the process where a pipe is closed
+    Console(file=text, force_terminal=terminal, markup=False, width=width).print(table)
+    print(text.getvalue(), end="")
 
 
 def four_digits(value: float) -> str:
