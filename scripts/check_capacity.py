@@ -23,6 +23,7 @@ import numpy as np
 
 import vmoe
 from vmoe import models
+from vmoe.analysis.statistics import error_of_difference
 from vmoe.config.inference import LayerSetting
 from vmoe.data.sources import open_source
 from vmoe.evaluate import Evaluation, evaluate
@@ -75,14 +76,14 @@ def table(every: list[dict[float, Row]]) -> Iterable[str]:
             for name in ("test", "test_even")
         )
         labelled = has_label(rows[0]["test"].per_example.labels)
-        difference = (searched - even)[labelled]  # per image: all models have the same ones
-        error = difference.std() / np.sqrt(len(difference))
+        searched, even = searched[labelled], even[labelled]  # all models have the same images
+        difference, error = (searched - even).mean(), error_of_difference(searched, even)
         accuracies = [
             *([row[name].accuracy for row in rows] for name in ("test", "test_even")),
             *([row[name] for row in rows] for name in ("accuracy", "accuracy_even")),
         ]
         shown = [f"{100 * np.mean(own):.2f}" for own in accuracies]
-        shown.insert(2, f"{100 * difference.mean():+.2f} ± {100 * error:.2f}")
+        shown.insert(2, f"{100 * difference:+.2f} ± {100 * error:.2f}")
         settings = "; ".join(
             f"{each['k']}, {each['capacity_factor']:g}, {each['priority'].replace('_', ' ')}"
             for each in rows[0]["setting"]

@@ -209,7 +209,6 @@ def write_list(file: Path, label: str, rows: Iterable[Sequence[str]]) -> None:
 
 
 def main() -> None:
-    exit_at_once()
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("destination", type=Path, help="a new folder")
     for vendor in VENDORS:

@@ -28,7 +28,6 @@ from preparation.array_record import Split, check_name, is_complete, write
 from vmoe.data.sources import SPLITS, Source, open_source
 from vmoe.data.sources.folder import open_folder, split_folders
 from vmoe.errors import VmoeError
-from vmoe.signals import exit_at_once
 
 
 def split_of(source: Source, folder: Path) -> Split:
@@ -92,5 +91,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    exit_at_once()
     main()

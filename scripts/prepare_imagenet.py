@@ -42,8 +42,6 @@ if __name__ == "__main__":
 from preparation.archives import Archive, Classes, find_training, find_validation, read_devkit
 from preparation.array_record import Split, is_complete, write
 
-from vmoe.signals import exit_at_once
-
 
 def split_of(archive: Archive, labels: list[int]) -> Split:
     """Images with one label each."""
@@ -122,5 +120,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    exit_at_once()
     main()

@@ -95,13 +95,14 @@ def shortened(text: str, limit: int) -> str:
     return text if len(text) <= limit else f"{text[:half]} ... {text[-half:]}"
 
 
-def listed(texts: Sequence[str], limit: int, *, separator: str = ", ") -> str:
-    """The first texts, and how many more there are.
+def listed(texts: Sequence[str], limit: int, *, separator: str = ", ", unnamed: int = 0) -> str:
+    """The first texts, and how many more there are, with ``unnamed`` that are not given.
 
     >>> listed(["a", "b", "c"], 2), listed(["a", "b"], 2)
     ('a, b, and 1 more', 'a, b')
     """
-    more = [f"and {len(texts) - limit:,} more"] if len(texts) > limit else []
+    rest = len(texts) + unnamed - limit
+    more = [f"and {rest:,} more"] if rest > 0 else []
     return separator.join([*texts[:limit], *more])
 
 

@@ -77,6 +77,12 @@ def image_files_below(folder: str | Path) -> Found:
     return found
 
 
+def entries_of(folder: str | Path) -> list[os.DirEntry[str]]:
+    """What is in a folder, without what is hidden."""
+    entries = retried(folder, lambda: list(os.scandir(folder)))
+    return [entry for entry in entries if not entry.name.startswith(".")]
+
+
 def entries_below(folder: str) -> Iterator[os.DirEntry[str]]:
     """Every file below a folder, and every link to a folder, without hidden ones.
 
@@ -85,15 +91,13 @@ def entries_below(folder: str) -> Iterator[os.DirEntry[str]]:
         Failure: it cannot be read for a reason that can pass.
     """
     try:
-        entries = retried(folder, lambda: list(os.scandir(folder)))
+        entries = entries_of(folder)
     except FileNotFoundError:  # a class without images in this split
         return
     except OSError as error:
         message = f"{error.filename}: {error.strerror}; make it readable, or move it away"
         raise UsageError(message) from None
     for entry in entries:
-        if entry.name.startswith("."):
-            continue
         if entry.is_dir(follow_symlinks=False):
             yield from entries_below(entry.path)
         else:

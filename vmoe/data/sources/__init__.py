@@ -142,21 +142,16 @@ def skipped_messages(sources: Iterable[Source | Skipped]) -> Iterator[str]:
     if others:
         count = len(others) + more
         what = "file that is not an image" if count == 1 else "files that are not images"
-        yield f"skipped {count:,} {what}: {_first(others, count)}"
+        yield f"skipped {count:,} {what}: {listed(others, NAMED, unnamed=more)}"
     more = sum(number for _, number in {(each.beside, each.more_beside) for each in skipped})
     if beside:
         count = len(beside) + more
         what = "path" if count == 1 else "paths"
         where = "beside the folders of the classes or splits"
-        yield f"skipped {count:,} {what} {where}: {_first(beside, count)}"
+        yield f"skipped {count:,} {what} {where}: {listed(beside, NAMED, unnamed=more)}"
     if links:
         what = "symbolic link to a folder" if len(links) == 1 else "symbolic links to folders"
         yield f"skipped {len(links)} {what}: {listed(links, NAMED)}"
     if unreadable:
         what = "image" if len(unreadable) == 1 else "images"
         yield f"{len(unreadable)} {what} cannot be read: {listed(unreadable, NAMED)}"
-
-
-def _first(paths: list[str], count: int) -> str:
-    rest = [f"and {count - NAMED:,} more"] if count > NAMED else []
-    return ", ".join([*paths[:NAMED], *rest])

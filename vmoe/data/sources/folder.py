@@ -16,14 +16,13 @@ from pathlib import Path
 import numpy as np
 
 from vmoe.config.data import Check, OnError
-from vmoe.data.decode import SUFFIXES, Found, image_files_below, is_folder
+from vmoe.data.decode import SUFFIXES, Found, entries_of, image_files_below, is_folder
 from vmoe.data.sources.files import FileSource, open_files
 from vmoe.data.sources.index import cached
 from vmoe.data.sources.source import NAMED
 from vmoe.data.sources.splits import SPLITS, WORDS, named_splits, resolve_split
 from vmoe.data.sources.table import TableWriter
 from vmoe.errors import UsageError
-from vmoe.retry import retried
 
 
 def open_folder(
@@ -104,13 +103,7 @@ def split_folders(root: Path) -> dict[str, Path]:
 
 def _folders(folder: Path) -> list[str]:
     """The names of the sub-folders that are not hidden."""
-    return sorted(entry.name for entry in _entries(folder) if is_folder(entry))
-
-
-def _entries(folder: Path) -> list[os.DirEntry[str]]:
-    """What is in a folder, without what is hidden."""
-    entries = retried(folder, lambda: list(os.scandir(folder)))
-    return [entry for entry in entries if not entry.name.startswith(".")]
+    return sorted(entry.name for entry in entries_of(folder) if is_folder(entry))
 
 
 def _class_names(folder: Path) -> tuple[str, ...]:
@@ -133,13 +126,14 @@ def _beside(root: Path, folder: Path, splits: Iterable[Path]) -> list[str]:
     The paths are relative to the folder of the split.
     """
     used = {path.name for path in splits}
-    others = [os.path.join(os.pardir, name) for name in _folders(root) if name not in used]
+    folders = _folders(root) if used else []
+    others = [os.path.join(os.pardir, name) for name in folders if name not in used]
     images = sorted(
         entry.name
-        for entry in _entries(folder)
+        for entry in entries_of(folder)
         if os.path.splitext(entry.name)[1].lower() in SUFFIXES and not is_folder(entry)
     )
-    return [*(others if used else []), *images]
+    return [*others, *images]
 
 
 def _find(folder: Path, class_names: Sequence[str]) -> Iterator[Found]:

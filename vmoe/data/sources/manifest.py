@@ -15,7 +15,6 @@ The list is read once, and kept in an index (``index.py``) until it or ``classes
 Images that change are noticed in a sample; touch the list to have all of them read again.
 """
 
-import contextlib
 import csv
 import functools
 import itertools
@@ -103,8 +102,8 @@ def _build(file: Path, place: str, given: tuple[str, ...] | None, target: Path) 
     vocabulary, splits = Vocabulary(), set[int]()
     read = _read_csv if file.suffix.lower() == ".csv" else _read_jsonl
     identity = _identity(file.parent)
-    with TableWriter(target, identity) as table, _opened(file, place) as text:
-        lines = read(text, place)
+    with TableWriter(target, identity) as table, open_text(file) as text:
+        lines = read(_lines(text, place), place)
         while piece := list(itertools.islice(lines, LINES)):
             splits |= {line.split for line in piece}
             stats = [_stat(file.parent / line.path) for line in piece]
@@ -143,12 +142,6 @@ def _identity(folder: Path) -> Callable[[str], str]:
         return os.path.join(real(head), tail)
 
     return identity
-
-
-@contextlib.contextmanager
-def _opened(file: Path, place: str) -> Iterator[Iterable[str]]:
-    with open_text(file) as text:
-        yield _lines(text, place)
 
 
 def _lines(text: Iterable[str], place: str) -> Iterator[str]:

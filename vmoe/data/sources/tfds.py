@@ -263,7 +263,7 @@ def _info(folder: str) -> Any:
     import tensorflow_datasets as tfds
 
     try:
-        read_bytes(Path(folder, INFO))  # so that an error which can pass is told from others
+        read_bytes(Path(folder, INFO))  # an error that can pass is a Failure
         info = tfds.builder_from_directory(folder).info
     except Failure:
         raise
