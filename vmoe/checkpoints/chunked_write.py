@@ -1,7 +1,6 @@
 """Writes checkpoints in the published container; ``chunked.py`` describes and reads it."""
 
 import math
-import os
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -24,6 +23,7 @@ from vmoe.checkpoints.chunked import (
 )
 from vmoe.errors import Failure, UsageError
 from vmoe.signals import unfinished
+from vmoe.workdir.layout import replacing
 
 
 def write(prefix: str | Path, arrays: Mapping[str, np.ndarray], *, shards: int = 1) -> None:
@@ -133,14 +133,7 @@ def _pieces(array: np.ndarray) -> list[msgpack.ExtType]:
 
 
 def _replace(path: Path, parts: Iterable[bytes]) -> None:
-    """Writes a file beside, and renames it when it is complete."""
-    beside = path.with_name(f".tmp.{path.name}")
-    try:
-        with beside.open("wb") as file:
-            for part in parts:
-                file.write(part)
-            file.flush()
-            os.fsync(file.fileno())
-        beside.replace(path)
-    finally:
-        beside.unlink(missing_ok=True)
+    """Writes a file; see ``replacing``."""
+    with replacing(path) as temporary, temporary.open("wb") as file:
+        for part in parts:
+            file.write(part)

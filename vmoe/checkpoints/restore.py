@@ -128,9 +128,10 @@ def _restore(
         raise  # these do not mean that the checkpoint is corrupt
     except Exception as error:  # Orbax and TensorStore report corruption by errors of many types
         missing = not again and _is_missing(error)
-        unreadable = _system_error(error) or ("" if missing else _unreadable_file(folder))
+        unreadable = _system_error(error)
         if not unreadable and "RESOURCE_EXHAUSTED" in str(error):
             raise
+        unreadable = unreadable or ("" if missing else _unreadable_file(folder))
         corrupt = _reason(error)
     local = not any(leaf.sharding for leaf in jax.tree.leaves(target))
     if not local:  # every process restores its shards

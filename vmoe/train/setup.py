@@ -61,13 +61,6 @@ class Checked:
     """The first and the last step to trace for a profiler."""
     environment: dict[str, Any]
 
-    def empty_batch(self) -> Batch:
-        """A training batch of padding, on the devices."""
-        _, shards = self.placement.process_shard()
-        size = Preprocessing(self.config.model.image_size)
-        batch = empty_batch(self.config.batch_size // shards, self.source.max_labels, size)
-        return self.placement.make_global_array(batch)
-
 
 @dataclasses.dataclass(frozen=True)
 class Run(Checked):
@@ -160,7 +153,9 @@ def setup(
                 report.log(message)
             if not distributed.is_single_process():
                 # A collective times out on the slowest process, so all of them compile first.
-                checked.train_step.lower(checked.abstract_state, checked.empty_batch()).compile()
+                first = _empty_batch(config, checked.source, checked.placement)
+                checked.train_step.lower(checked.abstract_state, first).compile()
+                del first  # frees the memory of a batch
                 with signals.at_once():
                     distributed.barrier("compiled")
             yield Run(
@@ -202,30 +197,37 @@ def _check(
     batches = training_batches(source, config, shard=(shard, shards))
     for data in (source, *(own for _, own in evaluations)):
         check_labelled(data)
+    train_step, shapes = make_train_step(config, placement), abstract_state(config, placement)
+    jax.eval_shape(train_step, shapes, _empty_batch(config, source, placement))
+    for each, data in evaluations:
+        _check_evaluation(each, data, config, placement, shapes.params)
+    if fewshot:
+        model = models.with_params(config.model, shapes.params, placement=placement)
+        check_fewshot(model, config.fewshot, config.preprocessing)
+    check_shared_memory(config.data.num_workers, _largest_batch(config) // shards)
     measured = {each.name: own for each, own in evaluations}
     measured |= {f"few-shot {own.name}": own for each in fewshot for own in each.sources}
-    checked = Checked(
+    return Checked(
         config,
         source,
         batches,
         evaluations,
         fewshot,
         placement,
-        train_step=make_train_step(config, placement),
-        abstract_state=abstract_state(config, placement),
+        train_step=train_step,
+        abstract_state=shapes,
         initial=read_source(init, workdir, config.model),
         traced_steps=traced_steps,
         environment=environment(source, measured, placement),
     )
-    params = checked.abstract_state.params
-    jax.eval_shape(checked.train_step, checked.abstract_state, checked.empty_batch())
-    for each, data in evaluations:
-        _check_evaluation(each, data, config, placement, params)
-    if fewshot:
-        model = models.with_params(config.model, params, placement=placement)
-        check_fewshot(model, config.fewshot, config.preprocessing)
-    check_shared_memory(config.data.num_workers, _largest_batch(config) // shards)
-    return checked
+
+
+def _empty_batch(config: TrainConfig, source: Source, placement: Placement) -> Batch:
+    """A training batch of padding, on the devices."""
+    _, shards = placement.process_shard()
+    size = Preprocessing(config.model.image_size)
+    batch = empty_batch(config.batch_size // shards, source.max_labels, size)
+    return placement.make_global_array(batch)
 
 
 def _evaluation_source(evaluation: EvalConfig, config: TrainConfig, trained: Source) -> Source:

@@ -74,10 +74,11 @@ def train_step(
     if ema is not None:
         ema = update_ema(config, ema, trained, state.step)
     dropped, unprocessed = dropped_and_unprocessed(totals.values())
+    per_labelled = len(labelled) / jnp.maximum(labelled.sum(), 1)
     if config.loss == "softmax":  # of which an image without labels has none
-        metrics["loss"] *= len(labelled) / jnp.maximum(labelled.sum(), 1)
+        metrics["loss"] *= per_labelled
     metrics |= {
-        "accuracy": metrics["accuracy"] * len(labelled) / jnp.maximum(labelled.sum(), 1),
+        "accuracy": metrics["accuracy"] * per_labelled,
         "dropped": dropped,
         "unprocessed": unprocessed,
         "blocks": {block: block_measures(sums) for block, sums in totals.items()},

@@ -45,7 +45,7 @@ def has_config(workdir: Path) -> bool:
     """Whether the folder holds a run: of its metadata, config.json is written last.
 
     Raises:
-        Failure: it cannot be told for a reason that can pass.
+        Failure: the folder cannot be read for a reason that can pass.
     """
     return retried(workdir, (workdir / CONFIG).is_file)
 
