@@ -13,7 +13,7 @@ import numpy as np
 from vmoe.analysis.effects import BatchDependence
 from vmoe.analysis.totals import ExpertTotals
 from vmoe.config import ViTConfig
-from vmoe.config.routers import RouterConfig
+from vmoe.config.routers import RouterConfig, TokenChoice
 from vmoe.errors import listed
 
 MIN_LOAD = 0.01
@@ -107,7 +107,7 @@ def _of_block(i: int, block: ExpertTotals, router: RouterConfig) -> Iterator[Fin
         )
         yield Finding("collapse", i, float(load.max()), limit, message)
     if block.dropped > MAX_DROPPED:
-        ignores_gates = getattr(router, "priority", None) in ("order", "random")
+        ignores_gates = isinstance(router, TokenChoice) and router.priority in ("order", "random")
         message = (
             f"{block.dropped:.0%} of the choices get no slot (at most {MAX_DROPPED:.0%}): use a "
             "larger capacity factor"

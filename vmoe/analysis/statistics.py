@@ -5,7 +5,7 @@ import dataclasses
 from collections.abc import Iterable
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 
 from vmoe.analysis.collect import BlockRouting, Collected
 from vmoe.analysis.totals import ExpertTotals
@@ -227,3 +227,16 @@ def mutual_information(table: Int[np.ndarray, "e x"]) -> float:
 
 def _entropy(p: Float[np.ndarray, "..."]) -> float:
     return float(-np.sum(p[p > 0] * np.log(p[p > 0])))
+
+
+def error_of_difference(
+    right: Bool[np.ndarray, "x"] | Float[np.ndarray, "x"],
+    reference: Bool[np.ndarray, "x"] | Float[np.ndarray, "x"],
+) -> float:
+    """The standard error of the difference of two accuracies on the same images.
+
+    Args:
+        right, reference: for each image, whether it is predicted correctly; or the share of several
+            predictions that are correct.
+    """
+    return float((right.astype(float) - reference).std() / np.sqrt(len(right)))

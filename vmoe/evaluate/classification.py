@@ -192,10 +192,7 @@ def evaluate(
         shown.append(valid)
         used.append(totals)
     seconds = time.perf_counter() - start
-    read = evaluation_order(len(source))[np.flatnonzero(np.concatenate(shown))]
-    if not len(read):
-        raise distributed.synchronized(UsageError(f"{source.name}: no image can be read"))
-    in_order = np.argsort(read)
+    in_order, indices = in_source_order(source, shown)
     images = PerExample(*(np.concatenate(x)[in_order] for x in zip(*results, strict=True)))
     if count := int((~np.isfinite(images.cross_entropy)).sum()):
         images_text = f"{count} of {len(images.labels)} images"
@@ -235,9 +232,30 @@ def evaluate(
         images_per_second=len(labelled) / seconds,
         class_names=source.class_names,
         per_example=images,
-        indices=read[in_order],
+        indices=indices,
         totals=blocks,
     )
+
+
+def in_source_order(
+    source: Source, valid: list[np.ndarray]
+) -> tuple[Int[np.ndarray, "b"], Int[np.ndarray, "b"]]:
+    """The order that puts results of the images that were read into that of the source.
+
+    Args:
+        valid: for each batch of ``evaluation_batches``, which images are more than padding.
+
+    Returns:
+        the positions of the results, and the index in the source of each image, ascending.
+
+    Raises:
+        UsageError: no image was read; every process raises it.
+    """
+    read = evaluation_order(len(source))[np.flatnonzero(np.concatenate(valid))]
+    if not len(read):
+        raise distributed.synchronized(UsageError(f"{source.name}: no image can be read"))
+    in_order = np.argsort(read)
+    return in_order, read[in_order]
 
 
 def check_evaluation(

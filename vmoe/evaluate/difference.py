@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from vmoe.analysis.statistics import error_of_difference
 from vmoe.errors import UsageError
 from vmoe.evaluate.classification import Evaluation
 from vmoe.nn.inputs import has_label
@@ -40,7 +41,5 @@ def paired_difference(first: Evaluation, second: Evaluation) -> Difference:
     of_first, of_second = (
         np.asarray(each.per_example.correct, float)[labelled] for each in (first, second)
     )
-    differences = of_first - of_second
-    return Difference(
-        float(differences.mean()), float(differences.std() / np.sqrt(len(differences)))
-    )
+    difference = float((of_first - of_second).mean())
+    return Difference(difference, error_of_difference(of_first, of_second))

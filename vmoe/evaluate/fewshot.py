@@ -25,11 +25,12 @@ from jaxtyping import Array, Bool, Float, Int
 from vmoe import distributed
 from vmoe.config.fewshot import FewShotConfig
 from vmoe.config.preprocessing import Preprocessing
-from vmoe.data.pipeline import empty_batch, evaluation_batches, evaluation_order
+from vmoe.data.pipeline import empty_batch, evaluation_batches
 from vmoe.data.reading import OnWait, print_wait
 from vmoe.data.sources import Source
 from vmoe.data.workers import IN_THREADS, Workers
 from vmoe.errors import Failure, UsageError
+from vmoe.evaluate.classification import in_source_order
 from vmoe.evaluate.fewshot_data import FewShotData
 from vmoe.evaluate.probe import L2, Probe, choose_l2, fit, place_in_class
 from vmoe.nn.inputs import to_float
@@ -172,11 +173,8 @@ def _read(
         outputs, valid = jax.device_get(_features(graph, state, *arrays))
         features.append(outputs[valid])
         read.append(valid)
-    indices = evaluation_order(len(labels))[np.flatnonzero(np.concatenate(read))]
-    if not len(indices):
-        raise distributed.synchronized(UsageError(f"{source.name}: no image can be read"))
-    in_order = np.argsort(indices)
-    images = _Labelled(np.concatenate(features)[in_order], labels[indices[in_order]])
+    in_order, indices = in_source_order(source, read)
+    images = _Labelled(np.concatenate(features)[in_order], labels[indices])
     if count := int((~np.isfinite(images.features).all(axis=-1)).sum()):
         message = f"{count} of {len(images.labels)} images have features that are NaN or infinite"
         raise distributed.synchronized(Failure(f"{source.name}: {message}"))

@@ -9,7 +9,7 @@ from jaxtyping import Float, Int
 
 from vmoe.analysis import page
 from vmoe.analysis.collect import without_padding
-from vmoe.evaluate.plots import favourites_of
+from vmoe.evaluate.plots import favourites_of, labels_of
 from vmoe.evaluate.routing import MeasuredRouting
 from vmoe.workdir.layout import replace_text
 
@@ -56,9 +56,10 @@ def write_page(
     ]
     (pixels, labels), first = shown[0], measured[0]
     title = f"Routing of {' and '.join(model.name for model in observed)}"
+    count = len(labels_of(first.blocks))
     summary = (
-        f"Data: {first.data}. The statistics are of {len(_labels(first)):,} images; the first "
-        f"{len(labels):,} of them are shown."
+        f"Data: {first.data}. The statistics are of {count:,} images; the first {len(labels):,} of "
+        "them are shown."
     )
     text = page.render(title, summary, pixels, labels, first.loaded.class_names, observed)
     replace_text(path, text)
@@ -70,8 +71,4 @@ def _first(
     """The first images that were measured, and their labels."""
     images = itertools.chain.from_iterable(map(without_padding, routing.batches()))
     first = np.stack(list(itertools.islice(images, count)))
-    return first, _labels(routing)[: len(first)]
-
-
-def _labels(routing: MeasuredRouting) -> Int[np.ndarray, "b l"]:
-    return next(iter(routing.blocks.values())).labels
+    return first, labels_of(routing.blocks)[: len(first)]

@@ -61,7 +61,7 @@ def write_plots(
         OSError: the folder or a file cannot be written.
     """
     folder.mkdir(exist_ok=True)
-    any_class = bool(has_label(_labels(blocks)).any())
+    any_class = bool(has_label(labels_of(blocks)).any())
     files = []
     for name, draw in plots_of(loaded.model.config).items():
         if any_class or name not in OF_CLASSES:
@@ -216,10 +216,10 @@ def _capacity_curves(
     flops = {number: flops_to_logits(_with_slots(config, number)) for number in slots}
     even = {_even(config, moe) for moe in config.moe_blocks.values()}
     own = even.pop() if len(even) == 1 else None
-    return capacity_curves(logits, _labels(blocks), flops, even=own)
+    return capacity_curves(logits, labels_of(blocks), flops, even=own)
 
 
-def _labels(blocks: Mapping[int, BlockStatistics]) -> Int[np.ndarray, "b l"]:
+def labels_of(blocks: Mapping[int, BlockStatistics]) -> Int[np.ndarray, "b l"]:
     return next(iter(blocks.values())).labels
 
 
@@ -245,7 +245,7 @@ def _k_at_inference(
         changed = RoutingOverrides(k=k).apply(config).moe_blocks.values()
         slots[k] = [slots_and_factor(moe, _group(config, moe))[0] for moe in changed]
     return k_at_inference(
-        logits, _labels(blocks), own=own.pop() if len(own) == 1 else None, slots=slots
+        logits, labels_of(blocks), own=own.pop() if len(own) == 1 else None, slots=slots
     )
 
 

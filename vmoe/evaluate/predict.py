@@ -10,7 +10,6 @@ import jax
 import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
-from scipy.special import expit, softmax
 
 from vmoe import models
 from vmoe.analysis.measures import expert_use
@@ -20,6 +19,7 @@ from vmoe.data.decode import SUFFIXES, image_files_below
 from vmoe.data.sources.source import Skipped
 from vmoe.errors import UsageError
 from vmoe.factory import Loaded
+from vmoe.nn.losses import likeliest
 
 BATCH = 32  # images per forward pass
 
@@ -110,13 +110,12 @@ def predict(
         images = np.concatenate([image for _, image in batch])
         images = np.pad(images, ((0, min(BATCH, len(paths)) - len(batch)), *[(0, 0)] * 3))
         logits, experts = jax.device_get(_forward(graph, state, images))
-        probabilities = expit(logits) if loaded.sigmoid else softmax(logits, axis=-1)
+        best, probabilities = likeliest(logits, top, sigmoid=loaded.sigmoid)
         for i, (path, _) in enumerate(batch):
-            best = np.argsort(-logits[i], kind="stable")[:top]
             yield Prediction(
                 path=str(path),
-                classes=[names[y] if y < len(names) else f"class {y}" for y in best],
-                probabilities=[float(probabilities[i, y]) for y in best],
+                classes=[names[y] if y < len(names) else f"class {y}" for y in best[i]],
+                probabilities=[float(each) for each in probabilities[i]],
                 experts={block: use[i].tolist() for block, use in experts.items()},
             )
 

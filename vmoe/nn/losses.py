@@ -1,7 +1,9 @@
 """Losses of the logits."""
 
+import numpy as np
 import optax
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
+from scipy.special import expit, softmax
 
 
 def cross_entropy(
@@ -16,3 +18,17 @@ def cross_entropy(
     if kind == "sigmoid":
         return optax.sigmoid_binary_cross_entropy(logits, labels).sum(-1)
     return optax.softmax_cross_entropy(logits, labels)
+
+
+def likeliest(
+    logits: Float[np.ndarray, "*x y"], count: int, *, sigmoid: bool
+) -> tuple[Int[np.ndarray, "*x z"], Float[np.ndarray, "*x z"]]:
+    """The classes with the largest logits, and their probabilities, which may be rounded to 1.
+
+    Args:
+        count: at most so many classes.
+        sigmoid: whether the probability is the sigmoid of each class; else the softmax.
+    """
+    every = expit(logits) if sigmoid else softmax(logits, axis=-1)
+    top = np.argsort(-logits, axis=-1, kind="stable")[..., :count]
+    return top, np.take_along_axis(every, top, axis=-1)

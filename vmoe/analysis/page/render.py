@@ -13,7 +13,6 @@ import numpy as np
 from einops import rearrange
 from jaxtyping import Float, Int
 from PIL import Image
-from scipy.special import expit, softmax
 
 from vmoe.analysis.collect import BlockRouting
 from vmoe.analysis.colors import COLORS, text_color
@@ -23,6 +22,7 @@ from vmoe.axes import Images
 from vmoe.config import MoEConfig
 from vmoe.config.routers import TokenChoice
 from vmoe.nn.inputs import has_label
+from vmoe.nn.losses import likeliest
 from vmoe.routing.priority import priority_scores
 
 HERE = Path(__file__).parent
@@ -227,10 +227,7 @@ def _sums(statistics: BlockStatistics, y: int) -> dict[str, Any]:
 
 def _predictions(logits: Float[np.ndarray, "*x b y"], sigmoid: bool) -> dict[str, Any]:
     """The likeliest classes, and their probabilities in units of 1/255."""
-    every = expit(logits) if sigmoid else softmax(logits, axis=-1)
-    order = np.argsort(-logits, axis=-1, kind="stable")  # probabilities may be rounded to 1
-    top = order[..., :SHOWN]
-    probabilities = np.take_along_axis(every, top, axis=-1)
+    top, probabilities = likeliest(logits, SHOWN, sigmoid=sigmoid)
     return {
         "top": _array(top, "u2"),
         "probabilities": _array(np.round(255 * np.nan_to_num(probabilities)), "u1"),

@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 
 from vmoe.analysis.effects import Logits
 from vmoe.analysis.plots.style import NORMAL, legend_below, panels
+from vmoe.analysis.statistics import error_of_difference
 from vmoe.config.routers import Priority
 from vmoe.errors import UsageError
 from vmoe.nn.inputs import has_label, is_label
@@ -37,11 +38,6 @@ def correct(logits: Logits, labels: Labels) -> Bool[np.ndarray, "x"]:
     if not known.any():
         raise UsageError("labels: no image has a known class, so there is no accuracy")
     return is_label(logits.argmax(-1), labels)[known]
-
-
-def error_of_difference(right: Bool[np.ndarray, "x"], reference: Bool[np.ndarray, "x"]) -> float:
-    """The standard error of the difference of two accuracies on the same images."""
-    return float((right.astype(float) - reference).std() / np.sqrt(len(right)))
 
 
 def capacity_curves(
