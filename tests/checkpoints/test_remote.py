@@ -6,6 +6,7 @@ The servers are fsspec's memory file system and a web server on this machine.
 import functools
 import http.server
 import resource
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -68,11 +69,11 @@ class Handler(http.server.SimpleHTTPRequestHandler):
 @pytest.fixture
 def web(tmp_path: Path) -> Iterator[str]:
     """The URL of a web server that serves the folder ``web``."""
-    pytest.importorskip("aiohttp")
     (tmp_path / "web").mkdir()
     handler = functools.partial(Handler, directory=str(tmp_path / "web"))
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        thread = threading.Thread(target=server.serve_forever)
+        serve = functools.partial(server.serve_forever, poll_interval=0.01)  # so it ends at once
+        thread = threading.Thread(target=serve)
         thread.start()
         yield f"http://127.0.0.1:{server.server_port}"
         server.shutdown()
@@ -140,6 +141,17 @@ def test_a_file_that_has_changed_is_downloaded_again_and_alone(
     assert read(memory).class_names == ("pawpaw", *first.class_names[1:])
     err = capsys.readouterr().err
     assert "downloading config.json" in err and err.count("downloading") == 1
+
+
+def test_a_file_whose_record_is_damaged_is_downloaded_again(
+    memory: str, cache: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    upload(WEIGHTS / "timm_vit", memory)
+    read(memory)
+    next(cache.rglob("model.safetensors.remote.json")).write_bytes(b"\xff")
+    capsys.readouterr()
+    assert_same(memory, WEIGHTS / "timm_vit")
+    assert capsys.readouterr().err.count("downloading model.safetensors ") == 1
 
 
 def test_a_file_that_is_no_longer_there_is_not_read_from_the_cache(memory: str) -> None:
@@ -240,15 +252,14 @@ def test_a_url_that_cannot_be_used_is_refused_with_the_remedy(url: str, reason: 
 
 
 @pytest.mark.parametrize(("scheme", "extra"), [("gs", "remote"), ("https", "remote"), ("hf", "hf")])
-def test_a_missing_package_is_named_with_the_extra_that_has_it(scheme: str, extra: str) -> None:
+def test_a_missing_package_is_named_with_the_extra_that_has_it(
+    scheme: str, extra: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     package = {"gs": "gcsfs", "https": "aiohttp", "hf": "huggingface_hub"}[scheme]
-    try:
-        __import__(package)
-    except ImportError:
-        with pytest.raises(UsageError, match=rf"pip install 'vmoe\[{extra}\]'"):
-            read(f"{scheme}://owner/name")
-    else:
-        pytest.skip(f"{package} is installed")
+    monkeypatch.setitem(sys.modules, package, None)  # importing it fails
+    monkeypatch.delitem(fsspec.registry._registry, scheme, raising=False)
+    with pytest.raises(UsageError, match=rf"pip install 'vmoe\[{extra}\]'"):
+        read(f"{scheme}://owner/name")
 
 
 def test_a_run_starts_from_a_url_and_resumes(memory: str, tmp_path: Path) -> None:

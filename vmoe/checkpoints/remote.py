@@ -177,7 +177,7 @@ class _Server:
         path = _cached(url)
         record = path.with_name(f"{path.name}.remote.json")
         text = json.dumps({"url": url} | identity)
-        if path.is_file() and record.is_file() and record.read_text() == text:
+        if path.is_file() and record.is_file() and record.read_bytes() == text.encode():
             return path
         size = info.get("size")
         amount = "of unknown size" if size is None else f"{size:,} bytes"
