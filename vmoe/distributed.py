@@ -91,9 +91,11 @@ def is_single_process() -> bool:
     return jax.process_count() == 1
 
 
-def barrier(name: str) -> None:
-    """Returns when every process has called it; each name may be used once in a run."""
-    multihost.get_barrier_sync_fn()(key=name, timeout_ms=BARRIER_TIMEOUT * 1000)
+def barrier() -> None:
+    """Returns when every process has called it; a collective would time out on the slowest one."""
+    if not is_single_process():
+        key = f"barrier {next(_numbers)}"
+        multihost.get_barrier_sync_fn()(key=key, timeout_ms=BARRIER_TIMEOUT * 1000)
 
 
 def any_process(flag: bool) -> bool:
@@ -178,7 +180,7 @@ def raise_together(work: Callable[[], Result]) -> Result:
         results.append(work())
     except (VmoeError, OSError) as error:
         message = f"{getattr(error, 'status', Failure.status)} {error}"
-    barrier(f"raise together {next(_numbers)}")  # a collective times out on the slowest process
+    barrier()
     messages = gather(message)
     for i, each in enumerate(messages):
         if each:

@@ -67,7 +67,7 @@ def run(config: TrainConfig, opened: list[str], tmp_path_factory: pytest.TempPat
 
     workdir = tmp_path_factory.mktemp("runs") / "run"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("vmoe.train.setup.open_source", record)
+        patch.setattr("vmoe.train.check.open_source", record)
         train(config, workdir)
     return workdir
 

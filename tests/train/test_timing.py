@@ -60,7 +60,7 @@ def slow_run(config: TrainConfig, tmp_path_factory: pytest.TempPathFactory) -> P
     workdir = tmp_path_factory.mktemp("slow") / "run"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
-            "vmoe.train.setup.open_source",
+            "vmoe.train.check.open_source",
             lambda name, split, **settings: (
                 SlowSource(open_source(name, split, **settings))
                 if split == "train"

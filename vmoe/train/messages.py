@@ -1,37 +1,28 @@
 """What a run says before its first step."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 import jax
 
-from vmoe.config import EvalConfig, TrainConfig
 from vmoe.data.crops import resizing_messages
-from vmoe.data.sources import Source, skipped_messages
-from vmoe.evaluate.fewshot_data import FewShotData
-from vmoe.sharding import Placement
-from vmoe.train.init import Init, messages
-from vmoe.train.lr_factors import Params, training_messages
+from vmoe.data.sources import skipped_messages
+from vmoe.train.check import Checked
+from vmoe.train.init import messages
+from vmoe.train.lr_factors import training_messages
 
 
-def first_messages(
-    config: TrainConfig,
-    placement: Placement,
-    source: Source,
-    evaluations: list[tuple[EvalConfig, Source]],
-    fewshot: Sequence[FewShotData],
-    initial: Init | None,
-    params: Params,
-) -> Iterator[str]:
+def first_messages(run: Checked) -> Iterator[str]:
     """Messages to log before the first step."""
-    size = config.model.image_size
-    sets = ", ".join(f"{len(each):,} {evaluation.name}" for evaluation, each in evaluations)
+    config, source, placement = run.config, run.source, run.placement
+    size, classes = config.model.image_size, len(source.class_names)
+    sets = ", ".join(f"{len(each):,} {evaluation.name}" for evaluation, each in run.evaluations)
     yield (
-        f"{len(source):,} images of {len(source.class_names)} classes "
+        f"{len(source):,} images of {classes} classes "
         f"({config.model.num_classes} logits), resized to {size} px; {sets}"
     )
-    if initial is not None:
-        yield from messages(initial, source.class_names)
-    yield from training_messages(config.optim, params)
+    if run.initial is not None:
+        yield from messages(run.initial, source.class_names)
+    yield from training_messages(config.optim, run.abstract_state.params)
     if placement.mesh is not None:
         share = config.batch_size // placement.devices
         yield (
@@ -44,11 +35,11 @@ def first_messages(
             f"accumulate={config.accumulate}: parts of {part} images, one after another; groups "
             "are formed within a part"
         )
-    logits, classes = config.model.num_classes, len(source.class_names)
+    logits = config.model.num_classes
     if logits > classes:
         yield f"the model has {logits} logits for {classes} classes; {logits - classes} are unused"
     yield from resizing_messages(source, size)
-    probed = [own for each in fewshot for own in each.sources]
-    yield from skipped_messages([source, *(each for _, each in evaluations), *probed])
-    for each in fewshot:
+    probed = [own for each in run.fewshot for own in each.sources]
+    yield from skipped_messages([source, *(each for _, each in run.evaluations), *probed])
+    for each in run.fewshot:
         yield from each.messages
