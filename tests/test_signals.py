@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.command import TINY, interpreter, start
-from vmoe.signals import Signals
+from vmoe.signals import Signals, unfinished
 from vmoe.workdir.layout import steps_of
 
 SLOW_RECIPE = f"""
@@ -178,3 +178,8 @@ def test_signals_are_noted_while_the_context_is_active_and_handlers_are_restored
         assert signals.requested == "SIGTERM"
     assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
     assert signal.set_wakeup_fd(-1) == -1 and threading.active_count() == threads
+
+
+def test_an_error_is_not_hidden_by_that_of_removing_an_unfinished_file() -> None:
+    with pytest.raises(ValueError, match="the first"), unfinished(Path("x" * 1000)):
+        raise ValueError("the first")
