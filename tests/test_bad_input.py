@@ -15,10 +15,12 @@ import pytest
 from PIL import Image
 
 from tests.command import TINY, interpreter, vmoe
+from tests.data.open_files import no_more_files
 from vmoe import retry
 from vmoe.checkpoints.restore import read_metrics
 from vmoe.data.sources import SPLITS, open_source
 from vmoe.errors import Failure, VmoeError
+from vmoe.train.wandb_writer import check_wandb
 from vmoe.workdir.inference import read_inference
 from vmoe.workdir.layout import (
     read_class_names,
@@ -452,6 +454,7 @@ READERS: dict[str, Callable[[Path], object]] = {
     "init.json": read_init,
     "inference.json": lambda workdir: read_inference(workdir / "inference.json"),
     "checkpoints/metrics.json": read_metrics,
+    "wandb.json": lambda workdir: check_wandb(workdir, ""),
 }
 
 
@@ -478,6 +481,17 @@ def test_a_json_file_of_a_run_that_cannot_be_read_now_is_no_wrong_input(
     path.symlink_to("/proc/self/mem")
     with pytest.raises(Failure, match=rf"^{re.escape(str(path))}: cannot be read .*Input/output"):
         READERS[name](tmp_path)
+
+
+@pytest.mark.parametrize("name", READERS)
+def test_a_json_file_of_a_run_that_cannot_be_read_for_a_moment_is_read_again(
+    name: str, tmp_path: Path
+) -> None:
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).write_text("null")  # which is refused once it is read
+    with no_more_files(0.05), pytest.raises(VmoeError) as caught:
+        READERS[name](tmp_path)
+    assert "Too many open files" not in str(caught.value)
 
 
 def test_a_truncated_checkpoint_is_reported_with_exit_status_1(files: Path) -> None:

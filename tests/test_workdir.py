@@ -1,16 +1,24 @@
 """The files of a run folder: replaced as a whole, locked, and read without their middle."""
 
+import contextlib
 import errno
 import fcntl
 import os
+import resource
 import threading
 import tracemalloc
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from tests.command import TINY
+from tests.data.open_files import no_more_files
+from vmoe.config import load
+from vmoe.errors import Failure
+from vmoe.train.folder import open_workdir
 from vmoe.train.writers import CsvWriter
-from vmoe.workdir.layout import replace_text
+from vmoe.workdir.layout import replace_text, steps_of
 from vmoe.workdir.lock import LOCK, lock_workdir
 
 
@@ -82,6 +90,38 @@ def test_rows_that_are_set_aside_replace_no_others(tmp_path: Path) -> None:
     assert names == ["metrics.csv.old", "metrics.csv.old.2", "metrics.csv.old.3"]
     assert [(tmp_path / name).read_text().count("\n") for name in names] == [3, 2, 4]
     assert writer.set_aside() == ""
+
+
+def test_steps_and_rows_that_cannot_be_read_for_a_moment_are_read_again(tmp_path: Path) -> None:
+    (tmp_path / "checkpoints" / "20").mkdir(parents=True)
+    with no_more_files(0.05):
+        assert steps_of(tmp_path) == [20]
+    writer = CsvWriter(tmp_path / "metrics.csv")
+    writer.append(7, [{"loss": 0.5}])
+    position = writer.position()
+    with no_more_files(0.05):
+        assert writer.stored_step() == 7
+    with no_more_files(0.05):
+        assert writer.restore(7, position) == ""
+
+
+def test_a_full_disk_is_no_wrong_input_when_a_run_begins(tmp_path: Path) -> None:
+    """A limit on the file size is like a full disk."""
+    config = load(TINY)
+    with no_room(), pytest.raises(Failure, match=f"^workdir {tmp_path}: File too large"):
+        lock_workdir(tmp_path).__enter__()
+    with no_room(), pytest.raises(Failure, match=f"^{tmp_path}: cannot be written .File too large"):
+        open_workdir(tmp_path, config, ("a", "b"), {}, None)
+
+
+@contextlib.contextmanager
+def no_room() -> Iterator[None]:
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 def test_where_the_file_system_has_no_locks_a_run_warns_and_begins(

@@ -64,6 +64,20 @@ def naming(place: Any) -> Iterator[None]:
         raise UsageError(f"{place}: {error}") from None
 
 
+@contextlib.contextmanager
+def writing(path: Any, remedy: str = "") -> Iterator[None]:
+    """Turns an OSError inside into a Failure that names what cannot be written.
+
+    Args:
+        remedy: the end of the message, such as "; free some space".
+    """
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or error
+        raise Failure(f"{path}: cannot be written ({reason}){remedy}") from error
+
+
 def parse_json(text: str | bytes) -> Any:
     """The value of a JSON text.
 

@@ -1,8 +1,11 @@
 """Reads that fail for a moment, such as while a file server restarts, are tried again."""
 
 import errno
+import io
+import os
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, TypeVar
 
 from vmoe.errors import Failure
@@ -48,6 +51,24 @@ def retried(place: Any, read: Callable[[], T]) -> T:
             if pause is None:
                 raise failure(place, error) from None
             time.sleep(pause)
+
+
+def open_retried(path: Path) -> io.BufferedReader:
+    """A file to read, each read of which is ``retried``.
+
+    The Failure of a read is no OSError, so a library that takes those for a wrong file passes it
+    on.
+    """
+    return io.BufferedReader(retried(path, lambda: _RetriedFile(path)))
+
+
+class _RetriedFile(io.FileIO):
+    """A file each read of which is ``retried``."""
+
+    def readinto(self, buffer: Any) -> int:
+        return retried(self.name, lambda: os.readv(self.fileno(), [buffer]))
+
+    readall = io.RawIOBase.readall  # by readinto
 
 
 def can_pass(error: OSError) -> bool:

@@ -1,17 +1,34 @@
 """A checkpoint that cannot be read is not corrupt: nothing is moved, and it is used when it can."""
 
+import errno
+import os
 import shutil
 import time
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from tests.command import vmoe
-from vmoe.checkpoints import read
-from vmoe.checkpoints.restore import read_metrics
+from tests.data.open_files import no_more_files
+from vmoe import retry
+from vmoe.checkpoints import chunked, npz, read, safetensors
+from vmoe.checkpoints.arrays import ArrayFile
 from vmoe.errors import Failure
 
-LOOP = "cannot be read (Too many levels of symbolic links); run the command again"
+GOLDEN = Path(__file__).parents[1] / "golden"
+WEIGHTS: dict[str, tuple[Callable[[Path], ArrayFile], Path]] = {
+    "npz": (npz.read, GOLDEN / "weights" / "augreg" / "model.npz"),
+    "published": (chunked.read, GOLDEN / "published" / "sharded" / "ckpt"),
+    "safetensors": (safetensors.read, GOLDEN / "weights" / "timm_vit" / "model.safetensors"),
+    "index": (
+        safetensors.read,
+        GOLDEN / "weights" / "hf_vit_shards" / "model.safetensors.index.json",
+    ),
+}
+
+LOOP = "cannot be read now (Too many levels of symbolic links); run the same command again"
 
 
 @pytest.fixture
@@ -83,10 +100,75 @@ def test_every_checkpoint_that_was_moved_can_be_put_back_by_the_command_in_the_m
         read(run)
 
 
-def test_metrics_that_cannot_be_read_are_not_to_be_removed(tmp_path: Path) -> None:
-    metrics = tmp_path / "checkpoints" / "metrics.json"
-    metrics.parent.mkdir()
-    metrics.symlink_to(metrics)
-    with pytest.raises(Failure) as error:
-        read_metrics(tmp_path)
-    assert str(error.value) == f"{metrics}: {LOOP} when it can"
+def test_a_step_is_read_again_after_an_error_that_passes(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first byte of a process's memory is not there: reading it is an input/output error."""
+    step, kept = run / "checkpoints" / "60", run / "kept"
+    file = next((step / "checksums").iterdir())
+    file.rename(kept)
+    file.symlink_to("/proc/self/mem")
+    monkeypatch.setattr(time, "sleep", lambda _: None)
+    with pytest.raises(Failure, match=rf"^{step}: cannot be read now \(Input/output error\); run"):
+        read(step)
+    monkeypatch.setattr(time, "sleep", lambda _: kept.replace(file))
+    assert read(step).step == 60
+
+
+def test_a_step_that_is_deleted_while_it_is_read_is_not_called_corrupt(
+    run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    step = run / "checkpoints" / "60"
+    shutil.rmtree(step / "params")  # training deletes the rest meanwhile
+    monkeypatch.setattr(time, "sleep", lambda _: shutil.rmtree(step))
+    with pytest.raises(Failure, match="no intact checkpoint; the lines above say why"):
+        read(run)
+    assert capsys.readouterr().err == f"{run}: checkpoint 60 was deleted meanwhile\n"
+
+
+def arrays(file: ArrayFile) -> dict[str, np.ndarray]:
+    return dict(file.read(file.infos))
+
+
+def equal(first: dict[str, np.ndarray], second: dict[str, np.ndarray]) -> bool:
+    return first.keys() == second.keys() and all((first[x] == second[x]).all() for x in first)
+
+
+@pytest.mark.parametrize("name", WEIGHTS)
+def test_weights_that_cannot_be_opened_now_are_neither_missing_nor_corrupt(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    open_weights, path = WEIGHTS[name]
+    file = open_weights(path)
+    expected = arrays(file)
+    with no_more_files(0.05):
+        assert equal(arrays(file), expected)
+    with no_more_files(0.05):
+        assert equal(arrays(open_weights(path)), expected)
+    monkeypatch.setattr(retry, "PAUSES", ())
+    for use in (lambda: open_weights(path), lambda: arrays(file)):
+        with no_more_files(60), pytest.raises(Failure, match=r"cannot be read now \(Too many open"):
+            use()
+
+
+@pytest.mark.parametrize("name", ["npz", "published"])
+def test_weights_whose_bytes_cannot_be_read_now_are_not_corrupt(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """``os.readv`` fails as for a file of a file server that restarts."""
+    open_weights, path = WEIGHTS[name]
+    expected, calls, readv = arrays(open_weights(path)), 0, os.readv
+
+    def stale(number: int, buffers: Iterable[memoryview]) -> int:
+        nonlocal calls
+        calls += 1
+        if calls % 2 or not retry.PAUSES:
+            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+        return readv(number, buffers)
+
+    monkeypatch.setattr(os, "readv", stale)
+    monkeypatch.setattr(retry, "PAUSES", (0,))
+    assert equal(arrays(open_weights(path)), expected) and calls > 2
+    monkeypatch.setattr(retry, "PAUSES", ())
+    with pytest.raises(Failure, match=r"cannot be read now \(Stale file handle\); run the same"):
+        arrays(open_weights(path))

@@ -105,10 +105,13 @@ def _read_run(path: Path, use_ema: bool) -> StoredModel:
     target = models.params_of(models.build_abstract(config.model))
     item, weights = ("ema", "ema") if use_ema and config.ema_decay else ("params", "raw")
     for step in reversed(steps):
+        folder = workdir / CHECKPOINTS / str(step)
         try:
-            params = restore(workdir / CHECKPOINTS / str(step), **{item: target})[item]
+            params = restore(folder, **{item: target})[item]
         except CorruptCheckpoint as error:
-            print(f"{workdir}: checkpoint {step} is corrupt ({error})", file=sys.stderr)
+            # A run that is being trained deletes old checkpoints.
+            reason = f"is corrupt ({error})" if folder.exists() else "was deleted meanwhile"
+            print(f"{workdir}: checkpoint {step} {reason}", file=sys.stderr)
             continue
         return StoredModel(
             config=config.model,
@@ -120,7 +123,7 @@ def _read_run(path: Path, use_ema: bool) -> StoredModel:
             train_config=config,
             loss=config.loss,
         )
-    raise Failure(f"{path}: no intact checkpoint; the lines above name the corrupt ones")
+    raise Failure(f"{path}: no intact checkpoint; the lines above say why")
 
 
 def _read_weights(path: Path, opened: weights.Opened) -> StoredModel:

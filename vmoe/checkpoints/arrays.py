@@ -70,5 +70,5 @@ def array_info(shape: object, dtype: object) -> ArrayInfo:
 
 
 def corrupt(path: str | Path, reason: object) -> Failure:
-    """The error for a file that cannot be read."""
+    """The error about a file whose content is wrong."""
     return Failure(f"{path}: corrupt ({reason})")

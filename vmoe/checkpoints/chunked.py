@@ -16,6 +16,7 @@ import numpy as np
 
 from vmoe.checkpoints.arrays import ArrayFile, ArrayInfo, array_info, corrupt
 from vmoe.errors import Failure
+from vmoe.retry import open_retried, retried
 
 VERSION = "20220622"
 MARK = "__msgpack_array_chunk_a87ca2__"  # a key of every data file
@@ -91,7 +92,9 @@ def data_files(prefix: str | Path) -> list[Path]:
 def _read_index(path: Path) -> tuple[int, dict[str, _Entry]]:
     """The number of data files, and the arrays by name."""
     try:
-        content = msgpack.unpackb(path.read_bytes(), strict_map_key=False, max_array_len=0)
+        content = msgpack.unpackb(
+            retried(path, path.read_bytes), strict_map_key=False, max_array_len=0
+        )
         return _parse_index(content)
     except OSError as error:
         raise Failure(f"{path}: {error.strerror}") from None
@@ -228,7 +231,7 @@ def _slices_of(file: Path, numbers: Mapping[str, str]) -> Iterator[tuple[str, li
         numbers: the name by number.
     """
     size = file.stat().st_size
-    with file.open("rb") as opened:
+    with open_retried(file) as opened:
         unpacker = msgpack.Unpacker(
             opened,
             read_size=min(1 << 20, max(size, 1)),

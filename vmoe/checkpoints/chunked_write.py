@@ -21,7 +21,7 @@ from vmoe.checkpoints.chunked import (
     leaves,
     volume,
 )
-from vmoe.errors import Failure, UsageError
+from vmoe.errors import UsageError, writing
 from vmoe.signals import unfinished
 from vmoe.workdir.layout import replacing
 
@@ -62,16 +62,13 @@ def write(prefix: str | Path, arrays: Mapping[str, np.ndarray], *, shards: int =
             contents[file].append((str(number), [box]))
             sizes[file] += volume(box) * arrays[name].dtype.itemsize
     names = [name for name, _ in leaves(tree)]
-    try:
+    with writing(prefix), unfinished(*paths):
         index_path(prefix).parent.mkdir(parents=True, exist_ok=True)
-        with unfinished(*paths):
-            for path, content in zip(paths[1:], contents, strict=True):
-                _write_data(path, [(key, arrays[names[int(key)]], boxes) for key, boxes in content])
-            index = _index(tree, arrays, files)
-            whole = {"shard_count": shards, "index": index, "version": VERSION}
-            _replace(index_path(prefix), [_packed(whole)])
-    except OSError as error:
-        raise Failure(f"{prefix}: cannot be written ({error.strerror})") from None
+        for path, content in zip(paths[1:], contents, strict=True):
+            _write_data(path, [(key, arrays[names[int(key)]], boxes) for key, boxes in content])
+        index = _index(tree, arrays, files)
+        whole = {"shard_count": shards, "index": index, "version": VERSION}
+        _replace(index_path(prefix), [_packed(whole)])
 
 
 def _packed(value: Any) -> bytes:

@@ -27,7 +27,8 @@ from vmoe.checkpoints.stored import Details, StoredModel
 from vmoe.config import ViTConfig, from_json, to_json
 from vmoe.config.preprocessing import Preprocessing
 from vmoe.config.train import Loss
-from vmoe.errors import Failure, UsageError, listed
+from vmoe.errors import Failure, UsageError, listed, writing
+from vmoe.retry import open_retried
 from vmoe.signals import unfinished
 from vmoe.workdir.layout import replace_text
 
@@ -138,12 +139,9 @@ def new_folder(folder: Path) -> Iterator[None]:
         Failure: it cannot be written; nothing of it is left.
     """
     check_empty(folder)
-    try:
+    with writing(folder), unfinished(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        with unfinished(folder):
-            yield
-    except OSError as error:
-        raise Failure(f"{folder}: cannot be written ({error.strerror or error})") from None
+        yield
 
 
 def write_config(
@@ -256,7 +254,7 @@ logits = loaded.model(loaded.preprocess(["image.jpg"]))
 
 def sha256(path: Path) -> str:
     try:
-        with path.open("rb") as file:
+        with open_retried(path) as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         raise Failure(f"{path}: {error.strerror}") from None

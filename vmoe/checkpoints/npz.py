@@ -11,6 +11,7 @@ import numpy as np
 
 from vmoe.checkpoints.arrays import ArrayFile, ArrayInfo, array_info, corrupt
 from vmoe.errors import Failure, UsageError
+from vmoe.retry import open_retried
 
 MAX_RATIO = 100  # uncompressed to compressed bytes; weights hardly compress
 SUFFIX = ".npy"  # of the members that are arrays; NumPy writes no others
@@ -40,7 +41,7 @@ def read(path: str | Path) -> ArrayFile:
     """
     path = Path(path)
     try:
-        with zipfile.ZipFile(path) as archive:
+        with open_retried(path) as file, zipfile.ZipFile(file) as archive:
             members = archive.infolist()
             if others := [each.filename for each in members if not each.filename.endswith(SUFFIX)]:
                 raise corrupt(path, f"{others[0]!r:.80} is no array: its name must end in {SUFFIX}")
@@ -56,7 +57,7 @@ def read(path: str | Path) -> ArrayFile:
         raise corrupt(path, error) from None
 
     def arrays(names: Collection[str]) -> Iterator[tuple[str, np.ndarray]]:
-        with zipfile.ZipFile(path) as archive:
+        with open_retried(path) as file, zipfile.ZipFile(file) as archive:
             for member in archive.infolist():
                 if _name(member) in names:
                     yield _name(member), _array(path, archive, member, infos[_name(member)])

@@ -27,7 +27,7 @@ from vmoe.axes import Record, Route, SoftRouting
 from vmoe.checkpoints.matmul_form import matmul_form
 from vmoe.checkpoints.stored import StoredModel
 from vmoe.config import ViTConfig, replace, to_json
-from vmoe.errors import Failure, UsageError
+from vmoe.errors import UsageError, writing
 from vmoe.nn.keys import MaybeKey
 from vmoe.nn.moe import MoE
 from vmoe.nn.vit import ViT
@@ -78,17 +78,14 @@ def write(path: Path, stored: StoredModel) -> None:
     onnx.helper.set_model_props(proto, metadata)
     large = sum(np.asarray(x).nbytes for x in jax.tree.leaves(stored.params)) > MOST_BYTES
     beside = path.with_name(f"{path.name}.data")
-    try:
+    with writing(path), unfinished(path, *([beside] if large else [])):
         path.parent.mkdir(parents=True, exist_ok=True)
-        with unfinished(path, *([beside] if large else [])):
-            onnx.save_model(
-                proto,
-                path,
-                save_as_external_data=large,
-                location=beside.name if large else None,
-            )
-    except OSError as error:
-        raise Failure(f"{path}: cannot be written ({error.strerror or error})") from None
+        onnx.save_model(
+            proto,
+            path,
+            save_as_external_data=large,
+            location=beside.name if large else None,
+        )
 
 
 def convert(

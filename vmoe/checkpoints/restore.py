@@ -10,7 +10,7 @@ import shlex
 import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import orbax.checkpoint as ocp
@@ -19,6 +19,7 @@ from vmoe import distributed
 from vmoe.checkpoints.checksums import checksums
 from vmoe.checkpoints.quiet import hide_late_reports
 from vmoe.errors import Failure, UsageError, VmoeError, parse_json
+from vmoe.retry import LASTING, failure, retried
 from vmoe.workdir.layout import CHECKPOINTS, has_config, steps_of
 
 Arrays = Any  # a tree of arrays
@@ -27,9 +28,10 @@ Metrics = dict[str, float]
 FORMAT = 2
 CORRUPT = "corrupt"  # a sub-folder of checkpoints/
 READ = 1 << 20  # bytes read at a time
-PAUSE = 1.0  # seconds before a step in which a file seems to be missing is read again
+PAUSE = 1.0  # seconds before a step that could not be read is read again
+FINAL = LASTING - {errno.ENOENT} | {0}  # errors, and none, after which it is not read again
 # Errors of the file system that a missing file, or a wrong name or position in another file, gives.
-BY_CORRUPTION = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EINVAL, errno.ENAMETOOLONG)
+BY_CORRUPTION = (0, errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EINVAL, errno.ENAMETOOLONG)
 # What Orbax and TensorStore say of a missing file: the database, an array in it, the tree.
 MISSING = re.compile(r"NOT_FOUND|at byte 0;|pytree structure error")
 
@@ -100,25 +102,25 @@ def restore_with_files(
 ) -> tuple[dict[str, Arrays], dict[str, Sequence[Any]]]:
     """The items of a step, and what was saved with it about other files; see ``restore``.
 
-    A file system that is away for a moment can look like missing files: after a pause it is read
-    again.
+    A step that cannot be read is read again after a pause: a file system that is away for a moment
+    raises errors, or its files seem to be missing.
     """
-    with contextlib.suppress(_SeemsMissing):
+    with contextlib.suppress(_MayPass):
         return _restore(folder, target, again=False)
     time.sleep(PAUSE)
     return _restore(folder, target, again=True)
 
 
-class _SeemsMissing(Exception):
-    """A file of a checkpoint seems to be missing; every process raises it."""
+class _MayPass(Exception):
+    """A step cannot be read, perhaps for a moment only; every process raises it."""
 
 
 def _restore(
     folder: Path, target: dict[str, Arrays], *, again: bool
 ) -> tuple[dict[str, Arrays], dict[str, Sequence[Any]]]:
-    """See ``restore_with_files``; raises _SeemsMissing unless it is called again."""
+    """See ``restore_with_files``; raises _MayPass unless it is called again."""
     hide_late_reports()
-    items, index, unreadable, corrupt, missing = {}, {}, "", "", False
+    items, index, problem = {}, {}, _Problem()
     path: Any = folder.absolute()  # Orbax annotates its own path type, but takes any
     try:
         index = ocp.JsonCheckpointHandler().restore(path / "checksums")
@@ -127,54 +129,76 @@ def _restore(
     except (VmoeError, MemoryError):
         raise  # these do not mean that the checkpoint is corrupt
     except Exception as error:  # Orbax and TensorStore report corruption by errors of many types
-        missing = not again and _is_missing(error)
-        unreadable = _system_error(error)
-        if not unreadable and "RESOURCE_EXHAUSTED" in str(error):
-            raise
-        unreadable = unreadable or ("" if missing else _unreadable_file(folder))
-        corrupt = _reason(error)
+        problem = _problem(folder, error, again=again)
     local = not any(leaf.sharding for leaf in jax.tree.leaves(target))
-    if not local:  # every process restores its shards
-        unreadable, corrupt = map(distributed.first_message, (unreadable, corrupt))
-        missing = distributed.any_process(missing)
-    if unreadable:
-        failure = _cannot_be_read(folder, unreadable)
-        raise failure if local else distributed.synchronized(failure)
-    if missing:
-        raise _SeemsMissing
-    if corrupt:
-        raise CorruptCheckpoint(corrupt)
+    _raise_together(problem, local=local)
     for name, checksum in checksums(items, local=local).items():
         if index["arrays"].get(name) != checksum:
             raise CorruptCheckpoint(f"the checksum of {name} differs from the one written")
     return items, index["files"]
 
 
-def _system_error(error: BaseException | None) -> str:
-    """The error of the file system behind an error; empty if there is none.
+class _Problem(NamedTuple):
+    """Why a step cannot be read.
 
-    Orbax raises another error from it, TensorStore quotes it: [OS error 116: ESTALE Stale ...].
+    Attributes:
+        may_pass: whether it may be read after a pause.
+        unreadable: the message about a file that cannot be read; empty if there is none.
+        corrupt: a few words about what is corrupt, unless it is unreadable.
     """
+
+    may_pass: bool = False
+    unreadable: str = ""
+    corrupt: str = ""
+
+
+def _problem(folder: Path, error: Exception, *, again: bool) -> _Problem:
+    """What an error of Orbax or TensorStore means; raises it if it is about memory."""
+    number = _file_error(error)
+    if not number and "RESOURCE_EXHAUSTED" in str(error):
+        raise error
+    if not number or again:
+        number = _unreadable_file(folder) or number
+    unreadable = ""
+    if number not in BY_CORRUPTION:
+        unreadable = str(failure(folder, OSError(number, os.strerror(number))))
+    return _Problem(not again and number not in FINAL, unreadable, _reason(error))
+
+
+def _raise_together(problem: _Problem, *, local: bool) -> None:
+    """Raises an error for the problem of any process, or, if ``local``, for that of this one."""
+    may_pass, unreadable, corrupt = problem
+    if not local:  # every process restores its shards
+        may_pass = distributed.any_process(may_pass)
+        unreadable, corrupt = map(distributed.first_message, (unreadable, corrupt))
+    if may_pass:
+        raise _MayPass
+    if unreadable:
+        raise Failure(unreadable) if local else distributed.synchronized(Failure(unreadable))
+    if corrupt:
+        raise CorruptCheckpoint(corrupt)
+
+
+def _file_error(error: BaseException | None) -> int:
+    """The number of the system's error behind an error of a reader, or ENOENT if a file is missing.
+
+    0 if there is neither. Orbax raises another error from that of the system, TensorStore quotes
+    it: [OS error 116: ESTALE Stale ...].
+    """
+    missing = 0
     while error:
         quoted = re.search(r"OS error (\d+)", str(error))
         number = int(quoted[1]) if quoted else getattr(error, "errno", None)
         if number and number not in BY_CORRUPTION:
-            return os.strerror(number)
-        error = error.__cause__ or error.__context__
-    return ""
-
-
-def _is_missing(error: BaseException | None) -> bool:
-    """Whether the error of a reader, or one behind it, is about a missing file."""
-    while error:
+            return number
         if isinstance(error, FileNotFoundError) or MISSING.search(str(error)):
-            return True
+            missing = errno.ENOENT
         error = error.__cause__ or error.__context__
-    return False
+    return missing
 
 
-def _unreadable_file(folder: Path) -> str:
-    """Why a file below a folder cannot be read; empty if all can."""
+def _unreadable_file(folder: Path) -> int:
+    """The number of the error of a file below a folder that cannot be read; 0 if all can."""
 
     def fail(error: OSError) -> None:
         raise error
@@ -186,12 +210,8 @@ def _unreadable_file(folder: Path) -> str:
                     while file.read(READ):
                         pass
     except OSError as error:
-        return _system_error(error)
-    return ""
-
-
-def _cannot_be_read(path: Path, reason: str) -> Failure:
-    return Failure(f"{path}: cannot be read ({reason}); run the command again when it can")
+        return error.errno or 0
+    return 0
 
 
 def _reason(error: Exception) -> str:
@@ -258,9 +278,14 @@ def metrics_file(workdir: Path) -> Path:
 
 
 def read_metrics(workdir: Path) -> dict[int, Metrics]:
+    """The metrics recorded for each step; none if there is no file.
+
+    Raises:
+        Failure: the file is corrupt, or cannot be read.
+    """
     path = metrics_file(workdir)
     try:
-        steps = parse_json(path.read_text())
+        steps = parse_json(retried(path, path.read_bytes))
         if not isinstance(steps, dict) or not all(
             isinstance(each, dict) for each in steps.values()
         ):
@@ -272,11 +297,9 @@ def read_metrics(workdir: Path) -> dict[int, Metrics]:
     except FileNotFoundError:
         return {}
     except OSError as error:
-        if reason := _system_error(error):
-            raise _cannot_be_read(path, reason) from None
-        problem = f"cannot be read ({error.strerror})"
+        raise failure(path, error) from None
     except (ValueError, TypeError) as error:
-        problem = f"is corrupt ({error})"
-    raise Failure(
-        f"{path} {problem}: restore it, or remove it, which loses the choice of the best checkpoint"
-    )
+        raise Failure(
+            f"{path} is corrupt ({error}): restore it, or remove it, which loses the choice of the "
+            "best checkpoint"
+        ) from None

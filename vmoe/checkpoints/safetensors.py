@@ -10,6 +10,7 @@ from safetensors import SafetensorError, safe_open
 
 from vmoe.checkpoints.arrays import ArrayFile, ArrayInfo, array_info, corrupt
 from vmoe.errors import Failure, parse_json
+from vmoe.retry import open_retried, retried
 
 INDEX = ".index.json"
 DTYPES = {  # in a file -> NumPy's name
@@ -62,7 +63,7 @@ def files(path: Path) -> list[Path]:
 def _indexed(path: Path) -> dict[str | None, Path]:
     """The file of each array."""
     try:
-        names: Any = parse_json(path.read_bytes())["weight_map"]
+        names: Any = parse_json(retried(path, path.read_bytes))["weight_map"]
         if wrong := [
             file for file in names.values() if not re.fullmatch(r"[\w.-]+\.safetensors", file)
         ]:
@@ -76,13 +77,19 @@ def _indexed(path: Path) -> dict[str | None, Path]:
 
 def _infos(path: Path) -> dict[str, ArrayInfo]:
     try:
-        with safe_open(path, framework="numpy") as file:
+        with _open(path) as file:
             slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
             return {name: _info(name, each) for name, each in slices.items()}
-    except FileNotFoundError:
-        raise Failure(f"{path}: no such file") from None
-    except (SafetensorError, OSError, ValueError, KeyError) as error:
+    except OSError as error:
+        raise Failure(f"{path}: {error.strerror or error}") from None
+    except (SafetensorError, ValueError, KeyError) as error:
         raise corrupt(path, error) from None
+
+
+def _open(path: Path) -> Any:
+    """Opens a file; safetensors calls every file missing that it cannot open."""
+    open_retried(path).close()
+    return safe_open(path, framework="numpy")
 
 
 def _info(name: str, each: Any) -> ArrayInfo:
@@ -94,7 +101,7 @@ def _info(name: str, each: Any) -> ArrayInfo:
 def _arrays(
     path: Path, names: list[str], places: dict[str, Path]
 ) -> Iterator[tuple[str, np.ndarray]]:
-    with safe_open(path, framework="numpy") as file:
+    with _open(path) as file:
         for name in names:
             if places[name] == path:
                 yield name, file.get_tensor(name)

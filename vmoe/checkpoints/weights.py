@@ -24,6 +24,7 @@ from vmoe.config import ViTConfig
 from vmoe.config.preprocessing import Preprocessing
 from vmoe.config.train import Loss
 from vmoe.errors import Failure, UsageError, VmoeError, parse_json
+from vmoe.retry import retried
 
 IMAGES = "preprocessor_config.json"
 IMAGENET = {1000: "imagenet_1k", 21_843: "imagenet_21k"}  # by number of classes
@@ -202,7 +203,7 @@ def _hf_details(
 def _json(path: Path) -> dict[str, Any]:
     """The content of a JSON file; empty if there is no such file."""
     try:
-        content = parse_json(path.read_bytes())
+        content = parse_json(retried(path, path.read_bytes))
     except FileNotFoundError:
         return {}
     except OSError as error:

@@ -12,7 +12,7 @@ import jax
 
 from vmoe.config import TokenChoice, ViTConfig, to_json
 from vmoe.data.sources import Source
-from vmoe.errors import Failure, UsageError
+from vmoe.errors import UsageError, writing
 from vmoe.evaluate.classification import Evaluation
 from vmoe.evaluate.metrics import confusion
 from vmoe.factory import Loaded
@@ -120,15 +120,13 @@ def append_row(path: Path, loaded: Loaded, evaluation: Evaluation) -> None:
     }
     text = io.StringIO()
     writer = csv.DictWriter(text, COLUMNS)
-    try:
+    with writing(path):
         if not (content := path.read_bytes() if path.exists() else b""):
             writer.writeheader()
         elif not content.endswith(b"\n"):  # the last row lacks its newline
             text.write("\r\n")
         writer.writerow(row)
         append_bytes(path, text.getvalue().encode())
-    except OSError as error:
-        raise Failure(f"{path}: cannot be written ({error.strerror})") from None
 
 
 def write_predictions(path: Path, source: Source, evaluation: Evaluation) -> None:
@@ -160,10 +158,8 @@ def write_predictions(path: Path, source: Source, evaluation: Evaluation) -> Non
             )
         )
     encoded = text.getvalue().encode(errors="backslashreplace")  # names of files can be any bytes
-    try:
+    with writing(path):
         replace_text(path, encoded.decode())
-    except OSError as error:
-        raise Failure(f"{path}: cannot be written ({error.strerror})") from None
 
 
 def _settings(config: ViTConfig) -> dict[str, str]:

@@ -9,7 +9,7 @@ import numpy as np
 from vmoe import distributed
 from vmoe.config import TrainConfig
 from vmoe.costs.summary import summarize
-from vmoe.errors import UsageError
+from vmoe.errors import UsageError, writing
 from vmoe.train.environment import differences
 from vmoe.train.init import Init
 from vmoe.train.optim import schedule
@@ -51,8 +51,8 @@ def open_workdir(
                 f"workdir {workdir}: it has {left[0]} but no config.json, so its run is unknown: "
                 "restore config.json, or use another workdir"
             )
-        try:
-            summary = summarize(config.model, title="model")
+        summary = summarize(config.model, title="model")
+        with writing(workdir):
             write_metadata(
                 workdir,
                 config,
@@ -61,8 +61,6 @@ def open_workdir(
                 model=summary,
                 init=None if initial is None else initial.record,
             )
-        except OSError as error:
-            raise UsageError(f"workdir {workdir}: {error.strerror}") from None
         return [], False
 
     return distributed.raise_together(open_folder)

@@ -48,10 +48,10 @@ def train_step(
     seed, the number of the batch and, with ``accumulate``, the number of the part.
 
     Returns:
-        the next state, and scalars: ``loss`` (nats; of softmax, per image with labels, as in an
-        evaluation, while the gradient is that of the mean over the batch), ``accuracy`` (on images
-        with labels), ``aux_loss``, ``dropped`` (share of the choices), ``unprocessed`` (share of
-        the tokens), ``lr``, ``gradient_norm``;
+        the next state, and scalars: ``loss`` (nats; the softmax loss is averaged over the images
+        with labels, as in an evaluation, but its gradient over the whole batch), ``accuracy`` (of
+        the images with labels), ``aux_loss``, ``dropped`` (share of the choices), ``unprocessed``
+        (share of the tokens), ``lr``, ``gradient_norm``;
         ``blocks``, the measures of each sparse block; ``norms`` of parameters, gradients and
         updates by part of the model. Frozen parts have no gradients and no updates.
     """

@@ -12,6 +12,7 @@ from vmoe import distributed
 from vmoe.config import TrainConfig
 from vmoe.config.files import to_json
 from vmoe.errors import Failure, Stopped, UsageError, VmoeError, parse_json
+from vmoe.retry import failure, retried
 from vmoe.train.pictures import Picture
 from vmoe.workdir.layout import replace_text
 
@@ -31,11 +32,11 @@ def check_wandb(workdir: Path, project: str) -> None:
     """
     if not distributed.is_primary():
         return
+    stored = _stored(workdir)
     try:
         import wandb
     except ImportError as error:
         raise UsageError(f"wandb: {error}; pip install 'vmoe[wandb]'") from None
-    stored = _stored(workdir)
     if stored and project and project != stored["project"]:
         raise UsageError(
             f"wandb={project}: the run in {workdir} is in the project {stored['project']}; use "
@@ -142,14 +143,17 @@ def _stored(workdir: Path) -> dict[str, str] | None:
 
     Raises:
         UsageError: the file is corrupt.
+        Failure: it cannot be read.
     """
     path = workdir / FILE
-    if not path.exists():
-        return None
     try:
-        stored = parse_json(path.read_text())
+        stored = parse_json(retried(path, path.read_bytes))
         return {name: str(stored[name]) for name in ("id", "project")}
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise failure(path, error) from None
+    except (ValueError, KeyError, TypeError) as error:
         raise UsageError(
             f"{path}: {type(error).__name__}: {error}; delete it to start another W&B run"
         ) from None

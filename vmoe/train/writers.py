@@ -2,11 +2,12 @@
 
 import contextlib
 import csv
+import functools
 import hashlib
 import io
 import os
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,7 +17,8 @@ from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.proto.summary_pb2 import Summary
 from tensorboardX.summary import image, scalar
 
-from vmoe.errors import Failure, one_line
+from vmoe.errors import Failure, one_line, writing
+from vmoe.retry import retried
 from vmoe.train.pictures import Picture
 from vmoe.workdir.layout import append_bytes
 
@@ -35,6 +37,8 @@ class Position(NamedTuple):
     sha256: str
 
 
+RESUME = "; free some space and run the same command to resume from the newest checkpoint"
+write_errors = functools.partial(writing, remedy=RESUME)
 START = Position(0, hashlib.sha256().hexdigest())
 
 
@@ -103,7 +107,7 @@ class CsvWriter:
         content, missing = b"", ""
         if position.size:
             try:
-                content = self._path.read_bytes()[: position.size]
+                content = retried(self._path, self._path.read_bytes)[: position.size]
                 if _first_step(content) > step:
                     content, missing = b"", f"{self._path} has lost its rows up to step {step}"
             except FileNotFoundError:
@@ -127,7 +131,10 @@ class CsvWriter:
 
     def stored_step(self) -> int:
         """The step of the last complete row on the disk; 0 if there is none."""
-        content = self._path.read_bytes() if self._path.exists() else b""
+        try:
+            content = retried(self._path, self._path.read_bytes)
+        except FileNotFoundError:
+            return 0
         return _last_step(content.partition(b"\n")[2]) or 0
 
     def set_aside(self) -> str:
@@ -221,22 +228,6 @@ class TensorBoardWriter:
         with write_errors(self._folder):
             if self._writer:
                 self._writer.close()
-
-
-@contextlib.contextmanager
-def write_errors(path: Path) -> Iterator[None]:
-    """Turns an OSError while writing a file into a Failure that names the file.
-
-    Raises:
-        Failure: the file cannot be written.
-    """
-    try:
-        yield
-    except OSError as error:
-        raise Failure(
-            f"{path} cannot be written ({error.strerror}); free some space and run the same "
-            "command to resume from the newest checkpoint"
-        ) from error
 
 
 def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, float]:

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from vmoe.config.inference import Inference, inference_from_json, inference_to_json
-from vmoe.errors import Failure, UsageError
+from vmoe.errors import UsageError, writing
 from vmoe.retry import retried
 from vmoe.workdir.layout import replace_text
 
@@ -31,7 +31,5 @@ def write_inference(path: Path, inference: Inference) -> None:
     Raises:
         Failure: it cannot be written.
     """
-    try:
+    with writing(path):
         replace_text(path, inference_to_json(inference) + "\n")
-    except OSError as error:
-        raise Failure(f"{path}: cannot be written ({error.strerror})") from None

@@ -167,13 +167,18 @@ def steps_of(workdir: Path, folder: str = CHECKPOINTS) -> list[int]:
 
     Raises:
         OSError: the folder exists and cannot be read.
+        Failure: it cannot be read for a reason that can pass.
     """
+    path = workdir / folder
+
+    def steps() -> list[int]:
+        with os.scandir(path) as entries:
+            return [int(each.name) for each in entries if each.name.isdigit() and each.is_dir()]
+
     try:
-        with os.scandir(workdir / folder) as entries:
-            names = [entry.name for entry in entries if entry.is_dir()]
+        return sorted(retried(path, steps))
     except (FileNotFoundError, NotADirectoryError):
         return []
-    return sorted(int(name) for name in names if name.isdigit())
 
 
 def files_of_a_run(workdir: Path) -> list[str]:

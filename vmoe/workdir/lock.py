@@ -9,7 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from vmoe import distributed
-from vmoe.errors import UsageError
+from vmoe.errors import Failure, UsageError, VmoeError
+from vmoe.retry import can_pass, retried
 from vmoe.workdir.layout import steps_of
 
 LOCK = ".lock"
@@ -25,6 +26,7 @@ def lock_workdir(workdir: Path) -> Iterator[None]:
     Raises:
         UsageError: another run holds the lock, the folder cannot be written, or not every process
             of this run sees it.
+        Failure: it cannot be written for a reason that can pass, such as a full disk.
     """
     with contextlib.ExitStack() as stack:
 
@@ -41,16 +43,16 @@ def lock_workdir(workdir: Path) -> Iterator[None]:
 def _lock(workdir: Path) -> Iterator[None]:
     try:
         workdir.mkdir(parents=True, exist_ok=True)
-        file = (workdir / LOCK).open("a+")
+        file = (workdir / LOCK).open("ab+", buffering=0)  # closing it writes nothing
     except OSError as error:
-        raise UsageError(f"workdir {workdir}: {error.strerror}") from None
+        raise _not_writable(workdir, error) from None
     with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             file.seek(0)
             raise UsageError(
-                f"workdir {workdir}: already in use by process {file.read().strip()}; wait until "
+                f"workdir {workdir}: already in use by process {file.read().decode()}; wait until "
                 "it ends, or use another workdir"
             ) from None
         except OSError as error:  # some file systems of clusters have no locks
@@ -61,12 +63,17 @@ def _lock(workdir: Path) -> Iterator[None]:
             )
         try:
             file.truncate(0)
-            file.write(f"{os.getpid()} on {socket.gethostname()}")
-            file.flush()
+            file.write(f"{os.getpid()} on {socket.gethostname()}".encode())
             os.fsync(file.fileno())  # NFS shows other hosts only what is synced
         except OSError as error:
-            raise UsageError(f"workdir {workdir}: {error.strerror}") from None
+            raise _not_writable(workdir, error) from None
         yield
+
+
+def _not_writable(workdir: Path, error: OSError) -> VmoeError:
+    """A Failure if the reason can pass, such as a full disk; else a UsageError."""
+    kind = Failure if can_pass(error) else UsageError
+    return kind(f"workdir {workdir}: {error.strerror}")
 
 
 def _check_shared(workdir: Path) -> None:
@@ -77,7 +84,10 @@ def _check_shared(workdir: Path) -> None:
     path = workdir / LOCK
 
     def seen() -> str:
-        return f"{path.read_text() if path.exists() else ''} {steps_of(workdir)}"
+        try:
+            return f"{retried(path, path.read_text)} {steps_of(workdir)}"
+        except FileNotFoundError:
+            return "no lock"
 
     first, *others = distributed.gather(distributed.raise_together(seen))
     for i, other in enumerate(others, start=1):
