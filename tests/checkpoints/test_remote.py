@@ -14,6 +14,7 @@ from pathlib import Path
 import fsspec
 import numpy as np
 import pytest
+from fsspec.registry import _registry
 
 from tests.command import TINY
 from tests.random_models import stored_of
@@ -257,7 +258,7 @@ def test_a_missing_package_is_named_with_the_extra_that_has_it(
 ) -> None:
     package = {"gs": "gcsfs", "https": "aiohttp", "hf": "huggingface_hub"}[scheme]
     monkeypatch.setitem(sys.modules, package, None)  # importing it fails
-    monkeypatch.delitem(fsspec.registry._registry, scheme, raising=False)
+    monkeypatch.delitem(_registry, scheme, raising=False)  # classes that are imported
     with pytest.raises(UsageError, match=rf"pip install 'vmoe\[{extra}\]'"):
         read(f"{scheme}://owner/name")
 

@@ -23,6 +23,7 @@ from vmoe.train.lr_factors import Params
 from vmoe.train.profile import parse_steps
 from vmoe.train.state import State, abstract_state
 from vmoe.train.step import make_train_step
+from vmoe.train.wandb_writer import check_wandb
 from vmoe.workdir.layout import has_config
 
 
@@ -58,13 +59,16 @@ def check(
     mesh: str,
     fsdp: bool,
     profile: str,
+    wandb: str | None,
 ) -> Checked:
     """Opens the data and traces the programs, without a collective.
 
     Raises:
         UsageError: the data does not fit the model, the model or the batch cannot be split over the
-            devices, ``init`` has other parameters, or ``profile`` is wrong.
+            devices, ``init`` has other parameters, ``profile`` is wrong, or W&B is not ready.
     """
+    if wandb is not None:
+        check_wandb(workdir, wandb)
     if not has_config(workdir):
         config.optim.check_decay()
     name, split = name_and_split(config.data.name)

@@ -21,7 +21,6 @@ from vmoe.train.init import InitFrom
 from vmoe.train.messages import first_messages
 from vmoe.train.profile import Profiler
 from vmoe.train.report import NullReport, Report, make_report
-from vmoe.train.wandb_writer import check_wandb
 from vmoe.workdir.lock import lock_workdir
 
 
@@ -71,13 +70,11 @@ def setup(
             batch cannot be split over the devices, ``init`` has other parameters, ``profile`` is
             wrong, W&B is not ready, or another process has other options, data or versions.
     """
-
-    def check_all() -> Checked:
-        if wandb is not None:
-            check_wandb(workdir, wandb)
-        return check(config, workdir, init=init, mesh=mesh, fsdp=fsdp, profile=profile)
-
-    checked = distributed.raise_together(check_all)
+    checked = distributed.raise_together(
+        lambda: check(
+            config, workdir, init=init, mesh=mesh, fsdp=fsdp, profile=profile, wandb=wandb
+        )
+    )
     options = {"profile": profile, "wandb": wandb, **others}
     record = None if checked.initial is None else checked.initial.record
     # Each process may read with as many workers as its host has cores for.
