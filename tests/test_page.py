@@ -382,9 +382,9 @@ def test_a_removed_expert_shows_the_prediction_of_the_model_without_it(
 
 @in_a_browser
 def test_images_are_filtered_by_class_expert_and_error(browser: Any, tmp_path: Path) -> None:
+    """The first of those that are left is shown, unless the one that is shown is left, too."""
     from selenium.webdriver.support.ui import Select
 
-    """The first of those that are left is shown, unless the one that is shown is left, too."""
     model = invented(pooling="class_token")
     opened(browser, written(tmp_path, model))
 
@@ -403,8 +403,86 @@ def test_images_are_filtered_by_class_expert_and_error(browser: Any, tmp_path: P
     assert images() == ["image-2", "image-3"]
     Select(browser.find_element("id", "choice-class")).select_by_index(0)
     Select(browser.find_element("id", "choice-expert")).select_by_index(2)
-    uses = (model.routing.blocks[1].experts[:, 1:, 0] == 1).sum(-1)  # of patches
+    uses = (model.routing.blocks[1].experts[:, 1:] == 1).any(-1).sum(-1)  # of patches
     assert images() == [f"image-{i}" for i in np.argsort(-uses, kind="stable") if uses[i]]
+
+
+NOT_AMONG = "The image below is not among them."
+
+
+@in_a_browser
+def test_a_chip_shows_an_image_that_uses_its_expert_and_the_page_says_if_none_does(
+    browser: Any, tmp_path: Path
+) -> None:
+    """In block 1, image 0 has no patch at expert 2, and no image has one at expert 3."""
+    model = invented(k=1)
+    block = model.routing.blocks[1]
+    experts = np.where(block.experts == 3, 0, block.experts)
+    experts[0][experts[0] == 2] = 1
+    routing = model.routing._replace(
+        blocks=model.routing.blocks | {1: block._replace(experts=experts)}
+    )
+    path = written(tmp_path, model._replace(routing=routing))
+    users = [i for i in np.argsort(-(experts == 2).sum((1, 2)), kind="stable") if i]
+
+    def shown() -> tuple[int, int]:
+        among = browser.find_elements("css selector", "#gallery [aria-selected=true]")
+        assert (NOT_AMONG in text(browser, "count")) == (not among)
+        gallery = browser.find_elements("css selector", "#gallery img")
+        return browser.execute_script("return state.image"), len(gallery)
+
+    for chips in ("#legend .chip", "#experts .bars .chip", "#experts .mosaic .chip"):
+        opened(browser, path)
+        browser.find_elements("css selector", chips)[2].click()
+        assert shown() == (users[0], 4)
+        browser.find_elements("css selector", chips)[3].click()
+        assert shown() == (users[0], 0)
+    browser.find_element("id", "expert-3").click()
+    assert shown() == (users[0], B)
+    opened(browser, path, "#image=0&expert=2")
+    assert shown() == (0, 4) and NOT_AMONG in text(browser, "count")
+
+
+@in_a_browser
+def test_what_is_done_in_a_picture_keeps_the_image_also_if_a_filter_leaves_it_out(
+    browser: Any, tmp_path: Path
+) -> None:
+    """A chip beside a patch; or a patch of another model, which is right about the image."""
+    one, two = invented("one", pooling="class_token"), invented("two", k=1)
+    right = two.routing.logits.copy()
+    right[:2, 0] = 99  # the label of the first, not of the second
+    wrong = one.routing.logits.copy()
+    wrong[0, 1] = 99
+    one = one._replace(routing=one.routing._replace(logits=wrong))
+    two = two._replace(routing=two.routing._replace(logits=right))
+    opened(browser, written(tmp_path, one, two), "#wrong=true&token=0")
+    assert NOT_AMONG not in text(browser, "count") and "prediction of one" in text(browser, "count")
+    browser.find_elements("css selector", "#path .chip")[0].click()
+    assert browser.execute_script("return [state.image, state.token]") == [0, 0]
+    browser.find_element("id", "picture-1-0").click()
+    assert browser.execute_script("return [state.image, state.model]") == [0, 1]
+    assert NOT_AMONG in text(browser, "count") and "prediction of two" in text(browser, "count")
+    assert "expert" in text(browser, "live")
+    browser.find_elements("css selector", "#gallery img")[0].click()
+    assert NOT_AMONG not in text(browser, "count")
+    assert text(browser, "live") == ""  # which was of a patch of the other image
+
+
+@in_a_browser
+def test_an_expert_of_soft_routing_is_used_by_the_patches_that_weigh_it_most(
+    browser: Any, tmp_path: Path
+) -> None:
+    """They alone are bright, and images with most of them come first."""
+    model = observed(config_of(Soft(), images_per_group=1))
+    opened(browser, written(tmp_path, model), "#opacity=100")
+    most = np.round(255 * model.routing.blocks[1].gates).argmax(-1)
+    expert = int(np.bincount(most.ravel()).argmax())
+    browser.find_element("id", f"expert-{expert}").click()
+    image = browser.execute_script("return state.image")
+    after = painted(browser, "picture-0-1", FILL)
+    browser.find_element("id", f"expert-{expert}").click()
+    dim = (painted(browser, "picture-0-1", FILL) != after).any(-1)
+    np.testing.assert_array_equal(dim, most[image] != expert)
 
 
 @in_a_browser

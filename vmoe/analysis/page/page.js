@@ -141,6 +141,10 @@ function choices(block, image, token, kept) {
   }).filter(({expert}) => expert < block.experts);
 }
 
+// Whether an expert is one of a token's choices; for soft routing, the one with the largest gate.
+const isAt = (block, chosen, expert) =>
+  (block.chosen.shape[2] ? chosen : chosen.slice(0, 1)).some(each => each.expert === expert);
+
 const isChanged = () => state.slots !== null || state.priority !== null;
 
 // As recorded; in the block shown, as decided with the slots and the priority that are set.
@@ -174,17 +178,17 @@ function patchPicture(model, block, image) {
   const attention = state.show === "attention" && attentionOf(model, block, image);
   for (let patch = 0; patch < rows * columns; patch++) {
     const token = patch + prefix, x = patch % columns * w, y = Math.floor(patch / columns) * h;
+    const chosen = choices(block, image, token, kept);
     if (attention) heat(pen, x, y, w, h, attention[token] / 255);
-    else paint(pen, x, y, w, h, choices(block, image, token, kept), wanted);
+    else paint(pen, x, y, w, h, chosen, wanted !== null && !isAt(block, chosen, wanted));
     if (token === tokenIn(model)) frame(pen, x, y, w, h);
   }
   return canvas;
 }
 
-// Patches without the wanted expert, if there is one, are dim.
-function paint(pen, x, y, w, h, chosen, wanted) {
+// Colour of the first choice, and lines for dropped ones; patches that are not at the wanted expert are dim.
+function paint(pen, x, y, w, h, chosen, dim) {
   const first = chosen.length ? chosen[0].expert : null, held = chosen.some(({kept}) => kept);
-  const dim = wanted !== null && !chosen.some(({expert}) => expert === wanted);
   pen.globalAlpha = state.opacity / 100 * (dim ? .25 : 1);
   pen.fillStyle = held ? color(first) : EMPTY;
   pen.fillRect(x, y, w + .3, h + .3);
@@ -246,7 +250,7 @@ function attentionOf(model, block, image) {
 function drawFilters() {
   fill("filters",
     choice("class", "class", [["", "all"], ...classes.map((name, i) => [i, name])], state.class, filter),
-    choice("expert", "most patches at expert", [[null, "any"],
+    choice("expert", `most patches in block ${state.block} at expert`, [[null, "any"],
       ...range(blockOf(state.model, state.block).experts).map(expert => [expert, `${expert}`])],
     state.expert, filter),
     make("label", {}, make("input", {type: "checkbox", id: "wrong", checked: state.wrong,
@@ -257,11 +261,11 @@ function drawFilters() {
 const isRight = (image, array, ...index) => images[image].labels.includes(predicted(array, ...index, image));
 const isWrong = image => images[image].labels.length > 0 && !isRight(image, models[state.model].predictions);
 
-// The number of an image's patches whose first choice is an expert.
+// The number of an image's patches that are at an expert.
 function patchesAt(block, image, expert) {
   const kept = at(block.kept, image), {prefix, tokens} = models[state.model];
   let count = 0;
-  for (let token = prefix; token < tokens; token++) count += choices(block, image, token, kept)[0]?.expert === expert;
+  for (let token = prefix; token < tokens; token++) count += isAt(block, choices(block, image, token, kept), expert);
   return count;
 }
 
@@ -287,7 +291,8 @@ function drawGallery() {
       className: `pixels${isWrong(image) ? " wrong" : ""}`, "aria-selected": image === state.image,
       onclick: () => set({image})});
   }));
-  byId("gallery").setAttribute("aria-activedescendant", `image-${state.image}`);
+  const isAmong = shown.includes(state.image);
+  byId("gallery").setAttribute("aria-activedescendant", isAmong ? `image-${state.image}` : "");
   byId("gallery").onkeydown = event => {
     const step = {ArrowRight: 1, ArrowDown: 1, ArrowLeft: -1, ArrowUp: -1}[event.key];
     if (!step || !shown.length) return;
@@ -296,7 +301,9 @@ function drawGallery() {
     set({image: shown[Math.min(Math.max(place, 0), shown.length - 1)]});
     byId(`image-${state.image}`)?.scrollIntoView({block: "nearest"});
   };
-  fill("count", `${shown.length} of ${images.length} images; an orange line marks a wrong prediction`);
+  fill("count", `${shown.length} of ${images.length} images; an orange line marks a wrong prediction`
+    + `${models.length > 1 ? ` of ${models[state.model].name}` : ""}. `,
+  ...(isAmong ? [] : [make("span", {className: "changed"}, "The image below is not among them.")]));
 }
 
 function drawView() {
@@ -316,10 +323,11 @@ function drawView() {
   fill("legend", ...range(block.experts).map(expert => chip(expert, `${expert}`, {
     "aria-pressed": state.expert === expert, "aria-label": `expert ${expert}`, id: `expert-${expert}`,
     title: `expert ${expert}: show where it is used`,
-    onclick: () => set({expert: state.expert === expert ? null : expert})})));
+    onclick: () => filter({expert: state.expert === expert ? null : expert})})));
 }
 
 function drawPanels() {
+  fill("live"); // what was said of the patch may have changed
   const {image} = state, {source, labels} = images[image];
   const picture = make("div", {className: "panel"}, make("h3", {}, named(labels) || "image"),
     make("img", {src: source, alt: named(labels) || "the image", className: "pixels"}));
@@ -507,7 +515,7 @@ function loadTable(block) {
   const fraction = (value, background) => make("div", {className: "fill", style: {width: percent(value / most, 1), background}});
   const even = ["even", fraction(share, EMPTY), percent(share, 1), percent(share, 1)];
   const rows = Array.from(block.load, (load, expert) => [chip(expert, `${expert}`, {"aria-label": `expert ${expert}`,
-    onclick: () => set({expert})}),
+    onclick: () => filter({expert})}),
   fraction(load, color(expert)), percent(load, 1), percent(block.importance[expert], 1)]);
   const chooses = block.places !== null, over = `over ${block.images.toLocaleString("en")} images`;
   const drawn = chooses ? table(["expert", "", "load", "importance"], [...rows, even], "bars")
@@ -535,7 +543,7 @@ function favourites(block) {
       });
       row.append(canvas);
     });
-    grid.append(chip(expert, `${expert}`, {"aria-label": `expert ${expert}`, onclick: () => set({expert})}), row);
+    grid.append(chip(expert, `${expert}`, {"aria-label": `expert ${expert}`, onclick: () => filter({expert})}), row);
   });
   return make("div", {}, make("h3", {}, "The patches with the largest gates"), grid);
 }
