@@ -1,5 +1,6 @@
 """Routing collected over a data set: the same as in one batch, image by image, and exported."""
 
+import tracemalloc
 from collections.abc import Iterator
 
 import jax
@@ -205,6 +206,23 @@ def test_a_choice_counts_for_each_class_of_its_image_and_for_none_without_a_labe
     assert own.class_table(3).tolist() == [[2, 0, 2], [1, 0, 1], [0, 3, 0]]
     known = statistics([_routed(experts[:2], labels[:2])])[0]
     assert own.class_information(3) == known.class_information(3)
+
+
+def test_counts_by_class_take_the_memory_of_the_classes_that_occur() -> None:
+    """Of 2,000 images, dense ones of each image and class would take 80 MB and more."""
+    rng, b, y = np.random.default_rng(0), 2_000, 40_000
+    experts, labels = rng.integers(0, 3, (b, 5)), rng.integers(-1, y, (b, 3))
+    labels[::5, 1] = labels[::5, 0]  # a class counts once
+    own = statistics([_routed(experts, labels)])[0]
+    expected = np.zeros((3, y), int)
+    for uses, classes in zip(own.uses, labels, strict=True):
+        expected[:, [each for each in {*classes} if each >= 0]] += uses[:, None]
+    tracemalloc.start()
+    table = own.class_table(y)
+    _, largest = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    np.testing.assert_array_equal(table, expected)
+    assert largest < 5e6
 
 
 def test_experts_that_follow_the_place_are_far_above_the_null() -> None:

@@ -3,6 +3,7 @@
 import csv
 import dataclasses
 import functools
+import tracemalloc
 from pathlib import Path
 
 import jax
@@ -37,7 +38,7 @@ from vmoe.data.sources import Example, Fingerprint, Source, open_source, sample
 from vmoe.data.sources.source import Skipped
 from vmoe.errors import Failure, UsageError
 from vmoe.evaluate import NamedEvaluation, evaluate, image_files, paired_difference, predict
-from vmoe.evaluate.metrics import calibration_error, confusion
+from vmoe.evaluate.metrics import PerExample, calibration_error, confusion
 from vmoe.evaluate.table import append_row, per_class, summary
 from vmoe.factory import Loaded, Origin
 from vmoe.nn.inputs import to_float
@@ -74,7 +75,7 @@ def test_metrics_equal_numpy_and_scikit_learn_at_any_batch_size() -> None:
         assert result.calibration_error == pytest.approx(
             calibration_error_by_loop(p.max(1), correct), abs=1e-5
         )
-        ours = confusion(result.per_example, 10)
+        ours = confusion(result.per_example, 10).toarray()[:, :10]
         theirs = sklearn.metrics.confusion_matrix(source.labels, logits.argmax(1))
         np.testing.assert_array_equal(ours, theirs)
         table = per_class(result)
@@ -163,7 +164,7 @@ def test_predicted_classes_that_the_data_lacks_are_counted_as_other() -> None:
     result = evaluate(wide, open_source("digits", "test"))
     logits = np.asarray(jax.jit(wide.__call__)(to_float(open_source("digits", "test").images)))
     beyond = int((logits.argmax(1) >= 10).sum())
-    assert beyond > 0 and confusion(result.per_example, 10)[:, 10].sum() == beyond
+    assert beyond > 0 and confusion(result.per_example, 10)[:, [10]].sum() == beyond
     others = sum(row["confused_with"].get("other", 0) for row in per_class(result).values())
     assert others == beyond
 
@@ -316,6 +317,20 @@ def test_any_of_several_labels_is_right_and_images_without_labels_are_counted() 
     other = evaluate(model(capacity_factor=4.0, num_experts=2), source)
     difference = paired_difference(result, other).accuracy
     assert difference == pytest.approx(result.accuracy - other.accuracy) and difference
+
+
+def test_confusions_take_the_memory_of_those_that_occur() -> None:
+    """Of 4,000 classes, a dense matrix would take 128 MB."""
+    labels = np.array([[7, 9], [7, -1], [7, -1], [7, -1], [-1, -1]])
+    predictions, correct = np.array([9, 7, 4_000, 4_321, 3]), np.array([1, 1, 0, 0, 0], bool)
+    images = PerExample(labels, predictions, correct, correct, *3 * [np.zeros(5)])
+    tracemalloc.start()
+    counts = confusion(images, 4_000)
+    _, largest = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert counts.shape == (4_000, 4_001)
+    assert dict(counts.todok().items()) == {(9, 9): 1, (7, 7): 1, (7, 4_000): 2}
+    assert largest < 5e6
 
 
 def test_a_split_without_any_label_cannot_be_evaluated() -> None:

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
+from scipy.sparse import csr_array
 
 from vmoe.analysis.collect import BlockRouting, Collected
 from vmoe.analysis.totals import ExpertTotals
@@ -113,7 +114,7 @@ class BlockStatistics(ExpertTotals):
 def statistics(parts: Iterable[Collected]) -> dict[int, BlockStatistics]:
     """The statistics of each sparse block over all batches.
 
-    Memory is bounded but for ``uses``, one small integer per image and expert.
+    Memory is bounded but for ``uses``, one small integer per image and expert, and ``labels``.
 
     Raises:
         UsageError: there is no image, or no sparse block.
@@ -205,7 +206,11 @@ def _added(total: BlockStatistics, own: BlockStatistics) -> BlockStatistics:
 def _by_class(
     uses: Int[np.ndarray, "b e"], labels: Int[np.ndarray, "b l"], num_classes: int
 ) -> Int[np.ndarray, "e y"]:
-    return uses.T @ (labels[..., None] == np.arange(num_classes)).any(1)
+    """Sparse, as images times thousands of classes take gigabytes."""
+    images, column = np.nonzero((labels >= 0) & (labels < num_classes))
+    places = images, labels[images, column]
+    is_of_class = csr_array((np.ones(len(images), bool), places), (len(labels), num_classes))
+    return uses.T @ is_of_class
 
 
 def mutual_information(table: Int[np.ndarray, "e x"]) -> float:

@@ -5,10 +5,12 @@ import datetime
 import hashlib
 import importlib.metadata
 import io
+import itertools
 from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 
 from vmoe.config import TokenChoice, ViTConfig, to_json
 from vmoe.data.sources import Source
@@ -58,14 +60,18 @@ def per_class(evaluation: Evaluation) -> dict[str, dict[str, Any]]:
     names = evaluation.class_names
     counts = confusion(evaluation.per_example, len(names))
     table = {}
-    for i, row in enumerate(counts):
-        if not row.sum():
+    for i, (start, end) in enumerate(itertools.pairwise(counts.indptr)):
+        predicted, images = counts.indices[start:end], counts.data[start:end]
+        if not len(images):
             continue
-        wrong = sorted((j for j in range(len(row)) if j != i and row[j]), key=lambda j: -row[j])
+        most_first = [j for j in np.argsort(-images, kind="stable") if predicted[j] != i]
         table[names[i]] = {
-            "images": int(row.sum()),
-            "accuracy": float(row[i] / row.sum()),
-            "confused_with": {names[j] if j < len(names) else "other": int(row[j]) for j in wrong},
+            "images": int(images.sum()),
+            "accuracy": float(images[predicted == i].sum() / images.sum()),
+            "confused_with": {
+                names[predicted[j]] if predicted[j] < len(names) else "other": int(images[j])
+                for j in most_first
+            },
         }
     return table
 
