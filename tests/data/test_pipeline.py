@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import grain
 import numpy as np
 import pytest
 from PIL import ExifTags, Image
@@ -102,6 +103,16 @@ def test_an_evaluation_reads_every_image_once_at_any_batch_size(batch_size: int)
     np.testing.assert_array_equal(images, source.images[order])
     np.testing.assert_array_equal(labels[:, 0], source.labels[order])
     assert images.dtype == np.uint8 and labels.dtype == np.int32
+
+
+def test_the_order_of_evaluations_is_that_of_two_shuffles_of_grain_and_never_changes() -> None:
+    """It decides which images share a group, and with it every recorded result."""
+    assert evaluation_order(12).tolist() == [7, 9, 1, 0, 8, 5, 2, 10, 6, 11, 4, 3]
+    for count in (0, 1, 360, 70_000):
+        shuffled = grain.MapDataset.range(count).shuffle(seed=0).shuffle(seed=1)
+        step = 1 + count // 100
+        expected = [shuffled[i] for i in range(0, count, step)]
+        assert evaluation_order(count)[::step].tolist() == expected
 
 
 @pytest.mark.parametrize(
