@@ -28,7 +28,11 @@ def test_the_use_of_experts_is_shown_by_block_and_every_decision_exported(tmp_pa
     assert "fashion_mnist_sample:test, 60 of 512 images" in result.stdout
     assert "class (shuffled)" in result.stdout
     assert "predictions that depend on the other images of a batch" in result.stdout
-    assert load_file(file)["experts"].shape == (60 * 16, 3, 2)
+    arrays = load_file(file)
+    assert arrays["experts"].shape == (60 * 16, 3, 2) and len({*arrays["indices"]}) == 60
+    split = open_source("fashion_mnist_sample", "test")
+    labels = [split.labels_of(i)[0] for i in arrays["indices"].tolist()]
+    assert arrays["labels"][:, 0].tolist() == labels
 
 
 @pytest.mark.parametrize("option", ["--export", "--out"])

@@ -35,7 +35,8 @@ def test_an_exported_file_holds_every_decision_and_says_what_it_means(
     parts: list[Collected], tmp_path: Path
 ) -> None:
     whole = concatenate(parts)
-    with safe_open(export(tmp_path / "a.safetensors", iter(parts)), "np") as file:
+    indices = np.split(np.array([7, 3, 5, 2, 9]), [2, 4])
+    with safe_open(export(tmp_path / "a.safetensors", iter(parts), iter(indices)), "np") as file:
         arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no dict)
         metadata = file.metadata()
     assert metadata.items() >= MEANING.items()
@@ -55,6 +56,7 @@ def test_an_exported_file_holds_every_decision_and_says_what_it_means(
         np.testing.assert_array_equal(arrays["groups"][:, layer], block.groups)
     np.testing.assert_array_equal(arrays["logits"], whole.logits)
     np.testing.assert_array_equal(arrays["labels"], whole.labels)
+    np.testing.assert_array_equal(arrays["indices"], [7, 3, 5, 2, 9])
     assert list(tmp_path.iterdir()) == [tmp_path / "a.safetensors"]
 
 

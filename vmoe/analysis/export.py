@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
+from jaxtyping import Int
 
 from vmoe.analysis.collect import BlockRouting, Collected
 from vmoe.errors import UsageError
@@ -20,6 +21,7 @@ MEANING = {
     "groups": "i32 [images, layers]: the group in which the tokens of an image competed",
     "logits": "f32 [images, classes]",
     "labels": "i32 [images, labels]: the classes; -1 where an image has fewer",
+    "indices": "i32 [images]: the index of the image in its split, from 0; missing if unknown",
     "tokens": "token t is token t % tokens_per_image of image t // tokens_per_image; the class "
     "token, if the model has one, is the first",
 }
@@ -36,7 +38,11 @@ _OF_TOKENS = {
 _FORMATS = {np.dtype(np.int32): "I32", np.dtype(np.float32): "F32"}
 
 
-def export(path: str | Path, parts: Iterable[Collected]) -> Path:
+def export(
+    path: str | Path,
+    parts: Iterable[Collected],
+    indices: Iterator[Int[np.ndarray, "_"]] | None = None,
+) -> Path:
     """Writes the routing of a data set; ``safetensors.numpy.load_file`` reads it.
 
     Memory is bounded by one batch. Layers with fewer experts or choices are padded, gates and
@@ -45,6 +51,7 @@ def export(path: str | Path, parts: Iterable[Collected]) -> Path:
     Args:
         path: the file, which is replaced at the end.
         parts: as ``collect`` yields them.
+        indices: for each part, the indices of its images in their split.
 
     Raises:
         UsageError: there is no image, or no sparse block.
@@ -56,7 +63,8 @@ def export(path: str | Path, parts: Iterable[Collected]) -> Path:
         layers: list[int] = []
         for part in parts:
             layers = list(part.blocks)
-            for name, array in _arrays(part):
+            known = [] if indices is None else [("indices", next(indices).astype(np.int32))]
+            for name, array in [*_arrays(part), *known]:
                 if name not in spools:
                     spool = temporary.with_name(f"{name}.spool").open("w+b")
                     spools[name] = opened.enter_context(spool)

@@ -171,7 +171,7 @@ def _export(file: Path, routing: "MeasuredRouting", sample: Sample) -> None:
     from vmoe.evaluate.routing import write_routing
 
     with progress(f"{file}", sample.steps) as advance:
-        write_routing(file, routing, on_batch=advance)
+        write_routing(file, routing, sample.source, on_batch=advance)
 
 
 def _draw(folder: Path, routing: "MeasuredRouting") -> None:

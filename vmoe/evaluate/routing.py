@@ -1,6 +1,7 @@
 """The routing of a trained model on a split."""
 
 import functools
+import itertools
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -9,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from vmoe.analysis.collect import Collected, Labelled, collect, concatenate, without_padding
 from vmoe.analysis.compare import Agreement, agreement, saturation
@@ -20,8 +21,9 @@ from vmoe.analysis.measures import choices_per_expert
 from vmoe.analysis.statistics import BlockStatistics, statistics
 from vmoe.axes import Routing
 from vmoe.config.preprocessing import Preprocessing
-from vmoe.data.pipeline import check_classes, evaluation_batches
+from vmoe.data.pipeline import check_classes, evaluation_batches, evaluation_order
 from vmoe.data.sources import Source
+from vmoe.data.sources.subset import Subset
 from vmoe.errors import UsageError
 from vmoe.factory import Loaded
 from vmoe.nn.inputs import to_float
@@ -113,7 +115,7 @@ def measure_routing(
     Raises:
         UsageError: there is no image, or no sparse block.
     """
-    blocks = statistics(_collected(loaded, batches, on_batch))
+    blocks = statistics(_collected(loaded, batches(), on_batch))
     images = np.concatenate([without_padding(batch) for batch in reordered])
     dependence = batch_dependence(loaded.model, images, batch_size=batch_size)
     found = findings(loaded.model.config, blocks, dependence)
@@ -121,25 +123,42 @@ def measure_routing(
 
 
 def write_routing(
-    path: Path, routing: MeasuredRouting, *, on_batch: Callable[[], None] = lambda: None
+    path: Path,
+    routing: MeasuredRouting,
+    source: Source,
+    *,
+    on_batch: Callable[[], None] = lambda: None,
 ) -> None:
     """Writes every decision on every token, in another pass; see ``vmoe.analysis.export``.
 
     Args:
+        source: the images of ``routing.batches``; their indices are written too, those in the split
+            if the source is a sample of it.
         on_batch: called after each batch.
 
     Raises:
         OSError: the file cannot be written.
     """
-    export(path, _collected(routing.loaded, routing.batches, on_batch))
+    read, batches = itertools.tee(routing.batches())  # advance together, so one batch is held
+    export(path, _collected(routing.loaded, batches, on_batch), _indices(source, read))
 
 
 def _collected(
-    loaded: Loaded, batches: Batches, on_batch: Callable[[], None]
+    loaded: Loaded, batches: Iterable[Labelled], on_batch: Callable[[], None]
 ) -> Iterator[Collected]:
-    for part in collect(loaded.model, batches()):
+    for part in collect(loaded.model, batches):
         yield part
         on_batch()
+
+
+def _indices(source: Source, batches: Iterable[Labelled]) -> Iterator[Int[np.ndarray, "_"]]:
+    """For each batch, the indices of its images in the split."""
+    order, start = evaluation_order(len(source)), 0
+    for images, _, valid in batches:
+        rows = np.arange(len(images)) if valid is None else np.flatnonzero(valid)
+        own = order[start + rows]
+        yield source.indices[own] if isinstance(source, Subset) else own
+        start += len(images)
 
 
 class Comparison(NamedTuple):
