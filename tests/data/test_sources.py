@@ -237,13 +237,15 @@ def test_the_folders_of_splits_may_have_other_names(
         write_images(tmp_path / name / "cats", 4 + i)
         write_images(tmp_path / name / "dogs", 4 + i)
     write_images(tmp_path / "spare" / "cats", 1)
-    Image.new("RGB", (8, 8)).save(tmp_path / names[1] / "stray.png")
+    strays = [tmp_path / "stray.png", tmp_path / names[1] / "stray.png"]
+    for path in strays:
+        Image.new("RGB", (8, 8)).save(path)
     sources = [open_source(f"folder:{tmp_path}", split) for split in SPLITS]
     assert [len(source) for source in sources] == [8, 10, 12]
     assert {source.class_names for source in sources} == {("cats", "dogs")}
-    beside = ", ".join(sorted([f"{tmp_path}/spare", f"{tmp_path}/{names[1]}/stray.png"]))
+    beside = ", ".join(sorted(map(str, [tmp_path / "spare", *strays])))
     assert list(skipped_messages(sources)) == [
-        f"skipped 2 paths beside the folders of the classes or splits: {beside}"
+        f"skipped 3 paths beside the folders of the classes or splits: {beside}"
     ]
     (tmp_path / "validation").mkdir()
     message = f"'{names[1]}' and 'validation' are both validation; rename or remove one"

@@ -87,7 +87,8 @@ def open_folder(
 def split_folders(root: Path) -> dict[str, Path]:
     """The folders of the splits that a folder has, by split.
 
-    ``Train`` may also be a class: it is one if there are other folders, and none in it.
+    Folders called train, validation, val or test are splits. Other words for them, such as Train or
+    dev, may be classes: they are if there are other folders, and none of these has sub-folders.
 
     Raises:
         UsageError: there is no such folder, or two in it are the same split.
@@ -121,19 +122,23 @@ def _class_names(folder: Path) -> tuple[str, ...]:
 
 
 def _beside(root: Path, folder: Path, splits: Iterable[Path]) -> list[str]:
-    """What is not read: folders beside those of the splits, and images beside those of the classes.
+    """What is not read: folders and images beside the folders of the splits or of the classes.
 
     The paths are relative to the folder of the split.
     """
     used = {path.name for path in splits}
-    folders = _folders(root) if used else []
-    others = [os.path.join(os.pardir, name) for name in folders if name not in used]
-    images = sorted(
+    around = [*_folders(root), *_images(root)] if used else []
+    others = [os.path.join(os.pardir, name) for name in around if name not in used]
+    return [*others, *_images(folder)]
+
+
+def _images(folder: Path) -> list[str]:
+    """The names of the image files that are in a folder itself."""
+    return sorted(
         entry.name
         for entry in entries_of(folder)
         if os.path.splitext(entry.name)[1].lower() in SUFFIXES and not is_folder(entry)
     )
-    return [*others, *images]
 
 
 def _find(folder: Path, class_names: Sequence[str]) -> Iterator[Found]:
