@@ -21,7 +21,8 @@ MIN_LOAD = 0.01
 MAX_LOAD = 5.0
 """Largest load of an expert, as a multiple of the mean."""
 MAX_SHARE = 0.75
-"""Largest fraction of the tokens that may choose one expert, where tokens choose few of them."""
+"""Largest fraction of the tokens that may choose one expert. Where an even share is more than half
+of them, the limit is halfway from the even share to all."""
 MAX_DROPPED = 0.25
 """Largest fraction of the choices without a slot."""
 MIN_ENTROPY = 0.01

@@ -13,7 +13,7 @@ MOST = 1 << 25  # bytes; the largest M_MMAP_THRESHOLD that older versions accept
 def keep_freed_memory() -> None:
     """Lets this process keep memory that it has freed: up to 1 GiB at the end of its heap.
 
-    What it has freed elsewhere in the heap, before arrays that are still used, it keeps as well.
+    It also keeps all that it has freed between arrays that are still in use, of whatever size.
     glibc returns large arrays to the kernel when they are freed. The page faults of the next ones
     then take a tenth of the time of reading images, and up to a third of a training step of a small
     model on a CPU. Other systems than Linux are left as they are.

@@ -78,7 +78,7 @@ def cached(
 
     Raises:
         UsageError: the cache folder cannot be written, or the data cannot be read.
-        Failure: so it is for a reason that can pass, such as a full disk.
+        Failure: the same, for a reason that can pass, such as a full disk.
     """
     root = cache_folder() / "indexes" / _hash(place)
     folder = root / _hash(repr((VERSION, key)))

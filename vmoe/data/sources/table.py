@@ -34,7 +34,8 @@ class TableWriter:
         """
         Args:
             folder: an empty one.
-            identity: what is the same for all names of one image; given, each may be there once.
+            identity: gives the same text for all names of one image. If it is given, an image that
+                is there twice is an error.
         """
         self._index, self._identity = IndexWriter(folder), identity
         self._count = 0
@@ -192,15 +193,11 @@ def _check_unique(index: Index, identity: Callable[[str], str], place: str) -> N
             rows = np.concatenate([np.flatnonzero(hashes[c] == repeated) + c.start for c in chunks])
             paths = [path_of(index, int(row)) for row in rows]
             if len(set(map(identity, paths))) < len(paths):
+                also = next((f", also as {path}" for path in paths if path != paths[0]), "")
                 raise UsageError(
-                    f"{place}: {paths[0]} is there twice{_as_well(paths)}; list each image once, "
-                    "with all its labels"
+                    f"{place}: {paths[0]} is there twice{also}; list each image once, with all its "
+                    "labels"
                 )
-
-
-def _as_well(paths: Sequence[str]) -> str:
-    others = [path for path in paths if path != paths[0]]
-    return f", also as {others[0]}" if others else ""
 
 
 def _rows(index: Index, split: str) -> Integer[np.ndarray, "x"] | range:
