@@ -293,7 +293,10 @@ def test_what_cannot_be_probed_is_refused() -> None:
 
 
 def test_the_command_prints_a_table_or_json(tiny_run: Path, tmp_path: Path) -> None:
-    """Images are prepared as for the model, but for the authors' checkpoints as in the paper."""
+    """Images are prepared as for the model; for the authors' checkpoints as in the paper.
+
+    Copies of these are measured as they are, also a copy of a copy.
+    """
     options = ("--fewshot", "1,5", "--data", "digits")
     line = ("evaluate", "--checkpoint", tiny_run, *options)
     as_json = command(*line, "digits:validation,test", "--fewshot-l2", "train", "--json")
@@ -304,8 +307,14 @@ def test_the_command_prints_a_table_or_json(tiny_run: Path, tmp_path: Path) -> N
     assert found["mean"] == pytest.approx(np.mean(list(found["accuracy"].values()), axis=0))
     assert found["preprocessing"] == "model"
     published = write(read(tiny_run), tmp_path / "published", format="published")
-    table = command("evaluate", "--checkpoint", published, *options)
+    as_json = command("evaluate", "--checkpoint", published, *options, "--json")
+    assert as_json.returncode == 0, as_json.stderr
+    copy = write(read(published), tmp_path / "copy", format="vmoe")
+    again = write(read(copy), tmp_path / "again", format="vmoe")
+    table = command("evaluate", "--checkpoint", again, *options)
     assert table.returncode == 0, table.stderr
+    for accuracy in json.loads(as_json.stdout)["accuracy"]["digits"]:
+        assert f"{accuracy:.2%}" in table.stdout
     assert (
         "images were resized to 256/224 of the model's size and cropped, as in the paper"
         in table.stdout

@@ -129,13 +129,20 @@ def _read_run(path: Path, use_ema: bool) -> StoredModel:
 def _read_weights(path: Path, opened: weights.Opened) -> StoredModel:
     assembled = assemble(opened.conversion)
     details = opened.details(assembled.config)
+    origin = Origin(
+        opened.format,
+        path,
+        assumed=details.assumed,
+        unused=assembled.unused,
+        copied_from=details.copied_from,
+    )
     return StoredModel(
         config=assembled.config,
         params=assembled.params,
         class_names=details.class_names,
         preprocessing=details.preprocessing,
         step=details.step,
-        origin=Origin(opened.format, path, assumed=details.assumed, unused=assembled.unused),
+        origin=origin,
         loss=details.loss,
     )
 

@@ -85,6 +85,8 @@ def details(path: Path, config: Mapping[str, Any]) -> Details:
     try:
         classes, step = config["model"]["num_classes"], config["step"]
         loss = config.get("loss", "softmax")  # older versions did not write it
+        origin = config["origin"]
+        copied_from = origin.get("copied_from") or origin["format"]  # older versions: only format
         if loss not in typing.get_args(Loss):
             raise ValueError(f"loss {loss!r:.20}")
         if type(step) not in (int, types.NoneType):
@@ -94,10 +96,11 @@ def details(path: Path, config: Mapping[str, Any]) -> Details:
             from_json(Preprocessing, json.dumps(config["preprocessing"])),
             step=step,
             loss=loss,
+            copied_from=copied_from,
         )
     except KeyError as error:
         raise corrupt(path, f"it has no {error}") from None
-    except (TypeError, ValueError, RecursionError) as error:
+    except (AttributeError, TypeError, ValueError, RecursionError) as error:
         raise corrupt(path, error) from None
 
 

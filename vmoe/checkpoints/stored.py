@@ -28,6 +28,8 @@ class Origin(NamedTuple):
         weights: which parameters of a run were read.
         assumed: settings that the files do not specify, and the values they were given.
         unused: names of arrays in the files that the model has no use for.
+        copied_from: of a folder that vmoe wrote, the format that its parameters had before the
+            first copy; None for all other files.
     """
 
     format: Format
@@ -35,6 +37,7 @@ class Origin(NamedTuple):
     weights: Weights = "raw"
     assumed: tuple[str, ...] = ()
     unused: tuple[str, ...] = ()
+    copied_from: Format | None = None
 
 
 class Details(NamedTuple):
@@ -46,6 +49,7 @@ class Details(NamedTuple):
         assumed: settings that the files do not specify, and the values they were given.
         step: number of training steps; None if unknown.
         loss: with which the model was trained.
+        copied_from: as in ``Origin``.
     """
 
     class_names: tuple[str, ...]
@@ -53,6 +57,7 @@ class Details(NamedTuple):
     assumed: tuple[str, ...] = ()
     step: int | None = None
     loss: Loss = "softmax"
+    copied_from: Format | None = None
 
 
 class StoredModel(NamedTuple):

@@ -83,7 +83,8 @@ def _config(args: "EvaluateArgs", loaded: "Loaded") -> FewShotConfig:
 
 def _usual_preprocessing(loaded: "Loaded") -> Literal["model", "paper"]:
     """The paper's for weights of its authors, which do not say how images were prepared."""
-    return "paper" if loaded.origin.format in ("published", "npz") else "model"
+    origin = loaded.origin
+    return "paper" if (origin.copied_from or origin.format) in ("published", "npz") else "model"
 
 
 def _as_json(loaded: "Loaded", config: FewShotConfig, result: "FewShotResult") -> dict[str, Any]:
