@@ -186,7 +186,7 @@ def test_evaluate_and_attack_count_the_same_images_as_right(
     right = [row["prediction"] in row["labels"].split("|") for row in rows if row["labels"]]
     assert [row["correct"] for row in rows if row["labels"]] == [str(int(x)) for x in right]
     assert np.mean(right) == evaluated["accuracy"] and rows[2]["labels"] == rows[2]["correct"] == ""
-    assert all(0.1 <= float(row["softmax_probability"]) <= 1 for row in rows)
+    assert all(0.1 <= float(row["probability"]) <= 1 for row in rows)
     with summary.open(newline="") as lines:
         (row,) = csv.DictReader(lines)
     assert (row["images"], row["unlabelled"]) == ("64", "21")

@@ -1,5 +1,6 @@
 """Conversion between formats, and what files of weights hold, through the real command."""
 
+import csv
 import importlib.util
 import json
 import shutil
@@ -8,10 +9,14 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from scipy.special import expit
 
 import vmoe as library
 from tests.command import vmoe
+from tests.random_models import outputs
 from vmoe.checkpoints import folder, read, write
+from vmoe.config import RoutingOverrides
+from vmoe.data.sources import open_source
 from vmoe.errors import Failure, UsageError
 
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -33,6 +38,7 @@ def test_a_converted_model_is_the_same_with_all_that_belongs_to_it(
     assert_same_params(before.params, after.params)
     for field in ("config", "class_names", "preprocessing", "step"):
         assert getattr(before, field) == getattr(after, field)
+    assert after.origin.copied_from == before.origin.format
     assert "| parameters | " in (tmp_path / "ours" / "README.md").read_text()
     modes = {path.stat().st_mode for path in (tmp_path / "ours").iterdir()}
     assert len(modes) == 1, "safetensors writes files that only their owner can read"
@@ -62,12 +68,24 @@ def test_a_model_trained_with_the_sigmoid_loss_predicts_by_it_also_when_converte
     write(read(tmp_path / "run"), tmp_path / "converted", format="vmoe")
     library.load(tmp_path / "converted").save(tmp_path / "saved")
     assert all(library.load(tmp_path / name).sigmoid for name in ("run", "converted", "saved"))
+    data = ("--data", "digits:validation", "--predictions", tmp_path / "images.csv")
+    dropless = ("--routing.dropless", "True", "--json")
+    result = vmoe("evaluate", "--checkpoint", tmp_path / "converted", *data, *dropless)
+    assert json.loads(result.stdout)["probabilities"] == "sigmoid", result.stderr
+    with (tmp_path / "images.csv").open(newline="") as lines:
+        probabilities = [float(row["probability"]) for row in csv.DictReader(lines)]
+    loaded = library.load(tmp_path / "run", routing=RoutingOverrides(dropless=True))
+    images = loaded.preprocess(open_source("digits", "validation").images)
+    expected = expit(np.asarray(outputs(loaded.model, images)).max(1))
+    np.testing.assert_allclose(probabilities, expected, atol=1e-4)
     content = json.loads((tmp_path / "saved" / "config.json").read_text())
     for loss, sigmoid in {"softmax": False, None: False}.items():
         content = {name: value for name, value in content.items() if name != "loss"}
         older = content if loss is None else content | {"loss": loss}
+        older = older | {"origin": {"format": "run"}}
         (tmp_path / "saved" / "config.json").write_text(json.dumps(older))
-        assert library.load(tmp_path / "saved").sigmoid == sigmoid
+        loaded = library.load(tmp_path / "saved")
+        assert (loaded.sigmoid, loaded.origin.copied_from) == (sigmoid, "run")
     (tmp_path / "saved" / "config.json").write_text(json.dumps(content | {"loss": "hinge"}))
     with pytest.raises(Failure, match="corrupt .loss 'hinge'"):
         library.load(tmp_path / "saved")

@@ -32,6 +32,7 @@ from vmoe.config import (
     replace,
 )
 from vmoe.config.preprocessing import Preprocessing
+from vmoe.config.train import Loss
 from vmoe.data.crops import resize_and_crop
 from vmoe.data.pipeline import evaluation_order
 from vmoe.data.sources import Example, Fingerprint, Source, open_source, sample
@@ -293,20 +294,14 @@ def test_any_of_several_labels_is_right_and_images_without_labels_are_counted() 
     source, net = ManyLabels(), model(capacity_factor=4.0)
     assert isinstance(source, Source)
     result = evaluate(net, source)
-    logits = np.asarray(jax.jit(net.__call__)(to_float(source.digits.images)), np.float64)
-    log_p = scipy.special.log_softmax(logits, axis=1)
+    logits = logits_of(net, source)
     labels = [source.labels_of(i) for i in range(len(source))]
     right = [row.argmax() in own for row, own in zip(logits, labels, strict=True)]
     top = [bool({*row.argsort()[-5:]} & {*own}) for row, own in zip(logits, labels, strict=True)]
-    entropy = [-row[list(own)].mean() for row, own in zip(log_p, labels, strict=True) if own]
-    targets = [np.bincount(own, minlength=10) / len(own) for own in labels if own]
-    p = np.exp(log_p)[[bool(own) for own in labels]]
     assert (result.images, result.unlabelled, result.labelled) == (360, 120, 240)
     assert result.accuracy == pytest.approx(sum(right) / 240)
     assert result.accuracy_over_all == pytest.approx(sum(right) / 360)
     assert result.top5_accuracy == pytest.approx(sum(top) / 240)
-    assert result.cross_entropy == pytest.approx(np.mean(entropy), rel=1e-5)
-    assert result.brier == pytest.approx(((p - np.array(targets)) ** 2).sum(1).mean(), rel=1e-5)
     share = sum(right) / 240
     assert result.standard_error == pytest.approx(np.sqrt(share * (1 - share) / 240))
     table = per_class(result)
@@ -331,6 +326,39 @@ def test_confusions_take_the_memory_of_those_that_occur() -> None:
     assert counts.shape == (4_000, 4_001)
     assert dict(counts.todok().items()) == {(9, 9): 1, (7, 7): 1, (7, 4_000): 2}
     assert largest < 5e6
+
+
+def logits_of(net: ViT, source: ManyLabels) -> np.ndarray:
+    return np.asarray(jax.jit(net.__call__)(to_float(source.digits.images)), np.float64)
+
+
+@pytest.mark.parametrize("loss", ["softmax", "sigmoid"])
+def test_probabilities_and_what_is_computed_from_them_are_those_of_the_loss(loss: Loss) -> None:
+    """Several labels share the probability of a softmax, and are each 1 in a sigmoid."""
+    source, net = ManyLabels(), model(capacity_factor=4.0)
+    result = evaluate(net, source, loss=loss)
+    labels = [source.labels_of(i) for i in range(len(source))]
+    known = np.array([bool(own) for own in labels])
+    targets = np.array([np.bincount(own, minlength=10) for own in labels if own], float)
+    logits = logits_of(net, source)[known]
+    if loss == "softmax":
+        p = scipy.special.softmax(logits, axis=1)
+        targets /= targets.sum(1, keepdims=True)
+        entropy = -(targets * np.log(p)).sum(1)
+    else:
+        p = scipy.special.expit(logits)
+        entropy = -(targets * np.log(p) + (1 - targets) * np.log1p(-p)).sum(1)
+    assert result.probabilities == loss
+    assert ("sigmoid" in dict(summary(result)).get("probabilities", "")) == (loss == "sigmoid")
+    assert result.cross_entropy == pytest.approx(entropy.mean(), rel=1e-5)
+    assert result.brier == pytest.approx(((p - targets) ** 2).sum(1).mean(), rel=1e-5)
+    correct = targets[np.arange(len(p)), logits.argmax(1)] > 0
+    expected = calibration_error_by_loop(p.max(1), correct)
+    assert result.calibration_error == pytest.approx(expected, abs=1e-5)
+    images = result.per_example
+    np.testing.assert_allclose(images.confidence[known], p.max(1), rtol=1e-5)
+    mean = [np.exp(np.log(row[target > 0]).mean()) for row, target in zip(p, targets, strict=True)]
+    np.testing.assert_allclose(images.label_probability[known], mean, rtol=1e-4)
 
 
 def test_a_split_without_any_label_cannot_be_evaluated() -> None:
@@ -368,12 +396,13 @@ def test_a_csv_file_gets_a_row_with_the_model_settings_and_versions(tmp_path: Pa
         optim=OptimConfig(warmup_steps=0),
         steps=2,
         batch_size=4,
+        loss="sigmoid",
     )
     train(config, run)
     path = tmp_path / "rows.csv"
     for priority in ("order", "largest_gate"):
         loaded = vmoe.load(run, routing=RoutingOverrides(priority=priority))
-        result = evaluate(loaded.model, open_source("digits", "validation"))
+        result = evaluate(loaded.model, open_source("digits", "validation"), loss=loaded.loss)
         append_row(path, loaded, result)
         path.write_text(path.read_text().rstrip())  # as an editor may leave it
     first, second = csv.DictReader(path.read_text().splitlines())
@@ -387,7 +416,9 @@ def test_a_csv_file_gets_a_row_with_the_model_settings_and_versions(tmp_path: Pa
     ]
     assert float(second["accuracy"]) == pytest.approx(result.accuracy)
     assert first["data"] == "digits:validation" and first["order"] == "shuffled, seeds 0 and 1"
-    assert first["jax"] == jax.__version__
+    assert first["jax"] == jax.__version__ and first["probabilities"] == "sigmoid"
+    (row,) = csv.DictReader((run / "evaluations.csv").read_text().splitlines())
+    assert float(first["cross_entropy"]) == pytest.approx(float(row["cross_entropy"]), rel=1e-4)
     path.write_text("other,columns\n")
     with pytest.raises(UsageError, match="it has other columns"):
         append_row(path, loaded, result)

@@ -6,11 +6,13 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
+from scipy.special import expit, softmax
 
 import vmoe
 from tests.events import pictures
 from vmoe.config import RoutingOverrides
 from vmoe.config.preprocessing import Preprocessing
+from vmoe.config.train import Loss
 from vmoe.data.pipeline import training_batches
 from vmoe.data.sources import Example, Source, open_source
 from vmoe.errors import UsageError
@@ -60,18 +62,23 @@ def result(loaded: Loaded, digits: Source) -> Evaluation:
 
 
 @pytest.fixture(scope="module")
-def errors(loaded: Loaded, digits: Source, result: Evaluation) -> dict[int, Tile]:
+def errors(loaded: Loaded, digits: Source) -> dict[int, Tile]:
+    return errors_of(loaded, digits, "softmax")
+
+
+def errors_of(loaded: Loaded, digits: Source, loss: Loss) -> dict[int, Tile]:
     """All errors by index, the worst one first, from the probabilities of all classes."""
     images = [np.asarray(digits[i].image) for i in range(len(digits))]
     logits = np.asarray(jax.jit(loaded.model.__call__)(loaded.preprocess(images)), float)
-    p = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
-    labels, best = np.asarray(result.per_example.labels)[:, 0], p.argmax(1)
-    true = p[np.arange(len(p)), labels]
+    p = softmax(logits, axis=1) if loss == "softmax" else expit(logits)
+    labels = np.array([digits.labels_of(i)[0] for i in range(len(digits))])
+    best, true = p.argmax(1), p[np.arange(len(p)), labels]
+    others = np.log1p(-p).sum(1) - np.log1p(-true) if loss == "sigmoid" else 0.0
     return {
         int(i): Tile(
             images[i], [f"true {true[i]:.1%}: {labels[i]}", f"pred {p[i, best[i]]:.1%}: {best[i]}"]
         )
-        for i in np.argsort(true)
+        for i in np.argsort(np.log(true) + others)
         if best[i] != labels[i]
     }
 
@@ -144,9 +151,11 @@ def test_a_run_shows_the_worst_errors_of_its_evaluation(tiny_run: Path, digits: 
     np.testing.assert_array_equal(picture, sheet(worst_errors(result, digits, SIZE_8)))
 
 
+@pytest.mark.parametrize("loss", ["softmax", "sigmoid"])
 def test_the_worst_errors_are_the_wrong_images_of_the_largest_losses(
-    digits: Source, result: Evaluation, errors: dict[int, Tile]
+    loss: Loss, loaded: Loaded, digits: Source
 ) -> None:
+    result, errors = evaluate(loaded.model, digits, loss=loss), errors_of(loaded, digits, loss)
     assert_tiles(worst_errors(result, digits, SIZE_8), list(errors.values())[:ERRORS])
 
 

@@ -1,5 +1,6 @@
 """``vmoe evaluate``."""
 
+import contextlib
 import dataclasses
 import sys
 from collections.abc import Iterator, Sequence
@@ -51,7 +52,8 @@ class EvaluateArgs:
     other training images."""
     fewshot_preprocessing: Literal["model", "paper"] | None = None
     """How the probe's images are prepared: as for the model; or as in the paper, resized to 256/224
-    of its size and cropped. If None, paper for weights of the V-MoE authors, model for others."""
+    of its size and cropped. If None, paper for weights of the V-MoE authors and their copies, model
+    for others."""
     per_class: bool = False
     """Add the accuracy of each class, and the classes confused with it."""
     json: bool = False
@@ -61,7 +63,7 @@ class EvaluateArgs:
     file."""
     predictions: Path | None = None
     """Write a row for each image to this CSV file, in the order of the data: its labels, the
-    prediction, its probability (softmax), and whether it is correct (1 or 0)."""
+    prediction, its probability, and whether it is correct (1 or 0)."""
 
     no_effect: ClassVar[dict[str, str]] = {
         "fewshot_seed": "without fewshot",
@@ -107,21 +109,21 @@ def _evaluate(args: EvaluateArgs, loaded: "Loaded") -> None:
             batch_size=args.batch_size,
             image_size=args.image_size,
             preprocessing=loaded.preprocessing,
+            loss=loaded.loss,
             on_batch=advance,
             on_unreadable=left_out.add if replace else None,
         )
     for line in [*skipped_messages([source]), *left_out.news()]:
         print(one_line(line), file=sys.stderr)
-    try:
+    with contextlib.ExitStack() as files:  # each is written, whatever else cannot be
+        if args.predictions:
+            files.callback(write_predictions, args.predictions, source, evaluation)
+        if args.csv:
+            files.callback(append_row, args.csv, loaded, evaluation)
         if args.json:
             print_json(_as_json(args, loaded, evaluation))
         else:
             _print(args, loaded, evaluation)
-    finally:  # also if the reader of stdout is gone
-        if args.csv:
-            append_row(args.csv, loaded, evaluation)
-        if args.predictions:
-            write_predictions(args.predictions, source, evaluation)
 
 
 def _as_json(args: EvaluateArgs, loaded: "Loaded", evaluation: "Evaluation") -> dict[str, Any]:
@@ -146,8 +148,6 @@ def _print(args: EvaluateArgs, loaded: "Loaded", evaluation: "Evaluation") -> No
     step = "" if loaded.step is None else f", step {loaded.step}"
     title = f"{loaded.origin.path}{step}{average}, on {evaluation.data}"
     print_table(("", ""), summary(evaluation), title=title)
-    if loaded.sigmoid:
-        print("cross-entropy, Brier score and calibration error: of the softmax, not the sigmoid")
     if args.per_class:
         columns = ("class", "images", "accuracy", "most often confused with")
         print_table(columns, _class_rows(evaluation))

@@ -35,7 +35,7 @@ class AttackResult(NamedTuple):
 
     Attributes:
         images: after the attack.
-        losses_before, losses_after: cross-entropy of each image, in nats; 0 without a label.
+        losses_before, losses_after: ``label_loss`` of each image.
         predictions_before, predictions_after: the class with the largest logit.
         overlap: by block, for each image the mean over its tokens of the overlap (intersection
             over union) of the experts that process it before and after; 1 where none does.

@@ -19,6 +19,7 @@ from vmoe.analysis.totals import ExpertTotals
 from vmoe.config import MoEConfig, Soft, ViTConfig
 from vmoe.config.evaluation import Weights
 from vmoe.config.preprocessing import Preprocessing
+from vmoe.config.train import Loss
 from vmoe.data.pipeline import (
     ORDER,
     Batch,
@@ -59,10 +60,14 @@ class Evaluation:
     top5_accuracy: float | None
     """Fraction of images for which one of the five largest logits is that of a label; None if there
     are fewer than six classes."""
+    probabilities: Loss
+    """The softmax over the classes, or the sigmoid of each class by itself: that of the loss which
+    trained the model. The next three metrics, and those of each image, are of it."""
     cross_entropy: float
-    """Mean of the softmax cross-entropy, in nats."""
+    """Mean in nats; of the sigmoid, summed over the classes."""
     brier: float
-    """Mean squared distance between the probabilities and the labels, in [0, 2]."""
+    """Mean squared distance between the probabilities and the targets, summed over the classes; in
+    [0, 2] for the softmax."""
     calibration_error: float
     """Mean gap between confidence and accuracy, over 15 bins of confidence."""
     dropped: float | None
@@ -131,6 +136,7 @@ def evaluate(
     batch_size: int = 256,
     image_size: int | None = None,
     preprocessing: Preprocessing | None = None,
+    loss: Loss = "softmax",
     on_batch: Callable[[], None] = lambda: None,
     on_unreadable: Callable[[str], None] | None = None,
     workers: Workers = IN_THREADS,
@@ -144,6 +150,7 @@ def evaluate(
             of the preprocessing if None. Learned positions are resampled for other sizes.
         preprocessing: how the images are prepared; if None, they are resized to the image size of
             the model, as in training.
+        loss: with which the model was trained, whose probabilities are measured.
         on_batch: called before compiling and before each batch; an exception that it raises ends
             the evaluation.
         on_unreadable: called with the reason for each image that is left out because it cannot be
@@ -172,7 +179,8 @@ def evaluate(
     shard, shards = placement.process_shard()
     graph, state = nnx.split(model)
     empty = empty_batch(batch_size // shards, source.max_labels, preprocessing)
-    jax.block_until_ready(_measure(graph, state, placement.make_global_array(empty)))  # compiles
+    compiled = _measure(graph, loss, state, placement.make_global_array(empty))
+    jax.block_until_ready(compiled)
     start = time.perf_counter()
     results, shown, used = [], [], []
     for batch in evaluation_batches(
@@ -186,7 +194,7 @@ def evaluate(
     ):
         on_batch()
         result, valid, totals = jax.device_get(
-            _measure(graph, state, placement.make_global_array(batch))
+            _measure(graph, loss, state, placement.make_global_array(batch))
         )
         results.append(PerExample(*(values[valid] for values in result)))
         shown.append(valid)
@@ -215,6 +223,7 @@ def evaluate(
         accuracy=float(known.correct.mean()),
         accuracy_over_all=float(images.correct.mean()) if unlabelled else None,
         top5_accuracy=float(known.in_top5.mean()) if len(source.class_names) > 5 else None,
+        probabilities=loss,
         cross_entropy=float(known.cross_entropy.mean(dtype=np.float64)),
         brier=float(known.brier.mean(dtype=np.float64)),
         calibration_error=calibration_error(*map(np.asarray, (known.confidence, known.correct))),
@@ -259,30 +268,32 @@ def in_source_order(
 
 
 def check_evaluation(
-    model: ViT, *, batch_size: int, preprocessing: Preprocessing, max_labels: int
+    model: ViT, *, batch_size: int, preprocessing: Preprocessing, loss: Loss, max_labels: int
 ) -> None:
     """Traces the program of ``evaluate``, which then need not trace it.
 
     Args:
         model: its parameters may be ``jax.ShapeDtypeStruct``.
         batch_size: images per batch, over all devices; rounded up to a multiple of the devices.
+        loss: with which the model is trained.
         max_labels: of the source.
 
     Raises:
         UsageError: image_size is not a multiple of the patch size, or the capacity leaves no slot.
     """
     batch = empty_batch(model.placement.round_up(batch_size), max_labels, preprocessing)
-    jax.eval_shape(_measure, *nnx.split(model), batch)
+    graph, state = nnx.split(model)
+    jax.eval_shape(functools.partial(_measure, graph, loss), state, batch)
 
 
-@functools.partial(jax.jit, static_argnums=0)
+@functools.partial(jax.jit, static_argnums=(0, 1))
 def _measure(
-    graph: nnx.GraphDef, state: nnx.State, batch: Batch
+    graph: nnx.GraphDef, loss: Loss, state: nnx.State, batch: Batch
 ) -> tuple[PerExample, jax.Array, dict[int, dict[str, jax.Array]]]:
     model = nnx.merge(graph, state)
     logits, records = model.forward(to_float(batch.images), valid=batch.valid)
     measured = (
-        per_example(logits, jnp.asarray(batch.labels)),
+        per_example(logits, jnp.asarray(batch.labels), loss),
         batch.valid,
         {i: expert_totals(record) for i, record in records.items()},
     )

@@ -35,7 +35,7 @@ class Outcome(NamedTuple):
     """Victims in one group each, or in several.
 
     Attributes:
-        losses: cross-entropy in nats.
+        losses: softmax cross-entropy in nats.
         predictions: the class with the largest logit.
         dropped: fraction of the victim's choices, in all sparse blocks, that got no slot.
     """
@@ -81,7 +81,7 @@ class Measures(NamedTuple):
     Attributes:
         accuracy: fraction of right predictions.
         changed: fraction of predictions that differ from those without mates.
-        loss: cross-entropy in nats.
+        loss: softmax cross-entropy in nats.
         dropped: fraction of the victims' choices that got no slot.
     """
 

@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 from scipy.sparse import csr_array
 
+from vmoe.config.train import Loss
 from vmoe.nn.inputs import is_label, label_vectors
 from vmoe.nn.losses import cross_entropy
 
@@ -22,9 +23,11 @@ class PerExample(NamedTuple):
         predictions: the classes with the largest logits.
         correct: whether the prediction is a label.
         in_top5: whether one of the five largest logits is that of a label.
-        cross_entropy: of the softmax, in nats; several labels share the probability equally.
-        brier: squared distance between the probabilities and the labels, in [0, 2].
+        cross_entropy: in nats; of the sigmoid, summed over the classes.
+        brier: squared distance between the probabilities and the targets, summed over the classes;
+            in [0, 2] for the softmax.
         confidence: the largest probability, in [0, 1].
+        label_probability: the probability of the label; the geometric mean of several.
     """
 
     labels: Int[Array | np.ndarray, "b l"]
@@ -34,16 +37,25 @@ class PerExample(NamedTuple):
     cross_entropy: Float[Array | np.ndarray, "b"]
     brier: Float[Array | np.ndarray, "b"]
     confidence: Float[Array | np.ndarray, "b"]
+    label_probability: Float[Array | np.ndarray, "b"]
 
 
-def per_example(logits: Float[Array, "b y"], labels: Int[Array, "b l"]) -> PerExample:
-    """The metrics of each image; probabilities are the softmax, whatever loss trained the model.
+def per_example(logits: Float[Array, "b y"], labels: Int[Array, "b l"], loss: Loss) -> PerExample:
+    """The metrics of each image.
 
     Args:
         labels: classes; padded with -1.
+        loss: with which the model was trained. "softmax": probabilities are the softmax, and
+            several labels share the target equally. "sigmoid": they are the sigmoid of each class
+            by itself, and the target of each label is 1.
     """
-    probabilities = jax.nn.softmax(logits)
-    targets = label_vectors(labels, logits.shape[-1], normalize=True)
+    shares = label_vectors(labels, logits.shape[-1], normalize=True)
+    if loss == "sigmoid":
+        probabilities, log_probabilities = jax.nn.sigmoid(logits), jax.nn.log_sigmoid(logits)
+        targets = label_vectors(labels, logits.shape[-1], normalize=False)
+    else:
+        probabilities, log_probabilities = jax.nn.softmax(logits), jax.nn.log_softmax(logits)
+        targets = shares
     predictions = logits.argmax(-1)
     top = jax.lax.top_k(logits, min(5, logits.shape[-1]))[1]
     return PerExample(
@@ -51,9 +63,10 @@ def per_example(logits: Float[Array, "b y"], labels: Int[Array, "b l"]) -> PerEx
         predictions=predictions,
         correct=is_label(predictions, labels),
         in_top5=is_label(top.T, labels).any(0),
-        cross_entropy=cross_entropy(logits, targets, "softmax"),
+        cross_entropy=cross_entropy(logits, targets, loss),
         brier=jnp.square(probabilities - targets).sum(-1),
         confidence=probabilities.max(-1),
+        label_probability=jnp.exp((shares * log_probabilities).sum(-1)),
     )
 
 

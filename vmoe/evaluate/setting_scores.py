@@ -33,8 +33,9 @@ class Score(NamedTuple):
     Attributes:
         accuracy: of the images with a label, in [0, 1].
         divergence: mean Kullback-Leibler divergence in nats from the predictions of the model as
-            trained, both sharpened. It needs far fewer images than the accuracy to rank settings,
-            and unlike the cross-entropy is not better for a model that is more sure.
+            trained, both the softmax of sharpened logits, whatever loss trained the model. It needs
+            far fewer images than the accuracy to rank settings, and unlike the cross-entropy is not
+            better for a model that is more sure.
     """
 
     accuracy: float

@@ -23,13 +23,14 @@ from vmoe.workdir.layout import append_bytes, replace_text
 
 def summary(evaluation: Evaluation) -> list[tuple[str, str]]:
     """The names of an evaluation's metrics, and their values with units."""
-    missing = evaluation.unlabelled
+    missing, sigmoid = evaluation.unlabelled, evaluation.probabilities == "sigmoid"
     rows = [
         ("images", f"{evaluation.images:,}, {evaluation.image_size} px"),
         *([("images without a label", f"{missing:,}, left out")] if missing else []),
         ("accuracy", f"{evaluation.accuracy:.2%}"),
         *_known("accuracy over all images", evaluation.accuracy_over_all),
         *_known("top-5 accuracy", evaluation.top5_accuracy),
+        *([("probabilities", "sigmoid, each class by itself")] if sigmoid else []),
         ("cross-entropy", f"{evaluation.cross_entropy:.4f} nats"),
         ("Brier score", f"{evaluation.brier:.4f}"),
         ("calibration error", f"{evaluation.calibration_error:.2%}"),
@@ -78,8 +79,8 @@ def per_class(evaluation: Evaluation) -> dict[str, dict[str, Any]]:
 
 COLUMNS = (
     *("date", "checkpoint", "step", "weights", "seed", "data", "images", "unlabelled", "accuracy"),
-    *("top5_accuracy", "cross_entropy", "brier", "calibration_error", "dropped", "unprocessed"),
-    *("image_size", "batch_size", "order", "devices", "router", "k", "priority"),
+    *("top5_accuracy", "probabilities", "cross_entropy", "brier", "calibration_error", "dropped"),
+    *("unprocessed", "image_size", "batch_size", "order", "devices", "router", "k", "priority"),
     *("images_per_group", "capacity_factor", "images_per_second", "model", "vmoe", "jax", "device"),
 )
 
@@ -150,7 +151,7 @@ def write_predictions(path: Path, source: Source, evaluation: Evaluation) -> Non
     images, names = evaluation.per_example, evaluation.class_names
     text = io.StringIO()
     writer = csv.writer(text)
-    writer.writerow(("image", "labels", "prediction", "softmax_probability", "correct"))
+    writer.writerow(("image", "labels", "prediction", "probability", "correct"))
     rows = zip(images.labels, images.predictions, images.confidence, images.correct, strict=True)
     for i, (labels, prediction, probability, correct) in zip(evaluation.indices, rows, strict=True):
         known = [names[label] for label in labels if label >= 0]

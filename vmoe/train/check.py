@@ -153,6 +153,7 @@ def _check_evaluation(
         models.with_params(model, params, placement=placement),
         batch_size=evaluation.batch_size,
         preprocessing=evaluation.prepare(config.data, model),
+        loss=config.loss,
         max_labels=source.max_labels,
     )
 

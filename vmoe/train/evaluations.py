@@ -63,6 +63,7 @@ def _evaluations(run: Run, state: State) -> Iterator[NamedEvaluation]:
                     source,
                     batch_size=evaluation.batch_size,
                     preprocessing=evaluation.prepare(run.config.data, model),
+                    loss=run.config.loss,
                     on_batch=lambda: check_signals(run),
                     on_unreadable=on_unreadable(run),
                     workers=run.workers,

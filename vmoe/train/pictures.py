@@ -102,7 +102,7 @@ def _error_lines(metrics: PerExample, i: int, class_names: Sequence[str]) -> tup
     """The true and the predicted class of the i-th image, with their probabilities."""
     true, predicted = int(metrics.labels[i, 0]), int(metrics.predictions[i])
     return (
-        f"true {np.exp(-metrics.cross_entropy[i]):.1%}: {_name(true, class_names)}",
+        f"true {metrics.label_probability[i]:.1%}: {_name(true, class_names)}",
         f"pred {metrics.confidence[i]:.1%}: {_name(predicted, class_names)}",
     )
 
