@@ -2,6 +2,7 @@
 
 import csv
 import json
+import math
 import re
 from pathlib import Path
 
@@ -26,7 +27,7 @@ def test_the_use_of_experts_is_shown_by_block_and_every_decision_exported(tmp_pa
     result = vmoe(*MODEL, *FEW, "--export", file)
     assert result.returncode == 0, result.stderr
     assert "fashion_mnist_sample:test, 60 of 512 images" in result.stdout
-    assert "class (shuffled)" in result.stdout
+    assert "entropy / ln e" in result.stdout and "class (shuffled)" in result.stdout
     assert "predictions that depend on the other images of a batch" in result.stdout
     arrays = load_file(file)
     assert arrays["experts"].shape == (60 * 16, 3, 2) and len({*arrays["indices"]}) == 60
@@ -116,6 +117,7 @@ def test_a_check_exits_with_3_if_something_is_wrong_and_0_if_not() -> None:
     assert [finding["kind"] for finding in report["findings"]] == ["dropped"] * 3 + ["batch"]
     for measures in report["blocks"].values():
         assert sum(measures["load"]) == pytest.approx(1) and measures["dropped"] > 0.5
+        assert 1 < measures["gate_entropy_nats"] <= math.log(8)
         shares = measures["kept_share"]
         assert (
             shares["class_token"] is None

@@ -13,7 +13,7 @@ COLUMNS = (
     "load",
     "dropped",
     "unprocessed",
-    "gate entropy",
+    "entropy / ln e",
     "class (shuffled)",
     "position (shuffled)",
 )
@@ -46,7 +46,7 @@ def _measures(block: BlockStatistics, classes: int) -> dict[str, Any]:
         "kept_by_priority": block.kept_by_priority.tolist(),
         "choices_by_priority": block.choices_by_priority.tolist(),
         "coactivation": block.coactivation.tolist(),
-        "gate_entropy": block.gate_entropy,
+        "gate_entropy_nats": block.gate_entropy,
         "idle": block.idle.tolist(),
         "class_information": information,
         "class_information_null": null,
@@ -97,8 +97,8 @@ def compared_report(compared: Mapping[int, Comparison]) -> dict[str, Any]:
 def remarks(routing: MeasuredRouting) -> Iterator[str]:
     """What the columns mean, what a table has no place for, and what is wrong; a line each."""
     yield (
-        "load: of the least and the most chosen expert; gate entropy: in percent of even gates; "
-        "class, position (of patches): normalised mutual information with the expert, and in "
+        "load: of the least and the most chosen expert; entropy: of the gates, ln e if they are "
+        "even; class, position (of patches): normalised mutual information with the expert, and in "
         "parentheses that under shuffled classes and places"
     )
     for i, block in routing.blocks.items():
