@@ -10,6 +10,7 @@ from PIL import Image
 
 import vmoe as library
 from tests.command import vmoe
+from vmoe.cli.inference import load_for_inference
 from vmoe.config import RoutingOverrides
 from vmoe.errors import UsageError
 
@@ -57,6 +58,22 @@ def test_evaluate_uses_the_file_and_says_so(run: Path, tiny_run: Path) -> None:
     trained, message = evaluated("--checkpoint", run, "--inference", "none")
     assert trained == evaluated("--checkpoint", tiny_run)[0] and not message
     assert trained["capacity_factor"] != report["capacity_factor"]
+
+
+def test_a_file_whose_accuracies_are_of_images_in_another_order_is_used_and_that_is_said(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    content = json.loads((run / "inference.json").read_text())
+    del content["order"]  # as an older version wrote it
+    file = tmp_path / "older.json"
+    file.write_text(json.dumps(content))
+    load_for_inference(run, str(file), use_ema=True)
+    used, said = capsys.readouterr().err.splitlines()
+    assert used.startswith(f"routing of {file}: ")
+    assert said == (
+        f"{file}: its accuracies are of images in another order (as stored; now shuffled, seeds 0 "
+        "and 1): run vmoe capacity again to measure them"
+    )
 
 
 @pytest.mark.slow

@@ -22,6 +22,7 @@ def load_for_inference(
     Args:
         inference: a file; "none"; or empty for that of the run folder, unless routing is given.
     """
+    from vmoe.data.pipeline import ORDER
     from vmoe.factory import load
 
     unchanged = routing in (None, RoutingOverrides())
@@ -34,4 +35,10 @@ def load_for_inference(
         cost = f"{chosen.cost:.3g}x the {UNITS[chosen.by]}"
         line = f"routing of {path}: {cost}, chosen on {chosen.data}"
         print(one_line(f"{line}{step} (--inference none for that of training)"), file=sys.stderr)
+        if chosen.order != ORDER:
+            line = (
+                f"{path}: its accuracies are of images in another order ({chosen.order}; now "
+                f"{ORDER}): run vmoe capacity again to measure them"
+            )
+            print(one_line(line), file=sys.stderr)
     return loaded
