@@ -91,7 +91,8 @@ def _enter(request: dict[str, Any], streams: list[int]) -> None:
     os.environ.update(request["environment"])
     _configure_jax(changed)
     encoding = os.environ.get("PYTHONIOENCODING")
-    sys.stdout = open(1, "w", encoding=encoding, closefd=False)  # noqa: SIM115 (as at the start)
+    lines = 1 if os.environ.get("PYTHONUNBUFFERED") else -1  # the interpreter reads it earlier
+    sys.stdout = open(1, "w", lines, encoding=encoding, closefd=False)  # noqa: SIM115 (as there)
     sys.stderr = open(2, "w", 1, encoding=encoding, closefd=False)  # noqa: SIM115
     if (size := request["max_file_size"]) is not None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))

@@ -203,17 +203,19 @@ def test_evaluate_uses_the_test_split_by_default_and_can_lower_the_capacity(tiny
     assert "dropped" in [finding["kind"] for finding in report["findings"]]
 
 
-def test_an_evaluation_whose_row_cannot_be_written_is_printed_and_the_file_is_unchanged(
+def test_an_evaluation_whose_row_cannot_be_written_is_printed_and_its_other_file_is_written(
     tiny_run: Path, tmp_path: Path
 ) -> None:
     header = (",".join(COLUMNS) + "\r\n").encode()
     file = tmp_path / "rows.csv"
-    file.write_bytes(header.ljust(10_000 - 2, b",") + b"\r\n")
+    file.write_bytes(header.ljust(20_000 - 2, b",") + b"\r\n")
     before = file.read_bytes()
-    result = vmoe("evaluate", "--checkpoint", tiny_run, "--csv", file, max_file_size=10_050)
+    files = ("--csv", file, "--predictions", tmp_path / "images.csv")
+    result = vmoe("evaluate", "--checkpoint", tiny_run, *files, max_file_size=20_050)
     assert result.returncode == 1 and "accuracy" in result.stdout
     assert result.stderr == f"vmoe: {file}: cannot be written (No space left on device)\n"
     assert file.read_bytes() == before
+    assert len((tmp_path / "images.csv").read_text().splitlines()) == 361
 
 
 def test_evaluate_uses_the_test_split_of_a_run_on_a_named_split(

@@ -1,6 +1,7 @@
 """``vmoe upcycle`` and ``vmoe prune`` on trained models, and training from what they write."""
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +9,7 @@ import pytest
 from PIL import Image
 
 import vmoe as library
-from tests.command import TINY, vmoe
+from tests.command import TINY, start, vmoe
 from tests.random_models import outputs, random_images
 from vmoe.data.sources import open_source
 from vmoe.evaluate.routing import expert_loads
@@ -105,6 +106,17 @@ def test_the_other_rules_prune_and_experts_become_one_mlp(
     dense, report = average
     assert report["after"]["images"] == 180 and report["after"]["experts"] == "0"
     assert library.load(dense).model.config.sparse_blocks == ()
+
+
+def test_a_pruned_model_is_written_although_the_reader_of_stdout_is_gone(
+    tiny_run: Path, tmp_path: Path
+) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    arguments = ("prune", tiny_run, tmp_path / "x", "--num-experts", "0", "--rule", "average")
+    with start(*arguments, environment={"PYTHONUNBUFFERED": "1"}, output=writer) as process:
+        assert process.wait() == 141
+    assert library.load(tmp_path / "x").model.config.sparse_blocks == ()
 
 
 @pytest.mark.parametrize(

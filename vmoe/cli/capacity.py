@@ -1,5 +1,6 @@
 """``vmoe capacity``."""
 
+import contextlib
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
@@ -98,15 +99,14 @@ def run(argv: Sequence[str]) -> None:
     if args.by == "time":
         report["measured"] = _measured(loaded, chosen, sample)
     sample.print_messages()
-    try:
+    with contextlib.ExitStack() as files:  # each is written, whatever else cannot be
+        if args.plot:
+            files.callback(_plot, args, rows, chosen, scores, sample.source.name)
+        files.callback(write_inference, file, _inference(args, loaded, sample, scores, chosen))
         if args.json:
             print_json(_plain(report))
         else:
             _print(report, loaded)
-    finally:  # also if the reader of stdout is gone
-        write_inference(file, _inference(args, loaded, sample, scores, chosen))
-        if args.plot:
-            _plot(args, rows, chosen, scores, sample.source.name)
 
 
 def _budget(text: str) -> float:

@@ -92,13 +92,15 @@ def run(argv: Sequence[str]) -> None:
     }
     for line in left_out.news():
         print(one_line(line), file=sys.stderr)
-    if args.json:
-        print_json({"data": source.name} | rows)
-    else:
-        columns = ("", "experts", "parameters", "GFLOPs per image", "accuracy")
-        title = f"{args.source}: {args.rule}, on {source.name}"
-        print_table(columns, [(name, *_texts(row)) for name, row in rows.items()], title=title)
-    written = write(pruned, args.destination, format="vmoe")
+    try:
+        if args.json:
+            print_json({"data": source.name} | rows)
+        else:
+            columns = ("", "experts", "parameters", "GFLOPs per image", "accuracy")
+            title = f"{args.source}: {args.rule}, on {source.name}"
+            print_table(columns, [(name, *_texts(row)) for name, row in rows.items()], title=title)
+    finally:  # also if the reader of stdout is gone
+        written = write(pruned, args.destination, format="vmoe")
     if not args.json:
         print(f"{written}: {rows['after']['parameters']:,} parameters")
 
@@ -158,6 +160,7 @@ def _measure(
         source,
         batch_size=args.batch_size,
         preprocessing=stored.preprocessing,
+        loss=stored.loss,
         on_unreadable=on_unreadable,
     )
     costs = cost(stored.config)

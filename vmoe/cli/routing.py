@@ -1,5 +1,6 @@
 """``vmoe routing``."""
 
+import contextlib
 import dataclasses
 import sys
 import time
@@ -79,15 +80,14 @@ def run(argv: Sequence[str]) -> None:
     compared = _compare(models, samples) if args.beside else None
     for sample in samples:
         sample.print_messages()
-    try:
-        _print(args, measured, compared)
-    finally:  # also if the reader of stdout is gone
-        if args.export:
-            _export(args.export, measured[0], samples[0])
-        if args.plots:
-            _draw(args.plots, measured[0])
+    with contextlib.ExitStack() as files:  # each is written, whatever else cannot be
         if args.out:
-            _write_page(args, args.out, measured)
+            files.callback(_write_page, args, args.out, measured)
+        if args.plots:
+            files.callback(_draw, args.plots, measured[0])
+        if args.export:
+            files.callback(_export, args.export, measured[0], samples[0])
+        _print(args, measured, compared)
     every = [finding for routing in measured for finding in routing.findings]
     if args.check and every:
         raise CheckFailed(f"--check: {len(every)} finding{'s' * (len(every) > 1)}: {every[0]}")
