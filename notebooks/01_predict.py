@@ -101,8 +101,8 @@ errors = np.flatnonzero(predictions != labels)
 show(errors[np.argsort(-probabilities[errors].max(1))][:16])
 
 # %% [markdown]
-# `evaluate` computes the accuracy over a data set. The standard error says how far the accuracy on
-# a sample may be from that on all images.
+# `evaluate` computes the accuracy over a data set. Its standard error says how much the accuracy
+# varies from one sample of so many images to another.
 
 # %%
 trained = evaluate(loaded.model, source, preprocessing=loaded.preprocessing)

@@ -98,8 +98,8 @@ plots.experts_of_patches(pixels, collected, patch_size=config.patch_size, blocks
 
 # %% [markdown]
 # ## Is it healthy?
-# What `vmoe routing` measures: loads, drops, and whether predictions depend on the other images of
-# a batch, for which the images are put in other orders.
+# What `vmoe routing` measures: loads, drops, and how many predictions change when the images are
+# put in other orders, and so into other groups.
 
 # %%
 routing = measure_routing(loaded, source.name, batches, reordered=batches())
@@ -118,8 +118,8 @@ for finding in routing.findings or ["nothing is wrong"]:
 # %% [markdown]
 # ## What do experts specialise in?
 # The share of each class's choices that goes to each expert. The normalised mutual information says
-# how much the expert tells about the class; the null, with shuffled classes, is what a router that
-# ignores the class would show on so few images.
+# how much the expert tells about the class. With shuffled classes it is what a router that ignores
+# the class would show on so few images.
 
 # %%
 plots.experts_by_class(blocks, loaded.class_names, blocks_shown)
@@ -172,9 +172,9 @@ figures = plots_of(config)
 figures["kept_patches"](loaded, batches, blocks)
 
 # %% [markdown]
-# Two control lines belong beside it: random priority, and every choice dropped. A drop matters only
-# if the head can see it: with a class token, the head reads nothing but that token after the last
-# block.
+# The accuracy against the number of slots, with two baselines: random priority, and every choice
+# dropped. A drop matters only if the head can see it: with a class token, the head reads nothing
+# but that token after the last block.
 
 # %%
 figures["capacity_curves"](loaded, batches, blocks)

@@ -103,8 +103,8 @@ config = TrainConfig(
 )
 
 # %% [markdown]
-# A run starts from any trained model that `vmoe.load` opens. The number of classes happens to be
-# the same, so `new_head` asks for a new head; only other numbers of classes imply one.
+# A run starts from any trained model that `vmoe.load` opens. Both data sets have ten classes, so
+# the old head would be kept; `new_head` replaces it.
 
 # %%
 for name, parent in parents.items():

@@ -172,7 +172,7 @@ plt.show()
 # %% [markdown]
 # ## Evaluate
 # The test split was not used until now. Routing can be changed without training: here less
-# capacity, and none of its limits. Differences are to the model as trained, with standard errors.
+# capacity, then no limit. Differences are to the model as trained, with their standard errors.
 
 # %%
 loaded = vmoe.load(workdir)
