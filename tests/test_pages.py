@@ -1,6 +1,9 @@
-"""The Python of the pages runs as written."""
+"""The Python of the pages runs as written, and the options of their commands exist."""
 
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -8,9 +11,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import vmoe.config
 from vmoe import models
 
 ROOT = Path(__file__).parents[1]
+PAGES = ("README.md", "CONTRIBUTING.md", "configs/README.md", "scripts/README.md")
 
 
 def python_of(page: str) -> list[str]:
@@ -47,3 +52,42 @@ def test_the_code_beside_timms_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert np.isfinite(names["value"])
     (record,) = names["sparse"].forward(names["images"])[1].values()
     assert record.aux_loss > 0  # of the losses that the loop adds
+
+
+def test_the_options_of_the_commands_on_the_pages_exist() -> None:
+    used = dict[str, set[str]]()
+    for text in ((ROOT / page).read_text() for page in PAGES):
+        lines = re.findall(
+            r"^(?:\$ )?vmoe ([a-z]+ [^#\n]*)|`vmoe ([a-z]+[^`]*)`", text, re.MULTILINE
+        )
+        for line in map("".join, lines):
+            options = re.findall(r"(?<!\S)--[\w.-]+", line)
+            used.setdefault(line.split()[0], set()).update({*options} - {"--help"})
+    assert len(used) > 10
+    recipe = f"--config {ROOT / 'configs' / 'tiny.py'}"
+    commands = [f"{name} {recipe * (name in ('train', 'plan', 'config'))} --help" for name in used]
+    helps = "import sys; from vmoe.cli.main import main\n"  # one process, since each starts slowly
+    helps += "for each in sys.argv[1:]: main(each.split()); print(chr(12))"
+    wide = os.environ | {"COLUMNS": "200"}  # so that no name is broken
+    result = subprocess.run(
+        [sys.executable, "-c", helps, *commands], capture_output=True, text=True, env=wide
+    )
+    shown_by_command = result.stdout.split(chr(12))[:-1]
+    for (name, options), shown in zip(used.items(), shown_by_command, strict=True):
+        assert options <= {*re.findall(r"--[\w.-]+\w", shown)}, name
+
+
+def test_the_papers_evaluation_on_the_page_of_configs_fits_a_run() -> None:
+    lines = (ROOT / "configs" / "README.md").read_text().splitlines()
+    (line,) = (line for line in lines if "`evaluations=(" in line)
+    evaluations = eval(line.partition("`evaluations=")[2].partition("`")[0], vars(vmoe.config))
+    ours = vmoe.config.TrainConfig(
+        data=vmoe.config.DataConfig(
+            preprocessing=vmoe.config.PreprocessingConfig(
+                exif="`--data.preprocessing.no-exif`" not in line
+            )
+        ),
+        evaluations=evaluations,
+    )
+    published = vmoe.config.load(ROOT / "configs" / "imagenet1k_s32_light.py")
+    assert ours.evaluations[0].preprocessing == published.evaluations[0].preprocessing
