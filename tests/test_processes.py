@@ -79,6 +79,7 @@ def errors(
     assert not (folder / "host0" / "behind" / "config.json").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
 def test_processes_that_differ_all_say_how_before_a_run_folder_is_written(
     errors: list[tuple[str, str]], case: str
@@ -89,6 +90,7 @@ def test_processes_that_differ_all_say_how_before_a_run_folder_is_written(
     assert message.startswith(CASES[case].message)
 
 
+@pytest.mark.slow
 def test_every_process_knows_the_checkpoints_and_the_metrics_that_the_primary_one_sees(
     errors: list[tuple[str, str]],
 ) -> None:

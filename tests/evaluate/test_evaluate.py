@@ -318,7 +318,7 @@ def test_confusions_take_the_memory_of_those_that_occur() -> None:
     """Of 4,000 classes, a dense matrix would take 128 MB."""
     labels = np.array([[7, 9], [7, -1], [7, -1], [7, -1], [-1, -1]])
     predictions, correct = np.array([9, 7, 4_000, 4_321, 3]), np.array([1, 1, 0, 0, 0], bool)
-    images = PerExample(labels, predictions, correct, correct, *3 * [np.zeros(5)])
+    images = PerExample(labels, predictions, correct, correct, *4 * [np.zeros(5)])
     tracemalloc.start()
     counts = confusion(images, 4_000)
     _, largest = tracemalloc.get_traced_memory()
