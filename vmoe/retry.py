@@ -16,6 +16,7 @@ PAUSES = (0.1, 0.5, 2.0)  # seconds before each further attempt
 LASTING = frozenset(
     {
         errno.EACCES,
+        errno.EEXIST,
         errno.EINVAL,
         errno.EISDIR,
         errno.ELOOP,
