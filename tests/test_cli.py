@@ -213,7 +213,8 @@ def test_an_evaluation_whose_row_cannot_be_written_is_printed_and_its_other_file
     files = ("--csv", file, "--predictions", tmp_path / "images.csv")
     result = vmoe("evaluate", "--checkpoint", tiny_run, *files, max_file_size=20_050)
     assert result.returncode == 1 and "accuracy" in result.stdout
-    assert result.stderr == f"vmoe: {file}: cannot be written (No space left on device)\n"
+    last = result.stderr.splitlines()[-1]  # JAX may say that it cannot write to its cache
+    assert last == f"vmoe: {file}: cannot be written (No space left on device)"
     assert file.read_bytes() == before
     assert len((tmp_path / "images.csv").read_text().splitlines()) == 361
 
