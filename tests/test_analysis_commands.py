@@ -231,7 +231,7 @@ def test_mates_are_attacked_at_every_capacity_and_priority(tiny_run: Path) -> No
             "vit_fashion_mnist: no block of this model is sparse, so no image depends on its batch",
         ),
         (("--path", "routers"), "--path routers has no effect with --target mates: leave it out"),
-        (("--routing.dropless", "True"), "routing.dropless=True with --target mates: use --mates."),
+        (("--routing.dropless", "True"), "routing.dropless=True with target=mates: use --mates."),
         (
             ("--target", "images", "--mates.draws", "3"),
             "--mates.* has no effect without --target mates",

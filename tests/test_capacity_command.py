@@ -99,7 +99,7 @@ def test_predict_and_load_use_it_too(run: Path, tmp_path: Path) -> None:
     assert loaded.inference is not None and loaded.inference[0] == run / "inference.json"
     content = loaded.inference[1]
     assert loaded.model.config == content.apply(library.load(run).model.config)
-    with pytest.raises(UsageError, match="inference=True with routing settings: give one"):
+    with pytest.raises(UsageError, match="inference=True: give this or routing settings"):
         library.load(run, inference=True, routing=RoutingOverrides(k=1))
 
 
@@ -113,7 +113,10 @@ def test_predict_and_load_use_it_too(run: Path, tmp_path: Path) -> None:
             {"blocks": {"1": {"k": 9, "capacity_factor": 1.0, "priority": "order"}}},
             "moe.router.k=9",
         ),
-        ({"blocks": {"1": {"k": 0, "capacity_factor": 1.0, "priority": "order"}}}, "k=0: use more"),
+        (
+            {"blocks": {"1": {"k": 0, "capacity_factor": 1.0, "priority": "order"}}},
+            "k=0: use at least 1",
+        ),
         ('{"format": 1', "not JSON"),
         ("null", "not a file of vmoe capacity"),
         ('{"format": ' + "[" * 10_000, "not JSON"),

@@ -53,30 +53,24 @@ def set_with(**overrides: Any) -> EvalConfig:
         (dict(optim=dict(b1=2.0)), "optim.b1=2.0"),
         (
             dict(optim=dict(weight_decay=dict(head=-1.0))),
-            "optim.weight_decay.head=-1.0: use 0 or more",
+            "optim.weight_decay.head=-1.0: use at least 0",
         ),
-        (
-            dict(optim=dict(grad_clip_norm=0.0)),
-            "optim.grad_clip_norm=0.0: use more than 0, or None",
-        ),
+        (dict(optim=dict(grad_clip_norm=0.0)), "optim.grad_clip_norm=0.0: use more than 0"),
         (
             dict(optim=dict(lr_factors=dict(experts=-1.0))),
-            "optim.lr_factors.experts=-1.0: use 0 or more",
+            "optim.lr_factors.experts=-1.0: use at least 0",
         ),
         (
             dict(optim=dict(lr_factors=dict(head=float("nan")))),
-            "optim.lr_factors.head must be a finite number of float32, not nan",
+            "optim.lr_factors.head=nan: use a finite number of float32",
         ),
         (
             dict(model=dict(head_bias=1e300)),
-            r"model.head_bias must be a finite number of float32, not 1e\+300",
+            r"model.head_bias=1e\+300: use a finite number of float32",
         ),
-        (
-            dict(optim=dict(expert_averaging=1.5)),
-            r"optim.expert_averaging=1.5: it must be in \[0, 1\]",
-        ),
-        (dict(optim=dict(layer_decay=0.0)), r"optim.layer_decay=0.0: it must be in \(0, 1\]"),
-        (dict(optim=dict(layer_decay=1.5)), r"optim.layer_decay=1.5: it must be in \(0, 1\]"),
+        (dict(optim=dict(expert_averaging=1.5)), "optim.expert_averaging=1.5: use at most 1"),
+        (dict(optim=dict(layer_decay=0.0)), "optim.layer_decay=0.0: use more than 0"),
+        (dict(optim=dict(layer_decay=1.5)), "optim.layer_decay=1.5: use at most 1"),
         (
             dict(optim=dict(lr_factors=dict(head=0.0, others=0.0))),
             "optim.lr_factors: head, others are all 0, so there is nothing to train",
@@ -88,21 +82,24 @@ def set_with(**overrides: Any) -> EvalConfig:
             ),
             "optim.lr_factors: head, others, routers, experts are all 0",
         ),
-        (dict(ema_decay=1.0), "ema_decay=1.0: it must be in"),
+        (dict(ema_decay=1.0), "ema_decay=1.0: use less than 1"),
         (dict(keep_latest=0), "keep_latest=0: use at least 1"),
-        (dict(evaluations=()), "give at least one evaluation set"),
+        (dict(evaluations=()), "evaluations=.*: give at least one"),
         (dict(evaluations=(EvalConfig(), EvalConfig())), "are not unique"),
         (
             dict(
                 data=dict(preprocessing=dict(exif=False)),
                 evaluations=(EvalConfig(preprocessing=Preprocessing(64)),),
             ),
-            "set 'validation': preprocessing.exif=True, but data.preprocessing.exif=False",
+            "evaluations.preprocessing.exif=True with data.preprocessing.exif=False: set 'vali",
         ),
-        (dict(evaluations=(EvalConfig(image_size=100),)), "model.patch_size=32 does not divide it"),
+        (
+            dict(evaluations=(EvalConfig(image_size=100),)),
+            "image_size=100 with model.patch_size=32",
+        ),
         (
             dict(model=dict(sparse_blocks=(1,)), evaluations=(set_with(k=9),)),
-            "evaluations, set 'validation': moe.router.k=9 is more than moe.num_experts=8",
+            "evaluations, set 'validation': model.moe.router.k=9 with model.moe.num_experts=8",
         ),
         (
             dict(
@@ -112,14 +109,14 @@ def set_with(**overrides: Any) -> EvalConfig:
             "routing.capacity_factor=4.0: the slots of a soft router are parameters",
         ),
         (dict(seed=-1), "seed=-1"),
-        (dict(steps=50), "optim.warmup_steps=100 must be less than steps=50"),
+        (dict(steps=50), "optim.warmup_steps=100 with steps=50: use a shorter warmup"),
         (
             dict(steps=120, optim=dict(schedule="rsqrt", cooldown_steps=21)),
-            "optim.warmup_steps=100 and optim.cooldown_steps=21 must not be more than steps=120",
+            "optim.cooldown_steps=21 with optim.warmup_steps=100 and steps=120: use a shorter",
         ),
         (
             dict(steps=1000, epochs=3.0),
-            "steps=1000 and epochs=3.0: a run has one length; set the others to None",
+            "steps=1000 with epochs=3.0: a run has one length; set the others to None",
         ),
         (dict(epochs=0.0), "epochs=0.0: use more than 0"),
         (dict(images=0), "images=0: use at least 1"),
@@ -137,17 +134,17 @@ def set_with(**overrides: Any) -> EvalConfig:
             )
         ),
         (dict(model=dict(image_size=65536)), "model.image_size=65536: use less than 65536"),
-        (dict(model=dict(num_classes=-1)), "model.num_classes=-1: use 0 to 2147483647"),
-        (dict(images=10**20), "images must be an int of 64 bits or None, not 1000"),
-        (dict(data=dict(rotate=1e20)), "data.rotate=1e\\+20: use at most 180 degrees"),
+        (dict(model=dict(num_classes=-1)), "model.num_classes=-1: use at least 0"),
+        (dict(images=10**20), "images=1000.*: use an int of 64 bits or None"),
+        (dict(data=dict(rotate=1e20)), "data.rotate=1e\\+20: use at most 180"),
         (
             dict(model=dict(moe=dict(router=dict(aux_loss=dict(importance=-1.0))))),
-            "router.aux_loss.importance=-1.0: use 0 or more",
+            "model.moe.router.aux_loss.importance=-1.0: use at least 0",
         ),
         (
             dict(optim=dict(schedule="constant", power=3.0)),
-            "optim.power=3.0 has no effect with optim.schedule=constant, only with polynomial: "
-            "leave it at 2.0",
+            "optim.power=3.0 with optim.schedule=constant: it has no effect, only with "
+            "polynomial; leave it at 2.0",
         ),
         (dict(data=dict(mixup=-0.1)), "data.mixup=-0.1"),
     ],
@@ -180,9 +177,9 @@ def test_a_length_in_epochs_or_images_is_rounded_up_to_steps(
 
 def test_the_steps_of_a_config_in_epochs_are_not_known_before_the_data_is_opened() -> None:
     config = TrainConfig(epochs=2.0)
-    with pytest.raises(UsageError, match="epochs=2.0, images=None: give the length in steps"):
+    with pytest.raises(UsageError, match="epochs=2.0: give the length in steps"):
         str(config.total_steps)
-    with pytest.raises(UsageError, match="optim.warmup_steps=100 must be less than steps=50"):
+    with pytest.raises(UsageError, match="optim.warmup_steps=100 with steps=50"):
         config.with_steps(800)
     assert configs.from_json(TrainConfig, configs.to_json(config)) == config
 
@@ -231,15 +228,18 @@ def test_probes_of_an_older_run_are_prepared_as_they_were(
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ("pooling='gap'", "model.pooling cannot be 'gap'"),
-        ("num_classes='ten'", "model.num_classes must be an int of 64 bits, not 'ten'"),
-        ("moe=dict(router=dict(kind='soft'))", "router.kind cannot be 'soft'"),
+        ("pooling='gap'", "model.pooling=gap: choose from class_token, mean"),
+        ("num_classes='ten'", "model.num_classes=ten: use an int of 64 bits, not str"),
+        (
+            "moe=dict(router=dict(kind='soft'))",
+            "model.moe.router.kind=soft: choose from token_choice",
+        ),
         (
             "moe=dict(router='soft')",
-            "moe.router must be a TokenChoice or an ExpertChoice or a Soft, not 'soft'",
+            "model.moe.router=soft: use a TokenChoice or an ExpertChoice or a Soft, not str",
         ),
-        ("sparse_blocks=[1]", "model.sparse_blocks must be a tuple of int, not [1]"),
-        ("head_std=float('nan')", "model.head_std must be a finite number of float32, not nan"),
+        ("sparse_blocks=[1]", "model.sparse_blocks=[1]: use a tuple of int, not list"),
+        ("head_std=float('nan')", "model.head_std=nan: use a finite number of float32"),
     ],
 )
 def test_values_of_the_wrong_type_are_refused_by_the_config_itself(
@@ -284,11 +284,11 @@ SOFT = replace(SPARSE, moe=MoEConfig(router=Soft(), images_per_group=1))
         (SOFT, dict(capacity=3), "routing.capacity=3: the slots of a soft router are parameters"),
         (SOFT, dict(priority="random"), "routing.priority=random: no router of this model"),
         (SOFT, dict(dropless=True), "routing.dropless=True: no router of this model is"),
-        (SPARSE, dict(k=9), "k=9 is more than moe.num_experts=8"),
+        (SPARSE, dict(k=9), "k=9 with model.moe.num_experts=8"),
         (SPARSE, dict(k=0), "routing.k=0: use at least 1"),
         (SPARSE, dict(capacity_factor=0.0), "routing.capacity_factor=0.0: use more than 0"),
-        (SPARSE, dict(dropless=True, capacity=2), "routing.capacity=2 with routing.dropless"),
-        (SPARSE, dict(capacity_factor=1.0, capacity=2), "with routing.capacity=2, which overrides"),
+        (SPARSE, dict(dropless=True, capacity=2), "routing.capacity=2 with routing.dropless=True"),
+        (SPARSE, dict(capacity_factor=1.0, capacity=2), "with routing.capacity=2: the capacity"),
     ],
 )  # fmt: skip
 def test_an_override_that_has_no_effect_or_is_invalid_is_refused_by_name(

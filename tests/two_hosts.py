@@ -68,7 +68,7 @@ CASES = {
         "process 1: folder:missing: no such folder", (dict(data=dict(name="folder:missing")),)
     ),
     "a model that does not fit": Case(
-        "process 1: folder:photos:train has 2 classes, model.num_classes=1: raise it",
+        "process 1: model.num_classes=1: folder:photos:train has 2 classes: raise it",
         ({}, dict(model=dict(num_classes=1))),
     ),
     "run folder": Case(

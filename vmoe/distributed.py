@@ -179,15 +179,17 @@ def raise_together(work: Callable[[], Result]) -> Result:
     try:
         results.append(work())
     except (VmoeError, OSError) as error:
-        message = f"{getattr(error, 'status', Failure.status)} {error}"
+        status, fields = getattr(error, "status", Failure.status), getattr(error, "fields", {})
+        message = json.dumps([status, str(error), list(fields)])
     barrier()
     messages = gather(message)
     for i, each in enumerate(messages):
         if each:
-            status, _, line = each.partition(" ")
-            kind = UsageError if status == str(UsageError.status) else Failure
+            status, line, fields = json.loads(each)
             place = "" if len(set(messages)) == 1 else f"process {i}: "
-            raise SynchronizedError(kind(f"{place}{line}"))
+            error = (UsageError if status == UsageError.status else Failure)(f"{place}{line}")
+            error.fields = dict.fromkeys(fields)
+            raise SynchronizedError(error)
     return results[0]
 
 

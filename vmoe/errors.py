@@ -5,24 +5,46 @@ shows its traceback.
 """
 
 import contextlib
+import dataclasses
 import difflib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 OUT_OF_MEMORY = "out of memory; lower the batch size, the image size or the model's width"
 
 
 class VmoeError(Exception):
-    """Base of the errors below; the message is one line."""
+    """Base of the errors below; the message is one line.
+
+    Attributes:
+        fields: values of fields or arguments that are wrong, by their paths in a ``TrainConfig``,
+            such as "model.moe.router.k", or their names.
+    """
 
     status = 1
+    fields: dict[str, Any] = {}
 
 
 class UsageError(VmoeError, ValueError):
-    """Wrong input: the message names the value, the place and the remedy."""
+    """Wrong input: the message names the place, the value and the remedy.
+
+    Attributes:
+        field: the field or argument that is wrong; None if the message names another place.
+        value: its value.
+    """
 
     status = 2
+
+    def __init__(self, problem: str, /, **fields: Any):
+        """The field that is wrong comes first in ``fields``, then those that it does not fit.
+
+        >>> str(UsageError("use a shorter warmup", **{"optim.warmup_steps": 20, "steps": 10}))
+        'optim.warmup_steps=20 with steps=10: use a shorter warmup'
+        """
+        super().__init__(f"{_place(fields)}: {problem}" if fields else problem)
+        self.fields = fields
+        self.field, self.value = next(iter(fields.items()), (None, None))
 
 
 class Failure(VmoeError):
@@ -53,15 +75,34 @@ class SynchronizedError(VmoeError):
         super().__init__(str(cause))
         self.cause = cause
         self.status = cause.status
+        self.fields = cause.fields
+
+
+def require(condition: bool, problem: str, /, **fields: Any) -> None:
+    """Raises a ``UsageError(problem, **fields)`` unless the condition holds."""
+    if not condition:
+        raise UsageError(problem, **fields)
+
+
+def _place(fields: Mapping[str, Any]) -> str:
+    """Fields and their values, without those that are configs, which are long."""
+    texts = []
+    for path, value in fields.items():
+        configs = value if isinstance(value, tuple) else (value,)
+        texts.append(path if any(map(dataclasses.is_dataclass, configs)) else f"{path}={value}")
+    first, *others = texts
+    return f"{first} with {' and '.join(others)}" if others else first
 
 
 @contextlib.contextmanager
-def naming(place: Any) -> Iterator[None]:
-    """Puts a place, such as a path, before the message of a UsageError that is raised inside."""
+def naming(place: Any = "", /, **fields: Any) -> Iterator[None]:
+    """Puts a place, such as a path or an argument, before the message of a UsageError inside."""
     try:
         yield
     except UsageError as error:
-        raise UsageError(f"{place}: {error}") from None
+        error.args = (f"{place or _place(fields)}: {error}",)
+        error.fields = error.fields | fields
+        raise
 
 
 @contextlib.contextmanager
@@ -126,7 +167,11 @@ def unknown(what: str, name: Any, known: list[str]) -> str:
     >>> unknown("no data set", "digit", ["digits", "folder"])
     "no data set 'digit': did you mean 'digits'?"
     """
+    return f"{what} {name!r}: {choice(name, known)}"
+
+
+def choice(name: Any, known: list[str]) -> str:
+    """The remedy for a name that does not exist: the nearest one that does, or all."""
     near = difflib.get_close_matches(str(name), known, n=1)
     shown = ", ".join(known[:12]) + (", ..." if len(known) > 12 else "")
-    hint = f"did you mean {near[0]!r}?" if near else f"choose from {shown}"
-    return f"{what} {name!r}: {hint}"
+    return f"did you mean {near[0]!r}?" if near else f"choose from {shown}"

@@ -17,6 +17,7 @@ from vmoe.checkpoints.assemble import check_shapes
 from vmoe.checkpoints.checksums import by_name
 from vmoe.checkpoints.restore import split_path
 from vmoe.config import RoutingOverrides, TrainConfig, replace
+from vmoe.config.fields import NOT_EMPTY
 from vmoe.config.inference import Inference
 from vmoe.config.preprocessing import Preprocessing
 from vmoe.config.train import Loss
@@ -72,13 +73,12 @@ class Loaded:
             UsageError: there are no images, or one is neither an image file nor a pixel array.
         """
         if isinstance(images, str | Path):
-            raise UsageError(f"images={str(images)!r}: give a list of images")
+            raise UsageError("give a list of images", images=images)
         pixels = [
             resize_and_crop(_pixels(image, i, self.preprocessing.exif), self.preprocessing)
             for i, image in enumerate(images)
         ]
-        if not pixels:
-            raise UsageError("images: none given, give at least one")
+        NOT_EMPTY.check(images=pixels)
         return to_float(np.stack(pixels))
 
     def save(self, path: str | Path) -> None:
@@ -222,7 +222,7 @@ def load(
         Failure: the files, or all checkpoints that the path names, are corrupt.
     """
     if inference and routing not in (None, RoutingOverrides()):
-        raise UsageError(f"inference={inference} with routing settings: give one of the two")
+        raise UsageError("give this or routing settings", inference=inference)
     stored = read(path, use_ema=use_ema)
     config = (routing or RoutingOverrides()).apply(replace(stored.config, **model or {}))
     chosen = _inference(inference, stored.origin)

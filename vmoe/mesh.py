@@ -8,7 +8,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from vmoe.config import ViTConfig
-from vmoe.errors import UsageError, unknown
+from vmoe.errors import UsageError, require, unknown
 from vmoe.sharding import ALL, DATA, EXPERT, ONE_DEVICE, Placement, divisors, one_of
 
 
@@ -42,13 +42,15 @@ def place(
     if data * expert != len(devices):
         fit = [n for n in divisors(len(devices)) if all(e % n == 0 for e in experts)]
         raise UsageError(
-            f"mesh {mesh}: data={data} x expert={expert} needs {data * expert} devices, there are "
-            f"{len(devices)}; expert can be {one_of(fit)}, data is {len(devices)} / expert"
+            f"it is {data} x {expert} = {data * expert} devices, there are "
+            f"{len(devices)}; expert can be {one_of(fit)}, data is {len(devices)} / expert",
+            mesh=mesh,
         )
     if fsdp and data == 1:
         raise UsageError(
-            f"fsdp splits over data, which is 1 on these {len(devices)} devices; a mesh with "
-            "data=N makes it larger"
+            f"it splits over data, which is 1 on these {len(devices)} devices; a mesh with data=N "
+            "makes it larger",
+            fsdp=fsdp,
         )
     if len(devices) == 1:
         return ONE_DEVICE
@@ -61,10 +63,9 @@ def _parse(mesh: str) -> dict[str, int]:
     sizes = {}
     for part in mesh.split(",") if mesh else ():
         name, _, size = part.partition("=")
-        if name not in ALL:
-            raise UsageError(unknown(f"mesh {mesh}: no axis", name, list(ALL)))
-        if not size.isdigit() or int(size) < 1 or name in sizes:
-            raise UsageError(f"mesh {mesh}: name each axis once, with a size of 1 or more")
+        require(name in ALL, unknown("no axis", name, list(ALL)), mesh=mesh)
+        valid = size.isdigit() and int(size) >= 1 and name not in sizes
+        require(valid, "name each axis once, with a size of 1 or more", mesh=mesh)
         sizes[name] = int(size)
     return sizes
 

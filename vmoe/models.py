@@ -60,8 +60,8 @@ def block_numbers(where: str, depth: int) -> tuple[int, ...]:
     last = where.removeprefix("last")
     if last == where or not last.isdecimal() or not 1 <= int(last) <= len(every2):
         raise UsageError(
-            f"blocks={where!r}: use every2, or last1 to last{len(every2)} in a model of {depth} "
-            "blocks"
+            f"use every2, or last1 to last{len(every2)} in a model of {depth} blocks",
+            blocks=where,
         )
     return every2[-int(last) :]
 

@@ -203,14 +203,16 @@ class Placement:
             below = batch_size // self.devices * self.devices
             near = [size for size in (below, below + self.devices) if size]
             raise UsageError(
-                f"batch_size={batch_size} on {self.devices} devices: every device needs the same "
-                f"number of images; use {one_of(near)}, or fewer devices"
+                f"each of {self.devices} devices needs the same number of images; use "
+                f"{one_of(near)}, or fewer devices",
+                batch_size=batch_size,
             )
         share = batch_size // self.devices
         if share % accumulate:
             raise UsageError(
-                f"accumulate={accumulate}: the {share} images of each device cannot be cut into "
-                f"that many equal parts; use {one_of(divisors(share))}"
+                f"the {share} images of each device cannot be cut into that many equal parts; use "
+                f"{one_of(divisors(share))}",
+                accumulate=accumulate,
             )
 
     def check(self, model: ViTConfig) -> None:
@@ -225,18 +227,21 @@ class Placement:
             if moe.num_experts % self.expert:
                 fit = [n for n in divisors(self.devices) if moe.num_experts % n == 0]
                 raise UsageError(
-                    f"mesh {self}: model.moe.num_experts={moe.num_experts} is not divisible by "
-                    f"expert={self.expert}; on {self.devices} devices expert can be {one_of(fit)}"
+                    f"{self.expert} does not divide the experts; on {self.devices} devices "
+                    f"expert can be {one_of(fit)}",
+                    **{"model.moe.num_experts": moe.num_experts, "mesh": str(self)},
                 )
             if moe.dropless:
                 raise UsageError(
-                    f"moe.dropless on {self.devices} devices: without a capacity one expert may "
-                    "get every row; set moe.capacity_factor, or use one device"
+                    f"without a capacity one expert may get the rows of all {self.devices} "
+                    "devices; set moe.capacity_factor, or use one device",
+                    **{"model.moe.dropless": moe.dropless},
                 )
             if moe.implementation in ("blocked", "ragged"):
                 raise UsageError(
-                    f"moe.implementation={moe.implementation} on {self.devices} devices sorts rows "
-                    "over all groups; use batched or auto, or one device"
+                    f"on {self.devices} devices it sorts rows over all groups; use batched or "
+                    "auto, or one device",
+                    **{"model.moe.implementation": moe.implementation},
                 )
 
 

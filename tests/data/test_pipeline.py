@@ -132,8 +132,11 @@ def test_classes_that_are_stored_one_after_the_other_meet_in_groups_as_by_chance
 def test_too_many_classes_and_batches_that_cannot_be_formed_are_refused() -> None:
     source = open_source("digits", "train")
     for change, message in [
-        (dict(model=dict(num_classes=9)), "has 10 classes, model.num_classes=9: raise it"),
-        (dict(batch_size=2000), "batch_size=2000 is more than the 1257"),
+        (
+            dict(model=dict(num_classes=9)),
+            "model.num_classes=9: digits:train has 10 classes: raise it",
+        ),
+        (dict(batch_size=2000), "batch_size=2000: more than the 1257"),
     ]:
         with pytest.raises(UsageError, match=message):
             training_batches(source, replace(CONFIG, **change))

@@ -251,7 +251,10 @@ def test_a_run_on_a_slice_names_the_splits_of_its_evaluations(photos: Path) -> N
     name = f"tfds:{photos}:train[:99%]"
     result = vmoe("train", "--config", TINY, "--workdir", photos / "run", "--data.name", name)
     assert result.returncode == 2 and not (photos / "run").exists()
-    assert f"evaluations.data=validation: may have images of data.name={name}" in result.stderr
+    assert (
+        f"evaluations.data=validation with data.name={name}: both may have the same"
+        in result.stderr
+    )
 
 
 def test_an_empty_slice_is_refused(photos: Path) -> None:

@@ -224,7 +224,7 @@ def test_a_plan_ranks_the_feasible_meshes_and_lists_the_others() -> None:
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
-        ({"devices": 3}, UsageError, "on 3 devices: .*; use 30 or 33"),
+        ({"devices": 3}, UsageError, "each of 3 devices .*; use 30 or 33"),
         ({"devices": 4, "mesh": "expert=3"}, UsageError, "expert can be 1, 2 or 4"),
         (
             {"devices": 4, "device_memory": "1kB"},

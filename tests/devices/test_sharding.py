@@ -341,13 +341,13 @@ def test_experts_are_split_over_neighbouring_devices_as_far_as_they_divide() -> 
         (
             "expert=4",
             {"num_experts": 6},
-            "num_experts=6 is not divisible by expert=4; on 8 devices expert ",
+            "num_experts=6 with mesh=.*expert=4: 4 does not divide the experts; on 8 devices ",
         ),
-        ("expert=4", {"dropless": True}, "moe.dropless on 8 devices: .*set moe.capacity_factor"),
+        ("expert=4", {"dropless": True}, "moe.dropless=True: .*8 devices; set moe.capacity_factor"),
         (
             "expert=1",
             {"implementation": "blocked"},
-            "implementation=blocked on 8 devices .*use batched",
+            "implementation=blocked: on 8 devices .*use batched",
         ),
         ("experts=4", {}, "no axis 'experts': did you mean 'expert'"),
         ("expert=x", {}, "each axis once, with a size of 1 or more"),
@@ -363,15 +363,15 @@ def test_a_model_that_a_mesh_cannot_split_is_refused(
 
 def test_fsdp_over_a_data_axis_of_one_device_is_refused() -> None:
     for devices in (jax.devices(), jax.devices()[:1]):
-        with pytest.raises(UsageError, match="fsdp splits over data, which is 1 on these"):
+        with pytest.raises(UsageError, match="fsdp=True: it splits over data, which is 1 on these"):
             place(CONFIG, devices, fsdp=True)
     assert place(CONFIG, jax.devices()[:1], mesh="data=1") == ONE_DEVICE
 
 
 def test_an_indivisible_batch_size_is_refused_with_the_nearest_divisible_ones() -> None:
-    with pytest.raises(UsageError, match="batch_size=12 on 8 devices: .* use 8 or 16"):
+    with pytest.raises(UsageError, match="batch_size=12: each of 8 devices .* use 8 or 16"):
         on("expert=4").check_batch(12)
-    with pytest.raises(UsageError, match="batch_size=12 on 8 devices"):
+    with pytest.raises(UsageError, match="batch_size=12: each of 8 devices"):
         models.build(CONFIG, placement=on("expert=4"))(images(12))
 
 

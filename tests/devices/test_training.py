@@ -107,10 +107,10 @@ def test_a_checksum_depends_on_the_values_and_not_on_the_sharding() -> None:
 def test_an_indivisible_batch_size_is_refused_before_anything_is_written(
     config: TrainConfig, tmp_path: Path
 ) -> None:
-    with pytest.raises(UsageError, match="batch_size=36 on 8 devices: .* use 32 or 40"):
+    with pytest.raises(UsageError, match="batch_size=36: each of 8 devices .* use 32 or 40"):
         train(configs.replace(config, batch_size=36), tmp_path / "run")
     dropless = (EvalConfig(routing=RoutingOverrides(dropless=True)),)
-    with pytest.raises(UsageError, match="moe.dropless on 8 devices"):
+    with pytest.raises(UsageError, match="moe.dropless=True: .* 8 devices"):
         train(configs.replace(config, evaluations=dropless), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 

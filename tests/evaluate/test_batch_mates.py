@@ -132,7 +132,7 @@ def test_bad_input_is_refused() -> None:
     ):
         with pytest.raises(UsageError, match=message):
             MatesConfig(**fields)  # ty: ignore
-    with pytest.raises(UsageError, match="mates.place=4: a group has places 0 to 3"):
+    with pytest.raises(UsageError, match="mates.place=4: use 0 to 3"):
         draw_groups(12, SIZE, MatesConfig(victims=3, place=4))
     with pytest.raises(UsageError, match="images=5: 6 victims in groups of 4 need at least 6"):
         draw_groups(5, SIZE, MatesConfig(victims=6))

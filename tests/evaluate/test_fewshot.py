@@ -266,10 +266,10 @@ def test_a_data_name_may_name_both_splits() -> None:
         (dict(data=("digits:train,tset",)), "no split 'tset': did you mean 'test'"),
         (dict(data=("emoji_sample",)), "no split 'train'"),
         (dict(data=("digits", "digits")), "give each once"),
-        (dict(shots=()), "give at least one number"),
-        (dict(shots=(0, 1)), "each of 1 or more"),
+        (dict(shots=()), "fewshot.shots=.*: give at least one"),
+        (dict(shots=(0, 1)), "fewshot.shots=.*: use at least 1"),
         (dict(every=0), "fewshot.every=0: use at least 1"),
-        (dict(seed=-1), "fewshot.seed=-1: use 0 to"),
+        (dict(seed=-1), "fewshot.seed=-1: use at least 0"),
     ],
 )
 def test_wrong_settings_are_refused(fields: dict[str, object], message: str) -> None:
@@ -284,7 +284,7 @@ def test_what_cannot_be_probed_is_refused() -> None:
     with pytest.raises(UsageError, match="digits:test.*: no image has exactly one label"):
         prepare("digits", train, unlabelled, config)
     data: FewShotData = prepare("digits", train, test, config)
-    with pytest.raises(UsageError, match="every training image is a shot"):
+    with pytest.raises(UsageError, match="every training image of digits is a shot"):
         fewshot(model(), [data], config, OWN)
     bad = model()
     bad.head.pre_logits.bias[...] = np.full(24, np.nan, np.float32)

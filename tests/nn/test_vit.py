@@ -363,19 +363,22 @@ def test_each_sparse_block_can_have_its_own_config() -> None:
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        (dict(num_heads=3), "model.num_heads=3 does not divide model.width=16"),
-        (dict(image_size=30), "model.patch_size=8 does not divide model.image_size=30"),
-        (dict(sparse_blocks=(4,)), "ascending block numbers below depth=4"),
-        (dict(sparse_blocks=(3, 1)), "ascending block numbers"),
-        (dict(dropout=1.0), "model.dropout=1.0: a dropout rate"),
-        (dict(moe=dict(router=dict(k=5))), "moe.router.k=5 is more than moe.num_experts=4"),
+        (dict(num_heads=3), "model.num_heads=3 with model.width=16"),
+        (dict(image_size=30), "model.patch_size=8 with model.image_size=30"),
+        (dict(sparse_blocks=(4,)), "with model.depth=4: use ascending numbers"),
+        (dict(sparse_blocks=(3, 1)), "use ascending numbers"),
+        (dict(dropout=1.0), "model.dropout=1.0: use less than 1"),
+        (dict(moe=dict(router=dict(k=5))), "moe.router.k=5 with model.moe.num_experts=4"),
         (dict(moe=dict(router=Soft())), "moe.images_per_group=2: a soft router"),
         (dict(moe=(MoEConfig(),)), "one for each of the 2 sparse blocks"),
         (
             dict(moe=dict(router=Soft(), images_per_group=1, implementation="ragged")),
             "moe.implementation=ragged: a soft router fills every slot",
         ),
-        (dict(width=18, num_heads=2, positions="sincos2d"), "model.width=18: positions=sincos2d"),
+        (
+            dict(width=18, num_heads=2, positions="sincos2d"),
+            "model.width=18 with model.positions=sincos2d",
+        ),
         (dict(dept=3), "ViTConfig has no field 'dept': did you mean 'depth'"),
     ],
 )

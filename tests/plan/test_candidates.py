@@ -52,10 +52,10 @@ def test_a_frozen_part_has_no_gradients_and_no_optimiser_state() -> None:
 
 
 CASES = {
-    "batch": (["--devices", "3"], 2, "batch_size=32 on 3 devices"),
+    "batch": (["--devices", "3"], 2, "batch_size=32: each of 3 devices"),
     "mesh": (["--devices", "4", "--mesh", "expert=3"], 2, "expert can be 1, 2 or 4"),
     "no devices": (["--devices", "0"], 2, "devices=0: use at least 1"),
-    "chip": (["--devices", "4", "--chip", "h10"], 2, "no chip 'h10': did you mean 'h100'?"),
+    "chip": (["--devices", "4", "--chip", "h10"], 2, "chip=h10: did you mean 'h100'?"),
     "pod": (["--devices", "8192", "--chip", "tpu_v4"], 2, "a pod of tpu_v4 has at most 4096"),
     "unit": (["--devices", "4", "--device-memory", "80"], 2, "use a number and one of GB"),
     "memory": (["--devices", "4", "--device-memory", "1kB"], 1, "no mesh of 4 devices fits into"),

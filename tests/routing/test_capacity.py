@@ -44,7 +44,7 @@ def test_a_capacity_below_one_slot_is_refused_with_a_remedy() -> None:
     config = MoEConfig(
         num_experts=8, router=TokenChoice(k=1), capacity_factor=0.1, capacity_rounding="round"
     )
-    with pytest.raises(UsageError, match="capacity_factor=0.1 leaves 0.0125 slots.*raise it"):
+    with pytest.raises(UsageError, match="capacity_factor=0.1: this leaves 0.0125 slots.*raise it"):
         token_choice.capacity(config, 1)
 
 

@@ -194,7 +194,7 @@ def test_moments_follow_the_experts_of_the_parameters() -> None:
     [
         (
             lambda c, p: prune_experts(c, p, {1: (0,)}),
-            "k=2 is more than moe.num_experts=1: lower k",
+            "k=2 with model.moe.num_experts=1: lower k",
         ),
         (
             lambda c, p: prune_experts(c, p, {2: (0, 1)}),

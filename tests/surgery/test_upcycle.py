@@ -150,7 +150,7 @@ def test_a_second_upcycling_keeps_the_layers_of_the_first() -> None:
     jax.tree.map(np.testing.assert_array_equal, kept, first)
     x = random_images()
     np.testing.assert_allclose(outputs(twice, x), outputs(parent, x), rtol=1e-5, atol=1e-5)
-    with pytest.raises(UsageError, match="block 1 is sparse already"):
+    with pytest.raises(UsageError, match="blocks=1: this block is sparse already"):
         vmoe.upcycle(once, blocks=(0, 1))
 
 
@@ -160,7 +160,7 @@ def test_a_second_upcycling_keeps_the_layers_of_the_first() -> None:
         ("last2", "use every2, or last1 to last1"),
         ("all", "use every2, or last1 to last1"),
         ((), "give at least one"),
-        ((2,), "blocks: no block 2; use 0 to 1"),
+        ((2,), "blocks=2: use 0 to 1"),
     ],
 )
 def test_blocks_that_do_not_exist_are_refused(blocks: str | tuple[int, ...], message: str) -> None:

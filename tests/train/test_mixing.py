@@ -136,5 +136,5 @@ def test_without_mixing_images_and_targets_are_unchanged() -> None:
 
 @pytest.mark.parametrize("config", [DataConfig(mixup=0.5), DataConfig(cutmix=0.5)])
 def test_one_image_per_device_cannot_be_mixed(config: DataConfig) -> None:
-    with pytest.raises(UsageError, match="with one image per device: there is no other to mix it"):
+    with pytest.raises(UsageError, match="a device has one image, and no other to mix it"):
         mixtures(config, batch_size=4, devices=4, steps=1)

@@ -151,4 +151,4 @@ def test_another_project_is_refused(workdir: Path) -> None:
     assert result.returncode == 2
     assert f"wandb=other: the run in {workdir} is in the project digits" in result.stderr
     result = vmoe(*line, "--wandb", "one", "two")
-    assert result.returncode == 2 and "--wandb one two: give one project" in result.stderr
+    assert result.returncode == 2 and "wandb=one two: give one project" in result.stderr

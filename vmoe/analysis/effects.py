@@ -74,7 +74,7 @@ def without_experts(
         UsageError: the model has no such removal.
     """
     if unknown := [each for each in which if each not in removals(model.config)]:
-        raise UsageError(f"which={unknown[0]}: use those of removals(model.config)")
+        raise UsageError("use those of removals(model.config)", which=unknown[0])
     sizes = {block: moe.num_experts for block, moe in model.config.moe_blocks.items()}
 
     def decide(masks: Any) -> dict[int, Route]:
@@ -133,7 +133,7 @@ def at_capacities(
             negative.
     """
     if not slots or min(slots) < 0:
-        raise UsageError(f"slots={list(slots)}: use numbers from 0 on")
+        raise UsageError("use numbers from 0 on", slots=list(slots))
     layer = dict(capacity=max(1, *slots), dropless=False)
     config = model.config.with_layers(lambda moe: replace(moe, **layer))
     model = models.with_params(config, models.params_of(model), placement=model.placement)

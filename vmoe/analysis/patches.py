@@ -8,6 +8,7 @@ from einops import rearrange
 from jaxtyping import Float, Int, Shaped
 
 from vmoe.analysis.collect import Collected, Labelled, without_padding
+from vmoe.config.fields import at_least
 from vmoe.errors import UsageError
 
 
@@ -30,8 +31,9 @@ def on_grid(
     i, j = h // patch_size, w // patch_size
     if len(tokens) != b or n - i * j not in (0, 1) or h % patch_size or w % patch_size:
         raise UsageError(
-            f"patch_size={patch_size}: {b} images of {h} x {w} pixels do not have "
-            f"{len(tokens)} x {n} tokens; give the collected images and the model's patch size"
+            f"{b} images of {h} x {w} pixels do not have {len(tokens)} x {n} tokens; give the "
+            "collected images and the model's patch size",
+            patch_size=patch_size,
         )
     return tokens[:, n - i * j :].reshape(b, i, j, *tokens.shape[2:])
 
@@ -69,8 +71,7 @@ def favourites(
     Raises:
         UsageError: there is no image or no sparse block; or as for ``on_grid``.
     """
-    if top < 1:
-        raise UsageError(f"top={top}: use at least 1")
+    at_least(1).check(top=top)
     best: dict[int, Favourites] = {}
     for first, images, part in _aligned(batches, parts):
         for i, block in part.blocks.items():

@@ -14,7 +14,7 @@ from vmoe.checkpoints.arrays import FLOATS, ArrayFile, ArrayInfo
 from vmoe.checkpoints.checksums import by_name
 from vmoe.checkpoints.infer import count_blocks, infer_config
 from vmoe.config import MoEConfig, ViTConfig, replace
-from vmoe.errors import Failure, UsageError, listed, naming
+from vmoe.errors import Failure, UsageError, listed, naming, require
 
 LARGEST = 1000.0  # mean or std of pixels
 NAMED = 5  # parameters in a message
@@ -241,14 +241,13 @@ def _check_sizes(shapes: Mapping[str, tuple[int, ...]], config: ViTConfig) -> No
     if empty := [path for path, shape in shapes.items() if 0 in shape]:
         raise UsageError(f"{empty[0]} has shape {shapes[empty[0]]}: it has no values")
     if (depth := count_blocks(shapes)) != config.depth:
-        raise UsageError(f"model.depth={config.depth}, and there are parameters of {depth} blocks")
+        raise UsageError(f"there are parameters of {depth} blocks", **{"model.depth": config.depth})
     largest = max((n for shape in shapes.values() for n in shape), default=0)
     names = ("patch_size", "width", "mlp_dim", "num_heads", "num_classes", "pre_logits")
     sizes = {f"model.{name}": getattr(config, name) for name in names}
     sizes |= {f"moe.num_experts of block {i}": m.num_experts for i, m in config.moe_blocks.items()}
     for name, size in sizes.items():
-        if size is not None and size > largest:
-            raise UsageError(f"{name}={size}: no parameter has such an axis")
+        require(size is None or size <= largest, "no parameter has such an axis", **{name: size})
 
 
 def _check_scales(shapes: Mapping[str, tuple[int, ...]], depth: int) -> None:

@@ -14,7 +14,7 @@ from vmoe.checkpoints import chunked, chunked_write, flax_names
 from vmoe.checkpoints.assemble import Conversion
 from vmoe.checkpoints.checksums import by_name
 from vmoe.config import MoEConfig, ViTConfig
-from vmoe.config.fields import require
+from vmoe.config.fields import at_least
 from vmoe.errors import UsageError
 
 ASSUMED = MoEConfig(capacity_factor=1.05, transfer_dtype="bfloat16")
@@ -52,16 +52,17 @@ def write(prefix: Path, config: ViTConfig, params: Mapping[str, Any], *, shards:
     for field, value in PUBLISHED.items():
         if getattr(config, field) != value:
             raise UsageError(
-                f"model.{field}={getattr(config, field)}: published checkpoints do not store this "
-                f"field, and are read with {value}; use another format"
+                f"published checkpoints do not store this field, and are read with {value}; use "
+                "another format",
+                **{f"model.{field}": getattr(config, field)},
             )
     for field, value in NOT_REPRESENTABLE.items():
         if getattr(config, field) == value:
             raise UsageError(
-                f"model.{field}={value}: a published checkpoint cannot represent it; use another "
-                "format"
+                "a published checkpoint cannot represent it; use another format",
+                **{f"model.{field}": value},
             )
-    require(shards >= 1, f"shards={shards}: use at least 1")
+    at_least(1).check(shards=shards)
     arrays = {
         f"params/{flax_names.published_name(path, config)}": np.asarray(value)
         for path, value in by_name(params).items()

@@ -3,9 +3,10 @@
 import contextlib
 import dataclasses
 import io
+import itertools
 import operator
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -30,27 +31,18 @@ def parse(kind: type[Arguments], command: str, argv: Sequence[str], **defaults: 
         SystemExit: --help was given, and the help is printed.
     """
     assert dataclasses.is_dataclass(kind)
-    missing, absent = {}, []
+    options = given(argv)
+    required = [field for field in dataclasses.fields(kind) if field.default is dataclasses.MISSING]
     for field in dataclasses.fields(kind):
-        if field.default is dataclasses.MISSING:
-            missing[field.name] = tyro.MISSING
-        if field.type in (Path, int):  # other fields without a default are positional, or a config
-            option = f"--{field.name.replace('_', '-')}"
-            value = _option_value(argv, option)  # raises if empty: Path("") means "."
-            if value is None and field.default is dataclasses.MISSING:
-                absent.append(option)
-    if absent and not {"-h", "--help"} & {*argv}:
-        plural = "s" * (len(absent) > 1)
-        raise UsageError(
-            f"missing required option{plural}: {', '.join(absent)} {_see_help(command)}"
-        )
+        if field.type is Path and options.get(_option(field.name)) == "":  # to Python it means "."
+            raise UsageError(f"{_option(field.name)} is empty")
     with contextlib.redirect_stderr(io.StringIO()) as stderr:
         try:
             args = tyro.cli(
                 kind,
                 prog=f"vmoe {command}",
                 args=argv,
-                default=kind(**missing | defaults),
+                default=kind(**{field.name: tyro.MISSING for field in required} | defaults),
                 config=(tyro.conf.AvoidSubcommands,),
             )
             _refuse_without_effect(args)
@@ -58,12 +50,23 @@ def parse(kind: type[Arguments], command: str, argv: Sequence[str], **defaults: 
         except SystemExit as stop:
             if stop.code == 0:  # --help
                 raise
+            if refused := _refused(stop):
+                raise refused from None
     message = _one_line(stderr.getvalue())
-    if field := re.match(r"Error parsing [a-z_.]+: ", message):  # a config refused its values
-        raise UsageError(message[field.end() :])
+    # Of the other types, one without a default is positional, or a config.
+    names = [_option(field.name) for field in required if field.type in (Path, int)]
+    if absent := [option for option in names if option not in options]:
+        message = f"missing required option{'s' * (len(absent) > 1)}: {', '.join(absent)}"
     if re.search(r"\.kind'\. Expected one of \('\w+',\)", message):  # the options are those of one
         message += " Another kind is named in the config file, and then has options."
-    raise UsageError(f"{message} {_see_help(command)}")
+    raise UsageError(f"{message} (vmoe {command} --help lists all options)")
+
+
+def _refused(error: BaseException | None) -> UsageError | None:
+    """The error of a config that refused its values, if it is the cause of another error."""
+    if error is None or isinstance(error, UsageError):
+        return error
+    return _refused(error.__context__)
 
 
 def _refuse_without_effect(args: Any) -> None:
@@ -79,9 +82,9 @@ def _refuse_without_effect(args: Any) -> None:
         holds = actual in value.split("|") if value else _given(args, other)
         if _given(args, name) and holds == (word == "with"):
             value = actual if value and holds else value
-            beside = f"--{other.replace('_', '-')} {value}".strip()
+            beside = f"{_option(other)} {value}".strip()
             remedy = "leave it out" if word == "with" else "give both or neither"
-            raise UsageError(f"{_option(args, name)} has no effect {word} {beside}: {remedy}")
+            raise UsageError(f"{_as_given(args, name)} has no effect {word} {beside}: {remedy}")
 
 
 def _given(args: Any, name: str) -> bool:
@@ -92,19 +95,18 @@ def _given(args: Any, name: str) -> bool:
     return value != default if not rest else getattr(value, rest) != getattr(default, rest)
 
 
-def _option(args: Any, name: str) -> str:
+def _option(name: str) -> str:
+    return f"--{name.removeprefix('method.').replace('_', '-')}"  # its fields have no prefix
+
+
+def _as_given(args: Any, name: str) -> str:
     """The option of a field, with its value."""
-    value = operator.attrgetter(name)(args)
-    option = name.removeprefix("method.").replace("_", "-")  # its fields are options of their own
+    value, option = operator.attrgetter(name)(args), _option(name)
     if isinstance(value, bool):
-        return f"--{option}" if value else f"--no-{option}"
+        return option if value else option.replace("--", "--no-", 1)
     if dataclasses.is_dataclass(value):
-        return f"--{option}.*"
-    return f"--{option} {' '.join(value) if isinstance(value, tuple) else value}".strip()
-
-
-def _see_help(command: str) -> str:
-    return f"(vmoe {command} --help lists all options)"
+        return f"{option}.*"
+    return f"{option} {' '.join(value) if isinstance(value, tuple) else value}".strip()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -128,35 +130,55 @@ def parse_with_config(kind: type[WithConfig], command: str, argv: Sequence[str])
     Raises:
         UsageError: as ``parse``; or the config cannot be loaded.
     """
-    path = _option_value(argv, "--config")
+    options = given(argv)
+    path = options.get("--config")
     config = configs.load(path) if path else configs.TrainConfig()
     for name in LENGTHS:
-        if _option_value(argv, f"--{name}") is not None:  # which replaces ANY_LENGTH
+        if f"--{name}" in options:  # which replaces ANY_LENGTH
             config = configs.replace(config, **dict.fromkeys(LENGTHS) | {name: ANY_LENGTH})
     return parse(kind, command, argv, run=config)
 
 
-def _option_value(argv: Sequence[str], option: str) -> str | None:
-    """The value of an option, before parsing; None if it is not given.
+def given(argv: Sequence[str]) -> dict[str, str | None]:
+    """The options among arguments that are not parsed, and the word after each.
 
-    Raises:
-        UsageError: the value is empty.
+    >>> given(["--config", "a.py", "--batch_size=8", "--fsdp"])
+    {'--config': 'a.py', '--batch-size': '8', '--fsdp': None}
     """
-    value = None
-    for word, following in zip(argv, [*argv[1:], None], strict=False):
-        name, equals, own = word.partition("=")
-        if name.replace("_", "-") == option:  # either spelling, as for tyro
-            value = own if equals else following
-    if value == "":
-        raise UsageError(f"{option} is empty")
-    return value
+    options: dict[str, str | None] = {}
+    for word, following in itertools.zip_longest(argv, argv[1:]):
+        name, equals, value = word.partition("=")
+        if name.startswith("--"):
+            options[name.replace("_", "-")] = value if equals else following
+    return options
+
+
+def options_of(fields: Iterable[str], argv: Sequence[str]) -> list[str]:
+    """The options that were given for fields, which errors name by their paths in a config.
+
+    An option is the path of a field in the arguments of its command. Where these hold only a part
+    of a config, as in ``vmoe summary``, it is the end of the field's path. Elements of a tuple are
+    numbered in options, and a False may be given as ``no-``.
+
+    >>> options_of(["evaluations.image_size"], ["--evaluations.0.image-size", "9", "--seed", "1"])
+    ['--evaluations.0.image-size']
+    """
+    paths = {
+        option: re.sub(r"(?<=\.)(\d+\.|no_)", "", f".{option[2:].replace('-', '_')}")
+        for option in given(argv)
+    }
+    named: list[str] = []
+    for field in (f".{field}" for field in fields):
+        near = [x for x, path in paths.items() if path.endswith(field) or field.endswith(path)]
+        named += [option for option in near if paths[option] == field] or near
+    return sorted({*named})
 
 
 def _one_line(box: str) -> str:
-    """The text of tyro's error without the box around it and without its hints at the help."""
+    """The text of tyro's error without its box, its hints at the help and each type's error."""
     lines = [line.strip("│╭╮╰╯─ ") for line in box.splitlines()[1:]]
     text = " ".join(line for line in lines if line.strip("-"))  # dashes: the box in ASCII
-    return text.partition(" For full helptext")[0].partition(" Argument helptext")[0]
+    return re.split(" For full helptext| Argument helptext| Got errors:", text)[0]
 
 
 def check_outputs(args: Any, *files: str, folders: Sequence[str] = ()) -> None:
@@ -173,6 +195,6 @@ def check_outputs(args: Any, *files: str, folders: Sequence[str] = ()) -> None:
     for name in (*files, *folders):
         path, kind = getattr(args, name), "folder" if name in folders else "file"
         if path and not path.parent.is_dir():
-            raise UsageError(f"{name}={path}: no folder {path.parent}; make it first")
+            raise UsageError(f"no folder {path.parent}; make it first", **{name: path})
         if path and path.exists() and not (path.is_dir() if kind == "folder" else path.is_file()):
-            raise UsageError(f"{name}={path}: it is not a {kind}; give a {kind}")
+            raise UsageError(f"it is not a {kind}; give a {kind}", **{name: path})

@@ -117,7 +117,7 @@ def _budget(text: str) -> float:
         budget = 0.0
     if not 0 < budget <= 1:
         raise UsageError(
-            f"budget={text}: use a fraction of the cost of the model as trained, in (0, 1], as 0.8x"
+            "use a fraction of the cost of the model as trained, in (0, 1], as 0.8x", budget=text
         )
     return budget
 

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Union
 
 from vmoe.config import DataConfig
+from vmoe.config.fields import at_least
 from vmoe.errors import UsageError, one_line
 
 if TYPE_CHECKING:
@@ -71,9 +72,7 @@ class Sample:
         from vmoe.data.problems import Unreadable
         from vmoe.data.sources import sample
 
-        for name, value in (("images", images), ("batch_size", batch_size)):
-            if value < 1:
-                raise UsageError(f"{name}={value}: use at least 1")
+        at_least(1).check(images=images, batch_size=batch_size)
         self._whole, replace = open_data(data, loaded, split=split)
         self._loaded, self._batch_size = loaded, batch_size
         self._left_out = Unreadable("left out")

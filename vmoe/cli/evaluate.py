@@ -99,7 +99,7 @@ def _evaluate(args: EvaluateArgs, loaded: "Loaded") -> None:
     from vmoe.evaluate.table import append_row, write_predictions
 
     if len(args.data) > 1:
-        raise UsageError(f"data={' '.join(args.data)}: give one; several need fewshot")
+        raise UsageError("give one; several need fewshot", data=" ".join(args.data))
     source, replace = open_data("".join(args.data), loaded)
     left_out = Unreadable("left out")
     with progress(source.name, -(-len(source) // max(args.batch_size, 1))) as advance:

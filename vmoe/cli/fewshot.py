@@ -66,8 +66,8 @@ def _config(args: "EvaluateArgs", loaded: "Loaded") -> FewShotConfig:
     try:
         shots = tuple(int(word) for word in (args.fewshot or "").split(","))
     except ValueError:
-        message = f"fewshot={args.fewshot}: give numbers of images per class, such as 1,5,10,25"
-        raise UsageError(message) from None
+        problem = "give numbers of images per class, such as 1,5,10,25"
+        raise UsageError(problem, fewshot=args.fewshot) from None
     data = args.data or tuple(filter(None, [data_of(loaded)]))
     if not data:
         raise UsageError("--data is missing: the checkpoint does not name its training data")

@@ -9,11 +9,11 @@ import importlib
 import importlib.metadata
 import logging
 import os
-import re
 import sys
 import traceback
 from collections.abc import Sequence
 
+from vmoe.cli.arguments import options_of
 from vmoe.errors import OUT_OF_MEMORY, UsageError, VmoeError, one_line, unknown
 
 COMMANDS = {  # each a module of this package with a function ``run``
@@ -68,7 +68,9 @@ def _run(argv: Sequence[str], *, debug: bool) -> int:
             raise
         if debug:
             traceback.print_exc()
-        print(f"vmoe: {one_line(line)}{_options_of(line, argv)}", file=sys.stderr)
+        options = options_of(getattr(error, "fields", ()), argv)
+        named = f" ({', '.join(options)})" if options else ""
+        print(f"vmoe: {one_line(line)}{named}", file=sys.stderr)
         return status
     return 0
 
@@ -102,19 +104,6 @@ def _expected_error(error: BaseException) -> tuple[str, int]:
     if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):
         return OUT_OF_MEMORY, 1
     return "", 1
-
-
-def _options_of(line: str, argv: Sequence[str]) -> str:
-    """The options given for the fields that an error names, since it comes from the library."""
-    options = {word.partition("=")[0] for word in argv if word.startswith("--")}
-    fields = re.findall(r"(?<![\w.])([a-z]\w*(?:\.\w+)*)(?==| must be | cannot be )", line)
-    named = [
-        option
-        for option in options
-        if option not in line
-        and any(f".{option[2:].replace('-', '_')}".endswith(f".{field}") for field in fields)
-    ]
-    return f" ({', '.join(sorted(named))})" if named else ""
 
 
 def _silence_libraries() -> None:

@@ -73,8 +73,8 @@ def _check(args: "AttackArgs") -> None:
     for name in ("capacity", "capacity_factor", "dropless", "priority"):
         if (value := getattr(args.routing, name)) is not None:
             raise UsageError(
-                f"routing.{name}={value} with --target mates: use --mates.capacity-factor and "
-                "--mates.priority"
+                "use --mates.capacity-factor and --mates.priority",
+                **{f"routing.{name}": value, "target": "mates"},
             )
 
 

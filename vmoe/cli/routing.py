@@ -12,6 +12,7 @@ from vmoe.cli.arguments import check_outputs, parse
 from vmoe.cli.data import Sample, data_of
 from vmoe.cli.printing import print_json, print_table, progress
 from vmoe.config import RoutingOverrides
+from vmoe.config.fields import at_least
 from vmoe.errors import CheckFailed, UsageError, one_line
 
 if TYPE_CHECKING:
@@ -95,8 +96,7 @@ def run(argv: Sequence[str]) -> None:
 
 def _check_args(args: RoutingArgs) -> None:
     check_outputs(args, "export", "out", folders=("plots",))
-    if args.page_images < 1:
-        raise UsageError(f"page_images={args.page_images}: use at least 1")
+    at_least(1).check(page_images=args.page_images)
 
 
 def _check(models: "list[Loaded]") -> None:
@@ -105,8 +105,9 @@ def _check(models: "list[Loaded]") -> None:
             raise UsageError(f"{loaded.origin.path}: no block of this model is sparse")
     if len({loaded.class_names for loaded in models}) > 1:
         raise UsageError(
-            f"beside={models[1].origin.path}: {len(models[1].class_names)} classes, which are not "
-            f"those of {models[0].origin.path}; compare models of the same classes"
+            f"{len(models[1].class_names)} classes, which are not those of "
+            f"{models[0].origin.path}; compare models of the same classes",
+            beside=models[1].origin.path,
         )
 
 

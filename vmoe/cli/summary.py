@@ -26,9 +26,8 @@ def run(argv: Sequence[str]) -> None:
     """Prints the parts of a model and their costs."""
     from vmoe.models import MODELS, model_config
 
-    words = [word for word in argv if not word.startswith("-")]
-    name = next((word for word in words if word in MODELS), words[0] if words else "")
-    default = model_config(name) if name else ViTConfig()  # parse reports a missing name
+    name = next((word for word in argv if word in MODELS), None)
+    default = model_config(name) if name else ViTConfig()
     args = parse(SummaryArgs, "summary", argv, model=default)
     changed = {name: x for name, x in vars(args.model).items() if x != getattr(default, name)}
     model = model_config(args.name, **changed)  # its head bias can depend on the other fields

@@ -9,7 +9,7 @@ from typing import Annotated, ClassVar, Literal, TextIO, cast
 
 import tyro
 
-from vmoe.cli.arguments import RunArgs, parse_with_config
+from vmoe.cli.arguments import RunArgs, given, parse_with_config
 from vmoe.config.dry_run import dry_run
 from vmoe.errors import UsageError
 from vmoe.signals import temporary_folder
@@ -65,12 +65,12 @@ class TrainArgs(RunArgs):
 def run(argv: Sequence[str]) -> None:
     """Trains a model, and prints the final evaluations."""
     with contextlib.ExitStack() as stack:
-        if {"--dry-run", "--dry_run"} & {*argv}:
+        if "--dry-run" in given(argv):
             folder = stack.enter_context(temporary_folder())
             argv = [*argv, "--workdir", str(folder)]
         args = parse_with_config(TrainArgs, "train", argv)
         if args.wandb and len(args.wandb) > 1:
-            raise UsageError(f"--wandb {' '.join(args.wandb)}: give one project")
+            raise UsageError("give one project", wandb=" ".join(args.wandb))
         _train(args)
 
 

@@ -1,9 +1,9 @@
 """The data set, and how training images are prepared, augmented and mixed."""
 
 import dataclasses
-from typing import Literal
+from typing import Annotated, Literal
 
-from vmoe.config.fields import Checked, require
+from vmoe.config.fields import Checked, NonNegative, at_least, at_most, more_than
 from vmoe.config.preprocessing import Interpolation, Preprocessing
 
 Check = Literal["headers", "decode"]
@@ -26,10 +26,10 @@ class PreprocessingConfig(Checked):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(
+        self.require(
             self.interpolation != "tf_area",
-            "data.preprocessing.interpolation=tf_area: its pixels are not whole numbers, which "
-            "augmentation needs; use another one",
+            "its pixels are not whole numbers, which augmentation needs; use another one",
+            "interpolation",
         )
 
     def of_size(self, image_size: int) -> Preprocessing:
@@ -47,16 +47,10 @@ class RandAugmentConfig(Checked):
 
     section = "data.rand_augment"
 
-    num_layers: int = 0
+    num_layers: Annotated[int, at_least(0), at_most(16)] = 0
     """Number of operations on each image; 0 for no RandAugment."""
-    magnitude: float = 10.0
+    magnitude: Annotated[float, at_least(0), at_most(30)] = 10.0
     """Strength of the operations, in [0, 30]."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        for name, limit in (("num_layers", 16), ("magnitude", 30)):
-            value = getattr(self, name)
-            require(0 <= value <= limit, f"{self.section}.{name}={value}: use 0 to {limit}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,7 +69,7 @@ class DataConfig(Checked):
     on_error: OnError = "fail"
     """If an image cannot be read, fail: end the run; replace: train on another image, determined by
     the seed and the position, and leave the image out of evaluations. Both are reported."""
-    num_workers: int = 0
+    num_workers: Annotated[int, at_least(0)] = 0
     """Processes that read images, each a batch at a time, in each process of the run; 0 to read in
     threads. Up to two batches more than processes are in memory. May change when a run is resumed,
     and differ between the processes of a run."""
@@ -83,27 +77,27 @@ class DataConfig(Checked):
     """exact: decode the whole training image, then crop it; fast: decode with faster libraries, a
     JPEG perhaps at a smaller scale. Images that they refuse are decoded exactly, and counted."""
     preprocessing: PreprocessingConfig = PreprocessingConfig()
-    crop_min_area: float | None = None
+    crop_min_area: Annotated[float, more_than(0), at_most(1)] | None = None
     """Train on a random crop of at least this share of the image's area, in (0, 1], such as 0.05
     (arXiv 1409.4842); None to resize the whole image."""
     flip: bool = False
     """Mirror a training image left to right, with probability 1/2."""
-    shift: int = 0
+    shift: Annotated[int, at_least(0)] = 0
     """Largest shift of a training image along each axis, in pixels of the model's input."""
-    rotate: float = 0.0
+    rotate: Annotated[float, at_least(0), at_most(180)] = 0.0
     """Largest rotation of a training image, clockwise or counter-clockwise, in degrees, up to
     180."""
     rand_augment: RandAugmentConfig = RandAugmentConfig()
-    cutout: int = 0
+    cutout: Annotated[int, at_least(0)] = 0
     """Side of the grey square painted over a part of each training image, in pixels of the model's
     input; 0 for none (arXiv 1708.04552)."""
-    erasing: float = 0.0
+    erasing: Annotated[float, at_least(0), at_most(1)] = 0.0
     """Probability of replacing a random rectangle of a training image by noise (arXiv
     1708.04896)."""
-    mixup: float = 0.0
+    mixup: NonNegative = 0.0
     """Concentration of the Dirichlet distribution that weights an image and its partner; 0 for no
     mixup (arXiv 1710.09412)."""
-    cutmix: float = 0.0
+    cutmix: NonNegative = 0.0
     """Concentration of the beta distribution of the area that an image gets from its partner; 0 for
     no CutMix (arXiv 1905.04899). With mixup too, each step uses one of them, at random."""
     mixing: Mixing = "device"
@@ -112,16 +106,9 @@ class DataConfig(Checked):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("num_workers", "shift", "rotate", "cutout", "mixup", "cutmix"):
-            require(getattr(self, name) >= 0, f"data.{name}={getattr(self, name)}: use 0 or more")
-        require(self.rotate <= 180, f"data.rotate={self.rotate}: use at most 180 degrees")
-        require(
+        self.require(
             self.decoder == "exact" or self.preprocessing.interpolation == "tf_bilinear",
-            f"data.decoder=fast resizes as tf_bilinear does, not {self.preprocessing.interpolation}"
-            ": use data.preprocessing.interpolation=tf_bilinear",
-        )
-        require(0 <= self.erasing <= 1, f"data.erasing={self.erasing}: use 0 to 1")
-        require(
-            self.crop_min_area is None or 0 < self.crop_min_area <= 1,
-            f"data.crop_min_area={self.crop_min_area}: use more than 0, up to 1; or None",
+            "fast resizes as tf_bilinear does; use this interpolation",
+            "decoder",
+            "preprocessing.interpolation",
         )

@@ -1,14 +1,14 @@
 """Evaluation sets of a run, and the routing settings that an evaluation may override."""
 
 import dataclasses
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from vmoe.config.data import DataConfig
-from vmoe.config.fields import Checked, replace, require, require_count
+from vmoe.config.fields import Checked, Count, Positive, at_least, replace
 from vmoe.config.model import MoEConfig, ViTConfig
 from vmoe.config.preprocessing import Preprocessing
 from vmoe.config.routers import Priority, Soft, TokenChoice
-from vmoe.errors import naming
+from vmoe.errors import UsageError, naming
 
 Weights = Literal["raw", "ema"]
 """Which parameters of a run: those of the last update, or their moving average."""
@@ -25,40 +25,36 @@ class RoutingOverrides(Checked):
 
     section = "routing"
 
-    k: int | None = None
+    k: Annotated[int, at_least(1)] | None = None
     """Experts per token; for token choice."""
-    capacity_factor: float | None = None
+    capacity_factor: Positive | None = None
     """Slots per token and choice, in place of a capacity or dropless; V-MoE S/32, trained from
     scratch on ImageNet-1k, is evaluated at 4.0."""
-    capacity: int | None = None
+    capacity: Annotated[int, at_least(1)] | None = None
     """Slots per expert and group, in place of a capacity factor or dropless."""
     dropless: bool | None = None
     """Whether to compute every choice, without a capacity; for token choice. Results then do not
     depend on the batch, up to rounding."""
     priority: Priority | None = None
     """Which tokens get their slots first; for token choice."""
-    images_per_group: int | None = None
+    images_per_group: Annotated[int, at_least(1)] | None = None
     """Maximum number of images whose tokens compete for slots; 1 makes images
     independent, up to rounding."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("k", "capacity", "images_per_group"):
-            value = getattr(self, name)
-            require(value is None or value >= 1, f"routing.{name}={value}: use at least 1")
-        factor = self.capacity_factor
-        require(factor is None or factor > 0, f"routing.capacity_factor={factor}: use more than 0")
-        if self.dropless:
-            for name in ("capacity_factor", "capacity"):
-                require(
-                    getattr(self, name) is None,
-                    f"routing.{name}={getattr(self, name)} with routing.dropless, which has no "
-                    "capacity: leave one of them out",
-                )
-        require(
-            factor is None or self.capacity is None,
-            f"routing.capacity_factor={factor} with routing.capacity={self.capacity}, which "
-            "overrides it: leave one of them out",
+        for name in ("capacity_factor", "capacity"):
+            self.require(
+                not self.dropless or getattr(self, name) is None,
+                "dropless layers have no capacity; leave one of them out",
+                name,
+                "dropless",
+            )
+        self.require(
+            None in (self.capacity_factor, self.capacity),
+            "the capacity overrides the factor; leave one of them out",
+            "capacity_factor",
+            "capacity",
         )
 
     def apply(self, trained: ViTConfig) -> ViTConfig:
@@ -73,7 +69,7 @@ class RoutingOverrides(Checked):
 
     def _check_effect(self, trained: ViTConfig) -> None:
         kinds = {type(moe.router) for moe in trained.moe_blocks.values()}
-        for name, value in self._given().items():
+        for name in self._given():
             reason = ""
             if not kinds:
                 reason = "no block of this model is sparse"
@@ -81,7 +77,7 @@ class RoutingOverrides(Checked):
                 reason = "no router of this model is token_choice"
             elif name in ("capacity_factor", "capacity") and Soft in kinds:
                 reason = "the slots of a soft router are parameters"
-            require(not reason, f"routing.{name}={value}: {reason}, leave it out")
+            self.require(not reason, f"{reason}, leave it out", name)
 
     def _layer(self, moe: MoEConfig) -> MoEConfig:
         """The config of one sparse layer; other routers ignore settings for token choice."""
@@ -110,8 +106,8 @@ class EvalConfig(Checked):
     """The name under which its results are reported."""
     data: str = "validation"
     """A split of the training data set, or NAME:SPLIT of another (see ``DataConfig.name``)."""
-    batch_size: int = 256
-    image_size: int | None = None
+    batch_size: Count = 256
+    image_size: Count | None = None
     """Side in pixels of the images; if None that of ``preprocessing``, or else as trained."""
     preprocessing: Preprocessing | None = None
     """How the images are prepared; as ``data.preprocessing`` says, without a crop, if None."""
@@ -119,11 +115,7 @@ class EvalConfig(Checked):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(bool(self.name), "evaluations: each needs a name")
-        for name in ("batch_size", "image_size"):
-            value = getattr(self, name)
-            if value is not None:
-                require_count(f"evaluations.{name}", value)
+        self.require(bool(self.name), "each set needs a name", "name")
 
     def prepare(self, data: DataConfig, model: ViTConfig) -> Preprocessing:
         """How the images of this set are prepared.
@@ -144,10 +136,8 @@ class EvalConfig(Checked):
         """
         own = self.preprocessing
         size = self.image_size or (own.image_size if own else trained.image_size)
-        require(
-            size % trained.patch_size == 0,
-            f"evaluations.image_size={size}: model.patch_size={trained.patch_size} does not "
-            "divide it",
-        )
+        if size % trained.patch_size:
+            fields = {"evaluations.image_size": size, "model.patch_size": trained.patch_size}
+            raise UsageError("use a multiple of the patch size", **fields)
         with naming(f"evaluations, set {self.name!r}"):
             return self.routing.apply(trained)

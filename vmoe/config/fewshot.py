@@ -1,9 +1,9 @@
 """Few-shot probes of a model: on which data sets, with how many images, how often."""
 
 import dataclasses
-from typing import Literal
+from typing import Annotated, Literal
 
-from vmoe.config.fields import Checked, replace, require, require_count
+from vmoe.config.fields import NOT_EMPTY, Checked, Count, Seed, at_least, replace
 from vmoe.config.preprocessing import Preprocessing
 
 PAPER_DATA = (
@@ -33,11 +33,11 @@ class FewShotConfig(Checked):
     data: tuple[str, ...] = ()
     """Data sets: NAME for its splits train and test, or NAME:TRAIN,TEST; none for no probe. Their
     classes need not be those of the model."""
-    shots: tuple[int, ...] = (1, 5, 10, 25)
+    shots: Annotated[tuple[Annotated[int, at_least(1)], ...], NOT_EMPTY] = (1, 5, 10, 25)
     """Numbers of training images per class, each of them a probe."""
-    every: int = 5000
+    every: Count = 5000
     """Steps of training between probes; the last step is always probed."""
-    seed: int = 0
+    seed: Seed = 0
     """Determines which images of a class are the shots."""
     choose_l2: Literal["test", "train"] = "test"
     """Images on which one L2 per number of shots is chosen, for all data sets together. test: the
@@ -46,20 +46,13 @@ class FewShotConfig(Checked):
     preprocessing: Literal["model", "paper"] = "model"
     """How the images are prepared. model: as for the model, so in a run as for its first evaluation
     set; paper: resized to 256/224 of the model's size, then cropped to their centre."""
-    batch_size: int = 256
+    batch_size: Count = 256
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(0 <= self.seed < 2**32, f"fewshot.seed={self.seed}: use 0 to 4294967295")
-        for name in ("every", "batch_size"):
-            require_count(f"fewshot.{name}", getattr(self, name))
-        require(
-            bool(self.shots) and min(self.shots) >= 1,
-            f"fewshot.shots={self.shots}: give at least one number, each of 1 or more",
-        )
         for name in ("data", "shots"):
             values = getattr(self, name)
-            require(len(values) == len(set(values)), f"fewshot.{name}={values}: give each once")
+            self.require(len(values) == len(set(values)), "give each once", name)
 
     def prepare(self, own: Preprocessing) -> Preprocessing:
         """How the images are prepared for a model whose own preprocessing is given."""

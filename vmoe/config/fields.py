@@ -1,11 +1,13 @@
-"""The base class of all configs, which checks every field against its annotated type."""
+"""The base class of all configs, which checks every field against its annotation."""
 
 import dataclasses
+import operator
 import types
 import typing
-from typing import Any, Literal, TypeVar
+from collections.abc import Callable, Iterator
+from typing import Annotated, Any, Literal, NamedTuple, TypeVar
 
-from vmoe.errors import UsageError, unknown
+from vmoe.errors import UsageError, choice, require, unknown
 
 LARGEST_FLOAT = (2 - 2**-23) * 2.0**127  # of float32
 LARGEST_INT = 2**63 - 1  # of 64 bits
@@ -14,33 +16,78 @@ LARGEST_COUNT = 2**31 - 1  # XLA's counters have 32 bits
 _UNION = (types.UnionType, typing.Union)
 
 
+class Bound(NamedTuple):
+    """A condition on a field, as data in its annotated type: ``Annotated[int, at_least(1)]``."""
+
+    remedy: str
+    holds: Callable[[Any], bool]
+
+    def check(self, **arguments: Any) -> None:
+        """Raises a UsageError unless it holds for the arguments of a function, given by name."""
+        for name, value in arguments.items():
+            require(self.holds(value), self.remedy, **{name: value})
+
+
+def at_least(limit: int | float) -> Bound:
+    return Bound(f"use at least {limit}", lambda value: value >= limit)
+
+
+def at_most(limit: int | float) -> Bound:
+    return Bound(f"use at most {limit}", lambda value: value <= limit)
+
+
+def more_than(limit: int | float) -> Bound:
+    return Bound(f"use more than {limit}", lambda value: value > limit)
+
+
+def less_than(limit: int | float) -> Bound:
+    return Bound(f"use less than {limit}", lambda value: value < limit)
+
+
+NOT_EMPTY = Bound("give at least one", bool)
+
+Count = Annotated[int, at_least(1), at_most(LARGEST_COUNT)]
+Seed = Annotated[int, at_least(0), less_than(2**32)]
+NonNegative = Annotated[float, at_least(0)]
+Positive = Annotated[float, more_than(0)]
+Rate = Annotated[float, at_least(0), less_than(1)]
+"""Of dropout, or of decay."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Checked:
-    """A config whose fields have the annotated types; ints fit into 64 bits, floats into float32.
+    """A config whose fields have the annotated types and keep the bounds in them.
 
     Attributes:
-        section: the place of the config in a ``TrainConfig``, for error messages.
+        section: the path of the config in a ``TrainConfig``, for error messages.
     """
 
     section = ""
 
     def __post_init__(self) -> None:
+        annotations = typing.get_type_hints(type(self), include_extras=True)
         for name, kind in typing.get_type_hints(type(self)).items():
-            value, place = getattr(self, name), f"{self.section}.{name}".lstrip(".")
-            choices = [
-                c for k in _kinds(kind) if typing.get_origin(k) is Literal for c in k.__args__
-            ]
-            if choices and value not in choices and not _fits(value, kind):
-                raise UsageError(unknown(f"{place} cannot be", value, choices))
-            require(_fits(value, kind), f"{place} must be {_described(kind)}, not {value!r}")
+            value = getattr(self, name)
+            if not _fits(value, kind):
+                self.require(False, _right_type(value, kind), name)
+            for bound in _broken(value, annotations[name]):
+                self.require(False, bound.remedy, name)
+
+    def require(self, condition: bool, problem: str, field: str, *others: str) -> None:
+        """Raises a UsageError unless the condition holds.
+
+        Args:
+            problem: what is wrong, and the remedy.
+            field: the field that is wrong, or its path, such as "router.k".
+            others: the fields that it does not fit.
+        """
+        if not condition:
+            paths = {f"{self.section}.{name}".lstrip("."): name for name in (field, *others)}
+            values = {path: operator.attrgetter(name)(self) for path, name in paths.items()}
+            raise UsageError(problem, **values)
 
 
 Config = TypeVar("Config", bound=Checked)
-
-
-def _kinds(kind: Any) -> tuple[Any, ...]:
-    """The members of a union; any other type as a tuple of one."""
-    return kind.__args__ if typing.get_origin(kind) in _UNION else (kind,)
 
 
 def _fits(value: Any, kind: Any) -> bool:
@@ -71,34 +118,34 @@ _DESCRIBED = {
 }
 
 
-def _described(kind: Any) -> str:
+def _right_type(value: Any, kind: Any) -> str:
+    """What to use in place of a value that does not have the annotated type."""
     names = []
-    for member in _kinds(kind):
+    for member in kind.__args__ if typing.get_origin(kind) in _UNION else (kind,):
+        if typing.get_origin(member) is Literal:
+            return choice(value, list(member.__args__))
         if typing.get_origin(member) is tuple:
             names.append(f"a tuple of {member.__args__[0].__name__}")
         elif member is types.NoneType:
             names.append("None")
-        elif typing.get_origin(member) is not Literal:
+        else:
             article = "an" if member.__name__[0] in "AEIOU" else "a"
             names.append(_DESCRIBED.get(member, f"{article} {member.__name__}"))
-    return " or ".join(names)
+    given = "" if type(value) in (int, float) else f", not {type(value).__name__}"
+    return f"use {' or '.join(names)}{given}"
 
 
-def require(condition: bool, message: str) -> None:
-    """Raises a UsageError with the message unless the condition holds."""
-    if not condition:
-        raise UsageError(message)
-
-
-def require_count(name: str, value: int) -> None:
-    """Raises a UsageError unless the value of a field is a count, from 1 to 2147483647."""
-    require(value >= 1, f"{name}={value}: use at least 1")
-    require(value <= LARGEST_COUNT, f"{name}={value}: use at most {LARGEST_COUNT}")
-
-
-def require_rate(name: str, value: float) -> None:
-    """Raises a UsageError unless the value of a field is a dropout rate, in [0, 1)."""
-    require(0 <= value < 1, f"{name}={value}: a dropout rate must be in [0, 1)")
+def _broken(value: Any, kind: Any) -> Iterator[Bound]:
+    """The bounds in an annotated type that a value of this type, or an element of it, breaks."""
+    if value is None:
+        return
+    in_tuple = typing.get_origin(kind) is tuple and isinstance(value, tuple)
+    for part in typing.get_args(kind):
+        if isinstance(part, Bound):
+            yield from [] if part.holds(value) else [part]
+        else:
+            for each in value if in_tuple else (value,):
+                yield from _broken(each, part)
 
 
 def replace(config: Config, **changes: Any) -> Config:

@@ -5,13 +5,13 @@
 
 import dataclasses
 import json
-from typing import Literal
+from typing import Annotated, Literal
 
-from vmoe.config.fields import Checked, replace, require
+from vmoe.config.fields import Checked, Positive, at_least, replace
 from vmoe.config.files import from_json, to_json
 from vmoe.config.model import MoEConfig, ViTConfig
 from vmoe.config.routers import Priority, TokenChoice
-from vmoe.errors import UsageError, parse_json
+from vmoe.errors import UsageError, parse_json, require
 
 FORMAT = 1
 """Version of the format of inference.json."""
@@ -25,15 +25,9 @@ class LayerSetting(Checked):
 
     section = "inference"
 
-    k: int
-    capacity_factor: float
+    k: Annotated[int, at_least(1)]
+    capacity_factor: Positive
     priority: Priority
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        for name in ("k", "capacity_factor"):
-            value = getattr(self, name)
-            require(value > 0, f"inference.{name}={value}: use more than 0")
 
     def apply(self, moe: MoEConfig) -> MoEConfig:
         """The config of a layer with this setting, in place of any capacity or dropless.

@@ -2,9 +2,18 @@
 
 import dataclasses
 from collections.abc import Callable
-from typing import Literal
+from typing import Annotated, Literal
 
-from vmoe.config.fields import LARGEST_COUNT, Checked, require, require_count, require_rate
+from vmoe.config.fields import (
+    LARGEST_COUNT,
+    Checked,
+    Count,
+    Positive,
+    Rate,
+    at_least,
+    at_most,
+    less_than,
+)
 from vmoe.config.routers import Router, TokenChoice
 
 Implementation = Literal["batched", "blocked", "ragged"]
@@ -17,24 +26,24 @@ Gelu = Literal["tanh", "erf", "quick"]
 class MoEConfig(Checked):
     """One sparse layer: its experts, its router and its number of slots."""
 
-    section = "moe"
+    section = "model.moe"
 
-    num_experts: int = 8
+    num_experts: Annotated[int, at_least(1)] = 8
     router: Router = TokenChoice()
-    capacity_factor: float = 1.05
+    capacity_factor: Positive = 1.05
     """Slots per token and choice; slots of an expert = s * k * capacity_factor / e, rounded."""
-    capacity: int | None = None
+    capacity: Annotated[int, at_least(1)] | None = None
     """Slots per expert and group; overrides the capacity factor and its rounding."""
     capacity_rounding: Literal["ceil", "round"] = "ceil"
     """How the number of slots is rounded to an integer; round rounds half to even."""
-    capacity_multiple: int = 4
+    capacity_multiple: Annotated[int, at_least(1)] = 4
     """The capacity is rounded up to a multiple of this."""
     dropless: bool = False
     """No capacity: no choice is dropped; for token choice."""
-    images_per_group: int = 8
+    images_per_group: Annotated[int, at_least(1)] = 8
     """Maximum number of images whose tokens compete for slots; 1 makes images
     independent, up to rounding."""
-    expert_dropout: float = 0.0
+    expert_dropout: Rate = 0.0
     """Dropout rate inside the experts."""
     shared_init: bool = True
     """Whether all experts of a layer start from the same values."""
@@ -46,41 +55,27 @@ class MoEConfig(Checked):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(self.num_experts >= 1, f"moe.num_experts={self.num_experts}: use at least one")
         k, per_slot = self.router.experts_per_token, self.router.logits_per == "slot"
-        require(
-            k <= self.num_experts,
-            f"moe.router.k={k} is more than moe.num_experts={self.num_experts}: lower k or add "
-            "experts",
+        self.require(k <= self.num_experts, "lower k or add experts", "router.k", "num_experts")
+        self.require(
+            not self.dropless or self.capacity is None, "give one of them", "dropless", "capacity"
         )
-        require(
-            self.capacity is None or self.capacity >= 1,
-            f"moe.capacity={self.capacity}: an expert needs at least one slot",
-        )
-        require(
-            self.capacity_factor > 0, f"moe.capacity_factor={self.capacity_factor}: use more than 0"
-        )
-        require(self.capacity_multiple >= 1, "moe.capacity_multiple: use at least 1")
-        require(self.images_per_group >= 1, "moe.images_per_group: use at least 1")
-        require(
-            not self.dropless or self.capacity is None,
-            f"moe.dropless with moe.capacity={self.capacity}: give one of the two",
-        )
-        require(
+        self.require(
             not self.dropless or self.router.can_drop,
-            f"moe.dropless with router {self.router.kind}: it never drops a choice, use False",
+            "this router never drops a choice, use False",
+            "dropless",
+            "router.kind",
         )
-        require(
+        self.require(
             not per_slot or self.images_per_group == 1,
-            f"moe.images_per_group={self.images_per_group}: a soft router mixes the tokens of one "
-            "image, set it to 1",
+            "a soft router mixes the tokens of one image, set it to 1",
+            "images_per_group",
         )
-        require(
+        self.require(
             not per_slot or self.implementation in ("auto", "batched"),
-            f"moe.implementation={self.implementation}: a soft router fills every slot, use "
-            "batched",
+            "a soft router fills every slot, use batched",
+            "implementation",
         )
-        require_rate("moe.expert_dropout", self.expert_dropout)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,19 +84,19 @@ class ViTConfig(Checked):
 
     section = "model"
 
-    patch_size: int = 32
+    patch_size: Count = 32
     """Side of a patch in pixels."""
-    width: int = 512
+    width: Count = 512
     """Width of the tokens."""
-    depth: int = 8
+    depth: Count = 8
     """Number of blocks."""
-    mlp_dim: int = 2048
+    mlp_dim: Count = 2048
     """Hidden width of an MLP, and of an expert."""
-    num_heads: int = 8
+    num_heads: Count = 8
     """Number of attention heads."""
-    image_size: int = 224
+    image_size: Annotated[int, at_least(1), less_than(2**16)] = 224
     """Side of the images in pixels; for other sizes, learned positions are resampled."""
-    num_classes: int = 1000
+    num_classes: Annotated[int, at_least(0), at_most(LARGEST_COUNT)] = 1000
     """Width of the logits; 0 for no logits: the model returns features."""
     pooling: Literal["class_token", "mean", "attention", "patch_mean"] = "class_token"
     """What becomes the features: the class token; the mean of all tokens, or attention to them,
@@ -109,7 +104,7 @@ class ViTConfig(Checked):
     positions: Literal["learned", "sincos2d", "none"] = "learned"
     position_std: float = 0.02
     """Initial standard deviation of learned positions; 1.0 suits short training."""
-    pre_logits: int | None = None
+    pre_logits: Annotated[int, at_least(1)] | None = None
     """Width of a dense layer with tanh before the head; None for no such layer."""
     head_std: float = 0.0
     """Initial standard deviation of the head's kernel."""
@@ -118,7 +113,7 @@ class ViTConfig(Checked):
     gelu: Gelu = "tanh"
     """The activation of MLPs and experts: by the tanh approximation (V-MoE, ViT in JAX), exactly by
     erf (timm, Hugging Face), or x * sigmoid(1.702 x) (CLIP)."""
-    norm_epsilon: float = 1e-6
+    norm_epsilon: Positive = 1e-6
     """Added to the variance in layer norms, except in those of queries and keys."""
     pre_norm: bool = False
     """Normalise the tokens before the first block, too (CLIP)."""
@@ -126,9 +121,9 @@ class ViTConfig(Checked):
     """Normalise after pooling instead of before."""
     qk_norm: bool = False
     """Normalise queries and keys (arXiv 2302.05442)."""
-    dropout: float = 0.0
+    dropout: Rate = 0.0
     """Dropout rate of embeddings, attention outputs and dense MLPs."""
-    attention_dropout: float = 0.0
+    attention_dropout: Rate = 0.0
     """Dropout rate of attention weights."""
     sparse_blocks: tuple[int, ...] = ()
     """Which blocks have experts in place of their MLP, counted from 0."""
@@ -144,49 +139,25 @@ class ViTConfig(Checked):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in (
-            "patch_size",
-            "width",
-            "depth",
-            "mlp_dim",
-            "num_heads",
-            "image_size",
-        ):
-            require_count(f"model.{name}", getattr(self, name))
-        require(self.image_size < 2**16, f"model.image_size={self.image_size}: use less than 65536")
-        require(
-            0 <= self.num_classes <= LARGEST_COUNT,
-            f"model.num_classes={self.num_classes}: use 0 to {LARGEST_COUNT}",
-        )
-        require(self.norm_epsilon > 0, f"model.norm_epsilon={self.norm_epsilon}: use more than 0")
-        require(
-            self.width % self.num_heads == 0,
-            f"model.num_heads={self.num_heads} does not divide model.width={self.width}",
-        )
-        require(
-            self.image_size % self.patch_size == 0,
-            f"model.patch_size={self.patch_size} does not divide "
-            f"model.image_size={self.image_size}",
-        )
-        require(
+        divides = self.width % self.num_heads == 0
+        self.require(divides, "use a divisor of the width", "num_heads", "width")
+        divides = self.image_size % self.patch_size == 0
+        self.require(divides, "use a divisor of the image size", "patch_size", "image_size")
+        self.require(
             self.positions != "sincos2d" or self.width % 4 == 0,
-            f"model.width={self.width}: positions=sincos2d needs a multiple of 4",
+            "use a multiple of 4",
+            "width",
+            "positions",
         )
         blocks = self.sparse_blocks
-        require(
-            list(blocks) == sorted(set(blocks)) and all(0 <= i < self.depth for i in blocks),
-            f"model.sparse_blocks={blocks}: give ascending block numbers below depth={self.depth}",
-        )
-        require(
+        valid = list(blocks) == sorted(set(blocks)) and all(0 <= i < self.depth for i in blocks)
+        self.require(valid, "use ascending numbers below the depth", "sparse_blocks", "depth")
+        self.require(
             isinstance(self.moe, MoEConfig) or len(self.moe) == len(blocks),
-            f"model.moe: give one config, or one for each of the {len(blocks)} sparse blocks",
+            f"give one config, or one for each of the {len(blocks)} sparse blocks",
+            "moe",
+            "sparse_blocks",
         )
-        require(
-            self.pre_logits is None or self.pre_logits >= 1,
-            f"model.pre_logits={self.pre_logits}: use a width of at least 1, or None",
-        )
-        require_rate("model.dropout", self.dropout)
-        require_rate("model.attention_dropout", self.attention_dropout)
 
     @property
     def has_class_token(self) -> bool:

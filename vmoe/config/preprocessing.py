@@ -1,9 +1,9 @@
 """How images are prepared for a trained model."""
 
 import dataclasses
-from typing import Literal
+from typing import Annotated, Literal
 
-from vmoe.config.fields import Checked, require
+from vmoe.config.fields import Checked, at_least
 
 MOST_RESIZED = 10  # times image_size; a crop shows a hundredth of such an image
 
@@ -42,7 +42,7 @@ class Preprocessing(Checked):
 
     section = "preprocessing"
 
-    image_size: int
+    image_size: Annotated[int, at_least(1)]
     """Side in pixels of the model's input, a square."""
     resize_to: int | None = None
     """Side in pixels to which an image is resized before the crop; image_size if None."""
@@ -54,15 +54,12 @@ class Preprocessing(Checked):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(self.image_size >= 1, f"preprocessing.image_size={self.image_size}: use at least 1")
-        require(
-            self.resize_to is None or self.resize_to >= self.image_size,
-            f"preprocessing.resize_to={self.resize_to}: use at least image_size={self.image_size}",
-        )
-        require(
-            self.resize_to is None or self.resize_to <= MOST_RESIZED * self.image_size,
-            f"preprocessing.resize_to={self.resize_to}: use at most {MOST_RESIZED} times "
-            f"image_size={self.image_size}",
+        times = 1 if self.resize_to is None else self.resize_to / self.image_size
+        self.require(
+            1 <= times <= MOST_RESIZED,
+            f"use 1 to {MOST_RESIZED} times the size of the image",
+            "resize_to",
+            "image_size",
         )
 
     def scaled(self, image_size: int) -> "Preprocessing":

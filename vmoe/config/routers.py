@@ -1,9 +1,9 @@
 """One dataclass per router, with its settings."""
 
 import dataclasses
-from typing import Literal
+from typing import Annotated, Literal
 
-from vmoe.config.fields import Checked, require
+from vmoe.config.fields import Checked, NonNegative, at_least
 
 Priority = Literal["order", "largest_gate", "sum_of_gates", "random"]
 """Which tokens get their slots first (``vmoe/routing/priority.py``)."""
@@ -13,21 +13,16 @@ Priority = Literal["order", "largest_gate", "sum_of_gates", "random"]
 class AuxLossWeights(Checked):
     """Weights of the auxiliary losses of one sparse block (``vmoe/routing/aux_losses.py``)."""
 
-    section = "router.aux_loss"
+    section = "model.moe.router.aux_loss"
 
-    importance: float = 0.005
+    importance: NonNegative = 0.005
     """Squared coefficient of variation of the experts' summed gates (V-MoE, appendix A)."""
-    load: float = 0.005
+    load: NonNegative = 0.005
     """The same of the experts' smoothed loads; only in training with noise."""
-    gshard: float = 0.0
+    gshard: NonNegative = 0.0
     """GShard's product of first-choice shares and mean gates (arXiv 2006.16668)."""
-    z: float = 0.0
+    z: NonNegative = 0.0
     """ST-MoE's mean squared log-partition of the router logits (arXiv 2202.08906)."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        for name, weight in dataclasses.asdict(self).items():
-            require(weight >= 0, f"{self.section}.{name}={weight}: use 0 or more")
 
 
 class RouterConfig(Checked):
@@ -44,14 +39,10 @@ class RouterConfig(Checked):
         learned: whether the gate is trained; False for a router that decides by a fixed rule.
     """
 
-    section = "router"
+    section = "model.moe.router"
     logits_per = "expert"
     can_drop = False
     learned = True
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require(self.noise_std >= 0, f"router.noise_std={self.noise_std}: use 0 or more")
 
     @property
     def experts_per_token(self) -> int:
@@ -82,22 +73,18 @@ class TokenChoice(RouterConfig):
     """Each token chooses its k experts: the router of V-MoE (arXiv 2106.05974)."""
 
     kind: Literal["token_choice"] = "token_choice"
-    k: int = 2
+    k: Annotated[int, at_least(1)] = 2
     """Experts per token."""
     priority: Priority = "order"
     """Which tokens get their slots first: by place in the group; by largest gate (Batch Prioritized
     Routing); by sum of the k gates; in random order (a baseline)."""
-    noise_std: float = 1.0
+    noise_std: NonNegative = 1.0
     """The noise on the logits in training has standard deviation noise_std / e."""
     normalize_weights: bool = False
     """Divide a token's combine weights by their sum, before any choice is dropped."""
     aux_loss: AuxLossWeights = AuxLossWeights()
 
     can_drop = True
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require(self.k >= 1, f"router.k={self.k}: a token needs at least one expert")
 
     @property
     def experts_per_token(self) -> int:
@@ -113,7 +100,7 @@ class ExpertChoice(RouterConfig):
     """Each expert chooses the tokens of its largest gates (Expert Choice, arXiv 2202.09368)."""
 
     kind: Literal["expert_choice"] = "expert_choice"
-    noise_std: float = 1.0
+    noise_std: NonNegative = 1.0
     """The noise on the logits in training has standard deviation noise_std / e."""
 
 

@@ -96,8 +96,8 @@ def training_batches(
     check_classes(source, config.model.num_classes)
     if len(source) < config.batch_size:
         raise UsageError(
-            f"batch_size={config.batch_size} is more than the {len(source)} images of "
-            f"{source.name}: lower it, or add images"
+            f"more than the {len(source)} images of {source.name}: lower it, or add images",
+            batch_size=config.batch_size,
         )
     _check_length(source)
     index, count = shard
@@ -321,6 +321,6 @@ def check_classes(source: Source, num_classes: int) -> None:
     """
     if len(source.class_names) > num_classes:
         raise UsageError(
-            f"{source.name} has {len(source.class_names)} classes, "
-            f"model.num_classes={num_classes}: raise it"
+            f"{source.name} has {len(source.class_names)} classes: raise it",
+            **{"model.num_classes": num_classes},
         )

@@ -91,9 +91,10 @@ def check_shared_memory(count: int, batch_bytes: int) -> None:
         free = shutil.disk_usage(SHARED_MEMORY).free
         if free < count * batch_bytes:
             raise UsageError(
-                f"data.num_workers={count}: a batch of {_mb(batch_bytes)} for each needs "
-                f"{_mb(count * batch_bytes)} of shared memory, and {SHARED_MEMORY} has {_mb(free)} "
-                "free: enlarge it (shm-size in Docker), or use fewer workers or smaller batches"
+                f"a batch of {_mb(batch_bytes)} for each needs {_mb(count * batch_bytes)} of "
+                f"shared memory, and {SHARED_MEMORY} has {_mb(free)} free: enlarge it (shm-size in "
+                "Docker), or use fewer workers or smaller batches",
+                **{"data.num_workers": count},
             )
 
 

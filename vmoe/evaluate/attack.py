@@ -19,7 +19,7 @@ from vmoe.analysis.measures import processing_experts
 from vmoe.axes import Decision, Images, Record, Route, RouterInputs, Routing
 from vmoe.config import MoEConfig
 from vmoe.config.attack import AttackConfig
-from vmoe.errors import UsageError
+from vmoe.errors import require
 from vmoe.nn.inputs import check_labels, label_vectors
 from vmoe.nn.losses import cross_entropy
 from vmoe.nn.vit import ViT
@@ -94,12 +94,10 @@ def check_attack(model: ViT, config: AttackConfig) -> None:
     blocks = model.config.moe_blocks
     if config.path == "all":
         return
-    if not (blocks and all(block.router.can_drop for block in blocks.values())):
-        raise UsageError(
-            f"attack.path={config.path}: every router must be token_choice; use path=all"
-        )
-    if model.placement.devices > 1:
-        raise UsageError(f"attack.path={config.path} on several devices: use one, or path=all")
+    every_can_drop = bool(blocks) and all(block.router.can_drop for block in blocks.values())
+    path = {"attack.path": config.path}
+    require(every_can_drop, "every router must be token_choice; use path=all", **path)
+    require(model.placement.devices == 1, "use one device, or path=all", **path)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))

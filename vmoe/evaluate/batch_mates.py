@@ -17,7 +17,7 @@ from jaxtyping import Float, Int
 
 from vmoe.config import ViTConfig
 from vmoe.config.attack import AttackConfig, MatesConfig
-from vmoe.config.fields import require
+from vmoe.errors import require
 from vmoe.evaluate.mates_outcomes import Changed, MatesResult, Outcome, Setting
 from vmoe.evaluate.mates_program import MatesProgram
 from vmoe.nn.inputs import check_labels, has_label
@@ -37,8 +37,9 @@ def check_mates(model: ViT) -> None:
         why = "routes each image alone" if kind == "soft" else "drops no choice that others take"
         require(False, f"router {kind} {why}: attack mates in models with token_choice only")
     sizes = sorted({layer.images_per_group for layer in layers})
-    require(len(sizes) == 1, f"moe.images_per_group={sizes}: use the same in all blocks")
-    require(sizes != [1], "moe.images_per_group=1: an image has no mates, so it is immune")
+    field = "model.moe.images_per_group"
+    require(len(sizes) == 1, "use the same in all blocks", **{field: sizes})
+    require(sizes[0] > 1, "an image has no mates, so it is immune", **{field: sizes[0]})
     require(model.placement.devices == 1, "mates on several devices: use one")
 
 
@@ -58,11 +59,12 @@ def draw_groups(total: int, size: int, config: MatesConfig) -> Int[np.ndarray, "
         UsageError: there are too few images, or no such place.
     """
     place = _place(config, size)
-    require(0 <= place < size, f"mates.place={place}: a group has places 0 to {size - 1}")
+    require(0 <= place < size, f"use 0 to {size - 1}", **{"mates.place": place})
     needed = max(size, config.victims)
     require(
         total >= needed,
-        f"images={total}: {config.victims} victims in groups of {size} need at least {needed}",
+        f"{config.victims} victims in groups of {size} need at least {needed}",
+        images=total,
     )
     rng = np.random.default_rng(config.seed)
     groups = np.empty((config.victims, config.draws, size), int)

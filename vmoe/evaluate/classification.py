@@ -18,6 +18,7 @@ from vmoe.analysis.measures import expert_totals
 from vmoe.analysis.totals import ExpertTotals
 from vmoe.config import MoEConfig, Soft, ViTConfig
 from vmoe.config.evaluation import Weights
+from vmoe.config.fields import at_least
 from vmoe.config.preprocessing import Preprocessing
 from vmoe.config.train import Loss
 from vmoe.data.pipeline import (
@@ -171,8 +172,7 @@ def evaluate(
     image_size = preprocessing.image_size
     check_classes(source, config.num_classes)
     check_labelled(source)
-    if batch_size < 1:
-        raise UsageError(f"batch_size={batch_size}: use at least 1")
+    at_least(1).check(batch_size=batch_size)
     on_batch()
     placement = model.placement
     batch_size = placement.round_up(batch_size)

@@ -142,8 +142,9 @@ def _no_shots(name: str, train: _Labelled, config: FewShotConfig) -> _Labelled:
     if not others.any():
         raise distributed.synchronized(
             UsageError(
-                f"{name}: every training image is a shot, so none is left to choose the L2: use "
-                "smaller fewshot.shots, or fewshot.choose_l2=test"
+                f"every training image of {name} is a shot, so none is left to choose the L2: use "
+                "fewer shots, or choose_l2=test",
+                **{"fewshot.shots": config.shots, "fewshot.choose_l2": config.choose_l2},
             )
         )
     return _Labelled(train.features[others], train.labels[others])

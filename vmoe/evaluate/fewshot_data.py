@@ -73,8 +73,9 @@ def _name_and_splits(text: str) -> tuple[str, str, str]:
     name, split = name_and_split(text)
     if split:
         raise UsageError(
-            f"fewshot.data={text}: a probe needs two splits, such as {name}:train,{split}; or give "
-            f"{name} for train and test"
+            f"a probe needs two splits, such as {name}:train,{split}; or give {name} for train and "
+            "test",
+            **{"fewshot.data": text},
         )
     return name, "train", "test"
 

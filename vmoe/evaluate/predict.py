@@ -15,6 +15,7 @@ from vmoe import models
 from vmoe.analysis.measures import expert_use
 from vmoe.axes import Images
 from vmoe.config import RoutingOverrides
+from vmoe.config.fields import at_least
 from vmoe.data.decode import SUFFIXES, image_files_below
 from vmoe.data.sources.source import Skipped
 from vmoe.errors import UsageError
@@ -94,8 +95,7 @@ def predict(
     """
     if not paths:
         raise UsageError("no images given: name at least one file, folder or pattern")
-    if top < 1:
-        raise UsageError(f"top={top}: use at least 1")
+    at_least(1).check(top=top)
     model, config = loaded.model, loaded.model.config
     if not config.num_classes:
         raise UsageError(f"{loaded.origin.path}: the model has no classes, only features")

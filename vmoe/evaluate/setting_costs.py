@@ -50,8 +50,9 @@ class Costs(NamedTuple):
         if budget < self.least:
             least = math.ceil(self.least * 1000) / 1000
             raise UsageError(
-                f"budget={budget:g}: the smallest that can be reached is {least:g}x, since the "
-                "rest of the model stays, and every expert keeps a few slots"
+                f"the smallest that can be reached is {least:g}x, since the rest of the model "
+                "stays, and every expert keeps a few slots",
+                budget=f"{budget:g}",
             )
 
 

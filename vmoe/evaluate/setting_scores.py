@@ -15,8 +15,8 @@ from vmoe.analysis.effects import PRIORITIES
 from vmoe.analysis.interventions import limited
 from vmoe.axes import Images
 from vmoe.config import MoEConfig, ViTConfig, replace
-from vmoe.config.fields import require
 from vmoe.config.inference import LayerSetting
+from vmoe.errors import require
 from vmoe.evaluate.settings import Levels, Setting
 from vmoe.nn.inputs import has_label, is_label
 from vmoe.nn.patches import num_tokens

@@ -310,5 +310,5 @@ def _block_indices(indices: int | Sequence[int] | None, depth: int) -> list[int]
         indices = range(-indices, 0)
     chosen = [i + depth if i < 0 else i for i in indices]
     if not chosen or not all(0 <= i < depth for i in chosen):
-        raise UsageError(f"indices={indices}: give blocks of 0 to {depth - 1}, or how many")
+        raise UsageError(f"give blocks of 0 to {depth - 1}, or how many", indices=indices)
     return chosen

@@ -15,10 +15,11 @@ from collections.abc import Iterable, Sequence
 import jax
 
 from vmoe.config import TrainConfig, replace
+from vmoe.config.fields import at_least
 from vmoe.config.train import ANY_LENGTH, LENGTHS
 from vmoe.costs.chips import CHIPS, Chip
 from vmoe.costs.flops import cost
-from vmoe.errors import Failure, UsageError, unknown
+from vmoe.errors import Failure, UsageError, choice, require
 from vmoe.mesh import place
 from vmoe.plan.communication import Communication, communication
 from vmoe.plan.memory import Memory, memory
@@ -106,7 +107,7 @@ def plan(
     if config.steps is None:  # nothing below depends on the number of steps
         config = replace(config, **dict.fromkeys(LENGTHS) | {"steps": ANY_LENGTH})
     spec = _chip(chip, devices)
-    limit = parse_bytes("device_memory", device_memory) if device_memory else spec.memory
+    limit = parse_bytes(device_memory) if device_memory else spec.memory
     placements = _placements(config, hypothetical_devices(devices), mesh)
     placements[0].check_batch(config.batch_size, config.accumulate)
     candidates = _candidates(config, placements)
@@ -146,22 +147,21 @@ def hypothetical_devices(count: int) -> Sequence[jax.Device]:
     devices = jax.devices("cpu")
     if len(devices) < count:
         raise UsageError(
-            f"devices={count}: JAX has started in this process with {len(devices)}; plan in a new "
-            "process"
+            f"JAX has started in this process with {len(devices)}; plan in a new process",
+            devices=count,
         )
     return devices[:count]
 
 
 def _chip(name: str, devices: int) -> Chip:
-    if name not in CHIPS:
-        raise UsageError(unknown("no chip", name, list(CHIPS)))
-    if devices < 1:
-        raise UsageError(f"devices={devices}: use at least 1")
+    require(name in CHIPS, choice(name, list(CHIPS)), chip=name)
+    at_least(1).check(devices=devices)
     chip = CHIPS[name]
     if chip.network_bandwidth is None and devices > chip.domain_size:
         raise UsageError(
-            f"devices={devices}: a pod of {name} has at most {chip.domain_size}, and no bandwidth "
-            "between pods is published; use fewer devices or another chip"
+            f"a pod of {name} has at most {chip.domain_size}, and no bandwidth between pods is "
+            "published; use fewer devices or another chip",
+            devices=devices,
         )
     return chip
 

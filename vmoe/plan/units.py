@@ -7,22 +7,19 @@ from vmoe.errors import UsageError
 _MEMORY = {"GB": 1e9, "GiB": 2.0**30, "MB": 1e6, "MiB": 2.0**20, "kB": 1e3}
 
 
-def parse_bytes(name: str, text: str) -> float:
-    """Parses an amount of memory to bytes.
-
-    Args:
-        name: name of the argument, for the error message.
-        text: a number and a unit, such as "80GB" or "74.5 GiB".
+def parse_bytes(device_memory: str) -> float:
+    """Parses an amount of memory, such as "80GB" or "74.5 GiB", to bytes.
 
     Raises:
         UsageError: the text is not a number and a unit.
 
-    >>> parse_bytes("device_memory", "1.5kB")
+    >>> parse_bytes("1.5kB")
     1500.0
     """
-    amount = re.fullmatch(r"(\d+(?:\.\d+)?) ?([A-Za-z]+)", text)
+    amount = re.fullmatch(r"(\d+(?:\.\d+)?) ?([A-Za-z]+)", device_memory)
     if not amount or amount[2] not in _MEMORY:
-        raise UsageError(f"{name}={text}: use a number and one of {', '.join(_MEMORY)}")
+        problem = f"use a number and one of {', '.join(_MEMORY)}"
+        raise UsageError(problem, device_memory=device_memory)
     return float(amount[1]) * _MEMORY[amount[2]]
 
 

@@ -26,7 +26,8 @@ def rounded_capacity(ideal: float, config: MoEConfig) -> int:
     slots = math.ceil(ideal) if config.capacity_rounding == "ceil" else round(ideal)
     if slots < 1:
         raise UsageError(
-            f"moe.capacity_factor={config.capacity_factor} leaves {ideal:.3g} slots for each of "
-            f"{config.num_experts} experts: raise it, use larger groups or capacity_rounding=ceil"
+            f"this leaves {ideal:.3g} slots for each of {config.num_experts} experts: raise it, "
+            "use larger groups or capacity_rounding=ceil",
+            **{"model.moe.capacity_factor": config.capacity_factor},
         )
     return -(-slots // config.capacity_multiple) * config.capacity_multiple

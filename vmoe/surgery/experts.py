@@ -19,7 +19,8 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
 from vmoe.config import MoEConfig, TokenChoice, ViTConfig, replace
-from vmoe.config.fields import require
+from vmoe.config.fields import at_least
+from vmoe.errors import require
 from vmoe.surgery.params import (
     Params,
     Path,
@@ -156,7 +157,7 @@ def add_experts(
     Raises:
         UsageError: no such block or expert, or the router is soft.
     """
-    require(noise_std >= 0, f"noise_std={noise_std}: use 0 or more")
+    at_least(0).check(noise_std=noise_std)
     layers = config.moe_blocks
     for block, experts in copied.items():
         _check(config, block, experts)
@@ -277,7 +278,8 @@ def _regroup(
 def _resized(moe: MoEConfig, num_experts: int, k: int | None) -> MoEConfig:
     require(
         k is None or isinstance(moe.router, TokenChoice),
-        f"k={k}: router {moe.router.kind} has no experts per token; leave k out",
+        f"router {moe.router.kind} has no experts per token; leave k out",
+        k=k,
     )
     return replace(moe, num_experts=num_experts, router={} if k is None else dict(k=k))
 

@@ -15,7 +15,8 @@ import jax.numpy as jnp
 
 from vmoe import models
 from vmoe.config import MoEConfig, TokenChoice, ViTConfig, replace
-from vmoe.config.fields import require
+from vmoe.config.fields import NOT_EMPTY, at_least
+from vmoe.errors import require
 from vmoe.nn.patches import num_tokens
 from vmoe.nn.vit import ViT
 from vmoe.surgery.params import (
@@ -105,7 +106,7 @@ def upcycle_params(
     Raises:
         UsageError: as ``upcycle``.
     """
-    require(noise_std >= 0, f"noise_std={noise_std}: use 0 or more")
+    at_least(0).check(noise_std=noise_std)
     chosen = _dense_blocks(config, blocks)
     target = with_sparse_blocks(config, config.moe_blocks | dict.fromkeys(chosen, moe))
     key, arrays = jax.random.key(seed), {}
@@ -160,8 +161,8 @@ def _dense_blocks(config: ViTConfig, blocks: Blocks) -> tuple[int, ...]:
     if isinstance(blocks, str):
         blocks = models.block_numbers(blocks, config.depth)
     chosen = tuple(sorted(set(blocks)))
-    require(bool(chosen), "blocks: none given, give at least one")
+    NOT_EMPTY.check(blocks=chosen)
     for block in chosen:
-        require(0 <= block < config.depth, f"blocks: no block {block}; use 0 to {config.depth - 1}")
-        require(block not in config.sparse_blocks, f"blocks: block {block} is sparse already")
+        require(0 <= block < config.depth, f"use 0 to {config.depth - 1}", blocks=block)
+        require(block not in config.sparse_blocks, "this block is sparse already", blocks=block)
     return chosen

@@ -123,16 +123,15 @@ def _evaluation_source(evaluation: EvalConfig, config: TrainConfig, trained: Sou
         split = evaluation.data
         if trained_split not in ("", *SPLITS):
             raise UsageError(
-                f"evaluations.data={split}: may have images of data.name={config.data.name}, as a "
-                f"split that is missing is split off train; name one, such as {name}:train[99%:]"
+                "both may have the same images, as a split that is missing is split off train; "
+                f"name one, such as {name}:train[99%:]",
+                **{"evaluations.data": split, "data.name": config.data.name},
             )
     else:
         name, split = name_and_split(evaluation.data)
         if not split:
-            raise UsageError(
-                f"evaluations.data={name}: give {', '.join(SPLITS)}, or NAME:SPLIT of another data "
-                "set"
-            )
+            problem = f"give {', '.join(SPLITS)}, or NAME:SPLIT of another data set"
+            raise UsageError(problem, **{"evaluations.data": name})
     return relabel(_open(name, split, config), trained.class_names)
 
 

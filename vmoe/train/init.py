@@ -100,7 +100,7 @@ def read_source(source: InitFrom | None, workdir: Path, config: ViTConfig) -> In
             f"{source.path}: its parameters have changed since the run in {workdir} began; restore "
             "them, or use another workdir"
         )
-    with naming(f"init={source.path}"):
+    with naming(init=source.path):
         params, changes = fit(
             stored.config,
             stored.params,

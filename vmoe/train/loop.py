@@ -200,8 +200,8 @@ def _restore_or_init(run: Run) -> State:
     if restored.step > run.config.total_steps:
         raise distributed.synchronized(
             UsageError(
-                f"steps={run.config.steps}: the run in {run.workdir} is at step {restored.step}; "
-                "give at least as many"
+                f"the run in {run.workdir} is at step {restored.step}; give at least as many",
+                steps=run.config.steps,
             )
         )
     run.report.resume(restored.step, {k: Position(*v) for k, v in restored.files.items()})

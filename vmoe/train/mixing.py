@@ -48,8 +48,9 @@ def mix(
     b, h, w, _ = images.shape
     if b == devices:
         raise UsageError(
-            f"data.mixup={config.mixup} and data.cutmix={config.cutmix} with one image per device: "
-            "there is no other to mix it with; use 0 for both, or a larger batch_size"
+            "a device has one image, and no other to mix it with; use 0 for both, or a larger "
+            "batch_size",
+            **{"data.mixup": config.mixup, "data.cutmix": config.cutmix},
         )
     shape = devices, 1 if config.mixing == "device" else b // devices
     is_cutmix, share, centre = replicate(_draw(key, shape, config))

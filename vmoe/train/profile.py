@@ -32,7 +32,7 @@ def parse_steps(text: str, steps: int) -> tuple[int, int] | None:
     first, last = map(int, match.groups()) if match else (0, 0)
     if not 1 <= first <= last <= steps:
         raise UsageError(
-            f"profile={text}: give the first and the last step, from 1 to {steps}, such as 10:15"
+            f"give the first and the last step, from 1 to {steps}, such as 10:15", profile=text
         )
     return first, last
 

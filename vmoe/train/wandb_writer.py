@@ -39,8 +39,9 @@ def check_wandb(workdir: Path, project: str) -> None:
         raise UsageError(f"wandb: {error}; pip install 'vmoe[wandb]'") from None
     if stored and project and project != stored["project"]:
         raise UsageError(
-            f"wandb={project}: the run in {workdir} is in the project {stored['project']}; use "
-            "that, or another workdir"
+            f"the run in {workdir} is in the project {stored['project']}; use that, or another "
+            "workdir",
+            wandb=project,
         )
     mode = wandb.setup(wandb.Settings(silent=True)).settings.mode
     if mode not in WITHOUT_LOGIN and not wandb.login(prompt=False, verify=False):

@@ -14,7 +14,7 @@ from vmoe.analysis.collect import BlockRouting, Collected
 from vmoe.analysis.colors import expert_colors, text_color
 from vmoe.analysis.patches import Favourites, on_grid
 from vmoe.analysis.plots.style import NORMAL, SMALL, early_to_late, label_experts, panels
-from vmoe.errors import UsageError
+from vmoe.errors import UsageError, require
 
 GREY = 0.5
 """Visible beside black and white patches."""
@@ -144,11 +144,10 @@ def kept_patches(
 def _kept(
     collected: Collected, i: int, images: Float[np.ndarray, "b h w 3"], patch_size: int
 ) -> Bool[np.ndarray, "b i j"]:
-    if i not in collected.blocks:
-        raise UsageError(f"block={i}: use one of {list(collected.blocks)}")
+    require(i in collected.blocks, f"use one of {list(collected.blocks)}", block=i)
     kept = collected.blocks[i].kept
-    if not kept.shape[-1]:
-        raise UsageError(f"block={i}: a soft router processes every token, none is dropped")
+    has_choices = kept.shape[-1] > 0
+    require(has_choices, "a soft router processes every token, none is dropped", block=i)
     return on_grid(np.asarray(kept.any(-1)), images, patch_size)
 
 

@@ -47,7 +47,7 @@ def early_to_late(blocks: Collection[int], given: Sequence[int] | None, at_most:
     """
     every = sorted(blocks)
     if unknown := [block for block in given or () if block not in every]:
-        raise UsageError(f"blocks={unknown}: use some of {every}")
+        raise UsageError(f"use some of {every}", blocks=unknown)
     if given is not None and len(given):
         return list(given)
     which = np.linspace(0, len(every) - 1, min(at_most, len(every)))
