@@ -22,7 +22,7 @@ from vmoe import zoo
 from vmoe.checkpoints import folder, read
 from vmoe.data.decode import decode
 from vmoe.data.sources import name_and_split, open_source
-from vmoe.data.sources.samples import path_of
+from vmoe.data.sources.builtin import path_of
 from vmoe.evaluate import evaluate
 
 SEEDS = (0, 1, 2)

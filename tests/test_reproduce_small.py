@@ -16,7 +16,7 @@ import pytest
 
 from vmoe.data.pipeline import ORDER
 from vmoe.data.sources import open_source, sample
-from vmoe.data.sources.samples import path_of
+from vmoe.data.sources.builtin import path_of
 from vmoe.evaluate import evaluate
 from vmoe.factory import load
 

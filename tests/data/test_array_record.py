@@ -13,7 +13,7 @@ import pytest
 
 from tests.command import ROOT
 from vmoe.data.sources import open_source
-from vmoe.data.sources.array_record import count_records
+from vmoe.data.sources.tfds import count_records
 from vmoe.errors import UsageError
 
 

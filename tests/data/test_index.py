@@ -16,9 +16,9 @@ import numpy as np
 import pytest
 
 from vmoe.cache import cache_folder
-from vmoe.data.sources import index, splits, table
+from vmoe.data.sources import index, splits
 from vmoe.data.sources.index import Index, IndexWriter, cached
-from vmoe.data.sources.table import Table, TableWriter
+from vmoe.data.sources.table import TableSource, TableWriter
 from vmoe.errors import Failure, UsageError
 
 
@@ -198,7 +198,7 @@ def write_table(folder: Path, labels: list[list[int]], **options: object) -> Non
         writer.finish(tuple("abcdefgh"), place="test", **options)
 
 
-def rows(opened: Table) -> list[int]:
+def rows(opened: TableSource) -> list[int]:
     return [int(opened.path(i)) for i in range(len(opened))]
 
 
@@ -209,8 +209,7 @@ FRACTIONS = {"validation": 0.1, "test": 0.1}
 def test_a_split_by_hashes_in_chunks_equals_a_loop_over_classes(
     chunk: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for module in (index, splits, table):
-        monkeypatch.setattr(module, "CHUNK", chunk)
+    monkeypatch.setattr(index, "CHUNK", chunk)
     rng = np.random.default_rng(0)
     sizes = (3, 3, 4, 5, 20, 100, 300, 565)  # the small classes lack an image in some split
     labels = rng.permutation(np.repeat(np.arange(8), sizes)).tolist()
@@ -227,7 +226,7 @@ def test_a_split_by_hashes_in_chunks_equals_a_loop_over_classes(
             if not counts[split]:
                 expected[next(i for i in members if counts[expected[i]] > 1)] = split
     for split in (*FRACTIONS, "train"):
-        opened = Table(tmp_path / "table", split)
+        opened = TableSource("test", tmp_path / "table", split)
         assert rows(opened) == [i for i in range(1000) if expected[i] == split]
         assert [opened.labels_of(i) for i in range(len(opened))] == [
             (labels[i],) for i in rows(opened)
@@ -241,17 +240,14 @@ def test_rows_that_are_left_out_are_no_part_of_a_split(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     for split in ("train", "validation", "test", "whole"):
         folder = tmp_path / ("whole" if split == "whole" else "table")
-        every = rows(Table(folder, split))
+        every = rows(TableSource("test", folder, split))
         for count in (0, 1, 30, 500):
             out = np.sort(rng.choice(500, count, replace=False)).tolist()
-            opened = Table(folder, split, out)
+            opened = TableSource("test", folder, split, out)
             assert rows(opened) == [row for row in every if row not in set(out)]
 
 
-def test_an_image_that_is_there_twice_is_found_in_any_part(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(table, "MOST_SORTED", 50)
+def test_an_image_that_is_there_twice_is_found_in_any_part(tmp_path: Path) -> None:
     for repeated, outcome in (
         ([], contextlib.nullcontext()),
         (["17"], pytest.raises(UsageError, match="test: 17 is there twice; list each image once")),
@@ -270,14 +266,14 @@ def test_a_process_holds_no_object_per_image(tmp_path: Path) -> None:
     write_table(tmp_path / "table", [[i % 8] for i in range(100_000)], fractions=FRACTIONS)
     code = f"""
 import random
-from vmoe.data.sources.table import Table
+from vmoe.data.sources.table import TableSource
 
 def private():
     status = open("/proc/self/status").read()
     return int(status.split("RssAnon:")[1].split()[0])
 
 before = private()
-table = Table({str(tmp_path / "table")!r}, "train")
+table = TableSource("test", {str(tmp_path / "table")!r}, "train")
 for _ in range(5000):
     i = random.randrange(len(table))
     table.path(i), table.labels_of(i)

@@ -2,12 +2,14 @@
 
 import collections
 import importlib
+import inspect
 import io
 import multiprocessing
 import operator
 import os
 import pickle
 import shutil
+import subprocess
 import sys
 import tarfile
 from collections.abc import Callable
@@ -20,17 +22,19 @@ from PIL import Image
 
 from tests.command import ROOT
 from vmoe.class_names import class_names
-from vmoe.config import TrainConfig, ViTConfig
+from vmoe.config import DataConfig, TrainConfig, ViTConfig
 from vmoe.data import check
 from vmoe.data.decode import decode
 from vmoe.data.pipeline import training_batches
 from vmoe.data.sources import (
+    KINDS,
     SPLITS,
     Example,
     Fingerprint,
     Source,
     index,
     name_and_split,
+    one_walk,
     open_source,
     relabel,
     skipped_messages,
@@ -114,6 +118,62 @@ def test_a_folder_is_checked_once_however_it_is_spelled_until_a_file_changes(
     (photos / "cats" / "000.png").write_bytes(b"no image")
     with pytest.raises(UsageError, match="1 of 30 images cannot be read"):
         open_source(f"folder:{photos}", "train")
+
+
+@pytest.mark.parametrize("form", ["whole", "train/"])
+def test_a_folder_is_walked_once_per_run_however_many_of_its_splits_are_opened(
+    form: str, photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if form == "train/":
+        photos.rename(photos.with_name("train"))
+        (photos / "train").parent.mkdir()
+        photos.with_name("train").rename(photos / "train")
+    walked, scandir = list[str](), os.scandir
+
+    def counting(path: object) -> object:
+        walked.append(str(path).rpartition(os.sep)[2])
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", counting)
+    with one_walk():
+        before = [len(open_source(f"folder:{photos}", split)) for split in ("train", "validation")]
+        assert walked.count("cats") == walked.count("dogs") == 1
+        write_images(photos / form.removeprefix("whole") / "cats" / "new", 100)
+        assert len(open_source(f"folder:{photos}", "train")) == before[0]
+    assert len(open_source(f"folder:{photos}", "train")) > before[0]
+
+
+@pytest.mark.parametrize(
+    ("name", "others"),
+    [
+        (
+            "folder:photos",
+            ["tensorflow_datasets", "datasets", "sklearn", "tar", "tfds", "manifest"],
+        ),
+        ("synthetic:10:8:2", ["tensorflow_datasets", "datasets", "sklearn", "table", "folder"]),
+    ],
+)
+def test_only_the_format_that_is_opened_is_imported(
+    name: str, others: list[str], photos: Path
+) -> None:
+    code = f"""
+import sys
+from vmoe.data.sources import open_source
+open_source({name!r}, "train")
+names = [each.rpartition(".")[2] for each in sys.modules if each.startswith("vmoe.data.sources.")]
+print(*sorted({{*names, *sys.modules}} & {{*{others}}}))
+"""
+    command = [sys.executable, "-W", "ignore", "-c", code]
+    result = subprocess.run(
+        command, capture_output=True, text=True, check=True, cwd=photos.parent,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+    assert not result.stdout.strip()
+
+
+def test_the_help_of_data_name_lists_every_kind_of_data_set() -> None:
+    words = inspect.getsource(DataConfig)
+    assert [name + kind.path for name, kind in KINDS.items() if name + kind.path not in words] == []
 
 
 def changed(name: str, change: Callable[[bytes], bytes]) -> Callable[[Path], None]:

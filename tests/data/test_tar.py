@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from vmoe.data.decode import decode
-from vmoe.data.sources import SPLITS, Source, open_source, skipped_messages, tar_shard
+from vmoe.data.sources import SPLITS, Source, open_source, skipped_messages, tar
 from vmoe.errors import UsageError
 
 
@@ -102,13 +102,13 @@ def test_labels_are_names_several_in_json_or_numbers_with_names(tmp_path: Path) 
 
 def test_each_shard_is_indexed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     read: list[str] = []
-    build = tar_shard._build
+    build = tar._build_shard
 
     def counting(path: Path, target: Path) -> None:
         read.append(path.name)
         build(path, target)
 
-    monkeypatch.setattr(tar_shard, "_build", counting)
+    monkeypatch.setattr(tar, "_build_shard", counting)
     shard(tmp_path / "train-0.tar", range(30))
     shard(tmp_path / "train-1.tar", range(30, 60))
     source = open_source(f"tar:{tmp_path}", "train")

@@ -12,8 +12,8 @@ from jaxtyping import Int
 
 from vmoe.config.data import Check, OnError
 from vmoe.config.fewshot import FewShotConfig
-from vmoe.data.sources import Source, name_and_split, open_source, relabel
-from vmoe.data.sources.subset import Subset
+from vmoe.data.sources import Source, name_and_split, one_walk, open_source, relabel
+from vmoe.data.sources.views import Subset
 from vmoe.errors import UsageError
 from vmoe.evaluate.probe import draw
 
@@ -41,6 +41,7 @@ class FewShotData:
         return self.train, self.test
 
 
+@one_walk()
 def open_fewshot(
     config: FewShotConfig, *, check: Check = "headers", on_error: OnError = "fail"
 ) -> tuple[FewShotData, ...]:

@@ -23,7 +23,7 @@ from vmoe.axes import Routing
 from vmoe.config.preprocessing import Preprocessing
 from vmoe.data.pipeline import check_classes, evaluation_batches, evaluation_order
 from vmoe.data.sources import Source
-from vmoe.data.sources.subset import Subset
+from vmoe.data.sources.views import Subset
 from vmoe.errors import UsageError
 from vmoe.factory import Loaded
 from vmoe.nn.inputs import to_float

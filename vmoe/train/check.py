@@ -9,7 +9,7 @@ import jax
 from vmoe import models
 from vmoe.config import EvalConfig, Preprocessing, TrainConfig
 from vmoe.data.pipeline import Batch, Read, check_labelled, empty_batch, training_batches
-from vmoe.data.sources import SPLITS, Source, name_and_split, open_source, relabel
+from vmoe.data.sources import SPLITS, Source, name_and_split, one_walk, open_source, relabel
 from vmoe.data.workers import Batches, check_shared_memory
 from vmoe.errors import UsageError
 from vmoe.evaluate import check_evaluation
@@ -51,6 +51,7 @@ class Checked:
     environment: dict[str, Any]
 
 
+@one_walk()
 def check(
     config: TrainConfig,
     workdir: Path,

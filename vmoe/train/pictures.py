@@ -15,7 +15,7 @@ from PIL import Image, ImageDraw, ImageFont
 from vmoe.config.preprocessing import Preprocessing
 from vmoe.data.pipeline import evaluation_batches, evaluation_order
 from vmoe.data.sources import Source
-from vmoe.data.sources.subset import Subset
+from vmoe.data.sources.views import Subset
 from vmoe.errors import one_line
 from vmoe.evaluate import Evaluation
 from vmoe.evaluate.metrics import PerExample

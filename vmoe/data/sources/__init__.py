@@ -1,61 +1,95 @@
-"""Data sets by name.
+"""Data sets by name: ``KINDS`` lists them, and the file of each says more.
 
-    name                             images                              class names
-    digits                           1,797 of 8 x 8 pixels               the ten digits
-    fashion_mnist[:FOLDER]           70,000 of 28 x 28 pixels            ten kinds of clothing
-    fashion_mnist_sample             512 test images of these            as above
-    emoji_sample                     128 of 64 x 64 pixels               nine categories
-    folder:PATH                      in one sub-folder per class         the sub-folders
-    manifest:FILE                    listed in a .csv or .jsonl file     classes.txt, or the labels
-    tar:FOLDER_OR_PATTERN            WebDataset's shards                 classes.txt, or the labels
-    tfds:NAME_OR_PATH                TFDS in ArrayRecord form            its ClassLabel
-    hf:FOLDER                        Hugging Face, by save_to_disk       its ClassLabel, or numbers
-    arrays:FILE_OR_FOLDER            NumPy arrays                        class_names, or numbers
-    synthetic:ITEMS[:SIZE[:CLASSES]] random colours                      numbers
-
-The file of each source in this package says more. To name a split as well, append ``:train``,
-``:validation`` or ``:test``, for TFDS also a slice, such as ``:train[:99%]``. What has to be known
-of all examples is in indexes in the user's cache folder, which processes share (``index.py``).
+To name a split as well, append ``:train``, ``:validation`` or ``:test``, for TFDS also a slice,
+such as ``:train[:99%]``. What has to be known of all examples is in indexes in the user's cache
+folder, which processes share (``index.py``).
 """
 
+import pkgutil
 import re
 from collections.abc import Iterable, Iterator
+from typing import NamedTuple
 
 from vmoe.config.data import Check, OnError
-from vmoe.data.sources.arrays import open_arrays
-from vmoe.data.sources.digits import open_digits
-from vmoe.data.sources.fashion_mnist import open_fashion_mnist
-from vmoe.data.sources.folder import open_folder
-from vmoe.data.sources.hf import open_hf
-from vmoe.data.sources.manifest import open_manifest
-from vmoe.data.sources.relabeled import relabel
-from vmoe.data.sources.samples import NAMES, open_sample
+from vmoe.data.sources.index import one_walk
 from vmoe.data.sources.source import NAMED, Example, Fingerprint, Skipped, Source
 from vmoe.data.sources.splits import SPLITS
-from vmoe.data.sources.subset import sample
-from vmoe.data.sources.synthetic import open_synthetic
-from vmoe.data.sources.tar import open_tar
-from vmoe.data.sources.tfds import open_tfds
+from vmoe.data.sources.views import relabel, sample
 from vmoe.errors import UsageError, listed, unknown
 
 __all__ = [
+    "KINDS",
     "SPLITS",
     "Example",
     "Fingerprint",
     "Source",
     "sample",
     "name_and_split",
+    "one_walk",
     "open_source",
     "relabel",
     "skipped_messages",
 ]
 
+
+class Kind(NamedTuple):
+    """A kind of data set.
+
+    Attributes:
+        opener: MODULE:FUNCTION in this package, imported when it is needed: a function from what
+            follows the name, or else the name, and a split to a ``Source``.
+        path: what follows the name, in brackets if it may be left out; empty for nothing.
+        images: what the data set holds, in a few words.
+        classes: where the class names come from.
+        files: whether its images are files, which are checked when it is opened.
+    """
+
+    opener: str
+    path: str
+    images: str
+    classes: str
+    files: bool = False
+
+    @property
+    def needs_path(self) -> bool:
+        """Whether something has to follow the name."""
+        return self.path.startswith(":")
+
+
+# fmt: off
+KINDS = {
+    "digits": Kind("builtin:Digits", "", "1,797 of 8 x 8 pixels", "the ten digits"),
+    "fashion_mnist": Kind("fashion_mnist:FashionMnist", "[:FOLDER]", "70,000 of 28 x 28 pixels",
+                          "ten kinds of clothing"),
+    "fashion_mnist_sample": Kind("builtin:Sample", "", "512 test images of these", "as above"),
+    "emoji_sample": Kind("builtin:Sample", "", "128 of 64 x 64 pixels", "nine categories"),
+    "folder": Kind("folder:open_folder", ":PATH", "in one sub-folder per class", "the sub-folders",
+                   files=True),
+    "manifest": Kind("manifest:open_manifest", ":FILE", "listed in a .csv or .jsonl file",
+                     "classes.txt, or the labels", files=True),
+    "tar": Kind("tar:open_tar", ":FOLDER_OR_PATTERN", "WebDataset's shards",
+                "classes.txt, or the labels"),
+    "tfds": Kind("tfds:open_tfds", ":NAME_OR_PATH", "TFDS in ArrayRecord form", "its ClassLabel"),
+    "hf": Kind("hf:open_hf", ":FOLDER", "Hugging Face, by save_to_disk",
+               "its ClassLabel, or numbers"),
+    "arrays": Kind("arrays:ArrayFile", ":FILE_OR_FOLDER", "NumPy arrays",
+                   "class_names, or numbers"),
+    "synthetic": Kind("builtin:open_synthetic", ":ITEMS[:SIZE[:CLASSES]]", "random colours",
+                      "numbers"),
+}
+# fmt: on
+__doc__ = "\n".join(
+    [
+        *(__doc__ or "").splitlines(),
+        "",
+        *(
+            f"    {name + each.path:33}{each.images:33}{each.classes}"
+            for name, each in KINDS.items()
+        ),
+    ]
+)
 # A split of TFDS begins with a letter, a version with a digit.
 TFDS = re.compile(r"(?P<name>tfds:[^:]+(:\d[^:]*)?)(:(?P<split>[A-Za-z].*))?")
-
-_WITHOUT_PATH = ("digits", *NAMES)
-_WITH_PATH = ("folder", "manifest", "tar", "tfds", "hf", "arrays", "synthetic")
-_KINDS = ("digits", "fashion_mnist", *NAMES, *_WITH_PATH)
 
 
 def open_source(
@@ -64,7 +98,7 @@ def open_source(
     """Opens a split of a data set.
 
     Args:
-        name: as above, without a split.
+        name: as ``KINDS`` lists them, without a split.
         split: "train", "validation" or "test"; for TFDS any of its splits and slices.
         check: how the images of a folder or a list are checked, see ``vmoe/data/check.py``.
         on_error: whether unreadable images in these are an error.
@@ -72,43 +106,29 @@ def open_source(
     Raises:
         UsageError: there is no such data set or split, or its files are missing or corrupt.
     """
-    kind, path = _kind_and_path(name)
-    if split not in SPLITS and kind != "tfds":
+    name, _, path = name.partition(":")
+    kind = _kind(name, path)
+    if split not in SPLITS and name != "tfds":
         raise UsageError(unknown("no split", split, list(SPLITS)))
+    checks = {"check": check, "on_error": on_error} if kind.files else {}
     try:
-        return _open(kind, path, split, check, on_error)
+        opener = pkgutil.resolve_name(f"{__name__}.{kind.opener}")
+        return opener(path if kind.path else name, split, **checks)
     except PermissionError as error:
         raise UsageError(f"{error.filename}: {error.strerror}; make it readable") from None
 
 
-def _open(kind: str, path: str, split: str, check: Check, on_error: OnError) -> Source:
-    files = {"folder": open_folder, "manifest": open_manifest}
-    others = {
-        "arrays": open_arrays,
-        "fashion_mnist": open_fashion_mnist,
-        "hf": open_hf,
-        "synthetic": open_synthetic,
-        "tar": open_tar,
-        "tfds": open_tfds,
-    }
-    if kind in files:
-        return files[kind](path, split, check=check, on_error=on_error)
-    if kind in others:
-        return others[kind](path, split)
-    return open_digits(split) if kind == "digits" else open_sample(kind, split)
-
-
-def _kind_and_path(name: str) -> tuple[str, str]:
-    kind, _, path = name.partition(":")
-    if kind not in _KINDS:
-        raise UsageError(unknown("no data set", kind, list(_KINDS)))
-    if kind in _WITHOUT_PATH and path in SPLITS:
-        raise UsageError(f"{name}: no split {path!r} can be given here; use {kind!r}")
-    if kind in _WITHOUT_PATH and path:
+def _kind(name: str, path: str) -> Kind:
+    kind = KINDS.get(name)
+    if kind is None:
+        raise UsageError(unknown("no data set", name, list(KINDS)))
+    if not kind.path and path in SPLITS:
+        raise UsageError(f"{name}:{path}: no split {path!r} can be given here; use {name!r}")
+    if not kind.path and path:
         raise UsageError(unknown("no split", path, list(SPLITS)))
-    if kind in _WITH_PATH and not path:
-        raise UsageError(f"data set {kind!r} needs a path: {kind}:PATH")
-    return kind, path
+    if kind.needs_path and not path:
+        raise UsageError(f"data set {name!r} needs a path: {name}:PATH")
+    return kind
 
 
 def name_and_split(text: str) -> tuple[str, str]:
@@ -122,7 +142,7 @@ def name_and_split(text: str) -> tuple[str, str]:
     if found := TFDS.fullmatch(text):
         return found["name"], found["split"] or ""
     name, _, split = text.rpartition(":")
-    path_missing = name in _WITH_PATH
+    path_missing = name in KINDS and KINDS[name].needs_path
     return (name, split) if split in SPLITS and name and not path_missing else (text, "")
 
 

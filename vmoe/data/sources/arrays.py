@@ -1,4 +1,6 @@
-"""Images in one NumPy file, or in a folder of NumPy files.
+"""Sources whose pixels are an array; and the format of NumPy files.
+
+Images in one NumPy file, or in a folder of NumPy files.
 
     images, labels               not split: 80% of each class is train, 10% validation, 10% test
     train_images, train_labels,  split as named: train, validation, test, or as ``splits.py`` lists
@@ -15,15 +17,20 @@ Those of a compressed file are read into the memory of each process. For a split
 each process holds the indices of its images, 8 bytes each.
 """
 
+import functools
+import hashlib
 import math
 import os
 import struct
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+from jaxtyping import Int, Integer, UInt8
 
-from vmoe.data.sources.in_memory import InMemorySource, rgb
+from vmoe.data.sources.index import CHUNK
+from vmoe.data.sources.source import Example, Format
 from vmoe.data.sources.splits import named_splits, resolve_split, stratified_split
 from vmoe.data.sources.vocabulary import MOST_CLASSES, check_distinct
 from vmoe.errors import Failure, UsageError, one_line
@@ -34,34 +41,96 @@ LOCAL_HEADER = 30  # bytes before the name of a file in a .zip
 PIECE = 1 << 20  # bytes read at once
 
 
-def open_arrays(path: str, split: str) -> InMemorySource:
-    """Opens a split of a NumPy file.
+class ArraySource(Format):
+    """A split of a data set that is one array, in memory or mapped into it.
 
-    Args:
-        path: the .npz file, or the folder.
-        split: "train", "validation" or "test".
-
-    Raises:
-        UsageError: there is no such file or split, or its arrays are not as described above.
+    Attributes:
+        labels: of each image: one, or several padded with -1; of any integer type.
+        rows: where the examples are among ``images`` and ``labels``, if these are not all.
     """
-    place = f"arrays:{path}"
-    arrays = _load(path)
-    prefixes = [name.removesuffix(IMAGES) for name in arrays if name.endswith(IMAGES)]
-    available = [*named_splits(prefixes, place).values()]
-    pairs = {name: _pair(arrays, f"{name}_" if name else "", place) for name in available or [""]}
-    class_names = _class_names(arrays, [labels for _, labels in pairs.values()], place)
-    stored_split, fractions = resolve_split(split, available, place)
-    images, labels = pairs[stored_split]
-    if not fractions:
-        return InMemorySource(f"{place}:{split}", (place, split), images, labels, class_names)
-    several = labels.ndim > 1  # an image is in no one class
-    rows = stratified_split(
-        np.zeros(len(labels), np.int64) if several else labels,
-        fractions,
-        class_names=["all"] if several else class_names,
-        place=place,
-    )[split]
-    return InMemorySource(f"{place}:{split}", (place, split), images, labels, class_names, rows)
+
+    name: str
+    images: UInt8[np.ndarray, "_ h w 3"]
+    labels: Integer[np.ndarray, "_"] | Integer[np.ndarray, "_ l"]
+    class_names: tuple[str, ...]
+    rows: Int[np.ndarray, "b"] | None = None
+
+    @functools.cached_property
+    def max_labels(self) -> int:
+        if self.labels.ndim == 1:
+            return 1
+        return max([1, *(int((labels >= 0).sum(1).max()) for labels in self._label_chunks())])
+
+    def __len__(self) -> int:
+        return len(self.labels if self.rows is None else self.rows)
+
+    def __getitem__(self, index: int) -> Example:
+        return Example(self._pixels(index), self.labels_of(index), f"{self.name}[{index}]")
+
+    def _pixels(self, index: int) -> UInt8[np.ndarray, "h w 3"]:
+        return np.asarray(self.images[self._row(index)])
+
+    def _row(self, index: int) -> int:
+        return index if self.rows is None else int(self.rows[index])
+
+    def labels_of(self, index: int) -> tuple[int, ...]:
+        labels = np.atleast_1d(self.labels[self._row(index)])
+        return tuple(label for label in labels.tolist() if label >= 0)
+
+    def _label_chunks(self) -> Iterator[np.ndarray]:
+        """The labels of all examples, a part at a time: mapped ones are not copied as a whole."""
+        for start in range(0, len(self), CHUNK):
+            rows = slice(start, start + CHUNK)
+            yield self.labels[rows if self.rows is None else self.rows[rows]]
+
+    def _description(self) -> tuple[str, str]:
+        """A hash of the class names, the labels and the shape."""
+        shape = (len(self), *self.images.shape[1:])
+        data = hashlib.sha256(repr((self.class_names, shape)).encode())
+        for labels in self._label_chunks():
+            data.update(labels.astype(np.int64).tobytes())
+        return data.hexdigest(), ""
+
+    def _content(self, index: int) -> bytes:
+        return self._pixels(index).tobytes()
+
+
+def rgb(grey: UInt8[np.ndarray, "b h w"]) -> UInt8[np.ndarray, "b h w 3"]:
+    """Grey images with three equal channels, as a read-only view: the pixels are not copied."""
+    return np.broadcast_to(grey[..., None], (*grey.shape, 3))
+
+
+class ArrayFile(ArraySource):
+    """A split of a NumPy file, or of a folder of these."""
+
+    def __init__(self, path: str, split: str):
+        """
+        Args:
+            path: the .npz file, or the folder.
+            split: "train", "validation" or "test".
+
+        Raises:
+            UsageError: there is no such file or split, or its arrays are not as described above.
+        """
+        place = f"arrays:{path}"
+        arrays = _load(path)
+        prefixes = [name.removesuffix(IMAGES) for name in arrays if name.endswith(IMAGES)]
+        available = [*named_splits(prefixes, place).values()]
+        pairs = {
+            name: _pair(arrays, f"{name}_" if name else "", place) for name in available or [""]
+        }
+        self.name = f"{place}:{split}"
+        self.class_names = _class_names(arrays, [labels for _, labels in pairs.values()], place)
+        stored_split, fractions = resolve_split(split, available, place)
+        self.images, self.labels = pairs[stored_split]
+        if fractions:
+            several = self.labels.ndim > 1  # an image is in no one class
+            self.rows = stratified_split(
+                np.zeros(len(self.labels), np.int64) if several else self.labels,
+                fractions,
+                class_names=["all"] if several else self.class_names,
+                place=place,
+            )[split]
 
 
 def _load(path: str) -> dict[str, np.ndarray]:

@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 
 from vmoe.cache import cache_folder
-from vmoe.data.sources.in_memory import InMemorySource, rgb
+from vmoe.data.sources.arrays import ArraySource, rgb
 from vmoe.data.sources.splits import stratified_split
 from vmoe.errors import Failure, UsageError
 from vmoe.retry import retried
@@ -42,28 +42,28 @@ SHA256 = {
 MOST_BYTES = 16 + 60_000 * 28 * 28  # of an unpacked file
 
 
-def open_fashion_mnist(folder: str, split: str) -> InMemorySource:
-    """Opens a split of Fashion-MNIST.
+class FashionMnist(ArraySource):
+    """A split of Fashion-MNIST."""
 
-    Args:
-        folder: the folder of its files; if empty, they are found or downloaded.
-        split: "train", "validation" or "test".
+    def __init__(self, folder: str, split: str):
+        """
+        Args:
+            folder: the folder of its files; if empty, they are found or downloaded.
+            split: "train", "validation" or "test".
 
-    Raises:
-        UsageError: a file is missing or corrupt.
-        Failure: a file cannot be downloaded.
-    """
-    prefix = "t10k" if split == "test" else "train"
-    images, labels = _read(Path(folder) if folder else _find(), prefix)
-    if split != "test":
-        index = stratified_split(
-            labels, {"validation": 1 / 12}, class_names=CLASS_NAMES, place="fashion_mnist"
-        )[split]
-        images, labels = images[index], labels[index]
-    dataset = f"fashion_mnist:{folder}" if folder else "fashion_mnist"
-    return InMemorySource(
-        f"fashion_mnist:{split}", (dataset, split), rgb(images), labels, CLASS_NAMES
-    )
+        Raises:
+            UsageError: a file is missing or corrupt.
+            Failure: a file cannot be downloaded.
+        """
+        prefix = "t10k" if split == "test" else "train"
+        images, labels = _read(Path(folder) if folder else _find(), prefix)
+        if split != "test":
+            index = stratified_split(
+                labels, {"validation": 1 / 12}, class_names=CLASS_NAMES, place="fashion_mnist"
+            )[split]
+            images, labels = images[index], labels[index]
+        self.name, self.class_names = f"fashion_mnist:{split}", CLASS_NAMES
+        self.images, self.labels = rgb(images), labels
 
 
 @functools.cache

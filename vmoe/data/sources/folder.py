@@ -5,24 +5,28 @@ PATH/train/CLASS/...        split into folders: train, validation, test, or as `
                             them (val, Valid, dev, ...); without one for validation, 10% of train
 
 The classes have the names of their folders, those of the training split, in alphabetical order. The
-names, sizes and times of the files are kept in an index (``index.py``).
+names, sizes and times of the files are kept in an index (``index.py``). Each start walks the folder
+once, to compare them.
 """
 
 import hashlib
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
+from jaxtyping import Int
 
 from vmoe.config.data import Check, OnError
-from vmoe.data.decode import SUFFIXES, Found, entries_of, image_files_below, is_folder
-from vmoe.data.sources.files import FileSource, open_files
-from vmoe.data.sources.index import cached
+from vmoe.data.decode import SUFFIXES, entries_of, image_files_below, is_folder
+from vmoe.data.sources.index import cached, walked
 from vmoe.data.sources.source import NAMED
 from vmoe.data.sources.splits import SPLITS, WORDS, named_splits, resolve_split
-from vmoe.data.sources.table import TableWriter
+from vmoe.data.sources.table import FileSource, TableWriter, open_files
 from vmoe.errors import UsageError
+
+SEPARATOR = "\0"  # no path has it
 
 
 def open_folder(
@@ -56,26 +60,26 @@ def open_folder(
     folder = available[stored_split] if stored_split else root
     class_names = _class_names(available.get("train", folder))
     beside = _beside(root, folder, available.values())
+    classes = walked(folder, lambda: list(_walk(folder, class_names)))
     key = hashlib.sha256(repr((class_names, fractions, beside)).encode(errors="surrogateescape"))
-    for found in _find(folder, class_names):
-        key.update(repr(found).encode())
+    for each in classes:
+        key.update(repr((len(each.sizes), *each[3:])).encode(errors="surrogateescape"))
+        key.update(b"".join((each.paths, each.sizes.tobytes(), each.times.tobytes())))
 
     def build(target: Path) -> None:
-        others, links, more = list[str](), list[str](), 0
+        others = [path for each in classes for path in each.others]
         with TableWriter(target) as table:
-            for label, found in enumerate(_find(folder, class_names)):
-                _append(table, found, label)
-                links += found.links
-                others += found.others
-                more += len(others[NAMED:])
-                del others[NAMED:]
+            for label, each in enumerate(classes):
+                paths = os.fsdecode(each.paths).split(SEPARATOR) if each.paths else []
+                columns = {"sizes": each.sizes, "times": each.times}
+                table.append(paths, [(label,)] * len(paths), **columns)
             table.finish(
                 class_names,
                 place=place,
                 fractions=fractions,
-                others=others,
-                more_others=more,
-                links=links,
+                others=others[:NAMED],
+                more_others=sum(each.more_others for each in classes) + len(others[NAMED:]),
+                links=[path for each in classes for path in each.links],
                 beside=beside[:NAMED],
                 more_beside=len(beside[NAMED:]),
             )
@@ -141,40 +145,43 @@ def _images(folder: Path) -> list[str]:
     )
 
 
-def _find(folder: Path, class_names: Sequence[str]) -> Iterator[Found]:
-    """The files of each class, in the order of the classes, by their paths in the folder."""
+class _Class(NamedTuple):
+    """The files of a class, by their paths from the parent of its folder, however it is spelled.
+
+    Attributes:
+        paths: of the images, in order, with a SEPARATOR between them.
+        others: files that are not images; the first few of many.
+        more_others: number of these beside ``others``.
+        links: symbolic links to folders.
+    """
+
+    paths: bytes
+    sizes: Int[np.ndarray, "b"]
+    times: Int[np.ndarray, "b"]
+    others: list[str]
+    more_others: int
+    links: list[str]
+
+
+def _walk(folder: Path, class_names: Sequence[str]) -> Iterator[_Class]:
+    """The files of each class, in the order of the classes."""
     if unknown := sorted(set(_class_names(folder)) - set(class_names)):
         raise UsageError(
             f"{folder}: class {unknown[0]!r} has no folder in the training split; add one, or "
             "remove the class"
         )
     for name in class_names:
-        found = _relative(image_files_below(folder / name), folder / name)
-        if (folder / name).is_dir() and not found.images:
+        images, others, links = image_files_below(folder / name)
+        if (folder / name).is_dir() and not images:
             raise UsageError(
                 f"{folder / name}: no images in it ({', '.join(SUFFIXES)}); add some, or remove it"
             )
-        yield found
-
-
-def _relative(found: Found, folder: Path) -> Found:
-    """The paths of the files of a class from the parent of its folder, however that is spelled."""
-
-    def relative(path: str) -> str:
-        return folder.name + path.removeprefix(str(folder))
-
-    return Found(
-        [image._replace(path=relative(image.path)) for image in found.images],
-        [relative(path) for path in found.others],
-        [relative(path) for path in found.links],
-    )
-
-
-def _append(table: TableWriter, found: Found, label: int) -> None:
-    """Appends the images of one class to a table."""
-    table.append(
-        [image.path for image in found.images],
-        [(label,)] * len(found.images),
-        sizes=np.array([image.size for image in found.images], np.int64),
-        times=np.array([image.modified for image in found.images], np.int64),
-    )
+        start = len(str(folder / name)) - len(name)
+        yield _Class(
+            os.fsencode(SEPARATOR.join(image.path[start:] for image in images)),
+            np.array([image.size for image in images], np.int64),
+            np.array([image.modified for image in images], np.int64),
+            [path[start:] for path in others[:NAMED]],
+            len(others[NAMED:]),
+            [path[start:] for path in links],
+        )

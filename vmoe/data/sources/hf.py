@@ -18,12 +18,11 @@ read: ``load_dataset("parquet", data_files=...).save_to_disk(FOLDER)`` converts 
 import functools
 import hashlib
 import os
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from vmoe.data.sources.index import state_of
-from vmoe.data.sources.source import Example, Fingerprint, Skipped, sampled
+from vmoe.data.sources.source import Example, Format, digest, sampled
 from vmoe.data.sources.splits import resolve_split
 from vmoe.data.sources.vocabulary import MOST_CLASSES
 from vmoe.errors import Failure, UsageError, one_line
@@ -52,8 +51,8 @@ def open_hf(folder: str, split: str) -> "HfSource":
     return source
 
 
-class HfSource:
-    """A split of a data set of Hugging Face; see ``Source``."""
+class HfSource(Format):
+    """A split of a data set of Hugging Face."""
 
     def __init__(self, folder: str, split: str):
         """
@@ -61,7 +60,6 @@ class HfSource:
             folder: that ``save_to_disk`` has written.
             split: "train", "validation" or "test".
         """
-        self._arguments = (folder, split)
         self._place = f"hf:{folder}"
         self.name = f"{self._place}:{split}"
         data, (self._start, self._width) = _open(folder, split, self._place)
@@ -75,11 +73,6 @@ class HfSource:
     def class_names(self) -> tuple[str, ...]:
         names = getattr(_inner(self._data.features[self._label]), "names", None)
         return tuple(names or map(str, range(self._statistics[1] + 1)))
-
-    @property
-    def skipped(self) -> Skipped:
-        """Nothing is skipped."""
-        return Skipped()
 
     @property
     def max_labels(self) -> int:
@@ -148,24 +141,18 @@ class HfSource:
         for i in sampled(len(self)):
             self[i]
 
-    def fingerprint(self) -> Fingerprint:
-        """Hashes of the class names, of the names, sizes and times of the files, and of the labels
-        and images of some examples.
-        """
+    def _description(self) -> tuple[str, str]:
+        """Hashes of the class names, and of the names, sizes and times of the files."""
         files = [each["filename"] for each in self._data.cache_files]
         states = [state_of(file) for file in files]
         sizes = [(os.path.basename(f), size) for f, (size, _) in zip(files, states, strict=True)]
-        data = hashlib.sha256(repr((self.class_names, self._start, self._width, sizes)).encode())
-        times = hashlib.sha256(repr([time for _, time in states]).encode())
-        content = hashlib.sha256()
-        for i in sampled(len(self)):
-            example = self[i]
-            assert isinstance(example.image, bytes)
-            content.update(repr(example.labels).encode() + example.image)
-        return Fingerprint(data.hexdigest(), times.hexdigest(), content.hexdigest())
+        data = (self.class_names, self._start, self._width, sizes)
+        return digest(data), digest([time for _, time in states])
 
-    def __reduce__(self) -> tuple[Callable[..., "HfSource"], tuple[str, str]]:
-        return HfSource, self._arguments
+    def _content(self, index: int) -> bytes:
+        example = self[index]
+        assert isinstance(example.image, bytes)
+        return repr(example.labels).encode() + example.image
 
 
 def _open(folder: str, split: str, place: str) -> tuple[Any, tuple[int, int]]:

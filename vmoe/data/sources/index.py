@@ -29,9 +29,10 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextvars import ContextVar
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, TypeVar
 
 import numpy as np
 from jaxtyping import Int, Integer, Num, Shaped
@@ -41,11 +42,14 @@ from vmoe.errors import Failure, UsageError, parse_json
 from vmoe.retry import can_pass, failure, retried
 from vmoe.signals import temporary_folder
 
-VERSION = 2  # of the files below; an index of another version is not used
+VERSION = 3  # of the files below; an index of another version is not used
 CHUNK = 1 << 18  # rows that are processed at once
 INFO = "index.json"
 SUMS = "SHA256SUMS"  # of all files, as the command sha256sum writes and checks them
 KEPT = 7 * 24 * 3600  # seconds that an index of earlier data is kept after it was last opened
+
+
+T = TypeVar("T")
 
 
 def state_of(file: str | Path) -> tuple[int, int]:
@@ -60,6 +64,30 @@ def state_of(file: str | Path) -> tuple[int, int]:
     except OSError as error:
         raise UsageError(f"{file}: {error.strerror}") from None
     return status.st_size, status.st_mtime_ns
+
+
+_found: ContextVar[dict[Path, Any] | None] = ContextVar("found", default=None)
+
+
+@contextlib.contextmanager
+def one_walk() -> Iterator[None]:
+    """While this lasts, a folder is walked once, however many of its splits are opened."""
+    found = _found.get()
+    token = _found.set({} if found is None else found)
+    try:
+        yield
+    finally:
+        _found.reset(token)
+
+
+def walked(folder: Path, walk: Callable[[], T]) -> T:
+    """What a walk through a folder finds, or has found before in ``one_walk``."""
+    found = _found.get()
+    if found is None:
+        return walk()
+    if folder not in found:
+        found[folder] = walk()
+    return found[folder]
 
 
 def cached(
@@ -208,36 +236,22 @@ def _hash(text: str) -> str:
     return hashlib.sha256(text.encode(errors="surrogateescape")).hexdigest()[:32]
 
 
-class Index:
-    """The columns of an index, mapped into memory.
+class Columns:
+    """Columns of an index, mapped into memory."""
 
-    Attributes:
-        folder: where its files are.
-        info: what the writer has added: class names and the like.
-    """
-
-    def __init__(self, folder: str | Path):
-        """Opens an index, and verifies that its files are as long as they have to be.
+    def __init__(self, folder: Path, written: Mapping[str, Sequence[Any]]):
+        """
+        Args:
+            folder: where the files are.
+            written: by column, the dtype and the number of values.
 
         Raises:
-            UsageError: there is no index in this folder, or it is incomplete.
+            OSError, ValueError: a file is missing, or not as long as it has to be.
         """
-        self.folder = Path(folder)
-        self.info: dict[str, Any]
-        try:
-            self.info, self._columns = retried(self.folder, self._read)
-        except (OSError, ValueError, KeyError, TypeError):
-            raise UsageError(
-                f"{self.folder}: the index of the data is gone or incomplete; run the command again"
-            ) from None
-
-    def _read(self) -> tuple[dict[str, Any], dict[str, Shaped[np.ndarray, "_"]]]:
-        written = parse_json((self.folder / INFO).read_text())
-        columns = {
-            name: _mapped(self.folder / f"{name}.bin", dtype, count)
-            for name, (dtype, count) in written["columns"].items()
+        self._columns = {
+            name: _mapped(folder / f"{name}.bin", dtype, count)
+            for name, (dtype, count) in written.items()
         }
-        return written["info"], columns
 
     def __contains__(self, name: str) -> bool:
         return name in self._columns
@@ -283,6 +297,35 @@ def _mapped(path: Path, dtype: str, count: int) -> Shaped[np.ndarray, "x"]:
     return np.asarray(np.memmap(path, dtype, "r", shape=(count,)))
 
 
+class Index(Columns):
+    """An index that is complete.
+
+    Attributes:
+        folder: where its files are.
+        info: what the writer has added: class names and the like.
+    """
+
+    def __init__(self, folder: str | Path):
+        """Opens an index, and verifies that its files are as long as they have to be.
+
+        Raises:
+            UsageError: there is no index in this folder, or it is incomplete.
+        """
+        self.folder = Path(folder)
+
+        def read() -> dict[str, Any]:
+            written = parse_json((self.folder / INFO).read_text())
+            Columns.__init__(self, self.folder, written["columns"])
+            return written["info"]
+
+        try:
+            self.info = retried(self.folder, read)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            raise UsageError(
+                f"{self.folder}: the index of the data is gone or incomplete; run the command again"
+            ) from None
+
+
 class IndexWriter:
     """Writes the columns of an index, piece by piece; a context that closes its files."""
 
@@ -325,45 +368,23 @@ class IndexWriter:
         values = np.frombuffer(b"".join(encoded), np.uint8)
         self.append_ragged(name, values, np.array([len(text) for text in encoded], np.int64))
 
+    def columns(self) -> Columns:
+        """What has been written so far."""
+        for file in self._files.values():
+            file.flush()
+        return Columns(self.folder, self._columns)
+
     def finish(self, **info: Any) -> Index:
-        """Writes what opening needs, and opens the index; may be called again after more columns.
+        """Writes what opening needs, and opens the index.
 
         Args:
             info: JSON values, see ``Index.info``.
         """
         for file in self._files.values():
-            file.flush()
+            file.close()
         written = {"columns": self._columns, "info": info}
         (self.folder / INFO).write_text(json.dumps(written))
         return Index(self.folder)
-
-    @contextlib.contextmanager
-    def changing(self, name: str) -> Iterator[Num[np.ndarray, "x"]]:
-        """A column that was written, to be changed in place."""
-        self._files[name].flush()
-        dtype, count = self._columns[name]
-        path = self.folder / f"{name}.bin"
-        mapped = np.memmap(path, dtype, "r+", shape=(count,)) if count else np.empty(0, dtype)
-        yield mapped
-        if isinstance(mapped, np.memmap):
-            mapped.flush()
-
-    @property
-    def columns(self) -> list[str]:
-        """The names of the columns."""
-        return list(self._columns)
-
-    def rename(self, old: str, new: str) -> None:
-        """Gives a column another name."""
-        self._files[new] = self._files.pop(old)
-        self._columns[new] = self._columns.pop(old)
-        (self.folder / f"{old}.bin").rename(self.folder / f"{new}.bin")
-
-    def remove(self, name: str) -> None:
-        """Removes a column."""
-        self._files.pop(name).close()
-        del self._columns[name]
-        (self.folder / f"{name}.bin").unlink()
 
     def __enter__(self) -> "IndexWriter":
         return self

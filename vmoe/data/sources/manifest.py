@@ -27,11 +27,10 @@ import numpy as np
 
 from vmoe.config.data import Check, OnError
 from vmoe.data.progress import open_text
-from vmoe.data.sources.files import FileSource, open_files
 from vmoe.data.sources.index import Index, cached, state_of
 from vmoe.data.sources.source import sampled
 from vmoe.data.sources.splits import SPLITS, resolve_split
-from vmoe.data.sources.table import TableWriter, path_of
+from vmoe.data.sources.table import FileSource, TableWriter, open_files, path_of
 from vmoe.data.sources.vocabulary import CLASSES, Vocabulary, labels_of_json, read_class_names
 from vmoe.errors import UsageError, parse_json, unknown
 from vmoe.retry import failure

@@ -1,7 +1,10 @@
-"""The interface of a data set: labelled images with random access."""
+"""The interface of a data set: labelled images with random access; and what its formats share."""
 
 import dataclasses
-from typing import NamedTuple, Protocol, runtime_checkable
+import functools
+import hashlib
+from collections.abc import Callable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import UInt8
@@ -113,3 +116,45 @@ def sampled(count: int) -> list[int]:
     """
     few = min(count, FINGERPRINT_IMAGES)
     return [i * count // few for i in range(few)]
+
+
+class Format:
+    """Base of the sources that read files: what they have in common.
+
+    A pickle holds the arguments that the source was made with. Nothing is skipped where a format
+    says nothing else.
+    """
+
+    skipped = Skipped()
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Any:
+        source = super().__new__(cls)
+        source.__dict__["_made"] = functools.partial(cls, *args, **kwargs)
+        return source
+
+    def __reduce__(self) -> tuple[Callable[[], "Format"], tuple[()]]:
+        return self.__dict__["_made"], ()
+
+    def __len__(self) -> int:
+        raise NotImplementedError
+
+    def fingerprint(self) -> Fingerprint:
+        """Hashes of the data; a change of an image that is not in the sample may go unnoticed."""
+        data, times = self._description()
+        content = hashlib.sha256()
+        for i in sampled(len(self)):
+            content.update(self._content(i))
+        return Fingerprint(data, times, content.hexdigest())
+
+    def _description(self) -> tuple[str, str]:
+        """The hashes ``Fingerprint.data`` and ``Fingerprint.times``."""
+        raise NotImplementedError
+
+    def _content(self, index: int) -> bytes:
+        """What is hashed of an example."""
+        raise NotImplementedError
+
+
+def digest(value: object) -> str:
+    """A hash of the ``repr`` of a value."""
+    return hashlib.sha256(repr(value).encode()).hexdigest()

@@ -7,7 +7,6 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 from jaxtyping import Int, Int8, Integer, UInt64
 
-from vmoe.data.sources.index import CHUNK
 from vmoe.errors import UsageError, unknown
 
 SPLITS = ("train", "validation", "test")
@@ -163,20 +162,14 @@ def give_every_split_one(
         UsageError: a class has too few images for every split to get one.
     """
     splits = len(fractions) + 1
+    own = chosen < splits
     counts = np.zeros((len(class_names), splits), np.int64)
-    for rows in _chunks(len(labels)):
-        own = chosen[rows] < splits
-        np.add.at(counts, (labels[rows][own], chosen[rows][own]), 1)
+    np.add.at(counts, (labels[own], chosen[own]), 1)
     used = counts.any(1)
     for label in np.flatnonzero(used).tolist():
         _require_one_each(class_names[label], int(counts[label].sum()), fractions, place)
     lacking = used & (counts == 0).any(1)
-    few = np.concatenate(
-        [
-            np.flatnonzero(lacking[labels[rows]] & (chosen[rows] < splits)) + rows.start
-            for rows in _chunks(len(labels))
-        ]
-    )
+    few = np.flatnonzero(lacking[labels] & own)
     for label in np.flatnonzero(lacking):
         members = few[labels[few] == label]
         members = members[np.argsort(hashes[members])]
@@ -184,10 +177,6 @@ def give_every_split_one(
             now = np.bincount(chosen[members], minlength=splits)
             if not now[split]:
                 chosen[members[now[chosen[members]] > 1][0]] = split
-
-
-def _chunks(count: int) -> list[slice]:
-    return [slice(start, min(start + CHUNK, count)) for start in range(0, count, CHUNK)]
 
 
 def _require_one_each(

@@ -1,34 +1,41 @@
-"""A table of labelled images on the disk: what a folder, a manifest and tar shards have in common.
+"""Tables of labelled images on the disk, and the sources that read them.
 
-Its columns are those of an index (``index.py``):
+A folder, a manifest and tar shards give the rows of a table; its splits, labels, class names and
+fingerprint are the same for all of them. Its columns are those of an index (``index.py``):
 
     paths    names of the images; a hash of the name decides the split where the data has none
     labels   classes of each image
     sizes    in bytes
-    and what else the source needs, such as times or offsets
+    and what else reading needs, such as times or offsets
     rows_SPLIT   the rows of a split, where not all rows are in one
 """
 
-import hashlib
 import itertools
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Int, Integer, Num
+from jaxtyping import Int, Int8, Integer, Num
 
-from vmoe.data.sources.index import CHUNK, Index, IndexWriter
-from vmoe.data.sources.source import Fingerprint
+from vmoe.config.data import Check, OnError
+from vmoe.data.check import unreadable
+from vmoe.data.decode import ImageFile, read_bytes
+from vmoe.data.sources.index import Columns, Index, IndexWriter
+from vmoe.data.sources.source import Example, Format, Skipped, digest
 from vmoe.data.sources.splits import give_every_split_one, hashed_split, name_hashes
-from vmoe.errors import UsageError, unknown
+from vmoe.errors import UsageError, listed, unknown
 
-MOST_SORTED = 1 << 24  # hashes in memory at once
+LISTED = 20  # unreadable images that an error names
 
 
 class TableWriter:
-    """Writes a table, piece by piece; a context that closes its files."""
+    """Writes a table, piece by piece; a context that closes its files.
+
+    Names, sizes and the like go to the disk at once. What decides the splits is in memory until the
+    last row is there: 20 bytes of an image with one label, 28 where images are compared.
+    """
 
     def __init__(self, folder: Path, identity: Callable[[str], str] | None = None):
         """
@@ -38,7 +45,11 @@ class TableWriter:
                 is there twice is an error.
         """
         self._index, self._identity = IndexWriter(folder), identity
-        self._count = 0
+        self._hashes: list[np.ndarray] = []
+        self._identities: list[np.ndarray] = []
+        self._labels: list[np.ndarray] = []
+        self._counts: list[np.ndarray] = []
+        self._splits: list[np.ndarray] = []
 
     def __enter__(self) -> "TableWriter":
         return self
@@ -50,22 +61,24 @@ class TableWriter:
         self,
         paths: Sequence[str],
         labels: Sequence[Sequence[int]],
+        split: Int8[np.ndarray, "b"] | None = None,
         **columns: Num[np.ndarray, "b"],
     ) -> None:
         """Appends rows.
 
         Args:
             labels: the classes of each image, or numbers for ``finish`` to replace.
+            split: of each image, as an index into the ``splits`` of ``finish``.
             columns: further columns.
         """
-        self._count += len(paths)
-        self._index.append_texts("paths", paths)
-        self._index.append("hashes", name_hashes(paths))
+        self._hashes.append(name_hashes(paths))
         if self._identity:
-            self._index.append("identities", name_hashes(list(map(self._identity, paths))))
-        lengths = np.array([len(each) for each in labels], np.int64)
-        values = np.fromiter(itertools.chain.from_iterable(labels), np.int32)
-        self._index.append_ragged("labels", values, lengths)
+            self._identities.append(name_hashes(list(map(self._identity, paths))))
+        self._labels.append(np.fromiter(itertools.chain.from_iterable(labels), np.int32))
+        self._counts.append(np.array([len(each) for each in labels], np.int64))
+        if split is not None:
+            self._splits.append(split)
+        self._index.append_texts("paths", paths)
         for name, column in columns.items():
             self._index.append(name, column)
 
@@ -79,11 +92,11 @@ class TableWriter:
         classes: Int[np.ndarray, "x"] | None = None,
         **info: Any,
     ) -> None:
-        """Writes the splits, and what opening needs.
+        """Writes the labels, the splits, and what opening needs.
 
         Args:
             place: the data set, for error messages.
-            splits: names of splits, which the column ``split`` indexes; without them all rows
+            splits: names of splits, which the ``split`` of the rows indexes; without them all rows
                 are in one split.
             fractions: by split, the fraction of the images to split off: of those of the split
                 "train", or of all if there are no splits.
@@ -93,106 +106,51 @@ class TableWriter:
         Raises:
             UsageError: there are no images, or too few of a class, or one twice.
         """
-        if not self._count:
+        counts = np.concatenate(self._counts or [np.empty(0, np.int64)])
+        if not len(counts):
             raise UsageError(f"{place}: no images in it")
+        if self._identities:
+            self._check_unique(place)
+        labels = np.concatenate(self._labels)
         if classes is not None:
-            with self._index.changing("labels") as labels:
-                for start in range(0, len(labels), CHUNK):
-                    labels[start : start + CHUNK] = classes[labels[start : start + CHUNK]]
-        index = self._index.finish()
-        if self._identity:
-            _check_unique(index, self._identity, place)
-        fewest, most = _label_counts(index)
-        names = list(splits)
+            labels = classes[labels].astype(np.int32)
+        self._index.append_ragged("labels", labels, counts)
+        names, chosen = list(splits), np.concatenate(self._splits) if splits else None
         if fractions:
-            single = class_names if fewest == most == 1 else ()
-            names = self._split(index, names, fractions, single, place)
-        if names:
-            self._write_rows(names)
-        for name in {"hashes", "identities", "split"} & set(self._index.columns):
-            self._index.remove(name)
-        index = self._index.finish()
-        rows = {name: _rows(index, name) for name in names or [""]}
+            names = [*fractions, "train", *(name for name in splits if name != "train")]
+            hashes = np.concatenate(self._hashes)
+            given = None if chosen is None else np.array(list(map(names.index, splits)))[chosen]
+            chosen = hashed_split(hashes, fractions)
+            if given is not None:
+                chosen = np.where(given == len(fractions), chosen, given.astype(np.int8))
+            if class_names and counts.min() == counts.max() == 1:
+                give_every_split_one(
+                    chosen, hashes, labels, fractions, class_names=class_names, place=place
+                )
+        for i, name in enumerate(names):
+            self._index.append(f"rows_{name}", np.flatnonzero(chosen == i).astype(np.uint32))
+        columns = self._index.columns()
+        rows = {name: _rows(columns, name) for name in names or [""]}
         info["splits"] = {
             name: {
                 "count": len(each),
-                "data": index.digest(("paths", "labels", "sizes"), each),
-                "times": index.digest(["times"], each) if "times" in index else "",
+                "data": columns.digest(("paths", "labels", "sizes"), each),
+                "times": columns.digest(["times"], each) if "times" in columns else "",
             }
             for name, each in rows.items()
             if len(each)
         }
-        self._index.finish(class_names=class_names, max_labels=max(1, most), place=place, **info)
+        most = max(1, int(counts.max()))
+        self._index.finish(class_names=class_names, max_labels=most, place=place, **info)
 
-    def _split(
-        self,
-        index: Index,
-        stored: Sequence[str],
-        fractions: Mapping[str, float],
-        class_names: Sequence[str],
-        place: str,
-    ) -> list[str]:
-        """Writes the column ``chosen`` in place of ``split``; returns the names that it indexes.
-
-        Args:
-            class_names: if given, every class is in every split.
-        """
-        names = [*fractions, "train", *(name for name in stored if name != "train")]
-        train = len(fractions)
-        codes = np.array([names.index(name) for name in stored], np.int8)
-        for start in range(0, self._count, CHUNK):
-            rows = slice(start, start + CHUNK)
-            chosen = hashed_split(index["hashes"][rows], fractions)
-            if stored:
-                given = codes[index["split"][rows]]
-                chosen = np.where(given == train, chosen, given)
-            self._index.append("chosen", chosen)
-        if "split" in self._index.columns:
-            self._index.remove("split")
-        if class_names:
-            with self._index.changing("chosen") as changing:
-                give_every_split_one(
-                    changing,
-                    index["hashes"],
-                    index["labels"],
-                    fractions,
-                    class_names=class_names,
-                    place=place,
-                )
-        self._index.rename("chosen", "split")
-        return names
-
-    def _write_rows(self, names: Sequence[str]) -> None:
-        with self._index.changing("split") as chosen:
-            for start in range(0, self._count, CHUNK):
-                for i, name in enumerate(names):
-                    rows = np.flatnonzero(chosen[start : start + CHUNK] == i) + start
-                    self._index.append(f"rows_{name}", rows.astype(np.uint32))
-
-
-def _label_counts(index: Index) -> tuple[int, int]:
-    """The smallest and the largest number of labels of an image."""
-    offsets = index["labels_offsets"]
-    counts = (
-        np.diff(offsets[start : start + CHUNK + 1]) for start in range(0, len(offsets) - 1, CHUNK)
-    )
-    fewest, most = zip(*((each.min(), each.max()) for each in counts), strict=True)
-    return int(min(fewest)), int(max(most))
-
-
-def _check_unique(index: Index, identity: Callable[[str], str], place: str) -> None:
-    """Checks that no image is there twice, in parts that fit into memory."""
-    hashes = index["identities"]
-    parts = -(-len(hashes) // MOST_SORTED)
-    chunks = [slice(start, start + CHUNK) for start in range(0, len(hashes), CHUNK)]
-    for part in range(parts):
-        some = np.sort(
-            np.concatenate([each[each % parts == part] for each in (hashes[c] for c in chunks)])
-        )
-        for repeated in some[1:][some[1:] == some[:-1]]:
-            rows = np.concatenate([np.flatnonzero(hashes[c] == repeated) + c.start for c in chunks])
-            paths = [path_of(index, int(row)) for row in rows]
-            if len(set(map(identity, paths))) < len(paths):
+    def _check_unique(self, place: str) -> None:
+        """Checks that no image is there twice."""
+        assert self._identity is not None
+        identities, columns = np.concatenate(self._identities), self._index.columns()
+        in_order = np.sort(identities)
+        for repeated in in_order[1:][in_order[1:] == in_order[:-1]]:
+            paths = [path_of(columns, int(row)) for row in np.flatnonzero(identities == repeated)]
+            if len(set(map(self._identity, paths))) < len(paths):
                 also = next((f", also as {path}" for path in paths if path != paths[0]), "")
                 raise UsageError(
                     f"{place}: {paths[0]} is there twice{also}; list each image once, with all its "
@@ -200,48 +158,51 @@ def _check_unique(index: Index, identity: Callable[[str], str], place: str) -> N
                 )
 
 
-def _rows(index: Index, split: str) -> Integer[np.ndarray, "x"] | range:
-    return index[f"rows_{split}"] if f"rows_{split}" in index else range(len(index["sizes"]))
+def _rows(columns: Columns, split: str) -> Integer[np.ndarray, "x"] | range:
+    return columns[f"rows_{split}"] if f"rows_{split}" in columns else range(len(columns["sizes"]))
 
 
-def path_of(index: Index, row: int) -> str:
+def path_of(columns: Columns, row: int) -> str:
     """The name of the image in a row."""
-    return os.fsdecode(index.values("paths", row).tobytes())
+    return os.fsdecode(columns.values("paths", row).tobytes())
 
 
-class Table:
-    """One split of a table.
+class TableSource(Format):
+    """One split of a table; a format adds how to read the image in a row.
+
+    Its pickle holds the path of the table, not the names of the images.
 
     Attributes:
         index: the columns.
-        class_names: the names of the classes, in the order of the labels.
-        max_labels: the largest number of labels of an image, at least 1.
     """
 
-    def __init__(self, folder: str | Path, split: str, left_out: Sequence[int] = ()):
+    def __init__(
+        self, name: str, folder: str | Path, split: str, left_out: Sequence[int] = ()
+    ) -> None:
         """Opens a table.
 
         Args:
-            folder: of the index.
+            folder: of the table.
+            split: of the table; any, where all rows are in one split.
             left_out: rows that are no part of the split, in ascending order.
 
         Raises:
-            UsageError: the index is gone or incomplete, or has no such split.
+            UsageError: the table is gone or incomplete, or has no such split.
         """
-        self.index = Index(folder)
-        self.class_names = tuple(self.index.info["class_names"])
-        self.max_labels: int = self.index.info["max_labels"]
-        splits = self.index.info["splits"]
+        self.name, self.index = name, Index(folder)
+        info = self.index.info
+        self.class_names, self.max_labels = tuple(info["class_names"]), info["max_labels"]
+        splits = info["splits"]
         if "" not in splits and split not in splits:
-            raise UsageError(unknown(f"{self.index.info['place']} has no split", split, [*splits]))
-        self._info = splits["" if "" in splits else split]
+            raise UsageError(unknown(f"{info['place']} has no split", split, [*splits]))
+        self._split = splits["" if "" in splits else split]
         self._rows = _rows(self.index, split)
         self._left_out = _positions(self._rows, left_out)
         # The n-th image left out moves those behind it n places forward.
         self._shifts = self._left_out - np.arange(len(self._left_out))
 
     def __len__(self) -> int:
-        return self._info["count"] - len(self._left_out)
+        return self._split["count"] - len(self._left_out)
 
     def row(self, index: int) -> int:
         """The row of the image at an index in [0, len)."""
@@ -254,15 +215,9 @@ class Table:
     def labels_of(self, index: int) -> tuple[int, ...]:
         return tuple(self.index.values("labels", self.row(index)).tolist())
 
-    def fingerprint(self, contents: Iterator[bytes]) -> Fingerprint:
-        """Hashes of the class names, the columns and some contents."""
-        data = repr((self.class_names, self._info["data"], self._left_out.tolist()))
-        content = hashlib.sha256()
-        for each in contents:
-            content.update(each)
-        return Fingerprint(
-            hashlib.sha256(data.encode()).hexdigest(), self._info["times"], content.hexdigest()
-        )
+    def _description(self) -> tuple[str, str]:
+        data = (self.class_names, self._split["data"], self._left_out.tolist())
+        return digest(data), self._split["times"]
 
 
 def _positions(
@@ -273,3 +228,97 @@ def _positions(
         return np.array(wanted, np.int64)
     found = np.searchsorted(rows, np.array(wanted, np.uint32))
     return found[rows[np.minimum(found, len(rows) - 1)] == wanted]
+
+
+class FileSource(TableSource):
+    """A split of a table of image files, which are read when they are needed."""
+
+    def __init__(
+        self,
+        name: str,
+        index: str,
+        split: str,
+        folder: str,
+        bad: Sequence[int] = (),
+        *,
+        keep_bad: bool = True,
+    ):
+        """
+        Args:
+            index: folder of the table.
+            split: of the table.
+            folder: to which the paths of the files are relative.
+            bad: rows of images that cannot be read, in ascending order.
+            keep_bad: keep these in the split: a reader puts other images in their place.
+        """
+        super().__init__(name, index, split, () if keep_bad else bad)
+        self._folder, info = folder, self.index.info
+        self.skipped = Skipped(
+            others=tuple(str(Path(folder, path)) for path in info.get("others", ())),
+            more_others=info.get("more_others", 0),
+            links=tuple(str(Path(folder, path)) for path in info.get("links", ())),
+            beside=tuple(os.path.normpath(Path(folder, path)) for path in info.get("beside", ())),
+            more_beside=info.get("more_beside", 0),
+            unreadable=frozenset(str(Path(folder, path_of(self.index, row))) for row in bad),
+        )
+
+    def path(self, index: int) -> str:
+        """The path of a file."""
+        return str(Path(self._folder, super().path(index)))
+
+    def __getitem__(self, index: int) -> Example:
+        path = self.path(index)
+        if path in self.skipped.unreadable:
+            raise UsageError(f"{path}: cannot be read as an image")
+        return Example(read_bytes(path), self.labels_of(index), path)
+
+    def _content(self, index: int) -> bytes:
+        try:
+            return read_bytes(self.path(index))
+        except UsageError:  # it cannot be read
+            return b""
+
+
+def open_files(
+    place: str, folder: str, index: Path, split: str, *, check: Check, on_error: OnError
+) -> FileSource:
+    """A split of a table of image files, after checking that they can be read.
+
+    Args:
+        place: the data set, for error messages.
+        on_error: whether unreadable images are an error. With "replace" they are kept in the split
+            "train", where another image takes their place, and left out of the others.
+
+    Raises:
+        UsageError: an image cannot be read, or none of a split can.
+    """
+    files = _Files(index, folder)
+    bad = unreadable(folder, files, check, index / "unreadable.json")
+    if bad and on_error == "fail":
+        reasons = [f"{files[row].path} ({reason})" for row, reason in bad.items()]
+        raise UsageError(
+            f"{place}: {len(bad)} of {len(files)} images cannot be read: "
+            f"{listed(reasons, LISTED, separator='; ')}. Repair or remove them; training and "
+            "evaluation can also skip them with data.on_error=replace"
+        )
+    keep_bad = split == "train"
+    source = FileSource(
+        f"{place}:{split}", str(index), split, folder, tuple(sorted(bad)), keep_bad=keep_bad
+    )
+    if not len(source):
+        raise UsageError(f"{place}: no image of the split {split!r} can be read")
+    return source
+
+
+class _Files(Sequence[ImageFile]):
+    """The files of a table, each made when it is asked for."""
+
+    def __init__(self, index: Path, folder: str):
+        self._index, self._folder = Index(index), folder
+
+    def __len__(self) -> int:
+        return len(self._index["sizes"])
+
+    def __getitem__(self, row: Any) -> Any:
+        path = str(Path(self._folder, path_of(self._index, row)))
+        return ImageFile(path, int(self._index["sizes"][row]), int(self._index["times"][row]))

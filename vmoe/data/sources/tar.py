@@ -10,36 +10,46 @@ A shard belongs to the split whose name is a word of its path below the folder, 
 the examples are split by a hash of their names: 80% train, 10% validation, 10% test. Without shards
 for validation, 10% of train is.
 
-Labels are names or numbers of classes (``tar_shard.py``); a file ``classes.txt`` in the folder of
-the shards gives the names of the classes (``vocabulary.py``).
+The files of an example have the same name up to the first dot of the base name, and follow each
+other: one image, and ``.cls`` with the number or the name of a class, or ``.json`` with an object
+whose ``label`` or ``labels`` has one or several; others are ignored. A file ``classes.txt`` in the
+folder of the shards gives the names of the classes (``vocabulary.py``).
 
-An index of all images is in the user's cache folder (``index.py``). A shard that changes later is
-noticed when it is opened; processes keep some shards open.
+    0001.jpg  0001.cls
+    0002.png  0002.json
+
+An index of each shard, and one of all images, are in the user's cache folder (``index.py``), until
+the size or the time of a shard changes: shards that are added are the only ones to be read. A shard
+that changes later is noticed when it is opened; processes keep some shards open.
 """
 
 import functools
 import itertools
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import tarfile
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from vmoe.data.decode import entries_below, is_folder
+from vmoe.data.decode import SUFFIXES, entries_below, is_folder
 from vmoe.data.progress import progress
-from vmoe.data.sources.index import CHUNK, cached, state_of
-from vmoe.data.sources.source import NAMED, Example, Fingerprint, Skipped, sampled
+from vmoe.data.sources.index import CHUNK, Index, IndexWriter, cached, state_of
+from vmoe.data.sources.source import NAMED, Example, Skipped
 from vmoe.data.sources.splits import SPLITS, WORDS, resolve_split
-from vmoe.data.sources.table import Table, TableWriter, path_of
-from vmoe.data.sources.tar_shard import index_of
-from vmoe.data.sources.vocabulary import CLASSES, Vocabulary, read_class_names
-from vmoe.data.sources.wids import read_wids
-from vmoe.errors import UsageError
+from vmoe.data.sources.table import TableSource, TableWriter, path_of
+from vmoe.data.sources.vocabulary import CLASSES, Vocabulary, labels_of_json, read_class_names
+from vmoe.errors import UsageError, listed, parse_json
 from vmoe.retry import retried
 
 MOST_OPEN = 128  # shards that a process keeps open
+BLOCK = 512  # bytes of a header, and unit of everything in a tar file
+READ = 1 << 20  # bytes read at once
+MOST_LABEL_BYTES = 1 << 20  # of a .cls or .json file
+WIDS = "wids-shard-index-v1"
+REMOTE = re.compile(r"[a-z][a-z0-9+.-]*://|pipe:")  # URLs and commands that write a shard
 
 
 def open_tar(path: str, split: str) -> "TarSource":
@@ -68,7 +78,7 @@ def open_tar(path: str, split: str) -> "TarSource":
     place_of_index = f"tar:{os.path.abspath(path)}:{stored_split}"
     key = [shards.names, shards.expected, states, classes, used]
     index = cached(place_of_index, key, build)
-    return TarSource(f"{place}:{split}", str(shards.root), str(index), split, shards.skipped)
+    return TarSource(f"{place}:{split}", str(index), split, str(shards.root), shards.skipped)
 
 
 class _Shards(NamedTuple):
@@ -91,7 +101,7 @@ def _find(path: str, place: str) -> _Shards:
     if Path(path).is_dir():
         shards = _shards_below(Path(path))
     elif path.endswith(".json"):
-        expected = read_wids(Path(path), place)
+        expected = _read_wids(Path(path), place)
         shards = _Shards(Path(path).parent, list(expected), expected)
     else:
         root = Path(re.split(r"[*?{]", path)[0] + "x").parent
@@ -139,6 +149,54 @@ def _braces(pattern: str) -> list[str]:
     return ["".join(each) for each in itertools.product(*choices)]
 
 
+def _read_wids(file: Path, place: str) -> dict[str, int]:
+    """The shards of an index, with their numbers of examples; their sizes are checked.
+
+    Args:
+        place: the data set, for error messages.
+
+    Raises:
+        UsageError: the file is not such an index, or a shard is remote, missing or of another size.
+    """
+    try:
+        index: Any = parse_json(retried(place, file.read_text))
+        kind = index.get("__kind__", WIDS if index.get("wids_version") == 1 else None)
+        if kind != WIDS:
+            raise UsageError(f"{place}: is no {WIDS}")
+        entries = [_entry(each) for each in index["shardlist"]]
+    except FileNotFoundError:
+        raise UsageError(f"{place}: no such file") from None
+    except UsageError:
+        raise
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UsageError(f"{place}: is no {WIDS} ({error!r})") from None
+    for shard, _, size in entries:
+        if REMOTE.match(shard):
+            raise UsageError(
+                f"{place}: the shard {shard!r} is not a local file; download it and put its path "
+                "into the index"
+            )
+        found, _ = state_of(file.parent / shard)
+        if size is not None and size != found:
+            raise UsageError(
+                f"{file.parent / shard}: has {found:,} bytes, {file} says {size:,}; get it again"
+            )
+    return {os.path.normpath(shard): count for shard, count, _ in entries}
+
+
+def _entry(entry: dict[str, Any]) -> tuple[str, int, int | None]:
+    """The path, the number of examples and the size of a shard.
+
+    Raises:
+        ValueError: the path cannot be one.
+        KeyError, TypeError: something is missing, or of a wrong type.
+    """
+    path, count, size = entry["url"], entry["nsamples"], entry.get("filesize")
+    if not isinstance(path, str) or "\0" in path:
+        raise ValueError(f"url {path!r}")
+    return path, int(count), None if size is None else int(size)
+
+
 def _by_split(shards: Sequence[str], place: str) -> dict[str, list[str]]:
     """The shards of each split that the paths name; empty if they name none."""
     named: dict[str, list[str]] = {}
@@ -168,7 +226,7 @@ def _build(
     end = 0
     with TableWriter(target) as table:
         for shard in progress(names, f"indexing {len(names):,} shards of {root}", len(names)):
-            index = index_of(root / shard)
+            index = _index_of(root / shard)
             count = len(index["sizes"])
             if count != expected.get(shard, count):
                 raise UsageError(
@@ -200,41 +258,27 @@ def _build(
         )
 
 
-class TarSource:
-    """A split of a set of tar shards; see ``Source``."""
+class TarSource(TableSource):
+    """A split of a set of tar shards."""
 
-    def __init__(self, name: str, root: str, index: str, split: str, skipped: Skipped):
+    def __init__(self, name: str, index: str, split: str, root: str, skipped: Skipped):
         """
         Args:
-            root: to which the paths of the shards are relative.
             index: folder of the table.
             split: of the table.
+            root: to which the paths of the shards are relative.
             skipped: what else is in the folder.
         """
-        self._arguments = (name, root, index, split, skipped)
-        self.skipped = skipped
-        self.name, self._root = name, Path(root)
-        self._table = Table(index, split)
-        self._ends = np.array(self._table.index.info["ends"])
+        super().__init__(name, index, split)
+        self.skipped, self._root = skipped, Path(root)
+        self._ends = np.array(self.index.info["ends"])
         self._opened = functools.lru_cache(MOST_OPEN)(self._open)
 
-    @property
-    def class_names(self) -> tuple[str, ...]:
-        return self._table.class_names
-
-    @property
-    def max_labels(self) -> int:
-        return self._table.max_labels
-
-    def __len__(self) -> int:
-        return len(self._table)
-
     def __getitem__(self, index: int) -> Example:
-        row = self._table.row(index)
-        columns = self._table.index
+        row = self.row(index)
         shard = int(np.searchsorted(self._ends, row, "right"))
-        offset, size = int(columns["offsets"][row]), int(columns["sizes"][row])
-        path = f"{self._root / columns.info['shards'][shard]}: {path_of(columns, row)}"
+        offset, size = int(self.index["offsets"][row]), int(self.index["sizes"][row])
+        path = f"{self._root / self.index.info['shards'][shard]}: {self.path(index)}"
         opened = self._opened(shard)
         try:
             content = retried(path, lambda: os.pread(opened.number, size, offset))
@@ -244,31 +288,18 @@ class TarSource:
             raise UsageError(f"{path}: the shard was truncated since it was opened")
         return Example(content, self.labels_of(index), path)
 
-    def labels_of(self, index: int) -> tuple[int, ...]:
-        return self._table.labels_of(index)
+    def _content(self, index: int) -> bytes:
+        image = self[index].image
+        assert isinstance(image, bytes)
+        return image
 
     def _open(self, shard: int) -> "_Opened":
         """An open shard, after checking that it has not changed since it was indexed."""
-        info = self._table.index.info
+        info = self.index.info
         path = self._root / info["shards"][shard]
         if list(state_of(path)) != info["states"][shard]:
             raise UsageError(f"{path}: has changed since it was indexed; run the command again")
         return _Opened(path)
-
-    def fingerprint(self) -> Fingerprint:
-        """Hashes of the class names, the labels, the names and sizes of the images, and of the
-        content of some; not of the shards that hold them.
-        """
-        return self._table.fingerprint(self._contents())
-
-    def _contents(self) -> Iterator[bytes]:
-        for i in sampled(len(self)):
-            image = self[i].image
-            assert isinstance(image, bytes)
-            yield image
-
-    def __reduce__(self) -> tuple[Callable[..., "TarSource"], tuple[Any, ...]]:
-        return TarSource, self._arguments
 
 
 class _Opened:
@@ -283,3 +314,141 @@ class _Opened:
     def __del__(self) -> None:
         if hasattr(self, "number"):
             os.close(self.number)
+
+
+def _index_of(shard: Path) -> Index:
+    """The index of a shard: names, offsets, sizes and labels of its images.
+
+    The labels are numbers of words, which ``Index.info`` lists.
+
+    Raises:
+        UsageError: the shard is truncated, compressed or no tar file, or an example is wrong.
+    """
+    folder = cached(
+        f"shard:{shard.absolute()}", state_of(shard), lambda target: _build_shard(shard, target)
+    )
+    return Index(folder)
+
+
+def _build_shard(shard: Path, target: Path) -> None:
+    vocabulary, keys = Vocabulary(), set[str]()
+    try:
+        examples = retried(shard, lambda: list(_examples(shard)))
+    except OSError as error:
+        raise UsageError(f"{shard}: {error.strerror or error}") from None
+    with IndexWriter(target) as index:
+        for example in examples:
+            if example.key in keys:
+                raise UsageError(
+                    f"{shard}: {example.key} is there twice; the files of an example have to "
+                    "follow each other"
+                )
+            keys.add(example.key)
+        if not examples:
+            raise UsageError(f"{shard}: no images in it ({', '.join(SUFFIXES)})")
+        labels = [vocabulary.numbers(example.labels) for example in examples]
+        index.append_texts("paths", [example.image.name for example in examples])
+        index.append("offsets", np.array([each.image.offset_data for each in examples], np.int64))
+        index.append("sizes", np.array([each.image.size for each in examples], np.int64))
+        index.append_ragged(
+            "labels",
+            np.array([number for each in labels for number in each], np.int32),
+            np.array([len(each) for each in labels], np.int64),
+        )
+        index.finish(words=vocabulary.words)
+
+
+class _Example(NamedTuple):
+    """Where an example of a shard lies, and its labels."""
+
+    key: str
+    image: tarfile.TarInfo
+    labels: list[str]
+
+
+def _examples(shard: Path) -> Iterator[_Example]:
+    """The examples of a shard, in their order."""
+    try:
+        with tarfile.open(shard, "r:", encoding="utf-8") as archive:
+            key, files = "", dict[str, tarfile.TarInfo]()
+            for member in archive:
+                folder, name = os.path.split(os.path.normpath(member.name))
+                if not member.isfile() or name.startswith("."):
+                    continue
+                stem, _, suffix = name.partition(".")
+                if os.path.join(folder, stem) != key and files:
+                    yield _example(archive, shard, key, files)
+                    files = {}
+                key = os.path.join(folder, stem)
+                if suffix.lower() in files:
+                    raise UsageError(f"{shard}: {member.name} is there twice")
+                files[suffix.lower()] = member
+            _check_end(shard, archive.offset)
+            if files:
+                yield _example(archive, shard, key, files)
+    except tarfile.ReadError as error:
+        raise UsageError(
+            f"{shard}: truncated, compressed or no tar file ({error}); write it again, uncompressed"
+        ) from None
+
+
+def _check_end(shard: Path, offset: int) -> None:
+    """Checks that nothing but zeros, at least one block, is where the reading of a shard ended.
+
+    Zeros also take the place of what a download has left out, and end the first of two archives
+    that are joined by ``cat``: nothing that follows them would be read.
+    """
+    with open(shard, "rb") as file:
+        file.seek(offset)
+        first = file.read(BLOCK)
+        if len(first) < BLOCK:
+            raise UsageError(f"{shard}: truncated: its end is missing; write it again")
+        if first.strip(b"\0"):
+            raise UsageError(
+                f"{shard}: damaged: no file begins at byte {offset:,}; get or write it again"
+            )
+        while piece := file.read(READ):
+            if piece.strip(b"\0"):
+                raise UsageError(
+                    f"{shard}: more follows the zeros at byte {offset:,}, which end an archive: "
+                    "get it again if it is incomplete; join archives with tar --concatenate"
+                )
+
+
+def _example(
+    archive: tarfile.TarFile, shard: Path, key: str, files: dict[str, tarfile.TarInfo]
+) -> _Example:
+    images = [member for suffix, member in files.items() if f".{suffix}" in SUFFIXES]
+    where = f"{shard}: {key}"
+    if len(images) != 1:
+        held = listed([f".{suffix}" for suffix in files], 5)
+        raise UsageError(f"{where}: {len(images)} images among {held}; give it one")
+    if images[0].issparse():
+        raise UsageError(f"{where}: is a sparse file; write the shard again as plain files")
+    if label := files.get("cls") or files.get("json"):
+        if label.size > MOST_LABEL_BYTES:
+            raise UsageError(f"{shard}: {label.name}: {label.size:,} bytes are no label")
+        opened = archive.extractfile(label)
+        assert opened is not None, "it is a file"
+        read = _cls if "cls" in files else _json
+        return _Example(key, images[0], read(opened.read(), f"{shard}: {label.name}"))
+    raise UsageError(f"{where}: no label: neither .cls nor .json")
+
+
+def _cls(content: bytes, where: str) -> list[str]:
+    label = content.decode(errors="replace").strip()
+    if not label or "\n" in label:
+        raise UsageError(f"{where}: {label[:40]!r} is no label; give the number or name of a class")
+    return [label]
+
+
+def _json(content: bytes, where: str) -> list[str]:
+    try:
+        fields: Any = parse_json(content)
+    except ValueError as error:
+        raise UsageError(f"{where}: is no JSON ({error})") from None
+    if isinstance(fields, dict):
+        for name in ("label", "labels"):
+            if name in fields:
+                return labels_of_json(fields[name], where)
+    raise UsageError(f"{where}: no field label or labels in it")

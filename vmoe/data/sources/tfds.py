@@ -25,11 +25,12 @@ TFDS prepares many data sets only with TensorFlow. ``scripts/prepare_imagenet.py
 files needs TensorFlow, and Parquet files of TFDS lose rows.
 """
 
+import contextlib
+import errno
 import functools
-import hashlib
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,14 +38,8 @@ import numpy as np
 
 from vmoe.data.decode import read_bytes
 from vmoe.data.progress import progress
-from vmoe.data.sources.array_record import (
-    allow_open_files,
-    count_records,
-    shard_states,
-    system_errors,
-)
-from vmoe.data.sources.index import Index, IndexWriter, cached
-from vmoe.data.sources.source import Example, Fingerprint, Skipped, sampled
+from vmoe.data.sources.index import Index, IndexWriter, cached, state_of
+from vmoe.data.sources.source import Example, Format, digest, sampled
 from vmoe.data.sources.splits import SPLITS, resolve_split
 from vmoe.errors import Failure, UsageError, one_line, unknown
 from vmoe.retry import retried
@@ -56,6 +51,8 @@ IN_MEMORY = 10_000_000  # records, up to which the places are in memory
 OFFLOADED = {"index_storage_option": "offloaded", "footer_prefetch_bytes": "0"}
 SCANNED = 1024  # records between two reports of progress; one at a time is as fast as a batch
 INFO = "dataset_info.json"
+NUMBERS = {os.strerror(number): number for number in errno.errorcode}
+SPARE_FILES = 256  # that a process may have open beside the shards
 
 
 def open_tfds(name: str, split: str) -> "TfdsSource":
@@ -110,8 +107,8 @@ def _version(folder: Path, version: str, place: str) -> Path:
     return folder / (version or last)
 
 
-class TfdsSource:
-    """A split of a TFDS data set in ArrayRecord form; see ``Source``."""
+class TfdsSource(Format):
+    """A split of a TFDS data set in ArrayRecord form."""
 
     def __init__(self, name: str, folder: str, split: str):
         """
@@ -121,7 +118,6 @@ class TfdsSource:
         """
         import tensorflow_datasets as tfds
 
-        self._arguments = (name, folder, split)
         self.name, self._folder = name, folder
         info = _info(folder)
         self._split = _tfds_split(split, list(info.splits), folder)
@@ -137,18 +133,10 @@ class TfdsSource:
             {name: info.features[name] for name in (self._image, self._label)}
         )
         self._decoders = {self._image: tfds.decode.SkipDecoding()}
-        allow_open_files(len(self._shards), folder)
+        label = self._features[self._label]
+        self.class_names = tuple(getattr(label, "feature", label).names)
+        _allow_open_files(len(self._shards), folder)
         self._records = self._opened()
-
-    @functools.cached_property
-    def class_names(self) -> tuple[str, ...]:
-        feature = self._features[self._label]
-        return tuple(getattr(feature, "feature", feature).names)
-
-    @property
-    def skipped(self) -> Skipped:
-        """Nothing is skipped."""
-        return Skipped()
 
     @functools.cached_property
     def max_labels(self) -> int:
@@ -169,7 +157,7 @@ class TfdsSource:
     def _record(self, row: int) -> bytes:
         def read() -> bytes:
             try:
-                with system_errors():
+                with _system_errors():
                     return self._records[row]
             except OSError:
                 self._records = self._opened()  # a reader that has failed stays so
@@ -207,7 +195,7 @@ class TfdsSource:
     def _labels(self) -> Index:
         """The labels of all examples."""
         place = f"tfds:{os.path.abspath(self._folder)}:{self._split}"
-        return Index(cached(place, shard_states(self._shards), self._build_labels))
+        return Index(cached(place, _shard_states(self._shards), self._build_labels))
 
     def _build_labels(self, target: Path) -> None:
         most, starts = 1, range(0, len(self), SCANNED)
@@ -240,22 +228,15 @@ class TfdsSource:
             if not (isinstance(image, bytes) and image):
                 raise UsageError(f"{self.name}[{i}]: has no image; store it as PNG or JPEG")
 
-    def fingerprint(self) -> Fingerprint:
-        """Hashes of the class names and of the names, sizes and times of the shards, and of the
-        labels and images of some examples.
-        """
+    def _description(self) -> tuple[str, str]:
+        """Hashes of the class names and of the names, sizes and times of the shards."""
         shards = [(os.path.basename(s.filename), s.skip, s.take) for s in self._shards]
-        states = shard_states(self._shards)
+        states = _shard_states(self._shards)
         sizes = [size for size, _ in states]
-        data = hashlib.sha256(repr((self.class_names, shards, sizes)).encode())
-        times = hashlib.sha256(repr([time for _, time in states]).encode())
-        content = hashlib.sha256()
-        for i in sampled(len(self)):
-            content.update(self._record(i))
-        return Fingerprint(data.hexdigest(), times.hexdigest(), content.hexdigest())
+        return digest((self.class_names, shards, sizes)), digest([time for _, time in states])
 
-    def __reduce__(self) -> tuple[Callable[..., "TfdsSource"], tuple[str, str, str]]:
-        return TfdsSource, self._arguments
+    def _content(self, index: int) -> bytes:
+        return self._record(index)
 
 
 def _info(folder: str) -> Any:
@@ -322,3 +303,69 @@ def _label_feature(features: Any, folder: str) -> str:
         f"{folder}: none of the features {', '.join(sorted(features))} is a label; prepare it with "
         f"a ClassLabel named {' or '.join(map(repr, LABELS))}"
     )
+
+
+def _shard_states(shards: Sequence[Any]) -> list[tuple[int, int]]:
+    """Sizes and times of the last change of shards."""
+    return [state_of(shard.filename) for shard in shards]
+
+
+def count_records(shard: str) -> int:
+    """The number of examples in a shard.
+
+    Raises:
+        UsageError: it is missing, truncated or corrupt.
+        Failure: it cannot be read for a reason that can pass.
+    """
+    from array_record.python.array_record_module import ArrayRecordReader
+
+    def count() -> int:
+        with _system_errors():
+            reader = ArrayRecordReader(shard)
+            records = reader.num_records()
+            reader.close()  # raises what went wrong before
+            return records
+
+    try:
+        return retried(shard, count)
+    except Failure:
+        raise
+    except FileNotFoundError:
+        raise UsageError(
+            f"{shard}: no such file; the data set is incomplete, prepare it again"
+        ) from None
+    except Exception as error:
+        raise UsageError(
+            f"{shard}: truncated or corrupt ({one_line(str(error))}); prepare the data set again"
+        ) from None
+
+
+@contextlib.contextmanager
+def _system_errors() -> Iterator[None]:
+    """Turns an error of a reader about one of the system into that OSError."""
+    try:
+        yield
+    except RuntimeError as error:
+        found = re.search(r"\w\(\) failed: ([^;]+)", str(error))
+        if found is None or found[1] not in NUMBERS:
+            raise
+        raise OSError(NUMBERS[found[1]], found[1]) from None
+
+
+def _allow_open_files(count: int, place: str) -> None:
+    """Raises the limit of open files, as every shard stays open in every process.
+
+    Raises:
+        UsageError: the hard limit of the system is too low for so many shards.
+    """
+    import resource  # not on Windows
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    needed = count + SPARE_FILES
+    if hard != resource.RLIM_INFINITY and hard < needed:
+        raise UsageError(
+            f"{place}: its {count:,} shards need {needed:,} open files, more than the limit of "
+            f"{hard:,}; raise it (ulimit -Hn), or prepare the data set in fewer, larger shards"
+        )
+    if soft != resource.RLIM_INFINITY and soft < needed:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))

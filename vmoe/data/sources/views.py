@@ -1,32 +1,32 @@
-"""A source relabelled with the classes of a model that was trained on other data."""
+"""Some images of a source, and a source with other classes: both read another source."""
 
 import dataclasses
 import hashlib
 import re
 from collections.abc import Sequence
 
+import numpy as np
+from jaxtyping import Int
+
 from vmoe.class_names import NAMES, synsets
 from vmoe.class_names import class_names as imagenet
-from vmoe.data.sources.source import Example, Fingerprint, Skipped, Source
+from vmoe.data.sources.source import Example, Fingerprint, Skipped, Source, digest
 from vmoe.errors import UsageError, unknown
 
 
-@dataclasses.dataclass(frozen=True)
-class RelabeledSource:
-    """The examples of another source with other labels; see ``Source``.
-
-    Attributes:
-        new_labels: the label that replaces each label of the other source.
-        class_names: the names of the classes, in the order of the new labels.
-    """
+@dataclasses.dataclass(frozen=True, eq=False)
+class View:
+    """Another source; what is not said otherwise is the same."""
 
     source: Source
-    new_labels: tuple[int, ...]
-    class_names: tuple[str, ...]
 
     @property
     def name(self) -> str:
         return self.source.name
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        return self.source.class_names
 
     @property
     def skipped(self) -> Skipped:
@@ -38,6 +38,65 @@ class RelabeledSource:
 
     def __len__(self) -> int:
         return len(self.source)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Subset(View):
+    """Some examples of another source; see ``Source``.
+
+    Attributes:
+        indices: of the examples in the other source.
+    """
+
+    indices: Int[np.ndarray, "b"]
+
+    @property
+    def name(self) -> str:
+        return f"{self.source.name}, {len(self):,} of {len(self.source):,} images"
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, index: int) -> Example:
+        return self.source[int(self.indices[index])]
+
+    def labels_of(self, index: int) -> tuple[int, ...]:
+        return self.source.labels_of(int(self.indices[index]))
+
+    def fingerprint(self) -> Fingerprint:
+        """The other source's fingerprint, with the indices."""
+        fingerprint = self.source.fingerprint()
+        data = hashlib.sha256(fingerprint.data.encode() + self.indices.tobytes())
+        return fingerprint._replace(data=data.hexdigest())
+
+
+def sample(source: Source, count: int) -> Source:
+    """At most ``count`` random images, always the same, in the order of the source.
+
+    Returns:
+        the source itself if it has no more.
+    """
+    if len(source) <= count:
+        return source
+    chosen = np.random.default_rng(0).choice(len(source), count, replace=False)
+    return Subset(source, np.sort(chosen))
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Relabeled(View):
+    """The examples of another source with other labels; see ``Source``.
+
+    Attributes:
+        new_labels: the label that replaces each label of the other source.
+        names: of the classes, in the order of the new labels.
+    """
+
+    new_labels: tuple[int, ...]
+    names: tuple[str, ...]
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        return self.names
 
     def __getitem__(self, index: int) -> Example:
         example = self.source[index]
@@ -52,8 +111,8 @@ class RelabeledSource:
     def fingerprint(self) -> Fingerprint:
         """The other source's fingerprint, with the new class names and labels."""
         fingerprint = self.source.fingerprint()
-        new = repr((fingerprint.data, self.new_labels, self.class_names))
-        return fingerprint._replace(data=hashlib.sha256(new.encode()).hexdigest())
+        new = (fingerprint.data, self.new_labels, self.names)
+        return fingerprint._replace(data=digest(new))
 
 
 def relabel(source: Source, class_names: Sequence[str]) -> Source:
@@ -81,7 +140,7 @@ def relabel(source: Source, class_names: Sequence[str]) -> Source:
             what = f"{source.name} has a class that the model was not trained on,"
             raise UsageError(unknown(what, name, list(class_names)))
     new_labels = tuple(positions[name] for name in source.class_names)
-    return RelabeledSource(source, new_labels, tuple(class_names))
+    return Relabeled(source, new_labels, tuple(class_names))
 
 
 def _imagenet(names: tuple[str, ...], class_names: tuple[str, ...]) -> dict[str, int] | None:
