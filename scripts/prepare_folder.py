@@ -25,7 +25,7 @@ if __name__ == "__main__":
 import numpy as np
 from preparation.array_record import Split, check_name, is_complete, write
 
-from vmoe.data.sources import SPLITS, Source, open_source
+from vmoe.data.sources import SPLITS, Source, one_walk, open_source
 from vmoe.data.sources.folder import open_folder, split_folders
 from vmoe.errors import VmoeError
 
@@ -62,7 +62,8 @@ def open_splits(folder: Path) -> dict[str, Source]:
         for split in SPLITS
         if not stored or split in stored or (split == "validation" and "train" in stored)
     ]
-    return {split: open_source(f"folder:{folder}", split) for split in wanted}
+    with one_walk():
+        return {split: open_source(f"folder:{folder}", split) for split in wanted}
 
 
 def main() -> None:

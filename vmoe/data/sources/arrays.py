@@ -30,7 +30,7 @@ import numpy as np
 from jaxtyping import Int, Integer, UInt8
 
 from vmoe.data.sources.index import CHUNK
-from vmoe.data.sources.source import Example, Format
+from vmoe.data.sources.source import BaseSource, Example
 from vmoe.data.sources.splits import named_splits, resolve_split, stratified_split
 from vmoe.data.sources.vocabulary import MOST_CLASSES, check_distinct
 from vmoe.errors import Failure, UsageError, one_line
@@ -41,7 +41,7 @@ LOCAL_HEADER = 30  # bytes before the name of a file in a .zip
 PIECE = 1 << 20  # bytes read at once
 
 
-class ArraySource(Format):
+class ArraySource(BaseSource):
     """A split of a data set that is one array, in memory or mapped into it.
 
     Attributes:
@@ -65,10 +65,8 @@ class ArraySource(Format):
         return len(self.labels if self.rows is None else self.rows)
 
     def __getitem__(self, index: int) -> Example:
-        return Example(self._pixels(index), self.labels_of(index), f"{self.name}[{index}]")
-
-    def _pixels(self, index: int) -> UInt8[np.ndarray, "h w 3"]:
-        return np.asarray(self.images[self._row(index)])
+        pixels = np.asarray(self.images[self._row(index)])
+        return Example(pixels, self.labels_of(index), f"{self.name}[{index}]")
 
     def _row(self, index: int) -> int:
         return index if self.rows is None else int(self.rows[index])
@@ -90,9 +88,6 @@ class ArraySource(Format):
         for labels in self._label_chunks():
             data.update(labels.astype(np.int64).tobytes())
         return data.hexdigest(), ""
-
-    def _content(self, index: int) -> bytes:
-        return self._pixels(index).tobytes()
 
 
 def rgb(grey: UInt8[np.ndarray, "b h w"]) -> UInt8[np.ndarray, "b h w 3"]:

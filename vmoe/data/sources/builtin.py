@@ -23,7 +23,7 @@ import numpy as np
 from PIL import Image
 
 from vmoe.data.sources.arrays import ArraySource, rgb
-from vmoe.data.sources.source import Example, Fingerprint, Format, digest
+from vmoe.data.sources.source import BaseSource, Example, Fingerprint, digest
 from vmoe.data.sources.splits import SPLITS, resolve_split
 from vmoe.errors import UsageError
 
@@ -85,7 +85,7 @@ def path_of(name: str) -> Path:
 
 
 @dataclasses.dataclass(frozen=True)
-class SyntheticSource(Format):
+class SyntheticSource(BaseSource):
     """A split of a synthetic data set.
 
     Attributes:

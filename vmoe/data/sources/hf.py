@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from vmoe.data.sources.index import state_of
-from vmoe.data.sources.source import Example, Format, digest, sampled
+from vmoe.data.sources.source import BaseSource, Example, digest, sampled
 from vmoe.data.sources.splits import resolve_split
 from vmoe.data.sources.vocabulary import MOST_CLASSES
 from vmoe.errors import Failure, UsageError, one_line
@@ -51,7 +51,7 @@ def open_hf(folder: str, split: str) -> "HfSource":
     return source
 
 
-class HfSource(Format):
+class HfSource(BaseSource):
     """A split of a data set of Hugging Face."""
 
     def __init__(self, folder: str, split: str):

@@ -118,11 +118,11 @@ def sampled(count: int) -> list[int]:
     return [i * count // few for i in range(few)]
 
 
-class Format:
-    """Base of the sources that read files: what they have in common.
+class BaseSource:
+    """What the sources of all formats have in common.
 
-    A pickle holds the arguments that the source was made with. Nothing is skipped where a format
-    says nothing else.
+    A pickle holds the arguments that the source was made with. A format that skips nothing says
+    nothing of it.
     """
 
     skipped = Skipped()
@@ -132,10 +132,13 @@ class Format:
         source.__dict__["_made"] = functools.partial(cls, *args, **kwargs)
         return source
 
-    def __reduce__(self) -> tuple[Callable[[], "Format"], tuple[()]]:
+    def __reduce__(self) -> tuple[Callable[[], "BaseSource"], tuple[()]]:
         return self.__dict__["_made"], ()
 
     def __len__(self) -> int:
+        raise NotImplementedError
+
+    def __getitem__(self, index: int) -> Example:
         raise NotImplementedError
 
     def fingerprint(self) -> Fingerprint:
@@ -152,7 +155,8 @@ class Format:
 
     def _content(self, index: int) -> bytes:
         """What is hashed of an example."""
-        raise NotImplementedError
+        image = self[index].image
+        return image if isinstance(image, bytes) else image.tobytes()
 
 
 def digest(value: object) -> str:

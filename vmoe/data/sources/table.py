@@ -8,6 +8,11 @@ fingerprint are the same for all of them. Its columns are those of an index (``i
     sizes    in bytes
     and what else reading needs, such as times or offsets
     rows_SPLIT   the rows of a split, where not all rows are in one
+
+To build a table takes, measured at a million images of one label each, at most 48 bytes of memory
+for each image, 56 where images are compared; the walk through a folder takes 52 beside that, of
+which 36 are the path. So the 14 million images of ImageNet-21k take 1.4 GB while their folder is
+indexed, and 300 million of a manifest 17 GB. Opened, a table takes none (``index.py``).
 """
 
 import itertools
@@ -23,7 +28,7 @@ from vmoe.config.data import Check, OnError
 from vmoe.data.check import unreadable
 from vmoe.data.decode import ImageFile, read_bytes
 from vmoe.data.sources.index import Columns, Index, IndexWriter
-from vmoe.data.sources.source import Example, Format, Skipped, digest
+from vmoe.data.sources.source import BaseSource, Example, Skipped, digest
 from vmoe.data.sources.splits import give_every_split_one, hashed_split, name_hashes
 from vmoe.errors import UsageError, listed, unknown
 
@@ -33,8 +38,8 @@ LISTED = 20  # unreadable images that an error names
 class TableWriter:
     """Writes a table, piece by piece; a context that closes its files.
 
-    Names, sizes and the like go to the disk at once. What decides the splits is in memory until the
-    last row is there: 20 bytes of an image with one label, 28 where images are compared.
+    Names, sizes and the like go to the disk at once. Labels, and the hashes that decide the splits,
+    are in memory until the last row is there.
     """
 
     def __init__(self, folder: Path, identity: Callable[[str], str] | None = None):
@@ -75,7 +80,7 @@ class TableWriter:
         if self._identity:
             self._identities.append(name_hashes(list(map(self._identity, paths))))
         self._labels.append(np.fromiter(itertools.chain.from_iterable(labels), np.int32))
-        self._counts.append(np.array([len(each) for each in labels], np.int64))
+        self._counts.append(np.array([len(each) for each in labels], np.int32))
         if split is not None:
             self._splits.append(split)
         self._index.append_texts("paths", paths)
@@ -106,24 +111,24 @@ class TableWriter:
         Raises:
             UsageError: there are no images, or too few of a class, or one twice.
         """
-        counts = np.concatenate(self._counts or [np.empty(0, np.int64)])
-        if not len(counts):
+        if not any(map(len, self._counts)):
             raise UsageError(f"{place}: no images in it")
         if self._identities:
             self._check_unique(place)
-        labels = np.concatenate(self._labels)
+        counts, labels = np.concatenate(self._counts), np.concatenate(self._labels)
         if classes is not None:
-            labels = classes[labels].astype(np.int32)
+            labels = classes.astype(np.int32)[labels]
         self._index.append_ragged("labels", labels, counts)
         names, chosen = list(splits), np.concatenate(self._splits) if splits else None
         if fractions:
             names = [*fractions, "train", *(name for name in splits if name != "train")]
-            hashes = np.concatenate(self._hashes)
-            given = None if chosen is None else np.array(list(map(names.index, splits)))[chosen]
-            chosen = hashed_split(hashes, fractions)
-            if given is not None:
-                chosen = np.where(given == len(fractions), chosen, given.astype(np.int8))
+            by_hash = np.concatenate([hashed_split(each, fractions) for each in self._hashes])
+            if chosen is not None:
+                given = np.array([names.index(name) for name in splits], np.int8)[chosen]
+                by_hash = np.where(given == len(fractions), by_hash, given)
+            chosen = by_hash
             if class_names and counts.min() == counts.max() == 1:
+                hashes = np.concatenate(self._hashes)
                 give_every_split_one(
                     chosen, hashes, labels, fractions, class_names=class_names, place=place
                 )
@@ -167,7 +172,7 @@ def path_of(columns: Columns, row: int) -> str:
     return os.fsdecode(columns.values("paths", row).tobytes())
 
 
-class TableSource(Format):
+class TableSource(BaseSource):
     """One split of a table; a format adds how to read the image in a row.
 
     Its pickle holds the path of the table, not the names of the images.

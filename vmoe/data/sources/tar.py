@@ -288,11 +288,6 @@ class TarSource(TableSource):
             raise UsageError(f"{path}: the shard was truncated since it was opened")
         return Example(content, self.labels_of(index), path)
 
-    def _content(self, index: int) -> bytes:
-        image = self[index].image
-        assert isinstance(image, bytes)
-        return image
-
     def _open(self, shard: int) -> "_Opened":
         """An open shard, after checking that it has not changed since it was indexed."""
         info = self.index.info
@@ -346,15 +341,10 @@ def _build_shard(shard: Path, target: Path) -> None:
             keys.add(example.key)
         if not examples:
             raise UsageError(f"{shard}: no images in it ({', '.join(SUFFIXES)})")
-        labels = [vocabulary.numbers(example.labels) for example in examples]
         index.append_texts("paths", [example.image.name for example in examples])
         index.append("offsets", np.array([each.image.offset_data for each in examples], np.int64))
         index.append("sizes", np.array([each.image.size for each in examples], np.int64))
-        index.append_ragged(
-            "labels",
-            np.array([number for each in labels for number in each], np.int32),
-            np.array([len(each) for each in labels], np.int64),
-        )
+        index.append_lists("labels", [vocabulary.numbers(each.labels) for each in examples])
         index.finish(words=vocabulary.words)
 
 

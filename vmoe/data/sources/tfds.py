@@ -39,7 +39,7 @@ import numpy as np
 from vmoe.data.decode import read_bytes
 from vmoe.data.progress import progress
 from vmoe.data.sources.index import Index, IndexWriter, cached, state_of
-from vmoe.data.sources.source import Example, Format, digest, sampled
+from vmoe.data.sources.source import BaseSource, Example, digest, sampled
 from vmoe.data.sources.splits import SPLITS, resolve_split
 from vmoe.errors import Failure, UsageError, one_line, unknown
 from vmoe.retry import retried
@@ -107,7 +107,7 @@ def _version(folder: Path, version: str, place: str) -> Path:
     return folder / (version or last)
 
 
-class TfdsSource(Format):
+class TfdsSource(BaseSource):
     """A split of a TFDS data set in ArrayRecord form."""
 
     def __init__(self, name: str, folder: str, split: str):
@@ -169,15 +169,13 @@ class TfdsSource(Format):
         row = range(len(self))[index]
         origin = f"{self.name}[{row}]"
         try:
-            fields = self._decode(self._record(row))
+            record = self._record(row)
+            fields = self._features.deserialize_example_np(record, decoders=self._decoders)
         except Failure:
             raise
         except Exception as error:  # its readers raise errors of many types
             raise UsageError(f"{origin}: cannot be read ({one_line(str(error))})") from None
         return Example(fields[self._image], self._in_range(fields[self._label], origin), origin)
-
-    def _decode(self, record: bytes) -> dict[str, Any]:
-        return self._features.deserialize_example_np(record, decoders=self._decoders)
 
     def _in_range(self, labels: Any, origin: str) -> tuple[int, ...]:
         found = tuple(label for label in np.atleast_1d(labels).tolist() if label != -1)
@@ -203,10 +201,8 @@ class TfdsSource(Format):
             for start in progress(starts, f"reading the labels of {self.name}", len(starts)):
                 rows = range(start, min(start + SCANNED, len(self)))
                 labels = [self[i].labels for i in rows]
-                lengths = np.array([len(each) for each in labels])
-                most = max(most, int(lengths.max()))
-                values = np.array([label for each in labels for label in each], np.int32)
-                index.append_ragged("labels", values, lengths)
+                most = max(most, *map(len, labels))
+                index.append_lists("labels", labels)
             index.finish(max_labels=most)
 
     def check(self) -> None:
