@@ -17,7 +17,10 @@ PIXELS = np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)
 def found(folder: Path, how: str = "headers") -> dict[str, str]:
     files = image_files_below(folder).images
     record = folder.parent / f"{abs(hash(tuple(files)))}.json"  # another one if a file changes
-    return {Path(files[i].path).name: r for i, r in unreadable(folder, files, how, record).items()}
+    return {
+        Path(files[i].path).name: r
+        for i, r in unreadable(folder, files.__getitem__, len(files), how, record).items()
+    }
 
 
 @pytest.mark.parametrize("suffix", ["png", "jpg", "gif", "bmp", "webp", "tif"])
@@ -71,9 +74,11 @@ def test_a_file_that_cannot_be_opened_is_tried_again(tmp_path: Path) -> None:
     files = image_files_below(folder).images
     (folder / "a.png").rename(folder / "away")
     record = tmp_path / "record.json"
-    assert unreadable(folder, files, "headers", record) == {0: "No such file or directory"}
+    assert unreadable(folder, files.__getitem__, len(files), "headers", record) == {
+        0: "No such file or directory"
+    }
     (folder / "away").rename(folder / "a.png")
-    assert not unreadable(folder, files, "headers", record)
+    assert not unreadable(folder, files.__getitem__, len(files), "headers", record)
 
 
 def test_grey_images_of_12_bits_are_found_and_a_broken_exif_block_raises_no_error(

@@ -372,7 +372,7 @@ def test_images_that_cannot_be_read_now_are_neither_replaced_nor_left_out(
     for read in (
         lambda: training[0],
         lambda: next(evaluation),
-        lambda: unreadable("", files, "headers", tmp_path / "record"),
+        lambda: unreadable("", files.__getitem__, len(files), "headers", tmp_path / "record"),
         six,
     ):
         with no_more_files(60), pytest.raises(Failure, match=message):

@@ -10,7 +10,7 @@ import hashlib
 import io
 import itertools
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -30,11 +30,12 @@ RULES = f"2 {PIL.__version__}"  # version of the rules below; a record of anothe
 
 
 def unreadable(
-    folder: str | Path, files: Sequence[ImageFile], check: Check, record: Path
+    folder: str | Path, files: Callable[[int], ImageFile], count: int, check: Check, record: Path
 ) -> dict[int, str]:
     """The files that cannot be read as images, by their index, with reasons.
 
     Args:
+        files: the file at an index in [0, count).
         record: a JSON file that keeps the result, for as long as the files are the same.
     """
     known = _read_record(record)
@@ -43,7 +44,7 @@ def unreadable(
     found: dict[int, str] = {}
     lasting = True
     with concurrent.futures.ThreadPoolExecutor() as threads:
-        for i, reason in _check_all(folder, files, check, threads):
+        for i, reason in _check_all(folder, files, count, check, threads):
             found[i], lasting = reason.text, lasting and reason.lasting
     if lasting:
         _write_record(record, {"rules": RULES, "check": check, "unreadable": found})
@@ -64,18 +65,19 @@ class _Reason(NamedTuple):
 
 def _check_all(
     folder: str | Path,
-    files: Sequence[ImageFile],
+    files: Callable[[int], ImageFile],
+    count: int,
     check: Check,
     threads: concurrent.futures.Executor,
 ) -> Iterator[tuple[int, _Reason]]:
     """Those of the files that cannot be read. Few of them are in memory at a time."""
 
     def reasons(chunk: range) -> list[_Reason]:
-        return [_reason(files[i], check) for i in chunk]
+        return [_reason(files(i), check) for i in chunk]
 
-    parts = range(0, len(files), CHUNK * CHUNKS)
-    for start in progress(parts, f"checking {len(files):,} images of {folder}", len(parts)):
-        stop = min(start + CHUNK * CHUNKS, len(files))
+    parts = range(0, count, CHUNK * CHUNKS)
+    for start in progress(parts, f"checking {count:,} images of {folder}", len(parts)):
+        stop = min(start + CHUNK * CHUNKS, count)
         chunks = [range(i, min(i + CHUNK, stop)) for i in range(start, stop, CHUNK)]
         results = itertools.chain.from_iterable(threads.map(reasons, chunks))
         yield from ((i, reason) for i, reason in enumerate(results, start) if reason.text)

@@ -102,7 +102,6 @@ class ArrayFile(ArraySource):
         """
         Args:
             path: the .npz file, or the folder.
-            split: "train", "validation" or "test".
 
         Raises:
             UsageError: there is no such file or split, or its arrays are not as described above.

@@ -36,11 +36,6 @@ class Digits(ArraySource):
     """A split of the digits."""
 
     def __init__(self, name: str, split: str):
-        """
-        Args:
-            name: "digits".
-            split: "train", "validation" or "test".
-        """
         self.name = f"{name}:{split}"
         self.images, self.labels, self.class_names = _digits(split)
 
@@ -129,11 +124,7 @@ class SyntheticSource(BaseSource):
 
 
 def open_synthetic(numbers: str, split: str) -> SyntheticSource:
-    """Opens a split of synthetic images.
-
-    Args:
-        numbers: ITEMS[:SIZE[:CLASSES]].
-        split: "train", "validation" or "test".
+    """Opens a split of synthetic images, from ITEMS[:SIZE[:CLASSES]].
 
     Raises:
         UsageError: a number is missing or out of range.

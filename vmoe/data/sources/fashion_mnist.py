@@ -49,7 +49,6 @@ class FashionMnist(ArraySource):
         """
         Args:
             folder: the folder of its files; if empty, they are found or downloaded.
-            split: "train", "validation" or "test".
 
         Raises:
             UsageError: a file is missing or corrupt.

@@ -41,10 +41,7 @@ def open_folder(
 
     Args:
         path: the folder.
-        split: "train", "validation" or "test".
-        check: how the images are checked, see ``vmoe/data/check.py``.
-        on_error: whether unreadable images are an error. With "replace" they are kept in the split
-            "train", where another image takes their place, and left out of the others.
+        check, on_error: see ``open_files``.
         whole: the split is all of the images, of a folder that is not split.
 
     Raises:

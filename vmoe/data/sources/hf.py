@@ -40,7 +40,6 @@ def open_hf(folder: str, split: str) -> "HfSource":
 
     Args:
         folder: that ``save_to_disk`` has written.
-        split: "train", "validation" or "test".
 
     Raises:
         UsageError: ``datasets`` is not installed; there is no such data set or split, a file is
@@ -55,11 +54,6 @@ class HfSource(BaseSource):
     """A split of a data set of Hugging Face."""
 
     def __init__(self, folder: str, split: str):
-        """
-        Args:
-            folder: that ``save_to_disk`` has written.
-            split: "train", "validation" or "test".
-        """
         self._place = f"hf:{folder}"
         self.name = f"{self._place}:{split}"
         data, (self._start, self._width) = _open(folder, split, self._place)

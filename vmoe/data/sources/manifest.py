@@ -47,9 +47,7 @@ def open_manifest(
 
     Args:
         path: the ``.csv`` or ``.jsonl`` file.
-        split: "train", "validation" or "test".
-        check: how the images are checked, see ``vmoe/data/check.py``.
-        on_error: as for a folder.
+        check, on_error: see ``open_files``.
 
     Raises:
         UsageError: there is no such file or split, or a line, an image or a label is wrong.

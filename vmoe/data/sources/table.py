@@ -291,18 +291,25 @@ def open_files(
 
     Args:
         place: the data set, for error messages.
+        check: how the images are checked, see ``vmoe/data/check.py``.
         on_error: whether unreadable images are an error. With "replace" they are kept in the split
             "train", where another image takes their place, and left out of the others.
 
     Raises:
         UsageError: an image cannot be read, or none of a split can.
     """
-    files = _Files(index, folder)
-    bad = unreadable(folder, files, check, index / "unreadable.json")
+    columns = Index(index)
+    count = len(columns["sizes"])
+
+    def file(row: int) -> ImageFile:
+        path = str(Path(folder, path_of(columns, row)))
+        return ImageFile(path, int(columns["sizes"][row]), int(columns["times"][row]))
+
+    bad = unreadable(folder, file, count, check, index / "unreadable.json")
     if bad and on_error == "fail":
-        reasons = [f"{files[row].path} ({reason})" for row, reason in bad.items()]
+        reasons = [f"{file(row).path} ({reason})" for row, reason in bad.items()]
         raise UsageError(
-            f"{place}: {len(bad)} of {len(files)} images cannot be read: "
+            f"{place}: {len(bad)} of {count} images cannot be read: "
             f"{listed(reasons, LISTED, separator='; ')}. Repair or remove them; training and "
             "evaluation can also skip them with data.on_error=replace"
         )
@@ -313,17 +320,3 @@ def open_files(
     if not len(source):
         raise UsageError(f"{place}: no image of the split {split!r} can be read")
     return source
-
-
-class _Files(Sequence[ImageFile]):
-    """The files of a table, each made when it is asked for."""
-
-    def __init__(self, index: Path, folder: str):
-        self._index, self._folder = Index(index), folder
-
-    def __len__(self) -> int:
-        return len(self._index["sizes"])
-
-    def __getitem__(self, row: Any) -> Any:
-        path = str(Path(self._folder, path_of(self._index, row)))
-        return ImageFile(path, int(self._index["sizes"][row]), int(self._index["times"][row]))

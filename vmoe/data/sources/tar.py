@@ -57,7 +57,6 @@ def open_tar(path: str, split: str) -> "TarSource":
 
     Args:
         path: a folder, a pattern of files, or a JSON index.
-        split: "train", "validation" or "test".
 
     Raises:
         UsageError: there are no shards or no such split; or a shard is truncated, has an example
@@ -265,7 +264,6 @@ class TarSource(TableSource):
         """
         Args:
             index: folder of the table.
-            split: of the table.
             root: to which the paths of the shards are relative.
             skipped: what else is in the folder.
         """
