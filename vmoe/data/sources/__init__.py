@@ -127,7 +127,7 @@ def _kind(name: str, path: str) -> Kind:
     if not kind.path and path:
         raise UsageError(unknown("no split", path, list(SPLITS)))
     if kind.needs_path and not path:
-        raise UsageError(f"data set {name!r} needs a path: {name}:PATH")
+        raise UsageError(f"data set {name!r} needs a path: {name}{kind.path}")
     return kind
 
 

@@ -119,19 +119,8 @@ class TableWriter:
         if classes is not None:
             labels = classes.astype(np.int32)[labels]
         self._index.append_ragged("labels", labels, counts)
-        names, chosen = list(splits), np.concatenate(self._splits) if splits else None
-        if fractions:
-            names = [*fractions, "train", *(name for name in splits if name != "train")]
-            by_hash = np.concatenate([hashed_split(each, fractions) for each in self._hashes])
-            if chosen is not None:
-                given = np.array([names.index(name) for name in splits], np.int8)[chosen]
-                by_hash = np.where(given == len(fractions), by_hash, given)
-            chosen = by_hash
-            if class_names and counts.min() == counts.max() == 1:
-                hashes = np.concatenate(self._hashes)
-                give_every_split_one(
-                    chosen, hashes, labels, fractions, class_names=class_names, place=place
-                )
+        single = class_names if counts.min() == counts.max() == 1 else ()
+        names, chosen = self._assign(splits, fractions or {}, labels, single, place)
         for i, name in enumerate(names):
             self._index.append(f"rows_{name}", np.flatnonzero(chosen == i).astype(np.uint32))
         columns = self._index.columns()
@@ -147,6 +136,39 @@ class TableWriter:
         }
         most = max(1, int(counts.max()))
         self._index.finish(class_names=class_names, max_labels=most, place=place, **info)
+
+    def _assign(
+        self,
+        splits: Sequence[str],
+        fractions: Mapping[str, float],
+        labels: Int[np.ndarray, "_"],
+        class_names: Sequence[str],
+        place: str,
+    ) -> tuple[list[str], Int8[np.ndarray, "b"]]:
+        """The names of the splits, and that of each row, as an index into them.
+
+        Args:
+            splits, fractions: as for ``finish``; without either there are no names.
+            class_names: if given, every class is in every split.
+        """
+        given = np.concatenate(self._splits or [np.empty(0, np.int8)])
+        if not fractions:
+            return list(splits), given
+        names = [*fractions, "train", *(name for name in splits if name != "train")]
+        chosen = np.concatenate([hashed_split(each, fractions) for each in self._hashes])
+        if splits:
+            given = np.array([names.index(name) for name in splits], np.int8)[given]
+            chosen = np.where(given == names.index("train"), chosen, given)
+        if class_names:
+            give_every_split_one(
+                chosen,
+                np.concatenate(self._hashes),
+                labels,
+                fractions,
+                class_names=class_names,
+                place=place,
+            )
+        return names, chosen
 
     def _check_unique(self, place: str) -> None:
         """Checks that no image is there twice."""
