@@ -13,7 +13,7 @@ For 300 million examples with paths of 40 bytes and three labels each, the colum
 on the disk, and nothing in the memory of a process beyond the pages that it reads. As Python
 objects (a string of 89 B, a tuple of 64 B, references to both and to three numbers) they would take
 50 GB or more in each process. Names of classes are Python objects: 30,000 take 3 MB. To build the
-index of a table takes at most 48 MB of memory for a million images (``table.py``).
+index of a table takes 41 to 49 MB of memory for a million images (``table.py``).
 
 The SHA-256 of every file is in ``SHA256SUMS``. The process that opens a data set by its name checks
 them, once for files that have not changed since; its workers do not. At 1 GB/s that takes a tenth

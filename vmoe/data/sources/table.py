@@ -9,10 +9,10 @@ fingerprint are the same for all of them. Its columns are those of an index (``i
     and what else reading needs, such as times or offsets
     rows_SPLIT   the rows of a split, where not all rows are in one
 
-To build a table takes, measured at a million images of one label each, at most 48 bytes of memory
-for each image, 56 where images are compared; the walk through a folder takes 52 beside that, of
-which 36 are the path. So the 14 million images of ImageNet-21k take 1.4 GB while their folder is
-indexed, and 300 million of a manifest 17 GB. Opened, a table takes none (``index.py``).
+To build a table takes at most 41 bytes of memory for each image of one label, 49 where images are
+compared (measured at a million images); the walk through a folder takes 52 beside that, of which 36
+are the path (at 100,000). So the 14 million images of ImageNet-21k take 1.3 GB while their folder
+is indexed, and 300 million of a manifest 15 GB. A table that is open takes none (``index.py``).
 """
 
 import itertools
