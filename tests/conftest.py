@@ -46,6 +46,11 @@ def pytest_configure(config: pytest.Config) -> None:
         jax.config.update("jax_num_cpu_devices", DEVICES)
 
 
+def pytest_collection_finish() -> None:
+    gc.collect()
+    gc.freeze()  # modules and tests live to the end, so garbage collection need not visit them
+
+
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
     ignored = collection_path.name == "devices" and not _on_devices(config)
     return True if ignored else None

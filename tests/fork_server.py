@@ -68,6 +68,7 @@ def _import_everything() -> None:
         raise SystemExit(f"importing vmoe started {threads - 1} threads: forks would lack them")
     gc.collect()
     gc.freeze()  # so that garbage collection in a fork copies no shared pages
+    gc.set_threshold(20_000, 20, 20)  # as in conftest.py
 
 
 def _reap(options: int) -> None:
