@@ -35,7 +35,7 @@ from vmoe.checkpoints.run import Checkpoints, Restored
 from vmoe.config import EvalConfig, TrainConfig
 from vmoe.data.pipeline import Read, training_batches
 from vmoe.errors import Failure, Stopped, UsageError
-from vmoe.train import evaluations, setup, train
+from vmoe.train import evaluations, train
 from vmoe.train.report import Report
 from vmoe.workdir.layout import steps_of
 
@@ -326,7 +326,7 @@ def poisoned(config: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> TrainConfi
 
         return training_batches(*arguments, **options).map_with_index(poison)
 
-    monkeypatch.setattr(setup, "training_batches", batches)
+    monkeypatch.setattr("vmoe.train.check.training_batches", batches)
     return configs.replace(config, evaluations=(EvalConfig(),))
 
 
