@@ -19,7 +19,7 @@ from vmoe.errors import UsageError
 from vmoe.evaluate.fewshot import fewshot
 from vmoe.evaluate.fewshot_data import open_fewshot
 from vmoe.mesh import place
-from vmoe.train import setup, train
+from vmoe.train import train
 
 
 @pytest.fixture(scope="module")
@@ -130,7 +130,7 @@ def test_a_run_on_many_devices_rewinds_after_a_nan_loss(
 
         return training_batches(*words, **options).map_with_index(poison)
 
-    monkeypatch.setattr(setup, "training_batches", batches)
+    monkeypatch.setattr("vmoe.train.check.training_batches", batches)
     train(config, tmp_path / "run", mesh="expert=4", on_nan="rewind")
     stderr = capsys.readouterr().err
     assert "mesh data=2,expert=4: 8 devices, 1 processes; each device has 4 images" in stderr
