@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from tests.data.test_tfds import build
 from vmoe.data.sources import SPLITS, open_source, relabel, sample
 from vmoe.data.sources.source import Source
 
@@ -105,39 +106,10 @@ def data_sets(root: Path) -> Iterator[str]:
 
 def write_tfds(root: Path) -> str:
     """A data set of TFDS: 90 images in three shards of the split train, 10 of the split test."""
-    import tensorflow_datasets as tfds
-    from array_record.python.array_record_module import ArrayRecordWriter
-    from tensorflow_datasets.proto import tf_example_generated_pb2 as protos
+    from tensorflow_datasets.core.features import ClassLabel
 
-    root.mkdir(parents=True)
-    features = tfds.features.FeaturesDict(
-        {
-            "image": tfds.features.Image(encoding_format="png"),
-            "label": tfds.features.ClassLabel(names=["cat", "dog", "owl"]),
-        }
-    )
-    infos = []
-    for split, shards in {"train": (40, 41, 9), "test": (10,)}.items():
-        template = tfds.core.ShardedFileTemplate(
-            data_dir=root, dataset_name="photos", split=split, filetype_suffix="array_record"
-        )
-        infos.append(
-            tfds.core.SplitInfo(
-                name=split, shard_lengths=list(shards), num_bytes=0, filename_template=template
-            )
-        )
-        start = 0
-        for file, count in zip(infos[-1].filepaths, shards, strict=True):
-            writer = ArrayRecordWriter(str(file), "group_size:1")
-            for i in range(start, start + count):
-                example = features.encode_example({"image": io.BytesIO(bmp(i)), "label": i % 3})
-                record = protos.Example.FromString(features.serialize_example(example))
-                writer.write(record.SerializeToString(deterministic=True))  # sorts its features
-            writer.close()
-            start += count
-    tfds.folder_dataset.write_metadata(
-        data_dir=root, features=features, split_infos=infos, check_data=False
-    )
+    shards = {"train": (40, 41, 9), "test": (10,)}
+    build(root, ClassLabel(names=["cat", "dog", "owl"]), shards=shards, image=bmp)
     return f"tfds:{root}"
 
 

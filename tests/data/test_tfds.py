@@ -7,7 +7,7 @@ import pickle
 import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,11 +26,10 @@ from vmoe.errors import Failure, UsageError
 SHARDS = {"train": (40, 41, 19), "test": (7, 3)}
 
 
-def png(value: int) -> io.BytesIO:
+def png(value: int) -> bytes:
     file = io.BytesIO()
     Image.fromarray(np.full((4, 4, 3), value, np.uint8)).save(file, "png")
-    file.seek(0)
-    return file
+    return file.getvalue()
 
 
 def build(
@@ -40,15 +39,20 @@ def build(
     name: str = "label",
     images: Sequence[str] = ("image",),
     others: Sequence[str] = (),
+    shards: Mapping[str, Sequence[int]] = SHARDS,
+    image: Callable[[int], bytes] = png,
 ) -> Path:
-    """A data set by TFDS; all pixels of the i-th image have the value i.
+    """A data set by TFDS; all pixels of the i-th image of a split have the value i.
 
     Args:
         images: features with these images.
         others: Image features whose content is not an image.
+        shards: by split, the number of images in each shard.
+        image: the file of an image.
     """
     import tensorflow_datasets as tfds
     from array_record.python.array_record_module import ArrayRecordWriter
+    from tensorflow_datasets.proto import tf_example_generated_pb2 as protos
 
     folder.mkdir(parents=True)
     features = tfds.features.FeaturesDict(
@@ -58,7 +62,7 @@ def build(
         }
     )
     splits = []
-    for split, counts in SHARDS.items():
+    for split, counts in shards.items():
         template = tfds.core.ShardedFileTemplate(
             data_dir=folder, dataset_name="photos", split=split, filetype_suffix="array_record"
         )
@@ -71,9 +75,11 @@ def build(
         for shard, count in zip(splits[-1].filepaths, counts, strict=True):
             writer = ArrayRecordWriter(str(shard), "group_size:1")
             for i in range(start, start + count):
-                example = {each: png(i) for each in images} | {name: labels(i)}
+                example = {each: io.BytesIO(image(i)) for each in images} | {name: labels(i)}
                 example |= {each: io.BytesIO(b"not an image") for each in others}
-                writer.write(features.serialize_example(features.encode_example(example)))
+                record = features.serialize_example(features.encode_example(example))
+                record = protos.Example.FromString(record)
+                writer.write(record.SerializeToString(deterministic=True))  # sorts its features
             writer.close()
             start += count
     tfds.folder_dataset.write_metadata(

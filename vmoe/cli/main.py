@@ -13,7 +13,6 @@ import sys
 import traceback
 from collections.abc import Sequence
 
-from vmoe.cli.arguments import options_of
 from vmoe.errors import OUT_OF_MEMORY, UsageError, VmoeError, one_line, unknown
 
 COMMANDS = {  # each a module of this package with a function ``run``
@@ -68,6 +67,8 @@ def _run(argv: Sequence[str], *, debug: bool) -> int:
             raise
         if debug:
             traceback.print_exc()
+        from vmoe.cli.arguments import options_of  # brings tyro
+
         options = options_of(getattr(error, "fields", ()), argv)
         named = f" ({', '.join(options)})" if options else ""
         print(f"vmoe: {one_line(line)}{named}", file=sys.stderr)
