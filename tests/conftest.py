@@ -33,7 +33,7 @@ for name in ("no_proxy", "NO_PROXY"):  # the servers of the tests are on this ma
 
 
 # Files with tests of half a minute or more run first, so that none of these starts late.
-LONGEST = ("test_processes.py", "test_stops.py", "test_scripts.py", "test_loop.py")
+LONGEST = ("test_distributed.py", "test_stops.py", "test_scripts.py", "test_loop.py")
 DEVICES = 8  # of tests/devices, which runs in its own pytest process; other tests have one
 
 

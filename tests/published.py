@@ -1,4 +1,4 @@
-"""Stored runs of the authors' code: their arrays, by published name, in a model here."""
+"""Stored runs of the authors' code, in a model here: settings, and arrays by published name."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,7 +9,7 @@ import numpy as np
 from vmoe.checkpoints import flax_names
 from vmoe.checkpoints.arrays import ArrayFile, ArrayInfo
 from vmoe.checkpoints.assemble import Conversion, assemble
-from vmoe.config import ViTConfig
+from vmoe.config import ExpertChoice, MoEConfig, Router, Soft, TokenChoice, ViTConfig
 
 
 def published_params(config: ViTConfig, arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
@@ -17,3 +17,46 @@ def published_params(config: ViTConfig, arrays: Mapping[str, np.ndarray]) -> dic
     infos = {name: ArrayInfo(array.shape, array.dtype) for name, array in arrays.items()}
     file = ArrayFile(Path("stored"), infos, lambda names: ((name, arrays[name]) for name in names))
     return assemble(Conversion(file, flax_names.rename, config=config)).params
+
+
+def published_router(theirs: dict[str, Any]) -> Router:
+    match theirs.get("name", "").split(".")[-1]:
+        case "SoftRouter":
+            return Soft()
+        case "NoisyTopItemsPerExpertRouter":
+            return ExpertChoice(noise_std=theirs["noise_std"])
+    return TokenChoice(
+        k=theirs["num_selected_experts"],
+        priority="largest_gate" if theirs["dispatcher"]["batch_priority"] else "order",
+        noise_std=theirs["noise_std"],
+    )
+
+
+def published_config(theirs: dict[str, Any], image_size: int) -> ViTConfig:
+    encoder, moe = theirs["encoder"], theirs["encoder"]["moe"]
+    slots = moe["router"].get("dispatcher", moe["router"])
+    patch_size = theirs["patch_size"][0]
+    tokens = (image_size // patch_size) ** 2 + (theirs["classifier"] == "token")
+    return ViTConfig(
+        patch_size=patch_size,
+        width=theirs["hidden_size"],
+        depth=encoder["num_layers"],
+        mlp_dim=encoder["mlp_dim"],
+        num_heads=encoder["num_heads"],
+        image_size=image_size,
+        num_classes=theirs["num_classes"],
+        pooling={"token": "class_token", "gap": "mean", "map": "attention"}[theirs["classifier"]],
+        positions=encoder.get("position_emb", {"name": "learned"})["name"],
+        pre_logits=theirs["representation_size"],
+        head_bias=theirs["head_bias_init"],
+        qk_norm=encoder.get("attention_qk_norm", False),
+        sparse_blocks=tuple(moe["layers"]),
+        moe=MoEConfig(
+            num_experts=moe["num_experts"],
+            router=published_router(moe["router"]),
+            capacity_factor=slots["capacity_factor"] or 1.0,
+            capacity=slots.get("num_slots"),
+            images_per_group=moe["group_size"] // tokens,
+            shared_init=not moe["split_rngs"],
+        ),
+    )

@@ -1,4 +1,4 @@
-"""One of the two processes of ``test_processes.py`` that differ: it tries one case after the other.
+"""One of two processes of ``test_distributed.py`` that differ: it tries one case after the other.
 
 Run as ``python -m tests.two_hosts`` it prints a line for each case: the exit status and the message
 of the error that ``train`` raises; then the checkpoints of a folder, of which the second process

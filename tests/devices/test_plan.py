@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh, PartitionSpec
 
-from tests.test_cli import TINY
+from tests.command import TINY
 from vmoe import models
 from vmoe.config import MoEConfig, OptimConfig, TrainConfig, ViTConfig, load, replace
 from vmoe.costs.chips import CHIPS

@@ -9,9 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests.published import published_params
+from tests.published import published_config, published_params
 from tests.random_models import random_images, random_params
-from tests.test_golden import our_config
 from vmoe import models
 from vmoe.config import MoEConfig, TokenChoice, ViTConfig, replace
 from vmoe.config.attack import AttackConfig
@@ -28,7 +27,7 @@ def test_an_attack_equals_the_published_one(name: str) -> None:
     """In the second run the last image was padding for the results, not for the attack."""
     stored = dict(np.load(FOLDER / f"{name}.npz"))
     theirs = json.loads(str(stored["config"]))
-    config = our_config(theirs["model"], 32)
+    config = published_config(theirs["model"], 32)
     params = {k.removeprefix("params/"): v for k, v in stored.items() if k.startswith("params/")}
     model = models.with_params(config, jax.tree.map(jnp.asarray, published_params(config, params)))
     settings = AttackConfig(

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests.test_cli import TINY
+from tests.command import TINY
 from vmoe import config as configs
 from vmoe.data.pipeline import Batch, training_batches
 from vmoe.data.sources import open_source

@@ -17,13 +17,13 @@ import pytest
 from flax import nnx
 
 from tests.conftest import OLD_GENERATOR
-from tests.published import published_params
+from tests.published import published_config, published_params
 from vmoe import models
 from vmoe.analysis import capture
 from vmoe.axes import RouterInputs, Routing, SoftRouting
 from vmoe.checkpoints.checksums import by_name
 from vmoe.checkpoints.flax_names import published_name
-from vmoe.config import ExpertChoice, MoEConfig, Router, Soft, TokenChoice, ViTConfig, replace
+from vmoe.config import ExpertChoice, MoEConfig, TokenChoice, ViTConfig, replace
 from vmoe.nn.vit import ViT
 from vmoe.routing import aux_losses, expert_choice, router_of, token_choice
 
@@ -88,53 +88,10 @@ class Golden:
         return {published_name(p, self.config): leaf for p, leaf in by_path.items()}, results
 
 
-def our_router(theirs: dict[str, Any]) -> Router:
-    match theirs.get("name", "").split(".")[-1]:
-        case "SoftRouter":
-            return Soft()
-        case "NoisyTopItemsPerExpertRouter":
-            return ExpertChoice(noise_std=theirs["noise_std"])
-    return TokenChoice(
-        k=theirs["num_selected_experts"],
-        priority="largest_gate" if theirs["dispatcher"]["batch_priority"] else "order",
-        noise_std=theirs["noise_std"],
-    )
-
-
-def our_config(theirs: dict[str, Any], image_size: int) -> ViTConfig:
-    encoder, moe = theirs["encoder"], theirs["encoder"]["moe"]
-    slots = moe["router"].get("dispatcher", moe["router"])
-    patch_size = theirs["patch_size"][0]
-    tokens = (image_size // patch_size) ** 2 + (theirs["classifier"] == "token")
-    return ViTConfig(
-        patch_size=patch_size,
-        width=theirs["hidden_size"],
-        depth=encoder["num_layers"],
-        mlp_dim=encoder["mlp_dim"],
-        num_heads=encoder["num_heads"],
-        image_size=image_size,
-        num_classes=theirs["num_classes"],
-        pooling={"token": "class_token", "gap": "mean", "map": "attention"}[theirs["classifier"]],
-        positions=encoder.get("position_emb", {"name": "learned"})["name"],
-        pre_logits=theirs["representation_size"],
-        head_bias=theirs["head_bias_init"],
-        qk_norm=encoder.get("attention_qk_norm", False),
-        sparse_blocks=tuple(moe["layers"]),
-        moe=MoEConfig(
-            num_experts=moe["num_experts"],
-            router=our_router(moe["router"]),
-            capacity_factor=slots["capacity_factor"] or 1.0,
-            capacity=slots.get("num_slots"),
-            images_per_group=moe["group_size"] // tokens,
-            shared_init=not moe["split_rngs"],
-        ),
-    )
-
-
 @pytest.fixture(scope="module")
 def golden(request: pytest.FixtureRequest) -> Golden:
     arrays = dict(np.load(request.param))
-    config = our_config(json.loads(str(arrays["config"])), arrays["images"].shape[1])
+    config = published_config(json.loads(str(arrays["config"])), arrays["images"].shape[1])
     name = request.param.stem
     stored = {k.removeprefix("params/"): v for k, v in arrays.items() if k.startswith("params/")}
     model = models.with_params(config, jax.tree.map(jnp.asarray, published_params(config, stored)))

@@ -14,7 +14,7 @@ from PIL import Image
 import vmoe.config
 from vmoe import models
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 PAGES = ("README.md", "CONTRIBUTING.md", "configs/README.md", "scripts/README.md")
 
 

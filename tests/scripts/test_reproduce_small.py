@@ -20,7 +20,7 @@ from vmoe.data.sources.builtin import path_of
 from vmoe.evaluate import evaluate
 from vmoe.factory import load
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "scripts" / "reproduce_small.py"
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from vmoe.data.pipeline import ORDER
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "scripts" / "miniature.py"
 SHOTS = (1, 5, 10, 25)
 VENDORS = ("google", "twitter")

@@ -25,7 +25,7 @@ from vmoe.config import (
 )
 from vmoe.errors import UsageError
 
-RECIPES = Path(__file__).parents[1] / "configs"
+RECIPES = Path(__file__).parents[2] / "configs"
 
 
 def test_the_dense_twin_differs_only_in_its_sparse_blocks() -> None:

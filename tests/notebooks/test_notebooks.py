@@ -15,7 +15,7 @@ import vmoe
 from vmoe import models
 from vmoe.surgery.experts import average_experts
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "scripts" / "run_notebooks.py"
 SMALL = {
     "01_predict": {"data": "digits", "count": 32, "image_sizes": [12]},

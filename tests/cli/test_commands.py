@@ -162,7 +162,7 @@ def test_where_experts_choose_tokens_without_an_expert_are_reported_and_no_drops
 def test_a_run_starts_from_weights_of_timm_with_a_new_head_and_other_positions(
     tmp_path: Path,
 ) -> None:
-    source = Path(__file__).parent / "golden" / "weights" / "timm_vit"
+    source = ROOT / "tests" / "golden" / "weights" / "timm_vit"
     arguments = ["train", "--config", TINY, "--workdir", tmp_path / "run", "--steps", "2"]
     arguments += ["--optim.warmup-steps", "1", "--init", source, "--model.patch-size", "4"]
     arguments += ["--model.width", "24", "--model.mlp-dim", "48", "--model.num-heads", "3"]

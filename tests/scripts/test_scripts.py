@@ -16,7 +16,7 @@ from PIL import Image
 
 from vmoe.data.sources import open_source
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 def script(folder: Path, name: str, python: str) -> subprocess.CompletedProcess[str]:

@@ -11,7 +11,7 @@ from vmoe.config import TrainConfig
 from vmoe.config.dry_run import cut_model, dry_run
 from vmoe.config.preprocessing import Preprocessing
 
-FOLDER = Path(__file__).parents[1] / "configs"
+FOLDER = Path(__file__).parents[2] / "configs"
 RECIPES = sorted(FOLDER.glob("*.py"))
 
 
