@@ -9,7 +9,7 @@ import pytest
 from vmoe.analysis import BlockRouting, BlockStatistics, Collected, statistics
 from vmoe.analysis.effects import BatchDependence
 from vmoe.analysis.health import findings
-from vmoe.analysis.totals import ExpertTotals
+from vmoe.analysis.measures import ExpertTotals
 from vmoe.config import ExpertChoice, MoEConfig, Router, Soft, TokenChoice, ViTConfig
 from vmoe.config.routers import RouterConfig
 

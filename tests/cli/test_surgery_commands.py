@@ -11,8 +11,9 @@ from PIL import Image
 import vmoe as library
 from tests.command import TINY, start, vmoe
 from tests.random_models import outputs, random_images
+from vmoe.analysis import collect, statistics
 from vmoe.data.sources import open_source
-from vmoe.evaluate.routing import expert_loads
+from vmoe.evaluate.routing import labelled_batches
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +80,8 @@ def test_pruning_reports_the_accuracy_before_and_after(tiny_run: Path, tmp_path:
     assert (report["before"]["experts"], report["after"]["experts"]) == ("4", "2")
     loaded = library.load(tiny_run)
     source = open_source("digits", "validation")
-    (loads,) = expert_loads(loaded.model, source, loaded.preprocessing).values()
+    batches = labelled_batches(loaded.model, source, loaded.preprocessing)
+    loads = statistics(collect(loaded.model, batches))[1].choices
     assert loads.sum() == 2 * 5 * len(source)  # two choices of each of five tokens
     columns = np.sort(np.argsort(-loads, kind="stable")[:2])
     kernel = np.asarray(loaded.model.blocks[1].mlp.router.kernel[...])

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from vmoe.analysis.effects import BatchDependence
-from vmoe.analysis.totals import ExpertTotals
+from vmoe.analysis.measures import ExpertTotals
 from vmoe.config import ViTConfig
 from vmoe.config.routers import RouterConfig, TokenChoice
 from vmoe.errors import listed

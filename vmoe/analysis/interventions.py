@@ -6,6 +6,7 @@ The parameters of the model stay as they are. Arguments may be traced arrays, so
 program serves all their values. ``inner`` is the router that is changed; the layer's own if None.
 """
 
+import functools
 from typing import get_args
 
 import jax
@@ -99,35 +100,18 @@ def limited(
         if not isinstance(router, TokenChoice):
             raise UsageError(f"router {router.kind}: only the slots of token_choice can be limited")
         gates = gates_of(inputs.noisy_logits)
-
-        def assign(name: Priority) -> Routing:
-            return token_choice.assign(
-                gates,
-                inputs.valid,
-                k=router.k,
-                c=capacity,
-                priority=name,
-                normalize=router.normalize_weights,
-                draw=inputs.draw,
-                ranks=k,
-            )
-
-        branches = [lambda name=name: assign(name) for name in get_args(Priority)]
-        return Decision(gates, _first_slots(jax.lax.switch(priority, branches), slots), {})
+        assign = functools.partial(
+            token_choice.assign,
+            gates,
+            inputs.valid,
+            k=router.k,
+            c=capacity,
+            normalize=router.normalize_weights,
+            draw=inputs.draw,
+            ranks=k,
+        )
+        branches = [functools.partial(assign, priority=name) for name in get_args(Priority)]
+        routing = jax.lax.switch(priority, branches)
+        return Decision(gates, token_choice.first_slots(routing, slots), {})
 
     return decide
-
-
-def _first_slots(routing: Routing, slots: Int[Array, ""]) -> Routing:
-    """Drops the choices of all but the first slots of each expert.
-
-    A choice's place in the queue of its expert does not depend on the number of slots.
-    """
-    (_, e, c), (_, s, k) = routing.choices.shape, routing.slots.shape
-    kept = routing.kept & (routing.slots % c < slots)
-    return Routing(
-        routing.experts,
-        slots=jnp.where(kept, routing.slots, e * c),
-        choices=jnp.where(jnp.arange(c) < slots, routing.choices, s * k),
-        weights=jnp.where(kept, routing.weights, 0.0),
-    )

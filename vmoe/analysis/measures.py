@@ -1,15 +1,170 @@
-"""Statistics of routing records."""
+"""How much each expert of a sparse block is used: the sums by which a router is judged.
 
-from collections.abc import Iterable
+The sums of a batch are ``expert_totals`` of a record, on the device, or ``collected_totals`` of
+collected routing, in 64 bits on the host. Those of batches are added; ``block_measures`` are means.
+"""
+
+import dataclasses
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int
 
+from vmoe.analysis.collect import BlockRouting
 from vmoe.axes import Record, Routing
 from vmoe.routing.groups import images_in_group, ungroup
 
-Scalar = Float[Array, ""]
+Scalar = Float[Array, ""] | float
+
+
+@dataclasses.dataclass
+class ExpertTotals:
+    """Sums over the tokens of one sparse block. Soft routing makes no choices.
+
+    Attributes:
+        tokens: number of tokens.
+        gates: sum of each expert's gates.
+        entropy: sum of the entropies of the tokens' gates, in nats.
+        choices: number of choices of each expert, before any is dropped.
+        kept: number of these that got a slot.
+        unprocessed: number of tokens without a slot at any expert.
+    """
+
+    tokens: int
+    gates: Float[np.ndarray, "e"]
+    entropy: float
+    choices: Int[np.ndarray, "e"]
+    kept: Int[np.ndarray, "e"]
+    unprocessed: int
+
+    @property
+    def load(self) -> Float[np.ndarray, "e"]:
+        """Each expert's fraction of all choices; see ``block_measures``."""
+        return block_measures(vars(self))["load"]
+
+    @property
+    def importance(self) -> Float[np.ndarray, "e"]:
+        """Mean gate of each expert."""
+        return block_measures(vars(self))["importance"]
+
+    @property
+    def dropped(self) -> float:
+        """Fraction of the choices that got no slot.
+
+        As reports have always rounded it, which may differ from ``block_measures`` in the last bit.
+        """
+        return 1 - self.kept.sum() / max(1, self.choices.sum()) if self.choices.sum() else 0.0
+
+    @property
+    def gate_entropy(self) -> float:
+        """Mean entropy of the gates, in nats: from 0 (one expert) to ln e (even)."""
+        return block_measures(vars(self))["gate_entropy"] + 0.0  # not -0.0, of gates 0 and 1
+
+    @property
+    def relative_entropy(self) -> float:
+        """The gate entropy as a fraction of ln e; 1 for a single expert."""
+        e = len(self.gates)
+        return self.gate_entropy / math.log(e) if e > 1 else 1.0
+
+
+def expert_totals(record: Record) -> dict[str, Array]:
+    """The fields of ``ExpertTotals`` of one sparse block, over all real tokens."""
+    real, gates = record.valid[..., None], record.gates
+    e = gates.shape[-1]
+    choices = kept = jnp.zeros(e, jnp.int32)
+    unprocessed = jnp.int32(0)
+    if isinstance(record.routing, Routing):
+        routing = record.routing
+        choices = jnp.zeros(e + 1).at[routing.experts].add(1)[:e].astype(jnp.int32)
+        kept = (routing.choices < routing.slots[0].size).sum((0, 2))
+        unprocessed = (record.valid & ~routing.kept.any(-1)).sum()
+    return {
+        "tokens": record.valid.sum(),
+        "gates": jnp.where(real, gates, 0.0).sum((0, 1)),
+        "entropy": jnp.where(real, jax.scipy.special.entr(gates), 0.0).sum(),
+        "choices": choices,
+        "kept": kept,
+        "unprocessed": unprocessed,
+    }
+
+
+def collected_totals(block: BlockRouting) -> dict[str, Any]:
+    """The same of collected routing; sums of gates are those of 64 bits."""
+    gates, experts = block.gates.astype(np.float64), block.experts
+    b, n, e = gates.shape
+    return {
+        "tokens": b * n,
+        "gates": gates.sum(axis=(0, 1)),
+        "entropy": float(-np.sum(gates * np.log(np.maximum(gates, 1e-30)))),
+        "choices": np.bincount(experts.reshape(-1), minlength=e + 1)[:e],
+        "kept": np.bincount(experts[block.kept], minlength=e),
+        "unprocessed": int((~block.kept.any(axis=-1)).sum()) if experts.shape[-1] else 0,
+    }
+
+
+def sum_totals(batches: Sequence[Mapping[str, np.ndarray]]) -> ExpertTotals:
+    """The totals over batches, in 64 bits, from the ``expert_totals`` of each on the host."""
+    sums = {
+        name: np.stack([batch[name] for batch in batches])
+        .astype(float if name in ("gates", "entropy") else int)
+        .sum(axis=0)
+        for name in batches[0]
+    }
+    return ExpertTotals(**{name: x if x.ndim else x.item() for name, x in sums.items()})
+
+
+def dropped_and_unprocessed(blocks: Iterable[Mapping[str, Any]]) -> tuple[Scalar, Scalar]:
+    """Fraction of the choices that got no slot, and of the tokens that no expert processed.
+
+    Such tokens keep the value that the residual connection carries. Expert choice and soft routing
+    drop nothing; soft routing makes no choices and processes all tokens.
+
+    Args:
+        blocks: the fields of the ``ExpertTotals`` of blocks, over which the fractions are taken.
+    """
+    blocks = list(blocks)
+    choices, kept = (sum(block[name].sum() for block in blocks) for name in ("choices", "kept"))
+    tokens, unprocessed = (
+        sum(block[name] for block in blocks) for name in ("tokens", "unprocessed")
+    )
+    xp = _namespace(blocks[0]) if blocks else jnp
+    return (choices - kept) / xp.maximum(choices, 1), unprocessed / xp.maximum(tokens, 1)
+
+
+def block_measures(totals: Mapping[str, Any]) -> dict[str, Any]:
+    """How evenly one sparse block used its experts, over all real tokens; NumPy or JAX arrays.
+
+    Args:
+        totals: the ``expert_totals`` of the block, or the fields of its ``ExpertTotals``.
+
+    Returns:
+        load: fraction of the choices per expert, before any is dropped; sums to 1. Equal to
+            importance for soft routing, which makes no choices.
+        importance: mean gate of each expert; sums to 1.
+        dropped, unprocessed: see ``dropped_and_unprocessed``.
+        gate_entropy: mean entropy of a token's gates, in nats; from 0 (one expert) to ln e (even).
+    """
+    xp = _namespace(totals)
+    tokens = xp.maximum(totals["tokens"], 1)
+    choices = totals["choices"].sum()
+    importance = totals["gates"] / tokens
+    dropped, unprocessed = dropped_and_unprocessed([totals])
+    return {
+        "load": xp.where(choices > 0, totals["choices"] / xp.maximum(choices, 1), importance),
+        "importance": importance,
+        "dropped": dropped,
+        "unprocessed": unprocessed,
+        "gate_entropy": totals["entropy"] / tokens,
+    }
+
+
+def _namespace(totals: Mapping[str, Any]) -> Any:
+    """``numpy`` or ``jax.numpy``."""
+    return totals["gates"].__array_namespace__()
 
 
 def expert_use(record: Record, b: int, devices: int = 1) -> Float[Array, "b e"]:
@@ -35,71 +190,3 @@ def processing_experts(routing: Routing) -> Bool[Array, "g s e"]:
     e = routing.choices.shape[1]
     one_hot = routing.experts[..., None] == jnp.arange(e)
     return (one_hot & routing.kept[..., None]).any(axis=2)
-
-
-def choices_per_expert(routing: Routing) -> Float[Array, "e"]:
-    """The number of choices of each expert, before any is dropped."""
-    e = routing.choices.shape[1]  # also the index that means no expert
-    return jnp.zeros(e + 1).at[routing.experts].add(1)[:e]
-
-
-def expert_totals(record: Record) -> dict[str, Array]:
-    """The fields of ``ExpertTotals`` of one sparse block, over all real tokens."""
-    real, gates = record.valid[..., None], record.gates
-    choices = kept = jnp.zeros(gates.shape[-1], jnp.int32)
-    unprocessed = jnp.int32(0)
-    if isinstance(record.routing, Routing):
-        choices = choices_per_expert(record.routing).astype(jnp.int32)
-        kept = (record.routing.choices < record.routing.slots[0].size).sum((0, 2))
-        unprocessed = (record.valid & ~record.routing.kept.any(-1)).sum()
-    return {
-        "tokens": record.valid.sum(),
-        "gates": jnp.where(real, gates, 0.0).sum((0, 1)),
-        "entropy": jnp.where(real, jax.scipy.special.entr(gates), 0.0).sum(),
-        "choices": choices,
-        "kept": kept,
-        "unprocessed": unprocessed,
-    }
-
-
-def dropped_and_unprocessed(blocks: Iterable[dict[str, Array]]) -> tuple[Scalar, Scalar]:
-    """Fraction of the choices that got no slot, and of the tokens that no expert processed.
-
-    Such tokens keep the value that the residual connection carries. Expert choice and soft routing
-    drop nothing; soft routing makes no choices and processes all tokens.
-
-    Args:
-        blocks: the ``expert_totals`` of sparse blocks, over which the fractions are taken.
-    """
-    blocks = list(blocks)
-    choices = sum(totals["choices"].sum() for totals in blocks)
-    kept = sum(totals["kept"].sum() for totals in blocks)
-    tokens = sum(totals["tokens"] for totals in blocks)
-    unprocessed = sum(totals["unprocessed"] for totals in blocks)
-    return (choices - kept) / jnp.maximum(choices, 1), unprocessed / jnp.maximum(tokens, 1)
-
-
-def block_measures(totals: dict[str, Array]) -> dict[str, Array]:
-    """How evenly one sparse block used its experts, over all real tokens.
-
-    Args:
-        totals: the ``expert_totals`` of the block.
-
-    Returns:
-        load: fraction of the choices per expert, before any is dropped; sums to 1. Equal to
-            importance for soft routing, which makes no choices.
-        importance: mean gate of each expert; sums to 1.
-        dropped, unprocessed: see ``dropped_and_unprocessed``.
-        gate_entropy: mean entropy of a token's gates, in nats; from 0 (one expert) to ln e (even).
-    """
-    tokens = jnp.maximum(totals["tokens"], 1)
-    choices = totals["choices"].sum()
-    importance = totals["gates"] / tokens
-    dropped, unprocessed = dropped_and_unprocessed([totals])
-    return {
-        "load": jnp.where(choices > 0, totals["choices"] / jnp.maximum(choices, 1), importance),
-        "importance": importance,
-        "dropped": dropped,
-        "unprocessed": unprocessed,
-        "gate_entropy": totals["entropy"] / tokens,
-    }

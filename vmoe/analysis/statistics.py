@@ -3,13 +3,14 @@
 import collections
 import dataclasses
 from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
 from scipy.sparse import csr_array
 
 from vmoe.analysis.collect import BlockRouting, Collected
-from vmoe.analysis.totals import ExpertTotals
+from vmoe.analysis.measures import ExpertTotals, collected_totals
 from vmoe.errors import UsageError
 from vmoe.nn.inputs import has_label
 
@@ -119,48 +120,43 @@ def statistics(parts: Iterable[Collected]) -> dict[int, BlockStatistics]:
     Raises:
         UsageError: there is no image, or no sparse block.
     """
-    totals: dict[int, BlockStatistics] = {}
+    sums: dict[int, dict[str, Any]] = {}
     rngs = collections.defaultdict(lambda: np.random.default_rng(0))
-    rows = collections.defaultdict(list)
+    uses, labels = collections.defaultdict(list), []
     for part in parts:
+        labels.append(part.labels)
         for i, block in part.blocks.items():
-            own = _of_batch(block, part, rngs[i])
-            totals[i] = _added(totals[i], own) if i in totals else own
-            rows[i].append((own.uses, own.labels))
-    if not totals or not any(total.tokens for total in totals.values()):
+            own, of_images = _of_batch(block, part.foreground, rngs[i])
+            sums[i] = {name: sums[i][name] + x for name, x in own.items()} if i in sums else own
+            uses[i].append(of_images)
+    if not any(own["tokens"] for own in sums.values()):
         raise UsageError("no image, or no sparse block: there is no routing to measure")
-    for i, total in totals.items():
-        uses, labels = map(np.concatenate, zip(*rows[i], strict=True))
-        totals[i] = dataclasses.replace(total, uses=uses, labels=labels)
-    return totals
+    every = np.concatenate(labels)
+    return {
+        i: BlockStatistics(**own, uses=np.concatenate(uses[i]), labels=every)
+        for i, own in sums.items()
+    }
 
 
-ROWS = ("uses", "labels")
-"""Fields with an axis for the images; all others are sums."""
-
-
-def _of_batch(block: BlockRouting, part: Collected, rng: np.random.Generator) -> BlockStatistics:
+def _of_batch(
+    block: BlockRouting, foreground: Bool[np.ndarray, "b i j"], rng: np.random.Generator
+) -> tuple[dict[str, Any], Int[np.ndarray, "b e"]]:
+    """The sums over a batch, and the ``uses`` of its images."""
     gates, experts = block.gates.astype(np.float64), block.experts
-    b, n, e = gates.shape
+    (b, n, e), k = gates.shape, experts.shape[-1]
+    _, i, j = foreground.shape
     of_expert = experts[..., None] == np.arange(e)  # b n k e
-    kept, chosen = block.kept, experts < e
-    priority, kinds = _bin(block.priority), _kinds(part, n)
+    kept, chosen, priority = block.kept, experts < e, _bin(block.priority)
     own = np.take_along_axis(gates, np.minimum(experts, e - 1), axis=-1)
-    k, rank = experts.shape[-1], np.arange(experts.shape[-1]) * BINS
-    by_weight = np.bincount((rank + _bin(own))[chosen], minlength=k * BINS)
+    by_weight = np.bincount((np.arange(k) * BINS + _bin(own))[chosen], minlength=k * BINS)
     any_of = of_expert.any(axis=2).reshape(-1, e).astype(int)
     by_token = of_expert.sum(axis=2)  # b n e
-    i, j = part.foreground.shape[1:]
     by_patch = by_token[:, n - i * j :]
     places = rng.permuted(np.broadcast_to(np.arange(i * j), (b, i * j)), axis=1)
     shuffled = np.take_along_axis(by_patch, places[..., None], axis=1)
-    return BlockStatistics(
-        tokens=b * n,
-        gates=gates.sum(axis=(0, 1)),
-        entropy=float(-np.sum(gates * np.log(np.maximum(gates, 1e-30)))),
-        choices=of_expert.sum(axis=(0, 1, 2)),
-        kept=(of_expert & kept[..., None]).sum(axis=(0, 1, 2)),
-        unprocessed=int((~kept.any(axis=-1)).sum()) if experts.shape[-1] else 0,
+    # indices of KINDS; without a class token there is none of the first kind
+    kinds = np.pad(1 + foreground.reshape(b, i * j).astype(int), ((0, 0), (n - i * j, 0)))
+    sums = collected_totals(block) | dict(
         coactivation=any_of.T @ any_of,
         by_position=by_patch.sum(axis=0).T.reshape(e, i, j),
         by_shuffled_position=shuffled.sum(axis=0).T.reshape(e, i, j),
@@ -171,15 +167,8 @@ def _of_batch(block: BlockRouting, part: Collected, rng: np.random.Generator) ->
         choices_by_priority=_histogram(priority, chosen.sum(-1)),
         kept_by_kind=_histogram(kinds, kept.sum(-1), len(KINDS)),
         choices_by_kind=_histogram(kinds, chosen.sum(-1), len(KINDS)),
-        uses=by_token.sum(axis=1).astype(np.int32),
-        labels=part.labels,
     )
-
-
-def _kinds(part: Collected, n: int) -> Int[np.ndarray, "b n"]:
-    """The kind of each token, as an index of ``KINDS``."""
-    patches = 1 + part.foreground.reshape(len(part.foreground), -1).astype(int)
-    return np.pad(patches, ((0, 0), (n - patches.shape[1], 0)))
+    return sums, by_token.sum(axis=1).astype(np.int32)
 
 
 def _histogram(
@@ -192,15 +181,6 @@ def _histogram(
 def _bin(gates: Float[np.ndarray, "..."]) -> Int[np.ndarray, "..."]:
     """The bin of each gate; a NaN is in the first one."""
     return np.minimum((np.nan_to_num(gates) * BINS).astype(int), BINS - 1)
-
-
-def _added(total: BlockStatistics, own: BlockStatistics) -> BlockStatistics:
-    sums = {
-        field.name: getattr(total, field.name) + getattr(own, field.name)
-        for field in dataclasses.fields(total)
-        if field.name not in ROWS
-    }
-    return dataclasses.replace(total, **sums)
 
 
 def _by_class(

@@ -16,6 +16,7 @@ from vmoe.errors import UsageError, one_line
 if TYPE_CHECKING:
     from vmoe.checkpoints import StoredModel
     from vmoe.data.sources import Source
+    from vmoe.evaluate import Evaluation
     from vmoe.surgery.experts import Selection
 
 
@@ -69,7 +70,7 @@ def run(argv: Sequence[str]) -> None:
     from vmoe.checkpoints import read, write
     from vmoe.checkpoints.folder import check_empty
     from vmoe.data.problems import Unreadable
-    from vmoe.surgery.experts import average_experts, prune_experts
+    from vmoe.surgery.experts import average_experts, most_loaded, prune_experts
 
     check_empty(args.destination)
     stored = read(args.source, use_ema=args.use_ema)
@@ -77,19 +78,20 @@ def run(argv: Sequence[str]) -> None:
         raise UsageError(f"{args.source}: no block of this model is sparse")
     if args.rule != "average":
         _check(args, stored)
+    kept = _kept_without_data(args, stored)
     source, replace = open_data(args.data, stored, split="validation")
     left_out = Unreadable("left out")
     on_unreadable = left_out.add if replace else None
+    before = _evaluate(stored, source, args, on_unreadable)
     if args.rule == "average":
         config, params = average_experts(stored.config, stored.params)
     else:
-        kept = _kept(args, stored, source, on_unreadable)
+        loads = {i: block.load for i, block in before.totals.items()}
+        kept = kept or most_loaded(loads, args.num_experts)
         config, params = prune_experts(stored.config, stored.params, kept, k=args.k)
     pruned = stored._replace(config=config, params=params)
-    rows = {
-        name: _measure(each, source, args, on_unreadable)
-        for name, each in (("before", stored), ("after", pruned))
-    }
+    after = _evaluate(pruned, source, args, on_unreadable)
+    rows = {"before": _row(stored, before), "after": _row(pruned, after)}
     for line in left_out.news():
         print(one_line(line), file=sys.stderr)
     try:
@@ -117,45 +119,30 @@ def _check(args: PruneArgs, stored: "StoredModel") -> None:
     )
 
 
-def _kept(
-    args: PruneArgs,
-    stored: "StoredModel",
-    source: "Source",
-    on_unreadable: Callable[[str], None] | None,
-) -> "Selection":
+def _kept_without_data(args: PruneArgs, stored: "StoredModel") -> "Selection | None":
+    """The experts to keep by a rule that needs no data."""
     from vmoe.checkpoints import read
-    from vmoe.evaluate.routing import expert_loads
     from vmoe.surgery import experts
 
-    match args.rule:
-        case "random":
-            return experts.random_experts(stored.config, args.num_experts, seed=args.seed)
-        case "router_norm":
-            assert args.before is not None
-            before = read(args.before, use_ema=args.use_ema)
-            return experts.largest_router_change(
-                stored.config, stored.params, before.params, args.num_experts
-            )
-    loads = expert_loads(
-        stored.model(),
-        source,
-        stored.preprocessing,
-        batch_size=args.batch_size,
-        on_unreadable=on_unreadable,
+    if args.rule == "random":
+        return experts.random_experts(stored.config, args.num_experts, seed=args.seed)
+    if args.before is None:
+        return None
+    before = read(args.before, use_ema=args.use_ema)
+    return experts.largest_router_change(
+        stored.config, stored.params, before.params, args.num_experts
     )
-    return experts.most_loaded(loads, args.num_experts)
 
 
-def _measure(
+def _evaluate(
     stored: "StoredModel",
     source: "Source",
     args: PruneArgs,
     on_unreadable: Callable[[str], None] | None,
-) -> dict[str, float | str]:
-    from vmoe.costs.flops import cost
+) -> "Evaluation":
     from vmoe.evaluate import evaluate
 
-    result = evaluate(
+    return evaluate(
         stored.model(),
         source,
         batch_size=args.batch_size,
@@ -163,6 +150,11 @@ def _measure(
         loss=stored.loss,
         on_unreadable=on_unreadable,
     )
+
+
+def _row(stored: "StoredModel", result: "Evaluation") -> dict[str, float | str]:
+    from vmoe.costs.flops import cost
+
     costs = cost(stored.config)
     experts = {moe.num_experts for moe in stored.config.moe_blocks.values()}
     return {

@@ -14,8 +14,12 @@ from flax import nnx
 from jaxtyping import Int
 
 from vmoe import distributed
-from vmoe.analysis.measures import expert_totals
-from vmoe.analysis.totals import ExpertTotals
+from vmoe.analysis.measures import (
+    ExpertTotals,
+    dropped_and_unprocessed,
+    expert_totals,
+    sum_totals,
+)
 from vmoe.config import MoEConfig, Soft, ViTConfig
 from vmoe.config.evaluation import Weights
 from vmoe.config.fields import at_least
@@ -211,11 +215,8 @@ def evaluate(
         raise distributed.synchronized(UsageError(f"{source.name}: no image has a label"))
     known = PerExample(*(np.asarray(values)[labelled] for values in images))
     unlabelled = len(labelled) - len(known.labels)
-    blocks = {i: _summed([totals[i] for totals in used]) for i in config.sparse_blocks}
-    choices, kept, tokens, unprocessed = (
-        int(sum(np.sum(getattr(block, name)) for block in blocks.values()))
-        for name in ("choices", "kept", "tokens", "unprocessed")
-    )
+    blocks = {i: sum_totals([totals[i] for totals in used]) for i in config.sparse_blocks}
+    dropped, unprocessed = map(float, dropped_and_unprocessed(map(vars, blocks.values())))
     return Evaluation(
         data=source.name,
         images=len(labelled),
@@ -227,8 +228,8 @@ def evaluate(
         cross_entropy=float(known.cross_entropy.mean(dtype=np.float64)),
         brier=float(known.brier.mean(dtype=np.float64)),
         calibration_error=calibration_error(*map(np.asarray, (known.confidence, known.correct))),
-        dropped=(choices - kept) / max(choices, 1) if config.can_drop else None,
-        unprocessed=unprocessed / tokens if tokens else None,
+        dropped=dropped if config.can_drop else None,
+        unprocessed=unprocessed if blocks else None,
         image_size=image_size,
         batch_size=batch_size,
         order=ORDER,
@@ -298,16 +299,6 @@ def _measure(
         {i: expert_totals(record) for i, record in records.items()},
     )
     return model.placement.replicate(measured)
-
-
-def _summed(batches: list[dict[str, np.ndarray]]) -> ExpertTotals:
-    sums = {
-        name: np.stack([batch[name] for batch in batches])
-        .astype(float if name in ("gates", "entropy") else int)
-        .sum(axis=0)
-        for name in batches[0]
-    }
-    return ExpertTotals(**{name: x if x.ndim else x.item() for name, x in sums.items()})
 
 
 def _capacity_factor(

@@ -10,7 +10,7 @@ from jaxtyping import Int
 
 from vmoe import models
 from vmoe.analysis import BlockStatistics, collect, concatenate
-from vmoe.analysis.collect import Collected, without_padding
+from vmoe.analysis.collect import without_padding
 from vmoe.analysis.effects import at_capacities, at_k, can_be_limited, with_random_routers
 from vmoe.analysis.patches import Favourites, favourites
 from vmoe.config import MoEConfig, RoutingOverrides, Soft, TokenChoice, ViTConfig, replace
@@ -164,27 +164,14 @@ def _kept_patches(
         limits.apply(config), models.params_of(model), placement=model.placement
     )
     routing = concatenate(collect(changed, [batch]))
-    collected = {
-        f"capacity factor {factor:.3g}\n{slots} slots" + ", largest gate" * by_gate: _first_slots(
-            routing, block, slots
-        )
-        for slots, factor in columns.items()
-    }
+    collected, widest = {}, routing.blocks[block]
+    for slots, factor in columns.items():
+        # The gates and queues of the first sparse block do not depend on the number of slots.
+        positions = np.where(widest.positions < slots, widest.positions, -1)
+        title = f"capacity factor {factor:.3g}\n{slots} slots" + ", largest gate" * by_gate
+        collected[title] = routing._replace(blocks={block: widest._replace(positions=positions)})
     images = without_padding(batch)
     return kept_patches(images, collected, block=block, patch_size=config.patch_size)
-
-
-def _first_slots(routing: Collected, i: int, slots: int) -> Collected:
-    """The same with fewer slots in one block; its gates and queues do not depend on their number.
-
-    Only for the first sparse block, whose tokens no other one has changed.
-    """
-    block = routing.blocks[i]
-    kept = block.positions < slots
-    fewer = block._replace(
-        positions=np.where(kept, block.positions, -1), weights=np.where(kept, block.weights, 0)
-    )
-    return routing._replace(blocks={i: fewer})
 
 
 def _slots(config: ViTConfig, factors: Sequence[float]) -> dict[int, float]:

@@ -1,25 +1,19 @@
 """The routing of a trained model on a split."""
 
-import functools
 import itertools
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-from flax import nnx
-from jaxtyping import Array, Float, Int
+from jaxtyping import Int
 
 from vmoe.analysis.collect import Collected, Labelled, collect, concatenate, without_padding
 from vmoe.analysis.compare import Agreement, agreement, saturation
 from vmoe.analysis.effects import BatchDependence, batch_dependence
 from vmoe.analysis.export import export
 from vmoe.analysis.health import Finding, findings
-from vmoe.analysis.measures import choices_per_expert
 from vmoe.analysis.statistics import BlockStatistics, statistics
-from vmoe.axes import Routing
 from vmoe.config.preprocessing import Preprocessing
 from vmoe.data.pipeline import check_classes, evaluation_batches, evaluation_order
 from vmoe.data.sources import Source
@@ -192,40 +186,3 @@ def compare_routing(
     )
     same = saturation(first, second)
     return {i: Comparison(x, same.get(i)) for i, x in agreement(first, second).items()}
-
-
-def expert_loads(
-    model: ViT,
-    source: Source,
-    preprocessing: Preprocessing,
-    *,
-    batch_size: int = 256,
-    on_unreadable: Callable[[str], None] | None = None,
-) -> dict[int, Float[np.ndarray, "e"]]:
-    """By sparse block: the number of choices of each expert, before any is dropped.
-
-    For soft routing, which makes no choices, the sum of the gates. Arguments and errors as for
-    ``labelled_batches``.
-    """
-    batches = labelled_batches(
-        model, source, preprocessing, batch_size=batch_size, on_unreadable=on_unreadable
-    )
-    graph, state = nnx.split(model)
-    loads = {i: np.zeros(moe.num_experts) for i, moe in model.config.moe_blocks.items()}
-    for images, _, valid in batches:
-        for block, load in jax.device_get(_loads(graph, state, images, valid)).items():
-            loads[block] += load
-    return loads
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def _loads(
-    graph: nnx.GraphDef, state: nnx.State, images: jax.Array, valid: jax.Array
-) -> dict[int, Float[Array, "e"]]:
-    _, records = nnx.merge(graph, state).forward(images, valid=valid)
-    return {
-        block: choices_per_expert(record.routing)
-        if isinstance(record.routing, Routing)
-        else jnp.where(record.valid[..., None], record.gates, 0.0).sum((0, 1))
-        for block, record in records.items()
-    }

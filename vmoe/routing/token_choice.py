@@ -142,3 +142,19 @@ def _queue(
     source = starts[:e, None] + jnp.arange(c)
     choices = jnp.where(source < starts[1:, None], choice[jnp.minimum(source, s * k - 1)], s * k)
     return slots, choices
+
+
+def first_slots(routing: Routing, slots: Int[Array, ""]) -> Routing:
+    """Drops the choices of all but the first slots of each expert.
+
+    A choice's place in the queue of its expert does not depend on the number of slots, which may
+    therefore be traced.
+    """
+    (_, e, c), (_, s, k) = routing.choices.shape, routing.slots.shape
+    kept = routing.kept & (routing.slots % c < slots)
+    return Routing(
+        routing.experts,
+        slots=jnp.where(kept, routing.slots, e * c),
+        choices=jnp.where(jnp.arange(c) < slots, routing.choices, s * k),
+        weights=jnp.where(kept, routing.weights, 0.0),
+    )
