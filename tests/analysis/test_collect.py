@@ -10,8 +10,14 @@ from sklearn.metrics import normalized_mutual_info_score
 
 from tests.random_models import forward, random_images, random_params
 from vmoe import models
-from vmoe.analysis.collect import BlockRouting, Collected, collect, concatenate, labelled
-from vmoe.analysis.foreground import foreground
+from vmoe.analysis.collect import (
+    BlockRouting,
+    Collected,
+    collect,
+    concatenate,
+    foreground,
+    labelled,
+)
 from vmoe.analysis.statistics import BINS, KINDS, mutual_information, statistics
 from vmoe.config import ExpertChoice, MoEConfig, Router, Soft, TokenChoice, replace
 from vmoe.nn.vit import ViT

@@ -1,9 +1,15 @@
 """Analysis of routing: records of a model's sparse blocks, their statistics, and interventions."""
 
 from vmoe.analysis.capture import Captured, capture, capture_features, feature_names
-from vmoe.analysis.collect import BlockRouting, Collected, collect, concatenate, labelled
+from vmoe.analysis.collect import (
+    BlockRouting,
+    Collected,
+    collect,
+    concatenate,
+    foreground,
+    labelled,
+)
 from vmoe.analysis.compare import agreement, saturation
-from vmoe.analysis.foreground import foreground
 from vmoe.analysis.measures import block_measures, expert_totals
 from vmoe.analysis.statistics import BlockStatistics, statistics
 

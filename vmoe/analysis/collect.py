@@ -7,10 +7,10 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from einops import reduce
 from flax import nnx
 from jaxtyping import Bool, Float, Int
 
-from vmoe.analysis.foreground import foreground
 from vmoe.axes import Images, Record, Route, SoftRouting, Valid
 from vmoe.errors import UsageError
 from vmoe.nn.inputs import check_labels
@@ -176,3 +176,23 @@ def labelled(
         if own is not None:
             own = np.pad(own, ((0, missing), (0, 0)), constant_values=-1)
         yield padded, own, valid
+
+
+def foreground(
+    images: Images, patch_size: int, tolerance: float = 0.1
+) -> Bool[np.ndarray, "b i j"]:
+    """False for patches of background: every pixel has the colour of the image's border.
+
+    The border's colour is the median of the outermost pixels, by channel. The rule suits objects on
+    a plain colour, such as those of Fashion-MNIST and emoji; on photographs it means little, since
+    hardly any patch is background, or only a plain sky is.
+
+    Args:
+        images: pixels in [-1, 1]; the patch size divides their sides.
+        tolerance: largest difference of a background pixel from that colour, in any channel.
+    """
+    pixels, p = np.asarray(images), patch_size
+    rows, columns = pixels[:, [0, -1]], pixels[:, 1:-1, [0, -1]]
+    border = np.concatenate([x.reshape(len(x), -1, 3) for x in (rows, columns)], axis=1)
+    distance = np.abs(pixels - np.median(border, axis=1)[:, None, None])
+    return reduce(distance, "b (i p) (j q) c -> b i j", "max", p=p, q=p) > tolerance

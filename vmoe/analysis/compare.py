@@ -43,11 +43,13 @@ def saturation(
     Raises:
         UsageError: they are not of the same images, tokens and blocks.
     """
-    return {
-        i: _common(ours, theirs)
-        for i, (ours, theirs) in _pairs(one, other, tokens).items()
-        if ours.experts.shape[-1]
-    }
+    shares = {}
+    for i, pair in _pairs(one, other, tokens).items():
+        e, k = pair[0].gates.shape[-1], pair[0].experts.shape[-1]
+        ours, theirs = ((each.experts[..., None] == np.arange(e)).any(axis=2) for each in pair)
+        if k:
+            shares[i] = float((ours & theirs).sum() / max(1, ours.sum()))
+    return shares
 
 
 def _pairs(
@@ -57,7 +59,9 @@ def _pairs(
     first, second = (dict(each.blocks) for each in (one, other))
     if tokens:
         for blocks, own in zip((first, second), tokens, strict=True):
-            blocks |= {i: _at(block, own) for i, block in blocks.items()}
+            for i, block in blocks.items():
+                by_token = [field[:, own] for field in block[:-1]]
+                blocks[i] = BlockRouting._make([*by_token, block.groups])
     shapes = [{i: b.gates.shape[:2] for i, b in blocks.items()} for blocks in (first, second)]
     if shapes[0] != shapes[1]:
         raise UsageError(
@@ -65,18 +69,6 @@ def _pairs(
             "images in models with the same sparse blocks"
         )
     return {i: (block, second[i]) for i, block in first.items()}
-
-
-def _at(block: BlockRouting, tokens: Int[np.ndarray, "x"]) -> BlockRouting:
-    by_token = {name: x for name, x in block._asdict().items() if name != "groups"}
-    return block._replace(**{name: field[:, tokens] for name, field in by_token.items()})
-
-
-def _common(one: BlockRouting, other: BlockRouting) -> float:
-    e = one.gates.shape[-1]
-    chosen = [(each.experts[..., None] == np.arange(e)).any(axis=2) for each in (one, other)]
-    both = (chosen[0] & chosen[1]).sum(-1)
-    return float(both.sum() / max(1, chosen[0].sum()))
 
 
 def agreement(
@@ -94,18 +86,13 @@ def agreement(
     Raises:
         UsageError: they are not of the same images, tokens and blocks.
     """
-    rng = np.random.default_rng(seed)
-    return {
-        i: _agreement(ours, theirs, rng) for i, (ours, theirs) in _pairs(one, other, tokens).items()
-    }
-
-
-def _agreement(one: BlockRouting, other: BlockRouting, rng: np.random.Generator) -> Agreement:
-    first, second = (block.gates.argmax(-1).reshape(-1) for block in (one, other))
-    shape = one.gates.shape[-1], other.gates.shape[-1]
-    matches, share = _match(first, second, shape)
-    _, by_chance = _match(first, rng.permutation(second), shape)
-    return Agreement(matches, share, by_chance)
+    rng, result = np.random.default_rng(seed), {}
+    for i, pair in _pairs(one, other, tokens).items():
+        first, second = (block.gates.argmax(-1).reshape(-1) for block in pair)
+        shape = pair[0].gates.shape[-1], pair[1].gates.shape[-1]
+        _, by_chance = _match(first, rng.permutation(second), shape)
+        result[i] = Agreement(*_match(first, second, shape), by_chance)
+    return result
 
 
 def _match(

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Int
 
-from vmoe.analysis.collect import BlockRouting, Collected
+from vmoe.analysis.collect import Collected
 from vmoe.errors import UsageError
 from vmoe.workdir.layout import replacing
 
@@ -106,23 +106,16 @@ def _arrays(part: Collected) -> Iterator[tuple[str, np.ndarray]]:
     if not blocks:
         return
     for name, (dtype, fill) in _OF_TOKENS.items():
-        layers = [_field(block, name) for block in blocks]
-        size = max(layer.shape[-1] for layer in layers)
-        padded = [_padded(layer, size, fill) for layer in layers]
-        stacked = np.stack(padded, axis=2).astype(dtype)
+        size, layers = max(getattr(block, name).shape[-1] for block in blocks), []
+        for block in blocks:
+            layer = getattr(block, name)
+            if name == "experts":  # in a record, e stands for none
+                layer = np.where(layer < block.gates.shape[-1], layer, fill)
+            missing = size - layer.shape[-1]
+            layers.append(np.pad(layer, ((0, 0), (0, 0), (0, missing)), constant_values=fill))
+        stacked = np.stack(layers, axis=2).astype(dtype)
         b, n = stacked.shape[:2]
         yield name, stacked.reshape(b * n, *stacked.shape[2:])
     yield "groups", np.stack([block.groups for block in blocks], axis=1).astype(np.int32)
     yield "logits", part.logits.astype(np.float32)
     yield "labels", part.labels.astype(np.int32)
-
-
-def _field(block: BlockRouting, name: str) -> np.ndarray:
-    if name != "experts":
-        return getattr(block, name)
-    return np.where(block.experts < block.gates.shape[-1], block.experts, -1)
-
-
-def _padded(array: np.ndarray, size: int, fill: int) -> np.ndarray:
-    missing = size - array.shape[-1]
-    return np.pad(array, ((0, 0), (0, 0), (0, missing)), constant_values=fill)

@@ -12,13 +12,6 @@ from vmoe.config.fields import at_least
 from vmoe.errors import UsageError
 
 
-def cut(
-    images: Float[np.ndarray, "b h w 3"], patch_size: int
-) -> Float[np.ndarray, "b i j {patch_size} {patch_size} 3"]:
-    """The patches of images on their grid."""
-    return rearrange(images, "b (i p) (j q) c -> b i j p q c", p=patch_size, q=patch_size)
-
-
 def on_grid(
     tokens: Shaped[np.ndarray, "b n *x"], images: Float[np.ndarray, "b h w 3"], patch_size: int
 ) -> Shaped[np.ndarray, "b i j *x"]:
@@ -73,46 +66,40 @@ def favourites(
     """
     at_least(1).check(top=top)
     best: dict[int, Favourites] = {}
-    for first, images, part in _aligned(batches, parts):
-        for i, block in part.blocks.items():
-            own = _of_batch(images, block.gates, patch_size, first)
-            both = [best[i], own] if i in best else [own]
-            best[i] = _best([np.concatenate(each, axis=1) for each in zip(*both, strict=True)], top)
+    for _ in with_favourites(best, batches, parts, patch_size, top=top):
+        pass
     if not best:
         raise UsageError("no image, or no sparse block: there is no patch to show")
     return best
 
 
-def _aligned(
-    batches: Iterable[Labelled], parts: Iterable[Collected]
-) -> Iterator[tuple[int, Float[np.ndarray, "b h w 3"], Collected]]:
-    """The number of a batch's first image, its images without padding, and their routing."""
-    first = 0
-    for batch, part in zip(batches, parts, strict=True):
-        real = without_padding(batch)
-        if len(real):
-            yield first, real, part
-        first += len(real)
-
-
-def _of_batch(
-    images: Float[np.ndarray, "b h w 3"],
-    gates: Float[np.ndarray, "b n e"],
+def with_favourites(
+    best: dict[int, Favourites],
+    batches: Iterable[Labelled],
+    parts: Iterable[Collected],
     patch_size: int,
-    first: int,
-) -> Favourites:
-    """The best patch of every image for each expert."""
-    scores = rearrange(on_grid(gates, images, patch_size), "b i j e -> e b (i j)")
-    patches = rearrange(cut(images, patch_size), "b i j p q c -> b (i j) p q c")
-    places, numbers = scores.argmax(-1), np.arange(len(images))
-    return Favourites(
-        scores.max(-1),
-        patches[numbers, places],
-        np.broadcast_to(first + numbers, places.shape),
-        places,
-    )
+    *,
+    top: int = 10,
+) -> Iterator[Collected]:
+    """The parts as they are, while ``best`` becomes the favourites of those that were yielded.
 
-
-def _best(fields: list[np.ndarray], top: int) -> Favourites:
-    order = np.argsort(-fields[0], axis=1, kind="stable")[:, :top]
-    return Favourites(*(field[np.arange(len(order))[:, None], order] for field in fields))
+    One pass over the data then serves ``statistics``, too. Other arguments as for ``favourites``.
+    """
+    first = 0  # number of the batch's first image
+    for batch, part in zip(batches, parts, strict=True):
+        images = without_padding(batch)
+        numbers = np.arange(len(images))
+        for i, block in part.blocks.items() if len(images) else ():
+            scores = rearrange(on_grid(block.gates, images, patch_size), "b i j e -> e b (i j)")
+            grid = "b (i p) (j q) c -> b (i j) p q c"
+            patches = rearrange(images, grid, p=patch_size, q=patch_size)
+            places = scores.argmax(-1)  # the best patch of each image
+            numbered = np.broadcast_to(first + numbers, places.shape)
+            every = [scores.max(-1), patches[numbers, places], numbered, places]
+            if i in best:
+                every = [np.concatenate(both, axis=1) for both in zip(best[i], every, strict=True)]
+            order = np.argsort(-every[0], axis=1, kind="stable")[:, :top]
+            rows = np.arange(len(order))[:, None]
+            best[i] = Favourites(*(field[rows, order] for field in every))
+        first += len(images)
+        yield part

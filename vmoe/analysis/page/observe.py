@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Float, Int, UInt8
+from jaxtyping import Int, UInt8
 
 from vmoe.analysis.capture import capture_features
 from vmoe.analysis.collect import BlockRouting, Collected, collect
@@ -106,17 +106,17 @@ def _attention(model: ViT, images: Images) -> dict[int, UInt8[np.ndarray, "x n n
     @jax.jit
     def run(state: nnx.State, images: jax.Array) -> dict[int, jax.Array]:
         features = capture_features(nnx.merge(graph, state, copy=True), images, names).features
-        return {names[name]: _relative(weights.mean(axis=1)) for name, weights in features.items()}
+        means = {names[name]: weights.mean(axis=1) for name, weights in features.items()}
+        return {
+            i: jnp.round(255 * mean / mean.max(-1, keepdims=True)).astype(jnp.uint8)
+            for i, mean in means.items()
+        }
 
     attention = run(state, jnp.asarray(images))
     size = sum(weights[0].size for weights in attention.values())
     return {
         i: np.asarray(weights[: max(1, MOST_ATTENTION // size)]) for i, weights in attention.items()
     }
-
-
-def _relative(weights: Float[Array, "b n n"]) -> UInt8[Array, "b n n"]:
-    return jnp.round(255 * weights / weights.max(-1, keepdims=True)).astype(jnp.uint8)
 
 
 def count_passes(config: ViTConfig, *, remove: bool = True) -> int:
@@ -127,8 +127,7 @@ def count_passes(config: ViTConfig, *, remove: bool = True) -> int:
 
 def slots_of(config: ViTConfig, routing: Collected) -> list[int]:
     """The numbers of slots of the grid, multiples of a slider's step and each block's own."""
-    b = len(routing.logits)
-    settings = [Slots.of(moe, routing.blocks[i], b) for i, moe in config.moe_blocks.items()]
+    settings = [Slots.of(moe, routing.blocks[i]) for i, moe in config.moe_blocks.items()]
     most, step = max(each.most for each in settings), max(each.step for each in settings)
     grid = {step * math.ceil(most * fraction / step) for fraction in FRACTIONS}
     return sorted(grid | {min(each.slots, most) for each in settings})
@@ -150,18 +149,13 @@ class Slots(NamedTuple):
     step: int
 
     @classmethod
-    def of(cls, config: MoEConfig, block: BlockRouting, b: int) -> "Slots":
-        """Those of a block that routed b images."""
-        _, n, e = block.gates.shape
+    def of(cls, config: MoEConfig, block: BlockRouting) -> "Slots":
+        """Those of a block that routed the images of one batch."""
+        b, n, e = block.gates.shape
         tokens = group_sizes(b, config.images_per_group)[1] * n
         slots, _ = slots_and_factor(config, tokens)
         step = 4 if slots % 4 == 0 and slots >= 16 else 1
-        longest = _longest_queue(block.experts, block.groups, e)
+        queues = np.zeros((block.groups.max(initial=0) + 1, e + 1), int)  # the last is of no expert
+        np.add.at(queues, (block.groups[:, None, None], block.experts), 1)
+        longest = queues[:, :e].max(initial=0)
         return cls(tokens, slots, step * max(1, math.ceil(longest / step)), step)
-
-
-def _longest_queue(experts: Int[np.ndarray, "b n k"], groups: Int[np.ndarray, "b"], e: int) -> int:
-    """The largest number of choices of an expert in a group."""
-    queues = np.zeros((groups.max(initial=0) + 1, e + 1), int)
-    np.add.at(queues, (groups[:, None, None], experts), 1)
-    return int(queues[:, :e].max(initial=0))

@@ -85,6 +85,15 @@ def _model(model: ModelOnImages, size: tuple[int, ...], y: int) -> dict[str, Any
     config, routing = model.config, model.routing
     prefix = int(config.has_class_token)
     rows, columns = (side // config.patch_size for side in size)
+    grid = removed = None
+    if model.capacities:
+        slots, priorities = map(list, map(dict.fromkeys, zip(*model.capacities, strict=True)))
+        logits = [[model.capacities[each, priority] for priority in priorities] for each in slots]
+        grid = dict(slots=slots, priorities=priorities)
+        grid |= _predictions(np.array(logits), model.sigmoid)
+    if model.removed:
+        logits = np.array(list(model.removed.values()))
+        removed = {"which": list(model.removed), **_predictions(logits, model.sigmoid)}
     return {
         "name": model.name,
         "sigmoid": model.sigmoid,
@@ -97,28 +106,9 @@ def _model(model: ModelOnImages, size: tuple[int, ...], y: int) -> dict[str, Any
             _block(i, moe, routing.blocks[i], model.statistics[i], y) | _pictures(model, i)
             for i, moe in config.moe_blocks.items()
         ],
-        "grid": _grid(model),
-        "removed": _removed(model),
+        "grid": grid,
+        "removed": removed,
     }
-
-
-def _grid(model: ModelOnImages) -> dict[str, Any] | None:
-    if not model.capacities:
-        return None
-    slots, priorities = (list(dict.fromkeys(each)) for each in zip(*model.capacities, strict=True))
-    logits = [[model.capacities[each, priority] for priority in priorities] for each in slots]
-    return {
-        "slots": slots,
-        "priorities": priorities,
-        **_predictions(np.array(logits), model.sigmoid),
-    }
-
-
-def _removed(model: ModelOnImages) -> dict[str, Any] | None:
-    if not model.removed:
-        return None
-    logits = np.array(list(model.removed.values()))
-    return {"which": list(model.removed), **_predictions(logits, model.sigmoid)}
 
 
 def _pictures(model: ModelOnImages, block: int) -> dict[str, Any]:
@@ -143,36 +133,27 @@ def _pictures(model: ModelOnImages, block: int) -> dict[str, Any]:
     }
 
 
-def _known(labels: Int[np.ndarray, "l"]) -> list[int]:
-    return labels[labels >= 0].tolist()
-
-
 def _block(
-    number: int,
-    config: MoEConfig,
-    block: BlockRouting,
-    statistics: BlockStatistics,
-    y: int,
+    number: int, config: MoEConfig, block: BlockRouting, statistics: BlockStatistics, y: int
 ) -> dict[str, Any]:
-    router, gates = config.router, block.gates
-    b, _, e = gates.shape
+    router = config.router
     chosen, own, kept = _choices(block)
-    small = {
+    record = {
         "number": number,
-        "experts": e,
+        "experts": config.num_experts,
         "drops": False,  # whether a number of slots decides what is dropped
         "groups": _array(block.groups, "u2"),
         "chosen": _array(chosen, "u2"),
         "gates": _array(own, "f4"),
         "kept": _array(kept, "u1"),
-        "all": _array(np.round(255 * np.nan_to_num(gates)), "u1"),
+        "all": _array(np.round(255 * np.nan_to_num(block.gates)), "u1"),
         "normalize": isinstance(router, TokenChoice) and router.normalize_weights,
         **_sums(statistics, y),
     }
     if isinstance(router, TokenChoice):
-        slots = Slots.of(config, block, b)
+        slots = Slots.of(config, block)
         draws = priority_scores(jnp.zeros((1, slots.tokens, 1)), "random", None)
-        small |= {
+        record |= {
             "drops": True,
             "dropless": config.dropless,
             **slots._asdict(),
@@ -180,7 +161,7 @@ def _block(
             "sums": _array(priority_scores(jnp.asarray(own), "sum_of_gates", None), "f4"),
             "draws": _array(draws[0], "f4"),
         }
-    return small
+    return record
 
 
 def _choices(block: BlockRouting) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -239,6 +220,10 @@ def _array(array: Any, kind: str) -> dict[str, Any]:
     array = np.asarray(array).astype(f"<{kind}")
     data = base64.b64encode(array.tobytes()).decode()
     return {"type": kind, "shape": array.shape, "data": data}
+
+
+def _known(labels: Int[np.ndarray, "l"]) -> list[int]:
+    return labels[labels >= 0].tolist()
 
 
 def _numbers(array: np.ndarray) -> list[Any]:

@@ -6,9 +6,9 @@ They take what the functions of ``vmoe.analysis`` return. An expert has the same
 them (``vmoe/analysis/colors.py``), and is named by its number as well.
 """
 
+from vmoe.analysis.plots.accuracies import capacity_curves, k_at_inference, random_routers
 from vmoe.analysis.plots.experts import experts_by_class, weight_histograms
-from vmoe.analysis.plots.patches import experts_of_patches, favourite_patches, kept_patches
-from vmoe.analysis.plots.settings import capacity_curves, k_at_inference, random_routers
+from vmoe.analysis.plots.images import experts_of_patches, favourite_patches, kept_patches
 
 __all__ = [
     "capacity_curves",

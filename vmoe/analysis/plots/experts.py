@@ -4,7 +4,6 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 from jaxtyping import Float, Int
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
@@ -56,8 +55,12 @@ def experts_by_class(
         ax.set_title(text, fontsize=NORMAL)
         ax.set_xlabel("expert")
         label_experts(ax.xaxis, table.shape[1], every=-(-table.shape[1] // MANY))
-        if few and e <= MANY:
-            _write_shares(ax, table, largest)
+        if few and e <= MANY:  # the percentages in the cells
+            for (y, x), share in np.ndenumerate(table):
+                if np.isfinite(share):
+                    color = "white" if share < 0.6 * largest else "black"
+                    style = dict(ha="center", va="center", color=color, fontsize=7)
+                    ax.text(x, y, f"{100 * share:.0f}", **style)
         ax.set_yticks(range(num_classes) if few else [], map(_short, class_names) if few else [])
     if not few or e > MANY:
         bar = figure.colorbar(axes[0][-1].images[0], ax=list(axes[0]), format="{x:.0f}%")
@@ -79,15 +82,6 @@ def _shares(i: int, block: BlockStatistics, num_classes: int) -> Float[np.ndarra
     if not total.any():
         raise UsageError(f"block {i}: no image has a known class")
     return np.where(total > 0, table / np.maximum(total, 1), np.nan).T
-
-
-def _write_shares(ax: Axes, table: Float[np.ndarray, "y e"], largest: float) -> None:
-    """Writes percentages into the cells."""
-    dark = table < 0.6 * largest
-    for (y, x), share in np.ndenumerate(table):
-        if np.isfinite(share):
-            color = "white" if dark[y, x] else "black"
-            ax.text(x, y, f"{100 * share:.0f}", ha="center", va="center", color=color, fontsize=7)
 
 
 def _short(name: str) -> str:

@@ -52,11 +52,17 @@ def experts_of_patches(
     for column, (i, of_patches) in enumerate(experts.items(), start=1):
         axes[0][column].set_title(f"block {i}", fontsize=SMALL)
         colors = expert_colors(collected.blocks[i].gates.shape[-1])
+        palette = np.array([*map(to_rgb, colors), (GREY,) * 3])  # the last one is for expert -1
         for row, image, own in zip(axes, pixels, of_patches[shown], strict=True):
-            row[column].imshow(_tinted(image, own, colors, patch_size))
+            grey = image.mean(-1, keepdims=True)
+            tinted = TINT * _of_pixels(palette[own], patch_size) + (1 - TINT) * grey
+            row[column].imshow(tinted)
             for (y, x), expert in np.ndenumerate(own):
                 if expert >= 0:
-                    _write_number(row[column], x, y, int(expert), colors[expert], patch_size)
+                    place = _centre(x, patch_size), _centre(y, patch_size)
+                    style = dict(ha="center", va="center", fontsize=SMALL)
+                    color = text_color(colors[expert])
+                    row[column].text(*place, str(expert), color=color, **style)
     return figure
 
 
@@ -93,17 +99,6 @@ def _beside_images(
     return figure, axes, shown, pixels
 
 
-def _tinted(
-    image: Float[np.ndarray, "h w 3"],
-    experts: Int[np.ndarray, "i j"],
-    colors: Sequence[str],
-    patch_size: int,
-) -> Float[np.ndarray, "h w 3"]:
-    palette = np.array([*map(to_rgb, colors), (GREY,) * 3])  # the last one for -1
-    grey = image.mean(-1, keepdims=True)
-    return TINT * _of_pixels(palette[experts], patch_size) + (1 - TINT) * grey
-
-
 def kept_patches(
     images: Float[np.ndarray, "b h w 3"],
     collected: Mapping[str, Collected],
@@ -134,7 +129,8 @@ def kept_patches(
     for column, (name, mask) in enumerate(kept.items(), start=1):
         axes[0][column].set_title(f"{name}\n{mask.mean():.0%} with a slot", fontsize=SMALL)
         for row, image, own in zip(axes, pixels, mask[shown], strict=True):
-            row[column].imshow(_dimmed(image, own, patch_size))
+            dimmed = GREY + LEFT * (image.mean(-1, keepdims=True) - GREY)
+            row[column].imshow(np.where(_of_pixels(own[..., None], patch_size), image, dimmed))
             y, x = (_centre(place, patch_size) for place in np.nonzero(~own))
             marks = 40 * patch_size / image.shape[0]  # in points
             row[column].scatter(x, y, s=marks**2, marker="x", c="black", lw=0.7, alpha=0.6)
@@ -151,13 +147,6 @@ def _kept(
     return on_grid(np.asarray(kept.any(-1)), images, patch_size)
 
 
-def _write_number(ax: Axes, j: int, i: int, expert: int, color: str, patch_size: int) -> None:
-    """Writes the number of an expert on the patch in row i and column j."""
-    x, y = (_centre(place, patch_size) for place in (j, i))
-    style = dict(ha="center", va="center", color=text_color(color), fontsize=SMALL)
-    ax.text(x, y, str(expert), **style)
-
-
 def _centre(place: Any, patch_size: int) -> Any:
     """The pixel coordinate of the centre of a row or column of patches."""
     return (place + 0.5) * patch_size - 0.5
@@ -166,13 +155,6 @@ def _centre(place: Any, patch_size: int) -> Any:
 def _of_pixels(grid: Shaped[np.ndarray, "i j x"], patch_size: int) -> Shaped[np.ndarray, "h w x"]:
     """The value of each pixel's patch."""
     return grid.repeat(patch_size, 0).repeat(patch_size, 1)
-
-
-def _dimmed(
-    image: Float[np.ndarray, "h w 3"], kept: Bool[np.ndarray, "i j"], patch_size: int
-) -> Float[np.ndarray, "h w 3"]:
-    visible = _of_pixels(kept[..., None], patch_size)
-    return np.where(visible, image, GREY + LEFT * (image.mean(-1, keepdims=True) - GREY))
 
 
 def favourite_patches(
@@ -197,7 +179,12 @@ def favourite_patches(
     )
     for i, ax in zip(shown, axes[0], strict=True):
         e, x = favourites[i].gates.shape
-        ax.imshow(_mosaic(favourites[i].patches), extent=(-0.5, x - 0.5, e - 0.5, -0.5))
+        patches = np.clip((favourites[i].patches + 1) / 2, 0, 1)
+        frame = max(1, patches.shape[2] // 12)  # grey, around each
+        around = [(0, 0), (0, 0), (frame, frame), (frame, frame), (0, 0)]
+        framed = np.pad(patches, around, constant_values=GREY)
+        mosaic = rearrange(framed, "e x p q c -> (e p) (x q) c")
+        ax.imshow(mosaic, extent=(-0.5, x - 0.5, e - 0.5, -0.5))
         ax.spines[:].set_visible(False)
         ax.set_title(f"block {i}", fontsize=NORMAL)
         ax.set_xlabel("patches, best first; their gates", fontsize=SMALL)
@@ -208,12 +195,3 @@ def favourite_patches(
             ax.text(x - 0.35, expert, text, va="center", fontsize=SMALL)
     axes[0][0].set_ylabel("expert")
     return figure
-
-
-def _mosaic(patches: Float[np.ndarray, "e x p p 3"]) -> Float[np.ndarray, "h w 3"]:
-    """One picture in [0, 1], a row per expert, each patch in a grey frame."""
-    frame = max(1, patches.shape[2] // 12)
-    pixels = np.clip((patches + 1) / 2, 0, 1)
-    around = [(0, 0), (0, 0), (frame, frame), (frame, frame), (0, 0)]
-    framed = np.pad(pixels, around, constant_values=GREY)
-    return rearrange(framed, "e x p q c -> (e p) (x q) c")
