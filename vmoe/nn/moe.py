@@ -70,7 +70,7 @@ class MoE(nnx.Module):
         b, n, _ = tokens.shape
         router_key, experts_key = keys.split(key, 2)
         per_group, devices = self.config.images_per_group, self.placement.devices
-        groups, group_valid = group(tokens, valid, per_group, devices)
+        groups, group_valid = group(tokens, valid, per_group, devices)  # g s d, g s
         record = self.route(groups, group_valid, router_key, decide)
         routing = record.routing
         if class_token_only:
@@ -100,12 +100,12 @@ class MoE(nnx.Module):
         implementation = choose_implementation(self.config, routing, self.placement.devices)
         if implementation == "batched":
             slots = self.placement.to_experts(dispatch(groups, routing, mixture_dtype=dtype))
-            outputs = self._transfer(self.experts(slots.astype(dtype), key))
+            outputs = self._transfer(self.experts(slots.astype(dtype), key))  # g e c d
             return combine(self.placement.from_experts(outputs), routing)
         assert isinstance(routing, Routing)  # soft routing is always batched
         block = None if implementation == "ragged" else block_size(routing)
         routing, sizes = sort_rows(routing, block=block or 1)
-        rows = dispatch(flatten(groups), routing)[0, 0].astype(dtype)
+        rows = dispatch(flatten(groups), routing)[0, 0].astype(dtype)  # r d
         rows = self._transfer(self.experts.on_rows(rows, sizes, key, block=block))
         return combine(rows[None, None], routing).reshape(groups.shape)
 
@@ -132,7 +132,7 @@ def route(
     """
     router = router_of(config)
     noise_key, draw_key = keys.split(key, 2)
-    logits = gate(groups)
+    logits = gate(groups)  # g s e, or g s e c for logits per slot
     draw = None
     if config.router.random_priority and draw_key is not None:
         draw = jax.random.uniform(draw_key, valid.shape)

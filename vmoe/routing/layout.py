@@ -70,7 +70,7 @@ def _few_slots(slots: Int[Array, "g s k"], choices: Int[Array, "g e c"]) -> bool
 def _dispatch(
     tokens: Float[Array, "g s d"], slots: Int[Array, "g s k"], choices: Int[Array, "g e c"]
 ) -> Float[Array, "g e c d"]:
-    return _rows(tokens, choices // slots.shape[-1])
+    return _rows(tokens, choices // slots.shape[-1])  # choice // k is its token
 
 
 def _dispatch_forward(tokens, slots, choices):
@@ -103,14 +103,14 @@ def _combine_forward(outputs, weights, slots, choices):
 def _combine_backward(saved, gradient):
     outputs, weights, slots, choices = saved
     g, s, k = slots.shape
-    grad_slots = _rows(gradient, choices // k)
-    grad_outputs = grad_slots * _rows(weights.reshape(g, s * k, 1), choices)
+    grad_slots = _rows(gradient, choices // k)  # g e c d
+    grad_outputs = grad_slots * _rows(weights.reshape(g, s * k, 1), choices)  # g e c d
     if _few_slots(slots, choices):
-        grad_by_slot = (outputs * grad_slots).sum(axis=-1).reshape(g, -1, 1)
-        grad_weights = _rows(grad_by_slot, slots)[..., 0]
+        grad_by_slot = (outputs * grad_slots).sum(axis=-1).reshape(g, -1, 1)  # g ec 1
+        grad_weights = _rows(grad_by_slot, slots)[..., 0]  # g s k
     else:
         products = [(_rows(_flat(outputs), slots[..., i]) * gradient).sum(-1) for i in range(k)]
-        grad_weights = jnp.stack(products, axis=-1)
+        grad_weights = jnp.stack(products, axis=-1)  # g s k
     return grad_outputs.astype(outputs.dtype), grad_weights, None, None
 
 
@@ -125,9 +125,9 @@ def _add_up(
 ) -> Float[Array, "g s d"]:
     """Each token's sum of the rows of its slots, in float32; weighted if weights are given."""
     g, s, k = slots.shape
-    rows = _flat(outputs)
+    rows = _flat(outputs)  # g ec d
     if _few_slots(slots, choices):
-        flat = choices.reshape(g, -1)
+        flat = choices.reshape(g, -1)  # g ec
         if weights is not None:
             rows = rows * _rows(weights.reshape(g, s * k, 1), flat)
         zeros = jnp.zeros((g, s, rows.shape[-1]), jnp.float32)

@@ -31,14 +31,14 @@ def sort_rows(routing: Routing, *, block: int) -> tuple[Routing, Int[Array, "e"]
     g, s, k = routing.slots.shape
     _, e, c = routing.choices.shape
     r = most_rows(routing, block)
-    kept = routing.kept
+    kept = routing.kept  # g s k
     group = jnp.arange(g)[:, None, None]
     counts = jnp.zeros((g, e + 1), jnp.int32).at[group, jnp.where(kept, routing.experts, e)].add(1)
-    counts = counts[:, :e]
-    sizes = -(-counts.sum(axis=0) // block) * block
+    counts = counts[:, :e]  # g e
+    sizes = -(-counts.sum(axis=0) // block) * block  # e
     before = jnp.cumsum(sizes) - sizes + jnp.cumsum(counts, axis=0) - counts  # g e
     row = jnp.where(kept, before.at[group, routing.experts].get(mode="clip") + routing.slots % c, r)
-    choices = jnp.full(r, g * s * k, jnp.int32)
+    choices = jnp.full(r, g * s * k, jnp.int32)  # r
     choices = choices.at[row.reshape(-1)].set(jnp.arange(g * s * k), mode="drop")
     flat = Routing(
         experts=jnp.where(kept, 0, 1).reshape(1, g * s, k),
@@ -85,7 +85,7 @@ def keep_class_tokens(
     if isinstance(routing, SoftRouting):
         return groups, SoftRouting(routing.dispatch, routing.combine[:, ::n])
     _, e, c = routing.choices.shape
-    experts = jnp.where(routing.kept, routing.experts, e)[:, ::n]
+    experts = jnp.where(routing.kept, routing.experts, e)[:, ::n]  # g x k: of class tokens
     i = experts.shape[1]
     order = jnp.broadcast_to(jnp.arange(i), experts.shape[:2])
     slots, choices = queue(experts, order, e=e, c=min(c, i))

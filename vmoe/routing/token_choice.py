@@ -100,13 +100,13 @@ def assign(
             f"{s} tokens x {k} choices x {e} experts are too many for one group: "
             "lower moe.images_per_group"
         )
-    top_gates, experts = top_k(gates, k)
+    top_gates, experts = top_k(gates, k)  # g s k
     experts = jnp.where(valid[..., None], experts, e)  # padding queues at no expert
     if ranks is not None:
         used = jnp.arange(k) < ranks
         top_gates, experts = jnp.where(used, top_gates, 0.0), jnp.where(used, experts, e)
-    order = priority_order(top_gates, priority, draw)
-    slots, choices = queue(experts, order, e=e, c=c)
+    order = priority_order(top_gates, priority, draw)  # g s
+    slots, choices = queue(experts, order, e=e, c=c)  # g s k, g e c
     weights = top_gates / top_gates.sum(-1, keepdims=True) if normalize else top_gates
     return Routing(experts, slots, choices, jnp.where(slots < e * c, weights, 0.0))
 
@@ -128,18 +128,18 @@ def _queue(
 ) -> tuple[Int[Array, "s k"], Int[Array, "e c"]]:
     """The queues of one group."""
     s, k = experts.shape
-    place = jnp.zeros(s, jnp.int32).at[order].set(jnp.arange(s), unique_indices=True)
-    turn = jnp.arange(k) * s + place[:, None]  # all first choices come before any second one
-    queue = jnp.sort((experts * (s * k) + turn).reshape(-1), stable=False)
+    place = jnp.zeros(s, jnp.int32).at[order].set(jnp.arange(s), unique_indices=True)  # s
+    turn = jnp.arange(k) * s + place[:, None]  # s k: all first choices come before any second one
+    queue = jnp.sort((experts * (s * k) + turn).reshape(-1), stable=False)  # sk: the sort keys
 
-    expert, turn = queue // (s * k), queue % (s * k)
-    choice = order[turn % s] * k + turn // s
-    starts = jnp.searchsorted(queue, jnp.arange(e + 1) * (s * k))
-    position = jnp.arange(s * k) - starts[expert]
-    slot = jnp.where((expert < e) & (position < c), expert * c + position, e * c)
+    expert, turn = queue // (s * k), queue % (s * k)  # sk
+    choice = order[turn % s] * k + turn // s  # sk: token * k + rank
+    starts = jnp.searchsorted(queue, jnp.arange(e + 1) * (s * k))  # e + 1: of each expert's queue
+    position = jnp.arange(s * k) - starts[expert]  # sk: place in that queue
+    slot = jnp.where((expert < e) & (position < c), expert * c + position, e * c)  # sk
     slots = jnp.zeros(s * k, jnp.int32).at[choice].set(slot, unique_indices=True).reshape(s, k)
 
-    source = starts[:e, None] + jnp.arange(c)
+    source = starts[:e, None] + jnp.arange(c)  # e c: index into the sorted choices
     choices = jnp.where(source < starts[1:, None], choice[jnp.minimum(source, s * k - 1)], s * k)
     return slots, choices
 
