@@ -50,23 +50,21 @@ def random_images(size: int = 32, b: int = 2) -> np.ndarray:
     return np.random.default_rng(b).uniform(-1, 1, (b, size, size, 3)).astype(np.float32)
 
 
-@jax.jit(static_argnums=0)
-def _outputs(graph: nnx.GraphDef, state: nnx.State, x: jax.Array) -> jax.Array:
-    return nnx.merge(graph, state, copy=True)(x)
+@models.compiled
+def _outputs(model: nnx.Module, x: jax.Array) -> jax.Array:
+    return model(x)
 
 
 def outputs(model: nnx.Module, x: jax.typing.ArrayLike) -> jax.Array:
     """What any model computes, as one program; models that differ in parameters share it."""
-    return _outputs(*nnx.split(model), x)
+    return _outputs(model)(x)
 
 
-@jax.jit(static_argnums=0)
-def _forward(
-    graph: nnx.GraphDef, state: nnx.State, images: jax.Array
-) -> tuple[jax.Array, dict[int, Record]]:
-    return nnx.merge(graph, state, copy=True).forward(images)
+@models.compiled
+def _forward(model: ViT, images: jax.Array) -> tuple[jax.Array, dict[int, Record]]:
+    return model.forward(images)
 
 
 def forward(model: ViT, images: jax.typing.ArrayLike) -> tuple[jax.Array, dict[int, Record]]:
     """The logits, and the record of each sparse block, as one program."""
-    return _forward(*nnx.split(model), images)
+    return _forward(model)(images)

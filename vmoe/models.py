@@ -9,13 +9,15 @@ that end in ``_std`` have the standard ViT sizes, whose S differs from the paper
 import fnmatch
 import functools
 import math
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, cast
 
 from vmoe.config import MoEConfig, ViTConfig, replace
 from vmoe.errors import UsageError, unknown
 
 if TYPE_CHECKING:
     from flax import nnx
+    from jax.stages import Wrapped
 
     from vmoe.nn.vit import ViT
     from vmoe.sharding import Placement
@@ -205,3 +207,41 @@ def _abstract(config: ViTConfig, placement: "Placement | None") -> tuple[Any, An
     from flax import nnx
 
     return nnx.split(nnx.eval_shape(lambda: build(config, placement=placement)))
+
+
+def compiled(function: Callable[..., Any]) -> Callable[..., Callable[..., Any]]:
+    """Compiles a function of a model, and of arrays that come last.
+
+    ``compiled(f)(model, *fixed)`` is ``lambda *arrays: f(model, *fixed, *arrays)`` as one program.
+    Models that differ only in their parameters share it, if their other arguments are equal. It
+    splits the model once, however often it is called: nothing that the model becomes afterwards
+    changes it, nor does it change the model.
+
+    Args:
+        function: its arguments between the model and the arrays are hashable.
+    """
+    import jax
+    from flax import nnx
+
+    def run(graph: nnx.GraphDef, fixed: tuple[Any, ...], state: nnx.State, *arrays: Any) -> Any:
+        return function(nnx.merge(graph, state, copy=True), *fixed, *arrays)
+
+    run.__name__ = function.__name__  # which profiles show
+    jitted = jax.jit(run, static_argnums=(0, 1))
+
+    def of(model: nnx.Module, *fixed: Any) -> Callable[..., Any]:
+        graph, state = nnx.split(model)
+        return functools.partial(jitted, graph, fixed, state)
+
+    return of
+
+
+def shapes_of(program: Callable[..., Any], *arrays: Any) -> Any:
+    """The shapes that a program of ``compiled`` returns; it need not be traced again to be run.
+
+    Args:
+        program: its parameters may be ``jax.ShapeDtypeStruct``.
+        arrays: or their shapes.
+    """
+    assert isinstance(program, functools.partial)
+    return cast("Wrapped", program.func).trace(*program.args, *arrays).out_info

@@ -8,9 +8,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from einops import reduce
-from flax import nnx
 from jaxtyping import Bool, Float, Int
 
+from vmoe import models
 from vmoe.axes import Images, Record, Route, SoftRouting, Valid
 from vmoe.errors import UsageError
 from vmoe.nn.inputs import check_labels
@@ -94,12 +94,11 @@ def collect(
     Raises:
         UsageError: labels are not an array (b, l), or one is no class of the model.
     """
-    graph, state = nnx.split(model)
-    changes = tuple((decide or {}).items())
+    run = _run(model, tuple((decide or {}).items()))
     first = dict.fromkeys(model.config.sparse_blocks, 0)  # number of the batch's first group
     for images, labels, valid in batches:
         real = np.ones(len(images), bool) if valid is None else np.asarray(valid)
-        logits, blocks = jax.device_get(_run(graph, changes, state, images, real))
+        logits, blocks = jax.device_get(run(images, real))
         labels = np.full((len(images), 1), -1) if labels is None else np.asarray(labels)
         check_labels(labels, model.config.num_classes)
         own = {}
@@ -111,15 +110,10 @@ def collect(
         yield Collected(logits[real], labels[real], own, shown)
 
 
-@jax.jit(static_argnums=(0, 1))  # compiled once for all passes over a data set
+@models.compiled  # once for all passes over a data set
 def _run(
-    graph: nnx.GraphDef,
-    decide: tuple[tuple[int, Route], ...],
-    state: nnx.State,
-    images: jax.Array,
-    valid: jax.Array,
+    model: ViT, decide: tuple[tuple[int, Route], ...], images: jax.Array, valid: jax.Array
 ) -> tuple[jax.Array, dict[int, tuple[jax.Array, ...]]]:
-    model = nnx.merge(graph, state, copy=True)
     logits, records = model.forward(images, valid=valid, decide=dict(decide))
     devices = model.placement.devices
     return logits, {i: _by_image(record, len(images), devices) for i, record in records.items()}

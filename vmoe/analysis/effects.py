@@ -10,7 +10,6 @@ from typing import Any, Literal, NamedTuple, get_args
 
 import jax
 import numpy as np
-from flax import nnx
 from jaxtyping import Float
 
 from vmoe import models
@@ -230,14 +229,12 @@ def _logits(
 
 def _program(model: ViT, decide: Callable[[Any], Mapping[int, Route]]) -> Callable[..., jax.Array]:
     """A compiled function of a setting, images, and which of them are more than padding."""
-    graph, state = nnx.split(model)
 
-    @jax.jit
-    def run(state: nnx.State, setting: Any, images: jax.Array, valid: jax.Array) -> jax.Array:
-        model = nnx.merge(graph, state, copy=True)
+    @models.compiled
+    def run(model: ViT, setting: Any, images: jax.Array, valid: jax.Array) -> jax.Array:
         return model.forward(images, valid=valid, decide=decide(setting))[0]
 
-    return functools.partial(run, state)
+    return run(model)
 
 
 def _of_batches(

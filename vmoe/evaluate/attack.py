@@ -5,16 +5,15 @@ The published attack on V-MoE takes sign steps of the same size without projecti
 """
 
 import dataclasses
-import functools
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 from jaxtyping import Array, Float, Int
 
+from vmoe import models
 from vmoe.analysis.measures import processing_experts
 from vmoe.axes import Decision, Images, Record, Route, RouterInputs, Routing
 from vmoe.config import MoEConfig
@@ -63,11 +62,10 @@ def attack(
     """
     check_attack(model, config)
     check_labels(labels, model.config.num_classes)
-    graph, state = nnx.split(model)
     same = dataclasses.replace(config, epsilon=0.0)  # traced, so that one program serves all
     largest = jnp.float32(config.epsilon * PIXEL)
-    changed, (first, records), (last, new_records) = _run(
-        graph, same, state, jnp.asarray(images), jnp.asarray(labels), largest
+    changed, (first, records), (last, new_records) = _run(model, same)(
+        jnp.asarray(images), jnp.asarray(labels), largest
     )
     overlap: dict[int, np.ndarray] = {
         i: _overlap(record, new_records[i], len(images), model.placement.devices)
@@ -100,17 +98,15 @@ def check_attack(model: ViT, config: AttackConfig) -> None:
     require(model.placement.devices == 1, "use one device, or path=all", **path)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1))
+@models.compiled
 def _run(
-    graph: nnx.GraphDef,
+    model: ViT,
     config: AttackConfig,
-    state: nnx.State,
     images: Float[Array, "b h w 3"],
     labels: Int[Array, "b l"],
     largest: Float[Array, ""],
 ) -> Any:
     """The images after the attack; logits and records before and after."""
-    model = nnx.merge(graph, state, copy=True)
     before = model.forward(images)
     after = sign_steps(
         lambda changed: gradient(model, changed, labels, before[1], config),

@@ -1,7 +1,6 @@
 """Classification of a whole split: every image counts once, at any batch size."""
 
 import dataclasses
-import functools
 import math
 import time
 from collections.abc import Callable
@@ -10,10 +9,9 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 from jaxtyping import Int
 
-from vmoe import distributed
+from vmoe import distributed, models
 from vmoe.analysis.measures import (
     ExpertTotals,
     dropped_and_unprocessed,
@@ -181,10 +179,9 @@ def evaluate(
     placement = model.placement
     batch_size = placement.round_up(batch_size)
     shard, shards = placement.process_shard()
-    graph, state = nnx.split(model)
+    run = _measure(model, loss)
     empty = empty_batch(batch_size // shards, source.max_labels, preprocessing)
-    compiled = _measure(graph, loss, state, placement.make_global_array(empty))
-    jax.block_until_ready(compiled)
+    jax.block_until_ready(run(placement.make_global_array(empty)))  # compiles
     start = time.perf_counter()
     results, shown, used = [], [], []
     for batch in evaluation_batches(
@@ -197,9 +194,7 @@ def evaluate(
         on_wait=on_wait,
     ):
         on_batch()
-        result, valid, totals = jax.device_get(
-            _measure(graph, loss, state, placement.make_global_array(batch))
-        )
+        result, valid, totals = jax.device_get(run(placement.make_global_array(batch)))
         results.append(PerExample(*(values[valid] for values in result)))
         shown.append(valid)
         used.append(totals)
@@ -283,15 +278,13 @@ def check_evaluation(
         UsageError: image_size is not a multiple of the patch size, or the capacity leaves no slot.
     """
     batch = empty_batch(model.placement.round_up(batch_size), max_labels, preprocessing)
-    graph, state = nnx.split(model)
-    jax.eval_shape(functools.partial(_measure, graph, loss), state, batch)
+    models.shapes_of(_measure(model, loss), batch)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1))
+@models.compiled
 def _measure(
-    graph: nnx.GraphDef, loss: Loss, state: nnx.State, batch: Batch
-) -> tuple[PerExample, jax.Array, dict[int, dict[str, jax.Array]]]:
-    model = nnx.merge(graph, state)
+    model: ViT, loss: Loss, batch: Batch
+) -> tuple[PerExample, jax.typing.ArrayLike, dict[int, dict[str, jax.Array]]]:
     logits, records = model.forward(to_float(batch.images), valid=batch.valid)
     measured = (
         per_example(logits, jnp.asarray(batch.labels), loss),

@@ -5,13 +5,11 @@ one size.
 """
 
 import dataclasses
-import functools
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 from vmoe import models
@@ -69,7 +67,8 @@ class MatesProgram:
         roomy = config.with_layers(
             lambda moe: replace(moe, capacity=n * moe.images_per_group, dropless=False)
         )
-        self._graph, self._state = nnx.split(models.with_params(roomy, models.params_of(model)))
+        self._model = models.with_params(roomy, models.params_of(model))
+        self._outcome = _outcome(self._model)
         self._routing = _Routing(
             {i: jnp.int32(slots) for i, slots in self.slots.items()},
             jnp.int32(PRIORITIES.index(setting.priority)),
@@ -84,7 +83,7 @@ class MatesProgram:
             mates: False to leave the mates out, with the same slots.
         """
         valid = self._routing.victim | mates
-        values = _outcome(self._graph, self._state, self._routing, groups, labels, valid)
+        values = self._outcome(self._routing, groups, labels, valid)
         return Outcome(*map(np.asarray, values))
 
     def changed(
@@ -103,9 +102,8 @@ class MatesProgram:
         """
         traced = np.float32(config.epsilon * PIXEL)
         config = dataclasses.replace(config, epsilon=0.0, project=True)
-        routing = self._routing
-        climbed = _climb(self._graph, config, self._state, routing, groups, traced)
-        changed, surrogates = map(np.asarray, climbed)
+        climb = _climb(self._model, config)
+        changed, surrogates = map(np.asarray, climb(self._routing, groups, traced))
         control = np.clip(groups + signs * np.abs(changed - groups), -1.0, 1.0)
         return Changed(
             self.outcome(changed, labels),
@@ -126,17 +124,16 @@ def _forward(
     return logits.reshape(g, m, -1), records
 
 
-@functools.partial(jax.jit, static_argnums=0)
+@models.compiled
 def _outcome(
-    graph: nnx.GraphDef,
-    state: nnx.State,
+    model: ViT,
     routing: _Routing,
     groups: jax.Array,
     labels: jax.Array,
     valid: jax.Array,
 ) -> tuple[jax.Array, ...]:
     """The fields of ``Outcome``, for one group of each victim."""
-    logits, records = _forward(nnx.merge(graph, state, copy=True), routing, groups, valid)
+    logits, records = _forward(model, routing, groups, valid)
     place = routing.victim.argmax()
     own = logits[:, place]
     dropped = [
@@ -146,17 +143,15 @@ def _outcome(
     return label_loss(own, labels), own.argmax(-1), jnp.stack(dropped).mean(0)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1))
+@models.compiled
 def _climb(
-    graph: nnx.GraphDef,
+    model: ViT,
     config: AttackConfig,
-    state: nnx.State,
     routing: _Routing,
     groups: jax.Array,
     largest: jax.Array,
 ) -> tuple[jax.Array, jax.Array]:
     """The groups after the mates climbed the surrogate, and the surrogate before and after."""
-    model = nnx.merge(graph, state, copy=True)
     everyone = jnp.ones(groups.shape[1], bool)
 
     def value(groups: jax.Array) -> jax.Array:

@@ -1,14 +1,12 @@
 """Classifies image files, and reports the experts that their tokens used."""
 
 import dataclasses
-import functools
 import glob
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import jax
 import numpy as np
-from flax import nnx
 from jaxtyping import Array, Float
 
 from vmoe import models
@@ -21,6 +19,7 @@ from vmoe.data.sources.source import Skipped
 from vmoe.errors import UsageError
 from vmoe.factory import Loaded
 from vmoe.nn.losses import likeliest
+from vmoe.nn.vit import ViT
 
 BATCH = 32  # images per forward pass
 
@@ -101,7 +100,7 @@ def predict(
         raise UsageError(f"{loaded.origin.path}: the model has no classes, only features")
     if config.sparse_blocks:
         config = RoutingOverrides(images_per_group=1).apply(config)
-    graph, state = nnx.split(models.with_params(config, models.params_of(model)))
+    run = _forward(models.with_params(config, models.params_of(model)))
     names = loaded.class_names
     for start in range(0, len(paths), BATCH):
         batch = _read(loaded, paths[start : start + BATCH], on_unreadable)
@@ -109,7 +108,7 @@ def predict(
             continue
         images = np.concatenate([image for _, image in batch])
         images = np.pad(images, ((0, min(BATCH, len(paths)) - len(batch)), *[(0, 0)] * 3))
-        logits, experts = jax.device_get(_forward(graph, state, images))
+        logits, experts = jax.device_get(run(images))
         best, probabilities = likeliest(logits, top, sigmoid=loaded.sigmoid)
         for i, (path, _) in enumerate(batch):
             yield Prediction(
@@ -137,10 +136,10 @@ def _read(
     return images
 
 
-@functools.partial(jax.jit, static_argnums=0)
+@models.compiled
 def _forward(
-    graph: nnx.GraphDef, state: nnx.State, images: Images
+    model: ViT, images: Images
 ) -> tuple[Float[Array, "b y"], dict[int, Float[Array, "b e"]]]:
-    logits, records = nnx.merge(graph, state).forward(images)
+    logits, records = model.forward(images)
     use = {block: expert_use(record, len(images)) for block, record in records.items()}
     return logits, use

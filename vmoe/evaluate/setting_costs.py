@@ -16,6 +16,7 @@ from vmoe.config import MoEConfig, TokenChoice, ViTConfig, replace
 from vmoe.costs.flops import flops_to_logits, sparse_layer_flops
 from vmoe.errors import UsageError
 from vmoe.evaluate.settings import PRIORITIES, Levels, Setting, with_setting
+from vmoe.nn.block import Block
 from vmoe.nn.patches import num_tokens
 from vmoe.nn.vit import ViT
 from vmoe.routing import slots_and_factor
@@ -106,7 +107,7 @@ def time_costs(
     config = model.config
     images, valid = jax.device_put((images, np.ones(len(images), bool)))  # else each run uploads
     tried = dict(zip(config.sparse_blocks, levels, strict=True))
-    (whole,) = least_seconds([functools.partial(_forward, *nnx.split(model), images)])
+    (whole,) = least_seconds([functools.partial(_forward(model), images)])
     tokens, changes = model.embed(images), []
     for i, block in enumerate(model.blocks):
         if (moe := config.moe_of(i)) is not None:
@@ -118,14 +119,14 @@ def time_costs(
                 if priority == PRIORITIES[1]  # the order of the tokens takes hardly any time
             }
             runs = [
-                functools.partial(_block, *_split_with(block, layer), only, tokens, valid)
+                functools.partial(_block(_with_layer(block, layer), only), tokens, valid)
                 for layer in (moe, *layers.values())
             ]
             trained, *seconds = least_seconds(runs)
             changes.append(_monotone(dict(zip(layers, seconds, strict=True)), trained, whole))
             on_step()
         if i < config.sparse_blocks[-1]:
-            tokens = _block(*nnx.split(block), False, tokens, valid)
+            tokens = _block(block, False)(tokens, valid)
     return Costs(tuple(changes))
 
 
@@ -153,27 +154,22 @@ def least_seconds(runs: Sequence[Callable[[], Any]]) -> list[float]:
     return np.min([[seconds(run) for run in runs] for _ in range(ROUNDS)], axis=0).tolist()
 
 
-def _split_with(block: nnx.Module, layer: MoEConfig) -> tuple[nnx.GraphDef, nnx.State]:
+def _with_layer(block: nnx.Module, layer: MoEConfig) -> nnx.Module:
     """A block with another config of its sparse layer."""
     changed = nnx.clone(block)
     changed.mlp.config = layer
-    return nnx.split(changed)
+    return changed
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def _forward(graph: nnx.GraphDef, state: nnx.State, images: jax.Array) -> jax.Array:
-    return nnx.merge(graph, state, copy=True)(images)
+@models.compiled
+def _forward(model: ViT, images: jax.Array) -> jax.Array:
+    return model(images)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 2))
+@models.compiled
 def _block(
-    graph: nnx.GraphDef,
-    state: nnx.State,
-    class_token_only: bool,
-    tokens: Float[Array, "b n d"],
-    valid: Bool[Array, "b"],
+    block: Block, class_token_only: bool, tokens: Float[Array, "b n d"], valid: Bool[Array, "b"]
 ) -> Float[Array, "b x d"]:
-    block = nnx.merge(graph, state, copy=True)
     return block(tokens, valid, class_token_only=class_token_only)[0]
 
 
@@ -181,6 +177,6 @@ def time_ratio(model: ViT, setting: Setting, images: Float[np.ndarray, "b h w 3"
     """The time of the whole model with a setting, over that of the model as trained."""
     changed = models.with_params(with_setting(model.config, setting), models.params_of(model))
     images = jax.device_put(images)
-    runs = [functools.partial(_forward, *nnx.split(each), images) for each in (model, changed)]
+    runs = [functools.partial(_forward(each), images) for each in (model, changed)]
     trained, own = least_seconds(runs)
     return own / trained

@@ -1,13 +1,11 @@
 """How well a model does on some images with settings of its sparse blocks."""
 
-import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 from vmoe import models
@@ -69,11 +67,11 @@ class Scores:
         """
         self._on_step = on_step
         self._known: dict[Setting, Score] = {}
-        graph, state = nnx.split(model)
+        as_trained = _logits(model)
         self._batches, correct, labelled = [], [], []
         for images, labels, valid in batches:
             on_device = jax.device_put(images)  # once, for all settings
-            logits = _logits(graph, state, on_device, valid)
+            logits = as_trained(on_device, valid)
             self._batches.append((on_device, labels, valid, logits))
             correct.append(is_label(np.asarray(logits).argmax(-1), labels)[valid])
             labelled.append(has_label(labels)[valid])
@@ -83,7 +81,7 @@ class Scores:
         self.trained = float(np.concatenate(correct)[known].mean())
         self._counts = np.array([known.sum(), self.images])  # of the accuracy, of the divergence
         self._slots = _slots(model.config, levels, len(self._batches[0][0]))
-        self._graph, self._state = nnx.split(_widest(model, self._slots))
+        self._sums = _sums(_widest(model, self._slots))
 
     def of(self, setting: Setting) -> Score:
         """The score of a setting, which is computed once."""
@@ -95,7 +93,7 @@ class Scores:
                 ],
                 np.int32,
             )
-            sums = [_sums(self._graph, self._state, traced, *batch) for batch in self._batches]
+            sums = [self._sums(traced, *batch) for batch in self._batches]
             means = np.sum(jax.device_get(sums), 0) / self._counts
             self._known[setting] = Score(*means.tolist())
             self._on_step()
@@ -130,17 +128,14 @@ def _widest(model: ViT, slots: Sequence[Mapping[LayerSetting, int]]) -> ViT:
     return models.with_params(replace(model.config, moe=layers), params, placement=model.placement)
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def _logits(
-    graph: nnx.GraphDef, state: nnx.State, images: jax.Array, valid: jax.Array
-) -> Float[Array, "b y"]:
-    return nnx.merge(graph, state).forward(images, valid=valid)[0]
+@models.compiled
+def _logits(model: ViT, images: jax.Array, valid: jax.Array) -> Float[Array, "b y"]:
+    return model.forward(images, valid=valid)[0]
 
 
-@functools.partial(jax.jit, static_argnums=0)
+@models.compiled
 def _sums(
-    graph: nnx.GraphDef,
-    state: nnx.State,
+    model: ViT,
     setting: Int[Array, "x 3"],
     images: Images,
     labels: Int[Array, "b l"],
@@ -148,7 +143,6 @@ def _sums(
     trained: Float[Array, "b y"],
 ) -> Float[Array, "2"]:
     """Correct predictions, and the divergence from the logits as trained: sums over the images."""
-    model = nnx.merge(graph, state)
     decide = {block: limited(*setting[i]) for i, block in enumerate(model.config.sparse_blocks)}
     logits, _ = model.forward(images, valid=valid, decide=decide)
     before, after = (jax.nn.log_softmax(SHARPNESS * each) for each in (trained, logits))

@@ -7,9 +7,9 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 from jaxtyping import Int, UInt8
 
+from vmoe import models
 from vmoe.analysis.capture import capture_features
 from vmoe.analysis.collect import BlockRouting, Collected, collect
 from vmoe.analysis.effects import (
@@ -100,19 +100,18 @@ def observe(
 
 def _attention(model: ViT, images: Images) -> dict[int, UInt8[np.ndarray, "x n n"]]:
     """In units of 1/255; of as many images as ``MOST_ATTENTION`` allows, at least one."""
-    graph, state = nnx.split(model)
     names = {f"blocks.{i}.attention.weights": i for i in model.config.sparse_blocks}
 
-    @jax.jit
-    def run(state: nnx.State, images: jax.Array) -> dict[int, jax.Array]:
-        features = capture_features(nnx.merge(graph, state, copy=True), images, names).features
+    @models.compiled
+    def run(model: ViT, images: jax.Array) -> dict[int, jax.Array]:
+        features = capture_features(model, images, names).features
         means = {names[name]: weights.mean(axis=1) for name, weights in features.items()}
         return {
             i: jnp.round(255 * mean / mean.max(-1, keepdims=True)).astype(jnp.uint8)
             for i, mean in means.items()
         }
 
-    attention = run(state, jnp.asarray(images))
+    attention = run(model)(jnp.asarray(images))
     size = sum(weights[0].size for weights in attention.values())
     return {
         i: np.asarray(weights[: max(1, MOST_ATTENTION // size)]) for i, weights in attention.items()
