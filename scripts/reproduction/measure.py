@@ -45,10 +45,10 @@ from vmoe.analysis.effects import (
     with_random_routers,
 )
 from vmoe.analysis.interventions import limited
-from vmoe.cli.data import Sample
 from vmoe.config.attack import AttackConfig, GradientPath
 from vmoe.data.pipeline import evaluation_order
 from vmoe.evaluate.attack import attack
+from vmoe.evaluate.sample import Sample
 from vmoe.factory import load
 from vmoe.nn.inputs import is_label
 from vmoe.nn.vit import ViT

@@ -16,8 +16,7 @@ from vmoe.checkpoints.checksums import checksums
 from vmoe.config import EvalConfig, FewShotConfig, RoutingOverrides, TrainConfig
 from vmoe.data.pipeline import Read, training_batches
 from vmoe.errors import UsageError
-from vmoe.evaluate.fewshot import fewshot
-from vmoe.evaluate.fewshot_data import open_fewshot
+from vmoe.evaluate.fewshot import fewshot, open_fewshot
 from vmoe.mesh import place
 from vmoe.train import train
 

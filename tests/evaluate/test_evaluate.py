@@ -19,7 +19,6 @@ import vmoe
 from vmoe import analysis
 from vmoe.analysis.health import findings
 from vmoe.axes import Record
-from vmoe.cli.data import Sample
 from vmoe.config import (
     DataConfig,
     ExpertChoice,
@@ -40,6 +39,7 @@ from vmoe.data.sources.source import Skipped
 from vmoe.errors import Failure, UsageError
 from vmoe.evaluate import NamedEvaluation, evaluate, image_files, paired_difference, predict
 from vmoe.evaluate.metrics import PerExample, calibration_error, confusion
+from vmoe.evaluate.sample import Sample
 from vmoe.evaluate.table import append_row, per_class, summary
 from vmoe.factory import Loaded, Origin
 from vmoe.nn.inputs import to_float

@@ -25,8 +25,7 @@ from vmoe.config.preprocessing import Preprocessing
 from vmoe.data.crops import resize_and_crop
 from vmoe.data.sources import Example, Source, open_source, sample
 from vmoe.errors import Failure, UsageError
-from vmoe.evaluate.fewshot import fewshot
-from vmoe.evaluate.fewshot_data import FewShotData, open_fewshot, prepare
+from vmoe.evaluate.fewshot import FewShotData, fewshot, open_fewshot, prepare
 from vmoe.evaluate.probe import L2, choose_l2, draw, fit
 from vmoe.nn.inputs import to_float
 from vmoe.nn.vit import ViT

@@ -10,8 +10,7 @@ import tyro
 
 from vmoe.cli import mates
 from vmoe.cli.arguments import parse
-from vmoe.cli.data import Sample, data_of
-from vmoe.cli.printing import print_json, print_table, progress
+from vmoe.cli.printing import print_json, print_messages, print_table, progress
 from vmoe.config import RoutingOverrides
 from vmoe.config.attack import AttackConfig, AttackMethod, MatesConfig
 from vmoe.errors import naming
@@ -70,6 +69,7 @@ def run(argv: Sequence[str]) -> None:
         mates.run(args)
         return
     from vmoe.evaluate.attack import check_attack
+    from vmoe.evaluate.sample import data_of
     from vmoe.factory import load
 
     configs = args.configs(1.0, 2.0, 4.0, 8.0)
@@ -96,6 +96,7 @@ def _attacked(
     """One row for each strength."""
     from vmoe.data.pipeline import ORDER, check_labelled
     from vmoe.evaluate.attack import attack
+    from vmoe.evaluate.sample import Sample
 
     sample = Sample(data, loaded, images=args.images, batch_size=args.batch_size)
     check_labelled(sample.source)
@@ -109,7 +110,7 @@ def _attacked(
             for config, parts in zip(configs, results, strict=True):
                 parts.append(attack(loaded.model, images[valid], own[valid], config))
                 advance()
-    sample.print_messages()
+    print_messages(sample.messages())
     return [
         {
             "model": str(loaded.origin.path),

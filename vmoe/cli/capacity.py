@@ -7,14 +7,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vmoe.cli.arguments import check_outputs, parse
-from vmoe.cli.data import Sample
 from vmoe.cli.inference import UNITS
-from vmoe.cli.printing import print_json, print_table, progress
+from vmoe.cli.printing import print_json, print_messages, print_table, progress
 from vmoe.config.inference import Inference, Unit
 from vmoe.errors import Failure, UsageError, naming
 
 if TYPE_CHECKING:
     from vmoe.evaluate.capacity import Search
+    from vmoe.evaluate.sample import Sample
     from vmoe.evaluate.setting_costs import Costs
     from vmoe.evaluate.setting_scores import Scores
     from vmoe.evaluate.settings import Levels, Setting
@@ -62,6 +62,7 @@ def run(argv: Sequence[str]) -> None:
     check_outputs(args, "out", "plot")
     from vmoe.data.pipeline import ORDER, check_labelled
     from vmoe.evaluate.capacity import Search
+    from vmoe.evaluate.sample import Sample
     from vmoe.evaluate.setting_scores import Scores
     from vmoe.evaluate.settings import check_layers, levels_of
     from vmoe.factory import inference_file, load
@@ -98,7 +99,7 @@ def run(argv: Sequence[str]) -> None:
     }
     if args.by == "time":
         report["measured"] = _measured(loaded, chosen, sample)
-    sample.print_messages()
+    print_messages(sample.messages())
     with contextlib.ExitStack() as files:  # each is written, whatever else cannot be
         if args.plot:
             files.callback(_plot, args, rows, chosen, scores, sample.source.name)
@@ -130,7 +131,7 @@ def _budgets(least: float, budget: float) -> list[float]:
 
 
 def _costs(
-    args: CapacityArgs, loaded: "Loaded", levels: "Sequence[Levels]", sample: Sample
+    args: CapacityArgs, loaded: "Loaded", levels: "Sequence[Levels]", sample: "Sample"
 ) -> "Costs":
     from vmoe.evaluate.setting_costs import flops_costs, time_costs
 
@@ -141,7 +142,7 @@ def _costs(
         return time_costs(loaded.model, levels, images, on_step=advance)
 
 
-def _measured(loaded: "Loaded", chosen: dict[str, Any], sample: Sample) -> float:
+def _measured(loaded: "Loaded", chosen: dict[str, Any], sample: "Sample") -> float:
     from vmoe.evaluate.setting_costs import time_ratio
 
     images, _, _ = next(sample.batches())
@@ -167,7 +168,7 @@ def _result(
 
 
 def _inference(
-    args: CapacityArgs, loaded: "Loaded", sample: Sample, scores: "Scores", row: dict[str, Any]
+    args: CapacityArgs, loaded: "Loaded", sample: "Sample", scores: "Scores", row: dict[str, Any]
 ) -> Inference:
     from vmoe.data.pipeline import ORDER
 

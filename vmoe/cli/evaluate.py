@@ -2,24 +2,33 @@
 
 import contextlib
 import dataclasses
-import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from vmoe.cli.arguments import check_outputs, parse
-from vmoe.cli.data import open_data
-from vmoe.cli.fewshot import run_fewshot
 from vmoe.cli.inference import load_for_inference
-from vmoe.cli.printing import print_json, print_table, progress
-from vmoe.config import RoutingOverrides
+from vmoe.cli.printing import print_json, print_messages, print_table, progress
+from vmoe.config import DataConfig, FewShotConfig, RoutingOverrides
 from vmoe.errors import UsageError, one_line
 
 if TYPE_CHECKING:
     from vmoe.evaluate import Evaluation
+    from vmoe.evaluate.fewshot import FewShotResult
     from vmoe.factory import Loaded
 
 MOST_CONFUSED = 3  # confused classes shown per row of the table
+PREPARED = {
+    "model": "images were prepared as for the model (--fewshot-preprocessing paper for the paper's "
+    "resize and crop)",
+    "paper": "images were resized to 256/224 of the model's size and cropped, as in the paper "
+    "(--fewshot-preprocessing model to prepare them as for the model)",
+}
+L2_CHOSEN = {
+    "test": "each L2 was chosen on the test images, as in the paper, so that accuracies are "
+    "optimistic; --fewshot-l2 train avoids this",
+    "train": "each L2 was chosen on training images that are no shots",
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,16 +95,14 @@ def run(argv: Sequence[str]) -> None:
     loaded = load_for_inference(
         args.checkpoint, args.inference, routing=args.routing, use_ema=args.use_ema
     )
-    if args.fewshot is None:
-        _evaluate(args, loaded)
-    else:
-        run_fewshot(args, loaded)
+    (_evaluate if args.fewshot is None else _probe)(args, loaded)
 
 
 def _evaluate(args: EvaluateArgs, loaded: "Loaded") -> None:
     from vmoe.data.problems import Unreadable
     from vmoe.data.sources import skipped_messages
     from vmoe.evaluate import evaluate
+    from vmoe.evaluate.sample import open_data
     from vmoe.evaluate.table import append_row, write_predictions
 
     if len(args.data) > 1:
@@ -113,54 +120,123 @@ def _evaluate(args: EvaluateArgs, loaded: "Loaded") -> None:
             on_batch=advance,
             on_unreadable=left_out.add if replace else None,
         )
-    for line in [*skipped_messages([source]), *left_out.news()]:
-        print(one_line(line), file=sys.stderr)
+    print_messages([*skipped_messages([source]), *left_out.news()])
     with contextlib.ExitStack() as files:  # each is written, whatever else cannot be
         if args.predictions:
             files.callback(write_predictions, args.predictions, source, evaluation)
         if args.csv:
             files.callback(append_row, args.csv, loaded, evaluation)
-        if args.json:
-            print_json(_as_json(args, loaded, evaluation))
-        else:
-            _print(args, loaded, evaluation)
-
-
-def _as_json(args: EvaluateArgs, loaded: "Loaded", evaluation: "Evaluation") -> dict[str, Any]:
-    from vmoe.analysis.health import findings
-    from vmoe.evaluate.table import per_class
-
-    result = {"step": loaded.step, "weights": loaded.origin.weights} | evaluation.metrics()
-    if evaluation.totals:
-        result["findings"] = [
-            each._asdict() for each in findings(loaded.model.config, evaluation.totals)
-        ]
-    if loaded.inference:
-        result["inference"] = str(loaded.inference[0])
-    return result | ({"per_class": per_class(evaluation)} if args.per_class else {})
+        _print(args, loaded, evaluation)
 
 
 def _print(args: EvaluateArgs, loaded: "Loaded", evaluation: "Evaluation") -> None:
     from vmoe.analysis.health import findings
-    from vmoe.evaluate.table import summary
+    from vmoe.evaluate.table import per_class, summary
 
-    average = " (moving average)" if loaded.origin.weights == "ema" else ""
-    step = "" if loaded.step is None else f", step {loaded.step}"
-    title = f"{loaded.origin.path}{step}{average}, on {evaluation.data}"
-    print_table(("", ""), summary(evaluation), title=title)
+    found = findings(loaded.model.config, evaluation.totals) if evaluation.totals else []
+    by_class = per_class(evaluation) if args.per_class else {}
+    if args.json:
+        report = {"step": loaded.step, "weights": loaded.origin.weights} | evaluation.metrics()
+        if evaluation.totals:
+            report["findings"] = [each._asdict() for each in found]
+        if loaded.inference:
+            report["inference"] = str(loaded.inference[0])
+        print_json(report | ({"per_class": by_class} if args.per_class else {}))
+        return
+    print_table(("", ""), summary(evaluation), title=f"{_name(loaded)}, on {evaluation.data}")
     if args.per_class:
         columns = ("class", "images", "accuracy", "most often confused with")
-        print_table(columns, _class_rows(evaluation))
+        print_table(columns, _class_rows(by_class))
     if evaluation.totals:
-        every = [str(finding) for finding in findings(loaded.model.config, evaluation.totals)]
-        for line in every or ["routing: nothing is wrong"]:
-            print(one_line(line))
+        for line in found or ["routing: nothing is wrong"]:
+            print(one_line(str(line)))
 
 
-def _class_rows(evaluation: "Evaluation") -> Iterator[tuple[str, ...]]:
-    from vmoe.evaluate.table import per_class
+def _name(loaded: "Loaded") -> str:
+    average = " (moving average)" if loaded.origin.weights == "ema" else ""
+    step = "" if loaded.step is None else f", step {loaded.step}"
+    return f"{loaded.origin.path}{step}{average}"
 
-    for name, row in per_class(evaluation).items():
+
+def _class_rows(by_class: dict[str, dict[str, Any]]) -> Iterator[tuple[str, ...]]:
+    for name, row in by_class.items():
         confused = list(row["confused_with"].items())[:MOST_CONFUSED]
         others = ", ".join(f"{other} ({count})" for other, count in confused)
         yield name, f"{row['images']:,}", f"{row['accuracy']:.2%}", others
+
+
+def _probe(args: EvaluateArgs, loaded: "Loaded") -> None:
+    """With ``--fewshot``: accuracies of linear probes."""
+    from vmoe.data.problems import Unreadable
+    from vmoe.data.sources import skipped_messages
+    from vmoe.evaluate.fewshot import fewshot, open_fewshot
+
+    config = _probe_config(args, loaded)
+    reading = loaded.train_config.data if loaded.train_config else DataConfig()
+    data = open_fewshot(config, check=reading.check, on_error=reading.on_error)
+    left_out = Unreadable("left out")
+    sources = [source for each in data for source in each.sources]
+    steps = len(data) * len(config.shots) + sum(-(-len(x) // config.batch_size) for x in sources)
+    with progress("few-shot probes", steps) as advance:
+        result = fewshot(
+            loaded.model,
+            data,
+            config,
+            loaded.preprocessing,
+            image_size=args.image_size,
+            on_batch=advance,
+            on_unreadable=left_out.add if reading.on_error == "replace" else None,
+        )
+    of_data = [message for each in data for message in each.messages]
+    print_messages([*skipped_messages(sources), *of_data, *left_out.news()])
+    if args.json:
+        print_json(
+            {
+                "step": loaded.step,
+                "weights": loaded.origin.weights,
+                "shots": result.shots,
+                "accuracy": result.accuracy,
+                "mean": result.mean,
+                "l2": result.l2,
+                "l2_chosen_on": config.choose_l2,
+                "preprocessing": config.preprocessing,
+                "seed": config.seed,
+            }
+        )
+        return
+    title = f"{_name(loaded)}, few-shot accuracy"
+    columns = ("", *(f"{n} shot{'s' * (n > 1)}" for n in result.shots))
+    print_table(columns, _probe_rows(result), title=title)
+    print(PREPARED[config.preprocessing])
+    print(L2_CHOSEN[config.choose_l2])
+
+
+def _probe_config(args: EvaluateArgs, loaded: "Loaded") -> FewShotConfig:
+    from vmoe.evaluate.sample import data_of
+
+    try:
+        shots = tuple(int(word) for word in (args.fewshot or "").split(","))
+    except ValueError:
+        problem = "give numbers of images per class, such as 1,5,10,25"
+        raise UsageError(problem, fewshot=args.fewshot) from None
+    data = args.data or tuple(filter(None, [data_of(loaded)]))
+    if not data:
+        raise UsageError("--data is missing: the checkpoint does not name its training data")
+    # Weights of the paper's authors do not say how images were prepared.
+    theirs = (loaded.origin.copied_from or loaded.origin.format) in ("published", "npz")
+    return FewShotConfig(
+        data=data,
+        shots=shots,
+        seed=args.fewshot_seed,
+        choose_l2=args.fewshot_l2,
+        preprocessing=args.fewshot_preprocessing or ("paper" if theirs else "model"),
+        batch_size=args.batch_size,
+    )
+
+
+def _probe_rows(result: "FewShotResult") -> Iterator[tuple[str, ...]]:
+    """For each data set, their mean, and the chosen L2."""
+    mean = [("mean", result.mean)] if len(result.accuracy) > 1 else []
+    for name, row in [*result.accuracy.items(), *mean]:
+        yield name, *(f"{accuracy:.2%}" for accuracy in row)
+    yield "L2", *(f"{l2:.4g}" for l2 in result.l2)

@@ -1,11 +1,10 @@
 """Opens a model with the routing that ``vmoe capacity`` chose for it, and says so."""
 
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from vmoe.cli.printing import print_messages
 from vmoe.config import RoutingOverrides
-from vmoe.errors import one_line
 
 if TYPE_CHECKING:
     from vmoe.factory import Loaded
@@ -34,11 +33,11 @@ def load_for_inference(
         step = f", at step {chosen.step} of training" if other else ""
         cost = f"{chosen.cost:.3g}x the {UNITS[chosen.by]}"
         line = f"routing of {path}: {cost}, chosen on {chosen.data}"
-        print(one_line(f"{line}{step} (--inference none for that of training)"), file=sys.stderr)
+        lines = [f"{line}{step} (--inference none for that of training)"]
         if chosen.order != ORDER:
-            line = (
+            lines.append(
                 f"{path}: its accuracies are of images in another order ({chosen.order}; now "
                 f"{ORDER}): run vmoe capacity again to measure them"
             )
-            print(one_line(line), file=sys.stderr)
+        print_messages(lines)
     return loaded

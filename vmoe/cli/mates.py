@@ -5,8 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from vmoe.cli.data import Sample
-from vmoe.cli.printing import print_json, print_table, progress
+from vmoe.cli.printing import print_json, print_messages, print_table, progress
 from vmoe.errors import UsageError, naming
 
 if TYPE_CHECKING:
@@ -23,6 +22,7 @@ def run(args: "AttackArgs") -> None:
     from vmoe.data.pipeline import ORDER, check_labelled
     from vmoe.evaluate.batch_mates import attack_mates, check_mates, group_size, num_steps
     from vmoe.evaluate.mates_outcomes import settings
+    from vmoe.evaluate.sample import Sample
     from vmoe.factory import load
     from vmoe.nn.inputs import has_label
 
@@ -37,7 +37,7 @@ def run(args: "AttackArgs") -> None:
         used = valid & has_label(labels)
         batches.append((images[used], labels[used]))
     images, labels = map(np.concatenate, zip(*batches, strict=True))
-    sample.print_messages()
+    print_messages(sample.messages())
     tried, size = settings(args.mates), group_size(loaded.model.config)
     steps = len(tried) * num_steps(size, args.mates, len(changes), args.batch_size)
     rows: list[dict[str, Any]] = []

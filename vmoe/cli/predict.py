@@ -1,7 +1,6 @@
 """``vmoe predict``."""
 
 import dataclasses
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,7 +9,7 @@ import tyro
 
 from vmoe.cli.arguments import parse
 from vmoe.cli.inference import load_for_inference
-from vmoe.cli.printing import print_json, print_table
+from vmoe.cli.printing import print_json, print_messages, print_table
 from vmoe.errors import Failure, UsageError, listed, one_line
 
 if TYPE_CHECKING:
@@ -59,8 +58,7 @@ def run(argv: Sequence[str]) -> None:
     else:
         for prediction in predictions:
             _print(prediction, sigmoid=loaded.sigmoid)
-    for line in skipped_messages([skipped]):
-        print(one_line(line), file=sys.stderr)
+    print_messages(skipped_messages([skipped]))
     if unreadable:
         reasons = listed(list(map(str, unreadable)), LISTED, separator="; ")
         raise Failure(f"{len(unreadable)} of {len(paths)} images have no prediction: {reasons}")

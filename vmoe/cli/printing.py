@@ -47,6 +47,12 @@ def four_digits(value: float) -> str:
     return f"{value:#.4g}".removesuffix(".")
 
 
+def print_messages(lines: Iterable[str]) -> None:
+    """Prints what the user should know beside the results, on stderr."""
+    for line in lines:
+        print(one_line(line), file=sys.stderr)
+
+
 def print_json(value: Any) -> None:
     """Prints a value as one line of JSON; a number that is not finite is null."""
     print(json.dumps(_finite(value), allow_nan=False))

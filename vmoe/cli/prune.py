@@ -1,7 +1,6 @@
 """``vmoe prune``."""
 
 import dataclasses
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -9,9 +8,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import tyro
 
 from vmoe.cli.arguments import parse
-from vmoe.cli.data import open_data
-from vmoe.cli.printing import four_digits, print_json, print_table
-from vmoe.errors import UsageError, one_line
+from vmoe.cli.printing import four_digits, print_json, print_messages, print_table
+from vmoe.errors import UsageError
 
 if TYPE_CHECKING:
     from vmoe.checkpoints import StoredModel
@@ -70,6 +68,7 @@ def run(argv: Sequence[str]) -> None:
     from vmoe.checkpoints import read, write
     from vmoe.checkpoints.folder import check_empty
     from vmoe.data.problems import Unreadable
+    from vmoe.evaluate.sample import open_data
     from vmoe.surgery.experts import average_experts, most_loaded, prune_experts
 
     check_empty(args.destination)
@@ -92,8 +91,7 @@ def run(argv: Sequence[str]) -> None:
     pruned = stored._replace(config=config, params=params)
     after = _evaluate(pruned, source, args, on_unreadable)
     rows = {"before": _row(stored, before), "after": _row(pruned, after)}
-    for line in left_out.news():
-        print(one_line(line), file=sys.stderr)
+    print_messages(left_out.news())
     try:
         if args.json:
             print_json({"data": source.name} | rows)

@@ -9,14 +9,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 from vmoe.cli.arguments import check_outputs, parse
-from vmoe.cli.data import Sample, data_of
-from vmoe.cli.printing import print_json, print_table, progress
+from vmoe.cli.printing import print_json, print_messages, print_table, progress
 from vmoe.config import RoutingOverrides
 from vmoe.config.fields import at_least
 from vmoe.errors import CheckFailed, UsageError, one_line
 
 if TYPE_CHECKING:
     from vmoe.evaluate.routing import Comparison, MeasuredRouting
+    from vmoe.evaluate.sample import Sample
     from vmoe.factory import Loaded
 
 FEW = 256  # images that are predicted in several orders, or compared between two models
@@ -67,6 +67,7 @@ def run(argv: Sequence[str]) -> None:
     """Measures the routing of one or two trained models, and prints it."""
     args = parse(RoutingArgs, "routing", argv)
     _check_args(args)
+    from vmoe.evaluate.sample import Sample, data_of
     from vmoe.factory import load
 
     models = [load(args.checkpoint, routing=args.routing, use_ema=args.use_ema)]
@@ -80,7 +81,7 @@ def run(argv: Sequence[str]) -> None:
     measured = [_measure(args, *each) for each in zip(models, samples, strict=True)]
     compared = _compare(models, samples) if args.beside else None
     for sample in samples:
-        sample.print_messages()
+        print_messages(sample.messages())
     with contextlib.ExitStack() as files:  # each is written, whatever else cannot be
         if args.out:
             files.callback(_write_page, args, args.out, measured)
@@ -111,7 +112,7 @@ def _check(models: "list[Loaded]") -> None:
         )
 
 
-def _measure(args: RoutingArgs, loaded: "Loaded", sample: Sample) -> "MeasuredRouting":
+def _measure(args: RoutingArgs, loaded: "Loaded", sample: "Sample") -> "MeasuredRouting":
     from vmoe.evaluate.routing import measure_routing
 
     with progress(sample.source.name, sample.steps) as advance:
@@ -161,14 +162,14 @@ def _print(
         print("not compared: the models have other sparse blocks or numbers of tokens")
 
 
-def _compare(models: "list[Loaded]", samples: list[Sample]) -> "dict[int, Comparison]":
+def _compare(models: "list[Loaded]", samples: "list[Sample]") -> "dict[int, Comparison]":
     from vmoe.evaluate.routing import compare_routing
 
     few = (sample.batches(at_most=FEW) for sample in samples)
     return compare_routing(*(loaded.model for loaded in models), *few)
 
 
-def _export(file: Path, routing: "MeasuredRouting", sample: Sample) -> None:
+def _export(file: Path, routing: "MeasuredRouting", sample: "Sample") -> None:
     from vmoe.evaluate.routing import write_routing
 
     with progress(f"{file}", sample.steps) as advance:

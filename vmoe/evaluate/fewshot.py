@@ -9,32 +9,155 @@ the paper's data sets have no validation split. The authors prepare the images o
 one way; by default they are prepared as for the model (``FewShotConfig.preprocessing``).
 
 Which images are drawn depends on the order of the data too, so the shots are not those of the
-paper. Under a capacity the features depend on the batch, as an evaluation does.
+paper. Under a capacity the features depend on the batch, as an evaluation does. Labels are read of
+all images, pixels only of the shots and the test images. Images with several labels or none are
+excluded.
 """
 
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import jax
 import numpy as np
-from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
-from vmoe import distributed
+from vmoe import distributed, models
+from vmoe.config.data import Check, OnError
 from vmoe.config.fewshot import FewShotConfig
 from vmoe.config.preprocessing import Preprocessing
 from vmoe.data.pipeline import empty_batch, evaluation_batches
 from vmoe.data.reading import OnWait, print_wait
-from vmoe.data.sources import Source
+from vmoe.data.sources import Source, name_and_split, one_walk, open_source, relabel
+from vmoe.data.sources.views import Subset
 from vmoe.data.workers import IN_THREADS, Workers
 from vmoe.errors import Failure, UsageError
 from vmoe.evaluate.classification import in_source_order
-from vmoe.evaluate.fewshot_data import FewShotData
-from vmoe.evaluate.probe import L2, Probe, choose_l2, fit, place_in_class
+from vmoe.evaluate.probe import L2, Probe, choose_l2, draw, fit, place_in_class
 from vmoe.nn.inputs import to_float
 from vmoe.nn.vit import ViT
+
+NONE = -1  # in place of the label of an image that is excluded
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class FewShotData:
+    """The images of a data set that a probe reads; ``prepare`` makes one."""
+
+    name: str
+    """As the user gives it."""
+    train: Source
+    """The drawn images, class by class, those of a smaller number of shots first."""
+    train_labels: Int[np.ndarray, "b"]
+    test: Source
+    test_labels: Int[np.ndarray, "x"]
+    num_classes: int
+    messages: tuple[str, ...]
+    """A line for each thing that the user should know about the data."""
+
+    @property
+    def sources(self) -> tuple[Source, Source]:
+        """The images of both splits."""
+        return self.train, self.test
+
+
+@one_walk()
+def open_fewshot(
+    config: FewShotConfig, *, check: Check = "headers", on_error: OnError = "fail"
+) -> tuple[FewShotData, ...]:
+    """Opens the data sets of a config; reads labels, but no image.
+
+    Args:
+        check, on_error: as for ``open_source``.
+
+    Raises:
+        UsageError: there is no such data set or split; or as for ``prepare``.
+    """
+    opened = []
+    for text in config.data:
+        name, *splits = _name_and_splits(text)
+        train, test = (open_source(name, split, check=check, on_error=on_error) for split in splits)
+        opened.append(prepare(text, train, test, config))
+    return tuple(opened)
+
+
+def _name_and_splits(text: str) -> tuple[str, str, str]:
+    """Parses NAME or NAME:TRAIN,TEST.
+
+    >>> _name_and_splits("digits"), _name_and_splits("folder:a,b:train,validation")
+    (('digits', 'train', 'test'), ('folder:a,b', 'train', 'validation'))
+    """
+    whole, _, test = text.rpartition(",")
+    name, train = name_and_split(whole)
+    if train:
+        return name, train, test
+    name, split = name_and_split(text)
+    if split:
+        raise UsageError(
+            f"a probe needs two splits, such as {name}:train,{split}; or give {name} for train and "
+            "test",
+            **{"fewshot.data": text},
+        )
+    return name, "train", "test"
+
+
+def prepare(name: str, train: Source, test: Source, config: FewShotConfig) -> FewShotData:
+    """Draws the shots of a data set.
+
+    Args:
+        name: for people.
+        train: from which the shots are drawn.
+        test: its classes must be among those of ``train``.
+
+    Raises:
+        UsageError: a split has no image with exactly one label, or the test split has a class that
+            the training split does not have.
+    """
+    test = relabel(test, train.class_names)
+    labels, of_test = _labels(train), _labels(test)
+    classes = len(train.class_names)
+    drawn = draw(labels, classes, config.images_per_class, config.seed)
+    tested = np.flatnonzero(of_test != NONE)
+    for source, images in ((train, drawn), (test, tested)):
+        if not len(images):
+            raise UsageError(f"{source.name}: no image has exactly one label")
+    return FewShotData(
+        name,
+        Subset(train, drawn),
+        labels[drawn],
+        test if len(tested) == len(test) else Subset(test, tested),
+        of_test[tested],
+        classes,
+        tuple(_messages(name, labels, of_test, classes, config)),
+    )
+
+
+def _labels(source: Source) -> Int[np.ndarray, "b"]:
+    """The label of every image."""
+    every = (source.labels_of(i) for i in range(len(source)))
+    return np.array([labels[0] if len(labels) == 1 else NONE for labels in every], np.int32)
+
+
+def _messages(
+    name: str,
+    train: Int[np.ndarray, "b"],
+    test: Int[np.ndarray, "x"],
+    num_classes: int,
+    config: FewShotConfig,
+) -> Iterator[str]:
+    for what, labels in (("training", train), ("test", test)):
+        if excluded := int((labels == NONE).sum()):
+            yield (
+                f"{name}: {excluded:,} of {len(labels):,} {what} images are excluded from the "
+                "probe: they have several labels, or none"
+            )
+    counts = np.bincount(train[train != NONE], minlength=num_classes)
+    if short := int((counts < max(config.shots)).sum()):
+        yield (
+            f"{name}: {short:,} of {num_classes:,} classes have fewer than {max(config.shots)} "
+            "training images; the probe uses all that they have"
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,11 +181,6 @@ class FewShotResult:
     def mean(self) -> list[float]:
         """The mean of these accuracies over the data sets."""
         return np.mean(list(self.accuracy.values()), axis=0).tolist()
-
-
-class _Labelled(NamedTuple):
-    features: Float[np.ndarray, "b r"]
-    labels: Int[np.ndarray, "b"]
 
 
 def fewshot(
@@ -107,47 +225,36 @@ def fewshot(
     )
     on_test, to_choose = {}, []
     for each in data:
-        train = read(each.train, each.train_labels)
+        features, labels = read(each.train, each.train_labels)
         test = read(each.test, each.test_labels)
-        probes = _fit(train, each.num_classes, config.shots, on_batch)
-        on_test[each.name] = _accuracies(probes, test)
+        place, probes = place_in_class(labels), []
+        for count in config.shots:
+            on_batch()
+            used = place < count
+            probes.append(fit(features[used], labels[used], each.num_classes))
+        on_test[each.name] = _accuracies(probes, *test)
         if config.choose_l2 == "test":
             to_choose.append(on_test[each.name])
-        else:
-            to_choose.append(_accuracies(probes, _no_shots(each.name, train, config)))
+            continue
+        others = place >= max(config.shots)
+        if not others.any():
+            raise distributed.synchronized(
+                UsageError(
+                    f"every training image of {each.name} is a shot, so none is left to choose the "
+                    "L2: use fewer shots, or choose_l2=test",
+                    **{"fewshot.shots": config.shots, "fewshot.choose_l2": config.choose_l2},
+                )
+            )
+        to_choose.append(_accuracies(probes, features[others], labels[others]))
     chosen = [choose_l2(accuracies) for accuracies in np.stack(to_choose, axis=1)]
     return FewShotResult(config.shots, tuple(L2[i] for i in chosen), on_test)
 
 
-def _fit(
-    train: _Labelled, num_classes: int, shots: Sequence[int], on_fit: Callable[[], None]
-) -> list[Probe]:
-    """A probe for each number of shots."""
-    place, probes = place_in_class(train.labels), []
-    for count in shots:
-        on_fit()
-        used = place < count
-        probes.append(fit(train.features[used], train.labels[used], num_classes))
-    return probes
-
-
-def _accuracies(probes: Sequence[Probe], images: _Labelled) -> Float[np.ndarray, "x l"]:
+def _accuracies(
+    probes: Sequence[Probe], features: Float[np.ndarray, "b r"], labels: Int[np.ndarray, "b"]
+) -> Float[np.ndarray, "x l"]:
     """By probe and L2."""
-    return np.array([[probe.accuracy(*images, l2) for l2 in L2] for probe in probes])
-
-
-def _no_shots(name: str, train: _Labelled, config: FewShotConfig) -> _Labelled:
-    """The training images that no probe is fitted to."""
-    others = place_in_class(train.labels) >= max(config.shots)
-    if not others.any():
-        raise distributed.synchronized(
-            UsageError(
-                f"every training image of {name} is a shot, so none is left to choose the L2: use "
-                "fewer shots, or choose_l2=test",
-                **{"fewshot.shots": config.shots, "fewshot.choose_l2": config.choose_l2},
-            )
-        )
-    return _Labelled(train.features[others], train.labels[others])
+    return np.array([[probe.accuracy(features, labels, l2) for l2 in L2] for probe in probes])
 
 
 def _read(
@@ -158,10 +265,9 @@ def _read(
     batch_size: int,
     on_batch: Callable[[], None],
     **reading: Any,
-) -> _Labelled:
-    """The features of the images that can be read, in order, on every process those of all."""
-    placement = model.placement
-    graph, state = nnx.split(model)
+) -> tuple[Float[np.ndarray, "b r"], Int[np.ndarray, "b"]]:
+    """Features and labels of the images that can be read, in order, on every process all."""
+    placement, run = model.placement, _features(model)
     features, read = [], []
     for batch in evaluation_batches(
         source,
@@ -171,15 +277,15 @@ def _read(
     ):
         on_batch()
         arrays = placement.make_global_array((batch.images, batch.valid))
-        outputs, valid = jax.device_get(_features(graph, state, *arrays))
+        outputs, valid = jax.device_get(run(*arrays))
         features.append(outputs[valid])
         read.append(valid)
     in_order, indices = in_source_order(source, read)
-    images = _Labelled(np.concatenate(features)[in_order], labels[indices])
-    if count := int((~np.isfinite(images.features).all(axis=-1)).sum()):
-        message = f"{count} of {len(images.labels)} images have features that are NaN or infinite"
+    every = np.concatenate(features)[in_order]
+    if count := int((~np.isfinite(every).all(axis=-1)).sum()):
+        message = f"{count} of {len(every)} images have features that are NaN or infinite"
         raise distributed.synchronized(Failure(f"{source.name}: {message}"))
-    return images
+    return every, labels[indices]
 
 
 def check_fewshot(model: ViT, config: FewShotConfig, preprocessing: Preprocessing) -> None:
@@ -194,15 +300,14 @@ def check_fewshot(model: ViT, config: FewShotConfig, preprocessing: Preprocessin
     """
     b = model.placement.round_up(config.batch_size)
     batch = empty_batch(b, 1, config.prepare(preprocessing))
-    jax.eval_shape(_features, *nnx.split(model), batch.images, batch.valid)
+    models.shapes_of(_features(model), batch.images, batch.valid)
 
 
-@functools.partial(jax.jit, static_argnums=0)
+@models.compiled
 def _features(
-    graph: nnx.GraphDef, state: nnx.State, images: Array, valid: Bool[Array, "b"]
+    model: ViT, images: Array, valid: Bool[Array, "b"]
 ) -> tuple[Float[Array, "b r"], Bool[Array, "b"]]:
     """The features of pixels in [0, 255], and which images are more than padding."""
-    model = nnx.merge(graph, state)
     model.head.classes = None  # the head then returns its inputs
     features, _ = model.forward(to_float(images), valid=valid)
     return model.placement.replicate((features, valid))

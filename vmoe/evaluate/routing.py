@@ -14,52 +14,15 @@ from vmoe.analysis.effects import BatchDependence, batch_dependence
 from vmoe.analysis.export import export
 from vmoe.analysis.health import Finding, findings
 from vmoe.analysis.statistics import BlockStatistics, statistics
-from vmoe.config.preprocessing import Preprocessing
-from vmoe.data.pipeline import check_classes, evaluation_batches, evaluation_order
+from vmoe.data.pipeline import evaluation_order
 from vmoe.data.sources import Source
 from vmoe.data.sources.views import Subset
-from vmoe.errors import UsageError
 from vmoe.factory import Loaded
-from vmoe.nn.inputs import to_float
 from vmoe.nn.patches import num_tokens
 from vmoe.nn.vit import ViT
 
 Batches = Callable[[], Iterator[Labelled]]
 """Reads the images from the first one on."""
-
-
-def labelled_batches(
-    model: ViT,
-    source: Source,
-    preprocessing: Preprocessing,
-    *,
-    batch_size: int = 256,
-    on_unreadable: Callable[[str], None] | None = None,
-) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """Every image of a split, its labels, and whether it is more than padding, in equal batches.
-
-    They are read in the order of ``evaluation_order``, so that classes are mixed in each group.
-
-    Args:
-        batch_size: images per batch, over all devices; rounded up to a multiple of the devices.
-        on_unreadable: as for ``evaluate``.
-
-    Raises:
-        UsageError: an image cannot be read, or none can; or the source has more classes than the
-            model.
-    """
-    check_classes(source, model.config.num_classes)
-    any_image = False
-    for batch in evaluation_batches(
-        source,
-        batch_size=model.placement.round_up(batch_size),
-        preprocessing=preprocessing,
-        on_unreadable=on_unreadable,
-    ):
-        any_image |= bool(batch.valid.any())
-        yield to_float(batch.images), batch.labels, batch.valid
-    if not any_image:
-        raise UsageError(f"{source.name}: no image can be read")
 
 
 class MeasuredRouting(NamedTuple):

@@ -13,8 +13,7 @@ from vmoe.data.sources import SPLITS, Source, name_and_split, one_walk, open_sou
 from vmoe.data.workers import Batches, check_shared_memory
 from vmoe.errors import UsageError
 from vmoe.evaluate import check_evaluation
-from vmoe.evaluate.fewshot import check_fewshot
-from vmoe.evaluate.fewshot_data import FewShotData, open_fewshot
+from vmoe.evaluate.fewshot import FewShotData, check_fewshot, open_fewshot
 from vmoe.mesh import place
 from vmoe.sharding import Placement
 from vmoe.train.environment import environment
