@@ -27,8 +27,8 @@ from vmoe.analysis.statistics import error_of_difference
 from vmoe.config.inference import LayerSetting
 from vmoe.data.sources import open_source
 from vmoe.evaluate import Evaluation, evaluate
-from vmoe.evaluate.settings import with_setting
 from vmoe.nn.inputs import has_label
+from vmoe.studies.capacity.settings import with_setting
 
 Row = dict[str, Any]
 COLUMNS = (

@@ -17,12 +17,9 @@ from vmoe.analysis.collect import Labelled, labelled
 from vmoe.analysis.interventions import limited, masked, randomized, zeroed
 from vmoe.axes import Route
 from vmoe.config import RoutingOverrides, ViTConfig, replace
-from vmoe.config.routers import Priority, TokenChoice
+from vmoe.config.routers import PRIORITIES, Priority, TokenChoice
 from vmoe.errors import UsageError
 from vmoe.nn.vit import ViT
-
-PRIORITIES: tuple[Priority, ...] = get_args(Priority)
-
 
 Way = Literal["zeroed", "forbidden"]
 WAYS: tuple[Way, ...] = get_args(Way)

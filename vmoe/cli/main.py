@@ -15,7 +15,7 @@ from collections.abc import Sequence
 
 from vmoe.errors import OUT_OF_MEMORY, UsageError, VmoeError, one_line, unknown
 
-COMMANDS = {  # each a module of this package with a function ``run``
+COMMANDS = {  # each a module with a function ``run``: in this package, or of a study
     "train": "train a model; run the same command again to resume",
     "evaluate": "evaluate a trained model on a whole split",
     "predict": "classify image files, and show the experts used",
@@ -31,6 +31,7 @@ COMMANDS = {  # each a module of this package with a function ``run``
     "config": "print the config of a run as JSON",
     "plan": "estimate memory, communication and step time on hypothetical devices",
 }
+STUDIES = ("capacity",)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -88,7 +89,8 @@ def _dispatch(argv: Sequence[str]) -> None:
         raise UsageError(unknown("no command", command, list(COMMANDS)))
     # Imported on demand, so that a command starts without the imports of the others.
     try:
-        importlib.import_module(f"vmoe.cli.{command}").run(arguments)
+        place = f"studies.{command}.command" if command in STUDIES else f"cli.{command}"
+        importlib.import_module(f"vmoe.{place}").run(arguments)
     except SystemExit as end:  # without a status, the help was asked for and is printed
         if end.code:
             raise

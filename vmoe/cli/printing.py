@@ -1,6 +1,7 @@
 """Prints tables, progress and JSON."""
 
 import contextlib
+import dataclasses
 import io
 import json
 import math
@@ -55,14 +56,16 @@ def print_messages(lines: Iterable[str]) -> None:
 
 def print_json(value: Any) -> None:
     """Prints a value as one line of JSON; a number that is not finite is null."""
-    print(json.dumps(_finite(value), allow_nan=False))
+    print(json.dumps(_plain(value), allow_nan=False))
 
 
-def _finite(value: Any) -> Any:
+def _plain(value: Any) -> Any:
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        value = dataclasses.asdict(value)
     if isinstance(value, dict):
-        return {name: _finite(each) for name, each in value.items()}
+        return {name: _plain(each) for name, each in value.items()}
     if isinstance(value, list | tuple):
-        return [_finite(each) for each in value]
+        return [_plain(each) for each in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 

@@ -4,17 +4,13 @@
 """
 
 import dataclasses
-import json
 from typing import Annotated, Literal
 
 from vmoe.config.fields import Checked, Positive, at_least, replace
-from vmoe.config.files import from_json, to_json
 from vmoe.config.model import MoEConfig, ViTConfig
 from vmoe.config.routers import Priority, TokenChoice
-from vmoe.errors import UsageError, parse_json, require
+from vmoe.errors import require
 
-FORMAT = 1
-"""Version of the format of inference.json."""
 Unit = Literal["flops", "time"]
 """What a budget counts."""
 
@@ -87,28 +83,3 @@ class Inference(Checked):
         require(own == given, f"for sparse blocks {given}, but those of this model are {own}")
         layers = tuple(self.blocks[i].apply(moe) for i, moe in config.moe_blocks.items())
         return replace(config, moe=layers)
-
-
-def inference_to_json(inference: Inference) -> str:
-    """The text of inference.json."""
-    return json.dumps({"format": FORMAT} | json.loads(to_json(inference)), indent=2)
-
-
-def inference_from_json(text: str) -> Inference:
-    """The content of inference.json.
-
-    Raises:
-        UsageError: the text is corrupt, or has another format version.
-    """
-    try:
-        fields = parse_json(text)
-    except ValueError as error:
-        raise UsageError(f"not JSON: {error}") from None
-    if not isinstance(fields, dict) or "format" not in fields:
-        raise UsageError("not a file of vmoe capacity: it has no format")
-    if (version := fields.pop("format")) != FORMAT:
-        raise UsageError(
-            f"format {version!r:.20}, this version of vmoe reads {FORMAT}; use the version that "
-            "wrote it, or run vmoe capacity again"
-        )
-    return from_json(Inference, json.dumps(fields))

@@ -1,12 +1,13 @@
 """One dataclass per router, with its settings."""
 
 import dataclasses
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 from vmoe.config.fields import Checked, NonNegative, at_least
 
 Priority = Literal["order", "largest_gate", "sum_of_gates", "random"]
 """Which tokens get their slots first (``vmoe/routing/priority.py``)."""
+PRIORITIES: tuple[Priority, ...] = get_args(Priority)
 
 
 @dataclasses.dataclass(frozen=True)

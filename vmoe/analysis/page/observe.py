@@ -13,7 +13,6 @@ from vmoe import models
 from vmoe.analysis.capture import capture_features
 from vmoe.analysis.collect import BlockRouting, Collected, collect
 from vmoe.analysis.effects import (
-    PRIORITIES,
     Logits,
     Removal,
     at_capacities,
@@ -25,7 +24,7 @@ from vmoe.analysis.patches import Favourites
 from vmoe.analysis.statistics import BlockStatistics
 from vmoe.axes import Images
 from vmoe.config import MoEConfig, ViTConfig
-from vmoe.config.routers import Priority
+from vmoe.config.routers import PRIORITIES, Priority
 from vmoe.nn.vit import ViT
 from vmoe.routing import slots_and_factor
 from vmoe.routing.groups import group_sizes

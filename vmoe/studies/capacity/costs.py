@@ -15,11 +15,11 @@ from vmoe import models
 from vmoe.config import MoEConfig, TokenChoice, ViTConfig, replace
 from vmoe.costs.flops import flops_to_logits, sparse_layer_flops
 from vmoe.errors import UsageError
-from vmoe.evaluate.settings import PRIORITIES, Levels, Setting, with_setting
 from vmoe.nn.block import Block
 from vmoe.nn.patches import num_tokens
 from vmoe.nn.vit import ViT
 from vmoe.routing import slots_and_factor
+from vmoe.studies.capacity.settings import Levels, Setting, with_setting
 
 ROUNDS = 9  # a time is the least of so many: other work on the machine only adds to it
 
@@ -60,28 +60,25 @@ class Costs(NamedTuple):
 def flops_costs(config: ViTConfig, levels: Sequence[Levels]) -> Costs:
     """FLOPs that the logits depend on, in full groups of images; exact, from shapes."""
     whole = flops_to_logits(config)
-
-    @functools.cache
-    def flops(moe: MoEConfig, class_token_only: bool) -> float:
-        return sparse_layer_flops(config, moe, class_token_only=class_token_only)
+    flops = functools.cache(functools.partial(sparse_layer_flops, config))
 
     def of(moe: MoEConfig, class_token_only: bool) -> float:
         if not moe.dropless:  # the same program for all k: only the slots are multiplied
             slots = slots_and_factor(moe, moe.images_per_group * num_tokens(config))[0]
             moe = replace(moe, capacity=slots, capacity_factor=1.0, router=TokenChoice(k=1))
-        return flops(moe, class_token_only)
+        return flops(moe, class_token_only=class_token_only)
 
-    def changes(block: int, moe: MoEConfig, tried: Levels) -> dict[tuple[int, float], float]:
+    changes = []
+    for (block, moe), tried in zip(config.moe_blocks.items(), levels, strict=True):
         only = _reads_class_tokens_only(config, block)
-        return {
-            (setting.k, setting.capacity_factor): (of(setting.apply(moe), only) - of(moe, only))
-            / whole
-            for level in tried
-            for setting in level.values()
-        }
-
-    blocks = zip(config.moe_blocks.items(), levels, strict=True)
-    return Costs(tuple(changes(block, moe, tried) for (block, moe), tried in blocks))
+        changes.append(
+            {
+                (own.k, own.capacity_factor): (of(own.apply(moe), only) - of(moe, only)) / whole
+                for level in tried
+                for own in level.values()
+            }
+        )
+    return Costs(tuple(changes))
 
 
 def _reads_class_tokens_only(config: ViTConfig, block: int) -> bool:
@@ -116,12 +113,13 @@ def time_costs(
                 (own.k, own.capacity_factor): own.apply(moe)
                 for level in tried[i]
                 for (_, priority), own in level.items()
-                if priority == PRIORITIES[1]  # the order of the tokens takes hardly any time
+                if priority == "largest_gate"  # the order of the tokens takes hardly any time
             }
-            runs = [
-                functools.partial(_block(_with_layer(block, layer), only), tokens, valid)
-                for layer in (moe, *layers.values())
-            ]
+            runs = []
+            for layer in (moe, *layers.values()):
+                changed = nnx.clone(block)
+                changed.mlp.config = layer
+                runs.append(functools.partial(_block(changed, only), tokens, valid))
             trained, *seconds = least_seconds(runs)
             changes.append(_monotone(dict(zip(layers, seconds, strict=True)), trained, whole))
             on_step()
@@ -152,13 +150,6 @@ def least_seconds(runs: Sequence[Callable[[], Any]]) -> list[float]:
         return time.perf_counter() - start
 
     return np.min([[seconds(run) for run in runs] for _ in range(ROUNDS)], axis=0).tolist()
-
-
-def _with_layer(block: nnx.Module, layer: MoEConfig) -> nnx.Module:
-    """A block with another config of its sparse layer."""
-    changed = nnx.clone(block)
-    changed.mlp.config = layer
-    return changed
 
 
 @models.compiled

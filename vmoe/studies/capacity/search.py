@@ -11,11 +11,12 @@ The loss is the divergence from the predictions of the model as trained (``Score
 import heapq
 import math
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 from vmoe.config.inference import LayerSetting
-from vmoe.evaluate.setting_costs import Costs
-from vmoe.evaluate.setting_scores import Scores
-from vmoe.evaluate.settings import Levels, Setting
+from vmoe.studies.capacity.costs import Costs
+from vmoe.studies.capacity.scores import Scores
+from vmoe.studies.capacity.settings import Levels, Setting
 
 SLIGHT = 1e-9  # of a cost: rounding
 
@@ -56,6 +57,21 @@ class Search:
         within = [setting for setting in self._path if self._fits(setting, budget)]
         within.append(self.even(budget) or self._cheapest())
         return self._improved(min(within, key=self._loss), budget)
+
+    def row(self, budget: float) -> dict[str, Any]:
+        """The best setting within a budget and the best even one, with cost and accuracy.
+
+        Raises:
+            UsageError: as for ``best``.
+        """
+        row: dict[str, Any] = {"budget": budget}
+        for suffix, setting in (("", self.best(budget)), ("_even", self.even(budget))):
+            cost = accuracy = None
+            if setting is not None:
+                cost, accuracy = self._costs.of(setting), self._scores.of(setting).accuracy
+            row |= {f"setting{suffix}": setting, f"cost{suffix}": cost}
+            row[f"accuracy{suffix}"] = accuracy
+        return row
 
     def _loss(self, setting: Setting) -> float:
         return self._scores.of(setting).divergence

@@ -13,11 +13,6 @@ from vmoe.config.inference import Inference, Unit
 from vmoe.errors import Failure, UsageError, naming
 
 if TYPE_CHECKING:
-    from vmoe.evaluate.capacity import Search
-    from vmoe.evaluate.sample import Sample
-    from vmoe.evaluate.setting_costs import Costs
-    from vmoe.evaluate.setting_scores import Scores
-    from vmoe.evaluate.settings import Levels, Setting
     from vmoe.factory import Loaded
 
 ROWS = 8  # most budgets of the trade-off, beside the given one
@@ -61,51 +56,73 @@ def run(argv: Sequence[str]) -> None:
     budget = _budget(args.budget)
     check_outputs(args, "out", "plot")
     from vmoe.data.pipeline import ORDER, check_labelled
-    from vmoe.evaluate.capacity import Search
     from vmoe.evaluate.sample import Sample
-    from vmoe.evaluate.setting_scores import Scores
-    from vmoe.evaluate.settings import check_layers, levels_of
     from vmoe.factory import inference_file, load
+    from vmoe.studies.capacity.costs import flops_costs, time_costs, time_ratio
+    from vmoe.studies.capacity.scores import Scores
+    from vmoe.studies.capacity.search import Search
+    from vmoe.studies.capacity.settings import check_layers, levels_of
     from vmoe.workdir.inference import write_inference
 
     loaded = load(args.checkpoint, use_ema=args.use_ema)
+    model, blocks = loaded.model, loaded.model.config.sparse_blocks
     with naming(loaded.origin.path):
-        check_layers(loaded.model.config)
+        check_layers(model.config)
     file = args.out or inference_file(loaded.origin)
     if file is None:
         raise UsageError(f"{args.checkpoint} is no run folder: name the file to write with --out")
-    levels = levels_of(loaded.model.config)
+    levels = levels_of(model.config)
     sample = Sample(
         args.data, loaded, images=args.images, batch_size=args.batch_size, split="validation"
     )
+    data = sample.source.name
     check_labelled(sample.source)
-    costs = _costs(args, loaded, levels, sample)
+    if args.by == "flops":
+        costs = flops_costs(model.config, levels)
+    else:
+        with progress("timing", len(blocks)) as advance:
+            costs = time_costs(model, levels, next(sample.batches())[0], on_step=advance)
     costs.check(budget)
     about = 2 * sum(len(level) for of_block in levels for level in of_block)
-    with progress(f"searching on {sample.source.name}", about) as advance:
-        scores = Scores(loaded.model, sample.batches(), levels, on_step=advance)
+    with progress(f"searching on {data}", about) as advance:
+        scores = Scores(model, sample.batches(), levels, on_step=advance)
         search = Search(scores, costs, levels)
-        rows = [_row(search, scores, costs, each) for each in _budgets(costs.least, budget)]
+        rows = [search.row(each) for each in _budgets(costs.least, budget)]
     (chosen,) = (row for row in rows if row["budget"] == budget)
+    inference = Inference(
+        blocks=dict(zip(blocks, chosen["setting"], strict=True)),
+        by=args.by,
+        budget=budget,
+        cost=chosen["cost"],
+        data=data,
+        images=scores.images,
+        batch_size=args.batch_size,
+        step=loaded.step,
+        accuracy=chosen["accuracy"],
+        accuracy_even=chosen["accuracy_even"],
+        accuracy_trained=scores.trained,
+        order=ORDER,
+    )
     report = {
         "file": str(file),
-        "data": sample.source.name,
+        "data": data,
         "order": ORDER,
         "by": args.by,
         "accuracy_trained": scores.trained,
         "budget": budget,
-        "blocks": dict(zip(loaded.model.config.sparse_blocks, chosen["setting"], strict=True)),
+        "blocks": inference.blocks,
         "trade_off": rows,
     }
     if args.by == "time":
-        report["measured"] = _measured(loaded, chosen, sample)
+        batch = next(sample.batches())[0]
+        report["measured"] = time_ratio(model, chosen["setting"], batch)
     print_messages(sample.messages())
     with contextlib.ExitStack() as files:  # each is written, whatever else cannot be
         if args.plot:
-            files.callback(_plot, args, rows, chosen, scores, sample.source.name)
-        files.callback(write_inference, file, _inference(args, loaded, sample, scores, chosen))
+            files.callback(_plot, args.plot, rows, inference)
+        files.callback(write_inference, file, inference)
         if args.json:
-            print_json(_plain(report))
+            print_json(report)
         else:
             _print(report, loaded)
 
@@ -130,98 +147,36 @@ def _budgets(least: float, budget: float) -> list[float]:
     return sorted(every | {budget}, reverse=True)
 
 
-def _costs(
-    args: CapacityArgs, loaded: "Loaded", levels: "Sequence[Levels]", sample: "Sample"
-) -> "Costs":
-    from vmoe.evaluate.setting_costs import flops_costs, time_costs
+def _plot(path: Path, rows: list[dict[str, Any]], chosen: Inference) -> None:
+    """Draws the accuracy within budgets of compute, searched and spent evenly, as a PNG."""
+    from matplotlib.figure import Figure
 
-    if args.by == "flops":
-        return flops_costs(loaded.model.config, levels)
-    images, _, _ = next(sample.batches())
-    with progress("timing", len(loaded.model.config.sparse_blocks)) as advance:
-        return time_costs(loaded.model, levels, images, on_step=advance)
+    from vmoe.workdir.layout import replacing
 
-
-def _measured(loaded: "Loaded", chosen: dict[str, Any], sample: "Sample") -> float:
-    from vmoe.evaluate.setting_costs import time_ratio
-
-    images, _, _ = next(sample.batches())
-    return time_ratio(loaded.model, chosen["setting"], images)
-
-
-def _row(search: "Search", scores: "Scores", costs: "Costs", budget: float) -> dict[str, Any]:
-    setting, even = search.best(budget), search.even(budget)
-    return (
-        {"budget": budget}
-        | _result("", setting, scores, costs)
-        | _result("_even", even, scores, costs)
-    )
-
-
-def _result(
-    suffix: str, setting: "Setting | None", scores: "Scores", costs: "Costs"
-) -> dict[str, Any]:
-    """The setting, its cost and its accuracy; None for each if there is none."""
-    cost = None if setting is None else costs.of(setting)
-    accuracy = None if setting is None else scores.of(setting).accuracy
-    return {f"setting{suffix}": setting, f"cost{suffix}": cost, f"accuracy{suffix}": accuracy}
-
-
-def _inference(
-    args: CapacityArgs, loaded: "Loaded", sample: "Sample", scores: "Scores", row: dict[str, Any]
-) -> Inference:
-    from vmoe.data.pipeline import ORDER
-
-    return Inference(
-        blocks=dict(zip(loaded.model.config.sparse_blocks, row["setting"], strict=True)),
-        by=args.by,
-        budget=row["budget"],
-        cost=row["cost"],
-        data=sample.source.name,
-        images=scores.images,
-        batch_size=args.batch_size,
-        step=loaded.step,
-        accuracy=row["accuracy"],
-        accuracy_even=row["accuracy_even"],
-        accuracy_trained=scores.trained,
-        order=ORDER,
-    )
-
-
-def _plot(
-    args: CapacityArgs,
-    rows: list[dict[str, Any]],
-    chosen: dict[str, Any],
-    scores: "Scores",
-    data: str,
-) -> None:
-    from vmoe.evaluate.capacity_plot import TradeOff, plot_trade_off
-
-    assert args.plot is not None
-    trade_off = TradeOff(
-        searched=[(row["cost"], row["accuracy"]) for row in rows],
-        even=[(row["cost_even"], row["accuracy_even"]) for row in rows if row["setting_even"]],
-        trained=scores.trained,
-        chosen=(chosen["cost"], chosen["accuracy"]),
-    )
-    cost = f"{UNITS[args.by]} per image"
+    figure = Figure(figsize=(6.4, 4.2), layout="constrained")
+    axes = figure.add_subplot()
+    # Two colours of Okabe and Ito's palette, and a shape and a line style for each curve.
+    for label, suffix, colour, style in (
+        ("searched, block by block", "", "#0072B2", "o-"),
+        ("spent evenly over the blocks", "_even", "#D55E00", "s--"),
+    ):
+        points = [row for row in rows if row[f"setting{suffix}"]]
+        x = [row[f"cost{suffix}"] for row in points]
+        percent = [100 * row[f"accuracy{suffix}"] for row in points]
+        axes.plot(x, percent, style, color=colour, label=label, markersize=5)
+    axes.plot(1.0, 100 * chosen.accuracy_trained, "k*", markersize=12, label="as trained")
+    ring = dict(markersize=13, markerfacecolor="none", markeredgecolor="black")
+    axes.plot(chosen.cost, 100 * chosen.accuracy, "o", **ring, label="chosen")
+    axes.set_xlabel(f"{UNITS[chosen.by]} per image (1 = as trained)")
+    axes.set_ylabel("accuracy (%)")
+    axes.set_title(chosen.data, fontsize=10)
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=9, loc="lower right")
     try:
-        plot_trade_off(trade_off, args.plot, cost=cost, data=data)
+        with replacing(path) as temporary:
+            figure.savefig(temporary, format=path.suffix.removeprefix(".") or "png", dpi=150)
     except (OSError, ValueError) as error:  # ValueError: no such format of images
-        raise Failure(f"{args.plot}: cannot be written ({error})") from None
-
-
-def _plain(report: dict[str, Any]) -> dict[str, Any]:
-    """The report without dataclasses: settings as dicts."""
-
-    def plain(value: Any) -> Any:
-        if dataclasses.is_dataclass(value) and not isinstance(value, type):
-            return dataclasses.asdict(value)
-        if isinstance(value, dict):
-            return {name: plain(each) for name, each in value.items()}
-        return [plain(each) for each in value] if isinstance(value, list | tuple) else value
-
-    return plain(report)
+        raise Failure(f"{path}: cannot be written ({error})") from None
 
 
 def _print(report: dict[str, Any], loaded: "Loaded") -> None:

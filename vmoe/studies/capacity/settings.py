@@ -1,22 +1,20 @@
-"""Settings of token choice for each sparse block: which of them are tried.
+"""The settings of token choice that are tried in each sparse block.
 
 A setting of a model is a tuple with a ``LayerSetting`` for each of its sparse blocks, in order.
 """
 
 import itertools
-from collections.abc import Sequence
 
 import numpy as np
 
 from vmoe.config import MoEConfig, TokenChoice, ViTConfig, replace
 from vmoe.config.inference import LayerSetting
-from vmoe.config.routers import Priority
+from vmoe.config.routers import PRIORITIES, Priority
 from vmoe.errors import UsageError
 from vmoe.nn.patches import num_tokens
 from vmoe.routing import slots_and_factor
 
 LEVELS = 9  # numbers of slots that are tried, evenly spaced up to those as trained
-PRIORITIES: tuple[Priority, ...] = ("order", "largest_gate", "sum_of_gates")
 
 Setting = tuple[LayerSetting, ...]
 Option = tuple[int, Priority]
@@ -55,21 +53,23 @@ def levels_of(config: ViTConfig) -> tuple[Levels, ...]:
     options = [
         (k, priority)
         for k in range(1, largest_k + 1)
-        for priority in PRIORITIES[: 3 if k > 1 else 2]  # with one gate both scores are equal
+        for priority in PRIORITIES
+        if priority != "random"
+        and (k > 1 or priority != "sum_of_gates")  # which is the largest one of one gate
     ]
-    levels = {moe: _levels(moe, num_tokens(config), options) for moe in layers}
-    return tuple(levels[moe] for moe in config.moe_blocks.values())
 
+    def levels(moe: MoEConfig) -> Levels:
+        s = moe.images_per_group * num_tokens(config)
+        return tuple(
+            {
+                (k, priority): LayerSetting(k, _factor(moe, s, k, slots), priority)
+                for k, priority in options
+            }
+            for slots in _numbers_of_slots(moe, s)
+        )
 
-def _levels(moe: MoEConfig, n: int, options: Sequence[Option]) -> Levels:
-    s = moe.images_per_group * n
-    return tuple(
-        {
-            (k, priority): LayerSetting(k, _factor(moe, s, k, slots), priority)
-            for k, priority in options
-        }
-        for slots in _numbers_of_slots(moe, s)
-    )
+    of_layer = {moe: levels(moe) for moe in layers}
+    return tuple(of_layer[moe] for moe in config.moe_blocks.values())
 
 
 def _numbers_of_slots(moe: MoEConfig, s: int) -> list[int]:

@@ -13,12 +13,12 @@ from vmoe.config import ExpertChoice, MoEConfig, TokenChoice, ViTConfig, replace
 from vmoe.config.inference import LayerSetting
 from vmoe.costs.flops import flops_to_logits
 from vmoe.errors import UsageError
-from vmoe.evaluate.capacity import Search
-from vmoe.evaluate.setting_costs import Costs, flops_costs, time_costs
-from vmoe.evaluate.setting_scores import SHARPNESS, Scores
-from vmoe.evaluate.settings import check_layers, levels_of, with_setting
 from vmoe.nn.vit import ViT
 from vmoe.routing import slots_and_factor
+from vmoe.studies.capacity.costs import Costs, flops_costs, time_costs
+from vmoe.studies.capacity.scores import SHARPNESS, Scores
+from vmoe.studies.capacity.search import Search
+from vmoe.studies.capacity.settings import check_layers, levels_of, with_setting
 
 B = 8
 LABELS = (np.arange(B) % 10)[:, None]

@@ -1,4 +1,8 @@
-"""How well a model does on some images with settings of its sparse blocks."""
+"""How well a model does on some images with settings of its sparse blocks.
+
+One program serves all settings: it has the most slots and the largest k of any, and the slots, k
+and priority of each block are numbers that it is called with.
+"""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
@@ -9,18 +13,18 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from vmoe import models
-from vmoe.analysis.effects import PRIORITIES
 from vmoe.analysis.interventions import limited
 from vmoe.axes import Images
 from vmoe.config import MoEConfig, ViTConfig, replace
 from vmoe.config.inference import LayerSetting
+from vmoe.config.routers import PRIORITIES
 from vmoe.errors import require
-from vmoe.evaluate.settings import Levels, Setting
 from vmoe.nn.inputs import has_label, is_label
 from vmoe.nn.patches import num_tokens
 from vmoe.nn.vit import ViT
 from vmoe.routing import slots_and_factor
 from vmoe.routing.groups import group_sizes
+from vmoe.studies.capacity.settings import Levels, Setting
 
 SHARPNESS = 3.0  # logits are multiplied by this, since models trained with smoothing are unsure
 
