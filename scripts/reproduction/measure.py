@@ -45,13 +45,13 @@ from vmoe.analysis.effects import (
     with_random_routers,
 )
 from vmoe.analysis.interventions import limited
-from vmoe.config.attack import AttackConfig, GradientPath
 from vmoe.data.pipeline import evaluation_order
-from vmoe.evaluate.attack import attack
 from vmoe.evaluate.sample import Sample
 from vmoe.factory import load
 from vmoe.nn.inputs import is_label
 from vmoe.nn.vit import ViT
+from vmoe.studies.attack.config import AttackConfig, GradientPath
+from vmoe.studies.attack.images import attack
 from vmoe.surgery.experts import average_experts
 
 SLOTS = (0, 4, 8, 12, 16, 24, 36)

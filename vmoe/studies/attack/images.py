@@ -5,7 +5,7 @@ The published attack on V-MoE takes sign steps of the same size without projecti
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -17,13 +17,13 @@ from vmoe import models
 from vmoe.analysis.measures import processing_experts
 from vmoe.axes import Decision, Images, Record, Route, RouterInputs, Routing
 from vmoe.config import MoEConfig
-from vmoe.config.attack import AttackConfig
 from vmoe.errors import require
-from vmoe.nn.inputs import check_labels, label_vectors
+from vmoe.nn.inputs import check_labels, has_label, is_label, label_vectors
 from vmoe.nn.losses import cross_entropy
 from vmoe.nn.vit import ViT
 from vmoe.routing import router_of
 from vmoe.routing.groups import images_in_group, ungroup
+from vmoe.studies.attack.config import AttackConfig
 
 PIXEL = 2 / 255
 """One step of an 8-bit pixel, in units of images in [-1, 1]."""
@@ -80,6 +80,30 @@ def attack(
         np.asarray(last).argmax(-1),
         overlap,
     )
+
+
+def summary(parts: Sequence[AttackResult], labels: Int[np.ndarray, "b l"]) -> dict[str, Any]:
+    """Means over the images that have a label.
+
+    Args:
+        labels: of the images of all parts; padded with -1.
+    """
+    known = has_label(labels)
+
+    def joined(name: str) -> np.ndarray:
+        return np.concatenate([getattr(part, name) for part in parts])[known]
+
+    before, after = joined("predictions_before"), joined("predictions_after")
+    overlap = {i: np.concatenate([part.overlap[i] for part in parts]) for i in parts[0].overlap}
+    return {
+        "images": len(before),
+        "unlabelled": len(known) - len(before),
+        "accuracy_before": float(is_label(before, labels[known]).mean()),
+        "accuracy_after": float(is_label(after, labels[known]).mean()),
+        "changed": float((before != after).mean()),
+        "loss_after": float(joined("losses_after").mean()),
+        "overlap": {str(i): float(each[known].mean()) for i, each in overlap.items()},
+    }
 
 
 def check_attack(model: ViT, config: AttackConfig) -> None:

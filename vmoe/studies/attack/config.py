@@ -1,4 +1,4 @@
-"""How images are attacked: by changes of their pixels, or by their batch-mates."""
+"""The settings of attacks."""
 
 import dataclasses
 from typing import Annotated, Literal

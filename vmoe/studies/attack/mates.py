@@ -8,20 +8,50 @@ the victim chose. With one image per group, or capacity for every token, mates c
 """
 
 import functools
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from jaxtyping import Float, Int
 
-from vmoe.config import ViTConfig
-from vmoe.config.attack import AttackConfig, MatesConfig
+from vmoe.config import RoutingOverrides, ViTConfig
 from vmoe.errors import require
-from vmoe.evaluate.mates_outcomes import Changed, MatesResult, Outcome, Setting
-from vmoe.evaluate.mates_program import MatesProgram
-from vmoe.nn.inputs import check_labels, has_label
+from vmoe.nn.inputs import check_labels, has_label, is_label
 from vmoe.nn.vit import ViT
+from vmoe.studies.attack.config import AttackConfig, MatesConfig
+from vmoe.studies.attack.mates_program import Changed, MatesProgram, Outcome
+
+
+class MatesResult(NamedTuple):
+    """Victims under one setting.
+
+    Attributes:
+        slots: of an expert in a group, by block.
+        without: the victims without mates, with the same slots.
+        drawn: with the mates of every draw.
+        changed: with changed mates, for each way of changing them.
+    """
+
+    slots: dict[int, int]
+    without: Outcome
+    drawn: Outcome
+    changed: list[Changed]
+
+
+def settings(config: MatesConfig) -> list[RoutingOverrides]:
+    """Every capacity and priority, then two settings that are immune."""
+    tried = [
+        RoutingOverrides(capacity_factor=factor, priority=priority)
+        for factor in config.capacity_factor
+        for priority in config.priority
+    ]
+    first, tightest = config.priority[0], min(config.capacity_factor)
+    return [
+        *tried,
+        RoutingOverrides(dropless=True, priority=first),
+        RoutingOverrides(capacity_factor=tightest, priority=first, images_per_group=1),
+    ]
 
 
 def check_mates(model: ViT) -> None:
@@ -82,7 +112,7 @@ def attack_mates(
     model: ViT,
     images: Float[np.ndarray, "b h w 3"],
     labels: Int[np.ndarray, "b l"],
-    setting: Setting,
+    setting: RoutingOverrides,
     config: MatesConfig,
     changes: Sequence[AttackConfig] = (),
     *,
@@ -96,6 +126,7 @@ def attack_mates(
 
     Args:
         labels: classes; padded with -1. A victim needs one.
+        setting: the routing, such as one of ``settings``.
         changes: ways to change the mates of the first draw; steps are always projected.
         batch_size: images per batch, at least one group; it does not change the results.
         on_step: called after each batch; see ``num_steps``.
@@ -132,6 +163,71 @@ def attack_mates(
         jax.tree.map(lambda x: x.reshape(groups.shape[:2]), drawn),
         [run(functools.partial(changed, change=change), first, own) for change in changes],
     )
+
+
+def rows(
+    setting: RoutingOverrides,
+    result: MatesResult,
+    labels: Int[np.ndarray, "b l"],
+    changes: Sequence[AttackConfig],
+) -> Iterator[dict[str, Any]]:
+    """One row for each way to choose the mates.
+
+    Args:
+        labels: the classes of each victim; padded with -1.
+    """
+    first = Outcome(*(x[:, 0] for x in result.drawn))
+    ways = [
+        ("none", None, result.without, False),
+        ("mean of the draws", None, result.drawn, False),
+        ("worst of the draws", None, result.drawn, True),
+        ("first draw", None, first, False),
+    ]
+    for change, changed in zip(changes, result.changed, strict=True):
+        ways += [
+            ("random signs", change.epsilon, changed.control, False),
+            ("optimised", change.epsilon, changed.optimised, False),
+        ]
+    for mates, epsilon, outcome, worst in ways:
+        yield {
+            "capacity_factor": setting.capacity_factor,
+            "priority": setting.priority,
+            "split": setting.images_per_group == 1,
+            "slots": {str(i): slots for i, slots in result.slots.items()},
+            "mates": mates,
+            "epsilon": epsilon,
+            **measures(outcome, result.without, labels, worst=worst),
+        }
+
+
+def measures(
+    outcome: Outcome, without: Outcome, labels: Int[np.ndarray, "b l"], *, worst: bool = False
+) -> dict[str, float]:
+    """Means over the victims, which are in one or several groups.
+
+    Args:
+        without: the same victims without mates.
+        labels: the classes of each victim; padded with -1.
+        worst: for each victim and measure its worst group, in place of the mean: right in all,
+            changed in any.
+
+    Returns:
+        accuracy; changed, the fraction of predictions that differ from those without mates; loss in
+        nats; dropped, the fraction of the victims' choices that got no slot.
+    """
+    losses, predictions, dropped = (x.reshape(len(labels), -1) for x in outcome)
+    right = is_label(predictions.T, labels).T
+    changed = predictions != without.predictions[:, None]
+
+    def over_groups(x: np.ndarray) -> float:
+        return float((x.max(1) if worst else x.mean(1)).mean())
+
+    return {
+        "accuracy": float((right.all(1) if worst else right).mean()),
+        "changed": over_groups(changed),
+        "loss": over_groups(losses),
+        "dropped": over_groups(dropped),
+    }
 
 
 def num_steps(size: int, config: MatesConfig, changes: int, batch_size: int) -> int:

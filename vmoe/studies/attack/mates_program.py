@@ -13,23 +13,50 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from vmoe import models
-from vmoe.analysis.effects import PRIORITIES
 from vmoe.analysis.interventions import limited
 from vmoe.axes import Record
-from vmoe.config import RoutingOverrides, replace
-from vmoe.config.attack import AttackConfig
-from vmoe.evaluate.attack import PIXEL, label_loss, routing_of, sign_steps
-from vmoe.evaluate.mates_outcomes import Changed, Outcome, Setting
+from vmoe.config import RoutingOverrides, TokenChoice, replace
+from vmoe.config.routers import PRIORITIES
 from vmoe.nn.vit import ViT
 from vmoe.routing import slots_and_factor
 from vmoe.routing.groups import ungroup
+from vmoe.studies.attack.config import AttackConfig
+from vmoe.studies.attack.images import PIXEL, label_loss, routing_of, sign_steps
+
+
+class Outcome(NamedTuple):
+    """Victims in one group each, or in several.
+
+    Attributes:
+        losses: softmax cross-entropy in nats.
+        predictions: the class with the largest logit.
+        dropped: fraction of the victim's choices, in all sparse blocks, that got no slot.
+    """
+
+    losses: Float[np.ndarray, "b *x"]
+    predictions: Int[np.ndarray, "b *x"]
+    dropped: Float[np.ndarray, "b *x"]
+
+
+class Changed(NamedTuple):
+    """Victims with the mates of the first draw after their pixels were changed.
+
+    Attributes:
+        optimised: mates that climbed the surrogate.
+        control: mates whose pixels were changed by as much, with random signs.
+        surrogate: before and after, in [0, 1]; see ``surrogate``.
+    """
+
+    optimised: Outcome
+    control: Outcome
+    surrogate: Float[np.ndarray, "b 2"]
 
 
 class _Routing(NamedTuple):
     """What may differ between the calls of one compiled program."""
 
     slots: dict[int, Int[Array, ""]]
-    priority: Int[Array, ""]
+    priorities: dict[int, Int[Array, ""]]  # their numbers
     victim: Bool[Array, "_"]  # of the places of a group
 
 
@@ -43,35 +70,35 @@ class MatesProgram:
     def __init__(
         self,
         model: ViT,
-        setting: Setting,
+        setting: RoutingOverrides,
         images: Float[np.ndarray, "b h w 3"],
         victim: Bool[np.ndarray, "_"],
     ):
         """Prepares the model; compiles nothing yet.
 
         Args:
+            setting: the routing under which mates are tried.
             images: some, for the number of their tokens.
             victim: True at the victim's place in a group.
         """
         n = jax.eval_shape(model.embed, images[:1]).shape[1]
-        overrides = RoutingOverrides(
-            capacity_factor=setting.capacity_factor,
-            dropless=True if setting.capacity_factor is None else None,
-            images_per_group=1 if setting.split else None,
-        )
-        config = overrides.apply(model.config)
+        layers = setting.apply(model.config).moe_blocks
         self.slots = {
-            i: slots_and_factor(moe, n * moe.images_per_group)[0]
-            for i, moe in config.moe_blocks.items()
+            i: slots_and_factor(moe, n * moe.images_per_group)[0] for i, moe in layers.items()
         }
-        roomy = config.with_layers(
+        unordered = dataclasses.replace(setting, priority=None)  # which is traced
+        roomy = unordered.apply(model.config).with_layers(
             lambda moe: replace(moe, capacity=n * moe.images_per_group, dropless=False)
         )
         self._model = models.with_params(roomy, models.params_of(model))
         self._outcome = _outcome(self._model)
         self._routing = _Routing(
             {i: jnp.int32(slots) for i, slots in self.slots.items()},
-            jnp.int32(PRIORITIES.index(setting.priority)),
+            {
+                i: jnp.int32(PRIORITIES.index(moe.router.priority))
+                for i, moe in layers.items()
+                if isinstance(moe.router, TokenChoice)  # as all are that have mates
+            },
             jnp.asarray(victim),
         )
 
@@ -117,7 +144,7 @@ def _forward(
 ) -> tuple[jax.Array, dict[int, Record]]:
     """The logits (g, m, y) and the records."""
     g, m = groups.shape[:2]
-    decide = {i: limited(slots, routing.priority) for i, slots in routing.slots.items()}
+    decide = {i: limited(slots, routing.priorities[i]) for i, slots in routing.slots.items()}
     logits, records = model.forward(
         groups.reshape(g * m, *groups.shape[2:]), valid=jnp.tile(valid, g), decide=decide
     )

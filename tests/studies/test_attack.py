@@ -13,11 +13,11 @@ from tests.published import published_config, published_params
 from tests.random_models import random_images, random_params
 from vmoe import models
 from vmoe.config import MoEConfig, TokenChoice, ViTConfig, replace
-from vmoe.config.attack import AttackConfig
 from vmoe.errors import UsageError
-from vmoe.evaluate.attack import PIXEL, attack, gradient
 from vmoe.nn.inputs import check_labels
 from vmoe.nn.vit import ViT
+from vmoe.studies.attack.config import AttackConfig
+from vmoe.studies.attack.images import PIXEL, attack, gradient
 
 FOLDER = Path(__file__).parents[1] / "golden" / "attack"
 

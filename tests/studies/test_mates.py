@@ -8,17 +8,27 @@ import pytest
 
 from tests.random_models import forward, random_images, random_params
 from vmoe import models
-from vmoe.config import ExpertChoice, MoEConfig, Soft, TokenChoice, ViTConfig, replace
-from vmoe.config.attack import AttackConfig, MatesConfig
+from vmoe.config import (
+    ExpertChoice,
+    MoEConfig,
+    RoutingOverrides,
+    Soft,
+    TokenChoice,
+    ViTConfig,
+    replace,
+)
 from vmoe.errors import UsageError
-from vmoe.evaluate.batch_mates import attack_mates, check_mates, draw_groups
-from vmoe.evaluate.mates_outcomes import Outcome, Setting, measures
 from vmoe.nn.vit import ViT
+from vmoe.studies.attack.config import AttackConfig, MatesConfig
+from vmoe.studies.attack.mates import attack_mates, check_mates, draw_groups, measures
+from vmoe.studies.attack.mates_program import Outcome
 
-SIZE, TIGHT = 4, Setting(0.25, "order")
+SIZE = 4
 CONFIG = MatesConfig(victims=3, draws=4)
 CHANGE = AttackConfig(epsilon=64.0, steps=10)
 LABELS = (np.arange(12) % 10)[:, None]
+TIGHT, ROOMY = (RoutingOverrides(capacity_factor=x, priority="order") for x in (0.25, 1.0))
+IMMUNE = (RoutingOverrides(dropless=True), replace(TIGHT, images_per_group=1))
 
 
 def model_of(**moe: Any) -> ViT:
@@ -35,7 +45,7 @@ def images() -> np.ndarray:
 
 
 def test_the_worst_draw_is_that_of_a_loop_that_calls_the_model_on_every_group() -> None:
-    model, setting = model_of(), Setting(0.5, "largest_gate")
+    model, setting = model_of(), RoutingOverrides(capacity_factor=0.5, priority="largest_gate")
     steps: list[None] = []
     result = attack_mates(
         model, images(), LABELS, setting, CONFIG, batch_size=20, on_step=lambda: steps.append(None)
@@ -56,20 +66,22 @@ def test_the_worst_draw_is_that_of_a_loop_that_calls_the_model_on_every_group() 
         loss = -jax.nn.log_softmax(logits[-1])[LABELS[victim, 0]]
         assert result.drawn.losses[victim, draw] == pytest.approx(float(loss), abs=1e-4)
     worst = measures(result.drawn, result.without, LABELS[:3], worst=True)
-    assert worst.accuracy == right.mean() and worst.dropped == pytest.approx(drops.mean())
-    assert worst.dropped > 0 and result.drawn.losses.std(1).min() > 1e-3
+    assert worst["accuracy"] == right.mean() and worst["dropped"] == pytest.approx(drops.mean())
+    assert worst["dropped"] > 0 and result.drawn.losses.std(1).min() > 1e-3
     assert len(steps) == 1 + 3  # 20 images are 5 groups: of 3, and of 12
 
 
-@pytest.mark.parametrize("immune", [Setting(None), Setting(0.25, "order", split=True)])
-def test_without_a_capacity_and_in_groups_of_one_no_mate_changes_anything(immune: Setting) -> None:
+@pytest.mark.parametrize("immune", IMMUNE, ids=["dropless", "alone"])
+def test_without_a_capacity_and_in_groups_of_one_no_mate_changes_anything(
+    immune: RoutingOverrides,
+) -> None:
     result = attack_mates(model_of(), images(), LABELS, immune, CONFIG, [CHANGE], batch_size=20)
     for outcome in (result.drawn, *result.changed[0][:2]):
         same = [x.reshape(3, 1) for x in result.without]
         groups = [x.reshape(3, -1) for x in outcome]
         np.testing.assert_allclose(groups[0], same[0] + 0 * groups[0], atol=1e-5)
         assert (groups[1] == same[1]).all() and (groups[2] == same[2]).all()
-    assert measures(result.drawn, result.without, LABELS[:3], worst=True).changed == 0
+    assert measures(result.drawn, result.without, LABELS[:3], worst=True)["changed"] == 0
 
 
 def test_optimised_mates_take_more_slots_than_mates_changed_at_random() -> None:
@@ -77,7 +89,7 @@ def test_optimised_mates_take_more_slots_than_mates_changed_at_random() -> None:
     for block in (0, 1):  # flat gates, so that the surrogate is smooth
         model.blocks[block].mlp.router.kernel[...] *= 0.3
     change = AttackConfig(epsilon=32.0, steps=20)
-    result = attack_mates(model, images(), LABELS, Setting(1.0), CONFIG, [change], batch_size=20)
+    result = attack_mates(model, images(), LABELS, ROOMY, CONFIG, [change], batch_size=20)
     (changed,) = result.changed
     assert (changed.surrogate[:, 1] > changed.surrogate[:, 0]).all()
     assert changed.optimised.dropped.mean() > changed.control.dropped.mean()
@@ -87,7 +99,7 @@ def test_optimised_mates_take_more_slots_than_mates_changed_at_random() -> None:
 def test_the_size_of_a_batch_changes_no_result_at_any_epsilon() -> None:
     changes = [AttackConfig(epsilon=epsilon, steps=1) for epsilon in (32.0, 64.0)]
     small, large = (
-        attack_mates(model_of(), images(), LABELS, Setting(1.0), CONFIG, changes, batch_size=size)
+        attack_mates(model_of(), images(), LABELS, ROOMY, CONFIG, changes, batch_size=size)
         for size in (4, 20)
     )
     for one, other in zip(jax.tree.leaves(small), jax.tree.leaves(large), strict=True):
@@ -98,7 +110,7 @@ def test_a_victim_is_right_with_any_of_its_labels_and_needs_one() -> None:
     labels = np.array([[3, 7], [2, -1]])
     outcome = Outcome(*(np.zeros((2, 2)), np.array([[7, 3], [2, 7]]), np.zeros((2, 2))))
     without = Outcome(*(x[:, 0] for x in outcome))
-    assert measures(outcome, without, labels).accuracy == 0.75
+    assert measures(outcome, without, labels)["accuracy"] == 0.75
     with pytest.raises(UsageError, match="labels: a victim has none"):
         attack_mates(model_of(), images(), LABELS - 1, TIGHT, CONFIG)
 
