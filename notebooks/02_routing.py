@@ -43,9 +43,10 @@ from vmoe.analysis import collect, concatenate, plots
 from vmoe.analysis.effects import removals, without_experts
 from vmoe.analysis.patches import favourites
 from vmoe.data.sources import open_source, relabel, sample
-from vmoe.evaluate.page import write_page
-from vmoe.evaluate.plots import plots_of
-from vmoe.evaluate.routing import labelled_batches, measure_routing
+from vmoe.evaluate.sample import labelled_batches
+from vmoe.studies.routing.figures import plots_of
+from vmoe.studies.routing.measure import measure_routing
+from vmoe.studies.routing.page import write_page
 
 # %% [markdown]
 # ## One image
@@ -169,7 +170,7 @@ for i, block in blocks.items():
 
 # %%
 figures = plots_of(config)
-figures["kept_patches"](loaded, batches, blocks)
+figures["kept_patches"](routing)
 
 # %% [markdown]
 # The accuracy against the number of slots, with two baselines: random priority, and every choice
@@ -177,7 +178,7 @@ figures["kept_patches"](loaded, batches, blocks)
 # but that token after the last block.
 
 # %%
-figures["capacity_curves"](loaded, batches, blocks)
+figures["capacity_curves"](routing)
 
 # %% [markdown]
 # ## Other settings
@@ -185,10 +186,10 @@ figures["capacity_curves"](loaded, batches, blocks)
 # time is replaced by a random one, to see how much the accuracy depends on what it has learned.
 
 # %%
-figures["k_at_inference"](loaded, batches, blocks)
+figures["k_at_inference"](routing)
 
 # %%
-figures["random_routers"](loaded, batches, blocks)
+figures["random_routers"](routing)
 
 # %% [markdown]
 # One expert at a time is taken away, in two ways: its output is zero, or it cannot be chosen, so

@@ -13,7 +13,7 @@ from tests.command import TINY, start, vmoe
 from tests.random_models import outputs, random_images
 from vmoe.analysis import collect, statistics
 from vmoe.data.sources import open_source
-from vmoe.evaluate.routing import labelled_batches
+from vmoe.evaluate.sample import labelled_batches
 
 
 @pytest.fixture(scope="module")

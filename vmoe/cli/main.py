@@ -31,7 +31,7 @@ COMMANDS = {  # each a module with a function ``run``: in this package, or of a 
     "config": "print the config of a run as JSON",
     "plan": "estimate memory, communication and step time on hypothetical devices",
 }
-STUDIES = ("capacity", "attack")
+STUDIES = ("routing", "capacity", "attack")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

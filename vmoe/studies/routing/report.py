@@ -4,8 +4,8 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from vmoe.analysis import BlockStatistics
-from vmoe.evaluate.routing import Comparison, MeasuredRouting
 from vmoe.nn.inputs import has_label
+from vmoe.studies.routing.measure import Comparison, MeasuredRouting
 
 COLUMNS = (
     "block",

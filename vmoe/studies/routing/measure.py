@@ -13,6 +13,7 @@ from vmoe.analysis.compare import Agreement, agreement, saturation
 from vmoe.analysis.effects import BatchDependence, batch_dependence
 from vmoe.analysis.export import export
 from vmoe.analysis.health import Finding, findings
+from vmoe.analysis.patches import Favourites, favourites
 from vmoe.analysis.statistics import BlockStatistics, statistics
 from vmoe.data.pipeline import evaluation_order
 from vmoe.data.sources import Source
@@ -49,6 +50,17 @@ class MeasuredRouting(NamedTuple):
         """The path of the model and its step, for people."""
         step = "" if self.loaded.step is None else f", step {self.loaded.step:,}"
         return f"{self.loaded.origin.path}{step}"
+
+    @property
+    def labels(self) -> Int[np.ndarray, "b l"]:
+        """The classes of each image; padded with -1."""
+        return next(iter(self.blocks.values())).labels
+
+    def favourites(self, *, top: int = 10) -> dict[int, Favourites]:
+        """See ``vmoe.analysis.patches.favourites``; every image is read once more."""
+        shown, read = itertools.tee(self.batches())  # advance together, so one batch is held
+        parts = collect(self.loaded.model, read)
+        return favourites(shown, parts, self.loaded.model.config.patch_size, top=top)
 
 
 def measure_routing(

@@ -15,9 +15,9 @@ from vmoe.config.fields import at_least
 from vmoe.errors import CheckFailed, UsageError, one_line
 
 if TYPE_CHECKING:
-    from vmoe.evaluate.routing import Comparison, MeasuredRouting
     from vmoe.evaluate.sample import Sample
     from vmoe.factory import Loaded
+    from vmoe.studies.routing.measure import Comparison, MeasuredRouting
 
 FEW = 256  # images that are predicted in several orders, or compared between two models
 
@@ -66,9 +66,11 @@ class RoutingArgs:
 def run(argv: Sequence[str]) -> None:
     """Measures the routing of one or two trained models, and prints it."""
     args = parse(RoutingArgs, "routing", argv)
-    _check_args(args)
+    check_outputs(args, "export", "out", folders=("plots",))
+    at_least(1).check(page_images=args.page_images)
     from vmoe.evaluate.sample import Sample, data_of
     from vmoe.factory import load
+    from vmoe.studies.routing.measure import compare_routing, measure_routing
 
     models = [load(args.checkpoint, routing=args.routing, use_ema=args.use_ema)]
     if args.beside:
@@ -78,8 +80,16 @@ def run(argv: Sequence[str]) -> None:
     samples = [
         Sample(data, loaded, images=args.images, batch_size=args.batch_size) for loaded in models
     ]
-    measured = [_measure(args, *each) for each in zip(models, samples, strict=True)]
-    compared = _compare(models, samples) if args.beside else None
+    measured = []
+    for loaded, sample in zip(models, samples, strict=True):
+        name, few = sample.source.name, sample.batches(at_most=FEW)
+        with progress(name, sample.steps) as advance:
+            how = dict(batch_size=args.batch_size, on_batch=advance)
+            measured.append(measure_routing(loaded, name, sample.batches, few, **how))
+    compared = None
+    if args.beside:
+        few = [sample.batches(at_most=FEW) for sample in samples]
+        compared = compare_routing(*(loaded.model for loaded in models), *few)
     for sample in samples:
         print_messages(sample.messages())
     with contextlib.ExitStack() as files:  # each is written, whatever else cannot be
@@ -95,11 +105,6 @@ def run(argv: Sequence[str]) -> None:
         raise CheckFailed(f"--check: {len(every)} finding{'s' * (len(every) > 1)}: {every[0]}")
 
 
-def _check_args(args: RoutingArgs) -> None:
-    check_outputs(args, "export", "out", folders=("plots",))
-    at_least(1).check(page_images=args.page_images)
-
-
 def _check(models: "list[Loaded]") -> None:
     for loaded in models:
         if not loaded.model.config.sparse_blocks:
@@ -112,27 +117,13 @@ def _check(models: "list[Loaded]") -> None:
         )
 
 
-def _measure(args: RoutingArgs, loaded: "Loaded", sample: "Sample") -> "MeasuredRouting":
-    from vmoe.evaluate.routing import measure_routing
-
-    with progress(sample.source.name, sample.steps) as advance:
-        return measure_routing(
-            loaded,
-            sample.source.name,
-            sample.batches,
-            sample.batches(at_most=FEW),
-            batch_size=args.batch_size,
-            on_batch=advance,
-        )
-
-
 def _print(
     args: RoutingArgs,
     measured: "list[MeasuredRouting]",
     compared: "dict[int, Comparison] | None",
 ) -> None:
     from vmoe.data.pipeline import ORDER
-    from vmoe.evaluate.routing_table import (
+    from vmoe.studies.routing.report import (
         COLUMNS,
         COMPARED,
         compared_report,
@@ -162,15 +153,8 @@ def _print(
         print("not compared: the models have other sparse blocks or numbers of tokens")
 
 
-def _compare(models: "list[Loaded]", samples: "list[Sample]") -> "dict[int, Comparison]":
-    from vmoe.evaluate.routing import compare_routing
-
-    few = (sample.batches(at_most=FEW) for sample in samples)
-    return compare_routing(*(loaded.model for loaded in models), *few)
-
-
 def _export(file: Path, routing: "MeasuredRouting", sample: "Sample") -> None:
-    from vmoe.evaluate.routing import write_routing
+    from vmoe.studies.routing.measure import write_routing
 
     with progress(f"{file}", sample.steps) as advance:
         write_routing(file, routing, sample.source, on_batch=advance)
@@ -178,12 +162,11 @@ def _export(file: Path, routing: "MeasuredRouting", sample: "Sample") -> None:
 
 def _draw(folder: Path, routing: "MeasuredRouting") -> None:
     """Writes the figures; says how long it took, and which are left out."""
-    from vmoe.evaluate.plots import plots_of, write_plots
+    from vmoe.studies.routing.figures import plots_of, write_plots
 
-    loaded, start = routing.loaded, time.perf_counter()
-    names = set(plots_of(loaded.model.config))
+    start, names = time.perf_counter(), set(plots_of(routing.loaded.model.config))
     with progress(f"plots in {folder}", len(names)) as advance:
-        files = write_plots(loaded, routing.batches, routing.blocks, folder, on_plot=advance)
+        files = write_plots(routing, folder, on_plot=advance)
     seconds = time.perf_counter() - start
     print(f"{len(files)} plots in {folder}, drawn in {seconds:.0f} s", file=sys.stderr)
     if missing := sorted(names - {file.stem for file in files}):
@@ -192,7 +175,7 @@ def _draw(folder: Path, routing: "MeasuredRouting") -> None:
 
 def _write_page(args: RoutingArgs, file: Path, measured: "list[MeasuredRouting]") -> None:
     """Writes the page, and says how large it is and how long it took."""
-    from vmoe.evaluate.page import count_passes, write_page
+    from vmoe.studies.routing.page import count_passes, write_page
 
     start, how = time.perf_counter(), dict(remove=args.removals)
     with progress(f"{file}", count_passes(measured, **how)) as advance:

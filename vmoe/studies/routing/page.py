@@ -9,8 +9,7 @@ from jaxtyping import Float, Int
 
 from vmoe.analysis import page
 from vmoe.analysis.collect import without_padding
-from vmoe.evaluate.plots import favourites_of, labels_of
-from vmoe.evaluate.routing import MeasuredRouting
+from vmoe.studies.routing.measure import MeasuredRouting
 from vmoe.workdir.layout import replace_text
 
 FAVOURITES = 12  # patches per expert
@@ -47,7 +46,7 @@ def write_page(
             routing.loaded.model,
             *of_page,
             routing.blocks,
-            favourites_of(routing.loaded, routing.batches, top=FAVOURITES),
+            routing.favourites(top=FAVOURITES),
             sigmoid=routing.loaded.sigmoid,
             remove=remove,
             on_step=on_step,
@@ -56,10 +55,9 @@ def write_page(
     ]
     (pixels, labels), first = shown[0], measured[0]
     title = f"Routing of {' and '.join(model.name for model in observed)}"
-    count = len(labels_of(first.blocks))
     summary = (
-        f"Data: {first.data}. The statistics are of {count:,} images; the first {len(labels):,} of "
-        "them are shown."
+        f"Data: {first.data}. The statistics are of {len(first.labels):,} images; the first "
+        f"{len(labels):,} of them are shown."
     )
     text = page.render(title, summary, pixels, labels, first.loaded.class_names, observed)
     replace_text(path, text)
@@ -71,4 +69,4 @@ def _first(
     """The first images that were measured, and their labels."""
     images = itertools.chain.from_iterable(map(without_padding, routing.batches()))
     first = np.stack(list(itertools.islice(images, count)))
-    return first, labels_of(routing.blocks)[: len(first)]
+    return first, routing.labels[: len(first)]

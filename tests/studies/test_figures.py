@@ -1,7 +1,7 @@
 """Figures of a model under other settings, against the model with these settings."""
 
+import functools
 import re
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -10,12 +10,13 @@ import pytest
 from tests.random_models import random_images, random_params
 from vmoe import models
 from vmoe.analysis import collect, concatenate, labelled, statistics
-from vmoe.analysis.collect import Labelled
+from vmoe.analysis.effects import BatchDependence
 from vmoe.checkpoints.stored import Origin
 from vmoe.config import ExpertChoice, MoEConfig, RoutingOverrides, TokenChoice, replace
 from vmoe.config.preprocessing import Preprocessing
-from vmoe.evaluate.plots import OF_CLASSES, plots_of, write_plots
 from vmoe.factory import Loaded
+from vmoe.studies.routing.figures import OF_CLASSES, plots_of, write_plots
+from vmoe.studies.routing.measure import MeasuredRouting
 
 IMAGES, P = random_images(b=8), 8
 
@@ -29,8 +30,10 @@ def loaded_of(*layers: MoEConfig) -> Loaded:
     return Loaded(model, ("a", "b", "c"), Preprocessing(32), None, Origin("vmoe", "random"))
 
 
-def batches() -> Iterator[Labelled]:
-    return labelled(IMAGES, batch_size=8)
+def measured(loaded: Loaded, labels: np.ndarray | None = None) -> MeasuredRouting:
+    batches = functools.partial(labelled, IMAGES, labels, batch_size=8)
+    blocks = statistics(collect(loaded.model, batches()))
+    return MeasuredRouting(loaded, "random", batches, blocks, BatchDependence(0.0, 0.0), [])
 
 
 @pytest.mark.parametrize("router", [TokenChoice(k=2), ExpertChoice()])
@@ -40,14 +43,14 @@ def test_patches_are_crossed_out_where_a_model_with_so_few_slots_drops_them(
     layer = MoEConfig(num_experts=4, router=router, images_per_group=4)
     loaded = loaded_of(layer, layer)
     model, config = loaded.model, loaded.model.config
-    figure = plots_of(config)["kept_patches"](loaded, batches, {})
+    figure = plots_of(config)["kept_patches"](measured(loaded))
     titles = [ax.get_title() for ax in figure.axes[1:4]]
     slots = [int(re.search(r"\n(\d+) slots", title)[1]) for title in titles]
     assert slots == sorted(slots, reverse=True) and len(set(slots)) == 3
     by_gate = {} if isinstance(router, ExpertChoice) else {"priority": "largest_gate"}
     few = RoutingOverrides(capacity=slots[-1], **by_gate).apply(config)
     limited = models.with_params(few, models.params_of(model))
-    kept = concatenate(collect(limited, batches())).blocks[0].kept[:, 1:]
+    kept = concatenate(collect(limited, labelled(IMAGES, batch_size=8))).blocks[0].kept[:, 1:]
     crosses = [len(ax.collections[0].get_offsets()) for ax in figure.axes[3::4]]
     shown = np.unique(np.linspace(0, 7, 6).round().astype(int))
     assert crosses == (~kept.any(-1)).sum(1)[shown].tolist() and sum(crosses) > 0
@@ -63,9 +66,7 @@ LAYERS = (
 
 def test_without_classes_the_other_figures_are_written(tmp_path: Path) -> None:
     loaded, drawn = loaded_of(*LAYERS), []
-    blocks = statistics(collect(loaded.model, batches()))
-    arguments = (loaded, batches, blocks, tmp_path / "plots")
-    files = write_plots(*arguments, on_plot=lambda: drawn.append(1))
+    files = write_plots(measured(loaded), tmp_path / "plots", on_plot=lambda: drawn.append(1))
     names = plots_of(loaded.model.config)
     assert {file.stem for file in files} == names.keys() - set(OF_CLASSES)
     assert len(drawn) == len(names) and all(file.stat().st_size > 1000 for file in files)
@@ -75,7 +76,7 @@ def test_k_goes_up_to_the_fewest_experts_of_layers_that_differ_and_stands_beside
     None
 ):
     loaded = loaded_of(*LAYERS)
-    blocks = statistics(collect(loaded.model, labelled(IMAGES, np.arange(8)[:, None] % 3)))
-    (ax,) = plots_of(loaded.model.config)["k_at_inference"](loaded, batches, blocks).axes
+    routing = measured(loaded, np.arange(8)[:, None] % 3)
+    (ax,) = plots_of(loaded.model.config)["k_at_inference"](routing).axes
     # capacity 20; and of 4 images with 17 tokens k / 4, rounded up to a multiple of 4
     assert [tick.get_text() for tick in ax.get_xticklabels()] == ["1\n20", "2\n20–36"]
