@@ -38,13 +38,9 @@ from jaxtyping import Bool, Float, Int
 from vmoe import models
 from vmoe.analysis import statistics
 from vmoe.analysis.collect import Labelled, collect
-from vmoe.analysis.effects import (
-    PRIORITIES,
-    at_capacities,
-    batch_dependence,
-    with_random_routers,
-)
+from vmoe.analysis.effects import at_capacities, batch_dependence, with_random_routers
 from vmoe.analysis.interventions import limited
+from vmoe.config.routers import PRIORITIES
 from vmoe.data.pipeline import evaluation_order
 from vmoe.evaluate.sample import Sample
 from vmoe.factory import load

@@ -12,7 +12,6 @@ from vmoe import models
 from vmoe.analysis.collect import Collected, collect, concatenate, labelled
 from vmoe.analysis.compare import agreement, saturation
 from vmoe.analysis.effects import (
-    PRIORITIES,
     Removal,
     at_capacities,
     at_k,
@@ -23,6 +22,7 @@ from vmoe.analysis.effects import (
 )
 from vmoe.analysis.interventions import masked, randomized, zeroed
 from vmoe.config import ExpertChoice, MoEConfig, TokenChoice, ViTConfig, replace
+from vmoe.config.routers import PRIORITIES
 from vmoe.errors import UsageError
 from vmoe.nn.vit import ViT
 

@@ -126,9 +126,6 @@ def parse_with_config(kind: type[WithConfig], command: str, argv: Sequence[str])
 
     ``--config`` names the file from which ``run`` is loaded; other options change fields of it. A
     length in steps, epochs or images replaces the length of the config.
-
-    Raises:
-        UsageError: as ``parse``; or the config cannot be loaded.
     """
     options = given(argv)
     path = options.get("--config")

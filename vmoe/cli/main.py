@@ -46,8 +46,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv = list(sys.argv[1:] if argv is None else argv)
     if debug := "--debug" in argv:
         argv.remove("--debug")
-    else:
-        _silence_libraries()
+    else:  # libraries log errors in their threads; the command prints one line itself
+        logging.disable(logging.ERROR)
+        sys.unraisablehook = lambda _: None
     status = _run(argv, debug=debug)
     try:
         sys.stdout.flush()
@@ -107,12 +108,6 @@ def _expected_error(error: BaseException) -> tuple[str, int]:
     if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):
         return OUT_OF_MEMORY, 1
     return "", 1
-
-
-def _silence_libraries() -> None:
-    """Hides library logs of errors in their threads; the command prints one line itself."""
-    logging.disable(logging.ERROR)
-    sys.unraisablehook = lambda _: None
 
 
 def _overview() -> str:

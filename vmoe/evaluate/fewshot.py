@@ -72,7 +72,7 @@ def open_fewshot(
         check, on_error: as for ``open_source``.
 
     Raises:
-        UsageError: there is no such data set or split; or as for ``prepare``.
+        UsageError: there is no such data set or split, or ``prepare`` refuses it.
     """
     opened = []
     for text in config.data:

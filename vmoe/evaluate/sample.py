@@ -98,9 +98,6 @@ class Sample:
 
         Args:
             images: number of images; at most all of the split.
-
-        Raises:
-            UsageError: as for ``open_data``; or a number is below 1.
         """
         at_least(1).check(images=images, batch_size=batch_size)
         self._whole, replace = open_data(data, loaded, split=split)

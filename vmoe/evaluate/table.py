@@ -106,8 +106,7 @@ def append_row(path: Path, loaded: Loaded, evaluation: Evaluation) -> None:
     """Adds an evaluation to a CSV file, with its model, settings and versions.
 
     Raises:
-        UsageError: the file has other columns.
-        Failure: it cannot be written; it is then unchanged.
+        Failure: the file cannot be written; it is then unchanged.
     """
     check_file(path)
     config, run = loaded.model.config, loaded.train_config

@@ -56,9 +56,6 @@ def attack(
     Args:
         labels: classes; padded with -1. The loss of an image without any is constant: it is there
             as one of its group, and is not attacked.
-
-    Raises:
-        UsageError: as for ``check_attack`` and ``vmoe.nn.inputs.check_labels``.
     """
     check_attack(model, config)
     check_labels(labels, model.config.num_classes)

@@ -7,6 +7,7 @@ the victim's prediction, and the steps climb a surrogate: how far the mates fill
 the victim chose. With one image per group, or capacity for every token, mates change nothing.
 """
 
+import dataclasses
 import functools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
@@ -20,7 +21,22 @@ from vmoe.errors import require
 from vmoe.nn.inputs import check_labels, has_label, is_label
 from vmoe.nn.vit import ViT
 from vmoe.studies.attack.config import AttackConfig, MatesConfig
-from vmoe.studies.attack.mates_program import Changed, MatesProgram, Outcome
+from vmoe.studies.attack.images import PIXEL
+from vmoe.studies.attack.mates_program import Outcome, climb, predict_victims, with_room
+
+
+class Changed(NamedTuple):
+    """Victims with the mates of the first draw after their pixels were changed.
+
+    Attributes:
+        optimised: mates that climbed the surrogate.
+        control: mates whose pixels were changed by as much, with random signs.
+        surrogate: before and after, in [0, 1]; see ``mates_program.surrogate``.
+    """
+
+    optimised: Outcome
+    control: Outcome
+    surrogate: Float[np.ndarray, "b 2"]
 
 
 class MatesResult(NamedTuple):
@@ -132,8 +148,7 @@ def attack_mates(
         on_step: called after each batch; see ``num_steps``.
 
     Raises:
-        UsageError: as for ``check_mates``, ``draw_groups`` and ``vmoe.nn.inputs.check_labels``;
-            or a victim has no label.
+        UsageError: a victim has no label.
     """
     check_mates(model)
     check_labels(labels, model.config.num_classes)
@@ -142,24 +157,35 @@ def attack_mates(
     size = group_size(model.config)
     groups = draw_groups(len(images), size, config)
     place = _place(config, size)
-    program = MatesProgram(model, setting, images, np.arange(size) == place)
-    first = groups[:, 0]
-    run = functools.partial(_in_batches, _groups_at_once(batch_size, size), on_step)
+    n = jax.eval_shape(model.embed, images[:1]).shape[1]
+    roomy, routing = with_room(model, setting, n, place)
+    predict = predict_victims(roomy)
+    at_once, first = _groups_at_once(batch_size, size), groups[:, 0]
 
-    def outcome(index: np.ndarray, labels: np.ndarray, mates: bool = True) -> Outcome:
-        return program.outcome(images[index], labels, mates)
+    def run(function: Callable[..., Any], groups: np.ndarray, labels: np.ndarray) -> Any:
+        return _in_batches(at_once, on_step, function, groups, labels)
 
-    drawn = run(outcome, groups.reshape(-1, size), np.repeat(own, config.draws, axis=0))
+    def victims(groups: np.ndarray, labels: np.ndarray, mates: bool = True) -> Outcome:
+        return Outcome(*map(np.asarray, predict(routing, groups, labels, np.bool_(mates))))
+
+    def in_groups(index: np.ndarray, labels: np.ndarray, mates: bool = True) -> Outcome:
+        return victims(images[index], labels, mates)
 
     def changed(index: np.ndarray, labels: np.ndarray, change: AttackConfig) -> Changed:
         mates = images[index]
         rngs = [np.random.default_rng((config.seed, victim)) for victim in index[:, place]]
         signs = np.stack([rng.choice([-1.0, 1.0], mates.shape[1:]) for rng in rngs])
-        return program.changed(mates, labels, change, signs)
+        same = dataclasses.replace(change, epsilon=0.0, project=True)  # one program for all epsilon
+        largest = np.float32(change.epsilon * PIXEL)
+        climbed, surrogates = map(np.asarray, climb(roomy, same)(routing, mates, largest))
+        control = np.clip(mates + signs * np.abs(climbed - mates), -1.0, 1.0).astype(np.float32)
+        return Changed(victims(climbed, labels), victims(control, labels), surrogates)
 
+    drawn = run(in_groups, groups.reshape(-1, size), np.repeat(own, config.draws, axis=0))
+    alone = functools.partial(in_groups, mates=False)
     return MatesResult(
-        program.slots,
-        run(functools.partial(outcome, mates=False), first, own),
+        {i: int(slots) for i, slots in routing.slots.items()},
+        run(alone, first, own),
         jax.tree.map(lambda x: x.reshape(groups.shape[:2]), drawn),
         [run(functools.partial(changed, change=change), first, own) for change in changes],
     )

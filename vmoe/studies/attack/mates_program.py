@@ -21,7 +21,21 @@ from vmoe.nn.vit import ViT
 from vmoe.routing import slots_and_factor
 from vmoe.routing.groups import ungroup
 from vmoe.studies.attack.config import AttackConfig
-from vmoe.studies.attack.images import PIXEL, label_loss, routing_of, sign_steps
+from vmoe.studies.attack.images import label_loss, routing_of, sign_steps
+
+
+class Routing(NamedTuple):
+    """The routing of groups of m images, one of them a victim: what is traced.
+
+    Attributes:
+        slots: of an expert in a group, by block.
+        priorities: their numbers, by block.
+        victim: True at the victim's place in a group.
+    """
+
+    slots: dict[int, Int[Array, ""]]
+    priorities: dict[int, Int[Array, ""]]
+    victim: Bool[Array, "x"]
 
 
 class Outcome(NamedTuple):
@@ -38,109 +52,32 @@ class Outcome(NamedTuple):
     dropped: Float[np.ndarray, "b *x"]
 
 
-class Changed(NamedTuple):
-    """Victims with the mates of the first draw after their pixels were changed.
+def with_room(model: ViT, setting: RoutingOverrides, n: int, place: int) -> tuple[ViT, Routing]:
+    """The model with slots for every token of a group, and the routing of the setting in it.
 
-    Attributes:
-        optimised: mates that climbed the surrogate.
-        control: mates whose pixels were changed by as much, with random signs.
-        surrogate: before and after, in [0, 1]; see ``surrogate``.
+    Args:
+        n: tokens of an image.
+        place: of the victim in a group.
     """
-
-    optimised: Outcome
-    control: Outcome
-    surrogate: Float[np.ndarray, "b 2"]
-
-
-class _Routing(NamedTuple):
-    """What may differ between the calls of one compiled program."""
-
-    slots: dict[int, Int[Array, ""]]
-    priorities: dict[int, Int[Array, ""]]  # their numbers
-    victim: Bool[Array, "_"]  # of the places of a group
-
-
-class MatesProgram:
-    """A model under a setting, for groups of m images: f32[g m h w 3], each with one victim.
-
-    Attributes:
-        slots: of an expert in a group, by block.
-    """
-
-    def __init__(
-        self,
-        model: ViT,
-        setting: RoutingOverrides,
-        images: Float[np.ndarray, "b h w 3"],
-        victim: Bool[np.ndarray, "_"],
-    ):
-        """Prepares the model; compiles nothing yet.
-
-        Args:
-            setting: the routing under which mates are tried.
-            images: some, for the number of their tokens.
-            victim: True at the victim's place in a group.
-        """
-        n = jax.eval_shape(model.embed, images[:1]).shape[1]
-        layers = setting.apply(model.config).moe_blocks
-        self.slots = {
-            i: slots_and_factor(moe, n * moe.images_per_group)[0] for i, moe in layers.items()
-        }
-        unordered = dataclasses.replace(setting, priority=None)  # which is traced
-        roomy = unordered.apply(model.config).with_layers(
-            lambda moe: replace(moe, capacity=n * moe.images_per_group, dropless=False)
-        )
-        self._model = models.with_params(roomy, models.params_of(model))
-        self._outcome = _outcome(self._model)
-        self._routing = _Routing(
-            {i: jnp.int32(slots) for i, slots in self.slots.items()},
-            {
-                i: jnp.int32(PRIORITIES.index(moe.router.priority))
-                for i, moe in layers.items()
-                if isinstance(moe.router, TokenChoice)  # as all are that have mates
-            },
-            jnp.asarray(victim),
-        )
-
-    def outcome(self, groups: np.ndarray, labels: np.ndarray, mates: bool = True) -> Outcome:
-        """The victims in their groups.
-
-        Args:
-            labels: the classes of each victim; padded with -1.
-            mates: False to leave the mates out, with the same slots.
-        """
-        valid = self._routing.victim | mates
-        values = self._outcome(self._routing, groups, labels, valid)
-        return Outcome(*map(np.asarray, values))
-
-    def changed(
-        self,
-        groups: np.ndarray,
-        labels: np.ndarray,
-        config: AttackConfig,
-        signs: np.ndarray,
-    ) -> Changed:
-        """The victims after the pixels of their mates were changed.
-
-        Args:
-            labels: the classes of each victim; padded with -1.
-            config: its ``epsilon`` and ``steps``; steps are always projected.
-            signs: -1 or 1 for every number in ``groups``, of the changes of the control.
-        """
-        traced = np.float32(config.epsilon * PIXEL)
-        config = dataclasses.replace(config, epsilon=0.0, project=True)
-        climb = _climb(self._model, config)
-        changed, surrogates = map(np.asarray, climb(self._routing, groups, traced))
-        control = np.clip(groups + signs * np.abs(changed - groups), -1.0, 1.0)
-        return Changed(
-            self.outcome(changed, labels),
-            self.outcome(control.astype(np.float32), labels),
-            surrogates,
-        )
+    layers = setting.apply(model.config).moe_blocks
+    slots = {i: slots_and_factor(moe, n * moe.images_per_group)[0] for i, moe in layers.items()}
+    numbers = {
+        i: PRIORITIES.index(moe.router.priority)
+        for i, moe in layers.items()
+        if isinstance(moe.router, TokenChoice)  # as all are that have mates
+    }
+    size = next(iter(model.config.moe_blocks.values())).images_per_group
+    traced, priorities = jax.tree.map(jnp.int32, (slots, numbers))
+    routing = Routing(traced, priorities, jnp.arange(size) == place)
+    roomy = dataclasses.replace(setting, priority=None).apply(model.config)
+    roomy = roomy.with_layers(
+        lambda moe: replace(moe, capacity=n * moe.images_per_group, dropless=False)
+    )
+    return models.with_params(roomy, models.params_of(model)), routing
 
 
 def _forward(
-    model: ViT, routing: _Routing, groups: jax.Array, valid: jax.Array
+    model: ViT, routing: Routing, groups: jax.Array, valid: jax.Array
 ) -> tuple[jax.Array, dict[int, Record]]:
     """The logits (g, m, y) and the records."""
     g, m = groups.shape[:2]
@@ -152,14 +89,21 @@ def _forward(
 
 
 @models.compiled
-def _outcome(
+def predict_victims(
     model: ViT,
-    routing: _Routing,
-    groups: jax.Array,
-    labels: jax.Array,
-    valid: jax.Array,
-) -> tuple[jax.Array, ...]:
-    """The fields of ``Outcome``, for one group of each victim."""
+    routing: Routing,
+    groups: Float[Array, "g x h w 3"],
+    labels: Int[Array, "g l"],
+    mates: Bool[Array, ""],
+) -> tuple[Array, ...]:
+    """The fields of ``Outcome``, for one group of each victim.
+
+    Args:
+        model: ``with_room``.
+        labels: the classes of each victim; padded with -1.
+        mates: False to leave the mates out, with the same slots.
+    """
+    valid = routing.victim | mates
     logits, records = _forward(model, routing, groups, valid)
     place = routing.victim.argmax()
     own = logits[:, place]
@@ -171,14 +115,20 @@ def _outcome(
 
 
 @models.compiled
-def _climb(
+def climb(
     model: ViT,
     config: AttackConfig,
-    routing: _Routing,
-    groups: jax.Array,
-    largest: jax.Array,
-) -> tuple[jax.Array, jax.Array]:
-    """The groups after the mates climbed the surrogate, and the surrogate before and after."""
+    routing: Routing,
+    groups: Float[Array, "g x h w 3"],
+    largest: Float[Array, ""],
+) -> tuple[Float[Array, "g x h w 3"], Float[Array, "g 2"]]:
+    """The groups after the mates climbed the surrogate, and the surrogate before and after.
+
+    Args:
+        model: ``with_room``.
+        config: its ``steps`` and ``project``.
+        largest: the largest change, in units of the images.
+    """
     everyone = jnp.ones(groups.shape[1], bool)
 
     def value(groups: jax.Array) -> jax.Array:

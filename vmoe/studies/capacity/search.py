@@ -59,11 +59,7 @@ class Search:
         return self._improved(min(within, key=self._loss), budget)
 
     def row(self, budget: float) -> dict[str, Any]:
-        """The best setting within a budget and the best even one, with cost and accuracy.
-
-        Raises:
-            UsageError: as for ``best``.
-        """
+        """The best setting within a budget and the best even one, with cost and accuracy."""
         row: dict[str, Any] = {"budget": budget}
         for suffix, setting in (("", self.best(budget)), ("_even", self.even(budget))):
             cost = accuracy = None

@@ -41,9 +41,6 @@ def levels_of(config: ViTConfig) -> tuple[Levels, ...]:
     Slots up to those as trained (those of capacity factor 1 if it is dropless), rounded up to a
     number that a capacity factor gives; k from 1 to one more than as trained in any block; no
     random priority.
-
-    Raises:
-        UsageError: the capacity leaves no slot.
     """
     layers = set(config.moe_blocks.values())
     largest_k = min(

@@ -123,32 +123,24 @@ def _print(
     compared: "dict[int, Comparison] | None",
 ) -> None:
     from vmoe.data.pipeline import ORDER
-    from vmoe.studies.routing.report import (
-        COLUMNS,
-        COMPARED,
-        compared_report,
-        compared_rows,
-        remarks,
-        report,
-        rows,
-    )
+    from vmoe.studies.routing import report
 
     if args.json:
-        first, *others = (report(routing) | {"order": ORDER} for routing in measured)
+        first, *others = (report.values(routing) | {"order": ORDER} for routing in measured)
         if compared is None:
             print_json(first)
         else:
-            print_json(
-                [first, *(other | {"compared": compared_report(compared)} for other in others)]
-            )
+            own = {"compared": report.compared_values(compared)}
+            print_json([first, *(other | own for other in others)])
         return
     for routing in measured:
-        place = f"{routing.model_name}, on {routing.data}"
-        print_table(COLUMNS, rows(routing), title=f"{place}, {args.batch_size} images per batch")
-        for line in remarks(routing):
+        title = f"{routing.model_name}, on {routing.data}, {args.batch_size} images per batch"
+        print_table(report.COLUMNS, report.rows(routing), title=title)
+        for line in report.remarks(routing):
             print(one_line(line))
     if compared:
-        print_table(COMPARED, compared_rows(compared), title="Both models on the same tokens")
+        title = "Both models on the same tokens"
+        print_table(report.COMPARED, report.compared_rows(compared), title=title)
     elif compared is not None:
         print("not compared: the models have other sparse blocks or numbers of tokens")
 

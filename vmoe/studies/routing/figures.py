@@ -45,9 +45,6 @@ def write_plots(
 
     Returns:
         the files.
-
-    Raises:
-        OSError: the folder or a file cannot be written.
     """
     folder.mkdir(exist_ok=True)
     any_class = bool(has_label(routing.labels).any())

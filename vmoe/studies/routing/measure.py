@@ -104,9 +104,6 @@ def write_routing(
         source: the images of ``routing.batches``; their indices are written too, those in the split
             if the source is a sample of it.
         on_batch: called after each batch.
-
-    Raises:
-        OSError: the file cannot be written.
     """
     read, batches = itertools.tee(routing.batches())  # advance together, so one batch is held
     export(path, _collected(routing.loaded, batches, on_batch), _indices(source, read))

@@ -35,9 +35,6 @@ def write_page(
             groups if the images of a group divide this number and the batch size.
         remove: also show predictions without each expert; see ``vmoe.analysis.page.observe``.
         on_step: called after each forward pass under a change.
-
-    Raises:
-        OSError: the file cannot be written.
     """
     shown = [_first(each, images) for each in measured]
     observed = [

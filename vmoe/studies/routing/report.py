@@ -1,4 +1,4 @@
-"""The measured routing of a model: as plain values by name, as a table, and in sentences."""
+"""The measured routing of a model: as values of JSON, as a table, and in sentences."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -19,7 +19,7 @@ COLUMNS = (
 )
 
 
-def report(routing: MeasuredRouting) -> dict[str, Any]:
+def values(routing: MeasuredRouting) -> dict[str, Any]:
     """All that was measured, as values of JSON."""
     classes = routing.loaded.model.config.num_classes
     return {
@@ -86,7 +86,7 @@ def compared_rows(compared: Mapping[int, Comparison]) -> Iterator[tuple[str, ...
         yield str(i), f"{share:.1%} ({by_chance:.1%})", "-" if same is None else f"{same:.1%}"
 
 
-def compared_report(compared: Mapping[int, Comparison]) -> dict[str, Any]:
+def compared_values(compared: Mapping[int, Comparison]) -> dict[str, Any]:
     """The comparison as values of JSON, by sparse block."""
     return {
         str(i): {"agreement": share, "agreement_by_chance": by_chance, "same_choices": same}
