@@ -265,7 +265,7 @@ def _read(
     batch_size: int,
     on_batch: Callable[[], None],
     **reading: Any,
-) -> tuple[Float[np.ndarray, "b r"], Int[np.ndarray, "b"]]:
+) -> tuple[Float[np.ndarray, "x r"], Int[np.ndarray, "x"]]:
     """Features and labels of the images that can be read, in order, on every process all."""
     placement, run = model.placement, _features(model)
     features, read = [], []
