@@ -2,12 +2,12 @@
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
+from matplotlib.figure import Figure
 
 from vmoe import models
-from vmoe.analysis import collect, concatenate
+from vmoe.analysis import collect, concatenate, plots
 from vmoe.analysis.collect import without_padding
 from vmoe.analysis.effects import at_capacities, at_k, can_be_limited, with_random_routers
 from vmoe.config import MoEConfig, RoutingOverrides, Soft, TokenChoice, ViTConfig, replace
@@ -18,10 +18,7 @@ from vmoe.routing import slots_and_factor
 from vmoe.studies.routing.measure import MeasuredRouting
 from vmoe.workdir.layout import replacing
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
-Draw = Callable[[MeasuredRouting], "Figure"]
+Draw = Callable[[MeasuredRouting], Figure]
 
 FACTORS = (0.125, 0.25, 0.375, 0.5, 0.75, 1.0, 1.5)
 """Capacity factors of the curves; beside them every choice is dropped."""
@@ -59,60 +56,42 @@ def write_plots(
     return files
 
 
-def plots_of(config: ViTConfig) -> "dict[str, Draw]":
+def plots_of(config: ViTConfig) -> dict[str, Draw]:
     """By name, the functions that draw the figures of such a model.
 
     Soft routers make no choices, so a model that has one has only two figures. Slots, priorities
     and k are changed only if every router is token_choice.
     """
     routers = [moe.router for moe in config.moe_blocks.values()]
-    plots: dict[str, Draw] = {
-        "favourite_patches": _favourite_patches,
+    draw: dict[str, Draw] = {
+        "favourite_patches": lambda routing: plots.favourite_patches(routing.favourites()),
         "random_routers": _random_routers,
     }
     if not any(isinstance(router, Soft) for router in routers):
-        plots |= {
-            "experts_by_class": _experts_by_class,
+        draw |= {
+            "experts_by_class": lambda routing: plots.experts_by_class(
+                routing.blocks, routing.loaded.class_names
+            ),
             "experts_of_patches": _experts_of_patches,
-            "weight_histograms": _weight_histograms,
+            "weight_histograms": lambda routing: plots.weight_histograms(routing.blocks),
             "kept_patches": _kept_patches,
         }
     if can_be_limited(config):
-        plots |= {"capacity_curves": _capacity_curves, "k_at_inference": _k_at_inference}
-    return plots
+        draw |= {"capacity_curves": _capacity_curves, "k_at_inference": _k_at_inference}
+    return draw
 
 
-def _experts_by_class(routing: MeasuredRouting) -> "Figure":
-    from vmoe.analysis.plots import experts_by_class
-
-    return experts_by_class(routing.blocks, routing.loaded.class_names)
-
-
-def _experts_of_patches(routing: MeasuredRouting) -> "Figure":
+def _experts_of_patches(routing: MeasuredRouting) -> Figure:
     """Of the images of the first batch."""
-    from vmoe.analysis.plots import experts_of_patches
-
     batch, model = next(routing.batches()), routing.loaded.model
     collected = concatenate(collect(model, [batch]))
-    return experts_of_patches(without_padding(batch), collected, patch_size=model.config.patch_size)
+    return plots.experts_of_patches(
+        without_padding(batch), collected, patch_size=model.config.patch_size
+    )
 
 
-def _weight_histograms(routing: MeasuredRouting) -> "Figure":
-    from vmoe.analysis.plots import weight_histograms
-
-    return weight_histograms(routing.blocks)
-
-
-def _favourite_patches(routing: MeasuredRouting) -> "Figure":
-    from vmoe.analysis.plots import favourite_patches
-
-    return favourite_patches(routing.favourites())
-
-
-def _kept_patches(routing: MeasuredRouting) -> "Figure":
+def _kept_patches(routing: MeasuredRouting) -> Figure:
     """In the first sparse block, for the images of the first batch."""
-    from vmoe.analysis.plots import kept_patches
-
     batch = next(routing.batches())
     model, config = routing.loaded.model, routing.loaded.model.config
     block, moe = next(iter(config.moe_blocks.items()))
@@ -130,7 +109,7 @@ def _kept_patches(routing: MeasuredRouting) -> "Figure":
         title = f"capacity factor {factor:.3g}\n{slots} slots" + ", largest gate" * by_gate
         collected[title] = at_most._replace(blocks={block: widest._replace(positions=positions)})
     images = without_padding(batch)
-    return kept_patches(images, collected, block=block, patch_size=config.patch_size)
+    return plots.kept_patches(images, collected, block=block, patch_size=config.patch_size)
 
 
 def _slots(config: ViTConfig, factors: Sequence[float]) -> dict[int, float]:
@@ -151,9 +130,7 @@ def _even(config: ViTConfig, moe: MoEConfig) -> float:
     return _group(config, moe) * moe.router.experts_per_token / moe.num_experts
 
 
-def _capacity_curves(routing: MeasuredRouting) -> "Figure":
-    from vmoe.analysis.plots import capacity_curves
-
+def _capacity_curves(routing: MeasuredRouting) -> Figure:
     model, config = routing.loaded.model, routing.loaded.model.config
     slots = list(_slots(config, FACTORS))
     logits = at_capacities(model, routing.batches(), [0, *slots])
@@ -163,7 +140,7 @@ def _capacity_curves(routing: MeasuredRouting) -> "Figure":
         return flops_to_logits(config.with_layers(lambda moe: replace(moe, **layer)))
 
     even = {_even(config, moe) for moe in config.moe_blocks.values()}
-    return capacity_curves(
+    return plots.capacity_curves(
         logits,
         routing.labels,
         {number: flops(number) for number in slots},
@@ -171,10 +148,8 @@ def _capacity_curves(routing: MeasuredRouting) -> "Figure":
     )
 
 
-def _k_at_inference(routing: MeasuredRouting) -> "Figure":
+def _k_at_inference(routing: MeasuredRouting) -> Figure:
     """For k = 1, 2, 4 and so on, and the model's own, up to the number of experts of each block."""
-    from vmoe.analysis.plots import k_at_inference
-
     config = routing.loaded.model.config
     layers = config.moe_blocks.values()
     at_most = min(moe.num_experts for moe in layers)
@@ -186,14 +161,12 @@ def _k_at_inference(routing: MeasuredRouting) -> "Figure":
     for k in ks:
         changed = RoutingOverrides(k=k).apply(config).moe_blocks.values()
         slots[k] = [slots_and_factor(moe, _group(config, moe))[0] for moe in changed]
-    return k_at_inference(
+    return plots.k_at_inference(
         logits, routing.labels, own=own.pop() if len(own) == 1 else None, slots=slots
     )
 
 
-def _random_routers(routing: MeasuredRouting) -> "Figure":
-    from vmoe.analysis.plots import random_routers
-
+def _random_routers(routing: MeasuredRouting) -> Figure:
     own = concatenate(collect(routing.loaded.model, routing.batches()))
     logits = with_random_routers(routing.loaded.model, routing.batches())
-    return random_routers(logits, own.logits, own.labels)
+    return plots.random_routers(logits, own.logits, own.labels)
