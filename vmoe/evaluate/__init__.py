@@ -1,12 +1,13 @@
 """Evaluation of a trained model on a split, and predictions for single images."""
 
 from vmoe.evaluate.classification import (
+    Difference,
     Evaluation,
     NamedEvaluation,
     check_evaluation,
     evaluate,
+    paired_difference,
 )
-from vmoe.evaluate.difference import Difference, paired_difference
 from vmoe.evaluate.predict import Prediction, image_files, predict
 
 __all__ = [

@@ -18,6 +18,7 @@ from vmoe.analysis.measures import (
     expert_totals,
     sum_totals,
 )
+from vmoe.analysis.statistics import error_of_difference
 from vmoe.config import MoEConfig, Soft, ViTConfig
 from vmoe.config.evaluation import Weights
 from vmoe.config.fields import at_least
@@ -242,6 +243,41 @@ def evaluate(
     )
 
 
+class Difference(NamedTuple):
+    """How much more accurate one model is than another.
+
+    Attributes:
+        accuracy: of the first minus that of the second, in [-1, 1].
+        standard_error: of the difference, over the images.
+    """
+
+    accuracy: float
+    standard_error: float
+
+
+def paired_difference(first: Evaluation, second: Evaluation) -> Difference:
+    """The difference in accuracy of two models, or of two settings of one, on the same images.
+
+    Images on which both are right, or both are wrong, do not count, so its standard error is
+    smaller than that of two samples. Images without a label are left out. Of training it says
+    nothing: another seed may differ more.
+
+    Raises:
+        UsageError: the evaluations are not of the same images.
+    """
+    if not np.array_equal(first.per_example.labels, second.per_example.labels):
+        raise UsageError(
+            f"evaluations of {first.data} ({first.images} images) and {second.data} "
+            f"({second.images}): the labels differ, evaluate the same images"
+        )
+    labelled = has_label(np.asarray(first.per_example.labels))
+    of_first, of_second = (
+        np.asarray(each.per_example.correct, float)[labelled] for each in (first, second)
+    )
+    difference = float((of_first - of_second).mean())
+    return Difference(difference, error_of_difference(of_first, of_second))
+
+
 def in_source_order(
     source: Source, valid: list[np.ndarray]
 ) -> tuple[Int[np.ndarray, "b"], Int[np.ndarray, "b"]]:
@@ -294,13 +330,11 @@ def _measure(
     return model.placement.replicate(measured)
 
 
-def _capacity_factor(
-    config: ViTConfig, moe: MoEConfig, images: int, image_size: int
-) -> float | None:
-    """The capacity factor, after rounding, of the groups that the images of one device form."""
+def _capacity_factor(config: ViTConfig, moe: MoEConfig, b: int, image_size: int) -> float | None:
+    """The capacity factor, after rounding, of the groups that the b images of one device form."""
     if moe.dropless:
         return None
-    _, images = group_sizes(images, moe.images_per_group)
+    _, images = group_sizes(b, moe.images_per_group)
     s = images * num_tokens(dataclasses.replace(config, image_size=image_size))
     if isinstance(moe.router, Soft):  # its slots are parameters, independent of image_size
         return slots_and_factor(moe, images * num_tokens(config))[0] * moe.num_experts / s
