@@ -4,6 +4,9 @@
 
 They take what the functions of ``vmoe.analysis`` return. An expert has the same colour in all of
 them (``vmoe/analysis/colors.py``), and is named by its number as well.
+
+A ``UsageError`` says if a block does not exist or its router makes no choices to draw, if no image
+has a known class, which accuracies need, and if the images are not those that were collected.
 """
 
 from vmoe.analysis.plots.accuracies import capacity_curves, k_at_inference, random_routers

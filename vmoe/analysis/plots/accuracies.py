@@ -29,11 +29,7 @@ Labels = Int[np.ndarray, "b l"]
 
 
 def correct(logits: Logits, labels: Labels) -> Bool[np.ndarray, "x"]:
-    """Whether each image of known class is predicted correctly.
-
-    Raises:
-        UsageError: no class is known.
-    """
+    """Whether each image of known class is predicted correctly."""
     known = has_label(labels)
     if not known.any():
         raise UsageError("labels: no image has a known class, so there is no accuracy")
@@ -55,12 +51,9 @@ def capacity_curves(
     Args:
         logits: by slots and priority, as ``at_capacities`` returns them; those of 0 slots are the
             line of every choice dropped.
-        flops: by slots, the FLOPs per image.
+        flops: by slots, the FLOPs per image; of every number of slots but 0.
         even: the slots that would hold every choice if all experts had the same load, a capacity
             factor of 1; not marked if None.
-
-    Raises:
-        UsageError: no class is known, or a number of slots has no cost.
     """
     slots = sorted({number for number, _ in logits if number})
     if missing := [number for number in slots if number not in flops]:
@@ -125,9 +118,6 @@ def k_at_inference(
         logits: by k, as ``vmoe.analysis.effects.at_k`` returns them.
         own: the k of the model as it is; not marked if None.
         slots: by k, the slots per expert and group of each sparse block; not written if None.
-
-    Raises:
-        UsageError: no class is known.
     """
     figure, ((ax,),) = panels(1, 1, size=(4.8, 3.6), title="Accuracy by k at inference")
     ks = sorted(logits)
@@ -141,17 +131,14 @@ def k_at_inference(
         legend_below(figure, ax)
     names = {k: str(k) for k in ks}
     if slots is not None:
-        names = {k: f"{k}\n{_from_to(slots[k])}" for k in ks}
+        ends = {k: sorted({min(slots[k]), max(slots[k])}) for k in ks}
+        names = {k: f"{k}\n{'–'.join(map(str, ends[k]))}" for k in ks}
     ax.set_xlabel("k, experts per token" + "; slots per expert and group" * (slots is not None))
     ax.set_xticks(ks, list(names.values()))
     ax.yaxis.set_major_formatter("{x:.1%}")
     bars = f"bars: standard error of the difference from k {first}"
     _label(ax, "accuracy", f"{_on(labels)}\n{bars}")
     return figure
-
-
-def _from_to(numbers: Collection[int]) -> str:
-    return "–".join(map(str, sorted({min(numbers), max(numbers)})))
 
 
 def random_routers(logits: Mapping[int, Logits], own: Logits, labels: Labels) -> Figure:
@@ -163,9 +150,6 @@ def random_routers(logits: Mapping[int, Logits], own: Logits, labels: Labels) ->
     Args:
         logits: by block, as ``with_random_routers`` returns them.
         own: of the model as it is.
-
-    Raises:
-        UsageError: no class is known.
     """
     title = "Accuracy with a random router in one block"
     figure, ((ax,),) = panels(1, 1, size=(max(4.6, 0.5 * len(logits) + 1.5), 3.4), title=title)

@@ -34,9 +34,6 @@ def experts_by_class(
 
     Args:
         blocks: the blocks to show; from early to late, at most four, if None.
-
-    Raises:
-        UsageError: there is no such block, its router makes no choices, or no class is known.
     """
     num_classes = len(class_names)
     few, e = num_classes <= NAMED, max(len(block.gates) for block in statistics.values())
@@ -99,9 +96,6 @@ def weight_histograms(
 
     Args:
         blocks: the blocks to show; from early to late, at most four, if None.
-
-    Raises:
-        UsageError: there is no such block, or its router makes no choices.
     """
     shown = early_to_late(statistics, blocks, 4)
     figure, axes = panels(

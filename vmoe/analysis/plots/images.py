@@ -41,9 +41,6 @@ def experts_of_patches(
         images: in [-1, 1], those that were collected.
         blocks: the blocks to show; from early to late, at most six, if None.
         show: number of images to show, spread over all.
-
-    Raises:
-        UsageError: a router makes no choices, or there is no such block; or as for ``on_grid``.
     """
     columns = early_to_late(collected.blocks, blocks, 6)
     experts = {i: _strongest(i, collected.blocks[i], images, patch_size) for i in columns}
@@ -116,9 +113,6 @@ def kept_patches(
         show: number of images to show, spread over all.
         collected: by the title of a column, such as a capacity: the routing at it.
         block: number of the sparse block.
-
-    Raises:
-        UsageError: a router makes no choices, or there is no such block; or as for ``on_grid``.
     """
     kept = {name: _kept(each, block, images, patch_size) for name, each in collected.items()}
     title = (
@@ -165,9 +159,6 @@ def favourite_patches(
     Args:
         favourites: by sparse block, as ``vmoe.analysis.patches.favourites`` returns them.
         blocks: the blocks to show; from early to late, at most three, if None.
-
-    Raises:
-        UsageError: there is no such block.
     """
     shown = early_to_late(favourites, blocks, 3)
     e, x = np.max([favourites[i].gates.shape for i in shown], axis=0)

@@ -39,9 +39,6 @@ def legend_below(figure: Figure, ax: Axes, *, columns: int = 1) -> None:
 def early_to_late(blocks: Collection[int], given: Sequence[int] | None, at_most: int) -> list[int]:
     """The given blocks; if None, some of all blocks, the first and the last among them.
 
-    Raises:
-        UsageError: there is no such block.
-
     >>> early_to_late(range(1, 24, 2), None, 4)
     [1, 9, 15, 23]
     """
