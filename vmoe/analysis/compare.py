@@ -80,11 +80,7 @@ def agreement(
     tokens as possible have matching first choices (the Hungarian method). The best expert of a
     token is the one of its largest gate.
 
-    Args:
-        tokens: those to compare; all if None.
-
-    Raises:
-        UsageError: they are not of the same images, tokens and blocks.
+    Arguments and errors as for ``saturation``.
     """
     rng, result = np.random.default_rng(seed), {}
     for i, pair in _pairs(one, other, tokens).items():

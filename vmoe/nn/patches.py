@@ -28,11 +28,7 @@ class Patches(nnx.Module):
         )
 
     def __call__(self, images: Float[Array, "b h w 3"]) -> Float[Array, "b i j d"]:
-        """The embedding of each patch.
-
-        Raises:
-            UsageError: the patch size does not divide the image size.
-        """
+        """The embedding of each patch, whose size must divide that of the images."""
         p, (h, w) = self.patch_size, images.shape[1:3]
         if h % p or w % p:
             raise UsageError(f"images of {h} x {w} pixels: patches of {p} do not divide them")

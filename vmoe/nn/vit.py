@@ -139,9 +139,6 @@ class ViT(nnx.Module):
     def embed(self, images: Images, key: MaybeKey = None) -> Float[Array, "b n d"]:
         """The class token, if any, and the patch embeddings, plus positions; normalised if the
         config has ``pre_norm``.
-
-        Raises:
-            UsageError: the image size is not a multiple of the patch size.
         """
         patches = self.patches(jnp.asarray(images, self.config.dtype))
         _, i, j, _ = patches.shape
@@ -221,11 +218,7 @@ class ViT(nnx.Module):
         return self.norm(pooled) if self.config.fc_norm else pooled
 
     def forward_features(self, images: Images) -> Float[Array, "b n d"]:
-        """The tokens that are pooled, the class token first, as in timm.
-
-        Raises:
-            UsageError: as calling the model.
-        """
+        """The tokens that are pooled, the class token first, as in timm."""
         check_images(images)
         self.placement.check_batch(len(images))
         return self.encode(self.embed(images), jnp.ones(len(images), bool))[0]
