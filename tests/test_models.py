@@ -4,14 +4,16 @@ import math
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 import vmoe
 from vmoe import models
-from vmoe.config import ExpertChoice, MoEConfig, Soft
+from vmoe.config import ExpertChoice, MoEConfig, Soft, replace
 from vmoe.costs.flops import cost, count_flops
 from vmoe.costs.summary import parameters_by_part, summarize
 from vmoe.errors import UsageError
+from vmoe.nn.vit import ViT
 
 MILLIONS = {  # 32 experts, 18,291 classes, 224 px (V-MoE, tables 7 and 8)
     "vit_s32": 36.5,
@@ -149,3 +151,31 @@ def test_the_summary_lists_every_part_and_the_parts_add_up() -> None:
     for part in ("patch embedding", "class token", "positions", "routers", "experts", "head"):
         assert part in text and part in parts
     assert "block 3: 4 experts, token_choice, 20 slots each for the 34 tokens of 2 images" in text
+
+
+def test_a_function_is_compiled_once_for_models_that_differ_in_parameters_and_changes_none() -> (
+    None
+):
+    """The function takes the classes away, so that a model that it changed had no logits."""
+    traced: list[float] = []
+
+    @models.compiled
+    def scaled_features(model: ViT, factor: float, images: jax.Array) -> jax.Array:
+        traced.append(factor)
+        model.head.classes = None
+        return factor * model(images)
+
+    config = models.model_config("vit_tiny", depth=1, pre_logits=24)
+    shape = jax.ShapeDtypeStruct((2, 32, 32, 3), jnp.float32)
+    program = scaled_features(models.build_abstract(config), 2.0)
+    assert models.shapes_of(program, shape).shape == (2, 24)
+    images = jnp.linspace(-1, 1, 2 * 32 * 32 * 3).reshape(shape.shape)
+    for seed in (0, 1):
+        model = models.build(config, seed=seed)
+        features = scaled_features(model, 2.0)(images)
+        assert jax.eval_shape(model.__call__, images).shape == (2, 10)
+        headless = models.build(replace(config, num_classes=0), seed=seed)
+        np.testing.assert_allclose(
+            features, 2 * jax.jit(headless.__call__)(images), rtol=1e-4, atol=1e-5
+        )
+    assert traced == [2.0]

@@ -213,9 +213,9 @@ def compiled(function: Callable[..., Any]) -> Callable[..., Callable[..., Any]]:
     """Compiles a function of a model, and of arrays that come last.
 
     ``compiled(f)(model, *fixed)`` is ``lambda *arrays: f(model, *fixed, *arrays)`` as one program.
-    Models that differ only in their parameters share it, if their other arguments are equal. It
-    splits the model once, however often it is called: nothing that the model becomes afterwards
-    changes it, nor does it change the model.
+    Models that differ only in their parameters share it, if their other arguments are equal. The
+    model is split once, which takes longer than a small step, and the function gets a copy, so that
+    it cannot change the model.
 
     Args:
         function: its arguments between the model and the arrays are hashable.
