@@ -17,10 +17,9 @@ from vmoe.studies.attack.config import AttackConfig, AttackMethod, MatesConfig
 if TYPE_CHECKING:
     from vmoe.factory import Loaded
 
-OF_IMAGES = (
-    *("model", "epsilon / 255", "accuracy before", "after", "changed", "loss after", "overlap"),
-)
-OF_MATES = ("routing", "mates", "accuracy", "changed", "loss", "dropped")
+IMAGES = ("model", "epsilon / 255", "accuracy before", "after", "changed", "loss after", "overlap")
+MATES = ("routing", "mates", "accuracy", "changed", "loss", "dropped")
+"""The columns of the tables of the two targets."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,7 +88,7 @@ def _attack_images(args: AttackArgs) -> None:
     if args.json:
         print_json(rows)
         return
-    print_table(OF_IMAGES, map(_image_texts, rows), title=rows[0]["data"])
+    print_table(IMAGES, map(_image_texts, rows), title=rows[0]["data"])
 
 
 def _image_rows(
@@ -188,7 +187,7 @@ def _attack_mates(args: AttackArgs) -> None:
         f"{loaded.origin.path}, on {sample.source.name}: {args.mates.victims} victims in groups "
         f"of {size}"
     )
-    print_table(OF_MATES, _mates_texts(found), title=title)
+    print_table(MATES, _mates_texts(found), title=title)
     print(
         "worst of the draws: right in all of them, changed in any, largest loss and drop; the two "
         "last rows start from the first draw"
