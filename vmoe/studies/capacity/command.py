@@ -13,7 +13,10 @@ from vmoe.config.inference import Inference, Unit
 from vmoe.errors import Failure, UsageError, naming
 
 if TYPE_CHECKING:
+    from vmoe.evaluate.sample import Sample
     from vmoe.factory import Loaded
+    from vmoe.nn.vit import ViT
+    from vmoe.studies.capacity.scores import Scores
 
 ROWS = 8  # most budgets of the trade-off, beside the given one
 
@@ -58,43 +61,28 @@ def run(argv: Sequence[str]) -> None:
     from vmoe.data.pipeline import ORDER, check_labelled
     from vmoe.evaluate.sample import Sample
     from vmoe.factory import inference_file, load
-    from vmoe.studies.capacity.costs import flops_costs, time_costs, time_ratio
-    from vmoe.studies.capacity.scores import Scores
-    from vmoe.studies.capacity.search import Search
-    from vmoe.studies.capacity.settings import check_layers, levels_of
+    from vmoe.studies.capacity.costs import time_ratio
+    from vmoe.studies.capacity.settings import check_layers
     from vmoe.workdir.inference import write_inference
 
     loaded = load(args.checkpoint, use_ema=args.use_ema)
-    model, blocks = loaded.model, loaded.model.config.sparse_blocks
     with naming(loaded.origin.path):
-        check_layers(model.config)
+        check_layers(loaded.model.config)
     file = args.out or inference_file(loaded.origin)
     if file is None:
         raise UsageError(f"{args.checkpoint} is no run folder: name the file to write with --out")
-    levels = levels_of(model.config)
     sample = Sample(
         args.data, loaded, images=args.images, batch_size=args.batch_size, split="validation"
     )
-    data = sample.source.name
     check_labelled(sample.source)
-    if args.by == "flops":
-        costs = flops_costs(model.config, levels)
-    else:
-        with progress("timing", len(blocks)) as advance:
-            costs = time_costs(model, levels, next(sample.batches())[0], on_step=advance)
-    costs.check(budget)
-    about = 2 * sum(len(level) for of_block in levels for level in of_block)
-    with progress(f"searching on {data}", about) as advance:
-        scores = Scores(model, sample.batches(), levels, on_step=advance)
-        search = Search(scores, costs, levels)
-        rows = [search.row(each) for each in _budgets(costs.least, budget)]
+    scores, rows = _search(args.by, budget, loaded.model, sample)
     (chosen,) = (row for row in rows if row["budget"] == budget)
     inference = Inference(
-        blocks=dict(zip(blocks, chosen["setting"], strict=True)),
+        blocks=dict(zip(loaded.model.config.sparse_blocks, chosen["setting"], strict=True)),
         by=args.by,
         budget=budget,
         cost=chosen["cost"],
-        data=data,
+        data=sample.source.name,
         images=scores.images,
         batch_size=args.batch_size,
         step=loaded.step,
@@ -105,7 +93,7 @@ def run(argv: Sequence[str]) -> None:
     )
     report = {
         "file": str(file),
-        "data": data,
+        "data": sample.source.name,
         "order": ORDER,
         "by": args.by,
         "accuracy_trained": scores.trained,
@@ -115,7 +103,7 @@ def run(argv: Sequence[str]) -> None:
     }
     if args.by == "time":
         batch = next(sample.batches())[0]
-        report["measured"] = time_ratio(model, chosen["setting"], batch)
+        report["measured"] = time_ratio(loaded.model, chosen["setting"], batch)
     print_messages(sample.messages())
     with contextlib.ExitStack() as files:  # each is written, whatever else cannot be
         if args.plot:
@@ -125,6 +113,29 @@ def run(argv: Sequence[str]) -> None:
             print_json(report)
         else:
             _print(report, loaded)
+
+
+def _search(
+    by: Unit, budget: float, model: "ViT", sample: "Sample"
+) -> "tuple[Scores, list[dict[str, Any]]]":
+    """The scores, and a row for each budget of the trade-off."""
+    from vmoe.studies.capacity.costs import flops_costs, time_costs
+    from vmoe.studies.capacity.scores import Scores
+    from vmoe.studies.capacity.search import Search
+    from vmoe.studies.capacity.settings import levels_of
+
+    levels = levels_of(model.config)
+    if by == "flops":
+        costs = flops_costs(model.config, levels)
+    else:
+        with progress("timing", len(levels)) as advance:
+            costs = time_costs(model, levels, next(sample.batches())[0], on_step=advance)
+    costs.check(budget)
+    about = 2 * sum(len(level) for of_block in levels for level in of_block)
+    with progress(f"searching on {sample.source.name}", about) as advance:
+        scores = Scores(model, sample.batches(), levels, on_step=advance)
+        search = Search(scores, costs, levels)
+        return scores, [search.row(each) for each in _budgets(costs.least, budget)]
 
 
 def _budget(text: str) -> float:
