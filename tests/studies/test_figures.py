@@ -11,6 +11,7 @@ from tests.random_models import random_images, random_params
 from vmoe import models
 from vmoe.analysis import collect, concatenate, labelled, statistics
 from vmoe.analysis.effects import BatchDependence
+from vmoe.analysis.patches import favourites
 from vmoe.checkpoints.stored import Origin
 from vmoe.config import ExpertChoice, MoEConfig, RoutingOverrides, TokenChoice, replace
 from vmoe.config.preprocessing import Preprocessing
@@ -32,8 +33,12 @@ def loaded_of(*layers: MoEConfig) -> Loaded:
 
 def measured(loaded: Loaded, labels: np.ndarray | None = None) -> MeasuredRouting:
     batches = functools.partial(labelled, IMAGES, labels, batch_size=8)
-    blocks = statistics(collect(loaded.model, batches()))
-    return MeasuredRouting(loaded, "random", batches, blocks, BatchDependence(0.0, 0.0), [])
+    parts = list(collect(loaded.model, batches()))
+    best, logits = favourites(batches(), parts, P), concatenate(parts).logits
+    none = BatchDependence(0.0, 0.0)
+    return MeasuredRouting(
+        loaded, "random", batches, logits, statistics(parts), best, none, findings=[]
+    )
 
 
 @pytest.mark.parametrize("router", [TokenChoice(k=2), ExpertChoice()])

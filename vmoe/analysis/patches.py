@@ -46,6 +46,10 @@ class Favourites(NamedTuple):
     images: Int[np.ndarray, "e x"]
     places: Int[np.ndarray, "e x"]
 
+    def first(self, top: int) -> "Favourites":
+        """The best of them."""
+        return Favourites(*(field[:, :top] for field in self))
+
 
 def favourites(
     batches: Iterable[Labelled], parts: Iterable[Collected], patch_size: int, *, top: int = 10

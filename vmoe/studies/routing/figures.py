@@ -24,6 +24,8 @@ FACTORS = (0.125, 0.25, 0.375, 0.5, 0.75, 1.0, 1.5)
 """Capacity factors of the curves; beside them every choice is dropped."""
 SHOWN_FACTORS = (0.5, 0.25, 0.125)
 """Those at which images are shown."""
+PATCHES = 10
+"""Patches per expert that are shown."""
 DPI = 100
 OF_CLASSES = ("capacity_curves", "experts_by_class", "k_at_inference", "random_routers")
 """Figures of images whose classes are known."""
@@ -64,7 +66,9 @@ def plots_of(config: ViTConfig) -> dict[str, Draw]:
     """
     routers = [moe.router for moe in config.moe_blocks.values()]
     draw: dict[str, Draw] = {
-        "favourite_patches": lambda routing: plots.favourite_patches(routing.favourites()),
+        "favourite_patches": lambda routing: plots.favourite_patches(
+            {i: best.first(PATCHES) for i, best in routing.favourites.items()}
+        ),
         "random_routers": _random_routers,
     }
     if not any(isinstance(router, Soft) for router in routers):
@@ -167,6 +171,5 @@ def _k_at_inference(routing: MeasuredRouting) -> Figure:
 
 
 def _random_routers(routing: MeasuredRouting) -> Figure:
-    own = concatenate(collect(routing.loaded.model, routing.batches()))
     logits = with_random_routers(routing.loaded.model, routing.batches())
-    return plots.random_routers(logits, own.logits, own.labels)
+    return plots.random_routers(logits, routing.logits, routing.labels)

@@ -6,14 +6,14 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Float, Int
 
 from vmoe.analysis.collect import Collected, Labelled, collect, concatenate, without_padding
 from vmoe.analysis.compare import Agreement, agreement, saturation
 from vmoe.analysis.effects import BatchDependence, batch_dependence
 from vmoe.analysis.export import export
 from vmoe.analysis.health import Finding, findings
-from vmoe.analysis.patches import Favourites, favourites
+from vmoe.analysis.patches import Favourites, with_favourites
 from vmoe.analysis.statistics import BlockStatistics, statistics
 from vmoe.data.pipeline import evaluation_order
 from vmoe.data.sources import Source
@@ -24,6 +24,8 @@ from vmoe.nn.vit import ViT
 
 Batches = Callable[[], Iterator[Labelled]]
 """Reads the images from the first one on."""
+FAVOURITES = 12
+"""Patches per expert that are kept."""
 
 
 class MeasuredRouting(NamedTuple):
@@ -33,7 +35,9 @@ class MeasuredRouting(NamedTuple):
         loaded: the model.
         data: name of the data set, for people.
         batches: gives its batches.
+        logits: of each image.
         blocks: the statistics by sparse block.
+        favourites: by sparse block, the patches that each expert weighs most.
         dependence: how much predictions depend on the other images of a batch.
         findings: what is wrong; empty if nothing is.
     """
@@ -41,7 +45,9 @@ class MeasuredRouting(NamedTuple):
     loaded: Loaded
     data: str
     batches: Batches
+    logits: Float[np.ndarray, "b y"]
     blocks: dict[int, BlockStatistics]
+    favourites: dict[int, Favourites]
     dependence: BatchDependence
     findings: list[Finding]
 
@@ -56,12 +62,6 @@ class MeasuredRouting(NamedTuple):
         """The classes of each image; padded with -1."""
         return next(iter(self.blocks.values())).labels
 
-    def favourites(self, *, top: int = 10) -> dict[int, Favourites]:
-        """See ``vmoe.analysis.patches.favourites``; every image is read once more."""
-        shown, read = itertools.tee(self.batches())  # advance together, so one batch is held
-        parts = collect(self.loaded.model, read)
-        return favourites(shown, parts, self.loaded.model.config.patch_size, top=top)
-
 
 def measure_routing(
     loaded: Loaded,
@@ -72,7 +72,7 @@ def measure_routing(
     batch_size: int = 64,
     on_batch: Callable[[], None] = lambda: None,
 ) -> MeasuredRouting:
-    """Measures the routing of every image, and judges it.
+    """Measures the routing of every image in one pass, and judges it.
 
     Args:
         data: name of the data set, for people.
@@ -84,11 +84,22 @@ def measure_routing(
     Raises:
         UsageError: there is no image, or no sparse block.
     """
-    blocks = statistics(_collected(loaded, batches(), on_batch))
+    logits: list[np.ndarray] = []
+    best: dict[int, Favourites] = {}
+
+    def note(part: Collected) -> None:
+        logits.append(part.logits)
+        on_batch()
+
+    shown, read = itertools.tee(batches())  # advance together, so one batch is held
+    parts = _collected(loaded, read, note)
+    patch_size = loaded.model.config.patch_size
+    blocks = statistics(with_favourites(best, shown, parts, patch_size, top=FAVOURITES))
     images = np.concatenate([without_padding(batch) for batch in reordered])
     dependence = batch_dependence(loaded.model, images, batch_size=batch_size)
     found = findings(loaded.model.config, blocks, dependence)
-    return MeasuredRouting(loaded, data, batches, blocks, dependence, found)
+    every = np.concatenate(logits)
+    return MeasuredRouting(loaded, data, batches, every, blocks, best, dependence, found)
 
 
 def write_routing(
@@ -106,15 +117,16 @@ def write_routing(
         on_batch: called after each batch.
     """
     read, batches = itertools.tee(routing.batches())  # advance together, so one batch is held
-    export(path, _collected(routing.loaded, batches, on_batch), _indices(source, read))
+    parts = _collected(routing.loaded, batches, lambda _: on_batch())
+    export(path, parts, _indices(source, read))
 
 
 def _collected(
-    loaded: Loaded, batches: Iterable[Labelled], on_batch: Callable[[], None]
+    loaded: Loaded, batches: Iterable[Labelled], on_part: Callable[[Collected], None]
 ) -> Iterator[Collected]:
     for part in collect(loaded.model, batches):
         yield part
-        on_batch()
+        on_part(part)
 
 
 def _indices(source: Source, batches: Iterable[Labelled]) -> Iterator[Int[np.ndarray, "_"]]:

@@ -12,8 +12,6 @@ from vmoe.analysis.collect import without_padding
 from vmoe.studies.routing.measure import MeasuredRouting
 from vmoe.workdir.layout import replace_text
 
-FAVOURITES = 12  # patches per expert
-
 
 def count_passes(measured: Sequence[MeasuredRouting], *, remove: bool = True) -> int:
     """The largest number of calls of ``write_page``'s ``on_step``."""
@@ -43,7 +41,7 @@ def write_page(
             routing.loaded.model,
             *of_page,
             routing.blocks,
-            routing.favourites(top=FAVOURITES),
+            routing.favourites,
             sigmoid=routing.loaded.sigmoid,
             remove=remove,
             on_step=on_step,
