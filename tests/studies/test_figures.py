@@ -2,6 +2,7 @@
 
 import functools
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 from tests.random_models import random_images, random_params
 from vmoe import models
 from vmoe.analysis import collect, concatenate, labelled, statistics
+from vmoe.analysis.collect import Labelled
 from vmoe.analysis.effects import BatchDependence
 from vmoe.analysis.patches import favourites
 from vmoe.checkpoints.stored import Origin
@@ -17,7 +19,7 @@ from vmoe.config import ExpertChoice, MoEConfig, RoutingOverrides, TokenChoice, 
 from vmoe.config.preprocessing import Preprocessing
 from vmoe.factory import Loaded
 from vmoe.studies.routing.figures import OF_CLASSES, plots_of, write_plots
-from vmoe.studies.routing.measure import MeasuredRouting
+from vmoe.studies.routing.measure import MeasuredRouting, measure_routing
 
 IMAGES, P = random_images(b=8), 8
 
@@ -35,10 +37,8 @@ def measured(loaded: Loaded, labels: np.ndarray | None = None) -> MeasuredRoutin
     batches = functools.partial(labelled, IMAGES, labels, batch_size=8)
     parts = list(collect(loaded.model, batches()))
     best, logits = favourites(batches(), parts, P), concatenate(parts).logits
-    none = BatchDependence(0.0, 0.0)
-    return MeasuredRouting(
-        loaded, "random", batches, logits, statistics(parts), best, none, findings=[]
-    )
+    of_data = loaded, "random", batches, logits, statistics(parts), best
+    return MeasuredRouting(*of_data, BatchDependence(0.0, 0.0), findings=[])
 
 
 @pytest.mark.parametrize("router", [TokenChoice(k=2), ExpertChoice()])
@@ -85,3 +85,21 @@ def test_k_goes_up_to_the_fewest_experts_of_layers_that_differ_and_stands_beside
     (ax,) = plots_of(loaded.model.config)["k_at_inference"](routing).axes
     # capacity 20; and of 4 images with 17 tokens k / 4, rounded up to a multiple of 4
     assert [tick.get_text() for tick in ax.get_xticklabels()] == ["1\n20", "2\n20–36"]
+
+
+def test_statistics_logits_and_favourite_patches_are_measured_in_one_pass() -> None:
+    loaded, passes = loaded_of(LAYERS[0]), []
+
+    def batches() -> Iterator[Labelled]:
+        passes.append(1)
+        return labelled(IMAGES, batch_size=3)  # the last one is padded
+
+    reordered = labelled(IMAGES[:4], batch_size=4)
+    routing = measure_routing(loaded, "random", batches, reordered, batch_size=4)
+    assert len(passes) == 1
+    parts = list(collect(loaded.model, batches()))
+    np.testing.assert_array_equal(routing.logits, concatenate(parts).logits)
+    np.testing.assert_array_equal(routing.blocks[0].uses, statistics(parts)[0].uses)
+    expected = favourites(batches(), parts, P, top=3)[0]
+    for ours, theirs in zip(routing.favourites[0].first(3), expected, strict=True):
+        np.testing.assert_array_equal(ours, theirs)
