@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from vmoe.analysis import BlockStatistics
+from vmoe.analysis import BlockStatistics, block_measures
 from vmoe.nn.inputs import has_label
 from vmoe.studies.routing.measure import Comparison, MeasuredRouting
 
@@ -41,7 +41,7 @@ def _measures(block: BlockStatistics, classes: int) -> dict[str, Any]:
         "load": block.load.tolist(),
         "importance": block.importance.tolist(),
         "dropped": block.dropped,
-        "unprocessed": block.unprocessed / max(1, block.tokens),
+        "unprocessed": block_measures(vars(block))["unprocessed"],
         "kept_share": block.kept_share,
         "kept_by_priority": block.kept_by_priority.tolist(),
         "choices_by_priority": block.choices_by_priority.tolist(),
