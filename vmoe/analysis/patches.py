@@ -47,7 +47,7 @@ class Favourites(NamedTuple):
     places: Int[np.ndarray, "e x"]
 
     def first(self, top: int) -> "Favourites":
-        """The best of them."""
+        """Those of at most so many images, the best ones."""
         return Favourites(*(field[:, :top] for field in self))
 
 
