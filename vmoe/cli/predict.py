@@ -54,7 +54,7 @@ def run(argv: Sequence[str]) -> None:
     add = unreadable.append if len(paths) > 1 else None  # the only image: its error is raised
     predictions = predict(loaded, paths, top=args.top, on_unreadable=add)
     if args.json:
-        print_json([dataclasses.asdict(prediction) for prediction in predictions])
+        print_json(list(predictions))
     else:
         for prediction in predictions:
             _print(prediction, sigmoid=loaded.sigmoid)

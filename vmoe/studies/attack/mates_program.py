@@ -24,7 +24,7 @@ from vmoe.studies.attack.config import AttackConfig
 from vmoe.studies.attack.images import label_loss, routing_of, sign_steps
 
 
-class Routing(NamedTuple):
+class GroupRouting(NamedTuple):
     """The routing of groups of m images, one of them a victim: what is traced.
 
     Attributes:
@@ -52,7 +52,9 @@ class Outcome(NamedTuple):
     dropped: Float[np.ndarray, "b *x"]
 
 
-def with_room(model: ViT, setting: RoutingOverrides, n: int, place: int) -> tuple[ViT, Routing]:
+def with_room(
+    model: ViT, setting: RoutingOverrides, n: int, place: int
+) -> tuple[ViT, GroupRouting]:
     """The model with slots for every token of a group, and the routing of the setting in it.
 
     Args:
@@ -68,7 +70,7 @@ def with_room(model: ViT, setting: RoutingOverrides, n: int, place: int) -> tupl
     }
     size = next(iter(model.config.moe_blocks.values())).images_per_group
     traced, priorities = jax.tree.map(jnp.int32, (slots, numbers))
-    routing = Routing(traced, priorities, jnp.arange(size) == place)
+    routing = GroupRouting(traced, priorities, jnp.arange(size) == place)
     roomy = dataclasses.replace(setting, priority=None).apply(model.config)
     roomy = roomy.with_layers(
         lambda moe: replace(moe, capacity=n * moe.images_per_group, dropless=False)
@@ -77,7 +79,7 @@ def with_room(model: ViT, setting: RoutingOverrides, n: int, place: int) -> tupl
 
 
 def _forward(
-    model: ViT, routing: Routing, groups: jax.Array, valid: jax.Array
+    model: ViT, routing: GroupRouting, groups: jax.Array, valid: jax.Array
 ) -> tuple[jax.Array, dict[int, Record]]:
     """The logits (g, m, y) and the records."""
     g, m = groups.shape[:2]
@@ -91,7 +93,7 @@ def _forward(
 @models.compiled
 def predict_victims(
     model: ViT,
-    routing: Routing,
+    routing: GroupRouting,
     groups: Float[Array, "g x h w 3"],
     labels: Int[Array, "g l"],
     mates: Bool[Array, ""],
@@ -118,7 +120,7 @@ def predict_victims(
 def climb(
     model: ViT,
     config: AttackConfig,
-    routing: Routing,
+    routing: GroupRouting,
     groups: Float[Array, "g x h w 3"],
     largest: Float[Array, ""],
 ) -> tuple[Float[Array, "g x h w 3"], Float[Array, "g 2"]]:

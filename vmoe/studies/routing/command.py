@@ -17,7 +17,7 @@ from vmoe.errors import CheckFailed, UsageError, one_line
 if TYPE_CHECKING:
     from vmoe.evaluate.sample import Sample
     from vmoe.factory import Loaded
-    from vmoe.studies.routing.measure import Comparison, MeasuredRouting
+    from vmoe.studies.routing.measure import MeasuredRouting
 
 FEW = 256  # images that are predicted in several orders, or compared between two models
 
@@ -120,7 +120,7 @@ def _check(models: "list[Loaded]") -> None:
 def _print(
     args: RoutingArgs,
     measured: "list[MeasuredRouting]",
-    compared: "dict[int, Comparison] | None",
+    compared: dict[int, dict[str, float | None]] | None,
 ) -> None:
     from vmoe.data.pipeline import ORDER
     from vmoe.studies.routing import report
@@ -130,8 +130,7 @@ def _print(
         if compared is None:
             print_json(first)
         else:
-            own = {"compared": report.compared_values(compared)}
-            print_json([first, *(other | own for other in others)])
+            print_json([first, *(other | {"compared": compared} for other in others)])
         return
     for routing in measured:
         title = f"{routing.model_name}, on {routing.data}, {args.batch_size} images per batch"

@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from vmoe.analysis.collect import Collected, Labelled, collect, concatenate, without_padding
-from vmoe.analysis.compare import Agreement, agreement, saturation
+from vmoe.analysis.compare import agreement, saturation
 from vmoe.analysis.effects import BatchDependence, batch_dependence
 from vmoe.analysis.export import export
 from vmoe.analysis.health import Finding, findings
@@ -139,26 +139,19 @@ def _indices(source: Source, batches: Iterable[Labelled]) -> Iterator[Int[np.nda
         start += len(images)
 
 
-class Comparison(NamedTuple):
-    """How much the routers of a block agree in two models, on the tokens of the same images.
-
-    Attributes:
-        agreement: between experts that correspond; see ``vmoe.analysis.agreement``.
-        same_choices: fraction of the first model's choices that the other makes too, which means
-            something for two steps of a run; None where tokens do not choose.
-    """
-
-    agreement: Agreement
-    same_choices: float | None
-
-
 def compare_routing(
     one: ViT, other: ViT, batches: Iterable[Labelled], other_batches: Iterable[Labelled]
-) -> dict[int, Comparison]:
-    """By sparse block; empty unless both models have the same sparse blocks and number of tokens.
+) -> dict[int, dict[str, float | None]]:
+    """How much the routers of two models agree on the tokens of the same images.
 
     Args:
         batches, other_batches: of the same images, each as its model wants them.
+
+    Returns:
+        by sparse block: "agreement" and "agreement_by_chance" between experts that correspond, see
+        ``vmoe.analysis.agreement``; and "same_choices", the fraction of the first model's choices
+        that the other makes too, which means something for two steps of a run; None where tokens do
+        not choose. It is empty unless both models have the same sparse blocks and number of tokens.
     """
     if one.config.sparse_blocks != other.config.sparse_blocks:
         return {}
@@ -169,4 +162,7 @@ def compare_routing(
         for model, images in ((one, batches), (other, other_batches))
     )
     same = saturation(first, second)
-    return {i: Comparison(x, same.get(i)) for i, x in agreement(first, second).items()}
+    return {
+        i: {"agreement": share, "agreement_by_chance": by_chance, "same_choices": same.get(i)}
+        for i, (_, share, by_chance) in agreement(first, second).items()
+    }

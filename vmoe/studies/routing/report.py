@@ -5,7 +5,7 @@ from typing import Any
 
 from vmoe.analysis import BlockStatistics, block_measures
 from vmoe.nn.inputs import has_label
-from vmoe.studies.routing.measure import Comparison, MeasuredRouting
+from vmoe.studies.routing.measure import MeasuredRouting
 
 COLUMNS = (
     "block",
@@ -80,18 +80,12 @@ def _with_null(measures: Mapping[str, Any], name: str) -> str:
 COMPARED = ("block", "corresponding experts (by chance)", "same choices")
 
 
-def compared_rows(compared: Mapping[int, Comparison]) -> Iterator[tuple[str, ...]]:
+def compared_rows(compared: Mapping[int, Mapping[str, Any]]) -> Iterator[tuple[str, ...]]:
     """A row for each sparse block of two models, under ``COMPARED``."""
-    for i, ((_, share, by_chance), same) in compared.items():
-        yield str(i), f"{share:.1%} ({by_chance:.1%})", "-" if same is None else f"{same:.1%}"
-
-
-def compared_values(compared: Mapping[int, Comparison]) -> dict[str, Any]:
-    """The comparison as values of JSON, by sparse block."""
-    return {
-        str(i): {"agreement": share, "agreement_by_chance": by_chance, "same_choices": same}
-        for i, ((_, share, by_chance), same) in compared.items()
-    }
+    for i, block in compared.items():
+        same = block["same_choices"]
+        experts = f"{block['agreement']:.1%} ({block['agreement_by_chance']:.1%})"
+        yield str(i), experts, "-" if same is None else f"{same:.1%}"
 
 
 def remarks(routing: MeasuredRouting) -> Iterator[str]:
