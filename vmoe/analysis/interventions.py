@@ -7,7 +7,6 @@ program serves all their values. ``inner`` is the router that is changed; the la
 """
 
 import functools
-from typing import get_args
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +14,7 @@ from jaxtyping import Array, Bool, Int
 
 from vmoe.axes import Decision, Route, RouterInputs, Routing
 from vmoe.config import MoEConfig
-from vmoe.config.routers import Priority, TokenChoice
+from vmoe.config.routers import PRIORITIES, TokenChoice
 from vmoe.errors import UsageError
 from vmoe.routing import router_of, token_choice
 from vmoe.routing.top_k import gates_of
@@ -88,7 +87,7 @@ def limited(
 
     Args:
         slots: slots per expert and group; with 0 every choice is dropped.
-        priority: number of a priority in ``vmoe.config.routers.Priority``.
+        priority: number of a priority in ``vmoe.config.routers.PRIORITIES``.
         k: experts per token; those of the layer if None.
 
     Raises:
@@ -110,7 +109,7 @@ def limited(
             draw=inputs.draw,
             ranks=k,
         )
-        branches = [functools.partial(assign, priority=name) for name in get_args(Priority)]
+        branches = [functools.partial(assign, priority=name) for name in PRIORITIES]
         routing = jax.lax.switch(priority, branches)
         return Decision(gates, token_choice.first_slots(routing, slots), {})
 
