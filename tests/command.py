@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 ROOT = Path(__file__).parents[1]
-TINY = str(ROOT / "configs" / "tiny.py")
+TINY = str(ROOT / "tests" / "tiny.py")
 # A fork would lack the threads that these libraries start when they are imported.
 ONE_THREAD = {"OPENBLAS_NUM_THREADS": "1", "JE_ARROW_MALLOC_CONF": "background_thread:false"}
 TIMEOUT = 300  # seconds to wait for a command to exit or reach a state; none needs a tenth

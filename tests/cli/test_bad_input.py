@@ -295,7 +295,7 @@ CASES: dict[str, tuple[list[str], str]] = {
     "no weights": (["inspect", "gone"], "vmoe: gone: no such file or folder"),
     "blocks": (
         ["upcycle", "{run}", "new", "--blocks", "last9"],
-        "vmoe: blocks=last9: use every2, or last1 to last1 in a model of 2 blocks (--blocks)",
+        "vmoe: blocks=last9: one block has no second: use 0 (--blocks)",
     ),
     "shards": (
         ["convert", "{run}", "new", "--format", "published", "--shards", "0"],
@@ -588,7 +588,7 @@ NO_LR = dict.fromkeys(("head", "routers", "experts", "others"), 0.0)
         (lambda: with_value("model.patch_size", 3), {"model.patch_size": 3, "model.image_size": 8},
          "a divisor of the image size"),
         (lambda: with_value("model.sparse_blocks", (2,)),
-         {"model.sparse_blocks": (2,), "model.depth": 2}, "ascending numbers below the depth"),
+         {"model.sparse_blocks": (2,), "model.depth": 1}, "ascending numbers below the depth"),
         (lambda: with_value("model.moe.num_experts", 1),
          {"model.moe.router.k": 2, "model.moe.num_experts": 1}, "lower k"),
         (lambda: with_value("optim.lr_factors", NO_LR),

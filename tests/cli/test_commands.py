@@ -23,8 +23,6 @@ from tests.run_folder import with_corrupt_newest
 from vmoe.data.sources import open_source
 from vmoe.evaluate.table import COLUMNS
 
-ONE_BLOCK = ("--model.depth", "1", "--model.sparse-blocks", "0")  # compiles in half the time
-
 
 def test_batches_of_one_image_train_and_the_progress_line_fits_a_terminal_of_80_columns(
     tmp_path: Path,
@@ -34,7 +32,7 @@ def test_batches_of_one_image_train_and_the_progress_line_fits_a_terminal_of_80_
     arguments = ["train", "--config", TINY, "--workdir", str(tmp_path / "run"), "--steps", "60"]
     environment = {k: v for k, v in os.environ.items() if k not in ("COLUMNS", "LINES")}
     environment |= {"TERM": "xterm"}
-    arguments += [*ONE_BLOCK, "--batch-size", "1", "--data.mixup", "0", "--log-every", "10"]
+    arguments += ["--batch-size", "1", "--data.mixup", "0", "--log-every", "10"]
     with subprocess.Popen(
         [sys.executable, "-m", "vmoe", *arguments],
         stdin=terminal, stdout=terminal, stderr=terminal, env=environment,
@@ -123,8 +121,7 @@ def expert_choice_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "from vmoe.config import ExpertChoice, load, replace\n"
         f"config = load(Path({TINY!r}))\n"
         "moe = replace(config.model.moe, router=ExpertChoice(), capacity_factor=0.5)\n"
-        "model = dict(moe=moe, depth=1, sparse_blocks=(0,))\n"
-        "config = replace(config, optim=dict(warmup_steps=0), log_every=1, model=model)\n"
+        "config = replace(config, optim=dict(warmup_steps=0), log_every=1, model=dict(moe=moe))\n"
     )
     for steps in ("1", "1", "3"):
         arguments = ("--config", folder / "recipe.py", "--workdir", folder / "run")
@@ -166,21 +163,20 @@ def test_a_run_starts_from_weights_of_timm_with_a_new_head_and_other_positions(
     arguments = ["train", "--config", TINY, "--workdir", tmp_path / "run", "--steps", "2"]
     arguments += ["--optim.warmup-steps", "1", "--init", source, "--model.patch-size", "4"]
     arguments += ["--model.width", "24", "--model.mlp-dim", "48", "--model.num-heads", "3"]
-    arguments += ["--model.num-classes", "11"]
-    dense = [*arguments, "--model.sparse-blocks"]
-    result = vmoe(*dense)
+    arguments += ["--model.num-classes", "11", "--model.depth", "2", "--model.sparse-blocks"]
+    result = vmoe(*arguments)
     assert (
         result.returncode == 2
         and "model.gelu=tanh: the parameters were trained with model.gelu=erf" in (result.stderr)
     )
-    result = vmoe(*dense, "--model.gelu", "erf")
+    result = vmoe(*arguments, "--model.gelu", "erf")
     assert result.returncode == 0, result.stderr
     lines = result.stderr.splitlines()
     assert f"starting from {source.relative_to(ROOT)}: 37 parameters loaded" in lines
     assert "2 new: head/classes/bias, head/classes/kernel" in lines
     assert "2 dropped: head/classes/bias, head/classes/kernel" in lines
     assert "1 resized: positions/embedding" in lines
-    result = vmoe(*arguments, "--model.gelu", "erf", "--workdir", tmp_path / "sparse")
+    result = vmoe(*arguments, "1", "--model.gelu", "erf", "--workdir", tmp_path / "sparse")
     assert result.returncode == 2
     assert "blocks/1/mlp/experts/" in result.stderr and "or a partial load" in result.stderr
 

@@ -54,6 +54,7 @@ def test_an_upcycled_model_has_its_parents_logits_and_can_be_trained_on(
     result = vmoe(
         *("train", "--config", TINY, "--workdir", tmp_path / "run", "--steps", "1"),
         *("--optim.warmup-steps", "0", "--init", tmp_path / "sparse"),
+        *("--model.depth", "2", "--model.sparse-blocks", "1"),
         *("--model.moe.router.normalize-weights", "--model.moe.dropless"),
     )
     assert result.returncode == 0, result.stderr
@@ -62,11 +63,11 @@ def test_an_upcycled_model_has_its_parents_logits_and_can_be_trained_on(
 
 def test_upcycling_says_why_logits_change(average: tuple[Path, dict], tmp_path: Path) -> None:
     options = ["--no-normalize-weights", "--capacity-factor", "1.0", "--noise-std", "0.1"]
-    result = vmoe("upcycle", average[0], tmp_path / "x", "--blocks", "0,1", *options)
+    result = vmoe("upcycle", average[0], tmp_path / "x", "--blocks", "0", *options)
     assert result.returncode == 0, result.stderr
     for reason in ("are not normalised", "beyond the capacity are dropped", "noise is added"):
         assert reason in result.stdout
-    again = vmoe("upcycle", tmp_path / "x", tmp_path / "y")
+    again = vmoe("upcycle", tmp_path / "x", tmp_path / "y", "--blocks", "0")
     assert again.returncode == 2 and "is sparse already" in again.stderr
 
 
@@ -84,8 +85,8 @@ def test_pruning_reports_the_accuracy_before_and_after(tiny_run: Path, tmp_path:
     loads = statistics(collect(loaded.model, batches))[1].choices
     assert loads.sum() == 2 * 5 * len(source)  # two choices of each of five tokens
     columns = np.sort(np.argsort(-loads, kind="stable")[:2])
-    kernel = np.asarray(loaded.model.blocks[1].mlp.router.kernel[...])
-    pruned = library.load(tmp_path / "two").model.blocks[1].mlp.router.kernel[...]
+    kernel = np.asarray(loaded.model.blocks[0].mlp.router.kernel[...])
+    pruned = library.load(tmp_path / "two").model.blocks[0].mlp.router.kernel[...]
     np.testing.assert_array_equal(pruned, kernel[:, columns])
 
 

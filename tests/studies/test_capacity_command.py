@@ -107,14 +107,14 @@ def test_predict_and_load_use_it_too(run: Path, tmp_path: Path) -> None:
     ("change", "message"),
     [
         ({"format": 2}, "format 2, this version of vmoe reads 1"),
-        ({"blocks": {}}, "for sparse blocks none, but those of this model are 1"),
+        ({"blocks": {}}, "for sparse blocks none, but those of this model are 0"),
         ({"budget": "all"}, "Inference budget: Input should be a valid number"),
         (
-            {"blocks": {"1": {"k": 9, "capacity_factor": 1.0, "priority": "order"}}},
+            {"blocks": {"0": {"k": 9, "capacity_factor": 1.0, "priority": "order"}}},
             "moe.router.k=9",
         ),
         (
-            {"blocks": {"1": {"k": 0, "capacity_factor": 1.0, "priority": "order"}}},
+            {"blocks": {"0": {"k": 0, "capacity_factor": 1.0, "priority": "order"}}},
             "k=0: use at least 1",
         ),
         ('{"format": 1', "not JSON"),

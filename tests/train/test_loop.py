@@ -272,7 +272,6 @@ def test_memory_does_not_grow_over_a_thousand_steps(tmp_path: Path) -> None:
     """Measures the real command from step 500 to 1,500, with evaluations and checkpoints."""
     arguments = ["--steps", "1500", "--log-every", "50", "--ema-decay", "0.9", "--batch-size", "8"]
     arguments += ["--evaluate-every", "300", "--checkpoint-every", "300"]
-    arguments += ["--model.depth", "1", "--model.sparse-blocks", "0"]
     sizes: dict[int, float] = {}
     with start("train", "--workdir", tmp_path, "--config", TINY, *arguments) as process:
         for step in range(50, 1500, 50):

@@ -17,8 +17,7 @@ from vmoe.train.profile import parse_steps
 
 @pytest.fixture(scope="module")
 def config() -> TrainConfig:
-    model, optim = dict(depth=1, sparse_blocks=(0,)), dict(warmup_steps=0)
-    return configs.replace(configs.load(TINY), model=model, optim=optim, steps=5)
+    return configs.replace(configs.load(TINY), optim=dict(warmup_steps=0), steps=5)
 
 
 def traced_steps(folder: Path) -> list[int]:

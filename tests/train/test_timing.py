@@ -46,7 +46,6 @@ def timings(workdir: Path) -> list[dict[str, float | None]]:
 def config() -> TrainConfig:
     return configs.replace(
         configs.load(TINY),
-        model=dict(depth=1, sparse_blocks=(0,)),
         optim=dict(warmup_steps=0),
         batch_size=4,
         steps=24,

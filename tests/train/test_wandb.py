@@ -17,7 +17,7 @@ from tests.events import pictures, scalars
 pytestmark = pytest.mark.slow
 pytest.importorskip("wandb", reason="the extra wandb is not installed")
 
-TRAIN = ["train", "--config", TINY, "--model.depth", "1", "--model.sparse-blocks", "0"]
+TRAIN = ["train", "--config", TINY]
 OFFLINE = {"WANDB_MODE": "offline"}
 BLOCK, HEADER = 32768, 7  # of the log format of LevelDB, in bytes
 
