@@ -8,7 +8,9 @@ import numpy as np
 from vmoe import distributed
 from vmoe.data.pipeline import Batch, Read
 from vmoe.data.reading import Reader, read_ahead, wait_message
+from vmoe.train.pictures import examples, sheet
 from vmoe.train.setup import Run
+from vmoe.train.sinks import Entry
 from vmoe.train.state import State
 from vmoe.train.step import Inputs, make_inputs, step_key
 
@@ -57,7 +59,9 @@ def show_examples(run: Run, step: int, batch: Batch, number: int) -> None:
 
     with run.report.measure("pause"):
         images, targets, _ = (np.asarray(x.addressable_data(0)) for x in inputs(batch, number))
-        run.report.examples(step, images, targets, run.source.class_names)
+        if distributed.is_primary():
+            picture = sheet(examples(images, targets, run.source.class_names))
+            run.report.write(step, Entry(pictures={"train/examples": picture}))
 
 
 def must_stop(run: Run) -> bool:

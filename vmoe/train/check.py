@@ -23,7 +23,7 @@ from vmoe.train.lr_factors import Params
 from vmoe.train.profile import parse_steps
 from vmoe.train.state import State, abstract_state
 from vmoe.train.step import make_train_step
-from vmoe.train.wandb_writer import check_wandb
+from vmoe.train.wandb_run import check_wandb
 from vmoe.workdir.layout import has_config
 
 

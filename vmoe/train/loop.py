@@ -24,6 +24,7 @@ from vmoe.train.batches import must_stop, next_batch, open_reader, show_examples
 from vmoe.train.evaluations import evaluate_all, probe
 from vmoe.train.init import InitFrom
 from vmoe.train.setup import Run, setup
+from vmoe.train.sinks import Position
 from vmoe.train.state import (
     State,
     checkpoint_items,
@@ -31,7 +32,6 @@ from vmoe.train.state import (
     init_state,
 )
 from vmoe.train.status import NotFinite, StepStatus
-from vmoe.train.writers import Position
 from vmoe.workdir.layout import extend
 
 

@@ -10,7 +10,7 @@ import jax
 
 from vmoe import distributed
 from vmoe.errors import Failure, UsageError
-from vmoe.train.report import NullReport, Report
+from vmoe.train.report import Report
 
 
 def parse_steps(text: str, steps: int) -> tuple[int, int] | None:
@@ -48,9 +48,7 @@ class Profiler:
         steps: the first and the last one; None to trace none.
     """
 
-    def __init__(
-        self, workdir: Path, steps: tuple[int, int] | None, report: Report | NullReport
-    ) -> None:
+    def __init__(self, workdir: Path, steps: tuple[int, int] | None, report: Report) -> None:
         self._first, self._last = steps or (0, 0)
         self._folder = workdir / "profile" / f"{self._first}-{self._last}"
         self._report = report

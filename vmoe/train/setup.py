@@ -20,7 +20,7 @@ from vmoe.train.folder import open_workdir
 from vmoe.train.init import InitFrom
 from vmoe.train.messages import first_messages
 from vmoe.train.profile import Profiler
-from vmoe.train.report import NullReport, Report, make_report
+from vmoe.train.report import Report
 from vmoe.workdir.lock import lock_workdir
 
 
@@ -41,7 +41,7 @@ class Run(Checked):
     """Whether the config in the folder has fewer steps; only the primary process knows."""
     signals: Signals
     checkpoints: Checkpoints
-    report: Report | NullReport
+    report: Report
     profiler: Profiler
 
 
@@ -82,7 +82,7 @@ def setup(
     distributed.check_same(fields | options | shared(checked.environment) | {"init": record})
     config = checked.config
     open_report = functools.partial(
-        make_report, workdir, config, devices=checked.placement.devices, wandb=wandb
+        Report, workdir, config, devices=checked.placement.devices, wandb=wandb
     )
     with (
         lock_workdir(workdir),
