@@ -50,14 +50,14 @@ def evaluate_all(
 
 
 def _evaluations(run: Run, state: State) -> Iterator[NamedEvaluation]:
-    for evaluation, source in run.evaluations:
+    for evaluation, source in run.data.evaluations:
         model = evaluation.model(run.config.model)
         for weights, params in (("raw", state.params), ("ema", state.ema)):
             if params is None:
                 continue
             with run.report.pause_timer(f"evaluating {evaluation.name}"):
                 result = evaluate(
-                    models.with_params(model, params, placement=run.placement),
+                    models.with_params(model, params, placement=run.program.placement),
                     source,
                     batch_size=evaluation.batch_size,
                     preprocessing=evaluation.prepare(run.config.data, model),
@@ -74,7 +74,7 @@ def _evaluations(run: Run, state: State) -> Iterator[NamedEvaluation]:
 def _show_worst_errors(run: Run, step: int, evaluations: list[NamedEvaluation]) -> None:
     """Shows those of each set, with the moving average of the parameters if there is one."""
     last = {each.set: each for each in evaluations}
-    for config, source in run.evaluations:
+    for config, source in run.data.evaluations:
         name, weights, result = last[config.name]
         tiles = worst_errors(
             result,
@@ -96,12 +96,12 @@ def probe(run: Run, state: State, step: int, status: StepStatus) -> None:
     if distributed.any_process(run.report.has("fewshot.csv", step)):
         return
     weights, params = ("raw", state.params) if state.ema is None else ("ema", state.ema)
-    model = models.with_params(run.config.model, params, placement=run.placement)
+    model = models.with_params(run.config.model, params, placement=run.program.placement)
     try:
         with run.report.pause_timer("few-shot probes"):
             result = fewshot(
                 model,
-                run.fewshot,
+                run.data.fewshot,
                 run.config.fewshot,
                 run.config.preprocessing,
                 on_batch=lambda: check_signals(run),
