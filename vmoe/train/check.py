@@ -49,23 +49,14 @@ def open_training_data(config: TrainConfig) -> Source:
 
 
 def open_data(config: TrainConfig, source: Source) -> Data:
-    """Opens the evaluation sets and the data of few-shot probes, beside the training images.
-
-    Raises:
-        UsageError: there is no such data, or its classes are others.
-    """
+    """Opens the evaluation sets and the data of few-shot probes, beside the training images."""
     evaluations = [(each, _evaluation_source(each, config, source)) for each in config.evaluations]
     reading = dict(check=config.data.check, on_error=config.data.on_error)
     return Data(source, evaluations, open_fewshot(config.fewshot, **reading))
 
 
 def plan_program(config: TrainConfig, data: Data, *, mesh: str, fsdp: bool) -> Program:
-    """Traces the training step and the evaluations on shapes; without a collective.
-
-    Raises:
-        UsageError: the data does not fit the model, or the model or the batch cannot be split over
-            the devices.
-    """
+    """Traces the training step and the evaluations on shapes; without a collective."""
     placement = place(config.model, jax.devices(), mesh=mesh, fsdp=fsdp)
     placement.check_batch(config.batch_size, config.accumulate)
     shard, shards = placement.process_shard()

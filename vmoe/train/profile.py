@@ -20,9 +20,6 @@ def parse_steps(text: str, steps: int) -> tuple[int, int] | None:
         text: "10:15"; None is returned if it is empty.
         steps: of the run.
 
-    Raises:
-        UsageError: it has another form, or names steps that the run does not have.
-
     >>> parse_steps("10:15", 100)
     (10, 15)
     """
@@ -103,11 +100,7 @@ class Profiler:
 
     @contextlib.contextmanager
     def _errors(self) -> Iterator[None]:
-        """Turns an error of JAX's profiler into a Failure.
-
-        Raises:
-            Failure: a trace cannot be started or written.
-        """
+        """Turns an error of JAX's profiler into a Failure."""
         try:
             yield
         except (OSError, RuntimeError) as error:

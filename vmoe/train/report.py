@@ -32,9 +32,6 @@ class Report:
     Args:
         devices: number of devices that the run uses.
         wandb: the project of Weights & Biases, or empty; None without it; see ``WandbRun``.
-
-    Raises:
-        Failure: W&B cannot be started.
     """
 
     def __init__(

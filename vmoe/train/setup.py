@@ -85,11 +85,6 @@ def setup(
 
     Args:
         others: further options that have to be the same in all processes.
-
-    Raises:
-        UsageError: the folder is another run's, the data does not fit the model, the model or the
-            batch cannot be split over the devices, ``init`` has other parameters, ``profile`` is
-            wrong, W&B is not ready, or another process has other options, data or versions.
     """
     # Each process may read with as many workers as its host has cores for.
     given = json.loads(to_json(replace(config, data=dict(num_workers=0))))

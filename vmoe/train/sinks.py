@@ -99,11 +99,7 @@ class CsvFile(Sink):
         self.append(step, [row for each in entries for row in each.rows.get(self._path.name, ())])
 
     def append(self, step: int, rows: Sequence[Row]) -> None:
-        """Writes the rows of one step, all at once.
-
-        Raises:
-            Failure: the file has other columns, or cannot be written.
-        """
+        """Writes the rows of one step, all at once."""
         if not rows:
             return
         columns = ["step", *rows[0]]
@@ -122,11 +118,7 @@ class CsvFile(Sink):
         self._hash.update(content)
 
     def position(self) -> Position:
-        """The end of the file, all of which is on the disk.
-
-        Raises:
-            Failure: it cannot be written.
-        """
+        """The end of the file, all of which is on the disk."""
         if self._size:
             with write_errors(self._path), self._path.open("rb") as file:
                 os.fsync(file.fileno())
@@ -184,9 +176,6 @@ class CsvFile(Sink):
 
         Returns:
             the new name; empty if there are no rows.
-
-        Raises:
-            Failure: it cannot be renamed.
         """
         with write_errors(self._path):
             if not self._path.exists() or not self._path.stat().st_size:

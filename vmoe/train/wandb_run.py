@@ -129,12 +129,7 @@ class WandbRun(Sink):
 
 
 def _stored(workdir: Path) -> dict[str, str] | None:
-    """The id and the project of the W&B run; None if there is none.
-
-    Raises:
-        UsageError: the file is corrupt.
-        Failure: it cannot be read.
-    """
+    """The id and the project of the W&B run; None if there is none."""
     path = workdir / FILE
     try:
         stored = parse_json(retried(path, path.read_bytes))
