@@ -1,7 +1,6 @@
-"""Where the reports of a run go: an ``Entry`` is written to every ``Sink``; files among them.
+"""What a run reports, an ``Entry``, and where it goes, a ``Sink``: CSV files and TensorBoard.
 
-A new sink is a subclass of ``Sink`` with the methods that it needs, of which ``write`` is often the
-only one, and a line in ``Report``.
+A new sink: a subclass of ``Sink`` with ``write`` and what else it needs, and a line in ``Report``.
 """
 
 import contextlib
@@ -29,14 +28,14 @@ Row = dict[str, Any]
 
 
 class Entry(NamedTuple):
-    """What a run reports at once of a step.
+    """A report about one step; each part may be empty.
 
     Attributes:
-        rows: of the CSV files, by name of the file.
+        rows: of CSV files, by the name of the file.
         scalars: by tag.
         pictures: by tag.
-        texts: a line for people, in parts.
-        passing: whether the line is only of interest until the next one.
+        texts: the parts of a line for the console.
+        passing: whether a terminal replaces the line by the next one.
     """
 
     rows: Mapping[str, Sequence[Row]] = {}
@@ -47,25 +46,25 @@ class Entry(NamedTuple):
 
 
 class Sink(contextlib.AbstractContextManager["Sink"]):
-    """Where entries are written; ignores everything that a subclass does not override."""
+    """Where entries are written. A method that a subclass does not override does nothing."""
 
     def resume(self, step: int) -> None:
-        """Continues after a step; what was written of later ones will be written again."""
+        """The run continues after a step; the entries of later steps will be written again."""
 
     def write(self, step: int, entries: Sequence[Entry]) -> None:
         """Writes the entries of a step, which belong together."""
 
     def log(self, text: str) -> None:
-        """Takes a message."""
+        """The run has a message."""
 
     def step(self, step: int) -> None:
-        """Takes the number of a step when it has been dispatched."""
+        """A step was dispatched."""
 
     def activity(self, text: str) -> None:
-        """Takes what the run does between steps; empty at its end."""
+        """The run does something other than steps; empty when this ends."""
 
     def close(self, error: BaseException | None) -> None:
-        """Ends; the error is the one that ends the run, if any."""
+        """The run ends, with an error or None."""
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: object
