@@ -38,7 +38,7 @@ from vmoe.config import (
 from vmoe.data.sources import SPLITS, open_source
 from vmoe.errors import Failure, UsageError, VmoeError
 from vmoe.studies.attack.config import AttackConfig, MatesConfig
-from vmoe.train.wandb_writer import check_wandb
+from vmoe.train.wandb_run import check_wandb
 from vmoe.workdir.inference import read_inference
 from vmoe.workdir.layout import (
     read_class_names,

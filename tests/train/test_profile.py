@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -9,10 +10,13 @@ import pytest
 from tests.command import TINY
 from tests.train.test_stops import signal_at_step
 from vmoe import config as configs
-from vmoe.config import TrainConfig
+from vmoe.config import Preprocessing, TrainConfig
+from vmoe.data.pipeline import empty_batch
 from vmoe.errors import Stopped, UsageError
 from vmoe.train import train
 from vmoe.train.profile import parse_steps
+from vmoe.train.state import abstract_state
+from vmoe.train.step import make_train_step
 
 
 @pytest.fixture(scope="module")
@@ -61,3 +65,19 @@ def test_a_run_that_stops_among_the_steps_keeps_their_trace_and_one_that_is_past
 def test_other_steps_are_refused(text: str) -> None:
     with pytest.raises(UsageError, match=f"^profile={text}: give the first and the last step"):
         parse_steps(text, 100)
+
+
+def test_the_parts_of_a_step_have_names_in_its_program() -> None:
+    """In the locations of its operations, which a profiler shows."""
+    config = configs.replace(configs.load(TINY), steps=200, ema_decay=0.9, data=dict(mixup=0.2))
+    batch = empty_batch(config.batch_size, 1, Preprocessing(config.model.image_size))
+    program = make_train_step(config).lower(abstract_state(config), batch)
+    names = re.findall(r'loc\("jit\(step\)/([^"]*)"', program.as_text(debug_info=True))
+    paths = [re.findall(r"\w+", name) for name in names]  # without the parentheses of jvp(block1)
+    parts = {"embed", "attention", "mlp", "moe", "pool", "head"}
+    for path in paths:
+        if path[-1] == "dot_general":
+            assert parts.intersection(path), path
+    inner = ("block0 attention", "block0 mlp", "block1 moe gate", "block1 moe experts")
+    for part in (*inner, *parts, "mixing", "loss", "optimizer", "ema", "norms"):
+        assert any(part in " ".join(path) for path in paths), part

@@ -17,7 +17,7 @@ from tests.data.open_files import no_more_files
 from vmoe.config import load
 from vmoe.errors import Failure
 from vmoe.train.folder import open_workdir
-from vmoe.train.writers import CsvWriter
+from vmoe.train.sinks import CsvFile
 from vmoe.workdir.layout import replace_text, steps_of
 from vmoe.workdir.lock import LOCK, lock_workdir
 
@@ -66,13 +66,13 @@ def test_a_file_that_cannot_be_replaced_is_named_and_kept(tmp_path: Path) -> Non
 
 
 def test_resuming_keeps_no_more_in_memory_than_twice_the_file(tmp_path: Path) -> None:
-    writer = CsvWriter(tmp_path / "experts.csv")
+    writer = CsvFile(tmp_path / "experts.csv")
     row = {"block": 1, "expert": 2, "load": 0.123456, "importance": 0.123456}
     for step in range(1, 6):
         writer.append(step, [row] * 10_000)
     position = writer.position()
     tracemalloc.start()
-    again = CsvWriter(tmp_path / "experts.csv")
+    again = CsvFile(tmp_path / "experts.csv")
     assert again.restore(5, position) == "" and again.last_step == again.stored_step() == 5
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
@@ -83,7 +83,7 @@ def test_resuming_keeps_no_more_in_memory_than_twice_the_file(tmp_path: Path) ->
 def test_rows_that_are_set_aside_replace_no_others(tmp_path: Path) -> None:
     names = []
     for rows in (2, 1, 3):  # the second run stops earlier, the third later
-        writer = CsvWriter(tmp_path / "metrics.csv")
+        writer = CsvFile(tmp_path / "metrics.csv")
         for step in range(1, rows + 1):
             writer.append(step, [{"loss": 0.5}])
         names.append(writer.set_aside())
@@ -96,7 +96,7 @@ def test_steps_and_rows_that_cannot_be_read_for_a_moment_are_read_again(tmp_path
     (tmp_path / "checkpoints" / "20").mkdir(parents=True)
     with no_more_files(0.05):
         assert steps_of(tmp_path) == [20]
-    writer = CsvWriter(tmp_path / "metrics.csv")
+    writer = CsvFile(tmp_path / "metrics.csv")
     writer.append(7, [{"loss": 0.5}])
     position = writer.position()
     with no_more_files(0.05):

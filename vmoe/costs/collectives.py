@@ -61,9 +61,6 @@ def parse_collectives(text: str) -> list[Collective]:
 
     Args:
         text: ``jitted.lower(...).compile(COMPILER_OPTIONS).as_text()``.
-
-    Raises:
-        ValueError: the replica groups are written in an unknown form.
     """
     program = Program(text)
     collectives = []

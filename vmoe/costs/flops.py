@@ -12,12 +12,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn
+from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, Var
 
 from vmoe import models
 from vmoe.axes import Record, Routing
 from vmoe.config import MoEConfig, TokenChoice, ViTConfig, replace
-from vmoe.costs.arrays import array
 from vmoe.nn.keys import InitKeys
 from vmoe.nn.moe import MoE
 from vmoe.nn.patches import num_tokens
@@ -63,9 +62,6 @@ def flops_to_logits(config: ViTConfig) -> float:
     """FLOPs per image that the logits depend on; fewer than all if they use only the class token.
 
     In a sparse last block, all slots for class tokens count, filled or not.
-
-    Raises:
-        UsageError: the capacity leaves no slot.
     """
     jaxpr, b, _, _ = _trace(config)
     return count_flops(jaxpr) / b
@@ -76,9 +72,6 @@ def training_flops(config: ViTConfig) -> float:
 
     Three times those of the forward pass: the backward pass has two matmuls for each of them.
     Recomputing activations does not count (PaLM, arXiv 2204.02311, appendix B).
-
-    Raises:
-        UsageError: the capacity leaves no slot.
     """
     return 3 * flops_to_logits(config)
 
@@ -91,9 +84,6 @@ def sparse_layer_flops(config: ViTConfig, moe: MoEConfig, *, class_token_only: b
         moe: of the layer.
         class_token_only: count what the class tokens depend on, as in a last block whose other
             tokens nothing reads.
-
-    Raises:
-        UsageError: the capacity leaves no slot.
     """
     n, moe = num_tokens(config), _countable_layer(moe)
 
@@ -172,7 +162,9 @@ def _equation_flops(equation: JaxprEqn) -> int:
     inner = [count_flops(jaxpr) for jaxpr in _inner_jaxprs(equation)]
     match equation.primitive.name:
         case "dot_general":
-            return _dot_flops(equation)
+            (contracted, _), _ = equation.params["dimension_numbers"]
+            left, outputs = array(equation.invars[0]).shape, array(equation.outvars[0]).shape
+            return 2 * math.prod(outputs) * math.prod(left[i] for i in contracted)
         case "scan":
             return equation.params["length"] * sum(inner)
         case "cond":
@@ -187,18 +179,19 @@ def _equation_flops(equation: JaxprEqn) -> int:
     return sum(inner)
 
 
-def _dot_flops(equation: JaxprEqn) -> int:
-    left, _ = (array(x).shape for x in equation.invars)
-    (contracted, _), _ = equation.params["dimension_numbers"]
-    return 2 * math.prod(array(equation.outvars[0]).shape) * math.prod(left[i] for i in contracted)
-
-
 def _inner_jaxprs(equation: JaxprEqn) -> Iterator[Jaxpr]:
     for value in jax.tree.leaves(list(equation.params.values())):
         if isinstance(value, ClosedJaxpr):
             yield value.jaxpr
         elif isinstance(value, Jaxpr):
             yield value
+
+
+def array(value: Var | Literal) -> jax.core.ShapedArray:
+    """The shape and dtype of an input or output of an operation."""
+    if not isinstance(value.aval, jax.core.ShapedArray):
+        raise TypeError(f"{value} is not an array: {value.aval}")
+    return value.aval
 
 
 def _size(params: nnx.State) -> int:

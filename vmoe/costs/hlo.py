@@ -71,7 +71,7 @@ def size(shape: str) -> float:
     32.0
     """
     arrays = re.findall(r"\w+\[[\d,]*\]", shape)
-    return sum(_itemsize(array) * math.prod(_dims(array)) for array in arrays)
+    return sum(_itemsize(array) * math.prod(_ints(array.partition("[")[2])) for array in arrays)
 
 
 def replica_group(attributes: str) -> tuple[int, ...]:
@@ -120,10 +120,6 @@ def _itemsize(array: str) -> float:
     """Bytes per element: 4 for "f32[2,3]", 1 for "pred[]"."""
     bits = re.search(r"\d+", array.partition("[")[0])
     return int(bits[0]) / 8 if bits else 1.0
-
-
-def _dims(array: str) -> list[int]:
-    return _ints(array.partition("[")[2])
 
 
 def _ints(text: str) -> list[int]:

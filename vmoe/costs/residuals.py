@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import jax
 from jax.extend.core import Jaxpr, JaxprEqn, Var
 
-from vmoe.costs.arrays import array
+from vmoe.costs.flops import array
 
 _WITHOUT_COPY = ("reshape", "squeeze", "expand_dims", "convert_element_type")
 

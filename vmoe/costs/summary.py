@@ -21,9 +21,6 @@ def summarize(config: ViTConfig, *, title: str = "model") -> str:
 
     Args:
         title: printed above the table.
-
-    Raises:
-        UsageError: the capacity leaves no slot.
     """
     costs = cost(config)
     text = io.StringIO()

@@ -38,6 +38,7 @@ class Attention(nnx.MultiHeadAttention):
             rngs=rngs,
         )
 
+    @jax.named_scope("attention")
     def __call__(
         self,
         queries: Float[Array, "b q d"],

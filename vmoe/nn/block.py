@@ -94,9 +94,10 @@ class Block(nnx.Module):
         tokens += self.dropout(attended, deterministic=key is None, rngs=dropout_key)
         normed, record = self.norm2(tokens), None
         if isinstance(self.mlp, MoE):
-            change, record = self.mlp(
-                normed, valid, mlp_key, class_token_only=class_token_only, decide=decide
-            )
+            with jax.named_scope("moe"):
+                change, record = self.mlp(
+                    normed, valid, mlp_key, class_token_only=class_token_only, decide=decide
+                )
         else:
             change = self.mlp(normed, mlp_key)
         return BlockOutputs(tokens[:, : change.shape[1]] + change, attended, change, record)

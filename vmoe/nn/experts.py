@@ -45,6 +45,7 @@ class Experts(nnx.Module):
         self.down = ExpertLinear(num_experts, mlp_dim, width, shared_init=shared_init, rngs=rngs)
         self.hidden = hidden
 
+    @jax.named_scope("experts")
     def __call__(
         self, slots: Float[Array, "g e c d"], key: MaybeKey = None
     ) -> Float[Array, "g e c d"]:
@@ -52,6 +53,7 @@ class Experts(nnx.Module):
         up, down = self.up.params(), self.down.params()
         return implementations.batched(up, down, slots, self.hidden, key)
 
+    @jax.named_scope("experts")
     def on_rows(
         self,
         rows: Float[Array, "r d"],

@@ -59,6 +59,7 @@ class Head(nnx.Module):
         """Inputs of the last linear layer: the pre-logits, if any."""
         return pooled if self.pre_logits is None else jnp.tanh(self.pre_logits(pooled))
 
+    @jax.named_scope("head")
     def __call__(self, pooled: Float[Array, "b d"]) -> Float[Array, "b y"]:
         features = self.features(pooled)
         return features.astype(jnp.float32) if self.classes is None else self.classes(features)

@@ -1,11 +1,13 @@
 """Losses of the logits."""
 
+import jax
 import numpy as np
 import optax
 from jaxtyping import Array, Float, Int
 from scipy.special import expit, softmax
 
 
+@jax.named_scope("loss")
 def cross_entropy(
     logits: Float[Array, "b y"], labels: Float[Array, "b y"], kind: str
 ) -> Float[Array, "b"]:

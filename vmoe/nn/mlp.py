@@ -67,5 +67,6 @@ class Mlp(nnx.Module):
         self.down = nnx.Linear(mlp_dim, width, **init)
         self.hidden = hidden
 
+    @jax.named_scope("mlp")
     def __call__(self, x: Float[Array, "*b d"], key: MaybeKey = None) -> Float[Array, "*b d"]:
         return self.hidden(self.up(x), self.down, key)

@@ -29,6 +29,7 @@ def part_of(path: tuple[str | int, ...]) -> str:
     return next((part for word, part in PARTS.items() if word in path), NORMS)
 
 
+@jax.named_scope("norms")
 def norms_by_part(tree: Any) -> dict[str, Float[Array, ""]]:
     """The Euclidean norm of each part of a tree of arrays shaped like a model's parameters."""
     squares: dict[str, Array] = {}

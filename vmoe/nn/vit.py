@@ -136,6 +136,7 @@ class ViT(nnx.Module):
 
     eval = train
 
+    @jax.named_scope("embed")
     def embed(self, images: Images, key: MaybeKey = None) -> Float[Array, "b n d"]:
         """The class token, if any, and the patch embeddings, plus positions; normalised if the
         config has ``pre_norm``.
@@ -203,10 +204,12 @@ class ViT(nnx.Module):
                 decide=deciders.get(i),
             )
             run = functools.partial(rematerialized, run) if self.config.remat else run
-            outputs = run(self.blocks[i], self.placement.images(tokens), valid, block_key)
+            with jax.named_scope(f"block{i}"):
+                outputs = run(self.blocks[i], self.placement.images(tokens), valid, block_key)
             tokens = outputs.tokens
             yield outputs
 
+    @jax.named_scope("pool")
     def pool(self, tokens: Float[Array, "b n d"]) -> Float[Array, "b d"]:
         """The features of each image, see ``ViTConfig.pooling``."""
         if self.attention_pool is not None:

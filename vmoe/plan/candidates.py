@@ -10,6 +10,7 @@ Nothing is allocated or run. Identical blocks are traced and compiled once (``se
 """
 
 import dataclasses
+import re
 from collections.abc import Iterable, Sequence
 
 import jax
@@ -24,12 +25,12 @@ from vmoe.mesh import place
 from vmoe.plan.communication import Communication, communication
 from vmoe.plan.memory import Memory, memory
 from vmoe.plan.segments import segments
-from vmoe.plan.units import parse_bytes
 from vmoe.sharding import Placement
 from vmoe.train.state import abstract_state
 
 UTILIZATION = 0.4
 """Assumed fraction of the peak FLOP/s that matmuls reach."""
+UNITS = {"GB": 1e9, "GiB": 2.0**30, "MB": 1e6, "MiB": 2.0**20, "kB": 1e3}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,7 +111,11 @@ def plan(
     limit = parse_bytes(device_memory) if device_memory else spec.memory
     placements = _placements(config, hypothetical_devices(devices), mesh)
     placements[0].check_batch(config.batch_size, config.accumulate)
-    candidates = _candidates(config, placements)
+    state = abstract_state(config)
+    candidates = {  # without times
+        p: Candidate(f"data={p.data},expert={p.expert}", p.fsdp, memory(config, p, state))
+        for p in placements
+    }
     feasible = {p: c for p, c in candidates.items() if c.memory.total <= limit}
     if not feasible:
         raise Failure(_too_large(config, candidates.values(), limit, devices))
@@ -129,6 +134,19 @@ def plan(
         feasible=tuple(sorted(timed, key=lambda c: c.step_seconds)),
         infeasible=tuple(sorted(infeasible, key=lambda c: c.memory.total)),
     )
+
+
+def parse_bytes(device_memory: str) -> float:
+    """Parses an amount of memory, such as "80GB" or "74.5 GiB", to bytes.
+
+    >>> parse_bytes("1.5kB")
+    1500.0
+    """
+    amount = re.fullmatch(r"(\d+(?:\.\d+)?) ?([A-Za-z]+)", device_memory)
+    if not amount or amount[2] not in UNITS:
+        problem = f"use a number and one of {', '.join(UNITS)}"
+        raise UsageError(problem, device_memory=device_memory)
+    return float(amount[1]) * UNITS[amount[2]]
 
 
 def hypothetical_devices(count: int) -> Sequence[jax.Device]:
@@ -176,15 +194,6 @@ def _placements(config: TrainConfig, devices: Sequence[jax.Device], mesh: str) -
     return replicated + [dataclasses.replace(p, fsdp=True) for p in replicated if p.data > 1]
 
 
-def _candidates(config: TrainConfig, placements: list[Placement]) -> dict[Placement, Candidate]:
-    """The candidate of each placement, with its memory but without times."""
-    state = abstract_state(config)
-    return {
-        p: Candidate(f"data={p.data},expert={p.expert}", p.fsdp, memory(config, p, state))
-        for p in placements
-    }
-
-
 def _timed(
     config: TrainConfig, candidates: dict[Placement, Candidate], chip: Chip, flops: int
 ) -> list[Candidate]:
@@ -194,16 +203,14 @@ def _timed(
         dataclasses.replace(
             candidate,
             compute_seconds=flops / (chip.peak_flops * UTILIZATION),
-            update_seconds=_update_seconds(candidate.memory, config.accumulate, chip),
+            # State is read and written once, gradients once for each part of the batch.
+            update_seconds=2
+            * (candidate.memory.state + candidate.memory.gradients * config.accumulate)
+            / chip.memory_bandwidth,
             communications=communications,
         )
         for candidate, communications in zip(candidates.values(), sent, strict=True)
     ]
-
-
-def _update_seconds(memory: Memory, parts: int, chip: Chip) -> float:
-    """To read and write the state once, and gradients once per part of the batch."""
-    return 2 * (memory.state + memory.gradients * parts) / chip.memory_bandwidth
 
 
 def _too_large(

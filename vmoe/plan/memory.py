@@ -1,10 +1,13 @@
 """Memory of one device during training: exact for the state, from residuals for activations."""
 
 import dataclasses
+from typing import Any
+
+import jax
 
 from vmoe.config import TrainConfig, replace
+from vmoe.plan.segment import shard_elements, with_shardings
 from vmoe.plan.segments import segments
-from vmoe.plan.shapes import bytes_per_device, with_shardings
 from vmoe.sharding import Placement
 from vmoe.train.lr_factors import trained_params
 from vmoe.train.state import State
@@ -58,11 +61,11 @@ def memory(config: TrainConfig, placement: Placement, state: State) -> Memory:
     opt_state = with_shardings(state.opt_state, placement.opt_state(state.opt_state))
     saved, saved_with_remat = _saved_activations(config, placement)
     return Memory(
-        parameters=bytes_per_device(params),
-        gradients=bytes_per_device(trained_params(config.optim, params))
+        parameters=_bytes(params),
+        gradients=_bytes(trained_params(config.optim, params))
         * (2 if config.accumulate > 1 else 1),
-        opt_state=bytes_per_device(opt_state),
-        ema=0 if state.ema is None else bytes_per_device(params),
+        opt_state=_bytes(opt_state),
+        ema=0 if state.ema is None else _bytes(params),
         saved_activations=saved,
         saved_activations_with_remat=saved_with_remat,
         remat=config.model.remat,
@@ -80,3 +83,8 @@ def _saved_activations(config: TrainConfig, placement: Placement) -> tuple[float
     )
     total = sum(block.times * size for block, size in zip(blocks, saved, strict=True))
     return total + saved_ends, inputs / placement.devices + max(saved) + saved_ends
+
+
+def _bytes(tree: Any) -> int:
+    """Bytes of one device's shards of a tree of shapes with shardings."""
+    return sum(shard_elements(x) * x.dtype.itemsize for x in jax.tree.leaves(tree))

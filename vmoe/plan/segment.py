@@ -17,7 +17,6 @@ from vmoe.config import TrainConfig
 from vmoe.costs.collectives import COMPILER_OPTIONS, Collective, parse_collectives
 from vmoe.costs.flops import count_flops
 from vmoe.costs.residuals import Residual, residuals
-from vmoe.plan.shapes import shard_shape, with_shardings
 from vmoe.sharding import Placement
 from vmoe.train.lr_factors import Params, replace_trained, trained_params
 from vmoe.train.optim import optimizer, update_ema
@@ -99,7 +98,7 @@ class Segment:
             if math.prod(stored.shape) == residual.size:
                 if residual.is_param and stored.sharding == in_use.sharding:
                     return 0.0
-                return float(math.prod(shard_shape(in_use)) * residual.itemsize)
+                return float(shard_elements(in_use) * residual.itemsize)
         return float(residual.size * residual.itemsize)
 
     def _arguments(self) -> tuple[SegmentState, Inputs]:
@@ -130,3 +129,25 @@ class Segment:
         if ema is not None:
             ema = update_ema(self.config, ema, trained, jnp.zeros((), jnp.int32))
         return (replace_trained(params, trained), opt_state, ema), tokens_gradient
+
+
+def with_shardings(tree: Any, shardings: Any) -> Any:
+    """A tree of shapes, each with its sharding.
+
+    Args:
+        tree: of arrays or ``jax.ShapeDtypeStruct``.
+        shardings: a tree of the same structure, or one sharding for all; None means one device.
+    """
+    shapes, structure = jax.tree.flatten(tree)
+    leaves = jax.tree.leaves(shardings, is_leaf=lambda x: x is None)
+    leaves = leaves * len(shapes) if shardings is None or len(leaves) == 1 else leaves
+    return structure.unflatten(
+        jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
+        for x, sharding in zip(shapes, leaves, strict=True)
+    )
+
+
+def shard_elements(array: jax.ShapeDtypeStruct) -> int:
+    """The number of elements of one device's shard of an array."""
+    sharding = array.sharding
+    return math.prod(sharding.shard_shape(array.shape) if sharding else array.shape)

@@ -5,8 +5,6 @@ from typing import Any
 
 from vmoe.costs.chips import CHIPS
 from vmoe.plan.candidates import UTILIZATION, Candidate, Plan
-from vmoe.plan.communication import Communication
-from vmoe.plan.units import format_bytes, format_flops, format_seconds
 
 MEMORY = (
     *("mesh", "parameters", "gradients", "optimiser", "activations", "total"),
@@ -14,6 +12,8 @@ MEMORY = (
 )
 TIME = ("mesh", "sent", "compute", "update", "communication", "step", "images/s")
 COMMUNICATION = ("segment", "times", "collectives", "devices", "sent, each", "sent, total", "time")
+
+STEP = ("bytes_sent", "communication_seconds", "step_seconds")  # in JSON, of feasible candidates
 
 Row = tuple[str, ...]
 _FLOAT32 = 4  # bytes; all parameters are float32
@@ -51,10 +51,18 @@ def tables(plan: Plan) -> list[tuple[str, Row, list[Row]]]:
             f"Communication per device and step with {_name(best)} (rows below 0.01% of the bytes "
             "are left out)"
         )
-        rows = [
-            _communication_row(communication)
-            for communication in best.communications
-            if communication.total_bytes_sent >= best.bytes_sent / 1e4
+        rows: list[Row] = [
+            (
+                one.segment,
+                str(one.times),
+                f"{one.count} {one.kind}",
+                str(one.group_size),
+                format_bytes(one.bytes_sent),
+                format_bytes(one.total_bytes_sent),
+                format_seconds(one.total_seconds),
+            )
+            for one in best.communications
+            if one.total_bytes_sent >= best.bytes_sent / 1e4
         ]
         result.append((title, COMMUNICATION, rows))
     return result
@@ -81,18 +89,6 @@ def _time_row(plan: Plan, candidate: Candidate) -> Row:
         format_bytes(candidate.bytes_sent),
         *map(format_seconds, parts),
         f"{plan.config.batch_size / candidate.step_seconds:,.0f}",
-    )
-
-
-def _communication_row(one: Communication) -> Row:
-    return (
-        one.segment,
-        str(one.times),
-        f"{one.count} {one.kind}",
-        str(one.group_size),
-        format_bytes(one.bytes_sent),
-        format_bytes(one.total_bytes_sent),
-        format_seconds(one.total_seconds),
     )
 
 
@@ -142,7 +138,9 @@ def to_dict(plan: Plan) -> dict[str, Any]:
     """The plan without its config, for JSON; sizes in bytes, times in seconds."""
     fields = {f.name: getattr(plan, f.name) for f in dataclasses.fields(plan) if f.name != "config"}
     return fields | {
-        "feasible": [_candidate_dict(c) | _step_dict(c) for c in plan.feasible],
+        "feasible": [
+            _candidate_dict(c) | {name: getattr(c, name) for name in STEP} for c in plan.feasible
+        ],
         "infeasible": [_candidate_dict(c) for c in plan.infeasible],
         "assumptions": assumptions(plan),
     }
@@ -153,9 +151,35 @@ def _candidate_dict(candidate: Candidate) -> dict[str, Any]:
     return dataclasses.asdict(candidate) | {"memory": dataclasses.asdict(candidate.memory) | total}
 
 
-def _step_dict(candidate: Candidate) -> dict[str, float]:
-    return {
-        "bytes_sent": candidate.bytes_sent,
-        "communication_seconds": candidate.communication_seconds,
-        "step_seconds": candidate.step_seconds,
-    }
+def format_bytes(amount: float) -> str:
+    """Bytes in a decimal unit.
+
+    >>> format_bytes(5.16e9), format_bytes(320.0)
+    ('5.16 GB', '320 B')
+    """
+    return _format(amount, {1e9: "GB", 1e6: "MB", 1e3: "kB", 1.0: "B"})
+
+
+def format_seconds(amount: float) -> str:
+    """Seconds, as s, ms or µs.
+
+    >>> format_seconds(0.0123)
+    '12.3 ms'
+    """
+    return _format(amount, {1.0: "s", 1e-3: "ms", 1e-6: "µs"})
+
+
+def format_flops(amount: float) -> str:
+    """FLOPs in a decimal unit.
+
+    >>> format_flops(1.41e16)
+    '14.1 PFLOPs'
+    """
+    return _format(amount, {1e15: "PFLOPs", 1e12: "TFLOPs", 1e9: "GFLOPs", 1e6: "MFLOPs"})
+
+
+def _format(amount: float, units: dict[float, str]) -> str:
+    """Formats in the largest unit that gives at least 1, else in the smallest; units descend."""
+    size = next((size for size in units if amount >= size), min(units))
+    digits = max(0, 3 - len(f"{amount / size:.0f}"))
+    return f"{amount / size:,.{digits}f} {units[size]}"

@@ -8,7 +8,9 @@ import numpy as np
 from vmoe import distributed
 from vmoe.data.pipeline import Batch, Read
 from vmoe.data.reading import Reader, read_ahead, wait_message
+from vmoe.train.pictures import examples, sheet
 from vmoe.train.setup import Run
+from vmoe.train.sinks import Entry
 from vmoe.train.state import State
 from vmoe.train.step import Inputs, make_inputs, step_key
 
@@ -20,7 +22,7 @@ class Interrupted(Exception):
 def open_reader(run: Run, state: State) -> Reader[Read]:
     """Reads the batches of the steps that are left."""
     start, count = int(state.batch), run.config.total_steps - int(state.step)
-    return read_ahead(run.batches, start, count, run.workers, on_wait=on_wait(run))
+    return read_ahead(run.program.batches, start, count, run.workers, on_wait=on_wait(run))
 
 
 def next_batch(run: Run, reader: Reader[Read], step: int) -> Batch | None:
@@ -34,7 +36,7 @@ def next_batch(run: Run, reader: Reader[Read], step: int) -> Batch | None:
     for reason in read.unreadable:
         run.replaced.add(reason)
     run.refused.add(read.refused)
-    return run.placement.make_global_array(read.batch)
+    return run.program.placement.make_global_array(read.batch)
 
 
 def warn_of_images(run: Run) -> None:
@@ -49,7 +51,7 @@ def show_examples(run: Run, step: int, batch: Batch, number: int) -> None:
     Args:
         number: of the batch.
     """
-    config, placement = run.config, run.placement
+    config, placement = run.config, run.program.placement
 
     @jax.jit
     def inputs(batch: Batch, number: jax.Array) -> Inputs:
@@ -57,7 +59,9 @@ def show_examples(run: Run, step: int, batch: Batch, number: int) -> None:
 
     with run.report.measure("pause"):
         images, targets, _ = (np.asarray(x.addressable_data(0)) for x in inputs(batch, number))
-        run.report.examples(step, images, targets, run.source.class_names)
+        if distributed.is_primary():
+            picture = sheet(examples(images, targets, run.data.source.class_names))
+            run.report.write(step, Entry(pictures={"train/examples": picture}))
 
 
 def must_stop(run: Run) -> bool:

@@ -3,7 +3,7 @@
 import contextlib
 import datetime
 import sys
-from collections.abc import Iterator
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TextIO, cast
 
@@ -13,14 +13,15 @@ from rich.table import Column
 
 from vmoe.errors import one_line
 from vmoe.streams import LossyStream
+from vmoe.train.sinks import Entry, Sink
 from vmoe.workdir.layout import CONSOLE, append_bytes
 
 SHORT = {"accuracy": "acc", "images/s": "img/s", "reporting": "report"}
 """Words of the live line, so that it fits 80 columns."""
 
 
-class RunConsole:
-    """Shows the progress of a run on stderr; a context manager.
+class RunConsole(Sink):
+    """Shows the progress of a run on stderr.
 
     A terminal shows one live line; elsewhere each row is a plain line. Where stderr cannot be
     written, its text is dropped, and console.txt in the run folder says so.
@@ -39,6 +40,7 @@ class RunConsole:
         )
         self._progress = _progress(self._console, steps)
         self._task = self._progress.add_task("", total=steps)
+        self._latest = ""  # of the live line
         self._open = contextlib.ExitStack()
 
     def __enter__(self) -> "RunConsole":
@@ -46,11 +48,12 @@ class RunConsole:
         self._open.enter_context(self._progress)
         return self
 
-    def __exit__(self, *exception: object) -> None:
+    def close(self, error: BaseException | None) -> None:
+        """Ends the live line."""
         self._open.close()
         self._record_loss()
 
-    def restart(self, step: int) -> None:
+    def resume(self, step: int) -> None:
         """Shows the progress of a run that continues after a step."""
         self._progress.reset(self._task, completed=step)
 
@@ -59,28 +62,25 @@ class RunConsole:
         self._progress.update(self._task, completed=step)
         self._record_loss()
 
-    @contextlib.contextmanager
-    def activity(self, text: str) -> Iterator[None]:
-        """Shows what is done inside the context, in place of the latest metrics."""
-        description = self._progress.tasks[self._task].description
-        self._progress.update(self._task, description=text)
-        yield
-        self._progress.update(self._task, description=description)
+    def activity(self, text: str) -> None:
+        """Shows what is done in place of the latest metrics, until it is at its end."""
+        self._progress.update(self._task, description=text or self._latest)
 
     def log(self, text: str) -> None:
         """Prints a permanent line."""
         self._console.print(one_line(text), highlight=False, soft_wrap=True)
         self._record_loss()
 
-    def show(self, step: int, *parts: str, permanent: bool = False) -> None:
-        """Shows a row of a step: in the live line, or as a line of its own."""
-        if not permanent:
-            short = " ".join(parts)
-            for word, abbreviation in SHORT.items():
-                short = short.replace(word, abbreviation)
-            self._progress.update(self._task, description=short)
-        if permanent or not self._console.is_terminal:
-            self.log(f"step {step}/{self._steps}  {'  '.join(parts)}")
+    def write(self, step: int, entries: Sequence[Entry]) -> None:
+        """Shows the texts of each entry: in the live line, or as a line of its own."""
+        for entry in entries:
+            if entry.passing:
+                self._latest = " ".join(entry.texts)
+                for word, abbreviation in SHORT.items():
+                    self._latest = self._latest.replace(word, abbreviation)
+                self.activity("")
+            if entry.texts and not (entry.passing and self._console.is_terminal):
+                self.log(f"step {step}/{self._steps}  {'  '.join(entry.texts)}")
 
     def _record_loss(self) -> None:
         """Records, once, that stderr cannot be written."""

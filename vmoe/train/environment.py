@@ -13,6 +13,7 @@ import jax
 import vmoe
 from vmoe.data.sources import Source
 from vmoe.sharding import Placement
+from vmoe.train.check import Data
 
 COMPUTING = ("jax", "jaxlib", "numpy", "grain")
 DECODING = ("pillow", "opencv-python-headless", "simplejpeg")
@@ -20,15 +21,10 @@ OTHERS = ("vmoe", "flax", "optax", "scipy", "tensorflow-datasets", "array-record
 COMPARED = ("devices", "mesh", "processes", "cores", *COMPUTING, *DECODING)
 
 
-def environment(
-    source: Source, evaluations: Mapping[str, Source], placement: Placement
-) -> dict[str, Any]:
-    """Everything except the config that the result of a run may depend on.
-
-    Args:
-        source: the training data.
-        evaluations: the data of evaluations and few-shot probes, by name.
-    """
+def environment(data: Data, placement: Placement) -> dict[str, Any]:
+    """Everything except the config that the result of a run may depend on."""
+    measured = {each.name: own for each, own in data.evaluations}
+    measured |= {f"few-shot {own.name}": own for each in data.fewshot for own in each.sources}
     return {
         "commit": _commit(),
         "python": platform.python_version(),
@@ -38,8 +34,8 @@ def environment(
         **{name: _version(name) for name in (*OTHERS, *COMPUTING, *DECODING)},
         "mesh": str(placement),
         "processes": jax.process_count(),
-        **_data(source),
-        "evaluations": {name: _data(each) for name, each in evaluations.items()},
+        **_data(data.source),
+        "evaluations": {name: _data(each) for name, each in measured.items()},
     }
 
 

@@ -13,7 +13,10 @@ from vmoe.train.batches import (
     on_wait,
     warn_of_images,
 )
+from vmoe.train.entries import fewshot_entry
+from vmoe.train.pictures import sheet, worst_errors
 from vmoe.train.setup import Run
+from vmoe.train.sinks import Entry
 from vmoe.train.state import State
 from vmoe.train.status import StepStatus
 
@@ -27,7 +30,7 @@ def evaluate_all(
         the evaluations; an empty list if those of the step are already written; None if a signal
         interrupted them, so that they are due again on resume.
     """
-    written = distributed.any_process(run.report.evaluated(step))
+    written = distributed.any_process(run.report.has("evaluations.csv", step))
     if written and step < run.config.total_steps:
         return []
     try:
@@ -40,26 +43,21 @@ def evaluate_all(
         run.checkpoints.record(step, {"accuracy": first[-1].result.accuracy})
         with run.report.measure("reporting"):
             run.report.evaluations(step, evaluations)
-        with run.report.measure("pause"), contextlib.suppress(Interrupted):  # rows are written
-            run.report.worst_errors(
-                step,
-                evaluations,
-                run.evaluations,
-                on_unreadable=on_unreadable(run),
-                on_wait=on_wait(run),
-            )
+        if distributed.is_primary():
+            with run.report.measure("pause"), contextlib.suppress(Interrupted):  # rows are written
+                _show_worst_errors(run, step, evaluations)
     return evaluations
 
 
 def _evaluations(run: Run, state: State) -> Iterator[NamedEvaluation]:
-    for evaluation, source in run.evaluations:
+    for evaluation, source in run.data.evaluations:
         model = evaluation.model(run.config.model)
         for weights, params in (("raw", state.params), ("ema", state.ema)):
             if params is None:
                 continue
             with run.report.pause_timer(f"evaluating {evaluation.name}"):
                 result = evaluate(
-                    models.with_params(model, params, placement=run.placement),
+                    models.with_params(model, params, placement=run.program.placement),
                     source,
                     batch_size=evaluation.batch_size,
                     preprocessing=evaluation.prepare(run.config.data, model),
@@ -73,20 +71,37 @@ def _evaluations(run: Run, state: State) -> Iterator[NamedEvaluation]:
             yield NamedEvaluation(evaluation.name, weights, result)
 
 
+def _show_worst_errors(run: Run, step: int, evaluations: list[NamedEvaluation]) -> None:
+    """Shows those of each set, with the moving average of the parameters if there is one."""
+    last = {each.set: each for each in evaluations}
+    for config, source in run.data.evaluations:
+        name, weights, result = last[config.name]
+        tiles = worst_errors(
+            result,
+            source,
+            config.prepare(run.config.data, run.config.model),
+            on_unreadable=on_unreadable(run),
+            on_wait=on_wait(run),
+        )
+        if tiles:
+            picture = {f"{name}_{weights}/worst_errors": sheet(tiles)}
+            run.report.write(step, Entry(pictures=picture))
+
+
 def probe(run: Run, state: State, step: int, status: StepStatus) -> None:
     """Few-shot probes, unless those of the step are written.
 
     A signal interrupts them, so that they are due again on resume.
     """
-    if distributed.any_process(run.report.probed(step)):
+    if distributed.any_process(run.report.has("fewshot.csv", step)):
         return
     weights, params = ("raw", state.params) if state.ema is None else ("ema", state.ema)
-    model = models.with_params(run.config.model, params, placement=run.placement)
+    model = models.with_params(run.config.model, params, placement=run.program.placement)
     try:
         with run.report.pause_timer("few-shot probes"):
             result = fewshot(
                 model,
-                run.fewshot,
+                run.data.fewshot,
                 run.config.fewshot,
                 run.config.preprocessing,
                 on_batch=lambda: check_signals(run),
@@ -99,4 +114,4 @@ def probe(run: Run, state: State, step: int, status: StepStatus) -> None:
         return
     warn_of_images(run)
     with run.report.measure("reporting"):
-        run.report.fewshot(step, weights, result)
+        run.report.write(step, fewshot_entry(weights, result))

@@ -1,6 +1,5 @@
 """The run folder: a new run's metadata, or the checks of one that is resumed."""
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +44,9 @@ def open_workdir(
             steps = check_same_run(workdir, config, class_names)
             changes = differences(read_environment(workdir), now)
             lines = [f"{workdir}: {line}" for line in changes]
-            return [*lines, *_extension(config, steps)], steps is not None
+            if steps is not None:
+                lines.append(_extension(config, steps))
+            return lines, steps is not None
         if left := files_of_a_run(workdir):
             raise UsageError(
                 f"workdir {workdir}: it has {left[0]} but no config.json, so its run is unknown: "
@@ -66,10 +67,8 @@ def open_workdir(
     return distributed.raise_together(open_folder)
 
 
-def _extension(config: TrainConfig, steps: int | None) -> Iterator[str]:
+def _extension(config: TrainConfig, steps: int) -> str:
     """A message about a run of ``steps`` steps that is extended."""
-    if steps is None:
-        return
     message = f"extended from {steps} to {config.steps} steps"
     then, now = (
         float(np.asarray(schedule(config.optim, length)(steps)))
@@ -80,4 +79,4 @@ def _extension(config: TrainConfig, steps: int | None) -> Iterator[str]:
             f"; the {config.optim.schedule} schedule now ends at step {config.steps}, so the "
             f"learning rate at step {steps} is {now:.3g} instead of {then:.3g}"
         )
-    yield message
+    return message

@@ -94,7 +94,8 @@ def read_source(source: InitFrom | None, workdir: Path, config: ViTConfig) -> In
     if source is None:
         return None
     stored = read(source.path if recorded is None else _step_of(source.path, recorded["step"]))
-    checksum = _checksum(stored.params)
+    names = json.dumps(checksums(stored.params, local=True), sort_keys=True)
+    checksum = hashlib.sha256(names.encode()).hexdigest()
     if recorded is not None and recorded["checksum"] != checksum:
         raise UsageError(
             f"{source.path}: its parameters have changed since the run in {workdir} began; restore "
@@ -139,11 +140,6 @@ def _text(source: InitFrom | None) -> str:
         return "random parameters"
     options = [name for name in ("new_head", "partial") if getattr(source, name)]
     return f"{source.path} ({', '.join(options)})" if options else source.path
-
-
-def _checksum(params: Params) -> str:
-    names = json.dumps(checksums(params, local=True), sort_keys=True)
-    return hashlib.sha256(names.encode()).hexdigest()
 
 
 def messages(init: Init, class_names: tuple[str, ...]) -> Iterator[str]:

@@ -24,6 +24,7 @@ from vmoe.train.batches import must_stop, next_batch, open_reader, show_examples
 from vmoe.train.evaluations import evaluate_all, probe
 from vmoe.train.init import InitFrom
 from vmoe.train.setup import Run, setup
+from vmoe.train.sinks import Position
 from vmoe.train.state import (
     State,
     checkpoint_items,
@@ -31,7 +32,6 @@ from vmoe.train.state import (
     init_state,
 )
 from vmoe.train.status import NotFinite, StepStatus
-from vmoe.train.writers import Position
 from vmoe.workdir.layout import extend
 
 
@@ -112,10 +112,10 @@ def _attempt(run: Run, state: State, reader: Reader[Read]) -> list[NamedEvaluati
     """
     config, report = run.config, run.report
     step, batch = int(state.step), int(state.batch)
-    evaluations, status = None, StepStatus(run.placement)
+    evaluations, status = None, StepStatus(run.program.placement)
     while True:
         best = False
-        if run.fewshot and _due(step, config.fewshot.every, config.total_steps):
+        if run.data.fewshot and _due(step, config.fewshot.every, config.total_steps):
             status.read()
             with _saved_on_bad_data(run, state, step, status):
                 probe(run, state, step, status)
@@ -135,7 +135,7 @@ def _attempt(run: Run, state: State, reader: Reader[Read]) -> list[NamedEvaluati
             status.read()
             _save(run, state, step)
             raise _stopped(run, step)
-        state, metrics = run.train_step(state, images)
+        state, metrics = run.program.train_step(state, images)
         step, batch = step + 1, batch + 1
         run.profiler.stop(step, metrics)
         status.add(step, batch - 1, metrics, stop=bool(run.signals.requested))
@@ -192,9 +192,9 @@ def _restore_or_init(run: Run) -> State:
     run.checkpoints.wait()
     if not distributed.from_primary(lambda: has_checkpoint(run.workdir)):
         run.report.resume(0, {})
-        state = init_state(run.config, run.placement)
-        return run.initial.apply(state, run.placement) if run.initial else state
-    restored = run.checkpoints.restore_newest(**checkpoint_items(run.abstract_state))
+        state = init_state(run.config, run.program.placement)
+        return run.initial.apply(state, run.program.placement) if run.initial else state
+    restored = run.checkpoints.restore_newest(**checkpoint_items(run.program.abstract_state))
     for message in restored.messages:
         run.report.log(message)
     if restored.step > run.config.total_steps:
@@ -215,7 +215,9 @@ def _rewind(run: Run, *, batch: int, rewinds: int) -> State:
     """
     run.checkpoints.delete_unscheduled()
     state = _restore_or_init(run)
-    counts = jax.device_put((np.int32(batch), np.int32(rewinds)), run.placement.replicated())
+    counts = jax.device_put(
+        (np.int32(batch), np.int32(rewinds)), run.program.placement.replicated()
+    )
     return state._replace(batch=counts[0], rewinds=counts[1])
 
 

@@ -11,6 +11,7 @@ from vmoe.config import DataConfig
 from vmoe.errors import UsageError
 
 
+@jax.named_scope("mixing")
 def mix(
     images: Float32[Array, "b h w 3"],
     targets: Float32[Array, "b y"],

@@ -51,7 +51,7 @@ def optimizer(run: TrainConfig) -> optax.GradientTransformation:
     clip = config.grad_clip_norm
     scaled = [scale_by_lr_factors(config, run.model.depth)] if has_lr_factors(config) else []
     averaged = [expert_weight_averaging(config.expert_averaging)] if config.expert_averaging else []
-    return optax.chain(
+    chain = optax.chain(
         optax.identity() if clip is None else optax.clip_by_global_norm(clip),
         _scaling(config),
         *(
@@ -63,6 +63,7 @@ def optimizer(run: TrainConfig) -> optax.GradientTransformation:
         *scaled,
         *averaged,
     )
+    return chain._replace(update=jax.named_scope("optimizer")(chain.update))
 
 
 def _scaling(config: OptimConfig) -> optax.GradientTransformation:
@@ -109,6 +110,7 @@ def expert_weight_averaging(share: float) -> optax.GradientTransformation:
     return optax.stateless(lambda updates, params: jax.tree.map_with_path(average, updates, params))
 
 
+@jax.named_scope("ema")
 def update_ema(run: TrainConfig, ema: Params, trained: Params, step: Int[Array, ""]) -> Params:
     """One step of the moving average, whose decay is at most (1 + step) / (10 + step).
 

@@ -90,21 +90,16 @@ def worst_errors(
         preprocessing=preprocessing,
         **reading,
     )
-    pixels = np.round(batch.images).astype(np.uint8)
-    return [
-        Tile(pixels[row], _error_lines(metrics, int(i), result.class_names))
-        for row, i in zip(np.argsort(evaluation_order(len(worst))), worst, strict=True)
-        if batch.valid[row]
-    ]
-
-
-def _error_lines(metrics: PerExample, i: int, class_names: Sequence[str]) -> tuple[str, str]:
-    """The true and the predicted class of the i-th image, with their probabilities."""
-    true, predicted = int(metrics.labels[i, 0]), int(metrics.predictions[i])
-    return (
-        f"true {metrics.label_probability[i]:.1%}: {_name(true, class_names)}",
-        f"pred {metrics.confidence[i]:.1%}: {_name(predicted, class_names)}",
-    )
+    pixels, tiles = np.round(batch.images).astype(np.uint8), []
+    for row, i in zip(np.argsort(evaluation_order(len(worst))), worst, strict=True):
+        if batch.valid[row]:
+            true, predicted = int(metrics.labels[i, 0]), int(metrics.predictions[i])
+            lines = (
+                f"true {metrics.label_probability[i]:.1%}: {_name(true, result.class_names)}",
+                f"pred {metrics.confidence[i]:.1%}: {_name(predicted, result.class_names)}",
+            )
+            tiles.append(Tile(pixels[row], lines))
+    return tiles
 
 
 def sheet(tiles: Sequence[Tile]) -> Picture:

@@ -10,7 +10,7 @@ import jax
 
 from vmoe import distributed
 from vmoe.errors import Failure, UsageError
-from vmoe.train.report import NullReport, Report
+from vmoe.train.report import Report
 
 
 def parse_steps(text: str, steps: int) -> tuple[int, int] | None:
@@ -19,9 +19,6 @@ def parse_steps(text: str, steps: int) -> tuple[int, int] | None:
     Args:
         text: "10:15"; None is returned if it is empty.
         steps: of the run.
-
-    Raises:
-        UsageError: it has another form, or names steps that the run does not have.
 
     >>> parse_steps("10:15", 100)
     (10, 15)
@@ -48,9 +45,7 @@ class Profiler:
         steps: the first and the last one; None to trace none.
     """
 
-    def __init__(
-        self, workdir: Path, steps: tuple[int, int] | None, report: Report | NullReport
-    ) -> None:
+    def __init__(self, workdir: Path, steps: tuple[int, int] | None, report: Report) -> None:
         self._first, self._last = steps or (0, 0)
         self._folder = workdir / "profile" / f"{self._first}-{self._last}"
         self._report = report
@@ -105,11 +100,7 @@ class Profiler:
 
     @contextlib.contextmanager
     def _errors(self) -> Iterator[None]:
-        """Turns an error of JAX's profiler into a Failure.
-
-        Raises:
-            Failure: a trace cannot be started or written.
-        """
+        """Turns an error of JAX's profiler into a Failure."""
         try:
             yield
         except (OSError, RuntimeError) as error:

@@ -1,48 +1,69 @@
-"""Opens everything that a run needs, before the first step."""
+"""Opens a run before the first step: its data, its program, then its folder.
+
+The first two write nothing, so that a config, data or model that does not fit leaves no files.
+"""
 
 import contextlib
 import dataclasses
-import functools
 import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import jax
+
 from vmoe import distributed
 from vmoe.checkpoints.run import Checkpoints
 from vmoe.config import TrainConfig, replace, to_json
+from vmoe.data.crops import resizing_messages
 from vmoe.data.problems import Refused, Unreadable
+from vmoe.data.sources import one_walk, skipped_messages
 from vmoe.data.workers import Workers
 from vmoe.signals import Signals
-from vmoe.train.check import Checked, check, padding_batch
-from vmoe.train.environment import shared
+from vmoe.train.check import (
+    Data,
+    Program,
+    open_data,
+    open_training_data,
+    padding_batch,
+    plan_program,
+)
+from vmoe.train.environment import environment, shared
 from vmoe.train.folder import open_workdir
-from vmoe.train.init import InitFrom
-from vmoe.train.messages import first_messages
-from vmoe.train.profile import Profiler
-from vmoe.train.report import NullReport, Report, make_report
+from vmoe.train.init import Init, InitFrom, messages, read_source
+from vmoe.train.lr_factors import training_messages
+from vmoe.train.profile import Profiler, parse_steps
+from vmoe.train.report import Report
+from vmoe.train.wandb_run import check_wandb
+from vmoe.workdir.layout import has_config
 from vmoe.workdir.lock import lock_workdir
 
 
 @dataclasses.dataclass(frozen=True)
-class Run(Checked):
-    """Everything that a run needs."""
+class Run:
+    """Everything that the loop needs."""
 
+    config: TrainConfig
+    """Its length is in steps."""
     workdir: Path
+    data: Data
+    program: Program
+    initial: Init | None
+    """Parameters to start from, if there is no checkpoint."""
+    extended: bool
+    """Whether the config in the folder has fewer steps; only the primary process knows."""
     workers: Workers
     """The processes that read."""
+    signals: Signals
+    checkpoints: Checkpoints
+    report: Report
+    profiler: Profiler
     replaced: Unreadable
     """Training images that could not be read."""
     refused: Refused
     """Training images that the fast decoder refused."""
     left_out: Unreadable
     """Images of the evaluation sets that could not be read."""
-    extended: bool
-    """Whether the config in the folder has fewer steps; only the primary process knows."""
-    signals: Signals
-    checkpoints: Checkpoints
-    report: Report | NullReport
-    profiler: Profiler
 
 
 @contextlib.contextmanager
@@ -64,61 +85,105 @@ def setup(
 
     Args:
         others: further options that have to be the same in all processes.
-
-    Raises:
-        UsageError: the folder is another run's, the data does not fit the model, the model or the
-            batch cannot be split over the devices, ``init`` has other parameters, ``profile`` is
-            wrong, W&B is not ready, or another process has other options, data or versions.
     """
-    checked = distributed.raise_together(
-        lambda: check(
-            config, workdir, init=init, mesh=mesh, fsdp=fsdp, profile=profile, wandb=wandb
-        )
-    )
-    options = {"profile": profile, "wandb": wandb, **others}
-    record = None if checked.initial is None else checked.initial.record
     # Each process may read with as many workers as its host has cores for.
-    fields = json.loads(to_json(replace(config, data=dict(num_workers=0))))
-    distributed.check_same(fields | options | shared(checked.environment) | {"init": record})
-    config = checked.config
-    open_report = functools.partial(
-        make_report, workdir, config, devices=checked.placement.devices, wandb=wandb
-    )
+    given = json.loads(to_json(replace(config, data=dict(num_workers=0))))
+    given |= {"profile": profile, "wandb": wandb, **others}
+
+    @one_walk()
+    def check() -> tuple[
+        TrainConfig, tuple[int, int] | None, Data, Program, Init | None, dict[str, Any]
+    ]:
+        """Opens the data and plans the program, without a collective."""
+        if wandb is not None:
+            check_wandb(workdir, wandb)
+        if not has_config(workdir):
+            config.optim.check_decay()
+        source = open_training_data(config)
+        sized = config.with_steps(len(source))
+        traced_steps = parse_steps(profile, sized.total_steps)
+        data = open_data(sized, source)
+        program = plan_program(sized, data, mesh=mesh, fsdp=fsdp)
+        initial = read_source(init, workdir, sized.model)
+        return sized, traced_steps, data, program, initial, environment(data, program.placement)
+
+    config, traced_steps, data, program, initial, now = distributed.raise_together(check)
+    record = None if initial is None else initial.record
+    distributed.check_same(given | shared(now) | {"init": record})
     with (
         lock_workdir(workdir),
         Signals() as signals,
         Workers(config.data.num_workers) as workers,
     ):
-        changed, extended = open_workdir(
-            workdir, config, checked.source.class_names, checked.environment, checked.initial
-        )
+        changed, extended = open_workdir(workdir, config, data.source.class_names, now, initial)
         with (
             Checkpoints(
                 workdir, every=config.checkpoint_every, keep_latest=config.keep_latest
             ) as checkpoints,
-            distributed.raise_together(open_report) as report,
-            Profiler(workdir, checked.traced_steps, report) as profiler,
+            distributed.raise_together(
+                lambda: Report(workdir, config, devices=program.placement.devices, wandb=wandb)
+            ) as report,
+            Profiler(workdir, traced_steps, report) as profiler,
             distributed.abort_on_error(),  # innermost: the contexts above wait for other processes
         ):
-            for message in [*first_messages(checked), *changed]:
+            for message in [*_first_messages(config, data, program, initial), *changed]:
                 report.log(message)
             if not distributed.is_single_process():
                 # A collective times out on the slowest process, so all of them compile first.
-                first = padding_batch(config, checked.source, checked.placement)
-                checked.train_step.lower(checked.abstract_state, first).compile()
+                first = padding_batch(config, data.source, program.placement)
+                program.train_step.lower(program.abstract_state, first).compile()
                 del first  # frees the memory of a batch
                 with signals.at_once():
                     distributed.barrier()
             yield Run(
-                **vars(checked),
-                workdir=workdir,
-                workers=workers,
-                replaced=Unreadable("replaced by another image"),
-                refused=Refused(),
-                left_out=Unreadable("left out of evaluations"),
+                config,
+                workdir,
+                data,
+                program,
+                initial=initial,
                 extended=extended,
+                workers=workers,
                 signals=signals,
                 checkpoints=checkpoints,
                 report=report,
                 profiler=profiler,
+                replaced=Unreadable("replaced by another image"),
+                refused=Refused(),
+                left_out=Unreadable("left out of evaluations"),
             )
+
+
+def _first_messages(
+    config: TrainConfig, data: Data, program: Program, initial: Init | None
+) -> Iterator[str]:
+    """Messages to log before the first step."""
+    source, placement = data.source, program.placement
+    size, classes = config.model.image_size, len(source.class_names)
+    sets = ", ".join(f"{len(each):,} {evaluation.name}" for evaluation, each in data.evaluations)
+    yield (
+        f"{len(source):,} images of {classes} classes "
+        f"({config.model.num_classes} logits), resized to {size} px; {sets}"
+    )
+    if initial is not None:
+        yield from messages(initial, source.class_names)
+    yield from training_messages(config.optim, program.abstract_state.params)
+    if placement.mesh is not None:
+        share = config.batch_size // placement.devices
+        yield (
+            f"mesh {placement}: {placement.devices} devices, {jax.process_count()} processes; "
+            f"each device has {share} images and forms groups among them"
+        )
+    if config.accumulate > 1:
+        part = config.batch_size // config.accumulate
+        yield (
+            f"accumulate={config.accumulate}: parts of {part} images, one after another; groups "
+            "are formed within a part"
+        )
+    logits = config.model.num_classes
+    if logits > classes:
+        yield f"the model has {logits} logits for {classes} classes; {logits - classes} are unused"
+    yield from resizing_messages(source, size)
+    probed = [own for each in data.fewshot for own in each.sources]
+    yield from skipped_messages([source, *(each for _, each in data.evaluations), *probed])
+    for each in data.fewshot:
+        yield from each.messages

@@ -33,7 +33,10 @@ class StepTimer:
     """
 
     def __init__(
-        self, batch_size: int, flops_per_image: float | None, peak_flops: float | None
+        self,
+        batch_size: int,
+        flops_per_image: float | None = None,
+        peak_flops: float | None = None,
     ) -> None:
         self._batch_size = batch_size
         self._flops_per_image, self._peak_flops = flops_per_image, peak_flops
@@ -76,19 +79,3 @@ class StepTimer:
             *(part / steps for part in split),
         )
         return dict(zip(COLUMNS, values, strict=True))
-
-
-def timing_texts(row: dict[str, float | None]) -> list[str]:
-    """A row of timing columns for the console; empty if they are unknown."""
-    speed, flops, mfu, *split = (row[column] for column in COLUMNS)
-    if speed is None:
-        return []
-    data, device, reporting = (seconds or 0.0 for seconds in split)
-    seconds = data + device + reporting
-    compute = [] if flops is None else [f"{flops / 1e9:,.4g} GFLOP/s"]
-    return [
-        f"{speed:,.0f} images/s",
-        *(compute if mfu is None else [f"MFU {mfu:.1%}"]),
-        f"data {data / seconds:.0%}",
-        f"reporting {reporting / seconds:.0%}",
-    ]

@@ -12,6 +12,9 @@ wandb.json, wandb/ the same, for Weights & Biases, if asked for: which run it is
 profile/           traces of steps, if asked for
 inference.json     the routing at inference, if vmoe capacity chose one (inference.py)
 console.txt        when and why messages could no longer be printed, if that happened
+
+What reads a file raises a UsageError if it is missing or corrupt, and a Failure if it cannot be
+read for a reason that can pass. What writes one raises an OSError.
 """
 
 import contextlib
@@ -42,11 +45,7 @@ TABLES = ("metrics.csv", "evaluations.csv", "experts.csv", "fewshot.csv")
 
 
 def has_config(workdir: Path) -> bool:
-    """Whether the folder holds a run: of its metadata, config.json is written last.
-
-    Raises:
-        Failure: the folder cannot be read for a reason that can pass.
-    """
+    """Whether the folder holds a run: of its metadata, config.json is written last."""
     return retried(workdir, (workdir / CONFIG).is_file)
 
 
@@ -63,9 +62,6 @@ def write_metadata(
 
     Args:
         init: where the first parameters come from; None if they are random.
-
-    Raises:
-        OSError: the folder cannot be written.
     """
     texts = {
         ENVIRONMENT: json.dumps(environment, indent=2),
@@ -80,11 +76,7 @@ def write_metadata(
 
 
 def replace_text(path: Path, text: str) -> None:
-    """Replaces a text file; newlines are written unchanged. See ``replacing``.
-
-    Raises:
-        OSError: the file cannot be written.
-    """
+    """Replaces a text file; newlines are written unchanged. See ``replacing``."""
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8", newline="")
 
@@ -94,10 +86,7 @@ def replacing(path: Path) -> Iterator[Path]:
     """The path of a temporary file in its folder, which takes the place of the file at the end.
 
     A kill or a power cut leaves either the old or the new content. Several processes may do this at
-    once.
-
-    Raises:
-        OSError: the file cannot be written; the error names it, and nothing is left.
+    once. An OSError names the file, and leaves nothing.
     """
     try:
         with temporary_folder(dir=path.parent, prefix=TEMPORARY) as folder:
@@ -111,11 +100,7 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def append_bytes(path: Path, content: bytes) -> None:
-    """Adds all of the content to the end of a file, or nothing.
-
-    Raises:
-        OSError: the file cannot be written.
-    """
+    """Adds all of the content to the end of a file, or nothing."""
     with path.open("ab", buffering=0) as file:
         size = file.tell()
         try:
@@ -127,22 +112,12 @@ def append_bytes(path: Path, content: bytes) -> None:
 
 
 def read_config(workdir: Path) -> TrainConfig:
-    """The config of a run folder.
-
-    Raises:
-        UsageError: the file is missing, corrupt, or of another format version.
-        Failure: it cannot be read for a reason that can pass.
-    """
+    """The config of a run folder."""
     return load(workdir / CONFIG)
 
 
 def read_class_names(workdir: Path) -> list[str]:
-    """The class names of a run folder, in the order of the logits.
-
-    Raises:
-        UsageError: the file is missing or corrupt.
-        Failure: it cannot be read for a reason that can pass.
-    """
+    """The class names of a run folder, in the order of the logits."""
     names = _read_json(workdir / CLASSES)
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise UsageError(f"{workdir / CLASSES}: expected a JSON list of class names")
@@ -150,12 +125,7 @@ def read_class_names(workdir: Path) -> list[str]:
 
 
 def read_environment(workdir: Path) -> dict[str, Any]:
-    """Versions, devices and data at the start of a run.
-
-    Raises:
-        UsageError: the file is missing or corrupt.
-        Failure: it cannot be read for a reason that can pass.
-    """
+    """Versions, devices and data at the start of a run."""
     environment = _read_json(workdir / ENVIRONMENT)
     if not isinstance(environment, dict):
         raise UsageError(f"{workdir / ENVIRONMENT}: corrupt; restore it, or use another workdir")
@@ -163,12 +133,7 @@ def read_environment(workdir: Path) -> dict[str, Any]:
 
 
 def steps_of(workdir: Path, folder: str = CHECKPOINTS) -> list[int]:
-    """The checkpointed steps of a run folder, ascending; safe while a run writes to it.
-
-    Raises:
-        OSError: the folder exists and cannot be read.
-        Failure: it cannot be read for a reason that can pass.
-    """
+    """The checkpointed steps of a run folder, ascending; safe while a run writes to it."""
     path = workdir / folder
 
     def steps() -> list[int]:
@@ -188,12 +153,7 @@ def files_of_a_run(workdir: Path) -> list[str]:
 
 
 def read_init(workdir: Path) -> dict[str, Any] | None:
-    """Where the first parameters of a run come from; None if they are random.
-
-    Raises:
-        UsageError: the file is corrupt.
-        Failure: it cannot be read for a reason that can pass.
-    """
+    """Where the first parameters of a run come from; None if they are random."""
     if not retried(workdir, (workdir / INIT).exists):
         return None
     init = _read_json(workdir / INIT)
@@ -232,11 +192,7 @@ def check_same_run(workdir: Path, config: TrainConfig, class_names: tuple[str, .
 
 
 def extend(workdir: Path, config: TrainConfig) -> None:
-    """Replaces the config by one with more steps, and keeps the old one beside it.
-
-    Raises:
-        OSError: the folder cannot be written.
-    """
+    """Replaces the config by one with more steps, and keeps the old one beside it."""
     stored = read_config(workdir)
     if stored.total_steps < config.total_steps:
         replace_text(workdir / f"config.{stored.steps}.json", to_json(stored) + "\n")

@@ -18,6 +18,7 @@ class LinearGate(nnx.Module):
         init = nnx.initializers.lecun_normal()
         self.kernel = nnx.Param(init(rngs.params(), (width, config.num_experts), jnp.float32))
 
+    @jax.named_scope("gate")
     def __call__(self, tokens: Float[Array, "g s d"]) -> Float[Array, "g s e"]:
         """The logits, in float32 at the highest precision."""
         highest = jax.lax.Precision.HIGHEST

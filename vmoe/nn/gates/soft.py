@@ -22,6 +22,7 @@ class SoftGate(nnx.Module):
         self.kernel = nnx.Param(jax.random.normal(rngs.params(), shape) * width**-0.5)
         self.scale = nnx.Param(jnp.ones(()))
 
+    @jax.named_scope("gate")
     def __call__(self, tokens: Float[Array, "g s d"]) -> Float[Array, "g s e c"]:
         """The logits, in float32 at the highest precision."""
         x = _normalize(tokens.astype(jnp.float32), axis=-1)

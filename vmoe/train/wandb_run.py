@@ -4,7 +4,7 @@ import contextlib
 import json
 import os
 import secrets
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from vmoe.config import TrainConfig
 from vmoe.config.files import to_json
 from vmoe.errors import Failure, Stopped, UsageError, VmoeError, parse_json
 from vmoe.retry import failure, retried
-from vmoe.train.pictures import Picture
+from vmoe.train.sinks import Entry, Sink
 from vmoe.workdir.layout import replace_text
 
 FILE = "wandb.json"  # in the run folder: the id and the project of the W&B run
@@ -48,8 +48,8 @@ def check_wandb(workdir: Path, project: str) -> None:
         raise UsageError("wandb: not logged in; run `wandb login`, or set WANDB_MODE=offline")
 
 
-class WandbWriter:
-    """One W&B run; a context manager that ends it with the exit status of the run.
+class WandbRun(Sink):
+    """One W&B run, which ends with the exit status of the run.
 
     A run that is resumed continues the same W&B run. The horizontal axis is the metric ``step``: a
     step that is computed again after a kill is logged again, with equal values. Errors after the
@@ -98,22 +98,16 @@ class WandbWriter:
         self._url = "" if self._run.offline else self._run.url or ""  # empty: nothing is uploaded
         self._log(f"wandb: {self._url or f'offline; {self._place}'}")
 
-    def write(self, step: int, values: Mapping[str, Any]) -> None:
-        """Logs scalars of one step, by tag."""
-        if self._run:
-            with self._errors():
-                self._run.log({"step": step, **values})
+    def write(self, step: int, entries: Sequence[Entry]) -> None:
+        """Logs scalars and pictures of one step, by tag."""
+        for entry in entries:
+            if self._run and (entry.scalars or entry.pictures):
+                with self._errors():
+                    pictures = {tag: self._wandb.Image(p) for tag, p in entry.pictures.items()}
+                    self._run.log({"step": step, **entry.scalars, **pictures})
 
-    def write_picture(self, step: int, tag: str, picture: Picture) -> None:
-        """Logs a picture of one step."""
-        self.write(step, {tag: self._wandb.Image(picture)})
-
-    def __enter__(self) -> "WandbWriter":
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: object
-    ) -> None:
+    def close(self, error: BaseException | None) -> None:
+        """Ends the W&B run with the exit status of the error."""
         if not self._run:
             return
         if self._url:
@@ -121,7 +115,8 @@ class WandbWriter:
         with self._errors():
             if isinstance(error, Stopped):
                 self._run.mark_preempting()
-            self._run.finish(exit_code=_exit_status(error))
+            status = error.status if isinstance(error, VmoeError) else int(error is not None)
+            self._run.finish(exit_code=status)
 
     @contextlib.contextmanager
     def _errors(self) -> Iterator[None]:
@@ -133,19 +128,8 @@ class WandbWriter:
             self._log(f"wandb: {error}; nothing more is logged there; {self._place}")
 
 
-def _exit_status(error: BaseException | None) -> int:
-    if error is None:
-        return 0
-    return error.status if isinstance(error, VmoeError) else 1
-
-
 def _stored(workdir: Path) -> dict[str, str] | None:
-    """The id and the project of the W&B run; None if there is none.
-
-    Raises:
-        UsageError: the file is corrupt.
-        Failure: it cannot be read.
-    """
+    """The id and the project of the W&B run; None if there is none."""
     path = workdir / FILE
     try:
         stored = parse_json(retried(path, path.read_bytes))

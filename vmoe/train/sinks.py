@@ -1,4 +1,7 @@
-"""Files that a run writes row by row: CSV files and TensorBoard events."""
+"""What a run reports, an ``Entry``, and where it goes, a ``Sink``: CSV files and TensorBoard.
+
+A new sink: a subclass of ``Sink`` with ``write`` and what else it needs, and a line in ``Report``.
+"""
 
 import contextlib
 import csv
@@ -7,14 +10,13 @@ import hashlib
 import io
 import os
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog
-from tensorboardX.proto.summary_pb2 import Summary
 from tensorboardX.summary import image, scalar
 
 from vmoe.errors import Failure, one_line, writing
@@ -25,13 +27,53 @@ from vmoe.workdir.layout import append_bytes
 Row = dict[str, Any]
 
 
-class Position(NamedTuple):
-    """How much of a file was written, to find the same place again.
+class Entry(NamedTuple):
+    """A report about one step; each part may be empty.
 
     Attributes:
-        size: bytes.
-        sha256: of these bytes.
+        rows: of CSV files, by the name of the file.
+        scalars: by tag.
+        pictures: by tag.
+        texts: the parts of a line for the console.
+        passing: whether a terminal replaces the line by the next one.
     """
+
+    rows: Mapping[str, Sequence[Row]] = {}
+    scalars: Mapping[str, Any] = {}
+    pictures: Mapping[str, Picture] = {}
+    texts: Sequence[str] = ()
+    passing: bool = False
+
+
+class Sink(contextlib.AbstractContextManager["Sink"]):
+    """Where entries are written. A method that a subclass does not override does nothing."""
+
+    def resume(self, step: int) -> None:
+        """The run continues after a step; the entries of later steps will be written again."""
+
+    def write(self, step: int, entries: Sequence[Entry]) -> None:
+        """Writes the entries of a step, which belong together."""
+
+    def log(self, text: str) -> None:
+        """The run has a message."""
+
+    def step(self, step: int) -> None:
+        """A step was dispatched."""
+
+    def activity(self, text: str) -> None:
+        """The run does something other than steps; empty when this ends."""
+
+    def close(self, error: BaseException | None) -> None:
+        """The run ends, with an error or None."""
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: object
+    ) -> None:
+        self.close(error)
+
+
+class Position(NamedTuple):
+    """How much of a file was written: its bytes, and their SHA-256."""
 
     size: int
     sha256: str
@@ -42,7 +84,7 @@ write_errors = functools.partial(writing, remedy=RESUME)
 START = Position(0, hashlib.sha256().hexdigest())
 
 
-class CsvWriter:
+class CsvFile(Sink):
     """A CSV file whose first column is the step; the first row determines the other columns."""
 
     def __init__(self, path: Path):
@@ -51,17 +93,12 @@ class CsvWriter:
         self._size, self._hash = 0, hashlib.sha256()
         self.last_step: int | None = None
 
-    @property
-    def name(self) -> str:
-        """The name of the file."""
-        return self._path.name
+    def write(self, step: int, entries: Sequence[Entry]) -> None:
+        """Writes the rows of the entries that are for this file; see ``append``."""
+        self.append(step, [row for each in entries for row in each.rows.get(self._path.name, ())])
 
     def append(self, step: int, rows: Sequence[Row]) -> None:
-        """Writes the rows of one step, all at once.
-
-        Raises:
-            Failure: the file has other columns, or cannot be written.
-        """
+        """Writes the rows of one step, all at once."""
         if not rows:
             return
         columns = ["step", *rows[0]]
@@ -80,11 +117,7 @@ class CsvWriter:
         self._hash.update(content)
 
     def position(self) -> Position:
-        """The end of the file, all of which is on the disk.
-
-        Raises:
-            Failure: it cannot be written.
-        """
+        """The end of the file, all of which is on the disk."""
         if self._size:
             with write_errors(self._path), self._path.open("rb") as file:
                 os.fsync(file.fileno())
@@ -142,9 +175,6 @@ class CsvWriter:
 
         Returns:
             the new name; empty if there are no rows.
-
-        Raises:
-            Failure: it cannot be renamed.
         """
         with write_errors(self._path):
             if not self._path.exists() or not self._path.stat().st_size:
@@ -156,12 +186,8 @@ class CsvWriter:
             self._path.rename(old)
         return old.name
 
-    def truncate(self) -> None:
-        """Removes what follows the position.
-
-        Raises:
-            Failure: the file cannot be written.
-        """
+    def resume(self, step: int) -> None:
+        """Removes what follows the position that was restored."""
         with write_errors(self._path):
             if self._path.exists():
                 os.truncate(self._path, self._size)
@@ -182,14 +208,21 @@ def _first_step(content: bytes) -> int:
     return int(first) if first.isdigit() else -1
 
 
-class TensorBoardWriter:
+def _text(value: Any) -> str:
+    """The text of a value in a CSV file; empty for None, which is unknown."""
+    if value is None:
+        return ""
+    return f"{value:.6g}" if isinstance(value, float | np.floating) else one_line(str(value))
+
+
+class TensorBoard(Sink):
     """TensorBoard events, written synchronously: tensorboardX's writer thread loses errors."""
 
     def __init__(self, folder: Path):
         self._folder = folder
         self._writer: EventsWriter | None = None
 
-    def truncate_after(self, step: int) -> None:
+    def resume(self, step: int) -> None:
         """Starts a new file; TensorBoard then discards the later steps of older files."""
         self.close()
         with write_errors(self._folder):
@@ -200,49 +233,20 @@ class TensorBoardWriter:
             self._writer.write_event(Event(step=step + 1, session_log=start))
             self._writer.flush()
 
-    def write(self, step: int, values: Mapping[str, Any]) -> None:
-        """Writes scalars of one step, by tag; call ``truncate_after`` first."""
-        self._write(step, (scalar(tag, value) for tag, value in values.items()))
-
-    def write_picture(self, step: int, tag: str, picture: Picture) -> None:
-        """Writes a picture of one step; call ``truncate_after`` first."""
-        self._write(step, [image(tag, picture, dataformats="HWC")])
-
-    def _write(self, step: int, summaries: Iterable[Summary]) -> None:
+    def write(self, step: int, entries: Sequence[Entry]) -> None:
+        """Writes scalars and pictures; call ``resume`` first."""
         assert self._writer is not None
-        now = time.time()
         with write_errors(self._folder):
-            for summary in summaries:
-                self._writer.write_event(Event(step=step, wall_time=now, summary=summary))
+            for entry in entries:
+                now = time.time()
+                summaries = [scalar(*each) for each in entry.scalars.items()]
+                summaries += [image(*each, dataformats="HWC") for each in entry.pictures.items()]
+                for summary in summaries:
+                    self._writer.write_event(Event(step=step, wall_time=now, summary=summary))
             self._writer.flush()
 
-    def __enter__(self) -> "TensorBoardWriter":
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, *exception: object) -> None:
-        with contextlib.suppress(*([Failure] if kind else [])):  # the first error is reported
-            self.close()
-
-    def close(self) -> None:
-        """Closes the file."""
-        with write_errors(self._folder):
+    def close(self, error: BaseException | None = None) -> None:
+        """Closes the file; a second error is not raised, so that the first one is reported."""
+        with contextlib.suppress(*([Failure] if error else [])), write_errors(self._folder):
             if self._writer:
                 self._writer.close()
-
-
-def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, float]:
-    """Nested metrics as columns, named by their path: norms/gradients/head."""
-    row = {}
-    for name, value in tree.items():
-        if isinstance(value, dict):
-            row |= flatten(value, f"{prefix}{name}/")
-        else:
-            row[f"{prefix}{name}"] = float(value)
-    return row
-
-
-def _text(value: Any) -> str:
-    """The text of a value in a CSV file; empty for None, which is unknown."""
-    if value is None:
-        return ""
-    return f"{value:.6g}" if isinstance(value, float | np.floating) else one_line(str(value))
