@@ -241,7 +241,7 @@ def test_an_index_is_verified_once_by_the_process_that_opens_it_and_not_by_its_w
     source = open_source(f"folder:{photos}", "train")
     index._intact.cache_clear()
     open_source(f"folder:{photos}", "validation")
-    monkeypatch.setattr(index, "_file_digest", None)  # so hashing a file would fail
+    monkeypatch.setattr(index, "_sums", None)  # so hashing a file would fail
     open_source(f"folder:{photos}", "test")
     assert list(pickle.loads(pickle.dumps(source))) == list(source)
 

@@ -58,11 +58,11 @@ class Kind(NamedTuple):
 
 # fmt: off
 KINDS = {
-    "digits": Kind("builtin:Digits", "", "1,797 of 8 x 8 pixels", "the ten digits"),
-    "fashion_mnist": Kind("fashion_mnist:FashionMnist", "[:FOLDER]", "70,000 of 28 x 28 pixels",
-                          "ten kinds of clothing"),
-    "fashion_mnist_sample": Kind("builtin:Sample", "", "512 test images of these", "as above"),
-    "emoji_sample": Kind("builtin:Sample", "", "128 of 64 x 64 pixels", "nine categories"),
+    "digits": Kind("builtin:open_digits", "", "1,797 of 8 x 8 pixels", "the ten digits"),
+    "fashion_mnist": Kind("fashion_mnist:open_fashion_mnist", "[:FOLDER]",
+                          "70,000 of 28 x 28 pixels", "ten kinds of clothing"),
+    "fashion_mnist_sample": Kind("builtin:open_sample", "", "512 test images of these", "as above"),
+    "emoji_sample": Kind("builtin:open_sample", "", "128 of 64 x 64 pixels", "nine categories"),
     "folder": Kind("folder:open_folder", ":PATH", "in one sub-folder per class", "the sub-folders",
                    files=True),
     "manifest": Kind("manifest:open_manifest", ":FILE", "listed in a .csv or .jsonl file",
@@ -72,7 +72,7 @@ KINDS = {
     "tfds": Kind("tfds:open_tfds", ":NAME_OR_PATH", "TFDS in ArrayRecord form", "its ClassLabel"),
     "hf": Kind("hf:open_hf", ":FOLDER", "Hugging Face, by save_to_disk",
                "its ClassLabel, or numbers"),
-    "arrays": Kind("arrays:ArrayFile", ":FILE_OR_FOLDER", "NumPy arrays",
+    "arrays": Kind("arrays:open_arrays", ":FILE_OR_FOLDER", "NumPy arrays",
                    "class_names, or numbers"),
     "synthetic": Kind("builtin:open_synthetic", ":ITEMS[:SIZE[:CLASSES]]", "random colours",
                       "numbers"),

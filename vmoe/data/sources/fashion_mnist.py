@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 
 from vmoe.cache import cache_folder
-from vmoe.data.sources.arrays import ArraySource, rgb
+from vmoe.data.sources.arrays import Arrays, ArraySource, rgb
 from vmoe.data.sources.splits import stratified_split
 from vmoe.errors import Failure, UsageError
 from vmoe.retry import retried
@@ -42,31 +42,32 @@ SHA256 = {
 MOST_BYTES = 16 + 60_000 * 28 * 28  # of an unpacked file
 
 
-class FashionMnist(ArraySource):
-    """A split of Fashion-MNIST."""
+def open_fashion_mnist(folder: str, split: str) -> ArraySource:
+    """Opens a split of Fashion-MNIST.
 
-    def __init__(self, folder: str, split: str):
-        """
-        Args:
-            folder: the folder of its files; if empty, they are found or downloaded.
+    Args:
+        folder: the folder of its files; if empty, they are found or downloaded.
 
-        Raises:
-            UsageError: a file is missing or corrupt.
-            Failure: a file cannot be downloaded.
-        """
-        prefix = "t10k" if split == "test" else "train"
-        images, labels = _read(Path(folder) if folder else _find(), prefix)
-        if split != "test":
-            index = stratified_split(
-                labels, {"validation": 1 / 12}, class_names=CLASS_NAMES, place="fashion_mnist"
-            )[split]
-            images, labels = images[index], labels[index]
-        self.name, self.class_names = f"fashion_mnist:{split}", CLASS_NAMES
-        self.images, self.labels = rgb(images), labels
+    Raises:
+        UsageError: a file is missing or corrupt.
+        Failure: a file cannot be downloaded.
+    """
+    return ArraySource(_read, folder, split)
+
+
+def _read(folder: str, split: str) -> Arrays:
+    prefix = "t10k" if split == "test" else "train"
+    images, labels = _unpacked(Path(folder) if folder else _find(), prefix)
+    if split != "test":
+        rows = stratified_split(
+            labels, {"validation": 1 / 12}, class_names=CLASS_NAMES, place="fashion_mnist"
+        )[split]
+        images, labels = images[rows], labels[rows]
+    return f"fashion_mnist:{split}", rgb(images), labels, CLASS_NAMES, None
 
 
 @functools.cache
-def _read(folder: Path, prefix: str) -> tuple[np.ndarray, np.ndarray]:
+def _unpacked(folder: Path, prefix: str) -> tuple[np.ndarray, np.ndarray]:
     images = unpack(folder / f"{prefix}-images-idx3-ubyte.gz")
     labels = unpack(folder / f"{prefix}-labels-idx1-ubyte.gz")
     return (

@@ -20,10 +20,10 @@ from jaxtyping import Int
 
 from vmoe.config.data import Check, OnError
 from vmoe.data.decode import SUFFIXES, entries_of, image_files_below, is_folder
-from vmoe.data.sources.index import cached, walked
+from vmoe.data.sources.index import IndexWriter, cached, walked
 from vmoe.data.sources.source import NAMED
 from vmoe.data.sources.splits import SPLITS, WORDS, named_splits, resolve_split
-from vmoe.data.sources.table import FileSource, TableWriter, open_files
+from vmoe.data.sources.table import FileSource, finish_table, open_files
 from vmoe.errors import UsageError
 
 SEPARATOR = "\0"  # no path has it
@@ -65,12 +65,15 @@ def open_folder(
 
     def build(target: Path) -> None:
         others = [path for each in classes for path in each.others]
-        with TableWriter(target) as table:
+        with IndexWriter(target) as table:
             for label, each in enumerate(classes):
                 paths = os.fsdecode(each.paths).split(SEPARATOR) if each.paths else []
-                columns = {"sizes": each.sizes, "times": each.times}
-                table.append(paths, [(label,)] * len(paths), **columns)
-            table.finish(
+                table.append_texts("paths", paths)
+                table.append_lists("labels", [(label,)] * len(paths))
+                table.append("sizes", each.sizes)
+                table.append("times", each.times)
+            finish_table(
+                table,
                 class_names,
                 place=place,
                 fractions=fractions,

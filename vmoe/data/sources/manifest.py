@@ -27,10 +27,10 @@ import numpy as np
 
 from vmoe.config.data import Check, OnError
 from vmoe.data.progress import open_text
-from vmoe.data.sources.index import Index, cached, state_of
+from vmoe.data.sources.index import Index, IndexWriter, cached, state_of
 from vmoe.data.sources.source import sampled
 from vmoe.data.sources.splits import SPLITS, resolve_split
-from vmoe.data.sources.table import FileSource, TableWriter, open_files, path_of
+from vmoe.data.sources.table import FileSource, finish_table, open_files
 from vmoe.data.sources.vocabulary import CLASSES, Vocabulary, labels_of_json, read_class_names
 from vmoe.errors import UsageError, parse_json, unknown
 from vmoe.retry import failure
@@ -64,7 +64,7 @@ def open_manifest(
 
     def valid(index: Index) -> bool:
         return all(
-            _stat(folder / path_of(index, row)) == (index["sizes"][row], index["times"][row])
+            _stat(folder / index.text("paths", row)) == (index["sizes"][row], index["times"][row])
             for row in sampled(len(index["sizes"]))
         )
 
@@ -98,8 +98,7 @@ def _build(file: Path, place: str, given: tuple[str, ...] | None, target: Path) 
     """Writes the table of a list."""
     vocabulary, splits = Vocabulary(), set[int]()
     read = _read_csv if file.suffix.lower() == ".csv" else _read_jsonl
-    identity = _identity(file.parent)
-    with TableWriter(target, identity) as table, open_text(file) as text:
+    with IndexWriter(target) as table, open_text(file) as text:
         lines = read(_lines(text, place), place)
         while piece := list(itertools.islice(lines, LINES)):
             splits |= {line.split for line in piece}
@@ -108,25 +107,25 @@ def _build(file: Path, place: str, given: tuple[str, ...] | None, target: Path) 
                 if status is None:
                     raise UsageError(f"{line.where}: {line.path}: no such file")
             sizes, times = np.array(stats, np.int64).T
-            table.append(
-                [line.path for line in piece],
-                [vocabulary.numbers(line.labels) for line in piece],
-                sizes=sizes,
-                times=times,
-                split=np.array([line.split for line in piece], np.int8),
-            )
+            table.append_texts("paths", [line.path for line in piece])
+            table.append_lists("labels", [vocabulary.numbers(line.labels) for line in piece])
+            table.append("sizes", sizes)
+            table.append("times", times)
+            table.append("split", np.array([line.split for line in piece], np.int8))
         if len(splits) > 1 and -1 in splits:
             raise UsageError(f"{place}: some lines name a split and some do not; name all or none")
         stored = [name for i, name in enumerate(SPLITS) if i in splits]
         whole = bool(stored) and "train" not in stored  # nothing to split off
         _, fractions = ("", {}) if whole else resolve_split("train", stored, place)
         class_names, classes = vocabulary.resolve(given, place)
-        table.finish(
+        table.translate("labels", classes)
+        finish_table(
+            table,
             class_names,
             place=place,
             splits=SPLITS if stored else (),
             fractions=fractions,
-            classes=classes,
+            identity=_identity(file.parent),
         )
 
 

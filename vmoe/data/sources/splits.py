@@ -2,11 +2,12 @@
 
 import hashlib
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
 from jaxtyping import Int, Int8, Integer, UInt64
 
+from vmoe.data.sources.index import parts
 from vmoe.errors import UsageError, unknown
 
 SPLITS = ("train", "validation", "test")
@@ -142,7 +143,7 @@ def hashed_split(
 
 def give_every_split_one(
     chosen: Int8[np.ndarray, "b"],
-    hashes: UInt64[np.ndarray, "b"],
+    hashes_of: Callable[[Iterable[int]], UInt64[np.ndarray, "_"]],
     labels: Int[np.ndarray, "b"],
     fractions: Mapping[str, float],
     *,
@@ -156,23 +157,29 @@ def give_every_split_one(
     Args:
         chosen: by ``hashed_split``; changed in place. Images with larger numbers are in splits
             that are left as they are.
+        hashes_of: gives the hashes of the names of some images.
         labels: the class of each image.
 
     Raises:
         UsageError: a class has too few images for every split to get one.
     """
     splits = len(fractions) + 1
-    own = chosen < splits
     counts = np.zeros((len(class_names), splits), np.int64)
-    np.add.at(counts, (labels[own], chosen[own]), 1)
+    for part in parts(len(chosen)):
+        own = chosen[part] < splits
+        np.add.at(counts, (labels[part][own], chosen[part][own]), 1)
     used = counts.any(1)
     for label in np.flatnonzero(used).tolist():
         _require_one_each(class_names[label], int(counts[label].sum()), fractions, place)
     lacking = used & (counts == 0).any(1)
-    few = np.flatnonzero(lacking[labels] & own)
+    few = [
+        part.start + np.flatnonzero(lacking[labels[part]] & (chosen[part] < splits))
+        for part in parts(len(chosen))
+    ]
+    few = np.concatenate(few)
     for label in np.flatnonzero(lacking):
         members = few[labels[few] == label]
-        members = members[np.argsort(hashes[members])]
+        members = members[np.argsort(hashes_of(members.tolist()))]
         for split in range(splits):
             now = np.bincount(chosen[members], minlength=splits)
             if not now[split]:

@@ -36,10 +36,10 @@ import numpy as np
 
 from vmoe.data.decode import SUFFIXES, entries_below, is_folder
 from vmoe.data.progress import progress
-from vmoe.data.sources.index import CHUNK, Index, IndexWriter, cached, state_of
+from vmoe.data.sources.index import Index, IndexWriter, cached, state_of
 from vmoe.data.sources.source import NAMED, Example, Skipped
 from vmoe.data.sources.splits import SPLITS, WORDS, resolve_split
-from vmoe.data.sources.table import TableSource, TableWriter, path_of
+from vmoe.data.sources.table import TableSource, finish_table
 from vmoe.data.sources.vocabulary import CLASSES, Vocabulary, labels_of_json, read_class_names
 from vmoe.errors import UsageError, listed, parse_json
 from vmoe.retry import retried
@@ -221,36 +221,33 @@ def _build(
 ) -> None:
     """Writes the table of the images of some shards; the classes are those of all shards."""
     root, names, expected, _ = shards
-    vocabulary, ends, in_split = Vocabulary(), list[int](), set(used)
-    end = 0
-    with TableWriter(target) as table:
-        for shard in progress(names, f"indexing {len(names):,} shards of {root}", len(names)):
-            index = _index_of(root / shard)
-            count = len(index["sizes"])
-            if count != expected.get(shard, count):
-                raise UsageError(
-                    f"{root / shard}: has {count:,} examples, the index says "
-                    f"{expected[shard]:,}; get it again"
-                )
-            numbers = vocabulary.numbers(index.info["words"])
-            if shard not in in_split:
-                continue
-            end += count
-            ends.append(end)
-            for start in range(0, count, CHUNK):
-                rows = range(start, min(start + CHUNK, count))
-                table.append(
-                    [path_of(index, row) for row in rows],
-                    [[numbers[i] for i in index.values("labels", row)] for row in rows],
-                    sizes=index["sizes"][rows.start : rows.stop],
-                    offsets=index["offsets"][rows.start : rows.stop],
-                )
-        class_names, classes = vocabulary.resolve(given, place)
-        table.finish(
+    vocabulary, folders, ends = Vocabulary(), dict[str, Path](), list[int]()
+    for shard in progress(names, f"indexing {len(names):,} shards of {root}", len(names)):
+        folders[shard] = _index_of(root / shard)
+        index = Index(folders[shard])
+        count = len(index["sizes"])
+        if count != expected.get(shard, count):
+            raise UsageError(
+                f"{root / shard}: has {count:,} examples, the index says {expected[shard]:,}; get "
+                "it again"
+            )
+        vocabulary.numbers(index.info["words"])
+    class_names, classes = vocabulary.resolve(given, place)
+    with IndexWriter(target) as table:
+        for shard in used:
+            index = Index(folders[shard])
+            numbers = classes[vocabulary.numbers(index.info["words"])].astype(np.int32)
+            table.append_ragged("paths", index["paths"], np.diff(index["paths_offsets"]))
+            labels = numbers[index["labels"]]
+            table.append_ragged("labels", labels, np.diff(index["labels_offsets"]))
+            table.append("sizes", index["sizes"])
+            table.append("offsets", index["offsets"])
+            ends.append(len(index["sizes"]) + sum(ends[-1:]))
+        finish_table(
+            table,
             class_names,
             place=place,
             fractions=fractions,
-            classes=classes,
             shards=list(used),
             states=[state_of(root / shard) for shard in used],
             ends=ends,
@@ -309,7 +306,7 @@ class _Opened:
             os.close(self.number)
 
 
-def _index_of(shard: Path) -> Index:
+def _index_of(shard: Path) -> Path:
     """The index of a shard: names, offsets, sizes and labels of its images.
 
     The labels are numbers of words, which ``Index.info`` lists.
@@ -317,10 +314,9 @@ def _index_of(shard: Path) -> Index:
     Raises:
         UsageError: the shard is truncated, compressed or no tar file, or an example is wrong.
     """
-    folder = cached(
+    return cached(
         f"shard:{shard.absolute()}", state_of(shard), lambda target: _build_shard(shard, target)
     )
-    return Index(folder)
 
 
 def _build_shard(shard: Path, target: Path) -> None:

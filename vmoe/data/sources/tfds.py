@@ -41,7 +41,7 @@ from vmoe.data.progress import progress
 from vmoe.data.sources.index import Index, IndexWriter, cached, state_of
 from vmoe.data.sources.source import BaseSource, Example, digest, sampled
 from vmoe.data.sources.splits import SPLITS, resolve_split
-from vmoe.errors import Failure, UsageError, one_line, unknown
+from vmoe.errors import UsageError, one_line, reading, unknown
 from vmoe.retry import retried
 
 LABELS = ("label", "labels", "real_label")  # features, the first of which counts
@@ -168,13 +168,9 @@ class TfdsSource(BaseSource):
     def __getitem__(self, index: int) -> Example:
         row = range(len(self))[index]
         origin = f"{self.name}[{row}]"
-        try:
+        with reading(origin):
             record = self._record(row)
             fields = self._features.deserialize_example_np(record, decoders=self._decoders)
-        except Failure:
-            raise
-        except Exception as error:  # its readers raise errors of many types
-            raise UsageError(f"{origin}: cannot be read ({one_line(str(error))})") from None
         return Example(fields[self._image], self._in_range(fields[self._label], origin), origin)
 
     def _in_range(self, labels: Any, origin: str) -> tuple[int, ...]:
@@ -239,13 +235,9 @@ def _info(folder: str) -> Any:
     """The metadata of a version, in ArrayRecord form."""
     import tensorflow_datasets as tfds
 
-    try:
+    with reading(folder):
         read_bytes(Path(folder, INFO))  # an error that can pass is a Failure
         info = tfds.builder_from_directory(folder).info
-    except Failure:
-        raise
-    except Exception as error:  # of many types
-        raise UsageError(f"{folder}: cannot be read ({one_line(str(error))})") from None
     if info.file_format is not tfds.core.FileFormat.ARRAY_RECORD:
         why = {
             tfds.core.FileFormat.TFRECORD: "which only TensorFlow can read",
@@ -322,18 +314,13 @@ def count_records(shard: str) -> int:
             reader.close()  # raises what went wrong before
             return records
 
-    try:
-        return retried(shard, count)
-    except Failure:
-        raise
-    except FileNotFoundError:
-        raise UsageError(
-            f"{shard}: no such file; the data set is incomplete, prepare it again"
-        ) from None
-    except Exception as error:
-        raise UsageError(
-            f"{shard}: truncated or corrupt ({one_line(str(error))}); prepare the data set again"
-        ) from None
+    with reading(shard, "truncated or corrupt", "; prepare the data set again"):
+        try:
+            return retried(shard, count)
+        except FileNotFoundError:
+            raise UsageError(
+                f"{shard}: no such file; the data set is incomplete, prepare it again"
+            ) from None
 
 
 @contextlib.contextmanager

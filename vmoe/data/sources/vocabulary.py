@@ -49,10 +49,17 @@ class Vocabulary:
         """
         words = self.words
         if all(re.fullmatch(r"-?\d+", word, re.ASCII) for word in words):
-            classes = np.array([_number(word, place) for word in words], np.int64)
-            _check_range(classes, given, place)
-            names = given or tuple(map(str, range(classes.max(initial=-1) + 1)))
-            return names, classes
+            for word in words:
+                if len(word) > MOST_DIGITS:
+                    label = shortened(word, 40)
+                    raise UsageError(f"{place}: label {label}; number the classes from 0")
+            classes = np.array(words, np.int64)
+            if classes.min(initial=0) < 0:
+                raise UsageError(
+                    f"{place}: label {classes.min()} is below 0; number the classes from 0, and "
+                    "give an image without a class no label"
+                )
+            return names_of(int(classes.max(initial=-1)), given, CLASSES, place), classes
         names = given or tuple(sorted(words))
         position = {name: i for i, name in enumerate(names)}
         for word in words:
@@ -61,25 +68,23 @@ class Vocabulary:
         return names, np.array([position[word] for word in words], np.int64)
 
 
-def _number(word: str, place: str) -> int:
-    if len(word) > MOST_DIGITS:
-        raise UsageError(f"{place}: label {shortened(word, 40)}; number the classes from 0")
-    return int(word)
+def names_of(largest: int, given: Sequence[str] | None, holder: str, place: str) -> tuple[str, ...]:
+    """The names of classes that labels number: those given, or else the numbers.
 
+    Args:
+        largest: of the labels; -1 if there are none.
+        holder: what gives the names, for error messages.
 
-def _check_range(classes: Int[np.ndarray, "x"], given: tuple[str, ...] | None, place: str) -> None:
-    if classes.min(initial=0) < 0:
-        raise UsageError(
-            f"{place}: label {classes.min()} is below 0; number the classes from 0, and give an "
-            "image without a class no label"
-        )
-    largest = int(classes.max(initial=-1))
+    Raises:
+        UsageError: a label has no name, or is too large for the number of a class.
+    """
+    if given is None and largest >= MOST_CLASSES:
+        raise UsageError(f"{place}: label {largest}; number the classes from 0")
     if given is not None and largest >= len(given):
         raise UsageError(
-            f"{place}: label {largest} has no name; {CLASSES} holds {len(given)}, for labels from 0"
+            f"{place}: label {largest} has no name; {holder} holds {len(given)}, for labels from 0"
         )
-    if largest >= MOST_CLASSES:
-        raise UsageError(f"{place}: label {largest}; number the classes from 0")
+    return tuple(map(str, range(largest + 1)) if given is None else given)
 
 
 def labels_of_json(value: Any, where: str) -> list[str]:
