@@ -109,7 +109,7 @@ def test_a_folder_is_checked_once_however_it_is_spelled_until_a_file_changes(
     source = open_source(f"folder:{photos}", "train")
     (photos / "cats" / "000.png").chmod(0o600)
     with monkeypatch.context() as patch:
-        patch.setattr(check, "_check_all", None)  # so reading a file would fail
+        patch.setattr(check, "_reason", None)  # so reading a file would fail
         patch.chdir(photos.parent / "photos" / "cats")
         for spelled in ("..", "../../photos", "../dogs/.."):
             again = open_source(f"folder:{spelled}", "train")

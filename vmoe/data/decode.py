@@ -15,6 +15,9 @@ from vmoe.errors import UsageError
 from vmoe.retry import retried
 
 PNG = b"\x89PNG\r\n\x1a\n"  # the first bytes of a file
+Pixels = UInt8[np.ndarray, "h w 3"]
+"""RGB, in [0, 255]."""
+
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 BACKGROUND = "white"  # shows through transparent pixels
 TWELVE_BITS = 4096  # values of 12 bits
@@ -40,41 +43,29 @@ class ImageFile(NamedTuple):
     modified: int
 
 
-class Found(NamedTuple):
-    """What a folder and its sub-folders hold, each sorted by path.
-
-    Attributes:
-        images: files with the suffix of an image.
-        others: all other files.
-        links: symbolic links to folders, which are not followed.
-    """
-
-    images: list[ImageFile]
-    others: list[str]
-    links: list[str]
-
-
-def image_files_below(folder: str | Path) -> Found:
+def image_files_below(folder: str | Path) -> tuple[list[ImageFile], list[str], list[str]]:
     """Finds the image files in a folder and its sub-folders.
 
     Hidden files and folders are ignored.
 
+    Returns:
+        the files with the suffix of an image; all other files; and symbolic links to folders, which
+        are not followed; each sorted by path.
+
     Raises:
         UsageError, Failure: see ``entries_below``.
     """
-    found = Found([], [], [])
+    images, others, links = list[ImageFile](), list[str](), list[str]()
     for entry in entries_below(str(folder)):
         image = os.path.splitext(entry.name)[1].lower() in SUFFIXES
         status = _status(entry) if image or entry.is_symlink() else None
         if status and stat.S_ISDIR(status.st_mode):
-            found.links.append(entry.path)
+            links.append(entry.path)
         elif status and image and stat.S_ISREG(status.st_mode):
-            found.images.append(ImageFile(entry.path, status.st_size, status.st_mtime_ns))
+            images.append(ImageFile(entry.path, status.st_size, status.st_mtime_ns))
         else:
-            found.others.append(entry.path)
-    for paths in found:
-        paths.sort()
-    return found
+            others.append(entry.path)
+    return sorted(images), sorted(others), sorted(links)
 
 
 def entries_of(folder: str | Path) -> list[os.DirEntry[str]]:

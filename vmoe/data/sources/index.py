@@ -269,6 +269,12 @@ class Index:
         """The text in a row of a column by ``append_texts``."""
         return os.fsdecode(self.values(name, row).tobytes())
 
+    def texts(self, name: str, rows: slice) -> list[str]:
+        """The texts in some rows."""
+        offsets = self[f"{name}_offsets"][rows.start : rows.stop + 1]
+        joined, ends = self[name][offsets[0] : offsets[-1]].tobytes(), offsets - offsets[0]
+        return [os.fsdecode(joined[i:j]) for i, j in itertools.pairwise(ends.tolist())]
+
     def digest(self, names: Sequence[str], rows: Integer[np.ndarray, "x"] | range) -> str:
         """A hash of some columns in some rows."""
         digest = hashlib.sha256()
