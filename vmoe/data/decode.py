@@ -51,9 +51,6 @@ def image_files_below(folder: str | Path) -> tuple[list[ImageFile], list[str], l
     Returns:
         the files with the suffix of an image; all other files; and symbolic links to folders, which
         are not followed; each sorted by path.
-
-    Raises:
-        UsageError, Failure: see ``entries_below``.
     """
     images, others, links = list[ImageFile](), list[str](), list[str]()
     for entry in entries_below(str(folder)):
@@ -181,11 +178,7 @@ def has_16_bits(head: bytes) -> bool:
 
 
 def read_image(path: str | Path, *, exif: bool = True) -> UInt8[np.ndarray, "h w 3"]:
-    """Reads an image file and decodes it; see ``decode``.
-
-    Raises:
-        UsageError: there is no such file, or it is not an image that ``decode`` accepts.
-    """
+    """Reads an image file and decodes it; see ``decode``."""
     return decode(read_bytes(path), str(path), exif=exif)
 
 

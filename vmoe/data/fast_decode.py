@@ -73,9 +73,6 @@ def decode_crop_and_resize(
     Returns:
         the pixels in [0, 255]; and whether the fast libraries refused the image, so that ``decode``
         read it.
-
-    Raises:
-        UsageError: see ``decode``.
     """
     header = _header(image, exif) if isinstance(image, bytes) else None
     if isinstance(image, bytes) and header:

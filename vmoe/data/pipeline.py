@@ -286,21 +286,13 @@ def empty_batch(batch_size: int, max_labels: int, preprocessing: Preprocessing) 
 
 
 def check_labelled(source: Source) -> None:
-    """Checks that a source has labels; reads them up to the first one.
-
-    Raises:
-        UsageError: no image has a label.
-    """
+    """Checks that a source has labels; reads them up to the first one."""
     if not any(source.labels_of(i) for i in range(len(source))):
         raise UsageError(f"{source.name}: no image has a label: use data with labels")
 
 
 def check_classes(source: Source, num_classes: int) -> None:
-    """Checks that a model has a logit for each class of a source.
-
-    Raises:
-        UsageError: it has fewer.
-    """
+    """Checks that a model has a logit for each class of a source."""
     if len(source.class_names) > num_classes:
         raise UsageError(
             f"{source.name} has {len(source.class_names)} classes: raise it",

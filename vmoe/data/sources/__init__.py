@@ -153,25 +153,18 @@ def skipped_messages(sources: Iterable[Source | Skipped]) -> Iterator[str]:
     ['skipped 1 file that is not an image: a.txt']
     """
     skipped = {each if isinstance(each, Skipped) else each.skipped for each in sources}
-    others = sorted({path for each in skipped for path in each.others})
-    beside = sorted({path for each in skipped for path in each.beside})
-    links = sorted({path for each in skipped for path in each.links})
-    unreadable = sorted({path for each in skipped for path in each.unreadable})
-    # The splits of one folder have the same files.
-    more = sum(number for _, number in {(each.others, each.more_others) for each in skipped})
-    if others:
-        count = len(others) + more
-        what = "file that is not an image" if count == 1 else "files that are not images"
-        yield f"skipped {count:,} {what}: {listed(others, NAMED, unnamed=more)}"
-    more = sum(number for _, number in {(each.beside, each.more_beside) for each in skipped})
-    if beside:
-        count = len(beside) + more
-        what = "path" if count == 1 else "paths"
-        where = "beside the folders of the classes or splits"
-        yield f"skipped {count:,} {what} {where}: {listed(beside, NAMED, unnamed=more)}"
-    if links:
-        what = "symbolic link to a folder" if len(links) == 1 else "symbolic links to folders"
-        yield f"skipped {len(links)} {what}: {listed(links, NAMED)}"
-    if unreadable:
-        what = "image" if len(unreadable) == 1 else "images"
-        yield f"{len(unreadable)} {what} cannot be read: {listed(unreadable, NAMED)}"
+    for field, one, several in (
+        ("others", "skipped {} file that is not an image", "skipped {} files that are not images"),
+        ("beside", "skipped {} path beside", "skipped {} paths beside"),
+        ("links", "skipped {} symbolic link to a folder", "skipped {} symbolic links to folders"),
+        ("unreadable", "{} image cannot be read", "{} images cannot be read"),
+    ):
+        paths = sorted({path for each in skipped for path in getattr(each, field)})
+        # The splits of one folder have the same files.
+        unnamed = {(getattr(each, field), getattr(each, f"more_{field}", 0)) for each in skipped}
+        more = sum(number for _, number in unnamed)
+        if paths:
+            count = len(paths) + more
+            what = (one if count == 1 else several).format(f"{count:,}")
+            where = " the folders of the classes or splits" if field == "beside" else ""
+            yield f"{what}{where}: {listed(paths, NAMED, unnamed=more)}"

@@ -113,9 +113,6 @@ def open_arrays(path: str, split: str) -> ArraySource:
 
     Args:
         path: the .npz file, or the folder.
-
-    Raises:
-        UsageError: there is no such file or split, or its arrays are not as described above.
     """
     return ArraySource(_load, path, split)
 

@@ -55,11 +55,7 @@ def _digits(name: str, split: str) -> Arrays:
 
 
 def open_sample(name: str, split: str) -> ArraySource:
-    """Opens test images that come with the package.
-
-    Raises:
-        UsageError: another split than "test" is asked for.
-    """
+    """Opens test images that come with the package."""
     resolve_split(split, ["test"], name)
     return ArraySource(_sample, name)
 
@@ -121,11 +117,7 @@ class SyntheticSource(BaseSource):
 
 
 def open_synthetic(numbers: str, split: str) -> SyntheticSource:
-    """Opens a split of synthetic images, from ITEMS[:SIZE[:CLASSES]].
-
-    Raises:
-        UsageError: a number is missing or out of range.
-    """
+    """Opens a split of synthetic images, from ITEMS[:SIZE[:CLASSES]]."""
     place = f"synthetic:{numbers}"
     words = numbers.split(":")
     if len(words) > 3 or not all(word.isdecimal() for word in words):

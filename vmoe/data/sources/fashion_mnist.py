@@ -47,10 +47,6 @@ def open_fashion_mnist(folder: str, split: str) -> ArraySource:
 
     Args:
         folder: the folder of its files; if empty, they are found or downloaded.
-
-    Raises:
-        UsageError: a file is missing or corrupt.
-        Failure: a file cannot be downloaded.
     """
     return ArraySource(_read, folder, split)
 
@@ -77,12 +73,7 @@ def _unpacked(folder: Path, prefix: str) -> tuple[np.ndarray, np.ndarray]:
 
 
 def unpack(path: Path) -> bytes:
-    """Unpacks one of the four files, and verifies its SHA-256.
-
-    Raises:
-        UsageError: there is no such file, or it is corrupt.
-        Failure: it cannot be read for a reason that can pass.
-    """
+    """Unpacks one of the four files, and verifies its SHA-256."""
     try:
         with gzip.open(io.BytesIO(retried(path, path.read_bytes))) as file:
             content = file.read(MOST_BYTES + 1)
@@ -116,10 +107,6 @@ def download(address: str, path: Path) -> None:
     Args:
         address: a URL.
         path: where to save the file.
-
-    Raises:
-        UsageError: there is no such file, or it differs from the published one.
-        Failure: the server cannot be reached, or the disk is full.
     """
     from rich.console import Console
     from rich.progress import DownloadColumn, Progress, TextColumn, TimeRemainingColumn

@@ -43,10 +43,6 @@ def open_folder(
         path: the folder.
         check, on_error: see ``open_files``.
         whole: the split is all of the images, of a folder that is not split.
-
-    Raises:
-        UsageError: there is no such folder or split, a class without images, or an image that
-            cannot be read.
     """
     root, place = Path(path), f"folder:{path}"
     available = split_folders(root)
@@ -93,9 +89,6 @@ def split_folders(root: Path) -> dict[str, Path]:
 
     Folders called train, validation, val or test are splits. Other words for them, such as Train or
     dev, may be classes: they are if there are other folders, and none of these has sub-folders.
-
-    Raises:
-        UsageError: there is no such folder, or two in it are the same split.
     """
     if not root.is_dir():
         raise UsageError(f"folder:{root}: no such folder")

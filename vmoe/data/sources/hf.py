@@ -40,10 +40,6 @@ def open_hf(folder: str, split: str) -> "HfSource":
 
     Args:
         folder: that ``save_to_disk`` has written.
-
-    Raises:
-        UsageError: ``datasets`` is not installed; there is no such data set or split, a file is
-            truncated, or a column is missing or of a wrong type.
     """
     source = HfSource(folder, split)
     source.check()
@@ -116,11 +112,7 @@ class HfSource(BaseSource):
         return smallest, largest, most
 
     def check(self) -> None:
-        """Checks all labels, and that some images are in the files.
-
-        Raises:
-            UsageError: a label is out of range, or an image is missing.
-        """
+        """Checks all labels, and that some images are in the files."""
         smallest, _, _ = self._statistics
         if smallest < -1:
             raise UsageError(f"{self._place}: label {smallest}; number the classes from 0")

@@ -103,10 +103,6 @@ def cached(
         key: anything with a ``repr`` that changes with the data.
         build: writes the index into an empty folder, with an ``IndexWriter``.
         valid: whether an index that was built earlier still describes the data.
-
-    Raises:
-        UsageError: the cache folder cannot be written, or the data cannot be read.
-        Failure: the same, for a reason that can pass, such as a full disk.
     """
     root = cache_folder() / "indexes" / _hash(place)
     folder = root / _hash(repr((VERSION, key)))

@@ -48,9 +48,6 @@ def open_manifest(
     Args:
         path: the ``.csv`` or ``.jsonl`` file.
         check, on_error: see ``open_files``.
-
-    Raises:
-        UsageError: there is no such file or split, or a line, an image or a label is wrong.
     """
     file, place = Path(path), f"manifest:{path}"
     if file.suffix.lower() not in SUFFIXES:
@@ -197,17 +194,12 @@ def _check_fields(fields: Sequence[str], where: str) -> None:
 
 
 def _line(path: Any, labels: list[str], split: Any, where: str) -> _Line:
-    if not isinstance(path, str) or not path or not _can_be_a_path(path):
+    try:
+        valid = path != "" and b"\0" not in os.fsencode(path)
+    except (TypeError, UnicodeEncodeError):  # JSON has more than the names of files
+        valid = False
+    if not valid:
         raise UsageError(f"{where}: path is {path!r}; give the path of an image")
     if split and split not in SPLITS:
         raise UsageError(unknown(f"{where}: no split", split, list(SPLITS)))
     return _Line(str(Path(path)), labels, SPLITS.index(split) if split else -1, where)
-
-
-def _can_be_a_path(text: str) -> bool:
-    """Whether the file system can have such a name: text of JSON can be more than that."""
-    try:
-        os.fsencode(text)
-    except UnicodeEncodeError:
-        return False
-    return "\0" not in text

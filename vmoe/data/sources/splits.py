@@ -34,9 +34,6 @@ def named_splits(names: Iterable[str], place: str) -> dict[str, str]:
     Returns:
         the name of each split that has one, in the order of SPLITS.
 
-    Raises:
-        UsageError: two names mean the same split.
-
     >>> named_splits(["Test", "valid", "Train", "extra"], "photos")
     {'train': 'Train', 'validation': 'valid', 'test': 'Test'}
     """
@@ -63,9 +60,6 @@ def resolve_split(split: str, available: Sequence[str], place: str) -> tuple[str
     Returns:
         the available name to read, "" for a data set that is not split; and the fractions to
         split off for other splits, see ``stratified_split``.
-
-    Raises:
-        UsageError: the split is not available and cannot be split off another, or is there twice.
     """
     if not available:
         return "", {"validation": 0.1, "test": 0.1}
@@ -97,9 +91,6 @@ def stratified_split(
 
     Returns:
         by split, the indices of its images in ascending order.
-
-    Raises:
-        UsageError: a class has too few images for every split to get one.
     """
     chunks: dict[str, list[np.ndarray]] = {split: [] for split in (*fractions, "train")}
     by_class = np.argsort(labels, kind="stable")
@@ -159,9 +150,6 @@ def give_every_split_one(
             that are left as they are.
         hashes_of: gives the hashes of the names of some images.
         labels: the class of each image.
-
-    Raises:
-        UsageError: a class has too few images for every split to get one.
     """
     splits = len(fractions) + 1
     counts = np.zeros((len(class_names), splits), np.int64)

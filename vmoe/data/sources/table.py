@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Int, Int8, Integer
+from jaxtyping import Int8, Integer
 
 from vmoe.config.data import Check, OnError
 from vmoe.data.check import unreadable
@@ -56,9 +56,6 @@ def finish_table(
         identity: gives the same text for all names of one image. If it is given, an image that is
             there twice is an error.
         info: JSON values for ``Index.info``.
-
-    Raises:
-        UsageError: there are no images, or too few of a class, or one twice.
     """
     table = index.finish()
     if "sizes" not in table or not len(table["sizes"]):
@@ -83,7 +80,6 @@ def finish_table(
     table = index.finish()
     info["splits"] = {
         name: {
-            "count": len(rows),
             "data": table.digest(("paths", "labels", "sizes"), rows),
             "times": table.digest(["times"], rows) if "times" in table else "",
         }
@@ -165,10 +161,7 @@ class TableSource(BaseSource):
         Args:
             folder: of the table.
             split: of the table; any, where all rows are in one split.
-            left_out: rows that are no part of the split, in ascending order.
-
-        Raises:
-            UsageError: the table is gone or incomplete, or has no such split.
+            left_out: rows that are no part of the split.
         """
         self.name, self.index = name, Index(folder)
         info = self.index.info
@@ -178,16 +171,16 @@ class TableSource(BaseSource):
             raise UsageError(unknown(f"{info['place']} has no split", split, [*splits]))
         self._split = splits["" if "" in splits else split]
         self._rows = _rows(self.index, split)
-        self._left_out = _positions(self._rows, left_out)
-        # The n-th image left out moves those behind it n places forward.
-        self._shifts = self._left_out - np.arange(len(self._left_out))
+        self._left_out = np.flatnonzero(np.isin(self._rows, left_out)) if left_out else []
+        if len(self._left_out):
+            self._rows = np.delete(self._rows, self._left_out)
 
     def __len__(self) -> int:
-        return self._split["count"] - len(self._left_out)
+        return len(self._rows)
 
     def row(self, index: int) -> int:
         """The row of the image at an index in [0, len)."""
-        return int(self._rows[index + int(np.searchsorted(self._shifts, index, "right"))])
+        return int(self._rows[index])
 
     def path(self, index: int) -> str:
         """The name of the image at an index."""
@@ -197,18 +190,8 @@ class TableSource(BaseSource):
         return tuple(self.index.values("labels", self.row(index)).tolist())
 
     def _description(self) -> tuple[str, str]:
-        data = (self.class_names, self._split["data"], self._left_out.tolist())
+        data = (self.class_names, self._split["data"], [int(i) for i in self._left_out])
         return digest(data), self._split["times"]
-
-
-def _positions(
-    rows: Integer[np.ndarray, "x"] | range, wanted: Sequence[int]
-) -> Int[np.ndarray, "_"]:
-    """The positions of those of the wanted rows that are in a split."""
-    if isinstance(rows, range) or not len(wanted):
-        return np.array(wanted, np.int64)
-    found = np.searchsorted(rows, np.array(wanted, np.uint32))
-    return found[rows[np.minimum(found, len(rows) - 1)] == wanted]
 
 
 class FileSource(TableSource):
@@ -270,9 +253,6 @@ def open_files(
         check: how the images are checked, see ``vmoe/data/check.py``.
         on_error: whether unreadable images are an error. With "replace" they are kept in the split
             "train", where another image takes their place, and left out of the others.
-
-    Raises:
-        UsageError: an image cannot be read, or none of a split can.
     """
     columns = Index(index)
     count = len(columns["sizes"])

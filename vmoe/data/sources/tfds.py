@@ -61,10 +61,6 @@ def open_tfds(name: str, split: str) -> "TfdsSource":
     Args:
         name: NAME[/CONFIG][:VERSION], or a path.
         split: "train", "validation", "test", or any split of TFDS.
-
-    Raises:
-        UsageError: there is no such data set or split, it is not in ArrayRecord form, a file is
-            missing or truncated, or examples have no image or label that can be read.
     """
     folder = _find(name)
     source = TfdsSource(f"tfds:{name}:{split}", str(folder), split)
@@ -171,16 +167,14 @@ class TfdsSource(BaseSource):
         with reading(origin):
             record = self._record(row)
             fields = self._features.deserialize_example_np(record, decoders=self._decoders)
-        return Example(fields[self._image], self._in_range(fields[self._label], origin), origin)
-
-    def _in_range(self, labels: Any, origin: str) -> tuple[int, ...]:
-        found = tuple(label for label in np.atleast_1d(labels).tolist() if label != -1)
-        if found and not 0 <= min(found) <= max(found) < len(self.class_names):
+        labels = np.atleast_1d(fields[self._label]).tolist()
+        labels = tuple(label for label in labels if label != -1)
+        if labels and not 0 <= min(labels) <= max(labels) < len(self.class_names):
             raise UsageError(
-                f"{origin}: label {found} is out of range; its feature has "
+                f"{origin}: label {labels} is out of range; its feature has "
                 f"{len(self.class_names)} classes"
             )
-        return found
+        return Example(fields[self._image], labels, origin)
 
     def labels_of(self, index: int) -> tuple[int, ...]:
         return tuple(self._labels.values("labels", index).tolist())
@@ -189,7 +183,8 @@ class TfdsSource(BaseSource):
     def _labels(self) -> Index:
         """The labels of all examples."""
         place = f"tfds:{os.path.abspath(self._folder)}:{self._split}"
-        return Index(cached(place, _shard_states(self._shards), self._build_labels))
+        states = [state_of(shard.filename) for shard in self._shards]
+        return Index(cached(place, states, self._build_labels))
 
     def _build_labels(self, target: Path) -> None:
         most, starts = 1, range(0, len(self), SCANNED)
@@ -202,12 +197,7 @@ class TfdsSource(BaseSource):
             index.finish(max_labels=most)
 
     def check(self) -> None:
-        """Checks the number of examples of every shard, and that some examples can be read.
-
-        Raises:
-            UsageError: a shard is missing, truncated or has another number of examples than the
-                metadata says; or an example is wrong.
-        """
+        """Checks the number of examples of every shard, and that some examples can be read."""
         for shard in self._shards:
             found = count_records(shard.filename)
             if found != shard.examples_in_shard:
@@ -223,7 +213,7 @@ class TfdsSource(BaseSource):
     def _description(self) -> tuple[str, str]:
         """Hashes of the class names and of the names, sizes and times of the shards."""
         shards = [(os.path.basename(s.filename), s.skip, s.take) for s in self._shards]
-        states = _shard_states(self._shards)
+        states = [state_of(shard.filename) for shard in self._shards]
         sizes = [size for size, _ in states]
         return digest((self.class_names, shards, sizes)), digest([time for _, time in states])
 
@@ -293,18 +283,8 @@ def _label_feature(features: Any, folder: str) -> str:
     )
 
 
-def _shard_states(shards: Sequence[Any]) -> list[tuple[int, int]]:
-    """Sizes and times of the last change of shards."""
-    return [state_of(shard.filename) for shard in shards]
-
-
 def count_records(shard: str) -> int:
-    """The number of examples in a shard.
-
-    Raises:
-        UsageError: it is missing, truncated or corrupt.
-        Failure: it cannot be read for a reason that can pass.
-    """
+    """The number of examples in a shard."""
     from array_record.python.array_record_module import ArrayRecordReader
 
     def count() -> int:
@@ -336,11 +316,7 @@ def _system_errors() -> Iterator[None]:
 
 
 def _allow_open_files(count: int, place: str) -> None:
-    """Raises the limit of open files, as every shard stays open in every process.
-
-    Raises:
-        UsageError: the hard limit of the system is too low for so many shards.
-    """
+    """Raises the limit of open files, as every shard stays open in every process."""
     import resource  # not on Windows
 
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)

@@ -43,9 +43,6 @@ class Vocabulary:
 
         Args:
             given: the class names of ``classes.txt``, if there is one.
-
-        Raises:
-            UsageError: a label is not among the classes.
         """
         words = self.words
         if all(re.fullmatch(r"-?\d+", word, re.ASCII) for word in words):
@@ -74,9 +71,6 @@ def names_of(largest: int, given: Sequence[str] | None, holder: str, place: str)
     Args:
         largest: of the labels; -1 if there are none.
         holder: what gives the names, for error messages.
-
-    Raises:
-        UsageError: a label has no name, or is too large for the number of a class.
     """
     if given is None and largest >= MOST_CLASSES:
         raise UsageError(f"{place}: label {largest}; number the classes from 0")
@@ -88,11 +82,7 @@ def names_of(largest: int, given: Sequence[str] | None, holder: str, place: str)
 
 
 def labels_of_json(value: Any, where: str) -> list[str]:
-    """The labels in a JSON value: a whole number, a name, or a list of these.
-
-    Raises:
-        UsageError: it is something else.
-    """
+    """The labels in a JSON value: a whole number, a name, or a list of these."""
     labels = value if isinstance(value, list) else [value]
     for label in labels:
         if isinstance(label, bool) or not isinstance(label, int | str) or label == "":
@@ -105,11 +95,7 @@ def labels_of_json(value: Any, where: str) -> list[str]:
 
 
 def read_class_names(folder: Path) -> tuple[str, ...] | None:
-    """The names in the file ``classes.txt`` of a folder; None if there is none.
-
-    Raises:
-        UsageError: the file holds no names, or one twice.
-    """
+    """The names in the file ``classes.txt`` of a folder; None if there is none."""
     path = folder / CLASSES
     try:
         text = retried(path, lambda: path.read_text(encoding="utf-8-sig"))
@@ -123,10 +109,6 @@ def read_class_names(folder: Path) -> tuple[str, ...] | None:
 
 
 def check_distinct(names: Sequence[str], place: str) -> None:
-    """Checks a list of class names.
-
-    Raises:
-        UsageError: it is empty, or has an empty name or one twice.
-    """
+    """Checks that there are class names, and that none is empty or there twice."""
     if not names or "" in names or len(set(names)) < len(names):
         raise UsageError(f"{place} is not a list of distinct names")
