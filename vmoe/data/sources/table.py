@@ -197,25 +197,16 @@ class TableSource(BaseSource):
 class FileSource(TableSource):
     """A split of a table of image files, which are read when they are needed."""
 
-    def __init__(
-        self,
-        name: str,
-        index: str,
-        split: str,
-        folder: str,
-        bad: Sequence[int] = (),
-        *,
-        keep_bad: bool = True,
-    ):
+    def __init__(self, name: str, index: str, split: str, folder: str, bad: Sequence[int]):
         """
         Args:
             index: folder of the table.
             split: of the table.
             folder: to which the paths of the files are relative.
-            bad: rows of images that cannot be read, in ascending order.
-            keep_bad: keep these in the split: a reader puts other images in their place.
+            bad: rows of images that cannot be read. The split "train" keeps them, as a reader puts
+                other images in their place.
         """
-        super().__init__(name, index, split, () if keep_bad else bad)
+        super().__init__(name, index, split, () if split == "train" else bad)
         self._folder, info = folder, self.index.info
         self.skipped = Skipped(
             others=tuple(str(Path(folder, path)) for path in info.get("others", ())),
@@ -269,10 +260,7 @@ def open_files(
             f"{listed(reasons, LISTED, separator='; ')}. Repair or remove them; training and "
             "evaluation can also skip them with data.on_error=replace"
         )
-    keep_bad = split == "train"
-    source = FileSource(
-        f"{place}:{split}", str(index), split, folder, tuple(sorted(bad)), keep_bad=keep_bad
-    )
+    source = FileSource(f"{place}:{split}", str(index), split, folder, tuple(sorted(bad)))
     if not len(source):
         raise UsageError(f"{place}: no image of the split {split!r} can be read")
     return source

@@ -123,8 +123,7 @@ class TfdsSource(BaseSource):
             raise UsageError(f"{folder}: {one_line(str(error))}") from None
         if not self._shards or min(shard.take for shard in self._shards) < 1:
             raise UsageError(f"{folder}: the split {split!r} has no images")
-        self._image = _image_feature(info.features, folder)
-        self._label = _label_feature(info.features, folder)
+        self._image, self._label = _features(info.features, folder)
         self._features = tfds.features.FeaturesDict(  # PartialDecoding imports TensorFlow
             {name: info.features[name] for name in (self._image, self._label)}
         )
@@ -251,36 +250,30 @@ def _tfds_split(split: str, available: Sequence[str], folder: str) -> str:
     return f"{stored_split}[{f':{percent}%' if split == 'train' else f'{percent}%:'}]"
 
 
-def _image_feature(features: Any, folder: str) -> str:
+def _features(features: Any, folder: str) -> tuple[str, str]:
+    """The names of the features of the image and of the label."""
     import tensorflow_datasets as tfds
 
-    found = [name for name, each in features.items() if isinstance(each, tfds.features.Image)]
-    if "image" in found:
-        return "image"
-    if len(found) != 1:
+    names = ", ".join(sorted(features))
+    images = [name for name, each in features.items() if isinstance(each, tfds.features.Image)]
+    if len(images) != 1 and "image" not in images:
         raise UsageError(
-            f"{folder}: {len(found)} of the features {', '.join(sorted(features))} are images; "
-            "prepare it with an Image feature named 'image'"
+            f"{folder}: {len(images)} of the features {names} are images; prepare it with an Image "
+            "feature named 'image'"
         )
-    return found[0]
-
-
-def _label_feature(features: Any, folder: str) -> str:
-    import tensorflow_datasets as tfds
-
-    for name in LABELS:
-        if name in features:
-            inner = getattr(features[name], "feature", features[name])
-            if isinstance(inner, tfds.features.ClassLabel):
-                return name
-            raise UsageError(
-                f"{folder}: the feature {name} is {inner}; prepare it as a ClassLabel, or a "
-                "Sequence of them"
-            )
-    raise UsageError(
-        f"{folder}: none of the features {', '.join(sorted(features))} is a label; prepare it with "
-        f"a ClassLabel named {' or '.join(map(repr, LABELS))}"
-    )
+    label = next((name for name in LABELS if name in features), None)
+    if label is None:
+        raise UsageError(
+            f"{folder}: none of the features {names} is a label; prepare it with a ClassLabel "
+            f"named {' or '.join(map(repr, LABELS))}"
+        )
+    inner = getattr(features[label], "feature", features[label])
+    if not isinstance(inner, tfds.features.ClassLabel):
+        raise UsageError(
+            f"{folder}: the feature {label} is {inner}; prepare it as a ClassLabel, or a Sequence "
+            "of them"
+        )
+    return "image" if "image" in images else images[0], label
 
 
 def count_records(shard: str) -> int:
