@@ -21,6 +21,7 @@ Pixels = UInt8[np.ndarray, "h w 3"]
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 BACKGROUND = "white"  # shows through transparent pixels
 TWELVE_BITS = 4096  # values of 12 bits
+REMEDY = "save it with 8 bits per channel"  # where the values do not say which of them is white
 
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "TIFF", "WEBP")  # of these, as Pillow names them
 
@@ -144,17 +145,17 @@ def decode(
         return image
     try:
         with open_image(io.BytesIO(image)) as opened:
-            pixels = np.asarray(_rgb(ImageOps.exif_transpose(opened) if exif else opened))
+            turned = ImageOps.exif_transpose(opened) if exif else opened
+            pixels = np.asarray(_rgb(turned, origin))
         if has_16_bits(image) and 0 < pixels.max() < TWELVE_BITS / 256:
-            raise _NoRange("its 16-bit values use less than 13 bits, so white is not 65,535")
+            problem = "its 16-bit values use less than 13 bits, so white is not 65,535"
+            raise UsageError(f"{origin}: {problem}; {REMEDY}")
         return pixels
     except UnidentifiedImageError:
         raise UsageError(f"{origin}: not an image, or in a format that cannot be read") from None
     except Image.DecompressionBombError as error:
         raise UsageError(f"{origin}: has too many pixels ({error}); make it smaller") from None
-    except _NoRange as error:
-        raise UsageError(f"{origin}: {error}; save it with 8 bits per channel") from None
-    except MemoryError:
+    except (UsageError, MemoryError):
         raise
     except Exception as error:  # Pillow's decoders raise errors of many types
         raise UsageError(f"{origin}: cannot be read as an image ({error})") from None
@@ -182,20 +183,16 @@ def read_image(path: str | Path, *, exif: bool = True) -> UInt8[np.ndarray, "h w
     return decode(read_bytes(path), str(path), exif=exif)
 
 
-class _NoRange(Exception):
-    """The values of an image do not say which of them is white."""
-
-
-def _rgb(image: Image.Image) -> Image.Image:
+def _rgb(image: Image.Image, origin: str) -> Image.Image:
     if image.mode.startswith("I;16"):  # which Pillow would clip at 255
         values = np.asarray(image)
         if 0 < values.max() < TWELVE_BITS:
-            raise _NoRange(f"its 16-bit values end at {values.max()}, so white is not 65,535")
+            problem = f"its 16-bit values end at {values.max()}, so white is not 65,535"
+            raise UsageError(f"{origin}: {problem}; {REMEDY}")
         return Image.fromarray((values / 257).astype(np.uint8)).convert("RGB")
     if image.mode in ("I", "F"):
-        raise _NoRange(
-            f"{'32-bit integers' if image.mode == 'I' else 'floats'} (mode {image.mode})"
-        )
+        values = "32-bit integers" if image.mode == "I" else "floats"
+        raise UsageError(f"{origin}: {values} (mode {image.mode}); {REMEDY}")
     if image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, BACKGROUND), image)
