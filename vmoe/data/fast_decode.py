@@ -78,7 +78,9 @@ def decode_crop_and_resize(
     if isinstance(image, bytes) and header:
         h, w = (header.w, header.h) if header.orientation in TRANSPOSED else (header.h, header.w)
         box = choose_box(h, w)
-        scale = _scale(box, size) if image.startswith(JPEG) else 1
+        # A JPEG is reduced as far as leaves the box at least as large as the result.
+        scales = (8, 4, 2) if image.startswith(JPEG) else ()
+        scale = next((each for each in scales if min(box.h, box.w) >= each * size), 1)
         pixels = _decoded(image, header, scale)
         if pixels is not None:
             return _resized(pixels, _scaled(box, scale), size), False
@@ -104,11 +106,6 @@ def _header(image: bytes, exif: bool) -> _Header | None:
         raise
     except Exception:  # Pillow raises errors of many types, which decode names
         return None
-
-
-def _scale(box: Box, size: int) -> int:
-    """The largest reduction of a JPEG that leaves a box at least as large as the result."""
-    return next((scale for scale in (8, 4, 2) if min(box.h, box.w) >= scale * size), 1)
 
 
 def _scaled(box: Box, scale: int) -> Box:
