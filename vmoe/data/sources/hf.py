@@ -62,7 +62,8 @@ class HfSource(BaseSource):
     @functools.cached_property
     def class_names(self) -> tuple[str, ...]:
         names = getattr(_inner(self._data.features[self._label]), "names", None)
-        return names_of(self._statistics[1], names, f"its column {self._label}", self._place)
+        holder = f"its column {self._label}"
+        return names_of(self._statistics[1], names or None, holder, self._place)
 
     @property
     def max_labels(self) -> int:
@@ -116,7 +117,7 @@ class HfSource(BaseSource):
         smallest, _, _ = self._statistics
         if smallest < -1:
             raise UsageError(f"{self._place}: label {smallest}; number the classes from 0")
-        assert self.class_names  # which checks the largest label
+        _ = self.class_names  # this checks the largest label
         for i in sampled(len(self)):
             self[i]
 
