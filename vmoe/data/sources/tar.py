@@ -19,8 +19,9 @@ folder of the shards gives the names of the classes (``vocabulary.py``).
     0002.png  0002.json
 
 An index of each shard, and one of all images, are in the user's cache folder (``index.py``), until
-the size or the time of a shard changes: shards that are added are the only ones to be read. A shard
-that changes later is noticed when it is opened; processes keep some shards open.
+the size or the time of a shard changes: shards that are added are the only ones to be read. Of all
+images together, indexing holds at most a byte each in memory (``table.py``). A shard that changes
+later is noticed when it is opened; processes keep some shards open.
 """
 
 import functools
