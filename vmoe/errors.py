@@ -119,6 +119,23 @@ def writing(path: Any, remedy: str = "") -> Iterator[None]:
         raise Failure(f"{path}: cannot be written ({reason}){remedy}") from error
 
 
+@contextlib.contextmanager
+def reading(place: Any, problem: str = "cannot be read", remedy: str = "") -> Iterator[None]:
+    """Turns an error of a library inside, of whatever type, into a UsageError that names the place.
+
+    The errors above, and a MemoryError, are passed on.
+
+    Args:
+        remedy: the end of the message, such as "; repair it".
+    """
+    try:
+        yield
+    except (VmoeError, MemoryError):
+        raise
+    except Exception as error:
+        raise UsageError(f"{place}: {problem} ({one_line(str(error))}){remedy}") from None
+
+
 def parse_json(text: str | bytes) -> Any:
     """The value of a JSON text.
 

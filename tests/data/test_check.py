@@ -15,7 +15,7 @@ PIXELS = np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)
 
 
 def found(folder: Path, how: str = "headers") -> dict[str, str]:
-    files = image_files_below(folder).images
+    files, _, _ = image_files_below(folder)
     record = folder.parent / f"{abs(hash(tuple(files)))}.json"  # another one if a file changes
     return {
         Path(files[i].path).name: r
@@ -61,7 +61,7 @@ def test_the_result_is_remembered_until_a_file_changes(
     first = found(folder)
     assert first.keys() == {"b.png"} and list(tmp_path.glob("*.json"))
     with monkeypatch.context() as patch:
-        patch.setattr(check, "_check_all", None)  # so reading a file would fail
+        patch.setattr(check, "_reason", None)  # so reading a file would fail
         assert found(folder) == first
     Image.fromarray(PIXELS).save(folder / "b.png")
     assert not found(folder)
@@ -71,7 +71,7 @@ def test_a_file_that_cannot_be_opened_is_tried_again(tmp_path: Path) -> None:
     folder = tmp_path / "photos"
     folder.mkdir()
     Image.fromarray(PIXELS).save(folder / "a.png")
-    files = image_files_below(folder).images
+    files, _, _ = image_files_below(folder)
     (folder / "a.png").rename(folder / "away")
     record = tmp_path / "record.json"
     assert unreadable(folder, files.__getitem__, len(files), "headers", record) == {

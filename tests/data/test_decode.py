@@ -126,7 +126,7 @@ def test_postscript_in_a_file_of_another_name_never_reaches_ghostscript(
     path.write_text("%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\n%%EOF\n")
     with pytest.raises(UsageError, match="cat.jpg: not an image, or in a format"):
         read_image(path)
-    found = image_files_below(tmp_path / "photos").images
+    found, _, _ = image_files_below(tmp_path / "photos")
     assert unreadable(
         tmp_path, found.__getitem__, len(found), "headers", tmp_path / "record"
     ).keys() == {0}

@@ -109,6 +109,12 @@ def test_examples_have_several_labels_or_none(tmp_path: Path) -> None:
         assert source.labels_of(i) == source[i].labels == tuple(range(value % 4))
 
 
+def test_a_data_set_may_have_no_label_at_all(tmp_path: Path) -> None:
+    data_set([-1] * 20, datasets.Value("int64")).save_to_disk(tmp_path / "hf")
+    source = open_source(f"hf:{tmp_path / 'hf'}", "train")
+    assert source.class_names == () and source[0].labels == source.labels_of(0) == ()
+
+
 def test_a_pickled_source_reopens_the_files(tmp_path: Path) -> None:
     data_set([i % 3 for i in range(47)], names(3)).save_to_disk(tmp_path / "hf")
     source = open_source(f"hf:{tmp_path / 'hf'}", "train")

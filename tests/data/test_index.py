@@ -18,7 +18,7 @@ import pytest
 from vmoe.cache import cache_folder
 from vmoe.data.sources import index, splits
 from vmoe.data.sources.index import Index, IndexWriter, cached
-from vmoe.data.sources.table import TableSource, TableWriter
+from vmoe.data.sources.table import TableSource, finish_table
 from vmoe.errors import Failure, UsageError
 
 
@@ -190,12 +190,17 @@ def test_a_cache_folder_that_cannot_be_written_is_named(
 def write_table(folder: Path, labels: list[list[int]], **options: object) -> None:
     """The i-th image is named i."""
     folder.mkdir()
-    with TableWriter(folder) as writer:
+    with IndexWriter(folder) as writer:
         for start in range(0, len(labels), 1000):
             piece = labels[start : start + 1000]
-            names = [str(i) for i in range(start, start + len(piece))]
-            writer.append(names, piece, sizes=np.full(len(piece), 7))
-        writer.finish(tuple("abcdefgh"), place="test", **options)
+            append_rows(writer, [str(i) for i in range(start, start + len(piece))], piece)
+        finish_table(writer, tuple("abcdefgh"), place="test", **options)
+
+
+def append_rows(writer: IndexWriter, names: list[str], labels: list[list[int]]) -> None:
+    writer.append_texts("paths", names)
+    writer.append_lists("labels", labels)
+    writer.append("sizes", np.full(len(names), 7))
 
 
 def rows(opened: TableSource) -> list[int]:
@@ -233,6 +238,23 @@ def test_a_split_by_hashes_in_chunks_equals_a_loop_over_classes(
         ]
 
 
+def test_building_a_table_holds_a_byte_per_image(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The labels would take 0.2 MB, and the hashes of all names 0.4 MB."""
+    monkeypatch.setattr(index, "CHUNK", 250)
+    with IndexWriter(tmp_path) as writer:
+        for start in range(0, 50_000, 1000):
+            append_rows(
+                writer, [str(start + i) for i in range(1000)], [[i % 8] for i in range(1000)]
+            )
+        tracemalloc.start()
+        finish_table(writer, tuple("abcdefgh"), place="test", fractions=FRACTIONS)
+        _, peak = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+    assert peak < 0.2e6, f"{peak:,} bytes"
+
+
 def test_rows_that_are_left_out_are_no_part_of_a_split(tmp_path: Path) -> None:
     labels = [[i % 8] for i in range(500)]
     write_table(tmp_path / "table", labels, fractions=FRACTIONS)
@@ -253,11 +275,11 @@ def test_an_image_that_is_there_twice_is_found_in_any_part(tmp_path: Path) -> No
         (["17"], pytest.raises(UsageError, match="test: 17 is there twice; list each image once")),
     ):
         (tmp_path / f"{len(repeated)}").mkdir()
-        with TableWriter(tmp_path / f"{len(repeated)}", identity=str) as writer, outcome:
+        with IndexWriter(tmp_path / f"{len(repeated)}") as writer, outcome:
             for start in (0, 200):
                 names = [str(i) for i in range(start, start + 200)] + repeated * (start == 200)
-                writer.append(names, [[0]] * len(names), sizes=np.full(len(names), 7))
-            writer.finish(("a",), place="test")
+                append_rows(writer, names, [[0]] * len(names))
+            finish_table(writer, ("a",), place="test", identity=str)
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads Linux's own figures")

@@ -367,7 +367,7 @@ def test_images_that_cannot_be_read_now_are_neither_replaced_nor_left_out(
     evaluation = evaluation_batches(
         source, batch_size=6, preprocessing=SMALL, on_unreadable=left_out.append
     )
-    files = image_files_below(tmp_path).images
+    files, _, _ = image_files_below(tmp_path)
     message = r"cannot be read now \(Too many open files\); run the same command again"
     for read in (
         lambda: training[0],

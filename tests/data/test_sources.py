@@ -109,7 +109,7 @@ def test_a_folder_is_checked_once_however_it_is_spelled_until_a_file_changes(
     source = open_source(f"folder:{photos}", "train")
     (photos / "cats" / "000.png").chmod(0o600)
     with monkeypatch.context() as patch:
-        patch.setattr(check, "_check_all", None)  # so reading a file would fail
+        patch.setattr(check, "_reason", None)  # so reading a file would fail
         patch.chdir(photos.parent / "photos" / "cats")
         for spelled in ("..", "../../photos", "../dogs/.."):
             again = open_source(f"folder:{spelled}", "train")
@@ -241,7 +241,7 @@ def test_an_index_is_verified_once_by_the_process_that_opens_it_and_not_by_its_w
     source = open_source(f"folder:{photos}", "train")
     index._intact.cache_clear()
     open_source(f"folder:{photos}", "validation")
-    monkeypatch.setattr(index, "_file_digest", None)  # so hashing a file would fail
+    monkeypatch.setattr(index, "_sums", None)  # so hashing a file would fail
     open_source(f"folder:{photos}", "test")
     assert list(pickle.loads(pickle.dumps(source))) == list(source)
 

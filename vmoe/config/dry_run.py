@@ -3,7 +3,7 @@
 import dataclasses
 
 from vmoe.config.fields import replace
-from vmoe.config.model import MoEConfig, ViTConfig
+from vmoe.config.model import ViTConfig
 from vmoe.config.train import TrainConfig
 
 STEPS = 2
@@ -48,12 +48,8 @@ def cut_model(model: ViTConfig) -> ViTConfig:
     classes = min(model.num_classes, NUM_CLASSES)
     if not model.sparse_blocks:
         return replace(model, depth=1, num_classes=classes)
-    moe = _cut_layer(model.moe_blocks[model.sparse_blocks[-1]])
+    layer = model.moe_blocks[model.sparse_blocks[-1]]
+    experts = min(layer.num_experts, NUM_EXPERTS)
+    router = dict(k=experts) if layer.router.experts_per_token > experts else {}
+    moe = replace(layer, num_experts=experts, router=router)
     return replace(model, depth=2, sparse_blocks=(1,), moe=moe, num_classes=classes)
-
-
-def _cut_layer(moe: MoEConfig) -> MoEConfig:
-    experts = min(moe.num_experts, NUM_EXPERTS)
-    if moe.router.experts_per_token > experts:
-        return replace(moe, num_experts=experts, router=dict(k=experts))
-    return replace(moe, num_experts=experts)

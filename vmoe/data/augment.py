@@ -1,15 +1,13 @@
 """Random augmentation of one training image, as uint8 pixels in the model's image size."""
 
 import numpy as np
-from jaxtyping import UInt8
 from PIL import Image
 
 from vmoe.config import DataConfig
+from vmoe.data.decode import Pixels
+from vmoe.data.fast_decode import opencv
 from vmoe.data.occlude import cutout, erase
-from vmoe.data.opencv import opencv
 from vmoe.data.rand_augment import rand_augment
-
-Pixels = UInt8[np.ndarray, "h w 3"]
 
 
 def augment(pixels: Pixels, config: DataConfig, rng: np.random.Generator) -> Pixels:

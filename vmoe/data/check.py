@@ -10,9 +10,9 @@ import hashlib
 import io
 import itertools
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import PIL
 
@@ -41,67 +41,51 @@ def unreadable(
     known = _read_record(record)
     if known.get("rules") == RULES and known.get("check") in (check, "decode"):
         return {int(i): reason for i, reason in known["unreadable"].items()}
-    found: dict[int, str] = {}
-    lasting = True
+    found, lasting = dict[int, str](), True
+
+    def reasons(chunk: range) -> list[tuple[str, bool]]:
+        return [_reason(files(i), check) for i in chunk]
+
+    parts = range(0, count, CHUNK * CHUNKS)  # few of the files are in memory at a time
     with concurrent.futures.ThreadPoolExecutor() as threads:
-        for i, reason in _check_all(folder, files, count, check, threads):
-            found[i], lasting = reason.text, lasting and reason.lasting
+        for start in progress(parts, f"checking {count:,} images of {folder}", len(parts)):
+            stop = min(start + CHUNK * CHUNKS, count)
+            chunks = [range(i, min(i + CHUNK, stop)) for i in range(start, stop, CHUNK)]
+            results = itertools.chain.from_iterable(threads.map(reasons, chunks))
+            for i, (reason, lasts) in enumerate(results, start):
+                if reason:
+                    found[i], lasting = reason, lasting and lasts
     if lasting:
-        _write_record(record, {"rules": RULES, "check": check, "unreadable": found})
+        new = {"rules": RULES, "check": check, "unreadable": found}
+        with contextlib.suppress(OSError):  # of a cache folder that cannot be written
+            replace_text(record, json.dumps({**new, "sha256": _digest(new)}))
     return found
 
 
-class _Reason(NamedTuple):
-    """Why a file cannot be read as an image.
+def _reason(file: ImageFile, check: Check) -> tuple[str, bool]:
+    """Why a file cannot be read as an image; empty if it can.
 
-    Attributes:
-        text: empty if it can.
-        lasting: whether the reason is in the file, and not in its permissions or the disk.
+    Returns:
+        the reason; and whether it is in the file, and not in its permissions or the disk.
     """
-
-    text: str
-    lasting: bool = True
-
-
-def _check_all(
-    folder: str | Path,
-    files: Callable[[int], ImageFile],
-    count: int,
-    check: Check,
-    threads: concurrent.futures.Executor,
-) -> Iterator[tuple[int, _Reason]]:
-    """Those of the files that cannot be read. Few of them are in memory at a time."""
-
-    def reasons(chunk: range) -> list[_Reason]:
-        return [_reason(files(i), check) for i in chunk]
-
-    parts = range(0, count, CHUNK * CHUNKS)
-    for start in progress(parts, f"checking {count:,} images of {folder}", len(parts)):
-        stop = min(start + CHUNK * CHUNKS, count)
-        chunks = [range(i, min(i + CHUNK, stop)) for i in range(start, stop, CHUNK)]
-        results = itertools.chain.from_iterable(threads.map(reasons, chunks))
-        yield from ((i, reason) for i, reason in enumerate(results, start) if reason.text)
-
-
-def _reason(file: ImageFile, check: Check) -> _Reason:
     try:
         complete = retried(file.path, lambda: _looks_complete(file))
         if complete is False:
-            return _Reason("truncated: its end is missing")
+            return "truncated: its end is missing", True
         if check == "decode" or complete is None:
             content = retried(file.path, Path(file.path).read_bytes)
             decode(content, "")
             with open_image(io.BytesIO(content)) as image:
                 image.verify()  # checksums, which decoding may ignore
     except UsageError as error:
-        return _Reason(str(error).removeprefix(": "))
+        return str(error).removeprefix(": "), True
     except OSError as error:
-        return _Reason(str(error.strerror or error), lasting=error.errno is None)
+        return str(error.strerror or error), error.errno is None
     except (MemoryError, Failure):
         raise
     except Exception as error:  # Pillow raises errors of many types
-        return _Reason(str(error))
-    return _Reason("")
+        return str(error), True
+    return "", True
 
 
 def _looks_complete(file: ImageFile) -> bool | None:
@@ -128,18 +112,12 @@ def _looks_complete(file: ImageFile) -> bool | None:
 
 
 def _read_record(path: Path) -> dict[str, Any]:
-    """What ``_write_record`` has written; empty if there is nothing, or something else."""
+    """What ``unreadable`` has written; empty if there is nothing, or something else."""
     try:
         known = parse_json(path.read_text())
         return known if known.pop("sha256") == _digest(known) else {}
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return {}
-
-
-def _write_record(path: Path, record: dict[str, Any]) -> None:
-    """Writes the record, or nothing where the cache folder cannot be written."""
-    with contextlib.suppress(OSError):
-        replace_text(path, json.dumps({**record, "sha256": _digest(record)}))
 
 
 def _digest(record: dict[str, Any]) -> str:

@@ -9,7 +9,7 @@ from PIL import Image
 
 from vmoe.config.preprocessing import Preprocessing
 from vmoe.data.decode import open_image
-from vmoe.data.resize import Pixels, resize
+from vmoe.data.resize import Resized, resize
 from vmoe.data.sources.source import Source, sampled
 from vmoe.errors import UsageError
 
@@ -17,7 +17,7 @@ EXTREME = 4  # ratio of sides from which a change of size is reported
 LONGEST = 16  # ratio of sides up to which a whole image is resized before the crop
 
 
-def resize_and_crop(pixels: UInt8[np.ndarray, "h0 w0 3"], preprocessing: Preprocessing) -> Pixels:
+def resize_and_crop(pixels: UInt8[np.ndarray, "h0 w0 3"], preprocessing: Preprocessing) -> Resized:
     """Resizes an image and cuts out its centre, a square of the model's size.
 
     Sides and offsets are rounded as torchvision, and so timm, does; with the interpolations of

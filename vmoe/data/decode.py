@@ -15,9 +15,13 @@ from vmoe.errors import UsageError
 from vmoe.retry import retried
 
 PNG = b"\x89PNG\r\n\x1a\n"  # the first bytes of a file
+Pixels = UInt8[np.ndarray, "h w 3"]
+"""RGB, in [0, 255]."""
+
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 BACKGROUND = "white"  # shows through transparent pixels
 TWELVE_BITS = 4096  # values of 12 bits
+REMEDY = "save it with 8 bits per channel"  # where the values do not say which of them is white
 
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "TIFF", "WEBP")  # of these, as Pillow names them
 
@@ -40,41 +44,26 @@ class ImageFile(NamedTuple):
     modified: int
 
 
-class Found(NamedTuple):
-    """What a folder and its sub-folders hold, each sorted by path.
-
-    Attributes:
-        images: files with the suffix of an image.
-        others: all other files.
-        links: symbolic links to folders, which are not followed.
-    """
-
-    images: list[ImageFile]
-    others: list[str]
-    links: list[str]
-
-
-def image_files_below(folder: str | Path) -> Found:
+def image_files_below(folder: str | Path) -> tuple[list[ImageFile], list[str], list[str]]:
     """Finds the image files in a folder and its sub-folders.
 
     Hidden files and folders are ignored.
 
-    Raises:
-        UsageError, Failure: see ``entries_below``.
+    Returns:
+        the files with the suffix of an image; all other files; and symbolic links to folders, which
+        are not followed; each sorted by path.
     """
-    found = Found([], [], [])
+    images, others, links = list[ImageFile](), list[str](), list[str]()
     for entry in entries_below(str(folder)):
         image = os.path.splitext(entry.name)[1].lower() in SUFFIXES
         status = _status(entry) if image or entry.is_symlink() else None
         if status and stat.S_ISDIR(status.st_mode):
-            found.links.append(entry.path)
+            links.append(entry.path)
         elif status and image and stat.S_ISREG(status.st_mode):
-            found.images.append(ImageFile(entry.path, status.st_size, status.st_mtime_ns))
+            images.append(ImageFile(entry.path, status.st_size, status.st_mtime_ns))
         else:
-            found.others.append(entry.path)
-    for paths in found:
-        paths.sort()
-    return found
+            others.append(entry.path)
+    return sorted(images), sorted(others), sorted(links)
 
 
 def entries_of(folder: str | Path) -> list[os.DirEntry[str]]:
@@ -156,17 +145,17 @@ def decode(
         return image
     try:
         with open_image(io.BytesIO(image)) as opened:
-            pixels = np.asarray(_rgb(ImageOps.exif_transpose(opened) if exif else opened))
+            turned = ImageOps.exif_transpose(opened) if exif else opened
+            pixels = np.asarray(_rgb(turned, origin))
         if has_16_bits(image) and 0 < pixels.max() < TWELVE_BITS / 256:
-            raise _NoRange("its 16-bit values use less than 13 bits, so white is not 65,535")
+            problem = "its 16-bit values use less than 13 bits, so white is not 65,535"
+            raise UsageError(f"{origin}: {problem}; {REMEDY}")
         return pixels
     except UnidentifiedImageError:
         raise UsageError(f"{origin}: not an image, or in a format that cannot be read") from None
     except Image.DecompressionBombError as error:
         raise UsageError(f"{origin}: has too many pixels ({error}); make it smaller") from None
-    except _NoRange as error:
-        raise UsageError(f"{origin}: {error}; save it with 8 bits per channel") from None
-    except MemoryError:
+    except (UsageError, MemoryError):
         raise
     except Exception as error:  # Pillow's decoders raise errors of many types
         raise UsageError(f"{origin}: cannot be read as an image ({error})") from None
@@ -190,28 +179,20 @@ def has_16_bits(head: bytes) -> bool:
 
 
 def read_image(path: str | Path, *, exif: bool = True) -> UInt8[np.ndarray, "h w 3"]:
-    """Reads an image file and decodes it; see ``decode``.
-
-    Raises:
-        UsageError: there is no such file, or it is not an image that ``decode`` accepts.
-    """
+    """Reads an image file and decodes it; see ``decode``."""
     return decode(read_bytes(path), str(path), exif=exif)
 
 
-class _NoRange(Exception):
-    """The values of an image do not say which of them is white."""
-
-
-def _rgb(image: Image.Image) -> Image.Image:
+def _rgb(image: Image.Image, origin: str) -> Image.Image:
     if image.mode.startswith("I;16"):  # which Pillow would clip at 255
         values = np.asarray(image)
         if 0 < values.max() < TWELVE_BITS:
-            raise _NoRange(f"its 16-bit values end at {values.max()}, so white is not 65,535")
+            problem = f"its 16-bit values end at {values.max()}, so white is not 65,535"
+            raise UsageError(f"{origin}: {problem}; {REMEDY}")
         return Image.fromarray((values / 257).astype(np.uint8)).convert("RGB")
     if image.mode in ("I", "F"):
-        raise _NoRange(
-            f"{'32-bit integers' if image.mode == 'I' else 'floats'} (mode {image.mode})"
-        )
+        values = "32-bit integers" if image.mode == "I" else "floats"
+        raise UsageError(f"{origin}: {values} (mode {image.mode}); {REMEDY}")
     if image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, BACKGROUND), image)

@@ -7,8 +7,10 @@ channel differs from Pillow's by a few levels on average. OpenCV decodes PNG, We
 does, and resizes bilinearly without antialiasing, up to one level as ``tf_bilinear``.
 """
 
+import functools
 import io
 from collections.abc import Callable
+from types import ModuleType
 from typing import NamedTuple
 
 import numpy as np
@@ -16,11 +18,8 @@ import simplejpeg
 from jaxtyping import UInt8
 from PIL import ExifTags, Image
 
-from vmoe.data.decode import decode, has_16_bits
-from vmoe.data.opencv import opencv
+from vmoe.data.decode import Pixels, decode, has_16_bits
 from vmoe.data.random_crop import Box
-
-Pixels = UInt8[np.ndarray, "h w 3"]
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP")  # Pillow's names
 JPEG, EXIF, XMP = b"\xff\xd8", b"Exif\0\0", b"http://ns.adobe.com/xap/1.0/"
@@ -30,16 +29,17 @@ FLIPS = {2: 1, 3: -1, 4: 0, 6: 1, 7: -1, 8: 0}  # EXIF orientation -> the flip, 
 TRANSPOSED = range(5, 9)  # EXIF orientations with a transposition, before the flip
 
 
-class Decoded(NamedTuple):
-    """An image in the model's size.
+@functools.cache
+def opencv() -> ModuleType:
+    """OpenCV without threads of its own, as the readers fill the cores, and without messages.
 
-    Attributes:
-        pixels: in [0, 255].
-        refused: the fast libraries do not read this image as ``decode`` does, which was used.
+    It is loaded when it is first used: importing it takes a while.
     """
+    import cv2
 
-    pixels: Pixels
-    refused: bool
+    cv2.setNumThreads(0)
+    cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
+    return cv2
 
 
 class _Header(NamedTuple):
@@ -57,7 +57,7 @@ def decode_crop_and_resize(
     size: int,
     *,
     exif: bool = True,
-) -> Decoded:
+) -> tuple[Pixels, bool]:
     """Decodes an image, cuts a box out of it and resizes the box to a square.
 
     What the fast libraries read differently from ``decode`` is refused: CMYK, 16 bits,
@@ -70,20 +70,23 @@ def decode_crop_and_resize(
         size: side of the result, in pixels.
         exif: apply the EXIF orientation.
 
-    Raises:
-        UsageError: see ``decode``.
+    Returns:
+        the pixels in [0, 255]; and whether the fast libraries refused the image, so that ``decode``
+        read it.
     """
     header = _header(image, exif) if isinstance(image, bytes) else None
     if isinstance(image, bytes) and header:
         h, w = (header.w, header.h) if header.orientation in TRANSPOSED else (header.h, header.w)
         box = choose_box(h, w)
-        scale = _scale(box, size) if image.startswith(JPEG) else 1
+        # A JPEG is reduced as far as leaves the box at least as large as the result.
+        scales = (8, 4, 2) if image.startswith(JPEG) else ()
+        scale = next((each for each in scales if min(box.h, box.w) >= each * size), 1)
         pixels = _decoded(image, header, scale)
         if pixels is not None:
-            return Decoded(_resized(pixels, _scaled(box, scale), size), refused=False)
+            return _resized(pixels, _scaled(box, scale), size), False
     pixels = decode(image, origin, exif=exif)
     box = choose_box(*pixels.shape[:2])
-    return Decoded(_resized(pixels, box, size), refused=isinstance(image, bytes))
+    return _resized(pixels, box, size), isinstance(image, bytes)
 
 
 def _header(image: bytes, exif: bool) -> _Header | None:
@@ -103,11 +106,6 @@ def _header(image: bytes, exif: bool) -> _Header | None:
         raise
     except Exception:  # Pillow raises errors of many types, which decode names
         return None
-
-
-def _scale(box: Box, size: int) -> int:
-    """The largest reduction of a JPEG that leaves a box at least as large as the result."""
-    return next((scale for scale in (8, 4, 2) if min(box.h, box.w) >= scale * size), 1)
 
 
 def _scaled(box: Box, scale: int) -> Box:

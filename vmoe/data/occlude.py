@@ -1,9 +1,8 @@
 """Random occlusion of a part of an image: by grey (cutout) or by noise (random erasing)."""
 
 import numpy as np
-from jaxtyping import UInt8
 
-Pixels = UInt8[np.ndarray, "h w 3"]
+from vmoe.data.decode import Pixels
 
 ERASED = 0.02, 1 / 3  # share of the area
 ASPECTS = 0.3, 1 / 0.3  # height / width

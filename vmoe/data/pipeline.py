@@ -5,13 +5,13 @@
 
 Batch number i of training is a function of the seed and i, so a checkpoint saves only the number of
 the next batch, and it does not matter which process reads it (``vmoe/data/reading.py``). Every
-other command reads in one order (``evaluation_order``). The steps are dataclasses, so that they can
-be pickled. On the device the pixels become floats, and images are mixed (``vmoe/train/step.py``).
+other command reads in one order (``evaluation_order``). On the device the pixels become floats, and
+images are mixed (``vmoe/train/step.py``).
 """
 
-import dataclasses
 import functools
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import NamedTuple, cast
 
 import grain
@@ -25,10 +25,10 @@ from vmoe.data.augment import augment
 from vmoe.data.crops import resize_and_crop
 from vmoe.data.decode import decode
 from vmoe.data.fast_decode import decode_crop_and_resize
-from vmoe.data.random_crop import Box, crop_and_resize, random_box
+from vmoe.data.random_crop import Box, random_box
 from vmoe.data.reading import OnWait, print_wait, read_ahead
-from vmoe.data.resize import Pixels
-from vmoe.data.sources import Source
+from vmoe.data.resize import Resized, resize
+from vmoe.data.sources import Example, Source
 from vmoe.data.workers import IN_THREADS, Batches, Workers
 from vmoe.errors import UsageError
 
@@ -71,7 +71,7 @@ class Read(NamedTuple):
 class _Image(NamedTuple):
     """An image in the model's size, and what went wrong; without pixels it is padding."""
 
-    pixels: Pixels | None
+    pixels: Resized | None
     labels: tuple[int, ...] = ()
     unreadable: tuple[str, ...] = ()
     refused: tuple[str, ...] = ()
@@ -107,8 +107,8 @@ def training_batches(
         .seed(config.seed)
         .shuffle()
         .repeat(ENDLESS // len(source))
-        .random_map(_TrainingImage(source, config.data, size))
-        .batch(rows, batch_fn=_Collate(rows, source.max_labels, Preprocessing(size)))
+        .random_map(partial(_training_image, source, config.data, size))
+        .batch(rows, batch_fn=partial(_collate, rows, source.max_labels, Preprocessing(size)))
     )[index::count]
     return cast(Batches[Read], batches)
 
@@ -121,46 +121,40 @@ def _check_length(source: Source) -> None:
         )
 
 
-@dataclasses.dataclass(frozen=True)
-class _TrainingImage:
+def _training_image(
+    source: Source, data: DataConfig, size: int, index: int, rng: np.random.Generator
+) -> _Image:
     """Reads the image at an index, or another one, and augments it."""
+    reasons: list[str] = []
+    while True:
+        try:
+            image = _cropped(source[index], data, size, rng)
+            pixels = augment(np.asarray(image.pixels), data, rng)
+            return image._replace(pixels=pixels, unreadable=tuple(reasons))
+        except UsageError as error:
+            if data.on_error == "fail" or len(reasons) == ATTEMPTS:
+                raise
+            reasons.append(str(error))
+            index = int(rng.integers(len(source)))
 
-    source: Source
-    data: DataConfig
-    size: int
 
-    def __call__(self, index: int, rng: np.random.Generator) -> _Image:
-        reasons: list[str] = []
-        while True:
-            try:
-                image = self._read(index, rng)
-                pixels = augment(np.asarray(image.pixels), self.data, rng)
-                return _Image(pixels, image.labels, tuple(reasons), image.refused)
-            except UsageError as error:
-                if self.data.on_error == "fail" or len(reasons) == ATTEMPTS:
-                    raise
-                reasons.append(str(error))
-                index = int(rng.integers(len(self.source)))
+def _cropped(example: Example, data: DataConfig, size: int, rng: np.random.Generator) -> _Image:
+    """Decodes the part of an image to train on, in the model's size."""
+    area = data.crop_min_area
 
-    def _read(self, index: int, rng: np.random.Generator) -> _Image:
-        example, data = self.source[index], self.data
-        interpolation, exif = data.preprocessing.interpolation, data.preprocessing.exif
-        if data.decoder == "fast":
-            box = functools.partial(self._box, rng=rng)
-            decoded = decode_crop_and_resize(
-                example.image, example.origin, box, self.size, exif=exif
-            )
-            refused = (example.origin,) if decoded.refused else ()
-            return _Image(decoded.pixels, example.labels, refused=refused)
-        pixels = decode(example.image, example.origin, exif=exif)
-        h, w, _ = pixels.shape
-        box = self._box(h, w, rng)
-        return _Image(crop_and_resize(pixels, box, self.size, interpolation), example.labels)
-
-    def _box(self, h: int, w: int, rng: np.random.Generator) -> Box:
-        """The part of an image to train on."""
-        area = self.data.crop_min_area
+    def box(h: int, w: int) -> Box:
         return Box(0, 0, h, w) if area is None else random_box(h, w, area, rng)
+
+    exif, refused = data.preprocessing.exif, False
+    if data.decoder == "fast":
+        pixels, refused = decode_crop_and_resize(
+            example.image, example.origin, box, size, exif=exif
+        )
+    else:
+        pixels = decode(example.image, example.origin, exif=exif)
+        pixels = pixels[box(*pixels.shape[:2]).slices]
+        pixels = resize(pixels, size, size, data.preprocessing.interpolation)
+    return _Image(pixels, example.labels, refused=(example.origin,) if refused else ())
 
 
 @functools.lru_cache(maxsize=8)  # a run asks at each evaluation; a million images take seconds
@@ -174,26 +168,21 @@ def evaluation_order(count: int) -> Int[np.ndarray, "b"]:
     Args:
         count: number of images of the source.
     """
-    order = np.fromiter(map(_Shuffled(count), range(count)), np.int64, count)
+    order = np.fromiter(map(partial(_shuffled, count), range(count)), np.int64, count)
     order.flags.writeable = False
     return order
 
 
-@dataclasses.dataclass(frozen=True)
-class _Shuffled:
-    """The index of the image at each place of the order of evaluations.
+def _shuffled(count: int, place: int) -> int:
+    """The index of the image at a place of the order of evaluations.
 
     That of ``grain.MapDataset.range(count).shuffle(seed=0).shuffle(seed=1)``, in a third of the
     time. One shuffle of Grain's leaves traces of the order before: of 50,000 images stored class by
     class, half as many pairs as by chance share a group of 8. After two it is as by chance.
     """
-
-    count: int
-
-    def __call__(self, place: int) -> int:
-        for seed in (1, 0):
-            place = index_shuffle(place, self.count - 1, seed, ROUNDS)
-        return place
+    for seed in (1, 0):
+        place = index_shuffle(place, count - 1, seed, ROUNDS)
+    return place
 
 
 def evaluation_batches(
@@ -224,13 +213,16 @@ def evaluation_batches(
     _check_length(source)
     index, count = shard
     rows = batch_size // count
-    collate = _Collate(rows, source.max_labels, preprocessing)
     batches = (
         grain.MapDataset.range(len(source))
-        .map(_Shuffled(len(source)))
-        .map(_EvaluationImage(source, preprocessing, leave_out=on_unreadable is not None))
-        .batch(rows, drop_remainder=False, batch_fn=collate)[index::count]
-    )
+        .map(partial(_shuffled, len(source)))
+        .map(partial(_evaluation_image, source, preprocessing, on_unreadable is not None))
+        .batch(
+            rows,
+            drop_remainder=False,
+            batch_fn=partial(_collate, rows, source.max_labels, preprocessing),
+        )
+    )[index::count]
     numbered = cast(Batches[Read], batches)
     with read_ahead(numbered, 0, len(batches), workers, on_wait=on_wait) as reader:
         for read in reader:
@@ -242,43 +234,33 @@ def evaluation_batches(
         yield empty_batch(rows, source.max_labels, preprocessing)
 
 
-@dataclasses.dataclass(frozen=True)
-class _EvaluationImage:
+def _evaluation_image(
+    source: Source, preprocessing: Preprocessing, leave_out: bool, index: int
+) -> _Image:
     """Reads the image at an index, or leaves it out."""
-
-    source: Source
-    preprocessing: Preprocessing
-    leave_out: bool
-
-    def __call__(self, index: int) -> _Image:
-        try:
-            example = self.source[index]
-            pixels = decode(example.image, example.origin, exif=self.preprocessing.exif)
-            return _Image(resize_and_crop(pixels, self.preprocessing), example.labels)
-        except UsageError as error:
-            if not self.leave_out:
-                raise
-            return _Image(None, unreadable=(str(error),))
+    try:
+        example = source[index]
+        pixels = decode(example.image, example.origin, exif=preprocessing.exif)
+        return _Image(resize_and_crop(pixels, preprocessing), example.labels)
+    except UsageError as error:
+        if not leave_out:
+            raise
+        return _Image(None, unreadable=(str(error),))
 
 
-@dataclasses.dataclass(frozen=True)
-class _Collate:
+def _collate(
+    rows: int, max_labels: int, preprocessing: Preprocessing, images: Sequence[_Image]
+) -> Read:
     """Makes a batch of images, padded to ``rows``."""
-
-    rows: int
-    max_labels: int
-    preprocessing: Preprocessing
-
-    def __call__(self, images: Sequence[_Image]) -> Read:
-        batch = empty_batch(self.rows, self.max_labels, self.preprocessing)
-        for i, image in enumerate(images):
-            if image.pixels is not None:
-                batch.images[i] = image.pixels
-                batch.labels[i, : len(image.labels)] = image.labels
-                batch.valid[i] = True
-        unreadable = tuple(reason for image in images for reason in image.unreadable)
-        refused = tuple(origin for image in images for origin in image.refused)
-        return Read(batch, unreadable, refused)
+    batch = empty_batch(rows, max_labels, preprocessing)
+    for i, image in enumerate(images):
+        if image.pixels is not None:
+            batch.images[i] = image.pixels
+            batch.labels[i, : len(image.labels)] = image.labels
+            batch.valid[i] = True
+    unreadable = tuple(reason for image in images for reason in image.unreadable)
+    refused = tuple(origin for image in images for origin in image.refused)
+    return Read(batch, unreadable, refused)
 
 
 def empty_batch(batch_size: int, max_labels: int, preprocessing: Preprocessing) -> Batch:
@@ -304,21 +286,13 @@ def empty_batch(batch_size: int, max_labels: int, preprocessing: Preprocessing) 
 
 
 def check_labelled(source: Source) -> None:
-    """Checks that a source has labels; reads them up to the first one.
-
-    Raises:
-        UsageError: no image has a label.
-    """
+    """Checks that a source has labels; reads them up to the first one."""
     if not any(source.labels_of(i) for i in range(len(source))):
         raise UsageError(f"{source.name}: no image has a label: use data with labels")
 
 
 def check_classes(source: Source, num_classes: int) -> None:
-    """Checks that a model has a logit for each class of a source.
-
-    Raises:
-        UsageError: it has fewer.
-    """
+    """Checks that a model has a logit for each class of a source."""
     if len(source.class_names) > num_classes:
         raise UsageError(
             f"{source.name} has {len(source.class_names)} classes: raise it",

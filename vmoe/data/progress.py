@@ -17,11 +17,7 @@ def progress(items: Iterable[T], text: str, total: int) -> Iterator[T]:
 
 
 def open_text(path: Path) -> AbstractContextManager[IO[str]]:
-    """Opens a text file, with its newlines as they are, and shows how much of it is read.
-
-    Raises:
-        OSError: it cannot be read.
-    """
+    """Opens a text file, with its newlines as they are, and shows how much of it is read."""
     return rich.progress.open(
         str(path),
         "r",

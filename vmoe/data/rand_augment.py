@@ -8,12 +8,10 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import UInt8
 from PIL import Image, ImageEnhance, ImageOps
 
+from vmoe.data.decode import Pixels
 from vmoe.data.occlude import cutout
-
-Pixels = UInt8[np.ndarray, "h w 3"]
 
 GREY = (128, 128, 128)  # what geometric operations uncover
 DARK = 128  # SolarizeAdd changes values below

@@ -4,10 +4,6 @@ import math
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import UInt8
-
-from vmoe.config.preprocessing import Interpolation
-from vmoe.data.resize import Pixels, resize
 
 ASPECTS = (0.75, 1.33)  # width / height
 ATTEMPTS = 100
@@ -61,18 +57,3 @@ def _sides(h: int, w: int, min_area: float, rng: np.random.Generator) -> tuple[i
     box_w = round(box_h * aspect)
     fits = box_h <= h and 0 < box_w <= w and box_h * box_w >= least
     return (box_h, box_w) if fits else None
-
-
-def crop_and_resize(
-    pixels: UInt8[np.ndarray, "h0 w0 3"], box: Box, size: int, interpolation: Interpolation
-) -> Pixels:
-    """Cuts a box out of an image and resizes it to a square.
-
-    Args:
-        pixels: in [0, 255].
-        size: side of the result, in pixels.
-
-    Returns:
-        pixels in [0, 255]: float32 for the interpolation ``tf_area``, else uint8.
-    """
-    return resize(pixels[box.slices], size, size, interpolation)

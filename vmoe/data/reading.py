@@ -14,8 +14,7 @@ from concurrent.futures import Future, wait
 from queue import SimpleQueue
 from typing import Any, Generic
 
-from vmoe.data.memory import keep_freed_memory
-from vmoe.data.workers import IN_THREADS, Batches, Read, Workers
+from vmoe.data.workers import IN_THREADS, Batches, T_co, Workers, keep_freed_memory
 
 AHEAD = 2  # batches that wait, beside one for each thread
 TICK = 1.0  # seconds between calls of on_wait
@@ -42,13 +41,13 @@ def print_wait(seconds: int) -> None:
         print(message, file=sys.stderr, flush=True)
 
 
-class Reader(Generic[Read]):
+class Reader(Generic[T_co]):
     """An iterator over batches that are read ahead; close it after use. See ``read_ahead``."""
 
-    def __init__(self, readers: Sequence[Callable[[int], Read]], numbers: range, on_wait: OnWait):
+    def __init__(self, readers: Sequence[Callable[[int], T_co]], numbers: range, on_wait: OnWait):
         self._numbers, self._on_wait = iter(numbers), on_wait
-        self._tasks: SimpleQueue[tuple[Future[Read], int] | None] = SimpleQueue()
-        self._pending: deque[Future[Read]] = deque()
+        self._tasks: SimpleQueue[tuple[Future[T_co], int] | None] = SimpleQueue()
+        self._pending: deque[Future[T_co]] = deque()
         self._threads = [
             threading.Thread(target=_run, args=(read, self._tasks), name="reader", daemon=True)
             for read in readers[: len(numbers)]
@@ -64,10 +63,10 @@ class Reader(Generic[Read]):
             self._tasks.put((self._pending[-1], number))
             return
 
-    def __iter__(self) -> "Reader[Read]":
+    def __iter__(self) -> "Reader[T_co]":
         return self
 
-    def __next__(self) -> Read:
+    def __next__(self) -> T_co:
         if not self._pending:
             raise StopIteration
         seconds = 0
@@ -87,7 +86,7 @@ class Reader(Generic[Read]):
         for thread in self._threads:  # so that the interpreter does not end while they compute
             thread.join(max(0, deadline - time.monotonic()))
 
-    def __enter__(self) -> "Reader[Read]":
+    def __enter__(self) -> "Reader[T_co]":
         return self
 
     def __exit__(self, *exception: object) -> None:
@@ -95,13 +94,13 @@ class Reader(Generic[Read]):
 
 
 def read_ahead(
-    batches: Batches[Read],
+    batches: Batches[T_co],
     start: int,
     count: int,
     workers: Workers = IN_THREADS,
     *,
     on_wait: OnWait = print_wait,
-) -> Reader[Read]:
+) -> Reader[T_co]:
     """Reads some batches in their order, ahead of their use.
 
     Args:

@@ -7,6 +7,7 @@ from jaxtyping import Float32, Float64, Int, Num, UInt8
 from PIL import Image
 
 from vmoe.config.preprocessing import Interpolation
+from vmoe.data.decode import Pixels
 
 FILTERS: dict[str, tuple[float, Callable[[np.ndarray], np.ndarray]]] = {  # radius, weights
     "torch_bilinear": (1.0, lambda x: np.maximum(1 - np.abs(x), 0)),
@@ -14,12 +15,12 @@ FILTERS: dict[str, tuple[float, Callable[[np.ndarray], np.ndarray]]] = {  # radi
     "torch_lanczos": (3.0, lambda x: np.where(np.abs(x) < 3, np.sinc(x) * np.sinc(x / 3), 0)),
 }
 
-Pixels = UInt8[np.ndarray, "h w 3"] | Float32[np.ndarray, "h w 3"]
+Resized = Pixels | Float32[np.ndarray, "h w 3"]
 
 
 def resize(
     pixels: UInt8[np.ndarray, "h0 w0 3"], h: int, w: int, interpolation: Interpolation
-) -> Pixels:
+) -> Resized:
     """Resizes an image.
 
     Args:

@@ -65,9 +65,9 @@ def image_files(words: Sequence[str | Path]) -> tuple[list[Path], Skipped]:
             if not path.is_dir():
                 images.append(path)
                 continue
-            found = image_files_below(path)
-            images += (Path(image.path) for image in found.images)
-            skipped = Skipped((*skipped.others, *found.others), (*skipped.links, *found.links))
+            found, others, links = image_files_below(path)
+            images += (Path(image.path) for image in found)
+            skipped = Skipped((*skipped.others, *others), (*skipped.links, *links))
         if not images:
             raise UsageError(f"{word}: no images there ({', '.join(SUFFIXES)})")
         files += images

@@ -58,11 +58,11 @@ class Kind(NamedTuple):
 
 # fmt: off
 KINDS = {
-    "digits": Kind("builtin:Digits", "", "1,797 of 8 x 8 pixels", "the ten digits"),
-    "fashion_mnist": Kind("fashion_mnist:FashionMnist", "[:FOLDER]", "70,000 of 28 x 28 pixels",
-                          "ten kinds of clothing"),
-    "fashion_mnist_sample": Kind("builtin:Sample", "", "512 test images of these", "as above"),
-    "emoji_sample": Kind("builtin:Sample", "", "128 of 64 x 64 pixels", "nine categories"),
+    "digits": Kind("builtin:open_digits", "", "1,797 of 8 x 8 pixels", "the ten digits"),
+    "fashion_mnist": Kind("fashion_mnist:open_fashion_mnist", "[:FOLDER]",
+                          "70,000 of 28 x 28 pixels", "ten kinds of clothing"),
+    "fashion_mnist_sample": Kind("builtin:open_sample", "", "512 test images of these", "as above"),
+    "emoji_sample": Kind("builtin:open_sample", "", "128 of 64 x 64 pixels", "nine categories"),
     "folder": Kind("folder:open_folder", ":PATH", "in one sub-folder per class", "the sub-folders",
                    files=True),
     "manifest": Kind("manifest:open_manifest", ":FILE", "listed in a .csv or .jsonl file",
@@ -72,7 +72,7 @@ KINDS = {
     "tfds": Kind("tfds:open_tfds", ":NAME_OR_PATH", "TFDS in ArrayRecord form", "its ClassLabel"),
     "hf": Kind("hf:open_hf", ":FOLDER", "Hugging Face, by save_to_disk",
                "its ClassLabel, or numbers"),
-    "arrays": Kind("arrays:ArrayFile", ":FILE_OR_FOLDER", "NumPy arrays",
+    "arrays": Kind("arrays:open_arrays", ":FILE_OR_FOLDER", "NumPy arrays",
                    "class_names, or numbers"),
     "synthetic": Kind("builtin:open_synthetic", ":ITEMS[:SIZE[:CLASSES]]", "random colours",
                       "numbers"),
@@ -153,25 +153,18 @@ def skipped_messages(sources: Iterable[Source | Skipped]) -> Iterator[str]:
     ['skipped 1 file that is not an image: a.txt']
     """
     skipped = {each if isinstance(each, Skipped) else each.skipped for each in sources}
-    others = sorted({path for each in skipped for path in each.others})
-    beside = sorted({path for each in skipped for path in each.beside})
-    links = sorted({path for each in skipped for path in each.links})
-    unreadable = sorted({path for each in skipped for path in each.unreadable})
-    # The splits of one folder have the same files.
-    more = sum(number for _, number in {(each.others, each.more_others) for each in skipped})
-    if others:
-        count = len(others) + more
-        what = "file that is not an image" if count == 1 else "files that are not images"
-        yield f"skipped {count:,} {what}: {listed(others, NAMED, unnamed=more)}"
-    more = sum(number for _, number in {(each.beside, each.more_beside) for each in skipped})
-    if beside:
-        count = len(beside) + more
-        what = "path" if count == 1 else "paths"
-        where = "beside the folders of the classes or splits"
-        yield f"skipped {count:,} {what} {where}: {listed(beside, NAMED, unnamed=more)}"
-    if links:
-        what = "symbolic link to a folder" if len(links) == 1 else "symbolic links to folders"
-        yield f"skipped {len(links)} {what}: {listed(links, NAMED)}"
-    if unreadable:
-        what = "image" if len(unreadable) == 1 else "images"
-        yield f"{len(unreadable)} {what} cannot be read: {listed(unreadable, NAMED)}"
+    for field, one, several in (
+        ("others", "skipped {} file that is not an image", "skipped {} files that are not images"),
+        ("beside", "skipped {} path beside", "skipped {} paths beside"),
+        ("links", "skipped {} symbolic link to a folder", "skipped {} symbolic links to folders"),
+        ("unreadable", "{} image cannot be read", "{} images cannot be read"),
+    ):
+        paths = sorted({path for each in skipped for path in getattr(each, field)})
+        # The splits of one folder have the same files.
+        unnamed = {(getattr(each, field), getattr(each, f"more_{field}", 0)) for each in skipped}
+        more = sum(number for _, number in unnamed)
+        if paths:
+            count = len(paths) + more
+            what = (one if count == 1 else several).format(f"{count:,}")
+            where = " the folders of the classes or splits" if field == "beside" else ""
+            yield f"{what}{where}: {listed(paths, NAMED, unnamed=more)}"

@@ -23,8 +23,9 @@ import math
 import os
 import struct
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import Int, Integer, UInt8
@@ -32,8 +33,8 @@ from jaxtyping import Int, Integer, UInt8
 from vmoe.data.sources.index import CHUNK
 from vmoe.data.sources.source import BaseSource, Example
 from vmoe.data.sources.splits import named_splits, resolve_split, stratified_split
-from vmoe.data.sources.vocabulary import MOST_CLASSES, check_distinct
-from vmoe.errors import Failure, UsageError, one_line
+from vmoe.data.sources.vocabulary import check_distinct, names_of
+from vmoe.errors import UsageError, reading
 from vmoe.retry import retried
 
 IMAGES = "_images"  # ends the name of an array of a split
@@ -41,19 +42,31 @@ LOCAL_HEADER = 30  # bytes before the name of a file in a .zip
 PIECE = 1 << 20  # bytes read at once
 
 
+Arrays = tuple[
+    str,
+    UInt8[np.ndarray, "_ h w 3"],
+    Integer[np.ndarray, "_"] | Integer[np.ndarray, "_ l"],
+    tuple[str, ...],
+    Int[np.ndarray, "_"] | None,
+]
+"""Name of a source, images, their labels, class names, rows; see ``ArraySource``."""
+
+
 class ArraySource(BaseSource):
     """A split of a data set that is one array, in memory or mapped into it.
 
     Attributes:
         labels: of each image: one, or several padded with -1; of any integer type.
-        rows: where the examples are among ``images`` and ``labels``, if these are not all.
+        rows: where the examples are among ``images`` and ``labels``; None if these are all.
     """
 
-    name: str
-    images: UInt8[np.ndarray, "_ h w 3"]
-    labels: Integer[np.ndarray, "_"] | Integer[np.ndarray, "_ l"]
-    class_names: tuple[str, ...]
-    rows: Int[np.ndarray, "b"] | None = None
+    def __init__(self, read: Callable[..., Arrays], *args: Any):
+        """
+        Args:
+            read: a function of a module; a pickle of the source names it, and holds no arrays.
+            args: the arguments of ``read``.
+        """
+        self.name, self.images, self.labels, self.class_names, self.rows = read(*args)
 
     @functools.cached_property
     def max_labels(self) -> int:
@@ -95,50 +108,43 @@ def rgb(grey: UInt8[np.ndarray, "b h w"]) -> UInt8[np.ndarray, "b h w 3"]:
     return np.broadcast_to(grey[..., None], (*grey.shape, 3))
 
 
-class ArrayFile(ArraySource):
-    """A split of a NumPy file, or of a folder of these."""
+def open_arrays(path: str, split: str) -> ArraySource:
+    """Opens a split of a NumPy file, or of a folder of these.
 
-    def __init__(self, path: str, split: str):
-        """
-        Args:
-            path: the .npz file, or the folder.
-
-        Raises:
-            UsageError: there is no such file or split, or its arrays are not as described above.
-        """
-        place = f"arrays:{path}"
-        arrays = _load(path)
-        prefixes = [name.removesuffix(IMAGES) for name in arrays if name.endswith(IMAGES)]
-        available = [*named_splits(prefixes, place).values()]
-        pairs = {
-            name: _pair(arrays, f"{name}_" if name else "", place) for name in available or [""]
-        }
-        self.name = f"{place}:{split}"
-        self.class_names = _class_names(arrays, [labels for _, labels in pairs.values()], place)
-        stored_split, fractions = resolve_split(split, available, place)
-        self.images, self.labels = pairs[stored_split]
-        if fractions:
-            several = self.labels.ndim > 1  # an image is in no one class
-            self.rows = stratified_split(
-                np.zeros(len(self.labels), np.int64) if several else self.labels,
-                fractions,
-                class_names=["all"] if several else self.class_names,
-                place=place,
-            )[split]
+    Args:
+        path: the .npz file, or the folder.
+    """
+    return ArraySource(_load, path, split)
 
 
-def _load(path: str) -> dict[str, np.ndarray]:
-    """The arrays by name, mapped where they can be."""
+def _load(path: str, split: str) -> Arrays:
     place = f"arrays:{path}"
-    try:
-        return retried(place, lambda: _read(path, place))
-    except FileNotFoundError:
-        raise UsageError(f"{place}: no such file or folder") from None
-    except (UsageError, Failure, MemoryError):
-        raise
-    except Exception as error:  # damaged files raise errors of many types
-        reason = one_line(str(error))
-        raise UsageError(f"{place}: not a complete .npz of plain arrays ({reason})") from None
+    with reading(place, "not a complete .npz of plain arrays"):
+        try:
+            arrays = retried(place, lambda: _read(path, place))
+        except FileNotFoundError:
+            raise UsageError(f"{place}: no such file or folder") from None
+    prefixes = [name.removesuffix(IMAGES) for name in arrays if name.endswith(IMAGES)]
+    available = [*named_splits(prefixes, place).values()]
+    pairs = {name: _pair(arrays, f"{name}_" if name else "", place) for name in available or [""]}
+    given = arrays.get("class_names")
+    if given is not None:
+        given = tuple(map(str, given)) if given.ndim == 1 else ()
+        check_distinct(given, f"{place}: class_names")
+    largest = max(int(labels.max()) for _, labels in pairs.values())
+    class_names = names_of(largest, given, "class_names", place)
+    stored_split, fractions = resolve_split(split, available, place)
+    images, labels = pairs[stored_split]
+    rows = None
+    if fractions:
+        several = labels.ndim > 1  # an image is in no one class
+        rows = stratified_split(
+            np.zeros(len(labels), np.int64) if several else labels,
+            fractions,
+            class_names=["all"] if several else class_names,
+            place=place,
+        )[split]
+    return f"{place}:{split}", images, labels, class_names, rows
 
 
 def _read(path: str, place: str) -> dict[str, np.ndarray]:
@@ -210,24 +216,3 @@ def _pair(arrays: dict[str, np.ndarray], prefix: str, place: str) -> tuple[np.nd
         padding = "-1" if several else "0"
         raise UsageError(f"{place}: {prefix}labels: give at least one, none below {padding}")
     return (rgb(images) if images.ndim == 3 else images), labels
-
-
-def _class_names(
-    arrays: dict[str, np.ndarray], labels: list[np.ndarray], place: str
-) -> tuple[str, ...]:
-    largest = max(int(split_labels.max()) for split_labels in labels)
-    if "class_names" not in arrays:
-        if largest >= MOST_CLASSES:
-            raise UsageError(f"{place}: label {largest}; number the classes from 0")
-        return tuple(str(i) for i in range(largest + 1))
-    given = arrays["class_names"]
-    class_names = tuple(map(str, given.reshape(-1)))
-    if given.ndim != 1:
-        raise UsageError(f"{place}: class_names is not a list of distinct names")
-    check_distinct(class_names, f"{place}: class_names")
-    if largest >= len(class_names):
-        raise UsageError(
-            f"{place}: label {largest} has no name; class_names holds {len(class_names)}, for "
-            "labels from 0"
-        )
-    return class_names

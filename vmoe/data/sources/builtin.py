@@ -22,7 +22,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from vmoe.data.sources.arrays import ArraySource, rgb
+from vmoe.data.sources.arrays import Arrays, ArraySource, rgb
 from vmoe.data.sources.source import BaseSource, Example, Fingerprint, digest
 from vmoe.data.sources.splits import SPLITS, resolve_split
 from vmoe.errors import UsageError
@@ -32,17 +32,13 @@ LARGEST, MOST_CLASSES, MOST_ITEMS = 4096, 1_000_000, 10**15
 COARSE = 8  # random colours along each side of a synthetic image
 
 
-class Digits(ArraySource):
-    """A split of the digits."""
-
-    def __init__(self, name: str, split: str):
-        self.name = f"{name}:{split}"
-        self.images, self.labels, self.class_names = _digits(split)
+def open_digits(name: str, split: str) -> ArraySource:
+    """Opens a split of the digits."""
+    return ArraySource(_digits, f"{name}:{split}", split)
 
 
 @functools.cache
-def _digits(split: str) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
-    """Images, labels and class names."""
+def _digits(name: str, split: str) -> Arrays:
     from sklearn.datasets import load_digits
     from sklearn.model_selection import train_test_split
 
@@ -55,23 +51,20 @@ def _digits(split: str) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
     )
     index = {"train": train, "validation": validation, "test": test}[split]
     grey = np.round(digits.images[index] * (255 / 16)).astype(np.uint8)
-    return rgb(grey), digits.target[index], tuple(map(str, digits.target_names))
+    return name, rgb(grey), digits.target[index], tuple(map(str, digits.target_names)), None
 
 
-class Sample(ArraySource):
-    """Test images that come with the package."""
+def open_sample(name: str, split: str) -> ArraySource:
+    """Opens test images that come with the package."""
+    resolve_split(split, ["test"], name)
+    return ArraySource(_sample, name)
 
-    def __init__(self, name: str, split: str):
-        """
-        Raises:
-            UsageError: another split than "test" is asked for.
-        """
-        resolve_split(split, ["test"], name)
-        self.name = f"{name}:test"
-        with np.load(path_of(name), allow_pickle=False) as arrays:
-            pixels, self.labels = arrays["images"], arrays["labels"].astype(np.int64)
-            self.class_names = tuple(arrays["class_names"].tolist())
-        self.images = rgb(pixels) if pixels.ndim == 3 else pixels
+
+def _sample(name: str) -> Arrays:
+    with np.load(path_of(name), allow_pickle=False) as arrays:
+        pixels, labels = arrays["images"], arrays["labels"].astype(np.int64)
+        class_names = tuple(arrays["class_names"].tolist())
+    return f"{name}:test", rgb(pixels) if pixels.ndim == 3 else pixels, labels, class_names, None
 
 
 def path_of(name: str) -> Path:
@@ -124,11 +117,7 @@ class SyntheticSource(BaseSource):
 
 
 def open_synthetic(numbers: str, split: str) -> SyntheticSource:
-    """Opens a split of synthetic images, from ITEMS[:SIZE[:CLASSES]].
-
-    Raises:
-        UsageError: a number is missing or out of range.
-    """
+    """Opens a split of synthetic images, from ITEMS[:SIZE[:CLASSES]]."""
     place = f"synthetic:{numbers}"
     words = numbers.split(":")
     if len(words) > 3 or not all(word.isdecimal() for word in words):

@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 
 from vmoe.cache import cache_folder
-from vmoe.data.sources.arrays import ArraySource, rgb
+from vmoe.data.sources.arrays import Arrays, ArraySource, rgb
 from vmoe.data.sources.splits import stratified_split
 from vmoe.errors import Failure, UsageError
 from vmoe.retry import retried
@@ -42,31 +42,28 @@ SHA256 = {
 MOST_BYTES = 16 + 60_000 * 28 * 28  # of an unpacked file
 
 
-class FashionMnist(ArraySource):
-    """A split of Fashion-MNIST."""
+def open_fashion_mnist(folder: str, split: str) -> ArraySource:
+    """Opens a split of Fashion-MNIST.
 
-    def __init__(self, folder: str, split: str):
-        """
-        Args:
-            folder: the folder of its files; if empty, they are found or downloaded.
+    Args:
+        folder: the folder of its files; if empty, they are found or downloaded.
+    """
+    return ArraySource(_read, folder, split)
 
-        Raises:
-            UsageError: a file is missing or corrupt.
-            Failure: a file cannot be downloaded.
-        """
-        prefix = "t10k" if split == "test" else "train"
-        images, labels = _read(Path(folder) if folder else _find(), prefix)
-        if split != "test":
-            index = stratified_split(
-                labels, {"validation": 1 / 12}, class_names=CLASS_NAMES, place="fashion_mnist"
-            )[split]
-            images, labels = images[index], labels[index]
-        self.name, self.class_names = f"fashion_mnist:{split}", CLASS_NAMES
-        self.images, self.labels = rgb(images), labels
+
+def _read(folder: str, split: str) -> Arrays:
+    prefix = "t10k" if split == "test" else "train"
+    images, labels = _unpacked(Path(folder) if folder else _find(), prefix)
+    if split != "test":
+        rows = stratified_split(
+            labels, {"validation": 1 / 12}, class_names=CLASS_NAMES, place="fashion_mnist"
+        )[split]
+        images, labels = images[rows], labels[rows]
+    return f"fashion_mnist:{split}", rgb(images), labels, CLASS_NAMES, None
 
 
 @functools.cache
-def _read(folder: Path, prefix: str) -> tuple[np.ndarray, np.ndarray]:
+def _unpacked(folder: Path, prefix: str) -> tuple[np.ndarray, np.ndarray]:
     images = unpack(folder / f"{prefix}-images-idx3-ubyte.gz")
     labels = unpack(folder / f"{prefix}-labels-idx1-ubyte.gz")
     return (
@@ -76,12 +73,7 @@ def _read(folder: Path, prefix: str) -> tuple[np.ndarray, np.ndarray]:
 
 
 def unpack(path: Path) -> bytes:
-    """Unpacks one of the four files, and verifies its SHA-256.
-
-    Raises:
-        UsageError: there is no such file, or it is corrupt.
-        Failure: it cannot be read for a reason that can pass.
-    """
+    """Unpacks one of the four files, and verifies its SHA-256."""
     try:
         with gzip.open(io.BytesIO(retried(path, path.read_bytes))) as file:
             content = file.read(MOST_BYTES + 1)
@@ -115,10 +107,6 @@ def download(address: str, path: Path) -> None:
     Args:
         address: a URL.
         path: where to save the file.
-
-    Raises:
-        UsageError: there is no such file, or it differs from the published one.
-        Failure: the server cannot be reached, or the disk is full.
     """
     from rich.console import Console
     from rich.progress import DownloadColumn, Progress, TextColumn, TimeRemainingColumn

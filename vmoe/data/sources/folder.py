@@ -20,10 +20,10 @@ from jaxtyping import Int
 
 from vmoe.config.data import Check, OnError
 from vmoe.data.decode import SUFFIXES, entries_of, image_files_below, is_folder
-from vmoe.data.sources.index import cached, walked
+from vmoe.data.sources.index import IndexWriter, cached, walked
 from vmoe.data.sources.source import NAMED
 from vmoe.data.sources.splits import SPLITS, WORDS, named_splits, resolve_split
-from vmoe.data.sources.table import FileSource, TableWriter, open_files
+from vmoe.data.sources.table import FileSource, finish_table, open_files
 from vmoe.errors import UsageError
 
 SEPARATOR = "\0"  # no path has it
@@ -43,10 +43,6 @@ def open_folder(
         path: the folder.
         check, on_error: see ``open_files``.
         whole: the split is all of the images, of a folder that is not split.
-
-    Raises:
-        UsageError: there is no such folder or split, a class without images, or an image that
-            cannot be read.
     """
     root, place = Path(path), f"folder:{path}"
     available = split_folders(root)
@@ -65,12 +61,15 @@ def open_folder(
 
     def build(target: Path) -> None:
         others = [path for each in classes for path in each.others]
-        with TableWriter(target) as table:
+        with IndexWriter(target) as table:
             for label, each in enumerate(classes):
                 paths = os.fsdecode(each.paths).split(SEPARATOR) if each.paths else []
-                columns = {"sizes": each.sizes, "times": each.times}
-                table.append(paths, [(label,)] * len(paths), **columns)
-            table.finish(
+                table.append_texts("paths", paths)
+                table.append_lists("labels", [(label,)] * len(paths))
+                table.append("sizes", each.sizes)
+                table.append("times", each.times)
+            finish_table(
+                table,
                 class_names,
                 place=place,
                 fractions=fractions,
@@ -90,9 +89,6 @@ def split_folders(root: Path) -> dict[str, Path]:
 
     Folders called train, validation, val or test are splits. Other words for them, such as Train or
     dev, may be classes: they are if there are other folders, and none of these has sub-folders.
-
-    Raises:
-        UsageError: there is no such folder, or two in it are the same split.
     """
     if not root.is_dir():
         raise UsageError(f"folder:{root}: no such folder")

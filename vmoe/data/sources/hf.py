@@ -24,8 +24,8 @@ from typing import Any
 from vmoe.data.sources.index import state_of
 from vmoe.data.sources.source import BaseSource, Example, digest, sampled
 from vmoe.data.sources.splits import resolve_split
-from vmoe.data.sources.vocabulary import MOST_CLASSES
-from vmoe.errors import Failure, UsageError, one_line
+from vmoe.data.sources.vocabulary import names_of
+from vmoe.errors import UsageError, one_line, reading
 from vmoe.retry import retried
 
 LABELS = ("label", "labels")
@@ -40,10 +40,6 @@ def open_hf(folder: str, split: str) -> "HfSource":
 
     Args:
         folder: that ``save_to_disk`` has written.
-
-    Raises:
-        UsageError: ``datasets`` is not installed; there is no such data set or split, a file is
-            truncated, or a column is missing or of a wrong type.
     """
     source = HfSource(folder, split)
     source.check()
@@ -66,7 +62,8 @@ class HfSource(BaseSource):
     @functools.cached_property
     def class_names(self) -> tuple[str, ...]:
         names = getattr(_inner(self._data.features[self._label]), "names", None)
-        return tuple(names or map(str, range(self._statistics[1] + 1)))
+        holder = f"its column {self._label}"
+        return names_of(self._statistics[1], names or None, holder, self._place)
 
     @property
     def max_labels(self) -> int:
@@ -87,10 +84,8 @@ class HfSource(BaseSource):
     def __getitem__(self, index: int) -> Example:
         origin = f"{self.name}[{index}]"
         row = self._row(index)
-        try:
+        with reading(origin):
             fields = self._data[row]
-        except Exception as error:  # of many types
-            raise UsageError(f"{origin}: cannot be read ({one_line(str(error))})") from None
         image = fields[self._image] or {}
         content = image.get("bytes")
         if content is None:
@@ -118,20 +113,11 @@ class HfSource(BaseSource):
         return smallest, largest, most
 
     def check(self) -> None:
-        """Checks all labels, and that some images are in the files.
-
-        Raises:
-            UsageError: a label is out of range, or an image is missing.
-        """
-        smallest, largest, _ = self._statistics
-        if smallest < -1 or largest >= MOST_CLASSES:
-            wrong = smallest if smallest < -1 else largest
-            raise UsageError(f"{self._place}: label {wrong}; number the classes from 0")
-        if largest >= len(self.class_names):
-            raise UsageError(
-                f"{self._place}: label {largest} has no name; {self._label} has "
-                f"{len(self.class_names)} names, for labels from 0"
-            )
+        """Checks all labels, and that some images are in the files."""
+        smallest, _, _ = self._statistics
+        if smallest < -1:
+            raise UsageError(f"{self._place}: label {smallest}; number the classes from 0")
+        _ = self.class_names  # this checks the largest label
         for i in sampled(len(self)):
             self[i]
 
@@ -157,16 +143,14 @@ def _open(folder: str, split: str, place: str) -> tuple[Any, tuple[int, int]]:
         raise UsageError(f"{place}: needs the package datasets: pip install 'vmoe[hf]'") from None
     if not Path(folder).is_dir():
         raise UsageError(f"{place}: no such folder; give one that save_to_disk has written")
-    try:
-        loaded = retried(place, lambda: datasets.load_from_disk(folder, keep_in_memory=False))
-    except Failure:
-        raise
-    except FileNotFoundError as error:
-        raise UsageError(
-            f"{place}: not written by save_to_disk, or incomplete ({one_line(str(error))})"
-        ) from None
-    except Exception as error:  # of many types
-        raise UsageError(f"{place}: truncated or corrupt ({one_line(str(error))})") from None
+    with reading(place, "truncated or corrupt"):
+        try:
+            loaded = retried(place, lambda: datasets.load_from_disk(folder, keep_in_memory=False))
+        except FileNotFoundError as error:
+            reason = one_line(str(error))
+            raise UsageError(
+                f"{place}: not written by save_to_disk, or incomplete ({reason})"
+            ) from None
     if isinstance(loaded, datasets.DatasetDict):
         stored_split, fractions = resolve_split(split, list(loaded), place)
         loaded = loaded[stored_split]

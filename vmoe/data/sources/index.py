@@ -12,8 +12,8 @@ For 300 million examples with paths of 40 bytes and three labels each, the colum
 
 on the disk, and nothing in the memory of a process beyond the pages that it reads. As Python
 objects (a string of 89 B, a tuple of 64 B, references to both and to three numbers) they would take
-50 GB or more in each process. Names of classes are Python objects: 30,000 take 3 MB. To build the
-index of a table takes 41 to 49 MB of memory for a million images (``table.py``).
+50 GB or more in each process. Names of classes are Python objects: 30,000 take 3 MB. What it takes
+to build the index of a table is in ``table.py``.
 
 The SHA-256 of every file is in ``SHA256SUMS``. The process that opens a data set by its name checks
 them, once for files that have not changed since; its workers do not. At 1 GB/s that takes a tenth
@@ -30,10 +30,10 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextvars import ContextVar
 from pathlib import Path
-from typing import IO, Any, TypeVar
+from typing import IO, Any, Literal, TypeVar
 
 import numpy as np
 from jaxtyping import Int, Integer, Num, Shaped
@@ -103,10 +103,6 @@ def cached(
         key: anything with a ``repr`` that changes with the data.
         build: writes the index into an empty folder, with an ``IndexWriter``.
         valid: whether an index that was built earlier still describes the data.
-
-    Raises:
-        UsageError: the cache folder cannot be written, or the data cannot be read.
-        Failure: the same, for a reason that can pass, such as a full disk.
     """
     root = cache_folder() / "indexes" / _hash(place)
     folder = root / _hash(repr((VERSION, key)))
@@ -123,12 +119,13 @@ def cached(
     try:
         root.mkdir(parents=True, exist_ok=True)
         if found is not None and _states(folder) == found:  # else another process has built it
-            _remove(folder)
+            shutil.rmtree(folder, ignore_errors=True)
+            with contextlib.suppress(OSError):  # it is a folder
+                folder.unlink()
         with temporary_folder(prefix=".building-", dir=root) as temporary:
             with _naming_data(temporary):
                 build(temporary)
-            _seal(temporary)
-            _rename(temporary, folder)
+            _seal(temporary, folder)
         _remove_old(root, folder)
     except OSError as error:
         kind = Failure if can_pass(error) else UsageError
@@ -139,22 +136,19 @@ def cached(
     return folder
 
 
-_States = tuple[tuple[str, int, int, int] | None, ...]
+_States = tuple[tuple[str, int, int, int], ...]
 
 
 def _states(folder: Path) -> _States | None:
     """Names, inodes, sizes and times of the files of an index; None if there is none."""
     if not os.path.lexists(folder):
         return None
-    return tuple(map(_state, (*_sealed(folder), folder / SUMS)))
-
-
-def _state(path: Path) -> tuple[str, int, int, int] | None:
-    try:
-        status = path.lstat()
-    except OSError:  # it is gone
-        return None
-    return path.name, status.st_ino, status.st_size, status.st_mtime_ns
+    states = list[tuple[str, int, int, int]]()
+    for path in (*_sealed(folder), folder / SUMS):
+        with contextlib.suppress(OSError):  # it is gone
+            status = path.lstat()
+            states.append((path.name, status.st_ino, status.st_size, status.st_mtime_ns))
+    return tuple(states)
 
 
 def _sealed(folder: Path) -> list[Path]:
@@ -174,30 +168,27 @@ def _intact(folder: Path, states: _States) -> bool:
 
 def _sums(folder: Path) -> str:
     """The content of SHA256SUMS."""
-    files = _sealed(folder)
+
+    def line(path: Path) -> str:
+        with open(path, "rb") as file:
+            return f"{hashlib.file_digest(file, 'sha256').hexdigest()}  {path.name}\n"
+
     with concurrent.futures.ThreadPoolExecutor() as threads:
-        digests = threads.map(_file_digest, files)
-        return "".join(f"{each}  {path.name}\n" for each, path in zip(digests, files, strict=True))
+        return "".join(threads.map(line, _sealed(folder)))
 
 
-def _file_digest(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _seal(folder: Path) -> None:
-    """Writes the hashes of all files, and waits until the disk has all of them."""
-    (folder / SUMS).write_text(_sums(folder))
-    for path in (*_sealed(folder), folder / SUMS):
+def _seal(temporary: Path, folder: Path) -> None:
+    """Puts a complete index, with the hashes of its files, where it belongs."""
+    (temporary / SUMS).write_text(_sums(temporary))
+    for path in (*_sealed(temporary), temporary / SUMS):
         with open(path, "rb") as file:
             os.fsync(file.fileno())
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path, ignore_errors=True)
-    else:
-        path.unlink(missing_ok=True)
+    try:
+        temporary.rename(folder)
+    except OSError:
+        found = _states(folder)
+        if found is None or not _intact(folder, found):  # else another process has just built it
+            raise
 
 
 @contextlib.contextmanager
@@ -216,15 +207,6 @@ def _naming_data(target: Path) -> Iterator[None]:
         ) from None
 
 
-def _rename(temporary: Path, folder: Path) -> None:
-    try:
-        temporary.rename(folder)
-    except OSError:
-        found = _states(folder)
-        if found is None or not _intact(folder, found):  # else another process has just built it
-            raise
-
-
 def _remove_old(root: Path, newest: Path) -> None:
     for path in root.iterdir():
         with contextlib.suppress(FileNotFoundError):  # another process has removed it
@@ -236,69 +218,8 @@ def _hash(text: str) -> str:
     return hashlib.sha256(text.encode(errors="surrogateescape")).hexdigest()[:32]
 
 
-class Columns:
-    """Columns of an index, mapped into memory."""
-
-    def __init__(self, folder: Path, written: Mapping[str, Sequence[Any]]):
-        """
-        Args:
-            folder: where the files are.
-            written: by column, the dtype and the number of values.
-
-        Raises:
-            OSError, ValueError: a file is missing, or not as long as it has to be.
-        """
-        self._columns = {
-            name: _mapped(folder / f"{name}.bin", dtype, count)
-            for name, (dtype, count) in written.items()
-        }
-
-    def __contains__(self, name: str) -> bool:
-        return name in self._columns
-
-    def __getitem__(self, name: str) -> Shaped[np.ndarray, "x"]:
-        """A column of numbers; for a ragged one, the values of all rows after each other."""
-        return self._columns[name]
-
-    def values(self, name: str, row: int) -> Shaped[np.ndarray, "x"]:
-        """The values of a row in a ragged column."""
-        start, end = self._columns[f"{name}_offsets"][row : row + 2]
-        return self._columns[name][start:end]
-
-    def digest(self, names: Sequence[str], rows: Integer[np.ndarray, "x"] | range) -> str:
-        """A hash of some columns in some rows."""
-        digest = hashlib.sha256()
-        for start in range(0, len(rows), CHUNK):
-            chunk = np.asarray(rows[start : start + CHUNK], np.int64)
-            for name in names:
-                for part in self._parts(name, chunk):
-                    digest.update(part.data)
-        return digest.hexdigest()
-
-    def _parts(self, name: str, rows: Int[np.ndarray, "x"]) -> Iterator[Shaped[np.ndarray, "_"]]:
-        """The values of a column in some rows; of a ragged one also how many each row has."""
-        if f"{name}_offsets" not in self:
-            yield self[name][rows]
-            return
-        offsets = self[f"{name}_offsets"]
-        starts, ends = offsets[rows], offsets[rows + 1]
-        last = np.flatnonzero(np.append(ends[:-1] != starts[1:], True))  # of rows side by side
-        first = np.append(0, last[:-1] + 1)
-        for start, end in zip(starts[first].tolist(), ends[last].tolist(), strict=True):
-            yield self[name][start:end]
-        yield ends - starts
-
-
-def _mapped(path: Path, dtype: str, count: int) -> Shaped[np.ndarray, "x"]:
-    if path.stat().st_size != count * np.dtype(dtype).itemsize:
-        raise ValueError
-    if not count:  # an empty file cannot be mapped
-        return np.empty(0, dtype)
-    return np.asarray(np.memmap(path, dtype, "r", shape=(count,)))
-
-
-class Index(Columns):
-    """An index that is complete.
+class Index:
+    """An index that is complete: its columns, mapped into memory.
 
     Attributes:
         folder: where its files are.
@@ -313,17 +234,78 @@ class Index(Columns):
         """
         self.folder = Path(folder)
 
-        def read() -> dict[str, Any]:
+        def read() -> tuple[dict[str, Any], dict[str, np.ndarray]]:
             written = parse_json((self.folder / INFO).read_text())
-            Columns.__init__(self, self.folder, written["columns"])
-            return written["info"]
+            columns = {
+                name: _mapped(self.folder / f"{name}.bin", dtype, count)
+                for name, (dtype, count) in written["columns"].items()
+            }
+            return written["info"], columns
 
         try:
-            self.info = retried(self.folder, read)
+            self.info, self._columns = retried(self.folder, read)
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             raise UsageError(
                 f"{self.folder}: the index of the data is gone or incomplete; run the command again"
             ) from None
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._columns
+
+    def __getitem__(self, name: str) -> Shaped[np.ndarray, "x"]:
+        """A column of numbers; for a ragged one, the values of all rows after each other."""
+        return self._columns[name]
+
+    def values(self, name: str, row: int) -> Shaped[np.ndarray, "x"]:
+        """The values of a row in a ragged column."""
+        start, end = self._columns[f"{name}_offsets"][row : row + 2]
+        return self._columns[name][start:end]
+
+    def text(self, name: str, row: int) -> str:
+        """The text in a row of a column by ``append_texts``."""
+        return os.fsdecode(self.values(name, row).tobytes())
+
+    def texts(self, name: str, rows: slice) -> list[str]:
+        """The texts in some rows."""
+        offsets = self[f"{name}_offsets"][rows.start : rows.stop + 1]
+        joined, ends = self[name][offsets[0] : offsets[-1]].tobytes(), offsets - offsets[0]
+        return [os.fsdecode(joined[i:j]) for i, j in itertools.pairwise(ends.tolist())]
+
+    def digest(self, names: Sequence[str], rows: Integer[np.ndarray, "x"] | range) -> str:
+        """A hash of some columns in some rows."""
+        digest = hashlib.sha256()
+        for part in parts(len(rows)):
+            chunk = np.asarray(rows[part], np.int64)
+            for name in names:
+                for values in self._chunk(name, chunk):
+                    digest.update(values.data)
+        return digest.hexdigest()
+
+    def _chunk(self, name: str, rows: Int[np.ndarray, "x"]) -> Iterator[Shaped[np.ndarray, "_"]]:
+        """The values of a column in some rows; of a ragged one also how many each row has."""
+        if f"{name}_offsets" not in self:
+            yield self[name][rows]
+            return
+        offsets = self[f"{name}_offsets"]
+        starts, ends = offsets[rows], offsets[rows + 1]
+        last = np.flatnonzero(np.append(ends[:-1] != starts[1:], True))  # of rows side by side
+        first = np.append(0, last[:-1] + 1)
+        for start, end in zip(starts[first].tolist(), ends[last].tolist(), strict=True):
+            yield self[name][start:end]
+        yield ends - starts
+
+
+def parts(count: int) -> Iterator[slice]:
+    """Slices of a column that are processed one after another, which takes little memory."""
+    return (slice(start, min(start + CHUNK, count)) for start in range(0, count, CHUNK))
+
+
+def _mapped(path: Path, dtype: str, count: int, mode: Literal["r", "r+"] = "r") -> np.ndarray:
+    if path.stat().st_size != count * np.dtype(dtype).itemsize:
+        raise ValueError
+    if not count:  # an empty file cannot be mapped
+        return np.empty(0, dtype)
+    return np.asarray(np.memmap(path, dtype, mode, shape=(count,)))
 
 
 class IndexWriter:
@@ -373,20 +355,22 @@ class IndexWriter:
         values = np.frombuffer(b"".join(encoded), np.uint8)
         self.append_ragged(name, values, np.array([len(text) for text in encoded], np.int64))
 
-    def columns(self) -> Columns:
-        """What has been written so far."""
-        for file in self._files.values():
-            file.flush()
-        return Columns(self.folder, self._columns)
+    def translate(self, name: str, numbers: Int[np.ndarray, "_"]) -> None:
+        """Replaces each value of a column, which indexes ``numbers``, by the number there."""
+        if name in self._files:
+            self._files[name].flush()
+            column = _mapped(self.folder / f"{name}.bin", *self._columns[name], mode="r+")
+            for part in parts(len(column)):
+                column[part] = numbers[column[part]]
 
     def finish(self, **info: Any) -> Index:
-        """Writes what opening needs, and opens the index.
+        """Writes what opening needs, and opens the index; more may be appended after that.
 
         Args:
             info: JSON values, see ``Index.info``.
         """
         for file in self._files.values():
-            file.close()
+            file.flush()
         written = {"columns": self._columns, "info": info}
         (self.folder / INFO).write_text(json.dumps(written))
         return Index(self.folder)

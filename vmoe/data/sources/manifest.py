@@ -27,10 +27,10 @@ import numpy as np
 
 from vmoe.config.data import Check, OnError
 from vmoe.data.progress import open_text
-from vmoe.data.sources.index import Index, cached, state_of
+from vmoe.data.sources.index import Index, IndexWriter, cached, state_of
 from vmoe.data.sources.source import sampled
 from vmoe.data.sources.splits import SPLITS, resolve_split
-from vmoe.data.sources.table import FileSource, TableWriter, open_files, path_of
+from vmoe.data.sources.table import FileSource, finish_table, open_files
 from vmoe.data.sources.vocabulary import CLASSES, Vocabulary, labels_of_json, read_class_names
 from vmoe.errors import UsageError, parse_json, unknown
 from vmoe.retry import failure
@@ -48,9 +48,6 @@ def open_manifest(
     Args:
         path: the ``.csv`` or ``.jsonl`` file.
         check, on_error: see ``open_files``.
-
-    Raises:
-        UsageError: there is no such file or split, or a line, an image or a label is wrong.
     """
     file, place = Path(path), f"manifest:{path}"
     if file.suffix.lower() not in SUFFIXES:
@@ -64,7 +61,7 @@ def open_manifest(
 
     def valid(index: Index) -> bool:
         return all(
-            _stat(folder / path_of(index, row)) == (index["sizes"][row], index["times"][row])
+            _stat(folder / index.text("paths", row)) == (index["sizes"][row], index["times"][row])
             for row in sampled(len(index["sizes"]))
         )
 
@@ -98,8 +95,7 @@ def _build(file: Path, place: str, given: tuple[str, ...] | None, target: Path) 
     """Writes the table of a list."""
     vocabulary, splits = Vocabulary(), set[int]()
     read = _read_csv if file.suffix.lower() == ".csv" else _read_jsonl
-    identity = _identity(file.parent)
-    with TableWriter(target, identity) as table, open_text(file) as text:
+    with IndexWriter(target) as table, open_text(file) as text:
         lines = read(_lines(text, place), place)
         while piece := list(itertools.islice(lines, LINES)):
             splits |= {line.split for line in piece}
@@ -108,25 +104,25 @@ def _build(file: Path, place: str, given: tuple[str, ...] | None, target: Path) 
                 if status is None:
                     raise UsageError(f"{line.where}: {line.path}: no such file")
             sizes, times = np.array(stats, np.int64).T
-            table.append(
-                [line.path for line in piece],
-                [vocabulary.numbers(line.labels) for line in piece],
-                sizes=sizes,
-                times=times,
-                split=np.array([line.split for line in piece], np.int8),
-            )
+            table.append_texts("paths", [line.path for line in piece])
+            table.append_lists("labels", [vocabulary.numbers(line.labels) for line in piece])
+            table.append("sizes", sizes)
+            table.append("times", times)
+            table.append("split", np.array([line.split for line in piece], np.int8))
         if len(splits) > 1 and -1 in splits:
             raise UsageError(f"{place}: some lines name a split and some do not; name all or none")
         stored = [name for i, name in enumerate(SPLITS) if i in splits]
         whole = bool(stored) and "train" not in stored  # nothing to split off
         _, fractions = ("", {}) if whole else resolve_split("train", stored, place)
         class_names, classes = vocabulary.resolve(given, place)
-        table.finish(
+        table.translate("labels", classes)
+        finish_table(
+            table,
             class_names,
             place=place,
             splits=SPLITS if stored else (),
             fractions=fractions,
-            classes=classes,
+            identity=_identity(file.parent),
         )
 
 
@@ -198,17 +194,12 @@ def _check_fields(fields: Sequence[str], where: str) -> None:
 
 
 def _line(path: Any, labels: list[str], split: Any, where: str) -> _Line:
-    if not isinstance(path, str) or not path or not _can_be_a_path(path):
+    try:
+        valid = path != "" and b"\0" not in os.fsencode(path)
+    except (TypeError, UnicodeEncodeError):  # JSON has more than the names of files
+        valid = False
+    if not valid:
         raise UsageError(f"{where}: path is {path!r}; give the path of an image")
     if split and split not in SPLITS:
         raise UsageError(unknown(f"{where}: no split", split, list(SPLITS)))
     return _Line(str(Path(path)), labels, SPLITS.index(split) if split else -1, where)
-
-
-def _can_be_a_path(text: str) -> bool:
-    """Whether the file system can have such a name: text of JSON can be more than that."""
-    try:
-        os.fsencode(text)
-    except UnicodeEncodeError:
-        return False
-    return "\0" not in text

@@ -2,11 +2,12 @@
 
 import hashlib
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
 from jaxtyping import Int, Int8, Integer, UInt64
 
+from vmoe.data.sources.index import parts
 from vmoe.errors import UsageError, unknown
 
 SPLITS = ("train", "validation", "test")
@@ -32,9 +33,6 @@ def named_splits(names: Iterable[str], place: str) -> dict[str, str]:
 
     Returns:
         the name of each split that has one, in the order of SPLITS.
-
-    Raises:
-        UsageError: two names mean the same split.
 
     >>> named_splits(["Test", "valid", "Train", "extra"], "photos")
     {'train': 'Train', 'validation': 'valid', 'test': 'Test'}
@@ -62,9 +60,6 @@ def resolve_split(split: str, available: Sequence[str], place: str) -> tuple[str
     Returns:
         the available name to read, "" for a data set that is not split; and the fractions to
         split off for other splits, see ``stratified_split``.
-
-    Raises:
-        UsageError: the split is not available and cannot be split off another, or is there twice.
     """
     if not available:
         return "", {"validation": 0.1, "test": 0.1}
@@ -96,9 +91,6 @@ def stratified_split(
 
     Returns:
         by split, the indices of its images in ascending order.
-
-    Raises:
-        UsageError: a class has too few images for every split to get one.
     """
     chunks: dict[str, list[np.ndarray]] = {split: [] for split in (*fractions, "train")}
     by_class = np.argsort(labels, kind="stable")
@@ -142,7 +134,7 @@ def hashed_split(
 
 def give_every_split_one(
     chosen: Int8[np.ndarray, "b"],
-    hashes: UInt64[np.ndarray, "b"],
+    hashes_of: Callable[[Iterable[int]], UInt64[np.ndarray, "_"]],
     labels: Int[np.ndarray, "b"],
     fractions: Mapping[str, float],
     *,
@@ -156,23 +148,26 @@ def give_every_split_one(
     Args:
         chosen: by ``hashed_split``; changed in place. Images with larger numbers are in splits
             that are left as they are.
+        hashes_of: gives the hashes of the names of some images.
         labels: the class of each image.
-
-    Raises:
-        UsageError: a class has too few images for every split to get one.
     """
     splits = len(fractions) + 1
-    own = chosen < splits
     counts = np.zeros((len(class_names), splits), np.int64)
-    np.add.at(counts, (labels[own], chosen[own]), 1)
+    for part in parts(len(chosen)):
+        own = chosen[part] < splits
+        np.add.at(counts, (labels[part][own], chosen[part][own]), 1)
     used = counts.any(1)
     for label in np.flatnonzero(used).tolist():
         _require_one_each(class_names[label], int(counts[label].sum()), fractions, place)
     lacking = used & (counts == 0).any(1)
-    few = np.flatnonzero(lacking[labels] & own)
+    few = [
+        part.start + np.flatnonzero(lacking[labels[part]] & (chosen[part] < splits))
+        for part in parts(len(chosen))
+    ]
+    few = np.concatenate(few)
     for label in np.flatnonzero(lacking):
         members = few[labels[few] == label]
-        members = members[np.argsort(hashes[members])]
+        members = members[np.argsort(hashes_of(members.tolist()))]
         for split in range(splits):
             now = np.bincount(chosen[members], minlength=splits)
             if not now[split]:

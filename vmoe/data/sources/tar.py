@@ -19,8 +19,9 @@ folder of the shards gives the names of the classes (``vocabulary.py``).
     0002.png  0002.json
 
 An index of each shard, and one of all images, are in the user's cache folder (``index.py``), until
-the size or the time of a shard changes: shards that are added are the only ones to be read. A shard
-that changes later is noticed when it is opened; processes keep some shards open.
+the size or the time of a shard changes: shards that are added are the only ones to be read. Of all
+images together, indexing holds at most a byte each in memory (``table.py``). A shard that changes
+later is noticed when it is opened; processes keep some shards open.
 """
 
 import functools
@@ -28,6 +29,7 @@ import itertools
 import os
 import re
 import tarfile
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -36,12 +38,12 @@ import numpy as np
 
 from vmoe.data.decode import SUFFIXES, entries_below, is_folder
 from vmoe.data.progress import progress
-from vmoe.data.sources.index import CHUNK, Index, IndexWriter, cached, state_of
+from vmoe.data.sources.index import Index, IndexWriter, cached, state_of
 from vmoe.data.sources.source import NAMED, Example, Skipped
 from vmoe.data.sources.splits import SPLITS, WORDS, resolve_split
-from vmoe.data.sources.table import TableSource, TableWriter, path_of
+from vmoe.data.sources.table import TableSource, finish_table
 from vmoe.data.sources.vocabulary import CLASSES, Vocabulary, labels_of_json, read_class_names
-from vmoe.errors import UsageError, listed, parse_json
+from vmoe.errors import UsageError, listed, parse_json, reading
 from vmoe.retry import retried
 
 MOST_OPEN = 128  # shards that a process keeps open
@@ -57,10 +59,6 @@ def open_tar(path: str, split: str) -> "TarSource":
 
     Args:
         path: a folder, a pattern of files, or a JSON index.
-
-    Raises:
-        UsageError: there are no shards or no such split; or a shard is truncated, has an example
-            without a label or one twice, or another number of examples than the index says.
     """
     place = f"tar:{path}"
     shards = _find(path, place)
@@ -71,12 +69,11 @@ def open_tar(path: str, split: str) -> "TarSource":
     states = [state_of(shards.root / name) for name in shards.names]
     classes = state_of(shards.root / CLASSES) if given else None
 
-    def build(target: Path) -> None:
-        _build(shards, used, target, place, given, fractions)
-
-    place_of_index = f"tar:{os.path.abspath(path)}:{stored_split}"
-    key = [shards.names, shards.expected, states, classes, used]
-    index = cached(place_of_index, key, build)
+    index = cached(
+        f"tar:{os.path.abspath(path)}:{stored_split}",
+        [shards.names, shards.expected, states, classes, used],
+        lambda target: _build(shards, used, target, place, given, fractions),
+    )
     return TarSource(f"{place}:{split}", str(index), split, str(shards.root), shards.skipped)
 
 
@@ -149,51 +146,32 @@ def _braces(pattern: str) -> list[str]:
 
 
 def _read_wids(file: Path, place: str) -> dict[str, int]:
-    """The shards of an index, with their numbers of examples; their sizes are checked.
-
-    Args:
-        place: the data set, for error messages.
-
-    Raises:
-        UsageError: the file is not such an index, or a shard is remote, missing or of another size.
-    """
-    try:
-        index: Any = parse_json(retried(place, file.read_text))
-        kind = index.get("__kind__", WIDS if index.get("wids_version") == 1 else None)
-        if kind != WIDS:
+    """The shards of an index, with their numbers of examples; their sizes are checked."""
+    expected = dict[str, int]()
+    with reading(place, f"is no {WIDS}"):
+        try:
+            index: Any = parse_json(retried(place, file.read_text))
+        except FileNotFoundError:
+            raise UsageError(f"{place}: no such file") from None
+        if index.get("__kind__", WIDS if index.get("wids_version") == 1 else None) != WIDS:
             raise UsageError(f"{place}: is no {WIDS}")
-        entries = [_entry(each) for each in index["shardlist"]]
-    except FileNotFoundError:
-        raise UsageError(f"{place}: no such file") from None
-    except UsageError:
-        raise
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UsageError(f"{place}: is no {WIDS} ({error!r})") from None
-    for shard, _, size in entries:
-        if REMOTE.match(shard):
-            raise UsageError(
-                f"{place}: the shard {shard!r} is not a local file; download it and put its path "
-                "into the index"
-            )
-        found, _ = state_of(file.parent / shard)
-        if size is not None and size != found:
-            raise UsageError(
-                f"{file.parent / shard}: has {found:,} bytes, {file} says {size:,}; get it again"
-            )
-    return {os.path.normpath(shard): count for shard, count, _ in entries}
-
-
-def _entry(entry: dict[str, Any]) -> tuple[str, int, int | None]:
-    """The path, the number of examples and the size of a shard.
-
-    Raises:
-        ValueError: the path cannot be one.
-        KeyError, TypeError: something is missing, or of a wrong type.
-    """
-    path, count, size = entry["url"], entry["nsamples"], entry.get("filesize")
-    if not isinstance(path, str) or "\0" in path:
-        raise ValueError(f"url {path!r}")
-    return path, int(count), None if size is None else int(size)
+        for entry in index["shardlist"]:
+            shard, size = entry["url"], entry.get("filesize")
+            if not isinstance(shard, str) or "\0" in shard:
+                raise ValueError(f"url {shard!r}")
+            if REMOTE.match(shard):
+                raise UsageError(
+                    f"{place}: the shard {shard!r} is not a local file; download it and put its "
+                    "path into the index"
+                )
+            expected[os.path.normpath(shard)] = int(entry["nsamples"])
+            found, _ = state_of(file.parent / shard)
+            if size is not None and int(size) != found:
+                raise UsageError(
+                    f"{file.parent / shard}: has {found:,} bytes, {file} says {int(size):,}; get "
+                    "it again"
+                )
+    return expected
 
 
 def _by_split(shards: Sequence[str], place: str) -> dict[str, list[str]]:
@@ -221,36 +199,34 @@ def _build(
 ) -> None:
     """Writes the table of the images of some shards; the classes are those of all shards."""
     root, names, expected, _ = shards
-    vocabulary, ends, in_split = Vocabulary(), list[int](), set(used)
-    end = 0
-    with TableWriter(target) as table:
-        for shard in progress(names, f"indexing {len(names):,} shards of {root}", len(names)):
-            index = _index_of(root / shard)
-            count = len(index["sizes"])
-            if count != expected.get(shard, count):
-                raise UsageError(
-                    f"{root / shard}: has {count:,} examples, the index says "
-                    f"{expected[shard]:,}; get it again"
-                )
-            numbers = vocabulary.numbers(index.info["words"])
-            if shard not in in_split:
-                continue
-            end += count
-            ends.append(end)
-            for start in range(0, count, CHUNK):
-                rows = range(start, min(start + CHUNK, count))
-                table.append(
-                    [path_of(index, row) for row in rows],
-                    [[numbers[i] for i in index.values("labels", row)] for row in rows],
-                    sizes=index["sizes"][rows.start : rows.stop],
-                    offsets=index["offsets"][rows.start : rows.stop],
-                )
-        class_names, classes = vocabulary.resolve(given, place)
-        table.finish(
+    vocabulary, folders, ends = Vocabulary(), dict[str, Path](), list[int]()
+    for shard in progress(names, f"indexing {len(names):,} shards of {root}", len(names)):
+        path = root / shard
+        build = functools.partial(_build_shard, path)
+        folders[shard] = cached(f"shard:{path.absolute()}", state_of(path), build)
+        index = Index(folders[shard])
+        count = len(index["sizes"])
+        if count != expected.get(shard, count):
+            raise UsageError(
+                f"{path}: has {count:,} examples, the index says {expected[shard]:,}; get it again"
+            )
+        vocabulary.numbers(index.info["words"])
+    class_names, classes = vocabulary.resolve(given, place)
+    with IndexWriter(target) as table:
+        for shard in used:
+            index = Index(folders[shard])
+            numbers = classes[vocabulary.numbers(index.info["words"])].astype(np.int32)
+            table.append_ragged("paths", index["paths"], np.diff(index["paths_offsets"]))
+            labels = numbers[index["labels"]]
+            table.append_ragged("labels", labels, np.diff(index["labels_offsets"]))
+            table.append("sizes", index["sizes"])
+            table.append("offsets", index["offsets"])
+            ends.append(len(index["sizes"]) + sum(ends[-1:]))
+        finish_table(
+            table,
             class_names,
             place=place,
             fractions=fractions,
-            classes=classes,
             shards=list(used),
             states=[state_of(root / shard) for shard in used],
             ends=ends,
@@ -309,49 +285,34 @@ class _Opened:
             os.close(self.number)
 
 
-def _index_of(shard: Path) -> Index:
-    """The index of a shard: names, offsets, sizes and labels of its images.
+def _build_shard(shard: Path, target: Path) -> None:
+    """Writes an index of a shard: names, offsets, sizes and labels of its images.
 
     The labels are numbers of words, which ``Index.info`` lists.
-
-    Raises:
-        UsageError: the shard is truncated, compressed or no tar file, or an example is wrong.
     """
-    folder = cached(
-        f"shard:{shard.absolute()}", state_of(shard), lambda target: _build_shard(shard, target)
-    )
-    return Index(folder)
-
-
-def _build_shard(shard: Path, target: Path) -> None:
-    vocabulary, keys = Vocabulary(), set[str]()
     try:
         examples = retried(shard, lambda: list(_examples(shard)))
     except OSError as error:
         raise UsageError(f"{shard}: {error.strerror or error}") from None
+    if not examples:
+        raise UsageError(f"{shard}: no images in it ({', '.join(SUFFIXES)})")
+    keys, images, labels = zip(*examples, strict=True)
+    for key, count in Counter(keys).items():
+        if count > 1:
+            raise UsageError(
+                f"{shard}: {key} is there twice; the files of an example have to follow each other"
+            )
+    vocabulary = Vocabulary()
     with IndexWriter(target) as index:
-        for example in examples:
-            if example.key in keys:
-                raise UsageError(
-                    f"{shard}: {example.key} is there twice; the files of an example have to "
-                    "follow each other"
-                )
-            keys.add(example.key)
-        if not examples:
-            raise UsageError(f"{shard}: no images in it ({', '.join(SUFFIXES)})")
-        index.append_texts("paths", [example.image.name for example in examples])
-        index.append("offsets", np.array([each.image.offset_data for each in examples], np.int64))
-        index.append("sizes", np.array([each.image.size for each in examples], np.int64))
-        index.append_lists("labels", [vocabulary.numbers(each.labels) for each in examples])
+        index.append_texts("paths", [image.name for image in images])
+        index.append("offsets", np.array([image.offset_data for image in images], np.int64))
+        index.append("sizes", np.array([image.size for image in images], np.int64))
+        index.append_lists("labels", list(map(vocabulary.numbers, labels)))
         index.finish(words=vocabulary.words)
 
 
-class _Example(NamedTuple):
-    """Where an example of a shard lies, and its labels."""
-
-    key: str
-    image: tarfile.TarInfo
-    labels: list[str]
+_Example = tuple[str, tarfile.TarInfo, list[str]]
+"""The name of an example, its image and its labels."""
 
 
 def _examples(shard: Path) -> Iterator[_Example]:
@@ -419,7 +380,7 @@ def _example(
         opened = archive.extractfile(label)
         assert opened is not None, "it is a file"
         read = _cls if "cls" in files else _json
-        return _Example(key, images[0], read(opened.read(), f"{shard}: {label.name}"))
+        return key, images[0], read(opened.read(), f"{shard}: {label.name}")
     raise UsageError(f"{where}: no label: neither .cls nor .json")
 
 

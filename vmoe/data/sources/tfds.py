@@ -41,7 +41,7 @@ from vmoe.data.progress import progress
 from vmoe.data.sources.index import Index, IndexWriter, cached, state_of
 from vmoe.data.sources.source import BaseSource, Example, digest, sampled
 from vmoe.data.sources.splits import SPLITS, resolve_split
-from vmoe.errors import Failure, UsageError, one_line, unknown
+from vmoe.errors import UsageError, one_line, reading, unknown
 from vmoe.retry import retried
 
 LABELS = ("label", "labels", "real_label")  # features, the first of which counts
@@ -61,10 +61,6 @@ def open_tfds(name: str, split: str) -> "TfdsSource":
     Args:
         name: NAME[/CONFIG][:VERSION], or a path.
         split: "train", "validation", "test", or any split of TFDS.
-
-    Raises:
-        UsageError: there is no such data set or split, it is not in ArrayRecord form, a file is
-            missing or truncated, or examples have no image or label that can be read.
     """
     folder = _find(name)
     source = TfdsSource(f"tfds:{name}:{split}", str(folder), split)
@@ -127,8 +123,7 @@ class TfdsSource(BaseSource):
             raise UsageError(f"{folder}: {one_line(str(error))}") from None
         if not self._shards or min(shard.take for shard in self._shards) < 1:
             raise UsageError(f"{folder}: the split {split!r} has no images")
-        self._image = _image_feature(info.features, folder)
-        self._label = _label_feature(info.features, folder)
+        self._image, self._label = _features(info.features, folder)
         self._features = tfds.features.FeaturesDict(  # PartialDecoding imports TensorFlow
             {name: info.features[name] for name in (self._image, self._label)}
         )
@@ -168,23 +163,17 @@ class TfdsSource(BaseSource):
     def __getitem__(self, index: int) -> Example:
         row = range(len(self))[index]
         origin = f"{self.name}[{row}]"
-        try:
+        with reading(origin):
             record = self._record(row)
             fields = self._features.deserialize_example_np(record, decoders=self._decoders)
-        except Failure:
-            raise
-        except Exception as error:  # its readers raise errors of many types
-            raise UsageError(f"{origin}: cannot be read ({one_line(str(error))})") from None
-        return Example(fields[self._image], self._in_range(fields[self._label], origin), origin)
-
-    def _in_range(self, labels: Any, origin: str) -> tuple[int, ...]:
-        found = tuple(label for label in np.atleast_1d(labels).tolist() if label != -1)
-        if found and not 0 <= min(found) <= max(found) < len(self.class_names):
+        labels = np.atleast_1d(fields[self._label]).tolist()
+        labels = tuple(label for label in labels if label != -1)
+        if labels and not 0 <= min(labels) <= max(labels) < len(self.class_names):
             raise UsageError(
-                f"{origin}: label {found} is out of range; its feature has "
+                f"{origin}: label {labels} is out of range; its feature has "
                 f"{len(self.class_names)} classes"
             )
-        return found
+        return Example(fields[self._image], labels, origin)
 
     def labels_of(self, index: int) -> tuple[int, ...]:
         return tuple(self._labels.values("labels", index).tolist())
@@ -193,7 +182,8 @@ class TfdsSource(BaseSource):
     def _labels(self) -> Index:
         """The labels of all examples."""
         place = f"tfds:{os.path.abspath(self._folder)}:{self._split}"
-        return Index(cached(place, _shard_states(self._shards), self._build_labels))
+        states = [state_of(shard.filename) for shard in self._shards]
+        return Index(cached(place, states, self._build_labels))
 
     def _build_labels(self, target: Path) -> None:
         most, starts = 1, range(0, len(self), SCANNED)
@@ -206,12 +196,7 @@ class TfdsSource(BaseSource):
             index.finish(max_labels=most)
 
     def check(self) -> None:
-        """Checks the number of examples of every shard, and that some examples can be read.
-
-        Raises:
-            UsageError: a shard is missing, truncated or has another number of examples than the
-                metadata says; or an example is wrong.
-        """
+        """Checks the number of examples of every shard, and that some examples can be read."""
         for shard in self._shards:
             found = count_records(shard.filename)
             if found != shard.examples_in_shard:
@@ -227,7 +212,7 @@ class TfdsSource(BaseSource):
     def _description(self) -> tuple[str, str]:
         """Hashes of the class names and of the names, sizes and times of the shards."""
         shards = [(os.path.basename(s.filename), s.skip, s.take) for s in self._shards]
-        states = _shard_states(self._shards)
+        states = [state_of(shard.filename) for shard in self._shards]
         sizes = [size for size, _ in states]
         return digest((self.class_names, shards, sizes)), digest([time for _, time in states])
 
@@ -239,13 +224,9 @@ def _info(folder: str) -> Any:
     """The metadata of a version, in ArrayRecord form."""
     import tensorflow_datasets as tfds
 
-    try:
+    with reading(folder):
         read_bytes(Path(folder, INFO))  # an error that can pass is a Failure
         info = tfds.builder_from_directory(folder).info
-    except Failure:
-        raise
-    except Exception as error:  # of many types
-        raise UsageError(f"{folder}: cannot be read ({one_line(str(error))})") from None
     if info.file_format is not tfds.core.FileFormat.ARRAY_RECORD:
         why = {
             tfds.core.FileFormat.TFRECORD: "which only TensorFlow can read",
@@ -269,50 +250,34 @@ def _tfds_split(split: str, available: Sequence[str], folder: str) -> str:
     return f"{stored_split}[{f':{percent}%' if split == 'train' else f'{percent}%:'}]"
 
 
-def _image_feature(features: Any, folder: str) -> str:
+def _features(features: Any, folder: str) -> tuple[str, str]:
+    """The names of the features of the image and of the label."""
     import tensorflow_datasets as tfds
 
-    found = [name for name, each in features.items() if isinstance(each, tfds.features.Image)]
-    if "image" in found:
-        return "image"
-    if len(found) != 1:
+    names = ", ".join(sorted(features))
+    images = [name for name, each in features.items() if isinstance(each, tfds.features.Image)]
+    if len(images) != 1 and "image" not in images:
         raise UsageError(
-            f"{folder}: {len(found)} of the features {', '.join(sorted(features))} are images; "
-            "prepare it with an Image feature named 'image'"
+            f"{folder}: {len(images)} of the features {names} are images; prepare it with an Image "
+            "feature named 'image'"
         )
-    return found[0]
-
-
-def _label_feature(features: Any, folder: str) -> str:
-    import tensorflow_datasets as tfds
-
-    for name in LABELS:
-        if name in features:
-            inner = getattr(features[name], "feature", features[name])
-            if isinstance(inner, tfds.features.ClassLabel):
-                return name
-            raise UsageError(
-                f"{folder}: the feature {name} is {inner}; prepare it as a ClassLabel, or a "
-                "Sequence of them"
-            )
-    raise UsageError(
-        f"{folder}: none of the features {', '.join(sorted(features))} is a label; prepare it with "
-        f"a ClassLabel named {' or '.join(map(repr, LABELS))}"
-    )
-
-
-def _shard_states(shards: Sequence[Any]) -> list[tuple[int, int]]:
-    """Sizes and times of the last change of shards."""
-    return [state_of(shard.filename) for shard in shards]
+    label = next((name for name in LABELS if name in features), None)
+    if label is None:
+        raise UsageError(
+            f"{folder}: none of the features {names} is a label; prepare it with a ClassLabel "
+            f"named {' or '.join(map(repr, LABELS))}"
+        )
+    inner = getattr(features[label], "feature", features[label])
+    if not isinstance(inner, tfds.features.ClassLabel):
+        raise UsageError(
+            f"{folder}: the feature {label} is {inner}; prepare it as a ClassLabel, or a Sequence "
+            "of them"
+        )
+    return "image" if "image" in images else images[0], label
 
 
 def count_records(shard: str) -> int:
-    """The number of examples in a shard.
-
-    Raises:
-        UsageError: it is missing, truncated or corrupt.
-        Failure: it cannot be read for a reason that can pass.
-    """
+    """The number of examples in a shard."""
     from array_record.python.array_record_module import ArrayRecordReader
 
     def count() -> int:
@@ -322,18 +287,13 @@ def count_records(shard: str) -> int:
             reader.close()  # raises what went wrong before
             return records
 
-    try:
-        return retried(shard, count)
-    except Failure:
-        raise
-    except FileNotFoundError:
-        raise UsageError(
-            f"{shard}: no such file; the data set is incomplete, prepare it again"
-        ) from None
-    except Exception as error:
-        raise UsageError(
-            f"{shard}: truncated or corrupt ({one_line(str(error))}); prepare the data set again"
-        ) from None
+    with reading(shard, "truncated or corrupt", "; prepare the data set again"):
+        try:
+            return retried(shard, count)
+        except FileNotFoundError:
+            raise UsageError(
+                f"{shard}: no such file; the data set is incomplete, prepare it again"
+            ) from None
 
 
 @contextlib.contextmanager
@@ -349,11 +309,7 @@ def _system_errors() -> Iterator[None]:
 
 
 def _allow_open_files(count: int, place: str) -> None:
-    """Raises the limit of open files, as every shard stays open in every process.
-
-    Raises:
-        UsageError: the hard limit of the system is too low for so many shards.
-    """
+    """Raises the limit of open files, as every shard stays open in every process."""
     import resource  # not on Windows
 
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)

@@ -43,16 +43,20 @@ class Vocabulary:
 
         Args:
             given: the class names of ``classes.txt``, if there is one.
-
-        Raises:
-            UsageError: a label is not among the classes.
         """
         words = self.words
         if all(re.fullmatch(r"-?\d+", word, re.ASCII) for word in words):
-            classes = np.array([_number(word, place) for word in words], np.int64)
-            _check_range(classes, given, place)
-            names = given or tuple(map(str, range(classes.max(initial=-1) + 1)))
-            return names, classes
+            for word in words:
+                if len(word) > MOST_DIGITS:
+                    label = shortened(word, 40)
+                    raise UsageError(f"{place}: label {label}; number the classes from 0")
+            classes = np.array(words, np.int64)
+            if classes.min(initial=0) < 0:
+                raise UsageError(
+                    f"{place}: label {classes.min()} is below 0; number the classes from 0, and "
+                    "give an image without a class no label"
+                )
+            return names_of(int(classes.max(initial=-1)), given, CLASSES, place), classes
         names = given or tuple(sorted(words))
         position = {name: i for i, name in enumerate(names)}
         for word in words:
@@ -61,33 +65,24 @@ class Vocabulary:
         return names, np.array([position[word] for word in words], np.int64)
 
 
-def _number(word: str, place: str) -> int:
-    if len(word) > MOST_DIGITS:
-        raise UsageError(f"{place}: label {shortened(word, 40)}; number the classes from 0")
-    return int(word)
+def names_of(largest: int, given: Sequence[str] | None, holder: str, place: str) -> tuple[str, ...]:
+    """The names of classes that labels number: those given, or else the numbers.
 
-
-def _check_range(classes: Int[np.ndarray, "x"], given: tuple[str, ...] | None, place: str) -> None:
-    if classes.min(initial=0) < 0:
-        raise UsageError(
-            f"{place}: label {classes.min()} is below 0; number the classes from 0, and give an "
-            "image without a class no label"
-        )
-    largest = int(classes.max(initial=-1))
+    Args:
+        largest: of the labels; -1 if there are none.
+        holder: what gives the names, for error messages.
+    """
+    if given is None and largest >= MOST_CLASSES:
+        raise UsageError(f"{place}: label {largest}; number the classes from 0")
     if given is not None and largest >= len(given):
         raise UsageError(
-            f"{place}: label {largest} has no name; {CLASSES} holds {len(given)}, for labels from 0"
+            f"{place}: label {largest} has no name; {holder} holds {len(given)}, for labels from 0"
         )
-    if largest >= MOST_CLASSES:
-        raise UsageError(f"{place}: label {largest}; number the classes from 0")
+    return tuple(map(str, range(largest + 1)) if given is None else given)
 
 
 def labels_of_json(value: Any, where: str) -> list[str]:
-    """The labels in a JSON value: a whole number, a name, or a list of these.
-
-    Raises:
-        UsageError: it is something else.
-    """
+    """The labels in a JSON value: a whole number, a name, or a list of these."""
     labels = value if isinstance(value, list) else [value]
     for label in labels:
         if isinstance(label, bool) or not isinstance(label, int | str) or label == "":
@@ -100,11 +95,7 @@ def labels_of_json(value: Any, where: str) -> list[str]:
 
 
 def read_class_names(folder: Path) -> tuple[str, ...] | None:
-    """The names in the file ``classes.txt`` of a folder; None if there is none.
-
-    Raises:
-        UsageError: the file holds no names, or one twice.
-    """
+    """The names in the file ``classes.txt`` of a folder; None if there is none."""
     path = folder / CLASSES
     try:
         text = retried(path, lambda: path.read_text(encoding="utf-8-sig"))
@@ -118,10 +109,6 @@ def read_class_names(folder: Path) -> tuple[str, ...] | None:
 
 
 def check_distinct(names: Sequence[str], place: str) -> None:
-    """Checks a list of class names.
-
-    Raises:
-        UsageError: it is empty, or has an empty name or one twice.
-    """
+    """Checks that there are class names, and that none is empty or there twice."""
     if not names or "" in names or len(set(names)) < len(names):
         raise UsageError(f"{place} is not a list of distinct names")
