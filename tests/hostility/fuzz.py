@@ -524,23 +524,6 @@ def attack(seed: int, numbers: range, folder: Path) -> Iterator[Result]:
         shutil.rmtree(place)
 
 
-class Row:
-    """The counts of a format."""
-
-    def __init__(self) -> None:
-        self.outcomes: collections.Counter[str] = collections.Counter()
-        self.memory, self.seconds = 0, 0.0
-
-    def add(self, result: Result) -> None:
-        self.outcomes[result.outcome] += 1
-        self.memory = max(self.memory, result.memory)
-        self.seconds = max(self.seconds, result.seconds)
-
-    def cells(self) -> list[str]:
-        counts = [self.outcomes.total(), *(self.outcomes[x] for x in ("refused", "read", "crash"))]
-        return [*(f"{n:,}" for n in counts), f"{self.memory / 1e6:.0f} MB", f"{self.seconds:.2f} s"]
-
-
 def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--mutants", type=int, default=100_000)
     parser.add_argument("--seed", type=int, default=0)
@@ -548,7 +531,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def main(options: argparse.Namespace) -> int:
     names = [sample.name for sample in samples()]
-    rows = {name: Row() for name in names}
+    results: dict[str, list[Result]] = {name: [] for name in names}
     workers = os.cpu_count() or 1
     begin = time.monotonic()
     with tempfile.TemporaryDirectory() as folder, multiprocessing.pool.ThreadPool(workers) as pool:
@@ -557,7 +540,7 @@ def main(options: argparse.Namespace) -> int:
         def collect(share: range) -> None:
             for result in attack(options.seed, share, Path(folder)):
                 name = names[result.number % len(names)]
-                rows[name].add(result)
+                results[name].append(result)
                 if result.outcome == "crash":
                     print(f"mutant {result.number}, {name}, {result.reason}", flush=True)
 
@@ -566,7 +549,14 @@ def main(options: argparse.Namespace) -> int:
         *("format", "mutants", "refused", "read", "crashes", "most memory", "longest"),
         title=f"seed {options.seed}, {time.monotonic() - begin:.0f} s",
     )
-    for name, row in rows.items():
-        table.add_row(name, *row.cells())
+    total: collections.Counter[str] = collections.Counter()
+    for name, own in results.items():
+        outcomes = collections.Counter(result.outcome for result in own)
+        counts = [len(own), *(outcomes[each] for each in ("refused", "read", "crash"))]
+        memory = max((result.memory for result in own), default=0)
+        seconds = max((result.seconds for result in own), default=0.0)
+        figures = [f"{memory / 1e6:.0f} MB", f"{seconds:.2f} s"]
+        table.add_row(name, *(f"{count:,}" for count in counts), *figures)
+        total += outcomes
     Console().print(table)
-    return 1 if any(row.outcomes["crash"] for row in rows.values()) else 0
+    return 1 if total["crash"] else 0
