@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from experiments import markdown_table
 
 import vmoe
 from vmoe import models
@@ -66,9 +67,7 @@ def rows_of(checkpoint: str, data: str, images: int) -> dict[float, Row]:
     }
 
 
-def table(every: list[dict[float, Row]]) -> Iterable[str]:
-    yield f"| {' | '.join(COLUMNS)} |"
-    yield "|---" * len(COLUMNS) + "|"
+def lines_of(every: list[dict[float, Row]]) -> Iterable[list[str]]:
     for budget in every[0]:
         rows = [of_model[budget] for of_model in every if budget in of_model]
         searched, even = (
@@ -88,7 +87,7 @@ def table(every: list[dict[float, Row]]) -> Iterable[str]:
             f"{each['k']}, {each['capacity_factor']:g}, {each['priority'].replace('_', ' ')}"
             for each in rows[0]["setting"]
         )
-        yield f"| {budget:g}x | {' | '.join(shown)} | {settings} |"
+        yield [f"{budget:g}x", *shown, settings]
 
 
 def main() -> None:
@@ -98,7 +97,7 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=1024, help="of the validation split")
     options = parser.parse_args()
     every = [rows_of(each, options.data, options.images) for each in options.checkpoints]
-    print("\n".join(table(every)))
+    print(markdown_table(COLUMNS, lines_of(every)))
 
 
 if __name__ == "__main__":

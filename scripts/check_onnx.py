@@ -17,7 +17,7 @@ import subprocess
 import sys
 import sysconfig
 import tempfile
-import time
+import timeit
 import venv
 from collections.abc import Callable
 from pathlib import Path
@@ -117,7 +117,7 @@ def compare(name: str, folder: Path) -> list[str]:
         *(f"{difference:.1e}" for difference in differences),
         other_slots(stored, model, images),
         f"{path.stat().st_size / 1e6:.0f}",
-        *(f"{1e3 * best_time(run) / IMAGES:.0f}" for run in runs),
+        *(f"{1e3 * min(timeit.repeat(run, number=1, repeat=RUNS)) / IMAGES:.0f}" for run in runs),
     ]
 
 
@@ -145,16 +145,6 @@ def other_slots(stored: StoredModel, model: ViT, images: np.ndarray) -> str:
     filled = sum(int((each < records[blocks[0]].gates.shape[1]).sum()) for each in own)
     differing = sum(int((x != y).sum()) for x, y in zip(found, own, strict=True))
     return f"{differing} of {filled:,}"
-
-
-def best_time(run: Callable[[], np.ndarray]) -> float:
-    """Seconds."""
-    times = []
-    for _ in range(RUNS):
-        start = time.perf_counter()
-        run()
-        times.append(time.perf_counter() - start)
-    return min(times)
 
 
 def main() -> None:

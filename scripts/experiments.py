@@ -1,21 +1,32 @@
-"""Commands over a work folder, several at a time; finished steps are stored and not repeated."""
+"""Experiments that can be stopped at any time and started again, and the Markdown of their results.
 
+Commands run over a work folder, several at a time; finished steps are stored and not repeated.
+"""
+
+import argparse
 import json
 import os
 import queue
+import re
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from vmoe.workdir.layout import replace_text
+import numpy as np
+
+from vmoe.config import TrainConfig, to_json
+from vmoe.workdir.layout import read_environment, replace_text
 
 ROOT = Path(__file__).parents[1]
+SEEDS = (0, 1, 2)
+VERSIONS = ("commit", "python", "machine", "cores", "jax", "jaxlib", "flax", "numpy")
 Result = dict[str, Any]
+Rows = Mapping[str, Mapping[int, Result]]  # by name of the model and seed
 
 
 class Experiments:
@@ -96,3 +107,112 @@ class Experiments:
     def vmoe(self, *arguments: Any) -> str:
         """What a command of vmoe prints; errors as for ``python``."""
         return self.python("-m", "vmoe", *arguments)
+
+
+class Comparison(Experiments):
+    """Models that are trained with several seeds, and a row of figures for each run.
+
+    A row is a committed JSON file, MODEL-SEED.json; a run that has one is neither trained nor
+    measured again.
+
+    Attributes:
+        needs: a key that rows of earlier versions lack; these are made again.
+    """
+
+    needs: str
+
+    def __init__(self, options: argparse.Namespace) -> None:
+        super().__init__(options.workdir.absolute(), options.rows.absolute(), options.jobs)
+        self.options = options
+
+    def settings(self, model: str) -> Result:
+        """What the rows of a model are made with, which a stored row must agree with."""
+        raise NotImplementedError
+
+    def measure(self, model: str, seed: int) -> Result:
+        """Trains a model, and returns what follows the settings in its row."""
+        raise NotImplementedError
+
+    def run(self, models: Iterable[str]) -> Rows:
+        """Trains and measures what is missing; returns all rows of the folder.
+
+        Raises:
+            SystemExit: a command fails, or a row was made with other settings.
+        """
+        self.all(self.row, [(model, seed) for seed in self.options.seeds for model in models])
+        rows: dict[str, dict[int, Result]] = {}
+        for path in sorted(self.results.glob("*.json")):
+            row = json.loads(path.read_text())
+            rows.setdefault(row["model"], {})[row["seed"]] = row
+        return rows
+
+    def row(self, model: str, seed: int) -> Result:
+        name, settings = f"{model}-{seed}", self.settings(model)
+
+        def make() -> Result:
+            return {"model": model, "seed": seed, **settings, **self.measure(model, seed)}
+
+        row = self.once(name, make, needs=self.needs)
+        if different := [key for key in settings if row[key] != settings[key]]:
+            path = self.results / f"{name}.json"
+            raise SystemExit(f"{path}: made with other {', '.join(different)}; use other --rows")
+        return row
+
+    def train(self, config: TrainConfig, workdir: Path, seed: int, *options: Any) -> None:
+        """Trains a model, or resumes its training."""
+        recipe = workdir.with_suffix(".json")
+        replace_text(recipe, to_json(config))
+        self.vmoe("train", "--config", recipe, "--workdir", workdir, "--seed", seed, *options)
+
+
+def argument_parser(description: str, name: str, written: str) -> argparse.ArgumentParser:
+    """A parser with the options of a ``Comparison``.
+
+    Args:
+        name: of the folders of runs and rows.
+        written: what ``--write`` does.
+    """
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--workdir", type=Path, default=ROOT / "runs" / name)
+    parser.add_argument("--rows", type=Path, default=ROOT / "configs" / name)
+    parser.add_argument("--jobs", type=int, default=2, help="commands at a time")
+    parser.add_argument("--seeds", type=int, nargs="+", default=SEEDS)
+    page = ROOT / "configs" / "README.md"
+    parser.add_argument("--write", type=Path, nargs="?", const=page, help=written)
+    return parser
+
+
+def versions(workdir: Path) -> Result:
+    """What a run was made with."""
+    environment = read_environment(workdir)
+    return {name: environment[name] for name in VERSIONS}
+
+
+def jax_versions(rows: Rows) -> str:
+    every = {f"jax {row['versions']['jax']}" for of in rows.values() for row in of.values()}
+    return ", ".join(sorted(every))
+
+
+def percents(values: Iterable[float]) -> tuple[str, str]:
+    """Percentages, one for each seed, and their mean."""
+    values = list(values)
+    return ", ".join(f"{value:.2f}" for value in values), f"{np.mean(values):.2f}"
+
+
+def markdown_table(columns: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
+    every = [columns, ["---"] * len(columns), *lines]
+    return "\n".join(f"| {' | '.join(line)} |" for line in every)
+
+
+def write_section(page: Path, script: str, section: str) -> None:
+    """Replaces what a page has between the markers of a script.
+
+    Raises:
+        SystemExit: the page has no markers.
+    """
+    begin, end = (f"<!-- scripts/{script}: {word} -->" for word in ("begin", "end"))
+    text = page.read_text()
+    if not re.search(f"{begin}.*{end}", text, re.DOTALL):
+        raise SystemExit(f"{page}: no section from {begin} to {end}")
+    before, after = text.partition(begin)[0], text.partition(end)[2]
+    replace_text(page, f"{before}{begin}\n{section}{end}{after}")

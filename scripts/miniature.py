@@ -19,29 +19,29 @@ again: training resumes.
 import argparse
 import json
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from experiments import ROOT, Experiments, Result
-from reproduction.rows import (
+from experiments import (
+    ROOT,
+    Comparison,
+    Result,
     Rows,
-    check_row,
+    argument_parser,
     jax_versions,
     markdown_table,
-    read_rows,
+    percents,
     versions,
     write_section,
 )
 
-from vmoe.config import TrainConfig, load, replace, to_json
+from vmoe.config import TrainConfig, load, replace
 from vmoe.costs.flops import cost
 from vmoe.data.pipeline import ORDER
-from vmoe.workdir.layout import replace_text
 
 MODELS = {"sparse": "V-MoE", "dense": "dense twin"}
-SEEDS = (0, 1, 2)
+PARTS = ("pretrain", "finetune")
 SHOTS = (1, 5, 10, 25)
 VENDORS = {"google": "the vendor of the training", "twitter": "the other vendor"}
 
@@ -50,7 +50,7 @@ def train_config(part: str, model: str, data: Path, steps: int | None) -> TrainC
     """A recipe.
 
     Args:
-        part: "pretrain" or "finetune".
+        part: one of ``PARTS``.
         data: the folder of the data set.
         steps: in place of the recipe's.
     """
@@ -65,52 +65,41 @@ def train_config(part: str, model: str, data: Path, steps: int | None) -> TrainC
     )
 
 
-class Miniature(Experiments):
-    """The runs of all models and seeds, and their rows."""
+class Miniature(Comparison):
+    """The runs of both models."""
+
+    needs = "order"
 
     def __init__(self, options: argparse.Namespace) -> None:
-        super().__init__(options.workdir.absolute(), options.rows.absolute(), options.jobs)
-        self.data, self.steps = options.data.absolute(), options.steps
+        super().__init__(options)
+        self.data = options.data.absolute()
 
-    def row(self, model: str, seed: int) -> Result:
-        """The row of a model and seed, which is trained and measured if it has none.
+    def configs(self, model: str) -> list[TrainConfig]:
+        """Of pre-training and of fine-tuning."""
+        return [train_config(part, model, self.data, self.options.steps) for part in PARTS]
 
-        Raises:
-            SystemExit: a list of the data set is missing, or the row was made with other settings.
-        """
-        parts = ("pretrain", "finetune")
-        pretrain, finetune = (train_config(part, model, self.data, self.steps) for part in parts)
-        settings = {"steps": [pretrain.steps, finetune.steps], "order": ORDER}
+    def settings(self, model: str) -> Result:
+        return {"steps": [config.steps for config in self.configs(model)], "order": ORDER}
 
-        def run() -> Result:
-            pretrained, finetuned = (self.workdir / f"{part}-{model}-{seed}" for part in parts)
-            start = None if pretrained.exists() else time.perf_counter()
-            self.train(pretrain, pretrained, seed)
-            self.train(finetune, finetuned, seed, "--init", pretrained)
-            figures = dict(self.figures(pretrained, finetuned, seed))
-            seconds = None if start is None else round(time.perf_counter() - start)
-            costs = [cost(config.model) for config in (pretrain, finetune)]
-            return {
-                "model": model,
-                "seed": seed,
-                **settings,
-                "parameters": [each.parameters for each in costs],
-                "flops_per_image": [each.flops_per_image for each in costs],
-                "seconds": seconds,  # unless it was stopped and resumed
-                "versions": versions(finetuned),
-                "figures": figures,
-            }
-
-        row = self.once(f"{model}-{seed}", run, needs="order")
-        check_row(row, settings, self.results / f"{model}-{seed}.json")
-        return row
-
-    def train(self, config: TrainConfig, workdir: Path, seed: int, *options: Any) -> None:
-        if not (file := Path(config.data.name.removeprefix("manifest:"))).is_file():
-            raise SystemExit(f"{file}: no such file; make it with scripts/prepare_emoji.py")
-        recipe = workdir.with_suffix(".json")
-        replace_text(recipe, to_json(config))
-        self.vmoe("train", "--config", recipe, "--workdir", workdir, "--seed", seed, *options)
+    def measure(self, model: str, seed: int) -> Result:
+        configs = self.configs(model)
+        for config in configs:
+            if not (file := Path(config.data.name.removeprefix("manifest:"))).is_file():
+                raise SystemExit(f"{file}: no such file; make it with scripts/prepare_emoji.py")
+        pretrained, finetuned = (self.workdir / f"{part}-{model}-{seed}" for part in PARTS)
+        start = None if pretrained.exists() else time.perf_counter()
+        self.train(configs[0], pretrained, seed)
+        self.train(configs[1], finetuned, seed, "--init", pretrained)
+        figures = dict(self.figures(pretrained, finetuned, seed))
+        seconds = None if start is None else round(time.perf_counter() - start)
+        costs = [cost(config.model) for config in configs]
+        return {
+            "parameters": [each.parameters for each in costs],
+            "flops_per_image": [each.flops_per_image for each in costs],
+            "seconds": seconds,  # unless it was stopped and resumed
+            "versions": versions(finetuned),
+            "figures": figures,
+        }
 
     def figures(self, pretrained: Path, finetuned: Path, seed: int) -> Iterator[tuple[str, float]]:
         """Accuracies on the test splits, by name."""
@@ -149,17 +138,13 @@ def section(rows: Rows) -> str:
     columns = ["accuracy in percent, held-out emoji"]
     for model, of in measured.items():
         columns += [f"{MODELS[model]}, seeds {', '.join(map(str, sorted(of)))}", "mean"]
-    lines = [
-        [label, *(text for of in measured.values() for text in _percents(of, figure))]
-        for figure, label in labels.items()
-    ]
+    lines = []
+    for figure, label in labels.items():
+        line = [label]
+        for of in measured.values():
+            line += percents(100 * row["figures"][figure] for _, row in sorted(of.items()))
+        lines.append(line)
     return f"{markdown_table(columns, lines)}\n\n{_costs(measured)}{jax_versions(rows)}.\n"
-
-
-def _percents(of: Mapping[int, Result], figure: str) -> tuple[str, str]:
-    """A figure of each seed, and its mean."""
-    values = [100 * row["figures"][figure] for _, row in sorted(of.items())]
-    return ", ".join(f"{value:.2f}" for value in values), f"{np.mean(values):.2f}"
 
 
 def _costs(rows: Rows) -> str:
@@ -175,31 +160,14 @@ def _costs(rows: Rows) -> str:
     return text
 
 
-def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data", type=Path, default=ROOT / "data" / "emoji")
-    parser.add_argument("--workdir", type=Path, default=ROOT / "runs" / "miniature")
-    parser.add_argument("--rows", type=Path, default=ROOT / "configs" / "miniature")
-    parser.add_argument("--jobs", type=int, default=2, help="commands at a time")
-    parser.add_argument("--only", choices=MODELS, help="this model")
-    parser.add_argument("--seeds", type=int, nargs="+", default=SEEDS)
-    parser.add_argument("--steps", type=int, help="of each training, in place of the recipe's")
-    parser.add_argument(
-        "--write",
-        type=Path,
-        nargs="?",
-        const=ROOT / "configs" / "README.md",
-        help="file with the table to replace",
-    )
-    return parser.parse_args()
-
-
 def main() -> None:
-    options = parse()
-    miniature = Miniature(options)
-    models = [options.only] if options.only else MODELS
-    miniature.all(miniature.row, [(model, seed) for seed in options.seeds for model in models])
-    text = section(read_rows(miniature.results))
+    parser = argument_parser(__doc__.splitlines()[0], "miniature", "file with the table to replace")
+    parser.add_argument("--data", type=Path, default=ROOT / "data" / "emoji")
+    parser.add_argument("--only", choices=MODELS, help="this model")
+    parser.add_argument("--steps", type=int, help="of each training, in place of the recipe's")
+    options = parser.parse_args()
+    rows = Miniature(options).run([options.only] if options.only else MODELS)
+    text = section(rows)
     print(text)
     if options.write:
         write_section(options.write, "miniature.py", text)

@@ -140,13 +140,6 @@ def split_of(emoji: str) -> str:
     return {8: "validation", 9: "test"}.get(tenth, "train")
 
 
-def on_white(file: Path) -> Image.Image:
-    with open_image(file) as image:
-        rgba = image.convert("RGBA")
-    white = Image.new("RGBA", rgba.size, "white")
-    return Image.alpha_composite(white, rgba).convert("RGB")
-
-
 def prepare(packages: dict[str, Path], destination: Path, *, skin_tones: bool) -> dict[str, int]:
     """Writes the data set; returns the number of images of each split."""
     counts: dict[str, int] = collections.Counter()
@@ -167,10 +160,13 @@ def prepare(packages: dict[str, Path], destination: Path, *, skin_tones: bool) -
 
 
 def write_image(source: Path, target: Path) -> str:
-    """Writes a drawing, and returns the hash of its pixels."""
+    """Writes a drawing on white, and returns the hash of its pixels."""
     target.parent.mkdir(parents=True, exist_ok=True)
     try:
-        image = on_white(source)
+        with open_image(source) as drawing:
+            rgba = drawing.convert("RGBA")
+        white = Image.new("RGBA", rgba.size, "white")
+        image = Image.alpha_composite(white, rgba).convert("RGB")
         image.save(target)
     except OSError as error:
         raise SystemExit(f"{source}: {error}") from None

@@ -49,11 +49,6 @@ def split_of(source: Source, folder: Path) -> Split:
     )
 
 
-def open_whole(folder: Path) -> dict[str, Source]:
-    """All images of a folder that is not split, as the split train."""
-    return {"train": open_folder(str(folder), "train", whole=True)}
-
-
 def open_splits(folder: Path) -> dict[str, Source]:
     """The splits of a folder as training reads them."""
     stored = split_folders(folder)
@@ -78,7 +73,10 @@ def main() -> None:
     if is_complete(version):
         return
     try:
-        sources = open_whole(folder) if options.whole else open_splits(folder)
+        if options.whole:
+            sources = {"train": open_folder(str(folder), "train", whole=True)}
+        else:
+            sources = open_splits(folder)
         splits = {split: split_of(source, folder) for split, source in sources.items()}
         import tensorflow_datasets as tfds  # takes seconds
 

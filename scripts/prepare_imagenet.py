@@ -32,30 +32,31 @@ they are trained with, which is the default:
 
 import argparse
 import json
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from vmoe import signals
 
 if __name__ == "__main__":
     signals.exit_at_once()  # before the imports, which take seconds
 
-from preparation.archives import Archive, Classes, find_training, find_validation, read_devkit
+from preparation.archives import Archive, find_training, find_validation, read_devkit
 from preparation.array_record import Split, is_complete, write
 
 
-def split_of(archive: Archive, labels: list[int]) -> Split:
-    """Images with one label each."""
-    return Split(
-        archive.names,
-        archive.sizes,
-        archive.offsets,
-        archive.read,
-        lambda i: {"label": labels[i], "file_name": archive.names[i]},
-    )
+def split_of(archive: Archive, **labels: Sequence[Any]) -> Split:
+    """The images of an archive with their names, and labels by the name of the feature."""
+    fields = labels | {"file_name": archive.names}
+
+    def fields_of(i: int) -> dict[str, Any]:
+        return {name: values[i] for name, values in fields.items()}
+
+    return Split(archive.names, archive.sizes, archive.offsets, archive.read, fields_of)
 
 
-def real_split(archive: Archive, classes: Classes, path: Path) -> Split:
-    """The validation images with the labels of ReaL.
+def read_real(path: Path, images: int, classes: int) -> list[list[int]]:
+    """The labels of ReaL of each validation image.
 
     Raises:
         SystemExit: the file has no list of labels for each image.
@@ -66,29 +67,17 @@ def real_split(archive: Archive, classes: Classes, path: Path) -> Split:
             labels
             for labels in real
             if not isinstance(labels, list)
-            or not all(
-                isinstance(each, int) and 0 <= each < len(classes.synsets) for each in labels
-            )
+            or not all(isinstance(each, int) and 0 <= each < classes for each in labels)
         ]
     except (OSError, ValueError, TypeError) as error:
         raise SystemExit(f"{path}: cannot be read ({error})") from None
-    if wrong or len(real) != len(archive.names):
+    if wrong or len(real) != images:
         raise SystemExit(
-            f"{path}: {len(real):,} lists of labels for {len(archive.names):,} images, "
+            f"{path}: {len(real):,} lists of labels for {images:,} images, "
             f"{len(wrong)} of them wrong"
         )
     print(f"{path}: {sum(not labels for labels in real):,} of {len(real):,} images have no label")
-    return Split(
-        archive.names,
-        archive.sizes,
-        archive.offsets,
-        archive.read,
-        lambda i: {
-            "original_label": classes.validation[i],
-            "real_label": real[i],
-            "file_name": archive.names[i],
-        },
-    )
+    return real
 
 
 def main() -> None:
@@ -108,14 +97,16 @@ def main() -> None:
     label = tfds.features.ClassLabel(names=classes.synsets)
     name = {"file_name": tfds.features.Text()}
     if not is_complete(imagenet):
+        train, labels = find_training(options.train, classes)
         splits = {
-            "train": split_of(*find_training(options.train, classes)),
-            "validation": split_of(validation, classes.validation),
+            "train": split_of(train, label=labels),
+            "validation": split_of(validation, label=classes.validation),
         }
         write(imagenet, "imagenet2012", {"label": label, **name}, splits)
     if options.real and not is_complete(real):
         features = {"original_label": label, "real_label": tfds.features.Sequence(label), **name}
-        split = real_split(validation, classes, options.real)
+        real_labels = read_real(options.real, len(validation.names), len(classes.synsets))
+        split = split_of(validation, original_label=classes.validation, real_label=real_labels)
         write(real, "imagenet2012_real", features, {"validation": split})
 
 

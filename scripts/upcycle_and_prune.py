@@ -17,19 +17,16 @@ import argparse
 import itertools
 import json
 import shutil
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from experiments import ROOT, Experiments, Result
+from experiments import ROOT, SEEDS, Experiments, Result, percents
 from rich.console import Console
 from rich.table import Table
 
 from vmoe import models
 from vmoe.checkpoints import read, write
 
-SEEDS = (0, 1, 2)
 SPARSE, DENSE = (ROOT / "configs" / f"fashion_mnist{suffix}.py" for suffix in ("", "_dense"))
 STEPS = 3_000  # after upcycling
 RATES = (5e-4, 2e-3)
@@ -104,12 +101,6 @@ class Upcycling(Experiments):
             initial = models.params_of(models.build(stored.config, seed=seed))
             write(stored._replace(params=initial, step=0), path, format="vmoe")
         return path
-
-
-def percents(values: Iterable[float]) -> tuple[str, str]:
-    """Accuracies of the seeds, and their mean."""
-    values = list(values)
-    return ", ".join(f"{value:.2f}" for value in values), f"{np.mean(values):.2f}"
 
 
 def upcycling(experiments: Upcycling) -> Table:

@@ -30,6 +30,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 import transformers
+from experiments import markdown_table
 from oracles import augment, images
 from oracles.libraries import (
     GELUS,
@@ -279,11 +280,6 @@ def settings(oracle: Oracle, model: Model) -> tuple[str, str, str]:
     return oracle.gelu, f"{oracle.epsilon:.0e}", shown
 
 
-def markdown(header: list[str], rows: list[list[str]]) -> str:
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
 README = """# Models of other people's families, and what they compute
 
 Written by `python scripts/write_oracles.py` with
@@ -322,8 +318,8 @@ def write_all(out: Path) -> str:
     return README.format(
         versions=versions,
         epsilons=", ".join(f"{e:.0e}" for e in EPSILONS),
-        oracles=markdown([*header, "other GELU", "other epsilon", "float32"], rows),
-        refused=markdown(
+        oracles=markdown_table([*header, "other GELU", "other epsilon", "float32"], rows),
+        refused=markdown_table(
             ["folder", "why"], [[f"`{name}`", refused.reason] for name, refused in REFUSED.items()]
         ),
     )

@@ -169,6 +169,27 @@ def interpreter(
     )
 
 
+def children(pid: int) -> list[int]:
+    """The processes that the main thread of a process has started, on Linux; its workers."""
+    path = Path(f"/proc/{pid}/task/{pid}/children")
+    return [int(child) for child in path.read_text().split()] if path.exists() else []
+
+
+def alive(pid: int) -> bool:
+    """Whether a process has not ended, on Linux; one that nobody has waited for has ended."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def free_port() -> int:
+    """A port at which the processes of a run can meet."""
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        return sock.getsockname()[1]
+
+
 def _environment(more: Mapping[str, str] | None = None) -> dict[str, str]:
     """The test process's environment, a width at which no table wraps, and ``more``."""
     return os.environ | {"COLUMNS": "200"} | dict(more or {})

@@ -1,5 +1,6 @@
 """Compare and damage run folders."""
 
+import csv
 import shutil
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,49 @@ import numpy as np
 from flax import nnx
 
 import vmoe
-from scripts.kill_test import TABLES, rows
+from vmoe.checkpoints.checksums import checksums
+from vmoe.checkpoints.restore import restore
+from vmoe.train import timing
+from vmoe.train.state import abstract_state, checkpoint_items
+from vmoe.workdir import layout
+
+TABLES = tuple(Path(name).stem for name in layout.TABLES)
+
+
+def rows(workdir: Path, name: str = "metrics") -> list[dict[str, str]]:
+    """The rows of a CSV file without the timing columns, which differ between runs.
+
+    There are none if the file is missing: a run without few-shot probes has no fewshot.csv.
+    """
+    path = workdir / f"{name}.csv"
+    table = csv.DictReader(path.read_text().splitlines() if path.exists() else [])
+    return [{k: v for k, v in row.items() if k not in timing.COLUMNS} for row in table]
+
+
+def last_step(workdir: Path, name: str = "metrics") -> int:
+    """The step of the newest complete row of a CSV file; 0 if there is none."""
+    complete = [row for row in rows(workdir, name) if None not in row.values()]
+    return int(complete[-1]["step"]) if complete else 0
+
+
+def arrays(workdir: Path, step: int) -> dict[str, str]:
+    """The checksums of all arrays of a checkpoint, which is verified as it is restored."""
+    target = checkpoint_items(abstract_state(layout.read_config(workdir)))
+    return checksums(restore(workdir / "checkpoints" / str(step), **target))
+
+
+def differences(one: Path, other: Path, steps: int) -> list[str]:
+    """The differences between two finished runs, one line each."""
+    ours, theirs = arrays(one, steps), arrays(other, steps)
+    names = sorted({*ours, *theirs})
+    different = [f"array {name}" for name in names if ours.get(name) != theirs.get(name)]
+    for name in TABLES:
+        ours, theirs = rows(one, name), rows(other, name)
+        pairs = zip(ours, theirs, strict=False)
+        different += [f"{name}.csv, step {mine['step']}" for mine, yours in pairs if mine != yours]
+        if len(ours) != len(theirs):
+            different.append(f"{name}.csv: {len(ours)} rows and {len(theirs)}")
+    return different
 
 
 def parameters(workdir: Path, *, use_ema: bool = True) -> dict[str, Any]:

@@ -12,19 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from scripts import kill_test
-from scripts.kill_test import (
-    TABLES,
-    differences,
-    evaluating,
-    free_port,
-    kill_once,
-    last_step,
-    rows,
-    saving,
-)
-from tests.command import ROOT, TIMEOUT, Process, start, vmoe
-from tests.run_folder import assert_close
+from tests.command import ROOT, TIMEOUT, Process, free_port, start, vmoe
+from tests.hostility import kill
+from tests.hostility.kill import evaluating, kill_once, saving
+from tests.run_folder import TABLES, assert_close, differences, last_step, rows
 from tests.two_hosts import CASES, make_hosts
 from vmoe import config as configs
 from vmoe.checkpoints.restore import sha256_of
@@ -249,10 +240,10 @@ def test_a_killed_process_ends_the_other_and_the_resumed_run_is_bitwise_equal(
 ) -> None:
     """The first kill comes before the first checkpoint, the second during a save.
 
-    ``scripts/kill_test.py --processes 2`` kills more often.
+    ``python -m tests.hostility kill --processes 2`` kills more often.
     """
     workdir = tmp_path / "run"
-    launch = functools.partial(kill_test.start, recipe, workdir, processes=2)
+    launch = functools.partial(kill.start, recipe, workdir, processes=2)
     first_kill = kill_once(launch(), workdir, evaluating, 5, 0.5, victim=0)
     second_kill = kill_once(launch(), workdir, saving, 5, 0.5, victim=1)
     assert first_kill.unfinished_evaluation and second_kill.unfinished_checkpoint

@@ -135,7 +135,7 @@ def _reading_ahead(batches: Batches, workers: Workers) -> Callable[[], None]:
 def _rows(
     case: dict[str, Any], images: int, variants: dict[str, Variant], repeats: int, ratios: Ratios
 ) -> list[Row]:
-    programs = {what: Program(variant.run, np.nan, 0.0) for what, variant in variants.items()}
+    programs = {what: Program(variant.run) for what, variant in variants.items()}
     rows = []
     for row in rows_of("data", case, programs, repeats, ratios):
         cores = variants[row.what].cores

@@ -81,7 +81,7 @@ def main() -> None:
             program = lowered.compile()
             temp = program.memory_analysis().temp_size_in_bytes / 1e6
             run = functools.partial(program, *arguments)
-            programs[f"{_devices(n)}, {way}"] = Program(run, temp, 0.0)
+            programs[f"{_devices(n)}, {way}"] = Program(run, temp)
             if n == DEVICES:
                 sent.append(row_of_bytes(lowered, way, case, slots(options, config), options.width))
     ratios = {
@@ -106,19 +106,9 @@ def row_of_bytes(lowered: jax.stages.Lowered, way: str, case: dict, slots: int, 
         if collective.kind == "all-to-all"
     )
     minimum = ALL_TO_ALLS[way] * slots * width * 4 * (DEVICES - 1) / DEVICES
-    what = f"all-to-all of {DEVICES} devices, {way}"
-    return Row(
-        "parallel",
-        case,
-        what,
-        None,
-        None,
-        sent / minimum,
-        "slots x width",
-        "<= 1.00",
-        None,
-        sent / 1e6,
-    )
+    what, to = f"all-to-all of {DEVICES} devices, {way}", "slots x width"
+    ratio, mb = sent / minimum, sent / 1e6
+    return Row("parallel", case, what, None, None, ratio, to, "<= 1.00", sent_mb=mb)
 
 
 if __name__ == "__main__":

@@ -35,31 +35,24 @@ def layer(options: argparse.Namespace) -> list[Row]:
         }
         case = {"e": e, "tokens": b * IMAGE_TOKENS, "slots": g * c, "d": d, "f": f}
         case |= {"implementation": options.implementation, "dtype": options.dtype}
-        dense_limit = "<= 1.00" if g * c >= 200 else ""
-        ratios = {
-            f"layer, {way}": [
-                (f"batched experts, {way}", target),
-                (f"dense MLP, {way}", dense_target),
-            ]
-            for way, target, dense_target in [
-                ("forward", "<= 1.05", dense_limit),
-                ("f+b", "<= 1.10", ""),
-            ]
-        }
-        for way in ("forward", "f+b"):
-            ratios[f"einsum dispatch, {way}"] = [(f"dense MLP, {way}", "")]
+        ratios = {}
+        for way, limit, dense_limit in (
+            ("forward", "<= 1.05", "<= 1.00" if g * c >= 200 else ""),
+            ("f+b", "<= 1.10", ""),
+        ):
+            to = [(f"batched experts, {way}", limit), (f"dense MLP, {way}", dense_limit)]
             if f"experts alone, {way}" in programs:
-                ratios[f"layer, {way}"].append((f"experts alone, {way}", ""))
+                to.append((f"experts alone, {way}", ""))
+            ratios |= {
+                f"layer, {way}": to,
+                f"einsum dispatch, {way}": [(f"dense MLP, {way}", "")],
+            }
         rows += rows_of("layer", case, programs, options.repeats, ratios)
-    e = options.experts[0]
-    rows += _tokens(
-        b, d, f, MoEConfig(num_experts=e, implementation=options.implementation), options
-    )
-    rows += _capacities(
-        tokens, f, MoEConfig(num_experts=e, implementation=options.implementation), options
-    )
+    config = MoEConfig(num_experts=options.experts[0], implementation=options.implementation)
+    rows += _tokens(b, d, f, config, options)
+    rows += _capacities(tokens, f, config, options)
     if options.peer:
-        rows += _peer(tokens, f, e, options.repeats)
+        rows += _peer(tokens, f, config.num_experts, options.repeats)
     return rows
 
 
@@ -189,7 +182,6 @@ def _peer(tokens: jax.Array, f: int, e: int, repeats: int) -> list[Row]:
     programs, ratios = {}, {}
     for way, run in (("forward", forward), ("f+b", both)):
         for name, module, inputs in (("dense MLP", dense, rows), ("Mixtral block", sparse, x)):
-            run_it = functools.partial(run, module, inputs)
-            programs[f"PyTorch {name}, {way}"] = Program(run_it, float("nan"), 0.0)
+            programs[f"PyTorch {name}, {way}"] = Program(functools.partial(run, module, inputs))
         ratios[f"PyTorch Mixtral block, {way}"] = [(f"PyTorch dense MLP, {way}", "")]
     return rows_of("layer", {"e": e, "tokens": b * n, "d": d, "f": f}, programs, repeats, ratios)

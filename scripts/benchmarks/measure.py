@@ -41,8 +41,8 @@ class Program(NamedTuple):
     """A compiled function with its arguments, its temporary memory and its compile time."""
 
     run: Callable[[], Any]
-    temp_mb: float
-    compile_s: float
+    temp_mb: float = np.nan
+    compile_s: float = 0.0
 
 
 def compiled(function: Callable[..., Any], *arguments: Any) -> Program:
@@ -50,7 +50,7 @@ def compiled(function: Callable[..., Any], *arguments: Any) -> Program:
     program = jax.jit(function).lower(*arguments).compile()
     seconds = time.perf_counter() - start
     memory = program.memory_analysis()
-    temp = memory.temp_size_in_bytes / 1e6 if memory else float("nan")
+    temp = memory.temp_size_in_bytes / 1e6 if memory else np.nan
     return Program(functools.partial(program, *arguments), temp, seconds)
 
 

@@ -37,7 +37,7 @@ def routing(options: argparse.Namespace) -> list[Row]:
         assign = functools.partial(token_choice.assign, k=2, c=c, priority="largest_gate")
         ours = compiled(assign, gates, jnp.ones((1, s), bool))
         alone = compiled(lambda gates: top_k(gates, 2), gates)
-        after = compiled(functools.partial(_queued, e=e, c=c), *top_k(gates, 2))
+        after = compiled(functools.partial(after_top_k, e=e, c=c), *top_k(gates, 2))
         by_cumulative_sum, with_our_top_k = (
             compiled(
                 functools.partial(assign_by_cumulative_sum, k=2, c=c, bpr=True, top_k=f), gates[0]
@@ -63,6 +63,6 @@ def routing(options: argparse.Namespace) -> list[Row]:
     return rows
 
 
-def _queued(top_gates: jax.Array, experts: jax.Array, *, e: int, c: int) -> Any:
+def after_top_k(top_gates: jax.Array, experts: jax.Array, *, e: int, c: int) -> Any:
     order = priority_order(top_gates, "largest_gate", None)
     return token_choice.queue(experts, order, e=e, c=c)

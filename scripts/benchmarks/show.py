@@ -21,6 +21,10 @@ COLUMNS: dict[str, Callable[[Row], str]] = {
     "temp MB": lambda row: _figure(row.temp_mb, 0),
     "sent MB": lambda row: _figure(row.sent_mb, 1),
 }
+ROUTING = (
+    *("top-k alone", "ours", "ours after top-k"),
+    *("by cumulative sum", "by cumulative sum, our top-k"),
+)
 TEXT = ("what", "relative to", "target")
 
 
@@ -52,18 +56,11 @@ def plot(rows: list[Row], path: Path) -> None:
     from matplotlib import pyplot
 
     panels = [
-        (
-            "routing",
-            "ms",
-            [
-                "top-k alone",
-                "ours",
-                "ours after top-k",
-                "by cumulative sum",
-                "by cumulative sum, our top-k",
-            ],
+        ("routing", "routing", {what: what for what in ROUTING}),
+        *(
+            ("layer", f"layer, {title}", {name: f"{name}, {way}" for name in LAYERS})
+            for way, title in {"forward": "forward", "f+b": "forward + backward"}.items()
         ),
-        *(("layer", way, LAYERS) for way in ("forward", "f+b")),
     ]
     panels = [panel for panel in panels if any(row.section == panel[0] for row in rows)]
     capacities = {r.what: r.ms for r in rows if r.what.startswith(("capacity", "dropless"))}
@@ -72,40 +69,29 @@ def plot(rows: list[Row], path: Path) -> None:
         1, count, figsize=(4.2 * count, 3.6), layout="constrained", squeeze=False
     )
     if capacities:
-        _plot_tokens(rows, axes[0, -2])
+        e = next(row.case["e"] for row in rows if row.what == "layer by tokens")
+        lines = {name: f"{name} by tokens" for name in BY_TOKENS}
+        _plot_lines(axes[0, -2], rows, "tokens", lines, f"layer, forward: {e} experts")
         axes[0, -1].bar(list(capacities), list(capacities.values()))
         axes[0, -1].set_title("layer, forward, by capacity", fontsize=10)
         axes[0, -1].set_ylabel("ms")
         axes[0, -1].tick_params(axis="x", labelsize=8)
-    for ax, (section, way, names) in zip(axes[0], panels, strict=False):
-        for name in names:
-            what = name if section == "routing" else f"{name}, {way}"
-            points = {r.case["e"]: r.ms for r in rows if r.section == section and r.what == what}
-            ax.plot(list(points), list(points.values()), marker="o", label=name)
-        tokens = next(row.case["tokens"] for row in rows if row.section == section)
-        title = (
-            "routing"
-            if section == "routing"
-            else f"layer, {way.replace('f+b', 'forward + backward')}"
-        )
-        ax.set(xscale="log", yscale="log", xlabel="experts", ylabel="ms")
-        ax.set_title(f"{title}: {tokens:,} tokens", fontsize=10)
-        ticks = sorted({row.case["e"] for row in rows if "e" in row.case})
-        ax.set_xticks(ticks, [str(tick) for tick in ticks])
-        ax.minorticks_off()
-        ax.grid(alpha=0.3)
-        ax.legend(fontsize=8)
+    for ax, (section, title, lines) in zip(axes[0], panels, strict=False):
+        own = [row for row in rows if row.section == section]
+        _plot_lines(ax, own, "e", lines, f"{title}: {own[0].case['tokens']:,} tokens")
     figure.savefig(path, dpi=120)
 
 
-def _plot_tokens(rows: list[Row], ax: Any) -> None:
-    for name in BY_TOKENS:
-        points = {r.case["tokens"]: r.ms for r in rows if r.what == f"{name} by tokens"}
-        ax.plot(list(points), list(points.values()), marker="o", label=name)
-    e = next(row.case["e"] for row in rows if row.what == "layer by tokens")
-    ax.set(xscale="log", yscale="log", xlabel="tokens", ylabel="ms")
-    ax.set_title(f"layer, forward: {e} experts", fontsize=10)
-    ax.set_xticks(list(points), [f"{tokens:,}" for tokens in points])
+def _plot_lines(ax: Any, rows: list[Row], key: str, lines: dict[str, str], title: str) -> None:
+    """Plots the time against a number of the cases; ``lines`` has what was measured by label."""
+    ticks = set[int]()
+    for label, what in lines.items():
+        points = {row.case[key]: row.ms for row in rows if row.what == what}
+        ax.plot(list(points), list(points.values()), marker="o", label=label)
+        ticks |= points.keys()
+    ax.set(xscale="log", yscale="log", xlabel={"e": "experts"}.get(key, key), ylabel="ms")
+    ax.set_title(title, fontsize=10)
+    ax.set_xticks(sorted(ticks), [f"{tick:,}" for tick in sorted(ticks)])
     ax.minorticks_off()
     ax.grid(alpha=0.3)
     ax.legend(fontsize=8)

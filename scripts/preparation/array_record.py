@@ -81,7 +81,11 @@ def write(folder: Path, name: str, features: dict[str, Any], splits: Mapping[str
                 num_bytes=int(images.sizes.sum()),
                 filename_template=template,
             )
-            _write_shards(info.filepaths, shards, images, features, f"{name} {split}")
+            missing = [i for i, path in enumerate(info.filepaths) if not os.path.exists(path)]
+            if there := len(shards) - len(missing):
+                print(f"{name} {split}: {there} shards are there already", file=sys.stderr)
+            for i in progress(missing, f"writing {name} {split}", len(missing)):
+                _write_shard(Path(info.filepaths[i]), shards[i], images, features)
             infos.append(info)
         tfds.folder_dataset.write_metadata(
             data_dir=folder, features=features, split_infos=infos, check_data=False
@@ -149,20 +153,6 @@ def _shards(images: Split) -> list[np.ndarray]:
     digests = [hashlib.sha256(name.encode(errors="surrogateescape")) for name in images.names]
     order = np.argsort(np.array([digest.digest()[:8] for digest in digests]))
     return np.array_split(order, number_of_shards(int(images.sizes.sum()), len(order)))
-
-
-def _write_shards(
-    paths: Sequence[Any],
-    shards: Sequence[np.ndarray],
-    images: Split,
-    features: Any,
-    what: str,
-) -> None:
-    missing = [i for i, path in enumerate(paths) if not os.path.exists(path)]
-    if len(missing) < len(paths):
-        print(f"{what}: {len(paths) - len(missing)} shards are there already", file=sys.stderr)
-    for i in progress(missing, f"writing {what}", len(missing)):
-        _write_shard(Path(paths[i]), shards[i], images, features)
 
 
 def _write_shard(path: Path, indices: np.ndarray, images: Split, features: Any) -> None:

@@ -18,10 +18,9 @@ from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 import numpy as np
+from experiments import SEEDS, Rows
 
 from reproduction.measure import LOW, unpack
-from reproduction.rows import Rows
-from reproduction.variants import SEEDS
 
 Order = Literal["above", "none", "below"]
 ERRORS = 2

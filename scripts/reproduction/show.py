@@ -6,6 +6,7 @@ from typing import Any
 
 import matplotlib
 import numpy as np
+from experiments import Rows, jax_versions, markdown_table, percents
 from matplotlib import pyplot
 
 from reproduction.claims import (
@@ -22,7 +23,6 @@ from reproduction.claims import (
     verdict,
 )
 from reproduction.measure import LOW, PRIORITIES, SLOTS, STRENGTHS
-from reproduction.rows import Rows, jax_versions, markdown_table
 from reproduction.variants import BATCH_SIZE, VARIANTS
 from vmoe.analysis.colors import expert_colors
 from vmoe.analysis.statistics import KINDS
@@ -78,9 +78,8 @@ def models(rows: Rows) -> str:
     lines = []
     for name in _measured(rows, VARIANTS):
         row = next(iter(rows[name].values()))
-        own = values(rows, Figure(name, "accuracy"))
         line = [VARIANTS[name].label, f"{row['flops_per_image'] / 1e6:.2f}", f"{row['steps']:,}"]
-        line += [", ".join(f"{100 * value:.2f}" for value in own), _mean(rows, name, "accuracy")]
+        line += percents(100 * value for value in values(rows, Figure(name, "accuracy")))
         line += [_mean(rows, name, f"attack.{strength}") for strength in STRENGTHS]
         line += [_mean(rows, name, f"attack.{STRENGTHS[-1]}.projected")]
         lines.append([*line, *(_mean(rows, name, figure) for figure in ("batch", "merged"))])

@@ -9,7 +9,6 @@ from vmoe.costs.flops import cost
 from vmoe.models import block_numbers, model_config
 
 RECIPE = Path(__file__).parents[2] / "configs" / "fashion_mnist.py"
-SEEDS = (0, 1, 2)
 STEPS = 4_000
 BATCH_SIZE = 64
 ROUTED = {"capacity_factor": 2.0}  # rows of the experts: as many as two choices per token

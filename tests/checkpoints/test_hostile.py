@@ -15,12 +15,12 @@ import msgpack
 import numpy as np
 import pytest
 
-from scripts import fuzz_checkpoints as fuzz
+from tests.hostility import fuzz
 from vmoe.checkpoints import chunked, read
 from vmoe.errors import Failure, UsageError, VmoeError
 
 SAMPLES = {sample.name: sample for sample in fuzz.samples()}
-# Of each format; scripts/fuzz_checkpoints.py makes more.
+# Of each format; python -m tests.hostility fuzz makes more.
 MUTANTS = [range(50), pytest.param(range(50, 150), marks=pytest.mark.slow)]
 
 
@@ -90,7 +90,7 @@ def test_overlapping_zip_entries_are_refused(tmp_path: Path) -> None:
     one = npy(plain("(1,)"), bytes(4))
     path = archive(tmp_path / "x.npz", **{f"a{i}": one for i in range(3)})
     content = bytearray(path.read_bytes())
-    for place in fuzz._find(bytes(content), b"PK\1\2"):
+    for place in fuzz.positions(bytes(content), b"PK\1\2"):
         content[place + 42 : place + 46] = bytes(4)
     path.write_bytes(content)
     assert "corrupt" in refusal(path)
@@ -177,7 +177,7 @@ def test_a_changed_letter_of_a_name_in_npz_is_refused(model: Path) -> None:
     """In the directory of the archive, of which zip has no checksum."""
     content = model.read_bytes()
     start = int.from_bytes(content[-6:-2], "little")
-    suffixes = [place for place in fuzz._find(content, b".npy") if place > start]
+    suffixes = [place for place in fuzz.positions(content, b".npy") if place > start]
     for place in (place + i for place in suffixes for i in (-1, 0, 3)):
         changed = bytearray(content)
         changed[place] ^= 1
@@ -199,7 +199,7 @@ def test_stacked_blocks_are_not_enumerated_before_they_are_counted(
 @of("npz")
 def test_a_block_of_absurd_number_is_refused(model: Path) -> None:
     """Its number was the number of blocks to look for."""
-    members = fuzz._members(model.read_bytes())
+    members = fuzz.members_of(model.read_bytes())
     with zipfile.ZipFile(model, "w") as file:
         for name, content in members.items():
             file.writestr(name.replace("encoderblock_1/", f"encoderblock_{'9' * 12}/"), content)

@@ -17,9 +17,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from scripts.kill_test import rows
 from tests.command import ROOT, TINY, interpreter, vmoe
-from tests.run_folder import with_corrupt_newest
+from tests.run_folder import rows, with_corrupt_newest
 from vmoe.data.sources import open_source
 from vmoe.evaluate.table import COLUMNS
 

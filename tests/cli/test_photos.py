@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from scripts.kill_test import rows
 from tests import command
 from tests.command import TINY
+from tests.run_folder import rows
 from vmoe.data.sources import open_source
 
 CLASSES = ("a\nb", "c\rd", "e\u2028f", "\u00e9toile")

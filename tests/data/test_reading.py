@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from scripts.kill_test import alive
+from tests.command import alive
 from tests.data.numbered import Failing, Numbers
 from vmoe.config import DataConfig, TrainConfig, ViTConfig
 from vmoe.config.preprocessing import Preprocessing

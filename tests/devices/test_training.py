@@ -8,9 +8,8 @@ import numpy as np
 import pytest
 
 import vmoe
-from scripts.kill_test import rows
 from tests.command import ROOT
-from tests.run_folder import assert_close
+from tests.run_folder import assert_close, rows
 from vmoe import config as configs
 from vmoe.checkpoints.checksums import checksums
 from vmoe.config import EvalConfig, FewShotConfig, RoutingOverrides, TrainConfig

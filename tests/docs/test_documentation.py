@@ -77,6 +77,63 @@ def test_the_options_of_the_commands_on_the_pages_exist() -> None:
         assert options <= {*re.findall(r"--[\w.-]+\w", shown)}, name
 
 
+def entries_of_the_map() -> dict[str, str]:
+    """What CONTRIBUTING.md says of each file and folder of vmoe."""
+    text = (ROOT / "CONTRIBUTING.md").read_text()
+    lines = text.partition("## How the code is laid out\n```\nvmoe/")[2].partition("```")[0]
+    entries = re.split(r"^ {7}(?=\S)", f"     {lines}", flags=re.MULTILINE)[1:]
+    cells = (re.split(" {2,}", entry, maxsplit=1) for entry in entries)
+    return {name: text for names, text in cells for name in names.split(", ")}
+
+
+def names_in(text: str) -> set[str]:
+    """The names in an entry of the map, each alone between two spaces or punctuation.
+
+    "its" and "their" may stand before one. Parentheses hold comments; a title ends with a colon,
+    and names a folder if it ends with "/:".
+    """
+    text = re.sub(r" \([^)]*\)", "", text)
+    titled = re.sub(r"/:", "/  ", text)
+    untitled = re.sub(r"(?:(?!  )[^,;\n])*:", "", titled)
+    parts = (part.strip() for part in re.split(r"[,;\n]|  +", untitled))
+    found = (re.fullmatch(r"(?:(?:its|their) )?(\w+/?)", part) for part in parts)
+    return {match[1] for match in found if match}
+
+
+def test_the_map_of_the_code_has_every_module_and_nothing_else() -> None:
+    entries = entries_of_the_map()
+    hidden = {"__init__.py", "__main__.py"}
+    packages = {f"{path.parent.name}/" for path in (ROOT / "vmoe").glob("*/__init__.py")}
+    assert (
+        entries.keys() == packages | {path.name for path in (ROOT / "vmoe").glob("*.py")} - hidden
+    )
+    for package in packages:
+        folder = ROOT / "vmoe" / package
+        below = {f"{path.parent.name}/" for path in folder.glob("*/**/__init__.py")}
+        modules = {path.stem for path in folder.rglob("*.py") if path.name not in hidden}
+        assert names_in(entries[package]) == modules | below, package
+
+
+def test_the_files_that_the_pages_name_exist() -> None:
+    for page in PAGES:
+        found = re.findall(
+            r"[`(\s]((?:configs|notebooks|scripts|tests|vmoe)/[\w./-]+)[`)\s:]",
+            (ROOT / page).read_text(),
+        )
+        paths = {path for path in found if "NAME" not in path}
+        assert not [path for path in paths if not (ROOT / path).exists()], page
+
+
+def test_the_page_of_the_scripts_has_every_script() -> None:
+    table = (ROOT / "scripts" / "README.md").read_text().partition("\n\n## ")[0]
+    first_cells = re.findall(r"^\| (`.*?) \|", table, re.MULTILINE)
+    scripts = {path.name for path in (ROOT / "scripts").iterdir()}
+    suffixes = (".py", ".sh", ".yaml")
+    assert {name for cell in first_cells for name in re.findall(r"`(.*?)`", cell)} == {
+        name for name in scripts if name.endswith(suffixes)
+    }
+
+
 def test_the_papers_evaluation_on_the_page_of_configs_fits_a_run() -> None:
     lines = (ROOT / "configs" / "README.md").read_text().splitlines()
     (line,) = (line for line in lines if "`evaluations=(" in line)

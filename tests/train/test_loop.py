@@ -18,10 +18,9 @@ from flax import nnx
 from PIL import Image
 
 import vmoe
-from scripts.kill_test import alive, children, last_step, rows
-from tests.command import ROOT, TINY, Process, start
+from tests.command import ROOT, TINY, Process, alive, children, start
 from tests.events import scalars
-from tests.run_folder import assert_same
+from tests.run_folder import assert_same, last_step, rows
 from vmoe import config as configs
 from vmoe.config import EvalConfig, RoutingOverrides, TrainConfig
 from vmoe.data.sources import Source, open_source

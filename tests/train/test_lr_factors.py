@@ -14,9 +14,8 @@ import pytest
 from flax import nnx
 from flax.traverse_util import flatten_dict
 
-from scripts.kill_test import rows
 from tests.command import ROOT, TINY, vmoe
-from tests.run_folder import parameters
+from tests.run_folder import parameters, rows
 from vmoe import config as configs
 from vmoe import models
 from vmoe.config import (

@@ -17,19 +17,9 @@ import jax
 import numpy as np
 import pytest
 
-from scripts.kill_test import (
-    Killed,
-    differences,
-    evaluating,
-    kill_once,
-    last_step,
-    log_of,
-    rows,
-    saving,
-    training,
-)
 from tests.command import ROOT, start, vmoe
-from tests.run_folder import assert_same
+from tests.hostility.kill import Killed, evaluating, kill_once, log_of, saving, training
+from tests.run_folder import assert_same, differences, last_step, rows
 from vmoe import config as configs
 from vmoe.checkpoints.run import Checkpoints, Restored
 from vmoe.config import EvalConfig, TrainConfig

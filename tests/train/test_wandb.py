@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from scripts.kill_test import last_step
 from tests.command import TINY, start, vmoe
 from tests.events import pictures, scalars
+from tests.run_folder import last_step
 
 pytestmark = pytest.mark.slow
 pytest.importorskip("wandb", reason="the extra wandb is not installed")

@@ -1,6 +1,6 @@
 """Attack the readers of trained models with broken and hostile files, and count what goes wrong.
 
-    python scripts/fuzz_checkpoints.py [--mutants 100000] [--seed 0]
+    python -m tests.hostility fuzz [--mutants 100000] [--seed 0]
 
 Small good files of every format are changed at random: bits, lengths, ranges; values of JSON, of
 msgpack and of the headers of .npy and .safetensors; entries of zip archives. ``vmoe.checkpoints.
@@ -25,7 +25,6 @@ import resource
 import shutil
 import signal
 import struct
-import sys
 import tempfile
 import time
 import traceback
@@ -40,11 +39,12 @@ import msgpack
 from rich.console import Console
 from rich.table import Table
 
+from tests.command import ROOT
 from vmoe.checkpoints import folder as vmoe_folder
 from vmoe.checkpoints import read
 from vmoe.errors import VmoeError
 
-GOLDEN = Path(__file__).parents[1] / "tests" / "golden"
+GOLDEN = ROOT / "tests" / "golden"
 MEMORY = 512 << 20  # bytes that a read may take
 SECONDS = 10.0  # that a read may take
 LONGEST = 2_000  # characters of a message
@@ -303,7 +303,8 @@ def _pack(tree: Any, rng: random.Random) -> bytes:
     return packed
 
 
-def _members(content: bytes) -> dict[str, bytes]:
+def members_of(content: bytes) -> dict[str, bytes]:
+    """The members of a zip archive by name."""
     with zipfile.ZipFile(io.BytesIO(content)) as archive:
         return {each.filename: archive.read(each) for each in archive.infolist()}
 
@@ -320,7 +321,7 @@ def _archive(members: list[tuple[str, bytes]], rng: random.Random) -> bytes:
 
 def change_member(content: bytes, rng: random.Random) -> bytes:
     """Changes a .npy file, its name, or adds another of the same name."""
-    members = list(_members(content).items())
+    members = list(members_of(content).items())
     i = rng.randrange(len(members))
     name, array = members[i]
     match rng.randrange(7):
@@ -369,7 +370,7 @@ def change_npy(content: bytes, rng: random.Random) -> bytes:
 def change_directory(content: bytes, rng: random.Random) -> bytes:
     """Changes a field of an entry in the zip archive's directory, or of its end."""
     changed = bytearray(content)
-    entries = _find(content, b"PK\1\2")
+    entries = positions(content, b"PK\1\2")
     i = rng.choice(entries)
     match rng.randrange(5):
         case 0:  # overlapping entries: all have the data of one
@@ -377,7 +378,7 @@ def change_directory(content: bytes, rng: random.Random) -> bytes:
             for other in entries:
                 changed[other + 42 : other + 46] = offset
         case 1:
-            other = rng.choice(_find(content, b"PK\1\2") + _find(content, b"PK\3\4"))
+            other = rng.choice(positions(content, b"PK\1\2") + positions(content, b"PK\3\4"))
             changed[other + 8] ^= 1 << rng.randrange(8)  # flags: encrypted, UTF-8 ...
         case 2:
             place, code = rng.choice(((10, "<H"), (20, "<I"), (24, "<I"), (30, "<H"), (42, "<I")))
@@ -391,7 +392,8 @@ def change_directory(content: bytes, rng: random.Random) -> bytes:
     return bytes(changed)
 
 
-def _find(content: bytes, mark: bytes) -> list[int]:
+def positions(content: bytes, mark: bytes) -> list[int]:
+    """Where a mark begins."""
     places, i = [], content.find(mark)
     while i >= 0:
         places.append(i)
@@ -401,7 +403,7 @@ def _find(content: bytes, mark: bytes) -> list[int]:
 
 def bomb(content: bytes, rng: random.Random) -> bytes:
     """Replaces an array by one of zeros that is a thousand times as large as its file."""
-    members = _members(content)
+    members = members_of(content)
     name = rng.choice(list(members))
     n = rng.choice((1 << 18, 1 << 20, 1 << 22))
     file = io.BytesIO()
@@ -522,30 +524,14 @@ def attack(seed: int, numbers: range, folder: Path) -> Iterator[Result]:
         shutil.rmtree(place)
 
 
-class Row:
-    """The counts of a format."""
-
-    def __init__(self) -> None:
-        self.outcomes: collections.Counter[str] = collections.Counter()
-        self.memory, self.seconds = 0, 0.0
-
-    def add(self, result: Result) -> None:
-        self.outcomes[result.outcome] += 1
-        self.memory = max(self.memory, result.memory)
-        self.seconds = max(self.seconds, result.seconds)
-
-    def cells(self) -> list[str]:
-        counts = [self.outcomes.total(), *(self.outcomes[x] for x in ("refused", "read", "crash"))]
-        return [*(f"{n:,}" for n in counts), f"{self.memory / 1e6:.0f} MB", f"{self.seconds:.2f} s"]
-
-
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--mutants", type=int, default=100_000)
     parser.add_argument("--seed", type=int, default=0)
-    options = parser.parse_args()
+
+
+def main(options: argparse.Namespace) -> int:
     names = [sample.name for sample in samples()]
-    rows = {name: Row() for name in names}
+    results: dict[str, list[Result]] = {name: [] for name in names}
     workers = os.cpu_count() or 1
     begin = time.monotonic()
     with tempfile.TemporaryDirectory() as folder, multiprocessing.pool.ThreadPool(workers) as pool:
@@ -554,7 +540,7 @@ def main() -> int:
         def collect(share: range) -> None:
             for result in attack(options.seed, share, Path(folder)):
                 name = names[result.number % len(names)]
-                rows[name].add(result)
+                results[name].append(result)
                 if result.outcome == "crash":
                     print(f"mutant {result.number}, {name}, {result.reason}", flush=True)
 
@@ -563,11 +549,14 @@ def main() -> int:
         *("format", "mutants", "refused", "read", "crashes", "most memory", "longest"),
         title=f"seed {options.seed}, {time.monotonic() - begin:.0f} s",
     )
-    for name, row in rows.items():
-        table.add_row(name, *row.cells())
+    total: collections.Counter[str] = collections.Counter()
+    for name, own in results.items():
+        outcomes = collections.Counter(result.outcome for result in own)
+        counts = [len(own), *(outcomes[each] for each in ("refused", "read", "crash"))]
+        memory = max((result.memory for result in own), default=0)
+        seconds = max((result.seconds for result in own), default=0.0)
+        figures = [f"{memory / 1e6:.0f} MB", f"{seconds:.2f} s"]
+        table.add_row(name, *(f"{count:,}" for count in counts), *figures)
+        total += outcomes
     Console().print(table)
-    return 1 if any(row.outcomes["crash"] for row in rows.values()) else 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+    return 1 if total["crash"] else 0

@@ -1,6 +1,6 @@
 """Attack the real commands at random, and count what is lost, silent or a traceback.
 
-    python scripts/stress_test.py [--signals 100] [--tables 30] [--seed 0]
+    python -m tests.hostility stress [--signals 100] [--tables 30] [--seed 0]
 
     signals      SIGINT or SIGTERM at a random moment of train, evaluate and predict, from their
                  first statement to their end: each must end at once (130, 143), or stop after a
@@ -32,19 +32,19 @@ from PIL import Image
 from rich.console import Console
 from rich.table import Table
 
+from tests.command import ROOT, TINY, interpreter
+from tests.run_folder import rows
 from vmoe.checkpoints.checksums import checksums
 from vmoe.checkpoints.restore import CorruptCheckpoint, restore
 from vmoe.train.state import abstract_state, checkpoint_items
-from vmoe.train.timing import COLUMNS
 from vmoe.workdir.layout import TABLES, read_config
 
-ROOT = Path(__file__).parents[1]
-TINY = str(ROOT / "configs" / "tiny.py")
 GRACE = 0.3  # seconds within which a command that has done its work ends after a signal
 Counts = collections.Counter  # cases, lost, silent, tracebacks
 
 
 def start(*arguments: str | Path) -> subprocess.Popen[str]:
+    """Starts the real command, as ``interpreter`` runs it."""
     return subprocess.Popen(
         [sys.executable, "-m", "vmoe", *map(str, arguments)],
         stdout=subprocess.PIPE,
@@ -52,13 +52,6 @@ def start(*arguments: str | Path) -> subprocess.Popen[str]:
         text=True,
         cwd=ROOT,
     )
-
-
-def run(*arguments: str | Path) -> tuple[int, str]:
-    """The exit status and stderr of a command."""
-    process = start(*arguments)
-    _, stderr = process.communicate()
-    return process.returncode, stderr
 
 
 def wait_for_first_statement(process: subprocess.Popen[str]) -> None:
@@ -73,17 +66,17 @@ def wait_for_first_statement(process: subprocess.Popen[str]) -> None:
 
 
 def attack_signals(folder: Path, finished: Path, count: int, rng: random.Random) -> Counts:
-    images = [folder / "image.png"]
-    Image.new("RGB", (8, 8)).save(images[0])
+    image = folder / "image.png"
+    Image.new("RGB", (8, 8)).save(image)
     commands: dict[str, list[str | Path]] = {
         "train": ["train", "--config", TINY, "--steps", "4000", "--workdir"],
         "evaluate": ["evaluate", "--checkpoint", finished],
-        "predict": ["predict", "--checkpoint", finished, *images],
+        "predict": ["predict", "--checkpoint", finished, image],
     }
     durations = {"train": 6.0}  # the run takes longer, and each folder gets four signals
     for name in ("evaluate", "predict"):
         begin = time.monotonic()
-        run(*commands[name])
+        interpreter(*commands[name])
         durations[name] = time.monotonic() - begin
     counts, statuses = Counts(), Counts()
     i = 0
@@ -111,8 +104,9 @@ def attack_signals(folder: Path, finished: Path, count: int, rng: random.Random)
         statuses[process.returncode] += 1
         if lost or "Traceback" in stderr:
             print(f"{name}, {number.name}: status {process.returncode}: {stderr[-500:]}")
-    status, stderr = run(*commands["train"], folder / f"run{(i - 1) // 8}")
-    counts.update(lost=int(status != 0), tracebacks=int("Traceback" in stderr))
+    last = interpreter(*commands["train"], folder / f"run{(i - 1) // 8}")
+    status = last.returncode
+    counts.update(lost=int(status != 0), tracebacks=int("Traceback" in last.stderr))
     print(f"exit statuses: {dict(statuses)}; resumed to the end with status {status}", flush=True)
     return counts
 
@@ -187,12 +181,12 @@ def attack_images(folder: Path) -> Counts:
     for name, content in broken.items():
         (folder / "photos" / "cat" / name).write_bytes(content)
     arguments = ["train", "--config", TINY, "--workdir", folder / "photos_run"]
-    status, stderr = run(*arguments, "--data.name", f"folder:{folder / 'photos'}")
-    unnamed = [name for name in broken if f"/cat/{name} (" not in stderr]
+    result = interpreter(*arguments, "--data.name", f"folder:{folder / 'photos'}")
+    unnamed = [name for name in broken if f"/cat/{name} (" not in result.stderr]
     if unnamed:
         print(f"not named: {', '.join(unnamed)}")
-    silent = len(unnamed) + (status != 2)
-    return Counts(cases=len(broken), silent=silent, tracebacks=int("Traceback" in stderr))
+    silent = len(unnamed) + (result.returncode != 2)
+    return Counts(cases=len(broken), silent=silent, tracebacks=int("Traceback" in result.stderr))
 
 
 def attack_tables(folder: Path, finished: Path, count: int, rng: random.Random) -> Counts:
@@ -206,42 +200,35 @@ def attack_tables(folder: Path, finished: Path, count: int, rng: random.Random) 
         place = rng.randrange(len(whole[name]))
         changed = whole[name][:place] if i % 2 else flip(whole[name], place)
         (workdir / name).write_bytes(changed)
-        status, stderr = run("train", "--config", TINY, "--workdir", workdir)
-        now = (workdir / name).read_bytes()
-        refused = status == 1 and now == changed and f"{workdir / name} is corrupt" in stderr
-        repaired = status == 0 and without_times(now) == without_times(whole[name])
+        result = interpreter("train", "--config", TINY, "--workdir", workdir)
+        status, now, stem = result.returncode, (workdir / name).read_bytes(), Path(name).stem
+        refused = status == 1 and now == changed and f"{workdir / name} is corrupt" in result.stderr
+        repaired = status == 0 and rows(workdir, stem) == rows(finished, stem)
         counts.update(cases=1, silent=int(not refused and not repaired))
-        counts.update(tracebacks=int("Traceback" in stderr))
+        counts.update(tracebacks=int("Traceback" in result.stderr))
         if not refused and not repaired:
-            print(f"{name} at byte {place}: status {status}: {stderr[-300:]}")
+            print(f"{name} at byte {place}: status {status}: {result.stderr[-300:]}")
         shutil.rmtree(workdir)
     return counts
 
 
-def without_times(content: bytes) -> list[list[str]]:
-    """The cells of a table without the timing columns, which differ between runs."""
-    header, *rows = [line.split(",") for line in content.decode().splitlines()]
-    kept = [i for i, name in enumerate(header) if name not in COLUMNS]
-    return [[row[i] for i in kept] for row in (header, *rows)]
-
-
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--signals", type=int, default=100)
     parser.add_argument("--tables", type=int, default=30)
     parser.add_argument("--seed", type=int, default=0)
-    options = parser.parse_args()
-    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".cache" / "jax"))
-    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")  # commands start often
-    rng = random.Random(options.seed)
-    table = Table("attack", "cases", "lost", "silent", "tracebacks")
-    total = Counts()
+
+
+def main(options: argparse.Namespace) -> int:
+    rng, total = random.Random(options.seed), Counts()
+    columns = ("cases", "lost", "silent", "tracebacks")
+    table = Table("attack", *columns)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         finished = folder / "finished"
-        status, stderr = run("train", "--config", TINY, "--workdir", finished)
-        if status:
-            raise SystemExit(f"the run that is attacked ended with status {status}: {stderr}")
+        run = interpreter("train", "--config", TINY, "--workdir", finished)
+        if run.returncode:
+            message = f"the run that is attacked ended with status {run.returncode}: {run.stderr}"
+            raise SystemExit(message)
         os.environ["XDG_CACHE_HOME"] = str(folder / "cache")
         for attack, work in {
             "signals": lambda: attack_signals(folder, finished, options.signals, rng),
@@ -251,17 +238,9 @@ def main() -> int:
         }.items():
             print(f"attacking: {attack}", flush=True)
             counts = work()
-            table.add_row(attack, *(str(counts[key]) for key in columns()))
+            table.add_row(attack, *(str(counts[key]) for key in columns))
             total += counts
     Console().print(table)
-    bad = sum(total[key] for key in columns()[1:])
+    bad = sum(total[key] for key in columns[1:])
     print(f"{total['cases']} cases: {bad} lost, silent or with a traceback")
     return 1 if bad else 0
-
-
-def columns() -> tuple[str, ...]:
-    return ("cases", "lost", "silent", "tracebacks")
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,7 +1,7 @@
 """Kill a training run repeatedly, and check that it ends bitwise equal to an uninterrupted run.
 
-    python scripts/kill_test.py [--kills 20] [--steps 1500] [--every 25] [--seed 0] [--processes 4]
-                                [--workers 2]
+    python -m tests.hostility kill [--kills 20] [--steps 1500] [--every 25] [--seed 0]
+                                   [--processes 4] [--workers 2]
 
 The run uses every source of randomness (order of the data, augmentation, mixup, dropout, noise,
 random priority), a moving average, gradient accumulation and few-shot probes. One run is not
@@ -20,11 +20,9 @@ the reason. Then all processes are started again.
 """
 
 import argparse
-import csv
 import functools
 import os
 import random
-import socket
 import subprocess
 import sys
 import tempfile
@@ -36,15 +34,11 @@ from typing import Any, NamedTuple
 from rich.console import Console
 from rich.table import Table
 
-from vmoe.checkpoints.checksums import checksums
-from vmoe.checkpoints.restore import restore
+from tests.command import ROOT, TINY, alive, children, free_port
+from tests.run_folder import differences, last_step
 from vmoe.distributed import HEARTBEAT_TIMEOUT
-from vmoe.train import timing
-from vmoe.train.state import abstract_state, checkpoint_items
-from vmoe.workdir import layout
 from vmoe.workdir.layout import read_config
 
-ROOT = Path(__file__).parents[1]
 RECIPE = """
 from pathlib import Path
 from vmoe.config import EvalConfig, FewShotConfig, load, replace
@@ -58,7 +52,6 @@ config = replace(
     fewshot=FewShotConfig(("digits",), every={every}),
 )
 """
-TABLES = tuple(Path(name).stem for name in layout.TABLES)
 
 
 def start(
@@ -97,28 +90,6 @@ def log_of(workdir: Path, process: int) -> Path:
 def _log(workdir: Path, process: int) -> str:
     path = log_of(workdir, process)
     return path.read_text() if path.exists() else ""
-
-
-def free_port() -> int:
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return sock.getsockname()[1]
-
-
-def rows(workdir: Path, name: str = "metrics") -> list[dict[str, str]]:
-    """The rows of a CSV file without the timing columns, which differ between runs.
-
-    There are none if the file is missing: a run without few-shot probes has no fewshot.csv.
-    """
-    path = workdir / f"{name}.csv"
-    table = csv.DictReader(path.read_text().splitlines() if path.exists() else [])
-    return [{k: v for k, v in row.items() if k not in timing.COLUMNS} for row in table]
-
-
-def last_step(workdir: Path, name: str = "metrics") -> int:
-    """The step of the newest complete row of a CSV file; 0 if there is none."""
-    complete = [row for row in rows(workdir, name) if None not in row.values()]
-    return int(complete[-1]["step"]) if complete else 0
 
 
 def unfinished(workdir: Path) -> list[str]:
@@ -173,20 +144,6 @@ class Killed(NamedTuple):
     """Seconds until the last of the other processes, and of the workers, exited."""
 
 
-def children(pid: int) -> list[int]:
-    """The processes that the main thread of a process has started, on Linux; its workers."""
-    path = Path(f"/proc/{pid}/task/{pid}/children")
-    return [int(child) for child in path.read_text().split()] if path.exists() else []
-
-
-def alive(pid: int) -> bool:
-    """Whether a process has not ended, on Linux; one that nobody has waited for has ended."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except FileNotFoundError:
-        return False
-
-
 def kill_once(
     run: Sequence[Any],
     workdir: Path,
@@ -232,36 +189,12 @@ def kill_once(
     return Killed(last_step(workdir), bool(unfinished(workdir)), evaluating(workdir, 1), seconds)
 
 
-def arrays(workdir: Path, step: int) -> dict[str, str]:
-    """The checksums of all arrays of a checkpoint, which is verified as it is restored."""
-    config = read_config(workdir)
-    state = abstract_state(config)
-    items = restore(workdir / "checkpoints" / str(step), **checkpoint_items(state))
-    return checksums(items)
-
-
 def wait_for_all(run: list[subprocess.Popen[bytes]]) -> int:
     """Waits for all processes; returns 0, or the exit status of one that failed."""
     return max(process.wait() for process in run)
 
 
-def differences(one: Path, other: Path, steps: int) -> list[str]:
-    """The differences between two finished runs, one line each."""
-    ours, theirs = arrays(one, steps), arrays(other, steps)
-    names = sorted({*ours, *theirs})
-    different = [f"array {name}" for name in names if ours.get(name) != theirs.get(name)]
-    for name in TABLES:
-        pairs = zip(rows(one, name), rows(other, name), strict=False)
-        different += [f"{name}.csv, step {mine['step']}" for mine, yours in pairs if mine != yours]
-        if len(rows(one, name)) != len(rows(other, name)):
-            different.append(
-                f"{name}.csv: {len(rows(one, name))} rows and {len(rows(other, name))}"
-            )
-    return different
-
-
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--steps", type=int, default=1500, help="steps of the run")
     parser.add_argument(
@@ -270,57 +203,24 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0, help="seed of the kill times")
     parser.add_argument("--processes", type=int, default=1, help="processes of the run")
     parser.add_argument("--workers", type=int, default=0, help="most workers of a process")
-    options = parser.parse_args()
-    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".cache" / "jax"))
-    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")  # the run starts often
-    rng, phases = random.Random(options.seed), list(KILL_PHASES)
-    if options.processes > 1:  # the others wait for a process that has not connected
-        phases.remove(starting)
+
+
+def main(options: argparse.Namespace) -> int:
     with tempfile.TemporaryDirectory() as folder:
-        recipe, uninterrupted, killed = (
-            Path(folder) / name for name in ("recipe.py", "whole", "killed")
-        )
-        tiny = str(ROOT / "configs" / "tiny.py")
+        recipe, whole, killed = (Path(folder) / name for name in ("recipe.py", "whole", "killed"))
         batch = 8 if options.processes == 1 else 60
-        settings = dict(tiny=tiny, steps=options.steps, every=options.every, batch=batch)
+        settings = dict(tiny=TINY, steps=options.steps, every=options.every, batch=batch)
         recipe.write_text(RECIPE.format(**settings))
         print(f"training {options.steps} steps without interruption", flush=True)
-        if status := wait_for_all(start(recipe, uninterrupted, options.processes)):
-            print(_log(uninterrupted, 0))
+        if status := wait_for_all(start(recipe, whole, options.processes)):
+            print(_log(whole, 0))
             raise SystemExit(f"the uninterrupted run ended with status {status}")
-        hit = {"saving": 0, "evaluating": 0}
-        columns = ("kill", "while", "last step", "unfinished checkpoint", "unfinished evaluation")
-        table = Table(
-            *columns, *(["process", "others exited after"] if options.processes > 1 else [])
-        )
-        for i in range(options.kills):
-            phase = phases[i % len(phases)]
-            step = (i + 1) * options.steps // (options.kills + 2)
-            victim = i % options.processes
-            run = start(recipe, killed, options.processes, i % (options.workers + 1))
-            left = kill_once(run, killed, phase, step, rng.random(), victim)
-            yes = ("no", "yes")
-            hit["saving"] += left.unfinished_checkpoint
-            hit["evaluating"] += left.unfinished_evaluation
-            row = [
-                str(i + 1),
-                phase.__name__,
-                str(left.step),
-                yes[left.unfinished_checkpoint],
-                yes[left.unfinished_evaluation],
-            ]
-            if options.processes > 1:
-                row += [str(victim), f"{left.seconds:.1f} s"]
-            table.add_row(*row)
-            print(f"kill {i + 1}/{options.kills} while {row[1]}: step {left.step}", flush=True)
+        table, hit = kill_repeatedly(recipe, killed, options)
         status = wait_for_all(start(recipe, killed, options.processes))
         Console().print(table)
-        logs = [_log(killed, i) for i in range(options.processes)]
-        corrupt = sum(log.count("corrupt") for log in logs)
+        corrupt = sum(_log(killed, i).count("corrupt") for i in range(options.processes))
         failures = (
-            [f"exit status {status}"]
-            if status
-            else differences(uninterrupted, killed, options.steps)
+            [f"exit status {status}"] if status else differences(whole, killed, options.steps)
         )
         failures += [f"{corrupt} corrupt checkpoints"] if corrupt else []
         failures += [f"no kill came while {name}" for name, count in hit.items() if not count]
@@ -331,5 +231,29 @@ def main() -> int:
     return 1 if failures else 0
 
 
-if __name__ == "__main__":
-    sys.exit(main())
+def kill_repeatedly(
+    recipe: Path, workdir: Path, options: argparse.Namespace
+) -> tuple[Table, dict[str, int]]:
+    """Starts and kills a run; returns a table of the kills, and how many hit a write."""
+    rng, phases = random.Random(options.seed), list(KILL_PHASES)
+    columns = ["kill", "while", "last step", "unfinished checkpoint", "unfinished evaluation"]
+    if options.processes > 1:
+        phases.remove(starting)  # the others wait for a process that has not connected
+        columns += ["process", "others exited after"]
+    table, hit = Table(*columns), {"saving": 0, "evaluating": 0}
+    for i in range(options.kills):
+        phase = phases[i % len(phases)]
+        step = (i + 1) * options.steps // (options.kills + 2)
+        victim = i % options.processes
+        run = start(recipe, workdir, options.processes, i % (options.workers + 1))
+        left = kill_once(run, workdir, phase, step, rng.random(), victim)
+        unfinished = left.unfinished_checkpoint, left.unfinished_evaluation
+        for name, was_hit in zip(hit, unfinished, strict=True):
+            hit[name] += was_hit
+        words = ["yes" if each else "no" for each in unfinished]
+        row = [str(i + 1), phase.__name__, str(left.step), *words]
+        if options.processes > 1:
+            row += [str(victim), f"{left.seconds:.1f} s"]
+        table.add_row(*row)
+        print(f"kill {i + 1}/{options.kills} while {row[1]}: step {left.step}", flush=True)
+    return table, hit

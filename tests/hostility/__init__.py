@@ -1,0 +1,1 @@
+"""Attacks on runs, commands and readers of models: ``python -m tests.hostility --help``."""
