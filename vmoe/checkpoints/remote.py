@@ -25,10 +25,10 @@ from pathlib import Path
 from typing import Any
 
 from vmoe.cache import cache_folder
-from vmoe.checkpoints import chunked, safetensors
-from vmoe.checkpoints.folder import CONFIG, MODEL, write
+from vmoe.checkpoints import chunked, safetensors_files
+from vmoe.checkpoints.from_hugging_face import IMAGES
 from vmoe.checkpoints.stored import StoredModel
-from vmoe.checkpoints.weights import IMAGES
+from vmoe.checkpoints.vmoe_format import CONFIG, MODEL, write
 from vmoe.errors import Failure, UsageError, VmoeError, one_line, shortened
 from vmoe.signals import temporary_folder
 from vmoe.workdir.layout import replace_text
@@ -42,7 +42,7 @@ IDENTITY = (  # what fsspec's file systems report about a file that differs afte
 TIMEOUT = 60  # seconds without data after which a connection is given up
 MAX_REASON = 200  # characters
 PASSING = (408, 425, 429)  # HTTP statuses of a server that is late or busy
-SINGLE = (".npz", ".safetensors", safetensors.INDEX)
+SINGLE = (".npz", ".safetensors", safetensors_files.INDEX)
 
 Info = dict[str, Any]
 
@@ -143,7 +143,7 @@ class _Server:
             for file in chunked.data_files(path.with_suffix("")):
                 self.download(_beside(url, file.name))
         elif not url.endswith(".npz"):
-            for file in safetensors.files(path)[1:]:
+            for file in safetensors_files.files(path)[1:]:
                 self.download(_beside(url, file.name))
             for name in (CONFIG, IMAGES):
                 if more := self.info(_beside(url, name)):
@@ -215,7 +215,7 @@ def _candidates(url: str) -> list[str]:
     """The files of which one is at the URL of a model."""
     if url.endswith((*SINGLE, ".index")):
         return [url]
-    folder = [f"{url}/{MODEL}", f"{url}/{MODEL}{safetensors.INDEX}"]
+    folder = [f"{url}/{MODEL}", f"{url}/{MODEL}{safetensors_files.INDEX}"]
     scheme, _, rest = url.partition("://")
     root = rest.count("/") < (2 if scheme == "hf" else 1)  # a host, bucket or repository
     return folder if root else [f"{url}.index", *folder]

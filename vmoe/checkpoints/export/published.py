@@ -1,4 +1,7 @@
-"""Writes checkpoints in the published container; ``chunked.py`` describes and reads it."""
+"""Writes checkpoints that the V-MoE authors' code reads; ``chunked.py`` describes the container.
+
+Shapes and axis orders are the same here; only the names differ (``flax_names.py``).
+"""
 
 import math
 from collections.abc import Iterable, Iterator, Mapping
@@ -21,12 +24,52 @@ from vmoe.checkpoints.chunked import (
     leaves,
     volume,
 )
+from vmoe.checkpoints.flax_names import published_name
+from vmoe.config import ViTConfig
+from vmoe.config.fields import at_least
 from vmoe.errors import UsageError, writing
 from vmoe.signals import unfinished
+from vmoe.trees import by_name
 from vmoe.workdir.layout import replacing
 
+PUBLISHED = {"gelu": "tanh", "norm_epsilon": 1e-6, "fc_norm": False, "pre_norm": False}
+NOT_REPRESENTABLE = {"pooling": "patch_mean", "positions": "none"}  # read back as something else
 
-def write(prefix: str | Path, arrays: Mapping[str, np.ndarray], *, shards: int = 1) -> None:
+
+def write(prefix: Path, config: ViTConfig, params: Mapping[str, Any], *, shards: int = 1) -> None:
+    """Writes a model as a checkpoint that the authors' code can read.
+
+    Args:
+        prefix: of the paths of the files.
+        params: as nested dicts.
+        shards: number of data files, over which the experts are split.
+
+    Raises:
+        UsageError: the published format cannot represent the model, or a file exists.
+        Failure: a file cannot be written.
+    """
+    for field, value in PUBLISHED.items():
+        if getattr(config, field) != value:
+            raise UsageError(
+                f"published checkpoints do not store this field, and are read with {value}; use "
+                "another format",
+                **{f"model.{field}": getattr(config, field)},
+            )
+    for field, value in NOT_REPRESENTABLE.items():
+        if getattr(config, field) == value:
+            raise UsageError(
+                "a published checkpoint cannot represent it; use another format",
+                **{f"model.{field}": value},
+            )
+    at_least(1).check(shards=shards)
+    arrays = {
+        f"params/{published_name(path, config)}": np.asarray(value)
+        for path, value in by_name(params).items()
+    }
+    write_arrays(prefix, arrays, shards=shards)
+
+
+def write_arrays(prefix: str | Path, arrays: Mapping[str, np.ndarray], *, shards: int = 1) -> None:
     """Writes a new checkpoint; the index is written last.
 
     Args:
@@ -106,16 +149,15 @@ def _write_data(path: Path, content: list[tuple[str, np.ndarray, list[Box]]]) ->
         yield packer.pack(MARK) + packer.pack(True)
         for key, array, boxes in content:
             slices = [
-                [_pieces(array[(*(slice(*each) for each in box), ...)]), _extension(box)]
+                [
+                    _pieces(array[(*(slice(*each) for each in box), ...)]),
+                    msgpack.ExtType(SLICE_ND, _pack_box(box)),
+                ]
                 for box in boxes
             ]
             yield packer.pack(key) + packer.pack(slices)
 
     _replace(path, parts())
-
-
-def _extension(box: Box) -> msgpack.ExtType:
-    return msgpack.ExtType(SLICE_ND, _pack_box(box))
 
 
 def _pieces(array: np.ndarray) -> list[msgpack.ExtType]:

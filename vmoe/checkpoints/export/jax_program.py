@@ -17,11 +17,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from vmoe import models
-from vmoe.checkpoints.assemble import nested
-from vmoe.checkpoints.checksums import by_name
-from vmoe.checkpoints.folder import SHARD, new_folder, write_arrays, write_config
 from vmoe.checkpoints.stored import StoredModel
+from vmoe.checkpoints.vmoe_format import SHARD, new_folder, write_arrays, write_config
 from vmoe.config import ViTConfig, replace
+from vmoe.trees import by_name, nested
 
 FORMAT, VERSION = "jax.export", 1
 PROGRAM, README = "model.jaxexport", "README.md"

@@ -24,7 +24,7 @@ from jaxtyping import Array, Bool, Float
 
 from vmoe import models
 from vmoe.axes import Record, Route, SoftRouting
-from vmoe.checkpoints.matmul_form import matmul_form
+from vmoe.checkpoints.export.matmul_form import matmul_form
 from vmoe.checkpoints.stored import StoredModel
 from vmoe.config import ViTConfig, replace, to_json
 from vmoe.errors import UsageError, writing
