@@ -3,7 +3,7 @@
 Code that looks into paths takes them as tuples, from ``flax.traverse_util.flatten_dict``.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import jax
@@ -30,3 +30,12 @@ def nested(arrays: Mapping[str, Any]) -> dict[Any, Any]:
             for path, value in arrays.items()
         }
     )
+
+
+def path_name(path: Iterable[str | int]) -> str:
+    """A path as text.
+
+    >>> path_name(("blocks", 1, "mlp", "up", "kernel"))
+    'blocks/1/mlp/up/kernel'
+    """
+    return "/".join(map(str, path))

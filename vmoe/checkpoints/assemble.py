@@ -50,12 +50,7 @@ def assemble(family: Family) -> StoredModel:
 
 
 def outline(family: Family) -> StoredModel:
-    """The model in files, with the shapes of its parameters; no array is read.
-
-    Raises:
-        UsageError: the files hold another kind of model; names the parameter.
-        Failure: the files are corrupt.
-    """
+    """The model in files, with the shapes of its parameters; no array is read."""
     with naming(family.arrays.path):
         shapes, unused = _shapes(family)
         own = {path: shape for path, shape in shapes.items() if not path.endswith(SCALES)}

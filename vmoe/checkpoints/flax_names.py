@@ -59,13 +59,7 @@ DENSE, SOFT = "/Router/dense/kernel", "/Router/mu"  # the same parameter of two 
 
 
 def rename(name: str, shape: tuple[int, ...]) -> Mapping[str, Transform]:
-    """The parameters in an array of such a file; see ``Rename``.
-
-    Raises:
-        KeyError: the name is unknown.
-        UsageError: the array belongs to an ensemble.
-        ValueError: more blocks are stacked than a model can have.
-    """
+    """The parameters in an array of such a file; a ``Rename``."""
     prefix = next((each for each in PREFIXES if name.startswith(each)), "")
     if not prefix and name.startswith(("opt/", "opt_state/", "step", "rng", "state/")):
         return {}

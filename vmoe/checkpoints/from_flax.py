@@ -26,9 +26,6 @@ def published(prefix: Path) -> Family:
 
     Args:
         prefix: of its files, PREFIX.index and PREFIX.data-nnnnn-of-NNNNN.
-
-    Raises:
-        Failure: a file is missing, or the index is corrupt.
     """
     arrays, entry = chunked.read(prefix), zoo.published(prefix.name)
     family = Family(
@@ -41,12 +38,7 @@ def published(prefix: Path) -> Family:
 
 
 def vit_npz(path: Path) -> Family:
-    """A ViT, or a V-MoE, in a .npz file.
-
-    Raises:
-        UsageError: the file holds Python objects.
-        Failure: the file is corrupt.
-    """
+    """A ViT, or a V-MoE, in a .npz file."""
     return Family(
         Origin("npz", path),
         npz.read(path),

@@ -67,10 +67,6 @@ def family(file: ArrayFile, config: Mapping[str, Any]) -> Family:
 
     Args:
         config: the content of config.json.
-
-    Raises:
-        UsageError: the model is no plain ViT.
-        Failure: preprocessor_config.json is corrupt.
     """
     kind = config["model_type"]
     images_file = file.path.with_name(IMAGES)
@@ -138,11 +134,7 @@ def _normalisation(kind: str, images: Mapping[str, Any]) -> tuple[Any, Any]:
 
 
 def preprocessing(images: Mapping[str, Any], image_size: int) -> Preprocessing:
-    """How transformers prepares images, by the content of preprocessor_config.json.
-
-    Raises:
-        UsageError: a setting is not supported.
-    """
+    """How transformers prepares images, by the content of preprocessor_config.json."""
     size, resample = images.get("size", image_size), images.get("resample", 2)
     if resample not in RESAMPLES:
         raise UsageError(f"preprocessor_config.json: resample {resample!r} is not supported")

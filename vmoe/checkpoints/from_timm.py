@@ -96,9 +96,6 @@ def family(file: ArrayFile, config: Mapping[str, Any]) -> Family:
 
     Args:
         config: the content of config.json.
-
-    Raises:
-        UsageError: the architecture is unknown, or no plain ViT.
     """
     architecture, changes = str(config["architecture"]), config.get("model_args") or {}
     heads = _heads(file, architecture, changes.get("num_heads"))

@@ -31,10 +31,6 @@ def resolve(path: str | Path) -> tuple[Path, str | Path]:
 
     Returns:
         the local path, and the path or URL to show in messages.
-
-    Raises:
-        UsageError: the name has no weights, or the URL cannot be read.
-        Failure: a downloaded index is corrupt.
     """
     address = zoo.address(str(path))
     if url := remote.url_of(address):
@@ -119,10 +115,6 @@ def open_run(path: Path, *, use_ema: bool = True) -> tuple[StoredModel, list[int
     Args:
         path: a run folder or a checkpoint in it, as for ``restore.find``.
         use_ema: of the moving average of the parameters, if the run has one.
-
-    Raises:
-        UsageError: there is no such checkpoint, or a file of the run is missing or corrupt.
-        Failure: all checkpoints of the run are corrupt.
     """
     workdir, steps = find(path)
     config = read_config(workdir)

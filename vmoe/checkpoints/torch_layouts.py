@@ -94,9 +94,6 @@ def renaming(rules: Mapping[str, Layout], heads: int) -> Rename:
     Args:
         rules: by pattern; all of a name must match.
         heads: number of attention heads.
-
-    Raises:
-        UsageError: there is less than one.
     """
     if heads < 1:
         raise UsageError(f"{heads} attention heads: a model has at least one")

@@ -45,10 +45,6 @@ def family(file: ArrayFile, config: Mapping[str, Any]) -> Family:
 
     Args:
         config: the content of config.json.
-
-    Raises:
-        UsageError: the format has another version.
-        Failure: a file is corrupt.
     """
     place = file.path.with_name(CONFIG)
     if config.get("version") != VERSION:
@@ -104,10 +100,6 @@ def write(
         folder: a new or an empty one; its name is the title of the card.
         notes: the end of the card.
         shard_bytes: largest size of a file of parameters; only a single larger array exceeds it.
-
-    Raises:
-        UsageError: the folder has files.
-        Failure: it cannot be written.
     """
     arrays = {name: np.asarray(leaf) for name, leaf in by_name(stored.params).items()}
     with new_folder(folder):
@@ -118,12 +110,7 @@ def write(
 
 @contextlib.contextmanager
 def new_folder(folder: Path) -> Iterator[None]:
-    """Makes a folder, in which the context writes files.
-
-    Raises:
-        UsageError: the folder has files.
-        Failure: it cannot be written; nothing of it is left.
-    """
+    """Makes a folder, in which the context writes files; after an error nothing of it is left."""
     check_empty(folder)
     with writing(folder), unfinished(folder):
         folder.mkdir(parents=True, exist_ok=True)
@@ -133,11 +120,7 @@ def new_folder(folder: Path) -> Iterator[None]:
 def write_config(
     folder: Path, stored: StoredModel, content: Mapping[str, Any], files: Sequence[str]
 ) -> None:
-    """Writes config.json: the content, what belongs to the model, and the SHA-256 of files.
-
-    Raises:
-        OSError: it cannot be written.
-    """
+    """Writes config.json: the content, what belongs to the model, and the SHA-256 of files."""
     content = dict(content) | {
         "model": json.loads(to_json(stored.config)),
         "class_names": stored.class_names,
@@ -151,11 +134,7 @@ def write_config(
 
 
 def check_empty(folder: Path) -> None:
-    """Checks that a folder can be written: that it does not exist, or has no files.
-
-    Raises:
-        UsageError: it has files, or is not a folder.
-    """
+    """Checks that a folder can be written: that it does not exist, or has no files."""
     if folder.exists() and not folder.is_dir():
         raise UsageError(f"{folder}: it is a file; use another folder")
     if folder.exists() and any(folder.iterdir()):
@@ -167,9 +146,6 @@ def write_arrays(folder: Path, arrays: Mapping[str, np.ndarray], shard_bytes: in
 
     Returns:
         the names of the files.
-
-    Raises:
-        OSError: the folder cannot be written.
     """
     shards: list[dict[str, np.ndarray]] = [{}]
     for name, array in arrays.items():

@@ -17,7 +17,7 @@ from vmoe.config import MoEConfig, TokenChoice
 from vmoe.errors import UsageError
 from vmoe.nn.keys import InitKeys
 from vmoe.nn.module_moe import ModuleMoE, on_rows
-from vmoe.surgery.params import path_name
+from vmoe.trees import path_name
 
 Select = type | tuple[type, ...] | Callable[[tuple[Any, ...], nnx.Module], bool]
 """Which modules: those of a type or of some types, or those for which (path, module) is True."""

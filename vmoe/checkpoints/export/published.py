@@ -4,12 +4,13 @@ Shapes and axis orders are the same here; only the names differ (``flax_names.py
 """
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import msgpack
 import numpy as np
+from flax.traverse_util import unflatten_dict
 
 from vmoe.checkpoints.chunked import (
     ARRAY,
@@ -77,41 +78,32 @@ def write_arrays(prefix: str | Path, arrays: Mapping[str, np.ndarray], *, shards
         arrays: by name, whose parts are joined by "/".
         shards: number of data files. Each array is split over all of them along its first axis if
             its length is a multiple; otherwise it is in the smallest one.
-
-    Raises:
-        UsageError: the files exist.
-        Failure: they cannot be written.
     """
     paths = [index_path(prefix), *data_paths(prefix, shards)]
     for path in paths:
         if path.exists():
             raise UsageError(f"{path}: it exists; use another prefix")
-    tree: dict[str, Any] = {}
-    for name in arrays:
-        *parents, last = name.split("/")
-        branch = tree
-        for parent in parents:
-            branch = branch.setdefault(parent, {})
-        branch[last] = name
-    contents: list[list[tuple[str, list[Box]]]] = [[] for _ in range(shards)]
-    sizes, files = [0] * shards, {}
+    tree = unflatten_dict({name: name for name in arrays}, sep="/")
+    contents: list[list[tuple[str, np.ndarray, Box]]] = [[] for _ in range(shards)]
+    sizes, files = [0] * shards, dict[str, dict[Box, int]]()
     for number, (name, _) in enumerate(leaves(tree)):
-        boxes = _split(arrays[name].shape, shards)
+        array = arrays[name]
+        boxes = _split(array.shape, shards)
         smallest = sizes.index(min(sizes))
         files[name] = dict(
             zip(boxes, range(shards) if len(boxes) > 1 else [smallest], strict=False)
         )
         for box, file in files[name].items():
-            contents[file].append((str(number), [box]))
-            sizes[file] += volume(box) * arrays[name].dtype.itemsize
-    names = [name for name, _ in leaves(tree)]
+            contents[file].append((str(number), array, box))
+            sizes[file] += volume(box) * array.dtype.itemsize
     with writing(prefix), unfinished(*paths):
         index_path(prefix).parent.mkdir(parents=True, exist_ok=True)
         for path, content in zip(paths[1:], contents, strict=True):
-            _write_data(path, [(key, arrays[names[int(key)]], boxes) for key, boxes in content])
+            _write_data(path, content)
         index = _index(tree, arrays, files)
-        whole = {"shard_count": shards, "index": index, "version": VERSION}
-        _replace(index_path(prefix), [_packed(whole)])
+        with replacing(index_path(prefix)) as temporary:
+            whole = {"shard_count": shards, "index": index, "version": VERSION}
+            temporary.write_bytes(_packed(whole))
 
 
 def _packed(value: Any) -> bytes:
@@ -141,23 +133,15 @@ def _pack_box(box: Box) -> bytes:
     return _packed([_packed((start, stop, None)) for start, stop in box])
 
 
-def _write_data(path: Path, content: list[tuple[str, np.ndarray, list[Box]]]) -> None:
+def _write_data(path: Path, content: list[tuple[str, np.ndarray, Box]]) -> None:
     packer: Any = msgpack.Packer()
-
-    def parts() -> Iterator[bytes]:
-        yield packer.pack_map_header(len(content) + 1)
-        yield packer.pack(MARK) + packer.pack(True)
-        for key, array, boxes in content:
-            slices = [
-                [
-                    _pieces(array[(*(slice(*each) for each in box), ...)]),
-                    msgpack.ExtType(SLICE_ND, _pack_box(box)),
-                ]
-                for box in boxes
-            ]
-            yield packer.pack(key) + packer.pack(slices)
-
-    _replace(path, parts())
+    with replacing(path) as temporary, temporary.open("wb") as file:
+        file.write(packer.pack_map_header(len(content) + 1))
+        file.write(packer.pack(MARK) + packer.pack(True))
+        for key, array, box in content:
+            pieces = _pieces(array[(*(slice(*each) for each in box), ...)])
+            slices = [[pieces, msgpack.ExtType(SLICE_ND, _pack_box(box))]]
+            file.write(packer.pack(key) + packer.pack(slices))
 
 
 def _pieces(array: np.ndarray) -> list[msgpack.ExtType]:
@@ -169,10 +153,3 @@ def _pieces(array: np.ndarray) -> list[msgpack.ExtType]:
         )
         for part in (flat[i : i + step] for i in range(0, flat.size, step))
     ]
-
-
-def _replace(path: Path, parts: Iterable[bytes]) -> None:
-    """Writes a file; see ``replacing``."""
-    with replacing(path) as temporary, temporary.open("wb") as file:
-        for part in parts:
-            file.write(part)
