@@ -68,12 +68,28 @@ def fetch(url: str) -> Path:
         Failure: the server cannot be reached, the disk is full, or an index, which names further
             files, is corrupt.
     """
-    scheme, _, rest = url.partition("://")
-    if scheme not in EXTRAS:
-        raise UsageError(f"{url}: {scheme}:// is not supported, use {', '.join(EXTRAS)}")
-    if re.search(r"[?#\s]", rest) or not rest:
-        raise UsageError(f"{url}: give a URL without query, fragment and spaces")
-    return _Server(url).fetch(url)
+    server = _Server(url)
+    for file in _candidates(url):
+        if info := server.info(file):
+            break
+    else:
+        raise UsageError(
+            f"{url}: no checkpoint there; give a folder with {MODEL} and {CONFIG}, a .npz file, or "
+            "the PREFIX of a published checkpoint, PREFIX.index"
+        )
+    path = server.download(file, info)
+    if file.endswith(".index"):
+        for data in chunked.data_files(path.with_suffix("")):
+            server.download(_beside(file, data.name))
+    elif not file.endswith(".npz"):
+        for shard in safetensors_files.files(path)[1:]:
+            server.download(_beside(file, shard.name))
+        for name in (CONFIG, IMAGES):
+            if more := server.info(_beside(file, name)):
+                server.download(_beside(file, name), more)
+            else:  # an earlier version of the model may have had one
+                path.with_name(name).unlink(missing_ok=True)
+    return path
 
 
 def push(stored: StoredModel, url: str) -> None:
@@ -115,7 +131,12 @@ class _Server:
     """The file system of a URL."""
 
     def __init__(self, url: str) -> None:
-        self.scheme = scheme = url.partition("://")[0]
+        scheme, _, rest = url.partition("://")
+        if scheme not in EXTRAS:
+            raise UsageError(f"{url}: {scheme}:// is not supported, use {', '.join(EXTRAS)}")
+        if re.search(r"[?#\s]", rest) or not rest:
+            raise UsageError(f"{url}: give a URL without query, fragment and spaces")
+        self.scheme = scheme
         try:
             import fsspec
 
@@ -125,32 +146,6 @@ class _Server:
         except Exception as error:  # file systems raise errors of many types
             raise UsageError(f"{url}: {_reason(error)}") from None
         self.system.invalidate_cache()
-
-    def fetch(self, url: str) -> Path:
-        """Downloads the files of a model; see the function of this name."""
-        for file in _candidates(url):
-            if info := self.info(file):
-                return self.fetch_model(file, info)
-        raise UsageError(
-            f"{url}: no checkpoint there; give a folder with {MODEL} and {CONFIG}, a .npz file, or "
-            "the PREFIX of a published checkpoint, PREFIX.index"
-        )
-
-    def fetch_model(self, url: str, info: Info) -> Path:
-        """Downloads a file and those that belong to it."""
-        path = self.download(url, info)
-        if url.endswith(".index"):
-            for file in chunked.data_files(path.with_suffix("")):
-                self.download(_beside(url, file.name))
-        elif not url.endswith(".npz"):
-            for file in safetensors_files.files(path)[1:]:
-                self.download(_beside(url, file.name))
-            for name in (CONFIG, IMAGES):
-                if more := self.info(_beside(url, name)):
-                    self.download(_beside(url, name), more)
-                else:  # an earlier version of the model may have had one
-                    path.with_name(name).unlink(missing_ok=True)
-        return path
 
     def info(self, url: str) -> Info | None:
         """What the server says about a file; None if there is no such file."""

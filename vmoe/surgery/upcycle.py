@@ -101,9 +101,6 @@ def upcycle_params(
         moe: config of each new sparse layer.
         initial: a tree of the new model to take the routers from, in place of the seed; zeros for
             the moments of an optimiser.
-
-    Raises:
-        UsageError: as ``upcycle``.
     """
     at_least(0).check(noise_std=noise_std)
     chosen = _dense_blocks(config, blocks)
