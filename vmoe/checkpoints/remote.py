@@ -18,13 +18,12 @@ same machine; Google Cloud Storage and the Hugging Face hub were never reached.
 import hashlib
 import json
 import logging
-import os
 import re
 import sys
 from pathlib import Path
 from typing import Any
 
-from vmoe.cache import cache_folder
+from vmoe.cache import atomic, cache_folder
 from vmoe.checkpoints import chunked, safetensors_files
 from vmoe.checkpoints.from_hugging_face import IMAGES
 from vmoe.checkpoints.stored import StoredModel
@@ -179,13 +178,11 @@ class _Server:
         print(f"downloading {path.name} from {url}, {amount}, to {path.parent}", file=sys.stderr)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            with temporary_folder(dir=path.parent) as folder:
-                partial = folder / path.name
+            with atomic(path) as partial:
                 self.system.get_file(url, str(partial))
                 if size is not None and (found := partial.stat().st_size) != size:
                     raise OSError(f"{found:,} of {size:,} bytes were received")
                 record.unlink(missing_ok=True)
-                os.replace(partial, path)
             replace_text(record, text)
         except Exception as error:  # file systems raise errors of many types
             raise _unreadable(url, error) from None
