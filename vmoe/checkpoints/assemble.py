@@ -1,7 +1,6 @@
 """From a family, whose arrays have other names and layouts, to a stored model."""
 
 import functools
-from collections.abc import Mapping
 
 import jax
 import numpy as np
@@ -9,7 +8,7 @@ import numpy as np
 from vmoe import models
 from vmoe.checkpoints.arrays import FLOATS
 from vmoe.checkpoints.family import HALF, Family, Pixels
-from vmoe.checkpoints.infer import count_blocks, infer_config
+from vmoe.checkpoints.infer import Shapes, count_blocks, infer_config
 from vmoe.checkpoints.stored import StoredModel
 from vmoe.class_names import class_names
 from vmoe.config import ViTConfig, replace
@@ -19,8 +18,6 @@ from vmoe.trees import by_name, nested
 IMAGENET = {1000: "imagenet_1k", 21_843: "imagenet_21k"}  # by number of classes
 NAMED = 5  # parameters in a message
 SCALES = ("/attention/out/scale", "/mlp/down/scale")  # ends of the paths of layer scale
-
-Shapes = dict[str, tuple[int, ...]]
 
 
 def assemble(family: Family) -> StoredModel:
@@ -103,7 +100,7 @@ def shapes_in(family: Family, name: str) -> Shapes | None:
 
 def _shapes(family: Family) -> tuple[Shapes, tuple[str, ...]]:
     """The shapes of all parameters, and the names of arrays that are of no use."""
-    shapes: Shapes = {}
+    shapes: dict[str, tuple[int, ...]] = {}
     unused, unknown = [], []
     for name, info in family.arrays.infos.items():
         parts = shapes_in(family, name)
@@ -158,9 +155,7 @@ def _expected(config: ViTConfig) -> dict[str, jax.ShapeDtypeStruct]:
     return expected
 
 
-def check_shapes(
-    shapes: Mapping[str, tuple[int, ...]], config: ViTConfig, *, left_out: tuple[str, ...] = ()
-) -> None:
+def check_shapes(shapes: Shapes, config: ViTConfig, *, left_out: tuple[str, ...] = ()) -> None:
     """Checks that a model of the config has parameters of these shapes.
 
     Args:
@@ -183,7 +178,7 @@ def check_shapes(
             raise UsageError(f"{path} has shape {shape}, and {expected[path]} fits the others")
 
 
-def _check_sizes(shapes: Mapping[str, tuple[int, ...]], config: ViTConfig) -> None:
+def _check_sizes(shapes: Shapes, config: ViTConfig) -> None:
     """Checks sizes that a config declares against those of arrays, before anything is built."""
     if empty := [path for path, shape in shapes.items() if 0 in shape]:
         raise UsageError(f"{empty[0]} has shape {shapes[empty[0]]}: it has no values")
@@ -197,7 +192,7 @@ def _check_sizes(shapes: Mapping[str, tuple[int, ...]], config: ViTConfig) -> No
         require(size is None or size <= largest, "no parameter has such an axis", **{name: size})
 
 
-def _check_scales(shapes: Mapping[str, tuple[int, ...]], depth: int) -> None:
+def _check_scales(shapes: Shapes, depth: int) -> None:
     """Checks that if a layer has factors for its outputs, so does that layer of every block."""
     scaled = {path.removesuffix("/scale") for path in shapes if path.endswith(SCALES)}
     layers = {path.split("/", 2)[2] for path in scaled}

@@ -8,7 +8,7 @@ from typing import Any
 from vmoe.config import MoEConfig, Soft, ViTConfig
 from vmoe.errors import UsageError
 
-Shapes = Mapping[str, tuple[int, ...]]
+Shapes = Mapping[str, tuple[int, ...]]  # by path
 MAX_DEPTH = 256  # blocks; a model of more would take minutes to build
 IMAGE_SIZE = 224  # pixels, if no parameter and no file specifies it
 
