@@ -28,7 +28,7 @@ import numpy as np
 from flax import nnx
 
 from vmoe import models
-from vmoe.checkpoints import onnx
+from vmoe.checkpoints.export import onnx_file
 from vmoe.checkpoints.stored import Origin, StoredModel
 from vmoe.config import ExpertChoice, TokenChoice, ViTConfig
 from vmoe.config.preprocessing import Preprocessing
@@ -75,7 +75,7 @@ def make_environment(env: Path) -> Path:
         venv.create(env, with_pip=True, clear=True)
         packages = Path(sysconfig.get_path("purelib", "venv", scheme))
         (packages / "outer.pth").write_text(sysconfig.get_path("purelib"))
-        for command in (*onnx.INSTALL.split(" && "), RUNTIMES):
+        for command in (*onnx_file.INSTALL.split(" && "), RUNTIMES):
             subprocess.run([python, "-m", *command.split(), "--quiet"], check=True)
         complete.touch()
     return python
@@ -102,7 +102,7 @@ def compare(name: str, folder: Path) -> list[str]:
     images = np.random.default_rng(1).uniform(-1, 1, (IMAGES, size, size, 3)).astype(np.float32)
     model = models.with_params(stored.config, jax.tree.map(jnp.asarray, stored.params))
     forward = jax.jit(model.forward)
-    onnx.write(path, stored)
+    onnx_file.write(path, stored)
     session = onnxruntime.InferenceSession(path)
     compiled = openvino.Core().compile_model(path, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     runs: list[Callable[[], np.ndarray]] = [
@@ -128,7 +128,7 @@ def other_slots(stored: StoredModel, model: ViT, images: np.ndarray) -> str:
     blocks = stored.config.sparse_blocks
     if not blocks:
         return "-"
-    exported = onnx.without_scatters(stored.config, stored.params)
+    exported = onnx_file.without_scatters(stored.config, stored.params)
 
     def tokens(image: jax.Array) -> list[jax.Array]:
         """As ``Routing.tokens``: s where a slot is empty."""
@@ -137,7 +137,9 @@ def other_slots(stored: StoredModel, model: ViT, images: np.ndarray) -> str:
         before_empty = jnp.arange(filled[0].shape[1], 0.0, -1.0)  # s - token
         return [len(before_empty) - jnp.einsum("gsec,s->ec", each, before_empty) for each in filled]
 
-    proto = onnx.convert(tokens, stored.config.image_size, [f"tokens{block}" for block in blocks])
+    proto = onnx_file.convert(
+        tokens, stored.config.image_size, [f"tokens{block}" for block in blocks]
+    )
     session = onnxruntime.InferenceSession(proto.SerializeToString())
     found = session.run(None, {"images": images})
     records = model.forward(images)[1]

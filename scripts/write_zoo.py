@@ -19,7 +19,7 @@ from typing import NamedTuple
 import numpy as np
 
 from vmoe import zoo
-from vmoe.checkpoints import folder, read
+from vmoe.checkpoints import read, vmoe_format
 from vmoe.data.decode import decode
 from vmoe.data.sources import name_and_split, open_source
 from vmoe.data.sources.builtin import path_of
@@ -110,7 +110,7 @@ def write_model(name: str, model: Model) -> None:
     destination = zoo.PACKAGED / name
     shutil.rmtree(destination, ignore_errors=True)
     notes = NOTES.format(data=model.described, config=model.config, seed=best, rows="\n".join(rows))
-    folder.write(destination, stored[best], notes=notes)
+    vmoe_format.write(destination, stored[best], notes=notes)
     print(f"{destination}: seed {best}", *rows, sep="\n")
 
 

@@ -8,15 +8,24 @@ import numpy as np
 
 from vmoe.checkpoints import flax_names
 from vmoe.checkpoints.arrays import ArrayFile, ArrayInfo
-from vmoe.checkpoints.assemble import Conversion, assemble
+from vmoe.checkpoints.assemble import assemble
+from vmoe.checkpoints.family import Family
+from vmoe.checkpoints.stored import Origin
 from vmoe.config import ExpertChoice, MoEConfig, Router, Soft, TokenChoice, ViTConfig
+from vmoe.config.preprocessing import Preprocessing
 
 
 def published_params(config: ViTConfig, arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
     """The parameters, by the reader of published checkpoints."""
     infos = {name: ArrayInfo(array.shape, array.dtype) for name, array in arrays.items()}
     file = ArrayFile(Path("stored"), infos, lambda names: ((name, arrays[name]) for name in names))
-    return assemble(Conversion(file, flax_names.rename, config=config)).params
+    return assemble(published_family(file, config=config)).params
+
+
+def published_family(file: ArrayFile, **fields: Any) -> Family:
+    """The family of published checkpoints, whose arrays are in the memory."""
+    origin = Origin("published", file.path)
+    return Family(origin, file, flax_names.rename, lambda n: (Preprocessing(n), []), **fields)
 
 
 def published_router(theirs: dict[str, Any]) -> Router:

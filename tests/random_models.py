@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from flax.traverse_util import unflatten_dict
 
 from vmoe import models
 from vmoe.axes import Record
@@ -14,7 +15,7 @@ from vmoe.checkpoints.stored import Origin, StoredModel
 from vmoe.config import ViTConfig
 from vmoe.config.preprocessing import Preprocessing
 from vmoe.nn.vit import ViT
-from vmoe.surgery.params import nested, shapes
+from vmoe.surgery.params import shapes
 
 
 def random_params(config: ViTConfig, seed: int = 0) -> dict[Any, Any]:
@@ -24,7 +25,7 @@ def random_params(config: ViTConfig, seed: int = 0) -> dict[Any, Any]:
         path: np.float32(0.3 * rng.standard_normal(shape) + (path[-1] == "scale"))
         for path, shape in shapes(config).items()
     }
-    return jax.tree.map(jnp.asarray, nested(values))
+    return jax.tree.map(jnp.asarray, unflatten_dict(values))
 
 
 def stored_model(name: str, **overrides: Any) -> StoredModel:

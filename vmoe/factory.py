@@ -14,7 +14,6 @@ from jaxtyping import Float, UInt8
 from vmoe import models, zoo
 from vmoe.checkpoints import Origin, StoredModel, read, write
 from vmoe.checkpoints.assemble import check_shapes
-from vmoe.checkpoints.checksums import by_name
 from vmoe.checkpoints.restore import split_path
 from vmoe.config import RoutingOverrides, TrainConfig, replace
 from vmoe.config.fields import NOT_EMPTY
@@ -28,6 +27,7 @@ from vmoe.nn.inputs import to_float
 from vmoe.nn.vit import ViT
 from vmoe.surgery import fit
 from vmoe.surgery.resize import FIXED
+from vmoe.trees import by_name
 from vmoe.workdir.inference import INFERENCE, read_inference
 
 SIZES = ("num_classes", "pre_logits", "image_size")

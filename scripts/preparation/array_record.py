@@ -24,8 +24,9 @@ from typing import Any
 
 import numpy as np
 
+from vmoe.cache import TEMPORARY
 from vmoe.data.progress import progress
-from vmoe.workdir.layout import TEMPORARY, replace_text
+from vmoe.workdir.layout import replace_text
 
 SHARD_BYTES = 256 << 20  # of a shard, about; and of the images that are in memory at once
 MOST_SHARDS = 2000  # of a split

@@ -12,7 +12,7 @@ import pytest
 
 import vmoe
 from tests.random_models import model_of, outputs, random_images, stored_model
-from vmoe.checkpoints import export
+from vmoe.checkpoints.export import jax_program
 from vmoe.checkpoints.stored import StoredModel
 from vmoe.config import ExpertChoice, Soft, TokenChoice
 from vmoe.errors import UsageError
@@ -45,12 +45,12 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, S
     for name, router in ROUTERS.items():
         if router is None:
             stored[name] = stored_model("vit_tiny", depth=2)
-            export.write(folder / name, stored[name])
+            jax_program.write(folder / name, stored[name])
         else:
             moe = dict(router=router, images_per_group=1, capacity_factor=0.5)
             sparse = dict(depth=2, sparse_blocks=(0, 1), moe=moe)
             stored[name] = stored_model("vmoe_tiny_last2_e4", **sparse)
-            export.write(folder / name, stored[name], shard_bytes=10_000)
+            jax_program.write(folder / name, stored[name], shard_bytes=10_000)
     return folder, stored
 
 
@@ -107,6 +107,6 @@ def test_a_program_is_neither_overwritten_nor_read_as_a_model(
 ) -> None:
     folder, stored = written[0] / "dense", written[1]["dense"]
     with pytest.raises(UsageError, match="it is not empty"):
-        export.write(folder, stored)
+        jax_program.write(folder, stored)
     with pytest.raises(UsageError, match="a program of jax.export"):
         vmoe.load(folder)

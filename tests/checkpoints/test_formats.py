@@ -14,7 +14,7 @@ from scipy.special import expit
 import vmoe as library
 from tests.command import vmoe
 from tests.random_models import outputs
-from vmoe.checkpoints import folder, read, write
+from vmoe.checkpoints import read, vmoe_format, write
 from vmoe.config import RoutingOverrides
 from vmoe.data.sources import open_source
 from vmoe.errors import Failure, UsageError
@@ -48,7 +48,7 @@ def test_a_converted_model_is_the_same_with_all_that_belongs_to_it(
 
 def test_a_run_is_converted_and_split_into_files(tiny_run: Path, tmp_path: Path) -> None:
     stored = read(tiny_run)
-    folder.write(tmp_path / "split", stored, shard_bytes=10_000)
+    vmoe_format.write(tmp_path / "split", stored, shard_bytes=10_000)
     assert len(list((tmp_path / "split").glob("*.safetensors"))) > 2
     loaded = library.load(tmp_path / "split")
     assert_same_params(read(tmp_path / "split").params, stored.params)

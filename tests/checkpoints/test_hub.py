@@ -18,7 +18,7 @@ import pytest
 
 from tests.command import vmoe
 from vmoe.checkpoints import read
-from vmoe.checkpoints.checksums import by_name
+from vmoe.trees import by_name
 
 WEIGHTS = Path(__file__).parents[1] / "golden" / "weights" / "timm_vit"
 TOKEN = "hf_secret"

@@ -15,8 +15,8 @@ from jax.extend.core import jaxpr_as_fun
 
 from tests.random_models import forward, model_of, outputs, random_images, stored_model
 from vmoe.axes import SoftRouting
-from vmoe.checkpoints import onnx
-from vmoe.checkpoints.matmul_form import matmul_form
+from vmoe.checkpoints.export import onnx_file
+from vmoe.checkpoints.export.matmul_form import matmul_form
 from vmoe.config import ExpertChoice, Soft, TokenChoice
 from vmoe.errors import UsageError
 
@@ -42,7 +42,7 @@ def test_a_model_without_scatters_has_the_same_decisions_and_logits(router: str 
     stored = one_image_per_group(router)
     images = random_images(b=3)
     expected, records = forward(model_of(stored), images)
-    logits, own_records = forward(onnx.without_scatters(stored.config, stored.params), images)
+    logits, own_records = forward(onnx_file.without_scatters(stored.config, stored.params), images)
     scale = np.abs(expected).max()
     np.testing.assert_allclose(logits / scale, expected / scale, atol=1e-5)
     for block, record in records.items():
@@ -62,7 +62,7 @@ def test_onnx_runtime_gives_the_logits_for_any_number_of_images(
     pytest.importorskip("jax2onnx")
     runtime = pytest.importorskip("onnxruntime")
     stored = one_image_per_group(router)
-    onnx.write(tmp_path / "model.onnx", stored)
+    onnx_file.write(tmp_path / "model.onnx", stored)
     session = runtime.InferenceSession(tmp_path / "model.onnx")
     metadata = session.get_modelmeta().custom_metadata_map
     assert json.loads(metadata["class_names"]) == list(stored.class_names)
@@ -79,7 +79,7 @@ def test_onnx_runtime_gives_the_logits_for_any_number_of_images(
 @pytest.mark.parametrize("router", [None, "order", "soft"])
 def test_matmul_form_multiplies_only_matrices_and_changes_no_logits(router: str | None) -> None:
     stored = one_image_per_group(router)
-    model = onnx.without_scatters(stored.config, stored.params)
+    model = onnx_file.without_scatters(stored.config, stored.params)
     images = random_images()
     function = jax.make_jaxpr(matmul_form(jax.vmap(lambda image: model(image[None])[0])))(images)
     products = [eqn for eqn in function.eqns if eqn.primitive.name == "dot_general"]
@@ -93,6 +93,6 @@ def test_without_jax2onnx_the_message_says_how_to_install_it(
 ) -> None:
     monkeypatch.setitem(sys.modules, "jax2onnx", None)  # so Python says that it is not installed
     with pytest.raises(UsageError) as caught:
-        onnx.write(tmp_path / "model.onnx", stored_model("vit_tiny", depth=2))
-    assert str(caught.value) == f"writing ONNX needs jax2onnx: {onnx.INSTALL}"
+        onnx_file.write(tmp_path / "model.onnx", stored_model("vit_tiny", depth=2))
+    assert str(caught.value) == f"writing ONNX needs jax2onnx: {onnx_file.INSTALL}"
     assert not (tmp_path / "model.onnx").exists()

@@ -11,11 +11,14 @@ import numpy as np
 import pytest
 
 import vmoe
+from tests.published import published_family
 from tests.random_models import outputs
 from vmoe import zoo
-from vmoe.checkpoints import chunked, chunked_write, flax_names, read, released
+from vmoe.checkpoints import chunked, read
 from vmoe.checkpoints.arrays import ArrayFile, ArrayInfo
-from vmoe.checkpoints.assemble import Conversion, infer
+from vmoe.checkpoints.assemble import outline
+from vmoe.checkpoints.export import published
+from vmoe.checkpoints.from_flax import ASSUMED
 from vmoe.config import RoutingOverrides
 from vmoe.errors import Failure, UsageError
 
@@ -86,7 +89,7 @@ def test_a_written_checkpoint_is_bitwise_equal_for_an_independent_reader(
 ) -> None:
     original = independent_read(SAMPLES[1])
     stored = read(SAMPLES[0])
-    released.write(tmp_path / "copy", stored.config, stored.params, shards=shards)
+    published.write(tmp_path / "copy", stored.config, stored.params, shards=shards)
     copy = independent_read(tmp_path / "copy")
     assert sorted(copy) == sorted(original) and len(list(tmp_path.iterdir())) == shards + 1
     for name, array in original.items():
@@ -101,7 +104,7 @@ def test_arrays_of_any_dtype_and_shape_are_written_and_read(tmp_path: Path) -> N
         "a/b2": np.arange(6, dtype=np.float16).reshape(2, 3),
         "z/empty": np.zeros((0, 3), np.uint32),
     }
-    chunked_write.write(tmp_path / "x", arrays, shards=2)
+    published.write_arrays(tmp_path / "x", arrays, shards=2)
     file = chunked.read(tmp_path / "x")
     found = dict(file.read(["a/scalar", "a/b10", "z/empty"]))
     assert sorted(found) == ["a/b10", "a/scalar", "z/empty"]
@@ -115,7 +118,7 @@ def test_arrays_of_any_dtype_and_shape_are_written_and_read(tmp_path: Path) -> N
 def checkpoint(tmp_path: Path) -> Path:
     """A small checkpoint with two data files."""
     arrays = {"params/a": np.ones((4, 3), np.float32), "params/b": np.ones(5, np.float32)}
-    chunked_write.write(tmp_path / "x", arrays, shards=2)
+    published.write_arrays(tmp_path / "x", arrays, shards=2)
     return tmp_path / "x"
 
 
@@ -211,14 +214,14 @@ def test_an_ensemble_of_experts_is_refused_by_its_name(tmp_path: Path) -> None:
     arrays = independent_read(SAMPLES[0])
     name = "params/Encoder/encoderblock_1/Moe/Router/dense/kernel"
     arrays[name] = arrays[name].reshape(16, 2, 2)
-    chunked_write.write(tmp_path / "eee", arrays)
+    published.write_arrays(tmp_path / "eee", arrays)
     with pytest.raises(UsageError, match=r"this is an E\^3 ensemble"):
         read(tmp_path / "eee")
 
 
 def test_arrays_beside_the_parameters_are_reported_and_left_out(tmp_path: Path) -> None:
     arrays = independent_read(SAMPLES[0]) | {"opt_state/count": np.array(3), "step": np.array(9)}
-    chunked_write.write(tmp_path / "more", arrays)
+    published.write_arrays(tmp_path / "more", arrays)
     assert read(tmp_path / "more").origin.unused == ("opt_state/count", "step")
 
 
@@ -232,7 +235,7 @@ def test_the_names_and_shapes_of_a_released_model_give_its_config(
         for each, shape in shapes.items()
     }
     file = ArrayFile(Path(name), infos, lambda names: iter(()))
-    config, _ = infer(Conversion(file, flax_names.rename, moe=released.ASSUMED))
+    config = outline(published_family(file, moe=ASSUMED)).config
     expected = vmoe.models.model_config(**changes)
     assert vmoe.config.replace(config, head_bias=expected.head_bias) == expected
 
@@ -256,7 +259,7 @@ def test_a_published_checkpoint_has_the_capacity_factor_and_the_loss_of_its_auth
     """
     entry = next(entry for entry in zoo.ENTRIES if entry.tag == tag)
     prefix = tmp_path / entry.address.rpartition("/")[2]
-    chunked_write.write(prefix, independent_read(SAMPLES[0]))
+    published.write_arrays(prefix, independent_read(SAMPLES[0]))
     stored = read(prefix)
     assert {moe.capacity_factor for moe in stored.config.moe_blocks.values()} == {factor}
     assert entry.capacity_factor == factor and not stored.preprocessing.exif

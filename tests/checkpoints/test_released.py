@@ -10,10 +10,10 @@ import pytest
 from tests.published import published_params
 from vmoe import models
 from vmoe.checkpoints import read
-from vmoe.checkpoints.checksums import by_name
 from vmoe.checkpoints.flax_names import published_name
 from vmoe.config import MoEConfig, Soft
 from vmoe.errors import UsageError
+from vmoe.trees import by_name
 
 SHAPES = json.loads((Path(__file__).parents[1] / "golden" / "released_shapes.json").read_text())
 MODELS: dict[str, tuple[str, dict[str, Any]]] = {

@@ -20,11 +20,11 @@ from tests.command import TINY
 from tests.random_models import stored_of
 from vmoe import config as configs
 from vmoe.checkpoints import read
-from vmoe.checkpoints.checksums import by_name
-from vmoe.checkpoints.folder import write
 from vmoe.checkpoints.remote import url_of
+from vmoe.checkpoints.vmoe_format import write
 from vmoe.errors import Failure, UsageError
 from vmoe.train import train
+from vmoe.trees import by_name
 from vmoe.workdir.layout import read_init
 
 GOLDEN = Path(__file__).parents[1] / "golden"

@@ -13,7 +13,7 @@ import pytest
 from tests.command import vmoe
 from tests.data.open_files import no_more_files
 from vmoe import retry
-from vmoe.checkpoints import chunked, npz, read, safetensors
+from vmoe.checkpoints import chunked, npz, read, safetensors_files
 from vmoe.checkpoints.arrays import ArrayFile
 from vmoe.errors import Failure
 
@@ -21,9 +21,9 @@ GOLDEN = Path(__file__).parents[1] / "golden"
 WEIGHTS: dict[str, tuple[Callable[[Path], ArrayFile], Path]] = {
     "npz": (npz.read, GOLDEN / "weights" / "augreg" / "model.npz"),
     "published": (chunked.read, GOLDEN / "published" / "sharded" / "ckpt"),
-    "safetensors": (safetensors.read, GOLDEN / "weights" / "timm_vit" / "model.safetensors"),
+    "safetensors": (safetensors_files.read, GOLDEN / "weights" / "timm_vit" / "model.safetensors"),
     "index": (
-        safetensors.read,
+        safetensors_files.read,
         GOLDEN / "weights" / "hf_vit_shards" / "model.safetensors.index.json",
     ),
 }

@@ -15,7 +15,7 @@ from safetensors.numpy import load_file, save_file
 
 import vmoe
 from tests.random_models import outputs, stored_model
-from vmoe.checkpoints import folder, read
+from vmoe.checkpoints import read, vmoe_format
 from vmoe.config import Soft
 from vmoe.config.preprocessing import Preprocessing
 from vmoe.errors import UsageError
@@ -158,5 +158,5 @@ def test_a_model_that_cannot_be_represented_is_refused_by_parameter(name: str, r
 def test_a_written_folder_gives_the_parameters_back_scalars_too(tmp_path: Path) -> None:
     moe = dict(router=Soft(), images_per_group=1)
     stored = stored_model("vmoe_tiny_last2_e4", depth=2, sparse_blocks=(1,), moe=moe)
-    folder.write(tmp_path, stored, shard_bytes=10_000)
+    vmoe_format.write(tmp_path, stored, shard_bytes=10_000)
     jax.tree.map(np.testing.assert_array_equal, read(tmp_path).params, stored.params)

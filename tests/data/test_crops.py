@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vmoe.checkpoints import hugging_face
+from vmoe.checkpoints import from_hugging_face
 from vmoe.config import from_json, to_json
 from vmoe.config.preprocessing import Preprocessing
 from vmoe.data.crops import resize_and_crop
@@ -62,7 +62,7 @@ def test_pixels_equal_those_of_the_image_processors_of_transformers(name: str) -
         for i in range(4):
             theirs = stored[f"{name}/{i}"]
             ours = resize_and_crop(
-                stored[f"picture/{i}"], hugging_face.preprocessing(config, len(theirs))
+                stored[f"picture/{i}"], from_hugging_face.preprocessing(config, len(theirs))
             )
             np.testing.assert_array_equal(ours, theirs)
 

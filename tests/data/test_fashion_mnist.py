@@ -4,6 +4,7 @@ import functools
 import gzip
 import hashlib
 import http.server
+import os
 import pickle
 import threading
 from collections.abc import Iterator
@@ -95,7 +96,7 @@ def test_a_failed_or_wrong_download_leaves_no_file_behind(
     monkeypatch.setattr(fashion_mnist, "ADDRESS", "http://127.0.0.1:1")
     with pytest.raises(Failure, match=r"cannot be downloaded .*refused.*: get Fashion-MNIST"):
         open_source("fashion_mnist", "train")
-    cache = Path(fashion_mnist.os.environ["XDG_CACHE_HOME"]) / "vmoe" / "fashion_mnist"
+    cache = Path(os.environ["XDG_CACHE_HOME"]) / "vmoe" / "fashion_mnist"
     assert not list(cache.iterdir())
 
 

@@ -40,8 +40,7 @@ from rich.console import Console
 from rich.table import Table
 
 from tests.command import ROOT
-from vmoe.checkpoints import folder as vmoe_folder
-from vmoe.checkpoints import read
+from vmoe.checkpoints import read, vmoe_format
 from vmoe.errors import VmoeError
 
 GOLDEN = ROOT / "tests" / "golden"
@@ -91,11 +90,11 @@ def samples() -> list[Sample]:
     ]
     with tempfile.TemporaryDirectory() as name, contextlib.redirect_stderr(io.StringIO()):
         stored = read(published / "sharded" / "ckpt")
-        for label, size in (("vmoe", vmoe_folder.SHARD), ("vmoe, split", 40_000)):
+        for label, size in (("vmoe", vmoe_format.SHARD), ("vmoe, split", 40_000)):
             target = Path(name) / label
-            vmoe_folder.write(target, stored, shard_bytes=size)
-            (target / vmoe_folder.CARD).unlink()  # for people only
-            sealed = frozenset(path.name for path in target.iterdir()) - {vmoe_folder.CONFIG}
+            vmoe_format.write(target, stored, shard_bytes=size)
+            (target / vmoe_format.CARD).unlink()  # for people only
+            sealed = frozenset(path.name for path in target.iterdir()) - {vmoe_format.CONFIG}
             found.append(_sample(label, target, ".", sealed))
     return found
 

@@ -21,11 +21,11 @@ from tests.published import published_config, published_params
 from vmoe import models
 from vmoe.analysis import capture
 from vmoe.axes import RouterInputs, Routing, SoftRouting
-from vmoe.checkpoints.checksums import by_name
 from vmoe.checkpoints.flax_names import published_name
 from vmoe.config import ExpertChoice, MoEConfig, TokenChoice, ViTConfig, replace
 from vmoe.nn.vit import ViT
 from vmoe.routing import aux_losses, expert_choice, router_of, token_choice
+from vmoe.trees import by_name
 
 # The tests compare the program that users run, so it is compiled as users do (see conftest.py).
 OPTIONS: dict[str, int | bool] = {

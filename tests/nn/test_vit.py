@@ -18,7 +18,6 @@ import vmoe
 from vmoe import models
 from vmoe.analysis import capture
 from vmoe.axes import Record
-from vmoe.checkpoints.checksums import by_name
 from vmoe.checkpoints.flax_names import published_name
 from vmoe.config import ExpertChoice, MoEConfig, Soft, TokenChoice, ViTConfig
 from vmoe.costs import flops
@@ -26,6 +25,7 @@ from vmoe.errors import UsageError
 from vmoe.nn.moe import MoE
 from vmoe.nn.positions import resample
 from vmoe.nn.vit import ViT
+from vmoe.trees import by_name
 
 ONE_IMAGE = dict(num_experts=4, images_per_group=1)
 VARIANTS: dict[str, dict[str, Any]] = {

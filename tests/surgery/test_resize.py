@@ -12,14 +12,16 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
+from flax.traverse_util import flatten_dict
 
 from tests.random_models import outputs, random_images, random_params
 from vmoe import models
 from vmoe.config import MoEConfig, Soft, TokenChoice, ViTConfig, replace
 from vmoe.errors import UsageError
 from vmoe.models import params_of
-from vmoe.surgery.params import by_path, path_name, shapes
+from vmoe.surgery.params import shapes
 from vmoe.surgery.resize import fit, resize_positions
+from vmoe.trees import path_name
 
 ZOOM = np.load(Path(__file__).parents[1] / "golden" / "surgery" / "posembed_zoom.npz")
 CASES = sorted({name.partition("/")[0] for name in ZOOM.files if "/" in name})
@@ -136,7 +138,7 @@ def test_what_the_target_does_not_ask_for_is_refused_unless_allowed(
     with pytest.raises(UsageError, match=message):
         fit(TINY, params, target)
     fitted, changes = fit(TINY, params, target, partial=True)
-    assert {path: leaf.shape for path, leaf in by_path(fitted).items()} == shapes(target)
+    assert {path: leaf.shape for path, leaf in flatten_dict(fitted).items()} == shapes(target)
     assert {*changes.loaded, *changes.new, *changes.resized} == names(target)
     assert {*changes.loaded, *changes.dropped, *changes.resized} == names(TINY)
 

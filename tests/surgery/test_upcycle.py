@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax.traverse_util import flatten_dict, unflatten_dict
 
 import vmoe
 from tests.published import published_params
@@ -21,7 +22,6 @@ from vmoe.config import ExpertChoice, MoEConfig, Soft, TokenChoice, replace
 from vmoe.errors import UsageError
 from vmoe.models import params_of
 from vmoe.nn.vit import ViT
-from vmoe.surgery.params import by_path, nested
 from vmoe.surgery.resize import fit
 from vmoe.surgery.upcycle import logit_changes, upcycle_params, upcycled_layer
 
@@ -46,17 +46,17 @@ def test_names_copies_and_logits_equal_those_of_the_published_mapping() -> None:
     theirs = below("target_before/")
     moe = MoEConfig(num_experts=4, images_per_group=2)
     target = replace(dense_config, sparse_blocks=(1, 3), moe=moe)
-    paths = by_path(params_of(models.build_abstract(target)))
+    paths = flatten_dict(params_of(models.build_abstract(target)))
     names = {path: published_name("/".join(map(str, path)), target) for path in paths}
     before = {path: jnp.asarray(theirs[name]) for path, name in names.items() if name in theirs}
     config, params = upcycle_params(
-        dense_config, params_of(source), blocks="last2", moe=moe, initial=nested(before)
+        dense_config, params_of(source), blocks="last2", moe=moe, initial=unflatten_dict(before)
     )
     assert config == target
-    params, _ = fit(config, params, config, new_head=True, initial=nested(before))
+    params, _ = fit(config, params, config, new_head=True, initial=unflatten_dict(before))
 
     stored = json.loads(str(GOLDEN["target_leaves"]))
-    arrays = by_path(params)
+    arrays = flatten_dict(params)
     assert {f"params/{name}" for name in names.values()} == stored.keys()
     for path, name in names.items():
         shape, _, first, origin = stored[f"params/{name}"]
@@ -116,8 +116,8 @@ def test_experts_are_copies_routers_are_initial_and_the_rest_is_shared() -> None
     child = vmoe.upcycle(parent, blocks="last1", num_experts=4, seed=5)
     assert child.config.sparse_blocks == (1,)
     fresh = jax.jit(lambda: models.build(child.config, seed=5).blocks[1].mlp.router.kernel[...])()
-    before = by_path(params_of(parent))
-    for path, value in by_path(params_of(child)).items():
+    before = flatten_dict(params_of(parent))
+    for path, value in flatten_dict(params_of(child)).items():
         if "router" in path:
             np.testing.assert_allclose(value, fresh, rtol=1e-6)
         elif "experts" in path:

@@ -1,102 +1,94 @@
-"""From the arrays of a file, under other names and in other layouts, to a model's parameters."""
+"""From a family, whose arrays have other names and layouts, to a stored model."""
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
-from types import MappingProxyType
-from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from flax.traverse_util import unflatten_dict
 
 from vmoe import models
-from vmoe.checkpoints.arrays import FLOATS, ArrayFile, ArrayInfo
-from vmoe.checkpoints.checksums import by_name
-from vmoe.checkpoints.infer import count_blocks, infer_config
-from vmoe.config import MoEConfig, ViTConfig, replace
+from vmoe.checkpoints.arrays import FLOATS
+from vmoe.checkpoints.family import HALF, Family, Pixels
+from vmoe.checkpoints.infer import Shapes, count_blocks, infer_config
+from vmoe.checkpoints.stored import StoredModel
+from vmoe.class_names import class_names
+from vmoe.config import ViTConfig, replace
 from vmoe.errors import Failure, UsageError, listed, naming, require
+from vmoe.trees import by_name, nested
 
-LARGEST = 1000.0  # mean or std of pixels
+IMAGENET = {1000: "imagenet_1k", 21_843: "imagenet_21k"}  # by number of classes
 NAMED = 5  # parameters in a message
-SCALE = "scale:"  # before a path: a factor for the outputs of that linear layer
-QKV_BIASES = ("/query/bias", "/key/bias", "/value/bias")  # ends of paths
-PATCH_BIAS = "patches/embed/bias"
-
-Rename = Callable[[str, np.ndarray], Mapping[str, np.ndarray]]
-"""The parameters in an array of a file, by path; empty if it is of no use. Raises a KeyError if the
-name is unknown."""
+SCALES = ("/attention/out/scale", "/mlp/down/scale")  # ends of the paths of layer scale
 
 
-class Pixels(NamedTuple):
-    """The normalisation of pixels in [0, 1] that weights expect: (pixels - mean) / std."""
-
-    mean: Sequence[float]
-    std: Sequence[float]
-
-
-def checked_pixels(mean: Any, std: Any) -> Pixels:
-    """The normalisation that a file declares.
+def assemble(family: Family) -> StoredModel:
+    """Reads a model.
 
     Raises:
-        UsageError: the values are not three numbers each, or would overflow.
+        UsageError: the files hold another kind of model; names the parameter.
+        Failure: the files are corrupt.
     """
-    for name, values, least in (("mean", mean, -LARGEST), ("std", std, 1 / LARGEST)):
-        triple = isinstance(values, list) and len(values) == 3
-        if not triple or not all(type(x) in (int, float) and least <= x <= LARGEST for x in values):
-            raise UsageError(
-                f"{name} {values!r:.80} of the pixels: expected three numbers from {least:g} to "
-                f"{LARGEST:g}"
-            )
-    return Pixels(mean, std)
+    model = outline(family)
+    arrays = family.arrays
+    params: dict[str, np.ndarray] = {}
+    with np.errstate(over="ignore", invalid="ignore"):  # the result is checked
+        for name, array in arrays.read([x for x in arrays.infos if x not in model.origin.unused]):
+            for path, transform in family.rename(name, array.shape).items():
+                params[path] = np.array(transform(array), np.float32, order="C")
+        for path, info in _expected(model.config).items():
+            params.setdefault(path, np.zeros(info.shape, np.float32))  # a bias that is left out
+        _fold_scales(params)
+        if family.pixels != HALF:
+            _fold_pixels(params, family.pixels)
+    if wrong := [path for path, values in params.items() if not np.isfinite(values).all()]:
+        raise Failure(f"{arrays.path}: {wrong[0]} has values that are NaN or infinite")
+    if model.config.positions == "learned" and model.config.has_class_token:
+        _add_class_position(params, model.config)
+    return model._replace(params=nested(params))
 
 
-HALF = Pixels((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
-UNUSED_MOE = MoEConfig()  # a placeholder for families without sparse blocks
+def outline(family: Family) -> StoredModel:
+    """The model in files, with the shapes of its parameters; no array is read."""
+    with naming(family.arrays.path):
+        shapes, unused = _shapes(family)
+        own = {path: shape for path, shape in shapes.items() if not path.endswith(SCALES)}
+        config = family.config or infer_config(own, family.given, family.moe)
+        check_shapes(own, config, left_out=family.left_out)
+        _check_scales(shapes, config.depth)
+    names, assumed = family.class_names, []
+    if family.config is None:
+        if moe := next((x for x in config.moe_blocks.values() if x.router.can_drop), None):
+            assumed += [
+                f"k={moe.router.experts_per_token}, priority=order, images_per_group="
+                f"{moe.images_per_group}, transfer_dtype={moe.transfer_dtype}",
+                f"capacity_factor={moe.capacity_factor}, {family.capacity_source}",
+            ]
+        if config.positions != "learned":
+            assumed.append(f"positions={config.positions}, image_size={config.image_size}")
+        names, about_names = _named(names, config.num_classes)
+        assumed += about_names
+    preprocessing, about_images = family.prepared(config.image_size)
+    return StoredModel(
+        config=config,
+        params=nested(_expected(config)),
+        class_names=names,
+        preprocessing=preprocessing,
+        step=family.step,
+        origin=family.origin._replace(assumed=(*assumed, *about_images), unused=unused),
+        loss=family.loss,
+    )
 
 
-class Conversion(NamedTuple):
-    """How a file becomes a model.
-
-    Attributes:
-        rename: gives the parameters in each array.
-        given: fields of the config that do not follow from names and shapes.
-        moe: config of sparse blocks, apart from the number of experts.
-        pixels: folded into the patch embedding, so that the model takes pixels in [-1, 1].
-        config: of the model, if the file has it; nothing is inferred then.
-        left_out: ends of the paths of biases that such a model does not have; they are 0 here.
-    """
-
-    file: ArrayFile
-    rename: Rename
-    given: Mapping[str, Any] = MappingProxyType({})
-    moe: MoEConfig = UNUSED_MOE
-    pixels: Pixels = HALF
-    config: ViTConfig | None = None
-    left_out: tuple[str, ...] = ()
-
-
-class Assembled(NamedTuple):
-    """A model's config and parameters.
-
-    Attributes:
-        params: as nested dicts.
-        unused: names of arrays in the file that the model has no use for.
-    """
-
-    config: ViTConfig
-    params: dict[str, Any]
-    unused: tuple[str, ...]
-
-
-def paths_of(conversion: Conversion, name: str) -> dict[str, tuple[int, ...]] | None:
+def shapes_in(family: Family, name: str) -> Shapes | None:
     """The parameters in an array of a file, with their shapes; None if the name is unknown.
 
     Raises:
         UsageError: the shape is not one that such an array can have.
     """
-    info = conversion.file.infos[name]
+    info = family.arrays.infos[name]
+    same_shape = np.broadcast_to(np.zeros((), info.dtype), info.shape)  # takes no memory
     try:
-        parts = conversion.rename(name, _stand_in(info))
+        parts = family.rename(name, info.shape)
+        return {path: transform(same_shape).shape for path, transform in parts.items()}
     except KeyError:
         return None
     except UsageError:
@@ -104,88 +96,40 @@ def paths_of(conversion: Conversion, name: str) -> dict[str, tuple[int, ...]] | 
     except (ValueError, IndexError) as error:
         reason = str(error).strip().splitlines()[0]
         raise UsageError(f"{name} has shape {info.shape}: {reason}") from None
-    return {path: part.shape for path, part in parts.items()}
 
 
-def infer(conversion: Conversion) -> tuple[ViTConfig, dict[str, list[str]]]:
-    """The config of the model in a file, without reading its arrays, and each array's paths.
-
-    Raises:
-        UsageError: the file holds another kind of model; names the parameter.
-    """
-    with naming(conversion.file.path):
-        return _infer(conversion)
-
-
-def _infer(conversion: Conversion) -> tuple[ViTConfig, dict[str, list[str]]]:
+def _shapes(family: Family) -> tuple[Shapes, tuple[str, ...]]:
+    """The shapes of all parameters, and the names of arrays that are of no use."""
     shapes: dict[str, tuple[int, ...]] = {}
-    paths: dict[str, list[str]] = {}
-    unknown = []
-    for name in conversion.file.infos:
-        parts = paths_of(conversion, name)
+    unused, unknown = [], []
+    for name, info in family.arrays.infos.items():
+        parts = shapes_in(family, name)
         if parts is None:
             unknown.append(name)
             continue
-        if parts and conversion.file.infos[name].dtype.name not in FLOATS:
-            dtype = conversion.file.infos[name].dtype
-            raise UsageError(f"{name} has dtype {dtype}: parameters are floats")
+        if not parts:
+            unused.append(name)
+        elif info.dtype.name not in FLOATS:
+            raise UsageError(f"{name} has dtype {info.dtype}: parameters are floats")
         if twice := sorted(parts.keys() & shapes.keys()):
             raise UsageError(f"two arrays are {twice[0]}; the second is {name}")
         shapes |= parts
-        paths[name] = list(parts)
     if unknown:
         raise UsageError(f"not a model that can be represented; it has {listed(unknown, NAMED)}")
-    own = {path: shape for path, shape in shapes.items() if not path.startswith(SCALE)}
-    config = conversion.config or infer_config(own, conversion.given, conversion.moe)
-    check_shapes(own, config, left_out=conversion.left_out)
-    _check_scales(shapes, config.depth)
-    return config, paths
+    return shapes, tuple(unused)
 
 
-def assemble(conversion: Conversion) -> Assembled:
-    """Reads a model.
-
-    Raises:
-        UsageError: the file holds another kind of model; names the parameter.
-        Failure: the file is corrupt.
-    """
-    config, paths = infer(conversion)
-    file = conversion.file
-    params: dict[str, np.ndarray] = {}
-    with np.errstate(over="ignore", invalid="ignore"):  # the result is checked
-        for name, array in file.read([name for name, own in paths.items() if own]):
-            for path, part in conversion.rename(name, array).items():
-                params[path] = np.array(part, np.float32, order="C")
-        for path, info in _expected(config).items():
-            params.setdefault(path, np.zeros(info.shape, np.float32))  # a bias that is left out
-        _fold_scales(params)
-        if conversion.pixels != HALF:
-            _fold_pixels(params, conversion.pixels)
-    if wrong := [path for path, values in params.items() if not np.isfinite(values).all()]:
-        raise Failure(f"{file.path}: {wrong[0]} has values that are NaN or infinite")
-    if config.positions == "learned" and config.has_class_token:
-        _add_class_position(params, config)
-    unused = tuple(name for name, own in paths.items() if not own)
-    return Assembled(config, nested(params), unused)
-
-
-def nested(params: Mapping[str, Any]) -> dict[str, Any]:
-    """Parameters by path as nested dicts, in which blocks have numbers as keys.
-
-    >>> nested({"blocks/1/norm1/scale": 0})
-    {'blocks': {1: {'norm1': {'scale': 0}}}}
-    """
-    return unflatten_dict(
-        {
-            tuple(int(part) if part.isdigit() else part for part in path.split("/")): value
-            for path, value in params.items()
-        }
-    )
-
-
-def _stand_in(info: ArrayInfo) -> np.ndarray:
-    """An array of a shape that takes no memory."""
-    return np.broadcast_to(np.zeros((), info.dtype), info.shape)
+def _named(names: tuple[str, ...], classes: int) -> tuple[tuple[str, ...], list[str]]:
+    """The names of all classes, and what is assumed about them."""
+    if not classes:
+        return (), ["no classes, since no array is a head"]
+    if len(names) == classes and len(set(names)) == classes:
+        return names, []
+    if classes in IMAGENET:
+        return class_names(IMAGENET[classes]), [f"class names of {IMAGENET[classes]}"]
+    if len(names) == classes:  # some are equal
+        return tuple(f"{name} ({i})" for i, name in enumerate(names)), ["numbers in class names"]
+    return tuple(map(str, range(classes))), ["class names 0, 1, ..."]
 
 
 @functools.lru_cache(maxsize=32)
@@ -211,9 +155,7 @@ def _expected(config: ViTConfig) -> dict[str, jax.ShapeDtypeStruct]:
     return expected
 
 
-def check_shapes(
-    shapes: Mapping[str, tuple[int, ...]], config: ViTConfig, *, left_out: tuple[str, ...] = ()
-) -> None:
+def check_shapes(shapes: Shapes, config: ViTConfig, *, left_out: tuple[str, ...] = ()) -> None:
     """Checks that a model of the config has parameters of these shapes.
 
     Args:
@@ -236,7 +178,7 @@ def check_shapes(
             raise UsageError(f"{path} has shape {shape}, and {expected[path]} fits the others")
 
 
-def _check_sizes(shapes: Mapping[str, tuple[int, ...]], config: ViTConfig) -> None:
+def _check_sizes(shapes: Shapes, config: ViTConfig) -> None:
     """Checks sizes that a config declares against those of arrays, before anything is built."""
     if empty := [path for path, shape in shapes.items() if 0 in shape]:
         raise UsageError(f"{empty[0]} has shape {shapes[empty[0]]}: it has no values")
@@ -250,13 +192,13 @@ def _check_sizes(shapes: Mapping[str, tuple[int, ...]], config: ViTConfig) -> No
         require(size is None or size <= largest, "no parameter has such an axis", **{name: size})
 
 
-def _check_scales(shapes: Mapping[str, tuple[int, ...]], depth: int) -> None:
+def _check_scales(shapes: Shapes, depth: int) -> None:
     """Checks that if a layer has factors for its outputs, so does that layer of every block."""
-    scaled = {path.removeprefix(SCALE) for path in shapes if path.startswith(SCALE)}
+    scaled = {path.removesuffix("/scale") for path in shapes if path.endswith(SCALES)}
     layers = {path.split("/", 2)[2] for path in scaled}
     every = {f"blocks/{i}/{layer}" for layer in layers for i in range(depth)}
     for path in sorted(scaled | every):
-        shape, kernel = shapes.get(SCALE + path), shapes.get(f"{path}/kernel", ())
+        shape, kernel = shapes.get(f"{path}/scale"), shapes.get(f"{path}/kernel", ())
         if shape is None:
             raise UsageError(f"the factors of {path} are missing")
         if shape != kernel[-1:]:
@@ -270,10 +212,10 @@ def _lacks_class_position(path: str, shape: tuple[int, ...], expected: tuple[int
 
 def _fold_scales(params: dict[str, np.ndarray]) -> None:
     """Multiplies factors of a layer's outputs into its kernel and bias."""
-    for name in [name for name in params if name.startswith(SCALE)]:
-        factors = params.pop(name)
+    for path in [path for path in params if path.endswith(SCALES)]:
+        factors, layer = params.pop(path), path.removesuffix("/scale")
         for part in ("kernel", "bias"):
-            params[f"{name.removeprefix(SCALE)}/{part}"] *= factors
+            params[f"{layer}/{part}"] *= factors
 
 
 def _fold_pixels(params: dict[str, np.ndarray], pixels: Pixels) -> None:

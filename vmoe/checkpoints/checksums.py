@@ -16,6 +16,7 @@ import numpy as np
 from jaxtyping import UInt64
 
 from vmoe import distributed
+from vmoe.trees import by_name
 
 CHUNK = 1 << 16  # elements hashed at a time; they fit in the cache
 GOLDEN = np.uint64(0x9E3779B97F4A7C15)  # 2^64 / golden ratio: spreads indices over all bits
@@ -37,14 +38,6 @@ def checksums(items: dict[str, Any], *, local: bool = False) -> dict[str, str]:
     return {
         name: f"{leaf.dtype}{list(np.shape(leaf))}-{int(value):016x}"
         for (name, leaf), value in zip(named.items(), total, strict=True)
-    }
-
-
-def by_name(tree: Any) -> dict[str, Any]:
-    """The arrays of a tree by their path: params/head/bias."""
-    return {
-        jax.tree_util.keystr(path, simple=True, separator="/"): leaf
-        for path, leaf in jax.tree.leaves_with_path(tree)
     }
 
 

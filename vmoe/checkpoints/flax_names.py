@@ -4,11 +4,13 @@ Shapes and axis orders are those of our parameters. ``_PUBLISHED`` has V-MoE's n
 them; names of the other families are first replaced by these.
 """
 
+import operator
 import re
 from collections.abc import Mapping
 
 import numpy as np
 
+from vmoe.checkpoints.family import Transform
 from vmoe.checkpoints.infer import MAX_DEPTH
 from vmoe.config import ViTConfig
 from vmoe.errors import UsageError
@@ -56,14 +58,8 @@ _OTHERS = [  # in names of other families -> in those of V-MoE
 DENSE, SOFT = "/Router/dense/kernel", "/Router/mu"  # the same parameter of two routers
 
 
-def rename(name: str, array: np.ndarray) -> Mapping[str, np.ndarray]:
-    """The parameters in an array of such a file, by path; empty for what is no parameter.
-
-    Raises:
-        KeyError: the name is unknown.
-        UsageError: the array belongs to an ensemble.
-        ValueError: more blocks are stacked than a model can have.
-    """
+def rename(name: str, shape: tuple[int, ...]) -> Mapping[str, Transform]:
+    """The parameters in an array of such a file; a ``Rename``."""
     prefix = next((each for each in PREFIXES if name.startswith(each)), "")
     if not prefix and name.startswith(("opt/", "opt_state/", "step", "rng", "state/")):
         return {}
@@ -74,16 +70,16 @@ def rename(name: str, array: np.ndarray) -> Mapping[str, np.ndarray]:
     path = _translate(re.sub(BLOCK, "encoderblock_#/", published), _PATHS)
     if path is None:
         raise KeyError(name)
-    if "Router/dense" in name and array.ndim == 3:
+    if "Router/dense" in name and len(shape) == 3:
         raise UsageError(
-            f"{name} has shape {array.shape}: this is an E^3 ensemble (an efficient "
+            f"{name} has shape {shape}: this is an E^3 ensemble (an efficient "
             "ensemble of experts), which cannot be opened"
         )
     if block is None or block[1]:
-        return {path.replace("#", block[1] if block else ""): array}
-    if not array.ndim or len(array) > MAX_DEPTH:
+        return {path.replace("#", block[1] if block else ""): np.asarray}
+    if not shape or shape[0] > MAX_DEPTH:
         raise ValueError(f"at most {MAX_DEPTH} blocks can be stacked")
-    return {path.replace("#", str(i)): part for i, part in enumerate(array)}
+    return {path.replace("#", str(i)): operator.itemgetter(i) for i in range(shape[0])}
 
 
 def published_name(path: str, config: ViTConfig) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 from vmoe.config import MoEConfig, Soft, ViTConfig
 from vmoe.errors import UsageError
 
-Shapes = Mapping[str, tuple[int, ...]]
+Shapes = Mapping[str, tuple[int, ...]]  # by path
 MAX_DEPTH = 256  # blocks; a model of more would take minutes to build
 IMAGE_SIZE = 224  # pixels, if no parameter and no file specifies it
 
@@ -34,6 +34,9 @@ def infer_config(shapes: Shapes, given: Mapping[str, Any], moe: MoEConfig) -> Vi
         i: _moe(shapes, i, moe) for i in range(depth) if f"blocks/{i}/mlp/router/kernel" in shapes
     }
     distinct = set(layers.values())
+    pooling = "class_token" if "class_token" in shapes else "mean"
+    if "attention_pool/probe" in shapes:
+        pooling = "attention"
     fields: dict[str, Any] = dict(
         patch_size=patches[0],
         width=patches[3],
@@ -46,7 +49,7 @@ def infer_config(shapes: Shapes, given: Mapping[str, Any], moe: MoEConfig) -> Vi
         pre_logits=_shape(shapes, "head/pre_logits/kernel", 2)[1]
         if "head/pre_logits/kernel" in shapes
         else None,
-        pooling=_pooling(shapes),
+        pooling=pooling,
         pre_norm="pre_norm/scale" in shapes,
         qk_norm="blocks/0/attention/query_ln/scale" in shapes,
         sparse_blocks=tuple(layers),
@@ -57,11 +60,7 @@ def infer_config(shapes: Shapes, given: Mapping[str, Any], moe: MoEConfig) -> Vi
 
 
 def count_blocks(shapes: Shapes) -> int:
-    """The number of blocks whose parameters have these paths.
-
-    Raises:
-        UsageError: a block below another one has no parameters, or there are too many.
-    """
+    """The number of blocks whose parameters have these paths; every one must have some."""
     found = {match[1] for name in shapes if (match := re.match(r"blocks/(\w+)/", name))}
     if len(found) > MAX_DEPTH:
         raise UsageError(f"it has {len(found)} blocks, at most {MAX_DEPTH} are supported")
@@ -77,12 +76,6 @@ def _shape(shapes: Shapes, name: str, axes: int) -> tuple[int, ...]:
     if len(shapes[name]) != axes:
         raise UsageError(f"{name} has shape {shapes[name]}: {axes} axes are expected")
     return shapes[name]
-
-
-def _pooling(shapes: Shapes) -> str:
-    if "attention_pool/probe" in shapes:
-        return "attention"
-    return "class_token" if "class_token" in shapes else "mean"
 
 
 def _mlp_dim(shapes: Shapes, depth: int) -> int:

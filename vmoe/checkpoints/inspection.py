@@ -3,17 +3,11 @@
 from pathlib import Path
 from typing import NamedTuple
 
-import jax
-
-from vmoe import models
-from vmoe.checkpoints import open_weights, resolve
-from vmoe.checkpoints.assemble import infer, paths_of
-from vmoe.checkpoints.checksums import by_name
-from vmoe.checkpoints.restore import find
-from vmoe.checkpoints.stored import Details, Format
-from vmoe.config import ViTConfig
+from vmoe.checkpoints.assemble import outline, shapes_in
+from vmoe.checkpoints.opening import open_run, open_weights, resolve
+from vmoe.checkpoints.stored import Format, StoredModel
 from vmoe.errors import UsageError
-from vmoe.workdir.layout import read_class_names, read_config
+from vmoe.trees import by_name
 
 
 class StoredArray(NamedTuple):
@@ -36,16 +30,14 @@ class Inspection(NamedTuple):
     """What files hold.
 
     Attributes:
-        config: of the model; None if it cannot be represented.
-        details: what belongs to the model; None likewise.
+        model: with the shapes of its parameters; None if it cannot be represented.
         reason: why it cannot be represented; else empty.
     """
 
     format: Format
     arrays: list[StoredArray]
-    config: ViTConfig | None
-    details: Details | None
-    reason: str
+    model: StoredModel | None
+    reason: str = ""
 
 
 def inspect(path: str | Path) -> Inspection:
@@ -58,39 +50,25 @@ def inspect(path: str | Path) -> Inspection:
         UsageError: there is no trained model at the path, or the files do not say which it is.
         Failure: the files are corrupt.
     """
-    path, _ = resolve(path)
-    opened = open_weights(path)
-    if opened is None:
-        return _inspect_run(path)
-    conversion, arrays, reason = opened.conversion, [], ""
-    for name, info in conversion.file.infos.items():
+    local, _ = resolve(path)
+    family = open_weights(local)
+    if family is None:
+        model, _ = open_run(local)
+        params = by_name(model.params)
+        arrays = [
+            StoredArray(name, leaf.shape, leaf.dtype.name, leaf.size * leaf.dtype.itemsize, (name,))
+            for name, leaf in params.items()
+        ]
+        return Inspection("run", arrays, model)
+    arrays = []
+    for name, info in family.arrays.infos.items():
         try:
-            paths = paths_of(conversion, name)
+            paths = shapes_in(family, name)
         except UsageError:
             paths = None
         known = None if paths is None else tuple(paths)
         arrays.append(StoredArray(name, info.shape, info.dtype.name, info.nbytes, known))
     try:
-        config, _ = infer(conversion)
-        return Inspection(opened.format, arrays, config, opened.details(config), "")
+        return Inspection(family.origin.format, arrays, outline(family))
     except UsageError as error:
-        reason = str(error)
-    return Inspection(opened.format, arrays, None, None, reason)
-
-
-def _inspect_run(path: Path) -> Inspection:
-    workdir, steps = find(path)
-    run = read_config(workdir)
-    params = by_name(models.params_of(models.build_abstract(run.model)))
-    return Inspection(
-        "run",
-        [_array(name, leaf) for name, leaf in params.items()],
-        run.model,
-        Details(tuple(read_class_names(workdir)), run.preprocessing, step=steps[-1]),
-        "",
-    )
-
-
-def _array(name: str, leaf: jax.ShapeDtypeStruct) -> StoredArray:
-    nbytes = leaf.size * leaf.dtype.itemsize
-    return StoredArray(name, leaf.shape, leaf.dtype.name, nbytes, (name,))
+        return Inspection(family.origin.format, arrays, None, str(error))

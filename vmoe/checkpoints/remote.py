@@ -18,17 +18,16 @@ same machine; Google Cloud Storage and the Hugging Face hub were never reached.
 import hashlib
 import json
 import logging
-import os
 import re
 import sys
 from pathlib import Path
 from typing import Any
 
-from vmoe.cache import cache_folder
-from vmoe.checkpoints import chunked, safetensors
-from vmoe.checkpoints.folder import CONFIG, MODEL, write
+from vmoe.cache import atomic, cache_folder
+from vmoe.checkpoints import chunked, safetensors_files
+from vmoe.checkpoints.from_hugging_face import IMAGES
 from vmoe.checkpoints.stored import StoredModel
-from vmoe.checkpoints.weights import IMAGES
+from vmoe.checkpoints.vmoe_format import CONFIG, MODEL, write
 from vmoe.errors import Failure, UsageError, VmoeError, one_line, shortened
 from vmoe.signals import temporary_folder
 from vmoe.workdir.layout import replace_text
@@ -42,7 +41,7 @@ IDENTITY = (  # what fsspec's file systems report about a file that differs afte
 TIMEOUT = 60  # seconds without data after which a connection is given up
 MAX_REASON = 200  # characters
 PASSING = (408, 425, 429)  # HTTP statuses of a server that is late or busy
-SINGLE = (".npz", ".safetensors", safetensors.INDEX)
+SINGLE = (".npz", ".safetensors", safetensors_files.INDEX)
 
 Info = dict[str, Any]
 
@@ -68,12 +67,28 @@ def fetch(url: str) -> Path:
         Failure: the server cannot be reached, the disk is full, or an index, which names further
             files, is corrupt.
     """
-    scheme, _, rest = url.partition("://")
-    if scheme not in EXTRAS:
-        raise UsageError(f"{url}: {scheme}:// is not supported, use {', '.join(EXTRAS)}")
-    if re.search(r"[?#\s]", rest) or not rest:
-        raise UsageError(f"{url}: give a URL without query, fragment and spaces")
-    return _Server(url).fetch(url)
+    server = _Server(url)
+    for file in _candidates(url):
+        if info := server.info(file):
+            break
+    else:
+        raise UsageError(
+            f"{url}: no checkpoint there; give a folder with {MODEL} and {CONFIG}, a .npz file, or "
+            "the PREFIX of a published checkpoint, PREFIX.index"
+        )
+    path = server.download(file, info)
+    if file.endswith(".index"):
+        for data in chunked.data_files(path.with_suffix("")):
+            server.download(_beside(file, data.name))
+    elif not file.endswith(".npz"):
+        for shard in safetensors_files.files(path)[1:]:
+            server.download(_beside(file, shard.name))
+        for name in (CONFIG, IMAGES):
+            if more := server.info(_beside(file, name)):
+                server.download(_beside(file, name), more)
+            else:  # an earlier version of the model may have had one
+                path.with_name(name).unlink(missing_ok=True)
+    return path
 
 
 def push(stored: StoredModel, url: str) -> None:
@@ -115,7 +130,12 @@ class _Server:
     """The file system of a URL."""
 
     def __init__(self, url: str) -> None:
-        self.scheme = scheme = url.partition("://")[0]
+        scheme, _, rest = url.partition("://")
+        if scheme not in EXTRAS:
+            raise UsageError(f"{url}: {scheme}:// is not supported, use {', '.join(EXTRAS)}")
+        if re.search(r"[?#\s]", rest) or not rest:
+            raise UsageError(f"{url}: give a URL without query, fragment and spaces")
+        self.scheme = scheme
         try:
             import fsspec
 
@@ -125,32 +145,6 @@ class _Server:
         except Exception as error:  # file systems raise errors of many types
             raise UsageError(f"{url}: {_reason(error)}") from None
         self.system.invalidate_cache()
-
-    def fetch(self, url: str) -> Path:
-        """Downloads the files of a model; see the function of this name."""
-        for file in _candidates(url):
-            if info := self.info(file):
-                return self.fetch_model(file, info)
-        raise UsageError(
-            f"{url}: no checkpoint there; give a folder with {MODEL} and {CONFIG}, a .npz file, or "
-            "the PREFIX of a published checkpoint, PREFIX.index"
-        )
-
-    def fetch_model(self, url: str, info: Info) -> Path:
-        """Downloads a file and those that belong to it."""
-        path = self.download(url, info)
-        if url.endswith(".index"):
-            for file in chunked.data_files(path.with_suffix("")):
-                self.download(_beside(url, file.name))
-        elif not url.endswith(".npz"):
-            for file in safetensors.files(path)[1:]:
-                self.download(_beside(url, file.name))
-            for name in (CONFIG, IMAGES):
-                if more := self.info(_beside(url, name)):
-                    self.download(_beside(url, name), more)
-                else:  # an earlier version of the model may have had one
-                    path.with_name(name).unlink(missing_ok=True)
-        return path
 
     def info(self, url: str) -> Info | None:
         """What the server says about a file; None if there is no such file."""
@@ -184,13 +178,11 @@ class _Server:
         print(f"downloading {path.name} from {url}, {amount}, to {path.parent}", file=sys.stderr)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            with temporary_folder(dir=path.parent) as folder:
-                partial = folder / path.name
+            with atomic(path) as partial:
                 self.system.get_file(url, str(partial))
                 if size is not None and (found := partial.stat().st_size) != size:
                     raise OSError(f"{found:,} of {size:,} bytes were received")
                 record.unlink(missing_ok=True)
-                os.replace(partial, path)
             replace_text(record, text)
         except Exception as error:  # file systems raise errors of many types
             raise _unreadable(url, error) from None
@@ -215,7 +207,7 @@ def _candidates(url: str) -> list[str]:
     """The files of which one is at the URL of a model."""
     if url.endswith((*SINGLE, ".index")):
         return [url]
-    folder = [f"{url}/{MODEL}", f"{url}/{MODEL}{safetensors.INDEX}"]
+    folder = [f"{url}/{MODEL}", f"{url}/{MODEL}{safetensors_files.INDEX}"]
     scheme, _, rest = url.partition("://")
     root = rest.count("/") < (2 if scheme == "hf" else 1)  # a host, bucket or repository
     return folder if root else [f"{url}.index", *folder]

@@ -1,4 +1,4 @@
-"""What a reader returns: a trained model as arrays, and where it comes from."""
+"""A trained model as arrays, and where it comes from."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
@@ -40,32 +40,12 @@ class Origin(NamedTuple):
     copied_from: Format | None = None
 
 
-class Details(NamedTuple):
-    """What belongs to a model beside its parameters.
-
-    Attributes:
-        class_names: in the order of the logits.
-        preprocessing: how images are prepared for the model.
-        assumed: settings that the files do not specify, and the values they were given.
-        step: number of training steps; None if unknown.
-        loss: with which the model was trained.
-        copied_from: as in ``Origin``.
-    """
-
-    class_names: tuple[str, ...]
-    preprocessing: Preprocessing
-    assumed: tuple[str, ...] = ()
-    step: int | None = None
-    loss: Loss = "softmax"
-    copied_from: Format | None = None
-
-
 class StoredModel(NamedTuple):
     """What a reader returns.
 
     Attributes:
         config: of the model, as it was trained.
-        params: the parameters, as nested dicts.
+        params: the parameters, as nested dicts; their shapes, if no array was read.
         class_names: in the order of the logits.
         preprocessing: how images are prepared for the model.
         step: number of training steps; None if unknown.

@@ -42,11 +42,12 @@ class ConvertArgs:
 def run(argv: Sequence[str]) -> None:
     """Reads a trained model and writes it."""
     args = parse(ConvertArgs, "convert", argv)
-    from vmoe.checkpoints import onnx, read, write
-    from vmoe.checkpoints.checksums import by_name
+    from vmoe.checkpoints import read, write
+    from vmoe.checkpoints.export import onnx_file
+    from vmoe.trees import by_name
 
     if args.format == "onnx":
-        onnx.check_installed()
+        onnx_file.check_installed()
     stored = read(args.source, use_ema=args.use_ema)
     stored = stored._replace(config=args.routing.apply(stored.config))
     written = write(stored, args.destination, format=args.format, shards=args.shards)

@@ -41,14 +41,14 @@ def run(argv: Sequence[str]) -> None:
 def _as_json(inspection: "Inspection") -> dict[str, object]:
     from vmoe.config import to_json
 
-    config, details = inspection.config, inspection.details
+    model = inspection.model
     return {
         "format": inspection.format,
         "arrays": [array._asdict() for array in inspection.arrays],
-        "config": None if config is None else json.loads(to_json(config)),
-        "preprocessing": None if details is None else dataclasses.asdict(details.preprocessing),
-        "class_names": None if details is None else details.class_names,
-        "assumed": [] if details is None else details.assumed,
+        "config": None if model is None else json.loads(to_json(model.config)),
+        "preprocessing": None if model is None else dataclasses.asdict(model.preprocessing),
+        "class_names": None if model is None else model.class_names,
+        "assumed": [] if model is None else model.origin.assumed,
         "reason": inspection.reason,
     }
 
@@ -71,9 +71,9 @@ def _print(args: InspectArgs, inspection: "Inspection") -> None:
         rows,
         title=one_line(f"{args.source}: {inspection.format}, {len(rows)} arrays"),
     )
-    if inspection.config is None or inspection.details is None:
+    if inspection.model is None:
         print(one_line(inspection.reason))
         return
-    print(summarize(inspection.config, title="the model"))
-    for line in inspection.details.assumed:
+    print(summarize(inspection.model.config, title="the model"))
+    for line in inspection.model.origin.assumed:
         print(one_line(f"assumed: {line}"))

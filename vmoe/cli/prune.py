@@ -66,7 +66,7 @@ def run(argv: Sequence[str]) -> None:
             "least 1 with any other rule"
         )
     from vmoe.checkpoints import read, write
-    from vmoe.checkpoints.folder import check_empty
+    from vmoe.checkpoints.vmoe_format import check_empty
     from vmoe.data.problems import Unreadable
     from vmoe.evaluate.sample import open_data
     from vmoe.surgery.experts import average_experts, most_loaded, prune_experts

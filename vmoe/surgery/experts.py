@@ -15,6 +15,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
@@ -24,9 +25,7 @@ from vmoe.errors import require
 from vmoe.surgery.params import (
     Params,
     Path,
-    by_path,
     initial_values,
-    nested,
     with_noise,
     with_sparse_blocks,
 )
@@ -88,7 +87,7 @@ def largest_router_change(
     Mixture-of-Experts" (arXiv 2405.16646). Its code keeps the router columns of pruned experts, so
     that the choices of these are lost; ``prune_experts`` removes the columns.
     """
-    now, before = by_path(params), by_path(earlier)
+    now, before = flatten_dict(params), flatten_dict(earlier)
     kept = {}
     for block in config.sparse_blocks:
         _check(config, block, ())
@@ -164,7 +163,7 @@ def add_experts(
     everything = {block: (*range(layers[block].num_experts), *copied[block]) for block in copied}
     new_config, params = _regroup(config, params, _singles(everything), k)
 
-    arrays, key = by_path(params), jax.random.key(seed)
+    arrays, key = flatten_dict(params), jax.random.key(seed)
     for i, (path, block) in enumerate(_of_blocks(arrays, copied)):
         old = layers[block].num_experts
         if noise_std > 0 and path[3] == "experts" and path[-1] == "kernel":
@@ -176,7 +175,7 @@ def add_experts(
         for path, block in zip(routers, copied, strict=True):
             old = layers[block].num_experts
             arrays[path] = arrays[path].at[:, old:].set(fresh[path][:, old:])
-    return new_config, nested(arrays)
+    return new_config, unflatten_dict(arrays)
 
 
 def merge_experts(
@@ -222,13 +221,13 @@ def average_experts(
     chosen = config.sparse_blocks if blocks is None else tuple(blocks)
     for block in chosen:
         _check(config, block, ())
-    arrays = by_path(params)
+    arrays = flatten_dict(params)
     for path, _ in list(_of_blocks(arrays, chosen)):
         value = arrays.pop(path)
         if path[3] == "experts":
             arrays[*path[:3], *path[4:]] = jnp.mean(jnp.asarray(value), axis=0)
     left = {block: moe for block, moe in config.moe_blocks.items() if block not in chosen}
-    return with_sparse_blocks(config, left), nested(arrays)
+    return with_sparse_blocks(config, left), unflatten_dict(arrays)
 
 
 def _largest(values: ArrayLike, num_experts: int, block: int) -> tuple[int, ...]:
@@ -268,11 +267,11 @@ def _regroup(
     layers = dict(config.moe_blocks)
     for block, members in groups.items():
         layers[block] = _resized(layers[block], len(members), k)
-    arrays = by_path(params)
+    arrays = flatten_dict(params)
     for path, block in _of_blocks(arrays, groups):
         axis = 0 if path[3] == "experts" else 1  # of a router's kernel (d, e)
         arrays[path] = _means(jnp.asarray(arrays[path]), groups[block], axis)
-    return with_sparse_blocks(config, layers), nested(arrays)
+    return with_sparse_blocks(config, layers), unflatten_dict(arrays)
 
 
 def _resized(moe: MoEConfig, num_experts: int, k: int | None) -> MoEConfig:

@@ -17,7 +17,7 @@ from vmoe.config import MoEConfig, TokenChoice
 from vmoe.errors import UsageError
 from vmoe.nn.keys import InitKeys
 from vmoe.nn.module_moe import ModuleMoE, on_rows
-from vmoe.surgery.params import path_name
+from vmoe.trees import path_name
 
 Select = type | tuple[type, ...] | Callable[[tuple[Any, ...], nnx.Module], bool]
 """Which modules: those of a type or of some types, or those for which (path, module) is True."""
@@ -65,7 +65,8 @@ def moefy(
     rngs = InitKeys(seed)
 
     def sparse(path: tuple[Any, ...], module: nnx.Module) -> nnx.Module | None:
-        if not _selected(select, path, module):
+        by_type = isinstance(select, type | tuple)
+        if not (isinstance(module, select) if by_type else select(path, module)):
             return None
         d, spatial = _signature(path_name(path), module, width)
         return ModuleMoE(module, d, config, spatial=spatial, rngs=rngs)
@@ -76,14 +77,8 @@ def moefy(
     return copy
 
 
-def _selected(select: Select, path: tuple[Any, ...], module: nnx.Module) -> bool:
-    if isinstance(select, type | tuple):
-        return isinstance(module, select)
-    return select(path, module)
-
-
 def _replace(
-    parent: nnx.Module,
+    parent: Any,
     path: tuple[Any, ...],
     new: Callable[[tuple[Any, ...], nnx.Module], nnx.Module | None],
     seen: dict[int, nnx.Module],
@@ -104,16 +99,12 @@ def _replace(
             if replacement is None:
                 count += _replace(child, (*path, name), new, seen)
         if seen[id(child)] is not child:
-            _set(parent, name, seen[id(child)])
+            if isinstance(name, int):
+                parent[name] = seen[id(child)]
+            else:
+                setattr(parent, name, seen[id(child)])
             count += 1
     return count
-
-
-def _set(parent: Any, name: str | int, child: nnx.Module) -> None:
-    if isinstance(name, int):
-        parent[name] = child
-    else:
-        setattr(parent, name, child)
 
 
 def _signature(name: str, module: nnx.Module, width: int | None) -> tuple[int, int]:

@@ -1,4 +1,4 @@
-"""Parameters of a ViT as nested dicts: by path, initial values, the sparse blocks of the config.
+"""Parameters of a ViT as nested dicts: shapes, initial values, the sparse blocks of the config.
 
 A tree is what ``vmoe.models.params_of`` gives, or any tree of the same shape, such as the moments
 of an optimiser.
@@ -10,7 +10,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from flax.traverse_util import flatten_dict, unflatten_dict
+from flax.traverse_util import flatten_dict
 from jaxtyping import Array, Float
 
 from vmoe import models
@@ -26,27 +26,8 @@ Path = tuple[str | int, ...]
 @functools.lru_cache(maxsize=16)
 def shapes(config: ViTConfig) -> dict[Path, tuple[int, ...]]:
     """The shapes of the parameters of a config's model, by path; cached, not to be changed."""
-    arrays = by_path(models.params_of(models.build_abstract(config)))
+    arrays = flatten_dict(models.params_of(models.build_abstract(config)))
     return {path: leaf.shape for path, leaf in arrays.items()}
-
-
-def by_path(params: Params) -> dict[Path, Any]:
-    """The arrays of a tree by path."""
-    return flatten_dict(params)
-
-
-def nested(arrays: Mapping[Path, Any]) -> Params:
-    """The tree of arrays given by path."""
-    return unflatten_dict(dict(arrays))
-
-
-def path_name(path: Path) -> str:
-    """A path as text.
-
-    >>> path_name(("blocks", 1, "mlp", "up", "kernel"))
-    'blocks/1/mlp/up/kernel'
-    """
-    return "/".join(map(str, path))
 
 
 def initial_values(
@@ -61,11 +42,11 @@ def initial_values(
     """
     paths = list(paths)
     if initial is not None:
-        arrays = by_path(initial)
+        arrays = flatten_dict(initial)
         return {path: arrays[path] for path in paths}
 
     def draw() -> list[Any]:
-        arrays = by_path(models.params_of(models.build(config, seed=seed)))
+        arrays = flatten_dict(models.params_of(models.build(config, seed=seed)))
         return [arrays[path] for path in paths]
 
     return dict(zip(paths, jax.jit(draw)() if paths else [], strict=True))

@@ -9,12 +9,14 @@ from typing import Any, Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
+from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import Array, Float
 
 from vmoe.config import ViTConfig
 from vmoe.errors import UsageError, listed, unknown
 from vmoe.nn.positions import resample
-from vmoe.surgery.params import Params, Path, by_path, initial_values, nested, path_name, shapes
+from vmoe.surgery.params import Params, Path, initial_values, shapes
+from vmoe.trees import path_name
 
 Method = Literal["aligned_corners", "half_pixel"]
 """How positions are resampled, both linearly between neighbours: with the corners of both grids at
@@ -94,7 +96,7 @@ def fit(
             for each in (target, config)
         )
         raise UsageError(f"{ours}: the parameters were trained with {theirs}; use that")
-    given = by_path(params)
+    given = flatten_dict(params)
     wanted = shapes(target)
     other_head = (
         new_head
@@ -126,7 +128,7 @@ def fit(
             method=method,
         )
     names = [[path_name(path) for path in paths] for paths in (fits, new, dropped, resized)]
-    return nested({path: values[path] for path in wanted}), Changes(*names)
+    return unflatten_dict({path: values[path] for path in wanted}), Changes(*names)
 
 
 def resize_positions(

@@ -12,6 +12,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from flax.traverse_util import flatten_dict, unflatten_dict
 
 from vmoe import models
 from vmoe.config import MoEConfig, TokenChoice, ViTConfig, replace
@@ -21,9 +22,7 @@ from vmoe.nn.patches import num_tokens
 from vmoe.nn.vit import ViT
 from vmoe.surgery.params import (
     Params,
-    by_path,
     initial_values,
-    nested,
     shapes,
     with_noise,
     with_sparse_blocks,
@@ -102,15 +101,12 @@ def upcycle_params(
         moe: config of each new sparse layer.
         initial: a tree of the new model to take the routers from, in place of the seed; zeros for
             the moments of an optimiser.
-
-    Raises:
-        UsageError: as ``upcycle``.
     """
     at_least(0).check(noise_std=noise_std)
     chosen = _dense_blocks(config, blocks)
     target = with_sparse_blocks(config, config.moe_blocks | dict.fromkeys(chosen, moe))
     key, arrays = jax.random.key(seed), {}
-    for i, (path, value) in enumerate(by_path(params).items()):
+    for i, (path, value) in enumerate(flatten_dict(params).items()):
         if path[0] != "blocks" or path[1] not in chosen or path[2] != "mlp":
             arrays[path] = value
             continue
@@ -120,7 +116,7 @@ def upcycle_params(
         arrays[*path[:3], "experts", *path[3:]] = experts
     routers = [path for path in shapes(target) if path not in arrays]
     arrays |= initial_values(target, routers, seed=seed, initial=initial)
-    return target, nested({path: arrays[path] for path in shapes(target)})
+    return target, unflatten_dict({path: arrays[path] for path in shapes(target)})
 
 
 def logit_changes(config: ViTConfig, moe: MoEConfig, *, noise_std: float = 0.0) -> list[str]:

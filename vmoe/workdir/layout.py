@@ -26,11 +26,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from vmoe.cache import atomic
 from vmoe.config import TrainConfig, replace
 from vmoe.config.files import load, to_json
 from vmoe.errors import UsageError, parse_json
 from vmoe.retry import retried
-from vmoe.signals import temporary_folder
 
 CONFIG = "config.json"
 ENVIRONMENT = "environment.json"
@@ -40,7 +40,6 @@ INIT = "init.json"
 INIT_KEYS = {"path", "new_head", "partial", "step", "checksum", "weights"}
 CHECKPOINTS = "checkpoints"
 CONSOLE = "console.txt"
-TEMPORARY = ".vmoe-"  # begins the names of folders that only a kill leaves
 TABLES = ("metrics.csv", "evaluations.csv", "experts.csv", "fewshot.csv")
 
 
@@ -83,17 +82,10 @@ def replace_text(path: Path, text: str) -> None:
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """The path of a temporary file in its folder, which takes the place of the file at the end.
-
-    A kill or a power cut leaves either the old or the new content. Several processes may do this at
-    once. An OSError names the file, and leaves nothing.
-    """
+    """``atomic``, for what only writes a file. An OSError names the file and leaves nothing."""
     try:
-        with temporary_folder(dir=path.parent, prefix=TEMPORARY) as folder:
-            yield folder / path.name
-            with (folder / path.name).open("rb") as file:
-                os.fsync(file.fileno())
-            os.replace(folder / path.name, path)
+        with atomic(path) as temporary:
+            yield temporary
     except OSError as error:  # that of a full disk names no file
         error.filename = str(path)
         raise

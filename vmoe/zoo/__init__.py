@@ -187,11 +187,7 @@ def published(prefix: str) -> Entry | None:
 
 
 def address(path: str) -> str:
-    """The address of trained weights by name; any other path is returned unchanged.
-
-    Raises:
-        UsageError: the model has no such tag, or no trained weights at all.
-    """
+    """The address of trained weights by name; see ``find``. Any other path is unchanged."""
     if Path(path).exists() or path.endswith(FILES):
         return path
     entry = find(path)

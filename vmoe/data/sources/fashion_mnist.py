@@ -11,7 +11,6 @@ import gzip
 import hashlib
 import http.client
 import io
-import os
 import urllib.error
 import urllib.request
 import zlib
@@ -19,12 +18,11 @@ from pathlib import Path
 
 import numpy as np
 
-from vmoe.cache import cache_folder
+from vmoe.cache import atomic, cache_folder
 from vmoe.data.sources.arrays import Arrays, ArraySource, rgb
 from vmoe.data.sources.splits import stratified_split
 from vmoe.errors import Failure, UsageError
 from vmoe.retry import retried
-from vmoe.signals import temporary_folder
 
 ADDRESS = "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com"
 DEBIAN = Path("/usr/share/datasets/fashion-mnist")
@@ -115,11 +113,10 @@ def download(address: str, path: Path) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with (
-            temporary_folder(dir=path.parent) as folder,
+            atomic(path) as partial,  # another process may be downloading it too
             urllib.request.urlopen(address, timeout=30) as response,
             Progress(*columns, console=Console(stderr=True)) as progress,
         ):
-            partial = folder / path.name  # another process may be downloading it too
             total = int(response.headers.get("Content-Length", 0)) or None
             task = progress.add_task("", total=total)
             with partial.open("wb") as file:
@@ -127,7 +124,6 @@ def download(address: str, path: Path) -> None:
                     file.write(chunk)
                     progress.advance(task, len(chunk))
             unpack(partial)
-            os.replace(partial, path)
     except (OSError, http.client.HTTPException) as error:
         missing = isinstance(error, urllib.error.HTTPError) and error.code in (404, 410)
         raise (UsageError if missing else Failure)(

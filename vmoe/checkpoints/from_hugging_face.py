@@ -5,11 +5,24 @@ from collections.abc import Mapping
 from typing import Any
 
 from vmoe.checkpoints.arrays import ArrayFile
-from vmoe.checkpoints.assemble import QKV_BIASES, Conversion, checked_pixels
-from vmoe.checkpoints.torch_names import HUGGING_FACE, renaming
+from vmoe.checkpoints.family import Family, checked_pixels, corrupt_if_wrong, read_json, summary
+from vmoe.checkpoints.stored import Origin
+from vmoe.checkpoints.torch_layouts import (
+    PARAM,
+    QKV_BIASES,
+    Layout,
+    inputs,
+    linear,
+    norm,
+    output,
+    patches,
+    renaming,
+    same,
+)
 from vmoe.config.preprocessing import Interpolation, Preprocessing
 from vmoe.errors import UsageError
 
+IMAGES = "preprocessor_config.json"
 MODELS = ("vit", "deit", "dinov2")
 GELUS = {"gelu": "erf", "gelu_new": "tanh", "gelu_pytorch_tanh": "tanh", "quick_gelu": "quick"}
 IMAGENET = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
@@ -24,18 +37,40 @@ RESAMPLES: dict[int, Interpolation] = {  # Pillow's numbers; transformers resize
     3: "torch_bicubic",
 }
 
+MODEL = r"(?:(?:vit|deit|dinov2)\.)?"
+BLOCK = rf"{MODEL}(?:encoder\.layer|layers)\.(\d+)"
+PARAMETERS: dict[str, Layout] = {
+    rf"{MODEL}embeddings\.patch_embeddings\.projection\.{PARAM}": patches("patches/embed"),
+    rf"{MODEL}embeddings\.cls_token": same("class_token"),
+    rf"{MODEL}embeddings\.position_embeddings": same("positions/embedding"),
+    rf"{BLOCK}\.(?:layernorm_before|norm1)\.{PARAM}": norm(r"blocks/\1/norm1"),
+    rf"{BLOCK}\.(?:layernorm_after|norm2)\.{PARAM}": norm(r"blocks/\1/norm2"),
+    **{
+        rf"{BLOCK}\.attention\.(?:attention\.{name}|{name[0]}_proj)\.{PARAM}": inputs(
+            r"blocks/\1/attention", name
+        )
+        for name in ("query", "key", "value")
+    },
+    rf"{BLOCK}\.attention\.(?:output\.dense|o_proj)\.{PARAM}": output(r"blocks/\1/attention"),
+    rf"{BLOCK}\.layer_scale1\.lambda1": same(r"blocks/\1/attention/out/scale"),
+    rf"{BLOCK}\.(?:intermediate\.dense|mlp\.fc1)\.{PARAM}": linear(r"blocks/\1/mlp/up"),
+    rf"{BLOCK}\.(?:output\.dense|mlp\.fc2)\.{PARAM}": linear(r"blocks/\1/mlp/down"),
+    rf"{BLOCK}\.layer_scale2\.lambda1": same(r"blocks/\1/mlp/down/scale"),
+    rf"{MODEL}layernorm\.{PARAM}": norm("norm"),
+    rf"{MODEL}pooler\.dense\.{PARAM}": linear("head/pre_logits"),
+    rf"classifier\.{PARAM}": linear("head/classes"),
+}
 
-def conversion(file: ArrayFile, config: Mapping[str, Any], images: Mapping[str, Any]) -> Conversion:
-    """How to read a ViT of transformers.
+
+def family(file: ArrayFile, config: Mapping[str, Any]) -> Family:
+    """A ViT of transformers.
 
     Args:
         config: the content of config.json.
-        images: the content of preprocessor_config.json.
-
-    Raises:
-        UsageError: the model is no plain ViT.
     """
     kind = config["model_type"]
+    images_file = file.path.with_name(IMAGES)
+    images = read_json(images_file)
     if kind not in MODELS:
         known = ", ".join(MODELS)
         raise UsageError(f"{file.path}: model_type {kind!r} cannot be opened; choose from {known}")
@@ -50,21 +85,39 @@ def conversion(file: ArrayFile, config: Mapping[str, Any], images: Mapping[str, 
         raise UsageError(f"{file.path}: pooler_act {act!r} cannot be represented")
     if not any(name.endswith("position_embeddings") for name in file.infos):
         raise UsageError(f"{file.path}: it has no position_embeddings")
-    pixels = checked_pixels(*normalisation(kind, images))
-    rename = renaming(HUGGING_FACE, int(config.get("num_attention_heads", 12)))
-    left_out = () if config.get("qkv_bias", True) else QKV_BIASES
-    return Conversion(file, rename, given, pixels=pixels, left_out=left_out)
+    mean, std = _normalisation(kind, images)
+    pixels = checked_pixels(mean, std)
+
+    @corrupt_if_wrong(images_file)
+    def prepared(image_size: int) -> tuple[Preprocessing, list[str]]:
+        found, assumed = preprocessing(images, image_size), []
+        if not images:
+            assumed += [summary(found), f"pixels normalised by mean {mean} and std {std}"]
+        if found.image_size != image_size:
+            assumed.append(
+                f"positions of {image_size} px resampled linearly to {found.image_size} px "
+                "(transformers: bicubically)"
+            )
+        return found, assumed
+
+    return Family(
+        Origin("hugging_face", file.path),
+        file,
+        renaming(PARAMETERS, int(config.get("num_attention_heads", 12))),
+        prepared,
+        given=given,
+        pixels=pixels,
+        left_out=() if config.get("qkv_bias", True) else QKV_BIASES,
+        class_names=_class_names(config),
+    )
 
 
-def normalisation(kind: str, images: Mapping[str, Any]) -> tuple[Any, Any]:
+def _normalisation(kind: str, images: Mapping[str, Any]) -> tuple[Any, Any]:
     """The mean and the standard deviation by which pixels in [0, 1] are normalised.
 
     Args:
         kind: the model_type of config.json.
         images: the content of preprocessor_config.json.
-
-    Raises:
-        UsageError: pixels are not scaled to [0, 1].
     """
     if (
         not images.get("do_rescale", True)
@@ -81,11 +134,7 @@ def normalisation(kind: str, images: Mapping[str, Any]) -> tuple[Any, Any]:
 
 
 def preprocessing(images: Mapping[str, Any], image_size: int) -> Preprocessing:
-    """How transformers prepares images, by the content of preprocessor_config.json.
-
-    Raises:
-        UsageError: a setting is not supported.
-    """
+    """How transformers prepares images, by the content of preprocessor_config.json."""
     size, resample = images.get("size", image_size), images.get("resample", 2)
     if resample not in RESAMPLES:
         raise UsageError(f"preprocessor_config.json: resample {resample!r} is not supported")
@@ -102,7 +151,7 @@ def preprocessing(images: Mapping[str, Any], image_size: int) -> Preprocessing:
     )
 
 
-def class_names(config: Mapping[str, Any]) -> tuple[str, ...]:
+def _class_names(config: Mapping[str, Any]) -> tuple[str, ...]:
     """The names of the classes, if config.json has them in place of LABEL_0, LABEL_1, ..."""
     names = config.get("id2label")
     if not isinstance(names, Mapping):

@@ -24,7 +24,7 @@ from jaxtyping import Array, Bool, Float
 
 from vmoe import models
 from vmoe.axes import Record, Route, SoftRouting
-from vmoe.checkpoints.matmul_form import matmul_form
+from vmoe.checkpoints.export.matmul_form import matmul_form
 from vmoe.checkpoints.stored import StoredModel
 from vmoe.config import ViTConfig, replace, to_json
 from vmoe.errors import UsageError, writing
@@ -57,10 +57,6 @@ def write(path: Path, stored: StoredModel) -> None:
 
     Args:
         path: a new file.
-
-    Raises:
-        UsageError: jax2onnx is not installed, or the file exists.
-        Failure: it cannot be written.
     """
     if path.exists():
         raise UsageError(f"{path}: it exists; use another file")
@@ -97,9 +93,6 @@ def convert(
         function: of an image, with one array per output.
         image_size: side of the images in pixels.
         outputs: their names.
-
-    Raises:
-        UsageError: jax2onnx is not installed.
     """
     check_installed()
     image = jax.ShapeDtypeStruct((image_size, image_size, 3), jnp.float32)
@@ -125,11 +118,7 @@ def convert(
 
 
 def check_installed() -> None:
-    """Checks that the packages of the conversion are installed.
-
-    Raises:
-        UsageError: one is not.
-    """
+    """Checks that the packages of the conversion are installed."""
     for name in ("jax2onnx", "onnx", "onnx_ir"):
         if importlib.util.find_spec(name) is None:
             raise UsageError(f"writing ONNX needs {name}: {INSTALL}")

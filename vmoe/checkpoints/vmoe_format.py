@@ -19,17 +19,18 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
-from vmoe.checkpoints import safetensors
+from vmoe.checkpoints import safetensors_files
 from vmoe.checkpoints.arrays import ArrayFile, corrupt
-from vmoe.checkpoints.assemble import Conversion, check_shapes
-from vmoe.checkpoints.checksums import by_name
-from vmoe.checkpoints.stored import Details, StoredModel
+from vmoe.checkpoints.assemble import check_shapes
+from vmoe.checkpoints.family import WRONG, Family
+from vmoe.checkpoints.stored import Origin, StoredModel
 from vmoe.config import ViTConfig, from_json, to_json
 from vmoe.config.preprocessing import Preprocessing
 from vmoe.config.train import Loss
 from vmoe.errors import Failure, UsageError, listed, writing
 from vmoe.retry import open_retried
 from vmoe.signals import unfinished
+from vmoe.trees import by_name
 from vmoe.workdir.layout import replace_text
 
 VERSION = 1
@@ -39,69 +40,47 @@ NAMED = 5  # classes in the card
 NOTES = "To be filled in: the training data, the license, the accuracy and how it was measured."
 
 
-def conversion(file: ArrayFile, config: Mapping[str, Any]) -> Conversion:
-    """How to read a model, after checking the SHA-256 of each file.
+def family(file: ArrayFile, config: Mapping[str, Any]) -> Family:
+    """A model of ours, after checking the SHA-256 of each file.
 
     Args:
         config: the content of config.json.
-
-    Raises:
-        UsageError: the format has another version.
-        Failure: a file is corrupt.
     """
-    folder = file.path.parent
+    place = file.path.with_name(CONFIG)
     if config.get("version") != VERSION:
         raise UsageError(
-            f"{folder}: format version {config.get('version')!r:.20}, this version of vmoe reads "
-            f"{VERSION}; use the version that wrote it"
+            f"{place.parent}: format version {config.get('version')!r:.20}, this version of vmoe "
+            f"reads {VERSION}; use the version that wrote it"
         )
     try:
         model = from_json(ViTConfig, json.dumps(config["model"]))
-        sums = {path: config["sha256"][path.name] for path in safetensors.files(file.path)}
-    except KeyError as error:
-        raise corrupt(folder / CONFIG, f"it has no {error}") from None
-    except (TypeError, ValueError, RecursionError) as error:
-        raise corrupt(folder / CONFIG, error) from None
-    for path, expected in sums.items():
-        if sha256(path) != expected:
-            raise corrupt(path, f"its SHA-256 differs from the one in {CONFIG}")
-    try:
+        sums = {path: config["sha256"][path.name] for path in safetensors_files.files(file.path)}
+        for path, expected in sums.items():
+            if sha256(path) != expected:
+                raise corrupt(path, f"its SHA-256 differs from the one in {CONFIG}")
         check_shapes({name: info.shape for name, info in file.infos.items()}, model)
-    except UsageError as error:
-        raise corrupt(folder / CONFIG, error) from None
-    return Conversion(file, lambda name, array: {name: array}, config=model)
-
-
-def details(path: Path, config: Mapping[str, Any]) -> Details:
-    """What belongs to the model.
-
-    Args:
-        path: of config.json.
-        config: its content.
-
-    Raises:
-        Failure: it is corrupt.
-    """
-    try:
-        classes, step = config["model"]["num_classes"], config["step"]
         loss = config.get("loss", "softmax")  # older versions did not write it
-        origin = config["origin"]
-        copied_from = origin.get("copied_from") or origin["format"]  # older versions: only format
         if loss not in typing.get_args(Loss):
             raise ValueError(f"loss {loss!r:.20}")
-        if type(step) not in (int, types.NoneType):
+        if type(step := config["step"]) not in (int, types.NoneType):
             raise ValueError(f"step {step!r:.20}")
-        return Details(
-            _class_names(config["class_names"], classes),
-            from_json(Preprocessing, json.dumps(config["preprocessing"])),
+        preprocessing = from_json(Preprocessing, json.dumps(config["preprocessing"]))
+        origin = config["origin"]
+        copied_from = origin.get("copied_from") or origin["format"]  # older versions: only format
+        return Family(
+            Origin("vmoe", file.path, copied_from=copied_from),
+            file,
+            lambda name, shape: {name: np.asarray},
+            lambda image_size: (preprocessing, []),
+            config=model,
+            class_names=_class_names(config["class_names"], model.num_classes),
             step=step,
             loss=loss,
-            copied_from=copied_from,
         )
     except KeyError as error:
-        raise corrupt(path, f"it has no {error}") from None
-    except (AttributeError, TypeError, ValueError, RecursionError) as error:
-        raise corrupt(path, error) from None
+        raise corrupt(place, f"it has no {error}") from None
+    except WRONG as error:
+        raise corrupt(place, error) from None
 
 
 def _class_names(names: Any, classes: int) -> tuple[str, ...]:
@@ -121,10 +100,6 @@ def write(
         folder: a new or an empty one; its name is the title of the card.
         notes: the end of the card.
         shard_bytes: largest size of a file of parameters; only a single larger array exceeds it.
-
-    Raises:
-        UsageError: the folder has files.
-        Failure: it cannot be written.
     """
     arrays = {name: np.asarray(leaf) for name, leaf in by_name(stored.params).items()}
     with new_folder(folder):
@@ -135,12 +110,7 @@ def write(
 
 @contextlib.contextmanager
 def new_folder(folder: Path) -> Iterator[None]:
-    """Makes a folder, in which the context writes files.
-
-    Raises:
-        UsageError: the folder has files.
-        Failure: it cannot be written; nothing of it is left.
-    """
+    """Makes a folder, in which the context writes files; after an error nothing of it is left."""
     check_empty(folder)
     with writing(folder), unfinished(folder):
         folder.mkdir(parents=True, exist_ok=True)
@@ -150,11 +120,7 @@ def new_folder(folder: Path) -> Iterator[None]:
 def write_config(
     folder: Path, stored: StoredModel, content: Mapping[str, Any], files: Sequence[str]
 ) -> None:
-    """Writes config.json: the content, what belongs to the model, and the SHA-256 of files.
-
-    Raises:
-        OSError: it cannot be written.
-    """
+    """Writes config.json: the content, what belongs to the model, and the SHA-256 of files."""
     content = dict(content) | {
         "model": json.loads(to_json(stored.config)),
         "class_names": stored.class_names,
@@ -168,11 +134,7 @@ def write_config(
 
 
 def check_empty(folder: Path) -> None:
-    """Checks that a folder can be written: that it does not exist, or has no files.
-
-    Raises:
-        UsageError: it has files, or is not a folder.
-    """
+    """Checks that a folder can be written: that it does not exist, or has no files."""
     if folder.exists() and not folder.is_dir():
         raise UsageError(f"{folder}: it is a file; use another folder")
     if folder.exists() and any(folder.iterdir()):
@@ -184,9 +146,6 @@ def write_arrays(folder: Path, arrays: Mapping[str, np.ndarray], shard_bytes: in
 
     Returns:
         the names of the files.
-
-    Raises:
-        OSError: the folder cannot be written.
     """
     shards: list[dict[str, np.ndarray]] = [{}]
     for name, array in arrays.items():
@@ -202,8 +161,8 @@ def write_arrays(folder: Path, arrays: Mapping[str, np.ndarray], shard_bytes: in
     places = {name: file for file, shard in zip(names, shards, strict=True) for name in shard}
     size = sum(array.nbytes for array in arrays.values())
     index = {"metadata": {"total_size": size}, "weight_map": places}
-    (folder / (MODEL + safetensors.INDEX)).write_text(json.dumps(index, indent=2))
-    return [*names, MODEL + safetensors.INDEX]
+    (folder / (MODEL + safetensors_files.INDEX)).write_text(json.dumps(index, indent=2))
+    return [*names, MODEL + safetensors_files.INDEX]
 
 
 def _save(arrays: dict[str, np.ndarray], path: Path) -> None:

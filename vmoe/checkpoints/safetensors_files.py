@@ -31,32 +31,31 @@ def read(path: str | Path) -> ArrayFile:
         Failure: a file is missing or corrupt.
     """
     path = Path(path)
-    files = _indexed(path) if path.name.endswith(INDEX) else {None: path}
+    indexed = _indexed(path) if path.name.endswith(INDEX) else {None: path}
     infos: dict[str, ArrayInfo] = {}
     places: dict[str, Path] = {}
-    for file in dict.fromkeys(files.values()):
+    for file in dict.fromkeys(indexed.values()):
         found = _infos(file)
         if twice := sorted(found.keys() & infos.keys()):
             raise corrupt(file, f"{twice[0]} is in another file, too")
         infos |= found
         places |= dict.fromkeys(found, file)
-    wrong = [name for name, file in files.items() if name is not None and places.get(name) != file]
-    if wrong:
-        raise corrupt(files[wrong[0]], f"{wrong[0]} is missing, which {path.name} expects here")
+    for name, file in indexed.items():
+        if name is not None and places.get(name) != file:
+            raise corrupt(file, f"{name} is missing, which {path.name} expects here")
 
     def arrays(names: Collection[str]) -> Iterator[tuple[str, np.ndarray]]:
         for file in dict.fromkeys(places.values()):
-            yield from _arrays(file, [name for name in infos if name in names], places)
+            with _open(file) as opened:
+                for name, place in places.items():
+                    if name in names and place == file:
+                        yield name, opened.get_tensor(name)
 
     return ArrayFile(path, infos, arrays)
 
 
 def files(path: Path) -> list[Path]:
-    """All files that ``read`` reads: the file, or an index and the files that it names.
-
-    Raises:
-        Failure: the index is missing or corrupt.
-    """
+    """All files that ``read`` reads: the file, or an index and the files that it names."""
     return [path, *dict.fromkeys(_indexed(path).values())] if path.name.endswith(INDEX) else [path]
 
 
@@ -76,32 +75,22 @@ def _indexed(path: Path) -> dict[str | None, Path]:
 
 
 def _infos(path: Path) -> dict[str, ArrayInfo]:
+    infos = {}
     try:
         with _open(path) as file:
-            slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
-            return {name: _info(name, each) for name, each in slices.items()}
+            for name in file.keys():  # noqa: SIM118
+                array = file.get_slice(name)
+                if (dtype := array.get_dtype()) not in DTYPES:
+                    raise ValueError(f"{name} has dtype {dtype}, which is not supported")
+                infos[name] = array_info(array.get_shape(), DTYPES[dtype])
     except OSError as error:
         raise Failure(f"{path}: {error.strerror or error}") from None
     except (SafetensorError, ValueError, KeyError) as error:
         raise corrupt(path, error) from None
+    return infos
 
 
 def _open(path: Path) -> Any:
     """Opens a file; safetensors calls every file missing that it cannot open."""
     open_retried(path).close()
     return safe_open(path, framework="numpy")
-
-
-def _info(name: str, each: Any) -> ArrayInfo:
-    if each.get_dtype() not in DTYPES:
-        raise ValueError(f"{name} has dtype {each.get_dtype()}, which is not supported")
-    return array_info(each.get_shape(), DTYPES[each.get_dtype()])
-
-
-def _arrays(
-    path: Path, names: list[str], places: dict[str, Path]
-) -> Iterator[tuple[str, np.ndarray]]:
-    with _open(path) as file:
-        for name in names:
-            if places[name] == path:
-                yield name, file.get_tensor(name)

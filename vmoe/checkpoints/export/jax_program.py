@@ -17,11 +17,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from vmoe import models
-from vmoe.checkpoints.assemble import nested
-from vmoe.checkpoints.checksums import by_name
-from vmoe.checkpoints.folder import SHARD, new_folder, write_arrays, write_config
 from vmoe.checkpoints.stored import StoredModel
+from vmoe.checkpoints.vmoe_format import SHARD, new_folder, write_arrays, write_config
 from vmoe.config import ViTConfig, replace
+from vmoe.trees import by_name, nested
 
 FORMAT, VERSION = "jax.export", 1
 PROGRAM, README = "model.jaxexport", "README.md"
@@ -69,10 +68,6 @@ def write(folder: Path, stored: StoredModel, *, shard_bytes: int = SHARD) -> Non
     Args:
         folder: a new or an empty one.
         shard_bytes: largest size of a file of parameters; only a single larger array exceeds it.
-
-    Raises:
-        UsageError: the folder has files.
-        Failure: it cannot be written.
     """
     arrays = {name: np.asarray(leaf) for name, leaf in by_name(stored.params).items()}
     size = stored.preprocessing.image_size
@@ -80,7 +75,15 @@ def write(folder: Path, stored: StoredModel, *, shard_bytes: int = SHARD) -> Non
         program = export(stored.config, arrays, size)
         (folder / PROGRAM).write_bytes(program.serialize())
         files = [PROGRAM, *write_arrays(folder, arrays, shard_bytes)]
-        (folder / README).write_text(_readme(stored, size), encoding="utf-8")
+        width = program.out_avals[0].shape[1]
+        text = TEXT.format(
+            size=size,
+            output="logits" if stored.config.num_classes else "features",
+            width=width,
+            jax=jax.__version__,
+            example=EXAMPLE.format(size=size),
+        )
+        (folder / README).write_text(text, encoding="utf-8")
         content = {
             "format": FORMAT,
             "version": VERSION,
@@ -91,9 +94,7 @@ def write(folder: Path, stored: StoredModel, *, shard_bytes: int = SHARD) -> Non
                 "params": {"arrays": len(arrays), "names": "those in the .safetensors files"},
                 "images": {"shape": ["b", size, size, 3], "dtype": "float32", "range": [-1, 1]},
             },
-            "outputs": {
-                "logits": {"shape": ["b", program.out_avals[0].shape[1]], "dtype": "float32"}
-            },
+            "outputs": {"logits": {"shape": ["b", width], "dtype": "float32"}},
             "images_per_group": 1,
         }
         write_config(folder, stored, content, files)
@@ -116,15 +117,3 @@ def export(config: ViTConfig, params: dict[str, Any], image_size: int) -> jax.ex
     batch = jax.export.symbolic_shape(f"b, {image_size}, {image_size}, 3")
     images = jax.ShapeDtypeStruct(batch, jnp.float32)
     return jax.export.export(jax.jit(logits), platforms=PLATFORMS)(shapes, images)
-
-
-def _readme(stored: StoredModel, size: int) -> str:
-    classes = stored.config.num_classes
-    width = classes or stored.config.pre_logits or stored.config.width
-    return TEXT.format(
-        size=size,
-        output="logits" if classes else "features",
-        width=width,
-        jax=jax.__version__,
-        example=EXAMPLE.format(size=size),
-    )

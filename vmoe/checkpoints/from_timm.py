@@ -5,14 +5,27 @@ GELU and the epsilon of an architecture are in no file (timm 1.0.31, models/visi
 and deit.py).
 """
 
+import functools
 import math
 import re
 from collections.abc import Mapping
 from typing import Any, cast, get_args
 
 from vmoe.checkpoints.arrays import ArrayFile
-from vmoe.checkpoints.assemble import PATCH_BIAS, QKV_BIASES, Conversion, checked_pixels
-from vmoe.checkpoints.torch_names import TIMM, renaming
+from vmoe.checkpoints.family import Family, checked_pixels, corrupt_if_wrong
+from vmoe.checkpoints.stored import Origin
+from vmoe.checkpoints.torch_layouts import (
+    PARAM,
+    QKV_BIASES,
+    Layout,
+    inputs,
+    linear,
+    norm,
+    output,
+    patches,
+    renaming,
+    same,
+)
 from vmoe.config.preprocessing import Interpolation, Preprocessing
 from vmoe.errors import UsageError
 
@@ -51,16 +64,38 @@ QUICK = r"vit_.*_clip_quickgelu_.*"
 LEAST_CROP = 0.1  # of the side of a resized image
 NO_QKV_BIAS = r"vit_(base_patch16_224_miil|(medium|betwixt)_patch16_gap_\d+)"
 CLIP = r"vit_.*_clip_.*"  # their layer norms have epsilon 1e-5
+PATCH_BIAS = "patches/embed/bias"
+
+BLOCK = r"blocks\.(\d+)"
+PARAMETERS: dict[str, Layout] = {
+    rf"patch_embed\.proj\.{PARAM}": patches("patches/embed"),
+    r"cls_token": same("class_token"),
+    r"pos_embed": same("positions/embedding"),
+    rf"norm_pre\.{PARAM}": norm("pre_norm"),
+    rf"{BLOCK}\.norm([12])\.{PARAM}": norm(r"blocks/\1/norm\2"),
+    rf"{BLOCK}\.attn\.qkv\.{PARAM}": inputs(r"blocks/\1/attention", "query", "key", "value"),
+    rf"{BLOCK}\.attn\.proj\.{PARAM}": output(r"blocks/\1/attention"),
+    rf"{BLOCK}\.ls1\.gamma": same(r"blocks/\1/attention/out/scale"),
+    rf"{BLOCK}\.mlp\.fc1\.{PARAM}": linear(r"blocks/\1/mlp/up"),
+    rf"{BLOCK}\.mlp\.fc2\.{PARAM}": linear(r"blocks/\1/mlp/down"),
+    rf"{BLOCK}\.ls2\.gamma": same(r"blocks/\1/mlp/down/scale"),
+    rf"(?:fc_)?norm\.{PARAM}": norm("norm"),
+    r"attn_pool\.latent": same("attention_pool/probe"),
+    rf"attn_pool\.q\.{PARAM}": inputs("attention_pool/attention", "query"),
+    rf"attn_pool\.kv\.{PARAM}": inputs("attention_pool/attention", "key", "value"),
+    rf"attn_pool\.proj\.{PARAM}": output("attention_pool/attention"),
+    rf"attn_pool\.norm\.{PARAM}": norm("attention_pool/norm"),
+    rf"attn_pool\.mlp\.fc1\.{PARAM}": linear("attention_pool/mlp/up"),
+    rf"attn_pool\.mlp\.fc2\.{PARAM}": linear("attention_pool/mlp/down"),
+    rf"head\.{PARAM}": linear("head/classes"),
+}
 
 
-def conversion(file: ArrayFile, config: Mapping[str, Any]) -> Conversion:
-    """How to read a ViT of timm.
+def family(file: ArrayFile, config: Mapping[str, Any]) -> Family:
+    """A ViT of timm.
 
     Args:
         config: the content of config.json.
-
-    Raises:
-        UsageError: the architecture is unknown, or no plain ViT.
     """
     architecture, changes = str(config["architecture"]), config.get("model_args") or {}
     heads = _heads(file, architecture, changes.get("num_heads"))
@@ -86,13 +121,23 @@ def conversion(file: ArrayFile, config: Mapping[str, Any]) -> Conversion:
         raise UsageError(f"{file.path}: global_pool {pooling!r} cannot be represented")
     if pooling == "token" and "cls_token" not in file.infos:
         raise UsageError(f"{file.path}: cls_token is missing, and global_pool is 'token'")
-    mean, std = (pretrained.get(name, [0.5] * 3) for name in ("mean", "std"))
     qkv_bias = changes.get("qkv_bias", not re.fullmatch(NO_QKV_BIAS, architecture))
     left_out = () if qkv_bias else QKV_BIASES
     if "norm_pre.weight" in file.infos:
         left_out += (PATCH_BIAS,)
-    pixels = checked_pixels(mean, std)
-    return Conversion(file, renaming(TIMM, heads), given, pixels=pixels, left_out=left_out)
+    pixels = checked_pixels(*(pretrained.get(name, [0.5] * 3) for name in ("mean", "std")))
+    names = config.get("label_names")
+    checked = corrupt_if_wrong(file.path.with_name("config.json"))
+    return Family(
+        Origin("timm", file.path),
+        file,
+        renaming(PARAMETERS, heads),
+        checked(functools.partial(_prepared, pretrained)),
+        given=given,
+        pixels=pixels,
+        left_out=left_out,
+        class_names=tuple(map(str, names)) if isinstance(names, list) else (),
+    )
 
 
 def _heads(file: ArrayFile, architecture: str, given: Any) -> int:
@@ -114,13 +159,8 @@ def _gelu(architecture: str) -> str:
     return "tanh" if any(re.fullmatch(each, architecture) for each in TANH) else "erf"
 
 
-def preprocessing(config: Mapping[str, Any], image_size: int) -> Preprocessing:
-    """How timm prepares images for evaluation (timm 1.0.31, data/transforms_factory.py).
-
-    Raises:
-        UsageError: a setting is not supported.
-    """
-    pretrained = config.get("pretrained_cfg") or {}
+def _prepared(pretrained: Mapping[str, Any], image_size: int) -> tuple[Preprocessing, list[str]]:
+    """How timm prepares images for evaluation (timm 1.0.31, data/transforms_factory.py)."""
     interpolation = str(pretrained.get("interpolation", "bicubic"))
     mode = str(pretrained.get("crop_mode") or "center")
     if interpolation not in get_args(Interpolation) or mode not in ("center", "squash"):
@@ -130,15 +170,11 @@ def preprocessing(config: Mapping[str, Any], image_size: int) -> Preprocessing:
     crop_pct = float(pretrained.get("crop_pct") or 0.875)
     if not LEAST_CROP <= crop_pct <= 1:
         raise UsageError(f"config.json: crop_pct {crop_pct}: use {LEAST_CROP} to 1")
-    return Preprocessing(
+    preprocessing = Preprocessing(
         image_size,
         resize_to=math.floor(image_size / crop_pct),
         keep_aspect=mode == "center",
         interpolation=cast(Interpolation, interpolation),
     )
-
-
-def class_names(config: Mapping[str, Any]) -> tuple[str, ...]:
-    """The names of the classes, if config.json has them."""
-    names = config.get("label_names")
-    return tuple(map(str, names)) if isinstance(names, list) else ()
+    declared = {"mean", "std"} <= pretrained.keys()
+    return preprocessing, [] if declared else ["pixels normalised by mean 0.5 and std 0.5"]

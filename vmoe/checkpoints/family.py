@@ -1,0 +1,117 @@
+"""What a family of weights says about its model before an array is read, and checks they share."""
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from vmoe.checkpoints.arrays import ArrayFile, corrupt
+from vmoe.checkpoints.stored import Origin
+from vmoe.config import MoEConfig, ViTConfig
+from vmoe.config.preprocessing import Preprocessing
+from vmoe.config.train import Loss
+from vmoe.errors import Failure, UsageError, VmoeError, parse_json
+from vmoe.retry import retried
+
+LARGEST = 1000.0  # mean or std of pixels
+WRONG = (TypeError, ValueError, KeyError, AttributeError, ArithmeticError, RecursionError)
+
+Transform = Callable[[np.ndarray], np.ndarray]
+Rename = Callable[[str, tuple[int, ...]], Mapping[str, Transform]]
+"""From the name and the shape of an array to the parameters in it: for the path of each, what makes
+it from the array. Empty if the array is of no use. Raises a KeyError if the name is unknown, and a
+ValueError if the shape does not fit it. The path of layer scale is that of its layer and /scale."""
+Pixels = tuple[Sequence[float], Sequence[float]]
+"""The mean and the standard deviation by which pixels in [0, 1] are normalised."""
+HALF: Pixels = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+
+
+class Family(NamedTuple):
+    """What files of weights say about their model before an array is read.
+
+    Attributes:
+        origin: format and path of the files.
+        arrays: in the files.
+        rename: gives the parameters in each array.
+        prepared: for a model's image size, how images are prepared, and what of it is assumed.
+        config: of the model, if the files have it; nothing is inferred then.
+        given: fields of the config that do not follow from names and shapes.
+        moe: config of sparse blocks, apart from the number of experts.
+        capacity_source: where its capacity factor comes from.
+        pixels: folded into the patch embedding, so that the model takes pixels in [-1, 1].
+        left_out: ends of the paths of biases that such a model does not have; they are 0 here.
+        class_names: as far as the files have them.
+        step: number of training steps; None if unknown.
+        loss: with which the model was trained.
+    """
+
+    origin: Origin
+    arrays: ArrayFile
+    rename: Rename
+    prepared: Callable[[int], tuple[Preprocessing, list[str]]]
+    config: ViTConfig | None = None
+    given: Mapping[str, Any] = MappingProxyType({})
+    moe: MoEConfig = MoEConfig()
+    capacity_source: str = ""
+    pixels: Pixels = HALF
+    left_out: tuple[str, ...] = ()
+    class_names: tuple[str, ...] = ()
+    step: int | None = None
+    loss: Loss = "softmax"
+
+
+def checked_pixels(mean: Any, std: Any) -> Pixels:
+    """The normalisation that a file declares.
+
+    Raises:
+        UsageError: the values are not three numbers each, or would overflow.
+    """
+    for name, values, least in (("mean", mean, -LARGEST), ("std", std, 1 / LARGEST)):
+        triple = isinstance(values, list) and len(values) == 3
+        if not triple or not all(type(x) in (int, float) and least <= x <= LARGEST for x in values):
+            raise UsageError(
+                f"{name} {values!r:.80} of the pixels: expected three numbers from {least:g} to "
+                f"{LARGEST:g}"
+            )
+    return mean, std
+
+
+def summary(preprocessing: Preprocessing) -> str:
+    """How images are prepared, as a phrase about what is assumed."""
+    crop = preprocessing.image_size
+    side = preprocessing.resize_to or crop
+    what = (
+        f"with the shorter side to {side}" if preprocessing.keep_aspect else f"to {side} x {side}"
+    )
+    cropped = f", {crop} px cropped" if side != crop else ""
+    stored = "" if preprocessing.exif else ", their EXIF orientation ignored"
+    return f"images resized by {preprocessing.interpolation} {what} px{cropped}{stored}"
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The content of a JSON file; empty if there is no such file."""
+    try:
+        content = parse_json(retried(path, path.read_bytes))
+    except FileNotFoundError:
+        return {}
+    except OSError as error:
+        raise Failure(f"{path}: {error.strerror}") from None
+    except ValueError as error:
+        raise corrupt(path, error) from None
+    if not isinstance(content, dict):
+        raise corrupt(path, "no JSON object")
+    return content
+
+
+@contextlib.contextmanager
+def corrupt_if_wrong(path: Path) -> Iterator[None]:
+    """Turns errors about unexpected content into a Failure that names the file."""
+    try:
+        yield
+    except VmoeError:
+        raise
+    except WRONG as error:
+        raise corrupt(path, error) from None
