@@ -17,7 +17,8 @@ from tests.data.open_files import no_more_files
 from vmoe.config import load
 from vmoe.errors import Failure
 from vmoe.train.folder import open_workdir
-from vmoe.train.sinks import CsvFile
+from vmoe.train.report import Report
+from vmoe.train.sinks import CsvFile, Entry
 from vmoe.workdir.layout import replace_text, steps_of
 from vmoe.workdir.lock import LOCK, lock_workdir
 
@@ -112,6 +113,18 @@ def test_a_full_disk_is_no_wrong_input_when_a_run_begins(tmp_path: Path) -> None
         lock_workdir(tmp_path).__enter__()
     with no_room(), pytest.raises(Failure, match=f"^{tmp_path}: cannot be written .File too large"):
         open_workdir(tmp_path, config, ("a", "b"), {}, None)
+
+
+def test_probes_whose_events_cannot_be_written_are_repeated(tmp_path: Path) -> None:
+    """A row of the CSV file would say that they are done."""
+    entry = Entry(rows={"fewshot.csv": [{"shots": 5}]}, scalars={"fewshot_raw/mean/5": 0.5})
+    with Report(tmp_path, load(TINY)) as report:
+        report.resume(0, {})
+        with no_room(), pytest.raises(Failure, match="tensorboard: cannot be written .File too"):
+            report.write(20, entry)
+        assert not report.has("fewshot.csv", 20) and not (tmp_path / "fewshot.csv").exists()
+        report.write(20, entry)
+        assert report.has("fewshot.csv", 20) and not report.has("fewshot.csv", 21)
 
 
 @contextlib.contextmanager
