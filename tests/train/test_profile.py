@@ -69,7 +69,10 @@ def test_other_steps_are_refused(text: str) -> None:
 
 def test_the_parts_of_a_step_have_names_in_its_program() -> None:
     """In the locations of its operations, which a profiler shows."""
-    config = configs.replace(configs.load(TINY), steps=200, ema_decay=0.9, data=dict(mixup=0.2))
+    model = dict(depth=2, sparse_blocks=(1,))
+    config = configs.replace(
+        configs.load(TINY), model=model, steps=200, ema_decay=0.9, data=dict(mixup=0.2)
+    )
     batch = empty_batch(config.batch_size, 1, Preprocessing(config.model.image_size))
     program = make_train_step(config).lower(abstract_state(config), batch)
     names = re.findall(r'loc\("jit\(step\)/([^"]*)"', program.as_text(debug_info=True))
