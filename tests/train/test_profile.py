@@ -82,5 +82,6 @@ def test_the_parts_of_a_step_have_names_in_its_program() -> None:
         if path[-1] == "dot_general":
             assert parts.intersection(path), path
     inner = ("block0 attention", "block0 mlp", "block1 moe gate", "block1 moe experts")
+    inner += ("block1 moe router", "block1 moe dispatch", "block1 moe combine")
     for part in (*inner, *parts, "mixing", "loss", "optimizer", "ema", "norms"):
         assert any(part in " ".join(path) for path in paths), part

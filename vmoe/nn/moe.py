@@ -143,7 +143,7 @@ def route(
         draw=draw,
     )
     capacity = router.capacity(config, groups.shape[1])
-    chosen: Route = decide or router.route
+    chosen: Route = jax.named_scope("router")(decide or router.route)
     on_devices = placement.on_each_device(lambda inputs: chosen(inputs, config, capacity))
     decision: Decision = on_devices(inputs)
     aux_loss = aux_losses.total(decision.losses, config.router.aux_loss, valid)

@@ -15,6 +15,7 @@ from jaxtyping import Array, Float, Int
 from vmoe.axes import Routing, SoftRouting
 
 
+@jax.named_scope("dispatch")
 def dispatch(
     tokens: Float[Array, "g s d"],
     routing: Routing | SoftRouting,
@@ -34,6 +35,7 @@ def dispatch(
     return _dispatch(tokens, routing.slots, routing.choices)
 
 
+@jax.named_scope("combine")
 def combine(
     outputs: Float[Array, "g e c d"], routing: Routing | SoftRouting
 ) -> Float[Array, "g s d"]:
