@@ -60,8 +60,8 @@ def _pairs(
     if tokens:
         for blocks, own in zip((first, second), tokens, strict=True):
             for i, block in blocks.items():
-                by_token = [field[:, own] for field in block[:-1]]
-                blocks[i] = BlockRouting._make([*by_token, block.groups])
+                by_token = {name: x for name, x in block._asdict().items() if name != "groups"}
+                blocks[i] = block._replace(**{name: x[:, own] for name, x in by_token.items()})
     shapes = [{i: b.gates.shape[:2] for i, b in blocks.items()} for blocks in (first, second)]
     if shapes[0] != shapes[1]:
         raise UsageError(

@@ -55,8 +55,8 @@ class ExpertTotals:
     def dropped(self) -> float:
         """Fraction of the choices that got no slot.
 
-        1 - kept / choices, which reports have been written with: the quotient of
-        ``block_measures``, (choices - kept) / choices, may differ in the last bit.
+        It is 1 - kept / choices, as in earlier reports. ``block_measures`` has
+        (choices - kept) / choices, which may differ in the last bit.
         """
         return 1 - self.kept.sum() / max(1, self.choices.sum()) if self.choices.sum() else 0.0
 

@@ -47,7 +47,7 @@ class Favourites(NamedTuple):
     places: Int[np.ndarray, "e x"]
 
     def first(self, top: int) -> "Favourites":
-        """Those of at most so many images, the best ones."""
+        """The best ``top`` of each expert, or all if there are fewer."""
         return Favourites(*(field[:, :top] for field in self))
 
 
@@ -85,9 +85,9 @@ def with_favourites(
     *,
     top: int = 10,
 ) -> Iterator[Collected]:
-    """The parts as they are, while ``best`` becomes the favourites of those that were yielded.
+    """Yields the parts unchanged, and keeps the favourites of all parts so far in ``best``.
 
-    One pass over the data then serves ``statistics``, too. Other arguments as for ``favourites``.
+    So one pass over the data serves ``statistics``, too. Other arguments as for ``favourites``.
     """
     first = 0  # number of the batch's first image
     for batch, part in zip(batches, parts, strict=True):
@@ -99,11 +99,12 @@ def with_favourites(
             patches = rearrange(images, grid, p=patch_size, q=patch_size)
             places = scores.argmax(-1)  # the best patch of each image
             numbered = np.broadcast_to(first + numbers, places.shape)
-            every = [scores.max(-1), patches[numbers, places], numbered, places]
+            fields = [scores.max(-1), patches[numbers, places], numbered, places]
             if i in best:
-                every = [np.concatenate(both, axis=1) for both in zip(best[i], every, strict=True)]
-            order = np.argsort(-every[0], axis=1, kind="stable")[:, :top]
+                both = zip(best[i], fields, strict=True)
+                fields = [np.concatenate(each, axis=1) for each in both]
+            order = np.argsort(-fields[0], axis=1, kind="stable")[:, :top]
             rows = np.arange(len(order))[:, None]
-            best[i] = Favourites(*(field[rows, order] for field in every))
+            best[i] = Favourites(*(field[rows, order] for field in fields))
         first += len(images)
         yield part

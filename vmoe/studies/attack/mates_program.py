@@ -1,6 +1,6 @@
-"""The compiled program that predicts victims in groups, and changes the pixels of their mates.
+"""The compiled programs that predict victims in groups, and change the pixels of their mates.
 
-Slots, priority and the victim's place are traced, so one program serves all settings with groups of
+Slots, priority and the victim's place are traced, so the programs serve all settings with groups of
 one size.
 """
 

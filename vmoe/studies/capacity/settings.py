@@ -52,7 +52,7 @@ def levels_of(config: ViTConfig) -> tuple[Levels, ...]:
         for k in range(1, largest_k + 1)
         for priority in PRIORITIES
         if priority != "random"
-        and (k > 1 or priority != "sum_of_gates")  # which is the largest one of one gate
+        and (k > 1 or priority != "sum_of_gates")  # the sum of one gate is the largest gate
     ]
 
     def levels(moe: MoEConfig) -> Levels:

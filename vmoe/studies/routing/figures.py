@@ -44,15 +44,18 @@ def write_plots(
 
     Returns:
         the files.
+
+    Raises:
+        OSError: the folder or a file cannot be written.
     """
     folder.mkdir(exist_ok=True)
     any_class = bool(has_label(routing.labels).any())
     files = []
     for name, draw in plots_of(routing.loaded.model.config).items():
         if any_class or name not in OF_CLASSES:
-            path = folder / f"{name}.png"
+            path, figure = folder / f"{name}.png", draw(routing)
             with replacing(path) as temporary:
-                draw(routing).savefig(temporary, format="png", dpi=DPI)
+                figure.savefig(temporary, format="png", dpi=DPI)
             files.append(path)
         on_plot()
     return files
@@ -65,14 +68,14 @@ def plots_of(config: ViTConfig) -> dict[str, Draw]:
     and k are changed only if every router is token_choice.
     """
     routers = [moe.router for moe in config.moe_blocks.values()]
-    draw: dict[str, Draw] = {
+    figures: dict[str, Draw] = {
         "favourite_patches": lambda routing: plots.favourite_patches(
             {i: best.first(PATCHES) for i, best in routing.favourites.items()}
         ),
         "random_routers": _random_routers,
     }
     if not any(isinstance(router, Soft) for router in routers):
-        draw |= {
+        figures |= {
             "experts_by_class": lambda routing: plots.experts_by_class(
                 routing.blocks, routing.loaded.class_names
             ),
@@ -81,8 +84,8 @@ def plots_of(config: ViTConfig) -> dict[str, Draw]:
             "kept_patches": _kept_patches,
         }
     if can_be_limited(config):
-        draw |= {"capacity_curves": _capacity_curves, "k_at_inference": _k_at_inference}
-    return draw
+        figures |= {"capacity_curves": _capacity_curves, "k_at_inference": _k_at_inference}
+    return figures
 
 
 def _experts_of_patches(routing: MeasuredRouting) -> Figure:
