@@ -21,7 +21,7 @@ from vmoe.errors import UsageError
 from vmoe.nn.vit import ViT
 from vmoe.studies.attack.config import AttackConfig, MatesConfig
 from vmoe.studies.attack.mates import attack_mates, check_mates, draw_groups, measures
-from vmoe.studies.attack.mates_program import Outcome
+from vmoe.studies.attack.mates_program import Outcome, with_room
 
 SIZE = 4
 CONFIG = MatesConfig(victims=3, draws=4)
@@ -82,6 +82,13 @@ def test_without_a_capacity_and_in_groups_of_one_no_mate_changes_anything(
         np.testing.assert_allclose(groups[0], same[0] + 0 * groups[0], atol=1e-5)
         assert (groups[1] == same[1]).all() and (groups[2] == same[2]).all()
     assert measures(result.drawn, result.without, LABELS[:3], worst=True)["changed"] == 0
+
+
+def test_one_program_serves_all_settings_with_groups_of_one_size() -> None:
+    model, by_gate = model_of(), replace(ROOMY, priority="largest_gate")
+    first, *others = (with_room(model, each, 17, 0) for each in (TIGHT, ROOMY, by_gate, IMMUNE[0]))
+    for roomy, routing in others:
+        assert roomy.config == first[0].config and routing.slots != first[1].slots
 
 
 def test_optimised_mates_take_more_slots_than_mates_changed_at_random() -> None:

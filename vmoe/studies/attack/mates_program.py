@@ -15,7 +15,7 @@ from jaxtyping import Array, Bool, Float, Int
 from vmoe import models
 from vmoe.analysis.interventions import limited
 from vmoe.axes import Record
-from vmoe.config import RoutingOverrides, TokenChoice, replace
+from vmoe.config import MoEConfig, RoutingOverrides, TokenChoice, replace
 from vmoe.config.routers import PRIORITIES
 from vmoe.nn.vit import ViT
 from vmoe.routing import slots_and_factor
@@ -72,9 +72,12 @@ def with_room(
     traced, priorities = jax.tree.map(jnp.int32, (slots, numbers))
     routing = GroupRouting(traced, priorities, jnp.arange(size) == place)
     roomy = dataclasses.replace(setting, priority=None).apply(model.config)
-    roomy = roomy.with_layers(
-        lambda moe: replace(moe, capacity=n * moe.images_per_group, dropless=False)
-    )
+
+    def widened(moe: MoEConfig) -> MoEConfig:  # the same for every capacity, to be compiled once
+        most = n * moe.images_per_group
+        return replace(moe, capacity=most, capacity_factor=1.0, dropless=False)
+
+    roomy = roomy.with_layers(widened)
     return models.with_params(roomy, models.params_of(model)), routing
 
 
