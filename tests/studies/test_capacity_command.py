@@ -10,8 +10,10 @@ from PIL import Image
 
 import vmoe as library
 from tests.command import vmoe
+from tests.random_models import stored_of
+from vmoe.checkpoints import write
 from vmoe.cli.inference import load_for_inference
-from vmoe.config import RoutingOverrides
+from vmoe.config import MoEConfig, RoutingOverrides, TokenChoice, ViTConfig
 from vmoe.errors import UsageError
 
 FEW = ("--images", "64", "--batch-size", "32")
@@ -88,6 +90,24 @@ def test_the_budget_can_be_measured_time(tiny_run: Path, tmp_path: Path) -> None
     assert all(cost <= budget for budget, cost in costs.items()) and costs[1] == content["cost"]
     _, message = evaluated("--checkpoint", tiny_run, "--inference", file)
     assert f"routing of {file}: " in message and "x the time, chosen on" in message
+
+
+def test_settings_are_written_under_the_numbers_of_the_sparse_blocks(tmp_path: Path) -> None:
+    """Blocks 1 and 2 of three, of which the first is dense."""
+    layer = MoEConfig(num_experts=4, router=TokenChoice(k=1))
+    small = dict(patch_size=4, width=8, depth=3, mlp_dim=8, num_heads=2, image_size=8)
+    config = ViTConfig(**small, num_classes=10, sparse_blocks=(1, 2), moe=layer)
+    digits = stored_of(config)._replace(class_names=tuple("0123456789"))
+    write(digits, tmp_path / "model", format="vmoe")
+    file = tmp_path / "file.json"
+    arguments = ("capacity", "--checkpoint", tmp_path / "model", "--budget", "0.95x", "--out", file)
+    result = vmoe(*arguments, *FEW)
+    assert result.returncode == 2
+    assert "data is missing: the checkpoint does not name its training data" in result.stderr
+    result = vmoe(*arguments, *FEW, "--data", "digits:validation")
+    assert result.returncode == 0, result.stderr
+    assert list(json.loads(file.read_text())["blocks"]) == ["1", "2"]
+    assert library.load(tmp_path / "model", inference=file).model.config != config
 
 
 def test_predict_and_load_use_it_too(run: Path, tmp_path: Path) -> None:
