@@ -62,7 +62,7 @@ def block_numbers(where: str, depth: int) -> tuple[int, ...]:
     last = where.removeprefix("last")
     if last == where or not last.isdecimal() or not 1 <= int(last) <= len(every2):
         names = f"use every2, or last1 to last{len(every2)} in a model of {depth} blocks"
-        raise UsageError(names if every2 else "one block has no second: use 0", blocks=where)
+        raise UsageError(names if every2 else "the only block is block 0: use 0", blocks=where)
     return every2[-int(last) :]
 
 

@@ -295,7 +295,7 @@ CASES: dict[str, tuple[list[str], str]] = {
     "no weights": (["inspect", "gone"], "vmoe: gone: no such file or folder"),
     "blocks": (
         ["upcycle", "{run}", "new", "--blocks", "last9"],
-        "vmoe: blocks=last9: one block has no second: use 0 (--blocks)",
+        "vmoe: blocks=last9: the only block is block 0: use 0 (--blocks)",
     ),
     "shards": (
         ["convert", "{run}", "new", "--format", "published", "--shards", "0"],
