@@ -258,7 +258,7 @@ def test_lines_and_bars_are_accuracies_on_images_of_known_class() -> None:
     of_k = figure.axes[0].containers[0]
     np.testing.assert_allclose(of_k.lines[0].get_xydata(), [(1, right[0]), (2, right[1])])
     assert "slots per expert and group" in texts(figure) and "1\n8 2\n16–24" in texts(figure)
-    figure = random_routers({3: logits[0], 5: logits[1]}, logits[2], LABELS)
+    figure = random_routers({3: logits[0], 5: logits[1]}, logits[2].argmax(-1), LABELS)
     heights = [bar.get_height() for bar in figure.axes[0].patches]
     np.testing.assert_allclose(heights, right[:2])
     assert f"own routers, {right[2]:.1%}" in texts(figure) and "one draw" in texts(figure)
@@ -272,7 +272,7 @@ def test_bars_are_of_differences_on_the_same_images() -> None:
     expected = np.std(differences) / 10
     figures = (
         (k_at_inference({1: right, 2: other, 4: right}, labels, own=1), [0, expected, 0]),
-        (random_routers({1: other, 2: right}, right, labels), [expected, 0]),
+        (random_routers({1: other, 2: right}, right.argmax(-1), labels), [expected, 0]),
     )
     for figure, sizes in figures:
         (bars,) = figure.axes[0].containers[0].lines[2]  # the caps' vertical lines

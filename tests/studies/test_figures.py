@@ -36,8 +36,8 @@ def loaded_of(*layers: MoEConfig) -> Loaded:
 def measured(loaded: Loaded, labels: np.ndarray | None = None) -> MeasuredRouting:
     batches = functools.partial(labelled, IMAGES, labels, batch_size=8)
     parts = list(collect(loaded.model, batches()))
-    best, logits = favourites(batches(), parts, P), concatenate(parts).logits
-    of_data = loaded, "random", batches, logits, statistics(parts), best
+    best, predictions = favourites(batches(), parts, P), concatenate(parts).logits.argmax(-1)
+    of_data = loaded, "random", batches, predictions, statistics(parts), best
     return MeasuredRouting(*of_data, BatchDependence(0.0, 0.0), findings=[])
 
 
@@ -87,7 +87,7 @@ def test_k_goes_up_to_the_fewest_experts_of_layers_that_differ_and_stands_beside
     assert [tick.get_text() for tick in ax.get_xticklabels()] == ["1\n20", "2\n20–36"]
 
 
-def test_statistics_logits_and_favourite_patches_are_measured_in_one_pass() -> None:
+def test_statistics_predictions_and_favourite_patches_are_measured_in_one_pass() -> None:
     loaded, passes = loaded_of(LAYERS[0]), []
 
     def batches() -> Iterator[Labelled]:
@@ -98,7 +98,7 @@ def test_statistics_logits_and_favourite_patches_are_measured_in_one_pass() -> N
     routing = measure_routing(loaded, "random", batches, reordered, batch_size=4)
     assert len(passes) == 1
     parts = list(collect(loaded.model, batches()))
-    np.testing.assert_array_equal(routing.logits, concatenate(parts).logits)
+    np.testing.assert_array_equal(routing.predictions, concatenate(parts).logits.argmax(-1))
     np.testing.assert_array_equal(routing.blocks[0].uses, statistics(parts)[0].uses)
     expected = favourites(batches(), parts, P, top=3)[0]
     for ours, theirs in zip(routing.favourites[0].first(3), expected, strict=True):

@@ -141,7 +141,9 @@ def k_at_inference(
     return figure
 
 
-def random_routers(logits: Mapping[int, Logits], own: Logits, labels: Labels) -> Figure:
+def random_routers(
+    logits: Mapping[int, Logits], own: Int[np.ndarray, "b"], labels: Labels
+) -> Figure:
     """Accuracy with a random router in one block at a time.
 
     Bars are standard errors, over the images, of the difference from the model's own routers; those
@@ -149,12 +151,12 @@ def random_routers(logits: Mapping[int, Logits], own: Logits, labels: Labels) ->
 
     Args:
         logits: by block, as ``with_random_routers`` returns them.
-        own: of the model as it is.
+        own: the class that the model as it is predicts for each image.
     """
     title = "Accuracy with a random router in one block"
     figure, ((ax,),) = panels(1, 1, size=(max(4.6, 0.5 * len(logits) + 1.5), 3.4), title=title)
-    as_it_is = correct(own, labels)
     right = [correct(each, labels) for each in logits.values()]
+    as_it_is = is_label(own, labels)[has_label(labels)]
     values = [each.mean() for each in right]
     errors = [error_of_difference(each, as_it_is) for each in right]
     bars = ax.bar(range(len(values)), values, yerr=errors, capsize=3, color="#56b4e9")

@@ -175,4 +175,4 @@ def _k_at_inference(routing: MeasuredRouting) -> Figure:
 
 def _random_routers(routing: MeasuredRouting) -> Figure:
     logits = with_random_routers(routing.loaded.model, routing.batches())
-    return plots.random_routers(logits, routing.logits, routing.labels)
+    return plots.random_routers(logits, routing.predictions, routing.labels)

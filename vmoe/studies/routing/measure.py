@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Int
 
 from vmoe.analysis.collect import Collected, Labelled, collect, concatenate, without_padding
 from vmoe.analysis.compare import agreement, saturation
@@ -35,7 +35,7 @@ class MeasuredRouting(NamedTuple):
         loaded: the model.
         data: name of the data set, for people.
         batches: gives its batches.
-        logits: of each image.
+        predictions: the class of the largest logit of each image.
         blocks: the statistics by sparse block.
         favourites: by sparse block, the patches that each expert weighs most.
         dependence: how much predictions depend on the other images of a batch.
@@ -45,7 +45,7 @@ class MeasuredRouting(NamedTuple):
     loaded: Loaded
     data: str
     batches: Batches
-    logits: Float[np.ndarray, "b y"]
+    predictions: Int[np.ndarray, "b"]
     blocks: dict[int, BlockStatistics]
     favourites: dict[int, Favourites]
     dependence: BatchDependence
@@ -84,11 +84,11 @@ def measure_routing(
     Raises:
         UsageError: there is no image, or no sparse block.
     """
-    logits: list[np.ndarray] = []
+    predictions: list[np.ndarray] = []
     best: dict[int, Favourites] = {}
 
     def note(part: Collected) -> None:
-        logits.append(part.logits)
+        predictions.append(part.logits.argmax(-1))
         on_batch()
 
     shown, read = itertools.tee(batches())  # advance together, so one batch is held
@@ -98,7 +98,7 @@ def measure_routing(
     images = np.concatenate([without_padding(batch) for batch in reordered])
     dependence = batch_dependence(loaded.model, images, batch_size=batch_size)
     found = findings(loaded.model.config, blocks, dependence)
-    every = np.concatenate(logits)
+    every = np.concatenate(predictions)
     return MeasuredRouting(loaded, data, batches, every, blocks, best, dependence, found)
 
 
