@@ -73,7 +73,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 @pytest.fixture(scope="session")
 def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of configs/tiny.py by the real command; no test writes to it."""
+    """A run of tests/tiny.py by the real command; no test writes to it."""
     workdir = tmp_path_factory.mktemp("tiny") / "run"
     result = vmoe("train", "--config", TINY, "--workdir", workdir, "--steps", "60")
     assert result.returncode == 0, result.stderr

@@ -516,7 +516,7 @@ SECTIONS = {
 
 
 def with_value(path: str, value: Any) -> Any:
-    """The config of ``configs/tiny.py``, or one of ``SECTIONS``, with another value of a field."""
+    """The config of ``tests/tiny.py``, or one of ``SECTIONS``, with another value of a field."""
     section, _, rest = path.partition(".")
     config, names = (SECTIONS[section], rest) if section in SECTIONS else (load(TINY), path)
     for name in reversed(names.split(".")):

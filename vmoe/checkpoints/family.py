@@ -1,4 +1,4 @@
-"""What a family of weights says about its model before an array is read, and checks they share."""
+"""What a family of weights says about its model before an array is read; checks for all of them."""
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence

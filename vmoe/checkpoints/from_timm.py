@@ -5,7 +5,6 @@ GELU and the epsilon of an architecture are in no file (timm 1.0.31, models/visi
 and deit.py).
 """
 
-import functools
 import math
 import re
 from collections.abc import Mapping
@@ -127,12 +126,16 @@ def family(file: ArrayFile, config: Mapping[str, Any]) -> Family:
         left_out += (PATCH_BIAS,)
     pixels = checked_pixels(*(pretrained.get(name, [0.5] * 3) for name in ("mean", "std")))
     names = config.get("label_names")
-    checked = corrupt_if_wrong(file.path.with_name("config.json"))
+
+    @corrupt_if_wrong(file.path.with_name("config.json"))
+    def prepared(image_size: int) -> tuple[Preprocessing, list[str]]:
+        return _prepared(pretrained, image_size)
+
     return Family(
         Origin("timm", file.path),
         file,
         renaming(PARAMETERS, heads),
-        checked(functools.partial(_prepared, pretrained)),
+        prepared,
         given=given,
         pixels=pixels,
         left_out=left_out,

@@ -60,7 +60,7 @@ def fetch(url: str) -> Path:
     """Downloads the files of a model that are not in the cache yet, each with a line on stderr.
 
     Returns:
-        a path in the cache for the readers of files.
+        the path of the downloaded file, for ``opening.open_weights``.
 
     Raises:
         UsageError: there is no model at the URL, the server refuses it, or a package is missing.

@@ -41,7 +41,7 @@ class Origin(NamedTuple):
 
 
 class StoredModel(NamedTuple):
-    """What a reader returns.
+    """A trained model, as ``read`` returns it.
 
     Attributes:
         config: of the model, as it was trained.

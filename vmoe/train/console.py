@@ -63,7 +63,7 @@ class RunConsole(Sink):
         self._record_loss()
 
     def activity(self, text: str) -> None:
-        """Shows what is done in place of the latest metrics, until it is at its end."""
+        """Shows a text in place of the latest metrics; these again if it is empty."""
         self._progress.update(self._task, description=text or self._latest)
 
     def log(self, text: str) -> None:

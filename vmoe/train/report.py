@@ -47,8 +47,8 @@ class Report:
             console = RunConsole(config.total_steps, workdir)
             others = [] if wandb is None else [WandbRun(workdir, config, wandb, console.log)]
             events = TensorBoard(workdir / "tensorboard")
-            # CSV files come after W&B and TensorBoard: what they have of a step is not reported
-            # again. Sinks are closed in the reverse order: W&B prints when the live line is gone.
+            # CSV files come after W&B and TensorBoard, because a step whose rows they have is not
+            # reported again. Sinks are closed in reverse, so that W&B prints after the live line.
             self._sinks = [*others, events, *self._tables.values(), console]
         self._open = contextlib.ExitStack()
         self._first = 1  # the step that compiles
@@ -103,7 +103,7 @@ class Report:
             self.log(f"{self._workdir}: resumed from step {step} of {self._config.steps}")
 
     def has(self, table: str, step: int) -> bool:
-        """Whether the rows of a CSV file of a step are written; only the primary process knows."""
+        """Whether a CSV file has the rows of a step; False in all but the primary process."""
         return table in self._tables and self._tables[table].last_step == step
 
     def step(self, step: int) -> None:

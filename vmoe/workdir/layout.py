@@ -82,7 +82,7 @@ def replace_text(path: Path, text: str) -> None:
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """``atomic``, for what only writes a file. An OSError names the file and leaves nothing."""
+    """As ``atomic``, but an OSError in the context, such as of a full disk, names the file."""
     try:
         with atomic(path) as temporary:
             yield temporary
