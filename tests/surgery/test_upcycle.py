@@ -157,7 +157,7 @@ def test_a_second_upcycling_keeps_the_layers_of_the_first() -> None:
 @pytest.mark.parametrize(
     ("blocks", "message"),
     [
-        ("last2", "use every2, or last1 to last1"),
+        ("last2", "use every2, or last1 to last1 in a model of 2 blocks"),
         ("all", "use every2, or last1 to last1"),
         ((), "give at least one"),
         ((2,), "blocks=2: use 0 to 1"),
