@@ -34,7 +34,8 @@ from typing import Any, NamedTuple
 from rich.console import Console
 from rich.table import Table
 
-from tests.command import ROOT, TINY, alive, children, free_port
+from tests.command import ROOT, alive, children, free_port
+from tests.hostility import TINY
 from tests.run_folder import differences, last_step
 from vmoe.distributed import HEARTBEAT_TIMEOUT
 from vmoe.workdir.layout import read_config
