@@ -1,6 +1,7 @@
 """Data sets of Hugging Face in Arrow form: images, labels, splits, and what is refused."""
 
 import io
+import json
 import pickle
 import shutil
 import sys
@@ -139,6 +140,17 @@ def test_labels_of_a_wrong_type_or_out_of_range_are_refused(
 ) -> None:
     data_set(labels, datasets.Value(feature)).save_to_disk(tmp_path / "hf")
     with pytest.raises(UsageError, match=message):
+        open_source(f"hf:{tmp_path / 'hf'}", "train")
+
+
+def test_a_label_that_its_class_label_does_not_name_is_refused(tmp_path: Path) -> None:
+    whole = data_set([5] * 20, datasets.Value("int64"))
+    features = datasets.Features({"image": datasets.Image(), "label": names(3)})
+    whole.save_to_disk(tmp_path / "hf")
+    info = tmp_path / "hf" / "dataset_info.json"
+    stored = json.loads(info.read_text())
+    info.write_text(json.dumps(stored | {"features": features.to_dict()}))
+    with pytest.raises(UsageError, match="label 5 has no name; its ClassLabel holds 3, for labels"):
         open_source(f"hf:{tmp_path / 'hf'}", "train")
 
 

@@ -35,6 +35,7 @@ from rich.console import Console
 from rich.table import Table
 
 from tests.command import ROOT, alive, children, free_port
+from tests.hostility import TINY
 from tests.run_folder import differences, last_step
 from vmoe.distributed import HEARTBEAT_TIMEOUT
 from vmoe.workdir.layout import read_config
@@ -209,8 +210,7 @@ def main(options: argparse.Namespace) -> int:
     with tempfile.TemporaryDirectory() as folder:
         recipe, whole, killed = (Path(folder) / name for name in ("recipe.py", "whole", "killed"))
         batch = 8 if options.processes == 1 else 60
-        tiny = str(ROOT / "configs" / "tiny.py")  # it has a dense block, too
-        settings = dict(tiny=tiny, steps=options.steps, every=options.every, batch=batch)
+        settings = dict(tiny=TINY, steps=options.steps, every=options.every, batch=batch)
         recipe.write_text(RECIPE.format(**settings))
         print(f"training {options.steps} steps without interruption", flush=True)
         if status := wait_for_all(start(recipe, whole, options.processes)):

@@ -32,7 +32,8 @@ from PIL import Image
 from rich.console import Console
 from rich.table import Table
 
-from tests.command import ROOT, TINY, interpreter
+from tests.command import ROOT, interpreter
+from tests.hostility import TINY
 from tests.run_folder import rows
 from vmoe.checkpoints.checksums import checksums
 from vmoe.checkpoints.restore import CorruptCheckpoint, restore

@@ -11,7 +11,6 @@ images are mixed (``vmoe/train/step.py``).
 
 import functools
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
 from typing import NamedTuple, cast
 
 import grain
@@ -107,8 +106,10 @@ def training_batches(
         .seed(config.seed)
         .shuffle()
         .repeat(ENDLESS // len(source))
-        .random_map(partial(_training_image, source, config.data, size))
-        .batch(rows, batch_fn=partial(_collate, rows, source.max_labels, Preprocessing(size)))
+        .random_map(functools.partial(_training_image, source, config.data, size))
+        .batch(
+            rows, batch_fn=functools.partial(_collate, rows, source.max_labels, Preprocessing(size))
+        )
     )[index::count]
     return cast(Batches[Read], batches)
 
@@ -168,7 +169,7 @@ def evaluation_order(count: int) -> Int[np.ndarray, "b"]:
     Args:
         count: number of images of the source.
     """
-    order = np.fromiter(map(partial(_shuffled, count), range(count)), np.int64, count)
+    order = np.fromiter(map(functools.partial(_shuffled, count), range(count)), np.int64, count)
     order.flags.writeable = False
     return order
 
@@ -215,12 +216,12 @@ def evaluation_batches(
     rows = batch_size // count
     batches = (
         grain.MapDataset.range(len(source))
-        .map(partial(_shuffled, len(source)))
-        .map(partial(_evaluation_image, source, preprocessing, on_unreadable is not None))
+        .map(functools.partial(_shuffled, len(source)))
+        .map(functools.partial(_evaluation_image, source, preprocessing, on_unreadable is not None))
         .batch(
             rows,
             drop_remainder=False,
-            batch_fn=partial(_collate, rows, source.max_labels, preprocessing),
+            batch_fn=functools.partial(_collate, rows, source.max_labels, preprocessing),
         )
     )[index::count]
     numbered = cast(Batches[Read], batches)

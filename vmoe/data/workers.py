@@ -88,7 +88,7 @@ class Workers:
 
 
 def check_shared_memory(count: int, batch_bytes: int) -> None:
-    """Checks that a batch for each worker fits into shared memory."""
+    """Checks that a batch for each worker fits into shared memory; else a worker is killed."""
     if count and os.path.isdir(SHARED_MEMORY):
         free = shutil.disk_usage(SHARED_MEMORY).free
         if free < count * batch_bytes:

@@ -62,8 +62,7 @@ class HfSource(BaseSource):
     @functools.cached_property
     def class_names(self) -> tuple[str, ...]:
         names = getattr(_inner(self._data.features[self._label]), "names", None)
-        holder = f"its column {self._label}"
-        return names_of(self._statistics[1], names or None, holder, self._place)
+        return names_of(self._statistics[1], names or None, "its ClassLabel", self._place)
 
     @property
     def max_labels(self) -> int:

@@ -160,11 +160,12 @@ def give_every_split_one(
     for label in np.flatnonzero(used).tolist():
         _require_one_each(class_names[label], int(counts[label].sum()), fractions, place)
     lacking = used & (counts == 0).any(1)
-    few = [
-        part.start + np.flatnonzero(lacking[labels[part]] & (chosen[part] < splits))
-        for part in parts(len(chosen))
-    ]
-    few = np.concatenate(few)
+    few = np.concatenate(
+        [
+            part.start + np.flatnonzero(lacking[labels[part]] & (chosen[part] < splits))
+            for part in parts(len(chosen))
+        ]
+    )
     for label in np.flatnonzero(lacking):
         members = few[labels[few] == label]
         members = members[np.argsort(hashes_of(members.tolist()))]
