@@ -110,7 +110,7 @@ def test_the_figures_of_a_sparse_run_agree_with_each_other(
     assert figures["attack.8"] <= figures["accuracy"]
     assert len({figures[f"capacity.0.{each}"] for each in reproduction["measure"].PRIORITIES}) == 1
     kinds = ("dropped", "class", "class_null", "position", "position_null", "random")
-    assert {f"{kind}.1" for kind in kinds} <= set(figures)
+    assert {f"{kind}.0" for kind in kinds} <= set(figures)
     assert all(0 <= value <= 1 for value in figures.values())
     correct = {
         name: reproduction["measure"].unpack(each) for name, each in measured["correct"].items()
