@@ -171,15 +171,19 @@ def attack_mates(
     def in_groups(index: np.ndarray, labels: np.ndarray, mates: bool = True) -> Outcome:
         return victims(images[index], labels, mates)
 
-    def changed(index: np.ndarray, labels: np.ndarray, change: AttackConfig) -> Changed:
-        mates = images[index]
-        rngs = [np.random.default_rng((config.seed, victim)) for victim in index[:, place]]
-        signs = np.stack([rng.choice([-1.0, 1.0], mates.shape[1:]) for rng in rngs])
+    def changed_by(change: AttackConfig) -> Callable[[np.ndarray, np.ndarray], Changed]:
         same = dataclasses.replace(change, epsilon=0.0, project=True)  # one program for all epsilon
-        largest = np.float32(change.epsilon * PIXEL)
-        climbed, surrogates = map(np.asarray, climb(roomy, same)(routing, mates, largest))
-        control = np.clip(mates + signs * np.abs(climbed - mates), -1.0, 1.0).astype(np.float32)
-        return Changed(victims(climbed, labels), victims(control, labels), surrogates)
+        climber, largest = climb(roomy, same), np.float32(change.epsilon * PIXEL)
+
+        def changed(index: np.ndarray, labels: np.ndarray) -> Changed:
+            mates = images[index]
+            rngs = [np.random.default_rng((config.seed, victim)) for victim in index[:, place]]
+            signs = np.stack([rng.choice([-1.0, 1.0], mates.shape[1:]) for rng in rngs])
+            climbed, surrogates = map(np.asarray, climber(routing, mates, largest))
+            control = np.clip(mates + signs * np.abs(climbed - mates), -1.0, 1.0).astype(np.float32)
+            return Changed(victims(climbed, labels), victims(control, labels), surrogates)
+
+        return changed
 
     drawn = run(in_groups, groups.reshape(-1, size), np.repeat(own, config.draws, axis=0))
     alone = functools.partial(in_groups, mates=False)
@@ -187,7 +191,7 @@ def attack_mates(
         {i: int(slots) for i, slots in routing.slots.items()},
         run(alone, first, own),
         jax.tree.map(lambda x: x.reshape(groups.shape[:2]), drawn),
-        [run(functools.partial(changed, change=change), first, own) for change in changes],
+        [run(changed_by(change), first, own) for change in changes],
     )
 
 
