@@ -199,13 +199,13 @@ def _build(
 ) -> None:
     """Writes the table of the images of some shards; the classes are those of all shards."""
     root, names, expected, _ = shards
-    vocabulary, folders, ends = Vocabulary(), dict[str, Path](), list[int]()
+    vocabulary, folders, counts = Vocabulary(), dict[str, Path](), dict[str, int]()
     for shard in progress(names, f"indexing {len(names):,} shards of {root}", len(names)):
         path = root / shard
         build = functools.partial(_build_shard, path)
         folders[shard] = cached(f"shard:{path.absolute()}", state_of(path), build)
         index = Index(folders[shard])
-        count = len(index["sizes"])
+        counts[shard] = count = len(index["sizes"])
         if count != expected.get(shard, count):
             raise UsageError(
                 f"{path}: has {count:,} examples, the index says {expected[shard]:,}; get it again"
@@ -221,7 +221,6 @@ def _build(
             table.append_ragged("labels", labels, np.diff(index["labels_offsets"]))
             table.append("sizes", index["sizes"])
             table.append("offsets", index["offsets"])
-            ends.append(len(index["sizes"]) + sum(ends[-1:]))
         finish_table(
             table,
             class_names,
@@ -229,7 +228,7 @@ def _build(
             fractions=fractions,
             shards=list(used),
             states=[state_of(root / shard) for shard in used],
-            ends=ends,
+            ends=list(itertools.accumulate(counts[shard] for shard in used)),
         )
 
 
