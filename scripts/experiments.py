@@ -3,6 +3,7 @@
 Commands run over a work folder, several at a time; finished steps are stored and not repeated.
 """
 
+import abc
 import argparse
 import json
 import os
@@ -109,7 +110,7 @@ class Experiments:
         return self.python("-m", "vmoe", *arguments)
 
 
-class Comparison(Experiments):
+class Comparison(Experiments, abc.ABC):
     """Models that are trained with several seeds, and a row of figures for each run.
 
     A row is a committed JSON file, MODEL-SEED.json; a run that has one is neither trained nor
@@ -125,13 +126,13 @@ class Comparison(Experiments):
         super().__init__(options.workdir.absolute(), options.rows.absolute(), options.jobs)
         self.options = options
 
+    @abc.abstractmethod
     def settings(self, model: str) -> Result:
         """What the rows of a model are made with, which a stored row must agree with."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def measure(self, model: str, seed: int) -> Result:
         """Trains a model, and returns what follows the settings in its row."""
-        raise NotImplementedError
 
     def run(self, models: Iterable[str]) -> Rows:
         """Trains and measures what is missing; returns all rows of the folder.
