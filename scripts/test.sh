@@ -11,6 +11,7 @@ set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 install "[test]"
 mkdir -p .cache
+unset PYTHONDONTWRITEBYTECODE  # some fifty processes import the same files; one compiles them
 
 on_eight=() on_one=()
 while [[ $# -gt 0 && $1 != -* ]]; do
