@@ -1,0 +1,15 @@
+"""Makes blocks of code of the doctests in docstrings, which Markdown would take for quotations."""
+
+import re
+from typing import Any
+
+import griffe
+
+DOCTEST = re.compile(r"((?:^ *>>> .*\n(?:^ *\S.*(?:\n|\Z))*)+)", re.MULTILINE)
+
+
+class Doctests(griffe.Extension):
+    def on_instance(self, *, obj: griffe.Object, **others: Any) -> None:
+        """Encloses the doctests of an object's docstring in fences."""
+        if obj.docstring:
+            obj.docstring.value = DOCTEST.sub(r"```pycon\n\1```\n", f"{obj.docstring.value}\n")

@@ -1,0 +1,93 @@
+"""Puts the files outside docs/ that its pages link to on the site, and turns links to them.
+
+A page links to a file as the repository has it, such as ``../configs/digits.py``. On the site that
+file is a page below ``repository/``: Markdown as it is, other text as a block of code, images as
+they are. Pages that these link to follow.
+"""
+
+import posixpath
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from mkdocs.config.defaults import MkDocsConfig
+from mkdocs.structure.files import File, Files
+from mkdocs.structure.pages import Page
+from pygments.formatters import HtmlFormatter
+
+ROOT = Path(__file__).parents[2]
+LINK = re.compile(r"(?<=\]\()(?!\w+:|#)([^)\s#]+)(?=[)\s#])")
+IMAGES = (".png", ".svg", ".jpg")
+LANGUAGES = {".py": "python", ".sh": "bash", ".yaml": "yaml", ".toml": "toml"}
+
+
+def on_files(files: Files, config: MkDocsConfig) -> Files:
+    """Adds the files outside docs/, and the style of the site."""
+    code = HtmlFormatter(style="friendly").get_style_defs([".codehilite", ".highlight"])
+    style = Path(__file__).with_name("style.css").read_text()
+    files.append(File.generated(config, "style.css", content=f"{style}\n{code}"))
+    left = [f"docs/{file.src_uri}" for file in files.documentation_pages()]
+    while left:
+        for path in _links_of(left.pop()):
+            uri = _uri_of(path)
+            if files.get_file_from_path(uri) is None and not path.startswith("docs/"):
+                if uri.endswith(IMAGES):
+                    added = File.generated(config, uri, abs_src_path=str(ROOT / path))
+                else:
+                    added = File.generated(config, uri, content=_as_page(path))
+                    left.append(path)
+                files.append(added)
+    return files
+
+
+def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
+    """Turns the links of a page to files outside docs/ into links to their pages."""
+    uri = page.file.src_uri
+    here = posixpath.dirname(_path_of(uri))
+
+    def turned(match: re.Match[str]) -> str:
+        path = posixpath.normpath(posixpath.join(here, match[1]))
+        target = _uri_of(path) if (ROOT / path).exists() else path
+        return posixpath.relpath(target, posixpath.dirname(uri) or ".")
+
+    return _outside_code(markdown, turned)
+
+
+def _links_of(path: str) -> Iterator[str]:
+    """The paths in the repository that a page links to."""
+    if path.endswith(".md"):
+        here, found = posixpath.dirname(path), list[str]()
+        _outside_code((ROOT / path).read_text(), lambda match: found.append(match[1]) or "")
+        paths = (posixpath.normpath(posixpath.join(here, link)) for link in found)
+        yield from (path for path in paths if (ROOT / path).exists())
+
+
+def _outside_code(markdown: str, turned: Callable[[re.Match[str]], str]) -> str:
+    """Replaces the links of a page, but those in blocks of code."""
+    parts = re.split(r"(^```.*?^```)", markdown, flags=re.DOTALL | re.MULTILINE)
+    return "".join(part if part.startswith("```") else LINK.sub(turned, part) for part in parts)
+
+
+def _uri_of(path: str) -> str:
+    """Where a path in the repository is on the site; a folder is its README."""
+    if path.startswith("docs/"):
+        return path.removeprefix("docs/")
+    if (ROOT / path).is_dir():
+        path = f"{path}/README.md"
+    page = path if path.endswith((".md", *IMAGES)) else f"{path}.md"
+    return f"repository/{page}"
+
+
+def _path_of(uri: str) -> str:
+    """The path in the repository of a page of the site."""
+    inside = uri.removeprefix("repository/")
+    return inside if inside != uri else f"docs/{uri}"
+
+
+def _as_page(path: str) -> str:
+    if (ROOT / path).is_dir():
+        path = f"{path}/README.md"
+    text = (ROOT / path).read_text()
+    if path.endswith(".md"):
+        return text
+    return f"# {path}\n\n```{LANGUAGES.get(Path(path).suffix, 'text')}\n{text}\n```\n"

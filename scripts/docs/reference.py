@@ -1,0 +1,144 @@
+"""Writes docs/reference/commands.md: every command and option, from the real help texts.
+
+python -m scripts.docs.reference
+"""
+
+import contextlib
+import io
+import os
+import re
+import typing
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from vmoe.cli.main import COMMANDS, main
+from vmoe.config import TrainConfig
+from vmoe.config.fields import LARGEST_COUNT, Bound
+
+PAGE = Path(__file__).parents[2] / "docs" / "reference" / "commands.md"
+HEAD = """# Commands and options
+
+Every command and option; `vmoe COMMAND --help` prints the same in a terminal. Made from the help
+texts by `./scripts/docs.sh`.
+"""
+CONFIG = """
+## Options of a config
+
+`vmoe train`, `vmoe plan` and `vmoe config` take each field of their config as an option:
+`--optim.lr 1e-3` is `config.optim.lr`, `--evaluations.0.batch-size 64` is
+`config.evaluations[0].batch_size`. The defaults are those of `TrainConfig()`; with `--config FILE`
+they are the values in the file. `vmoe config --config FILE` prints them.
+"""
+
+
+class Option(NamedTuple):
+    names: str
+    """With the kind of value, such as "--seed INT"."""
+    default: str
+    meaning: str
+
+
+class Section(NamedTuple):
+    title: str
+    about: str
+    options: list[Option]
+
+
+def page() -> str:
+    """The page as Markdown."""
+    lines = [HEAD]
+    lines += [f"- [`vmoe {name}`](#vmoe-{name}): {text}" for name, text in COMMANDS.items()]
+    of_config = sections_of(help_of("config"))
+    common = {each for section in of_config for each in section.options}
+    common -= {each for each in common if each.names.startswith("--config")}
+    for name in COMMANDS:
+        text = help_of(name)
+        lines += [f"\n## vmoe {name}\n", text.split("\n\n")[1]]
+        for section in sections_of(text):
+            if own := [option for option in section.options if option not in common]:
+                lines += _table(section._replace(options=own))
+        if len(own) < len(section.options):
+            lines.append("\nAlso the [options of a config](#options-of-a-config).")
+    lines.append(CONFIG)
+    limits = dict(_limits(TrainConfig))
+    for section in of_config:
+        lines += _table(
+            section._replace(options=[each for each in section.options if each in common]), limits
+        )
+    return "\n".join(lines) + "\n"
+
+
+def help_of(command: str) -> str:
+    """The help text of a command, in lines too narrow for two columns of boxes."""
+    os.environ["COLUMNS"] = "120"
+    text = io.TextIOWrapper(io.BytesIO(), encoding="utf-8")  # so that the boxes are drawn
+    with contextlib.redirect_stdout(text):
+        main([command, "--help"])
+    text.seek(0)
+    return text.read()
+
+
+def sections_of(help_text: str) -> list[Section]:
+    """The boxes of a help text."""
+    sections = []
+    for box in re.split(r"^╭─ ", help_text, flags=re.MULTILINE)[1:]:
+        title, *rows = box.splitlines()
+        rows = [row.strip("│").rstrip()[1:] for row in rows if row.startswith("│")]
+        about, options = list[str](), list[list[str]]()
+        for row in rows:
+            if row.startswith(" ") and options:
+                options[-1][1] += f" {row.strip()}"
+            elif options and options[-1][0].count("{") > options[-1][0].count("}"):
+                options[-1][0] += row  # the choices take several lines
+            elif re.match(r"-|\[?[A-Z]+\b(?! [a-z])", row):
+                options.append([row, ""])
+            elif not row.startswith("─"):
+                about.append(row)
+        found = [_option(*option) for option in options if not option[0].startswith("-h")]
+        sections.append(Section(title.partition(" ─")[0], " ".join(about).strip(), found))
+    return sections
+
+
+def _option(names: str, text: str) -> Option:
+    names = re.sub(r"\{None\}\|(.*)", r"\1 or None", names)
+    match = re.fullmatch(r"(.*?)\s*\((?:default: (.*)|(required))\)", text.strip(), re.DOTALL)
+    return Option(names, match[2] or match[3] or "", match[1]) if match else Option(names, "", text)
+
+
+def _table(section: Section, limits: dict[str, str] | None = None) -> Iterator[str]:
+    if section.title not in ("options", "positional arguments"):
+        yield f"\n**{section.title.removesuffix(' options')}**: {section.about}".rstrip(": ")
+    columns = ["option", "default", *["limits"] * (limits is not None), "meaning"]
+    yield f"\n| {' | '.join(columns)} |\n|{'---|' * len(columns)}"
+    for option in section.options:
+        default = option.default if option.default in ("", "required") else f"`{option.default}`"
+        cells = [f"`{option.names}`", default, option.meaning]
+        if limits is not None:
+            path = option.names.split()[0].strip(",-").replace("-", "_").replace(".no_", ".")
+            cells.insert(2, limits.get(re.sub(r"\.\d+", "", path), ""))
+        yield f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
+
+
+def _limits(kind: Any, path: str = "") -> Iterator[tuple[str, str]]:
+    """The bounds of the fields of a config, by the paths of the fields."""
+    for name, annotated in typing.get_type_hints(kind, include_extras=True).items():
+        bounds = dict.fromkeys(_found(annotated, Bound))
+        remedies = [bound.remedy.removeprefix("use ") for bound in bounds]
+        yield path + name, ", ".join(text for text in remedies if str(LARGEST_COUNT) not in text)
+        for inner in dict.fromkeys(_found(annotated, type)):
+            if hasattr(inner, "__dataclass_fields__"):
+                yield from _limits(inner, f"{path}{name}.")
+
+
+def _found(annotated: Any, kind: type) -> Iterator[Any]:
+    """The values of a kind anywhere in an annotated type."""
+    if isinstance(annotated, kind):
+        yield annotated
+    metadata = getattr(annotated, "__metadata__", ())
+    for inner in (*typing.get_args(annotated), *metadata):
+        yield from _found(inner, kind)
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page())
