@@ -7,7 +7,8 @@ set -euo pipefail
 # shellcheck source=environment.sh
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 install "[test]"
-python -m scripts.docs.reference
+reference=$(python -m scripts.docs.reference)
+echo "$reference" >docs/reference/commands.md
 mkdocs build --strict --quiet --clean --config-file scripts/docs/mkdocs.yml --site-dir "$root/.cache/site"
 echo "built .cache/site/index.html"
 if [[ ${1:-} == --serve ]]; then

@@ -9,14 +9,12 @@ import os
 import re
 import typing
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any, NamedTuple
 
-from vmoe.cli.main import COMMANDS, main
+from vmoe.cli.main import GROUPS, main
 from vmoe.config import TrainConfig
 from vmoe.config.fields import LARGEST_COUNT, Bound
 
-PAGE = Path(__file__).parents[2] / "docs" / "reference" / "commands.md"
 HEAD = """# Commands and options
 
 Every command and option; `vmoe COMMAND --help` prints the same in a terminal. Made from the help
@@ -48,13 +46,15 @@ class Section(NamedTuple):
 def page() -> str:
     """The page as Markdown."""
     lines = [HEAD]
-    lines += [f"- [`vmoe {name}`](#vmoe-{name}): {text}" for name, text in COMMANDS.items()]
+    commands = {name: text for group in GROUPS.values() for name, text in group.items()}
+    lines += [f"- [`vmoe {name}`](#vmoe-{name}): {text}" for name, text in commands.items()]
     of_config = sections_of(help_of("config"))
     common = {each for section in of_config for each in section.options}
     common -= {each for each in common if each.names.startswith("--config")}
-    for name in COMMANDS:
+    for name in commands:
         text = help_of(name)
-        lines += [f"\n## vmoe {name}\n", text.split("\n\n")[1]]
+        usage, _, about = text.partition("╭─")[0].strip().partition("\n\n")
+        lines += [f"\n## vmoe {name}\n", about, f"\n`{usage.partition(': ')[2]}`"]
         for section in sections_of(text):
             if own := [option for option in section.options if option not in common]:
                 lines += _table(section._replace(options=own))
@@ -66,7 +66,7 @@ def page() -> str:
         lines += _table(
             section._replace(options=[each for each in section.options if each in common]), limits
         )
-    return "\n".join(lines) + "\n"
+    return "\n".join(lines)
 
 
 def help_of(command: str) -> str:
@@ -92,7 +92,8 @@ def sections_of(help_text: str) -> list[Section]:
             elif options and options[-1][0].count("{") > options[-1][0].count("}"):
                 options[-1][0] += row  # the choices take several lines
             elif re.match(r"-|\[?[A-Z]+\b(?! [a-z])", row):
-                options.append([row, ""])
+                names, _, text = row.partition("  ")
+                options.append([names, text])
             elif not row.startswith("─"):
                 about.append(row)
         found = [_option(*option) for option in options if not option[0].startswith("-h")]
@@ -109,7 +110,8 @@ def _option(names: str, text: str) -> Option:
 def _table(section: Section, limits: dict[str, str] | None = None) -> Iterator[str]:
     if section.title not in ("options", "positional arguments"):
         yield f"\n**{section.title.removesuffix(' options')}**: {section.about}".rstrip(": ")
-    columns = ["option", "default", *["limits"] * (limits is not None), "meaning"]
+    kind = "argument" if section.title.startswith("positional") else "option"
+    columns = [kind, "default", *["limits"] * (limits is not None), "meaning"]
     yield f"\n| {' | '.join(columns)} |\n|{'---|' * len(columns)}"
     for option in section.options:
         default = option.default if option.default in ("", "required") else f"`{option.default}`"
@@ -141,4 +143,4 @@ def _found(annotated: Any, kind: type) -> Iterator[Any]:
 
 
 if __name__ == "__main__":
-    PAGE.write_text(page())
+    print(page())

@@ -143,6 +143,7 @@ CASES: dict[str, tuple[list[str], str]] = {
     "split": ([*EVALUATE, "--data", "digits:tset"], "no split 'tset': did you mean 'test'"),
     # recipes
     "no recipe": ([*TRAIN, "gone.py"], "vmoe: gone.py: no such file"),
+    "no config": ([*TRAIN, "digit"], "no file and no config 'digit': did you mean 'digits'?"),
     "key": (
         [*TRAIN, "key.py"],
         "key.py, line 2: TrainConfig has no field 'stepz': did you mean 'steps'",
@@ -352,7 +353,7 @@ CASES: dict[str, tuple[list[str], str]] = {
         "evaluations.image_size=9 with model.patch_size=4: use a multiple of the patch size (--",
     ),
     # recipes
-    "folder": ([*TRAIN, "photos"], "vmoe: photos: no such file"),
+    "folder": ([*TRAIN, "photos"], "vmoe: no file and no config 'photos': choose from cifar10"),
     "syntax": ([*TRAIN, "syntax.py"], "syntax.py, line 1: '(' was never closed"),
     "import": ([*TRAIN, "import.py"], "import.py, line 1: No module named 'nothing_like_it'"),
     "type": (

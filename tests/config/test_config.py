@@ -34,6 +34,16 @@ def test_the_dense_twin_differs_only_in_its_sparse_blocks() -> None:
     assert dense.model.sparse_blocks == ()
 
 
+def test_a_config_that_comes_with_vmoe_is_found_by_its_name_from_anywhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert configs.load("tiny") == configs.load(RECIPES / "tiny.py")
+    (tmp_path / "tiny").write_text("config = 1")  # a file of this name goes first
+    with pytest.raises(UsageError, match="tiny: the file must define"):
+        configs.load("tiny")
+
+
 @pytest.mark.parametrize("router", [ExpertChoice(noise_std=0.5), Soft()])
 def test_json_keeps_the_router_of_each_block(router: configs.Router) -> None:
     moe = (MoEConfig(), MoEConfig(router=router, images_per_group=1))

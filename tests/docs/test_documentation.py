@@ -1,6 +1,5 @@
 """The Python of the pages runs as written, and the options of their commands exist."""
 
-import os
 import re
 import subprocess
 import sys
@@ -15,7 +14,10 @@ import vmoe.config
 from vmoe import models
 
 ROOT = Path(__file__).parents[2]
-PAGES = ("README.md", "CONTRIBUTING.md", "configs/README.md", "scripts/README.md")
+PAGES = (
+    *("README.md", "CONTRIBUTING.md", "configs/README.md", "scripts/README.md"),
+    *sorted(str(path.relative_to(ROOT)) for path in (ROOT / "docs").rglob("*.md")),
+)
 
 
 def python_of(page: str) -> list[str]:
@@ -63,18 +65,28 @@ def test_the_options_of_the_commands_on_the_pages_exist() -> None:
         for line in map("".join, lines):
             options = re.findall(r"(?<!\S)--[\w.-]+", line)
             used.setdefault(line.split()[0], set()).update({*options} - {"--help"})
-    assert len(used) > 10
-    recipe = f"--config {ROOT / 'configs' / 'tiny.py'}"
-    commands = [f"{name} {recipe * (name in ('train', 'plan', 'config'))} --help" for name in used]
-    helps = "import sys; from vmoe.cli.main import main\n"  # one process, since each starts slowly
-    helps += "for each in sys.argv[1:]: main(each.split()); print(chr(12))"
-    wide = os.environ | {"COLUMNS": "200"}  # so that no name is broken
-    result = subprocess.run(
-        [sys.executable, "-c", helps, *commands], capture_output=True, text=True, env=wide
+    reference = (ROOT / "docs" / "reference" / "commands.md").read_text()
+    made = subprocess.run(
+        [sys.executable, "-m", "scripts.docs.reference"], capture_output=True, text=True, cwd=ROOT
     )
-    shown_by_command = result.stdout.split(chr(12))[:-1]
-    for (name, options), shown in zip(used.items(), shown_by_command, strict=True):
+    assert made.stdout == reference, f"run ./scripts/docs.sh {made.stderr}"
+    of_config = reference.partition("## Options of a config")[2]
+    for name, options in used.items():
+        shown = reference.partition(f"## vmoe {name}\n")[2].partition("\n## ")[0]
+        shown += of_config * ("#options-of-a-config" in shown)
         assert options <= {*re.findall(r"--[\w.-]+\w", shown)}, name
+
+
+@pytest.mark.slow
+def test_the_site_is_built_without_a_broken_link_or_reference(tmp_path: Path) -> None:
+    config = ROOT / "scripts" / "docs" / "mkdocs.yml"
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet"]
+    result = subprocess.run(
+        [*command, "--config-file", config, "--site-dir", tmp_path], capture_output=True, text=True
+    )
+    assert result.returncode == 0, result.stderr
+    pages = "".join(path.read_text() for path in tmp_path.rglob("*.html"))
+    assert '<script src="http' not in pages and '<link href="http' not in pages
 
 
 def entries_of_the_map() -> dict[str, str]:

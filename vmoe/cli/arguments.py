@@ -114,7 +114,8 @@ class RunArgs:
     """Arguments of a command that takes a config; every field of the config is an option."""
 
     config: Path
-    """Recipe: a Python file that defines `config = TrainConfig(...)`, or a run's config.json."""
+    """Python file that defines `config = TrainConfig(...)`, a run's config.json, or the name of a
+    file of configs/, such as digits."""
     run: Annotated[configs.TrainConfig, tyro.conf.arg(name="")]
 
 

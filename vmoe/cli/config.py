@@ -9,7 +9,10 @@ from vmoe.config import to_json
 
 @dataclasses.dataclass(frozen=True)
 class ConfigArgs(RunArgs):
-    """Print the config of a run, with all its fields, as JSON."""
+    """Print the config of a run, with all its fields, as JSON.
+
+    Example: `vmoe config --config digits --optim.lr 1e-3`
+    """
 
 
 def run(argv: Sequence[str]) -> None:

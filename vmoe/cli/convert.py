@@ -4,7 +4,7 @@ import dataclasses
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 import tyro
 
@@ -15,11 +15,14 @@ from vmoe.errors import one_line
 
 @dataclasses.dataclass(frozen=True)
 class ConvertArgs:
-    """Write a trained model in another format."""
+    """Write a trained model in another format.
 
-    source: tyro.conf.Positional[Path]
+    Example: `vmoe convert runs/digits digits_weights`
+    """
+
+    source: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="SOURCE")]
     """Trained model, as for `vmoe evaluate --checkpoint`."""
-    destination: tyro.conf.Positional[Path]
+    destination: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="DESTINATION")]
     """A new folder; for published, the PREFIX of the files; for onnx, a file, NAME.onnx; for vmoe
     also hf://OWNER/NAME on the Hugging Face hub, where a new repository is normally public."""
     format: Literal["vmoe", "published", "jax", "onnx"] = "vmoe"

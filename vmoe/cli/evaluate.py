@@ -33,7 +33,10 @@ L2_CHOSEN = {
 
 @dataclasses.dataclass(frozen=True)
 class EvaluateArgs:
-    """Evaluate a trained model on a whole split; every image counts once."""
+    """Evaluate a trained model on a whole split; every image counts once.
+
+    Example: `vmoe evaluate --checkpoint vmoe_emoji --data emoji_sample`
+    """
 
     checkpoint: Path
     """Run folder, or checkpoints/STEP, checkpoints/best or checkpoints/last in one; other weights,

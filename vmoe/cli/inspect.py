@@ -4,7 +4,7 @@ import dataclasses
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
@@ -18,9 +18,12 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True)
 class InspectArgs:
-    """List the arrays of a checkpoint, the parameters they become, and the resulting model."""
+    """List the arrays of a checkpoint, the parameters they become, and the resulting model.
 
-    source: tyro.conf.Positional[Path]
+    Example: `vmoe inspect vmoe_emoji`
+    """
+
+    source: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="SOURCE")]
     """Trained model, as for `vmoe evaluate --checkpoint`."""
     json: bool = False
     """Print one JSON object and nothing else."""

@@ -15,22 +15,31 @@ from collections.abc import Sequence
 
 from vmoe.errors import OUT_OF_MEMORY, UsageError, VmoeError, one_line, unknown
 
-COMMANDS = {  # each a module with a function ``run``: in this package, or of a study
-    "train": "train a model; run the same command again to resume",
-    "evaluate": "evaluate a trained model on a whole split",
-    "predict": "classify image files, and show the experts used",
-    "routing": "show how a trained model uses its experts, and whether that is healthy",
-    "capacity": "choose the experts and slots of each block within a budget of compute",
-    "attack": "measure robustness to adversarial changes of images",
-    "convert": "write a trained model in another format",
-    "inspect": "list what a file of weights holds",
-    "upcycle": "turn a dense model into a sparse one",
-    "prune": "remove experts, and measure the accuracy before and after",
-    "models": "list the named models, their parameters and FLOPs",
-    "summary": "show the parameters and FLOPs of one model",
-    "config": "print the config of a run as JSON",
-    "plan": "estimate memory, communication and step time on hypothetical devices",
+GROUPS = {  # each command a module with a function ``run``: in this package, or of a study
+    "Use a trained model": {
+        "predict": "classify image files, and show the experts used",
+        "evaluate": "evaluate a trained model on a whole split",
+        "models": "list the named models, their parameters and FLOPs",
+        "summary": "show the parameters and FLOPs of one model",
+    },
+    "Analyze it": {
+        "routing": "show how a trained model uses its experts, and whether that is healthy",
+        "capacity": "search k, capacity factor and priority per block within a FLOPs budget",
+        "attack": "measure robustness to adversarial changes of images",
+    },
+    "Convert it": {
+        "convert": "write a trained model in another format",
+        "inspect": "list what a file of weights holds",
+        "upcycle": "turn a dense model into a sparse one",
+        "prune": "remove experts, and measure the accuracy before and after",
+    },
+    "Train": {
+        "train": "train a model; run the same command again to resume",
+        "config": "print the config of a run as JSON",
+        "plan": "estimate memory, communication and step time on hypothetical devices",
+    },
 }
+COMMANDS = [command for group in GROUPS.values() for command in group]
 STUDIES = ("routing", "capacity", "attack")
 
 
@@ -87,7 +96,7 @@ def _dispatch(argv: Sequence[str]) -> None:
         return
     command, *arguments = argv
     if command not in COMMANDS:
-        raise UsageError(unknown("no command", command, list(COMMANDS)))
+        raise UsageError(unknown("no command", command, COMMANDS))
     # Imported on demand, so that a command starts without the imports of the others.
     try:
         place = f"studies.{command}.command" if command in STUDIES else f"cli.{command}"
@@ -112,11 +121,13 @@ def _expected_error(error: BaseException) -> tuple[str, int]:
 
 def _overview() -> str:
     width = max(map(len, COMMANDS))
-    lines = [f"  vmoe {command:<{width}}  {what}" for command, what in COMMANDS.items()]
+    lines = list[str]()
+    for title, group in GROUPS.items():
+        lines += ["", f"{title}:"]
+        lines += [f"  vmoe {command:<{width}}  {what}" for command, what in group.items()]
     return "\n".join(
         [
             "Vision Mixture-of-Experts.",
-            "",
             *lines,
             "",
             "vmoe COMMAND --help lists the options; --debug shows the traceback of an error;",

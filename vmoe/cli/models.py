@@ -12,7 +12,10 @@ from vmoe.errors import UsageError
 
 @dataclasses.dataclass(frozen=True)
 class ModelsArgs:
-    """List named models: parameters, active parameters per token, FLOPs per image."""
+    """List named models: parameters, active parameters per token, FLOPs per image.
+
+    Example: `vmoe models 'vmoe_b*'`
+    """
 
     pattern: tyro.conf.Positional[str] = "*"
     """Pattern with wildcards, such as 'vmoe_*'."""

@@ -10,7 +10,10 @@ from vmoe.cli.printing import print_json, print_table
 
 @dataclasses.dataclass(frozen=True)
 class PlanArgs(RunArgs):
-    """Estimate what a run needs on hypothetical devices: memory, communication, step time."""
+    """Estimate what a run needs on hypothetical devices: memory, communication, step time.
+
+    Example: `vmoe plan --config jft_b16 --devices 8`
+    """
 
     devices: int
     """Number of devices, as JAX counts them."""

@@ -22,7 +22,10 @@ LISTED = 20  # unreadable images that an error names
 class PredictArgs:
     """Classify image files, and show which experts each used.
 
-    Every image is a group of its own, so images do not compete for slots."""
+    Every image is a group of its own, so images do not compete for slots.
+
+    Example: `vmoe predict --checkpoint vmoe_emoji photos --top 3`
+    """
 
     images: tyro.conf.Positional[tuple[Path, ...]]
     """Image files, folders of them, patterns such as 'photos/**/*.jpg'."""

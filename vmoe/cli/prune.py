@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import tyro
 
@@ -20,11 +20,14 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True)
 class PruneArgs:
-    """Remove experts of a trained model, and measure its accuracy before and after."""
+    """Remove experts of a trained model, and measure its accuracy before and after.
 
-    source: tyro.conf.Positional[Path]
+    Example: `vmoe prune runs/digits pruned --num-experts 4`
+    """
+
+    source: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="SOURCE")]
     """Trained sparse model, as for `vmoe evaluate --checkpoint`."""
-    destination: tyro.conf.Positional[Path]
+    destination: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="DESTINATION")]
     """New folder, or hf://OWNER/NAME."""
     num_experts: int
     """Experts that every sparse block keeps; with the rule average, 0: the model becomes dense."""

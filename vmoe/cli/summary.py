@@ -13,7 +13,10 @@ from vmoe.config import ViTConfig
 
 @dataclasses.dataclass(frozen=True)
 class SummaryArgs:
-    """Show the parameters and FLOPs of a named model; any of its fields may be changed."""
+    """Show the parameters and FLOPs of a named model; any of its fields may be changed.
+
+    Example: `vmoe summary vmoe_b16_every2_e8 --num-classes 100`
+    """
 
     name: tyro.conf.Positional[str]
     """Name of a model, as listed by `vmoe models`."""

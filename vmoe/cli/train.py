@@ -18,7 +18,10 @@ from vmoe.streams import LossyStream
 
 @dataclasses.dataclass(frozen=True)
 class TrainArgs(RunArgs):
-    """Train a model. Run the same command again to resume."""
+    """Train a model. Run the same command again to resume.
+
+    Example: `vmoe train --config digits --workdir runs/digits`
+    """
 
     workdir: Path
     """Run folder: config, metrics, checkpoints."""

@@ -4,7 +4,7 @@ import dataclasses
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import tyro
 
@@ -13,11 +13,14 @@ from vmoe.cli.arguments import parse
 
 @dataclasses.dataclass(frozen=True)
 class UpcycleArgs:
-    """Make a dense model sparse: its MLPs become experts (arXiv 2212.05055)."""
+    """Make a dense model sparse: its MLPs become experts (arXiv 2212.05055).
 
-    source: tyro.conf.Positional[Path]
+    Example: `vmoe upcycle vit_fashion_mnist upcycled --num-experts 8`
+    """
+
+    source: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="SOURCE")]
     """Trained dense model, as for `vmoe evaluate --checkpoint`."""
-    destination: tyro.conf.Positional[Path]
+    destination: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="DESTINATION")]
     """New folder, or hf://OWNER/NAME; a start for `vmoe train --init`."""
     blocks: str = "every2"
     """Blocks that get experts: every2 (1, 3, 5, ...), lastN (the last N of these), or numbers from

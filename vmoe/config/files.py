@@ -15,14 +15,17 @@ from vmoe.retry import retried
 
 FORMAT = 1
 """Version of the format of config.json."""
+_PACKAGE = Path(__file__).parents[1]
+_NAMED = (_PACKAGE / "configs", _PACKAGE.parent / "configs")  # in a wheel, in a checkout
 
 
 def load(path: str | Path) -> TrainConfig:
-    """The config of a recipe or of a run's config.json.
+    """The config of a Python file, of a run's config.json, or one that comes with vmoe.
 
     Args:
         path: a Python file that defines ``config = TrainConfig(...)``, which is executed, so use
-            only files that you trust; or a JSON file as ``to_json`` writes it.
+            only files that you trust; a JSON file as ``to_json`` writes it; or the name of a file
+            of ``configs/``, such as "digits".
 
     Raises:
         UsageError: the file is missing, raises an error, or defines no such config; names the file
@@ -31,7 +34,7 @@ def load(path: str | Path) -> TrainConfig:
     """
     path = Path(path)
     if not retried(path, path.is_file):
-        raise UsageError(f"{path}: no such file")
+        path = _named(path)
     if path.suffix == ".json":
         try:
             return from_json(TrainConfig, retried(path, path.read_text))
@@ -44,6 +47,16 @@ def load(path: str | Path) -> TrainConfig:
     if not isinstance(config, TrainConfig):
         raise UsageError(f"{path}: the file must define `config = TrainConfig(...)`")
     return config
+
+
+def _named(path: Path) -> Path:
+    """The file of a config that comes with vmoe."""
+    found = {file.stem: file for folder in _NAMED for file in sorted(folder.glob("*.py"))}
+    if str(path) in found:
+        return found[str(path)]
+    if path.suffix or path.parent != Path():
+        raise UsageError(f"{path}: no such file")
+    raise UsageError(unknown("no file and no config", str(path), list(found)))
 
 
 def _recipe_error(path: Path, error: BaseException) -> str:

@@ -26,7 +26,10 @@ MATES = ("routing", "mates", "accuracy", "changed", "loss", "dropped")
 class AttackArgs:
     """Measure how robust predictions and routing are to adversarial changes of images.
 
-    Either of the attacked image, or of the other images in its group."""
+    Either of the attacked image, or of the other images in its group.
+
+    Example: `vmoe attack --checkpoint vmoe_fashion_mnist --data fashion_mnist_sample`
+    """
 
     checkpoint: Path
     """Trained model, as for `vmoe evaluate --checkpoint`."""

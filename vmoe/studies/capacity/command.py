@@ -27,7 +27,10 @@ class CapacityArgs:
 
     The predictions change as little as possible: the search minimises their divergence (KL) from
     those of the model as trained. Writes inference.json into the run folder; `vmoe evaluate` and
-    `vmoe predict` use it."""
+    `vmoe predict` use it.
+
+    Example: `vmoe capacity --checkpoint runs/digits --budget 0.9x`
+    """
 
     checkpoint: Path
     """Trained model, as for `vmoe evaluate --checkpoint`; its routers must be token_choice."""

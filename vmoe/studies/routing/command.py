@@ -24,7 +24,10 @@ FEW = 256  # images that are predicted in several orders, or compared between tw
 
 @dataclasses.dataclass(frozen=True)
 class RoutingArgs:
-    """Show how a trained model uses its experts: loads, drops, and what experts specialise in."""
+    """Show how a trained model uses its experts: loads, drops, and what experts specialise in.
+
+    Example: `vmoe routing --checkpoint vmoe_emoji --data emoji_sample --out report.html`
+    """
 
     checkpoint: Path
     """Trained model, as for `vmoe evaluate --checkpoint`."""
