@@ -27,6 +27,7 @@ from vmoe.analysis.effects import removals
 from vmoe.analysis.patches import favourites
 from vmoe.axes import Decision, RouterInputs
 from vmoe.config import ExpertChoice, MoEConfig, Router, Soft, TokenChoice, ViTConfig
+from vmoe.config import fields as config_fields
 from vmoe.config.routers import Priority
 from vmoe.nn.inputs import is_label
 from vmoe.routing import ROUTERS
@@ -758,6 +759,7 @@ def test_a_router_without_a_priority_and_k_has_a_page_without_slots_to_change(
     vars(module).update(capacity=lambda config, s: 2, route=route_by_place)
     monkeypatch.setitem(ROUTERS, ByPlace, module)
     monkeypatch.setitem(MoEConfig.__annotations__, "router", Router | ByPlace)
+    monkeypatch.setattr(config_fields, "_annotations", config_fields._annotations.__wrapped__)
     model = observed(config_of(router, images_per_group=1))
     opened(browser, written(tmp_path, model), "#slots=3&priority=random&image=1")
     browser.find_element("id", "picture-0-0").click()
