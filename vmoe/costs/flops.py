@@ -121,9 +121,7 @@ def _trace(config: ViTConfig) -> tuple[Jaxpr, int, nnx.State, dict[int, Record]]
     Cached, since tracing takes a second.
     """
     config = countable(config)
-    model = models.build_abstract(replace(config, full_last_block=False))  # built once for both
-    model.config = config
-    graph, params, rest = nnx.split(model, nnx.Param, ...)
+    graph, params, rest = nnx.split(models.build_abstract(config), nnx.Param, ...)
     b = math.lcm(*(moe.images_per_group for moe in config.moe_blocks.values()))
     shape = (b, config.image_size, config.image_size, 3)
     images = jax.ShapeDtypeStruct(shape, jnp.float32)
