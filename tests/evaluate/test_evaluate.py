@@ -108,6 +108,14 @@ def test_a_confident_and_correct_model_has_no_calibration_error() -> None:
     assert calibration_error(np.ones(8), np.arange(8) < 6) == pytest.approx(0.25)
 
 
+def test_the_calibration_error_is_that_of_a_loop_over_bins() -> None:
+    """Bins in which too few and too many are right: only bins of the same edges agree."""
+    rng = np.random.default_rng(0)
+    confidence, correct = rng.random(500), rng.random(500) < 0.5
+    expected = calibration_error_by_loop(confidence, correct)
+    assert calibration_error(confidence, correct) == pytest.approx(expected)
+
+
 @functools.cache
 def fashion_mnist(kind: str) -> Evaluation:
     """The evaluation of a model that comes with the package on the sample of its data."""
