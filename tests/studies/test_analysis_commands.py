@@ -26,9 +26,10 @@ FIGURES = (
 
 
 def test_the_use_of_experts_is_shown_by_block_and_every_decision_exported(tmp_path: Path) -> None:
+    """A check beside them exits with 0, as nothing is wrong."""
     file = tmp_path / "routing.safetensors"
-    result = vmoe(*MODEL, *FEW, "--export", file)
-    assert result.returncode == 0, result.stderr
+    result = vmoe(*MODEL, *FEW, "--export", file, "--check", "--routing.dropless", "True")
+    assert result.returncode == 0 and "nothing is wrong" in result.stdout, result.stderr
     assert "fashion_mnist_sample:test, 60 of 512 images" in result.stdout
     assert "entropy / ln e" in result.stdout and "class (shuffled)" in result.stdout
     assert "predictions that depend on the other images of a batch" in result.stdout
@@ -70,15 +71,14 @@ def test_the_figures_of_a_model_are_written_as_png_files(tmp_path: Path, tiny_ru
 def test_images_without_labels_have_a_page_and_the_figures_that_need_none(
     tiny_run: Path, tmp_path: Path
 ) -> None:
-    images = open_source("fashion_mnist_sample", "test").images[:16]
+    images = open_source("digits", "test").images[:16]
     for i, image in enumerate(images):
         Image.fromarray(image).save(tmp_path / f"{i:02}.png")
     lines = ["path,labels,split", *(f"{i:02}.png,,test" for i in range(len(images)))]
     (tmp_path / "list.csv").write_text("\n".join(lines))
     folder, page = tmp_path / "plots", tmp_path / "page.html"
     data = ("--data", f"manifest:{tmp_path / 'list.csv'}:test", "--no-removals")
-    model = ("routing", "--checkpoint", tiny_run)
-    result = vmoe(*model, *data, "--plots", folder, "--out", page)
+    result = vmoe("routing", "--checkpoint", tiny_run, *data, "--plots", folder, "--out", page)
     assert result.returncode == 0, result.stderr
     names = "capacity_curves, experts_by_class, k_at_inference, random_routers"
     assert f"left out, as no image has a known class: {names}\n" in result.stderr
@@ -124,9 +124,7 @@ def test_a_model_is_compared_with_another_setting_of_its_routing_without_removal
     assert all(few["grid"]["slots"] == sorted(few["grid"]["slots"]) for few in models)
 
 
-def test_a_check_exits_with_3_if_something_is_wrong_and_0_if_not() -> None:
-    result = vmoe(*MODEL, *FEW, "--check", "--routing.dropless", "True")
-    assert result.returncode == 0 and "nothing is wrong" in result.stdout, result.stderr
+def test_a_check_exits_with_3_if_something_is_wrong() -> None:
     result = vmoe(*MODEL, *FEW, "--check", "--json", "--routing.capacity-factor", "0.3")
     assert result.returncode == 3
     assert "--check: 4 findings: dropped: block 1: 6" in result.stderr
@@ -188,7 +186,7 @@ def test_a_sparse_model_is_attacked_beside_a_dense_one(tiny_run: Path, tmp_path:
 def several_labels(tmp_path_factory: pytest.TempPathFactory) -> str:
     """64 images: of three, the true class is the second of two labels, the only one, or missing."""
     folder = tmp_path_factory.mktemp("several")
-    source = open_source("fashion_mnist_sample", "test")
+    source = open_source("digits", "test")
     lines = ["path,labels,split"]
     for i in range(64):
         Image.fromarray(source.images[i]).save(folder / f"{i:02}.png")
@@ -199,14 +197,14 @@ def several_labels(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def test_evaluate_and_attack_count_the_same_images_as_right(
-    several_labels: str, tmp_path: Path
+    several_labels: str, tiny_run: Path, tmp_path: Path
 ) -> None:
-    model = ("--checkpoint", "vmoe_fashion_mnist", "--data", several_labels, "--json")
+    model = ("--checkpoint", tiny_run, "--data", several_labels, "--json")
     file, summary = tmp_path / "predictions.csv", tmp_path / "summary.csv"
     files = ("--predictions", file, "--csv", summary)
     result = vmoe("evaluate", *model, "--batch-size", "64", *files)
     evaluated = json.loads(result.stdout)
-    assert evaluated["accuracy"] > 0.7 and evaluated["unlabelled"] == 21
+    assert 0.1 < evaluated["accuracy"] < 1 and evaluated["unlabelled"] == 21
     with file.open(newline="") as lines:
         rows = list(csv.DictReader(lines))
     assert [Path(row["image"]).name for row in rows] == [f"{i:02}.png" for i in range(64)]
