@@ -1,17 +1,21 @@
 """Reads configs from recipes and JSON, and writes them as JSON."""
 
 import dataclasses
+import functools
 import json
 import re
 import runpy
 import traceback
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vmoe.config.fields import Checked, Config
 from vmoe.config.train import TrainConfig
 from vmoe.errors import UsageError, parse_json, unknown
 from vmoe.retry import retried
+
+if TYPE_CHECKING:
+    from pydantic import TypeAdapter
 
 FORMAT = 1
 """Version of the format of config.json."""
@@ -93,14 +97,19 @@ def _without_version(text: str) -> str:
     return json.dumps(fields)
 
 
+@functools.cache  # making one takes longer than using it
+def _adapter(kind: type[Config]) -> "TypeAdapter[Config]":
+    from pydantic import TypeAdapter
+
+    return TypeAdapter(kind)
+
+
 def to_json(config: Any) -> str:
     """A config as JSON text, from which ``from_json`` restores it.
 
     The JSON of a ``TrainConfig`` begins with the version of the format.
     """
-    from pydantic import TypeAdapter
-
-    fields = TypeAdapter(type(config)).dump_python(config, mode="json")
+    fields = _adapter(type(config)).dump_python(config, mode="json")
     version = {"format": FORMAT} if isinstance(config, TrainConfig) else {}
     return json.dumps(version | fields, indent=2)
 
@@ -112,12 +121,12 @@ def from_json(kind: type[Config], text: str) -> Config:
         UsageError: the text is not such a config, or has another format version; names the first
             wrong field.
     """
-    from pydantic import TypeAdapter, ValidationError
+    from pydantic import ValidationError
 
     if kind is TrainConfig:
         text = _without_version(text)
     try:
-        return TypeAdapter(kind).validate_json(text, strict=True, extra="forbid")
+        return _adapter(kind).validate_json(text, strict=True, extra="forbid")
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(str(part) for part in first["loc"])

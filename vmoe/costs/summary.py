@@ -4,13 +4,12 @@ import collections
 import io
 import math
 
-from flax import nnx
 from rich.console import Console
 from rich.table import Table
 
 from vmoe import models
 from vmoe.config import ViTConfig
-from vmoe.costs.flops import Cost, cost, countable, flops_to_logits
+from vmoe.costs.flops import Cost, cost, flops_to_logits
 from vmoe.nn.parts import NORMS, PARTS, part_of
 from vmoe.nn.patches import num_tokens
 from vmoe.routing import slots_and_factor
@@ -41,9 +40,8 @@ def summarize(config: ViTConfig, *, title: str = "model") -> str:
 def parameters_by_part(config: ViTConfig) -> dict[str, int]:
     """The number of parameters of each part, summed over all blocks."""
     sizes: dict[str, int] = collections.Counter()
-    model = models.build_abstract(countable(config))  # which counting the FLOPs builds, too
-    for path, leaf in nnx.to_flat_state(nnx.state(model, nnx.Param)):
-        sizes[part_of(path)] += math.prod(leaf.shape)
+    for path, leaf in models.abstract_params(config).items():
+        sizes[part_of(tuple(path.split("/")))] += math.prod(leaf.shape)
     return {part: sizes[part] for part in (*PARTS.values(), NORMS) if part in sizes}
 
 

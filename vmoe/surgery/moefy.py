@@ -54,7 +54,7 @@ def moefy(
 
     >>> model = nnx.Sequential(nnx.Linear(4, 8, rngs=nnx.Rngs(0)), nnx.relu)
     >>> sparse = moefy(model, select=nnx.Linear, num_experts=2)
-    >>> jax.eval_shape(sparse, jnp.ones((3, 4))).shape
+    >>> jax.jit(sparse)(jnp.ones((3, 4))).shape
     (3, 8)
     """
     config = MoEConfig(
