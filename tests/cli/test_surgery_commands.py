@@ -42,6 +42,7 @@ def test_an_upcycled_model_has_its_parents_logits_and_can_be_trained_on(
     dense, sparse = (library.load(path).model for path in (parent, tmp_path / "sparse"))
     images = random_images(8, 5)
     np.testing.assert_allclose(outputs(dense, images), outputs(sparse, images), atol=1e-5)
+    assert accuracy(tmp_path / "sparse") == accuracy(parent) > 0
     result = vmoe(
         *("train", "--config", TINY, "--workdir", tmp_path / "run", "--steps", "1"),
         *("--optim.warmup-steps", "0", "--init", tmp_path / "sparse"),

@@ -7,15 +7,12 @@ import re
 import runpy
 import traceback
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from vmoe.config.fields import Checked, Config
 from vmoe.config.train import TrainConfig
 from vmoe.errors import UsageError, parse_json, unknown
 from vmoe.retry import retried
-
-if TYPE_CHECKING:
-    from pydantic import TypeAdapter
 
 FORMAT = 1
 """Version of the format of config.json."""
@@ -98,7 +95,8 @@ def _without_version(text: str) -> str:
 
 
 @functools.cache  # making one takes longer than using it
-def _adapter(kind: type[Config]) -> "TypeAdapter[Config]":
+def _adapter(kind: type) -> Any:
+    """What pydantic needs to read and write a type."""
     from pydantic import TypeAdapter
 
     return TypeAdapter(kind)
