@@ -19,7 +19,7 @@ if address:
 # %% tags=["parameters"]
 steps = 800  # of training on digits
 own_steps = 150  # of training on images of your own
-depth = 4  # blocks of the model; every second one is sparse
+depth = 4  # blocks of the model; every second one is sparse, so is the last one
 folder = "runs"  # for all files; delete it to start anew
 
 # %%
@@ -79,7 +79,7 @@ config = TrainConfig(
         image_size=8,
         num_classes=10,
         position_std=1.0,
-        sparse_blocks=tuple(range(1, depth, 2)),
+        sparse_blocks=tuple(range(1 - depth % 2, depth, 2)),
         moe=MoEConfig(num_experts=8),
     ),
     data=DataConfig("digits", shift=1),

@@ -2,12 +2,23 @@
 
 import gc
 import os
+import re
 from pathlib import Path
 
 import jax
+import jaxtyping
 import pytest
 
 from tests.command import ROOT, TINY, vmoe
+
+# Every call of a module that annotates axes is checked against its annotations. Half of all calls
+# are of other modules, whose types pyrefly checks.
+WITH_AXES = [
+    ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+    for path in sorted((ROOT / "vmoe").rglob("*.py"))
+    if re.search(r"from jaxtyping|from vmoe.axes(?s:.*)\b(Images|Valid)\b", path.read_text())
+]
+jaxtyping.install_import_hook(WITH_AXES, "beartype.beartype")
 
 # Compiling takes most of the tests' time. Without optimisations and with the older of XLA's two
 # code generators, the programs of tests/nn/test_vit.py compile in a fifth of the time. Every

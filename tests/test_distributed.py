@@ -1,25 +1,33 @@
 """One run in two real processes: reports, agreement, resuming, and the run folder."""
 
-import functools
 import json
 import os
 import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
+import jax
+import numpy as np
 import pytest
 
-from tests.command import ROOT, TIMEOUT, Process, free_port, start, vmoe
-from tests.hostility import kill
-from tests.hostility.kill import evaluating, kill_once, saving
-from tests.run_folder import TABLES, assert_close, differences, last_step, rows
+import vmoe
+from tests.command import ROOT, TIMEOUT, Process, free_port, start
+from tests.command import vmoe as command
+from tests.hostility.kill import Killed, evaluating, kill_once, log_of, saving
+from tests.run_folder import TABLES, assert_close, differences, last_step, parameters, rows
 from tests.two_hosts import CASES, make_hosts
 from vmoe import config as configs
 from vmoe.checkpoints.restore import sha256_of
+from vmoe.data.pipeline import training_batches
+from vmoe.data.sources import open_source
+from vmoe.evaluate import evaluate
 from vmoe.train import train
+from vmoe.train.state import init_state
+from vmoe.train.step import make_train_step
 from vmoe.workdir.layout import steps_of
 
 RECIPE = f"""
@@ -96,9 +104,18 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def start_two(
-    recipe: Path, workdir: Path, *, words: tuple[str, ...] = (), devices: tuple[int, int] = (2, 2)
+    recipe: Path,
+    workdir: Path,
+    *,
+    words: tuple[str, ...] = (),
+    devices: tuple[int, int] = (2, 2),
+    logged: bool = False,
 ) -> list[Process]:
-    """Starts the command in two processes, with two devices each or as many as given."""
+    """Starts the command in two processes, with two devices each or as many as given.
+
+    Args:
+        logged: append stderr to the logs that ``kill_once`` reads.
+    """
     shared = {
         "JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{free_port()}",
         "JAX_NUM_PROCESSES": "2",
@@ -108,6 +125,7 @@ def start_two(
         start(
             *line,
             environment=shared | {"JAX_PROCESS_ID": str(i), "JAX_NUM_CPU_DEVICES": str(count)},
+            log=log_of(workdir, i) if logged else None,
         )
         for i, count in enumerate(devices)
     ]
@@ -131,26 +149,23 @@ def uninterrupted(recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
     return workdir
 
 
-def test_two_processes_train_like_one_and_evaluate_every_image_once(
-    recipe: Path, uninterrupted: Path, tmp_path: Path
-) -> None:
+def test_two_processes_train_like_one(recipe: Path, uninterrupted: Path) -> None:
     """Groups divide over the four devices and mixup is off: one device decides the same."""
-    train(configs.load(recipe), tmp_path / "alone")
-    assert_close(uninterrupted, tmp_path / "alone", atol=5e-3)
-    for ours, alone in zip(
-        rows(uninterrupted, "metrics"), rows(tmp_path / "alone", "metrics"), strict=True
-    ):
-        assert float(ours["loss"]) == pytest.approx(float(alone["loss"]), rel=1e-4)
-    evaluations = rows(uninterrupted, "evaluations")
-    assert [(r["step"], r["weights"], r["images"]) for r in evaluations] == [
-        (step, weights, "180") for step in ("10", "20") for weights in ("raw", "ema")
-    ]
-    ours, alone = rows(uninterrupted, "fewshot"), rows(tmp_path / "alone", "fewshot")
-    assert [row["step"] for row in ours] == ["20"] and ours[0]["weights"] == "ema"
-    assert float(ours[0]["accuracy"]) == pytest.approx(float(alone[0]["accuracy"]), abs=0.01)
+    config = configs.load(recipe)
+    batches = training_batches(open_source("digits", "train"), config)
+    state, train_step, losses = init_state(config), make_train_step(config), {}
+    for step in range(1, 11):
+        state, metrics = train_step(state, batches[step - 1].batch)
+        losses[str(step)] = float(metrics["loss"])
+    for use_ema, alone in ((False, state.params), (True, state.ema)):
+        ours = parameters(uninterrupted / "checkpoints" / "10", use_ema=use_ema)
+        jax.tree.map(partial(np.testing.assert_allclose, rtol=0, atol=5e-3), ours, alone)
+    first, second, *_ = rows(uninterrupted)
+    for row in (first, second):
+        assert float(row["loss"]) == pytest.approx(losses[row["step"]], rel=1e-4)
 
 
-def test_a_run_of_two_processes_resumes_and_is_evaluated_in_one(
+def test_a_run_of_two_processes_resumes_in_one_and_evaluates_every_image_once(
     recipe: Path, uninterrupted: Path, tmp_path: Path
 ) -> None:
     """A run of two processes with two devices each resumes on one device with the same batches."""
@@ -158,10 +173,20 @@ def test_a_run_of_two_processes_resumes_and_is_evaluated_in_one(
     shutil.copytree(uninterrupted, workdir)
     shutil.rmtree(workdir / "checkpoints" / "20")
     found = train(configs.load(recipe), workdir)
-    assert_close(uninterrupted, workdir, atol=5e-3)
     assert found[0][2].images == 180
-    result = vmoe("evaluate", "--checkpoint", uninterrupted, "--json")
-    assert result.returncode == 0 and '"step": 20' in result.stdout, result.stderr
+    assert_close(uninterrupted, workdir, atol=5e-3)
+    for ours, alone in zip(rows(uninterrupted), rows(workdir), strict=True):
+        assert float(ours["loss"]) == pytest.approx(float(alone["loss"]), rel=1e-4)
+    evaluations = rows(uninterrupted, "evaluations")
+    assert [(r["step"], r["weights"], r["images"]) for r in evaluations] == [
+        (step, weights, "180") for step in ("10", "20") for weights in ("raw", "ema")
+    ]
+    ours, alone = rows(uninterrupted, "fewshot"), rows(workdir, "fewshot")
+    assert [row["step"] for row in ours] == ["20"] and ours[0]["weights"] == "ema"
+    assert float(ours[0]["accuracy"]) == pytest.approx(float(alone[0]["accuracy"]), abs=0.01)
+    loaded = vmoe.load(uninterrupted)
+    result = evaluate(loaded.model, open_source("digits", "validation"), batch_size=60)
+    assert (loaded.step, result.images) == (20, 180)
 
 
 @pytest.mark.slow
@@ -243,10 +268,14 @@ def test_a_killed_process_ends_the_other_and_the_resumed_run_is_bitwise_equal(
     ``python -m tests.hostility kill --processes 2`` kills more often.
     """
     workdir = tmp_path / "run"
-    launch = functools.partial(kill.start, recipe, workdir, processes=2)
-    first_kill = kill_once(launch(), workdir, evaluating, 5, 0.5, victim=0)
-    second_kill = kill_once(launch(), workdir, saving, 5, 0.5, victim=1)
-    assert first_kill.unfinished_evaluation and second_kill.unfinished_checkpoint
+
+    def kill(phase: Callable[[Path, int], bool], victim: int) -> Killed:
+        run = start_two(recipe, workdir, logged=True)
+        with run[0], run[1]:
+            return kill_once(run, workdir, phase, 5, 0.5, victim)
+
+    assert kill(evaluating, victim=0).unfinished_evaluation
+    assert kill(saving, victim=1).unfinished_checkpoint
     first, other = end(start_two(recipe, workdir))
     assert first.returncode == other.returncode == 0, first.stderr + other.stderr
     assert "corrupt" not in first.stderr
@@ -255,7 +284,7 @@ def test_a_killed_process_ends_the_other_and_the_resumed_run_is_bitwise_equal(
 
 def test_distributed_without_a_cluster_or_the_jax_variables_is_refused() -> None:
     words = ("train", "--config", "configs/tiny.py", "--workdir", "runs/none", "--distributed")
-    result = vmoe(*words)
+    result = command(*words)
     assert result.returncode == 2 and result.stderr.count("\n") == 1, result.stderr
     assert (
         "JAX_COORDINATOR_ADDRESS (host:port), JAX_NUM_PROCESSES and JAX_PROCESS_ID" in result.stderr

@@ -12,6 +12,7 @@ from flax import nnx
 from PIL import Image
 
 import vmoe
+from tests.command import TINY
 from tests.random_models import outputs
 from tests.run_folder import with_corrupt_newest
 from vmoe import config as configs
@@ -23,8 +24,6 @@ from vmoe.data.sources import open_source
 from vmoe.errors import UsageError
 from vmoe.nn.inputs import to_float
 from vmoe.train import train
-
-TINY = Path(__file__).parents[1] / "configs" / "tiny.py"
 
 
 @pytest.fixture(scope="module")

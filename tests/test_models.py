@@ -14,6 +14,7 @@ from vmoe.costs.flops import cost, count_flops
 from vmoe.costs.summary import parameters_by_part, summarize
 from vmoe.errors import UsageError
 from vmoe.nn.vit import ViT
+from vmoe.trees import by_name
 
 MILLIONS = {  # 32 experts, 18,291 classes, 224 px (V-MoE, tables 7 and 8)
     "vit_s32": 36.5,
@@ -41,7 +42,7 @@ def test_parameter_counts_equal_the_published_ones(name: str, millions: float) -
 
 
 def test_the_15b_model_has_the_published_parameter_count() -> None:
-    assert round(parameters("vmoe_15b_every2_e32", num_classes=29_593) / 1e6, 1) == 14_705.1
+    assert parameters("vmoe_15b_every2_e32", num_classes=29_593) == 14_705_071_769
 
 
 @pytest.mark.parametrize(
@@ -79,6 +80,14 @@ def test_every_named_model_builds_abstractly_and_matches_its_name(name: str) -> 
         if last:
             assert len(config.sparse_blocks) == int(last)
         assert config.sparse_blocks[-1] == config.depth - 1
+
+
+def test_abstract_parameters_are_those_of_the_model_by_path() -> None:
+    """The oracle is the model; blocks 1 and 2 are equal, 0 and 3 differ from all others."""
+    moe = (*(MoEConfig(num_experts=2),) * 2, MoEConfig(num_experts=3))
+    config = models.model_config("vmoe_tiny_last2_e4", sparse_blocks=(1, 2, 3), moe=moe)
+    expected = by_name(models.params_of(models.build_abstract(config)))
+    assert models.abstract_params(config) == expected
 
 
 def test_an_unknown_name_is_refused_with_the_nearest_known_one() -> None:

@@ -1,18 +1,21 @@
 """Signals to the real command before and after it locks the run folder; consoles that go away."""
 
 import datetime
+import io
 import os
 import pty
+import shutil
 import signal
 import socket
+import sys
 import threading
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from tests.command import TINY, interpreter, start
 from vmoe.signals import Signals, unfinished
+from vmoe.train.console import RunConsole
 from vmoe.workdir.layout import steps_of
 
 SLOW_RECIPE = f"""
@@ -100,64 +103,72 @@ def test_sighup_stays_ignored_where_it_was_when_the_process_started() -> None:
         signal.signal(signal.SIGHUP, before)
 
 
-SHORT = ["train", "--config", TINY, "--steps", "4", "--optim.warmup-steps", "1", "--log-every", "1"]
+TRAIN = ("train", "--config", TINY, "--steps", "60")  # the program of tiny_run, compiled once
 
 
-def lost_pipe() -> tuple[int, int]:
+def lost_pipe() -> int:
     """What ``| head`` leaves."""
     reader, writer = os.pipe()
     os.close(reader)
-    return writer, -1
+    return writer
 
 
-def full_disk() -> tuple[int, int]:
-    return os.open("/dev/full", os.O_WRONLY), -1
-
-
-def terminal() -> tuple[int, int]:
-    reader, writer = pty.openpty()
-    return writer, reader
-
-
-@pytest.mark.parametrize(
-    ("console", "reason"),
-    [
-        (lost_pipe, "Broken pipe"),
-        (full_disk, "No space left on device"),
-        (terminal, "Input/output error"),
-    ],
-)
-def test_a_run_whose_console_goes_away_trains_to_its_end_and_records_when_and_why(
-    console: Callable[[], tuple[int, int]], reason: str, tmp_path: Path
-) -> None:
-    workdir = tmp_path / "run"
-    output, reader = console()
-    with start(*SHORT, "--workdir", workdir, output=output) as process:
-        if reader != -1:
-            process.wait_until((workdir / "metrics.csv").exists)
-            os.close(reader)  # the window of the terminal is closed
-        assert process.wait() == 0
-    assert steps_of(workdir) == [4]
+def assert_recorded(workdir: Path, reason: str) -> None:
     date, _, line = (workdir / "console.txt").read_text().partition(" ")
     assert line == f"stderr cannot be written ({reason}): messages are dropped\n"
     assert datetime.datetime.fromisoformat(date).tzinfo
 
 
-def test_files_are_written_although_the_reader_of_stdout_is_gone(tmp_path: Path) -> None:
-    shell = ("bash", "-c", 'set -o pipefail; "$0" "$@" | :')
-    gone = ("env", "--unset=PYTHONUNBUFFERED", *shell)  # stdout is written when it is flushed
-    data = ("--checkpoint", "vmoe_fashion_mnist", "--data", "fashion_mnist_sample")
+def test_a_run_whose_terminal_is_closed_trains_to_its_end_and_records_when_and_why(
+    tmp_path: Path,
+) -> None:
+    workdir = tmp_path / "run"
+    reader, writer = pty.openpty()
+    with start(*TRAIN, "--workdir", workdir, "--log-every", "10", output=writer) as process:
+        process.wait_until((workdir / "metrics.csv").exists)
+        os.close(reader)
+        assert process.wait() == 0
+    assert steps_of(workdir) == [60]
+    assert_recorded(workdir, "Input/output error")
+
+
+def test_a_finished_run_whose_messages_nobody_reads_succeeds_and_records_when_and_why(
+    tiny_run: Path, tmp_path: Path
+) -> None:
+    workdir = tmp_path / "run"
+    shutil.copytree(tiny_run, workdir)
+    with start(*TRAIN, "--workdir", workdir, output=lost_pipe()) as process:
+        assert process.wait() == 0
+    assert_recorded(workdir, "Broken pipe")
+
+
+def test_messages_that_a_full_disk_refuses_are_dropped_and_the_run_records_when_and_why(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with open("/dev/full", "wb", buffering=0) as disk:
+        monkeypatch.setattr(sys, "stderr", io.TextIOWrapper(disk, write_through=True))
+        with RunConsole(60, tmp_path) as console:
+            console.log("a message")
+        monkeypatch.undo()
+    assert_recorded(tmp_path, "No space left on device")
+
+
+def test_files_are_written_although_the_reader_of_stdout_is_gone(
+    tiny_run: Path, tmp_path: Path
+) -> None:
     files = ("--predictions", tmp_path / "images.csv", "--csv", tmp_path / "rows.csv")
-    result = interpreter("evaluate", *data, *files, under=gone)
-    assert result.returncode == 141, result.stderr
+    buffered = {"PYTHONUNBUFFERED": ""}  # stdout is written when it is flushed
+    arguments = ("evaluate", "--checkpoint", tiny_run, *files)
+    with start(*arguments, environment=buffered, output=lost_pipe()) as process:
+        assert process.wait() == 141
     lines = {path.name: len(path.read_text().splitlines()) for path in tmp_path.iterdir()}
-    assert lines == {"images.csv": 513, "rows.csv": 2}
+    assert lines == {"images.csv": 361, "rows.csv": 2}
 
 
 def test_a_run_without_stdout_and_stderr_trains_to_its_end(tmp_path: Path) -> None:
     closed = ("sh", "-c", 'exec "$0" "$@" >&- 2>&-')
-    result = interpreter(*SHORT, "--workdir", tmp_path / "run", under=closed)
-    assert result.returncode == 0 and steps_of(tmp_path / "run") == [4]
+    result = interpreter(*TRAIN, "--workdir", tmp_path / "run", under=closed)
+    assert result.returncode == 0 and steps_of(tmp_path / "run") == [60]
     assert "(Bad file descriptor)" in (tmp_path / "run" / "console.txt").read_text()
 
 

@@ -51,7 +51,7 @@ def test_features_and_attention_maps_are_those_of_the_forward_pass(fields: dict[
             (model.embed(images), model.forward_intermediates(images)),
         )
 
-    captured, (logits, records), own, (tokens, blocks) = run(params, IMAGES)
+    captured, (logits, records), own, (tokens, blocks) = jax.device_get(run(params, IMAGES))
     assert isinstance(captured, Captured) and list(captured.features) == NAMES
     features, close = captured.features, dict(rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(captured.logits, logits, **close)

@@ -33,9 +33,11 @@ LABELS = (np.arange(B) % 3)[:, None]
 
 def model_of(router: Router) -> ViT:
     per_group = 1 if isinstance(router, Soft) else 3
-    moe = MoEConfig(num_experts=E, router=router, images_per_group=per_group, capacity_factor=0.7)
-    dense = models.model_config("vit_tiny", depth=3)
-    config = replace(dense, sparse_blocks=(0, 2), moe=moe)
+    sizes = dict(num_experts=E, images_per_group=per_group, capacity_factor=0.7)
+    moe = MoEConfig(**sizes, router=router, implementation="batched")
+    blocks = (0, 2) if isinstance(router, TokenChoice) else (1,)
+    dense = models.model_config("vit_tiny", depth=blocks[-1] + 1)
+    config = replace(dense, sparse_blocks=blocks, moe=moe)
     return models.with_params(config, random_params(config))
 
 
@@ -92,10 +94,10 @@ def test_batches_are_collected_one_at_a_time() -> None:
     def batches() -> Iterator[tuple[np.ndarray, None, None]]:
         for number in range(3):
             given.append(number)
-            yield images_on_white()[:2], None, None
+            yield images_on_white()[:6], None, None
 
-    for number, part in enumerate(collect(model_of(TokenChoice()), batches())):
-        assert given == list(range(number + 1)) and len(part.logits) == 2
+    for number, part in enumerate(collect(model_of(ROUTERS["token_choice"]), batches())):
+        assert given == list(range(number + 1)) and len(part.logits) == 6
 
 
 def test_statistics_equal_loops_over_images_tokens_and_choices(collected: Collected) -> None:

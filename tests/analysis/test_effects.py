@@ -1,4 +1,9 @@
-"""What a model predicts with other routing; the oracles are other configs, and batches of one."""
+"""What a model predicts with other routing; the oracles have other configs or parameters.
+
+Models are run on batches of four images, the last one padded; the oracles on all six at once, in
+the same groups of two. Most tests change one model, so that they share its compiled program, in the
+implementation that compiles fastest.
+"""
 
 from typing import Any
 
@@ -7,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests.random_models import random_images, random_params
+from tests.random_models import forward, random_images, random_params
 from vmoe import models
 from vmoe.analysis.collect import Collected, collect, concatenate, labelled
 from vmoe.analysis.compare import agreement, saturation
@@ -25,18 +30,22 @@ from vmoe.config import ExpertChoice, MoEConfig, TokenChoice, ViTConfig, replace
 from vmoe.config.routers import PRIORITIES
 from vmoe.errors import UsageError
 from vmoe.nn.vit import ViT
+from vmoe.routing import slots_and_factor
 
 B, E = 6, 3
 
 
-def config_of(**moe: Any) -> ViTConfig:
-    layer = MoEConfig(num_experts=E, images_per_group=2, router=TokenChoice(k=1))
-    dense = models.model_config("vit_tiny", depth=2)
-    return replace(dense, sparse_blocks=(0, 1), moe=replace(layer, **moe))
+def config_of(*, depth: int = 2, **moe: Any) -> ViTConfig:
+    """Of a model whose experts have too few slots; every block is sparse."""
+    router = TokenChoice(k=1)
+    sizes = dict(num_experts=E, images_per_group=2, capacity_factor=0.5)
+    layer = MoEConfig(**sizes, router=router, implementation="batched")
+    dense = models.model_config("vit_tiny", depth=depth)
+    return replace(dense, sparse_blocks=tuple(range(depth)), moe=replace(layer, **moe))
 
 
-def model_of(**moe: Any) -> ViT:
-    config = config_of(**moe)
+def model_of(**fields: Any) -> ViT:
+    config = config_of(**fields)
     return models.with_params(config, random_params(config))
 
 
@@ -44,11 +53,16 @@ def batches() -> Any:
     return labelled(random_images(b=B), np.arange(B)[:, None] % 3, batch_size=4)
 
 
-def by_hand(model: ViT, **forward: Any) -> np.ndarray:
-    """The logits of the same batches of four, without padding."""
-    images = random_images(b=B)
-    logits = [jax.jit(lambda x: model.forward(x, **forward)[0])(images[i : i + 4]) for i in (0, 4)]
-    return np.concatenate(logits)
+def logits_of(model: ViT) -> np.ndarray:
+    return np.asarray(forward(model, random_images(b=B))[0])
+
+
+def silenced(model: ViT, block: int, experts: list[int]) -> ViT:
+    """The model with some experts whose parameters make every output zero."""
+    params = jax.tree.map(np.array, models.params_of(model))
+    for array in params["blocks"][block]["mlp"]["experts"]["down"].values():
+        array[experts] = 0
+    return models.with_params(model.config, jax.tree.map(jnp.asarray, params))
 
 
 def test_every_expert_is_removed_in_both_ways() -> None:
@@ -57,30 +71,29 @@ def test_every_expert_is_removed_in_both_ways() -> None:
     assert len(which) == len(set(which)) == 2 * E * 2
     result = without_experts(model, batches(), which, on_step=lambda: steps.append(1))
     assert len(steps) == 2 * len(which) and result.keys() == set(which)
-    others = jnp.arange(E) != 1
-    for removal, decide in (
-        (Removal(0, 1, "zeroed"), {0: zeroed(others)}),
-        (Removal(1, 1, "forbidden"), {1: masked(others)}),
-    ):
-        np.testing.assert_allclose(result[removal], by_hand(model, decide=decide), atol=1e-5)
+    for block in (0, 1):
+        expected = logits_of(silenced(model, block, [1]))
+        np.testing.assert_allclose(result[Removal(block, 1, "zeroed")], expected, atol=1e-5)
+    decide = {1: masked(jnp.arange(E) != 1)}
+    expected = jax.jit(lambda x: model.forward(x, decide=decide)[0])(random_images(b=B))
+    np.testing.assert_allclose(result[Removal(1, 1, "forbidden")], expected, atol=1e-5)
     first = result[Removal(0, 0, "zeroed")]
-    assert np.abs(first - by_hand(model)).max() > 1e-3
+    assert np.abs(first - logits_of(model)).max() > 1e-3
     assert np.abs(first - result[Removal(0, 0, "forbidden")]).max() > 1e-3
 
 
 def test_logits_at_other_capacities_are_those_of_a_model_with_that_capacity() -> None:
-    model = model_of(capacity_factor=1.0)
-    result = at_capacities(model, batches(), [0, 6], ["order", "largest_gate"])
-    assert list(result) == [(c, p) for c in (0, 6) for p in ("order", "largest_gate")]
-    assert np.abs(result[6, "order"] - result[6, "largest_gate"]).max() > 1e-3
-    for (slots, priority), logits in result.items():
-        if slots:
-            config = config_of(capacity=slots, router=dict(priority=priority))
-            other = models.with_params(config, models.params_of(model))
-            np.testing.assert_allclose(logits, by_hand(other), atol=1e-5)
-    every = jnp.zeros(E, bool)
-    nothing = by_hand(model, decide=dict.fromkeys((0, 1), zeroed(every)))
-    np.testing.assert_allclose(result[0, "order"], nothing, atol=1e-5)
+    model = model_of(capacity=11, implementation="auto")
+    result = at_capacities(model, batches(), [0, 8], ["order", "largest_gate"])
+    assert list(result) == [(c, p) for c in (0, 8) for p in ("order", "largest_gate")]
+    assert np.abs(result[8, "order"] - result[8, "largest_gate"]).max() > 1e-3
+    for priority in ("order", "largest_gate"):
+        config = config_of(router=dict(priority=priority))
+        assert slots_and_factor(config.moe, s=2 * 17)[0] == 8
+        other = models.with_params(config, models.params_of(model))
+        np.testing.assert_allclose(result[8, priority], logits_of(other), atol=1e-5)
+    nothing = silenced(silenced(model_of(), 0, [*range(E)]), 1, [*range(E)])
+    np.testing.assert_allclose(result[0, "order"], logits_of(nothing), atol=1e-5)
     assert PRIORITIES[0] == "order"
     with pytest.raises(UsageError, match=r"slots=\[-1\]: use numbers from 0 on"):
         at_capacities(model, batches(), [-1])
@@ -90,8 +103,8 @@ def test_logits_at_another_k_are_those_of_a_model_with_that_k() -> None:
     steps: list[int] = []
     result = at_k(model_of(), batches(), [1, 3], on_step=lambda: steps.append(1))
     assert list(result) == [1, 3] and len(steps) == 4
-    np.testing.assert_allclose(result[1], by_hand(model_of()), atol=1e-5)
-    np.testing.assert_allclose(result[3], by_hand(model_of(router=TokenChoice(k=3))), atol=1e-5)
+    np.testing.assert_allclose(result[1], logits_of(model_of()), atol=1e-5)
+    np.testing.assert_allclose(result[3], logits_of(model_of(router=TokenChoice(k=3))), atol=1e-5)
     assert np.abs(result[1] - result[3]).max() > 1e-3
     with pytest.raises(UsageError, match="k=4"):
         at_k(model_of(), batches(), [4])
@@ -100,21 +113,26 @@ def test_logits_at_another_k_are_those_of_a_model_with_that_k() -> None:
 
 
 def test_a_random_router_in_one_block_leaves_the_others_as_they_are() -> None:
-    model = model_of(dropless=True)
-    result = with_random_routers(model, batches(), seed=1)
-    own = by_hand(model)
+    """And padding, of any content, does not change what it draws."""
+    model, images = model_of(), random_images(b=B)
+    valid, other = np.arange(4) < 2, random_images(b=2)
+    padded = [(np.concatenate([images[4:], x]), None, valid) for x in (0 * other, other)]
+    result = with_random_routers(model, iter([(images[:4], None, None), *padded]), seed=1)
+    own = logits_of(model)
     assert result.keys() == {0, 1}
-    assert all(np.abs(logits - own).max() > 1e-3 for logits in result.values())
+    assert all(np.abs(logits[:B] - own).max() > 1e-3 for logits in result.values())
+    np.testing.assert_allclose(result[0][4:B], result[0][B:], atol=1e-5)
     key = jax.random.split(jax.random.key(1), 2)[0]
-    np.testing.assert_allclose(result[0], by_hand(model, decide={0: randomized(key)}), atol=1e-5)
+    expected = jax.jit(lambda x: model.forward(x, decide={0: randomized(key)})[0])(images[:4])
+    np.testing.assert_allclose(result[0][:4], expected, atol=1e-5)
 
 
 def test_predictions_depend_on_the_batch_only_where_images_compete_for_slots() -> None:
     images = random_images(b=16)
-    tight = dict(capacity_factor=0.3, router=dict(priority="order"))
+    tight = dict(depth=1, capacity_factor=0.3, router=dict(priority="order"))
     dependent = batch_dependence(model_of(**tight), images)
     assert dependent.changed > 0 and dependent.largest > 1e-2
-    for independent in (dict(images_per_group=1, **tight), dict(dropless=True)):
+    for independent in (dict(images_per_group=1, **tight), dict(depth=1, dropless=True)):
         result = batch_dependence(model_of(**independent), images)
         assert result.changed == 0 and result.largest < 1e-4
 
@@ -123,8 +141,12 @@ def collected(model: ViT) -> Collected:
     return concatenate(collect(model, batches()))
 
 
+def choosing_two() -> ViTConfig:
+    return replace(config_of(router=dict(k=2), dropless=True), pooling="mean")
+
+
 def test_a_model_agrees_with_itself_and_with_a_copy_whose_experts_are_renumbered() -> None:
-    config = config_of(router=dict(k=2), dropless=True)
+    config = choosing_two()
     params = random_params(config)
     order = np.array([2, 0, 1])
     renumbered = jax.tree.map(lambda x: x, params)
@@ -149,7 +171,7 @@ def test_a_model_agrees_with_itself_and_with_a_copy_whose_experts_are_renumbered
 
 
 def test_experts_that_choose_are_compared_by_the_tokens_they_take() -> None:
-    model = model_of(router=ExpertChoice(), capacity_factor=1.0)
+    model = model_of(depth=1, router=ExpertChoice(), capacity_factor=1.0)
     one = collected(model)
     other = collected(models.with_params(model.config, random_params(model.config, seed=1)))
     for i, share in saturation(one, other).items():
@@ -160,16 +182,16 @@ def test_experts_that_choose_are_compared_by_the_tokens_they_take() -> None:
 
 def test_two_crops_are_compared_where_they_show_the_same() -> None:
     """The router sees a patch alone: without attention, and without positions."""
-    config = replace(config_of(router=dict(k=2), dropless=True), pooling="mean")
+    config = choosing_two()
     params = random_params(config)
     params["positions"]["embedding"] *= 0
     for block in params["blocks"].values():
         block["attention"]["out"]["kernel"] *= 0
     model, p = models.with_params(config, params), config.patch_size
     side = config.image_size // p
-    images = np.random.default_rng(0).normal(size=(B, (side + 1) * p, (side + 1) * p, 3))
+    images = random_images((side + 1) * p, b=B)
     left, right = (
-        concatenate(collect(model, labelled(images[:, p:, x : x + side * p].astype(np.float32))))
+        concatenate(collect(model, labelled(images[:, p:, x : x + side * p], batch_size=4)))
         for x in (0, p)
     )
     places = np.arange(side * side).reshape(side, side)
@@ -181,13 +203,17 @@ def test_two_crops_are_compared_where_they_show_the_same() -> None:
 
 
 def test_what_a_model_does_not_have_is_refused() -> None:
-    model = model_of()
+    config = choosing_two()
+    model = models.with_params(config, random_params(config))
     with pytest.raises(UsageError, match="which=Removal.block=2, expert=0"):
         without_experts(model, batches(), [Removal(2, 0, "zeroed")])
     with pytest.raises(
         UsageError, match=r"decide for blocks \[5\], which are not sparse: use any of"
     ):
-        model.forward(random_images(), decide={5: zeroed(jnp.ones(E, bool))})
+        jax.eval_shape(
+            lambda images: model.forward(images, decide={5: zeroed(jnp.ones(E, bool))}),
+            random_images(),
+        )
     one = collected(model)
     with pytest.raises(UsageError, match="compare the same images in models with the same sparse"):
         agreement(one, one._replace(blocks={0: one.blocks[0]}))

@@ -11,6 +11,7 @@ from vmoe.analysis.effects import BatchDependence
 from vmoe.analysis.health import findings
 from vmoe.analysis.measures import ExpertTotals
 from vmoe.config import ExpertChoice, MoEConfig, Router, Soft, TokenChoice, ViTConfig
+from vmoe.config import fields as config_fields
 from vmoe.config.routers import RouterConfig
 
 E, B, N = 8, 40, 25
@@ -121,6 +122,7 @@ def test_a_remedy_is_one_that_the_router_has(
 ) -> None:
     """A fixed router has gates of 0 and 1, which are no fault."""
     monkeypatch.setitem(MoEConfig.__annotations__, "router", Router | Fixed)
+    monkeypatch.setattr(config_fields, "_annotations", config_fields._annotations.__wrapped__)
     config = config_of(router)
     own = dataclasses.replace(totals(1.0, E, 1), entropy=-0.0)
     found = {finding.kind: str(finding) for finding in findings(config, {5: own})}

@@ -1,6 +1,6 @@
 """Decisions in place of a router; the oracles are models with other configs or parameters."""
 
-import functools
+from collections.abc import Callable
 from typing import Any, get_args
 
 import jax
@@ -12,7 +12,7 @@ from tests.random_models import forward, random_images, random_params
 from vmoe import models
 from vmoe.analysis import capture
 from vmoe.analysis.interventions import limited, masked, randomized, zeroed
-from vmoe.axes import Decision, RouterInputs
+from vmoe.axes import Decision, Route, RouterInputs
 from vmoe.config import ExpertChoice, MoEConfig, Router, Soft, TokenChoice, ViTConfig, replace
 from vmoe.config.routers import Priority
 from vmoe.errors import UsageError
@@ -25,29 +25,38 @@ ROUTERS: dict[str, Router] = {
     "expert_choice": ExpertChoice(),
     "soft": Soft(),
 }
+SLOTS = {"token_choice": dict(capacity=20), "expert_choice": dict(capacity=20), "soft": {}}
 each_router = pytest.mark.parametrize("router", ROUTERS.values(), ids=ROUTERS.keys())
 
 
 def config_of(router: Router, **moe: Any) -> ViTConfig:
     per_group = 1 if isinstance(router, Soft) else 2
     layer = MoEConfig(num_experts=E, router=router, images_per_group=per_group)
-    dense = models.model_config("vit_tiny", depth=2, pooling="mean")
-    return replace(dense, sparse_blocks=(0, 1), moe=replace(layer, **moe))
+    dense = models.model_config("vit_tiny", depth=1, pooling="mean")
+    return replace(dense, sparse_blocks=(0,), moe=replace(layer, **moe))
 
 
-def decided(config: ViTConfig, params: dict[Any, Any], **decide: Any) -> Any:
-    """The logits and the records with another decision in block 1."""
+def decided(config: ViTConfig, params: dict[Any, Any], by: Callable[[Any], Route], *of: Any) -> Any:
+    """The logits and the records with other decisions, ``by(each)`` for each of ``of``."""
 
     @jax.jit
-    def run(params: dict[Any, Any]) -> Any:
+    def run(params: dict[Any, Any], each: Any) -> Any:
         model = models.with_params(config, params)
-        return capture(model, random_images(b=4), decide={1: decide["by"]})
+        return capture(model, random_images(b=4), decide={0: by(each)})
 
-    return run(params)
+    return [run(params, each) for each in of]
 
 
-@pytest.mark.parametrize("normalize", [False, True])
-def test_limited_slots_equal_a_router_of_that_capacity_for_every_priority(normalize: bool) -> None:
+@pytest.mark.parametrize(
+    ("normalize", "settings"),
+    [
+        (False, [(6, priority) for priority in get_args(Priority)]),
+        (True, [(1, "largest_gate"), (20, "order")]),
+    ],
+)
+def test_limited_slots_equal_a_router_of_that_capacity_for_every_priority(
+    normalize: bool, settings: list[tuple[int, Priority]]
+) -> None:
     """One program for all of them. Without any slot every choice is dropped."""
     router, s, c = TokenChoice(normalize_weights=normalize), 34, 20
     config = MoEConfig(num_experts=E, router=router)
@@ -58,51 +67,49 @@ def test_limited_slots_equal_a_router_of_that_capacity_for_every_priority(normal
     def run(slots: jax.Array, priority: jax.Array) -> Decision:
         return limited(slots, priority)(inputs, config, c)
 
-    for number, priority in enumerate(get_args(Priority)):
-        for slots in (1, 6, c):
-            other = replace(config, router=replace(router, priority=priority))
-            expected = jax.jit(lambda other=other, slots=slots: route(inputs, other, slots))()
-            own = run(jnp.int32(slots), jnp.int32(number))
-            np.testing.assert_allclose(own.gates, expected.gates, rtol=1e-5)
-            np.testing.assert_allclose(own.routing.weights, expected.routing.weights, rtol=1e-5)
-            np.testing.assert_array_equal(own.routing.kept, expected.routing.kept)
-            np.testing.assert_array_equal(own.routing.experts, expected.routing.experts)
-            np.testing.assert_array_equal(
-                own.routing.choices[..., :slots], expected.routing.choices
-            )
+    for slots, priority in settings:
+        other = replace(config, router=replace(router, priority=priority))
+        expected = jax.jit(lambda other=other, slots=slots: route(inputs, other, slots))()
+        own = run(jnp.int32(slots), jnp.int32(get_args(Priority).index(priority)))
+        np.testing.assert_allclose(own.gates, expected.gates, rtol=1e-5)
+        np.testing.assert_allclose(own.routing.weights, expected.routing.weights, rtol=1e-5)
+        np.testing.assert_array_equal(own.routing.kept, expected.routing.kept)
+        np.testing.assert_array_equal(own.routing.experts, expected.routing.experts)
+        ours, theirs = own.routing.choices[..., :slots], expected.routing.choices
+        np.testing.assert_array_equal(ours, theirs)
     assert not run(jnp.int32(0), jnp.int32(0)).routing.kept.any()
 
 
 @each_router
 def test_a_muted_expert_is_one_whose_output_is_zero(router: Router) -> None:
-    config = config_of(router)
+    config = config_of(router, **SLOTS[router.kind])
     params = random_params(config)
-    logits, records = decided(config, params, by=zeroed(jnp.arange(E) != 2))
+    ((logits, records),) = decided(config, params, zeroed, np.arange(E) != 2)
     changed = jax.tree.map(lambda x: x, params)
-    down = changed["blocks"][1]["mlp"]["experts"]["down"]
+    down = changed["blocks"][0]["mlp"]["experts"]["down"]
     down |= {name: array.at[2].set(0.0) for name, array in down.items()}
     expected, _ = forward(models.with_params(config, changed), random_images(b=4))
     np.testing.assert_allclose(logits, expected, atol=1e-5)
     before = forward(models.with_params(config, params), random_images(b=4))
     assert np.abs(logits - before[0]).max() > 1e-3
     if not isinstance(router, Soft):  # its tokens still take slots
-        np.testing.assert_array_equal(records[1].routing.choices, before[1][1].routing.choices)
+        np.testing.assert_array_equal(records[0].routing.choices, before[1][0].routing.choices)
 
 
 @each_router
 def test_among_some_experts_a_router_decides_as_if_the_others_were_pruned(router: Router) -> None:
-    config = config_of(router, **({} if isinstance(router, Soft) else dict(capacity=20)))
+    config = config_of(router, **SLOTS[router.kind])
     params = random_params(config)
-    logits, records = decided(config, params, by=masked(jnp.array([True, False, True, True])))
-    np.testing.assert_array_equal(records[1].gates[..., 1], 0)
+    ((logits, records),) = decided(config, params, masked, np.arange(E) != 1)
+    np.testing.assert_array_equal(records[0].gates[..., 1], 0)
     if isinstance(router, Soft):  # surgery does not prune soft routers
-        combine = forward(models.with_params(config, params), random_images(b=4))[1][1]
+        combine = forward(models.with_params(config, params), random_images(b=4))[1][0]
         others = np.delete(combine.routing.combine, 1, axis=2)
         expected = others / others.sum((2, 3), keepdims=True)
-        ours = np.delete(records[1].routing.combine, 1, axis=2)
+        ours = np.delete(records[0].routing.combine, 1, axis=2)
         np.testing.assert_allclose(ours, expected, rtol=1e-4)
         return
-    pruned = prune_experts(config, params, {1: (0, 2, 3)})
+    pruned = prune_experts(config, params, {0: (0, 2, 3)})
     expected, _ = forward(models.with_params(*pruned), random_images(b=4))
     np.testing.assert_allclose(logits, expected, atol=1e-5)
 
@@ -112,11 +119,11 @@ def test_a_random_router_depends_on_its_key_and_draws_with_the_standard_deviatio
 ):
     config = config_of(TokenChoice(), dropless=True)
     params = random_params(config)
-    decide = functools.partial(decided, config, params)
-    one, same, other = (decide(by=randomized(jax.random.key(key)))[1][1] for key in (1, 1, 2))
+    keys = map(jax.random.key, (1, 1, 2))
+    one, same, other = (records[0] for _, records in decided(config, params, randomized, *keys))
     np.testing.assert_array_equal(one.routing.experts, same.routing.experts)
     assert (one.routing.experts != other.routing.experts).mean() > 0.5
-    own = forward(models.with_params(config, params), random_images(b=4))[1][1]
+    own = forward(models.with_params(config, params), random_images(b=4))[1][0]
     np.testing.assert_array_equal(one.logits, own.logits)  # those of the gate
     assert np.log(np.asarray(one.gates)).std() == pytest.approx(
         np.log(np.asarray(own.gates)).std(), rel=0.3
@@ -126,4 +133,4 @@ def test_a_random_router_depends_on_its_key_and_draws_with_the_standard_deviatio
 def test_slots_of_other_routers_cannot_be_limited() -> None:
     config = config_of(ExpertChoice())
     with pytest.raises(UsageError, match="router expert_choice: only the slots of token_choice"):
-        decided(config, random_params(config), by=limited(jnp.int32(1), jnp.int32(0)))
+        decided(config, random_params(config), lambda slots: limited(slots, jnp.int32(0)), 1)

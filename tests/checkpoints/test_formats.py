@@ -32,8 +32,7 @@ def assert_same_params(one: object, other: object) -> None:
 def test_a_converted_model_is_the_same_with_all_that_belongs_to_it(
     source: Path, tmp_path: Path
 ) -> None:
-    result = vmoe("convert", source, tmp_path / "ours")
-    assert result.returncode == 0, result.stderr
+    write(read(source), tmp_path / "ours", format="vmoe")
     before, after = read(source), read(tmp_path / "ours")
     assert_same_params(before.params, after.params)
     for field in ("config", "class_names", "preprocessing", "step"):
@@ -42,7 +41,13 @@ def test_a_converted_model_is_the_same_with_all_that_belongs_to_it(
     assert "| parameters | " in (tmp_path / "ours" / "README.md").read_text()
     modes = {path.stat().st_mode for path in (tmp_path / "ours").iterdir()}
     assert len(modes) == 1, "safetensors writes files that only their owner can read"
-    again = vmoe("convert", source, tmp_path / "ours")
+
+
+def test_the_command_converts_to_our_format_and_overwrites_nothing(tmp_path: Path) -> None:
+    result = vmoe("convert", TIMM, tmp_path / "ours")
+    assert result.returncode == 0, result.stderr
+    assert_same_params(read(TIMM).params, read(tmp_path / "ours").params)
+    again = vmoe("convert", TIMM, tmp_path / "ours")
     assert again.returncode == 2 and "it is not empty; use another folder" in again.stderr
 
 

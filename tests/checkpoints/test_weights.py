@@ -15,10 +15,12 @@ from safetensors.numpy import load_file, save_file
 
 import vmoe
 from tests.random_models import outputs, stored_model
+from vmoe import models
 from vmoe.checkpoints import read, vmoe_format
 from vmoe.config import Soft
 from vmoe.config.preprocessing import Preprocessing
 from vmoe.errors import UsageError
+from vmoe.nn.vit import ViT
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "weights"
 MODELS = sorted(path.parent.name for path in GOLDEN.glob("*/expected.npz"))
@@ -29,18 +31,18 @@ def path_of(folder: Path) -> Path:
     return npz if npz.exists() else folder
 
 
+@models.compiled
+def parts(model: ViT, images: jax.Array) -> dict[str, jax.Array]:
+    tokens = model.forward_features(images)
+    features = model.forward_head(tokens, pre_logits=True)
+    return {"tokens": tokens, "features": features, "logits": model(images)}
+
+
 @pytest.mark.parametrize("name", MODELS)
 def test_the_model_gives_the_tokens_features_and_logits_of_its_library(name: str) -> None:
     model = vmoe.load(path_of(GOLDEN / name)).model
-
-    @jax.jit
-    def parts(images: jax.Array) -> dict[str, jax.Array]:
-        tokens = model.forward_features(images)
-        features = model.forward_head(tokens, pre_logits=True)
-        return {"tokens": tokens, "features": features, "logits": model(images)}
-
     with np.load(GOLDEN / name / "expected.npz") as expected:
-        found = parts(expected["images"])
+        found = parts(model)(expected["images"])
         for key in set(found) & set(expected.files):
             scale = np.abs(expected[key]).max()
             np.testing.assert_allclose(found[key] / scale, expected[key] / scale, atol=1e-5)

@@ -13,14 +13,22 @@ import subprocess
 import sys
 import termios
 from pathlib import Path
+from subprocess import CompletedProcess
 
 import pytest
 from PIL import Image
 
-from tests.command import ROOT, TINY, interpreter, vmoe
+from tests.command import ROOT, TINY, interpreter, start, vmoe
 from tests.run_folder import rows, with_corrupt_newest
+from vmoe.config import replace
 from vmoe.data.sources import open_source
+from vmoe.errors import UsageError
 from vmoe.evaluate.table import COLUMNS
+from vmoe.train import InitFrom
+from vmoe.train.init import read_source
+from vmoe.workdir.layout import read_config
+
+TIMM = ROOT / "tests" / "golden" / "weights" / "timm_vit"
 
 
 def test_batches_of_one_image_train_and_the_progress_line_fits_a_terminal_of_80_columns(
@@ -29,20 +37,15 @@ def test_batches_of_one_image_train_and_the_progress_line_fits_a_terminal_of_80_
     reader, terminal = pty.openpty()
     termios.tcsetwinsize(terminal, (24, 80))
     arguments = ["train", "--config", TINY, "--workdir", str(tmp_path / "run"), "--steps", "60"]
-    environment = {k: v for k, v in os.environ.items() if k not in ("COLUMNS", "LINES")}
-    environment |= {"TERM": "xterm"}
     arguments += ["--batch-size", "1", "--data.mixup", "0", "--log-every", "10"]
-    with subprocess.Popen(
-        [sys.executable, "-m", "vmoe", *arguments],
-        stdin=terminal, stdout=terminal, stderr=terminal, env=environment,
-    ) as process:  # fmt: skip
-        os.close(terminal)
+    environment = {"COLUMNS": "", "LINES": "", "TERM": "xterm"}
+    with start(*arguments, environment=environment, output=terminal) as process:
         output = b""
         with contextlib.suppress(OSError):  # the other end is closed
             while part := os.read(reader, 4096):
                 output += part
+        assert process.wait() == 0, output.decode()
     os.close(reader)
-    assert process.returncode == 0, output.decode()
     lines = [re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", line) for line in output.decode().split("\r")]
     progress = [line for line in lines if "loss" in line and "validation" not in line]
     assert progress and all(len(line.strip()) <= 80 for line in progress)
@@ -50,34 +53,14 @@ def test_batches_of_one_image_train_and_the_progress_line_fits_a_terminal_of_80_
     assert re.search(pattern, progress[-1]), progress[-1]
 
 
-@pytest.mark.parametrize("length", ["--steps=60", "--epochs=1.52"])  # of 1,257 images
-def test_running_the_command_again_reports_that_the_run_is_complete(
-    length: str, tiny_run: Path, tmp_path: Path
-) -> None:
-    workdir = tmp_path / "run"
-    shutil.copytree(tiny_run, workdir)
-    result = vmoe("train", "--config", TINY, "--workdir", workdir, length)
-    assert result.returncode == 0 and "already complete (60 of 60 steps)" in result.stderr
-
-
-def test_a_run_is_extended_with_its_config_json_and_more_steps_and_keeps_its_old_config(
+def test_a_run_is_complete_for_a_command_that_gives_its_length_in_epochs(
     tiny_run: Path, tmp_path: Path
 ) -> None:
     workdir = tmp_path / "run"
     shutil.copytree(tiny_run, workdir)
-    recipe = tiny_run / "config.json"
-    images = str(70 * 32)
-    result = vmoe("train", "--config", recipe, "--workdir", workdir, "--images", images)
-    assert result.returncode == 0, result.stderr
-    assert (
-        "extended from 60 to 70 steps; the cosine schedule now ends at step 70, so the learn"
-        in (result.stderr)
-    )
-    assert "resumed from step 60 of 70" in result.stderr and "70 steps" in result.stdout
-    old, new = (json.loads((workdir / f"config{x}.json").read_text()) for x in (".60", ""))
-    assert (old["steps"], new["steps"]) == (60, 70) and old | {"steps": 70} == new
-    result = vmoe("train", "--config", TINY, "--workdir", workdir, "--steps", "60")
-    assert result.returncode == 2 and "steps is 70 there and 60 here" in result.stderr
+    epochs = ("--epochs", "1.52")  # of 1,257 images
+    result = vmoe("train", "--config", TINY, "--workdir", workdir, *epochs)
+    assert result.returncode == 0 and "already complete (60 of 60 steps)" in result.stderr
 
 
 def test_a_new_run_starts_from_the_parameters_of_another(tiny_run: Path, tmp_path: Path) -> None:
@@ -97,23 +80,24 @@ def test_a_new_run_starts_from_the_parameters_of_another(tiny_run: Path, tmp_pat
     assert "there is no checkpoint, so the run starts again; its rows are kept" in result.stderr
     assert len((workdir / "metrics.csv.old").read_text().splitlines()) == 1 + len(before)
     (workdir / "checkpoints").rename(tmp_path / "others")
-    for options, message in [
-        (["--init", tiny_run], f"its run began from {source}, not from {tiny_run}"),
-        (["--init", source, "--init-new-head"], f"not from {source} (new_head)"),
-        (["--model.width", "32"], "the parameters do not fit the model: "),
+    model = read_config(workdir).model
+    for given, own, message in [
+        (InitFrom(str(tiny_run)), model, f"its run began from {source}, not from {tiny_run}"),
+        (InitFrom(str(source), new_head=True), model, f"not from {source} (new_head)"),
+        (InitFrom(str(source)), replace(model, width=32), "the parameters do not fit the model: "),
     ]:
-        result = vmoe(*arguments, *options)
-        assert result.returncode == 2 and message in result.stderr, result.stderr
+        with pytest.raises(UsageError, match=re.escape(message)):
+            read_source(given, workdir, own)
     shutil.rmtree(source / "checkpoints")
     (tmp_path / "others").rename(source / "checkpoints")
-    result = vmoe(*arguments)
-    assert result.returncode == 2
-    assert f"{source}: its parameters have changed since the run in {workdir}" in result.stderr
+    message = f"{source}: its parameters have changed since the run in {workdir} began"
+    with pytest.raises(UsageError, match=re.escape(message)):
+        read_source(None, workdir, model)
 
 
 @pytest.fixture(scope="module")
-def expert_choice_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run whose experts choose their tokens: a step, the same command again, two more steps."""
+def expert_choice(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, CompletedProcess[str]]:
+    """A run whose experts choose their tokens, and the command that extended it to three steps."""
     folder = tmp_path_factory.mktemp("expert_choice")
     (folder / "recipe.py").write_text(
         "from pathlib import Path\n"
@@ -122,62 +106,85 @@ def expert_choice_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "moe = replace(config.model.moe, router=ExpertChoice(), capacity_factor=0.5)\n"
         "config = replace(config, optim=dict(warmup_steps=0), log_every=1, model=dict(moe=moe))\n"
     )
-    for steps in ("1", "1", "3"):
-        arguments = ("--config", folder / "recipe.py", "--workdir", folder / "run")
-        result = vmoe("train", *arguments, "--steps", steps)
-        assert result.returncode == 0 and "lost" not in result.stderr, result.stderr
-    progress = [line for line in result.stderr.splitlines() if re.match(r"step ./3  loss", line)]
-    assert ["images/s" in line for line in progress] == [False, True], progress
-    return folder / "run"
+    workdir = folder / "run"
+    first = vmoe("train", "--config", folder / "recipe.py", "--workdir", workdir, "--steps", "1")
+    assert first.returncode == 0, first.stderr
+    config = workdir / "config.json"
+    result = vmoe("train", "--config", config, "--workdir", workdir, "--images", str(3 * 32))
+    assert result.returncode == 0, result.stderr
+    return workdir, result
+
+
+def test_a_run_is_extended_with_its_config_json_and_more_steps_and_keeps_its_old_config(
+    expert_choice: tuple[Path, CompletedProcess[str]],
+) -> None:
+    workdir, result = expert_choice
+    assert (
+        "extended from 1 to 3 steps; the cosine schedule now ends at step 3, so the learn"
+        in result.stderr
+    )
+    assert "resumed from step 1 of 3" in result.stderr and "3 steps" in result.stdout
+    old, new = (json.loads((workdir / f"config{x}.json").read_text()) for x in (".1", ""))
+    assert (old["steps"], new["steps"]) == (1, 3) and old | {"steps": 3} == new
+    config = workdir / "config.1.json"
+    result = vmoe("train", "--config", config, "--workdir", workdir)
+    assert result.returncode == 2 and "steps is 3 there and 1 here" in result.stderr
 
 
 def test_files_whose_first_row_is_that_of_the_checkpoint_are_continued(
-    expert_choice_run: Path,
+    expert_choice: tuple[Path, CompletedProcess[str]],
 ) -> None:
+    workdir, result = expert_choice
+    assert "lost" not in result.stderr
     for name, expected in (("metrics", "123"), ("evaluations", "13"), ("experts", 4 * "123")):
-        steps = [row["step"] for row in rows(expert_choice_run, name)]
+        steps = [row["step"] for row in rows(workdir, name)]
         assert steps == sorted(expected), name
 
 
-def test_the_rate_is_left_out_until_it_is_known(expert_choice_run: Path) -> None:
-    with (expert_choice_run / "metrics.csv").open() as file:
+def test_the_rate_is_left_out_until_it_is_known(
+    expert_choice: tuple[Path, CompletedProcess[str]],
+) -> None:
+    workdir, result = expert_choice
+    progress = [line for line in result.stderr.splitlines() if re.match(r"step ./3  loss", line)]
+    assert ["images/s" in line for line in progress] == [False, True], progress
+    with (workdir / "metrics.csv").open() as file:
         rates = {row["step"]: row["images_per_second"] for row in csv.DictReader(file)}
     assert [step for step, rate in rates.items() if not rate] == ["1", "2"]
 
 
 def test_where_experts_choose_tokens_without_an_expert_are_reported_and_no_drops(
-    expert_choice_run: Path,
+    expert_choice: tuple[Path, CompletedProcess[str]],
 ) -> None:
-    row = rows(expert_choice_run)[-1]
+    workdir, _ = expert_choice
+    row = rows(workdir)[-1]
     assert row["dropped"] == "" and float(row["unprocessed"]) > 0
     assert "block0/unprocessed" in row and "block0/dropped" not in row
-    result = vmoe("evaluate", "--checkpoint", expert_choice_run)
+    result = vmoe("evaluate", "--checkpoint", workdir)
     assert "tokens without an expert" in result.stdout and "dropped" not in result.stdout
 
 
 def test_a_run_starts_from_weights_of_timm_with_a_new_head_and_other_positions(
     tmp_path: Path,
 ) -> None:
-    source = ROOT / "tests" / "golden" / "weights" / "timm_vit"
-    arguments = ["train", "--config", TINY, "--workdir", tmp_path / "run", "--steps", "2"]
-    arguments += ["--optim.warmup-steps", "1", "--init", source, "--model.patch-size", "4"]
+    workdir = tmp_path / "run"
+    arguments = ["train", "--config", TINY, "--workdir", workdir, "--steps", "2"]
+    arguments += ["--optim.warmup-steps", "1", "--init", TIMM, "--model.patch-size", "4"]
     arguments += ["--model.width", "24", "--model.mlp-dim", "48", "--model.num-heads", "3"]
     arguments += ["--model.num-classes", "11", "--model.depth", "2", "--model.sparse-blocks"]
-    result = vmoe(*arguments)
-    assert (
-        result.returncode == 2
-        and "model.gelu=tanh: the parameters were trained with model.gelu=erf" in (result.stderr)
-    )
     result = vmoe(*arguments, "--model.gelu", "erf")
     assert result.returncode == 0, result.stderr
     lines = result.stderr.splitlines()
-    assert f"starting from {source.relative_to(ROOT)}: 37 parameters loaded" in lines
+    assert f"starting from {TIMM.relative_to(ROOT)}: 37 parameters loaded" in lines
     assert "2 new: head/classes/bias, head/classes/kernel" in lines
     assert "2 dropped: head/classes/bias, head/classes/kernel" in lines
     assert "1 resized: positions/embedding" in lines
-    result = vmoe(*arguments, "1", "--model.gelu", "erf", "--workdir", tmp_path / "sparse")
-    assert result.returncode == 2
-    assert "blocks/1/mlp/experts/" in result.stderr and "or a partial load" in result.stderr
+    model = read_config(workdir).model
+    for field, message in [
+        ({"gelu": "tanh"}, "model.gelu=tanh: the parameters were trained with model.gelu=erf"),
+        ({"sparse_blocks": (1,)}, "blocks/1/mlp/experts/.* or a partial load"),
+    ]:
+        with pytest.raises(UsageError, match=message):
+            read_source(InitFrom(str(TIMM)), tmp_path / "new", replace(model, **field))
 
 
 def test_the_version_is_printed() -> None:
@@ -254,11 +261,10 @@ def test_models_and_summary_print_parameters_active_parameters_and_flops() -> No
     assert "56,999,400" in result.stdout and "GFLOPs" in result.stdout
     models = json.loads(vmoe("models", "vit_tiny", "--json").stdout)
     assert models[0]["parameters"] == models[0]["active_parameters"]
-    result = vmoe("summary", "vmoe_15b_every2_e32", "--num-classes", "29593")
-    assert "14,705,071,769" in result.stdout, result.stderr
-    summary = json.loads(
-        vmoe("summary", "vmoe_s32_last2_e8", "--num-classes", "10", "--json").stdout
-    )
+    arguments = ("summary", "vmoe_s32_last2_e8", "--num-classes", "10")
+    result = vmoe(*arguments)
+    assert "56,491,530" in result.stdout, result.stderr
+    summary = json.loads(vmoe(*arguments, "--json").stdout)
     assert summary["head_bias"] == pytest.approx(-math.log(10)) and summary["num_classes"] == 10
 
 

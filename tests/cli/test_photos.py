@@ -17,6 +17,8 @@ from tests import command
 from tests.command import TINY
 from tests.run_folder import rows
 from vmoe.data.sources import open_source
+from vmoe.errors import Failure
+from vmoe.train.sinks import CsvFile
 
 CLASSES = ("a\nb", "c\rd", "e\u2028f", "\u00e9toile")
 COUNT = 15  # photos of a class
@@ -80,13 +82,20 @@ def test_classes_with_any_utf_8_name_are_trained_evaluated_and_predicted(trained
 def test_a_finished_run_is_already_complete_and_copied_photos_are_the_same_data(
     copy: Path,
 ) -> None:
+    """Rows after its checkpoint are written again, and a lost file starts anew."""
+    before = {name: rows(copy / "run", name) for name in ("metrics", "evaluations")}
     for path in (copy / "photos").rglob("*.png"):
         path.touch()
+    with (copy / "run" / "metrics.csv").open("a") as file:
+        file.write("40,1.0,0.5\r\n50,0.9")
+    (copy / "run" / "experts.csv").unlink()
     result = train(copy)
     assert result.returncode == 0, result.stderr
     assert "run: already complete (30 of 30 steps)" in result.stderr
     assert "other modification times" in result.stderr
     assert "has changed" not in result.stderr
+    assert {name: rows(copy / "run", name) for name in before} == before
+    assert "run/experts.csv is missing: its rows up to step 30 are lost; starting" in result.stderr
 
 
 def test_photos_that_were_changed_in_place_are_reported(copy: Path) -> None:
@@ -155,37 +164,30 @@ def test_class_names_that_are_not_utf_8_are_refused(copy: Path) -> None:
     assert "the name of class b'\\xff' is not UTF-8; rename its folder" in result.stderr
 
 
-@pytest.mark.parametrize(
-    ("name", "keep", "message"),
-    [
-        ("metrics.csv", 7, "cut off after 7 bytes"),  # inside the header
-        ("evaluations.csv", 0.6, "cut off after"),
-        ("experts.csv", 1.0, "its content has changed"),
-    ],
-)
 def test_a_csv_file_that_a_checkpoint_does_not_match_is_reported_and_left_unchanged(
-    name: str, keep: float, message: str, copy: Path
+    copy: Path,
 ) -> None:
-    path = copy / "run" / name
-    content = path.read_bytes()
-    cut = content[: keep if isinstance(keep, int) else int(keep * len(content))]
-    cut = content.replace(b",", b";", 1) if cut == content else cut
-    path.write_bytes(cut)
+    path = copy / "run" / "experts.csv"
+    changed = path.read_bytes().replace(b",", b";", 1)
+    path.write_bytes(changed)
     result = train(copy)
     assert result.returncode == 1 and "Traceback" not in result.stderr
     last = result.stderr.splitlines()[-1]
-    assert last.startswith(f"vmoe: run/{name} is corrupt ({message}"), last
-    assert path.read_bytes() == cut
+    assert last.startswith("vmoe: run/experts.csv is corrupt (its content has changed"), last
+    assert path.read_bytes() == changed
 
 
-def test_rows_after_the_checkpoint_are_written_again_and_a_lost_file_starts_anew(
-    copy: Path,
+@pytest.mark.parametrize("keep", [7, 60])  # inside the header; inside a row
+def test_a_csv_file_that_is_shorter_than_its_checkpoint_says_is_corrupt(
+    keep: int, tmp_path: Path
 ) -> None:
-    before = rows(copy / "run", "metrics")
-    with (copy / "run" / "metrics.csv").open("a") as file:
-        file.write("40,1.0,0.5\r\n50,0.9")
-    (copy / "run" / "experts.csv").unlink()
-    result = train(copy)
-    assert result.returncode == 0, result.stderr
-    assert rows(copy / "run", "metrics") == before
-    assert "run/experts.csv is missing: its rows up to step 30 are lost; starting" in result.stderr
+    path = tmp_path / "metrics.csv"
+    file = CsvFile(path)
+    for step in (10, 20, 30):
+        file.append(step, [{"loss": 1 / step, "accuracy": step / 70}])
+    position, content = file.position(), path.read_bytes()[:keep]
+    assert not CsvFile(path).restore(30, position)
+    path.write_bytes(content)
+    with pytest.raises(Failure, match=f"metrics.csv is corrupt .cut off after {keep} bytes since"):
+        CsvFile(path).restore(30, position)
+    assert path.read_bytes() == content

@@ -1,10 +1,12 @@
 """Notebooks run top to bottom, and are stored with the outputs of the cells that they have."""
 
 import dataclasses
+import functools
 import json
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import jupytext
@@ -13,7 +15,8 @@ import pytest
 
 import vmoe
 from vmoe import models
-from vmoe.config import replace
+from vmoe.config import TrainConfig, from_json, replace
+from vmoe.costs.summary import summarize
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "scripts" / "run_notebooks.py"
@@ -21,7 +24,7 @@ SMALL = {
     "01_predict": {"data": "digits", "count": 32, "image_sizes": [12]},
     "02_routing": {"data": "digits", "images": 16, "page_images": 8},
     "03_finetune": {"steps": 4},
-    "04_train": {"steps": 3, "own_steps": 2, "depth": 2},
+    "04_train": {"steps": 3, "own_steps": 2, "depth": 1},
 }
 """Parameters by notebook with which it runs in seconds, beside its model."""
 NAMES = sorted(path.stem for path in (ROOT / "notebooks").glob("*.py"))
@@ -43,25 +46,59 @@ def code_cells(notebook: nbformat.NotebookNode) -> list[nbformat.NotebookNode]:
     return [cell for cell in notebook.cells if cell.cell_type == "code"]
 
 
+@pytest.fixture(scope="module")
+def executed(
+    tiny_run: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[str], tuple[list[nbformat.NotebookNode], Path]]:
+    """By name, runs a notebook once: the code cells with their outputs, and the folder of runs."""
+
+    @functools.cache
+    def cells_of(name: str) -> tuple[list[nbformat.NotebookNode], Path]:
+        folder = tmp_path_factory.mktemp(name)
+        settings = dict(SMALL[name])
+        if name in ("01_predict", "02_routing"):
+            settings["checkpoint"] = str(tiny_run)
+        else:
+            settings["folder"] = str(folder / "runs")
+        if name == "03_finetune":
+            settings["parent"] = str(saved_dense(tiny_run, folder / "dense"))
+        options = [f"--set={name}={json.dumps(value)}" for name, value in settings.items()]
+        result = run(name, *options, "--out", str(folder))
+        assert result.returncode == 0, result.stderr
+        return code_cells(nbformat.read(folder / f"{name}.ipynb", 4)), folder / "runs"
+
+    return cells_of
+
+
 @pytest.mark.parametrize(
     "name",
     [pytest.param(name, marks=[pytest.mark.slow] * (name != "02_routing")) for name in NAMES],
 )
-def test_a_notebook_runs_top_to_bottom(name: str, tmp_path: Path, tiny_run: Path) -> None:
-    settings = dict(SMALL[name])
-    if name in ("01_predict", "02_routing"):
-        settings["checkpoint"] = str(tiny_run)
-    if name == "03_finetune":
-        settings["parent"] = str(saved_dense(tiny_run, tmp_path / "dense"))
-    options = [f"--set={name}={json.dumps(value)}" for name, value in settings.items()]
-    result = run(name, *options, "--out", str(tmp_path))
-    assert result.returncode == 0, result.stderr
-    cells = code_cells(nbformat.read(tmp_path / f"{name}.ipynb", 4))
+def test_a_notebook_runs_top_to_bottom(
+    name: str, executed: Callable[[str], tuple[list[nbformat.NotebookNode], Path]]
+) -> None:
+    cells, _ = executed(name)
     assert [cell.execution_count for cell in cells] == [*range(1, len(cells) + 1)]
     outputs = [output.get("data", {}) for cell in cells for output in cell.outputs]
     assert any("image/png" in output for output in outputs)
     embedded = any("srcdoc=" in output.get("text/html", "") for output in outputs)
     assert embedded == (name == "02_routing")
+
+
+@pytest.mark.slow
+def test_training_in_a_notebook_prints_plain_lines_and_writes_the_whole_summary(
+    executed: Callable[[str], tuple[list[nbformat.NotebookNode], Path]],
+) -> None:
+    """There, rich shows each line and each table as an output of its own, unless it is told not to,
+    and colours text for files."""
+    cells, folder = executed("04_train")
+    (training,) = [cell for cell in cells if "\nevaluations = train(" in cell.source]
+    assert {output.output_type for output in training.outputs} == {"stream"}
+    text = "".join(output.text for output in training.outputs)
+    assert "step 1/3  loss" in text and "step 3/3  validation" in text and "\x1b" not in text
+    model = from_json(TrainConfig, (folder / "digits" / "config.json").read_text()).model
+    summary = (folder / "digits" / "model.txt").read_text()
+    assert summary == summarize(model, title="model") + "\n"
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -58,7 +58,11 @@ CASES = {
     "chip": (["--devices", "4", "--chip", "h10"], 2, "chip=h10: did you mean 'h100'?"),
     "pod": (["--devices", "8192", "--chip", "tpu_v4"], 2, "a pod of tpu_v4 has at most 4096"),
     "unit": (["--devices", "4", "--device-memory", "80"], 2, "use a number and one of GB"),
-    "memory": (["--devices", "4", "--device-memory", "1kB"], 1, "no mesh of 4 devices fits into"),
+    "memory": (
+        ["--devices", "4", "--mesh", "expert=4", "--device-memory", "1kB"],
+        1,
+        "no mesh of 4 devices fits into",
+    ),
 }
 
 

@@ -15,14 +15,16 @@ from vmoe.routing import router_of
 from vmoe.routing.one_hot import one_hot_routing
 
 ROUTERS = [
-    *(TokenChoice(k=k, priority=each) for k in (1, 3) for each in get_args(Priority)),
-    TokenChoice(normalize_weights=True),
-    ExpertChoice(),
+    *((TokenChoice(k=3, priority=each), 5) for each in get_args(Priority)),
+    (TokenChoice(k=1), 5),
+    (TokenChoice(k=3), 1),
+    (TokenChoice(k=3), 24),
+    (TokenChoice(normalize_weights=True), 5),
+    *((ExpertChoice(), capacity) for capacity in (1, 5, 24)),
 ]
 
 
-@pytest.mark.parametrize("router", ROUTERS, ids=str)
-@pytest.mark.parametrize("capacity", [1, 5, 24])
+@pytest.mark.parametrize(("router", "capacity"), ROUTERS, ids=str)
 def test_the_same_tokens_fill_the_same_slots_with_the_same_weights_even_if_gates_are_equal(
     router: TokenChoice | ExpertChoice, capacity: int
 ) -> None:

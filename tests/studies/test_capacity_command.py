@@ -57,9 +57,17 @@ def test_evaluate_uses_the_file_and_says_so(run: Path, tiny_run: Path) -> None:
     assert report == overridden and not message
     given, _ = evaluated("--checkpoint", tiny_run, "--inference", file)
     assert given == report | {"inference": str(file)}
-    trained, message = evaluated("--checkpoint", run, "--inference", "none")
-    assert trained == evaluated("--checkpoint", tiny_run)[0] and not message
-    assert trained["capacity_factor"] != report["capacity_factor"]
+
+
+def test_without_the_file_a_model_is_the_one_that_was_trained(
+    run: Path, tiny_run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    trained, chosen = (
+        load_for_inference(run, given, use_ema=True).model.config for given in ("none", "")
+    )
+    assert trained == library.load(tiny_run).model.config != chosen
+    (message,) = capsys.readouterr().err.splitlines()
+    assert message.startswith(f"routing of {run / 'inference.json'}: ")
 
 
 def test_a_file_whose_accuracies_are_of_images_in_another_order_is_used_and_that_is_said(
@@ -94,7 +102,7 @@ def test_the_budget_can_be_measured_time(tiny_run: Path, tmp_path: Path) -> None
 
 def test_settings_are_written_under_the_numbers_of_the_sparse_blocks(tmp_path: Path) -> None:
     """Blocks 1 and 2 of three, of which the first is dense."""
-    layer = MoEConfig(num_experts=4, router=TokenChoice(k=1))
+    layer = MoEConfig(num_experts=2, router=TokenChoice(k=1))
     small = dict(patch_size=4, width=8, depth=3, mlp_dim=8, num_heads=2, image_size=8)
     config = ViTConfig(**small, num_classes=10, sparse_blocks=(1, 2), moe=layer)
     digits = stored_of(config)._replace(class_names=tuple("0123456789"))

@@ -2,7 +2,7 @@
 
 import functools
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -33,8 +33,12 @@ def loaded_of(*layers: MoEConfig) -> Loaded:
     return Loaded(model, ("a", "b", "c"), Preprocessing(32), None, Origin("vmoe", "random"))
 
 
+def batches_of(labels: np.ndarray | None = None) -> Callable[[], Iterator[Labelled]]:
+    return functools.partial(labelled, IMAGES, labels, batch_size=8)
+
+
 def measured(loaded: Loaded, labels: np.ndarray | None = None) -> MeasuredRouting:
-    batches = functools.partial(labelled, IMAGES, labels, batch_size=8)
+    batches = batches_of(labels)
     parts = list(collect(loaded.model, batches()))
     best, predictions = favourites(batches(), parts, P), concatenate(parts).logits.argmax(-1)
     of_data = loaded, "random", batches, predictions, statistics(parts), best
@@ -48,7 +52,9 @@ def test_patches_are_crossed_out_where_a_model_with_so_few_slots_drops_them(
     layer = MoEConfig(num_experts=4, router=router, images_per_group=4)
     loaded = loaded_of(layer, layer)
     model, config = loaded.model, loaded.model.config
-    figure = plots_of(config)["kept_patches"](measured(loaded))
+    unused = np.zeros(0, int), {}, {}, BatchDependence(0.0, 0.0), []
+    routing = MeasuredRouting(loaded, "random", batches_of(), *unused)
+    figure = plots_of(config)["kept_patches"](routing)
     titles = [ax.get_title() for ax in figure.axes[1:4]]
     slots = [int(re.search(r"\n(\d+) slots", title)[1]) for title in titles]
     assert slots == sorted(slots, reverse=True) and len(set(slots)) == 3

@@ -25,18 +25,19 @@ from vmoe.studies.attack.mates_program import Outcome, with_room
 
 SIZE = 4
 CONFIG = MatesConfig(victims=3, draws=4)
-CHANGE = AttackConfig(epsilon=64.0, steps=10)
+SMALL, LARGE = (AttackConfig(epsilon=epsilon, steps=1) for epsilon in (32.0, 64.0))
 LABELS = (np.arange(12) % 10)[:, None]
 TIGHT, ROOMY = (RoutingOverrides(capacity_factor=x, priority="order") for x in (0.25, 1.0))
 IMMUNE = (RoutingOverrides(dropless=True), replace(TIGHT, images_per_group=1))
 
 
-def model_of(**moe: Any) -> ViT:
+def model_of(depth: int = 1, **moe: Any) -> ViT:
+    """A model all of whose blocks are sparse."""
     layer = MoEConfig(
         num_experts=3, images_per_group=SIZE, router=TokenChoice(k=1), capacity_multiple=1
     )
-    dense: ViTConfig = models.model_config("vit_tiny", depth=2, pooling="mean", head_std=0.3)
-    config = replace(dense, sparse_blocks=(0, 1), moe=replace(layer, **moe))
+    dense: ViTConfig = models.model_config("vit_tiny", depth=depth, pooling="mean", head_std=0.3)
+    config = replace(dense, sparse_blocks=tuple(range(depth)), moe=replace(layer, **moe))
     return models.with_params(config, random_params(config))
 
 
@@ -45,12 +46,12 @@ def images() -> np.ndarray:
 
 
 def test_the_worst_draw_is_that_of_a_loop_that_calls_the_model_on_every_group() -> None:
-    model, setting = model_of(), RoutingOverrides(capacity_factor=0.5, priority="largest_gate")
+    model, setting = model_of(2), RoutingOverrides(capacity_factor=0.5, priority="largest_gate")
     steps: list[None] = []
     result = attack_mates(
         model, images(), LABELS, setting, CONFIG, batch_size=20, on_step=lambda: steps.append(None)
     )
-    own = model_of(capacity_factor=0.5, router=dict(priority="largest_gate"))
+    own = model_of(2, capacity_factor=0.5, router=dict(priority="largest_gate"))
     groups = draw_groups(12, SIZE, CONFIG)
     right, drops = np.ones(3, bool), np.zeros(3)
     for victim, draw in np.ndindex(3, 4):
@@ -75,7 +76,7 @@ def test_the_worst_draw_is_that_of_a_loop_that_calls_the_model_on_every_group() 
 def test_without_a_capacity_and_in_groups_of_one_no_mate_changes_anything(
     immune: RoutingOverrides,
 ) -> None:
-    result = attack_mates(model_of(), images(), LABELS, immune, CONFIG, [CHANGE], batch_size=20)
+    result = attack_mates(model_of(), images(), LABELS, immune, CONFIG, [LARGE], batch_size=20)
     for outcome in (result.drawn, *result.changed[0][:2]):
         same = [x.reshape(3, 1) for x in result.without]
         groups = [x.reshape(3, -1) for x in outcome]
@@ -93,9 +94,8 @@ def test_one_program_serves_all_settings_with_groups_of_one_size() -> None:
 
 def test_optimised_mates_take_more_slots_than_mates_changed_at_random() -> None:
     model = model_of()
-    for block in (0, 1):  # flat gates, so that the surrogate is smooth
-        model.blocks[block].mlp.router.kernel[...] *= 0.3
-    change = AttackConfig(epsilon=32.0, steps=20)
+    model.blocks[0].mlp.router.kernel[...] *= 0.3  # flat gates, so that the surrogate is smooth
+    change = replace(SMALL, steps=20)
     result = attack_mates(model, images(), LABELS, ROOMY, CONFIG, [change], batch_size=20)
     (changed,) = result.changed
     assert (changed.surrogate[:, 1] > changed.surrogate[:, 0]).all()
@@ -104,9 +104,8 @@ def test_optimised_mates_take_more_slots_than_mates_changed_at_random() -> None:
 
 
 def test_the_size_of_a_batch_changes_no_result_at_any_epsilon() -> None:
-    changes = [AttackConfig(epsilon=epsilon, steps=1) for epsilon in (32.0, 64.0)]
     small, large = (
-        attack_mates(model_of(), images(), LABELS, ROOMY, CONFIG, changes, batch_size=size)
+        attack_mates(model_of(), images(), LABELS, ROOMY, CONFIG, [SMALL, LARGE], batch_size=size)
         for size in (4, 20)
     )
     for one, other in zip(jax.tree.leaves(small), jax.tree.leaves(large), strict=True):

@@ -31,7 +31,7 @@ CONFIG = models.model_config(
     sparse_blocks=(0, 1),
     moe=MoEConfig(num_experts=E, router=TokenChoice(normalize_weights=True), dropless=True),
 )
-EVERY = {0: range(E), 1: range(E)}
+FIRST = replace(CONFIG, sparse_blocks=(0,))
 
 
 def layer(params: dict[Any, Any], block: int) -> dict[Any, Any]:
@@ -64,22 +64,20 @@ def _flat(tree: dict[Any, Any]) -> dict[Any, Any]:
 
 
 def test_pruning_experts_without_load_keeps_the_logits() -> None:
-    params = random_params(CONFIG)
-    for block in (0, 1):
-        # The first feature is always large, and lowers the logits of experts 0 and 2.
-        norm = params["blocks"][block]["norm2"]
-        norm["bias"] = norm["bias"].at[0].set(30.0)
-        router = layer(params, block)["router"]
-        router["kernel"] = router["kernel"].at[0].set(jnp.array([-1.0, 1.0, -1.0, 1.0]))
-    before, records = forward(models.with_params(CONFIG, params), random_images())
+    params = random_params(FIRST)
+    # The first feature is always large, and lowers the logits of experts 0 and 2.
+    norm, router = params["blocks"][0]["norm2"], layer(params, 0)["router"]
+    norm["bias"] = norm["bias"].at[0].set(30.0)
+    router["kernel"] = router["kernel"].at[0].set(jnp.array([-1.0, 1.0, -1.0, 1.0]))
+    before, records = forward(models.with_params(FIRST, params), random_images())
     loads = {
         block: np.bincount(np.asarray(record.routing.experts).ravel(), minlength=E)
         for block, record in records.items()
     }
     kept = most_loaded(loads, 2)
-    assert kept == {0: (1, 3), 1: (1, 3)}
-    config, pruned = prune_experts(CONFIG, params, kept)
-    assert config.moe == replace(CONFIG.moe, num_experts=2)
+    assert kept == {0: (1, 3)}
+    config, pruned = prune_experts(FIRST, params, kept)
+    assert config.moe == replace(FIRST.moe, num_experts=2)
     np.testing.assert_allclose(logits(config, pruned), before, rtol=1e-5, atol=1e-5)
 
 
@@ -114,9 +112,9 @@ def test_fewer_experts_have_more_slots_at_the_same_capacity_factor() -> None:
 
 @pytest.mark.parametrize("normalize", [True, False])
 def test_copies_of_all_experts_with_twice_the_k_keep_the_logits(normalize: bool) -> None:
-    config = replace(CONFIG, moe=dict(router=dict(normalize_weights=normalize)))
+    config = replace(FIRST, moe=dict(router=dict(normalize_weights=normalize)))
     params = random_params(config)
-    doubled, more = add_experts(config, params, EVERY, k=4)
+    doubled, more = add_experts(config, params, {0: range(E)}, k=4)
     assert (doubled.moe.num_experts, doubled.moe.router.k) == (2 * E, 4)
     before = logits(config, params)
     np.testing.assert_allclose(logits(doubled, more), before, rtol=1e-5, atol=1e-5)
@@ -124,7 +122,7 @@ def test_copies_of_all_experts_with_twice_the_k_keep_the_logits(normalize: bool)
 
 def test_merging_copies_gives_back_the_parameters_they_were_copied_from() -> None:
     params = random_params(CONFIG)
-    config, more = add_experts(CONFIG, params, EVERY)
+    config, more = add_experts(CONFIG, params, {0: range(E), 1: range(E)})
     pairs = [(i, E + i) for i in range(E)]
     merged_config, merged = merge_experts(config, more, {0: pairs, 1: pairs})
     assert merged_config == CONFIG

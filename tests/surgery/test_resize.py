@@ -128,7 +128,7 @@ def test_a_new_head_can_be_asked_for() -> None:
             dict(pooling="mean"),
             "model.pooling=mean: the parameters were trained with model.pooling=class",
         ),
-        (dict(width=24), "would be new, .* would be dropped"),
+        (dict(mlp_dim=24), "would be new, .* would be dropped"),
     ],
 )
 def test_what_the_target_does_not_ask_for_is_refused_unless_allowed(

@@ -18,7 +18,7 @@ from tests.published import published_params
 from tests.random_models import outputs, random_images, random_params
 from vmoe import models
 from vmoe.checkpoints.flax_names import published_name
-from vmoe.config import ExpertChoice, MoEConfig, Soft, TokenChoice, replace
+from vmoe.config import ExpertChoice, MoEConfig, Soft, TokenChoice, ViTConfig, replace
 from vmoe.errors import UsageError
 from vmoe.models import params_of
 from vmoe.nn.vit import ViT
@@ -27,10 +27,11 @@ from vmoe.surgery.upcycle import logit_changes, upcycle_params, upcycled_layer
 
 GOLDEN = np.load(Path(__file__).parents[1] / "golden" / "surgery" / "upcycle.npz")
 TINY = models.model_config("vit_tiny", depth=2)
+ONE_BLOCK = models.model_config("vit_tiny", depth=1, pooling="mean")  # of all tokens
 
 
-def dense() -> ViT:
-    return models.with_params(TINY, random_params(TINY))
+def dense(config: ViTConfig = TINY) -> ViT:
+    return models.with_params(config, random_params(config))
 
 
 def below(prefix: str) -> dict[str, np.ndarray]:
@@ -83,9 +84,9 @@ def test_names_copies_and_logits_equal_those_of_the_published_mapping() -> None:
     ],
 )
 def test_an_upcycled_model_has_the_logits_of_its_parent(moe: dict) -> None:
-    parent = dense()
-    child = vmoe.upcycle(parent, blocks=(0, 1), **moe)
-    assert logit_changes(TINY, child.config.moe) == []
+    parent = dense(ONE_BLOCK)
+    child = vmoe.upcycle(parent, blocks=(0,), **moe)
+    assert logit_changes(ONE_BLOCK, child.config.moe) == []
     x = random_images()
     np.testing.assert_allclose(outputs(child, x), outputs(parent, x), rtol=1e-5, atol=1e-5)
 
@@ -103,9 +104,9 @@ def test_an_upcycled_model_has_the_logits_of_its_parent(moe: dict) -> None:
     ],
 )
 def test_other_settings_change_the_logits_and_the_reason_is_named(moe: dict, reason: str) -> None:
-    parent = dense()
+    parent = dense(ONE_BLOCK)
     child = vmoe.upcycle(parent, blocks=(0,), **moe)
-    reasons = logit_changes(TINY, child.config.moe, noise_std=moe.get("noise_std", 0.0))
+    reasons = logit_changes(ONE_BLOCK, child.config.moe, noise_std=moe.get("noise_std", 0.0))
     assert len(reasons) == 1 and reason in reasons[0]
     x = random_images()
     assert np.max(np.abs(outputs(child, x) - outputs(parent, x))) > 1e-4
@@ -169,7 +170,7 @@ def test_blocks_that_do_not_exist_are_refused(blocks: str | tuple[int, ...], mes
 
 
 def test_experts_have_the_dropout_of_the_mlps_unless_another_is_given() -> None:
-    parent = vmoe.create_model("vit_tiny", depth=2, dropout=0.1)
+    parent = dense(replace(TINY, dropout=0.1))
     assert vmoe.upcycle(parent).config.moe.expert_dropout == 0.1
     assert vmoe.upcycle(parent, expert_dropout=0.0).config.moe.expert_dropout == 0
 

@@ -99,12 +99,21 @@ def test_twelve_steps_equal_those_of_the_authors_code(name: str) -> None:
         config = replace(config, grad_clip_norm=None)
     optim = optimizer(TrainConfig(optim=config, steps=theirs["total_steps"]))
     params = tree_of(stored, "params")
-    state, update = optim.init(params), jax.jit(optim.update)
+    state, update = jax.jit(optim.init)(params), update_of(optim)
     for step in range(12):
-        updates, state = update(jax.tree.map(lambda g, i=step: g[i], gradients), state, params)
-        params = optax.apply_updates(params, updates)
+        params, state = update(jax.tree.map(lambda g, i=step: g[i], gradients), state, params)
         if expected := tree_of(stored, f"params_after/{step + 1}"):
             jax.tree.map(partial(np.testing.assert_allclose, rtol=0, atol=1e-6), params, expected)
+
+
+def update_of(optim: optax.GradientTransformation) -> jax.stages.Wrapped:
+    """The parameters and the state after a gradient, as one program."""
+
+    def update(gradient: Any, state: Any, params: Any) -> Any:
+        updates, state = optim.update(gradient, state, params)
+        return optax.apply_updates(params, updates), state
+
+    return jax.jit(update)
 
 
 def stored_run(name: str) -> dict[str, np.ndarray]:
@@ -231,10 +240,9 @@ def test_a_momentum_in_bfloat16_takes_half_the_memory_and_steps_almost_equally(k
     for dtype in ("float32", "bfloat16"):
         optim = optimizer(run(kind=kind, lr=0.1, momentum_dtype=dtype))
         params = {"kernel": np.zeros((40, 48), np.float32)}
-        state = optim.init(params)
+        state, update = jax.jit(optim.init)(params), update_of(optim)
         for gradient in gradients:
-            updates, state = optim.update({"kernel": gradient}, state, params)
-            params = optax.apply_updates(params, updates)
+            params, state = update({"kernel": gradient}, state, params)
         after.append(params["kernel"])
         moments = [x for x in jax.tree.leaves(state) if x.dtype == dtype and x.size == 40 * 48]
         sizes.append(moments[0].nbytes)

@@ -14,14 +14,15 @@ from vmoe.config import Preprocessing, TrainConfig
 from vmoe.data.pipeline import empty_batch
 from vmoe.errors import Stopped, UsageError
 from vmoe.train import train
-from vmoe.train.profile import parse_steps
+from vmoe.train.profile import Profiler, parse_steps
+from vmoe.train.report import Report
 from vmoe.train.state import abstract_state
 from vmoe.train.step import make_train_step
 
 
 @pytest.fixture(scope="module")
 def config() -> TrainConfig:
-    return configs.replace(configs.load(TINY), optim=dict(warmup_steps=0), steps=5)
+    return configs.replace(configs.load(TINY), steps=60)
 
 
 def traced_steps(folder: Path) -> list[int]:
@@ -36,29 +37,29 @@ def traced_steps(folder: Path) -> list[int]:
 def test_the_steps_of_profile_are_traced_once_in_the_life_of_a_run(
     config: TrainConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    train(config, tmp_path, profile="2:4")
-    folder = tmp_path / "profile" / "2-4"
+    """A run that stops among the steps keeps the trace of those that it has taken."""
+    with signal_at_step(3), pytest.raises(Stopped, match="checkpoint saved at step 3"):
+        train(config, tmp_path, profile="2:5")
+    assert traced_steps(tmp_path / "profile" / "2-5") == [2, 3]
+    with signal_at_step(7), pytest.raises(Stopped):
+        train(config, tmp_path, profile="5:6")
+    folder = tmp_path / "profile" / "5-6"
     (trace,) = folder.rglob("perfetto_trace.json.gz")
     stderr = capsys.readouterr().err
     assert f"profile: open {trace} at https://ui.perfetto.dev" in stderr
     assert f"`xprof {folder}`" in stderr and list(folder.rglob("*.xplane.pb"))
-    assert traced_steps(folder) == [2, 3, 4]
-    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
-    train(configs.replace(config, steps=6), tmp_path, profile="2:4")
-    assert f"profile: {folder} has a trace already" in capsys.readouterr().err
-    assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
-
-
-def test_a_run_that_stops_among_the_steps_keeps_their_trace_and_one_that_is_past_them_says_so(
-    config: TrainConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    with signal_at_step(3), pytest.raises(Stopped, match="checkpoint saved at step 3"):
-        train(config, tmp_path, profile="2:5")
-    assert traced_steps(tmp_path / "profile" / "2-5") == [2, 3]
-    train(config, tmp_path, profile="3:4")
+    assert traced_steps(folder) == [5, 6]
+    before = {path: path.stat().st_mtime_ns for path in folder.parent.rglob("*")}
+    with Report(tmp_path, config) as report:
+        for steps in ((5, 6), (3, 6)):
+            with Profiler(tmp_path, steps, report) as profiler:
+                for step in (4, 5, 6):
+                    profiler.start(step)
+                    profiler.stop(step, ())
     stderr = capsys.readouterr().err
-    assert "profile=3:4: the run is at step 3 already; nothing is traced" in stderr
-    assert not (tmp_path / "profile" / "3-4").exists()
+    assert f"profile: {folder} has a trace already; nothing is traced" in stderr
+    assert "profile=3:6: the run is at step 3 already; nothing is traced" in stderr
+    assert {path: path.stat().st_mtime_ns for path in folder.parent.rglob("*")} == before
 
 
 @pytest.mark.parametrize("text", ["10", "10:", ":15", "a:b", "15:10", "0:5", "10:101", "1:2:3"])

@@ -9,12 +9,12 @@ import pytest
 
 from tests.command import TINY
 from vmoe import config as configs
-from vmoe.config import LrFactorsConfig, TrainConfig
 from vmoe.costs.chips import CHIPS, DEVICE_KINDS, chip_of
 from vmoe.costs.flops import flops_to_logits
 from vmoe.data.sources import Example, Source, open_source
 from vmoe.train import train
 from vmoe.train.timing import COLUMNS, StepTimer
+from vmoe.workdir.layout import read_config
 
 DELAY = 0.02  # seconds to read an image
 
@@ -42,47 +42,30 @@ def timings(workdir: Path) -> list[dict[str, float | None]]:
     return [{c: float(row[c]) if row[c] else None for c in COLUMNS} for row in table]
 
 
-@pytest.fixture(scope="module")
-def config() -> TrainConfig:
-    return configs.replace(
-        configs.load(TINY),
-        optim=dict(warmup_steps=0),
-        batch_size=4,
-        steps=24,
-        log_every=8,
-    )
-
-
-@pytest.fixture(scope="module")
-def slow_run(config: TrainConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run that waits for its data."""
-    workdir = tmp_path_factory.mktemp("slow") / "run"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(
-            "vmoe.train.check.open_source",
-            lambda name, split, **settings: (
-                SlowSource(open_source(name, split, **settings))
-                if split == "train"
-                else open_source(name, split, **settings)
-            ),
-        )
-        train(config, workdir)
-    return workdir
-
-
-def test_the_seconds_of_a_step_add_up_to_a_batch_at_the_rate(
-    slow_run: Path, config: TrainConfig
-) -> None:
-    for row in timings(slow_run):
+def test_the_seconds_of_a_step_add_up_to_a_batch_at_the_rate(tiny_run: Path) -> None:
+    for row in timings(tiny_run):
         seconds = sum(row[column] or 0 for column in COLUMNS if column.startswith("seconds/"))
         assert row["images_per_second"]
-        assert seconds * row["images_per_second"] == pytest.approx(config.batch_size, rel=1e-4)
+        batch_size = read_config(tiny_run).batch_size
+        assert seconds * row["images_per_second"] == pytest.approx(batch_size, rel=1e-4)
 
 
 def test_a_run_whose_images_are_read_slowly_waits_for_data(
-    slow_run: Path, config: TrainConfig
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    row = timings(slow_run)[-1]  # what was read ahead is used up
+    config = configs.replace(
+        configs.load(TINY), optim=dict(warmup_steps=0), batch_size=4, steps=24, log_every=8
+    )
+    monkeypatch.setattr(
+        "vmoe.train.check.open_source",
+        lambda name, split, **settings: (
+            SlowSource(open_source(name, split, **settings))
+            if split == "train"
+            else open_source(name, split, **settings)
+        ),
+    )
+    train(config, tmp_path)
+    row = timings(tmp_path)[-1]  # what was read ahead is used up
     assert row["seconds/data"] and row["seconds/device"]
     at_best = DELAY * config.batch_size / 2  # two threads read
     assert row["seconds/data"] + row["seconds/device"] > 0.9 * at_best
@@ -90,21 +73,12 @@ def test_a_run_whose_images_are_read_slowly_waits_for_data(
 
 
 def test_model_flops_are_three_forward_passes_and_have_no_share_of_an_unknown_chip(
-    slow_run: Path, config: TrainConfig
+    tiny_run: Path,
 ) -> None:
-    for row in timings(slow_run):
+    for row in timings(tiny_run):
         assert row["images_per_second"] and row["model_flops_per_second"] and row["mfu"] is None
-        flops = 3 * flops_to_logits(config.model) * row["images_per_second"]
+        flops = 3 * flops_to_logits(read_config(tiny_run).model) * row["images_per_second"]
         assert row["model_flops_per_second"] == pytest.approx(flops, rel=1e-4)
-
-
-def test_the_flops_of_a_model_of_which_a_part_is_frozen_are_unknown(
-    config: TrainConfig, tmp_path: Path
-) -> None:
-    factors = LrFactorsConfig(others=0.0)
-    train(configs.replace(config, steps=2, log_every=1, optim=dict(lr_factors=factors)), tmp_path)
-    row = timings(tmp_path)[-1]
-    assert row["images_per_second"] and row["model_flops_per_second"] is None
 
 
 def test_the_share_of_the_peak_is_that_of_all_devices() -> None:

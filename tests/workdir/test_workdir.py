@@ -70,7 +70,7 @@ def test_resuming_keeps_no_more_in_memory_than_twice_the_file(tmp_path: Path) ->
     writer = CsvFile(tmp_path / "experts.csv")
     row = {"block": 1, "expert": 2, "load": 0.123456, "importance": 0.123456}
     for step in range(1, 6):
-        writer.append(step, [row] * 10_000)
+        writer.append(step, [row] * 4_000)
     position = writer.position()
     tracemalloc.start()
     again = CsvFile(tmp_path / "experts.csv")

@@ -1,8 +1,5 @@
 """From a family, whose arrays have other names and layouts, to a stored model."""
 
-import functools
-
-import jax
 import numpy as np
 
 from vmoe import models
@@ -11,9 +8,9 @@ from vmoe.checkpoints.family import HALF, Family, Pixels
 from vmoe.checkpoints.infer import Shapes, count_blocks, infer_config
 from vmoe.checkpoints.stored import StoredModel
 from vmoe.class_names import class_names
-from vmoe.config import ViTConfig, replace
+from vmoe.config import ViTConfig
 from vmoe.errors import Failure, UsageError, listed, naming, require
-from vmoe.trees import by_name, nested
+from vmoe.trees import nested
 
 IMAGENET = {1000: "imagenet_1k", 21_843: "imagenet_21k"}  # by number of classes
 NAMED = 5  # parameters in a message
@@ -34,7 +31,7 @@ def assemble(family: Family) -> StoredModel:
         for name, array in arrays.read([x for x in arrays.infos if x not in model.origin.unused]):
             for path, transform in family.rename(name, array.shape).items():
                 params[path] = np.array(transform(array), np.float32, order="C")
-        for path, info in _expected(model.config).items():
+        for path, info in models.abstract_params(model.config).items():
             params.setdefault(path, np.zeros(info.shape, np.float32))  # a bias that is left out
         _fold_scales(params)
         if family.pixels != HALF:
@@ -69,7 +66,7 @@ def outline(family: Family) -> StoredModel:
     preprocessing, about_images = family.prepared(config.image_size)
     return StoredModel(
         config=config,
-        params=nested(_expected(config)),
+        params=nested(models.abstract_params(config)),
         class_names=names,
         preprocessing=preprocessing,
         step=family.step,
@@ -132,29 +129,6 @@ def _named(names: tuple[str, ...], classes: int) -> tuple[tuple[str, ...], list[
     return tuple(map(str, range(classes))), ["class names 0, 1, ..."]
 
 
-@functools.lru_cache(maxsize=32)
-def _expected(config: ViTConfig) -> dict[str, jax.ShapeDtypeStruct]:
-    """The parameters of a model by path. It traces one block of each kind: each takes 0.05 s."""
-    layers = [config.moe_blocks.get(i) for i in range(config.depth)]  # None: dense
-    kinds = list(dict.fromkeys(layers))
-    small = replace(
-        config,
-        depth=len(kinds),
-        sparse_blocks=tuple(i for i, kind in enumerate(kinds) if kind),
-        moe=tuple(kind for kind in kinds if kind),
-    )
-    traced = by_name(models.params_of(models.build_abstract(small)))
-    expected = {path: leaf for path, leaf in traced.items() if not path.startswith("blocks/")}
-    for i, layer in enumerate(layers):
-        start = f"blocks/{kinds.index(layer)}/"
-        expected |= {
-            f"blocks/{i}/{path.removeprefix(start)}": leaf
-            for path, leaf in traced.items()
-            if path.startswith(start)
-        }
-    return expected
-
-
 def check_shapes(shapes: Shapes, config: ViTConfig, *, left_out: tuple[str, ...] = ()) -> None:
     """Checks that a model of the config has parameters of these shapes.
 
@@ -165,7 +139,7 @@ def check_shapes(shapes: Shapes, config: ViTConfig, *, left_out: tuple[str, ...]
         UsageError: a parameter is missing, unexpected or of another shape.
     """
     _check_sizes(shapes, config)
-    expected = {path: leaf.shape for path, leaf in _expected(config).items()}
+    expected = {path: leaf.shape for path, leaf in models.abstract_params(config).items()}
     missing = [p for p in expected if p not in shapes and not p.endswith(left_out)]
     extra = [path for path in shapes if path not in expected]
     if missing or extra:

@@ -1,6 +1,7 @@
 """The base class of all configs, which checks every field against its annotation."""
 
 import dataclasses
+import functools
 import operator
 import types
 import typing
@@ -65,12 +66,11 @@ class Checked:
     section = ""
 
     def __post_init__(self) -> None:
-        annotations = typing.get_type_hints(type(self), include_extras=True)
-        for name, kind in typing.get_type_hints(type(self)).items():
+        for name, kind, annotated in _annotations(type(self)):
             value = getattr(self, name)
             if not _fits(value, kind):
                 self.require(False, _right_type(value, kind), name)
-            for bound in _broken(value, annotations[name]):
+            for bound in _broken(value, annotated):
                 self.require(False, bound.remedy, name)
 
     def require(self, condition: bool, problem: str, field: str, *others: str) -> None:
@@ -88,6 +88,14 @@ class Checked:
 
 
 Config = TypeVar("Config", bound=Checked)
+
+
+@functools.cache  # takes longer than all checks of a config
+def _annotations(config: type) -> list[tuple[str, Any, Any]]:
+    """Each field: its name, its type, and that type with its bounds."""
+    annotated = typing.get_type_hints(config, include_extras=True)
+    plain = typing.get_type_hints(config)
+    return [(name, plain[name], annotated[name]) for name in plain]
 
 
 def _fits(value: Any, kind: Any) -> bool:

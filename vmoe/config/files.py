@@ -1,6 +1,7 @@
 """Reads configs from recipes and JSON, and writes them as JSON."""
 
 import dataclasses
+import functools
 import json
 import re
 import runpy
@@ -106,14 +107,20 @@ def _without_version(text: str) -> str:
     return json.dumps(fields)
 
 
+@functools.cache  # making one takes longer than using it
+def _adapter(kind: type) -> Any:
+    """What pydantic needs to read and write a type."""
+    from pydantic import TypeAdapter
+
+    return TypeAdapter(kind)
+
+
 def to_json(config: Any) -> str:
     """A config as JSON text, from which ``from_json`` restores it.
 
     The JSON of a ``TrainConfig`` begins with the version of the format.
     """
-    from pydantic import TypeAdapter
-
-    fields = TypeAdapter(type(config)).dump_python(config, mode="json")
+    fields = _adapter(type(config)).dump_python(config, mode="json")
     version = {"format": FORMAT} if isinstance(config, TrainConfig) else {}
     return json.dumps(version | fields, indent=2)
 
@@ -125,12 +132,12 @@ def from_json(kind: type[Config], text: str) -> Config:
         UsageError: the text is not such a config, or has another format version; names the first
             wrong field.
     """
-    from pydantic import TypeAdapter, ValidationError
+    from pydantic import ValidationError
 
     if kind is TrainConfig:
         text = _without_version(text)
     try:
-        return TypeAdapter(kind).validate_json(text, strict=True, extra="forbid")
+        return _adapter(kind).validate_json(text, strict=True, extra="forbid")
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(str(part) for part in first["loc"])

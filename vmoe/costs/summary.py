@@ -4,7 +4,6 @@ import collections
 import io
 import math
 
-from flax import nnx
 from rich.console import Console
 from rich.table import Table
 
@@ -41,8 +40,8 @@ def summarize(config: ViTConfig, *, title: str = "model") -> str:
 def parameters_by_part(config: ViTConfig) -> dict[str, int]:
     """The number of parameters of each part, summed over all blocks."""
     sizes: dict[str, int] = collections.Counter()
-    for path, leaf in nnx.to_flat_state(nnx.state(models.build_abstract(config), nnx.Param)):
-        sizes[part_of(path)] += math.prod(leaf.shape)
+    for path, leaf in models.abstract_params(config).items():
+        sizes[part_of(tuple(path.split("/")))] += math.prod(leaf.shape)
     return {part: sizes[part] for part in (*PARTS.values(), NORMS) if part in sizes}
 
 

@@ -53,7 +53,8 @@ def moefy(
             contains a convolution that is not 1x1, or does not act on the last axis.
 
     >>> model = nnx.Sequential(nnx.Linear(4, 8, rngs=nnx.Rngs(0)), nnx.relu)
-    >>> moefy(model, select=nnx.Linear, num_experts=2)(jnp.ones((3, 4))).shape
+    >>> sparse = moefy(model, select=nnx.Linear, num_experts=2)
+    >>> jax.jit(sparse)(jnp.ones((3, 4))).shape
     (3, 8)
     """
     config = MoEConfig(

@@ -4,7 +4,6 @@ A tree is what ``vmoe.models.params_of`` gives, or any tree of the same shape, s
 of an optimiser.
 """
 
-import functools
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -15,6 +14,7 @@ from jaxtyping import Array, Float
 
 from vmoe import models
 from vmoe.config import MoEConfig, ViTConfig, replace
+from vmoe.trees import nested
 
 Params = dict[Any, Any]
 """Nested dicts of arrays."""
@@ -23,11 +23,10 @@ Path = tuple[str | int, ...]
 """Where a parameter is in a tree: ("blocks", 1, "mlp", "up", "kernel")."""
 
 
-@functools.lru_cache(maxsize=16)
 def shapes(config: ViTConfig) -> dict[Path, tuple[int, ...]]:
-    """The shapes of the parameters of a config's model, by path; cached, not to be changed."""
-    arrays = flatten_dict(models.params_of(models.build_abstract(config)))
-    return {path: leaf.shape for path, leaf in arrays.items()}
+    """The shapes of the parameters of a config's model, by path, in the order of the paths."""
+    arrays = flatten_dict(nested(models.abstract_params(config)))
+    return {path: arrays[path].shape for path in sorted(arrays)}
 
 
 def initial_values(

@@ -66,10 +66,9 @@ class Entry(NamedTuple):
     @property
     def nbytes(self) -> int:
         """The size of the parameters in bytes, computed from their shapes."""
-        from flax import nnx
-
-        params = nnx.state(models.build_abstract(self.config), nnx.Param)
-        return sum(math.prod(leaf.shape) * 4 for _, leaf in nnx.to_flat_state(params))
+        return sum(
+            math.prod(leaf.shape) * 4 for leaf in models.abstract_params(self.config).values()
+        )
 
 
 _NOT_MEASURED: Mapping[str, float] = MappingProxyType({})
