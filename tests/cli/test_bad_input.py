@@ -148,7 +148,7 @@ CASES: dict[str, tuple[list[str], str]] = {
     "split": ([*EVALUATE, "--data", "digits:tset"], "no split 'tset': did you mean 'test'"),
     # recipes
     "no recipe": ([*TRAIN, "gone.py"], "vmoe: gone.py: no such file"),
-    "no config": ([*TRAIN, "digit"], "no file and no config 'digit': did you mean 'digits'?"),
+    "no such config": ([*TRAIN, "digit"], "no file and no config 'digit': did you mean 'digits'?"),
     "key": (
         [*TRAIN, "key.py"],
         "key.py, line 2: TrainConfig has no field 'stepz': did you mean 'steps'",
