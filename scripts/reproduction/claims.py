@@ -42,7 +42,8 @@ class Claim(NamedTuple):
     Attributes:
         text: what is claimed.
         source: where it is claimed.
-        first, second: the compared figures.
+        first: the first of the compared figures.
+        second: the second one.
         holds: the orders of the first and the second figure that agree with the claim.
     """
 

@@ -29,7 +29,9 @@ def capture(
     Works inside ``jax.jit`` and ``jax.grad``, where unused parts of the records are not computed.
 
     Args:
-        train, key, valid: as for the model.
+        train: as for the model.
+        key: as for the model.
+        valid: as for the model.
         decide: by block, a function that decides in place of its router, such as those of
             ``vmoe/analysis/interventions.py``.
     """
@@ -40,7 +42,8 @@ class Captured(NamedTuple):
     """What ``capture_features`` returns.
 
     Attributes:
-        logits, records: as ``capture`` returns them.
+        logits: as ``capture`` returns them.
+        records: as ``capture`` returns them.
         features: the arrays asked for, by name.
     """
 
@@ -81,7 +84,8 @@ def capture_features(
 
     Args:
         names: any of ``feature_names``.
-        valid, decide: as for ``capture``.
+        valid: as for ``capture``.
+        decide: as for ``capture``.
 
     Raises:
         UsageError: as calling the model; or there is no such name.

@@ -106,7 +106,8 @@ def _of_block(
         message = (
             f"{len(rare)} of {e} experts ({listed(list(map(str, rare)), 8)}) get less than "
             f"{MIN_LOAD:.0%} of the mean load of {of}: {balance}"
-            + ", or prune them" * (chosen and not training)
+            + ", or prune them"
+            * (chosen and not training)
         )
         yield Finding("dead", i, float(load.min()), MIN_LOAD, message)
     even = block.choices.sum() / block.tokens / e if chosen else 1 / e  # share of tokens or gates

@@ -80,7 +80,8 @@ def observe(
 
     Args:
         labels: the classes of each image; padded with -1.
-        statistics, top_patches: of a larger sample; see ``vmoe.analysis``.
+        statistics: statistics of a larger sample; see ``vmoe.analysis``.
+        top_patches: top patches of a larger sample; see ``vmoe.analysis``.
         sigmoid: see ``ModelOnImages``.
         remove: also without each expert, two forward passes for every expert of the model.
         on_step: called after each forward pass with a change.

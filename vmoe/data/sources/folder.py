@@ -41,7 +41,8 @@ def open_folder(
 
     Args:
         path: the folder.
-        check, on_error: see ``open_files``.
+        check: see ``open_files``.
+        on_error: see ``open_files``.
         whole: the split is all of the images, of a folder that is not split.
     """
     root, place = Path(path), f"folder:{path}"

@@ -34,8 +34,10 @@ class AttackResult(NamedTuple):
 
     Attributes:
         images: after the attack.
-        losses_before, losses_after: ``label_loss`` of each image.
-        predictions_before, predictions_after: the class with the largest logit.
+        losses_before: ``label_loss`` of each image before the attack.
+        losses_after: the same after the attack.
+        predictions_before: the class with the largest logit before the attack.
+        predictions_after: the same after the attack.
         overlap: by block, for each image the mean over its tokens of the overlap (intersection
             over union) of the experts that process it before and after; 1 where none does.
     """
