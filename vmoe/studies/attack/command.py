@@ -49,6 +49,8 @@ class AttackArgs:
     each. If not given, 1, 2, 4 and 8; for mates, which need not look natural, 64."""
     method: Annotated[AttackMethod, tyro.conf.arg(name="")] = AttackMethod()
     mates: MatesConfig = MatesConfig()
+    """For --target mates: the attacked images, the groups drawn for each, and the routing settings
+    to try."""
     routing: RoutingOverrides = RoutingOverrides()
     """Routing settings of --checkpoint; the model of --compare keeps its own."""
     use_ema: bool = True
