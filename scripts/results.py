@@ -114,7 +114,7 @@ def plot_compute(lines: Lines) -> Any:
         for name, color, mark in zip(("per-block", "uniform"), COLORS, MARKS, strict=False):
             accuracies = [float(line[name]) for line in own]
             ax.plot(budgets, accuracies, marker=mark, color=color, label=name)
-        ax.axhline(trained, color="grey", linestyle=":", label="as trained")
+        ax.axhline(trained, color="gray", linestyle=":", label="as trained")
         ax.set(xlabel="FLOPs of the whole model, relative", ylabel="test accuracy in percent")
         ax.set_title(data, fontsize=10)
         ax.invert_xaxis()

@@ -83,10 +83,10 @@ def write_sample(model: Model) -> None:
         order = np.random.default_rng(0).permutation(order)
     examples = [test[i] for i in order[:count].tolist()]
     pixels = np.stack([decode(each.image, each.origin) for each in examples])
-    grey = (pixels == pixels[..., :1]).all()
+    gray = (pixels == pixels[..., :1]).all()
     np.savez_compressed(
         path_of(model.sample),
-        images=pixels[..., 0] if grey else pixels,
+        images=pixels[..., 0] if gray else pixels,
         labels=np.array([each.labels[0] for each in examples], np.uint8),
         class_names=np.array(test.class_names),
     )

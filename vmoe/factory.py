@@ -17,8 +17,8 @@ from vmoe.checkpoints.assemble import check_shapes
 from vmoe.checkpoints.restore import split_path
 from vmoe.config import RoutingOverrides, TrainConfig, replace
 from vmoe.config.fields import NOT_EMPTY
-from vmoe.config.inference import Inference
 from vmoe.config.preprocessing import Preprocessing
+from vmoe.config.routing_file import RoutingFile
 from vmoe.config.train import Loss
 from vmoe.data.crops import resize_and_crop
 from vmoe.data.decode import decode, read_image
@@ -28,7 +28,7 @@ from vmoe.nn.vit import ViT
 from vmoe.surgery import fit
 from vmoe.surgery.resize import FIXED
 from vmoe.trees import by_name
-from vmoe.workdir.inference import INFERENCE, read_inference
+from vmoe.workdir.routing_file import OLDER_NAME, ROUTING_FILE, read_routing_file
 
 SIZES = ("num_classes", "pre_logits", "image_size")
 
@@ -51,8 +51,8 @@ class Loaded:
     origin: Origin
     train_config: TrainConfig | None = None
     """Config of the training run; None if the checkpoint does not come from a run."""
-    inference: tuple[Path, Inference] | None = None
-    """The inference.json whose routing the model has, and its content; None if there is none."""
+    routing_file: tuple[Path, RoutingFile] | None = None
+    """The routing.json that the model uses, and its content; None if it uses none."""
 
     loss: Loss = "softmax"
     """With which it was trained."""
@@ -123,7 +123,7 @@ def _pixels(image: Image, i: int, exif: bool) -> UInt8[np.ndarray, "h w 3"]:
 def create_model(
     name: str, *, pretrained: bool | str | Path = False, seed: int = 0, **overrides: Any
 ) -> ViT:
-    """A model by name, newly initialised or with trained parameters.
+    """A model by name, newly initialized or with trained parameters.
 
     Args:
         name: one of ``list_models()``; with ``pretrained=True`` also with a tag, as in
@@ -196,7 +196,7 @@ def load(
     routing: RoutingOverrides | None = None,
     model: Mapping[str, Any] | None = None,
     use_ema: bool = True,
-    inference: bool | str | Path = False,
+    routing_file: bool | str | Path = False,
 ) -> Loaded:
     """A trained model from files; see ``vmoe.checkpoints.read`` for what a path may name.
 
@@ -212,20 +212,20 @@ def load(
         model: fields of the model's config that replace those of the files, such as
             ``{"positions": "none", "moe": {"router": ExpertChoice()}}``.
         use_ema: load the moving average of the parameters, if the run has one.
-        inference: True for the routing that ``vmoe capacity`` wrote into the run folder, if it did;
-            or another file that it wrote. Not together with ``routing``.
+        routing_file: True for the routing.json in the run folder, if there is one; or the path of
+            a file that ``vmoe capacity`` wrote. Not together with ``routing``.
 
     Raises:
         UsageError: there is no trained model at the path, one that cannot be represented, or an
-            override has no effect on it; or the file of ``inference`` is missing, corrupt or made
+            override has no effect on it; or the routing file is missing, corrupt or made
             for a model with other sparse layers.
         Failure: the files, or all checkpoints that the path names, are corrupt.
     """
-    if inference and routing not in (None, RoutingOverrides()):
-        raise UsageError("give this or routing settings", inference=inference)
+    if routing_file and routing not in (None, RoutingOverrides()):
+        raise UsageError("give this or routing settings", routing_file=routing_file)
     stored = read(path, use_ema=use_ema)
     config = (routing or RoutingOverrides()).apply(replace(stored.config, **model or {}))
-    chosen = _inference(inference, stored.origin)
+    chosen = _chosen_routing(routing_file, stored.origin)
     if chosen:
         with naming(chosen[0]):
             config = chosen[1].apply(config)
@@ -238,21 +238,22 @@ def load(
         step=stored.step,
         origin=stored.origin,
         train_config=stored.train_config,
-        inference=chosen,
+        routing_file=chosen,
         loss=stored.loss,
     )
 
 
-def _inference(given: bool | str | Path, origin: Origin) -> tuple[Path, Inference] | None:
+def _chosen_routing(given: bool | str | Path, origin: Origin) -> tuple[Path, RoutingFile] | None:
     """The file that ``load`` is given, or that of the run folder; and its content."""
     if not isinstance(given, bool):
-        return Path(given), read_inference(Path(given))
-    file = inference_file(origin)
-    return (file, read_inference(file)) if given and file and file.exists() else None
+        return Path(given), read_routing_file(Path(given))
+    file = routing_file_of(origin)
+    files = () if file is None or not given else (file, file.with_name(OLDER_NAME))
+    return next(((path, read_routing_file(path)) for path in files if path.exists()), None)
 
 
-def inference_file(origin: Origin) -> Path | None:
-    """Where the routing at inference of a run is stored; None for a model of no run."""
+def routing_file_of(origin: Origin) -> Path | None:
+    """The path of a run's routing.json; None if the model does not come from a run."""
     if origin.format != "run":
         return None
-    return split_path(Path(origin.path))[0] / INFERENCE
+    return split_path(Path(origin.path))[0] / ROUTING_FILE

@@ -24,7 +24,7 @@ def place(
     Args:
         mesh: "data=4,expert=8", or one of the two axes, from which the other follows; if empty, the
             experts of a layer are split within one slice or host, whose links are the fastest.
-        fsdp: shard large dense parameters and optimiser state over "data".
+        fsdp: shard large dense parameters and optimizer state over "data".
 
     Raises:
         UsageError: the mesh does not match the number of devices, the model cannot be split over

@@ -149,7 +149,7 @@ def model_config(name: str, **overrides: Any) -> ViTConfig:
 
 
 def create_model(name: str, *, seed: int = 0, **overrides: Any) -> "ViT":
-    """A newly initialised model by name; ``overrides`` as for ``model_config``."""
+    """A newly initialized model by name; ``overrides`` as for ``model_config``."""
     return build(model_config(name, **overrides), seed=seed)
 
 
@@ -178,7 +178,7 @@ def with_params(
 ) -> "ViT":
     """The model of a config, with given parameters as nested dicts.
 
-    Initialises nothing, so it is cheap and works inside ``jax.jit``.
+    Initializes nothing, so it is cheap and works inside ``jax.jit``.
     """
     from flax import nnx
 
@@ -200,7 +200,7 @@ def build_abstract(config: ViTConfig, *, placement: "Placement | None" = None) -
 def _abstract(config: ViTConfig, placement: "Placement | None") -> tuple[Any, Any]:
     """A model's graph definition and abstract state.
 
-    Cached: tracing the initialisation takes a second, and a run evaluates many times.
+    Cached: tracing the initialization takes a second, and a run evaluates many times.
     """
     from flax import nnx
 

@@ -39,7 +39,7 @@ class Placement:
     mesh: Mesh | None = None
     """Axes "data" and "expert"; None on one device."""
     fsdp: bool = False
-    """Shard large dense parameters and all large optimiser state over "data"."""
+    """Shard large dense parameters and all large optimizer state over "data"."""
 
     @property
     def devices(self) -> int:
@@ -124,7 +124,7 @@ class Placement:
         return self._by_leaf(tree, split_experts=False)
 
     def opt_state(self, tree: Tree) -> Tree:
-        """The shardings of the optimiser state for such a tree."""
+        """The shardings of the optimizer state for such a tree."""
         return self._by_leaf(tree, split_experts=True)
 
     def _by_leaf(self, tree: Any, *, split_experts: bool) -> Any:

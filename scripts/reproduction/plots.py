@@ -70,7 +70,7 @@ def _capacity(rows: Rows) -> Any:
                 figures = [f"capacity.{number}.{priority}" for number in SLOTS]
                 _line(ax, rows, name, SLOTS, figures, FIRST[priority], color, mark)
             nothing = np.mean(values(rows, Figure(name, "capacity.0.order")))
-            ax.axhline(100 * nothing, color="grey", linestyle=":", label="everything dropped")
+            ax.axhline(100 * nothing, color="gray", linestyle=":", label="everything dropped")
             ax.legend(fontsize=8, loc="lower right")
         ax.set_title(TITLES[name], fontsize=10)
     for ax in axes[1]:

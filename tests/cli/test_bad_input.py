@@ -39,7 +39,6 @@ from vmoe.data.sources import SPLITS, open_source
 from vmoe.errors import Failure, UsageError, VmoeError
 from vmoe.studies.attack.config import AttackConfig, MatesConfig
 from vmoe.train.wandb_run import check_wandb
-from vmoe.workdir.inference import read_inference
 from vmoe.workdir.layout import (
     read_class_names,
     read_config,
@@ -47,6 +46,7 @@ from vmoe.workdir.layout import (
     read_init,
     steps_of,
 )
+from vmoe.workdir.routing_file import read_routing_file
 
 RECIPE = "from vmoe.config import *\nconfig = replace(TrainConfig(), {})\n"
 TRAIN = ["train", "--workdir", "new", "--config"]
@@ -88,8 +88,8 @@ def files(tiny_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         "data.py": RECIPE.format("data='digits'"),
         "no.png": "not an image",
         "rows.csv": "other,columns\n",
-        "unlabelled.csv": "path,label\n" + "".join(f"photos/cat/{i}.png,\n" for i in range(12)),
-        "unlabelled_set.csv": "path,label,split\n"
+        "unlabeled.csv": "path,label\n" + "".join(f"photos/cat/{i}.png,\n" for i in range(12)),
+        "unlabeled_set.csv": "path,label,split\n"
         + "".join(f"photos/cat/{i}.png,{'' if i else 'cat'},{SPLITS[i % 3]}\n" for i in range(12)),
     }.items():
         (folder / name).write_text(text)
@@ -185,12 +185,12 @@ CASES: dict[str, tuple[list[str], str]] = {
     "few images": ([*TINY_TRAIN, "--data.name", "folder:sparse"], "class 'cat' has 2 images"),
     "no classes": ([*TINY_TRAIN, "--data.name", "folder:empty"], "no sub-folders"),
     "no labels": (
-        [*TINY_TRAIN, "--data.name", "manifest:unlabelled.csv", "--batch-size", "2"],
-        "manifest:unlabelled.csv:train: no image has a label: use data with labels",
+        [*TINY_TRAIN, "--data.name", "manifest:unlabeled.csv", "--batch-size", "2"],
+        "manifest:unlabeled.csv:train: no image has a label: use data with labels",
     ),
     "no labels to evaluate": (
-        [*TINY_TRAIN, "--data.name", "manifest:unlabelled_set.csv", "--batch-size", "2"],
-        "manifest:unlabelled_set.csv:validation: no image has a label",
+        [*TINY_TRAIN, "--data.name", "manifest:unlabeled_set.csv", "--batch-size", "2"],
+        "manifest:unlabeled_set.csv:validation: no image has a label",
     ),
     "broken image": (
         [*TINY_TRAIN, "--data.name", "folder:broken", "--batch-size", "20"],
@@ -691,7 +691,7 @@ READERS: dict[str, Callable[[Path], object]] = {
     "classes.json": read_class_names,
     "environment.json": read_environment,
     "init.json": read_init,
-    "inference.json": lambda workdir: read_inference(workdir / "inference.json"),
+    "routing.json": lambda workdir: read_routing_file(workdir / "routing.json"),
     "checkpoints/metrics.json": read_metrics,
     "wandb.json": lambda workdir: check_wandb(workdir, ""),
 }

@@ -41,7 +41,7 @@ def test_the_plan_as_json_has_bytes_and_seconds_of_each_candidate() -> None:
     assert memory["opt_state"] == 2 * memory["parameters"] + 8
 
 
-def test_a_frozen_part_has_no_gradients_and_no_optimiser_state() -> None:
+def test_a_frozen_part_has_no_gradients_and_no_optimizer_state() -> None:
     frozen = [f"--optim.lr-factors.{part}=0" for part in ("routers", "experts", "others")]
     result = vmoe(*COMMAND, "--json", *frozen)
     assert result.returncode == 0, result.stderr

@@ -1,4 +1,4 @@
-"""Recognises the files at a path, and opens them without reading their arrays."""
+"""Recognizes the files at a path, and opens them without reading their arrays."""
 
 from pathlib import Path
 

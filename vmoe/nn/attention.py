@@ -1,4 +1,4 @@
-"""Multi-head attention, from Flax, with the published model's initialisation."""
+"""Multi-head attention, from Flax, with the published model's initialization."""
 
 import jax
 import jax.numpy as jnp

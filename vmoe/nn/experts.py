@@ -75,7 +75,7 @@ class Experts(nnx.Module):
 
 
 def _per_expert(init: nnx.Initializer, shared: bool) -> nnx.Initializer:
-    """An initialiser of all experts from that of one, with equal or with independent values."""
+    """An initializer of all experts from that of one, with equal or with independent values."""
 
     def draw(key: jax.Array, shape: tuple[int, ...], dtype: jax.typing.DTypeLike) -> jax.Array:
         e, *one = shape

@@ -33,8 +33,8 @@ def to_float(pixels: Pixels) -> Images:
     not the same everywhere, since XLA replaces it by a product, nor is a product, which may be
     fused with an addition without being rounded.
     """
-    centred = pixels.astype(np.float32) * 2 - 255
-    return centred * HIGH + centred * LOW
+    centered = pixels.astype(np.float32) * 2 - 255
+    return centered * HIGH + centered * LOW
 
 
 def label_vectors(

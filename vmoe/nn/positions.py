@@ -41,7 +41,7 @@ class LearnedPositions(nnx.Module):
 
 
 def resample(places: Float[Array, "i0 j0 d"], i: int, j: int) -> Float[Array, "i j d"]:
-    """Resamples a grid of vectors to (i, j): linear between neighbours, with aligned corners."""
+    """Resamples a grid of vectors to (i, j): linear between neighbors, with aligned corners."""
     for axis, new in enumerate((i, j)):
         old = places.shape[axis]
         at = np.linspace(0, old - 1, new)  # in float64: float32 is off by 3e-6 of the result

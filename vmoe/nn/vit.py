@@ -138,7 +138,7 @@ class ViT(nnx.Module):
 
     @jax.named_scope("embed")
     def embed(self, images: Images, key: MaybeKey = None) -> Float[Array, "b n d"]:
-        """The class token, if any, and the patch embeddings, plus positions; normalised if the
+        """The class token, if any, and the patch embeddings, plus positions; normalized if the
         config has ``pre_norm``.
         """
         patches = self.patches(jnp.asarray(images, self.config.dtype))

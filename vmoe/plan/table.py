@@ -7,7 +7,7 @@ from vmoe.costs.chips import CHIPS
 from vmoe.plan.candidates import UTILIZATION, Candidate, Plan
 
 MEMORY = (
-    *("mesh", "parameters", "gradients", "optimiser", "activations", "total"),
+    *("mesh", "parameters", "gradients", "optimizer", "activations", "total"),
     *("activations\nwith remat", "total\nwith remat"),
 )
 TIME = ("mesh", "sent", "compute", "update", "communication", "step", "images/s")
@@ -104,7 +104,7 @@ def assumptions(plan: Plan) -> list[str]:
     float32 = "" if model.dtype == "bfloat16" else ", and this model's float32 is slower"
     dtypes = {moe.transfer_dtype for moe in model.moe_blocks.values()}
     transfer = f" (rows to and from experts: {' or '.join(sorted(dtypes))})" if dtypes else ""
-    ema = "; the moving average counts as optimiser" if plan.config.ema_decay else ""
+    ema = "; the moving average counts as optimizer" if plan.config.ema_decay else ""
     accumulate = (
         "accumulate: gradients of a part and their sum are held, read and written once per part; "
         "all collectives, those of the update too, are counted once per part"

@@ -3,7 +3,7 @@
 The functions that change a model map (config, params) to (config, params), for any tree of the
 shape of the parameters. Which experts to keep is decided first, by ``most_loaded``,
 ``random_experts`` or ``largest_router_change``, so that the same choice can be applied to
-parameters, moving averages and the moments of an optimiser.
+parameters, moving averages and the moments of an optimizer.
 
 With an unchanged capacity factor an expert has s * k * capacity_factor / e slots, so that fewer
 experts have more slots each, and more experts fewer; ``capacity`` is a number of slots per expert
@@ -112,7 +112,7 @@ def prune_experts(
     """Removes all but some experts, with their router columns.
 
     A token that chose a removed expert chooses among those that are left, over which the gates are
-    normalised.
+    normalized.
 
     Args:
         kept: experts of each block to prune, in their new order; other blocks are unchanged.

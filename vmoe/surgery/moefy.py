@@ -1,7 +1,7 @@
 """Sparse layers in any Flax NNX model: chosen modules become experts.
 
 A module that acts on the last axis (a linear layer, a 1x1 convolution, an MLP of these) is replaced
-by a sparse layer whose experts start as copies of it. The combine weights are normalised over a
+by a sparse layer whose experts start as copies of it. The combine weights are normalized over a
 token's experts and by default there is room for every choice, so the model computes what it did
 until it is trained.
 """

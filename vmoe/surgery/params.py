@@ -1,7 +1,7 @@
 """Parameters of a ViT as nested dicts: shapes, initial values, the sparse blocks of the config.
 
 A tree is what ``vmoe.models.params_of`` gives, or any tree of the same shape, such as the moments
-of an optimiser.
+of an optimizer.
 """
 
 from collections.abc import Iterable, Mapping

@@ -19,7 +19,7 @@ from vmoe.surgery.params import Params, Path, initial_values, shapes
 from vmoe.trees import path_name
 
 Method = Literal["aligned_corners", "half_pixel"]
-"""How positions are resampled, both linearly between neighbours: with the corners of both grids at
+"""How positions are resampled, both linearly between neighbors: with the corners of both grids at
 the same place, as in V-MoE's published fine-tuning, or with their outer edges there, as images are
 usually resized."""
 
@@ -79,7 +79,7 @@ def fit(
             as ``["blocks/3/mlp"]``.
         seed: of the new parameters, as for ``models.build``.
         initial: a tree of the target to take the new parameters from, in place of the seed; zeros
-            for the moments of an optimiser.
+            for the moments of an optimizer.
 
     Raises:
         UsageError: parameters would be new or dropped that neither the target nor ``partial``

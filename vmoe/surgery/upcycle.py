@@ -1,7 +1,7 @@
 """Sparse upcycling: the MLPs of a trained dense model become the experts of a sparse one.
 
 Every expert starts as a copy of its block's MLP and the router as in a new model. With combine
-weights that are normalised over a token's experts, and room for every choice, the sparse model has
+weights that are normalized over a token's experts, and room for every choice, the sparse model has
 the logits of the dense one until it is trained.
 
 Source: "Sparse Upcycling: Training Mixture-of-Experts from Dense Checkpoints" (arXiv 2212.05055).
@@ -74,7 +74,7 @@ def upcycled_layer(dense: ViTConfig, **fields: Any) -> MoEConfig:
     """The config of an upcycled layer of a dense model, with some fields changed.
 
     By default the experts have the dropout of the MLPs that they replace, and the router is a token
-    choice that normalises the weights of a token's experts.
+    choice that normalizes the weights of a token's experts.
     Without a capacity or a capacity factor it is dropless, if the router can drop. Several devices
     need a capacity; a capacity factor of e / k leaves room for every choice, too.
     """
@@ -100,7 +100,7 @@ def upcycle_params(
     Args:
         moe: config of each new sparse layer.
         initial: a tree of the new model to take the routers from, in place of the seed; zeros for
-            the moments of an optimiser.
+            the moments of an optimizer.
     """
     at_least(0).check(noise_std=noise_std)
     chosen = _dense_blocks(config, blocks)
@@ -135,7 +135,7 @@ def logit_changes(config: ViTConfig, moe: MoEConfig, *, noise_std: float = 0.0) 
         reasons.append(f"with router {router.kind} the combine weights of a token do not sum to 1")
     else:
         if not router.normalize_weights and router.k < moe.num_experts:
-            reasons.append("the combine weights of a token are not normalised")
+            reasons.append("the combine weights of a token are not normalized")
         if not _has_room(moe, router.k, num_tokens(config)):
             reasons.append("choices beyond the capacity are dropped")
     if noise_std > 0:
