@@ -6,7 +6,7 @@ JFT-4B is private: replace `tfds:./data/jft` by a data set of your own, as in jf
 4,096 images needs several devices; see `vmoe plan`. It has not been trained here.
 
 From the paper (arXiv 2308.00951) and the authors' code: the standard ViT-S/16 with mean pooling and
-normalised queries and keys, 128 experts of one slot in its last 6 blocks, 29,593 classes, sigmoid
+normalized queries and keys, 128 experts of one slot in its last 6 blocks, 29,593 classes, sigmoid
 cross-entropy, 4 million steps of 4,096 images, AdamW with a peak rate of 1e-3 and a reciprocal
 square root schedule (10,000 steps of warmup, timescale 10,000, 50,000 steps of cooldown), weight
 decay of 3.0 on the head and 0.03 on all other kernels, clipping to a global norm of 1. The authors

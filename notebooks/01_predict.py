@@ -125,7 +125,7 @@ print("tokens", tokens.shape, "features", features.shape)
 
 
 # %%
-def neighbours(vectors):
+def neighbors(vectors):
     """For each image, the other ones by falling cosine similarity."""
     unit = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
     similarity = unit @ unit.T
@@ -133,7 +133,7 @@ def neighbours(vectors):
     return np.argsort(-similarity, axis=1)[:, :-1]
 
 
-nearest = neighbours(features)
+nearest = neighbors(features)
 queries = [0, 1, *np.argsort(probabilities.max(1))[:2]]
 figure, axes = plt.subplots(len(queries), 8, figsize=(12, 7))
 for query, row in zip(queries, axes, strict=True):
@@ -147,7 +147,7 @@ for query, row in zip(queries, axes, strict=True):
 # %% [markdown]
 # `capture_features` returns what a model computes inside, by name: see
 # `vmoe.analysis.feature_names(model)`. Here the tokens after each block, averaged over each image:
-# how often does the nearest neighbour have the same label? Bars are standard errors.
+# how often does the nearest neighbor have the same label? Bars are standard errors.
 
 # %%
 blocks = [f"blocks.{i}" for i in range(config.depth)]
@@ -156,10 +156,10 @@ vectors = {"pixels": images.reshape(len(images), -1)}
 for name, tokens in capture(images).features.items():
     vectors[name] = np.asarray(tokens.mean(axis=1))
 vectors["pre_logits"] = features
-same = np.array([(labels[neighbours(x)[:, 0]] == labels).mean() for x in vectors.values()])
+same = np.array([(labels[neighbors(x)[:, 0]] == labels).mean() for x in vectors.values()])
 figure, ax = plt.subplots(figsize=(8, 3))
 ax.errorbar(list(vectors), same, np.sqrt(same * (1 - same) / len(images)), marker="o", capsize=3)
-ax.set_ylabel("nearest neighbour\nhas the same label")
+ax.set_ylabel("nearest neighbor\nhas the same label")
 ax.grid(alpha=0.3)
 
 # %% [markdown]
@@ -175,7 +175,7 @@ results = [
 figure, ax = plt.subplots(figsize=(8, 3))
 accuracies, bars = zip(*((each.accuracy, each.standard_error) for each in results), strict=True)
 ax.errorbar(image_sizes, accuracies, bars, marker="o", capsize=3)
-ax.axvline(loaded.preprocessing.image_size, color="grey", linestyle=":")
+ax.axvline(loaded.preprocessing.image_size, color="gray", linestyle=":")
 ax.set(xlabel="side of the images, px", ylabel="accuracy", xticks=image_sizes)
 ax.grid(alpha=0.3)
 
@@ -185,7 +185,7 @@ ax.grid(alpha=0.3)
 # choices, `statistics` counts them; `uses` has the counts of each image.
 
 # %%
-batches = vmoe.analysis.labelled(images, labels[:, None])
+batches = vmoe.analysis.labeled(images, labels[:, None])
 statistics = vmoe.analysis.statistics(vmoe.analysis.collect(loaded.model, batches))
 for block, counts in statistics.items():
     print(f"block {block}: choices of each expert for the first image: {counts.uses[0]}")

@@ -41,9 +41,9 @@ from IPython.display import HTML
 import vmoe
 from vmoe.analysis import collect, concatenate, plots
 from vmoe.analysis.effects import removals, without_experts
-from vmoe.analysis.patches import favourites
+from vmoe.analysis.patches import find_top_patches
 from vmoe.data.sources import open_source, relabel, sample
-from vmoe.evaluate.sample import labelled_batches
+from vmoe.evaluate.sample import labeled_batches
 from vmoe.studies.routing.figures import plots_of
 from vmoe.studies.routing.measure import measure_routing
 from vmoe.studies.routing.page import write_page
@@ -81,7 +81,7 @@ for block, record in records.items():
 
 # %%
 def batches(size=64):
-    return labelled_batches(model, source, loaded.preprocessing, batch_size=min(size, images))
+    return labeled_batches(model, source, loaded.preprocessing, batch_size=min(size, images))
 
 
 collected = concatenate(collect(model, batches()))
@@ -91,7 +91,7 @@ print(f"accuracy on {len(pixels)} images: {accuracy:.1%}")
 
 # %% [markdown]
 # The expert of each patch: the one with the largest weight, of the experts that had a slot for it.
-# A colour means the same number in all figures, but experts with the same number in two blocks have
+# A color means the same number in all figures, but experts with the same number in two blocks have
 # nothing to do with each other.
 
 # %%
@@ -117,8 +117,8 @@ for finding in routing.findings or ["nothing is wrong"]:
     print(finding)
 
 # %% [markdown]
-# ## What do experts specialise in?
-# The share of each class's choices that goes to each expert. The normalised mutual information says
+# ## What do experts specialize in?
+# The share of each class's choices that goes to each expert. The normalized mutual information says
 # how much the expert tells about the class. With shuffled classes it is what a router that ignores
 # the class would show on so few images.
 
@@ -127,19 +127,19 @@ plots.experts_by_class(blocks, loaded.class_names, blocks_shown)
 
 # %%
 for i, block in blocks.items():
-    by_class, class_null = block.class_information(config.num_classes)
-    by_place, place_null = block.position_information
+    by_class, class_chance = block.class_information(config.num_classes)
+    by_position, position_chance = block.position_information
     print(
-        f"block {i}: class {by_class:.3f} (shuffled {class_null:.3f}), "
-        f"place in the image {by_place:.3f} (shuffled {place_null:.3f})"
+        f"block {i}: class {by_class:.3f} (chance {class_chance:.3f}), "
+        f"position {by_position:.3f} (chance {position_chance:.3f})"
     )
 
 # %% [markdown]
 # The patches with the largest gates of each expert:
 
 # %%
-plots.favourite_patches(
-    favourites(batches(), collect(model, batches()), config.patch_size), blocks_shown
+plots.top_patches(
+    find_top_patches(batches(), collect(model, batches()), config.patch_size), blocks_shown
 )
 
 # %% [markdown]
@@ -219,4 +219,4 @@ HTML(f'<div><iframe srcdoc="{text}" style="width: 100%; height: 60em; border: 0"
 # %% [markdown]
 # A picture of it, for viewers that leave out scripts:
 #
-# ![Images with patches coloured by expert, and the path of one patch](routing_page.png)
+# ![Images with patches colored by expert, and the path of one patch](routing_page.png)

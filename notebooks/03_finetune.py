@@ -182,7 +182,7 @@ figure, (axes,) = plt.subplots(
 for ax, (block, total) in zip(axes, totals.items(), strict=True):
     e = len(total.load)
     ax.bar(range(e), total.load, color=expert_colors(e))
-    ax.axhline(1 / e, color="grey", linestyle=":")
+    ax.axhline(1 / e, color="gray", linestyle=":")
     ax.set(title=f"block {block}", xlabel="expert", xticks=range(e))
 axes[0].set_ylabel("load")
 plt.show()

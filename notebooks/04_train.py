@@ -150,7 +150,7 @@ for ax in (left, middle, right):
     ax.grid(alpha=0.3)
 
 # %% [markdown]
-# The load of an expert is its share of the choices in one batch. The dotted line is an even load,
+# The load of an expert is its share of the choices in one batch. The dotted line is a uniform load,
 # which the auxiliary losses favour.
 
 # %%
@@ -162,7 +162,7 @@ for block, ax in zip(blocks, axes, strict=True):
     for e, color in enumerate(colors):
         rows = experts[(experts["block"] == block) & (experts["expert"] == e)]
         ax.plot(rows["step"], rows["load"], color=color, label=e)
-    ax.axhline(1 / len(colors), color="grey", linestyle=":")
+    ax.axhline(1 / len(colors), color="gray", linestyle=":")
     ax.set(xlabel="step", title=f"block {block}")
     ax.grid(alpha=0.3)
 axes[0].set_ylabel("load")
@@ -205,7 +205,7 @@ left.imshow(example.image)
 left.axis("off")
 right.bar(loaded.class_names, probabilities)
 right.set(xlabel="class", ylabel="probability", ylim=(0, 1))
-print(f"predicted {loaded.class_names[probabilities.argmax()]}, labelled {example.labels[0]}")
+print(f"predicted {loaded.class_names[probabilities.argmax()]}, labeled {example.labels[0]}")
 
 # %% [markdown]
 # ## Resume

@@ -64,7 +64,7 @@ RANDOMIZED = ("MLP", "gradient-boosted trees")
 
 
 def pixels(source: Source) -> np.ndarray:
-    """One row per image: its grey values in [0, 1]."""
+    """One row per image: its gray values in [0, 1]."""
     return (source.images[..., 0].reshape(len(source), -1) / 255).astype(np.float32)
 
 

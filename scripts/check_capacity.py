@@ -1,11 +1,11 @@
-"""Compares searched with even routing on images that `vmoe capacity` has not seen.
+"""Compares per-block with uniform routing on images that `vmoe capacity` has not seen.
 
     python scripts/check_capacity.py vmoe_fashion_mnist --data fashion_mnist
     python scripts/check_capacity.py runs/emoji-0 runs/emoji-1 runs/emoji-2 --data folder:data/emoji
 
 For each model, `vmoe capacity` searches on the validation split. For each budget, its setting and
 the best one that is the same in all blocks are evaluated on the test split. Prints a table in
-Markdown: accuracies in percent, means over the models; and the difference of searched and even. Its
+Markdown: accuracies in percent, means over the models; and their difference. Its
 standard error is over the images, each with its mean over the models: other models may differ
 more. The last column is of the first model.
 """
@@ -25,7 +25,7 @@ from experiments import markdown_table
 import vmoe
 from vmoe import models
 from vmoe.analysis.statistics import error_of_difference
-from vmoe.config.inference import LayerSetting
+from vmoe.config.routing_file import LayerSetting
 from vmoe.data.sources import open_source
 from vmoe.evaluate import Evaluation, evaluate
 from vmoe.nn.inputs import has_label
@@ -33,8 +33,8 @@ from vmoe.studies.capacity.settings import with_setting
 
 Row = dict[str, Any]
 COLUMNS = (
-    *("budget", "searched, test", "even, test", "difference"),
-    *("searched, validation", "even, validation", "k, capacity factor, priority by block"),
+    *("budget", "per-block, test", "uniform, test", "difference"),
+    *("per-block, validation", "uniform, validation", "k, capacity factor, priority by block"),
 )
 
 
@@ -43,7 +43,7 @@ def rows_of(checkpoint: str, data: str, images: int) -> dict[float, Row]:
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, "-m", "vmoe", "capacity", "--checkpoint", checkpoint]
         command += ["--data", data, "--budget", "1x", "--images", str(images), "--json"]
-        command += ["--out", str(Path(folder) / "inference.json")]
+        command += ["--out", str(Path(folder) / "routing.json")]
         found = subprocess.run(command, stdout=subprocess.PIPE, text=True)
         if found.returncode:
             sys.exit(found.returncode)
@@ -61,25 +61,25 @@ def rows_of(checkpoint: str, data: str, images: int) -> dict[float, Row]:
     rows = json.loads(found.stdout)["trade_off"]
     return {
         row["budget"]: row
-        | {f"test{which}": on_test(row[f"setting{which}"]) for which in ("", "_even")}
+        | {f"test{which}": on_test(row[f"setting{which}"]) for which in ("", "_uniform")}
         for row in rows
-        if row["setting_even"]
+        if row["setting_uniform"]
     }
 
 
 def lines_of(every: list[dict[float, Row]]) -> Iterable[list[str]]:
     for budget in every[0]:
         rows = [of_model[budget] for of_model in every if budget in of_model]
-        searched, even = (
+        per_block, uniform = (
             np.mean([row[name].per_example.correct for row in rows], axis=0)
-            for name in ("test", "test_even")
+            for name in ("test", "test_uniform")
         )
-        labelled = has_label(rows[0]["test"].per_example.labels)
-        searched, even = searched[labelled], even[labelled]  # all models have the same images
-        difference, error = (searched - even).mean(), error_of_difference(searched, even)
+        labeled = has_label(rows[0]["test"].per_example.labels)
+        per_block, uniform = per_block[labeled], uniform[labeled]  # all models have the same images
+        difference, error = (per_block - uniform).mean(), error_of_difference(per_block, uniform)
         accuracies = [
-            *([row[name].accuracy for row in rows] for name in ("test", "test_even")),
-            *([row[name] for row in rows] for name in ("accuracy", "accuracy_even")),
+            *([row[name].accuracy for row in rows] for name in ("test", "test_uniform")),
+            *([row[name] for row in rows] for name in ("accuracy", "accuracy_uniform")),
         ]
         shown = [f"{100 * np.mean(own):.2f}" for own in accuracies]
         shown.insert(2, f"{100 * difference:+.2f} ± {100 * error:.2f}")

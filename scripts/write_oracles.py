@@ -7,7 +7,7 @@ of transformers' image processors (``tests/golden/preprocess``, ``oracles/images
 
 - Each folder holds a model as its library saves it, and ``expected.npz``: ``images`` f32[2 h w 3]
   in [-1, 1], ``logits``, ``features`` (the classifier's input), ``tokens`` (after the last norm).
-- The library sees the same images after its own normalisation, and computes in float64 from the
+- The library sees the same images after its own normalization, and computes in float64 from the
   float32 weights.
 - Every parameter is random. In models named ``*_eps`` the tokens are about 1e-3, so that their
   variance is near the epsilon of the norms.
@@ -44,7 +44,7 @@ from oracles.libraries import (
 from oracles.npz import (
     NumpyViT,
     big_vision,
-    in_optimiser,
+    in_optimizer,
     npz_model,
     original,
     outputs_of_timm,
@@ -189,11 +189,11 @@ ORACLES = {
         original,
         pre_logits=True,
     ),
-    "vit_in_optimiser": of_npz(
+    "vit_in_optimizer": of_npz(
         "as `augreg`, below `opt/target/`, beside `opt/state/step`",
         "token",
         "with_class",
-        in_optimiser,
+        in_optimizer,
     ),
     "big_vision_token": of_npz(
         "class token; positions without one for it", "token", "learned", big_vision
@@ -285,7 +285,7 @@ README = """# Models of other people's families, and what they compute
 Written by `python scripts/write_oracles.py` with
 {versions}.
 Every parameter is random. `expected.npz` has `images` in [-1, 1] and the `logits`, `features` and
-`tokens` that the family's library computes in float64 after its own normalisation (mean / std of
+`tokens` that the family's library computes in float64 after its own normalization (mean / std of
 pixels in [0, 1]). The last columns are changes of the logits, or without a head the features,
 relative to the largest: with the nearest other GELU, with the nearest other epsilon of
 {epsilons}, and of the library itself in float32.

@@ -20,7 +20,7 @@ WITH_AXES = [
 ]
 jaxtyping.install_import_hook(WITH_AXES, "beartype.beartype")
 
-# Compiling takes most of the tests' time. Without optimisations and with the older of XLA's two
+# Compiling takes most of the tests' time. Without optimizations and with the older of XLA's two
 # code generators, the programs of tests/nn/test_vit.py compile in a fifth of the time. Every
 # program is cached for the other processes, however fast it compiles. test_golden.py measures
 # rounding and compiles as users do.

@@ -42,7 +42,7 @@ def _photo(rng: np.random.Generator) -> np.ndarray:
 
 
 def write_arrays(folder: Path, count: int, size: int) -> str:
-    """Writes grey images, the same for training and validation; returns the name of the source."""
+    """Writes gray images, the same for training and validation; returns the name of the source."""
     images = np.random.default_rng(0).integers(0, 256, (count, size, size), np.uint8)
     splits = ("train", "validation")
     arrays = {f"{split}_images": images for split in splits}

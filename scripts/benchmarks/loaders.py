@@ -46,7 +46,7 @@ def tf_data(folder: Path, batch: int, size: int, min_area: float, batches: int) 
 
 
 def timm(folder: Path, batch: int, size: int, min_area: float, batches: int) -> Run:
-    """timm's training loader, without its normalisation on the device; see ``tf_data``."""
+    """timm's training loader, without its normalization on the device; see ``tf_data``."""
     import torch
     from timm.data import ImageDataset, create_loader
 

@@ -14,7 +14,7 @@ import torch
 from torchvision.transforms.v2 import functional
 
 MAGNITUDES = (1, 3, 15)
-GREY = [128.0, 128.0, 128.0]
+GRAY = [128.0, 128.0, 128.0]
 
 Change = Callable[[torch.Tensor], torch.Tensor]
 
@@ -28,7 +28,7 @@ def affine(translate: tuple[int, int] = (0, 0), shear: tuple[float, float] = (0,
         scale=1.0,
         shear=list(shear),
         center=[0.0, 0.0],
-        fill=GREY,
+        fill=GRAY,
     )
 
 
@@ -42,7 +42,7 @@ def operations(magnitude: float) -> dict[str, Change]:
         "AutoContrast": functional.autocontrast,
         "Equalize": functional.equalize,
         "Invert": functional.invert,
-        "Rotate": partial(functional.rotate, angle=30 * share, fill=GREY),
+        "Rotate": partial(functional.rotate, angle=30 * share, fill=GRAY),
         "Posterize": partial(functional.posterize, bits=int(4 * share)),
         "Solarize": partial(functional.solarize, threshold=min(int(256 * share), 255)),
         "Color": partial(functional.adjust_saturation, saturation_factor=factor),
@@ -56,7 +56,7 @@ def operations(magnitude: float) -> dict[str, Change]:
 
 
 def picture() -> np.ndarray:
-    """Smooth colours with a little noise, of 48 x 64 pixels; no value reaches the limits."""
+    """Smooth colors with a little noise, of 48 x 64 pixels; no value reaches the limits."""
     rng = np.random.default_rng(0)
     y, x = np.mgrid[:48, :64]
     smooth = np.stack([30 + 2 * y, 40 + 3 * x % 200, 100 + y + x], axis=-1)

@@ -40,7 +40,7 @@ HF_LABELS = dict(id2label=dict(enumerate(LABELS)), label2id={k: i for i, k in en
 
 @dataclass
 class TorchModel:
-    """A module, how it makes outputs from normalised pixels, and how its library saves it."""
+    """A module, how it makes outputs from normalized pixels, and how its library saves it."""
 
     module: torch.nn.Module
     size: int

@@ -86,7 +86,7 @@ def original(parameters: Arrays) -> Arrays:
     return renamed
 
 
-def in_optimiser(parameters: Arrays) -> Arrays:
+def in_optimizer(parameters: Arrays) -> Arrays:
     return below("opt/target", original(parameters)) | {"opt/state/step": np.int32(1)}
 
 

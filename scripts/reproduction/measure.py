@@ -8,9 +8,9 @@ of the data.
 
 accuracy                 fraction of correct predictions, as trained
 dropped.BLOCK            fraction of the choices without a slot, as trained
-class.BLOCK              normalised mutual information of expert and class
+class.BLOCK              normalized mutual information of expert and class
 class_null.BLOCK         the same under shuffled classes
-position.BLOCK           normalised mutual information of expert and place in the image
+position.BLOCK           normalized mutual information of expert and place in the image
 position_null.BLOCK      the same in shuffled places
 capacity.SLOTS.PRIORITY  accuracy with so many slots per expert and group; 0 drops everything
 kept.BLOCK.KIND          fraction of the choices of foreground patches, background patches or class
@@ -37,7 +37,7 @@ from jaxtyping import Bool, Float, Int
 
 from vmoe import models
 from vmoe.analysis import statistics
-from vmoe.analysis.collect import Labelled, collect
+from vmoe.analysis.collect import Labeled, collect
 from vmoe.analysis.effects import at_capacities, batch_dependence, with_random_routers
 from vmoe.analysis.interventions import limited
 from vmoe.config.routers import PRIORITIES
@@ -61,7 +61,7 @@ BATCH_SIZE = 64
 
 Correct = Bool[np.ndarray, "b"]
 Figures = Iterator[tuple[str, float | Correct]]
-Batches = list[Labelled]
+Batches = list[Labeled]
 
 
 def measure(run: Path, images: int) -> dict[str, Any]:
@@ -159,7 +159,7 @@ def after(
     project: bool = False,
 ) -> Correct:
     """Which images are predicted correctly after an attack."""
-    config = AttackConfig(epsilon=float(strength), path=path, project=project)
+    config = AttackConfig(epsilon=float(strength), gradient_path=path, project=project)
     parts = []
     for images, labels, valid in batches:
         result = attack(model, images[valid], labels[valid], config)

@@ -55,9 +55,9 @@ sparse block.""",
 the same figures for the other models.""",
         slots(rows),
         f"""Percent of the choices that get one of {LOW} slots, by largest gate; a patch is
-background if all of it has the colour of the image's border:""",
+background if all of it has the color of the image's border:""",
         kept(rows),
-        """Normalised mutual information of expert and class, and of expert and place in the image
+        """Normalized mutual information of expert and class, and of expert and place in the image
 (in parentheses: under shuffled classes and places), and the accuracy with a random router in one
 block.""",
         blocks(rows),
@@ -236,7 +236,7 @@ def _plot_capacity(rows: Rows, path: Path) -> Path:
             figures = [f"capacity.{number}.{priority}" for number in SLOTS]
             _line(ax, rows, name, SLOTS, figures, priority.replace("_", " "), color, mark)
         nothing = np.mean(values(rows, Figure(name, "capacity.0.order")))
-        ax.axhline(100 * nothing, color="grey", linestyle=":", label="everything dropped")
+        ax.axhline(100 * nothing, color="gray", linestyle=":", label="everything dropped")
         ax.set_title(VARIANTS[name].label, fontsize=9)
         ax.set(xlabel="slots per expert and group", ylabel="test accuracy in percent")
         ax.legend(fontsize=8)
@@ -270,7 +270,7 @@ def _plot_models(rows: Rows, path: Path) -> Path:
             figures = [f"{kind}.{i}" for i in numbers]
             _line(special, rows, name, numbers, figures, label, color, mark, style, 1)
     special.set_xticks(range(6))
-    special.set(xlabel="block", ylabel="mutual information with the expert, normalised")
+    special.set(xlabel="block", ylabel="mutual information with the expert, normalized")
     for ax in (attacked, special):
         if ax.lines:
             ax.legend(fontsize=7)

@@ -11,7 +11,7 @@ from scipy.special import softmax
 from tests.random_models import random_images, random_params
 from vmoe import models
 from vmoe.analysis import Captured, capture, capture_features, feature_names
-from vmoe.analysis.interventions import zeroed
+from vmoe.analysis.interventions import ablated
 from vmoe.config import MoEConfig, ViTConfig, replace
 from vmoe.errors import UsageError
 
@@ -38,7 +38,7 @@ def test_features_and_attention_maps_are_those_of_the_forward_pass(fields: dict[
     config = config_of(**fields)
     params, first = random_params(config), int(config.has_class_token)
     changed = config.depth if config.sparse_blocks == (0,) else config.sparse_blocks[0]
-    decide = {changed: zeroed(jnp.arange(3) != 1)} if changed < config.depth else None
+    decide = {changed: ablated(jnp.arange(3) != 1)} if changed < config.depth else None
 
     @jax.jit
     def run(params: dict[str, Any], images: jax.Array) -> tuple[Any, ...]:
@@ -100,8 +100,8 @@ def normalized(x: np.ndarray, norm: dict[str, Any] | None) -> np.ndarray:
     if norm is None:
         return x
     x = np.float64(x)
-    centred = x - x.mean(-1, keepdims=True)
-    scaled = centred / np.sqrt(np.square(centred).mean(-1, keepdims=True) + 1e-6)
+    centered = x - x.mean(-1, keepdims=True)
+    scaled = centered / np.sqrt(np.square(centered).mean(-1, keepdims=True) + 1e-6)
     return scaled * np.float64(norm["scale"]) + np.float64(norm.get("bias", 0.0))
 
 

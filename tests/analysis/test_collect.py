@@ -16,7 +16,7 @@ from vmoe.analysis.collect import (
     collect,
     concatenate,
     foreground,
-    labelled,
+    labeled,
 )
 from vmoe.analysis.statistics import BINS, KINDS, mutual_information, statistics
 from vmoe.config import ExpertChoice, MoEConfig, Router, Soft, TokenChoice, replace
@@ -52,7 +52,7 @@ def images_on_white() -> np.ndarray:
 
 @pytest.fixture(scope="module", params=ROUTERS.values(), ids=ROUTERS.keys())
 def collected(request: pytest.FixtureRequest) -> Collected:
-    batches = labelled(images_on_white(), LABELS, batch_size=6)
+    batches = labeled(images_on_white(), LABELS, batch_size=6)
     return concatenate(collect(model_of(request.param), batches))
 
 
@@ -164,7 +164,7 @@ def test_statistics_do_not_depend_on_how_images_are_batched(collected: Collected
     )
 
 
-def test_a_patch_is_background_if_all_its_pixels_have_the_colour_of_the_border() -> None:
+def test_a_patch_is_background_if_all_its_pixels_have_the_color_of_the_border() -> None:
     shown = foreground(images_on_white(), 8).reshape(B, 16)
     np.testing.assert_array_equal(shown, np.arange(16) < np.arange(B)[:, None] % 6)
     black = np.full((1, 16, 16, 3), -1, np.float32)
@@ -196,14 +196,14 @@ def test_mutual_information_is_that_of_scikit_learn() -> None:
     assert mutual_information(np.zeros((2, 2), int)) == 0
 
 
-def test_experts_that_follow_the_class_are_far_above_the_null() -> None:
+def test_experts_that_follow_the_class_are_far_above_chance() -> None:
     """Every image of class y sends all its tokens to expert y; or to an expert at random."""
     rng, b = np.random.default_rng(0), 300
     labels = rng.integers(0, 3, b)
     for experts, follows in ((labels, True), (rng.integers(0, 3, b), False)):
         own = statistics([_routed(np.repeat(experts[:, None], 5, axis=1), labels)])[0]
-        information, null = own.class_information(3)
-        assert null < 0.03
+        information, chance = own.class_information(3)
+        assert chance < 0.03
         assert information > 0.99 if follows else information < 0.03
 
 
@@ -233,14 +233,14 @@ def test_counts_by_class_take_the_memory_of_the_classes_that_occur() -> None:
     assert largest < 5e6
 
 
-def test_experts_that_follow_the_place_are_far_above_the_null() -> None:
+def test_experts_that_follow_the_position_are_far_above_chance() -> None:
     """Every token at place n goes to expert n mod 3; or each image has one expert."""
     rng, shape = np.random.default_rng(0), (300, 6)
     by_place = np.broadcast_to(np.arange(6) % 3, shape)
     by_image = np.broadcast_to(rng.integers(0, 3, (300, 1)), shape)
     for experts, follows in ((by_place, True), (by_image, False)):
-        information, null = statistics([_routed(experts)])[0].position_information
-        assert null < 0.003
+        information, chance = statistics([_routed(experts)])[0].position_information
+        assert chance < 0.003
         # log 3 nats of information; the entropies are log 3 and log 6
         expected = 2 * np.log(3) / np.log(18) if follows else 0
         assert information == pytest.approx(expected, abs=1e-6)
@@ -252,8 +252,8 @@ def test_a_class_token_is_no_place_of_an_image() -> None:
     experts[:, 0] = 0
     routed = _routed(experts)
     with_class_token = routed._replace(foreground=routed.foreground[..., 1:])
-    information, null = statistics([with_class_token])[0].position_information
-    assert information == pytest.approx(null, abs=0.005) and information < 0.005
+    information, chance = statistics([with_class_token])[0].position_information
+    assert information == pytest.approx(chance, abs=0.005) and information < 0.005
 
 
 def _routed(experts: np.ndarray, labels: np.ndarray | None = None) -> Collected:

@@ -14,7 +14,7 @@ import pytest
 
 from tests.random_models import forward, random_images, random_params
 from vmoe import models
-from vmoe.analysis.collect import Collected, collect, concatenate, labelled
+from vmoe.analysis.collect import Collected, collect, concatenate, labeled
 from vmoe.analysis.compare import agreement, saturation
 from vmoe.analysis.effects import (
     Removal,
@@ -25,7 +25,7 @@ from vmoe.analysis.effects import (
     with_random_routers,
     without_experts,
 )
-from vmoe.analysis.interventions import masked, randomized, zeroed
+from vmoe.analysis.interventions import ablated, masked, randomized
 from vmoe.config import ExpertChoice, MoEConfig, TokenChoice, ViTConfig, replace
 from vmoe.config.routers import PRIORITIES
 from vmoe.errors import UsageError
@@ -50,7 +50,7 @@ def model_of(**fields: Any) -> ViT:
 
 
 def batches() -> Any:
-    return labelled(random_images(b=B), np.arange(B)[:, None] % 3, batch_size=4)
+    return labeled(random_images(b=B), np.arange(B)[:, None] % 3, batch_size=4)
 
 
 def logits_of(model: ViT) -> np.ndarray:
@@ -73,13 +73,13 @@ def test_every_expert_is_removed_in_both_ways() -> None:
     assert len(steps) == 2 * len(which) and result.keys() == set(which)
     for block in (0, 1):
         expected = logits_of(silenced(model, block, [1]))
-        np.testing.assert_allclose(result[Removal(block, 1, "zeroed")], expected, atol=1e-5)
+        np.testing.assert_allclose(result[Removal(block, 1, "ablated")], expected, atol=1e-5)
     decide = {1: masked(jnp.arange(E) != 1)}
     expected = jax.jit(lambda x: model.forward(x, decide=decide)[0])(random_images(b=B))
-    np.testing.assert_allclose(result[Removal(1, 1, "forbidden")], expected, atol=1e-5)
-    first = result[Removal(0, 0, "zeroed")]
+    np.testing.assert_allclose(result[Removal(1, 1, "masked")], expected, atol=1e-5)
+    first = result[Removal(0, 0, "ablated")]
     assert np.abs(first - logits_of(model)).max() > 1e-3
-    assert np.abs(first - result[Removal(0, 0, "forbidden")]).max() > 1e-3
+    assert np.abs(first - result[Removal(0, 0, "masked")]).max() > 1e-3
 
 
 def test_logits_at_other_capacities_are_those_of_a_model_with_that_capacity() -> None:
@@ -191,7 +191,7 @@ def test_two_crops_are_compared_where_they_show_the_same() -> None:
     side = config.image_size // p
     images = random_images((side + 1) * p, b=B)
     left, right = (
-        concatenate(collect(model, labelled(images[:, p:, x : x + side * p], batch_size=4)))
+        concatenate(collect(model, labeled(images[:, p:, x : x + side * p], batch_size=4)))
         for x in (0, p)
     )
     places = np.arange(side * side).reshape(side, side)
@@ -206,12 +206,12 @@ def test_what_a_model_does_not_have_is_refused() -> None:
     config = choosing_two()
     model = models.with_params(config, random_params(config))
     with pytest.raises(UsageError, match="which=Removal.block=2, expert=0"):
-        without_experts(model, batches(), [Removal(2, 0, "zeroed")])
+        without_experts(model, batches(), [Removal(2, 0, "ablated")])
     with pytest.raises(
         UsageError, match=r"decide for blocks \[5\], which are not sparse: use any of"
     ):
         jax.eval_shape(
-            lambda images: model.forward(images, decide={5: zeroed(jnp.ones(E, bool))}),
+            lambda images: model.forward(images, decide={5: ablated(jnp.ones(E, bool))}),
             random_images(),
         )
     one = collected(model)

@@ -11,7 +11,7 @@ import pytest
 from tests.random_models import forward, random_images, random_params
 from vmoe import models
 from vmoe.analysis import capture
-from vmoe.analysis.interventions import limited, masked, randomized, zeroed
+from vmoe.analysis.interventions import ablated, limited, masked, randomized
 from vmoe.axes import Decision, Route, RouterInputs
 from vmoe.config import ExpertChoice, MoEConfig, Router, Soft, TokenChoice, ViTConfig, replace
 from vmoe.config.routers import Priority
@@ -84,7 +84,7 @@ def test_limited_slots_equal_a_router_of_that_capacity_for_every_priority(
 def test_a_muted_expert_is_one_whose_output_is_zero(router: Router) -> None:
     config = config_of(router, **SLOTS[router.kind])
     params = random_params(config)
-    ((logits, records),) = decided(config, params, zeroed, np.arange(E) != 2)
+    ((logits, records),) = decided(config, params, ablated, np.arange(E) != 2)
     changed = jax.tree.map(lambda x: x, params)
     down = changed["blocks"][0]["mlp"]["experts"]["down"]
     down |= {name: array.at[2].set(0.0) for name, array in down.items()}

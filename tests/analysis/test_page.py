@@ -24,7 +24,7 @@ from vmoe import models
 from vmoe.analysis import BlockRouting, Collected, collect, page, statistics
 from vmoe.analysis.colors import COLORS
 from vmoe.analysis.effects import removals
-from vmoe.analysis.patches import favourites
+from vmoe.analysis.patches import find_top_patches
 from vmoe.axes import Decision, RouterInputs
 from vmoe.config import ExpertChoice, MoEConfig, Router, Soft, TokenChoice, ViTConfig
 from vmoe.config import fields as config_fields
@@ -119,7 +119,7 @@ def invented(
     maps = rng.integers(0, 256, (3, shape[1], shape[1]), np.uint8)
     attention = dict.fromkeys(config.sparse_blocks, maps)
     sums, images = statistics([routing]), [(IMAGES, LABELS, None)]
-    best = favourites(images, [routing], config.patch_size, top=3)
+    best = find_top_patches(images, [routing], config.patch_size, top=3)
     return page.ModelOnImages(name, config, routing, sums, grid, removed, best, attention)
 
 
@@ -129,7 +129,7 @@ def observed(
     """A real model with random parameters."""
     model, batch = models.with_params(config, random_params(config)), [(IMAGES, LABELS, None)]
     parts = list(collect(model, batch))
-    best = favourites(batch, parts, config.patch_size, top=3)
+    best = find_top_patches(batch, parts, config.patch_size, top=3)
     fields = (model, IMAGES, LABELS, statistics(parts), best)
     return page.observe("observed", *fields, remove=remove, on_step=on_step)
 
@@ -511,11 +511,11 @@ def test_the_patches_that_an_expert_weighs_most_are_shown_with_their_gates(
     model = invented()
     opened(browser, written(tmp_path, model))
     rows = browser.find_elements("css selector", ".mosaic .row")
-    for row, gates in zip(rows, model.favourites[1].gates, strict=True):
+    for row, gates in zip(rows, model.top_patches[1].gates, strict=True):
         patches = row.find_elements("tag name", "canvas")
         titles = [patch.get_attribute("title").rpartition("gate ")[2] for patch in patches]
         np.testing.assert_allclose(np.array(titles, float), gates, atol=0.0051)
-    first, side = model.favourites[1].patches[0, 0], model.config.patch_size
+    first, side = model.top_patches[1].patches[0, 0], model.config.patch_size
     wait(browser, "return document.querySelector('.mosaic canvas').dataset.drawn")
     pixels = browser.execute_script(
         """const canvas = document.querySelector(".mosaic canvas");
@@ -585,7 +585,7 @@ FILL, STRIPE, CROSS = (0.5, 0.15), (0.25, 0.75), (0.25, 0.25)  # places in a pat
 
 
 def painted(browser: Any, picture: str, place: tuple[float, float]) -> np.ndarray:
-    """The colour of each patch at a place in it, (patches, 3)."""
+    """The color of each patch at a place in it, (patches, 3)."""
     x, y = place
     points = [((j + x) / SIDE, (i + y) / SIDE) for i in range(SIDE) for j in range(SIDE)]
     return np.array(
@@ -606,7 +606,7 @@ def painted(browser: Any, picture: str, place: tuple[float, float]) -> np.ndarra
 
 
 @in_a_browser
-def test_a_patch_has_the_colour_of_its_first_choice_a_stripe_if_that_is_dropped_a_cross_if_all_are(
+def test_a_patch_has_the_color_of_its_first_choice_a_stripe_if_that_is_dropped_a_cross_if_all_are(
     browser: Any, tmp_path: Path
 ) -> None:
     """In one block as recorded, in the other with the slots and the priority that are set."""
@@ -630,7 +630,7 @@ def test_a_patch_has_the_colour_of_its_first_choice_a_stripe_if_that_is_dropped_
 
 @in_a_browser
 def test_a_patch_with_more_attention_is_drawn_stronger(browser: Any, tmp_path: Path) -> None:
-    """Yellower, on pictures without colours."""
+    """Yellower, on pictures without colors."""
     model = invented()
     opened(browser, written(tmp_path, model), "#show=attention&token=6&image=1")
     red, green, blue = painted(browser, "picture-0-1", FILL).T
@@ -709,18 +709,18 @@ def test_the_size_shown_is_that_of_the_file(browser: Any, tmp_path: Path) -> Non
 
 
 @in_a_browser
-def test_statistics_stand_beside_what_chance_gives_also_where_a_table_has_no_room(
+def test_statistics_stand_with_the_chance_baseline_also_where_a_table_has_no_room(
     browser: Any, tmp_path: Path
 ) -> None:
     model, many = invented(), (*CLASSES, *map(str, range(40)))
     opened(browser, written(tmp_path, model, classes=many))
     shown, block = text(browser, "experts"), model.statistics[1]
-    assert "even\n25.0% 25.0%" in shown
-    information = "mutual information of expert and class: {:.3f}; under shuffled classes: {:.3f}"
+    assert "uniform\n25.0% 25.0%" in shown
+    information = "expert and class: {:.3f}; chance baseline (shuffled classes): {:.3f}"
     assert information.format(*block.class_information(len(many))) in shown
     assert "The table is left out above 40 classes." in shown
     assert not browser.find_elements("css selector", ".heat")
-    pictures = browser.find_elements("css selector", ".places canvas")
+    pictures = browser.find_elements("css selector", ".positions canvas")
     for expert, picture in enumerate(pictures):
         row, column = divmod(int(block.by_position[expert].argmax()), SIDE)
         place = f"expert {expert}: most choices in row {row + 1}, column {column + 1}"

@@ -9,17 +9,17 @@ from matplotlib.colors import to_hex, to_rgb
 
 from tests.random_models import random_images, random_params
 from vmoe import models
-from vmoe.analysis import BlockStatistics, Collected, collect, concatenate, labelled, statistics
+from vmoe.analysis import BlockStatistics, Collected, collect, concatenate, labeled, statistics
 from vmoe.analysis.colors import COLORS, expert_colors, text_color
-from vmoe.analysis.patches import favourites
+from vmoe.analysis.patches import find_top_patches
 from vmoe.analysis.plots import (
     capacity_curves,
     experts_by_class,
     experts_of_patches,
-    favourite_patches,
     k_at_inference,
     kept_patches,
     random_routers,
+    top_patches,
     weight_histograms,
 )
 from vmoe.config import ExpertChoice, MoEConfig, Soft, TokenChoice, replace
@@ -33,7 +33,7 @@ TOKENS, EXPERTS, SOFT, ONE = range(4)  # blocks by router; the last one has a si
 
 
 def batches() -> Any:
-    return labelled(IMAGES, LABELS, batch_size=4)
+    return labeled(IMAGES, LABELS, batch_size=4)
 
 
 @pytest.fixture(scope="module")
@@ -95,7 +95,7 @@ def test_colors_of_experts_differ_for_every_kind_of_vision_and_their_text_can_be
     assert expert_colors(33) == (*COLORS, COLORS[0])
 
 
-def test_experts_by_class_are_the_shares_of_the_choices_beside_their_null(
+def test_experts_by_class_are_the_shares_of_the_choices_with_the_chance_baseline(
     parts: list[Collected], blocks: dict[int, BlockStatistics]
 ) -> None:
     shown = [TOKENS, EXPERTS]
@@ -112,8 +112,8 @@ def test_experts_by_class_are_the_shares_of_the_choices_beside_their_null(
         assert np.isnan(table[3]).all()
         written = [int(text.get_text()) for text in ax.texts]
         np.testing.assert_allclose(written, table[:3].ravel(), atol=0.51)
-        information, null = blocks[i].class_information(4)
-        assert f"{information:.3f}\n(classes shuffled: {null:.3f})" in ax.get_title()
+        information, chance = blocks[i].class_information(4)
+        assert f"{information:.3f}\n(chance {chance:.3f})" in ax.get_title()
         labels = ax.get_xticklabels()
         assert [label.get_text() for label in labels] == list("0123")
         colors = [to_hex(label.get_bbox_patch().get_facecolor()) for label in labels]
@@ -123,13 +123,13 @@ def test_experts_by_class_are_the_shares_of_the_choices_beside_their_null(
     assert "expert" in texts(figure) and "class" in texts(figure)
 
 
-def test_many_classes_are_sorted_by_their_favourite_expert(
+def test_many_classes_are_sorted_by_their_most_frequent_expert(
     blocks: dict[int, BlockStatistics],
 ) -> None:
     figure = experts_by_class(blocks, [f"class {i}" for i in range(40)], [TOKENS])
     table = figure.axes[0].images[0].get_array().filled(0)
     assert table.shape == (40, 4) and (np.diff(table.argmax(1)) >= 0).all()
-    assert not figure.axes[0].texts and "40 classes, by favourite expert" in texts(figure)
+    assert not figure.axes[0].texts and "40 classes, by most frequent expert" in texts(figure)
 
 
 def test_weight_histograms_count_the_gates_of_choices_by_rank_where_tokens_choose(
@@ -156,7 +156,7 @@ def test_weight_histograms_count_the_gates_of_choices_by_rank_where_tokens_choos
     assert all(word in texts(figure) for word in words)
 
 
-def test_patches_have_the_colour_and_number_of_the_expert_with_the_largest_weight(
+def test_patches_have_the_color_and_number_of_the_expert_with_the_largest_weight(
     parts: list[Collected],
 ) -> None:
     whole, without = concatenate(parts), 0
@@ -176,8 +176,8 @@ def test_patches_have_the_colour_and_number_of_the_expert_with_the_largest_weigh
             number = written.get((x + P / 2 - 0.5, y + P / 2 - 0.5))
             assert number == (None if best is None else str(best))
             color = np.full(3, 0.5) if best is None else to_rgb(expert_colors(e)[best])
-            grey = (IMAGES[image, y : y + P, x : x + P].mean(-1, keepdims=True) + 1) / 2
-            tinted = 0.7 * np.asarray(color) + 0.3 * grey
+            gray = (IMAGES[image, y : y + P, x : x + P].mean(-1, keepdims=True) + 1) / 2
+            tinted = 0.7 * np.asarray(color) + 0.3 * gray
             np.testing.assert_allclose(picture[y : y + P, x : x + P], tinted, atol=1e-6)
             without += best is None
     assert without
@@ -210,8 +210,8 @@ def test_dimmed_patches_are_exactly_the_dropped_ones(parts: list[Collected]) -> 
 def test_the_mosaic_has_the_patches_with_the_largest_gates_one_of_each_image(
     parts: list[Collected],
 ) -> None:
-    whole, result = concatenate(parts), favourites(batches(), parts, P, top=TOP)
-    figure = favourite_patches(result, [TOKENS, SOFT, ONE])
+    whole, result = concatenate(parts), find_top_patches(batches(), parts, P, top=TOP)
+    figure = top_patches(result, [TOKENS, SOFT, ONE])
     for i, own in result.items():
         for expert in range(whole.blocks[i].gates.shape[-1]):
             best = []
@@ -221,7 +221,7 @@ def test_the_mosaic_has_the_patches_with_the_largest_gates_one_of_each_image(
             best = sorted(best, key=lambda each: -each[0])[:TOP]
             for place, (gate, image, token) in enumerate(best):
                 assert own.gates[expert, place] == np.float32(gate)
-                assert (own.images[expert, place], own.places[expert, place]) == (image, token)
+                assert (own.images[expert, place], own.positions[expert, place]) == (image, token)
                 y, x = P * (token // 4), P * (token % 4)
                 patch = IMAGES[image, y : y + P, x : x + P]
                 np.testing.assert_array_equal(own.patches[expert, place], patch)
@@ -312,9 +312,9 @@ def test_what_has_no_picture_is_refused(
     with pytest.raises(UsageError, match="patch_size=4: 7 images of 32 x 32 pixels do not have 7"):
         kept_patches(IMAGES, {"": whole}, block=0, patch_size=4)
     with pytest.raises(UsageError, match=r"blocks=\[7\]: use some of \[0, 1, 2, 3\]"):
-        favourite_patches(favourites(batches(), parts, P), [7])
+        top_patches(find_top_patches(batches(), parts, P), [7])
     with pytest.raises(UsageError, match="no image, or no sparse block"):
-        favourites([], [], P)
+        find_top_patches([], [], P)
     with pytest.raises(UsageError, match="no image has a known class"):
         k_at_inference({1: whole.logits}, np.full((B, 1), -1))
     with pytest.raises(UsageError, match=r"flops: none for \[4\] slots"):

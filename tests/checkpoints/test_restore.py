@@ -63,7 +63,7 @@ def test_no_file_that_cannot_be_read_makes_a_checkpoint_corrupt(
         kept = file.rename(run / "kept")
         file.symlink_to(file)
         try:
-            read(step)  # a file that it does not need, such as those of the optimiser
+            read(step)  # a file that it does not need, such as those of the optimizer
         except Failure as error:
             assert LOOP in str(error), file
             refused += 1

@@ -39,7 +39,6 @@ from vmoe.data.sources import SPLITS, open_source
 from vmoe.errors import Failure, UsageError, VmoeError
 from vmoe.studies.attack.config import AttackConfig, MatesConfig
 from vmoe.train.wandb_run import check_wandb
-from vmoe.workdir.inference import read_inference
 from vmoe.workdir.layout import (
     read_class_names,
     read_config,
@@ -47,6 +46,7 @@ from vmoe.workdir.layout import (
     read_init,
     steps_of,
 )
+from vmoe.workdir.routing_file import read_routing_file
 
 RECIPE = "from vmoe.config import *\nconfig = replace(TrainConfig(), {})\n"
 TRAIN = ["train", "--workdir", "new", "--config"]
@@ -88,8 +88,8 @@ def files(tiny_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         "data.py": RECIPE.format("data='digits'"),
         "no.png": "not an image",
         "rows.csv": "other,columns\n",
-        "unlabelled.csv": "path,label\n" + "".join(f"photos/cat/{i}.png,\n" for i in range(12)),
-        "unlabelled_set.csv": "path,label,split\n"
+        "unlabeled.csv": "path,label\n" + "".join(f"photos/cat/{i}.png,\n" for i in range(12)),
+        "unlabeled_set.csv": "path,label,split\n"
         + "".join(f"photos/cat/{i}.png,{'' if i else 'cat'},{SPLITS[i % 3]}\n" for i in range(12)),
     }.items():
         (folder / name).write_text(text)
@@ -185,12 +185,12 @@ CASES: dict[str, tuple[list[str], str]] = {
     "few images": ([*TINY_TRAIN, "--data.name", "folder:sparse"], "class 'cat' has 2 images"),
     "no classes": ([*TINY_TRAIN, "--data.name", "folder:empty"], "no sub-folders"),
     "no labels": (
-        [*TINY_TRAIN, "--data.name", "manifest:unlabelled.csv", "--batch-size", "2"],
-        "manifest:unlabelled.csv:train: no image has a label: use data with labels",
+        [*TINY_TRAIN, "--data.name", "manifest:unlabeled.csv", "--batch-size", "2"],
+        "manifest:unlabeled.csv:train: no image has a label: use data with labels",
     ),
     "no labels to evaluate": (
-        [*TINY_TRAIN, "--data.name", "manifest:unlabelled_set.csv", "--batch-size", "2"],
-        "manifest:unlabelled_set.csv:validation: no image has a label",
+        [*TINY_TRAIN, "--data.name", "manifest:unlabeled_set.csv", "--batch-size", "2"],
+        "manifest:unlabeled_set.csv:validation: no image has a label",
     ),
     "broken image": (
         [*TINY_TRAIN, "--data.name", "folder:broken", "--batch-size", "20"],
@@ -486,16 +486,23 @@ def results(tiny_run: Path, files: Path) -> dict[str, tuple[int, str, str, bool]
     """
     names = [name for name in CASES if name not in REAL]
     commands = [words_of(name, tiny_run) for name in names]
+    return dict(zip(names, run_in_one_process(commands, tiny_run, files), strict=True))
+
+
+def run_in_one_process(
+    commands: list[list[str]], tiny_run: Path, files: Path, **environment: str
+) -> list[tuple[int, str, str, bool]]:
+    """Runs commands; the result of each is that of ``results``."""
     result = subprocess.run(
         [*UNDER, sys.executable, "-c", IN_ONE_PROCESS],
         input=json.dumps([[str(files), str(tiny_run)], commands]),
         capture_output=True,
         text=True,
         cwd=files,
-        env=os.environ | {"COLUMNS": "200"},
+        env=os.environ | {"COLUMNS": "200"} | environment,
     )
     assert result.returncode == 0, result.stderr
-    return dict(zip(names, json.loads(result.stdout), strict=True))
+    return json.loads(result.stdout)
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -518,6 +525,23 @@ def test_wrong_input_prints_one_clear_line_and_writes_nothing(
     assert stderr.startswith("vmoe: ") and stderr.count("\n") == 1, stderr
     assert CASES[name][1] in stderr
     assert not stdout and not changed
+
+
+def test_a_platform_that_is_not_there_is_named_and_no_checkpoint_is_called_corrupt(
+    tiny_run: Path, files: Path
+) -> None:
+    commands = [
+        [*EVALUATE],
+        ["train", "--config", "{tiny}", "--workdir", "new"],
+        ["predict", "--checkpoint", "vmoe_emoji", "photos"],
+    ]
+    words = [[word.format(run=tiny_run, tiny=TINY) for word in command] for command in commands]
+    missing = {"JAX_PLATFORMS": "cuda", "CUDA_VISIBLE_DEVICES": ""}
+    results = run_in_one_process(words, tiny_run, files, **missing)
+    for status, stdout, stderr, changed in results:
+        assert status == 2 and not stdout and not changed, stderr
+        assert stderr.startswith("vmoe: JAX_PLATFORMS=cuda: JAX finds no such device")
+        assert stderr.count("\n") == 1 and "unset it or use cpu" in stderr
 
 
 SECTIONS = {
@@ -691,7 +715,7 @@ READERS: dict[str, Callable[[Path], object]] = {
     "classes.json": read_class_names,
     "environment.json": read_environment,
     "init.json": read_init,
-    "inference.json": lambda workdir: read_inference(workdir / "inference.json"),
+    "routing.json": lambda workdir: read_routing_file(workdir / "routing.json"),
     "checkpoints/metrics.json": read_metrics,
     "wandb.json": lambda workdir: check_wandb(workdir, ""),
 }

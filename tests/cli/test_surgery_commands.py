@@ -14,7 +14,7 @@ from tests.random_models import outputs, random_images
 from vmoe.analysis import collect, statistics
 from vmoe.data.sources import open_source
 from vmoe.evaluate import evaluate
-from vmoe.evaluate.sample import labelled_batches
+from vmoe.evaluate.sample import labeled_batches
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +58,7 @@ def test_upcycling_says_why_logits_change(tmp_path: Path) -> None:
     result = vmoe("upcycle", source, tmp_path / "x", *options)
     assert result.returncode == 0, result.stderr
     assert "8 experts in blocks (1,)\n" in result.stdout
-    for reason in ("are not normalised", "beyond the capacity are dropped", "noise is added"):
+    for reason in ("are not normalized", "beyond the capacity are dropped", "noise is added"):
         assert reason in result.stdout
     again = vmoe("upcycle", tmp_path / "x", tmp_path / "y", "--blocks", "1")
     assert again.returncode == 2 and "is sparse already" in again.stderr
@@ -74,7 +74,7 @@ def test_pruning_reports_the_accuracy_before_and_after(tiny_run: Path, tmp_path:
     assert (report["before"]["experts"], report["after"]["experts"]) == ("4", "2")
     loaded = library.load(tiny_run)
     source = open_source("digits", "validation")
-    batches = labelled_batches(loaded.model, source, loaded.preprocessing)
+    batches = labeled_batches(loaded.model, source, loaded.preprocessing)
     (block,) = statistics(collect(loaded.model, batches)).values()
     loads = block.choices
     assert loads.sum() == 2 * 5 * len(source)  # two choices of each of five tokens

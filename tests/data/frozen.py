@@ -19,7 +19,7 @@ TIME = 1_600_000_000  # when files were changed, in seconds
 
 
 def bmp(value: int) -> bytes:
-    """A BMP of 4 x 4 pixels of one grey: no library decides about its bytes."""
+    """A BMP of 4 x 4 pixels of one gray: no library decides about its bytes."""
     header = b"BM" + (54 + 48).to_bytes(4, "little") + bytes(4) + (54).to_bytes(4, "little")
     sizes = b"".join(n.to_bytes(4, "little") for n in (40, 4, 4))
     return (
@@ -171,5 +171,5 @@ def sources(root: Path) -> dict[str, dict[str, Any]]:
                 found[f"{shown}:{split}"] = {"error": str(error).replace(f"{root}/", "")}
     whole = open_source(names[0], "train")
     found["sample of 20"] = opened(sample(whole, 20))
-    found["relabelled"] = opened(relabel(whole, ("owls", "cats", "dogs")))
+    found["relabeled"] = opened(relabel(whole, ("owls", "cats", "dogs")))
     return found

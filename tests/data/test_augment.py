@@ -29,7 +29,7 @@ def test_shifts_move_by_whole_pixels_in_every_direction() -> None:
     assert seen == {(y, x) for y in (-1, 0, 1) for x in (-1, 0, 1)}
 
 
-def test_rotations_about_the_centre_equal_pillows() -> None:
+def test_rotations_about_the_center_equal_pillows() -> None:
     pixels = open_source("digits", "train")[0].image.repeat(4, 0).repeat(4, 1)
     for seed in range(5):
         rotated = augment(pixels, DataConfig(rotate=30.0), np.random.default_rng(seed))

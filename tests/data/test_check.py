@@ -81,15 +81,15 @@ def test_a_file_that_cannot_be_opened_is_tried_again(tmp_path: Path) -> None:
     assert not unreadable(folder, files.__getitem__, len(files), "headers", record)
 
 
-def test_grey_images_of_12_bits_are_found_and_a_broken_exif_block_raises_no_error(
+def test_gray_images_of_12_bits_are_found_and_a_broken_exif_block_raises_no_error(
     tmp_path: Path,
 ) -> None:
     folder = tmp_path / "photos"
     folder.mkdir()
-    Image.fromarray(np.full((4, 4), 4095, np.uint16)).save(folder / "grey.png")
+    Image.fromarray(np.full((4, 4), 4095, np.uint16)).save(folder / "gray.png")
     Image.fromarray(PIXELS).save(folder / "exif.jpg")
     content = (folder / "exif.jpg").read_bytes()
     exif = b"Exif\0\0MM\0*"
     block = b"\xff\xe1" + struct.pack(">H", len(exif) + 2) + exif
     (folder / "exif.jpg").write_bytes(content[:2] + block + content[2:])
-    assert "grey.png" in found(folder, "decode")
+    assert "gray.png" in found(folder, "decode")

@@ -18,26 +18,26 @@ from vmoe.errors import UsageError
     [("L", "png"), ("RGBA", "png"), ("P", "png"), ("CMYK", "jpg"), ("I;16", "png"), ("1", "png")],
 )
 def test_image_files_of_every_mode_decode_to_the_same_rgb(mode: str, suffix: str, tmp_path) -> None:
-    grey = np.linspace(0, 255, 256).astype(np.uint8).reshape(16, 16)
+    gray = np.linspace(0, 255, 256).astype(np.uint8).reshape(16, 16)
     if mode == "1":
-        grey = np.where(grey > 127, 255, 0).astype(np.uint8)
+        gray = np.where(gray > 127, 255, 0).astype(np.uint8)
     if mode == "I;16":
-        image = Image.fromarray(grey.astype(np.uint16) * 257)
+        image = Image.fromarray(gray.astype(np.uint16) * 257)
     else:
-        image = Image.fromarray(grey).convert("RGB")
+        image = Image.fromarray(gray).convert("RGB")
         image = image.quantize(256) if mode == "P" else image.convert(mode)
     image.save(tmp_path / f"image.{suffix}", **({"quality": 100} if suffix == "jpg" else {}))
     pixels = read_image(tmp_path / f"image.{suffix}")
     assert pixels.shape == (16, 16, 3) and pixels.dtype == np.uint8
-    error = np.abs(pixels.astype(int) - grey[..., None]).max()
-    assert error <= {"P": 4, "CMYK": 4}.get(mode, 0), error  # lossy: quantised, or a JPEG
+    error = np.abs(pixels.astype(int) - gray[..., None]).max()
+    assert error <= {"P": 4, "CMYK": 4}.get(mode, 0), error  # lossy: quantized, or a JPEG
 
 
 @pytest.mark.parametrize("mode", ["RGBA", "LA", "PA", "P", "RGB"])
-def test_transparent_pixels_are_white_whatever_colour_lies_below(mode: str, tmp_path) -> None:
+def test_transparent_pixels_are_white_whatever_color_lies_below(mode: str, tmp_path) -> None:
     image = Image.new("RGBA", (4, 4), (10, 10, 10, 255))
     image.putpixel((1, 2), (200, 200, 200, 0))
-    if mode in ("P", "RGB"):  # one colour is transparent
+    if mode in ("P", "RGB"):  # one color is transparent
         image = Image.new(mode, (4, 4), 0)
         image.putpixel((1, 2), 1 if mode == "P" else (200, 200, 200))
         image.info["transparency"] = 1 if mode == "P" else (200, 200, 200)
@@ -76,14 +76,14 @@ def test_images_whose_values_have_no_defined_range_are_refused_by_name(
 
 def test_the_odd_files_of_imagenet_decode_to_rgb(tmp_path) -> None:
     """One is a PNG named .JPEG; others are CMYK, whose values Adobe's programs invert."""
-    grey = np.linspace(0, 255, 256).astype(np.uint8).reshape(16, 16)
-    image = Image.fromarray(grey).convert("RGB")
+    gray = np.linspace(0, 255, 256).astype(np.uint8).reshape(16, 16)
+    image = Image.fromarray(gray).convert("RGB")
     image.save(tmp_path / "png.JPEG", "PNG")
     image.convert("CMYK").save(tmp_path / "cmyk.JPEG", "JPEG", quality=100)
     assert b"Adobe" in (tmp_path / "cmyk.JPEG").read_bytes()
     for name, tolerance in (("png.JPEG", 0), ("cmyk.JPEG", 4)):
         pixels = decode((tmp_path / name).read_bytes(), name)
-        assert np.abs(pixels.astype(int) - grey[..., None]).max() <= tolerance, name
+        assert np.abs(pixels.astype(int) - gray[..., None]).max() <= tolerance, name
 
 
 def test_a_photo_is_rotated_by_its_exif_orientation_or_left_as_stored(tmp_path) -> None:

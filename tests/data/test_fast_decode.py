@@ -17,7 +17,7 @@ ORIENTATION = 0x0112  # the EXIF tag
 
 
 def photo(h: int = 96, w: int = 128) -> Image.Image:
-    """Smooth colours, different at every edge."""
+    """Smooth colors, different at every edge."""
     noise = np.random.default_rng(0).integers(0, 256, (h // 16, w // 16, 3), dtype=np.uint8)
     return Image.fromarray(noise).resize((w, h), Image.Resampling.BICUBIC)
 
@@ -33,7 +33,7 @@ def whole(h: int, w: int) -> Box:
 
 
 def assert_close(found: np.ndarray, expected: np.ndarray, *, jpeg: bool) -> None:
-    """Up to the rounding of the resizing; the colours of a JPEG are repeated, not interpolated."""
+    """Up to the rounding of the resizing; the colors of a JPEG are repeated, not interpolated."""
     assert found.shape == expected.shape and found.dtype == expected.dtype == np.uint8
     difference = np.abs(found.astype(int) - expected)
     assert difference.max() <= (16 if jpeg else 1)
@@ -45,10 +45,10 @@ READ_FAST = {
     "progressive JPEG": encode(photo(), "JPEG", progressive=True),
     "JPEG without subsampling": encode(photo(), "JPEG", subsampling=0),
     "JPEG in RGB": encode(photo(), "JPEG", keep_rgb=True),
-    "grey JPEG": encode(photo().convert("L"), "JPEG"),
+    "gray JPEG": encode(photo().convert("L"), "JPEG"),
     "two pictures": encode(photo(), "MPO", save_all=True, append_images=[photo()]),
     "PNG": encode(photo(), "PNG"),
-    "grey PNG": encode(photo().convert("L"), "PNG"),
+    "gray PNG": encode(photo().convert("L"), "PNG"),
     "WebP": encode(photo(), "WEBP"),
     "BMP": encode(photo(), "BMP"),
 }
@@ -56,12 +56,12 @@ PALETTE, TRANSPARENT = photo().quantize(16), photo().convert("RGBA")
 TRANSPARENT.putalpha(100)
 REFUSED = {
     "CMYK JPEG": encode(photo().convert("CMYK"), "JPEG"),
-    "16 bits, grey": encode(Image.fromarray(np.full((96, 128), 257 * 90, np.uint16)), "PNG"),
+    "16 bits, gray": encode(Image.fromarray(np.full((96, 128), 257 * 90, np.uint16)), "PNG"),
     "16 bits": cv2.imencode(".png", np.full((96, 128, 3), 257 * 90, np.uint16))[1].tobytes(),
     "transparent PNG": encode(TRANSPARENT, "PNG"),
     "transparent WebP": encode(TRANSPARENT, "WEBP"),
     "palette": encode(PALETTE, "PNG"),
-    "one transparent colour": encode(photo(), "PNG", transparency=(0, 0, 0)),
+    "one transparent color": encode(photo(), "PNG", transparency=(0, 0, 0)),
     "GIF": encode(PALETTE, "GIF"),
     "TIFF": encode(photo(), "TIFF"),
 }

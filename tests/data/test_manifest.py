@@ -31,10 +31,10 @@ def write_csv(photos: Path, header: str, rows: list[str], name: str = "list.csv"
 def everything(name: str) -> dict[str, dict[str, tuple[str, ...]]]:
     """By split, the class names of each file."""
     sources = {split: open_source(name, split) for split in SPLITS}
-    return {split: labelled(source) for split, source in sources.items()}
+    return {split: labeled(source) for split, source in sources.items()}
 
 
-def labelled(source: Source) -> dict[str, tuple[str, ...]]:
+def labeled(source: Source) -> dict[str, tuple[str, ...]]:
     names = source.class_names
     return {
         Path(source[i].origin).name: tuple(names[label] for label in source.labels_of(i))
@@ -61,7 +61,7 @@ def test_images_have_several_labels_or_none(photos: Path) -> None:
     rows = [f"photos/{i}.png,{'|'.join('abc'[: i % 4])}" for i in range(40)]
     source = open_source(write_csv(photos, "path,labels", rows), "train")
     assert source.max_labels == 3 and source.class_names == ("a", "b", "c")
-    for file, names in labelled(source).items():
+    for file, names in labeled(source).items():
         assert names == tuple("abc"[: int(Path(file).stem) % 4])
 
 
@@ -204,12 +204,12 @@ def test_an_unreadable_image_is_left_out_of_evaluations_or_kept_for_replacement(
         (photos / f"{i}.png").write_bytes((photos / f"{i}.png").read_bytes()[:40])
     test = open_source(name, "test", on_error="replace")
     expected = {f"{i}.png": (str(i % 2),) for i in range(20) if i not in (0, 7, 19)}
-    assert labelled(test) == expected
+    assert labeled(test) == expected
     assert {Path(path).name for path in test.skipped.unreadable} == {
         f"{i}.png" for i in (0, 7, 19, 30)
     }
     unpickled = pickle.loads(pickle.dumps(test))
-    assert labelled(unpickled) == expected and unpickled.fingerprint() == test.fingerprint()
+    assert labeled(unpickled) == expected and unpickled.fingerprint() == test.fingerprint()
     rest = [open_source(name, split, on_error="replace") for split in ("train", "validation")]
     bad = [
         source for source in rest for i in range(len(source)) if source.path(i).endswith("30.png")

@@ -189,7 +189,7 @@ def png(pixels: np.ndarray, **options: Any) -> bytes:
 
 
 class Squares(list):
-    """A custom source: PNG files in memory, of many sizes, each of a single colour."""
+    """A custom source: PNG files in memory, of many sizes, each of a single color."""
 
     name, class_names, skipped, max_labels = "squares", ("dark", "light"), Skipped(), 1
 

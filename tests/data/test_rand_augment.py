@@ -21,7 +21,7 @@ TORCHVISION = Path(__file__).parents[1] / "golden" / "augment" / "torchvision.np
 
 
 def picture(h: int = 32, w: int = 44) -> np.ndarray:
-    """Smooth colours with a little noise, which span neither all values nor all levels evenly."""
+    """Smooth colors with a little noise, which span neither all values nor all levels evenly."""
     rng = np.random.default_rng(0)
     y, x = np.mgrid[:h, :w]
     smooth = np.stack([30 + 2 * y, 40 + 3 * x % 200, 100 + y + x], axis=-1)
@@ -70,8 +70,8 @@ def solarize_add(pixels: np.ndarray, m: float) -> np.ndarray:
 
 
 def color(pixels: np.ndarray, m: float) -> np.ndarray:
-    grey = np.round(pixels @ (0.299, 0.587, 0.114))
-    return blend(grey[..., None], pixels, m)
+    gray = np.round(pixels @ (0.299, 0.587, 0.114))
+    return blend(gray[..., None], pixels, m)
 
 
 def contrast(pixels: np.ndarray, m: float) -> np.ndarray:
@@ -111,7 +111,7 @@ EXACT = ("Equalize", "Invert", "Posterize", "Solarize", "SolarizeAdd")
 @pytest.mark.parametrize("magnitude", [0, 3, 10, 15])
 @pytest.mark.parametrize("name", ORACLES)
 def test_operations_on_values_equal_their_definitions(name: str, magnitude: float) -> None:
-    """Up to the rounding of a grey or blurred pixel, which an extrapolation multiplies."""
+    """Up to the rounding of a gray or blurred pixel, which an extrapolation multiplies."""
     pixels = picture()
     difference = apply(name, pixels, magnitude) - ORACLES[name](pixels, magnitude)
     allowed = 0 if name in EXACT else 1 + abs(1.8 * magnitude / 10 + 0.1 - 1)
@@ -119,7 +119,7 @@ def test_operations_on_values_equal_their_definitions(name: str, magnitude: floa
 
 
 def test_operations_equal_those_of_torchvision_at_equal_strength() -> None:
-    """On stored results (``scripts/oracles/augment.py``), up to the rounding of a grey pixel, which
+    """On stored results (``scripts/oracles/augment.py``), up to the rounding of a gray pixel, which
     an extrapolation multiplies (Color), or of the result (AutoContrast)."""
     with np.load(TORCHVISION) as file:
         stored = dict(file)
@@ -135,15 +135,15 @@ def test_operations_equal_those_of_torchvision_at_equal_strength() -> None:
         )
 
 
-@pytest.mark.parametrize(("side", "grey"), [(224, 196), (300, 255)])
-def test_contrast_blends_with_a_grey_that_depends_on_the_size_alone(side: int, grey: int) -> None:
+@pytest.mark.parametrize(("side", "gray"), [(224, 196), (300, 255)])
+def test_contrast_blends_with_a_gray_that_depends_on_the_size_alone(side: int, gray: int) -> None:
     """At magnitude 0, nine tenths of it remain in a black image."""
     black = np.zeros((side, side, 3), np.uint8)
-    assert np.unique(apply("Contrast", black, 0)) == int(0.9 * grey)
+    assert np.unique(apply("Contrast", black, 0)) == int(0.9 * gray)
 
 
 def moved(pixels: np.ndarray, source: Callable[[float, float], tuple[float, float]]) -> np.ndarray:
-    """Each pixel shows the one around the source of its centre; grey outside."""
+    """Each pixel shows the one around the source of its center; gray outside."""
     h, w, _ = pixels.shape
     result = np.full_like(pixels, 128)
     for v in range(h):
@@ -185,11 +185,11 @@ def test_operations_that_move_pixels_equal_their_definitions(name: str, magnitud
         sign = max(equal, key=lambda sign: equal[sign])
         assert equal[sign] > 0.995
         seen.add(sign)
-    grey = all((expected == 128).all() for expected in source.values())
-    assert seen == {1, -1} or grey
+    gray = all((expected == 128).all() for expected in source.values())
+    assert seen == {1, -1} or gray
 
 
-def test_cutout_paints_a_grey_square_with_twice_the_strength_as_its_side() -> None:
+def test_cutout_paints_a_gray_square_with_twice_the_strength_as_its_side() -> None:
     pixels = np.zeros((60, 60, 3), np.uint8)
     sizes = set()
     for seed in range(100):

@@ -93,19 +93,19 @@ def test_crops_of_given_boxes_equal_those_of_the_authors(
 def slow_bilinear(pixels: np.ndarray, h: int, w: int) -> np.ndarray:
     """Pixel by pixel in float32: first along x, then along y, then cut off."""
 
-    def neighbours(old: int, new: int) -> list[tuple[int, int, np.float32]]:
+    def neighbors(old: int, new: int) -> list[tuple[int, int, np.float32]]:
         scale, half = np.float32(old) / np.float32(new), np.float32(0.5)
-        centres = [(np.float32(i) + half) * scale - half for i in range(new)]
-        firsts = [int(np.floor(centre)) for centre in centres]
+        centers = [(np.float32(i) + half) * scale - half for i in range(new)]
+        firsts = [int(np.floor(center)) for center in centers]
         return [
-            (max(first, 0), min(first + 1, old - 1), centre - np.float32(first))
-            for first, centre in zip(firsts, centres, strict=True)
+            (max(first, 0), min(first + 1, old - 1), center - np.float32(first))
+            for first, center in zip(firsts, centers, strict=True)
         ]
 
     source = pixels.astype(np.float32)
     resized = np.empty((h, w, 3), np.uint8)
-    for i, (top, bottom, down) in enumerate(neighbours(pixels.shape[0], h)):
-        for j, (left, right, across) in enumerate(neighbours(pixels.shape[1], w)):
+    for i, (top, bottom, down) in enumerate(neighbors(pixels.shape[0], h)):
+        for j, (left, right, across) in enumerate(neighbors(pixels.shape[1], w)):
             start, end = (
                 source[y, left] + (source[y, right] - source[y, left]) * across
                 for y in (top, bottom)

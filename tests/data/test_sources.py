@@ -475,7 +475,7 @@ def test_the_fingerprint_of_arrays_changes_with_images_labels_and_classes(tmp_pa
     assert fingerprint() == fingerprints[0] == fingerprint(test_images=changed("test_images", 5))
 
 
-def test_splits_and_relabelled_sources_have_different_fingerprints() -> None:
+def test_splits_and_relabeled_sources_have_different_fingerprints() -> None:
     train, test = (open_source("digits", split) for split in ("train", "test"))
     sources = [train, test, relabel(test, "9876543210"), relabel(test, "0123456789a")]
     assert len({source.fingerprint() for source in sources}) == 4
@@ -494,17 +494,17 @@ def test_folders_named_by_synsets_have_the_classes_of_an_imagenet_model(tmp_path
 
 def test_relabel_maps_labels_to_the_classes_of_a_model() -> None:
     digits = open_source("digits", "test")
-    relabelled = relabel(digits, "9876543210")
-    assert isinstance(relabelled, Source) and relabelled.class_names == tuple("9876543210")
-    assert [example.labels for example in relabelled] == [(9 - label,) for label in digits.labels]
-    assert relabelled.name == digits.name
-    np.testing.assert_array_equal(relabelled[5].image, digits[5].image)
+    relabeled = relabel(digits, "9876543210")
+    assert isinstance(relabeled, Source) and relabeled.class_names == tuple("9876543210")
+    assert [example.labels for example in relabeled] == [(9 - label,) for label in digits.labels]
+    assert relabeled.name == digits.name
+    np.testing.assert_array_equal(relabeled[5].image, digits[5].image)
     assert relabel(digits, digits.class_names) is digits
     with pytest.raises(UsageError, match="not trained on, '0': choose from cat, dog"):
         relabel(digits, ("cat", "dog"))
 
 
-@pytest.mark.parametrize("kind", ["digits", "relabelled digits", "arrays", "folder"])
+@pytest.mark.parametrize("kind", ["digits", "relabeled digits", "arrays", "folder"])
 def test_a_pickled_source_holds_no_pixels_and_opens_the_same_data(
     kind: str, photos: Path, tmp_path: Path
 ) -> None:
@@ -512,7 +512,7 @@ def test_a_pickled_source_holds_no_pixels_and_opens_the_same_data(
     np.savez(tmp_path / "data.npz", images=images, labels=np.arange(100) % 2)
     source = {
         "digits": open_source("digits", "train"),
-        "relabelled digits": relabel(open_source("digits", "train"), "9876543210"),
+        "relabeled digits": relabel(open_source("digits", "train"), "9876543210"),
         "arrays": open_source(f"arrays:{tmp_path / 'data.npz'}", "train"),
         "folder": open_source(f"folder:{photos}", "train"),
     }[kind]

@@ -97,9 +97,9 @@ def test_the_thousand_numbers_of_imagenet_are_the_classes_of_its_models(
     arrays = dict(test_images=images, test_labels=labels, class_names=numbers)
     np.savez(tmp_path / "v2.npz", **arrays)
     source = open_source(f"arrays:{tmp_path / 'v2.npz'}", "test")
-    relabelled = relabel(source, names("imagenet_1k"))
-    assert [relabelled.labels_of(i) for i in range(1000)] == [(int(each),) for each in numbers]
-    assert relabelled.class_names == names("imagenet_1k")
+    relabeled = relabel(source, names("imagenet_1k"))
+    assert [relabeled.labels_of(i) for i in range(1000)] == [(int(each),) for each in numbers]
+    assert relabeled.class_names == names("imagenet_1k")
 
 
 def test_other_numbers_are_no_classes_of_an_imagenet_model() -> None:
@@ -108,7 +108,7 @@ def test_other_numbers_are_no_classes_of_an_imagenet_model() -> None:
             relabel(source, class_names("imagenet_1k"))
 
 
-def test_labels_pass_through_relabelling_and_samples_and_both_pickle(tmp_path: Path) -> None:
+def test_labels_pass_through_relabeling_and_samples_and_both_pickle(tmp_path: Path) -> None:
     labels = np.stack([np.arange(60) % 3, (np.arange(60) % 4) - 1], 1)
     labels[:, 1][labels[:, 1] == labels[:, 0]] = -1
     images = np.zeros((60, 4, 4, 3), np.uint8)

@@ -16,7 +16,7 @@ import pytest
 from flax import nnx
 
 from vmoe import models
-from vmoe.analysis import capture, collect, concatenate, labelled
+from vmoe.analysis import capture, collect, concatenate, labeled
 from vmoe.analysis.measures import expert_use
 from vmoe.config import (
     AuxLossWeights,
@@ -285,7 +285,7 @@ def test_adafactors_steps_on_a_mesh_equal_those_of_one_device(mesh: str, fsdp: b
         assert up["bias"].shape == bias and up["kernel"].shape == kernel
 
 
-def test_fsdp_splits_large_dense_arrays_and_the_optimiser_state_of_experts() -> None:
+def test_fsdp_splits_large_dense_arrays_and_the_optimizer_state_of_experts() -> None:
     config = TrainConfig(model=CONFIG, data=DataConfig("digits"))
     placement = on("expert=2", fsdp=True)
     state = abstract_state(config, placement)
@@ -322,7 +322,7 @@ def test_rows_are_rounded_to_the_transfer_dtype_before_they_are_sent() -> None:
     jax.tree.map(functools.partial(np.testing.assert_allclose, atol=1e-3), ours, alone)
 
 
-def test_experts_are_split_over_neighbouring_devices_as_far_as_they_divide() -> None:
+def test_experts_are_split_over_neighboring_devices_as_far_as_they_divide() -> None:
     assert (on("").data, on("").expert) == (1, 8)
     few = replace(CONFIG, moe=replace(SPARSE, num_experts=6))
     assert (on("", few).data, on("", few).expert) == (4, 2)
@@ -417,7 +417,7 @@ def test_routing_collected_on_two_devices_is_assigned_to_the_right_image_in_padd
     sharded = models.with_params(config, jax.device_put(params, own), placement=two)
     single = replace(config, moe=dict(images_per_group=1))
     ours, alone = (
-        concatenate(collect(model, labelled(images(10), batch_size=10)))
+        concatenate(collect(model, labeled(images(10), batch_size=10)))
         for model in (sharded, models.with_params(single, params))
     )
     np.testing.assert_allclose(ours.logits, alone.logits, atol=1e-5)

@@ -321,7 +321,7 @@ def test_any_of_several_labels_is_right_and_images_without_labels_are_counted() 
     labels = [source.labels_of(i) for i in range(len(source))]
     right = [row.argmax() in own for row, own in zip(logits, labels, strict=True)]
     top = [bool({*row.argsort()[-5:]} & {*own}) for row, own in zip(logits, labels, strict=True)]
-    assert (result.images, result.unlabelled, result.labelled) == (360, 120, 240)
+    assert (result.images, result.unlabeled, result.labeled) == (360, 120, 240)
     assert result.accuracy == pytest.approx(sum(right) / 240)
     assert result.accuracy_over_all == pytest.approx(sum(right) / 360)
     assert result.top5_accuracy == pytest.approx(sum(top) / 240)

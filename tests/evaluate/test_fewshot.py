@@ -279,9 +279,9 @@ def test_wrong_settings_are_refused(fields: dict[str, object], message: str) -> 
 def test_what_cannot_be_probed_is_refused() -> None:
     train, test = (sample(open_source("digits", x), 60) for x in ("train", "test"))
     config = FewShotConfig(shots=(60,), choose_l2="train", batch_size=70)
-    unlabelled = recorded("test", lambda i, label: ())
+    unlabeled = recorded("test", lambda i, label: ())
     with pytest.raises(UsageError, match="digits:test.*: no image has exactly one label"):
-        prepare("digits", train, unlabelled, config)
+        prepare("digits", train, unlabeled, config)
     data: FewShotData = prepare("digits", train, test, config)
     with pytest.raises(UsageError, match="every training image of digits is a shot"):
         fewshot(model(), [data], config, OWN)

@@ -77,7 +77,7 @@ def test_intermediates_are_the_patches_tokens_of_the_chosen_blocks() -> None:
 
 
 @pytest.mark.parametrize("mode", ["train", "eval"])
-def test_a_mode_of_the_model_is_refused_in_favour_of_the_argument_train(mode: str) -> None:
+def test_a_mode_of_the_model_is_refused_in_favor_of_the_argument_train(mode: str) -> None:
     with pytest.raises(UsageError, match=r"call model\(images, train=True, key=...\)"):
         getattr(tiny(), mode)()
 

@@ -1,4 +1,4 @@
-"""The whole model: its options, shapes and initialisation."""
+"""The whole model: its options, shapes and initialization."""
 
 import functools
 import re
@@ -349,7 +349,7 @@ def test_reduced_precision_transfer_rounds_rows_and_nothing_else() -> None:
     np.testing.assert_allclose(out, expected, atol=1e-5)
 
 
-def test_initialisation_has_the_published_distributions(pytestconfig: pytest.Config) -> None:
+def test_initialization_has_the_published_distributions(pytestconfig: pytest.Config) -> None:
     """The stored arrays are one draw of the authors' code; ours have its standard deviations."""
     folder = pytestconfig.rootpath / "tests" / "golden"
     stored = np.load(folder / "tiny_last2_k2_bpr_c0.5_indices.npz")

@@ -90,7 +90,7 @@ def test_training_in_a_notebook_prints_plain_lines_and_writes_the_whole_summary(
     executed: Callable[[str], tuple[list[nbformat.NotebookNode], Path]],
 ) -> None:
     """There, rich shows each line and each table as an output of its own, unless it is told not to,
-    and colours text for files."""
+    and colors text for files."""
     cells, folder = executed("04_train")
     (training,) = [cell for cell in cells if "\nevaluations = train(" in cell.source]
     assert {output.output_type for output in training.outputs} == {"stream"}

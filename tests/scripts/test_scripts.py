@@ -94,14 +94,14 @@ CHECK_CAPACITY = ROOT / "scripts" / "check_capacity.py"
 
 
 @pytest.mark.slow
-def test_searched_and_even_routing_are_compared_on_the_test_split(tiny_run: Path) -> None:
+def test_per_block_and_uniform_routing_are_compared_on_the_test_split(tiny_run: Path) -> None:
     command = [sys.executable, str(CHECK_CAPACITY), str(tiny_run), "--data", "digits"]
     result = subprocess.run([*command, "--images", "64"], capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     first, _, *rows = (line.strip("| ").split(" | ") for line in result.stdout.splitlines())
     assert len(rows) > 1 and all(len(row) == len(first) for row in rows)
-    budget, searched, even, difference, *_ = rows[0]
-    assert (budget, difference) == ("1x", "+0.00 ± 0.00") and searched == even
+    budget, per_block, uniform, difference, *_ = rows[0]
+    assert (budget, difference) == ("1x", "+0.00 ± 0.00") and per_block == uniform
 
 
 @pytest.fixture(scope="module")
@@ -115,7 +115,7 @@ def check_capacity() -> Any:
 
 
 def test_a_model_that_is_compared_twice_is_no_more_evidence_than_once(check_capacity: Any) -> None:
-    """The error of a difference is over the labelled images, each with its mean over the models."""
+    """The error of a difference is over the labeled images, each with its mean over the models."""
 
     def evaluated(*right: int) -> SimpleNamespace:
         images = np.arange(5)
@@ -124,8 +124,8 @@ def test_a_model_that_is_compared_twice_is_no_more_evidence_than_once(check_capa
         return SimpleNamespace(accuracy=len(right) / 4, per_example=per_example)
 
     setting = [{"k": 1, "capacity_factor": 0.5, "priority": "largest_gate"}]
-    rows = {"test": evaluated(0, 1, 2), "test_even": evaluated(1, 3), "setting": setting}
-    rows |= {"accuracy": 0.25, "accuracy_even": 0.125}
+    rows = {"test": evaluated(0, 1, 2), "test_uniform": evaluated(1, 3), "setting": setting}
+    rows |= {"accuracy": 0.25, "accuracy_uniform": 0.125}
     (line,) = check_capacity.lines_of([{0.5: rows}])
     error = 100 * np.std([1, 0, 1, -1]) / np.sqrt(4)
     figures = ["75.00", "50.00", f"+25.00 ± {error:.2f}", "25.00", "12.50"]

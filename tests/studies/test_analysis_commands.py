@@ -20,7 +20,7 @@ from vmoe.data.sources import open_source
 MODEL = ("routing", "--checkpoint", "vmoe_fashion_mnist", "--data", "fashion_mnist_sample")
 FEW = ("--images", "60", "--batch-size", "32")
 FIGURES = (
-    *("capacity_curves", "experts_by_class", "experts_of_patches", "favourite_patches"),
+    *("capacity_curves", "experts_by_class", "experts_of_patches", "top_patches"),
     *("k_at_inference", "kept_patches", "random_routers", "weight_histograms"),
 )
 
@@ -105,7 +105,7 @@ def test_a_model_is_compared_with_another_setting_of_its_routing_without_removal
 ) -> None:
     file = tmp_path / "page.html"
     model = ("routing", "--checkpoint", random_model, "--data", "digits")
-    beside = ("--beside", random_model, "--routing.capacity-factor", "0.5")
+    beside = ("--compare", random_model, "--routing.capacity-factor", "0.5")
     page = ("--out", file, "--page-images", "10", "--no-removals", "--json")
     result = vmoe(*model, *FEW, *beside, *page)
     assert result.returncode == 0, result.stderr
@@ -140,7 +140,7 @@ def test_a_check_exits_with_3_if_something_is_wrong() -> None:
             and 0 < shares["background"] < 0.6
             and 0 < shares["foreground"] < 0.6
         )
-        assert measures["class_information_null"] < measures["class_information"] < 0.3
+        assert measures["class_information_chance"] < measures["class_information"] < 0.3
 
 
 @pytest.mark.parametrize(
@@ -165,7 +165,7 @@ def test_a_sparse_model_is_attacked_beside_a_dense_one(tiny_run: Path, tmp_path:
     dense = replace(read(tiny_run).config, sparse_blocks=())
     stored = stored_of(dense)._replace(class_names=tuple("0123456789"))
     beside = write(stored, tmp_path / "dense", format="vmoe")
-    models = ("--checkpoint", tiny_run, "--data", "digits", "--beside", beside)
+    models = ("--checkpoint", tiny_run, "--data", "digits", "--compare", beside)
     few = ("--images", "64", "--batch-size", "32")
     strength = ("--epsilon", "1", "8", "--steps", "2", "--json")
     result = vmoe("attack", *models, *few, *strength)
@@ -204,7 +204,7 @@ def test_evaluate_and_attack_count_the_same_images_as_right(
     files = ("--predictions", file, "--csv", summary)
     result = vmoe("evaluate", *model, "--batch-size", "64", *files)
     evaluated = json.loads(result.stdout)
-    assert 0.1 < evaluated["accuracy"] < 1 and evaluated["unlabelled"] == 21
+    assert 0.1 < evaluated["accuracy"] < 1 and evaluated["unlabeled"] == 21
     with file.open(newline="") as lines:
         rows = list(csv.DictReader(lines))
     assert [Path(row["image"]).name for row in rows] == [f"{i:02}.png" for i in range(64)]
@@ -214,18 +214,20 @@ def test_evaluate_and_attack_count_the_same_images_as_right(
     assert all(0.1 <= float(row["probability"]) <= 1 for row in rows)
     with summary.open(newline="") as lines:
         (row,) = csv.DictReader(lines)
-    assert (row["images"], row["unlabelled"]) == ("64", "21")
+    assert (row["images"], row["unlabeled"]) == ("64", "21")
     result = vmoe("attack", *model, "--epsilon", "1", "--steps", "1")
     (row,) = json.loads(result.stdout)
     assert row["accuracy_before"] == evaluated["accuracy"]
-    assert (row["images"], row["unlabelled"]) == (43, 21)
+    assert (row["images"], row["unlabeled"]) == (43, 21)
     assert "21 of 64 images without a label: they count in no accuracy" in result.stderr
 
 
 def test_an_attack_along_a_path_needs_routers_that_drop() -> None:
-    result = vmoe("attack", *MODEL[1:], "--checkpoint", "vit_fashion_mnist", "--path", "routers")
+    result = vmoe(
+        "attack", *MODEL[1:], "--checkpoint", "vit_fashion_mnist", "--gradient-path", "routers"
+    )
     assert result.returncode == 2 and result.stderr.count("\n") == 1
-    assert "vit_fashion_mnist: attack.path=routers: every router must be" in result.stderr
+    assert "vit_fashion_mnist: attack.gradient_path=routers: every router must be" in result.stderr
 
 
 @pytest.mark.slow
@@ -253,7 +255,10 @@ def test_mates_are_attacked_at_every_capacity_and_priority(tiny_run: Path) -> No
             ("--checkpoint", "vit_fashion_mnist"),
             "vit_fashion_mnist: no block of this model is sparse, so no image depends on its batch",
         ),
-        (("--path", "routers"), "--path routers has no effect with --target mates: leave it out"),
+        (
+            ("--gradient-path", "routers"),
+            "--gradient-path routers has no effect with --target mates: leave it out",
+        ),
         (("--routing.dropless", "True"), "routing.dropless=True with target=mates: use --mates."),
         (
             ("--target", "images", "--mates.draws", "3"),

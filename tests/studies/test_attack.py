@@ -107,7 +107,9 @@ def gradients_of(model: ViT, images: jax.Array) -> dict[str, jax.Array]:
     """The gradient by four images along each path."""
     _, records = model.forward(images)
     return {
-        path: gradient(model, images, jnp.asarray(LABELS), records, AttackConfig(path=path))
+        path: gradient(
+            model, images, jnp.asarray(LABELS), records, AttackConfig(gradient_path=path)
+        )
         for path in ("all", "experts", "routers")
     }
 
@@ -131,5 +133,7 @@ def test_a_router_that_ignores_the_image_has_no_gradient_along_its_path() -> Non
 
 def test_a_path_needs_routers_that_drop() -> None:
     model = model_of(sparse_blocks=())
-    with pytest.raises(UsageError, match="attack.path=experts: every router must be token_choice"):
-        attack(model, random_images(b=4), LABELS, AttackConfig(path="experts"))
+    with pytest.raises(
+        UsageError, match="attack.gradient_path=experts: every router must be token_choice"
+    ):
+        attack(model, random_images(b=4), LABELS, AttackConfig(gradient_path="experts"))

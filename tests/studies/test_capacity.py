@@ -10,7 +10,7 @@ import pytest
 from tests.random_models import outputs, random_images, random_params
 from vmoe import models
 from vmoe.config import ExpertChoice, MoEConfig, TokenChoice, ViTConfig, replace
-from vmoe.config.inference import LayerSetting
+from vmoe.config.routing_file import LayerSetting
 from vmoe.costs.flops import flops_to_logits
 from vmoe.errors import UsageError
 from vmoe.nn.vit import ViT
@@ -61,7 +61,7 @@ def test_the_search_finds_what_an_exhaustive_one_finds(layers: ViTConfig) -> Non
     search = Search(scores, costs, levels)
     budgets = [costs.least + share * (1 - costs.least) for share in (1.0, 0.75, 0.5, 0.25)]
     found = {budget: search.best(budget) for budget in budgets}
-    even = {budget: search.even(budget) for budget in budgets}
+    uniform = {budget: search.uniform(budget) for budget in budgets}
     every = [[own for level in of_block for own in level.values()] for of_block in levels]
     pairs = list(itertools.product(*every))
     assert len(measured) < len(pairs) / 2
@@ -71,9 +71,9 @@ def test_the_search_finds_what_an_exhaustive_one_finds(layers: ViTConfig) -> Non
         assert scores.of(found[budget]).divergence == best
         same = [pair for pair in within if pair[0] == pair[1]]
         expected = min(same, key=lambda pair: scores.of(pair).divergence, default=None)
-        assert even[budget] == expected
+        assert uniform[budget] == expected
     assert len(set(found.values())) == len(budgets)
-    assert search.even(0.5) is None
+    assert search.uniform(0.5) is None
 
 
 def test_budgets_out_of_reach_are_refused_with_the_smallest_one() -> None:
@@ -204,10 +204,10 @@ def test_any_label_counts_in_a_score_and_images_without_one_only_in_the_divergen
     config = replace(config_of(), pooling="mean")
     model, levels = model_of(config), levels_of(config)
     first, second = batches()
-    (images, _, valid), unlabelled = first, np.full((4, 2), -1)
+    (images, _, valid), unlabeled = first, np.full((4, 2), -1)
     right = np.asarray(outputs(model, images)).argmax(-1)
     given = [(images, np.stack([(right + 1) % 10, right], 1), valid)]
-    given += [(second[0], unlabelled, second[2])]
+    given += [(second[0], unlabeled, second[2])]
     scores = Scores(model, given, levels)
     every = [(images, right[:, None].repeat(2, 1), valid) for images, _, valid in given]
     plain = Scores(model, every, levels)

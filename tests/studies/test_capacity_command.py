@@ -1,4 +1,4 @@
-"""``vmoe capacity`` writes inference.json; evaluate, predict and load use it."""
+"""``vmoe capacity`` writes routing.json; evaluate, predict and load use it."""
 
 import json
 import shutil
@@ -12,7 +12,7 @@ import vmoe as library
 from tests.command import vmoe
 from tests.random_models import stored_of
 from vmoe.checkpoints import write
-from vmoe.cli.inference import load_for_inference
+from vmoe.cli.routing_file import load_with_routing
 from vmoe.config import MoEConfig, RoutingOverrides, TokenChoice, ViTConfig
 from vmoe.errors import UsageError
 
@@ -21,7 +21,7 @@ FEW = ("--images", "64", "--batch-size", "32")
 
 @pytest.fixture(scope="module")
 def run(tiny_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run folder with an inference.json; no test changes it."""
+    """A run folder with a routing.json; no test changes it."""
     folder = tmp_path_factory.mktemp("capacity")
     run = folder / "run"
     shutil.copytree(tiny_run, run)
@@ -29,8 +29,8 @@ def run(tiny_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     result = vmoe("capacity", "--checkpoint", run, "--budget", "0.95x", *FEW, "--plot", plot)
     assert result.returncode == 0, result.stderr
     assert "digits:validation" in result.stdout and "Accuracy within budgets" in result.stdout
-    assert f"chosen for 0.95x: {run / 'inference.json'}" in result.stdout
-    assert "even: k, capacity factor, priority" in result.stdout
+    assert f"chosen for 0.95x: {run / 'routing.json'}" in result.stdout
+    assert "uniform: k, capacity factor, priority" in result.stdout
     with Image.open(plot) as image:
         assert min(image.size) > 300
     return run
@@ -45,39 +45,57 @@ def evaluated(*arguments: str | Path) -> tuple[dict[str, object], str]:
 
 
 def test_evaluate_uses_the_file_and_says_so(run: Path, tiny_run: Path) -> None:
-    file = run / "inference.json"
+    file = run / "routing.json"
     content = json.loads(file.read_text())
     (setting,) = content["blocks"].values()
     assert content["cost"] <= 0.95 and content["step"] == 60
     report, message = evaluated("--checkpoint", run)
     assert f"routing of {file}: " in message and "chosen on digits:validation" in message
-    assert report.pop("inference") == str(file)
+    assert report.pop("routing_file") == str(file)
     options = [(f"--routing.{name.replace('_', '-')}", str(x)) for name, x in setting.items()]
     overridden, message = evaluated("--checkpoint", run, *(x for each in options for x in each))
     assert report == overridden and not message
-    given, _ = evaluated("--checkpoint", tiny_run, "--inference", file)
-    assert given == report | {"inference": str(file)}
+    given, _ = evaluated("--checkpoint", tiny_run, "--routing-file", file)
+    assert given == report | {"routing_file": str(file)}
 
 
 def test_without_the_file_a_model_is_the_one_that_was_trained(
     run: Path, tiny_run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     trained, chosen = (
-        load_for_inference(run, given, use_ema=True).model.config for given in ("none", "")
+        load_with_routing(run, given, use_ema=True).model.config for given in ("none", "")
     )
     assert trained == library.load(tiny_run).model.config != chosen
     (message,) = capsys.readouterr().err.splitlines()
-    assert message.startswith(f"routing of {run / 'inference.json'}: ")
+    assert message.startswith(f"routing of {run / 'routing.json'}: ")
+
+
+def test_the_file_of_an_older_version_is_used_and_that_is_said(
+    run: Path, tiny_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    content = json.loads((run / "routing.json").read_text())
+    content |= {"format": 1, "accuracy_even": content.pop("accuracy_uniform")}
+    older = tmp_path / "run"
+    shutil.copytree(tiny_run, older)
+    (older / "inference.json").write_text(json.dumps(content))
+    chosen, newer = (load_with_routing(path, "", use_ema=True) for path in (older, run))
+    assert chosen.routing_file is not None and newer.routing_file is not None
+    assert chosen.routing_file[1] == newer.routing_file[1]
+    assert chosen.model.config == newer.model.config
+    used, said, _ = capsys.readouterr().err.splitlines()
+    file = older / "inference.json"
+    assert used.startswith(f"routing of {file}: ")
+    assert said == f"{file}: rename it to routing.json, its name in this version of vmoe"
 
 
 def test_a_file_whose_accuracies_are_of_images_in_another_order_is_used_and_that_is_said(
     run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    content = json.loads((run / "inference.json").read_text())
+    content = json.loads((run / "routing.json").read_text())
     del content["order"]  # as an older version wrote it
     file = tmp_path / "older.json"
     file.write_text(json.dumps(content))
-    load_for_inference(run, str(file), use_ema=True)
+    load_with_routing(run, str(file), use_ema=True)
     used, said = capsys.readouterr().err.splitlines()
     assert used.startswith(f"routing of {file}: ")
     assert said == (
@@ -96,7 +114,7 @@ def test_the_budget_can_be_measured_time(tiny_run: Path, tmp_path: Path) -> None
     assert report["by"] == content["by"] == "time" and report["measured"] > 0
     costs = {row["budget"]: row["cost"] for row in report["trade_off"]}
     assert all(cost <= budget for budget, cost in costs.items()) and costs[1] == content["cost"]
-    _, message = evaluated("--checkpoint", tiny_run, "--inference", file)
+    _, message = evaluated("--checkpoint", tiny_run, "--routing-file", file)
     assert f"routing of {file}: " in message and "x the time, chosen on" in message
 
 
@@ -115,28 +133,28 @@ def test_settings_are_written_under_the_numbers_of_the_sparse_blocks(tmp_path: P
     result = vmoe(*arguments, *FEW, "--data", "digits:validation")
     assert result.returncode == 0, result.stderr
     assert list(json.loads(file.read_text())["blocks"]) == ["1", "2"]
-    assert library.load(tmp_path / "model", inference=file).model.config != config
+    assert library.load(tmp_path / "model", routing_file=file).model.config != config
 
 
 def test_predict_and_load_use_it_too(run: Path, tmp_path: Path) -> None:
     pixels = np.random.default_rng(0).integers(0, 255, (8, 8, 3), dtype=np.uint8)
     Image.fromarray(pixels).save(tmp_path / "a.png")
     result = vmoe("predict", "--checkpoint", run / "checkpoints" / "last", tmp_path / "a.png")
-    assert result.returncode == 0 and f"routing of {run / 'inference.json'}" in result.stderr
-    loaded = library.load(run, inference=True)
-    assert loaded.inference is not None and loaded.inference[0] == run / "inference.json"
-    content = loaded.inference[1]
+    assert result.returncode == 0 and f"routing of {run / 'routing.json'}" in result.stderr
+    loaded = library.load(run, routing_file=True)
+    assert loaded.routing_file is not None and loaded.routing_file[0] == run / "routing.json"
+    content = loaded.routing_file[1]
     assert loaded.model.config == content.apply(library.load(run).model.config)
-    with pytest.raises(UsageError, match="inference=True: give this or routing settings"):
-        library.load(run, inference=True, routing=RoutingOverrides(k=1))
+    with pytest.raises(UsageError, match="routing_file=True: give this or routing settings"):
+        library.load(run, routing_file=True, routing=RoutingOverrides(k=1))
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"format": 2}, "format 2, this version of vmoe reads 1"),
+        ({"format": 3}, "format 3, this version of vmoe reads 1 and 2"),
         ({"blocks": {}}, "for sparse blocks none, but those of this model are 0"),
-        ({"budget": "all"}, "Inference budget: Input should be a valid number"),
+        ({"budget": "all"}, "RoutingFile budget: Input should be a valid number"),
         (
             {"blocks": {"0": {"k": 9, "capacity_factor": 1.0, "priority": "order"}}},
             "moe.router.k=9",
@@ -145,7 +163,7 @@ def test_predict_and_load_use_it_too(run: Path, tmp_path: Path) -> None:
             {"blocks": {"0": {"k": 0, "capacity_factor": 1.0, "priority": "order"}}},
             "k=0: use at least 1",
         ),
-        ('{"format": 1', "not JSON"),
+        ('{"format": 2', "not JSON"),
         ("null", "not a file of vmoe capacity"),
         ('{"format": ' + "[" * 10_000, "not JSON"),
     ],
@@ -153,10 +171,10 @@ def test_predict_and_load_use_it_too(run: Path, tmp_path: Path) -> None:
 def test_a_bad_file_is_one_line_that_names_it(
     run: Path, tmp_path: Path, change: dict[str, object] | str, message: str
 ) -> None:
-    file, text = tmp_path / "other.json", (run / "inference.json").read_text()
+    file, text = tmp_path / "other.json", (run / "routing.json").read_text()
     file.write_text(change if isinstance(change, str) else json.dumps(json.loads(text) | change))
     with pytest.raises(UsageError) as error:
-        library.load(run, inference=file)
+        library.load(run, routing_file=file)
     assert str(error.value).startswith(f"{file}: ") and message in str(error.value)
     assert "\n" not in str(error.value)
 

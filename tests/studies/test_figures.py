@@ -10,10 +10,10 @@ import pytest
 
 from tests.random_models import random_images, random_params
 from vmoe import models
-from vmoe.analysis import collect, concatenate, labelled, statistics
-from vmoe.analysis.collect import Labelled
+from vmoe.analysis import collect, concatenate, labeled, statistics
+from vmoe.analysis.collect import Labeled
 from vmoe.analysis.effects import BatchDependence
-from vmoe.analysis.patches import favourites
+from vmoe.analysis.patches import find_top_patches
 from vmoe.checkpoints.stored import Origin
 from vmoe.config import ExpertChoice, MoEConfig, RoutingOverrides, TokenChoice, replace
 from vmoe.config.preprocessing import Preprocessing
@@ -33,14 +33,14 @@ def loaded_of(*layers: MoEConfig) -> Loaded:
     return Loaded(model, ("a", "b", "c"), Preprocessing(32), None, Origin("vmoe", "random"))
 
 
-def batches_of(labels: np.ndarray | None = None) -> Callable[[], Iterator[Labelled]]:
-    return functools.partial(labelled, IMAGES, labels, batch_size=8)
+def batches_of(labels: np.ndarray | None = None) -> Callable[[], Iterator[Labeled]]:
+    return functools.partial(labeled, IMAGES, labels, batch_size=8)
 
 
 def measured(loaded: Loaded, labels: np.ndarray | None = None) -> MeasuredRouting:
     batches = batches_of(labels)
     parts = list(collect(loaded.model, batches()))
-    best, predictions = favourites(batches(), parts, P), concatenate(parts).logits.argmax(-1)
+    best, predictions = find_top_patches(batches(), parts, P), concatenate(parts).logits.argmax(-1)
     of_data = loaded, "random", batches, predictions, statistics(parts), best
     return MeasuredRouting(*of_data, BatchDependence(0.0, 0.0), findings=[])
 
@@ -61,7 +61,7 @@ def test_patches_are_crossed_out_where_a_model_with_so_few_slots_drops_them(
     by_gate = {} if isinstance(router, ExpertChoice) else {"priority": "largest_gate"}
     few = RoutingOverrides(capacity=slots[-1], **by_gate).apply(config)
     limited = models.with_params(few, models.params_of(model))
-    kept = concatenate(collect(limited, labelled(IMAGES, batch_size=8))).blocks[0].kept[:, 1:]
+    kept = concatenate(collect(limited, labeled(IMAGES, batch_size=8))).blocks[0].kept[:, 1:]
     crosses = [len(ax.collections[0].get_offsets()) for ax in figure.axes[3::4]]
     shown = np.unique(np.linspace(0, 7, 6).round().astype(int))
     assert crosses == (~kept.any(-1)).sum(1)[shown].tolist() and sum(crosses) > 0
@@ -93,19 +93,19 @@ def test_k_goes_up_to_the_fewest_experts_of_layers_that_differ_and_stands_beside
     assert [tick.get_text() for tick in ax.get_xticklabels()] == ["1\n20", "2\n20–36"]
 
 
-def test_statistics_predictions_and_favourite_patches_are_measured_in_one_pass() -> None:
+def test_statistics_predictions_and_top_patches_are_measured_in_one_pass() -> None:
     loaded, passes = loaded_of(LAYERS[0]), []
 
-    def batches() -> Iterator[Labelled]:
+    def batches() -> Iterator[Labeled]:
         passes.append(1)
-        return labelled(IMAGES, batch_size=3)  # the last one is padded
+        return labeled(IMAGES, batch_size=3)  # the last one is padded
 
-    reordered = labelled(IMAGES[:4], batch_size=4)
+    reordered = labeled(IMAGES[:4], batch_size=4)
     routing = measure_routing(loaded, "random", batches, reordered, batch_size=4)
     assert len(passes) == 1
     parts = list(collect(loaded.model, batches()))
     np.testing.assert_array_equal(routing.predictions, concatenate(parts).logits.argmax(-1))
     np.testing.assert_array_equal(routing.blocks[0].uses, statistics(parts)[0].uses)
-    expected = favourites(batches(), parts, P, top=3)[0]
-    for ours, theirs in zip(routing.favourites[0].first(3), expected, strict=True):
+    expected = find_top_patches(batches(), parts, P, top=3)[0]
+    for ours, theirs in zip(routing.top_patches[0].first(3), expected, strict=True):
         np.testing.assert_array_equal(ours, theirs)

@@ -92,15 +92,15 @@ def test_one_program_serves_all_settings_with_groups_of_one_size() -> None:
         assert roomy.config == first[0].config and routing.slots != first[1].slots
 
 
-def test_optimised_mates_take_more_slots_than_mates_changed_at_random() -> None:
+def test_optimized_mates_take_more_slots_than_mates_changed_at_random() -> None:
     model = model_of()
     model.blocks[0].mlp.router.kernel[...] *= 0.3  # flat gates, so that the surrogate is smooth
     change = replace(SMALL, steps=20)
     result = attack_mates(model, images(), LABELS, ROOMY, CONFIG, [change], batch_size=20)
     (changed,) = result.changed
     assert (changed.surrogate[:, 1] > changed.surrogate[:, 0]).all()
-    assert changed.optimised.dropped.mean() > changed.control.dropped.mean()
-    assert changed.optimised.dropped.mean() > result.drawn.dropped[:, 0].mean()
+    assert changed.optimized.dropped.mean() > changed.control.dropped.mean()
+    assert changed.optimized.dropped.mean() > result.drawn.dropped[:, 0].mean()
 
 
 def test_the_size_of_a_batch_changes_no_result_at_any_epsilon() -> None:

@@ -55,8 +55,8 @@ def test_positions_of_grids_that_are_not_square_are_resampled_along_each_axis() 
     np.testing.assert_allclose(ours, expected, atol=1e-6)
 
 
-def test_half_pixel_centred_positions_equal_an_interpolation_by_hand() -> None:
-    """Two places to four: the centres lie at -0.25, 0.25, 0.75 and 1.25 of the old ones."""
+def test_half_pixel_centered_positions_equal_an_interpolation_by_hand() -> None:
+    """Two places to four: the centers lie at -0.25, 0.25, 0.75 and 1.25 of the old ones."""
     grids = dict(grid=(1, 2), new_grid=(1, 4))
     resize = jax.jit(functools.partial(resize_positions, **grids, method="half_pixel"))
     vectors = np.array([[[9.0], [0.0], [1.0]]], np.float32)  # the class token's comes first
@@ -165,7 +165,7 @@ def test_slots_of_a_soft_router_do_not_fit_another_image_size() -> None:
         fit(soft, random_params(soft), target)
 
 
-def test_moments_of_an_optimiser_get_zeros_where_parameters_are_new() -> None:
+def test_moments_of_an_optimizer_get_zeros_where_parameters_are_new() -> None:
     target = replace(TINY, num_classes=7)
     zeros = jax.tree.map(np.zeros_like, random_params(target))
     moments, _ = fit(TINY, random_params(TINY), target, initial=zeros)

@@ -94,7 +94,7 @@ def test_an_upcycled_model_has_the_logits_of_its_parent(moe: dict) -> None:
 @pytest.mark.parametrize(
     ("moe", "reason"),
     [
-        (dict(router=TokenChoice()), "not normalised"),
+        (dict(router=TokenChoice()), "not normalized"),
         (dict(capacity_factor=0.5), "dropped"),
         (dict(capacity=8), "dropped"),
         (dict(noise_std=0.1), "noise"),

@@ -136,7 +136,7 @@ def test_the_learning_rate_decays_from_the_head_down_to_the_embeddings(pooling: 
         assert update == pytest.approx(expected), path
 
 
-def test_without_factors_the_optimiser_is_bitwise_that_of_optax() -> None:
+def test_without_factors_the_optimizer_is_bitwise_that_of_optax() -> None:
     theirs = optax.chain(
         optax.clip_by_global_norm(1.0),
         optax.adamw(
@@ -285,7 +285,7 @@ def test_a_message_names_the_factors_and_the_numbers_of_parameters() -> None:
 
 
 def test_the_command_says_what_it_trains_and_resumes_a_linear_probe(tmp_path: Path) -> None:
-    """A run that is extended continues from a checkpoint with the optimiser state of the head.
+    """A run that is extended continues from a checkpoint with the optimizer state of the head.
 
     The FLOPs of a model of which a part is frozen are unknown.
     """

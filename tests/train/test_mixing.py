@@ -122,8 +122,8 @@ def simulated_areas(concentration: float, count: int) -> np.ndarray:
     side = np.sqrt(1 - rng.beta(concentration, concentration, count))
     overlaps = []
     for length in (H, W):
-        size, centre = (side * length).astype(int), rng.integers(length, size=count)
-        start = centre - size // 2
+        size, center = (side * length).astype(int), rng.integers(length, size=count)
+        start = center - size // 2
         overlaps.append(np.minimum(start + size, length) - np.maximum(start, 0))
     return overlaps[0] * overlaps[1] / (H * W)
 

@@ -1,4 +1,4 @@
-"""The optimiser compared with its formulas."""
+"""The optimizer compared with its formulas."""
 
 import json
 from functools import partial

@@ -90,7 +90,7 @@ def test_the_first_warmup_step_reports_loss_and_accuracy_and_changes_no_paramete
     before = init_state(config)
     start = jax.tree.map(np.array, before.params)
     after, metrics = make_train_step(config)(before, batch)
-    # the first learning rate of a warmup is 0, so only the optimiser state changes
+    # the first learning rate of a warmup is 0, so only the optimizer state changes
     jax.tree.map(np.testing.assert_array_equal, start, jax.tree.map(np.array, after.params))
     assert metrics["lr"] == 0 and int(after.step) == int(after.batch) == 1
     logits = np.log(np.full((32, 10), 0.1))  # a head of zeros gives equal logits

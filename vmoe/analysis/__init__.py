@@ -7,7 +7,7 @@ from vmoe.analysis.collect import (
     collect,
     concatenate,
     foreground,
-    labelled,
+    labeled,
 )
 from vmoe.analysis.compare import agreement, saturation
 from vmoe.analysis.measures import block_measures, expert_totals
@@ -27,7 +27,7 @@ __all__ = [
     "expert_totals",
     "feature_names",
     "foreground",
-    "labelled",
+    "labeled",
     "saturation",
     "statistics",
 ]

@@ -71,19 +71,19 @@ class Collected(NamedTuple):
     foreground: Bool[np.ndarray, "b i j"]
 
 
-Labelled = tuple[Images, Int[np.ndarray, "b l"] | None, Valid | None]
+Labeled = tuple[Images, Int[np.ndarray, "b l"] | None, Valid | None]
 """Images, their classes (padded with -1), and which of them are more than padding; None if unknown,
 for all."""
 
 
-def without_padding(batch: Labelled) -> Float[np.ndarray, "x h w 3"]:
+def without_padding(batch: Labeled) -> Float[np.ndarray, "x h w 3"]:
     """The images of a batch that are more than padding."""
     images, _, valid = batch
     return np.asarray(images)[slice(None) if valid is None else np.asarray(valid)]
 
 
 def collect(
-    model: ViT, batches: Iterable[Labelled], *, decide: Mapping[int, Route] | None = None
+    model: ViT, batches: Iterable[Labeled], *, decide: Mapping[int, Route] | None = None
 ) -> Iterator[Collected]:
     """The logits and the routing of every image, without padding, one batch after the other.
 
@@ -153,9 +153,9 @@ def concatenate(parts: Iterable[Collected]) -> Collected:
     )
 
 
-def labelled(
+def labeled(
     images: np.ndarray, labels: Int[np.ndarray, "b l"] | None = None, *, batch_size: int = 64
-) -> Iterator[Labelled]:
+) -> Iterator[Labeled]:
     """Batches of an array of images; the last one is padded, so that all have one size.
 
     Args:
@@ -175,15 +175,15 @@ def labelled(
 def foreground(
     images: Images, patch_size: int, tolerance: float = 0.1
 ) -> Bool[np.ndarray, "b i j"]:
-    """False for patches of background: every pixel has the colour of the image's border.
+    """False for patches of background: every pixel has the color of the image's border.
 
-    The border's colour is the median of the outermost pixels, by channel. The rule suits objects on
-    a plain colour, such as those of Fashion-MNIST and emoji; on photographs it means little, since
+    The border's color is the median of the outermost pixels, by channel. The rule suits objects on
+    a plain color, such as those of Fashion-MNIST and emoji; on photographs it means little, since
     hardly any patch is background, or only a plain sky is.
 
     Args:
         images: pixels in [-1, 1]; the patch size divides their sides.
-        tolerance: largest difference of a background pixel from that colour, in any channel.
+        tolerance: largest difference of a background pixel from that color, in any channel.
     """
     pixels, p = np.asarray(images), patch_size
     rows, columns = pixels[:, [0, -1]], pixels[:, 1:-1, [0, -1]]

@@ -1,9 +1,9 @@
-"""The colour of each expert, the same in every figure and page.
+"""The color of each expert, the same in every figure and page.
 
 The first seven are those of Okabe and Ito (https://jfly.uni-koeln.de/color/). Each further one is
-the colour of an sRGB grid that is farthest from all before it and from grey, in the least
-favourable of normal vision and the three kinds of dichromacy (Machado et al. 2009; distances in
-OKLab). Many colours cannot all be told apart, so figures also say the number of the expert.
+the color of an sRGB grid that is farthest from all before it and from gray, in the least
+favorable of normal vision and the three kinds of dichromacy (Machado et al. 2009; distances in
+OKLab). Many colors cannot all be told apart, so figures also say the number of the expert.
 """
 
 COLORS = (
@@ -15,9 +15,9 @@ COLORS = (
 
 
 def expert_colors(e: int) -> tuple[str, ...]:
-    """A colour for each of e experts, as #rrggbb; those of the 32 repeat.
+    """A color for each of e experts, as #rrggbb; those of the 32 repeat.
 
-    An expert's colour does not depend on e. Grey is free for what has no expert.
+    An expert's color does not depend on e. Gray is free for what has no expert.
 
     >>> expert_colors(2)
     ('#e69f00', '#56b4e9')
@@ -26,7 +26,7 @@ def expert_colors(e: int) -> tuple[str, ...]:
 
 
 def text_color(color: str) -> str:
-    """Black or white, whichever can be read on a colour (contrast as in WCAG 2).
+    """Black or white, whichever can be read on a color (contrast as in WCAG 2).
 
     >>> text_color("#f0e442"), text_color("#0f1e78")
     ('#000000', '#ffffff')

@@ -13,15 +13,15 @@ import numpy as np
 from jaxtyping import Float
 
 from vmoe import models
-from vmoe.analysis.collect import Labelled, labelled
-from vmoe.analysis.interventions import limited, masked, randomized, zeroed
+from vmoe.analysis.collect import Labeled, labeled
+from vmoe.analysis.interventions import ablated, limited, masked, randomized
 from vmoe.axes import Route
 from vmoe.config import RoutingOverrides, ViTConfig, replace
 from vmoe.config.routers import PRIORITIES, Priority, TokenChoice
 from vmoe.errors import UsageError
 from vmoe.nn.vit import ViT
 
-Way = Literal["zeroed", "forbidden"]
+Way = Literal["ablated", "masked"]
 WAYS: tuple[Way, ...] = get_args(Way)
 
 
@@ -31,8 +31,8 @@ class Removal(NamedTuple):
     Attributes:
         block: number of the sparse block.
         expert: number of the expert.
-        way: "zeroed" if its output is zero, so that the tokens sent there keep only their residual
-            connection; "forbidden" if it cannot be chosen, so that its tokens go elsewhere.
+        way: "ablated" if its output is zero, so that the tokens sent there keep only their residual
+            connection; "masked" if it cannot be chosen, so that its tokens go elsewhere.
     """
 
     block: int
@@ -44,7 +44,7 @@ Logits = Float[np.ndarray, "b y"]
 
 
 def removals(config: ViTConfig) -> list[Removal]:
-    """Every expert of every sparse block, taken away in both ways; a single one only zeroed."""
+    """Every expert of every sparse block, taken away in both ways; a single one only ablated."""
     return [
         Removal(block, expert, way)
         for block, moe in config.moe_blocks.items()
@@ -55,7 +55,7 @@ def removals(config: ViTConfig) -> list[Removal]:
 
 def without_experts(
     model: ViT,
-    batches: Iterable[Labelled],
+    batches: Iterable[Labeled],
     which: Sequence[Removal],
     *,
     on_step: Callable[[], None] = lambda: None,
@@ -75,7 +75,8 @@ def without_experts(
 
     def decide(masks: Any) -> dict[int, Route]:
         return {
-            block: zeroed(active, masked(choosable)) for block, (active, choosable) in masks.items()
+            block: ablated(active, masked(choosable))
+            for block, (active, choosable) in masks.items()
         }
 
     def mask(removal: Removal, block: int, way: str) -> np.ndarray:
@@ -90,7 +91,7 @@ def without_experts(
 
 
 def with_random_routers(
-    model: ViT, batches: Iterable[Labelled], *, seed: int = 0
+    model: ViT, batches: Iterable[Labeled], *, seed: int = 0
 ) -> dict[int, Logits]:
     """The logits of all images with a random router in one sparse block at a time."""
     blocks = model.config.sparse_blocks
@@ -112,7 +113,7 @@ def can_be_limited(config: ViTConfig) -> bool:
 
 def at_capacities(
     model: ViT,
-    batches: Iterable[Labelled],
+    batches: Iterable[Labeled],
     slots: Sequence[int],
     priorities: Sequence[Priority] = PRIORITIES,
     *,
@@ -147,7 +148,7 @@ def at_capacities(
 
 def at_k(
     model: ViT,
-    batches: Iterable[Labelled],
+    batches: Iterable[Labeled],
     ks: Sequence[int],
     *,
     on_step: Callable[[], None] = lambda: None,
@@ -200,7 +201,7 @@ def batch_dependence(
     rng, b = np.random.default_rng(seed), len(images)
     every = [np.arange(b), *(rng.permutation(b) for _ in range(orders - 1))]
     batches = (
-        batch for order in every for batch in labelled(images[order], batch_size=min(batch_size, b))
+        batch for order in every for batch in labeled(images[order], batch_size=min(batch_size, b))
     )
     (in_order,) = _logits(model, batches, lambda _: {}, {"as it is": None}).values()
     parts = np.split(in_order, orders)
@@ -213,7 +214,7 @@ def batch_dependence(
 
 def _logits(
     model: ViT,
-    batches: Iterable[Labelled],
+    batches: Iterable[Labeled],
     decide: Callable[[Any], Mapping[int, Route]],
     settings: Mapping[Any, Any],
     on_step: Callable[[], None] = lambda: None,
@@ -235,7 +236,7 @@ def _program(model: ViT, decide: Callable[[Any], Mapping[int, Route]]) -> Callab
 
 
 def _of_batches(
-    batches: Iterable[Labelled],
+    batches: Iterable[Labeled],
     runs: Mapping[Any, Callable[..., jax.Array]],
     on_step: Callable[[], None],
 ) -> dict[Any, Logits]:

@@ -1,6 +1,6 @@
 """Functions that decide in place of a router: for "what if" questions about a trained model.
 
-    capture(model, images, decide={3: zeroed(active)})
+    capture(model, images, decide={3: ablated(active)})
 
 The parameters of the model stay as they are. Arguments may be traced arrays, so that one compiled
 program serves all their values. ``inner`` is the router that is changed; the layer's own if None.
@@ -22,7 +22,7 @@ from vmoe.routing.top_k import gates_of
 NEVER = -1e9  # a logit whose gate is 0; an infinite one would make NaN in soft routing
 
 
-def zeroed(active: Bool[Array, "e"], inner: Route | None = None) -> Route:
+def ablated(active: Bool[Array, "e"], inner: Route | None = None) -> Route:
     """The decision of ``inner``, but inactive experts output zero.
 
     Tokens still go to inactive experts, and take slots there.

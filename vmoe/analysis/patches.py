@@ -7,7 +7,7 @@ import numpy as np
 from einops import rearrange
 from jaxtyping import Float, Int, Shaped
 
-from vmoe.analysis.collect import Collected, Labelled, without_padding
+from vmoe.analysis.collect import Collected, Labeled, without_padding
 from vmoe.config.fields import at_least
 from vmoe.errors import UsageError
 
@@ -31,32 +31,32 @@ def on_grid(
     return tokens[:, n - i * j :].reshape(b, i, j, *tokens.shape[2:])
 
 
-class Favourites(NamedTuple):
+class TopPatches(NamedTuple):
     """The patches that each expert of a block weighs most, at most one per image, best first.
 
     Attributes:
         gates: of the expert for the patch, in [0, 1].
         patches: their pixels, in [-1, 1].
         images: the number of the image, in the order of the data.
-        places: the number of the patch in its image, row by row.
+        positions: the number of the patch in its image, row by row.
     """
 
     gates: Float[np.ndarray, "e x"]
     patches: Float[np.ndarray, "e x p p 3"]
     images: Int[np.ndarray, "e x"]
-    places: Int[np.ndarray, "e x"]
+    positions: Int[np.ndarray, "e x"]
 
-    def first(self, top: int) -> "Favourites":
+    def first(self, top: int) -> "TopPatches":
         """The best ``top`` of each expert, or all if there are fewer."""
-        return Favourites(*(field[:, :top] for field in self))
+        return TopPatches(*(field[:, :top] for field in self))
 
 
-def favourites(
-    batches: Iterable[Labelled], parts: Iterable[Collected], patch_size: int, *, top: int = 10
-) -> dict[int, Favourites]:
+def find_top_patches(
+    batches: Iterable[Labeled], parts: Iterable[Collected], patch_size: int, *, top: int = 10
+) -> dict[int, TopPatches]:
     """By sparse block, the patches with the largest gates of each expert, one of an image.
 
-    Neighbouring patches are alike, so each image gives its best one. A patch need not be sent to
+    Neighboring patches are alike, so each image gives its best one. A patch need not be sent to
     the expert. Of equal gates the earlier is first. Memory is bounded by one batch.
 
     Args:
@@ -69,25 +69,26 @@ def favourites(
         UsageError: there is no image or no sparse block; or as for ``on_grid``.
     """
     at_least(1).check(top=top)
-    best: dict[int, Favourites] = {}
-    for _ in with_favourites(best, batches, parts, patch_size, top=top):
+    best: dict[int, TopPatches] = {}
+    for _ in with_top_patches(best, batches, parts, patch_size, top=top):
         pass
     if not best:
         raise UsageError("no image, or no sparse block: there is no patch to show")
     return best
 
 
-def with_favourites(
-    best: dict[int, Favourites],
-    batches: Iterable[Labelled],
+def with_top_patches(
+    best: dict[int, TopPatches],
+    batches: Iterable[Labeled],
     parts: Iterable[Collected],
     patch_size: int,
     *,
     top: int = 10,
 ) -> Iterator[Collected]:
-    """Yields the parts unchanged, and keeps the favourites of all parts so far in ``best``.
+    """Yields the parts unchanged, and keeps the top patches of all parts so far in ``best``.
 
-    So one pass over the data serves ``statistics``, too. Other arguments as for ``favourites``.
+    So one pass over the data serves ``statistics``, too. See ``find_top_patches`` for the other
+    arguments.
     """
     first = 0  # number of the batch's first image
     for batch, part in zip(batches, parts, strict=True):
@@ -97,14 +98,14 @@ def with_favourites(
             scores = rearrange(on_grid(block.gates, images, patch_size), "b i j e -> e b (i j)")
             grid = "b (i p) (j q) c -> b (i j) p q c"
             patches = rearrange(images, grid, p=patch_size, q=patch_size)
-            places = scores.argmax(-1)  # the best patch of each image
-            numbered = np.broadcast_to(first + numbers, places.shape)
-            fields = [scores.max(-1), patches[numbers, places], numbered, places]
+            positions = scores.argmax(-1)  # the best patch of each image
+            numbered = np.broadcast_to(first + numbers, positions.shape)
+            fields = [scores.max(-1), patches[numbers, positions], numbered, positions]
             if i in best:
                 both = zip(best[i], fields, strict=True)
                 fields = [np.concatenate(each, axis=1) for each in both]
             order = np.argsort(-fields[0], axis=1, kind="stable")[:, :top]
             rows = np.arange(len(order))[:, None]
-            best[i] = Favourites(*(field[rows, order] for field in fields))
+            best[i] = TopPatches(*(field[rows, order] for field in fields))
         first += len(images)
         yield part

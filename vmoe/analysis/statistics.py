@@ -22,7 +22,7 @@ MIN_PLAIN = 0.01
 """Smallest fraction of the patches' choices that either kind of patch must have: below, the images
 have no plain background, and the two are not told apart."""
 SHUFFLES = 10
-"""Shuffles of the labels whose mean is the null of a specialisation."""
+"""Shuffles of the labels; their mean is the chance baseline of a specialization."""
 
 
 @dataclasses.dataclass
@@ -31,8 +31,8 @@ class BlockStatistics(ExpertTotals):
 
     Attributes:
         coactivation: number of tokens that chose both experts of a pair.
-        by_position: number of choices by expert and place of the patch; a class token has none.
-        by_shuffled_position: the same if the patches of each image stood in random places.
+        by_position: number of choices by expert and position of the patch; a class token has none.
+        by_shuffled_position: the same if the patches of each image stood in random positions.
         by_weight: number of tokens by rank of the choice and bin of its gate.
         gates_by_rank: sum of the gates of the choices by rank.
         by_priority: number of tokens by bin of their largest gate.
@@ -83,7 +83,7 @@ class BlockStatistics(ExpertTotals):
         return _by_class(self.uses, self.labels, num_classes)
 
     def class_information(self, num_classes: int, seed: int = 0) -> tuple[float, float]:
-        """Normalised mutual information of expert and class; and its null.
+        """Normalized mutual information of expert and class, and its chance baseline.
 
         Returns:
             that of the choices; and the mean of those under shuffled labels, which is what a router
@@ -99,17 +99,17 @@ class BlockStatistics(ExpertTotals):
 
     @property
     def position_information(self) -> tuple[float, float]:
-        """Normalised mutual information of expert and place in the image; and its null.
+        """Normalized mutual information of expert and position, and its chance baseline.
 
         Returns:
-            that of the patches' choices; and that of the same choices in random places of their
-            images, which is what a router that ignores the place would show.
+            that of the patches' choices; and that of the same choices in random positions of their
+            images, which is what a router that ignores the position would show.
         """
-        own, null = (
+        own, chance = (
             mutual_information(table.reshape(len(table), -1))
             for table in (self.by_position, self.by_shuffled_position)
         )
-        return own, null
+        return own, chance
 
 
 def statistics(parts: Iterable[Collected]) -> dict[int, BlockStatistics]:
@@ -152,8 +152,8 @@ def _of_batch(
     any_of = of_expert.any(axis=2).reshape(-1, e).astype(int)
     by_token = of_expert.sum(axis=2)  # b n e
     by_patch = by_token[:, n - i * j :]
-    places = rng.permuted(np.broadcast_to(np.arange(i * j), (b, i * j)), axis=1)
-    shuffled = np.take_along_axis(by_patch, places[..., None], axis=1)
+    positions = rng.permuted(np.broadcast_to(np.arange(i * j), (b, i * j)), axis=1)
+    shuffled = np.take_along_axis(by_patch, positions[..., None], axis=1)
     # indices of KINDS; without a class token there is none of the first kind
     kinds = np.pad(1 + foreground.reshape(b, i * j).astype(int), ((0, 0), (n - i * j, 0)))
     sums = collected_totals(block) | dict(
@@ -194,9 +194,9 @@ def _by_class(
 
 
 def mutual_information(table: Int[np.ndarray, "e x"]) -> float:
-    """Normalised mutual information of the rows and columns of a table of counts, in [0, 1].
+    """Normalized mutual information of the rows and columns of a table of counts, in [0, 1].
 
-    Normalised by the mean of the two entropies, as in scikit-learn; 0 if both are 0.
+    Normalized by the mean of the two entropies, as in scikit-learn; 0 if both are 0.
 
     >>> mutual_information(np.eye(3, dtype=int)), mutual_information(np.ones((3, 3), int))
     (1.0, 0.0)

@@ -25,7 +25,7 @@ Rename = Callable[[str, tuple[int, ...]], Mapping[str, Transform]]
 it from the array. Empty if the array is of no use. Raises a KeyError if the name is unknown, and a
 ValueError if the shape does not fit it. The path of layer scale is that of its layer and /scale."""
 Pixels = tuple[Sequence[float], Sequence[float]]
-"""The mean and the standard deviation by which pixels in [0, 1] are normalised."""
+"""The mean and the standard deviation by which pixels in [0, 1] are normalized."""
 HALF: Pixels = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 
 
@@ -64,7 +64,7 @@ class Family(NamedTuple):
 
 
 def checked_pixels(mean: Any, std: Any) -> Pixels:
-    """The normalisation that a file declares.
+    """The normalization that a file declares.
 
     Raises:
         UsageError: the values are not three numbers each, or would overflow.

@@ -53,7 +53,7 @@ def vit_npz(path: Path) -> Family:
 def _prepared(image_size: int) -> tuple[Preprocessing, list[str]]:
     """How the V-MoE authors evaluate models of an image size, with TensorFlow, which ignores EXIF.
 
-    Pre-trained models: the shorter side is resized to 256 px by area averaging, then the centre is
+    Pre-trained models: the shorter side is resized to 256 px by area averaging, then the center is
     cropped. Fine-tuned ones: the image is resized bilinearly.
     """
     if image_size == PRE_TRAINED:

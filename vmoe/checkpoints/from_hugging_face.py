@@ -85,14 +85,14 @@ def family(file: ArrayFile, config: Mapping[str, Any]) -> Family:
         raise UsageError(f"{file.path}: pooler_act {act!r} cannot be represented")
     if not any(name.endswith("position_embeddings") for name in file.infos):
         raise UsageError(f"{file.path}: it has no position_embeddings")
-    mean, std = _normalisation(kind, images)
+    mean, std = _normalization(kind, images)
     pixels = checked_pixels(mean, std)
 
     @corrupt_if_wrong(images_file)
     def prepared(image_size: int) -> tuple[Preprocessing, list[str]]:
         found, assumed = preprocessing(images, image_size), []
         if not images:
-            assumed += [summary(found), f"pixels normalised by mean {mean} and std {std}"]
+            assumed += [summary(found), f"pixels normalized by mean {mean} and std {std}"]
         if found.image_size != image_size:
             assumed.append(
                 f"positions of {image_size} px resampled linearly to {found.image_size} px "
@@ -112,8 +112,8 @@ def family(file: ArrayFile, config: Mapping[str, Any]) -> Family:
     )
 
 
-def _normalisation(kind: str, images: Mapping[str, Any]) -> tuple[Any, Any]:
-    """The mean and the standard deviation by which pixels in [0, 1] are normalised.
+def _normalization(kind: str, images: Mapping[str, Any]) -> tuple[Any, Any]:
+    """The mean and the standard deviation by which pixels in [0, 1] are normalized.
 
     Args:
         kind: the model_type of config.json.

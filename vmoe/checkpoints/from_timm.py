@@ -180,4 +180,4 @@ def _prepared(pretrained: Mapping[str, Any], image_size: int) -> tuple[Preproces
         interpolation=cast(Interpolation, interpolation),
     )
     declared = {"mean", "std"} <= pretrained.keys()
-    return preprocessing, [] if declared else ["pixels normalised by mean 0.5 and std 0.5"]
+    return preprocessing, [] if declared else ["pixels normalized by mean 0.5 and std 0.5"]

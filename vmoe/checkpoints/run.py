@@ -4,7 +4,7 @@
     training   all other state      checksums   of every array, by item and name; format version;
                                                 how much of the run's other files was written
 
-The parameters are a separate item, so a model loads without the optimiser state. Orbax writes to a
+The parameters are a separate item, so a model loads without the optimizer state. Orbax writes to a
 temporary folder and renames it, so every step was complete when written; the checksums detect later
 corruption. Each process writes the shards that it holds, and any number of processes on any devices
 can read them. ``checkpoints/metrics.json`` holds the metrics recorded for each step.

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from vmoe.cli.arguments import check_outputs, parse
-from vmoe.cli.inference import load_for_inference
 from vmoe.cli.printing import print_json, print_messages, print_table, progress
+from vmoe.cli.routing_file import load_with_routing
 from vmoe.config import DataConfig, FewShotConfig, RoutingOverrides
 from vmoe.errors import UsageError, one_line
 
@@ -49,9 +49,9 @@ class EvaluateArgs:
     """Side of the model's input in pixels, to which its preprocessing is scaled; as trained if
     None. Position embeddings are resampled."""
     routing: RoutingOverrides = RoutingOverrides()
-    inference: str = ""
+    routing_file: str = ""
     """File that `vmoe capacity` wrote, whose routing to use; `none` for the routing as trained.
-    If empty, inference.json of the run folder, if there is one and no --routing is given."""
+    If empty, routing.json of the run folder, if there is one and no --routing is given."""
     use_ema: bool = True
     """Use the moving average of the parameters, if the run has one."""
     fewshot: str | None = None
@@ -95,8 +95,8 @@ def run(argv: Sequence[str]) -> None:
 
     if args.csv:
         check_file(args.csv)
-    loaded = load_for_inference(
-        args.checkpoint, args.inference, routing=args.routing, use_ema=args.use_ema
+    loaded = load_with_routing(
+        args.checkpoint, args.routing_file, routing=args.routing, use_ema=args.use_ema
     )
     (_evaluate if args.fewshot is None else _probe)(args, loaded)
 
@@ -142,8 +142,8 @@ def _print(args: EvaluateArgs, loaded: "Loaded", evaluation: "Evaluation") -> No
         report = {"step": loaded.step, "weights": loaded.origin.weights} | evaluation.metrics()
         if evaluation.totals:
             report["findings"] = [each._asdict() for each in found]
-        if loaded.inference:
-            report["inference"] = str(loaded.inference[0])
+        if loaded.routing_file:
+            report["routing_file"] = str(loaded.routing_file[0])
         print_json(report | ({"per_class": by_class} if args.per_class else {}))
         return
     print_table(("", ""), summary(evaluation), title=f"{_name(loaded)}, on {evaluation.data}")

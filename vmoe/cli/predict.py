@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 import tyro
 
 from vmoe.cli.arguments import parse
-from vmoe.cli.inference import load_for_inference
 from vmoe.cli.printing import print_json, print_messages, print_table
+from vmoe.cli.routing_file import load_with_routing
 from vmoe.errors import Failure, UsageError, listed, one_line
 
 if TYPE_CHECKING:
@@ -34,9 +34,9 @@ class PredictArgs:
     their URL or their name, as for vmoe.load."""
     top: int = 5
     """Number of classes shown per image."""
-    inference: str = ""
+    routing_file: str = ""
     """File that `vmoe capacity` wrote, whose routing to use; `none` for the routing as trained.
-    If empty, inference.json of the run folder, if there is one."""
+    If empty, routing.json of the run folder, if there is one."""
     use_ema: bool = True
     """Use the moving average of the parameters, if the run has one."""
     json: bool = False
@@ -52,7 +52,7 @@ def run(argv: Sequence[str]) -> None:
     from vmoe.evaluate import image_files, predict
 
     paths, skipped = image_files(args.images)
-    loaded = load_for_inference(args.checkpoint, args.inference, use_ema=args.use_ema)
+    loaded = load_with_routing(args.checkpoint, args.routing_file, use_ema=args.use_ema)
     unreadable: list[UsageError] = []
     add = unreadable.append if len(paths) > 1 else None  # the only image: its error is raised
     predictions = predict(loaded, paths, top=args.top, on_unreadable=add)

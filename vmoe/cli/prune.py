@@ -163,7 +163,7 @@ def _row(stored: "StoredModel", result: "Evaluation") -> dict[str, float | str]:
         "parameters": costs.parameters,
         "gflops_per_image": costs.flops_per_image / 1e9,
         "accuracy": result.accuracy,
-        "images": result.labelled,
+        "images": result.labeled,
     }
 
 

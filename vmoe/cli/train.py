@@ -40,7 +40,7 @@ class TrainArgs(RunArgs):
     """Devices per mesh axis, such as data=4,expert=8: experts are sharded over the expert axis and
     replicated over the data axis. If empty, chosen to fit the model and the devices."""
     fsdp: bool = False
-    """Also shard dense parameters and the optimiser state over the data axis."""
+    """Also shard dense parameters and the optimizer state over the data axis."""
     distributed: bool = False
     """Run as one of several processes, all started with the same command. JAX detects the cluster;
     elsewhere set JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID."""
@@ -105,6 +105,6 @@ def _train(args: TrainArgs) -> None:
     for name, weights, result in evaluations:
         average = " (moving average)" if weights == "ema" else ""
         print(
-            f"{run}: {steps} steps, {name} accuracy {result.accuracy:.2%} on {result.labelled} "
+            f"{run}: {steps} steps, {name} accuracy {result.accuracy:.2%} on {result.labeled} "
             f"images{average}"
         )

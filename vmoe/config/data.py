@@ -89,7 +89,7 @@ class DataConfig(Checked):
     180."""
     rand_augment: RandAugmentConfig = RandAugmentConfig()
     cutout: Annotated[int, at_least(0)] = 0
-    """Side of the grey square painted over a part of each training image, in pixels of the model's
+    """Side of the gray square painted over a part of each training image, in pixels of the model's
     input; 0 for none (arXiv 1708.04552)."""
     erasing: Annotated[float, at_least(0), at_most(1)] = 0.0
     """Probability of replacing a random rectangle of a training image by noise (arXiv

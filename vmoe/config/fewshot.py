@@ -45,7 +45,7 @@ class FewShotConfig(Checked):
     images, as many of each class as the largest number of shots."""
     preprocessing: Literal["model", "paper"] = "model"
     """How the images are prepared. model: as for the model, so in a run as for its first evaluation
-    set; paper: resized to 256/224 of the model's size, then cropped to their centre."""
+    set; paper: resized to 256/224 of the model's size, then cropped to their center."""
     batch_size: Count = 256
 
     def __post_init__(self) -> None:

@@ -116,11 +116,11 @@ class ViTConfig(Checked):
     norm_epsilon: Positive = 1e-6
     """Added to the variance in layer norms, except in those of queries and keys."""
     pre_norm: bool = False
-    """Normalise the tokens before the first block, too (CLIP)."""
+    """Normalize the tokens before the first block, too (CLIP)."""
     fc_norm: bool = False
-    """Normalise after pooling instead of before."""
+    """Normalize after pooling instead of before."""
     qk_norm: bool = False
-    """Normalise queries and keys (arXiv 2302.05442)."""
+    """Normalize queries and keys (arXiv 2302.05442)."""
     dropout: Rate = 0.0
     """Dropout rate of embeddings, attention outputs and dense MLPs."""
     attention_dropout: Rate = 0.0

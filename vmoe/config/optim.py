@@ -1,4 +1,4 @@
-"""The optimiser and its learning rate."""
+"""The optimizer and its learning rate."""
 
 import dataclasses
 from typing import Annotated, Literal
@@ -27,7 +27,7 @@ USED_BY: dict[str, dict[str, tuple[str, ...]]] = {
         "cooldown_steps": ("constant", "rsqrt"),
     },
 }
-"""The fields of ``OptimConfig`` that only some kinds of optimiser, or some schedules, use, and that
+"""The fields of ``OptimConfig`` that only some kinds of optimizer, or some schedules, use, and that
 are refused with others. ``end_lr`` is not: most recipes set it, and an option may then choose a
 constant schedule."""
 
@@ -71,7 +71,7 @@ class LrFactorsConfig(Checked):
 
 @dataclasses.dataclass(frozen=True)
 class OptimConfig(Checked):
-    """The optimiser: clipping, scaling by ``kind``, weight decay, learning rate, in this order.
+    """The optimizer: clipping, scaling by ``kind``, weight decay, learning rate, in this order.
 
     ``lr_factors`` and ``layer_decay`` multiply the learning rate, and so the weight decay too. A
     field that the chosen kind or schedule does not use must keep its default.

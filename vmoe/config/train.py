@@ -61,7 +61,7 @@ class TrainConfig(Checked):
     """Decay of the moving average of the parameters (EMA), which is evaluated too; 0 for no EMA. At
     step t the decay is at most (1 + t) / (10 + t), so that the initial values fade quickly."""
     seed: Seed = 0
-    """Determines initialisation, data order, augmentation, router noise and dropout."""
+    """Determines initialization, data order, augmentation, router noise and dropout."""
     evaluations: Annotated[tuple[EvalConfig, ...], NOT_EMPTY] = (EvalConfig(),)
     """Evaluation sets; the accuracy on the first one decides which checkpoint is the best."""
     fewshot: FewShotConfig = FewShotConfig()

@@ -25,7 +25,7 @@ COMPILER_OPTIONS: dict[str, Any] = {
     "xla_disable_hlo_passes": "cpu-all-reduce-combiner",
     # Otherwise XLA removes a rounding to bfloat16 that is followed by a conversion to float32.
     "xla_allow_excess_precision": False,
-    # The program is never run, so optimising it would waste time.
+    # The program is never run, so optimizing it would waste time.
     "xla_backend_optimization_level": 0,
     "xla_llvm_disable_expensive_passes": True,
     # These emitters compile half as fast here; newer versions of jax have no others.

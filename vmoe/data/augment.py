@@ -31,7 +31,7 @@ def augment(pixels: Pixels, config: DataConfig, rng: np.random.Generator) -> Pix
 
 
 def move(pixels: Pixels, shift: int, rotate: float, rng: np.random.Generator) -> Pixels:
-    """Rotates about the centre and shifts, with bilinear interpolation; the border is black.
+    """Rotates about the center and shifts, with bilinear interpolation; the border is black.
 
     Args:
         pixels: in [0, 255].

@@ -18,7 +18,7 @@ LONGEST = 16  # ratio of sides up to which a whole image is resized before the c
 
 
 def resize_and_crop(pixels: UInt8[np.ndarray, "h0 w0 3"], preprocessing: Preprocessing) -> Resized:
-    """Resizes an image and cuts out its centre, a square of the model's size.
+    """Resizes an image and cuts out its center, a square of the model's size.
 
     Sides and offsets are rounded as torchvision, and so timm, does; with the interpolations of
     TensorFlow as the V-MoE authors do, with those of torchvision as transformers does.

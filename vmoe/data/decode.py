@@ -129,7 +129,7 @@ def decode(
 ) -> UInt8[np.ndarray, "h w 3"]:
     """Decodes the bytes of an image file to RGB pixels in [0, 255].
 
-    Grey becomes three equal channels and CMYK is converted. 16 bits become 8: 65,535 becomes 255.
+    Gray becomes three equal channels and CMYK is converted. 16 bits become 8: 65,535 becomes 255.
     Transparent pixels are blended with a white background. An array of pixels is returned
     unchanged.
 

@@ -1,7 +1,7 @@
 """The fast mode: an image is decoded, cropped and resized at once, by faster libraries than Pillow.
 
 libjpeg-turbo (``simplejpeg``) decodes a JPEG, at a half, a quarter or an eighth of its size where
-the crop is then still at least as large as the result. Its colours are repeated, not interpolated,
+the crop is then still at least as large as the result. Its colors are repeated, not interpolated,
 where the file has fewer of them than pixels, and its cosine transform is the approximate one: a
 channel differs from Pillow's by a few levels on average. OpenCV decodes PNG, WebP and BMP as Pillow
 does, and resizes bilinearly without antialiasing, up to one level as ``tf_bilinear``.
@@ -24,7 +24,7 @@ from vmoe.data.random_crop import Box
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP")  # Pillow's names
 JPEG, EXIF, XMP = b"\xff\xd8", b"Exif\0\0", b"http://ns.adobe.com/xap/1.0/"
 MOST = 178_956_970  # pixels; Pillow refuses larger images
-COLOURS = ("YCbCr", "RGB", "Gray")  # of a JPEG, as simplejpeg names them
+COLORS = ("YCbCr", "RGB", "Gray")  # of a JPEG, as simplejpeg names them
 FLIPS = {2: 1, 3: -1, 4: 0, 6: 1, 7: -1, 8: 0}  # EXIF orientation -> the flip, as OpenCV's code
 TRANSPOSED = range(5, 9)  # EXIF orientations with a transposition, before the flip
 
@@ -93,8 +93,8 @@ def _header(image: bytes, exif: bool) -> _Header | None:
     """The header of an image; None if such an image is refused."""
     try:
         if image.startswith(JPEG) and not (exif and (EXIF in image or XMP in image)):
-            h, w, colours, _ = simplejpeg.decode_jpeg_header(image)
-            plain = colours in COLOURS and int(h) * int(w) <= MOST
+            h, w, colors, _ = simplejpeg.decode_jpeg_header(image)
+            plain = colors in COLORS and int(h) * int(w) <= MOST
             return _Header(int(h), int(w), 1) if plain else None
         with Image.open(io.BytesIO(image), formats=FORMATS) as opened:
             plain = opened.mode in ("RGB", "L") and not opened.has_transparency_data

@@ -1,4 +1,4 @@
-"""Random occlusion of a part of an image: by grey (cutout) or by noise (random erasing)."""
+"""Random occlusion of a part of an image: by gray (cutout) or by noise (random erasing)."""
 
 import numpy as np
 
@@ -10,7 +10,7 @@ ATTEMPTS = 10  # to draw a rectangle that fits into the image
 
 
 def cutout(pixels: Pixels, side: int, rng: np.random.Generator) -> Pixels:
-    """Paints a grey square, centred on a random pixel and clipped at the edges.
+    """Paints a gray square, centered on a random pixel and clipped at the edges.
 
     Args:
         pixels: in [0, 255].

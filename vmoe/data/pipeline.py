@@ -286,7 +286,7 @@ def empty_batch(batch_size: int, max_labels: int, preprocessing: Preprocessing) 
     )
 
 
-def check_labelled(source: Source) -> None:
+def check_labeled(source: Source) -> None:
     """Checks that a source has labels; reads them up to the first one."""
     if not any(source.labels_of(i) for i in range(len(source))):
         raise UsageError(f"{source.name}: no image has a label: use data with labels")

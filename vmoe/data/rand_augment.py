@@ -13,7 +13,7 @@ from PIL import Image, ImageEnhance, ImageOps
 from vmoe.data.decode import Pixels
 from vmoe.data.occlude import cutout
 
-GREY = (128, 128, 128)  # what geometric operations uncover
+GRAY = (128, 128, 128)  # what geometric operations uncover
 DARK = 128  # SolarizeAdd changes values below
 
 
@@ -78,14 +78,14 @@ def _solarize_add(image: Image.Image, added: float, rng: np.random.Generator) ->
 
 
 def _contrast(image: Image.Image, factor: float, rng: np.random.Generator) -> Image.Image:
-    """Blends with a grey level that depends on the size alone: the mean of a histogram of 256 bins,
+    """Blends with a gray level that depends on the size alone: the mean of a histogram of 256 bins,
     not of the image."""
-    grey = min(image.height * image.width // 256, 255)
-    return Image.blend(Image.new("RGB", image.size, (grey,) * 3), image, factor)
+    gray = min(image.height * image.width // 256, 255)
+    return Image.blend(Image.new("RGB", image.size, (gray,) * 3), image, factor)
 
 
 def _cutout(image: Image.Image, half: float, rng: np.random.Generator) -> Image.Image:
-    """Paints a grey square; the value is half of its side."""
+    """Paints a gray square; the value is half of its side."""
     return Image.fromarray(cutout(np.asarray(image), 2 * int(half), rng))
 
 
@@ -94,7 +94,7 @@ def _affine(
 ) -> Image.Image:
     """Pixel (x, y) of the result is the one nearest to (x + b y + c, d x + y + f)."""
     matrix = 1, b, c, d, 1, f
-    return image.transform(image.size, Image.Transform.AFFINE, matrix, fillcolor=GREY)
+    return image.transform(image.size, Image.Transform.AFFINE, matrix, fillcolor=GRAY)
 
 
 OPERATIONS = {
@@ -102,7 +102,7 @@ OPERATIONS = {
     "Equalize": Operation(lambda image, _, rng: ImageOps.equalize(image)),
     "Invert": Operation(lambda image, _, rng: ImageOps.invert(image)),
     "Rotate": Operation(
-        lambda image, angle, rng: image.rotate(angle, fillcolor=GREY), 30, signed=True
+        lambda image, angle, rng: image.rotate(angle, fillcolor=GRAY), 30, signed=True
     ),
     "Posterize": Operation(_posterize, 4),
     "Solarize": Operation(

@@ -53,8 +53,8 @@ def _bilinear(pixels: UInt8[np.ndarray, "h0 w0 3"], h: int, w: int) -> UInt8[np.
     TensorFlow interpolates along x, then along y. numpy gathers single bytes and whole rows much
     faster than pixels, so each row is an array of bytes here.
     """
-    top, bottom, down = _neighbours(pixels.shape[0], h)
-    left, right, across = _neighbours(pixels.shape[1], w)
+    top, bottom, down = _neighbors(pixels.shape[0], h)
+    left, right, across = _neighbors(pixels.shape[1], w)
     rows = pixels.reshape(len(pixels), -1)
     channels = np.arange(3)
     starts, ends = ((3 * x[:, None] + channels).ravel() for x in (left, right))
@@ -77,17 +77,17 @@ def _lerp(
     return end
 
 
-def _neighbours(
+def _neighbors(
     old: int, new: int
 ) -> tuple[Int[np.ndarray, "x"], Int[np.ndarray, "x"], Float32[np.ndarray, "x"]]:
-    """For each new pixel of an axis: the old ones before and after its centre, and the distance
+    """For each new pixel of an axis: the old ones before and after its center, and the distance
     from the former, in pixels."""
-    centre = (np.arange(new, dtype=np.float32) + np.float32(0.5)) * (
+    center = (np.arange(new, dtype=np.float32) + np.float32(0.5)) * (
         np.float32(old) / np.float32(new)
     ) - np.float32(0.5)
-    before = np.floor(centre)
+    before = np.floor(center)
     first = before.astype(int)
-    return np.maximum(first, 0), np.minimum(first + 1, old - 1), centre - before
+    return np.maximum(first, 0), np.minimum(first + 1, old - 1), center - before
 
 
 def _area(values: Num[np.ndarray, "x0 y 3"], new: int) -> Float64[np.ndarray, "x y 3"]:
@@ -124,11 +124,11 @@ def _filtered(
         return pixels
     step = old / new
     stretch = max(step, 1.0)
-    centre = step * (np.arange(new)[:, None] + 0.5)
-    first = np.maximum((centre - radius * stretch + 0.5).astype(int), 0)
-    end = np.minimum((centre + radius * stretch + 0.5).astype(int), old)
+    center = step * (np.arange(new)[:, None] + 0.5)
+    first = np.maximum((center - radius * stretch + 0.5).astype(int), 0)
+    end = np.minimum((center + radius * stretch + 0.5).astype(int), old)
     index = first + np.arange((end - first).max())
-    weights = np.where(index < end, weights_at((index - centre + 0.5) / stretch), 0)
+    weights = np.where(index < end, weights_at((index - center + 0.5) / stretch), 0)
     weights /= weights.sum(axis=1, keepdims=True)
     bits = max(n for n in range(23) if int(0.5 + weights.max() * (1 << n)) < 1 << 15)
     whole = np.trunc(weights * (1 << bits) + np.copysign(0.5, weights)).astype(np.int32)

@@ -28,7 +28,7 @@ from vmoe.data.pipeline import (
     ORDER,
     Batch,
     check_classes,
-    check_labelled,
+    check_labeled,
     empty_batch,
     evaluation_batches,
     evaluation_order,
@@ -55,7 +55,7 @@ class Evaluation:
 
     data: str
     images: int
-    unlabelled: int | None
+    unlabeled: int | None
     """Number of images without a label, which the metrics below leave out; None if all have one."""
     accuracy: float
     """Fraction of images for which the largest logit is that of a label."""
@@ -104,14 +104,14 @@ class Evaluation:
     """By sparse block: how much each expert was used, as ``vmoe.analysis.health`` judges it."""
 
     @property
-    def labelled(self) -> int:
+    def labeled(self) -> int:
         """Number of images with a label, over which the accuracy is."""
-        return self.images - (self.unlabelled or 0)
+        return self.images - (self.unlabeled or 0)
 
     @property
     def standard_error(self) -> float:
         """Of the accuracy, over the images; see ``paired_difference`` for two models."""
-        return math.sqrt(self.accuracy * (1 - self.accuracy) / self.labelled)
+        return math.sqrt(self.accuracy * (1 - self.accuracy) / self.labeled)
 
     def metrics(self) -> dict[str, object]:
         """The fields by name, except those that are not shown and those that are None."""
@@ -174,7 +174,7 @@ def evaluate(
         preprocessing = preprocessing.scaled(image_size)
     image_size = preprocessing.image_size
     check_classes(source, config.num_classes)
-    check_labelled(source)
+    check_labeled(source)
     at_least(1).check(batch_size=batch_size)
     on_batch()
     placement = model.placement
@@ -206,19 +206,19 @@ def evaluate(
         images_text = f"{count} of {len(images.labels)} images"
         message = f"{source.name}: {images_text} have logits that are NaN or infinite"
         raise distributed.synchronized(Failure(message))
-    labelled = has_label(np.asarray(images.labels))
-    if not labelled.any():
+    labeled = has_label(np.asarray(images.labels))
+    if not labeled.any():
         raise distributed.synchronized(UsageError(f"{source.name}: no image has a label"))
-    known = PerExample(*(np.asarray(values)[labelled] for values in images))
-    unlabelled = len(labelled) - len(known.labels)
+    known = PerExample(*(np.asarray(values)[labeled] for values in images))
+    unlabeled = len(labeled) - len(known.labels)
     blocks = {i: sum_totals([totals[i] for totals in used]) for i in config.sparse_blocks}
     dropped, unprocessed = map(float, dropped_and_unprocessed(map(vars, blocks.values())))
     return Evaluation(
         data=source.name,
-        images=len(labelled),
-        unlabelled=unlabelled or None,
+        images=len(labeled),
+        unlabeled=unlabeled or None,
         accuracy=float(known.correct.mean()),
-        accuracy_over_all=float(images.correct.mean()) if unlabelled else None,
+        accuracy_over_all=float(images.correct.mean()) if unlabeled else None,
         top5_accuracy=float(known.in_top5.mean()) if len(source.class_names) > 5 else None,
         probabilities=loss,
         cross_entropy=float(known.cross_entropy.mean(dtype=np.float64)),
@@ -235,7 +235,7 @@ def evaluate(
             i: _capacity_factor(config, moe, batch_size // placement.devices, image_size)
             for i, moe in config.moe_blocks.items()
         },
-        images_per_second=len(labelled) / seconds,
+        images_per_second=len(labeled) / seconds,
         class_names=source.class_names,
         per_example=images,
         indices=indices,
@@ -270,9 +270,9 @@ def paired_difference(first: Evaluation, second: Evaluation) -> Difference:
             f"evaluations of {first.data} ({first.images} images) and {second.data} "
             f"({second.images}): the labels differ, evaluate the same images"
         )
-    labelled = has_label(np.asarray(first.per_example.labels))
+    labeled = has_label(np.asarray(first.per_example.labels))
     of_first, of_second = (
-        np.asarray(each.per_example.correct, float)[labelled] for each in (first, second)
+        np.asarray(each.per_example.correct, float)[labeled] for each in (first, second)
     )
     difference = float((of_first - of_second).mean())
     return Difference(difference, error_of_difference(of_first, of_second))

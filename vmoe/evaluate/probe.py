@@ -79,7 +79,7 @@ class Probe(NamedTuple):
         return correct / len(labels)
 
     def _weights(self, l2: float) -> Float[np.ndarray, "x y"]:
-        """The minimiser of the squared error plus ``l2`` times the squared weights."""
+        """The minimizer of the squared error plus ``l2`` times the squared weights."""
         shrunk = self.singular / (self.singular**2 + l2)
         return self.right.T @ (shrunk[:, None] * self.targets)
 

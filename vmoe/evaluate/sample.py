@@ -50,7 +50,7 @@ def data_of(trained: Loaded | StoredModel) -> str:
     return name_and_split(trained.train_config.data.name)[0] if trained.train_config else ""
 
 
-def labelled_batches(
+def labeled_batches(
     model: ViT,
     source: Source,
     preprocessing: Preprocessing,
@@ -109,7 +109,7 @@ class Sample:
     def batches(
         self, at_most: int | None = None
     ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-        """Images, labels, and which are more than padding; see ``labelled_batches``.
+        """Images, labels, and which are more than padding; see ``labeled_batches``.
 
         Args:
             at_most: number of images, if fewer than those of the sample.
@@ -117,7 +117,7 @@ class Sample:
         source = self.source
         if at_most is not None and at_most < len(source):
             source = sample(self._whole, at_most)
-        return labelled_batches(
+        return labeled_batches(
             self._loaded.model,
             source,
             self._loaded.preprocessing,

@@ -23,7 +23,7 @@ from vmoe.workdir.layout import append_bytes, replace_text
 
 def summary(evaluation: Evaluation) -> list[tuple[str, str]]:
     """The names of an evaluation's metrics, and their values with units."""
-    missing, sigmoid = evaluation.unlabelled, evaluation.probabilities == "sigmoid"
+    missing, sigmoid = evaluation.unlabeled, evaluation.probabilities == "sigmoid"
     rows = [
         ("images", f"{evaluation.images:,}, {evaluation.image_size} px"),
         *([("images without a label", f"{missing:,}, left out")] if missing else []),
@@ -78,7 +78,7 @@ def per_class(evaluation: Evaluation) -> dict[str, dict[str, Any]]:
 
 
 COLUMNS = (
-    *("date", "checkpoint", "step", "weights", "seed", "data", "images", "unlabelled", "accuracy"),
+    *("date", "checkpoint", "step", "weights", "seed", "data", "images", "unlabeled", "accuracy"),
     *("top5_accuracy", "probabilities", "cross_entropy", "brier", "calibration_error", "dropped"),
     *("unprocessed", "image_size", "batch_size", "order", "devices", "router", "k", "priority"),
     *("images_per_group", "capacity_factor", "images_per_second", "model", "vmoe", "jax", "device"),

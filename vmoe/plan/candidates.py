@@ -1,6 +1,6 @@
 """Memory and step time of a run on hypothetical devices, for each possible mesh.
 
-    memory         parameters, gradients and optimiser state: exact, from shapes and shardings;
+    memory         parameters, gradients and optimizer state: exact, from shapes and shardings;
                    activations: the residuals of the program
     FLOPs          of the matmuls of a step, counted in its traced program
     communication  bytes sent in each collective, from the program compiled for the devices
@@ -91,7 +91,7 @@ def plan(
     chip: str = "h100",
     device_memory: str = "",
 ) -> Plan:
-    """Plans a run. Call it before JAX is initialised in the process (``hypothetical_devices``).
+    """Plans a run. Call it before JAX is initialized in the process (``hypothetical_devices``).
 
     Args:
         config: of the run.
@@ -153,14 +153,14 @@ def hypothetical_devices(count: int) -> Sequence[jax.Device]:
     """The given number of CPU devices, for programs that are compiled and never run.
 
     Raises:
-        UsageError: JAX is already initialised in this process with fewer devices.
+        UsageError: JAX is already initialized in this process with fewer devices.
     """
     try:
         jax.config.update("jax_platforms", "cpu")
         jax.config.update(
             "jax_num_cpu_devices", max(count, jax.config.values["jax_num_cpu_devices"])
         )
-    except RuntimeError:  # JAX is initialised already, perhaps with enough devices
+    except RuntimeError:  # JAX is initialized already, perhaps with enough devices
         pass
     devices = jax.devices("cpu")
     if len(devices) < count:

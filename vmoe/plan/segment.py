@@ -23,7 +23,7 @@ from vmoe.train.optim import optimizer, update_ema
 
 Inputs = dict[str, Any]
 SegmentState = tuple[Params, Any, Params | None]
-"""Parameters, optimiser state, moving average of the parameters."""
+"""Parameters, optimizer state, moving average of the parameters."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -6,7 +6,7 @@ import jax
 
 from vmoe import models
 from vmoe.config import EvalConfig, Preprocessing, TrainConfig
-from vmoe.data.pipeline import Batch, Read, check_labelled, empty_batch, training_batches
+from vmoe.data.pipeline import Batch, Read, check_labeled, empty_batch, training_batches
 from vmoe.data.sources import SPLITS, Source, name_and_split, open_source, relabel
 from vmoe.data.workers import Batches, check_shared_memory
 from vmoe.errors import UsageError
@@ -61,7 +61,7 @@ def plan_program(config: TrainConfig, data: Data, *, mesh: str, fsdp: bool) -> P
     shard, shards = placement.process_shard()
     batches = training_batches(data.source, config, shard=(shard, shards))
     for each in (data.source, *(own for _, own in data.evaluations)):
-        check_labelled(each)
+        check_labeled(each)
     train_step, shapes = make_train_step(config, placement), abstract_state(config, placement)
     jax.eval_shape(train_step, shapes, padding_batch(config, data.source, placement))
     own = Preprocessing(config.model.image_size)
@@ -95,7 +95,7 @@ def padding_batch(config: TrainConfig, source: Source, placement: Placement) -> 
 
 
 def _evaluation_source(evaluation: EvalConfig, config: TrainConfig, trained: Source) -> Source:
-    """The data of an evaluation set, labelled by the classes of the training data."""
+    """The data of an evaluation set, labeled by the classes of the training data."""
     if evaluation.data in SPLITS:
         name, trained_split = name_and_split(config.data.name)
         split = evaluation.data

@@ -58,7 +58,7 @@ def train(
             is new if the number of classes differs, and positions are resampled.
         mesh: devices per axis, "data=4,expert=8": a batch is sharded over all of them, the experts
             over the second axis; derived from the model and the devices if empty.
-        fsdp: also shard large dense parameters and optimiser state over "data".
+        fsdp: also shard large dense parameters and optimizer state over "data".
         on_nan: what to do when a loss or gradient is NaN or infinite: end the run, or go back to
             the newest scheduled checkpoint and skip the batches up to the one that failed.
         max_rewinds: maximum number of rewinds.

@@ -2,7 +2,7 @@
 
 The factor is that of its part (``LrFactorsConfig``) times that of its layer (``layer_decay``). A
 part with the factor 0 is frozen: its parameters are constants of the loss, so there are no
-gradients, no optimiser state and no moving averages of them, and nothing is computed for them in
+gradients, no optimizer state and no moving averages of them, and nothing is computed for them in
 the backward pass.
 """
 

@@ -24,7 +24,7 @@ def mix(
 
     Mixup draws two weights from Dirichlet(mixup, mixup) and gives the larger one to the image
     itself. CutMix draws the image's share of the area from Beta(cutmix, cutmix) and fills a box
-    with the pixels of the next one; its centre is uniform, it is clipped at the edges, and the
+    with the pixels of the next one; its center is uniform, it is clipped at the edges, and the
     targets have the weights of the areas that result. If a config has both, one of the two is drawn
     for the step, each with probability 1/2.
 
@@ -54,10 +54,10 @@ def mix(
             **{"data.mixup": config.mixup, "data.cutmix": config.cutmix},
         )
     shape = devices, 1 if config.mixing == "device" else b // devices
-    is_cutmix, share, centre = replicate(_draw(key, shape, config))
+    is_cutmix, share, center = replicate(_draw(key, shape, config))
     weights = jnp.maximum(share, 1 - share)[..., None, None]
     if config.cutmix:
-        weights = jnp.where(is_cutmix, _outside_box(share, centre, h, w), weights)
+        weights = jnp.where(is_cutmix, _outside_box(share, center, h, w), weights)
     areas = weights.mean(axis=(2, 3))
     return mix_with_next(images, weights[..., None]), mix_with_next(targets, areas[..., None])
 
@@ -77,18 +77,18 @@ def mix_with_next(x: Float32[Array, "b *x"], weights: Float32[Array, "_ _ *_"]) 
 def _draw(
     key: Key[Array, ""], shape: tuple[int, int], config: DataConfig
 ) -> tuple[Bool[Array, ""], Float32[Array, "x r"], Float32[Array, "x r 2"]]:
-    """Whether to use CutMix; a weight, and the centre of a box as shares of the sides."""
-    choice, pair, centre = jax.random.split(key, 3)
+    """Whether to use CutMix; a weight, and the center of a box as shares of the sides."""
+    choice, pair, center = jax.random.split(key, 3)
     is_cutmix = jnp.asarray(bool(config.cutmix))
     if config.mixup and config.cutmix:
         is_cutmix = jax.random.bernoulli(choice)
     concentration = jnp.where(is_cutmix, config.cutmix, config.mixup)
     pairs = jax.random.dirichlet(pair, jnp.stack([concentration, concentration]), shape)
-    return is_cutmix, pairs[..., 0], jax.random.uniform(centre, (*shape, 2))
+    return is_cutmix, pairs[..., 0], jax.random.uniform(center, (*shape, 2))
 
 
 def _outside_box(
-    share: Float32[Array, "x r"], centre: Float32[Array, "x r 2"], h: int, w: int
+    share: Float32[Array, "x r"], center: Float32[Array, "x r 2"], h: int, w: int
 ) -> Float32[Array, "x r h w"]:
     """1 outside a box that has the rest of the area, 0 inside."""
     side = jnp.sqrt(1 - share)
@@ -96,7 +96,7 @@ def _outside_box(
     def inside(axis: int, length: int) -> Bool[Array, "x r n"]:
         """Whether each pixel of an axis is in the box."""
         size = (side * length).astype(int)[..., None]
-        start = (centre[..., axis] * length).astype(int)[..., None] - size // 2
+        start = (center[..., axis] * length).astype(int)[..., None] - size // 2
         pixels = jnp.arange(length)
         return (start <= pixels) & (pixels < start + size)
 

@@ -1,4 +1,4 @@
-"""The optimiser, its learning rate, and the averages of parameters: over time, and of experts."""
+"""The optimizer, its learning rate, and the averages of parameters: over time, and of experts."""
 
 from typing import Any, cast
 

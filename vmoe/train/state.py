@@ -22,7 +22,7 @@ class State(NamedTuple):
         batch: number of the next batch: the step, plus the batches skipped after a NaN.
         rewinds: number of times the run went back after a NaN.
         params: the model's parameters, as nested dicts.
-        opt_state: the optimiser's state, of the trained parameters.
+        opt_state: the optimizer's state, of the trained parameters.
         ema: moving average of the parameters; None if the config has none.
     """
 
@@ -77,7 +77,7 @@ def from_checkpoint_items(items: dict[str, Any]) -> State:
 
 @functools.lru_cache(maxsize=4)
 def _shapes(config: TrainConfig) -> State:
-    """Shapes of the state; cached, since tracing the initialisation takes a second."""
+    """Shapes of the state; cached, since tracing the initialization takes a second."""
     params = models.params_of(models.build_abstract(config.model))
     return jax.eval_shape(lambda params: _first_state(config, params), params)
 

@@ -64,7 +64,7 @@ def train_step(
         )
 
     inputs = make_inputs(batch, key, config, placement)
-    labelled = has_label(inputs.labels)
+    labeled = has_label(inputs.labels)
     gradient, (metrics, totals) = over_parts(
         gradient_of, inputs, key, parts=config.accumulate, placement=placement
     )
@@ -74,11 +74,11 @@ def train_step(
     if ema is not None:
         ema = update_ema(config, ema, trained, state.step)
     dropped, unprocessed = dropped_and_unprocessed(totals.values())
-    per_labelled = len(labelled) / jnp.maximum(labelled.sum(), 1)
+    per_labeled = len(labeled) / jnp.maximum(labeled.sum(), 1)
     if config.loss == "softmax":  # of which an image without labels has none
-        metrics["loss"] *= per_labelled
+        metrics["loss"] *= per_labeled
     metrics |= {
-        "accuracy": metrics["accuracy"] * per_labelled,
+        "accuracy": metrics["accuracy"] * per_labeled,
         "dropped": dropped,
         "unprocessed": unprocessed,
         "blocks": {block: block_measures(sums) for block, sums in totals.items()},
@@ -131,9 +131,9 @@ def make_inputs(
     images = to_float(jnp.asarray(batch.images))
     normalize = config.loss == "softmax"
     targets = label_vectors(batch.labels, config.model.num_classes, normalize=normalize)
-    labelled = has_label(jnp.asarray(batch.labels))
+    labeled = has_label(jnp.asarray(batch.labels))
     targets = jnp.where(
-        labelled[:, None], optax.smooth_labels(targets, config.label_smoothing), targets
+        labeled[:, None], optax.smooth_labels(targets, config.label_smoothing), targets
     )
     key = jax.random.fold_in(key, MIXING)
     mixed = mix(images, targets, key, config.data, placement.devices, placement.replicate)

@@ -10,7 +10,7 @@ fewshot.csv        a row per few-shot probe
 tensorboard/       the same, for TensorBoard, and pictures
 wandb.json, wandb/ the same, for Weights & Biases, if asked for: which run it is, and its files
 profile/           traces of steps, if asked for
-inference.json     the routing at inference, if vmoe capacity chose one (inference.py)
+routing.json       the routing that vmoe capacity chose, if it did (routing_file.py)
 console.txt        when and why messages could no longer be printed, if that happened
 
 What reads a file raises a UsageError if it is missing or corrupt, and a Failure if it cannot be

@@ -20,7 +20,7 @@ from vmoe.analysis.effects import (
     removals,
     without_experts,
 )
-from vmoe.analysis.patches import Favourites
+from vmoe.analysis.patches import TopPatches
 from vmoe.analysis.statistics import BlockStatistics
 from vmoe.axes import Images
 from vmoe.config import MoEConfig, ViTConfig
@@ -47,7 +47,7 @@ class ModelOnImages(NamedTuple):
         capacities: the logits by number of slots and priority, in every sparse block; empty unless
             they can be changed, see ``vmoe.analysis.effects.can_be_limited``.
         removed: the logits without one expert; empty if they are not asked for.
-        favourites: by sparse block, the patches of the sample that each expert weighs most.
+        top_patches: by sparse block, the patches of the sample that each expert weighs most.
         attention: by sparse block, how much each token (axis 1) of the first images attends to each
             token, as a fraction of the largest, mean over the heads.
         sigmoid: whether a probability is the sigmoid of a logit, rather than their softmax.
@@ -59,7 +59,7 @@ class ModelOnImages(NamedTuple):
     statistics: Mapping[int, BlockStatistics]
     capacities: dict[tuple[int, Priority], Logits]
     removed: dict[Removal, Logits]
-    favourites: dict[int, Favourites]
+    top_patches: dict[int, TopPatches]
     attention: dict[int, UInt8[np.ndarray, "x n n"]]
     sigmoid: bool = False
 
@@ -70,7 +70,7 @@ def observe(
     images: Images,
     labels: Int[np.ndarray, "b l"],
     statistics: Mapping[int, BlockStatistics],
-    favourites: dict[int, Favourites],
+    top_patches: dict[int, TopPatches],
     *,
     sigmoid: bool = False,
     remove: bool = True,
@@ -80,7 +80,7 @@ def observe(
 
     Args:
         labels: the classes of each image; padded with -1.
-        statistics, favourites: of a larger sample; see ``vmoe.analysis``.
+        statistics, top_patches: of a larger sample; see ``vmoe.analysis``.
         sigmoid: see ``ModelOnImages``.
         remove: also without each expert, two forward passes for every expert of the model.
         on_step: called after each forward pass with a change.
@@ -93,7 +93,7 @@ def observe(
         capacities = at_capacities(model, batch, slots_of(config, routing), on_step=on_step)
     which = removals(config) if remove else []
     removed = without_experts(model, batch, which, on_step=on_step) if which else {}
-    fields = (name, config, routing, statistics, capacities, removed, favourites)
+    fields = (name, config, routing, statistics, capacities, removed, top_patches)
     return ModelOnImages(*fields, _attention(model, images), sigmoid)
 
 

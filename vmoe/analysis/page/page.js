@@ -170,7 +170,7 @@ function patchPicture(model, block, image) {
   const height = SIDE * rows / columns, w = SIDE / columns, h = height / rows;
   const canvas = canvasOf(SIDE, height), pen = canvas.getContext("2d");
   pen.imageSmoothingEnabled = loaded[image].naturalWidth > 100;
-  if (state.opacity > 0) pen.filter = "grayscale(1) contrast(.5)"; // so that colours mean experts alone
+  if (state.opacity > 0) pen.filter = "grayscale(1) contrast(.5)"; // so that colors mean experts alone
   pen.drawImage(loaded[image], 0, 0, SIDE, height);
   pen.filter = "none";
   const kept = keptNow(model, block, image);
@@ -186,7 +186,7 @@ function patchPicture(model, block, image) {
   return canvas;
 }
 
-// Colour of the first choice, and lines for dropped ones; patches that are not at the wanted expert are dim.
+// Color of the first choice, and lines for dropped ones; patches that are not at the wanted expert are dim.
 function paint(pen, x, y, w, h, chosen, dim) {
   const first = chosen.length ? chosen[0].expert : null, held = chosen.some(({kept}) => kept);
   pen.globalAlpha = state.opacity / 100 * (dim ? .25 : 1);
@@ -227,7 +227,7 @@ function frame(pen, x, y, w, h) {
   }
 }
 
-// The selected token in a model; in one with another grid, the token at the same place.
+// The selected token in a model; in one with another grid, the token at the same position.
 function tokenIn(model) {
   const own = models[state.model], other = models[model];
   if (state.token === null || model === state.model) return state.token;
@@ -310,7 +310,7 @@ function drawView() {
   const attends = models.some(model => model.blocks.some(block => block.attention));
   fill("view", ...(attends
     ? [choice("show", "show", SHOWS, state.show)]
-    : []), make("label", {}, "colour", make("input", {type: "range", min: 0, max: 100, id: "opacity",
+    : []), make("label", {}, "color", make("input", {type: "range", min: 0, max: 100, id: "opacity",
     value: state.opacity, oninput: event => slide({opacity: Number(event.target.value)})})),
   ...(models[state.model].prefix ? [make("button", {type: "button", id: "class-token",
     onclick: () => set({token: 0})}, "select the class token")] : []));
@@ -376,17 +376,17 @@ function select(model, block, token) {
   fill("live", described(model, block));
 }
 
-const placeName = ({columns}, patch) => `row ${Math.floor(patch / columns) + 1}, column ${patch % columns + 1}`;
+const positionName = ({columns}, patch) => `row ${Math.floor(patch / columns) + 1}, column ${patch % columns + 1}`;
 
 // A sentence for readers who hear the page.
 function described(model, block) {
   const token = tokenIn(model), {prefix} = models[model];
   if (token === null) return "no patch is selected; use the arrow keys";
-  const place = token < prefix ? "class token" : placeName(models[model], token - prefix);
+  const where = token < prefix ? "class token" : positionName(models[model], token - prefix);
   const chosen = choices(block, state.image, token, keptNow(model, block, state.image)).slice(0, 3);
   const experts = chosen.map(({expert, gate, kept}) =>
     `expert ${expert}, gate ${gate.toFixed(2)}${kept ? "" : ", dropped"}`);
-  return `${place}: ${experts.join("; ") || "no expert"}`;
+  return `${where}: ${experts.join("; ") || "no expert"}`;
 }
 
 function drawPath() {
@@ -465,7 +465,7 @@ function count(block, image, kept) {
   return {choices, dropped, unprocessed, patches: n - prefix};
 }
 
-// How many of the labelled images are predicted correctly, beside the model as it is.
+// How many of the labeled images are predicted correctly, and how many by the model as it is.
 function accuracy(array, ...index) {
   const known = range(images.length).filter(image => images[image].labels.length);
   const right = (...which) => known.filter(image => isRight(image, ...which)).length;
@@ -493,7 +493,7 @@ function drawRemoval() {
     [i, `${removed.which[i][1]}, ${removed.which[i][2]} (changes ${changes(i)} of ${images.length})`]), which));
   const changed = predicted(removed, which, state.image) !== predicted(predictions, state.image);
   fill("removal-result", make("p", {className: "note"},
-    "Zeroed: its patches keep only their residual connection. Forbidden: they go to other experts."),
+    "Ablated: its output is zero, so its patches keep only their residual connection. Masked: its patches go to other experts."),
   make("div", {className: "columns"},
     make("div", {}, make("h3", {}, "with all experts"), prediction(predictions, state.image)),
     make("div", {}, make("h3", {}, "without it"), prediction(removed, which, state.image),
@@ -507,27 +507,27 @@ function drawExperts() {
   const model = models[state.model], block = blockOf(state.model, state.block);
   fill("expert-controls", choice("block", models.length > 1 ? model.name : "", model.blocks.map(({number}) =>
     [number, `block ${number}`]), state.block));
-  fill("experts", ...[loadTable(block), favourites(block), byClass(block), places(model, block)].filter(Boolean));
+  fill("experts", ...[loadTable(block), topPatches(block), byClass(block), positions(model, block)].filter(Boolean));
 }
 
 function loadTable(block) {
   const most = Math.max(...block.load, ...block.importance), share = 1 / block.experts;
   const fraction = (value, background) => make("div", {className: "fill", style: {width: percent(value / most, 1), background}});
-  const even = ["even", fraction(share, EMPTY), percent(share, 1), percent(share, 1)];
+  const uniform = ["uniform", fraction(share, EMPTY), percent(share, 1), percent(share, 1)];
   const rows = Array.from(block.load, (load, expert) => [chip(expert, `${expert}`, {"aria-label": `expert ${expert}`,
     onclick: () => filter({expert})}),
   fraction(load, color(expert)), percent(load, 1), percent(block.importance[expert], 1)]);
-  const chooses = block.places !== null, over = `over ${block.images.toLocaleString("en")} images`;
-  const drawn = chooses ? table(["expert", "", "load", "importance"], [...rows, even], "bars")
-    : table(["expert", "", "importance"], [...rows, even].map(row => row.slice(0, -1)), "bars");
+  const chooses = block.positions !== null, over = `over ${block.images.toLocaleString("en")} images`;
+  const drawn = chooses ? table(["expert", "", "load", "importance"], [...rows, uniform], "bars")
+    : table(["expert", "", "importance"], [...rows, uniform].map(row => row.slice(0, -1)), "bars");
   drawn.querySelectorAll("tbody td:nth-child(2)").forEach(cell => { cell.className = "bar"; });
   return make("div", {}, make("h3", {}, chooses ? `Load: share of the choices, ${over}` : `Importance: mean gate, ${over}`), drawn,
     ...(chooses ? [make("p", {className: "note"}, `${percent(block.dropped, 1)} of the choices are dropped, in all groups`)] : []));
 }
 
-function favourites(block) {
-  if (!block.favourites) return null;
-  const {source, side, items} = block.favourites;
+function topPatches(block) {
+  if (!block.topPatches) return null;
+  const {source, side, items} = block.topPatches;
   const grid = make("div", {className: "mosaic"});
   const sprite = Object.assign(new Image(), {src: source});
   items.forEach((patches, expert) => {
@@ -552,8 +552,8 @@ function byClass(block) {
   if (block.information === null) return null;
   return make("div", {}, make("h3", {}, `Choices by class${block.classes ? ", in percent of the class" : ""}`),
     block.classes ? classTable(block) : make("p", {}, `The table is left out above ${record.mostClasses} classes.`),
-    make("p", {className: "note"}, `Normalised mutual information of expert and class: ${block.information.toFixed(3)}; `
-      + `under shuffled classes: ${block.null.toFixed(3)}`));
+    make("p", {className: "note"}, `Normalized mutual information of expert and class: ${block.information.toFixed(3)}; `
+      + `chance baseline (shuffled classes): ${block.chance.toFixed(3)}`));
 }
 
 function classTable(block) {
@@ -566,24 +566,24 @@ function classTable(block) {
   return drawn;
 }
 
-function places(model, block) {
-  if (!block.places) return null;
-  const {rows, columns} = model, figures = block.places.map((place, expert) => {
-    const most = Math.max(...place), best = place.indexOf(most);
+function positions(model, block) {
+  if (!block.positions) return null;
+  const {rows, columns} = model, figures = block.positions.map((shares, expert) => {
+    const most = Math.max(...shares), best = shares.indexOf(most);
     const canvas = make("canvas", {width: columns, height: rows, className: "pixels", role: "img", "aria-label": most > 0
-      ? `expert ${expert}: most choices in ${placeName(model, best)}` : `expert ${expert}: no choices`});
+      ? `expert ${expert}: most choices in ${positionName(model, best)}` : `expert ${expert}: no choices`});
     const pen = canvas.getContext("2d");
-    place.forEach((value, patch) => {
+    shares.forEach((value, patch) => {
       pen.globalAlpha = value / (most || 1);
       pen.fillStyle = color(expert);
       pen.fillRect(patch % columns, Math.floor(patch / columns), 1, 1);
     });
     return make("figure", {}, canvas, make("figcaption", {className: "note"}, `expert ${expert}`));
   });
-  return make("div", {}, make("h3", {}, "Choices by place in the image"),
-    make("div", {className: "places"}, ...figures),
-    make("p", {className: "note"}, `Normalised mutual information of expert and place: ${block.position.toFixed(3)}; `
-      + `in shuffled places: ${block.positionNull.toFixed(3)}`));
+  return make("div", {}, make("h3", {}, "Choices by position in the image"),
+    make("div", {className: "positions"}, ...figures),
+    make("p", {className: "note"}, `Normalized mutual information of expert and position: ${block.position.toFixed(3)}; `
+      + `chance baseline (shuffled positions): ${block.positionChance.toFixed(3)}`));
 }
 
 // ------------------------------------------------------------------ start

@@ -112,8 +112,8 @@ def _model(model: ModelOnImages, size: tuple[int, ...], y: int) -> dict[str, Any
 
 
 def _pictures(model: ModelOnImages, block: int) -> dict[str, Any]:
-    """The attention maps and the favourite patches of a sparse block."""
-    best, labels = model.favourites[block], model.statistics[block].labels
+    """The attention maps and the top patches of a sparse block."""
+    best, labels = model.top_patches[block], model.statistics[block].labels
     sprite = rearrange(best.patches, "e x p q c -> 1 (e p) (x q) c")
     items = [
         [
@@ -125,7 +125,7 @@ def _pictures(model: ModelOnImages, block: int) -> dict[str, Any]:
     side = model.config.patch_size
     return {
         "attention": _array(model.attention[block], "u1"),
-        "favourites": {
+        "topPatches": {
             "source": _data_url(next(_pixels(sprite)), png=side <= SMALL_PATCH),
             "side": side,
             "items": items,
@@ -183,10 +183,10 @@ def _choices(block: BlockRouting) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 def _sums(statistics: BlockStatistics, y: int) -> dict[str, Any]:
-    classes = positions = information = null = None
-    position, position_null = statistics.position_information
+    classes = positions = information = chance = None
+    position, position_chance = statistics.position_information
     if has_label(statistics.labels).any() and statistics.choices.any():
-        information, null = statistics.class_information(y)
+        information, chance = statistics.class_information(y)
         if y <= MOST_CLASSES:
             table = statistics.class_table(y)
             classes = table / np.maximum(1, table.sum(axis=0))
@@ -199,10 +199,10 @@ def _sums(statistics: BlockStatistics, y: int) -> dict[str, Any]:
         "dropped": statistics.dropped,
         "classes": None if classes is None else _numbers(classes),
         "information": information,
-        "null": null,
-        "places": None if positions is None else _numbers(positions),
+        "chance": chance,
+        "positions": None if positions is None else _numbers(positions),
         "position": position,
-        "positionNull": position_null,
+        "positionChance": position_chance,
     }
 
 

@@ -24,7 +24,7 @@ LINES: dict[Priority, tuple[str, str, str, str]] = {
     "sum_of_gates": ("sum of gates", "#009e73", "^", "--"),
     "random": ("random, one draw", "#000000", "x", ":"),
 }
-"""Of each priority: its name, colour, mark and line."""
+"""Of each priority: its name, color, mark and line."""
 Labels = Int[np.ndarray, "b l"]
 
 

@@ -14,7 +14,7 @@ from vmoe.errors import UsageError
 NAMED = 30
 """Largest number of classes whose names and numbers are written."""
 MANY = 32
-"""Largest number of experts that are all labelled."""
+"""Largest number of experts that are all labeled."""
 LONGEST = 24
 """Characters of a class name."""
 RANKS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7")
@@ -28,8 +28,8 @@ def experts_by_class(
 ) -> Figure:
     """The share of each class's choices that go to each expert, after figure 7 of V-MoE.
 
-    Above each block stands the normalised mutual information of expert and class, and the same
-    under shuffled classes. More than 30 classes are sorted by their favourite expert, block by
+    Above each block stands the normalized mutual information of expert and class, and the same
+    under shuffled classes. More than 30 classes are sorted by their most frequent expert, block by
     block, and are not named.
 
     Args:
@@ -44,11 +44,11 @@ def experts_by_class(
     title = "Experts by class: share of the choices of a class, in %"
     figure, axes = panels(1, len(shown), size=size, title=title, share_y=few)
     for (i, table), ax in zip(tables.items(), axes[0], strict=True):
-        information, null = statistics[i].class_information(num_classes)
+        information, chance = statistics[i].class_information(num_classes)
         if not few:
             table = table[np.argsort(np.nan_to_num(table).argmax(1), kind="stable")]
         ax.imshow(100 * table, aspect="auto", cmap="viridis", vmin=0, vmax=100 * largest)
-        text = f"block {i}\nmutual information {information:.3f}\n(classes shuffled: {null:.3f})"
+        text = f"block {i}\nmutual information {information:.3f}\n(chance {chance:.3f})"
         ax.set_title(text, fontsize=NORMAL)
         ax.set_xlabel("expert")
         label_experts(ax.xaxis, table.shape[1], every=-(-table.shape[1] // MANY))
@@ -62,7 +62,7 @@ def experts_by_class(
     if not few or e > MANY:
         bar = figure.colorbar(axes[0][-1].images[0], ax=list(axes[0]), format="{x:.0f}%")
         bar.ax.tick_params(labelsize=SMALL)
-    axes[0][0].set_ylabel("class" if few else f"{num_classes} classes, by favourite expert")
+    axes[0][0].set_ylabel("class" if few else f"{num_classes} classes, by most frequent expert")
     return figure
 
 

@@ -12,16 +12,16 @@ from matplotlib.figure import Figure
 
 from vmoe.analysis.collect import BlockRouting, Collected
 from vmoe.analysis.colors import expert_colors, text_color
-from vmoe.analysis.patches import Favourites, on_grid
+from vmoe.analysis.patches import TopPatches, on_grid
 from vmoe.analysis.plots.style import NORMAL, SMALL, early_to_late, label_experts, panels
 from vmoe.errors import UsageError, require
 
-GREY = 0.5
+GRAY = 0.5
 """Visible beside black and white patches."""
 LEFT = 0.2
-"""What is left of the contrast of a dropped patch, around grey."""
+"""What is left of the contrast of a dropped patch, around gray."""
 TINT = 0.7
-"""How much of a patch's colour is that of its expert; the rest is the image in grey."""
+"""How much of a patch's color is that of its expert; the rest is the image in gray."""
 
 
 def experts_of_patches(
@@ -32,10 +32,10 @@ def experts_of_patches(
     blocks: Sequence[int] | None = None,
     show: int = 6,
 ) -> Figure:
-    """Images whose patches have the colour and the number of their expert, block by block.
+    """Images whose patches have the color and the number of their expert, block by block.
 
     Of several experts, the one with the largest combine weight; a patch that no expert processed
-    stays grey. A class token is no patch, and is left out.
+    stays gray. A class token is no patch, and is left out.
 
     Args:
         images: in [-1, 1], those that were collected.
@@ -44,19 +44,19 @@ def experts_of_patches(
     """
     columns = early_to_late(collected.blocks, blocks, 6)
     experts = {i: _strongest(i, collected.blocks[i], images, patch_size) for i in columns}
-    title = "The expert with the largest weight for each patch; grey: no expert"
+    title = "The expert with the largest weight for each patch; gray: no expert"
     figure, axes, shown, pixels = _beside_images(images, len(columns), show, title)
     for column, (i, of_patches) in enumerate(experts.items(), start=1):
         axes[0][column].set_title(f"block {i}", fontsize=SMALL)
         colors = expert_colors(collected.blocks[i].gates.shape[-1])
-        palette = np.array([*map(to_rgb, colors), (GREY,) * 3])  # the last one is for expert -1
+        palette = np.array([*map(to_rgb, colors), (GRAY,) * 3])  # the last one is for expert -1
         for row, image, own in zip(axes, pixels, of_patches[shown], strict=True):
-            grey = image.mean(-1, keepdims=True)
-            tinted = TINT * _of_pixels(palette[own], patch_size) + (1 - TINT) * grey
+            gray = image.mean(-1, keepdims=True)
+            tinted = TINT * _of_pixels(palette[own], patch_size) + (1 - TINT) * gray
             row[column].imshow(tinted)
             for (y, x), expert in np.ndenumerate(own):
                 if expert >= 0:
-                    place = _centre(x, patch_size), _centre(y, patch_size)
+                    place = _center(x, patch_size), _center(y, patch_size)
                     style = dict(ha="center", va="center", fontsize=SMALL)
                     color = text_color(colors[expert])
                     row[column].text(*place, str(expert), color=color, **style)
@@ -104,7 +104,7 @@ def kept_patches(
     patch_size: int,
     show: int = 6,
 ) -> Figure:
-    """Images whose patches without a slot are greyed and crossed out, after figure 1 of V-MoE.
+    """Images whose patches without a slot are grayed and crossed out, after figure 1 of V-MoE.
 
     A class token is no patch, and is left out.
 
@@ -123,9 +123,9 @@ def kept_patches(
     for column, (name, mask) in enumerate(kept.items(), start=1):
         axes[0][column].set_title(f"{name}\n{mask.mean():.0%} with a slot", fontsize=SMALL)
         for row, image, own in zip(axes, pixels, mask[shown], strict=True):
-            dimmed = GREY + LEFT * (image.mean(-1, keepdims=True) - GREY)
+            dimmed = GRAY + LEFT * (image.mean(-1, keepdims=True) - GRAY)
             row[column].imshow(np.where(_of_pixels(own[..., None], patch_size), image, dimmed))
-            y, x = (_centre(place, patch_size) for place in np.nonzero(~own))
+            y, x = (_center(place, patch_size) for place in np.nonzero(~own))
             marks = 40 * patch_size / image.shape[0]  # in points
             row[column].scatter(x, y, s=marks**2, marker="x", c="black", lw=0.7, alpha=0.6)
     return figure
@@ -141,8 +141,8 @@ def _kept(
     return on_grid(np.asarray(kept.any(-1)), images, patch_size)
 
 
-def _centre(place: Any, patch_size: int) -> Any:
-    """The pixel coordinate of the centre of a row or column of patches."""
+def _center(place: Any, patch_size: int) -> Any:
+    """The pixel coordinate of the center of a row or column of patches."""
     return (place + 0.5) * patch_size - 0.5
 
 
@@ -151,17 +151,15 @@ def _of_pixels(grid: Shaped[np.ndarray, "i j x"], patch_size: int) -> Shaped[np.
     return grid.repeat(patch_size, 0).repeat(patch_size, 1)
 
 
-def favourite_patches(
-    favourites: Mapping[int, Favourites], blocks: Sequence[int] | None = None
-) -> Figure:
+def top_patches(patches: Mapping[int, TopPatches], blocks: Sequence[int] | None = None) -> Figure:
     """The patches with the largest gates of each expert, best first, and their gates at the right.
 
     Args:
-        favourites: by sparse block, as ``vmoe.analysis.patches.favourites`` returns them.
+        patches: by sparse block, as ``vmoe.analysis.patches.find_top_patches`` returns them.
         blocks: the blocks to show; from early to late, at most three, if None.
     """
-    shown = early_to_late(favourites, blocks, 3)
-    e, x = np.max([favourites[i].gates.shape for i in shown], axis=0)
+    shown = early_to_late(patches, blocks, 3)
+    e, x = np.max([patches[i].gates.shape for i in shown], axis=0)
     figure, axes = panels(
         1,
         len(shown),
@@ -169,11 +167,11 @@ def favourite_patches(
         title="Patches with the largest gates of each expert, at most one of an image",
     )
     for i, ax in zip(shown, axes[0], strict=True):
-        e, x = favourites[i].gates.shape
-        patches = np.clip((favourites[i].patches + 1) / 2, 0, 1)
-        frame = max(1, patches.shape[2] // 12)  # grey, around each
+        e, x = patches[i].gates.shape
+        pixels = np.clip((patches[i].patches + 1) / 2, 0, 1)
+        frame = max(1, pixels.shape[2] // 12)  # gray, around each
         around = [(0, 0), (0, 0), (frame, frame), (frame, frame), (0, 0)]
-        framed = np.pad(patches, around, constant_values=GREY)
+        framed = np.pad(pixels, around, constant_values=GRAY)
         mosaic = rearrange(framed, "e x p q c -> (e p) (x q) c")
         ax.imshow(mosaic, extent=(-0.5, x - 0.5, e - 0.5, -0.5))
         ax.spines[:].set_visible(False)
@@ -181,7 +179,7 @@ def favourite_patches(
         ax.set_xlabel("patches, best first; their gates", fontsize=SMALL)
         ax.set_xticks([])
         label_experts(ax.yaxis, e)
-        for expert, gates in enumerate(favourites[i].gates):
+        for expert, gates in enumerate(patches[i].gates):
             text = f"{gates[0]:.2f}–{gates[-1]:.2f}"
             ax.text(x - 0.35, expert, text, va="center", fontsize=SMALL)
     axes[0][0].set_ylabel("expert")

@@ -52,7 +52,7 @@ def early_to_late(blocks: Collection[int], given: Sequence[int] | None, at_most:
 
 
 def label_experts(axis: Axis, e: int, *, every: int = 1) -> None:
-    """Labels places 0 to e - 1 of an axis with the experts' numbers on their colours.
+    """Labels places 0 to e - 1 of an axis with the experts' numbers on their colors.
 
     Args:
         every: labels experts 0, every, 2 * every and so on, where there is no room for all.

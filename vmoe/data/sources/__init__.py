@@ -74,7 +74,7 @@ KINDS = {
                "its ClassLabel, or numbers"),
     "arrays": Kind("arrays:open_arrays", ":FILE_OR_FOLDER", "NumPy arrays",
                    "class_names, or numbers"),
-    "synthetic": Kind("builtin:open_synthetic", ":ITEMS[:SIZE[:CLASSES]]", "random colours",
+    "synthetic": Kind("builtin:open_synthetic", ":ITEMS[:SIZE[:CLASSES]]", "random colors",
                       "numbers"),
 }
 # fmt: on

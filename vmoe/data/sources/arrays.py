@@ -103,9 +103,9 @@ class ArraySource(BaseSource):
         return data.hexdigest(), ""
 
 
-def rgb(grey: UInt8[np.ndarray, "b h w"]) -> UInt8[np.ndarray, "b h w 3"]:
-    """Grey images with three equal channels, as a read-only view: the pixels are not copied."""
-    return np.broadcast_to(grey[..., None], (*grey.shape, 3))
+def rgb(gray: UInt8[np.ndarray, "b h w"]) -> UInt8[np.ndarray, "b h w 3"]:
+    """Gray images with three equal channels, as a read-only view: the pixels are not copied."""
+    return np.broadcast_to(gray[..., None], (*gray.shape, 3))
 
 
 def open_arrays(path: str, split: str) -> ArraySource:

@@ -9,7 +9,7 @@ NAME_sample  test images to try trained models on without a download, in a file 
              (``scripts/prepare_emoji.py``). ``scripts/write_zoo.py`` writes them.
 synthetic:ITEMS[:SIZE[:CLASSES]]
              to try a run without data. SIZE pixels on each side (default 224), CLASSES (1,000).
-             An image is a JPEG file of random coarse colours. Its class is its index modulo
+             An image is a JPEG file of random coarse colors. Its class is its index modulo
              CLASSES; the classes have their numbers as names. Training has ITEMS images;
              validation and test have a tenth of that, of their own.
 """
@@ -29,7 +29,7 @@ from vmoe.errors import UsageError
 
 SIZE, CLASSES = 224, 1000
 LARGEST, MOST_CLASSES, MOST_ITEMS = 4096, 1_000_000, 10**15
-COARSE = 8  # random colours along each side of a synthetic image
+COARSE = 8  # random colors along each side of a synthetic image
 
 
 def open_digits(name: str, split: str) -> ArraySource:
@@ -50,8 +50,8 @@ def _digits(name: str, split: str) -> Arrays:
         rest, test_size=180, random_state=0, stratify=digits.target[rest]
     )
     index = {"train": train, "validation": validation, "test": test}[split]
-    grey = np.round(digits.images[index] * (255 / 16)).astype(np.uint8)
-    return name, rgb(grey), digits.target[index], tuple(map(str, digits.target_names)), None
+    gray = np.round(digits.images[index] * (255 / 16)).astype(np.uint8)
+    return name, rgb(gray), digits.target[index], tuple(map(str, digits.target_names)), None
 
 
 def open_sample(name: str, split: str) -> ArraySource:

@@ -1,4 +1,4 @@
-"""Fashion-MNIST: 70,000 grey images of 28 x 28 pixels, ten kinds of clothing (arXiv 1708.07747).
+"""Fashion-MNIST: 70,000 gray images of 28 x 28 pixels, ten kinds of clothing (arXiv 1708.07747).
 
 Its four ``.gz`` files are read from a given folder; if none is given, from the folder of Debian's
 package dataset-fashion-mnist, or from the user's cache, into which they are downloaded once from

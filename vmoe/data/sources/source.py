@@ -1,4 +1,4 @@
-"""The interface of a data set: labelled images with random access; and what its formats share."""
+"""The interface of a data set: labeled images with random access; and what its formats share."""
 
 import dataclasses
 import functools
@@ -12,7 +12,7 @@ from jaxtyping import UInt8
 
 @dataclasses.dataclass(frozen=True)
 class Example:
-    """One labelled image.
+    """One labeled image.
 
     Attributes:
         image: the bytes of an image file, or RGB pixels in [0, 255].

@@ -1,4 +1,4 @@
-"""Tables of labelled images on the disk, and the sources that read them.
+"""Tables of labeled images on the disk, and the sources that read them.
 
 A folder, a manifest and tar shards give the rows of a table; its splits, labels, class names and
 fingerprint are the same for all of them. Its columns are those of an index (``index.py``):

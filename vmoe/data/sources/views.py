@@ -116,7 +116,7 @@ class Relabeled(View):
 
 
 def relabel(source: Source, class_names: Sequence[str]) -> Source:
-    """The same images, each labelled by the position of its class in ``class_names``.
+    """The same images, each labeled by the position of its class in ``class_names``.
 
     If the classes are ImageNet's, by name or by synset, those of the source may be synsets, as
     ImageNet's folders are, or all the numbers, as the folders of ImageNet-V2 are.

@@ -13,7 +13,7 @@ from vmoe.routing import router_of
 class SoftGate(nnx.Module):
     """Parameters of the slots, kernel (d, e, c), and a scale (Soft MoE, sections 2 and 2.3).
 
-    Tokens and slots are normalised over d, so the scale of the logits does not depend on the width.
+    Tokens and slots are normalized over d, so the scale of the logits does not depend on the width.
     """
 
     def __init__(self, width: int, tokens: int, config: MoEConfig, *, rngs: Rngs):

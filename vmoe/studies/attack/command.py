@@ -36,7 +36,7 @@ class AttackArgs:
     target: Literal["images", "mates"] = "images"
     """images: change the attacked image. mates: leave it as it is, and choose and change the other
     images of its group, which take its slots."""
-    beside: Path | None = None
+    compare: Path | None = None
     """Another model to attack in the same way, such as a dense one."""
     data: str = ""
     """NAME[:SPLIT]; the data set of the run if empty, its test split if no split is named."""
@@ -50,7 +50,7 @@ class AttackArgs:
     method: Annotated[AttackMethod, tyro.conf.arg(name="")] = AttackMethod()
     mates: MatesConfig = MatesConfig()
     routing: RoutingOverrides = RoutingOverrides()
-    """Routing settings of --checkpoint; the model of --beside keeps its own."""
+    """Routing settings of --checkpoint; the model of --compare keeps its own."""
     use_ema: bool = True
     """Use the moving average of the parameters, if the run has one."""
     json: bool = False
@@ -58,9 +58,9 @@ class AttackArgs:
 
     no_effect: ClassVar[dict[str, str]] = {
         "mates": "without target=mates",
-        "beside": "with target=mates",
+        "compare": "with target=mates",
         "method.auxiliary_loss": "with target=mates",
-        "method.path": "with target=mates",
+        "method.gradient_path": "with target=mates",
     }
 
     def configs(self, *otherwise: float) -> list[AttackConfig]:
@@ -81,8 +81,8 @@ def _attack_images(args: AttackArgs) -> None:
 
     configs = args.configs(1.0, 2.0, 4.0, 8.0)
     models = [load(args.checkpoint, routing=args.routing, use_ema=args.use_ema)]
-    if args.beside:
-        models.append(load(args.beside, use_ema=args.use_ema))
+    if args.compare:
+        models.append(load(args.compare, use_ema=args.use_ema))
     for loaded in models:
         with naming(loaded.origin.path):
             check_attack(loaded.model, configs[0])
@@ -98,12 +98,12 @@ def _image_rows(
     args: AttackArgs, data: str, loaded: "Loaded", configs: Sequence[AttackConfig]
 ) -> list[dict[str, Any]]:
     """One row for each strength."""
-    from vmoe.data.pipeline import ORDER, check_labelled
+    from vmoe.data.pipeline import ORDER, check_labeled
     from vmoe.evaluate.sample import Sample
     from vmoe.studies.attack.images import attack, summary
 
     sample = Sample(data, loaded, images=args.images, batch_size=args.batch_size)
-    check_labelled(sample.source)
+    check_labeled(sample.source)
     results: list[list[Any]] = [[] for _ in configs]
     labels = []
     with progress(f"attacking {loaded.origin.path}", len(configs) * sample.steps) as advance:
@@ -142,7 +142,7 @@ def _attack_mates(args: AttackArgs) -> None:
                 "use --mates.capacity-factor and --mates.priority",
                 **{f"routing.{name}": value, "target": "mates"},
             )
-    from vmoe.data.pipeline import ORDER, check_labelled
+    from vmoe.data.pipeline import ORDER, check_labeled
     from vmoe.evaluate.sample import Sample
     from vmoe.factory import load
     from vmoe.nn.inputs import has_label
@@ -160,7 +160,7 @@ def _attack_mates(args: AttackArgs) -> None:
         check_mates(loaded.model)
     changes = args.configs(64.0)
     sample = Sample(args.data, loaded, images=args.images, batch_size=args.batch_size)
-    check_labelled(sample.source)
+    check_labeled(sample.source)
     batches = []
     for images, labels, valid in sample.batches():
         used = valid & has_label(labels)

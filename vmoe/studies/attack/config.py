@@ -22,7 +22,7 @@ class AttackMethod(Checked):
     to changes of at most epsilon and to the range of pixels; always for mates."""
     auxiliary_loss: bool = False
     """Raise the auxiliary losses of the routers as well."""
-    path: GradientPath = "all"
+    gradient_path: GradientPath = "all"
     """What is differentiated. all: everything; experts: all but the routing, whose decisions and
     combine weights stay those of the original images; routers: the combine weights alone. The last
     two leave out the auxiliary losses."""

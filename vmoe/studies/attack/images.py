@@ -94,7 +94,7 @@ def summary(parts: Sequence[AttackResult], labels: Int[np.ndarray, "b l"]) -> di
     overlap = {i: np.concatenate([part.overlap[i] for part in parts]) for i in parts[0].overlap}
     return {
         "images": len(before),
-        "unlabelled": len(known) - len(before),
+        "unlabeled": len(known) - len(before),
         "accuracy_before": float(is_label(before, labels[known]).mean()),
         "accuracy_after": float(is_label(after, labels[known]).mean()),
         "changed": float((before != after).mean()),
@@ -107,16 +107,16 @@ def check_attack(model: ViT, config: AttackConfig) -> None:
     """Checks that a model can be attacked along a path.
 
     Raises:
-        UsageError: for a path other than "all" the model has no sparse block, a router other than
-            token_choice, or several devices.
+        UsageError: for a gradient path other than "all", the model has no sparse block, a router
+            other than token_choice, or several devices.
     """
     blocks = model.config.moe_blocks
-    if config.path == "all":
+    if config.gradient_path == "all":
         return
     every_can_drop = bool(blocks) and all(block.router.can_drop for block in blocks.values())
-    path = {"attack.path": config.path}
-    require(every_can_drop, "every router must be token_choice; use path=all", **path)
-    require(model.placement.devices == 1, "use one device, or path=all", **path)
+    path = {"attack.gradient_path": config.gradient_path}
+    require(every_can_drop, "every router must be token_choice; use gradient_path=all", **path)
+    require(model.placement.devices == 1, "use one device, or gradient_path=all", **path)
 
 
 @models.compiled
@@ -183,7 +183,7 @@ def gradient(
             total += sum((record.aux_loss for record in records.values()), jnp.zeros(()))
         return total
 
-    match config.path:
+    match config.gradient_path:
         case "all":
             return jax.grad(loss)(images)
         case "experts":

@@ -29,12 +29,12 @@ class Changed(NamedTuple):
     """Victims with the mates of the first draw after their pixels were changed.
 
     Attributes:
-        optimised: mates that climbed the surrogate.
+        optimized: mates that climbed the surrogate.
         control: mates whose pixels were changed by as much, with random signs.
         surrogate: before and after, in [0, 1]; see ``mates_program.surrogate``.
     """
 
-    optimised: Outcome
+    optimized: Outcome
     control: Outcome
     surrogate: Float[np.ndarray, "b 2"]
 
@@ -216,7 +216,7 @@ def rows(
     for change, changed in zip(changes, result.changed, strict=True):
         ways += [
             ("random signs", change.epsilon, changed.control, False),
-            ("optimised", change.epsilon, changed.optimised, False),
+            ("optimized", change.epsilon, changed.optimized, False),
         ]
     for mates, epsilon, outcome, worst in ways:
         yield {

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vmoe.cli.arguments import check_outputs, parse
-from vmoe.cli.inference import UNITS
 from vmoe.cli.printing import print_json, print_messages, print_table, progress
-from vmoe.config.inference import Inference, Unit
+from vmoe.cli.routing_file import UNITS
+from vmoe.config.routing_file import RoutingFile, Unit
 from vmoe.errors import Failure, UsageError, naming
 
 if TYPE_CHECKING:
@@ -18,16 +18,15 @@ if TYPE_CHECKING:
     from vmoe.nn.vit import ViT
     from vmoe.studies.capacity.scores import Scores
 
-ROWS = 8  # most budgets of the trade-off, beside the given one
+ROWS = 8  # most budgets of the trade-off, without the given one
 
 
 @dataclasses.dataclass(frozen=True)
 class CapacityArgs:
-    """Choose k, capacity factor and priority of each sparse block within a budget of compute.
+    """Search k, capacity factor and priority per block within a budget of compute.
 
-    The predictions change as little as possible: the search minimises their divergence (KL) from
-    those of the model as trained. Writes inference.json into the run folder; `vmoe evaluate` and
-    `vmoe predict` use it.
+    The search minimizes the KL divergence from the predictions of the model as trained. It writes
+    routing.json into the run folder; `vmoe evaluate` and `vmoe predict` use that file.
 
     Example: `vmoe capacity --checkpoint runs/digits --budget 0.9x`
     """
@@ -45,11 +44,11 @@ class CapacityArgs:
     images: int = 1024
     """Number of images, a random sample of the split; at most all of them."""
     batch_size: int = 256
-    """Images per batch: those of a batch may compete for slots."""
+    """Images per batch. Images of one batch can compete for slots."""
     use_ema: bool = True
     """Use the moving average of the parameters, if the run has one."""
     out: Path | None = None
-    """File to write instead of inference.json in the run folder; needed for other checkpoints."""
+    """File to write instead of routing.json in the run folder; needed for other checkpoints."""
     plot: Path | None = None
     """Draw the trade-off as this PNG file."""
     json: bool = False
@@ -61,36 +60,36 @@ def run(argv: Sequence[str]) -> None:
     args = parse(CapacityArgs, "capacity", argv)
     budget = _budget(args.budget)
     check_outputs(args, "out", "plot")
-    from vmoe.data.pipeline import ORDER, check_labelled
+    from vmoe.data.pipeline import ORDER, check_labeled
     from vmoe.evaluate.sample import Sample
-    from vmoe.factory import inference_file, load
+    from vmoe.factory import load, routing_file_of
     from vmoe.studies.capacity.costs import time_ratio
     from vmoe.studies.capacity.settings import check_layers
-    from vmoe.workdir.inference import write_inference
+    from vmoe.workdir.routing_file import write_routing_file
 
     loaded = load(args.checkpoint, use_ema=args.use_ema)
     with naming(loaded.origin.path):
         check_layers(loaded.model.config)
-    file = args.out or inference_file(loaded.origin)
+    file = args.out or routing_file_of(loaded.origin)
     if file is None:
         raise UsageError(f"{args.checkpoint} is no run folder: name the file to write with --out")
     sample = Sample(
         args.data, loaded, images=args.images, batch_size=args.batch_size, split="validation"
     )
-    check_labelled(sample.source)
+    check_labeled(sample.source)
     scores, rows = _search(args.by, budget, loaded.model, sample)
-    (chosen,) = (row for row in rows if row["budget"] == budget)
-    inference = Inference(
-        blocks=dict(zip(loaded.model.config.sparse_blocks, chosen["setting"], strict=True)),
+    (row,) = (row for row in rows if row["budget"] == budget)
+    chosen = RoutingFile(
+        blocks=dict(zip(loaded.model.config.sparse_blocks, row["setting"], strict=True)),
         by=args.by,
         budget=budget,
-        cost=chosen["cost"],
+        cost=row["cost"],
         data=sample.source.name,
         images=scores.images,
         batch_size=args.batch_size,
         step=loaded.step,
-        accuracy=chosen["accuracy"],
-        accuracy_even=chosen["accuracy_even"],
+        accuracy=row["accuracy"],
+        accuracy_uniform=row["accuracy_uniform"],
         accuracy_trained=scores.trained,
         order=ORDER,
     )
@@ -101,17 +100,17 @@ def run(argv: Sequence[str]) -> None:
         "by": args.by,
         "accuracy_trained": scores.trained,
         "budget": budget,
-        "blocks": inference.blocks,
+        "blocks": chosen.blocks,
         "trade_off": rows,
     }
     if args.by == "time":
         batch = next(sample.batches())[0]
-        report["measured"] = time_ratio(loaded.model, chosen["setting"], batch)
+        report["measured"] = time_ratio(loaded.model, row["setting"], batch)
     print_messages(sample.messages())
     with contextlib.ExitStack() as files:  # each is written, whatever else cannot be
         if args.plot:
-            files.callback(_plot, args.plot, rows, inference)
-        files.callback(write_inference, file, inference)
+            files.callback(_plot, args.plot, rows, chosen)
+        files.callback(write_routing_file, file, chosen)
         if args.json:
             print_json(report)
         else:
@@ -161,23 +160,23 @@ def _budgets(least: float, budget: float) -> list[float]:
     return sorted(every | {budget}, reverse=True)
 
 
-def _plot(path: Path, rows: list[dict[str, Any]], chosen: Inference) -> None:
-    """Draws the accuracy within budgets of compute, searched and spent evenly, as a PNG."""
+def _plot(path: Path, rows: list[dict[str, Any]], chosen: RoutingFile) -> None:
+    """Draws the accuracy by cost, of per-block and of uniform routing."""
     from matplotlib.figure import Figure
 
     from vmoe.workdir.layout import replacing
 
     figure = Figure(figsize=(6.4, 4.2), layout="constrained")
     axes = figure.add_subplot()
-    # Two colours of Okabe and Ito's palette, and a shape and a line style for each curve.
-    for label, suffix, colour, style in (
-        ("searched, block by block", "", "#0072B2", "o-"),
-        ("spent evenly over the blocks", "_even", "#D55E00", "s--"),
+    # Two colors of Okabe and Ito's palette, and a shape and a line style for each curve.
+    for label, suffix, color, style in (
+        ("per-block routing", "", "#0072B2", "o-"),
+        ("uniform routing", "_uniform", "#D55E00", "s--"),
     ):
         points = [row for row in rows if row[f"setting{suffix}"]]
         x = [row[f"cost{suffix}"] for row in points]
         percent = [100 * row[f"accuracy{suffix}"] for row in points]
-        axes.plot(x, percent, style, color=colour, label=label, markersize=5)
+        axes.plot(x, percent, style, color=color, label=label, markersize=5)
     axes.plot(1.0, 100 * chosen.accuracy_trained, "k*", markersize=12, label="as trained")
     ring = dict(markersize=13, markerfacecolor="none", markeredgecolor="black")
     axes.plot(chosen.cost, 100 * chosen.accuracy, "o", **ring, label="chosen")
@@ -200,8 +199,8 @@ def _print(report: dict[str, Any], loaded: "Loaded") -> None:
         f"{loaded.origin.path}{step}, on {report['data']}: {report['accuracy_trained']:.2%} as "
         f"trained. Accuracy within budgets of the {by}"
     )
-    setting = "even: k, capacity factor, priority"
-    columns = ("budget", "searched", "cost", "even", "cost", setting)
+    setting = "uniform: k, capacity factor, priority"
+    columns = ("budget", "per-block", "cost", "uniform", "cost", setting)
     print_table(columns, [_texts(row) for row in report["trade_off"]], title=title)
     columns = ("block", "k", "capacity factor", "priority")
     rows = [(str(block), *_setting(own)) for block, own in report["blocks"].items()]
@@ -211,11 +210,11 @@ def _print(report: dict[str, Any], loaded: "Loaded") -> None:
 
 
 def _texts(row: dict[str, Any]) -> tuple[str, ...]:
-    searched = (f"{row['budget']:g}x", f"{row['accuracy']:.2%}", f"{row['cost']:.3f}x")
-    if row["setting_even"] is None:
-        return (*searched, "-", "-", "-")
-    even = (f"{row['accuracy_even']:.2%}", f"{row['cost_even']:.3f}x")
-    return (*searched, *even, ", ".join(_setting(row["setting_even"][0])))
+    per_block = (f"{row['budget']:g}x", f"{row['accuracy']:.2%}", f"{row['cost']:.3f}x")
+    if row["setting_uniform"] is None:
+        return (*per_block, "-", "-", "-")
+    uniform = (f"{row['accuracy_uniform']:.2%}", f"{row['cost_uniform']:.3f}x")
+    return (*per_block, *uniform, ", ".join(_setting(row["setting_uniform"][0])))
 
 
 def _setting(own: Any) -> tuple[str, ...]:

@@ -16,8 +16,8 @@ from vmoe import models
 from vmoe.analysis.interventions import limited
 from vmoe.axes import Images
 from vmoe.config import MoEConfig, ViTConfig, replace
-from vmoe.config.inference import LayerSetting
 from vmoe.config.routers import PRIORITIES
+from vmoe.config.routing_file import LayerSetting
 from vmoe.errors import require
 from vmoe.nn.inputs import has_label, is_label
 from vmoe.nn.patches import num_tokens
@@ -72,14 +72,14 @@ class Scores:
         self._on_step = on_step
         self._known: dict[Setting, Score] = {}
         as_trained = _logits(model)
-        self._batches, correct, labelled = [], [], []
+        self._batches, correct, labeled = [], [], []
         for images, labels, valid in batches:
             on_device = jax.device_put(images)  # once, for all settings
             logits = as_trained(on_device, valid)
             self._batches.append((on_device, labels, valid, logits))
             correct.append(is_label(np.asarray(logits).argmax(-1), labels)[valid])
-            labelled.append(has_label(labels)[valid])
-        known = np.concatenate(labelled)
+            labeled.append(has_label(labels)[valid])
+        known = np.concatenate(labeled)
         require(bool(known.any()), "no image has a label")
         self.images = len(known)
         self.trained = float(np.concatenate(correct)[known].mean())

@@ -1,9 +1,9 @@
 """Searches k, capacity and priority of each sparse block for the best accuracy within a budget.
 
-One descent serves all budgets: from the most slots in every block, it takes one level of slots from
-the block where that raises the loss least for what it saves, with the best k and priority there. A
-setting within a budget is then improved by single changes: another k or priority in one block, or a
-level of slots moved from one block to another.
+One greedy descent serves all budgets. It starts with the most slots in every block and repeatedly
+lowers one block by one level: the block, with its best k and priority, whose loss rises least per
+cost saved. The best setting within a budget is then improved by single changes: another k or
+priority in one block, or a level of slots moved from one block to another.
 
 The loss is the divergence from the predictions of the model as trained (``Score``).
 """
@@ -13,7 +13,7 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from vmoe.config.inference import LayerSetting
+from vmoe.config.routing_file import LayerSetting
 from vmoe.studies.capacity.costs import Costs
 from vmoe.studies.capacity.scores import Scores
 from vmoe.studies.capacity.settings import Levels, Setting
@@ -34,11 +34,8 @@ class Search:
         ]
         self._path: list[Setting] = []
 
-    def even(self, budget: float) -> Setting | None:
-        """The best setting that is the same in all blocks, of those that are tried in each of them.
-
-        None if none is within the budget.
-        """
+    def uniform(self, budget: float) -> Setting | None:
+        """The best setting shared by all blocks; None if none is within the budget."""
         first, *others = self._level
         in_all = [own for own in first if all(own in each for each in others)]
         same = [(own,) * len(self._blocks) for own in in_all]
@@ -55,13 +52,13 @@ class Search:
         if not self._path:
             self._path = list(self._descend())
         within = [setting for setting in self._path if self._fits(setting, budget)]
-        within.append(self.even(budget) or self._cheapest())
+        within.append(self.uniform(budget) or self._cheapest())
         return self._improved(min(within, key=self._loss), budget)
 
     def row(self, budget: float) -> dict[str, Any]:
-        """The best setting within a budget and the best even one, with cost and accuracy."""
+        """The best setting within a budget and the best uniform one, with cost and accuracy."""
         row: dict[str, Any] = {"budget": budget}
-        for suffix, setting in (("", self.best(budget)), ("_even", self.even(budget))):
+        for suffix, setting in (("", self.best(budget)), ("_uniform", self.uniform(budget))):
             cost = accuracy = None
             if setting is not None:
                 cost, accuracy = self._costs.of(setting), self._scores.of(setting).accuracy
@@ -112,14 +109,14 @@ class Search:
     def _improved(self, setting: Setting, budget: float) -> Setting:
         """Applies single changes that lower the loss within a budget until there is none left."""
         while True:
-            for changed in self._neighbours(setting):
+            for changed in self._neighbors(setting):
                 if self._fits(changed, budget) and self._loss(changed) < self._loss(setting):
                     setting = changed
                     break
             else:
                 return setting
 
-    def _neighbours(self, setting: Setting) -> Iterator[Setting]:
+    def _neighbors(self, setting: Setting) -> Iterator[Setting]:
         for block in self._blocks:
             for own in self._levels[block][self._level[block][setting[block]]].values():
                 if own != setting[block]:

@@ -8,8 +8,8 @@ import itertools
 import numpy as np
 
 from vmoe.config import MoEConfig, TokenChoice, ViTConfig, replace
-from vmoe.config.inference import LayerSetting
 from vmoe.config.routers import PRIORITIES, Priority
+from vmoe.config.routing_file import LayerSetting
 from vmoe.errors import UsageError
 from vmoe.nn.patches import num_tokens
 from vmoe.routing import slots_and_factor

@@ -24,14 +24,14 @@ FEW = 256  # images that are predicted in several orders, or compared between tw
 
 @dataclasses.dataclass(frozen=True)
 class RoutingArgs:
-    """Show how a trained model uses its experts: loads, drops, and what experts specialise in.
+    """Show how a trained model uses its experts: loads, drops, and what experts specialize in.
 
     Example: `vmoe routing --checkpoint vmoe_emoji --data emoji_sample --out report.html`
     """
 
     checkpoint: Path
     """Trained model, as for `vmoe evaluate --checkpoint`."""
-    beside: Path | None = None
+    compare: Path | None = None
     """Another model or step with the same classes, to compare."""
     data: str = ""
     """NAME[:SPLIT]; the data set of the run if empty, its test split if no split is named."""
@@ -40,7 +40,7 @@ class RoutingArgs:
     batch_size: int = 64
     """Images per batch: those of a batch may compete for slots."""
     routing: RoutingOverrides = RoutingOverrides()
-    """Routing settings of --checkpoint; the model of --beside keeps its own."""
+    """Routing settings of --checkpoint; the model of --compare keeps its own."""
     use_ema: bool = True
     """Use the moving average of the parameters, if the run has one."""
     check: bool = False
@@ -76,8 +76,8 @@ def run(argv: Sequence[str]) -> None:
     from vmoe.studies.routing.measure import compare_routing, measure_routing
 
     models = [load(args.checkpoint, routing=args.routing, use_ema=args.use_ema)]
-    if args.beside:
-        models.append(load(args.beside, use_ema=args.use_ema))
+    if args.compare:
+        models.append(load(args.compare, use_ema=args.use_ema))
     _check(models)
     data = args.data or data_of(models[0])
     samples = [
@@ -90,7 +90,7 @@ def run(argv: Sequence[str]) -> None:
             how = dict(batch_size=args.batch_size, on_batch=advance)
             measured.append(measure_routing(loaded, name, sample.batches, few, **how))
     compared = None
-    if args.beside:
+    if args.compare:
         few = [sample.batches(at_most=FEW) for sample in samples]
         compared = compare_routing(*(loaded.model for loaded in models), *few)
     for sample in samples:
@@ -116,7 +116,7 @@ def _check(models: "list[Loaded]") -> None:
         raise UsageError(
             f"{len(models[1].class_names)} classes, which are not those of "
             f"{models[0].origin.path}; compare models of the same classes",
-            beside=models[1].origin.path,
+            compare=models[1].origin.path,
         )
 
 

@@ -69,8 +69,8 @@ def plots_of(config: ViTConfig) -> dict[str, Draw]:
     """
     routers = [moe.router for moe in config.moe_blocks.values()]
     figures: dict[str, Draw] = {
-        "favourite_patches": lambda routing: plots.favourite_patches(
-            {i: best.first(PATCHES) for i, best in routing.favourites.items()}
+        "top_patches": lambda routing: plots.top_patches(
+            {i: best.first(PATCHES) for i, best in routing.top_patches.items()}
         ),
         "random_routers": _random_routers,
     }

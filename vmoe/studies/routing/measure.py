@@ -8,12 +8,12 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Int
 
-from vmoe.analysis.collect import Collected, Labelled, collect, concatenate, without_padding
+from vmoe.analysis.collect import Collected, Labeled, collect, concatenate, without_padding
 from vmoe.analysis.compare import agreement, saturation
 from vmoe.analysis.effects import BatchDependence, batch_dependence
 from vmoe.analysis.export import export
 from vmoe.analysis.health import Finding, findings
-from vmoe.analysis.patches import Favourites, with_favourites
+from vmoe.analysis.patches import TopPatches, with_top_patches
 from vmoe.analysis.statistics import BlockStatistics, statistics
 from vmoe.data.pipeline import evaluation_order
 from vmoe.data.sources import Source
@@ -22,9 +22,9 @@ from vmoe.factory import Loaded
 from vmoe.nn.patches import num_tokens
 from vmoe.nn.vit import ViT
 
-Batches = Callable[[], Iterator[Labelled]]
+Batches = Callable[[], Iterator[Labeled]]
 """Reads the images from the first one on."""
-FAVOURITES = 12
+TOP_PATCHES = 12
 """Patches per expert that are kept."""
 
 
@@ -37,7 +37,7 @@ class MeasuredRouting(NamedTuple):
         batches: gives its batches.
         predictions: the class of the largest logit of each image.
         blocks: the statistics by sparse block.
-        favourites: by sparse block, the patches that each expert weighs most.
+        top_patches: by sparse block, the patches that each expert weighs most.
         dependence: how much predictions depend on the other images of a batch.
         findings: what is wrong; empty if nothing is.
     """
@@ -47,7 +47,7 @@ class MeasuredRouting(NamedTuple):
     batches: Batches
     predictions: Int[np.ndarray, "b"]
     blocks: dict[int, BlockStatistics]
-    favourites: dict[int, Favourites]
+    top_patches: dict[int, TopPatches]
     dependence: BatchDependence
     findings: list[Finding]
 
@@ -67,7 +67,7 @@ def measure_routing(
     loaded: Loaded,
     data: str,
     batches: Batches,
-    reordered: Iterable[Labelled],
+    reordered: Iterable[Labeled],
     *,
     batch_size: int = 64,
     on_batch: Callable[[], None] = lambda: None,
@@ -85,7 +85,7 @@ def measure_routing(
         UsageError: there is no image, or no sparse block.
     """
     predictions: list[np.ndarray] = []
-    best: dict[int, Favourites] = {}
+    best: dict[int, TopPatches] = {}
 
     def note(part: Collected) -> None:
         predictions.append(part.logits.argmax(-1))
@@ -94,7 +94,7 @@ def measure_routing(
     shown, read = itertools.tee(batches())  # advance together, so one batch is held
     parts = _collected(loaded, read, note)
     patch_size = loaded.model.config.patch_size
-    blocks = statistics(with_favourites(best, shown, parts, patch_size, top=FAVOURITES))
+    blocks = statistics(with_top_patches(best, shown, parts, patch_size, top=TOP_PATCHES))
     images = np.concatenate([without_padding(batch) for batch in reordered])
     dependence = batch_dependence(loaded.model, images, batch_size=batch_size)
     found = findings(loaded.model.config, blocks, dependence)
@@ -122,14 +122,14 @@ def write_routing(
 
 
 def _collected(
-    loaded: Loaded, batches: Iterable[Labelled], on_part: Callable[[Collected], None]
+    loaded: Loaded, batches: Iterable[Labeled], on_part: Callable[[Collected], None]
 ) -> Iterator[Collected]:
     for part in collect(loaded.model, batches):
         yield part
         on_part(part)
 
 
-def _indices(source: Source, batches: Iterable[Labelled]) -> Iterator[Int[np.ndarray, "_"]]:
+def _indices(source: Source, batches: Iterable[Labeled]) -> Iterator[Int[np.ndarray, "_"]]:
     """For each batch, the indices of its images in the split."""
     order, start = evaluation_order(len(source)), 0
     for images, _, valid in batches:
@@ -140,7 +140,7 @@ def _indices(source: Source, batches: Iterable[Labelled]) -> Iterator[Int[np.nda
 
 
 def compare_routing(
-    one: ViT, other: ViT, batches: Iterable[Labelled], other_batches: Iterable[Labelled]
+    one: ViT, other: ViT, batches: Iterable[Labeled], other_batches: Iterable[Labeled]
 ) -> dict[int, dict[str, float | None]]:
     """How much the routers of two models agree on the tokens of the same images.
 

@@ -41,7 +41,7 @@ def write_page(
             routing.loaded.model,
             *of_page,
             routing.blocks,
-            routing.favourites,
+            routing.top_patches,
             sigmoid=routing.loaded.sigmoid,
             remove=remove,
             on_step=on_step,

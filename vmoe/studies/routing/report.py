@@ -32,11 +32,11 @@ def values(routing: MeasuredRouting) -> dict[str, Any]:
 
 
 def _measures(block: BlockStatistics, classes: int) -> dict[str, Any]:
-    information = null = position = position_null = None
+    information = chance = position = position_chance = None
     if block.choices.any():
-        position, position_null = block.position_information
+        position, position_chance = block.position_information
         if has_label(block.labels).any():
-            information, null = block.class_information(classes)
+            information, chance = block.class_information(classes)
     return {
         "load": block.load.tolist(),
         "importance": block.importance.tolist(),
@@ -49,9 +49,9 @@ def _measures(block: BlockStatistics, classes: int) -> dict[str, Any]:
         "gate_entropy_nats": block.gate_entropy,
         "idle": block.idle.tolist(),
         "class_information": information,
-        "class_information_null": null,
+        "class_information_chance": chance,
         "position_information": position,
-        "position_information_null": position_null,
+        "position_information_chance": position_chance,
     }
 
 
@@ -67,14 +67,14 @@ def rows(routing: MeasuredRouting) -> Iterator[tuple[str, ...]]:
             f"{own['dropped']:.1%}",
             f"{own['unprocessed']:.1%}",
             f"{block.relative_entropy:.0%}",
-            _with_null(own, "class"),
-            _with_null(own, "position"),
+            _with_chance(own, "class"),
+            _with_chance(own, "position"),
         )
 
 
-def _with_null(measures: Mapping[str, Any], name: str) -> str:
-    own, null = (measures[f"{name}_information{suffix}"] for suffix in ("", "_null"))
-    return "-" if own is None else f"{own:.3f} ({null:.3f})"
+def _with_chance(measures: Mapping[str, Any], name: str) -> str:
+    own, chance = (measures[f"{name}_information{suffix}"] for suffix in ("", "_chance"))
+    return "-" if own is None else f"{own:.3f} ({chance:.3f})"
 
 
 COMPARED = ("block", "corresponding experts (by chance)", "same choices")
@@ -92,8 +92,8 @@ def remarks(routing: MeasuredRouting) -> Iterator[str]:
     """What the columns mean, what a table has no place for, and what is wrong; a line each."""
     yield (
         "load: of the least and the most chosen expert; entropy: of the gates, ln e if they are "
-        "even; class, position (of patches): normalised mutual information with the expert, and in "
-        "parentheses that under shuffled classes and places"
+        "even; class, position (of patches): normalized mutual information with the expert, and in "
+        "parentheses the chance baseline, with shuffled classes or positions"
     )
     for i, block in routing.blocks.items():
         shares = [

@@ -1,6 +1,6 @@
-"""The routing that is used at inference: one setting for each sparse block.
+"""Routing settings for evaluation and prediction, one per sparse block.
 
-``vmoe capacity`` searches it, and writes it as inference.json.
+``vmoe capacity`` searches them and writes them as routing.json.
 """
 
 import dataclasses
@@ -17,16 +17,16 @@ Unit = Literal["flops", "time"]
 
 @dataclasses.dataclass(frozen=True)
 class LayerSetting(Checked):
-    """The routing of one sparse layer with token choice; see the fields of its configs."""
+    """The routing of one MoE layer with token choice; see ``MoEConfig`` and ``TokenChoice``."""
 
-    section = "inference"
+    section = "routing file"
 
     k: Annotated[int, at_least(1)]
     capacity_factor: Positive
     priority: Priority
 
     def apply(self, moe: MoEConfig) -> MoEConfig:
-        """The config of a layer with this setting, in place of any capacity or dropless.
+        """The layer's config with this setting instead of its capacity or dropless.
 
         Raises:
             UsageError: the layer has another router, or fewer than k experts.
@@ -45,33 +45,33 @@ class LayerSetting(Checked):
 
 
 @dataclasses.dataclass(frozen=True)
-class Inference(Checked):
-    """The routing of a model at inference, and how it was chosen."""
+class RoutingFile(Checked):
+    """The content of a routing.json: the routing of each sparse block, and how it was chosen."""
 
-    section = "inference"
+    section = "routing file"
 
     blocks: dict[int, LayerSetting]
-    """By number of a sparse block."""
+    """By the number of the sparse block."""
     by: Unit
     """What the budget counts."""
     budget: float
     """Largest cost, as a fraction of the cost of the model as trained."""
     cost: float
-    """Cost of this routing, as such a fraction."""
+    """Cost of this routing, as a fraction of the same cost."""
     data: str
-    """The images on which it was chosen."""
+    """The images that the search used."""
     images: int
     batch_size: int
     step: int | None
-    """Training steps of the model on which it was chosen; None if unknown."""
+    """Training steps of the model that was searched; None if unknown."""
     accuracy: float
-    """On these images."""
-    accuracy_even: float | None
-    """Of the best setting within the budget that is the same in all blocks; None if none is."""
+    """Accuracy of this routing on these images."""
+    accuracy_uniform: float | None
+    """Accuracy of the best uniform setting within the budget; None if there is none."""
     accuracy_trained: float
-    """Of the model as trained."""
+    """Accuracy with the routing as trained."""
     order: str = "as stored"
-    """In which the images were read, which decides the groups; older files do not say it."""
+    """The order in which the images were read; it decides the groups. Older files lack it."""
 
     def apply(self, config: ViTConfig) -> ViTConfig:
         """The config of a model with this routing.
