@@ -81,6 +81,26 @@ def initialize() -> None:
         )
 
 
+def check_devices() -> None:
+    """Starts JAX on its devices, unless it has started.
+
+    Raises:
+        UsageError: ``JAX_PLATFORMS`` names devices that are not there.
+    """
+    try:
+        jax.devices()
+    except (RuntimeError, AssertionError) as error:  # AssertionError if the plugin is missing
+        platforms = os.environ.get("JAX_PLATFORMS")
+        if not platforms:
+            raise
+        reason = " ".join(str(error).partition(" (set JAX_PLATFORMS")[0].split())
+        raise UsageError(
+            f"JAX finds no such device{f' ({reason})' if reason else ''}; unset it or use cpu; a "
+            "GPU or TPU needs the extra cuda or tpu",
+            JAX_PLATFORMS=platforms,
+        ) from None
+
+
 def is_primary() -> bool:
     """Whether this is the process that reports and writes shared files."""
     return jax.process_index() == 0

@@ -148,7 +148,7 @@ def create_model(
     entry = zoo.find(name) if pretrained is True else None
     if pretrained is True and entry is None:
         raise UsageError(unknown("no model", name, list_models(pretrained=True)))
-    stored = read(entry.address if entry else str(pretrained))
+    stored = read(entry.path if entry else str(pretrained))
     trained = stored.config
     if entry:
         config = replace(trained, **overrides)

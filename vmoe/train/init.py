@@ -123,10 +123,10 @@ def _step_of(path: str, step: int | None) -> Path | str:
 
 
 def _absolute(path: str) -> str:
-    """A path that means the same in another working directory; names and addresses do anyway."""
+    """The absolute path; names of the zoo and URLs are returned unchanged."""
     if url := url_of(path):
         return url
-    return path if zoo.address(path) != path else str(Path(path).absolute())
+    return path if zoo.resolve(path) != path else str(Path(path).absolute())
 
 
 def _shown(path: str) -> str:
