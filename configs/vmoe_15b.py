@@ -15,9 +15,9 @@ jft_s32.py, the batch size, warmup, weight decay and head bias.
 Our choice, where we found no source: the number of steps, the learning rate, the timescale and
 cooldown of its schedule, gradient clipping to a global norm of 10 (the paper's value for H/14), the
 default capacity factor, bfloat16 for the model, remat. The rest is as in jft_s32.py, whose header
-says which numbers are ours. Adafactor factors only arrays with two axes of at least 33, one more than the
-experts, so that the expert axis is not factored; its authors ask for this. JFT-300M is private: see
-jft_s32.py for data of your own.
+says which numbers are ours. Adafactor factors only arrays with two axes of at least 33, one more
+than the experts, so that the expert axis is not factored; its authors ask for this. JFT-300M is
+private: see jft_s32.py for data of your own.
 """
 
 import math

@@ -13,8 +13,8 @@ class_null.BLOCK         the same under shuffled classes
 position.BLOCK           normalized mutual information of expert and position
 position_null.BLOCK      the same under shuffled positions
 capacity.SLOTS.PRIORITY  accuracy with so many slots per expert and group; 0 drops everything
-kept.BLOCK.KIND          fraction of the expert choices of foreground patches, background patches or class
-                         tokens that get one of 8 slots by largest gate
+kept.BLOCK.KIND          fraction of the expert choices of foreground patches, background patches or
+                         class tokens that get one of 8 slots by largest gate
 attack.EPSILON           accuracy after the published attack by EPSILON / 255; 0: before
 attack.EPSILON.PATH      the same with gradients through the experts or the routers alone
 attack.EPSILON.projected the same by projected steps
