@@ -486,16 +486,23 @@ def results(tiny_run: Path, files: Path) -> dict[str, tuple[int, str, str, bool]
     """
     names = [name for name in CASES if name not in REAL]
     commands = [words_of(name, tiny_run) for name in names]
+    return dict(zip(names, run_in_one_process(commands, tiny_run, files), strict=True))
+
+
+def run_in_one_process(
+    commands: list[list[str]], tiny_run: Path, files: Path, **environment: str
+) -> list[tuple[int, str, str, bool]]:
+    """Runs commands; the result of each is that of ``results``."""
     result = subprocess.run(
         [*UNDER, sys.executable, "-c", IN_ONE_PROCESS],
         input=json.dumps([[str(files), str(tiny_run)], commands]),
         capture_output=True,
         text=True,
         cwd=files,
-        env=os.environ | {"COLUMNS": "200"},
+        env=os.environ | {"COLUMNS": "200"} | environment,
     )
     assert result.returncode == 0, result.stderr
-    return dict(zip(names, json.loads(result.stdout), strict=True))
+    return json.loads(result.stdout)
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -518,6 +525,23 @@ def test_wrong_input_prints_one_clear_line_and_writes_nothing(
     assert stderr.startswith("vmoe: ") and stderr.count("\n") == 1, stderr
     assert CASES[name][1] in stderr
     assert not stdout and not changed
+
+
+def test_a_platform_that_is_not_there_is_named_and_no_checkpoint_is_called_corrupt(
+    tiny_run: Path, files: Path
+) -> None:
+    commands = [
+        [*EVALUATE],
+        ["train", "--config", "{tiny}", "--workdir", "new"],
+        ["predict", "--checkpoint", "vmoe_emoji", "photos"],
+    ]
+    words = [[word.format(run=tiny_run, tiny=TINY) for word in command] for command in commands]
+    missing = {"JAX_PLATFORMS": "cuda", "CUDA_VISIBLE_DEVICES": ""}
+    results = run_in_one_process(words, tiny_run, files, **missing)
+    for status, stdout, stderr, changed in results:
+        assert status == 2 and not stdout and not changed, stderr
+        assert stderr.startswith("vmoe: JAX_PLATFORMS=cuda: JAX finds no such device")
+        assert stderr.count("\n") == 1 and "unset it or use cpu" in stderr
 
 
 SECTIONS = {

@@ -72,7 +72,7 @@ def _run(argv: Sequence[str], *, debug: bool) -> int:
         sys.stdout.flush()
     except BrokenPipeError:  # the reader of stdout closed the pipe
         return 141
-    except (VmoeError, OSError, MemoryError, RuntimeError) as error:
+    except (VmoeError, OSError, MemoryError, RuntimeError, AssertionError) as error:
         line, status = _expected_error(error)
         if not line:
             raise
@@ -116,6 +116,13 @@ def _expected_error(error: BaseException) -> tuple[str, int]:
             return f"{place}: {error.strerror}", 1
     if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):
         return OUT_OF_MEMORY, 1
+    if isinstance(error, RuntimeError | AssertionError) and "jax" in sys.modules:
+        from vmoe.distributed import check_devices
+
+        try:
+            check_devices()  # JAX raises errors of several kinds where a device is missing
+        except UsageError as missing:
+            return str(missing), missing.status
     return "", 1
 
 
