@@ -123,7 +123,9 @@ class Record(NamedTuple):
 
     Attributes:
         logits: the gate's output, before noise; see ``RouterInputs``.
-        gates, routing, losses: see ``Decision``.
+        gates: see ``Decision``.
+        routing: see ``Decision``.
+        losses: see ``Decision``.
         aux_loss: the weighted sum of the losses, averaged over the groups.
         valid: False for padding, which takes no slot and counts in no loss.
     """

@@ -43,7 +43,7 @@ class Loaded:
 
     model: ViT
     class_names: tuple[str, ...]
-    """In the order of the logits."""
+    """Names of the classes, in the order of the logits."""
     preprocessing: Preprocessing
     """Resizing, cropping and scaling of images for the model."""
     step: int | None

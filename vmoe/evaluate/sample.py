@@ -9,7 +9,6 @@ from vmoe.config import DataConfig
 from vmoe.config.fields import at_least
 from vmoe.config.preprocessing import Preprocessing
 from vmoe.data.pipeline import check_classes, evaluation_batches
-from vmoe.data.problems import Unreadable
 from vmoe.data.sources import (
     Source,
     name_and_split,
@@ -18,6 +17,7 @@ from vmoe.data.sources import (
     sample,
     skipped_messages,
 )
+from vmoe.data.unreadable import Unreadable
 from vmoe.errors import UsageError
 from vmoe.factory import Loaded
 from vmoe.nn.inputs import to_float

@@ -31,7 +31,7 @@ class ModuleMoE(nnx.Module):
 
         Args:
             expert: maps rows (r, d) to (r, x), each independently; it has no state but parameters.
-            width: d.
+            width: size d of the last axis of the rows.
             config: config of a token-choice layer without noise, expert dropout or a
                 ``transfer_dtype``.
             spatial: number of axes between r and d that the module needs, such as 2 for a

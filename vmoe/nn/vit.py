@@ -101,7 +101,7 @@ class ViT(nnx.Module):
         """Logits, and the record of each sparse block by its number; see ``__call__``.
 
         The loss of a training step is the loss of the logits plus the auxiliary loss of every
-        sparse block, which balances the load of its experts::
+        sparse block, which balances the load of its experts:
 
             logits, records = model.forward(images, train=True, key=key)
             loss = optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()

@@ -16,8 +16,8 @@ from vmoe import distributed
 from vmoe.checkpoints.run import Checkpoints
 from vmoe.config import TrainConfig, replace, to_json
 from vmoe.data.crops import resizing_messages
-from vmoe.data.problems import Refused, Unreadable
 from vmoe.data.sources import one_walk, skipped_messages
+from vmoe.data.unreadable import Refused, Unreadable
 from vmoe.data.workers import Workers
 from vmoe.signals import Signals
 from vmoe.train.check import (
