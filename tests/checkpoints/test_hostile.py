@@ -169,7 +169,7 @@ def test_a_member_without_the_suffix_is_refused(tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "x.npz", "w") as file:
         file.writestr("cls", npy(plain("(1000000000000,)")))
         file.writestr("cls.npy", good)
-    assert "'cls' is no array: its name must end in .npy" in refusal(tmp_path / "x.npz")
+    assert "'cls' is not an array: its name must end in .npy" in refusal(tmp_path / "x.npz")
 
 
 @of("npz")

@@ -121,7 +121,7 @@ def test_a_step_that_is_deleted_while_it_is_read_is_not_called_corrupt(
     step = run / "checkpoints" / "60"
     shutil.rmtree(step / "params")  # training deletes the rest meanwhile
     monkeypatch.setattr(time, "sleep", lambda _: shutil.rmtree(step))
-    with pytest.raises(Failure, match="no intact checkpoint; the lines above say why"):
+    with pytest.raises(Failure, match="no intact checkpoint; the reasons are above"):
         read(run)
     assert capsys.readouterr().err == f"{run}: checkpoint 60 was deleted meanwhile\n"
 

@@ -52,8 +52,8 @@ class Restored(NamedTuple):
     Attributes:
         step: number of training steps.
         items: trees of arrays, by item.
-        files: what was saved with it about other files of the run, by name.
-        messages: about each newer step, which is corrupt and was moved away.
+        files: the values saved with it about other files of the run, by name.
+        messages: one about each newer step, which is corrupt and was moved away.
     """
 
     step: int
@@ -109,7 +109,7 @@ class Checkpoints:
         The arrays are copied first, so the caller may donate them.
 
         Args:
-            files: JSON to keep with the step about other files of the run, by name.
+            files: JSON values about other files of the run, by name, to save with the step.
             items: trees of arrays.
 
         Returns:
