@@ -1,8 +1,8 @@
 """Puts the files outside docs/ that its pages link to on the site, and turns links to them.
 
 A page links to a file as the repository has it, such as ``../configs/digits.py``. On the site that
-file is a page below ``repository/``: Markdown as it is, other text as a block of code, images as
-they are. Pages that these link to follow.
+file is a page below ``repository/``: Markdown as it is, notebooks with their outputs, other text as
+a block of code, images as they are. Pages that these link to follow.
 """
 
 import posixpath
@@ -10,6 +10,7 @@ import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import nbformat
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
@@ -90,4 +91,20 @@ def _as_page(path: str) -> str:
     text = (ROOT / path).read_text()
     if path.endswith(".md"):
         return text
+    if path.endswith(".ipynb"):
+        cells = nbformat.reads(text, as_version=4).cells
+        return "\n\n".join(part for cell in cells for part in _parts_of(cell))
     return f"# {path}\n\n```{LANGUAGES.get(Path(path).suffix, 'text')}\n{text}\n```\n"
+
+
+def _parts_of(cell: nbformat.NotebookNode) -> Iterator[str]:
+    """A cell of a notebook and its outputs, as Markdown."""
+    yield f"```python\n{cell.source}\n```" if cell.cell_type == "code" else cell.source
+    for output in cell.get("outputs", ()):
+        data = output.get("data", {})
+        if html := data.get("text/html"):
+            yield f"<div>{html}</div>"
+        elif picture := data.get("image/png"):
+            yield f'<img src="data:image/png;base64,{picture.strip()}" alt="">'
+        elif text := output.get("text") or data.get("text/plain"):
+            yield f"```text\n{text.rstrip()}\n```"

@@ -243,11 +243,11 @@ def test_the_names_and_shapes_of_a_released_model_give_its_config(
 @pytest.mark.parametrize(
     ("tag", "factor", "source"),
     [
-        ("in1k_light", 4.0, "the authors' in evaluation"),
-        ("in1k_light_ft_in1k_384", 1.5, "that of training"),
-        ("in1k_medium", 4.0, "that of in1k_light, since the config of in1k_medium is not public"),
-        ("in21k_strong", 1.05, "that of training"),
-        ("in21k_strong_ft_in1k_384", 1.5, "that of training"),
+        ("in1k_light", 4.0, "as in the authors' evaluation"),
+        ("in1k_light_ft_in1k_384", 1.5, "as in training"),
+        ("in1k_medium", 4.0, "as for in1k_light, because the config of in1k_medium is not public"),
+        ("in21k_strong", 1.05, "as in training"),
+        ("in21k_strong_ft_in1k_384", 1.5, "as in training"),
     ],
 )
 def test_a_published_checkpoint_has_the_capacity_factor_and_the_loss_of_its_authors(
@@ -258,7 +258,7 @@ def test_a_published_checkpoint_has_the_capacity_factor_and_the_loss_of_its_auth
     From scratch the authors train with the sigmoid loss; they fine-tune with the softmax.
     """
     entry = next(entry for entry in zoo.ENTRIES if entry.tag == tag)
-    prefix = tmp_path / entry.address.rpartition("/")[2]
+    prefix = tmp_path / entry.path.rpartition("/")[2]
     published.write_arrays(prefix, independent_read(SAMPLES[0]))
     stored = read(prefix)
     assert {moe.capacity_factor for moe in stored.config.moe_blocks.values()} == {factor}

@@ -23,3 +23,16 @@ def test_a_saved_parameter_is_distinguished_from_a_copy_of_it() -> None:
     kernel, x = jax.ShapeDtypeStruct((4, 4), "f4"), jax.ShapeDtypeStruct((8, 4), jnp.bfloat16)
     saved = residuals(lambda kernel, x: x @ kernel, kernel, x)
     assert Residual(size=16, itemsize=4, of_params=True, is_param=True) in saved
+
+
+def test_a_number_that_an_array_repeats_is_not_saved_for_each_element() -> None:
+    """Dropout divides by a constant, and puts zeros where it drops."""
+    x = jax.ShapeDtypeStruct((64, 64), "f4")
+
+    def dropout(x: jax.Array, key: jax.Array) -> jax.Array:
+        kept = jax.random.bernoulli(key, 0.5, x.shape)
+        return jax.lax.select(kept, x / jnp.full(x.shape, 0.5), jnp.zeros(x.shape))
+
+    saved = residuals(dropout, x, jax.eval_shape(lambda: jax.random.key(0)))
+    large = [residual for residual in saved if residual.size > 1]
+    assert large == [Residual(size=64 * 64, itemsize=1, of_params=False, is_param=False)]

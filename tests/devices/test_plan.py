@@ -136,6 +136,14 @@ def test_the_flops_of_the_segments_add_up_to_those_of_the_training_step(
     assert planned == step_flops
 
 
+def test_images_of_a_device_need_the_same_memory_on_eight_devices_and_in_eight_parts() -> None:
+    config = replace(CONFIG, model=dict(moe=dict(expert_dropout=0.1)))
+    on_eight = memory(config, on("expert=1"), shapes_on(ONE_DEVICE))
+    in_parts = memory(replace(config, accumulate=8), ONE_DEVICE, shapes_on(ONE_DEVICE))
+    for name in ("saved_activations", "saved_activations_with_remat"):
+        assert getattr(on_eight, name) == pytest.approx(getattr(in_parts, name), rel=1e-4)
+
+
 def test_the_saved_activations_of_the_segments_add_up_to_those_of_the_model() -> None:
     placement = on("expert=4")
 

@@ -9,8 +9,12 @@ import math
 import pytest
 
 from tests.command import TINY, vmoe
+from vmoe.cli.printing import print_table
 from vmoe.config import load
 from vmoe.costs.flops import cost
+from vmoe.plan.candidates import Candidate, Plan
+from vmoe.plan.memory import Memory
+from vmoe.plan.table import tables
 
 COMMAND = ("plan", "--config", TINY, "--devices", "2", "--mesh", "expert=2", "--chip", "tpu_v4")
 
@@ -18,9 +22,31 @@ COMMAND = ("plan", "--config", TINY, "--devices", "2", "--mesh", "expert=2", "--
 def test_the_plan_prints_its_assumptions_and_the_memory_with_and_without_remat() -> None:
     result = vmoe(*COMMAND)
     assert result.returncode == 0, result.stderr
-    for words in ("data=1,expert=2", "with remat", "all-to-all", "40% of the peak of 275 TFLOP/s"):
+    for words in ("data=1,expert=2", "(remat)", "all-to-all", "40% of the peak of 275 TFLOP/s"):
         assert words in result.stdout
     assert "data=2" not in result.stdout
+    assert "meshes" not in result.stdout  # there is one
+
+
+def test_the_five_best_of_many_meshes_are_printed_in_lines_of_100_columns(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    memory = Memory(*4 * [1_000_000_000], 433e8, 101e8, remat=False)
+    meshes = [
+        Candidate(f"data={128 >> i},expert={1 << i}", fsdp, memory, compute_seconds=0.1)
+        for i in range(8)
+        for fsdp in (False, True)
+    ]
+    costs = dict(parameters=10**9, active_parameters=1e8, flops=10**15)
+    many = Plan(
+        load(TINY), 128, "h100", 8e10, **costs, feasible=(*meshes,), infeasible=(*meshes[:4],)
+    )
+    for title, columns, rows in tables(many):
+        print_table(columns, rows, title=title)
+    printed = capsys.readouterr().out
+    assert max(map(len, printed.splitlines())) <= 100
+    assert printed.count("The 5 fastest of 16 meshes") == 2 and "smallest" not in printed
+    assert printed.count("data=") == 5 + 4 + 5
 
 
 def test_the_plan_as_json_has_bytes_and_seconds_of_each_candidate() -> None:

@@ -32,11 +32,11 @@ def resolve(path: str | Path) -> tuple[Path, str | Path]:
     Returns:
         the local path, and the path or URL to show in messages.
     """
-    address = zoo.address(str(path))
-    if url := remote.url_of(address):
+    resolved = zoo.resolve(str(path))
+    if url := remote.url_of(resolved):
         _refuse_pickle(url)
         return remote.fetch(url), url
-    return Path(address), path
+    return Path(resolved), path
 
 
 def open_weights(path: Path) -> Family | None:

@@ -93,6 +93,7 @@ def restore(folder: Path, **target: Arrays) -> dict[str, Arrays]:
     Raises:
         CorruptCheckpoint: a file is missing or truncated, or an array differs from the one written.
         Failure: a file cannot be read, or the checkpoint has another format version.
+        UsageError: the devices that ``JAX_PLATFORMS`` names are not there.
     """
     return restore_with_files(folder, target)[0]
 
@@ -105,6 +106,7 @@ def restore_with_files(
     A step that cannot be read is read again after a pause: a file system that is away for a moment
     raises errors, or its files seem to be missing.
     """
+    distributed.check_devices()  # without them nothing can be restored, whatever is in the files
     with contextlib.suppress(_MayPass):
         return _restore(folder, target, again=False)
     time.sleep(PAUSE)

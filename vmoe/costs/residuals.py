@@ -1,7 +1,8 @@
 """The arrays that a function saves for its backward pass, read from its traced program.
 
 These are the residuals, over which ``jax.vjp`` closes. Two residuals can be one array in memory:
-the compiler reshapes without a copy, and recomputes conversions to a wider dtype where needed.
+the compiler reshapes without a copy, and recomputes conversions to a wider dtype where needed. An
+array that repeats one number, such as the zeros of a dropout, is recomputed too.
 """
 
 import math
@@ -68,14 +69,25 @@ def _outputs(jaxpr: Jaxpr, params: set[Var]) -> list[Residual]:
     return [
         Residual(math.prod(array(v).shape), array(v).dtype.itemsize, v not in varying, v in params)
         for v in arrays
+        if v is not None
     ]
 
 
-def _source(var: Var, producers: dict[Var, JaxprEqn]) -> Var:
-    """The array to save for a residual: before reshapes, in its narrowest dtype."""
-    while var in producers and producers[var].primitive.name in _WITHOUT_COPY:
-        (before, *_) = producers[var].invars
-        if not isinstance(before, Var) or array(before).dtype.itemsize > array(var).dtype.itemsize:
+def _source(var: Var, producers: dict[Var, JaxprEqn]) -> Var | None:
+    """The array to save for a residual: before reshapes, in its narrowest dtype.
+
+    For an array that repeats one number it is the number; None if that is a constant.
+    """
+    while var in producers:
+        (before, *_), name = producers[var].invars, producers[var].primitive.name
+        if name == "broadcast_in_dim" and not array(before).shape:
+            if not isinstance(before, Var):
+                return None
+        elif (
+            name not in _WITHOUT_COPY
+            or not isinstance(before, Var)
+            or array(before).dtype.itemsize > array(var).dtype.itemsize
+        ):
             break
         var = before
     return var

@@ -1,6 +1,7 @@
 """A plan as tables, as sentences about its assumptions, and as a dictionary for JSON."""
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 from vmoe.costs.chips import CHIPS
@@ -8,10 +9,12 @@ from vmoe.plan.candidates import UTILIZATION, Candidate, Plan
 
 MEMORY = (
     *("mesh", "parameters", "gradients", "optimizer", "activations", "total"),
-    *("activations\nwith remat", "total\nwith remat"),
+    "total\n(remat)",
 )
 TIME = ("mesh", "sent", "compute", "update", "communication", "step", "images/s")
 COMMUNICATION = ("segment", "times", "collectives", "devices", "sent, each", "sent, total", "time")
+
+LISTED = 5  # meshes in a table; JSON has all
 
 STEP = ("bytes_sent", "communication_seconds", "step_seconds")  # in JSON, of feasible candidates
 
@@ -38,14 +41,17 @@ def tables(plan: Plan) -> list[tuple[str, Row, list[Row]]]:
     """The tables of a plan, in order: title, column names and rows of each."""
     best, limit = plan.feasible[0], format_bytes(plan.device_memory)
     remat = "with" if plan.config.model.remat else "without"
+    listed, smallest = plan.feasible[:LISTED], plan.infeasible[:LISTED]
     title = f"Memory per device; feasible up to {limit}, counted {remat} remat as in the config"
     result: list[tuple[str, Row, list[Row]]] = [
-        (title, MEMORY, list(map(_memory_row, plan.feasible)))
+        (title + _of(listed, plan.feasible, "fastest"), MEMORY, list(map(_memory_row, listed)))
     ]
-    if plan.infeasible:
+    if smallest:
         title = f"Infeasible: more than {limit} per device"
-        result.append((title, MEMORY, list(map(_memory_row, plan.infeasible))))
-    result.append(("Time of a step", TIME, [_time_row(plan, c) for c in plan.feasible]))
+        title += _of(smallest, plan.infeasible, "smallest")
+        result.append((title, MEMORY, list(map(_memory_row, smallest))))
+    title = "Time of a step" + _of(listed, plan.feasible, "fastest")
+    result.append((title, TIME, [_time_row(plan, c) for c in listed]))
     if best.communications:
         title = (
             f"Communication per device and step with {_name(best)} (rows below 0.01% of the bytes "
@@ -68,13 +74,20 @@ def tables(plan: Plan) -> list[tuple[str, Row, list[Row]]]:
     return result
 
 
+def _of(listed: Sequence[Candidate], every: Sequence[Candidate], which: str) -> str:
+    """The end of the title of a table that does not list every mesh."""
+    return (
+        "" if len(listed) == len(every) else f"\nThe {len(listed)} {which} of {len(every)} meshes"
+    )
+
+
 def _memory_row(candidate: Candidate) -> Row:
     memory = candidate.memory
     fixed = memory.state + memory.gradients
     parts = (
         *(memory.parameters, memory.gradients, memory.opt_state + memory.ema),
         *(memory.saved_activations, fixed + memory.saved_activations),
-        *(memory.saved_activations_with_remat, fixed + memory.saved_activations_with_remat),
+        fixed + memory.saved_activations_with_remat,
     )
     return _name(candidate), *(format_bytes(float(part)) for part in parts)
 
