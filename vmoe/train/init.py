@@ -128,7 +128,7 @@ def _step_of(path: str, step: int | None) -> Path | str:
 
 
 def _absolute(path: str) -> str:
-    """The absolute path; zoo names and URLs are returned unchanged."""
+    """The absolute path; names of the zoo and URLs are returned unchanged."""
     if url := url_of(path):
         return url
     return path if zoo.resolve(path) != path else str(Path(path).absolute())
