@@ -68,7 +68,7 @@ class Experiments:
             return list(pool.map(lambda each: function(*each), arguments))
 
     def once(self, name: str, function: Callable[[], Result], *, needs: str = "") -> Result:
-        """The stored result of a name; else that of the function, which is stored.
+        """The stored result of a name; if there is none, calls the function and stores its result.
 
         Args:
             needs: a key without which a stored result does not count.

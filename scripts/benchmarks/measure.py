@@ -16,7 +16,6 @@ import jax
 import numpy as np
 
 IMAGE_TOKENS = 196
-LAYERS = ("dense MLP", "batched experts", "experts alone", "layer", "einsum dispatch")
 BY_TOKENS = ("dense MLP", "batched experts", "layer")
 
 

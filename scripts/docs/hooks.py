@@ -1,8 +1,8 @@
 """Adds the files outside docs/ that its pages link to to the site, and rewrites these links.
 
 A page links to a file by its path in the repository, such as ``../configs/digits.py``. On the site
-that file is a page below ``repository/``: Markdown and images are unchanged, other text is a code
-block. Files that such a page links to are added as well.
+that file is a page below ``repository/``: Markdown and images are unchanged, notebooks have their
+outputs, and other text is a code block. Files that such a page links to are added as well.
 """
 
 import posixpath
@@ -10,6 +10,7 @@ import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import nbformat
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
@@ -90,4 +91,20 @@ def _as_page(path: str) -> str:
     text = (ROOT / path).read_text()
     if path.endswith(".md"):
         return text
+    if path.endswith(".ipynb"):
+        cells = nbformat.reads(text, as_version=4).cells
+        return "\n\n".join(part for cell in cells for part in _parts_of(cell))
     return f"# {path}\n\n```{LANGUAGES.get(Path(path).suffix, 'text')}\n{text}\n```\n"
+
+
+def _parts_of(cell: nbformat.NotebookNode) -> Iterator[str]:
+    """A cell of a notebook and its outputs, as Markdown."""
+    yield f"```python\n{cell.source}\n```" if cell.cell_type == "code" else cell.source
+    for output in cell.get("outputs", ()):
+        data = output.get("data", {})
+        if html := data.get("text/html"):
+            yield f"<div>{html}</div>"
+        elif picture := data.get("image/png"):
+            yield f'<img src="data:image/png;base64,{picture.strip()}" alt="">'
+        elif text := output.get("text") or data.get("text/plain"):
+            yield f"```text\n{text.rstrip()}\n```"

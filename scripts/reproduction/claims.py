@@ -173,7 +173,7 @@ CLAIMS = {
         VMOE,
         "half_bpr",
         "standard",
-        ("capacity factor 0.5", "1.05"),
+        ("capacity factor 0.5", "capacity factor 1.05"),
         ("above", "none"),
     ),
     "half": _accuracy(
@@ -287,7 +287,7 @@ def margin(claim: Claim, rows: Rows) -> Margin:
     if of_first is None or of_second is None:
         return Margin(mean, over_seeds, None)
     if len({row["labels"] for row in every}) > 1:
-        raise SystemExit(f"{claim.text}: rows of different images; remove those of other versions")
+        raise SystemExit(f"{claim.text}: rows of different images; remove rows of other versions")
     differences = of_first.mean(0) - of_second.mean(0)
     return Margin(mean, over_seeds, float(differences.std() / math.sqrt(differences.size)))
 

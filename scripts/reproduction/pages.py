@@ -180,14 +180,19 @@ def answer(parts: Sequence[str], numbers: Sequence[str]) -> str:
 
 
 def _sparse_or_dense(rows: Rows, recipes: Recipes) -> str:
-    names = {"dense": "equal steps", "dense_flops": "equal training FLOPs"}
-    words = [f"Fashion-MNIST, {how}: {_says(rows, name)}" for name, how in names.items()]
-    numbers = [difference(rows, CLAIMS[name]) for name in names]
+    words = [
+        f"Fashion-MNIST: {_says(rows, 'dense')} at equal steps, {_says(rows, 'dense_flops')} at "
+        "equal training FLOPs"
+    ]
+    numbers = [
+        f"equal steps {difference(rows, CLAIMS['dense'])}",
+        f"equal FLOPs {difference(rows, CLAIMS['dense_flops'])}",
+    ]
     for recipe in recipes:
         above = order(recipe["sparse"], recipe["dense"], paired=False)
         word = {"above": "**yes**", "below": "**no**", "none": "cannot tell"}[above]
         words.append(f"config `{recipe['config']}`: {word}")
-        numbers.append(_difference(recipe))
+        numbers.append(f"`{recipe['config']}` {_difference(recipe)}")
     return answer(words, numbers)
 
 

@@ -29,9 +29,9 @@ from vmoe.data.pipeline import (
     evaluation_order,
     training_batches,
 )
-from vmoe.data.problems import Refused, Unreadable
 from vmoe.data.sources import Example, Fingerprint, Source, open_source
 from vmoe.data.sources.source import Skipped
+from vmoe.data.unreadable import Refused, Unreadable
 from vmoe.errors import Failure, UsageError
 
 CONFIG = TrainConfig(model=ViTConfig(patch_size=2, image_size=8, num_classes=10))

@@ -305,7 +305,7 @@ def test_the_folders_of_splits_may_have_other_names(
     assert {source.class_names for source in sources} == {("cats", "dogs")}
     beside = ", ".join(sorted(map(str, [tmp_path / "spare", *strays])))
     assert list(skipped_messages(sources)) == [
-        f"skipped 3 paths beside the folders of the classes or splits: {beside}"
+        f"skipped 3 paths next to the folders of the classes or splits: {beside}"
     ]
     (tmp_path / "validation").mkdir()
     message = f"'{names[1]}' and 'validation' are both validation; rename or remove one"

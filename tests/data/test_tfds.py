@@ -284,7 +284,7 @@ def test_another_number_of_examples_than_the_metadata_says_is_refused(photos: Pa
     info = json.loads((photos / "dataset_info.json").read_text())
     info["splits"][1]["shardLengths"] = ["7", "4"]
     change(photos, splits=info["splits"])
-    with pytest.raises(UsageError, match="00001-of-00002: has 3 examples, .* says 4"):
+    with pytest.raises(UsageError, match="00001-of-00002: has 3 examples, not 4 as in"):
         open_source(f"tfds:{photos}", "test")
 
 

@@ -104,7 +104,7 @@ def test_other_rows_change_the_answers_the_plots_and_the_table_of_answers(tmp_pa
     assert result.returncode == 0, result.stderr
     for name in ("sparse_or_dense", "README"):
         text = " ".join((tmp_path / "pages" / f"{name}.md").read_text().split())
-        assert "equal steps: **no**" in text and "-2.54 ±" in text
+        assert "**no** at equal steps" in text and "equal steps -2.54 ±" in text
     plots = {path.name for path in (tmp_path / "pages").glob("*.png")}
     assert plots == {path.name for path in RESULTS.glob("*.png")}
 

@@ -1,7 +1,6 @@
-"""Whether the routing of a model is healthy: findings with a threshold and a remedy each.
+"""Finds problems in the routing of a model; each finding has a threshold and a remedy.
 
-Perfect balance is no finding: the auxiliary losses have a finite gradient there; see
-``vmoe/routing/aux_losses.py``.
+A perfectly balanced router is not a finding.
 """
 
 import dataclasses
@@ -21,25 +20,25 @@ MIN_LOAD = 0.01
 MAX_LOAD = 5.0
 """Largest load of an expert, as a multiple of the mean."""
 MAX_SHARE = 0.75
-"""Largest fraction of the tokens that may choose one expert. Where an even share is more than half
-of them, the limit is halfway from the even share to all."""
+"""Largest fraction of the tokens that may choose one expert. If a uniform share is more than half
+of the tokens, the limit is halfway between the uniform share and all tokens."""
 MAX_DROPPED = 0.25
 """Largest fraction of the choices without a slot."""
 MIN_ENTROPY = 0.01
-"""Smallest mean entropy of the gates, as a fraction of ln e: below, the router hardly learns."""
+"""Smallest mean entropy of the gates, as a fraction of ln e; below it, the router hardly learns."""
 MAX_CHANGED = 0.01
 """Largest fraction of the predictions that may depend on the other images of a batch."""
 
 
 class Finding(NamedTuple):
-    """Something about the routing that users should know.
+    """A problem in the routing of a model.
 
     Attributes:
         kind: "dead", "collapse", "dropped", "low_entropy", "not_finite" or "batch".
         block: number of the sparse block; None if it concerns the whole model.
-        value: what was measured; None if it is not finite.
-        threshold: the bound that it violates.
-        message: what it means, and a remedy.
+        value: the measured value; None if it is not finite.
+        threshold: the bound that the value violates.
+        message: an explanation, and a remedy.
     """
 
     kind: str
@@ -57,16 +56,24 @@ def findings(
     config: ViTConfig,
     blocks: Mapping[int, ExpertTotals],
     dependence: BatchDependence | None = None,
+    *,
+    training: bool = False,
 ) -> list[Finding]:
-    """What is wrong with a model's routing on a data set; empty if nothing is.
+    """The problems in a model's routing on a data set; empty if there are none.
 
     Args:
-        config: of the model.
+        config: the config of the model.
         blocks: the totals of each sparse block, such as its statistics.
         dependence: how much predictions depend on the batch, if it was measured.
+        training: whether the model is still trained; then no message advises to prune experts,
+            which may come into use.
     """
     routers = {i: moe.router for i, moe in config.moe_blocks.items()}
-    every = [finding for i, block in blocks.items() for finding in _of_block(i, block, routers[i])]
+    every = [
+        finding
+        for i, block in blocks.items()
+        for finding in _of_block(i, block, routers[i], training)
+    ]
     if dependence is not None and dependence.changed > MAX_CHANGED:
         message = (
             f"{dependence.changed:.1%} of the predictions depend on the other images of the batch "
@@ -77,7 +84,9 @@ def findings(
     return every
 
 
-def _of_block(i: int, block: ExpertTotals, router: RouterConfig) -> Iterator[Finding]:
+def _of_block(
+    i: int, block: ExpertTotals, router: RouterConfig, training: bool
+) -> Iterator[Finding]:
     if not np.isfinite(block.gates).all():
         message = "gates are NaN or infinite: load an earlier checkpoint"
         yield Finding("not_finite", i, None, 0.0, message)
@@ -95,13 +104,15 @@ def _of_block(i: int, block: ExpertTotals, router: RouterConfig) -> Iterator[Fin
     if enough and (rare := np.flatnonzero(load < MIN_LOAD).tolist()):
         message = (
             f"{len(rare)} of {e} experts ({listed(list(map(str, rare)), 8)}) get less than "
-            f"{MIN_LOAD:.0%} of the mean load of {of}: {balance}{', or prune them' * chosen}"
+            f"{MIN_LOAD:.0%} of the mean load of {of}: {balance}"
+            + ", or prune them"
+            * (chosen and not training)
         )
         yield Finding("dead", i, float(load.min()), MIN_LOAD, message)
     even = block.choices.sum() / block.tokens / e if chosen else 1 / e  # share of tokens or gates
     limit = min(MAX_LOAD, max(MAX_SHARE, (1 + even) / 2) / even)
     if e > 1 and load.max() > limit:
-        share = f", of {even * load.max():.0%} of the tokens" * chosen
+        share = f", from {even * load.max():.0%} of the tokens" * chosen
         message = (
             f"expert {load.argmax()} gets {load.max():.1f} times the mean load of {of} (at most "
             f"{limit:.2g}){share}: {balance}"

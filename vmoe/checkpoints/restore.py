@@ -17,7 +17,7 @@ import orbax.checkpoint as ocp
 
 from vmoe import distributed
 from vmoe.checkpoints.checksums import checksums
-from vmoe.checkpoints.quiet import hide_late_reports
+from vmoe.checkpoints.orbax_logging import hide_late_reports
 from vmoe.errors import Failure, UsageError, VmoeError, parse_json
 from vmoe.retry import LASTING, failure, retried
 from vmoe.workdir.layout import CHECKPOINTS, has_config, steps_of

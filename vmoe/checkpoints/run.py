@@ -26,7 +26,7 @@ from orbax.checkpoint.checkpoint_managers import preservation_policy
 
 from vmoe import distributed
 from vmoe.checkpoints.checksums import checksums
-from vmoe.checkpoints.quiet import hide_late_reports
+from vmoe.checkpoints.orbax_logging import hide_late_reports
 from vmoe.checkpoints.restore import (
     CORRUPT,
     FORMAT,

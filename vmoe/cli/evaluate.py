@@ -102,8 +102,8 @@ def run(argv: Sequence[str]) -> None:
 
 
 def _evaluate(args: EvaluateArgs, loaded: "Loaded") -> None:
-    from vmoe.data.problems import Unreadable
     from vmoe.data.sources import skipped_messages
+    from vmoe.data.unreadable import Unreadable
     from vmoe.evaluate import evaluate
     from vmoe.evaluate.sample import open_data
     from vmoe.evaluate.table import append_row, write_predictions
@@ -170,8 +170,8 @@ def _class_rows(by_class: dict[str, dict[str, Any]]) -> Iterator[tuple[str, ...]
 
 def _probe(args: EvaluateArgs, loaded: "Loaded") -> None:
     """With ``--fewshot``: accuracies of linear probes."""
-    from vmoe.data.problems import Unreadable
     from vmoe.data.sources import skipped_messages
+    from vmoe.data.unreadable import Unreadable
     from vmoe.evaluate.fewshot import fewshot, open_fewshot
 
     config = _probe_config(args, loaded)
@@ -224,7 +224,8 @@ def _probe_config(args: EvaluateArgs, loaded: "Loaded") -> FewShotConfig:
         raise UsageError(problem, fewshot=args.fewshot) from None
     data = args.data or tuple(filter(None, [data_of(loaded)]))
     if not data:
-        raise UsageError("--data is missing: the checkpoint does not name its training data")
+        problem = "data is missing: the checkpoint does not name its training data; name some"
+        raise UsageError(problem).remedied_by(data="NAME")
     # Weights of the paper's authors do not say how images were prepared.
     theirs = (loaded.origin.copied_from or loaded.origin.format) in ("published", "npz")
     return FewShotConfig(

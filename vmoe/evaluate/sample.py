@@ -1,4 +1,4 @@
-"""The images on which a trained model is measured: a split of its run's data set, or others."""
+"""The images on which a trained model is measured: a split of its run's data set, or other data."""
 
 from collections.abc import Callable, Iterator
 
@@ -9,8 +9,8 @@ from vmoe.config import DataConfig
 from vmoe.config.fields import at_least
 from vmoe.config.preprocessing import Preprocessing
 from vmoe.data.pipeline import check_classes, evaluation_batches
-from vmoe.data.problems import Unreadable
 from vmoe.data.sources import (
+    SPLITS,
     Source,
     name_and_split,
     open_source,
@@ -18,6 +18,8 @@ from vmoe.data.sources import (
     sample,
     skipped_messages,
 )
+from vmoe.data.sources.splits import NoSplit, named_splits
+from vmoe.data.unreadable import Unreadable
 from vmoe.errors import UsageError
 from vmoe.factory import Loaded
 from vmoe.nn.inputs import to_float
@@ -31,18 +33,34 @@ def open_data(
 
     Args:
         data: NAME[:SPLIT]; the data set of the model's run if empty.
-        split: if ``data`` names none.
+        split: the split if ``data`` has none.
 
     Raises:
         UsageError: there is no such data, or it has other classes.
     """
     data = data or data_of(trained)
     if not data:
-        raise UsageError("data is missing: the checkpoint does not name its training data")
+        problem = "data is missing: the checkpoint does not name its training data; name some"
+        raise UsageError(problem).remedied_by(data="NAME")
     name, named = name_and_split(data)
     reading = trained.train_config.data if trained.train_config else DataConfig()
-    source = open_source(name, named or split, check=reading.check, on_error=reading.on_error)
+    try:
+        source = open_source(name, named or split, check=reading.check, on_error=reading.on_error)
+    except NoSplit as error:
+        if named:
+            raise
+        raise _name_one(error, name, split) from None
     return relabel(source, trained.class_names), reading.on_error == "replace"
+
+
+def _name_one(error: NoSplit, name: str, split: str) -> UsageError:
+    """An error for data without the split that is used where none is named."""
+    others = [each for each in SPLITS[::-1] if each in named_splits(error.available, name)]
+    splits = ", ".join(error.available)
+    problem = f"{name} has no split {split!r}, which is used if none is named; it has {splits}"
+    if not others:
+        return UsageError(f"{problem}: name one, as NAME:SPLIT").remedied_by(data=None)
+    return UsageError(f"{problem}: use {name}:{others[0]}").remedied_by(data=f"{name}:{others[0]}")
 
 
 def data_of(trained: Loaded | StoredModel) -> str:
@@ -58,17 +76,17 @@ def labeled_batches(
     batch_size: int = 256,
     on_unreadable: Callable[[str], None] | None = None,
 ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """Every image of a split, its labels, and whether it is more than padding, in equal batches.
+    """Yields images, labels and a mask that is False for padding, in batches of one size.
 
-    They are read in the order of ``evaluation_order``, so that classes are mixed in each group.
+    Images are read in the order of ``evaluation_order``, so that classes are mixed in each group.
 
     Args:
         batch_size: images per batch, over all devices; rounded up to a multiple of the devices.
         on_unreadable: as for ``evaluate``.
 
     Raises:
-        UsageError: an image cannot be read, or none can; or the source has more classes than the
-            model.
+        UsageError: an image cannot be read and ``on_unreadable`` is None; no image can be read; or
+            the source has more classes than the model.
     """
     check_classes(source, model.config.num_classes)
     any_image = False
@@ -109,10 +127,10 @@ class Sample:
     def batches(
         self, at_most: int | None = None
     ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-        """Images, labels, and which are more than padding; see ``labeled_batches``.
+        """Yields images, labels and a mask of padding; see ``labeled_batches``.
 
         Args:
-            at_most: number of images, if fewer than those of the sample.
+            at_most: number of images, if smaller than the sample.
         """
         source = self.source
         if at_most is not None and at_most < len(source):
@@ -131,7 +149,7 @@ class Sample:
         return -(-len(self.source) // self._batch_size)
 
     def messages(self) -> list[str]:
-        """What was skipped or left out, and how many images have no label; a line for each."""
+        """Remarks about images that were skipped or left out or have no label, one line each."""
         lines = [*skipped_messages([self.source]), *self._left_out.news()]
         images = len(self.source)
         if count := sum(not self.source.labels_of(i) for i in range(images)):

@@ -8,7 +8,7 @@ if due, evaluate if due, save if due, stop or end, next batch, step, report.
 import contextlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import numpy as np
@@ -63,11 +63,11 @@ def train(
             the newest scheduled checkpoint and skip the batches up to the one that failed.
         max_rewinds: maximum number of rewinds.
         profile: steps to trace for a profiler, once in the life of the run: "10:15".
-        wandb: also log to this project of Weights & Biases; empty for that of the run, or
-            ``WANDB_PROJECT``, or "vmoe". None does not log there.
+        wandb: also log to this project of Weights & Biases; if empty, to the project of the run, to
+            ``WANDB_PROJECT``, or to "vmoe". None does not log to Weights & Biases.
 
     Raises:
-        UsageError: the folder is another run's, the data does not fit the model, or the model or
+        UsageError: the folder belongs to another run, the data does not fit the model, the model or
             the batch cannot be split over the devices, ``profile`` or ``wandb`` is wrong, or the
             processes of the run differ in their config, options, data or versions.
         Failure: the loss is not finite, the disk is full, no checkpoint is valid, or W&B or the
@@ -96,7 +96,7 @@ def train(
             except NotFinite as error:
                 if on_nan == "stop" or rewinds == max_rewinds:
                     run.checkpoints.wait()
-                    failure = Failure(_advice(error, on_nan, run.checkpoints.steps))
+                    failure = _not_finite(error, on_nan, run.checkpoints.steps)
                     raise distributed.synchronized(failure) from None
                 run.report.log(f"{error}: rewinding, {rewinds + 1} of at most {max_rewinds} times")
                 batch = error.batch + 1
@@ -108,7 +108,7 @@ def _attempt(run: Run, state: State, reader: Reader[Read]) -> list[NamedEvaluati
     """Trains from a state to the last step.
 
     Args:
-        reader: gives the batches from that of the state on.
+        reader: returns the batches, from the next batch of the state on.
     """
     config, report = run.config, run.report
     step, batch = int(state.step), int(state.batch)
@@ -221,9 +221,11 @@ def _rewind(run: Run, *, batch: int, rewinds: int) -> State:
     return state._replace(batch=counts[0], rewinds=counts[1])
 
 
-def _advice(error: NotFinite, on_nan: str, steps: list[int]) -> str:
+def _not_finite(error: NotFinite, on_nan: str, steps: list[int]) -> Failure:
     last = f"step {steps[-1]} is the last checkpoint" if steps else "there is no checkpoint yet"
     remedy = "lower optim.lr or optim.grad_clip_norm, in another workdir"
+    fields: dict[str, Any] = {"optim.lr": None, "optim.grad_clip_norm": None}
     if on_nan == "stop":
         remedy += ", or skip these batches: the same command with on_nan=rewind"
-    return f"{error}; {last}; {remedy}"
+        fields["on_nan"] = "rewind"
+    return Failure(f"{error}; {last}; {remedy}").remedied_by(**fields)

@@ -1,4 +1,4 @@
-"""Splits of a data set: those that it comes with, and those that are split off here."""
+"""Splits of a data set: the stored ones, and splits that are made here."""
 
 import hashlib
 import os
@@ -11,7 +11,7 @@ from vmoe.data.sources.index import parts
 from vmoe.errors import UsageError, unknown
 
 SPLITS = ("train", "validation", "test")
-WORDS = {  # by which data sets call their splits, in any case
+WORDS = {  # stored names of splits, in lower case -> split
     "train": "train",
     "training": "train",
     "validation": "validation",
@@ -24,11 +24,28 @@ WORDS = {  # by which data sets call their splits, in any case
 }
 
 
+class NoSplit(UsageError):
+    """A data set does not have a split.
+
+    Attributes:
+        available: the names of its splits.
+    """
+
+    available: tuple[str, ...] = ()
+
+
+def no_split(location: str, split: str, available: Iterable[str]) -> NoSplit:
+    """The error for a split that a data set does not have."""
+    error = NoSplit(unknown(f"{location} has no split", split, list(available)))
+    error.available = tuple(available)
+    return error
+
+
 def named_splits(names: Iterable[str], place: str) -> dict[str, str]:
-    """The names that a data set has for its splits.
+    """The names of the splits in a data set.
 
     Args:
-        names: of what it consists of; those that mean no split are ignored.
+        names: names of the data set's parts; names that are not known for a split are ignored.
         place: the data set, for error messages.
 
     Returns:
@@ -50,15 +67,15 @@ def named_splits(names: Iterable[str], place: str) -> dict[str, str]:
 
 
 def resolve_split(split: str, available: Sequence[str], place: str) -> tuple[str, dict[str, float]]:
-    """What holds the images of a split.
+    """The stored part that holds the images of a split.
 
     Args:
         split: the split to open.
-        available: the names of what the data set comes with; empty if it is not split.
+        available: the names of the stored parts; empty if the data set is not split.
         place: the data set, for error messages.
 
     Returns:
-        the available name to read, "" for a data set that is not split; and the fractions to
+        the name of the part to read, "" for a data set that is not split; and the fractions to
         split off for other splits, see ``stratified_split``.
     """
     if not available:
@@ -67,7 +84,7 @@ def resolve_split(split: str, available: Sequence[str], place: str) -> tuple[str
     if split in ("train", "validation") and "train" in named and "validation" not in named:
         return named["train"], {"validation": 0.1}
     if split not in named:
-        raise UsageError(unknown(f"{place} has no split", split, list(available)))
+        raise no_split(place, split, available)
     return named[split], {}
 
 
@@ -85,12 +102,12 @@ def stratified_split(
 
     Args:
         labels: the class of each image.
-        fractions: by split other than "train", the fraction of each class, in (0, 1).
+        fractions: the fraction of each class, in (0, 1), for each split but "train".
         class_names: the names of the classes, in the order of the labels.
         place: the data set, for error messages.
 
     Returns:
-        by split, the indices of its images in ascending order.
+        the indices of the images of each split, in ascending order.
     """
     chunks: dict[str, list[np.ndarray]] = {split: [] for split in (*fractions, "train")}
     by_class = np.argsort(labels, kind="stable")
@@ -109,7 +126,7 @@ def stratified_split(
 
 
 def name_hashes(names: Sequence[str]) -> UInt64[np.ndarray, "x"]:
-    """For each name a number in [0, 2^64) that depends only on it."""
+    """A number in [0, 2^64) for each name, which depends on the name alone."""
     digests = b"".join(
         hashlib.sha256(os.fsencode(name.replace(os.sep, "/"))).digest()[:8] for name in names
     )
@@ -119,11 +136,11 @@ def name_hashes(names: Sequence[str]) -> UInt64[np.ndarray, "x"]:
 def hashed_split(
     hashes: UInt64[np.ndarray, "x"], fractions: Mapping[str, float]
 ) -> Int8[np.ndarray, "x"]:
-    """Splits images by the hashes of their names, so that adding or removing one moves no other.
+    """Splits images by the hashes of their names: adding or removing an image moves no other.
 
     Args:
-        hashes: by ``name_hashes``.
-        fractions: by split other than "train", the fraction of the images on average, in (0, 1).
+        hashes: from ``name_hashes``.
+        fractions: average fraction of the images, in (0, 1), for each split but "train".
 
     Returns:
         the split of each image, as an index into the keys of ``fractions``; "train" is the last.
@@ -141,14 +158,14 @@ def give_every_split_one(
     class_names: Sequence[str],
     place: str,
 ) -> None:
-    """Lets every split have an image of every class that has images.
+    """Gives every split an image of every class that has images.
 
-    A split of a class that would be empty takes the image of the class with the smallest hash.
+    A split without an image of a class takes the image of this class with the smallest hash.
 
     Args:
-        chosen: by ``hashed_split``; changed in place. Images with larger numbers are in splits
-            that are left as they are.
-        hashes_of: gives the hashes of the names of some images.
+        chosen: from ``hashed_split``; changed in place. Larger numbers are other splits, whose
+            images are left as they are.
+        hashes_of: returns the hashes of the names of the images at some indices.
         labels: the class of each image.
     """
     splits = len(fractions) + 1
