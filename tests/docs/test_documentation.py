@@ -12,6 +12,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import vmoe
+import vmoe.axes
 import vmoe.config
 from vmoe.cli.main import COMMANDS, STUDIES
 
@@ -176,6 +178,24 @@ def test_no_line_of_a_page_is_wider_than_100_columns_but_tables_and_generated_on
         lines = enumerate((ROOT / page).read_text().splitlines(), start=1)
         wide = [n for n, line in lines if len(line) > 100 and not line.startswith(("|", "!["))]
         assert not wide or page == "docs/reference/commands.md", (page, wide)
+
+
+def test_the_page_of_the_api_has_every_public_name_and_the_axis_legend() -> None:
+    page = (ROOT / "docs" / "reference" / "api.md").read_text()
+    paths = set(re.findall(r"^::: (\S+)", page, re.MULTILINE))
+    named = {
+        f"{module.__name__}.{name}": getattr(module, name)
+        for module in (vmoe, vmoe.analysis)
+        for name in module.__all__
+        if name != "analysis"
+    }
+    where = {name: f"{each.__module__}.{each.__qualname__}" for name, each in named.items()}
+    for name, path in where.items():
+        assert path in paths or path.rpartition(".")[0] in paths, name
+    legend = vmoe.axes.__doc__.partition("letters:\n\n")[2].partition("\n\n")[0]
+    for meaning in re.findall(r"(?:^ +|  )((?:\w )+ *\S.*?)(?=  |$)", legend, re.MULTILINE):
+        letters, words = re.fullmatch(r"((?:\w )+) *(.*)", meaning).groups()
+        assert f"| `{letters.strip()}` | {words.partition(' (')[0]}" in page, meaning
 
 
 def test_the_files_that_the_pages_name_exist() -> None:
