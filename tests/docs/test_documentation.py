@@ -1,6 +1,6 @@
 """The Python of the pages runs as written, and the options of their commands exist."""
 
-import importlib
+import ast
 import re
 import shlex
 import subprocess
@@ -157,6 +157,25 @@ def names_in(text: str) -> set[str]:
     parts = (part.strip() for part in re.split(r"[,;\n]|  +", untitled))
     found = (re.fullmatch(r"(?:(?:its|their) )?(\w+/?)", part) for part in parts)
     return {match[1] for match in found if match}
+
+
+def test_each_entry_of_a_docstring_is_one_parameter_of_its_function() -> None:
+    """The API reference shows an entry beside the annotation of the parameter of its name."""
+    entry = re.compile(r"^ {4}(\S[^:(]*):(?: |$)", re.MULTILINE)
+    for path in (ROOT / "vmoe").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if not isinstance(node, ast.FunctionDef | ast.ClassDef):
+                continue
+            section = "Args" if isinstance(node, ast.FunctionDef) else "Attributes"
+            _, found, text = (ast.get_docstring(node) or "").partition(f"\n{section}:\n")
+            names = entry.findall(text.split("\n\n")[0]) if found else []
+            known = names
+            if isinstance(node, ast.FunctionDef):
+                arguments = node.args
+                every = (*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs)
+                known = [x.arg for x in (*every, arguments.vararg, arguments.kwarg) if x]
+            for name in names:
+                assert name.isidentifier() and name in known, f"{path}: {node.name}: {name}"
 
 
 def test_the_map_of_the_code_has_every_module_and_nothing_else() -> None:
