@@ -78,7 +78,7 @@ def test_a_published_checkpoint_gives_the_authors_logits(
     )
     loaded = vmoe.load(prefix, routing=routing, model=FLOAT32)
     np.testing.assert_allclose(outputs(loaded.model, images), logits, atol=2e-5)
-    assert "capacity_factor=1.05, that of the authors' pre-training; " in capsys.readouterr().err
+    assert "capacity_factor=1.05, as in the authors' pre-training; " in capsys.readouterr().err
     assert loaded.origin.format == "published" and loaded.class_names == tuple("0123456789")
     assert loaded.preprocessing.interpolation == "tf_bilinear"
 

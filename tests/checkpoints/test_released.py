@@ -57,7 +57,7 @@ def test_a_v_moe_in_a_npz_file_has_the_settings_that_are_assumed_of_a_published_
     moe = read(tmp_path / "model.npz").config.moe
     assert (moe.capacity_factor, moe.transfer_dtype) == (1.05, "bfloat16")
     printed = capsys.readouterr().err
-    assert "=bfloat16; capacity_factor=1.05, that of the authors' pre-training" in printed
+    assert "=bfloat16; capacity_factor=1.05, as in the authors' pre-training" in printed
 
 
 def test_parameters_of_a_soft_router_have_the_names_of_the_published_soft_moe() -> None:

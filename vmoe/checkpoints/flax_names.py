@@ -1,7 +1,7 @@
 """Names of parameters in files that were written from Flax: V-MoE, ViT, AugReg and big_vision.
 
-Shapes and axis orders are those of our parameters. ``_PUBLISHED`` has V-MoE's names for all of
-them; names of the other families are first replaced by these.
+Shapes and axis orders are the same as in our parameters. ``_PUBLISHED`` has V-MoE's names for all
+parameters; names of the other families are first replaced by these.
 """
 
 import operator
@@ -45,7 +45,7 @@ _PUBLISHED = [  # path here, V-MoE's name, what follows both; # is the number of
 _PATHS = {name: (path, rest) for path, name, rest in _PUBLISHED}
 _NAMES = {path: (name, rest) for path, name, rest in _PUBLISHED}
 
-_OTHERS = [  # in names of other families -> in those of V-MoE
+_OTHERS = [  # in names of other families -> in V-MoE's names
     (r"^Transformer/", "Encoder/"),
     (r"^pos_embedding$", "Encoder/posembed_input/pos_embedding"),
     (rf"({BLOCK})LayerNorm_2/", r"\1LayerNorm_1/"),
