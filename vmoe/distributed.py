@@ -200,15 +200,16 @@ def raise_together(work: Callable[[], Result]) -> Result:
         results.append(work())
     except (VmoeError, OSError) as error:
         status, fields = getattr(error, "status", Failure.status), getattr(error, "fields", {})
-        message = json.dumps([status, str(error), list(fields)])
+        remedies = getattr(error, "remedies", {})
+        message = json.dumps([status, str(error), list(fields), remedies], default=str)
     barrier()
     messages = gather(message)
     for i, each in enumerate(messages):
         if each:
-            status, line, fields = json.loads(each)
+            status, line, fields, remedies = json.loads(each)
             place = "" if len(set(messages)) == 1 else f"process {i}: "
             error = (UsageError if status == UsageError.status else Failure)(f"{place}{line}")
-            error.fields = dict.fromkeys(fields)
+            error.fields, error.remedies = dict.fromkeys(fields), remedies
             raise SynchronizedError(error)
     return results[0]
 
@@ -244,7 +245,7 @@ def abort_on_error() -> Iterator[None]:
         if isinstance(error, jax.errors.JaxRuntimeError) and any(word in text for word in LOST):
             _exit(_lost_process(text[:160]))
         if "RESOURCE_EXHAUSTED" in text:
-            _exit(OUT_OF_MEMORY)
+            _exit(f"{OUT_OF_MEMORY}: use a larger accumulate, model.remat or a smaller batch_size")
         if not isinstance(error, VmoeError):
             traceback.print_exc()
         _exit(text, getattr(error, "status", Failure.status))

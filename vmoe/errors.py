@@ -9,9 +9,9 @@ import dataclasses
 import difflib
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, Self
 
-OUT_OF_MEMORY = "out of memory; lower the batch size, the image size or the model's width"
+OUT_OF_MEMORY = "out of memory"
 
 
 class VmoeError(Exception):
@@ -20,10 +20,17 @@ class VmoeError(Exception):
     Attributes:
         fields: values of fields or arguments that are wrong, by their paths in a ``TrainConfig``,
             such as "model.moe.router.k", or their names.
+        remedies: values that help, in the same form; None for any other value.
     """
 
     status = 1
     fields: dict[str, Any] = {}
+    remedies: dict[str, Any] = {}
+
+    def remedied_by(self, **fields: Any) -> Self:
+        """This error, with remedies; the command line adds their options to the message."""
+        self.remedies = fields
+        return self
 
 
 class UsageError(VmoeError, ValueError):
@@ -75,7 +82,7 @@ class SynchronizedError(VmoeError):
         super().__init__(str(cause))
         self.cause = cause
         self.status = cause.status
-        self.fields = cause.fields
+        self.fields, self.remedies = cause.fields, cause.remedies
 
 
 def require(condition: bool, problem: str, /, **fields: Any) -> None:

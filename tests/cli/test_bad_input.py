@@ -104,6 +104,8 @@ def files(tiny_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     for path in (folder / "broken" / "cat").iterdir():
         path.write_bytes(path.read_bytes()[:1000])
     shutil.copy(folder / "broken" / "cat" / "0.png", folder / "half.png")
+    for split in ("train", "validation"):
+        shutil.copytree(folder / "sparse", folder / "halves" / split)
     (folder / "photos" / "emu").mkdir()
     (folder / "empty").mkdir()
     np.savez(folder / "whole.npz", images=np.zeros((30, 8, 8), np.uint8), labels=np.zeros(30, int))
@@ -196,6 +198,22 @@ CASES: dict[str, tuple[list[str], str]] = {
         [*TINY_TRAIN, "--data.name", "folder:broken", "--batch-size", "20"],
         "12 of 24 images cannot be read: broken/cat/0.png (truncated: its end is missing)",
     ),
+    "broken image to skip": (
+        [*TINY_TRAIN, "--data.name", "folder:broken", "--batch-size", "20"],
+        "a run with data.on_error=replace skips them (--data.on-error replace)\n",
+    ),
+    "broken image to evaluate": (
+        [*EVALUATE, "--data", "folder:broken:train"],
+        "a run with data.on_error=replace skips them\n",
+    ),
+    "another architecture to start from": (
+        [*TINY_TRAIN, "--init", "{run}", "--model.depth", "2"],
+        "or partial=True to accept this (--init, --init-partial)",
+    ),
+    "another GELU to start from": (
+        [*TINY_TRAIN, "--init", "{run}", "--model.gelu", "erf"],
+        "the parameters were trained with model.gelu=tanh; use that (--init, --model.gelu tanh)",
+    ),
     "no arrays": ([*TINY_TRAIN, "--data.name", "arrays:gone.npz"], "gone.npz: no such file"),
     "truncated arrays": ([*TINY_TRAIN, "--data.name", "arrays:half.npz"], "not a complete .npz"),
     "float arrays": ([*TINY_TRAIN, "--data.name", "arrays:float.npz"], "uint8 (b, h, w, 3) or"),
@@ -273,6 +291,24 @@ CASES: dict[str, tuple[list[str], str]] = {
     "no folder for predictions": (
         [*EVALUATE, "--predictions", "gone/p.csv"],
         "predictions=gone/p.csv: no folder gone; make it first (--predictions)",
+    ),
+    "no data": (["evaluate", "--checkpoint", "vmoe_emoji"], "training data; name some (--data N"),
+    "no data of a study": (["routing", "--checkpoint", "vmoe_emoji"], "name some (--data NAME)"),
+    "no test split": (
+        [*EVALUATE, "--data", "folder:halves"],
+        "it has train, validation: use folder:halves:validation (--data folder:halves:validation)",
+    ),
+    "no validation split": (
+        ["prune", "vmoe_emoji", "new", "--num-experts", "4", "--data", "emoji_sample"],
+        "it has test: use emoji_sample:test (--data emoji_sample:test)",
+    ),
+    "named split": (
+        [*EVALUATE, "--data", "folder:halves:test"],
+        "halves has no split 'test': choose from train, validation\n",
+    ),
+    "no training split for a probe": (
+        ["evaluate", "--checkpoint", "vmoe_emoji", "--data", "emoji_sample", "--fewshot", "1"],
+        "name them as NAME:TRAIN,TEST (--data NAME:TRAIN,TEST)",
     ),
     "several data sets": ([*EVALUATE, "--data", "digits", "emoji_sample"], "several need fewshot"),
     "shots": ([*EVALUATE, "--fewshot", "1,x"], "fewshot=1,x: give numbers of images per class"),
@@ -525,6 +561,27 @@ def test_wrong_input_prints_one_clear_line_and_writes_nothing(
     assert stderr.startswith("vmoe: ") and stderr.count("\n") == 1, stderr
     assert CASES[name][1] in stderr
     assert not stdout and not changed
+
+
+def test_a_failure_names_the_options_that_help(tiny_run: Path, files: Path, tmp_path: Path) -> None:
+    """Of a command that runs out of memory, those of that command; of each field, its option."""
+    diverging = ["--optim.lr", "1e38", "--optim.warmup-steps", "0"]
+    commands = {
+        "out of memory: use --accumulate 2 or more, --model.remat or a smaller --batch-size; ": [
+            *("train", "--config", TINY, "--workdir", "{new}/wide", "--model.width", "1048576")
+        ],
+        "out of memory: use a smaller --batch-size\n": [*EVALUATE, "--batch-size", f"{10**11}"],
+        "on_nan=rewind (--optim.lr, --optim.grad-clip-norm, --on-nan rewind)\n": [
+            *("train", "--config", TINY, "--workdir", "{new}/nan", *diverging)
+        ],
+        "a larger accumulate (--devices, --batch-size, --accumulate)\n": [
+            *("plan", "--config", TINY, "--devices", "1", "--device-memory", "1kB")
+        ],
+    }
+    words = [[x.format(run=tiny_run, new=tmp_path) for x in each] for each in commands.values()]
+    results = run_in_one_process(words, tiny_run, files)
+    for text, (status, stdout, stderr, _) in zip(commands, results, strict=True):
+        assert status == 1 and not stdout and text in stderr.splitlines(keepends=True)[-1], stderr
 
 
 def test_a_platform_that_is_not_there_is_named_and_no_checkpoint_is_called_corrupt(

@@ -67,8 +67,9 @@ def test_the_code_beside_timms_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 def commands_of(page: str) -> list[list[str]]:
     """The words of each vmoe command in the code blocks of a page, without what a shell adds."""
-    blocks = re.findall(r"^```\n(.*?)^```", (ROOT / page).read_text(), re.DOTALL | re.MULTILINE)
-    lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
+    fences = r"^```(\w*)\n(.*?)^```"
+    blocks = re.findall(fences, (ROOT / page).read_text(), re.DOTALL | re.MULTILINE)
+    lines = "\n".join(text for name, text in blocks if not name).replace("\\\n", " ").splitlines()
     pattern = re.compile(r"(?:\$ )?(?:\w+=\S+ )*vmoe (.*?)(?: [>&|].*)?")
     matches = filter(None, map(pattern.fullmatch, lines))
     return [shlex.split(match[1], comments=True) for match in matches]

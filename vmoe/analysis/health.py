@@ -56,6 +56,8 @@ def findings(
     config: ViTConfig,
     blocks: Mapping[int, ExpertTotals],
     dependence: BatchDependence | None = None,
+    *,
+    training: bool = False,
 ) -> list[Finding]:
     """The problems in a model's routing on a data set; empty if there are none.
 
@@ -63,9 +65,15 @@ def findings(
         config: the config of the model.
         blocks: the totals of each sparse block, such as its statistics.
         dependence: how much predictions depend on the batch, if it was measured.
+        training: whether the model is still trained; then no message advises to prune experts,
+            which may come into use.
     """
     routers = {i: moe.router for i, moe in config.moe_blocks.items()}
-    every = [finding for i, block in blocks.items() for finding in _of_block(i, block, routers[i])]
+    every = [
+        finding
+        for i, block in blocks.items()
+        for finding in _of_block(i, block, routers[i], training)
+    ]
     if dependence is not None and dependence.changed > MAX_CHANGED:
         message = (
             f"{dependence.changed:.1%} of the predictions depend on the other images of the batch "
@@ -76,7 +84,9 @@ def findings(
     return every
 
 
-def _of_block(i: int, block: ExpertTotals, router: RouterConfig) -> Iterator[Finding]:
+def _of_block(
+    i: int, block: ExpertTotals, router: RouterConfig, training: bool
+) -> Iterator[Finding]:
     if not np.isfinite(block.gates).all():
         message = "gates are NaN or infinite: load an earlier checkpoint"
         yield Finding("not_finite", i, None, 0.0, message)
@@ -94,7 +104,9 @@ def _of_block(i: int, block: ExpertTotals, router: RouterConfig) -> Iterator[Fin
     if enough and (rare := np.flatnonzero(load < MIN_LOAD).tolist()):
         message = (
             f"{len(rare)} of {e} experts ({listed(list(map(str, rare)), 8)}) get less than "
-            f"{MIN_LOAD:.0%} of the mean load of {of}: {balance}{', or prune them' * chosen}"
+            f"{MIN_LOAD:.0%} of the mean load of {of}: {balance}"
+            + ", or prune them"
+            * (chosen and not training)
         )
         yield Finding("dead", i, float(load.min()), MIN_LOAD, message)
     even = block.choices.sum() / block.tokens / e if chosen else 1 / e  # share of tokens or gates

@@ -44,8 +44,8 @@ def ablated(active: Bool[Array, "e"], inner: Route | None = None) -> Route:
 def masked(choosable: Bool[Array, "e"], inner: Route | None = None) -> Route:
     """The decision of ``inner`` with some experts masked: their gates are zero.
 
-    Their tokens go to other experts. At least one expert must be choosable. If fewer than k are, or
-    with expert choice, masked experts still receive tokens, but with weight 0.
+    Their tokens go to other experts. At least one expert must be choosable. If fewer than k are
+    choosable, or with expert choice, masked experts still receive tokens, but with weight 0.
     """
 
     def decide(inputs: RouterInputs, config: MoEConfig, capacity: int) -> Decision:

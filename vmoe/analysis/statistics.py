@@ -86,8 +86,8 @@ class BlockStatistics(ExpertTotals):
         """Normalized mutual information of expert and class, and its chance baseline.
 
         Returns:
-            the information of the choices; and its mean under shuffled labels, as a router that
-            ignores the class would have it: the choices of one image are not independent.
+            the information of the choices; and its mean under shuffled labels, the value to expect
+            of a router that ignores the class. It is above 0, as choices of an image are dependent.
         """
         rng, known = np.random.default_rng(seed), has_label(self.labels)
         uses, labels = self.uses[known], self.labels[known]
@@ -103,7 +103,7 @@ class BlockStatistics(ExpertTotals):
 
         Returns:
             the information of the patches' choices; and the same with shuffled positions in each
-            image, as a router that ignores the position would have it.
+            image, the value to expect of a router that ignores the position.
         """
         own, chance = (
             mutual_information(table.reshape(len(table), -1))

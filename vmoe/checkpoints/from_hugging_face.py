@@ -152,7 +152,7 @@ def preprocessing(images: Mapping[str, Any], image_size: int) -> Preprocessing:
 
 
 def _class_names(config: Mapping[str, Any]) -> tuple[str, ...]:
-    """The names of the classes, if config.json has them in place of LABEL_0, LABEL_1, ..."""
+    """The names of the classes; empty if config.json has none or only LABEL_0, LABEL_1, ..."""
     names = config.get("id2label")
     if not isinstance(names, Mapping):
         return ()

@@ -6,7 +6,7 @@ import io
 import itertools
 import operator
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -170,6 +170,38 @@ def options_of(fields: Iterable[str], argv: Sequence[str]) -> list[str]:
         near = [x for x, path in paths.items() if path.endswith(field) or field.endswith(path)]
         named += [option for option in near if paths[option] == field] or near
     return sorted({*named})
+
+
+def remedies_of(remedies: Mapping[str, Any], kind: type) -> list[str]:
+    """The options of the fields that errors name as remedies, with their values.
+
+    Fields that the command has no option for are left out.
+
+    Args:
+        kind: the class of the command's arguments.
+
+    >>> remedies_of({"batch_size": None, "model.remat": True, "on_nan": "rewind"}, RunArgs)
+    ['--batch-size', '--model.remat']
+    """
+    names = {field.name for field in dataclasses.fields(kind)}
+    config = configs.TrainConfig() if issubclass(kind, RunArgs) else None
+    options = []
+    for path, value in remedies.items():
+        if path in names or _has(config, path):
+            section, dot, name = path.rpartition(".")
+            switch = "no-" * (value is False) + name
+            word = "" if value is None or isinstance(value, bool) else f" {value}"
+            options.append(f"--{section}{dot}{switch}".replace("_", "-") + word)
+    return options
+
+
+def _has(config: Any, path: str) -> bool:
+    """Whether a config has a field that is no section."""
+    for name in path.split("."):
+        if not hasattr(config, name):
+            return False
+        config = getattr(config, name)
+    return not dataclasses.is_dataclass(config)
 
 
 def _one_line(box: str) -> str:

@@ -224,7 +224,8 @@ def _probe_config(args: EvaluateArgs, loaded: "Loaded") -> FewShotConfig:
         raise UsageError(problem, fewshot=args.fewshot) from None
     data = args.data or tuple(filter(None, [data_of(loaded)]))
     if not data:
-        raise UsageError("--data is missing: the checkpoint does not name its training data")
+        problem = "data is missing: the checkpoint does not name its training data; name some"
+        raise UsageError(problem).remedied_by(data="NAME")
     # Weights of the paper's authors do not say how images were prepared.
     theirs = (loaded.origin.copied_from or loaded.origin.format) in ("published", "npz")
     return FewShotConfig(

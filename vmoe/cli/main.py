@@ -12,6 +12,7 @@ import os
 import sys
 import traceback
 from collections.abc import Sequence
+from types import ModuleType
 
 from vmoe.errors import OUT_OF_MEMORY, UsageError, VmoeError, one_line, unknown
 
@@ -38,6 +39,13 @@ GROUPS = {  # each command a module with a function ``run``: in this package, or
         "config": "print the config of a run as JSON",
         "plan": "estimate memory, communication and step time on hypothetical devices",
     },
+}
+MEMORY = {  # what helps when a command runs out of memory; others: a smaller batch
+    "predict": "give fewer images at once",
+    "train": "use --accumulate 2 or more, --model.remat or a smaller --batch-size; vmoe plan shows "
+    "what takes the memory",
+    **dict.fromkeys(("models", "summary", "config", "plan"), "use a smaller model"),
+    **dict.fromkeys(("convert", "inspect", "upcycle"), "use a machine with more memory"),
 }
 COMMANDS = [command for group in GROUPS.values() for command in group]
 STUDIES = ("routing", "capacity", "attack")
@@ -73,14 +81,12 @@ def _run(argv: Sequence[str], *, debug: bool) -> int:
     except BrokenPipeError:  # the reader of stdout closed the pipe
         return 141
     except (VmoeError, OSError, MemoryError, RuntimeError, AssertionError) as error:
-        line, status = _expected_error(error)
+        line, status = _expected_error(error, next(iter(argv), ""))
         if not line:
             raise
         if debug:
             traceback.print_exc()
-        from vmoe.cli.arguments import options_of  # brings tyro
-
-        options = options_of(getattr(error, "fields", ()), argv)
+        options = _options(error, argv)
         named = f" ({', '.join(options)})" if options else ""
         print(f"vmoe: {one_line(line)}{named}", file=sys.stderr)
         return status
@@ -97,16 +103,36 @@ def _dispatch(argv: Sequence[str]) -> None:
     command, *arguments = argv
     if command not in COMMANDS:
         raise UsageError(unknown("no command", command, COMMANDS))
-    # Imported on demand, so that a command starts without the imports of the others.
     try:
-        place = f"studies.{command}.command" if command in STUDIES else f"cli.{command}"
-        importlib.import_module(f"vmoe.{place}").run(arguments)
+        _module(command).run(arguments)
     except SystemExit as end:  # without a status, the help was asked for and is printed
         if end.code:
             raise
 
 
-def _expected_error(error: BaseException) -> tuple[str, int]:
+def _module(command: str) -> ModuleType:
+    """Imported on demand, so that a command starts without the imports of the others."""
+    location = f"studies.{command}.command" if command in STUDIES else f"cli.{command}"
+    return importlib.import_module(f"vmoe.{location}")
+
+
+def _options(error: BaseException, argv: Sequence[str]) -> list[str]:
+    """The options of the fields that are wrong, as far as they were given, and of the remedies."""
+    from vmoe.cli.arguments import options_of, remedies_of  # brings tyro
+
+    given = options_of(getattr(error, "fields", ()), argv)
+    if not (remedies := getattr(error, "remedies", {})):
+        return given
+    kind = getattr(_module(argv[0]), f"{argv[0].title()}Args")
+    helpful = remedies_of(remedies, kind)
+    return [option for option in given if option not in map(_name, helpful)] + helpful
+
+
+def _name(option: str) -> str:
+    return option.partition(" ")[0]
+
+
+def _expected_error(error: BaseException, command: str) -> tuple[str, int]:
     """One line and the exit status for an error that is not a bug; an empty line for a bug."""
     match error:
         case VmoeError():
@@ -115,7 +141,7 @@ def _expected_error(error: BaseException) -> tuple[str, int]:
             place = error.filename or "cannot write output"  # a stream has no name
             return f"{place}: {error.strerror}", 1
     if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):
-        return OUT_OF_MEMORY, 1
+        return f"{OUT_OF_MEMORY}: {MEMORY.get(command, 'use a smaller --batch-size')}", 1
     if isinstance(error, RuntimeError | AssertionError) and "jax" in sys.modules:
         from vmoe.distributed import check_devices
 

@@ -97,7 +97,7 @@ def check_shared_memory(count: int, batch_bytes: int) -> None:
                 f"of shared memory, and {SHARED_MEMORY} has {_mb(free)} free: enlarge it (shm-size "
                 "in Docker), or use fewer workers or smaller batches",
                 **{"data.num_workers": count},
-            )
+            ).remedied_by(**{"data.num_workers": None, "batch_size": None})
 
 
 def _mb(size: int) -> str:
@@ -142,7 +142,8 @@ class _Worker:
                 try:
                     result = self._ask(pickled, number)
                 except (EOFError, ConnectionError):
-                    raise WorkerDied(self._obituary()) from None
+                    remedies = {"data.num_workers": None, "batch_size": None}
+                    raise WorkerDied(self._obituary()).remedied_by(**remedies) from None
                 if isinstance(result, BaseException):
                     raise result
                 return self._unpacked(*result)

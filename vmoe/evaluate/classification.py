@@ -104,7 +104,7 @@ class Evaluation:
 
     @property
     def labeled(self) -> int:
-        """Number of images with a label, which are those that the accuracy counts."""
+        """Number of images with a label, over which the accuracy is computed."""
         return self.images - (self.unlabeled or 0)
 
     @property

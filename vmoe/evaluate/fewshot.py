@@ -29,6 +29,7 @@ from vmoe.config.preprocessing import Preprocessing
 from vmoe.data.pipeline import empty_batch, evaluation_batches
 from vmoe.data.reading import OnWait, print_wait
 from vmoe.data.sources import Source, name_and_split, one_walk, open_source, relabel
+from vmoe.data.sources.splits import NoSplit
 from vmoe.data.sources.views import Subset
 from vmoe.data.workers import IN_THREADS, Workers
 from vmoe.errors import Failure, UsageError
@@ -76,7 +77,14 @@ def open_fewshot(
     opened = []
     for text in config.data:
         name, *splits = _name_and_splits(text)
-        train, test = (open_source(name, split, check=check, on_error=on_error) for split in splits)
+        try:
+            train, test = (
+                open_source(name, split, check=check, on_error=on_error) for split in splits
+            )
+        except NoSplit as error:
+            form = "NAME:TRAIN,TEST"
+            error = UsageError(f"{error}; a probe needs two splits: name them as {form}")
+            raise error.remedied_by(**{"data": form, "fewshot.data": form}) from None
         opened.append(prepare(text, train, test, config))
     return tuple(opened)
 

@@ -10,6 +10,7 @@ from vmoe.config.fields import at_least
 from vmoe.config.preprocessing import Preprocessing
 from vmoe.data.pipeline import check_classes, evaluation_batches
 from vmoe.data.sources import (
+    SPLITS,
     Source,
     name_and_split,
     open_source,
@@ -17,6 +18,7 @@ from vmoe.data.sources import (
     sample,
     skipped_messages,
 )
+from vmoe.data.sources.splits import NoSplit, named_splits
 from vmoe.data.unreadable import Unreadable
 from vmoe.errors import UsageError
 from vmoe.factory import Loaded
@@ -38,11 +40,27 @@ def open_data(
     """
     data = data or data_of(trained)
     if not data:
-        raise UsageError("data is missing: the checkpoint does not name its training data")
+        problem = "data is missing: the checkpoint does not name its training data; name some"
+        raise UsageError(problem).remedied_by(data="NAME")
     name, named = name_and_split(data)
     reading = trained.train_config.data if trained.train_config else DataConfig()
-    source = open_source(name, named or split, check=reading.check, on_error=reading.on_error)
+    try:
+        source = open_source(name, named or split, check=reading.check, on_error=reading.on_error)
+    except NoSplit as error:
+        if named:
+            raise
+        raise _name_one(error, name, split) from None
     return relabel(source, trained.class_names), reading.on_error == "replace"
+
+
+def _name_one(error: NoSplit, name: str, split: str) -> UsageError:
+    """An error for data without the split that is used where none is named."""
+    others = [each for each in SPLITS[::-1] if each in named_splits(error.available, name)]
+    splits = ", ".join(error.available)
+    problem = f"{name} has no split {split!r}, which is used if none is named; it has {splits}"
+    if not others:
+        return UsageError(f"{problem}: name one, as NAME:SPLIT").remedied_by(data=None)
+    return UsageError(f"{problem}: use {name}:{others[0]}").remedied_by(data=f"{name}:{others[0]}")
 
 
 def data_of(trained: Loaded | StoredModel) -> str:

@@ -12,6 +12,7 @@ Nothing is allocated or run. Identical blocks are traced and compiled once (``se
 import dataclasses
 import re
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import jax
 
@@ -118,7 +119,7 @@ def plan(
     }
     feasible = {p: c for p, c in candidates.items() if c.memory.total <= limit}
     if not feasible:
-        raise Failure(_too_large(config, candidates.values(), limit, devices))
+        raise _too_large(config, candidates.values(), limit, devices)
     infeasible = [c for p, c in candidates.items() if p not in feasible]
     costs = cost(config.model)
     flops = sum(each.flops() * each.times_per_step for each in segments(config, placements[0]))
@@ -215,14 +216,18 @@ def _timed(
 
 def _too_large(
     config: TrainConfig, candidates: Iterable[Candidate], limit: float, devices: int
-) -> str:
-    """A message with the memory of the smallest candidate, and remedies."""
+) -> Failure:
+    """Names the memory of the smallest candidate, and remedies."""
     smallest = min(candidates, key=lambda c: c.memory.total)
     memory = smallest.memory
     fsdp = ", fsdp" * smallest.fsdp
     need = f"{memory.total / 1e9:.4g} GB per device ({smallest.mesh}{fsdp})"
     saved = memory.saved_activations - memory.saved_activations_with_remat
     remedy = "use more devices, a smaller batch_size or a larger accumulate"
+    fields: dict[str, Any] = dict.fromkeys(("devices", "batch_size", "accumulate"))
     if not config.model.remat and saved > 0:
         remedy += f"; model.remat=True would save {saved / 1e9:.4g} GB"
-    return f"no mesh of {devices} devices fits into {limit / 1e9:.4g} GB: at least {need}; {remedy}"
+        fields["model.remat"] = True
+    return Failure(
+        f"no mesh of {devices} devices fits into {limit / 1e9:.4g} GB: at least {need}; {remedy}"
+    ).remedied_by(**fields)

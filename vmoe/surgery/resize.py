@@ -95,7 +95,9 @@ def fit(
             ", ".join(f"model.{field}={getattr(each, field)}" for field in differing)
             for each in (target, config)
         )
-        raise UsageError(f"{ours}: the parameters were trained with {theirs}; use that")
+        trained = {f"model.{field}": getattr(config, field) for field in differing}
+        error = UsageError(f"{ours}: the parameters were trained with {theirs}; use that")
+        raise error.remedied_by(**trained)
     given = flatten_dict(params)
     wanted = shapes(target)
     other_head = (
@@ -188,6 +190,6 @@ def _refuse(new: list[str], dropped: list[str]) -> None:
     if new or dropped:
         raise UsageError(
             f"the parameters do not fit the model: {listed(new, 3) or 'none'} would be new, "
-            f"{listed(dropped, 3) or 'none'} would be dropped; use the same architecture, or a "
-            "partial load"
-        )
+            f"{listed(dropped, 3) or 'none'} would be dropped; use the same architecture, or "
+            "partial=True to accept this"
+        ).remedied_by(partial=True)

@@ -101,14 +101,19 @@ def read_source(source: InitFrom | None, workdir: Path, config: ViTConfig) -> In
             f"{source.path}: its parameters have changed since the run in {workdir} began; restore "
             "them, or use another workdir"
         )
-    with naming(init=source.path):
-        params, changes = fit(
-            stored.config,
-            stored.params,
-            config,
-            new_head=source.new_head,
-            partial=source.partial,
-        )
+    try:
+        with naming(init=source.path):
+            params, changes = fit(
+                stored.config,
+                stored.params,
+                config,
+                new_head=source.new_head,
+                partial=source.partial,
+            )
+    except UsageError as error:  # its remedies are fields of the config, or of InitFrom
+        if "partial" in error.remedies:
+            error.remedied_by(init_partial=True)
+        raise
     record = source._asdict() | {"step": stored.step, "checksum": checksum}
     record |= {"weights": stored.origin.weights}
     return Init(jax.device_get(params), record, changes, stored.class_names)

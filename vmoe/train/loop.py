@@ -8,7 +8,7 @@ if due, evaluate if due, save if due, stop or end, next batch, step, report.
 import contextlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import numpy as np
@@ -96,7 +96,7 @@ def train(
             except NotFinite as error:
                 if on_nan == "stop" or rewinds == max_rewinds:
                     run.checkpoints.wait()
-                    failure = Failure(_advice(error, on_nan, run.checkpoints.steps))
+                    failure = _not_finite(error, on_nan, run.checkpoints.steps)
                     raise distributed.synchronized(failure) from None
                 run.report.log(f"{error}: rewinding, {rewinds + 1} of at most {max_rewinds} times")
                 batch = error.batch + 1
@@ -221,9 +221,11 @@ def _rewind(run: Run, *, batch: int, rewinds: int) -> State:
     return state._replace(batch=counts[0], rewinds=counts[1])
 
 
-def _advice(error: NotFinite, on_nan: str, steps: list[int]) -> str:
+def _not_finite(error: NotFinite, on_nan: str, steps: list[int]) -> Failure:
     last = f"step {steps[-1]} is the last checkpoint" if steps else "there is no checkpoint yet"
     remedy = "lower optim.lr or optim.grad_clip_norm, in another workdir"
+    fields: dict[str, Any] = {"optim.lr": None, "optim.grad_clip_norm": None}
     if on_nan == "stop":
         remedy += ", or skip these batches: the same command with on_nan=rewind"
-    return f"{error}; {last}; {remedy}"
+        fields["on_nan"] = "rewind"
+    return Failure(f"{error}; {last}; {remedy}").remedied_by(**fields)

@@ -137,13 +137,19 @@ class Report:
                 self.write(step, training_entry(values, timing, self._config.model))
 
     def evaluations(self, step: int, evaluations: Sequence[NamedEvaluation]) -> None:
-        """Reports the evaluations of a step, and what is newly wrong with the routing."""
-        model = self._config.model
+        """Reports the evaluations of a step, and new problems of the routing.
+
+        During the warmup the only problem is a value that is not finite: routers have hardly
+        learned, so the loads of experts say nothing yet.
+        """
+        model, last = self._config.model, step == self._config.total_steps
+        warmup = step <= self._config.optim.warmup_steps and not last
         self.write(step, *(evaluation_entry(each, model) for each in evaluations))
         found: dict[tuple[str, str, int | None], str] = {}
         for name, _, result in evaluations:
-            for each in findings(model, result.totals):
-                found.setdefault((name, each.kind, each.block), f"{name}: {each}")
+            for each in findings(model, result.totals, training=not last):
+                if each.kind == "not_finite" or not warmup:
+                    found.setdefault((name, each.kind, each.block), f"{name}: {each}")
         for key, text in found.items():
             if key not in self._found:
                 self.log(text)

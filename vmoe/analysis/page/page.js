@@ -17,7 +17,7 @@ const blockOf = (model, number) => models[model].blocks.find(block => block.numb
 const isShown = (model, block) => model === state.model && block.number === state.block;
 const state = fromAddress(new URLSearchParams(location.hash.slice(1)));
 
-// The state in the address; missing and invalid values are those of START.
+// The state in the address; START has the values that are missing or invalid.
 function fromAddress(words) {
   const given = {...START};
   const take = known => Object.entries(known).forEach(([name, values]) => {

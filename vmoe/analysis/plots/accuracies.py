@@ -145,8 +145,8 @@ def random_routers(
 ) -> Figure:
     """Accuracy with a random router in one block at a time.
 
-    Bars are standard errors, over the images, of the difference from the model's own routers. They
-    do not cover the draw of the random logits, which matters more.
+    Bars are standard errors, over the images, of the difference from the model's own routers.
+    Another draw of the random logits differs by more.
 
     Args:
         logits: logits by block, as ``with_random_routers`` returns them.

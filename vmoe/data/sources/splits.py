@@ -24,6 +24,23 @@ WORDS = {  # by which data sets call their splits, in any case
 }
 
 
+class NoSplit(UsageError):
+    """A data set does not have a split.
+
+    Attributes:
+        available: the names of its splits.
+    """
+
+    available: tuple[str, ...] = ()
+
+
+def no_split(location: str, split: str, available: Iterable[str]) -> NoSplit:
+    """The error for a split that a data set does not have."""
+    error = NoSplit(unknown(f"{location} has no split", split, list(available)))
+    error.available = tuple(available)
+    return error
+
+
 def named_splits(names: Iterable[str], place: str) -> dict[str, str]:
     """The names that a data set has for its splits.
 
@@ -67,7 +84,7 @@ def resolve_split(split: str, available: Sequence[str], place: str) -> tuple[str
     if split in ("train", "validation") and "train" in named and "validation" not in named:
         return named["train"], {"validation": 0.1}
     if split not in named:
-        raise UsageError(unknown(f"{place} has no split", split, list(available)))
+        raise no_split(place, split, available)
     return named[split], {}
 
 

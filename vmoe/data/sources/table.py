@@ -31,8 +31,8 @@ from vmoe.data.check import unreadable
 from vmoe.data.decode import ImageFile, read_bytes
 from vmoe.data.sources.index import Index, IndexWriter, parts
 from vmoe.data.sources.source import BaseSource, Example, Skipped, digest
-from vmoe.data.sources.splits import give_every_split_one, hashed_split, name_hashes
-from vmoe.errors import UsageError, listed, unknown
+from vmoe.data.sources.splits import give_every_split_one, hashed_split, name_hashes, no_split
+from vmoe.errors import UsageError, listed
 
 LISTED = 20  # unreadable images that an error names
 
@@ -170,7 +170,7 @@ class TableSource(BaseSource):
         self.class_names, self.max_labels = tuple(info["class_names"]), info["max_labels"]
         splits = info["splits"]
         if "" not in splits and split not in splits:
-            raise UsageError(unknown(f"{info['place']} has no split", split, [*splits]))
+            raise no_split(info["place"], split, [*splits])
         self._split = splits["" if "" in splits else split]
         self._rows = _rows(self.index, split)
         self._left_out = np.flatnonzero(np.isin(self._rows, left_out)) if left_out else []
@@ -259,9 +259,9 @@ def open_files(
         reasons = [f"{file(row).path} ({reason})" for row, reason in bad.items()]
         raise UsageError(
             f"{place}: {len(bad)} of {count} images cannot be read: "
-            f"{listed(reasons, LISTED, separator='; ')}. Repair or remove them; training and "
-            "evaluation can also skip them with data.on_error=replace"
-        )
+            f"{listed(reasons, LISTED, separator='; ')}. Repair or remove them; a run with "
+            "data.on_error=replace skips them"
+        ).remedied_by(**{"data.on_error": "replace"})
     source = FileSource(f"{place}:{split}", str(index), split, folder, tuple(sorted(bad)))
     if not len(source):
         raise UsageError(f"{place}: no image of the split {split!r} can be read")

@@ -25,8 +25,8 @@ class AttackMethod(Checked):
     """Also raise the auxiliary losses of the routers."""
     gradient_path: GradientPath = "all"
     """all: the full gradient. experts: routing decisions and combine weights are fixed to their
-    values for the original images. routers: only the gradient through the combine weights. The last
-    two leave out the auxiliary losses."""
+    values for the original images. routers: the gradient through the combine weights alone. The
+    last two leave out the auxiliary losses."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -87,7 +87,7 @@ def check_mates(model: ViT) -> None:
     field = "model.moe.images_per_group"
     require(len(sizes) == 1, "use the same in all blocks", **{field: sizes})
     require(sizes[0] > 1, "an image has no mates, so it is immune", **{field: sizes[0]})
-    require(model.placement.devices == 1, "mates on several devices: use one")
+    require(model.placement.devices == 1, "mates can be attacked on one device only")
 
 
 def group_size(config: ViTConfig) -> int:

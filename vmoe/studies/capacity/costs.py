@@ -165,7 +165,7 @@ def _block(
 
 
 def time_ratio(model: ViT, setting: Setting, images: Float[np.ndarray, "b h w 3"]) -> float:
-    """The time of the whole model with a setting, over that of the model as trained."""
+    """The time of the whole model with a setting, as a fraction of its time as trained."""
     changed = models.with_params(with_setting(model.config, setting), models.params_of(model))
     images = jax.device_put(images)
     runs = [functools.partial(_forward(each), images) for each in (model, changed)]
