@@ -1,6 +1,7 @@
 """The Python of the pages runs as written, and the options of their commands exist."""
 
 import ast
+import importlib
 import re
 import shlex
 import subprocess
