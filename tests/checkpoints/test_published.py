@@ -1,4 +1,4 @@
-"""The authors' checkpoints: read, written, and refused if they are not whole."""
+"""Published checkpoints are read and written; incomplete ones are an error."""
 
 import itertools
 import json
@@ -35,7 +35,7 @@ RELEASED = [
 
 
 def independent_read(prefix: Path) -> dict[str, np.ndarray]:
-    """A short reader that trusts everything, written apart from ours."""
+    """A short reader that trusts everything, written independently of the package."""
     index = msgpack.unpackb(Path(f"{prefix}.index").read_bytes())
     names: list[tuple[str, msgpack.ExtType]] = []
 

@@ -1,4 +1,4 @@
-"""Our parameters have the published names, and every name and shape of four released models."""
+"""Our parameters have the published names, and every name and shape of four published models."""
 
 import json
 from pathlib import Path
