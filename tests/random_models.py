@@ -62,10 +62,12 @@ def outputs(model: nnx.Module, x: jax.typing.ArrayLike) -> jax.Array:
 
 
 @models.compiled
-def _forward(model: ViT, images: jax.Array) -> tuple[jax.Array, dict[int, Record]]:
-    return model.forward(images)
+def _forward(model: ViT, images: jax.Array, valid: Any) -> tuple[jax.Array, dict[int, Record]]:
+    return model.forward(images, valid=valid)
 
 
-def forward(model: ViT, images: jax.typing.ArrayLike) -> tuple[jax.Array, dict[int, Record]]:
+def forward(
+    model: ViT, images: jax.typing.ArrayLike, valid: jax.typing.ArrayLike | None = None
+) -> tuple[jax.Array, dict[int, Record]]:
     """The logits, and the record of each sparse block, as one program."""
-    return _forward(model)(images)
+    return _forward(model)(images, valid)

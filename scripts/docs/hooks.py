@@ -1,8 +1,8 @@
-"""Puts the files outside docs/ that its pages link to on the site, and turns links to them.
+"""Adds the files outside docs/ that its pages link to to the site, and rewrites these links.
 
-A page links to a file as the repository has it, such as ``../configs/digits.py``. On the site that
-file is a page below ``repository/``: Markdown as it is, notebooks with their outputs, other text as
-a block of code, images as they are. Pages that these link to follow.
+A page links to a file by its path in the repository, such as ``../configs/digits.py``. On the site
+that file is a page below ``repository/``: Markdown and images are unchanged, notebooks have their
+outputs, and other text is a code block. Files that such a page links to are added as well.
 """
 
 import posixpath
@@ -42,7 +42,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """Turns the links of a page to files outside docs/ into links to their pages."""
+    """Rewrites the links of a page to files outside docs/ as links to their pages."""
     uri = page.file.src_uri
     here = posixpath.dirname(_path_of(uri))
 
@@ -64,13 +64,13 @@ def _links_of(path: str) -> Iterator[str]:
 
 
 def _outside_code(markdown: str, turned: Callable[[re.Match[str]], str]) -> str:
-    """Replaces the links of a page, but those in blocks of code."""
+    """Replaces the links of a page, except in code blocks."""
     parts = re.split(r"(^```.*?^```)", markdown, flags=re.DOTALL | re.MULTILINE)
     return "".join(part if part.startswith("```") else LINK.sub(turned, part) for part in parts)
 
 
 def _uri_of(path: str) -> str:
-    """Where a path in the repository is on the site; a folder is its README."""
+    """The page of the site for a path in the repository; for a folder its README."""
     if path.startswith("docs/"):
         return path.removeprefix("docs/")
     if (ROOT / path).is_dir():

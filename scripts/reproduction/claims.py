@@ -44,9 +44,9 @@ class Claim(NamedTuple):
     Attributes:
         text: what is claimed.
         source: where it is claimed.
-        first, second: the compared figures, A and B.
-        holds: the orders of A and B that agree with the claim.
-        labels: what the figures measure.
+        first: the first of the compared figures.
+        second: the second one.
+        holds: the orders of the first and the second figure that agree with the claim.
     """
 
     text: str

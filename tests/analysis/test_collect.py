@@ -65,27 +65,32 @@ def test_every_image_is_collected_once_with_the_decisions_of_its_batch(
     for block in collected.blocks.values():
         assert block.gates.shape == (B, N, E)
         assert block.experts.shape == block.positions.shape == block.weights.shape
-    # the first batch has 6 images in groups of 3, or of 1
-    logits, records = forward(model_of(router), images[:6])
-    np.testing.assert_allclose(collected.logits[:6], logits, atol=1e-5)
+    # Batches of 6 images in groups of 3, or of 1; the second one has 4 images and 2 of padding.
     per_group = 1 if isinstance(router, Soft) else 3
-    expected = np.arange(6) // per_group
-    for i, record in records.items():
-        block = collected.blocks[i]
-        np.testing.assert_array_equal(block.groups[:6], expected)
-        assert block.groups[6:].min() > expected.max()
-        if isinstance(router, Soft):
-            assert block.experts.shape[-1] == 0
-            continue
-        for ours, theirs in (
-            (block.kept, record.routing.kept),
-            (block.weights, record.routing.weights),
-            (block.gates, record.gates),
-            (block.experts, record.routing.experts),
-            (block.dropped, record.routing.dropped),
-        ):
-            np.testing.assert_allclose(ours[:6].reshape(theirs.shape), theirs, rtol=1e-5)
-        assert block.dropped.any() == (router.kind == "token_choice")
+    padded, valid = np.concatenate([images, 0 * images[:2]]), np.arange(12) < B
+    for start, own in ((0, slice(0, 6)), (6, slice(6, B))):
+        logits, records = forward(
+            model_of(router), padded[start : start + 6], valid=valid[start : start + 6]
+        )
+        real = slice(0, own.stop - start)
+        np.testing.assert_allclose(collected.logits[own], logits[real], atol=1e-5)
+        for i, record in records.items():
+            block = collected.blocks[i]
+            expected = np.arange(start, own.stop) // per_group
+            np.testing.assert_array_equal(block.groups[own], expected)
+            if isinstance(router, Soft):
+                assert block.experts.shape[-1] == 0
+                continue
+            for ours, theirs in (
+                (block.kept, record.routing.kept),
+                (block.weights, record.routing.weights),
+                (block.gates, record.gates),
+                (block.experts, record.routing.experts),
+                (block.dropped, record.routing.dropped),
+            ):
+                by_image = np.asarray(theirs).reshape(6, N, -1)[real]
+                np.testing.assert_allclose(ours[own], by_image, rtol=1e-5)
+            assert block.dropped.any() == (router.kind == "token_choice")
 
 
 def test_batches_are_collected_one_at_a_time() -> None:

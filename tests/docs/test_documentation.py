@@ -1,6 +1,6 @@
 """The Python of the pages runs as written, and the options of their commands exist."""
 
-import importlib
+import ast
 import re
 import shlex
 import subprocess
@@ -12,6 +12,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import vmoe
+import vmoe.axes
 import vmoe.config
 from vmoe.cli.main import COMMANDS, STUDIES
 
@@ -157,6 +159,25 @@ def names_in(text: str) -> set[str]:
     return {match[1] for match in found if match}
 
 
+def test_each_entry_of_a_docstring_is_one_parameter_of_its_function() -> None:
+    """The API reference shows an entry beside the annotation of the parameter of its name."""
+    entry = re.compile(r"^ {4}(\S[^:(]*):(?: |$)", re.MULTILINE)
+    for path in (ROOT / "vmoe").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if not isinstance(node, ast.FunctionDef | ast.ClassDef):
+                continue
+            section = "Args" if isinstance(node, ast.FunctionDef) else "Attributes"
+            _, found, text = (ast.get_docstring(node) or "").partition(f"\n{section}:\n")
+            names = entry.findall(text.split("\n\n")[0]) if found else []
+            known = names
+            if isinstance(node, ast.FunctionDef):
+                arguments = node.args
+                every = (*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs)
+                known = [x.arg for x in (*every, arguments.vararg, arguments.kwarg) if x]
+            for name in names:
+                assert name.isidentifier() and name in known, f"{path}: {node.name}: {name}"
+
+
 def test_the_map_of_the_code_has_every_module_and_nothing_else() -> None:
     entries = entries_of_the_map()
     hidden = {"__init__.py", "__main__.py"}
@@ -176,6 +197,24 @@ def test_no_line_of_a_page_is_wider_than_100_columns_but_tables_and_generated_on
         lines = enumerate((ROOT / page).read_text().splitlines(), start=1)
         wide = [n for n, line in lines if len(line) > 100 and not line.startswith(("|", "!["))]
         assert not wide or page == "docs/reference/commands.md", (page, wide)
+
+
+def test_the_page_of_the_api_has_every_public_name_and_the_axis_legend() -> None:
+    page = (ROOT / "docs" / "reference" / "api.md").read_text()
+    paths = set(re.findall(r"^::: (\S+)", page, re.MULTILINE))
+    named = {
+        f"{module.__name__}.{name}": getattr(module, name)
+        for module in (vmoe, vmoe.analysis)
+        for name in module.__all__
+        if name != "analysis"
+    }
+    where = {name: f"{each.__module__}.{each.__qualname__}" for name, each in named.items()}
+    for name, path in where.items():
+        assert path in paths or path.rpartition(".")[0] in paths, name
+    legend = vmoe.axes.__doc__.partition("letters:\n\n")[2].partition("\n\n")[0]
+    for meaning in re.findall(r"(?:^ +|  )((?:\w )+ *\S.*?)(?=  |$)", legend, re.MULTILINE):
+        letters, words = re.fullmatch(r"((?:\w )+) *(.*)", meaning).groups()
+        assert f"| `{letters.strip()}` | {words.partition(' (')[0]}" in page, meaning
 
 
 def test_the_files_that_the_pages_name_exist() -> None:

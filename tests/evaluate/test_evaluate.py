@@ -244,10 +244,11 @@ def test_a_dropless_model_drops_nothing_and_does_not_depend_on_the_batch() -> No
     assert ("capacity factor", "none") in summary(one)
 
 
-def test_dead_experts_are_found_in_an_evaluation_and_logged_when_they_are_new(
+def test_dead_experts_are_found_in_an_evaluation_and_logged_when_they_are_new_after_the_warmup(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     net, source = model(seed=1), open_source("digits", "validation")
+    logged: dict[int, list[str]] = {}
     healthy = NamedEvaluation("validation", "raw", evaluate(net, source))
     kernel = net.blocks[0].mlp.router.kernel
     kernel[...] *= 0.0  # of equal gates the first are chosen
@@ -255,14 +256,21 @@ def test_dead_experts_are_found_in_an_evaluation_and_logged_when_they_are_new(
     assert not findings(net.config, healthy.result.totals)
     dead, collapse = findings(net.config, broken.result.totals)
     assert "2 of 4 experts (2, 3) get less than 1% of the mean" in str(dead)
-    config = TrainConfig(model=net.config, data=DataConfig("digits"), steps=200, batch_size=4)
+    config = TrainConfig(model=net.config, data=DataConfig("digits"), steps=60, batch_size=4)
+    config = replace(config, optim=dict(warmup_steps=10))
     ema = broken._replace(weights="ema")
+    sets = {10: [broken], 20: [broken, ema], 30: [broken, ema], 40: [healthy], 50: [broken]}
     with Report(tmp_path, config) as report:
         report.resume(0, {})
-        for step, each in enumerate(([healthy], [broken, ema], [broken, ema], [healthy], [broken])):
-            report.evaluations(step + 1, each)
-    lines = [line for line in capfd.readouterr().err.splitlines() if "block 0" in line]
-    assert lines == [f"validation: {dead}", f"validation: {collapse}"] * 2
+        for step, each in (sets | {59: [healthy], 60: [broken]}).items():
+            report.evaluations(step, each)
+            logged[step] = [
+                line for line in capfd.readouterr().err.splitlines() if "block 0" in line
+            ]
+    found = [f"validation: {dead}", f"validation: {collapse}"]
+    assert found[0].endswith(", or prune them")
+    training = [found[0].removesuffix(", or prune them"), found[1]]
+    assert logged == {10: [], 20: training, 30: [], 40: [], 50: training, 59: [], 60: found}
 
 
 def test_another_resolution_resizes_the_images_and_resamples_the_positions() -> None:

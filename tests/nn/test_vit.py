@@ -378,10 +378,13 @@ def test_experts_start_equal_with_shared_init_and_different_without() -> None:
 
 
 def test_padding_images_change_no_other_logits() -> None:
-    model = tiny()
-    batch = np.concatenate([images(2), 5 * images(2)])  # the second group is padding
-    padded = jax.jit(model.__call__)(batch, valid=jnp.array([True, True, False, False]))[:2]
-    np.testing.assert_allclose(padded, run(model, images(2))[0], atol=1e-6)
+    """The group of image 0 has one that pads it, and 5 times as large; the second one has two."""
+    model, valid = tiny(), np.array([True, False, False, False])
+    forward = jax.jit(model.__call__)
+    padded = forward(np.concatenate([images(1), 5 * images(3)]), valid=valid)[0]
+    np.testing.assert_allclose(
+        padded, forward(np.tile(images(1), (4, 1, 1, 1)), valid=valid)[0], atol=1e-6
+    )
 
 
 def test_each_sparse_block_can_have_its_own_config() -> None:

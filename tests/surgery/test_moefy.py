@@ -152,27 +152,30 @@ def test_experts_and_routers_train_with_the_auxiliary_loss_under_jit() -> None:
     optimizer = optax.adam(1e-2)
 
     @jax.jit
-    def step(params: nnx.State, state: Any) -> Any:
+    def step(params: nnx.State, state: Any, weight: float) -> Any:
         def loss(params: nnx.State) -> Any:
             model = nnx.merge(graph, params, rest, copy=True)
             logits, records = capture_records(model, TOKENS)
             aux = sum(r.aux_loss for made in records.values() for r in made)
             labels = jnp.array([0, 1, 2])
             main = optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
-            return main + aux, (main, aux)
+            return main + weight * aux, (main, aux)
 
         (_, losses), gradients = jax.value_and_grad(loss, has_aux=True)(params)
         updates, state = optimizer.update(gradients, state)
         return optax.apply_updates(params, updates), state, losses, gradients
 
     state = jax.jit(optimizer.init)(params)
-    params, state, (first, aux), gradients = step(params, state)
+    params, state, (first, aux), gradients = step(params, state, 1.0)
     assert aux > 0
     for path, gradient in nnx.to_flat_state(gradients):
         assert jnp.isfinite(gradient[...]).all() and (gradient[...] != 0).any(), path
     for _ in range(30):
-        params, state, (main, _), _ = step(params, state)
+        params, state, (main, _), _ = step(params, state, 1.0)
     assert main < 0.5 * first
+    _, _, _, gradients = step(params, state, 0.0)  # routers learn from the main loss too
+    router = gradients["over_channels"][0]["router"]["kernel"]
+    assert (jnp.abs(router[...]) > 1e-4).any()
 
 
 class Shared(nnx.Module):

@@ -29,9 +29,11 @@ def capture(
     Works inside ``jax.jit`` and ``jax.grad``, where unused parts of the records are not computed.
 
     Args:
-        train, key, valid: as for the model.
-        decide: by block, a function that decides instead of its router;
-            ``vmoe/analysis/interventions.py`` has several.
+        train: as for the model.
+        key: as for the model.
+        valid: as for the model.
+        decide: by block, a function that decides in place of its router, such as those of
+            ``vmoe/analysis/interventions.py``.
     """
     return model.forward(images, train=train, key=key, valid=valid, decide=decide)
 
@@ -40,8 +42,9 @@ class Captured(NamedTuple):
     """The result of ``capture_features``.
 
     Attributes:
-        logits, records: as ``capture`` returns them.
-        features: the requested arrays, by name.
+        logits: as ``capture`` returns them.
+        records: as ``capture`` returns them.
+        features: the arrays asked for, by name.
     """
 
     logits: Float[Array, "b y"]
@@ -81,7 +84,8 @@ def capture_features(
 
     Args:
         names: any of ``feature_names``.
-        valid, decide: as for ``capture``.
+        valid: as for ``capture``.
+        decide: as for ``capture``.
 
     Raises:
         UsageError: as for a call of the model; or a name is unknown.

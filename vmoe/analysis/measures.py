@@ -146,9 +146,9 @@ def block_measures(totals: Mapping[str, Any]) -> dict[str, Any]:
         load: fraction of the choices per expert, before any is dropped; sums to 1. Equal to
             importance for soft routing, which makes no choices.
         importance: mean gate of each expert; sums to 1.
-        dropped, unprocessed: see ``dropped_and_unprocessed``.
-        gate_entropy: mean entropy of a token's gates, in nats, from 0 (one expert) to ln e
-            (uniform).
+        dropped: see ``dropped_and_unprocessed``.
+        unprocessed: see ``dropped_and_unprocessed``.
+        gate_entropy: mean entropy of a token's gates, in nats; from 0 (one expert) to ln e (even).
     """
     xp = _namespace(totals)
     tokens = xp.maximum(totals["tokens"], 1)

@@ -221,7 +221,8 @@ def error_of_difference(
     """The standard error of the difference of two accuracies on the same images.
 
     Args:
-        right, reference: for each image, whether it is predicted correctly; or the share of several
+        right: for each image, whether it is predicted correctly; or the share of several
             predictions that are correct.
+        reference: the same for the other model.
     """
     return float((right.astype(float) - reference).std() / np.sqrt(len(right)))

@@ -1,4 +1,4 @@
-"""A family of weights: its model as known before an array is read; checks for all families."""
+"""A family of weights: what its files specify before an array is read; checks for all families."""
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -21,16 +21,17 @@ WRONG = (TypeError, ValueError, KeyError, AttributeError, ArithmeticError, Recur
 
 Transform = Callable[[np.ndarray], np.ndarray]
 Rename = Callable[[str, tuple[int, ...]], Mapping[str, Transform]]
-"""From the name and the shape of an array to its parameters: the path of each parameter, and the
-function that makes it from the array. Empty if the array is not used. Raises a KeyError if the name
-is unknown, and a ValueError if the shape does not fit it. Layer scale has the path LAYER/scale."""
+"""Maps the name and the shape of an array to the parameters in it: the path of each, and a function
+that makes it from the array. Empty if the array is not needed. Raises a KeyError if the name is
+unknown, and a ValueError if the shape does not fit the name. The path of a layer scale is the path
+of its layer followed by /scale."""
 Pixels = tuple[Sequence[float], Sequence[float]]
 """The mean and the standard deviation by which pixels in [0, 1] are normalized."""
 HALF: Pixels = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 
 
 class Family(NamedTuple):
-    """A model in files of weights, as known before an array is read.
+    """What files of weights specify before an array is read.
 
     Attributes:
         origin: format and path of the files.

@@ -1,7 +1,7 @@
 """Names of parameters in files that were written from Flax: V-MoE, ViT, AugReg and big_vision.
 
-Shapes and axis orders are the same as here. Names of other families are first translated to V-MoE's
-names, and then to ours by ``_PUBLISHED``.
+Shapes and axis orders are the same as in our parameters. ``_PUBLISHED`` has V-MoE's names for all
+parameters; names of the other families are first replaced by these.
 """
 
 import operator

@@ -1,8 +1,8 @@
 """Published V-MoE checkpoints, and ViTs in .npz files: the original, AugReg's, big_vision's.
 
 All have the tanh GELU, epsilon 1e-6 and pixels in [-1, 1] (``configs/`` and ``models/vit.py`` of
-google-research/big_vision and google-research/vision_transformer). Settings that do not follow from
-names and shapes are assumed to be the ones that the V-MoE authors trained with.
+google-research/big_vision and google-research/vision_transformer). Settings that follow from no
+name and shape are assumed to be the V-MoE authors' settings.
 """
 
 from pathlib import Path
@@ -16,13 +16,13 @@ from vmoe.config import MoEConfig
 from vmoe.config.preprocessing import Preprocessing
 
 ASSUMED = MoEConfig(capacity_factor=1.05, transfer_dtype="bfloat16")
-"""Config of the MoE layers; 1.05 is the authors' capacity factor in pre-training."""
+"""Settings of MoE layers; 1.05 is the authors' capacity factor in pre-training."""
 SOURCE = "as in the authors' pre-training"
 PRE_TRAINED = 224  # pixels; models of other sizes were fine-tuned
 
 
 def published(prefix: Path) -> Family:
-    """A published V-MoE checkpoint; checkpoints in the zoo have the settings of their training.
+    """A checkpoint of the V-MoE authors; if it is in the zoo, with the settings of its training.
 
     Args:
         prefix: prefix of its files, PREFIX.index and PREFIX.data-nnnnn-of-NNNNN.

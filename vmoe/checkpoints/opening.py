@@ -82,7 +82,7 @@ def _safetensors_file(path: Path) -> Path | None:
 
 
 def _open_safetensors(file: Path) -> Family:
-    """A model of vmoe, timm or Hugging Face: .safetensors files next to config.json."""
+    """A model written by vmoe, timm or Hugging Face: .safetensors files next to config.json."""
     place = file.with_name(vmoe_format.CONFIG)
     config = read_json(place)
     if not config:

@@ -132,7 +132,7 @@ def _is_whole(path: Path) -> bool:
 
 
 def push(stored: StoredModel, url: str) -> None:
-    """Writes a model as a folder of ours, and pushes it as one commit to the Hugging Face hub.
+    """Writes a model as a folder in vmoe's format, and pushes it to the hub as one commit.
 
     Creates the repository if it does not exist, with the hub's default visibility, which is
     normally public: create it beforehand to keep it private. Earlier versions of the files stay in

@@ -25,7 +25,7 @@ DTYPES = {  # in a file -> NumPy's name
 
 
 def read(path: str | Path) -> ArrayFile:
-    """The arrays of a .safetensors file, or of the files in a .safetensors.index.json.
+    """The arrays of a .safetensors file, or of all files in an index (.safetensors.index.json).
 
     Raises:
         Failure: a file is missing or corrupt.
@@ -91,6 +91,6 @@ def _infos(path: Path) -> dict[str, ArrayInfo]:
 
 
 def _open(path: Path) -> Any:
-    """Opens a file; first without safetensors, which reports every error as a missing file."""
+    """Opens a file; safetensors reports each file that it cannot open as missing."""
     open_retried(path).close()
     return safe_open(path, framework="numpy")

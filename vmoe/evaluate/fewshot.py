@@ -69,7 +69,8 @@ def open_fewshot(
     """Opens the data sets of a config; reads labels, but no image.
 
     Args:
-        check, on_error: as for ``open_source``.
+        check: as for ``open_source``.
+        on_error: as for ``open_source``.
 
     Raises:
         UsageError: there is no such data set or split; or as for ``prepare``.
@@ -212,7 +213,8 @@ def fewshot(
         on_batch: called before each batch and each fit; an exception that it raises ends the probe.
         on_unreadable: called with the reason for each image that is left out because it cannot be
             read; if None, the reason is raised.
-        workers, on_wait: as for ``evaluation_batches``.
+        workers: as for ``evaluation_batches``.
+        on_wait: as for ``evaluation_batches``.
 
     Raises:
         UsageError: image_size is not a multiple of the patch size; no image of a split can be

@@ -54,8 +54,10 @@ class Probe(NamedTuple):
     """A fitted probe, for any L2.
 
     Attributes:
-        mean, std: mean and standard deviation of the training features.
-        singular, right: singular values and right singular vectors of the inputs.
+        mean: mean of the training features.
+        std: standard deviation of the training features.
+        singular: singular values of the inputs.
+        right: right singular vectors of the inputs.
         targets: the targets in the basis of the left singular vectors.
     """
 

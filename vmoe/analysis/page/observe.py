@@ -81,7 +81,8 @@ def observe(
 
     Args:
         labels: the classes of each image; padded with -1.
-        statistics, top_patches: results on a larger sample; see ``vmoe.analysis``.
+        statistics: statistics of a larger sample; see ``vmoe.analysis``.
+        top_patches: top patches of a larger sample; see ``vmoe.analysis``.
         sigmoid: see ``ModelOnImages``.
         remove: also predict without each expert, which takes two forward passes per expert.
         on_step: called after each forward pass with a change.

@@ -41,8 +41,9 @@ def open_folder(
 
     Args:
         path: the folder.
-        check, on_error: see ``open_files``.
-        whole: the split has all images; the folder must not be split into folders.
+        check: see ``open_files``.
+        on_error: see ``open_files``.
+        whole: the split is all of the images, of a folder that is not split.
     """
     root, place = Path(path), f"folder:{path}"
     available = split_folders(root)

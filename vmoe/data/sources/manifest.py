@@ -47,7 +47,8 @@ def open_manifest(
 
     Args:
         path: the ``.csv`` or ``.jsonl`` file.
-        check, on_error: see ``open_files``.
+        check: see ``open_files``.
+        on_error: see ``open_files``.
     """
     file, place = Path(path), f"manifest:{path}"
     if file.suffix.lower() not in SUFFIXES:

@@ -103,7 +103,8 @@ def _split_off(
     """The split of each row, as an index into the names.
 
     Args:
-        splits, fractions: as for ``finish_table``.
+        splits: as for ``finish_table``.
+        fractions: as for ``finish_table``.
         class_names: if given, every class is in every split.
     """
     train = len(fractions)

@@ -33,11 +33,13 @@ class AttackResult(NamedTuple):
     """A model on images before and after an attack.
 
     Attributes:
-        images: the images after the attack.
-        losses_before, losses_after: ``label_loss`` of each image.
-        predictions_before, predictions_after: the class with the largest logit.
-        overlap: by block and image, the overlap (intersection over union) of the experts that
-            process a token before and after, as a mean over tokens; 1 if no expert does.
+        images: after the attack.
+        losses_before: ``label_loss`` of each image before the attack.
+        losses_after: the same after the attack.
+        predictions_before: the class with the largest logit before the attack.
+        predictions_after: the same after the attack.
+        overlap: by block, for each image the mean over its tokens of the overlap (intersection
+            over union) of the experts that process it before and after; 1 where none does.
     """
 
     images: Float[np.ndarray, "b h w 3"]

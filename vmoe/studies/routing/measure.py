@@ -145,7 +145,8 @@ def compare_routing(
     """How much the routers of two models agree on the tokens of the same images.
 
     Args:
-        batches, other_batches: the same images, each prepared for its model.
+        batches: the images, prepared for the first model.
+        other_batches: the same images, prepared for the other model.
 
     Returns:
         by sparse block: "agreement" and "agreement_by_chance" between corresponding experts, see
