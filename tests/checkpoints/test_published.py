@@ -1,4 +1,4 @@
-"""The authors' checkpoints: read, written, and refused if they are not whole."""
+"""Published checkpoints are read and written; incomplete ones are an error."""
 
 import itertools
 import json
@@ -26,7 +26,7 @@ GOLDEN = Path(__file__).parents[1] / "golden"
 SAMPLES = [GOLDEN / "published" / name / "ckpt" for name in ("sharded", "pieces")]
 FLOAT32 = {"moe": {"transfer_dtype": "float32"}}  # the stored runs send rows in float32
 
-RELEASED = [
+PUBLISHED = [
     ("s32_last2_ilsvrc2012", dict(name="vmoe_s32_last2_e8")),
     ("s32_last2_ft384", dict(name="vmoe_s32_last2_e8", image_size=384, pre_logits=None)),
     ("b16_every2_in21k", dict(name="vmoe_b16_every2_e8", num_classes=21_843)),
@@ -35,7 +35,7 @@ RELEASED = [
 
 
 def independent_read(prefix: Path) -> dict[str, np.ndarray]:
-    """A short reader that trusts everything, written apart from ours."""
+    """A short reader that trusts everything, written independently of the package."""
     index = msgpack.unpackb(Path(f"{prefix}.index").read_bytes())
     names: list[tuple[str, msgpack.ExtType]] = []
 
@@ -225,11 +225,11 @@ def test_arrays_beside_the_parameters_are_reported_and_left_out(tmp_path: Path) 
     assert read(tmp_path / "more").origin.unused == ("opt_state/count", "step")
 
 
-@pytest.mark.parametrize(("name", "changes"), RELEASED)
-def test_the_names_and_shapes_of_a_released_model_give_its_config(
+@pytest.mark.parametrize(("name", "changes"), PUBLISHED)
+def test_the_names_and_shapes_of_a_published_model_give_its_config(
     name: str, changes: dict[str, Any]
 ) -> None:
-    shapes = json.loads((GOLDEN / "released_shapes.json").read_text())[name]
+    shapes = json.loads((GOLDEN / "published_shapes.json").read_text())[name]
     infos = {
         f"params/{each}": ArrayInfo(tuple(shape), np.dtype("float32"))
         for each, shape in shapes.items()

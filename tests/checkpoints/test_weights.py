@@ -1,4 +1,4 @@
-"""Weights of other families give what their own libraries compute; others are refused by name.
+"""Models of other families give the outputs of their own libraries; others are an error.
 
 The files and what they must give are described in ``tests/golden/weights/README.md``.
 """

@@ -1,4 +1,4 @@
-"""Lists of images: CSV and JSON Lines, several labels, splits, and what is refused."""
+"""Lists of images: CSV and JSON Lines, several labels, splits, and errors."""
 
 import json
 import os
@@ -29,7 +29,7 @@ def write_csv(photos: Path, header: str, rows: list[str], name: str = "list.csv"
 
 
 def everything(name: str) -> dict[str, dict[str, tuple[str, ...]]]:
-    """By split, the class names of each file."""
+    """The class names of each file, by split."""
     sources = {split: open_source(name, split) for split in SPLITS}
     return {split: labeled(source) for split, source in sources.items()}
 

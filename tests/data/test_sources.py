@@ -1,4 +1,4 @@
-"""Data sets by name: what each source holds, how it is split, and what is refused."""
+"""Data sets by name: the examples of each source, its splits, and errors."""
 
 import collections
 import importlib
@@ -449,7 +449,7 @@ def test_the_fingerprint_of_a_folder_changes_with_files_labels_and_classes(tmp_p
 
 
 def test_the_fingerprint_of_arrays_changes_with_images_labels_and_classes(tmp_path: Path) -> None:
-    """Of many images only evenly spaced ones are read; changes between these are not detected."""
+    """Only evenly spaced images of many are read; changes between these are not detected."""
     images = np.random.default_rng(0).integers(0, 255, (640, 4, 4, 3), dtype=np.uint8)
     arrays = dict(test_images=images, test_labels=np.arange(640) % 2, class_names=["a", "b"])
 

@@ -1,4 +1,4 @@
-"""Tar shards in WebDataset's layout: what they hold, and what is refused before training."""
+"""Tar shards in WebDataset's layout: their examples, and errors before training."""
 
 import io
 import json
@@ -160,7 +160,7 @@ def test_the_shards_and_counts_of_a_wids_index_are_checked(tmp_path: Path) -> No
 
 
 def test_a_disk_that_fails_while_a_shard_is_read_is_an_error_in_one_line(tmp_path: Path) -> None:
-    """A folder in place of the open file fails as such a disk does: its bytes cannot be read."""
+    """A folder instead of the open file fails as such a disk does: its bytes cannot be read."""
     shard(tmp_path / "test.tar", range(4))
     source = open_source(f"tar:{tmp_path}", "test")
     source[0]

@@ -175,7 +175,7 @@ def test_examples_have_several_labels_or_none(tmp_path: Path) -> None:
 def test_above_ten_million_records_no_place_of_each_is_in_memory(
     photos: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Here above 100,000: the places of 150,000 records would take 1.2 MB."""
+    """Here above 100,000: the offsets of 150,000 records would take 1.2 MB."""
     monkeypatch.setattr("vmoe.data.sources.tfds.IN_MEMORY", 100_000)
     from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
 

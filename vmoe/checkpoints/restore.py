@@ -37,7 +37,7 @@ MISSING = re.compile(r"NOT_FOUND|at byte 0;|pytree structure error")
 
 
 class CorruptCheckpoint(Exception):
-    """A checkpoint that cannot be trusted; the message names the array or the file."""
+    """A checkpoint that cannot be trusted; the message contains the array or the file."""
 
 
 def has_checkpoint(workdir: Path) -> bool:
@@ -46,7 +46,7 @@ def has_checkpoint(workdir: Path) -> bool:
 
 
 def is_run(path: Path) -> bool:
-    """Whether a path names a run folder, or a step in one; see ``find``."""
+    """Whether a path is a run folder, or a step in one; see ``find``."""
     return has_config(split_path(path)[0])
 
 

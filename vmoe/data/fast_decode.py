@@ -71,8 +71,7 @@ def decode_crop_and_resize(
         exif: apply the EXIF orientation.
 
     Returns:
-        the pixels in [0, 255]; and whether the fast libraries refused the image, so that ``decode``
-        read it.
+        the pixels in [0, 255]; and whether ``decode`` had to read the image.
     """
     header = _header(image, exif) if isinstance(image, bytes) else None
     if isinstance(image, bytes) and header:

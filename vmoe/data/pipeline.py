@@ -59,7 +59,8 @@ class Read(NamedTuple):
     Attributes:
         batch: the images and their labels.
         unreadable: the reason for each image that could not be read.
-        refused: origins of the images that the fast decoder refused; they were decoded exactly.
+        refused: origins of the images that the fast decoder does not support; they were decoded
+            exactly.
     """
 
     batch: Batch

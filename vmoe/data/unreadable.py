@@ -1,4 +1,4 @@
-"""Counts and reports images that could not be read, or that the fast decoder refused."""
+"""Counts and reports images that could not be read, or not by the fast decoder."""
 
 from collections.abc import Sequence
 
@@ -30,7 +30,7 @@ class Unreadable:
 
 
 class Refused:
-    """Counts how often the fast decoder refused an image, over all epochs."""
+    """Counts, over all epochs, how often the fast decoder did not support an image."""
 
     def __init__(self) -> None:
         self._count, self._next, self._example = 0, 1, ""
@@ -46,6 +46,6 @@ class Refused:
             return []
         self._next = 2 * self._count
         return [
-            f"{self._example}: refused by the fast decoder, and decoded exactly "
+            f"{self._example}: not supported by the fast decoder; decoded exactly "
             f"({self._count:,} {'time' if self._count == 1 else 'times'} so far)"
         ]

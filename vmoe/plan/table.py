@@ -120,7 +120,7 @@ def assumptions(plan: Plan) -> list[str]:
     ema = "; the moving average counts as optimizer" if plan.config.ema_decay else ""
     accumulate = (
         "accumulate: gradients of a part and their sum are held, read and written once per part; "
-        "all collectives, also those of the update, are counted once per part"
+        "all collectives, also of the update, are counted once per part"
     )
     frozen = "frozen parts: their saved activations and the backward pass through them are counted"
     return [

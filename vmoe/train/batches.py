@@ -40,7 +40,7 @@ def next_batch(run: Run, reader: Reader[Read], step: int) -> Batch | None:
 
 
 def warn_of_images(run: Run) -> None:
-    """Prints which images have been replaced, refused or left out since the last call."""
+    """Prints the images that were replaced, left out or decoded exactly since the last call."""
     for line in [*run.replaced.news(), *run.refused.news(), *run.left_out.news()]:
         run.report.warn(line)
 

@@ -30,7 +30,7 @@ class Data:
 
 @dataclasses.dataclass(frozen=True)
 class Program:
-    """What the devices compute, and from which batches."""
+    """The program that the devices run, and its batches."""
 
     placement: Placement
     batches: Batches[Read]

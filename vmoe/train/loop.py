@@ -59,7 +59,7 @@ def train(
         mesh: devices per axis, "data=4,expert=8": a batch is sharded over all of them, the experts
             over the second axis; derived from the model and the devices if empty.
         fsdp: also shard large dense parameters and optimizer state over "data".
-        on_nan: what to do when a loss or gradient is NaN or infinite: end the run, or go back to
+        on_nan: the reaction to a NaN or infinite loss or gradient: end the run, or go back to
             the newest scheduled checkpoint and skip the batches up to the one that failed.
         max_rewinds: maximum number of rewinds.
         profile: steps to trace for a profiler, once in the life of the run: "10:15".

@@ -61,7 +61,7 @@ class Run:
     replaced: Unreadable
     """Training images that could not be read."""
     refused: Refused
-    """Training images that the fast decoder refused."""
+    """Training images that the fast decoder did not support."""
     left_out: Unreadable
     """Images of the evaluation sets that could not be read."""
 

@@ -1,8 +1,8 @@
 """Data sets by name: ``KINDS`` lists them, and each has a module with the details.
 
 To name a split as well, append ``:train``, ``:validation`` or ``:test``, for TFDS also a slice,
-such as ``:train[:99%]``. Indexes in the user's cache folder, which processes share, hold the facts
-about all examples that opening a data set needs (``index.py``).
+such as ``:train[:99%]``. Names, labels and sizes of all files are kept in indexes in the user's
+cache folder, which processes share (``index.py``).
 """
 
 import pkgutil
