@@ -1,15 +1,15 @@
-"""Fine-tuning of V-MoE B/16 on CIFAR-10 at 128 px, as the authors released it.
+"""Fine-tuning of V-MoE B/16 on CIFAR-10 at 128 px, as published.
 
     vmoe train --config configs/cifar10_b16.py --workdir runs/cifar10_b16 \
         --init vmoe_b16_every2_e8
 
-Starts from the authors' checkpoint on ImageNet-21k, or from a run of imagenet21k_b16.py; needs
+Starts from the published ImageNet-21k checkpoint, or from a run of imagenet21k_b16.py. Needs
 CIFAR-10 as a TFDS data set in ArrayRecord form.
 
-Accuracy reported by the authors: 98.7 on the test split, the mean of three seeds, 10 minutes each
-on a TPUv3-8; they made the recipe to fit on that or a TPUv2-8. It has not been trained here.
+Published accuracy: 98.7 on the test split, the mean of three seeds; 10 minutes each on a TPUv3-8.
+The recipe was made to fit on that or on a TPUv2-8. It has not been trained here.
 
-All numbers are the authors', except the batch size of evaluations, the number of workers, and how
+All numbers are published, except the batch size of evaluations, the number of workers, and how
 often metrics, evaluations and checkpoints are written.
 """
 

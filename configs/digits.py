@@ -3,14 +3,14 @@
     vmoe train --config configs/digits.py --workdir runs/digits
     vmoe evaluate --checkpoint runs/digits
 
-Test accuracy over seeds 0, 1, 2 (--seed): 97.78, 98.33, 97.78, mean 97.96; validation 97.22, 96.67,
+Test accuracy of seeds 0, 1, 2 (--seed): 97.78, 98.33, 97.78, mean 97.96; validation 97.22, 96.67,
 97.22 (2 cores of an Intel Xeon, 2026-11-27, jax 0.10.2). Other machines and versions of jax round
-differently. The dense twin gets 98.61, so experts do not help here. About 70 s on 2 cores of an AMD
-EPYC, including start-up and 9 s of compilation, with other work on the machine (2026-11-24).
+differently. The dense counterpart gets 98.61, so experts do not help here. A run takes about 70 s
+on 2 cores of an AMD EPYC with other work on them, including 9 s of compilation (2026-11-24).
 
-Settings were chosen on the validation split: width 48 gave 95.56, 96.67, 96.11 there; rotations,
-mixup, dropout, more capacity, fewer experts, and more or fewer steps changed accuracy by no more
-than the seed does, about one point.
+Settings were chosen on the validation split. A width of 48 gave 95.56, 96.67, 96.11 there.
+Rotations, mixup, dropout, more capacity, fewer experts, and more or fewer steps changed accuracy by
+no more than the seed does, about one point.
 """
 
 from vmoe.config import (

@@ -4,11 +4,13 @@
     vmoe train --config configs/emoji.py --workdir runs/emoji
     vmoe evaluate --checkpoint runs/emoji
 
-Test accuracy over seeds 0, 1, 2 (--seed): 64.32, 61.20, 63.80, mean 63.11; validation 67.24, 65.52,
-61.21. With 384 and 348 images a standard error is 2.5 points. Each of these runs had one core of an
-Intel Xeon and took 16 minutes of CPU time; one on 2 cores of an AMD EPYC takes 13 minutes
-(2026-11-26, jax 0.10.2). These evaluations read the folder class by class, so that the images of a
-group were of one class. vmoe now mixes them: seed 0 gets 63.54 on test and 68.97 on validation.
+Test accuracy of seeds 0, 1, 2 (--seed): 64.32, 61.20, 63.80, mean 63.11; validation 67.24, 65.52,
+61.21. With 384 and 348 images a standard error is 2.5 points. Each run had one core of an Intel
+Xeon and took 16 minutes of CPU time; a run on 2 cores of an AMD EPYC takes 13 minutes (2026-11-26,
+jax 0.10.2).
+
+To be measured again: these evaluations read the folder class by class, so the images of a group had
+one class. vmoe now mixes them; seed 0 gets 63.54 on test and 68.97 on validation.
 """
 
 from vmoe.config import DataConfig, OptimConfig, TrainConfig, WeightDecayConfig

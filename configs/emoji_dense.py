@@ -1,13 +1,13 @@
-"""The dense twin of emoji.py: the same model with an MLP in every block, the same training.
+"""The dense counterpart of emoji.py: an MLP in every block, the same training.
 
     python scripts/prepare_emoji.py data/emoji
     vmoe train --config configs/emoji_dense.py --workdir runs/emoji_dense
     vmoe evaluate --checkpoint runs/emoji_dense
 
-Test accuracy over seeds 0, 1, 2 (--seed): 60.94, 63.80, 62.50, mean 62.41; validation 66.95, 64.94,
-62.36: the sparse model is within the spread of these seeds. With 384 and 348 images a standard
-error is 2.5 points. Each run had one core of an Intel Xeon and takes 15 minutes of CPU time; on 2
-cores of an AMD EPYC one takes 13 minutes (2026-11-26, jax 0.10.2).
+Test accuracy of seeds 0, 1, 2 (--seed): 60.94, 63.80, 62.50, mean 62.41; validation 66.95, 64.94,
+62.36. The sparse model is within the spread of these seeds. With 384 and 348 images a standard
+error is 2.5 points. Each run had one core of an Intel Xeon and took 15 minutes of CPU time; a run
+on 2 cores of an AMD EPYC takes 13 minutes (2026-11-26, jax 0.10.2).
 """
 
 from pathlib import Path

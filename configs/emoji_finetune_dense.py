@@ -1,4 +1,4 @@
-"""The dense twin of emoji_finetune.py, which starts from a run of emoji_pretrain_dense.py.
+"""The dense counterpart of emoji_finetune.py; starts from a run of emoji_pretrain_dense.py.
 
     vmoe train --config configs/emoji_finetune_dense.py --workdir runs/emoji_finetune_dense \
         --init runs/emoji_pretrain_dense

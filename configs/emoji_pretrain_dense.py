@@ -1,4 +1,4 @@
-"""The dense twin of emoji_pretrain.py: the same model with an MLP in every block.
+"""The dense counterpart of emoji_pretrain.py: an MLP in every block, the same training.
 
 vmoe train --config configs/emoji_pretrain_dense.py --workdir runs/emoji_pretrain_dense
 """

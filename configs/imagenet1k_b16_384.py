@@ -1,14 +1,14 @@
-"""Fine-tuning of V-MoE B/16 on ImageNet-1k at 384 px, as the authors released it.
+"""Fine-tuning of V-MoE B/16 on ImageNet-1k at 384 px, as published.
 
     vmoe train --config configs/imagenet1k_b16_384.py --workdir runs/imagenet1k_b16_384 \
         --init runs/imagenet21k_b16
 
-Starts from a run of imagenet21k_b16.py, or from the authors' checkpoint
-(`--init vmoe_b16_every2_e8`). As imagenet1k_s32_384.py, with another model: needs the same data and
-devices. The authors state no training time.
+Starts from a run of imagenet21k_b16.py, or from the published checkpoint
+(`--init vmoe_b16_every2_e8`). As imagenet1k_s32_384.py with another model; needs the same data and
+devices. No training time is published.
 
-Accuracy reported by the authors: 89.2 on the last 1% of the training split, 85.6 on validation,
-84.1 with ReaL labels, 76.1 on ImageNet-V2; means of three seeds. It has not been trained here.
+Published accuracy, the mean of three seeds: 89.2 on the last 1% of the training split, 85.6 on
+validation, 84.1 with ReaL labels, 76.1 on ImageNet-V2. It has not been trained here.
 """
 
 import math

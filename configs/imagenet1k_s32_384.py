@@ -1,18 +1,17 @@
-"""Fine-tuning of V-MoE S/32 on ImageNet-1k at 384 px, as the authors released it.
+"""Fine-tuning of V-MoE S/32 on ImageNet-1k at 384 px, as published.
 
     vmoe train --config configs/imagenet1k_s32_384.py --workdir runs/imagenet1k_s32_384 \
         --init runs/imagenet1k_s32_light
 
-Starts from a run of imagenet1k_s32_light.py, or from the authors' checkpoint
-(`--init vmoe_s32_last2_e8`); needs ImageNet-1k, see there. The head is new, positions are
-resampled. scripts/prepare_imagenet.py says how to evaluate on ReaL labels and ImageNet-V2.
+Starts from a run of imagenet1k_s32_light.py, which says how to make the data, or from the published
+checkpoint (`--init vmoe_s32_last2_e8`). The head is new, positions are resampled.
+scripts/prepare_imagenet.py says how to evaluate on ReaL labels and ImageNet-V2.
 
-Accuracy reported by the authors: 78.8 on the last 1% of the training split, 75.9 on validation,
-77.1 with ReaL labels, 62.0 on ImageNet-V2; means of three seeds, 48 minutes each on a TPUv3-8. It
-has not been trained here. The authors made the recipe to fit on a TPUv3-32, with at least 32 images
-per device.
+Published accuracy, the mean of three seeds: 78.8 on the last 1% of the training split, 75.9 on
+validation, 77.1 with ReaL labels, 62.0 on ImageNet-V2; 48 minutes each on a TPUv3-8. The recipe was
+made to fit on a TPUv3-32, with at least 32 images per device. It has not been trained here.
 
-All numbers are the authors', except the batch size of evaluations, the number of workers, and how
+All numbers are published, except the batch size of evaluations, the number of workers, and how
 often metrics, evaluations and checkpoints are written.
 """
 

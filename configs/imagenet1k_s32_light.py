@@ -1,18 +1,18 @@
-"""V-MoE S/32 on ImageNet-1k from scratch, as the authors released it (light RandAugment).
+"""V-MoE S/32 on ImageNet-1k from scratch, as published (light RandAugment).
 
     vmoe train --config configs/imagenet1k_s32_light.py --workdir runs/imagenet1k_s32_light
     vmoe train --config configs/imagenet1k_s32_light.py --dry-run    # on a laptop, without the data
 
-Needs ImageNet-1k: `python scripts/prepare_imagenet.py` makes it from the official archives. A batch
-of 8,192 images needs several devices, or `--accumulate`; see `vmoe plan`. The authors trained for 5
-hours 50 minutes on a TPUv3-32.
+Needs ImageNet-1k: `python scripts/prepare_imagenet.py` makes it from the official archives, and
+says how to evaluate on ReaL labels and ImageNet-V2. A batch of 8,192 images needs several devices,
+or `--accumulate`; see `vmoe plan`.
 
-Accuracy reported by the authors: 76.8 on the last 1% of the training split, 73.1 on validation,
-74.4 with ReaL labels, 59.2 on ImageNet-V2; means of three seeds. It has not been trained here.
+Published accuracy, the mean of three seeds: 76.8 on the last 1% of the training split, 73.1 on
+validation, 74.4 with ReaL labels, 59.2 on ImageNet-V2; 5 hours 50 minutes on a TPUv3-32. It has not
+been trained here.
 
-All numbers are the authors', except the batch size of evaluations, the number of workers, and how
+All numbers are published, except the batch size of evaluations, the number of workers, and how
 often metrics, evaluations and checkpoints are written.
-scripts/prepare_imagenet.py says how to evaluate on ReaL labels and ImageNet-V2.
 """
 
 from vmoe.config import (

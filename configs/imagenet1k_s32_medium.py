@@ -2,10 +2,10 @@
 
     vmoe train --config configs/imagenet1k_s32_medium.py --workdir runs/imagenet1k_s32_medium
 
-As imagenet1k_s32_light.py, with RandAugment(2, 15) and for 1,000 epochs, as the authors released
-it. They report no accuracy of this model. Their medium augmentation has mixup of 0.2 or of 0.5, and
-they do not say which one this model was trained with: 0.2 is our choice. Needs the same data and
-devices, for 3.3 times as many steps.
+As imagenet1k_s32_light.py, with RandAugment(2, 15) and for 1,000 epochs, as published. No accuracy
+is published. The published medium augmentation has mixup of 0.2 or of 0.5, and it is not said which
+one trained this model: 0.2 is our choice. Needs the same data and devices, for 3.3 times as many
+steps. It has not been trained here.
 """
 
 from pathlib import Path

@@ -1,15 +1,14 @@
-"""Pre-training of V-MoE B/16 on ImageNet-21k, as the authors released it.
+"""Pre-training of V-MoE B/16 on ImageNet-21k, as published.
 
     vmoe train --config configs/imagenet21k_b16.py --workdir runs/imagenet21k_b16
 
-Needs ImageNet-21k (21,841 classes; the released head has 21,843 logits) as a folder per class, from
-which `python scripts/prepare_folder.py --whole FOLDER data/imagenet21k` makes the data set, in one
-split; the recipe holds 102,400 images of it out, as the authors did. A batch of 4,096 images needs
-several devices, or `--accumulate`. The authors state neither the training time nor the accuracy on
-ImageNet-21k; fine-tuned, see imagenet1k_b16_384.py and cifar10_b16.py. It has not been trained
-here.
+Needs ImageNet-21k (21,841 classes; the published head has 21,843 logits) as a folder per class.
+`python scripts/prepare_folder.py --whole FOLDER data/imagenet21k` makes the data set from it, in
+one split. The config holds 102,400 images out, as published. A batch of 4,096 images needs several
+devices, or `--accumulate`. Neither the training time nor the accuracy on ImageNet-21k is published;
+fine-tuned, see imagenet1k_b16_384.py and cifar10_b16.py. It has not been trained here.
 
-All numbers are the authors', except the batch size of evaluations, the number of workers, and how
+All numbers are published, except the batch size of evaluations, the number of workers, and how
 often metrics, evaluations and checkpoints are written.
 """
 

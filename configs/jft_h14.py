@@ -3,8 +3,8 @@
     vmoe train --config configs/jft_h14.py --workdir runs/jft_h14
 
 Peak learning rate 3e-4 and clipping of gradients to a global norm of 10, from the paper. The data
-is that of jft_s32.py, whose header says what is ours; `vmoe plan` says what fits on which devices.
-It has not been trained here.
+and the other settings are as in jft_s32.py, whose header says which are ours. `vmoe plan` says on
+which devices it fits. It has not been trained here.
 """
 
 from pathlib import Path

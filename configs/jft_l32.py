@@ -2,8 +2,8 @@
 
     vmoe train --config configs/jft_l32.py --workdir runs/jft_l32
 
-Peak learning rate 6e-4, from the paper. The data is that of jft_s32.py, whose header says what is
-ours; `vmoe plan` says what fits on which devices. It has not been trained here.
+Peak learning rate 6e-4, from the paper. The data and the other settings are as in jft_s32.py, whose
+header says which are ours. `vmoe plan` says on which devices it fits. It has not been trained here.
 """
 
 from pathlib import Path

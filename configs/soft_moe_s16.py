@@ -11,7 +11,7 @@ cross-entropy, 4 million steps of 4,096 images, AdamW with a peak rate of 1e-3 a
 square root schedule (10,000 steps of warmup, timescale 10,000, 50,000 steps of cooldown), weight
 decay of 3.0 on the head and 0.03 on all other kernels, clipping to a global norm of 1. The authors
 also decay the scale of each router by 0.03, which is not done here: it is no kernel. The rest is as
-in jft_s32.py, whose header says what is ours.
+in jft_s32.py, whose header says which numbers are ours.
 """
 
 import math

@@ -5,8 +5,8 @@
     vmoe train --config configs/vmoe_15b.py --dry-run    # on a laptop, without the data
 
 14,705,071,769 parameters, of which 1,723,322,009 are active per token (`vmoe plan`); the paper's
-count is 14,705.1 million. Accuracy reported by the authors: 90.35 on ImageNet, fine-tuned. It has
-not been trained here.
+count is 14,705.1 million. Published accuracy: 90.35 on ImageNet, fine-tuned. It has not been
+trained here.
 
 From the paper (arXiv 2106.05974): the model's shape, 32 experts with k = 2, 29,593 classes, no
 pre-logits layer, Adafactor with a reciprocal square root schedule; from its JFT recipes, as in
@@ -15,9 +15,9 @@ jft_s32.py, the batch size, warmup, weight decay and head bias.
 Our choice, where we found no source: the number of steps, the learning rate, the timescale and
 cooldown of its schedule, gradient clipping to a global norm of 10 (the paper's value for H/14), the
 default capacity factor, bfloat16 for the model, remat. The rest is as in jft_s32.py, whose header
-says what is ours. Adafactor factors only arrays with two axes of at least 33, one more than the
-experts, so that the expert axis is not factored; its authors ask for this. JFT-300M is private: see
-jft_s32.py for data of your own.
+says which numbers are ours. Adafactor factors only arrays with two axes of at least 33, one more
+than the experts, so that the expert axis is not factored; its authors ask for this. JFT-300M is
+private: see jft_s32.py for data of your own.
 """
 
 import math

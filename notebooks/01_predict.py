@@ -1,27 +1,33 @@
 # %% [markdown]
 # # Predict with a trained model
 #
-# Open a trained V-MoE, classify images, find similar images by their features, and see which
-# experts an image used. Then predict at other image sizes and with other routing settings; nothing
-# is trained.
-
-# %%
-address = ""  # where to install vmoe from, if it is not installed; in Colab, for example
-if address:
-    import subprocess
-    import sys
-
-    subprocess.run([sys.executable, "-m", "pip", "install", address], check=True)
+# This notebook opens a trained V-MoE, classifies images, and finds similar images by their
+# features. Then it predicts at other image sizes, shows which experts an image used, and changes
+# the routing. Nothing is trained.
+#
+# To run this notebook, install Jupyter into the environment of vmoe and open it:
+# `pip install jupyterlab`, then `jupyter lab notebooks/01_predict.ipynb`.
 
 # %% [markdown]
-# This has not been tried in Colab. `checkpoint` is anything that `vmoe.load` opens: a name that
-# `vmoe models --pretrained` lists, a run folder, a file or a URL. `data` is a data set of its
-# classes, such as `folder:PATH`. The last two sections need a sparse model.
+# ## Settings
+# `checkpoint` is anything that `vmoe.load` opens: a name from `vmoe models --pretrained`, a run
+# folder, a file or a URL. `data` is a data set with the classes of the model. The last two sections
+# need a sparse model.
+#
+# To use a published V-MoE and your own photos, install vmoe with the extra `remote` and set
+# ```python
+# checkpoint = "vmoe_s32_last2_e8.in1k_light"  # 228 MB; not tried with the real host
+# data = "folder:photos"  # photos/test/CLASS/*.jpg
+# count = 64
+# image_sizes = (160, 192, 224, 256)
+# ```
+# where CLASS is a class of ImageNet: its number in WordNet, such as n02123045, or its name in
+# `loaded.class_names`.
 
 # %% tags=["parameters"]
 checkpoint = "vmoe_fashion_mnist"
 data = "fashion_mnist_sample"
-count = 512  # images
+count = 512  # images, which are predicted in one batch
 image_sizes = (14, 21, 28, 35, 42)  # in pixels, multiples of the patch size
 
 # %%
@@ -48,8 +54,8 @@ print("sparse blocks: ", config.sparse_blocks, "of", config.depth, "blocks")
 
 # %% [markdown]
 # ## Prepare images
-# Each example of a data set has an image and a label. `preprocess` takes pixels, paths or the bytes
-# of files; it resizes, crops and scales them as in training.
+# Each example of a data set has an image and a label. `preprocess` takes pixels, paths of image
+# files or their bytes. It resizes, crops and scales images as for evaluation.
 
 # %%
 source = relabel(sample(open_source(data, "test"), count), names)
@@ -73,7 +79,7 @@ for label, row in zip(labels[:8], probabilities[:8], strict=False):
     print(f"{names[label]:>11} |", *(f"{names[y]:>11} {row[y]:6.1%}" for y in best))
 
 # %% [markdown]
-# The first images, each under its predicted class. An error is red, with the label below.
+# The first images, each with its predicted class. Errors are red, with the correct class below.
 
 
 # %%
@@ -94,15 +100,15 @@ def show(indices):
 show(np.arange(len(images))[:16])
 
 # %% [markdown]
-# The errors in which the model is most confident.
+# The most confident errors:
 
 # %%
 errors = np.flatnonzero(predictions != labels)
 show(errors[np.argsort(-probabilities[errors].max(1))][:16])
 
 # %% [markdown]
-# `evaluate` computes the accuracy over a data set. Its standard error says how much the accuracy
-# varies from one sample of so many images to another.
+# `evaluate` computes the accuracy on a data set. The standard error is the sampling uncertainty of
+# the accuracy.
 
 # %%
 trained = evaluate(loaded.model, source, preprocessing=loaded.preprocessing)
@@ -110,8 +116,8 @@ print(f"accuracy {trained.accuracy:.1%} ± {trained.standard_error:.1%} on {trai
 
 # %% [markdown]
 # ## Similar images
-# As in timm, `forward_features` returns a vector per token, and `forward_head` pools them. With
-# `pre_logits=True` it stops before the last layer: one vector per image.
+# As in timm, `forward_features` returns one vector for each token, and `forward_head` pools them.
+# With `pre_logits=True` it stops before the last layer and returns one vector for each image.
 
 # %%
 tokens = jax.jit(loaded.model.forward_features)(images)
@@ -119,14 +125,14 @@ features = np.asarray(loaded.model.forward_head(tokens, pre_logits=True))
 print("tokens", tokens.shape, "features", features.shape)
 
 # %% [markdown]
-# Each row shows an image, its label in bold, and those whose vectors are nearest to its own by
-# cosine similarity. Other labels are red. The last two rows are those images on which the model is
-# least confident.
+# Each row starts with an image, its label in bold. The nearest images by cosine similarity follow;
+# their labels are red if they differ. The last two rows start with the two images on which the
+# model is least confident.
 
 
 # %%
 def neighbors(vectors):
-    """For each image, the other ones by falling cosine similarity."""
+    """For each image, the other images by decreasing cosine similarity."""
     unit = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
     similarity = unit @ unit.T
     np.fill_diagonal(similarity, -np.inf)
@@ -145,9 +151,9 @@ for query, row in zip(queries, axes, strict=True):
     row[0].title.set_fontweight("bold")
 
 # %% [markdown]
-# `capture_features` returns what a model computes inside, by name: see
-# `vmoe.analysis.feature_names(model)`. Here the tokens after each block, averaged over each image:
-# how often does the nearest neighbor have the same label? Bars are standard errors.
+# `capture_features` returns intermediate features by name; `vmoe.analysis.feature_names(model)`
+# lists the names. Here the tokens after each block are averaged over each image. How often does the
+# nearest neighbor have the same label? The bars are standard errors.
 
 # %%
 blocks = [f"blocks.{i}" for i in range(config.depth)]
@@ -164,10 +170,10 @@ ax.grid(alpha=0.3)
 
 # %% [markdown]
 # ## Other image sizes
-# A model takes images of any size that its patches divide: learned positions are resampled. The
-# dotted line marks the size in training, bars are standard errors.
+# A model takes images of any size divisible by its patch size. Learned positions are resampled. The
+# dotted line marks the image size of training; the bars are standard errors.
 
-# %%
+# %% tags=["long"]
 results = [
     evaluate(loaded.model, source, preprocessing=loaded.preprocessing, image_size=size)
     for size in image_sizes
@@ -181,8 +187,11 @@ ax.grid(alpha=0.3)
 
 # %% [markdown]
 # ## Experts
-# In a sparse block a router sends each token to some of the experts. `collect` records these
-# choices, `statistics` counts them; `uses` has the counts of each image.
+# In a sparse block a router sends each token to k of the experts. `collect` records these choices.
+# `statistics` counts them; `uses` has the counts for each image.
+#
+# [Concepts](../docs/concepts.md) explains the words. [02_routing](02_routing.ipynb) explores the
+# routing further.
 
 # %%
 batches = vmoe.analysis.labeled(images, labels[:, None])
@@ -191,7 +200,7 @@ for block, counts in statistics.items():
     print(f"block {block}: choices of each expert for the first image: {counts.uses[0]}")
 
 # %% [markdown]
-# The number of choices of each expert, for the first images.
+# How often the tokens of the first images choose each expert:
 
 # %%
 width_ratios = [1] + [3] * len(statistics)
@@ -211,12 +220,12 @@ for ax, block in zip(axes[-1, 1:], statistics, strict=True):
 # %% [markdown]
 # ## Other routing
 # `vmoe.load(..., routing=...)` changes the routing and keeps the parameters. With a capacity factor
-# below 1 the experts have fewer slots than tokens choose them, so choices are dropped; the priority
-# decides which. Differences are to the model as trained, with their standard errors.
+# below 1 there are fewer slots than choices, so some choices are dropped; the priority decides
+# which. Differences are relative to the model as trained, with standard errors.
 
 # %%
 settings = {
-    "no capacity limit": RoutingOverrides(dropless=True),
+    "dropless": RoutingOverrides(dropless=True),
     "one expert per token": RoutingOverrides(k=1),
     "capacity 0.3, by order": RoutingOverrides(capacity_factor=0.3, priority="order"),
     "capacity 0.3, by gate": RoutingOverrides(capacity_factor=0.3, priority="largest_gate"),

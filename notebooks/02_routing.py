@@ -1,33 +1,42 @@
 # %% [markdown]
 # # Where do the patches go?
+#
 # In a sparse block a router sends each patch of an image to a few of many experts. This notebook
-# looks at what the routers of a trained model have learned: which experts are used, for what, what
-# is dropped when they are full, and how much the predictions depend on all this. These are the
-# analyses of the V-MoE paper ([arXiv 2106.05974](https://arxiv.org/abs/2106.05974), section 4,
-# appendices E and F), step by step, on a small model that comes with the package. Its emoji are
-# drawings of Noto Color Emoji ((c) Google, Apache License 2.0) and Twemoji ((c) Twitter, Inc and
-# other contributors, CC-BY 4.0).
-
-# %%
-address = ""  # where to install vmoe from, if it is not installed; in Colab, for example
-if address:
-    import subprocess
-    import sys
-
-    subprocess.run([sys.executable, "-m", "pip", "install", address], check=True)
+# explores the routing of a trained model: which experts are used, which images and patches they
+# process, which choices are dropped when experts are full, and how much the predictions depend on
+# the routing. It follows the analyses of the V-MoE paper
+# ([arXiv 2106.05974](https://arxiv.org/abs/2106.05974), section 4, appendices E and F) on a small
+# model that comes with the package. [Concepts](../docs/concepts.md) explains the words.
+#
+# The images are drawings from Noto Color Emoji ((c) Google, Apache License 2.0) and Twemoji
+# ((c) Twitter, Inc and other contributors, CC-BY 4.0).
+#
+# To run this notebook, install Jupyter into the environment of vmoe and open it:
+# `pip install jupyterlab`, then `jupyter lab notebooks/02_routing.ipynb`.
 
 # %% [markdown]
-# This has not been tried in Colab. Any trained model and data set can stand here: a run folder, a
-# published checkpoint, `folder:photos`.
+# ## Settings
+# `checkpoint` can be any sparse model: a name from `vmoe models --pretrained`, a run folder, a file
+# or a URL. `data` is a data set with the classes of the model.
+#
+# To explore a published V-MoE on your own photos, install vmoe with the extra `remote` and set
+# ```python
+# checkpoint = "vmoe_s32_last2_e8.in1k_light"  # 228 MB; not tried with the real host
+# data = "folder:photos"  # photos/test/CLASS/*.jpg
+# images = 64
+# removals_shown = False  # True takes 32 more predictions of each image
+# ```
+# where CLASS is a class of ImageNet: its number in WordNet, such as n02123045, or its name in
+# `loaded.class_names`.
 
 # %% tags=["parameters"]
 checkpoint = "vmoe_emoji"
 data = "emoji_sample"
 split = "test"
 images = 128
-page_images = 24
-removals_shown = True  # on the page
-blocks_shown = None  # from early to late
+page_images = 24  # images on the page at the end
+removals_shown = True  # show on the page what is predicted without each expert
+blocks_shown = None  # sparse blocks in the figures; None for some from early to late
 
 # %%
 # %matplotlib inline
@@ -50,8 +59,8 @@ from vmoe.studies.routing.page import write_page
 
 # %% [markdown]
 # ## One image
-# `capture` returns the logits and, for each sparse block, a record of all that its router decided.
-# `nnx.jit` compiles it as a whole; without, it runs operation by operation.
+# `capture` returns the logits and, for each sparse block, a record of the decisions of its router.
+# `nnx.jit` compiles it; without `nnx.jit` it runs one operation at a time.
 
 # %%
 loaded = vmoe.load(checkpoint)
@@ -75,8 +84,8 @@ for block, record in records.items():
 
 # %% [markdown]
 # ## All images
-# `collect` does the same for batches, image by image. The images of a batch compete for slots, so
-# the batch size matters.
+# `collect` records the same for batches. Images of one batch compete for slots, so the batch size
+# matters.
 
 
 # %%
@@ -90,26 +99,26 @@ accuracy = (collected.logits.argmax(-1) == collected.labels[:, 0]).mean()
 print(f"accuracy on {len(pixels)} images: {accuracy:.1%}")
 
 # %% [markdown]
-# The expert of each patch: the one with the largest weight, of the experts that had a slot for it.
-# A color means the same number in all figures, but experts with the same number in two blocks have
-# nothing to do with each other.
+# The color of a patch shows its expert: among the experts that had a slot for the patch, the one
+# with the largest weight. All figures use the same color for the same expert number. Experts with
+# the same number in two blocks are unrelated.
 
 # %%
 plots.experts_of_patches(pixels, collected, patch_size=config.patch_size, blocks=blocks_shown)
 
 # %% [markdown]
 # ## Is it healthy?
-# What `vmoe routing` measures: loads, drops, and how many predictions change when the images are
-# put in other orders, and so into other groups.
+# As `vmoe routing` prints: expert load, drop rate, and how many predictions change when the batches
+# are shuffled.
 
 # %%
 routing = measure_routing(loaded, source.name, batches, reordered=batches())
 blocks = routing.blocks
 for i, block in blocks.items():
     print(
-        f"block {i}: load {block.load.min():.1%} to {block.load.max():.1%} (even: "
+        f"block {i}: load {block.load.min():.1%} to {block.load.max():.1%} (uniform: "
         f"{1 / len(block.load):.1%}), dropped {block.dropped:.1%}, "
-        f"gate entropy {block.relative_entropy:.0%} of even gates"
+        f"gate entropy {block.relative_entropy:.0%} of the maximum"
     )
 dependent = routing.dependence.changed
 print(f"predictions that depend on the other images of a batch: {dependent:.1%}")
@@ -118,9 +127,10 @@ for finding in routing.findings or ["nothing is wrong"]:
 
 # %% [markdown]
 # ## What do experts specialize in?
-# The share of each class's choices that goes to each expert. The normalized mutual information says
-# how much the expert tells about the class. With shuffled classes it is what a router that ignores
-# the class would show on so few images.
+# The figure shows which share of the choices of each class goes to each expert. The normalized
+# mutual information measures how much an expert tells about the class or about the position. The
+# baseline with shuffled labels or positions shows the value expected by chance for this number of
+# images.
 
 # %%
 plots.experts_by_class(blocks, loaded.class_names, blocks_shown)
@@ -135,7 +145,7 @@ for i, block in blocks.items():
     )
 
 # %% [markdown]
-# The patches with the largest gates of each expert:
+# The top patches of each expert, those with the largest gates:
 
 # %%
 plots.top_patches(
@@ -144,14 +154,14 @@ plots.top_patches(
 
 # %% [markdown]
 # ## How sure are the routers?
-# The gates of the first, second and further choices, before anything is dropped.
+# The gates of the first and second choices, before any choice is dropped.
 
 # %%
 plots.weight_histograms(blocks, blocks_shown)
 
 # %% [markdown]
-# Do some experts share their tokens? For each block, the pair that tokens choose most often, and
-# how often they would choose it if each choice followed the load alone.
+# Which experts do tokens choose together? For each block, this prints the most frequent pair, and
+# how frequent it would be if every choice were drawn by load alone.
 
 # %%
 for i, block in blocks.items():
@@ -164,26 +174,26 @@ for i, block in blocks.items():
 
 # %% [markdown]
 # ## When experts are full
-# With Batch Prioritized Routing (section 3.4) the tokens with the largest gates get their slots
-# first. Here are some images at smaller and smaller capacity. `plots_of` has the figures that run
-# the model under other settings, as `vmoe routing --plots FOLDER` draws them.
+# With Batch Prioritized Routing (section 3.4 of the paper) the tokens with the largest gates get
+# their slots first. The figure shows which patches keep a slot as the capacity decreases.
+# `plots_of` returns the functions behind `vmoe routing --plots FOLDER`.
 
 # %%
 figures = plots_of(config)
 figures["kept_patches"](routing)
 
 # %% [markdown]
-# The accuracy against the number of slots, with two baselines: random priority, and every choice
-# dropped. A drop matters only if the head can see it: with a class token, the head reads nothing
-# but that token after the last block.
+# Accuracy against the number of slots. Two baselines: random priority, and all choices dropped. In
+# a model with a class token, drops of patch tokens in the last block cannot change the logits.
 
-# %%
+# %% tags=["long"]
 figures["capacity_curves"](routing)
 
 # %% [markdown]
 # ## Other settings
-# First k, the number of experts per token, changes at inference (appendix E). Then one router at a
-# time is replaced by a random one, to see how much the accuracy depends on what it has learned.
+# The first figure changes k, the number of experts per token, at inference (appendix E). The second
+# one replaces one router at a time by a random router: how much accuracy is due to what the router
+# has learned?
 
 # %%
 figures["k_at_inference"](routing)
@@ -192,8 +202,8 @@ figures["k_at_inference"](routing)
 figures["random_routers"](routing)
 
 # %% [markdown]
-# One expert at a time is taken away, in two ways: its output is zero, or it cannot be chosen, so
-# that its tokens go elsewhere. The experts whose removal changes most predictions:
+# One expert at a time is removed, in two ways. *Ablated*: its output is zero. *Masked*: no token
+# can choose it, so its tokens go to other experts. These removals change most predictions:
 
 # %%
 own = collected.logits.argmax(-1)
@@ -207,8 +217,8 @@ for removal in sorted(changed, key=changed.get, reverse=True)[:8]:
 
 # %% [markdown]
 # ## Explore it
-# The page of `vmoe routing --out report.html`, with some of the images: click a patch and follow
-# it through the blocks, drag the capacity, choose the priority, remove an expert.
+# This is the page of `vmoe routing --out report.html`, with some of the images. Click a patch and
+# follow it through the blocks, drag the capacity, choose the priority, or remove an expert.
 
 # %%
 page = Path("report.html")
@@ -217,6 +227,6 @@ text = html.escape(page.read_text())
 HTML(f'<div><iframe srcdoc="{text}" style="width: 100%; height: 60em; border: 0"></iframe></div>')
 
 # %% [markdown]
-# A picture of it, for viewers that leave out scripts:
+# A picture of the page, for viewers that do not run scripts:
 #
 # ![Images with patches colored by expert, and the path of one patch](routing_page.png)

@@ -1,28 +1,25 @@
 # %% [markdown]
 # # Fine-tune: dense to sparse
 #
-# Sparse upcycling makes a V-MoE from a trained dense ViT: its MLPs become experts, and its logits
-# stay the same (arXiv 2212.05055). Here both models, trained on clothing, are fine-tuned on
-# handwritten digits for equally many steps, and compared.
-
-# %%
-address = ""  # where to install vmoe from, if it is not installed; in Colab, for example
-if address:
-    import subprocess
-    import sys
-
-    subprocess.run([sys.executable, "-m", "pip", "install", address], check=True)
+# Sparse upcycling ([arXiv 2212.05055](https://arxiv.org/abs/2212.05055)) turns a trained dense ViT
+# into a V-MoE: copies of its MLPs become experts, and its logits stay the same. This notebook takes
+# a ViT trained on clothing, upcycles it, fine-tunes both models on handwritten digits for the same
+# number of steps, and compares them. [Concepts](../docs/concepts.md) explains the words.
+#
+# To run this notebook, install Jupyter into the environment of vmoe and open it:
+# `pip install jupyterlab`, then `jupyter lab notebooks/03_finetune.ipynb`.
 
 # %% [markdown]
-# This has not been tried in Colab. The settings decide how long it takes and where files are
-# written. The learning rate was chosen on the validation split among 0.001, 0.002 and 0.004, by the
-# mean accuracy of both models with two seeds.
+# ## Settings
+# The learning rate was chosen among 0.001, 0.002 and 0.004, by the mean accuracy of both models on
+# the validation split with two seeds. `parent` can be any dense model that `vmoe.load` opens, and
+# that knows the classes of `fashion_mnist_sample`.
 
 # %% tags=["parameters"]
 parent = "vit_fashion_mnist"  # a trained dense model
 steps = 600  # of fine-tuning, for each model
 learning_rate = 0.002
-folder = "runs"  # for all files; delete it to start anew
+folder = "runs"  # for all files; delete it to start again
 
 # %%
 import dataclasses
@@ -45,8 +42,8 @@ folder.mkdir(parents=True, exist_ok=True)
 
 # %% [markdown]
 # ## From dense to sparse
-# In every second block, `upcycle` copies the trained MLP into eight experts and adds a new router.
-# It sends each token to two experts, whose weights add up to 1.
+# `upcycle` replaces the MLP of every second block by eight copies of it, the experts, and adds a
+# new gate. The router sends each token to two experts, whose combine weights add up to 1.
 
 # %%
 dense = vmoe.load(parent)
@@ -61,8 +58,8 @@ for name, parent in parents.items():
     )
 
 # %% [markdown]
-# Before any training the two models are the same function, up to rounding: all experts of a block
-# are equal, so it does not matter which ones a token is sent to.
+# Before fine-tuning, both models compute the same function up to rounding: all experts of a block
+# are equal, so it does not matter which of them process a token.
 
 # %%
 clothing = open_source("fashion_mnist_sample", "test")
@@ -75,7 +72,7 @@ print(f"largest difference of logits: {abs(logits['dense'] - logits['upcycled'])
 
 # %% [markdown]
 # ## Another task
-# The digits have 8 x 8 pixels; the pipeline resizes them to the image size of the model.
+# The digits have 8 x 8 pixels. The pipeline resizes them to the image size of the model.
 
 # %%
 digits = open_source("digits", "train")
@@ -87,7 +84,8 @@ for i, ax in enumerate(axes):
 
 # %% [markdown]
 # ## Fine-tune
-# One config for both, except for the model. Labels are smoothed as in the training of the parent.
+# Both runs have the same config except for the model. Labels are smoothed as in the training of the
+# parent.
 
 # %%
 config = TrainConfig(
@@ -103,20 +101,20 @@ config = TrainConfig(
 )
 
 # %% [markdown]
-# A run starts from any trained model that `vmoe.load` opens. Both data sets have ten classes, so
-# the old head would be kept; `new_head` replaces it.
+# A run can start from any trained model that `vmoe.load` opens. Both data sets have ten classes, so
+# the head would be kept; `new_head=True` replaces it.
 
-# %%
+# %% tags=["long"]
 for name, parent in parents.items():
     start = folder / "parents" / name
-    if not start.exists():  # else the notebook is run again
+    if not start.exists():  # it exists if the notebook is run again
         parent.save(start)
     init = InitFrom(str(start), new_head=True)
     train(replace(config, model=parent.model.config), folder / name, init=init)
 
 # %% [markdown]
 # ## Compare
-# Training loss, and accuracy on the 180 images of the validation split with standard errors.
+# Training loss, and accuracy on the 180 images of the validation split, with standard errors.
 
 # %%
 figure, (left, right) = plt.subplots(1, 2, figsize=(12, 3), layout="constrained")
@@ -139,8 +137,9 @@ for ax in (left, right):
     ax.legend()
 
 # %% [markdown]
-# The test split decides nothing, so it is an unbiased estimate. The standard error of the
-# difference is over the test images; it does not cover what another seed of training would change.
+# No setting was chosen on the test split, so its accuracy is an unbiased estimate. The standard
+# error of the difference covers the sampling of test images. It does not cover the spread between
+# training seeds.
 
 # %%
 tuned = {name: vmoe.load(folder / name).model for name in parents}
@@ -158,9 +157,9 @@ print(
 )
 
 # %% [markdown]
-# ## What became of the experts
-# The experts of a block start equal. How far are the kernels of their first layers from the mean of
-# these kernels, relative to that mean?
+# ## How the experts changed
+# The experts of a block start equal. This prints the mean distance between the first kernel of an
+# expert and the mean of these kernels over the experts, relative to the norm of the mean.
 
 # %%
 for stage, model in {"before": upcycled.model, "after": tuned["upcycled"]}.items():
@@ -171,8 +170,8 @@ for stage, model in {"before": upcycled.model, "after": tuned["upcycled"]}.items
         print(f"block {i} {stage} fine-tuning: {np.mean(distances):.1%} on average")
 
 # %% [markdown]
-# The load of an expert is its share of all choices on the test split; the dotted line is an even
-# load.
+# The load of an expert is its share of all choices, here on the test split. The dotted line marks a
+# uniform load.
 
 # %%
 totals = results["upcycled"].totals

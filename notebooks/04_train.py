@@ -1,26 +1,22 @@
 # %% [markdown]
 # # Train a V-MoE
 #
-# From data to a trained model in Python: a config, a run folder, its metrics, an evaluation with
-# and without capacity limits, a prediction. Then resume the run, and train on images of your own.
-
-# %%
-address = ""  # where to install vmoe from, if it is not installed; in Colab, for example
-if address:
-    import subprocess
-    import sys
-
-    subprocess.run([sys.executable, "-m", "pip", "install", address], check=True)
+# This notebook trains a V-MoE in Python, from the data to a prediction: a config, a run folder,
+# metrics, an evaluation under several routing settings. Then it resumes the run, and trains on
+# other images, in the two forms that your own images can have.
+# [Concepts](../docs/concepts.md) explains the words.
+#
+# To run this notebook, install Jupyter into the environment of vmoe and open it:
+# `pip install jupyterlab`, then `jupyter lab notebooks/04_train.ipynb`.
 
 # %% [markdown]
-# This has not been tried in Colab. The settings decide how long it takes and where files are
-# written.
+# ## Settings
 
 # %% tags=["parameters"]
-steps = 800  # of training on digits
-own_steps = 150  # of training on images of your own
-depth = 4  # blocks of the model; every second one is sparse, so is the last one
-folder = "runs"  # for all files; delete it to start anew
+steps = 800  # training steps on digits
+own_steps = 150  # training steps on your own images
+depth = 4  # blocks of the model; every second block is sparse, the last one included
+folder = "runs"  # for all files; delete it to start again
 
 # %%
 from pathlib import Path
@@ -51,8 +47,7 @@ folder.mkdir(parents=True, exist_ok=True)
 
 # %% [markdown]
 # ## Data
-# `digits` comes with scikit-learn: handwritten digits of 8 x 8 pixels, here always split in the
-# same way.
+# `digits` comes with scikit-learn: handwritten digits of 8 x 8 pixels. The split never changes.
 
 # %%
 sources = {split: open_source("digits", split) for split in SPLITS}
@@ -65,8 +60,8 @@ for i, ax in enumerate(axes):
 
 # %% [markdown]
 # ## Config
-# One `TrainConfig` describes a whole run. This is a ViT; in every second block eight experts
-# replace the MLP.
+# One `TrainConfig` describes a whole run. The model is a ViT with eight experts instead of the MLP
+# in every second block.
 
 # %%
 config = TrainConfig(
@@ -96,8 +91,8 @@ config = TrainConfig(
 )
 
 # %% [markdown]
-# `replace` makes a variant; a dict changes fields of a nested config. A wrong name or value is an
-# error at once.
+# `replace` returns a changed config; a dict changes fields of a nested config. A wrong name or
+# value raises an error at once.
 
 # %%
 config = replace(
@@ -111,9 +106,9 @@ config = replace(
 # %% [markdown]
 # ## Train
 # `train` writes everything into the run folder and returns the last evaluation, on the validation
-# split. Interrupting the kernel saves a checkpoint; the same call resumes from it.
+# split. If you interrupt the kernel, it saves a checkpoint, and the same call resumes from it.
 
-# %%
+# %% tags=["long"]
 workdir = folder / "digits"
 evaluations = train(config, workdir)
 print(f"validation accuracy {evaluations[0].result.accuracy:.1%}")
@@ -121,8 +116,8 @@ print("run folder:", *sorted(path.name for path in workdir.glob("[a-z]*")))
 
 # %% [markdown]
 # ## Metrics
-# The run folder has the metrics as CSV files, and for TensorBoard. A choice of an expert is dropped
-# when the expert has no slot left.
+# The run folder has the metrics as CSV files and for TensorBoard. A choice is dropped if its expert
+# has no slot left. [Training](../docs/training.md) explains each column.
 
 
 # %%
@@ -150,8 +145,8 @@ for ax in (left, middle, right):
     ax.grid(alpha=0.3)
 
 # %% [markdown]
-# The load of an expert is its share of the choices in one batch. The dotted line is a uniform load,
-# which the auxiliary losses favour.
+# The load of an expert is its share of the choices in one batch. The dotted line marks a uniform
+# load, which the auxiliary losses favor.
 
 # %%
 blocks, colors = config.model.sparse_blocks, expert_colors(config.model.moe.num_experts)
@@ -171,8 +166,8 @@ plt.show()
 
 # %% [markdown]
 # ## Evaluate
-# The test split was not used until now. Routing can be changed without training: here less
-# capacity, then no limit. Differences are to the model as trained, with their standard errors.
+# The test split was not used until now. Routing can be changed without retraining: here half the
+# capacity, then dropless. Differences are relative to the unmodified model, with standard errors.
 
 # %%
 loaded = vmoe.load(workdir)
@@ -183,19 +178,19 @@ print(
 )
 settings = {
     "half the capacity": RoutingOverrides(capacity_factor=0.5),
-    "no capacity limit": RoutingOverrides(dropless=True),
+    "dropless": RoutingOverrides(dropless=True),
 }
 for name, routing in settings.items():
     result = evaluate(vmoe.load(workdir, routing=routing).model, sources["test"])
     change, error = paired_difference(result, trained)
     print(
-        f"{name} accuracy {result.accuracy:.2%}, dropped {result.dropped:.1%},",
+        f"{name:17} accuracy {result.accuracy:.2%}, dropped {result.dropped:.1%},",
         f"difference {100 * change:+.2f} ± {100 * error:.2f} points",
     )
 
 # %% [markdown]
 # ## Predict
-# `preprocess` takes pixels, or paths of image files. The softmax of the logits gives probabilities.
+# `preprocess` takes pixels or paths of image files. The softmax of the logits gives probabilities.
 
 # %%
 example = sources["test"][0]
@@ -209,8 +204,8 @@ print(f"predicted {loaded.class_names[probabilities.argmax()]}, labeled {example
 
 # %% [markdown]
 # ## Resume
-# The same call again resumes a run. This one is complete, so it is only evaluated, and the metrics
-# stay as they are.
+# The same call resumes a run. This run is complete, so `train` only evaluates it, and its metrics
+# do not change.
 
 # %%
 before = (workdir / "metrics.csv").read_bytes()
@@ -219,8 +214,8 @@ print("metrics unchanged:", (workdir / "metrics.csv").read_bytes() == before)
 
 # %% [markdown]
 # ## Images of your own: arrays
-# One file holds the images (uint8), the labels and the names of the classes. As an example, the
-# packaged sample of Fashion-MNIST with three classes instead of ten.
+# One file holds the images (uint8), the labels and the class names. The example is the packaged
+# sample of Fashion-MNIST, with three classes instead of ten.
 
 # %%
 sample = open_source("fashion_mnist_sample", "test")
@@ -231,7 +226,7 @@ np.savez(folder / "own.npz", images=sample.images, labels=labels, class_names=cl
 
 # %% [markdown]
 # ## Images of your own: a folder
-# Or image files, in a folder for each class.
+# The other form: image files, in one folder for each class.
 
 # %%
 for i, (pixels, label) in enumerate(zip(sample.images, labels, strict=True)):
@@ -242,7 +237,7 @@ print(path)
 
 # %% [markdown]
 # Both are split into about 80% for training, 10% for validation and 10% for test, always in the
-# same way. Arrays and folders that are split already keep their splits.
+# same way. Arrays and folders that are already split keep their splits.
 
 # %%
 names = [f"arrays:{folder / 'own.npz'}", f"folder:{folder / 'photos'}"]
@@ -250,8 +245,8 @@ for name in names:
     print({split: len(open_source(name, split)) for split in SPLITS}, name)
 
 # %% [markdown]
-# The config needs the number of classes, and an image size that the patches divide; images of other
-# sizes are resized.
+# The config needs the number of classes, and an image size divisible by the patch size. Images of
+# other sizes are resized.
 
 # %%
 own = replace(
@@ -269,7 +264,7 @@ print(
 )
 
 # %% [markdown]
-# The first test images of each class, one class per row, under their predictions. Errors are red.
+# The first test images of each class, one class per row, with their predictions. Errors are red.
 
 # %%
 figure, axes = plt.subplots(len(loaded.class_names), 8, figsize=(12, 5), squeeze=False)

@@ -3,7 +3,7 @@
     python scripts/baselines.py [--data digits] [--write FILE]
     python scripts/baselines.py --data fashion_mnist          # eleven minutes on 2 cores
 
-Each method uses the settings that are best on the validation split; randomised methods are fitted
+Each method uses the settings that are best on the validation split; randomized methods are fitted
 with seeds 0, 1, 2. ``--write`` saves an image of the test split for ``vmoe predict``.
 """
 

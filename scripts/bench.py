@@ -1,4 +1,4 @@
-"""Measure what sparsity costs: routing, the layer, whole models, the input, start-up, many devices.
+"""Measure the cost of sparsity: routing, the layer, whole models, input, start-up, many devices.
 
     python scripts/bench.py                       # all sections, at most six minutes on 2 cores
     python scripts/bench.py layer --tokens 12544 --experts 8 128 --repeats 9
@@ -9,15 +9,15 @@ interquartile ranges (IQR) and ratios of two medians of the same run. Memory is 
 a program's temporary memory, without its inputs and outputs. The script writes a JSON file and, for
 the sections layer and routing, a plot.
 
-    dense MLP        one dense MLP on as many rows as all choices times the capacity factor
+    dense MLP        one dense MLP, number of rows = number of choices x capacity factor
     batched experts  only the experts, as one batched product over all slots
-    experts alone    only the experts, as the layer computes them
-    plain            a model with every token through every block
+    experts alone    only the experts, in the implementation of the layer
+    plain            a model that computes every token in every block
     one thread       the input pipeline without reading ahead
 
-In the section data, ms is the time to read all images of a case, and a reader, a thread or a
-worker, has one core. Without workers two threads read. The memory of a first batch is the peak of
-the process and its workers.
+In the section data, ms is the time to read all images of a case. A reader (a thread or a worker)
+has one core. Without workers, two threads read. The memory of a first batch is the peak of the
+process and its workers.
 """
 
 import argparse
@@ -58,7 +58,7 @@ def main() -> None:
     )
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
     parser.add_argument(
-        "--remat", action="store_true", help="rematerialise the activations of models"
+        "--remat", action="store_true", help="rematerialize the activations of models"
     )
     parser.add_argument("--model", default="vmoe_s32_last2_e8")
     parser.add_argument(

@@ -4,10 +4,10 @@
     python scripts/check_capacity.py runs/emoji-0 runs/emoji-1 runs/emoji-2 --data folder:data/emoji
 
 For each model, `vmoe capacity` searches on the validation split. For each budget, its setting and
-the best one that is the same in all blocks are evaluated on the test split. Prints a table in
-Markdown: accuracies in percent, means over the models; and their difference. Its
-standard error is over the images, each with its mean over the models: other models may differ
-more. The last column is of the first model.
+the best uniform one, which is the same in all blocks, are evaluated on the test split. Prints a
+table in Markdown: accuracies in percent, means over the models, and their difference. Its standard
+error is over the images, each with its mean over the models; other models may differ more. The last
+column shows the first model. docs/results/compute.md has the results.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""Compares models as ONNX files with the models themselves, in ONNX Runtime and OpenVINO.
+"""Compares exported ONNX files, run by ONNX Runtime and OpenVINO, with the models in JAX.
 
     python scripts/check_onnx.py [MODEL ...] [--env .cache/onnx]
 
@@ -6,7 +6,7 @@ It makes an environment on top of the current one, with jax2onnx and the runtime
 table. All parameters are random. For each model and 8 images:
 
 - the largest difference of the logits in each runtime, relative to the largest logit;
-- how many slots hold another token than the model's own router puts there, of all filled ones;
+- the number of filled slots that hold another token than in the model;
 - the size of the file;
 - milliseconds per image of each runtime and of the model in JAX on this CPU: the best of 5 runs.
 """
@@ -82,7 +82,7 @@ def make_environment(env: Path) -> Path:
 
 
 def random_model(config: ViTConfig) -> StoredModel:
-    """A model all of whose parameters are random, biases too."""
+    """A model whose parameters are all random, biases included."""
     rng = np.random.default_rng(0)
     params = jax.tree.map(
         lambda x: np.asarray(x + rng.normal(0, 0.02, x.shape), np.float32),
@@ -122,7 +122,7 @@ def compare(name: str, folder: Path) -> list[str]:
 
 
 def other_slots(stored: StoredModel, model: ViT, images: np.ndarray) -> str:
-    """How many slots hold another token in ONNX Runtime than in the model, of all filled ones."""
+    """The number of filled slots whose token in ONNX Runtime differs from the model's."""
     import onnxruntime
 
     blocks = stored.config.sparse_blocks
@@ -131,7 +131,7 @@ def other_slots(stored: StoredModel, model: ViT, images: np.ndarray) -> str:
     exported = onnx_file.without_scatters(stored.config, stored.params)
 
     def tokens(image: jax.Array) -> list[jax.Array]:
-        """As ``Routing.tokens``: s where a slot is empty."""
+        """Same as ``Routing.tokens``: s where a slot is empty."""
         records = exported.forward(image[None])[1]
         filled = [records[block].routing.dispatch for block in blocks]
         before_empty = jnp.arange(filled[0].shape[1], 0.0, -1.0)  # s - token

@@ -1,8 +1,8 @@
 # shellcheck shell=bash
 # Sourced by the other scripts: creates .venv from requirements.txt, or reuses an up-to-date one.
-#   install ""        installs what vmoe needs to run
-#   install "[test]"  installs what the tests need, too
-# Changes nothing outside the project but pip's cache; PYTHON=... selects another python3.
+#   install ""        installs the dependencies of vmoe
+#   install "[test]"  also installs the dependencies of the tests
+# Outside the project, only pip's cache changes. PYTHON=... selects another python3.
 
 root=$(CDPATH='' cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 cd "$root" || exit
@@ -29,7 +29,7 @@ find_python() {
     "Install one, or give its path: PYTHON=/path/to/python3 $0"
 }
 
-# A stamp records what is installed: the lock, the folder (.venv cannot be moved) and the extras. It
+# A stamp records the installation: the lock, the folder (.venv cannot be moved) and the extras. It
 # is removed before an installation and written after it, so that an interrupted one is repeated.
 install() {
   local python wanted stamp=.venv/installed

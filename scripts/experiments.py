@@ -1,6 +1,6 @@
 """Experiments that can be stopped at any time and started again, and the Markdown of their results.
 
-Commands run over a work folder, several at a time; finished steps are stored and not repeated.
+Commands run over a work folder, several at a time. Finished steps are stored and not repeated.
 """
 
 import abc
@@ -24,6 +24,8 @@ from vmoe.config import TrainConfig, to_json
 from vmoe.workdir.layout import read_environment, replace_text
 
 ROOT = Path(__file__).parents[1]
+ROWS = ROOT / "scripts" / "rows"
+"""A folder of committed rows for each experiment."""
 SEEDS = (0, 1, 2)
 VERSIONS = ("commit", "python", "machine", "cores", "jax", "jaxlib", "flax", "numpy")
 Result = dict[str, Any]
@@ -66,7 +68,7 @@ class Experiments:
             return list(pool.map(lambda each: function(*each), arguments))
 
     def once(self, name: str, function: Callable[[], Result], *, needs: str = "") -> Result:
-        """The stored result of a name; else that of the function, which is stored.
+        """The stored result of a name; if there is none, calls the function and stores its result.
 
         Args:
             needs: a key without which a stored result does not count.
@@ -141,11 +143,7 @@ class Comparison(Experiments, abc.ABC):
             SystemExit: a command fails, or a row was made with other settings.
         """
         self.all(self.row, [(model, seed) for seed in self.options.seeds for model in models])
-        rows: dict[str, dict[int, Result]] = {}
-        for path in sorted(self.results.glob("*.json")):
-            row = json.loads(path.read_text())
-            rows.setdefault(row["model"], {})[row["seed"]] = row
-        return rows
+        return read_rows(self.results)
 
     def row(self, model: str, seed: int) -> Result:
         name, settings = f"{model}-{seed}", self.settings(model)
@@ -166,25 +164,31 @@ class Comparison(Experiments, abc.ABC):
         self.vmoe("train", "--config", recipe, "--workdir", workdir, "--seed", seed, *options)
 
 
-def argument_parser(description: str, name: str, written: str) -> argparse.ArgumentParser:
+def read_rows(folder: Path) -> Rows:
+    """The rows of an experiment, by model and seed."""
+    rows: dict[str, dict[int, Result]] = {}
+    for path in sorted(folder.glob("*.json")):
+        row = json.loads(path.read_text())
+        rows.setdefault(row["model"], {})[row["seed"]] = row
+    return rows
+
+
+def argument_parser(description: str, name: str) -> argparse.ArgumentParser:
     """A parser with the options of a ``Comparison``.
 
     Args:
-        name: of the folders of runs and rows.
-        written: what ``--write`` does.
+        name: the name of the folders of runs and rows.
     """
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--workdir", type=Path, default=ROOT / "runs" / name)
-    parser.add_argument("--rows", type=Path, default=ROOT / "configs" / name)
+    parser.add_argument("--rows", type=Path, default=ROWS / name, help="folder of JSON files")
     parser.add_argument("--jobs", type=int, default=2, help="commands at a time")
     parser.add_argument("--seeds", type=int, nargs="+", default=SEEDS)
-    page = ROOT / "configs" / "README.md"
-    parser.add_argument("--write", type=Path, nargs="?", const=page, help=written)
     return parser
 
 
 def versions(workdir: Path) -> Result:
-    """What a run was made with."""
+    """The versions and the machine of a run."""
     environment = read_environment(workdir)
     return {name: environment[name] for name in VERSIONS}
 
@@ -205,15 +209,17 @@ def markdown_table(columns: Sequence[str], lines: Iterable[Sequence[str]]) -> st
     return "\n".join(f"| {' | '.join(line)} |" for line in every)
 
 
-def write_section(page: Path, script: str, section: str) -> None:
-    """Replaces what a page has between the markers of a script.
+def write_sections(page: Path, sections: Mapping[str, str]) -> None:
+    """Replaces the text between the markers of each named section of a page.
 
     Raises:
-        SystemExit: the page has no markers.
+        SystemExit: the page has no such markers.
     """
-    begin, end = (f"<!-- scripts/{script}: {word} -->" for word in ("begin", "end"))
     text = page.read_text()
-    if not re.search(f"{begin}.*{end}", text, re.DOTALL):
-        raise SystemExit(f"{page}: no section from {begin} to {end}")
-    before, after = text.partition(begin)[0], text.partition(end)[2]
-    replace_text(page, f"{before}{begin}\n{section}{end}{after}")
+    for name, section in sections.items():
+        begin, end = (f"<!-- {name}: {word} -->" for word in ("begin", "end"))
+        if not re.search(f"{begin}.*{end}", text, re.DOTALL):
+            raise SystemExit(f"{page}: no section from {begin} to {end}")
+        before, after = text.partition(begin)[0], text.partition(end)[2]
+        text = f"{before}{begin}\n\n{section.strip()}\n\n{end}{after}"
+    replace_text(page, text)

@@ -1,23 +1,25 @@
-"""Pre-training, few-shot probes and fine-tuning in miniature: emoji, V-MoE and its dense twin.
+"""Pre-training, few-shot probes and fine-tuning in miniature: emoji, V-MoE and dense counterpart.
 
     python scripts/prepare_emoji.py data/emoji
     python scripts/miniature.py             # trains and measures what is missing; prints
-    python scripts/miniature.py --write     # also writes the table in configs/README.md
+    python scripts/results.py               # then writes docs/results/transfer.md
 
-For each model and seed: pre-training on the words of Google's drawings (configs/emoji_pretrain.py),
-linear probes of its features on the categories of each vendor's drawings, fine-tuning on the
-categories of Google's (configs/emoji_finetune.py), and accuracies on the held-out emoji of both
-vendors. No training, probe or choice has seen an emoji of the test split, of either vendor. The
-recipes say what was tried.
+For each model and seed it pre-trains on the words of Google's drawings (configs/emoji_pretrain.py),
+fits linear probes of the features on the categories of each vendor's drawings, fine-tunes on the
+categories of Google's drawings (configs/emoji_finetune.py), and evaluates on the held-out emoji of
+both vendors. No training, probe or choice has seen an emoji of the test split, from either vendor.
+The configs say which settings were tried.
 
-The figures of a model and seed are one committed JSON file, configs/miniature/MODEL-SEED.json; one
-that has it is neither trained nor measured again. A file of an earlier version, which does not say
-in which order images were evaluated, is replaced. The script can be stopped at any time and started
-again: training resumes.
+The figures of a model and seed are one committed JSON file, scripts/rows/miniature/MODEL-SEED.json.
+A run with such a file is neither trained nor measured again. A file of an earlier version, which
+does not say in which order images were evaluated, is replaced. The script can be stopped at any
+time and started again: training resumes.
 """
 
 import argparse
 import json
+import math
+import textwrap
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -31,28 +33,27 @@ from experiments import (
     argument_parser,
     jax_versions,
     markdown_table,
-    percents,
     versions,
-    write_section,
 )
+from reproduction.claims import error_over_seeds, order
 
 from vmoe.config import TrainConfig, load, replace
 from vmoe.costs.flops import cost
 from vmoe.data.pipeline import ORDER
 
-MODELS = {"sparse": "V-MoE", "dense": "dense twin"}
+MODELS = {"sparse": "V-MoE", "dense": "dense"}
 PARTS = ("pretrain", "finetune")
 SHOTS = (1, 5, 10, 25)
-VENDORS = {"google": "the vendor of the training", "twitter": "the other vendor"}
+VENDORS = {"google": "the training style", "twitter": "an unseen style"}
 
 
 def train_config(part: str, model: str, data: Path, steps: int | None) -> TrainConfig:
-    """A recipe.
+    """The config of a training.
 
     Args:
         part: one of ``PARTS``.
         data: the folder of the data set.
-        steps: in place of the recipe's.
+        steps: replaces the number of steps of the config.
     """
     suffix = "" if model == "sparse" else f"_{model}"
     recipe = load(ROOT / "configs" / f"emoji_{part}{suffix}.py")
@@ -75,7 +76,7 @@ class Miniature(Comparison):
         self.data = options.data.absolute()
 
     def configs(self, model: str) -> list[TrainConfig]:
-        """Of pre-training and of fine-tuning."""
+        """The configs of pre-training and fine-tuning."""
         return [train_config(part, model, self.data, self.options.steps) for part in PARTS]
 
     def settings(self, model: str) -> Result:
@@ -109,7 +110,7 @@ class Miniature(Comparison):
             yield f"finetuned.{vendor}", self.accuracy(finetuned, f"{vendor}.csv:test")
 
     def accuracy(self, run: Path, split: str) -> float:
-        """The accuracy on a split of a list; of several labels each is right."""
+        """The accuracy on a split of a list; each of several labels counts as right."""
         data = f"manifest:{self.data / split}"
         out = self.vmoe("evaluate", "--checkpoint", run, "--data", data, "--json")
         return json.loads(out)["accuracy"]
@@ -126,29 +127,80 @@ class Miniature(Comparison):
                 yield f"probe.{number}.{vendor}", value
 
 
-def section(rows: Rows) -> str:
-    """What the rows show, as Markdown."""
-    labels = {"words": "pre-trained: the likeliest word is one of its words"}
+def labels() -> dict[str, str]:
+    """The figures of a row, with a description."""
+    every = {"words": "pre-training, top-1 word"}
     for vendor, text in VENDORS.items():
         for number in SHOTS:
-            labels[f"probe.{number}.{vendor}"] = f"probe, shots per category: {number}; {text}"
+            every[f"probe.{number}.{vendor}"] = f"probe, shots per category: {number}; {text}"
     for vendor, text in VENDORS.items():
-        labels[f"finetuned.{vendor}"] = f"fine-tuned; {text}"
+        every[f"finetuned.{vendor}"] = f"fine-tuned; {text}"
+    return every
+
+
+def sections(rows: Rows, machine: str) -> dict[str, str]:
+    """The generated sections of docs/results/transfer.md by name.
+
+    Args:
+        machine: where and when the rows were made.
+    """
+    how = f"`python scripts/miniature.py`, {machine}, {jax_versions(rows)}."
+    return {"answer": answer(rows), "table": table(rows), "how": how}
+
+
+def _compared(rows: Rows) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """The accuracies of both models in percent, by figure."""
+    return {
+        name: tuple(
+            100 * np.array([row["figures"][name] for _, row in sorted(rows[model].items())])
+            for model in MODELS
+        )
+        for name in labels()
+    }
+
+
+def answer(rows: Rows) -> str:
+    """The answer and its numbers, which the page of answers repeats."""
+    every = _compared(rows)
+    separate = [
+        name
+        for name, (sparse, dense) in every.items()
+        if order(sparse, dense, paired=False) == "above"
+    ]
+    n = len(next(iter(every.values()))[0])
+    expected = len(every) / math.comb(2 * n, n)
+    word = "cannot tell" if len(separate) < 2 + 2 * expected else "often"
+    differences = [sparse.mean() - dense.mean() for sparse, dense in every.values()]
+    text = f"""**Answer:** {word.capitalize()}: every V-MoE seed is above every dense seed in
+        {len(separate)} of {len(every)} comparisons, and chance gives {expected:.1f}."""
+    numbers = f"""**Numbers:** V-MoE − dense: {min(differences):+.1f} to {max(differences):+.1f}
+        points; one accuracy has a standard error of 3 to 4 points."""
+    return "\n\n".join(textwrap.fill(" ".join(each.split()), 100) for each in (text, numbers))
+
+
+def table(rows: Rows) -> str:
+    """All accuracies, and the cost of the models."""
     measured = {model: rows[model] for model in MODELS if model in rows}
     columns = ["accuracy in percent, held-out emoji"]
-    for model, of in measured.items():
-        columns += [f"{MODELS[model]}, seeds {', '.join(map(str, sorted(of)))}", "mean"]
+    columns += [f"{name}: {MODELS[model]}" for name, model in zip("AB", measured, strict=False)]
     lines = []
-    for figure, label in labels.items():
-        line = [label]
+    for name, label in labels().items():
+        cells, means = [label], []
         for of in measured.values():
-            line += percents(100 * row["figures"][figure] for _, row in sorted(of.items()))
-        lines.append(line)
-    return f"{markdown_table(columns, lines)}\n\n{_costs(measured)}{jax_versions(rows)}.\n"
+            own = 100 * np.array([row["figures"][name] for _, row in sorted(of.items())])
+            cells.append(f"{own.mean():.2f} ({', '.join(f'{value:.2f}' for value in own)})")
+            means.append(own)
+        if len(means) == len(MODELS):
+            error = error_over_seeds(*means, paired=False)
+            cells.append(f"{means[0].mean() - means[1].mean():+.2f} ± {error:.2f}")
+        lines.append(cells)
+    if len(measured) == len(MODELS):
+        columns.append("A − B")
+    return f"{markdown_table(columns, lines)}\n\n{_costs(measured)}".rstrip()
 
 
 def _costs(rows: Rows) -> str:
-    """A line per model; the minutes are a mean over the runs that were not stopped."""
+    """One item per model; the minutes are a mean over the runs that were not stopped."""
     text = ""
     for model, of in rows.items():
         row = next(iter(of.values()))
@@ -156,21 +208,17 @@ def _costs(rows: Rows) -> str:
         flops = " and ".join(f"{number / 1e6:.2f}" for number in row["flops_per_image"])
         seconds = [each["seconds"] for each in of.values() if each["seconds"]]
         minutes = f", {np.mean(seconds) / 60:.1f} minutes" if seconds else ""
-        text += f"{MODELS[model]}: {steps} steps, {flops} MFLOPs per image{minutes}.\n"
+        text += f"- {MODELS[model]}: {steps} steps, {flops} MFLOPs per image{minutes}.\n"
     return text
 
 
 def main() -> None:
-    parser = argument_parser(__doc__.splitlines()[0], "miniature", "file with the table to replace")
+    parser = argument_parser(__doc__.splitlines()[0], "miniature")
     parser.add_argument("--data", type=Path, default=ROOT / "data" / "emoji")
-    parser.add_argument("--only", choices=MODELS, help="this model")
-    parser.add_argument("--steps", type=int, help="of each training, in place of the recipe's")
+    parser.add_argument("--only", choices=MODELS, help="train only this model")
+    parser.add_argument("--steps", type=int, help="steps of each training, instead of the config's")
     options = parser.parse_args()
-    rows = Miniature(options).run([options.only] if options.only else MODELS)
-    text = section(rows)
-    print(text)
-    if options.write:
-        write_section(options.write, "miniature.py", text)
+    print(table(Miniature(options).run([options.only] if options.only else MODELS)))
 
 
 if __name__ == "__main__":

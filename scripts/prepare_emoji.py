@@ -5,19 +5,19 @@
 
 The packages are emoji-datasource-google and emoji-datasource-twitter, 16.0.0. Each drawing is
 composited on white and written as ``SPLIT/CATEGORY/NAME-VENDOR.png``. A hash of an emoji's name
-decides its split (80% train, 10% validation, 10% test), so that both vendors' drawings of it are on
-one side. ``--skin-tones`` adds the drawings with skin tones to the training images, of which people
-are then 61%; a model was less accurate with them (60.1% instead of 67.2% on validation, one seed).
-The five skin tones drawn alone are left out. Nothing is written if the folder exists.
+decides its split (80% train, 10% validation, 10% test), so that both vendors' drawings of an emoji
+are in one split. ``--skin-tones`` adds the drawings with skin tones to the training images. People
+are then 61% of them, and a model was less accurate (60.1% instead of 67.2% on validation, one
+seed). The five skin tones drawn alone are left out. Nothing is written if the folder exists.
 
-Beside the folders are three lists for ``manifest:`` of the drawings without skin tones. google.csv
-and twitter.csv have the category of each drawing, and google_words.csv the words of the emoji's
-name and sub-category that at least 10 of Google's training drawings have, without stop words. A
-few held-out emoji look exactly like a training emoji with another name, such as the flags of
-Bouvet Island and Norway: they are in no list.
+The folder also has three lists for ``manifest:``, of the drawings without skin tones. google.csv
+and twitter.csv have the category of each drawing. google_words.csv has the words of the emoji's
+name and sub-category, without stop words and without words that fewer than 10 of Google's training
+drawings have. A few held-out emoji look exactly like a training emoji with another name, such as
+the flags of Bouvet Island and Norway: they are in no list.
 
-The drawings are not ours: Noto Color Emoji by Google (Apache License 2.0) and Twemoji by Twitter
-and contributors (CC-BY 4.0). The folder gets a file that says so.
+The drawings are Noto Color Emoji by Google (Apache License 2.0) and Twemoji by Twitter and
+contributors (CC-BY 4.0). The folder gets a file with the sources and licenses.
 """
 
 import argparse
@@ -58,10 +58,10 @@ class Drawing(NamedTuple):
     Attributes:
         emoji: the name of the emoji, without its skin tone.
         name: the name of this drawing.
-        category: of the emoji.
-        words: of its name and sub-category, in lower case, without stop words.
-        file: the PNG.
-        base: whether it has no skin tone.
+        category: the category of the emoji.
+        words: the words of its name and sub-category, in lower case, without stop words.
+        file: the PNG file.
+        base: True for a drawing without a skin tone.
     """
 
     emoji: str
@@ -77,7 +77,7 @@ class Listed(NamedTuple):
 
     Attributes:
         path: relative to the data set.
-        pixels: their hash.
+        pixels: the hash of the pixels.
     """
 
     drawing: Drawing
@@ -129,7 +129,7 @@ def drawings(package: Path, vendor: str) -> Iterator[Drawing]:
 
 
 def words_of(*texts: str) -> tuple[str, ...]:
-    """The different words of texts, in lower case, without stop words."""
+    """The distinct words of texts, in lower case, without stop words."""
     words = re.findall("[a-z]+", " ".join(texts).lower())
     return tuple(word for word in dict.fromkeys(words) if word not in STOP_WORDS)
 
@@ -174,7 +174,7 @@ def write_image(source: Path, target: Path) -> str:
 
 
 def without_copies(listed: Sequence[Listed]) -> list[Listed]:
-    """All but the held-out emoji of which a drawing equals one of the training split."""
+    """Leaves out held-out emoji with a drawing that equals a drawing of the training split."""
     seen = {each.pixels for each in listed if each.split == "train"}
     held_out = (each for each in listed if each.split != "train")
     copies = {each.drawing.emoji for each in held_out if each.pixels in seen}
@@ -182,7 +182,7 @@ def without_copies(listed: Sequence[Listed]) -> list[Listed]:
 
 
 def write_lists(listed: Sequence[Listed], destination: Path) -> None:
-    """Writes the categories of every vendor's drawings, and the words of the first one's."""
+    """Writes the categories of every vendor's drawings, and the words of the first vendor's."""
     of = {vendor: [each for each in listed if each.vendor == vendor] for vendor in VENDORS}
     for vendor, own in of.items():
         rows = ((each.path, each.drawing.category, each.split) for each in own)
@@ -215,7 +215,7 @@ def main() -> None:
     if destination.exists():
         parser.error(f"{destination}: exists already")
     destination.parent.mkdir(parents=True, exist_ok=True)
-    # Written beside and renamed, so that a data set is never half written.
+    # Written next to the destination and renamed, so that a data set is never half written.
     beside = temporary_folder(prefix=f".{destination.name}-", dir=destination.parent)
     with beside as unfinished, temporary_folder() as folder:
         given = {vendor: getattr(options, vendor) for vendor in VENDORS}

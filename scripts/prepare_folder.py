@@ -4,14 +4,15 @@
     python scripts/prepare_folder.py --whole photos data/tfds/photos    # all of it as train
     vmoe train ... --data.name tfds:./data/tfds/photos
 
-The folder is one that ``folder:PATH`` names: a sub-folder per class, split into ``train`` and so on
-or not. The new data set has the same splits and classes: a folder that is not split becomes 80%
-train, 10% validation and 10% test. With ``--whole`` it becomes ``train`` alone, for recipes that
-hold out a slice of it, such as ``train[:102400]``; a class may then have a single image.
+The folder has the form of ``folder:PATH``: a sub-folder per class, with or without folders for the
+splits (``train`` etc.). The new data set has the same splits and classes. A folder without splits
+becomes 80% train, 10% validation and 10% test. With ``--whole`` all images go into ``train``, for
+configs that hold out a slice of it, such as ``train[:102400]``; a class may then have only one
+image.
 
-Images are copied unchanged, without TensorFlow; their names are in memory, a few hundred bytes per
-image. A few large files are read faster, and from more kinds of storage, than many small ones. The
-same command resumes after it was stopped.
+Images are copied unchanged, without TensorFlow. Their names are in memory, a few hundred bytes per
+image. A few large files are faster to read than many small ones, and work on more kinds of storage.
+The same command resumes after it was stopped.
 """
 
 import argparse
@@ -63,8 +64,8 @@ def open_splits(folder: Path) -> dict[str, Source]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("folder", type=Path, help="of images, in a sub-folder per class")
-    parser.add_argument("destination", type=Path, help="of the data set; its name is the last part")
+    parser.add_argument("folder", type=Path, help="folder of images, in a sub-folder per class")
+    parser.add_argument("destination", type=Path, help="new folder, named as the data set")
     parser.add_argument("--whole", action="store_true", help="write all images to the split train")
     options = parser.parse_args()
     folder: Path = options.folder

@@ -3,27 +3,27 @@
     python scripts/prepare_imagenet.py data/tfds --devkit ILSVRC2012_devkit_t12.tar.gz \\
         --train ILSVRC2012_img_train.tar --validation ILSVRC2012_img_val.tar --real real.json
 
-It writes ``imagenet2012/5.1.0`` with the splits train and validation, as TFDS names and splits it,
-without TensorFlow. Images are copied unchanged. With ``--real``, the file of "Are we done with
-ImageNet?" (arXiv 2006.07159), it also writes ``imagenet2012_real/1.0.0``: the validation images,
-each with several labels or none. The number of images of every class is checked against the devkit.
-The same command resumes after it was stopped.
+It writes ``imagenet2012/5.1.0`` with the splits train and validation, with the names and splits of
+TFDS, but without TensorFlow. Images are copied unchanged. ``--real`` is the file of "Are we done
+with ImageNet?" (arXiv 2006.07159); with it the script also writes ``imagenet2012_real/1.0.0``: the
+validation images, each with any number of labels. The number of images of every class is checked
+against the devkit. The same command resumes after it was stopped.
 
     TFDS_DATA_DIR=data/tfds vmoe train ... --data.name tfds:imagenet2012:train[:99%]
 
-ImageNet-V2 (arXiv 1902.10811) needs no preparation: its folders are numbers of classes. Put them
-into a folder ``test``, as in ``imagenet_v2/test/0`` to ``imagenet_v2/test/999``.
+ImageNet-V2 (arXiv 1902.10811) needs no preparation: the names of its folders are class numbers. Put
+them into a folder ``test``, as in ``imagenet_v2/test/0`` to ``imagenet_v2/test/999``.
 
-Models trained from scratch (imagenet1k_s32_light.py and _medium.py) are evaluated with a capacity
-factor of 4.0, as the authors do, on ReaL labels and on ImageNet-V2:
+Evaluate models trained from scratch (imagenet1k_s32_light.py and _medium.py) with a capacity
+factor of 4.0, as in the paper's code, here on ReaL labels and on ImageNet-V2:
 
     TFDS_DATA_DIR=data/tfds vmoe evaluate --checkpoint runs/imagenet1k_s32_light \\
         --data tfds:imagenet2012_real:validation --routing.capacity-factor 4.0
     vmoe evaluate --checkpoint runs/imagenet1k_s32_light \\
         --data folder:imagenet_v2:test --routing.capacity-factor 4.0
 
-and those fine-tuned at 384 px (imagenet1k_s32_384.py and imagenet1k_b16_384.py) with the 1.5 that
-they are trained with, which is the default:
+Evaluate models fine-tuned at 384 px (imagenet1k_s32_384.py and imagenet1k_b16_384.py) with their
+training value of 1.5, which is the default:
 
     TFDS_DATA_DIR=data/tfds vmoe evaluate --checkpoint runs/imagenet1k_s32_384 \\
         --data tfds:imagenet2012_real:validation
@@ -56,7 +56,7 @@ def split_of(archive: Archive, **labels: Sequence[Any]) -> Split:
 
 
 def read_real(path: Path, images: int, classes: int) -> list[list[int]]:
-    """The labels of ReaL of each validation image.
+    """The ReaL labels of each validation image.
 
     Raises:
         SystemExit: the file has no list of labels for each image.

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Trains a sparse vision model: environment, training on the digits, evaluation and classic methods
-# for comparison, a prediction. A second run reuses the environment and the trained model.
+# Sets up the environment, trains a sparse vision model on digits, evaluates it, compares it with
+# classic methods, and predicts an image. A second run reuses the environment and the model.
 set -euo pipefail
 # shellcheck source=environment.sh
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
@@ -28,7 +28,7 @@ and the checkpoints. Commands to try next, in $root
 with .venv/bin on your PATH:
   vmoe evaluate --checkpoint $run --routing.capacity-factor 0.5     fewer slots, tokens dropped
   vmoe evaluate --checkpoint $run --routing.capacity-factor 0.5 --routing.priority largest_gate
-  vmoe train --config configs/digits_dense.py --workdir runs/digits_dense     the dense twin
+  vmoe train --config configs/digits_dense.py --workdir runs/digits_dense     the dense counterpart
   vmoe summary vmoe_15b_every2_e32     any model by name, without allocating it
   ./scripts/test.sh
 END

@@ -1,24 +1,23 @@
 """Checks claims on sparse models at a small scale: Fashion-MNIST, 14 models, three seeds each.
 
     python scripts/reproduce_small.py             # trains and measures what is missing; prints
-    python scripts/reproduce_small.py --write     # also writes the section of configs/README.md
+    python scripts/results.py                     # then writes docs/results
 
-The models are those of scripts/reproduction/variants.py, the figures those of measure.py, the
-claims and the rule for a verdict those of claims.py. A run's figures, and which images are correct
-for those that claims compare, are one committed JSON file, configs/reproduce_small/MODEL-SEED.json;
-a run that has one is neither trained nor measured again. A file of an earlier version, which does
-not say which images are correct, is replaced.
+The models are in scripts/reproduction/variants.py, the figures in measure.py, the claims and the
+rule for a verdict in claims.py. A run's figures, and which images are correct for the figures that
+claims compare, are one committed JSON file, scripts/rows/reproduce_small/MODEL-SEED.json. A run
+with such a file is neither trained nor measured again. A file of an earlier version, which does not
+say which images are correct, is replaced. All runs take about three hours on two cores.
 
 The script can be stopped at any time and started again: training resumes.
 """
 
 import fnmatch
 import json
-import os
 
-from experiments import ROOT, Comparison, Result, argument_parser, versions, write_section
+from experiments import ROOT, Comparison, Result, argument_parser, versions
 from reproduction.claims import compared
-from reproduction.show import plot, section
+from reproduction.show import claims, models
 from reproduction.variants import STEPS, VARIANTS, train_config
 
 from vmoe.config import TrainConfig
@@ -56,20 +55,15 @@ class Reproduction(Comparison):
 
 
 def main() -> None:
-    written = "file with the section to replace; plots are written beside the rows"
-    parser = argument_parser(__doc__.splitlines()[0], "reproduce_small", written)
+    parser = argument_parser(__doc__.splitlines()[0], "reproduce_small")
     parser.add_argument("--data", help="in the form of --data.name; default: fashion_mnist")
     parser.add_argument("--only", default="*", help="names of models, with wildcards")
-    parser.add_argument("--steps", type=int, default=STEPS, help="of the standard model")
-    parser.add_argument("--images", type=int, default=10_000, help="of the test split")
+    parser.add_argument("--steps", type=int, default=STEPS, help="steps of the standard model")
+    parser.add_argument("--images", type=int, default=10_000, help="images of the test split")
     options = parser.parse_args()
-    reproduction = Reproduction(options)
-    rows = reproduction.run([name for name in VARIANTS if fnmatch.fnmatch(name, options.only)])
-    print(section(rows, ()))
-    if options.write:
-        folder = options.write.parent
-        plots = [os.path.relpath(path, folder) for path in plot(rows, reproduction.results)]
-        write_section(options.write, "reproduce_small.py", section(rows, plots))
+    names = [name for name in VARIANTS if fnmatch.fnmatch(name, options.only)]
+    rows = Reproduction(options).run(names)
+    print(models(rows), claims(rows), sep="\n\n")
 
 
 if __name__ == "__main__":

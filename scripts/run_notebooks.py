@@ -1,15 +1,20 @@
 """Runs notebooks top to bottom, and writes them as .ipynb files with their outputs.
 
-    python scripts/run_notebooks.py                  # all of notebooks/*.py, beside them
+    python scripts/run_notebooks.py                  # runs all of notebooks/*.py
     python scripts/run_notebooks.py 02_routing --set images=32 --out FOLDER
 
-A notebook is a Python file whose cells start with ``# %%`` (py:percent); the .ipynb beside it has
-the same cells. ``--set`` adds a cell after the one tagged "parameters". A notebook runs in a
-temporary folder, so that what it writes is gone afterwards. If a cell fails nothing is written, and
-the exit status is 1.
+A notebook is a Python file whose cells start with ``# %%`` (py:percent). The .ipynb next to it has
+the same cells, and a hash of its code cells and their outputs, so that a test finds a file that was
+edited instead of run. ``--set`` adds a cell after the cell tagged "parameters". A notebook runs in
+a temporary folder, which is deleted afterwards. If a cell fails, nothing is written and the exit
+status is 1.
+
+The slow tests run the cells before the first cell tagged "long" again, and compare what they print
+with the stored outputs.
 """
 
 import argparse
+import hashlib
 import json
 import sys
 import tempfile
@@ -36,6 +41,12 @@ def read(path: Path) -> nbformat.NotebookNode:
     for i, cell in enumerate(notebook.cells):
         cell.id = f"cell-{i}"
     return notebook
+
+
+def digest(notebook: nbformat.NotebookNode) -> str:
+    """A hash of the code cells and their outputs."""
+    cells = [(cell.source, cell.outputs) for cell in notebook.cells if cell.cell_type == "code"]
+    return hashlib.sha256(json.dumps(cells, sort_keys=True).encode()).hexdigest()
 
 
 def with_parameters(notebook: nbformat.NotebookNode, settings: list[str]) -> None:
@@ -78,7 +89,9 @@ def run(path: Path, settings: list[str], out: Path) -> None:
             config=Config(KernelManager={"transport_encryption": "auto"}),
         )
         client.execute()
-    notebook.metadata = nbformat.from_dict(METADATA)  # without the version of this Python
+    hashed = {"vmoe": {"sha256": digest(notebook)}}
+    notebook.metadata = nbformat.from_dict(METADATA | hashed)  # without the version of this Python
+    out.mkdir(parents=True, exist_ok=True)
     replace_text(out / f"{path.stem}.ipynb", nbformat.writes(notebook) + "\n")
 
 

@@ -25,7 +25,7 @@ done
 [[ ${#on_eight[@]} -gt 0 || ${#on_one[@]} -gt 0 ]] || on_eight=(tests/devices) on_one=(tests vmoe)
 
 # Each worker starts with a contiguous part of the tests, so that most files, and their module
-# fixtures, run in one worker; an idle worker takes over half of the tests that another has left.
+# fixtures, run in one worker. An idle worker takes half of the remaining tests of another worker.
 run_pytest() {
   pytest --quiet --numprocesses auto --dist worksteal "$@"
 }

@@ -1,12 +1,12 @@
-"""Upcycles, fine-tunes and prunes Fashion-MNIST models, three seeds: tables in configs/README.md.
+"""Upcycles, fine-tunes and prunes Fashion-MNIST models with three seeds.
 
     python scripts/upcycle_and_prune.py [--workdir runs/upcycle_and_prune] [--jobs 2]
 
 Upcycling: the dense model gets 8 experts in every second block. Both are then trained for the same
 further steps, each with the learning rate that is better on the validation split for seed 0.
 Pruning: the sparse model keeps 4, 2 and 1 of 8 experts, chosen by each rule on the validation
-split, and is not trained afterwards; "average" makes it dense. Accuracies are those of the test
-split.
+split, and is not trained afterwards; "average" makes it dense. Accuracies are on the test split.
+docs/results/upcycling.md and pruning.md have the results.
 
 Every step is a command of vmoe. The script can be stopped at any time and started again: finished
 steps are read from WORKDIR/results, and training resumes. It takes an hour and three quarters on 2
@@ -36,7 +36,7 @@ KEPT = (4, 2, 1)
 
 
 class Upcycling(Experiments):
-    """Training, upcycling and pruning of one data set."""
+    """Training, upcycling and pruning on one data set."""
 
     def evaluate(self, path: Path, split: str) -> float:
         """The accuracy in percent."""
@@ -46,7 +46,7 @@ class Upcycling(Experiments):
         return 100 * json.loads(out)["accuracy"]
 
     def train(self, name: str, config: Path, seed: int, *options: Any) -> Result:
-        """Accuracies of a run by split."""
+        """Trains a run; its accuracies by split."""
         workdir = self.workdir / f"{name}-{seed}"
 
         def run() -> Result:

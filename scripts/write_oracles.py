@@ -1,19 +1,21 @@
-"""Small random models of every family of ViT weights, with the outputs of the family's own library,
-the results of torchvision's augmentations (``tests/golden/augment``, ``oracles/augment.py``), and
-of transformers' image processors (``tests/golden/preprocess``, ``oracles/images.py``).
+"""Writes the oracles that other libraries compute.
+
+These are small random models of every family of ViT weights with the outputs of the family's own
+library, results of torchvision's augmentations (``tests/golden/augment``, ``oracles/augment.py``)
+and of transformers' image processors (``tests/golden/preprocess``, ``oracles/images.py``).
 
     pip install -e '.[oracles]'
     python scripts/write_oracles.py [--out tests/golden/weights]
 
-- Each folder holds a model as its library saves it, and ``expected.npz``: ``images`` f32[2 h w 3]
-  in [-1, 1], ``logits``, ``features`` (the classifier's input), ``tokens`` (after the last norm).
-- The library sees the same images after its own normalization, and computes in float64 from the
+- Each folder has a model as its library saves it, and ``expected.npz``: ``images`` f32[2 h w 3] in
+  [-1, 1], ``logits``, ``features`` (the classifier's input), ``tokens`` (after the last norm).
+- The library gets the same images after its own normalization, and computes in float64 from the
   float32 weights.
 - Every parameter is random. In models named ``*_eps`` the tokens are about 1e-3, so that their
   variance is near the epsilon of the norms.
-- The seed is the first with which each other GELU changes the outputs by more than 1e-3 of their
-  largest value, in a ``*_eps`` model each other epsilon too, and rounding to float32 by less than
-  2e-6. If no seed does, the script fails.
+- The seed is the first one for which every other GELU (and in a ``*_eps`` model every other
+  epsilon) changes the outputs by more than 1e-3 of their largest value, and rounding to float32 by
+  less than 2e-6. If there is no such seed, the script fails.
 - The libraries that write ``.npz`` files are not on PyPI: a forward pass in numpy computes those
   models, and timm, which reads these files, must get the same (``oracles/npz.py``).
 - ``refused/`` holds models that are not plain ViTs.
@@ -60,7 +62,7 @@ LIBRARIES = ("timm", "transformers", "torch", "safetensors", "numpy")
 
 @dataclass(frozen=True)
 class Oracle:
-    """What a model is, its GELU and epsilon, and how it is built from a seed."""
+    """A model's description, GELU and epsilon, and the function that builds it from a seed."""
 
     note: str
     gelu: str
@@ -82,7 +84,7 @@ def of_npz(note: str, *arguments: object, **options: object) -> Oracle:
     return Oracle(note, "tanh", 1e-6, npz_model, arguments, options)
 
 
-SHARDS = "as `hf_vit`, in shards beside `model.safetensors.index.json`"
+SHARDS = "as `hf_vit`, in shards with `model.safetensors.index.json`"
 ORACLES = {
     "timm_vit": of_timm(
         "class token; 3 heads, known from the architecture only; `label_names`",
@@ -190,7 +192,7 @@ ORACLES = {
         pre_logits=True,
     ),
     "vit_in_optimizer": of_npz(
-        "as `augreg`, below `opt/target/`, beside `opt/state/step`",
+        "as `augreg`, below `opt/target/`, with an `opt/state/step`",
         "token",
         "with_class",
         in_optimizer,
@@ -212,7 +214,7 @@ ORACLES = {
 
 
 def images_of(size: int) -> np.ndarray:
-    """Two random images, with another mean in each channel."""
+    """Two random images, with a different mean in each channel."""
     pixels = np.random.default_rng(size).uniform(-0.7, 0.7, (2, size, size, 3))
     return np.float32(pixels + [-0.3, 0.1, 0.25])
 
@@ -224,14 +226,14 @@ def change(expected: Arrays, others: Arrays) -> float:
 
 
 class Sensitivity(NamedTuple):
-    """How far the nearest other GELU, the nearest other epsilon and float32 are."""
+    """Changes of the outputs by the nearest other GELU, the nearest other epsilon and float32."""
 
     gelu: float
     epsilon: float
     rounding: float
 
     def suits(self, name: str) -> bool:
-        """What amplifies the differences of GELUs amplifies rounding errors too."""
+        """Whether other GELUs (and epsilons) show, but amplified rounding errors do not."""
         near = self.gelu < 3e-3 or "clip" in name
         seen = self.gelu > 1e-3 and (self.epsilon > 1e-3 or not name.endswith("_eps"))
         return seen and near and self.rounding < 2e-6
@@ -280,24 +282,24 @@ def settings(oracle: Oracle, model: Model) -> tuple[str, str, str]:
     return oracle.gelu, f"{oracle.epsilon:.0e}", shown
 
 
-README = """# Models of other people's families, and what they compute
+README = """# Models of other libraries, and their outputs
 
 Written by `python scripts/write_oracles.py` with
 {versions}.
 Every parameter is random. `expected.npz` has `images` in [-1, 1] and the `logits`, `features` and
 `tokens` that the family's library computes in float64 after its own normalization (mean / std of
-pixels in [0, 1]). The last columns are changes of the logits, or without a head the features,
-relative to the largest: with the nearest other GELU, with the nearest other epsilon of
-{epsilons}, and of the library itself in float32.
+pixels in [0, 1]). The last columns are changes of the logits (of the features without a head),
+relative to the largest value: with the nearest other GELU, with the nearest other epsilon of
+{epsilons}, and in float32.
 
 {oracles}
 
 The models from `augreg` on are computed in numpy and checked with timm, which reads the same files:
 tokens, features and logits agree to 1e-6. timm gets sin-cos positions as learned ones and bfloat16
-as float32; it drops pre-logits, so that only the tokens of `vit_pre_logits` are compared.
+as float32. It drops pre-logits, so only the tokens of `vit_pre_logits` are compared.
 
 ## Refused
-They are not plain ViTs, and have no `expected.npz`.
+Reading these models raises an error, since they are not plain ViTs. They have no `expected.npz`.
 
 {refused}
 """

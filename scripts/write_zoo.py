@@ -1,125 +1,300 @@
-"""Writes the trained models that come with the package, and samples of test images.
+"""Writes the trained models that come with the package, their model cards, and samples of images.
 
-    python scripts/upcycle_and_prune.py         # trains those of Fashion-MNIST
+    python scripts/upcycle_and_prune.py         # trains the models of Fashion-MNIST
     python scripts/prepare_emoji.py data/emoji
     for seed in 0 1 2; do
       vmoe train --config configs/emoji.py --workdir runs/emoji-$seed --seed $seed
     done
-    python scripts/write_zoo.py [NAME ...]      # all models, or some
+    python scripts/write_zoo.py                      # writes weights, samples, measurements, cards
+    python scripts/write_zoo.py --keep weights       # measures the packaged weights, writes cards
+    python scripts/write_zoo.py --keep measurements  # writes the cards from measured.json
 
-Of each model the seed with the best accuracy on the validation split, after the last step, is
-written to ``vmoe/zoo``; prints all accuracies, of which those of the best seed stand in
-``vmoe/zoo/__init__.py`` too.
+For each model it takes the seed with the best accuracy on the validation split after the last step.
+It measures the packaged model with ``vmoe evaluate`` and ``vmoe routing`` and writes the figures to
+``measured.json`` next to the weights. The card is written from these and from the texts below.
 """
 
 import argparse
+import datetime
+import json
+import math
+import platform
 import shutil
-from typing import NamedTuple
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 
 from vmoe import zoo
 from vmoe.checkpoints import read, vmoe_format
+from vmoe.checkpoints.card import Facts, card
+from vmoe.checkpoints.stored import Origin
 from vmoe.data.decode import decode
-from vmoe.data.sources import name_and_split, open_source
+from vmoe.data.sources import open_source
 from vmoe.data.sources.builtin import path_of
 from vmoe.evaluate import evaluate
+from vmoe.studies.routing.command import FEW
+from vmoe.trees import by_name
 
 SEEDS = (0, 1, 2)
-FASHION_MNIST = """the 55,000 training images of Fashion-MNIST (arXiv 1708.07747; MIT license, \
-(c) 2017 Zalando SE)"""
-EMOJI = """the 3,080 training images that `scripts/prepare_emoji.py` makes of Noto Color Emoji \
-((c) Google, Apache License 2.0) and Twemoji ((c) Twitter, Inc and other contributors, CC-BY 4.0)"""
-NOTES = """Trained on {data} by `{config}`. Of the seeds 0, 1, 2 it is seed {seed}, the best one \
-on the validation split. Accuracy in percent, evaluated with the capacity of training (`python \
-scripts/write_zoo.py`):
+MEASURED = "measured.json"
+FASHION_MNIST = """\
+Fashion-MNIST ([arXiv 1708.07747](https://arxiv.org/abs/1708.07747)): gray pictures of Zalando's
+products, 28 x 28 pixels, ten kinds of clothing. 55,000 of its 60,000 training images were used for
+training, the other 5,000 are the validation split. License: MIT, (c) 2017 Zalando SE."""
+EMOJI = """\
+Drawings of emoji by two vendors, 64 x 64 pixels on white, in nine categories of Unicode: 3,080
+training images. `scripts/prepare_emoji.py` makes them from Noto Color Emoji ((c) Google, Apache
+License 2.0) and Twemoji ((c) Twitter, Inc and other contributors, CC-BY 4.0). Both drawings of an
+emoji are in the same split. The data are not on the Hugging Face hub."""
+TRAINING = """
 
-| split | seed 0 | seed 1 | seed 2 |
-|---|---|---|---|
+`{config}` was trained with the seeds 0, 1 and 2. This is the seed with
+the best accuracy on the validation split."""
+ACCURACY = """\
+In percent, with the standard error over the images of the split. The standard error does not cover
+the spread between seeds.
+
+| data | images | accuracy |
+|---|---|---|
 {rows}
 
-The weights have the license of vmoe (Apache 2.0)."""
+The first command repeats the last row, the second one all rows ({machine},
+{date}, jax {jax}):
+```
+vmoe evaluate --checkpoint {name} --data {sample}
+python scripts/write_zoo.py {name} --keep weights
+```"""
+DEPENDENT = """\
+- {changed:.1%} of the predictions on {images} images of `{sample}` depend on the other
+  images of the batch: they are not the same in all of {orders} orders of the images. The command
+  above with `--data {sample}` repeats this, in batches of {batch_size} images."""
+FASHION_LIMITS = """\
+- The training data are small, 55,000 images from one source. Other pictures of clothing, such as
+  photographs with color or background, were not tested.
+- This is a small example for trying vmoe. It does not reproduce a result of the V-MoE paper, and it
+  is not meant for real use."""
+EMOJI_LIMITS = """\
+- The training data are very small, 3,080 images, and {wrong:.0%} of the test images are classified
+  wrongly. Photographs and drawings in other styles were not tested.
+- A few test emoji look exactly like a training emoji with another name.
+- This is a small example for trying vmoe. It does not reproduce a result of the V-MoE paper, and it
+  is not meant for real use."""
+LICENSE = "Apache 2.0, like vmoe. The training data have their own license: see Training data."
+METADATA = """\
+license: apache-2.0
+{datasets}metrics: [accuracy]
+model-index:
+- name: {name}
+  results:
+  - task: {{type: image-classification}}
+    dataset: {{name: {title}, type: {hub}, split: test}}
+    metrics: [{{type: accuracy, value: {accuracy:.2f}}}]
+"""
+
+
+class Data(NamedTuple):
+    """A data set.
+
+    Attributes:
+        name: for ``open_source``.
+        title: name for people.
+        hub: name on the Hugging Face hub, or a name of its own if it is not there.
+        on_hub: whether it is there.
+        sample: packaged sample of its test images, and their number.
+        training: text of the card on the training data.
+        limits: text of the card on the limits of a model; ``wrong`` is its error on the test split.
+    """
+
+    name: str
+    title: str
+    hub: str
+    on_hub: bool
+    sample: tuple[str, int]
+    training: str
+    limits: str
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        """Splits to measure: validation, test, and the sample."""
+        return f"{self.name}:validation", f"{self.name}:test", f"{self.sample[0]}:test"
 
 
 class Model(NamedTuple):
     """A model to write.
 
     Attributes:
-        runs: the run folders, without their seeds.
-        config: of the runs.
-        data: the data set.
-        sample: of its test images.
-        described: the training data, for the card.
+        runs: path of the run folders, without their seeds.
+        config: config of the runs.
+        data: key of ``DATA``.
     """
 
     runs: str
     config: str
     data: str
-    sample: str
-    described: str
-
-    @property
-    def splits(self) -> tuple[str, ...]:
-        return (f"{self.data}:validation", f"{self.data}:test", f"{self.sample}:test")
 
 
-FASHION_RUNS = "runs/upcycle_and_prune"
-FASHION = ("fashion_mnist", "fashion_mnist_sample", FASHION_MNIST)
-MODELS = {
-    "vmoe_fashion_mnist": Model(f"{FASHION_RUNS}/sparse", "configs/fashion_mnist.py", *FASHION),
-    "vit_fashion_mnist": Model(f"{FASHION_RUNS}/dense", "configs/fashion_mnist_dense.py", *FASHION),
-    "vmoe_emoji": Model(
-        "runs/emoji", "configs/emoji.py", "folder:data/emoji", "emoji_sample", EMOJI
+DATA = {
+    "fashion_mnist": Data(
+        "fashion_mnist",
+        "Fashion-MNIST",
+        "zalando-datasets/fashion_mnist",
+        True,
+        ("fashion_mnist_sample", 512),
+        FASHION_MNIST,
+        FASHION_LIMITS,
+    ),
+    "emoji": Data(
+        "folder:data/emoji", "emoji", "emoji", False, ("emoji_sample", 128), EMOJI, EMOJI_LIMITS
     ),
 }
-SAMPLED = {"fashion_mnist_sample": 512, "emoji_sample": 128}  # number of images
+FASHION_RUNS = "runs/upcycle_and_prune"
+MODELS = {
+    "vmoe_fashion_mnist": Model(
+        f"{FASHION_RUNS}/sparse", "configs/fashion_mnist.py", "fashion_mnist"
+    ),
+    "vit_fashion_mnist": Model(
+        f"{FASHION_RUNS}/dense", "configs/fashion_mnist_dense.py", "fashion_mnist"
+    ),
+    "vmoe_emoji": Model("runs/emoji", "configs/emoji.py", "emoji"),
+}
 
 
-def write_sample(model: Model) -> None:
+def write_sample(data: Data, place: str) -> None:
     """Writes some test images: the first ones, or random ones of a folder, which is sorted."""
-    test, count = open_source(model.data, "test"), SAMPLED[model.sample]
+    name, count = data.sample
+    test = open_source(place, "test")
     order = np.arange(len(test))
-    if model.data.startswith("folder:"):
+    if data.name.startswith("folder:"):
         order = np.random.default_rng(0).permutation(order)
     examples = [test[i] for i in order[:count].tolist()]
     pixels = np.stack([decode(each.image, each.origin) for each in examples])
     gray = (pixels == pixels[..., :1]).all()
     np.savez_compressed(
-        path_of(model.sample),
+        path_of(name),
         images=pixels[..., 0] if gray else pixels,
         labels=np.array([each.labels[0] for each in examples], np.uint8),
         class_names=np.array(test.class_names),
     )
 
 
-def write_model(name: str, model: Model) -> None:
-    """Evaluates the runs of a model, and writes the best one."""
-    stored = [read(f"{model.runs}-{seed}") for seed in SEEDS]
-    accuracies = {
-        data: [
-            100 * evaluate(each.model(), open_source(*name_and_split(data))).accuracy
-            for each in stored
-        ]
-        for data in model.splits
+def write_weights(name: str, place: str) -> None:
+    """Writes the run of a model that is the best one on the validation split."""
+    stored = [read(f"{MODELS[name].runs}-{seed}") for seed in SEEDS]
+    validation = open_source(place, "validation")
+    accuracies = [evaluate(each.model(), validation).accuracy for each in stored]
+    print(f"{name}: validation accuracies {accuracies}")
+    folder = zoo.PACKAGED / name
+    shutil.rmtree(folder, ignore_errors=True)
+    vmoe_format.write(folder, stored[int(np.argmax(accuracies))])
+
+
+def measure(name: str, place: str) -> dict[str, Any]:
+    """Measures a packaged model, and writes the figures next to it.
+
+    Args:
+        place: name of the data set on this machine.
+    """
+    folder, data = zoo.PACKAGED / name, DATA[MODELS[name].data]
+    accuracies = {}
+    for split in data.splits:
+        own = split.replace(data.name, place, 1) if split.startswith(f"{data.name}:") else split
+        report = vmoe("evaluate", "--checkpoint", folder, "--data", own, "--json")
+        accuracies[split] = {"accuracy": report["accuracy"], "images": report["images"]}
+    measured = {
+        "accuracies": accuracies,
+        "dependence": None,
+        "machine": machine(),
+        "date": str(datetime.date.today()),
+        "jax": jax.__version__,
     }
-    best = int(np.argmax(accuracies[model.splits[0]]))
+    if read(folder).config.sparse_blocks:
+        sample, count = data.sample
+        report = vmoe("routing", "--checkpoint", folder, "--data", sample, "--json")
+        dependence = {"images": min(count, FEW), "changed": report["changed_by_batch"]}
+        measured["dependence"] = dependence | {"orders": 8, "batch_size": 64}
+    (folder / MEASURED).write_text(json.dumps(measured, indent=2) + "\n")
+    return measured
+
+
+def vmoe(*arguments: str | Path) -> dict[str, Any]:
+    """The JSON that a command prints."""
+    command = [sys.executable, "-m", "vmoe", *map(str, arguments)]
+    return json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)
+
+
+def machine() -> str:
+    """The name of the processor."""
+    path = Path("/proc/cpuinfo")
+    lines = path.read_text().splitlines() if path.exists() else []
+    names = [line.partition(": ")[2] for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def card_of(name: str) -> str:
+    """The card of a packaged model, from its files, its measurements and the texts above."""
+    folder, data = zoo.PACKAGED / name, DATA[MODELS[name].data]
+    measured = json.loads((folder / MEASURED).read_text())
     rows = [
-        f"| {data} | {' | '.join(f'{value:.2f}' for value in values)} |"
-        for data, values in accuracies.items()
+        f"| `{split}` | {row['images']:,} | {with_error(**row)} |"
+        for split, row in measured["accuracies"].items()
     ]
-    destination = zoo.PACKAGED / name
-    shutil.rmtree(destination, ignore_errors=True)
-    notes = NOTES.format(data=model.described, config=model.config, seed=best, rows="\n".join(rows))
-    vmoe_format.write(destination, stored[best], notes=notes)
-    print(f"{destination}: seed {best}", *rows, sep="\n")
+    accuracy = measured["accuracies"][f"{data.name}:test"]["accuracy"]
+    limits = [data.limits.format(wrong=1 - accuracy)]
+    names = {"name": name, "sample": data.sample[0]}
+    if dependence := measured["dependence"]:
+        limits.insert(0, DEPENDENT.format(**names, **dependence))
+    facts = Facts(
+        metadata=METADATA.format(
+            name=name,
+            datasets=f"datasets: [{data.hub}]\n" * data.on_hub,
+            title=data.title,
+            hub=data.hub,
+            accuracy=100 * accuracy,
+        ),
+        training_data=data.training + TRAINING.format(config=MODELS[name].config),
+        accuracy=ACCURACY.format(rows="\n".join(rows), **names, **measured),
+        limits="\n".join(limits),
+        license=LICENSE,
+    )
+    stored = read(folder)
+    origin = json.loads((folder / vmoe_format.CONFIG).read_text())["origin"]
+    before = Origin(origin["format"], origin["path"], origin["weights"])
+    return card(name, stored._replace(origin=before), by_name(stored.params), facts)
+
+
+def with_error(accuracy: float, images: int) -> str:
+    """An accuracy in percent, with its standard error."""
+    error = math.sqrt(accuracy * (1 - accuracy) / images)
+    return f"{100 * accuracy:.2f} ± {100 * error:.2f}"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("names", nargs="*", choices=[[], *MODELS], metavar="NAME", default=[])
-    for name in parser.parse_args().names or MODELS:
-        write_sample(MODELS[name])
-        write_model(name, MODELS[name])
+    parser.add_argument(
+        "--keep",
+        choices=("nothing", "weights", "measurements"),
+        default="nothing",
+        help="packaged files that are not written again; measurements: only cards are written",
+    )
+    for key, data in DATA.items():
+        option = f"--{key.replace('_', '-')}"
+        parser.add_argument(option, default=data.name, metavar="DATA", help="where the data are")
+    options = parser.parse_args()
+    for name in options.names or MODELS:
+        key = MODELS[name].data
+        place = getattr(options, key)
+        if options.keep == "nothing":
+            write_sample(DATA[key], place)
+            write_weights(name, place)
+        if options.keep != "measurements":
+            measure(name, place)
+        (zoo.PACKAGED / name / vmoe_format.CARD).write_text(card_of(name), encoding="utf-8")
+        print(zoo.PACKAGED / name / vmoe_format.CARD)
 
 
 if __name__ == "__main__":

@@ -1,11 +1,11 @@
-"""Vision Mixture-of-Experts in JAX: the published V-MoE models and a trainer.
+"""Vision mixture-of-experts (V-MoE) models and a trainer in JAX and Flax NNX.
 
 >>> import vmoe
 >>> model = vmoe.create_model("vmoe_tiny_last2_e4")
 >>> vmoe.list_models("vit_b*")
 ['vit_b16', 'vit_b32']
 
-Names are imported when first used, so that ``import vmoe`` is quick.
+Names are imported on first use, so that ``import vmoe`` is fast.
 """
 
 import importlib

@@ -9,9 +9,9 @@ Every public annotation spells its axes with these letters:
     a heads           z width of a head                      y classes
     q queries         r features before the classes          x any other
 
-Channels are a literal 3. A *slot* is a place at an expert: ``c`` of them per expert and group.
+Channels are a literal 3. A *slot* holds one token at an expert; each expert has ``c`` per group.
 A *choice* is a pair (token, rank): the token's rank-th expert. Choices of a group are numbered
-``token * k + rank`` and slots ``expert * c + position``: one integer identifies either.
+``token * k + rank`` and slots ``expert * c + position``, so one integer identifies either.
 """
 
 from collections.abc import Callable
@@ -30,9 +30,9 @@ class RouterInputs(NamedTuple):
     """Inputs of a router, which routes each group independently.
 
     Attributes:
-        logits: from the gate, float32, before noise; with slots as a last axis if the gate
+        logits: the gate's output, float32, before noise; with slots as a last axis if the gate
             makes logits per slot.
-        noise: to be added to the logits; None in evaluation.
+        noise: noise to add to the logits; None in evaluation.
         valid: False for padding, which takes no slot and counts in no loss.
         draw: a random number in [0, 1) per token, for a random priority; None in evaluation.
     """
@@ -60,7 +60,7 @@ class Routing(NamedTuple):
             expert that did not choose the token).
         slots: the slot that each choice got, in [0, e * c); e * c where it got none.
         choices: the choice that fills each slot, in [0, s * k); s * k where the slot is empty.
-        weights: the combine weight of each choice, in [0, 1]; 0 where it got no slot.
+        weights: the combine weight of each choice, in [0, 1]; 0 if the choice got no slot.
     """
 
     experts: Int[Array, "g s k"]
@@ -102,11 +102,11 @@ class Decision(NamedTuple):
 
     Attributes:
         gates: the weight of each expert for each token, in [0, 1]: the softmax that the routing
-            used (of the noisy logits, in training); for soft routing, the combine weights summed
-            over an expert's slots.
+            used (in training, the softmax of the noisy logits); for soft routing, the combine
+            weights summed over an expert's slots.
         routing: which token goes to which slot, with which weight.
-        losses: the auxiliary losses by name, one value per group, unweighted; only those whose
-            weight is not 0.
+        losses: the auxiliary losses whose weight is not 0, by name; unweighted, one value per
+            group.
     """
 
     gates: Float[Array, "g s e"]

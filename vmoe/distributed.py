@@ -1,8 +1,8 @@
 """One run in several processes: the primary process, barriers, agreement, and errors.
 
-Every process runs the same program and takes the same steps. That they have the same config, data
-and versions is checked once, in setup. What a single process knows (a signal, a corrupt file,
-another run in the folder) is shared here before any process acts on it.
+Every process runs the same program and takes the same steps. Setup checks once that all have the
+same config, data and versions. An event that one process sees (a signal, a corrupt file, another
+run in the folder) is shared here before any process acts on it.
 """
 
 import contextlib
@@ -39,7 +39,7 @@ HEARTBEAT_TIMEOUT = 100
 BARRIER_TIMEOUT = 3600  # seconds that a barrier waits for a process that is alive
 LOST = ("Gloo", "NCCL", "UNAVAILABLE", "DEADLINE_EXCEEDED", "CANCELLED")  # in errors of collectives
 
-_index = 0  # of this process, for a thread that must not wait for JAX's locks
+_index = 0  # this process's index, for a thread that must not wait for JAX's locks
 _numbers = itertools.count()  # for names of barriers
 
 
@@ -157,8 +157,8 @@ def check_same(facts: Mapping[str, Any]) -> None:
         facts: JSON values by name. Lists and dicts are compared value by value.
 
     Raises:
-        SynchronizedError: they differ; names the first process that differs from the primary one,
-            and the first fact in which it does.
+        SynchronizedError: they differ; the message has the first process that differs from the
+            primary one, and the first fact that differs.
     """
     first, *others = (dict(_flat(json.loads(text))) for text in gather(json.dumps(facts)))
     for i, other in enumerate(others, start=1):
@@ -174,7 +174,7 @@ def check_same(facts: Mapping[str, Any]) -> None:
 
 
 def _flat(value: Any, place: str = "") -> Iterator[tuple[str, Any]]:
-    """The values in nested lists and dicts, each with its place.
+    """The values in nested lists and dicts, each with its path.
 
     >>> list(_flat({"a": [1, {"b": 2}]}))
     [('a.0', 1), ('a.1.b', 2)]
@@ -190,8 +190,8 @@ def raise_together(work: Callable[[], Result]) -> Result:
     """Calls ``work()`` in every process; an error in one of them is raised in all.
 
     Raises:
-        SynchronizedError: some process raised a VmoeError or an OSError; the message names the
-            process, unless all of them raised the same. With one process its own error is raised.
+        SynchronizedError: some process raised a VmoeError or an OSError; the message has the index
+            of the process, unless all raised the same. A single process raises its own error.
     """
     if is_single_process():
         return work()
@@ -215,10 +215,10 @@ def raise_together(work: Callable[[], Result]) -> Result:
 
 
 def from_primary(work: Callable[[], Any]) -> Any:
-    """The JSON value that ``work()`` returns in the primary process, which alone calls it.
+    """The JSON value that ``work()`` returns in the primary process; only that one calls it.
 
-    Every process has to call this; see ``raise_together`` for errors. A network file system may
-    show the processes different versions of a file, and they have to act alike.
+    Every process has to call this; see ``raise_together`` for errors. It is for reads of files: on
+    a network file system, processes may see different versions of a file.
     """
     text = raise_together(lambda: json.dumps(work()) if is_primary() else "")
     return json.loads(gather(text)[0])
@@ -233,8 +233,8 @@ def synchronized(error: VmoeError) -> VmoeError:
 def abort_on_error() -> Iterator[None]:
     """Ends the process at once, with one line, on an error that other processes do not raise.
 
-    Normal cleanup would wait for processes that are gone, or that wait for this one. The other
-    processes notice it: in a collective by the closed connection, elsewhere by missing heartbeats.
+    Normal cleanup would wait for processes that are gone or wait for this one. The others notice
+    the end: in a collective by the closed connection, elsewhere by missing heartbeats.
     """
     try:
         yield

@@ -34,17 +34,17 @@ class VmoeError(Exception):
 
 
 class UsageError(VmoeError, ValueError):
-    """Wrong input: the message names the place, the value and the remedy.
+    """Wrong input: the message has the location, the value and the remedy.
 
     Attributes:
-        field: the field or argument that is wrong; None if the message names another place.
+        field: the field or argument that is wrong; None if the message has another location.
         value: its value.
     """
 
     status = 2
 
     def __init__(self, problem: str, /, **fields: Any):
-        """The field that is wrong comes first in ``fields``, then those that it does not fit.
+        """In ``fields`` the wrong field comes first, then the fields that it conflicts with.
 
         >>> str(UsageError("use a shorter warmup", **{"optim.warmup_steps": 20, "steps": 10}))
         'optim.warmup_steps=20 with steps=10: use a shorter warmup'
@@ -59,7 +59,7 @@ class Failure(VmoeError):
 
 
 class CheckFailed(VmoeError):
-    """A check that was asked for found what it looks for."""
+    """A check that the user requested found a problem."""
 
     status = 3
 
@@ -92,7 +92,7 @@ def require(condition: bool, problem: str, /, **fields: Any) -> None:
 
 
 def _place(fields: Mapping[str, Any]) -> str:
-    """Fields and their values, without those that are configs, which are long."""
+    """Fields and their values as text, without configs, which are long."""
     texts = []
     for path, value in fields.items():
         configs = value if isinstance(value, tuple) else (value,)
@@ -103,7 +103,7 @@ def _place(fields: Mapping[str, Any]) -> str:
 
 @contextlib.contextmanager
 def naming(place: Any = "", /, **fields: Any) -> Iterator[None]:
-    """Puts a place, such as a path or an argument, before the message of a UsageError inside."""
+    """Puts a location, such as a path or an argument, before the message of a UsageError inside."""
     try:
         yield
     except UsageError as error:
@@ -114,7 +114,7 @@ def naming(place: Any = "", /, **fields: Any) -> Iterator[None]:
 
 @contextlib.contextmanager
 def writing(path: Any, remedy: str = "") -> Iterator[None]:
-    """Turns an OSError inside into a Failure that names what cannot be written.
+    """Turns an OSError inside into a Failure whose message has the path.
 
     Args:
         remedy: the end of the message, such as "; free some space".
@@ -128,11 +128,13 @@ def writing(path: Any, remedy: str = "") -> Iterator[None]:
 
 @contextlib.contextmanager
 def reading(place: Any, problem: str = "cannot be read", remedy: str = "") -> Iterator[None]:
-    """Turns an error of a library inside, of whatever type, into a UsageError that names the place.
+    """Turns any exception of a library inside into a UsageError whose message has the location.
 
     The errors above, and a MemoryError, are passed on.
 
     Args:
+        place: the location, such as a path.
+        problem: the problem, in words.
         remedy: the end of the message, such as "; repair it".
     """
     try:
@@ -147,7 +149,7 @@ def parse_json(text: str | bytes) -> Any:
     """The value of a JSON text.
 
     Raises:
-        ValueError: it is no JSON, or too deep for Python's parser.
+        ValueError: it is not JSON, or nested too deeply for Python's parser.
     """
     try:
         return json.loads(text)
@@ -156,7 +158,7 @@ def parse_json(text: str | bytes) -> Any:
 
 
 def one_line(text: str) -> str:
-    """The text with every character escaped that is not printable: names can hold any.
+    """The text with unprintable characters escaped: file names can contain any character.
 
     >>> one_line("a\\nb")
     'a\\\\nb'
@@ -175,7 +177,7 @@ def shortened(text: str, limit: int) -> str:
 
 
 def listed(texts: Sequence[str], limit: int, *, separator: str = ", ", unnamed: int = 0) -> str:
-    """The first texts, and how many more there are, with ``unnamed`` that are not given.
+    """The first texts, and the number of further ones, which includes ``unnamed`` texts not given.
 
     >>> listed(["a", "b", "c"], 2), listed(["a", "b"], 2)
     ('a, b, and 1 more', 'a, b')
@@ -186,7 +188,7 @@ def listed(texts: Sequence[str], limit: int, *, separator: str = ", ", unnamed: 
 
 
 def unknown(what: str, name: Any, known: list[str]) -> str:
-    """A message for a name that does not exist, with the nearest one that does.
+    """A message for a name that does not exist, with the most similar name that does.
 
     >>> unknown("no data set", "digit", ["digits", "folder"])
     "no data set 'digit': did you mean 'digits'?"
@@ -195,7 +197,7 @@ def unknown(what: str, name: Any, known: list[str]) -> str:
 
 
 def choice(name: Any, known: list[str]) -> str:
-    """The remedy for a name that does not exist: the nearest one that does, or all."""
+    """The remedy for a name that does not exist: the most similar existing name, or all names."""
     near = difflib.get_close_matches(str(name), known, n=1)
     shown = ", ".join(known[:12]) + (", ..." if len(known) > 12 else "")
     return f"did you mean {near[0]!r}?" if near else f"choose from {shown}"

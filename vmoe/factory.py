@@ -39,27 +39,27 @@ Image = str | Path | bytes | np.ndarray  # a file, its content, or its pixels: u
 
 @dataclasses.dataclass(frozen=True)
 class Loaded:
-    """A trained model with all that is needed to use it."""
+    """A trained model with everything that is needed to use it."""
 
     model: ViT
     class_names: tuple[str, ...]
-    """In the order of the logits."""
+    """Names of the classes, in the order of the logits."""
     preprocessing: Preprocessing
-    """How images are prepared for the model."""
+    """Resizing, cropping and scaling of images for the model."""
     step: int | None
     """Number of training steps; None if unknown."""
     origin: Origin
     train_config: TrainConfig | None = None
     """Config of the training run; None if the checkpoint does not come from a run."""
     routing_file: tuple[Path, RoutingFile] | None = None
-    """The routing.json that the model uses, and its content; None if it uses none."""
+    """Path and content of the routing.json that the model uses; None if it uses none."""
 
     loss: Loss = "softmax"
-    """With which it was trained."""
+    """The loss that the model was trained with."""
 
     @property
     def sigmoid(self) -> bool:
-        """Whether it was trained with the sigmoid loss, which judges each class by itself."""
+        """Whether it was trained with the sigmoid loss, which treats each class on its own."""
         return self.loss == "sigmoid"
 
     def preprocess(self, images: Iterable[Image]) -> Float[np.ndarray, "b h w 3"]:
@@ -82,13 +82,13 @@ class Loaded:
         return to_float(np.stack(pixels))
 
     def save(self, path: str | Path) -> None:
-        """Writes the model, as it is now, to a folder that ``load`` and training open.
+        """Writes the current model to a folder that ``load`` and training can open.
 
-        It holds the class names, the preprocessing and a model card too. For other formats see
-        ``vmoe.checkpoints.write``.
+        The folder also has the class names, the preprocessing and a model card. For other formats
+        see ``vmoe.checkpoints.write``.
 
         Args:
-            path: a new or an empty folder, or hf://OWNER/NAME, to which it is pushed.
+            path: a new or an empty folder, or the hub repository hf://OWNER/NAME to push to.
 
         Raises:
             UsageError: the folder has files.
@@ -123,17 +123,17 @@ def _pixels(image: Image, i: int, exif: bool) -> UInt8[np.ndarray, "h w 3"]:
 def create_model(
     name: str, *, pretrained: bool | str | Path = False, seed: int = 0, **overrides: Any
 ) -> ViT:
-    """A model by name, newly initialized or with trained parameters.
+    """Creates a model by name, newly initialized or with trained parameters.
 
     Args:
         name: one of ``list_models()``; with ``pretrained=True`` also with a tag, as in
             ``list_models(pretrained=True)``.
-        pretrained: True for the weights of that name; or a path, as for ``load``, from which the
-            model takes the number of classes, pre-logits, image size and the fields that are
-            trained for, such as the GELU (``SIZES``, ``FIXED``). Positions are resampled for
-            another ``image_size``; for another ``num_classes`` or ``pre_logits``, the head is new.
-            What is new or resampled is reported on stderr.
-        seed: of the new parameters.
+        pretrained: True for the weights of that name; or a path, as for ``load``. The model then
+            takes from the weights the number of classes, pre-logits, image size and the fields
+            that training depends on, such as the GELU (``SIZES``, ``FIXED``). Position embeddings
+            are resampled for another ``image_size``; the head is new for another ``num_classes``
+            or ``pre_logits``. New and resampled parameters are reported on stderr.
+        seed: seed of the new parameters.
         overrides: fields of ViTConfig; a dict changes fields of a nested config.
 
     Raises:
@@ -148,7 +148,7 @@ def create_model(
     entry = zoo.find(name) if pretrained is True else None
     if pretrained is True and entry is None:
         raise UsageError(unknown("no model", name, list_models(pretrained=True)))
-    stored = read(entry.address if entry else str(pretrained))
+    stored = read(entry.path if entry else str(pretrained))
     trained = stored.config
     if entry:
         config = replace(trained, **overrides)
@@ -167,7 +167,7 @@ def list_models(pattern: str = "*", *, pretrained: bool = False) -> list[str]:
     """The names of models that match a pattern with wildcards, sorted.
 
     Args:
-        pretrained: list the names of trained weights, MODEL.TAG.
+        pretrained: list the names of trained weights instead, MODEL.TAG.
 
     >>> list_models("vmoe_b16*", pretrained=True)
     ['vmoe_b16_every2_e8.in21k_strong', 'vmoe_b16_every2_e8.in21k_strong_ft_in1k_384']
@@ -198,28 +198,28 @@ def load(
     use_ema: bool = True,
     routing_file: bool | str | Path = False,
 ) -> Loaded:
-    """A trained model from files; see ``vmoe.checkpoints.read`` for what a path may name.
+    """Loads a trained model from files; see also ``vmoe.checkpoints.read``.
 
     Corrupt checkpoints of a run, and settings that files do not specify, are reported on stderr.
 
     Args:
         path: a run folder, or ``checkpoints/STEP``, ``checkpoints/best`` or ``checkpoints/last``
-            in one; a folder of weights, of vmoe, timm or Hugging Face; a .npz file of a ViT; the
-            prefix of a checkpoint of the V-MoE authors; the URL of one of the last three, such as
-            gs://BUCKET/PREFIX or hf://OWNER/NAME, whose files are downloaded once; or a name of
+            in one; a folder of weights from vmoe, timm or Hugging Face; a .npz file of a ViT; the
+            prefix of a published V-MoE checkpoint; the URL of one of the last three, such as
+            gs://BUCKET/PREFIX or hf://OWNER/NAME, whose files are downloaded once; or a name from
             ``list_models(pretrained=True)``, unless there is a file or folder of that name.
         routing: routing settings that replace the trained ones, such as the capacity factor.
-        model: fields of the model's config that replace those of the files, such as
+        model: fields that replace fields of the stored model config, such as
             ``{"positions": "none", "moe": {"router": ExpertChoice()}}``.
         use_ema: load the moving average of the parameters, if the run has one.
         routing_file: True for the routing.json in the run folder, if there is one; or the path of
-            a file that ``vmoe capacity`` wrote. Not together with ``routing``.
+            a file that ``vmoe capacity`` wrote. It cannot be combined with ``routing``.
 
     Raises:
         UsageError: there is no trained model at the path, one that cannot be represented, or an
             override has no effect on it; or the routing file is missing, corrupt or made
-            for a model with other sparse layers.
-        Failure: the files, or all checkpoints that the path names, are corrupt.
+            for a model with other MoE layers.
+        Failure: the files, or all checkpoints at the path, are corrupt.
     """
     if routing_file and routing not in (None, RoutingOverrides()):
         raise UsageError("give this or routing settings", routing_file=routing_file)
@@ -282,7 +282,7 @@ def save(
 
 
 def _chosen_routing(given: bool | str | Path, origin: Origin) -> tuple[Path, RoutingFile] | None:
-    """The file that ``load`` is given, or that of the run folder; and its content."""
+    """Path and content of the given routing file, or of the one in the run folder."""
     if not isinstance(given, bool):
         return Path(given), read_routing_file(Path(given))
     file = routing_file_of(origin)

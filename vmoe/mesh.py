@@ -22,8 +22,8 @@ def place(
     """The placement of a model on devices.
 
     Args:
-        mesh: "data=4,expert=8", or one of the two axes, from which the other follows; if empty, the
-            experts of a layer are split within one slice or host, whose links are the fastest.
+        mesh: "data=4,expert=8", or one of the two axes, which determines the other. If empty, the
+            experts of a layer are split within one slice or host, where links are fastest.
         fsdp: shard large dense parameters and optimizer state over "data".
 
     Raises:
@@ -71,7 +71,7 @@ def _parse(mesh: str) -> dict[str, int]:
 
 
 def _sorted(devices: Sequence[jax.Device]) -> list[jax.Device]:
-    """Devices by slice, host and number, so that experts share a host or slice if they fit."""
+    """Devices by slice, host and number, so that experts share a host or slice if possible."""
     return sorted(devices, key=lambda device: (_slice(device), device.process_index, device.id))
 
 

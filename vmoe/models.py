@@ -1,9 +1,10 @@
 """Named model configs, and models built from configs.
 
 A name encodes the architecture: ``vmoe_b16_every2_e8`` is a ViT-B with patches of 16 pixels and 8
-experts in every second block. Sizes are those of the V-MoE paper (table 7 and appendix B); names
-that end in ``_std`` have the standard ViT sizes, whose S differs from the paper's. The models of
-``configs/fashion_mnist.py``, ``configs/emoji.py`` and their dense twins are named by their data.
+experts in every second block. Sizes follow the V-MoE paper (table 7 and appendix B). Names that
+end in ``_std`` have the standard ViT sizes, whose S differs from the paper's. The models of
+``configs/fashion_mnist.py``, ``configs/emoji.py`` and their dense counterparts have the names of
+their data.
 """
 
 import fnmatch
@@ -48,10 +49,10 @@ def _config(shape: str, patch_size: int, **fields: Any) -> ViTConfig:
 
 
 def block_numbers(where: str, depth: int) -> tuple[int, ...]:
-    """The blocks that a name means: every second one, or the last n of these.
+    """Block numbers by name: every second block ("every2"), or the last n of these ("last2").
 
     Raises:
-        UsageError: no such name, or fewer blocks than it says.
+        UsageError: no such name, or too few blocks for it.
 
     >>> block_numbers("every2", 8), block_numbers("last2", 8)
     ((1, 3, 5, 7), (5, 7))
@@ -190,7 +191,7 @@ def with_params(
 
 
 def build_abstract(config: ViTConfig, *, placement: "Placement | None" = None) -> "ViT":
-    """As ``build``, with a ``jax.ShapeDtypeStruct`` in place of every array."""
+    """Like ``build``, with a ``jax.ShapeDtypeStruct`` instead of every array."""
     from flax import nnx
 
     return nnx.merge(*_abstract(config, placement), copy=True)
@@ -211,7 +212,7 @@ def _abstract(config: ViTConfig, placement: "Placement | None") -> tuple[Any, An
 def abstract_params(config: ViTConfig) -> dict[str, Any]:
     """The shapes of the parameters of a config's model, by path; cached, not to be changed.
 
-    It traces one block of each kind, each of which takes 0.05 s.
+    It traces one block of each kind, which takes 0.05 s each.
     """
     from vmoe.trees import by_name
 
@@ -236,15 +237,15 @@ def abstract_params(config: ViTConfig) -> dict[str, Any]:
 
 
 def compiled(function: Callable[..., Any]) -> Callable[..., Callable[..., Any]]:
-    """Compiles a function of a model, and of arrays that come last.
+    """Compiles a function whose first argument is a model and whose last arguments are arrays.
 
     ``compiled(f)(model, *fixed)`` is ``lambda *arrays: f(model, *fixed, *arrays)`` as one program.
-    Models that differ only in their parameters share it, if their other arguments are equal. The
-    model is split once, which takes longer than a small step, and the function gets a copy, so that
-    it cannot change the model.
+    Models that differ only in their parameters share it, if the fixed arguments are equal. The
+    model is split once, which takes longer than a small step. The function gets a copy of the
+    model, which it cannot change.
 
     Args:
-        function: its arguments between the model and the arrays are hashable.
+        function: its arguments between the model and the arrays must be hashable.
     """
     import jax
     from flax import nnx
@@ -263,11 +264,11 @@ def compiled(function: Callable[..., Any]) -> Callable[..., Callable[..., Any]]:
 
 
 def shapes_of(program: Callable[..., Any], *arrays: Any) -> Any:
-    """The shapes that a program of ``compiled`` returns; it need not be traced again to be run.
+    """The shapes that a program of ``compiled`` returns; running it later needs no second trace.
 
     Args:
         program: its parameters may be ``jax.ShapeDtypeStruct``.
-        arrays: or their shapes.
+        arrays: the arrays, or their shapes.
     """
     assert isinstance(program, functools.partial)
     return cast("Wrapped", program.func).trace(*program.args, *arrays).out_info

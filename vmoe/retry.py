@@ -11,8 +11,8 @@ from typing import Any, TypeVar
 from vmoe.errors import Failure
 
 PAUSES = (0.1, 0.5, 2.0)  # seconds before each further attempt
-# Errors that another attempt does not change: they are in the path or its permissions. All others
-# can pass: a stale handle, a time-out, too many open files, an error of the disk.
+# Errors of the path or its permissions, where another attempt does not help. All others can pass:
+# a stale handle, a time-out, too many open files, an error of the disk.
 LASTING = frozenset(
     {
         errno.EACCES,
@@ -32,13 +32,13 @@ T = TypeVar("T")
 
 
 def retried(place: Any, read: Callable[[], T]) -> T:
-    """What a function returns that reads a file; called again after an error that can pass.
+    """Calls a function that reads a file, and calls it again after an error that can pass.
 
     Args:
-        place: what is read, for the error message.
+        place: the file, for the error message.
 
     Raises:
-        OSError: of a kind that lasts.
+        OSError: the error is of a kind that does not pass.
         Failure: the error did not pass.
     """
     pauses = iter(PAUSES)
@@ -55,16 +55,16 @@ def retried(place: Any, read: Callable[[], T]) -> T:
 
 
 def open_retried(path: Path) -> io.BufferedReader:
-    """A file to read, each read of which is ``retried``.
+    """Opens a file for reading; each read is ``retried``.
 
-    The Failure of a read is no OSError, so a library that takes those for a wrong file passes it
-    on.
+    The Failure of a read is no OSError, so it also passes through libraries that turn an OSError
+    into an error about a wrong file.
     """
     return io.BufferedReader(retried(path, lambda: _RetriedFile(path)))
 
 
 class _RetriedFile(io.FileIO):
-    """A file each read of which is ``retried``."""
+    """A file whose reads are ``retried``."""
 
     def readinto(self, buffer: Any) -> int:
         return retried(self.name, lambda: os.readv(self.fileno(), [buffer]))
@@ -78,7 +78,7 @@ def can_pass(error: OSError) -> bool:
 
 
 def failure(place: Any, error: OSError) -> Failure:
-    """The error about a file that could not be read for a reason that can pass."""
+    """The error for a file that cannot be read at present."""
     return Failure(
         f"{place}: cannot be read now ({error.strerror}); run the same command again when it can"
     )

@@ -5,11 +5,11 @@
     experts    split over "expert": e / expert of them on each device, replicated along "data"
     slots      move from the devices of their groups to the devices of their experts, and back
     dense      replicated; with fsdp one axis of each large array is split over "data"
-    opt_state  as the parameters; with fsdp the experts' part is split over "data" too; of
-               Adafactor's means, those whose first axis the devices divide
+    opt_state  as the parameters; with fsdp the experts' part is also split over "data".
+               Adafactor's statistics: split over "expert" if it divides their first axis
 
-On D devices a batch is treated as D batches, one per device: groups do not cross devices. If
-``images_per_group`` divides a device's share, the groups are those of a single device.
+On D devices a batch is treated as D batches, one per device: groups do not cross devices. If a
+device's share is a multiple of ``images_per_group``, the groups are the same as on a single device.
 """
 
 import dataclasses
@@ -75,7 +75,7 @@ class Placement:
         if self.mesh is None:
             return function
         spec = PartitionSpec(ALL)
-        # Nothing here is replicated, and jax 0.12's check of replication fails in erfc.
+        # No array here is replicated, and jax 0.12's check of replication fails in erfc.
         return jax.shard_map(
             function, mesh=self.mesh, in_specs=spec, out_specs=spec, check_vma=False
         )
@@ -87,17 +87,17 @@ class Placement:
         return self._constrained(parts, PartitionSpec(None, ALL))
 
     def like_params(self, tree: Tree) -> Tree:
-        """Splits gradients as their parameters are split."""
+        """Splits gradients in the same way as their parameters."""
         if self.mesh is None:
             return tree
         return jax.lax.with_sharding_constraint(tree, self.params(tree))
 
     def to_experts(self, slots: Float[Array, "g e c d"]) -> Float[Array, "g e c d"]:
-        """Moves slots from the devices of their groups to those of their experts, by all-to-all."""
+        """Moves slots from the devices of groups to the devices of experts, by all-to-all."""
         return self._constrained(self.images(slots), PartitionSpec(DATA, EXPERT))
 
     def from_experts(self, slots: Float[Array, "g e c d"]) -> Float[Array, "g e c d"]:
-        """Moves slots from the devices of their experts back to those of their groups."""
+        """Moves slots from the devices of experts back to the devices of groups."""
         return self.images(self._constrained(slots, PartitionSpec(DATA, EXPERT)))
 
     def replicate(self, tree: Tree) -> Tree:
@@ -124,7 +124,7 @@ class Placement:
         return self._by_leaf(tree, split_experts=False)
 
     def opt_state(self, tree: Tree) -> Tree:
-        """The shardings of the optimizer state for such a tree."""
+        """The shardings of the optimizer state for a tree of parameters."""
         return self._by_leaf(tree, split_experts=True)
 
     def _by_leaf(self, tree: Any, *, split_experts: bool) -> Any:
@@ -181,7 +181,7 @@ class Placement:
         )
 
     def per_device_flag(self, flag: bool) -> Bool[Array | np.ndarray, "x"]:
-        """One flag per device; all devices of a process have the flag of that process."""
+        """One flag per device; all devices of a process have the flag of their process."""
         local_devices = self.devices if self.mesh is None else len(self.mesh.local_devices)
         return self.make_global_array(np.full(local_devices, flag))
 
@@ -196,8 +196,8 @@ class Placement:
             accumulate: number of parts into which each device cuts its images.
 
         Raises:
-            UsageError: they cannot; names the nearest batch sizes, or the numbers of parts, that
-                can.
+            UsageError: they cannot; the message has the nearest batch sizes, or the numbers of
+                parts, that work.
         """
         if batch_size % self.devices:
             below = batch_size // self.devices * self.devices
@@ -219,7 +219,7 @@ class Placement:
         """Checks that a model can be split over the mesh.
 
         Raises:
-            UsageError: the number of experts is not divisible, or an implementation needs all rows.
+            UsageError: the experts cannot be split evenly, or an implementation needs all rows.
         """
         if self.mesh is None:
             return

@@ -1,10 +1,10 @@
 """SIGINT, SIGTERM and SIGHUP: end the process at once, or note the first and end on the second.
 
-SIGHUP, for a terminal that is closed, is left alone if it is ignored at the start (nohup).
+SIGHUP, sent when a terminal closes, keeps being ignored if it is at the start (nohup).
 
-No handler raises an exception: one that is raised in a callback, such as JAX's of the garbage
-collector, would be swallowed. Python runs handlers in the main thread, between bytecodes, so
-compiling can delay them for minutes; a thread therefore receives every signal too.
+No handler raises an exception: Python would swallow it if it came in a callback, such as JAX's
+callback of the garbage collector. Python runs handlers in the main thread, between bytecodes, so
+compiling can delay them for minutes. A thread therefore also receives every signal.
 
 Standard library only, so that it can be imported before anything else.
 """
@@ -54,7 +54,7 @@ def temporary_folder(**place: Any) -> Iterator[Path]:
     """A new folder that is removed at the end, also when a signal ends the process.
 
     Args:
-        place: as for ``tempfile.mkdtemp``.
+        place: arguments of ``tempfile.mkdtemp``.
     """
     made = tempfile.TemporaryDirectory(ignore_cleanup_errors=True, **place)
     with made as name, unfinished(Path(name)):
@@ -71,8 +71,8 @@ class Signals:
     def __init__(self) -> None:
         self.requested = ""
         """The name of the first signal received; empty if none."""
-        self._received, self._noted = 0, 1  # requests so far, and how many of them are only noted
-        self._last = -REPEAT  # time of the last one
+        self._received, self._noted = 0, 1  # requests so far, and the number that is only noted
+        self._last = -REPEAT  # time of the last request
         self._listener = _Listener(self._note, self._receive)
 
     def __enter__(self) -> "Signals":
@@ -125,7 +125,7 @@ class _Listener:
                 self._previous[number] = signal.signal(number, self._handle)
 
     def stop(self) -> None:
-        """Restores what ``start`` replaced, after all signals received so far are handled."""
+        """Restores the earlier handlers, after all signals received so far are handled."""
         if not self._thread.is_alive():
             return
         for number, handler in self._previous.items():

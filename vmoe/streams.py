@@ -1,4 +1,4 @@
-"""The standard streams of a process that may outlive its terminal, or that started without one.
+"""The standard streams of a process that outlives its terminal or starts without one.
 
 Standard library only, so that it can be imported before anything else.
 """
@@ -12,10 +12,10 @@ from typing import Any, TextIO, cast
 
 
 class LossyStream:
-    """A text stream that drops what cannot be written; otherwise the stream that it is made of.
+    """A wrapper of a text stream that drops text that cannot be written.
 
     Attributes:
-        lost: why the first text that was dropped could not be written; empty if none was.
+        lost: the reason why the first dropped text could not be written; empty if none was.
     """
 
     def __init__(self, stream: "TextIO | LossyStream"):
@@ -29,7 +29,7 @@ class LossyStream:
         return len(text)
 
     def flush(self) -> None:
-        """Writes what is buffered, or drops it."""
+        """Writes the buffered text, or drops it."""
         with self._dropping():
             self._stream.flush()
 
@@ -47,9 +47,9 @@ class LossyStream:
 def prepare() -> None:
     """Prepares the standard streams of a command.
 
-    Messages on stderr that cannot be written are dropped; they end no work. A stream that is closed
-    is opened, so that no file of the command gets its number: stdout drops everything, and stderr
-    fails, as a terminal that is gone does. Characters that an encoding lacks are escaped.
+    Messages on stderr that cannot be written are dropped; the work goes on. A closed stream is
+    replaced, so that no file of the command gets its number: the new stdout drops everything, and
+    the new stderr fails, like a closed terminal. Characters that an encoding lacks are escaped.
     """
     for name in ("stdin", "stdout", "stderr"):
         if getattr(sys, name) is None:

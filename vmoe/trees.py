@@ -19,7 +19,7 @@ def by_name(tree: Any) -> dict[str, Any]:
 
 
 def nested(arrays: Mapping[str, Any]) -> dict[Any, Any]:
-    """Arrays by path as nested dicts, in which blocks have numbers as keys.
+    """Arrays by path as nested dicts, where the keys of blocks are numbers.
 
     >>> nested({"blocks/1/norm1/scale": 0})
     {'blocks': {1: {'norm1': {'scale': 0}}}}

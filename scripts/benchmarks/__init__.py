@@ -1,1 +1,1 @@
-"""What ``scripts/bench.py`` measures, one section per file."""
+"""The sections of ``scripts/bench.py``, one per file."""

@@ -24,8 +24,8 @@ from vmoe.data.reading import read_ahead
 from vmoe.data.sources import open_source
 from vmoe.data.workers import THREADS, Batches, Workers
 
-SIZE, MIN_AREA = 224, 0.05  # of a crop: its side after resizing; its smallest share of the image
-SMALL, SMALL_BATCH = 28, 256  # as Fashion-MNIST
+SIZE, MIN_AREA = 224, 0.05  # crops: side after resizing; minimum share of the image
+SMALL, SMALL_BATCH = 28, 256  # as for Fashion-MNIST
 BATCHES = 4  # read in a turn
 ITEMS = (1_000, 20_000_000)
 ONE_THREAD = "one thread"
@@ -59,7 +59,7 @@ def _jpegs(folder: Path, options: argparse.Namespace, workers: dict[int, Workers
     count = batch * BATCHES
     w, h = write_jpegs(folder, count)
     variants, ratios = _other_loaders(folder / "train", batch)
-    for decoder in ("fast", "exact"):  # each comes before those that are there
+    for decoder in ("fast", "exact"):  # each is inserted in front
         config = DataConfig(
             decoder=decoder,
             crop_min_area=MIN_AREA,
@@ -73,7 +73,7 @@ def _jpegs(folder: Path, options: argparse.Namespace, workers: dict[int, Workers
 
 
 def _other_loaders(folder: Path, batch: int) -> tuple[dict[str, Variant], Ratios]:
-    """Those that are installed, and our pipeline relative to them."""
+    """The installed libraries, and our pipeline relative to them."""
     variants = {}
     for package, loader in LOADERS.items():
         if importlib.util.find_spec(package):
@@ -88,7 +88,7 @@ def _other_loaders(folder: Path, batch: int) -> tuple[dict[str, Variant], Ratios
 
 
 def _small(folder: Path, options: argparse.Namespace, workers: dict[int, Workers]) -> list[Row]:
-    """Images as small as those of Fashion-MNIST, where the cost per image shows."""
+    """Images of the size of Fashion-MNIST, where the fixed cost per image shows."""
     count = BATCHES * SMALL_BATCH
     name = write_arrays(folder, count, SMALL)
     variants, ratios = _variants(name, DataConfig(), SMALL, SMALL_BATCH, workers)
@@ -107,7 +107,7 @@ def _variants(
     workers: dict[int, Workers],
     prefix: str = "",
 ) -> tuple[dict[str, Variant], Ratios]:
-    """Our pipeline in this thread, and read ahead; the latter relative to the former."""
+    """Our pipeline in this thread, and with reading ahead, relative to this thread."""
     model = ViTConfig(image_size=size, patch_size=size, num_classes=10)
     train = TrainConfig(model=model, data=config, batch_size=batch)
     batches = training_batches(open_source(name, "train"), train)

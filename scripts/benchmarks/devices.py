@@ -1,10 +1,10 @@
-"""Measure a sparse layer that is split over devices; ``bench.py parallel`` runs this script.
+"""Measure an MoE layer that is split over devices; ``bench.py parallel`` runs this script.
 
 Eight virtual devices share this machine's cores. The total work is constant, so the times show the
-overhead of the split. Measured are the time on 1, 2, 4 and 8 devices relative to one, and the bytes
-that each device sends, read from the compiled program, relative to the minimum: slots x width x
-bytes per number x (n - 1) / n for each all-to-all, two forward and four with the backward pass.
-Prints a JSON list of rows.
+overhead of the split. The script measures the time on 1, 2, 4 and 8 devices relative to one. It
+reads from the compiled program the bytes that each device sends, relative to the minimum: slots x
+width x bytes per number x (n - 1) / n for each all-to-all, two forward and four with the backward
+pass. It prints a JSON list of rows.
 """
 
 import argparse

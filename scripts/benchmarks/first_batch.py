@@ -38,7 +38,7 @@ def main() -> None:
 
 
 def _peak_mb(pid: int | None) -> float:
-    """The peak memory of a process on Linux; getrusage includes that of the parent at the fork."""
+    """The peak memory of a process on Linux; getrusage includes the parent's at the fork."""
     status = Path(f"/proc/{pid}/status").read_text()
     return int(status.split("VmHWM:")[1].split()[0]) / 1e3
 

@@ -5,17 +5,17 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-H, W, QUALITY = 375, 500, 92  # of a JPEG; about 128 kB each, ImageNet's have 110
+H, W, QUALITY = 375, 500, 92  # JPEG files of about 128 kB each; ImageNet's have 110
 CLASSES = 2
-NAMES = 10  # of each file
-SHARED = 0.8  # of the three channels' noise
-MEAN, STD = 118, 55  # of the pixels
+NAMES = 10  # names of each file
+SHARED = 0.8  # share of the noise that is common to the three channels
+MEAN, STD = 118, 55  # pixel values
 
 
 def write_jpegs(folder: Path, count: int) -> tuple[int, int]:
     """Writes JPEG files for the folder source: ``count`` for training, and a few for validation.
 
-    Each is there under ten names: shuffling takes longer with few images than with many.
+    Each file has ten names, since shuffling takes longer with few images than with many.
 
     Returns:
         the width and the height of the images, in pixels.
@@ -32,7 +32,7 @@ def write_jpegs(folder: Path, count: int) -> tuple[int, int]:
 
 
 def _photo(rng: np.random.Generator) -> np.ndarray:
-    """Noise whose amplitudes fall with the frequency, as those of photographs do, (h, w, 3)."""
+    """Noise (h, w, 3) whose amplitudes fall with the frequency, as in photographs."""
     frequency = np.hypot(np.fft.fftfreq(H)[:, None], np.fft.rfftfreq(W))
     frequency[0, 0] = np.inf
     spectra = np.fft.rfft2(rng.standard_normal((4, H, W))) / frequency

@@ -1,4 +1,4 @@
-"""Measure the sparse layer, dense MLPs and the experts alone."""
+"""Measure the MoE layer, dense MLPs and the experts alone."""
 
 import argparse
 import functools

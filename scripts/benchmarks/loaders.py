@@ -1,7 +1,7 @@
 """The loaders of other libraries, each on one thread, for the same work as our pipeline.
 
-Each reads some batches of the JPEG files of a folder with a sub-folder per class, in random order:
-it decodes them, resizes a random crop bilinearly, flips half of them, and returns uint8 pixels.
+Each reads batches of JPEG files from a folder with a sub-folder per class, in random order. It
+decodes them, resizes a random crop bilinearly, flips half of them, and returns uint8 pixels.
 """
 
 import itertools
@@ -66,7 +66,7 @@ def timm(folder: Path, batch: int, size: int, min_area: float, batches: int) -> 
 
 
 def torchvision(folder: Path, batch: int, size: int, min_area: float, batches: int) -> Run:
-    """torchvision's transforms of Pillow's images; see ``tf_data``."""
+    """torchvision's transforms on Pillow images; see ``tf_data``."""
     import torch
     from torch.utils.data import DataLoader
     from torchvision.datasets import ImageFolder
@@ -87,4 +87,4 @@ def _reading(loader: Iterable[object], batches: int) -> Run:
 
 
 LOADERS = {"tensorflow": tf_data, "timm": timm, "torchvision": torchvision}
-"""By the package that a loader needs."""
+"""The loaders, by the package that each needs."""

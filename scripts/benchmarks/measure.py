@@ -16,7 +16,6 @@ import jax
 import numpy as np
 
 IMAGE_TOKENS = 196
-LAYERS = ("dense MLP", "batched experts", "experts alone", "layer", "einsum dispatch")
 BY_TOKENS = ("dense MLP", "batched experts", "layer")
 
 
@@ -57,7 +56,7 @@ def compiled(function: Callable[..., Any], *arguments: Any) -> Program:
 def measured(
     programs: dict[str, Callable[[], Any]], repeats: int
 ) -> dict[str, tuple[float, float]]:
-    """Median and interquartile range of each in ms; all run in turn, after a warm-up turn."""
+    """Median and interquartile range of each in ms; programs run in turn, after a warm-up turn."""
     times: dict[str, list[float]] = {name: [] for name in programs}
     for turn in range(repeats + 1):
         for name, run in programs.items():
@@ -98,7 +97,7 @@ def both_ways(function: Callable[..., jax.Array], *arguments: Any) -> dict[str, 
 
 
 def run_module(module: str, *arguments: str) -> Any:
-    """What a module of this folder prints as JSON, in a process of its own."""
+    """Runs a module of this folder in a new process, and returns the JSON that it prints."""
     scripts = Path(__file__).parents[1]
     path = os.pathsep.join([str(scripts), os.environ.get("PYTHONPATH", "")])
     result = subprocess.run(

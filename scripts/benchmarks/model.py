@@ -1,4 +1,4 @@
-"""Measure whole models and their dense twins."""
+"""Measure whole models and their dense counterparts."""
 
 import argparse
 import time
@@ -69,7 +69,7 @@ def _forward(config: Any, images: jax.Array) -> Program:
 
 
 def _training_step(config: Any, images: jax.Array) -> Program:
-    """The trainer's step, called on the state that the previous call returned."""
+    """The trainer's step; each call gets the state that the previous call returned."""
     b = len(images)
     train = TrainConfig(model=config, data=DataConfig("digits"), batch_size=b)
     labels = np.arange(b, dtype=np.int32)[:, None] % config.num_classes

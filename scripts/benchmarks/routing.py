@@ -1,4 +1,4 @@
-"""Measure our routing and routing by one-hot cumulative sums."""
+"""Measure our routing, compared with routing by one-hot cumulative sums."""
 
 import argparse
 import functools
@@ -18,7 +18,7 @@ from vmoe.routing.top_k import top_k
 def assign_by_cumulative_sum(
     gates: jax.Array, k: int, c: int, bpr: bool, top_k: Callable[..., Any]
 ) -> tuple[jax.Array, jax.Array]:
-    """The experts and positions of one group's choices the usual way: one-hot cumulative sums."""
+    """The experts and queue positions of one group's choices, by one-hot cumulative sums."""
     top, experts = top_k(gates, k)
     order = jnp.argsort(-top[:, 0], stable=True) if bpr else jnp.arange(len(gates))
     hot = jax.nn.one_hot(experts[order].T.reshape(-1), gates.shape[1], dtype=jnp.int32)

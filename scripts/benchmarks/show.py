@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from rich.table import Table
 
-from benchmarks.measure import BY_TOKENS, LAYERS, Row, machine
+from benchmarks.measure import Row, machine
 
 COLUMNS: dict[str, Callable[[Row], str]] = {
     "what": lambda row: row.what,
@@ -49,49 +49,36 @@ def _figure(value: float | None, digits: int) -> str:
 
 
 def plot(rows: list[Row], path: Path) -> None:
-    """Plots the cost against the number of experts, the number of tokens, and the capacity."""
+    """Plots the time of routing by the number of experts, and of the layer by its capacity."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    panels = [
-        ("routing", "routing", {what: what for what in ROUTING}),
-        *(
-            ("layer", f"layer, {title}", {name: f"{name}, {way}" for name in LAYERS})
-            for way, title in {"forward": "forward", "f+b": "forward + backward"}.items()
-        ),
-    ]
-    panels = [panel for panel in panels if any(row.section == panel[0] for row in rows)]
+    routing = [row for row in rows if row.section == "routing"]
     capacities = {r.what: r.ms for r in rows if r.what.startswith(("capacity", "dropless"))}
-    count = len(panels) + 2 * bool(capacities)
+    count = bool(routing) + bool(capacities)
     figure, axes = pyplot.subplots(
         1, count, figsize=(4.2 * count, 3.6), layout="constrained", squeeze=False
     )
+    if routing:
+        _plot_routing(axes[0, 0], routing)
     if capacities:
-        e = next(row.case["e"] for row in rows if row.what == "layer by tokens")
-        lines = {name: f"{name} by tokens" for name in BY_TOKENS}
-        _plot_lines(axes[0, -2], rows, "tokens", lines, f"layer, forward: {e} experts")
         axes[0, -1].bar(list(capacities), list(capacities.values()))
         axes[0, -1].set_title("layer, forward, by capacity", fontsize=10)
         axes[0, -1].set_ylabel("ms")
         axes[0, -1].tick_params(axis="x", labelsize=8)
-    for ax, (section, title, lines) in zip(axes[0], panels, strict=False):
-        own = [row for row in rows if row.section == section]
-        _plot_lines(ax, own, "e", lines, f"{title}: {own[0].case['tokens']:,} tokens")
     figure.savefig(path, dpi=120)
 
 
-def _plot_lines(ax: Any, rows: list[Row], key: str, lines: dict[str, str], title: str) -> None:
-    """Plots the time against a number of the cases; ``lines`` has what was measured by label."""
-    ticks = set[int]()
-    for label, what in lines.items():
-        points = {row.case[key]: row.ms for row in rows if row.what == what}
-        ax.plot(list(points), list(points.values()), marker="o", label=label)
-        ticks |= points.keys()
-    ax.set(xscale="log", yscale="log", xlabel={"e": "experts"}.get(key, key), ylabel="ms")
-    ax.set_title(title, fontsize=10)
-    ax.set_xticks(sorted(ticks), [f"{tick:,}" for tick in sorted(ticks)])
+def _plot_routing(ax: Any, rows: list[Row]) -> None:
+    for what in ROUTING:
+        points = {row.case["e"]: row.ms for row in rows if row.what == what}
+        ax.plot(list(points), list(points.values()), marker="o", label=what)
+    ticks = sorted({row.case["e"] for row in rows})
+    ax.set(xscale="log", yscale="log", xlabel="experts", ylabel="ms")
+    ax.set_title(f"routing: {rows[0].case['tokens']:,} tokens", fontsize=10)
+    ax.set_xticks(ticks, [f"{tick:,}" for tick in ticks])
     ax.minorticks_off()
     ax.grid(alpha=0.3)
     ax.legend(fontsize=8)

@@ -9,7 +9,7 @@ from benchmarks.measure import IMAGE_TOKENS, Row, measured, run_module
 
 
 def start(options: argparse.Namespace) -> list[Row]:
-    """Milliseconds of each command, minus those of Python itself; the IQR is of the total."""
+    """Milliseconds of each command, minus the time of Python itself; the IQR is of the total."""
     commands = {
         "python": [sys.executable, "-c", ""],
         "import vmoe": [sys.executable, "-c", "import vmoe"],
@@ -29,7 +29,7 @@ def start(options: argparse.Namespace) -> list[Row]:
 
 
 def parallel(options: argparse.Namespace) -> list[Row]:
-    """The layer over virtual devices, whose number has to be set before JAX starts."""
+    """The layer on virtual devices, in a new process: their number is set before JAX starts."""
     settings = {
         "width": options.width,
         "hidden": options.hidden,

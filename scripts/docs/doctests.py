@@ -1,4 +1,4 @@
-"""Makes blocks of code of the doctests in docstrings, which Markdown would take for quotations."""
+"""Turns the doctests of docstrings into code blocks; Markdown would read them as quotations."""
 
 import re
 from typing import Any

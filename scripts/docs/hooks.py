@@ -1,8 +1,8 @@
-"""Puts the files outside docs/ that its pages link to on the site, and turns links to them.
+"""Adds the files outside docs/ that its pages link to to the site, and rewrites these links.
 
-A page links to a file as the repository has it, such as ``../configs/digits.py``. On the site that
-file is a page below ``repository/``: Markdown as it is, other text as a block of code, images as
-they are. Pages that these link to follow.
+A page links to a file by its path in the repository, such as ``../configs/digits.py``. On the site
+that file is a page below ``repository/``: Markdown and images are unchanged, notebooks have their
+outputs, and other text is a code block. Files that such a page links to are added as well.
 """
 
 import posixpath
@@ -10,6 +10,7 @@ import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import nbformat
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
@@ -41,7 +42,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """Turns the links of a page to files outside docs/ into links to their pages."""
+    """Rewrites the links of a page to files outside docs/ as links to their pages."""
     uri = page.file.src_uri
     here = posixpath.dirname(_path_of(uri))
 
@@ -63,13 +64,13 @@ def _links_of(path: str) -> Iterator[str]:
 
 
 def _outside_code(markdown: str, turned: Callable[[re.Match[str]], str]) -> str:
-    """Replaces the links of a page, but those in blocks of code."""
+    """Replaces the links of a page, except in code blocks."""
     parts = re.split(r"(^```.*?^```)", markdown, flags=re.DOTALL | re.MULTILINE)
     return "".join(part if part.startswith("```") else LINK.sub(turned, part) for part in parts)
 
 
 def _uri_of(path: str) -> str:
-    """Where a path in the repository is on the site; a folder is its README."""
+    """The page of the site for a path in the repository; for a folder its README."""
     if path.startswith("docs/"):
         return path.removeprefix("docs/")
     if (ROOT / path).is_dir():
@@ -90,4 +91,20 @@ def _as_page(path: str) -> str:
     text = (ROOT / path).read_text()
     if path.endswith(".md"):
         return text
+    if path.endswith(".ipynb"):
+        cells = nbformat.reads(text, as_version=4).cells
+        return "\n\n".join(part for cell in cells for part in _parts_of(cell))
     return f"# {path}\n\n```{LANGUAGES.get(Path(path).suffix, 'text')}\n{text}\n```\n"
+
+
+def _parts_of(cell: nbformat.NotebookNode) -> Iterator[str]:
+    """A cell of a notebook and its outputs, as Markdown."""
+    yield f"```python\n{cell.source}\n```" if cell.cell_type == "code" else cell.source
+    for output in cell.get("outputs", ()):
+        data = output.get("data", {})
+        if html := data.get("text/html"):
+            yield f"<div>{html}</div>"
+        elif picture := data.get("image/png"):
+            yield f'<img src="data:image/png;base64,{picture.strip()}" alt="">'
+        elif text := output.get("text") or data.get("text/plain"):
+            yield f"```text\n{text.rstrip()}\n```"

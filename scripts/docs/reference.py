@@ -17,16 +17,16 @@ from vmoe.config.fields import LARGEST_COUNT, Bound
 
 HEAD = """# Commands and options
 
-Every command and option; `vmoe COMMAND --help` prints the same in a terminal. Made from the help
-texts by `./scripts/docs.sh`.
+Every command and option; `vmoe COMMAND --help` prints the same in a terminal. `./scripts/docs.sh`
+generates this page from the help texts.
 """
 CONFIG = """
 ## Options of a config
 
 `vmoe train`, `vmoe plan` and `vmoe config` take each field of their config as an option:
 `--optim.lr 1e-3` is `config.optim.lr`, `--evaluations.0.batch-size 64` is
-`config.evaluations[0].batch_size`. The defaults are those of `TrainConfig()`; with `--config FILE`
-they are the values in the file. `vmoe config --config FILE` prints them.
+`config.evaluations[0].batch_size`. The default values come from `TrainConfig()`, or from the file
+that `--config FILE` gives. `vmoe config --config FILE` prints them.
 """
 ABOUT = {"evaluations.0": "The first evaluation set; 1, 2, ... for others in the config file."}
 """Sections about which the help text has no line."""
@@ -34,7 +34,7 @@ ABOUT = {"evaluations.0": "The first evaluation set; 1, 2, ... for others in the
 
 class Option(NamedTuple):
     names: str
-    """With the kind of value, such as "--seed INT"."""
+    """Names with the kind of value, such as "--seed INT"."""
     default: str
     meaning: str
 
@@ -72,7 +72,7 @@ def page() -> str:
 
 
 def help_of(command: str) -> str:
-    """The help text of a command, in lines too narrow for two columns of boxes."""
+    """The help text of a command, with lines too short for two columns of boxes."""
     os.environ["COLUMNS"] = "120"
     text = io.TextIOWrapper(io.BytesIO(), encoding="utf-8")  # so that the boxes are drawn
     with contextlib.redirect_stdout(text):

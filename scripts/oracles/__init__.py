@@ -1,1 +1,1 @@
-"""Small random models of other people's ViT families, and what they compute."""
+"""Small random models of other libraries' ViT families, and their outputs."""

@@ -1,7 +1,7 @@
-"""torchvision's operations on one picture, at the strengths that RandAugment in Google's form has.
+"""torchvision's operations on one picture, with the strengths of Google's RandAugment.
 
-torchvision's own RandAugment has other strengths, and no operation that equals our Contrast, Cutout
-or SolarizeAdd.
+torchvision's own RandAugment has other strengths. No operation of it equals our Contrast, Cutout or
+SolarizeAdd.
 """
 
 import math
@@ -20,7 +20,7 @@ Change = Callable[[torch.Tensor], torch.Tensor]
 
 
 def affine(translate: tuple[int, int] = (0, 0), shear: tuple[float, float] = (0, 0)) -> Change:
-    """Moves pixels by whole numbers, or shears them about the first one, by angles in degrees."""
+    """Moves pixels by whole numbers, or shears them about the first pixel, by angles in degrees."""
     return partial(
         functional.affine,
         angle=0.0,
@@ -33,7 +33,7 @@ def affine(translate: tuple[int, int] = (0, 0), shear: tuple[float, float] = (0,
 
 
 def operations(magnitude: float) -> dict[str, Change]:
-    """The operations by the name of ours; those that move pixels with one of the two signs."""
+    """The operations by our names; operations that move pixels have one of the two signs."""
     share = magnitude / 10
     factor = 1.8 * share + 0.1
     angle = math.degrees(math.atan(0.3 * share))

@@ -1,6 +1,6 @@
-"""How transformers prepares pictures for ViTs: its image processors, up to whole pixels.
+"""Pictures prepared for ViTs by the image processors of transformers, rounded to whole pixels.
 
-They resize uint8 tensors by torchvision, if that is installed, as it is here.
+The processors resize uint8 tensors with torchvision, if that is installed, as it is here.
 """
 
 import json
@@ -21,8 +21,8 @@ PROCESSORS = {
 
 
 def write(path: Path) -> None:
-    """Stores pictures as ``picture/i``, and of each processor the JSON that it saves and its
-    pixels: ``NAME/config`` and ``NAME/i``."""
+    """Stores pictures as ``picture/i``, and the JSON and the pixels of each processor as
+    ``NAME/config`` and ``NAME/i``."""
     rng = np.random.default_rng(0)
     pictures = [rng.integers(0, 256, (*shape, 3), dtype=np.uint8) for shape in SHAPES]
     arrays = {f"picture/{i}": picture for i, picture in enumerate(pictures)}

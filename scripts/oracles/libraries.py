@@ -1,4 +1,4 @@
-"""Models of timm and transformers, saved and computed by these libraries."""
+"""Models of timm and transformers; these libraries save them and compute their outputs."""
 
 import copy
 from collections.abc import Callable
@@ -40,7 +40,7 @@ HF_LABELS = dict(id2label=dict(enumerate(LABELS)), label2id={k: i for i, k in en
 
 @dataclass
 class TorchModel:
-    """A module, how it makes outputs from normalized pixels, and how its library saves it."""
+    """A module, with functions that compute its outputs from normalized pixels and that save it."""
 
     module: torch.nn.Module
     size: int

@@ -1,7 +1,7 @@
-"""Models as vision_transformer and big_vision save them, computed by a forward pass in numpy.
+"""Models in the files of vision_transformer and big_vision, computed by a forward pass in numpy.
 
-Written after vision_transformer's ``models_vit.py`` and big_vision's ``models/vit.py``. timm checks
-it: its reader of these files and its ViT must give the same tokens, features and logits.
+It follows vision_transformer's ``models_vit.py`` and big_vision's ``models/vit.py``, and is checked
+with timm: its reader of these files and its ViT must give the same tokens, features and logits.
 """
 
 import math
@@ -77,7 +77,7 @@ def vit_shapes(pool: str, positions: str, pre_logits: bool) -> Shapes:
 
 
 def original(parameters: Arrays) -> Arrays:
-    """The names of the published ViT and AugReg files, which count all submodules of a block."""
+    """The names of the published ViT and AugReg files, which number all submodules of a block."""
     renamed = {}
     for key, value in parameters.items():
         key = key.replace(ATTENTION, "MultiHeadDotProductAttention_1")
@@ -104,7 +104,7 @@ def scanned(parameters: Arrays) -> Arrays:
 
 
 def raw_bfloat16(parameters: Arrays) -> Arrays:
-    """What ``np.savez`` makes of bfloat16 arrays: two raw bytes per number."""
+    """bfloat16 arrays as ``np.savez`` stores them: two raw bytes per number."""
     raw = {key: v.astype(ml_dtypes.bfloat16).view("V2") for key, v in parameters.items()}
     return big_vision(raw)
 
@@ -224,9 +224,9 @@ def npz_model(
 
 
 def outputs_of_timm(model: NumpyViT, images: np.ndarray) -> Arrays:
-    """What timm computes after its own reader has read the file, as far as it can.
+    """The outputs of timm, whose own reader has read the file.
 
-    timm gets sin-cos positions as learned ones and bfloat16 as float32, and drops pre-logits: then
+    timm gets sin-cos positions as learned ones and bfloat16 as float32. It drops pre-logits; then
     only the tokens are returned.
     """
     values = model.encode(model.parameters)

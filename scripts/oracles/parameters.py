@@ -1,4 +1,4 @@
-"""Random parameters under which a wrong GELU or a wrong epsilon shows in the outputs."""
+"""Random parameters for which a wrong GELU or a wrong epsilon shows in the outputs."""
 
 import math
 import re
@@ -23,7 +23,7 @@ DRAWS = (
     (r"(fc2\.weight|Dense_1/kernel)$", 0.0, 20.0),
     (r"", 0.0, 1.5),
 )
-# Parameters that scale what the patches and the blocks add to the tokens.
+# Parameters that scale the contributions of the patches and the blocks to the tokens.
 ADDED = re.compile(r"token|cls|pos|patch|embedding|attn\.proj|o_proj|/out/|fc2|Dense_1|norm_pre")
 
 
@@ -56,7 +56,7 @@ def draw(shapes: Shapes, seed: int, small: bool) -> Arrays:
 
 
 def fan_in(name: str, shape: tuple[int, ...]) -> int:
-    """How many inputs a matrix sums over; 1 for vectors, tokens and positions."""
+    """The number of inputs that a matrix sums over; 1 for vectors, tokens and positions."""
     if name.endswith("kernel"):
         return shape[0] if re.search("query|key|value", name) else math.prod(shape[:-1])
     return math.prod(shape[1:]) if name.endswith("weight") else 1

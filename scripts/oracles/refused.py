@@ -1,4 +1,4 @@
-"""Models that resemble a ViT's files but compute something else: a reader must name the reason."""
+"""Models that are no ViTs but have similar files: readers must raise an error with the reason."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -51,7 +51,7 @@ def of_hf(
 
 
 def hybrid(folder: str) -> None:
-    """A ResNet before the transformer; the file also has its later stages, left out here."""
+    """A ResNet before the transformer; real files also have its later stages, left out here."""
     values = original(npz_model(0, "token", "with_class", original).parameters)
     keep = {k: v for k, v in values.items() if "encoderblock_1" not in k and "Mlp" not in k}
     keep["conv_root/kernel"] = np.ones((7, 7, 3, 2), np.float32)
@@ -91,7 +91,7 @@ REFUSED = {
         of_hf(Dinov2WithRegistersModel, Dinov2WithRegistersConfig, **DINOV2_SIZES),
     ),
     "hf_dinov2_classifier": Refused(
-        "the classifier reads the class token beside the mean of the patches",
+        "the classifier reads the class token and the mean of the patches",
         of_hf(Dinov2ForImageClassification, Dinov2Config, **DINOV2_SIZES),
     ),
     "hf_dinov2_swiglu": Refused(

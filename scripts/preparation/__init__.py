@@ -1,1 +1,1 @@
-"""What the scripts that prepare data sets share."""
+"""Shared code of the scripts that prepare data sets."""

@@ -1,4 +1,4 @@
-"""The official archives of ImageNet (ILSVRC 2012): where their images lie, and the classes.
+"""The official archives of ImageNet (ILSVRC 2012): the locations of images, and the classes.
 
     ILSVRC2012_img_train.tar       one tar file per class, n01440764.tar, with n01440764_10026.JPEG
     ILSVRC2012_img_val.tar         ILSVRC2012_val_00000001.JPEG to ..._00050000.JPEG
@@ -25,7 +25,7 @@ class Classes(NamedTuple):
     """The classes of the devkit.
 
     Attributes:
-        synsets: of the classes, in the order of the labels.
+        synsets: synsets of the classes, in the order of the labels.
         counts: number of training images of each.
         validation: labels of the validation images, in the order of their numbers.
     """
@@ -39,10 +39,10 @@ class Archive(NamedTuple):
     """The images in an archive.
 
     Attributes:
-        path: of the archive.
-        names: of the images.
-        offsets: of their bytes in the archive.
-        sizes: in bytes.
+        path: path of the archive.
+        names: names of the images.
+        offsets: offsets of the images in the archive.
+        sizes: sizes of the images in bytes.
     """
 
     path: Path
@@ -67,7 +67,7 @@ def read_devkit(path: Path) -> Classes:
     """The classes, and the labels of the validation images.
 
     Raises:
-        SystemExit: the archive is truncated, or something is missing in it.
+        SystemExit: the archive is truncated or incomplete.
     """
     from scipy.io import loadmat
 
@@ -95,8 +95,8 @@ def find_training(path: Path, classes: Classes) -> tuple[Archive, list[int]]:
     """The training images and their labels.
 
     Raises:
-        SystemExit: the archive is truncated, or a class has another number of images than the
-            devkit says.
+        SystemExit: the archive is truncated, or the number of images of a class differs from the
+            devkit.
     """
     names, offsets, sizes, labels = [], [], [], []
     label = {synset: i for i, synset in enumerate(classes.synsets)}
@@ -105,7 +105,7 @@ def find_training(path: Path, classes: Classes) -> tuple[Archive, list[int]]:
             for member in progress(outer, f"reading {path.name}", len(label)):
                 synset = Path(member.name).stem
                 if synset not in label:
-                    raise SystemExit(f"{path}: {member.name} is no class of the devkit")
+                    raise SystemExit(f"{path}: {member.name} is not a class of the devkit")
                 with tarfile.open(fileobj=outer.extractfile(member), mode="r:") as inner:
                     images = [each for each in inner if each.isfile()]
                 names += [each.name for each in images]

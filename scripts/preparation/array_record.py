@@ -1,12 +1,12 @@
 """Writes a data set in the ArrayRecord form of TFDS, shard by shard.
 
 The images of a split are in the order of a hash of their names, so that every slice of it, such as
-``train[:99%]``, is a random sample. A shard is written beside its place and renamed, and one that
-is there is not written again: the same command resumes. The metadata is written last, and then the
-plan is removed, so that a data set with a plan is not complete.
+``train[:99%]``, is a random sample. A shard is written under a temporary name and then renamed. A
+shard that exists is not written again, so the same command resumes. The metadata is written last,
+and then the plan is removed: a data set with a plan is not complete.
 
-A shard has about 256 MB. A split of more than 512 GB has 2,000 larger shards, as every process that
-reads it keeps all of them open: 300 million images of 100 kB are 2,000 shards of 15 GB. About
+A shard has about 256 MB. A split of more than 512 GB has 2,000 larger shards, since every process
+that reads it keeps all of them open: 300 million images of 100 kB are 2,000 shards of 15 GB. About
 256 MB of images are in memory at once.
 """
 
@@ -28,9 +28,9 @@ from vmoe.cache import TEMPORARY
 from vmoe.data.progress import progress
 from vmoe.workdir.layout import replace_text
 
-SHARD_BYTES = 256 << 20  # of a shard, about; and of the images that are in memory at once
-MOST_SHARDS = 2000  # of a split
-PLAN = "plan.json"  # what an unfinished data set is made of
+SHARD_BYTES = 256 << 20  # about the size of a shard, and of the images in memory at once
+MOST_SHARDS = 2000  # maximum for a split
+PLAN = "plan.json"  # the images of an unfinished data set
 OPTIONS = "group_size:1,uncompressed"  # one record is read at a time; images are compressed already
 
 
@@ -39,11 +39,11 @@ class Split:
     """The images of a split.
 
     Attributes:
-        names: of the images; distinct.
-        sizes: in bytes.
-        places: by which to order reads, such as offsets in an archive.
-        read: the bytes of an image by its index.
-        fields: the other features of an example by its index, such as its label.
+        names: distinct names of the images.
+        sizes: sizes of the images in bytes.
+        places: keys by which reads are sorted, such as offsets in an archive.
+        read: returns the bytes of an image by its index.
+        fields: returns the other features of an example by its index, such as its label.
     """
 
     names: Sequence[str]
@@ -54,12 +54,12 @@ class Split:
 
 
 def write(folder: Path, name: str, features: dict[str, Any], splits: Mapping[str, Split]) -> None:
-    """Writes a data set, or what is missing of it.
+    """Writes a data set, or its missing shards.
 
     Args:
-        folder: of the version; made.
-        name: of the data set.
-        features: of TFDS, beside the image.
+        folder: the folder of the version; created if it is missing.
+        name: the name of the data set.
+        features: the features for TFDS, without the image.
 
     Raises:
         SystemExit: the folder holds another data set, or cannot be written.
@@ -111,7 +111,7 @@ def check_name(name: str) -> None:
 
 
 def is_complete(folder: Path) -> bool:
-    """Whether a data set is there already; prints that it is."""
+    """Whether a data set is complete already; if so, prints a line."""
     complete = (folder / "dataset_info.json").exists() and not (folder / PLAN).exists()
     if complete:
         print(f"{folder}: is complete already")
@@ -122,8 +122,8 @@ def number_of_shards(size: int, images: int) -> int:
     """The number of shards of a split.
 
     Args:
-        size: of all images, in bytes.
-        images: how many there are.
+        size: size of all images, in bytes.
+        images: number of images.
 
     >>> number_of_shards(150 * 10**9, 1_281_167), number_of_shards(30 * 10**12, 300_000_000)
     (559, 2000)
@@ -132,7 +132,7 @@ def number_of_shards(size: int, images: int) -> int:
 
 
 def _check_plan(folder: Path, splits: Mapping[str, Split]) -> None:
-    """Writes what the data set is made of, or checks it against what a stopped command wrote."""
+    """Writes the plan of the data set, or checks it against the plan of a stopped command."""
     digest = hashlib.sha256()
     for split, images in splits.items():
         digest.update(repr((split, SHARD_BYTES, MOST_SHARDS, OPTIONS)).encode())
@@ -140,7 +140,7 @@ def _check_plan(folder: Path, splits: Mapping[str, Split]) -> None:
         digest.update(np.asarray(images.sizes, np.int64).tobytes())
     plan, path = json.dumps({"images": digest.hexdigest()}), folder / PLAN
     if not path.exists():
-        for left in folder.glob(f"{TEMPORARY}*"):  # by a command that was killed at this place
+        for left in folder.glob(f"{TEMPORARY}*"):  # from a command that was killed at this point
             shutil.rmtree(left)
         if any(folder.iterdir()):
             raise SystemExit(f"{folder}: holds other files; give a new folder")

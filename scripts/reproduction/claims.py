@@ -1,15 +1,14 @@
 """Claims of the literature that the models can check, and the rule for a verdict.
 
-A claim compares a figure of two kinds of models. One is *above* the other if two things hold. The
-seeds say so: each seed of the first is above every seed of the second; where both figures are of
-the same models, it is above for each seed. And the images say so: the mean over the seeds exceeds
-the other by two of its standard errors over the images, which all models share. The images say
-nothing of figures that are no mean over images, and of rows without results per image; such a
-verdict is marked as one *by the seeds alone*.
+A claim compares two figures, A and B. A is *above* B if two things hold. The seeds separate: each
+seed of A is above every seed of B; if both figures come from the same models, A is above B for each
+seed. And the images confirm it: the mean over the seeds exceeds the other by two standard errors
+over the test images, which all models share. The images cannot confirm figures that are no mean
+over images, nor rows without results per image: such a verdict rests on *the seeds alone*.
 
-A claim is *reproduced* if the order is the claimed one and *contradicted* if it is another one. If
-there is none, it is *not contradicted* where the claim is that nothing changes, else *within the
-error*.
+A claim is *reproduced* if the order is the claimed one, and *contradicted* if it is another one.
+Without an order it is *not contradicted* if it claims that nothing changes, else *inconclusive*. A
+verdict that chance would give in more than one of eight cases is inconclusive, too.
 """
 
 import itertools
@@ -25,6 +24,9 @@ from reproduction.measure import LOW, unpack
 Order = Literal["above", "none", "below"]
 ERRORS = 2
 """Standard errors over the images that a difference must exceed."""
+CHANCE = 1 / 8
+"""The largest probability at which chance may give a verdict."""
+VERDICTS = ("contradicted", "inconclusive", "not contradicted", "reproduced")
 NOT_MEASURED = "not measured"
 SEEDS_ALONE = " by the seeds alone"
 
@@ -52,111 +54,191 @@ class Claim(NamedTuple):
     first: Figure
     second: Figure
     holds: tuple[Order, ...] = ("above",)
+    labels: tuple[str, str] = ("A", "B")
 
 
-def _accuracy(text: str, source: str, first: str, second: str, *holds: Order) -> Claim:
+def _accuracy(
+    text: str,
+    source: str,
+    first: str,
+    second: str,
+    labels: tuple[str, str],
+    holds: tuple[Order, ...] = ("above",),
+) -> Claim:
     figures = (Figure(variant, "accuracy") for variant in (first, second))
-    return Claim(text, source, *figures, holds or ("above",))
+    return Claim(text, source, *figures, holds, labels)
 
 
-def _of_one(text: str, source: str, variant: str, first: str, second: str, *holds: Order) -> Claim:
+def _of_one(
+    text: str,
+    source: str,
+    variant: str,
+    first: str,
+    second: str,
+    labels: tuple[str, str],
+    holds: tuple[Order, ...] = ("above",),
+) -> Claim:
     figures = (Figure(variant, name) for name in (first, second))
-    return Claim(text, source, *figures, holds or ("above",))
+    return Claim(text, source, *figures, holds, labels)
 
 
-VMOE, SWEET, ROUTERS = "arXiv 2106.05974", "arXiv 2411.18322", "arXiv 2401.15969"
-ATTACK, EXPERTS_WEAK, NOBODY = "arXiv 2210.10253", "arXiv 2502.06832", "-"
-PRUNING, LAYERS, AVERAGING = "arXiv 2306.04073", "arXiv 2410.15732", "arXiv 2308.06093"
-NAMES = {"standard": "mean-pooled", "class_token": "class-token"}
-CLAIMS = (
-    _accuracy("sparse is better than dense at equal steps", VMOE, "standard", "dense"),
-    _accuracy("the same at equal training FLOPs", VMOE, "standard", "dense_flops"),
-    _accuracy("16 experts are better than 8", VMOE, "e16", "standard"),
-    _accuracy("8 experts are better than 4", VMOE, "standard", "e4"),
-    _accuracy("k 2 is better than k 1", VMOE, "standard", "k1"),
-    _accuracy("every second block beats only the last two of these", SWEET, "standard", "last2"),
-    _accuracy("expert choice is better than token choice", ROUTERS, "expert_choice", "standard"),
-    _accuracy("soft is better than token choice", ROUTERS, "soft", "standard"),
-    _accuracy("soft is better than expert choice", ROUTERS, "soft", "expert_choice"),
-    *(
-        _of_one(
-            f"{NAMES[variant]}, {LOW} slots: priority by largest gate is better than {than}",
+VMOE, SWEET, ROUTERS = "2106.05974", "2411.18322", "2401.15969"
+ATTACK, EXPERTS_WEAK, NOBODY = "2210.10253", "2502.06832", "-"
+PRUNING, LAYERS, AVERAGING = "2306.04073", "2410.15732", "2308.06093"
+NAMES = {"standard": "mean pooling", "class_token": "class token"}
+CLAIMS = {
+    "dense": _accuracy(
+        "sparse is better than dense at equal steps",
+        VMOE,
+        "standard",
+        "dense",
+        ("V-MoE", "dense"),
+    ),
+    "dense_flops": _accuracy(
+        "sparse is better than dense at equal training FLOPs",
+        VMOE,
+        "standard",
+        "dense_flops",
+        ("V-MoE", "dense"),
+    ),
+    "e16": _accuracy(
+        "16 experts are better than 8", VMOE, "e16", "standard", ("16 experts", "8 experts")
+    ),
+    "e4": _accuracy(
+        "8 experts are better than 4", VMOE, "standard", "e4", ("8 experts", "4 experts")
+    ),
+    "k1": _accuracy("k = 2 is better than k = 1", VMOE, "standard", "k1", ("k = 2", "k = 1")),
+    "last2": _accuracy(
+        "MoE layers in every second block are better than in the last two of these blocks",
+        SWEET,
+        "standard",
+        "last2",
+        ("blocks 1, 3, 5", "blocks 3, 5"),
+    ),
+    "expert_choice": _accuracy(
+        "expert choice is better than token choice",
+        ROUTERS,
+        "expert_choice",
+        "standard",
+        ("expert choice", "token choice"),
+    ),
+    "soft": _accuracy(
+        "soft routing is better than token choice",
+        ROUTERS,
+        "soft",
+        "standard",
+        ("soft", "token choice"),
+    ),
+    "soft_expert_choice": _accuracy(
+        "soft routing is better than expert choice",
+        ROUTERS,
+        "soft",
+        "expert_choice",
+        ("soft", "expert choice"),
+    ),
+    **{
+        f"{other}.{variant}": _of_one(
+            f"{LOW} slots, {NAMES[variant]}: largest gate first is better than {than}",
             VMOE,
             variant,
             f"capacity.{LOW}.largest_gate",
             f"capacity.{LOW}.{other}",
+            ("largest gate first", than),
         )
         for variant in NAMES
-        for other, than in {"order": "by order", "random": "at random"}.items()
-    ),
-    _of_one(
-        f"{LOW} slots: largest gate and sum of gates are equal",
+        for other, than in {"order": "in order", "random": "at random"}.items()
+    },
+    "sum_of_gates": _of_one(
+        f"{LOW} slots: largest gate and sum of gates are equally good",
         NOBODY,
         "standard",
         f"capacity.{LOW}.largest_gate",
         f"capacity.{LOW}.sum_of_gates",
-        "none",
+        ("largest gate first", "largest sum of gates first"),
+        ("none",),
     ),
-    *(
-        _of_one(
-            f"{LOW} slots by largest gate, block {block}: background is dropped first",
+    **{
+        f"background.{block}": _of_one(
+            f"{LOW} slots, largest gate first, block {block}: background is dropped first",
             PRUNING,
             "standard",
             f"kept.{block}.foreground",
             f"kept.{block}.background",
+            ("foreground kept", "background kept"),
         )
         for block in (1, 5)
-    ),
-    _accuracy(
-        "training at capacity 0.5 by largest gate costs no accuracy",
+    },
+    "half_bpr": _accuracy(
+        "training at capacity factor 0.5, largest gate first, costs no accuracy",
         VMOE,
         "half_bpr",
         "standard",
-        "above",
-        "none",
+        ("capacity factor 0.5", "capacity factor 1.05"),
+        ("above", "none"),
     ),
-    _accuracy("at capacity 0.5, training by largest gate helps", VMOE, "half_bpr", "half"),
-    _of_one("late blocks know the class better", VMOE, "standard", "class.5", "class.1"),
-    _of_one(
-        "early blocks know the position better", NOBODY, "standard", "position.1", "position.5"
+    "half": _accuracy(
+        "training at capacity factor 0.5: largest gate first is better than in order",
+        VMOE,
+        "half_bpr",
+        "half",
+        ("largest gate first", "in order"),
     ),
-    _of_one(
-        "the router of a late block matters more: a random one costs more there",
+    "class": _of_one(
+        "experts of late blocks know the class better",
+        VMOE,
+        "standard",
+        "class.5",
+        "class.1",
+        ("information in block 5", "in block 1"),
+    ),
+    "position": _of_one(
+        "experts of early blocks know the position better",
+        NOBODY,
+        "standard",
+        "position.1",
+        "position.5",
+        ("information in block 1", "in block 5"),
+    ),
+    "random_router": _of_one(
+        "routers of late blocks matter more",
         LAYERS,
         "standard",
         "random.1",
         "random.5",
+        ("random router in block 1", "in block 5"),
     ),
-    Claim(
-        "experts averaged at every step are more accurate as one MLP than others",
+    "averaged": Claim(
+        "averaging experts at every step makes them more accurate when merged into one MLP",
         AVERAGING,
         Figure("averaged", "merged"),
         Figure("standard", "merged"),
+        labels=("averaged, merged", "not averaged, merged"),
     ),
-    *(
-        Claim(
-            f"attacked by 8 / 255{how}, sparse is more accurate than dense at equal {what}",
+    **{
+        f"{attack}.{dense}": Claim(
+            f"{how} attack by 8/255: sparse is more accurate than dense at equal {what}",
             ATTACK,
             Figure("standard", attack),
             Figure(dense, attack),
+            labels=("V-MoE", "dense"),
         )
-        for attack, how in {"attack.8": "", "attack.8.projected": ", projected steps"}.items()
+        for attack, how in {"attack.8": "published", "attack.8.projected": "projected"}.items()
         for dense, what in {"dense": "steps", "dense_flops": "training FLOPs"}.items()
-    ),
-    _of_one(
-        "an attack through the experts harms more than one through the routers",
+    },
+    "experts_weak": _of_one(
+        "experts are more vulnerable to an attack than routers",
         EXPERTS_WEAK,
         "standard",
         "attack.8.routers",
         "attack.8.experts",
+        ("attacked through the routers", "through the experts"),
     ),
-)
+}
 NOT_CHECKED = {
-    "pruning by the change of the routers' norms (arXiv 2405.16646)": "under Upcycling and pruning",
-    "gains vanish as more is activated; last-2 is the more robust placement (arXiv 2411.18322)": (
-        "needs larger models and several recipes"
-    ),
-    "shared experts (arXiv 2410.15732), cosine routers, balance by a bias (arXiv 2408.15664)": (
+    "pruning by the change of the routers' norms (2405.16646)": "see [pruning](pruning.md)",
+    "gains vanish as more is activated; the last two blocks are the more robust choice (2411.18322)"
+    "": "needs larger models and several recipes",
+    "shared experts (2410.15732), cosine routers, balance by a bias (2408.15664)": (
         "no such layers yet"
     ),
 }
@@ -165,7 +247,7 @@ NOT_CHECKED = {
 
 def compared(variant: str) -> set[str]:
     """The figures of a variant that a claim compares."""
-    figures = {figure for claim in CLAIMS for figure in (claim.first, claim.second)}
+    figures = {figure for claim in CLAIMS.values() for figure in (claim.first, claim.second)}
     return {figure.name for figure in figures if figure.variant == variant}
 
 
@@ -176,15 +258,17 @@ def values(rows: Rows, figure: Figure) -> list[float]:
 
 
 class Margin(NamedTuple):
-    """How much the first figure of a claim exceeds the second.
+    """How much A exceeds B.
 
     Attributes:
-        mean: over the seeds.
+        mean: the difference of the means over the seeds.
+        over_seeds: its standard error over the seeds, from three of them; NaN for one seed.
         error: its standard error over the images, on each of which the two are compared; None if
             a row has no results per image.
     """
 
     mean: float
+    over_seeds: float
     error: float | None
 
 
@@ -192,18 +276,37 @@ def margin(claim: Claim, rows: Rows) -> Margin:
     """The margin of a measured claim.
 
     Raises:
-        SystemExit: the figures are not of the same images.
+        SystemExit: the rows were measured on different images.
     """
     figures = (claim.first, claim.second)
-    first, second = (float(np.mean(values(rows, figure))) for figure in figures)
+    first, second = (np.array(values(rows, figure)) for figure in figures)
+    mean = float(first.mean() - second.mean())
+    over_seeds = error_over_seeds(first, second, paired=paired(claim))
     every = [row for figure in figures for row in rows[figure.variant].values()]
     of_first, of_second = (_correct(rows, figure) for figure in figures)
     if of_first is None or of_second is None:
-        return Margin(first - second, None)
+        return Margin(mean, over_seeds, None)
     if len({row["labels"] for row in every}) > 1:
-        raise SystemExit(f"{claim.text}: rows of different images; remove those of other versions")
+        raise SystemExit(f"{claim.text}: rows of different images; remove rows of other versions")
     differences = of_first.mean(0) - of_second.mean(0)
-    return Margin(first - second, float(differences.std() / math.sqrt(differences.size)))
+    return Margin(mean, over_seeds, float(differences.std() / math.sqrt(differences.size)))
+
+
+def paired(claim: Claim) -> bool:
+    """Whether both figures come from the same models."""
+    return claim.first.variant == claim.second.variant
+
+
+def error_over_seeds(first: np.ndarray, second: np.ndarray, *, paired: bool) -> float:
+    """The standard error of the difference of two means over the seeds.
+
+    Args:
+        paired: whether a seed of both is the same model.
+    """
+    parts = [first - second] if paired else [first, second]
+    if min(part.size for part in parts) < 2:
+        return math.nan
+    return math.sqrt(sum(float(part.var(ddof=1)) / part.size for part in parts))
 
 
 def _correct(rows: Rows, figure: Figure) -> np.ndarray | None:
@@ -224,20 +327,28 @@ def order(first: Sequence[float], second: Sequence[float], *, paired: bool) -> O
     return "below" if all(a < b for a, b in pairs) else "none"
 
 
+def found(claim: Claim, rows: Rows) -> Order:
+    """How the figures of a measured claim compare, by the seeds and by the images."""
+    by_seeds = order(values(rows, claim.first), values(rows, claim.second), paired=paired(claim))
+    mean, _, error = margin(claim, rows)
+    if error is None:
+        return by_seeds if _chance_of_verdict(claim) <= CHANCE else "none"
+    return by_seeds if abs(mean) >= ERRORS * error else "none"
+
+
 def verdict(claim: Claim, rows: Rows) -> str:
     """Whether a claim is reproduced."""
     first, second = values(rows, claim.first), values(rows, claim.second)
     if min(len(first), len(second)) < len(SEEDS):
         return NOT_MEASURED
-    found = order(first, second, paired=claim.first.variant == claim.second.variant)
-    mean, error = margin(claim, rows)
-    if error is not None and abs(mean) < ERRORS * error:
-        found = "none"
-    if found == "none":
-        text = "not contradicted" if found in claim.holds else "within the error"
+    result = found(claim, rows)
+    separate = order(first, second, paired=paired(claim)) != "none"
+    if result == "none":
+        alone = separate and margin(claim, rows).error is None
+        text = "not contradicted" if result in claim.holds and not alone else "inconclusive"
     else:
-        text = "reproduced" if found in claim.holds else "contradicted"
-    return text + (SEEDS_ALONE if error is None else "")
+        text = "reproduced" if result in claim.holds else "contradicted"
+    return text + (SEEDS_ALONE if margin(claim, rows).error is None else "")
 
 
 def chance(claim: Claim) -> float:
@@ -247,4 +358,9 @@ def chance(claim: Claim) -> float:
     rarer, so this bounds the probability of a verdict.
     """
     n = len(SEEDS)
-    return 2 / (2**n if claim.first.variant == claim.second.variant else math.comb(2 * n, n))
+    return 2 / (2**n if paired(claim) else math.comb(2 * n, n))
+
+
+def _chance_of_verdict(claim: Claim) -> float:
+    """The probability that the seeds alone contradict a true claim, or reproduce a false one."""
+    return chance(claim) / (1 if claim.holds == ("none",) else 2)

@@ -1,8 +1,8 @@
-"""What one trained model shows on test images, as one JSON object.
+"""Measures one trained model on test images, and prints one JSON object.
 
-It has "figures" by name, below; "correct": by name, of the figures that are a share of correct
-images, which ones (see ``pack``); and "labels", a checksum of their labels. Images are in the order
-of the data.
+"figures" has the figures below by name. "correct" has, for each figure that is a share of correct
+images, which images these are (see ``pack``). "labels" is a checksum of the labels. Images are in
+the order of the data.
 
     python scripts/reproduction/measure.py RUN [--images 10000]
 
@@ -10,8 +10,8 @@ accuracy                 fraction of correct predictions, as trained
 dropped.BLOCK            fraction of the choices without a slot, as trained
 class.BLOCK              normalized mutual information of expert and class
 class_null.BLOCK         the same under shuffled classes
-position.BLOCK           normalized mutual information of expert and place in the image
-position_null.BLOCK      the same in shuffled places
+position.BLOCK           normalized mutual information of expert and position
+position_null.BLOCK      the same under shuffled positions
 capacity.SLOTS.PRIORITY  accuracy with so many slots per expert and group; 0 drops everything
 kept.BLOCK.KIND          fraction of the choices of foreground patches, background patches or class
                          tokens that get one of 8 slots by largest gate
@@ -65,7 +65,7 @@ Batches = list[Labeled]
 
 
 def measure(run: Path, images: int) -> dict[str, Any]:
-    """What a run shows on a random sample of its test split."""
+    """The measurements of a run on a random sample of its test split."""
     loaded = load(run)
     model = loaded.model
     batches, few = (
@@ -91,7 +91,7 @@ def labels_of(batches: Batches) -> Int[np.ndarray, "b l"]:
 
 
 def in_order(measured: np.ndarray) -> np.ndarray:
-    """What was measured of each image, in the order of the data."""
+    """Measurements of each image, in the order of the data."""
     return measured[np.argsort(evaluation_order(len(measured)))]
 
 
@@ -173,7 +173,7 @@ def pack(correct: Correct) -> dict[str, Any]:
 
 
 def unpack(stored: Mapping[str, Any]) -> Correct:
-    """What ``pack`` was given."""
+    """The argument of ``pack``."""
     packed = np.frombuffer(base64.b64decode(stored["bits"]), np.uint8)
     return np.unpackbits(packed, count=stored["images"]).astype(bool)
 

@@ -1,20 +1,19 @@
-"""The section of configs/README.md: tables, verdicts and plots of the small reproduction."""
+"""The results of the small reproduction as Markdown and CSV: answers, tables and verdicts."""
 
-from collections.abc import Iterable, Sequence
-from pathlib import Path
-from typing import Any
+import csv
+import io
+import textwrap
+from collections.abc import Iterable
 
-import matplotlib
 import numpy as np
-from experiments import Rows, jax_versions, markdown_table, percents
-from matplotlib import pyplot
+from experiments import Rows, markdown_table, percents
 
 from reproduction.claims import (
     CLAIMS,
-    ERRORS,
     NOT_CHECKED,
     NOT_MEASURED,
     SEEDS_ALONE,
+    VERDICTS,
     Claim,
     Figure,
     chance,
@@ -22,67 +21,64 @@ from reproduction.claims import (
     values,
     verdict,
 )
-from reproduction.measure import LOW, PRIORITIES, SLOTS, STRENGTHS
-from reproduction.variants import BATCH_SIZE, VARIANTS
-from vmoe.analysis.colors import expert_colors
+from reproduction.measure import ATTACKED, PRIORITIES, SLOTS, STRENGTHS
+from reproduction.variants import VARIANTS
 from vmoe.analysis.statistics import KINDS
 
 CURVES = ("standard", "class_token", "half", "half_bpr")
 BLOCKS = ("standard", "all_blocks", "class_token", "expert_choice")
-ATTACKED = ("standard", "dense", "dense_flops", "expert_choice", "soft")
 KEPT = ("standard", "all_blocks", "class_token")
-DRAWN = ("standard", "class_token")  # of BLOCKS
-MARKS = "osD^v"
-COLORS = tuple(expert_colors(7)[i] for i in (4, 0, 2, 6, 5))  # without yellow, on white
+FEW = 10
+"""Images that should not decide a verdict."""
+NUMBERS = range(6)
+"""The blocks of a model."""
+FIRST = {"order": "in order", "random": "at random"} | {
+    name: f"{name.replace('_', ' ')} first" for name in ("largest_gate", "sum_of_gates")
+}
 
 
-def section(rows: Rows, plots: Sequence[str]) -> str:
-    """Everything as Markdown.
+def wrapped(text: str) -> str:
+    return textwrap.fill(text, 100, break_long_words=False, break_on_hyphens=False)
 
-    Args:
-        plots: addresses of the plots.
-    """
-    parts = [
-        f"""Fashion-MNIST, batches of {BATCH_SIZE}, otherwise `configs/fashion_mnist.py`;
-{jax_versions(rows)}. Figures are means over the seeds, of accuracies in percent on the test split,
-on which nothing was chosen; ranges are from the worst to the best seed. Attacks are the published
-one, on 512 images; so many are predicted in eight orders to see which predictions depend on the
-batch; with one image per group none do. Merged: with the mean of its experts as the MLP of each
-sparse block.""",
-        models(rows),
-        f"""Accuracy against slots per expert and group of 8 images (128 patches; with class tokens,
-136 tokens); 0 drops every choice, {SLOTS[-1]} drop few. The rows of `configs/reproduce_small` have
-the same figures for the other models.""",
-        slots(rows),
-        f"""Percent of the choices that get one of {LOW} slots, by largest gate; a patch is
-background if all of it has the color of the image's border:""",
-        kept(rows),
-        """Normalized mutual information of expert and class, and of expert and place in the image
-(in parentheses: under shuffled classes and places), and the accuracy with a random router in one
-block.""",
-        blocks(rows),
-        rule(rows),
-        claims(rows),
-        surprises(rows),
-        not_checked(),
-        *(f"![{Path(plot).stem} of the small reproduction]({plot})" for plot in plots),
+
+def comparisons(rows: Rows, names: Iterable[str]) -> str:
+    """The verdicts on some claims."""
+    lines = [
+        [claim.text, *_compared(rows, claim), _shown(text)]
+        for claim, text in _verdicts(rows).items()
+        if claim in [CLAIMS[name] for name in names]
     ]
-    return "\n\n".join(parts) + "\n"
+    return markdown_table(["claim", "A", "B", "A − B", "verdict"], lines)
+
+
+def _compared(rows: Rows, claim: Claim) -> list[str]:
+    """Both figures with their labels, and the difference."""
+    cells = [
+        f"{label}: {_spread(rows, figure)}"
+        for label, figure in zip(claim.labels, (claim.first, claim.second), strict=True)
+    ]
+    return [*cells, difference(rows, claim)]
+
+
+def _shown(text: str) -> str:
+    """A verdict with what it rests on."""
+    word = text.removesuffix(SEEDS_ALONE)
+    return f"{word} ({'seeds' if word != text else 'seeds, images'})"
 
 
 def models(rows: Rows) -> str:
     columns = ["model", "MFLOPs per image", "steps", "accuracy by seed", "mean"]
-    columns += [f"attacked by {strength} / 255" for strength in STRENGTHS]
-    columns += [f"by {STRENGTHS[-1]} / 255, projected", "changed by batch"]
+    columns += [f"attacked by {strength}/255" for strength in STRENGTHS]
+    columns += [f"by {STRENGTHS[-1]}/255, projected", "changed by batch"]
     columns += ["experts merged"]
     lines = []
     for name in _measured(rows, VARIANTS):
         row = next(iter(rows[name].values()))
         line = [VARIANTS[name].label, f"{row['flops_per_image'] / 1e6:.2f}", f"{row['steps']:,}"]
         line += percents(100 * value for value in values(rows, Figure(name, "accuracy")))
-        line += [_mean(rows, name, f"attack.{strength}") for strength in STRENGTHS]
-        line += [_mean(rows, name, f"attack.{STRENGTHS[-1]}.projected")]
-        lines.append([*line, *(_mean(rows, name, figure) for figure in ("batch", "merged"))])
+        line += [mean(rows, name, f"attack.{strength}") for strength in STRENGTHS]
+        line += [mean(rows, name, f"attack.{STRENGTHS[-1]}.projected")]
+        lines.append([*line, *(mean(rows, name, figure) for figure in ("batch", "merged"))])
     return markdown_table(columns, lines)
 
 
@@ -90,8 +86,8 @@ def slots(rows: Rows) -> str:
     lines = [
         [
             VARIANTS[name].label,
-            priority.replace("_", " "),
-            *(_mean(rows, name, f"capacity.{number}.{priority}") for number in SLOTS),
+            FIRST[priority],
+            *(mean(rows, name, f"capacity.{number}.{priority}") for number in SLOTS),
         ]
         for name in _measured(rows, CURVES)
         for priority in PRIORITIES
@@ -100,83 +96,106 @@ def slots(rows: Rows) -> str:
 
 
 def blocks(rows: Rows) -> str:
-    every = [str(i) for i in range(6)]
     lines = []
     for name in _measured(rows, BLOCKS):
         for kind, label in {"class": VARIANTS[name].label, "position": ""}.items():
-            own, null = (
-                [_mean(rows, name, f"{kind}{suffix}.{i}", 1, 3) for i in every]
+            own, baseline = (
+                [mean(rows, name, f"{kind}{suffix}.{i}", 1, 3) for i in NUMBERS]
                 for suffix in ("", "_null")
             )
-            with_null = [f"{a} ({b})" if a else "" for a, b in zip(own, null, strict=True)]
-            lines.append([label, kind, *with_null])
-        random = [_mean(rows, name, f"random.{i}") for i in every]
+            both = [f"{a} ({b})" if a else "" for a, b in zip(own, baseline, strict=True)]
+            lines.append([label, kind, *both])
+        random = [mean(rows, name, f"random.{i}") for i in NUMBERS]
         if any(random):
             lines.append(["", "random router", *random])
-    return markdown_table(["model", "", *(f"block {i}" for i in every)], lines)
+    return markdown_table(["model", "", *(f"block {i}" for i in NUMBERS)], lines)
 
 
 def kept(rows: Rows) -> str:
-    every = [str(i) for i in range(6)]
     lines = []
     for name in _measured(rows, KEPT):
         for kind in KINDS:
-            shares = [_mean(rows, name, f"kept.{i}.{kind}") for i in every]
+            shares = [mean(rows, name, f"kept.{i}.{kind}") for i in NUMBERS]
             if any(shares):
                 lines.append([VARIANTS[name].label, kind.replace("_", " "), *shares])
-    return markdown_table(["model", "kept", *(f"block {i}" for i in every)], lines)
+    return markdown_table(["model", "kept", *(f"block {i}" for i in NUMBERS)], lines)
 
 
-def rule(rows: Rows) -> str:
-    """When a claim is reproduced, and how often it would be by chance."""
+def changed(rows: Rows) -> str:
+    """How many predictions depend on the batch, by model."""
+    lines = [
+        [VARIANTS[name].label, mean(rows, name, "batch")]
+        for name in _measured(rows, VARIANTS)
+        if _has(rows, name, "batch")
+    ]
+    return markdown_table(["model", "predictions that change, percent"], lines)
+
+
+def counts(rows: Rows) -> str:
+    """How many claims have each verdict, and how many are reproduced by chance."""
     measured = _verdicts(rows)
-    expected = sum(map(chance, measured))
-    return f"""The first figure of a claim differs from the second if two things hold. Each of its
-seeds is above (or each is below) every seed of the second; for two figures of the same models, each
-is compared with the same seed. And the margin, the difference of the means, is at least {ERRORS}
-standard errors over the test images, on each of which the models are compared (after ±).
-*Reproduced*: they differ in the claimed order; *contradicted*: in another one; *not contradicted*:
-they do not differ, as claimed; *within the error*: they do not differ, but should. By the seeds
-alone: the figure is no mean over images, or a row has no results per image.
-
-If nothing had an effect, the seeds of a claim would separate with a probability of 1 in 10, and for
-two figures of the same models of 1 in 4: of these {len(measured)} claims, at most {expected:.1f}
-would differ by chance, half of them in the claimed order."""
+    words = [text.removesuffix(SEEDS_ALONE) for text in measured.values()]
+    shown = ", ".join(f"{words.count(word)} {word}" for word in VERDICTS[::-1] if word in words)
+    expected = sum(chance(claim) / 2 for claim in measured if "above" in claim.holds)
+    alone = sum(text.endswith(SEEDS_ALONE) for text in measured.values())
+    text = f"**{len(measured)} claims: {shown or 'not measured'}.**"
+    if missing := len(CLAIMS) - len(measured):
+        text += f" {missing} more are not measured."
+    text += f" If nothing had an effect, chance would reproduce about {expected:.1f} of them."
+    if alone:
+        text += f" Verdicts that rest on the seeds alone: {alone}."
+    return wrapped(text)
 
 
 def claims(rows: Rows) -> str:
+    """All measured claims, sorted by verdict."""
     lines = [
         [
+            f"**{_shown(text).replace(' (', '** (')}",
             claim.text,
-            claim.source,
-            _spread(rows, claim.first),
-            _spread(rows, claim.second),
-            _margin(rows, claim),
-            f"**{text.removesuffix(SEEDS_ALONE)}**{SEEDS_ALONE * text.endswith(SEEDS_ALONE)}",
+            *_compared(rows, claim),
+            _linked(claim.source),
         ]
-        for claim, text in _verdicts(rows).items()
+        for claim, text in sorted(
+            _verdicts(rows).items(),
+            key=lambda each: VERDICTS.index(each[1].removesuffix(SEEDS_ALONE)),
+        )
     ]
-    return markdown_table(["claim", "of", "first", "second", "margin", "verdict"], lines)
+    return markdown_table(["verdict", "claim", "A", "B", "A − B", "source"], lines)
 
 
-def surprises(rows: Rows) -> str:
-    """The claims that came out the other way."""
-    verdicts = _verdicts(rows)
-    found = [claim.text for claim, text in verdicts.items() if text.startswith("contradicted")]
-    missing = len(CLAIMS) - len(verdicts)
-    text = f"Contradicted: {'; '.join(found) or 'none'}."
-    return text + (f" Not measured: {missing} of {len(CLAIMS)} claims." if missing else "")
+def narrow(rows: Rows) -> str:
+    """The claims whose seeds a few images separate, or keep together."""
+    lines = []
+    for claim in _verdicts(rows):
+        row = next(iter(rows[claim.first.variant].values()))
+        attacked = claim.first.name.startswith("attack")
+        if not attacked and claim.first.name != "accuracy":
+            continue
+        images = min(ATTACKED, row["images"]) if attacked else row["images"]
+        high, low = sorted((values(rows, claim.first), values(rows, claim.second)), key=np.mean)[
+            ::-1
+        ]
+        gap = round((min(high) - max(low)) * images)
+        if abs(gap) <= FEW:
+            lines.append([claim.text, f"{gap} of {images:,}"])
+    columns = ["claim", "images between the nearest seeds"]
+    return markdown_table(columns, lines) if lines else "None."
 
 
-def _verdicts(rows: Rows) -> dict[Claim, str]:
-    """The verdicts on the measured claims."""
-    every = {claim: verdict(claim, rows) for claim in CLAIMS}
-    return {claim: text for claim, text in every.items() if text != NOT_MEASURED}
+def _linked(source: str) -> str:
+    return source if source == "-" else f"[{source}](https://arxiv.org/abs/{source})"
 
 
 def not_checked() -> str:
     """The claims that need something else, and what."""
-    return f"Not checked: {'; '.join(f'{claim}: {why}' for claim, why in NOT_CHECKED.items())}."
+    return markdown_table(["claim", "why not"], NOT_CHECKED.items())
+
+
+def _verdicts(rows: Rows) -> dict[Claim, str]:
+    """The verdicts on the measured claims."""
+    every = {claim: verdict(claim, rows) for claim in CLAIMS.values()}
+    return {claim: text for claim, text in every.items() if text != NOT_MEASURED}
 
 
 def _measured(rows: Rows, names: Iterable[str]) -> list[str]:
@@ -184,10 +203,10 @@ def _measured(rows: Rows, names: Iterable[str]) -> list[str]:
 
 
 def _has(rows: Rows, name: str, figure: str) -> bool:
-    return all(figure in row["figures"] for row in rows[name].values())
+    return bool(rows.get(name)) and all(figure in row["figures"] for row in rows[name].values())
 
 
-def _mean(rows: Rows, name: str, figure: str, scale: float = 100, digits: int = 2) -> str:
+def mean(rows: Rows, name: str, figure: str, scale: float = 100, digits: int = 2) -> str:
     """The mean over the seeds; empty if the model has no such figure."""
     if not _has(rows, name, figure):
         return ""
@@ -200,102 +219,32 @@ def _spread(rows: Rows, figure: Figure) -> str:
     return f"{own.mean():.{digits}f} ({own.min():.{digits}f} to {own.max():.{digits}f})"
 
 
-def _margin(rows: Rows, claim: Claim) -> str:
-    mean, error = margin(claim, rows)
+def difference(rows: Rows, claim: Claim) -> str:
+    """The difference, its standard error over the seeds, and over the images if it is known."""
+    if verdict(claim, rows) == NOT_MEASURED:
+        return NOT_MEASURED
+    mean, over_seeds, error = margin(claim, rows)
     scale, digits = _units(claim.first)
-    after = "" if error is None else f" ± {scale * error:.{digits}f}"
-    return f"{scale * mean:+.{digits}f}{after}"
+    text = f"{scale * mean:+.{digits}f} ± {scale * over_seeds:.{digits}f}"
+    return text if error is None else f"{text}; ± {scale * error:.{digits}f}"
 
 
 def _units(figure: Figure) -> tuple[float, int]:
-    """A factor and a number of digits: of accuracies in percent, of information as it is."""
+    """The factor and the number of digits of a figure: percent, or mutual information."""
     return (1, 3) if figure.name.startswith(("class", "position")) else (100, 2)
 
 
-def plot(rows: Rows, folder: Path) -> list[Path]:
-    """Writes the plots; lines are means over the seeds, bands and bars ranges."""
-    matplotlib.use("Agg")
-    return [
-        _plot_capacity(rows, folder / "capacity.png"),
-        _plot_models(rows, folder / "models.png"),
+def tables(rows: Rows) -> dict[str, str]:
+    """CSV files by name: every figure of every run."""
+    lines = [
+        {"model": name, "label": VARIANTS[name].label, "seed": seed}
+        | {"steps": row["steps"], "flops_per_image": row["flops_per_image"]}
+        | row["figures"]
+        for name in _measured(rows, VARIANTS)
+        for seed, row in sorted(rows[name].items())
     ]
-
-
-def _plot_capacity(rows: Rows, path: Path) -> Path:
-    names = _measured(rows, CURVES)
-    figure, axes = pyplot.subplots(
-        1,
-        max(1, len(names)),
-        figsize=(4 * max(1, len(names)), 3.6),
-        layout="constrained",
-        sharey=True,
-        squeeze=False,
-    )
-    for ax, name in zip(axes[0], names, strict=False):
-        for priority, color, mark in zip(PRIORITIES, COLORS, MARKS, strict=False):
-            figures = [f"capacity.{number}.{priority}" for number in SLOTS]
-            _line(ax, rows, name, SLOTS, figures, priority.replace("_", " "), color, mark)
-        nothing = np.mean(values(rows, Figure(name, "capacity.0.order")))
-        ax.axhline(100 * nothing, color="gray", linestyle=":", label="everything dropped")
-        ax.set_title(VARIANTS[name].label, fontsize=9)
-        ax.set(xlabel="slots per expert and group", ylabel="test accuracy in percent")
-        ax.legend(fontsize=8)
-    figure.savefig(path, dpi=110)
-    pyplot.close(figure)
-    return path
-
-
-def _plot_models(rows: Rows, path: Path) -> Path:
-    figure, (bars, attacked, special) = pyplot.subplots(
-        1, 3, figsize=(15, 4.2), layout="constrained"
-    )
-    names = _measured(rows, VARIANTS)[::-1]
-    for y, name in enumerate(names):
-        own = [100 * value for value in values(rows, Figure(name, "accuracy"))]
-        bars.plot(own, [y] * len(own), "o", color="#0072b2", alpha=0.6)
-        bars.plot(np.mean(own), y, "|", color="black", markersize=14)
-    bars.set_yticks(range(len(names)), [VARIANTS[name].label for name in names], fontsize=8)
-    bars.grid(axis="y", alpha=0.3)
-    bars.set(xlabel="test accuracy in percent; each seed, and the mean")
-    for name, color, mark in zip(ATTACKED, COLORS, MARKS, strict=True):
-        if rows.get(name):
-            figures = [f"attack.{strength}" for strength in (0, *STRENGTHS)]
-            _line(attacked, rows, name, (0, *STRENGTHS), figures, _short(name), color, mark)
-    attacked.set(xlabel="largest change of a pixel, in 1/255", ylabel="accuracy in percent")
-    styles = {"class": "-", "class_null": ":", "position": "--"}
-    for name, color, mark in zip(DRAWN, COLORS, MARKS, strict=False):
-        for kind, style in styles.items() if rows.get(name) else ():
-            numbers = [i for i in range(6) if _has(rows, name, f"{kind}.{i}")]
-            label = f"{_short(name)}: {kind.replace('_null', ', shuffled')}"
-            figures = [f"{kind}.{i}" for i in numbers]
-            _line(special, rows, name, numbers, figures, label, color, mark, style, 1)
-    special.set_xticks(range(6))
-    special.set(xlabel="block", ylabel="mutual information with the expert, normalized")
-    for ax in (attacked, special):
-        if ax.lines:
-            ax.legend(fontsize=7)
-    figure.savefig(path, dpi=110)
-    pyplot.close(figure)
-    return path
-
-
-def _short(name: str) -> str:
-    return VARIANTS[name].label.partition(":")[0]
-
-
-def _line(
-    ax: Any,
-    rows: Rows,
-    name: str,
-    xs: Sequence[int],
-    figures: Sequence[str],
-    label: str,
-    color: str,
-    mark: str,
-    style: str = "-",
-    scale: float = 100,
-) -> None:
-    own = scale * np.array([values(rows, Figure(name, figure)) for figure in figures])
-    if own.size:
-        ax.plot(xs, own.mean(1), marker=mark, color=color, linestyle=style, label=label)
-        ax.fill_between(xs, own.min(1), own.max(1), color=color, alpha=0.15)
+    out = io.StringIO()
+    writer = csv.DictWriter(out, list(dict.fromkeys(key for line in lines for key in line)))
+    writer.writeheader()
+    writer.writerows(lines)
+    return {"models.csv": out.getvalue()}

@@ -39,19 +39,19 @@ def _moe(**fields: Any) -> dict[str, Any]:
 
 
 VARIANTS = {
-    "standard": Variant("standard: 8 experts in blocks 1, 3, 5, k 2"),
+    "standard": Variant("standard: 8 experts in blocks 1, 3, 5, k = 2"),
     "dense": Variant("dense, equal steps", dense=True),
     "dense_flops": Variant("dense, equal training FLOPs", dense=True, equal_flops=True),
     "last2": Variant("experts in blocks 3, 5", {"sparse_blocks": block_numbers("last2", 6)}),
     "all_blocks": Variant("experts in all blocks", {"sparse_blocks": tuple(range(6))}),
     "e4": Variant("4 experts", _moe(num_experts=4)),
     "e16": Variant("16 experts", _moe(num_experts=16)),
-    "k1": Variant("k 1", _moe(router=TokenChoice(k=1))),
-    "expert_choice": Variant("router expert choice", _moe(router=ExpertChoice(), **ROUTED)),
-    "soft": Variant("router soft", _moe(router=Soft(), images_per_group=1, **ROUTED)),
-    "half": Variant("capacity factor 0.5, priority by order", _moe(**HALF)),
+    "k1": Variant("k = 1", _moe(router=TokenChoice(k=1))),
+    "expert_choice": Variant("expert choice router", _moe(router=ExpertChoice(), **ROUTED)),
+    "soft": Variant("soft router", _moe(router=Soft(), images_per_group=1, **ROUTED)),
+    "half": Variant("trained at capacity factor 0.5, in order", _moe(**HALF)),
     "half_bpr": Variant(
-        "capacity factor 0.5, priority by largest gate",
+        "trained at capacity factor 0.5, largest gate first",
         _moe(router=TokenChoice(priority="largest_gate"), **HALF),
     ),
     "averaged": Variant("experts averaged by 0.1 after every step", expert_averaging=0.1),
@@ -60,11 +60,11 @@ VARIANTS = {
 
 
 def train_config(name: str, steps: int = STEPS, data: str | None = None) -> TrainConfig:
-    """The training run of a variant.
+    """The config of a variant.
 
     Args:
-        steps: of the standard model.
-        data: the name of the data; by default that of the recipe.
+        steps: steps of the standard model.
+        data: the name of the data; by default the config's.
     """
     variant, recipe = VARIANTS[name], load(RECIPE)
     standard = recipe.model

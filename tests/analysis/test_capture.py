@@ -34,7 +34,7 @@ def config_of(**fields: Any) -> ViTConfig:
 
 
 @pytest.mark.parametrize("fields", MODELS.values(), ids=MODELS.keys())
-def test_features_and_attention_maps_are_those_of_the_forward_pass(fields: dict[str, Any]) -> None:
+def test_features_and_attention_maps_equal_the_forward_pass(fields: dict[str, Any]) -> None:
     config = config_of(**fields)
     params, first = random_params(config), int(config.has_class_token)
     changed = config.depth if config.sparse_blocks == (0,) else config.sparse_blocks[0]

@@ -189,7 +189,7 @@ def test_shares_of_images_without_plain_background_are_unknown() -> None:
     }
 
 
-def test_mutual_information_is_that_of_scikit_learn() -> None:
+def test_mutual_information_equals_scikit_learn() -> None:
     rng = np.random.default_rng(0)
     table = rng.integers(0, 9, (E, 5))
     rows, columns = np.indices(table.shape)
@@ -222,7 +222,7 @@ def test_a_choice_counts_for_each_class_of_its_image_and_for_none_without_a_labe
 
 
 def test_counts_by_class_take_the_memory_of_the_classes_that_occur() -> None:
-    """Of 2,000 images, dense ones of each image and class would take 80 MB and more."""
+    """Dense counts by image and class would take 80 MB and more for 2,000 images."""
     rng, b, y = np.random.default_rng(0), 2_000, 40_000
     experts, labels = rng.integers(0, 3, (b, 5)), rng.integers(-1, y, (b, 3))
     labels[::5, 1] = labels[::5, 0]  # a class counts once
@@ -239,7 +239,7 @@ def test_counts_by_class_take_the_memory_of_the_classes_that_occur() -> None:
 
 
 def test_experts_that_follow_the_position_are_far_above_chance() -> None:
-    """Every token at place n goes to expert n mod 3; or each image has one expert."""
+    """Every token at position n goes to expert n mod 3; or each image has one expert."""
     rng, shape = np.random.default_rng(0), (300, 6)
     by_place = np.broadcast_to(np.arange(6) % 3, shape)
     by_image = np.broadcast_to(rng.integers(0, 3, (300, 1)), shape)
@@ -251,7 +251,7 @@ def test_experts_that_follow_the_position_are_far_above_chance() -> None:
         assert information == pytest.approx(expected, abs=1e-6)
 
 
-def test_a_class_token_is_no_place_of_an_image() -> None:
+def test_a_class_token_has_no_position_in_an_image() -> None:
     """It always goes to expert 0, which patches choose wherever they are."""
     experts = np.random.default_rng(0).integers(0, 3, (300, 7))
     experts[:, 0] = 0

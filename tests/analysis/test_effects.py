@@ -1,4 +1,4 @@
-"""What a model predicts with other routing; the oracles have other configs or parameters.
+"""Predictions of a model under changed routing; the oracles have other configs or parameters.
 
 Models are run on batches of four images, the last one padded; the oracles on all six at once, in
 the same groups of two. Most tests change one model, so that they share its compiled program, in the
@@ -36,7 +36,7 @@ B, E = 6, 3
 
 
 def config_of(*, depth: int = 2, **moe: Any) -> ViTConfig:
-    """Of a model whose experts have too few slots; every block is sparse."""
+    """A model whose experts have too few slots; every block is sparse."""
     router = TokenChoice(k=1)
     sizes = dict(num_experts=E, images_per_group=2, capacity_factor=0.5)
     layer = MoEConfig(**sizes, router=router, implementation="batched")
@@ -82,7 +82,7 @@ def test_every_expert_is_removed_in_both_ways() -> None:
     assert np.abs(first - result[Removal(0, 0, "masked")]).max() > 1e-3
 
 
-def test_logits_at_other_capacities_are_those_of_a_model_with_that_capacity() -> None:
+def test_logits_at_other_capacities_equal_a_model_with_that_capacity() -> None:
     model = model_of(capacity=11, implementation="auto")
     result = at_capacities(model, batches(), [0, 8], ["order", "largest_gate"])
     assert list(result) == [(c, p) for c in (0, 8) for p in ("order", "largest_gate")]
@@ -99,7 +99,7 @@ def test_logits_at_other_capacities_are_those_of_a_model_with_that_capacity() ->
         at_capacities(model, batches(), [-1])
 
 
-def test_logits_at_another_k_are_those_of_a_model_with_that_k() -> None:
+def test_logits_at_another_k_equal_a_model_with_that_k() -> None:
     steps: list[int] = []
     result = at_k(model_of(), batches(), [1, 3], on_step=lambda: steps.append(1))
     assert list(result) == [1, 3] and len(steps) == 4
@@ -113,7 +113,7 @@ def test_logits_at_another_k_are_those_of_a_model_with_that_k() -> None:
 
 
 def test_a_random_router_in_one_block_leaves_the_others_as_they_are() -> None:
-    """And padding, of any content, does not change what it draws."""
+    """The content of padding does not change the random logits."""
     model, images = model_of(), random_images(b=B)
     valid, other = np.arange(4) < 2, random_images(b=2)
     padded = [(np.concatenate([images[4:], x]), None, valid) for x in (0 * other, other)]

@@ -107,7 +107,7 @@ def test_a_router_collapses_if_most_tokens_or_five_times_the_mean_choose_one_exp
     if k < e:
         (found,) = findings(config, {5: totals(largest + 0.01, e, k)})
         assert found.kind == "collapse" and found.value > found.threshold
-        assert f", of {largest + 0.01:.0%} of the tokens: train with a larger" in str(found)
+        assert f", from {largest + 0.01:.0%} of the tokens: train with a larger" in str(found)
 
 
 class Fixed(ExpertChoice):

@@ -1,4 +1,4 @@
-"""Decisions in place of a router; the oracles are models with other configs or parameters."""
+"""Decisions instead of a router's; the oracles are models with other configs or parameters."""
 
 from collections.abc import Callable
 from typing import Any, get_args
@@ -81,7 +81,7 @@ def test_limited_slots_equal_a_router_of_that_capacity_for_every_priority(
 
 
 @each_router
-def test_a_muted_expert_is_one_whose_output_is_zero(router: Router) -> None:
+def test_an_ablated_expert_equals_one_whose_output_is_zero(router: Router) -> None:
     config = config_of(router, **SLOTS[router.kind])
     params = random_params(config)
     ((logits, records),) = decided(config, params, ablated, np.arange(E) != 2)
@@ -124,7 +124,7 @@ def test_a_random_router_depends_on_its_key_and_draws_with_the_standard_deviatio
     np.testing.assert_array_equal(one.routing.experts, same.routing.experts)
     assert (one.routing.experts != other.routing.experts).mean() > 0.5
     own = forward(models.with_params(config, params), random_images(b=4))[1][0]
-    np.testing.assert_array_equal(one.logits, own.logits)  # those of the gate
+    np.testing.assert_array_equal(one.logits, own.logits)  # of the gate
     assert np.log(np.asarray(one.gates)).std() == pytest.approx(
         np.log(np.asarray(own.gates)).std(), rel=0.3
     )

@@ -1,4 +1,4 @@
-"""The page of ``vmoe routing --out`` in a real browser, headless Chromium, by what a reader does.
+"""The page of ``vmoe routing --out``, used as a reader does, in a real browser (headless Chromium).
 
 The pages show invented routing; one test lets the real command write the page of a trained model.
 """
@@ -180,7 +180,7 @@ def bar_names(element: Any) -> list[str]:
 def test_the_page_drops_what_the_model_drops_at_every_number_of_slots_and_priority(
     browser: Any, tmp_path: Path, k: int, pooling: str, normalize: bool
 ) -> None:
-    """And gives the kept choices the model's combine weights."""
+    """Kept choices also have the model's combine weights."""
     model = invented(k=k, pooling=pooling, normalize=normalize)
     opened(browser, written(tmp_path, model))
     found = browser.execute_script(
@@ -263,7 +263,7 @@ def test_dragging_the_slots_shows_what_is_dropped_and_what_the_whole_model_predi
 ) -> None:
     from selenium.webdriver import ActionChains
 
-    model, of_the_model = invented(pooling="class_token"), "of the model as loaded"
+    model, of_the_model = invented(pooling="class_token"), "the model as loaded"
     opened(browser, written(tmp_path, model), "#image=1")
     assert of_the_model not in text(browser, "panels")
     assert text(browser, "reset") == f"as loaded: {SLOTS} slots, order in the batch"
@@ -346,7 +346,9 @@ def test_of_two_numbers_of_slots_as_near_the_larger_is_shown_and_a_computed_one_
     assert_whole_model(browser, model, 8, "order", image=0, which="")
 
 
-def test_few_slots_are_computed_densely_beside_the_models_own_and_enough_for_every_choice() -> None:
+def test_the_grid_is_dense_at_few_slots_and_has_the_models_own_and_enough_for_every_choice() -> (
+    None
+):
     config, steps = config_of(TokenChoice(k=2), capacity=17), []
     model = observed(config, on_step=lambda: steps.append(1))
     assert 0 < len(steps) <= page.count_passes(config, remove=False)
@@ -383,7 +385,7 @@ def test_a_removed_expert_shows_the_prediction_of_the_model_without_it(
 
 @in_a_browser
 def test_images_are_filtered_by_class_expert_and_error(browser: Any, tmp_path: Path) -> None:
-    """The first of those that are left is shown, unless the one that is shown is left, too."""
+    """The first visible image is shown if the filters hide the current one."""
     from selenium.webdriver.support.ui import Select
 
     model = invented(pooling="class_token")
@@ -448,7 +450,7 @@ def test_a_chip_shows_an_image_that_uses_its_expert_and_the_page_says_if_none_do
 def test_what_is_done_in_a_picture_keeps_the_image_also_if_a_filter_leaves_it_out(
     browser: Any, tmp_path: Path
 ) -> None:
-    """A chip beside a patch; or a patch of another model, which is right about the image."""
+    """A chip next to a patch; or a patch of another model, which is right about the image."""
     one, two = invented("one", pooling="class_token"), invented("two", k=1)
     right = two.routing.logits.copy()
     right[:2, 0] = 99  # the label of the first, not of the second
@@ -473,7 +475,7 @@ def test_what_is_done_in_a_picture_keeps_the_image_also_if_a_filter_leaves_it_ou
 def test_an_expert_of_soft_routing_is_used_by_the_patches_that_weigh_it_most(
     browser: Any, tmp_path: Path
 ) -> None:
-    """They alone are bright, and images with most of them come first."""
+    """Only these patches are bright, and images with the most such patches come first."""
     model = observed(config_of(Soft(), images_per_group=1))
     opened(browser, written(tmp_path, model), "#opacity=100")
     most = np.round(255 * model.routing.blocks[1].gates).argmax(-1)
@@ -487,7 +489,7 @@ def test_an_expert_of_soft_routing_is_used_by_the_patches_that_weigh_it_most(
 
 
 @in_a_browser
-def test_attention_is_that_of_the_selected_patch_and_its_absence_is_said(
+def test_the_attention_of_the_selected_patch_is_shown_or_said_to_be_missing(
     browser: Any, tmp_path: Path
 ) -> None:
     model = invented()
@@ -495,10 +497,10 @@ def test_attention_is_that_of_the_selected_patch_and_its_absence_is_said(
     opened(browser, path, "#show=attention&token=6&image=1")
     found = browser.execute_script("return Array.from(attentionOf(0, models[0].blocks[1], 1))")
     assert found == model.attention[1][1, 6].tolist()
-    legend = "attention, mean over the heads: none\nthe largest of the selected patch"
+    legend = "attention (mean over the heads): 0\nmaximum of the selected patch"
     assert text(browser, "legend") == legend
     opened(browser, path, "#show=attention")
-    assert text(browser, "hint") == "Select a patch: its attention is shown."
+    assert text(browser, "hint") == "Select a patch to see its attention."
     assert text(browser, "legend").split() == list("0123")  # of experts, as in the pictures
     opened(browser, path, "#show=attention&token=6&image=4")
     assert text(browser, "hint") == "Attention is stored for the first 3 images."
@@ -574,7 +576,7 @@ def test_an_expert_is_highlighted_in_the_shown_block_alone_as_numbers_of_others_
     without = ~(model.routing.blocks[1].experts[0] == 2).any(-1)
     np.testing.assert_array_equal(changed[1], without)
     assert 0 < without.mean() < 1 and not np.any([changed[0], *changed[2:]])
-    assert "blocks or models that share a number are unrelated" in text(browser, "hint")
+    assert "experts are unrelated between blocks and between models" in text(browser, "hint")
     browser.find_element("id", "picture-0-0").click()
     assert browser.execute_script("return [state.block, state.expert]") == [0, None]
     browser.find_elements("css selector", "#path .chip")[-1].click()  # of the second model
@@ -609,7 +611,7 @@ def painted(browser: Any, picture: str, place: tuple[float, float]) -> np.ndarra
 def test_a_patch_has_the_color_of_its_first_choice_a_stripe_if_that_is_dropped_a_cross_if_all_are(
     browser: Any, tmp_path: Path
 ) -> None:
-    """In one block as recorded, in the other with the slots and the priority that are set."""
+    """One block is as recorded, the other has the slots and the priority of the controls."""
     model = invented(pooling="class_token")
     opened(browser, written(tmp_path, model), "#opacity=100&slots=5&priority=largest_gate")
     recorded, gates = model.routing.blocks[0], model.routing.blocks[1].gates
@@ -701,7 +703,7 @@ def test_probabilities_are_those_that_the_model_was_trained_for(
 
 
 @in_a_browser
-def test_the_size_shown_is_that_of_the_file(browser: Any, tmp_path: Path) -> None:
+def test_the_size_shown_equals_the_file(browser: Any, tmp_path: Path) -> None:
     path = written(tmp_path, invented(), invented("two"))
     opened(browser, path)
     shown, _, _ = text(browser, "measured").partition(" MB")
@@ -821,7 +823,7 @@ def test_the_page_works_in_a_frame_without_rights_on_a_phone_and_in_the_dark(
 def test_the_command_writes_a_page_that_shows_a_trained_model(
     browser: Any, tiny_run: Path, tmp_path: Path
 ) -> None:
-    """And in its browser drops what the model dropped, also in groups with padding."""
+    """In the browser it drops what the model dropped, also in groups with padding."""
     path = tmp_path / "report.html"
     data = ("--data", "digits", "--images", "64", "--page-images", "20")
     tight = ("--routing.capacity-factor", "0.5")
@@ -832,7 +834,7 @@ def test_the_command_writes_a_page_that_shows_a_trained_model(
     opened(browser, path)
     assert text(browser, "summary") == (
         "Data: digits:test, 64 of 360 images. "
-        "The statistics are of 64 images; the first 20 of them are shown."
+        "Statistics are over 64 images; the first 20 of them are shown."
     )
     assert len(browser.find_elements("css selector", "#gallery img")) == 20
     assert len(browser.find_elements("css selector", "#panels canvas")) == 1

@@ -1,4 +1,4 @@
-"""The checksum of an array; ``tests/devices/test_training.py`` has those of sharded arrays."""
+"""The checksum of an array; ``tests/devices/test_training.py`` tests sharded arrays."""
 
 import numpy as np
 import pytest

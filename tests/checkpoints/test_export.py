@@ -56,7 +56,7 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, S
 
 @pytest.fixture(scope="module")
 def printed(written: tuple[Path, dict[str, StoredModel]]) -> list[str]:
-    """What the code in each README prints; one process runs all, and saves further logits."""
+    """The output of the code in each README; one process runs all, and saves further logits."""
     folder, _ = written
     np.save(folder / "images.npy", random_images(b=max(BATCHES)))
     for router in ROUTERS:

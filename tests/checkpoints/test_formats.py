@@ -1,4 +1,4 @@
-"""Conversion between formats, and what files of weights hold, through the real command."""
+"""Conversion between formats, and the content of files of weights, through the real command."""
 
 import csv
 import importlib.util

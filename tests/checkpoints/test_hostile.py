@@ -1,4 +1,4 @@
-"""Hostile files of trained models: one line, or a model; nothing else happens."""
+"""Hostile files of trained models: reading one gives a model, or an error of one line."""
 
 import functools
 import json
@@ -20,7 +20,7 @@ from vmoe.checkpoints import chunked, read
 from vmoe.errors import Failure, UsageError, VmoeError
 
 SAMPLES = {sample.name: sample for sample in fuzz.samples()}
-# Of each format; python -m tests.hostility fuzz makes more.
+# Files of each format; python -m tests.hostility fuzz makes more.
 MUTANTS = [range(50), pytest.param(range(50, 150), marks=pytest.mark.slow)]
 
 
@@ -41,7 +41,7 @@ def test_a_changed_file_is_refused_in_one_line_or_read(
 
 @pytest.fixture
 def model(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
-    """A good model in the format that the test names."""
+    """A good model in the format of the test's parameter."""
     sample = SAMPLES[request.param]
     return fuzz.write(sample, tmp_path / "model") / sample.path
 
@@ -169,12 +169,12 @@ def test_a_member_without_the_suffix_is_refused(tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "x.npz", "w") as file:
         file.writestr("cls", npy(plain("(1000000000000,)")))
         file.writestr("cls.npy", good)
-    assert "'cls' is no array: its name must end in .npy" in refusal(tmp_path / "x.npz")
+    assert "'cls' is not an array: its name must end in .npy" in refusal(tmp_path / "x.npz")
 
 
 @of("npz")
 def test_a_changed_letter_of_a_name_in_npz_is_refused(model: Path) -> None:
-    """In the directory of the archive, of which zip has no checksum."""
+    """The change is in the directory of the archive, for which zip has no checksum."""
     content = model.read_bytes()
     start = int.from_bytes(content[-6:-2], "little")
     suffixes = [place for place in fuzz.positions(content, b".npy") if place > start]
@@ -322,7 +322,7 @@ WRONG: list[Any] = [
 
 
 IMAGES = "preprocessor_config.json"
-READ = {  # what a reader takes from the JSON files of a format
+READ = {  # the fields that a reader takes from the JSON files of a format
     "timm": [
         *("architecture", "model_args", "model_args.num_heads", "global_pool", "label_names"),
         *("pretrained_cfg", "pretrained_cfg.mean", "pretrained_cfg.std", "pretrained_cfg.crop_pct"),

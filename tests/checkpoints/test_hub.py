@@ -1,6 +1,6 @@
 """Models are pushed to the Hugging Face hub and read back, with the hub's own client.
 
-The hub is a server on this machine that implements what the client asks for; it stores every file
+The hub is a server on this machine that implements the requests of the client; it stores every file
 in the commit itself, which the real hub does for small files only.
 """
 

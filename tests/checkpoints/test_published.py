@@ -1,4 +1,4 @@
-"""The authors' checkpoints: read, written, and refused if they are not whole."""
+"""Published checkpoints are read and written; incomplete ones are an error."""
 
 import itertools
 import json
@@ -26,7 +26,7 @@ GOLDEN = Path(__file__).parents[1] / "golden"
 SAMPLES = [GOLDEN / "published" / name / "ckpt" for name in ("sharded", "pieces")]
 FLOAT32 = {"moe": {"transfer_dtype": "float32"}}  # the stored runs send rows in float32
 
-RELEASED = [
+PUBLISHED = [
     ("s32_last2_ilsvrc2012", dict(name="vmoe_s32_last2_e8")),
     ("s32_last2_ft384", dict(name="vmoe_s32_last2_e8", image_size=384, pre_logits=None)),
     ("b16_every2_in21k", dict(name="vmoe_b16_every2_e8", num_classes=21_843)),
@@ -35,7 +35,7 @@ RELEASED = [
 
 
 def independent_read(prefix: Path) -> dict[str, np.ndarray]:
-    """A short reader that trusts everything, written apart from ours."""
+    """A short reader that trusts everything, written independently of the package."""
     index = msgpack.unpackb(Path(f"{prefix}.index").read_bytes())
     names: list[tuple[str, msgpack.ExtType]] = []
 
@@ -78,7 +78,7 @@ def test_a_published_checkpoint_gives_the_authors_logits(
     )
     loaded = vmoe.load(prefix, routing=routing, model=FLOAT32)
     np.testing.assert_allclose(outputs(loaded.model, images), logits, atol=2e-5)
-    assert "capacity_factor=1.05, that of the authors' pre-training; " in capsys.readouterr().err
+    assert "capacity_factor=1.05, as in the authors' pre-training; " in capsys.readouterr().err
     assert loaded.origin.format == "published" and loaded.class_names == tuple("0123456789")
     assert loaded.preprocessing.interpolation == "tf_bilinear"
 
@@ -225,11 +225,11 @@ def test_arrays_beside_the_parameters_are_reported_and_left_out(tmp_path: Path) 
     assert read(tmp_path / "more").origin.unused == ("opt_state/count", "step")
 
 
-@pytest.mark.parametrize(("name", "changes"), RELEASED)
-def test_the_names_and_shapes_of_a_released_model_give_its_config(
+@pytest.mark.parametrize(("name", "changes"), PUBLISHED)
+def test_the_names_and_shapes_of_a_published_model_give_its_config(
     name: str, changes: dict[str, Any]
 ) -> None:
-    shapes = json.loads((GOLDEN / "released_shapes.json").read_text())[name]
+    shapes = json.loads((GOLDEN / "published_shapes.json").read_text())[name]
     infos = {
         f"params/{each}": ArrayInfo(tuple(shape), np.dtype("float32"))
         for each, shape in shapes.items()
@@ -243,11 +243,11 @@ def test_the_names_and_shapes_of_a_released_model_give_its_config(
 @pytest.mark.parametrize(
     ("tag", "factor", "source"),
     [
-        ("in1k_light", 4.0, "the authors' in evaluation"),
-        ("in1k_light_ft_in1k_384", 1.5, "that of training"),
-        ("in1k_medium", 4.0, "that of in1k_light, since the config of in1k_medium is not public"),
-        ("in21k_strong", 1.05, "that of training"),
-        ("in21k_strong_ft_in1k_384", 1.5, "that of training"),
+        ("in1k_light", 4.0, "as in the authors' evaluation"),
+        ("in1k_light_ft_in1k_384", 1.5, "as in training"),
+        ("in1k_medium", 4.0, "as for in1k_light, because the config of in1k_medium is not public"),
+        ("in21k_strong", 1.05, "as in training"),
+        ("in21k_strong_ft_in1k_384", 1.5, "as in training"),
     ],
 )
 def test_a_published_checkpoint_has_the_capacity_factor_and_the_loss_of_its_authors(
@@ -258,7 +258,7 @@ def test_a_published_checkpoint_has_the_capacity_factor_and_the_loss_of_its_auth
     From scratch the authors train with the sigmoid loss; they fine-tune with the softmax.
     """
     entry = next(entry for entry in zoo.ENTRIES if entry.tag == tag)
-    prefix = tmp_path / entry.address.rpartition("/")[2]
+    prefix = tmp_path / entry.path.rpartition("/")[2]
     published.write_arrays(prefix, independent_read(SAMPLES[0]))
     stored = read(prefix)
     assert {moe.capacity_factor for moe in stored.config.moe_blocks.values()} == {factor}

@@ -1,4 +1,4 @@
-"""Our parameters have the published names, and every name and shape of four released models."""
+"""Our parameters have the published names, and every name and shape of four published models."""
 
 import json
 from pathlib import Path
@@ -15,7 +15,7 @@ from vmoe.config import MoEConfig, Soft
 from vmoe.errors import UsageError
 from vmoe.trees import by_name
 
-SHAPES = json.loads((Path(__file__).parents[1] / "golden" / "released_shapes.json").read_text())
+SHAPES = json.loads((Path(__file__).parents[1] / "golden" / "published_shapes.json").read_text())
 MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "s32_last2_ilsvrc2012": ("vmoe_s32_last2_e8", {}),
     "s32_last2_ft384": ("vmoe_s32_last2_e8", dict(image_size=384, pre_logits=None)),
@@ -24,14 +24,14 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
-@pytest.mark.parametrize(("released", "ours"), MODELS.items())
-def test_names_and_shapes_are_those_of_the_released_models(
-    released: str, ours: tuple[str, dict[str, Any]]
+@pytest.mark.parametrize(("published", "ours"), MODELS.items())
+def test_names_and_shapes_equal_the_published_models(
+    published: str, ours: tuple[str, dict[str, Any]]
 ) -> None:
     config = models.model_config(ours[0], **ours[1])
     params = by_name(models.params_of(models.build_abstract(config)))
     names = {published_name(path, config): list(leaf.shape) for path, leaf in params.items()}
-    assert names == SHAPES[released]
+    assert names == SHAPES[published]
 
 
 def test_arrays_of_other_dtypes_become_float32() -> None:
@@ -57,7 +57,7 @@ def test_a_v_moe_in_a_npz_file_has_the_settings_that_are_assumed_of_a_published_
     moe = read(tmp_path / "model.npz").config.moe
     assert (moe.capacity_factor, moe.transfer_dtype) == (1.05, "bfloat16")
     printed = capsys.readouterr().err
-    assert "=bfloat16; capacity_factor=1.05, that of the authors' pre-training" in printed
+    assert "=bfloat16; capacity_factor=1.05, as in the authors' pre-training" in printed
 
 
 def test_parameters_of_a_soft_router_have_the_names_of_the_published_soft_moe() -> None:

@@ -3,9 +3,11 @@
 The servers are fsspec's memory file system and a web server on this machine.
 """
 
+import contextlib
 import functools
 import http.server
 import resource
+import shutil
 import sys
 import threading
 from collections.abc import Iterator
@@ -70,8 +72,15 @@ class Handler(http.server.SimpleHTTPRequestHandler):
 @pytest.fixture
 def web(tmp_path: Path) -> Iterator[str]:
     """The URL of a web server that serves the folder ``web``."""
-    (tmp_path / "web").mkdir()
-    handler = functools.partial(Handler, directory=str(tmp_path / "web"))
+    with serving(tmp_path / "web") as url:
+        yield url
+
+
+@contextlib.contextmanager
+def serving(folder: Path) -> Iterator[str]:
+    """The URL of a web server that serves a folder."""
+    folder.mkdir(exist_ok=True)
+    handler = functools.partial(Handler, directory=str(folder))
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         serve = functools.partial(server.serve_forever, poll_interval=0.01)  # so it ends at once
         thread = threading.Thread(target=serve)
@@ -227,6 +236,50 @@ def test_a_missing_a_forbidden_and_an_unreachable_file_are_named_in_one_line(
             read(url)
         assert str(caught.value).startswith(f"{url}: {reason}"), caught.value
         assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("folder", MODELS, ids=lambda folder: folder.name)
+def test_a_model_in_the_cache_is_used_with_one_line_when_the_server_is_gone(
+    folder: Path, tmp_path: Path, cache: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(folder, tmp_path / "web")
+    with serving(tmp_path / "web") as web:
+        url = f"{web}/{MODELS[folder]}".rstrip("/")
+        read(url)
+    before = files_of(cache)
+    capsys.readouterr()
+    assert_same(url, folder / MODELS[folder])
+    (line,) = [x for x in capsys.readouterr().err.splitlines() if "cannot be" in x]
+    assert line.startswith(url) and "cannot be downloaded (Cannot connect" in line
+    assert line.endswith(f"; using the copy in {next(cache.iterdir())}")
+    assert files_of(cache) == before
+
+
+def test_a_model_in_the_cache_is_not_used_when_the_server_refuses_it(
+    web: str, tmp_path: Path
+) -> None:
+    shutil.copytree(WEIGHTS / "augreg", tmp_path / "web", dirs_exist_ok=True)
+    read(f"{web}/model.npz")
+    Handler.refused.add("model.npz")
+    with pytest.raises(UsageError, match="cannot be downloaded .403"):
+        read(f"{web}/model.npz")
+
+
+def test_files_of_two_versions_in_the_cache_are_not_used_when_the_server_is_gone(
+    tmp_path: Path,
+) -> None:
+    """The download of a changed model ends after the first of its files."""
+    shutil.copytree(WEIGHTS / "timm_vit", tmp_path / "web")
+    with serving(tmp_path / "web") as web:
+        read(web)
+        for name in ("model.safetensors", "config.json"):
+            path = tmp_path / "web" / name
+            path.write_bytes(path.read_bytes() + b" ")
+        Handler.cut.add("config.json")
+        with pytest.raises(Failure, match="config.json: cannot be downloaded"):
+            read(web)
+    with pytest.raises(Failure, match="model.safetensors: cannot be downloaded .Cannot connect"):
+        read(web)
 
 
 def test_a_data_file_that_the_index_names_and_the_server_lacks_is_named(memory: str) -> None:

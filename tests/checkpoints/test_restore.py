@@ -40,7 +40,7 @@ def run(tiny_run: Path, tmp_path: Path) -> Path:
 def test_a_run_whose_checkpoint_cannot_be_read_changes_nothing_and_goes_on_later(
     run: Path,
 ) -> None:
-    """A link to itself cannot be opened, by root neither, and is no missing file."""
+    """A link to itself cannot be opened, not even by root, and is not a missing file."""
     read_later = run / "checkpoints" / "60" / "params" / "manifest.ocdbt"
     content = read_later.read_bytes()
     read_later.unlink()
@@ -63,7 +63,7 @@ def test_no_file_that_cannot_be_read_makes_a_checkpoint_corrupt(
         kept = file.rename(run / "kept")
         file.symlink_to(file)
         try:
-            read(step)  # a file that it does not need, such as those of the optimizer
+            read(step)  # a file that it does not need, such as the optimizer's files
         except Failure as error:
             assert LOOP in str(error), file
             refused += 1
@@ -121,7 +121,7 @@ def test_a_step_that_is_deleted_while_it_is_read_is_not_called_corrupt(
     step = run / "checkpoints" / "60"
     shutil.rmtree(step / "params")  # training deletes the rest meanwhile
     monkeypatch.setattr(time, "sleep", lambda _: shutil.rmtree(step))
-    with pytest.raises(Failure, match="no intact checkpoint; the lines above say why"):
+    with pytest.raises(Failure, match="no intact checkpoint; the reasons are above"):
         read(run)
     assert capsys.readouterr().err == f"{run}: checkpoint 60 was deleted meanwhile\n"
 

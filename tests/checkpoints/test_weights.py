@@ -1,4 +1,4 @@
-"""Weights of other families give what their own libraries compute; others are refused by name.
+"""Models of other families give the outputs of their own libraries; others are an error.
 
 The files and what they must give are described in ``tests/golden/weights/README.md``.
 """
@@ -61,7 +61,7 @@ BELONGINGS = {
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
-        (dict(architecture="vit_base_patch16_rpn_224"), "is no plain ViT of timm"),
+        (dict(architecture="vit_base_patch16_rpn_224"), "is not a plain ViT of timm"),
         (dict(model_args=dict(norm_layer="rmsnorm")), "model_args.norm_layer='rmsnorm' is not"),
         (dict(model_args=dict(act_layer="relu")), "act_layer 'relu' cannot be represented"),
         (dict(global_pool="max"), "global_pool 'max' cannot be represented"),

@@ -274,9 +274,11 @@ def test_pretrained_models_are_listed_with_sizes_and_their_authors_accuracies() 
     assert "vmoe_s32_last2_e8.in1k_light  228 MB" in result.stdout
     assert "gs://vmoe_checkpoints/vmoe_s32_last2_ilsvrc2012_randaug_light1\n" in result.stdout
     assert "ImageNet 73.1%, ReaL 74.4%, V2 59.2% (measured by the authors)" in result.stdout
-    assert "    capacity factor 4.0: the authors' in evaluation\n" in result.stdout
+    assert "    accuracy: not published\n" in result.stdout
+    assert "    capacity factor: 4.0, as in the authors' evaluation\n" in result.stdout
     (b16, _) = json.loads(vmoe("models", "*b16*", "--pretrained", "--json").stdout)
     assert b16["nbytes"] == 4 * 300_974_931 and b16["capacity_factor"] == 1.05
+    assert b16["path"] == "gs://vmoe_checkpoints/vmoe_b16_imagenet21k_randaug_strong"
     result = vmoe("evaluate", "--checkpoint", "vmoe_s32_last2_e8.in22k", "--data", "digits")
     assert result.returncode == 2 and "has no weights with tag 'in22k': choose from" in (
         result.stderr

@@ -1,4 +1,4 @@
-"""What JAX saves for the backward pass, compared with lists by hand."""
+"""The arrays that JAX saves for the backward pass, compared with lists by hand."""
 
 import jax
 import jax.numpy as jnp

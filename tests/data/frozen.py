@@ -1,4 +1,4 @@
-"""Small data sets of every kind, the same bytes on every machine, and what is opened from them."""
+"""Small data sets of every kind, the same bytes on every machine, and their opened contents."""
 
 import hashlib
 import io
@@ -68,7 +68,7 @@ def arrays(file: Path, counts: dict[str, int]) -> None:
 
 
 def data_sets(root: Path) -> Iterator[str]:
-    """The names of data sets that are written below a folder, and of those of the package."""
+    """The names of data sets that are written below a folder, and of data sets in the package."""
     folder(root / "folder" / "whole", {"cats": 60, "dogs/big": 30, "dogs/small": 12, "owls": 5})
     yield f"folder:{root / 'folder' / 'whole'}"
     splits = {"train/cats": 40, "train/dogs": 30, "val/cats": 5, "val/dogs": 4, "test/dogs": 3}
@@ -129,7 +129,7 @@ def write_hf(root: Path) -> str:
 
 
 def opened(source: Source) -> dict[str, Any]:
-    """What a split holds. The origins of its examples are relative to the data set."""
+    """The content of a split. The origins of its examples are relative to the data set."""
     examples = [source[i] for i in range(len(source))]
     assert [example.labels for example in examples] == [
         source.labels_of(i) for i in range(len(source))
@@ -152,7 +152,7 @@ def digest(content: bytes | np.ndarray) -> str:
 
 
 def sources(root: Path) -> dict[str, dict[str, Any]]:
-    """By data set and split, what is opened."""
+    """The content of each data set and split."""
     names = [
         *data_sets(root),
         write_tfds(root / "tfds" / "photos" / "1.0.0"),

@@ -1,4 +1,4 @@
-"""A read error that passes, for the tests of those who read: there are too many open files."""
+"""A temporary read error for the tests of readers: there are too many open files."""
 
 import contextlib
 import os

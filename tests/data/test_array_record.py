@@ -1,4 +1,4 @@
-"""The writer of ArrayRecord data sets: its shards, and what a stopped command leaves."""
+"""The writer of ArrayRecord data sets: its shards, and the files that a stopped command leaves."""
 
 import errno
 import importlib
@@ -62,7 +62,7 @@ def test_writing_resumes_at_the_shard_where_it_was_stopped(tmp_path: Path, write
 
     folder = tmp_path / "photos" / "1.0.0"
     folder.mkdir(parents=True)
-    (folder / ".vmoe-left").mkdir()  # of a command that was killed before
+    (folder / ".vmoe-left").mkdir()  # left by a command that was killed
     with pytest.raises(KeyboardInterrupt):
         write(stop=37)
     with pytest.raises(UsageError, match="no prepared data set"):

@@ -1,4 +1,4 @@
-"""NumPy files as data sets: their arrays, their splits, and what is refused."""
+"""NumPy files as data sets: their arrays, their splits, and errors."""
 
 from pathlib import Path
 
@@ -100,7 +100,7 @@ def test_files_that_are_not_a_complete_npz_are_refused(tmp_path: Path) -> None:
         (b"'descr'", b"'desks'"),
         (b"NUMPY", b"NUMPI"),
         (b"PK\x01\x02", b"PK\x01\x03"),
-        (b"\x07" * 8, b"\x07" * 7 + b"\x06"),  # of a label, whose checksum then differs
+        (b"\x07" * 8, b"\x07" * 7 + b"\x06"),  # a byte of a label, so its checksum differs
     ],
 )
 def test_a_damaged_file_is_refused_in_one_line(old: bytes, new: bytes, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The check of image files: what is complete, what is remembered, and for how long."""
+"""The check of image files: complete and incomplete files, and how long the result is kept."""
 
 import struct
 from pathlib import Path
@@ -34,7 +34,7 @@ def test_truncated_files_are_found_and_bytes_after_the_end_are_allowed(
     content = whole.read_bytes()
     (folder / f"cut.{suffix}").write_bytes(content[: len(content) // 2])
     (folder / f"head.{suffix}").write_bytes(content[:30])
-    (folder / f"more.{suffix}").write_bytes(content + b"\1" * 9000)  # such as a film behind a photo
+    (folder / f"more.{suffix}").write_bytes(content + b"\1" * 9000)  # such as a video after a photo
     assert found(folder).keys() == {f"cut.{suffix}", f"head.{suffix}"}
 
 

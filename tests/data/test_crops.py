@@ -115,7 +115,7 @@ def test_evaluation_images_equal_those_of_the_authors(name: str, i: int) -> None
 
 
 def test_half_a_pixel_beside_a_crop_rounds_down_in_tensorflow_and_to_even_in_torchvision() -> None:
-    """Seven columns become four: 1.5 is left beside the crop."""
+    """Seven columns become four: 1.5 are left on each side of the crop."""
     columns = np.broadcast_to(np.arange(7, dtype=np.uint8)[:, None], (7, 7, 3))
     for interpolation, first in (("tf_bilinear", 1), ("tf_area", 1), ("bilinear", 2)):
         pixels = resize_and_crop(columns, Preprocessing(4, 7, interpolation=interpolation))

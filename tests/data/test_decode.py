@@ -1,4 +1,4 @@
-"""Decode image files of many kinds to RGB pixels, and refuse corrupt ones."""
+"""Image files of many kinds are decoded to RGB pixels; corrupt ones are an error."""
 
 import os
 import subprocess
@@ -144,7 +144,7 @@ def test_decoding_bytes_equals_reading_the_file_and_pixels_are_unchanged(tmp_pat
 
 
 def test_all_formats_are_loaded_before_a_thread_decodes_an_image() -> None:
-    """Two threads that load them at once can take an image of a format for none."""
+    """Two threads that load them at once can fail to identify an image."""
     code = """
 import vmoe.data.decode
 from PIL import Image

@@ -1,4 +1,4 @@
-"""Read Fashion-MNIST from a folder and from a server, and refuse corrupt copies."""
+"""Fashion-MNIST is read from a folder and from a server; corrupt copies are an error."""
 
 import functools
 import gzip

@@ -69,7 +69,7 @@ REFUSED = {
 
 @pytest.mark.parametrize("kind", READ_FAST | REFUSED)
 def test_every_kind_of_image_is_close_to_pillows(kind: str) -> None:
-    """Those that the fast libraries read differently are decoded by Pillow, as the result says."""
+    """Pillow decodes images that the fast libraries read differently; the result reports this."""
     image, box = (READ_FAST | REFUSED)[kind], Box(10, 20, 80, 70)
     found, refused = decode_crop_and_resize(image, kind, lambda h, w: box, 64)
     expected = resize(decode(image, kind)[box.slices], 64, 64, "tf_bilinear")
@@ -84,7 +84,7 @@ def test_every_kind_of_image_is_close_to_pillows(kind: str) -> None:
 def test_a_jpeg_is_reduced_while_decoding_only_as_far_as_the_crop_allows(
     size: int, scale: int
 ) -> None:
-    """Of means over 1, 2, 4 or 8 pixels squared, which differ in a noisy image."""
+    """The oracle is means over squares of 1, 2, 4 or 8 pixels, which differ in a noisy image."""
     noise = np.random.default_rng(0).integers(0, 256, (192, 256, 3), dtype=np.uint8)
     image = encode(Image.fromarray(noise), "JPEG", subsampling=0, quality=95)
     box = Box(16, 32, 96, 112)

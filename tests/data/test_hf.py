@@ -1,4 +1,4 @@
-"""Data sets of Hugging Face in Arrow form: images, labels, splits, and what is refused."""
+"""Data sets of Hugging Face in Arrow form: images, labels, splits, and errors."""
 
 import io
 import json

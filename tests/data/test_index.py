@@ -272,7 +272,7 @@ def test_rows_that_are_left_out_are_no_part_of_a_split(tmp_path: Path) -> None:
 def test_an_image_that_is_there_twice_is_found_in_any_part(tmp_path: Path) -> None:
     for repeated, outcome in (
         ([], contextlib.nullcontext()),
-        (["17"], pytest.raises(UsageError, match="test: 17 is there twice; list each image once")),
+        (["17"], pytest.raises(UsageError, match="test: 17 occurs twice; list each image once")),
     ):
         (tmp_path / f"{len(repeated)}").mkdir()
         with IndexWriter(tmp_path / f"{len(repeated)}") as writer, outcome:

@@ -1,4 +1,4 @@
-"""Lists of images: CSV and JSON Lines, several labels, splits, and what is refused."""
+"""Lists of images: CSV and JSON Lines, several labels, splits, and errors."""
 
 import json
 import os
@@ -29,7 +29,7 @@ def write_csv(photos: Path, header: str, rows: list[str], name: str = "list.csv"
 
 
 def everything(name: str) -> dict[str, dict[str, tuple[str, ...]]]:
-    """By split, the class names of each file."""
+    """The class names of each file, by split."""
     sources = {split: open_source(name, split) for split in SPLITS}
     return {split: labeled(source) for split, source in sources.items()}
 
@@ -95,9 +95,9 @@ def test_a_list_without_a_validation_split_gets_one_of_the_training_images(photo
     ("header", "row", "message"),
     [
         ("path,label", "photos/99.png,a", "line 3: photos/99.png: no such file"),
-        ("path,label", "photos/1.png", "line 3: 1 fields; line 1 names 2"),
+        ("path,label", "photos/1.png", "line 3: 1 fields; line 1 has 2"),
         ("path,label", ",a", "line 3: path is ''"),
-        ("path,label", "photos/0.png,a", "photos/0.png is there twice"),
+        ("path,label", "photos/0.png,a", "photos/0.png occurs twice"),
         ("path,class", "photos/1.png,a", "line 1: no field 'class'"),
         ("path,split", "photos/1.png,test", "give path, and label or labels"),
         ("path,labels,split", "photos/1.png,1,tests", "line 3: no split 'tests'"),
@@ -125,7 +125,7 @@ def test_wrong_lines_are_refused_by_their_number(
 def test_an_image_under_two_spellings_is_there_twice(photos: Path, spelling: str) -> None:
     (photos.parent / "link").symlink_to("photos")
     rows = ["photos/0.png,a", f"{spelling.format(photos=photos)},b"]
-    with pytest.raises(UsageError, match="0.png is there twice.*; list each image once"):
+    with pytest.raises(UsageError, match="0.png occurs twice.*; list each image once"):
         open_source(write_csv(photos, "path,label", rows), "train")
 
 
@@ -145,14 +145,14 @@ def test_class_names_are_read_as_editors_save_them(photos: Path) -> None:
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("{", "line 1: is no JSON"),
+        ("{", "line 1: is not JSON"),
         ("3", "line 1: give an object"),
-        ('{"path": "a.png", "label": 1.5}', "line 1: 1.5 is no label"),
-        ('{"path": "a.png", "label": [true]}', "line 1: True is no label"),
+        ('{"path": "a.png", "label": 1.5}', "line 1: 1.5 is not a label"),
+        ('{"path": "a.png", "label": [true]}', "line 1: True is not a label"),
         ('{"path": 3, "label": 1}', "line 1: path is 3"),
         (r'{"path": "a\u0000.png", "label": 1}', r"line 1: path is 'a\\x00.png'; give the path"),
         (r'{"path": "\ud800.png", "label": 1}', r"line 1: path is '\\ud800.png'; give the path"),
-        ("[" * 100_000, "line 1: is no JSON"),
+        ("[" * 100_000, "line 1: is not JSON"),
         ('{"path": "a.png", "label": 1, "labels": [1]}', "label and labels; give one"),
         ("", "no images in it"),
     ],

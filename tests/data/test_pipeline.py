@@ -29,9 +29,9 @@ from vmoe.data.pipeline import (
     evaluation_order,
     training_batches,
 )
-from vmoe.data.problems import Refused, Unreadable
 from vmoe.data.sources import Example, Fingerprint, Source, open_source
 from vmoe.data.sources.source import Skipped
+from vmoe.data.unreadable import Refused, Unreadable
 from vmoe.errors import Failure, UsageError
 
 CONFIG = TrainConfig(model=ViTConfig(patch_size=2, image_size=8, num_classes=10))
@@ -121,7 +121,7 @@ def test_the_order_of_evaluations_is_that_of_two_shuffles_of_grain_and_never_cha
 def test_classes_that_are_stored_one_after_the_other_meet_in_groups_as_by_chance(
     count: int, classes: int, tolerance: float
 ) -> None:
-    """Of the pairs of images that share a group of eight, 1 in ``classes`` is of one class."""
+    """One in ``classes`` pairs of images that share a group of eight is of one class."""
     stored = np.arange(count) * classes // count
     groups = stored[evaluation_order(count)][: count // 8 * 8].reshape(-1, 8)
     pairs = [groups[:, i] == groups[:, j] for i in range(8) for j in range(i)]
@@ -293,7 +293,7 @@ def test_what_the_fast_decoder_refuses_is_decoded_exactly_and_counted() -> None:
     assert [line.split("(")[1] for line in lines] == [
         f"{n} so far)" for n in ("1 time", "2 times", "4 times")
     ]
-    assert lines[0].startswith("cmyk: refused by the fast decoder, and decoded exactly")
+    assert lines[0].startswith("cmyk: not supported by the fast decoder; decoded exactly")
 
 
 def test_the_exif_orientation_is_applied_unless_the_config_ignores_it() -> None:

@@ -59,7 +59,7 @@ def write_tar(path: Path, files: Mapping[str, bytes], mode: str = "w") -> None:
 
 
 def meta() -> bytes:
-    """The list of classes, of which the last is no leaf, in the devkit's form."""
+    """The list of classes in the devkit's form; the last class is not a leaf."""
     from scipy.io import savemat
 
     fields = [

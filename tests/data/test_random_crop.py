@@ -1,4 +1,4 @@
-"""Random crops: the boxes' distribution and the cropped pixels are those of TensorFlow."""
+"""Random crops: the boxes' distribution and the cropped pixels equal TensorFlow's."""
 
 import functools
 import hashlib
@@ -91,7 +91,7 @@ def test_crops_of_given_boxes_equal_those_of_the_authors(
 
 
 def slow_bilinear(pixels: np.ndarray, h: int, w: int) -> np.ndarray:
-    """Pixel by pixel in float32: first along x, then along y, then cut off."""
+    """Pixel by pixel in float32: first along x, then along y, then truncated."""
 
     def neighbors(old: int, new: int) -> list[tuple[int, int, np.float32]]:
         scale, half = np.float32(old) / np.float32(new), np.float32(0.5)

@@ -1,4 +1,4 @@
-"""Data sets by name: what each source holds, how it is split, and what is refused."""
+"""Data sets by name: the examples of each source, its splits, and errors."""
 
 import collections
 import importlib
@@ -305,7 +305,7 @@ def test_the_folders_of_splits_may_have_other_names(
     assert {source.class_names for source in sources} == {("cats", "dogs")}
     beside = ", ".join(sorted(map(str, [tmp_path / "spare", *strays])))
     assert list(skipped_messages(sources)) == [
-        f"skipped 3 paths beside the folders of the classes or splits: {beside}"
+        f"skipped 3 paths next to the folders of the classes or splits: {beside}"
     ]
     (tmp_path / "validation").mkdir()
     message = f"'{names[1]}' and 'validation' are both validation; rename or remove one"
@@ -449,7 +449,7 @@ def test_the_fingerprint_of_a_folder_changes_with_files_labels_and_classes(tmp_p
 
 
 def test_the_fingerprint_of_arrays_changes_with_images_labels_and_classes(tmp_path: Path) -> None:
-    """Of many images only evenly spaced ones are read; changes between these are not detected."""
+    """Only evenly spaced images of many are read; changes between these are not detected."""
     images = np.random.default_rng(0).integers(0, 255, (640, 4, 4, 3), dtype=np.uint8)
     arrays = dict(test_images=images, test_labels=np.arange(640) % 2, class_names=["a", "b"])
 

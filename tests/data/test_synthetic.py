@@ -1,4 +1,4 @@
-"""Synthetic images, and what wraps any source: other labels, some of the images."""
+"""Synthetic images, and views of any source: other labels, some of the images."""
 
 import json
 import pickle

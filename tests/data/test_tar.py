@@ -1,4 +1,4 @@
-"""Tar shards in WebDataset's layout: what they hold, and what is refused before training."""
+"""Tar shards in WebDataset's layout: their examples, and errors before training."""
 
 import io
 import json
@@ -142,25 +142,25 @@ def test_the_shards_and_counts_of_a_wids_index_are_checked(tmp_path: Path) -> No
         return open_source(f"tar:{tmp_path / 'index.json'}", "test")
 
     assert numbers(source()) == list(range(40))
-    with pytest.raises(UsageError, match="has 40 examples, the index says 41"):
+    with pytest.raises(UsageError, match="has 40 examples, not 41 as in the index"):
         source(nsamples=41)
-    with pytest.raises(UsageError, match=r"test-0.tar: has [\d,]+ bytes, .*index.json says 7"):
+    with pytest.raises(UsageError, match=r"test-0.tar: has [\d,]+ bytes, not 7 as in .*index.json"):
         source(filesize=7)
     assert len(source(filesize=str(entry["filesize"]), nsamples="40")) == 40
     for wrong in ({"url": 5}, {"url": "a\0.tar"}, {"filesize": "large"}, {"nsamples": [40]}):
-        with pytest.raises(UsageError, match="index.json: is no wids-shard-index-v1"):
+        with pytest.raises(UsageError, match="index.json: is not a wids-shard-index-v1"):
             source(**wrong)
     for remote in ("https://host/test-0.tar", "gs://bucket/test-0.tar", "pipe:cat test-0.tar"):
         with pytest.raises(UsageError, match=f"'{remote}' is not a local file; download it"):
             source(url=remote)
     for content in ("[]", "[" * 100_000):
         (tmp_path / "index.json").write_text(content)
-        with pytest.raises(UsageError, match="index.json: is no wids-shard-index-v1"):
+        with pytest.raises(UsageError, match="index.json: is not a wids-shard-index-v1"):
             open_source(f"tar:{tmp_path / 'index.json'}", "test")
 
 
 def test_a_disk_that_fails_while_a_shard_is_read_is_an_error_in_one_line(tmp_path: Path) -> None:
-    """A folder in place of the open file fails as such a disk does: its bytes cannot be read."""
+    """A folder instead of the open file fails as such a disk does: its bytes cannot be read."""
     shard(tmp_path / "test.tar", range(4))
     source = open_source(f"tar:{tmp_path}", "test")
     source[0]
@@ -174,15 +174,15 @@ def test_a_disk_that_fails_while_a_shard_is_read_is_an_error_in_one_line(tmp_pat
 @pytest.mark.parametrize(
     ("files", "message"),
     [
-        (example(1, ""), "0001.cls: '' is no label"),
+        (example(1, ""), "0001.cls: '' is not a label"),
         (example(1, "-2"), "label -2 is below 0"),
         (example(1, "99999999"), "number the classes from 0"),
         ({"1.jpg": jpeg(1)}, "1: no label: neither .cls nor .json"),
         ({"1.cls": b"1"}, "1: 0 images among .cls"),
         ({"1.jpg": jpeg(1), "1.png": jpeg(1), "1.cls": b"1"}, "1: 2 images among"),
-        ({"1.jpg": jpeg(1), "1.json": b"{"}, "1.json: is no JSON"),
-        ({"1.jpg": jpeg(1), "1.json": b"[" * 100_000}, "1.json: is no JSON"),
-        ({"1.jpg": jpeg(1), "1.json": b'{"label": 1.5}'}, "1.json: 1.5 is no label"),
+        ({"1.jpg": jpeg(1), "1.json": b"{"}, "1.json: is not JSON"),
+        ({"1.jpg": jpeg(1), "1.json": b"[" * 100_000}, "1.json: is not JSON"),
+        ({"1.jpg": jpeg(1), "1.json": b'{"label": 1.5}'}, "1.json: 1.5 is not a label"),
         ({"1.jpg": jpeg(1), "1.json": b'{"class": 1}'}, "no field label or labels"),
         ({"1.txt": b""}, "1: 0 images"),
         ({}, "test.tar: no images in it"),
@@ -214,7 +214,7 @@ def test_duplicate_keys_are_refused(tmp_path: Path) -> None:
             member = tarfile.TarInfo(name)
             member.size = 1
             archive.addfile(member, io.BytesIO(b"1"))
-    with pytest.raises(UsageError, match="test.tar: 1 is there twice"):
+    with pytest.raises(UsageError, match="test.tar: 1 occurs twice"):
         open_source(f"tar:{tmp_path}", "test")
 
 
@@ -234,9 +234,9 @@ def zeros_inside(content: bytes) -> bytes:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda content: content + content, "more follows the zeros at byte .* --concatenate"),
-        (zeros_inside, "more follows the zeros at byte 25,600, .* get it again if it is"),
-        (lambda content: content + b"?" * 4096, "more follows the zeros"),
+        (lambda content: content + content, "data follows the zeros at byte .* --concatenate"),
+        (zeros_inside, "data follows the zeros at byte 25,600, .* get it again if it is"),
+        (lambda content: content + b"?" * 4096, "data follows the zeros"),
         (lambda content: content[: 512 * 5 * 40] + b"?" * 4096, "no file begins at byte 102,400"),
         (lambda content: content[: 512 * (5 * 12 + 3)], "truncated: its end is missing"),
     ],

@@ -1,7 +1,9 @@
 """The Python of the pages runs as written, and the options of their commands exist."""
 
 import ast
+import importlib
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -11,8 +13,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import vmoe
+import vmoe.axes
 import vmoe.config
-from vmoe import models
+from vmoe.cli.main import COMMANDS, STUDIES
 
 ROOT = Path(__file__).parents[2]
 PAGES = (
@@ -29,19 +33,22 @@ def python_of(page: str) -> list[str]:
     return re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(), re.DOTALL)
 
 
+WITH_PYTHON = [page for page in PAGES if "```python" in (ROOT / page).read_text()]
+
+
 @pytest.mark.slow
-def test_the_code_of_the_readme_predicts_and_creates_a_model() -> None:
-    names: dict[str, Any] = {}
-    exec(python_of("README.md")[0], names)  # the page is ours
-    assert names["loaded"].class_names[names["logits"][0].argmax()] == "Ankle boot"
-    assert names["model"].config.num_classes == 10
-
-
-def test_the_config_of_the_readme_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(ROOT)
-    names: dict[str, Any] = {}
-    exec(python_of("README.md")[1], names)
-    assert models.build_abstract(names["config"].model).config.moe_blocks
+@pytest.mark.parametrize("page", [page for page in WITH_PYTHON if page != "docs/from_timm.md"])
+def test_the_python_of_a_page_runs(
+    page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "configs").symlink_to(ROOT / "configs")  # some pages load one of them
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {"__name__": "__main__"}
+    for number, block in enumerate(python_of(page)):
+        exec(compile(block, f"{page}, block {number}", "exec"), names)
+    if page == "README.md":
+        assert names["loaded"].class_names[names["logits"][0].argmax()] == "Ankle boot"
+        assert names["model"].config.num_classes == 10
 
 
 def test_the_code_beside_timms_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -59,6 +66,42 @@ def test_the_code_beside_timms_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert np.isfinite(names["value"])
     (record,) = names["records"].values()
     assert record.aux_loss > 0  # of the losses that the loop adds
+
+
+def commands_of(page: str) -> list[list[str]]:
+    """The words of each vmoe command in the code blocks of a page, without what a shell adds."""
+    fences = r"^```(\w*)\n(.*?)^```"
+    blocks = re.findall(fences, (ROOT / page).read_text(), re.DOTALL | re.MULTILINE)
+    lines = "\n".join(text for name, text in blocks if not name).replace("\\\n", " ").splitlines()
+    pattern = re.compile(r"(?:\$ )?(?:\w+=\S+ )*vmoe (.*?)(?: [>&|].*)?")
+    matches = filter(None, map(pattern.fullmatch, lines))
+    return [shlex.split(match[1], comments=True) for match in matches]
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if "commands.md" not in page])
+def test_the_commands_of_a_page_are_accepted_by_their_parsers(
+    page: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(ROOT)
+    for command, *words in commands_of(page):
+        if command in ("--help", "--version", "summary"):
+            continue  # they have no parser, or one that depends on the model
+        assert command in COMMANDS, (command, words)
+        place = f"studies.{command}.command" if command in STUDIES else f"cli.{command}"
+        module = importlib.import_module(f"vmoe.{place}")
+        (kind,) = (
+            value
+            for name, value in vars(module).items()
+            if name.endswith("Args") and value.__module__ == module.__name__
+        )
+        if "--config" in words:  # a reader's own config becomes one that is here
+            given = words.index("--config") + 1
+            if not (ROOT / words[given]).is_file() and re.search(r"[./]|^[A-Z]+$", words[given]):
+                words[given] = "digits"
+        if "--dry-run" in words:  # needs no run folder
+            words += ["--workdir", "runs/any"]
+        parse = getattr(module, "parse_with_config", None) or module.parse
+        parse(kind, command, words)
 
 
 def test_the_options_of_the_commands_on_the_pages_exist() -> None:
@@ -158,6 +201,31 @@ def test_the_map_of_the_code_has_every_module_and_nothing_else() -> None:
         assert names_in(entries[package]) == modules | below, package
 
 
+def test_no_line_of_a_page_is_wider_than_100_columns_but_tables_and_generated_ones() -> None:
+    for page in PAGES:
+        lines = enumerate((ROOT / page).read_text().splitlines(), start=1)
+        wide = [n for n, line in lines if len(line) > 100 and not line.startswith(("|", "!["))]
+        assert not wide or page == "docs/reference/commands.md", (page, wide)
+
+
+def test_the_page_of_the_api_has_every_public_name_and_the_axis_legend() -> None:
+    page = (ROOT / "docs" / "reference" / "api.md").read_text()
+    paths = set(re.findall(r"^::: (\S+)", page, re.MULTILINE))
+    named = {
+        f"{module.__name__}.{name}": getattr(module, name)
+        for module in (vmoe, vmoe.analysis)
+        for name in module.__all__
+        if name != "analysis"
+    }
+    where = {name: f"{each.__module__}.{each.__qualname__}" for name, each in named.items()}
+    for name, path in where.items():
+        assert path in paths or path.rpartition(".")[0] in paths, name
+    legend = vmoe.axes.__doc__.partition("letters:\n\n")[2].partition("\n\n")[0]
+    for meaning in re.findall(r"(?:^ +|  )((?:\w )+ *\S.*?)(?=  |$)", legend, re.MULTILINE):
+        letters, words = re.fullmatch(r"((?:\w )+) *(.*)", meaning).groups()
+        assert f"| `{letters.strip()}` | {words.partition(' (')[0]}" in page, meaning
+
+
 def test_the_files_that_the_pages_name_exist() -> None:
     for page in PAGES:
         found = re.findall(
@@ -168,9 +236,15 @@ def test_the_files_that_the_pages_name_exist() -> None:
         assert not [path for path in paths if not (ROOT / path).exists()], page
 
 
+def test_the_page_of_the_configs_has_every_config_once() -> None:
+    text = (ROOT / "configs" / "README.md").read_text()
+    linked = re.findall(r"\]\((\w+\.py)\)", text)
+    assert sorted(linked) == sorted(path.name for path in (ROOT / "configs").glob("*.py"))
+
+
 def test_the_page_of_the_scripts_has_every_script() -> None:
-    table = (ROOT / "scripts" / "README.md").read_text().partition("\n\n## ")[0]
-    first_cells = re.findall(r"^\| (`.*?) \|", table, re.MULTILINE)
+    tables = (ROOT / "scripts" / "README.md").read_text()
+    first_cells = re.findall(r"^\| (`.*?) \|", tables, re.MULTILINE)
     scripts = {path.name for path in (ROOT / "scripts").iterdir()}
     suffixes = (".py", ".sh", ".yaml")
     assert {name for cell in first_cells for name in re.findall(r"`(.*?)`", cell)} == {
@@ -178,8 +252,8 @@ def test_the_page_of_the_scripts_has_every_script() -> None:
     }
 
 
-def test_the_papers_evaluation_on_the_page_of_configs_fits_a_run() -> None:
-    lines = (ROOT / "configs" / "README.md").read_text().splitlines()
+def test_the_papers_evaluation_on_the_page_of_differences_fits_a_run() -> None:
+    lines = (ROOT / "docs" / "differences.md").read_text().splitlines()
     (line,) = (line for line in lines if "`evaluations=(" in line)
     evaluations = eval(line.partition("`evaluations=")[2].partition("`")[0], vars(vmoe.config))
     ours = vmoe.config.TrainConfig(

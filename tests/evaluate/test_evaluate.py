@@ -108,7 +108,7 @@ def test_a_confident_and_correct_model_has_no_calibration_error() -> None:
     assert calibration_error(np.ones(8), np.arange(8) < 6) == pytest.approx(0.25)
 
 
-def test_the_calibration_error_is_that_of_a_loop_over_bins() -> None:
+def test_the_calibration_error_equals_a_loop_over_bins() -> None:
     """Bins in which too few and too many are right: only bins of the same edges agree."""
     rng = np.random.default_rng(0)
     confidence, correct = rng.random(500), rng.random(500) < 0.5
@@ -162,10 +162,10 @@ def test_a_folder_is_evaluated_in_mixed_groups_and_its_results_are_in_its_own_or
     assert one.dropped == pytest.approx(other.dropped, abs=0.005)
     assert one.order == other.order == "shuffled, seeds 0 and 1"
     dropless = vmoe.load("vmoe_fashion_mnist", routing=RoutingOverrides(dropless=True)).model
-    alone, beside = (evaluate(dropless, source).per_example for source in (folder, mixed))
+    alone, in_mixed = (evaluate(dropless, source).per_example for source in (folder, mixed))
     same = np.argsort(mixed.labels, kind="stable")
     np.testing.assert_array_equal(np.asarray(alone.labels)[:, 0], mixed.labels[same])
-    np.testing.assert_allclose(alone.cross_entropy, beside.cross_entropy[same], atol=1e-4)
+    np.testing.assert_allclose(alone.cross_entropy, in_mixed.cross_entropy[same], atol=1e-4)
 
 
 def test_a_sample_is_read_in_the_order_of_an_evaluation_so_its_first_images_are_mixed(
@@ -256,8 +256,8 @@ def test_dead_experts_are_found_in_an_evaluation_and_logged_when_they_are_new_af
     assert not findings(net.config, healthy.result.totals)
     dead, collapse = findings(net.config, broken.result.totals)
     assert "2 of 4 experts (2, 3) get less than 1% of the mean" in str(dead)
-    config = TrainConfig(model=net.config, data=DataConfig("digits"), steps=60, batch_size=4)
-    config = replace(config, optim=dict(warmup_steps=10))
+    sizes = dict(steps=60, batch_size=4, optim=OptimConfig(warmup_steps=10))
+    config = TrainConfig(model=net.config, data=DataConfig("digits"), **sizes)
     ema = broken._replace(weights="ema")
     sets = {10: [broken], 20: [broken, ema], 30: [broken, ema], 40: [healthy], 50: [broken]}
     with Report(tmp_path, config) as report:
@@ -347,7 +347,7 @@ def test_any_of_several_labels_is_right_and_images_without_labels_are_counted() 
 
 
 def test_confusions_take_the_memory_of_those_that_occur() -> None:
-    """Of 4,000 classes, a dense matrix would take 128 MB."""
+    """A dense matrix of 4,000 classes would take 128 MB."""
     labels = np.array([[7, 9], [7, -1], [7, -1], [7, -1], [-1, -1]])
     predictions, correct = np.array([9, 7, 4_000, 4_321, 3]), np.array([1, 1, 0, 0, 0], bool)
     images = PerExample(labels, predictions, correct, correct, *4 * [np.zeros(5)])
@@ -361,7 +361,7 @@ def test_confusions_take_the_memory_of_those_that_occur() -> None:
 
 
 @pytest.mark.parametrize("loss", ["softmax", "sigmoid"])
-def test_probabilities_and_what_is_computed_from_them_are_those_of_the_loss(loss: Loss) -> None:
+def test_probabilities_and_their_metrics_follow_the_loss(loss: Loss) -> None:
     """Several labels share the probability of a softmax, and are each 1 in a sigmoid."""
     source, net = ManyLabels(), model()
     result = evaluate(net, source, loss=loss)

@@ -1,4 +1,4 @@
-"""The few-shot probe: held to stored runs of the authors, to scikit-learn, and to slow loops."""
+"""The few-shot probe equals stored runs of the authors' code, scikit-learn, and slow loops."""
 
 import csv
 import dataclasses
@@ -49,7 +49,7 @@ def stored_probes() -> list[tuple[str, str, int]]:
 
 
 @pytest.mark.parametrize(("run", "data", "shots"), stored_probes())
-def test_a_probe_is_that_of_the_authors(run: str, data: str, shots: int) -> None:
+def test_a_probe_equals_the_published_one(run: str, data: str, shots: int) -> None:
     """Float32 is off at small L2, by what the stored float64 accuracies say."""
     stored = {k.removeprefix(f"{data}/"): v for k, v in RUNS[run].items() if k.startswith(data)}
     labels, classes = stored["train_labels"], int(stored["num_classes"])
@@ -70,7 +70,7 @@ def test_a_probe_is_that_of_the_authors(run: str, data: str, shots: int) -> None
 
 
 @pytest.mark.parametrize("run", RUNS)
-def test_the_chosen_l2_is_that_of_the_authors_where_ties_do_not_decide(run: str) -> None:
+def test_the_chosen_l2_equals_the_published_one_where_ties_do_not_decide(run: str) -> None:
     """Their sort is unstable: the choice depends on it where a stable sort gives another one."""
     stored, compared = RUNS[run], 0
     for shots in stored["shots"]:
@@ -91,7 +91,7 @@ def test_equal_accuracies_share_a_rank_and_the_largest_of_equal_l2_is_chosen() -
 
 
 @pytest.mark.parametrize(("images", "features"), [(40, 7), (12, 30)])
-def test_scores_are_those_of_scikit_learns_ridge(images: int, features: int) -> None:
+def test_scores_equal_scikit_learns_ridge(images: int, features: int) -> None:
     rng = np.random.default_rng(0)
     labels = rng.integers(0, 4, images)
     train, test = rng.normal(3, 5, (images, features)), rng.normal(3, 5, (9, features))
@@ -163,7 +163,7 @@ PAPER = Preprocessing(8, resize_to=9, interpolation="tf_bilinear")
 @pytest.mark.parametrize(
     ("choose", "prepared", "pipeline"), [("test", "paper", PAPER), ("train", "model", OWN)]
 )
-def test_accuracies_are_those_of_a_ridge_on_the_pre_logits(
+def test_accuracies_equal_a_ridge_on_the_pre_logits(
     choose: str, prepared: str, pipeline: Preprocessing
 ) -> None:
     """Batches have padding. With this seed the two ways to choose an L2 differ clearly."""
@@ -218,7 +218,7 @@ def test_only_the_largest_number_of_shots_is_read_and_the_labels_of_others_exclu
     )
 
 
-def test_one_l2_serves_all_data_sets_and_the_classes_need_not_be_those_of_the_model() -> None:
+def test_one_l2_serves_all_data_sets_whose_classes_need_not_be_the_models() -> None:
     net, config = model(), FewShotConfig(shots=(5,), batch_size=70)
     digits = prepare("a", *(recorded(x, lambda i, y: (y,)) for x in ("train", "test")), config)
     parity = prepare("b", *(recorded(x, lambda i, y: (y % 2,)) for x in ("train", "test")), config)
@@ -345,7 +345,7 @@ def test_a_run_probes_its_moving_average_as_the_command_does_afterwards(tmp_path
 
 
 @pytest.mark.parametrize("name", PAPER_DATA)
-def test_a_data_set_of_the_paper_is_looked_for_among_those_of_tfds(
+def test_a_data_set_of_the_paper_is_looked_for_in_tfds(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))

@@ -1,19 +1,24 @@
 """Notebooks run top to bottom, and are stored with the outputs of the cells that they have."""
 
+import contextlib
 import dataclasses
 import functools
+import io
 import json
 import re
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import jupytext
+import matplotlib.pyplot as plt
 import nbformat
 import pytest
 
 import vmoe
+from scripts import run_notebooks
 from vmoe import models
 from vmoe.config import TrainConfig, from_json, replace
 from vmoe.costs.summary import summarize
@@ -110,7 +115,9 @@ def test_a_notebook_is_stored_with_the_outputs_of_its_cells(name: str) -> None:
     path = ROOT / "notebooks" / f"{name}.ipynb"
     ours, stored = jupytext.read(path.with_suffix(".py")), nbformat.read(path, 4)
     cells = [[(cell.cell_type, cell.source) for cell in each.cells] for each in (ours, stored)]
-    assert cells[0] == cells[1], f"run: python scripts/run_notebooks.py {name}"
+    again = f"run: python scripts/run_notebooks.py {name}"
+    assert cells[0] == cells[1], again
+    assert stored.metadata["vmoe"]["sha256"] == run_notebooks.digest(stored), again
     code = code_cells(stored)
     assert [cell.execution_count for cell in code] == [*range(1, len(code) + 1)]
     outputs = [output for cell in code for output in cell.outputs]
@@ -120,6 +127,50 @@ def test_a_notebook_is_stored_with_the_outputs_of_its_cells(name: str) -> None:
     )
     assert "Warning" not in written
     assert not re.search(r"/(tmp|root|home|work)\b", written)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NAMES)
+def test_the_cells_of_a_notebook_print_today_what_is_stored(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Up to the first cell tagged "long"; other machines may round numbers differently."""
+    monkeypatch.chdir(tmp_path)
+    plt.switch_backend("agg")
+    names: dict[str, Any] = {}
+    compared = 0
+    for cell in code_cells(nbformat.read(ROOT / "notebooks" / f"{name}.ipynb", 4)):
+        if "long" in cell.metadata.get("tags", []):
+            break
+        with contextlib.redirect_stdout(io.StringIO()) as printed:
+            exec(cell.source.replace("%matplotlib inline", ""), names)  # the cells are ours
+        stored = "".join(out.text for out in cell.outputs if out.get("name") == "stdout")
+        words, numbers = parts(printed.getvalue())
+        stored_words, stored_numbers = parts(stored)
+        assert words == stored_words
+        assert numbers == pytest.approx(stored_numbers, rel=0.02, abs=0.8)
+        compared += bool(stored)
+    plt.close("all")
+    assert compared
+
+
+def parts(text: str) -> tuple[str, list[float]]:
+    """A text without its numbers, and the numbers."""
+    number = r"\d[\d,]*(?:\.\d+)?(?:e[-+]\d+)?"
+    found = [float(each.replace(",", "")) for each in re.findall(number, text)]
+    return re.sub(rf" *{number}", "#", text), found
+
+
+def test_a_missing_folder_for_the_notebooks_is_made(tmp_path: Path) -> None:
+    path = tmp_path / "notebooks" / "one.py"
+    path.parent.mkdir()
+    path.write_text("# %%\nprint(1 + 1)\n")
+    run_notebooks.run(path, [], tmp_path / "out" / "of" / "notebooks")
+    stored = nbformat.read(tmp_path / "out" / "of" / "notebooks" / "one.ipynb", 4)
+    assert stored.cells[0].outputs[0].text == "2\n"
+    assert stored.metadata["vmoe"]["sha256"] == run_notebooks.digest(stored)
+    stored.cells[0].outputs[0].text = "3\n"
+    assert stored.metadata["vmoe"]["sha256"] != run_notebooks.digest(stored)
 
 
 def test_a_failing_cell_or_a_wrong_setting_writes_nothing(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""`vmoe plan` through the real command: what it prints, and what it refuses in one line.
+"""`vmoe plan` through the real command: its output, and errors of one line.
 
 tests/devices/test_plan.py checks its numbers on eight devices.
 """

@@ -49,5 +49,5 @@ def test_the_same_tokens_fill_the_same_slots_with_the_same_weights_even_if_gates
 
 def test_another_router_is_refused() -> None:
     config = MoEConfig(router=Soft(), images_per_group=1)
-    with pytest.raises(UsageError, match="router soft: it has no form without scatters"):
+    with pytest.raises(UsageError, match="router soft: it cannot be computed without scatters"):
         one_hot_routing(jnp.ones((1, 4, 8)), config, 1)

@@ -26,7 +26,7 @@ FIGURES = (
 
 
 def test_the_use_of_experts_is_shown_by_block_and_every_decision_exported(tmp_path: Path) -> None:
-    """A check beside them exits with 0, as nothing is wrong."""
+    """``--check`` exits with 0, as nothing is wrong."""
     file = tmp_path / "routing.safetensors"
     result = vmoe(*MODEL, *FEW, "--export", file, "--check", "--routing.dropless", "True")
     assert result.returncode == 0 and "nothing is wrong" in result.stdout, result.stderr
@@ -86,7 +86,7 @@ def test_images_without_labels_have_a_page_and_the_figures_that_need_none(
     record = page.read_text().partition('id="record">')[2].partition("</script>")[0]
     (shown,) = json.loads(record)["models"]
     assert [block["information"] for block in shown["blocks"]] == [None]
-    assert len(re.findall(r" - \W+0\.\d{3} \(0", result.stdout)) == 1  # of classes, beside places
+    assert len(re.findall(r" - \W+0\.\d{3} \(0", result.stdout)) == 1  # no class, but positions
 
 
 @pytest.fixture(scope="module")
@@ -105,9 +105,9 @@ def test_a_model_is_compared_with_another_setting_of_its_routing_without_removal
 ) -> None:
     file = tmp_path / "page.html"
     model = ("routing", "--checkpoint", random_model, "--data", "digits")
-    beside = ("--compare", random_model, "--routing.capacity-factor", "0.5")
+    compared = ("--compare", random_model, "--routing.capacity-factor", "0.5")
     page = ("--out", file, "--page-images", "10", "--no-removals", "--json")
-    result = vmoe(*model, *FEW, *beside, *page)
+    result = vmoe(*model, *FEW, *compared, *page)
     assert result.returncode == 0, result.stderr
     tight, own = json.loads(result.stdout)
     assert all(tight["blocks"][i]["dropped"] > own["blocks"][i]["dropped"] for i in "01")
@@ -160,19 +160,21 @@ def test_wrong_arguments_are_one_line(arguments: tuple[str, ...], message: str) 
 
 
 @pytest.mark.slow
-def test_a_sparse_model_is_attacked_beside_a_dense_one(tiny_run: Path, tmp_path: Path) -> None:
+def test_a_sparse_model_is_attacked_together_with_a_dense_one(
+    tiny_run: Path, tmp_path: Path
+) -> None:
     """The dense one is random."""
     dense = replace(read(tiny_run).config, sparse_blocks=())
     stored = stored_of(dense)._replace(class_names=tuple("0123456789"))
-    beside = write(stored, tmp_path / "dense", format="vmoe")
-    models = ("--checkpoint", tiny_run, "--data", "digits", "--compare", beside)
+    other = write(stored, tmp_path / "dense", format="vmoe")
+    models = ("--checkpoint", tiny_run, "--data", "digits", "--compare", other)
     few = ("--images", "64", "--batch-size", "32")
     strength = ("--epsilon", "1", "8", "--steps", "2", "--json")
     result = vmoe("attack", *models, *few, *strength)
     assert result.returncode == 0, result.stderr
     rows = json.loads(result.stdout)
     assert [(row["model"], row["epsilon"]) for row in rows] == [
-        (str(model), epsilon) for model in (tiny_run, beside) for epsilon in (1.0, 8.0)
+        (str(model), epsilon) for model in (tiny_run, other) for epsilon in (1.0, 8.0)
     ]
     for weak, strong in (rows[:2], rows[2:]):
         assert weak["accuracy_before"] == strong["accuracy_before"]

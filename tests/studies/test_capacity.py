@@ -100,7 +100,7 @@ def test_the_cost_of_a_setting_is_the_flops_of_the_model_with_it(fields: dict[st
     assert costs.of((cheap, cheap)) == pytest.approx(costs.least) and costs.least < 1
 
 
-def test_scores_are_those_of_models_with_these_settings() -> None:
+def test_scores_equal_models_with_these_settings() -> None:
     """Numbers of slots, k and priority are traced in one program, but fixed in these models."""
     config = config_of(router=dict(k=2), capacity_multiple=1)
     model, levels = model_of(config), levels_of(config)
@@ -181,7 +181,7 @@ def test_times_are_measured_for_every_setting_and_grow_with_the_slots() -> None:
     levels, blocks = levels_of(config), []
     model = model_of(config)
     images = random_images(b=4)
-    with jax.transfer_guard_host_to_device("disallow"):  # no time may include that of an upload
+    with jax.transfer_guard_host_to_device("disallow"):  # no time may include an upload
         costs = time_costs(model, levels, images, on_step=lambda: blocks.append(1))
     assert len(blocks) == len(costs.changes) == 2
     for changes in costs.changes:

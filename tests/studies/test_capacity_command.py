@@ -185,10 +185,13 @@ MODEL = ("--checkpoint", "vmoe_fashion_mnist", "--data", "fashion_mnist_sample:t
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("--budget", "much"), "budget=much: use a fraction of the cost of the model as trained"),
+        (
+            ("--budget", "much"),
+            "budget=much: use a fraction in (0, 1] of the cost of the model as trained",
+        ),
         (("--budget", "1.2x"), "budget=1.2x: use a fraction"),
         ((), "--budget"),
-        (("--budget", "0.8x"), "is no run folder: name the file to write with --out"),
+        (("--budget", "0.8x"), "is not a run folder: give a file to write with --out"),
         (
             ("--budget", "0.6x", "--out", "a.json"),
             "budget=0.6: the smallest that can be reached is",

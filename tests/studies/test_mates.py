@@ -45,7 +45,7 @@ def images() -> np.ndarray:
     return random_images(b=12)
 
 
-def test_the_worst_draw_is_that_of_a_loop_that_calls_the_model_on_every_group() -> None:
+def test_the_worst_draw_equals_a_loop_that_calls_the_model_on_every_group() -> None:
     model, setting = model_of(2), RoutingOverrides(capacity_factor=0.5, priority="largest_gate")
     steps: list[None] = []
     result = attack_mates(
@@ -121,7 +121,7 @@ def test_a_victim_is_right_with_any_of_its_labels_and_needs_one() -> None:
         attack_mates(model_of(), images(), LABELS - 1, TIGHT, CONFIG)
 
 
-def test_the_first_place_loses_no_first_choice_by_order() -> None:
+def test_the_first_image_of_a_group_loses_no_first_choice_by_order() -> None:
     first = MatesConfig(victims=3, draws=4, place=0)
     result = attack_mates(model_of(), images(), LABELS, TIGHT, first, batch_size=20)
     np.testing.assert_array_equal(

@@ -19,7 +19,7 @@ from vmoe.train.step import make_train_step
 
 
 def test_parts_with_the_same_groups_give_the_update_and_the_metrics_of_the_whole_batch() -> None:
-    """A group is four images, a part eight; tokens drop, and the priority is that of the order."""
+    """A group is four images, a part eight; tokens drop, and the priority is by order."""
     config = configs.replace(
         configs.load(TINY),
         optim=dict(warmup_steps=0, kind="sgd", lr=0.1),

@@ -260,7 +260,7 @@ def test_the_newest_checkpoints_and_the_best_are_kept(tiny_run: Path, tmp_path: 
 def test_the_same_seed_gives_the_same_run_even_in_a_thread_without_signal_handlers(
     tiny_run: Path, tmp_path: Path
 ) -> None:
-    """The other run is that of the command, in the main thread of another process."""
+    """The other run is a run of the command, in the main thread of another process."""
     thread = threading.Thread(target=functools.partial(train, read_config(tiny_run), tmp_path))
     thread.start()
     thread.join()

@@ -287,7 +287,7 @@ def test_a_message_names_the_factors_and_the_numbers_of_parameters() -> None:
 def test_the_command_says_what_it_trains_and_resumes_a_linear_probe(tmp_path: Path) -> None:
     """A run that is extended continues from a checkpoint with the optimizer state of the head.
 
-    The FLOPs of a model of which a part is frozen are unknown.
+    If a part of the model is frozen, the FLOPs are unknown.
     """
     train = ["train", "--config", TINY, "--workdir", tmp_path, "--log-every", "10", *PROBE]
     start = flatten_dict(jax.tree.map(np.array, init_state(configs.load(TINY)).params))

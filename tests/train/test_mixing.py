@@ -38,7 +38,7 @@ def per_image() -> tuple[np.ndarray, np.ndarray]:
 
 
 def is_cutmix(images: np.ndarray) -> np.ndarray:
-    """Whether a step used CutMix, in which no pixel has a value between those of two images."""
+    """Whether a step used CutMix, in which no pixel has a value between two images' values."""
     return (images == images.round()).all((1, 2, 3, 4))
 
 

@@ -52,7 +52,7 @@ def test_the_learning_rate_rises_linearly_and_then_follows_its_schedule(
 
 
 def published_optim(theirs: dict[str, Any]) -> dict[str, Any]:
-    """The fields of an ``OptimConfig`` for settings in the words of the authors' code."""
+    """The fields of an ``OptimConfig`` for settings of the authors' code."""
     kinds = {"adam": "adamw", "big_vision_adafactor": "adafactor"}
     rate = dict(theirs["learning_rate"])
     name = rate.pop("schedule").removeprefix("big_vision_").removeprefix("warmup_")

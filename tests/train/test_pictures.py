@@ -28,7 +28,7 @@ GAP = 6
 
 
 class Unreadable:
-    """Another source of which some images cannot be read."""
+    """Another source, with some images that cannot be read."""
 
     def __init__(self, source: Source, indices: tuple[int, ...]) -> None:
         self._source, self.indices = source, indices

@@ -37,7 +37,7 @@ def traced_steps(folder: Path) -> list[int]:
 def test_the_steps_of_profile_are_traced_once_in_the_life_of_a_run(
     config: TrainConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A run that stops among the steps keeps the trace of those that it has taken."""
+    """A run that stops among the steps keeps the trace of the steps that it has taken."""
     with signal_at_step(3), pytest.raises(Stopped, match="checkpoint saved at step 3"):
         train(config, tmp_path, profile="2:5")
     assert traced_steps(tmp_path / "profile" / "2-5") == [2, 3]

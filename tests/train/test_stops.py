@@ -196,7 +196,7 @@ def truncate(folder: Path) -> None:
 
 
 def swap_parameters(folder: Path) -> None:
-    """Replaces the parameters by those of another step, as Orbax wrote them."""
+    """Replaces the parameters by the parameters of another step, as Orbax wrote them."""
     shutil.rmtree(folder / "params")
     shutil.copytree(folder.with_name("10") / "params", folder / "params")
 
@@ -225,7 +225,7 @@ CORRUPTIONS = (
 def test_corrupt_checkpoints_are_reported_and_the_newest_valid_one_is_used(
     uninterrupted: Path, tmp_path: Path, recipe: Path
 ) -> None:
-    """Each newer checkpoint is corrupt in a different way; they are read and refused in turn."""
+    """Each newer checkpoint is corrupt in a different way; they are read and rejected in turn."""
     workdir = tmp_path / "run"
     shutil.copytree(uninterrupted, workdir)
     steps, checkpoints = range(11, 11 + len(CORRUPTIONS)), workdir / "checkpoints"

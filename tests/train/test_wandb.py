@@ -43,7 +43,7 @@ def records(folder: Path) -> Iterator[Any]:
 
 
 def folders(workdir: Path) -> list[Path]:
-    """Those of the offline runs, oldest first."""
+    """The records of the offline runs, oldest first."""
     return sorted((workdir / "wandb").glob("offline-run-*"))
 
 

@@ -1,13 +1,16 @@
 """The trained models that come with the package, and the images to try them on."""
 
 import json
+import shutil
 from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
+import yaml
 
 import vmoe
+from scripts import write_zoo
 from tests import command
 from vmoe import models, zoo
 from vmoe.data.sources import open_source
@@ -43,7 +46,7 @@ def test_a_packaged_model_is_created_by_its_name_with_or_without_tag(
     loaded, entry = vmoe.load(name), zoo.find(f"{name}.best_of_3")
     assert entry is not None and loaded.model.config == entry.config
     assert loaded.class_names == open_source(sample[0], "test").class_names
-    size = (Path(entry.address) / "model.safetensors").stat().st_size
+    size = (Path(entry.path) / "model.safetensors").stat().st_size
     assert entry.nbytes < size < entry.nbytes + 10_000
     model = vmoe.create_model(f"{name}.best_of_3", pretrained=True)
     for ours, theirs in zip(parameters(model), parameters(loaded.model), strict=True):
@@ -51,15 +54,59 @@ def test_a_packaged_model_is_created_by_its_name_with_or_without_tag(
 
 
 @pytest.mark.parametrize("name", SAMPLES)
-def test_the_card_of_a_packaged_model_says_what_would_be_written_today(
-    name: str, tmp_path: Path
+def test_the_card_of_a_packaged_model_is_what_the_script_writes_today(name: str) -> None:
+    """From the measurements next to it; else run scripts/write_zoo.py --keep measurements."""
+    folder = zoo.PACKAGED / name
+    assert (folder / "README.md").read_text() == write_zoo.card_of(name)
+    metadata = yaml.safe_load(write_zoo.card_of(name).split("---\n")[1])
+    assert metadata["license"] == "apache-2.0" and metadata["library_name"] == "vmoe"
+    (result,) = metadata["model-index"][0]["results"]
+    entry = zoo.find(name)
+    assert entry is not None and result["metrics"][0]["value"] in entry.accuracies.values()
+
+
+@pytest.mark.parametrize("name", SAMPLES)
+def test_an_entry_states_the_measured_accuracies(name: str) -> None:
+    measured = json.loads((zoo.PACKAGED / name / "measured.json").read_text())["accuracies"]
+    entry = zoo.find(name)
+    assert entry is not None
+    on_test = {split: row for split, row in measured.items() if split.endswith(":test")}
+    stated = [round(100 * row["accuracy"], 2) for row in on_test.values()]
+    assert [*entry.accuracies.values()] == stated
+
+
+@pytest.mark.slow
+def test_the_predictions_that_depend_on_the_batch_are_as_many_as_the_card_says() -> None:
+    """Up to two images: other machines may round a close decision differently."""
+    name, data = "vmoe_emoji", "emoji_sample"
+    stated = json.loads((zoo.PACKAGED / name / "measured.json").read_text())["dependence"]
+    result = command.vmoe("routing", "--checkpoint", name, "--data", data, "--json")
+    found = json.loads(result.stdout)["changed_by_batch"]
+    assert found == pytest.approx(stated["changed"], abs=2.1 / stated["images"])
+    card = (zoo.PACKAGED / name / "README.md").read_text()
+    assert f"{stated['changed']:.1%} of the predictions on {stated['images']} images" in card
+
+
+@pytest.mark.slow
+def test_the_script_writes_the_best_run_with_its_card(
+    tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    vmoe.load(name).save(tmp_path / name)
-    written, ours = (
-        (folder / name / "README.md").read_text().partition("| converted from")[0]
-        for folder in (tmp_path, zoo.PACKAGED)
-    )
-    assert ours == written
+    shutil.copytree(tiny_run, tmp_path / "run-0")
+    monkeypatch.setattr(write_zoo, "SEEDS", (0,))
+    monkeypatch.setattr(write_zoo, "vmoe", lambda *words: json.loads(command.vmoe(*words).stdout))
+    digits = write_zoo.DATA["fashion_mnist"]._replace(name="digits", sample=("digits", 8))
+    monkeypatch.setattr(write_zoo, "DATA", {"digits": digits})
+    model = write_zoo.Model(str(tmp_path / "run"), "tiny.py", "digits")
+    monkeypatch.setattr(write_zoo, "MODELS", {"tiny": model})
+    monkeypatch.setattr(write_zoo, "path_of", lambda name: tmp_path / f"{name}.npz")
+    monkeypatch.setattr(zoo, "PACKAGED", tmp_path / "zoo")
+    monkeypatch.setattr("sys.argv", ["write_zoo.py", "tiny", "--digits", "digits"])
+    write_zoo.main()
+    text = (tmp_path / "zoo" / "tiny" / "README.md").read_text()
+    assert "run-0 (run, raw weights)" in text and "| `digits:test` | 360 | " in text
+    assert "% of the predictions on 8 images of `digits` depend" in text
+    assert np.load(tmp_path / "digits.npz")["images"].shape == (8, 8, 8)
+    assert vmoe.load(tmp_path / "zoo" / "tiny").class_names == tuple("0123456789")
 
 
 def parameters(model: ViT) -> list[np.ndarray]:

@@ -1,4 +1,4 @@
-"""What a model computes on the way to its logits: routing records, features, attention maps."""
+"""Captures intermediate outputs of a model: routing records, features and attention maps."""
 
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
@@ -22,7 +22,7 @@ def capture(
     valid: Valid | None = None,
     decide: Mapping[int, Route] | None = None,
 ) -> tuple[Float[Array, "b y"], dict[int, Record]]:
-    """``model(images)``, and the record of each sparse block by its number.
+    """``model(images)``, and the routing record of each sparse block by its number.
 
     A record has logits, gates, choices, slots and combine weights; ``expert_totals`` and
     ``block_measures`` give its load, importance, drops and entropy.
@@ -39,7 +39,7 @@ def capture(
 
 
 class Captured(NamedTuple):
-    """What ``capture_features`` returns.
+    """The result of ``capture_features``.
 
     Attributes:
         logits: as ``capture`` returns them.
@@ -53,15 +53,15 @@ class Captured(NamedTuple):
 
 
 def feature_names(model: ViT) -> list[str]:
-    """The names that ``capture_features`` knows; "blocks.3.mlp" is the MLP of block 3.
+    """The names that ``capture_features`` accepts; "blocks.3.mlp" is the MLP of block 3.
 
     Names, with n tokens of an image, of which the class token, if any, is the first:
         blocks.I: f[b n d], the tokens after block I.
-        blocks.I.attention, blocks.I.mlp: f[b n d], what the attention and the MLP or the sparse
-            layer add to the tokens.
+        blocks.I.attention, blocks.I.mlp: f[b n d], the outputs of the attention and of the MLP or
+            MoE layer, which are added to the tokens.
         blocks.I.attention.weights: f32[b a n n], how much each token (third axis) attends to each
             token (last axis), by head.
-        encoded: f[b n d], the tokens that are pooled, as of ``ViT.forward_features``.
+        encoded: f[b n d], the tokens that are pooled, as ``ViT.forward_features`` returns them.
         pre_logits: f[b r], the inputs of the last linear layer.
     """
     parts = ("", ".attention", ".attention.weights", ".mlp")
@@ -77,7 +77,7 @@ def capture_features(
     valid: Valid | None = None,
     decide: Mapping[int, Route] | None = None,
 ) -> Captured:
-    """As ``capture`` without training, with features and attention maps on request.
+    """Like ``capture`` with ``train=False``, but also returns features and attention maps.
 
     Works inside ``jax.jit``. The last block computes all tokens, where the model itself may
     compute the class token alone.
@@ -88,7 +88,7 @@ def capture_features(
         decide: as for ``capture``.
 
     Raises:
-        UsageError: as calling the model; or there is no such name.
+        UsageError: as for a call of the model; or a name is unknown.
     """
     names, known = list(names), feature_names(model)
     for name in names:

@@ -1,4 +1,4 @@
-"""Routing of a data set as NumPy arrays, image by image and one batch at a time."""
+"""Collects the routing of a data set as NumPy arrays, image by image, one batch at a time."""
 
 import functools
 from collections.abc import Iterable, Iterator, Mapping
@@ -19,15 +19,15 @@ from vmoe.routing.groups import images_in_group, ungroup
 
 
 class BlockRouting(NamedTuple):
-    """What one sparse block decided about the tokens of some images.
+    """The decisions of one sparse block on the tokens of some images.
 
     Attributes:
         gates: the weight of each expert for each token, in [0, 1].
-        experts: the expert of each choice, best first, or by expert for expert choice; e where
-            there is no choice. k is 0 for soft routing, which makes no choices.
-        positions: the place of each choice in the queue of its expert, from 0; -1 where it got no
+        experts: the expert of each choice, best first (with expert choice, ordered by expert); e
+            where there is no choice. k is 0 for soft routing, which makes no choices.
+        positions: the position of each choice in the queue of its expert, from 0; -1 if it got no
             slot.
-        weights: the combine weight of each choice; 0 where it got no slot.
+        weights: the combine weight of each choice; 0 if it got no slot.
         groups: the number of the group in which the image's tokens competed, unique over all
             batches.
     """
@@ -55,14 +55,14 @@ class BlockRouting(NamedTuple):
 
 
 class Collected(NamedTuple):
-    """The logits and the routing of a batch, and what its images show.
+    """The logits, the routing and the labels of a batch.
 
     Attributes:
-        logits: of the model.
+        logits: the logits of the model.
         labels: the classes of each image; padded with -1.
-        blocks: by number of a sparse block.
+        blocks: the routing of each sparse block, by the number of the block.
         foreground: whether each patch shows more than plain background; see ``foreground``. If
-            there is one token more than patches, the first one is the class token.
+            there is one token more than there are patches, the first token is the class token.
     """
 
     logits: Float[np.ndarray, "b y"]
@@ -72,12 +72,12 @@ class Collected(NamedTuple):
 
 
 Labeled = tuple[Images, Int[np.ndarray, "b l"] | None, Valid | None]
-"""Images, their classes (padded with -1), and which of them are more than padding; None if unknown,
-for all."""
+"""Images, their classes (padded with -1; None if unknown), and a mask that is False for padding
+(None without padding)."""
 
 
 def without_padding(batch: Labeled) -> Float[np.ndarray, "x h w 3"]:
-    """The images of a batch that are more than padding."""
+    """The images of a batch without the padding."""
     images, _, valid = batch
     return np.asarray(images)[slice(None) if valid is None else np.asarray(valid)]
 
@@ -85,14 +85,14 @@ def without_padding(batch: Labeled) -> Float[np.ndarray, "x h w 3"]:
 def collect(
     model: ViT, batches: Iterable[Labeled], *, decide: Mapping[int, Route] | None = None
 ) -> Iterator[Collected]:
-    """The logits and the routing of every image, without padding, one batch after the other.
+    """Yields the logits and the routing of every image, without padding, batch by batch.
 
     Args:
-        batches: of any size, which decides which images compete for slots.
+        batches: batches of any size. Only images of one batch can compete for slots.
         decide: see ``capture``.
 
     Raises:
-        UsageError: labels are not an array (b, l), or one is no class of the model.
+        UsageError: labels are not an array (b, l), or a label is not a class of the model.
     """
     run = _run(model, tuple((decide or {}).items()))
     first = dict.fromkeys(model.config.sparse_blocks, 0)  # number of the batch's first group
@@ -136,7 +136,7 @@ def _by_image(record: Record, b: int, devices: int) -> tuple[jax.Array, ...]:
 
 
 def concatenate(parts: Iterable[Collected]) -> Collected:
-    """All batches as one.
+    """Joins all batches into one.
 
     Raises:
         UsageError: there is no batch.
@@ -156,7 +156,7 @@ def concatenate(parts: Iterable[Collected]) -> Collected:
 def labeled(
     images: np.ndarray, labels: Int[np.ndarray, "b l"] | None = None, *, batch_size: int = 64
 ) -> Iterator[Labeled]:
-    """Batches of an array of images; the last one is padded, so that all have one size.
+    """Splits an array of images into batches of one size; the last batch is padded.
 
     Args:
         labels: the classes of each image; padded with -1.
@@ -178,12 +178,12 @@ def foreground(
     """False for patches of background: every pixel has the color of the image's border.
 
     The border's color is the median of the outermost pixels, by channel. The rule suits objects on
-    a plain color, such as those of Fashion-MNIST and emoji; on photographs it means little, since
-    hardly any patch is background, or only a plain sky is.
+    a plain color, as in Fashion-MNIST and emoji. It is not meaningful for photographs, which rarely
+    have a uniform background.
 
     Args:
-        images: pixels in [-1, 1]; the patch size divides their sides.
-        tolerance: largest difference of a background pixel from that color, in any channel.
+        images: pixels in [-1, 1]; height and width are multiples of the patch size.
+        tolerance: largest difference of a background pixel from the border's color, in any channel.
     """
     pixels, p = np.asarray(images), patch_size
     rows, columns = pixels[:, [0, -1]], pixels[:, 1:-1, [0, -1]]

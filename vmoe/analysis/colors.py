@@ -1,9 +1,9 @@
 """The color of each expert, the same in every figure and page.
 
-The first seven are those of Okabe and Ito (https://jfly.uni-koeln.de/color/). Each further one is
-the color of an sRGB grid that is farthest from all before it and from gray, in the least
-favorable of normal vision and the three kinds of dichromacy (Machado et al. 2009; distances in
-OKLab). Many colors cannot all be told apart, so figures also say the number of the expert.
+The first seven colors are by Okabe and Ito (https://jfly.uni-koeln.de/color/). Each further color
+is the one in an sRGB grid that is farthest from gray and from all colors before it, in the worst
+case of normal vision and three kinds of dichromacy (Machado et al. 2009; distances in OKLab). Not
+all 32 can be told apart, so figures also show the number of the expert.
 """
 
 COLORS = (
@@ -15,9 +15,9 @@ COLORS = (
 
 
 def expert_colors(e: int) -> tuple[str, ...]:
-    """A color for each of e experts, as #rrggbb; those of the 32 repeat.
+    """A color for each of e experts, as #rrggbb; there are 32 colors, which repeat.
 
-    An expert's color does not depend on e. Gray is free for what has no expert.
+    An expert's color does not depend on e. No color is gray, which marks patches without an expert.
 
     >>> expert_colors(2)
     ('#e69f00', '#56b4e9')
@@ -26,7 +26,7 @@ def expert_colors(e: int) -> tuple[str, ...]:
 
 
 def text_color(color: str) -> str:
-    """Black or white, whichever can be read on a color (contrast as in WCAG 2).
+    """Black or white, whichever has the higher contrast to a color (as in WCAG 2).
 
     >>> text_color("#f0e442"), text_color("#0f1e78")
     ('#000000', '#ffffff')

@@ -1,4 +1,4 @@
-"""Two collections of the same images compared: two checkpoints, two models, or two crops."""
+"""Compares the routing of the same images by two checkpoints or models, or in two crops."""
 
 from typing import NamedTuple
 
@@ -10,13 +10,13 @@ from vmoe.errors import UsageError
 
 
 class Agreement(NamedTuple):
-    """How two routers of one block agree.
+    """How well the routers of two models agree in one block.
 
     Attributes:
-        matches: the second router's expert that corresponds to each of the first; -1 if it has
-            fewer.
+        matches: for each expert of the first router, the corresponding expert of the second; -1 if
+            there is none.
         share: fraction of the tokens whose first choices are corresponding experts.
-        by_chance: this fraction if the second router's tokens were shuffled.
+        by_chance: the same fraction with the second router's tokens shuffled.
     """
 
     matches: Int[np.ndarray, "e"]
@@ -25,23 +25,23 @@ class Agreement(NamedTuple):
 
 
 Tokens = tuple[Int[np.ndarray, "x"], Int[np.ndarray, "x"]]
-"""Tokens of the images of a first and a second collection that show the same; for two crops of each
-image, the tokens of the patches that both have."""
+"""Indices of the tokens to compare, in the images of the first and of the second collection; for
+two crops of an image, the patches that both crops show."""
 
 
 def saturation(
     one: Collected, other: Collected, *, tokens: Tokens | None = None
 ) -> dict[int, float]:
-    """By block, the fraction of the first one's choices that the other makes too.
+    """By block, the fraction of the choices of ``one`` that ``other`` also makes.
 
-    Between a checkpoint and the last one of a run (OLMoE, section 5.1, arXiv 2409.02060). Blocks
-    without choices are left out.
+    OLMoE (section 5.1, arXiv 2409.02060) measures it between a checkpoint and the last one of a
+    run. Blocks without choices are left out.
 
     Args:
-        tokens: those to compare; all if None.
+        tokens: the tokens to compare; all if None.
 
     Raises:
-        UsageError: they are not of the same images, tokens and blocks.
+        UsageError: the collections differ in images, tokens or blocks.
     """
     shares = {}
     for i, pair in _pairs(one, other, tokens).items():
@@ -55,7 +55,7 @@ def saturation(
 def _pairs(
     one: Collected, other: Collected, tokens: Tokens | None
 ) -> dict[int, tuple[BlockRouting, BlockRouting]]:
-    """Both records of each block, of the tokens to compare."""
+    """The routing of each block in both collections, for the tokens to compare."""
     first, second = (dict(each.blocks) for each in (one, other))
     if tokens:
         for blocks, own in zip((first, second), tokens, strict=True):
@@ -76,11 +76,11 @@ def agreement(
 ) -> dict[int, Agreement]:
     """By block, how well the experts of two models correspond.
 
-    The numbers of experts mean nothing across models, so experts are matched such that as many
-    tokens as possible have matching first choices (the Hungarian method). The best expert of a
-    token is the one of its largest gate.
+    Expert numbers are unrelated across models. So experts are matched to maximize the number of
+    tokens whose first choices match (the Hungarian method). A token's first choice is the expert
+    with its largest gate.
 
-    Arguments and errors as for ``saturation``.
+    Arguments and errors are as for ``saturation``.
     """
     rng, result = np.random.default_rng(seed), {}
     for i, pair in _pairs(one, other, tokens).items():

@@ -1,6 +1,6 @@
-"""Predictions under changed routing: other slots, k or batches, removed or random experts.
+"""Predictions under changed routing: other slots, k or batches, removed experts, random routers.
 
-Every function but ``at_k`` compiles one program, which serves all values of what it changes.
+Each function compiles one program for all values of its setting; ``at_k`` compiles one per k.
 """
 
 import collections
@@ -26,13 +26,13 @@ WAYS: tuple[Way, ...] = get_args(Way)
 
 
 class Removal(NamedTuple):
-    """An expert that is taken away.
+    """The removal of one expert.
 
     Attributes:
         block: number of the sparse block.
         expert: number of the expert.
-        way: "ablated" if its output is zero, so that the tokens sent there keep only their residual
-            connection; "masked" if it cannot be chosen, so that its tokens go elsewhere.
+        way: "ablated": its output is zero, so its tokens keep only their residual connection;
+            "masked": it cannot be chosen, so its tokens go to other experts.
     """
 
     block: int
@@ -44,7 +44,7 @@ Logits = Float[np.ndarray, "b y"]
 
 
 def removals(config: ViTConfig) -> list[Removal]:
-    """Every expert of every sparse block, taken away in both ways; a single one only ablated."""
+    """The removal of every expert in both ways; the only expert of a block is just ablated."""
     return [
         Removal(block, expert, way)
         for block, moe in config.moe_blocks.items()
@@ -60,7 +60,7 @@ def without_experts(
     *,
     on_step: Callable[[], None] = lambda: None,
 ) -> dict[Removal, Logits]:
-    """The logits of all images without one expert at a time.
+    """The logits of all images, with one expert removed at a time.
 
     Args:
         which: the removals; see ``removals``.
@@ -70,7 +70,7 @@ def without_experts(
         UsageError: the model has no such removal.
     """
     if unknown := [each for each in which if each not in removals(model.config)]:
-        raise UsageError("use those of removals(model.config)", which=unknown[0])
+        raise UsageError("use some of removals(model.config)", which=unknown[0])
     sizes = {block: moe.num_experts for block, moe in model.config.moe_blocks.items()}
 
     def decide(masks: Any) -> dict[int, Route]:
@@ -155,8 +155,7 @@ def at_k(
 ) -> dict[int, Logits]:
     """The logits of all images with other numbers of experts per token, in every sparse block.
 
-    A capacity factor counts slots per token and choice, so the number of slots changes with k. Each
-    k is a program of its own.
+    At a given capacity factor, the number of slots grows with k. Each k compiles its own program.
 
     Args:
         on_step: called after each k on each batch.
@@ -192,11 +191,11 @@ def batch_dependence(
     orders: int = 8,
     seed: int = 0,
 ) -> BatchDependence:
-    """Predicts images in several random orders, so that other ones share their batches and groups.
+    """Predicts images in several random orders, so that their batches and groups differ.
 
     Args:
-        batch_size: images per batch; the last one is padded.
-        orders: number of orders, the given one among them.
+        batch_size: images per batch; the last batch is padded.
+        orders: number of orders, including the given one.
     """
     rng, b = np.random.default_rng(seed), len(images)
     every = [np.arange(b), *(rng.permutation(b) for _ in range(orders - 1))]
@@ -226,7 +225,7 @@ def _logits(
 
 
 def _program(model: ViT, decide: Callable[[Any], Mapping[int, Route]]) -> Callable[..., jax.Array]:
-    """A compiled function of a setting, images, and which of them are more than padding."""
+    """A compiled function of a setting, images and a mask that is False for padding."""
 
     @models.compiled
     def run(model: ViT, setting: Any, images: jax.Array, valid: jax.Array) -> jax.Array:
@@ -240,7 +239,7 @@ def _of_batches(
     runs: Mapping[Any, Callable[..., jax.Array]],
     on_step: Callable[[], None],
 ) -> dict[Any, Logits]:
-    """The logits of all images by each function, batch by batch."""
+    """The logits of all images from each function, computed batch by batch."""
     parts = collections.defaultdict(list)
     for images, _, valid in batches:
         real = np.ones(len(images), bool) if valid is None else np.asarray(valid)

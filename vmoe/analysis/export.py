@@ -15,8 +15,8 @@ from vmoe.workdir.layout import replacing
 
 MEANING = {
     "experts": "i32 [tokens, layers, k]: the expert of each choice; -1 for none",
-    "positions": "i32 [tokens, layers, k]: its place in its expert's queue, from 0; -1 if dropped",
-    "weights": "f32 [tokens, layers, k]: its combine weight; 0 if dropped",
+    "positions": "i32 [tokens, layers, k]: position in the expert's queue, from 0; -1 if dropped",
+    "weights": "f32 [tokens, layers, k]: the combine weight of each choice; 0 if dropped",
     "gates": "f32 [tokens, layers, experts]: the weight of each expert for a token",
     "groups": "i32 [images, layers]: the group in which the tokens of an image competed",
     "logits": "f32 [images, classes]",
@@ -25,7 +25,7 @@ MEANING = {
     "tokens": "token t is token t % tokens_per_image of image t // tokens_per_image; the class "
     "token, if the model has one, is the first",
 }
-"""What the arrays of a file mean; stands in its header, beside ``layers`` (numbers of blocks)."""
+"""Descriptions of the arrays; the file's header also has ``layers``, the numbers of the blocks."""
 
 _OF_TOKENS = {
     "gates": (np.float32, 0),
@@ -33,7 +33,7 @@ _OF_TOKENS = {
     "positions": (np.int32, -1),
     "weights": (np.float32, 0),
 }
-"""Arrays with an axis for tokens: their type, and what fills up blocks with fewer experts."""
+"""Arrays with a token axis: their type, and the padding for blocks with fewer experts."""
 
 _FORMATS = {np.dtype(np.int32): "I32", np.dtype(np.float32): "F32"}
 
@@ -46,10 +46,10 @@ def export(
     """Writes the routing of a data set; ``safetensors.numpy.load_file`` reads it.
 
     Memory is bounded by one batch. Layers with fewer experts or choices are padded, gates and
-    weights with 0. Of soft routers, which make no choices, the file has the gates.
+    weights with 0. Soft routers make no choices: the file has their gates alone.
 
     Args:
-        path: the file, which is replaced at the end.
+        path: the file to write; an existing one is replaced at the end.
         parts: as ``collect`` yields them.
         indices: for each part, the indices of its images in their split.
 

@@ -1,7 +1,6 @@
-"""Whether the routing of a model is healthy: findings with a threshold and a remedy each.
+"""Finds problems in the routing of a model; each finding has a threshold and a remedy.
 
-Perfect balance is no finding: the auxiliary losses have a finite gradient there; see
-``vmoe/routing/aux_losses.py``.
+A perfectly balanced router is not a finding.
 """
 
 import dataclasses
@@ -21,25 +20,25 @@ MIN_LOAD = 0.01
 MAX_LOAD = 5.0
 """Largest load of an expert, as a multiple of the mean."""
 MAX_SHARE = 0.75
-"""Largest fraction of the tokens that may choose one expert. Where an even share is more than half
-of them, the limit is halfway from the even share to all."""
+"""Largest fraction of the tokens that may choose one expert. If a uniform share is more than half
+of the tokens, the limit is halfway between the uniform share and all tokens."""
 MAX_DROPPED = 0.25
 """Largest fraction of the choices without a slot."""
 MIN_ENTROPY = 0.01
-"""Smallest mean entropy of the gates, as a fraction of ln e: below, the router hardly learns."""
+"""Smallest mean entropy of the gates, as a fraction of ln e; below it, the router hardly learns."""
 MAX_CHANGED = 0.01
 """Largest fraction of the predictions that may depend on the other images of a batch."""
 
 
 class Finding(NamedTuple):
-    """Something about the routing that users should know.
+    """A problem in the routing of a model.
 
     Attributes:
         kind: "dead", "collapse", "dropped", "low_entropy", "not_finite" or "batch".
         block: number of the sparse block; None if it concerns the whole model.
-        value: what was measured; None if it is not finite.
-        threshold: the bound that it violates.
-        message: what it means, and a remedy.
+        value: the measured value; None if it is not finite.
+        threshold: the bound that the value violates.
+        message: an explanation, and a remedy.
     """
 
     kind: str
@@ -60,11 +59,11 @@ def findings(
     *,
     training: bool = False,
 ) -> list[Finding]:
-    """Problems of a model's routing on a data set; empty if there are none.
+    """The problems in a model's routing on a data set; empty if there are none.
 
     Args:
-        config: config of the model.
-        blocks: totals of each sparse block, such as its statistics.
+        config: the config of the model.
+        blocks: the totals of each sparse block, such as its statistics.
         dependence: how much predictions depend on the batch, if it was measured.
         training: whether the model is still trained; then no message advises to prune experts,
             which may come into use.
@@ -113,7 +112,7 @@ def _of_block(
     even = block.choices.sum() / block.tokens / e if chosen else 1 / e  # share of tokens or gates
     limit = min(MAX_LOAD, max(MAX_SHARE, (1 + even) / 2) / even)
     if e > 1 and load.max() > limit:
-        share = f", of {even * load.max():.0%} of the tokens" * chosen
+        share = f", from {even * load.max():.0%} of the tokens" * chosen
         message = (
             f"expert {load.argmax()} gets {load.max():.1f} times the mean load of {of} (at most "
             f"{limit:.2g}){share}: {balance}"

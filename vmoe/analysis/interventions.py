@@ -1,9 +1,9 @@
-"""Functions that decide in place of a router: for "what if" questions about a trained model.
+"""Functions that decide instead of a router, for "what if" questions about a trained model.
 
     capture(model, images, decide={3: ablated(active)})
 
 The parameters of the model stay as they are. Arguments may be traced arrays, so that one compiled
-program serves all their values. ``inner`` is the router that is changed; the layer's own if None.
+program serves all their values. ``inner`` is the router to change; None is the layer's own router.
 """
 
 import functools
@@ -42,10 +42,10 @@ def ablated(active: Bool[Array, "e"], inner: Route | None = None) -> Route:
 
 
 def masked(choosable: Bool[Array, "e"], inner: Route | None = None) -> Route:
-    """The decision of ``inner`` among some of the experts: the gates of the others are zero.
+    """The decision of ``inner`` with some experts masked: their gates are zero.
 
-    The tokens of the others go elsewhere. At least one expert must be choosable. With fewer
-    choosable experts than k, or with expert choice, the others still take tokens, with weight 0.
+    Their tokens go to other experts. At least one expert must be choosable. If fewer than k are
+    choosable, or with expert choice, masked experts still receive tokens, but with weight 0.
     """
 
     def decide(inputs: RouterInputs, config: MoEConfig, capacity: int) -> Decision:
@@ -60,12 +60,13 @@ def masked(choosable: Bool[Array, "e"], inner: Route | None = None) -> Route:
 def randomized(
     key: jax.Array, apply: Bool[Array, ""] | bool = True, inner: Route | None = None
 ) -> Route:
-    """Random logits with the standard deviation of the gate's logits, the same in every batch.
+    """The decision of ``inner`` on random logits, which are the same in every batch.
 
-    On one device; several would draw the same.
+    Their standard deviation is taken from the gate's logits. Use one device: several would draw the
+    same logits.
 
     Args:
-        apply: False for the logits of the gate.
+        apply: False to use the gate's logits.
     """
 
     def decide(inputs: RouterInputs, config: MoEConfig, capacity: int) -> Decision:
@@ -82,16 +83,16 @@ def limited(
 ) -> Route:
     """Token choice with fewer slots, with another priority, and with fewer experts per token.
 
-    Equal to the router with ``capacity=slots`` and ``k``, for any values up to the layer's own, but
-    without auxiliary losses.
+    It equals the router with ``capacity=slots`` and ``k``, for any values up to the layer's own,
+    but has no auxiliary losses.
 
     Args:
         slots: slots per expert and group; with 0 every choice is dropped.
         priority: number of a priority in ``vmoe.config.routers.PRIORITIES``.
-        k: experts per token; those of the layer if None.
+        k: experts per token; the layer's k if None.
 
     Raises:
-        UsageError: when called for another router.
+        UsageError: the returned function is called for another router.
     """
 
     def decide(inputs: RouterInputs, config: MoEConfig, capacity: int) -> Decision:

@@ -1,7 +1,7 @@
-"""How much each expert of a sparse block is used: the sums by which a router is judged.
+"""Expert use in a sparse block: sums over tokens, and the measures that follow from them.
 
-The sums of a batch are ``expert_totals`` of a record, on the device, or ``collected_totals`` of
-collected routing, in 64 bits on the host. Those of batches are added; ``block_measures`` are means.
+``expert_totals`` sums over a record on the device; ``collected_totals`` sums over collected routing
+in 64 bits on the host. Sums of batches are added up; ``block_measures`` makes means of them.
 """
 
 import dataclasses
@@ -30,7 +30,7 @@ class ExpertTotals:
         gates: sum of each expert's gates.
         entropy: sum of the entropies of the tokens' gates, in nats.
         choices: number of choices of each expert, before any is dropped.
-        kept: number of these that got a slot.
+        kept: number of choices of each expert that got a slot.
         unprocessed: number of tokens without a slot at any expert.
     """
 
@@ -62,8 +62,8 @@ class ExpertTotals:
 
     @property
     def gate_entropy(self) -> float:
-        """Mean entropy of the gates, in nats: from 0 (one expert) to ln e (even)."""
-        return block_measures(vars(self))["gate_entropy"] + 0.0  # not -0.0, of gates 0 and 1
+        """Mean entropy of the gates, in nats: from 0 (one expert) to ln e (uniform)."""
+        return block_measures(vars(self))["gate_entropy"] + 0.0  # gates of 0 and 1 give -0.0
 
     @property
     def relative_entropy(self) -> float:
@@ -94,7 +94,7 @@ def expert_totals(record: Record) -> dict[str, Array]:
 
 
 def collected_totals(block: BlockRouting) -> dict[str, Any]:
-    """The same of collected routing; sums of gates are those of 64 bits."""
+    """The fields of ``ExpertTotals`` from collected routing; gates are summed in 64 bits."""
     gates, experts = block.gates.astype(np.float64), block.experts
     b, n, e = gates.shape
     return {
@@ -108,7 +108,7 @@ def collected_totals(block: BlockRouting) -> dict[str, Any]:
 
 
 def sum_totals(batches: Sequence[Mapping[str, np.ndarray]]) -> ExpertTotals:
-    """The totals over batches, in 64 bits, from the ``expert_totals`` of each on the host."""
+    """Adds up the ``expert_totals`` of batches, on the host in 64 bits."""
     sums = {
         name: np.stack([batch[name] for batch in batches])
         .astype(float if name in ("gates", "entropy") else int)
@@ -125,7 +125,7 @@ def dropped_and_unprocessed(blocks: Iterable[Mapping[str, Any]]) -> tuple[Scalar
     drop nothing; soft routing makes no choices and processes all tokens.
 
     Args:
-        blocks: the fields of the ``ExpertTotals`` of blocks, over which the fractions are taken.
+        blocks: the fields of the ``ExpertTotals`` of each block; fractions are over all blocks.
     """
     blocks = list(blocks)
     choices, kept = (sum(block[name].sum() for block in blocks) for name in ("choices", "kept"))

@@ -1,4 +1,4 @@
-"""Patches of images: tokens on the grid, and the patches that each expert weighs most."""
+"""Patches of images: tokens on the grid, and the top patches of each expert."""
 
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
@@ -15,10 +15,10 @@ from vmoe.errors import UsageError
 def on_grid(
     tokens: Shaped[np.ndarray, "b n *x"], images: Float[np.ndarray, "b h w 3"], patch_size: int
 ) -> Shaped[np.ndarray, "b i j *x"]:
-    """The tokens of patches on their grid; a class token, which is no patch, is left out.
+    """Arranges the tokens of patches on their grid; a class token is left out.
 
     Raises:
-        UsageError: the tokens are not those of these images.
+        UsageError: the tokens do not fit the images.
     """
     (b, h, w, _), n = images.shape, tokens.shape[1]
     i, j = h // patch_size, w // patch_size
@@ -32,11 +32,11 @@ def on_grid(
 
 
 class TopPatches(NamedTuple):
-    """The patches that each expert of a block weighs most, at most one per image, best first.
+    """The patches with an expert's largest gates, at most one per image, best first.
 
     Attributes:
-        gates: of the expert for the patch, in [0, 1].
-        patches: their pixels, in [-1, 1].
+        gates: the gate of the expert for the patch, in [0, 1].
+        patches: the pixels of the patch, in [-1, 1].
         images: the number of the image, in the order of the data.
         positions: the number of the patch in its image, row by row.
     """
@@ -47,21 +47,21 @@ class TopPatches(NamedTuple):
     positions: Int[np.ndarray, "e x"]
 
     def first(self, top: int) -> "TopPatches":
-        """The best ``top`` of each expert, or all if there are fewer."""
+        """The best ``top`` patches of each expert, or all if there are fewer."""
         return TopPatches(*(field[:, :top] for field in self))
 
 
 def find_top_patches(
     batches: Iterable[Labeled], parts: Iterable[Collected], patch_size: int, *, top: int = 10
 ) -> dict[int, TopPatches]:
-    """By sparse block, the patches with the largest gates of each expert, one of an image.
+    """By sparse block, the patches with the largest gates of each expert, at most one per image.
 
-    Neighboring patches are alike, so each image gives its best one. A patch need not be sent to
-    the expert. Of equal gates the earlier is first. Memory is bounded by one batch.
+    Neighboring patches are alike, so only the best patch of an image counts. It need not be sent to
+    the expert. Among equal gates, the earlier image comes first. Memory is bounded by one batch.
 
     Args:
         batches: as given to ``collect``.
-        parts: what it yields for them; both are read in step.
+        parts: the results of ``collect`` for them; both are read in step.
         patch_size: side of a patch in pixels.
         top: number of patches per expert; fewer if there are fewer images.
 
@@ -87,7 +87,7 @@ def with_top_patches(
 ) -> Iterator[Collected]:
     """Yields the parts unchanged, and keeps the top patches of all parts so far in ``best``.
 
-    So one pass over the data serves ``statistics``, too. See ``find_top_patches`` for the other
+    One pass over the data then also serves ``statistics``. See ``find_top_patches`` for the other
     arguments.
     """
     first = 0  # number of the batch's first image

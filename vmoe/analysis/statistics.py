@@ -19,28 +19,28 @@ BINS = 20
 KINDS = ("class_token", "background", "foreground")
 """Kinds of tokens: the class token, and patches; see ``foreground``."""
 MIN_PLAIN = 0.01
-"""Smallest fraction of the patches' choices that either kind of patch must have: below, the images
-have no plain background, and the two are not told apart."""
+"""Smallest fraction of the patches' choices that each kind of patch must have. Below it, the images
+are taken to have no plain background, and there are no results by kind of patch."""
 SHUFFLES = 10
 """Shuffles of the labels; their mean is the chance baseline of a specialization."""
 
 
 @dataclasses.dataclass
 class BlockStatistics(ExpertTotals):
-    """Further sums over the tokens of one sparse block; about choices, 0 for soft routing.
+    """Further sums over the tokens of one sparse block; counts of choices are 0 for soft routing.
 
     Attributes:
         coactivation: number of tokens that chose both experts of a pair.
-        by_position: number of choices by expert and position of the patch; a class token has none.
-        by_shuffled_position: the same if the patches of each image stood in random positions.
+        by_position: number of choices by expert and position of the patch, without class tokens.
+        by_shuffled_position: the same with the positions of each image's patches shuffled.
         by_weight: number of tokens by rank of the choice and bin of its gate.
         gates_by_rank: sum of the gates of the choices by rank.
         by_priority: number of tokens by bin of their largest gate.
         kept_by_priority: number of choices with a slot, by bin of the token's largest gate.
-        choices_by_priority: number of choices by that bin.
-        kept_by_kind: number of choices with a slot, by kind of the token, see ``KINDS``.
-        choices_by_kind: number of choices by that kind.
-        uses: for each image, the number of its choices of each expert.
+        choices_by_priority: number of all choices, by the same bins.
+        kept_by_kind: number of choices with a slot, by kind of token; see ``KINDS``.
+        choices_by_kind: number of all choices, by kind of token.
+        uses: number of choices by image and expert.
         labels: the classes of each image; padded with -1.
     """
 
@@ -61,7 +61,7 @@ class BlockStatistics(ExpertTotals):
     def kept_share(self) -> dict[str, float | None]:
         """Fraction of the choices that got a slot, by kind of token.
 
-        None where there are no such tokens, and for patches if the images have no plain background.
+        None if there are no such tokens, and for patches if the images have no plain background.
         """
         patches = self.choices_by_kind[1:]
         plain = patches.min() >= MIN_PLAIN * max(1, patches.sum())
@@ -72,7 +72,7 @@ class BlockStatistics(ExpertTotals):
 
     @property
     def idle(self) -> Float[np.ndarray, "e"]:
-        """Fraction of the images in which no token chose an expert; 0 if tokens do not choose."""
+        """Fraction of the images in which no token chose the expert; 0 if tokens do not choose."""
         return (self.uses == 0).mean(axis=0) if self.choices.any() else np.zeros(len(self.gates))
 
     def class_table(self, num_classes: int) -> Int[np.ndarray, "e y"]:
@@ -86,8 +86,8 @@ class BlockStatistics(ExpertTotals):
         """Normalized mutual information of expert and class, and its chance baseline.
 
         Returns:
-            that of the choices; and the mean of those under shuffled labels, which is what a router
-            that ignores the class would show: the choices of one image are not independent.
+            the information of the choices; and its mean under shuffled labels, the value to expect
+            of a router that ignores the class. It is above 0, as choices of an image are dependent.
         """
         rng, known = np.random.default_rng(seed), has_label(self.labels)
         uses, labels = self.uses[known], self.labels[known]
@@ -102,8 +102,8 @@ class BlockStatistics(ExpertTotals):
         """Normalized mutual information of expert and position, and its chance baseline.
 
         Returns:
-            that of the patches' choices; and that of the same choices in random positions of their
-            images, which is what a router that ignores the position would show.
+            the information of the patches' choices; and the same with shuffled positions in each
+            image, the value to expect of a router that ignores the position.
         """
         own, chance = (
             mutual_information(table.reshape(len(table), -1))
@@ -115,7 +115,7 @@ class BlockStatistics(ExpertTotals):
 def statistics(parts: Iterable[Collected]) -> dict[int, BlockStatistics]:
     """The statistics of each sparse block over all batches.
 
-    Memory is bounded but for ``uses``, one small integer per image and expert, and ``labels``.
+    Memory is bounded, except for ``labels`` and ``uses`` (one small integer per image and expert).
 
     Raises:
         UsageError: there is no image, or no sparse block.
@@ -154,7 +154,7 @@ def _of_batch(
     by_patch = by_token[:, n - i * j :]
     positions = rng.permuted(np.broadcast_to(np.arange(i * j), (b, i * j)), axis=1)
     shuffled = np.take_along_axis(by_patch, positions[..., None], axis=1)
-    # indices of KINDS; without a class token there is none of the first kind
+    # indices of KINDS; without a class token, no token is of the first kind
     kinds = np.pad(1 + foreground.reshape(b, i * j).astype(int), ((0, 0), (n - i * j, 0)))
     sums = collected_totals(block) | dict(
         coactivation=any_of.T @ any_of,
@@ -186,7 +186,7 @@ def _bin(gates: Float[np.ndarray, "..."]) -> Int[np.ndarray, "..."]:
 def _by_class(
     uses: Int[np.ndarray, "b e"], labels: Int[np.ndarray, "b l"], num_classes: int
 ) -> Int[np.ndarray, "e y"]:
-    """Sparse, as images times thousands of classes take gigabytes."""
+    """Uses a sparse matrix: a dense one for images and thousands of classes takes gigabytes."""
     images, column = np.nonzero((labels >= 0) & (labels < num_classes))
     places = images, labels[images, column]
     is_of_class = csr_array((np.ones(len(images), bool), places), (len(labels), num_classes))

@@ -30,8 +30,8 @@ def read(path: str | Path, *, use_ema: bool = True) -> StoredModel:
     Args:
         path: a run folder, or ``checkpoints/STEP``, ``checkpoints/best`` or ``checkpoints/last``
             in one; a folder with .safetensors files and config.json; a .npz file of a ViT; the
-            prefix of a checkpoint of the V-MoE authors; the URL of one of the last three, whose
-            files are downloaded once: gs://, https://, hf://OWNER/NAME (``remote``); or a name, see
+            prefix of a published V-MoE checkpoint; the URL of one of the last three, whose files
+            are downloaded once: gs://, https://, hf://OWNER/NAME (``remote``); or a name, see
             ``vmoe.zoo``.
         use_ema: read the moving average of the parameters, if the run has one.
 
@@ -62,7 +62,7 @@ def _read_run(path: Path, use_ema: bool) -> StoredModel:
             # A run that is being trained deletes old checkpoints.
             reason = f"is corrupt ({error})" if folder.exists() else "was deleted meanwhile"
             print(f"{workdir}: checkpoint {step} {reason}", file=sys.stderr)
-    raise Failure(f"{path}: no intact checkpoint; the lines above say why")
+    raise Failure(f"{path}: no intact checkpoint; the reasons are above")
 
 
 def write(
@@ -73,8 +73,8 @@ def write(
     Args:
         path: a new folder; for "published", the prefix of the files; for "onnx", a file; for
             "vmoe" also hf://OWNER/NAME, to which the folder is pushed.
-        format: "vmoe", a folder with safetensors, config.json and a model card; "published", which
-            the V-MoE authors' code reads, and which holds the parameters only; "jax" or "onnx", a
+        format: "vmoe", a folder with safetensors, config.json and a model card; "published", the
+            parameters alone, in files that the V-MoE authors' code reads; "jax" or "onnx", a
             program that runs without this package, with one image per group.
         shards: number of data files of a published checkpoint.
 

@@ -14,7 +14,7 @@ from vmoe.errors import Failure
 DTYPES = frozenset(
     ("bool", "bfloat16", "float16", "float32", "float64", "complex64", "complex128")
 ) | {f"{kind}{bits}" for kind in ("int", "uint") for bits in (8, 16, 32, 64)}
-FLOATS = frozenset(("bfloat16", "float16", "float32", "float64"))  # of parameters
+FLOATS = frozenset(("bfloat16", "float16", "float32", "float64"))  # dtypes of parameters
 MAX_AXES = 8
 
 
@@ -40,8 +40,8 @@ class ArrayFile:
     """The arrays of a file, or of several files that belong together.
 
     Attributes:
-        path: of the file, for messages.
-        infos: what the file says about each array, by name.
+        path: path of the file, for messages.
+        infos: shape and dtype of each array by name, as the file declares them.
         read: returns the arrays of some names, each once, in the order that suits the file. Raises
             a Failure if the file is corrupt.
     """
@@ -52,10 +52,10 @@ class ArrayFile:
 
 
 def array_info(shape: object, dtype: object) -> ArrayInfo:
-    """An ArrayInfo of values that a file declares.
+    """Makes an ArrayInfo of values that a file declares.
 
     Raises:
-        ValueError: they are no shape and dtype of an array that can be read.
+        ValueError: they are not the shape and dtype of an array that can be read.
     """
     if not isinstance(shape, list | tuple) or len(shape) > MAX_AXES:
         raise ValueError(f"shape {shape!r:.80}")

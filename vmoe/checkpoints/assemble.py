@@ -1,4 +1,4 @@
-"""From a family, whose arrays have other names and layouts, to a stored model."""
+"""Makes a stored model from a family of weights, whose arrays have other names and layouts."""
 
 import numpy as np
 
@@ -21,7 +21,7 @@ def assemble(family: Family) -> StoredModel:
     """Reads a model.
 
     Raises:
-        UsageError: the files hold another kind of model; names the parameter.
+        UsageError: the files hold another kind of model; the message has the parameter.
         Failure: the files are corrupt.
     """
     model = outline(family)
@@ -79,7 +79,7 @@ def shapes_in(family: Family, name: str) -> Shapes | None:
     """The parameters in an array of a file, with their shapes; None if the name is unknown.
 
     Raises:
-        UsageError: the shape is not one that such an array can have.
+        UsageError: an array of this name cannot have such a shape.
     """
     info = family.arrays.infos[name]
     same_shape = np.broadcast_to(np.zeros((), info.dtype), info.shape)  # takes no memory
@@ -96,7 +96,7 @@ def shapes_in(family: Family, name: str) -> Shapes | None:
 
 
 def _shapes(family: Family) -> tuple[Shapes, tuple[str, ...]]:
-    """The shapes of all parameters, and the names of arrays that are of no use."""
+    """The shapes of all parameters, and the names of arrays that are not used."""
     shapes: dict[str, tuple[int, ...]] = {}
     unused, unknown = [], []
     for name, info in family.arrays.infos.items():
@@ -117,7 +117,7 @@ def _shapes(family: Family) -> tuple[Shapes, tuple[str, ...]]:
 
 
 def _named(names: tuple[str, ...], classes: int) -> tuple[tuple[str, ...], list[str]]:
-    """The names of all classes, and what is assumed about them."""
+    """The names of all classes, and the assumptions about them."""
     if not classes:
         return (), ["no classes, since no array is a head"]
     if len(names) == classes and len(set(names)) == classes:
@@ -149,11 +149,11 @@ def check_shapes(shapes: Shapes, config: ViTConfig, *, left_out: tuple[str, ...]
         )
     for path, shape in shapes.items():
         if shape != expected[path] and not _lacks_class_position(path, shape, expected[path]):
-            raise UsageError(f"{path} has shape {shape}, and {expected[path]} fits the others")
+            raise UsageError(f"{path} has shape {shape}, but {expected[path]} fits the others")
 
 
 def _check_sizes(shapes: Shapes, config: ViTConfig) -> None:
-    """Checks sizes that a config declares against those of arrays, before anything is built."""
+    """Checks the sizes that a config declares against the arrays, before anything is built."""
     if empty := [path for path, shape in shapes.items() if 0 in shape]:
         raise UsageError(f"{empty[0]} has shape {shapes[empty[0]]}: it has no values")
     if (depth := count_blocks(shapes)) != config.depth:
@@ -167,7 +167,7 @@ def _check_sizes(shapes: Shapes, config: ViTConfig) -> None:
 
 
 def _check_scales(shapes: Shapes, depth: int) -> None:
-    """Checks that if a layer has factors for its outputs, so does that layer of every block."""
+    """Checks that the factors of a layer's outputs exist in all blocks or in none."""
     scaled = {path.removesuffix("/scale") for path in shapes if path.endswith(SCALES)}
     layers = {path.split("/", 2)[2] for path in scaled}
     every = {f"blocks/{i}/{layer}" for layer in layers for i in range(depth)}
@@ -185,7 +185,7 @@ def _lacks_class_position(path: str, shape: tuple[int, ...], expected: tuple[int
 
 
 def _fold_scales(params: dict[str, np.ndarray]) -> None:
-    """Multiplies factors of a layer's outputs into its kernel and bias."""
+    """Multiplies the factors of a layer's outputs into its kernel and bias."""
     for path in [path for path in params if path.endswith(SCALES)]:
         factors, layer = params.pop(path), path.removesuffix("/scale")
         for part in ("kernel", "bias"):
@@ -205,7 +205,7 @@ def _fold_pixels(params: dict[str, np.ndarray], pixels: Pixels) -> None:
 
 
 def _add_class_position(params: dict[str, np.ndarray], config: ViTConfig) -> None:
-    """Gives the class token a position of zeros if the file has none for it."""
+    """Gives the class token a position embedding of zeros if the file has none for it."""
     positions = params["positions/embedding"]
     if positions.shape[1] == (config.image_size // config.patch_size) ** 2:
         params["positions/embedding"] = np.pad(positions, ((0, 0), (1, 0), (0, 0)))

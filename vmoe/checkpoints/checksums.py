@@ -56,7 +56,7 @@ def _sum(part: np.ndarray, shape: tuple[int, ...], index: tuple[slice, ...]) -> 
 
     Args:
         part: the shard.
-        shape: of the whole array.
+        shape: shape of the whole array.
         index: position of the shard in it; empty if the shard is the whole array.
     """
     if not part.size:
@@ -92,7 +92,7 @@ def _indices(
 
 
 def _hashed(bits: np.ndarray, indices: np.ndarray) -> np.uint64:
-    """The sum of the elements, each hashed with its index (the finaliser of splitmix64)."""
+    """The sum of the elements, each hashed with its index (the finalizer of splitmix64)."""
     x = bits.astype(np.uint64) ^ (indices * GOLDEN + GOLDEN)
     x ^= x >> np.uint64(30)
     x *= np.uint64(0xBF58476D1CE4E5B9)

@@ -23,7 +23,7 @@ MARK = "__msgpack_array_chunk_a87ca2__"  # a key of every data file
 PIECE = 1 << 30  # bytes
 ARRAY, SCALAR, SLICE_ND, INDEX = 1, 3, 6, 8  # codes of msgpack's extension types
 BYTES_HEADER = {0xC4: 1, 0xC5: 2, 0xC6: 4, 0xD9: 1, 0xDA: 2, 0xDB: 4}  # type -> bytes of the length
-WRONG = (  # raised for content that is not as it should be
+WRONG = (  # errors that invalid content raises
     *(ValueError, TypeError, KeyError, IndexError, AttributeError, OverflowError, RecursionError),
     *(msgpack.exceptions.UnpackException, msgpack.exceptions.BufferFull),
 )
@@ -63,7 +63,7 @@ def read(prefix: str | Path) -> ArrayFile:
     """The arrays of a checkpoint, after checking that the slices cover each of them once.
 
     Raises:
-        Failure: the index is corrupt, or a data file is missing or shorter than the index says.
+        Failure: the index is corrupt, or a data file is missing or too short for the index.
     """
     path = index_path(prefix)
     count, entries = _read_index(path)
@@ -81,7 +81,7 @@ def read(prefix: str | Path) -> ArrayFile:
 
 
 def data_files(prefix: str | Path) -> list[Path]:
-    """The data files that the index of a checkpoint names; they need not be there yet.
+    """The data files that the index of a checkpoint lists; they may still be missing.
 
     Raises:
         Failure: the index is missing or corrupt.
@@ -152,7 +152,7 @@ def _parse_entry(leaf: Any, count: int) -> tuple[ArrayInfo, dict[Box, int]]:
 def _unpacker(data: bytes) -> msgpack.Unpacker:
     """Unpacks the values of msgpack data one by one.
 
-    It refuses an array or a map among them: msgpack allocates the length that each declares.
+    An array or a map among them is an error: msgpack would allocate the length that it declares.
     """
     unpacker = msgpack.Unpacker(max_array_len=0, max_map_len=0, max_buffer_size=max(len(data), 1))
     unpacker.feed(data)
@@ -160,7 +160,7 @@ def _unpacker(data: bytes) -> msgpack.Unpacker:
 
 
 def _list(unpacker: msgpack.Unpacker) -> list[Any]:
-    """The elements of an array, which comes next."""
+    """The elements of the array that comes next."""
     return [unpacker.unpack() for _ in range(unpacker.read_array_header())]
 
 
@@ -228,7 +228,7 @@ def _slices_of(file: Path, numbers: Mapping[str, str]) -> Iterator[tuple[str, li
     """The slices of some arrays in a data file, (pieces, box), with the array's name.
 
     Args:
-        numbers: the name by number.
+        numbers: the name of an array by its number.
     """
     size = file.stat().st_size
     with open_retried(file) as opened:
@@ -258,9 +258,9 @@ def _slices_of(file: Path, numbers: Mapping[str, str]) -> Iterator[tuple[str, li
 
 
 def _slice(unpacker: msgpack.Unpacker) -> tuple[list[Any], Any]:
-    """A slice: its elements in pieces, and its place."""
+    """A slice: its elements in pieces, and its box."""
     if unpacker.read_array_header() != 2:
-        raise ValueError("a slice is not (pieces, place)")
+        raise ValueError("a slice is not (pieces, box)")
     return _list(unpacker), unpacker.unpack()
 
 
@@ -299,7 +299,7 @@ def _fill(array: np.ndarray, box: Box, pieces: list[np.ndarray]) -> None:
 
 
 def _reason(error: Exception) -> str:
-    """What is wrong, in words."""
+    """The reason of an error, in words."""
     if isinstance(error, msgpack.exceptions.OutOfData):
         return "truncated"
-    return str(error) if type(error) is ValueError and str(error) else "not as its format demands"
+    return str(error) if type(error) is ValueError and str(error) else "not valid in this format"

@@ -1,4 +1,4 @@
-"""What a family of weights says about its model before an array is read; checks for all of them."""
+"""A family of weights: what its files specify before an array is read; checks for all families."""
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -21,31 +21,33 @@ WRONG = (TypeError, ValueError, KeyError, AttributeError, ArithmeticError, Recur
 
 Transform = Callable[[np.ndarray], np.ndarray]
 Rename = Callable[[str, tuple[int, ...]], Mapping[str, Transform]]
-"""From the name and the shape of an array to the parameters in it: for the path of each, what makes
-it from the array. Empty if the array is of no use. Raises a KeyError if the name is unknown, and a
-ValueError if the shape does not fit it. The path of layer scale is that of its layer and /scale."""
+"""Maps the name and the shape of an array to the parameters in it: the path of each, and a function
+that makes it from the array. Empty if the array is not needed. Raises a KeyError if the name is
+unknown, and a ValueError if the shape does not fit the name. The path of a layer scale is the path
+of its layer followed by /scale."""
 Pixels = tuple[Sequence[float], Sequence[float]]
 """The mean and the standard deviation by which pixels in [0, 1] are normalized."""
 HALF: Pixels = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 
 
 class Family(NamedTuple):
-    """What files of weights say about their model before an array is read.
+    """What files of weights specify before an array is read.
 
     Attributes:
         origin: format and path of the files.
-        arrays: in the files.
-        rename: gives the parameters in each array.
-        prepared: for a model's image size, how images are prepared, and what of it is assumed.
-        config: of the model, if the files have it; nothing is inferred then.
+        arrays: the arrays in the files.
+        rename: returns the parameters in each array.
+        prepared: function from a model's image size to the preprocessing and its assumptions.
+        config: the model's config, if the files have it; nothing is inferred then.
         given: fields of the config that do not follow from names and shapes.
-        moe: config of sparse blocks, apart from the number of experts.
-        capacity_source: where its capacity factor comes from.
-        pixels: folded into the patch embedding, so that the model takes pixels in [-1, 1].
-        left_out: ends of the paths of biases that such a model does not have; they are 0 here.
-        class_names: as far as the files have them.
+        moe: config of the MoE layers, apart from the number of experts.
+        capacity_source: where their capacity factor comes from.
+        pixels: normalization of pixels; it is folded into the patch embedding, so that the model
+            takes pixels in [-1, 1].
+        left_out: ends of the paths of biases that the files do not have; they are 0 here.
+        class_names: the class names in the files; empty if they have none.
         step: number of training steps; None if unknown.
-        loss: with which the model was trained.
+        loss: the loss that the model was trained with.
     """
 
     origin: Origin
@@ -80,7 +82,7 @@ def checked_pixels(mean: Any, std: Any) -> Pixels:
 
 
 def summary(preprocessing: Preprocessing) -> str:
-    """How images are prepared, as a phrase about what is assumed."""
+    """The preprocessing as a phrase, for the list of assumptions."""
     crop = preprocessing.image_size
     side = preprocessing.resize_to or crop
     what = (
@@ -108,7 +110,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def corrupt_if_wrong(path: Path) -> Iterator[None]:
-    """Turns errors about unexpected content into a Failure that names the file."""
+    """Turns errors about unexpected content into a Failure with the path of the file."""
     try:
         yield
     except VmoeError:

@@ -1,7 +1,7 @@
 """Names of parameters in files that were written from Flax: V-MoE, ViT, AugReg and big_vision.
 
-Shapes and axis orders are those of our parameters. ``_PUBLISHED`` has V-MoE's names for all of
-them; names of the other families are first replaced by these.
+Shapes and axis orders are the same as in our parameters. ``_PUBLISHED`` has V-MoE's names for all
+parameters; names of the other families are first replaced by these.
 """
 
 import operator
@@ -15,12 +15,12 @@ from vmoe.checkpoints.infer import MAX_DEPTH
 from vmoe.config import ViTConfig
 from vmoe.errors import UsageError
 
-PREFIXES = ("params/", "opt/target/")  # of the parameters, in files that hold other arrays, too
+PREFIXES = ("params/", "opt/target/")  # prefixes of parameters in files that also hold other arrays
 BLOCK = r"encoderblock(?:_(\d+))?/"  # without a number: stacked on axis 0
 LINEAR, NORM = r"/(?:kernel|bias)", r"/(?:scale|bias)"
 ATTENTION = r"/(?:(?:query|key|value|out)/(?:kernel|bias)|(?:query_ln|key_ln)/scale)"
 
-_PUBLISHED = [  # path here, V-MoE's name, what follows both; # is the number of a block
+_PUBLISHED = [  # path here, V-MoE's name, suffix of both; # is the number of a block
     ("patches/embed", "embedding", LINEAR),
     ("class_token", "cls", ""),
     ("positions/embedding", "Encoder/posembed_input/pos_embedding", ""),
@@ -45,7 +45,7 @@ _PUBLISHED = [  # path here, V-MoE's name, what follows both; # is the number of
 _PATHS = {name: (path, rest) for path, name, rest in _PUBLISHED}
 _NAMES = {path: (name, rest) for path, name, rest in _PUBLISHED}
 
-_OTHERS = [  # in names of other families -> in those of V-MoE
+_OTHERS = [  # in names of other families -> in V-MoE's names
     (r"^Transformer/", "Encoder/"),
     (r"^pos_embedding$", "Encoder/posembed_input/pos_embedding"),
     (rf"({BLOCK})LayerNorm_2/", r"\1LayerNorm_1/"),
@@ -86,8 +86,8 @@ def published_name(path: str, config: ViTConfig) -> str:
     """V-MoE's name of a parameter.
 
     Args:
-        path: of the parameter, joined by "/".
-        config: of the model.
+        path: path of the parameter, joined by "/".
+        config: config of the model.
 
     Raises:
         UsageError: the published models have no such parameter.

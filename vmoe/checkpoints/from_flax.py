@@ -1,8 +1,8 @@
-"""The V-MoE authors' checkpoints, and ViTs in .npz files: the original, AugReg's, big_vision's.
+"""Published V-MoE checkpoints, and ViTs in .npz files: the original, AugReg's, big_vision's.
 
 All have the tanh GELU, epsilon 1e-6 and pixels in [-1, 1] (``configs/`` and ``models/vit.py`` of
 google-research/big_vision and google-research/vision_transformer). Settings that follow from no
-name and shape are assumed to be those of the V-MoE authors.
+name and shape are assumed to be the V-MoE authors' settings.
 """
 
 from pathlib import Path
@@ -16,16 +16,16 @@ from vmoe.config import MoEConfig
 from vmoe.config.preprocessing import Preprocessing
 
 ASSUMED = MoEConfig(capacity_factor=1.05, transfer_dtype="bfloat16")
-"""Of sparse blocks; 1.05 is the authors' capacity factor in pre-training."""
-SOURCE = "that of the authors' pre-training"
+"""Settings of MoE layers; 1.05 is the authors' capacity factor in pre-training."""
+SOURCE = "as in the authors' pre-training"
 PRE_TRAINED = 224  # pixels; models of other sizes were fine-tuned
 
 
 def published(prefix: Path) -> Family:
-    """A checkpoint of the V-MoE authors; those in the zoo have the settings of their training.
+    """A checkpoint of the V-MoE authors; if it is in the zoo, with the settings of its training.
 
     Args:
-        prefix: of its files, PREFIX.index and PREFIX.data-nnnnn-of-NNNNN.
+        prefix: prefix of its files, PREFIX.index and PREFIX.data-nnnnn-of-NNNNN.
     """
     arrays, entry = chunked.read(prefix), zoo.published(prefix.name)
     family = Family(

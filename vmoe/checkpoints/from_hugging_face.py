@@ -27,7 +27,7 @@ MODELS = ("vit", "deit", "dinov2")
 GELUS = {"gelu": "erf", "gelu_new": "tanh", "gelu_pytorch_tanh": "tanh", "quick_gelu": "quick"}
 IMAGENET = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
 HALF = {"mean": [0.5] * 3, "std": [0.5] * 3}
-# The defaults of transformers, for what the two JSON files do not specify.
+# The defaults of transformers, for settings that the two JSON files do not have.
 PIXELS = {"vit": HALF, "deit": IMAGENET, "dinov2": IMAGENET}
 EPSILONS = {"vit": 1e-12, "deit": 1e-12, "dinov2": 1e-6}
 RESAMPLES: dict[int, Interpolation] = {  # Pillow's numbers; transformers resizes by torchvision
@@ -152,7 +152,7 @@ def preprocessing(images: Mapping[str, Any], image_size: int) -> Preprocessing:
 
 
 def _class_names(config: Mapping[str, Any]) -> tuple[str, ...]:
-    """The names of the classes, if config.json has them in place of LABEL_0, LABEL_1, ..."""
+    """The names of the classes; empty if config.json has none or only LABEL_0, LABEL_1, ..."""
     names = config.get("id2label")
     if not isinstance(names, Mapping):
         return ()

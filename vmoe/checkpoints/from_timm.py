@@ -1,8 +1,8 @@
 """ViTs of timm: a folder with ``model.safetensors`` and ``config.json``.
 
-config.json names the architecture, and the fields that differ from it. The number of heads, the
-GELU and the epsilon of an architecture are in no file (timm 1.0.31, models/vision_transformer.py
-and deit.py).
+config.json has the name of the architecture, and the fields that differ from it. The number of
+heads, the GELU and the epsilon of an architecture are in no file; this module has them (timm
+1.0.31, models/vision_transformer.py and deit.py).
 """
 
 import math
@@ -54,13 +54,13 @@ SHOWN = {  # model_args that the names and shapes of parameters show, or that tr
     *("drop_path_rate", "weight_init", "dynamic_img_size", "dynamic_img_pad", "strict_img_size"),
 }
 READ = {"num_heads", "global_pool", "act_layer", "qkv_bias"}  # model_args that are read below
-TANH = (  # architectures whose GELU is not by erf
+TANH = (  # architectures with the tanh GELU
     r"vit_(so400m|giantopt)_patch\d+_siglip_.*",
     r"vit_base_patch32_siglip_.*",
     r"vit_large_patch16_siglip_(gap_)?512",
 )
 QUICK = r"vit_.*_clip_quickgelu_.*"
-LEAST_CROP = 0.1  # of the side of a resized image
+LEAST_CROP = 0.1  # smallest crop, as a share of the side of a resized image
 NO_QKV_BIAS = r"vit_(base_patch16_224_miil|(medium|betwixt)_patch16_gap_\d+)"
 CLIP = r"vit_.*_clip_.*"  # their layer norms have epsilon 1e-5
 PATCH_BIAS = "patches/embed/bias"
@@ -146,7 +146,7 @@ def family(file: ArrayFile, config: Mapping[str, Any]) -> Family:
 def _heads(file: ArrayFile, architecture: str, given: Any) -> int:
     found = re.fullmatch(rf"(?:{FAMILIES})_([a-z0-9]+)((?:_(?:{PLAIN}))*)", architecture[:MAX_NAME])
     if found is None or found[1] not in HEADS or len(architecture) > MAX_NAME:
-        raise UsageError(f"{file.path}: architecture {architecture!r} is no plain ViT of timm")
+        raise UsageError(f"{file.path}: architecture {architecture!r} is not a plain ViT of timm")
     if type(given) is int:
         return given
     if "_plus_" in architecture:

@@ -20,10 +20,10 @@ def infer_config(shapes: Shapes, given: Mapping[str, Any], moe: MoEConfig) -> Vi
         shapes: by path, such as "blocks/0/mlp/up/kernel".
         given: fields that do not follow from shapes, such as ``gelu``; ``image_size`` is used
             only if there are no learned positions.
-        moe: of the sparse blocks, apart from the number of experts and a soft router.
+        moe: config of the MoE layers, apart from the number of experts and a soft router.
 
     Raises:
-        UsageError: a parameter is missing, or its shape fits no model of ours; names it.
+        UsageError: a parameter is missing, or its shape fits no model; the message has its name.
     """
     patches = _shape(shapes, "patches/embed/kernel", 4)
     query = _shape(shapes, "blocks/0/attention/query/kernel", 3)
@@ -95,7 +95,7 @@ def _mlp_dim(shapes: Shapes, depth: int) -> int:
 
 
 def _moe(shapes: Shapes, block: int, moe: MoEConfig) -> MoEConfig:
-    """The config of a sparse block."""
+    """The config of a block's MoE layer."""
     router = shapes[f"blocks/{block}/mlp/router/kernel"]
     experts = _shape(shapes, f"blocks/{block}/mlp/experts/up/kernel", 3)[0]
     if len(router) == 3:  # a vector for each slot
@@ -112,4 +112,4 @@ def _positions(shapes: Shapes, patch_size: int, fields: Mapping[str, Any]) -> di
     for patches in (n - 1, n):  # the class token may have no position
         if (side := math.isqrt(patches)) ** 2 == patches and side:
             return {"positions": "learned", "image_size": side * patch_size}
-    raise UsageError(f"positions/embedding has {n} positions: they are of no square grid")
+    raise UsageError(f"positions/embedding has {n} positions: this is not a square grid")

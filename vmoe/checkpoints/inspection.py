@@ -1,4 +1,4 @@
-"""What files of weights hold, array by array, and what this package would make of it."""
+"""The arrays in files of weights, and the parameters that this package would read from them."""
 
 from pathlib import Path
 from typing import NamedTuple
@@ -15,7 +15,7 @@ class StoredArray(NamedTuple):
 
     Attributes:
         nbytes: number of bytes, uncompressed.
-        paths: the parameters that it holds; empty if it is of no use; None if its name is unknown
+        paths: the parameters that it holds; empty if it is not used; None if its name is unknown
             or its shape does not fit the name.
     """
 
@@ -27,10 +27,10 @@ class StoredArray(NamedTuple):
 
 
 class Inspection(NamedTuple):
-    """What files hold.
+    """The arrays in files, and their model.
 
     Attributes:
-        model: with the shapes of its parameters; None if it cannot be represented.
+        model: the model, with shapes instead of arrays; None if it cannot be represented.
         reason: why it cannot be represented; else empty.
     """
 
@@ -41,13 +41,13 @@ class Inspection(NamedTuple):
 
 
 def inspect(path: str | Path) -> Inspection:
-    """Lists what files of weights hold, without reading their arrays.
+    """Lists the arrays in files of weights, without reading them.
 
     Args:
         path: as for ``read``.
 
     Raises:
-        UsageError: there is no trained model at the path, or the files do not say which it is.
+        UsageError: there is no trained model at the path, or the files do not identify it.
         Failure: the files are corrupt.
     """
     local, _ = resolve(path)

@@ -14,7 +14,7 @@ from vmoe.errors import Failure, UsageError
 from vmoe.retry import open_retried
 
 MAX_RATIO = 100  # uncompressed to compressed bytes; weights hardly compress
-SUFFIX = ".npy"  # of the members that are arrays; NumPy writes no others
+SUFFIX = ".npy"  # suffix of arrays in the archive; NumPy writes no other members
 COMPRESSIONS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # NumPy's; others can take any memory
 LENGTHS = {(1, 0): "<H", (2, 0): "<I"}  # of a header, by version
 MAX_HEADER = 10_000  # bytes
@@ -44,7 +44,9 @@ def read(path: str | Path) -> ArrayFile:
         with open_retried(path) as file, zipfile.ZipFile(file) as archive:
             members = archive.infolist()
             if others := [each.filename for each in members if not each.filename.endswith(SUFFIX)]:
-                raise corrupt(path, f"{others[0]!r:.80} is no array: its name must end in {SUFFIX}")
+                raise corrupt(
+                    path, f"{others[0]!r:.80} is not an array: its name must end in {SUFFIX}"
+                )
             declared = sum(each.file_size for each in members)
             if declared > MAX_RATIO * path.stat().st_size:
                 raise corrupt(path, f"it declares {declared:,} bytes")

@@ -32,11 +32,11 @@ def resolve(path: str | Path) -> tuple[Path, str | Path]:
     Returns:
         the local path, and the path or URL to show in messages.
     """
-    address = zoo.address(str(path))
-    if url := remote.url_of(address):
+    resolved = zoo.resolve(str(path))
+    if url := remote.url_of(resolved):
         _refuse_pickle(url)
         return remote.fetch(url), url
-    return Path(address), path
+    return Path(resolved), path
 
 
 def open_weights(path: Path) -> Family | None:
@@ -82,12 +82,12 @@ def _safetensors_file(path: Path) -> Path | None:
 
 
 def _open_safetensors(file: Path) -> Family:
-    """A model of ours, timm's or Hugging Face's: .safetensors files beside config.json."""
+    """A model written by vmoe, timm or Hugging Face: .safetensors files next to config.json."""
     place = file.with_name(vmoe_format.CONFIG)
     config = read_json(place)
     if not config:
         raise UsageError(
-            f"{file}: there is no config.json beside it, so the number of attention heads and the "
+            f"{file}: there is no config.json next to it, so the number of attention heads and the "
             "activation are unknown; put the model's config.json there"
         )
     if config.get("format") == "jax.export":  # of export/jax_program.py
@@ -114,7 +114,7 @@ def open_run(path: Path, *, use_ema: bool = True) -> tuple[StoredModel, list[int
 
     Args:
         path: a run folder or a checkpoint in it, as for ``restore.find``.
-        use_ema: of the moving average of the parameters, if the run has one.
+        use_ema: use the moving average of the parameters, if the run has one.
     """
     workdir, steps = find(path)
     config = read_config(workdir)

@@ -1,23 +1,26 @@
-"""Trained models at URLs: what a reader needs is downloaded into the user's cache.
+"""Trained models at URLs, which are downloaded into the user's cache.
 
-A URL is that of a folder with ``model.safetensors`` and ``config.json``, of a .npz, .safetensors or
-.index file, or the prefix of a published checkpoint: gs://BUCKET/PREFIX (read anonymously),
+A URL names a folder with ``model.safetensors`` and ``config.json``, a .npz, .safetensors or .index
+file, or the prefix of a published checkpoint: gs://BUCKET/PREFIX (read anonymously),
 https://HOST/PATH, hf://OWNER/NAME[@REVISION], or memory://PATH of fsspec. A ``Path`` drops slashes,
 so gs:/BUCKET/PREFIX means the same.
 
-A file is downloaded again if the server reports another size, etag, generation, content or time
-than for the file in the cache; fsspec says which of these a server reports. A change that none of
-them shows, such as one of the same size within a second on a plain web server, is not noticed.
+Each use asks the server whether the files have changed. A file is downloaded again if its size,
+etag, generation, content or time differs from the recorded one. fsspec decides which of these a
+server reports. A change that shows in none of them is missed, for example one of the same size
+within a second on a plain web server. If the server cannot be reached, the model in the cache is
+used, provided that all its files are there.
 
-Models are pushed to hf:// only.
+Models can be pushed to hf:// only.
 
-Tested with fsspec's memory file system, and with a web server and the interface of the hub on the
-same machine; Google Cloud Storage and the Hugging Face hub were never reached.
+The tests use fsspec's memory file system, and servers on the same machine with the interfaces of a
+web server, Google Cloud Storage and the Hugging Face hub. The real hosts were never reached.
 """
 
 import hashlib
 import json
 import logging
+import os
 import re
 import sys
 from pathlib import Path
@@ -33,21 +36,22 @@ from vmoe.signals import temporary_folder
 from vmoe.workdir.layout import replace_text
 
 EXTRAS = {"gs": "remote", "http": "remote", "https": "remote", "hf": "hf", "memory": "remote"}
-"""Schemes of URLs, and the extra of this package that brings what reads them."""
-IDENTITY = (  # what fsspec's file systems report about a file that differs after a change
+"""The schemes of URLs, and the extra of this package that installs the client for each."""
+IDENTITY = (  # keys in fsspec's description of a file whose values differ after a change
     *("size", "etag", "ETag", "Last-Modified", "Content-MD5", "generation", "md5Hash"),
     *("blob_id", "created", "mtime"),
 )
 TIMEOUT = 60  # seconds without data after which a connection is given up
 MAX_REASON = 200  # characters
 PASSING = (408, 425, 429)  # HTTP statuses of a server that is late or busy
+RECORD = ".remote.json"  # suffix of the records beside the cached files
 SINGLE = (".npz", ".safetensors", safetensors_files.INDEX)
 
 Info = dict[str, Any]
 
 
 def url_of(path: str | Path) -> str | None:
-    """The URL that a path is, in its usual spelling; None if it is a path.
+    """A URL in its usual spelling; None if the argument is a path.
 
     >>> url_of(Path("gs://bucket/model")), url_of("runs/digits")
     ('gs://bucket/model', None)
@@ -59,14 +63,34 @@ def url_of(path: str | Path) -> str | None:
 def fetch(url: str) -> Path:
     """Downloads the files of a model that are not in the cache yet, each with a line on stderr.
 
+    If the server cannot be reached, the model in the cache is used, with a line on stderr.
+
     Returns:
         the path of the downloaded file, for ``opening.open_weights``.
 
     Raises:
         UsageError: there is no model at the URL, the server refuses it, or a package is missing.
-        Failure: the server cannot be reached, the disk is full, or an index, which names further
-            files, is corrupt.
+        Failure: the server cannot be reached and the cache lacks a file; the disk is full; or an
+            index, which names further files, is corrupt.
     """
+    try:
+        paths = _fetch(url)
+    except _Unreachable as failure:
+        for path in map(_cached, _candidates(url)):
+            if _is_whole(path):
+                print(f"{failure}; using the copy in {path.parent}", file=sys.stderr)
+                return path
+        raise
+    if not _is_whole(paths[0]):
+        try:
+            replace_text(_whole(paths[0]), json.dumps([path.name for path in paths]))
+        except OSError as error:
+            raise _unreadable(url, error) from None
+    return paths[0]
+
+
+def _fetch(url: str) -> list[Path]:
+    """The files of a model, which are downloaded if they are not in the cache."""
     server = _Server(url)
     for file in _candidates(url):
         if info := server.info(file):
@@ -76,23 +100,39 @@ def fetch(url: str) -> Path:
             f"{url}: no checkpoint there; give a folder with {MODEL} and {CONFIG}, a .npz file, or "
             "the PREFIX of a published checkpoint, PREFIX.index"
         )
+    server.whole = _whole(_cached(file))
     path = server.download(file, info)
+    paths = [path]
     if file.endswith(".index"):
         for data in chunked.data_files(path.with_suffix("")):
-            server.download(_beside(file, data.name))
+            paths.append(server.download(_beside(file, data.name)))
     elif not file.endswith(".npz"):
         for shard in safetensors_files.files(path)[1:]:
-            server.download(_beside(file, shard.name))
+            paths.append(server.download(_beside(file, shard.name)))
         for name in (CONFIG, IMAGES):
             if more := server.info(_beside(file, name)):
-                server.download(_beside(file, name), more)
+                paths.append(server.download(_beside(file, name), more))
             else:  # an earlier version of the model may have had one
                 path.with_name(name).unlink(missing_ok=True)
-    return path
+    return paths
+
+
+def _whole(path: Path) -> Path:
+    """A file beside a cached model: the names of its files, when all are from one version."""
+    return path.with_name(f"{path.name}.whole{RECORD}")
+
+
+def _is_whole(path: Path) -> bool:
+    """Whether all files of a model are in the cache, from one version of the model."""
+    try:
+        names = json.loads(_whole(path).read_bytes())
+    except (OSError, ValueError):
+        return False
+    return all(path.with_name(name).is_file() for name in names)
 
 
 def push(stored: StoredModel, url: str) -> None:
-    """Writes a model as a folder of ours, and pushes it as one commit to the Hugging Face hub.
+    """Writes a model as a folder in vmoe's format, and pushes it to the hub as one commit.
 
     Creates the repository if it does not exist, with the hub's default visibility, which is
     normally public: create it beforehand to keep it private. Earlier versions of the files stay in
@@ -126,8 +166,18 @@ def push(stored: StoredModel, url: str) -> None:
             raise Failure(f"{url}: cannot be pushed ({_reason(error)}){remedy}") from None
 
 
+class _Unreachable(Failure):
+    """The server does not answer, or answers that it is out of order."""
+
+
 class _Server:
-    """The file system of a URL."""
+    """The file system of a URL.
+
+    Attributes:
+        whole: a file that is removed when a download changes the cached model.
+    """
+
+    whole: Path
 
     def __init__(self, url: str) -> None:
         scheme, _, rest = url.partition("://")
@@ -147,29 +197,34 @@ class _Server:
         self.system.invalidate_cache()
 
     def info(self, url: str) -> Info | None:
-        """What the server says about a file; None if there is no such file."""
+        """The server's description of a file; None if there is no such file.
+
+        Raises:
+            UsageError: the server refuses the file.
+            _Unreachable: the server does not answer.
+        """
         try:
             info = self.system.info(url)
-        except FileNotFoundError as error:  # that of a web server has the reason as its cause
+        except FileNotFoundError as error:  # from a web server, it has the reason as its cause
             if _status(error.__cause__) in (404, 410) or self.scheme not in ("http", "https"):
                 return None
-            raise _unreadable(url, error.__cause__) from None
+            raise _unreadable(url, error.__cause__, _Unreachable) from None
         except Exception as error:  # file systems raise errors of many types
-            raise _unreadable(url, error) from None
+            raise _unreadable(url, error, _Unreachable) from None
         return info if info["type"] == "file" else None
 
     def download(self, url: str, info: Info | None = None) -> Path:
-        """The file of a URL in the cache.
+        """Downloads a file into the cache unless it is there; returns its path.
 
         Args:
-            info: what the server says about it, if this is known.
+            info: the server's description of the file, if it is known.
         """
         info = info or self.info(url)
         if info is None:
             raise UsageError(f"{url}: no such file")
         identity = {key: str(info[key]) for key in IDENTITY if info.get(key) is not None}
         path = _cached(url)
-        record = path.with_name(f"{path.name}.remote.json")
+        record = path.with_name(path.name + RECORD)
         text = json.dumps({"url": url} | identity)
         if path.is_file() and record.is_file() and record.read_bytes() == text.encode():
             return path
@@ -182,7 +237,8 @@ class _Server:
                 self.system.get_file(url, str(partial))
                 if size is not None and (found := partial.stat().st_size) != size:
                     raise OSError(f"{found:,} of {size:,} bytes were received")
-                record.unlink(missing_ok=True)
+                for outdated in (record, self.whole):
+                    outdated.unlink(missing_ok=True)
             replace_text(record, text)
         except Exception as error:  # file systems raise errors of many types
             raise _unreadable(url, error) from None
@@ -192,6 +248,8 @@ class _Server:
 def _options(scheme: str) -> dict[str, Any]:
     """Settings of a file system: anonymous access, no limit on the time of a whole download."""
     if scheme == "gs":
+        # otherwise gcsfs also looks up the type of the bucket by gRPC, for a minute if that fails
+        os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
         # gcsfs logs tracebacks of errors that it also raises
         logging.getLogger("gcsfs").setLevel(logging.CRITICAL)
         return {"token": "anon"}
@@ -204,7 +262,7 @@ def _options(scheme: str) -> dict[str, Any]:
 
 
 def _candidates(url: str) -> list[str]:
-    """The files of which one is at the URL of a model."""
+    """The URLs at which the first file of a model may be; one of them exists."""
     if url.endswith((*SINGLE, ".index")):
         return [url]
     folder = [f"{url}/{MODEL}", f"{url}/{MODEL}{safetensors_files.INDEX}"]
@@ -218,7 +276,7 @@ def _beside(url: str, name: str) -> str:
 
 
 def _cached(url: str) -> Path:
-    """Where a file is kept: files of one folder stay together, under their names."""
+    """The path of a file in the cache. Files of one folder stay together, under their names."""
     parent, _, name = url.rpartition("/")
     if not re.fullmatch(r"[\w.@+-]*\w", name):
         raise UsageError(f"{url}: {name!r} is not a valid name of a file in the cache")
@@ -232,15 +290,17 @@ def _package_missing(url: str, error: ImportError) -> UsageError:
     )
 
 
-def _unreadable(url: str, error: BaseException | None) -> VmoeError:
-    """A UsageError if the address is wrong or the server refuses it; else a Failure."""
+def _unreadable(
+    url: str, error: BaseException | None, otherwise: type[Failure] = Failure
+) -> VmoeError:
+    """A UsageError if the address is wrong or the server refuses it."""
     wrong = isinstance(error, FileNotFoundError | ValueError) or 400 <= _status(error) < 500
-    kind = UsageError if wrong and _status(error) not in PASSING else Failure
+    kind = UsageError if wrong and _status(error) not in PASSING else otherwise
     return kind(f"{url}: cannot be downloaded ({_reason(error)})")
 
 
 def _status(error: BaseException | None) -> int:
-    """The HTTP status that an error of a client is about; 0 if it is about none."""
+    """The HTTP status in an error of a client; 0 if there is none."""
     status = getattr(getattr(error, "response", None), "status_code", None)  # the hub's client
     status = status or getattr(error, "status", None) or getattr(error, "code", None)
     return status if isinstance(status, int) else 0

@@ -17,7 +17,7 @@ import orbax.checkpoint as ocp
 
 from vmoe import distributed
 from vmoe.checkpoints.checksums import checksums
-from vmoe.checkpoints.quiet import hide_late_reports
+from vmoe.checkpoints.orbax_logging import hide_late_reports
 from vmoe.errors import Failure, UsageError, VmoeError, parse_json
 from vmoe.retry import LASTING, failure, retried
 from vmoe.workdir.layout import CHECKPOINTS, has_config, steps_of
@@ -29,15 +29,15 @@ FORMAT = 2
 CORRUPT = "corrupt"  # a sub-folder of checkpoints/
 READ = 1 << 20  # bytes read at a time
 PAUSE = 1.0  # seconds before a step that could not be read is read again
-FINAL = LASTING - {errno.ENOENT} | {0}  # errors, and none, after which it is not read again
-# Errors of the file system that a missing file, or a wrong name or position in another file, gives.
+FINAL = LASTING - {errno.ENOENT} | {0}  # errors (0 for none) after which it is not read again
+# Errors that a missing file, or a wrong name or position in another file, can raise.
 BY_CORRUPTION = (0, errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EINVAL, errno.ENAMETOOLONG)
-# What Orbax and TensorStore say of a missing file: the database, an array in it, the tree.
+# Messages of Orbax and TensorStore about a missing file: the database, an array in it, the tree.
 MISSING = re.compile(r"NOT_FOUND|at byte 0;|pytree structure error")
 
 
 class CorruptCheckpoint(Exception):
-    """A checkpoint that cannot be trusted; the message names the array or the file."""
+    """A checkpoint that cannot be trusted; the message contains the array or the file."""
 
 
 def has_checkpoint(workdir: Path) -> bool:
@@ -46,7 +46,7 @@ def has_checkpoint(workdir: Path) -> bool:
 
 
 def is_run(path: Path) -> bool:
-    """Whether a path names a run folder, or a step in one; see ``find``."""
+    """Whether a path is a run folder, or a step in one; see ``find``."""
     return has_config(split_path(path)[0])
 
 
@@ -101,7 +101,7 @@ def restore(folder: Path, **target: Arrays) -> dict[str, Arrays]:
 def restore_with_files(
     folder: Path, target: dict[str, Arrays]
 ) -> tuple[dict[str, Arrays], dict[str, Sequence[Any]]]:
-    """The items of a step, and what was saved with it about other files; see ``restore``.
+    """The items of a step, and the values saved with it about other files; see ``restore``.
 
     A step that cannot be read is read again after a pause: a file system that is away for a moment
     raises errors, or its files seem to be missing.
@@ -114,7 +114,7 @@ def restore_with_files(
 
 
 class _MayPass(Exception):
-    """A step cannot be read, perhaps for a moment only; every process raises it."""
+    """A step cannot be read, perhaps only for a moment; every process raises it."""
 
 
 def _restore(
@@ -155,7 +155,7 @@ class _Problem(NamedTuple):
 
 
 def _problem(folder: Path, error: Exception, *, again: bool) -> _Problem:
-    """What an error of Orbax or TensorStore means; raises it if it is about memory."""
+    """Classifies an error of Orbax or TensorStore; raises it if it is about memory."""
     number = _file_error(error)
     if not number and "RESOURCE_EXHAUSTED" in str(error):
         raise error
@@ -168,7 +168,7 @@ def _problem(folder: Path, error: Exception, *, again: bool) -> _Problem:
 
 
 def _raise_together(problem: _Problem, *, local: bool) -> None:
-    """Raises an error for the problem of any process, or, if ``local``, for that of this one."""
+    """Raises an error for a problem of any process, or, if ``local``, of this process."""
     may_pass, unreadable, corrupt = problem
     if not local:  # every process restores its shards
         may_pass = distributed.any_process(may_pass)
@@ -182,10 +182,10 @@ def _raise_together(problem: _Problem, *, local: bool) -> None:
 
 
 def _file_error(error: BaseException | None) -> int:
-    """The number of the system's error behind an error of a reader, or ENOENT if a file is missing.
+    """The errno behind an error of a reader; ENOENT if a file is missing, 0 if there is neither.
 
-    0 if there is neither. Orbax raises another error from that of the system, TensorStore quotes
-    it: [OS error 116: ESTALE Stale ...].
+    Orbax chains its error to the error of the system. TensorStore quotes the system's error:
+    [OS error 116: ESTALE Stale ...].
     """
     missing = 0
     while error:
@@ -200,7 +200,7 @@ def _file_error(error: BaseException | None) -> int:
 
 
 def _unreadable_file(folder: Path) -> int:
-    """The number of the error of a file below a folder that cannot be read; 0 if all can."""
+    """The errno of a file below a folder that cannot be read; 0 if all can be read."""
 
     def fail(error: OSError) -> None:
         raise error

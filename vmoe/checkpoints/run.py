@@ -26,7 +26,7 @@ from orbax.checkpoint.checkpoint_managers import preservation_policy
 
 from vmoe import distributed
 from vmoe.checkpoints.checksums import checksums
-from vmoe.checkpoints.quiet import hide_late_reports
+from vmoe.checkpoints.orbax_logging import hide_late_reports
 from vmoe.checkpoints.restore import (
     CORRUPT,
     FORMAT,
@@ -52,8 +52,8 @@ class Restored(NamedTuple):
     Attributes:
         step: number of training steps.
         items: trees of arrays, by item.
-        files: what was saved with it about other files of the run, by name.
-        messages: about each newer step, which is corrupt and was moved away.
+        files: the values saved with it about other files of the run, by name.
+        messages: one about each newer step, which is corrupt and was moved away.
     """
 
     step: int
@@ -109,7 +109,7 @@ class Checkpoints:
         The arrays are copied first, so the caller may donate them.
 
         Args:
-            files: JSON to keep with the step about other files of the run, by name.
+            files: JSON values about other files of the run, by name, to save with the step.
             items: trees of arrays.
 
         Returns:

@@ -25,7 +25,7 @@ DTYPES = {  # in a file -> NumPy's name
 
 
 def read(path: str | Path) -> ArrayFile:
-    """The arrays of a .safetensors file, or of those that an index (.safetensors.index.json) names.
+    """The arrays of a .safetensors file, or of all files in an index (.safetensors.index.json).
 
     Raises:
         Failure: a file is missing or corrupt.
@@ -55,7 +55,7 @@ def read(path: str | Path) -> ArrayFile:
 
 
 def files(path: Path) -> list[Path]:
-    """All files that ``read`` reads: the file, or an index and the files that it names."""
+    """All files that ``read`` reads: the file, or an index and the files that it lists."""
     return [path, *dict.fromkeys(_indexed(path).values())] if path.name.endswith(INDEX) else [path]
 
 
@@ -91,6 +91,6 @@ def _infos(path: Path) -> dict[str, ArrayInfo]:
 
 
 def _open(path: Path) -> Any:
-    """Opens a file; safetensors calls every file missing that it cannot open."""
+    """Opens a file; safetensors reports each file that it cannot open as missing."""
     open_retried(path).close()
     return safe_open(path, framework="numpy")

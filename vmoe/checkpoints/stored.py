@@ -16,20 +16,20 @@ if TYPE_CHECKING:
     from vmoe.nn.vit import ViT
 
 Format = Literal["run", "vmoe", "published", "npz", "timm", "hugging_face"]
-"""A run folder; our safetensors; the V-MoE authors' checkpoints; ViTs of other libraries."""
+"""A run folder; our safetensors; published V-MoE checkpoints; ViTs of other libraries."""
 
 
 class Origin(NamedTuple):
     """Where the parameters of a model come from.
 
     Attributes:
-        format: of the files.
-        path: as passed to ``read``; a URL is text.
+        format: format of the files.
+        path: path passed to ``read``; a URL is text.
         weights: which parameters of a run were read.
         assumed: settings that the files do not specify, and the values they were given.
-        unused: names of arrays in the files that the model has no use for.
-        copied_from: of a folder that vmoe wrote, the format that its parameters had before the
-            first copy; None for all other files.
+        unused: names of arrays in the files that the model does not use.
+        copied_from: for a folder that vmoe wrote, the format of its parameters before the first
+            copy; None for all other files.
     """
 
     format: Format
@@ -44,14 +44,14 @@ class StoredModel(NamedTuple):
     """A trained model, as ``read`` returns it.
 
     Attributes:
-        config: of the model, as it was trained.
+        config: config of the model, as it was trained.
         params: the parameters, as nested dicts; their shapes, if no array was read.
-        class_names: in the order of the logits.
+        class_names: names of the classes, in the order of the logits.
         preprocessing: how images are prepared for the model.
         step: number of training steps; None if unknown.
         origin: where the parameters come from.
         train_config: config of the training run; None if the files do not come from a run.
-        loss: with which the model was trained.
+        loss: the loss that the model was trained with.
     """
 
     config: ViTConfig

@@ -18,7 +18,7 @@ PARAM = r"(weight|bias)"
 QKV_BIASES = ("/query/bias", "/key/bias", "/value/bias")  # ends of paths
 
 Layout = Callable[[re.Match[str], int], dict[str, Transform]]
-"""From the match of a name, and the number of attention heads, to the parameters of that array. The
+"""From the match of a name, and the number of attention heads, to the parameters in the array. The
 last group of the match is "weight" or "bias", unless the layout is ``same``."""
 
 
@@ -92,7 +92,7 @@ def renaming(rules: Mapping[str, Layout], heads: int) -> Rename:
     """A function from the arrays of a file to our parameters.
 
     Args:
-        rules: by pattern; all of a name must match.
+        rules: layouts by pattern; a pattern must match all of a name.
         heads: number of attention heads.
     """
     if heads < 1:

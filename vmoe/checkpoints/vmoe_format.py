@@ -22,12 +22,13 @@ from safetensors.numpy import save_file
 from vmoe.checkpoints import safetensors_files
 from vmoe.checkpoints.arrays import ArrayFile, corrupt
 from vmoe.checkpoints.assemble import check_shapes
+from vmoe.checkpoints.card import UNKNOWN, Facts, card
 from vmoe.checkpoints.family import WRONG, Family
 from vmoe.checkpoints.stored import Origin, StoredModel
 from vmoe.config import ViTConfig, from_json, to_json
 from vmoe.config.preprocessing import Preprocessing
 from vmoe.config.train import Loss
-from vmoe.errors import Failure, UsageError, listed, writing
+from vmoe.errors import Failure, UsageError, writing
 from vmoe.retry import open_retried
 from vmoe.signals import unfinished
 from vmoe.trees import by_name
@@ -36,8 +37,6 @@ from vmoe.workdir.layout import replace_text
 VERSION = 1
 CONFIG, MODEL, CARD = "config.json", "model.safetensors", "README.md"
 SHARD = 2_000_000_000  # bytes of a file, unless one array has more
-NAMED = 5  # classes in the card
-NOTES = "To be filled in: the training data, the license, the accuracy and how it was measured."
 
 
 def family(file: ArrayFile, config: Mapping[str, Any]) -> Family:
@@ -92,19 +91,20 @@ def _class_names(names: Any, classes: int) -> tuple[str, ...]:
 
 
 def write(
-    folder: Path, stored: StoredModel, *, notes: str = NOTES, shard_bytes: int = SHARD
+    folder: Path, stored: StoredModel, *, facts: Facts = UNKNOWN, shard_bytes: int = SHARD
 ) -> None:
     """Writes a model with a card; config.json is written last.
 
     Args:
         folder: a new or an empty one; its name is the title of the card.
-        notes: the end of the card.
+        facts: for the card.
         shard_bytes: largest size of a file of parameters; only a single larger array exceeds it.
     """
     arrays = {name: np.asarray(leaf) for name, leaf in by_name(stored.params).items()}
     with new_folder(folder):
         files = write_arrays(folder, arrays, shard_bytes)
-        (folder / CARD).write_text(_card(folder.name, stored, arrays, notes))
+        text = card(folder.name, stored, arrays, facts)
+        (folder / CARD).write_text(text, encoding="utf-8")
         write_config(folder, stored, {"format": "vmoe", "version": VERSION}, files)
 
 
@@ -173,45 +173,6 @@ def _save(arrays: dict[str, np.ndarray], path: Path) -> None:
         raise OSError(str(error)) from None
     os.umask(mask := os.umask(0))
     path.chmod(0o666 & ~mask)
-
-
-def _card(title: str, stored: StoredModel, arrays: Mapping[str, np.ndarray], notes: str) -> str:
-    """The model card: what the model is, where it comes from, how to use it; then the notes."""
-    config, preprocessing = stored.config, stored.preprocessing
-    experts = ", ".join(f"{moe.num_experts} in block {i}" for i, moe in config.moe_blocks.items())
-    source = (
-        f"{Path(stored.origin.path).name} ({stored.origin.format}, {stored.origin.weights} weights)"
-    )
-    rows = {
-        "parameters": f"{sum(array.size for array in arrays.values()):,}",
-        "architecture": f"{config.depth} blocks, width {config.width}, {config.num_heads} heads, "
-        f"MLP {config.mlp_dim}, patches of {config.patch_size} px",
-        "experts": experts or "none",
-        "images": f"{config.image_size} px; {preprocessing}",
-        "classes": f"{len(stored.class_names)}: {listed(stored.class_names, NAMED)}",
-        "converted from": source,
-        "training steps": "unknown" if stored.step is None else f"{stored.step:,}",
-    }
-    return f"""---
-library_name: vmoe
-pipeline_tag: image-classification
-tags: [vision, {"mixture-of-experts, " if experts else ""}jax]
----
-# {title}
-
-| | |
-|---|---|
-{chr(10).join(f"| {name} | {value} |" for name, value in rows.items())}
-
-```python
-import vmoe
-
-loaded = vmoe.load("this folder")
-logits = loaded.model(loaded.preprocess(["image.jpg"]))
-```
-
-{notes}
-"""
 
 
 def sha256(path: Path) -> str:

@@ -103,8 +103,8 @@ def run(argv: Sequence[str]) -> None:
 
 
 def _evaluate(args: EvaluateArgs, loaded: "Loaded") -> None:
-    from vmoe.data.problems import Unreadable
     from vmoe.data.sources import skipped_messages
+    from vmoe.data.unreadable import Unreadable
     from vmoe.evaluate import evaluate
     from vmoe.evaluate.sample import open_data
     from vmoe.evaluate.table import append_row, write_predictions
@@ -171,8 +171,8 @@ def _class_rows(by_class: dict[str, dict[str, Any]]) -> Iterator[tuple[str, ...]
 
 def _probe(args: EvaluateArgs, loaded: "Loaded") -> None:
     """With ``--fewshot``: accuracies of linear probes."""
-    from vmoe.data.problems import Unreadable
     from vmoe.data.sources import skipped_messages
+    from vmoe.data.unreadable import Unreadable
     from vmoe.evaluate.fewshot import fewshot, open_fewshot
 
     config = _probe_config(args, loaded)

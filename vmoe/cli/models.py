@@ -62,7 +62,7 @@ def _pretrained(args: ModelsArgs) -> None:
     if not entries:
         raise UsageError(f"no weights match {args.pattern!r}; `vmoe models --pretrained` lists all")
     if args.json:
-        fields = ("name", "address", "nbytes", "training", "measured_by")
+        fields = ("name", "path", "nbytes", "training", "measured_by")
         print_json(
             [
                 {field: getattr(entry, field) for field in fields}
@@ -74,11 +74,11 @@ def _pretrained(args: ModelsArgs) -> None:
         return
     for entry in entries:
         size = entry.nbytes / 1e6
-        values = ", ".join(f"{data} {value}%" for data, value in entry.accuracies.items())
         print(f"{entry.name}  {size:,.{0 if size >= 10 else 1}f} MB")
-        print(f"    {entry.address}")
-        print(f"    {entry.training}")
-        measured = f"{values} (measured by {entry.measured_by})"
-        print(f"    {measured if values else 'no published accuracy'}")
+        print(f"    {entry.path}")
+        print(f"    training: {entry.training}")
+        values = ", ".join(f"{data} {value}%" for data, value in entry.accuracies.items())
+        accuracy = f"{values} (measured by {entry.measured_by})" if values else "not published"
+        print(f"    accuracy: {accuracy}")
         if entry.capacity_factor:
-            print(f"    capacity factor {entry.capacity_factor}: {entry.capacity_source}")
+            print(f"    capacity factor: {entry.capacity_factor}, {entry.capacity_source}")

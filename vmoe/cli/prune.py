@@ -70,7 +70,7 @@ def run(argv: Sequence[str]) -> None:
         )
     from vmoe.checkpoints import read, write
     from vmoe.checkpoints.vmoe_format import check_empty
-    from vmoe.data.problems import Unreadable
+    from vmoe.data.unreadable import Unreadable
     from vmoe.evaluate.sample import open_data
     from vmoe.surgery.experts import average_experts, most_loaded, prune_experts
 

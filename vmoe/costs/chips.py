@@ -39,9 +39,9 @@ class Chip:
     domain_size: int
     """Devices in one NVLink/ICI domain."""
     link_bandwidth: float
-    """Within a domain."""
+    """Bandwidth within a domain."""
     network_bandwidth: float | None
-    """Between domains; None if none is published."""
+    """Bandwidth between domains; None if none is published."""
 
     def collective_seconds(self, collective: Collective) -> float:
         """Duration of a collective at the published bandwidths, with nothing else running.
@@ -51,7 +51,7 @@ class Chip:
         network.
 
         Args:
-            collective: with devices numbered domain by domain.
+            collective: a collective whose devices are numbered domain by domain.
 
         Returns:
             Seconds.

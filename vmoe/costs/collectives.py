@@ -5,7 +5,7 @@ On a ring of n devices, with S bytes of input per device, a device sends
     all-to-all          S (n - 1) / n        every part but its own
     reduce-scatter      S (n - 1) / n        every part but its own, summed along the ring
     all-reduce          2 S (n - 1) / n      a reduce-scatter, then an all-gather of its result
-    all-gather          S (n - 1)            its own part, and those it forwards
+    all-gather          S (n - 1)            its own part, and the parts that it forwards
     collective-permute  S
 
 XLA's CPU backend converts bfloat16 arrays to float32 before it sends them. In the text of a program
@@ -47,7 +47,7 @@ class Collective(NamedTuple):
 
     Attributes:
         kind: "all-to-all", "all-reduce", "all-gather", "reduce-scatter", "collective-permute".
-        bytes_sent: by each device.
+        bytes_sent: bytes that each device sends.
         replica_group: device numbers of the first group; other groups have the same layout.
     """
 

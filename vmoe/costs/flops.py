@@ -59,31 +59,32 @@ def cost(config: ViTConfig) -> Cost:
 
 
 def flops_to_logits(config: ViTConfig) -> float:
-    """FLOPs per image that the logits depend on; fewer than all if they use only the class token.
+    """FLOPs per image, without work in the last block that cannot reach the logits.
 
-    In a sparse last block, all slots for class tokens count, filled or not.
+    There is such work if only the class token is read. In a sparse last block, all slots for
+    class tokens count, filled or not.
     """
     jaxpr, b, _, _ = _trace(config)
     return count_flops(jaxpr) / b
 
 
 def training_flops(config: ViTConfig) -> float:
-    """FLOPs per image of a training step in which no part of the model is frozen.
+    """FLOPs per image of a training step, if no part of the model is frozen.
 
-    Three times those of the forward pass: the backward pass has two matmuls for each of them.
+    Three times the FLOPs of the forward pass: the backward pass has two matmuls for each of these.
     Recomputing activations does not count (PaLM, arXiv 2204.02311, appendix B).
     """
     return 3 * flops_to_logits(config)
 
 
 def sparse_layer_flops(config: ViTConfig, moe: MoEConfig, *, class_token_only: bool) -> float:
-    """FLOPs per image of one sparse layer alone, in full groups.
+    """FLOPs per image of one MoE layer alone, in full groups.
 
     Args:
-        config: of the model.
-        moe: of the layer.
-        class_token_only: count what the class tokens depend on, as in a last block whose other
-            tokens nothing reads.
+        config: config of the model.
+        moe: config of the layer.
+        class_token_only: count only work that the class tokens depend on, as in a last block whose
+            other tokens are not read.
     """
     n, moe = num_tokens(config), _countable_layer(moe)
 
@@ -102,7 +103,7 @@ def sparse_layer_flops(config: ViTConfig, moe: MoEConfig, *, class_token_only: b
 
 
 def countable(model: ViTConfig) -> ViTConfig:
-    """The model with implementations of its experts whose FLOPs can be counted.
+    """The model with implementations of the experts whose FLOPs can be counted.
 
     These are ``batched``, which computes all slots, and ``ragged`` for dropless layers, which
     computes all rows. The number of steps of ``blocked`` depends on the data.

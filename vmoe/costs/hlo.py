@@ -14,7 +14,7 @@ class Instruction(NamedTuple):
     """One line of a program.
 
     Attributes:
-        shape: of the result, such as "f32[2,3]{1,0}"; tuples of shapes are in parentheses.
+        shape: shape of the result, such as "f32[2,3]{1,0}"; tuples of shapes are in parentheses.
         name: the operation, such as "all-reduce".
         operands: names of the results it reads; for a parameter, its number.
         attributes: the rest of the line.
@@ -50,7 +50,7 @@ class Program:
         return size(shape) * min(1.0, self._narrowest(result, ()) / _itemsize(shape))
 
     def _narrowest(self, result: str, arguments: tuple[str, ...]) -> float:
-        """Bytes per element; ``arguments`` are those of the enclosing fusion, () outside of one."""
+        """Bytes per element; ``arguments``: operands of the enclosing fusion, () outside of one."""
         instruction = self.instructions[result]
         own = _itemsize(instruction.shape)
         match instruction.name:

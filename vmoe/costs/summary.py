@@ -64,7 +64,7 @@ def _sparse_lines(config: ViTConfig) -> list[str]:
         s = moe.images_per_group * num_tokens(config)
         slots, factor = slots_and_factor(moe, s)
         capacity = (
-            "no capacity"
+            "dropless"
             if moe.dropless
             else f"{slots} slots each for the {s} tokens of {moe.images_per_group} images "
             f"(a capacity factor of {factor:.3g})"

@@ -5,8 +5,8 @@ from PIL import Image
 
 from vmoe.config import DataConfig
 from vmoe.data.decode import Pixels
+from vmoe.data.erasing import cutout, erase
 from vmoe.data.fast_decode import opencv
-from vmoe.data.occlude import cutout, erase
 from vmoe.data.rand_augment import rand_augment
 
 

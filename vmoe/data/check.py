@@ -1,7 +1,7 @@
 """Checks image files before they are trained on, and remembers the result.
 
-``headers``: a file has to begin and end as its format does, so that a truncated one is found; only
-a file that leaves this open is decoded. ``decode``: every file is decoded.
+``headers`` checks that a file begins and ends as its format requires, which finds truncated files;
+a file that this cannot judge is decoded. ``decode`` decodes every file.
 """
 
 import concurrent.futures
@@ -24,19 +24,19 @@ from vmoe.retry import retried
 from vmoe.workdir.layout import replace_text
 
 TAIL = 16  # bytes read at the end of a file, where its end marker is
-CHUNK, CHUNKS = 256, 64  # files per task of a thread, and tasks that are waited for together
+CHUNK, CHUNKS = 256, 64  # files per task, and tasks that are awaited together
 ENDS = {PNG: b"\x00\x00\x00\x00IEND\xaeB`\x82", b"\xff\xd8\xff": b"\xff\xd9"}
-RULES = f"2 {PIL.__version__}"  # version of the rules below; a record of another is not used
+RULES = f"2 {PIL.__version__}"  # version of the rules below; records of other versions are ignored
 
 
 def unreadable(
     folder: str | Path, files: Callable[[int], ImageFile], count: int, check: Check, record: Path
 ) -> dict[int, str]:
-    """The files that cannot be read as images, by their index, with reasons.
+    """Finds the files that cannot be read as images; returns the reason for each, by its index.
 
     Args:
         files: the file at an index in [0, count).
-        record: a JSON file that keeps the result, for as long as the files are the same.
+        record: a JSON file that stores the result until the files change.
     """
     known = _read_record(record)
     if known.get("rules") == RULES and known.get("check") in (check, "decode"):
@@ -46,7 +46,7 @@ def unreadable(
     def reasons(chunk: range) -> list[tuple[str, bool]]:
         return [_reason(files(i), check) for i in chunk]
 
-    parts = range(0, count, CHUNK * CHUNKS)  # few of the files are in memory at a time
+    parts = range(0, count, CHUNK * CHUNKS)  # bounds the files in memory at a time
     with concurrent.futures.ThreadPoolExecutor() as threads:
         for start in progress(parts, f"checking {count:,} images of {folder}", len(parts)):
             stop = min(start + CHUNK * CHUNKS, count)
@@ -57,7 +57,7 @@ def unreadable(
                     found[i], lasting = reason, lasting and lasts
     if lasting:
         new = {"rules": RULES, "check": check, "unreadable": found}
-        with contextlib.suppress(OSError):  # of a cache folder that cannot be written
+        with contextlib.suppress(OSError):  # the cache folder may not be writable
             replace_text(record, json.dumps({**new, "sha256": _digest(new)}))
     return found
 
@@ -66,7 +66,7 @@ def _reason(file: ImageFile, check: Check) -> tuple[str, bool]:
     """Why a file cannot be read as an image; empty if it can.
 
     Returns:
-        the reason; and whether it is in the file, and not in its permissions or the disk.
+        the reason; and whether the file's content is the cause, not its permissions or the disk.
     """
     try:
         complete = retried(file.path, lambda: _looks_complete(file))
@@ -89,18 +89,18 @@ def _reason(file: ImageFile, check: Check) -> tuple[str, bool]:
 
 
 def _looks_complete(file: ImageFile) -> bool | None:
-    """Whether a file begins and ends as its format does; None where only decoding shows."""
+    """Whether a file begins and ends as its format requires; None if only decoding can tell."""
     with open(file.path, "rb") as opened:
         head = opened.read(32)
         opened.seek(max(file.size - TAIL, 0))
         tail = opened.read()
-    if has_16_bits(head):  # its values have to be seen
+    if has_16_bits(head):  # only decoding shows its values
         return None
     for start, end in ENDS.items():
         if head.startswith(start):
             if tail.endswith(end):
                 return True
-            # Other bytes may follow the image, such as a film after a photo.
+            # Other bytes may follow the image, such as a video after a photo.
             return None if end in Path(file.path).read_bytes() else False
     if head[:4] == b"RIFF" and head[8:12] == b"WEBP":
         return int.from_bytes(head[4:8], "little") + 8 <= file.size
@@ -112,7 +112,7 @@ def _looks_complete(file: ImageFile) -> bool | None:
 
 
 def _read_record(path: Path) -> dict[str, Any]:
-    """What ``unreadable`` has written; empty if there is nothing, or something else."""
+    """The record that ``unreadable`` wrote; empty if it is missing or damaged."""
     try:
         known = parse_json(path.read_text())
         return known if known.pop("sha256") == _digest(known) else {}

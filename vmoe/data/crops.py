@@ -13,15 +13,15 @@ from vmoe.data.resize import Resized, resize
 from vmoe.data.sources.source import Source, sampled
 from vmoe.errors import UsageError
 
-EXTREME = 4  # ratio of sides from which a change of size is reported
-LONGEST = 16  # ratio of sides up to which a whole image is resized before the crop
+EXTREME = 4  # resizing by more than this ratio is reported
+LONGEST = 16  # ratio of sides; of longer images only the middle is resized
 
 
 def resize_and_crop(pixels: UInt8[np.ndarray, "h0 w0 3"], preprocessing: Preprocessing) -> Resized:
     """Resizes an image and cuts out its center, a square of the model's size.
 
-    Sides and offsets are rounded as torchvision, and so timm, does; with the interpolations of
-    TensorFlow as the V-MoE authors do, with those of torchvision as transformers does.
+    Sides and offsets are rounded as in torchvision, and therefore in timm. For the interpolations
+    ``tf_...`` they are rounded as in the V-MoE authors' code, for ``torch_...`` as in transformers.
 
     Args:
         pixels: in [0, 255].
@@ -42,9 +42,9 @@ def resize_and_crop(pixels: UInt8[np.ndarray, "h0 w0 3"], preprocessing: Preproc
 
 
 def _without_far_ends(pixels: UInt8[np.ndarray, "h0 w0 3"]) -> UInt8[np.ndarray, "_ _ 3"]:
-    """The middle of a very long image, which is all that a central square can show.
+    """The middle of a very long image; a central square shows nothing else.
 
-    An image of 1000 x 1 pixels, which is a file of 83 bytes, would take gigabytes when enlarged.
+    Otherwise an image of 1000 x 1 pixels, a file of 83 bytes, would take gigabytes when enlarged.
     """
     longest = LONGEST * min(pixels.shape[:2])
     y, x = (max(0, (side - longest) // 2) for side in pixels.shape[:2])
@@ -59,7 +59,7 @@ def _side(side: int, shorter: int, resize_to: int, tensorflow: bool) -> int:
 
 
 def resizing_messages(source: Source, size: int) -> Iterator[str]:
-    """A line if some of a sample of images are enlarged or shrunk more than fourfold.
+    """Warnings if images in a sample are enlarged or shrunk more than fourfold.
 
     Args:
         size: side of the square to which the images are resized, in pixels.

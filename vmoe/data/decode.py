@@ -21,21 +21,21 @@ Pixels = UInt8[np.ndarray, "h w 3"]
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 BACKGROUND = "white"  # shows through transparent pixels
 TWELVE_BITS = 4096  # values of 12 bits
-REMEDY = "save it with 8 bits per channel"  # where the values do not say which of them is white
+REMEDY = "save it with 8 bits per channel"  # for values whose white level is unknown
 
-FORMATS = ("BMP", "GIF", "JPEG", "PNG", "TIFF", "WEBP")  # of these, as Pillow names them
+FORMATS = ("BMP", "GIF", "JPEG", "PNG", "TIFF", "WEBP")  # Pillow's names of the formats of SUFFIXES
 
-# Pillow loads the less common formats when it meets an image of one, which is not safe in several
-# threads: one of them may take such an image for none.
+# Pillow loads its plugins for less common formats on first use. That is not safe in several
+# threads: one of them may then fail to identify such an image.
 Image.init()
 
 
 class ImageFile(NamedTuple):
-    """A file with the suffix of an image.
+    """A file with an image suffix.
 
     Attributes:
-        path: to the file.
-        size: in bytes.
+        path: path of the file.
+        size: size in bytes.
         modified: time of the last change of the content, in nanoseconds.
     """
 
@@ -50,8 +50,8 @@ def image_files_below(folder: str | Path) -> tuple[list[ImageFile], list[str], l
     Hidden files and folders are ignored.
 
     Returns:
-        the files with the suffix of an image; all other files; and symbolic links to folders, which
-        are not followed; each sorted by path.
+        the files with an image suffix; all other files; and symbolic links to folders, which are
+        not followed. Each list is sorted by path.
     """
     images, others, links = list[ImageFile](), list[str](), list[str]()
     for entry in entries_below(str(folder)):
@@ -67,17 +67,17 @@ def image_files_below(folder: str | Path) -> tuple[list[ImageFile], list[str], l
 
 
 def entries_of(folder: str | Path) -> list[os.DirEntry[str]]:
-    """What is in a folder, without what is hidden."""
+    """The entries of a folder that are not hidden."""
     entries = retried(folder, lambda: list(os.scandir(folder)))
     return [entry for entry in entries if not entry.name.startswith(".")]
 
 
 def entries_below(folder: str) -> Iterator[os.DirEntry[str]]:
-    """Every file below a folder, and every link to a folder, without hidden ones.
+    """All files, and all links to folders, below a folder; hidden ones are left out.
 
     Raises:
         UsageError: one of the folders cannot be read.
-        Failure: it cannot be read for a reason that can pass.
+        Failure: it cannot be read for a temporary reason.
     """
     try:
         entries = entries_of(folder)
@@ -100,7 +100,7 @@ def is_folder(entry: os.DirEntry[str]) -> bool:
 
 
 def _status(entry: os.DirEntry[str]) -> os.stat_result | None:
-    """Size, time and kind of what an entry is or links to; None for a link that leads nowhere."""
+    """The status of an entry, with links followed; None for a broken link."""
     try:
         return retried(entry.path, entry.stat)
     except PermissionError:
@@ -114,7 +114,7 @@ def read_bytes(path: str | Path) -> bytes:
 
     Raises:
         UsageError: there is no such file, or it cannot be read.
-        Failure: it cannot be read for a reason that can pass.
+        Failure: it cannot be read for a temporary reason.
     """
     try:
         return retried(path, Path(path).read_bytes)
@@ -162,19 +162,19 @@ def decode(
 
 
 def open_image(file: Path | io.BytesIO) -> Image.Image:
-    """Opens an image with Pillow, in the formats of ``SUFFIXES`` only, whatever its name.
+    """Opens an image with Pillow; only the formats of ``SUFFIXES`` are accepted, whatever its name.
 
-    Others of Pillow's formats do more than decode: that of PostScript starts Ghostscript.
+    Some other formats of Pillow do more than decode: PostScript starts Ghostscript.
 
     Raises:
-        UnidentifiedImageError: it is no image, or in another format.
+        UnidentifiedImageError: it is not an image, or has another format.
         DecompressionBombError: it has more pixels than Pillow accepts, 178,956,970.
     """
     return Image.open(file, formats=FORMATS)
 
 
 def has_16_bits(head: bytes) -> bool:
-    """Whether the first 25 bytes of a file are those of a PNG with 16 bits per channel."""
+    """Whether the first 25 bytes of a file begin a PNG with 16 bits per channel."""
     return head.startswith(PNG) and head[24:25] == b"\x10"
 
 

@@ -1,10 +1,10 @@
-"""The fast mode: an image is decoded, cropped and resized at once, by faster libraries than Pillow.
+"""The decoder ``fast``: decodes, crops and resizes an image with faster libraries than Pillow.
 
-libjpeg-turbo (``simplejpeg``) decodes a JPEG, at a half, a quarter or an eighth of its size where
-the crop is then still at least as large as the result. Its colors are repeated, not interpolated,
-where the file has fewer of them than pixels, and its cosine transform is the approximate one: a
-channel differs from Pillow's by a few levels on average. OpenCV decodes PNG, WebP and BMP as Pillow
-does, and resizes bilinearly without antialiasing, up to one level as ``tf_bilinear``.
+libjpeg-turbo (``simplejpeg``) decodes a JPEG, at a half, a quarter or an eighth of its size if the
+crop is then still at least as large as the result. It uses nearest-neighbor chroma upsampling and
+the fast DCT, so a channel differs from Pillow's by a few levels on average. OpenCV decodes PNG,
+WebP and BMP exactly as Pillow does. It resizes bilinearly without antialiasing, which equals
+``tf_bilinear`` up to one level.
 """
 
 import functools
@@ -23,17 +23,17 @@ from vmoe.data.random_crop import Box
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP")  # Pillow's names
 JPEG, EXIF, XMP = b"\xff\xd8", b"Exif\0\0", b"http://ns.adobe.com/xap/1.0/"
-MOST = 178_956_970  # pixels; Pillow refuses larger images
-COLORS = ("YCbCr", "RGB", "Gray")  # of a JPEG, as simplejpeg names them
-FLIPS = {2: 1, 3: -1, 4: 0, 6: 1, 7: -1, 8: 0}  # EXIF orientation -> the flip, as OpenCV's code
+MOST = 178_956_970  # pixels; Pillow raises an error for larger images
+COLORS = ("YCbCr", "RGB", "Gray")  # simplejpeg's names of a JPEG's color spaces
+FLIPS = {2: 1, 3: -1, 4: 0, 6: 1, 7: -1, 8: 0}  # EXIF orientation -> OpenCV's flip code
 TRANSPOSED = range(5, 9)  # EXIF orientations with a transposition, before the flip
 
 
 @functools.cache
 def opencv() -> ModuleType:
-    """OpenCV without threads of its own, as the readers fill the cores, and without messages.
+    """OpenCV, without messages and without its own threads, because the readers use all cores.
 
-    It is loaded when it is first used: importing it takes a while.
+    It is imported on first use: the import takes a while.
     """
     import cv2
 
@@ -60,7 +60,7 @@ def decode_crop_and_resize(
 ) -> tuple[Pixels, bool]:
     """Decodes an image, cuts a box out of it and resizes the box to a square.
 
-    What the fast libraries read differently from ``decode`` is refused: CMYK, 16 bits,
+    ``decode`` reads the images that the fast libraries would read differently: CMYK, 16 bits,
     transparency, palettes, other formats, and broken files. All runs in the calling thread.
 
     Args:
@@ -71,14 +71,13 @@ def decode_crop_and_resize(
         exif: apply the EXIF orientation.
 
     Returns:
-        the pixels in [0, 255]; and whether the fast libraries refused the image, so that ``decode``
-        read it.
+        the pixels in [0, 255]; and whether ``decode`` had to read the image.
     """
     header = _header(image, exif) if isinstance(image, bytes) else None
     if isinstance(image, bytes) and header:
         h, w = (header.w, header.h) if header.orientation in TRANSPOSED else (header.h, header.w)
         box = choose_box(h, w)
-        # A JPEG is reduced as far as leaves the box at least as large as the result.
+        # Reduces a JPEG as far as the box stays at least as large as the result.
         scales = (8, 4, 2) if image.startswith(JPEG) else ()
         scale = next((each for each in scales if min(box.h, box.w) >= each * size), 1)
         pixels = _decoded(image, header, scale)
@@ -90,7 +89,7 @@ def decode_crop_and_resize(
 
 
 def _header(image: bytes, exif: bool) -> _Header | None:
-    """The header of an image; None if such an image is refused."""
+    """The header of an image; None if the fast libraries are not to read the image."""
     try:
         if image.startswith(JPEG) and not (exif and (EXIF in image or XMP in image)):
             h, w, colors, _ = simplejpeg.decode_jpeg_header(image)
@@ -104,18 +103,18 @@ def _header(image: bytes, exif: bool) -> _Header | None:
             return _Header(opened.height, opened.width, orientation)
     except MemoryError:
         raise
-    except Exception:  # Pillow raises errors of many types, which decode names
+    except Exception:  # Pillow raises errors of many types, which decode reports
         return None
 
 
 def _scaled(box: Box, scale: int) -> Box:
-    """The pixels of a reduced image that a box covers, also in part."""
+    """A box in a reduced image; pixels that it covers in part are included."""
     y, x = box.y // scale, box.x // scale
     return Box(y, x, -(-(box.y + box.h) // scale) - y, -(-(box.x + box.w) // scale) - x)
 
 
 def _decoded(image: bytes, header: _Header, scale: int) -> Pixels | None:
-    """The pixels of the image, those of a JPEG reduced by a scale; None if it is broken."""
+    """The pixels of an image, of a JPEG reduced by a scale; None if the image is broken."""
     cv2 = opencv()
     if image.startswith(JPEG):
         h, w = (-(-side // scale) for side in (header.h, header.w))

@@ -3,10 +3,10 @@
     training    source -> shuffle -> decode -> crop -> resize -> augment -> batch
     evaluation  source -> shuffle -> decode -> resize -> crop ----------> batch
 
-Batch number i of training is a function of the seed and i, so a checkpoint saves only the number of
-the next batch, and it does not matter which process reads it (``vmoe/data/reading.py``). Every
-other command reads in one order (``evaluation_order``). On the device the pixels become floats, and
-images are mixed (``vmoe/train/step.py``).
+Training batch i is a function of the seed and i. So a checkpoint saves only the number of the next
+batch, and any process can read it (``vmoe/data/reading.py``). All other commands read in one order
+(``evaluation_order``). On the device the pixels become floats, and images are mixed
+(``vmoe/train/step.py``).
 """
 
 import functools
@@ -32,11 +32,11 @@ from vmoe.data.workers import IN_THREADS, Batches, Workers
 from vmoe.errors import UsageError
 
 ENDLESS = 1 << 62  # images; grain cannot slice an infinite data set
-MOST_IMAGES = (1 << 32) - 1  # that can be shuffled: Grain's shuffle computes with 32 bits
+MOST_IMAGES = (1 << 32) - 1  # that can be shuffled, as Grain's shuffle computes with 32 bits
 ROUNDS = 4  # of Grain's shuffle
-ATTEMPTS = 100  # to replace an image by one that can be read
+ATTEMPTS = 100  # to find a readable image that replaces another
 ORDER = "shuffled, seeds 0 and 1"
-"""The order in which evaluations read images, for people; see ``evaluation_order``."""
+"""The text that describes ``evaluation_order`` to users."""
 
 
 class Batch(NamedTuple):
@@ -44,7 +44,7 @@ class Batch(NamedTuple):
 
     Attributes:
         images: pixels in [0, 255]; float32 only for the interpolation ``tf_area``.
-        labels: classes; -1 where an image has fewer labels than others may have.
+        labels: classes; padded with -1 for images with fewer labels than others.
         valid: False for padding.
     """
 
@@ -54,12 +54,13 @@ class Batch(NamedTuple):
 
 
 class Read(NamedTuple):
-    """A batch, and what went wrong while its images were read.
+    """A batch, and the images that could not be read, or not by the fast decoder.
 
     Attributes:
-        batch: of images.
-        unreadable: for each image that could not be read, the reason.
-        refused: where images come from that the fast decoder refused; they are decoded exactly.
+        batch: the images and their labels.
+        unreadable: the reason for each image that could not be read.
+        refused: origins of the images that the fast decoder does not support; they were decoded
+            exactly.
     """
 
     batch: Batch
@@ -68,7 +69,7 @@ class Read(NamedTuple):
 
 
 class _Image(NamedTuple):
-    """An image in the model's size, and what went wrong; without pixels it is padding."""
+    """An image in the model's size, and its errors as in ``Read``; without pixels it is padding."""
 
     pixels: Resized | None
     labels: tuple[int, ...] = ()
@@ -86,11 +87,11 @@ def training_batches(
 
     Returns:
         the batches, by number. Reading one raises a UsageError if an image cannot be read, unless
-        ``data.on_error`` asks to replace it.
+        ``data.on_error`` is "replace".
 
     Raises:
         UsageError: there are more classes than logits, fewer images than a batch holds, or too many
-            to be shuffled.
+            images to shuffle.
     """
     check_classes(source, config.model.num_classes)
     if len(source) < config.batch_size:
@@ -125,7 +126,7 @@ def _check_length(source: Source) -> None:
 def _training_image(
     source: Source, data: DataConfig, size: int, index: int, rng: np.random.Generator
 ) -> _Image:
-    """Reads the image at an index, or another one, and augments it."""
+    """Reads and augments the image at an index, or another one if it cannot be read."""
     reasons: list[str] = []
     while True:
         try:
@@ -158,13 +159,13 @@ def _cropped(example: Example, data: DataConfig, size: int, rng: np.random.Gener
     return _Image(pixels, example.labels, refused=(example.origin,) if refused else ())
 
 
-@functools.lru_cache(maxsize=8)  # a run asks at each evaluation; a million images take seconds
+@functools.lru_cache(maxsize=8)  # needed at each evaluation; takes seconds for a million images
 def evaluation_order(count: int) -> Int[np.ndarray, "b"]:
-    """The indices of the images of a source in the order in which ``evaluation_batches`` reads.
+    """The order in which ``evaluation_batches`` reads the images of a source, as their indices.
 
-    Data is often stored class by class. Images of one class want the same experts, so in groups of
-    them more choices are dropped. The order is a permutation that depends on nothing but the number
-    of images. Its ``np.argsort`` puts what was computed back into the order of the source.
+    Data is often stored class by class. Images of one class select the same experts, so more
+    choices are dropped in groups of one class than in mixed groups. The order is a permutation that
+    depends only on the number of images. Its ``np.argsort`` restores the order of the source.
 
     Args:
         count: number of images of the source.
@@ -175,11 +176,12 @@ def evaluation_order(count: int) -> Int[np.ndarray, "b"]:
 
 
 def _shuffled(count: int, place: int) -> int:
-    """The index of the image at a place of the order of evaluations.
+    """The index of the image at a position in the order of evaluations.
 
-    That of ``grain.MapDataset.range(count).shuffle(seed=0).shuffle(seed=1)``, in a third of the
-    time. One shuffle of Grain's leaves traces of the order before: of 50,000 images stored class by
-    class, half as many pairs as by chance share a group of 8. After two it is as by chance.
+    Equals ``grain.MapDataset.range(count).shuffle(seed=0).shuffle(seed=1)``, in a third of the
+    time. One shuffle of Grain leaves traces of the original order: of 50,000 images of 1,000
+    classes, stored class by class, 0.62 times as many pairs of one class share a group of 8 as by
+    chance; after two shuffles, 0.97 times as many.
     """
     for seed in (1, 0):
         place = index_shuffle(place, count - 1, seed, ROUNDS)
@@ -200,8 +202,8 @@ def evaluation_batches(
 
     Args:
         shard: (i, n): return the i-th of n equal shards of each batch.
-        on_unreadable: called with the reason why an image cannot be read, which becomes padding; if
-            None, the reason is raised.
+        on_unreadable: called with the reason if an image cannot be read; the image becomes padding.
+            If None, the reason is raised.
         workers: processes that read.
         on_wait: see ``read_ahead``.
 
@@ -209,7 +211,7 @@ def evaluation_batches(
         an iterator over the batches; every shard has the same number of them.
 
     Raises:
-        UsageError: an image cannot be read, or there are too many to be shuffled.
+        UsageError: an image cannot be read, or there are too many to shuffle.
     """
     _check_length(source)
     index, count = shard
@@ -238,7 +240,7 @@ def evaluation_batches(
 def _evaluation_image(
     source: Source, preprocessing: Preprocessing, leave_out: bool, index: int
 ) -> _Image:
-    """Reads the image at an index, or leaves it out."""
+    """Reads the image at an index, or leaves it out if it cannot be read."""
     try:
         example = source[index]
         pixels = decode(example.image, example.origin, exif=preprocessing.exif)
@@ -268,10 +270,10 @@ def empty_batch(batch_size: int, max_labels: int, preprocessing: Preprocessing) 
     """A batch of only padding.
 
     Args:
-        max_labels: of the source.
+        max_labels: largest number of labels of an image.
 
     Raises:
-        MemoryError: it is too large.
+        MemoryError: the batch is too large.
     """
     size = preprocessing.image_size
     dtype = np.float32 if preprocessing.interpolation == "tf_area" else np.uint8
@@ -287,7 +289,7 @@ def empty_batch(batch_size: int, max_labels: int, preprocessing: Preprocessing) 
 
 
 def check_labeled(source: Source) -> None:
-    """Checks that a source has labels; reads them up to the first one."""
+    """Checks that an image of a source has a label; stops at the first one that has."""
     if not any(source.labels_of(i) for i in range(len(source))):
         raise UsageError(f"{source.name}: no image has a label: use data with labels")
 

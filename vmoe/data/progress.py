@@ -1,4 +1,4 @@
-"""A progress bar on stderr, for work on a whole data set; nothing if that is no terminal."""
+"""Progress bars on stderr for work on a whole data set; none if stderr is not a terminal."""
 
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager
@@ -17,7 +17,7 @@ def progress(items: Iterable[T], text: str, total: int) -> Iterator[T]:
 
 
 def open_text(path: Path) -> AbstractContextManager[IO[str]]:
-    """Opens a text file, with its newlines as they are, and shows how much of it is read."""
+    """Opens a text file without translating newlines, and shows how much of it has been read."""
     return rich.progress.open(
         str(path),
         "r",

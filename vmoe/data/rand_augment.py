@@ -1,7 +1,7 @@
 """RandAugment in the form of Google's image models: 16 operations, strengths from 0 to 10.
 
-Strengths above 10 extrapolate, as in the recipes of V-MoE (15 and 20). torchvision's RandAugment is
-another one: it has 14 operations, and strengths from 0 to 30.
+Strengths above 10 extrapolate, as in the recipes of V-MoE (15 and 20). torchvision's RandAugment
+differs: it has 14 operations, and strengths from 0 to 30.
 """
 
 from collections.abc import Callable
@@ -11,9 +11,9 @@ import numpy as np
 from PIL import Image, ImageEnhance, ImageOps
 
 from vmoe.data.decode import Pixels
-from vmoe.data.occlude import cutout
+from vmoe.data.erasing import cutout
 
-GRAY = (128, 128, 128)  # what geometric operations uncover
+GRAY = (128, 128, 128)  # fills the area that geometric operations uncover
 DARK = 128  # SolarizeAdd changes values below
 
 
@@ -21,8 +21,8 @@ class Operation(NamedTuple):
     """A change of an image, by a value that grows with the magnitude.
 
     Attributes:
-        change: of an image by a value, perhaps at a random place.
-        scale: what 10 of magnitude add to the value.
+        change: function (image, value, rng) -> image; it may draw a random position.
+        scale: increase of the value from magnitude 0 to 10.
         offset: the value at magnitude 0.
         signed: whether the value gets a random sign.
     """
@@ -78,8 +78,8 @@ def _solarize_add(image: Image.Image, added: float, rng: np.random.Generator) ->
 
 
 def _contrast(image: Image.Image, factor: float, rng: np.random.Generator) -> Image.Image:
-    """Blends with a gray level that depends on the size alone: the mean of a histogram of 256 bins,
-    not of the image."""
+    """Blends with a gray level that depends on the size alone: the mean of the 256 counts of the
+    histogram, not of the image."""
     gray = min(image.height * image.width // 256, 255)
     return Image.blend(Image.new("RGB", image.size, (gray,) * 3), image, factor)
 

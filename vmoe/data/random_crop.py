@@ -1,4 +1,4 @@
-"""The random crop of Inception's training, as TensorFlow draws it."""
+"""Inception's random crop, with the distribution of TensorFlow's implementation."""
 
 import math
 from typing import NamedTuple
@@ -26,16 +26,16 @@ class Box(NamedTuple):
 def random_box(h: int, w: int, min_area: float, rng: np.random.Generator) -> Box:
     """Draws a box of ``min_area`` to all of an image's area and an aspect ratio of 3:4 to 4:3.
 
-    First the aspect ratio is drawn, then the height among those that fit, then the place, each
-    uniformly. If no box fits, as in a narrow image, it is the whole image.
+    The aspect ratio is drawn first, then a height that fits, then the position, each uniformly. If
+    no box fits, as in a narrow image, the result is the whole image.
 
     Args:
         h: height of the image, in pixels.
         w: width of the image, in pixels.
         min_area: smallest share of the area, in (0, 1].
 
-    Source: "Going Deeper with Convolutions" (arXiv 1409.4842, section 6); the distribution is that
-    of ``tf.image.sample_distorted_bounding_box``, where the height, not the area, is uniform.
+    Source: "Going Deeper with Convolutions" (arXiv 1409.4842, section 6), as implemented in
+    ``tf.image.sample_distorted_bounding_box``, where the height, not the area, is uniform.
     """
     for _ in range(ATTEMPTS):
         sides = _sides(h, w, min_area, rng)
@@ -47,7 +47,7 @@ def random_box(h: int, w: int, min_area: float, rng: np.random.Generator) -> Box
 
 
 def _sides(h: int, w: int, min_area: float, rng: np.random.Generator) -> tuple[int, int] | None:
-    """Height and width of a random box, in pixels; None if rounding makes it unsuitable."""
+    """Height and width of a random box, in pixels; None if the rounded box does not fit."""
     aspect, least = rng.uniform(*ASPECTS), min_area * h * w
     lowest, highest = (round(math.sqrt(area / aspect)) for area in (least, h * w))
     highest = min(highest, int((w + 0.5) / aspect), h)

@@ -1,8 +1,8 @@
-"""Reading batches ahead of their use, without ever waiting in silence.
+"""Reads batches ahead of their use, and reports long waits.
 
-A reader hands batches out in order. Each of its threads reads one batch after the other, or has a
-worker process read it (``vmoe/data/workers.py``). ``on_wait`` shows that a source or a worker hangs
-and can end the wait. No thread keeps the process from ending.
+A reader returns batches in order. Each of its threads reads one batch at a time, itself or through
+a worker process (``vmoe/data/workers.py``). ``on_wait`` is called while a batch is awaited: it
+shows that a source or a worker hangs, and can end the wait. Threads do not keep the process alive.
 """
 
 import sys
@@ -16,17 +16,17 @@ from typing import Any, Generic
 
 from vmoe.data.workers import IN_THREADS, Batches, T_co, Workers, keep_freed_memory
 
-AHEAD = 2  # batches that wait, beside one for each thread
+AHEAD = 2  # batches that may be ready, in addition to one for each thread
 TICK = 1.0  # seconds between calls of on_wait
-SHOWN_AFTER, SHOWN_EVERY = 10, 30  # seconds of a wait until its first message, between others
+SHOWN_AFTER, SHOWN_EVERY = 10, 30  # seconds until the first message, and between messages
 
 OnWait = Callable[[int], None]
-"""Called every second while a batch is awaited, with the seconds so far; what it raises ends the
+"""Called every second while a batch is awaited, with the seconds so far; an exception ends the
 wait."""
 
 
 def wait_message(seconds: int) -> str:
-    """The message about a wait that is due at a time; empty if none is.
+    """The message that is due after some seconds of a wait; empty if none is.
 
     >>> wait_message(60), wait_message(61)
     ('waiting for data for 60 s', '')
@@ -83,7 +83,7 @@ class Reader(Generic[T_co]):
         for _ in self._threads:
             self._tasks.put(None)
         deadline = time.monotonic() + TICK
-        for thread in self._threads:  # so that the interpreter does not end while they compute
+        for thread in self._threads:  # the interpreter must not end while they compute
             thread.join(max(0, deadline - time.monotonic()))
 
     def __enter__(self) -> "Reader[T_co]":
@@ -101,7 +101,7 @@ def read_ahead(
     *,
     on_wait: OnWait = print_wait,
 ) -> Reader[T_co]:
-    """Reads some batches in their order, ahead of their use.
+    """Reads consecutive batches ahead of their use.
 
     Args:
         start: number of the first batch.
@@ -109,14 +109,14 @@ def read_ahead(
         on_wait: called while a batch is awaited.
 
     Returns:
-        an iterator over them, which raises what reading a batch raises, or a WorkerDied.
+        an iterator over the batches; raises the errors of reading them, or WorkerDied.
     """
     keep_freed_memory()
     return Reader(workers.readers(batches) if count else [], range(start, start + count), on_wait)
 
 
 def _run(read: Callable[[int], Any], tasks: "SimpleQueue[tuple[Future[Any], int] | None]") -> None:
-    """Reads the batches of a queue."""
+    """Reads the batches whose numbers are in a queue."""
     for future, number in iter(tasks.get, None):
         if future.set_running_or_notify_cancel():
             try:

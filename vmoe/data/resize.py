@@ -1,4 +1,4 @@
-"""Resizing of pixels, by Pillow, or exactly as TensorFlow or torchvision does."""
+"""Resizes pixels with Pillow, or exactly as TensorFlow or torchvision does."""
 
 from collections.abc import Callable
 
@@ -29,9 +29,9 @@ def resize(
         w: width of the result, in pixels.
 
     Returns:
-        pixels in [0, 255]: float32 for ``tf_area``, else uint8. They equal those of TensorFlow for
-        ``tf_bilinear``, and up to float32's rounding for ``tf_area``; for ``torch_...`` those of
-        torchvision, antialiased, from a uint8 tensor.
+        pixels in [0, 255]: float32 for ``tf_area``, else uint8. ``tf_bilinear`` equals TensorFlow,
+        ``tf_area`` equals it up to float32's rounding, and ``torch_...`` equals torchvision's
+        antialiased resizing of a uint8 tensor.
     """
     if interpolation == "tf_area":
         return _area(_area(pixels, h).swapaxes(0, 1), w).swapaxes(0, 1).astype(np.float32)
@@ -48,7 +48,7 @@ def resize(
 
 
 def _bilinear(pixels: UInt8[np.ndarray, "h0 w0 3"], h: int, w: int) -> UInt8[np.ndarray, "h w 3"]:
-    """Bilinear interpolation without antialiasing, in float32; fractions are cut off.
+    """Bilinear interpolation without antialiasing, in float32; results are truncated.
 
     TensorFlow interpolates along x, then along y. numpy gathers single bytes and whole rows much
     faster than pixels, so each row is an array of bytes here.
@@ -70,7 +70,7 @@ def _bilinear(pixels: UInt8[np.ndarray, "h0 w0 3"], h: int, w: int) -> UInt8[np.
 def _lerp(
     start: Float32[np.ndarray, "h x"], end: Float32[np.ndarray, "h x"], distance: np.ndarray
 ) -> Float32[np.ndarray, "h x"]:
-    """``start + (end - start) * distance``, in place of ``end``."""
+    """``start + (end - start) * distance``, written to ``end``."""
     end -= start
     end *= distance
     end += start
@@ -80,8 +80,8 @@ def _lerp(
 def _neighbors(
     old: int, new: int
 ) -> tuple[Int[np.ndarray, "x"], Int[np.ndarray, "x"], Float32[np.ndarray, "x"]]:
-    """For each new pixel of an axis: the old ones before and after its center, and the distance
-    from the former, in pixels."""
+    """For each new pixel of an axis: the old pixels before and after its center, and the distance
+    from the one before, in pixels."""
     center = (np.arange(new, dtype=np.float32) + np.float32(0.5)) * (
         np.float32(old) / np.float32(new)
     ) - np.float32(0.5)
@@ -115,7 +115,7 @@ def _filtered(
     radius: float,
     weights_at: Callable[[np.ndarray], np.ndarray],
 ) -> UInt8[np.ndarray, "h1 w1 3"]:
-    """One axis resized as Pillow does, with weights of 16 bits in place of 22.
+    """Resizes one axis as Pillow does, with weights of 16 bits instead of 22.
 
     Source: aten/src/ATen/native/cpu/UpSampleKernel.cpp of PyTorch 2.13, for uint8.
     """

@@ -2,8 +2,8 @@
 
     number -> pipe -> batches[number] -> shared memory -> a copy
 
-They are not Grain's own workers, whose death or hanging Grain waits for by polling for ever, and
-which do not end with the process that started them.
+Grain's own workers are not used: if one of them dies or hangs, Grain polls for ever, and they can
+outlive the process that started them.
 """
 
 import contextlib
@@ -29,12 +29,12 @@ import numpy as np
 from vmoe.errors import Failure, UsageError
 from vmoe.signals import SIGNALS
 
-THREADS = 2  # that read, if there are no workers
-EXIT_TIMEOUT = 5.0  # seconds in which a process that has closed its pipe ends
+THREADS = 2  # that read batches if there are no workers
+EXIT_TIMEOUT = 5.0  # seconds for a process to end after it has closed its pipe
 SHARED_MEMORY = "/dev/shm"  # the folder of shared memory on Linux
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # settings of mallopt in glibc
-KEPT = 1 << 30  # bytes
+KEPT = 1 << 30  # bytes of freed memory
 MOST = 1 << 25  # bytes; the largest M_MMAP_THRESHOLD that older versions accept
 
 T_co = TypeVar("T_co", covariant=True)
@@ -42,7 +42,7 @@ T_co = TypeVar("T_co", covariant=True)
 
 @runtime_checkable
 class Batches(Protocol[T_co]):
-    """Batches by number; they can be pickled if there are workers."""
+    """Batches by number; they must be picklable if there are workers."""
 
     def __getitem__(self, number: int) -> T_co:
         """Reads a batch; called from several threads."""
@@ -53,9 +53,9 @@ class WorkerDied(Failure):
 
 
 class Workers:
-    """Processes that read batches for this one; without any, threads read them. Close it after use.
+    """Processes that read batches for this one; threads if there are none. Close it after use.
 
-    The workers ignore SIGINT, SIGTERM and SIGHUP, keep off the accelerator, and end with this
+    The workers ignore SIGINT, SIGTERM and SIGHUP, do not use the accelerator, and end with this
     process, however it ends.
     """
 
@@ -63,14 +63,14 @@ class Workers:
         """Starts the processes.
 
         Args:
-            count: number of processes.
+            count: number of processes; 0 for threads.
         """
         with _inherited() if count else contextlib.nullcontext():
             self._workers = [_Worker(f"data worker {i + 1} of {count}") for i in range(count)]
         self._closing = util.Finalize(self, _kill, (self._workers,), exitpriority=1)
 
     def readers(self, batches: Batches[T_co]) -> list[Callable[[int], T_co]]:
-        """For each thread of a reader, the function that reads a batch by its number."""
+        """One function for each thread of a reader; it reads a batch by its number."""
         if not self._workers:
             return [batches.__getitem__] * THREADS
         pickled = cloudpickle.dumps(batches)  # Grain keeps lambdas
@@ -88,14 +88,14 @@ class Workers:
 
 
 def check_shared_memory(count: int, batch_bytes: int) -> None:
-    """Checks that a batch for each worker fits into shared memory; else a worker is killed."""
+    """Checks that a batch for each worker fits into shared memory; otherwise a worker is killed."""
     if count and os.path.isdir(SHARED_MEMORY):
         free = shutil.disk_usage(SHARED_MEMORY).free
         if free < count * batch_bytes:
             raise UsageError(
-                f"a batch of {_mb(batch_bytes)} for each needs {_mb(count * batch_bytes)} of "
-                f"shared memory, and {SHARED_MEMORY} has {_mb(free)} free: enlarge it (shm-size in "
-                "Docker), or use fewer workers or smaller batches",
+                f"a batch of {_mb(batch_bytes)} for each worker needs {_mb(count * batch_bytes)} "
+                f"of shared memory, and {SHARED_MEMORY} has {_mb(free)} free: enlarge it (shm-size "
+                "in Docker), or use fewer workers or smaller batches",
                 **{"data.num_workers": count},
             ).remedied_by(**{"data.num_workers": None, "batch_size": None})
 
@@ -106,10 +106,10 @@ def _mb(size: int) -> str:
 
 @contextlib.contextmanager
 def _inherited() -> Iterator[None]:
-    """Blocks the signals that stop a run, and turns JAX to the CPU, for processes to inherit."""
+    """Blocks the signals that stop a run, and sets JAX to the CPU; new processes inherit both."""
     blocked = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     resource_tracker.ensure_running()
-    signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)  # it has unblocked some
+    signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)  # the tracker has unblocked some
     platforms = os.environ.get("JAX_PLATFORMS")
     os.environ["JAX_PLATFORMS"] = "cpu"  # Grain imports JAX
     try:
@@ -135,7 +135,7 @@ class _Worker:
         self._memory: SharedMemory | None = None
 
     def opened(self, pickled: bytes) -> Callable[[int], Any]:
-        """The function that reads a batch of pickled batches."""
+        """A function that reads one of the pickled batches by its number."""
 
         def read(number: int) -> Any:
             with self._lock:
@@ -158,7 +158,7 @@ class _Worker:
         return self._connection.recv()
 
     def _unpacked(self, memory_name: str, sizes: Sequence[int], pickled: bytes) -> Any:
-        """A copy of what the process has put into the shared memory."""
+        """A copy of the batch that the process has written to the shared memory."""
         if memory_name:
             self._attach(memory_name)
         whole = np.frombuffer(_bytes(self._memory), np.uint8, sum(sizes)).copy()
@@ -196,7 +196,7 @@ def _kill(workers: Sequence[_Worker]) -> None:
 
 
 def _serve(connection: Connection) -> None:
-    """Reads what the other process asks for; ends with that process."""
+    """Reads the batches that the parent process requests; ends with that process."""
     keep_freed_memory()
     threading.Thread(target=_end_with_parent, daemon=True).start()
     opened: dict[int, Batches[Any]] = {}
@@ -222,7 +222,7 @@ def _end_with_parent() -> None:
 
 
 class _Shared:
-    """A worker's shared memory: that of its largest batch so far."""
+    """A worker's shared memory; it is as large as the largest batch so far."""
 
     def __init__(self) -> None:
         self._memory: SharedMemory | None = None
@@ -246,7 +246,7 @@ class _Shared:
         return name, sizes, pickled
 
     def _grow(self, size: int) -> str:
-        """The name of new memory, if the old one is smaller."""
+        """Makes room for a batch; returns the name of the memory if it is new, else ""."""
         if self._memory and self._memory.size >= size:
             return ""
         if self._memory:
@@ -257,12 +257,12 @@ class _Shared:
 
 @functools.cache
 def keep_freed_memory() -> None:
-    """Lets this process keep memory that it has freed: up to 1 GiB at the end of its heap.
+    """Keeps freed memory in this process (glibc's mallopt): up to 1 GiB at the end of its heap.
 
-    It also keeps all that it has freed between arrays that are still in use, of whatever size.
-    glibc returns large arrays to the kernel when they are freed. The page faults of the next ones
+    Freed memory between arrays that are still in use is kept, too, whatever its size. By default
+    glibc returns large arrays to the kernel when they are freed. The page faults of the next arrays
     then take a tenth of the time of reading images, and up to a third of a training step of a small
-    model on a CPU. Other systems than Linux are left as they are.
+    model on a CPU. Does nothing on systems other than Linux.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt:
@@ -277,4 +277,4 @@ def _bytes(memory: SharedMemory | None) -> memoryview:
 
 
 IN_THREADS = Workers()
-"""No processes."""
+"""Threads instead of processes."""

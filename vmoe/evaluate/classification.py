@@ -58,17 +58,17 @@ class Evaluation:
     unlabeled: int | None
     """Number of images without a label, which the metrics below leave out; None if all have one."""
     accuracy: float
-    """Fraction of images for which the largest logit is that of a label."""
+    """Fraction of images whose predicted class is one of their labels."""
     accuracy_over_all: float | None
-    """The same with images without a label counted as wrong; None if all have one."""
+    """The accuracy with unlabeled images counted as wrong; None if all images have a label."""
     top5_accuracy: float | None
-    """Fraction of images for which one of the five largest logits is that of a label; None if there
+    """Fraction of images with a label among the classes of the five largest logits; None if there
     are fewer than six classes."""
     probabilities: Loss
-    """The softmax over the classes, or the sigmoid of each class by itself: that of the loss which
-    trained the model. The next three metrics, and those of each image, are of it."""
+    """The loss that trained the model: probabilities are the softmax over the classes, or the
+    sigmoid of each class. The next three metrics and the metrics of each image depend on it."""
     cross_entropy: float
-    """Mean in nats; of the sigmoid, summed over the classes."""
+    """Mean in nats; with the sigmoid, summed over the classes."""
     brier: float
     """Mean squared distance between the probabilities and the targets, summed over the classes; in
     [0, 2] for the softmax."""
@@ -78,8 +78,8 @@ class Evaluation:
     """Fraction of the tokens' choices that got no slot, over all sparse blocks; None if no router
     lets tokens choose."""
     unprocessed: float | None
-    """Fraction of the tokens that no expert processed, over all sparse blocks; None if there are
-    none."""
+    """Fraction of the tokens that no expert processed, over all sparse blocks; None without sparse
+    blocks."""
     image_size: int
     """Side of the model's input in pixels."""
     batch_size: int
@@ -91,8 +91,7 @@ class Evaluation:
     images_per_group: dict[int, int]
     """By sparse block: maximum number of images whose tokens competed for the same slots."""
     capacity_factor: dict[int, float | None]
-    """By sparse block: slots per token and choice in a full group, after rounding; None if
-    there is no capacity."""
+    """By sparse block: the capacity factor in a full group, after rounding; None if dropless."""
     images_per_second: float
     """Excludes compilation."""
     class_names: tuple[str, ...] = dataclasses.field(repr=False)
@@ -101,20 +100,20 @@ class Evaluation:
     indices: Int[np.ndarray, "b"] = dataclasses.field(repr=False, compare=False)
     """The index of each image in the source; images that could not be read are missing."""
     totals: dict[int, ExpertTotals] = dataclasses.field(repr=False, compare=False)
-    """By sparse block: how much each expert was used, as ``vmoe.analysis.health`` judges it."""
+    """By sparse block: how much each expert was used, for ``vmoe.analysis.health``."""
 
     @property
     def labeled(self) -> int:
-        """Number of images with a label, over which the accuracy is."""
+        """Number of images with a label, over which the accuracy is computed."""
         return self.images - (self.unlabeled or 0)
 
     @property
     def standard_error(self) -> float:
-        """Of the accuracy, over the images; see ``paired_difference`` for two models."""
+        """Standard error of the accuracy; see ``paired_difference`` to compare two models."""
         return math.sqrt(self.accuracy * (1 - self.accuracy) / self.labeled)
 
     def metrics(self) -> dict[str, object]:
-        """The fields by name, except those that are not shown and those that are None."""
+        """The fields by name, except hidden fields and fields that are None."""
         values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.repr}
         return {name: value for name, value in values.items() if value is not None}
 
@@ -150,11 +149,11 @@ def evaluate(
 
     Args:
         batch_size: images per batch, over all devices; rounded up to a multiple of the devices.
-        image_size: side of the model's input in pixels, to which the preprocessing is scaled; that
-            of the preprocessing if None. Learned positions are resampled for other sizes.
+        image_size: side of the model's input in pixels; the preprocessing is scaled to it. If None,
+            the size of the preprocessing. Learned positions are resampled for other sizes.
         preprocessing: how the images are prepared; if None, they are resized to the image size of
             the model, as in training.
-        loss: with which the model was trained, whose probabilities are measured.
+        loss: the loss that trained the model; it determines the probabilities.
         on_batch: called before compiling and before each batch; an exception that it raises ends
             the evaluation.
         on_unreadable: called with the reason for each image that is left out because it cannot be
@@ -164,8 +163,8 @@ def evaluate(
 
     Raises:
         UsageError: the source has more classes than the model, image_size is not a multiple of the
-            patch size, batch_size or image_size is below 1, no image can be read, or none has a
-            label.
+            patch size, batch_size or image_size is below 1, no image can be read, or no image has
+            a label.
         Failure: a logit is NaN or infinite, or a worker died.
     """
     config = model.config
@@ -247,8 +246,8 @@ class Difference(NamedTuple):
     """How much more accurate one model is than another.
 
     Attributes:
-        accuracy: of the first minus that of the second, in [-1, 1].
-        standard_error: of the difference, over the images.
+        accuracy: accuracy of the first model minus accuracy of the second, in [-1, 1].
+        standard_error: standard error of the difference, over the images.
     """
 
     accuracy: float
@@ -258,9 +257,9 @@ class Difference(NamedTuple):
 def paired_difference(first: Evaluation, second: Evaluation) -> Difference:
     """The difference in accuracy of two models, or of two settings of one, on the same images.
 
-    Images on which both are right, or both are wrong, do not count, so its standard error is
-    smaller than that of two samples. Images without a label are left out. Of training it says
-    nothing: another seed may differ more.
+    Images that both predict correctly, or both wrongly, do not contribute. So the standard error is
+    smaller than for two independent samples. Images without a label are left out. The standard
+    error does not cover training: another seed may differ more.
 
     Raises:
         UsageError: the evaluations are not of the same images.
@@ -281,13 +280,13 @@ def paired_difference(first: Evaluation, second: Evaluation) -> Difference:
 def in_source_order(
     source: Source, valid: list[np.ndarray]
 ) -> tuple[Int[np.ndarray, "b"], Int[np.ndarray, "b"]]:
-    """The order that puts results of the images that were read into that of the source.
+    """The permutation that sorts results of evaluated images into the order of the source.
 
     Args:
-        valid: for each batch of ``evaluation_batches``, which images are more than padding.
+        valid: for each batch of ``evaluation_batches``, a mask that is False for padding.
 
     Returns:
-        the positions of the results, and the index in the source of each image, ascending.
+        the permutation, and the index in the source of each image, ascending.
 
     Raises:
         UsageError: no image was read; every process raises it.
@@ -302,13 +301,13 @@ def in_source_order(
 def check_evaluation(
     model: ViT, *, batch_size: int, preprocessing: Preprocessing, loss: Loss, max_labels: int
 ) -> None:
-    """Traces the program of ``evaluate``, which then need not trace it.
+    """Traces the program of ``evaluate``, which then reuses the trace.
 
     Args:
         model: its parameters may be ``jax.ShapeDtypeStruct``.
         batch_size: images per batch, over all devices; rounded up to a multiple of the devices.
-        loss: with which the model is trained.
-        max_labels: of the source.
+        loss: the loss that trains the model.
+        max_labels: largest number of labels of an image in the source.
 
     Raises:
         UsageError: image_size is not a multiple of the patch size, or the capacity leaves no slot.

@@ -1,17 +1,16 @@
-"""Few-shot evaluation: how well a linear probe classifies by a model's features.
+"""Few-shot evaluation: the accuracy of a linear probe on a model's features.
 
-The features are the inputs of the model's last linear layer, after the pre-logits. The protocol is
-that of the V-MoE authors (arXiv 2106.05974): ``vmoe/evaluate/probe.py`` fits the probe, and for
+The features are the inputs of the model's last linear layer, after the pre-logits. The protocol
+follows the V-MoE authors (arXiv 2106.05974): ``vmoe/evaluate/probe.py`` fits the probe, and for
 each number of shots one L2 is chosen for all data sets, by the mean rank of its accuracies ON THE
-TEST IMAGES. This makes accuracies comparable with the paper's, but optimistic, all the more with a
-single data set. ``choose_l2="train"`` chooses on training images that are no shots instead: most of
-the paper's data sets have no validation split. The authors prepare the images of all data sets in
-one way; by default they are prepared as for the model (``FewShotConfig.preprocessing``).
+TEST IMAGES. Accuracies are then comparable with the paper, but optimistic, most of all with a
+single data set. ``choose_l2="train"`` chooses on training images that are not shots instead, since
+most of the paper's data sets have no validation split. The authors prepare the images of all data
+sets in the same way; the default here is the model's own (``FewShotConfig.preprocessing``).
 
-Which images are drawn depends on the order of the data too, so the shots are not those of the
-paper. Under a capacity the features depend on the batch, as an evaluation does. Labels are read of
-all images, pixels only of the shots and the test images. Images with several labels or none are
-excluded.
+The drawn images also depend on the order of the data, so the shots differ from the paper's. Under
+a capacity the features depend on the batch, as in an evaluation. Labels of all images are read,
+but pixels only of the shots and the test images. Images with several labels or none are excluded.
 """
 
 import dataclasses
@@ -39,23 +38,23 @@ from vmoe.evaluate.probe import L2, Probe, choose_l2, draw, fit, place_in_class
 from vmoe.nn.inputs import to_float
 from vmoe.nn.vit import ViT
 
-NONE = -1  # in place of the label of an image that is excluded
+NONE = -1  # the label of excluded images
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class FewShotData:
-    """The images of a data set that a probe reads; ``prepare`` makes one."""
+    """The images of a data set for a probe, as ``prepare`` returns them."""
 
     name: str
-    """As the user gives it."""
+    """The name as the user gives it."""
     train: Source
-    """The drawn images, class by class, those of a smaller number of shots first."""
+    """The drawn images, class by class; fewer shots are the first images of each class."""
     train_labels: Int[np.ndarray, "b"]
     test: Source
     test_labels: Int[np.ndarray, "x"]
     num_classes: int
     messages: tuple[str, ...]
-    """A line for each thing that the user should know about the data."""
+    """Remarks about the data for the user, one line each."""
 
     @property
     def sources(self) -> tuple[Source, Source]:
@@ -74,7 +73,7 @@ def open_fewshot(
         on_error: as for ``open_source``.
 
     Raises:
-        UsageError: there is no such data set or split, or ``prepare`` refuses it.
+        UsageError: there is no such data set or split; or as for ``prepare``.
     """
     opened = []
     for text in config.data:
@@ -115,9 +114,9 @@ def prepare(name: str, train: Source, test: Source, config: FewShotConfig) -> Fe
     """Draws the shots of a data set.
 
     Args:
-        name: for people.
-        train: from which the shots are drawn.
-        test: its classes must be among those of ``train``.
+        name: the name to show.
+        train: the split from which the shots are drawn.
+        test: the split to classify; ``train`` must have its classes.
 
     Raises:
         UsageError: a split has no image with exactly one label, or the test split has a class that
@@ -175,7 +174,7 @@ class FewShotResult:
 
     shots: tuple[int, ...]
     l2: tuple[float, ...]
-    """The chosen one for each number of shots."""
+    """The chosen L2 for each number of shots."""
     by_l2: dict[str, Float[np.ndarray, "x l"]]
     """By data set: the accuracy of each number of shots with each L2."""
 
@@ -208,9 +207,9 @@ def fewshot(
 
     Args:
         data: as ``open_fewshot`` opens it with the same config.
-        preprocessing: the model's own; the config says whether it is used.
-        image_size: side of the model's input in pixels, to which the preprocessing is scaled; its
-            own size if None.
+        preprocessing: the model's own, which is used unless the config has another one.
+        image_size: side of the model's input in pixels; the preprocessing is scaled to it. If None,
+            the size of the preprocessing.
         on_batch: called before each batch and each fit; an exception that it raises ends the probe.
         on_unreadable: called with the reason for each image that is left out because it cannot be
             read; if None, the reason is raised.
@@ -218,8 +217,8 @@ def fewshot(
         on_wait: as for ``evaluation_batches``.
 
     Raises:
-        UsageError: image_size is not a multiple of the patch size; or no image of a split can be
-            read, or none is left on which to choose the L2.
+        UsageError: image_size is not a multiple of the patch size; no image of a split can be
+            read; or no image is left to choose the L2.
         Failure: a feature is NaN or infinite.
     """
     size = preprocessing.image_size if image_size is None else image_size
@@ -276,7 +275,7 @@ def _read(
     on_batch: Callable[[], None],
     **reading: Any,
 ) -> tuple[Float[np.ndarray, "x r"], Int[np.ndarray, "x"]]:
-    """Features and labels of the images that can be read, in order, on every process all."""
+    """Features and labels of all readable images, in order; the same on every process."""
     placement, run = model.placement, _features(model)
     features, read = [], []
     for batch in evaluation_batches(
@@ -299,7 +298,7 @@ def _read(
 
 
 def check_fewshot(model: ViT, config: FewShotConfig, preprocessing: Preprocessing) -> None:
-    """Traces the program of ``fewshot``, which then need not trace it. Allocates no array.
+    """Traces the program of ``fewshot``, which then reuses the trace. Allocates no array.
 
     Args:
         model: its parameters may be ``jax.ShapeDtypeStruct``.

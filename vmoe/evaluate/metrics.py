@@ -1,4 +1,4 @@
-"""Metrics of classification: of each image, and of a whole split."""
+"""Metrics of classification, per image and for a whole split."""
 
 from typing import NamedTuple
 
@@ -12,7 +12,7 @@ from vmoe.config.train import Loss
 from vmoe.nn.inputs import is_label, label_vectors
 from vmoe.nn.losses import cross_entropy
 
-BINS = 15  # of the calibration error
+BINS = 15  # bins of confidence for the calibration error
 
 
 class PerExample(NamedTuple):
@@ -21,13 +21,13 @@ class PerExample(NamedTuple):
     Attributes:
         labels: the true classes; padded with -1.
         predictions: the classes with the largest logits.
-        correct: whether the prediction is a label.
-        in_top5: whether one of the five largest logits is that of a label.
-        cross_entropy: in nats; of the sigmoid, summed over the classes.
+        correct: whether the prediction is one of the labels.
+        in_top5: whether a label is among the classes of the five largest logits.
+        cross_entropy: in nats; with the sigmoid, summed over the classes.
         brier: squared distance between the probabilities and the targets, summed over the classes;
             in [0, 2] for the softmax.
         confidence: the largest probability, in [0, 1].
-        label_probability: the probability of the label; the geometric mean of several.
+        label_probability: the probability of the label; the geometric mean for several labels.
     """
 
     labels: Int[Array | np.ndarray, "b l"]
@@ -45,9 +45,9 @@ def per_example(logits: Float[Array, "b y"], labels: Int[Array, "b l"], loss: Lo
 
     Args:
         labels: classes; padded with -1.
-        loss: with which the model was trained. "softmax": probabilities are the softmax, and
-            several labels share the target equally. "sigmoid": they are the sigmoid of each class
-            by itself, and the target of each label is 1.
+        loss: the loss that trained the model. "softmax": probabilities are the softmax, and several
+            labels share the target equally. "sigmoid": probabilities are the sigmoid of each class,
+            and the target of each label is 1.
     """
     shares = label_vectors(labels, logits.shape[-1], normalize=True)
     if loss == "sigmoid":
@@ -75,7 +75,7 @@ def calibration_error(confidence: Float[np.ndarray, "b"], correct: Bool[np.ndarr
 
     Args:
         confidence: the largest probability of each image, in [0, 1].
-        correct: whether its class is the true one.
+        correct: whether the predicted class is a label of the image.
 
     Source: Guo et al. 2017, "On Calibration of Modern Neural Networks", equation 3.
 
@@ -90,11 +90,11 @@ def calibration_error(confidence: Float[np.ndarray, "b"], correct: Bool[np.ndarr
 def confusion(images: PerExample, classes: int) -> csr_array:
     """The confusion matrix (y, y + 1): images by true class (rows) and predicted class (columns).
 
-    An image with several labels counts for the predicted one, else for the first; one without
-    labels does not count. The matrix is sparse: a dense one of ImageNet-21k takes 3.8 GB.
+    An image with several labels counts for the predicted label, else for the first. An image
+    without labels does not count. The matrix is sparse: a dense one for ImageNet-21k takes 3.8 GB.
 
     Args:
-        classes: number of classes of the data, y; predictions of others share the last column.
+        classes: number of classes of the data, y; other predicted classes share the last column.
     """
     labels = np.where(images.correct, images.predictions, images.labels[:, 0])
     known = labels >= 0

@@ -30,9 +30,9 @@ class Prediction:
 
     path: str
     classes: list[str]
-    """Those with the largest probabilities, in descending order."""
+    """The classes with the largest probabilities, in descending order."""
     probabilities: list[float]
-    """Of these classes, in [0, 1]: their softmax; the sigmoid of each if it trained the model."""
+    """The probabilities of these classes, in [0, 1]: softmax, or sigmoid if that was the loss."""
     experts: dict[int, list[float]]
     """By sparse block: the fraction of the image's kept choices that go to each expert."""
 
@@ -45,7 +45,7 @@ def image_files(words: Sequence[str | Path]) -> tuple[list[Path], Skipped]:
             patterns (``*``, ``?``, ``[...]``; ``**`` for any depth).
 
     Returns:
-        the files, each once, in the given order; and what is skipped in the folders.
+        the files, each once, in the given order; and the files and links skipped in the folders.
 
     Raises:
         UsageError: a file or folder does not exist, or a folder or pattern contains no image.
@@ -84,7 +84,7 @@ def predict(
     """Predicts the classes of image files independently: images do not compete for slots.
 
     Args:
-        top: number of classes of a prediction.
+        top: number of classes per prediction.
         on_unreadable: called with the reason for each path that is left out because it is missing
             or not an image; if None, the reason is raised.
 

@@ -1,9 +1,10 @@
 """The few-shot probe: a ridge regression from features to classes, in closed form.
 
-Features are whitened by the mean and deviation of the training images, and get a constant feature
-for the bias, so large that the L2 hardly shrinks it; the targets are 1 for an image's class and -1
-for others. Everything is float64, on the host: in float32 accuracies at small L2 are off by up to
-27 points. The protocol is that of the V-MoE authors (arXiv 2106.05974).
+Features are standardized by their mean and standard deviation over the training images. A constant
+feature is added for the bias; it is so large that the L2 penalty hardly shrinks it. Targets are 1
+for the class of an image and -1 for other classes. Everything is float64 on the host: in float32,
+accuracies at small L2 are off by up to 27 points. The V-MoE authors use this protocol (arXiv
+2106.05974).
 """
 
 from typing import NamedTuple
@@ -26,11 +27,11 @@ def draw(
 
     Args:
         labels: the class of each image; -1 for an image that must not be drawn.
-        count: images per class; a class that has fewer gives all.
-        seed: of one generator, which permutes the images of one class after the other.
+        count: images per class; all images of a class with fewer.
+        seed: seed of one generator, which permutes the images class by class.
 
     Returns:
-        indices of images. With a larger ``count`` each class has the same ones first.
+        indices of images. With a larger ``count``, each class begins with the same images.
     """
     rng = np.random.default_rng(seed)
     order = np.argsort(labels, kind="stable")
@@ -104,13 +105,13 @@ def _inputs(
 
 
 def choose_l2(accuracies: Float[np.ndarray, "t x"]) -> int:
-    """The position in ``L2`` of the one with the highest mean rank over data sets.
+    """The index in ``L2`` of the strength with the highest mean rank over data sets.
 
-    Equal accuracies share the mean of their ranks, so that a data set on which many L2 do equally
-    well has no say among them. Of L2 with equal mean ranks the largest is chosen.
+    Equal accuracies share the mean of their ranks, so a data set with equal accuracies for several
+    strengths does not decide between them. Among equal mean ranks, the largest strength is chosen.
 
     Args:
-        accuracies: of each data set, by L2.
+        accuracies: the accuracy on each data set (row) at each L2 (column).
 
     >>> choose_l2(np.array([[0.1, 0.3, 0.3, 0.2], [0.5, 0.5, 0.5, 0.5]]))
     2

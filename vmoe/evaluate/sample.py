@@ -1,4 +1,4 @@
-"""The images on which a trained model is measured: a split of its run's data set, or others."""
+"""The images on which a trained model is measured: a split of its run's data set, or other data."""
 
 from collections.abc import Callable, Iterator
 
@@ -9,7 +9,6 @@ from vmoe.config import DataConfig
 from vmoe.config.fields import at_least
 from vmoe.config.preprocessing import Preprocessing
 from vmoe.data.pipeline import check_classes, evaluation_batches
-from vmoe.data.problems import Unreadable
 from vmoe.data.sources import (
     SPLITS,
     Source,
@@ -20,6 +19,7 @@ from vmoe.data.sources import (
     skipped_messages,
 )
 from vmoe.data.sources.splits import NoSplit, named_splits
+from vmoe.data.unreadable import Unreadable
 from vmoe.errors import UsageError
 from vmoe.factory import Loaded
 from vmoe.nn.inputs import to_float
@@ -33,7 +33,7 @@ def open_data(
 
     Args:
         data: NAME[:SPLIT]; the data set of the model's run if empty.
-        split: if ``data`` names none.
+        split: the split if ``data`` has none.
 
     Raises:
         UsageError: there is no such data, or it has other classes.
@@ -76,17 +76,17 @@ def labeled_batches(
     batch_size: int = 256,
     on_unreadable: Callable[[str], None] | None = None,
 ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """Every image of a split, its labels, and whether it is more than padding, in equal batches.
+    """Yields images, labels and a mask that is False for padding, in batches of one size.
 
-    They are read in the order of ``evaluation_order``, so that classes are mixed in each group.
+    Images are read in the order of ``evaluation_order``, so that classes are mixed in each group.
 
     Args:
         batch_size: images per batch, over all devices; rounded up to a multiple of the devices.
         on_unreadable: as for ``evaluate``.
 
     Raises:
-        UsageError: an image cannot be read, or none can; or the source has more classes than the
-            model.
+        UsageError: an image cannot be read and ``on_unreadable`` is None; no image can be read; or
+            the source has more classes than the model.
     """
     check_classes(source, model.config.num_classes)
     any_image = False
@@ -127,10 +127,10 @@ class Sample:
     def batches(
         self, at_most: int | None = None
     ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-        """Images, labels, and which are more than padding; see ``labeled_batches``.
+        """Yields images, labels and a mask of padding; see ``labeled_batches``.
 
         Args:
-            at_most: number of images, if fewer than those of the sample.
+            at_most: number of images, if smaller than the sample.
         """
         source = self.source
         if at_most is not None and at_most < len(source):
@@ -149,7 +149,7 @@ class Sample:
         return -(-len(self.source) // self._batch_size)
 
     def messages(self) -> list[str]:
-        """What was skipped or left out, and how many images have no label; a line for each."""
+        """Remarks about images that were skipped or left out or have no label, one line each."""
         lines = [*skipped_messages([self.source]), *self._left_out.news()]
         images = len(self.source)
         if count := sum(not self.source.labels_of(i) for i in range(images)):

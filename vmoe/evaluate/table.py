@@ -1,4 +1,4 @@
-"""An evaluation as a table, by class, and as a row of a CSV file."""
+"""An evaluation as a table, by class, as a row of a CSV file, and with a row per image."""
 
 import csv
 import datetime
@@ -54,7 +54,7 @@ def _known(name: str, share: float | None) -> list[tuple[str, str]]:
 
 
 def per_class(evaluation: Evaluation) -> dict[str, dict[str, Any]]:
-    """By class: number of images, accuracy, and the classes confused with it, most frequent first.
+    """By class: number of images, accuracy, and the other classes predicted, most frequent first.
 
     A class without images has no accuracy and is left out.
     """
@@ -138,8 +138,8 @@ def append_row(path: Path, loaded: Loaded, evaluation: Evaluation) -> None:
 def write_predictions(path: Path, source: Source, evaluation: Evaluation) -> None:
     """Writes a CSV file with a row for each image, in the order of the data.
 
-    Several labels have ``|`` between them, as in the lists of images that can be read. Images that
-    could not be read have no row. The files of images are read once more, for their names.
+    Several labels are separated by ``|``, as in lists of images. Images that could not be read have
+    no row. Image files are read a second time, for their names.
 
     Args:
         source: the evaluated images.

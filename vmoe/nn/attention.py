@@ -9,9 +9,9 @@ from vmoe.nn.keys import MaybeKey, Rngs
 
 
 class Attention(nnx.MultiHeadAttention):
-    """Attention from queries to tokens; self-attention if only one of the two is given.
+    """Multi-head attention from queries to tokens; self-attention if only one of the two is given.
 
-    Dropout draws independently for each image and head, as in the published model.
+    Dropout masks are independent for each image and head, as in the published model.
     Parameters: ``query``, ``key``, ``value`` kernels (d, a, z), ``out`` kernel (a, z, d).
     """
 
@@ -52,9 +52,9 @@ class Attention(nnx.MultiHeadAttention):
     def weights(
         self, queries: Float[Array, "b q d"], tokens: Float[Array, "b n d"] | None = None
     ) -> Float[Array, "b a q n"]:
-        """How much each query attends to each token, by head: float32, sums to 1 over the tokens.
+        """The attention weights by head: float32, sum to 1 over the tokens.
 
-        Calling the module does not compute them where a fused kernel attends.
+        A call of the module does not compute them if it uses a fused kernel.
         """
         query, key = self.query(queries), self.key(queries if tokens is None else tokens)
         if self.normalize_qk:

@@ -24,10 +24,10 @@ class BlockOutputs(NamedTuple):
     """The tokens after a block, and what the block added to them.
 
     Attributes:
-        tokens: after the block.
+        tokens: the tokens after the block.
         attention: output of the attention, before dropout.
-        mlp: output of the MLP or of the sparse layer.
-        record: of a sparse block's routing; None for a dense one.
+        mlp: output of the MLP or of the MoE layer.
+        record: routing record of a sparse block; None for a dense block.
     """
 
     tokens: Float[Array, "b x d"]
@@ -82,9 +82,9 @@ class Block(nnx.Module):
 
         Args:
             valid: False for images that only pad the batch.
-            class_token_only: return only the first token of each image, and compute only what it
-                depends on. In a sparse block all tokens attend, since all are routed.
-            decide: decides in place of the router of a sparse block.
+            class_token_only: return only the first token of each image, and skip work that cannot
+                change it. In a sparse block all tokens attend, since all are routed.
+            decide: replaces the router of a sparse block.
         """
         attention_key, dropout_key, mlp_key = keys.split(key, 3)
         normed = self.norm1(tokens)

@@ -1,4 +1,4 @@
-"""The experts of a sparse layer: MLPs whose parameters are stacked along e."""
+"""The experts of an MoE layer: MLPs whose parameters are stacked along e."""
 
 import jax
 import jax.numpy as jnp
@@ -65,8 +65,8 @@ class Experts(nnx.Module):
         """Applies the experts to rows sorted by expert.
 
         Args:
-            sizes: rows of each expert.
-            block: rows of a block, which divides all sizes; None for a ragged matmul.
+            sizes: number of rows of each expert.
+            block: number of rows of a block, which divides all sizes; None for a ragged matmul.
         """
         args = self.up.params(), self.down.params(), rows, sizes, self.hidden, key
         if block is None:
@@ -75,7 +75,7 @@ class Experts(nnx.Module):
 
 
 def _per_expert(init: nnx.Initializer, shared: bool) -> nnx.Initializer:
-    """An initializer of all experts from that of one, with equal or with independent values."""
+    """Makes one expert's initializer into one for all experts, with equal or independent values."""
 
     def draw(key: jax.Array, shape: tuple[int, ...], dtype: jax.typing.DTypeLike) -> jax.Array:
         e, *one = shape

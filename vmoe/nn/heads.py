@@ -34,7 +34,7 @@ class AttentionPool(nnx.Module):
 class Head(nnx.Module):
     """An optional dense layer with tanh, then a linear layer to the logits, in float32.
 
-    Without classes there is no such layer, and the features are returned.
+    Without classes there is no linear layer, and the features are returned.
     """
 
     def __init__(self, config: ViTConfig, *, dtype: jax.typing.DTypeLike, rngs: Rngs):

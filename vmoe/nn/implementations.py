@@ -1,6 +1,6 @@
 """Three implementations of the experts; only the random draws of dropout differ between them.
 
-``batched``: batched matmuls over all slots of fixed capacity; the only one for sharded experts.
+``batched``: batched matmuls over all slots of fixed capacity; required for sharded experts.
 ``blocked``: a loop over blocks of rows, each with its expert's weights, so that the hidden layer of
 a block stays in the cache; the custom backward pass saves only the pre-activations.
 ``ragged``: ragged matmuls over sorted rows, as one kernel if the platform has it (GPU, TPU).
@@ -65,7 +65,7 @@ def ragged(
     """Applies each expert's MLP to its rows; outputs after the last expert's rows are undefined.
 
     Args:
-        sizes: rows of each expert.
+        sizes: number of rows of each expert.
     """
     expert = jnp.searchsorted(jnp.cumsum(sizes), jnp.arange(len(rows)), side="right")
 
@@ -92,8 +92,8 @@ def blocked(
     Blocks after the last expert's rows are not computed.
 
     Args:
-        sizes: rows of each expert, multiples of ``block``.
-        block: rows of a block.
+        sizes: number of rows of each expert, a multiple of ``block``.
+        block: number of rows of a block.
     """
     blocks = rows.reshape(-1, block, rows.shape[1])
     ends = jnp.cumsum(sizes) // block

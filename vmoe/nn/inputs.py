@@ -28,10 +28,9 @@ def to_float(pixels: Array) -> Array: ...
 def to_float(pixels: Pixels) -> Images:
     """Converts pixels in [0, 255] to float32 in [-1, 1]; a numpy array stays one.
 
-    The result is (2 x - 255) / 255, rounded once. Pixels in uint8 become the same bits in numpy and
-    in every program of XLA, whatever XLA fuses: both products below are exact. A division is
-    not the same everywhere, since XLA replaces it by a product, nor is a product, which may be
-    fused with an addition without being rounded.
+    The result is (2 x - 255) / 255, rounded once. For uint8 pixels it is bitwise equal in numpy
+    and in every XLA program, since both products below are exact. The plain formula is not: XLA
+    may turn the division into a product and fuse that with the addition, without rounding between.
     """
     centered = pixels.astype(np.float32) * 2 - 255
     return centered * HIGH + centered * LOW
@@ -45,8 +44,8 @@ def label_vectors(
     Args:
         labels: classes in [0, y); -1 for none. A class counts once.
         num_classes: y.
-        normalize: divide by the number of classes of the image, so that the vector sums to 1, as
-            the softmax loss needs. An image without labels keeps zeros.
+        normalize: divide by the number of classes of the image, so that the vector sums to 1 for
+            the softmax loss. An image without labels keeps zeros.
     """
     vectors = jax.nn.one_hot(labels, num_classes).max(axis=1)
     return vectors / jnp.maximum(vectors.sum(axis=1, keepdims=True), 1) if normalize else vectors
@@ -59,10 +58,10 @@ def is_label(classes: Array, labels: Array) -> Array: ...
 def is_label(
     classes: Int[Array | np.ndarray, "*x b"], labels: Int[Array | np.ndarray, "b l"]
 ) -> Bool[Array | np.ndarray, "*x b"]:
-    """Whether a class is one of the labels of an image: a prediction that is one is correct.
+    """Whether a class is one of the labels of its image, so that its prediction is correct.
 
     Args:
-        classes: one class, or several, for each image; 0 or more.
+        classes: one or several classes for each image, each 0 or more.
         labels: classes; padded with -1.
     """
     return (classes[..., None] == labels).any(-1)
@@ -73,7 +72,7 @@ def has_label(labels: np.ndarray) -> np.ndarray: ...
 @overload
 def has_label(labels: Array) -> Array: ...
 def has_label(labels: Int[Array | np.ndarray, "b l"]) -> Bool[Array | np.ndarray, "b"]:
-    """Whether an image has a label; without one it counts in no accuracy.
+    """Whether an image has a label; images without labels are left out of the accuracy.
 
     Args:
         labels: classes; padded with -1.
@@ -83,7 +82,7 @@ def has_label(labels: Int[Array | np.ndarray, "b l"]) -> Bool[Array | np.ndarray
 
 
 def check_labels(labels: Int[np.ndarray, "..."], num_classes: int) -> None:
-    """Checks that labels are classes, some for each image.
+    """Checks that the labels of each image are classes of the model.
 
     Raises:
         UsageError: the array is not (b, l), or a label is no class.
@@ -104,7 +103,7 @@ def check_images(images: Any) -> None:
     """Checks that the input of a model is one float array (b, h, w, 3).
 
     Raises:
-        UsageError: it is not; names its type or its shape and dtype, and the remedy.
+        UsageError: it is not; the message has its type, or its shape and dtype, and the remedy.
     """
     if not isinstance(images, jax.Array | np.ndarray):
         raise UsageError(

@@ -9,10 +9,10 @@ MaybeKey = Key[Array, ""] | None
 
 
 class InitKeys:
-    """Keys for initialization, in place of ``nnx.Rngs``, whose count is an array.
+    """Keys for initialization, instead of ``nnx.Rngs``, whose counter is an array.
 
-    In an abstract build that array is a tracer, and the time that NNX takes to update it grows with
-    the square of the number of parameters: 15 s instead of 0.7 s for the 15B model.
+    In an abstract build that array is a tracer, and the time of NNX to update it grows with the
+    square of the number of parameters: 15 s instead of 0.7 s for the 15B model.
     """
 
     def __init__(self, seed: int):

@@ -15,7 +15,7 @@ def cross_entropy(
 
     Args:
         labels: a probability for each class.
-        kind: "softmax" over the classes, or "sigmoid" of each class, summed over the classes.
+        kind: "softmax" over the classes, or the "sigmoid" loss summed over the classes.
     """
     if kind == "sigmoid":
         return optax.sigmoid_binary_cross_entropy(logits, labels).sum(-1)
@@ -28,8 +28,8 @@ def likeliest(
     """The classes with the largest logits, and their probabilities, which may be rounded to 1.
 
     Args:
-        count: at most so many classes.
-        sigmoid: whether the probability is the sigmoid of each class; else the softmax.
+        count: maximum number of classes.
+        sigmoid: take each class's sigmoid as its probability, instead of the softmax.
     """
     every = expit(logits) if sigmoid else softmax(logits, axis=-1)
     top = np.argsort(-logits, axis=-1, kind="stable")[..., :count]

@@ -1,4 +1,4 @@
-"""The dense MLP of a transformer block, and what it shares with the experts."""
+"""The dense MLP of a transformer block, and the hidden layer that it shares with the experts."""
 
 import functools
 from collections.abc import Callable
@@ -23,11 +23,11 @@ GELUS: dict[Gelu, Callable[[jax.Array], jax.Array]] = {
 
 
 class Hidden(NamedTuple):
-    """What an MLP does apart from its two linear layers.
+    """An MLP without its two linear layers: the activation and dropout.
 
     Attributes:
         gelu: the activation.
-        dropout: rate, after the activation and after the second layer.
+        dropout: dropout rate, after the activation and after the second layer.
     """
 
     gelu: Gelu = "tanh"

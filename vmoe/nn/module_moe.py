@@ -1,4 +1,4 @@
-"""A sparse layer whose experts are copies of any module that acts on the last axis."""
+"""An MoE layer whose experts are copies of any module that acts on the last axis."""
 
 from typing import Any
 
@@ -18,10 +18,10 @@ from vmoe.routing.layout import combine, dispatch
 
 
 class ModuleMoE(nnx.Module):
-    """Mixture of experts, each of them a copy of one module, with a linear gate.
+    """Mixture of experts with a linear gate; each expert is a copy of one module.
 
-    Parameters: ``router`` kernel (d, e), and ``experts``, the module with a first axis e on every
-    parameter. Experts compute all their slots, as in the implementation ``batched``.
+    Parameters: ``router`` kernel (d, e), and ``experts``, the module with an axis e added in front
+    of every parameter. Experts compute all their slots, as in the implementation ``batched``.
     """
 
     def __init__(
@@ -30,9 +30,10 @@ class ModuleMoE(nnx.Module):
         """The experts start with the parameters of the module.
 
         Args:
-            expert: maps rows (r, d) to (r, x), each independently; its state is parameters only.
-            width: d.
-            config: a token-choice layer without noise, expert dropout or rounded transfers.
+            expert: maps rows (r, d) to (r, x), each independently; it has no state but parameters.
+            width: size d of the last axis of the rows.
+            config: config of a token-choice layer without noise, expert dropout or a
+                ``transfer_dtype``.
             spatial: number of axes between r and d that the module needs, such as 2 for a
                 convolution of images.
         """
@@ -46,7 +47,7 @@ class ModuleMoE(nnx.Module):
     def __call__(self, x: Float[Array, "*b d"], *args: Any, **kwargs: Any) -> Float[Array, "*b x"]:
         """The experts' weighted outputs for every row; other arguments are passed to each expert.
 
-        The rows of one index of the first axis are routed as those of one image.
+        The first axis is the image axis: rows with the same index there belong to one image.
         """
         return self.forward(x, *args, **kwargs)[0]
 
@@ -83,7 +84,7 @@ def capture_records(
 ) -> tuple[Any, dict[tuple[str | int, ...], tuple[Record, ...]]]:
     """``model(*args, **kwargs)``, and the records of its ModuleMoE layers by path, one per call.
 
-    Their auxiliary losses can be added to the loss. Works inside ``jax.jit`` and ``jax.grad`` with
+    Add their ``aux_loss`` to the loss in training. Works inside ``jax.jit`` and ``jax.grad`` with
     a model that is merged there; unused parts of the records are then not computed.
     """
     layers = [path for path, part in nnx.iter_modules(model) if isinstance(part, ModuleMoE)]
@@ -97,7 +98,7 @@ def capture_records(
 def on_rows(
     module: nnx.Module, rows: Float[Array, "r d"], spatial: int, *args: Any, **kwargs: Any
 ) -> Float[Array, "*x"]:
-    """Applies a module to rows, given to it with some spatial axes of size 1."""
+    """Applies a module to rows, with ``spatial`` axes of size 1 inserted."""
     ones = (1,) * spatial
     outputs = module(rows.reshape(-1, *ones, rows.shape[-1]), *args, **kwargs)
     kept = outputs.shape[1 : 1 + spatial] == ones

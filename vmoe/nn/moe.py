@@ -1,4 +1,4 @@
-"""The sparse layer: group, route, dispatch, experts, combine, ungroup."""
+"""The MoE layer: group, route, dispatch, experts, combine, ungroup."""
 
 import jax
 import jax.numpy as jnp
@@ -21,9 +21,9 @@ from vmoe.sharding import ONE_DEVICE, Placement
 
 
 class MoE(nnx.Module):
-    """Mixture of experts in place of an MLP (V-MoE, section 2).
+    """Mixture of experts, which replaces the MLP of a block (V-MoE, section 2).
 
-    Parameters: ``router`` (those of the gate) and ``experts``.
+    Parameters: ``router`` (the gate's parameters) and ``experts``.
     """
 
     def __init__(
@@ -65,7 +65,7 @@ class MoE(nnx.Module):
             valid: False for images that only pad the batch.
             class_token_only: return the outputs of each image's first token only; all tokens
                 are routed.
-            decide: decides in place of the config's router.
+            decide: replaces the config's router.
         """
         b, n, _ = tokens.shape
         router_key, experts_key = keys.split(key, 2)
@@ -86,7 +86,7 @@ class MoE(nnx.Module):
         key: MaybeKey = None,
         decide: Route | None = None,
     ) -> Record:
-        """Routes each group independently; see ``route``."""
+        """Routes each group independently; see the function ``route``."""
         return route(self.router, groups, valid, key, self.config, self.placement, decide)
 
     def _through_experts(
@@ -110,7 +110,7 @@ class MoE(nnx.Module):
         return combine(rows[None, None], routing).reshape(groups.shape)
 
     def _transfer(self, rows: jax.Array) -> jax.Array:
-        """Casts rows to the dtype in which they are sent to the experts and back."""
+        """Casts rows to the dtype of transfers to the experts and back."""
         return rows.astype(jnp.bfloat16) if self.config.transfer_dtype == "bfloat16" else rows
 
 
@@ -128,7 +128,7 @@ def route(
     Args:
         valid: False for padding.
         key: for the noise and a random priority; None in evaluation.
-        decide: decides in place of the config's router.
+        decide: replaces the config's router.
     """
     router = router_of(config)
     noise_key, draw_key = keys.split(key, 2)
@@ -156,8 +156,8 @@ def choose_implementation(
     """The config's implementation; for "auto", one that suits the platform and the shapes.
 
     "auto" is ``blocked`` on a CPU; elsewhere ``batched`` if there are about as many slots as
-    choices, ``ragged`` if there are many more. Soft routing, which fills every slot, is always
-    ``batched``; so is any routing on several devices, which exchange slots.
+    choices, and ``ragged`` if there are many more slots. Soft routing, which fills every slot, is
+    always ``batched``. So is any routing on several devices, since these exchange slots.
     """
     if isinstance(routing, SoftRouting) or devices > 1:
         return "batched"

@@ -1,4 +1,4 @@
-"""The parts of a model by which its parameters are counted, decayed and monitored."""
+"""The parts of a model, by which parameters are counted, decayed and monitored."""
 
 from typing import Any
 
@@ -31,7 +31,7 @@ def part_of(path: tuple[str | int, ...]) -> str:
 
 @jax.named_scope("norms")
 def norms_by_part(tree: Any) -> dict[str, Float[Array, ""]]:
-    """The Euclidean norm of each part of a tree of arrays shaped like a model's parameters."""
+    """The Euclidean norm of each part of a tree with the structure of a model's parameters."""
     squares: dict[str, Array] = {}
     for path, leaf in jax.tree.leaves_with_path(tree):
         part = part_of(tuple(key.key for key in path))

@@ -13,7 +13,7 @@ from vmoe.nn.keys import Rngs
 class Patches(nnx.Module):
     """Cuts an image into square patches and embeds each linearly (ViT, equation 1).
 
-    Equal to a convolution with stride p, with a kernel of the same shape, (p, p, 3, d).
+    Equal to a convolution with stride p and the same kernel, (p, p, 3, d).
     """
 
     def __init__(self, patch_size: int, width: int, *, dtype: jax.typing.DTypeLike, rngs: Rngs):
@@ -28,7 +28,7 @@ class Patches(nnx.Module):
         )
 
     def __call__(self, images: Float[Array, "b h w 3"]) -> Float[Array, "b i j d"]:
-        """The embedding of each patch, whose size must divide that of the images."""
+        """The embedding of each patch; height and width must be divisible by the patch size."""
         p, (h, w) = self.patch_size, images.shape[1:3]
         if h % p or w % p:
             raise UsageError(f"images of {h} x {w} pixels: patches of {p} do not divide them")

@@ -12,7 +12,7 @@ from vmoe.nn.keys import Rngs
 class LearnedPositions(nnx.Module):
     """One learned vector for each patch of the grid, and one for the class token.
 
-    For another grid they are resampled linearly with aligned corners, as in the published
+    For another grid the vectors are resampled linearly with aligned corners, as in the published
     fine-tuning (``scipy.ndimage.zoom`` of order 1).
     """
 
@@ -56,7 +56,7 @@ def resample(places: Float[Array, "i0 j0 d"], i: int, j: int) -> Float[Array, "i
 class SinCosPositions(nnx.Module):
     """Fixed sines and cosines of the column and the row; zeros for the class token.
 
-    Order: sin x, cos x, sin y, cos y, each width / 4 wide, wavelengths from 2 pi to
+    Order: sin x, cos x, sin y, cos y, with width / 4 values each; wavelengths from 2 pi to
     10,000 * 2 pi (Vaswani et al. 2017, in two dimensions).
     """
 
@@ -73,7 +73,7 @@ class SinCosPositions(nnx.Module):
 
 
 class NoPositions(nnx.Module):
-    """No positions: the model sees a bag of patches."""
+    """No position embeddings: the model treats an image as a bag of patches."""
 
     def __call__(self, i: int, j: int) -> Float[Array, ""]:
         return jnp.zeros(())

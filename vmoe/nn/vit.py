@@ -25,10 +25,10 @@ from vmoe.sharding import ONE_DEVICE, Placement
 
 
 class ViT(nnx.Module):
-    """The model: ``model(images)`` gives logits, ``forward`` the records of the routing as well.
+    """The model: ``model(images)`` returns logits; ``forward`` also returns the routing records.
 
-    Sparse blocks have backward passes of their own, so a sparse model has gradients in reverse mode
-    only: ``jax.grad`` and ``jax.vjp``, not ``jax.jvp`` and ``jax.hessian``.
+    MoE layers have custom backward passes, so a sparse model supports only reverse-mode
+    differentiation: ``jax.grad`` and ``jax.vjp``, not ``jax.jvp`` and ``jax.hessian``.
     """
 
     def __init__(self, config: ViTConfig, *, placement: Placement = ONE_DEVICE, rngs: Rngs):
@@ -71,16 +71,16 @@ class ViT(nnx.Module):
         key: MaybeKey = None,
         valid: Valid | None = None,
     ) -> Float[Array, "b y"]:
-        """Logits, float32, of images of any size that is a multiple of the patch size.
+        """Logits in float32, for images of any size that is a multiple of the patch size.
 
-        Features in their place if the config has no classes. Training also needs the auxiliary
-        losses, which ``forward`` returns.
+        If the config has no classes, features are returned instead. Training also needs the
+        auxiliary losses, which ``forward`` returns.
 
         Args:
             images: pixels in [-1, 1].
             train: apply noise and dropout.
-            key: for noise and dropout; if None, the next key of the model's own stream.
-            valid: False for images that only pad the batch: they take no slots.
+            key: for noise and dropout; if None, the next key of the model's own stream is used.
+            valid: False for images that only pad the batch, which take no slots.
 
         Raises:
             UsageError: the images are not one float array (b, h, w, 3), their size is not a
@@ -100,15 +100,15 @@ class ViT(nnx.Module):
     ) -> tuple[Float[Array, "b y"], dict[int, Record]]:
         """Logits, and the record of each sparse block by its number; see ``__call__``.
 
-        The loss of a training step is that of the logits plus the auxiliary loss of every block,
-        which balances its experts::
+        The loss of a training step is the loss of the logits plus the auxiliary loss of every
+        sparse block, which balances the load of its experts:
 
             logits, records = model.forward(images, train=True, key=key)
             loss = optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
             loss += sum(record.aux_loss for record in records.values())
 
         Args:
-            decide: by block, a function that decides in place of its router.
+            decide: for some blocks, a function that replaces the router.
         """
         check_images(images)
         if train and key is None:
@@ -124,7 +124,7 @@ class ViT(nnx.Module):
         return self.head(self.pool(tokens)), records
 
     def train(self, **attributes: object) -> None:
-        """Refused, as is ``eval``: whether a call trains is its argument ``train``.
+        """Raises an error, as does ``eval``: use the argument ``train`` of a call instead.
 
         Raises:
             UsageError: always.
@@ -138,8 +138,9 @@ class ViT(nnx.Module):
 
     @jax.named_scope("embed")
     def embed(self, images: Images, key: MaybeKey = None) -> Float[Array, "b n d"]:
-        """The class token, if any, and the patch embeddings, plus positions; normalized if the
-        config has ``pre_norm``.
+        """The class token, if any, and the patch embeddings, plus position embeddings.
+
+        They are normalized if the config has ``pre_norm``.
         """
         patches = self.patches(jnp.asarray(images, self.config.dtype))
         _, i, j, _ = patches.shape
@@ -166,9 +167,9 @@ class ViT(nnx.Module):
             the tokens, and records by block.
 
         Args:
-            class_token_only: return only the first token of each image, and compute in the last
-                block only what it depends on. Its values are the same, except for dropout's random
-                draws.
+            class_token_only: return only the first token of each image, and skip work in the last
+                block that cannot change it. Its values are the same, except for the random draws
+                of dropout.
             decide: see ``forward``.
         """
         records = {}
@@ -190,7 +191,7 @@ class ViT(nnx.Module):
         class_token_only: bool = False,
         decide: Mapping[int, Route] | None = None,
     ) -> Iterator[BlockOutputs]:
-        """What each block returns, in order; see ``encode``."""
+        """The outputs of each block, in order; see ``encode``."""
         if others := sorted(set(decide or ()) - set(self.config.sparse_blocks)):
             raise UsageError(
                 f"decide for blocks {others}, which are not sparse: use any of "
@@ -221,7 +222,7 @@ class ViT(nnx.Module):
         return self.norm(pooled) if self.config.fc_norm else pooled
 
     def forward_features(self, images: Images) -> Float[Array, "b n d"]:
-        """The tokens that are pooled, the class token first, as in timm."""
+        """The tokens before pooling, the class token first, as in timm."""
         check_images(images)
         self.placement.check_batch(len(images))
         return self.encode(self.embed(images), jnp.ones(len(images), bool))[0]
@@ -247,16 +248,16 @@ class ViT(nnx.Module):
     ) -> list[Float[Array, "b n d"]] | list[Float[Array, "b i j d"]]:
         """The patches' tokens after some blocks, without the class token.
 
-        As timm's with ``intermediates_only=True``, which is not timm's default.
+        Like timm's method with ``intermediates_only=True``, which is not timm's default.
 
         Args:
-            indices: numbers of blocks, where negative ones count from the last; or how many of the
-                last blocks; all if None.
-            norm: apply the last norm to each, unless it follows the pooling.
+            indices: block numbers (negative numbers count from the last block), or one number n
+                for the last n blocks; all blocks if None.
+            norm: apply the last norm to each output, unless the norm follows the pooling.
             as_grid: restore the grid of patches.
 
         Raises:
-            UsageError: as calling the model; or there is no such block.
+            UsageError: as for ``__call__``, or there is no such block.
         """
         check_images(images)
         self.placement.check_batch(len(images))
@@ -282,7 +283,7 @@ class ViT(nnx.Module):
 
         Args:
             num_classes: number of logits; 0 for none.
-            seed: of the new layer's parameters.
+            seed: seed of the new layer's parameters.
         """
         self.config = replace(self.config, num_classes=num_classes)
         dtype = jnp.dtype(self.config.dtype)

@@ -43,24 +43,24 @@ class Candidate:
     fsdp: bool
     memory: Memory
     compute_seconds: float = 0.0
-    """Of a step's matmuls. This and the fields below are set only for feasible candidates."""
+    """Time of a step's matmuls. This and the fields below are set only for feasible candidates."""
     update_seconds: float = 0.0
-    """To read and write state and gradients once a step."""
+    """Time to read and write state and gradients once per step."""
     communications: tuple[Communication, ...] = ()
 
     @property
     def bytes_sent(self) -> float:
-        """By each device in a step."""
+        """Bytes that each device sends in a step."""
         return sum((entry.total_bytes_sent for entry in self.communications), 0.0)
 
     @property
     def communication_seconds(self) -> float:
-        """Of all collectives of a step."""
+        """Time of all collectives of a step."""
         return sum((entry.total_seconds for entry in self.communications), 0.0)
 
     @property
     def step_seconds(self) -> float:
-        """Compute, update and communication, without overlap."""
+        """Time of a step: compute, update and communication, without overlap."""
         return self.compute_seconds + self.update_seconds + self.communication_seconds
 
 
@@ -72,12 +72,12 @@ class Plan:
     devices: int
     chip: str
     device_memory: float
-    """Bytes of one device."""
+    """Memory of one device, in bytes."""
     parameters: int
     active_parameters: float
     """Parameters that process one token."""
     flops: int
-    """Of the matmuls of a step, summed over all devices."""
+    """FLOPs of the matmuls of a step, summed over all devices."""
     feasible: tuple[Candidate, ...]
     """Candidates that fit into the memory, fastest first."""
     infeasible: tuple[Candidate, ...]
@@ -95,12 +95,12 @@ def plan(
     """Plans a run. Call it before JAX is initialized in the process (``hypothetical_devices``).
 
     Args:
-        config: of the run.
+        config: config of the run.
         devices: number of devices, as JAX counts them.
         mesh: "data=4,expert=8", or one of the two axes; if empty, every mesh that the model and the
             number of devices allow.
         chip: a name in ``CHIPS``.
-        device_memory: of one device, such as "80GB" or "80GiB"; the chip's if empty.
+        device_memory: memory of one device, such as "80GB" or "80GiB"; the chip's if empty.
 
     Raises:
         UsageError: an unknown chip, mesh or unit, or the mesh does not divide the model or batch.

@@ -22,24 +22,24 @@ class Communication:
     times: int
     """Number of executions of the segment in a step."""
     kind: str
-    """Of the collectives, as in ``Collective``."""
+    """Kind of the collectives, as in ``Collective``."""
     group_size: int
     """Devices in each collective."""
     count: int
     """Number of collectives in one execution of the segment."""
     bytes_sent: float
-    """By each device in one execution of the segment."""
+    """Bytes that each device sends in one execution of the segment."""
     seconds: float
-    """Of one execution of the segment."""
+    """Time of one execution of the segment."""
 
     @property
     def total_bytes_sent(self) -> float:
-        """By each device in a step."""
+        """Bytes that each device sends in a step."""
         return self.bytes_sent * self.times
 
     @property
     def total_seconds(self) -> float:
-        """Of a step."""
+        """Time per step."""
         return self.seconds * self.times
 
 
@@ -51,7 +51,7 @@ def communication(
     Each distinct program is compiled once, several in parallel.
 
     Args:
-        config: of the run.
+        config: config of the run.
         placements: meshes of the same number of devices.
         chip: the specification of every device.
     """

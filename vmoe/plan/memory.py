@@ -17,7 +17,7 @@ from vmoe.train.state import State
 class Memory:
     """Bytes of one device. Temporary buffers of kernels and collectives are not included.
 
-    With ``accumulate``, activations are those of one part of the batch.
+    With ``accumulate``, activations are counted for one part of the batch.
     """
 
     parameters: int
@@ -27,11 +27,11 @@ class Memory:
     ema: int
     """The moving average of the parameters; 0 if the config has none."""
     saved_activations: float
-    """Saved for the backward pass without rematerialisation."""
+    """Saved for the backward pass without rematerialization."""
     saved_activations_with_remat: float
     """With ``ViTConfig.remat``: the inputs of all blocks, and all activations of one block."""
     remat: bool
-    """Whether the config selects rematerialisation."""
+    """Whether the config selects rematerialization."""
 
     @property
     def activations(self) -> float:
@@ -53,8 +53,8 @@ def memory(config: TrainConfig, placement: Placement, state: State) -> Memory:
     """The memory that a run needs on each device of a placement.
 
     Args:
-        config: of the run.
-        placement: of the run; its devices are never used.
+        config: config of the run.
+        placement: placement of the run; its devices are never used.
         state: shapes of the training state of this config; their shardings are ignored.
     """
     params = with_shardings(state.params, placement.params(state.params))
@@ -73,7 +73,7 @@ def memory(config: TrainConfig, placement: Placement, state: State) -> Memory:
 
 
 def _saved_activations(config: TrainConfig, placement: Placement) -> tuple[float, float]:
-    """Bytes per device, without and with rematerialisation."""
+    """Bytes per device, without and with rematerialization."""
     *blocks, ends = segments(replace(config, model=dict(remat=False)), placement)
     saved = [block.saved_activations() for block in blocks]
     saved_ends = ends.saved_activations()

@@ -91,7 +91,7 @@ class Segment:
         return sum((self._saved_bytes(residual, params) for residual in saved), 0.0)
 
     def _saved_bytes(self, residual: Residual, params: list[tuple[Any, Any]]) -> float:
-        """``params``: each parameter with its sharding in the state and its sharding in use."""
+        """Bytes of a residual; ``params``: parameters with their shardings in state and in use."""
         if not residual.of_params:
             return residual.size * residual.itemsize / self.placement.devices
         for stored, in_use in params:
@@ -135,7 +135,7 @@ def with_shardings(tree: Any, shardings: Any) -> Any:
     """A tree of shapes, each with its sharding.
 
     Args:
-        tree: of arrays or ``jax.ShapeDtypeStruct``.
+        tree: a tree of arrays or ``jax.ShapeDtypeStruct``.
         shardings: a tree of the same structure, or one sharding for all; None means one device.
     """
     shapes, structure = jax.tree.flatten(tree)

@@ -1,6 +1,6 @@
 """A training step as segments: one for each kind of block, and one for the rest of the model.
 
-Blocks of a kind share a program, so their cost is that of one block times their number. With
+Identical blocks are compiled once, and their cost is multiplied by their number. With
 ``accumulate`` a segment computes one part of the batch. The rest of a step consists of reductions
 to scalars, norms and metrics, of a few bytes each.
 """
@@ -24,7 +24,7 @@ from vmoe.train.lr_factors import Params
 
 
 class _BlockKind(NamedTuple):
-    """What the program of a block depends on; equal kinds have equal programs."""
+    """The properties that determine the program of a block; equal kinds have equal programs."""
 
     moe: MoEConfig | None
     class_token_only: bool
@@ -34,8 +34,8 @@ def segments(config: TrainConfig, placement: Placement) -> list[Segment]:
     """The segments of a training step: the kinds of blocks in order, then embedding and head.
 
     Args:
-        config: of the run.
-        placement: of the run; its devices are never used.
+        config: config of the run.
+        placement: placement of the run; its devices are never used.
     """
     model = countable(config.model)
     blocks = [

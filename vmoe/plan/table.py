@@ -120,7 +120,7 @@ def assumptions(plan: Plan) -> list[str]:
     ema = "; the moving average counts as optimizer" if plan.config.ema_decay else ""
     accumulate = (
         "accumulate: gradients of a part and their sum are held, read and written once per part; "
-        "all collectives, those of the update too, are counted once per part"
+        "all collectives, also of the update, are counted once per part"
     )
     frozen = "frozen parts: their saved activations and the backward pass through them are counted"
     return [
@@ -139,7 +139,7 @@ def assumptions(plan: Plan) -> list[str]:
         f"{chip.domain_size:,} devices (a host or a pod){between}; devices are numbered domain by "
         "domain",
         f"mesh: experts on more than {chip.domain_size:,} devices span several domains; training "
-        "does so only if its mesh is given",
+        "uses such a mesh only if it is given",
         "fsdp: if each device keeps only a part of an all-reduce, accelerators may run it as a "
         "reduce-scatter, which sends half",
         *([accumulate] if plan.config.accumulate > 1 else []),

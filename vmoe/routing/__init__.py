@@ -18,7 +18,7 @@ ROUTERS: dict[type, ModuleType] = {
     ExpertChoice: expert_choice,
     Soft: soft,
 }
-"""The module of each type of router config."""
+"""The module for each type of router config."""
 
 FUNCTIONS = {"capacity": ["config", "s"], "route": ["inputs", "config", "capacity"]}
 """The functions that each of these modules must define, with their parameter names."""
@@ -28,11 +28,11 @@ def check_routers(routers: Mapping[type, ModuleType], configs: Collection[type])
     """Checks that each router config has a module, and that each module has both functions.
 
     Args:
-        routers: as ``ROUTERS``.
+        routers: a dict such as ``ROUTERS``.
         configs: the members of ``vmoe.config.Router``.
 
     Raises:
-        TypeError: names the config, module or function that is missing.
+        TypeError: a config, module or function is missing; the message has its name.
     """
     for config in configs:
         if config not in routers:
@@ -50,7 +50,7 @@ check_routers(ROUTERS, typing.get_args(Router))
 
 
 def router_of(config: MoEConfig) -> ModuleType:
-    """The module of the router in a sparse layer's config."""
+    """The module of the router in an MoE layer's config."""
     return ROUTERS[type(config.router)]
 
 

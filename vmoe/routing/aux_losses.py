@@ -1,7 +1,7 @@
 """Auxiliary losses of routing, one value per group.
 
 Padding is ignored. The total of a block is the weighted sum, averaged over the groups that have a
-real token; the caller sums over the blocks.
+token other than padding; the caller sums over the blocks.
 """
 
 import jax
@@ -24,9 +24,9 @@ def losses(
     """The losses whose weight is not 0, by name, unweighted.
 
     Args:
-        router: for the weights, k and the standard deviation of the noise.
-        logits: before noise.
-        noisy: logits with noise; None if there is no noise, and so no load loss.
+        router: has the loss weights, k and the standard deviation of the noise.
+        logits: logits before noise.
+        noisy: logits with noise; None if there is no noise, and therefore no load loss.
         gates: the gates that the routing used.
         valid: False for padding.
     """
@@ -45,14 +45,14 @@ def losses(
 def total(
     losses: dict[str, GroupLoss], weights: AuxLossWeights, valid: Bool[Array, "g s"]
 ) -> Float[Array, ""]:
-    """The weighted sum of the losses, averaged over the groups that have a real token."""
+    """The weighted sum of the losses, averaged over the groups that have a token."""
     weighted = sum((getattr(weights, name) * loss for name, loss in losses.items()), jnp.zeros(()))
     real = valid.any(axis=1)
     return jnp.where(real, weighted, 0.0).sum() / jnp.maximum(real.sum(), 1)
 
 
 def importance(gates: Float[Array, "g s e"], valid: Bool[Array, "g s"]) -> GroupLoss:
-    """CV^2 of the experts' gates summed over the tokens (V-MoE, appendix A, equation 7).
+    """CV^2 over the experts of their summed gates (V-MoE, appendix A, equation 7).
 
     Args:
         gates: softmax of the logits without noise.
@@ -68,7 +68,7 @@ def load(
     k: int,
     noise_std: float,
 ) -> GroupLoss:
-    """CV^2 of the experts' smoothed loads (V-MoE, appendix A, equation 10).
+    """CV^2 over the experts of their smoothed loads (V-MoE, appendix A, equation 10).
 
     A token's load on an expert is the probability that the expert's logit, with new noise of
     standard deviation noise_std / e, exceeds the token's k-th largest noisy logit.

@@ -1,4 +1,4 @@
-"""The number of slots of an expert in a group: static, so that shapes are known when compiling."""
+"""The number of slots of an expert in a group. It is static, since it determines array shapes."""
 
 import math
 

@@ -1,6 +1,6 @@
 """Each expert chooses the tokens with its largest gates, one for each of its slots.
 
-Every slot is filled as long as there are tokens, so no auxiliary loss is needed; a token may get
+Every slot is filled if there are enough tokens, so no auxiliary loss is needed. A token may get
 several experts or none.
 
 Source: "Mixture-of-Experts with Expert Choice Routing", section 3.2 (arXiv 2202.09368).
@@ -32,7 +32,7 @@ def route(inputs: RouterInputs, config: MoEConfig, capacity: int) -> Decision:
 
     Args:
         inputs: logits (g, s, e); the noise is added before the softmax.
-        config: of the layer.
+        config: config of the layer.
         capacity: slots per expert and group, at most s.
     """
     gates = gates_of(inputs.noisy_logits)
@@ -42,7 +42,7 @@ def route(inputs: RouterInputs, config: MoEConfig, capacity: int) -> Decision:
 def assign(gates: Float[Array, "g s e"], valid: Bool[Array, "g s"], *, c: int) -> Routing:
     """Assigns tokens to experts and slots, for given gates.
 
-    The k of the Routing is e, and rank r is expert r.
+    In the Routing, k is e and rank r is expert r.
 
     Args:
         gates: in [0, 1].
@@ -59,6 +59,6 @@ def assign(gates: Float[Array, "g s e"], valid: Bool[Array, "g s"], *, c: int) -
 
 
 def _invert(choices: Int[Array, "e c"], *, size: int) -> Int[Array, "size"]:
-    """The slot of each choice, from the choice of each slot; e * c for choices without a slot."""
+    """The slot of each choice, from the choice in each slot; e * c for choices without a slot."""
     slots = jnp.full(size, choices.size, jnp.int32)
     return slots.at[choices.reshape(-1)].set(jnp.arange(choices.size), mode="drop")

@@ -16,8 +16,8 @@ def group(
     Args:
         valid: False for images that only pad the batch.
         images_per_group: maximum number of images in a group.
-        devices: number of devices that the images are split over evenly; all images of a group are
-            on one device.
+        devices: number of devices, each with an equal share of the images; all images of a group
+            are on one device.
 
     Returns:
         the tokens of each group, and a mask that is False for padding.
@@ -38,8 +38,8 @@ def group(
 def group_sizes(b: int, images_per_group: int) -> tuple[int, int]:
     """The number of groups for b images and the images in each, as even as possible.
 
-    There are ceil(b / images_per_group) groups; if images_per_group divides b, they are those of
-    the paper. Without images there is one group of padding.
+    There are ceil(b / images_per_group) groups. If images_per_group divides b, each has exactly
+    that many images, as in the paper. Without images there is one group of padding.
 
     >>> group_sizes(20, 8)
     (3, 7)

@@ -1,9 +1,9 @@
 """Dispatch and combine with slots of fixed capacity.
 
 ``choices`` (which choice fills a slot) and ``slots`` (which slot a choice got) are inverses of each
-other, so dispatch and combine are gathers, and so are their custom backward passes; no one-hot
-array of tokens x experts x slots is built. (If fewer than half of the choices can have a slot, as
-with expert choice or a capacity factor below 0.5, a scatter-add sums the rows of a token.)
+other, so dispatch, combine and their custom backward passes are gathers. No one-hot array of
+tokens x experts x slots is built. If fewer than half of the choices can have a slot, as with
+expert choice or a capacity factor below 0.5, a scatter-add sums the rows of a token.
 """
 
 import functools
@@ -25,7 +25,7 @@ def dispatch(
     """The token in each slot, zeros in empty slots; a mixture of all tokens in each soft slot.
 
     Args:
-        mixture_dtype: of the mixtures, which are sums in float32; that of the tokens if None.
+        mixture_dtype: dtype of the mixtures, which are summed in float32; the tokens' if None.
     """
     if isinstance(routing, SoftRouting):
         slots = jnp.einsum(
@@ -41,7 +41,7 @@ def combine(
 ) -> Float[Array, "g s d"]:
     """Each token's weighted sum of its experts' outputs; zeros if all its choices were dropped.
 
-    Weights, sums and result are float32, whatever the dtype of the outputs.
+    Weights, sums and result are float32 for any dtype of the outputs.
     """
     if isinstance(routing, SoftRouting):
         return jnp.einsum(
@@ -51,7 +51,7 @@ def combine(
 
 
 def _rows(rows: Float[Array, "g r d"], index: Int[Array, "g *i"]) -> Float[Array, "g *i d"]:
-    """Rows of each group by index; zeros where the index is past the end."""
+    """Rows of each group by index; zeros for an index past the end."""
     return jax.vmap(lambda r, i: r.at[i].get(mode="fill", fill_value=0))(rows, index)
 
 

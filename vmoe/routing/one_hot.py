@@ -1,7 +1,7 @@
 """Routing without scatters, gathers or sorts of tokens: dispatch and combine as dense arrays.
 
-For formats of programs that cannot express those. The decisions are the same as those of
-``token_choice`` and ``expert_choice``; the time is quadratic in the tokens of a group.
+For export formats without these operations (ONNX). The decisions are the same as in
+``token_choice`` and ``expert_choice``. The time is quadratic in the tokens of a group.
 """
 
 import jax.numpy as jnp
@@ -15,15 +15,15 @@ from vmoe.routing.top_k import top_k
 
 
 def one_hot_routing(gates: Float[Array, "g s e"], config: MoEConfig, capacity: int) -> SoftRouting:
-    """What the layer's router decides, for groups without padding.
+    """The decisions of the layer's router, for groups without padding.
 
     Args:
         gates: in [0, 1].
-        config: of the layer.
+        config: config of the layer.
         capacity: slots per expert and group.
 
     Returns:
-        ``dispatch`` is 1 for the token in a slot and 0 for others; ``combine`` is its weight there.
+        ``dispatch`` is 1 for the token in a slot, ``combine`` is its weight; both are 0 for others.
 
     Raises:
         UsageError: the router is neither token choice nor expert choice.
@@ -38,7 +38,7 @@ def one_hot_routing(gates: Float[Array, "g s e"], config: MoEConfig, capacity: i
             _, tokens = top_k(jnp.swapaxes(gates, 1, 2), capacity)
             filled = tokens[:, None] == jnp.arange(gates.shape[1])[:, None, None]
         case _:
-            raise UsageError(f"router {router.kind}: it has no form without scatters")
+            raise UsageError(f"router {router.kind}: it cannot be computed without scatters")
     dispatch = filled.astype(gates.dtype)
     return SoftRouting(dispatch, weights[..., None] * dispatch)
 
@@ -46,7 +46,7 @@ def one_hot_routing(gates: Float[Array, "g s e"], config: MoEConfig, capacity: i
 def _token_choice(
     gates: Float[Array, "g s e"], router: TokenChoice, capacity: int
 ) -> Bool[Array, "g s e c"]:
-    """Whether a token is in a slot: it waits for all lower ranks, then for its own by priority."""
+    """Whether a token is in a slot: lower ranks go first, then higher priority within a rank."""
     _, s, e = gates.shape
     top_gates, experts = top_k(gates, router.k)
     chosen = (experts[..., None] == jnp.arange(e)).astype(gates.dtype)  # g s k e

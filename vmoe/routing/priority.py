@@ -18,8 +18,8 @@ def priority_order(
     Args:
         top_gates: each token's k largest gates, descending.
         priority: "order" is the order in the group; "largest_gate" is Batch Prioritized Routing;
-            "sum_of_gates" sums the k gates; "random" sorts by ``draw`` or, without it, takes one
-            fixed order for all groups. Ties keep the order in the group.
+            "sum_of_gates" sums the k gates; "random" sorts by ``draw`` or, without it, uses the
+            same fixed order for all groups. Ties keep the order in the group.
         draw: a random number in [0, 1) for each token.
 
     Raises:
@@ -35,9 +35,9 @@ def priority_order(
 def priority_scores(
     top_gates: Float[Array, "g s k"], priority: str, draw: Float[Array, "g s"] | None
 ) -> Float[Array, "g s"]:
-    """The score of each token, not negative: the larger, the more important.
+    """The score of each token, 0 or more; a larger score is more important.
 
-    Args: as for ``priority_order``.
+    The arguments are the same as for ``priority_order``.
 
     Raises:
         UsageError: there is no such priority.
@@ -61,11 +61,11 @@ def descending(scores: Float[Array, "s"]) -> Int[Array, "s"]:
     """The indices that sort scores from the largest to the smallest; ties keep their order.
 
     Equal to ``argsort(-scores)``, which sorts pairs and is slow on a CPU. Here two sorts of single
-    integers order by the lower, then by the upper half of a score's bits; the low 16 bits of each
+    integers order by the lower, then by the upper half of a score's bits. The low 16 bits of each
     integer hold its index.
 
     Args:
-        scores: float32, none negative.
+        scores: float32, each 0 or more.
 
     >>> descending(jnp.array([0.1, 0.5, 0.1, 0.9])).tolist()
     [3, 1, 0, 2]

@@ -1,8 +1,8 @@
 """Sorted rows: the kept choices of all groups in one array, sorted by expert.
 
 Slots of fixed capacity cost the same whether they are filled or not. Rows exist only for kept
-choices, so nothing is computed for empty slots, and without a capacity nothing is dropped. Each
-expert's rows begin at a multiple of the block size, so each block belongs to one expert.
+choices, so empty slots cost nothing, also in dropless layers. Each expert's rows begin at a
+multiple of the block size, so each block belongs to one expert.
 """
 
 import jax.numpy as jnp
@@ -13,17 +13,17 @@ from vmoe.axes import Routing, SoftRouting
 from vmoe.routing.token_choice import queue
 
 LARGEST_BLOCK = 4096
-"""Maximum rows of a block; the hidden layer of a larger one does not fit in the cache."""
+"""Maximum number of rows of a block; the hidden layer of a larger one does not fit in the cache."""
 
 
 def sort_rows(routing: Routing, *, block: int) -> tuple[Routing, Int[Array, "e"]]:
-    """The routing as one group with one expert, whose slots are the sorted rows.
+    """The routing of all groups as one group with a single "expert", whose slots are sorted rows.
 
-    An expert's rows are ordered by group, then by slot. ``layout`` dispatches to rows and combines
-    them as it does with slots.
+    The rows are sorted by expert, then by group, then by slot. ``layout`` dispatches and combines
+    rows in the same way as slots.
 
     Args:
-        block: rows of a block; each expert's number of rows is padded to a multiple of it.
+        block: number of rows of a block; each expert's number of rows is padded to a multiple.
 
     Returns:
         the routing, (1, g s, k) with choices (1, 1, r), and the number of rows of each expert.
@@ -50,10 +50,11 @@ def sort_rows(routing: Routing, *, block: int) -> tuple[Routing, Int[Array, "e"]
 
 
 def block_size(routing: Routing) -> int:
-    """Rows of a block: few enough to avoid padding, enough to reuse an expert's weights.
+    """Number of rows of a block: small enough to avoid padding, large enough to reuse weights.
 
-    If an expert has about as many slots as choices, all its slots are one block, or a few of at
-    most ``LARGEST_BLOCK``. If it has many more, a block is a quarter of an even share of choices.
+    If an expert has about as many slots as choices, its slots form one block, or several of at
+    most ``LARGEST_BLOCK`` rows. If it has many more slots, a block has a quarter of an even share
+    of the choices.
     """
     g, s, k = routing.slots.shape
     _, e, c = routing.choices.shape
@@ -65,7 +66,7 @@ def block_size(routing: Routing) -> int:
 
 
 def most_rows(routing: Routing, block: int) -> int:
-    """The maximum number of rows, with each expert's padded to a multiple of a block."""
+    """The maximum number of rows, where each expert's number is padded to a multiple of a block."""
     g, s, k = routing.slots.shape
     _, e, c = routing.choices.shape
     choices = min(g * s * k, g * e * c)

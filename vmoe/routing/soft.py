@@ -29,7 +29,7 @@ def route(inputs: RouterInputs, config: MoEConfig, capacity: int) -> Decision:
     """
     logits, valid = inputs.logits, inputs.valid[:, :, None, None]
     masked = jnp.where(valid, logits, -jnp.inf)
-    # A group of only padding has only -inf, whose softmax is NaN.
+    # In a group of only padding all logits are -inf, whose softmax is NaN.
     dispatch = jnp.where(valid, jax.nn.softmax(masked, axis=1), 0.0)
     combine = jax.nn.softmax(logits, axis=(2, 3))
     return Decision(combine.sum(-1), SoftRouting(dispatch, combine), {})

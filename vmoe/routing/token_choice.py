@@ -1,13 +1,13 @@
 """Each token chooses its k experts, and each expert has a limited number of slots: V-MoE's router.
 
 All first choices get their slots before any second choice; within one rank the priority decides.
-A choice without a free slot is dropped; a token whose choices are all dropped has only its residual
-connection.
+A choice without a free slot is dropped. A token whose choices are all dropped skips the layer: only
+its residual connection remains.
 
 Queueing takes one integer sort for any number of experts (a priority by score takes two more, over
-the tokens). A choice's sort key is its expert, then its rank, then its token's place in the order
-of priority, so each expert's queue is contiguous in the sorted keys and a choice's position in it
-is its slot.
+the tokens). A choice's sort key is its expert, then its rank, then its token's index in the
+priority order. So each expert's queue is contiguous in the sorted keys, and a choice's position in
+the queue is its slot.
 
 Source: "Scaling Vision with Sparse Mixture of Experts", sections 2 and 4 (arXiv 2106.05974).
 """
@@ -48,7 +48,7 @@ def route(inputs: RouterInputs, config: MoEConfig, capacity: int) -> Decision:
 
     Args:
         inputs: logits (g, s, e); the noise is added before the softmax.
-        config: of the layer, with a TokenChoice router.
+        config: config of the layer, with a TokenChoice router.
         capacity: slots per expert and group.
     """
     router, noisy = config.router, inputs.noisy_logits
@@ -89,7 +89,7 @@ def assign(
         priority: see ``priority_order``.
         normalize: divide a token's weights by their sum, before any is dropped.
         draw: for a random priority; see ``priority_order``.
-        ranks: use only so many of a token's k choices; may be traced. All of them if None.
+        ranks: use only the first ``ranks`` of a token's k choices; may be traced. All if None.
 
     Raises:
         UsageError: a group has too many tokens and experts for 32-bit sort keys.
@@ -114,10 +114,10 @@ def assign(
 def queue(
     experts: Int[Array, "g s k"], order: Int[Array, "g s"], *, e: int, c: int
 ) -> tuple[Int[Array, "g s k"], Int[Array, "g e c"]]:
-    """Queues choices at their experts: ``slots`` and ``choices`` of the Routing.
+    """Queues choices at their experts; returns ``slots`` and ``choices`` of the Routing.
 
     Args:
-        experts: of each choice; e for none.
+        experts: the expert of each choice; e for none.
         order: the tokens of each group, most important first.
     """
     return jax.vmap(functools.partial(_queue, e=e, c=c))(experts, order)
@@ -145,10 +145,10 @@ def _queue(
 
 
 def first_slots(routing: Routing, slots: Int[Array, ""]) -> Routing:
-    """Drops the choices of all but the first slots of each expert.
+    """Keeps the choices in the first slots of each expert, and drops all others.
 
-    A choice's place in the queue of its expert does not depend on the number of slots, which may
-    therefore be traced.
+    A choice's position in the queue of its expert does not depend on the number of slots, which
+    may therefore be traced.
     """
     (_, e, c), (_, s, k) = routing.choices.shape, routing.slots.shape
     kept = routing.kept & (routing.slots % c < slots)

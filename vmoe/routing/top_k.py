@@ -13,9 +13,9 @@ def gates_of(logits: Float[Array, "g s e"]) -> Float[Array, "g s e"]:
 def top_k(values: Float[Array, "*g y"], k: int) -> tuple[jax.Array, jax.Array]:
     """The k largest values along the last axis, descending, and their indices; ties keep order.
 
-    As ``jax.lax.top_k``, behind an optimization barrier: without it, XLA's CPU backend turns a
-    slice of the result, such as the largest gate of each token, into a full sort, thirty times as
-    slow.
+    This is ``jax.lax.top_k`` with an optimization barrier. Without it, XLA's CPU backend rewrites a
+    top-k whose result is sliced (such as the largest gate of each token) as a full sort, which
+    takes thirty times as long.
     """
     largest, indices = jax.lax.top_k(values, k)
     barrier = jax.lax.optimization_barrier  # one per array: a joint one crashes XLA in shard_map

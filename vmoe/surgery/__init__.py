@@ -1,4 +1,4 @@
-"""Surgery: from one model to another. Sees models and parameter trees, reads no files.
+"""Surgery: turns one model into another. It works on models and parameter trees, not on files.
 
 ``resize`` fits parameters to another config, ``upcycle`` makes a dense model sparse, ``experts``
 changes the experts of a sparse one, and ``moefy`` makes any Flax NNX model sparse.

@@ -1,13 +1,13 @@
-"""Prunes, adds, merges or averages the experts of trained sparse layers.
+"""Prunes, adds, merges or averages the experts of trained MoE layers.
 
-The functions that change a model map (config, params) to (config, params), for any tree of the
-shape of the parameters. Which experts to keep is decided first, by ``most_loaded``,
-``random_experts`` or ``largest_router_change``, so that the same choice can be applied to
-parameters, moving averages and the moments of an optimizer.
+The functions that change a model map (config, params) to (config, params). ``params`` can be any
+tree with the structure of the parameters. A separate function first selects the experts to keep
+(``most_loaded``, ``random_experts`` or ``largest_router_change``), so that the same selection can
+be applied to parameters, moving averages and the moments of an optimizer.
 
-With an unchanged capacity factor an expert has s * k * capacity_factor / e slots, so that fewer
-experts have more slots each, and more experts fewer; ``capacity`` is a number of slots per expert
-and stays.
+The capacity factor does not change. An expert has s * k * capacity_factor / e slots, so pruning
+gives each remaining expert more slots, and adding experts gives each fewer. A fixed ``capacity``
+is a number of slots per expert and stays.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -31,14 +31,14 @@ from vmoe.surgery.params import (
 )
 
 Selection = dict[int, tuple[int, ...]]
-"""Some experts of each sparse block, by the number of the block."""
+"""Selected experts of each sparse block, by block number."""
 
 
 def most_loaded(loads: Mapping[int, ArrayLike], num_experts: int) -> Selection:
     """The experts of each block with the largest load.
 
     Args:
-        loads: for each block one number per expert, such as the choices it received.
+        loads: one number per expert for each block, such as the choices that it received.
         num_experts: number of experts to keep per block.
 
     Raises:
@@ -72,7 +72,7 @@ def largest_router_change(
 ) -> Selection:
     """The experts of each sparse block whose router vectors grew most, in Euclidean norm.
 
-    The others, with the smallest signed change of the norm, are those to prune after fine-tuning.
+    Prune the others after fine-tuning: their norms have the smallest signed change.
 
     Args:
         params: fine-tuned parameters.
@@ -84,8 +84,8 @@ def largest_router_change(
             ``earlier`` has no router of the same shape.
 
     Source: "A Provably Effective Method for Pruning Experts in Fine-tuned Sparse
-    Mixture-of-Experts" (arXiv 2405.16646). Its code keeps the router columns of pruned experts, so
-    that the choices of these are lost; ``prune_experts`` removes the columns.
+    Mixture-of-Experts" (arXiv 2405.16646). The paper's code keeps the router columns of pruned
+    experts, so choices of these experts are lost; ``prune_experts`` removes the columns.
     """
     now, before = flatten_dict(params), flatten_dict(earlier)
     kept = {}
@@ -94,8 +94,8 @@ def largest_router_change(
         path = _router(block)
         require(
             path in before and before[path].shape == now[path].shape,
-            f"block {block}: the earlier parameters have no router of this shape; give those of "
-            "the same model before fine-tuning",
+            f"block {block}: the earlier parameters have no router of this shape; give the "
+            "parameters of the same model before fine-tuning",
         )
         change = [np.linalg.norm(np.asarray(arrays[path]), axis=0) for arrays in (now, before)]
         kept[block] = _largest(change[0] - change[1], num_experts, block)
@@ -109,18 +109,19 @@ def prune_experts(
     *,
     k: int | None = None,
 ) -> tuple[ViTConfig, Params]:
-    """Removes all but some experts, with their router columns.
+    """Removes all experts but the kept ones, with their router columns.
 
-    A token that chose a removed expert chooses among those that are left, over which the gates are
-    normalized.
+    A token that chose a removed expert now chooses among the remaining ones; the gates are
+    normalized over these.
 
     Args:
-        kept: experts of each block to prune, in their new order; other blocks are unchanged.
-        k: experts per token of these blocks, if tokens choose; None keeps it.
+        kept: for each block to prune, the experts to keep, in their new order; other blocks are
+            unchanged.
+        k: new number of experts per token in these blocks, for routers with a k; None keeps it.
 
     Raises:
-        UsageError: no such block or expert, an expert is given twice, fewer experts are left than
-            k, or the router is soft or has no k.
+        UsageError: no such block or expert, an expert is given twice, k is larger than the number
+            of remaining experts, or the router is soft or has no k.
     """
     for block, experts in kept.items():
         _check(config, block, experts)
@@ -141,17 +142,17 @@ def add_experts(
 ) -> tuple[ViTConfig, Params]:
     """Adds copies of experts after the existing ones.
 
-    With copies of all experts, copied router columns and twice the k the outputs stay the same, if
+    The outputs stay the same with copies of all experts, copied router columns and twice the k, if
     no choice is dropped.
 
     Args:
         copied: experts of each block to copy, in order; an expert may be given several times.
-        new_columns: give the copies initial router columns, in place of those of their originals.
+        new_columns: give the copies initial router columns, instead of copied ones.
         noise_std: standard deviation of the noise that is added to each copy's kernels, relative
-            to that of the kernel.
-        seed: of the noise, and of the new columns, as for ``models.build``.
-        initial: a tree of the new model to take new columns from, in place of the seed.
-        k: experts per token of these blocks, if tokens choose; None keeps it.
+            to the kernel's standard deviation.
+        seed: seed of the noise and of the new columns, as for ``models.build``.
+        initial: a tree of the new model to take new columns from, instead of the seed.
+        k: new number of experts per token in these blocks, for routers with a k; None keeps it.
 
     Raises:
         UsageError: no such block or expert, or the router is soft.
@@ -188,13 +189,13 @@ def merge_experts(
     """Replaces each group of experts by one, the mean of their parameters and router columns.
 
     Args:
-        groups: for each block to merge, every expert in exactly one group; a group of one expert
-            keeps it.
-        k: experts per token of these blocks, if tokens choose; None keeps it.
+        groups: for each block to merge, groups that contain every expert exactly once; an expert
+            in a group of its own stays as it is.
+        k: new number of experts per token in these blocks, for routers with a k; None keeps it.
 
     Raises:
-        UsageError: no such block, the groups are not as above, fewer experts are left than k, or
-            the router is soft.
+        UsageError: no such block, the groups are not as above, k is larger than the number of
+            groups, or the router is soft.
     """
     for block, members in groups.items():
         experts = [expert for group in members for expert in group]
@@ -210,7 +211,7 @@ def merge_experts(
 def average_experts(
     config: ViTConfig, params: Params, blocks: Iterable[int] | None = None
 ) -> tuple[ViTConfig, Params]:
-    """Replaces sparse layers by dense MLPs, the mean of their experts; drops the routers.
+    """Replaces each MoE layer by a dense MLP, the mean of its experts; drops the routers.
 
     Args:
         blocks: sparse blocks to make dense; all if None.
@@ -231,7 +232,7 @@ def average_experts(
 
 
 def _largest(values: ArrayLike, num_experts: int, block: int) -> tuple[int, ...]:
-    """The indices of the largest values, ascending; of equal ones the first."""
+    """The indices of the largest values, ascending; ties go to the first."""
     values = np.asarray(values)
     require(
         values.ndim == 1 and 1 <= num_experts <= len(values),
@@ -241,7 +242,7 @@ def _largest(values: ArrayLike, num_experts: int, block: int) -> tuple[int, ...]
 
 
 def _check(config: ViTConfig, block: int, experts: Sequence[int]) -> None:
-    """Checks that a block is sparse, that its router has one column per expert, and the experts."""
+    """Checks that a block is sparse, its router not soft, and that it has the given experts."""
     moe = config.moe_of(block)
     require(moe is not None, f"block {block} is not sparse: choose from {config.sparse_blocks}")
     assert moe is not None
@@ -286,7 +287,7 @@ def _resized(moe: MoEConfig, num_experts: int, k: int | None) -> MoEConfig:
 def _means(
     values: Float[Array, "*x"], groups: Sequence[Sequence[int]], axis: int
 ) -> Float[Array, "*y"]:
-    """The mean of each group along an axis; exactly the member in a group of one."""
+    """The mean of each group along an axis; for a group of one, exactly its member."""
     if all(len(group) == 1 for group in groups):
         return jnp.take(values, jnp.asarray([expert for (expert,) in groups]), axis)
     means = [jnp.take(values, jnp.asarray(group), axis).mean(axis) for group in groups]
@@ -298,7 +299,7 @@ def _singles(experts: Mapping[int, Sequence[int]]) -> dict[int, list[tuple[int]]
 
 
 def _of_blocks(arrays: Mapping[Path, Array], blocks: Iterable[int]) -> list[tuple[Path, int]]:
-    """The paths of the sparse layers of some blocks, with the number of the block."""
+    """The parameter paths of the MoE layers of some blocks, with the block number."""
     chosen = set(blocks)
     return [(path, path[1]) for path in arrays if path[2:3] == ("mlp",) and path[1] in chosen]
 

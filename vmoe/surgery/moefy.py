@@ -1,9 +1,9 @@
-"""Sparse layers in any Flax NNX model: chosen modules become experts.
+"""MoE layers in any Flax NNX model: selected modules become experts.
 
 A module that acts on the last axis (a linear layer, a 1x1 convolution, an MLP of these) is replaced
-by a sparse layer whose experts start as copies of it. The combine weights are normalized over a
-token's experts and by default there is room for every choice, so the model computes what it did
-until it is trained.
+by an MoE layer whose experts start as copies of it. The combine weights are normalized over a
+token's experts, and by default there are slots for every choice. So the outputs of the model do not
+change until it is trained.
 """
 
 from collections.abc import Callable
@@ -20,7 +20,7 @@ from vmoe.nn.module_moe import ModuleMoE, on_rows
 from vmoe.trees import path_name
 
 Select = type | tuple[type, ...] | Callable[[tuple[Any, ...], nnx.Module], bool]
-"""Which modules: those of a type or of some types, or those for which (path, module) is True."""
+"""A type, several types, or a function (path, module) -> bool that selects modules."""
 
 
 def moefy(
@@ -33,23 +33,23 @@ def moefy(
     width: int | None = None,
     seed: int = 0,
 ) -> nnx.Module:
-    """A copy of a model with a ``ModuleMoE`` in place of each selected module.
+    """A copy of a model in which each selected module is replaced by a ``ModuleMoE``.
 
     The root module is never replaced. Selected modules inside a selected one stay part of it. A
-    module that is shared by several places is replaced by one shared layer.
+    module that occurs several times in the model is replaced by one shared layer.
 
     Args:
         model: unchanged; the copy shares its arrays.
         select: the modules to replace; paths are tuples such as ("blocks", 0, "mlp").
         k: experts per token.
-        capacity_factor: an expert has s * k * capacity_factor / e slots for s tokens; if None, it
-            has s: no choice is dropped, and every expert computes s rows.
-        width: size of the last axis that selected modules act on, where it does not follow from the
-            linear layers in them.
-        seed: of the routers.
+        capacity_factor: an expert has s * k * capacity_factor / e slots for s tokens. If None, it
+            has s slots: no choice is dropped, and every expert computes s rows.
+        width: size of the last axis that selected modules act on, if it cannot be inferred from
+            their linear layers.
+        seed: seed of the routers.
 
     Raises:
-        UsageError: nothing is selected, or a selected module has other state than parameters,
+        UsageError: no module is selected, or a selected module has state other than parameters,
             contains a convolution that is not 1x1, or does not act on the last axis.
 
     >>> model = nnx.Sequential(nnx.Linear(4, 8, rngs=nnx.Rngs(0)), nnx.relu)
@@ -88,7 +88,7 @@ def _replace(
 
     Args:
         new: the replacement of a module at a path; None to keep it.
-        seen: what became of each module so far, by its identity.
+        seen: the result for each module so far, by its identity.
     """
     count = 0
     for name, child in list(nnx.iter_children(parent)):
@@ -118,7 +118,7 @@ def _signature(name: str, module: nnx.Module, width: int | None) -> tuple[int, i
     others = [path_name(path) for path, leaf in state if not isinstance(leaf, nnx.Param)]
     if others:
         raise UsageError(
-            f"{name}/{others[0]} is not a parameter: experts can have no other state, such as "
+            f"{name}/{others[0]} is not a parameter: experts cannot have other state, such as "
             "statistics or random streams"
         )
     inside = [part for _, part in nnx.iter_modules(module)]
@@ -143,7 +143,7 @@ def _check_convolution(name: str, convolution: nnx.Conv) -> None:
         value = getattr(convolution, field)
         sizes = (value,) if isinstance(value, int) else value or ()
         if any(size != 1 for size in sizes):
-            raise UsageError(f"{name}: a convolution with {field}={value} mixes places, use 1x1")
+            raise UsageError(f"{name}: a convolution with {field}={value} mixes pixels, use 1x1")
     if convolution.feature_group_count != 1:
         raise UsageError(
             f"{name}: a convolution with feature_group_count={convolution.feature_group_count} is "

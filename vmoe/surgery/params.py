@@ -1,7 +1,7 @@
 """Parameters of a ViT as nested dicts: shapes, initial values, the sparse blocks of the config.
 
-A tree is what ``vmoe.models.params_of`` gives, or any tree of the same shape, such as the moments
-of an optimizer.
+A tree is the result of ``vmoe.models.params_of``, or any tree of the same structure, such as the
+moments of an optimizer.
 """
 
 from collections.abc import Iterable, Mapping
@@ -20,7 +20,7 @@ Params = dict[Any, Any]
 """Nested dicts of arrays."""
 
 Path = tuple[str | int, ...]
-"""Where a parameter is in a tree: ("blocks", 1, "mlp", "up", "kernel")."""
+"""The path of a parameter in a tree: ("blocks", 1, "mlp", "up", "kernel")."""
 
 
 def shapes(config: ViTConfig) -> dict[Path, tuple[int, ...]]:
@@ -35,9 +35,9 @@ def initial_values(
     """Initial values of some parameters, by path.
 
     Args:
-        config: of the model that has these parameters.
-        seed: as for ``models.build``, which gives the same values; the others are not computed.
-        initial: a tree to take the values from, in place of the seed.
+        config: config of the model that has these parameters.
+        seed: as for ``models.build``, which gives the same values; other values are not computed.
+        initial: a tree to take the values from, instead of the seed.
     """
     paths = list(paths)
     if initial is not None:
@@ -52,7 +52,7 @@ def initial_values(
 
 
 def with_sparse_blocks(config: ViTConfig, layers: Mapping[int, MoEConfig]) -> ViTConfig:
-    """The config with exactly these sparse blocks, each with its sparse-layer config."""
+    """The config with exactly these sparse blocks, each with its MoE config."""
     moes = tuple(moe for _, moe in sorted(layers.items()))
     shared = moes[0] if len(set(moes)) == 1 else moes
     return replace(config, sparse_blocks=tuple(sorted(layers)), moe=shared or MoEConfig())
@@ -64,7 +64,7 @@ def with_noise(
     """Kernels of experts plus independent Gaussian noise.
 
     Args:
-        noise_std: standard deviation of the noise, relative to that of each expert's kernel.
+        noise_std: standard deviation of the noise, relative to that of the expert's kernel.
     """
     axes = tuple(range(1, stacked.ndim))
     scale = noise_std * jnp.std(stacked, axis=axes, keepdims=True)

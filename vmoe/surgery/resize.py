@@ -1,7 +1,8 @@
 """Parameters fitted to another model: resampled positions, another head, a partial load.
 
-``fit`` reports what happened to every parameter, and refuses what the target config does not ask
-for. A change of k, of the capacity or of the priority changes no parameter, only the config.
+``fit`` reports what happened to every parameter, and raises an error for new or dropped parameters
+that the target config does not require. Changing k, the capacity or the priority changes only the
+config, no parameter.
 """
 
 from collections.abc import Collection
@@ -19,30 +20,29 @@ from vmoe.surgery.params import Params, Path, initial_values, shapes
 from vmoe.trees import path_name
 
 Method = Literal["aligned_corners", "half_pixel"]
-"""How positions are resampled, both linearly between neighbors: with the corners of both grids at
-the same place, as in V-MoE's published fine-tuning, or with their outer edges there, as images are
-usually resized."""
+"""How positions are resampled, linearly between neighbors: with the corners of both grids aligned,
+as in the published fine-tuning of V-MoE, or with the outer edges aligned, as images are usually
+resized."""
 
 ARITHMETIC = ("gelu", "norm_epsilon")
 FIXED = (*ARITHMETIC, "fc_norm", "pooling", "positions")
-"""Fields of the config that parameters are trained for, and that do not follow from their shapes.
-"""
+"""Fields of the config that training depends on and that the shapes of parameters do not show."""
 
 POSITIONS: Path = ("positions", "embedding")
 CLASSES: Path = ("head", "classes")
 
 
 class Changes(NamedTuple):
-    """What ``fit`` did, as paths of parameters.
+    """The changes that ``fit`` made, as paths of parameters.
 
-    Every parameter of the target is in one of loaded, resized and new; every given one in one of
-    loaded, resized and dropped. One that changed its shape is in new and in dropped.
+    Every parameter of the target is in one of loaded, resized and new; every given parameter is in
+    one of loaded, resized and dropped. A parameter with a new shape is in new and in dropped.
 
     Attributes:
-        loaded: unchanged.
-        new: at the target's initial values.
-        dropped: without a place in the target.
-        resized: resampled to the target's grid.
+        loaded: unchanged parameters.
+        new: parameters with the target's initial values.
+        dropped: parameters that the target does not have.
+        resized: parameters that were resampled to the target's grid.
     """
 
     loaded: list[str]
@@ -65,20 +65,20 @@ def fit(
     """Fits parameters to the model of another config, and reports what happened to each.
 
     Positions are resampled if the grid of patches differs. The head is new if the number of classes
-    or the pre-logits differ. Any other new or dropped parameter is refused unless ``partial``
+    or the pre-logits differ. Any other new or dropped parameter is an error, unless ``partial``
     allows it.
 
     Args:
-        config: of the model that has the parameters.
+        config: config of the model that has the parameters.
         params: nested dicts, unchanged.
         target: config of the model to fit them to.
         method: how positions are resampled.
         new_head: make the head new even if it fits, as for other classes of the same number.
-        partial: which parameters may be new or dropped: all if True, which also allows another
-            ``fc_norm``, ``pooling`` and ``positions``; or those at or below the given paths, such
-            as ``["blocks/3/mlp"]``.
-        seed: of the new parameters, as for ``models.build``.
-        initial: a tree of the target to take the new parameters from, in place of the seed; zeros
+        partial: the parameters that may be new or dropped: True for all, which also allows another
+            ``fc_norm``, ``pooling`` and ``positions``; or paths such as ``["blocks/3/mlp"]``, for
+            the parameters at or below them.
+        seed: seed of the new parameters, as for ``models.build``.
+        initial: a tree of the target to take the new parameters from, instead of the seed; zeros
             for the moments of an optimizer.
 
     Raises:
@@ -143,11 +143,11 @@ def resize_positions(
 ) -> Float[Array, "1 m d"]:
     """Resamples learned positions to another grid of patches.
 
-    The vector of the class token is kept. If only ``initial`` has one, its own is used; if only
-    ``embedding`` has one, it is dropped. The count of vectors shows which of them has one.
+    The vector of the class token is kept. If only ``initial`` has one, that is used; if only
+    ``embedding`` has one, it is dropped. The number of vectors shows whether there is one.
 
     Args:
-        embedding: one vector per patch of ``grid`` (i, j), after that of the class token, if any.
+        embedding: the class token's vector, if any, then one vector per patch of ``grid`` (i, j).
         initial: positions of the new model, for ``new_grid``.
 
     Raises:
@@ -174,7 +174,7 @@ def _grid(config: ViTConfig) -> tuple[int, int]:
 
 
 def _resizable(given: Any, wanted: tuple[int, ...] | None) -> bool:
-    """Whether both have learned positions, of the same width, in another number."""
+    """Whether both are learned positions of the same width, but differ in number."""
     if given is None or wanted is None:
         return False
     return given.shape[1] != wanted[1] and given.shape[2] == wanted[2]

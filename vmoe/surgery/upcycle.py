@@ -1,8 +1,8 @@
 """Sparse upcycling: the MLPs of a trained dense model become the experts of a sparse one.
 
-Every expert starts as a copy of its block's MLP and the router as in a new model. With combine
-weights that are normalized over a token's experts, and room for every choice, the sparse model has
-the logits of the dense one until it is trained.
+Every expert starts as a copy of its block's MLP, and the router as in a new model. If the combine
+weights are normalized over a token's experts and no choice is dropped, the sparse model has the
+same logits as the dense one until it is trained.
 
 Source: "Sparse Upcycling: Training Mixture-of-Experts from Dense Checkpoints" (arXiv 2212.05055).
 """
@@ -41,14 +41,14 @@ def upcycle(
     seed: int = 0,
     **moe: Any,
 ) -> ViT:
-    """The model with experts in place of some of its MLPs; shares the other arrays.
+    """A model in which experts replace some of the MLPs; it shares the other arrays.
 
     Args:
-        model: unchanged.
-        blocks: every second block, the last n of these ("last2"), or block numbers.
+        model: a dense or sparse model; it does not change.
+        blocks: every second block ("every2"), the last n of these ("last2"), or block numbers.
         noise_std: standard deviation of the noise that is added to each expert's kernels, relative
-            to that of the kernel.
-        seed: of the routers, as for ``models.build``, and of the noise.
+            to the kernel's standard deviation.
+        seed: seed of the routers, as for ``models.build``, and of the noise.
         moe: other fields of ``MoEConfig``; see ``upcycled_layer`` for the defaults.
 
     Raises:
@@ -74,9 +74,9 @@ def upcycled_layer(dense: ViTConfig, **fields: Any) -> MoEConfig:
     """The config of an upcycled layer of a dense model, with some fields changed.
 
     By default the experts have the dropout of the MLPs that they replace, and the router is a token
-    choice that normalizes the weights of a token's experts.
-    Without a capacity or a capacity factor it is dropless, if the router can drop. Several devices
-    need a capacity; a capacity factor of e / k leaves room for every choice, too.
+    choice that normalizes the weights of a token's experts. If the router can drop choices, the
+    layer is dropless by default. Several devices need a capacity; with a capacity factor of e / k
+    no choice is dropped either.
     """
     router = TokenChoice(normalize_weights=True)
     moe = replace(MoEConfig(router=router, expert_dropout=dense.dropout), **fields)
@@ -98,8 +98,8 @@ def upcycle_params(
     """``upcycle`` for parameters as nested dicts.
 
     Args:
-        moe: config of each new sparse layer.
-        initial: a tree of the new model to take the routers from, in place of the seed; zeros for
+        moe: config of each new MoE layer.
+        initial: a tree of the new model to take the routers from, instead of the seed; zeros for
             the moments of an optimizer.
     """
     at_least(0).check(noise_std=noise_std)
@@ -125,8 +125,8 @@ def logit_changes(config: ViTConfig, moe: MoEConfig, *, noise_std: float = 0.0) 
     Empty if they stay the same, up to rounding, for images of the config's size.
 
     Args:
-        config: of the dense model.
-        moe: config of each new sparse layer.
+        config: config of the dense model.
+        moe: config of each new MoE layer.
         noise_std: as for ``upcycle``.
     """
     reasons = []

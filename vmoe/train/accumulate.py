@@ -12,7 +12,7 @@ from vmoe.train.lr_factors import Params
 
 Metrics = dict[str, Any]
 Inputs = TypeVar("Inputs")
-"""Arrays whose first axis is that of the images."""
+"""Arrays whose first axis is the images."""
 Totals = dict[int, dict[str, Array]]
 Gradient = tuple[Params, tuple[Metrics, Totals]]
 """The gradient of a mean over images and groups, metrics that are such means, and sums over
@@ -29,12 +29,12 @@ def over_parts(
 ) -> Gradient:
     """A gradient and its metrics, computed from equal parts of a batch and combined.
 
-    Each device cuts its own share of the batch, so no image moves. The activations of one part are
-    in memory at a time, beside the sums over the parts.
+    Each device cuts its own share of the batch, so no image moves. Memory holds the activations of
+    one part at a time, and the sums over the parts.
 
     Args:
-        gradient: of inputs and a key. With several parts, the key depends on the number of the
-            part.
+        gradient: function of inputs and a key. With several parts, the key depends on the number of
+            the part.
         parts: number of parts.
     """
     if parts == 1:

@@ -1,4 +1,4 @@
-"""The batches of a run: how the loop waits for them, and what it does when a signal comes."""
+"""The batches of a run: how the loop waits for them, and how a signal ends the wait."""
 
 from collections.abc import Callable
 
@@ -20,7 +20,7 @@ class Interrupted(Exception):
 
 
 def open_reader(run: Run, state: State) -> Reader[Read]:
-    """Reads the batches of the steps that are left."""
+    """Reads the batches of the remaining steps."""
     start, count = int(state.batch), run.config.total_steps - int(state.step)
     return read_ahead(run.program.batches, start, count, run.workers, on_wait=on_wait(run))
 
@@ -40,16 +40,16 @@ def next_batch(run: Run, reader: Reader[Read], step: int) -> Batch | None:
 
 
 def warn_of_images(run: Run) -> None:
-    """Prints which images have been replaced, refused or left out since the last call."""
+    """Prints the images that were replaced, left out or decoded exactly since the last call."""
     for line in [*run.replaced.news(), *run.refused.news(), *run.left_out.news()]:
         run.report.warn(line)
 
 
 def show_examples(run: Run, step: int, batch: Batch, number: int) -> None:
-    """Shows the inputs that the step made of a batch, those of the first device of a process.
+    """Shows the inputs that the step made from a batch, on the first device of a process.
 
     Args:
-        number: of the batch.
+        number: number of the batch.
     """
     config, placement = run.config, run.program.placement
 
@@ -70,7 +70,7 @@ def must_stop(run: Run) -> bool:
 
 
 def on_wait(run: Run) -> Callable[[int], None]:
-    """What is done every second while data is awaited: a signal ends the wait, a line shows it."""
+    """The function to call every second of a wait for data: reports it, or ends it on a signal."""
 
     def show(seconds: int) -> None:
         if must_stop(run):

@@ -1,4 +1,4 @@
-"""Opens the data of a run and plans its program: what can be checked before anything is written."""
+"""Opens the data of a run and plans its program, to check both before anything is written."""
 
 import dataclasses
 
@@ -30,7 +30,7 @@ class Data:
 
 @dataclasses.dataclass(frozen=True)
 class Program:
-    """What the devices compute, and from which batches."""
+    """The program that the devices run, and its batches."""
 
     placement: Placement
     batches: Batches[Read]
@@ -42,20 +42,20 @@ class Program:
 
 
 def open_training_data(config: TrainConfig) -> Source:
-    """The training images; those of the split train, unless the config names another."""
+    """The training images: the split train, unless the config has another."""
     name, split = name_and_split(config.data.name)
     return _open(name, split or "train", config)
 
 
 def open_data(config: TrainConfig, source: Source) -> Data:
-    """Opens the evaluation sets and the data of few-shot probes, beside the training images."""
+    """Opens the evaluation sets and the data of few-shot probes; adds the training images."""
     evaluations = [(each, _evaluation_source(each, config, source)) for each in config.evaluations]
     reading = dict(check=config.data.check, on_error=config.data.on_error)
     return Data(source, evaluations, open_fewshot(config.fewshot, **reading))
 
 
 def plan_program(config: TrainConfig, data: Data, *, mesh: str, fsdp: bool) -> Program:
-    """Traces the training step and the evaluations on shapes; without a collective."""
+    """Traces the training step and the evaluations on shapes; uses no collective."""
     placement = place(config.model, jax.devices(), mesh=mesh, fsdp=fsdp)
     placement.check_batch(config.batch_size, config.accumulate)
     shard, shards = placement.process_shard()
@@ -65,7 +65,7 @@ def plan_program(config: TrainConfig, data: Data, *, mesh: str, fsdp: bool) -> P
     train_step, shapes = make_train_step(config, placement), abstract_state(config, placement)
     jax.eval_shape(train_step, shapes, padding_batch(config, data.source, placement))
     own = Preprocessing(config.model.image_size)
-    read = [(config.batch_size, own)]  # sizes of batches, and of their images
+    read = [(config.batch_size, own)]  # sizes of batches, and their preprocessing
     for each, source in data.evaluations:
         model, prepared = each.model(config.model), each.prepare(config.data, config.model)
         placement.check(model)
@@ -101,7 +101,7 @@ def _evaluation_source(evaluation: EvalConfig, config: TrainConfig, trained: Sou
         split = evaluation.data
         if trained_split not in ("", *SPLITS):
             raise UsageError(
-                "both may have the same images, as a split that is missing is split off train; "
+                "both may have the same images, as a missing split is split off train; "
                 f"name one, such as {name}:train[99%:]",
                 **{"evaluations.data": split, "data.name": config.data.name},
             )

@@ -17,14 +17,14 @@ from vmoe.train.sinks import Entry, Sink
 from vmoe.workdir.layout import CONSOLE, append_bytes
 
 SHORT = {"accuracy": "acc", "images/s": "img/s", "reporting": "report"}
-"""Words of the live line, so that it fits 80 columns."""
+"""Abbreviations in the live line, so that it fits 80 columns."""
 
 
 class RunConsole(Sink):
     """Shows the progress of a run on stderr.
 
-    A terminal shows one live line; elsewhere each row is a plain line. Where stderr cannot be
-    written, its text is dropped, and console.txt in the run folder says so.
+    A terminal shows one live line; elsewhere each row is a plain line. If stderr cannot be written,
+    messages are dropped, and console.txt in the run folder records this.
     """
 
     def __init__(self, steps: int, workdir: Path) -> None:
@@ -40,7 +40,7 @@ class RunConsole(Sink):
         )
         self._progress = _progress(self._console, steps)
         self._task = self._progress.add_task("", total=steps)
-        self._latest = ""  # of the live line
+        self._latest = ""  # metrics in the live line
         self._open = contextlib.ExitStack()
 
     def __enter__(self) -> "RunConsole":
@@ -63,7 +63,7 @@ class RunConsole(Sink):
         self._record_loss()
 
     def activity(self, text: str) -> None:
-        """Shows a text in place of the latest metrics; these again if it is empty."""
+        """Shows a text instead of the latest metrics; if it is empty, shows the metrics again."""
         self._progress.update(self._task, description=text or self._latest)
 
     def log(self, text: str) -> None:

@@ -1,4 +1,4 @@
-"""What a run reports: columns of CSV files, tags of TensorBoard and W&B, lines of the log."""
+"""Reports of a run: columns of CSV files, tags of TensorBoard and W&B, lines of the log."""
 
 from typing import Any
 
@@ -13,7 +13,7 @@ from vmoe.train.sinks import Entry, Row
 from vmoe.train.timing import COLUMNS
 
 LEADING = ("loss", "accuracy", "aux_loss", "dropped", "unprocessed", "lr", "gradient_norm")
-"""The first columns of metrics.csv; those of ``timing`` follow."""
+"""The first columns of metrics.csv; the columns of ``timing`` follow."""
 EVALUATION = (  # columns of evaluations.csv
     *("images", "accuracy", "top5_accuracy", "cross_entropy", "brier"),
     *("calibration_error", "dropped", "unprocessed", "images_per_second"),
@@ -21,11 +21,11 @@ EVALUATION = (  # columns of evaluations.csv
 
 
 def training_entry(metrics: dict[str, Any], timing: Row, model: ViTConfig) -> Entry:
-    """The metrics of a step: a row of metrics.csv, and those of experts.csv.
+    """The metrics of a step: a row of metrics.csv, and the rows of experts.csv.
 
     Args:
-        metrics: of ``train_step``, on the host; emptied.
-        timing: of ``StepTimer``.
+        metrics: metrics of ``train_step``, on the host; emptied here.
+        timing: a row of ``StepTimer``.
     """
     blocks: dict[int, dict[str, np.ndarray]] = metrics.pop("blocks")
     row: Row = {name: float(metrics.pop(name)) for name in LEADING} | timing
@@ -97,7 +97,7 @@ def _average(weights: Weights) -> str:
 
 
 def _drops(row: Row, model: ViTConfig) -> list[str]:
-    """Drops where tokens choose, else tokens without an expert."""
+    """The dropped choices for token choice, else the tokens without an expert."""
     if not model.sparse_blocks:
         return []
     if model.can_drop:
@@ -106,7 +106,7 @@ def _drops(row: Row, model: ViTConfig) -> list[str]:
 
 
 def _timing_texts(row: Row) -> list[str]:
-    """Empty if the times are unknown."""
+    """Speed and shares of the time; empty if the times are unknown."""
     speed, flops, mfu, *split = (row[column] for column in COLUMNS)
     if speed is None:
         return []

@@ -1,4 +1,4 @@
-"""The environment and the data of a run, and how they differ from those at its start."""
+"""The environment and the data of a run, and how they have changed since its start."""
 
 import importlib.metadata
 import os
@@ -22,7 +22,7 @@ COMPARED = ("devices", "mesh", "processes", "cores", *COMPUTING, *DECODING)
 
 
 def environment(data: Data, placement: Placement) -> dict[str, Any]:
-    """Everything except the config that the result of a run may depend on."""
+    """Everything, apart from the config, that can change the result of a run."""
     measured = {each.name: own for each, own in data.evaluations}
     measured |= {f"few-shot {own.name}": own for each in data.fewshot for own in each.sources}
     return {
@@ -44,7 +44,7 @@ def _data(source: Source) -> dict[str, Any]:
 
 
 def shared(now: Mapping[str, Any]) -> dict[str, Any]:
-    """What all processes of a run need to have in common, of the environment of one of them.
+    """The part of a process's environment that all processes of a run must have in common.
 
     Cores and the times of files may differ between hosts.
     """
@@ -61,7 +61,7 @@ def shared(now: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def differences(stored: dict[str, Any], current: dict[str, Any]) -> list[str]:
-    """Differences between the current environment and data and those recorded at the start."""
+    """Messages about changes of the environment and the data since the start of the run."""
     differ = "continuing, but results will differ from an uninterrupted run"
     lines = list(_data_differences("the training data", stored, current, differ))
     before = stored.get("evaluations")
@@ -79,7 +79,7 @@ def differences(stored: dict[str, Any], current: dict[str, Any]) -> list[str]:
 
 
 def _data_differences(what: str, stored: Any, current: dict[str, Any], so: str) -> Iterator[str]:
-    """A line if the data has changed, and what follows from it."""
+    """A line if the data has changed, with the consequences."""
     stored = stored if isinstance(stored, dict) else {}
     before, now = stored.get("data"), current["data"]
     if not isinstance(before, dict) or any(before.get(k) != now[k] for k in ("data", "content")):

@@ -27,8 +27,8 @@ def evaluate_all(
     """Evaluates every set, with the parameters and, if the run has it, with their moving average.
 
     Returns:
-        the evaluations; an empty list if those of the step are already written; None if a signal
-        interrupted them, so that they are due again on resume.
+        the evaluations; an empty list if the step's evaluations are already written; None if a
+        signal interrupted them, so that they are due again on resume.
     """
     written = distributed.any_process(run.report.has("evaluations.csv", step))
     if written and step < run.config.total_steps:
@@ -72,7 +72,7 @@ def _evaluations(run: Run, state: State) -> Iterator[NamedEvaluation]:
 
 
 def _show_worst_errors(run: Run, step: int, evaluations: list[NamedEvaluation]) -> None:
-    """Shows those of each set, with the moving average of the parameters if there is one."""
+    """Shows the worst errors of each set, by the moving average of the parameters if it exists."""
     last = {each.set: each for each in evaluations}
     for config, source in run.data.evaluations:
         name, weights, result = last[config.name]
@@ -89,7 +89,7 @@ def _show_worst_errors(run: Run, step: int, evaluations: list[NamedEvaluation]) 
 
 
 def probe(run: Run, state: State, step: int, status: StepStatus) -> None:
-    """Few-shot probes, unless those of the step are written.
+    """Runs few-shot probes, unless the probes of the step are already written.
 
     A signal interrupts them, so that they are due again on resume.
     """

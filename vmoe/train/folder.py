@@ -1,4 +1,4 @@
-"""The run folder: a new run's metadata, or the checks of one that is resumed."""
+"""The run folder: writes a new run's metadata, or checks the folder of a resumed run."""
 
 from pathlib import Path
 from typing import Any
@@ -31,10 +31,10 @@ def open_workdir(
     """Writes the metadata of a new run, or checks that the folder holds this one.
 
     Args:
-        now: the environment.
+        now: the current environment.
 
     Returns:
-        messages about what has changed since the start of the run, and whether it has more steps.
+        messages about changes since the start of the run, and whether it has more steps.
     """
 
     def open_folder() -> tuple[list[str], bool]:

@@ -22,16 +22,16 @@ from vmoe.train.lr_factors import Params
 from vmoe.train.state import State
 from vmoe.workdir.layout import CHECKPOINTS, has_config, read_init
 
-NAMED = 5  # parameters in a message
+NAMED = 5  # parameters listed in a message
 
 
 class InitFrom(NamedTuple):
     """A trained model that a run starts from.
 
     Attributes:
-        path: as for ``vmoe.load``.
-        new_head: make the head new, as is done for another number of classes.
-        partial: accept that other parameters are new, or dropped.
+        path: a path, name or URL for ``vmoe.load``.
+        new_head: start with a new head, as for another number of classes.
+        partial: accept that other parameters are new or dropped.
     """
 
     path: str
@@ -43,10 +43,10 @@ class Init(NamedTuple):
     """Parameters to start from.
 
     Attributes:
-        params: as nested dicts, on the host.
-        record: where they come from, with a checksum; kept in the run folder.
-        changes: what is loaded, new, dropped and resized.
-        class_names: of the source.
+        params: the parameters as nested dicts, on the host.
+        record: their source and a checksum; kept in the run folder.
+        changes: the parameters that are loaded, new, dropped and resized.
+        class_names: class names of the source.
     """
 
     params: Params
@@ -55,7 +55,7 @@ class Init(NamedTuple):
     class_names: tuple[str, ...]
 
     def apply(self, state: State, placement: Placement) -> State:
-        """The initial state with these parameters, from which the moving average starts too."""
+        """The initial state with these parameters; the moving average starts from them, too."""
         where = None if placement.mesh is None else placement.params(self.params)
         params = jax.device_put(self.params, where)
         ema = None if state.ema is None else jax.tree.map(jnp.copy, params)
@@ -69,7 +69,7 @@ def read_source(source: InitFrom | None, workdir: Path, config: ViTConfig) -> In
 
     Args:
         workdir: the run folder.
-        config: of the model of the new run.
+        config: config of the model of the new run.
 
     Raises:
         UsageError: there is no trained model, its parameters do not fit the model or have changed
@@ -120,7 +120,7 @@ def read_source(source: InitFrom | None, workdir: Path, config: ViTConfig) -> In
 
 
 def _step_of(path: str, step: int | None) -> Path | str:
-    """The path of a step, where the source is a run, which may have been trained further since."""
+    """The path of a step, if the source is a run, since the run may have been trained further."""
     if is_run(Path(path)):
         folder = find(Path(path))[0] / CHECKPOINTS / str(step)
         return folder if folder.is_dir() else path
@@ -128,14 +128,14 @@ def _step_of(path: str, step: int | None) -> Path | str:
 
 
 def _absolute(path: str) -> str:
-    """A path that means the same in another working directory; names and addresses do anyway."""
+    """The absolute path; names of the zoo and URLs are returned unchanged."""
     if url := url_of(path):
         return url
-    return path if zoo.address(path) != path else str(Path(path).absolute())
+    return path if zoo.resolve(path) != path else str(Path(path).absolute())
 
 
 def _shown(path: str) -> str:
-    """A path below the working directory relative to it; others unchanged."""
+    """A path relative to the working directory, if it is below it; others are unchanged."""
     below = Path(path).is_relative_to(Path.cwd())
     return str(Path(path).relative_to(Path.cwd())) if below else path
 
@@ -148,10 +148,10 @@ def _text(source: InitFrom | None) -> str:
 
 
 def messages(init: Init, class_names: tuple[str, ...]) -> Iterator[str]:
-    """Lines about the source, and about parameters that are not simply loaded.
+    """Lines about the source, and about parameters that are new, dropped or resized.
 
     Args:
-        class_names: of the training data.
+        class_names: class names of the training data.
     """
     record, changes = init.record, init.changes
     average = " (moving average)" if record["weights"] == "ema" else ""
@@ -163,6 +163,6 @@ def messages(init: Init, class_names: tuple[str, ...]) -> Iterator[str]:
             yield f"{len(paths)} {name}: {listed(paths, NAMED)}"
     if "head/classes/kernel" in changes.loaded and init.class_names != class_names:
         yield (
-            f"the head is kept, of classes {listed(init.class_names, NAMED)}; the classes of the "
+            f"the head is kept, with classes {listed(init.class_names, NAMED)}; the classes of the "
             f"data are {listed(class_names, NAMED)} (init_new_head starts a new one)"
         )

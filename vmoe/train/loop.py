@@ -59,15 +59,15 @@ def train(
         mesh: devices per axis, "data=4,expert=8": a batch is sharded over all of them, the experts
             over the second axis; derived from the model and the devices if empty.
         fsdp: also shard large dense parameters and optimizer state over "data".
-        on_nan: what to do when a loss or gradient is NaN or infinite: end the run, or go back to
+        on_nan: the reaction to a NaN or infinite loss or gradient: end the run, or go back to
             the newest scheduled checkpoint and skip the batches up to the one that failed.
         max_rewinds: maximum number of rewinds.
         profile: steps to trace for a profiler, once in the life of the run: "10:15".
-        wandb: also log to this project of Weights & Biases; empty for that of the run, or
-            ``WANDB_PROJECT``, or "vmoe". None does not log there.
+        wandb: also log to this project of Weights & Biases; if empty, to the project of the run, to
+            ``WANDB_PROJECT``, or to "vmoe". None does not log to Weights & Biases.
 
     Raises:
-        UsageError: the folder is another run's, the data does not fit the model, or the model or
+        UsageError: the folder belongs to another run, the data does not fit the model, the model or
             the batch cannot be split over the devices, ``profile`` or ``wandb`` is wrong, or the
             processes of the run differ in their config, options, data or versions.
         Failure: the loss is not finite, the disk is full, no checkpoint is valid, or W&B or the
@@ -108,7 +108,7 @@ def _attempt(run: Run, state: State, reader: Reader[Read]) -> list[NamedEvaluati
     """Trains from a state to the last step.
 
     Args:
-        reader: gives the batches from that of the state on.
+        reader: returns the batches, from the next batch of the state on.
     """
     config, report = run.config, run.report
     step, batch = int(state.step), int(state.batch)

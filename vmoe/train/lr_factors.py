@@ -1,9 +1,9 @@
-"""Which parameters are trained, and by what factor each one's learning rate is multiplied.
+"""Learning rate factors of parameters, and parts that are frozen.
 
-The factor is that of its part (``LrFactorsConfig``) times that of its layer (``layer_decay``). A
-part with the factor 0 is frozen: its parameters are constants of the loss, so there are no
-gradients, no optimizer state and no moving averages of them, and nothing is computed for them in
-the backward pass.
+A parameter's factor is the factor of its part (``LrFactorsConfig``) times the factor of its layer
+(``layer_decay``). A part with the factor 0 is frozen: its parameters are constants of the loss.
+They have no gradients, optimizer state or moving averages, and the backward pass computes nothing
+for them.
 """
 
 from collections.abc import Iterator
@@ -35,7 +35,7 @@ def lr_kind(path: Path) -> str:
 def layers_above(path: Path, depth: int) -> int:
     """The exponent of ``layer_decay`` for a parameter: the number of layers after its own.
 
-    The layers are: the embeddings, with the norm before the blocks; each block; all that follows
+    The layers are: the embeddings, with the norm before the blocks; each block; everything after
     the blocks (last norm, attention pool, head). This is the numbering of BEiT (arXiv 2106.08254,
     ``optim_factory.py``) and MAE (arXiv 2111.06377, ``util/lr_decay.py``). timm assigns the norms
     outside the blocks to the last block.
@@ -60,7 +60,7 @@ def trained_params(config: OptimConfig, params: Params) -> Params:
 
 
 def replace_trained(params: Params, trained: Params) -> Params:
-    """The parameters with other values of those that are trained."""
+    """The parameters, with new values for the trained ones."""
     return unflatten_dict(flatten_dict(params) | flatten_dict(trained))
 
 

@@ -31,7 +31,7 @@ def mix(
     Args:
         images: in [-1, 1].
         targets: see ``label_vectors``.
-        key: of the step.
+        key: random key of the step.
         config: ``mixup`` and ``cutmix``, 0 for none; ``mixing``: draw once per device, or per
             image.
         devices: the number of equal parts of the batch, which are mixed separately.
@@ -63,12 +63,12 @@ def mix(
 
 
 def mix_with_next(x: Float32[Array, "b *x"], weights: Float32[Array, "_ _ *_"]) -> Array:
-    """The weighted mean of each row and the next one on its device; the last one's is the first.
+    """The weighted mean of each row and the next one on its device, the last and the first.
 
     Args:
         x: rows of all devices.
-        weights: of each row itself, in [0, 1], by device, and row of the device or 1; further axes
-            as those of x or 1.
+        weights: weights of the rows themselves, in [0, 1]: by device; then by row of the device, or
+            1; further axes as in x, or 1.
     """
     rows = x.reshape(weights.shape[0], -1, *x.shape[1:])
     return (weights * rows + (1 - weights) * jnp.roll(rows, -1, axis=1)).reshape(x.shape)
@@ -77,7 +77,7 @@ def mix_with_next(x: Float32[Array, "b *x"], weights: Float32[Array, "_ _ *_"]) 
 def _draw(
     key: Key[Array, ""], shape: tuple[int, int], config: DataConfig
 ) -> tuple[Bool[Array, ""], Float32[Array, "x r"], Float32[Array, "x r 2"]]:
-    """Whether to use CutMix; a weight, and the center of a box as shares of the sides."""
+    """Whether to use CutMix; the weights, and the centers of the boxes as shares of the sides."""
     choice, pair, center = jax.random.split(key, 3)
     is_cutmix = jnp.asarray(bool(config.cutmix))
     if config.mixup and config.cutmix:

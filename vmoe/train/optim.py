@@ -44,8 +44,8 @@ def schedule(config: OptimConfig, steps: int) -> optax.Schedule:
 def optimizer(run: TrainConfig) -> optax.GradientTransformation:
     """Clipping by global norm, scaling, weight decay, learning rates, expert averaging.
 
-    It updates the trained parameters alone (``trained_params``), so that frozen ones have no state
-    and do not count in the global norm, as in big_vision.
+    Only the trained parameters are updated (``trained_params``): frozen ones have no state and do
+    not count in the global norm, as in big_vision.
     """
     config = run.optim
     clip = config.grad_clip_norm
@@ -67,7 +67,7 @@ def optimizer(run: TrainConfig) -> optax.GradientTransformation:
 
 
 def _scaling(config: OptimConfig) -> optax.GradientTransformation:
-    """What turns clipped gradients into updates, before weight decay and learning rate."""
+    """The transformation of clipped gradients before weight decay and learning rate."""
     dtype, b2 = config.momentum_dtype, config.b2
     if b2 is None:
         b2 = 0.99 if config.kind == "lion" else 0.999

@@ -24,11 +24,11 @@ from vmoe.nn.inputs import has_label
 Picture = UInt8[np.ndarray, "h w 3"]
 
 EXAMPLES = 32  # images of a batch that are shown
-ERRORS = 16  # of an evaluation that are shown
+ERRORS = 16  # errors of an evaluation that are shown
 COLUMNS = 8
 SMALLEST, LARGEST = 144, 192  # sides in pixels: smaller images are enlarged, larger ones shrunk
 MARGIN, FONT_SIZE, LINE_HEIGHT = 6, 11, 14
-CLASSES = 3  # of an image that are named
+CLASSES = 3  # classes of an image that are named
 SHOWN_WEIGHT = 0.05  # a class of less weight is not named
 FULL_WEIGHT = 0.995  # a class of at least this weight is named without its number
 
@@ -37,7 +37,7 @@ class Tile(NamedTuple):
     """An image of a sheet.
 
     Attributes:
-        lines: of text below it; what is wider than the image is cut off.
+        lines: lines of text below it; longer ones are cut off at the width of the image.
     """
 
     pixels: Picture
@@ -68,13 +68,13 @@ def worst_errors(
 ) -> list[Tile]:
     """The wrongly classified images with the largest losses, the worst one first.
 
-    Each has the probabilities of its class and of the predicted one; of several classes the name of
-    the first and the geometric mean of all. Images without a label are left out.
+    Each tile has the probabilities of the true and of the predicted class; if an image has several
+    classes, the name of the first and the geometric mean of all. Images without a label are left
+    out.
 
     Args:
-        result: of an evaluation of the source with the preprocessing.
-        reading: arguments for ``evaluation_batches``: what to do with an image that cannot be read
-            again, and while data is awaited.
+        result: an evaluation of the source with this preprocessing.
+        reading: further arguments of ``evaluation_batches``, such as ``on_wait``.
 
     Raises:
         UsageError: an image cannot be read.
@@ -125,7 +125,7 @@ def sheet(tiles: Sequence[Tile]) -> Picture:
 
 
 def _scaled(pixels: Picture) -> Image.Image:
-    """The image in a size at which its pixels, and its text, can be seen."""
+    """The image, in a size at which its pixels and its text are visible."""
     image = Image.fromarray(pixels)
     factor = -(-SMALLEST // image.width)
     if factor > 1:
@@ -152,7 +152,7 @@ def _name(index: int, class_names: Sequence[str]) -> str:
 
 
 def _cut(text: str, width: int) -> str:
-    """The beginning of a text that is at most so many pixels wide."""
+    """The beginning of a text, at most ``width`` pixels wide."""
     text = one_line(text)
     while _font().getlength(text) > width:
         text = f"{text[:-2]}…"

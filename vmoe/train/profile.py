@@ -18,7 +18,7 @@ def parse_steps(text: str, steps: int) -> tuple[int, int] | None:
 
     Args:
         text: "10:15"; None is returned if it is empty.
-        steps: of the run.
+        steps: number of steps of the run.
 
     >>> parse_steps("10:15", 100)
     (10, 15)
@@ -37,12 +37,12 @@ def parse_steps(text: str, steps: int) -> tuple[int, int] | None:
 class Profiler:
     """Traces some steps into ``profile/FIRST-LAST`` of a run folder; a context manager.
 
-    The primary process traces, once in the life of a run: nothing is traced if the trace is written
-    already, or if the run resumes after the first of the steps. A run that ends among the steps
-    writes a trace of those that it has taken.
+    Only the primary process traces, and only once in the life of a run: nothing is traced if there
+    is a trace already, or if the run resumes after the first of the steps. A run that ends among
+    the steps writes a trace of the steps that it has taken.
 
     Args:
-        steps: the first and the last one; None to trace none.
+        steps: the first and the last step; None to trace none.
     """
 
     def __init__(self, workdir: Path, steps: tuple[int, int] | None, report: Report) -> None:
@@ -64,7 +64,7 @@ class Profiler:
                 self._write()
 
     def start(self, step: int) -> None:
-        """Call it before the batch of a step is read."""
+        """Call this before the batch of a step is read."""
         if self._due and step >= self._first:
             self._due = False
             if step > self._first:
@@ -81,7 +81,7 @@ class Profiler:
             self._annotation.__enter__()
 
     def stop(self, step: int, outputs: Any) -> None:
-        """Call it when a step was dispatched; waits for the outputs of the last one to trace."""
+        """Call this after a step was dispatched; waits for the outputs of the last traced step."""
         if self._tracing:
             self._annotation.__exit__(None, None, None)
             if step == self._last:

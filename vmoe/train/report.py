@@ -1,4 +1,4 @@
-"""The report of a run: what it measures, shows and says, handed to a list of sinks."""
+"""The reports of a run, which are passed to a list of sinks."""
 
 import contextlib
 import dataclasses
@@ -25,13 +25,13 @@ from vmoe.workdir.layout import TABLES
 
 
 class Report:
-    """Hands what a run reports to its sinks; a context manager.
+    """Passes the reports of a run to its sinks; a context manager.
 
-    Only the primary process has sinks, so that the others print and write nothing but warnings.
+    Only the primary process has sinks; the others print only warnings, and write nothing.
 
     Args:
         devices: number of devices that the run uses.
-        wandb: the project of Weights & Biases, or empty; None without it; see ``WandbRun``.
+        wandb: the project of Weights & Biases, or empty; None to not log there; see ``WandbRun``.
     """
 
     def __init__(
@@ -52,7 +52,7 @@ class Report:
             self._sinks = [*others, events, *self._tables.values(), console]
         self._open = contextlib.ExitStack()
         self._first = 1  # the step that compiles
-        self._found: set[tuple[str, str, int | None]] = set()  # at the last evaluations
+        self._found: set[tuple[str, str, int | None]] = set()  # findings of the last evaluations
 
     def __enter__(self) -> "Report":
         for sink in self._sinks:
@@ -73,7 +73,7 @@ class Report:
             positions: as saved with the checkpoint of the step; empty if there is none.
 
         Raises:
-            Failure: a CSV file is corrupt, and all are left as they are; or one cannot be written.
+            Failure: a CSV file is corrupt, and no file is changed; or a file cannot be written.
         """
         tables = self._tables.values()
         if tables and not positions:
@@ -114,12 +114,12 @@ class Report:
             sink.step(step)
 
     def measure(self, activity: Activity) -> contextlib.AbstractContextManager[None]:
-        """Counts the time inside the context as that of an activity; see ``StepTimer``."""
+        """Counts the time inside the context for an activity; see ``StepTimer``."""
         return self._timer.measure(activity)
 
     @contextlib.contextmanager
     def pause_timer(self, activity: str) -> Iterator[None]:
-        """Leaves the time inside the context out of that of the steps, and shows the activity."""
+        """Leaves the time inside the context out of the steps' time, and shows the activity."""
         with self.measure("pause"):
             self._activity(activity)
             yield
@@ -156,7 +156,7 @@ class Report:
         self._found = set(found)
 
     def write(self, step: int, *entries: Entry) -> None:
-        """Hands the entries of a step to every sink."""
+        """Passes the entries of a step to every sink."""
         for sink in self._sinks:
             sink.write(step, entries)
 
@@ -166,7 +166,7 @@ class Report:
             sink.log(text)
 
     def warn(self, text: str) -> None:
-        """Prints a line that only this process knows."""
+        """Prints a line about this process only."""
         if self._sinks:
             self.log(text)
         else:
@@ -174,7 +174,7 @@ class Report:
 
 
 def _timer(config: TrainConfig, devices: int) -> StepTimer:
-    """The FLOPs of a model of which a part is frozen are unknown."""
+    """The timer of a run; the FLOPs are unknown if a part of the model is frozen."""
     frozen = 0 in dataclasses.astuple(config.optim.lr_factors)
     chip = chip_of(jax.devices()[0].device_kind)
     return StepTimer(

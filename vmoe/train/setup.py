@@ -1,6 +1,6 @@
 """Opens a run before the first step: its data, its program, then its folder.
 
-The first two write nothing, so that a config, data or model that does not fit leaves no files.
+The first two write nothing, so a config, data or model that does not fit leaves no files.
 """
 
 import contextlib
@@ -16,8 +16,8 @@ from vmoe import distributed
 from vmoe.checkpoints.run import Checkpoints
 from vmoe.config import TrainConfig, replace, to_json
 from vmoe.data.crops import resizing_messages
-from vmoe.data.problems import Refused, Unreadable
 from vmoe.data.sources import one_walk, skipped_messages
+from vmoe.data.unreadable import Refused, Unreadable
 from vmoe.data.workers import Workers
 from vmoe.signals import Signals
 from vmoe.train.check import (
@@ -53,7 +53,7 @@ class Run:
     extended: bool
     """Whether the config in the folder has fewer steps; only the primary process knows."""
     workers: Workers
-    """The processes that read."""
+    """The processes that read batches."""
     signals: Signals
     checkpoints: Checkpoints
     report: Report
@@ -61,7 +61,7 @@ class Run:
     replaced: Unreadable
     """Training images that could not be read."""
     refused: Refused
-    """Training images that the fast decoder refused."""
+    """Training images that the fast decoder did not support."""
     left_out: Unreadable
     """Images of the evaluation sets that could not be read."""
 
@@ -94,7 +94,7 @@ def setup(
     def check() -> tuple[
         TrainConfig, tuple[int, int] | None, Data, Program, Init | None, dict[str, Any]
     ]:
-        """Opens the data and plans the program, without a collective."""
+        """Opens the data and plans the program; uses no collective."""
         if wandb is not None:
             check_wandb(workdir, wandb)
         if not has_config(workdir):

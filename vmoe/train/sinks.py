@@ -1,6 +1,6 @@
-"""What a run reports, an ``Entry``, and where it goes, a ``Sink``: CSV files and TensorBoard.
+"""Reports of a run (``Entry``), and where they are written (``Sink``): CSV files and TensorBoard.
 
-A new sink: a subclass of ``Sink`` with ``write`` and what else it needs, and a line in ``Report``.
+To add a sink, write a subclass of ``Sink`` with ``write``, and add a line to ``Report``.
 """
 
 import contextlib
@@ -31,9 +31,9 @@ class Entry(NamedTuple):
     """A report about one step; each part may be empty.
 
     Attributes:
-        rows: of CSV files, by the name of the file.
-        scalars: by tag.
-        pictures: by tag.
+        rows: rows of CSV files, by the name of the file.
+        scalars: scalars by tag.
+        pictures: pictures by tag.
         texts: the parts of a line for the console.
         passing: whether a terminal replaces the line by the next one.
     """
@@ -46,7 +46,7 @@ class Entry(NamedTuple):
 
 
 class Sink(contextlib.AbstractContextManager["Sink"]):
-    """Where entries are written. A method that a subclass does not override does nothing."""
+    """A destination of entries. A method that a subclass does not override does nothing."""
 
     def resume(self, step: int) -> None:
         """The run continues after a step; the entries of later steps will be written again."""
@@ -61,7 +61,7 @@ class Sink(contextlib.AbstractContextManager["Sink"]):
         """A step was dispatched."""
 
     def activity(self, text: str) -> None:
-        """The run does something other than steps; empty when this ends."""
+        """The run does something other than steps; the text is empty when this ends."""
 
     def close(self, error: BaseException | None) -> None:
         """The run ends, with an error or None."""
@@ -124,12 +124,12 @@ class CsvFile(Sink):
         return Position(self._size, self._hash.hexdigest())
 
     def restore(self, step: int, position: Position) -> str:
-        """Checks that the file still begins with what was written up to a position.
+        """Checks that the content of the file up to a position is unchanged.
 
         Does not change the file.
 
         Args:
-            step: of the checkpoint that recorded the position.
+            step: step of the checkpoint that recorded the position.
 
         Returns:
             a message if the file is missing, or started after the step; a new one starts then.
@@ -171,7 +171,7 @@ class CsvFile(Sink):
         return _last_step(content.partition(b"\n")[2]) or 0
 
     def set_aside(self) -> str:
-        """Renames the file to .old, or to .old.2 and so on: none is replaced.
+        """Renames the file to .old, or to .old.2 and so on: no file is replaced.
 
         Returns:
             the new name; empty if there are no rows.
@@ -187,7 +187,7 @@ class CsvFile(Sink):
         return old.name
 
     def resume(self, step: int) -> None:
-        """Removes what follows the position that was restored."""
+        """Removes all content after the restored position."""
         with write_errors(self._path):
             if self._path.exists():
                 os.truncate(self._path, self._size)
@@ -209,7 +209,7 @@ def _first_step(content: bytes) -> int:
 
 
 def _text(value: Any) -> str:
-    """The text of a value in a CSV file; empty for None, which is unknown."""
+    """The text of a value in a CSV file; empty for None (unknown)."""
     if value is None:
         return ""
     return f"{value:.6g}" if isinstance(value, float | np.floating) else one_line(str(value))

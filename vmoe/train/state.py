@@ -22,7 +22,7 @@ class State(NamedTuple):
         batch: number of the next batch: the step, plus the batches skipped after a NaN.
         rewinds: number of times the run went back after a NaN.
         params: the model's parameters, as nested dicts.
-        opt_state: the optimizer's state, of the trained parameters.
+        opt_state: the optimizer's state for the trained parameters.
         ema: moving average of the parameters; None if the config has none.
     """
 

@@ -69,7 +69,7 @@ class StepStatus:
 
         Args:
             batch: number of its batch.
-            metrics: of ``train_step``.
+            metrics: metrics of ``train_step``.
             stop: whether this process was asked to stop.
 
         Raises:

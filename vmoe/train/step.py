@@ -25,12 +25,12 @@ MIXING = 1 << 20  # number of the key of mixup and CutMix; the model's are small
 
 
 class Inputs(NamedTuple):
-    """What the model and the loss get of a batch.
+    """The inputs of the model and the loss for a batch.
 
     Attributes:
-        images: in [-1, 1], mixed if the config asks for it.
-        targets: for each class a probability; for the softmax loss those of an image with labels
-            sum to 1. Mixed as the images are.
+        images: in [-1, 1]; mixed if the config has mixing.
+        targets: a probability for each class; mixed as the images are. For the softmax loss, the
+            targets of an image with labels sum to 1.
         labels: classes before mixing; padded with -1.
     """
 
@@ -48,12 +48,12 @@ def train_step(
     seed, the number of the batch and, with ``accumulate``, the number of the part.
 
     Returns:
-        the next state, and scalars: ``loss`` (nats; the softmax loss is averaged over the images
-        with labels, as in an evaluation, but its gradient over the whole batch), ``accuracy`` (of
-        the images with labels), ``aux_loss``, ``dropped`` (share of the choices), ``unprocessed``
-        (share of the tokens), ``lr``, ``gradient_norm``;
-        ``blocks``, the measures of each sparse block; ``norms`` of parameters, gradients and
-        updates by part of the model. Frozen parts have no gradients and no updates.
+        the next state, and scalars: ``loss`` (in nats), ``accuracy`` (of the images with labels),
+        ``aux_loss``, ``dropped`` (share of the choices), ``unprocessed`` (share of the tokens),
+        ``lr`` and ``gradient_norm``; ``blocks``, the measures of each sparse block; and ``norms``
+        of parameters, gradients and updates, by part of the model. Frozen parts have no gradients
+        and no updates. The softmax loss is averaged over the images with labels, as in an
+        evaluation, but its gradient over the whole batch.
     """
     key = step_key(config, state.batch)
     trained = trained_params(config.optim, state.params)
@@ -75,7 +75,7 @@ def train_step(
         ema = update_ema(config, ema, trained, state.step)
     dropped, unprocessed = dropped_and_unprocessed(totals.values())
     per_labeled = len(labeled) / jnp.maximum(labeled.sum(), 1)
-    if config.loss == "softmax":  # of which an image without labels has none
+    if config.loss == "softmax":  # an image without labels has none
         metrics["loss"] *= per_labeled
     metrics |= {
         "accuracy": metrics["accuracy"] * per_labeled,
@@ -126,7 +126,7 @@ def make_inputs(
     The targets of an image without labels stay zeros.
 
     Args:
-        key: of the step.
+        key: random key of the step.
     """
     images = to_float(jnp.asarray(batch.images))
     normalize = config.loss == "softmax"
@@ -152,7 +152,7 @@ def _loss(
     """The cross-entropy plus the weighted auxiliary losses of all sparse blocks, and metrics.
 
     Args:
-        trained: the parameters to differentiate by; they replace those in ``params``.
+        trained: the parameters to differentiate by; they replace their values in ``params``.
     """
     params = replace_trained(params, trained)
     model = models.with_params(config.model, params, placement=placement)

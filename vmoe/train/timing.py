@@ -1,9 +1,9 @@
 """Where the wall time of training goes, and how fast it is: the timing columns of metrics.csv.
 
-The loop names what it does: it waits for data, reports (which includes saving), or pauses. The rest
-of the time is device work: dispatching steps, and waiting for the status of the step before.
-Nothing here waits for the device, so the times are those of the host: while it waits for data, the
-device may still be busy with the step before.
+The loop labels its phases: it waits for data, reports (including saving), or pauses. The remaining
+time is device work: dispatching steps, and waiting for the status of the step before. Nothing here
+waits for the device, so all times are times of the host: while the host waits for data, the device
+may still be busy with the step before.
 """
 
 import collections
@@ -18,18 +18,18 @@ COLUMNS = (
     *("images_per_second", "model_flops_per_second", "mfu"),
     *("seconds/data", "seconds/device", "seconds/reporting"),
 )
-"""The columns of a row; they differ between runs that are otherwise equal. The seconds are those of
-a step, and their sum is a batch divided by the images per second. The model FLOPs utilization
-(``mfu``) is the share of the devices' peak, of bfloat16 matmuls."""
+"""The columns of a row; they differ between otherwise equal runs. The seconds are per step; in sum
+they are the batch size divided by the images per second. The model FLOPs utilization (``mfu``) is
+relative to the devices' peak for bfloat16 matmuls."""
 
 
 class StepTimer:
     """Splits the wall time of steps by activity, and counts their images and FLOPs.
 
     Args:
-        batch_size: images of a step.
-        flops_per_image: of a training step; None if unknown.
-        peak_flops: of all devices, FLOP/s; None if unknown.
+        batch_size: images per step.
+        flops_per_image: FLOPs per image of a training step; None if unknown.
+        peak_flops: peak of all devices together, FLOP/s; None if unknown.
     """
 
     def __init__(
@@ -43,13 +43,13 @@ class StepTimer:
         self.restart(0)
 
     def restart(self, step: int) -> None:
-        """Measures from now on, the end of a step."""
+        """Starts to measure at the end of a step."""
         self._step, self._start = step, time.perf_counter()
         self._seconds: dict[Activity, float] = collections.defaultdict(float)
 
     @contextlib.contextmanager
     def measure(self, activity: Activity) -> Iterator[None]:
-        """Counts the time inside this context, which is not nested, as that of an activity.
+        """Counts the time inside this context, which is not nested, for an activity.
 
         A pause, such as an evaluation, belongs to no step.
         """
@@ -60,10 +60,10 @@ class StepTimer:
             self._seconds[activity] += time.perf_counter() - start
 
     def row(self, step: int) -> dict[str, float | None]:
-        """The timing columns of the steps up to this one, and restarts.
+        """The timing columns of the steps up to this one; measures anew from here.
 
         Returns:
-            only None right after the step from which the time is measured.
+            only None if measuring started at the end of this step.
         """
         steps, seconds = step - self._step, self._seconds
         total = time.perf_counter() - self._start - seconds["pause"]

@@ -1,4 +1,4 @@
-"""Weights & Biases: the scalars and pictures of a run, beside its files."""
+"""Weights & Biases: the scalars and pictures of a run, in addition to its files."""
 
 import contextlib
 import json
@@ -25,7 +25,7 @@ def check_wandb(workdir: Path, project: str) -> None:
     """Checks, in the primary process, that a run can be logged; needs no network.
 
     Args:
-        project: empty for that of the run folder, or the default.
+        project: empty for the project of the run folder, or the default.
 
     Raises:
         UsageError: wandb is not installed or not logged in, or the run is in another project.
@@ -56,7 +56,7 @@ class WandbRun(Sink):
     start are logged once and end the logging, not the run.
 
     Args:
-        project: empty for that of the run folder, or ``WANDB_PROJECT``, or "vmoe".
+        project: empty for the project of the run folder, ``WANDB_PROJECT``, or "vmoe".
         log: prints a line.
 
     Raises:
@@ -89,7 +89,7 @@ class WandbRun(Sink):
                     finish_timeout_raises=True,
                 ),
             )
-        except Exception as error:  # of many types: network, login, settings, its own process
+        except Exception as error:  # many types: network, login, settings, W&B's process
             raise Failure(
                 f"wandb: {' '.join(str(error).split())}; without a network set WANDB_MODE=offline"
             ) from None
@@ -111,7 +111,7 @@ class WandbRun(Sink):
         if not self._run:
             return
         if self._url:
-            self._log(f"wandb: uploading what is left, for at most {FINISH_TIMEOUT} s")
+            self._log(f"wandb: uploading the rest, for at most {FINISH_TIMEOUT} s")
         with self._errors():
             if isinstance(error, Stopped):
                 self._run.mark_preempting()

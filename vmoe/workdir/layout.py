@@ -8,13 +8,13 @@ metrics.csv        a row per report                   checkpoints/  STEP/ ...
 evaluations.csv    a row per evaluation               experts.csv   a row per expert
 fewshot.csv        a row per few-shot probe
 tensorboard/       the same, for TensorBoard, and pictures
-wandb.json, wandb/ the same, for Weights & Biases, if asked for: which run it is, and its files
-profile/           traces of steps, if asked for
-routing.json       the routing that vmoe capacity chose, if it did (routing_file.py)
+wandb.json, wandb/ the same, for Weights & Biases, if requested: the id of its run, and its files
+profile/           traces of steps, if requested
+routing.json       the routing settings chosen by vmoe capacity, if it was run (routing_file.py)
 console.txt        when and why messages could no longer be printed, if that happened
 
-What reads a file raises a UsageError if it is missing or corrupt, and a Failure if it cannot be
-read for a reason that can pass. What writes one raises an OSError.
+Functions that read a file raise a UsageError if it is missing or corrupt, and a Failure if it
+cannot be read for a temporary reason. Functions that write one raise an OSError.
 """
 
 import contextlib
@@ -44,7 +44,7 @@ TABLES = ("metrics.csv", "evaluations.csv", "experts.csv", "fewshot.csv")
 
 
 def has_config(workdir: Path) -> bool:
-    """Whether the folder holds a run: of its metadata, config.json is written last."""
+    """Whether the folder holds a run; config.json is written last of its metadata."""
     return retried(workdir, (workdir / CONFIG).is_file)
 
 
@@ -69,7 +69,7 @@ def write_metadata(
         **({INIT: json.dumps(init, indent=2)} if init else {}),
         CONFIG: to_json(config),  # last, so a folder that has it is complete
     }
-    (workdir / INIT).unlink(missing_ok=True)  # of a run that was killed before it had a config
+    (workdir / INIT).unlink(missing_ok=True)  # left by a run that was killed before it had a config
     for name, text in texts.items():
         replace_text(workdir / name, text + "\n")
 
@@ -82,17 +82,17 @@ def replace_text(path: Path, text: str) -> None:
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """As ``atomic``, but an OSError in the context, such as of a full disk, names the file."""
+    """As ``atomic``, but an OSError in the context, such as of a full disk, has the file's path."""
     try:
         with atomic(path) as temporary:
             yield temporary
-    except OSError as error:  # that of a full disk names no file
+    except OSError as error:  # the error of a full disk has no path
         error.filename = str(path)
         raise
 
 
 def append_bytes(path: Path, content: bytes) -> None:
-    """Adds all of the content to the end of a file, or nothing."""
+    """Appends all of the content to a file, or nothing."""
     with path.open("ab", buffering=0) as file:
         size = file.tell()
         try:
@@ -161,7 +161,7 @@ def check_same_run(workdir: Path, config: TrainConfig, class_names: tuple[str, .
         the number of its steps if this config has more; else None.
 
     Raises:
-        UsageError: names every field that differs.
+        UsageError: the runs differ; the message lists every field that differs.
     """
     stored = read_config(workdir)
     may_change = ("check", "on_error", "num_workers")
@@ -177,14 +177,14 @@ def check_same_run(workdir: Path, config: TrainConfig, class_names: tuple[str, .
         )
     if tuple(read_class_names(workdir)) != class_names:
         raise UsageError(
-            f"workdir {workdir}: the classes of the training data differ from those of the run "
-            f"({workdir / CLASSES}): use another workdir"
+            f"workdir {workdir}: the classes of the training data differ from the classes of the "
+            f"run ({workdir / CLASSES}): use another workdir"
         )
     return stored.steps if extended else None
 
 
 def extend(workdir: Path, config: TrainConfig) -> None:
-    """Replaces the config by one with more steps, and keeps the old one beside it."""
+    """Replaces the config by one with more steps, and keeps the old one in the same folder."""
     stored = read_config(workdir)
     if stored.total_steps < config.total_steps:
         replace_text(workdir / f"config.{stored.steps}.json", to_json(stored) + "\n")

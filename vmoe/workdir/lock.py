@@ -21,12 +21,12 @@ def lock_workdir(workdir: Path) -> Iterator[None]:
     """Locks a run folder against other runs, and creates it if it does not exist.
 
     The primary process holds the lock. The system releases it when that process ends, even if it is
-    killed. Where the file system has no locks, a line on stderr says so.
+    killed. If the file system has no locks, a line on stderr reports this.
 
     Raises:
         UsageError: another run holds the lock, the folder cannot be written, or not every process
             of this run sees it.
-        Failure: it cannot be written for a reason that can pass, such as a full disk.
+        Failure: it cannot be written for a temporary reason, such as a full disk.
     """
     with contextlib.ExitStack() as stack:
 
@@ -71,7 +71,7 @@ def _lock(workdir: Path) -> Iterator[None]:
 
 
 def _not_writable(workdir: Path, error: OSError) -> VmoeError:
-    """A Failure if the reason can pass, such as a full disk; else a UsageError."""
+    """A Failure if the reason is temporary, such as a full disk; else a UsageError."""
     kind = Failure if can_pass(error) else UsageError
     return kind(f"workdir {workdir}: {error.strerror}")
 

@@ -21,7 +21,7 @@ def read_routing_file(path: Path) -> RoutingFile:
 
     Raises:
         UsageError: it is missing, corrupt or of another format version.
-        Failure: it cannot be read for a reason that can pass.
+        Failure: it cannot be read for a temporary reason.
     """
     try:
         return _parsed(retried(path, lambda: path.read_text(encoding="utf-8")))

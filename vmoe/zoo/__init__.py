@@ -1,10 +1,10 @@
 """Trained weights by name, in timm's way: the name of a model, a dot, and a tag.
 
-``vmoe_s32_last2_e8.in1k_light`` are weights for the model ``vmoe_s32_last2_e8``; the name without a
-tag means the model's first entry. Those of Fashion-MNIST and of emoji come with this package, in
-folders beside this file (``scripts/write_zoo.py``). The published checkpoints are downloaded when
-they are first used; their accuracies are those of their authors, and their configs have the
-capacity factor at which these were measured.
+``vmoe_s32_last2_e8.in1k_light`` names weights for the model ``vmoe_s32_last2_e8``. The name without
+a tag means the first entry of the model. The weights for Fashion-MNIST and emoji are in folders
+next to this file, each with its model card (``scripts/write_zoo.py``). A published checkpoint is
+downloaded when it is first used. Its accuracies were published by its authors and not measured
+again; its config has the capacity factor at which the authors measured them.
 """
 
 import math
@@ -27,25 +27,25 @@ class Entry(NamedTuple):
     """Trained weights.
 
     Attributes:
-        model: its name.
-        tag: what the weights were trained on, and how.
-        address: a path that ``vmoe.load`` opens.
-        fields: of the model's config that differ from the named one.
+        model: name of the model.
+        tag: short name of the training data and the training.
+        path: of a folder, or a URL; ``vmoe.load`` opens it.
+        fields: fields of the config that differ from the config of that name.
         training: how the weights were trained.
-        accuracies: in percent, by data set.
-        measured_by: who or what measured them.
-        capacity_source: where the capacity factor of the config comes from.
-        loss: with which the weights were trained; the authors fine-tune with the softmax.
+        accuracies: accuracy in percent, by data set.
+        measured_by: who or which script measured the accuracies.
+        capacity_source: why the config has its capacity factor.
+        loss: training loss; the authors fine-tune with the softmax.
     """
 
     model: str
     tag: str
-    address: str
+    path: str
     fields: Mapping[str, Any]
     training: str
     accuracies: Mapping[str, float]
     measured_by: str = "the authors"
-    capacity_source: str = "that of training"
+    capacity_source: str = "as in training"
     loss: Loss = "softmax"
 
     @property
@@ -72,7 +72,7 @@ class Entry(NamedTuple):
 
 
 _NOT_MEASURED: Mapping[str, float] = MappingProxyType({})
-_BEST_OF_3 = "{}; of three seeds the best one on the validation split"
+_BEST_OF_3 = "{}, the best of three seeds on the validation split"
 _FASHION_MNIST = _BEST_OF_3.format("Fashion-MNIST, 8,000 steps")
 _OURS = "scripts/write_zoo.py"
 ENTRIES = (
@@ -110,7 +110,7 @@ ENTRIES = (
         {"moe": {"capacity_factor": 4.0}},
         "ImageNet-1k from scratch, 300 epochs, light augmentation",
         {"ImageNet": 73.1, "ReaL": 74.4, "V2": 59.2},
-        capacity_source="the authors' in evaluation",
+        capacity_source="as in the authors' evaluation",
         loss="sigmoid",
     ),
     Entry(
@@ -128,7 +128,7 @@ ENTRIES = (
         {"moe": {"capacity_factor": 4.0}},
         "ImageNet-1k from scratch, 1,000 epochs, medium augmentation",
         _NOT_MEASURED,
-        capacity_source="that of in1k_light, since the config of in1k_medium is not public",
+        capacity_source="as for in1k_light, because the config of in1k_medium is not public",
         loss="sigmoid",
     ),
     Entry(
@@ -181,13 +181,13 @@ def published(prefix: str) -> Entry | None:
     >>> published("vmoe_s32_last2_ilsvrc2012_randaug_medium").tag
     'in1k_medium'
     """
-    addresses = {entry.address: entry for entry in ENTRIES}
-    return addresses.get(f"{BUCKET}/{prefix}")
+    paths = {entry.path: entry for entry in ENTRIES}
+    return paths.get(f"{BUCKET}/{prefix}")
 
 
-def address(path: str) -> str:
-    """The address of trained weights by name; see ``find``. Any other path is unchanged."""
+def resolve(path: str) -> str:
+    """The path or URL of trained weights by name; see ``find``. Any other path is unchanged."""
     if Path(path).exists() or path.endswith(FILES):
         return path
     entry = find(path)
-    return path if entry is None else entry.address
+    return path if entry is None else entry.path

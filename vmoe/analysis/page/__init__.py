@@ -1,8 +1,8 @@
-"""One HTML page on which people explore the routing of a model on images.
+"""An HTML page to explore the routing of a model on images.
 
-The file contains all that it needs and loads nothing from a network. ``rule.js`` decides in the
-browser which choices get a slot, as ``vmoe/routing/token_choice.py`` does; everything else that the
-page shows is computed here, by the model.
+The page is one file and loads nothing from a network. ``rule.js`` assigns slots to choices in the
+browser, by the rule of ``vmoe/routing/token_choice.py``. Everything else on the page is computed
+here, by the model.
 """
 
 from vmoe.analysis.page.observe import ModelOnImages, count_passes, observe

@@ -1,4 +1,4 @@
-"""What the page shows of one model: its routing of some images, as it is and under changes."""
+"""The data of one model on the page: its routing of some images, as loaded and under changes."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -30,7 +30,8 @@ from vmoe.routing import slots_and_factor
 from vmoe.routing.groups import group_sizes
 
 FRACTIONS = (0, 1 / 16, 1 / 8, 3 / 16, 1 / 4, 3 / 8, 1 / 2, 3 / 4, 1)
-"""The grid of slots, as fractions of enough for every choice: dense where predictions change."""
+"""The grid of slots, as fractions of the number that drops no choice; dense at few slots, where
+predictions change."""
 
 MOST_ATTENTION = 2_000_000
 """Bytes of attention maps on the page."""
@@ -40,16 +41,16 @@ class ModelOnImages(NamedTuple):
     """A model on the images of a page.
 
     Attributes:
-        name: of the model, for people.
-        config: of the model.
-        routing: of the images, which are one batch.
-        statistics: of each sparse block over a larger sample.
+        name: the name to show.
+        config: the config of the model.
+        routing: the routing of the images, which are one batch.
+        statistics: the statistics of each sparse block over a larger sample.
         capacities: the logits by number of slots and priority, in every sparse block; empty unless
             they can be changed, see ``vmoe.analysis.effects.can_be_limited``.
-        removed: the logits without one expert; empty if they are not asked for.
-        top_patches: by sparse block, the patches of the sample that each expert weighs most.
+        removed: the logits without one expert; empty if not requested.
+        top_patches: by sparse block, the top patches of each expert in the sample.
         attention: by sparse block, how much each token (axis 1) of the first images attends to each
-            token, as a fraction of the largest, mean over the heads.
+            token: the mean over the heads, as a fraction of the largest.
         sigmoid: whether a probability is the sigmoid of a logit, rather than their softmax.
     """
 
@@ -76,14 +77,14 @@ def observe(
     remove: bool = True,
     on_step: Callable[[], None] = lambda: None,
 ) -> ModelOnImages:
-    """Runs a model on the images of a page, as it is and under changes.
+    """Runs a model on the images of a page, as loaded and under changes.
 
     Args:
         labels: the classes of each image; padded with -1.
         statistics: statistics of a larger sample; see ``vmoe.analysis``.
         top_patches: top patches of a larger sample; see ``vmoe.analysis``.
         sigmoid: see ``ModelOnImages``.
-        remove: also without each expert, two forward passes for every expert of the model.
+        remove: also predict without each expert, which takes two forward passes per expert.
         on_step: called after each forward pass with a change.
     """
     batch = [(images, labels, None)]
@@ -99,7 +100,7 @@ def observe(
 
 
 def _attention(model: ViT, images: Images) -> dict[int, UInt8[np.ndarray, "x n n"]]:
-    """In units of 1/255; of as many images as ``MOST_ATTENTION`` allows, at least one."""
+    """Attention in units of 1/255, for as many images as ``MOST_ATTENTION`` allows (at least 1)."""
     names = {f"blocks.{i}.attention.weights": i for i in model.config.sparse_blocks}
 
     @models.compiled
@@ -125,7 +126,7 @@ def count_passes(config: ViTConfig, *, remove: bool = True) -> int:
 
 
 def slots_of(config: ViTConfig, routing: Collected) -> list[int]:
-    """The numbers of slots of the grid, multiples of a slider's step and each block's own."""
+    """The numbers of slots in the grid: multiples of a slider's step, and each block's own."""
     settings = [Slots.of(moe, routing.blocks[i]) for i, moe in config.moe_blocks.items()]
     most, step = max(each.most for each in settings), max(each.step for each in settings)
     grid = {step * math.ceil(most * fraction / step) for fraction in FRACTIONS}
@@ -136,10 +137,10 @@ class Slots(NamedTuple):
     """The slots of an expert in one sparse block.
 
     Attributes:
-        tokens: of a group.
-        slots: per expert and group, as the model has them.
+        tokens: number of tokens in a group.
+        slots: slots per expert and group in the model as loaded.
         most: number of slots with which no choice of the images is dropped, a multiple of ``step``.
-        step: of a slider.
+        step: the step of the slider.
     """
 
     tokens: int
@@ -149,12 +150,12 @@ class Slots(NamedTuple):
 
     @classmethod
     def of(cls, config: MoEConfig, block: BlockRouting) -> "Slots":
-        """Those of a block that routed the images of one batch."""
+        """The slots of a block that routed the images of one batch."""
         b, n, e = block.gates.shape
         tokens = group_sizes(b, config.images_per_group)[1] * n
         slots, _ = slots_and_factor(config, tokens)
         step = 4 if slots % 4 == 0 and slots >= 16 else 1
-        queues = np.zeros((block.groups.max(initial=0) + 1, e + 1), int)  # the last is of no expert
+        queues = np.zeros((block.groups.max(initial=0) + 1, e + 1), int)  # e stands for no expert
         np.add.at(queues, (block.groups[:, None, None], block.experts), 1)
         longest = queues[:, :e].max(initial=0)
         return cls(tokens, slots, step * max(1, math.ceil(longest / step)), step)

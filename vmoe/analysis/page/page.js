@@ -17,7 +17,7 @@ const blockOf = (model, number) => models[model].blocks.find(block => block.numb
 const isShown = (model, block) => model === state.model && block.number === state.block;
 const state = fromAddress(new URLSearchParams(location.hash.slice(1)));
 
-// A value that the page does not have is as at the start.
+// The state in the address; START has the values that are missing or invalid.
 function fromAddress(words) {
   const given = {...START};
   const take = known => Object.entries(known).forEach(([name, values]) => {
@@ -42,7 +42,7 @@ function toAddress() {
   try { history.replaceState(null, "", `#${words}`); } catch { /* a notebook's frame has no address */ }
 }
 
-// As set; if the filters leave out the image that is shown, the first one that they leave is.
+// Like set; if the filters hide the current image, the first visible one becomes current.
 function filter(changes) {
   Object.assign(state, changes);
   const shown = visible();
@@ -56,7 +56,7 @@ function set(changes) {
   draw();
 }
 
-// As set; the controls are not drawn anew, as one of them is being dragged.
+// Like set, but without redrawing the controls, since one of them is being dragged.
 function slide(changes) {
   Object.assign(state, changes);
   toAddress();
@@ -123,9 +123,9 @@ function prediction(array, ...index) {
 const predicted = (array, ...index) => at(array.top, ...index)[0];
 const named = labels => labels.map(label => classes[label]).join(", ");
 
-// ------------------------------------------------------------------ what is known of a token
+// ------------------------------------------------------------------ tokens
 
-// Its experts, best first: {expert, gate, kept, weight}; for soft routing, which chooses none, all.
+// The experts of a token, best first: {expert, gate, kept, weight}; all experts for soft routing.
 function choices(block, image, token, kept) {
   const gates = at(block.all, image, token);
   if (!block.chosen.shape[2]) {
@@ -147,7 +147,7 @@ const isAt = (block, chosen, expert) =>
 
 const isChanged = () => state.slots !== null || state.priority !== null;
 
-// As recorded; in the block shown, as decided with the slots and the priority that are set.
+// As recorded, or in the current block as decided with the slots and the priority of the controls.
 function keptNow(model, block, image) {
   if (!block.drops || !isShown(model, block) || !isChanged()) return at(block.kept, image);
   return keptInGroup(block, image, state.slots ?? block.slots, state.priority ?? block.priority).get(image);
@@ -170,7 +170,7 @@ function patchPicture(model, block, image) {
   const height = SIDE * rows / columns, w = SIDE / columns, h = height / rows;
   const canvas = canvasOf(SIDE, height), pen = canvas.getContext("2d");
   pen.imageSmoothingEnabled = loaded[image].naturalWidth > 100;
-  if (state.opacity > 0) pen.filter = "grayscale(1) contrast(.5)"; // so that colors mean experts alone
+  if (state.opacity > 0) pen.filter = "grayscale(1) contrast(.5)"; // so that all color shows experts
   pen.drawImage(loaded[image], 0, 0, SIDE, height);
   pen.filter = "none";
   const kept = keptNow(model, block, image);
@@ -186,7 +186,7 @@ function patchPicture(model, block, image) {
   return canvas;
 }
 
-// Color of the first choice, and lines for dropped ones; patches that are not at the wanted expert are dim.
+// The color of the first choice, and lines for dropped choices; dim if not at the selected expert.
 function paint(pen, x, y, w, h, chosen, dim) {
   const first = chosen.length ? chosen[0].expert : null, held = chosen.some(({kept}) => kept);
   pen.globalAlpha = state.opacity / 100 * (dim ? .25 : 1);
@@ -227,7 +227,7 @@ function frame(pen, x, y, w, h) {
   }
 }
 
-// The selected token in a model; in one with another grid, the token at the same position.
+// The selected token in a model; in a model with another grid, the token at the same position.
 function tokenIn(model) {
   const own = models[state.model], other = models[model];
   if (state.token === null || model === state.model) return state.token;
@@ -238,7 +238,7 @@ function tokenIn(model) {
   return other.prefix + row * other.columns + column;
 }
 
-// How much the selected token attends to each other one, as a fraction of the largest; or nothing.
+// How much the selected token attends to each token, as a fraction of the largest; null if unknown.
 function attentionOf(model, block, image) {
   const token = tokenIn(model);
   return block.attention && token !== null && image < block.attention.shape[0]
@@ -250,14 +250,14 @@ function attentionOf(model, block, image) {
 function drawFilters() {
   fill("filters",
     choice("class", "class", [["", "all"], ...classes.map((name, i) => [i, name])], state.class, filter),
-    choice("expert", `most patches in block ${state.block} at expert`, [[null, "any"],
+    choice("expert", `block ${state.block} uses expert`, [[null, "any"],
       ...range(blockOf(state.model, state.block).experts).map(expert => [expert, `${expert}`])],
     state.expert, filter),
     make("label", {}, make("input", {type: "checkbox", id: "wrong", checked: state.wrong,
       onchange: event => filter({wrong: event.target.checked})}), "only wrong predictions"));
 }
 
-// Any of an image's labels is right; without one a prediction is neither right nor wrong.
+// Any label of an image is right; without a label, a prediction is neither right nor wrong.
 const isRight = (image, array, ...index) => images[image].labels.includes(predicted(array, ...index, image));
 const isWrong = image => images[image].labels.length > 0 && !isRight(image, models[state.model].predictions);
 
@@ -316,9 +316,9 @@ function drawView() {
     onclick: () => set({token: 0})}, "select the class token")] : []));
   const block = blockOf(state.model, state.block);
   if (state.show === "attention" && attentionOf(state.model, block, state.image)) {
-    return fill("legend", make("span", {className: "note"}, "attention, mean over the heads: none"),
+    return fill("legend", make("span", {className: "note"}, "attention (mean over the heads): 0"),
       make("span", {className: "scale", role: "img", "aria-label": "from dark to yellow"}),
-      make("span", {className: "note"}, "the largest of the selected patch"));
+      make("span", {className: "note"}, "maximum of the selected patch"));
   }
   fill("legend", ...range(block.experts).map(expert => chip(expert, `${expert}`, {
     "aria-pressed": state.expert === expert, "aria-label": `expert ${expert}`, id: `expert-${expert}`,
@@ -327,7 +327,7 @@ function drawView() {
 }
 
 function drawPanels() {
-  fill("live"); // what was said of the patch may have changed
+  fill("live"); // the announced patch may have changed
   const {image} = state, {source, labels} = images[image];
   const picture = make("div", {className: "panel"}, make("h3", {}, named(labels) || "image"),
     make("img", {src: source, alt: named(labels) || "the image", className: "pixels"}));
@@ -337,11 +337,11 @@ function drawPanels() {
     ...model.blocks.map(block => panel(m, block)),
     make("div", {className: "panel prediction"},
       make("h3", {}, `prediction${model.sigmoid ? ", each class by itself" : ""}`), prediction(model.predictions, image),
-      ...(m === state.model && isChanged() ? [make("p", {className: "note"}, "of the model as loaded, without the changed slots")] : []))]);
+      ...(m === state.model && isChanged() ? [make("p", {className: "note"}, "the model as loaded, without the changed slots")] : []))]);
   fill("panels", ...panels);
   const block = blockOf(state.model, state.block);
   if (state.show === "attention" && !attentionOf(state.model, block, image)) {
-    fill("hint", state.token === null ? "Select a patch: its attention is shown."
+    fill("hint", state.token === null ? "Select a patch to see its attention."
       : `Attention is stored for the first ${block.attention.shape[0]} images.`);
   }
 }
@@ -378,7 +378,7 @@ function select(model, block, token) {
 
 const positionName = ({columns}, patch) => `row ${Math.floor(patch / columns) + 1}, column ${patch % columns + 1}`;
 
-// A sentence for readers who hear the page.
+// A sentence for screen readers.
 function described(model, block) {
   const token = tokenIn(model), {prefix} = models[model];
   if (token === null) return "no patch is selected; use the arrow keys";
@@ -402,7 +402,7 @@ function drawPath() {
       const chosen = choices(block, state.image, token, keptNow(m, block, state.image)).slice(0, 4);
       const chips = make("span", {className: "chips"}, ...chosen.map(({expert}) => chip(expert, `${expert}`,
         {"aria-label": `expert ${expert}`, onclick: () => set({model: m, block: block.number, token, expert})})));
-      const digits = block.chosen.shape[2] ? 3 : 2; // of soft routing, gates are known to 1/255
+      const digits = block.chosen.shape[2] ? 3 : 2; // soft routing: gates are stored in units of 1/255
       return [`block ${block.number}`, chips, chosen.map(({gate}) => gate.toFixed(digits)).join("  "),
         chosen.map(({weight, kept}) => kept ? weight.toFixed(digits) : "dropped").join("  "), strip];
     });
@@ -444,12 +444,12 @@ function drawCapacityResult() {
   const nearest = grid && grid.slots.reduce((best, each) => Math.abs(each - slots) <= Math.abs(best - slots) ? each : best);
   fill("capacity-result", make("div", {className: "columns"},
     make("div", {}, make("h3", {}, `block ${block.number} alone`),
-      make("p", {className: "note"}, "Its recorded inputs, slots assigned anew; later blocks are not recomputed."),
+      make("p", {className: "note"}, "Slots are assigned again for the recorded inputs of this block; later blocks are not recomputed."),
       table(["", "choices dropped", "patches without an expert"], rows)),
     ...(grid ? [gridResult(grid, nearest, nearest === slots ? "" : "nearest computed: ", priority)] : [])));
 }
 
-// Of an image: its choices, those that are dropped, its patches, and those without an expert.
+// Counts for an image: choices, dropped choices, patches, and patches without an expert.
 function count(block, image, kept) {
   const [, n, k] = block.chosen.shape, chosen = at(block.chosen, image), {prefix} = models[state.model];
   let choices = 0, dropped = 0, unprocessed = 0;
@@ -465,7 +465,7 @@ function count(block, image, kept) {
   return {choices, dropped, unprocessed, patches: n - prefix};
 }
 
-// How many of the labeled images are predicted correctly, and how many by the model as it is.
+// The number of labeled images that are predicted correctly, also by the model as loaded.
 function accuracy(array, ...index) {
   const known = range(images.length).filter(image => images[image].labels.length);
   const right = (...which) => known.filter(image => isRight(image, ...which)).length;
@@ -545,7 +545,7 @@ function topPatches(block) {
     });
     grid.append(chip(expert, `${expert}`, {"aria-label": `expert ${expert}`, onclick: () => filter({expert})}), row);
   });
-  return make("div", {}, make("h3", {}, "The patches with the largest gates"), grid);
+  return make("div", {}, make("h3", {}, "Top patches: the largest gates of each expert"), grid);
 }
 
 function byClass(block) {
@@ -599,7 +599,7 @@ function draw() {
   drawnExperts = shown;
 }
 
-// A part is drawn anew; what had the focus has it again.
+// Redraws a part, and restores the focus.
 function keepFocus(part) {
   const {id} = document.activeElement ?? {};
   part();

@@ -1,4 +1,4 @@
-"""The page as text: a template, its style, its scripts, and one record of all that it shows."""
+"""Renders the page: a template, its style, its scripts, and one record of all data."""
 
 import base64
 import html
@@ -29,8 +29,8 @@ HERE = Path(__file__).parent
 SHOWN = 5  # classes of a prediction
 LARGEST_PNG = 96  # px; larger images are JPEG
 LARGEST_SIDE = 224  # px
-SMALL_PATCH = 16  # px; mosaics of larger ones are JPEG
-MOST_CLASSES = 40  # of a table
+SMALL_PATCH = 16  # px; mosaics of larger patches are JPEG
+MOST_CLASSES = 40  # in a table
 
 
 def render(
@@ -44,12 +44,12 @@ def render(
     """The page, one HTML document that needs no other file.
 
     Args:
-        title: of the page.
-        summary: a sentence below it.
-        images: those that every model was observed on.
+        title: the title of the page.
+        summary: a sentence below the title.
+        images: the images on which every model was observed.
         labels: the classes of each image; padded with -1.
-        class_names: of every model.
-        models: one, or several to compare.
+        class_names: the classes, the same for all models.
+        models: one model, or several to compare.
     """
     record = {
         "summary": summary,
@@ -141,7 +141,7 @@ def _block(
     record = {
         "number": number,
         "experts": config.num_experts,
-        "drops": False,  # whether a number of slots decides what is dropped
+        "drops": False,  # whether choices are dropped if there are not enough slots
         "groups": _array(block.groups, "u2"),
         "chosen": _array(chosen, "u2"),
         "gates": _array(own, "f4"),
@@ -167,7 +167,7 @@ def _block(
 def _choices(block: BlockRouting) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """The experts of each token, best first, their gates, and whether each got a slot.
 
-    Expert choice lists choices by expert: here they are sorted, and no column is empty.
+    Expert choice lists choices by expert; here they are sorted by gate, without empty columns.
     """
     e = block.gates.shape[-1]
     experts = block.experts
@@ -243,7 +243,7 @@ def _thumbnail(image: Image.Image) -> str:
 
 
 def _data_url(image: Image.Image, *, png: bool) -> str:
-    """The image as an address that holds the file itself, PNG or JPEG."""
+    """The image as a data URL, PNG or JPEG."""
     buffer, kind = io.BytesIO(), "png" if png else "jpeg"
     image.save(buffer, kind, **(dict(optimize=True) if png else dict(quality=85)))
     return f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}"

@@ -15,7 +15,7 @@ function at({shape, values}, ...index) {
   return values.subarray(start, start + size);
 }
 
-// The images of a group, in the order in which their tokens stand in it.
+// The images of a group, in the order of their tokens.
 function imagesOfGroup(block, group) {
   const images = [];
   block.groups.values.forEach((own, image) => { if (own === group) images.push(image); });
@@ -37,7 +37,7 @@ function order(block, images, priority) {
   return tokens.sort((one, other) => other.score - one.score);
 }
 
-// For each image of the group of an image: whether each choice gets a slot, [token * k + rank].
+// For each image in the group of the given one: whether each choice gets a slot, [token * k + rank].
 // All first choices come before any second one; within a rank the priority decides.
 function keptInGroup(block, image, slots, priority) {
   const images = imagesOfGroup(block, block.groups.values[image]);

@@ -1,12 +1,12 @@
-"""Figures of a model's routing, as matplotlib figures that nothing has drawn or saved yet.
+"""Figures of a model's routing. Each function returns a matplotlib ``Figure`` to show or save.
 
     experts_by_class(statistics(parts), class_names).savefig("experts_by_class.png")
 
-They take what the functions of ``vmoe.analysis`` return. An expert has the same color in all of
-them (``vmoe/analysis/colors.py``), and is named by its number as well.
+The arguments are results of ``vmoe.analysis``. An expert has the same color in all figures
+(``vmoe/analysis/colors.py``), next to its number.
 
-A ``UsageError`` says if a block does not exist or its router makes no choices to draw, if no image
-has a known class, which accuracies need, and if the images are not those that were collected.
+The functions raise a ``UsageError`` if a block does not exist, its router makes no choices, the
+images are not the collected ones, or classes are needed and no image has a known class.
 """
 
 from vmoe.analysis.plots.accuracies import capacity_curves, k_at_inference, random_routers

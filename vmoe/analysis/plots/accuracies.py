@@ -1,7 +1,7 @@
 """Figures of accuracies under other settings: slots and priorities, k, random routers.
 
-All settings are measured on the same images, so error bars are of the difference between two
-settings, to which only images that one of them alone predicts correctly contribute.
+All settings are measured on the same images. So error bars are standard errors of the difference
+between two settings; only images that exactly one of the two predicts correctly contribute.
 """
 
 from collections.abc import Collection, Mapping
@@ -24,7 +24,7 @@ LINES: dict[Priority, tuple[str, str, str, str]] = {
     "sum_of_gates": ("sum of gates", "#009e73", "^", "--"),
     "random": ("random, one draw", "#000000", "x", ":"),
 }
-"""Of each priority: its name, color, mark and line."""
+"""The name, color, marker and line style of each priority."""
 Labels = Int[np.ndarray, "b l"]
 
 
@@ -43,17 +43,17 @@ def capacity_curves(
     *,
     even: float | None = None,
 ) -> Figure:
-    """Accuracy by number of slots, a line per priority; and the cost of that many slots.
+    """Accuracy and cost by number of slots; the accuracy has a line per priority.
 
-    The two controls are random priority, and every choice dropped. Bars are standard errors of the
-    difference from the first priority with the same slots.
+    There are two baselines: random priority, and all choices dropped. Bars are standard errors of
+    the difference from the first priority with the same slots.
 
     Args:
-        logits: by slots and priority, as ``at_capacities`` returns them; those of 0 slots are the
-            line of every choice dropped.
-        flops: by slots, the FLOPs per image; of every number of slots but 0.
-        even: the slots that would hold every choice if all experts had the same load, a capacity
-            factor of 1; not marked if None.
+        logits: logits by slots and priority, as ``at_capacities`` returns them. Those at 0 slots
+            give the baseline of all choices dropped.
+        flops: FLOPs per image by slots, for every number of slots but 0.
+        even: number of slots at capacity factor 1, which would hold all choices if experts had
+            equal loads; not marked if None.
     """
     slots = sorted({number for number, _ in logits if number})
     if missing := [number for number in slots if number not in flops]:
@@ -111,13 +111,12 @@ def k_at_inference(
 ) -> Figure:
     """Accuracy by number of experts per token.
 
-    Bars are standard errors of the difference from the model's own k; from the smallest, if that is
-    not given.
+    Bars are standard errors of the difference from ``own``, or from the smallest k if it is None.
 
     Args:
-        logits: by k, as ``vmoe.analysis.effects.at_k`` returns them.
-        own: the k of the model as it is; not marked if None.
-        slots: by k, the slots per expert and group of each sparse block; not written if None.
+        logits: logits by k, as ``vmoe.analysis.effects.at_k`` returns them.
+        own: the k of the unmodified model; not marked if None.
+        slots: slots per expert and group of each sparse block, by k; not shown if None.
     """
     figure, ((ax,),) = panels(1, 1, size=(4.8, 3.6), title="Accuracy by k at inference")
     ks = sorted(logits)
@@ -146,12 +145,12 @@ def random_routers(
 ) -> Figure:
     """Accuracy with a random router in one block at a time.
 
-    Bars are standard errors, over the images, of the difference from the model's own routers; those
-    of another draw of the random logits differ by more.
+    Bars are standard errors, over the images, of the difference from the model's own routers.
+    Another draw of the random logits differs by more.
 
     Args:
-        logits: by block, as ``with_random_routers`` returns them.
-        own: the class that the model as it is predicts for each image.
+        logits: logits by block, as ``with_random_routers`` returns them.
+        own: the class that the unmodified model predicts for each image.
     """
     title = "Accuracy with a random router in one block"
     figure, ((ax,),) = panels(1, 1, size=(max(4.6, 0.5 * len(logits) + 1.5), 3.4), title=title)

@@ -1,4 +1,4 @@
-"""Figures of statistics: experts by class, and the weights of choices."""
+"""Figures of statistics: experts by class, and the gates of choices."""
 
 from collections.abc import Mapping, Sequence
 
@@ -12,11 +12,11 @@ from vmoe.analysis.statistics import BlockStatistics
 from vmoe.errors import UsageError
 
 NAMED = 30
-"""Largest number of classes whose names and numbers are written."""
+"""Largest number of classes that are named, with percentages."""
 MANY = 32
 """Largest number of experts that are all labeled."""
 LONGEST = 24
-"""Characters of a class name."""
+"""Largest number of characters of a class name."""
 RANKS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7")
 HATCHES = ("", "///", "...", "xxx")
 
@@ -28,12 +28,12 @@ def experts_by_class(
 ) -> Figure:
     """The share of each class's choices that go to each expert, after figure 7 of V-MoE.
 
-    Above each block stands the normalized mutual information of expert and class, and the same
-    under shuffled classes. More than 30 classes are sorted by their most frequent expert, block by
-    block, and are not named.
+    The title of a block has the normalized mutual information of expert and class, and its chance
+    baseline with shuffled classes. More than 30 classes are not named; each block sorts them by
+    their most frequent expert.
 
     Args:
-        blocks: the blocks to show; from early to late, at most four, if None.
+        blocks: the blocks to show; if None, at most four from early to late.
     """
     num_classes = len(class_names)
     few, e = num_classes <= NAMED, max(len(block.gates) for block in statistics.values())
@@ -72,7 +72,7 @@ def _check_choices(i: int, block: BlockStatistics) -> None:
 
 
 def _shares(i: int, block: BlockStatistics, num_classes: int) -> Float[np.ndarray, "y e"]:
-    """By class; NaN for classes without a choice."""
+    """The share of each expert by class; NaN for classes without a choice."""
     _check_choices(i, block)
     table = block.class_table(num_classes)
     total = table.sum(0)
@@ -95,7 +95,7 @@ def weight_histograms(
     choose tokens.
 
     Args:
-        blocks: the blocks to show; from early to late, at most four, if None.
+        blocks: the blocks to show; if None, at most four from early to late.
     """
     shown = early_to_late(statistics, blocks, 4)
     figure, axes = panels(
@@ -130,7 +130,7 @@ def weight_histograms(
 def _by_rank(
     block: BlockStatistics,
 ) -> tuple[Int[np.ndarray, "k x"], Float[np.ndarray, "k"]]:
-    """The histogram and the sum of each rank; one for all if rows are experts, or ranks many."""
+    """The histogram and the sum of each rank; one for all ranks if experts choose or k is large."""
     counts, sums = block.by_weight, block.gates_by_rank
     by_rank = (counts.sum(1) == block.tokens).all() and len(counts) < len(block.gates)
     if by_rank and len(counts) <= len(RANKS):

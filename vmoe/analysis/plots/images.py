@@ -1,4 +1,4 @@
-"""Figures of images: who processes each patch, what is kept, and what experts weigh most."""
+"""Figures of images: the expert of each patch, the kept patches, the top patches of experts."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -17,11 +17,11 @@ from vmoe.analysis.plots.style import NORMAL, SMALL, early_to_late, label_expert
 from vmoe.errors import UsageError, require
 
 GRAY = 0.5
-"""Visible beside black and white patches."""
+"""Visible next to black and white patches."""
 LEFT = 0.2
-"""What is left of the contrast of a dropped patch, around gray."""
+"""Contrast of a dropped patch around gray, as a fraction of its original contrast."""
 TINT = 0.7
-"""How much of a patch's color is that of its expert; the rest is the image in gray."""
+"""Opacity of an expert's color over the image in gray."""
 
 
 def experts_of_patches(
@@ -34,12 +34,12 @@ def experts_of_patches(
 ) -> Figure:
     """Images whose patches have the color and the number of their expert, block by block.
 
-    Of several experts, the one with the largest combine weight; a patch that no expert processed
-    stays gray. A class token is no patch, and is left out.
+    A patch with several experts shows the one with the largest combine weight; a patch that no
+    expert processed stays gray. A class token is left out.
 
     Args:
-        images: in [-1, 1], those that were collected.
-        blocks: the blocks to show; from early to late, at most six, if None.
+        images: the collected images, in [-1, 1].
+        blocks: the blocks to show; if None, at most six from early to late.
         show: number of images to show, spread over all.
     """
     columns = early_to_late(collected.blocks, blocks, 6)
@@ -80,8 +80,8 @@ def _beside_images(
     """A figure with some images in its first column, and more columns without ticks.
 
     Returns:
-        the figure, whose title says how many images there are; its axes by row and column; the
-        numbers of the images, spread over all; and their pixels in [0, 1].
+        the figure, with the number of images in its title; its axes by row and column; the indices
+        of the images, spread over all; and their pixels in [0, 1].
     """
     total = len(images)
     shown = np.unique(np.linspace(0, total - 1, min(show, total)).round().astype(int))
@@ -106,12 +106,12 @@ def kept_patches(
 ) -> Figure:
     """Images whose patches without a slot are grayed and crossed out, after figure 1 of V-MoE.
 
-    A class token is no patch, and is left out.
+    A class token is left out.
 
     Args:
-        images: in [-1, 1], those that were collected.
+        images: the collected images, in [-1, 1].
         show: number of images to show, spread over all.
-        collected: by the title of a column, such as a capacity: the routing at it.
+        collected: the routing in each column, by the title of the column, such as a capacity.
         block: number of the sparse block.
     """
     kept = {name: _kept(each, block, images, patch_size) for name, each in collected.items()}
@@ -155,8 +155,8 @@ def top_patches(patches: Mapping[int, TopPatches], blocks: Sequence[int] | None 
     """The patches with the largest gates of each expert, best first, and their gates at the right.
 
     Args:
-        patches: by sparse block, as ``vmoe.analysis.patches.find_top_patches`` returns them.
-        blocks: the blocks to show; from early to late, at most three, if None.
+        patches: top patches by block, as ``vmoe.analysis.patches.find_top_patches`` returns them.
+        blocks: the blocks to show; if None, at most three from early to late.
     """
     shown = early_to_late(patches, blocks, 3)
     e, x = np.max([patches[i].gates.shape for i in shown], axis=0)
@@ -164,7 +164,7 @@ def top_patches(patches: Mapping[int, TopPatches], blocks: Sequence[int] | None 
         1,
         len(shown),
         size=(0.34 * x + 1.2, 0.34 * e + 0.8),
-        title="Patches with the largest gates of each expert, at most one of an image",
+        title="Patches with the largest gates of each expert, at most one per image",
     )
     for i, ax in zip(shown, axes[0], strict=True):
         e, x = patches[i].gates.shape

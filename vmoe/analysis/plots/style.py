@@ -1,4 +1,4 @@
-"""What all figures share: panels, the labels of experts, the choice of blocks."""
+"""Shared parts of all figures: panels, legends, labels of experts, the blocks to show."""
 
 from collections.abc import Collection, Sequence
 
@@ -37,7 +37,7 @@ def legend_below(figure: Figure, ax: Axes, *, columns: int = 1) -> None:
 
 
 def early_to_late(blocks: Collection[int], given: Sequence[int] | None, at_most: int) -> list[int]:
-    """The given blocks; if None, some of all blocks, the first and the last among them.
+    """The given blocks; if None, some of all blocks, including the first and the last.
 
     >>> early_to_late(range(1, 24, 2), None, 4)
     [1, 9, 15, 23]
@@ -52,10 +52,10 @@ def early_to_late(blocks: Collection[int], given: Sequence[int] | None, at_most:
 
 
 def label_experts(axis: Axis, e: int, *, every: int = 1) -> None:
-    """Labels places 0 to e - 1 of an axis with the experts' numbers on their colors.
+    """Labels the ticks 0 to e - 1 of an axis with the experts' numbers on their colors.
 
     Args:
-        every: labels experts 0, every, 2 * every and so on, where there is no room for all.
+        every: label experts 0, every, 2 * every and so on, if there is no space for all.
     """
     axis.set_ticks(range(0, e, every), [str(i) for i in range(0, e, every)])
     axis.set_tick_params(length=0, pad=4)

@@ -1,1 +1,1 @@
-"""Trained models for other programs: a program of jax.export, ONNX, the V-MoE authors' files."""
+"""Trained models for other programs: programs of jax.export, ONNX, published V-MoE checkpoints."""

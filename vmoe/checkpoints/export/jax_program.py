@@ -6,7 +6,7 @@
     README.md            how to run it
 
 Each image is its own group, so an image does not depend on its batch and the number of images is
-free. The experts are batched, which is the implementation that suits all platforms.
+free. The experts use ``batched``, the implementation that suits all platforms.
 """
 
 from pathlib import Path
@@ -62,11 +62,11 @@ no gradients.
 def write(folder: Path, stored: StoredModel, *, shard_bytes: int = SHARD) -> None:
     """Writes a model as a program; config.json is written last.
 
-    To write a model under other routing settings, apply them to ``stored.config`` before. The
-    image size is that of the preprocessing.
+    To write a model with other routing settings, apply them to ``stored.config`` first. The image
+    size is taken from the preprocessing.
 
     Args:
-        folder: a new or an empty one.
+        folder: a new or an empty folder.
         shard_bytes: largest size of a file of parameters; only a single larger array exceeds it.
     """
     arrays = {name: np.asarray(leaf) for name, leaf in by_name(stored.params).items()}
@@ -104,7 +104,7 @@ def export(config: ViTConfig, params: dict[str, Any], image_size: int) -> jax.ex
     """The program (parameters by path, images f32[b h w 3]) -> logits f32[b y], for any b.
 
     Args:
-        params: by path, as arrays or their shapes.
+        params: parameters by path, as arrays or their shapes.
         image_size: side of the images in pixels.
     """
     config = config.with_layers(lambda moe: replace(moe, implementation="batched"))

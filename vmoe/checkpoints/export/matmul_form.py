@@ -1,7 +1,7 @@
 """Rewrites the contractions of a function as matmuls of matrices, or of stacks of matrices.
 
-Runtimes of other formats have fast matmuls and slow general einsums. What does not depend on the
-input is computed while tracing, so that it becomes a constant in the form that a matmul needs.
+Runtimes of other formats have fast matmuls and slow general einsums. Values that do not depend on
+the input are computed while tracing: they become constants in the form that a matmul needs.
 """
 
 import contextlib

@@ -4,8 +4,8 @@ Each image is its own group, so an image does not depend on its batch and the nu
 free. Everything is computed in float32. Routing is written as comparisons and matmuls
 (``vmoe/routing/one_hot.py``), since the conversion supports no scatter.
 
-The conversion is jax2onnx's. It pins an older orbax-checkpoint than ours, so it is no dependency;
-``INSTALL`` is the command that installs it beside ours.
+jax2onnx does the conversion. It pins an older orbax-checkpoint than vmoe uses, so it is not a
+dependency; ``INSTALL`` is the command that installs it without its dependencies.
 """
 
 import importlib.util
@@ -49,11 +49,11 @@ MOST_BYTES = 2_000_000_000  # of a file; protobuf allows 2 GiB
 def write(path: Path, stored: StoredModel) -> None:
     """Writes a model as ONNX: ``images`` f32[b h w 3] in [-1, 1] -> ``logits`` f32[b y].
 
-    b is free; h and w are those of the preprocessing. The file's metadata are ``format_version``,
-    and as JSON ``model``, ``class_names`` and ``preprocessing``. The parameters of a model of more
-    than 2 GB are in a second file beside it, PATH.data.
+    b is free; h and w come from the preprocessing. The file's metadata are ``format_version``, and
+    as JSON ``model``, ``class_names`` and ``preprocessing``. Parameters of more than 2 GB are in a
+    second file in the same folder, PATH.data.
 
-    To write a model under other routing settings, apply them to ``stored.config`` before.
+    To write a model with other routing settings, apply them to ``stored.config`` first.
 
     Args:
         path: a new file.
@@ -90,16 +90,16 @@ def convert(
     """ONNX of a function of one image, applied to each of b images.
 
     Args:
-        function: of an image, with one array per output.
+        function: a function of an image, with one array per output.
         image_size: side of the images in pixels.
-        outputs: their names.
+        outputs: names of the outputs.
     """
     check_installed()
     image = jax.ShapeDtypeStruct((image_size, image_size, 3), jnp.float32)
     # jax2onnx replaces modules of Flax while it traces, so the model is traced before.
     one = jaxpr_as_fun(jax.make_jaxpr(function)(image))
     disabled = logging.root.manager.disable
-    logging.disable(logging.WARNING)  # it reports every optional package that it misses
+    logging.disable(logging.WARNING)  # it reports every optional package that is missing
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -125,7 +125,7 @@ def check_installed() -> None:
 
 
 def without_scatters(config: ViTConfig, params: dict[str, Any]) -> ViT:
-    """The model in float32, with ``MatmulMoE`` as its sparse layers."""
+    """The model in float32, with ``MatmulMoE`` as its MoE layers."""
     config = config.with_layers(lambda moe: replace(moe, transfer_dtype="float32"))
     config = replace(config, dtype="float32")
     model = models.with_params(config, jax.tree.map(jnp.asarray, params))
@@ -136,10 +136,10 @@ def without_scatters(config: ViTConfig, params: dict[str, Any]) -> ViT:
 
 
 class MatmulMoE(MoE):
-    """A sparse layer with one image per group, and matmuls for dispatch and combine."""
+    """An MoE layer with one image per group, and matmuls for dispatch and combine."""
 
     def __init__(self, moe: MoE):
-        """Shares the parameters of a layer."""
+        """Shares the parameters of an MoE layer."""
         self.config = moe.config
         self.placement = moe.placement
         self.router = moe.router

@@ -1,8 +1,8 @@
-"""Data sets by name: ``KINDS`` lists them, and the file of each says more.
+"""Data sets by name: ``KINDS`` lists them, and each has a module with the details.
 
 To name a split as well, append ``:train``, ``:validation`` or ``:test``, for TFDS also a slice,
-such as ``:train[:99%]``. What has to be known of all examples is in indexes in the user's cache
-folder, which processes share (``index.py``).
+such as ``:train[:99%]``. Names, labels and sizes of all files are kept in indexes in the user's
+cache folder, which processes share (``index.py``).
 """
 
 import pkgutil
@@ -36,12 +36,12 @@ class Kind(NamedTuple):
     """A kind of data set.
 
     Attributes:
-        opener: MODULE:FUNCTION in this package, imported when it is needed: a function from what
-            follows the name, or else the name, and a split to a ``Source``.
-        path: what follows the name, in brackets if it may be left out; empty for nothing.
-        images: what the data set holds, in a few words.
+        opener: MODULE:FUNCTION in this package, imported when needed. The function takes the text
+            after the name (the name itself if there is none) and a split, and returns a ``Source``.
+        path: form of the text after the name, in brackets if it is optional; empty for none.
+        images: short description of the images.
         classes: where the class names come from.
-        files: whether its images are files, which are checked when it is opened.
+        files: whether the images are files; they are checked when the data set is opened.
     """
 
     opener: str
@@ -52,7 +52,7 @@ class Kind(NamedTuple):
 
     @property
     def needs_path(self) -> bool:
-        """Whether something has to follow the name."""
+        """Whether the name needs a path."""
         return self.path.startswith(":")
 
 
@@ -101,7 +101,7 @@ def open_source(
         name: as ``KINDS`` lists them, without a split.
         split: "train", "validation" or "test"; for TFDS any of its splits and slices.
         check: how the images of a folder or a list are checked, see ``vmoe/data/check.py``.
-        on_error: whether unreadable images in these are an error.
+        on_error: whether unreadable images of a folder or a list are an error.
 
     Raises:
         UsageError: there is no such data set or split, or its files are missing or corrupt.
@@ -132,7 +132,7 @@ def _kind(name: str, path: str) -> Kind:
 
 
 def name_and_split(text: str) -> tuple[str, str]:
-    """Parses NAME[:SPLIT] into its name and split; the split is "" if the text names none.
+    """Parses NAME[:SPLIT] into its name and split; the split is "" if there is none.
 
     >>> name_and_split("digits:test"), name_and_split("folder:my/photos")
     (('digits', 'test'), ('folder:my/photos', ''))
@@ -147,7 +147,7 @@ def name_and_split(text: str) -> tuple[str, str]:
 
 
 def skipped_messages(sources: Iterable[Source | Skipped]) -> Iterator[str]:
-    """A line for each kind of path that sources skip; each path once.
+    """One line for each kind of path that sources skip; each path is listed once.
 
     >>> list(skipped_messages([Skipped(others=("a.txt",)), Skipped(others=("a.txt",))]))
     ['skipped 1 file that is not an image: a.txt']
@@ -155,7 +155,7 @@ def skipped_messages(sources: Iterable[Source | Skipped]) -> Iterator[str]:
     skipped = {each if isinstance(each, Skipped) else each.skipped for each in sources}
     for field, one, several in (
         ("others", "skipped {} file that is not an image", "skipped {} files that are not images"),
-        ("beside", "skipped {} path beside", "skipped {} paths beside"),
+        ("beside", "skipped {} path next to", "skipped {} paths next to"),
         ("links", "skipped {} symbolic link to a folder", "skipped {} symbolic links to folders"),
         ("unreadable", "{} image cannot be read", "{} images cannot be read"),
     ):

@@ -1,6 +1,6 @@
-"""Sources whose pixels are an array; and the format of NumPy files.
+"""Sources whose pixels are one array, and the format of NumPy files.
 
-Images in one NumPy file, or in a folder of NumPy files.
+The images are in one NumPy file, or in a folder of NumPy files.
 
     images, labels               not split: 80% of each class is train, 10% validation, 10% test
     train_images, train_labels,  split as named: train, validation, test, or as ``splits.py`` lists
@@ -11,10 +11,10 @@ Images are uint8 (b, h, w, 3), (b, h, w, 1) or (b, h, w); labels are integers fr
 for up to l labels an image, padded with -1. Other arrays are ignored. The classes have the names in
 class_names, or else their numbers.
 
-Arrays of a file that is not compressed (``numpy.savez``), and those of a folder, ``images.npy``,
-``labels.npy`` and so on, are mapped into memory: processes share them, and read what they need.
-Those of a compressed file are read into the memory of each process. For a split that is split off,
-each process holds the indices of its images, 8 bytes each.
+Arrays of an uncompressed file (``numpy.savez``), or of a folder (``images.npy``, ``labels.npy`` and
+so on), are mapped into memory: processes share them, and read only what they use. Each process
+reads the arrays of a compressed file into its own memory. If a split is split off here, each
+process holds the indices of its images, 8 bytes each.
 """
 
 import functools
@@ -37,7 +37,7 @@ from vmoe.data.sources.vocabulary import check_distinct, names_of
 from vmoe.errors import UsageError, reading
 from vmoe.retry import retried
 
-IMAGES = "_images"  # ends the name of an array of a split
+IMAGES = "_images"  # suffix of the names of image arrays
 LOCAL_HEADER = 30  # bytes before the name of a file in a .zip
 PIECE = 1 << 20  # bytes read at once
 
@@ -53,17 +53,17 @@ Arrays = tuple[
 
 
 class ArraySource(BaseSource):
-    """A split of a data set that is one array, in memory or mapped into it.
+    """A split of a data set that is one array, in memory or memory-mapped.
 
     Attributes:
-        labels: of each image: one, or several padded with -1; of any integer type.
-        rows: where the examples are among ``images`` and ``labels``; None if these are all.
+        labels: one label for each image, or several padded with -1; of any integer type.
+        rows: indices of the examples in ``images`` and ``labels``; None if these are all.
     """
 
     def __init__(self, read: Callable[..., Arrays], *args: Any):
         """
         Args:
-            read: a function of a module; a pickle of the source names it, and holds no arrays.
+            read: a function of a module; a pickle of the source has its name, and no arrays.
             args: the arguments of ``read``.
         """
         self.name, self.images, self.labels, self.class_names, self.rows = read(*args)
@@ -89,7 +89,7 @@ class ArraySource(BaseSource):
         return tuple(label for label in labels.tolist() if label >= 0)
 
     def _label_chunks(self) -> Iterator[np.ndarray]:
-        """The labels of all examples, a part at a time: mapped ones are not copied as a whole."""
+        """The labels of all examples in parts, so that mapped labels are not copied as a whole."""
         for start in range(0, len(self), CHUNK):
             rows = slice(start, start + CHUNK)
             yield self.labels[rows if self.rows is None else self.rows[rows]]
@@ -137,7 +137,7 @@ def _load(path: str, split: str) -> Arrays:
     images, labels = pairs[stored_split]
     rows = None
     if fractions:
-        several = labels.ndim > 1  # an image is in no one class
+        several = labels.ndim > 1  # an image can have several classes
         rows = stratified_split(
             np.zeros(len(labels), np.int64) if several else labels,
             fractions,
@@ -159,9 +159,9 @@ def _read(path: str, place: str) -> dict[str, np.ndarray]:
 
 
 def _mapped(path: str, loaded: np.lib.npyio.NpzFile, name: str) -> np.ndarray:
-    """An array of a .npz file; mapped if these are images or labels that are not compressed.
+    """An array of a .npz file; uncompressed images and labels are mapped.
 
-    The checksum of mapped labels is checked; that of images would take reading them all.
+    Mapped labels are compared with their checksum; mapped images are not, to avoid reading them.
     """
     with zipfile.ZipFile(path) as archive:
         member = archive.getinfo(f"{name}.npy")
@@ -174,7 +174,7 @@ def _mapped(path: str, loaded: np.lib.npyio.NpzFile, name: str) -> np.ndarray:
     with open(path, "rb") as file:
         file.seek(member.header_offset)
         header = file.read(LOCAL_HEADER)
-        file.seek(sum(struct.unpack("<HH", header[26:])), os.SEEK_CUR)  # its name and its extra
+        file.seek(sum(struct.unpack("<HH", header[26:])), os.SEEK_CUR)  # its name and extra
         start = file.tell()
         version = np.lib.format.read_magic(file)
         read = {
@@ -184,10 +184,10 @@ def _mapped(path: str, loaded: np.lib.npyio.NpzFile, name: str) -> np.ndarray:
         if read is None:
             return loaded[name]
         shape, fortran, dtype = read(file)
-        if dtype.hasobject or not math.prod(shape):  # refused; or nothing to map
+        if dtype.hasobject or not math.prod(shape):  # an error, or nothing to map
             return loaded[name]
         if file.tell() - start + math.prod(shape) * dtype.itemsize != member.file_size:
-            raise ValueError(f"{name} is not as long as its shape {shape} says")
+            raise ValueError(f"{name} does not have the length of its shape {shape}")
         return np.memmap(path, dtype, "r", file.tell(), shape, "F" if fortran else "C")
 
 

@@ -1,17 +1,17 @@
-"""Data sets that come with the packages, and images that are computed.
+"""Data sets that come with packages, and synthetic images.
 
 digits       1,797 handwritten digits of 8 x 8 pixels that scikit-learn ships: the test set of the
              UCI ML repository's optical digits. scikit-learn does not split them; here they are
              split by class, always in the same way: 70% train (1,257), 10% validation (180) and
              20% test (360).
-NAME_sample  test images to try trained models on without a download, in a file beside this
-             one, with its license: 512 of Fashion-MNIST, and 128 emoji
-             (``scripts/prepare_emoji.py``). ``scripts/write_zoo.py`` writes them.
+NAME_sample  test images to try trained models without a download: 512 of Fashion-MNIST, and 128
+             emoji (``scripts/prepare_emoji.py``). Their files and licenses are next to this module;
+             ``scripts/write_zoo.py`` writes them.
 synthetic:ITEMS[:SIZE[:CLASSES]]
              to try a run without data. SIZE pixels on each side (default 224), CLASSES (1,000).
              An image is a JPEG file of random coarse colors. Its class is its index modulo
-             CLASSES; the classes have their numbers as names. Training has ITEMS images;
-             validation and test have a tenth of that, of their own.
+             CLASSES; the names of the classes are their numbers. Training has ITEMS images;
+             validation and test each have a tenth as many, and share none with training.
 """
 
 import dataclasses
@@ -78,7 +78,7 @@ class SyntheticSource(BaseSource):
 
     Attributes:
         items: number of images.
-        size: of an image, in pixels.
+        size: side of an image, in pixels.
         classes: number of classes.
         split: an index into SPLITS.
     """
@@ -112,7 +112,7 @@ class SyntheticSource(BaseSource):
         return (index % self.classes,)
 
     def fingerprint(self) -> Fingerprint:
-        """A hash of what the images are computed from."""
+        """A hash of the settings from which the images are computed."""
         return Fingerprint(digest(self), "", "")
 
 

@@ -2,7 +2,7 @@
 
 Its four ``.gz`` files are read from a given folder; if none is given, from the folder of Debian's
 package dataset-fashion-mnist, or from the user's cache, into which they are downloaded once from
-their official address. The 60,000 training images are split by class, always in the same way:
+their official URL. The 60,000 training images are split by class, always in the same way:
 55,000 train, 5,000 validation.
 """
 
@@ -30,21 +30,21 @@ CLASS_NAMES = (
     *("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat"),
     *("Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"),
 )
-# Of the unpacked files: the archives differ between distributors.
+# Hashes of the unpacked files; the archives differ between distributors.
 SHA256 = {
     "train-images-idx3-ubyte": "c59f468a2f672dc815687fe0f83887768d799fd8a3f3276145d20f83aa44d888",
     "train-labels-idx1-ubyte": "bad3541b69d912435c50bb6ba87bec294ff4f6a2e1246121d8633921760443d9",
     "t10k-images-idx3-ubyte": "5b4141f0afbad91edebe8549f8fcffe087ea10ca49f1dbef5c9a5cd8815ce37b",
     "t10k-labels-idx1-ubyte": "0402a96d92fd2663957122ceb108a494c5af83dab82d92729df917d7dec38c34",
 }
-MOST_BYTES = 16 + 60_000 * 28 * 28  # of an unpacked file
+MOST_BYTES = 16 + 60_000 * 28 * 28  # limit of an unpacked file
 
 
 def open_fashion_mnist(folder: str, split: str) -> ArraySource:
     """Opens a split of Fashion-MNIST.
 
     Args:
-        folder: the folder of its files; if empty, they are found or downloaded.
+        folder: the folder of the files; if empty, they are searched for, or downloaded.
     """
     return ArraySource(_read, folder, split)
 
@@ -103,7 +103,7 @@ def download(address: str, path: Path) -> None:
     """Downloads one of the four files, with a progress bar, and keeps it only if it is intact.
 
     Args:
-        address: a URL.
+        address: the URL.
         path: where to save the file.
     """
     from rich.console import Console

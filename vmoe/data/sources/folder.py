@@ -4,9 +4,9 @@ PATH/CLASS/...              not split: 80% of the images are train, 10% validati
 PATH/train/CLASS/...        split into folders: train, validation, test, or as ``splits.py`` lists
                             them (val, Valid, dev, ...); without one for validation, 10% of train
 
-The classes have the names of their folders, those of the training split, in alphabetical order. The
-names, sizes and times of the files are kept in an index (``index.py``). Each start walks the folder
-once, to compare them.
+The class names are the names of the folders in the training split, in alphabetical order. The
+names, sizes and times of the files are kept in an index (``index.py``). Opening the data set walks
+the folder once, and compares it with the index.
 """
 
 import hashlib
@@ -26,7 +26,7 @@ from vmoe.data.sources.splits import SPLITS, WORDS, named_splits, resolve_split
 from vmoe.data.sources.table import FileSource, finish_table, open_files
 from vmoe.errors import UsageError
 
-SEPARATOR = "\0"  # no path has it
+SEPARATOR = "\0"  # no path contains it
 
 
 def open_folder(
@@ -86,10 +86,10 @@ def open_folder(
 
 
 def split_folders(root: Path) -> dict[str, Path]:
-    """The folders of the splits that a folder has, by split.
+    """The folders of splits in a folder, by split.
 
-    Folders called train, validation, val or test are splits. Other words for them, such as Train or
-    dev, may be classes: they are if there are other folders, and none of these has sub-folders.
+    Folders called train, validation, val or test are splits. Folders with other names of splits,
+    such as Train or dev, are classes if none of them has sub-folders and there are further folders.
     """
     if not root.is_dir():
         raise UsageError(f"folder:{root}: no such folder")
@@ -101,7 +101,7 @@ def split_folders(root: Path) -> dict[str, Path]:
 
 
 def _folders(folder: Path) -> list[str]:
-    """The names of the sub-folders that are not hidden."""
+    """The names of the sub-folders; hidden ones are left out."""
     return sorted(entry.name for entry in entries_of(folder) if is_folder(entry))
 
 
@@ -120,7 +120,7 @@ def _class_names(folder: Path) -> tuple[str, ...]:
 
 
 def _beside(root: Path, folder: Path, splits: Iterable[Path]) -> list[str]:
-    """What is not read: folders and images beside the folders of the splits or of the classes.
+    """Folders and images next to the folders of the splits or of the classes; they are not read.
 
     The paths are relative to the folder of the split.
     """
@@ -131,7 +131,7 @@ def _beside(root: Path, folder: Path, splits: Iterable[Path]) -> list[str]:
 
 
 def _images(folder: Path) -> list[str]:
-    """The names of the image files that are in a folder itself."""
+    """The names of the image files directly in a folder."""
     return sorted(
         entry.name
         for entry in entries_of(folder)
@@ -140,12 +140,12 @@ def _images(folder: Path) -> list[str]:
 
 
 class _Class(NamedTuple):
-    """The files of a class, by their paths from the parent of its folder, however it is spelled.
+    """The files of a class, with paths from the parent of its folder, however it is spelled.
 
     Attributes:
-        paths: of the images, in order, with a SEPARATOR between them.
-        others: files that are not images; the first few of many.
-        more_others: number of these beside ``others``.
+        paths: paths of the images, in order, with a SEPARATOR between them.
+        others: files that are not images (only the first few).
+        more_others: number of further files that are not images.
         links: symbolic links to folders.
     """
 

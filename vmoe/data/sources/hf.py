@@ -2,14 +2,14 @@
 
     hf:FOLDER      a data set, or a dictionary of splits: train, validation, test
 
-An example needs a column ``image`` of images, or else only one such column; and a column ``label``
-or ``labels`` that is a ClassLabel, an integer, or a list of these; -1 and null are no label. The
-classes have the names of that column, or else their numbers.
+The images are in the column ``image``, or else in the only column of images. The labels are in the
+column ``label`` or ``labels``: a ClassLabel, an integer, or a list of these; -1 and null mean no
+label. The classes have the names of the ClassLabel, or else their numbers.
 
-Without splits, of every ten rows one is validation, one is test and eight are train; without one
-for validation, one of every ten rows of train is. Which of the ten depends on a hash of their
-number, so that labels in a cycle do not leave a split with one class. Nothing is stored, and every
-process finds the same rows.
+If there are no splits, one of every ten rows is validation, one is test and eight are train. If
+only validation is missing, it is one of every ten rows of train. A hash of the number of each
+block of ten decides which rows these are, so cyclic labels do not produce single-class splits.
+Nothing is stored, and every process finds the same rows.
 
 The files are mapped into memory. Images are not decoded by ``datasets``. Parquet files are not
 read: ``load_dataset("parquet", data_files=...).save_to_disk(FOLDER)`` converts them.
@@ -29,7 +29,7 @@ from vmoe.errors import UsageError, one_line, reading
 from vmoe.retry import retried
 
 LABELS = ("label", "labels")
-# Of every ten rows, as ``_block`` orders them, where those of a split start, and how many they are.
+# By split: where its rows start among every ten, in the order of ``_block``, and their number.
 PARTS = {"validation": (0, 1), "test": (1, 1), "train": (2, 8)}
 WITHOUT_TEST = {"validation": (0, 1), "train": (1, 9)}
 WHOLE = (0, 10)
@@ -39,7 +39,7 @@ def open_hf(folder: str, split: str) -> "HfSource":
     """Opens a split, after checking the labels of all its examples.
 
     Args:
-        folder: that ``save_to_disk`` has written.
+        folder: a folder that ``save_to_disk`` has written.
     """
     source = HfSource(folder, split)
     source.check()
@@ -77,7 +77,7 @@ class HfSource(BaseSource):
         return 10 * block + self._places(block)[i]
 
     def _places(self, block: int) -> list[int]:
-        """Where the rows of the split are among the ten of a block, in ascending order."""
+        """The positions of the split's rows among the ten of a block, in ascending order."""
         return sorted(_block(block)[self._start : self._start + self._width])
 
     def __getitem__(self, index: int) -> Example:
@@ -90,7 +90,7 @@ class HfSource(BaseSource):
         if content is None:
             path = image.get("path")
             raise UsageError(
-                f"{origin}: no image in the file, but {path!r}; save the data set with its images"
+                f"{origin}: the path {path!r}, not an image; save the data set with its images"
             )
         return Example(content, _labels(fields[self._label]), origin)
 
@@ -112,7 +112,7 @@ class HfSource(BaseSource):
         return smallest, largest, most
 
     def check(self) -> None:
-        """Checks all labels, and that some images are in the files."""
+        """Checks all labels, and that some images are stored in the files."""
         smallest, _, _ = self._statistics
         if smallest < -1:
             raise UsageError(f"{self._place}: label {smallest}; number the classes from 0")
@@ -135,7 +135,7 @@ class HfSource(BaseSource):
 
 
 def _open(folder: str, split: str, place: str) -> tuple[Any, tuple[int, int]]:
-    """A stored split, whose images are not decoded, and the part of it that is asked for."""
+    """A stored split, whose images are not decoded, and the part of it to use."""
     try:
         import datasets
     except ImportError:
@@ -163,7 +163,7 @@ def _open(folder: str, split: str, place: str) -> tuple[Any, tuple[int, int]]:
 
 
 def _block(number: int) -> list[int]:
-    """The ten places of a block of rows: that of validation, that of test, and the others.
+    """The ten rows of a block: first of validation, then of test, then the others.
 
     >>> _block(1), _block(5)
     ([3, 8, 0, 1, 2, 4, 5, 6, 7, 9], [3, 2, 0, 1, 4, 5, 6, 7, 8, 9])
@@ -198,7 +198,7 @@ def _columns(data: Any, place: str) -> tuple[str, str]:
 
 
 def _inner(feature: Any) -> Any:
-    """The feature of one label in a column that may have lists of them."""
+    """The feature of a single label, in a column of labels or of lists of labels."""
     return getattr(feature, "feature", feature)
 
 

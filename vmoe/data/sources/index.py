@@ -1,9 +1,9 @@
 """Indexes of data sets: columns of numbers in memory-mapped files in the user's cache folder.
 
-An index has a row per example. It is built once, written beside its place and renamed, so that it
-is complete or absent; its key is made of the names, sizes and times of the files it describes.
+An index has a row per example. It is built once in a temporary folder that is then renamed, so it
+is complete or absent. Its key contains the names, sizes and times of the files that it describes.
 Processes map its columns into memory: they share its pages, which the system may drop, and no
-process has an object per example. A worker process opens it again by its path.
+process has an object per example. A worker process opens the index again by its path.
 
 For 300 million examples with paths of 40 bytes and three labels each, the columns take
 
@@ -12,11 +12,11 @@ For 300 million examples with paths of 40 bytes and three labels each, the colum
 
 on the disk, and nothing in the memory of a process beyond the pages that it reads. As Python
 objects (a string of 89 B, a tuple of 64 B, references to both and to three numbers) they would take
-50 GB or more in each process. Names of classes are Python objects: 30,000 take 3 MB. What it takes
-to build the index of a table is in ``table.py``.
+50 GB or more in each process. Names of classes are Python objects: 30,000 take 3 MB. ``table.py``
+states the memory that building the index of a table takes.
 
-The SHA-256 of every file is in ``SHA256SUMS``. The process that opens a data set by its name checks
-them, once for files that have not changed since; its workers do not. At 1 GB/s that takes a tenth
+``SHA256SUMS`` has the SHA-256 of every file. The process that opens a data set by its name verifies
+these hashes, and again only if the files change; its workers do not. At 1 GB/s this takes a tenth
 of a second per million images. A damaged index is built again.
 """
 
@@ -43,11 +43,11 @@ from vmoe.errors import Failure, UsageError, parse_json
 from vmoe.retry import can_pass, failure, retried
 from vmoe.signals import temporary_folder
 
-VERSION = 3  # of the files below; an index of another version is not used
+VERSION = 3  # of the format; an index of another version is not used
 CHUNK = 1 << 18  # rows that are processed at once
 INFO = "index.json"
-SUMS = "SHA256SUMS"  # of all files, as the command sha256sum writes and checks them
-KEPT = 7 * 24 * 3600  # seconds that an index of earlier data is kept after it was last opened
+SUMS = "SHA256SUMS"  # hashes of all files, in the format of the command sha256sum
+KEPT = 7 * 24 * 3600  # seconds after its last opening for which an index of earlier data is kept
 
 T = TypeVar("T")
 
@@ -57,7 +57,7 @@ def state_of(file: str | Path) -> tuple[int, int]:
 
     Raises:
         UsageError: there is no such file, or it cannot be read.
-        Failure: it cannot be read for a reason that can pass.
+        Failure: it cannot be read for a temporary reason.
     """
     try:
         status = retried(file, lambda: os.stat(file))
@@ -71,7 +71,7 @@ _found: ContextVar[dict[Path, Any] | None] = ContextVar("found", default=None)
 
 @contextlib.contextmanager
 def one_walk() -> Iterator[None]:
-    """While this lasts, a folder is walked once, however many of its splits are opened."""
+    """In this context a folder is walked once, however many of its splits are opened."""
     found = _found.get()
     token = _found.set({} if found is None else found)
     try:
@@ -81,7 +81,7 @@ def one_walk() -> Iterator[None]:
 
 
 def walked(folder: Path, walk: Callable[[], T]) -> T:
-    """What a walk through a folder finds, or has found before in ``one_walk``."""
+    """The result of a walk through a folder; in ``one_walk``, of the first walk through it."""
     found = _found.get()
     if found is None:
         return walk()
@@ -96,10 +96,10 @@ def cached(
     build: Callable[[Path], None],
     valid: Callable[["Index"], bool] = lambda index: True,
 ) -> Path:
-    """The folder of the index of a data set; built if there is none with this key.
+    """The folder of the index of a data set; builds the index if there is none with this key.
 
     Args:
-        place: identifies the data set, with the absolute path of its files.
+        place: the name of the data set, with the absolute path of its files; identifies it.
         key: anything with a ``repr`` that changes with the data.
         build: writes the index into an empty folder, with an ``IndexWriter``.
         valid: whether an index that was built earlier still describes the data.
@@ -113,7 +113,7 @@ def cached(
             print(f"{place}: its index in {folder} is damaged: built again", file=sys.stderr)
         with contextlib.suppress(UsageError):  # another process is replacing it
             if intact and valid(Index(folder)):
-                with contextlib.suppress(OSError):  # of a cache folder that is read-only
+                with contextlib.suppress(OSError):  # the cache folder may be read-only
                     os.utime(folder)
                 return folder
     try:
@@ -152,13 +152,13 @@ def _states(folder: Path) -> _States | None:
 
 
 def _sealed(folder: Path) -> list[Path]:
-    """The files whose hashes are stored: not what is written into the folder later."""
+    """The files of an index whose hashes are stored; files written later have none."""
     return [*sorted(folder.glob("*.bin")), folder / INFO]
 
 
 @functools.lru_cache(1024)
 def _intact(folder: Path, states: _States) -> bool:
-    """Whether the files of an index are those that were written; they are read once per state."""
+    """Whether the files of an index are unchanged; reads them once per state."""
     try:
         stored = retried(folder, (folder / SUMS).read_text)
         return stored == retried(folder, lambda: _sums(folder))
@@ -178,7 +178,7 @@ def _sums(folder: Path) -> str:
 
 
 def _seal(temporary: Path, folder: Path) -> None:
-    """Puts a complete index, with the hashes of its files, where it belongs."""
+    """Adds the hashes of its files to a complete index, and moves it to its folder."""
     (temporary / SUMS).write_text(_sums(temporary))
     for path in (*_sealed(temporary), temporary / SUMS):
         with open(path, "rb") as file:
@@ -193,7 +193,7 @@ def _seal(temporary: Path, folder: Path) -> None:
 
 @contextlib.contextmanager
 def _naming_data(target: Path) -> Iterator[None]:
-    """Turns an error about a file that is not in the index into a UsageError that names it."""
+    """Turns an error about a file outside the index into a UsageError with its path."""
     try:
         yield
     except OSError as error:
@@ -219,15 +219,15 @@ def _hash(text: str) -> str:
 
 
 class Index:
-    """An index that is complete: its columns, mapped into memory.
+    """A complete index, with its columns mapped into memory.
 
     Attributes:
-        folder: where its files are.
-        info: what the writer has added: class names and the like.
+        folder: the folder of its files.
+        info: further values that the writer has stored, such as the class names.
     """
 
     def __init__(self, folder: str | Path):
-        """Opens an index, and verifies that its files are as long as they have to be.
+        """Opens an index, and checks the sizes of its files.
 
         Raises:
             UsageError: there is no index in this folder, or it is incomplete.
@@ -253,7 +253,7 @@ class Index:
         return name in self._columns
 
     def __getitem__(self, name: str) -> Shaped[np.ndarray, "x"]:
-        """A column of numbers; for a ragged one, the values of all rows after each other."""
+        """A column of numbers; for a ragged column, the values of all rows, concatenated."""
         return self._columns[name]
 
     def values(self, name: str, row: int) -> Shaped[np.ndarray, "x"]:
@@ -262,7 +262,7 @@ class Index:
         return self._columns[name][start:end]
 
     def text(self, name: str, row: int) -> str:
-        """The text in a row of a column by ``append_texts``."""
+        """The text in a row of a column that ``append_texts`` has written."""
         return os.fsdecode(self.values(name, row).tobytes())
 
     def texts(self, name: str, rows: slice) -> list[str]:
@@ -282,7 +282,7 @@ class Index:
         return digest.hexdigest()
 
     def _chunk(self, name: str, rows: Int[np.ndarray, "x"]) -> Iterator[Shaped[np.ndarray, "_"]]:
-        """The values of a column in some rows; of a ragged one also how many each row has."""
+        """The values of a column in some rows; for a ragged column also the length of each row."""
         if f"{name}_offsets" not in self:
             yield self[name][rows]
             return
@@ -296,7 +296,7 @@ class Index:
 
 
 def parts(count: int) -> Iterator[slice]:
-    """Slices of a column that are processed one after another, which takes little memory."""
+    """Slices of a column, for processing it in parts with little memory."""
     return (slice(start, min(start + CHUNK, count)) for start in range(0, count, CHUNK))
 
 
@@ -309,12 +309,12 @@ def _mapped(path: Path, dtype: str, count: int, mode: Literal["r", "r+"] = "r") 
 
 
 class IndexWriter:
-    """Writes the columns of an index, piece by piece; a context that closes its files."""
+    """Writes the columns of an index, piece by piece; a context manager that closes its files."""
 
     def __init__(self, folder: Path):
         """
         Args:
-            folder: an empty one.
+            folder: an empty folder.
         """
         self.folder = folder
         self._files: dict[str, IO[bytes]] = {}
@@ -356,7 +356,7 @@ class IndexWriter:
         self.append_ragged(name, values, np.array([len(text) for text in encoded], np.int64))
 
     def translate(self, name: str, numbers: Int[np.ndarray, "_"]) -> None:
-        """Replaces each value of a column, which indexes ``numbers``, by the number there."""
+        """Replaces each value i of a column by ``numbers[i]``."""
         if name in self._files:
             self._files[name].flush()
             column = _mapped(self.folder / f"{name}.bin", *self._columns[name], mode="r+")
@@ -364,7 +364,7 @@ class IndexWriter:
                 column[part] = numbers[column[part]]
 
     def finish(self, **info: Any) -> Index:
-        """Writes what opening needs, and opens the index; more may be appended after that.
+        """Writes the metadata, and opens the index; more may be appended after that.
 
         Args:
             info: JSON values, see ``Index.info``.

@@ -7,12 +7,12 @@
     {"path": "cats/1.jpg", "labels": ["cat", "pet"], "split": "train"}         JSON Lines
 
 Paths are relative to the folder of the list. Labels are names or numbers of classes; a file
-``classes.txt`` beside the list gives the names of the classes (``vocabulary.py``). Without splits,
-80% of the images are train, 10% validation and 10% test; without one for validation, it is 10% of
-train.
+``classes.txt`` in the same folder gives the names of the classes (``vocabulary.py``). If there are
+no splits, 80% of the images are train, 10% validation and 10% test. If only validation is missing,
+it is 10% of train.
 
 The list is read once, and kept in an index (``index.py``) until it or ``classes.txt`` changes.
-Images that change are noticed in a sample; touch the list to have all of them read again.
+Changed images are detected in a sample only; touch the list to read all of them again.
 """
 
 import csv
@@ -84,7 +84,7 @@ def _stat(path: Path) -> tuple[int, int] | None:
 
 
 class _Line(NamedTuple):
-    """An image of the list; ``split`` is -1 if none is named, else an index into SPLITS."""
+    """An image of the list; ``split`` is -1 if the line has none, else an index into SPLITS."""
 
     path: str
     labels: list[str]
@@ -156,7 +156,7 @@ def _read_csv(text: Iterable[str], place: str) -> Iterator[_Line]:
         for row in rows:
             where = f"{place}, line {rows.line_num}"
             if len(row) != len(header):
-                raise UsageError(f"{where}: {len(row)} fields; line 1 names {len(header)}")
+                raise UsageError(f"{where}: {len(row)} fields; line 1 has {len(header)}")
             labels = [row[column["label"]]] if "label" in column else []
             if "labels" in column:
                 labels += row[column["labels"]].split("|")
@@ -173,7 +173,7 @@ def _read_jsonl(text: Iterable[str], place: str) -> Iterator[_Line]:
         try:
             fields = parse_json(content)
         except ValueError as error:
-            raise UsageError(f"{where}: is no JSON ({error})") from None
+            raise UsageError(f"{where}: is not JSON ({error})") from None
         if not isinstance(fields, dict):
             raise UsageError(f'{where}: give an object such as {{"path": "a.jpg", "label": 3}}')
         _check_fields(list(fields), where)
@@ -191,13 +191,13 @@ def _check_fields(fields: Sequence[str], where: str) -> None:
             f"{where}: the fields are {', '.join(fields)}; give path, and label or labels"
         )
     if {"label", "labels"} <= set(fields):
-        raise UsageError(f"{where}: label and labels; give one of them")
+        raise UsageError(f"{where}: both label and labels; give one of them")
 
 
 def _line(path: Any, labels: list[str], split: Any, where: str) -> _Line:
     try:
         valid = path != "" and b"\0" not in os.fsencode(path)
-    except (TypeError, UnicodeEncodeError):  # JSON has more than the names of files
+    except (TypeError, UnicodeEncodeError):  # JSON strings are not all names of files
         valid = False
     if not valid:
         raise UsageError(f"{where}: path is {path!r}; give the path of an image")

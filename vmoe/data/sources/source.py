@@ -1,4 +1,4 @@
-"""The interface of a data set: labeled images with random access; and what its formats share."""
+"""The interface of a data set (labeled images with random access), and a base class of sources."""
 
 import dataclasses
 import functools
@@ -25,19 +25,19 @@ class Example:
     origin: str
 
 
-NAMED = 5  # paths in a message
+NAMED = 5  # paths listed in a message
 
 
 class Skipped(NamedTuple):
     """Paths that a source leaves out.
 
     Attributes:
-        others: files that are not images by their suffix; the first few of many.
+        others: files without an image suffix (only the first few).
         links: symbolic links to folders.
         unreadable: images that cannot be read.
-        more_others: number of files that are not images beside ``others``.
-        beside: images and folders beside those of the classes or splits; the first few of many.
-        more_beside: number of these beside ``beside``.
+        more_others: number of further files without an image suffix.
+        beside: images and folders next to the folders of classes or splits (only the first few).
+        more_beside: number of further images and folders of that kind.
     """
 
     others: tuple[str, ...] = ()
@@ -49,13 +49,13 @@ class Skipped(NamedTuple):
 
 
 class Fingerprint(NamedTuple):
-    """Hashes of a data set, to compare it with that of an earlier run; cheap to compute.
+    """Hashes that tell whether a data set is the same as in an earlier run; cheap to compute.
 
     Attributes:
-        data: of the class names, the labels, and the names and sizes of files or the shape of
+        data: hash of the class names, the labels, and the names and sizes of files or the shape of
             arrays.
-        times: of the times when files were changed; empty if there are no files.
-        content: of the content of some images, evenly spaced; or of all if there are few.
+        times: hash of the times when files were changed; empty if there are no files.
+        content: hash of the content of at most FINGERPRINT_IMAGES images, evenly spaced.
     """
 
     data: str
@@ -84,7 +84,7 @@ class Source(Protocol):
 
     @property
     def skipped(self) -> Skipped:
-        """What is left out."""
+        """The paths that are left out."""
 
     @property
     def max_labels(self) -> int:
@@ -98,7 +98,7 @@ class Source(Protocol):
 
         Raises:
             UsageError: its file cannot be read.
-            Failure: its file cannot be read for a reason that can pass; it is not replaced.
+            Failure: its file cannot be read for a temporary reason; it is not replaced.
         """
 
     def labels_of(self, index: int) -> tuple[int, ...]:
@@ -119,10 +119,10 @@ def sampled(count: int) -> list[int]:
 
 
 class BaseSource:
-    """What the sources of all formats have in common.
+    """The code that the sources of all formats share.
 
-    A pickle holds the arguments that the source was made with. A format that skips nothing says
-    nothing of it.
+    A pickle holds the arguments that the source was made with. A format that skips no files need
+    not set ``skipped``.
     """
 
     skipped = Skipped()
@@ -154,7 +154,7 @@ class BaseSource:
         raise NotImplementedError
 
     def _content(self, index: int) -> bytes:
-        """What is hashed of an example."""
+        """The bytes of an example that are hashed."""
         image = self[index].image
         return image if isinstance(image, bytes) else image.tobytes()
 

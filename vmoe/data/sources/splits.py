@@ -1,4 +1,4 @@
-"""Splits of a data set: those that it comes with, and those that are split off here."""
+"""Splits of a data set: the stored ones, and splits that are made here."""
 
 import hashlib
 import os
@@ -11,7 +11,7 @@ from vmoe.data.sources.index import parts
 from vmoe.errors import UsageError, unknown
 
 SPLITS = ("train", "validation", "test")
-WORDS = {  # by which data sets call their splits, in any case
+WORDS = {  # stored names of splits, in lower case -> split
     "train": "train",
     "training": "train",
     "validation": "validation",
@@ -42,10 +42,10 @@ def no_split(location: str, split: str, available: Iterable[str]) -> NoSplit:
 
 
 def named_splits(names: Iterable[str], place: str) -> dict[str, str]:
-    """The names that a data set has for its splits.
+    """The names of the splits in a data set.
 
     Args:
-        names: of what it consists of; those that mean no split are ignored.
+        names: names of the data set's parts; names that are not known for a split are ignored.
         place: the data set, for error messages.
 
     Returns:
@@ -67,15 +67,15 @@ def named_splits(names: Iterable[str], place: str) -> dict[str, str]:
 
 
 def resolve_split(split: str, available: Sequence[str], place: str) -> tuple[str, dict[str, float]]:
-    """What holds the images of a split.
+    """The stored part that holds the images of a split.
 
     Args:
         split: the split to open.
-        available: the names of what the data set comes with; empty if it is not split.
+        available: the names of the stored parts; empty if the data set is not split.
         place: the data set, for error messages.
 
     Returns:
-        the available name to read, "" for a data set that is not split; and the fractions to
+        the name of the part to read, "" for a data set that is not split; and the fractions to
         split off for other splits, see ``stratified_split``.
     """
     if not available:
@@ -102,12 +102,12 @@ def stratified_split(
 
     Args:
         labels: the class of each image.
-        fractions: by split other than "train", the fraction of each class, in (0, 1).
+        fractions: the fraction of each class, in (0, 1), for each split but "train".
         class_names: the names of the classes, in the order of the labels.
         place: the data set, for error messages.
 
     Returns:
-        by split, the indices of its images in ascending order.
+        the indices of the images of each split, in ascending order.
     """
     chunks: dict[str, list[np.ndarray]] = {split: [] for split in (*fractions, "train")}
     by_class = np.argsort(labels, kind="stable")
@@ -126,7 +126,7 @@ def stratified_split(
 
 
 def name_hashes(names: Sequence[str]) -> UInt64[np.ndarray, "x"]:
-    """For each name a number in [0, 2^64) that depends only on it."""
+    """A number in [0, 2^64) for each name, which depends on the name alone."""
     digests = b"".join(
         hashlib.sha256(os.fsencode(name.replace(os.sep, "/"))).digest()[:8] for name in names
     )
@@ -136,11 +136,11 @@ def name_hashes(names: Sequence[str]) -> UInt64[np.ndarray, "x"]:
 def hashed_split(
     hashes: UInt64[np.ndarray, "x"], fractions: Mapping[str, float]
 ) -> Int8[np.ndarray, "x"]:
-    """Splits images by the hashes of their names, so that adding or removing one moves no other.
+    """Splits images by the hashes of their names: adding or removing an image moves no other.
 
     Args:
-        hashes: by ``name_hashes``.
-        fractions: by split other than "train", the fraction of the images on average, in (0, 1).
+        hashes: from ``name_hashes``.
+        fractions: average fraction of the images, in (0, 1), for each split but "train".
 
     Returns:
         the split of each image, as an index into the keys of ``fractions``; "train" is the last.
@@ -158,14 +158,14 @@ def give_every_split_one(
     class_names: Sequence[str],
     place: str,
 ) -> None:
-    """Lets every split have an image of every class that has images.
+    """Gives every split an image of every class that has images.
 
-    A split of a class that would be empty takes the image of the class with the smallest hash.
+    A split without an image of a class takes the image of this class with the smallest hash.
 
     Args:
-        chosen: by ``hashed_split``; changed in place. Images with larger numbers are in splits
-            that are left as they are.
-        hashes_of: gives the hashes of the names of some images.
+        chosen: from ``hashed_split``; changed in place. Larger numbers are other splits, whose
+            images are left as they are.
+        hashes_of: returns the hashes of the names of the images at some indices.
         labels: the class of each image.
     """
     splits = len(fractions) + 1

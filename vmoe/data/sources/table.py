@@ -1,21 +1,21 @@
 """Tables of labeled images on the disk, and the sources that read them.
 
-A folder, a manifest and tar shards give the rows of a table; its splits, labels, class names and
-fingerprint are the same for all of them. Its columns are those of an index (``index.py``):
+Folders, manifests and tar shards are read into tables; the code for splits, labels, class names and
+fingerprints is the same for all of them. The columns are stored in an index (``index.py``):
 
-    paths    names of the images; a hash of the name decides the split where the data has none
+    paths    names of the images; a hash of the name decides the split if the data has none
     labels   classes of each image
-    sizes    in bytes
-    split    of each image, where a list says it
-    and what else reading needs, such as times or offsets
-    rows_SPLIT   the rows of a split, where not all rows are in one
+    sizes    sizes in bytes
+    split    split of each image, if a list has splits
+    and other columns that a format needs, such as times or offsets
+    rows_SPLIT   the rows of a split, if there are several splits
 
-All columns are written piece by piece. Beside 70 MB, to build a table takes a byte of memory for
-each image where a hash decides the split, and at most 17 where images are compared (``manifest:``),
-as measured at three million images. The walk through a folder takes 52 more, of which 36 are the
-path (at 100,000), so that of 14 million images 0.8 GB. A table that is open takes none
-(``index.py``), unless images that cannot be read are left out of a split: then at most 8 bytes for
-each image of the split.
+All columns are written piece by piece. Building a table takes 70 MB of memory and, for each image,
+one byte if a hash decides the split, or at most 17 bytes if images are compared (``manifest:``);
+measured with three million images. Walking a folder takes 52 more bytes for each image, 36 of them
+for the path (measured with 100,000 images), so 0.8 GB for 14 million images. An open table takes
+no memory (``index.py``), unless unreadable images are left out of a split: then it takes at most 8
+bytes for each image of the split.
 """
 
 import os
@@ -34,7 +34,7 @@ from vmoe.data.sources.source import BaseSource, Example, Skipped, digest
 from vmoe.data.sources.splits import give_every_split_one, hashed_split, name_hashes, no_split
 from vmoe.errors import UsageError, listed
 
-LISTED = 20  # unreadable images that an error names
+LISTED = 20  # unreadable images listed in an error
 
 
 def finish_table(
@@ -47,16 +47,16 @@ def finish_table(
     identity: Callable[[str], str] | None = None,
     **info: Any,
 ) -> None:
-    """Adds the splits to an index that has the columns of a table, and what opening it needs.
+    """Adds splits and metadata to an index that has the columns of a table.
 
     Args:
         place: the data set, for error messages.
-        splits: names of splits, which a column ``split`` of 8 bits indexes; without them all rows
-            are in one split.
-        fractions: by split, the fraction of the images to split off: of those of the split "train",
-            or of all if there are no splits.
-        identity: gives the same text for all names of one image. If it is given, an image that is
-            there twice is an error.
+        splits: names of splits, indexed by a column ``split`` of 8 bits; if empty, all rows are in
+            one split.
+        fractions: by split, the fraction of the images to split off from the split "train", or from
+            all images if there are no splits.
+        identity: returns the same text for all names of one image. If it is given, an image that
+            occurs twice is an error.
         info: JSON values for ``Index.info``.
     """
     table = index.finish()
@@ -128,7 +128,7 @@ def _split_off(
 
 
 def _check_unique(table: Index, identity: Callable[[str], str], place: str) -> None:
-    """Checks that no image is there twice."""
+    """Checks that no image occurs twice."""
     identities = np.empty(len(table["sizes"]), np.uint64)
     for part in parts(len(identities)):
         identities[part] = name_hashes(list(map(identity, table.texts("paths", part))))
@@ -138,8 +138,7 @@ def _check_unique(table: Index, identity: Callable[[str], str], place: str) -> N
         if len(set(map(identity, paths))) < len(paths):
             also = next((f", also as {path}" for path in paths if path != paths[0]), "")
             raise UsageError(
-                f"{place}: {paths[0]} is there twice{also}; list each image once, with all its "
-                "labels"
+                f"{place}: {paths[0]} occurs twice{also}; list each image once, with all its labels"
             )
 
 
@@ -148,7 +147,7 @@ def _rows(index: Index, split: str) -> Integer[np.ndarray, "x"] | range:
 
 
 class TableSource(BaseSource):
-    """One split of a table; a format adds how to read the image in a row.
+    """One split of a table; a subclass adds reading the image of a row.
 
     Its pickle holds the path of the table, not the names of the images.
 
@@ -162,9 +161,9 @@ class TableSource(BaseSource):
         """Opens a table.
 
         Args:
-            folder: of the table.
-            split: of the table; any, where all rows are in one split.
-            left_out: rows that are no part of the split.
+            folder: folder of the table.
+            split: split of the table; ignored if all rows are in one split.
+            left_out: rows to leave out of the split.
         """
         self.name, self.index = name, Index(folder)
         info = self.index.info
@@ -204,10 +203,10 @@ class FileSource(TableSource):
         """
         Args:
             index: folder of the table.
-            split: of the table.
-            folder: to which the paths of the files are relative.
-            bad: rows of images that cannot be read. The split "train" keeps them, as a reader puts
-                other images in their place.
+            split: split of the table.
+            folder: the folder to which the paths of the files are relative.
+            bad: rows of unreadable images. The split "train" keeps them, because a reader replaces
+                them by other images.
         """
         super().__init__(name, index, split, () if split == "train" else bad)
         self._folder, info = folder, self.index.info
@@ -245,8 +244,8 @@ def open_files(
     Args:
         place: the data set, for error messages.
         check: how the images are checked, see ``vmoe/data/check.py``.
-        on_error: whether unreadable images are an error. With "replace" they are kept in the split
-            "train", where another image takes their place, and left out of the others.
+        on_error: whether unreadable images are an error. With "replace", the split "train" keeps
+            them, and another image is read instead; other splits leave them out.
     """
     columns = Index(index)
     count = len(columns["sizes"])

@@ -6,22 +6,23 @@
                                      numbers of examples are checked
 
 A shard belongs to the split whose name is a word of its path below the folder, as in
-``train/0001.tar`` or ``imagenet-val-07.tar``; ``splits.py`` lists the words. If no path has one,
-the examples are split by a hash of their names: 80% train, 10% validation, 10% test. Without shards
-for validation, 10% of train is.
+``train/0001.tar`` or ``imagenet-val-07.tar``; ``splits.py`` lists the words. If no path has such a
+word, a hash of the name of each example decides its split: 80% train, 10% validation, 10% test. If
+only validation is missing, it is 10% of train.
 
 The files of an example have the same name up to the first dot of the base name, and follow each
-other: one image, and ``.cls`` with the number or the name of a class, or ``.json`` with an object
-whose ``label`` or ``labels`` has one or several; others are ignored. A file ``classes.txt`` in the
-folder of the shards gives the names of the classes (``vocabulary.py``).
+other: one image, and its label. This is ``.cls`` with the number or the name of a class, or
+``.json`` with an object whose ``label`` or ``labels`` has one or several. Other files are ignored.
+A file ``classes.txt`` in the folder of the shards gives the names of the classes
+(``vocabulary.py``).
 
     0001.jpg  0001.cls
     0002.png  0002.json
 
-An index of each shard, and one of all images, are in the user's cache folder (``index.py``), until
-the size or the time of a shard changes: shards that are added are the only ones to be read. Of all
-images together, indexing holds at most a byte each in memory (``table.py``). A shard that changes
-later is noticed when it is opened; processes keep some shards open.
+The user's cache folder holds an index of each shard, and one of all images (``index.py``), until
+the size or the time of a shard changes. If shards are added, only these are read. Indexing takes
+at most one byte of memory for each image of all shards (``table.py``). A shard that changes later
+is detected when it is opened; processes keep some shards open.
 """
 
 import functools
@@ -47,9 +48,9 @@ from vmoe.errors import UsageError, listed, parse_json, reading
 from vmoe.retry import retried
 
 MOST_OPEN = 128  # shards that a process keeps open
-BLOCK = 512  # bytes of a header, and unit of everything in a tar file
+BLOCK = 512  # bytes of a header; all parts of a tar file are padded to a multiple
 READ = 1 << 20  # bytes read at once
-MOST_LABEL_BYTES = 1 << 20  # of a .cls or .json file
+MOST_LABEL_BYTES = 1 << 20  # limit of a .cls or .json file
 WIDS = "wids-shard-index-v1"
 REMOTE = re.compile(r"[a-z][a-z0-9+.-]*://|pipe:")  # URLs and commands that write a shard
 
@@ -82,9 +83,9 @@ class _Shards(NamedTuple):
 
     Attributes:
         root: the folder to which the names are relative.
-        names: of the shards.
-        expected: the number of examples that an index says of each; empty if there is none.
-        skipped: what else is in the folder.
+        names: names of the shards.
+        expected: number of examples of each shard according to an index; empty without one.
+        skipped: other files in the folder.
     """
 
     root: Path
@@ -128,7 +129,7 @@ def _shards_below(folder: Path) -> _Shards:
 
 
 def _braces(pattern: str) -> list[str]:
-    """The patterns that ``{000..012}`` and ``{a,b}`` stand for.
+    """Expands ``{000..012}`` and ``{a,b}`` in a pattern.
 
     >>> _braces("x-{08..10}-{a,b}.tar")[:3]
     ['x-08-a.tar', 'x-08-b.tar', 'x-09-a.tar']
@@ -148,13 +149,13 @@ def _braces(pattern: str) -> list[str]:
 def _read_wids(file: Path, place: str) -> dict[str, int]:
     """The shards of an index, with their numbers of examples; their sizes are checked."""
     expected = dict[str, int]()
-    with reading(place, f"is no {WIDS}"):
+    with reading(place, f"is not a {WIDS}"):
         try:
             index: Any = parse_json(retried(place, file.read_text))
         except FileNotFoundError:
             raise UsageError(f"{place}: no such file") from None
         if index.get("__kind__", WIDS if index.get("wids_version") == 1 else None) != WIDS:
-            raise UsageError(f"{place}: is no {WIDS}")
+            raise UsageError(f"{place}: is not a {WIDS}")
         for entry in index["shardlist"]:
             shard, size = entry["url"], entry.get("filesize")
             if not isinstance(shard, str) or "\0" in shard:
@@ -168,14 +169,14 @@ def _read_wids(file: Path, place: str) -> dict[str, int]:
             found, _ = state_of(file.parent / shard)
             if size is not None and int(size) != found:
                 raise UsageError(
-                    f"{file.parent / shard}: has {found:,} bytes, {file} says {int(size):,}; get "
-                    "it again"
+                    f"{file.parent / shard}: has {found:,} bytes, not {int(size):,} as in {file}; "
+                    "get it again"
                 )
     return expected
 
 
 def _by_split(shards: Sequence[str], place: str) -> dict[str, list[str]]:
-    """The shards of each split that the paths name; empty if they name none."""
+    """The shards of each split in the paths; empty if no path has a split."""
     named: dict[str, list[str]] = {}
     for shard in shards:
         words = [WORDS[word] for word in re.split(r"[^a-z]+", shard.lower()) if word in WORDS]
@@ -183,7 +184,7 @@ def _by_split(shards: Sequence[str], place: str) -> dict[str, list[str]]:
     without = named.pop("", [])
     if named and without:
         raise UsageError(
-            f"{place}: the path of {without[0]} names no split, that of "
+            f"{place}: the path of {without[0]} names no split, but the path of "
             f"{next(iter(named.values()))[0]} does; name one in all or none"
         )
     return {split: named[split] for split in SPLITS if split in named}
@@ -197,7 +198,7 @@ def _build(
     given: tuple[str, ...] | None,
     fractions: Mapping[str, float],
 ) -> None:
-    """Writes the table of the images of some shards; the classes are those of all shards."""
+    """Writes the table of the images of some shards; the classes are from all shards."""
     root, names, expected, _ = shards
     vocabulary, folders, counts = Vocabulary(), dict[str, Path](), dict[str, int]()
     for shard in progress(names, f"indexing {len(names):,} shards of {root}", len(names)):
@@ -208,7 +209,8 @@ def _build(
         counts[shard] = count = len(index["sizes"])
         if count != expected.get(shard, count):
             raise UsageError(
-                f"{path}: has {count:,} examples, the index says {expected[shard]:,}; get it again"
+                f"{path}: has {count:,} examples, not {expected[shard]:,} as in the index; get it "
+                "again"
             )
         vocabulary.numbers(index.info["words"])
     class_names, classes = vocabulary.resolve(given, place)
@@ -239,8 +241,8 @@ class TarSource(TableSource):
         """
         Args:
             index: folder of the table.
-            root: to which the paths of the shards are relative.
-            skipped: what else is in the folder.
+            root: the folder to which the paths of the shards are relative.
+            skipped: other files in the folder.
         """
         super().__init__(name, index, split)
         self.skipped, self._root = skipped, Path(root)
@@ -271,7 +273,7 @@ class TarSource(TableSource):
 
 
 class _Opened:
-    """A file that is open until nothing refers to it, so that no thread reads a closed one."""
+    """A file that stays open until nothing refers to it, so that no thread reads a closed one."""
 
     def __init__(self, path: Path):
         try:
@@ -287,7 +289,7 @@ class _Opened:
 def _build_shard(shard: Path, target: Path) -> None:
     """Writes an index of a shard: names, offsets, sizes and labels of its images.
 
-    The labels are numbers of words, which ``Index.info`` lists.
+    The labels are indices into a list of words in ``Index.info``.
     """
     try:
         examples = retried(shard, lambda: list(_examples(shard)))
@@ -299,7 +301,7 @@ def _build_shard(shard: Path, target: Path) -> None:
     for key, count in Counter(keys).items():
         if count > 1:
             raise UsageError(
-                f"{shard}: {key} is there twice; the files of an example have to follow each other"
+                f"{shard}: {key} occurs twice; the files of an example have to follow each other"
             )
     vocabulary = Vocabulary()
     with IndexWriter(target) as index:
@@ -329,7 +331,7 @@ def _examples(shard: Path) -> Iterator[_Example]:
                     files = {}
                 key = os.path.join(folder, stem)
                 if suffix.lower() in files:
-                    raise UsageError(f"{shard}: {member.name} is there twice")
+                    raise UsageError(f"{shard}: {member.name} occurs twice")
                 files[suffix.lower()] = member
             _check_end(shard, archive.offset)
             if files:
@@ -341,10 +343,10 @@ def _examples(shard: Path) -> Iterator[_Example]:
 
 
 def _check_end(shard: Path, offset: int) -> None:
-    """Checks that nothing but zeros, at least one block, is where the reading of a shard ended.
+    """Checks that the reading of a shard ended at zeros: at least one block, and nothing else.
 
-    Zeros also take the place of what a download has left out, and end the first of two archives
-    that are joined by ``cat``: nothing that follows them would be read.
+    Zeros also fill the parts that a download has left out, and end the first of two archives that
+    are joined by ``cat``: nothing that follows them would be read.
     """
     with open(shard, "rb") as file:
         file.seek(offset)
@@ -358,7 +360,7 @@ def _check_end(shard: Path, offset: int) -> None:
         while piece := file.read(READ):
             if piece.strip(b"\0"):
                 raise UsageError(
-                    f"{shard}: more follows the zeros at byte {offset:,}, which end an archive: "
+                    f"{shard}: data follows the zeros at byte {offset:,}, which end an archive: "
                     "get it again if it is incomplete; join archives with tar --concatenate"
                 )
 
@@ -386,7 +388,8 @@ def _example(
 def _cls(content: bytes, where: str) -> list[str]:
     label = content.decode(errors="replace").strip()
     if not label or "\n" in label:
-        raise UsageError(f"{where}: {label[:40]!r} is no label; give the number or name of a class")
+        shown = repr(label[:40])
+        raise UsageError(f"{where}: {shown} is not a label; give the number or name of a class")
     return [label]
 
 
@@ -394,7 +397,7 @@ def _json(content: bytes, where: str) -> list[str]:
     try:
         fields: Any = parse_json(content)
     except ValueError as error:
-        raise UsageError(f"{where}: is no JSON ({error})") from None
+        raise UsageError(f"{where}: is not JSON ({error})") from None
     if isinstance(fields, dict):
         for name in ("label", "labels"):
             if name in fields:

@@ -3,25 +3,25 @@
     tfds:NAME[/CONFIG][:VERSION]     below the folder TFDS_DATA_DIR, or ~/tensorflow_datasets
     tfds:/PATH, tfds:./PATH          the folder of a data set, or of one of its versions
 
-The split may be any of TFDS, such as ``train[:99%]`` or ``train+validation``. Without a split for
-validation, it is ``train[90%:]``, and train is ``train[:90%]``; ``train[:100%]`` is all of it.
+The split may be any split of TFDS, such as ``train[:99%]`` or ``train+validation``. If validation
+is missing, it is ``train[90%:]``, and train is ``train[:90%]``; ``train[:100%]`` is all of it.
 
 The image is the feature ``image``, or else the only Image feature; others, such as a segmentation
 mask, are not decoded. The label is the first of the features ``label``, ``labels`` and
-``real_label``, a ClassLabel or a Sequence of them; -1 is no label. The classes have the names of
+``real_label``: a ClassLabel or a Sequence of them; -1 means no label. The classes have the names of
 that feature.
 
-Labels are stored with the images. To know those of all examples, or how many an example of a
-Sequence has at most, one process reads every record with its image once, and keeps the labels in an
-index (``index.py``). With a Sequence this happens before the first step: records of 100 kB in the
-page cache take 0.3 ms each, so 1.3 million take 6 minutes and 300 million a day, and slow storage
-takes longer. For many millions of images with several labels use ``manifest:`` or ``tar:``, which
-read labels without images. Building the index checks all labels; where none is needed, as for
-training on a ClassLabel, only 64 examples are checked first, and a label without a class is refused
-when it is read.
+Labels are stored with the images. To find the labels of all examples, or the largest number of
+labels in a Sequence, one process reads every record with its image once, and keeps the labels in an
+index (``index.py``). For a Sequence this happens before the first step. Records of 100 kB in the
+page cache take 0.3 ms each: 6 minutes for 1.3 million, a day for 300 million, and longer on slow
+storage. For many millions of images with several labels use ``manifest:`` or ``tar:``, which read
+labels without images. Building the index checks all labels. If no index is needed, as for training
+on a ClassLabel, only 64 examples are checked first; a label without a class is an error when it is
+read.
 
 TFDS prepares many data sets only with TensorFlow. ``scripts/prepare_imagenet.py`` and
-``scripts/prepare_folder.py`` write this form without it. Other forms are refused: reading tfrecord
+``scripts/prepare_folder.py`` write this form without it. Other forms are an error: reading tfrecord
 files needs TensorFlow, and Parquet files of TFDS lose rows.
 """
 
@@ -44,19 +44,19 @@ from vmoe.data.sources.splits import SPLITS, resolve_split
 from vmoe.errors import UsageError, one_line, reading, unknown
 from vmoe.retry import retried
 
-LABELS = ("label", "labels", "real_label")  # features, the first of which counts
-# A reader keeps the place of every record in memory, in 8 bytes; or it reads the place from the
+LABELS = ("label", "labels", "real_label")  # features of labels; the first one counts
+# A reader keeps the offset of every record in memory, in 8 bytes; or it reads the offset from the
 # shard each time, which takes 10 to 20 times as long.
-IN_MEMORY = 10_000_000  # records, up to which the places are in memory
+IN_MEMORY = 10_000_000  # records, up to which the offsets are in memory
 OFFLOADED = {"index_storage_option": "offloaded", "footer_prefetch_bytes": "0"}
 SCANNED = 1024  # records between two reports of progress; one at a time is as fast as a batch
 INFO = "dataset_info.json"
 NUMBERS = {os.strerror(number): number for number in errno.errorcode}
-SPARE_FILES = 256  # that a process may have open beside the shards
+SPARE_FILES = 256  # that a process may have open in addition to the shards
 
 
 def open_tfds(name: str, split: str) -> "TfdsSource":
-    """Opens a split, after checking that its files hold as many examples as its metadata says.
+    """Opens a split, after checking that its files have the number of examples in its metadata.
 
     Args:
         name: NAME[/CONFIG][:VERSION], or a path.
@@ -87,7 +87,7 @@ def _find(name: str) -> Path:
 
 
 def _version(folder: Path, version: str, place: str) -> Path:
-    """The folder of a version: the one that is asked for, or the last one."""
+    """The folder of the requested version, or of the last one."""
     if not version and (folder / INFO).is_file():
         return folder
     versions = [each.name for each in folder.glob("*") if (each / INFO).is_file()]
@@ -109,7 +109,7 @@ class TfdsSource(BaseSource):
     def __init__(self, name: str, folder: str, split: str):
         """
         Args:
-            folder: of a version of a data set.
+            folder: folder of a version of a data set.
             split: as for ``open_tfds``.
         """
         import tensorflow_datasets as tfds
@@ -155,7 +155,7 @@ class TfdsSource(BaseSource):
                 with _system_errors():
                     return self._records[row]
             except OSError:
-                self._records = self._opened()  # a reader that has failed stays so
+                self._records = self._opened()  # a reader that has failed does not recover
                 raise
 
         return retried(f"{self.name}[{row}]", read)
@@ -201,8 +201,8 @@ class TfdsSource(BaseSource):
             found = count_records(shard.filename)
             if found != shard.examples_in_shard:
                 raise UsageError(
-                    f"{shard.filename}: has {found:,} examples, {INFO} says "
-                    f"{shard.examples_in_shard:,}; prepare the data set again"
+                    f"{shard.filename}: has {found:,} examples, not {shard.examples_in_shard:,} as "
+                    f"in {INFO}; prepare the data set again"
                 )
         for i in sampled(len(self)):
             image = self[i].image
@@ -240,7 +240,7 @@ def _info(folder: str) -> Any:
 
 
 def _tfds_split(split: str, available: Sequence[str], folder: str) -> str:
-    """A split in the words of TFDS; one that is missing is split off another."""
+    """The name of a split in TFDS; a missing validation split is split off train."""
     if split not in SPLITS:
         return split
     stored_split, fractions = resolve_split(split, available, folder)
@@ -284,7 +284,7 @@ def count_records(shard: str) -> int:
         with _system_errors():
             reader = ArrayRecordReader(shard)
             records = reader.num_records()
-            reader.close()  # raises what went wrong before
+            reader.close()  # raises earlier errors
             return records
 
     with reading(shard, "truncated or corrupt", "; prepare the data set again"):
@@ -298,7 +298,7 @@ def count_records(shard: str) -> int:
 
 @contextlib.contextmanager
 def _system_errors() -> Iterator[None]:
-    """Turns an error of a reader about one of the system into that OSError."""
+    """Turns a reader's error about a system error into the OSError itself."""
     try:
         yield
     except RuntimeError as error:
@@ -309,7 +309,7 @@ def _system_errors() -> Iterator[None]:
 
 
 def _allow_open_files(count: int, place: str) -> None:
-    """Raises the limit of open files, as every shard stays open in every process."""
+    """Raises the limit of open files, because every shard stays open in every process."""
     import resource  # not on Windows
 
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)

@@ -1,4 +1,4 @@
-"""Some images of a source, and a source with other classes: both read another source."""
+"""Views of another source: some of its images, or its images with other classes."""
 
 import dataclasses
 import hashlib
@@ -16,7 +16,7 @@ from vmoe.errors import UsageError, unknown
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class View:
-    """Another source; what is not said otherwise is the same."""
+    """A view of another source, equal to it unless a subclass differs."""
 
     source: Source
 
@@ -45,7 +45,7 @@ class Subset(View):
     """Some examples of another source; see ``Source``.
 
     Attributes:
-        indices: of the examples in the other source.
+        indices: indices of the examples in the other source.
     """
 
     indices: Int[np.ndarray, "b"]
@@ -74,7 +74,7 @@ def sample(source: Source, count: int) -> Source:
     """At most ``count`` random images, always the same, in the order of the source.
 
     Returns:
-        the source itself if it has no more.
+        the source itself if it has no more images.
     """
     if len(source) <= count:
         return source
@@ -88,7 +88,7 @@ class Relabeled(View):
 
     Attributes:
         new_labels: the label that replaces each label of the other source.
-        names: of the classes, in the order of the new labels.
+        names: names of the classes, in the order of the new labels.
     """
 
     new_labels: tuple[int, ...]
@@ -118,17 +118,17 @@ class Relabeled(View):
 def relabel(source: Source, class_names: Sequence[str]) -> Source:
     """The same images, each labeled by the position of its class in ``class_names``.
 
-    If the classes are ImageNet's, by name or by synset, those of the source may be synsets, as
-    ImageNet's folders are, or all the numbers, as the folders of ImageNet-V2 are.
+    If ``class_names`` are ImageNet's, as names or synsets, the classes of the source may also be
+    synsets, as in ImageNet's folders, or all the numbers, as in the folders of ImageNet-V2.
 
     Args:
         class_names: the classes of a model, in the order of its logits.
 
     Returns:
-        the source itself if its classes are these.
+        the source itself if it already has these classes.
 
     Raises:
-        UsageError: the source has a class that is not among them.
+        UsageError: the source has a class that is not in ``class_names``.
     """
     if source.class_names == tuple(class_names):
         return source
@@ -144,12 +144,12 @@ def relabel(source: Source, class_names: Sequence[str]) -> Source:
 
 
 def _imagenet(names: tuple[str, ...], class_names: tuple[str, ...]) -> dict[str, int] | None:
-    """The positions of ImageNet's classes by synset or by number, if the names are such."""
+    """The positions of ImageNet's classes by synset or number, if the names are these."""
     for known in NAMES:
         if class_names in (imagenet(known), synsets(known)):
             if all(re.fullmatch(r"n\d{8}", name) for name in names):
                 return {synset: i for i, synset in enumerate(synsets(known))}
-            # Fewer numbers may be those of any classes, such as digits.
+            # Fewer numbers may name any classes, such as digits.
             numbers = {str(i): i for i in range(len(class_names))}
             return numbers if set(names) == numbers.keys() else None
     return None

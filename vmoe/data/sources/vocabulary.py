@@ -1,8 +1,8 @@
-"""Labels as a file has them, names or numbers of classes, become indices of classes.
+"""Converts labels as stored in a file, names or numbers of classes, to indices of classes.
 
 If all labels of a data set are whole numbers, they are the numbers of the classes, from 0. Else
-they are names, and the classes are in the order of their names. A file ``classes.txt`` beside the
-data, with a name per line, fixes names, order and number of the classes for both kinds.
+they are names, and the classes are in the order of their names. A file ``classes.txt`` in the
+folder of the data, with a name per line, fixes names, order and number of classes for both kinds.
 """
 
 import re
@@ -17,7 +17,7 @@ from vmoe.errors import UsageError, shortened, unknown
 from vmoe.retry import retried
 
 CLASSES = "classes.txt"
-MOST_DIGITS = 18  # of a label, which fits into 64 bits
+MOST_DIGITS = 18  # of a label that fits into 64 bits
 MOST_CLASSES = 1_000_000  # a larger label is an identifier, not the number of a class
 
 
@@ -54,7 +54,7 @@ class Vocabulary:
             if classes.min(initial=0) < 0:
                 raise UsageError(
                     f"{place}: label {classes.min()} is below 0; number the classes from 0, and "
-                    "give an image without a class no label"
+                    "leave out the label of an image without a class"
                 )
             return names_of(int(classes.max(initial=-1)), given, CLASSES, place), classes
         names = given or tuple(sorted(words))
@@ -66,11 +66,11 @@ class Vocabulary:
 
 
 def names_of(largest: int, given: Sequence[str] | None, holder: str, place: str) -> tuple[str, ...]:
-    """The names of classes that labels number: those given, or else the numbers.
+    """The names of the classes that labels number; by default the numbers.
 
     Args:
-        largest: of the labels; -1 if there are none.
-        holder: what gives the names, for error messages.
+        largest: the largest label; -1 if there are none.
+        holder: where the names come from, for error messages.
     """
     if given is None and largest >= MOST_CLASSES:
         raise UsageError(f"{place}: label {largest}; number the classes from 0")
@@ -88,8 +88,8 @@ def labels_of_json(value: Any, where: str) -> list[str]:
         if isinstance(label, bool) or not isinstance(label, int | str) or label == "":
             shown = shortened(repr(label), 40)
             raise UsageError(
-                f"{where}: {shown} is no label; give the number or the name of a class, or a list "
-                "of these"
+                f"{where}: {shown} is not a label; give the number or the name of a class, or a "
+                "list of these"
             )
     return list(dict.fromkeys(map(str, labels)))
 
@@ -109,6 +109,6 @@ def read_class_names(folder: Path) -> tuple[str, ...] | None:
 
 
 def check_distinct(names: Sequence[str], place: str) -> None:
-    """Checks that there are class names, and that none is empty or there twice."""
+    """Checks that there are class names, and that none is empty or occurs twice."""
     if not names or "" in names or len(set(names)) < len(names):
         raise UsageError(f"{place} is not a list of distinct names")

@@ -1,8 +1,8 @@
 """Gates: modules that compute router logits from tokens.
 
 A gate has the parameters and draws the noise; the router (``vmoe/routing``) assigns tokens to
-slots. A layer's gate depends on the logits that its router reads (``RouterConfig.logits_per``). A
-gate is one file here and one line in ``GATES``.
+slots. ``RouterConfig.logits_per`` selects the gate of a layer. A gate is one file here and one
+line in ``GATES``.
 """
 
 from typing import Protocol, runtime_checkable
@@ -23,7 +23,7 @@ class Gate(Protocol):
         """``tokens``: number of tokens per image, for gates whose slots depend on it."""
 
     def __call__(self, tokens: Float[Array, "g s d"]) -> Float[Array, "g s e *c"]:
-        """The logits, without noise, in float32 whatever the dtype of the tokens."""
+        """The logits, without noise; float32 for any dtype of the tokens."""
 
     def noise(self, shape: tuple[int, ...], key: MaybeKey) -> Float[Array, "g s e *c"] | None:
         """Noise for logits of the given shape; None if the key is None, as in evaluation."""

@@ -26,7 +26,7 @@ MATES = ("routing", "mates", "accuracy", "changed", "loss", "dropped")
 class AttackArgs:
     """Measure how robust predictions and routing are to adversarial changes of images.
 
-    Either of the attacked image, or of the other images in its group.
+    The changes are to the attacked image, or with `--target mates` to other images of its group.
 
     Example: `vmoe attack --checkpoint vmoe_fashion_mnist --data fashion_mnist_sample`
     """
@@ -34,8 +34,8 @@ class AttackArgs:
     checkpoint: Path
     """Trained model, as for `vmoe evaluate --checkpoint`."""
     target: Literal["images", "mates"] = "images"
-    """images: change the attacked image. mates: leave it as it is, and choose and change the other
-    images of its group, which take its slots."""
+    """images: change the attacked image. mates: keep it, and choose and change the other images of
+    its group, which compete with it for slots."""
     compare: Path | None = None
     """Another model to attack in the same way, such as a dense one."""
     data: str = ""
@@ -46,7 +46,7 @@ class AttackArgs:
     """Images per batch."""
     epsilon: tuple[float, ...] = ()
     """Bounds on the change of a pixel (L-infinity), in units of 1/255 of its range; one attack for
-    each. If not given, 1, 2, 4 and 8; for mates, which need not look natural, 64."""
+    each. Default: 1 2 4 8; with --target mates: 64, since mates need not look natural."""
     method: Annotated[AttackMethod, tyro.conf.arg(name="")] = AttackMethod()
     mates: MatesConfig = MatesConfig()
     """For --target mates: the attacked images, the groups drawn for each, and the routing settings
@@ -66,12 +66,12 @@ class AttackArgs:
     }
 
     def configs(self, *otherwise: float) -> list[AttackConfig]:
-        """The attack at each epsilon that is given, or else at these."""
+        """The attack at each given epsilon, or at these if none is given."""
         return [AttackConfig(e, **vars(self.method)) for e in self.epsilon or otherwise]
 
 
 def run(argv: Sequence[str]) -> None:
-    """Attacks trained models, and prints what is left of their accuracy."""
+    """Attacks trained models, and prints their accuracy before and after."""
     args = parse(AttackArgs, "attack", argv)
     (_attack_images if args.target == "images" else _attack_mates)(args)
 
@@ -194,8 +194,8 @@ def _attack_mates(args: AttackArgs) -> None:
     )
     print_table(MATES, _mates_texts(found), title=title)
     print(
-        "worst of the draws: right in all of them, changed in any, largest loss and drop; the two "
-        "last rows start from the first draw"
+        "worst of the draws, per victim: correct in all draws, changed in any draw, largest loss, "
+        "largest share dropped; random signs, optimized: changed mates of the first draw"
     )
 
 
@@ -204,7 +204,7 @@ def _mates_texts(rows: list[dict[str, Any]]) -> Iterator[tuple[str, ...]]:
     for row in rows:
         slots = ", ".join(dict.fromkeys(map(str, row["slots"].values())))
         capacity = (
-            "every token"
+            "dropless"
             if row["capacity_factor"] is None
             else f"factor {row['capacity_factor']:g}, {slots} slots"
         )

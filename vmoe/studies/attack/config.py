@@ -11,21 +11,22 @@ GradientPath = Literal["all", "experts", "routers"]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)  # so that epsilon comes first below
 class AttackMethod(Checked):
-    """How images are changed, whatever the largest change is."""
+    """How images are changed, without the largest change."""
 
     section = "attack"
 
     steps: Annotated[int, at_least(1)] = 40
     """Steps along the sign of the gradient."""
     project: bool = False
-    """False: steps of epsilon / steps, as published. True: steps of 2.5 epsilon / steps, projected
-    to changes of at most epsilon and to the range of pixels; always for mates."""
+    """False: sign steps of epsilon / steps without projection (arXiv 2210.10253). True: steps of
+    2.5 epsilon / steps, projected to changes of at most epsilon and to the range of pixels (PGD).
+    --target mates always projects."""
     auxiliary_loss: bool = False
-    """Raise the auxiliary losses of the routers as well."""
+    """Also raise the auxiliary losses of the routers."""
     gradient_path: GradientPath = "all"
-    """What is differentiated. all: everything; experts: all but the routing, whose decisions and
-    combine weights stay those of the original images; routers: the combine weights alone. The last
-    two leave out the auxiliary losses."""
+    """all: the full gradient. experts: routing decisions and combine weights are fixed to their
+    values for the original images. routers: the gradient through the combine weights alone. The
+    last two leave out the auxiliary losses."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,7 +39,7 @@ class AttackConfig(AttackMethod):
 
 @dataclasses.dataclass(frozen=True)
 class MatesConfig(Checked):
-    """Victims, the groups drawn for each, and the routing under which they are tried."""
+    """Victims, the groups drawn for each victim, and the routing settings to try."""
 
     section = "mates"
 
@@ -47,10 +48,10 @@ class MatesConfig(Checked):
     draws: Annotated[int, at_least(1)] = 256
     """Groups drawn for each victim."""
     place: int | None = None
-    """The victim's place in its group, from 0; the last if None, where order is worst for it."""
+    """Index of the victim in its group, from 0. Default: the last, the worst for priority order."""
     capacity_factor: Annotated[tuple[Positive, ...], NOT_EMPTY] = (1.05, 0.5, 0.25)
     """Capacity factors to try."""
     priority: Annotated[tuple[Priority, ...], NOT_EMPTY] = ("order", "largest_gate")
     """Priorities to try at each capacity factor."""
     seed: int = 0
-    """Of the draws, and of the random signs."""
+    """Seed of the draws, and of the random signs."""

@@ -1,7 +1,7 @@
 """Adversarial images: small changes of pixels that raise the loss of a model.
 
-The published attack on V-MoE takes sign steps of the same size without projection (arXiv
-2210.10253); projected steps (arXiv 1706.06083) stay within the range of pixels and are the check.
+The published attack on V-MoE takes sign steps of one size without projection (arXiv 2210.10253).
+For comparison, projected steps (PGD, arXiv 1706.06083) stay within the range of pixels.
 """
 
 import dataclasses
@@ -56,8 +56,8 @@ def attack(
     """Attacks a batch; its images share groups, so the gradient of one reaches the others.
 
     Args:
-        labels: classes; padded with -1. The loss of an image without any is constant: it is there
-            as one of its group, and is not attacked.
+        labels: classes; padded with -1. The loss of an image without a label is constant: it is
+            part of its group, but is not attacked.
     """
     check_attack(model, config)
     check_labels(labels, model.config.num_classes)
@@ -85,7 +85,7 @@ def summary(parts: Sequence[AttackResult], labels: Int[np.ndarray, "b l"]) -> di
     """Means over the images that have a label.
 
     Args:
-        labels: of the images of all parts; padded with -1.
+        labels: the classes of the images of all parts; padded with -1.
     """
     known = has_label(labels)
 
@@ -106,7 +106,7 @@ def summary(parts: Sequence[AttackResult], labels: Int[np.ndarray, "b l"]) -> di
 
 
 def check_attack(model: ViT, config: AttackConfig) -> None:
-    """Checks that a model can be attacked along a path.
+    """Checks that a model can be attacked along a gradient path.
 
     Raises:
         UsageError: for a gradient path other than "all", the model has no sparse block, a router
@@ -150,7 +150,7 @@ def sign_steps(
 
     Args:
         direction: a gradient; where it is 0, pixels stay as they are.
-        config: its ``steps`` and ``project``.
+        config: only ``steps`` and ``project`` are used.
         largest: the largest change, in units of the images.
     """
     size = (2.5 if config.project else 1.0) * largest / config.steps
@@ -172,10 +172,10 @@ def gradient(
     records: dict[int, Record],
     config: AttackConfig,
 ) -> Float[Array, "b h w 3"]:
-    """The gradient of the loss by the images, along the path of the config.
+    """The gradient of the loss with respect to the images, along the path of the config.
 
     Args:
-        records: of the original images, whose decisions the path "experts" holds fixed.
+        records: records of the original images; the path "experts" keeps their decisions.
     """
 
     def loss(images: jax.Array, decide: Mapping[int, Route] | None = None) -> jax.Array:
@@ -215,13 +215,13 @@ def _through_weights(
 
 
 def routing_of(record: Record) -> Routing:
-    """The routing of a block whose router makes choices; the checks refuse others."""
+    """The routing of a block whose router makes choices; the checks exclude other routers."""
     assert isinstance(record.routing, Routing)
     return record.routing
 
 
 def _fixed(routing: Routing) -> Route:
-    """Decides as given, whatever the logits."""
+    """A function that decides as given, for any logits."""
 
     def decide(inputs: RouterInputs, config: MoEConfig, capacity: int) -> Decision:
         own = router_of(config).route(inputs, config, capacity)
@@ -234,9 +234,9 @@ def _fixed(routing: Routing) -> Route:
 def label_loss(
     logits: Float[Array, "b y"], labels: Int[Array, "b l"] | Int[np.ndarray, "b l"]
 ) -> Float[Array, "b"]:
-    """The softmax cross-entropy of each image, in nats, whatever loss trained the model.
+    """The softmax cross-entropy of each image, in nats, even if another loss trained the model.
 
-    As in training with it, several labels share the probability equally. Without a label it is 0.
+    Several labels share the target equally, as in training. The loss is 0 without a label.
     """
     targets = label_vectors(labels, logits.shape[-1], normalize=True)
     return cross_entropy(logits, targets, "softmax")

@@ -1,10 +1,11 @@
-"""Batch-mates as an attack surface: what the other images of its group do to a prediction.
+"""Batch-mates as an attack surface: how far the other images of its group change a prediction.
 
 Under a capacity the images of a group compete for slots, so one image (the victim) can lose its
-slots to the others (its mates). Who chooses the mates can search: draw many groups and keep the
-worst. Or change pixels of mates: slots are piecewise constant, so no gradient leads from a mate to
-the victim's prediction, and the steps climb a surrogate: how far the mates fill the experts that
-the victim chose. With one image per group, or capacity for every token, mates change nothing.
+slots to the others (its mates). There are two attacks. Random search draws many groups and keeps
+the worst. Gradient steps change the pixels of the mates: slots are piecewise constant, so no
+gradient leads from a mate to the victim's prediction, and the steps maximize a surrogate, how far
+the mates fill the experts that the victim chose. Mates change nothing if the model is dropless or
+groups have one image.
 """
 
 import dataclasses
@@ -29,9 +30,9 @@ class Changed(NamedTuple):
     """Victims with the mates of the first draw after their pixels were changed.
 
     Attributes:
-        optimized: mates that climbed the surrogate.
-        control: mates whose pixels were changed by as much, with random signs.
-        surrogate: before and after, in [0, 1]; see ``mates_program.surrogate``.
+        optimized: with mates that maximize the surrogate.
+        control: with mates whose pixels were changed by the same amounts, with random signs.
+        surrogate: the surrogate before and after, in [0, 1]; see ``mates_program.surrogate``.
     """
 
     optimized: Outcome
@@ -43,10 +44,10 @@ class MatesResult(NamedTuple):
     """Victims under one setting.
 
     Attributes:
-        slots: of an expert in a group, by block.
+        slots: slots per expert and group, by block.
         without: the victims without mates, with the same slots.
-        drawn: with the mates of every draw.
-        changed: with changed mates, for each way of changing them.
+        drawn: the victims with the mates of every draw.
+        changed: the victims with changed mates, for each way to change them.
     """
 
     slots: dict[int, int]
@@ -86,7 +87,7 @@ def check_mates(model: ViT) -> None:
     field = "model.moe.images_per_group"
     require(len(sizes) == 1, "use the same in all blocks", **{field: sizes})
     require(sizes[0] > 1, "an image has no mates, so it is immune", **{field: sizes[0]})
-    require(model.placement.devices == 1, "mates on several devices: use one")
+    require(model.placement.devices == 1, "mates can be attacked on one device only")
 
 
 def group_size(config: ViTConfig) -> int:
@@ -95,14 +96,14 @@ def group_size(config: ViTConfig) -> int:
 
 
 def draw_groups(total: int, size: int, config: MatesConfig) -> Int[np.ndarray, "b x _"]:
-    """The images of each victim's groups: the victim in its place among random other images.
+    """The images of each victim's groups: the victim at its index, among random other images.
 
     Args:
         total: number of images; the first ones are the victims.
         size: images per group.
 
     Raises:
-        UsageError: there are too few images, or no such place.
+        UsageError: there are too few images, or the index is outside the group.
     """
     place = _place(config, size)
     require(0 <= place < size, f"use 0 to {size - 1}", **{"mates.place": place})
@@ -135,13 +136,12 @@ def attack_mates(
     batch_size: int = 64,
     on_step: Callable[[], None] = lambda: None,
 ) -> MatesResult:
-    """Attacks the first images through mates that are drawn from all.
+    """Attacks the first images through mates that are drawn from all images.
 
-    The groups are the same under every setting; so are the compiled programs, unless groups are
-    split.
+    All settings have the same groups, and the same compiled programs unless groups are split.
 
     Args:
-        labels: classes; padded with -1. A victim needs one.
+        labels: classes; padded with -1. A victim needs a label.
         setting: the routing, such as one of ``settings``.
         changes: ways to change the mates of the first draw; steps are always projected.
         batch_size: images per batch, at least one group; it does not change the results.
@@ -233,17 +233,17 @@ def rows(
 def measures(
     outcome: Outcome, without: Outcome, labels: Int[np.ndarray, "b l"], *, worst: bool = False
 ) -> dict[str, float]:
-    """Means over the victims, which are in one or several groups.
+    """Means over the victims, each in one or several groups.
 
     Args:
         without: the same victims without mates.
         labels: the classes of each victim; padded with -1.
-        worst: for each victim and measure its worst group, in place of the mean: right in all,
-            changed in any.
+        worst: take the worst group for each victim and measure, instead of the mean: correct in all
+            groups, changed in any group.
 
     Returns:
-        accuracy; changed, the fraction of predictions that differ from those without mates; loss in
-        nats; dropped, the fraction of the victims' choices that got no slot.
+        accuracy; changed, the fraction of predictions that differ from the prediction without
+        mates; loss in nats; dropped, the fraction of the victims' choices that got no slot.
     """
     losses, predictions, dropped = (x.reshape(len(labels), -1) for x in outcome)
     right = is_label(predictions.T, labels).T
@@ -261,7 +261,7 @@ def measures(
 
 
 def num_steps(size: int, config: MatesConfig, changes: int, batch_size: int) -> int:
-    """How often ``attack_mates`` calls ``on_step``, for groups of a size."""
+    """The number of calls of ``on_step`` by ``attack_mates``, for groups of ``size`` images."""
     at_once = _groups_at_once(batch_size, size)
     return -(-config.victims * config.draws // at_once) + (1 + changes) * -(
         -config.victims // at_once
@@ -275,7 +275,7 @@ def _groups_at_once(batch_size: int, size: int) -> int:
 def _in_batches(
     at_once: int, on_step: Callable[[], None], run: Callable[..., Any], *arrays: np.ndarray
 ) -> Any:
-    """Runs on parts of one length of the arrays, and joins what it returns."""
+    """Runs a function on parts of equal length of the arrays, and joins the results."""
     parts = []
     for start in range(0, len(arrays[0]), at_once):
         part = [array[start : start + at_once] for array in arrays]

@@ -1,6 +1,6 @@
 """The compiled programs that predict victims in groups, and change the pixels of their mates.
 
-Slots, priority and the victim's place are traced, so the programs serve all settings with groups of
+Slots, priority and the victim's index are traced, so the programs serve all settings with groups of
 one size.
 """
 
@@ -25,12 +25,12 @@ from vmoe.studies.attack.images import label_loss, routing_of, sign_steps
 
 
 class GroupRouting(NamedTuple):
-    """The routing of groups of m images, one of them a victim: what is traced.
+    """The traced settings of groups of m images, one of which is a victim.
 
     Attributes:
-        slots: of an expert in a group, by block.
-        priorities: their numbers, by block.
-        victim: True at the victim's place in a group.
+        slots: slots per expert and group, by block.
+        priorities: the number of the priority, by block.
+        victim: True at the victim's index in a group.
     """
 
     slots: dict[int, Int[Array, ""]]
@@ -39,7 +39,7 @@ class GroupRouting(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """Victims in one group each, or in several.
+    """Results for victims in one group each, or in several.
 
     Attributes:
         losses: softmax cross-entropy in nats.
@@ -55,18 +55,18 @@ class Outcome(NamedTuple):
 def with_room(
     model: ViT, setting: RoutingOverrides, n: int, place: int
 ) -> tuple[ViT, GroupRouting]:
-    """The model with slots for every token of a group, and the routing of the setting in it.
+    """The model with slots for all tokens of a group, and the traced settings to call it with.
 
     Args:
-        n: tokens of an image.
-        place: of the victim in a group.
+        n: tokens per image.
+        place: index of the victim in a group.
     """
     layers = setting.apply(model.config).moe_blocks
     slots = {i: slots_and_factor(moe, n * moe.images_per_group)[0] for i, moe in layers.items()}
     numbers = {
         i: PRIORITIES.index(moe.router.priority)
         for i, moe in layers.items()
-        if isinstance(moe.router, TokenChoice)  # as all are that have mates
+        if isinstance(moe.router, TokenChoice)  # check_mates excludes others
     }
     size = next(iter(model.config.moe_blocks.values())).images_per_group
     traced, priorities = jax.tree.map(jnp.int32, (slots, numbers))
@@ -101,10 +101,10 @@ def predict_victims(
     labels: Int[Array, "g l"],
     mates: Bool[Array, ""],
 ) -> tuple[Array, ...]:
-    """The fields of ``Outcome``, for one group of each victim.
+    """The fields of ``Outcome``, for one group per victim.
 
     Args:
-        model: ``with_room``.
+        model: the model of ``with_room``.
         labels: the classes of each victim; padded with -1.
         mates: False to leave the mates out, with the same slots.
     """
@@ -127,11 +127,11 @@ def climb(
     groups: Float[Array, "g x h w 3"],
     largest: Float[Array, ""],
 ) -> tuple[Float[Array, "g x h w 3"], Float[Array, "g 2"]]:
-    """The groups after the mates climbed the surrogate, and the surrogate before and after.
+    """The groups with mates that maximize the surrogate, and the surrogate before and after.
 
     Args:
-        model: ``with_room``.
-        config: its ``steps`` and ``project``.
+        model: the model of ``with_room``.
+        config: only ``steps`` and ``project`` are used.
         largest: the largest change, in units of the images.
     """
     everyone = jnp.ones(groups.shape[1], bool)
@@ -154,15 +154,15 @@ def surrogate(
     victim: Bool[Array, "_"],
     g: int,
 ) -> Float[Array, "g"]:
-    """The fraction of a victim's choices whose expert its mates fill, for each of g groups.
+    """The fraction of the victim's choices whose experts the mates fill, for each of g groups.
 
-    Differentiable: mates fill an expert by the sum of their tokens' gates, relative to its slots,
-    up to 1. So pixels change where experts of the victim are not full yet, and a larger gate is
-    also a higher priority. The mean over sparse blocks; in [0, 1].
+    It is differentiable: an expert is filled by the sum of the mates' gates over its slots, at most
+    1. Pixels then change only for experts of the victim that are not full yet, and a larger gate
+    also means a higher priority. The result is the mean over sparse blocks, in [0, 1].
 
     Args:
-        slots: of an expert in a group of this size.
-        victim: True at the victim's place in a group.
+        slots: slots per expert in a group of this size.
+        victim: True at the victim's index in a group.
     """
     fractions = []
     for i, record in records.items():
@@ -175,7 +175,7 @@ def surrogate(
 
 
 def _by_image(groups: jax.Array, g: int, m: int) -> jax.Array:
-    """Arrays (groups, tokens, x) of the layer's own groups as (g, m, n, x)."""
+    """Reshapes an array (groups, tokens, x) with the layer's groups to (g, m, n, x)."""
     tokens = groups.shape[0] * groups.shape[1]
     images = ungroup(groups, g * m, tokens // (g * m))
     return images.reshape(g, m, *images.shape[1:])

@@ -1,5 +1,5 @@
 """How few slots do the experts of each block need? ``vmoe capacity``.
 
-``settings`` are tried in each sparse block; ``costs`` says what they cost, ``scores`` how well the
-model does with them; ``search`` finds the best ones within budgets.
+``settings`` lists the settings to try in each sparse block, ``costs`` has their costs, and
+``scores`` measures the model with them. ``search`` finds the best settings within budgets.
 """

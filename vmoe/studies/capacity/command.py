@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from vmoe.nn.vit import ViT
     from vmoe.studies.capacity.scores import Scores
 
-ROWS = 8  # most budgets of the trade-off, without the given one
+ROWS = 8  # largest number of budgets in the trade-off, without the given one
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,8 +34,8 @@ class CapacityArgs:
     checkpoint: Path
     """Trained model, as for `vmoe evaluate --checkpoint`; its routers must be token_choice."""
     budget: str
-    """Such as 0.8x: upper bound on the cost of the WHOLE model, as a fraction of its cost as
-    trained. A budget that cannot be reached is refused, with the smallest that can."""
+    """Upper bound on the cost of the WHOLE model as a fraction of its cost as trained, such as
+    0.8x. If it cannot be reached, the error message has the smallest budget that can."""
     by: Unit = "flops"
     """flops: matmuls of the forward pass, exact; time: seconds on this machine, measured."""
     data: str = ""
@@ -48,7 +48,7 @@ class CapacityArgs:
     use_ema: bool = True
     """Use the moving average of the parameters, if the run has one."""
     out: Path | None = None
-    """File to write instead of routing.json in the run folder; needed for other checkpoints."""
+    """File to write instead of routing.json in the run folder; required without a run folder."""
     plot: Path | None = None
     """Draw the trade-off as this PNG file."""
     json: bool = False
@@ -72,7 +72,7 @@ def run(argv: Sequence[str]) -> None:
         check_layers(loaded.model.config)
     file = args.out or routing_file_of(loaded.origin)
     if file is None:
-        raise UsageError(f"{args.checkpoint} is no run folder: name the file to write with --out")
+        raise UsageError(f"{args.checkpoint} is not a run folder: give a file to write with --out")
     sample = Sample(
         args.data, loaded, images=args.images, batch_size=args.batch_size, split="validation"
     )
@@ -107,7 +107,7 @@ def run(argv: Sequence[str]) -> None:
         batch = next(sample.batches())[0]
         report["measured"] = time_ratio(loaded.model, row["setting"], batch)
     print_messages(sample.messages())
-    with contextlib.ExitStack() as files:  # each is written, whatever else cannot be
+    with contextlib.ExitStack() as files:  # all are written, even if writing one of them fails
         if args.plot:
             files.callback(_plot, args.plot, rows, chosen)
         files.callback(write_routing_file, file, chosen)
@@ -148,7 +148,8 @@ def _budget(text: str) -> float:
         budget = 0.0
     if not 0 < budget <= 1:
         raise UsageError(
-            "use a fraction of the cost of the model as trained, in (0, 1], as 0.8x", budget=text
+            "use a fraction in (0, 1] of the cost of the model as trained, such as 0.8x",
+            budget=text,
         )
     return budget
 
@@ -161,7 +162,7 @@ def _budgets(least: float, budget: float) -> list[float]:
 
 
 def _plot(path: Path, rows: list[dict[str, Any]], chosen: RoutingFile) -> None:
-    """Draws the accuracy by cost, of per-block and of uniform routing."""
+    """Draws the accuracy of per-block and uniform routing by cost."""
     from matplotlib.figure import Figure
 
     from vmoe.workdir.layout import replacing
@@ -206,7 +207,7 @@ def _print(report: dict[str, Any], loaded: "Loaded") -> None:
     rows = [(str(block), *_setting(own)) for block, own in report["blocks"].items()]
     print_table(columns, rows, title=f"chosen for {report['budget']:g}x: {report['file']}")
     if "measured" in report:
-        print(f"measured with it: {report['measured']:.3f}x the time of the model as trained")
+        print(f"measured: {report['measured']:.3f}x the time of the model as trained")
 
 
 def _texts(row: dict[str, Any]) -> tuple[str, ...]:

@@ -1,4 +1,4 @@
-"""What settings of the sparse blocks cost: FLOPs from shapes, or time measured on this machine."""
+"""The costs of settings of the sparse blocks: FLOPs from shapes, or time on this machine."""
 
 import functools
 import math
@@ -21,15 +21,15 @@ from vmoe.nn.vit import ViT
 from vmoe.routing import slots_and_factor
 from vmoe.studies.capacity.settings import Levels, Setting, with_setting
 
-ROUNDS = 9  # a time is the least of so many: other work on the machine only adds to it
+ROUNDS = 9  # a time is the least of 9 runs, since other work on the machine only adds to it
 
 
 class Costs(NamedTuple):
-    """What settings cost, as a fraction of the cost of the model as trained.
+    """The costs of settings, as fractions of the cost of the model as trained.
 
     Attributes:
-        changes: for each sparse block, by (k, capacity factor), the difference to its layer as
-            trained, as a fraction of the cost of the whole model.
+        changes: for each sparse block, by (k, capacity factor), the difference from the cost of its
+            layer as trained, as a fraction of the cost of the whole model.
     """
 
     changes: tuple[Mapping[tuple[int, float], float], ...]
@@ -93,9 +93,9 @@ def time_costs(
     *,
     on_step: Callable[[], None] = lambda: None,
 ) -> Costs:
-    """Seconds of a batch on this machine: each sparse block alone, on the tokens that enter it.
+    """Seconds per batch on this machine: each sparse block alone, on the tokens that enter it.
 
-    All settings of a block are timed in turn, several times. More slots never count as less time.
+    All settings of a block are timed in turn, several times. More slots never count as faster.
 
     Args:
         images: a batch.
@@ -140,7 +140,7 @@ def _monotone(
 
 
 def least_seconds(runs: Sequence[Callable[[], Any]]) -> list[float]:
-    """The least time of each of some functions, which are called in turn several times."""
+    """The least time of each function; the functions are called in turn, several times."""
     for run in runs:
         jax.block_until_ready(run())  # compiles
 
@@ -165,7 +165,7 @@ def _block(
 
 
 def time_ratio(model: ViT, setting: Setting, images: Float[np.ndarray, "b h w 3"]) -> float:
-    """The time of the whole model with a setting, over that of the model as trained."""
+    """The time of the whole model with a setting, as a fraction of its time as trained."""
     changed = models.with_params(with_setting(model.config, setting), models.params_of(model))
     images = jax.device_put(images)
     runs = [functools.partial(_forward(each), images) for each in (model, changed)]

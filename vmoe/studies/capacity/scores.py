@@ -1,7 +1,7 @@
-"""How well a model does on some images with settings of its sparse blocks.
+"""Scores of a model on some images with settings of its sparse blocks.
 
-One program serves all settings: it has the most slots and the largest k of any, and the slots, k
-and priority of each block are numbers that it is called with.
+One compiled program serves all settings. It has the largest number of slots and the largest k; the
+slots, k and priority of each block are its arguments.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -26,18 +26,18 @@ from vmoe.routing import slots_and_factor
 from vmoe.routing.groups import group_sizes
 from vmoe.studies.capacity.settings import Levels, Setting
 
-SHARPNESS = 3.0  # logits are multiplied by this, since models trained with smoothing are unsure
+SHARPNESS = 3.0  # factor of the logits, since label smoothing makes flat predictions
 
 
 class Score(NamedTuple):
-    """How well a model does on some images.
+    """The score of a setting on some images.
 
     Attributes:
-        accuracy: of the images with a label, in [0, 1].
+        accuracy: accuracy on the images with a label, in [0, 1].
         divergence: mean Kullback-Leibler divergence in nats from the predictions of the model as
-            trained, both the softmax of sharpened logits, whatever loss trained the model. It needs
-            far fewer images than the accuracy to rank settings, and unlike the cross-entropy is not
-            better for a model that is more sure.
+            trained; both are the softmax of sharpened logits, even if another loss trained the
+            model. It needs far fewer images than the accuracy to rank settings, and unlike the
+            cross-entropy does not reward higher confidence.
     """
 
     accuracy: float
@@ -49,7 +49,7 @@ class Scores:
 
     Attributes:
         trained: accuracy of the model as trained.
-        images: number of images, with a label or without.
+        images: number of images, including images without a label.
     """
 
     def __init__(
@@ -63,7 +63,8 @@ class Scores:
         """Reads all batches, and predicts them with the model as trained.
 
         Args:
-            batches: images, their classes (b, l), and which are more than padding; all of one size.
+            batches: images, their classes (b, l) and a mask that is False for padding; all batches
+                have one size.
             on_step: called after each setting.
 
         Raises:
@@ -83,7 +84,7 @@ class Scores:
         require(bool(known.any()), "no image has a label")
         self.images = len(known)
         self.trained = float(np.concatenate(correct)[known].mean())
-        self._counts = np.array([known.sum(), self.images])  # of the accuracy, of the divergence
+        self._counts = np.array([known.sum(), self.images])  # for accuracy and divergence
         self._slots = _slots(model.config, levels, len(self._batches[0][0]))
         self._sums = _sums(_widest(model, self._slots))
 
@@ -105,7 +106,7 @@ class Scores:
 
 
 def _slots(config: ViTConfig, levels: Sequence[Levels], b: int) -> list[dict[LayerSetting, int]]:
-    """By sparse block: slots of an expert in the groups that a batch of b images forms."""
+    """By sparse block: slots per expert in the groups of a batch of b images."""
 
     def slots(moe: MoEConfig) -> int:
         _, images = group_sizes(b, moe.images_per_group)
@@ -146,7 +147,7 @@ def _sums(
     valid: Bool[Array, "b"],
     trained: Float[Array, "b y"],
 ) -> Float[Array, "2"]:
-    """Correct predictions, and the divergence from the logits as trained: sums over the images."""
+    """Sums over the images of correct predictions and of the divergence from the trained model."""
     decide = {block: limited(*setting[i]) for i, block in enumerate(model.config.sparse_blocks)}
     logits, _ = model.forward(images, valid=valid, decide=decide)
     before, after = (jax.nn.log_softmax(SHARPNESS * each) for each in (trained, logits))

@@ -18,11 +18,11 @@ from vmoe.studies.capacity.costs import Costs
 from vmoe.studies.capacity.scores import Scores
 from vmoe.studies.capacity.settings import Levels, Setting
 
-SLIGHT = 1e-9  # of a cost: rounding
+SLIGHT = 1e-9  # tolerance of costs, for rounding
 
 
 class Search:
-    """Settings of a model with the least loss within budgets."""
+    """Finds the settings of a model with the least loss within budgets."""
 
     def __init__(self, scores: Scores, costs: Costs, levels: Sequence[Levels]):
         """Searches the levels that ``levels_of`` gives for each sparse block."""
@@ -43,7 +43,7 @@ class Search:
         return min(within, key=self._loss, default=None)
 
     def best(self, budget: float) -> Setting:
-        """The best setting within a budget that is found.
+        """The best setting found within a budget.
 
         Raises:
             UsageError: every setting costs more.
@@ -107,7 +107,7 @@ class Search:
         return (self._loss(lower) - self._loss(setting)) / max(saved, SLIGHT)
 
     def _improved(self, setting: Setting, budget: float) -> Setting:
-        """Applies single changes that lower the loss within a budget until there is none left."""
+        """Applies single changes within a budget as long as they lower the loss."""
         while True:
             for changed in self._neighbors(setting):
                 if self._fits(changed, budget) and self._loss(changed) < self._loss(setting):

@@ -1,4 +1,4 @@
-"""The settings of token choice that are tried in each sparse block.
+"""The settings of token choice to try in each sparse block.
 
 A setting of a model is a tuple with a ``LayerSetting`` for each of its sparse blocks, in order.
 """
@@ -14,17 +14,17 @@ from vmoe.errors import UsageError
 from vmoe.nn.patches import num_tokens
 from vmoe.routing import slots_and_factor
 
-LEVELS = 9  # numbers of slots that are tried, evenly spaced up to those as trained
+LEVELS = 9  # numbers of slots to try, evenly spaced up to the number as trained
 
 Setting = tuple[LayerSetting, ...]
 Option = tuple[int, Priority]
-"""k and the priority: what can change without changing the number of slots."""
+"""k and the priority, which can change without changing the number of slots."""
 Levels = tuple[dict[Option, LayerSetting], ...]
-"""The settings of a layer that are tried: a dict for each number of slots, ascending."""
+"""The settings to try in a layer: a dict for each number of slots, ascending."""
 
 
 def check_layers(config: ViTConfig) -> None:
-    """Raises a UsageError unless the model is sparse, and each of its routers is token choice."""
+    """Raises a UsageError unless the model is sparse and all its routers are token choice."""
     if not config.sparse_blocks:
         raise UsageError("no block of this model is sparse")
     for block, moe in config.moe_blocks.items():
@@ -36,11 +36,11 @@ def check_layers(config: ViTConfig) -> None:
 
 
 def levels_of(config: ViTConfig) -> tuple[Levels, ...]:
-    """For each sparse block, the settings that are tried.
+    """For each sparse block, the settings to try.
 
-    Slots up to those as trained (those of capacity factor 1 if it is dropless), rounded up to a
-    number that a capacity factor gives; k from 1 to one more than as trained in any block; no
-    random priority.
+    The number of slots is at most the number as trained (at capacity factor 1 if it is dropless),
+    rounded up to a number that a capacity factor gives. k goes from 1 to one more than the largest
+    k as trained. Random priority is left out.
     """
     layers = set(config.moe_blocks.values())
     largest_k = min(

@@ -1,5 +1,5 @@
-"""How does a model use its experts, and is anything wrong with that? ``vmoe routing``.
+"""How does a model use its experts, and does its routing have problems? ``vmoe routing``.
 
-``measure`` answers it, and compares two models; ``report`` puts it into a table, sentences and
-JSON, ``figures`` into pictures, ``page`` into HTML.
+``measure`` measures the routing of a model, and compares two models. The results are printed by
+``report``, drawn by ``figures``, and written as an HTML page by ``page``.
 """

@@ -38,23 +38,23 @@ class RoutingArgs:
     images: int = 512
     """Number of images, a random sample of the split; at most all of them."""
     batch_size: int = 64
-    """Images per batch: those of a batch may compete for slots."""
+    """Images per batch. Images of one batch can compete for slots."""
     routing: RoutingOverrides = RoutingOverrides()
     """Routing settings of --checkpoint; the model of --compare keeps its own."""
     use_ema: bool = True
     """Use the moving average of the parameters, if the run has one."""
     check: bool = False
-    """Exit with status 3 if something is wrong with the routing."""
+    """Exit with status 3 if a problem in the routing is found."""
     out: Path | None = None
-    """Write a page to this .html file, on which to explore the routing of some of the images: one
-    file that needs no network."""
+    """Write an interactive page about the routing of some of the images to this .html file, which
+    needs no network."""
     page_images: int = 64
-    """Number of images on the page, the first of those that are measured."""
+    """Number of images on the page: the first images of the sample."""
     removals: bool = True
-    """Show on the page what is predicted without each expert: two forward passes for each."""
+    """Show predictions without each expert on the page: two forward passes per expert."""
     export: Path | None = None
-    """Write every decision of --checkpoint on every token to this safetensors file; its header says
-    what the arrays mean. Of soft routers, which make none, the gates."""
+    """Write the routing of every token by --checkpoint to this .safetensors file; its header
+    describes the arrays. Soft routers make no choices: the file has their gates."""
     plots: Path | None = None
     """Draw figures of the routing of --checkpoint in this folder, as PNG files."""
     json: bool = False
@@ -95,7 +95,7 @@ def run(argv: Sequence[str]) -> None:
         compared = compare_routing(*(loaded.model for loaded in models), *few)
     for sample in samples:
         print_messages(sample.messages())
-    with contextlib.ExitStack() as files:  # each is written, whatever else cannot be
+    with contextlib.ExitStack() as files:  # all are written, even if writing one of them fails
         if args.out:
             files.callback(_write_page, args, args.out, measured)
         if args.plots:
@@ -114,8 +114,8 @@ def _check(models: "list[Loaded]") -> None:
             raise UsageError(f"{loaded.origin.path}: no block of this model is sparse")
     if len({loaded.class_names for loaded in models}) > 1:
         raise UsageError(
-            f"{len(models[1].class_names)} classes, which are not those of "
-            f"{models[0].origin.path}; compare models of the same classes",
+            f"its {len(models[1].class_names)} classes differ from the classes of "
+            f"{models[0].origin.path}; compare models with the same classes",
             compare=models[1].origin.path,
         )
 
@@ -144,7 +144,7 @@ def _print(
         title = "Both models on the same tokens"
         print_table(report.COMPARED, report.compared_rows(compared), title=title)
     elif compared is not None:
-        print("not compared: the models have other sparse blocks or numbers of tokens")
+        print("not compared: the models differ in their sparse blocks or numbers of tokens")
 
 
 def _export(file: Path, routing: "MeasuredRouting", sample: "Sample") -> None:
@@ -155,7 +155,7 @@ def _export(file: Path, routing: "MeasuredRouting", sample: "Sample") -> None:
 
 
 def _draw(folder: Path, routing: "MeasuredRouting") -> None:
-    """Writes the figures; says how long it took, and which are left out."""
+    """Writes the figures; prints the time it took, and the figures that are left out."""
     from vmoe.studies.routing.figures import plots_of, write_plots
 
     start, names = time.perf_counter(), set(plots_of(routing.loaded.model.config))
@@ -168,7 +168,7 @@ def _draw(folder: Path, routing: "MeasuredRouting") -> None:
 
 
 def _write_page(args: RoutingArgs, file: Path, measured: "list[MeasuredRouting]") -> None:
-    """Writes the page, and says how large it is and how long it took."""
+    """Writes the page, and prints its size and the time it took."""
     from vmoe.studies.routing.page import count_passes, write_page
 
     start, how = time.perf_counter(), dict(remove=args.removals)

@@ -21,26 +21,26 @@ from vmoe.workdir.layout import replacing
 Draw = Callable[[MeasuredRouting], Figure]
 
 FACTORS = (0.125, 0.25, 0.375, 0.5, 0.75, 1.0, 1.5)
-"""Capacity factors of the curves; beside them every choice is dropped."""
+"""Capacity factors of the curves, in addition to a line with all choices dropped."""
 SHOWN_FACTORS = (0.5, 0.25, 0.125)
-"""Those at which images are shown."""
+"""Capacity factors at which images are shown."""
 PATCHES = 10
-"""Patches per expert that are shown."""
+"""Patches to show per expert."""
 DPI = 100
 OF_CLASSES = ("capacity_curves", "experts_by_class", "k_at_inference", "random_routers")
-"""Figures of images whose classes are known."""
+"""Figures that need images of known class."""
 
 
 def write_plots(
     routing: MeasuredRouting, folder: Path, *, on_plot: Callable[[], None] = lambda: None
 ) -> list[Path]:
-    """Writes each figure that has a meaning for the routers and the images; see ``plots_of``.
+    """Writes the figures that apply to the routers and the images; see ``plots_of``.
 
-    Those of ``OF_CLASSES`` are left out if no image has a known class.
+    The figures in ``OF_CLASSES`` are left out if no image has a known class.
 
     Args:
-        folder: made if its parent exists; files of the same names are replaced.
-        on_plot: called after each figure, also if it is left out.
+        folder: created if its parent exists; files with the same names are replaced.
+        on_plot: called after each figure, even if it is left out.
 
     Returns:
         the files.
@@ -62,7 +62,7 @@ def write_plots(
 
 
 def plots_of(config: ViTConfig) -> dict[str, Draw]:
-    """By name, the functions that draw the figures of such a model.
+    """By name, the functions that draw the figures of a model.
 
     Soft routers make no choices, so a model that has one has only two figures. Slots, priorities
     and k are changed only if every router is token_choice.
@@ -89,7 +89,7 @@ def plots_of(config: ViTConfig) -> dict[str, Draw]:
 
 
 def _experts_of_patches(routing: MeasuredRouting) -> Figure:
-    """Of the images of the first batch."""
+    """The figure for the images of the first batch."""
     batch, model = next(routing.batches()), routing.loaded.model
     collected = concatenate(collect(model, [batch]))
     return plots.experts_of_patches(
@@ -98,7 +98,7 @@ def _experts_of_patches(routing: MeasuredRouting) -> Figure:
 
 
 def _kept_patches(routing: MeasuredRouting) -> Figure:
-    """In the first sparse block, for the images of the first batch."""
+    """The figure for the first sparse block and the images of the first batch."""
     batch = next(routing.batches())
     model, config = routing.loaded.model, routing.loaded.model.config
     block, moe = next(iter(config.moe_blocks.items()))
@@ -156,7 +156,7 @@ def _capacity_curves(routing: MeasuredRouting) -> Figure:
 
 
 def _k_at_inference(routing: MeasuredRouting) -> Figure:
-    """For k = 1, 2, 4 and so on, and the model's own, up to the number of experts of each block."""
+    """The figure for the model's own k and k = 1, 2, 4, ... up to the fewest experts of a block."""
     config = routing.loaded.model.config
     layers = config.moe_blocks.values()
     at_most = min(moe.num_experts for moe in layers)

@@ -23,9 +23,9 @@ from vmoe.nn.patches import num_tokens
 from vmoe.nn.vit import ViT
 
 Batches = Callable[[], Iterator[Labeled]]
-"""Reads the images from the first one on."""
+"""Reads the images from the first one on, at each call."""
 TOP_PATCHES = 12
-"""Patches per expert that are kept."""
+"""Patches to keep per expert."""
 
 
 class MeasuredRouting(NamedTuple):
@@ -33,13 +33,13 @@ class MeasuredRouting(NamedTuple):
 
     Attributes:
         loaded: the model.
-        data: name of the data set, for people.
-        batches: gives its batches.
-        predictions: the class of the largest logit of each image.
+        data: the name of the data set to show.
+        batches: reads the batches of the data set.
+        predictions: the class with the largest logit of each image.
         blocks: the statistics by sparse block.
-        top_patches: by sparse block, the patches that each expert weighs most.
+        top_patches: by sparse block, the top patches of each expert.
         dependence: how much predictions depend on the other images of a batch.
-        findings: what is wrong; empty if nothing is.
+        findings: the problems found; empty if there are none.
     """
 
     loaded: Loaded
@@ -53,7 +53,7 @@ class MeasuredRouting(NamedTuple):
 
     @property
     def model_name(self) -> str:
-        """The path of the model and its step, for people."""
+        """The path of the model and its step, as a name to show."""
         step = "" if self.loaded.step is None else f", step {self.loaded.step:,}"
         return f"{self.loaded.origin.path}{step}"
 
@@ -72,12 +72,12 @@ def measure_routing(
     batch_size: int = 64,
     on_batch: Callable[[], None] = lambda: None,
 ) -> MeasuredRouting:
-    """Measures the routing of every image in one pass, and judges it.
+    """Measures the routing of every image in one pass, and looks for problems.
 
     Args:
-        data: name of the data set, for people.
-        batches: gives its batches.
-        reordered: those images whose predictions are compared in several orders.
+        data: the name of the data set to show.
+        batches: reads the batches of the data set.
+        reordered: the images whose predictions are compared in several orders.
         batch_size: images per batch in these orders.
         on_batch: called after each batch.
 
@@ -109,11 +109,11 @@ def write_routing(
     *,
     on_batch: Callable[[], None] = lambda: None,
 ) -> None:
-    """Writes every decision on every token, in another pass; see ``vmoe.analysis.export``.
+    """Writes the routing of every token, in another pass; see ``vmoe.analysis.export``.
 
     Args:
-        source: the images of ``routing.batches``; their indices are written too, those in the split
-            if the source is a sample of it.
+        source: the images of ``routing.batches``; their indices are written too. For a sample,
+            these are the indices in its split.
         on_batch: called after each batch.
     """
     read, batches = itertools.tee(routing.batches())  # advance together, so one batch is held
@@ -149,10 +149,10 @@ def compare_routing(
         other_batches: the same images, prepared for the other model.
 
     Returns:
-        by sparse block: "agreement" and "agreement_by_chance" between experts that correspond, see
+        by sparse block: "agreement" and "agreement_by_chance" between corresponding experts, see
         ``vmoe.analysis.agreement``; and "same_choices", the fraction of the first model's choices
-        that the other makes too, which means something for two steps of a run; None where tokens do
-        not choose. It is empty unless both models have the same sparse blocks and number of tokens.
+        that the other model also makes, which has a meaning for two steps of one run (None if
+        tokens do not choose). Empty if the models differ in sparse blocks or number of tokens.
     """
     if one.config.sparse_blocks != other.config.sparse_blocks:
         return {}

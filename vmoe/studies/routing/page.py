@@ -29,8 +29,8 @@ def write_page(
     """Writes the page of some models on the same data.
 
     Args:
-        images: number of images that it shows, the first that were measured; they are in the same
-            groups if the images of a group divide this number and the batch size.
+        images: number of images to show, the first of the measured ones. They are in the same
+            groups if this number and the batch size are multiples of the images per group.
         remove: also show predictions without each expert; see ``vmoe.analysis.page.observe``.
         on_step: called after each forward pass under a change.
     """
@@ -51,7 +51,7 @@ def write_page(
     (pixels, labels), first = shown[0], measured[0]
     title = f"Routing of {' and '.join(model.name for model in observed)}"
     summary = (
-        f"Data: {first.data}. The statistics are of {len(first.labels):,} images; the first "
+        f"Data: {first.data}. Statistics are over {len(first.labels):,} images; the first "
         f"{len(labels):,} of them are shown."
     )
     text = page.render(title, summary, pixels, labels, first.loaded.class_names, observed)

@@ -1,4 +1,4 @@
-"""The measured routing of a model: as values of JSON, as a table, and in sentences."""
+"""The measured routing of a model as JSON values, as a table, and as text."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -89,11 +89,11 @@ def compared_rows(compared: Mapping[int, Mapping[str, Any]]) -> Iterator[tuple[s
 
 
 def remarks(routing: MeasuredRouting) -> Iterator[str]:
-    """What the columns mean, what a table has no place for, and what is wrong; a line each."""
+    """Notes below the table: its columns, further measures, and findings; one line each."""
     yield (
-        "load: of the least and the most chosen expert; entropy: of the gates, ln e if they are "
-        "even; class, position (of patches): normalized mutual information with the expert, and in "
-        "parentheses the chance baseline, with shuffled classes or positions"
+        "load: smallest and largest load of an expert; entropy: mean entropy of the gates, at most "
+        "ln e; class, position: normalized mutual information with the expert, and in parentheses "
+        "the chance baseline (shuffled classes or positions)"
     )
     for i, block in routing.blocks.items():
         shares = [

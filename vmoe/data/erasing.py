@@ -4,7 +4,7 @@ import numpy as np
 
 from vmoe.data.decode import Pixels
 
-ERASED = 0.02, 1 / 3  # share of the area
+ERASED = 0.02, 1 / 3  # smallest and largest share of the area
 ASPECTS = 0.3, 1 / 0.3  # height / width
 ATTEMPTS = 10  # to draw a rectangle that fits into the image
 
@@ -14,7 +14,7 @@ def cutout(pixels: Pixels, side: int, rng: np.random.Generator) -> Pixels:
 
     Args:
         pixels: in [0, 255].
-        side: of the square, in pixels.
+        side: side of the square, in pixels.
 
     Source: "Improved Regularization of Convolutional Neural Networks with Cutout"
     (arXiv 1708.04552, section 3.2).

@@ -1,22 +1,22 @@
-"""Images that could not be read, or not as asked for: counted, and reported in lines of text."""
+"""Counts and reports images that could not be read, or not by the fast decoder."""
 
 from collections.abc import Sequence
 
 
 class Unreadable:
-    """The images that could not be read while batches were made.
+    """The images that could not be read when batches were made.
 
     Args:
-        instead: what is done in place of reading one, such as "left out".
+        instead: how these images were handled, such as "left out".
     """
 
     def __init__(self, instead: str) -> None:
         self._instead = instead
-        self._reasons: dict[str, None] = {}  # each once, in the order of their arrival
+        self._reasons: dict[str, None] = {}  # without duplicates, in the order of arrival
         self._reported = 0
 
     def add(self, reason: str) -> None:
-        """Notes an image, which the reason names."""
+        """Adds an image; the reason contains its origin."""
         self._reasons[reason] = None
 
     def news(self) -> list[str]:
@@ -30,22 +30,22 @@ class Unreadable:
 
 
 class Refused:
-    """How often the fast decoder refused an image, in all epochs: no image is remembered."""
+    """Counts, over all epochs, how often the fast decoder did not support an image."""
 
     def __init__(self) -> None:
         self._count, self._next, self._example = 0, 1, ""
 
     def add(self, origins: Sequence[str]) -> None:
-        """Notes images by where they come from."""
+        """Adds images by their origins."""
         self._count += len(origins)
         self._example = origins[-1] if origins else self._example
 
     def news(self) -> list[str]:
-        """A line whenever the number has doubled."""
+        """A line if the number has doubled since the last one."""
         if self._count < self._next:
             return []
         self._next = 2 * self._count
         return [
-            f"{self._example}: refused by the fast decoder, and decoded exactly "
+            f"{self._example}: not supported by the fast decoder; decoded exactly "
             f"({self._count:,} {'time' if self._count == 1 else 'times'} so far)"
         ]

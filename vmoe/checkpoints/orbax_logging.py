@@ -1,8 +1,8 @@
-"""Hides what a failed read or write of Orbax prints after its error has been raised.
+"""Hides the messages that Orbax prints after it has raised the error of a failed read or write.
 
-Orbax reads or writes all arrays at once; when one fails, those that are still open report their own
-errors to an event loop that is closed: thousands of lines on stderr. Reports of other code are
-printed as before.
+Orbax reads or writes all arrays at once. If one of them fails, the others log errors to an event
+loop that is already closed: thousands of lines on stderr. The filters here drop these lines; other
+messages are printed as before.
 """
 
 import functools
