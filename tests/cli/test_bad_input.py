@@ -332,6 +332,14 @@ CASES: dict[str, tuple[list[str], str]] = {
     "folder without images": ([*PREDICT, "empty"], "empty: no images there"),
     "no images to predict": (PREDICT, "no images given: name at least one file"),
     "top 0": ([*PREDICT, "photos", "--top", "0"], "vmoe: top=0: use at least 1 (--top)"),
+    "groups of a prediction": (
+        [*PREDICT, "photos", "--routing.images-per-group", "4"],
+        "each image is a group of its own; vmoe evaluate uses larger groups (--routing.images-p",
+    ),
+    "indivisible size of a prediction": (
+        [*PREDICT, "photos", "--image-size", "9"],
+        "images of 9 x 9 pixels: patches of 4 do not",
+    ),
     # other commands
     "budget": (
         ["capacity", "--checkpoint", "{run}", "--budget", "2x"],
