@@ -1,8 +1,15 @@
 """Runs a command, and turns its errors into one line and an exit status.
 
-Exit status: 0 done; 2 wrong usage; 1 the work failed; 3 a check found what it looks for; 75 a run
-was stopped early by a signal and can be resumed; 129, 130 or 143 ended at once by SIGHUP, SIGINT or
-SIGTERM; 141 the reader of stdout is gone. ``--debug`` shows the traceback of an error.
+Exit status:
+    0               done
+    1               the work failed
+    2               wrong usage
+    3               a check found a problem
+    75              a signal stopped a run, which can be resumed
+    129, 130, 143   SIGHUP, SIGINT or SIGTERM ended the command at once
+    141             the reader of stdout is gone
+
+``--debug`` shows the traceback of an error.
 """
 
 import importlib
@@ -26,7 +33,7 @@ GROUPS = {  # each command a module with a function ``run``: in this package, or
     "Analyze it": {
         "routing": "show how a trained model uses its experts, and whether that is healthy",
         "capacity": "search k, capacity factor and priority per block within a FLOPs budget",
-        "attack": "measure robustness to adversarial changes of images",
+        "attack": "measure robustness to adversarial images",
     },
     "Convert it": {
         "convert": "write a trained model in another format",
@@ -55,7 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command.
 
     Args:
-        argv: the command-line arguments without the program name; ``sys.argv[1:]`` if None.
+        argv: command-line arguments without the name of the program; ``sys.argv[1:]`` if None.
 
     Returns:
         the exit status.
@@ -133,7 +140,7 @@ def _name(option: str) -> str:
 
 
 def _expected_error(error: BaseException, command: str) -> tuple[str, int]:
-    """One line and the exit status for an error that is not a bug; an empty line for a bug."""
+    """One line and the exit status for an expected error; an empty line for a bug."""
     match error:
         case VmoeError():
             return str(error), error.status
