@@ -142,6 +142,18 @@ def test_a_changed_model_is_saved_with_its_classes_and_preprocessing(tmp_path: P
         sparse.save(tmp_path / "sparse")
 
 
+def test_a_model_of_ones_own_is_saved_with_its_classes_for_every_command(tmp_path: Path) -> None:
+    model = vmoe.create_model("vmoe_tiny_last2_e4", num_classes=2, image_size=16)
+    with pytest.raises(UsageError, match="class_names=3: give the 2 names of the logits"):
+        vmoe.save(model, tmp_path / "own", class_names=["cat", "dog", "emu"])
+    vmoe.save(model, tmp_path / "own", class_names=["cat", "dog"], step=7)
+    loaded = vmoe.load(tmp_path / "own")
+    assert loaded.model.config == model.config and loaded.class_names == ("cat", "dog")
+    assert loaded.preprocessing == Preprocessing(16) and loaded.step == 7
+    trees = (nnx.to_pure_dict(nnx.state(m, nnx.Param)) for m in (model, loaded.model))
+    jax.tree.map(np.testing.assert_array_equal, *trees)
+
+
 def test_a_tag_without_pretrained_is_refused() -> None:
     with pytest.raises(UsageError, match="a tag names trained weights; use pretrained=True"):
         vmoe.create_model("vit_fashion_mnist.best_of_3")

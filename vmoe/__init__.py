@@ -15,6 +15,7 @@ _MODULES = {
     "create_model": "vmoe.factory",
     "list_models": "vmoe.factory",
     "load": "vmoe.factory",
+    "save": "vmoe.factory",
     "upcycle": "vmoe.surgery",
     "moefy": "vmoe.surgery",
     "analysis": "vmoe.analysis",

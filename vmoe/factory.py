@@ -1,9 +1,9 @@
-"""Create models by name and load trained ones: ``create_model``, ``list_models``, ``load``."""
+"""Models by name and from files: ``create_model``, ``list_models``, ``load``, ``save``."""
 
 import dataclasses
 import fnmatch
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from vmoe.config.routing_file import RoutingFile
 from vmoe.config.train import Loss
 from vmoe.data.crops import resize_and_crop
 from vmoe.data.decode import decode, read_image
-from vmoe.errors import UsageError, listed, naming, unknown
+from vmoe.errors import UsageError, listed, naming, require, unknown
 from vmoe.nn.inputs import to_float
 from vmoe.nn.vit import ViT
 from vmoe.surgery import fit
@@ -32,7 +32,7 @@ from vmoe.workdir.routing_file import OLDER_NAME, ROUTING_FILE, read_routing_fil
 
 SIZES = ("num_classes", "pre_logits", "image_size")
 
-__all__ = ["Loaded", "Origin", "create_model", "list_models", "load"]
+__all__ = ["Loaded", "Origin", "create_model", "list_models", "load", "save"]
 
 Image = str | Path | bytes | np.ndarray  # a file, its content, or its pixels: uint8[h w 3]
 
@@ -241,6 +241,44 @@ def load(
         routing_file=chosen,
         loss=stored.loss,
     )
+
+
+def save(
+    model: ViT,
+    path: str | Path,
+    *,
+    class_names: Sequence[str],
+    preprocessing: Preprocessing | None = None,
+    step: int | None = None,
+    loss: Loss = "softmax",
+) -> None:
+    """Writes a model to a folder that ``load``, every command and training open.
+
+    What ``load`` returns has a method for this, which keeps its classes and preprocessing.
+
+    Args:
+        model: the model to write.
+        path: a new or an empty folder, or hf://OWNER/NAME, to which it is pushed.
+        class_names: the name of each logit, in their order.
+        preprocessing: how images are prepared for the model; if None, they are resized to its
+            image size.
+        step: number of training steps; None if unknown.
+        loss: the loss of its training, which decides how logits become probabilities.
+
+    Raises:
+        UsageError: the folder has files, or the names are not as many as the logits.
+        Failure: it cannot be written.
+    """
+    names, logits = tuple(class_names), model.config.num_classes
+    require(len(names) == logits, f"give the {logits} names of the logits", class_names=len(names))
+    Loaded(
+        model=model,
+        class_names=names,
+        preprocessing=preprocessing or Preprocessing(model.config.image_size),
+        step=step,
+        origin=Origin("vmoe", path),
+        loss=loss,
+    ).save(path)
 
 
 def _chosen_routing(given: bool | str | Path, origin: Origin) -> tuple[Path, RoutingFile] | None:

@@ -28,6 +28,8 @@ CONFIG = """
 `config.evaluations[0].batch_size`. The default values come from `TrainConfig()`, or from the file
 that `--config FILE` gives. `vmoe config --config FILE` prints them.
 """
+ABOUT = {"evaluations.0": "The first evaluation set; 1, 2, ... for others in the config file."}
+"""Sections about which the help text has no line."""
 
 
 class Option(NamedTuple):
@@ -109,7 +111,8 @@ def _option(names: str, text: str) -> Option:
 
 def _table(section: Section, limits: dict[str, str] | None = None) -> Iterator[str]:
     if section.title not in ("options", "positional arguments"):
-        yield f"\n**{section.title.removesuffix(' options')}**: {section.about}".rstrip(": ")
+        about = section.about or ABOUT.get(section.title.partition(" ")[0], "")
+        yield f"\n**{section.title.removesuffix(' options')}**: {about}".rstrip(": ")
     kind = "argument" if section.title.startswith("positional") else "option"
     columns = [kind, "default", *["limits"] * (limits is not None), "meaning"]
     yield f"\n| {' | '.join(columns)} |\n|{'---|' * len(columns)}"

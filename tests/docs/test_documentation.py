@@ -125,6 +125,14 @@ def test_the_options_of_the_commands_on_the_pages_exist() -> None:
         assert options <= {*re.findall(r"--[\w.-]+\w", shown)}, name
 
 
+def test_every_option_and_every_section_of_options_has_a_text() -> None:
+    reference = (ROOT / "docs" / "reference" / "commands.md").read_text()
+    options = re.findall(r"^\| `(-.*?)` \|.*(?<!\\)\| (.*?) \|$", reference, re.MULTILINE)
+    assert len(options) > 200
+    short = [option for option, text in options if len(text.split()) < 2]
+    assert not short and not re.search(r"^\*\*.*\*\*$", reference, re.MULTILINE)
+
+
 @pytest.mark.slow
 def test_the_site_is_built_without_a_broken_link_or_reference(tmp_path: Path) -> None:
     config = ROOT / "scripts" / "docs" / "mkdocs.yml"

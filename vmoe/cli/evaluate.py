@@ -45,6 +45,7 @@ class EvaluateArgs:
     """NAME[:SPLIT], such as folder:PATH:validation; the data set of the run if empty, its test
     split if no split is named. With --fewshot one or several, each NAME or NAME:TRAIN,TEST."""
     batch_size: int = 256
+    """Images per batch; only images of one batch can compete for slots."""
     image_size: int | None = None
     """Side of the model's input in pixels, to which its preprocessing is scaled; as trained if
     None. Position embeddings are resampled."""

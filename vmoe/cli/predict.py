@@ -10,6 +10,7 @@ import tyro
 from vmoe.cli.arguments import parse
 from vmoe.cli.printing import print_json, print_messages, print_table
 from vmoe.cli.routing_file import load_with_routing
+from vmoe.config import RoutingOverrides
 from vmoe.errors import Failure, UsageError, listed, one_line
 
 if TYPE_CHECKING:
@@ -22,7 +23,7 @@ LISTED = 20  # unreadable images that an error names
 class PredictArgs:
     """Classify image files, and show which experts each used.
 
-    Every image is a group of its own, so images do not compete for slots.
+    Each image is a group of its own, so its prediction does not depend on the other images.
 
     Example: `vmoe predict --checkpoint vmoe_emoji photos --top 3`
     """
@@ -34,9 +35,13 @@ class PredictArgs:
     their URL or their name, as for vmoe.load."""
     top: int = 5
     """Number of classes shown per image."""
+    image_size: int | None = None
+    """Side of the model's input in pixels, to which its preprocessing is scaled; as trained if
+    None. Position embeddings are resampled."""
+    routing: RoutingOverrides = RoutingOverrides()
     routing_file: str = ""
     """File that `vmoe capacity` wrote, whose routing to use; `none` for the routing as trained.
-    If empty, routing.json of the run folder, if there is one."""
+    If empty, routing.json of the run folder, if there is one and no --routing is given."""
     use_ema: bool = True
     """Use the moving average of the parameters, if the run has one."""
     json: bool = False
@@ -48,11 +53,21 @@ def run(argv: Sequence[str]) -> None:
     if "" in argv:
         raise UsageError("an image argument is empty; use '.' for the current folder")
     args = parse(PredictArgs, "predict", argv)
+    if (images := args.routing.images_per_group) not in (None, 1):
+        raise UsageError(
+            "each image is a group of its own; vmoe evaluate uses larger groups",
+            **{"routing.images_per_group": images},
+        )
     from vmoe.data.sources import skipped_messages
     from vmoe.evaluate import image_files, predict
 
     paths, skipped = image_files(args.images)
-    loaded = load_with_routing(args.checkpoint, args.routing_file, use_ema=args.use_ema)
+    loaded = load_with_routing(
+        args.checkpoint, args.routing_file, routing=args.routing, use_ema=args.use_ema
+    )
+    if args.image_size is not None:
+        scaled = loaded.preprocessing.scaled(args.image_size)
+        loaded = dataclasses.replace(loaded, preprocessing=scaled)
     unreadable: list[UsageError] = []
     add = unreadable.append if len(paths) > 1 else None  # the only image: its error is raised
     predictions = predict(loaded, paths, top=args.top, on_unreadable=add)

@@ -107,6 +107,7 @@ class EvalConfig(Checked):
     data: str = "validation"
     """A split of the training data set, or NAME:SPLIT of another (see ``DataConfig.name``)."""
     batch_size: Count = 256
+    """Images per batch, over all devices; only images of one batch can compete for slots."""
     image_size: Count | None = None
     """Side in pixels of the images; if None that of ``preprocessing``, or else as trained."""
     preprocessing: Preprocessing | None = None

@@ -47,6 +47,7 @@ class FewShotConfig(Checked):
     """How the images are prepared. model: as for the model, so in a run as for its first evaluation
     set; paper: resized to 256/224 of the model's size, then cropped to their center."""
     batch_size: Count = 256
+    """Images per batch in which features are computed."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

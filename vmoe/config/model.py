@@ -29,7 +29,9 @@ class MoEConfig(Checked):
     section = "model.moe"
 
     num_experts: Annotated[int, at_least(1)] = 8
+    """Number of experts."""
     router: Router = TokenChoice()
+    """How tokens are assigned to experts: TokenChoice, ExpertChoice or Soft."""
     capacity_factor: Positive = 1.05
     """Slots per token and choice; slots of an expert = s * k * capacity_factor / e, rounded."""
     capacity: Annotated[int, at_least(1)] | None = None
@@ -102,6 +104,8 @@ class ViTConfig(Checked):
     """What becomes the features: the class token; the mean of all tokens, or attention to them,
     without a class token; or the mean of the patches, beside which there is a class token."""
     positions: Literal["learned", "sincos2d", "none"] = "learned"
+    """Position embeddings: learned; fixed sines and cosines of both coordinates (sincos2d); or
+    none."""
     position_std: float = 0.02
     """Initial standard deviation of learned positions; 1.0 suits short training."""
     pre_logits: Annotated[int, at_least(1)] | None = None

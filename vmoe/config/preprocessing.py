@@ -49,6 +49,7 @@ class Preprocessing(Checked):
     keep_aspect: bool = False
     """Whether to resize the shorter side and keep the aspect ratio, instead of both sides."""
     interpolation: Interpolation = "bilinear"
+    """How pixels are resized; see ``Interpolation``."""
     exif: bool = True
     """Whether to turn an image as its EXIF orientation says, which TensorFlow ignores."""
 

@@ -74,6 +74,7 @@ class TokenChoice(RouterConfig):
     """Each token chooses its k experts: the router of V-MoE (arXiv 2106.05974)."""
 
     kind: Literal["token_choice"] = "token_choice"
+    """The router; a config file names another one."""
     k: Annotated[int, at_least(1)] = 2
     """Experts per token."""
     priority: Priority = "order"
@@ -101,6 +102,7 @@ class ExpertChoice(RouterConfig):
     """Each expert chooses the tokens of its largest gates (Expert Choice, arXiv 2202.09368)."""
 
     kind: Literal["expert_choice"] = "expert_choice"
+    """The router; a config file names another one."""
     noise_std: NonNegative = 1.0
     """The noise on the logits in training has standard deviation noise_std / e."""
 
@@ -114,6 +116,7 @@ class Soft(RouterConfig):
     """
 
     kind: Literal["soft"] = "soft"
+    """The router; a config file names another one."""
 
     logits_per = "slot"
 

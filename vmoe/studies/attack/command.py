@@ -49,6 +49,8 @@ class AttackArgs:
     each. Default: 1 2 4 8; with --target mates: 64, since mates need not look natural."""
     method: Annotated[AttackMethod, tyro.conf.arg(name="")] = AttackMethod()
     mates: MatesConfig = MatesConfig()
+    """For --target mates: the attacked images, the groups drawn for each, and the routing settings
+    to try."""
     routing: RoutingOverrides = RoutingOverrides()
     """Routing settings of --checkpoint; the model of --compare keeps its own."""
     use_ema: bool = True
