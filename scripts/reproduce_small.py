@@ -17,7 +17,7 @@ import json
 
 from experiments import ROOT, Comparison, Result, argument_parser, versions
 from reproduction.claims import compared
-from reproduction.show import claims, models
+from reproduction.show import attacked, claims, models
 from reproduction.variants import STEPS, VARIANTS, train_config
 
 from vmoe.config import TrainConfig
@@ -63,7 +63,7 @@ def main() -> None:
     options = parser.parse_args()
     names = [name for name in VARIANTS if fnmatch.fnmatch(name, options.only)]
     rows = Reproduction(options).run(names)
-    print(models(rows), claims(rows), sep="\n\n")
+    print(models(rows), attacked(rows), claims(rows), sep="\n\n")
 
 
 if __name__ == "__main__":

@@ -233,7 +233,7 @@ class Sensitivity(NamedTuple):
     rounding: float
 
     def suits(self, name: str) -> bool:
-        """Whether other GELUs (and epsilons) show, but amplified rounding errors do not."""
+        """Whether other GELUs (and epsilons) show, but rounding errors, also amplified, do not."""
         near = self.gelu < 3e-3 or "clip" in name
         seen = self.gelu > 1e-3 and (self.epsilon > 1e-3 or not name.endswith("_eps"))
         return seen and near and self.rounding < 2e-6

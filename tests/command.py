@@ -24,7 +24,7 @@ ROOT = Path(__file__).parents[1]
 TINY = str(ROOT / "tests" / "tiny.py")
 # A fork would lack the threads that these libraries start when they are imported.
 ONE_THREAD = {"OPENBLAS_NUM_THREADS": "1", "JE_ARROW_MALLOC_CONF": "background_thread:false"}
-TIMEOUT = 300  # seconds to wait for a command to exit or reach a state; none needs a tenth
+TIMEOUT = 300  # seconds to wait for a command to exit or reach a state; none needs 30
 
 
 class Process:
@@ -129,7 +129,7 @@ def start(
     """Starts the command.
 
     Args:
-        environment: variables to add to those of the test process.
+        environment: variables to add to the environment of the test process.
         max_file_size: the size in bytes of the largest file that the process may write.
         log: the file to which its stderr is appended; a temporary one by default.
         output: a descriptor that the process gets as its stdout and stderr; this one is closed.
@@ -148,7 +148,7 @@ def vmoe(
     environment: Mapping[str, str] | None = None,
     max_file_size: int | None = None,
 ) -> subprocess.CompletedProcess[str]:
-    """Runs the command until it exits; the arguments are those of ``start``."""
+    """Runs the command until it exits; takes the arguments of ``start``."""
     with start(
         *arguments, cwd=cwd, environment=environment, max_file_size=max_file_size
     ) as process:

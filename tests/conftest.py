@@ -11,8 +11,8 @@ import pytest
 
 from tests.command import ROOT, TINY, vmoe
 
-# Every call of a module that annotates axes is checked against its annotations. Half of all calls
-# are of other modules, whose types pyrefly checks.
+# Calls of functions in modules that annotate axes are checked against the annotations. Half of all
+# calls are in other modules, whose types pyrefly checks.
 WITH_AXES = [
     ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
     for path in sorted((ROOT / "vmoe").rglob("*.py"))
@@ -43,7 +43,7 @@ for name in ("no_proxy", "NO_PROXY"):  # the servers of the tests are on this ma
     os.environ[name] = "127.0.0.1"
 
 
-# Files with tests of half a minute or more run first, so that none of these starts late.
+# Files with tests of half a minute or more run first, so that no such test starts late.
 LONGEST = ("test_distributed.py", "test_stops.py", "test_scripts.py", "test_loop.py")
 DEVICES = 8  # of tests/devices, which runs in its own pytest process; other tests have one
 

@@ -3,10 +3,10 @@
 Importing JAX, Flax and Orbax takes two seconds, a fork a few milliseconds. A forked command behaves
 like ``python -m vmoe``: it has its own streams, working directory, environment, limits, signal
 handlers and exit status, waits for its threads and runs its exit functions. It then ends without
-destroying its modules: that writes to most of the memory that it shares with the server, which is
-copied, and takes 0.2 seconds. All commands of a server share one hash seed. Forking is safe because
-the server has a single thread: no JAX backend has started, and ``_import_everything`` checks the
-number of threads.
+destroying its modules, which would write to, and therefore copy, most of the memory that it shares
+with the server, and take 0.2 seconds. All commands of a server share one hash seed. Forking is safe
+because the server has a single thread: no JAX backend has started, and ``_import_everything``
+checks the number of threads.
 
 A request is one message on the socket whose descriptor is given: JSON, with the descriptors of
 stdin, stdout, stderr and a pipe. The pipe receives two lines: the process id, then the exit status.
@@ -28,7 +28,7 @@ from typing import Any
 LAZY = "scipy.optimize", "scipy.stats", "sklearn.datasets", "sklearn.model_selection"
 MESSAGE = 1 << 18  # maximum size of a request in bytes
 
-returned: list[int] = []  # what the command's main function returned
+returned: list[int] = []  # the return value of the command's main function
 
 
 @atexit.register  # the first that is registered is the last that is called

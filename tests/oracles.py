@@ -33,7 +33,7 @@ def queue_by_loop(
 
 
 def one_hot_slots(gates: np.ndarray, *, k: int, c: int, order: np.ndarray) -> np.ndarray:
-    """The same by a one-hot cumulative sum: positions (s, e), -1 where a token is not sent."""
+    """Token choice by a one-hot cumulative sum: positions (s, e), -1 where a token is not sent."""
     s, e = gates.shape
     choices = np.argsort(-gates, axis=1, kind="stable")[:, :k]
     hot = np.eye(e, dtype=int)[choices[order].T.reshape(-1)]  # rank-major, in order of priority

@@ -1,4 +1,4 @@
-"""Stored runs of the authors' code, in a model here: settings, and arrays by published name."""
+"""Stored runs of the V-MoE authors' code as models of vmoe: settings, arrays by published name."""
 
 from collections.abc import Mapping
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Small models all of whose parameters are random, images for them, and their compiled outputs."""
+"""Small models whose parameters are all random, images for them, and their compiled outputs."""
 
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from vmoe.surgery.params import shapes
 
 
 def random_params(config: ViTConfig, seed: int = 0) -> dict[Any, Any]:
-    """Parameters none of which is zero, so that each of them matters."""
+    """Parameters without zeros, so that each of them matters."""
     rng = np.random.default_rng(seed)
     values = {
         path: np.float32(0.3 * rng.standard_normal(shape) + (path[-1] == "scale"))
@@ -29,12 +29,12 @@ def random_params(config: ViTConfig, seed: int = 0) -> dict[Any, Any]:
 
 
 def stored_model(name: str, **overrides: Any) -> StoredModel:
-    """A named model, as a reader returns it."""
+    """A named model, in the form that a reader returns."""
     return stored_of(models.model_config(name, **overrides))
 
 
 def stored_of(config: ViTConfig) -> StoredModel:
-    """The model of a config, as a reader returns it."""
+    """The model of a config, in the form that a reader returns."""
     params = jax.tree.map(np.asarray, random_params(config))
     names = tuple(f"class {i}" for i in range(config.num_classes))
     preprocessing = Preprocessing(config.image_size)
@@ -57,7 +57,7 @@ def _outputs(model: nnx.Module, x: jax.Array) -> jax.Array:
 
 
 def outputs(model: nnx.Module, x: jax.typing.ArrayLike) -> jax.Array:
-    """What any model computes, as one program; models that differ in parameters share it."""
+    """The outputs of a model, as one program that models with other parameters share."""
     return _outputs(model)(x)
 
 

@@ -22,7 +22,7 @@ TABLES = tuple(Path(name).stem for name in layout.TABLES)
 def rows(workdir: Path, name: str = "metrics") -> list[dict[str, str]]:
     """The rows of a CSV file without the timing columns, which differ between runs.
 
-    There are none if the file is missing: a run without few-shot probes has no fewshot.csv.
+    A missing file has no rows: a run without few-shot probes has no fewshot.csv.
     """
     path = workdir / f"{name}.csv"
     table = csv.DictReader(path.read_text().splitlines() if path.exists() else [])
@@ -60,7 +60,7 @@ def parameters(workdir: Path, *, use_ema: bool = True) -> dict[str, Any]:
 
 
 def with_corrupt_newest(run: Path, workdir: Path, *, step: int, newest: int) -> None:
-    """Copies a run, and a step of it as its newest one, whose data files are truncated."""
+    """Copies a run, and adds a copy of a step as its newest step, with truncated data files."""
     shutil.copytree(run, workdir)
     corrupt = workdir / "checkpoints" / str(newest)
     shutil.copytree(workdir / "checkpoints" / str(step), corrupt)

@@ -49,7 +49,7 @@ config = replace(
 def errors(
     uninterrupted: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[list[tuple[str, str]]]:
-    """What the two processes of ``two_hosts`` print: a line for each case, and a last one."""
+    """The output of the two processes of ``two_hosts``: a line for each case, and a last one."""
     folder = tmp_path_factory.mktemp("hosts")
     shared = {
         "PYTHONPATH": str(ROOT),
@@ -80,7 +80,7 @@ def errors(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
-def test_processes_that_differ_all_say_how_before_a_run_folder_is_written(
+def test_processes_that_differ_all_report_how_before_a_run_folder_is_written(
     errors: list[tuple[str, str]], case: str
 ) -> None:
     first, other = errors[list(CASES).index(case)]
@@ -111,7 +111,7 @@ def start_two(
     devices: tuple[int, int] = (2, 2),
     logged: bool = False,
 ) -> list[Process]:
-    """Starts the command in two processes, with two devices each or as many as given.
+    """Starts the command in two processes, each with two devices or the given number.
 
     Args:
         logged: append stderr to the logs that ``kill_once`` reads.
@@ -150,7 +150,7 @@ def uninterrupted(recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
 
 
 def test_two_processes_train_like_one(recipe: Path, uninterrupted: Path) -> None:
-    """Groups divide over the four devices and mixup is off: one device decides the same."""
+    """Groups divide over the four devices and mixup is off, so one device decides the same."""
     config = configs.load(recipe)
     batches = training_batches(open_source("digits", "train"), config)
     state, train_step, losses = init_state(config), make_train_step(config), {}

@@ -1,4 +1,4 @@
-"""Trained models from a path: what is loaded, how images are preprocessed, what is refused."""
+"""Trained models from a path: loading, preprocessing of images, errors."""
 
 import dataclasses
 import subprocess
@@ -86,12 +86,12 @@ def test_image_files_and_pixels_are_preprocessed_as_in_training(run: Path, tmp_p
     assert outputs(loaded.model, loaded.preprocess(digits)).shape == (3, 10)
 
 
-def test_images_are_preprocessed_as_the_loaded_model_says(run: Path) -> None:
+def test_images_get_the_preprocessing_of_the_loaded_model(run: Path) -> None:
     preprocessing = Preprocessing(8, resize_to=10, keep_aspect=True, interpolation="bicubic")
     loaded = dataclasses.replace(vmoe.load(run), preprocessing=preprocessing)
     pixels = np.random.default_rng(0).integers(0, 255, (20, 30, 3), dtype=np.uint8)
     resized = np.asarray(Image.fromarray(pixels).resize((15, 10), Image.Resampling.BICUBIC))
-    expected = to_float(resized[1:9, 4:12])  # 3.5 columns are left beside the crop
+    expected = to_float(resized[1:9, 4:12])  # 3.5 columns are left on each side of the crop
     np.testing.assert_array_equal(loaded.preprocess([pixels])[0], expected)
 
 

@@ -1,7 +1,7 @@
 """Files and data that may only change on purpose: formats, configs, splits and fingerprints.
 
-Older runs resume, and models and data sets of earlier versions open, only if these stay. Where a
-change is meant, ``python -m tests.test_frozen`` writes tests/golden/frozen again.
+Older runs resume, and models and data sets of earlier versions open, only if these stay the same.
+For an intended change, ``python -m tests.test_frozen`` writes tests/golden/frozen again.
 """
 
 import csv
@@ -27,13 +27,13 @@ RECIPE = ROOT / "configs" / "tiny.py"  # has a dense block, too
 
 
 def recipes() -> dict[str, str]:
-    """By recipe, the SHA-256 of its config.json."""
+    """The SHA-256 of the config.json of each config file."""
     texts = {path.stem: configs.to_json(configs.load(path)) for path in ROOT.glob("configs/*.py")}
     return {name: hashlib.sha256(text.encode()).hexdigest() for name, text in sorted(texts.items())}
 
 
 def names_in(path: Path) -> Any:
-    """The names that a file has: columns, keys, arrays with their types and shapes."""
+    """The names in a file: columns, keys, arrays with their types and shapes."""
     if path.suffix == ".csv":
         with path.open(newline="") as file:
             return next(csv.reader(file))
@@ -48,7 +48,7 @@ def names_in(path: Path) -> Any:
 
 
 def keys(value: Any) -> Any:
-    """The keys of nested objects; of lists, those of the first element; of values, their type."""
+    """The keys of nested objects; a list stands for its first element, a value for its type."""
     match value:
         case dict():
             return {key: keys(each) for key, each in value.items()}
@@ -58,7 +58,7 @@ def keys(value: Any) -> Any:
 
 
 def names_below(folder: Path) -> dict[str, Any]:
-    """By path, the names in each file; files of Orbax and TensorBoard count as one."""
+    """The names in each file, by path; files of Orbax and TensorBoard count as one."""
     found = dict[str, Any]()
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder).as_posix()
@@ -71,7 +71,7 @@ def names_below(folder: Path) -> dict[str, Any]:
 
 
 def formats(run: Path, folder: Path) -> dict[str, Any]:
-    """By format, the names in what is written of the run of configs/tiny.py."""
+    """The names in the files of a run of configs/tiny.py, by format."""
     stored = read(run)
     for format in ("vmoe", "jax"):
         write(stored, folder / format, format=format)
@@ -101,7 +101,7 @@ def text(value: Any) -> str:
     return json.dumps(value, indent=1) + "\n"
 
 
-def test_the_config_json_of_every_recipe_has_the_bytes_that_it_had() -> None:
+def test_the_config_json_of_every_config_has_the_bytes_that_it_had() -> None:
     assert text(recipes()) == (GOLDEN / "recipes.json").read_text()
 
 

@@ -54,7 +54,7 @@ def test_the_15b_model_has_the_published_parameter_count() -> None:
         ("vmoe_b16_every2_e8", dict(image_size=384), 285_238_504),
     ],
 )
-def test_released_models_have_exactly_the_released_parameter_counts(
+def test_models_of_published_checkpoints_have_exactly_their_parameter_counts(
     name: str, overrides: dict[str, object], expected: int
 ) -> None:
     assert parameters(name, **overrides) == expected
@@ -96,7 +96,7 @@ def test_an_unknown_name_is_refused_with_the_nearest_known_one() -> None:
 
 
 def test_the_head_bias_of_the_published_s32_suits_the_number_of_classes() -> None:
-    """-log(classes), at which the sigmoid loss starts; without a head there is none."""
+    """The bias is -log(classes), where the sigmoid loss starts; without a head there is none."""
     config = models.model_config("vmoe_s32_last2_e8", num_classes=10)
     assert config.head_bias == pytest.approx(-math.log(10))
     model = models.build_abstract(models.model_config("vmoe_s32_last2_e8", num_classes=0))
@@ -165,7 +165,7 @@ def test_the_summary_lists_every_part_and_the_parts_add_up() -> None:
 def test_a_function_is_compiled_once_for_models_that_differ_in_parameters_and_changes_none() -> (
     None
 ):
-    """The function takes the classes away, so that a model that it changed had no logits."""
+    """The function removes the classes, so a model that it had changed would have no logits."""
     traced: list[float] = []
 
     @models.compiled

@@ -1,4 +1,4 @@
-"""Signals to the real command before and after it locks the run folder; consoles that go away."""
+"""Signals to the real command before and after it locks the run folder; consoles that close."""
 
 import datetime
 import io
@@ -107,7 +107,7 @@ TRAIN = ("train", "--config", TINY, "--steps", "60")  # the program of tiny_run,
 
 
 def lost_pipe() -> int:
-    """What ``| head`` leaves."""
+    """A closed pipe, as after ``| head``."""
     reader, writer = os.pipe()
     os.close(reader)
     return writer
@@ -188,6 +188,6 @@ def test_signals_are_noted_while_the_context_is_active_and_handlers_are_restored
     assert signal.set_wakeup_fd(-1) == -1 and threading.active_count() == threads
 
 
-def test_an_error_is_not_hidden_by_that_of_removing_an_unfinished_file() -> None:
+def test_an_error_is_not_hidden_by_an_error_of_removing_an_unfinished_file() -> None:
     with pytest.raises(ValueError, match="the first"), unfinished(Path("x" * 1000)):
         raise ValueError("the first")

@@ -1,6 +1,6 @@
-"""The recipe of most commands in tests: ``configs/tiny.py`` with its sparse block alone.
+"""The config of most commands in tests: ``configs/tiny.py`` with only its sparse block.
 
-A model of one block is traced and compiled in half the time.
+A model of one block takes half the time to trace and compile.
 """
 
 from pathlib import Path

@@ -1,8 +1,8 @@
-"""One of two processes of ``test_distributed.py`` that differ: it tries one case after the other.
+"""One of the two processes of ``test_distributed.py`` that differ: it runs all cases in turn.
 
-Run as ``python -m tests.two_hosts`` it prints a line for each case: the exit status and the message
-of the error that ``train`` raises; then the checkpoints of a folder, of which the second process
-sees an earlier state.
+``python -m tests.two_hosts`` prints a line for each case: the exit status and the message of the
+error that ``train`` raises. Then it prints the checkpoints of a folder that the second process sees
+in an earlier state.
 """
 
 import json
@@ -22,10 +22,10 @@ from vmoe.workdir.lock import LOCK
 
 
 class Case(NamedTuple):
-    """What differs between the processes.
+    """A difference between the processes.
 
     Attributes:
-        message: the first words of the error that both raise.
+        message: the first words of the error in both processes.
         config: changes of the config; one for both processes, or one for each.
         options: further arguments of ``train``.
         workdirs: the run folders, relative to the folder of the host.
@@ -83,7 +83,7 @@ CASES = {
 
 
 def make_hosts(folder: Path, trained: Path) -> list[Path]:
-    """Makes the folders ``host0`` and ``host1``, with photos that differ as the cases say.
+    """Makes the folders ``host0`` and ``host1``, with photos that differ as the cases require.
 
     Args:
         trained: a run with another model.

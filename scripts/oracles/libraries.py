@@ -76,7 +76,7 @@ def changed(module: torch.nn.Module, gelu: str | None, epsilon: float | None) ->
     return module
 
 
-def randomise(module: torch.nn.Module, seed: int, small: bool = False) -> None:
+def randomize(module: torch.nn.Module, seed: int, small: bool = False) -> None:
     parameters = dict(module.named_parameters())
     values = draw({key: tuple(p.shape) for key, p in parameters.items()}, seed, small)
     with torch.no_grad():
@@ -95,7 +95,7 @@ def timm_model(
     """A small model of timm's ``architecture``; ``changes`` are arguments of its constructor."""
     sizes = dict(img_size=16, patch_size=4, embed_dim=16, depth=2, mlp_ratio=2, num_classes=CLASSES)
     module = timm.create_model(architecture, **sizes | changes)
-    randomise(module, seed, small)
+    randomize(module, seed, small)
     config = {"label_names": list(labels)} if labels else None
     write = partial(save_for_hf, module, safe_serialization=True, model_config=config)
     size = module.patch_embed.img_size[0]
@@ -142,7 +142,7 @@ def hf_model(
     small: bool = False,
     **saving: object,
 ) -> TorchModel:
-    randomise(module, seed, small)
+    randomize(module, seed, small)
 
     def write(folder: str) -> None:
         module.save_pretrained(folder, **saving)

@@ -19,7 +19,7 @@ from transformers import (
     PreTrainedModel,
 )
 
-from oracles.libraries import randomise
+from oracles.libraries import randomize
 from oracles.npz import npz_model, original
 
 HF_SIZES = dict(hidden_size=8, num_hidden_layers=1, num_attention_heads=2, image_size=8)
@@ -33,7 +33,7 @@ class Refused(NamedTuple):
 def of_timm(architecture: str, **changes: object) -> Callable[[str], None]:
     def write(folder: str) -> None:
         module = timm.create_model(architecture, num_classes=2, **changes)
-        randomise(module, seed=0)
+        randomize(module, seed=0)
         save_for_hf(module, folder, safe_serialization=True)
 
     return write
@@ -44,7 +44,7 @@ def of_hf(
 ) -> Callable[[str], None]:
     def write(folder: str) -> None:
         module = model(config(**HF_SIZES, patch_size=4, num_labels=2, **changes))
-        randomise(module, seed=0)
+        randomize(module, seed=0)
         module.save_pretrained(folder)
 
     return write

@@ -18,6 +18,7 @@ from reproduction.claims import (
 from reproduction.measure import LOW
 from reproduction.observations import CAPACITY, SPECIALIZATION, observations
 from reproduction.show import (
+    attacked,
     blocks,
     changed,
     claims,
@@ -142,6 +143,7 @@ def _sections(rows: Rows, recipes: Recipes) -> dict[str, dict[str, str]]:
         },
         "models.md": {
             "models": models(rows),
+            "attacked": attacked(rows),
             "slots": slots(rows),
             "kept": kept(rows),
             "blocks": blocks(rows),

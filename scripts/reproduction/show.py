@@ -68,18 +68,28 @@ def _shown(text: str) -> str:
 
 def models(rows: Rows) -> str:
     columns = ["model", "MFLOPs per image", "steps", "accuracy by seed", "mean"]
-    columns += [f"attacked by {strength}/255" for strength in STRENGTHS]
-    columns += [f"by {STRENGTHS[-1]}/255, projected", "changed by batch"]
-    columns += ["experts merged"]
+    columns += ["changed by batch", "experts merged"]
     lines = []
     for name in _measured(rows, VARIANTS):
         row = next(iter(rows[name].values()))
         line = [VARIANTS[name].label, f"{row['flops_per_image'] / 1e6:.2f}", f"{row['steps']:,}"]
         line += percents(100 * value for value in values(rows, Figure(name, "accuracy")))
-        line += [mean(rows, name, f"attack.{strength}") for strength in STRENGTHS]
-        line += [mean(rows, name, f"attack.{STRENGTHS[-1]}.projected")]
         lines.append([*line, *(mean(rows, name, figure) for figure in ("batch", "merged"))])
     return markdown_table(columns, lines)
+
+
+def attacked(rows: Rows) -> str:
+    columns = ["model", *(f"{strength}/255" for strength in STRENGTHS)]
+    columns += [f"{STRENGTHS[-1]}/255, projected"]
+    figures = [f"attack.{strength}" for strength in STRENGTHS]
+    figures += [f"attack.{STRENGTHS[-1]}.projected"]
+    return markdown_table(
+        columns,
+        (
+            [VARIANTS[name].label, *(mean(rows, name, figure) for figure in figures)]
+            for name in _measured(rows, VARIANTS)
+        ),
+    )
 
 
 def slots(rows: Rows) -> str:

@@ -163,7 +163,7 @@ CHANGES: dict[str, tuple[Callable[[Any], None], str]] = {
         "params/a: slice ((0, 2), (0, 3)), which the index does not expect here",
     ),
     "name": (lambda index: index["index"].update({"../x": entry([0], [], [])}), "name '../x'"),
-    "no entry": (lambda index: index["index"]["params"].update(a=5), "params/a: not as its"),
+    "no entry": (lambda index: index["index"]["params"].update(a=5), "params/a: not valid in this"),
     "shards": (lambda index: index.update(shard_count=3), "x.data-00000-of-00003: missing"),
 }
 

@@ -1,4 +1,4 @@
-"""The memory, communication and FLOPs of a plan equal those measured on eight devices.
+"""The memory, communication and FLOPs of a plan equal measurements on eight devices.
 
 The oracles are arrays placed on the devices, the compiled training step, and sums by hand.
 """
@@ -176,7 +176,7 @@ def test_with_accumulate_the_activations_are_those_of_a_part_and_gradients_are_h
 def test_the_compiled_step_sends_in_each_part_what_is_planned_for_it() -> None:
     config, placement = replace(CONFIG, accumulate=2), on("expert=4")
     text = traced_step(config, placement).lower().compile(COMPILER_OPTIONS).as_text()
-    compiled = sum(each.bytes_sent for each in parse_collectives(text))  # a loop's body once
+    compiled = sum(each.bytes_sent for each in parse_collectives(text))  # counts a loop's body once
     planned = communication(config, [placement], CHIPS["h100"])[0]
     assert sum(each.total_bytes_sent for each in planned) / 2 == pytest.approx(compiled, rel=0.01)
 

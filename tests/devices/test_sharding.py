@@ -1,7 +1,7 @@
-"""Many devices compute the numbers of one device, with no more collectives than necessary.
+"""Many devices compute the same numbers as one device, with no more collectives than necessary.
 
-The oracle is the same program on one device: on the whole batch where its groups are the same, else
-on the images of each device separately.
+The oracle is the same program on one device: on the whole batch if its groups are the same, else on
+the images of each device separately.
 """
 
 import collections
@@ -134,7 +134,7 @@ def assert_close(ours: Any, oracle: Any, mesh: str = "") -> None:
         pytest.param("expert=4", "class_token", marks=pytest.mark.slow),
     ],
 )
-def test_a_sparse_layer_has_two_all_to_all_four_with_backward_and_no_all_gather(
+def test_an_moe_layer_has_two_all_to_all_four_with_backward_and_no_all_gather(
     mesh: str, pooling: str
 ) -> None:
     config = replace(CONFIG, pooling=pooling)
@@ -260,7 +260,7 @@ def test_parts_of_each_devices_images_give_the_update_of_the_whole_batch_on_one_
 
 @pytest.mark.parametrize(("mesh", "fsdp"), [("expert=4", True), ("expert=8", False)])
 def test_adafactors_steps_on_a_mesh_equal_those_of_one_device(mesh: str, fsdp: bool) -> None:
-    """Biases of experts are factored too, so that one of their means has no expert axis."""
+    """Biases of experts are factored too, so that one of their statistics has no expert axis."""
     optim = OptimConfig(kind="adafactor", warmup_steps=0, min_dim_size_to_factor=8)
     config, placement, params = (
         replace(UPDATED, optim=optim),

@@ -22,7 +22,7 @@ from vmoe.train import train
 
 @pytest.fixture(scope="module")
 def config() -> TrainConfig:
-    """A group is four images, which is the batch of one device on any mesh of eight."""
+    """A group has four images, the batch of one device on any mesh of eight."""
     return configs.replace(
         configs.load(ROOT / "configs" / "tiny.py"),
         steps=20,
@@ -78,7 +78,7 @@ def losses(workdir: Path) -> list[float]:
 
 
 def test_a_probe_on_many_devices_is_that_of_one(config: TrainConfig, uninterrupted: Path) -> None:
-    """The last batch is padding on most devices, and groups are four images on one device too."""
+    """The last batch is padding on most devices; groups have four images on one device too."""
     (data,) = open_fewshot(config.fewshot)
     loaded = vmoe.load(uninterrupted)
     alone = fewshot(loaded.model, [data], config.fewshot, loaded.preprocessing)

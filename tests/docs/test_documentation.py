@@ -51,7 +51,7 @@ def test_the_python_of_a_page_runs(
         assert names["model"].config.num_classes == 10
 
 
-def test_the_code_beside_timms_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_code_next_to_timms_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     blocks = python_of("docs/from_timm.md")
     words = ("vmoe", "loaded", "# new", "sparse")
     ours = [block for block in blocks if any(word in block for word in words)]
@@ -69,7 +69,7 @@ def test_the_code_beside_timms_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 
 def commands_of(page: str) -> list[list[str]]:
-    """The words of each vmoe command in the code blocks of a page, without what a shell adds."""
+    """The words of each vmoe command in the code blocks of a page, without the shell's syntax."""
     fences = r"^```(\w*)\n(.*?)^```"
     blocks = re.findall(fences, (ROOT / page).read_text(), re.DOTALL | re.MULTILINE)
     lines = "\n".join(text for name, text in blocks if not name).replace("\\\n", " ").splitlines()
@@ -146,7 +146,7 @@ def test_the_site_is_built_without_a_broken_link_or_reference(tmp_path: Path) ->
 
 
 def entries_of_the_map() -> dict[str, str]:
-    """What CONTRIBUTING.md says of each file and folder of vmoe."""
+    """The text in CONTRIBUTING.md about each file and folder of vmoe."""
     text = (ROOT / "CONTRIBUTING.md").read_text()
     lines = text.partition("## How the code is laid out\n```\nvmoe/")[2].partition("```")[0]
     entries = re.split(r"^ {7}(?=\S)", f"     {lines}", flags=re.MULTILINE)[1:]
@@ -157,14 +157,13 @@ def entries_of_the_map() -> dict[str, str]:
 def names_in(text: str) -> set[str]:
     """The names in an entry of the map, each alone between two spaces or punctuation.
 
-    "its" and "their" may stand before one. Parentheses hold comments; a title ends with a colon,
-    and names a folder if it ends with "/:".
+    Parentheses hold comments. A title ends with a colon; with "/:" it is the name of a folder.
     """
     text = re.sub(r" \([^)]*\)", "", text)
     titled = re.sub(r"/:", "/  ", text)
     untitled = re.sub(r"(?:(?!  )[^,;\n])*:", "", titled)
     parts = (part.strip() for part in re.split(r"[,;\n]|  +", untitled))
-    found = (re.fullmatch(r"(?:(?:its|their) )?(\w+/?)", part) for part in parts)
+    found = (re.fullmatch(r"(\w+/?)", part) for part in parts)
     return {match[1] for match in found if match}
 
 

@@ -1,13 +1,14 @@
-"""Attack the readers of trained models with broken and hostile files, and count what goes wrong.
+"""Attack the readers of trained models with broken and hostile files, and count the crashes.
 
     python -m tests.hostility fuzz [--mutants 100000] [--seed 0]
 
 Small good files of every format are changed at random: bits, lengths, ranges; values of JSON, of
 msgpack and of the headers of .npy and .safetensors; entries of zip archives. ``vmoe.checkpoints.
-read`` reads each mutant in a process of limited memory (512 MB more than it has at first) and time
-(10 s). It must raise a VmoeError of one line or return a model, without a warning; a model in our
-format whose checksummed files have changed must be refused. Anything else is a crash, printed with
-the number n of the mutant: ``mutant(sample, random.Random(f"{seed} {n}"))`` makes it again.
+read`` reads each mutant in a process of limited memory (512 MB more than at first) and time (10 s).
+It must raise a VmoeError of one line or return a model, without a warning. For a model in our
+format whose checksummed files have changed it must raise an error. Anything else is a crash,
+printed with the number n of the mutant: ``mutant(sample, random.Random(f"{seed} {n}"))`` makes it
+again.
 
 Prints a row per format; the exit status is 0 if there was no crash, else 1.
 """
@@ -45,8 +46,8 @@ from vmoe.errors import VmoeError
 
 GOLDEN = ROOT / "tests" / "golden"
 MEMORY = 512 << 20  # bytes that a read may take
-SECONDS = 10.0  # that a read may take
-LONGEST = 2_000  # characters of a message
+SECONDS = 10.0  # time that a read may take
+LONGEST = 2_000  # maximum number of characters of a message
 HUGE = (0, 1, 127, 255, 0x7FFF, 0xFFFF, 0x7FFFFFFF, 0xFFFFFFFF, 1 << 40, (1 << 63) - 1)
 NAMES = ("../x", "/etc/passwd", "a/b", "..", "", "\0", "\n", "\ud800", "x" * 5_000, "blocks/0/é")
 
@@ -56,9 +57,9 @@ class Sample:
     """Good files.
 
     Attributes:
-        name: of the format.
-        files: their content by name.
-        path: what is read, relative to the folder of the files.
+        name: the name of the format.
+        files: the content of the files by name.
+        path: the path to read, relative to the folder of the files.
         sealed: the files that have a checksum.
     """
 
@@ -133,7 +134,7 @@ def _operations_for(name: str) -> list[Operation]:
 
 
 def _place(content: bytes, rng: random.Random) -> int:
-    """A position, most often near the start or the end, where the structure is."""
+    """An offset, most often near the start or the end, where the structure is."""
     size = len(content)
     near = rng.choice((16, 400, 4_000, size, size))
     i = rng.randrange(max(1, min(near, size)))
@@ -198,7 +199,7 @@ class _Raw(str):
 
 
 def _hostile(rng: random.Random, value: Any) -> Any:
-    """A value of another type, or an extreme one of the same."""
+    """A value of another type, or an extreme value of the same type."""
     number = rng.choice((*HUGE, -1, 1 << 64, 10**30, 10**400, 3, 5, 7))
     other: list[Any] = [
         *(None, True, False, number, -number, float("nan"), float("inf"), 1e308, 1e-320, 0.5),
@@ -255,7 +256,7 @@ def change_json(content: bytes, rng: random.Random) -> bytes:
 
 
 def change_safetensors(content: bytes, rng: random.Random) -> bytes:
-    """Changes the header, and most often its length with it."""
+    """Changes the header, and most often also its length."""
     size = int.from_bytes(content[:8], "little")
     header, arrays = content[8 : 8 + size], content[8 + size :]
     header = change_json(header, rng)
@@ -286,7 +287,7 @@ def _edited_msgpack(tree: Any, rng: random.Random) -> Any:
 
 
 def _edited_payload(data: bytes, rng: random.Random) -> bytes:
-    """Changes what is packed in bytes, or the bytes."""
+    """Changes the object that is packed in bytes, or the bytes."""
     try:
         inner = msgpack.unpackb(data)
         return _pack(_edited_msgpack(inner, rng), rng)
@@ -392,7 +393,7 @@ def change_directory(content: bytes, rng: random.Random) -> bytes:
 
 
 def positions(content: bytes, mark: bytes) -> list[int]:
-    """Where a mark begins."""
+    """The offset at which a mark begins."""
     places, i = [], content.find(mark)
     while i >= 0:
         places.append(i)
@@ -401,7 +402,7 @@ def positions(content: bytes, mark: bytes) -> list[int]:
 
 
 def bomb(content: bytes, rng: random.Random) -> bytes:
-    """Replaces an array by one of zeros that is a thousand times as large as its file."""
+    """Replaces an array by zeros whose size is a thousand times the size of its file."""
     members = members_of(content)
     name = rng.choice(list(members))
     n = rng.choice((1 << 18, 1 << 20, 1 << 22))
@@ -421,7 +422,7 @@ def check(mutant: Mutant, folder: Path) -> tuple[str, str]:
     """Reads a mutant.
 
     Args:
-        folder: holds the files of the sample, and does again afterwards.
+        folder: has the files of the sample, which are restored afterwards.
 
     Returns:
         "refused" or "read", or "crash" with the reason.
@@ -460,12 +461,12 @@ def write(sample: Sample, folder: Path) -> Path:
 
 
 class Result(NamedTuple):
-    """What a worker reports about a mutant."""
+    """The report of a worker about a mutant."""
 
     number: int
     outcome: str
     reason: str
-    memory: int  # bytes at the peak, beyond those before
+    memory: int  # bytes at the peak, minus the bytes before
     seconds: float
 
 
@@ -476,10 +477,10 @@ def _status(name: str) -> int:
 
 
 def work(seed: int, numbers: range, folder: Path, results: Connection) -> None:
-    """Reads mutants in a process of its own, which a crash may end."""
+    """Reads mutants in a separate process, which a crash may end."""
     own = samples()
     folders = [write(each, folder / str(i)) for i, each in enumerate(own)]
-    for _ in range(2):  # so that what the first read loads does not count
+    for _ in range(2):  # so that modules loaded by the first read do not count
         for each, place in zip(own, folders, strict=True):
             check(Mutant(each, {}, ""), place)
     warnings.simplefilter("error")
@@ -500,7 +501,7 @@ def work(seed: int, numbers: range, folder: Path, results: Connection) -> None:
 
 
 def attack(seed: int, numbers: range, folder: Path) -> Iterator[Result]:
-    """Reads mutants in a worker, and in a new one after each that a mutant ended."""
+    """Reads mutants in a worker, and starts a new worker when a mutant has ended one."""
     context = multiprocessing.get_context("spawn")
     while numbers:
         receiver, sender = context.Pipe(duplex=False)

@@ -7,16 +7,16 @@ The run uses every source of randomness (order of the data, augmentation, mixup,
 random priority), a moving average, gradient accumulation and few-shot probes. One run is not
 interrupted. The other is killed with SIGKILL and resumed repeatedly, in turn while it saves,
 evaluates, trains and starts, and then runs to its end. Every array of the last checkpoint and every
-row of the CSV files, except for times, must be bitwise equal; at least one kill must leave an
+row of the CSV files, except for times, must be bitwise equal. At least one kill must leave an
 unfinished checkpoint, and one an unfinished evaluation. Prints a line for each kill; the exit
 status is 0 if all checks pass, else 1.
 
-With workers, the resumed runs read their images in 0 to that many worker processes, in turn, and a
-kill must leave none of them behind; the uninterrupted run reads in threads.
+With ``--workers n``, the resumed runs read their images in 0 to n worker processes, in turn, and no
+worker may survive a kill. The uninterrupted run reads in threads.
 
-With several processes, each has two devices. Each kill hits the next process; the others must exit
-by themselves, those that wait elsewhere than in a computation when JAX misses heartbeats, and log
-the reason. Then all processes are started again.
+With several processes, each has two devices. Each kill hits the next process. The others must exit
+by themselves and log the reason; a process outside a computation exits when JAX misses heartbeats.
+Then all processes are started again.
 """
 
 import argparse
@@ -138,7 +138,7 @@ class Killed(NamedTuple):
 
     step: int
     unfinished_checkpoint: bool
-    """Whether a checkpoint was partly written."""
+    """Whether a checkpoint was written in part."""
     unfinished_evaluation: bool
     """Whether an evaluation was running."""
     seconds: float

@@ -1,14 +1,14 @@
-"""Attack the real commands at random, and count what is lost, silent or a traceback.
+"""Attack the real commands at random, and count lost signals, silent damage and tracebacks.
 
     python -m tests.hostility stress [--signals 100] [--tables 30] [--seed 0]
 
     signals      SIGINT or SIGTERM at a random moment of train, evaluate and predict, from their
                  first statement to their end: each must end at once (130, 143), or stop after a
                  step (75); the run is resumed by the next command and completed at the end
-    checkpoint   every file of a checkpoint damaged in six ways: each must be refused
-    images       twenty broken images of all kinds in a folder: all must be named before training
-    tables       each CSV file of a run cut or changed at random places: each must be refused with
-                 one line and left as it is, or completed to the same rows
+    checkpoint   every file of a checkpoint damaged in six ways: each must raise an error
+    images       twenty broken images of all kinds in a folder: all must be listed before training
+    tables       each CSV file of a run cut or changed at random places: each must cause an error of
+                 one line and stay unchanged, or be completed to the same rows
 
 Prints a line per part. ``lost`` counts signals that did not end the command, ``silent`` damage that
 was accepted; the exit status is 0 if all counts are 0, else 1.
@@ -45,7 +45,7 @@ Counts = collections.Counter  # cases, lost, silent, tracebacks
 
 
 def start(*arguments: str | Path) -> subprocess.Popen[str]:
-    """Starts the real command, as ``interpreter`` runs it."""
+    """Starts the real command in the same way as ``interpreter``."""
     return subprocess.Popen(
         [sys.executable, "-m", "vmoe", *map(str, arguments)],
         stdout=subprocess.PIPE,

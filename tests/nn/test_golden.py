@@ -1,4 +1,4 @@
-"""Numerical agreement with the published models; the oracle is stored runs of the authors' code.
+"""Numerical agreement with the published models; the oracles are stored runs of the authors' code.
 
 Small runs are in ``tests/golden``; ``--golden DIR`` reads another folder. With ``-s`` each test
 prints its largest relative differences.
@@ -51,7 +51,7 @@ class Golden:
         return {k[len(prefix) :]: v for k, v in self.arrays.items() if k.startswith(prefix)}
 
     def float32(self, name: str) -> np.ndarray | None:
-        """An array of the run, from its repetition without bfloat16 rounding where that is stored.
+        """An array of the run, from its repetition without bfloat16 rounding if that is stored.
 
         The authors' Soft MoE always rounds dispatched and combined rows to bfloat16.
         """
@@ -110,7 +110,7 @@ def relative(ours: jax.Array, theirs: np.ndarray, what: str) -> float:
 
 
 def decide(moe: MoEConfig, stored: dict[str, np.ndarray], c: int) -> Routing | SoftRouting:
-    """Our routing of the published gates; of the published logits for soft routing."""
+    """Our routing, given the published gates (for soft routing, the published logits)."""
     logits = jnp.asarray(stored["router_logits"])
     valid = jnp.ones(logits.shape[:2], bool)
     match moe.router:

@@ -10,7 +10,7 @@ PIXELS = np.arange(256, dtype=np.uint8).reshape(16, 16, 1, 1).repeat(3, axis=3)
 
 
 def test_floats_are_the_same_bits_in_numpy_and_in_every_program() -> None:
-    """Also where XLA fuses the conversion with what follows."""
+    """Also if XLA fuses the conversion with later operations."""
     import jax
     import jax.numpy as jnp
 

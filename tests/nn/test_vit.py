@@ -52,7 +52,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
 
 
 def tiny_config(**overrides: Any) -> ViTConfig:
-    """That of the tiny model with one sparse block, and a head whose logits are not zero."""
+    """The config of the tiny model with one sparse block, and a head whose logits are not zero."""
     fields = dict(depth=1, sparse_blocks=(0,), head_std=0.1)
     return models.model_config("vmoe_tiny_last2_e4", **fields | overrides)
 
@@ -192,8 +192,8 @@ def test_training_without_a_key_uses_the_next_key_of_the_models_rng_stream() -> 
     assert (first != call(one)).any()
 
 
-def test_rematerialisation_changes_neither_outputs_nor_gradients() -> None:
-    """Of a block that is reduced and drops choices."""
+def test_rematerialization_changes_neither_outputs_nor_gradients() -> None:
+    """The block is reduced and drops choices."""
     plain, remat = (
         value_and_gradients(tiny_config(remat=remat, **DROPOUT)) for remat in (False, True)
     )
@@ -335,7 +335,7 @@ def test_reduced_precision_transfer_rounds_rows_and_nothing_else() -> None:
 
     @jax.jit
     def run(tokens: jax.Array) -> tuple[jax.Array, Record, jax.Array]:
-        """The layer's output, and that of every expert for rounded tokens, rounded again."""
+        """The layer's output, and every expert's output for rounded tokens, rounded again."""
         rounded_tokens = tokens.reshape(1, -1, 16).astype(jnp.bfloat16).astype(jnp.float32)
         rows = moe.experts(jnp.broadcast_to(rounded_tokens[:, None], (1, 4, 34, 16)))
         rows = rows.astype(jnp.bfloat16).astype(jnp.float32)
@@ -350,7 +350,7 @@ def test_reduced_precision_transfer_rounds_rows_and_nothing_else() -> None:
 
 
 def test_initialization_has_the_published_distributions(pytestconfig: pytest.Config) -> None:
-    """The stored arrays are one draw of the authors' code; ours have its standard deviations."""
+    """The stored arrays are one draw of the authors' code; ours have the same deviations."""
     folder = pytestconfig.rootpath / "tests" / "golden"
     stored = np.load(folder / "tiny_last2_k2_bpr_c0.5_indices.npz")
     model = vmoe.create_model("vmoe_tiny_last2_e4")
@@ -429,7 +429,7 @@ def test_moe_of_returns_the_config_of_a_sparse_block() -> None:
 
 
 def test_wrong_inputs_are_refused_by_shape_and_dtype_with_a_remedy() -> None:
-    """In a process of its own, since annotations are checked in this one."""
+    """In a separate process, since annotations are checked in this one."""
     code = """
 import jax, numpy as np, vmoe, vmoe.errors
 model = vmoe.create_model("vit_tiny", depth=1)

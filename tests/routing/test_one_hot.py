@@ -1,4 +1,4 @@
-"""One-hot routing decides as the routers do. Their own tests compare those with float64 loops."""
+"""One-hot routing makes the decisions of the routers, whose own tests use float64 loops."""
 
 from typing import get_args
 

@@ -1,7 +1,7 @@
 """Properties of every registered router, over several shapes, seeds and implementations.
 
-The numbers are those of the list in CONTRIBUTING.md. Every registered router is tested with its
-default settings; ``EXEMPT`` lists the properties that do not apply to a router, and why.
+The numbers refer to the list in CONTRIBUTING.md. Every registered router is tested with its default
+settings. ``EXEMPT`` lists the properties that do not apply to a router, with the reasons.
 """
 
 import dataclasses
@@ -56,7 +56,7 @@ EXEMPT: dict[str, dict[str, str]] = {
         "k3_normalized": BY_POSITION,
     },
     "padding inside a group": {"soft": "its groups are single images"},
-    "capacity for every token": {"soft": "its slots mix all tokens, however many"},
+    "capacity for every token": {"soft": "its slots mix any number of tokens"},
     "dropless": {"expert_choice": NO_DROPS, "soft": NO_DROPS},
     "sorted rows": {"soft": "every slot is filled, so that only batched is allowed"},
 }
@@ -66,10 +66,10 @@ TESTED = {"sorted rows"}  # the properties that have a test
 
 
 def routers(name: str, *, each_implementation: bool = False) -> pytest.MarkDecorator:
-    """Parametrises the test of a property with every router that is not exempt from it.
+    """Parametrizes the test of a property with every router that is not exempt from it.
 
-    An implementation sees the slots and weights of the choices, not what decided them. So each is
-    tested with one config of each kind of router; the other settings are tested with one of them.
+    An implementation gets only the slots and weights of the choices. So every implementation is
+    tested with one config of each kind of router, and the other settings with one implementation.
     """
     TESTED.add(name)
     configs = {r: c for r, c in ROUTER_CONFIGS.items() if r not in EXEMPT.get(name, {})}
@@ -112,7 +112,7 @@ def layer(
     images_per_group: int = 2,
     implementation: str = "auto",
 ) -> MoE:
-    """A sparse layer whose experts differ; a capacity factor of None makes it dropless."""
+    """An MoE layer whose experts differ; a capacity factor of None makes it dropless."""
     _, n, e, factor = shape
     config = MoEConfig(
         implementation=implementation,

@@ -1,4 +1,4 @@
-"""Registering a router or gate takes one line; a missing line or function is refused at import."""
+"""Registering a router or gate takes one line; a missing line or function fails at import."""
 
 import runpy
 import types

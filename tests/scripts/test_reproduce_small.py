@@ -69,9 +69,8 @@ def test_a_run_with_a_row_is_not_repeated_and_stands_in_the_table(tmp_path: Path
     result = run(tmp_path, "--steps", "4", "--images", "64")
     assert result.returncode == 0, result.stderr
     assert not list((tmp_path / "runs").iterdir())
-    attacked = " | ".join(4 * ["50.00"])
-    line = f"| dense, equal steps | 7.00 | 4 | 87.50 | 87.50 | {attacked} | 25.00 |  |  |"
-    assert line in result.stdout
+    assert "| dense, equal steps | 7.00 | 4 | 87.50 | 87.50 |  |  |" in result.stdout
+    assert f"| dense, equal steps | {' | '.join(4 * ['50.00'])} | 25.00 |" in result.stdout
     other = run(tmp_path, "--steps", "4", "--images", "32")
     assert other.returncode == 1
     assert f"{path}: made with other images; use other --rows" in other.stderr

@@ -91,7 +91,7 @@ def test_random_experts_depend_on_the_seed_and_the_block_alone() -> None:
     )
 
 
-def test_experts_whose_router_vectors_grew_least_are_those_to_prune() -> None:
+def test_experts_whose_router_vectors_grew_least_are_pruned() -> None:
     """Norms before 1, 1, 2, 1 and after 1.5, 0.2, 2.4, 1: changes 0.5, -0.8, 0.4, 0."""
     config = replace(CONFIG, sparse_blocks=(1,))
     earlier, params = random_params(config), random_params(config)

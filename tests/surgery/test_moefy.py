@@ -1,4 +1,4 @@
-"""Sparse layers in models that are not ours; the oracle is the parent's output."""
+"""MoE layers in models that are not ours; the oracle is the parent's output."""
 
 from typing import Any
 
@@ -20,7 +20,7 @@ TOKENS = jnp.asarray(np.random.default_rng(0).normal(size=(3, 6, 8)), jnp.float3
 
 
 class Perceptron(nnx.Module):
-    """``down`` precedes ``up`` in every order by name."""
+    """In an order by name, ``down`` precedes ``up``."""
 
     def __init__(self, width: int, hidden: int, rngs: nnx.Rngs):
         self.up = nnx.Linear(width, hidden, rngs=rngs)
@@ -84,7 +84,7 @@ def test_a_mixer_with_experts_has_the_outputs_of_its_parent(select: Any, paths: 
     np.testing.assert_allclose(outputs(child, TOKENS), before, rtol=1e-5, atol=1e-5)
 
 
-def test_a_pointwise_convolution_becomes_experts_for_its_places() -> None:
+def test_a_pointwise_convolution_becomes_experts_for_its_pixels() -> None:
     x = jax.random.normal(jax.random.key(1), (2, 5, 7, 4))  # b h w d
     parent = Convolutional()
     child = vmoe.moefy(parent, select=is_pointwise, num_experts=4, k=1)

@@ -1,7 +1,7 @@
 """Parameters fitted to another config.
 
-The oracle of positions is a stored run of the authors' code: ``posembed_zoom.npz`` holds positions
-(1, n, d) before and after the rule of their fine-tuning.
+The oracle of positions is a stored run of the authors' code: ``posembed_zoom.npz`` has positions
+(1, n, d) before and after the resampling of their fine-tuning.
 """
 
 import dataclasses
@@ -56,7 +56,7 @@ def test_positions_of_grids_that_are_not_square_are_resampled_along_each_axis() 
 
 
 def test_half_pixel_centered_positions_equal_an_interpolation_by_hand() -> None:
-    """Two places to four: the centers lie at -0.25, 0.25, 0.75 and 1.25 of the old ones."""
+    """Two patches to four: the centers lie at -0.25, 0.25, 0.75 and 1.25 of the old grid."""
     grids = dict(grid=(1, 2), new_grid=(1, 4))
     resize = jax.jit(functools.partial(resize_positions, **grids, method="half_pixel"))
     vectors = np.array([[[9.0], [0.0], [1.0]]], np.float32)  # the class token's comes first
@@ -113,7 +113,7 @@ def test_without_pre_logits_the_head_is_new_even_if_its_shape_is_the_same() -> N
 PRE_LOGITS = ["head/pre_logits/bias", "head/pre_logits/kernel"]
 
 
-def test_a_new_head_can_be_asked_for() -> None:
+def test_a_new_head_can_be_requested() -> None:
     _, changes = fit(TINY, random_params(TINY), TINY, new_head=True)
     assert sorted(changes.new) == ["head/classes/bias", "head/classes/kernel"]
 
@@ -131,7 +131,7 @@ def test_a_new_head_can_be_asked_for() -> None:
         (dict(mlp_dim=24), "would be new, .* would be dropped"),
     ],
 )
-def test_what_the_target_does_not_ask_for_is_refused_unless_allowed(
+def test_changes_that_the_target_does_not_need_are_refused_unless_allowed(
     fields: dict[str, Any], message: str
 ) -> None:
     params, target = random_params(TINY), replace(TINY, **fields)

@@ -1,7 +1,7 @@
 """Sparse upcycling: a stored run of the authors' code, and the parent's logits.
 
-``upcycle.npz``: the dense parameters (``source``), the logits before and after, and of the sparse
-model the router and the head, which its rules do not take from the source.
+``upcycle.npz`` has the dense parameters (``source``), the logits before and after, and the router
+and the head of the sparse model, which are not taken from the source.
 """
 
 import json
@@ -27,7 +27,7 @@ from vmoe.surgery.upcycle import logit_changes, upcycle_params, upcycled_layer
 
 GOLDEN = np.load(Path(__file__).parents[1] / "golden" / "surgery" / "upcycle.npz")
 TINY = models.model_config("vit_tiny", depth=2)
-ONE_BLOCK = models.model_config("vit_tiny", depth=1, pooling="mean")  # of all tokens
+ONE_BLOCK = models.model_config("vit_tiny", depth=1, pooling="mean")  # pools all tokens
 
 
 def dense(config: ViTConfig = TINY) -> ViT:
