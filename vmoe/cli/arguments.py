@@ -82,9 +82,9 @@ def _refuse_without_effect(args: Any) -> None:
         holds = actual in value.split("|") if value else _given(args, other)
         if _given(args, name) and holds == (word == "with"):
             value = actual if value and holds else value
-            beside = f"{_option(other)} {value}".strip()
+            condition = f"{word} {_option(other)} {value}".strip()
             remedy = "leave it out" if word == "with" else "give both or neither"
-            raise UsageError(f"{_as_given(args, name)} has no effect {word} {beside}: {remedy}")
+            raise UsageError(f"{_as_given(args, name)} has no effect {condition}: {remedy}")
 
 
 def _given(args: Any, name: str) -> bool:

@@ -16,6 +16,7 @@ import importlib
 import importlib.metadata
 import logging
 import os
+import re
 import sys
 import traceback
 from collections.abc import Sequence
@@ -87,7 +88,7 @@ def _run(argv: Sequence[str], *, debug: bool) -> int:
         sys.stdout.flush()
     except BrokenPipeError:  # the reader of stdout closed the pipe
         return 141
-    except (VmoeError, OSError, MemoryError, RuntimeError, AssertionError) as error:
+    except (VmoeError, OSError, MemoryError, RuntimeError, AssertionError, ValueError) as error:
         line, status = _expected_error(error, next(iter(argv), ""))
         if not line:
             raise
@@ -149,14 +150,25 @@ def _expected_error(error: BaseException, command: str) -> tuple[str, int]:
             return f"{place}: {error.strerror}", 1
     if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):
         return f"{OUT_OF_MEMORY}: {MEMORY.get(command, 'use a smaller --batch-size')}", 1
-    if isinstance(error, RuntimeError | AssertionError) and "jax" in sys.modules:
+    wrong = _wrong_environment(error)
+    return (str(wrong), wrong.status) if wrong else ("", 1)
+
+
+def _wrong_environment(error: BaseException) -> UsageError | None:
+    """The error of a variable of JAX, if it is the cause: JAX raises errors of several types."""
+    if isinstance(error, ValueError):  # when it is imported
+        flag = re.search(r"\bjax_\w+", str(error), re.IGNORECASE)
+        name = flag[0].upper() if flag else ""
+        if name in os.environ:
+            return UsageError(f"{error}; unset it, or correct it", **{name: os.environ[name]})
+    elif isinstance(error, RuntimeError | AssertionError) and "jax" in sys.modules:
         from vmoe.distributed import check_devices
 
         try:
-            check_devices()  # JAX raises errors of several kinds where a device is missing
+            check_devices()
         except UsageError as missing:
-            return str(missing), missing.status
-    return "", 1
+            return missing
+    return None
 
 
 def _overview() -> str:
