@@ -208,7 +208,7 @@ CASES: dict[str, tuple[list[str], str]] = {
     ),
     "another architecture to start from": (
         [*TINY_TRAIN, "--init", "{run}", "--model.depth", "2"],
-        "or partial=True to accept this (--init, --init-partial)",
+        "or a partial load (partial=True of vmoe.surgery.fit) (--init, --init-partial)",
     ),
     "another GELU to start from": (
         [*TINY_TRAIN, "--init", "{run}", "--model.gelu", "erf"],

@@ -138,8 +138,8 @@ def _options(error: BaseException, argv: Sequence[str]) -> list[str]:
     given = options_of(getattr(error, "fields", ()), argv)
     if not (remedies := getattr(error, "remedies", {})):
         return given
-    kind = getattr(_module(argv[0]), f"{argv[0].title()}Args")
-    helpful = remedies_of(remedies, kind)
+    kind = getattr(_module(argv[0]), f"{argv[0].title()}Args", None)
+    helpful = remedies_of(remedies, kind) if kind else []
     return [option for option in given if option not in map(_name, helpful)] + helpful
 
 
