@@ -31,7 +31,7 @@ def load(path: str | Path) -> TrainConfig:
     Raises:
         UsageError: the file is missing, raises an error, or defines no such config; names the file
             and, for a Python file, the line.
-        Failure: it cannot be read for a reason that can pass.
+        Failure: a read fails for a reason that may be temporary.
     """
     path = Path(path)
     if not retried(path, path.is_file):
