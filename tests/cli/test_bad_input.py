@@ -21,7 +21,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.command import ROOT, TINY, vmoe
+from tests.command import ROOT, TINY, interpreter, vmoe
 from tests.data.open_files import no_more_files
 from vmoe import retry
 from vmoe.checkpoints.restore import read_metrics
@@ -332,6 +332,14 @@ CASES: dict[str, tuple[list[str], str]] = {
     "folder without images": ([*PREDICT, "empty"], "empty: no images there"),
     "no images to predict": (PREDICT, "no images given: name at least one file"),
     "top 0": ([*PREDICT, "photos", "--top", "0"], "vmoe: top=0: use at least 1 (--top)"),
+    "groups of a prediction": (
+        [*PREDICT, "photos", "--routing.images-per-group", "4"],
+        "each image is a group of its own; vmoe evaluate uses larger groups (--routing.images-p",
+    ),
+    "indivisible size of a prediction": (
+        [*PREDICT, "photos", "--image-size", "9"],
+        "images of 9 x 9 pixels: patches of 4 do not",
+    ),
     # other commands
     "budget": (
         ["capacity", "--checkpoint", "{run}", "--budget", "2x"],
@@ -599,6 +607,14 @@ def test_a_platform_that_is_not_there_is_named_and_no_checkpoint_is_called_corru
         assert status == 2 and not stdout and not changed, stderr
         assert stderr.startswith("vmoe: JAX_PLATFORMS=cuda: JAX finds no such device")
         assert stderr.count("\n") == 1 and "unset it or use cpu" in stderr
+
+
+@pytest.mark.parametrize("name", ["JAX_NUM_CPU_DEVICES", "JAX_ENABLE_X64"])
+def test_a_wrong_variable_of_jax_is_named(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(name, "some")
+    result = interpreter("summary", "vit_s32")
+    assert result.returncode == 2 and result.stderr.count("\n") == 1
+    assert result.stderr.startswith(f"vmoe: {name}=some: ") and "unset it" in result.stderr
 
 
 SECTIONS = {

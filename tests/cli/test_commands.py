@@ -2,6 +2,7 @@
 
 import contextlib
 import csv
+import dataclasses
 import importlib.metadata
 import json
 import math
@@ -20,10 +21,12 @@ from PIL import Image
 
 from tests.command import ROOT, TINY, interpreter, start, vmoe
 from tests.run_folder import rows, with_corrupt_newest
-from vmoe.config import replace
+from vmoe.config import RoutingOverrides, replace
 from vmoe.data.sources import open_source
 from vmoe.errors import UsageError
+from vmoe.evaluate import predict
 from vmoe.evaluate.table import COLUMNS
+from vmoe.factory import load
 from vmoe.train import InitFrom
 from vmoe.train.init import read_source
 from vmoe.workdir.layout import read_config
@@ -254,6 +257,25 @@ def test_predict_prints_the_classes_and_the_experts(tiny_run: Path, tmp_path: Pa
     )
     result = vmoe("predict", "--checkpoint", tiny_run, tmp_path / "digit.png", "--json")
     assert len(json.loads(result.stdout)[0]["classes"]) == 5
+
+
+def test_predict_takes_the_routing_and_the_image_size_of_an_evaluation(
+    tiny_run: Path, tmp_path: Path
+) -> None:
+    file = tmp_path / "digit.png"
+    Image.fromarray(open_source("digits", "test").images[0]).save(file)
+    options = ("--routing.k", "1", "--image-size", "16", "--json")
+    result = vmoe("predict", "--checkpoint", tiny_run, file, *options)
+    assert result.returncode == 0, result.stderr
+    loaded = load(tiny_run, routing=RoutingOverrides(k=1))
+    larger = dataclasses.replace(loaded, preprocessing=loaded.preprocessing.scaled(16))
+    (expected,) = predict(larger, [file])
+    (printed,) = json.loads(result.stdout)
+    assert printed["classes"] == expected.classes
+    assert printed["probabilities"] == pytest.approx(expected.probabilities, abs=1e-5)
+    assert printed["experts"]["0"] == pytest.approx(expected.experts[0], abs=1e-5)
+    (unchanged,) = predict(load(tiny_run), [file])
+    assert printed["probabilities"] != pytest.approx(unchanged.probabilities, abs=1e-3)
 
 
 def test_models_and_summary_print_parameters_active_parameters_and_flops() -> None:

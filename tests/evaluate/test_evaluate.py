@@ -256,8 +256,8 @@ def test_dead_experts_are_found_in_an_evaluation_and_logged_when_they_are_new_af
     assert not findings(net.config, healthy.result.totals)
     dead, collapse = findings(net.config, broken.result.totals)
     assert "2 of 4 experts (2, 3) get less than 1% of the mean" in str(dead)
-    config = TrainConfig(model=net.config, data=DataConfig("digits"), steps=60, batch_size=4)
-    config = replace(config, optim=dict(warmup_steps=10))
+    sizes = dict(steps=60, batch_size=4, optim=OptimConfig(warmup_steps=10))
+    config = TrainConfig(model=net.config, data=DataConfig("digits"), **sizes)
     ema = broken._replace(weights="ema")
     sets = {10: [broken], 20: [broken, ema], 30: [broken, ema], 40: [healthy], 50: [broken]}
     with Report(tmp_path, config) as report:

@@ -378,13 +378,13 @@ def test_experts_start_equal_with_shared_init_and_different_without() -> None:
 
 
 def test_padding_images_change_no_other_logits() -> None:
-    """The group of image 0 has one that pads it, and 5 times as large; the second one has two."""
-    model, valid = tiny(), np.array([True, False, False, False])
+    """Image 1 comes after one that pads its group; a second group is padding."""
+    model, valid = tiny(), np.array([False, True, False, False])
+    image, others = images(4)[1:2], 5 * images(4)[[0, 2, 3]]
     forward = jax.jit(model.__call__)
-    padded = forward(np.concatenate([images(1), 5 * images(3)]), valid=valid)[0]
-    np.testing.assert_allclose(
-        padded, forward(np.tile(images(1), (4, 1, 1, 1)), valid=valid)[0], atol=1e-6
-    )
+    padded = forward(np.concatenate([others[:1], image, others[1:]]), valid=valid)[1]
+    alike = forward(np.tile(image, (4, 1, 1, 1)), valid=valid)[1]
+    np.testing.assert_allclose(padded, alike, atol=1e-6)
 
 
 def test_each_sparse_block_can_have_its_own_config() -> None:

@@ -24,7 +24,7 @@ def parse(kind: type[Arguments], command: str, argv: Sequence[str], **defaults: 
 
     Args:
         kind: a dataclass whose fields are the options.
-        defaults: values of fields that are not given and have no default of their own.
+        defaults: values of fields that are not given and have no default.
 
     Raises:
         UsageError: an option is unknown, missing or has a wrong value; one line.
@@ -63,14 +63,14 @@ def parse(kind: type[Arguments], command: str, argv: Sequence[str], **defaults: 
 
 
 def _refused(error: BaseException | None) -> UsageError | None:
-    """The error of a config that refused its values, if it is the cause of another error."""
+    """The UsageError of a config, if it caused another error."""
     if error is None or isinstance(error, UsageError):
         return error
     return _refused(error.__context__)
 
 
 def _refuse_without_effect(args: Any) -> None:
-    """Refuses options that change nothing beside the others.
+    """Refuses options that have no effect together with the others.
 
     The class of the arguments declares them, in ``no_effect``: the name of a field, and "with" or
     "without" another, OTHER if it only has to be given, or OTHER=VALUE or OTHER=VALUE|VALUE.
@@ -82,9 +82,9 @@ def _refuse_without_effect(args: Any) -> None:
         holds = actual in value.split("|") if value else _given(args, other)
         if _given(args, name) and holds == (word == "with"):
             value = actual if value and holds else value
-            beside = f"{_option(other)} {value}".strip()
+            condition = f"{word} {_option(other)} {value}".strip()
             remedy = "leave it out" if word == "with" else "give both or neither"
-            raise UsageError(f"{_as_given(args, name)} has no effect {word} {beside}: {remedy}")
+            raise UsageError(f"{_as_given(args, name)} has no effect {condition}: {remedy}")
 
 
 def _given(args: Any, name: str) -> bool:
@@ -114,8 +114,8 @@ class RunArgs:
     """Arguments of a command that takes a config; every field of the config is an option."""
 
     config: Path
-    """Python file that defines `config = TrainConfig(...)`, a run's config.json, or the name of a
-    file of configs/, such as digits."""
+    """Python file that defines `config = TrainConfig(...)`; config.json of a run; or the name of a
+    file in configs/, such as digits."""
     run: Annotated[configs.TrainConfig, tyro.conf.arg(name="")]
 
 
@@ -152,11 +152,11 @@ def given(argv: Sequence[str]) -> dict[str, str | None]:
 
 
 def options_of(fields: Iterable[str], argv: Sequence[str]) -> list[str]:
-    """The options that were given for fields, which errors name by their paths in a config.
+    """The given options that set the fields of an error.
 
-    An option is the path of a field in the arguments of its command. Where these hold only a part
-    of a config, as in ``vmoe summary``, it is the end of the field's path. Elements of a tuple are
-    numbered in options, and a False may be given as ``no-``.
+    Errors name fields by their paths in a config. An option is the path of a field in the arguments
+    of its command; if these hold only a part of a config, as in ``vmoe summary``, it is the end of
+    the path. Options number the elements of a tuple, and ``no-`` sets a field to False.
 
     >>> options_of(["evaluations.image_size"], ["--evaluations.0.image-size", "9", "--seed", "1"])
     ['--evaluations.0.image-size']
@@ -205,22 +205,22 @@ def _has(config: Any, path: str) -> bool:
 
 
 def _one_line(box: str) -> str:
-    """The text of tyro's error without its box, its hints at the help and each type's error."""
+    """The text of an error of tyro, without its box, its hints and the errors of each type."""
     lines = [line.strip("│╭╮╰╯─ ") for line in box.splitlines()[1:]]
     text = " ".join(line for line in lines if line.strip("-"))  # dashes: the box in ASCII
     return re.split(" For full helptext| Argument helptext| Got errors:", text)[0]
 
 
 def check_outputs(args: Any, *files: str, folders: Sequence[str] = ()) -> None:
-    """Checks, before any work, that what is written to paths can be there.
+    """Checks the paths of outputs before any work.
 
     Args:
         files: names of fields that hold the path of a file or None.
-        folders: of those that hold the path of a folder or None.
+        folders: names of fields that hold the path of a folder or None.
 
     Raises:
-        UsageError: a parent folder is missing, or something else is there, such as /dev/null, which
-            a file would replace.
+        UsageError: a parent folder is missing, or the path is something else, such as /dev/null,
+            which a file would replace.
     """
     for name in (*files, *folders):
         path, kind = getattr(args, name), "folder" if name in folders else "file"

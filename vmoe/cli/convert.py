@@ -23,11 +23,11 @@ class ConvertArgs:
     source: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="SOURCE")]
     """Trained model, as for `vmoe evaluate --checkpoint`."""
     destination: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="DESTINATION")]
-    """A new folder; for published, the PREFIX of the files; for onnx, a file, NAME.onnx; for vmoe
-    also hf://OWNER/NAME on the Hugging Face hub, where a new repository is normally public."""
+    """vmoe and jax: a new folder; vmoe also takes hf://OWNER/NAME, where a new repository is public
+    by default. published: the prefix of the files. onnx: a file NAME.onnx."""
     format: Literal["vmoe", "published", "jax", "onnx"] = "vmoe"
-    """vmoe: a folder with safetensors, config.json and a model card; published: what the V-MoE
-    authors' code reads; jax, onnx: a program that runs without vmoe, with one image per group."""
+    """vmoe: a folder with safetensors, config.json and a model card; published: files for the V-MoE
+    authors' code; jax, onnx: a program that runs without vmoe, with one image per group."""
     shards: int = 1
     """Number of data files of a published checkpoint."""
     routing: RoutingOverrides = RoutingOverrides()

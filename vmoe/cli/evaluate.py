@@ -27,7 +27,7 @@ PREPARED = {
 L2_CHOSEN = {
     "test": "each L2 was chosen on the test images, as in the paper, so that accuracies are "
     "optimistic; --fewshot-l2 train avoids this",
-    "train": "each L2 was chosen on training images that are no shots",
+    "train": "each L2 was chosen on training images that are not used as shots",
 }
 
 
@@ -39,41 +39,40 @@ class EvaluateArgs:
     """
 
     checkpoint: Path
-    """Run folder, or checkpoints/STEP, checkpoints/best or checkpoints/last in one; other weights,
-    their URL or their name, as for vmoe.load."""
+    """Trained model: a run folder, or checkpoints/STEP, checkpoints/best or checkpoints/last in it;
+    a file or folder of other weights, their URL, or a name of `vmoe models --pretrained`."""
     data: tuple[str, ...] = ()
-    """NAME[:SPLIT], such as folder:PATH:validation; the data set of the run if empty, its test
-    split if no split is named. With --fewshot one or several, each NAME or NAME:TRAIN,TEST."""
+    """NAME[:SPLIT], such as folder:PATH:validation. If empty, the data set of the run; without a
+    split, the test split. With --fewshot one or more, each NAME or NAME:TRAIN,TEST."""
     batch_size: int = 256
     """Images per batch; only images of one batch can compete for slots."""
     image_size: int | None = None
-    """Side of the model's input in pixels, to which its preprocessing is scaled; as trained if
-    None. Position embeddings are resampled."""
+    """Input resolution in pixels; if None, the resolution of the training. Resize and crop sizes
+    scale with it, and position embeddings are resampled."""
     routing: RoutingOverrides = RoutingOverrides()
     routing_file: str = ""
-    """File that `vmoe capacity` wrote, whose routing to use; `none` for the routing as trained.
-    If empty, routing.json of the run folder, if there is one and no --routing is given."""
+    """Use the routing in this file, which `vmoe capacity` wrote; `none` for the routing as trained.
+    If empty, routing.json of the run folder is used, if it exists and no --routing is given."""
     use_ema: bool = True
     """Use the moving average of the parameters, if the run has one."""
     fewshot: str | None = None
-    """Numbers of training images per class, such as 1,5,10,25: instead of the model's own classes,
-    measure its features, by a linear probe that is fitted to so few images."""
+    """Evaluate the features instead of the head: fit linear probes on these numbers of training
+    images per class, such as 1,5,10,25."""
     fewshot_seed: int = 0
-    """Determines which images the probe is fitted to."""
+    """Seed of the choice of the training images of a probe."""
     fewshot_l2: Literal["test", "train"] = "test"
-    """Images on which the probe's L2 is chosen: test, as the paper does, which is optimistic; or
-    other training images."""
+    """Images on which the L2 penalty of a probe is chosen. test: the test images, as in the paper,
+    which gives optimistic accuracies; train: other training images."""
     fewshot_preprocessing: Literal["model", "paper"] | None = None
-    """How the probe's images are prepared: as for the model; or as in the paper, resized to 256/224
-    of its size and cropped. If None, paper for weights of the V-MoE authors and their copies, model
-    for others."""
+    """How the images of a probe are prepared. model: as for the model; paper: resized to 256/224 of
+    its size and cropped, as in the paper. If None, paper for published V-MoE weights and their
+    copies, model for all others."""
     per_class: bool = False
-    """Add the accuracy of each class, and the classes confused with it."""
+    """Print the accuracy of each class, and the classes it is confused with."""
     json: bool = False
     """Print one JSON object and nothing else."""
     csv: Path | None = None
-    """Append one row for the whole evaluation, with metrics, settings and versions, to this
-    file."""
+    """Append a row with the metrics, settings and versions of this evaluation to this file."""
     predictions: Path | None = None
     """Write a row for each image to this CSV file, in the order of the data: its labels, the
     prediction, its probability, and whether it is correct (1 or 0)."""

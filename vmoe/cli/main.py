@@ -1,14 +1,22 @@
 """Runs a command, and turns its errors into one line and an exit status.
 
-Exit status: 0 done; 2 wrong usage; 1 the work failed; 3 a check found what it looks for; 75 a run
-was stopped early by a signal and can be resumed; 129, 130 or 143 ended at once by SIGHUP, SIGINT or
-SIGTERM; 141 the reader of stdout is gone. ``--debug`` shows the traceback of an error.
+Exit status:
+    0               done
+    1               the work failed
+    2               wrong usage
+    3               a check found a problem
+    75              a signal stopped a run, which can be resumed
+    129, 130, 143   SIGHUP, SIGINT or SIGTERM ended the command at once
+    141             the reader of stdout is gone
+
+``--debug`` shows the traceback of an error.
 """
 
 import importlib
 import importlib.metadata
 import logging
 import os
+import re
 import sys
 import traceback
 from collections.abc import Sequence
@@ -26,7 +34,7 @@ GROUPS = {  # each command a module with a function ``run``: in this package, or
     "Analyze it": {
         "routing": "show how a trained model uses its experts, and whether that is healthy",
         "capacity": "search k, capacity factor and priority per block within a FLOPs budget",
-        "attack": "measure robustness to adversarial changes of images",
+        "attack": "measure robustness to adversarial images",
     },
     "Convert it": {
         "convert": "write a trained model in another format",
@@ -55,7 +63,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command.
 
     Args:
-        argv: the command-line arguments without the program name; ``sys.argv[1:]`` if None.
+        argv: command-line arguments without the name of the program; ``sys.argv[1:]`` if None.
 
     Returns:
         the exit status.
@@ -80,7 +88,7 @@ def _run(argv: Sequence[str], *, debug: bool) -> int:
         sys.stdout.flush()
     except BrokenPipeError:  # the reader of stdout closed the pipe
         return 141
-    except (VmoeError, OSError, MemoryError, RuntimeError, AssertionError) as error:
+    except (VmoeError, OSError, MemoryError, RuntimeError, AssertionError, ValueError) as error:
         line, status = _expected_error(error, next(iter(argv), ""))
         if not line:
             raise
@@ -133,7 +141,7 @@ def _name(option: str) -> str:
 
 
 def _expected_error(error: BaseException, command: str) -> tuple[str, int]:
-    """One line and the exit status for an error that is not a bug; an empty line for a bug."""
+    """One line and the exit status for an expected error; an empty line for a bug."""
     match error:
         case VmoeError():
             return str(error), error.status
@@ -142,14 +150,25 @@ def _expected_error(error: BaseException, command: str) -> tuple[str, int]:
             return f"{place}: {error.strerror}", 1
     if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):
         return f"{OUT_OF_MEMORY}: {MEMORY.get(command, 'use a smaller --batch-size')}", 1
-    if isinstance(error, RuntimeError | AssertionError) and "jax" in sys.modules:
+    wrong = _wrong_environment(error)
+    return (str(wrong), wrong.status) if wrong else ("", 1)
+
+
+def _wrong_environment(error: BaseException) -> UsageError | None:
+    """The error of a variable of JAX, if it is the cause: JAX raises errors of several types."""
+    if isinstance(error, ValueError):  # when it is imported
+        flag = re.search(r"\bjax_\w+", str(error), re.IGNORECASE)
+        name = flag[0].upper() if flag else ""
+        if name in os.environ:
+            return UsageError(f"{error}; unset it, or correct it", **{name: os.environ[name]})
+    elif isinstance(error, RuntimeError | AssertionError) and "jax" in sys.modules:
         from vmoe.distributed import check_devices
 
         try:
-            check_devices()  # JAX raises errors of several kinds where a device is missing
+            check_devices()
         except UsageError as missing:
-            return str(missing), missing.status
-    return "", 1
+            return missing
+    return None
 
 
 def _overview() -> str:

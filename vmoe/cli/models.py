@@ -20,7 +20,7 @@ class ModelsArgs:
     pattern: tyro.conf.Positional[str] = "*"
     """Pattern with wildcards, such as 'vmoe_*'."""
     pretrained: bool = False
-    """List trained weights instead, with their size, training and accuracies."""
+    """List trained weights instead: their size, training and accuracies."""
     json: bool = False
     """Print one JSON list and nothing else."""
 

@@ -18,13 +18,13 @@ class PlanArgs(RunArgs):
     devices: int
     """Number of devices, as JAX counts them."""
     mesh: str = ""
-    """Devices per mesh axis, such as data=4,expert=8; if empty, every mesh that the model and the
-    devices allow."""
+    """Devices per mesh axis, such as data=4,expert=8. If empty, every mesh that fits the model and
+    the devices."""
     chip: str = "h100"
-    """The chip whose published peak rates are used: tpu_v3, tpu_v4, tpu_v5e, tpu_v5p, a100, h100,
+    """Chip, whose published peak rates are used: tpu_v3, tpu_v4, tpu_v5e, tpu_v5p, a100, h100 or
     h200."""
     device_memory: str = ""
-    """Memory of one device, such as 80GB or 80GiB; the chip's if empty."""
+    """Memory of one device, such as 80GB or 80GiB; if empty, the memory of the chip."""
     json: bool = False
     """Print one JSON object and nothing else."""
 

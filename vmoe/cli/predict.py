@@ -21,7 +21,7 @@ LISTED = 20  # unreadable images that an error names
 
 @dataclasses.dataclass(frozen=True)
 class PredictArgs:
-    """Classify image files, and show which experts each used.
+    """Classify image files, and show the experts that process each image.
 
     Each image is a group of its own, so its prediction does not depend on the other images.
 
@@ -31,17 +31,17 @@ class PredictArgs:
     images: tyro.conf.Positional[tuple[Path, ...]]
     """Image files, folders of them, patterns such as 'photos/**/*.jpg'."""
     checkpoint: Path
-    """Run folder, or checkpoints/STEP, checkpoints/best or checkpoints/last in one; other weights,
-    their URL or their name, as for vmoe.load."""
+    """Trained model: a run folder, or checkpoints/STEP, checkpoints/best or checkpoints/last in it;
+    a file or folder of other weights, their URL, or a name of `vmoe models --pretrained`."""
     top: int = 5
     """Number of classes shown per image."""
     image_size: int | None = None
-    """Side of the model's input in pixels, to which its preprocessing is scaled; as trained if
-    None. Position embeddings are resampled."""
+    """Input resolution in pixels; if None, the resolution of the training. Resize and crop sizes
+    scale with it, and position embeddings are resampled."""
     routing: RoutingOverrides = RoutingOverrides()
     routing_file: str = ""
-    """File that `vmoe capacity` wrote, whose routing to use; `none` for the routing as trained.
-    If empty, routing.json of the run folder, if there is one and no --routing is given."""
+    """Use the routing in this file, which `vmoe capacity` wrote; `none` for the routing as trained.
+    If empty, routing.json of the run folder is used, if it exists and no --routing is given."""
     use_ema: bool = True
     """Use the moving average of the parameters, if the run has one."""
     json: bool = False

@@ -40,7 +40,7 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, title:
 
 
 def four_digits(value: float) -> str:
-    """A number for a column: with four digits, also if the last ones are 0.
+    """A number with four significant digits, trailing zeros included.
 
     >>> four_digits(0.0141), four_digits(0.01409), four_digits(1234.0)
     ('0.01410', '0.01409', '1234')
@@ -49,7 +49,7 @@ def four_digits(value: float) -> str:
 
 
 def print_messages(lines: Iterable[str]) -> None:
-    """Prints what the user should know beside the results, on stderr."""
+    """Prints notes about the results on stderr."""
     for line in lines:
         print(one_line(line), file=sys.stderr)
 

@@ -30,18 +30,19 @@ class PruneArgs:
     destination: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="DESTINATION")]
     """New folder, or hf://OWNER/NAME."""
     num_experts: int
-    """Experts that every sparse block keeps; with the rule average, 0: the model becomes dense."""
+    """Number of experts that each MoE layer keeps; 0 with the rule average, which makes the model
+    dense."""
     rule: Literal["load", "random", "router_norm", "average"] = "load"
-    """load: keep the experts chosen most often on the data; random: keep random ones; router_norm:
-    keep those whose router vectors grew most in norm since --before (arXiv 2405.16646); average:
-    replace each sparse layer by an MLP, the mean of its experts."""
+    """Which experts to keep. load: the experts that are chosen most often on the data; random:
+    random experts; router_norm: the experts whose router vectors grew most in norm since --before
+    (arXiv 2405.16646). average: replace each MoE layer by an MLP, the mean of its experts."""
     before: Path | None = None
     """For router_norm: the same model before fine-tuning."""
     k: int | None = None
     """Experts per token afterwards; required if fewer experts than k are kept."""
     data: str = ""
-    """NAME[:SPLIT] for loads and accuracy; the data set of the run if empty, its validation split
-    if no split is named."""
+    """NAME[:SPLIT] for loads and accuracy. If empty, the data set of the run; without a split, the
+    validation split."""
     batch_size: int = 256
     """Images per batch."""
     seed: int = 0
@@ -109,7 +110,7 @@ def run(argv: Sequence[str]) -> None:
 
 
 def _check(args: PruneArgs, stored: "StoredModel") -> None:
-    """Raises if so many experts or such a k are impossible, before the data are read."""
+    """Checks the number of experts and k before the data are read."""
     import jax
 
     from vmoe.surgery.experts import prune_experts, random_experts
@@ -121,7 +122,7 @@ def _check(args: PruneArgs, stored: "StoredModel") -> None:
 
 
 def _kept_without_data(args: PruneArgs, stored: "StoredModel") -> "Selection | None":
-    """The experts to keep by a rule that needs no data."""
+    """The experts that a rule keeps, if it needs no data."""
     from vmoe.checkpoints import read
     from vmoe.surgery import experts
 

@@ -13,7 +13,7 @@ from vmoe.config import ViTConfig
 
 @dataclasses.dataclass(frozen=True)
 class SummaryArgs:
-    """Show the parameters and FLOPs of a named model; any of its fields may be changed.
+    """Show the parameters and FLOPs of a named model. Options change fields of its config.
 
     Example: `vmoe summary vmoe_b16_every2_e8 --num-classes 100`
     """

@@ -26,33 +26,35 @@ class TrainArgs(RunArgs):
     workdir: Path
     """Run folder: config, metrics, checkpoints."""
     dry_run: bool = False
-    """Try the config in about a minute: 2 steps of 8 synthetic images, with one dense and one
-    sparse block, at most 4 experts and 100 classes, in one process. Needs no workdir; nothing is
-    kept."""
+    """Try the config in about a minute: 2 steps on 8 synthetic images, with one dense and one
+    sparse block, at most 4 experts and 100 classes, in one process. It needs no workdir, and keeps
+    no files."""
     init: str = ""
-    """Trained model whose parameters a new run starts from, as for `vmoe evaluate --checkpoint`.
-    The head is new if the number of classes differs; positions are resampled."""
+    """Start a new run from the parameters of this trained model, as for `vmoe evaluate
+    --checkpoint`. The head is new if the number of classes differs; positions are resampled."""
     init_new_head: bool = False
     """Start with a new head even if the number of classes is the same."""
     init_partial: bool = False
-    """Accept that other parameters are new, or dropped; all are reported."""
+    """Load what fits: allow missing and unused parameters. Each of them is reported."""
     mesh: str = ""
     """Devices per mesh axis, such as data=4,expert=8: experts are sharded over the expert axis and
-    replicated over the data axis. If empty, chosen to fit the model and the devices."""
+    replicated over the data axis. If empty, a mesh that fits the model and the devices."""
     fsdp: bool = False
     """Also shard dense parameters and the optimizer state over the data axis."""
     distributed: bool = False
-    """Run as one of several processes, all started with the same command. JAX detects the cluster;
-    elsewhere set JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID."""
+    """Run as one of several processes, which are all started with the same command. JAX detects
+    SLURM, Open MPI and TPU pods; elsewhere set JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and
+    JAX_PROCESS_ID."""
     on_nan: Literal["stop", "rewind"] = "stop"
-    """If the loss or the gradient is NaN or infinite: stop the run; or rewind to the newest
-    checkpoint and skip the batches that led there."""
+    """If the loss or the gradient is NaN or infinite. stop: end the run; rewind: go back to the
+    newest scheduled checkpoint, and skip the batches since then."""
     max_rewinds: int = 3
     """Maximum number of rewinds in a run."""
     profile: str = ""
-    """First and last step to trace for a profiler, such as 10:15, once in the life of the run."""
+    """Trace these steps for a profiler, such as 10:15, once in a run."""
     wandb: Annotated[tuple[str, ...] | None, tyro.conf.arg(metavar="[PROJECT]")] = None
-    """Also log to Weights & Biases. Without a project: that of the run, WANDB_PROJECT, or vmoe."""
+    """Also log to Weights & Biases. Default project: the project of the run, WANDB_PROJECT, or
+    vmoe."""
 
     no_effect: ClassVar[dict[str, str]] = {
         "init": "with dry_run",

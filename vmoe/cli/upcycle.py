@@ -21,22 +21,22 @@ class UpcycleArgs:
     source: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="SOURCE")]
     """Trained dense model, as for `vmoe evaluate --checkpoint`."""
     destination: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="DESTINATION")]
-    """New folder, or hf://OWNER/NAME; a start for `vmoe train --init`."""
+    """New folder, or hf://OWNER/NAME; `vmoe train --init` can start from it."""
     blocks: str = "every2"
-    """Blocks that get experts: every2 (1, 3, 5, ...), lastN (the last N of these), or numbers from
-    0, such as 5,7."""
+    """Blocks that get experts: every2 (1, 3, 5, ...), lastN (the last N of every2), or numbers
+    counted from 0, such as 5,7."""
     num_experts: int = 8
-    """Experts of each of these blocks."""
+    """Number of experts in each of these blocks."""
     k: int = 2
     """Experts per token."""
     normalize_weights: bool = True
     """Divide a token's combine weights by their sum, which keeps the dense model's logits."""
     capacity_factor: float | None = None
-    """An expert has k * capacity_factor / num_experts slots per token of a group; if None, no
-    choice is ever dropped."""
+    """Capacity factor: an expert has k * capacity_factor / num_experts slots per token of a group.
+    If None, the layers are dropless."""
     noise_std: float = 0.0
-    """Standard deviation of the noise added to each expert's kernels, relative to that of the
-    kernel."""
+    """Standard deviation of the noise added to the kernels of the experts, relative to the standard
+    deviation of the kernel."""
     seed: int = 0
     """Seed of the routers and the noise."""
     use_ema: bool = True

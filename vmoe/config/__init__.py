@@ -1,8 +1,8 @@
 """The config of a run: frozen dataclasses in plain Python that import neither jax nor flax.
 
-A recipe under ``configs/`` builds one ``TrainConfig``; ``replace`` makes a variant of it. The
-command line gets its options from the same fields. Building a config with incompatible settings
-raises a ``UsageError`` that names them.
+A file in ``configs/`` builds one ``TrainConfig``; ``replace`` makes a variant of it. The options of
+the command line are the same fields. A config with incompatible settings raises a ``UsageError``
+that names them.
 """
 
 from vmoe.config.data import DataConfig, PreprocessingConfig, RandAugmentConfig

@@ -14,7 +14,7 @@ Mixing = Literal["device", "image"]
 
 @dataclasses.dataclass(frozen=True)
 class PreprocessingConfig(Checked):
-    """How the images of a run become pixels of the model's size, in training and evaluation."""
+    """How images are resized to the model's input, in training and evaluation."""
 
     section = "data.preprocessing"
 
@@ -22,7 +22,7 @@ class PreprocessingConfig(Checked):
     """How pixels are resized: by Pillow (nearest, bilinear, bicubic, lanczos), or as TensorFlow
     does (tf_bilinear)."""
     exif: bool = True
-    """Turn an image as its EXIF orientation says; TensorFlow, and so V-MoE, ignores it."""
+    """Rotate an image by its EXIF orientation, which TensorFlow, and thus V-MoE, ignores."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -36,7 +36,7 @@ class PreprocessingConfig(Checked):
         """How the images are prepared for evaluation: resized to a square.
 
         Args:
-            image_size: its side in pixels.
+            image_size: side of the square in pixels.
         """
         return Preprocessing(image_size, interpolation=self.interpolation, exif=self.exif)
 
@@ -55,7 +55,7 @@ class RandAugmentConfig(Checked):
 
 @dataclasses.dataclass(frozen=True)
 class DataConfig(Checked):
-    """Which data set a run trains on, and how its training images are augmented."""
+    """The data set of a run, and the augmentation of its training images."""
 
     section = "data"
 
@@ -64,45 +64,46 @@ class DataConfig(Checked):
     tfds:NAME_OR_PATH, hf:FOLDER, arrays:FILE_OR_FOLDER or synthetic:ITEMS[:SIZE[:CLASSES]]; or
     fashion_mnist_sample or emoji_sample, to evaluate. vmoe/data/sources describes each."""
     check: Check = "headers"
-    """headers: check the first and last bytes of each file when a folder or a list is first opened;
-    decode: decode every image. The result is cached."""
+    """Check of the image files of a folder or a list when it is first opened. headers: the first
+    and last bytes of each file; decode: decode every image. The result is cached."""
     on_error: OnError = "fail"
-    """If an image cannot be read, fail: end the run; replace: train on another image, determined by
-    the seed and the position, and leave the image out of evaluations. Both are reported."""
+    """If an image cannot be read. fail: end the run; replace: train on another image, which
+    depends only on the seed and the position, and leave the image out of evaluations. Both are
+    reported."""
     num_workers: Annotated[int, at_least(0)] = 0
-    """Processes that read images, each a batch at a time, in each process of the run; 0 to read in
-    threads. Up to two batches more than processes are in memory. May change when a run is resumed,
-    and differ between the processes of a run."""
+    """Number of processes that read images, each a batch at a time, for each process of the run; 0
+    to read in threads. At most num_workers + 2 batches are in memory. May change when a run is
+    resumed, and differ between the processes of a run."""
     decoder: Decoder = "exact"
-    """exact: decode the whole training image, then crop it; fast: decode with faster libraries, a
-    JPEG perhaps at a smaller scale. Images that they refuse are decoded exactly, and counted."""
+    """How training images are decoded. exact: the whole image, before it is cropped; fast: with
+    faster libraries, large JPEG files at a smaller scale. Images that these libraries cannot decode
+    are decoded exactly, and counted."""
     preprocessing: PreprocessingConfig = PreprocessingConfig()
     crop_min_area: Annotated[float, more_than(0), at_most(1)] | None = None
-    """Train on a random crop of at least this share of the image's area, in (0, 1], such as 0.05
-    (arXiv 1409.4842); None to resize the whole image."""
+    """Train on a random crop of at least this fraction of the area of the image, in (0, 1], such as
+    0.05 (arXiv 1409.4842); None to resize the whole image."""
     flip: bool = False
     """Mirror a training image left to right, with probability 1/2."""
     shift: Annotated[int, at_least(0)] = 0
     """Largest shift of a training image along each axis, in pixels of the model's input."""
     rotate: Annotated[float, at_least(0), at_most(180)] = 0.0
-    """Largest rotation of a training image, clockwise or counter-clockwise, in degrees, up to
-    180."""
+    """Largest rotation of a training image in either direction, in degrees, up to 180."""
     rand_augment: RandAugmentConfig = RandAugmentConfig()
     cutout: Annotated[int, at_least(0)] = 0
-    """Side of the gray square painted over a part of each training image, in pixels of the model's
-    input; 0 for none (arXiv 1708.04552)."""
+    """Side of a gray square that covers a random part of each training image, in pixels of the
+    model's input; 0 for none (arXiv 1708.04552)."""
     erasing: Annotated[float, at_least(0), at_most(1)] = 0.0
     """Probability of replacing a random rectangle of a training image by noise (arXiv
     1708.04896)."""
     mixup: NonNegative = 0.0
-    """Concentration of the Dirichlet distribution that weights an image and its partner; 0 for no
-    mixup (arXiv 1710.09412)."""
+    """Concentration of the Dirichlet distribution of the weights of an image and its partner; 0 for
+    no mixup (arXiv 1710.09412)."""
     cutmix: NonNegative = 0.0
     """Concentration of the beta distribution of the area that an image gets from its partner; 0 for
     no CutMix (arXiv 1905.04899). With mixup too, each step uses one of them, at random."""
     mixing: Mixing = "device"
-    """device: mixup and CutMix draw one weight per device and step, as V-MoE does; image: one for
-    each image."""
+    """Weights of mixup and CutMix. device: one per device and step, as in V-MoE; image: one per
+    image."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -11,16 +11,16 @@ from vmoe.config.routers import Priority, Soft, TokenChoice
 from vmoe.errors import UsageError, naming
 
 Weights = Literal["raw", "ema"]
-"""Which parameters of a run: those of the last update, or their moving average."""
+"""Parameters of a run: of the last update, or their moving average."""
 FOR_TOKEN_CHOICE = ("k", "priority", "dropless")
-"""The overrides that only layers with token choice have."""
+"""Overrides for layers with token choice only."""
 
 
 @dataclasses.dataclass(frozen=True)
 class RoutingOverrides(Checked):
-    """Routing settings that replace those a model was trained with; None keeps a setting.
+    """Routing settings that replace the trained ones; None keeps a setting.
 
-    They apply to all sparse blocks, and leave the parameters as they are.
+    They apply to all MoE layers, and do not change the parameters.
     """
 
     section = "routing"
@@ -28,18 +28,18 @@ class RoutingOverrides(Checked):
     k: Annotated[int, at_least(1)] | None = None
     """Experts per token; for token choice."""
     capacity_factor: Positive | None = None
-    """Slots per token and choice, in place of a capacity or dropless; V-MoE S/32, trained from
-    scratch on ImageNet-1k, is evaluated at 4.0."""
+    """Capacity factor, instead of a fixed capacity or dropless. The authors evaluate V-MoE S/32,
+    trained from scratch on ImageNet-1k, at 4.0."""
     capacity: Annotated[int, at_least(1)] | None = None
-    """Slots per expert and group, in place of a capacity factor or dropless."""
+    """Slots per expert and group, instead of a capacity factor or dropless."""
     dropless: bool | None = None
-    """Whether to compute every choice, without a capacity; for token choice. Results then do not
-    depend on the batch, up to rounding."""
+    """Compute every choice, without a capacity; for token choice. Results then do not depend on the
+    batch, up to rounding."""
     priority: Priority | None = None
-    """Which tokens get their slots first; for token choice."""
+    """Order in which tokens get slots; for token choice."""
     images_per_group: Annotated[int, at_least(1)] | None = None
-    """Maximum number of images whose tokens compete for slots; 1 makes images
-    independent, up to rounding."""
+    """Maximum number of images whose tokens compete for slots; 1 makes images independent, up to
+    rounding."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -80,7 +80,7 @@ class RoutingOverrides(Checked):
             self.require(not reason, f"{reason}, leave it out", name)
 
     def _layer(self, moe: MoEConfig) -> MoEConfig:
-        """The config of one sparse layer; other routers ignore settings for token choice."""
+        """The config of one MoE layer; other routers ignore settings for token choice."""
         token_choice, given = isinstance(moe.router, TokenChoice), self._given()
         changes = {x: given[x] for x in given if token_choice or x not in FOR_TOKEN_CHOICE}
         router = {name: changes.pop(name) for name in ("k", "priority") if name in changes}
@@ -98,7 +98,7 @@ class RoutingOverrides(Checked):
 
 @dataclasses.dataclass(frozen=True)
 class EvalConfig(Checked):
-    """An evaluation set of a run: what the model is evaluated on, and with which settings."""
+    """An evaluation set of a run: its data, and the settings of the evaluation."""
 
     section = "evaluations"
 
@@ -109,9 +109,9 @@ class EvalConfig(Checked):
     batch_size: Count = 256
     """Images per batch, over all devices; only images of one batch can compete for slots."""
     image_size: Count | None = None
-    """Side in pixels of the images; if None that of ``preprocessing``, or else as trained."""
+    """Side in pixels of the images; if None, from ``preprocessing``, or else as trained."""
     preprocessing: Preprocessing | None = None
-    """How the images are prepared; as ``data.preprocessing`` says, without a crop, if None."""
+    """How the images are prepared; if None, by ``data.preprocessing``, without a crop."""
     routing: RoutingOverrides = RoutingOverrides()
 
     def __post_init__(self) -> None:
@@ -122,8 +122,8 @@ class EvalConfig(Checked):
         """How the images of this set are prepared.
 
         Args:
-            data: of the run.
-            model: as trained.
+            data: data config of the run.
+            model: config of the trained model.
         """
         own = self.preprocessing or data.preprocessing.of_size(model.image_size)
         return own.scaled(self.image_size or own.image_size)

@@ -1,4 +1,4 @@
-"""Few-shot probes of a model: on which data sets, with how many images, how often."""
+"""Few-shot probes of a model: their data sets, numbers of images and interval."""
 
 import dataclasses
 from typing import Annotated, Literal
@@ -21,7 +21,7 @@ PAPER_DATA = (
 ``configs/common_fewshot.py``), for those who have prepared them with TensorFlow Datasets."""
 
 PAPER_PREPROCESSING = Preprocessing(224, resize_to=256, interpolation="tf_bilinear")
-"""Of these evaluations, for models of 224 px."""
+"""The preprocessing of these evaluations, for models of 224 px."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,18 +34,18 @@ class FewShotConfig(Checked):
     """Data sets: NAME for its splits train and test, or NAME:TRAIN,TEST; none for no probe. Their
     classes need not be those of the model."""
     shots: Annotated[tuple[Annotated[int, at_least(1)], ...], NOT_EMPTY] = (1, 5, 10, 25)
-    """Numbers of training images per class, each of them a probe."""
+    """Numbers of training images per class; each is a probe."""
     every: Count = 5000
     """Steps of training between probes; the last step is always probed."""
     seed: Seed = 0
-    """Determines which images of a class are the shots."""
+    """Seed of the choice of the training images."""
     choose_l2: Literal["test", "train"] = "test"
     """Images on which one L2 per number of shots is chosen, for all data sets together. test: the
     test images, as the paper does, so the reported accuracies are optimistic; train: other training
     images, as many of each class as the largest number of shots."""
     preprocessing: Literal["model", "paper"] = "model"
-    """How the images are prepared. model: as for the model, so in a run as for its first evaluation
-    set; paper: resized to 256/224 of the model's size, then cropped to their center."""
+    """How the images are prepared. model: as for the model, which in a run means as for its first
+    evaluation set; paper: resized to 256/224 of the model's size, then cropped at the center."""
     batch_size: Count = 256
     """Images per batch in which features are computed."""
 

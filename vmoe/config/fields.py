@@ -52,7 +52,7 @@ Seed = Annotated[int, at_least(0), less_than(2**32)]
 NonNegative = Annotated[float, at_least(0)]
 Positive = Annotated[float, more_than(0)]
 Rate = Annotated[float, at_least(0), less_than(1)]
-"""Of dropout, or of decay."""
+"""A rate of dropout or decay."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,7 +127,7 @@ _DESCRIBED = {
 
 
 def _right_type(value: Any, kind: Any) -> str:
-    """What to use in place of a value that does not have the annotated type."""
+    """The remedy for a value that does not have the annotated type."""
     names = []
     for member in kind.__args__ if typing.get_origin(kind) in _UNION else (kind,):
         if typing.get_origin(member) is Literal:

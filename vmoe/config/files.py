@@ -1,4 +1,4 @@
-"""Reads configs from recipes and JSON, and writes them as JSON."""
+"""Reads configs from Python files and JSON, and writes them as JSON."""
 
 import dataclasses
 import functools
@@ -31,7 +31,7 @@ def load(path: str | Path) -> TrainConfig:
     Raises:
         UsageError: the file is missing, raises an error, or defines no such config; names the file
             and, for a Python file, the line.
-        Failure: it cannot be read for a reason that can pass.
+        Failure: a read fails for a reason that may be temporary.
     """
     path = Path(path)
     if not retried(path, path.is_file):
@@ -43,7 +43,7 @@ def load(path: str | Path) -> TrainConfig:
             raise UsageError(f"{path}: {error}") from None
     try:
         config = runpy.run_path(str(path)).get("config")
-    except (Exception, SystemExit) as error:  # any error in a recipe is wrong input
+    except (Exception, SystemExit) as error:  # any error in a config file is wrong input
         raise UsageError(_recipe_error(path, error)) from error
     if not isinstance(config, TrainConfig):
         raise UsageError(f"{path}: the file must define `config = TrainConfig(...)`")
@@ -61,7 +61,7 @@ def _named(path: Path) -> Path:
 
 
 def _recipe_error(path: Path, error: BaseException) -> str:
-    """One line for an error in a recipe: the file, the line in it, and the reason."""
+    """One line for an error in a Python file: the file, the line and the reason."""
     line = getattr(error, "lineno", None)
     for frame in traceback.extract_tb(error.__traceback__):
         line = frame.lineno if frame.filename == str(path) else line
@@ -90,7 +90,7 @@ def _subclasses(kind: type) -> list[type]:
 def _without_version(text: str) -> str:
     """The JSON of a run's config without its format version, which is checked.
 
-    A field that an older version did not write has the value that this version behaved by.
+    A field that an older version did not write gets the value that matches its behavior.
     """
     try:
         fields = parse_json(text)
@@ -109,7 +109,7 @@ def _without_version(text: str) -> str:
 
 @functools.cache  # making one takes longer than using it
 def _adapter(kind: type) -> Any:
-    """What pydantic needs to read and write a type."""
+    """The adapter with which pydantic reads and writes a type."""
     from pydantic import TypeAdapter
 
     return TypeAdapter(kind)

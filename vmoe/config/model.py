@@ -1,4 +1,4 @@
-"""A vision transformer and its sparse layers."""
+"""A vision transformer and its MoE layers."""
 
 import dataclasses
 from collections.abc import Callable
@@ -19,12 +19,12 @@ from vmoe.config.routers import Router, TokenChoice
 Implementation = Literal["batched", "blocked", "ragged"]
 """How the experts compute (``vmoe/nn/implementations.py``)."""
 Gelu = Literal["tanh", "erf", "quick"]
-"""GELU(x): by the tanh approximation; exactly, by erf; or x * sigmoid(1.702 x)."""
+"""GELU(x): the tanh approximation, the exact one (erf), or x * sigmoid(1.702 x)."""
 
 
 @dataclasses.dataclass(frozen=True)
 class MoEConfig(Checked):
-    """One sparse layer: its experts, its router and its number of slots."""
+    """One MoE layer: its experts, its router and its capacity."""
 
     section = "model.moe"
 
@@ -33,18 +33,19 @@ class MoEConfig(Checked):
     router: Router = TokenChoice()
     """How tokens are assigned to experts: TokenChoice, ExpertChoice or Soft."""
     capacity_factor: Positive = 1.05
-    """Slots per token and choice; slots of an expert = s * k * capacity_factor / e, rounded."""
+    """Capacity of an expert = capacity_factor * k * s / e slots, rounded, with s tokens per group
+    and e experts."""
     capacity: Annotated[int, at_least(1)] | None = None
     """Slots per expert and group; overrides the capacity factor and its rounding."""
     capacity_rounding: Literal["ceil", "round"] = "ceil"
-    """How the number of slots is rounded to an integer; round rounds half to even."""
+    """How the capacity is rounded to an integer; round rounds half to even."""
     capacity_multiple: Annotated[int, at_least(1)] = 4
     """The capacity is rounded up to a multiple of this."""
     dropless: bool = False
-    """No capacity: no choice is dropped; for token choice."""
+    """Compute every choice, without a capacity; for token choice."""
     images_per_group: Annotated[int, at_least(1)] = 8
-    """Maximum number of images whose tokens compete for slots; 1 makes images
-    independent, up to rounding."""
+    """Maximum number of images whose tokens compete for slots; 1 makes images independent, up to
+    rounding."""
     expert_dropout: Rate = 0.0
     """Dropout rate inside the experts."""
     shared_init: bool = True
@@ -52,8 +53,8 @@ class MoEConfig(Checked):
     transfer_dtype: Literal["float32", "bfloat16"] = "float32"
     """Data type of the rows sent to the experts and back."""
     implementation: Literal["auto", Implementation] = "auto"
-    """How the experts compute: auto chooses by platform and shape; batched is one batched matmul
-    over all slots; blocked loops over blocks of rows; ragged is a ragged matmul of sorted rows."""
+    """How the experts compute. auto: chosen by platform and shape; batched: one batched matmul over
+    all slots; blocked: a loop over blocks of rows; ragged: a ragged matmul of sorted rows."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -82,7 +83,7 @@ class MoEConfig(Checked):
 
 @dataclasses.dataclass(frozen=True)
 class ViTConfig(Checked):
-    """A vision transformer, some of whose blocks are sparse. The defaults are V-MoE's S/32."""
+    """A vision transformer with dense and sparse blocks. The defaults are V-MoE S/32."""
 
     section = "model"
 
@@ -97,12 +98,13 @@ class ViTConfig(Checked):
     num_heads: Count = 8
     """Number of attention heads."""
     image_size: Annotated[int, at_least(1), less_than(2**16)] = 224
-    """Side of the images in pixels; for other sizes, learned positions are resampled."""
+    """Side of the images in pixels; learned positions are resampled for other sizes."""
     num_classes: Annotated[int, at_least(0), at_most(LARGEST_COUNT)] = 1000
-    """Width of the logits; 0 for no logits: the model returns features."""
+    """Number of logits; with 0 the model returns features."""
     pooling: Literal["class_token", "mean", "attention", "patch_mean"] = "class_token"
-    """What becomes the features: the class token; the mean of all tokens, or attention to them,
-    without a class token; or the mean of the patches, beside which there is a class token."""
+    """How tokens are pooled. class_token: the class token; mean: the mean of all tokens, without a
+    class token; attention: attention pooling, without a class token; patch_mean: the mean of the
+    patch tokens, with a class token that is not pooled."""
     positions: Literal["learned", "sincos2d", "none"] = "learned"
     """Position embeddings: learned; fixed sines and cosines of both coordinates (sincos2d); or
     none."""
@@ -115,12 +117,12 @@ class ViTConfig(Checked):
     head_bias: float = 0.0
     """Initial bias of the head."""
     gelu: Gelu = "tanh"
-    """The activation of MLPs and experts: by the tanh approximation (V-MoE, ViT in JAX), exactly by
-    erf (timm, Hugging Face), or x * sigmoid(1.702 x) (CLIP)."""
+    """The activation of MLPs and experts. tanh: approximate GELU (V-MoE, ViT in JAX); erf: exact
+    GELU (timm, Hugging Face); quick: x * sigmoid(1.702 x) (CLIP)."""
     norm_epsilon: Positive = 1e-6
     """Added to the variance in layer norms, except in those of queries and keys."""
     pre_norm: bool = False
-    """Normalize the tokens before the first block, too (CLIP)."""
+    """Normalize the tokens before the first block as well (CLIP)."""
     fc_norm: bool = False
     """Normalize after pooling instead of before."""
     qk_norm: bool = False
@@ -130,14 +132,14 @@ class ViTConfig(Checked):
     attention_dropout: Rate = 0.0
     """Dropout rate of attention weights."""
     sparse_blocks: tuple[int, ...] = ()
-    """Which blocks have experts in place of their MLP, counted from 0."""
+    """Blocks that have experts instead of an MLP, counted from 0."""
     moe: MoEConfig | tuple[MoEConfig, ...] = MoEConfig()
-    """One config for all sparse blocks, or one per sparse block, in order."""
+    """The MoE layers: one config for all sparse blocks, or one for each of them, in order."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Data type of the computation; parameters and router logits are always float32."""
     full_last_block: bool = False
-    """Compute the last block for all tokens even if only the class token is used after it.
-    Logits, losses and gradients are the same, except for dropout's random draws."""
+    """Compute the last block for all tokens, even if only the class token is used after it. Logits,
+    losses and gradients are the same, except for the random draws of dropout."""
     remat: bool = False
     """Recompute each block's activations in the backward pass instead of saving them."""
 
@@ -170,7 +172,7 @@ class ViTConfig(Checked):
 
     @property
     def moe_blocks(self) -> dict[int, MoEConfig]:
-        """The sparse-layer config of each sparse block, by the number of the block."""
+        """The config of each MoE layer, by the number of its block."""
         if isinstance(self.moe, MoEConfig):
             return dict.fromkeys(self.sparse_blocks, self.moe)
         return dict(zip(self.sparse_blocks, self.moe, strict=True))
@@ -181,11 +183,11 @@ class ViTConfig(Checked):
         return any(moe.router.can_drop for moe in self.moe_blocks.values())
 
     def with_layers(self, change: Callable[[MoEConfig], MoEConfig]) -> "ViTConfig":
-        """The config with every sparse-layer config changed by a function."""
+        """This config with every MoE layer changed by a function."""
         if isinstance(self.moe, MoEConfig):
             return dataclasses.replace(self, moe=change(self.moe))
         return dataclasses.replace(self, moe=tuple(map(change, self.moe)))
 
     def moe_of(self, block: int) -> MoEConfig | None:
-        """The sparse-layer config of a block; None if the block is dense."""
+        """The config of a block's MoE layer; None if the block is dense."""
         return self.moe_blocks.get(block)

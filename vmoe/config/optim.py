@@ -27,9 +27,9 @@ USED_BY: dict[str, dict[str, tuple[str, ...]]] = {
         "cooldown_steps": ("constant", "rsqrt"),
     },
 }
-"""The fields of ``OptimConfig`` that only some kinds of optimizer, or some schedules, use, and that
-are refused with others. ``end_lr`` is not: most recipes set it, and an option may then choose a
-constant schedule."""
+"""Fields of ``OptimConfig`` that only some kinds of optimizer, or some schedules, use; with others
+they must keep their defaults. ``end_lr`` is not among them: most configs set it, and an option may
+then choose a constant schedule."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,15 +39,16 @@ class WeightDecayConfig(Checked):
     section = "optim.weight_decay"
 
     kernels: NonNegative = 0.05
-    """Rate of all kernels without a rate of their own below."""
+    """Rate of all kernels that have no other rate."""
     experts: NonNegative | None = None
-    """Rate of the experts' kernels; as ``kernels`` if None."""
+    """Rate of the kernels of experts; if None, ``kernels``."""
     routers: NonNegative | None = None
-    """Rate of the routers' kernels; as ``kernels`` if None."""
+    """Rate of the kernels of routers; if None, ``kernels``."""
     head: NonNegative | None = None
-    """Rate of the head's kernels; as ``kernels`` if None."""
+    """Rate of the kernels of the head; if None, ``kernels``."""
     others: NonNegative = 0.0
-    """Rate of all else: biases, norms, positions, the class token, scales and probes."""
+    """Rate of all other parameters: biases, norms, positions, the class token, scales and
+    probes."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,7 +67,7 @@ class LrFactorsConfig(Checked):
     experts: NonNegative = 1.0
     """Factor of the experts."""
     others: NonNegative = 1.0
-    """Factor of all else: embeddings, attention, dense MLPs, norms, the attention pool."""
+    """Factor of all other parts: embeddings, attention, dense MLPs, norms, the attention pool."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,8 +87,8 @@ class OptimConfig(Checked):
     lr: Positive = 1e-3
     """Peak learning rate."""
     schedule: Literal["cosine", "linear", "constant", "polynomial", "rsqrt"] = "cosine"
-    """The learning rate after the warmup: decay to ``end_lr`` after the last step along a cosine, a
-    line, or the ``power`` of a line; the peak; or the reciprocal square root, which is
+    """The learning rate after the warmup. cosine, linear, polynomial: it decays to ``end_lr`` after
+    the last step, along a cosine, a line, or a line to the ``power``; constant: the peak; rsqrt:
     lr / sqrt(1 + (step - warmup_steps) / timescale)."""
     end_lr: NonNegative = 1e-5
     """Learning rate that is reached after the last step (cosine, linear, polynomial); at most
@@ -95,11 +96,12 @@ class OptimConfig(Checked):
     warmup_steps: Annotated[int, at_least(0)] = 100
     """Steps of linear increase from 0, the rate of the first step, to the peak."""
     power: Positive = 2.0
-    """Exponent of the polynomial schedule; with 1 it is the linear one."""
+    """Exponent of the polynomial schedule; 1 is the linear schedule."""
     timescale: Count = 10_000
     """Steps after the warmup at which the rsqrt schedule has fallen to lr / sqrt(2)."""
     cooldown_steps: Annotated[int, at_least(0)] = 0
-    """The last steps of a constant or rsqrt schedule, in which its rate falls linearly to 0."""
+    """Number of last steps of a constant or rsqrt schedule in which the rate falls linearly to
+    0."""
     b1: Rate = 0.9
     """Decay rate of the mean of gradients (AdamW); weight of the momentum in an update (Lion)."""
     b2: Rate | None = None
@@ -110,15 +112,15 @@ class OptimConfig(Checked):
     """SGD adds the gradient to ``momentum`` times the last update; Adafactor averages its updates
     with this decay rate, without bias correction."""
     momentum_dtype: Literal["float32", "bfloat16"] = "float32"
-    """In which the momentum is stored: Adam's mean of gradients, the trace of SGD, the mean of
-    Adafactor's updates, Lion's momentum. With bfloat16 it takes half the memory."""
+    """Data type in which the momentum is stored: the mean of gradients of AdamW, the trace of SGD,
+    the mean of updates of Adafactor, the momentum of Lion. bfloat16 takes half the memory."""
     min_dim_size_to_factor: Count = 32
-    """Adafactor stores means over rows and over columns, in place of every element's square, for
-    arrays whose two largest axes have at least this size. If it is more than the number of experts,
-    no mean is over experts."""
+    """Adafactor stores means over rows and columns, instead of the square of every element, for
+    arrays whose two largest axes have at least this size. Set it above the number of experts to
+    keep the expert axis unfactored."""
     weight_decay: WeightDecayConfig = WeightDecayConfig()
     grad_clip_norm: Positive | None = 1.0
-    """Largest global norm of the gradient of what is trained; None for no clipping."""
+    """Largest global norm of the gradient of the trained parameters; None for no clipping."""
     lr_factors: LrFactorsConfig = LrFactorsConfig()
     layer_decay: Annotated[float, more_than(0), at_most(1)] = 1.0
     """Layer-wise decay of the learning rate, as in BEiT and MAE: a parameter with n layers above
@@ -126,8 +128,8 @@ class OptimConfig(Checked):
     n = 0, the last block n = 1, the first block n = depth, the embeddings n = depth + 1."""
     expert_averaging: Annotated[float, at_least(0), at_most(1)] = 0.0
     """After every update each expert becomes (1 - expert_averaging) times itself plus
-    expert_averaging times the mean of the other experts of its block (arXiv 2308.06093), so that
-    they can be averaged into a dense MLP after training. In [0, 1]."""
+    expert_averaging times the mean of the other experts of its block (arXiv 2308.06093). The
+    experts can then be averaged into a dense MLP after training. In [0, 1]."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -18,16 +18,16 @@ Interpolation = Literal[
     "tf_bilinear",
     "tf_area",
 ]
-"""How pixels are resized: by Pillow, whose filters are antialiased, except nearest; as torchvision
-does with uint8 tensors, whose filters differ from Pillow's by their rounding; or as TensorFlow's
-``resize`` does, bilinearly without antialiasing or by the mean over an area."""
+"""How pixels are resized: by Pillow (antialiased, except nearest); as torchvision resizes uint8
+tensors (torch_, which differs from Pillow in the rounding); or as TensorFlow's ``resize`` (tf_:
+bilinear without antialiasing, or the mean over an area)."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Preprocessing(Checked):
     """How pixels of any size become the input of a trained model: resized, then cropped.
 
-    The crop is central. These are the pipelines of the V-MoE authors, of timm and of Hugging Face::
+    The crop is central. Pipelines of the V-MoE authors, timm and Hugging Face::
 
         decode|resize(384)                     Preprocessing(384, interpolation="tf_bilinear")
         decode|resize(256)|central_crop(224)   Preprocessing(224, 256, interpolation="tf_bilinear")
@@ -47,11 +47,11 @@ class Preprocessing(Checked):
     resize_to: int | None = None
     """Side in pixels to which an image is resized before the crop; image_size if None."""
     keep_aspect: bool = False
-    """Whether to resize the shorter side and keep the aspect ratio, instead of both sides."""
+    """Whether to resize the shorter side and keep the aspect ratio, or to resize both sides."""
     interpolation: Interpolation = "bilinear"
     """How pixels are resized; see ``Interpolation``."""
     exif: bool = True
-    """Whether to turn an image as its EXIF orientation says, which TensorFlow ignores."""
+    """Whether to rotate an image by its EXIF orientation, which TensorFlow ignores."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -6,24 +6,28 @@ from typing import Annotated, Literal, get_args
 from vmoe.config.fields import Checked, NonNegative, at_least
 
 Priority = Literal["order", "largest_gate", "sum_of_gates", "random"]
-"""Which tokens get their slots first (``vmoe/routing/priority.py``)."""
+"""Order in which tokens get slots (``vmoe/routing/priority.py``)."""
 PRIORITIES: tuple[Priority, ...] = get_args(Priority)
 
 
 @dataclasses.dataclass(frozen=True)
 class AuxLossWeights(Checked):
-    """Weights of the auxiliary losses of one sparse block (``vmoe/routing/aux_losses.py``)."""
+    """Weights of the auxiliary losses of one MoE layer (``vmoe/routing/aux_losses.py``)."""
 
     section = "model.moe.router.aux_loss"
 
     importance: NonNegative = 0.005
-    """Squared coefficient of variation of the experts' summed gates (V-MoE, appendix A)."""
+    """Weight of the importance loss: the squared coefficient of variation of the experts' summed
+    gates (V-MoE, appendix A)."""
     load: NonNegative = 0.005
-    """The same of the experts' smoothed loads; only in training with noise."""
+    """Weight of the load loss: the same for the experts' smoothed loads; only in training with
+    noise."""
     gshard: NonNegative = 0.0
-    """GShard's product of first-choice shares and mean gates (arXiv 2006.16668)."""
+    """Weight of GShard's loss: the product of first-choice shares and mean gates (arXiv
+    2006.16668)."""
     z: NonNegative = 0.0
-    """ST-MoE's mean squared log-partition of the router logits (arXiv 2202.08906)."""
+    """Weight of the z loss of ST-MoE: the mean squared log-partition of the router logits (arXiv
+    2202.08906)."""
 
 
 class RouterConfig(Checked):
@@ -78,10 +82,11 @@ class TokenChoice(RouterConfig):
     k: Annotated[int, at_least(1)] = 2
     """Experts per token."""
     priority: Priority = "order"
-    """Which tokens get their slots first: by place in the group; by largest gate (Batch Prioritized
-    Routing); by sum of the k gates; in random order (a baseline)."""
+    """Order in which tokens get slots. order: by position in the group; largest_gate: by the
+    largest gate (Batch Prioritized Routing); sum_of_gates: by the sum of the k gates; random: in
+    random order, a baseline."""
     noise_std: NonNegative = 1.0
-    """The noise on the logits in training has standard deviation noise_std / e."""
+    """Noise on the logits in training: its standard deviation is noise_std / e, for e experts."""
     normalize_weights: bool = False
     """Divide a token's combine weights by their sum, before any choice is dropped."""
     aux_loss: AuxLossWeights = AuxLossWeights()
@@ -99,7 +104,7 @@ class TokenChoice(RouterConfig):
 
 @dataclasses.dataclass(frozen=True)
 class ExpertChoice(RouterConfig):
-    """Each expert chooses the tokens of its largest gates (Expert Choice, arXiv 2202.09368)."""
+    """Each expert chooses the tokens with its largest gates (Expert Choice, arXiv 2202.09368)."""
 
     kind: Literal["expert_choice"] = "expert_choice"
     """The router; a config file names another one."""

@@ -46,7 +46,7 @@ class LayerSetting(Checked):
 
 @dataclasses.dataclass(frozen=True)
 class RoutingFile(Checked):
-    """The content of a routing.json: the routing of each sparse block, and how it was chosen."""
+    """The content of a routing.json: the routing of each MoE layer, and how it was chosen."""
 
     section = "routing file"
 

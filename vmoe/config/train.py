@@ -24,11 +24,11 @@ from vmoe.config.preprocessing import Preprocessing
 from vmoe.errors import require
 
 LENGTHS = ("steps", "epochs", "images")
-"""The fields of a ``TrainConfig`` that give its length, of which a config has one."""
+"""The fields of a ``TrainConfig`` for its length; a config sets one of them."""
 DEFAULT_STEPS = 1000
 ANY_LENGTH = LARGEST_COUNT
-"""The largest number of steps, since they are counted in 32 bits; any warmup fits. It is also the
-length of a config whose own is not known or has no effect."""
+"""The largest number of steps, since they are counted in 32 bits; any warmup fits. It also stands
+for a length that is not known, or that has no effect."""
 
 
 Loss = Literal["softmax", "sigmoid"]
@@ -44,24 +44,25 @@ class TrainConfig(Checked):
     steps: Count | None = None
     """Length of the run in steps; 1000 if none of ``steps``, ``epochs`` and ``images`` is given."""
     epochs: Positive | None = None
-    """Length as passes over the training images, in place of ``steps``; rounded up to a step."""
+    """Length as passes over the training images, instead of ``steps``; rounded up to a step."""
     images: Annotated[int, at_least(1)] | None = None
-    """Length as training images, repeated ones included, in place of ``steps``; rounded up."""
+    """Length as training images, with repetitions, instead of ``steps``; rounded up to a step."""
     batch_size: Count = 32
     """Images per step, over all devices."""
     accumulate: Count = 1
-    """Number of equal parts of a batch, computed one after another to save memory; their gradients
-    are averaged. Groups are formed within a part, and each part has noise of its own; where groups
-    are the same and nothing is random, the update is that of the whole batch."""
+    """Number of equal parts of a batch, which are computed one after another to save memory; their
+    gradients are averaged. Groups are formed and noise is drawn for each part. Without noise, and
+    if no group spans parts, the update equals the update of the whole batch."""
     loss: Loss = "softmax"
-    """Cross-entropy of the softmax over classes, or of a sigmoid per class, summed over classes."""
+    """softmax: cross-entropy over classes; sigmoid: binary cross-entropy, summed over classes."""
     label_smoothing: Rate = 0.0
-    """Fraction of each label's probability spread evenly over all classes, in [0, 1)."""
+    """Fraction of the probability of each label that is spread evenly over all classes, in [0,
+    1)."""
     ema_decay: Rate = 0.0
     """Decay of the moving average of the parameters (EMA), which is evaluated too; 0 for no EMA. At
-    step t the decay is at most (1 + t) / (10 + t), so that the initial values fade quickly."""
+    step t the decay is at most (1 + t) / (10 + t), so initial values fade quickly."""
     seed: Seed = 0
-    """Determines initialization, data order, augmentation, router noise and dropout."""
+    """Seed of the initialization, data order, augmentation, router noise and dropout."""
     evaluations: Annotated[tuple[EvalConfig, ...], NOT_EMPTY] = (EvalConfig(),)
     """Evaluation sets; the accuracy on the first one decides which checkpoint is the best."""
     fewshot: FewShotConfig = FewShotConfig()
@@ -73,8 +74,8 @@ class TrainConfig(Checked):
     checkpoint_every: Count = 500
     """Steps between checkpoints; the last step is always saved."""
     keep_latest: Count = 2
-    """Number of newest scheduled checkpoints to keep; the best one by evaluation and the last one
-    are kept too."""
+    """Number of newest scheduled checkpoints to keep. The checkpoint of the best evaluation and the
+    last one are kept too."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
