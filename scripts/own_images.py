@@ -11,7 +11,8 @@ The starts are random parameters (configs/emoji.py at 32 px), the packaged model
 and "words". This is a run of configs/emoji_pretrain.py, which was trained on the words of Google's
 drawings of the same training emoji. It has seen no drawing by Twitter, and no emoji of validation
 or test. ``recipe`` is the config of docs/your_images.md. The learning rate is the best on
-validation with 500 drawings and seed 0.
+validation with 500 drawings and seed 0. With it, all parameters of "words" are trained with three
+seeds, everything else with one.
 
 The figures of a run are one committed JSON file, scripts/rows/own_images/NAME-SEED.json. A run with
 such a file is neither trained nor measured again. The script can be stopped at any time and started
@@ -84,7 +85,7 @@ HEAD_ALONE = tuple(
 
 
 class Cell(NamedTuple):
-    """One way to train on some drawings.
+    """A start, a number of drawings and a way to train on them.
 
     Attributes:
         start: a key of ``STARTS``, or scratch.

@@ -122,7 +122,7 @@ class Record(NamedTuple):
     """Routing of one sparse block in one forward pass.
 
     Attributes:
-        logits: from the gate, before noise; see ``RouterInputs``.
+        logits: the gate's output, before noise; see ``RouterInputs``.
         gates: see ``Decision``.
         routing: see ``Decision``.
         losses: see ``Decision``.

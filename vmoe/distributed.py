@@ -29,6 +29,7 @@ from vmoe.errors import (
     SynchronizedError,
     UsageError,
     VmoeError,
+    is_out_of_memory,
 )
 
 Result = TypeVar("Result")
@@ -244,7 +245,7 @@ def abort_on_error() -> Iterator[None]:
         text = " ".join(str(error).split())
         if isinstance(error, jax.errors.JaxRuntimeError) and any(word in text for word in LOST):
             _exit(_lost_process(text[:160]))
-        if "RESOURCE_EXHAUSTED" in text:
+        if is_out_of_memory(error):
             _exit(f"{OUT_OF_MEMORY}: use a larger accumulate, model.remat or a smaller batch_size")
         if not isinstance(error, VmoeError):
             traceback.print_exc()

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Self
 
 OUT_OF_MEMORY = "out of memory"
+_OUT_OF_MEMORY = ("RESOURCE_EXHAUSTED", "Out of memory")  # in errors of XLA
 
 
 class VmoeError(Exception):
@@ -83,6 +84,11 @@ class SynchronizedError(VmoeError):
         self.cause = cause
         self.status = cause.status
         self.fields, self.remedies = cause.fields, cause.remedies
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether Python or XLA could not allocate memory."""
+    return isinstance(error, MemoryError) or any(text in str(error) for text in _OUT_OF_MEMORY)
 
 
 def require(condition: bool, problem: str, /, **fields: Any) -> None:

@@ -379,7 +379,7 @@ def test_experts_start_equal_with_shared_init_and_different_without() -> None:
 
 def test_padding_images_change_no_other_logits() -> None:
     """Image 1 comes after one that pads its group; a second group is padding."""
-    model, valid = tiny(), np.array([False, True, False, False])
+    model, valid = tiny(moe=dict(capacity_factor=0.5)), np.array([False, True, False, False])
     image, others = images(4)[1:2], 5 * images(4)[[0, 2, 3]]
     forward = jax.jit(model.__call__)
     padded = forward(np.concatenate([others[:1], image, others[1:]]), valid=valid)[1]

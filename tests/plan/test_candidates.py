@@ -87,7 +87,7 @@ CASES = {
     "memory": (
         ["--devices", "4", "--mesh", "expert=4", "--device-memory", "1kB"],
         1,
-        "no mesh of 4 devices fits into",
+        "no mesh of 4 devices fits into ... accumulate (--devices, --batch-size, --accumulate)\n",
     ),
 }
 
@@ -98,4 +98,5 @@ def test_an_impossible_plan_is_refused_with_one_line(
 ) -> None:
     result = vmoe("plan", "--config", TINY, *words)
     assert result.returncode == status, result.stderr
-    assert message in result.stderr and result.stderr.count("\n") == 1, result.stderr
+    assert all(part in result.stderr for part in message.split(" ... "))
+    assert result.stderr.count("\n") == 1, result.stderr

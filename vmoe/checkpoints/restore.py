@@ -18,7 +18,7 @@ import orbax.checkpoint as ocp
 from vmoe import distributed
 from vmoe.checkpoints.checksums import checksums
 from vmoe.checkpoints.orbax_logging import hide_late_reports
-from vmoe.errors import Failure, UsageError, VmoeError, parse_json
+from vmoe.errors import Failure, UsageError, VmoeError, is_out_of_memory, parse_json
 from vmoe.retry import LASTING, failure, retried
 from vmoe.workdir.layout import CHECKPOINTS, has_config, steps_of
 
@@ -157,7 +157,7 @@ class _Problem(NamedTuple):
 def _problem(folder: Path, error: Exception, *, again: bool) -> _Problem:
     """Classifies an error of Orbax or TensorStore; raises it if it is about memory."""
     number = _file_error(error)
-    if not number and "RESOURCE_EXHAUSTED" in str(error):
+    if not number and is_out_of_memory(error):
         raise error
     if not number or again:
         number = _unreadable_file(folder) or number

@@ -22,7 +22,14 @@ import traceback
 from collections.abc import Sequence
 from types import ModuleType
 
-from vmoe.errors import OUT_OF_MEMORY, UsageError, VmoeError, one_line, unknown
+from vmoe.errors import (
+    OUT_OF_MEMORY,
+    UsageError,
+    VmoeError,
+    is_out_of_memory,
+    one_line,
+    unknown,
+)
 
 GROUPS = {  # each command a module with a function ``run``: in this package, or of a study
     "Use a trained model": {
@@ -131,8 +138,8 @@ def _options(error: BaseException, argv: Sequence[str]) -> list[str]:
     given = options_of(getattr(error, "fields", ()), argv)
     if not (remedies := getattr(error, "remedies", {})):
         return given
-    kind = getattr(_module(argv[0]), f"{argv[0].title()}Args")
-    helpful = remedies_of(remedies, kind)
+    kind = getattr(_module(argv[0]), f"{argv[0].title()}Args", None)
+    helpful = remedies_of(remedies, kind) if kind else []
     return [option for option in given if option not in map(_name, helpful)] + helpful
 
 
@@ -148,7 +155,7 @@ def _expected_error(error: BaseException, command: str) -> tuple[str, int]:
         case OSError() if error.errno is not None:
             place = error.filename or "cannot write output"  # a stream has no name
             return f"{place}: {error.strerror}", 1
-    if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):
+    if is_out_of_memory(error):
         return f"{OUT_OF_MEMORY}: {MEMORY.get(command, 'use a smaller --batch-size')}", 1
     wrong = _wrong_environment(error)
     return (str(wrong), wrong.status) if wrong else ("", 1)

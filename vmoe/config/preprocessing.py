@@ -27,7 +27,7 @@ bilinear without antialiasing, or the mean over an area)."""
 class Preprocessing(Checked):
     """How pixels of any size become the input of a trained model: resized, then cropped.
 
-    The crop is central. Pipelines of the V-MoE authors, timm and Hugging Face::
+    The crop is central. These are the pipelines of the V-MoE authors, of timm and of Hugging Face:
 
         decode|resize(384)                     Preprocessing(384, interpolation="tf_bilinear")
         decode|resize(256)|central_crop(224)   Preprocessing(224, 256, interpolation="tf_bilinear")

@@ -190,6 +190,6 @@ def _refuse(new: list[str], dropped: list[str]) -> None:
     if new or dropped:
         raise UsageError(
             f"the parameters do not fit the model: {listed(new, 3) or 'none'} would be new, "
-            f"{listed(dropped, 3) or 'none'} would be dropped; use the same architecture, or "
-            "partial=True to accept this"
+            f"{listed(dropped, 3) or 'none'} would be dropped; use the same architecture, or a "
+            "partial load (partial=True of vmoe.surgery.fit)"
         ).remedied_by(partial=True)
