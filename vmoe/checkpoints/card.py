@@ -171,7 +171,7 @@ def _competing_images(config: ViTConfig) -> int:
 
 
 def _compete(moe: MoEConfig, tokens: int) -> int:
+    """Images of a group that compete; 0 if there is one image, or a slot for every token."""
     images = moe.images_per_group
-    if images == 1 or moe.dropless:
-        return 0
-    return images if slots_and_factor(moe, images * tokens)[0] < images * tokens else 0
+    slots, _ = slots_and_factor(moe, images * tokens)
+    return images if images > 1 and slots < images * tokens else 0
