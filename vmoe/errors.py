@@ -47,8 +47,8 @@ class UsageError(VmoeError, ValueError):
     def __init__(self, problem: str, /, **fields: Any):
         """In ``fields`` the wrong field comes first, then the fields that it conflicts with.
 
-        >>> str(UsageError("use a shorter warmup", **{"optim.warmup_steps": 20, "steps": 10}))
-        'optim.warmup_steps=20 with steps=10: use a shorter warmup'
+        >>> str(UsageError("use fewer", **{"optim.warmup_steps": 20, "steps": 10}))
+        'optim.warmup_steps=20 with steps=10: use fewer'
         """
         super().__init__(f"{_place(fields)}: {problem}" if fields else problem)
         self.fields = fields

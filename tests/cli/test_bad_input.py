@@ -262,6 +262,10 @@ CASES: dict[str, tuple[list[str], str]] = {
         ["evaluate", "--checkpoint", "gone"],
         "gone: no such file or folder; give a run folder",
     ),
+    "misspelt model": (
+        ["evaluate", "--checkpoint", "vmoe_emojii"],
+        "no file, folder or model 'vmoe_emojii': did you mean 'vmoe_emoji'?",
+    ),
     "no checkpoint": (["evaluate", "--checkpoint", "none"], "none: no checkpoint yet"),
     "no such step": (
         ["evaluate", "--checkpoint", "{run}/checkpoints/7"],
@@ -394,7 +398,7 @@ CASES: dict[str, tuple[list[str], str]] = {
     ),
     "the other field": (
         [*TINY_TRAIN, "--steps", "10"],
-        "vmoe: optim.warmup_steps=20 with steps=10: use a shorter warmup (--steps)",
+        "optim.warmup_steps=20 with steps=10: use optim.warmup_steps of at most 9, or more steps (--",
     ),
     "lengths": (
         [*TINY_TRAIN, "--steps", "30", "--epochs", "2"],

@@ -119,7 +119,7 @@ def set_with(**overrides: Any) -> EvalConfig:
             "routing.capacity_factor=4.0: the slots of a soft router are parameters",
         ),
         (dict(seed=-1), "seed=-1"),
-        (dict(steps=50), "optim.warmup_steps=100 with steps=50: use a shorter warmup"),
+        (dict(steps=50), "steps=50: use optim.warmup_steps of at most 49, or more"),
         (
             dict(steps=120, optim=dict(schedule="rsqrt", cooldown_steps=21)),
             "optim.cooldown_steps=21 with optim.warmup_steps=100 and steps=120: use a shorter",

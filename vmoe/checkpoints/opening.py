@@ -1,5 +1,6 @@
 """Recognizes the files at a path, and opens them without reading their arrays."""
 
+from difflib import get_close_matches
 from pathlib import Path
 
 from vmoe import models, zoo
@@ -15,7 +16,7 @@ from vmoe.checkpoints import (
 from vmoe.checkpoints.family import Family, corrupt_if_wrong, read_json
 from vmoe.checkpoints.restore import find, is_run
 from vmoe.checkpoints.stored import Origin, StoredModel
-from vmoe.errors import UsageError
+from vmoe.errors import UsageError, unknown
 from vmoe.workdir.layout import read_class_names, read_config
 
 PICKLES = (".pth", ".pt", ".bin", ".ckpt", ".pkl", ".pickle", ".tar")
@@ -24,6 +25,8 @@ FORMATS = (
     "checkpoints/last; or a folder with model.safetensors and config.json (of vmoe, timm or "
     "Hugging Face); or a .npz file of a ViT; or the PREFIX of a published checkpoint, PREFIX.index"
 )
+
+NAMES = [name for entry in zoo.ENTRIES for name in (entry.model, entry.name)]
 
 
 def resolve(path: str | Path) -> tuple[Path, str | Path]:
@@ -59,6 +62,8 @@ def open_weights(path: Path) -> Family | None:
     if chunked.exists(prefix):
         return from_flax.published(prefix)
     _refuse_pickle(path)
+    if not path.exists() and get_close_matches(str(path), NAMES):
+        raise UsageError(unknown("no file, folder or model", str(path), NAMES))
     reason = "no checkpoint of a known format" if path.exists() else "no such file or folder"
     raise UsageError(f"{path}: {reason}; give {FORMATS}")
 

@@ -113,7 +113,8 @@ class TrainConfig(Checked):
             return
         steps, optim = self.total_steps, self.optim
         fields = {"optim.warmup_steps": optim.warmup_steps, "steps": steps}
-        require(optim.warmup_steps < steps, "use a shorter warmup", **fields)
+        remedy = f"use optim.warmup_steps of at most {steps - 1}, or more steps"
+        require(optim.warmup_steps < steps, remedy, **fields)
         fields = {"optim.cooldown_steps": optim.cooldown_steps, **fields}
         both = optim.warmup_steps + optim.cooldown_steps
         require(both <= steps, "use a shorter cooldown or warmup", **fields)
