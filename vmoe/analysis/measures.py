@@ -143,12 +143,14 @@ def block_measures(totals: Mapping[str, Any]) -> dict[str, Any]:
         totals: the ``expert_totals`` of the block, or the fields of its ``ExpertTotals``.
 
     Returns:
-        load: fraction of the choices per expert, before any is dropped; sums to 1. Equal to
-            importance for soft routing, which makes no choices.
-        importance: mean gate of each expert; sums to 1.
-        dropped: see ``dropped_and_unprocessed``.
-        unprocessed: see ``dropped_and_unprocessed``.
-        gate_entropy: mean entropy of a token's gates, in nats; from 0 (one expert) to ln e (even).
+        these measures by name.
+
+        - load: fraction of the choices per expert, before any is dropped; sums to 1. Equal to
+          importance for soft routing, which makes no choices.
+        - importance: mean gate of each expert; sums to 1.
+        - dropped, unprocessed: see ``dropped_and_unprocessed``.
+        - gate_entropy: mean entropy of a token's gates, in nats; from 0 (one expert) to ln e
+          (uniform).
     """
     xp = _namespace(totals)
     tokens = xp.maximum(totals["tokens"], 1)
