@@ -1,9 +1,12 @@
 """Fine-tuning on own images: rows that are made once, and the tables of docs/your_images.md."""
 
+import importlib
 import json
 import re
+import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,28 +23,28 @@ ONE_CELL = """
 import own_images
 
 own_images.DRAWINGS = (36, 45)
-cell = own_images.Cell("vit_fashion_mnist", 36, "head", 1e-2, 1)
+cell = own_images.Cell("vit_fashion_mnist", 36, "head", 1e-2, 20)
 own_images.OwnImages.make(own_images.OwnImages(own_images.parse()), [(cell, 3)])
 """
 
 
-def run(folder: Path, *options: str, code: str = "") -> subprocess.CompletedProcess[str]:
-    command = ["-c", code] if code else ["own_images.py"]
-    return subprocess.run(
-        [sys.executable, *command, "--workdir", str(folder / "runs"), "--jobs", "1", *options],
-        capture_output=True,
-        text=True,
-        cwd=ROOT / "scripts",
-    )
+@pytest.fixture
+def script(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """The script, which is imported once for all tests."""
+    monkeypatch.syspath_prepend(ROOT / "scripts")
+    before = signal.getsignal(signal.SIGTERM)
+    yield importlib.import_module("own_images")
+    signal.signal(signal.SIGTERM, before)
 
 
 def test_the_tables_of_the_page_are_made_from_the_committed_rows_without_training(
-    tmp_path: Path,
+    script: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     page = tmp_path / "page.md"
     page.write_text(re.sub(r"^\|.*\n", "", PAGE.read_text(), flags=re.MULTILINE))
-    result = run(tmp_path, "--write", str(page))
-    assert result.returncode == 0, result.stderr
+    options = ["--workdir", str(tmp_path / "runs"), "--write", str(page)]
+    monkeypatch.setattr(sys, "argv", ["own_images.py", *options])
+    script.main()
     assert not list((tmp_path / "runs").iterdir())
 
     def section(text: str) -> str:
@@ -51,24 +54,23 @@ def test_the_tables_of_the_page_are_made_from_the_committed_rows_without_trainin
     assert "drawings" in section(PAGE.read_text())
 
 
-def test_missing_data_is_one_line_that_names_the_script(tmp_path: Path) -> None:
-    result = run(tmp_path, "--rows", str(tmp_path / "rows"), "--data", str(tmp_path / "data"))
-    assert result.returncode == 1
-    assert f"{tmp_path / 'data' / 'twitter.csv'}: no such file" in result.stderr
-    assert "scripts/prepare_emoji.py" in result.stderr and result.stderr.count("\n") == 1
-
-
-def test_the_config_of_the_page_is_the_one_that_was_measured(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_missing_data_is_one_line_that_names_the_script_which_makes_it(
+    script: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.syspath_prepend(ROOT / "scripts")
-    import own_images
+    folders = [f"--{name}={tmp_path / name}" for name in ("workdir", "rows", "data")]
+    monkeypatch.setattr(sys, "argv", ["own_images.py", *folders])
+    with pytest.raises(SystemExit) as caught:
+        script.main()
+    assert f"{tmp_path / 'data' / 'twitter.csv'}: no such file" in str(caught.value)
+    assert "scripts/prepare_emoji.py" in str(caught.value) and "\n" not in str(caught.value)
 
+
+def test_the_config_of_the_page_is_the_one_that_was_measured(script: Any) -> None:
     blocks = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
     (block,) = [each for each in blocks if "TrainConfig" in each]
     names: dict[str, Any] = {}
     exec(block, names)
-    assert to_json(names["config"]) == to_json(own_images.recipe("vmoe_emoji", "folder:pets", 2))
+    assert to_json(names["config"]) == to_json(script.recipe("vmoe_emoji", "folder:pets", 2))
 
 
 @pytest.mark.slow
@@ -86,13 +88,15 @@ def test_a_cell_is_trained_on_a_share_of_each_category_and_has_a_digit_for_each_
     (data / "twitter.csv").write_text("\n".join(lines) + "\n")
     (tmp_path / "words").mkdir()
     (tmp_path / "words" / "config.json").write_text("{}")  # so that nothing is pre-trained
-    options = ("--data", str(data), "--rows", str(tmp_path / "rows"))
-    result = run(tmp_path, *options, "--words", str(tmp_path / "words"), code=ONE_CELL)
+    folders = {"workdir": "runs", "rows": "rows", "data": "data", "words": "words"}
+    options = [f"--{name}={tmp_path / folder}" for name, folder in folders.items()]
+    command = [sys.executable, "-c", ONE_CELL, "--jobs=1", *options]
+    result = subprocess.run(command, capture_output=True, text=True, cwd=ROOT / "scripts")
     assert result.returncode == 0, result.stderr
     chosen = (tmp_path / "runs" / "lists" / "36.csv").read_text().splitlines()[1:]
     assert sorted(x.split(",")[1] for x in chosen if x.endswith("train")) == sorted(NAMES * 4)
     (path,) = (tmp_path / "rows").iterdir()
     row = json.loads(path.read_text())
-    assert path.name == "vit_fashion_mnist-36-head-1e-02-1-3.json" and row["seed"] == 3
-    assert len(row["test"]) == 9 and set(row["test"]) <= set("01") and row["steps"] == 1
+    assert path.name == "vit_fashion_mnist-36-head-1e-02-20-3.json" and row["seed"] == 3
+    assert len(row["test"]) == 9 and set(row["test"]) <= set("01") and row["steps"] == 23
     assert (row["drawings"], row["trained"], row["rate"]) == (36, "head", 0.01)
