@@ -115,8 +115,8 @@ def _pixels(image: Image, i: int, exif: bool) -> UInt8[np.ndarray, "h w 3"]:
     array = np.asarray(image)
     if array.dtype != np.uint8 or array.ndim != 3 or array.shape[-1] != 3:
         raise UsageError(
-            f"images[{i}] is {array.dtype}{list(array.shape)}: give a path, or RGB pixels uint8[h w 3], "
-            "such as a PIL image after convert('RGB')"
+            f"images[{i}] is {array.dtype}{list(array.shape)}: give a path, or RGB pixels "
+            "uint8[h w 3], such as a PIL image after convert('RGB')"
         )
     return array
 

@@ -398,7 +398,7 @@ CASES: dict[str, tuple[list[str], str]] = {
     ),
     "the other field": (
         [*TINY_TRAIN, "--steps", "10"],
-        "optim.warmup_steps=20 with steps=10: use optim.warmup_steps of at most 9, or more steps (--",
+        "optim.warmup_steps=20 with steps=10: use optim.warmup_steps of at most 9, or more steps",
     ),
     "lengths": (
         [*TINY_TRAIN, "--steps", "30", "--epochs", "2"],
@@ -709,7 +709,7 @@ NO_LR = dict.fromkeys(("head", "routers", "experts", "others"), 0.0)
         (lambda: with_value("optim.momentum", 0.5), {"optim.momentum": 0.5, "optim.kind": "adamw"},
          "no effect, only with sgd or adafactor; leave it at 0.9"),
         (lambda: replace(load(TINY), steps=None, epochs=0.5).with_steps(1257),
-         {"optim.warmup_steps": 20, "steps": 20}, "shorter warmup"),
+         {"optim.warmup_steps": 20, "steps": 20}, "at most 19, or more steps"),
         (lambda: replace(load(TINY), steps=None, epochs=1e20).with_steps(1257), {"epochs": 1e20},
          "3928125000000000000000 steps; a run has at most 2147483647"),
         (lambda: with_value("data.shift", 8), {"data.shift": 8, "model.image_size": 8},
