@@ -131,8 +131,8 @@ def recipe(start: str, data: str, classes: int) -> TrainConfig:
         label_smoothing=0.1,
         evaluations=(EvalConfig(preprocessing=trunk.preprocessing),),
         log_every=10,
-        evaluate_every=100,
-        checkpoint_every=100,
+        evaluate_every=20,
+        checkpoint_every=20,
     )
 
 

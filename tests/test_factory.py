@@ -101,7 +101,7 @@ def test_images_get_the_preprocessing_of_the_loaded_model(run: Path) -> None:
         ("0.png", "images=0.png: give a list of images"),
         ([b"PNG"], r"images\[0\]: not an image, or in a format that cannot be read"),
         ([], r"images=\[\]: give at least one"),
-        ([np.zeros((8, 8, 3))], r"images\[0\] is float64\[8, 8, 3\]: give a path, or pixels uint8"),
+        ([np.zeros((8, 8, 3))], r"images\[0\] is float64\[8, 8, 3\]: give a path, or RGB pixels"),
         ([np.zeros((8, 8), np.uint8)], r"images\[0\] is uint8\[8, 8\]"),
         (["gone.png"], "gone.png: no such file"),
     ],
