@@ -42,8 +42,8 @@ FIRST = {"order": "in order", "random": "at random"} | {
 
 
 MEANINGS = {
-    "reproduced": "the claimed order holds, by the seeds and by the images",
-    "contradicted": "another order holds, by the seeds and by the images",
+    "reproduced": "the claimed order holds, by the seeds and, for accuracies, by the images",
+    "contradicted": "another order holds, by the seeds and, for accuracies, by the images",
     "not contradicted": "the claim is that nothing changes, and neither exceeds the other",
     "inconclusive": "the seeds overlap, or the difference is below two errors over the images, or "
     "chance alone gives the verdict in more than 1 of 8 cases",
@@ -168,7 +168,9 @@ def counts(rows: Rows) -> str:
     shown = ", ".join(f"{words.count(each)} {each}" for each in VERDICTS[::-1] if each in words)
     expected = sum(chance(claim) / 2 for claim in measured if "above" in claim.holds)
     agree = sum(seeds_agree(claim, rows) for claim in measured)
-    unknown = sum(margin(claim, rows).error is None for claim in measured)
+    margins = [margin(claim, rows) for claim in measured]
+    accuracies = [each for each in margins if each.bound is not None]
+    unknown = sum(each.error is None for each in accuracies)
     alone = sum(
         text.endswith(SEEDS_ALONE) and word(text) != "inconclusive" for text in measured.values()
     )
@@ -176,19 +178,19 @@ def counts(rows: Rows) -> str:
     if missing := len(CLAIMS) - len(measured):
         text += f" {missing} more are not measured."
     text += (
-        f" The three seeds agree with {agree} of the claims. A claim is called reproduced only if "
-        "the difference also exceeds two standard errors over the test images."
+        f" The three seeds agree with {agree} of the claims. For accuracies this is not enough: "
+        "the difference must also exceed two standard errors over the test images."
     )
     if unknown:
-        which = "any claim" if unknown == len(measured) else f"{unknown} of the claims"
+        which = "any" if unknown == len(accuracies) else f"{unknown}"
         text += (
-            f" This error is not known yet for {which}. For accuracies a bound is used instead, "
+            f" This error is not known yet for {which} of these claims. A bound is used instead, "
             "which is larger than the error."
         )
     if alone:
         text += (
-            f" {alone} of the claims that are reproduced or contradicted compare other figures, "
-            "which only the three seeds support."
+            f" {alone} of the claims that are reproduced or contradicted compare other figures and "
+            "rest on the three seeds alone."
         )
     text += (
         f" If nothing had an effect, chance would reproduce at most about {expected:.1f} claims."
