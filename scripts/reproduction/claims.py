@@ -3,8 +3,10 @@
 A claim compares two figures, A and B. A is *above* B if two things hold. The seeds separate: each
 seed of A is above every seed of B; if both figures come from the same models, A is above B for each
 seed. And the images confirm it: the mean over the seeds exceeds the other by two standard errors
-over the test images, which all models share. The images cannot confirm figures that are no mean
-over images, nor rows without results per image: such a verdict rests on *the seeds alone*.
+over the test images, which all models share. Rows without results per image have a *bound* of that
+error: the error if both were measured on different images. Models tend to be wrong on the same
+images, so the true error is smaller. A figure that is no accuracy has neither: its verdict rests on
+*the seeds alone*.
 
 A claim is *reproduced* if the order is the claimed one, and *contradicted* if it is another one.
 Without an order it is *not contradicted* if it claims that nothing changes, else *inconclusive*. A
@@ -19,7 +21,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 from experiments import SEEDS, Rows
 
-from reproduction.measure import LOW, unpack
+from reproduction.measure import ACCURACIES, ATTACKED, LOW, unpack
 
 Order = Literal["above", "none", "below"]
 ERRORS = 2
@@ -28,7 +30,8 @@ CHANCE = 1 / 8
 """The largest probability at which chance may give a verdict."""
 VERDICTS = ("contradicted", "inconclusive", "not contradicted", "reproduced")
 NOT_MEASURED = "not measured"
-SEEDS_ALONE = " by the seeds alone"
+BOUND, SEEDS_ALONE = " by a bound", " by the seeds alone"
+"""After a verdict: what it rests on, if not on the seeds and the error over the images."""
 
 
 class Figure(NamedTuple):
@@ -265,11 +268,13 @@ class Margin(NamedTuple):
         over_seeds: its standard error over the seeds, from three of them; NaN for one seed.
         error: its standard error over the images, on each of which the two are compared; None if
             a row has no results per image.
+        bound: an upper bound of that error; None if a figure is no accuracy over images.
     """
 
     mean: float
     over_seeds: float
     error: float | None
+    bound: float | None
 
 
 def margin(claim: Claim, rows: Rows) -> Margin:
@@ -285,11 +290,15 @@ def margin(claim: Claim, rows: Rows) -> Margin:
     every = [row for figure in figures for row in rows[figure.variant].values()]
     of_first, of_second = (_correct(rows, figure) for figure in figures)
     if of_first is None or of_second is None:
-        return Margin(mean, over_seeds, None)
+        counts = [_images(rows, figure) for figure in figures]
+        if None in counts:
+            return Margin(mean, over_seeds, None, None)
+        return Margin(mean, over_seeds, None, error_bound(first.mean(), second.mean(), min(counts)))
     if len({row["labels"] for row in every}) > 1:
         raise SystemExit(f"{claim.text}: rows of different images; remove rows of other versions")
     differences = of_first.mean(0) - of_second.mean(0)
-    return Margin(mean, over_seeds, float(differences.std() / math.sqrt(differences.size)))
+    error = float(differences.std() / math.sqrt(differences.size))
+    return Margin(mean, over_seeds, error, error)
 
 
 def paired(claim: Claim) -> bool:
@@ -307,6 +316,24 @@ def error_over_seeds(first: np.ndarray, second: np.ndarray, *, paired: bool) -> 
     if min(part.size for part in parts) < 2:
         return math.nan
     return math.sqrt(sum(float(part.var(ddof=1)) / part.size for part in parts))
+
+
+def error_bound(first: float, second: float, images: int) -> float:
+    """The standard error of the difference of two accuracies on different images.
+
+    On the same images the error is smaller, if models tend to be wrong on the same ones. Means over
+    seeds do not count for more images.
+    """
+    return math.sqrt((first * (1 - first) + second * (1 - second)) / images)
+
+
+def _images(rows: Rows, figure: Figure) -> int | None:
+    """The number of images of an accuracy; None for other figures."""
+    kind = figure.name.partition(".")[0]
+    if kind not in ACCURACIES:
+        return None
+    number = min(row["images"] for row in rows[figure.variant].values())
+    return min(ATTACKED, number) if kind == "attack" else number
 
 
 def _correct(rows: Rows, figure: Figure) -> np.ndarray | None:
@@ -327,13 +354,18 @@ def order(first: Sequence[float], second: Sequence[float], *, paired: bool) -> O
     return "below" if all(a < b for a, b in pairs) else "none"
 
 
+def order_of_seeds(claim: Claim, rows: Rows) -> Order:
+    """How the figures of a measured claim compare, by the seeds."""
+    return order(values(rows, claim.first), values(rows, claim.second), paired=paired(claim))
+
+
 def found(claim: Claim, rows: Rows) -> Order:
     """How the figures of a measured claim compare, by the seeds and by the images."""
-    by_seeds = order(values(rows, claim.first), values(rows, claim.second), paired=paired(claim))
-    mean, _, error = margin(claim, rows)
-    if error is None:
-        return by_seeds if _chance_of_verdict(claim) <= CHANCE else "none"
-    return by_seeds if abs(mean) >= ERRORS * error else "none"
+    by_seeds = order_of_seeds(claim, rows)
+    mean, _, error, bound = margin(claim, rows)
+    if error is None and _chance_of_verdict(claim) > CHANCE:
+        return "none"
+    return by_seeds if bound is None or abs(mean) >= ERRORS * bound else "none"
 
 
 def verdict(claim: Claim, rows: Rows) -> str:
@@ -342,13 +374,24 @@ def verdict(claim: Claim, rows: Rows) -> str:
     if min(len(first), len(second)) < len(SEEDS):
         return NOT_MEASURED
     result = found(claim, rows)
-    separate = order(first, second, paired=paired(claim)) != "none"
+    separate = order_of_seeds(claim, rows) != "none"
+    _, _, error, bound = margin(claim, rows)
     if result == "none":
-        alone = separate and margin(claim, rows).error is None
+        alone = separate and error is None
         text = "not contradicted" if result in claim.holds and not alone else "inconclusive"
     else:
         text = "reproduced" if result in claim.holds else "contradicted"
-    return text + (SEEDS_ALONE if margin(claim, rows).error is None else "")
+    return text + (SEEDS_ALONE if bound is None else BOUND if error is None else "")
+
+
+def word(text: str) -> str:
+    """A verdict without what it rests on."""
+    return text.removesuffix(SEEDS_ALONE).removesuffix(BOUND)
+
+
+def seeds_agree(claim: Claim, rows: Rows) -> bool:
+    """Whether the seeds of a measured claim separate in the claimed order, whatever the images."""
+    return "above" in claim.holds and order_of_seeds(claim, rows) == "above"
 
 
 def chance(claim: Claim) -> float:

@@ -57,6 +57,8 @@ LOW = 8
 STRENGTHS = (1, 2, 4, 8)
 PATHS: tuple[GradientPath, ...] = ("experts", "routers")
 ATTACKED = 512  # images
+ACCURACIES = ("accuracy", "attack", "capacity", "random", "merged")
+"""The figures that are a share of correct images: the first parts of their names."""
 BATCH_SIZE = 64
 
 Correct = Bool[np.ndarray, "b"]

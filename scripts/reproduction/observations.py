@@ -7,7 +7,10 @@ import numpy as np
 from experiments import Rows
 
 from reproduction.claims import Figure, values
-from reproduction.measure import LOW
+from reproduction.measure import LOW, PRIORITIES, SLOTS
+
+MANY = 24
+"""Slots from which on priorities no longer matter."""
 
 
 class Figures:
@@ -72,7 +75,7 @@ def class_token_is_dropped_early_and_kept_late(of: Figures) -> str | None:
     if not ((early < early_fore).all() and (late > late_fore).all()):
         return None
     return (
-        f"With {LOW} slots, the class token loses more of its experts in block 1 than foreground "
+        f"With {LOW} slots, the class token loses more of its choices in block 1 than foreground "
         f"patches do ({early.mean():.1f}% and {early_fore.mean():.1f}% are kept), and fewer in "
         f"block 5 ({late.mean():.1f}% and {late_fore.mean():.1f}%), for each seed."
     )
@@ -136,7 +139,23 @@ def information_is_far_above_chance(of: Figures) -> str | None:
     )
 
 
+def with_many_slots_no_priority_is_better(of: Figures) -> str | None:
+    many = [slots for slots in SLOTS if slots >= MANY]
+    spread = [
+        np.ptp([of(variant, f"capacity.{slots}.{each}").mean() for each in PRIORITIES])
+        for variant in ("standard", "class_token", "half", "half_bpr")
+        for slots in many
+    ]
+    if max(spread) > 0.15:
+        return None
+    return (
+        f"From {MANY} slots on (capacity factor {MANY / 32:g}), Batch Prioritized Routing makes no "
+        f"difference: the four priorities lie within {max(spread):.2f} points."
+    )
+
+
 CAPACITY: tuple[Observation, ...] = (
+    with_many_slots_no_priority_is_better,
     order_is_worse_than_random,
     training_in_order_makes_experts_matter_less,
     class_token_is_dropped_early_and_kept_late,

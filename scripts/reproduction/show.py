@@ -9,6 +9,7 @@ import numpy as np
 from experiments import Rows, markdown_table, percents
 
 from reproduction.claims import (
+    BOUND,
     CLAIMS,
     NOT_CHECKED,
     NOT_MEASURED,
@@ -18,8 +19,10 @@ from reproduction.claims import (
     Figure,
     chance,
     margin,
+    seeds_agree,
     values,
     verdict,
+    word,
 )
 from reproduction.measure import ATTACKED, PRIORITIES, SLOTS, STRENGTHS
 from reproduction.variants import VARIANTS
@@ -28,12 +31,22 @@ from vmoe.analysis.statistics import KINDS
 CURVES = ("standard", "class_token", "half", "half_bpr")
 BLOCKS = ("standard", "all_blocks", "class_token", "expert_choice")
 KEPT = ("standard", "all_blocks", "class_token")
+DIFFERENCE = ("A − B", "error over the images")
 FEW = 10
 """Images that should not decide a verdict."""
 NUMBERS = range(6)
 """The blocks of a model."""
 FIRST = {"order": "in order", "random": "at random"} | {
     name: f"{name.replace('_', ' ')} first" for name in ("largest_gate", "sum_of_gates")
+}
+
+
+MEANINGS = {
+    "reproduced": "the claimed order holds, by the seeds and, for accuracies, by the images",
+    "contradicted": "another order holds, by the seeds and, for accuracies, by the images",
+    "not contradicted": "the claim is that nothing changes, and neither exceeds the other",
+    "inconclusive": "the seeds overlap, or the difference is below two errors over the images, or "
+    "chance alone gives the verdict in more than 1 of 8 cases",
 }
 
 
@@ -48,22 +61,29 @@ def comparisons(rows: Rows, names: Iterable[str]) -> str:
         for claim, text in _verdicts(rows).items()
         if claim in [CLAIMS[name] for name in names]
     ]
-    return markdown_table(["claim", "A", "B", "A − B", "verdict"], lines)
+    return markdown_table(["claim", "A", "B", *DIFFERENCE, "verdict"], lines)
 
 
 def _compared(rows: Rows, claim: Claim) -> list[str]:
-    """Both figures with their labels, and the difference."""
+    """Both figures with their labels, the difference, and its error over the images."""
     cells = [
         f"{label}: {_spread(rows, figure)}"
         for label, figure in zip(claim.labels, (claim.first, claim.second), strict=True)
     ]
-    return [*cells, difference(rows, claim)]
+    return [*cells, difference(rows, claim), _over_images(rows, claim)]
+
+
+def _over_images(rows: Rows, claim: Claim) -> str:
+    _, _, error, bound = margin(claim, rows)
+    if bound is None:
+        return "-"
+    return f"at most {100 * bound:.2f}" if error is None else f"{100 * error:.2f}"
 
 
 def _shown(text: str) -> str:
     """A verdict with what it rests on."""
-    word = text.removesuffix(SEEDS_ALONE)
-    return f"{word} ({'seeds' if word != text else 'seeds, images'})"
+    found = {SEEDS_ALONE: "seeds", BOUND: "seeds, bound"}.get(text.removeprefix(word(text)))
+    return f"{word(text)} ({found or 'seeds, images'})"
 
 
 def models(rows: Rows) -> str:
@@ -144,16 +164,37 @@ def changed(rows: Rows) -> str:
 def counts(rows: Rows) -> str:
     """How many claims have each verdict, and how many are reproduced by chance."""
     measured = _verdicts(rows)
-    words = [text.removesuffix(SEEDS_ALONE) for text in measured.values()]
-    shown = ", ".join(f"{words.count(word)} {word}" for word in VERDICTS[::-1] if word in words)
+    words = [word(text) for text in measured.values()]
+    shown = ", ".join(f"{words.count(each)} {each}" for each in VERDICTS[::-1] if each in words)
     expected = sum(chance(claim) / 2 for claim in measured if "above" in claim.holds)
-    alone = sum(text.endswith(SEEDS_ALONE) for text in measured.values())
+    agree = sum(seeds_agree(claim, rows) for claim in measured)
+    margins = [margin(claim, rows) for claim in measured]
+    accuracies = [each for each in margins if each.bound is not None]
+    unknown = sum(each.error is None for each in accuracies)
+    alone = sum(
+        text.endswith(SEEDS_ALONE) and word(text) != "inconclusive" for text in measured.values()
+    )
     text = f"**{len(measured)} claims: {shown or 'not measured'}.**"
     if missing := len(CLAIMS) - len(measured):
         text += f" {missing} more are not measured."
-    text += f" If nothing had an effect, chance would reproduce about {expected:.1f} of them."
+    text += (
+        f" The three seeds agree with {agree} of the claims. For accuracies this is not enough: "
+        "the difference must also exceed two standard errors over the test images."
+    )
+    if unknown:
+        which = "any" if unknown == len(accuracies) else f"{unknown}"
+        text += (
+            f" This error is not known yet for {which} of these claims. A bound is used instead, "
+            "which is larger than the error."
+        )
     if alone:
-        text += f" Verdicts that rest on the seeds alone: {alone}."
+        text += (
+            f" {alone} of the claims that are reproduced or contradicted compare other figures and "
+            "rest on the three seeds alone."
+        )
+    text += (
+        f" If nothing had an effect, chance would reproduce at most about {expected:.1f} claims."
+    )
     return wrapped(text)
 
 
@@ -168,10 +209,17 @@ def claims(rows: Rows) -> str:
         ]
         for claim, text in sorted(
             _verdicts(rows).items(),
-            key=lambda each: VERDICTS.index(each[1].removesuffix(SEEDS_ALONE)),
+            key=lambda each: VERDICTS.index(word(each[1])),
         )
     ]
-    return markdown_table(["verdict", "claim", "A", "B", "A − B", "source"], lines)
+    return markdown_table(["verdict", "claim", "A", "B", *DIFFERENCE, "source"], lines)
+
+
+def meanings(rows: Rows) -> str:
+    """The verdicts with their meanings; of a rare one only if a claim has it."""
+    used = {word(text) for text in _verdicts(rows).values()}
+    lines = [line for line in MEANINGS.items() if line[0] in used or line[0] != "not contradicted"]
+    return markdown_table(["verdict", "meaning"], lines)
 
 
 def narrow(rows: Rows) -> str:
@@ -230,13 +278,12 @@ def _spread(rows: Rows, figure: Figure) -> str:
 
 
 def difference(rows: Rows, claim: Claim) -> str:
-    """The difference, its standard error over the seeds, and over the images if it is known."""
+    """The difference and its standard error over the seeds."""
     if verdict(claim, rows) == NOT_MEASURED:
         return NOT_MEASURED
-    mean, over_seeds, error = margin(claim, rows)
+    mean, over_seeds, _, _ = margin(claim, rows)
     scale, digits = _units(claim.first)
-    text = f"{scale * mean:+.{digits}f} ± {scale * over_seeds:.{digits}f}"
-    return text if error is None else f"{text}; ± {scale * error:.{digits}f}"
+    return f"{scale * mean:+.{digits}f} ± {scale * over_seeds:.{digits}f}"
 
 
 def _units(figure: Figure) -> tuple[float, int]:

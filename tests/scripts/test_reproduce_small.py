@@ -103,7 +103,7 @@ def test_other_rows_change_the_answers_the_plots_and_the_table_of_answers(tmp_pa
     assert result.returncode == 0, result.stderr
     for name in ("sparse_or_dense", "README"):
         text = " ".join((tmp_path / "pages" / f"{name}.md").read_text().split())
-        assert "**no** at equal steps" in text and "equal steps -2.54 ±" in text
+        assert "at equal steps **no**" in text and "equal steps -2.54 ±" in text
     plots = {path.name for path in (tmp_path / "pages").glob("*.png")}
     assert plots == {path.name for path in RESULTS.glob("*.png")}
 
@@ -286,6 +286,42 @@ def test_a_difference_needs_the_seeds_and_two_paired_standard_errors_over_the_im
     assert claims.verdict(claim, rows_of(reproduction, {}, correct)) == expected
 
 
+@pytest.mark.parametrize(
+    ("name", "first", "second", "expected"),
+    [
+        ("accuracy", 0.875, 0.867, "inconclusive by a bound"),  # 0.8 points; 2 x 0.47
+        ("accuracy", 0.875, 0.865, "reproduced by a bound"),
+        ("accuracy", 0.865, 0.875, "contradicted by a bound"),
+        ("attack.8", 0.45, 0.39, "inconclusive by a bound"),  # 512 images; 2 x 3.1
+        ("attack.8", 0.46, 0.39, "reproduced by a bound"),
+        ("class.1", 0.875, 0.867, "reproduced by the seeds alone"),
+    ],
+)
+def test_without_results_per_image_a_difference_of_accuracies_needs_two_bounds_of_their_error(
+    reproduction: dict[str, Any], name: str, first: float, second: float, expected: str
+) -> None:
+    claims = reproduction["claims"]
+    claim = claims.Claim("", "", claims.Figure("a", name), claims.Figure("b", name))
+    rows = rows_of(reproduction, {f"a:{name}": [first] * 3, f"b:{name}": [second] * 3})
+    for of in rows.values():
+        for row in of.values():
+            row["images"] = 10_000
+    assert claims.verdict(claim, rows) == expected
+
+
+def test_the_bound_exceeds_the_error_over_images_that_are_hard_for_all(
+    reproduction: dict[str, Any],
+) -> None:
+    claims = reproduction["claims"]
+    rng = np.random.default_rng(1)
+    hard = rng.random(2000)
+    first, second = (hard + 0.3 * rng.random((3, 2000)) < bound for bound in (0.9, 0.85))
+    claim = claims.Claim("", "", *(claims.Figure(each, "accuracy") for each in "ab"))
+    rows = rows_of(reproduction, {}, {"a:accuracy": first, "b:accuracy": second})
+    error = claims.margin(claim, rows).error
+    assert error < claims.error_bound(first.mean(), second.mean(), 2000)
+
+
 def test_the_errors_of_a_margin_are_over_the_seeds_and_over_the_same_images(
     reproduction: dict[str, Any],
 ) -> None:
@@ -295,7 +331,7 @@ def test_the_errors_of_a_margin_are_over_the_seeds_and_over_the_same_images(
     first, second = (hard + 0.3 * rng.random((3, 2000)) < bound for bound in (0.9, 0.85))
     claim = claims.Claim("", "", claims.Figure("a", "x"), claims.Figure("b", "x"))
     rows = rows_of(reproduction, {}, {"a:x": first, "b:x": second})
-    mean, over_seeds, error = claims.margin(claim, rows)
+    mean, over_seeds, error, _ = claims.margin(claim, rows)
     parts = (part.mean(1) for part in (first, second))  # of each seed
     assert over_seeds == pytest.approx(np.sqrt(sum(part.var(ddof=1) / 3 for part in parts)))
     means = first.mean(0) - second.mean(0)
@@ -338,20 +374,27 @@ def test_the_table_of_claims_names_both_figures_and_is_sorted_by_verdict(
     lines = show.claims(rows).splitlines()[2:]
     assert [line.split("**")[1] for line in lines] == ["contradicted", "inconclusive", "reproduced"]
     assert (
-        "| V-MoE: 71.00 (70.00 to 72.00) | dense: 82.00 (80.00 to 85.00) | -11.00 ± 1.63; ± 0.91 |"
+        "| V-MoE: 71.00 (70.00 to 72.00) | dense: 82.00 (80.00 to 85.00) | -11.00 ± 1.63 | 0.91 |"
     ) in lines[0]
     assert lines[0].startswith("| **contradicted** (seeds, images) | sparse is better")
-    assert "| -1.57 ± 0.92; ± 0.26 |" in lines[1]  # the seeds overlap
+    assert "| -1.57 ± 0.92 | 0.26 |" in lines[1]  # the seeds overlap
     assert lines[2].startswith("| **reproduced** (seeds) |")
     assert (
         "| information in block 1: 0.400 (0.300 to 0.500) | in block 5: 0.100 (0.100 to 0.100) "
-        "| +0.300 ± 0.058 | - |"
+        "| +0.300 ± 0.058 | - | - |"
     ) in lines[2]
     text = " ".join(show.counts(rows).split())
     assert "**3 claims: 1 reproduced, 1 inconclusive, 1 contradicted.**" in text
     assert f" {len(claims.CLAIMS) - 3} more are not measured." in text
-    assert "chance would reproduce about 0.2 of them" in text  # 1 / 20 + 1 / 20 + 1 / 8
-    assert "Verdicts that rest on the seeds alone: 1." in text
+    assert "chance would reproduce at most about 0.2 claims" in text  # 1 / 20 + 1 / 20 + 1 / 8
+    assert "The three seeds agree with 1 of the claims." in text
+    assert "not known yet" not in text
+    assert "1 of the claims that are reproduced or contradicted compare other figures" in text
+    for row in rows["dense"].values():
+        row["correct"] = {}
+    text = " ".join(show.counts(rows).split())
+    assert "not known yet for 1 of these claims. A bound is used instead" in text
+    assert "not contradicted" not in show.meanings(rows)  # no claim has this verdict
     assert "| -2 of 1,000 |" in show.narrow(rows)  # 718 and 720 images
 
 
