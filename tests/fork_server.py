@@ -97,6 +97,7 @@ def _supervise(request: dict[str, Any], *descriptors: int) -> list[str]:
 def _enter(request: dict[str, Any], streams: list[int]) -> None:
     """Sets the streams, working directory, environment and limits of the command."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # the tests may run under nohup
     for number, stream in enumerate(streams):
         os.dup2(stream, number)
         os.close(stream)
