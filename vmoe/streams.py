@@ -47,7 +47,7 @@ class LossyStream:
 def prepare() -> None:
     """Prepares the standard streams of a command.
 
-    Messages on stderr that cannot be written are dropped; the work goes on. A closed stream is
+    Messages on stderr that cannot be written are dropped; the work continues. A closed stream is
     replaced, so that no file of the command gets its number: the new stdout drops everything, and
     the new stderr fails, like a closed terminal. Characters that an encoding lacks are escaped.
     """

@@ -50,6 +50,7 @@ class Claim(NamedTuple):
         first: the first of the compared figures.
         second: the second one.
         holds: the orders of the first and the second figure that agree with the claim.
+        labels: what the figures measure.
     """
 
     text: str

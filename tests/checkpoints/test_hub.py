@@ -6,9 +6,7 @@ in the commit itself, which the real hub does for small files only.
 
 import base64
 import hashlib
-import http.server
 import json
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar
@@ -17,6 +15,7 @@ from urllib.parse import parse_qs
 import pytest
 
 from tests.command import vmoe
+from tests.server import Answering, serving
 from vmoe.checkpoints import read
 from vmoe.trees import by_name
 
@@ -25,7 +24,7 @@ TOKEN = "hf_secret"
 REPOSITORY = "someone/model"
 
 
-class Hub(http.server.BaseHTTPRequestHandler):
+class Hub(Answering):
     """Holds the files of one repository."""
 
     files: ClassVar[dict[str, bytes]] = {}
@@ -86,28 +85,13 @@ class Hub(http.server.BaseHTTPRequestHandler):
         oid = hashlib.sha1(content).hexdigest()
         return {"type": "file", "path": path, "size": len(content), "oid": oid}
 
-    def answer(self, content: Any, status: int = 200) -> None:
-        body = content if isinstance(content, bytes) else json.dumps(content).encode()
-        self.send_response(status)
-        self.send_header("Content-Length", str(len(body)))
-        self.send_header("ETag", f'"{hashlib.sha1(body).hexdigest()}"')
-        self.send_header("X-Repo-Commit", "1" * 40)
-        self.end_headers()
-        if self.command != "HEAD":
-            self.wfile.write(body)
-
-    def log_message(self, format: str, *args: Any) -> None:
-        pass
-
 
 @pytest.fixture(scope="module")
 def hub() -> Iterator[str]:
     """The address of a hub."""
     pytest.importorskip("huggingface_hub")
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Hub) as server:
-        threading.Thread(target=server.serve_forever).start()
-        yield f"http://127.0.0.1:{server.server_port}"
-        server.shutdown()
+    with serving(Hub) as address:
+        yield address
 
 
 def test_a_model_is_pushed_to_the_hub_and_read_back_bit_for_bit(hub: str, tmp_path: Path) -> None:

@@ -5,11 +5,9 @@ The servers are fsspec's memory file system and a web server on this machine.
 
 import contextlib
 import functools
-import http.server
 import resource
 import shutil
 import sys
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -20,6 +18,7 @@ from fsspec.registry import _registry
 
 from tests.command import TINY
 from tests.random_models import stored_of
+from tests.server import Folder, serving
 from vmoe import config as configs
 from vmoe.checkpoints import read
 from vmoe.checkpoints.remote import url_of
@@ -40,7 +39,7 @@ MODELS = {  # folder -> what is read in it
 }
 
 
-class Handler(http.server.SimpleHTTPRequestHandler):
+class Handler(Folder):
     """Serves a folder; leaves out the end of files whose name is in ``cut``."""
 
     cut: set[str] = set()
@@ -65,29 +64,21 @@ class Handler(http.server.SimpleHTTPRequestHandler):
         else:
             super().do_HEAD()
 
-    def log_message(self, *args: object) -> None:
-        pass
-
 
 @pytest.fixture
 def web(tmp_path: Path) -> Iterator[str]:
     """The URL of a web server that serves the folder ``web``."""
-    with serving(tmp_path / "web") as url:
+    with serving_folder(tmp_path / "web") as url:
         yield url
 
 
 @contextlib.contextmanager
-def serving(folder: Path) -> Iterator[str]:
+def serving_folder(folder: Path) -> Iterator[str]:
     """The URL of a web server that serves a folder."""
     folder.mkdir(exist_ok=True)
     handler = functools.partial(Handler, directory=str(folder))
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        serve = functools.partial(server.serve_forever, poll_interval=0.01)  # so it ends at once
-        thread = threading.Thread(target=serve)
-        thread.start()
-        yield f"http://127.0.0.1:{server.server_port}"
-        server.shutdown()
-        thread.join()
+    with serving(handler) as address:
+        yield address
     Handler.cut, Handler.refused = set(), set()
 
 
@@ -243,7 +234,7 @@ def test_a_model_in_the_cache_is_used_with_one_line_when_the_server_is_gone(
     folder: Path, tmp_path: Path, cache: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     shutil.copytree(folder, tmp_path / "web")
-    with serving(tmp_path / "web") as web:
+    with serving_folder(tmp_path / "web") as web:
         url = f"{web}/{MODELS[folder]}".rstrip("/")
         read(url)
     before = files_of(cache)
@@ -270,7 +261,7 @@ def test_files_of_two_versions_in_the_cache_are_not_used_when_the_server_is_gone
 ) -> None:
     """The download of a changed model ends after the first of its files."""
     shutil.copytree(WEIGHTS / "timm_vit", tmp_path / "web")
-    with serving(tmp_path / "web") as web:
+    with serving_folder(tmp_path / "web") as web:
         read(web)
         for name in ("model.safetensors", "config.json"):
             path = tmp_path / "web" / name

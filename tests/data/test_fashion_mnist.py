@@ -3,10 +3,8 @@
 import functools
 import gzip
 import hashlib
-import http.server
 import os
 import pickle
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,6 +12,7 @@ import numpy as np
 import pytest
 
 from tests.data.open_files import no_more_files
+from tests.server import Folder, serving
 from vmoe import retry
 from vmoe.data.sources import fashion_mnist, open_source
 from vmoe.errors import Failure, UsageError
@@ -40,18 +39,9 @@ def clothes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def server(clothes: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    handler = functools.partial(Quiet, directory=str(clothes))
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as running:
-        threading.Thread(target=running.serve_forever, daemon=True).start()
-        address = f"http://127.0.0.1:{running.server_port}"
+    with serving(functools.partial(Folder, directory=str(clothes))) as address:
         monkeypatch.setattr(fashion_mnist, "ADDRESS", address)
         yield clothes
-        running.shutdown()
-
-
-class Quiet(http.server.SimpleHTTPRequestHandler):
-    def log_message(self, *words: object) -> None:
-        pass
 
 
 def test_fashion_mnist_from_a_folder_has_ten_evenly_split_classes(clothes: Path) -> None:

@@ -12,7 +12,6 @@ reads the same interface (``gcsfs_stand_in``).
 
 import gzip
 import hashlib
-import http.server
 import importlib.util
 import itertools
 import json
@@ -21,7 +20,6 @@ import re
 import shutil
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar
@@ -34,6 +32,7 @@ from PIL import Image
 from tests.data.test_tfds import build
 from tests.docs.test_documentation import PAGES, ROOT, commands_of
 from tests.random_models import stored_model
+from tests.server import Answering, serving
 from vmoe import zoo
 from vmoe.checkpoints import write
 from vmoe.checkpoints.remote import EXTRAS, url_of
@@ -71,7 +70,7 @@ COMMANDS = {
 }
 
 
-class Hosts(http.server.BaseHTTPRequestHandler):
+class Hosts(Answering):
     """All hosts in one; ``files`` are by host and path, ``read`` are those that were downloaded."""
 
     files: ClassVar[dict[str, bytes]] = {}
@@ -128,19 +127,6 @@ class Hosts(http.server.BaseHTTPRequestHandler):
             self.read.append(name)
         self.answer(self.files.get(name, b""), 200 if name in self.files else 404)
 
-    def answer(self, content: Any, status: int = 200) -> None:
-        body = content if isinstance(content, bytes) else json.dumps(content).encode()
-        self.send_response(status)
-        self.send_header("Content-Length", str(len(body)))
-        self.send_header("ETag", f'"{hashlib.sha1(body).hexdigest()}"')
-        self.send_header("X-Repo-Commit", "1" * 40)
-        self.end_headers()
-        if self.command != "HEAD":
-            self.wfile.write(body)
-
-    def log_message(self, format: str, *args: Any) -> None:
-        pass
-
 
 @pytest.fixture
 def hosts(tmp_path: Path) -> Iterator[str]:
@@ -162,10 +148,8 @@ def hosts(tmp_path: Path) -> Iterator[str]:
         pixels = bytes(16) + rng.integers(0, 255, (20, 28, 28), dtype=np.uint8).tobytes()
         content = pixels if "images" in name else bytes(8) + bytes(range(10)) * 2
         Hosts.files[f"{fashion_mnist.ADDRESS}/{name}.gz"] = gzip.compress(content)
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Hosts) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{server.server_port}"
-        server.shutdown()
+    with serving(Hosts) as address:
+        yield address
 
 
 @pytest.fixture

@@ -32,8 +32,8 @@ def capture(
         train: as for the model.
         key: as for the model.
         valid: as for the model.
-        decide: by block, a function that decides in place of its router, such as those of
-            ``vmoe/analysis/interventions.py``.
+        decide: by block, a function that decides instead of its router;
+            ``vmoe/analysis/interventions.py`` has several.
     """
     return model.forward(images, train=train, key=key, valid=valid, decide=decide)
 
@@ -44,7 +44,7 @@ class Captured(NamedTuple):
     Attributes:
         logits: as ``capture`` returns them.
         records: as ``capture`` returns them.
-        features: the arrays asked for, by name.
+        features: the requested arrays, by name.
     """
 
     logits: Float[Array, "b y"]

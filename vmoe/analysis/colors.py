@@ -3,7 +3,7 @@
 The first seven colors are by Okabe and Ito (https://jfly.uni-koeln.de/color/). Each further color
 is the one in an sRGB grid that is farthest from gray and from all colors before it, in the worst
 case of normal vision and three kinds of dichromacy (Machado et al. 2009; distances in OKLab). Not
-all 32 can be told apart, so figures also show the number of the expert.
+all 32 can be distinguished, so figures also show the number of the expert.
 """
 
 COLORS = (
