@@ -1,7 +1,6 @@
 """The Python of the pages runs as written, and the options of their commands exist."""
 
 import ast
-import importlib
 import re
 import shlex
 import subprocess
@@ -16,7 +15,7 @@ from PIL import Image
 import vmoe
 import vmoe.axes
 import vmoe.config
-from vmoe.cli.main import COMMANDS, STUDIES
+from vmoe.cli.main import COMMANDS, module_of
 
 ROOT = Path(__file__).parents[2]
 PAGES = (
@@ -87,13 +86,7 @@ def test_the_commands_of_a_page_are_accepted_by_their_parsers(
         if command in ("--help", "--version", "summary"):
             continue  # they have no parser, or one that depends on the model
         assert command in COMMANDS, (command, words)
-        place = f"studies.{command}.command" if command in STUDIES else f"cli.{command}"
-        module = importlib.import_module(f"vmoe.{place}")
-        (kind,) = (
-            value
-            for name, value in vars(module).items()
-            if name.endswith("Args") and value.__module__ == module.__name__
-        )
+        module = module_of(command)
         if "--config" in words:  # a reader's own config becomes one that is here
             given = words.index("--config") + 1
             if not (ROOT / words[given]).is_file() and re.search(r"[./]|^[A-Z]+$", words[given]):
@@ -101,7 +94,7 @@ def test_the_commands_of_a_page_are_accepted_by_their_parsers(
         if "--dry-run" in words:  # needs no run folder
             words += ["--workdir", "runs/any"]
         parse = getattr(module, "parse_with_config", None) or module.parse
-        parse(kind, command, words)
+        parse(getattr(module, f"{command.title()}Args"), command, words)
 
 
 def test_the_options_of_the_commands_on_the_pages_exist() -> None:

@@ -119,14 +119,14 @@ def _dispatch(argv: Sequence[str]) -> None:
     if command not in COMMANDS:
         raise UsageError(unknown("no command", command, COMMANDS))
     try:
-        _module(command).run(arguments)
+        module_of(command).run(arguments)
     except SystemExit as end:  # without a status, the help was asked for and is printed
         if end.code:
             raise
 
 
-def _module(command: str) -> ModuleType:
-    """Imported on demand, so that a command starts without the imports of the others."""
+def module_of(command: str) -> ModuleType:
+    """The module of a command; imported on demand, without those of the other commands."""
     location = f"studies.{command}.command" if command in STUDIES else f"cli.{command}"
     return importlib.import_module(f"vmoe.{location}")
 
@@ -138,7 +138,7 @@ def _options(error: BaseException, argv: Sequence[str]) -> list[str]:
     given = options_of(getattr(error, "fields", ()), argv)
     if not (remedies := getattr(error, "remedies", {})):
         return given
-    kind = getattr(_module(argv[0]), f"{argv[0].title()}Args", None)
+    kind = getattr(module_of(argv[0]), f"{argv[0].title()}Args", None)
     helpful = remedies_of(remedies, kind) if kind else []
     return [option for option in given if option not in map(_name, helpful)] + helpful
 
