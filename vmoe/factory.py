@@ -255,7 +255,7 @@ def save(
 ) -> None:
     """Writes a model to a folder that ``load``, every command and training open.
 
-    What ``load`` returns has a method for this, which keeps its classes and preprocessing.
+    For a model from ``load`` use its method ``save``, which keeps its classes and preprocessing.
 
     Args:
         model: the model to write.

@@ -102,11 +102,10 @@ def _of_block(
         balance = "use another router"
     enough = not chosen or block.choices.sum() * MIN_LOAD >= e  # else it may be chance
     if enough and (rare := np.flatnonzero(load < MIN_LOAD).tolist()):
+        prune = ", or prune them" * (chosen and not training)
         message = (
             f"{len(rare)} of {e} experts ({listed(list(map(str, rare)), 8)}) get less than "
-            f"{MIN_LOAD:.0%} of the mean load of {of}: {balance}"
-            + ", or prune them"
-            * (chosen and not training)
+            f"{MIN_LOAD:.0%} of the mean load of {of}: {balance}{prune}"
         )
         yield Finding("dead", i, float(load.min()), MIN_LOAD, message)
     even = block.choices.sum() / block.tokens / e if chosen else 1 / e  # share of tokens or gates
