@@ -161,7 +161,7 @@ def test_a_tag_without_pretrained_is_refused() -> None:
 
 def test_a_path_without_a_model_is_refused_with_the_supported_formats(tmp_path: Path) -> None:
     for path, reason in (
-        (tmp_path / "nowhere", "no such file or folder"),
+        (tmp_path / "nowhere", "no such file, folder or model"),
         (tmp_path, "no checkpoint of a known format"),
     ):
         with pytest.raises(UsageError) as caught:

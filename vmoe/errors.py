@@ -202,8 +202,12 @@ def unknown(what: str, name: Any, known: list[str]) -> str:
     return f"{what} {name!r}: {choice(name, known)}"
 
 
-def choice(name: Any, known: list[str]) -> str:
-    """The remedy for a name that does not exist: the most similar existing name, or all names."""
+def choice(name: Any, known: list[str], *, otherwise: str = "") -> str:
+    """The remedy for a name that does not exist: the most similar existing name, or all names.
+
+    Args:
+        otherwise: the remedy if no name is similar, instead of all names.
+    """
     near = difflib.get_close_matches(str(name), known, n=1)
     shown = ", ".join(known[:12]) + (", ..." if len(known) > 12 else "")
-    return f"did you mean {near[0]!r}?" if near else f"choose from {shown}"
+    return f"did you mean {near[0]!r}?" if near else otherwise or f"choose from {shown}"

@@ -1,6 +1,5 @@
 """Recognizes the files at a path, and opens them without reading their arrays."""
 
-from difflib import get_close_matches
 from pathlib import Path
 
 from vmoe import models, zoo
@@ -16,7 +15,7 @@ from vmoe.checkpoints import (
 from vmoe.checkpoints.family import Family, corrupt_if_wrong, read_json
 from vmoe.checkpoints.restore import find, is_run
 from vmoe.checkpoints.stored import Origin, StoredModel
-from vmoe.errors import UsageError, unknown
+from vmoe.errors import UsageError, choice
 from vmoe.workdir.layout import read_class_names, read_config
 
 PICKLES = (".pth", ".pt", ".bin", ".ckpt", ".pkl", ".pickle", ".tar")
@@ -62,10 +61,11 @@ def open_weights(path: Path) -> Family | None:
     if chunked.exists(prefix):
         return from_flax.published(prefix)
     _refuse_pickle(path)
-    if not path.exists() and get_close_matches(str(path), NAMES):
-        raise UsageError(unknown("no file, folder or model", str(path), NAMES))
-    reason = "no checkpoint of a known format" if path.exists() else "no such file or folder"
-    raise UsageError(f"{path}: {reason}; give {FORMATS}")
+    remedy = f"give {FORMATS}"
+    if path.exists():
+        raise UsageError(f"{path}: no checkpoint of a known format; {remedy}")
+    remedy = choice(str(path), NAMES, otherwise=remedy)
+    raise UsageError(f"{path}: no such file, folder or model; {remedy}")
 
 
 def _refuse_pickle(path: str | Path) -> None:
