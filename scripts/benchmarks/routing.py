@@ -1,4 +1,4 @@
-"""Measure our routing, compared with routing by one-hot cumulative sums."""
+"""Measure the routing of vmoe, compared with routing by one-hot cumulative sums."""
 
 import argparse
 import functools
@@ -49,15 +49,15 @@ def routing(options: argparse.Namespace) -> list[Row]:
         assert (assigned.slots[0] == slots).all(), "the assignments differ"
         programs = {
             "top-k alone": alone,
-            "ours": ours,
-            "ours after top-k": after,
+            "vmoe": ours,
+            "vmoe after top-k": after,
             "by cumulative sum": by_cumulative_sum,
-            "by cumulative sum, our top-k": with_our_top_k,
+            "by cumulative sum, vmoe's top-k": with_our_top_k,
         }
         target = {32: "6", 128: "20", 512: "50"}.get(e, "")
         ratios = {
-            "by cumulative sum": [("ours", target and f">= {target}")],
-            "by cumulative sum, our top-k": [("ours", "")],
+            "by cumulative sum": [("vmoe", target and f">= {target}")],
+            "by cumulative sum, vmoe's top-k": [("vmoe", "")],
         }
         rows += rows_of("routing", {"e": e, "tokens": s}, programs, options.repeats, ratios)
     return rows

@@ -22,8 +22,8 @@ COLUMNS: dict[str, Callable[[Row], str]] = {
     "sent MB": lambda row: _figure(row.sent_mb, 1),
 }
 ROUTING = (
-    *("top-k alone", "ours", "ours after top-k"),
-    *("by cumulative sum", "by cumulative sum, our top-k"),
+    *("top-k alone", "vmoe", "vmoe after top-k"),
+    *("by cumulative sum", "by cumulative sum, vmoe's top-k"),
 )
 TEXT = ("what", "relative to", "target")
 

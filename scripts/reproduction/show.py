@@ -292,11 +292,14 @@ def _units(figure: Figure) -> tuple[float, int]:
 
 
 def tables(rows: Rows) -> dict[str, str]:
-    """CSV files by name: every figure of every run."""
+    """CSV files by name: every figure of every run.
+
+    The stored rows call the chance baseline of a figure ``_null``.
+    """
     lines = [
         {"model": name, "label": VARIANTS[name].label, "seed": seed}
         | {"steps": row["steps"], "flops_per_image": row["flops_per_image"]}
-        | row["figures"]
+        | {figure.replace("_null", "_chance"): value for figure, value in row["figures"].items()}
         for name in _measured(rows, VARIANTS)
         for seed, row in sorted(rows[name].items())
     ]

@@ -39,7 +39,7 @@ def _moe(**fields: Any) -> dict[str, Any]:
 
 
 VARIANTS = {
-    "standard": Variant("standard: 8 experts in blocks 1, 3, 5, k = 2"),
+    "standard": Variant("V-MoE: 8 experts in blocks 1, 3, 5, k = 2"),
     "dense": Variant("dense, equal steps", dense=True),
     "dense_flops": Variant("dense, equal training FLOPs", dense=True, equal_flops=True),
     "last2": Variant("experts in blocks 3, 5", {"sparse_blocks": block_numbers("last2", 6)}),

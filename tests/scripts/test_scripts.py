@@ -83,7 +83,7 @@ def test_the_bench_writes_ratios_to_references_and_a_plot(tmp_path: Path) -> Non
         assert rows[key]["target"], key
     assert rows[key]["ratio"] == pytest.approx(1.0)
     assert (tmp_path / "bench.png").read_bytes().startswith(b"\x89PNG")
-    assert ("routing", "by cumulative sum", "ours") in rows
+    assert ("routing", "by cumulative sum", "vmoe") in rows
     assert ("layer", "layer, f+b", "experts alone, f+b") in rows
     assert "batched experts" in result.stdout
     wrong = subprocess.run([*command[:2], "layers"], capture_output=True, text=True)
