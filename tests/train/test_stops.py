@@ -381,7 +381,7 @@ def test_a_diverging_learning_rate_ends_the_command_with_one_line(
     assert status == 1 and "Traceback" not in stderr
     last = stderr.splitlines()[-1]
     assert last.startswith("vmoe: step ") and "there is no checkpoint yet; lower optim.lr" in last
-    assert last.endswith("on_nan=rewind (--optim.lr, --optim.grad-clip-norm, --on-nan rewind)")
+    assert last.endswith("(--optim.lr, --optim.grad-clip-norm, --workdir, --on-nan rewind)")
 
 
 def test_a_checkpoint_larger_than_the_free_space_is_not_started(tmp_path: Path) -> None:

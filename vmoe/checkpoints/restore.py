@@ -231,8 +231,8 @@ def all_corrupt(workdir: Path, messages: Sequence[str] = ()) -> Failure:
     put_back = shlex.join(["mv", f"{moved}/{step}", f"{workdir / CHECKPOINTS}/"])
     return Failure(
         f"{workdir}: {'; '.join([*messages, 'every checkpoint is corrupt'])} (moved to {moved}); "
-        f"restore the files of one and put it back ({put_back}), or start over in a new run folder"
-    )
+        f"restore the files of one and put it back ({put_back}), or start over in another workdir"
+    ).remedied_by(workdir=None)
 
 
 def _check_index(folder: Path, index: Any) -> None:
@@ -250,7 +250,7 @@ def _check_index(folder: Path, index: Any) -> None:
             Failure(
                 f"{folder}: checkpoint format {version}, this version of vmoe reads {FORMAT}; use "
                 "the version that wrote it, or another workdir"
-            )
+            ).remedied_by(workdir=None)
         )
 
 

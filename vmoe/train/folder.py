@@ -51,7 +51,7 @@ def open_workdir(
             raise UsageError(
                 f"workdir {workdir}: it has {left[0]} but no config.json, so its run is unknown: "
                 "restore config.json, or use another workdir"
-            )
+            ).remedied_by(workdir=None)
         summary = summarize(config.model, title="model")
         with writing(workdir):
             write_metadata(

@@ -87,7 +87,7 @@ def read_source(source: InitFrom | None, workdir: Path, config: ViTConfig) -> In
             raise UsageError(
                 f"workdir {workdir}: its run began from {_text(began)}, not from {_text(source)}: "
                 "use another workdir"
-            )
+            ).remedied_by(workdir=None)
         source = began
         if has_checkpoint(workdir):
             return None
@@ -100,7 +100,7 @@ def read_source(source: InitFrom | None, workdir: Path, config: ViTConfig) -> In
         raise UsageError(
             f"{source.path}: its parameters have changed since the run in {workdir} began; restore "
             "them, or use another workdir"
-        )
+        ).remedied_by(workdir=None)
     try:
         with naming(init=source.path):
             params, changes = fit(
@@ -164,5 +164,5 @@ def messages(init: Init, class_names: tuple[str, ...]) -> Iterator[str]:
     if "head/classes/kernel" in changes.loaded and init.class_names != class_names:
         yield (
             f"the head is kept, with classes {listed(init.class_names, NAMED)}; the classes of the "
-            f"data are {listed(class_names, NAMED)} (init_new_head starts a new one)"
+            f"data are {listed(class_names, NAMED)}; for a new head, set init_new_head=True"
         )

@@ -224,7 +224,7 @@ def _rewind(run: Run, *, batch: int, rewinds: int) -> State:
 def _not_finite(error: NotFinite, on_nan: str, steps: list[int]) -> Failure:
     last = f"step {steps[-1]} is the last checkpoint" if steps else "there is no checkpoint yet"
     remedy = "lower optim.lr or optim.grad_clip_norm, in another workdir"
-    fields: dict[str, Any] = {"optim.lr": None, "optim.grad_clip_norm": None}
+    fields: dict[str, Any] = {"optim.lr": None, "optim.grad_clip_norm": None, "workdir": None}
     if on_nan == "stop":
         remedy += ", or skip these batches: the same command with on_nan=rewind"
         fields["on_nan"] = "rewind"

@@ -81,8 +81,8 @@ class Report:
             if last > 2 * self._config.checkpoint_every:  # a kill may lose the first checkpoint
                 raise Failure(
                     f"{self._workdir}: metrics.csv has rows up to step {last}, but there is no "
-                    "checkpoint: restore them, or use another workdir"
-                )
+                    "checkpoint: restore the checkpoints, or use another workdir"
+                ).remedied_by(workdir=None)
             if kept := list(filter(None, [table.set_aside() for table in tables])):
                 self.log(
                     f"{self._workdir}: there is no checkpoint, so the run starts again; its rows "

@@ -42,7 +42,7 @@ def check_wandb(workdir: Path, project: str) -> None:
             f"the run in {workdir} is in the project {stored['project']}; use that, or another "
             "workdir",
             wandb=project,
-        )
+        ).remedied_by(workdir=None)
     mode = wandb.setup(wandb.Settings(silent=True)).settings.mode
     if mode not in WITHOUT_LOGIN and not wandb.login(prompt=False, verify=False):
         raise UsageError("wandb: not logged in; run `wandb login`, or set WANDB_MODE=offline")

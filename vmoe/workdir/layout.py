@@ -120,7 +120,8 @@ def read_environment(workdir: Path) -> dict[str, Any]:
     """Versions, devices and data at the start of a run."""
     environment = _read_json(workdir / ENVIRONMENT)
     if not isinstance(environment, dict):
-        raise UsageError(f"{workdir / ENVIRONMENT}: corrupt; restore it, or use another workdir")
+        problem = f"{workdir / ENVIRONMENT}: corrupt; restore it, or use another workdir"
+        raise UsageError(problem).remedied_by(workdir=None)
     return environment
 
 
@@ -150,7 +151,8 @@ def read_init(workdir: Path) -> dict[str, Any] | None:
         return None
     init = _read_json(workdir / INIT)
     if not isinstance(init, dict) or not init.keys() >= INIT_KEYS:
-        raise UsageError(f"{workdir / INIT}: corrupt; restore it, or use another workdir")
+        problem = f"{workdir / INIT}: corrupt; restore it, or use another workdir"
+        raise UsageError(problem).remedied_by(workdir=None)
     return init
 
 
@@ -174,12 +176,12 @@ def check_same_run(workdir: Path, config: TrainConfig, class_names: tuple[str, .
         raise UsageError(
             f"workdir {workdir} holds a run of another config ({'; '.join(differences)}): use "
             "another workdir, or the config of that run"
-        )
+        ).remedied_by(workdir=None)
     if tuple(read_class_names(workdir)) != class_names:
         raise UsageError(
             f"workdir {workdir}: the classes of the training data differ from the classes of the "
             f"run ({workdir / CLASSES}): use another workdir"
-        )
+        ).remedied_by(workdir=None)
     return stored.steps if extended else None
 
 

@@ -54,7 +54,7 @@ def _lock(workdir: Path) -> Iterator[None]:
             raise UsageError(
                 f"workdir {workdir}: already in use by process {file.read().decode()}; wait until "
                 "it ends, or use another workdir"
-            ) from None
+            ).remedied_by(workdir=None) from None
         except OSError as error:  # some file systems of clusters have no locks
             print(
                 f"{workdir / LOCK}: cannot be locked ({error.strerror}); make sure that no other "
@@ -95,6 +95,6 @@ def _check_shared(workdir: Path) -> None:
             raise distributed.synchronized(
                 UsageError(
                     f"workdir {workdir}: process {i} does not see what the primary process sees "
-                    "there; use a folder that all processes share, or try again in a minute"
-                )
+                    "there; use a workdir that all processes share, or try again in a minute"
+                ).remedied_by(workdir=None)
             )
