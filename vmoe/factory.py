@@ -59,7 +59,7 @@ class Loaded:
 
     @property
     def sigmoid(self) -> bool:
-        """Whether it was trained with the sigmoid loss, which treats each class on its own."""
+        """Whether it was trained with the sigmoid loss, binary cross-entropy per class."""
         return self.loss == "sigmoid"
 
     def preprocess(self, images: Iterable[Image]) -> Float[np.ndarray, "b h w 3"]:

@@ -8,7 +8,7 @@ import pytest
 
 from vmoe.analysis import BlockRouting, BlockStatistics, Collected, statistics
 from vmoe.analysis.effects import BatchDependence
-from vmoe.analysis.health import findings
+from vmoe.analysis.health import all_clear, findings
 from vmoe.analysis.measures import ExpertTotals
 from vmoe.config import ExpertChoice, MoEConfig, Router, Soft, TokenChoice, ViTConfig
 from vmoe.config import fields as config_fields
@@ -42,6 +42,16 @@ EVEN = np.arange(B * N).reshape(B, N) % E
 
 def test_nothing_is_found_where_experts_are_used_evenly() -> None:
     assert findings(config_of(), {5: block(EVEN)}, BatchDependence(0.0, 0.1)) == []
+
+
+def test_the_line_of_healthy_routing_has_the_checks_that_were_made() -> None:
+    """Dead experts need choices, and the others of a batch predictions in several orders."""
+    line = all_clear(config_of(), {5: block(EVEN)}, BatchDependence(0.0, 0.1))
+    assert "no dead expert (below 1% of the mean load)" in line
+    assert "at least 1% of ln e, at most 1% of the predictions depend on the batch" in line
+    few = all_clear(config_of(), {5: totals(0.25, E, 2, tokens=200)})
+    assert "dead expert (" not in few and "too few choices to find dead experts" in few
+    assert few.endswith("gate entropy at least 1% of ln e")
 
 
 @pytest.mark.parametrize(
@@ -126,6 +136,7 @@ def test_a_remedy_is_one_that_the_router_has(
     config = config_of(router)
     own = dataclasses.replace(totals(1.0, E, 1), entropy=-0.0)
     found = {finding.kind: str(finding) for finding in findings(config, {5: own})}
+    assert ("gate entropy" in all_clear(config, {5: own})) == router.learned
     assert ("low_entropy" in found) == router.learned
     assert "entropy is 0.0% of" in found.get("low_entropy", "entropy is 0.0% of")
     has_losses, text = isinstance(router, TokenChoice), " ".join(found.values())

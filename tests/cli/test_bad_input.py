@@ -240,7 +240,7 @@ CASES: dict[str, tuple[list[str], str]] = {
     # run folders
     "another config": (
         ["train", "--config", "{tiny}", "--workdir", "{run}", "--steps", "60", "--seed", "5"],
-        "holds a run of another config (seed is 0 there and 5 here)",
+        "(seed is 0 there and 5 here): use another workdir, or the config of that run (--workdir)",
     ),
     "workdir is a file": (
         ["train", "--config", "{tiny}", "--workdir", "no.png"],
@@ -252,7 +252,7 @@ CASES: dict[str, tuple[list[str], str]] = {
     ),
     "checkpoints without a config": (
         ["train", "--config", "{tiny}", "--workdir", "no_config"],
-        "no_config: it has checkpoints but no config.json",
+        "so its run is unknown: restore config.json, or use another workdir (--workdir)",
     ),
     "not a run": (
         ["evaluate", "--checkpoint", "photos"],
@@ -260,11 +260,11 @@ CASES: dict[str, tuple[list[str], str]] = {
     ),
     "missing run": (
         ["evaluate", "--checkpoint", "gone"],
-        "gone: no such file or folder; give a run folder",
+        "gone: no such file, folder or model; give a run folder",
     ),
     "misspelt model": (
         ["evaluate", "--checkpoint", "vmoe_emojii"],
-        "no file, folder or model 'vmoe_emojii': did you mean 'vmoe_emoji'?",
+        "vmoe_emojii: no such file, folder or model; did you mean 'vmoe_emoji'?",
     ),
     "no checkpoint": (["evaluate", "--checkpoint", "none"], "none: no checkpoint yet"),
     "no such step": (
@@ -357,7 +357,7 @@ CASES: dict[str, tuple[list[str], str]] = {
         ["routing", "--checkpoint", "{run}", "--out", "gone/page.html"],
         "vmoe: out=gone/page.html: no folder gone; make it first (--out)",
     ),
-    "no weights": (["inspect", "gone"], "vmoe: gone: no such file or folder"),
+    "no weights": (["inspect", "gone"], "vmoe: gone: no such file, folder or model"),
     "blocks": (
         ["upcycle", "{run}", "new", "--blocks", "last9"],
         "vmoe: blocks=last9: the only block is block 0: use 0 (--blocks)",

@@ -68,6 +68,8 @@ def test_pruning_reports_the_accuracy_before_and_after(tiny_run: Path, tmp_path:
     result = vmoe("prune", tiny_run, tmp_path / "two", "--num-experts", "2", "--json")
     assert result.returncode == 0, result.stderr
     report = json.loads(result.stdout)
+    written = f"{report['after']['parameters']:,} parameters written"
+    assert f"{tmp_path / 'two'}: {written}\n" in result.stderr
     assert report["data"] == "digits:validation"
     assert report["before"]["accuracy"] == accuracy(tiny_run)
     assert report["after"]["accuracy"] == accuracy(tmp_path / "two")

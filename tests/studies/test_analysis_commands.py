@@ -26,10 +26,16 @@ FIGURES = (
 
 
 def test_the_use_of_experts_is_shown_by_block_and_every_decision_exported(tmp_path: Path) -> None:
-    """``--check`` exits with 0, as nothing is wrong."""
+    """``--check`` exits with 0, as no problem is found; the line has the bounds."""
     file = tmp_path / "routing.safetensors"
     result = vmoe(*MODEL, *FEW, "--export", file, "--check", "--routing.dropless", "True")
-    assert result.returncode == 0 and "nothing is wrong" in result.stdout, result.stderr
+    assert result.returncode == 0, result.stderr
+    assert f"{file}: 0.2 MB written\n" in result.stderr
+    assert (
+        "no problem found: no dead expert (below 1% of the mean load), no collapse (an expert "
+        "above 5 times the mean load), at most 25% of the choices dropped, gate entropy at least "
+        "1% of ln e, at most 1% of the predictions depend on the batch\n"
+    ) in result.stdout
     assert "fashion_mnist_sample:test, 60 of 512 images" in result.stdout
     assert "entropy / ln e" in result.stdout and "class (shuffled)" in result.stdout
     assert "predictions that depend on the other images of a batch" in result.stdout
@@ -59,7 +65,7 @@ def test_the_figures_of_a_model_are_written_as_png_files(tmp_path: Path, tiny_ru
     folder = tmp_path / "plots"
     result = vmoe("routing", "--checkpoint", tiny_run, "--data", "digits", *FEW, "--plots", folder)
     assert result.returncode == 0, result.stderr
-    assert f"8 plots in {folder}, drawn in " in result.stderr
+    assert f"{folder}: 8 plots drawn in " in result.stderr
     assert {path.name for path in folder.iterdir()} == {f"{name}.png" for name in FIGURES}
     for path in folder.iterdir():
         with Image.open(path) as image:
@@ -124,11 +130,14 @@ def test_a_model_is_compared_with_another_setting_of_its_routing_without_removal
     assert all(few["grid"]["slots"] == sorted(few["grid"]["slots"]) for few in models)
 
 
-def test_a_check_exits_with_3_if_something_is_wrong() -> None:
+def test_a_check_exits_with_3_and_names_every_problem() -> None:
     result = vmoe(*MODEL, *FEW, "--check", "--json", "--routing.capacity-factor", "0.3")
     assert result.returncode == 3
-    assert "--check: 4 findings: dropped: block 1: 6" in result.stderr
     report = json.loads(result.stdout)
+    kinds = ("dropped: block 1: ", "dropped: block 3: ", "dropped: block 5: ", "batch: ")
+    messages = (finding["message"] for finding in report["findings"])
+    every = "; ".join(kind + message for kind, message in zip(kinds, messages, strict=True))
+    assert result.stderr.splitlines()[-1] == f"vmoe: --check: 4 findings: {every}"
     assert list(report["blocks"]) == ["1", "3", "5"]
     assert [finding["kind"] for finding in report["findings"]] == ["dropped"] * 3 + ["batch"]
     for measures in report["blocks"].values():
@@ -206,6 +215,8 @@ def test_evaluate_and_attack_count_the_same_images_as_right(
     files = ("--predictions", file, "--csv", summary)
     result = vmoe("evaluate", *model, "--batch-size", "64", *files)
     evaluated = json.loads(result.stdout)
+    assert f"{file}: 64 rows written\n" in result.stderr
+    assert f"{summary}: a row added\n" in result.stderr
     assert 0.1 < evaluated["accuracy"] < 1 and evaluated["unlabeled"] == 21
     with file.open(newline="") as lines:
         rows = list(csv.DictReader(lines))

@@ -31,6 +31,8 @@ def run(tiny_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert "digits:validation" in result.stdout and "Accuracy within budgets" in result.stdout
     assert f"chosen for 0.95x: {run / 'routing.json'}" in result.stdout
     assert "uniform: k, capacity factor, priority" in result.stdout
+    assert f"{run / 'routing.json'}: routing of 1 block written\n" in result.stderr
+    assert f"{plot}: trade-off drawn\n" in result.stderr
     with Image.open(plot) as image:
         assert min(image.size) > 300
     return run

@@ -84,6 +84,35 @@ def findings(
     return every
 
 
+def all_clear(
+    config: ViTConfig,
+    blocks: Mapping[int, ExpertTotals],
+    dependence: BatchDependence | None = None,
+) -> str:
+    """One line for routing without findings: what was checked, with the bounds.
+
+    It takes the same arguments as ``findings``.
+    """
+    checks = [
+        f"no dead expert (below {MIN_LOAD:.0%} of the mean load)"
+        if all(map(_enough_choices, blocks.values()))
+        else "too few choices to find dead experts",
+        f"no collapse (an expert above {MAX_LOAD:g} times the mean load)",
+    ]
+    if config.can_drop:
+        checks.append(f"at most {MAX_DROPPED:.0%} of the choices dropped")
+    if any(moe.router.learned for moe in config.moe_blocks.values()):
+        checks.append(f"gate entropy at least {MIN_ENTROPY:.0%} of ln e")
+    if dependence is not None:
+        checks.append(f"at most {MAX_CHANGED:.0%} of the predictions depend on the batch")
+    return f"no problem found: {', '.join(checks)}"
+
+
+def _enough_choices(block: ExpertTotals) -> bool:
+    """Whether an expert without choices is dead; with few choices it may be chance."""
+    return not block.choices.any() or block.choices.sum() * MIN_LOAD >= len(block.gates)
+
+
 def _of_block(
     i: int, block: ExpertTotals, router: RouterConfig, training: bool
 ) -> Iterator[Finding]:
@@ -100,8 +129,7 @@ def _of_block(
         balance = "train with a lower learning rate"
     else:
         balance = "use another router"
-    enough = not chosen or block.choices.sum() * MIN_LOAD >= e  # else it may be chance
-    if enough and (rare := np.flatnonzero(load < MIN_LOAD).tolist()):
+    if _enough_choices(block) and (rare := np.flatnonzero(load < MIN_LOAD).tolist()):
         prune = ", or prune them" * (chosen and not training)
         message = (
             f"{len(rare)} of {e} experts ({listed(list(map(str, rare)), 8)}) get less than "

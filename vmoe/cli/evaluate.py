@@ -13,6 +13,7 @@ from vmoe.config import DataConfig, FewShotConfig, RoutingOverrides
 from vmoe.errors import UsageError, one_line
 
 if TYPE_CHECKING:
+    from vmoe.data.sources import Source
     from vmoe.evaluate import Evaluation
     from vmoe.evaluate.fewshot import FewShotResult
     from vmoe.factory import Loaded
@@ -106,7 +107,6 @@ def _evaluate(args: EvaluateArgs, loaded: "Loaded") -> None:
     from vmoe.data.unreadable import Unreadable
     from vmoe.evaluate import evaluate
     from vmoe.evaluate.sample import open_data
-    from vmoe.evaluate.table import append_row, write_predictions
 
     if len(args.data) > 1:
         raise UsageError("give one; several need fewshot", data=" ".join(args.data))
@@ -126,14 +126,28 @@ def _evaluate(args: EvaluateArgs, loaded: "Loaded") -> None:
     print_messages([*skipped_messages([source]), *left_out.news()])
     with contextlib.ExitStack() as files:  # each is written, whatever else cannot be
         if args.predictions:
-            files.callback(write_predictions, args.predictions, source, evaluation)
+            files.callback(_write_predictions, args.predictions, source, evaluation)
         if args.csv:
-            files.callback(append_row, args.csv, loaded, evaluation)
+            files.callback(_append_row, args.csv, loaded, evaluation)
         _print(args, loaded, evaluation)
 
 
+def _write_predictions(path: Path, source: "Source", evaluation: "Evaluation") -> None:
+    from vmoe.evaluate.table import write_predictions
+
+    write_predictions(path, source, evaluation)
+    print_messages([f"{path}: {evaluation.images:,} rows written"])
+
+
+def _append_row(path: Path, loaded: "Loaded", evaluation: "Evaluation") -> None:
+    from vmoe.evaluate.table import append_row
+
+    append_row(path, loaded, evaluation)
+    print_messages([f"{path}: a row added"])
+
+
 def _print(args: EvaluateArgs, loaded: "Loaded", evaluation: "Evaluation") -> None:
-    from vmoe.analysis.health import findings
+    from vmoe.analysis.health import all_clear, findings
     from vmoe.evaluate.table import per_class, summary
 
     found = findings(loaded.model.config, evaluation.totals) if evaluation.totals else []
@@ -151,7 +165,7 @@ def _print(args: EvaluateArgs, loaded: "Loaded", evaluation: "Evaluation") -> No
         columns = ("class", "images", "accuracy", "most often confused with")
         print_table(columns, _class_rows(by_class))
     if evaluation.totals:
-        for line in found or ["routing: nothing is wrong"]:
+        for line in found or [f"routing: {all_clear(loaded.model.config, evaluation.totals)}"]:
             print(one_line(str(line)))
 
 

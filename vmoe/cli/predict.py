@@ -85,7 +85,7 @@ def run(argv: Sequence[str]) -> None:
 def _print(prediction: "Prediction", *, sigmoid: bool) -> None:
     classes = zip(prediction.classes, prediction.probabilities, strict=True)
     rows = [(name, f"{probability:.1%}") for name, probability in classes]
-    probability = "probability" + ", each class by itself" * sigmoid
+    probability = "sigmoid probability" if sigmoid else "probability"
     print_table(("class", probability), rows, title=one_line(prediction.path))
     if prediction.experts:
         experts = range(max(map(len, prediction.experts.values())))

@@ -105,8 +105,7 @@ def run(argv: Sequence[str]) -> None:
             print_table(columns, [(name, *_texts(row)) for name, row in rows.items()], title=title)
     finally:  # also if the reader of stdout is gone
         written = write(pruned, args.destination, format="vmoe")
-    if not args.json:
-        print(f"{written}: {rows['after']['parameters']:,} parameters")
+    print_messages([f"{written}: {rows['after']['parameters']:,} parameters written"])
 
 
 def _check(args: PruneArgs, stored: "StoredModel") -> None:

@@ -30,7 +30,7 @@ def summary(evaluation: Evaluation) -> list[tuple[str, str]]:
         ("accuracy", f"{evaluation.accuracy:.2%}"),
         *_known("accuracy over all images", evaluation.accuracy_over_all),
         *_known("top-5 accuracy", evaluation.top5_accuracy),
-        *([("probabilities", "sigmoid, each class by itself")] if sigmoid else []),
+        *([("probabilities", "sigmoid of each class")] if sigmoid else []),
         ("cross-entropy", f"{evaluation.cross_entropy:.4f} nats"),
         ("Brier score", f"{evaluation.brier:.4f}"),
         ("calibration error", f"{evaluation.calibration_error:.2%}"),

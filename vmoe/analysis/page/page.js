@@ -336,7 +336,7 @@ function drawPanels() {
     ...(m ? [] : [picture]),
     ...model.blocks.map(block => panel(m, block)),
     make("div", {className: "panel prediction"},
-      make("h3", {}, `prediction${model.sigmoid ? ", each class by itself" : ""}`), prediction(model.predictions, image),
+      make("h3", {}, `prediction${model.sigmoid ? " (sigmoid probabilities)" : ""}`), prediction(model.predictions, image),
       ...(m === state.model && isChanged() ? [make("p", {className: "note"}, "the model as loaded, without the changed slots")] : []))]);
   fill("panels", ...panels);
   const block = blockOf(state.model, state.block);

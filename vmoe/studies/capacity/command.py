@@ -65,7 +65,6 @@ def run(argv: Sequence[str]) -> None:
     from vmoe.factory import load, routing_file_of
     from vmoe.studies.capacity.costs import time_ratio
     from vmoe.studies.capacity.settings import check_layers
-    from vmoe.workdir.routing_file import write_routing_file
 
     loaded = load(args.checkpoint, use_ema=args.use_ema)
     with naming(loaded.origin.path):
@@ -110,7 +109,7 @@ def run(argv: Sequence[str]) -> None:
     with contextlib.ExitStack() as files:  # all are written, even if writing one of them fails
         if args.plot:
             files.callback(_plot, args.plot, rows, chosen)
-        files.callback(write_routing_file, file, chosen)
+        files.callback(_write, file, chosen)
         if args.json:
             print_json(report)
         else:
@@ -191,6 +190,15 @@ def _plot(path: Path, rows: list[dict[str, Any]], chosen: RoutingFile) -> None:
             figure.savefig(temporary, format=path.suffix.removeprefix(".") or "png", dpi=150)
     except (OSError, ValueError) as error:  # ValueError: no such format of images
         raise Failure(f"{path}: cannot be written ({error})") from None
+    print_messages([f"{path}: trade-off drawn"])
+
+
+def _write(file: Path, chosen: RoutingFile) -> None:
+    from vmoe.workdir.routing_file import write_routing_file
+
+    write_routing_file(file, chosen)
+    blocks = f"{len(chosen.blocks)} block{'s' * (len(chosen.blocks) > 1)}"
+    print_messages([f"{file}: routing of {blocks} written"])
 
 
 def _print(report: dict[str, Any], loaded: "Loaded") -> None:

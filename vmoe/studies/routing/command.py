@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -103,9 +102,14 @@ def run(argv: Sequence[str]) -> None:
         if args.export:
             files.callback(_export, args.export, measured[0], samples[0])
         _print(args, measured, compared)
-    every = [finding for routing in measured for finding in routing.findings]
+    every = [
+        f"{routing.model_name}: {finding}" if args.compare else str(finding)
+        for routing in measured
+        for finding in routing.findings
+    ]
     if args.check and every:
-        raise CheckFailed(f"--check: {len(every)} finding{'s' * (len(every) > 1)}: {every[0]}")
+        number = f"{len(every)} finding{'s' * (len(every) > 1)}"
+        raise CheckFailed(f"--check: {number}: {'; '.join(every)}")
 
 
 def _check(models: "list[Loaded]") -> None:
@@ -152,6 +156,7 @@ def _export(file: Path, routing: "MeasuredRouting", sample: "Sample") -> None:
 
     with progress(f"{file}", sample.steps) as advance:
         write_routing(file, routing, sample.source, on_batch=advance)
+    print_messages([f"{file}: {_megabytes(file)} written"])
 
 
 def _draw(folder: Path, routing: "MeasuredRouting") -> None:
@@ -162,9 +167,9 @@ def _draw(folder: Path, routing: "MeasuredRouting") -> None:
     with progress(f"plots in {folder}", len(names)) as advance:
         files = write_plots(routing, folder, on_plot=advance)
     seconds = time.perf_counter() - start
-    print(f"{len(files)} plots in {folder}, drawn in {seconds:.0f} s", file=sys.stderr)
+    print_messages([f"{folder}: {len(files)} plots drawn in {seconds:.0f} s"])
     if missing := sorted(names - {file.stem for file in files}):
-        print(f"left out, as no image has a known class: {', '.join(missing)}", file=sys.stderr)
+        print_messages([f"left out, as no image has a known class: {', '.join(missing)}"])
 
 
 def _write_page(args: RoutingArgs, file: Path, measured: "list[MeasuredRouting]") -> None:
@@ -174,5 +179,9 @@ def _write_page(args: RoutingArgs, file: Path, measured: "list[MeasuredRouting]"
     start, how = time.perf_counter(), dict(remove=args.removals)
     with progress(f"{file}", count_passes(measured, **how)) as advance:
         write_page(file, measured, images=args.page_images, **how, on_step=advance)
-    size, seconds = file.stat().st_size / 1e6, time.perf_counter() - start
-    print(f"{file}: {size:.1f} MB, written in {seconds:.0f} s", file=sys.stderr)
+    seconds = time.perf_counter() - start
+    print_messages([f"{file}: {_megabytes(file)} written in {seconds:.0f} s"])
+
+
+def _megabytes(file: Path) -> str:
+    return f"{file.stat().st_size / 1e6:.1f} MB"

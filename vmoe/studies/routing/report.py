@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from vmoe.analysis import BlockStatistics, block_measures
+from vmoe.analysis.health import all_clear
 from vmoe.nn.inputs import has_label
 from vmoe.studies.routing.measure import MeasuredRouting
 
@@ -107,4 +108,4 @@ def remarks(routing: MeasuredRouting) -> Iterator[str]:
     yield f"predictions that depend on the other images of a batch: {changed:.1%}"
     yield from map(str, routing.findings)
     if not routing.findings:
-        yield "nothing is wrong: no dead expert, no collapse, no overflow, no saturated gates"
+        yield all_clear(routing.loaded.model.config, routing.blocks, routing.dependence)
