@@ -117,7 +117,7 @@ print("run folder:", *sorted(path.name for path in workdir.glob("[a-z]*")))
 # %% [markdown]
 # ## Metrics
 # The run folder has the metrics as CSV files and for TensorBoard. A choice is dropped if its expert
-# has no slot left. [Training](../docs/training.md) explains each column.
+# has no slot left. [The run folder](../docs/run_folder.md) explains each column.
 
 
 # %%
@@ -236,8 +236,9 @@ for i, (pixels, label) in enumerate(zip(sample.images, labels, strict=True)):
 print(path)
 
 # %% [markdown]
-# Both are split into about 80% for training, 10% for validation and 10% for test, always in the
-# same way. Arrays and folders that are already split keep their splits.
+# Arrays: 80% of each class is for training, 10% for validation and 10% for test. For files, a hash
+# of the name decides, so these are the shares on average. Each image is always in the same split.
+# Arrays and folders that are already split keep their splits.
 
 # %%
 names = [f"arrays:{folder / 'own.npz'}", f"folder:{folder / 'photos'}"]

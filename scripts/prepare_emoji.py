@@ -5,10 +5,11 @@
 
 The packages are emoji-datasource-google and emoji-datasource-twitter, 16.0.0. Each drawing is
 composited on white and written as ``SPLIT/CATEGORY/NAME-VENDOR.png``. A hash of an emoji's name
-decides its split (80% train, 10% validation, 10% test), so that both vendors' drawings of an emoji
-are in one split. ``--skin-tones`` adds the drawings with skin tones to the training images. People
-are then 61% of them, and a model was less accurate (60.1% instead of 67.2% on validation, one
-seed). The five skin tones drawn alone are left out. Nothing is written if the folder exists.
+decides its split (80% train, 10% validation, 10% test on average), so that both vendors' drawings
+of an emoji are in one split. ``--skin-tones`` adds the drawings with skin tones to the training
+images. People are then 61% of them, and a model was less accurate (60.1% instead of 67.2% on
+validation, one seed). The five skin tones drawn alone are left out. Nothing is written if the
+folder exists.
 
 The folder also has three lists for ``manifest:``, of the drawings without skin tones. google.csv
 and twitter.csv have the category of each drawing. google_words.csv has the words of the emoji's

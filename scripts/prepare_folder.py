@@ -6,9 +6,9 @@
 
 The folder has the form of ``folder:PATH``: a sub-folder per class, with or without folders for the
 splits (``train`` etc.). The new data set has the same splits and classes. A folder without splits
-becomes 80% train, 10% validation and 10% test. With ``--whole`` all images go into ``train``, for
-configs that hold out a slice of it, such as ``train[:102400]``; a class may then have only one
-image.
+becomes on average 80% train, 10% validation and 10% test. With ``--whole`` all images go into
+``train``, for configs that hold out a slice of it, such as ``train[:102400]``; a class may then
+have only one image.
 
 Images are copied unchanged, without TensorFlow. Their names are in memory, a few hundred bytes per
 image. A few large files are faster to read than many small ones, and work on more kinds of storage.

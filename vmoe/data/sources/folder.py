@@ -1,6 +1,6 @@
 """A folder of images with one sub-folder per class.
 
-PATH/CLASS/...              not split: 80% of the images are train, 10% validation, 10% test
+PATH/CLASS/...              not split: 80% train, 10% validation, 10% test, on average
 PATH/train/CLASS/...        split into folders: train, validation, test, or as ``splits.py`` lists
                             them (val, Valid, dev, ...); without one for validation, 10% of train
 

@@ -8,8 +8,8 @@
 
 Paths are relative to the folder of the list. Labels are names or numbers of classes; a file
 ``classes.txt`` in the same folder gives the names of the classes (``vocabulary.py``). If there are
-no splits, 80% of the images are train, 10% validation and 10% test. If only validation is missing,
-it is 10% of train.
+no splits, a hash of each path decides: on average 80% train, 10% validation and 10% test. If only
+validation is missing, it is 10% of train, also on average.
 
 The list is read once, and kept in an index (``index.py``) until it or ``classes.txt`` changes.
 Changed images are detected in a sample only; touch the list to read all of them again.

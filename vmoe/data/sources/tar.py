@@ -7,8 +7,8 @@
 
 A shard belongs to the split whose name is a word of its path below the folder, as in
 ``train/0001.tar`` or ``imagenet-val-07.tar``; ``splits.py`` lists the words. If no path has such a
-word, a hash of the name of each example decides its split: 80% train, 10% validation, 10% test. If
-only validation is missing, it is 10% of train.
+word, a hash of the name of each example decides its split: on average 80% train, 10% validation and
+10% test. If only validation is missing, it is 10% of train, also on average.
 
 The files of an example have the same name up to the first dot of the base name, and follow each
 other: one image, and its label. This is ``.cls`` with the number or the name of a class, or
