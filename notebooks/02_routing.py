@@ -122,7 +122,7 @@ for i, block in blocks.items():
     )
 dependent = routing.dependence.changed
 print(f"predictions that depend on the other images of a batch: {dependent:.1%}")
-for finding in routing.findings or ["nothing is wrong"]:
+for finding in routing.findings or ["no problem found"]:
     print(finding)
 
 # %% [markdown]

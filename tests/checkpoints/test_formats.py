@@ -9,6 +9,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from PIL import Image
 from scipy.special import expit
 
 import vmoe as library
@@ -74,8 +75,8 @@ def test_a_model_trained_with_the_sigmoid_loss_predicts_by_it_also_when_converte
     library.load(tmp_path / "converted").save(tmp_path / "saved")
     assert all(library.load(tmp_path / name).sigmoid for name in ("run", "converted", "saved"))
     data = ("--data", "digits:validation", "--predictions", tmp_path / "images.csv")
-    dropless = ("--routing.dropless", "True", "--json")
-    result = vmoe("evaluate", "--checkpoint", tmp_path / "converted", *data, *dropless)
+    model = ("--checkpoint", tmp_path / "converted", "--routing.dropless", "True")
+    result = vmoe("evaluate", *model, *data, "--json")
     assert json.loads(result.stdout)["probabilities"] == "sigmoid", result.stderr
     with (tmp_path / "images.csv").open(newline="") as lines:
         probabilities = [float(row["probability"]) for row in csv.DictReader(lines)]
@@ -83,6 +84,9 @@ def test_a_model_trained_with_the_sigmoid_loss_predicts_by_it_also_when_converte
     images = loaded.preprocess(open_source("digits", "validation").images)
     expected = expit(np.asarray(outputs(loaded.model, images)).max(1))
     np.testing.assert_allclose(probabilities, expected, atol=1e-4)
+    Image.fromarray(open_source("digits", "validation").images[0]).save(tmp_path / "0.png")
+    shown = vmoe("predict", *model, tmp_path / "0.png").stdout
+    assert "sigmoid probability" in shown and f"{expected[0]:.1%}" in shown
     content = json.loads((tmp_path / "saved" / "config.json").read_text())
     for loss, sigmoid in {"softmax": False, None: False}.items():
         content = {name: value for name, value in content.items() if name != "loss"}

@@ -231,6 +231,9 @@ def test_the_source_of_a_run_is_shown_relative_to_the_working_directory(
     assert initial is not None and initial.record["path"] == str(run)
     first = next(messages(initial, initial.class_names))
     assert first.startswith(f"starting from {run.name}, step 40 (moving average)")
+    *_, last = messages(initial, ("other", *initial.class_names[1:]))
+    assert last.startswith("the head is kept, with classes 0, 1, ")
+    assert last.endswith("; for a new head, set init_new_head=True")
 
 
 def test_the_newest_checkpoints_and_the_best_are_kept(tiny_run: Path, tmp_path: Path) -> None:
