@@ -231,6 +231,13 @@ def test_the_source_of_a_run_is_shown_relative_to_the_working_directory(
     assert initial is not None and initial.record["path"] == str(run)
     first = next(messages(initial, initial.class_names))
     assert first.startswith(f"starting from {run.name}, step 40 (moving average)")
+
+
+def test_a_head_that_is_kept_for_other_classes_is_reported_with_the_remedy(
+    run: Path, config: TrainConfig, tmp_path: Path
+) -> None:
+    initial = read_source(InitFrom(str(run)), tmp_path / "new", config.model)
+    assert initial is not None
     *_, last = messages(initial, ("other", *initial.class_names[1:]))
     assert last.startswith("the head is kept, with classes 0, 1, ")
     assert last.endswith("; for a new head, set init_new_head=True")
