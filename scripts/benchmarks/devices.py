@@ -12,7 +12,6 @@ import functools
 import json
 
 import jax
-import jax.numpy as jnp
 from flax import nnx
 
 from benchmarks.measure import IMAGE_TOKENS, Program, Row, rows_of
@@ -30,7 +29,9 @@ ALL_TO_ALLS = {"forward": 2, "f+b": 4}
 def layer(options: argparse.Namespace, placement: Placement, config: MoEConfig) -> dict:
     """The layer's forward and backward passes on a placement, lowered, and their arguments."""
     d, b = options.width, options.images
-    moe = MoE(d, options.hidden, IMAGE_TOKENS, config, placement=placement, rngs=nnx.Rngs(0))
+    moe = MoE.from_config(
+        config, d, options.hidden, IMAGE_TOKENS, placement=placement, rngs=nnx.Rngs(0)
+    )
     graph, state = nnx.split(moe)
     params = nnx.to_pure_dict(state)
     tokens = jax.random.normal(jax.random.key(0), (b, IMAGE_TOKENS, d))
@@ -40,8 +41,7 @@ def layer(options: argparse.Namespace, placement: Placement, config: MoEConfig) 
         tokens = jax.device_put(tokens, placement.batch())
 
     def forward(params: dict, tokens: jax.Array) -> jax.Array:
-        moe = nnx.merge(graph, params)
-        return moe(tokens, jnp.ones(b, bool))[0]
+        return nnx.merge(graph, params)(tokens)
 
     def loss(params: dict, tokens: jax.Array) -> jax.Array:
         return (forward(params, tokens) ** 2).sum()

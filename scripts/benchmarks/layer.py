@@ -15,7 +15,7 @@ from benchmarks.measure import BY_TOKENS, IMAGE_TOKENS, Program, Row, both_ways,
 from vmoe.config import MoEConfig, replace
 from vmoe.nn import implementations
 from vmoe.nn.mlp import Hidden, Mlp
-from vmoe.nn.moe import MoE, choose_implementation
+from vmoe.nn.moe import MoE
 from vmoe.routing.groups import group, ungroup
 from vmoe.routing.rows import block_size, sort_rows
 
@@ -62,12 +62,13 @@ def _variants(
     """Functions with their arguments by name, and the number of groups and of slots per expert."""
     b, n, d = tokens.shape
     valid = jnp.ones(b, bool)
-    graph, state = nnx.split(MoE(d, f, n, config, rngs=nnx.Rngs(0)))
-    record = jax.jit(lambda state, x: nnx.merge(graph, state)(x, valid)[1])(state, tokens)
+    graph, state = nnx.split(MoE.from_config(config, d, f, n, rngs=nnx.Rngs(0)))
+    record = jax.jit(lambda state, x: nnx.merge(graph, state).forward(x)[1])(state, tokens)
     g, e, c = record.routing.choices.shape
     dense_graph, dense = nnx.split(Mlp(d, f, dtype=tokens.dtype, rngs=nnx.Rngs(0)))
     slots = jax.random.normal(jax.random.key(1), (1, e, g * c, d), tokens.dtype)
-    experts = nnx.merge(graph, state).experts
+    moe = nnx.merge(graph, state)
+    experts = moe.experts
     params = experts.up.params(), experts.down.params()
 
     def by_einsum(state: nnx.State, tokens: jax.Array) -> jax.Array:
@@ -88,9 +89,9 @@ def _variants(
             lambda params, slots: implementations.batched(*params, slots, Hidden(), None),
             (params, slots),
         ),
-        "layer": (lambda state, tokens: nnx.merge(graph, state)(tokens, valid)[0], (state, tokens)),
+        "layer": (lambda state, tokens: nnx.merge(graph, state)(tokens), (state, tokens)),
     }
-    if (chosen := choose_implementation(config, record.routing)) != "batched":
+    if (chosen := moe.choose_implementation(record.routing)) != "batched":
         block = None if chosen == "ragged" else block_size(record.routing)
         routing, sizes = sort_rows(record.routing, block=block or 1)
         rows = jax.random.normal(jax.random.key(1), (routing.choices.size, d), tokens.dtype)
@@ -124,9 +125,8 @@ def _capacities(
 ) -> list[Row]:
     """The same weights evaluated at several capacities, and dropless."""
     b, n, d = tokens.shape
-    valid = jnp.ones(b, bool)
     trained = replace(config, router=dict(priority="largest_gate"))
-    state = nnx.split(MoE(d, f, n, trained, rngs=nnx.Rngs(0)))[1]
+    state = nnx.split(MoE.from_config(trained, d, f, n, rngs=nnx.Rngs(0)))[1]
     programs = {}
     for name, changes in {
         "capacity 1.05": {},
@@ -134,10 +134,10 @@ def _capacities(
         "capacity 2.0": dict(capacity_factor=2.0),
         "dropless": dict(dropless=True),
     }.items():
-        graph = nnx.split(MoE(d, f, n, replace(trained, **changes), rngs=nnx.Rngs(0)))[0]
-        programs[name] = compiled(
-            lambda state, graph=graph: nnx.merge(graph, state)(tokens, valid)[0], state
-        )
+        graph = nnx.split(MoE.from_config(replace(trained, **changes), d, f, n, rngs=nnx.Rngs(0)))[
+            0
+        ]
+        programs[name] = compiled(lambda state, graph=graph: nnx.merge(graph, state)(tokens), state)
     limit = 1 - 0.85 * (1 - 0.5 / 1.05)
     ratios = {name: [("capacity 1.05", "")] for name in ("capacity 2.0", "dropless")}
     ratios["capacity 0.5"] = [("capacity 1.05", f"<= {limit:.2f}")]

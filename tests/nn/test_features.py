@@ -108,12 +108,12 @@ def test_mlps_and_experts_have_the_activation_of_the_config(gelu: Any, expected:
     sparse = []
     for implementation in ("batched", "blocked", "ragged"):
         config = MoEConfig(num_experts=1, router=TokenChoice(k=1), implementation=implementation)
-        moe = MoE(16, 32, 9, config, gelu=gelu, rngs=nnx.Rngs(0))
+        moe = MoE.from_config(config, 16, 32, 9, gelu=gelu, rngs=nnx.Rngs(0))
         moe.experts.up.kernel[...], moe.experts.down.kernel[...] = (
             layer.kernel[...][None] for layer in (dense.up, dense.down)
         )
         sparse.append(moe)
-    y, *same = jax.jit(lambda x: [dense(x), *(moe(x, jnp.ones(2, bool))[0] for moe in sparse)])(x)
+    y, *same = jax.jit(lambda x: [dense(x), *(moe(x) for moe in sparse)])(x)
     np.testing.assert_allclose(y, expected(x @ up) @ down, atol=1e-4)
     for each in same:
         np.testing.assert_allclose(each, y, atol=1e-4)

@@ -20,7 +20,7 @@ from tests.conftest import OLD_GENERATOR
 from tests.published import published_config, published_params
 from vmoe import models
 from vmoe.analysis import capture
-from vmoe.axes import RouterInputs, Routing, SoftRouting
+from vmoe.axes import Route, RouterInputs, Routing, SoftRouting
 from vmoe.checkpoints.flax_names import published_name
 from vmoe.config import ExpertChoice, MoEConfig, TokenChoice, ViTConfig, replace
 from vmoe.nn.vit import ViT
@@ -65,6 +65,16 @@ class Golden:
     def blocks(self) -> list[tuple[int, dict[str, np.ndarray]]]:
         return [(i, self.below(f"moe/encoderblock_{i}/")) for i in self.config.sparse_blocks]
 
+    @property
+    def decide(self) -> dict[int, Route]:
+        """By block, its router with the stored noise; empty for a run without noise."""
+
+        def with_noise(noise: np.ndarray) -> Route:
+            return lambda inputs, moe, c: router_of(moe).route(inputs._replace(noise=noise), moe, c)
+
+        blocks = self.config.sparse_blocks if self.train else ()
+        return {i: with_noise(self.arrays[f"noise/encoderblock_{i}"]) for i in blocks}
+
     @functools.cached_property
     def results(self) -> tuple[dict[str, jax.Array], Any]:
         """The gradients by their published names, and our logits, records and losses."""
@@ -74,7 +84,9 @@ class Golden:
         def run(params: nnx.State, images: jax.Array) -> Any:
             def loss(params: nnx.State) -> Any:
                 model = nnx.merge(graph, params, rest, copy=True)
-                logits, records = capture(model, images, train=self.train, key=jax.random.key(0))
+                logits, records = capture(
+                    model, images, train=self.train, key=jax.random.key(0), decide=self.decide
+                )
                 labels = self.arrays["labels"]
                 main = optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
                 aux = sum(record.aux_loss for record in records.values())
@@ -95,12 +107,7 @@ def golden(request: pytest.FixtureRequest) -> Golden:
     name = request.param.stem
     stored = {k.removeprefix("params/"): v for k, v in arrays.items() if k.startswith("params/")}
     model = models.with_params(config, jax.tree.map(jnp.asarray, published_params(config, stored)))
-    golden = Golden(name, arrays, config, model, train=name.startswith("noisy"))
-    for i, _ in golden.blocks:
-        if golden.train:
-            stored = jnp.asarray(arrays[f"noise/encoderblock_{i}"])
-            model.blocks[i].mlp.router.noise = lambda shape, key, stored=stored: stored
-    return golden
+    return Golden(name, arrays, config, model, train=name.startswith("noisy"))
 
 
 def relative(ours: jax.Array, theirs: np.ndarray, what: str) -> float:

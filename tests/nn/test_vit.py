@@ -258,10 +258,10 @@ def test_bfloat16_experts_multiply_in_bfloat16_and_accumulate_in_float32(
 ) -> None:
     """Reads all matrix products of the hidden layer in the program lowered for a GPU."""
     config = MoEConfig(num_experts=5, implementation=implementation)
-    graph, state = nnx.split(MoE(16, 48, 8, config, rngs=nnx.Rngs(0)))
+    graph, state = nnx.split(MoE.from_config(config, 16, 48, 8, rngs=nnx.Rngs(0)))
 
     def loss(state: nnx.State, tokens: jax.Array) -> jax.Array:
-        return nnx.merge(graph, state)(tokens, jnp.ones(2, bool))[0].sum()
+        return nnx.merge(graph, state)(tokens).sum()
 
     tokens = jnp.ones((2, 8, 16), jnp.bfloat16)
     traced = jax.jit(jax.grad(loss, argnums=(0, 1))).trace(state, tokens)
@@ -277,11 +277,11 @@ def test_bfloat16_experts_multiply_in_bfloat16_and_accumulate_in_float32(
 def gradients_of_a_layer(implementation: str, dtype: str) -> list[jax.Array]:
     """For tokens that are bfloat16 numbers, so that the choices are the same in both dtypes."""
     config = MoEConfig(num_experts=4, implementation=implementation, shared_init=False)
-    graph, state = nnx.split(MoE(16, 32, 9, config, rngs=nnx.Rngs(0)))
+    graph, state = nnx.split(MoE.from_config(config, 16, 32, 9, rngs=nnx.Rngs(0)))
     tokens = jax.random.normal(jax.random.key(0), (4, 9, 16)).astype(jnp.bfloat16).astype(dtype)
 
     def loss(state: nnx.State) -> jax.Array:
-        outputs = nnx.merge(graph, state)(tokens, jnp.ones(4, bool))[0]
+        outputs = nnx.merge(graph, state)(tokens)
         assert outputs.dtype == dtype
         return (outputs**2).sum()
 
@@ -300,14 +300,14 @@ def test_gradients_of_bfloat16_layers_are_close_to_those_of_float32(implementati
 def test_blocked_experts_use_the_same_dropout_mask_forward_and_backward() -> None:
     """The oracle is a finite difference along the sign of the gradient."""
     config = MoEConfig(num_experts=2, expert_dropout=0.5, implementation="blocked")
-    moe = MoE(16, 32, 8, config, rngs=nnx.Rngs(0))
+    moe = MoE.from_config(config, 16, 32, 8, rngs=nnx.Rngs(0))
     graph, state = nnx.split(moe)
     tokens, key = jax.random.normal(jax.random.key(0), (2, 8, 16)), jax.random.key(1)
 
     @jax.jit
     @jax.value_and_grad
     def loss(state: nnx.State) -> jax.Array:
-        return nnx.merge(graph, state)(tokens, jnp.ones(2, bool), key)[0].sum()
+        return nnx.merge(graph, state)(tokens, key=key).sum()
 
     _, gradient = loss(state)
     up, down = (
@@ -330,7 +330,6 @@ def test_reduced_precision_transfer_rounds_rows_and_nothing_else() -> None:
     exact = tiny(moe=dict(capacity_factor=4.0))
     rounded = tiny(moe=dict(capacity_factor=4.0, transfer_dtype="bfloat16"))
     tokens = jax.random.normal(jax.random.key(0), (2, 17, 16))
-    valid = jnp.ones(2, bool)
     moe, rounded_moe = exact.blocks[0].mlp, rounded.blocks[0].mlp
 
     @jax.jit
@@ -339,7 +338,7 @@ def test_reduced_precision_transfer_rounds_rows_and_nothing_else() -> None:
         rounded_tokens = tokens.reshape(1, -1, 16).astype(jnp.bfloat16).astype(jnp.float32)
         rows = moe.experts(jnp.broadcast_to(rounded_tokens[:, None], (1, 4, 34, 16)))
         rows = rows.astype(jnp.bfloat16).astype(jnp.float32)
-        return rounded_moe(tokens, valid)[0], moe(tokens, valid)[1], rows
+        return rounded_moe(tokens), moe.forward(tokens)[1], rows
 
     out, record, rows = jax.tree.map(np.asarray, run(tokens))
     experts, weights = record.routing.experts, record.routing.weights

@@ -124,7 +124,7 @@ def layer(
         images_per_group=1 if router.logits_per == "slot" else images_per_group,
         shared_init=False,
     )
-    return MoE(WIDTH, MLP_DIM, n, config, rngs=nnx.Rngs(seed))
+    return MoE.from_config(config, WIDTH, MLP_DIM, n, rngs=nnx.Rngs(seed))
 
 
 def images(shape: tuple, seed: int = 0) -> np.ndarray:
@@ -134,7 +134,7 @@ def images(shape: tuple, seed: int = 0) -> np.ndarray:
 
 @functools.partial(jax.jit, static_argnums=0)
 def _run(graph: nnx.GraphDef, state: nnx.State, tokens: jax.Array, valid: jax.Array):
-    return nnx.merge(graph, state)(tokens, valid)
+    return nnx.merge(graph, state).forward(tokens, valid=valid)
 
 
 def run(moe: MoE, tokens: np.ndarray, valid: np.ndarray | None = None) -> tuple[np.ndarray, Record]:
@@ -239,7 +239,7 @@ def test_6_output_and_gradients_equal_einsums_in_float64(
     params = nnx.to_pure_dict(state)
 
     def loss(params: dict, tokens: jax.Array) -> tuple[jax.Array, Record]:
-        out, record = nnx.merge(graph, params)(tokens, jnp.ones(len(tokens), bool))
+        out, record = nnx.merge(graph, params).forward(tokens)
         return (out * target).sum(), record
 
     gradient = jax.jit(jax.value_and_grad(loss, argnums=(0, 1), has_aux=True))

@@ -14,7 +14,7 @@ from tests.random_models import outputs, random_images, random_params
 from vmoe import models
 from vmoe.errors import UsageError
 from vmoe.nn.mlp import Mlp
-from vmoe.nn.module_moe import ModuleMoE, capture_records
+from vmoe.nn.moe import MoE, capture_records
 
 TOKENS = jnp.asarray(np.random.default_rng(0).normal(size=(3, 6, 8)), jnp.float32)  # b n d
 
@@ -63,7 +63,7 @@ def is_pointwise(path: tuple[Any, ...], module: nnx.Module) -> bool:
 
 
 def sparse_paths(model: nnx.Module) -> list[tuple[Any, ...]]:
-    return [path for path, part in nnx.iter_modules(model) if isinstance(part, ModuleMoE)]
+    return [path for path, part in nnx.iter_modules(model) if isinstance(part, MoE)]
 
 
 @pytest.mark.parametrize(
@@ -89,7 +89,7 @@ def test_a_pointwise_convolution_becomes_experts_for_its_pixels() -> None:
     parent = Convolutional()
     child = vmoe.moefy(parent, select=is_pointwise, num_experts=4, k=1)
     assert sparse_paths(child) == [("pointwise",)]
-    assert child.pointwise.experts.kernel.shape == (4, 1, 1, 4, 6)
+    assert child.pointwise.experts.stacked.kernel.shape == (4, 1, 1, 4, 6)
     before = outputs(parent, x)
     np.testing.assert_allclose(outputs(child, x), before, rtol=1e-5, atol=1e-5)
     # without a batch axis
@@ -109,7 +109,9 @@ def test_experts_start_as_copies_of_the_module_and_the_rest_is_shared() -> None:
     parent = Mixer()
     child = vmoe.moefy(parent, select=Perceptron, num_experts=3, seed=1)
     kernel = parent.over_tokens.up.kernel[...]
-    np.testing.assert_array_equal(child.over_tokens.experts.up.kernel[...], jnp.stack([kernel] * 3))
+    np.testing.assert_array_equal(
+        child.over_tokens.experts.stacked.up.kernel[...], jnp.stack([kernel] * 3)
+    )
     assert child.over_tokens.router.kernel.shape == (6, 3)
     assert child.head.kernel.get_value() is parent.head.kernel.get_value()
     routers = [child.over_channels[i].router.kernel[...] for i in range(2)]
@@ -119,13 +121,17 @@ def test_experts_start_as_copies_of_the_module_and_the_rest_is_shared() -> None:
 def test_a_layer_equals_a_loop_over_tokens_and_experts() -> None:
     child = vmoe.moefy(nnx.Sequential(nnx.Linear(8, 5, rngs=nnx.Rngs(0))), select=nnx.Linear)
     layer = child.layers[0]
-    noise = jax.random.normal(jax.random.key(2), layer.experts.kernel.shape)
-    layer.experts.kernel[...] += noise
+    noise = jax.random.normal(jax.random.key(2), layer.experts.stacked.kernel.shape)
+    layer.experts.stacked.kernel[...] += noise
     y, record = jax.jit(layer.forward)(TOKENS)
     assert y.shape == (3, 6, 5) and not record.routing.dropped.any()
     rows, kernel, bias = (
         np.asarray(x, np.float64)
-        for x in (TOKENS.reshape(18, 8), layer.experts.kernel[...], layer.experts.bias[...])
+        for x in (
+            TOKENS.reshape(18, 8),
+            layer.experts.stacked.kernel[...],
+            layer.experts.stacked.bias[...],
+        )
     )
     logits = rows @ np.asarray(layer.router.kernel[...], np.float64)
     for row, scores, out in zip(rows, logits, np.asarray(y).reshape(18, 5), strict=True):

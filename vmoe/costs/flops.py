@@ -89,14 +89,15 @@ def sparse_layer_flops(config: ViTConfig, moe: MoEConfig, *, class_token_only: b
     n, moe = num_tokens(config), _countable_layer(moe)
 
     def build() -> MoE:
-        return MoE(config.width, config.mlp_dim, n, moe, gelu=config.gelu, rngs=InitKeys(0))
+        width, mlp_dim = config.width, config.mlp_dim
+        return MoE.from_config(moe, width, mlp_dim, n, gelu=config.gelu, rngs=InitKeys(0))
 
     graph, state = nnx.split(nnx.eval_shape(build))
     b = moe.images_per_group
 
     def forward(state: nnx.State, tokens: jax.Array) -> jax.Array:
         layer: MoE = nnx.merge(graph, state)
-        return layer(tokens, jnp.ones(b, bool), class_token_only=class_token_only)[0]
+        return layer(tokens, class_token_only=class_token_only)
 
     tokens = jax.ShapeDtypeStruct((b, n, config.width), jnp.dtype(config.dtype))
     return count_flops(jax.make_jaxpr(forward)(state, tokens).jaxpr) / b

@@ -59,11 +59,11 @@ class Block(nnx.Module):
             hidden = Hidden(config.gelu, config.dropout)
             self.mlp = Mlp(width, config.mlp_dim, hidden=hidden, dtype=dtype, rngs=rngs)
         else:
-            self.mlp = MoE(
+            self.mlp = MoE.from_config(
+                moe,
                 width,
                 config.mlp_dim,
                 num_tokens(config),
-                moe,
                 gelu=config.gelu,
                 placement=placement,
                 rngs=rngs,
@@ -95,8 +95,12 @@ class Block(nnx.Module):
         normed, record = self.norm2(tokens), None
         if isinstance(self.mlp, MoE):
             with jax.named_scope("moe"):
-                change, record = self.mlp(
-                    normed, valid, mlp_key, class_token_only=class_token_only, decide=decide
+                change, record = self.mlp.forward(
+                    normed,
+                    valid=valid,
+                    key=mlp_key,
+                    class_token_only=class_token_only,
+                    decide=decide,
                 )
         else:
             change = self.mlp(normed, mlp_key)

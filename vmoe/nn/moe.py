@@ -1,47 +1,101 @@
 """The MoE layer: group, route, dispatch, experts, combine, ungroup."""
 
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float
 
 from vmoe.axes import Decision, Record, Route, RouterInputs, Routing, SoftRouting
-from vmoe.config import MoEConfig
+from vmoe.config import MoEConfig, Router, TokenChoice
 from vmoe.config.model import Gelu, Implementation
+from vmoe.errors import UsageError
 from vmoe.nn import keys
-from vmoe.nn.experts import Experts
-from vmoe.nn.gates import GATES, Gate
+from vmoe.nn.experts import Experts, Slots, StackedMlps, about, experts_of
+from vmoe.nn.gates import GATES, NoisyLogits
 from vmoe.nn.keys import MaybeKey, Rngs
 from vmoe.nn.mlp import Hidden
 from vmoe.routing import aux_losses, router_of
 from vmoe.routing.groups import group, ungroup
-from vmoe.routing.layout import combine, dispatch
+from vmoe.routing.layout import combine, dispatch, dispatch_inputs
 from vmoe.routing.rows import block_size, flatten, keep_class_tokens, sort_rows
 from vmoe.sharding import ONE_DEVICE, Placement
 
 
 class MoE(nnx.Module):
-    """Mixture of experts, which replaces the MLP of a block (V-MoE, section 2).
+    """Mixture of experts with any modules as experts, any gate and any router.
+
+    In a V-MoE it replaces the MLP of a block (V-MoE, section 2).
 
     Parameters: ``router`` (the gate's parameters) and ``experts``.
+
+    >>> rngs = nnx.Rngs(0)
+    >>> experts = [nnx.Linear(8, 5, rngs=rngs) for _ in range(4)]
+    >>> gate = nnx.Linear(8, 4, use_bias=False, rngs=rngs)
+    >>> layer = MoE(experts, gate, TokenChoice(k=2))
+    >>> jax.jit(layer)(jnp.ones((2, 9, 8))).shape
+    (2, 9, 5)
     """
 
     def __init__(
         self,
+        experts: Experts | Sequence[nnx.Module],
+        gate: nnx.Module,
+        router: Router | MoEConfig | None = None,
+        *,
+        placement: Placement = ONE_DEVICE,
+    ):
+        """Makes a layer of existing modules.
+
+        Args:
+            experts: one module for each expert, see ``experts_of``; or experts that are computed
+                together, such as ``StackedMlps``.
+            gate: maps tokens f[g s d] to logits f32[g s e], or to ``NoisyLogits``.
+            router: config of the router; or of the whole layer, with its capacity and its groups.
+                Token choice by default.
+            placement: the devices over which groups and experts are split.
+
+        Raises:
+            UsageError: an expert is not a module, or has state other than parameters; or the number
+                of experts is not the one in the config.
+        """
+        self.experts = experts if isinstance(experts, Experts) else experts_of(experts)
+        self.router = gate
+        self.placement = placement
+        e = self.experts.num_experts
+        self.config = (
+            router
+            if isinstance(router, MoEConfig)
+            else MoEConfig(num_experts=e, router=router or TokenChoice())
+        )
+        if self.config.num_experts != e:
+            raise UsageError(f"{e} experts were given", num_experts=self.config.num_experts)
+
+    @classmethod
+    def from_config(
+        cls,
+        config: MoEConfig,
         width: int,
         mlp_dim: int,
         tokens: int,
-        config: MoEConfig,
         *,
         gelu: Gelu = "tanh",
         placement: Placement = ONE_DEVICE,
         rngs: Rngs,
-    ):
-        """``tokens``: number of tokens per image, for gates whose slots depend on it."""
-        self.config = config
-        self.placement = placement
-        self.router = GATES[config.router.logits_per](width, tokens, config, rngs=rngs)
-        self.experts = Experts(
+    ) -> "MoE":
+        """A new layer with the gate and the experts of a config.
+
+        Args:
+            width: width d of the tokens.
+            mlp_dim: hidden width f of an expert.
+            tokens: number of tokens of an image, for gates whose slots depend on it.
+            gelu: activation of the experts.
+        """
+        gate = GATES[config.router.logits_per](width, tokens, config, rngs=rngs)
+        experts = StackedMlps(
             config.num_experts,
             width,
             mlp_dim,
@@ -49,35 +103,73 @@ class MoE(nnx.Module):
             shared_init=config.shared_init,
             rngs=rngs,
         )
+        return cls(experts, gate, config, placement=placement)
 
-    def __call__(
+    def __call__(self, tokens: Float[Array, "*b d"], *args: Any, **kwargs: Any) -> jax.Array:
+        """The experts' weighted outputs for every token, f[*b x]; see ``forward``."""
+        return self.forward(tokens, *args, **kwargs)[0]
+
+    def forward(
         self,
-        tokens: Float[Array, "b n d"],
-        valid: Bool[Array, "b"],
+        tokens: Float[Array, "*b d"],
+        *args: Any,
+        valid: Bool[Array, "b"] | None = None,
         key: MaybeKey = None,
-        *,
+        per_token: Mapping[str, Any] | None = None,
         class_token_only: bool = False,
         decide: Route | None = None,
-    ) -> tuple[Float[Array, "b x d"], Record]:
-        """The experts' weighted outputs for every token, and the record of the routing.
+        **kwargs: Any,
+    ) -> tuple[jax.Array, Record]:
+        """The experts' weighted outputs for every token, f[*b x], and the record of the routing.
+
+        The first axis is the image axis: tokens with the same index there belong to one image.
 
         Args:
+            args: further inputs of every expert, which each of them gets as they are.
             valid: False for images that only pad the batch.
-            class_token_only: return the outputs of each image's first token only; all tokens
-                are routed.
+            key: for noise, a random priority and dropout; None in evaluation.
+            per_token: further inputs with a row for each token: arrays (*b, ...), or trees of
+                these, by name. Each expert gets the rows of the tokens in its slots, by this name.
+            class_token_only: return the outputs of each image's first token only, f[b 1 x]; all
+                tokens are routed.
             decide: replaces the config's router.
+            kwargs: as ``args``, by name.
+
+        Raises:
+            UsageError: the gate's logits do not fit the router, or the experts' outputs differ in
+                width.
         """
-        b, n, _ = tokens.shape
         router_key, experts_key = keys.split(key, 2)
-        per_group, devices = self.config.images_per_group, self.placement.devices
-        groups, group_valid = group(tokens, valid, per_group, devices)  # g s d, g s
+        b = len(tokens) if tokens.ndim > 1 else 1
+        n, devices = math.prod(tokens.shape[1:-1]), self.placement.devices
+        images = tokens.reshape(b, n, tokens.shape[-1])
+        valid = jnp.ones(b, bool) if valid is None else valid
+        groups, group_valid = group(images, valid, self.config.images_per_group, devices)
         record = self.route(groups, group_valid, router_key, decide)
         routing = record.routing
-        if class_token_only:
+        needs_all = bool(self.experts.asks or per_token)
+        if class_token_only and not needs_all:
             groups, routing = keep_class_tokens(groups, routing, n)
-            n = 1
-        outputs = self._through_experts(self._transfer(groups), routing, tokens.dtype, experts_key)
-        return ungroup(outputs.astype(tokens.dtype), b, n, devices), record
+        inputs = {name: about(name, routing, n) for name in sorted(self.experts.asks)}
+
+        def to_slots(x: jax.Array) -> jax.Array:
+            rest = x.shape[tokens.ndim - 1 :]
+            rows, _ = group(
+                x.reshape(b, n, math.prod(rest)), valid, self.config.images_per_group, devices
+            )
+            slots = dispatch_inputs(rows, routing)
+            return slots.reshape(*slots.shape[:-1], *rest)
+
+        inputs |= jax.tree.map(to_slots, dict(per_token or {}))
+        slots = Slots(n, jax.tree.map(self.placement.to_experts, inputs))
+        outputs = self._through_experts(
+            groups, routing, tokens.dtype, slots, experts_key, *args, **kwargs
+        )
+        kept = 1 if class_token_only and not needs_all else n
+        outputs = ungroup(outputs.astype(tokens.dtype), b, kept, devices)  # b x d
+        if class_token_only:
+            return outputs[:, :1], record
+        return outputs.reshape(*tokens.shape[:-1], outputs.shape[-1]), record
 
     def route(
         self,
@@ -86,84 +178,107 @@ class MoE(nnx.Module):
         key: MaybeKey = None,
         decide: Route | None = None,
     ) -> Record:
-        """Routes each group independently; see the function ``route``."""
-        return route(self.router, groups, valid, key, self.config, self.placement, decide)
+        """Routes each group independently: the gate computes logits, the router decides.
+
+        Args:
+            valid: False for padding.
+            key: for the noise and a random priority; None in evaluation.
+            decide: replaces the config's router.
+        """
+        config, router = self.config, router_of(self.config)
+        noise_key, draw_key = keys.split(key, 2)
+        logits, noise_std = self._logits(groups)
+        noise = draw = None
+        if noise_key is not None and noise_std is not None:
+            noise = jax.random.normal(noise_key, logits.shape) * noise_std
+        if config.router.random_priority and draw_key is not None:
+            draw = jax.random.uniform(draw_key, valid.shape)
+        inputs = RouterInputs(logits, noise=noise, valid=valid, draw=draw)
+        capacity = router.capacity(config, groups.shape[1])
+        chosen: Route = jax.named_scope("router")(decide or router.route)
+        on_devices = self.placement.on_each_device(lambda inputs: chosen(inputs, config, capacity))
+        decision: Decision = on_devices(inputs)
+        aux_loss = aux_losses.total(decision.losses, config.router.aux_loss, valid)
+        return Record(logits, *decision, aux_loss, valid)
+
+    def _logits(self, groups: Float[Array, "g s d"]) -> NoisyLogits:
+        """The gate's logits, with its noise or else the router's."""
+        router, e = self.config.router, self.config.num_experts
+        outputs = jax.named_scope("gate")(self.router)(groups)
+        if not isinstance(outputs, NoisyLogits):
+            outputs = NoisyLogits(outputs, router.noise_std / e if router.noise_std else None)
+        shape, axes = (
+            outputs.logits.shape,
+            ("g", "s", "e", "c")[: 3 + (router.logits_per == "slot")],
+        )
+        if len(shape) != len(axes) or shape[:3] != (*groups.shape[:2], e):
+            raise UsageError(
+                f"the gate makes logits {shape} from tokens {groups.shape}: a {router.kind} router "
+                f"needs ({', '.join(axes)}) with e={e}"
+            )
+        return outputs._replace(logits=outputs.logits.astype(jnp.float32))
 
     def _through_experts(
         self,
         groups: Float[Array, "g s d"],
         routing: Routing | SoftRouting,
         dtype: jax.typing.DTypeLike,
+        slots: Slots,
         key: MaybeKey,
-    ) -> Float[Array, "g x d"]:
+        *args: Any,
+        **kwargs: Any,
+    ) -> jax.Array:
         """Dispatch, experts, combine: by slots, or by rows sorted over all groups."""
-        implementation = choose_implementation(self.config, routing, self.placement.devices)
+        implementation, groups = self.choose_implementation(routing), self._transfer(groups)
         if implementation == "batched":
-            slots = self.placement.to_experts(dispatch(groups, routing, mixture_dtype=dtype))
-            outputs = self._transfer(self.experts(slots.astype(dtype), key))  # g e c d
-            return combine(self.placement.from_experts(outputs), routing)
+            tokens = self.placement.to_experts(dispatch(groups, routing, mixture_dtype=dtype))
+            outputs = self.experts(tokens.astype(dtype), slots, key, *args, **kwargs)  # g e c x
+            outputs = self.placement.from_experts(self._transfer(outputs))
+            return combine(outputs, routing)
         assert isinstance(routing, Routing)  # soft routing is always batched
         block = None if implementation == "ragged" else block_size(routing)
         routing, sizes = sort_rows(routing, block=block or 1)
         rows = dispatch(flatten(groups), routing)[0, 0].astype(dtype)  # r d
+        assert isinstance(self.experts, StackedMlps)
         rows = self._transfer(self.experts.on_rows(rows, sizes, key, block=block))
         return combine(rows[None, None], routing).reshape(groups.shape)
+
+    def choose_implementation(self, routing: Routing | SoftRouting) -> Implementation:
+        """The config's implementation; for "auto", one that suits the platform and the shapes.
+
+        "auto" is ``blocked`` on a CPU; elsewhere ``batched`` if there are about as many slots as
+        choices, and ``ragged`` if there are many more slots. Soft routing, which fills every slot,
+        is always ``batched``. So is any routing on several devices, since these exchange slots,
+        and any experts other than ``StackedMlps``.
+        """
+        if isinstance(routing, SoftRouting) or self.placement.devices > 1:
+            return "batched"
+        if not isinstance(self.experts, StackedMlps):
+            return "batched"
+        if self.config.implementation != "auto":
+            return self.config.implementation
+        if jax.default_backend() == "cpu":
+            return "blocked"
+        g, s, k = routing.slots.shape
+        return "batched" if routing.choices.size <= 1.25 * g * s * k else "ragged"
 
     def _transfer(self, rows: jax.Array) -> jax.Array:
         """Casts rows to the dtype of transfers to the experts and back."""
         return rows.astype(jnp.bfloat16) if self.config.transfer_dtype == "bfloat16" else rows
 
 
-def route(
-    gate: Gate,
-    groups: Float[Array, "g s d"],
-    valid: Bool[Array, "g s"],
-    key: MaybeKey,
-    config: MoEConfig,
-    placement: Placement = ONE_DEVICE,
-    decide: Route | None = None,
-) -> Record:
-    """Routes each group independently: the gate computes logits, the router decides.
+def capture_records(
+    model: nnx.Module, *args: Any, **kwargs: Any
+) -> tuple[Any, dict[tuple[str | int, ...], tuple[Record, ...]]]:
+    """``model(*args, **kwargs)``, and the records of its MoE layers by path, one for each call.
 
-    Args:
-        valid: False for padding.
-        key: for the noise and a random priority; None in evaluation.
-        decide: replaces the config's router.
+    For any Flax NNX model. Add the ``aux_loss`` of each record to the loss in training. Works
+    inside ``jax.jit`` and ``jax.grad`` with a model that is merged there; unused parts of the
+    records are then not computed.
     """
-    router = router_of(config)
-    noise_key, draw_key = keys.split(key, 2)
-    logits = gate(groups)  # g s e, or g s e c for logits per slot
-    draw = None
-    if config.router.random_priority and draw_key is not None:
-        draw = jax.random.uniform(draw_key, valid.shape)
-    inputs = RouterInputs(
-        logits,
-        noise=gate.noise(logits.shape, noise_key),
-        valid=valid,
-        draw=draw,
-    )
-    capacity = router.capacity(config, groups.shape[1])
-    chosen: Route = jax.named_scope("router")(decide or router.route)
-    on_devices = placement.on_each_device(lambda inputs: chosen(inputs, config, capacity))
-    decision: Decision = on_devices(inputs)
-    aux_loss = aux_losses.total(decision.losses, config.router.aux_loss, valid)
-    return Record(logits, *decision, aux_loss, valid)
-
-
-def choose_implementation(
-    config: MoEConfig, routing: Routing | SoftRouting, devices: int = 1
-) -> Implementation:
-    """The config's implementation; for "auto", one that suits the platform and the shapes.
-
-    "auto" is ``blocked`` on a CPU; elsewhere ``batched`` if there are about as many slots as
-    choices, and ``ragged`` if there are many more slots. Soft routing, which fills every slot, is
-    always ``batched``. So is any routing on several devices, since these exchange slots.
-    """
-    if isinstance(routing, SoftRouting) or devices > 1:
-        return "batched"
-    if config.implementation != "auto":
-        return config.implementation
-    if jax.default_backend() == "cpu":
-        return "blocked"
-    g, s, k = routing.slots.shape
-    return "batched" if routing.choices.size <= 1.25 * g * s * k else "ragged"
+    layers = [path for path, part in nnx.iter_modules(model) if isinstance(part, MoE)]
+    run = nnx.capture(model, nnx.Intermediate, method_outputs=nnx.Intermediate)
+    outputs, captured = run(*args, **kwargs)
+    results = dict(nnx.to_flat_state(captured))
+    calls = {path: results[*path, "forward"].get_value() for path in layers}
+    return outputs, {path: tuple(record for _, record in made) for path, made in calls.items()}

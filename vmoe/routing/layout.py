@@ -10,9 +10,10 @@ import functools
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, Shaped
 
 from vmoe.axes import Routing, SoftRouting
+from vmoe.errors import UsageError
 
 
 @jax.named_scope("dispatch")
@@ -50,7 +51,24 @@ def combine(
     return _combine(outputs, routing.weights, routing.slots, routing.choices)
 
 
-def _rows(rows: Float[Array, "g r d"], index: Int[Array, "g *i"]) -> Float[Array, "g *i d"]:
+def dispatch_inputs(
+    inputs: Shaped[Array, "g s x"], routing: Routing | SoftRouting
+) -> Shaped[Array, "g e c x"]:
+    """Further inputs of experts, by slot: as ``dispatch``, for arrays of any dtype.
+
+    Raises:
+        UsageError: soft slots need a mixture of values that are not floats.
+    """
+    if isinstance(routing, Routing):
+        return _rows(inputs, routing.tokens)
+    if not jnp.issubdtype(inputs.dtype, jnp.floating):
+        raise UsageError(
+            f"soft slots hold mixtures of tokens, and {inputs.dtype} cannot be mixed: give floats"
+        )
+    return dispatch(inputs, routing)
+
+
+def _rows(rows: Shaped[Array, "g r d"], index: Int[Array, "g *i"]) -> Shaped[Array, "g *i d"]:
     """Rows of each group by index; zeros for an index past the end."""
     return jax.vmap(lambda r, i: r.at[i].get(mode="fill", fill_value=0))(rows, index)
 

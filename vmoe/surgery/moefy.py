@@ -15,8 +15,11 @@ from flax import nnx
 
 from vmoe.config import MoEConfig, TokenChoice
 from vmoe.errors import UsageError
+from vmoe.nn.experts import Copies
+from vmoe.nn.experts.copies import check_expert, on_rows
+from vmoe.nn.gates.linear import LinearGate
 from vmoe.nn.keys import InitKeys
-from vmoe.nn.module_moe import ModuleMoE, on_rows
+from vmoe.nn.moe import MoE
 from vmoe.trees import path_name
 
 Select = type | tuple[type, ...] | Callable[[tuple[Any, ...], nnx.Module], bool]
@@ -33,7 +36,7 @@ def moefy(
     width: int | None = None,
     seed: int = 0,
 ) -> nnx.Module:
-    """A copy of a model in which each selected module is replaced by a ``ModuleMoE``.
+    """A copy of a model in which each selected module is replaced by an ``MoE`` layer.
 
     The root module is never replaced. Selected modules inside a selected one stay part of it. A
     module that occurs several times in the model is replaced by one shared layer.
@@ -70,7 +73,8 @@ def moefy(
         if not (isinstance(module, select) if by_type else select(path, module)):
             return None
         d, spatial = _signature(path_name(path), module, width)
-        return ModuleMoE(module, d, config, spatial=spatial, rngs=rngs)
+        experts = Copies([module] * num_experts, spatial=spatial)
+        return MoE(experts, LinearGate(d, 0, config, rngs=rngs), config)
 
     copy = nnx.clone(model)
     if not _replace(copy, (), sparse, {}):
@@ -114,13 +118,7 @@ def _signature(name: str, module: nnx.Module, width: int | None) -> tuple[int, i
     Raises:
         UsageError: it cannot be an expert.
     """
-    state = nnx.to_flat_state(nnx.state(module))
-    others = [path_name(path) for path, leaf in state if not isinstance(leaf, nnx.Param)]
-    if others:
-        raise UsageError(
-            f"{name}/{others[0]} is not a parameter: experts cannot have other state, such as "
-            "statistics or random streams"
-        )
+    check_expert(name, module)
     inside = [part for _, part in nnx.iter_modules(module)]
     convolutions = [part for part in inside if isinstance(part, nnx.Conv)]
     for convolution in convolutions:

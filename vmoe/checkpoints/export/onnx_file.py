@@ -28,6 +28,7 @@ from vmoe.checkpoints.export.matmul_form import matmul_form
 from vmoe.checkpoints.stored import StoredModel
 from vmoe.config import ViTConfig, replace, to_json
 from vmoe.errors import UsageError, writing
+from vmoe.nn.experts import Slots
 from vmoe.nn.keys import MaybeKey
 from vmoe.nn.moe import MoE
 from vmoe.nn.vit import ViT
@@ -145,17 +146,14 @@ class MatmulMoE(MoE):
         self.router = moe.router
         self.experts = moe.experts
 
-    def __call__(
+    def forward(
         self,
         tokens: Float[Array, "b n d"],
-        valid: Bool[Array, "b"],
-        key: MaybeKey = None,
-        *,
+        *args: Any,
         class_token_only: bool = False,
-        decide: Route | None = None,
+        **kwargs: Any,
     ) -> tuple[Float[Array, "b x d"], Record]:
         """As ``MoE``, in evaluation, without padding and with the router's own decisions."""
-        assert decide is None
         record = self.route(tokens, jnp.ones(tokens.shape[:2], bool))
         routing = record.routing
         assert isinstance(routing, SoftRouting)
@@ -164,7 +162,8 @@ class MatmulMoE(MoE):
         elif class_token_only:  # sent to every expert, with weight 0 where it has no slot
             weights = routing.combine[:, :1].sum(axis=-1, keepdims=True)
             tokens, routing = tokens[:, :1], SoftRouting(jnp.ones_like(weights), weights)
-        return self._through_experts(tokens, routing, tokens.dtype, None), record
+        slots = Slots(tokens.shape[1], {})
+        return self._through_experts(tokens, routing, tokens.dtype, slots, None), record
 
     def route(
         self,
@@ -177,7 +176,7 @@ class MatmulMoE(MoE):
         if self._is_soft:
             return super().route(groups, valid)
         capacity = router_of(self.config).capacity(self.config, groups.shape[1])
-        logits = self.router(groups)
+        logits, _ = self._logits(groups)
         gates = gates_of(logits)
         routing = one_hot_routing(gates, self.config, capacity)
         return Record(logits, gates, routing, {}, jnp.zeros(()), valid)

@@ -6,7 +6,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from vmoe.config import MoEConfig
-from vmoe.nn.keys import MaybeKey, Rngs
+from vmoe.nn.keys import Rngs
 from vmoe.routing import router_of
 
 
@@ -22,15 +22,11 @@ class SoftGate(nnx.Module):
         self.kernel = nnx.Param(jax.random.normal(rngs.params(), shape) * width**-0.5)
         self.scale = nnx.Param(jnp.ones(()))
 
-    @jax.named_scope("gate")
     def __call__(self, tokens: Float[Array, "g s d"]) -> Float[Array, "g s e c"]:
         """The logits, in float32 at the highest precision."""
         x = _normalize(tokens.astype(jnp.float32), axis=-1)
         mu = self.scale[...] * _normalize(self.kernel[...], axis=0)
         return jnp.einsum("gsd,dec->gsec", x, mu, precision=jax.lax.Precision.HIGHEST)
-
-    def noise(self, shape: tuple[int, ...], key: MaybeKey) -> None:
-        """None: Soft MoE is trained without noise."""
 
 
 def _normalize(x: jax.Array, axis: int) -> jax.Array:

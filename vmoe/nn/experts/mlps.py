@@ -1,4 +1,4 @@
-"""The experts of an MoE layer: MLPs whose parameters are stacked along e."""
+"""The experts of V-MoE: MLPs whose parameters are stacked along e."""
 
 import jax
 import jax.numpy as jnp
@@ -6,6 +6,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from vmoe.nn import implementations, mlp
+from vmoe.nn.experts.interface import Experts, Slots
 from vmoe.nn.implementations import ExpertLinearParams
 from vmoe.nn.keys import MaybeKey, Rngs
 from vmoe.nn.mlp import TANH, Hidden
@@ -25,7 +26,7 @@ class ExpertLinear(nnx.Module):
         return ExpertLinearParams(self.kernel[...], self.bias[...])
 
 
-class Experts(nnx.Module):
+class StackedMlps(Experts):
     """e MLPs, each applied to its own rows.
 
     Parameters: ``up`` kernel (e, d, f) and bias (e, f), ``down`` kernel (e, f, d), bias (e, d).
@@ -44,14 +45,18 @@ class Experts(nnx.Module):
         self.up = ExpertLinear(num_experts, width, mlp_dim, shared_init=shared_init, rngs=rngs)
         self.down = ExpertLinear(num_experts, mlp_dim, width, shared_init=shared_init, rngs=rngs)
         self.hidden = hidden
+        self.num_experts = num_experts
 
     @jax.named_scope("experts")
     def __call__(
-        self, slots: Float[Array, "g e c d"], key: MaybeKey = None
+        self,
+        tokens: Float[Array, "g e c d"],
+        slots: Slots | None = None,
+        key: MaybeKey = None,
     ) -> Float[Array, "g e c d"]:
-        """Applies the experts to slots of fixed capacity."""
+        """Applies the experts to slots of fixed capacity; ``slots`` is unused."""
         up, down = self.up.params(), self.down.params()
-        return implementations.batched(up, down, slots, self.hidden, key)
+        return implementations.batched(up, down, tokens, self.hidden, key)
 
     @jax.named_scope("experts")
     def on_rows(

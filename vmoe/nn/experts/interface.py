@@ -1,0 +1,89 @@
+"""The interface of experts, and what they can know about their slots."""
+
+from typing import Any, NamedTuple
+
+import jax
+from flax import nnx
+from jaxtyping import Array, Float
+
+from vmoe.axes import Routing, SoftRouting
+from vmoe.errors import UsageError
+from vmoe.nn.keys import MaybeKey
+
+OF_SLOTS = ("filled", "images", "positions")
+"""What experts can ask about their slots: whether a slot holds a token, the number of the token's
+image in the group, and its position in the image, in [0, n). The last two are undefined in empty
+slots."""
+
+
+class Slots(NamedTuple):
+    """What experts know about their slots, besides the tokens in them.
+
+    Attributes:
+        n: number of tokens of an image.
+        inputs: arrays (g, e, c, ...) or trees of these, by name: what the experts ask for (see
+            ``OF_SLOTS``), and the inputs per token that the caller of the layer gave.
+    """
+
+    n: int
+    inputs: dict[str, Any]
+
+    def of(self, experts: slice) -> "Slots":
+        """The slots of some experts."""
+        return Slots(self.n, jax.tree.map(lambda x: x[:, experts], self.inputs))
+
+
+class Experts(nnx.Module):
+    """The interface of the experts of a layer. A subclass defines ``__call__``.
+
+    Attributes:
+        num_experts: number of experts.
+        asks: the names in ``OF_SLOTS`` that the experts ask for. Experts that ask may mix the
+            tokens in their slots.
+    """
+
+    num_experts: int
+    asks: frozenset[str] = frozenset()
+
+    def __call__(
+        self,
+        tokens: Float[Array, "g e c d"],
+        slots: Slots,
+        key: MaybeKey = None,
+        *args: Any,
+        **kwargs: Any,
+    ) -> Float[Array, "g e c x"]:
+        """The outputs of the experts for the tokens in their slots; empty slots have zeros.
+
+        Args:
+            slots: what is known about the slots.
+            key: for dropout; None in evaluation.
+            args: inputs that every expert gets as they are.
+            kwargs: the same, by name.
+        """
+        raise NotImplementedError
+
+
+def about(name: str, routing: Routing | SoftRouting, n: int) -> Array:
+    """What experts ask about their slots, (g, e, c); see ``OF_SLOTS``.
+
+    Args:
+        n: number of tokens of an image.
+
+    Raises:
+        UsageError: the slots hold mixtures of tokens.
+    """
+    if isinstance(routing, SoftRouting):
+        raise UsageError(
+            f"experts that ask for {name} need a token in each slot, and soft routing fills slots "
+            "with mixtures of tokens: use another router"
+        )
+    s = routing.slots.shape[1]
+    match name:
+        case "filled":
+            return routing.tokens < s
+        case "images":
+            return routing.tokens // n
+        case "positions":
+            return routing.tokens % n
+    raise ValueError(name)
