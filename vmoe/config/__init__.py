@@ -7,9 +7,19 @@ that names them.
 
 from vmoe.config.data import DataConfig, PreprocessingConfig, RandAugmentConfig
 from vmoe.config.evaluation import EvalConfig, RoutingOverrides
+from vmoe.config.experts import (
+    AttentionExpert,
+    CnnExpert,
+    ExpertList,
+    GatedMlpExpert,
+    IdentityExpert,
+    MlpExpert,
+    ZeroExpert,
+)
 from vmoe.config.fewshot import FewShotConfig
 from vmoe.config.fields import replace
 from vmoe.config.files import from_json, load, to_json
+from vmoe.config.gates import CosineGate, LinearGate, MlpGate, NoisyGate, SlotGate
 from vmoe.config.model import MoEConfig, ViTConfig
 from vmoe.config.optim import LrFactorsConfig, OptimConfig, WeightDecayConfig
 from vmoe.config.preprocessing import Preprocessing
@@ -17,24 +27,36 @@ from vmoe.config.routers import AuxLossWeights, ExpertChoice, Router, Soft, Toke
 from vmoe.config.train import TrainConfig
 
 __all__ = [
+    "AttentionExpert",
     "AuxLossWeights",
+    "CnnExpert",
+    "CosineGate",
     "DataConfig",
     "EvalConfig",
     "ExpertChoice",
+    "ExpertList",
     "FewShotConfig",
+    "GatedMlpExpert",
+    "IdentityExpert",
+    "LinearGate",
     "LrFactorsConfig",
+    "MlpExpert",
+    "MlpGate",
     "MoEConfig",
+    "NoisyGate",
     "OptimConfig",
     "Preprocessing",
     "PreprocessingConfig",
     "RandAugmentConfig",
     "Router",
     "RoutingOverrides",
+    "SlotGate",
     "Soft",
     "TokenChoice",
     "TrainConfig",
     "ViTConfig",
     "WeightDecayConfig",
+    "ZeroExpert",
     "from_json",
     "load",
     "replace",

@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Callable
 from typing import Annotated, Literal
 
+from vmoe.config.experts import Expert, ExpertList, MlpExpert
 from vmoe.config.fields import (
     LARGEST_COUNT,
     Checked,
@@ -14,6 +15,7 @@ from vmoe.config.fields import (
     at_most,
     less_than,
 )
+from vmoe.config.gates import Gate, GateConfig, LinearGate, SlotGate
 from vmoe.config.routers import Router, TokenChoice
 
 Implementation = Literal["batched", "blocked", "ragged"]
@@ -30,8 +32,12 @@ class MoEConfig(Checked):
 
     num_experts: Annotated[int, at_least(1)] = 8
     """Number of experts."""
+    experts: Expert = MlpExpert()
+    """The experts: copies of one kind, or a list of different ones."""
+    gate: Gate | None = None
+    """How the logits are computed; if None, a linear gate, or slots for a soft router."""
     router: Router = TokenChoice()
-    """How tokens are assigned to experts: TokenChoice, ExpertChoice or Soft."""
+    """How tokens are assigned to experts."""
     capacity_factor: Positive = 1.05
     """Capacity of an expert = capacity_factor * k * s / e slots, rounded, with s tokens per group
     and e experts."""
@@ -47,14 +53,15 @@ class MoEConfig(Checked):
     """Maximum number of images whose tokens compete for slots; 1 makes images independent, up to
     rounding."""
     expert_dropout: Rate = 0.0
-    """Dropout rate inside the experts."""
+    """Dropout rate inside the experts, if they are MLPs."""
     shared_init: bool = True
     """Whether all experts of a layer start from the same values."""
     transfer_dtype: Literal["float32", "bfloat16"] = "float32"
     """Data type of the rows sent to the experts and back."""
     implementation: Literal["auto", Implementation] = "auto"
     """How the experts compute. auto: chosen by platform and shape; batched: one batched matmul over
-    all slots; blocked: a loop over blocks of rows; ragged: a ragged matmul of sorted rows."""
+    all slots; blocked: a loop over blocks of rows; ragged: a ragged matmul of sorted rows. Experts
+    other than MLPs are always computed as batched."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -79,6 +86,36 @@ class MoEConfig(Checked):
             "a soft router fills every slot, use batched",
             "implementation",
         )
+        self.require(
+            self.gate is None or self.gate.logits_per == self.router.logits_per,
+            f"this router needs logits per {self.router.logits_per}, leave the gate out",
+            "gate.kind",
+            "router.kind",
+        )
+        experts = self.experts
+        self.require(
+            not isinstance(experts, ExpertList) or len(experts.each) == self.num_experts,
+            "list as many experts",
+            "num_experts",
+            "experts.each",
+        )
+        self.require(
+            experts.stacked or self.implementation in ("auto", "batched"),
+            "these experts are computed slot by slot, use batched",
+            "implementation",
+            "experts.kind",
+        )
+        self.require(
+            experts.stacked or not self.expert_dropout,
+            "these experts have no dropout, use 0",
+            "expert_dropout",
+            "experts.kind",
+        )
+
+    @property
+    def gate_config(self) -> GateConfig:
+        """The config of the gate, which the router determines if none is given."""
+        return self.gate or (SlotGate() if self.router.logits_per == "slot" else LinearGate())
 
 
 @dataclasses.dataclass(frozen=True)

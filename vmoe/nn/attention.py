@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from vmoe.nn.keys import MaybeKey, Rngs
 
@@ -22,7 +22,7 @@ class Attention(nnx.MultiHeadAttention):
         *,
         dropout: float = 0.0,
         qk_norm: bool = False,
-        dtype: jax.typing.DTypeLike,
+        dtype: jax.typing.DTypeLike | None,
         rngs: Rngs,
     ):
         super().__init__(
@@ -45,9 +45,16 @@ class Attention(nnx.MultiHeadAttention):
         tokens: Float[Array, "b n d"] | None = None,
         *,
         key: MaybeKey = None,
+        mask: Bool[Array, "b 1 q n"] | None = None,
     ) -> Float[Array, "b q d"]:
+        """The outputs for the queries.
+
+        Args:
+            key: for dropout; None in evaluation.
+            mask: True where a query may attend to a token; everywhere if None.
+        """
         rngs = None if key is None else nnx.Rngs(dropout=key)
-        return super().__call__(queries, tokens, deterministic=key is None, rngs=rngs)
+        return super().__call__(queries, tokens, mask=mask, deterministic=key is None, rngs=rngs)
 
     def weights(
         self, queries: Float[Array, "b q d"], tokens: Float[Array, "b n d"] | None = None

@@ -5,20 +5,23 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from vmoe.config.model import Gelu
+from vmoe.config.experts import Activation
 from vmoe.nn import keys
 from vmoe.nn.keys import MaybeKey, Rngs
 
 kernel_init = nnx.initializers.xavier_uniform()
 bias_init = nnx.initializers.normal(1e-6)
 
-GELUS: dict[Gelu, Callable[[jax.Array], jax.Array]] = {
+ACTIVATIONS: dict[Activation, Callable[[jax.Array], jax.Array]] = {
     "tanh": functools.partial(nnx.gelu, approximate=True),
     "erf": functools.partial(nnx.gelu, approximate=False),
     "quick": lambda x: x * nnx.sigmoid(1.702 * x),
+    "relu": nnx.relu,
+    "silu": nnx.silu,
 }
 
 
@@ -26,23 +29,31 @@ class Hidden(NamedTuple):
     """An MLP without its two linear layers: the activation and dropout.
 
     Attributes:
-        gelu: the activation.
+        activation: the activation.
         dropout: dropout rate, after the activation and after the second layer.
+        gated: whether the first layer has twice the hidden width: its first half, after the
+            activation, multiplies its second half (arXiv 2002.05202).
     """
 
-    gelu: Gelu = "tanh"
+    activation: Activation = "tanh"
     dropout: float = 0.0
+    gated: bool = False
 
     def __call__(
         self,
-        hidden: Float[Array, "*b f"],
+        hidden: Float[Array, "*b x"],
         down: Callable[[jax.Array], jax.Array],
         key: MaybeKey = None,
     ) -> Float[Array, "*b d"]:
-        """down(GELU(hidden)), with dropout after each of the two (ViT, equation 3)."""
+        """down(activation(hidden)), with dropout after each of the two (ViT, equation 3)."""
         dropout = nnx.Dropout(self.dropout)
         inner, outer = keys.split(key, 2)
-        hidden = GELUS[self.gelu](hidden)
+        activation = ACTIVATIONS[self.activation]
+        if self.gated:
+            gate, hidden = jnp.split(hidden, 2, axis=-1)
+            hidden = activation(gate) * hidden
+        else:
+            hidden = activation(hidden)
         hidden = dropout(hidden, deterministic=key is None, rngs=inner)
         return dropout(down(hidden), deterministic=key is None, rngs=outer)
 

@@ -15,9 +15,9 @@ from vmoe.config.model import Gelu, Implementation
 from vmoe.errors import UsageError
 from vmoe.nn import keys
 from vmoe.nn.experts import Experts, Slots, StackedMlps, about, experts_of
+from vmoe.nn.experts.make import make_experts
 from vmoe.nn.gates import GATES, NoisyLogits
 from vmoe.nn.keys import MaybeKey, Rngs
-from vmoe.nn.mlp import Hidden
 from vmoe.routing import aux_losses, router_of
 from vmoe.routing.groups import group, ungroup
 from vmoe.routing.layout import combine, dispatch, dispatch_inputs
@@ -90,19 +90,12 @@ class MoE(nnx.Module):
 
         Args:
             width: width d of the tokens.
-            mlp_dim: hidden width f of an expert.
+            mlp_dim: hidden width f of MLPs, unless the config has another one.
             tokens: number of tokens of an image, for gates whose slots depend on it.
-            gelu: activation of the experts.
+            gelu: activation of MLPs, unless the config has another one.
         """
-        gate = GATES[config.router.logits_per](width, tokens, config, rngs=rngs)
-        experts = StackedMlps(
-            config.num_experts,
-            width,
-            mlp_dim,
-            hidden=Hidden(gelu, config.expert_dropout),
-            shared_init=config.shared_init,
-            rngs=rngs,
-        )
+        gate = GATES[type(config.gate_config)](width, tokens, config, rngs=rngs)
+        experts = make_experts(config, width, mlp_dim, gelu=gelu, rngs=rngs)
         return cls(experts, gate, config, placement=placement)
 
     def __call__(self, tokens: Float[Array, "*b d"], *args: Any, **kwargs: Any) -> jax.Array:
@@ -161,7 +154,7 @@ class MoE(nnx.Module):
             return slots.reshape(*slots.shape[:-1], *rest)
 
         inputs |= jax.tree.map(to_slots, dict(per_token or {}))
-        slots = Slots(n, jax.tree.map(self.placement.to_experts, inputs))
+        slots = Slots(n, groups.shape[1], jax.tree.map(self.placement.to_experts, inputs))
         outputs = self._through_experts(
             groups, routing, tokens.dtype, slots, experts_key, *args, **kwargs
         )

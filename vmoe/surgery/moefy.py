@@ -17,7 +17,7 @@ from vmoe.config import MoEConfig, TokenChoice
 from vmoe.errors import UsageError
 from vmoe.nn.experts import Copies
 from vmoe.nn.experts.copies import check_expert, on_rows
-from vmoe.nn.gates.linear import LinearGate
+from vmoe.nn.gates import Linear
 from vmoe.nn.keys import InitKeys
 from vmoe.nn.moe import MoE
 from vmoe.trees import path_name
@@ -74,7 +74,7 @@ def moefy(
             return None
         d, spatial = _signature(path_name(path), module, width)
         experts = Copies([module] * num_experts, spatial=spatial)
-        return MoE(experts, LinearGate(d, 0, config, rngs=rngs), config)
+        return MoE(experts, Linear(d, 0, config, rngs=rngs), config)
 
     copy = nnx.clone(model)
     if not _replace(copy, (), sparse, {}):

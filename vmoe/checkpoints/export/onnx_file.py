@@ -162,7 +162,7 @@ class MatmulMoE(MoE):
         elif class_token_only:  # sent to every expert, with weight 0 where it has no slot
             weights = routing.combine[:, :1].sum(axis=-1, keepdims=True)
             tokens, routing = tokens[:, :1], SoftRouting(jnp.ones_like(weights), weights)
-        slots = Slots(tokens.shape[1], {})
+        slots = Slots(tokens.shape[1], tokens.shape[1], {})
         return self._through_experts(tokens, routing, tokens.dtype, slots, None), record
 
     def route(

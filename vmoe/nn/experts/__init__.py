@@ -2,13 +2,13 @@
 
 ``StackedMlps``: MLPs whose parameters are stacked along e, with three implementations.
 ``Copies``: modules of equal structure, computed at once.
-``ExpertList``: experts of different kinds, computed one after another.
+``MixedExperts``: experts of different kinds, computed one after another.
 ``experts_of`` makes the last two from a list of any modules.
 """
 
 from vmoe.nn.experts.copies import Copies
 from vmoe.nn.experts.interface import Experts, Slots, about
-from vmoe.nn.experts.listed import ExpertList, experts_of
+from vmoe.nn.experts.mixed import MixedExperts, experts_of
 from vmoe.nn.experts.mlps import StackedMlps
 
-__all__ = ["Copies", "ExpertList", "Experts", "Slots", "StackedMlps", "about", "experts_of"]
+__all__ = ["Copies", "Experts", "MixedExperts", "Slots", "StackedMlps", "about", "experts_of"]

@@ -22,8 +22,9 @@ class Copies(Experts):
     A module that acts on the last axis gets the tokens of all its slots as rows, f[r d], and
     returns f[r x]. A module that mixes tokens has a parameter ``filled``, ``images`` or
     ``positions`` (see ``OF_SLOTS``). It gets the slots of each group, f[g c d], and these arrays
-    (g, c) by name, and returns f[g c x]. A parameter ``n`` gets the number of tokens of an image. A
-    parameter ``key`` gets another key for each expert, and None in evaluation.
+    (g, c) by name, and returns f[g c x]. Parameters ``n`` and ``s`` get the number of tokens of an
+    image and of a group. A parameter ``key`` gets another key for each expert, and None in
+    evaluation.
 
     Parameters: ``stacked``, the module with an axis e in front of every parameter.
     """
@@ -50,7 +51,7 @@ class Copies(Experts):
         self.stacked = nnx.merge(nnx.graphdef(modules[0]), stacked)
         parameters = inspect.signature(modules[0].__call__).parameters
         self.asks = frozenset(OF_SLOTS).intersection(parameters)
-        self.takes = frozenset({"n", "key"}).intersection(parameters)
+        self.takes = frozenset({"n", "s", "key"}).intersection(parameters)
 
     @jax.named_scope("experts")
     def __call__(
@@ -66,15 +67,16 @@ class Copies(Experts):
         named = {k: v for k, v in slots.inputs.items() if k not in OF_SLOTS or k in self.asks}
         form = "g e c ... -> e g c ..." if self.asks else "g e c ... -> e (g c) ..."
         tokens, named = jax.tree.map(lambda x: rearrange(x, form), (tokens, named))
-        if "n" in self.takes:
-            kwargs = kwargs | {"n": slots.n}
+        sizes = {
+            name: size for name, size in (("n", slots.n), ("s", slots.s)) if name in self.takes
+        }
         expert_keys = None if key is None else jax.random.split(key, e)
 
         def expert(
             params: nnx.State, tokens: jax.Array, named: dict[str, Any], key: MaybeKey
         ) -> jax.Array:
             module = nnx.merge(graph, params, copy=True)
-            inputs = kwargs | named | ({"key": key} if "key" in self.takes else {})
+            inputs = kwargs | sizes | named | ({"key": key} if "key" in self.takes else {})
             if self.asks:
                 return module(tokens, *args, **inputs)
             return on_rows(module, tokens, self.spatial, *args, **inputs)

@@ -21,16 +21,18 @@ class Slots(NamedTuple):
 
     Attributes:
         n: number of tokens of an image.
+        s: number of tokens of a group.
         inputs: arrays (g, e, c, ...) or trees of these, by name: what the experts ask for (see
             ``OF_SLOTS``), and the inputs per token that the caller of the layer gave.
     """
 
     n: int
+    s: int
     inputs: dict[str, Any]
 
     def of(self, experts: slice) -> "Slots":
         """The slots of some experts."""
-        return Slots(self.n, jax.tree.map(lambda x: x[:, experts], self.inputs))
+        return self._replace(inputs=jax.tree.map(lambda x: x[:, experts], self.inputs))
 
 
 class Experts(nnx.Module):

@@ -1,12 +1,15 @@
 """The experts of V-MoE: MLPs whose parameters are stacked along e."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
+from vmoe.errors import UsageError
 from vmoe.nn import implementations, mlp
-from vmoe.nn.experts.interface import Experts, Slots
+from vmoe.nn.experts.interface import OF_SLOTS, Experts, Slots
 from vmoe.nn.implementations import ExpertLinearParams
 from vmoe.nn.keys import MaybeKey, Rngs
 from vmoe.nn.mlp import TANH, Hidden
@@ -15,11 +18,18 @@ from vmoe.nn.mlp import TANH, Hidden
 class ExpertLinear(nnx.Module):
     """A linear layer of each expert: kernel (e, x, y), bias (e, y)."""
 
-    def __init__(self, num_experts: int, x: int, y: int, *, shared_init: bool, rngs: Rngs):
-        kernel = _per_expert(mlp.kernel_init, shared_init)
-        bias = _per_expert(mlp.bias_init, shared_init)
-        self.kernel = nnx.Param(kernel(rngs.params(), (num_experts, x, y), jnp.float32))
-        self.bias = nnx.Param(bias(rngs.params(), (num_experts, y), jnp.float32))
+    def __init__(
+        self, num_experts: int, x: int, y: int, *, halves: int = 1, shared_init: bool, rngs: Rngs
+    ):
+        """``halves``: 2 for two linear layers next to each other, with y outputs each."""
+
+        def draw(init: nnx.Initializer, *shape: int) -> nnx.Param:
+            init = _per_expert(init, shared_init)
+            parts = [init(rngs.params(), (num_experts, *shape), jnp.float32) for _ in range(halves)]
+            return nnx.Param(parts[0] if halves == 1 else jnp.concatenate(parts, axis=-1))
+
+        self.kernel = draw(mlp.kernel_init, x, y)
+        self.bias = draw(mlp.bias_init, y)
 
     def params(self) -> ExpertLinearParams:
         """The parameters as plain arrays."""
@@ -29,7 +39,8 @@ class ExpertLinear(nnx.Module):
 class StackedMlps(Experts):
     """e MLPs, each applied to its own rows.
 
-    Parameters: ``up`` kernel (e, d, f) and bias (e, f), ``down`` kernel (e, f, d), bias (e, d).
+    Parameters: ``up`` kernel (e, d, f) and bias (e, f), ``down`` kernel (e, f, d), bias (e, d). In
+    gated MLPs ``up`` has 2 f outputs, see ``Hidden.gated``.
     """
 
     def __init__(
@@ -42,8 +53,9 @@ class StackedMlps(Experts):
         shared_init: bool = True,
         rngs: Rngs,
     ):
-        self.up = ExpertLinear(num_experts, width, mlp_dim, shared_init=shared_init, rngs=rngs)
-        self.down = ExpertLinear(num_experts, mlp_dim, width, shared_init=shared_init, rngs=rngs)
+        new = functools.partial(ExpertLinear, num_experts, shared_init=shared_init, rngs=rngs)
+        self.up = new(width, mlp_dim, halves=2 if hidden.gated else 1)
+        self.down = new(mlp_dim, width)
         self.hidden = hidden
         self.num_experts = num_experts
 
@@ -54,7 +66,13 @@ class StackedMlps(Experts):
         slots: Slots | None = None,
         key: MaybeKey = None,
     ) -> Float[Array, "g e c d"]:
-        """Applies the experts to slots of fixed capacity; ``slots`` is unused."""
+        """Applies the experts to slots of fixed capacity.
+
+        Raises:
+            UsageError: there are inputs per token, which MLPs do not have.
+        """
+        if others := sorted(set(slots.inputs if slots else ()) - set(OF_SLOTS)):
+            raise UsageError(f"MLPs have no inputs {others}: leave per_token out")
         up, down = self.up.params(), self.down.params()
         return implementations.batched(up, down, tokens, self.hidden, key)
 

@@ -1,42 +1,25 @@
 """Gates: modules that compute router logits from tokens.
 
-A gate has the parameters; the router (``vmoe/routing``) assigns tokens to slots.
-``RouterConfig.logits_per`` selects the gate of a layer. A gate is one file here and one line in
-``GATES``. Any module that maps tokens to logits is a gate too.
+A gate has the parameters; the router (``vmoe/routing``) assigns tokens to slots. A gate is one file
+here, a frozen dataclass in ``vmoe/config/gates.py`` that is a member of ``Gate``, and one line in
+``GATES``. In Python any module that maps tokens to logits is a gate.
 """
 
-from typing import NamedTuple, Protocol, runtime_checkable
+from vmoe.config import gates as configs
+from vmoe.nn.gates.cosine import Cosine
+from vmoe.nn.gates.interface import Gate, NoisyLogits
+from vmoe.nn.gates.linear import Linear
+from vmoe.nn.gates.mlp import Mlp
+from vmoe.nn.gates.noisy import Noisy
+from vmoe.nn.gates.slots import Slots
 
-from jaxtyping import Array, Float
+GATES: dict[type[configs.GateConfig], type[Gate]] = {
+    configs.LinearGate: Linear,
+    configs.NoisyGate: Noisy,
+    configs.CosineGate: Cosine,
+    configs.MlpGate: Mlp,
+    configs.SlotGate: Slots,
+}
+"""The module for each type of gate config."""
 
-from vmoe.config import MoEConfig
-from vmoe.nn.gates.linear import LinearGate
-from vmoe.nn.gates.soft import SoftGate
-from vmoe.nn.keys import Rngs
-
-
-class NoisyLogits(NamedTuple):
-    """The outputs of a gate that determines its own noise.
-
-    Attributes:
-        logits: the logits, without noise.
-        noise_std: standard deviation of the noise in training; None for no noise.
-    """
-
-    logits: Float[Array, "g s e *c"]
-    noise_std: Float[Array, "g s e *c"] | float | None
-
-
-@runtime_checkable
-class Gate(Protocol):
-    """The interface of a gate that a config names."""
-
-    def __init__(self, width: int, tokens: int, config: MoEConfig, *, rngs: Rngs):
-        """``tokens``: number of tokens per image, for gates whose slots depend on it."""
-
-    def __call__(self, tokens: Float[Array, "g s d"]) -> Float[Array, "g s e *c"] | NoisyLogits:
-        """The logits, without noise."""
-
-
-GATES: dict[str, type[Gate]] = {"expert": LinearGate, "slot": SoftGate}
-"""The gate for each value of ``RouterConfig.logits_per``."""
+__all__ = ["GATES", "Cosine", "Gate", "Linear", "Mlp", "Noisy", "NoisyLogits", "Slots"]

@@ -1,4 +1,4 @@
-"""The linear gate of V-MoE: logits per expert."""
+"""The linear gate of V-MoE."""
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +9,7 @@ from vmoe.config import MoEConfig
 from vmoe.nn.keys import Rngs
 
 
-class LinearGate(nnx.Module):
+class Linear(nnx.Module):
     """A linear layer without bias: kernel (d, e) (V-MoE, section 2.1)."""
 
     def __init__(self, width: int, tokens: int, config: MoEConfig, *, rngs: Rngs):
@@ -19,5 +19,9 @@ class LinearGate(nnx.Module):
 
     def __call__(self, tokens: Float[Array, "g s d"]) -> Float[Array, "g s e"]:
         """The logits, in float32 at the highest precision."""
-        highest = jax.lax.Precision.HIGHEST
-        return jnp.matmul(tokens.astype(jnp.float32), self.kernel[...], precision=highest)
+        return matmul(tokens, self.kernel[...])
+
+
+def matmul(tokens: Float[Array, "g s d"], kernel: Float[Array, "d x"]) -> Float[Array, "g s x"]:
+    """The product in float32 at the highest precision, since small errors change choices."""
+    return jnp.matmul(tokens.astype(jnp.float32), kernel, precision=jax.lax.Precision.HIGHEST)

@@ -6,11 +6,12 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from vmoe.config import MoEConfig
+from vmoe.nn.gates.cosine import normalize
 from vmoe.nn.keys import Rngs
 from vmoe.routing import router_of
 
 
-class SoftGate(nnx.Module):
+class Slots(nnx.Module):
     """Parameters of the slots, kernel (d, e, c), and a scale (Soft MoE, sections 2 and 2.3).
 
     Tokens and slots are normalized over d, so the scale of the logits does not depend on the width.
@@ -24,10 +25,6 @@ class SoftGate(nnx.Module):
 
     def __call__(self, tokens: Float[Array, "g s d"]) -> Float[Array, "g s e c"]:
         """The logits, in float32 at the highest precision."""
-        x = _normalize(tokens.astype(jnp.float32), axis=-1)
-        mu = self.scale[...] * _normalize(self.kernel[...], axis=0)
+        x = normalize(tokens.astype(jnp.float32), axis=-1)
+        mu = self.scale[...] * normalize(self.kernel[...], axis=0)
         return jnp.einsum("gsd,dec->gsec", x, mu, precision=jax.lax.Precision.HIGHEST)
-
-
-def _normalize(x: jax.Array, axis: int) -> jax.Array:
-    return x * jax.lax.rsqrt(jnp.square(x).sum(axis, keepdims=True) + 1e-6)

@@ -14,7 +14,7 @@ from vmoe.nn.experts.interface import Experts, Slots
 from vmoe.nn.keys import MaybeKey, split
 
 
-class ExpertList(Experts):
+class MixedExperts(Experts):
     """Experts of several kinds, computed one kind after another.
 
     Parameters: ``kinds``, a list.
@@ -65,4 +65,4 @@ def experts_of(modules: Sequence[nnx.Module]) -> Experts:
     kinds = [Copies(list(alike)) for _, alike in itertools.groupby(modules, structure)]
     if not kinds:
         raise UsageError("experts is empty: give at least one module")
-    return kinds[0] if len(kinds) == 1 else ExpertList(kinds)
+    return kinds[0] if len(kinds) == 1 else MixedExperts(kinds)

@@ -1,0 +1,74 @@
+"""New experts from their config."""
+
+import itertools
+from collections.abc import Callable
+
+from flax import nnx
+
+from vmoe.config import MoEConfig
+from vmoe.config.experts import (
+    AttentionExpert,
+    CnnExpert,
+    Expert,
+    ExpertConfig,
+    ExpertList,
+    GatedMlpExpert,
+    IdentityExpert,
+    MlpExpert,
+    ZeroExpert,
+)
+from vmoe.config.model import Gelu
+from vmoe.nn.experts import modules
+from vmoe.nn.experts.copies import Copies
+from vmoe.nn.experts.interface import Experts
+from vmoe.nn.experts.mixed import MixedExperts
+from vmoe.nn.experts.mlps import StackedMlps
+from vmoe.nn.keys import Rngs
+from vmoe.nn.mlp import Hidden
+
+MODULES: dict[type[ExpertConfig], Callable[..., nnx.Module]] = {
+    CnnExpert: lambda config, width, rngs: modules.Cnn(width, config.kernel_size, rngs=rngs),
+    AttentionExpert: lambda config, width, rngs: modules.Attention(
+        width, config.num_heads, rngs=rngs
+    ),
+    IdentityExpert: lambda config, width, rngs: modules.Identity(),
+    ZeroExpert: lambda config, width, rngs: modules.Zero(),
+}
+"""Makes one expert, for each kind whose experts are copies of a module."""
+
+
+def make_experts(
+    config: MoEConfig, width: int, mlp_dim: int, *, gelu: Gelu = "tanh", rngs: Rngs
+) -> Experts:
+    """The experts of a layer, with new parameters.
+
+    Args:
+        width: width d of the tokens.
+        mlp_dim: hidden width f of MLPs whose config has none.
+        gelu: activation of MLPs whose config has none.
+    """
+
+    def of_kind(expert: Expert, e: int) -> Experts:
+        if isinstance(expert, MlpExpert | GatedMlpExpert):
+            hidden = Hidden(
+                expert.activation or gelu,
+                config.expert_dropout,
+                gated=isinstance(expert, GatedMlpExpert),
+            )
+            return StackedMlps(
+                e,
+                width,
+                expert.mlp_dim or mlp_dim,
+                hidden=hidden,
+                shared_init=config.shared_init,
+                rngs=rngs,
+            )
+        make = MODULES[type(expert)]
+        if config.shared_init:
+            return Copies([make(expert, width, rngs)] * e)
+        return Copies([make(expert, width, rngs) for _ in range(e)])
+
+    if not isinstance(config.experts, ExpertList):
+        return of_kind(config.experts, config.num_experts)
+    alike = [(expert, len(list(run))) for expert, run in itertools.groupby(config.experts.each)]
+    return MixedExperts([of_kind(expert, e) for expert, e in alike])

@@ -1,0 +1,99 @@
+"""Modules for experts other than MLPs."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+from einops import rearrange
+from flax import nnx
+from jaxtyping import Array, Bool, Float, Int
+
+from vmoe.errors import UsageError
+from vmoe.nn import attention, mlp
+from vmoe.nn.keys import Rngs
+
+
+class Identity(nnx.Module):
+    """Returns its tokens."""
+
+    def __call__(self, tokens: Float[Array, "*b d"]) -> Float[Array, "*b d"]:
+        return tokens
+
+
+class Zero(nnx.Module):
+    """Returns zeros."""
+
+    def __call__(self, tokens: Float[Array, "*b d"]) -> Float[Array, "*b d"]:
+        return jnp.zeros_like(tokens)
+
+
+class Cnn(nnx.Module):
+    """A depthwise convolution over the patch grid and a linear layer, with GELU between them.
+
+    To the convolution, patches outside the expert's slots are zeros. A class token has no
+    neighbors. Parameters: ``depthwise`` kernel (x, x, 1, d), ``pointwise`` kernel (d, d), biases.
+    """
+
+    def __init__(self, width: int, kernel_size: int, *, rngs: Rngs):
+        """``kernel_size``: side x of the kernel in patches."""
+        keys, size = nnx.Rngs(rngs.params()), (kernel_size, kernel_size)
+        self.depthwise = nnx.Conv(width, width, size, feature_group_count=width, rngs=keys)
+        self.pointwise = nnx.Linear(width, width, kernel_init=mlp.kernel_init, rngs=keys)
+
+    def __call__(
+        self,
+        tokens: Float[Array, "g c d"],
+        *,
+        filled: Bool[Array, "g c"],
+        images: Int[Array, "g c"],
+        positions: Int[Array, "g c"],
+        n: int,
+        s: int,
+    ) -> Float[Array, "g c d"]:
+        """The outputs for the tokens in the slots.
+
+        Raises:
+            UsageError: the patches of an image are not a square grid.
+        """
+        side = math.isqrt(n)
+        first = n - side**2  # 1 with a class token
+        if first > 1:
+            raise UsageError(
+                f"a cnn expert needs a square grid of patches, and an image has {n} tokens: use "
+                "square images, or other experts"
+            )
+        index = jnp.where(filled, images * n + positions, s)  # g c
+        scatter = jax.vmap(
+            lambda x, i: jnp.zeros((s, x.shape[-1]), x.dtype).at[i].set(x, mode="drop")
+        )
+        by_image = rearrange(scatter(tokens, index), "g (x n) d -> (g x) n d", n=n)
+        grid = rearrange(by_image[:, first:], "x (i j) d -> x i j d", i=side)
+        convolved = rearrange(self.depthwise(grid), "x i j d -> x (i j) d")
+        if first:
+            alone = self.depthwise(by_image[:, :1, None])[:, 0]  # x 1 d
+            convolved = jnp.concatenate([alone, convolved], axis=1)
+        by_group = rearrange(convolved, "(g x) n d -> g (x n) d", g=len(tokens))
+        gather = jax.vmap(lambda x, i: x.at[i].get(mode="fill", fill_value=0))
+        return self.pointwise(nnx.gelu(gather(by_group, index)))
+
+
+class Attention(nnx.Module):
+    """Self-attention among the tokens of an image that are in the expert's slots.
+
+    Parameters: ``attention``, as in a block of the ViT.
+    """
+
+    def __init__(self, width: int, num_heads: int, *, rngs: Rngs):
+        keys = nnx.Rngs(rngs.params())
+        self.attention = attention.Attention(width, num_heads, dtype=None, rngs=keys)
+
+    def __call__(
+        self,
+        tokens: Float[Array, "g c d"],
+        *,
+        filled: Bool[Array, "g c"],
+        images: Int[Array, "g c"],
+    ) -> Float[Array, "g c d"]:
+        """The outputs for the tokens in the slots; in empty slots they have no meaning."""
+        together = (images[:, :, None] == images[:, None]) & filled[:, None]  # g q c
+        return self.attention(tokens, mask=together[:, None])
