@@ -31,16 +31,23 @@ class RouterInputs(NamedTuple):
 
     Attributes:
         logits: the gate's output, float32, before noise; with slots as a last axis if the gate
-            makes logits per slot.
+            makes logits per slot. Zeros for a router that reads no logits.
         noise: noise to add to the logits; None in evaluation.
         valid: False for padding, which takes no slot and counts in no loss.
-        draw: a random number in [0, 1) per token, for a random priority; None in evaluation.
+        draw: a random number in [0, 1) per token, if the router needs one; None in evaluation.
+        noise_std: the standard deviation of the noise, if the gate determines it; None if it is
+            the router's ``noise_std`` / e.
+        positions: the position of each token in its image, in [0, n), if the router needs it.
+        state: the router's state, by name, if it has one; each array has an axis g in front.
     """
 
     logits: Float[Array, "g s e *c"]
     noise: Float[Array, "g s e *c"] | None
     valid: Bool[Array, "g s"]
     draw: Float[Array, "g s"] | None
+    noise_std: Float[Array, "g s e"] | None = None
+    positions: Int[Array, "g s"] | None = None
+    state: dict[str, Float[Array, "g ..."]] | None = None
 
     @property
     def noisy_logits(self) -> Float[Array, "g s e *c"]:

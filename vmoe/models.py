@@ -168,10 +168,12 @@ def build(config: ViTConfig, *, seed: int = 0, placement: "Placement | None" = N
 
 
 def params_of(model: "nnx.Module") -> dict[Any, Any]:
-    """The parameters of a model as nested dicts."""
+    """The parameters of a model as nested dicts, and the state of its routers."""
     from flax import nnx
 
-    return nnx.to_pure_dict(nnx.state(model, nnx.Param))
+    from vmoe.nn.router_state import RouterState
+
+    return nnx.to_pure_dict(nnx.state(model, (nnx.Param, RouterState)))
 
 
 def with_params(
@@ -183,8 +185,10 @@ def with_params(
     """
     from flax import nnx
 
+    from vmoe.nn.router_state import RouterState
+
     graph, state = _abstract(config, placement)
-    _, rest = nnx.split_state(state, nnx.Param, ...)
+    _, rest = nnx.split_state(state, (nnx.Param, RouterState), ...)
     model = nnx.merge(graph, params, rest)
     model.rngs = nnx.Rngs(train=0)
     return model

@@ -17,6 +17,7 @@ from jaxtyping import Array, Bool, Float, Int
 from vmoe.analysis.collect import BlockRouting
 from vmoe.axes import Record, Routing
 from vmoe.routing.groups import images_in_group, ungroup
+from vmoe.routing.load import choices
 
 Scalar = Float[Array, ""] | float
 
@@ -76,18 +77,17 @@ def expert_totals(record: Record) -> dict[str, Array]:
     """The fields of ``ExpertTotals`` of one sparse block, over all real tokens."""
     real, gates = record.valid[..., None], record.gates
     e = gates.shape[-1]
-    choices = kept = jnp.zeros(e, jnp.int32)
+    kept = jnp.zeros(e, jnp.int32)
     unprocessed = jnp.int32(0)
     if isinstance(record.routing, Routing):
         routing = record.routing
-        choices = jnp.zeros(e + 1).at[routing.experts].add(1)[:e].astype(jnp.int32)
         kept = (routing.choices < routing.slots[0].size).sum((0, 2))
         unprocessed = (record.valid & ~routing.kept.any(-1)).sum()
     return {
         "tokens": record.valid.sum(),
         "gates": jnp.where(real, gates, 0.0).sum((0, 1)),
         "entropy": jnp.where(real, jax.scipy.special.entr(gates), 0.0).sum(),
-        "choices": choices,
+        "choices": choices(record),
         "kept": kept,
         "unprocessed": unprocessed,
     }

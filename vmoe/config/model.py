@@ -113,9 +113,13 @@ class MoEConfig(Checked):
         )
 
     @property
-    def gate_config(self) -> GateConfig:
-        """The config of the gate, which the router determines if none is given."""
-        return self.gate or (SlotGate() if self.router.logits_per == "slot" else LinearGate())
+    def gate_config(self) -> GateConfig | None:
+        """The config of the gate, which the router determines if none is given.
+
+        None if the router reads no logits.
+        """
+        own = {"expert": LinearGate(), "slot": SlotGate(), None: None}
+        return self.gate or own[self.router.logits_per]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -37,17 +37,24 @@ class RouterConfig(Checked):
     a property.
 
     Attributes:
-        logits_per: the logits that the router reads, which determine the gate: "expert" for logits
-            (g, s, e); "slot" for (g, s, e, c), where slots are parameters of the gate and each is a
-            mixture of all tokens of an image.
+        logits_per: the logits that the router reads: "expert" for logits (g, s, e); "slot" for (g,
+            s, e, c), where slots are parameters of the gate and each is a mixture of all tokens of
+            an image; None for a router that decides by a fixed rule, whose layer has no gate.
         can_drop: whether tokens choose their experts, so that a choice can be dropped.
-        learned: whether the gate is trained; False for a router that decides by a fixed rule.
+        needs_positions: whether the router needs the position of each token in its image.
+        stateful: whether the router has state that is not a parameter.
     """
 
     section = "model.moe.router"
-    logits_per = "expert"
+    logits_per: str | None = "expert"
     can_drop = False
-    learned = True
+    needs_positions = False
+    stateful = False
+
+    @property
+    def learned(self) -> bool:
+        """Whether the layer has a gate, which is trained."""
+        return self.logits_per is not None
 
     @property
     def experts_per_token(self) -> int:
@@ -58,13 +65,18 @@ class RouterConfig(Checked):
         return 1
 
     @property
-    def random_priority(self) -> bool:
+    def needs_draw(self) -> bool:
         """Whether the router needs a random number for each token in training."""
         return False
 
     @property
     def noise_std(self) -> float:
         """The noise on the logits in training has standard deviation noise_std / e."""
+        return 0.0
+
+    @property
+    def jitter(self) -> float:
+        """The gate's tokens are multiplied in training by random numbers in 1 +- jitter."""
         return 0.0
 
     @property
@@ -98,7 +110,7 @@ class TokenChoice(RouterConfig):
         return self.k
 
     @property
-    def random_priority(self) -> bool:
+    def needs_draw(self) -> bool:
         return self.priority == "random"
 
 

@@ -18,9 +18,11 @@ from vmoe.nn.experts import Experts, Slots, StackedMlps, about, experts_of
 from vmoe.nn.experts.make import make_experts
 from vmoe.nn.gates import GATES, NoisyLogits
 from vmoe.nn.keys import MaybeKey, Rngs
+from vmoe.nn.router_state import RouterState
 from vmoe.routing import aux_losses, router_of
 from vmoe.routing.groups import group, ungroup
 from vmoe.routing.layout import combine, dispatch, dispatch_inputs
+from vmoe.routing.load import choices
 from vmoe.routing.rows import block_size, flatten, keep_class_tokens, sort_rows
 from vmoe.sharding import ONE_DEVICE, Placement
 
@@ -43,7 +45,7 @@ class MoE(nnx.Module):
     def __init__(
         self,
         experts: Experts | Sequence[nnx.Module],
-        gate: nnx.Module,
+        gate: nnx.Module | None,
         router: Router | MoEConfig | None = None,
         *,
         placement: Placement = ONE_DEVICE,
@@ -53,7 +55,8 @@ class MoE(nnx.Module):
         Args:
             experts: one module for each expert, see ``experts_of``; or experts that are computed
                 together, such as ``StackedMlps``.
-            gate: maps tokens f[g s d] to logits f32[g s e], or to ``NoisyLogits``.
+            gate: maps tokens f[g s d] to logits f32[g s e], or to ``NoisyLogits``. None for a
+                router that reads no logits.
             router: config of the router; or of the whole layer, with its capacity and its groups.
                 Token choice by default.
             placement: the devices over which groups and experts are split.
@@ -73,6 +76,15 @@ class MoE(nnx.Module):
         )
         if self.config.num_experts != e:
             raise UsageError(f"{e} experts were given", num_experts=self.config.num_experts)
+        kind, learned = self.config.router.kind, self.config.router.learned
+        if learned and gate is None:
+            raise UsageError(f"a {kind} router reads logits: give a gate")
+        if gate is not None and not learned:
+            raise UsageError(f"a {kind} router reads no logits: give None as the gate")
+        self.state = None
+        if self.config.router.stateful:
+            state = router_of(self.config).initial_state(self.config)
+            self.state = nnx.Dict({name: RouterState(x) for name, x in state.items()})
 
     @classmethod
     def from_config(
@@ -94,7 +106,9 @@ class MoE(nnx.Module):
             tokens: number of tokens of an image, for gates whose slots depend on it.
             gelu: activation of MLPs, unless the config has another one.
         """
-        gate = GATES[type(config.gate_config)](width, tokens, config, rngs=rngs)
+        gate = config.gate_config
+        if gate is not None:
+            gate = GATES[type(gate)](width, tokens, config, rngs=rngs)
         experts = make_experts(config, width, mlp_dim, gelu=gelu, rngs=rngs)
         return cls(experts, gate, config, placement=placement)
 
@@ -138,7 +152,7 @@ class MoE(nnx.Module):
         images = tokens.reshape(b, n, tokens.shape[-1])
         valid = jnp.ones(b, bool) if valid is None else valid
         groups, group_valid = group(images, valid, self.config.images_per_group, devices)
-        record = self.route(groups, group_valid, router_key, decide)
+        record = self.route(groups, group_valid, router_key, decide, n=n)
         routing = record.routing
         needs_all = bool(self.experts.asks or per_token)
         if class_token_only and not needs_all:
@@ -170,46 +184,72 @@ class MoE(nnx.Module):
         valid: Bool[Array, "g s"],
         key: MaybeKey = None,
         decide: Route | None = None,
+        *,
+        n: int | None = None,
     ) -> Record:
         """Routes each group independently: the gate computes logits, the router decides.
 
         Args:
             valid: False for padding.
-            key: for the noise and a random priority; None in evaluation.
+            key: for the noise and the draws of the router; None in evaluation.
             decide: replaces the config's router.
+            n: number of tokens of an image; s if None.
         """
-        config, router = self.config, router_of(self.config)
+        config, settings, router = self.config, self.config.router, router_of(self.config)
+        (g, s, _), noise = groups.shape, None
         noise_key, draw_key = keys.split(key, 2)
+        if settings.jitter and noise_key is not None:
+            low, high = 1 - settings.jitter, 1 + settings.jitter
+            groups = groups * jax.random.uniform(noise_key, groups.shape, minval=low, maxval=high)
         logits, noise_std = self._logits(groups)
-        noise = draw = None
-        if noise_key is not None and noise_std is not None:
+        if noise_std is not None and noise_key is not None:
             noise = jax.random.normal(noise_key, logits.shape) * noise_std
-        if config.router.random_priority and draw_key is not None:
-            draw = jax.random.uniform(draw_key, valid.shape)
-        inputs = RouterInputs(logits, noise=noise, valid=valid, draw=draw)
-        capacity = router.capacity(config, groups.shape[1])
+        inputs = RouterInputs(logits, noise=noise, valid=valid, draw=None)
+        if not isinstance(noise_std, float):
+            inputs = inputs._replace(noise_std=noise_std)
+        if settings.needs_draw and draw_key is not None:
+            inputs = inputs._replace(draw=jax.random.uniform(draw_key, valid.shape))
+        if settings.needs_positions:
+            positions = jnp.arange(s) % (n or s)
+            inputs = inputs._replace(positions=jnp.broadcast_to(positions, (g, s)))
+        if self.state is not None:
+            state = {name: x[...] for name, x in self.state.items()}
+            state = jax.tree.map(lambda x: jnp.broadcast_to(x, (g, *x.shape)), state)
+            inputs = inputs._replace(state=jax.lax.stop_gradient(state))
+        capacity = router.capacity(config, s)
         chosen: Route = jax.named_scope("router")(decide or router.route)
         on_devices = self.placement.on_each_device(lambda inputs: chosen(inputs, config, capacity))
         decision: Decision = on_devices(inputs)
-        aux_loss = aux_losses.total(decision.losses, config.router.aux_loss, valid)
+        aux_loss = aux_losses.total(decision.losses, settings.aux_loss, valid)
         return Record(logits, *decision, aux_loss, valid)
 
     def _logits(self, groups: Float[Array, "g s d"]) -> NoisyLogits:
         """The gate's logits, with its noise or else the router's."""
-        router, e = self.config.router, self.config.num_experts
+        settings, e = self.config.router, self.config.num_experts
+        if self.router is None:
+            return NoisyLogits(jnp.zeros((*groups.shape[:2], e)), None)
         outputs = jax.named_scope("gate")(self.router)(groups)
         if not isinstance(outputs, NoisyLogits):
-            outputs = NoisyLogits(outputs, router.noise_std / e if router.noise_std else None)
-        shape, axes = (
-            outputs.logits.shape,
-            ("g", "s", "e", "c")[: 3 + (router.logits_per == "slot")],
-        )
-        if len(shape) != len(axes) or shape[:3] != (*groups.shape[:2], e):
+            outputs = NoisyLogits(outputs, settings.noise_std / e if settings.noise_std else None)
+        shape, axes = outputs.logits.shape, "g s e c" if settings.logits_per == "slot" else "g s e"
+        if len(shape) != len(axes.split()) or shape[:3] != (*groups.shape[:2], e):
             raise UsageError(
-                f"the gate makes logits {shape} from tokens {groups.shape}: a {router.kind} router "
-                f"needs ({', '.join(axes)}) with e={e}"
+                f"the gate makes logits {shape} from tokens {groups.shape}: the {settings.kind} "
+                f"router needs ({axes.replace(' ', ', ')}) with e = {e}"
             )
         return outputs._replace(logits=outputs.logits.astype(jnp.float32))
+
+    def update_state(self, record: Record) -> None:
+        """Changes the router's state after a step of training, if it has one; in place.
+
+        Args:
+            record: the routing of the batch, as ``forward`` returned it.
+        """
+        if self.state is not None:
+            state = {name: x[...] for name, x in self.state.items()}
+            new = router_of(self.config).next_state(state, choices(record), self.config)
+            for name, x in new.items():
+                self.state[name][...] = x
 
     def _through_experts(
         self,

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+STATE = "router state"
 PARTS = {  # a word of a parameter's path -> the part it belongs to; the first match wins
     "patches": "patch embedding",
     "class_token": "class token",
@@ -14,6 +15,7 @@ PARTS = {  # a word of a parameter's path -> the part it belongs to; the first m
     "attention": "attention",
     "router": "routers",
     "experts": "experts",
+    "state": STATE,
     "mlp": "MLPs",
     "head": "head",
 }

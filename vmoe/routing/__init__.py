@@ -2,7 +2,8 @@
 
 A router is one file here with ``capacity(config, s)`` and ``route(inputs, config, capacity)``, a
 frozen dataclass in ``vmoe/config/routers.py`` that is a member of ``Router``, and one line in
-``ROUTERS``.
+``ROUTERS``. A stateful router also has ``initial_state(config)`` and ``next_state(state, choices,
+config)``: both return arrays by name; ``choices`` is the number of choices of each expert.
 """
 
 import inspect
@@ -23,6 +24,9 @@ ROUTERS: dict[type, ModuleType] = {
 FUNCTIONS = {"capacity": ["config", "s"], "route": ["inputs", "config", "capacity"]}
 """The functions that each of these modules must define, with their parameter names."""
 
+STATE_FUNCTIONS = {"initial_state": ["config"], "next_state": ["state", "choices", "config"]}
+"""The functions that the module of a stateful router must define too."""
+
 
 def check_routers(routers: Mapping[type, ModuleType], configs: Collection[type]) -> None:
     """Checks that each router config has a module, and that each module has both functions.
@@ -40,7 +44,8 @@ def check_routers(routers: Mapping[type, ModuleType], configs: Collection[type])
     for config, module in routers.items():
         if config not in configs:
             raise TypeError(f"{config.__name__} is in routing.ROUTERS: add it to config.Router too")
-        for name, parameters in FUNCTIONS.items():
+        functions = FUNCTIONS | (STATE_FUNCTIONS if config.stateful else {})
+        for name, parameters in functions.items():
             function = vars(module).get(name)
             if function is None or list(inspect.signature(function).parameters) != parameters:
                 raise TypeError(f"{module.__name__} must define {name}({', '.join(parameters)})")

@@ -8,33 +8,37 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from vmoe.config import AuxLossWeights, TokenChoice
+from vmoe.config import AuxLossWeights
+from vmoe.config.routers import RouterConfig
 from vmoe.routing.top_k import top_k
 
 GroupLoss = Float[Array, "g"]
 
 
 def losses(
-    router: TokenChoice,
+    router: RouterConfig,
     logits: Float[Array, "g s e"],
     noisy: Float[Array, "g s e"] | None,
     gates: Float[Array, "g s e"],
     valid: Bool[Array, "g s"],
+    noise_std: Float[Array, "g s e"] | None = None,
 ) -> dict[str, GroupLoss]:
     """The losses whose weight is not 0, by name, unweighted.
 
     Args:
-        router: has the loss weights, k and the standard deviation of the noise.
+        router: has the loss weights, the number of experts per token, and the noise.
         logits: logits before noise.
         noisy: logits with noise; None if there is no noise, and therefore no load loss.
         gates: the gates that the routing used.
         valid: False for padding.
+        noise_std: the standard deviation of the noise; if None, the router's noise_std / e.
     """
     weights, result = router.aux_loss, {}
     if weights.importance:
         result["importance"] = importance(jax.nn.softmax(logits, axis=-1), valid)
-    if weights.load and noisy is not None and router.noise_std > 0:
-        result["load"] = load(logits, noisy, valid, k=router.k, noise_std=router.noise_std)
+    if weights.load and noisy is not None and (noise_std is not None or router.noise_std > 0):
+        scale = logits.shape[-1] / router.noise_std if noise_std is None else 1 / noise_std
+        result["load"] = load(logits, noisy, valid, k=router.experts_per_token, scale=scale)
     if weights.gshard:
         result["gshard"] = gshard(gates, valid)
     if weights.z:
@@ -66,16 +70,15 @@ def load(
     valid: Bool[Array, "g s"],
     *,
     k: int,
-    noise_std: float,
+    scale: Float[Array, "g s e"] | float,
 ) -> GroupLoss:
     """CV^2 over the experts of their smoothed loads (V-MoE, appendix A, equation 10).
 
     A token's load on an expert is the probability that the expert's logit, with new noise of
-    standard deviation noise_std / e, exceeds the token's k-th largest noisy logit.
+    standard deviation 1 / scale, exceeds the token's k-th largest noisy logit.
     """
-    e = logits.shape[-1]
     threshold = top_k(noisy, k)[0][..., -1:]
-    chosen = 1.0 - jax.scipy.stats.norm.cdf((threshold - logits) * (e / noise_std))
+    chosen = 1.0 - jax.scipy.stats.norm.cdf((threshold - logits) * scale)
     return _squared_variation(_mean(chosen, valid))
 
 

@@ -64,7 +64,7 @@ def route(inputs: RouterInputs, config: MoEConfig, capacity: int) -> Decision:
         draw=inputs.draw,
     )
     noisy = None if inputs.noise is None else noisy
-    losses = aux_losses.losses(router, inputs.logits, noisy, gates, inputs.valid)
+    losses = aux_losses.losses(router, inputs.logits, noisy, gates, inputs.valid, inputs.noise_std)
     return Decision(gates, routing, losses)
 
 

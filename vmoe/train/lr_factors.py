@@ -14,7 +14,7 @@ import optax
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from vmoe.config import LrFactorsConfig, OptimConfig
-from vmoe.nn.parts import part_of
+from vmoe.nn.parts import STATE, part_of
 
 Params = dict[str, Any]
 Path = tuple[str | int, ...]
@@ -49,12 +49,12 @@ def layers_above(path: Path, depth: int) -> int:
 
 
 def trained_params(config: OptimConfig, params: Params) -> Params:
-    """The parameters of the parts that are not frozen."""
+    """The parameters of the parts that are not frozen, without the state of routers."""
     return unflatten_dict(
         {
             path: leaf
             for path, leaf in flatten_dict(params).items()
-            if getattr(config.lr_factors, lr_kind(path))
+            if part_of(path) != STATE and getattr(config.lr_factors, lr_kind(path))
         }
     )
 
@@ -86,7 +86,8 @@ def training_messages(config: OptimConfig, params: Params) -> Iterator[str]:
         return
     sizes = dict.fromkeys(("head", "routers", "experts", "others"), 0)
     for path, leaf in flatten_dict(params).items():
-        sizes[lr_kind(path)] += leaf.size
+        if part_of(path) != STATE:
+            sizes[lr_kind(path)] += leaf.size
     factors = {kind: getattr(config.lr_factors, kind) for kind, size in sizes.items() if size}
     trained = [
         kind if factor == 1 else f"{kind} at {factor:g} x lr"

@@ -14,6 +14,7 @@ from vmoe.data.pipeline import Batch
 from vmoe.nn.inputs import has_label, is_label, label_vectors, to_float
 from vmoe.nn.losses import cross_entropy
 from vmoe.nn.parts import norms_by_part
+from vmoe.nn.router_state import next_states
 from vmoe.sharding import ONE_DEVICE, Placement
 from vmoe.train.accumulate import Gradient, Metrics, Totals, over_parts
 from vmoe.train.lr_factors import Params, replace_trained, trained_params
@@ -73,6 +74,10 @@ def train_step(
     params, ema = replace_trained(state.params, trained), state.ema
     if ema is not None:
         ema = update_ema(config, ema, trained, state.step)
+    choices = {block: sums["choices"] for block, sums in totals.items()}
+    states = next_states(config.model, params, choices)
+    params = replace_trained(params, states)
+    ema = None if ema is None else replace_trained(ema, states)
     dropped, unprocessed = dropped_and_unprocessed(totals.values())
     per_labeled = len(labeled) / jnp.maximum(labeled.sum(), 1)
     if config.loss == "softmax":  # an image without labels has none

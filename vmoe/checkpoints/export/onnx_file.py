@@ -171,6 +171,8 @@ class MatmulMoE(MoE):
         valid: Bool[Array, "g s"],
         key: MaybeKey = None,
         decide: Route | None = None,
+        *,
+        n: int | None = None,
     ) -> Record:
         """The same decisions as ``MoE.route``, as ``SoftRouting``, without losses."""
         if self._is_soft:

@@ -1,0 +1,38 @@
+"""State of routers that is not a parameter, such as a bias that balances the load.
+
+No gradient reaches it. It changes after each step of training, by the load of the experts over all
+devices, and is constant in evaluation. It is stored with the parameters, as ``state`` of its layer.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from flax import nnx
+from flax.traverse_util import flatten_dict, unflatten_dict
+from jaxtyping import Array, Int
+
+from vmoe.config import ViTConfig
+from vmoe.routing import router_of
+
+
+class RouterState(nnx.Variable):
+    """A variable of a router's state."""
+
+
+def next_states(
+    config: ViTConfig, params: dict[Any, Any], choices: Mapping[int, Int[Array, "e"]]
+) -> dict[Any, Any]:
+    """The states of all routers after a step of training, by their paths in the parameters.
+
+    Args:
+        params: as ``models.params_of`` returns them.
+        choices: the number of choices of each expert in the batch, by sparse block.
+    """
+    flat, states = flatten_dict(params), {}
+    for block, moe in config.moe_blocks.items():
+        if moe.router.stateful:
+            path = ("blocks", block, "mlp", "state")
+            state = {key[-1]: x for key, x in flat.items() if key[: len(path)] == path}
+            new = router_of(moe).next_state(state, choices[block], moe)
+            states |= {(*path, name): x for name, x in new.items()}
+    return unflatten_dict(states)
