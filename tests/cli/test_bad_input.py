@@ -134,10 +134,6 @@ CASES: dict[str, tuple[list[str], str]] = {
     # arguments
     "command": (["trian"], "no command 'trian': did you mean 'train'"),
     "option": ([*TINY_TRAIN, "--optim.lrr", "1"], "--optim.lr"),
-    "another router": (
-        [*TINY_TRAIN, "--model.moe.router.kind", "expert_choice"],
-        "('token_choice',). Another kind is named in the config file",
-    ),
     "choice": ([*TINY_TRAIN, "--model.pooling", "max"], "'class_token', 'mean', 'attention'"),
     "steps to trace": (
         [*TINY_TRAIN, "--profile", "15:10"],

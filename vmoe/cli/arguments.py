@@ -1,11 +1,13 @@
 """Parses the arguments of a command into its dataclass, with tyro."""
 
 import contextlib
+import copy
 import dataclasses
 import io
 import itertools
 import operator
 import re
+import typing
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
@@ -14,7 +16,7 @@ import tyro
 
 from vmoe import config as configs
 from vmoe.config.train import ANY_LENGTH, LENGTHS
-from vmoe.errors import UsageError
+from vmoe.errors import UsageError, choice
 
 Arguments = TypeVar("Arguments")
 
@@ -31,6 +33,8 @@ def parse(kind: type[Arguments], command: str, argv: Sequence[str], **defaults: 
         SystemExit: --help was given, and the help is printed.
     """
     assert dataclasses.is_dataclass(kind)
+    for name, config in defaults.items():
+        defaults[name], argv = with_kinds(config, argv)
     options = given(argv)
     required = [field for field in dataclasses.fields(kind) if field.default is dataclasses.MISSING]
     for field in dataclasses.fields(kind):
@@ -57,8 +61,6 @@ def parse(kind: type[Arguments], command: str, argv: Sequence[str], **defaults: 
     names = [_option(field.name) for field in required if field.type in (Path, int)]
     if absent := [option for option in names if option not in options]:
         message = f"missing required option{'s' * (len(absent) > 1)}: {', '.join(absent)}"
-    if re.search(r"\.kind'\. Expected one of \('\w+',\)", message):  # the options are those of one
-        message += " Another kind is named in the config file, and then has options."
     raise UsageError(f"{message} (vmoe {command} --help lists all options)")
 
 
@@ -135,6 +137,67 @@ def parse_with_config(kind: type[WithConfig], command: str, argv: Sequence[str])
         if f"--{name}" in options:  # which replaces ANY_LENGTH
             config = configs.replace(config, **dict.fromkeys(LENGTHS) | {name: ANY_LENGTH})
     return parse(kind, command, argv, run=config)
+
+
+def with_kinds(config: Any, argv: Sequence[str]) -> tuple[Any, list[str]]:
+    """A config with the kinds that arguments name, and the arguments without lists of kinds.
+
+    A field with several types, such as the router of an MoE layer, has the options of one of them,
+    the type of the default. So ``--moe.router.kind soft`` makes a soft router the default.
+    ``--moe.experts.each mlp zero`` makes a list of the default. The new default is not checked,
+    since other options may change it.
+
+    Raises:
+        UsageError: there is no such kind.
+    """
+    for option, word in given(argv).items():
+        path = option.removeprefix("--").replace("-", "_")
+        if path.endswith(".kind") and word:
+            config = _with_kind(config, path.removesuffix(".kind").split("."), [word], path)
+    used = set()
+    for i, option in enumerate(argv):
+        if option.endswith(".each"):
+            kinds = list(itertools.takewhile(lambda word: not word.startswith("--"), argv[i + 1 :]))
+            path = option.removeprefix("--").replace("-", "_")
+            listed = _with_kind(config, path.split("."), kinds, path)
+            if listed is not config:  # else it is for tyro to refuse
+                config, used = listed, used | set(range(i, i + 1 + len(kinds)))
+    return config, [word for i, word in enumerate(argv) if i not in used]
+
+
+def _with_kind(config: Any, path: list[str], kinds: list[str], whole: str) -> Any:
+    name, *inner = path
+    if isinstance(config, tuple):
+        if not name.isdigit() or int(name) >= len(config):
+            return config  # for tyro to refuse
+        changed = [*config]
+        changed[int(name)] = _with_kind(config[int(name)], inner, kinds, whole)
+        return tuple(changed)
+    if not hasattr(config, name):
+        return config  # for tyro to refuse
+    if inner:
+        value = _with_kind(getattr(config, name), inner, kinds, whole)
+        if value is getattr(config, name):
+            return config
+    else:
+        hint = typing.get_type_hints(type(config))[name]
+        members = {member.kind: member for member in _members(hint) if hasattr(member, "kind")}
+        own = getattr(config, name)
+        if not members or not kinds or kinds == [getattr(own, "kind", None)]:
+            return config
+        if unknown := [kind for kind in kinds if kind not in members]:
+            raise UsageError(choice(unknown[0], list(members)), **{whole: unknown[0]})
+        made = tuple(members[kind]() for kind in kinds)
+        value = made if isinstance(own, tuple) else made[0]
+    changed = copy.copy(config)
+    object.__setattr__(changed, name, value)  # the config is frozen, and may be wrong for now
+    return changed
+
+
+def _members(hint: Any) -> list[Any]:
+    """The classes in a type such as A | B | None or tuple[A | B, ...]."""
+    inner = typing.get_args(hint)
+    return [member for each in inner for member in _members(each)] if inner else [hint]
 
 
 def given(argv: Sequence[str]) -> dict[str, str | None]:

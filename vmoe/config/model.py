@@ -54,6 +54,9 @@ class MoEConfig(Checked):
     rounding."""
     expert_dropout: Rate = 0.0
     """Dropout rate inside the experts, if they are MLPs."""
+    shared_experts: Annotated[int, at_least(0)] = 0
+    """Experts that every token uses besides the routed ones: an MLP with so many times the hidden
+    width, whose outputs are added (DeepSeekMoE, arXiv 2401.06066)."""
     shared_init: bool = True
     """Whether all experts of a layer start from the same values."""
     transfer_dtype: Literal["float32", "bfloat16"] = "float32"

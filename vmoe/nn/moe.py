@@ -18,6 +18,7 @@ from vmoe.nn.experts import Experts, Slots, StackedMlps, about, experts_of
 from vmoe.nn.experts.make import make_experts
 from vmoe.nn.gates import GATES, NoisyLogits
 from vmoe.nn.keys import MaybeKey, Rngs
+from vmoe.nn.mlp import Hidden
 from vmoe.nn.router_state import RouterState
 from vmoe.routing import aux_losses, router_of
 from vmoe.routing.groups import group, ungroup
@@ -48,6 +49,7 @@ class MoE(nnx.Module):
         gate: nnx.Module | None,
         router: Router | MoEConfig | None = None,
         *,
+        shared: Experts | nnx.Module | None = None,
         placement: Placement = ONE_DEVICE,
     ):
         """Makes a layer of existing modules.
@@ -59,6 +61,7 @@ class MoE(nnx.Module):
                 router that reads no logits.
             router: config of the router; or of the whole layer, with its capacity and its groups.
                 Token choice by default.
+            shared: one further expert, whose outputs are added for every token.
             placement: the devices over which groups and experts are split.
 
         Raises:
@@ -67,6 +70,8 @@ class MoE(nnx.Module):
         """
         self.experts = experts if isinstance(experts, Experts) else experts_of(experts)
         self.router = gate
+        is_module = shared is not None and not isinstance(shared, Experts)
+        self.shared = experts_of([shared]) if is_module else shared
         self.placement = placement
         e = self.experts.num_experts
         self.config = (
@@ -110,7 +115,16 @@ class MoE(nnx.Module):
         if gate is not None:
             gate = GATES[type(gate)](width, tokens, config, rngs=rngs)
         experts = make_experts(config, width, mlp_dim, gelu=gelu, rngs=rngs)
-        return cls(experts, gate, config, placement=placement)
+        shared = None
+        if config.shared_experts:
+            shared = StackedMlps(
+                1,
+                width,
+                config.shared_experts * mlp_dim,
+                hidden=Hidden(gelu, config.expert_dropout),
+                rngs=rngs,
+            )
+        return cls(experts, gate, config, shared=shared, placement=placement)
 
     def __call__(self, tokens: Float[Array, "*b d"], *args: Any, **kwargs: Any) -> jax.Array:
         """The experts' weighted outputs for every token, f[*b x]; see ``forward``."""
@@ -175,7 +189,13 @@ class MoE(nnx.Module):
         kept = 1 if class_token_only and not needs_all else n
         outputs = ungroup(outputs.astype(tokens.dtype), b, kept, devices)  # b x d
         if class_token_only:
-            return outputs[:, :1], record
+            outputs, images = outputs[:, :1], images[:, :1]
+        if self.shared is not None:
+            shared_key = None if experts_key is None else jax.random.fold_in(experts_key, 1)
+            by_expert = self.shared(images[:, None], Slots(n, n, {}), shared_key)  # b 1 n x
+            outputs += by_expert[:, 0].astype(tokens.dtype)
+        if class_token_only:
+            return outputs, record
         return outputs.reshape(*tokens.shape[:-1], outputs.shape[-1]), record
 
     def route(
