@@ -12,8 +12,10 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from vmoe.cli.main import GROUPS, main
-from vmoe.config import TrainConfig
+from vmoe.config import Router, TrainConfig
+from vmoe.config.experts import Expert
 from vmoe.config.fields import LARGEST_COUNT, Bound
+from vmoe.config.gates import Gate
 
 HEAD = """# Commands and options
 
@@ -27,7 +29,16 @@ CONFIG = """
 `--optim.lr 1e-3` is `config.optim.lr`, `--evaluations.0.batch-size 64` is
 `config.evaluations[0].batch_size`. The default values come from `TrainConfig()`, or from the file
 that `--config FILE` gives. `vmoe config --config FILE` prints them.
+
+There are several kinds of experts, gates and routers. `--model.moe.router.kind NAME` chooses a
+router, which has its own options: `vmoe config --model.moe.router.kind NAME --help`. With
+`--model.moe.experts.kind list --model.moe.experts.each mlp mlp zero` each expert has a kind.
 """
+EXPERTS, GATES, ROUTERS = (
+    [kind.kind for kind in typing.get_args(union)] for union in (Expert, Gate, Router)
+)
+KINDS = {"model.moe.experts": EXPERTS, "model.moe.router": ROUTERS}
+"""The kinds of fields with several types, the default first; each has its own options."""
 ABOUT = {"evaluations.0": "The first evaluation set; 1, 2, ... for others in the config file."}
 """Sections about which the help text has no line."""
 
@@ -68,15 +79,27 @@ def page() -> str:
         lines += _table(
             section._replace(options=[each for each in section.options if each in common]), limits
         )
+        for path, kinds in KINDS.items():
+            if section.title == f"{path} options":
+                lines += [line for kind in kinds[1:] for line in _kind(path, kind, limits)]
+        if section.title == "model.moe options":  # by default there is no config of a gate
+            lines += [line for kind in GATES for line in _kind("model.moe.gate", kind, limits)]
     return "\n".join(lines)
 
 
-def help_of(command: str) -> str:
+def _kind(path: str, kind: str, limits: dict[str, str]) -> Iterator[str]:
+    """The table of the options of a kind other than the default."""
+    sections = sections_of(help_of("config", f"--{path}.kind", kind))
+    found = next(section for section in sections if section.title == f"{path} options")
+    yield from _table(found._replace(title=f"{path}.kind {kind} options"), limits)
+
+
+def help_of(command: str, *options: str) -> str:
     """The help text of a command, with lines too short for two columns of boxes."""
     os.environ["COLUMNS"] = "120"
     text = io.TextIOWrapper(io.BytesIO(), encoding="utf-8")  # so that the boxes are drawn
     with contextlib.redirect_stdout(text):
-        main([command, "--help"])
+        main([command, *options, "--help"])
     text.seek(0)
     return text.read()
 
