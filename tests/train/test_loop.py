@@ -7,6 +7,7 @@ import shutil
 import signal
 import threading
 import time
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ from vmoe.sharding import ONE_DEVICE
 from vmoe.train import InitFrom, train
 from vmoe.train.folder import open_workdir
 from vmoe.train.init import messages, read_source
+from vmoe.train.sinks import Entry, Sink
 from vmoe.train.state import init_state
 from vmoe.workdir.layout import read_config, read_environment, steps_of
 
@@ -58,8 +60,30 @@ def opened() -> list[str]:
     return []
 
 
+class Monitor(Sink):
+    """The rows of experts.csv of each report."""
+
+    def __init__(self) -> None:
+        self.rows: list[dict[str, Any]] = []
+
+    def write(self, step: int, entries: Sequence[Entry]) -> None:
+        for entry in entries:
+            self.rows += [{"step": step} | row for row in entry.rows.get("experts.csv", [])]
+
+
 @pytest.fixture(scope="module")
-def run(config: TrainConfig, opened: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+def monitor() -> Monitor:
+    """A sink that ``run`` was given."""
+    return Monitor()
+
+
+@pytest.fixture(scope="module")
+def run(
+    config: TrainConfig,
+    opened: list[str],
+    monitor: Monitor,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Path:
     def record(name: str, split: str, **settings: Any) -> Source:
         opened.append(split)
         return open_source(name, split, **settings)
@@ -67,7 +91,7 @@ def run(config: TrainConfig, opened: list[str], tmp_path_factory: pytest.TempPat
     workdir = tmp_path_factory.mktemp("runs") / "run"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("vmoe.train.check.open_source", record)
-        train(config, workdir)
+        train(config, workdir, sinks=[monitor])
     return workdir
 
 
@@ -97,6 +121,13 @@ def test_metrics_have_norms_by_part_and_the_routing_of_a_sparse_block(run: Path)
     assert [(row["block"], row["expert"]) for row in experts] == [("0", str(i)) for i in range(4)]
     for name in ("load", "importance"):
         assert sum(float(row[name]) for row in experts) == pytest.approx(1, abs=1e-4)
+
+
+def test_a_sink_of_ones_own_gets_the_load_of_each_expert(run: Path, monitor: Monitor) -> None:
+    stored = rows(run, "experts")
+    assert len(stored) == 4 * 4  # reports, experts
+    for given, row in zip(monitor.rows, stored, strict=True):
+        assert all(float(value) == pytest.approx(float(row[x]), 1e-5) for x, value in given.items())
 
 
 def test_every_evaluation_set_has_its_settings_and_raw_and_ema_results(run: Path) -> None:

@@ -9,10 +9,15 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from vmoe.train.init import InitFrom
     from vmoe.train.loop import train
+    from vmoe.train.sinks import Sink
 
-_MODULES = {"InitFrom": "vmoe.train.init", "train": "vmoe.train.loop"}
+_MODULES = {
+    "InitFrom": "vmoe.train.init",
+    "Sink": "vmoe.train.sinks",
+    "train": "vmoe.train.loop",
+}
 
-__all__ = ["InitFrom", "train"]
+__all__ = ["InitFrom", "Sink", "train"]
 
 
 def __getattr__(name: str) -> Any:

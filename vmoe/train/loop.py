@@ -6,7 +6,7 @@ if due, evaluate if due, save if due, stop or end, next batch, step, report.
 """
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,7 +24,7 @@ from vmoe.train.batches import must_stop, next_batch, open_reader, show_examples
 from vmoe.train.evaluations import evaluate_all, probe
 from vmoe.train.init import InitFrom
 from vmoe.train.setup import Run, setup
-from vmoe.train.sinks import Position
+from vmoe.train.sinks import Position, Sink
 from vmoe.train.state import (
     State,
     checkpoint_items,
@@ -46,6 +46,7 @@ def train(
     max_rewinds: int = 3,
     profile: str = "",
     wandb: str | None = None,
+    sinks: Sequence[Sink] = (),
 ) -> list[NamedEvaluation]:
     """Trains to the last step and returns its evaluations.
 
@@ -65,6 +66,8 @@ def train(
         profile: steps to trace for a profiler, once in the life of the run: "10:15".
         wandb: also log to this project of Weights & Biases; if empty, to the project of the run, to
             ``WANDB_PROJECT``, or to "vmoe". None does not log to Weights & Biases.
+        sinks: objects of your own that get every report of the run, such as the load of each
+            expert; see ``Sink``. With several processes, only those of the first one are used.
 
     Raises:
         UsageError: the folder belongs to another run, the data does not fit the model, the model or
@@ -84,6 +87,7 @@ def train(
         fsdp=fsdp,
         profile=profile,
         wandb=wandb,
+        sinks=sinks,
         on_nan=on_nan,
         max_rewinds=max_rewinds,
     ) as run:

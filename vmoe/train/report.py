@@ -32,10 +32,17 @@ class Report:
     Args:
         devices: number of devices that the run uses.
         wandb: the project of Weights & Biases, or empty; None to not log there; see ``WandbRun``.
+        sinks: the caller's own sinks.
     """
 
     def __init__(
-        self, workdir: Path, config: TrainConfig, *, devices: int = 1, wandb: str | None = None
+        self,
+        workdir: Path,
+        config: TrainConfig,
+        *,
+        devices: int = 1,
+        wandb: str | None = None,
+        sinks: Sequence[Sink] = (),
     ):
         self._workdir, self._config = workdir, config
         self._timer = StepTimer(config.batch_size)
@@ -45,7 +52,9 @@ class Report:
             self._timer = _timer(config, devices)
             self._tables = {name: CsvFile(workdir / name) for name in TABLES}
             console = RunConsole(config.total_steps, workdir)
-            others = [] if wandb is None else [WandbRun(workdir, config, wandb, console.log)]
+            others = [*sinks]
+            if wandb is not None:
+                others.append(WandbRun(workdir, config, wandb, console.log))
             events = TensorBoard(workdir / "tensorboard")
             # CSV files come after W&B and TensorBoard, because a step whose rows they have is not
             # reported again. Sinks are closed in reverse, so that W&B prints after the live line.

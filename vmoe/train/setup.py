@@ -6,7 +6,7 @@ The first two write nothing, so a config, data or model that does not fit leaves
 import contextlib
 import dataclasses
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,7 @@ from vmoe.train.init import Init, InitFrom, messages, read_source
 from vmoe.train.lr_factors import training_messages
 from vmoe.train.profile import Profiler, parse_steps
 from vmoe.train.report import Report
+from vmoe.train.sinks import Sink
 from vmoe.train.wandb_run import check_wandb
 from vmoe.workdir.layout import has_config
 from vmoe.workdir.lock import lock_workdir
@@ -76,6 +77,7 @@ def setup(
     fsdp: bool = False,
     profile: str = "",
     wandb: str | None = None,
+    sinks: Sequence[Sink] = (),
     **others: Any,
 ) -> Iterator[Run]:
     """Checks that everything fits, then locks the run folder and opens its files.
@@ -84,6 +86,7 @@ def setup(
     same in all processes.
 
     Args:
+        sinks: see ``train``.
         others: further options that have to be the same in all processes.
     """
     # Each process may read with as many workers as its host has cores for.
@@ -121,7 +124,13 @@ def setup(
                 workdir, every=config.checkpoint_every, keep_latest=config.keep_latest
             ) as checkpoints,
             distributed.raise_together(
-                lambda: Report(workdir, config, devices=program.placement.devices, wandb=wandb)
+                lambda: Report(
+                    workdir,
+                    config,
+                    devices=program.placement.devices,
+                    wandb=wandb,
+                    sinks=sinks,
+                )
             ) as report,
             Profiler(workdir, traced_steps, report) as profiler,
             distributed.abort_on_error(),  # innermost: the contexts above wait for other processes

@@ -46,7 +46,11 @@ class Entry(NamedTuple):
 
 
 class Sink(contextlib.AbstractContextManager["Sink"]):
-    """A destination of entries. A method that a subclass does not override does nothing."""
+    """A destination of entries. A method that a subclass does not override does nothing.
+
+    ``vmoe.train.train(..., sinks=[...])`` adds your own, such as a monitor of the experts' loads.
+    The rows of "experts.csv" in an entry have the load and importance of each expert.
+    """
 
     def resume(self, step: int) -> None:
         """The run continues after a step; the entries of later steps will be written again."""
