@@ -36,7 +36,7 @@ class Cosine(nnx.Module):
 
 
 MIN_TEMPERATURE = 0.01
-"""The temperature is clipped here from below, as in the paper's code."""
+"""The temperature is not smaller, as in Tutel's cosine gate."""
 
 
 def normalize(x: jax.Array, axis: int) -> jax.Array:
