@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import io
 import json
 import re
@@ -16,7 +17,7 @@ import nbformat
 import pytest
 
 import vmoe
-from scripts import run_notebooks
+from tests import script
 from vmoe import models
 from vmoe.config import TrainConfig, from_json, replace
 from vmoe.costs.summary import summarize
@@ -30,14 +31,9 @@ SMALL = {
     "04_train": {"steps": 3, "own_steps": 2, "depth": 1},
 }
 """Parameters by notebook with which it runs in seconds, beside its model."""
+run_notebooks = script.module("run_notebooks")
+run = functools.partial(script.run, "run_notebooks")
 NAMES = sorted(path.stem for path in (ROOT / "notebooks").glob("*.py"))
-
-
-def run(*arguments: str) -> None:
-    """Runs the script in this process, which saves its imports."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "argv", [str(SCRIPT), *arguments])
-        run_notebooks.main()
 
 
 def saved_dense(run: Path, folder: Path) -> Path:

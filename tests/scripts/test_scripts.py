@@ -15,6 +15,7 @@ import pytest
 import yaml
 from PIL import Image
 
+from tests.script import module, run
 from vmoe.data.sources import open_source
 
 ROOT = Path(__file__).parents[2]
@@ -90,15 +91,13 @@ def test_the_bench_writes_ratios_to_references_and_a_plot(tmp_path: Path) -> Non
     assert wrong.returncode == 2 and "no section 'layers'" in wrong.stderr
 
 
-CHECK_CAPACITY = ROOT / "scripts" / "check_capacity.py"
-
-
 @pytest.mark.slow
-def test_per_block_and_uniform_routing_are_compared_on_the_test_split(tiny_run: Path) -> None:
-    command = [sys.executable, str(CHECK_CAPACITY), str(tiny_run), "--data", "digits"]
-    result = subprocess.run([*command, "--images", "64"], capture_output=True, text=True)
-    assert result.returncode == 0, result.stderr
-    first, _, *rows = (line.strip("| ").split(" | ") for line in result.stdout.splitlines())
+def test_per_block_and_uniform_routing_are_compared_on_the_test_split(
+    tiny_run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run("check_capacity", tiny_run, "--data", "digits", "--images", "64")
+    table = capsys.readouterr().out.splitlines()
+    first, _, *rows = (line.strip("| ").split(" | ") for line in table)
     assert len(rows) > 1 and all(len(row) == len(first) for row in rows)
     budget, per_block, uniform, difference, *_ = rows[0]
     assert (budget, difference) == ("1x", "+0.00 ± 0.00") and per_block == uniform
@@ -106,12 +105,7 @@ def test_per_block_and_uniform_routing_are_compared_on_the_test_split(tiny_run: 
 
 @pytest.fixture(scope="module")
 def check_capacity() -> Any:
-    """The script as a module."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(CHECK_CAPACITY.parent)
-        import check_capacity
-
-        yield check_capacity
+    return module("check_capacity")
 
 
 def test_a_model_that_is_compared_twice_is_no_more_evidence_than_once(check_capacity: Any) -> None:
