@@ -61,12 +61,12 @@ def test_a_python_without_venv_is_reported_with_the_package_to_install(
 
 
 @pytest.mark.slow
-def test_the_bench_writes_ratios_to_references_and_a_plot(tmp_path: Path) -> None:
+def test_the_bench_writes_ratios_to_references_and_a_plot(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     sizes = "--experts 2 --tokens 196 --width 8 --hidden 16 --repeats 1 --compile"
-    command = [sys.executable, str(ROOT / "scripts" / "bench.py"), "--out", str(tmp_path / "bench")]
-    command += ["routing", "layer", "start", "parallel", *sizes.split()]
-    result = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
-    assert result.returncode == 0, result.stderr
+    sections = ("routing", "layer", "start", "parallel")
+    run("bench", "--out", tmp_path / "bench", *sections, *sizes.split())
     measured = json.loads((tmp_path / "bench.json").read_text())
     assert measured["peak_rss_mb"] > 0 and measured["machine"]["jax"]
     rows = {(row["section"], row["what"], row["to"]): row for row in measured["rows"]}
@@ -86,9 +86,10 @@ def test_the_bench_writes_ratios_to_references_and_a_plot(tmp_path: Path) -> Non
     assert (tmp_path / "bench.png").read_bytes().startswith(b"\x89PNG")
     assert ("routing", "by cumulative sum", "vmoe") in rows
     assert ("layer", "layer, f+b", "experts alone, f+b") in rows
-    assert "batched experts" in result.stdout
-    wrong = subprocess.run([*command[:2], "layers"], capture_output=True, text=True)
-    assert wrong.returncode == 2 and "no section 'layers'" in wrong.stderr
+    assert "batched experts" in capsys.readouterr().out
+    with pytest.raises(SystemExit, match="2"):
+        run("bench", "layers")
+    assert "no section 'layers'" in capsys.readouterr().err
 
 
 @pytest.mark.slow
