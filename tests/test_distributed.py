@@ -6,7 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -45,12 +45,8 @@ config = replace(
 """
 
 
-@pytest.fixture(scope="module")
-def errors(
-    uninterrupted: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[list[tuple[str, str]]]:
+def run_two_hosts(folder: Path, trained: Path) -> list[tuple[str, str]]:
     """The output of the two processes of ``two_hosts``: a line for each case, and a last one."""
-    folder = tmp_path_factory.mktemp("hosts")
     shared = {
         "PYTHONPATH": str(ROOT),
         "JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{free_port()}",
@@ -65,7 +61,7 @@ def errors(
             cwd=host,
             env=os.environ | shared | {"JAX_PROCESS_ID": str(i), "XDG_CACHE_HOME": str(host)},
         )
-        for i, host in enumerate(make_hosts(folder, uninterrupted))
+        for i, host in enumerate(make_hosts(folder, trained))
     ]
     try:
         outputs = [process.communicate(timeout=TIMEOUT) for process in run]
@@ -73,27 +69,21 @@ def errors(
         for process in run:
             process.kill()
     assert not any(process.returncode for process in run), outputs
-    yield list(zip(*(stdout.splitlines()[-len(CASES) - 1 :] for stdout, _ in outputs), strict=True))
-    assert not (folder / "run").exists() and not (folder / "host1" / "here").exists()
-    assert not (folder / "host0" / "behind" / "config.json").exists()
+    return list(zip(*(out.splitlines()[-len(CASES) - 1 :] for out, _ in outputs), strict=True))
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("case", CASES)
-def test_processes_that_differ_all_report_how_before_a_run_folder_is_written(
-    errors: list[tuple[str, str]], case: str
+def test_processes_that_differ_report_how_and_know_the_checkpoints_that_the_primary_one_sees(
+    uninterrupted: Path, tmp_path: Path
 ) -> None:
-    first, other = errors[list(CASES).index(case)]
-    status, message = json.loads(first)
-    assert first == other and status == 2
-    assert message.startswith(CASES[case].message)
-
-
-@pytest.mark.slow
-def test_every_process_knows_the_checkpoints_and_the_metrics_that_the_primary_one_sees(
-    errors: list[tuple[str, str]],
-) -> None:
-    assert errors[-1] == ("[[1], true]", "[[1], true]")
+    """One test for all cases, since they share the two processes."""
+    *errors, last = run_two_hosts(tmp_path, uninterrupted)
+    for (name, case), (first, other) in zip(CASES.items(), errors, strict=True):
+        status, message = json.loads(first)
+        assert first == other and status == 2 and message.startswith(case.message), name
+    assert not (tmp_path / "run").exists() and not (tmp_path / "host1" / "here").exists()
+    assert not (tmp_path / "host0" / "behind" / "config.json").exists()
+    assert last == ("[[1], true]", "[[1], true]")  # the checkpoints, and whether 1 is the best
 
 
 @pytest.fixture(scope="module")

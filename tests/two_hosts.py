@@ -72,7 +72,7 @@ CASES = {
         ({}, dict(model=dict(num_classes=1))),
     ),
     "run folder": Case(
-        "workdir here: process 1 does not see what the primary process sees there; use a folder",
+        "workdir here: process 1 does not see what the primary process sees there; use a workdir",
         workdirs=("here",),
     ),
     "list of checkpoints": Case(

@@ -8,7 +8,6 @@ import json
 import re
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ import nbformat
 import pytest
 
 import vmoe
-from scripts import run_notebooks
+from tests import script
 from vmoe import models
 from vmoe.config import TrainConfig, from_json, replace
 from vmoe.costs.summary import summarize
@@ -32,11 +31,9 @@ SMALL = {
     "04_train": {"steps": 3, "own_steps": 2, "depth": 1},
 }
 """Parameters by notebook with which it runs in seconds, beside its model."""
+run_notebooks = script.module("run_notebooks")
+run = functools.partial(script.run, "run_notebooks")
 NAMES = sorted(path.stem for path in (ROOT / "notebooks").glob("*.py"))
-
-
-def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, SCRIPT, *arguments], capture_output=True, text=True)
 
 
 def saved_dense(run: Path, folder: Path) -> Path:
@@ -51,58 +48,52 @@ def code_cells(notebook: nbformat.NotebookNode) -> list[nbformat.NotebookNode]:
     return [cell for cell in notebook.cells if cell.cell_type == "code"]
 
 
-@pytest.fixture(scope="module")
-def executed(
-    tiny_run: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Callable[[str], tuple[list[nbformat.NotebookNode], Path]]:
-    """By name, runs a notebook once: the code cells with their outputs, and the folder of runs."""
-
-    @functools.cache
-    def cells_of(name: str) -> tuple[list[nbformat.NotebookNode], Path]:
-        folder = tmp_path_factory.mktemp(name)
-        settings = dict(SMALL[name])
-        if name in ("01_predict", "02_routing"):
-            settings["checkpoint"] = str(tiny_run)
-        else:
-            settings["folder"] = str(folder / "runs")
-        if name == "03_finetune":
-            settings["parent"] = str(saved_dense(tiny_run, folder / "dense"))
-        options = [f"--set={name}={json.dumps(value)}" for name, value in settings.items()]
-        result = run(name, *options, "--out", str(folder))
-        assert result.returncode == 0, result.stderr
-        return code_cells(nbformat.read(folder / f"{name}.ipynb", 4)), folder / "runs"
-
-    return cells_of
-
-
-@pytest.mark.parametrize(
-    "name",
-    [pytest.param(name, marks=[pytest.mark.slow] * (name != "02_routing")) for name in NAMES],
-)
-def test_a_notebook_runs_top_to_bottom(
-    name: str, executed: Callable[[str], tuple[list[nbformat.NotebookNode], Path]]
-) -> None:
-    cells, _ = executed(name)
+def run_top_to_bottom(name: str, tiny_run: Path, folder: Path) -> list[nbformat.NotebookNode]:
+    """The code cells with their outputs; a notebook that trains writes to ``folder / "runs"``."""
+    settings = dict(SMALL[name])
+    if name in ("01_predict", "02_routing"):
+        settings["checkpoint"] = str(tiny_run)
+    else:
+        settings["folder"] = str(folder / "runs")
+    if name == "03_finetune":
+        settings["parent"] = str(saved_dense(tiny_run, folder / "dense"))
+    options = [f"--set={name}={json.dumps(value)}" for name, value in settings.items()]
+    run(name, *options, "--out", str(folder))
+    cells = code_cells(nbformat.read(folder / f"{name}.ipynb", 4))
     assert [cell.execution_count for cell in cells] == [*range(1, len(cells) + 1)]
     outputs = [output.get("data", {}) for cell in cells for output in cell.outputs]
     assert any("image/png" in output for output in outputs)
     embedded = any("srcdoc=" in output.get("text/html", "") for output in outputs)
     assert embedded == (name == "02_routing")
+    return cells
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param("01_predict", marks=pytest.mark.slow),
+        "02_routing",
+        pytest.param("03_finetune", marks=pytest.mark.slow),
+    ],
+)
+def test_a_notebook_runs_top_to_bottom(name: str, tiny_run: Path, tmp_path: Path) -> None:
+    run_top_to_bottom(name, tiny_run, tmp_path)
 
 
 @pytest.mark.slow
-def test_training_in_a_notebook_prints_plain_lines_and_writes_the_whole_summary(
-    executed: Callable[[str], tuple[list[nbformat.NotebookNode], Path]],
+def test_the_notebook_that_trains_runs_prints_plain_lines_and_writes_the_whole_summary(
+    tiny_run: Path, tmp_path: Path
 ) -> None:
-    """There, rich shows each line and each table as an output of its own, unless it is told not to,
-    and colors text for files."""
-    cells, folder = executed("04_train")
+    """In a notebook, rich shows each line and each table as an output of its own, unless it is told
+    not to, and colors text for files."""
+    cells = run_top_to_bottom("04_train", tiny_run, tmp_path)
     (training,) = [cell for cell in cells if "\nevaluations = train(" in cell.source]
     assert {output.output_type for output in training.outputs} == {"stream"}
     text = "".join(output.text for output in training.outputs)
     assert "step 1/3  loss" in text and "step 3/3  validation" in text and "\x1b" not in text
-    model = from_json(TrainConfig, (folder / "digits" / "config.json").read_text()).model
-    summary = (folder / "digits" / "model.txt").read_text()
+    workdir = tmp_path / "runs" / "digits"
+    model = from_json(TrainConfig, (workdir / "config.json").read_text()).model
+    summary = (workdir / "model.txt").read_text()
     assert summary == summarize(model, title="model") + "\n"
 
 
@@ -175,11 +166,12 @@ def test_a_missing_folder_for_the_notebooks_is_made(tmp_path: Path) -> None:
 
 def test_a_failing_cell_or_a_wrong_setting_writes_nothing(tmp_path: Path) -> None:
     out = ("--out", str(tmp_path))
-    result = run("02_routing", "--set", "pictures=1", *out)
-    assert result.returncode == 1 and "the parameters cell sets no such name" in result.stderr
-    result = run("02_routing", "--set", 'checkpoint="nowhere"', *out)
-    assert result.returncode == 1 and "nowhere: no such" in result.stderr
-    result = run("2_routing", *out)
+    with pytest.raises(SystemExit, match="the parameters cell sets no such name"):
+        run("02_routing", "--set", "pictures=1", *out)
+    with pytest.raises(SystemExit, match="nowhere: no such"):
+        run("02_routing", "--set", 'checkpoint="nowhere"', *out)
+    command = [sys.executable, SCRIPT, "2_routing", *out]
+    result = subprocess.run(command, capture_output=True, text=True)
     assert (
         result.returncode == 1 and "use one of" in result.stderr and "02_routing" in result.stderr
     )

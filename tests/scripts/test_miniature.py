@@ -4,22 +4,20 @@ The commands that it runs have tests of their own.
 """
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
+import pytest
+
+from tests import script
 from vmoe.data.pipeline import ORDER
 
-ROOT = Path(__file__).parents[2]
-SCRIPT = ROOT / "scripts" / "miniature.py"
 SHOTS = (1, 5, 10, 25)
 VENDORS = ("google", "twitter")
 
 
-def run(folder: Path, *options: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(SCRIPT), "--workdir", str(folder / "runs"), "--jobs", "1"]
-    command += ["--rows", str(folder / "rows"), "--data", str(folder / "data"), *options]
-    return subprocess.run(command, capture_output=True, text=True)
+def run(folder: Path, *options: str) -> None:
+    folders = [f"--{name}={folder / name}" for name in ("workdir", "rows", "data")]
+    script.run("miniature", "--jobs", "1", *folders, *options)
 
 
 def write_row(folder: Path, model: str, seed: int, value: float) -> None:
@@ -36,16 +34,15 @@ def write_row(folder: Path, model: str, seed: int, value: float) -> None:
 
 
 def test_stored_rows_are_not_repeated_and_the_table_has_every_seed_and_the_mean(
-    tmp_path: Path,
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "rows").mkdir()
     for seed in (0, 1):
         write_row(tmp_path / "rows", "sparse", seed, (0.25, 0.5)[seed])
         write_row(tmp_path / "rows", "dense", seed, 0.125)
-    result = run(tmp_path, "--seeds", "0", "1", "--steps", "4")
-    assert result.returncode == 0, result.stderr
-    assert not list((tmp_path / "runs").iterdir())
-    text = result.stdout
+    run(tmp_path, "--seeds", "0", "1", "--steps", "4")
+    assert not list((tmp_path / "workdir").iterdir())
+    text = capsys.readouterr().out
     lines = [line.strip("| ").split(" | ") for line in text.splitlines() if line.startswith("|")]
     assert lines[0][1:] == ["A: V-MoE", "B: dense", "A − B"]
     cells = {line[0]: line[1:] for line in lines[2:]}
@@ -59,7 +56,8 @@ def test_stored_rows_are_not_repeated_and_the_table_has_every_seed_and_the_mean(
 
 
 def test_missing_data_is_one_line_that_names_the_script_which_makes_it(tmp_path: Path) -> None:
-    result = run(tmp_path, "--seeds", "0", "--only", "dense")
-    assert result.returncode == 1
-    assert f"{tmp_path / 'data' / 'google_words.csv'}: no such file" in result.stderr
-    assert "scripts/prepare_emoji.py" in result.stderr and result.stderr.count("\n") == 1
+    with pytest.raises(SystemExit) as caught:
+        run(tmp_path, "--seeds", "0", "--only", "dense")
+    message = str(caught.value)
+    assert f"{tmp_path / 'data' / 'google_words.csv'}: no such file" in message
+    assert "scripts/prepare_emoji.py" in message and "\n" not in message

@@ -1,10 +1,8 @@
 """Fine-tuning on own images: rows that are made once, and the tables of docs/your_images.md."""
 
-import importlib
 import json
 import re
 import signal
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,37 +12,27 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.script import module, run
 from vmoe.config import to_json
 
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "your_images.md"
 NAMES = "ABCDEFGHI"
-ONE_CELL = """
-import own_images
-
-own_images.DRAWINGS = (36, 45)
-cell = own_images.Cell("vit_fashion_mnist", 36, "head", 1e-2, 20)
-own_images.OwnImages.make(own_images.OwnImages(own_images.parse()), [(cell, 3)])
-"""
 
 
 @pytest.fixture
-def script(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    """The script, which is imported once for all tests."""
-    monkeypatch.syspath_prepend(ROOT / "scripts")
+def script() -> Iterator[Any]:
     before = signal.getsignal(signal.SIGTERM)
-    yield importlib.import_module("own_images")
+    yield module("own_images")
     signal.signal(signal.SIGTERM, before)
 
 
 def test_the_tables_of_the_page_are_made_from_the_committed_rows_without_training(
-    script: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
 ) -> None:
     page = tmp_path / "page.md"
     page.write_text(re.sub(r"^\|.*\n", "", PAGE.read_text(), flags=re.MULTILINE))
-    options = ["--workdir", str(tmp_path / "runs"), "--write", str(page)]
-    monkeypatch.setattr(sys, "argv", ["own_images.py", *options])
-    script.main()
+    run("own_images", "--workdir", tmp_path / "runs", "--write", page)
     assert not list((tmp_path / "runs").iterdir())
 
     def section(text: str) -> str:
@@ -55,12 +43,11 @@ def test_the_tables_of_the_page_are_made_from_the_committed_rows_without_trainin
 
 
 def test_missing_data_is_one_line_that_names_the_script_which_makes_it(
-    script: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
 ) -> None:
     folders = [f"--{name}={tmp_path / name}" for name in ("workdir", "rows", "data")]
-    monkeypatch.setattr(sys, "argv", ["own_images.py", *folders])
     with pytest.raises(SystemExit) as caught:
-        script.main()
+        run("own_images", *folders)
     assert f"{tmp_path / 'data' / 'twitter.csv'}: no such file" in str(caught.value)
     assert "scripts/prepare_emoji.py" in str(caught.value) and "\n" not in str(caught.value)
 
@@ -75,7 +62,7 @@ def test_the_config_of_the_page_is_the_one_that_was_measured(script: Any) -> Non
 
 @pytest.mark.slow
 def test_a_cell_is_trained_on_a_share_of_each_category_and_has_a_digit_for_each_test_image(
-    tmp_path: Path,
+    script: Any, tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     data = tmp_path / "data"
     lines, rng = ["path,label,split"], np.random.default_rng(0)
@@ -86,17 +73,16 @@ def test_a_cell_is_trained_on_a_share_of_each_category_and_has_a_digit_for_each_
         Image.fromarray(rng.integers(0, 255, (16, 16, 3), dtype=np.uint8)).save(data / name)
         lines.append(f"{name},{NAMES[i % 9]},{split}")
     (data / "twitter.csv").write_text("\n".join(lines) + "\n")
-    (tmp_path / "words").mkdir()
-    (tmp_path / "words" / "config.json").write_text("{}")  # so that nothing is pre-trained
-    folders = {"workdir": "runs", "rows": "rows", "data": "data", "words": "words"}
-    options = [f"--{name}={tmp_path / folder}" for name, folder in folders.items()]
-    command = [sys.executable, "-c", ONE_CELL, "--jobs=1", *options]
-    result = subprocess.run(command, capture_output=True, text=True, cwd=ROOT / "scripts")
-    assert result.returncode == 0, result.stderr
-    chosen = (tmp_path / "runs" / "lists" / "36.csv").read_text().splitlines()[1:]
+    options = [f"--{name}={tmp_path / name}" for name in ("workdir", "rows", "data")]
+    options += [f"--words={tiny_run}", "--jobs=1"]  # so that nothing is pre-trained
+    monkeypatch.setattr(sys, "argv", ["own_images.py", *options])
+    monkeypatch.setattr(script, "DRAWINGS", (36, 45))
+    cell = script.Cell("words", 36, "head", 1e-2, 20)
+    script.OwnImages(script.parse()).make([(cell, 3)])
+    chosen = (tmp_path / "workdir" / "lists" / "36.csv").read_text().splitlines()[1:]
     assert sorted(x.split(",")[1] for x in chosen if x.endswith("train")) == sorted(NAMES * 4)
     (path,) = (tmp_path / "rows").iterdir()
     row = json.loads(path.read_text())
-    assert path.name == "vit_fashion_mnist-36-head-1e-02-20-3.json" and row["seed"] == 3
+    assert path.name == "words-36-head-1e-02-20-3.json" and row["seed"] == 3
     assert len(row["test"]) == 9 and set(row["test"]) <= set("01") and row["steps"] == 23
     assert (row["drawings"], row["trained"], row["rate"]) == (36, "head", 0.01)

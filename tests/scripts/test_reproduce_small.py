@@ -4,8 +4,6 @@ import itertools
 import json
 import shutil
 import signal
-import subprocess
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -14,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tests import script
 from vmoe.data.pipeline import ORDER
 from vmoe.data.sources import open_source, sample
 from vmoe.data.sources.builtin import path_of
@@ -21,44 +20,42 @@ from vmoe.evaluate import evaluate
 from vmoe.factory import load
 
 ROOT = Path(__file__).parents[2]
-SCRIPT = ROOT / "scripts" / "reproduce_small.py"
 RESULTS = ROOT / "docs" / "results"
 
 
 @pytest.fixture(scope="module")
 def reproduction() -> Any:
     """The modules of the script."""
-    sys.path.insert(0, str(ROOT / "scripts"))
-    import experiments
-    import results
-    from reproduction import claims, measure, observations, show
-
-    modules = (claims, measure, observations, show, experiments, results)
-    yield {module.__name__.rpartition(".")[2]: module for module in modules}
-    sys.path.remove(str(ROOT / "scripts"))
+    parts = (f"reproduction.{name}" for name in ("claims", "measure", "observations", "show"))
+    names = (*parts, "experiments", "results")
+    return {name.rpartition(".")[2]: script.module(name) for name in names}
 
 
-def run(folder: Path, *options: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(SCRIPT), "--workdir", str(folder / "runs"), "--jobs", "1"]
-    command += ["--rows", str(folder / "rows"), "--only", "dense", "--seeds", "0", *options]
-    return subprocess.run(command, capture_output=True, text=True)
+def run(folder: Path, *options: str) -> None:
+    folders = ("--workdir", folder / "runs", "--rows", folder / "rows")
+    script.run(
+        "reproduce_small", *folders, "--jobs", "1", "--only", "dense", "--seeds", "0", *options
+    )
 
 
 @pytest.mark.slow
-def test_a_run_is_trained_measured_and_gets_a_row(tmp_path: Path) -> None:
+def test_a_run_is_trained_measured_and_gets_a_row(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     shutil.copyfile(path_of("fashion_mnist_sample"), tmp_path / "sample.npz")  # its own splits
     data = ("--data", f"arrays:{tmp_path / 'sample.npz'}")
-    result = run(tmp_path, "--steps", "4", "--images", "16", *data)
-    assert result.returncode == 0, result.stderr
+    run(tmp_path, "--steps", "4", "--images", "16", *data)
     row = json.loads((tmp_path / "rows" / "dense-0.json").read_text())
     assert (row["model"], row["seed"], row["steps"], row["images"]) == ("dense", 0, 4, 16)
     assert row["figures"]["attack.0"] == row["figures"]["accuracy"]  # the same 16 images
     assert row["versions"]["jax"]
-    assert f"| {100 * row['figures']['accuracy']:.2f} |" in result.stdout
+    assert f"| {100 * row['figures']['accuracy']:.2f} |" in capsys.readouterr().out
     assert row["correct"].keys() == {"accuracy", "attack.8", "attack.8.projected"}
 
 
-def test_a_run_with_a_row_is_not_repeated_and_stands_in_the_table(tmp_path: Path) -> None:
+def test_a_run_with_a_row_is_not_repeated_and_stands_in_the_table(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     figures = {"accuracy": 0.875} | {f"attack.{strength}": 0.5 for strength in (0, 1, 2, 4, 8)}
     figures["attack.8.projected"] = 0.25
     row = {"model": "dense", "seed": 0, "steps": 4, "images": 64, "flops_per_image": 7e6}
@@ -66,14 +63,14 @@ def test_a_run_with_a_row_is_not_repeated_and_stands_in_the_table(tmp_path: Path
     (tmp_path / "rows").mkdir()
     path = tmp_path / "rows" / "dense-0.json"
     path.write_text(json.dumps(row | {"versions": {"jax": "0.1"}, "figures": figures}))
-    result = run(tmp_path, "--steps", "4", "--images", "64")
-    assert result.returncode == 0, result.stderr
+    run(tmp_path, "--steps", "4", "--images", "64")
     assert not list((tmp_path / "runs").iterdir())
-    assert "| dense, equal steps | 7.00 | 4 | 87.50 | 87.50 |  |  |" in result.stdout
-    assert f"| dense, equal steps | {' | '.join(4 * ['50.00'])} | 25.00 |" in result.stdout
-    other = run(tmp_path, "--steps", "4", "--images", "32")
-    assert other.returncode == 1
-    assert f"{path}: made with other images; use other --rows" in other.stderr
+    tables = capsys.readouterr().out
+    assert "| dense, equal steps | 7.00 | 4 | 87.50 | 87.50 |  |  |" in tables
+    assert f"| dense, equal steps | {' | '.join(4 * ['50.00'])} | 25.00 |" in tables
+    with pytest.raises(SystemExit) as caught:
+        run(tmp_path, "--steps", "4", "--images", "32")
+    assert f"{path}: made with other images; use other --rows" in str(caught.value)
 
 
 def test_the_pages_of_results_show_the_stored_rows(
@@ -96,11 +93,7 @@ def test_other_rows_change_the_answers_the_plots_and_the_table_of_answers(tmp_pa
         row = json.loads(path.read_text())
         row["figures"]["accuracy"] = 0.9
         path.write_text(json.dumps(row))
-    command = [sys.executable, str(ROOT / "scripts" / "results.py"), "--rows", tmp_path / "rows"]
-    result = subprocess.run(
-        [*command, "--pages", tmp_path / "pages"], capture_output=True, text=True
-    )
-    assert result.returncode == 0, result.stderr
+    script.run("results", "--rows", tmp_path / "rows", "--pages", tmp_path / "pages")
     for name in ("sparse_or_dense", "README"):
         text = " ".join((tmp_path / "pages" / f"{name}.md").read_text().split())
         assert "at equal steps **no**" in text and "equal steps -2.54 ±" in text
@@ -164,10 +157,9 @@ def test_the_figures_of_a_sparse_run_agree_with_each_other(
 
 
 def test_a_command_that_fails_is_named_with_its_message(tmp_path: Path) -> None:
-    result = run(tmp_path, "--steps", "4", "--data", "nowhere")
-    assert result.returncode == 1
-    assert "Traceback" not in result.stderr
-    message = result.stderr.splitlines()[-1]
+    with pytest.raises(SystemExit) as caught:
+        run(tmp_path, "--steps", "4", "--data", "nowhere")
+    message = str(caught.value)
     assert "-m vmoe train" in message and "exit status 2" in message and "nowhere" in message
 
 

@@ -15,6 +15,7 @@ import pytest
 import yaml
 from PIL import Image
 
+from tests.script import module, run
 from vmoe.data.sources import open_source
 
 ROOT = Path(__file__).parents[2]
@@ -60,12 +61,12 @@ def test_a_python_without_venv_is_reported_with_the_package_to_install(
 
 
 @pytest.mark.slow
-def test_the_bench_writes_ratios_to_references_and_a_plot(tmp_path: Path) -> None:
+def test_the_bench_writes_ratios_to_references_and_a_plot(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     sizes = "--experts 2 --tokens 196 --width 8 --hidden 16 --repeats 1 --compile"
-    command = [sys.executable, str(ROOT / "scripts" / "bench.py"), "--out", str(tmp_path / "bench")]
-    command += ["routing", "layer", "start", "parallel", *sizes.split()]
-    result = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
-    assert result.returncode == 0, result.stderr
+    sections = ("routing", "layer", "start", "parallel")
+    run("bench", "--out", tmp_path / "bench", *sections, *sizes.split())
     measured = json.loads((tmp_path / "bench.json").read_text())
     assert measured["peak_rss_mb"] > 0 and measured["machine"]["jax"]
     rows = {(row["section"], row["what"], row["to"]): row for row in measured["rows"]}
@@ -85,20 +86,19 @@ def test_the_bench_writes_ratios_to_references_and_a_plot(tmp_path: Path) -> Non
     assert (tmp_path / "bench.png").read_bytes().startswith(b"\x89PNG")
     assert ("routing", "by cumulative sum", "vmoe") in rows
     assert ("layer", "layer, f+b", "experts alone, f+b") in rows
-    assert "batched experts" in result.stdout
-    wrong = subprocess.run([*command[:2], "layers"], capture_output=True, text=True)
-    assert wrong.returncode == 2 and "no section 'layers'" in wrong.stderr
-
-
-CHECK_CAPACITY = ROOT / "scripts" / "check_capacity.py"
+    assert "batched experts" in capsys.readouterr().out
+    with pytest.raises(SystemExit, match="2"):
+        run("bench", "layers")
+    assert "no section 'layers'" in capsys.readouterr().err
 
 
 @pytest.mark.slow
-def test_per_block_and_uniform_routing_are_compared_on_the_test_split(tiny_run: Path) -> None:
-    command = [sys.executable, str(CHECK_CAPACITY), str(tiny_run), "--data", "digits"]
-    result = subprocess.run([*command, "--images", "64"], capture_output=True, text=True)
-    assert result.returncode == 0, result.stderr
-    first, _, *rows = (line.strip("| ").split(" | ") for line in result.stdout.splitlines())
+def test_per_block_and_uniform_routing_are_compared_on_the_test_split(
+    tiny_run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run("check_capacity", tiny_run, "--data", "digits", "--images", "64")
+    table = capsys.readouterr().out.splitlines()
+    first, _, *rows = (line.strip("| ").split(" | ") for line in table)
     assert len(rows) > 1 and all(len(row) == len(first) for row in rows)
     budget, per_block, uniform, difference, *_ = rows[0]
     assert (budget, difference) == ("1x", "+0.00 ± 0.00") and per_block == uniform
@@ -106,12 +106,7 @@ def test_per_block_and_uniform_routing_are_compared_on_the_test_split(tiny_run: 
 
 @pytest.fixture(scope="module")
 def check_capacity() -> Any:
-    """The script as a module."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(CHECK_CAPACITY.parent)
-        import check_capacity
-
-        yield check_capacity
+    return module("check_capacity")
 
 
 def test_a_model_that_is_compared_twice_is_no_more_evidence_than_once(check_capacity: Any) -> None:

@@ -383,41 +383,52 @@ def photos(tmp_path: Path) -> Path:
     return folder
 
 
-def on_photos(photos: Path, workers: int) -> tuple[Process, Path]:
-    """A run of the real command that has taken some steps, and its folder."""
-    recipe, workdir = photos.parent / "recipe.py", photos.parent / "run"
+def on_photos(photos: Path, *workers: int) -> list[tuple[Process, Path]]:
+    """Runs of the real command that have taken some steps, with their folders.
+
+    Args:
+        workers: the number of data workers of each run.
+    """
+    recipe, runs = photos.parent / "recipe.py", []
     recipe.write_text(PHOTOS.format(tiny=str(ROOT / "configs" / "tiny.py"), folder=photos))
-    line = ("train", "--config", recipe, "--workdir", workdir, "--data.num-workers", str(workers))
-    process = start(*line)
-    process.wait_until(lambda: last_step(workdir) >= 3)
-    return process, workdir
+    for count in workers:
+        workdir = photos.parent / f"run{count}"
+        line = ("train", "--config", recipe, "--workdir", workdir)
+        runs.append((start(*line, "--data.num-workers", str(count)), workdir))
+    for process, workdir in runs:
+        process.wait_until(lambda workdir=workdir: last_step(workdir) >= 3)
+    return runs
 
 
-@pytest.mark.parametrize("workers", [0, pytest.param(1, marks=pytest.mark.slow)])
-def test_a_source_that_hangs_is_shown_and_a_signal_stops_the_run(
-    photos: Path, workers: int
-) -> None:
-    """The files become pipes, which nobody writes to."""
-    process, workdir = on_photos(photos, workers)
-    with process:
-        for path in photos.rglob("*.png"):
-            path.unlink()
-            os.mkfifo(path)
-        process.wait_until(lambda: "waiting for data for 10 s" in process.stderr)
-        step, left = last_step(workdir), children(process.pid)
-        process.send_signal(signal.SIGTERM)
-        assert process.wait() == 75
-        assert f"vmoe: SIGTERM: checkpoint saved at step {step} of 10000" in process.stderr
-    assert steps_of(workdir) == [step]
-    deadline = time.monotonic() + 30
-    while any(map(alive, left)):  # the tracker of shared memory ends a moment later
-        assert time.monotonic() < deadline, left
-        time.sleep(0.01)
+def test_a_source_that_hangs_is_shown_and_a_signal_stops_the_run(photos: Path) -> None:
+    """A run that reads in threads and one with a worker process, which wait at the same time.
+
+    The files become pipes, which nobody writes to.
+    """
+    runs = on_photos(photos, 0, 1)
+    with runs[0][0], runs[1][0]:
+        for path in [*photos.rglob("*.png")]:
+            pipe = path.with_suffix(".pipe")
+            os.mkfifo(pipe)
+            pipe.replace(path)  # at no time is there no file
+        for process, workdir in runs:
+            process.wait_until(
+                lambda process=process: "waiting for data for 10 s" in process.stderr
+            )
+            step, left = last_step(workdir), children(process.pid)
+            process.send_signal(signal.SIGTERM)
+            assert process.wait() == 75
+            assert f"vmoe: SIGTERM: checkpoint saved at step {step} of 10000" in process.stderr
+            assert steps_of(workdir) == [step]
+            deadline = time.monotonic() + 30
+            while any(map(alive, left)):  # the tracker of shared memory ends a moment later
+                assert time.monotonic() < deadline, left
+                time.sleep(0.01)
 
 
 @pytest.mark.slow
 def test_a_source_that_disappears_ends_the_run_with_one_line_and_a_checkpoint(photos: Path) -> None:
-    process, workdir = on_photos(photos, 0)
+    ((process, workdir),) = on_photos(photos, 0)
     with process:
         shutil.rmtree(photos)
         assert process.wait() == 2
@@ -429,7 +440,7 @@ def test_a_source_that_disappears_ends_the_run_with_one_line_and_a_checkpoint(ph
 
 @pytest.mark.slow
 def test_a_worker_that_is_killed_ends_the_run_with_one_line_and_a_checkpoint(photos: Path) -> None:
-    process, workdir = on_photos(photos, 1)
+    ((process, workdir),) = on_photos(photos, 1)
     with process:
         for pid in children(process.pid):
             if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes():

@@ -22,7 +22,7 @@ from tests.hostility.kill import Killed, evaluating, kill_once, log_of, saving, 
 from tests.run_folder import assert_same, differences, last_step, rows
 from vmoe import config as configs
 from vmoe.checkpoints.run import Checkpoints, Restored
-from vmoe.config import EvalConfig, TrainConfig
+from vmoe.config import EvalConfig, FewShotConfig, TrainConfig
 from vmoe.data.pipeline import Read, training_batches
 from vmoe.errors import Failure, Stopped, UsageError
 from vmoe.train import evaluations, train
@@ -317,7 +317,7 @@ def poisoned(config: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> TrainConfi
         return training_batches(*arguments, **options).map_with_index(poison)
 
     monkeypatch.setattr("vmoe.train.check.training_batches", batches)
-    return configs.replace(config, evaluations=(EvalConfig(),))
+    return configs.replace(config, evaluations=(EvalConfig(),), fewshot=FewShotConfig())
 
 
 def test_a_nan_loss_stops_the_run_at_once_and_reports_the_step(
