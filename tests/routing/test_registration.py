@@ -2,11 +2,16 @@
 
 import runpy
 import types
+from typing import Any, get_args
 
 import pytest
 
 from vmoe import routing
-from vmoe.config import ExpertChoice, Soft, TokenChoice
+from vmoe.config import ExpertChoice, MoEConfig, Soft, TokenChoice
+from vmoe.config.experts import ListedExpert
+from vmoe.config.fields import check_registered
+from vmoe.config.gates import Gate
+from vmoe.nn.experts.make import MODULES
 from vmoe.nn.gates import GATES
 from vmoe.routing import ROUTERS, check_routers, expert_choice, soft, token_choice
 
@@ -18,13 +23,13 @@ def module(**functions: object) -> types.ModuleType:
 
 
 def test_a_router_config_without_a_module_is_refused() -> None:
-    with pytest.raises(TypeError, match="Soft has no module: add a line to routing.ROUTERS"):
+    with pytest.raises(TypeError, match="Soft has no entry: add a line to routing.ROUTERS"):
         check_routers({TokenChoice: token_choice}, (TokenChoice, Soft))
 
 
 def test_a_registered_router_that_is_missing_from_the_config_union_is_refused() -> None:
     routers = {TokenChoice: token_choice, ExpertChoice: expert_choice}
-    with pytest.raises(TypeError, match="ExpertChoice is in routing.ROUTERS: add it to config"):
+    with pytest.raises(TypeError, match="ExpertChoice is in routing.ROUTERS: add it to the union"):
         check_routers(routers, (TokenChoice,))
 
 
@@ -50,4 +55,21 @@ def test_the_check_runs_at_import(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("router", ROUTERS)
 def test_every_router_has_a_gate_that_makes_its_logits(router: type) -> None:
-    assert router().logits_per in GATES
+    gate = MoEConfig(router=router(), images_per_group=1).gate_config
+    logits = None if gate is None else gate.logits_per
+    assert logits == router().logits_per and (gate is None or type(gate) in GATES)
+
+
+@pytest.mark.parametrize(
+    ("kinds", "registry", "name"),
+    [(Gate, GATES, "nn.gates.GATES"), (ListedExpert, MODULES, "nn.experts.make.MODULES")],
+)
+def test_a_kind_of_gate_or_expert_without_a_module_is_refused(
+    kinds: Any, registry: dict[type, Any], name: str
+) -> None:
+    known = list(registry)
+    assert set(known) <= set(get_args(kinds))
+    with pytest.raises(TypeError, match=f"{known[0].__name__} has no entry: add a line to {name}"):
+        check_registered(known, {kind: registry[kind] for kind in known[1:]}, name)
+    with pytest.raises(TypeError, match=f"{known[0].__name__} is in {name}: add it to the union"):
+        check_registered(known[1:], registry, name)

@@ -5,7 +5,7 @@ import functools
 import operator
 import types
 import typing
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Annotated, Any, Literal, NamedTuple, TypeVar
 
 from vmoe.errors import UsageError, choice, require, unknown
@@ -85,6 +85,25 @@ class Checked:
             paths = {f"{self.section}.{name}".lstrip("."): name for name in (field, *others)}
             values = {path: operator.attrgetter(name)(self) for path, name in paths.items()}
             raise UsageError(problem, **values)
+
+
+def check_registered(configs: Collection[type], registry: Mapping[type, Any], name: str) -> None:
+    """Checks that each config has an entry in a registry, and each entry a config.
+
+    Args:
+        configs: the members of a union, such as ``vmoe.config.gates.Gate``.
+        registry: what implements each of them.
+        name: the name of the registry, for the message.
+
+    Raises:
+        TypeError: they differ.
+    """
+    for config in configs:
+        if config not in registry:
+            raise TypeError(f"{config.__name__} has no entry: add a line to {name}")
+    for config in registry:
+        if config not in configs:
+            raise TypeError(f"{config.__name__} is in {name}: add it to the union of configs too")
 
 
 Config = TypeVar("Config", bound=Checked)

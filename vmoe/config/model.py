@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Callable
 from typing import Annotated, Literal
 
-from vmoe.config.experts import Expert, ExpertList, MlpExpert
+from vmoe.config.experts import AttentionExpert, Expert, ExpertList, MlpExpert
 from vmoe.config.fields import (
     LARGEST_COUNT,
     Checked,
@@ -17,6 +17,7 @@ from vmoe.config.fields import (
 )
 from vmoe.config.gates import Gate, GateConfig, LinearGate, SlotGate
 from vmoe.config.routers import Router, TokenChoice
+from vmoe.errors import UsageError
 
 Implementation = Literal["batched", "blocked", "ragged"]
 """How the experts compute (``vmoe/nn/implementations.py``)."""
@@ -208,6 +209,14 @@ class ViTConfig(Checked):
             "moe",
             "sparse_blocks",
         )
+
+        for moe in self.moe_blocks.values():
+            listed = moe.experts.each if isinstance(moe.experts, ExpertList) else (moe.experts,)
+            for expert in listed:
+                heads = expert.num_heads if isinstance(expert, AttentionExpert) else 1
+                if self.width % heads:
+                    fields = {"model.moe.experts.num_heads": heads, "model.width": self.width}
+                    raise UsageError("use a divisor of the width", **fields)
 
     @property
     def has_class_token(self) -> bool:

@@ -12,6 +12,7 @@ from collections.abc import Collection, Mapping
 from types import ModuleType
 
 from vmoe.config import ExpertChoice, MoEConfig, Router, Soft, TokenChoice
+from vmoe.config.fields import check_registered
 from vmoe.routing import expert_choice, soft, token_choice
 
 ROUTERS: dict[type, ModuleType] = {
@@ -38,12 +39,8 @@ def check_routers(routers: Mapping[type, ModuleType], configs: Collection[type])
     Raises:
         TypeError: a config, module or function is missing; the message has its name.
     """
-    for config in configs:
-        if config not in routers:
-            raise TypeError(f"{config.__name__} has no module: add a line to routing.ROUTERS")
+    check_registered(configs, routers, "routing.ROUTERS")
     for config, module in routers.items():
-        if config not in configs:
-            raise TypeError(f"{config.__name__} is in routing.ROUTERS: add it to config.Router too")
         functions = FUNCTIONS | (STATE_FUNCTIONS if config.stateful else {})
         for name, parameters in functions.items():
             function = vars(module).get(name)

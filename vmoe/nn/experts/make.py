@@ -1,6 +1,7 @@
 """New experts from their config."""
 
 import itertools
+import typing
 from collections.abc import Callable
 
 from flax import nnx
@@ -14,9 +15,11 @@ from vmoe.config.experts import (
     ExpertList,
     GatedMlpExpert,
     IdentityExpert,
+    ListedExpert,
     MlpExpert,
     ZeroExpert,
 )
+from vmoe.config.fields import check_registered
 from vmoe.config.model import Gelu
 from vmoe.nn.experts import modules
 from vmoe.nn.experts.copies import Copies
@@ -35,6 +38,12 @@ MODULES: dict[type[ExpertConfig], Callable[..., nnx.Module]] = {
     ZeroExpert: lambda config, width, rngs: modules.Zero(),
 }
 """Makes one expert, for each kind whose experts are copies of a module."""
+
+check_registered(
+    [kind for kind in typing.get_args(ListedExpert) if not kind.stacked],
+    MODULES,
+    "nn.experts.make.MODULES",
+)
 
 
 def make_experts(

@@ -5,7 +5,10 @@ here, a frozen dataclass in ``vmoe/config/gates.py`` that is a member of ``Gate`
 ``GATES``. In Python any module that maps tokens to logits is a gate.
 """
 
+import typing
+
 from vmoe.config import gates as configs
+from vmoe.config.fields import check_registered
 from vmoe.nn.gates.cosine import Cosine
 from vmoe.nn.gates.interface import Gate, NoisyLogits
 from vmoe.nn.gates.linear import Linear
@@ -21,5 +24,7 @@ GATES: dict[type[configs.GateConfig], type[Gate]] = {
     configs.SlotGate: Slots,
 }
 """The module for each type of gate config."""
+
+check_registered(typing.get_args(configs.Gate), GATES, "nn.gates.GATES")
 
 __all__ = ["GATES", "Cosine", "Gate", "Linear", "Mlp", "Noisy", "NoisyLogits", "Slots"]
