@@ -92,7 +92,7 @@ class Placement:
             return tree
         return jax.lax.with_sharding_constraint(tree, self.params(tree))
 
-    def to_experts(self, slots: Float[Array, "g e c d"]) -> Float[Array, "g e c d"]:
+    def to_experts(self, slots: Shaped[Array, "g e c ..."]) -> Shaped[Array, "g e c ..."]:
         """Moves slots from the devices of groups to the devices of experts, by all-to-all."""
         return self._constrained(self.images(slots), PartitionSpec(DATA, EXPERT))
 

@@ -45,7 +45,7 @@ class MoE(nnx.Module):
 
     def __init__(
         self,
-        experts: Experts | Sequence[nnx.Module],
+        experts: Experts | Sequence[Any],
         gate: nnx.Module | None,
         router: Router | MoEConfig | None = None,
         *,
@@ -293,7 +293,8 @@ class MoE(nnx.Module):
         routing, sizes = sort_rows(routing, block=block or 1)
         rows = dispatch(flatten(groups), routing)[0, 0].astype(dtype)  # r d
         assert isinstance(self.experts, StackedMlps)
-        rows = self._transfer(self.experts.on_rows(rows, sizes, key, block=block))
+        outputs = self.experts.on_rows(rows, sizes, slots, key, *args, block=block, **kwargs)
+        rows = self._transfer(outputs)
         return combine(rows[None, None], routing).reshape(groups.shape)
 
     def choose_implementation(self, routing: Routing | SoftRouting) -> Implementation:

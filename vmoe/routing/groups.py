@@ -2,15 +2,15 @@
 
 import jax.numpy as jnp
 from einops import rearrange, repeat
-from jaxtyping import Array, Bool, Float, Shaped
+from jaxtyping import Array, Bool, Shaped
 
 
 def group(
-    tokens: Float[Array, "b n d"],
+    tokens: Shaped[Array, "b n d"],
     valid: Bool[Array, "b"],
     images_per_group: int,
     devices: int = 1,
-) -> tuple[Float[Array, "g s d"], Bool[Array, "g s"]]:
+) -> tuple[Shaped[Array, "g s d"], Bool[Array, "g s"]]:
     """The tokens of images by group; padding fills the last group.
 
     Args:

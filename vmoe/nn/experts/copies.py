@@ -93,7 +93,7 @@ def structure(module: nnx.Module) -> Any:
     return graph, tuple(shapes)
 
 
-def check_expert(name: str, module: nnx.Module) -> None:
+def check_expert(name: str, module: Any) -> None:
     """Checks that a module has parameters and no other state.
 
     Raises:

@@ -51,7 +51,7 @@ class MixedExperts(Experts):
         return jnp.concatenate(outputs, axis=1)
 
 
-def experts_of(modules: Sequence[nnx.Module]) -> Experts:
+def experts_of(modules: Sequence[Any]) -> Experts:
     """Experts from one module for each of them; any modules, see ``Copies``.
 
     Modules of equal structure that follow each other are computed at once. A module may occur

@@ -1,6 +1,8 @@
 """The experts of V-MoE: MLPs whose parameters are stacked along e."""
 
 import functools
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -65,14 +67,15 @@ class StackedMlps(Experts):
         tokens: Float[Array, "g e c d"],
         slots: Slots | None = None,
         key: MaybeKey = None,
+        *args: Any,
+        **kwargs: Any,
     ) -> Float[Array, "g e c d"]:
         """Applies the experts to slots of fixed capacity.
 
         Raises:
-            UsageError: there are inputs per token, which MLPs do not have.
+            UsageError: there are inputs other than tokens.
         """
-        if others := sorted(set(slots.inputs if slots else ()) - set(OF_SLOTS)):
-            raise UsageError(f"MLPs have no inputs {others}: leave per_token out")
+        _check_inputs(args, kwargs | (slots.inputs if slots else {}))
         up, down = self.up.params(), self.down.params()
         return implementations.batched(up, down, tokens, self.hidden, key)
 
@@ -81,20 +84,32 @@ class StackedMlps(Experts):
         self,
         rows: Float[Array, "r d"],
         sizes: Int[Array, "e"],
+        slots: Slots,
         key: MaybeKey = None,
-        *,
+        *args: Any,
         block: int | None,
+        **kwargs: Any,
     ) -> Float[Array, "r d"]:
         """Applies the experts to rows sorted by expert.
 
         Args:
             sizes: number of rows of each expert.
             block: number of rows of a block, which divides all sizes; None for a ragged matmul.
+
+        Raises:
+            UsageError: there are inputs other than tokens.
         """
-        args = self.up.params(), self.down.params(), rows, sizes, self.hidden, key
+        _check_inputs(args, kwargs | slots.inputs)
+        inputs = self.up.params(), self.down.params(), rows, sizes, self.hidden, key
         if block is None:
-            return implementations.ragged(*args)
-        return implementations.blocked(*args, block=block)
+            return implementations.ragged(*inputs)
+        return implementations.blocked(*inputs, block=block)
+
+
+def _check_inputs(args: Sequence[Any], named: Mapping[str, Any]) -> None:
+    if args or set(named) - set(OF_SLOTS):
+        names = ", ".join(sorted(set(named) - set(OF_SLOTS))) or "positional arguments"
+        raise UsageError(f"MLP experts read tokens only: leave out {names}")
 
 
 def _per_expert(init: nnx.Initializer, shared: bool) -> nnx.Initializer:
