@@ -91,9 +91,11 @@ class Loaded:
             path: a new or an empty folder, or the hub repository hf://OWNER/NAME to push to.
 
         Raises:
-            UsageError: the folder has files.
+            UsageError: the folder has files, or a layer of the model was replaced by one that its
+                config does not describe.
             Failure: it cannot be written.
         """
+        models.check_described(self.model)
         stored = StoredModel(
             config=self.model.config,
             params=models.params_of(self.model),
@@ -267,7 +269,8 @@ def save(
         loss: the loss of its training, which decides how logits become probabilities.
 
     Raises:
-        UsageError: the folder has files, or the names are not as many as the logits.
+        UsageError: the folder has files, the names are not as many as the logits, or a layer was
+            replaced by one that the model's config does not describe.
         Failure: it cannot be written.
     """
     names, logits = tuple(class_names), model.config.num_classes

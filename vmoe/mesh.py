@@ -31,7 +31,8 @@ def place(
             it, or fsdp has only one device to shard over.
     """
     sizes = _parse(mesh)
-    experts = [moe.num_experts for moe in model.moe_blocks.values()]
+    layers = model.moe_blocks.values()
+    experts = [moe.num_experts if moe.experts.alike else 1 for moe in layers]
     if EXPERT in sizes:
         expert = sizes[EXPERT]
     elif DATA in sizes:

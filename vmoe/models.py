@@ -212,6 +212,48 @@ def _abstract(config: ViTConfig, placement: "Placement | None") -> tuple[Any, An
     return nnx.split(nnx.eval_shape(lambda: build(config, placement=placement)))
 
 
+def check_described(model: "ViT") -> None:
+    """Checks that the config of a model describes all of its layers, so that it can be rebuilt.
+
+    Raises:
+        UsageError: a layer was replaced; the message names the first one.
+    """
+    from flax import nnx
+
+    from vmoe.trees import path_name
+
+    described = dict(nnx.iter_modules(build_abstract(model.config, placement=model.placement)))
+    modules = dict(nnx.iter_modules(model))
+    paths = sorted({*described, *modules}, key=_in_order)  # a layer precedes its parts
+    for path in paths:
+        there, expected = modules.get(path), described.get(path)
+        if _settings(there) != _settings(expected):
+            raise UsageError(
+                f"{path_name(path)} is not the {type(expected).__name__} that the model's config "
+                "describes: such a model cannot be written or changed by its config, only used in "
+                "Python; keep its parameters with vmoe.models.params_of"
+                if expected is not None
+                else f"{path_name(path)} is not in the model's config"
+            )
+
+
+def _in_order(path: tuple[str | int, ...]) -> list[tuple[int, str]]:
+    return [(part, "") if isinstance(part, int) else (-1, part) for part in path]
+
+
+def _settings(module: Any) -> tuple[Any, ...]:
+    """The type of a module, its settings, and the shapes of its parameters."""
+    from flax import nnx
+
+    settings, shapes = {}, {}
+    for name, value in vars(module).items() if module is not None else ():
+        if isinstance(value, nnx.Variable):
+            shapes[name] = value.shape
+        elif not (name.startswith("_") or callable(value) or isinstance(value, nnx.Pytree)):
+            settings[name] = value
+    return type(module), settings, shapes
+
+
 @functools.lru_cache(maxsize=32)
 def abstract_params(config: ViTConfig) -> dict[str, Any]:
     """The shapes of the parameters of a config's model, by path; cached, not to be changed.

@@ -131,7 +131,8 @@ class Placement:
         def leaf_sharding(path: tuple[Any, ...], leaf: Any) -> NamedSharding | None:
             expert = any(getattr(key, "key", None) == "experts" for key in path)
             axes: list[str | None] = [None] * len(leaf.shape)
-            if expert and leaf.shape[0] % self.expert == 0:  # Adafactor also has arrays of size 1
+            # Adafactor also has arrays of size 1, and modules of users may have scalars.
+            if expert and leaf.shape and leaf.shape[0] % self.expert == 0:
                 axes[0] = EXPERT
             if self.fsdp and (split_experts or not expert) and leaf.size >= MIN_FSDP_SIZE:
                 free = [
@@ -219,11 +220,17 @@ class Placement:
         """Checks that a model can be split over the mesh.
 
         Raises:
-            UsageError: the experts cannot be split evenly, or an implementation needs all rows.
+            UsageError: the experts cannot be split, or an implementation needs all rows.
         """
         if self.mesh is None:
             return
         for moe in model.moe_blocks.values():
+            if self.expert > 1 and not moe.experts.alike:
+                raise UsageError(
+                    f"experts of different kinds cannot be split over {self.expert} devices; use "
+                    "mesh expert=1",
+                    **{"model.moe.experts.kind": moe.experts.kind, "mesh": str(self)},
+                )
             if moe.num_experts % self.expert:
                 fit = [n for n in divisors(self.devices) if moe.num_experts % n == 0]
                 raise UsageError(

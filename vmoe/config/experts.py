@@ -15,11 +15,14 @@ class ExpertConfig(Checked):
 
     Attributes:
         stacked: whether the experts are ``StackedMlps``, which have the implementations blocked and
-            ragged, dropout, and the surgery of experts.
+            ragged, and dropout.
+        alike: whether the experts have equal structure, so that every parameter has an axis e in
+            front.
     """
 
     section = "model.moe.experts"
     stacked = False
+    alike = True
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,6 +106,8 @@ class ExpertList(ExpertConfig):
     """The kind of expert."""
     each: Annotated[tuple[ListedExpert, ...], NOT_EMPTY] = (MlpExpert(),)
     """The experts, in order; as many as num_experts."""
+
+    alike = False
 
 
 Expert = ListedExpert | ExpertList

@@ -15,7 +15,7 @@ from vmoe.config.fields import (
     at_most,
     less_than,
 )
-from vmoe.config.gates import Gate, GateConfig, LinearGate, SlotGate
+from vmoe.config.gates import Gate, LinearGate, SlotGate
 from vmoe.config.routers import Router, TokenChoice
 from vmoe.errors import UsageError
 
@@ -117,7 +117,7 @@ class MoEConfig(Checked):
         )
 
     @property
-    def gate_config(self) -> GateConfig | None:
+    def gate_config(self) -> Gate | None:
         """The config of the gate, which the router determines if none is given.
 
         None if the router reads no logits.

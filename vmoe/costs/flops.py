@@ -30,9 +30,11 @@ class Cost:
     parameters: int
     active_parameters: float
     """Parameters that process one token. The number of experts per token is k for token choice, and
-    the mean, e * c / s, for expert choice and soft routing."""
+    the mean, e * c / s, for expert choice and soft routing. Experts of different kinds count with
+    the mean of their parameters, as if all were chosen equally often."""
     flops_per_image: float
-    """Matmuls of the forward pass, with every token in every block; a multiply-add counts as 2."""
+    """Matmuls and convolutions of the forward pass, with every token in every block; a multiply-add
+    counts as 2."""
     tokens_per_image: int
 
 
@@ -106,14 +108,16 @@ def sparse_layer_flops(config: ViTConfig, moe: MoEConfig, *, class_token_only: b
 def countable(model: ViTConfig) -> ViTConfig:
     """The model with implementations of the experts whose FLOPs can be counted.
 
-    These are ``batched``, which computes all slots, and ``ragged`` for dropless layers, which
-    computes all rows. The number of steps of ``blocked`` depends on the data.
+    These are ``batched``, which computes all slots, and ``ragged`` for dropless layers of MLPs,
+    which computes all rows. The number of steps of ``blocked`` depends on the data. Dropless
+    experts of other kinds compute s slots each.
     """
     return replace(model, moe=tuple(map(_countable_layer, model.moe_blocks.values())))
 
 
 def _countable_layer(moe: MoEConfig) -> MoEConfig:
-    return replace(moe, implementation="ragged" if moe.dropless else "batched")
+    by_rows = moe.dropless and moe.experts.stacked
+    return replace(moe, implementation="ragged" if by_rows else "batched")
 
 
 @functools.lru_cache(maxsize=4)
@@ -146,12 +150,13 @@ def _experts_per_token(config: MoEConfig, record: Record) -> float:
 
 
 def count_flops(jaxpr: Jaxpr) -> int:
-    """FLOPs of the matmuls in a traced program; a multiply-add counts as 2.
+    """FLOPs of the matmuls and convolutions in a traced program; a multiply-add counts as 2.
 
-    A loop counts its body once per iteration, a conditional its most expensive branch.
+    A loop counts its body once per iteration, a conditional its most expensive branch. A
+    convolution counts its padding, and not the zeros of a dilated input.
 
     Raises:
-        ValueError: a matmul in a loop whose length depends on the data, or a convolution.
+        ValueError: a matmul in a loop whose length depends on the data.
 
     >>> x = jnp.ones((3, 4))
     >>> count_flops(jax.make_jaxpr(lambda x: x @ x.T)(x).jaxpr)  # 2 * 3 * 4 * 3
@@ -176,8 +181,10 @@ def _equation_flops(equation: JaxprEqn) -> int:
         case "ragged_dot" | "ragged_dot_general":
             rows, inputs = array(equation.invars[0]).shape
             return 2 * rows * inputs * array(equation.outvars[0]).shape[-1]
-        case "conv_general_dilated" as name:
-            raise ValueError(f"{name}: counting the FLOPs of this operation is not implemented")
+        case "conv_general_dilated":
+            kernel, outputs = array(equation.invars[1]).shape, array(equation.outvars[0]).shape
+            taps = math.prod(kernel) // kernel[equation.params["dimension_numbers"].rhs_spec[0]]
+            return 2 * math.prod(outputs) * taps // math.prod(equation.params["lhs_dilation"])
     return sum(inner)
 
 

@@ -26,9 +26,13 @@ from vmoe.surgery.params import (
     Params,
     Path,
     initial_values,
+    is_mlp_of,
     with_noise,
     with_sparse_blocks,
 )
+
+COLUMNS = ("linear", "noisy")
+"""Gates whose parameters are matrices with one column for each expert."""
 
 Selection = dict[int, tuple[int, ...]]
 """Selected experts of each sparse block, by block number."""
@@ -217,11 +221,18 @@ def average_experts(
         blocks: sparse blocks to make dense; all if None.
 
     Raises:
-        UsageError: a block is not sparse, or its router is soft.
+        UsageError: a block is not sparse, its router is soft, or its experts are not MLPs like the
+            dense ones.
     """
     chosen = config.sparse_blocks if blocks is None else tuple(blocks)
     for block in chosen:
         _check(config, block, ())
+        experts = config.moe_blocks[block].experts
+        require(
+            is_mlp_of(config, experts),
+            f"block {block} has experts {experts.kind} unlike the model's MLPs: their mean cannot "
+            "replace them",
+        )
     arrays = flatten_dict(params)
     for path, _ in list(_of_blocks(arrays, chosen)):
         value = arrays.pop(path)
@@ -251,6 +262,17 @@ def _check(config: ViTConfig, block: int, experts: Sequence[int]) -> None:
         f"block {block} has router {moe.router.kind}, whose slots are trained together: its "
         "experts cannot be pruned, added, merged or averaged",
     )
+    gate = moe.gate_config
+    require(
+        moe.experts.alike,
+        f"block {block} has experts {moe.experts.kind}, which are of different kinds: they cannot "
+        "be pruned, added, merged or averaged",
+    )
+    require(
+        gate is not None and gate.kind in COLUMNS,
+        f"block {block} has gate {gate and gate.kind}, which has no column for each expert: its "
+        f"experts cannot be pruned, added, merged or averaged; {' and '.join(COLUMNS)} gates can",
+    )
     for expert in experts:
         require(
             0 <= expert < moe.num_experts,
@@ -270,7 +292,7 @@ def _regroup(
         layers[block] = _resized(layers[block], len(members), k)
     arrays = flatten_dict(params)
     for path, block in _of_blocks(arrays, groups):
-        axis = 0 if path[3] == "experts" else 1  # of a router's kernel (d, e)
+        axis = 0 if path[3] == "experts" else 1  # of a gate's kernel (d, e)
         arrays[path] = _means(jnp.asarray(arrays[path]), groups[block], axis)
     return with_sparse_blocks(config, layers), unflatten_dict(arrays)
 

@@ -14,6 +14,7 @@ from jaxtyping import Array, Float
 
 from vmoe import models
 from vmoe.config import MoEConfig, ViTConfig, replace
+from vmoe.config.experts import Expert, MlpExpert
 from vmoe.trees import nested
 
 Params = dict[Any, Any]
@@ -56,6 +57,15 @@ def with_sparse_blocks(config: ViTConfig, layers: Mapping[int, MoEConfig]) -> Vi
     moes = tuple(moe for _, moe in sorted(layers.items()))
     shared = moes[0] if len(set(moes)) == 1 else moes
     return replace(config, sparse_blocks=tuple(sorted(layers)), moe=shared or MoEConfig())
+
+
+def is_mlp_of(config: ViTConfig, experts: Expert) -> bool:
+    """Whether experts are MLPs like the dense ones of the model."""
+    return (
+        isinstance(experts, MlpExpert)
+        and experts.mlp_dim in (None, config.mlp_dim)
+        and experts.activation in (None, config.gelu)
+    )
 
 
 def with_noise(

@@ -23,6 +23,7 @@ from vmoe.nn.vit import ViT
 from vmoe.surgery.params import (
     Params,
     initial_values,
+    is_mlp_of,
     shapes,
     with_noise,
     with_sparse_blocks,
@@ -52,12 +53,14 @@ def upcycle(
         moe: other fields of ``MoEConfig``; see ``upcycled_layer`` for the defaults.
 
     Raises:
-        UsageError: a block does not exist or is sparse already, or fields are incompatible.
+        UsageError: a block does not exist or is sparse already, fields are incompatible, the
+            experts are not MLPs as in the model, or a layer is not the one in its config.
 
     >>> import vmoe
     >>> vmoe.upcycle(vmoe.create_model("vit_tiny"), num_experts=4).config.sparse_blocks
     (1, 3)
     """
+    models.check_described(model)
     layer = upcycled_layer(model.config, num_experts=num_experts, **moe)
     config, params = upcycle_params(
         model.config,
@@ -103,6 +106,12 @@ def upcycle_params(
             the moments of an optimizer.
     """
     at_least(0).check(noise_std=noise_std)
+    require(
+        is_mlp_of(config, moe.experts),
+        "the experts start as copies of MLPs: use mlp, with the hidden width and the activation of "
+        "the model",
+        **{"experts.kind": moe.experts.kind},
+    )
     chosen = _dense_blocks(config, blocks)
     target = with_sparse_blocks(config, config.moe_blocks | dict.fromkeys(chosen, moe))
     key, arrays = jax.random.key(seed), {}

@@ -130,6 +130,13 @@ def without_scatters(config: ViTConfig, params: dict[str, Any]) -> ViT:
     config = config.with_layers(lambda moe: replace(moe, transfer_dtype="float32"))
     config = replace(config, dtype="float32")
     model = models.with_params(config, jax.tree.map(jnp.asarray, params))
+    for block, moe in config.moe_blocks.items():
+        if asks := model.blocks[block].mlp.experts.asks:
+            raise UsageError(
+                f"ONNX has no experts that mix tokens; these ask for {', '.join(sorted(asks))}: "
+                "use another format",
+                **{"model.moe.experts.kind": moe.experts.kind, "block": block},
+            )
     for block in model.blocks:
         if isinstance(block.mlp, MoE):
             block.mlp = MatmulMoE(block.mlp)

@@ -27,7 +27,9 @@ from vmoe.checkpoints.chunked import (
 )
 from vmoe.checkpoints.flax_names import published_name
 from vmoe.config import ViTConfig
+from vmoe.config.experts import MlpExpert
 from vmoe.config.fields import at_least
+from vmoe.config.gates import LinearGate, SlotGate
 from vmoe.errors import UsageError, writing
 from vmoe.signals import unfinished
 from vmoe.trees import by_name
@@ -62,6 +64,16 @@ def write(prefix: Path, config: ViTConfig, params: Mapping[str, Any], *, shards:
                 "a published checkpoint cannot represent it; use another format",
                 **{f"model.{field}": value},
             )
+    for block, moe in config.moe_blocks.items():
+        own = MlpExpert(), SlotGate() if moe.router.logits_per == "slot" else LinearGate()
+        given = moe.experts, moe.gate_config
+        for what, mine, stored in zip(("experts", "gate"), given, own, strict=True):
+            if mine != stored:
+                raise UsageError(
+                    f"published checkpoints have no {what} other than {stored.kind} with its "
+                    "defaults; use another format",
+                    **{f"model.moe.{what}.kind": mine.kind if mine else None, "block": block},
+                )
     at_least(1).check(shards=shards)
     arrays = {
         f"params/{published_name(path, config)}": np.asarray(value)

@@ -1,0 +1,70 @@
+"""Experts other than stacked MLPs on many devices; the oracle is the same program on one device."""
+
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+
+from tests.devices.test_sharding import (
+    CONFIG,
+    SPARSE,
+    assert_close,
+    images,
+    on,
+    params_of,
+    run_on,
+    training,
+)
+from vmoe.config import (
+    AttentionExpert,
+    CnnExpert,
+    ExpertList,
+    GatedMlpExpert,
+    IdentityExpert,
+    MlpExpert,
+    ZeroExpert,
+    replace,
+)
+from vmoe.config.experts import Expert
+from vmoe.errors import UsageError
+from vmoe.sharding import ONE_DEVICE
+
+LIST = ExpertList(each=(MlpExpert(), *[CnnExpert()] * 4, IdentityExpert(), *[ZeroExpert()] * 2))
+
+
+@pytest.mark.parametrize(
+    ("experts", "mesh"),
+    [
+        (CnnExpert(), "expert=4"),
+        (AttentionExpert(num_heads=2), "expert=2"),
+        (GatedMlpExpert(), "expert=8"),
+        (LIST, "expert=1"),
+    ],
+    ids=["cnn", "attention", "gated_mlp", "list"],
+)
+def test_other_experts_have_the_logits_losses_and_gradients_of_one_device(
+    experts: Expert, mesh: str
+) -> None:
+    config = replace(CONFIG, moe=replace(SPARSE, experts=experts))
+    params, batch = params_of(config), (images(16), np.ones(16, bool))
+    oracle = run_on(ONE_DEVICE, training(config, ONE_DEVICE), params, *batch)
+    placement = on(mesh, config)
+    own: Any = jax.tree.leaves(placement.params(params["blocks"][0]["mlp"]["experts"]))
+    assert all(sharding.is_fully_replicated == (mesh == "expert=1") for sharding in own)
+    assert_close(run_on(placement, training(config, placement), params, *batch), oracle, mesh)
+
+
+def test_experts_of_different_kinds_are_not_split() -> None:
+    config = replace(CONFIG, moe=replace(SPARSE, experts=LIST))
+    assert (on("", config).data, on("", config).expert) == (8, 1)
+    with pytest.raises(UsageError, match="experts.kind=list .* split over 2 devices; .* expert=1"):
+        on("expert=2", config)
+
+
+def test_experts_may_have_parameters_without_axes() -> None:
+    for fsdp in (False, True):
+        placement = on("expert=4", fsdp=fsdp)
+        tree = {"experts": {"scale": np.ones(()), "kernel": np.ones((8, 64, 64))}}
+        own = placement.params(tree)["experts"]
+        assert own["scale"].is_fully_replicated and not own["kernel"].is_fully_replicated
