@@ -23,6 +23,8 @@ from vmoe.data.crops import resize_and_crop
 from vmoe.data.sources import open_source
 from vmoe.errors import UsageError
 from vmoe.nn.inputs import to_float
+from vmoe.nn.mlp import Hidden, Mlp
+from vmoe.nn.vit import ViT
 from vmoe.train import train
 
 
@@ -152,6 +154,41 @@ def test_a_model_of_ones_own_is_saved_with_its_classes_for_every_command(tmp_pat
     assert loaded.preprocessing == Preprocessing(16) and loaded.step == 7
     trees = (nnx.to_pure_dict(nnx.state(m, nnx.Param)) for m in (model, loaded.model))
     jax.tree.map(np.testing.assert_array_equal, *trees)
+
+
+def test_a_model_whose_layer_was_replaced_is_not_saved_as_another_one(tmp_path: Path) -> None:
+    """Its outputs would differ from those of the model that is loaded."""
+
+    def model() -> ViT:
+        return vmoe.create_model("vmoe_tiny_last2_e4", image_size=16)
+
+    names = list(map(str, range(10)))
+
+    def own_experts(model: ViT) -> None:
+        experts = [nnx.Linear(16, 16, rngs=nnx.Rngs(i)) for i in range(2)]
+        model.blocks[2].mlp = vmoe.MoE(experts, nnx.Linear(16, 2, rngs=nnx.Rngs(9)))
+
+    def other_activation(model: ViT) -> None:
+        model.blocks[1].mlp.experts.hidden = Hidden("relu")
+
+    def wider(model: ViT) -> None:
+        model.blocks[0].mlp.up = nnx.Linear(16, 33, rngs=nnx.Rngs(0))
+
+    for change, path in (
+        (own_experts, "blocks/2/mlp"),
+        (other_activation, "blocks/1/mlp/experts"),
+        (wider, "blocks/0/mlp/up"),
+    ):
+        changed = model()
+        change(changed)
+        with pytest.raises(UsageError, match=f"^{path} is not the .* config describes"):
+            vmoe.save(changed, tmp_path / "saved", class_names=names)
+    sparse = vmoe.moefy(model(), select=Mlp, num_experts=2)
+    with pytest.raises(UsageError, match="^blocks/0/mlp is not the Mlp that"):
+        vmoe.save(sparse, tmp_path / "saved", class_names=names)
+    with pytest.raises(UsageError, match="^blocks/0/mlp is not the Mlp that"):
+        vmoe.upcycle(sparse)
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_tag_without_pretrained_is_refused() -> None:

@@ -6,10 +6,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 import vmoe
 from vmoe import models
-from vmoe.config import ExpertChoice, MoEConfig, Soft, replace
+from vmoe.config import (
+    CnnExpert,
+    ExpertChoice,
+    ExpertList,
+    IdentityExpert,
+    MlpExpert,
+    MoEConfig,
+    Soft,
+    ZeroExpert,
+    replace,
+)
 from vmoe.costs.flops import cost, count_flops
 from vmoe.costs.summary import parameters_by_part, summarize
 from vmoe.errors import UsageError
@@ -135,6 +146,50 @@ def test_active_parameters_are_those_that_a_token_uses() -> None:
     assert chosen.active_parameters == pytest.approx(dense + 2 * ((slots - 1) * expert + router))
     soft = active(num_experts=4, images_per_group=1, router=Soft())
     assert soft.active_parameters < soft.parameters
+
+
+def test_experts_of_different_kinds_count_with_their_mean_and_with_their_convolutions() -> None:
+    """Blocks 1 and 3 have an MLP, a CNN, an identity and a zero expert."""
+    each = (MlpExpert(), CnnExpert(), IdentityExpert(), ZeroExpert())
+    moe = replace(
+        MoEConfig(num_experts=4, images_per_group=2, experts=ExpertList(each=each)),
+        router=dict(k=1),
+    )
+    dense = cost(models.model_config("vit_tiny"))
+    sparse = cost(models.model_config("vmoe_tiny_last2_e4", moe=moe))
+    n, d, f, e = 17, 16, 32, 4
+    mlp, cnn, gate = 2 * d * f + f + d, 9 * d + d + d * d + d, d * e
+    assert sparse.parameters == dense.parameters + 2 * (cnn + gate)
+    active = dense.parameters - 2 * mlp + 2 * ((mlp + cnn) / 4 + gate)
+    assert sparse.active_parameters == pytest.approx(active)
+    slots = 12  # 34 tokens of 2 images: ceil(34 * 1.05 / 4) = 9, to a multiple of four 12
+    convolved = 2 * 9 * d * n  # per image: all patches, and the class token alone
+    per_image = slots / 2 * (4 * d * f + 2 * d * d) + convolved + 2 * n * d * e - 4 * n * d * f
+    assert sparse.flops_per_image - dense.flops_per_image == 2 * per_image
+    text = summarize(models.model_config("vmoe_tiny_last2_e4", moe=replace(moe, dropless=True)))
+    assert "4 experts (mlp, cnn, identity, zero), token_choice, dropless" in text
+
+
+def test_a_convolution_counts_the_taps_of_its_kernel() -> None:
+    x = jnp.ones((2, 5, 5, 6))
+    for groups, strides, size in ((1, 1, 5), (6, 1, 5), (3, 2, 3)):
+        conv = nnx.Conv(
+            6, 12, (3, 3), strides=strides, feature_group_count=groups, rngs=nnx.Rngs(0)
+        )
+        jaxpr = jax.make_jaxpr(lambda x, conv=conv: conv(x))(x).jaxpr
+        assert count_flops(jaxpr) == 2 * (2 * size**2 * 12) * 9 * (6 // groups)
+    stacked = jax.vmap(lambda k: conv_of(x, k))
+    jaxpr = jax.make_jaxpr(stacked)(jnp.ones((7, 3, 3, 6, 4))).jaxpr
+    assert count_flops(jaxpr) == 7 * 2 * (2 * 25 * 4) * 9 * 6
+    # The backward pass of a convolution costs twice as much as the forward pass.
+    gradient = jax.grad(lambda x, k: conv_of(x, k).sum(), argnums=(0, 1))
+    jaxpr = jax.make_jaxpr(gradient)(x, jnp.ones((3, 3, 6, 4))).jaxpr
+    assert count_flops(jaxpr) == 3 * 2 * (2 * 25 * 4) * 9 * 6
+
+
+def conv_of(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    layout = ("NHWC", "HWIO", "NHWC")
+    return jax.lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=layout)
 
 
 def test_flops_in_a_loop_count_once_per_iteration_and_unknown_lengths_are_refused() -> None:

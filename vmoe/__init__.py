@@ -12,6 +12,7 @@ import importlib
 from typing import Any
 
 _MODULES = {
+    "MoE": "vmoe.nn.moe",
     "create_model": "vmoe.factory",
     "list_models": "vmoe.factory",
     "load": "vmoe.factory",

@@ -11,6 +11,7 @@ import fnmatch
 import functools
 import math
 from collections.abc import Callable
+from types import FunctionType
 from typing import TYPE_CHECKING, Any, cast
 
 from vmoe.config import MoEConfig, ViTConfig, replace
@@ -249,7 +250,7 @@ def _settings(module: Any) -> tuple[Any, ...]:
     for name, value in vars(module).items() if module is not None else ():
         if isinstance(value, nnx.Variable):
             shapes[name] = value.shape
-        elif not (name.startswith("_") or callable(value) or isinstance(value, nnx.Pytree)):
+        elif not (name.startswith("_") or isinstance(value, FunctionType | nnx.Pytree)):
             settings[name] = value
     return type(module), settings, shapes
 

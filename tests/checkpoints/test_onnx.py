@@ -17,7 +17,16 @@ from tests.random_models import forward, model_of, outputs, random_images, store
 from vmoe.axes import SoftRouting
 from vmoe.checkpoints.export import onnx_file
 from vmoe.checkpoints.export.matmul_form import matmul_form
-from vmoe.config import ExpertChoice, Soft, TokenChoice
+from vmoe.config import (
+    AttentionExpert,
+    CnnExpert,
+    ExpertChoice,
+    ExpertList,
+    MlpExpert,
+    Soft,
+    TokenChoice,
+    ZeroExpert,
+)
 from vmoe.errors import UsageError
 
 ROUTERS = {
@@ -86,6 +95,16 @@ def test_matmul_form_multiplies_only_matrices_and_changes_no_logits(router: str 
     assert products and all(atom.aval.ndim <= 3 for eqn in products for atom in eqn.invars)
     (logits,) = jax.jit(jaxpr_as_fun(function))(images)
     np.testing.assert_allclose(logits, outputs(model, images), rtol=1e-4, atol=1e-4)
+
+
+def test_experts_that_mix_tokens_are_refused_by_their_kind() -> None:
+    each = (MlpExpert(), CnnExpert(), AttentionExpert(), ZeroExpert())
+    for experts in (CnnExpert(), ExpertList(each=each)):
+        stored = stored_model(
+            "vmoe_tiny_last2_e4", depth=1, sparse_blocks=(0,), moe={"experts": experts}
+        )
+        with pytest.raises(UsageError, match=f"kind={experts.kind} with block=0: ONNX has no exp"):
+            onnx_file.without_scatters(stored.config, stored.params)
 
 
 def test_without_jax2onnx_the_message_says_how_to_install_it(

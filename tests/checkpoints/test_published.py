@@ -12,14 +12,14 @@ import pytest
 
 import vmoe
 from tests.published import published_family
-from tests.random_models import outputs
+from tests.random_models import outputs, stored_model
 from vmoe import zoo
 from vmoe.checkpoints import chunked, read
 from vmoe.checkpoints.arrays import ArrayFile, ArrayInfo
 from vmoe.checkpoints.assemble import outline
 from vmoe.checkpoints.export import published
 from vmoe.checkpoints.from_flax import ASSUMED
-from vmoe.config import RoutingOverrides
+from vmoe.config import CnnExpert, MlpExpert, NoisyGate, RoutingOverrides
 from vmoe.errors import Failure, UsageError
 
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -95,6 +95,17 @@ def test_a_written_checkpoint_is_bitwise_equal_for_an_independent_reader(
     for name, array in original.items():
         np.testing.assert_array_equal(copy[name], array)
         assert copy[name].dtype == array.dtype
+
+
+def test_experts_and_gates_that_the_format_does_not_have_are_refused(tmp_path: Path) -> None:
+    for fields, named in (
+        ({"experts": CnnExpert()}, "experts.kind=cnn with block=1: .* no experts other than mlp"),
+        ({"experts": MlpExpert(activation="relu")}, "experts.kind=mlp with block=1"),
+        ({"gate": NoisyGate()}, "gate.kind=noisy with block=1: .* no gate other than linear"),
+    ):
+        stored = stored_model("vmoe_tiny_last2_e4", moe=fields)
+        with pytest.raises(UsageError, match=named):
+            published.write(tmp_path / "model", stored.config, stored.params)
 
 
 def test_arrays_of_any_dtype_and_shape_are_written_and_read(tmp_path: Path) -> None:

@@ -50,7 +50,7 @@ def test_other_experts_have_the_logits_losses_and_gradients_of_one_device(
     params, batch = params_of(config), (images(16), np.ones(16, bool))
     oracle = run_on(ONE_DEVICE, training(config, ONE_DEVICE), params, *batch)
     placement = on(mesh, config)
-    own: Any = jax.tree.leaves(placement.params(params["blocks"][0]["mlp"]["experts"]))
+    own: Any = jax.tree.leaves(placement.params(params)["blocks"][0]["mlp"]["experts"])
     assert all(sharding.is_fully_replicated == (mesh == "expert=1") for sharding in own)
     assert_close(run_on(placement, training(config, placement), params, *batch), oracle, mesh)
 

@@ -9,7 +9,21 @@ import pytest
 
 from tests.random_models import forward, random_images, random_params
 from vmoe import models
-from vmoe.config import ExpertChoice, MoEConfig, Soft, TokenChoice, ViTConfig, replace
+from vmoe.config import (
+    CnnExpert,
+    CosineGate,
+    ExpertChoice,
+    ExpertList,
+    GatedMlpExpert,
+    MlpExpert,
+    MoEConfig,
+    NoisyGate,
+    Soft,
+    TokenChoice,
+    ViTConfig,
+    ZeroExpert,
+    replace,
+)
 from vmoe.errors import UsageError
 from vmoe.routing import slots_and_factor
 from vmoe.surgery.experts import (
@@ -236,3 +250,47 @@ def test_experts_of_a_soft_router_are_refused() -> None:
     ):
         with pytest.raises(UsageError, match="has router soft, whose slots are trained together"):
             change()
+
+
+def test_experts_of_one_kind_are_pruned_and_merged_with_the_columns_of_their_gate() -> None:
+    config = replace(CONFIG, moe=dict(experts=CnnExpert(), gate=NoisyGate()))
+    params = random_params(config)
+    pruned_config, pruned = prune_experts(config, params, {0: (3, 1)})
+    assert {path: x.shape for path, x in _flat(pruned).items()} == shapes(pruned_config)
+    for name in ("kernel", "noise"):
+        before, after = (layer(p, 0)["router"][name] for p in (params, pruned))
+        np.testing.assert_array_equal(after, before[:, [3, 1]])
+    merged_config, merged = merge_experts(config, params, {0: [(0, 2), (1, 3)]})
+    assert {path: x.shape for path, x in _flat(merged).items()} == shapes(merged_config)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        (
+            {"experts": ExpertList(each=(MlpExpert(), ZeroExpert()) * 2)},
+            "has experts list, which are",
+        ),
+        ({"gate": CosineGate()}, "has gate cosine, which has no column for each expert"),
+    ],
+    ids=["list", "gate"],
+)
+def test_experts_that_cannot_be_told_apart_by_their_arrays_are_refused(
+    fields: dict[str, Any], message: str
+) -> None:
+    config = replace(CONFIG, moe=fields)
+    params = random_params(config)
+    for change in (
+        lambda: prune_experts(config, params, {0: (1,)}),
+        lambda: add_experts(config, params, {0: (1,)}),
+        lambda: average_experts(config, params),
+    ):
+        with pytest.raises(UsageError, match=f"block 0 {message}"):
+            change()
+
+
+def test_only_experts_like_the_dense_mlps_are_averaged_into_one() -> None:
+    for experts in (GatedMlpExpert(), CnnExpert(), MlpExpert(activation="relu")):
+        config = replace(CONFIG, moe=dict(experts=experts))
+        with pytest.raises(UsageError, match=f"block 0 has experts {experts.kind} unlike"):
+            average_experts(config, random_params(config))

@@ -18,7 +18,17 @@ from tests.published import published_params
 from tests.random_models import outputs, random_images, random_params
 from vmoe import models
 from vmoe.checkpoints.flax_names import published_name
-from vmoe.config import ExpertChoice, MoEConfig, Soft, TokenChoice, ViTConfig, replace
+from vmoe.config import (
+    CnnExpert,
+    ExpertChoice,
+    GatedMlpExpert,
+    MlpExpert,
+    MoEConfig,
+    Soft,
+    TokenChoice,
+    ViTConfig,
+    replace,
+)
 from vmoe.errors import UsageError
 from vmoe.models import params_of
 from vmoe.nn.vit import ViT
@@ -167,6 +177,19 @@ def test_a_second_upcycling_keeps_the_layers_of_the_first() -> None:
 def test_blocks_that_do_not_exist_are_refused(blocks: str | tuple[int, ...], message: str) -> None:
     with pytest.raises(UsageError, match=message):
         vmoe.upcycle(dense(), blocks=blocks)
+
+
+def test_experts_that_are_no_copies_of_the_mlps_are_refused() -> None:
+    for experts in (
+        CnnExpert(),
+        GatedMlpExpert(),
+        MlpExpert(mlp_dim=8),
+        MlpExpert(activation="relu"),
+    ):
+        with pytest.raises(UsageError, match=f"experts.kind={experts.kind}: .* copies of MLPs"):
+            vmoe.upcycle(dense(), experts=experts)
+    same = vmoe.upcycle(dense(), experts=MlpExpert(activation=TINY.gelu))
+    assert same.config.moe.experts.activation == TINY.gelu
 
 
 def test_experts_have_the_dropout_of_the_mlps_unless_another_is_given() -> None:

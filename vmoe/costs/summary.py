@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 from vmoe import models
-from vmoe.config import ViTConfig
+from vmoe.config import ExpertList, MlpExpert, ViTConfig
 from vmoe.costs.flops import Cost, cost, flops_to_logits
 from vmoe.nn.parts import NORMS, PARTS, part_of
 from vmoe.nn.patches import num_tokens
@@ -69,5 +69,9 @@ def _sparse_lines(config: ViTConfig) -> list[str]:
             else f"{slots} slots each for the {s} tokens of {moe.images_per_group} images "
             f"(a capacity factor of {factor:.3g})"
         )
-        lines.append(f"block {block}: {moe.num_experts} experts, {moe.router.kind}, {capacity}")
+        each = moe.experts.each if isinstance(moe.experts, ExpertList) else (moe.experts,)
+        kinds = "" if each == (MlpExpert(),) else f" ({', '.join(expert.kind for expert in each)})"
+        lines.append(
+            f"block {block}: {moe.num_experts} experts{kinds}, {moe.router.kind}, {capacity}"
+        )
     return lines or ["no sparse block"]

@@ -27,7 +27,11 @@ def part_of(path: tuple[str | int, ...]) -> str:
 
     >>> part_of(("blocks", 1, "mlp", "router", "kernel"))
     'routers'
+    >>> part_of(("blocks", 1, "mlp", "experts", "stacked", "attention", "out", "bias"))
+    'experts'
     """
+    if path[2:3] == ("mlp",) and path[3] in PARTS:  # a part of an MoE layer, whatever is in it
+        return PARTS[path[3]]
     return next((part for word, part in PARTS.items() if word in path), NORMS)
 
 

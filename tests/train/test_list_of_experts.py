@@ -1,0 +1,111 @@
+"""A run whose experts are of different kinds, through every command."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.command import ROOT, start, vmoe
+from tests.hostility.kill import kill_once, log_of, training
+from tests.run_folder import differences
+from vmoe.workdir.layout import steps_of
+
+STEPS = 60
+RECIPE = f"""
+from pathlib import Path
+from vmoe.config import (
+    CnnExpert, ExpertList, IdentityExpert, MlpExpert, NoisyGate, ZeroExpert, load, replace
+)
+
+config = replace(
+    load(Path({str(ROOT / "configs" / "tiny.py")!r})), steps={STEPS}, log_every=5, ema_decay=0.9,
+    evaluate_every=10, checkpoint_every=10, keep_latest=10,
+    model=dict(
+        depth=1, sparse_blocks=(0,), dropout=0.1,
+        moe=dict(
+            experts=ExpertList(each=(MlpExpert(), CnnExpert(), IdentityExpert(), ZeroExpert())),
+            gate=NoisyGate(), router=dict(priority="random"),
+        ),
+    ),
+)
+"""
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("recipe") / "recipe.py"
+    path.write_text(RECIPE)
+    return path
+
+
+@pytest.fixture(scope="module")
+def run(recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    workdir = tmp_path_factory.mktemp("whole") / "run"
+    result = vmoe("train", "--config", recipe, "--workdir", workdir)
+    assert result.returncode == 0, result.stderr
+    return workdir
+
+
+def checkpointed(workdir: Path, step: int) -> bool:
+    return training(workdir, step) and bool(steps_of(workdir))
+
+
+def test_a_killed_run_is_bitwise_equal_to_an_uninterrupted_one(
+    recipe: Path, run: Path, tmp_path: Path
+) -> None:
+    workdir = tmp_path / "run"
+    line = ("train", "--config", recipe, "--workdir", workdir)
+    for phase, step in ((training, 5), (checkpointed, 15)):
+        with start(*line, log=log_of(workdir, 0)) as process:
+            kill_once([process], workdir, phase, step, 0.0)
+    result = vmoe(*line)
+    assert result.returncode == 0 and "resumed from step" in result.stderr, result.stderr
+    assert not differences(run, workdir, STEPS)
+
+
+def test_every_command_that_reads_a_model_reads_it(run: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    image = tmp_path / "image.png"
+    Image.fromarray(np.full((8, 8, 3), 100, np.uint8)).save(image)
+    page = tmp_path / "page.html"
+    for line in (
+        ("convert", run, copy),
+        ("convert", run, tmp_path / "program", "--format", "jax"),
+        ("predict", "--checkpoint", copy, image),
+        ("inspect", run),
+        ("routing", "--checkpoint", run, "--images", "8", "--page-images", "4", "--out", page),
+        ("capacity", "--checkpoint", run, "--images", "16", "--budget", "0.95x"),
+        ("attack", "--checkpoint", run, "--images", "8", "--epsilon", "8"),
+    ):
+        result = vmoe(*line)
+        assert result.returncode == 0, (line, result.stderr)
+    results = [
+        json.loads(vmoe("evaluate", "--checkpoint", x, "--data", "digits:test", "--json").stdout)
+        for x in (run, copy)
+    ]
+    assert results[0]["accuracy"] == results[1]["accuracy"]
+    assert "<html" in page.read_text()
+
+
+def test_a_plan_of_several_devices_does_not_split_the_experts(recipe: Path) -> None:
+    planned = vmoe("plan", "--config", recipe, "--devices", "4", "--json")
+    assert planned.returncode == 0, planned.stderr
+    assert "expert=1" in planned.stdout and "expert=2" not in planned.stdout
+
+
+def test_what_cannot_be_done_is_refused_in_one_line(run: Path, tmp_path: Path) -> None:
+    for line, message in (
+        (
+            ("prune", run, tmp_path / "out", "--num-experts", "2"),
+            "block 0 has experts list, which are of different kinds: they cannot be pruned",
+        ),
+        (
+            ("convert", run, tmp_path / "out", "--format", "published"),
+            "model.moe.experts.kind=list with block=0: published checkpoints have no experts other",
+        ),
+    ):
+        result = vmoe(*line)
+        assert result.returncode == 2 and result.stderr.startswith(f"vmoe: {message}"), line
+        assert len(result.stderr.splitlines()) == 1
