@@ -170,6 +170,14 @@ def test_experts_of_different_kinds_count_with_their_mean_and_with_their_convolu
     assert "4 experts (mlp, cnn, identity, zero), token_choice, dropless" in text
 
 
+def test_experts_without_parameters_cost_nothing_but_their_gate() -> None:
+    dense = cost(models.model_config("vit_tiny"))
+    moe = replace(MoEConfig(num_experts=4, images_per_group=2), experts=IdentityExpert())
+    skipping = cost(models.model_config("vmoe_tiny_last2_e4", moe=moe))
+    mlp, gate = 2 * 16 * 32 + 32 + 16, 16 * 4
+    assert skipping.parameters == skipping.active_parameters == dense.parameters - 2 * (mlp - gate)
+
+
 def test_a_convolution_counts_the_taps_of_its_kernel() -> None:
     x = jnp.ones((2, 5, 5, 6))
     for groups, strides, size in ((1, 1, 5), (6, 1, 5), (3, 2, 3)):

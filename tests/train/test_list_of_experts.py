@@ -8,8 +8,7 @@ import pytest
 from PIL import Image
 
 from tests.command import ROOT, start, vmoe
-from tests.hostility.kill import kill_once, log_of, training
-from tests.run_folder import differences
+from tests.run_folder import differences, last_step
 from vmoe.workdir.layout import steps_of
 
 STEPS = 60
@@ -48,18 +47,15 @@ def run(recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return workdir
 
 
-def checkpointed(workdir: Path, step: int) -> bool:
-    return training(workdir, step) and bool(steps_of(workdir))
-
-
 def test_a_killed_run_is_bitwise_equal_to_an_uninterrupted_one(
     recipe: Path, run: Path, tmp_path: Path
 ) -> None:
     workdir = tmp_path / "run"
     line = ("train", "--config", recipe, "--workdir", workdir)
-    for phase, step in ((training, 5), (checkpointed, 15)):
-        with start(*line, log=log_of(workdir, 0)) as process:
-            kill_once([process], workdir, phase, step, 0.0)
+    for ready in (lambda: last_step(workdir) >= 5, lambda: steps_of(workdir)):
+        with start(*line) as process:
+            process.wait_until(ready)
+            process.kill()
     result = vmoe(*line)
     assert result.returncode == 0 and "resumed from step" in result.stderr, result.stderr
     assert not differences(run, workdir, STEPS)
@@ -67,11 +63,16 @@ def test_a_killed_run_is_bitwise_equal_to_an_uninterrupted_one(
 
 def test_every_command_that_reads_a_model_reads_it(run: Path, tmp_path: Path) -> None:
     copy = tmp_path / "copy"
+    assert vmoe("convert", run, copy).returncode == 0
+    results = [
+        json.loads(vmoe("evaluate", "--checkpoint", x, "--data", "digits:test", "--json").stdout)
+        for x in (run, copy)
+    ]
+    assert results[0]["accuracy"] == results[1]["accuracy"]
     image = tmp_path / "image.png"
     Image.fromarray(np.full((8, 8, 3), 100, np.uint8)).save(image)
     page = tmp_path / "page.html"
     for line in (
-        ("convert", run, copy),
         ("convert", run, tmp_path / "program", "--format", "jax"),
         ("predict", "--checkpoint", copy, image),
         ("inspect", run),
@@ -81,11 +82,6 @@ def test_every_command_that_reads_a_model_reads_it(run: Path, tmp_path: Path) ->
     ):
         result = vmoe(*line)
         assert result.returncode == 0, (line, result.stderr)
-    results = [
-        json.loads(vmoe("evaluate", "--checkpoint", x, "--data", "digits:test", "--json").stdout)
-        for x in (run, copy)
-    ]
-    assert results[0]["accuracy"] == results[1]["accuracy"]
     assert "<html" in page.read_text()
 
 

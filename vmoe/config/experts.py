@@ -18,11 +18,13 @@ class ExpertConfig(Checked):
             ragged, and dropout.
         alike: whether the experts have equal structure, so that every parameter has an axis e in
             front.
+        mixes_tokens: whether an output depends on more than one slot, which must hold tokens.
     """
 
     section = "model.moe.experts"
     stacked = False
     alike = True
+    mixes_tokens = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,6 +68,8 @@ class CnnExpert(ExpertConfig):
     kernel_size: Annotated[int, at_least(1)] = 3
     """Side of the convolution's kernel in patches."""
 
+    mixes_tokens = True
+
 
 @dataclasses.dataclass(frozen=True)
 class AttentionExpert(ExpertConfig):
@@ -75,6 +79,8 @@ class AttentionExpert(ExpertConfig):
     """The kind of expert."""
     num_heads: Count = 1
     """Number of attention heads, which divides the width."""
+
+    mixes_tokens = True
 
 
 @dataclasses.dataclass(frozen=True)

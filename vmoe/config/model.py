@@ -103,6 +103,14 @@ class MoEConfig(Checked):
             "num_experts",
             "experts.each",
         )
+        each = experts.each if isinstance(experts, ExpertList) else (experts,)
+        self.require(
+            not per_slot or not any(expert.mixes_tokens for expert in each),
+            "a soft router fills slots with mixtures of tokens, which these experts cannot mix; "
+            "use another router",
+            "experts.kind",
+            "router.kind",
+        )
         self.require(
             experts.stacked or self.implementation in ("auto", "batched"),
             "these experts are computed slot by slot, use batched",

@@ -48,7 +48,7 @@ def cost(config: ViTConfig) -> Cost:
     total = _size(params)
     active = float(total)
     for i, record in records.items():
-        experts = _size(params["blocks"][i]["mlp"]["experts"])
+        experts = _size(params["blocks"][i]["mlp"].get("experts", {}))  # identities have none
         active -= experts * (
             1 - _experts_per_token(config.moe_blocks[i], record) / record.gates.shape[2]
         )
@@ -203,5 +203,5 @@ def array(value: Var | Literal) -> jax.core.ShapedArray:
     return value.aval
 
 
-def _size(params: nnx.State) -> int:
+def _size(params: Any) -> int:
     return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))

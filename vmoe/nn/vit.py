@@ -18,6 +18,7 @@ from vmoe.nn.block import Block, BlockOutputs, rematerialized
 from vmoe.nn.heads import AttentionPool, Head
 from vmoe.nn.inputs import check_images
 from vmoe.nn.keys import MaybeKey, Rngs
+from vmoe.nn.moe import MoE
 from vmoe.nn.norm import layer_norm
 from vmoe.nn.patches import Patches
 from vmoe.nn.positions import LearnedPositions, NoPositions, SinCosPositions
@@ -141,9 +142,19 @@ class ViT(nnx.Module):
         """The class token, if any, and the patch embeddings, plus position embeddings.
 
         They are normalized if the config has ``pre_norm``.
+
+        Raises:
+            UsageError: the images are not square, and experts need a square grid of patches.
         """
         patches = self.patches(jnp.asarray(images, self.config.dtype))
         _, i, j, _ = patches.shape
+        if i != j:
+            for block in self.blocks:
+                if isinstance(block.mlp, MoE) and "positions" in block.mlp.experts.asks:
+                    raise UsageError(
+                        f"images of {i} x {j} patches: experts that ask for positions, such as "
+                        "cnn, need a square grid; use square images"
+                    )
         tokens = rearrange(patches, "b i j d -> b (i j) d")
         if self.class_token is not None:
             token = self.class_token[...].astype(tokens.dtype)

@@ -3,6 +3,7 @@
 The loop takes the layer's decisions, which tests/routing compares with oracles of their own.
 """
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -15,6 +16,7 @@ from flax import nnx
 from scipy.special import expit, softmax
 
 from tests.oracles import gelu
+from vmoe import models
 from vmoe.axes import Decision, Record
 from vmoe.config import (
     AttentionExpert,
@@ -27,6 +29,7 @@ from vmoe.config import (
     MoEConfig,
     Soft,
     TokenChoice,
+    ViTConfig,
     ZeroExpert,
     replace,
 )
@@ -34,6 +37,7 @@ from vmoe.config.experts import Expert
 from vmoe.errors import UsageError
 from vmoe.nn.experts import Copies, MixedExperts, Slots, StackedMlps, experts_of
 from vmoe.nn.moe import MoE
+from vmoe.nn.vit import ViT
 
 B, N, D, E = 5, 5, 8, 4  # images, of a class token and 2 x 2 patches; width; experts
 RNG = np.random.default_rng(0)
@@ -241,6 +245,20 @@ def test_a_cnn_needs_a_square_grid() -> None:
         else:
             with pytest.raises(UsageError, match=f"square grid of patches, .* has {n} tokens"):
                 jax.eval_shape(layer, tokens)
+
+
+def test_a_model_with_cnn_experts_refuses_images_that_are_not_square() -> None:
+    """2 x 8 patches are as many tokens as 4 x 4, so the experts cannot tell."""
+    for kind in ("cnn", "list", "attention"):
+        moe = replace(SMALL, experts=KINDS[kind])
+        config = ViTConfig(2, 8, 1, 8, 2, 8, 3, sparse_blocks=(0,), moe=moe, pooling="mean")
+        run = functools.partial(nnx.eval_shape, ViT.__call__, models.build_abstract(config))
+        assert run(jnp.ones((1, 8, 8, 3))).shape == (1, 3)
+        if kind == "attention":
+            assert run(jnp.ones((1, 4, 16, 3))).shape == (1, 3)
+        else:
+            with pytest.raises(UsageError, match="images of 2 x 8 patches: experts .* square"):
+                run(jnp.ones((1, 4, 16, 3)))
 
 
 def test_without_a_class_token_a_cnn_reads_the_whole_grid() -> None:
@@ -500,6 +518,7 @@ def test_configs_that_contradict_themselves_are_refused() -> None:
         (dict(implementation="ragged"), "implementation=ragged.*use batched"),
         (dict(expert_dropout=0.1), "expert_dropout=0.1.*use 0"),
         (dict(router=dict(k=5)), "k=5"),
+        (dict(router=Soft(), images_per_group=1), "experts.kind=list with .*kind=soft.*mixtures"),
     ):
         with pytest.raises(UsageError, match=message):
             replace(SMALL, experts=LIST, **changes)
