@@ -453,6 +453,20 @@ def test_the_class_tokens_alone_get_the_same_outputs() -> None:
         np.testing.assert_allclose(alone, whole[:, :1], rtol=1e-5, atol=1e-5)
 
 
+def test_a_shared_expert_adds_its_outputs_for_every_token_dropped_or_not() -> None:
+    config = replace(SMALL, shared_experts=2, capacity=1)
+    shared = MoE.from_config(config, D, 7, N, rngs=nnx.Rngs(0))
+    routed = MoE(shared.experts, shared.router, config)
+    with_shared, record = shared.forward(TOKENS, valid=VALID)
+    assert record.routing.dropped.any()
+    own = jax.tree.map(lambda x: np.float64(x[0]), nnx.to_pure_dict(nnx.state(shared.shared)))
+    assert own["up"]["kernel"].shape == (D, 2 * 7)
+    expected = mlp(np.float64(TOKENS), own, gelu, False)
+    np.testing.assert_allclose(with_shared - routed(TOKENS, valid=VALID), expected, atol=1e-5)
+    alone, _ = shared.forward(TOKENS, valid=VALID, class_token_only=True)
+    np.testing.assert_allclose(alone, with_shared[:, :1], atol=1e-5)
+
+
 def test_expert_choice_works_with_experts_that_mix_tokens() -> None:
     layer = layer_of(LIST, replace(SMALL, router=ExpertChoice(noise_std=0.0)))
     y, record = nnx.jit(MoE.forward)(layer, TOKENS, valid=VALID)
