@@ -79,18 +79,27 @@ def moe_by_loop(moe: MoE, groups: np.ndarray, record: Record) -> np.ndarray:
     return out
 
 
-def moe_by_einsum(params: dict, tokens: jax.Array, record: Record, *, normalize: bool) -> jax.Array:
+def moe_by_einsum(
+    params: dict,
+    tokens: jax.Array,
+    record: Record,
+    *,
+    scores: Callable[[jax.Array], jax.Array] = jax.nn.softmax,
+    normalize: bool,
+) -> jax.Array:
     """The layer's output for given decisions as einsums, in the dtype of its inputs (float64).
 
     Unlike the loop it is differentiable, also with respect to the router's parameters.
 
     Args:
-        params: the layer's parameters as nested dicts.
+        params: the layer's parameters as nested dicts; without a router, all scores are equal.
         tokens: the tokens of full groups, without padding.
+        scores: the scores of a token, which are its weights, from its logits.
         normalize: whether the weights of a token sum up to 1.
     """
     groups = tokens.reshape(*record.gates.shape[:2], -1)
-    router, routing = params["router"], record.routing
+    routing = record.routing
+    router = params.get("router", {"kernel": jnp.zeros((groups.shape[-1], record.gates.shape[-1]))})
     if isinstance(routing, SoftRouting):
         x, mu = (
             v / jnp.sqrt((v**2).sum(axis, keepdims=True) + 1e-6)
@@ -99,7 +108,7 @@ def moe_by_einsum(params: dict, tokens: jax.Array, record: Record, *, normalize:
         logits = jnp.einsum("gsd,dec->gsec", x, router["scale"] * mu)
         dispatch, combine = jax.nn.softmax(logits, 1), jax.nn.softmax(logits, (2, 3))
     else:
-        gates = jax.nn.softmax(groups @ router["kernel"], axis=-1)
+        gates = scores(groups @ router["kernel"])
         weights = jnp.take_along_axis(gates, routing.experts, axis=-1, mode="clip")
         if normalize:
             weights = weights / weights.sum(-1, keepdims=True)

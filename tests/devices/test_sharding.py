@@ -13,19 +13,23 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import nnx
 
 from vmoe import models
 from vmoe.analysis import capture, collect, concatenate, labeled
 from vmoe.analysis.measures import expert_use
 from vmoe.config import (
     AuxLossWeights,
+    BiasBalanced,
     DataConfig,
     ExpertChoice,
+    GShard,
+    Hash,
     MoEConfig,
     OptimConfig,
+    Random,
     Router,
     Soft,
+    Switch,
     TokenChoice,
     TrainConfig,
     ViTConfig,
@@ -61,6 +65,7 @@ ROUTERS: dict[str, Router] = {
     ),
     "expert_choice": ExpertChoice(),
     "soft": Soft(),
+    **{router.kind: router for router in (Switch(), GShard(), BiasBalanced(), Random(), Hash())},
 }
 OPERATIONS = ("all-to-all", "all-gather", "all-reduce", "reduce-scatter", "collective-permute")
 
@@ -71,7 +76,7 @@ def on(mesh: str, config: ViTConfig = CONFIG, **options: Any) -> Placement:
 
 @functools.cache
 def params_of(config: ViTConfig) -> dict[str, Any]:
-    return nnx.to_pure_dict(nnx.state(models.build(config), nnx.Param))
+    return models.params_of(models.build(config))
 
 
 def images(b: int, seed: int = 1) -> np.ndarray:

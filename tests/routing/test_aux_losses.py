@@ -10,6 +10,7 @@ import pytest
 import scipy.special
 import scipy.stats
 
+from vmoe.axes import RouterInputs
 from vmoe.config import AuxLossWeights, TokenChoice
 from vmoe.routing import aux_losses
 
@@ -27,7 +28,18 @@ def valid() -> np.ndarray:
 
 
 def losses_by(router: TokenChoice) -> Callable[..., dict[str, jax.Array]]:
-    return jax.jit(functools.partial(aux_losses.losses, router))
+    return jax.jit(functools.partial(losses_of, router))
+
+
+def losses_of(
+    router: TokenChoice,
+    logits: jax.Array,
+    noisy: jax.Array | None,
+    gates: jax.Array,
+    valid: jax.Array,
+) -> dict[str, jax.Array]:
+    inputs = RouterInputs(logits, None if noisy is None else noisy - logits, valid, draw=None)
+    return aux_losses.losses(router, inputs, inputs.noisy_logits, gates)
 
 
 def squared_coefficient_of_variation(x: np.ndarray) -> float:
@@ -89,7 +101,7 @@ def test_gradients_are_finite_for_equal_gates_and_for_a_group_of_padding() -> No
     def total(logits: jax.Array) -> jax.Array:
         noise = 0.1 * jax.random.normal(jax.random.key(0), logits.shape)
         gates = jax.nn.softmax(logits + noise)
-        losses = aux_losses.losses(router, logits, logits + noise, gates, valid)
+        losses = losses_of(router, logits, logits + noise, gates, valid)
         return aux_losses.total(losses, router.aux_loss, valid)
 
     value, gradient = jax.jit(jax.value_and_grad(total))(zeros)

@@ -7,7 +7,7 @@ from typing import Any, get_args
 import pytest
 
 from vmoe import routing
-from vmoe.config import ExpertChoice, MoEConfig, Soft, TokenChoice
+from vmoe.config import BiasBalanced, ExpertChoice, MoEConfig, Soft, TokenChoice
 from vmoe.config.experts import ListedExpert
 from vmoe.config.fields import check_registered
 from vmoe.config.gates import Gate
@@ -31,6 +31,12 @@ def test_a_registered_router_that_is_missing_from_the_config_union_is_refused() 
     routers = {TokenChoice: token_choice, ExpertChoice: expert_choice}
     with pytest.raises(TypeError, match="ExpertChoice is in routing.ROUTERS: add it to the union"):
         check_routers(routers, (TokenChoice,))
+
+
+def test_a_stateful_router_without_its_functions_is_refused() -> None:
+    broken = module(capacity=soft.capacity, route=soft.route)
+    with pytest.raises(TypeError, match=r"broken must define initial_state\(config\)"):
+        check_routers({BiasBalanced: broken}, (BiasBalanced,))
 
 
 @pytest.mark.parametrize("name", ["capacity", "route"])

@@ -23,12 +23,24 @@ from vmoe.config.gates import CosineGate, LinearGate, MlpGate, NoisyGate, SlotGa
 from vmoe.config.model import MoEConfig, ViTConfig
 from vmoe.config.optim import LrFactorsConfig, OptimConfig, WeightDecayConfig
 from vmoe.config.preprocessing import Preprocessing
-from vmoe.config.routers import AuxLossWeights, ExpertChoice, Router, Soft, TokenChoice
+from vmoe.config.routers import (
+    AuxLossWeights,
+    BiasBalanced,
+    ExpertChoice,
+    GShard,
+    Hash,
+    Random,
+    Router,
+    Soft,
+    Switch,
+    TokenChoice,
+)
 from vmoe.config.train import TrainConfig
 
 __all__ = [
     "AttentionExpert",
     "AuxLossWeights",
+    "BiasBalanced",
     "CnnExpert",
     "CosineGate",
     "DataConfig",
@@ -36,7 +48,9 @@ __all__ = [
     "ExpertChoice",
     "ExpertList",
     "FewShotConfig",
+    "GShard",
     "GatedMlpExpert",
+    "Hash",
     "IdentityExpert",
     "LinearGate",
     "LrFactorsConfig",
@@ -48,10 +62,12 @@ __all__ = [
     "Preprocessing",
     "PreprocessingConfig",
     "RandAugmentConfig",
+    "Random",
     "Router",
     "RoutingOverrides",
     "SlotGate",
     "Soft",
+    "Switch",
     "TokenChoice",
     "TrainConfig",
     "ViTConfig",

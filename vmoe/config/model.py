@@ -49,7 +49,7 @@ class MoEConfig(Checked):
     capacity_multiple: Annotated[int, at_least(1)] = 4
     """The capacity is rounded up to a multiple of this."""
     dropless: bool = False
-    """Compute every choice, without a capacity; for token choice."""
+    """Compute every choice, without a capacity; for routers that can drop one."""
     images_per_group: Annotated[int, at_least(1)] = 8
     """Maximum number of images whose tokens compete for slots; 1 makes images independent, up to
     rounding."""
@@ -70,7 +70,10 @@ class MoEConfig(Checked):
     def __post_init__(self) -> None:
         super().__post_init__()
         k, per_slot = self.router.experts_per_token, self.router.logits_per == "slot"
-        self.require(k <= self.num_experts, "lower k or add experts", "router.k", "num_experts")
+        if self.router.setting("k") is not None:
+            self.require(k <= self.num_experts, "lower k or add experts", "router.k", "num_experts")
+        needs = f"this router needs at least {k} experts"
+        self.require(k <= self.num_experts, needs, "num_experts", "router.kind")
         self.require(
             not self.dropless or self.capacity is None, "give one of them", "dropless", "capacity"
         )
@@ -90,9 +93,10 @@ class MoEConfig(Checked):
             "a soft router fills every slot, use batched",
             "implementation",
         )
+        per = f"logits per {self.router.logits_per}" if self.router.learned else "no gate"
         self.require(
             self.gate is None or self.gate.logits_per == self.router.logits_per,
-            f"this router needs logits per {self.router.logits_per}, leave the gate out",
+            f"this router needs {per}, leave the gate out",
             "gate.kind",
             "router.kind",
         )

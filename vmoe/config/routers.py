@@ -1,9 +1,9 @@
 """One dataclass per router, with its settings."""
 
 import dataclasses
-from typing import Annotated, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
-from vmoe.config.fields import Checked, NonNegative, at_least
+from vmoe.config.fields import Checked, NonNegative, at_least, less_than
 
 Priority = Literal["order", "largest_gate", "sum_of_gates", "random"]
 """Order in which tokens get slots (``vmoe/routing/priority.py``)."""
@@ -51,6 +51,15 @@ class RouterConfig(Checked):
     needs_positions = False
     stateful = False
 
+    def setting(self, name: str) -> Any:
+        """The value of a field; None if this kind of router has no such field."""
+        return dataclasses.asdict(self).get(name)
+
+    @property
+    def normalized(self) -> bool:
+        """Whether a token's combine weights sum to 1, before any choice is dropped."""
+        return bool(self.setting("normalize_weights"))
+
     @property
     def learned(self) -> bool:
         """Whether the layer has a gate, which is trained."""
@@ -87,7 +96,11 @@ class RouterConfig(Checked):
 
 @dataclasses.dataclass(frozen=True)
 class TokenChoice(RouterConfig):
-    """Each token chooses its k experts: the router of V-MoE (arXiv 2106.05974)."""
+    """Each token chooses its k experts: the router of V-MoE (arXiv 2106.05974).
+
+    FastMoE's naive gate (arXiv 2103.13262) is this router with ``normalize_weights``, without noise
+    and without losses, in a dropless layer.
+    """
 
     kind: Literal["token_choice"] = "token_choice"
     """The router; a config file names another one."""
@@ -138,4 +151,112 @@ class Soft(RouterConfig):
     logits_per = "slot"
 
 
-Router = TokenChoice | ExpertChoice | Soft
+@dataclasses.dataclass(frozen=True)
+class Switch(RouterConfig):
+    """Each token chooses one expert (Switch Transformer, arXiv 2101.03961)."""
+
+    kind: Literal["switch"] = "switch"
+    """The router; a config file names another one."""
+    jitter: Annotated[float, at_least(0), less_than(1)] = 0.01
+    """In training the gate's tokens are multiplied by random numbers in 1 +- jitter."""
+    aux_loss: AuxLossWeights = AuxLossWeights(importance=0.0, load=0.0, gshard=0.01)
+
+    can_drop = True
+
+
+@dataclasses.dataclass(frozen=True)
+class GShard(RouterConfig):
+    """Each token chooses two experts, the second one at random (GShard, arXiv 2006.16668)."""
+
+    kind: Literal["gshard"] = "gshard"
+    """The router; a config file names another one."""
+    aux_loss: AuxLossWeights = AuxLossWeights(importance=0.0, load=0.0, gshard=0.01)
+
+    can_drop = True
+    normalized = True
+
+    @property
+    def experts_per_token(self) -> int:
+        return 2
+
+    @property
+    def needs_draw(self) -> bool:
+        return True
+
+
+@dataclasses.dataclass(frozen=True)
+class BiasBalanced(RouterConfig):
+    """Each token chooses its k experts; a bias balances their load (arXiv 2408.15664)."""
+
+    kind: Literal["bias_balanced"] = "bias_balanced"
+    """The router; a config file names another one."""
+    k: Annotated[int, at_least(1)] = 2
+    """Experts per token."""
+    scores: Literal["sigmoid", "softmax"] = "sigmoid"
+    """The function from logits to scores."""
+    update_rate: NonNegative = 0.001
+    """Change of an expert's bias after each step of training."""
+    priority: Priority = "order"
+    """Order in which tokens get slots; see ``TokenChoice``."""
+    normalize_weights: bool = False
+    """Divide a token's combine weights by their sum, before any choice is dropped, as DeepSeek-V3
+    does (arXiv 2412.19437)."""
+
+    can_drop = True
+    stateful = True
+
+    @property
+    def experts_per_token(self) -> int:
+        return self.k
+
+    @property
+    def needs_draw(self) -> bool:
+        return self.priority == "random"
+
+
+@dataclasses.dataclass(frozen=True)
+class Random(RouterConfig):
+    """Each token gets k random experts, without a gate: a baseline."""
+
+    kind: Literal["random"] = "random"
+    """The router; a config file names another one."""
+    k: Annotated[int, at_least(1)] = 2
+    """Experts per token."""
+
+    logits_per = None
+    can_drop = True
+    normalized = True
+    needs_positions = True
+
+    @property
+    def experts_per_token(self) -> int:
+        return self.k
+
+    @property
+    def needs_draw(self) -> bool:
+        return True
+
+
+@dataclasses.dataclass(frozen=True)
+class Hash(RouterConfig):
+    """Each position in the image has its k experts, without a gate (Hash layers, arXiv
+    2106.04426)."""
+
+    kind: Literal["hash"] = "hash"
+    """The router; a config file names another one."""
+    k: Annotated[int, at_least(1)] = 2
+    """Experts per token."""
+    seed: Annotated[int, at_least(0), less_than(2**32)] = 0
+    """Determines the experts of each position."""
+
+    logits_per = None
+    can_drop = True
+    normalized = True
+    needs_positions = True
+
+    @property
+    def experts_per_token(self) -> int:
+        return self.k
+
+
+Router = TokenChoice | ExpertChoice | Soft | Switch | GShard | BiasBalanced | Random | Hash

@@ -86,10 +86,10 @@ class MoE(nnx.Module):
             raise UsageError(f"a {kind} router reads logits: give a gate")
         if gate is not None and not learned:
             raise UsageError(f"a {kind} router reads no logits: give None as the gate")
-        self.state = None
-        if self.config.router.stateful:
-            state = router_of(self.config).initial_state(self.config)
-            self.state = nnx.Dict({name: RouterState(x) for name, x in state.items()})
+        stateful = self.config.router.stateful
+        state = router_of(self.config).initial_state(self.config) if stateful else {}
+        variables = {name: RouterState(x) for name, x in state.items()}
+        self.state = nnx.Dict(variables) if stateful else None
 
     @classmethod
     def from_config(
@@ -220,7 +220,8 @@ class MoE(nnx.Module):
         noise_key, draw_key = keys.split(key, 2)
         if settings.jitter and noise_key is not None:
             low, high = 1 - settings.jitter, 1 + settings.jitter
-            groups = groups * jax.random.uniform(noise_key, groups.shape, minval=low, maxval=high)
+            jitter_key = jax.random.fold_in(noise_key, 1)  # the gate may add noise of its own
+            groups = groups * jax.random.uniform(jitter_key, groups.shape, minval=low, maxval=high)
         logits, noise_std = self._logits(groups)
         if noise_std is not None and noise_key is not None:
             noise = jax.random.normal(noise_key, logits.shape) * noise_std

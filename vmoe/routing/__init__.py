@@ -11,14 +11,39 @@ import typing
 from collections.abc import Collection, Mapping
 from types import ModuleType
 
-from vmoe.config import ExpertChoice, MoEConfig, Router, Soft, TokenChoice
+from vmoe.config import (
+    BiasBalanced,
+    ExpertChoice,
+    GShard,
+    Hash,
+    MoEConfig,
+    Random,
+    Router,
+    Soft,
+    Switch,
+    TokenChoice,
+)
 from vmoe.config.fields import check_registered
-from vmoe.routing import expert_choice, soft, token_choice
+from vmoe.routing import (
+    bias_balanced,
+    expert_choice,
+    gshard,
+    hashed,
+    random,
+    soft,
+    switch,
+    token_choice,
+)
 
 ROUTERS: dict[type, ModuleType] = {
     TokenChoice: token_choice,
     ExpertChoice: expert_choice,
     Soft: soft,
+    Switch: switch,
+    GShard: gshard,
+    BiasBalanced: bias_balanced,
+    Random: random,
+    Hash: hashed,
 }
 """The module for each type of router config."""
 

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from vmoe.axes import RouterInputs
 from vmoe.config import AuxLossWeights
 from vmoe.config.routers import RouterConfig
 from vmoe.routing.top_k import top_k
@@ -17,26 +18,23 @@ GroupLoss = Float[Array, "g"]
 
 def losses(
     router: RouterConfig,
-    logits: Float[Array, "g s e"],
-    noisy: Float[Array, "g s e"] | None,
+    inputs: RouterInputs,
+    noisy: Float[Array, "g s e"],
     gates: Float[Array, "g s e"],
-    valid: Bool[Array, "g s"],
-    noise_std: Float[Array, "g s e"] | None = None,
 ) -> dict[str, GroupLoss]:
-    """The losses whose weight is not 0, by name, unweighted.
+    """The losses whose weight is not 0, by name, unweighted; without noise there is no load loss.
 
     Args:
         router: has the loss weights, the number of experts per token, and the noise.
-        logits: logits before noise.
-        noisy: logits with noise; None if there is no noise, and therefore no load loss.
+        inputs: the router's inputs.
+        noisy: their noisy logits.
         gates: the gates that the routing used.
-        valid: False for padding.
-        noise_std: the standard deviation of the noise; if None, the router's noise_std / e.
     """
+    (logits, noise, valid), noise_std = inputs[:3], inputs.noise_std
     weights, result = router.aux_loss, {}
     if weights.importance:
         result["importance"] = importance(jax.nn.softmax(logits, axis=-1), valid)
-    if weights.load and noisy is not None and (noise_std is not None or router.noise_std > 0):
+    if weights.load and noise is not None and (noise_std is not None or router.noise_std > 0):
         scale = logits.shape[-1] / router.noise_std if noise_std is None else 1 / noise_std
         result["load"] = load(logits, noisy, valid, k=router.experts_per_token, scale=scale)
     if weights.gshard:

@@ -35,11 +35,9 @@ def capacity(config: MoEConfig, s: int) -> int:
     Raises:
         UsageError: the rounding leaves no slot.
     """
-    router = config.router
-    assert isinstance(router, TokenChoice)
     if config.dropless:
         return s
-    ideal = s * router.k * config.capacity_factor / config.num_experts
+    ideal = s * config.router.experts_per_token * config.capacity_factor / config.num_experts
     return min(s, rounded_capacity(ideal, config))
 
 
@@ -63,9 +61,7 @@ def route(inputs: RouterInputs, config: MoEConfig, capacity: int) -> Decision:
         normalize=router.normalize_weights,
         draw=inputs.draw,
     )
-    noisy = None if inputs.noise is None else noisy
-    losses = aux_losses.losses(router, inputs.logits, noisy, gates, inputs.valid, inputs.noise_std)
-    return Decision(gates, routing, losses)
+    return Decision(gates, routing, aux_losses.losses(router, inputs, noisy, gates))
 
 
 def assign(
@@ -94,21 +90,75 @@ def assign(
     Raises:
         UsageError: a group has too many tokens and experts for 32-bit sort keys.
     """
-    _, s, e = gates.shape
+    top_gates, experts = top_k(gates, k)  # g s k
+    return assign_chosen(
+        top_gates,
+        experts,
+        valid,
+        e=gates.shape[-1],
+        c=c,
+        priority=priority,
+        normalize=normalize,
+        draw=draw,
+        ranks=ranks,
+    )
+
+
+def assign_chosen(
+    top_gates: Float[Array, "g s k"],
+    experts: Int[Array, "g s k"],
+    valid: Bool[Array, "g s"],
+    *,
+    e: int,
+    c: int,
+    priority: str = "order",
+    normalize: bool = False,
+    draw: Float[Array, "g s"] | None = None,
+    ranks: Int[Array, ""] | None = None,
+    weights: Float[Array, "g s k"] | None = None,
+) -> Routing:
+    """Assigns choices to slots, for given choices of each token: ``assign`` without the choice.
+
+    Args:
+        top_gates: the gate of each choice, for the priority; the first one counts as the largest.
+        experts: the expert of each choice, all different for a token; e for none.
+        e: number of experts.
+        weights: the combine weight of each choice; its gate if None.
+
+    Raises:
+        UsageError: a group has too many tokens and experts for 32-bit sort keys.
+    """
+    _, s, k = experts.shape
     if (e + 1) * s * k >= 2**31:
         raise UsageError(
             f"{s} tokens x {k} choices x {e} experts are too many for one group: "
             "lower moe.images_per_group"
         )
-    top_gates, experts = top_k(gates, k)  # g s k
     experts = jnp.where(valid[..., None], experts, e)  # padding queues at no expert
     if ranks is not None:
         used = jnp.arange(k) < ranks
         top_gates, experts = jnp.where(used, top_gates, 0.0), jnp.where(used, experts, e)
+        weights = None if weights is None else jnp.where(used, weights, 0.0)
     order = priority_order(top_gates, priority, draw)  # g s
     slots, choices = queue(experts, order, e=e, c=c)  # g s k, g e c
-    weights = top_gates / top_gates.sum(-1, keepdims=True) if normalize else top_gates
+    weights = top_gates if weights is None else weights
+    weights = weights / weights.sum(-1, keepdims=True) if normalize else weights
     return Routing(experts, slots, choices, jnp.where(slots < e * c, weights, 0.0))
+
+
+def evenly_weighted(
+    experts: Int[Array, "g s k"], valid: Bool[Array, "g s"], *, e: int, c: int
+) -> Decision:
+    """The decision of a router without a gate, for given choices: all weights are 1/k.
+
+    Args:
+        experts: the expert of each choice, all different for a token.
+        e: number of experts.
+        c: slots per expert and group.
+    """
+    k = experts.shape[-1]
+    routing = assign_chosen(jnp.full(experts.shape, 1 / k), experts, valid, e=e, c=c)
+    return Decision(jax.nn.one_hot(experts, e).sum(-2) / k, routing, {})
 
 
 def queue(
