@@ -108,7 +108,7 @@ def test_logits_at_another_k_equal_a_model_with_that_k() -> None:
     assert np.abs(result[1] - result[3]).max() > 1e-3
     with pytest.raises(UsageError, match="k=4"):
         at_k(model_of(), batches(), [4])
-    with pytest.raises(UsageError, match="routing.k=1: no router of this model is token_choice"):
+    with pytest.raises(UsageError, match="routing.k=1: router expert_choice has no k"):
         at_k(model_of(router=ExpertChoice()), batches(), [1])
 
 

@@ -130,7 +130,7 @@ class Fixed(ExpertChoice):
 def test_a_remedy_is_one_that_the_router_has(
     router: RouterConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A fixed router has gates of 0 and 1, which are no fault."""
+    """A fixed router has gates of 0 and 1 and its own load, which are no faults."""
     monkeypatch.setitem(MoEConfig.__annotations__, "router", Router | Fixed)
     monkeypatch.setattr(config_fields, "_annotations", config_fields._annotations.__wrapped__)
     config = config_of(router)
@@ -142,3 +142,4 @@ def test_a_remedy_is_one_that_the_router_has(
     has_losses, text = isinstance(router, TokenChoice), " ".join(found.values())
     assert ("losses" in text, "z loss" in text) == (has_losses, has_losses)
     assert ("learning rate" in text) == router.learned
+    assert bool(found) == router.learned

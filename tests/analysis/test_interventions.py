@@ -13,9 +13,20 @@ from vmoe import models
 from vmoe.analysis import capture
 from vmoe.analysis.interventions import ablated, limited, masked, randomized
 from vmoe.axes import Decision, Route, RouterInputs
-from vmoe.config import ExpertChoice, MoEConfig, Router, Soft, TokenChoice, ViTConfig, replace
+from vmoe.config import (
+    BiasBalanced,
+    ExpertChoice,
+    Hash,
+    MoEConfig,
+    Router,
+    Soft,
+    TokenChoice,
+    ViTConfig,
+    replace,
+)
 from vmoe.config.routers import Priority
 from vmoe.errors import UsageError
+from vmoe.routing import router_of
 from vmoe.routing.token_choice import route
 from vmoe.surgery.experts import prune_experts
 
@@ -80,6 +91,33 @@ def test_limited_slots_equal_a_router_of_that_capacity_for_every_priority(
     assert not run(jnp.int32(0), jnp.int32(0)).routing.kept.any()
 
 
+@pytest.mark.parametrize(
+    "router", [BiasBalanced(k=3), BiasBalanced(k=3, normalize_weights=True), Hash(k=3)]
+)
+def test_limited_experts_per_token_equal_a_router_of_that_k(router: Router) -> None:
+    s, c = 34, 20
+    config = MoEConfig(num_experts=E, router=router)
+    rng = np.random.default_rng(0)
+    inputs = RouterInputs(
+        logits=jnp.asarray(rng.normal(size=(2, s, E)), jnp.float32),
+        noise=None,
+        valid=jnp.arange(s) < jnp.array([[s], [30]]),
+        draw=None,
+        positions=jnp.broadcast_to(jnp.arange(s), (2, s)),
+        state={"bias": jnp.asarray(rng.normal(size=(2, E)), jnp.float32)},
+    )
+    run = jax.jit(lambda slots, k: limited(slots, jnp.int32(0), k)(inputs, config, c))
+    for slots, k in ((6, 1), (20, 2), (9, 3)):
+        other = replace(config, router=dict(k=k))
+        decide = router_of(config).route
+        expected = jax.jit(lambda o=other, slots=slots: decide(inputs, o, slots))().routing  # noqa: B023
+        own = run(jnp.int32(slots), jnp.int32(k)).routing
+        np.testing.assert_array_equal(own.kept[..., :k], expected.kept)
+        np.testing.assert_array_equal(own.experts[..., :k], expected.experts)
+        np.testing.assert_allclose(own.weights[..., :k], expected.weights, rtol=1e-5)
+        assert not own.kept[..., k:].any()
+
+
 @each_router
 def test_an_ablated_expert_equals_one_whose_output_is_zero(router: Router) -> None:
     config = config_of(router, **SLOTS[router.kind])
@@ -132,5 +170,5 @@ def test_a_random_router_depends_on_its_key_and_draws_with_the_standard_deviatio
 
 def test_slots_of_other_routers_cannot_be_limited() -> None:
     config = config_of(ExpertChoice())
-    with pytest.raises(UsageError, match="router expert_choice: only the slots of token_choice"):
+    with pytest.raises(UsageError, match="router expert_choice drops no choice"):
         decided(config, random_params(config), lambda slots: limited(slots, jnp.int32(0)), 1)

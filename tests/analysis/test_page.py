@@ -26,7 +26,19 @@ from vmoe.analysis.colors import COLORS
 from vmoe.analysis.effects import removals
 from vmoe.analysis.patches import find_top_patches
 from vmoe.axes import Decision, RouterInputs
-from vmoe.config import ExpertChoice, MoEConfig, Router, Soft, TokenChoice, ViTConfig
+from vmoe.config import (
+    BiasBalanced,
+    ExpertChoice,
+    GShard,
+    Hash,
+    MoEConfig,
+    Random,
+    Router,
+    Soft,
+    Switch,
+    TokenChoice,
+    ViTConfig,
+)
 from vmoe.config import fields as config_fields
 from vmoe.config.routers import Priority
 from vmoe.nn.inputs import is_label
@@ -741,7 +753,7 @@ class ByPlace(ExpertChoice):
     """A router of its own: a token's place decides, and choices can be dropped."""
 
     can_drop = True
-    learned = False
+    logits_per = None
 
 
 def route_by_place(inputs: RouterInputs, config: MoEConfig, capacity: int) -> Decision:
@@ -782,6 +794,22 @@ def test_a_router_without_a_priority_and_k_has_a_page_without_slots_to_change(
     for section in ("capacity-section", "removal-section"):  # no expert is removed
         assert not browser.find_element("id", section).is_displayed()
     assert browser.get_log("browser") == []
+
+
+@pytest.mark.parametrize("router", [Switch(), GShard(), BiasBalanced(), Random(), Hash()])
+def test_a_page_of_each_router_has_its_choices_in_the_order_of_their_ranks(
+    router: Router, tmp_path: Path
+) -> None:
+    model = observed(config_of(router))
+    text = written(tmp_path, model).read_text()
+    start = text.index('{"summary"')
+    record = json.JSONDecoder().raw_decode(text[start:])[0]["models"][0]
+    for block, own in zip(record["blocks"], model.routing.blocks.values(), strict=True):
+        chosen = np.frombuffer(base64.b64decode(block["chosen"]["data"]), "<u2")
+        np.testing.assert_array_equal(chosen.reshape(block["chosen"]["shape"]), own.experts)
+        assert block["drops"] == (router.setting("priority") is not None)
+        assert block["normalize"] == router.normalized
+    assert (record["grid"] is None) == (router.setting("priority") is None)
 
 
 @in_a_browser

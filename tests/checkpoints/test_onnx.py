@@ -19,11 +19,17 @@ from vmoe.checkpoints.export import onnx_file
 from vmoe.checkpoints.export.matmul_form import matmul_form
 from vmoe.config import (
     AttentionExpert,
+    BiasBalanced,
     CnnExpert,
     ExpertChoice,
     ExpertList,
+    GShard,
+    Hash,
     MlpExpert,
+    Random,
+    Router,
     Soft,
+    Switch,
     TokenChoice,
     ZeroExpert,
 )
@@ -62,6 +68,16 @@ def test_a_model_without_scatters_has_the_same_decisions_and_logits(router: str 
             np.testing.assert_array_equal(own_records[block].routing.dispatch, slots[:, :s])
             if router != "expert_choice":
                 assert record.routing.dropped.any()
+
+
+@pytest.mark.parametrize("router", [Switch(), GShard(), BiasBalanced(), Random(), Hash()])
+def test_a_router_that_needs_scatters_is_refused_by_its_kind(router: Router) -> None:
+    stored = stored_model(
+        "vmoe_tiny_last2_e4", depth=2, sparse_blocks=(1,), moe=dict(router=router)
+    )
+    model = onnx_file.without_scatters(stored.config, stored.params)
+    with pytest.raises(UsageError, match=f"router {router.kind}: it cannot be computed"):
+        model(random_images())
 
 
 @pytest.mark.parametrize("router", [None, *ROUTERS])

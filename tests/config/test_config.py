@@ -246,7 +246,8 @@ def test_probes_of_an_older_run_are_prepared_as_they_were(
         ),
         (
             "moe=dict(router='soft')",
-            "model.moe.router=soft: use a TokenChoice or an ExpertChoice or a Soft, not str",
+            "model.moe.router=soft: use a TokenChoice or an ExpertChoice or a Soft or a Switch "
+            "or a GShard or a BiasBalanced or a Random or a Hash, not str",
         ),
         ("sparse_blocks=[1]", "model.sparse_blocks=[1]: use a tuple of int, not list"),
         ("head_std=float('nan')", "model.head_std=nan: use a finite number of float32"),
@@ -292,8 +293,8 @@ SOFT = replace(SPARSE, moe=MoEConfig(router=Soft(), images_per_group=1))
     [
         (DENSE, dict(k=1), "routing.k=1: no block of this model is sparse, leave it out"),
         (SOFT, dict(capacity=3), "routing.capacity=3: the slots of a soft router are parameters"),
-        (SOFT, dict(priority="random"), "routing.priority=random: no router of this model"),
-        (SOFT, dict(dropless=True), "routing.dropless=True: no router of this model is"),
+        (SOFT, dict(priority="random"), "routing.priority=random: router soft has no priority"),
+        (SOFT, dict(dropless=True), "routing.dropless=True: router soft never drops a choice"),
         (SPARSE, dict(k=9), "k=9 with model.moe.num_experts=8"),
         (SPARSE, dict(k=0), "routing.k=0: use at least 1"),
         (SPARSE, dict(capacity_factor=0.0), "routing.capacity_factor=0.0: use more than 0"),

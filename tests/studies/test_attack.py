@@ -13,7 +13,7 @@ import scipy.special
 from tests.published import published_config, published_params
 from tests.random_models import outputs, random_images, random_params
 from vmoe import models
-from vmoe.config import MoEConfig, TokenChoice, ViTConfig, replace
+from vmoe.config import ExpertChoice, MoEConfig, TokenChoice, ViTConfig, replace
 from vmoe.errors import UsageError
 from vmoe.nn.inputs import check_labels
 from vmoe.nn.vit import ViT
@@ -131,9 +131,17 @@ def test_a_router_that_ignores_the_image_has_no_gradient_along_its_path() -> Non
     np.testing.assert_allclose(gradients["experts"], gradients["all"], rtol=1e-4, atol=1e-7)
 
 
-def test_a_path_needs_routers_that_drop() -> None:
-    model = model_of(sparse_blocks=())
-    with pytest.raises(
-        UsageError, match="attack.gradient_path=experts: every router must be token_choice"
-    ):
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        (dict(sparse_blocks=()), "no block of this model is sparse"),
+        (
+            dict(moe=MoEConfig(num_experts=3, router=ExpertChoice())),
+            "router expert_choice makes no choices of tokens",
+        ),
+    ],
+)
+def test_a_path_needs_routers_that_drop(fields: dict, message: str) -> None:
+    model = model_of(**fields)
+    with pytest.raises(UsageError, match=f"attack.gradient_path=experts: {message}"):
         attack(model, random_images(b=4), LABELS, AttackConfig(gradient_path="experts"))

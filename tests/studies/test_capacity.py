@@ -193,9 +193,9 @@ def test_times_are_measured_for_every_setting_and_grow_with_the_slots() -> None:
 def test_other_routers_and_dense_models_are_refused() -> None:
     with pytest.raises(UsageError, match="no block of this model is sparse"):
         check_layers(models.model_config("vit_tiny"))
-    with pytest.raises(UsageError, match="block 0 has the router expert_choice: only token_choice"):
+    with pytest.raises(UsageError, match="block 0 has the router expert_choice: it has no k"):
         check_layers(config_of(router=ExpertChoice()))
-    with pytest.raises(UsageError, match="router expert_choice: only token_choice"):
+    with pytest.raises(UsageError, match="router expert_choice: it has no k"):
         LayerSetting(1, 1.0, "order").apply(MoEConfig(router=ExpertChoice()))
 
 

@@ -10,14 +10,17 @@ import pytest
 from tests.random_models import forward, random_images, random_params
 from vmoe import models
 from vmoe.config import (
+    BiasBalanced,
     CnnExpert,
     CosineGate,
     ExpertChoice,
     ExpertList,
     GatedMlpExpert,
+    Hash,
     MlpExpert,
     MoEConfig,
     NoisyGate,
+    Router,
     Soft,
     TokenChoice,
     ViTConfig,
@@ -238,8 +241,17 @@ def test_k_is_refused_for_a_router_without_one() -> None:
         prune_experts(config, random_params(config), {1: (0, 1)}, k=1)
 
 
-def test_experts_of_a_soft_router_are_refused() -> None:
-    config = replace(CONFIG, moe=MoEConfig(num_experts=E, router=Soft(), images_per_group=1))
+@pytest.mark.parametrize(
+    ("router", "message"),
+    [
+        (Soft(), "has router soft, whose slots are trained together"),
+        (Hash(), "has router hash, which has no gate"),
+    ],
+)
+def test_experts_of_a_router_without_a_gate_per_expert_are_refused(
+    router: Router, message: str
+) -> None:
+    config = replace(CONFIG, moe=MoEConfig(num_experts=E, router=router, images_per_group=1))
     params = random_params(config)
     for change in (
         lambda: prune_experts(config, params, {1: (0,)}),
@@ -248,7 +260,7 @@ def test_experts_of_a_soft_router_are_refused() -> None:
         lambda: average_experts(config, params),
         lambda: largest_router_change(config, params, params, 2),
     ):
-        with pytest.raises(UsageError, match="has router soft, whose slots are trained together"):
+        with pytest.raises(UsageError, match=message):
             change()
 
 
@@ -294,3 +306,14 @@ def test_only_experts_like_the_dense_mlps_are_averaged_into_one() -> None:
         config = replace(CONFIG, moe=dict(experts=experts))
         with pytest.raises(UsageError, match=f"block 0 has experts {experts.kind} unlike"):
             average_experts(config, random_params(config))
+
+
+def test_the_bias_of_a_pruned_expert_goes_with_it_and_merged_experts_have_the_mean() -> None:
+    config = replace(CONFIG, moe=MoEConfig(num_experts=E, router=BiasBalanced()))
+    params = random_params(config)
+    bias = np.arange(E, dtype=np.float32)
+    params["blocks"][1]["mlp"]["state"] = {"bias": jnp.asarray(bias)}
+    _, pruned = prune_experts(config, params, {1: (2, 0)})
+    np.testing.assert_array_equal(pruned["blocks"][1]["mlp"]["state"]["bias"], [2, 0])
+    _, merged = merge_experts(config, params, {1: [range(E)]}, k=1)
+    np.testing.assert_array_equal(merged["blocks"][1]["mlp"]["state"]["bias"], [bias.mean()])

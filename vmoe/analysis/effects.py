@@ -17,7 +17,7 @@ from vmoe.analysis.collect import Labeled, labeled
 from vmoe.analysis.interventions import ablated, limited, masked, randomized
 from vmoe.axes import Route
 from vmoe.config import RoutingOverrides, ViTConfig, replace
-from vmoe.config.routers import PRIORITIES, Priority, TokenChoice
+from vmoe.config.routers import PRIORITIES, Priority
 from vmoe.errors import UsageError
 from vmoe.nn.vit import ViT
 
@@ -44,12 +44,15 @@ Logits = Float[np.ndarray, "b y"]
 
 
 def removals(config: ViTConfig) -> list[Removal]:
-    """The removal of every expert in both ways; the only expert of a block is just ablated."""
+    """The removal of every expert in both ways.
+
+    The only expert of a block, and experts that no gate chooses, are just ablated.
+    """
     return [
         Removal(block, expert, way)
         for block, moe in config.moe_blocks.items()
         for expert in range(moe.num_experts)
-        for way in (WAYS if moe.num_experts > 1 else WAYS[:1])
+        for way in (WAYS if moe.num_experts > 1 and moe.router.learned else WAYS[:1])
     ]
 
 
@@ -106,9 +109,9 @@ def with_random_routers(
 
 
 def can_be_limited(config: ViTConfig) -> bool:
-    """Whether a model has slots, k and a priority to change: every router is token_choice."""
+    """Whether a model has slots and a priority to change: every router has a priority."""
     routers = [moe.router for moe in config.moe_blocks.values()]
-    return all(isinstance(router, TokenChoice) for router in routers)
+    return all(router.setting("priority") is not None for router in routers)
 
 
 def at_capacities(
@@ -126,7 +129,7 @@ def at_capacities(
         on_step: called after each setting on each batch.
 
     Raises:
-        UsageError: a router is not token_choice, see ``can_be_limited``; or a number of slots is
+        UsageError: a router never drops a choice, see ``can_be_limited``; or a number of slots is
             negative.
     """
     if not slots or min(slots) < 0:
@@ -161,7 +164,7 @@ def at_k(
         on_step: called after each k on each batch.
 
     Raises:
-        UsageError: no router is token_choice, or a layer has fewer than k experts.
+        UsageError: no router has a k, or a layer has fewer than k experts.
     """
     configs = {k: RoutingOverrides(k=k).apply(model.config) for k in ks}
     params, runs = models.params_of(model), {}

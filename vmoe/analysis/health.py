@@ -3,7 +3,6 @@
 A perfectly balanced router is not a finding.
 """
 
-import dataclasses
 from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
@@ -12,7 +11,7 @@ import numpy as np
 from vmoe.analysis.effects import BatchDependence
 from vmoe.analysis.measures import ExpertTotals
 from vmoe.config import ViTConfig
-from vmoe.config.routers import RouterConfig, TokenChoice
+from vmoe.config.routers import RouterConfig
 from vmoe.errors import listed
 
 MIN_LOAD = 0.01
@@ -122,14 +121,18 @@ def _of_block(
         return
     e, chosen = len(block.gates), bool(block.choices.any())
     load, of = block.load * e, "choices" if chosen else "gates"
-    has_losses = "aux_loss" in {field.name for field in dataclasses.fields(router)}
-    if has_losses:
+    has_losses = router.setting("aux_loss") is not None
+    if router.setting("update_rate") is not None:
+        balance = "train with a larger update rate of the bias"
+    elif has_losses:
         balance = "train with a larger weight of the importance and load losses"
-    elif router.learned:
-        balance = "train with a lower learning rate"
     else:
-        balance = "use another router"
-    if _enough_choices(block) and (rare := np.flatnonzero(load < MIN_LOAD).tolist()):
+        balance = "train with a lower learning rate"
+    if (
+        router.learned
+        and _enough_choices(block)
+        and (rare := np.flatnonzero(load < MIN_LOAD).tolist())
+    ):
         prune = ", or prune them" * (chosen and not training)
         message = (
             f"{len(rare)} of {e} experts ({listed(list(map(str, rare)), 8)}) get less than "
@@ -138,7 +141,7 @@ def _of_block(
         yield Finding("dead", i, float(load.min()), MIN_LOAD, message)
     even = block.choices.sum() / block.tokens / e if chosen else 1 / e  # share of tokens or gates
     limit = min(MAX_LOAD, max(MAX_SHARE, (1 + even) / 2) / even)
-    if e > 1 and load.max() > limit:
+    if router.learned and e > 1 and load.max() > limit:
         share = f", from {even * load.max():.0%} of the tokens" * chosen
         message = (
             f"expert {load.argmax()} gets {load.max():.1f} times the mean load of {of} (at most "
@@ -146,7 +149,7 @@ def _of_block(
         )
         yield Finding("collapse", i, float(load.max()), limit, message)
     if block.dropped > MAX_DROPPED:
-        ignores_gates = isinstance(router, TokenChoice) and router.priority in ("order", "random")
+        ignores_gates = router.setting("priority") in ("order", "random")
         message = (
             f"{block.dropped:.0%} of the choices get no slot (at most {MAX_DROPPED:.0%}): use a "
             "larger capacity factor"

@@ -14,10 +14,9 @@ from jaxtyping import Array, Bool, Int
 
 from vmoe.axes import Decision, Route, RouterInputs, Routing
 from vmoe.config import MoEConfig
-from vmoe.config.routers import PRIORITIES, TokenChoice
+from vmoe.config.routers import PRIORITIES
 from vmoe.errors import UsageError
 from vmoe.routing import router_of, token_choice
-from vmoe.routing.top_k import gates_of
 
 NEVER = -1e9  # a logit whose gate is 0; an infinite one would make NaN in soft routing
 
@@ -81,10 +80,10 @@ def randomized(
 def limited(
     slots: Int[Array, ""], priority: Int[Array, ""], k: Int[Array, ""] | None = None
 ) -> Route:
-    """Token choice with fewer slots, with another priority, and with fewer experts per token.
+    """The router with fewer slots, with another priority, and with fewer experts per token.
 
-    It equals the router with ``capacity=slots`` and ``k``, for any values up to the layer's own,
-    but has no auxiliary losses.
+    Tokens must choose their experts. It equals the router with ``capacity=slots`` and ``k``, for
+    any values up to the layer's own, but has no auxiliary losses.
 
     Args:
         slots: slots per expert and group; with 0 every choice is dropped.
@@ -92,21 +91,24 @@ def limited(
         k: experts per token; the layer's k if None.
 
     Raises:
-        UsageError: the returned function is called for another router.
+        UsageError: the returned function is called for a router that never drops a choice.
     """
 
     def decide(inputs: RouterInputs, config: MoEConfig, capacity: int) -> Decision:
-        router = config.router
-        if not isinstance(router, TokenChoice):
-            raise UsageError(f"router {router.kind}: only the slots of token_choice can be limited")
-        gates = gates_of(inputs.noisy_logits)
+        router, (_, s, e) = config.router, inputs.logits.shape[:3]
+        if not router.can_drop:
+            raise UsageError(f"router {router.kind} drops no choice: its slots cannot be limited")
+        gates, routing, _ = router_of(config).route(inputs, config, s)  # a slot for every choice
+        assert isinstance(routing, Routing)
         assign = functools.partial(
-            token_choice.assign,
-            gates,
+            token_choice.assign_chosen,
+            jnp.take_along_axis(gates, jnp.minimum(routing.experts, e - 1), axis=-1),
+            routing.experts,
             inputs.valid,
-            k=router.k,
+            weights=routing.weights,
+            e=e,
             c=capacity,
-            normalize=router.normalize_weights,
+            normalize=router.normalized and k is not None,
             draw=inputs.draw,
             ranks=k,
         )

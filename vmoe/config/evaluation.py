@@ -7,13 +7,11 @@ from vmoe.config.data import DataConfig
 from vmoe.config.fields import Checked, Count, Positive, at_least, replace
 from vmoe.config.model import MoEConfig, ViTConfig
 from vmoe.config.preprocessing import Preprocessing
-from vmoe.config.routers import Priority, Soft, TokenChoice
+from vmoe.config.routers import Priority, RouterConfig
 from vmoe.errors import UsageError, naming
 
 Weights = Literal["raw", "ema"]
 """Parameters of a run: of the last update, or their moving average."""
-FOR_TOKEN_CHOICE = ("k", "priority", "dropless")
-"""Overrides for layers with token choice only."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,17 +24,17 @@ class RoutingOverrides(Checked):
     section = "routing"
 
     k: Annotated[int, at_least(1)] | None = None
-    """Experts per token; for token choice."""
+    """Experts per token; for routers with a k."""
     capacity_factor: Positive | None = None
     """Capacity factor, instead of a fixed capacity or dropless. The authors evaluate V-MoE S/32,
     trained from scratch on ImageNet-1k, at 4.0."""
     capacity: Annotated[int, at_least(1)] | None = None
     """Slots per expert and group, instead of a capacity factor or dropless."""
     dropless: bool | None = None
-    """Compute every choice, without a capacity; for token choice. Results then do not depend on the
-    batch, up to rounding."""
+    """Compute every choice, without a capacity; for routers that can drop a choice. Results then do
+    not depend on the batch, up to rounding."""
     priority: Priority | None = None
-    """Order in which tokens get slots; for token choice."""
+    """Order in which tokens get slots; for routers with a priority."""
     images_per_group: Annotated[int, at_least(1)] | None = None
     """Maximum number of images whose tokens compete for slots; 1 makes images independent, up to
     rounding."""
@@ -68,21 +66,24 @@ class RoutingOverrides(Checked):
         return trained.with_layers(self._layer)
 
     def _check_effect(self, trained: ViTConfig) -> None:
-        kinds = {type(moe.router) for moe in trained.moe_blocks.values()}
+        routers = [moe.router for moe in trained.moe_blocks.values()]
+        kinds = " or ".join(sorted({router.kind for router in routers}))
         for name in self._given():
             reason = ""
-            if not kinds:
+            if not routers:
                 reason = "no block of this model is sparse"
-            elif name in FOR_TOKEN_CHOICE and TokenChoice not in kinds:
-                reason = "no router of this model is token_choice"
-            elif name in ("capacity_factor", "capacity") and Soft in kinds:
+            elif not any(_applies(name, router) for router in routers):
+                what = "never drops a choice" if name == "dropless" else f"has no {name}"
+                reason = f"router {kinds} {what}"
+            elif name in ("capacity_factor", "capacity") and any(
+                router.logits_per == "slot" for router in routers
+            ):
                 reason = "the slots of a soft router are parameters"
             self.require(not reason, f"{reason}, leave it out", name)
 
     def _layer(self, moe: MoEConfig) -> MoEConfig:
-        """The config of one MoE layer; other routers ignore settings for token choice."""
-        token_choice, given = isinstance(moe.router, TokenChoice), self._given()
-        changes = {x: given[x] for x in given if token_choice or x not in FOR_TOKEN_CHOICE}
+        """The config of one MoE layer; a router ignores settings that it does not have."""
+        changes = {x: value for x, value in self._given().items() if _applies(x, moe.router)}
         router = {name: changes.pop(name) for name in ("k", "priority") if name in changes}
         if "capacity_factor" in changes or changes.get("dropless"):
             changes["capacity"] = None
@@ -94,6 +95,13 @@ class RoutingOverrides(Checked):
         """The settings that are not None, by name."""
         settings = dataclasses.asdict(self)
         return {name: value for name, value in settings.items() if value is not None}
+
+
+def _applies(name: str, router: RouterConfig) -> bool:
+    """Whether an override has an effect on layers with this router."""
+    if name in ("k", "priority"):
+        return router.setting(name) is not None
+    return name != "dropless" or router.can_drop
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 from vmoe.config.fields import Checked, Positive, at_least, replace
 from vmoe.config.model import MoEConfig, ViTConfig
-from vmoe.config.routers import Priority, TokenChoice
+from vmoe.config.routers import Priority
 from vmoe.errors import require
 
 Unit = Literal["flops", "time"]
@@ -17,7 +17,10 @@ Unit = Literal["flops", "time"]
 
 @dataclasses.dataclass(frozen=True)
 class LayerSetting(Checked):
-    """The routing of one MoE layer with token choice; see ``MoEConfig`` and ``TokenChoice``."""
+    """The routing of one MoE layer, whose router has a k and a priority.
+
+    See ``MoEConfig`` and ``TokenChoice``.
+    """
 
     section = "routing file"
 
@@ -32,8 +35,8 @@ class LayerSetting(Checked):
             UsageError: the layer has another router, or fewer than k experts.
         """
         require(
-            isinstance(moe.router, TokenChoice),
-            f"router {moe.router.kind}: only token_choice has k, slots and a priority to choose",
+            None not in (moe.router.setting("k"), moe.router.setting("priority")),
+            f"router {moe.router.kind}: it has no k and priority to choose",
         )
         return replace(
             moe,

@@ -16,7 +16,7 @@ from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, Var
 
 from vmoe import models
 from vmoe.axes import Record, Routing
-from vmoe.config import MoEConfig, TokenChoice, ViTConfig, replace
+from vmoe.config import MoEConfig, ViTConfig, replace
 from vmoe.nn.keys import InitKeys
 from vmoe.nn.moe import MoE
 from vmoe.nn.patches import num_tokens
@@ -141,8 +141,8 @@ def _trace(config: ViTConfig) -> tuple[Jaxpr, int, nnx.State, dict[int, Record]]
 
 
 def _experts_per_token(config: MoEConfig, record: Record) -> float:
-    if isinstance(config.router, TokenChoice):
-        return float(config.router.k)
+    if config.router.can_drop:
+        return float(config.router.experts_per_token)
     _, s, e = record.gates.shape
     routing = record.routing
     slots = routing.choices if isinstance(routing, Routing) else routing.dispatch

@@ -19,7 +19,7 @@ from vmoe.analysis.measures import (
     sum_totals,
 )
 from vmoe.analysis.statistics import error_of_difference
-from vmoe.config import MoEConfig, Soft, ViTConfig
+from vmoe.config import MoEConfig, ViTConfig
 from vmoe.config.evaluation import Weights
 from vmoe.config.fields import at_least
 from vmoe.config.preprocessing import Preprocessing
@@ -335,6 +335,6 @@ def _capacity_factor(config: ViTConfig, moe: MoEConfig, b: int, image_size: int)
         return None
     _, images = group_sizes(b, moe.images_per_group)
     s = images * num_tokens(dataclasses.replace(config, image_size=image_size))
-    if isinstance(moe.router, Soft):  # its slots are parameters, independent of image_size
+    if moe.router.logits_per == "slot":  # its slots are parameters, independent of image_size
         return slots_and_factor(moe, images * num_tokens(config))[0] * moe.num_experts / s
     return slots_and_factor(moe, s)[1]

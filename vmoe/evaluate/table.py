@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from vmoe.config import TokenChoice, ViTConfig, to_json
+from vmoe.config import ViTConfig, to_json
 from vmoe.data.sources import Source
 from vmoe.errors import UsageError, writing
 from vmoe.evaluate.classification import Evaluation
@@ -174,8 +174,8 @@ def _settings(config: ViTConfig) -> dict[str, str]:
     routers = [layer.router for layer in layers]
     return {
         "router": _joined(router.kind for router in routers),
-        "k": _joined(r.k if isinstance(r, TokenChoice) else "" for r in routers),
-        "priority": _joined(r.priority if isinstance(r, TokenChoice) else "" for r in routers),
+        "k": _joined(r.experts_per_token if r.can_drop else "" for r in routers),
+        "priority": _joined(r.setting("priority") or "" for r in routers),
         "images_per_group": _joined(layer.images_per_group for layer in layers),
     }
 

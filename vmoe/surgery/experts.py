@@ -19,7 +19,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
-from vmoe.config import MoEConfig, TokenChoice, ViTConfig, replace
+from vmoe.config import MoEConfig, ViTConfig, replace
 from vmoe.config.fields import at_least
 from vmoe.errors import require
 from vmoe.surgery.params import (
@@ -253,10 +253,15 @@ def _largest(values: ArrayLike, num_experts: int, block: int) -> tuple[int, ...]
 
 
 def _check(config: ViTConfig, block: int, experts: Sequence[int]) -> None:
-    """Checks that a block is sparse, its router not soft, and that it has the given experts."""
+    """Checks that a block is sparse, its gate is one for each expert, and it has these experts."""
     moe = config.moe_of(block)
     require(moe is not None, f"block {block} is not sparse: choose from {config.sparse_blocks}")
     assert moe is not None
+    require(
+        moe.router.learned,
+        f"block {block} has router {moe.router.kind}, which has no gate: its experts cannot be "
+        "pruned, added, merged or averaged",
+    )
     require(
         moe.router.logits_per == "expert",
         f"block {block} has router {moe.router.kind}, whose slots are trained together: its "
@@ -292,14 +297,14 @@ def _regroup(
         layers[block] = _resized(layers[block], len(members), k)
     arrays = flatten_dict(params)
     for path, block in _of_blocks(arrays, groups):
-        axis = 0 if path[3] == "experts" else 1  # of a gate's kernel (d, e)
+        axis = 1 if path[3] == "router" else 0  # of a gate's kernel (d, e)
         arrays[path] = _means(jnp.asarray(arrays[path]), groups[block], axis)
     return with_sparse_blocks(config, layers), unflatten_dict(arrays)
 
 
 def _resized(moe: MoEConfig, num_experts: int, k: int | None) -> MoEConfig:
     require(
-        k is None or isinstance(moe.router, TokenChoice),
+        k is None or moe.router.setting("k") is not None,
         f"router {moe.router.kind} has no experts per token; leave k out",
         k=k,
     )

@@ -140,12 +140,13 @@ def logit_changes(config: ViTConfig, moe: MoEConfig, *, noise_std: float = 0.0) 
     """
     reasons = []
     router = moe.router
-    if not isinstance(router, TokenChoice):
+    if not router.can_drop:
         reasons.append(f"with router {router.kind} the combine weights of a token do not sum to 1")
     else:
-        if not router.normalize_weights and router.k < moe.num_experts:
+        of_all = router.experts_per_token == moe.num_experts and router.setting("scores") is None
+        if not router.normalized and not of_all:
             reasons.append("the combine weights of a token are not normalized")
-        if not _has_room(moe, router.k, num_tokens(config)):
+        if not _has_room(moe, router.experts_per_token, num_tokens(config)):
             reasons.append("choices beyond the capacity are dropped")
     if noise_std > 0:
         reasons.append(f"noise is added to the experts (noise_std={noise_std})")

@@ -20,7 +20,6 @@ from vmoe.analysis.page.observe import ModelOnImages, Slots
 from vmoe.analysis.statistics import BlockStatistics
 from vmoe.axes import Images
 from vmoe.config import MoEConfig
-from vmoe.config.routers import TokenChoice
 from vmoe.nn.inputs import has_label
 from vmoe.nn.losses import likeliest
 from vmoe.routing.priority import priority_scores
@@ -137,7 +136,7 @@ def _block(
     number: int, config: MoEConfig, block: BlockRouting, statistics: BlockStatistics, y: int
 ) -> dict[str, Any]:
     router = config.router
-    chosen, own, kept = _choices(block)
+    chosen, own, kept = _choices(block, by_gate=not router.can_drop)
     record = {
         "number": number,
         "experts": config.num_experts,
@@ -147,33 +146,34 @@ def _block(
         "gates": _array(own, "f4"),
         "kept": _array(kept, "u1"),
         "all": _array(np.round(255 * np.nan_to_num(block.gates)), "u1"),
-        "normalize": isinstance(router, TokenChoice) and router.normalize_weights,
+        "normalize": router.normalized,
         **_sums(statistics, y),
     }
-    if isinstance(router, TokenChoice):
+    if router.setting("priority") is not None:
         slots = Slots.of(config, block)
         draws = priority_scores(jnp.zeros((1, slots.tokens, 1)), "random", None)
         record |= {
             "drops": True,
             "dropless": config.dropless,
             **slots._asdict(),
-            "priority": router.priority,
+            "priority": router.setting("priority"),
             "sums": _array(priority_scores(jnp.asarray(own), "sum_of_gates", None), "f4"),
             "draws": _array(draws[0], "f4"),
         }
     return record
 
 
-def _choices(block: BlockRouting) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _choices(block: BlockRouting, *, by_gate: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """The experts of each token, best first, their gates, and whether each got a slot.
 
     Expert choice lists choices by expert; here they are sorted by gate, without empty columns.
+    Routers whose tokens choose list them in the order in which they get slots.
     """
     e = block.gates.shape[-1]
     experts = block.experts
     own = np.take_along_axis(block.gates, np.minimum(experts, e - 1), axis=-1)
     own = np.where(experts < e, own, 0)
-    best = np.argsort(-own, axis=-1, kind="stable")
+    best = np.argsort(-own * by_gate, axis=-1, kind="stable")
     used = int((experts < e).sum(-1).max(initial=0))
 
     def of_best(field: np.ndarray) -> np.ndarray:

@@ -58,6 +58,12 @@ def write(prefix: Path, config: ViTConfig, params: Mapping[str, Any], *, shards:
                 "another format",
                 **{f"model.{field}": getattr(config, field)},
             )
+    for block, moe in config.moe_blocks.items():
+        if moe.router.stateful or not moe.router.learned:
+            raise UsageError(
+                f"block {block} has router {moe.router.kind}: layers of published checkpoints have "
+                "a gate and no state; use another format"
+            )
     for field, value in NOT_REPRESENTABLE.items():
         if getattr(config, field) == value:
             raise UsageError(

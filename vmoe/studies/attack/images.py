@@ -110,14 +110,16 @@ def check_attack(model: ViT, config: AttackConfig) -> None:
 
     Raises:
         UsageError: for a gradient path other than "all", the model has no sparse block, a router
-            other than token_choice, or several devices.
+            whose tokens do not choose, or several devices.
     """
     blocks = model.config.moe_blocks
     if config.gradient_path == "all":
         return
-    every_can_drop = bool(blocks) and all(block.router.can_drop for block in blocks.values())
     path = {"attack.gradient_path": config.gradient_path}
-    require(every_can_drop, "every router must be token_choice; use gradient_path=all", **path)
+    require(bool(blocks), "no block of this model is sparse; use gradient_path=all", **path)
+    for router in (block.router for block in blocks.values()):
+        makes = f"router {router.kind} makes no choices of tokens; use gradient_path=all"
+        require(router.can_drop, makes, **path)
     require(model.placement.devices == 1, "use one device, or gradient_path=all", **path)
 
 

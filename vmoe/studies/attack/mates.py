@@ -75,14 +75,18 @@ def check_mates(model: ViT) -> None:
     """Checks that the images of a group can take each other's slots.
 
     Raises:
-        UsageError: no block is sparse, a router is not token_choice, groups have one image or
-            different sizes, or there are several devices.
+        UsageError: no block is sparse, a router drops no choice or has no gate or no priority,
+            groups have one image or different sizes, or there are several devices.
     """
     layers = model.config.moe_blocks.values()
     require(bool(layers), "no block of this model is sparse, so no image depends on its batch")
-    for kind in sorted({layer.router.kind for layer in layers if not layer.router.can_drop}):
-        why = "routes each image alone" if kind == "soft" else "drops no choice that others take"
-        require(False, f"router {kind} {why}: attack mates in models with token_choice only")
+    for router in (layer.router for layer in layers):
+        where = f"router {router.kind}"
+        require(router.logits_per != "slot", f"{where} routes each image alone: no mate can attack")
+        require(router.can_drop, f"{where} drops no choice that others take: no mate can attack")
+        require(router.learned, f"{where} reads no pixels: no mate can attack")
+        has_priority = router.setting("priority") is not None
+        require(has_priority, f"{where} has no priority, which this attack compares")
     sizes = sorted({layer.images_per_group for layer in layers})
     field = "model.moe.images_per_group"
     require(len(sizes) == 1, "use the same in all blocks", **{field: sizes})

@@ -15,7 +15,7 @@ from jaxtyping import Array, Bool, Float, Int
 from vmoe import models
 from vmoe.analysis.interventions import limited
 from vmoe.axes import Record
-from vmoe.config import MoEConfig, RoutingOverrides, TokenChoice, replace
+from vmoe.config import MoEConfig, RoutingOverrides, replace
 from vmoe.config.routers import PRIORITIES
 from vmoe.nn.vit import ViT
 from vmoe.routing import slots_and_factor
@@ -64,9 +64,8 @@ def with_room(
     layers = setting.apply(model.config).moe_blocks
     slots = {i: slots_and_factor(moe, n * moe.images_per_group)[0] for i, moe in layers.items()}
     numbers = {
-        i: PRIORITIES.index(moe.router.priority)
+        i: PRIORITIES.index(moe.router.setting("priority"))  # check_mates excludes others
         for i, moe in layers.items()
-        if isinstance(moe.router, TokenChoice)  # check_mates excludes others
     }
     size = next(iter(model.config.moe_blocks.values())).images_per_group
     traced, priorities = jax.tree.map(jnp.int32, (slots, numbers))

@@ -7,7 +7,7 @@ import itertools
 
 import numpy as np
 
-from vmoe.config import MoEConfig, TokenChoice, ViTConfig, replace
+from vmoe.config import MoEConfig, ViTConfig, replace
 from vmoe.config.routers import PRIORITIES, Priority
 from vmoe.config.routing_file import LayerSetting
 from vmoe.errors import UsageError
@@ -24,14 +24,14 @@ Levels = tuple[dict[Option, LayerSetting], ...]
 
 
 def check_layers(config: ViTConfig) -> None:
-    """Raises a UsageError unless the model is sparse and all its routers are token choice."""
+    """Raises a UsageError unless the model is sparse and its routers have a k and a priority."""
     if not config.sparse_blocks:
         raise UsageError("no block of this model is sparse")
     for block, moe in config.moe_blocks.items():
-        if not isinstance(moe.router, TokenChoice):
+        if None in (moe.router.setting("k"), moe.router.setting("priority")):
+            kind = moe.router.kind
             raise UsageError(
-                f"block {block} has the router {moe.router.kind}: only token_choice has k, slots "
-                "and a priority to choose"
+                f"block {block} has the router {kind}: it has no k and priority to choose"
             )
 
 

@@ -10,7 +10,7 @@ from vmoe import models
 from vmoe.analysis import collect, concatenate, plots
 from vmoe.analysis.collect import without_padding
 from vmoe.analysis.effects import at_capacities, at_k, can_be_limited, with_random_routers
-from vmoe.config import MoEConfig, RoutingOverrides, Soft, TokenChoice, ViTConfig, replace
+from vmoe.config import MoEConfig, RoutingOverrides, ViTConfig, replace
 from vmoe.costs.flops import flops_to_logits
 from vmoe.nn.inputs import has_label
 from vmoe.nn.patches import num_tokens
@@ -64,17 +64,18 @@ def write_plots(
 def plots_of(config: ViTConfig) -> dict[str, Draw]:
     """By name, the functions that draw the figures of a model.
 
-    Soft routers make no choices, so a model that has one has only two figures. Slots, priorities
-    and k are changed only if every router is token_choice.
+    Soft routers make no choices, so a model that has one has only two figures. Slots,
+    priorities and k are changed only if every router has these settings.
     """
     routers = [moe.router for moe in config.moe_blocks.values()]
     figures: dict[str, Draw] = {
         "top_patches": lambda routing: plots.top_patches(
             {i: best.first(PATCHES) for i, best in routing.top_patches.items()}
         ),
-        "random_routers": _random_routers,
     }
-    if not any(isinstance(router, Soft) for router in routers):
+    if any(router.learned for router in routers):
+        figures["random_routers"] = _random_routers
+    if all(router.logits_per != "slot" for router in routers):
         figures |= {
             "experts_by_class": lambda routing: plots.experts_by_class(
                 routing.blocks, routing.loaded.class_names
@@ -84,7 +85,9 @@ def plots_of(config: ViTConfig) -> dict[str, Draw]:
             "kept_patches": _kept_patches,
         }
     if can_be_limited(config):
-        figures |= {"capacity_curves": _capacity_curves, "k_at_inference": _k_at_inference}
+        figures["capacity_curves"] = _capacity_curves
+    if routers and all(router.setting("k") is not None for router in routers):
+        figures["k_at_inference"] = _k_at_inference
     return figures
 
 
@@ -102,7 +105,7 @@ def _kept_patches(routing: MeasuredRouting) -> Figure:
     batch = next(routing.batches())
     model, config = routing.loaded.model, routing.loaded.model.config
     block, moe = next(iter(config.moe_blocks.items()))
-    by_gate = isinstance(moe.router, TokenChoice)
+    by_gate = moe.router.setting("priority") is not None
     columns = _slots(config, SHOWN_FACTORS)
     limits = RoutingOverrides(capacity=max(columns), priority="largest_gate" if by_gate else None)
     changed = models.with_params(
