@@ -193,6 +193,10 @@ def test_a_convolution_counts_the_taps_of_its_kernel() -> None:
     gradient = jax.grad(lambda x, k: conv_of(x, k).sum(), argnums=(0, 1))
     jaxpr = jax.make_jaxpr(gradient)(x, jnp.ones((3, 3, 6, 4))).jaxpr
     assert count_flops(jaxpr) == 3 * 2 * (2 * 25 * 4) * 9 * 6
+    # The zeros between the gradients of a convolution with strides do not count.
+    strided = nnx.Conv(6, 12, (3, 3), strides=2, rngs=nnx.Rngs(0))
+    jaxpr = jax.make_jaxpr(jax.grad(lambda x: strided(x).sum()))(x).jaxpr
+    assert count_flops(jaxpr) < 2 * (2 * (2 * 9 * 12) * 9 * 6)
 
 
 def conv_of(x: jax.Array, kernel: jax.Array) -> jax.Array:

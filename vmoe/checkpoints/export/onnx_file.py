@@ -152,6 +152,7 @@ class MatmulMoE(MoE):
         self.placement = moe.placement
         self.router = moe.router
         self.experts = moe.experts
+        self.state = moe.state
 
     def forward(
         self,
