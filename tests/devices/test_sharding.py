@@ -7,6 +7,7 @@ the images of each device separately.
 import collections
 import functools
 import re
+from collections.abc import Iterable
 from typing import Any
 
 import jax
@@ -35,6 +36,7 @@ from vmoe.config import (
     ViTConfig,
     replace,
 )
+from vmoe.costs.hlo import Program, replica_group
 from vmoe.data.pipeline import Batch
 from vmoe.errors import UsageError
 from vmoe.mesh import place
@@ -156,6 +158,34 @@ def test_an_moe_layer_has_two_all_to_all_four_with_backward_and_no_all_gather(
     counts = collectives(both.lower(sharded, *batch).compile())
     assert counts["all-to-all"] == 4 * sends
     assert set(counts) <= {"all-to-all", "all-reduce"}
+
+
+@pytest.mark.parametrize("mesh", ["expert=8", "expert=4", "expert=1"])
+def test_gradients_of_experts_are_summed_over_data_and_all_others_over_all_devices(
+    mesh: str,
+) -> None:
+    placement, params = on(mesh), params_of(CONFIG)
+    shardings = placement.params(params)
+    batch = placement.make_global_array((images(16), np.ones(16, bool)))
+    program = jax.jit(training(CONFIG, placement), out_shardings=(shardings, None))
+    text = program.lower(jax.device_put(params, shardings), *batch).compile().as_text()
+    summed = {}  # the number of devices, by the sizes of a device's part of an array
+    for instruction in Program(text).instructions.values():
+        if instruction.name.startswith("all-reduce"):
+            group = replica_group(instruction.attributes)
+            for shape in re.findall(r"f32\[([\d,]+)\]", instruction.shape):
+                summed[sizes(map(int, shape.split(",")))] = len(group)
+    leaves = jax.tree.leaves_with_path(params)
+    for (path, leaf), sharding in zip(leaves, jax.tree.leaves(shardings), strict=True):
+        part = sizes(sharding.shard_shape(leaf.shape))
+        expert = "['experts']" in jax.tree_util.keystr(path)
+        if len(part) > 1:  # experts and others have vectors of the same length
+            assert summed.get(part, 1) == (placement.data if expert else 8), path
+
+
+def sizes(shape: Iterable[int]) -> tuple[int, ...]:
+    """The sizes of an array, whichever way XLA has transposed it; it may drop axes of size 1."""
+    return tuple(sorted(n for n in shape if n > 1))
 
 
 @pytest.mark.parametrize("router", ROUTERS.values(), ids=ROUTERS.keys())

@@ -238,6 +238,14 @@ def test_the_files_that_the_pages_name_exist() -> None:
         assert not [path for path in paths if not (ROOT / path).exists()], page
 
 
+def test_the_tests_that_the_pages_name_exist() -> None:
+    tests = "".join(path.read_text() for path in (ROOT / "tests").rglob("test_*.py"))
+    existing = set(re.findall(r"^def (test_\w+)", tests, re.MULTILINE))
+    for page in PAGES:
+        named = set(re.findall(r"`(test_\w+_\w+_\w+)`", (ROOT / page).read_text()))
+        assert named <= existing, (page, named - existing)
+
+
 def test_the_page_of_the_configs_has_every_config_once() -> None:
     text = (ROOT / "configs" / "README.md").read_text()
     linked = re.findall(r"\]\((\w+\.py)\)", text)
