@@ -100,7 +100,11 @@ def _implementations(router: str) -> tuple[str, ...]:
     return IMPLEMENTATIONS
 
 
-shape = pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES.keys())
+shape = pytest.mark.parametrize(
+    "shape",
+    [TIGHT, UNEVEN, pytest.param(SHAPES["2x17_e8"], marks=pytest.mark.slow)],
+    ids=SHAPES.keys(),
+)
 
 
 def test_every_router_and_every_property_with_an_exemption_is_tested() -> None:

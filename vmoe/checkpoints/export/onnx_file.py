@@ -151,6 +151,7 @@ class MatmulMoE(MoE):
         self.config = moe.config
         self.placement = moe.placement
         self.router = moe.router
+        self.state = moe.state
         self.experts = moe.experts
         self.state = moe.state
 
