@@ -103,7 +103,7 @@ class TokenChoice(RouterConfig):
     """
 
     kind: Literal["token_choice"] = "token_choice"
-    """The router; a config file names another one."""
+    """The router."""
     k: Annotated[int, at_least(1)] = 2
     """Experts per token."""
     priority: Priority = "order"
@@ -132,7 +132,7 @@ class ExpertChoice(RouterConfig):
     """Each expert chooses the tokens with its largest gates (Expert Choice, arXiv 2202.09368)."""
 
     kind: Literal["expert_choice"] = "expert_choice"
-    """The router; a config file names another one."""
+    """The router."""
     noise_std: NonNegative = 1.0
     """The noise on the logits in training has standard deviation noise_std / e."""
 
@@ -146,7 +146,7 @@ class Soft(RouterConfig):
     """
 
     kind: Literal["soft"] = "soft"
-    """The router; a config file names another one."""
+    """The router."""
 
     logits_per = "slot"
 
@@ -156,7 +156,7 @@ class Switch(RouterConfig):
     """Each token chooses one expert (Switch Transformer, arXiv 2101.03961)."""
 
     kind: Literal["switch"] = "switch"
-    """The router; a config file names another one."""
+    """The router."""
     jitter: Annotated[float, at_least(0), less_than(1)] = 0.01
     """In training the gate's tokens are multiplied by random numbers in 1 +- jitter."""
     aux_loss: AuxLossWeights = AuxLossWeights(importance=0.0, load=0.0, gshard=0.01)
@@ -169,7 +169,7 @@ class GShard(RouterConfig):
     """Each token chooses two experts, the second one at random (GShard, arXiv 2006.16668)."""
 
     kind: Literal["gshard"] = "gshard"
-    """The router; a config file names another one."""
+    """The router."""
     aux_loss: AuxLossWeights = AuxLossWeights(importance=0.0, load=0.0, gshard=0.01)
 
     can_drop = True
@@ -189,7 +189,7 @@ class BiasBalanced(RouterConfig):
     """Each token chooses its k experts; a bias balances their load (arXiv 2408.15664)."""
 
     kind: Literal["bias_balanced"] = "bias_balanced"
-    """The router; a config file names another one."""
+    """The router."""
     k: Annotated[int, at_least(1)] = 2
     """Experts per token."""
     scores: Literal["sigmoid", "softmax"] = "sigmoid"
@@ -219,7 +219,7 @@ class Random(RouterConfig):
     """Each token gets k random experts, without a gate: a baseline."""
 
     kind: Literal["random"] = "random"
-    """The router; a config file names another one."""
+    """The router."""
     k: Annotated[int, at_least(1)] = 2
     """Experts per token."""
 
@@ -243,7 +243,7 @@ class Hash(RouterConfig):
     2106.04426)."""
 
     kind: Literal["hash"] = "hash"
-    """The router; a config file names another one."""
+    """The router."""
     k: Annotated[int, at_least(1)] = 2
     """Experts per token."""
     seed: Annotated[int, at_least(0), less_than(2**32)] = 0
