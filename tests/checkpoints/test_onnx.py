@@ -48,7 +48,7 @@ def one_image_per_group(router: str | None):
     """A tiny model whose tokens lack slots; a dense one if the router is None."""
     if router is None:
         return stored_model("vit_tiny", depth=2)
-    moe = dict(router=ROUTERS[router], images_per_group=1, capacity_factor=0.5)
+    moe = dict(router=ROUTERS[router], images_per_group=1, capacity_factor=0.5, shared_experts=1)
     return stored_model("vmoe_tiny_last2_e4", depth=2, sparse_blocks=(0, 1), moe=moe)
 
 

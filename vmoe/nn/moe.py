@@ -190,10 +190,7 @@ class MoE(nnx.Module):
         outputs = ungroup(outputs.astype(tokens.dtype), b, kept, devices)  # b x d
         if class_token_only:
             outputs, images = outputs[:, :1], images[:, :1]
-        if self.shared is not None:
-            shared_key = None if experts_key is None else jax.random.fold_in(experts_key, 1)
-            by_expert = self.shared(images[:, None], Slots(n, n, {}), shared_key)  # b 1 n x
-            outputs += by_expert[:, 0].astype(tokens.dtype)
+        outputs = self._with_shared(outputs, images, experts_key)
         if class_token_only:
             return outputs, record
         return outputs.reshape(*tokens.shape[:-1], outputs.shape[-1]), record
@@ -297,6 +294,17 @@ class MoE(nnx.Module):
         outputs = self.experts.on_rows(rows, sizes, slots, key, *args, block=block, **kwargs)
         rows = self._transfer(outputs)
         return combine(rows[None, None], routing).reshape(groups.shape)
+
+    def _with_shared(
+        self, outputs: Float[Array, "b n x"], tokens: Float[Array, "b n d"], key: MaybeKey
+    ) -> Float[Array, "b n x"]:
+        """The routed experts' outputs plus the shared expert's, if there is one."""
+        if self.shared is None:
+            return outputs
+        n = tokens.shape[1]
+        shared_key = None if key is None else jax.random.fold_in(key, 1)
+        by_expert = self.shared(tokens[:, None], Slots(n, n, {}), shared_key)  # b 1 n x
+        return outputs + by_expert[:, 0].astype(outputs.dtype)
 
     def choose_implementation(self, routing: Routing | SoftRouting) -> Implementation:
         """The config's implementation; for "auto", one that suits the platform and the shapes.

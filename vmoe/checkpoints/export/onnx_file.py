@@ -153,7 +153,7 @@ class MatmulMoE(MoE):
         self.router = moe.router
         self.state = moe.state
         self.experts = moe.experts
-        self.state = moe.state
+        self.shared = moe.shared
 
     def forward(
         self,
@@ -164,6 +164,7 @@ class MatmulMoE(MoE):
     ) -> tuple[Float[Array, "b x d"], Record]:
         """As ``MoE``, in evaluation, without padding and with the router's own decisions."""
         record = self.route(tokens, jnp.ones(tokens.shape[:2], bool))
+        own = tokens[:, :1] if class_token_only else tokens
         routing = record.routing
         assert isinstance(routing, SoftRouting)
         if class_token_only and self._is_soft:
@@ -172,7 +173,8 @@ class MatmulMoE(MoE):
             weights = routing.combine[:, :1].sum(axis=-1, keepdims=True)
             tokens, routing = tokens[:, :1], SoftRouting(jnp.ones_like(weights), weights)
         slots = Slots(tokens.shape[1], tokens.shape[1], {})
-        return self._through_experts(tokens, routing, tokens.dtype, slots, None), record
+        outputs = self._through_experts(tokens, routing, tokens.dtype, slots, None)
+        return self._with_shared(outputs, own, None), record
 
     def route(
         self,
