@@ -24,10 +24,9 @@ while [[ $# -gt 0 && $1 != -* ]]; do
 done
 [[ ${#on_eight[@]} -gt 0 || ${#on_one[@]} -gt 0 ]] || on_eight=(tests/devices) on_one=(tests vmoe)
 
-# Each worker starts with a contiguous part of the tests, so that most files, and their module
-# fixtures, run in one worker. An idle worker takes half of the remaining tests of another worker.
+# A worker that is free takes the next file, so that the module fixtures of a file are made once.
 run_pytest() {
-  pytest --quiet --numprocesses auto --dist worksteal "$@"
+  pytest --quiet --numprocesses auto --dist loadfile "$@"
 }
 
 echo "== format";  ruff format --check --quiet . || stop "format: run 'ruff format'"
