@@ -24,9 +24,10 @@ while [[ $# -gt 0 && $1 != -* ]]; do
 done
 [[ ${#on_eight[@]} -gt 0 || ${#on_one[@]} -gt 0 ]] || on_eight=(tests/devices) on_one=(tests vmoe)
 
-# A worker that is free takes the next file, so that the module fixtures of a file are made once.
+# Each worker starts with a contiguous part of the tests, so that most files, and their module
+# fixtures, run in one worker. An idle worker takes half of the remaining tests of another worker.
 run_pytest() {
-  pytest --quiet --numprocesses auto --dist loadfile "$@"
+  pytest --quiet --numprocesses auto --dist worksteal "$@"
 }
 
 echo "== format";  ruff format --check --quiet . || stop "format: run 'ruff format'"

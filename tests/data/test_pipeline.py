@@ -84,10 +84,13 @@ def test_every_epoch_has_each_image_once_in_a_new_order() -> None:
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc's setting")
 def test_batches_are_read_into_memory_that_the_process_already_has() -> None:
-    """A batch has 1,176 pages; without the setting, reading one takes 560 page faults."""
+    """A batch has 1,176 pages; without the setting, reading one takes 560 page faults.
+
+    With it, five runs on a busy machine took 0, 0, 0, 65 and 129.
+    """
     result = subprocess.run([sys.executable, "-c", FAULTS], capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
-    assert int(result.stdout) < 100
+    assert int(result.stdout) < 280
 
 
 @pytest.mark.parametrize("batch_size", [1, 64, 360, 500])

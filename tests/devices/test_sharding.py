@@ -282,15 +282,23 @@ def test_the_state_and_metrics_after_an_update_equal_those_of_one_device(
         assert leaf.sharding == target.sharding
 
 
-def test_parts_of_each_devices_images_give_the_update_of_the_whole_batch_on_one_device() -> None:
-    """Each device has two groups of two images, one in each part."""
-    config = replace(UPDATED, model=dict(moe=dict(router=TokenChoice(noise_std=0.0))))
+@pytest.mark.parametrize("router", [TokenChoice(noise_std=0.0), BiasBalanced()])
+def test_parts_of_each_devices_images_give_the_update_of_the_whole_batch_on_one_device(
+    router: Router,
+) -> None:
+    """Each device has two groups of two images, one in each part.
+
+    A router's state follows the load of the whole batch.
+    """
+    config = replace(UPDATED, model=dict(moe=dict(router=router)))
     ours = place(CONFIG, jax.devices()[:4], mesh="expert=2")
     expected = make_train_step(config)(init_state(config), batch_of_16())
     step = make_train_step(replace(config, accumulate=2), ours)
     compiled = step.lower(abstract_state(config, ours), ours.make_global_array(batch_of_16()))
     assert set(collectives(compiled.compile())) <= {"all-to-all", "all-reduce"}
     assert_close(step(init_state(config, ours), ours.make_global_array(batch_of_16())), expected)
+    if router.stateful:
+        assert np.any(expected[0].params["blocks"][0]["mlp"]["state"]["bias"])
 
 
 @pytest.mark.parametrize(("mesh", "fsdp"), [("expert=4", True), ("expert=8", False)])

@@ -20,6 +20,7 @@ from vmoe.config import BiasBalanced, EvalConfig, OptimConfig, TrainConfig, Weig
 from vmoe.config import replace as changed
 from vmoe.data.pipeline import Batch, training_batches
 from vmoe.data.sources import open_source
+from vmoe.nn.router_state import with_next_states
 from vmoe.train import train
 from vmoe.train.state import State, init_state
 from vmoe.train.step import make_inputs, make_train_step, step_key
@@ -78,6 +79,26 @@ def test_the_bias_after_each_step_follows_the_load_of_its_batch(
     steps = [RATE * np.sign(1 / 4 - np.round(load, 6)) for load in loads]
     assert all(step.any() for step in steps)
     np.testing.assert_array_equal(bias_of(state.params), sum(steps))
+
+
+def test_a_loop_of_ones_own_changes_the_bias_as_training_does(
+    config: TrainConfig, batches: list[Batch], trained: tuple[State, list[Any]]
+) -> None:
+    """In a ViT with its parameters as a tree, and in a layer as an object."""
+    params = init_state(config).params
+    inputs = make_inputs(batches[0], step_key(config, 0), config)
+    model = models.with_params(config.model, params)
+    _, records = capture(model, inputs.images)
+    decayed = jax.tree.map(lambda x: 0.9 * x + 1, params)
+    updated = with_next_states(config.model, decayed, params, records)
+    layer = model.blocks[0].mlp
+    layer.update_state(records[0])
+    expected = RATE * np.sign(1 / 4 - np.round(trained[1][0]["blocks"][0]["load"], 6))
+    assert expected.any()
+    np.testing.assert_array_equal(bias_of(updated), expected)
+    np.testing.assert_array_equal(layer.state["bias"][...], expected)
+    kernel = ("blocks", 0, "mlp", "router", "kernel")
+    assert (flatten_dict(updated)[kernel] == flatten_dict(decayed)[kernel]).all()
 
 
 def test_the_bias_of_a_batch_in_two_parts_is_that_of_the_whole(

@@ -260,6 +260,8 @@ class MoE(nnx.Module):
     def update_state(self, record: Record) -> None:
         """Changes the router's state after a step of training, if it has one; in place.
 
+        For a layer in a model of your own. A ``ViT`` has ``vmoe.nn.router_state.with_next_states``.
+
         Args:
             record: the routing of the batch, as ``forward`` returned it.
         """

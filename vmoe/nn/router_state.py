@@ -11,8 +11,10 @@ from flax import nnx
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import Array, Int
 
+from vmoe.axes import Record
 from vmoe.config import ViTConfig
 from vmoe.routing import router_of
+from vmoe.routing.load import choices
 
 
 class RouterState(nnx.Variable):
@@ -20,19 +22,38 @@ class RouterState(nnx.Variable):
 
 
 def next_states(
-    config: ViTConfig, params: dict[Any, Any], choices: Mapping[int, Int[Array, "e"]]
+    config: ViTConfig, params: dict[Any, Any], used: Mapping[int, Int[Array, "e"]]
 ) -> dict[Any, Any]:
     """The states of all routers after a step of training, by their paths in the parameters.
 
     Args:
         params: as ``models.params_of`` returns them.
-        choices: the number of choices of each expert in the batch, by sparse block.
+        used: the number of choices of each expert in the batch, by sparse block.
     """
     flat, states = flatten_dict(params), {}
     for block, moe in config.moe_blocks.items():
         if moe.router.stateful:
             path = ("blocks", block, "mlp", "state")
             state = {key[-1]: x for key, x in flat.items() if key[: len(path)] == path}
-            new = router_of(moe).next_state(state, choices[block], moe)
+            new = router_of(moe).next_state(state, used[block], moe)
             states |= {(*path, name): x for name, x in new.items()}
     return unflatten_dict(states)
+
+
+def with_next_states(
+    config: ViTConfig,
+    params: dict[Any, Any],
+    before: dict[Any, Any],
+    records: Mapping[int, Record],
+) -> dict[Any, Any]:
+    """The parameters after a step of a training loop of your own, with the routers' next states.
+
+    Args:
+        params: the parameters after the update of the optimizer, which knows no states and may
+            have decayed them.
+        before: the parameters before the step.
+        records: the routing of the batch by sparse block, as ``ViT.forward`` returned it.
+    """
+    used = {block: choices(record) for block, record in records.items()}
+    states = next_states(config, before, used)
+    return unflatten_dict(flatten_dict(params) | flatten_dict(states))

@@ -84,7 +84,7 @@ class StackedMlps(Experts):
         self,
         rows: Float[Array, "r d"],
         sizes: Int[Array, "e"],
-        slots: Slots,
+        slots: Slots | None = None,
         key: MaybeKey = None,
         *args: Any,
         block: int | None,
@@ -99,7 +99,7 @@ class StackedMlps(Experts):
         Raises:
             UsageError: there are inputs other than tokens.
         """
-        _check_inputs(args, kwargs | slots.inputs)
+        _check_inputs(args, kwargs | (slots.inputs if slots else {}))
         inputs = self.up.params(), self.down.params(), rows, sizes, self.hidden, key
         if block is None:
             return implementations.ragged(*inputs)
