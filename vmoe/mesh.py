@@ -31,8 +31,7 @@ def place(
             it, or fsdp has only one device to shard over.
     """
     sizes = _parse(mesh)
-    layers = model.moe_blocks.values()
-    experts = [moe.num_experts if moe.experts.alike else 1 for moe in layers]
+    experts = [moe.divisible_experts for moe in model.moe_blocks.values()]
     if EXPERT in sizes:
         expert = sizes[EXPERT]
     elif DATA in sizes:

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import jax
-from flax.traverse_util import unflatten_dict
+from flax.traverse_util import flatten_dict, unflatten_dict
 
 
 def by_name(tree: Any) -> dict[str, Any]:
@@ -30,6 +30,15 @@ def nested(arrays: Mapping[str, Any]) -> dict[Any, Any]:
             for path, value in arrays.items()
         }
     )
+
+
+def merged(tree: dict[Any, Any], changes: dict[Any, Any]) -> dict[Any, Any]:
+    """Nested dicts with the arrays of other nested dicts added or put in their place.
+
+    >>> merged({"a": {"x": 1, "y": 2}}, {"a": {"x": 3}})
+    {'a': {'x': 3, 'y': 2}}
+    """
+    return unflatten_dict(flatten_dict(tree) | flatten_dict(changes))
 
 
 def path_name(path: Iterable[str | int]) -> str:

@@ -110,7 +110,7 @@ def test_limited_experts_per_token_equal_a_router_of_that_k(router: Router) -> N
     for slots, k in ((6, 1), (20, 2), (9, 3)):
         other = replace(config, router=dict(k=k))
         decide = router_of(config).route
-        expected = jax.jit(lambda o=other, slots=slots: decide(inputs, o, slots))().routing  # noqa: B023
+        expected = jax.jit(decide, static_argnums=(1, 2))(inputs, other, slots).routing
         own = run(jnp.int32(slots), jnp.int32(k)).routing
         np.testing.assert_array_equal(own.kept[..., :k], expected.kept)
         np.testing.assert_array_equal(own.experts[..., :k], expected.experts)

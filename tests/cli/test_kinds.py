@@ -48,6 +48,8 @@ def test_one_of_several_layers_can_have_another_kind(tmp_path: Path) -> None:
     printed = vmoe("config", "--config", file, "--model.moe.1.router.kind", "expert_choice").stdout
     routers = [layer["router"]["kind"] for layer in json.loads(printed)["model"]["moe"]]
     assert routers == ["token_choice", "expert_choice"]
+    refused = vmoe("config", "--config", file, "--model.moe.1.experts.each", "mlp")
+    assert refused.returncode == 2 and "Unrecognized options: --model" in refused.stderr
 
 
 @pytest.mark.parametrize(

@@ -151,32 +151,31 @@ def with_kinds(config: Any, argv: Sequence[str]) -> tuple[Any, list[str]]:
         UsageError: there is no such kind.
     """
     for option, word in given(argv).items():
-        path = option.removeprefix("--").replace("-", "_")
-        if path.endswith(".kind") and word:
-            config = _with_kind(config, path.removesuffix(".kind").split("."), [word], path)
+        if option.endswith(".kind") and word:
+            config = _with_kind(config, option.removesuffix(".kind"), [word], option)
     used = set()
     for i, option in enumerate(argv):
         if option.endswith(".each"):
             kinds = list(itertools.takewhile(lambda word: not word.startswith("--"), argv[i + 1 :]))
-            path = option.removeprefix("--").replace("-", "_")
-            listed = _with_kind(config, path.split("."), kinds, path)
+            listed = _with_kind(config, option, kinds, option)
             if listed is not config:  # else it is for tyro to refuse
                 config, used = listed, used | set(range(i, i + 1 + len(kinds)))
     return config, [word for i, word in enumerate(argv) if i not in used]
 
 
-def _with_kind(config: Any, path: list[str], kinds: list[str], whole: str) -> Any:
-    name, *inner = path
+def _with_kind(config: Any, path: str, kinds: list[str], option: str) -> Any:
+    """A config with the given kinds at a path; the same object if there is no such path."""
+    name, _, inner = path.removeprefix("--").replace("-", "_").partition(".")
     if isinstance(config, tuple):
         if not name.isdigit() or int(name) >= len(config):
             return config  # for tyro to refuse
-        changed = [*config]
-        changed[int(name)] = _with_kind(config[int(name)], inner, kinds, whole)
-        return tuple(changed)
+        i = int(name)
+        value = _with_kind(config[i], inner, kinds, option)
+        return config if value is config[i] else (*config[:i], value, *config[i + 1 :])
     if not hasattr(config, name):
         return config  # for tyro to refuse
     if inner:
-        value = _with_kind(getattr(config, name), inner, kinds, whole)
+        value = _with_kind(getattr(config, name), inner, kinds, option)
         if value is getattr(config, name):
             return config
     else:
@@ -186,7 +185,8 @@ def _with_kind(config: Any, path: list[str], kinds: list[str], whole: str) -> An
         if not members or not kinds or kinds == [getattr(own, "kind", None)]:
             return config
         if unknown := [kind for kind in kinds if kind not in members]:
-            raise UsageError(choice(unknown[0], list(members)), **{whole: unknown[0]})
+            field = option.removeprefix("--").replace("-", "_")
+            raise UsageError(choice(unknown[0], list(members)), **{field: unknown[0]})
         made = tuple(members[kind]() for kind in kinds)
         value = made if isinstance(own, tuple) else made[0]
     changed = copy.copy(config)

@@ -1,7 +1,7 @@
 """One dataclass per kind of expert, with its settings."""
 
 import dataclasses
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from vmoe.config.fields import NOT_EMPTY, Checked, Count, at_least
 
@@ -25,6 +25,11 @@ class ExpertConfig(Checked):
     stacked = False
     alike = True
     mixes_tokens = False
+
+    @property
+    def members(self) -> tuple[Any, ...]:
+        """The different kinds in it: the experts of a list, in order, or this kind alone."""
+        return (self,)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,6 +119,10 @@ class ExpertList(ExpertConfig):
     """The experts, in order; as many as num_experts."""
 
     alike = False
+
+    @property
+    def members(self) -> tuple[Any, ...]:
+        return self.each
 
 
 Expert = ListedExpert | ExpertList

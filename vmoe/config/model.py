@@ -107,9 +107,8 @@ class MoEConfig(Checked):
             "num_experts",
             "experts.each",
         )
-        each = experts.each if isinstance(experts, ExpertList) else (experts,)
         self.require(
-            not per_slot or not any(expert.mixes_tokens for expert in each),
+            not per_slot or not any(expert.mixes_tokens for expert in experts.members),
             "a soft router fills slots with mixtures of tokens, which these experts cannot mix; "
             "use another router",
             "experts.kind",
@@ -127,6 +126,11 @@ class MoEConfig(Checked):
             "expert_dropout",
             "experts.kind",
         )
+
+    @property
+    def divisible_experts(self) -> int:
+        """The number of experts that can be split over devices; 1 if they are of several kinds."""
+        return self.num_experts if self.experts.alike else 1
 
     @property
     def gate_config(self) -> Gate | None:
@@ -223,8 +227,7 @@ class ViTConfig(Checked):
         )
 
         for moe in self.moe_blocks.values():
-            listed = moe.experts.each if isinstance(moe.experts, ExpertList) else (moe.experts,)
-            for expert in listed:
+            for expert in moe.experts.members:
                 heads = expert.num_heads if isinstance(expert, AttentionExpert) else 1
                 if self.width % heads:
                     fields = {"model.moe.experts.num_heads": heads, "model.width": self.width}

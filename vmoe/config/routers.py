@@ -53,7 +53,7 @@ class RouterConfig(Checked):
 
     def setting(self, name: str) -> Any:
         """The value of a field; None if this kind of router has no such field."""
-        return dataclasses.asdict(self).get(name)
+        return vars(self).get(name)
 
     @property
     def normalized(self) -> bool:
@@ -67,16 +67,16 @@ class RouterConfig(Checked):
 
     @property
     def experts_per_token(self) -> int:
-        """Choices of each token; 1 unless tokens choose their experts.
+        """Choices of each token: the field k, or 1.
 
         A capacity factor counts slots per token and choice.
         """
-        return 1
+        return self.setting("k") or 1
 
     @property
     def needs_draw(self) -> bool:
         """Whether the router needs a random number for each token in training."""
-        return False
+        return self.setting("priority") == "random"
 
     @property
     def noise_std(self) -> float:
@@ -117,14 +117,6 @@ class TokenChoice(RouterConfig):
     aux_loss: AuxLossWeights = AuxLossWeights()
 
     can_drop = True
-
-    @property
-    def experts_per_token(self) -> int:
-        return self.k
-
-    @property
-    def needs_draw(self) -> bool:
-        return self.priority == "random"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -205,14 +197,6 @@ class BiasBalanced(RouterConfig):
     can_drop = True
     stateful = True
 
-    @property
-    def experts_per_token(self) -> int:
-        return self.k
-
-    @property
-    def needs_draw(self) -> bool:
-        return self.priority == "random"
-
 
 @dataclasses.dataclass(frozen=True)
 class Random(RouterConfig):
@@ -227,10 +211,6 @@ class Random(RouterConfig):
     can_drop = True
     normalized = True
     needs_positions = True
-
-    @property
-    def experts_per_token(self) -> int:
-        return self.k
 
     @property
     def needs_draw(self) -> bool:
@@ -253,10 +233,6 @@ class Hash(RouterConfig):
     can_drop = True
     normalized = True
     needs_positions = True
-
-    @property
-    def experts_per_token(self) -> int:
-        return self.k
 
 
 Router = TokenChoice | ExpertChoice | Soft | Switch | GShard | BiasBalanced | Random | Hash

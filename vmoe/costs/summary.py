@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 from vmoe import models
-from vmoe.config import ExpertList, MlpExpert, ViTConfig
+from vmoe.config import MlpExpert, ViTConfig
 from vmoe.costs.flops import Cost, cost, flops_to_logits
 from vmoe.nn.parts import NORMS, PARTS, part_of
 from vmoe.nn.patches import num_tokens
@@ -69,8 +69,8 @@ def _sparse_lines(config: ViTConfig) -> list[str]:
             else f"{slots} slots each for the {s} tokens of {moe.images_per_group} images "
             f"(a capacity factor of {factor:.3g})"
         )
-        each = moe.experts.each if isinstance(moe.experts, ExpertList) else (moe.experts,)
-        kinds = "" if each == (MlpExpert(),) else f" ({', '.join(expert.kind for expert in each)})"
+        named = ", ".join(expert.kind for expert in moe.experts.members)
+        kinds = "" if moe.experts == MlpExpert() else f" ({named})"
         lines.append(
             f"block {block}: {moe.num_experts} experts{kinds}, {moe.router.kind}, {capacity}"
         )

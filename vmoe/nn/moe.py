@@ -231,8 +231,7 @@ class MoE(nnx.Module):
             positions = jnp.arange(s) % (n or s)
             inputs = inputs._replace(positions=jnp.broadcast_to(positions, (g, s)))
         if self.state is not None:
-            state = {name: x[...] for name, x in self.state.items()}
-            state = jax.tree.map(lambda x: jnp.broadcast_to(x, (g, *x.shape)), state)
+            state = {x: jnp.broadcast_to(v[...], (g, *v.shape)) for x, v in self.state.items()}
             inputs = inputs._replace(state=jax.lax.stop_gradient(state))
         capacity = router.capacity(config, s)
         chosen: Route = jax.named_scope("router")(decide or router.route)
@@ -316,9 +315,8 @@ class MoE(nnx.Module):
         is always ``batched``. So is any routing on several devices, since these exchange slots,
         and any experts other than ``StackedMlps``.
         """
-        if isinstance(routing, SoftRouting) or self.placement.devices > 1:
-            return "batched"
-        if not isinstance(self.experts, StackedMlps):
+        by_slots = isinstance(routing, SoftRouting) or not isinstance(self.experts, StackedMlps)
+        if by_slots or self.placement.devices > 1:
             return "batched"
         if self.config.implementation != "auto":
             return self.config.implementation

@@ -15,6 +15,7 @@ from vmoe.axes import Record
 from vmoe.config import ViTConfig
 from vmoe.routing import router_of
 from vmoe.routing.load import choices
+from vmoe.trees import merged
 
 
 class RouterState(nnx.Variable):
@@ -55,5 +56,4 @@ def with_next_states(
         records: the routing of the batch by sparse block, as ``ViT.forward`` returned it.
     """
     used = {block: choices(record) for block, record in records.items()}
-    states = next_states(config, before, used)
-    return unflatten_dict(flatten_dict(params) | flatten_dict(states))
+    return merged(params, next_states(config, before, used))

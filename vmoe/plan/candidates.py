@@ -187,8 +187,7 @@ def _chip(name: str, devices: int) -> Chip:
 
 def _placements(config: TrainConfig, devices: Sequence[jax.Device], mesh: str) -> list[Placement]:
     """The given mesh, or every mesh that divides devices and experts; without and with fsdp."""
-    layers = config.model.moe_blocks.values()
-    experts = [moe.num_experts if moe.experts.alike else 1 for moe in layers]
+    experts = [moe.divisible_experts for moe in config.model.moe_blocks.values()]
     sizes = range(1, min(experts, default=1) + 1)
     fitting = [n for n in sizes if all(x % n == 0 for x in (len(devices), *experts))]
     meshes = [mesh] if mesh or len(devices) == 1 else [f"expert={n}" for n in fitting]

@@ -18,8 +18,9 @@ from vmoe.costs.collectives import COMPILER_OPTIONS, Collective, parse_collectiv
 from vmoe.costs.flops import count_flops
 from vmoe.costs.residuals import Residual, residuals
 from vmoe.sharding import Placement
-from vmoe.train.lr_factors import Params, replace_trained, trained_params
+from vmoe.train.lr_factors import Params, trained_params
 from vmoe.train.optim import optimizer, update_ema
+from vmoe.trees import merged
 
 Inputs = dict[str, Any]
 SegmentState = tuple[Params, Any, Params | None]
@@ -119,7 +120,7 @@ class Segment:
         tokens = {name: x for name, x in inputs.items() if name == "tokens"}
         trained = trained_params(self.config.optim, params)
         out, backward = jax.vjp(
-            lambda trained, tokens: self.forward(replace_trained(params, trained), inputs | tokens),
+            lambda trained, tokens: self.forward(merged(params, trained), inputs | tokens),
             trained,
             tokens,
         )
@@ -128,7 +129,7 @@ class Segment:
         trained = cast(Params, optax.apply_updates(trained, updates))
         if ema is not None:
             ema = update_ema(self.config, ema, trained, jnp.zeros((), jnp.int32))
-        return (replace_trained(params, trained), opt_state, ema), tokens_gradient
+        return (merged(params, trained), opt_state, ema), tokens_gradient
 
 
 def with_shardings(tree: Any, shardings: Any) -> Any:

@@ -60,7 +60,7 @@ def dispatch_inputs(
         UsageError: soft slots need a mixture of values that are not floats.
     """
     if isinstance(routing, Routing):
-        return _rows(inputs, routing.tokens)
+        return rows_at(inputs, routing.tokens)
     if not jnp.issubdtype(inputs.dtype, jnp.floating):
         raise UsageError(
             f"soft slots hold mixtures of tokens, and {inputs.dtype} cannot be mixed: give floats"
@@ -68,7 +68,7 @@ def dispatch_inputs(
     return dispatch(inputs, routing)
 
 
-def _rows(rows: Shaped[Array, "g r d"], index: Int[Array, "g *i"]) -> Shaped[Array, "g *i d"]:
+def rows_at(rows: Shaped[Array, "g r d"], index: Int[Array, "g *i"]) -> Shaped[Array, "g *i d"]:
     """Rows of each group by index; zeros for an index past the end."""
     return jax.vmap(lambda r, i: r.at[i].get(mode="fill", fill_value=0))(rows, index)
 
@@ -90,7 +90,7 @@ def _few_slots(slots: Int[Array, "g s k"], choices: Int[Array, "g e c"]) -> bool
 def _dispatch(
     tokens: Float[Array, "g s d"], slots: Int[Array, "g s k"], choices: Int[Array, "g e c"]
 ) -> Float[Array, "g e c d"]:
-    return _rows(tokens, choices // slots.shape[-1])  # choice // k is its token
+    return rows_at(tokens, choices // slots.shape[-1])  # choice // k is its token
 
 
 def _dispatch_forward(tokens, slots, choices):
@@ -123,13 +123,13 @@ def _combine_forward(outputs, weights, slots, choices):
 def _combine_backward(saved, gradient):
     outputs, weights, slots, choices = saved
     g, s, k = slots.shape
-    grad_slots = _rows(gradient, choices // k)  # g e c d
-    grad_outputs = grad_slots * _rows(weights.reshape(g, s * k, 1), choices)  # g e c d
+    grad_slots = rows_at(gradient, choices // k)  # g e c d
+    grad_outputs = grad_slots * rows_at(weights.reshape(g, s * k, 1), choices)  # g e c d
     if _few_slots(slots, choices):
         grad_by_slot = (outputs * grad_slots).sum(axis=-1).reshape(g, -1, 1)  # g ec 1
-        grad_weights = _rows(grad_by_slot, slots)[..., 0]  # g s k
+        grad_weights = rows_at(grad_by_slot, slots)[..., 0]  # g s k
     else:
-        products = [(_rows(_flat(outputs), slots[..., i]) * gradient).sum(-1) for i in range(k)]
+        products = [(rows_at(_flat(outputs), slots[..., i]) * gradient).sum(-1) for i in range(k)]
         grad_weights = jnp.stack(products, axis=-1)  # g s k
     return grad_outputs.astype(outputs.dtype), grad_weights, None, None
 
@@ -149,11 +149,11 @@ def _add_up(
     if _few_slots(slots, choices):
         flat = choices.reshape(g, -1)  # g ec
         if weights is not None:
-            rows = rows * _rows(weights.reshape(g, s * k, 1), flat)
+            rows = rows * rows_at(weights.reshape(g, s * k, 1), flat)
         zeros = jnp.zeros((g, s, rows.shape[-1]), jnp.float32)
         return jax.vmap(lambda z, i, r: z.at[i].add(r, mode="drop"))(zeros, flat // k, rows)
     # One gather per rank: a single gather of all ranks is ten times as slow on a CPU.
-    terms = (_rows(rows, slots[..., i]).astype(jnp.float32) for i in range(k))
+    terms = (rows_at(rows, slots[..., i]).astype(jnp.float32) for i in range(k))
     if weights is not None:
         terms = (term * weights[..., i, None] for i, term in enumerate(terms))
     return functools.reduce(jnp.add, terms)

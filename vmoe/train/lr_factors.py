@@ -59,11 +59,6 @@ def trained_params(config: OptimConfig, params: Params) -> Params:
     )
 
 
-def replace_trained(params: Params, trained: Params) -> Params:
-    """The parameters, with new values for the trained ones."""
-    return unflatten_dict(flatten_dict(params) | flatten_dict(trained))
-
-
 def scale_by_lr_factors(config: OptimConfig, depth: int) -> optax.GradientTransformation:
     """Multiplies the update of each parameter by its factor."""
 

@@ -12,10 +12,10 @@ from vmoe.train.lr_factors import (
     Params,
     has_lr_factors,
     lr_kind,
-    replace_trained,
     scale_by_lr_factors,
     trained_params,
 )
+from vmoe.trees import merged
 
 
 def schedule(config: OptimConfig, steps: int) -> optax.Schedule:
@@ -118,7 +118,7 @@ def update_ema(run: TrainConfig, ema: Params, trained: Params, step: Int[Array, 
     """
     rate = jnp.minimum(run.ema_decay, (1.0 + step) / (10.0 + step))
     average = optax.incremental_update(trained, trained_params(run.optim, ema), 1.0 - rate)
-    return replace_trained(ema, cast(Params, average))
+    return merged(ema, cast(Params, average))
 
 
 def decay_kind(path: tuple[str, ...]) -> str:

@@ -17,10 +17,11 @@ from vmoe.nn.parts import norms_by_part
 from vmoe.nn.router_state import next_states
 from vmoe.sharding import ONE_DEVICE, Placement
 from vmoe.train.accumulate import Gradient, Metrics, Totals, over_parts
-from vmoe.train.lr_factors import Params, replace_trained, trained_params
+from vmoe.train.lr_factors import Params, trained_params
 from vmoe.train.mixing import mix
 from vmoe.train.optim import optimizer, schedule, update_ema
 from vmoe.train.state import State, abstract_state, state_shardings
+from vmoe.trees import merged
 
 MIXING = 1 << 20  # number of the key of mixup and CutMix; the model's are smaller
 
@@ -71,13 +72,13 @@ def train_step(
     )
     updates, opt_state = optimizer(config).update(gradient, state.opt_state, trained)
     trained = cast(Params, optax.apply_updates(trained, updates))
-    params, ema = replace_trained(state.params, trained), state.ema
+    params, ema = merged(state.params, trained), state.ema
     if ema is not None:
         ema = update_ema(config, ema, trained, state.step)
     choices = {block: sums["choices"] for block, sums in totals.items()}
     states = next_states(config.model, params, choices)
-    params = replace_trained(params, states)
-    ema = None if ema is None else replace_trained(ema, states)
+    params = merged(params, states)
+    ema = None if ema is None else merged(ema, states)
     dropped, unprocessed = dropped_and_unprocessed(totals.values())
     per_labeled = len(labeled) / jnp.maximum(labeled.sum(), 1)
     if config.loss == "softmax":  # an image without labels has none
@@ -159,7 +160,7 @@ def _loss(
     Args:
         trained: the parameters to differentiate by; they replace their values in ``params``.
     """
-    params = replace_trained(params, trained)
+    params = merged(params, trained)
     model = models.with_params(config.model, params, placement=placement)
     logits, records = model.forward(inputs.images, train=True, key=key)
     loss = cross_entropy(logits, inputs.targets, config.loss).mean()

@@ -147,13 +147,10 @@ class MatmulMoE(MoE):
     """An MoE layer with one image per group, and matmuls for dispatch and combine."""
 
     def __init__(self, moe: MoE):
-        """Shares the parameters of an MoE layer."""
-        self.config = moe.config
-        self.placement = moe.placement
-        self.router = moe.router
+        """Shares the parts of an MoE layer."""
+        parts = moe.experts, moe.router, moe.config
+        super().__init__(*parts, shared=moe.shared, placement=moe.placement)
         self.state = moe.state
-        self.experts = moe.experts
-        self.shared = moe.shared
 
     def forward(
         self,

@@ -64,13 +64,6 @@ def write(prefix: Path, config: ViTConfig, params: Mapping[str, Any], *, shards:
                 f"block {block} has router {moe.router.kind}: layers of published checkpoints have "
                 "a gate and no state; use another format"
             )
-    for field, value in NOT_REPRESENTABLE.items():
-        if getattr(config, field) == value:
-            raise UsageError(
-                "a published checkpoint cannot represent it; use another format",
-                **{f"model.{field}": value},
-            )
-    for block, moe in config.moe_blocks.items():
         own = MlpExpert(), SlotGate() if moe.router.logits_per == "slot" else LinearGate()
         given = moe.experts, moe.gate_config
         for what, mine, stored in zip(("experts", "gate"), given, own, strict=True):
@@ -80,6 +73,12 @@ def write(prefix: Path, config: ViTConfig, params: Mapping[str, Any], *, shards:
                     "defaults; use another format",
                     **{f"model.moe.{what}.kind": mine.kind if mine else None, "block": block},
                 )
+    for field, value in NOT_REPRESENTABLE.items():
+        if getattr(config, field) == value:
+            raise UsageError(
+                "a published checkpoint cannot represent it; use another format",
+                **{f"model.{field}": value},
+            )
     at_least(1).check(shards=shards)
     arrays = {
         f"params/{published_name(path, config)}": np.asarray(value)

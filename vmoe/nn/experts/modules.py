@@ -11,6 +11,7 @@ from jaxtyping import Array, Bool, Float, Int
 from vmoe.errors import UsageError
 from vmoe.nn import attention, mlp
 from vmoe.nn.keys import Rngs
+from vmoe.routing.layout import rows_at
 
 
 class Identity(nnx.Module):
@@ -73,8 +74,7 @@ class Cnn(nnx.Module):
             alone = self.depthwise(by_image[:, :1, None])[:, 0]  # x 1 d
             convolved = jnp.concatenate([alone, convolved], axis=1)
         by_group = rearrange(convolved, "(g x) n d -> g (x n) d", g=len(tokens))
-        gather = jax.vmap(lambda x, i: x.at[i].get(mode="fill", fill_value=0))
-        return self.pointwise(nnx.gelu(gather(by_group, index)))
+        return self.pointwise(nnx.gelu(rows_at(by_group, index)))
 
 
 class Attention(nnx.Module):
