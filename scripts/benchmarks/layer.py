@@ -134,9 +134,8 @@ def _capacities(
         "capacity 2.0": dict(capacity_factor=2.0),
         "dropless": dict(dropless=True),
     }.items():
-        graph = nnx.split(MoE.from_config(replace(trained, **changes), d, f, n, rngs=nnx.Rngs(0)))[
-            0
-        ]
+        moe = MoE.from_config(replace(trained, **changes), d, f, n, rngs=nnx.Rngs(0))
+        graph = nnx.graphdef(moe)
         programs[name] = compiled(lambda state, graph=graph: nnx.merge(graph, state)(tokens), state)
     limit = 1 - 0.85 * (1 - 0.5 / 1.05)
     ratios = {name: [("capacity 1.05", "")] for name in ("capacity 2.0", "dropless")}

@@ -10,7 +10,7 @@ from vmoe.analysis import BlockRouting, BlockStatistics, Collected, statistics
 from vmoe.analysis.effects import BatchDependence
 from vmoe.analysis.health import all_clear, findings
 from vmoe.analysis.measures import ExpertTotals
-from vmoe.config import ExpertChoice, MoEConfig, Router, Soft, TokenChoice, ViTConfig
+from vmoe.config import ExpertChoice, Hash, MoEConfig, Router, Soft, TokenChoice, ViTConfig
 from vmoe.config import fields as config_fields
 from vmoe.config.routers import RouterConfig
 
@@ -52,6 +52,8 @@ def test_the_line_of_healthy_routing_has_the_checks_that_were_made() -> None:
     few = all_clear(config_of(), {5: totals(0.25, E, 2, tokens=200)})
     assert "dead expert (" not in few and "too few choices to find dead experts" in few
     assert few.endswith("gate entropy at least 1% of ln e")
+    without_gate = all_clear(config_of(Hash()), {5: block(EVEN)})
+    assert without_gate == "no problem found: at most 25% of the choices dropped"
 
 
 @pytest.mark.parametrize(

@@ -92,15 +92,17 @@ def all_clear(
 
     It takes the same arguments as ``findings``.
     """
-    checks = [
-        f"no dead expert (below {MIN_LOAD:.0%} of the mean load)"
-        if all(map(_enough_choices, blocks.values()))
-        else "too few choices to find dead experts",
-        f"no collapse (an expert above {MAX_LOAD:g} times the mean load)",
-    ]
+    checks, learned = [], any(moe.router.learned for moe in config.moe_blocks.values())
+    if learned:
+        checks += [
+            f"no dead expert (below {MIN_LOAD:.0%} of the mean load)"
+            if all(map(_enough_choices, blocks.values()))
+            else "too few choices to find dead experts",
+            f"no collapse (an expert above {MAX_LOAD:g} times the mean load)",
+        ]
     if config.can_drop:
         checks.append(f"at most {MAX_DROPPED:.0%} of the choices dropped")
-    if any(moe.router.learned for moe in config.moe_blocks.values()):
+    if learned:
         checks.append(f"gate entropy at least {MIN_ENTROPY:.0%} of ln e")
     if dependence is not None:
         checks.append(f"at most {MAX_CHANGED:.0%} of the predictions depend on the batch")
