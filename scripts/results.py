@@ -2,11 +2,13 @@
 
     python scripts/results.py
 
-It trains and measures nothing. After scripts/reproduce_small.py or scripts/miniature.py has made
-new rows, this command brings all pages up to date. A generated section stands between two comments
-of its page; docs/results/README.md repeats the answers of all pages. The rows are in scripts/rows:
+It trains and measures nothing. After another script has made new rows, this command brings all
+pages up to date. A generated section stands between two comments of its page;
+docs/results/README.md repeats the answers of all pages. The rows are in scripts/rows:
 
-    reproduce_small, miniature   one JSON file per run, written by the script of that name
+    reproduce_small, miniature,  one JSON file per run, written by the script of that name
+    routers
+    router_times.json            the times of scripts/routers.py
     machines.json                where and when these were made
     recipes.json                 accuracies of the configs with a dense counterpart
     compute.csv                  the tables of scripts/check_capacity.py
@@ -24,6 +26,7 @@ from typing import Any
 import matplotlib
 import miniature
 import numpy as np
+import routers
 from experiments import ROOT, ROWS, markdown_table, read_rows, write_sections
 from matplotlib import pyplot
 from reproduction.pages import sections
@@ -42,10 +45,13 @@ Lines = list[dict[str, str]]
 def write(rows: Path, pages: Path) -> None:
     """Writes all generated sections and CSV files."""
     models = read_rows(rows / "reproduce_small")
-    recipes, machines = (
-        json.loads((rows / f"{name}.json").read_text()) for name in ("recipes", "machines")
+    recipes, machines, times = (
+        json.loads((rows / f"{name}.json").read_text())
+        for name in ("recipes", "machines", "router_times")
     )
-    every = sections(models, recipes, machines["reproduce_small"]) | {
+    every = sections(models, recipes, machines["reproduce_small"])
+    every["routers.md"] |= routers.sections(read_rows(rows / "routers"), times, machines["routers"])
+    every |= {
         "transfer.md": miniature.sections(read_rows(rows / "miniature"), machines["miniature"]),
         "compute.md": compute(read_csv(rows / "compute.csv")),
         "pruning.md": pruning(read_csv(rows / "pruning.csv")),
@@ -169,6 +175,9 @@ def main() -> None:
     write(options.rows, options.pages)
     matplotlib.use("Agg")
     plot(read_rows(options.rows / "reproduce_small"), options.pages)
+    times = json.loads((options.rows / "router_times.json").read_text())
+    figure = routers.plot(read_rows(options.rows / "routers"), times)
+    figure.savefig(options.pages / "routers.png", dpi=110)
     for name, draw in {"compute": plot_compute, "pruning": plot_pruning}.items():
         draw(read_csv(options.rows / f"{name}.csv")).savefig(options.pages / f"{name}.png", dpi=110)
 
