@@ -1,4 +1,4 @@
-"""Checks claims on sparse models at a small scale: Fashion-MNIST, 14 models, three seeds each.
+"""Checks claims on sparse models at a small scale: Fashion-MNIST, 17 models, three seeds each.
 
     python scripts/reproduce_small.py             # trains and measures what is missing; prints
     python scripts/results.py                     # then writes docs/results
@@ -7,7 +7,7 @@ The models are in scripts/reproduction/variants.py, the figures in measure.py, t
 rule for a verdict in claims.py. A run's figures, and which images are correct for the figures that
 claims compare, are one committed JSON file, scripts/rows/reproduce_small/MODEL-SEED.json. A run
 with such a file is neither trained nor measured again. A file of an earlier version, which does not
-say which images are correct, is replaced. All runs take about three hours on two cores.
+say which images are correct, is replaced. All runs take about four hours on two cores.
 
 The script can be stopped at any time and started again: training resumes.
 """

@@ -89,6 +89,7 @@ def _of_one(
 VMOE, SWEET, ROUTERS = "2106.05974", "2411.18322", "2401.15969"
 ATTACK, EXPERTS_WEAK, NOBODY = "2210.10253", "2502.06832", "-"
 PRUNING, LAYERS, AVERAGING = "2306.04073", "2410.15732", "2308.06093"
+BIAS, COSINE = "2408.15664", "2204.09179"
 NAMES = {"standard": "mean pooling", "class_token": "class token"}
 CLAIMS = {
     "dense": _accuracy(
@@ -139,6 +140,27 @@ CLAIMS = {
         "soft",
         "expert_choice",
         ("soft", "expert choice"),
+    ),
+    "bias_balanced": _accuracy(
+        "balance by a bias is better than by auxiliary losses",
+        BIAS,
+        "bias_balanced",
+        "standard",
+        ("bias", "losses"),
+    ),
+    "cosine": _accuracy(
+        "a cosine gate is better than a linear one",
+        COSINE,
+        "cosine",
+        "standard",
+        ("cosine gate", "linear gate"),
+    ),
+    "shared": _accuracy(
+        "a shared expert and k = 1 are better than k = 2",
+        LAYERS,
+        "shared",
+        "standard",
+        ("shared expert, k = 1", "k = 2"),
     ),
     **{
         f"{other}.{variant}": _of_one(
@@ -242,9 +264,6 @@ NOT_CHECKED = {
     "pruning by the change of the routers' norms (2405.16646)": "see [pruning](pruning.md)",
     "gains vanish as more is activated; the last two blocks are the more robust choice (2411.18322)"
     "": "needs larger models and several recipes",
-    "shared experts (2410.15732), cosine routers, balance by a bias (2408.15664)": (
-        "no such layers yet"
-    ),
 }
 """Claims that these models cannot check, and why."""
 

@@ -4,7 +4,16 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from vmoe.config import ExpertChoice, Soft, TokenChoice, TrainConfig, load, replace
+from vmoe.config import (
+    BiasBalanced,
+    CosineGate,
+    ExpertChoice,
+    Soft,
+    TokenChoice,
+    TrainConfig,
+    load,
+    replace,
+)
 from vmoe.costs.flops import cost
 from vmoe.models import block_numbers, model_config
 
@@ -49,6 +58,9 @@ VARIANTS = {
     "k1": Variant("k = 1", _moe(router=TokenChoice(k=1))),
     "expert_choice": Variant("expert choice router", _moe(router=ExpertChoice(), **ROUTED)),
     "soft": Variant("soft router", _moe(router=Soft(), images_per_group=1, **ROUTED)),
+    "bias_balanced": Variant("balanced by a bias", _moe(router=BiasBalanced())),
+    "cosine": Variant("cosine gate", _moe(gate=CosineGate())),
+    "shared": Variant("k = 1 and a shared expert", _moe(router=TokenChoice(k=1), shared_experts=1)),
     "half": Variant("trained at capacity factor 0.5, in order", _moe(**HALF)),
     "half_bpr": Variant(
         "trained at capacity factor 0.5, largest gate first",
