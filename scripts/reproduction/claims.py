@@ -146,7 +146,7 @@ CLAIMS = {
         BIAS,
         "bias_balanced",
         "standard",
-        ("bias", "losses"),
+        ("balance by a bias", "balance by losses"),
     ),
     "cosine": _accuracy(
         "a cosine gate is better than a linear one",

@@ -39,7 +39,7 @@ from reproduction.show import (
     slots,
     wrapped,
 )
-from reproduction.variants import BATCH_SIZE, STEPS
+from reproduction.variants import BATCH_SIZE, STEPS, VARIANTS
 
 BETWEEN = {"above": " better than ", "below": " worse than "}
 UNCLEAR = "cannot tell"
@@ -69,6 +69,7 @@ def sections(rows: Rows, recipes: Recipes, machine: str) -> dict[str, dict[str, 
 
 def _sections(rows: Rows, recipes: Recipes) -> dict[str, dict[str, str]]:
     design = ("e16", "e4", "k1", "last2")
+    routers = ("expert_choice", "soft", "bias_balanced", "cosine", "shared")
     attacks = [name for name in CLAIMS if name.startswith("attack")]
     priorities = [name for name in CLAIMS if name.startswith(("order", "random."))]
     return {
@@ -89,14 +90,17 @@ def _sections(rows: Rows, recipes: Recipes) -> dict[str, dict[str, str]]:
         },
         "routers.md": {
             "answer": answer(
-                [_relations(rows, ("expert_choice", "soft"))],
+                [_relations(rows, routers)],
                 [
                     f"accuracy: token choice {mean(rows, 'standard', 'accuracy')}",
-                    f"expert choice {mean(rows, 'expert_choice', 'accuracy')}",
-                    f"soft {mean(rows, 'soft', 'accuracy')}",
+                    *(
+                        f"{VARIANTS[name].label} {mean(rows, name, 'accuracy')}"
+                        for name in routers
+                        if rows.get(name)
+                    ),
                 ],
             ),
-            "comparisons": comparisons(rows, ("expert_choice", "soft", "soft_expert_choice")),
+            "comparisons": comparisons(rows, (*routers, "soft_expert_choice")),
         },
         "capacity.md": {
             "answer": answer(
