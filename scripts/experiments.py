@@ -13,7 +13,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -173,17 +173,21 @@ def read_rows(folder: Path) -> Rows:
     return rows
 
 
-def argument_parser(description: str, name: str) -> argparse.ArgumentParser:
+def argument_parser(
+    description: str, name: str, models: Collection[str]
+) -> argparse.ArgumentParser:
     """A parser with the options of a ``Comparison``.
 
     Args:
         name: the name of the folders of runs and rows.
+        models: the names of all models.
     """
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--workdir", type=Path, default=ROOT / "runs" / name)
     parser.add_argument("--rows", type=Path, default=ROWS / name, help="folder of JSON files")
     parser.add_argument("--jobs", type=int, default=2, help="commands at a time")
     parser.add_argument("--seeds", type=int, nargs="+", default=SEEDS)
+    parser.add_argument("--only", nargs="+", default=list(models), choices=models, help="models")
     return parser
 
 

@@ -213,12 +213,11 @@ def _costs(rows: Rows) -> str:
 
 
 def main() -> None:
-    parser = argument_parser(__doc__.splitlines()[0], "miniature")
+    parser = argument_parser(__doc__.splitlines()[0], "miniature", MODELS)
     parser.add_argument("--data", type=Path, default=ROOT / "data" / "emoji")
-    parser.add_argument("--only", choices=MODELS, help="train only this model")
     parser.add_argument("--steps", type=int, help="steps of each training, instead of the config's")
     options = parser.parse_args()
-    print(table(Miniature(options).run([options.only] if options.only else MODELS)))
+    print(table(Miniature(options).run(options.only)))
 
 
 if __name__ == "__main__":

@@ -12,7 +12,6 @@ say which images are correct, is replaced. All runs take about four hours on two
 The script can be stopped at any time and started again: training resumes.
 """
 
-import fnmatch
 import json
 
 from experiments import ROOT, Comparison, Result, argument_parser, versions
@@ -55,14 +54,12 @@ class Reproduction(Comparison):
 
 
 def main() -> None:
-    parser = argument_parser(__doc__.splitlines()[0], "reproduce_small")
+    parser = argument_parser(__doc__.splitlines()[0], "reproduce_small", VARIANTS)
     parser.add_argument("--data", help="in the form of --data.name; default: fashion_mnist")
-    parser.add_argument("--only", default="*", help="names of models, with wildcards")
     parser.add_argument("--steps", type=int, default=STEPS, help="steps of the standard model")
     parser.add_argument("--images", type=int, default=10_000, help="images of the test split")
     options = parser.parse_args()
-    names = [name for name in VARIANTS if fnmatch.fnmatch(name, options.only)]
-    rows = Reproduction(options).run(names)
+    rows = Reproduction(options).run(options.only)
     print(models(rows), attacked(rows), claims(rows), sep="\n\n")
 
 

@@ -255,8 +255,7 @@ def _beside_token_choice(rows: Rows, name: str) -> str:
 
 
 def main() -> None:
-    parser = argument_parser(__doc__.splitlines()[0], "routers")
-    parser.add_argument("--only", nargs="+", default=list(MODELS), choices=MODELS)
+    parser = argument_parser(__doc__.splitlines()[0], "routers", MODELS)
     parser.add_argument("--steps", type=int, help="steps of each run, instead of the config's")
     parser.add_argument("--times", action="store_true", help="measure the time of a step, alone")
     options = parser.parse_args()
