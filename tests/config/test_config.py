@@ -13,12 +13,14 @@ from vmoe.config import (
     EvalConfig,
     ExpertChoice,
     FewShotConfig,
+    Hash,
     LrFactorsConfig,
     MoEConfig,
     OptimConfig,
     Preprocessing,
     RoutingOverrides,
     Soft,
+    Switch,
     TrainConfig,
     ViTConfig,
     replace,
@@ -286,6 +288,7 @@ def test_routing_overrides_change_only_the_settings_they_name() -> None:
 
 DENSE, SPARSE = ViTConfig(), ViTConfig(sparse_blocks=(1,))
 SOFT = replace(SPARSE, moe=MoEConfig(router=Soft(), images_per_group=1))
+SWITCH, HASH = (replace(SPARSE, moe=MoEConfig(router=each())) for each in (Switch, Hash))
 
 
 @pytest.mark.parametrize(
@@ -294,6 +297,8 @@ SOFT = replace(SPARSE, moe=MoEConfig(router=Soft(), images_per_group=1))
         (DENSE, dict(k=1), "routing.k=1: no block of this model is sparse, leave it out"),
         (SOFT, dict(capacity=3), "routing.capacity=3: the slots of a soft router are parameters"),
         (SOFT, dict(priority="random"), "routing.priority=random: router soft has no priority"),
+        (SWITCH, dict(k=1), "routing.k=1: router switch has no k, leave it out"),
+        (HASH, dict(priority="order"), "routing.priority=order: router hash has no priority"),
         (SOFT, dict(dropless=True), "routing.dropless=True: router soft never drops a choice"),
         (SPARSE, dict(k=9), "k=9 with model.moe.num_experts=8"),
         (SPARSE, dict(k=0), "routing.k=0: use at least 1"),
