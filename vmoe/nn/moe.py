@@ -100,6 +100,7 @@ class MoE(nnx.Module):
         tokens: int,
         *,
         gelu: Gelu = "tanh",
+        dtype: jax.typing.DTypeLike | None = None,
         placement: Placement = ONE_DEVICE,
         rngs: Rngs,
     ) -> "MoE":
@@ -110,11 +111,13 @@ class MoE(nnx.Module):
             mlp_dim: hidden width f of MLPs, unless the config has another one.
             tokens: number of tokens of an image, for gates whose slots depend on it.
             gelu: activation of MLPs, unless the config has another one.
+            dtype: data type in which experts other than MLPs compute; if None, they compute in
+                float32. MLPs compute in the data type of the tokens.
         """
         gate = config.gate_config
         if gate is not None:
             gate = GATES[type(gate)](width, tokens, config, rngs=rngs)
-        experts = make_experts(config, width, mlp_dim, gelu=gelu, rngs=rngs)
+        experts = make_experts(config, width, mlp_dim, gelu=gelu, dtype=dtype, rngs=rngs)
         shared = None
         if config.shared_experts:
             shared = StackedMlps(
