@@ -1,8 +1,9 @@
-"""The state of a router in training: the bias of ``BiasBalanced``, which is no parameter."""
+"""The state of a router in training: the bias of ``BiasBalanced``, which is no parameter.
+
+``test_list_of_experts.py`` kills and resumes a run with such a router.
+"""
 
 import dataclasses
-import shutil
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -11,17 +12,14 @@ import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-import vmoe
 from tests import tiny
-from tests.run_folder import arrays, differences
 from vmoe import models
 from vmoe.analysis import capture
-from vmoe.config import BiasBalanced, EvalConfig, OptimConfig, TrainConfig, WeightDecayConfig
+from vmoe.config import BiasBalanced, OptimConfig, TrainConfig, WeightDecayConfig
 from vmoe.config import replace as changed
 from vmoe.data.pipeline import Batch, training_batches
 from vmoe.data.sources import open_source
 from vmoe.nn.router_state import with_next_states
-from vmoe.train import train
 from vmoe.train.state import State, init_state
 from vmoe.train.step import make_inputs, make_train_step, step_key
 
@@ -137,26 +135,3 @@ def test_evaluation_uses_the_bias_and_leaves_it_as_it_is(
     ]
     assert (experts[0] != experts[1]).any()
     np.testing.assert_array_equal(bias_of(models.params_of(biased)), before)
-
-
-def test_a_killed_run_resumes_with_the_bias_bit_for_bit_and_its_checkpoint_has_it(
-    config: TrainConfig, tmp_path: Path
-) -> None:
-    short = changed(
-        config,
-        steps=STEPS,
-        accumulate=2,
-        log_every=1,
-        evaluate_every=1,
-        checkpoint_every=1,
-        evaluations=(EvalConfig(batch_size=60),),
-    )
-    whole, killed = tmp_path / "whole", tmp_path / "killed"
-    train(short, whole)
-    shutil.copytree(whole, killed)
-    shutil.rmtree(killed / "checkpoints" / str(STEPS))
-    train(short, killed)
-    assert differences(whole, killed, STEPS) == []
-    assert any("state" in name and "bias" in name for name in arrays(whole, STEPS))
-    loaded = vmoe.load(whole)
-    assert np.any(bias_of(models.params_of(loaded.model)))
