@@ -35,9 +35,13 @@ class State(NamedTuple):
 
 
 def init_state(config: TrainConfig, placement: Placement = ONE_DEVICE) -> State:
-    """The state before the first step, determined by the config and its seed."""
+    """The state before the first step, determined by the config and its seed.
+
+    On one device it is committed to it, as a restored state is, so that the same compiled step
+    takes both.
+    """
     if placement.mesh is None:
-        return _init(config)
+        return jax.device_put(_init(config), jax.local_devices()[0])
     shardings = state_shardings(_shapes(config), placement)
     return jax.jit(lambda: _init(config), out_shardings=shardings)()
 
