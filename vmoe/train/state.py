@@ -41,9 +41,10 @@ def init_state(config: TrainConfig, placement: Placement = ONE_DEVICE) -> State:
     takes both.
     """
     if placement.mesh is None:
-        return jax.device_put(_init(config), jax.local_devices()[0])
+        params = jax.device_put(_init_params(config), jax.local_devices()[0])
+        return jax.jit(functools.partial(_first_state, config))(params)
     shardings = state_shardings(_shapes(config), placement)
-    return jax.jit(lambda: _init(config), out_shardings=shardings)()
+    return jax.jit(lambda: _first_state(config, _init_params(config)), out_shardings=shardings)()
 
 
 def abstract_state(config: TrainConfig, placement: Placement = ONE_DEVICE) -> State:
@@ -86,9 +87,8 @@ def _shapes(config: TrainConfig) -> State:
     return jax.eval_shape(lambda params: _first_state(config, params), params)
 
 
-def _init(config: TrainConfig) -> State:
-    params = models.params_of(models.build(config.model, seed=config.seed))
-    return _first_state(config, params)
+def _init_params(config: TrainConfig) -> Params:
+    return models.params_of(models.build(config.model, seed=config.seed))
 
 
 def _first_state(config: TrainConfig, params: Params) -> State:
