@@ -488,8 +488,8 @@ class Own(nnx.Module):
     ("experts", "message"),
     [
         ([], "experts is empty"),
-        ([nnx.relu] * E, "expert 0 is not an nnx.Module"),
-        ([*linears()[1:], 3], "expert 3 is not an nnx.Module"),
+        ([nnx.relu] * E, r"expert 0 \(custom_jvp\) is not an nnx.Module"),
+        ([*linears()[1:], 3], r"expert 3 \(int\) is not an nnx.Module"),
         ([linears()[0], nnx.BatchNorm(D, rngs=nnx.Rngs(0))], "expert 1/mean is not a parameter"),
         ([*linears()[1:], Own()], r"expert 3/dropout/rngs/count is not a parameter"),
     ],
@@ -505,6 +505,11 @@ class FirstOf(nnx.Module):
         return tokens[..., 0]
 
 
+class FirstRow(nnx.Module):
+    def __call__(self, rows: jax.Array) -> jax.Array:
+        return rows[:1]
+
+
 @pytest.mark.parametrize(
     ("experts", "gate", "message"),
     [
@@ -512,12 +517,39 @@ class FirstOf(nnx.Module):
         (linears(), gate(E + 1), rf"the gate makes logits \(1, 25, 5\).*\(g, s, e\) with e = {E}"),
         (linears(), FirstOf(), r"the gate makes logits \(1, 25\)"),
         (linears(), None, "token_choice router reads logits: give a gate"),
+        ([nnx.Linear(7, D, rngs=nnx.Rngs(0))] * E, gate(), r"expert Linear cannot take .*, 8\)"),
+        ([FirstRow()] * E, gate(), r"expert FirstRow makes \(1, 8\) from .*: only the last axis"),
+        ([FirstOf()] * E, gate(), r"expert FirstOf makes \(\d+,\) from"),
+        (StackedMlps(E, 7, 5, rngs=nnx.Rngs(0)), gate(), "MLP experts of width 7 cannot take"),
+        (linears(), nnx.Linear(7, E, rngs=nnx.Rngs(0)), r"the gate cannot take .*, 8\)"),
     ],
-    ids=["outputs", "logits", "rank", "no gate"],
+    ids=[
+        *("outputs", "logits", "rank", "no gate", "inputs", "rows", "axes"),
+        *("inputs of MLPs", "inputs of the gate"),
+    ],
 )
 def test_widths_that_do_not_fit_are_named(experts: Any, gate: Any, message: str) -> None:
-    with pytest.raises(UsageError, match=message):
+    with pytest.raises(UsageError, match=message) as caught:
         jax.eval_shape(MoE(experts, gate, TokenChoice(k=1)), TOKENS)
+    assert "\n" not in str(caught.value)
+
+
+def test_inputs_and_shared_experts_that_do_not_fit_the_tokens_are_named() -> None:
+    layer = MoE(linears(), gate(), TokenChoice(k=1))
+    for inputs, message in (
+        (dict(valid=VALID[:2]), r"valid of shape \(2,\): use \(5,\), one value for each image"),
+        (
+            dict(per_token={"time": {"hour": TOKENS[:, :3]}}),
+            r"per_token time of shape \(5, 3, 8\): use \(5, 5, ...\), a row for each token",
+        ),
+    ):
+        with pytest.raises(UsageError, match=message):
+            layer.forward(TOKENS, **inputs)
+    with pytest.raises(UsageError, match="the shared expert has no slots: it cannot ask for fill"):
+        MoE(linears(), gate(), TokenChoice(k=1), shared=AnyFilled())
+    layer = MoE(linears(), gate(), TokenChoice(k=1), shared=linears(3)[0])
+    with pytest.raises(UsageError, match="shared expert has outputs of width 3, the others of 8"):
+        jax.eval_shape(layer, TOKENS)
 
 
 def test_modules_of_different_structure_cannot_be_copies() -> None:

@@ -161,12 +161,21 @@ def test_any_linear_layer_or_own_module_is_a_gate() -> None:
     np.testing.assert_allclose(record.logits, linear(TOKENS), rtol=1e-5, atol=1e-6)
 
     class WithNoise(nnx.Module):
-        def __call__(self, tokens: jax.Array) -> NoisyLogits:
-            return NoisyLogits(tokens[..., :E], 1e-9)
+        def __init__(self, noise_std: float | jax.Array):
+            self.noise_std = noise_std
 
-    noisy = layer_of(WithNoise(), noise_std=5.0)  # the gate's noise replaces the router's
-    record = nnx.jit(MoE.forward)(noisy, TOKENS, key=jax.random.key(0))[1]
-    np.testing.assert_allclose(record.gates, jax.nn.softmax(TOKENS[..., :E]), rtol=1e-5)
+        def __call__(self, tokens: jax.Array) -> NoisyLogits:
+            return NoisyLogits(tokens[..., :E], self.noise_std)
+
+    # The gate's noise replaces the router's, also in the load loss, as a number and as an array.
+    records = [
+        nnx.jit(MoE.forward)(
+            layer_of(WithNoise(noise_std), noise_std=5.0), TOKENS, key=jax.random.key(0)
+        )[1]
+        for noise_std in (1e-4, jnp.full((*TOKENS.shape[:2], E), 1e-4))
+    ]
+    np.testing.assert_allclose(records[0].gates, jax.nn.softmax(TOKENS[..., :E]), rtol=1e-2)
+    np.testing.assert_allclose(*(record.losses["load"] for record in records), rtol=1e-6)
 
 
 def test_a_gate_that_does_not_fit_the_router_is_refused() -> None:

@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Callable
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -130,6 +131,19 @@ def test_the_bias_rises_for_experts_below_the_mean_load_and_falls_above_it() -> 
     np.testing.assert_array_equal(state["bias"], [-0.5, 0.5, 0, 0.5])
     state = router.next_state(state, jnp.array([9, 1, 5, 5]), config)
     np.testing.assert_array_equal(state["bias"], [-1, 1, 0, 0.5])
+
+
+@pytest.mark.parametrize("scores", ["sigmoid", "softmax"])
+def test_scores_that_round_to_0_are_normalized_to_equal_weights(
+    scores: Literal["sigmoid", "softmax"],
+) -> None:
+    inputs = inputs_of(0)._replace(
+        logits=jnp.broadcast_to(jnp.array([0.0, 0.0, -200.0, -300.0]), (1, S, E)),
+        state={"bias": jnp.array([[0.0, 0.0, 5.0, 5.0]])},
+    )
+    routing = decide(inputs, BiasBalanced(scores=scores, normalize_weights=True)).routing
+    assert set(np.unique(routing.experts[routing.kept])) == {2, 3}
+    np.testing.assert_array_equal(routing.weights[routing.kept], 0.5)
 
 
 def test_random_experts_follow_the_draw_in_training_and_the_position_in_evaluation() -> None:
