@@ -178,16 +178,16 @@ def test_experts_of_each_kind_equal_a_loop_over_groups_and_experts(kind: str) ->
     assert not record.valid.all() and record.gates.shape[0] > 1
     expected = by_loop(in_float64(layer.experts), TOKENS, record)[: y.size // D]
     np.testing.assert_allclose(y, expected.reshape(y.shape), rtol=1e-4, atol=1e-4)
-    assert (np.asarray(y[-1]) == 0).all()  # padding takes no slot
+    assert (np.asarray(y)[-1] == 0).all()  # padding takes no slot
 
     # The gradient reaches the gate and every expert, and no padding.
-    assert (by_token[-1] == 0).all()
+    assert (np.asarray(by_token)[-1] == 0).all()
     gate = np.abs(gradients["router"]["kernel"][...])
     assert (gate.max() == 0) == (kind == "zero")
     for path, gradient in nnx.to_flat_state(gradients):
         if path[0] == "experts" and path[-2:] != ("key", "bias"):  # a key's bias changes nothing
-            reached = jnp.abs(gradient[...]).reshape(len(gradient[...]), -1).max(-1) > 0
-            assert reached.all(), path
+            sizes = np.abs(gradient[...])
+            assert (sizes.reshape(len(sizes), -1).max(-1) > 0).all(), path
 
 
 @pytest.mark.parametrize("kind", ["relu", "gated_mlp"])
@@ -221,19 +221,19 @@ def test_experts_that_mix_tokens_see_neither_empty_slots_nor_padding(kind: str) 
 def test_an_expert_mixes_tokens_of_the_same_image_in_its_slots_only(kind: str) -> None:
     """By the gradient of one output with respect to all tokens, for a given routing."""
     layer = layer_of(KINDS[kind], replace(SMALL, dropless=True, router=dict(k=1)))
-    _, record = layer.forward(TOKENS)
-    chosen = np.asarray(record.routing.experts)[..., 0].reshape(-1, N)[:B]
-
-    decision = Decision(record.gates, record.routing, record.losses)
 
     @jax.jit
-    def reached(tokens: jax.Array) -> jax.Array:
+    def reached(tokens: jax.Array) -> tuple[jax.Array, jax.Array]:
+        record = layer.forward(tokens)[1]
+        decision = Decision(record.gates, record.routing, record.losses)
+
         def outputs(t: jax.Array) -> jax.Array:
             return layer.forward(t, decide=lambda *_: decision)[0].sum(-1)
 
-        return jnp.abs(jax.jacrev(outputs)(tokens)).sum(-1)  # b n b n
+        return record.routing.experts, jnp.abs(jax.jacrev(outputs)(tokens)).sum(-1)  # b n b n
 
-    by_image = np.asarray(reached(TOKENS))
+    experts, by_image = map(np.asarray, reached(TOKENS))
+    chosen = experts[..., 0].reshape(-1, N)[:B]
     for b, i, c, j in np.ndindex(B, N, B, N):
         together = b == c and chosen[b, i] == chosen[c, j]
         if kind == "cnn" and (i == 0) != (j == 0):  # a class token has no neighbors
@@ -298,8 +298,15 @@ def gate(e: int = E) -> nnx.Linear:
 
 
 def modules_in_float64(modules: list[Any]) -> list[OneExpert]:
-    """Modules called one by one, on exactly their tokens."""
-    return [lambda x, i, p, m=module: np.float64(m(jnp.float32(x))) for module in modules]
+    """Modules of linear layers, as obvious NumPy code."""
+    return [functools.partial(linear, nnx.to_pure_dict(nnx.state(module))) for module in modules]
+
+
+def linear(params: Any, x: np.ndarray, *_: Any) -> np.ndarray:
+    own = {name: np.float64(values) for name, values in params.items()}
+    if "lora_a" in own:
+        return x @ own["lora_a"] @ own["lora_b"]
+    return x @ own["kernel"] + own["bias"]
 
 
 @pytest.mark.parametrize(
@@ -461,13 +468,19 @@ def test_a_shared_expert_adds_its_outputs_for_every_token_dropped_or_not() -> No
     config = replace(SMALL, shared_experts=2, capacity=1)
     shared = MoE.from_config(config, D, 7, N, rngs=nnx.Rngs(0))
     routed = MoE(shared.experts, shared.router, config)
-    with_shared, record = shared.forward(TOKENS, valid=VALID)
-    assert record.routing.dropped.any()
+
+    @nnx.jit
+    def outputs(shared: MoE, routed: MoE) -> Any:
+        whole, record = shared.forward(TOKENS, valid=VALID)
+        alone, _ = shared.forward(TOKENS, valid=VALID, class_token_only=True)
+        return whole, alone, routed(TOKENS, valid=VALID), record.routing.dropped
+
+    with_shared, alone, without, dropped = outputs(shared, routed)
+    assert dropped.any()
     own = jax.tree.map(lambda x: np.float64(x[0]), nnx.to_pure_dict(nnx.state(shared.shared)))
     assert own["up"]["kernel"].shape == (D, 2 * 7)
     expected = mlp(np.float64(TOKENS), own, gelu, False)
-    np.testing.assert_allclose(with_shared - routed(TOKENS, valid=VALID), expected, atol=1e-5)
-    alone, _ = shared.forward(TOKENS, valid=VALID, class_token_only=True)
+    np.testing.assert_allclose(with_shared - without, expected, atol=1e-5)
     np.testing.assert_allclose(alone, with_shared[:, :1], atol=1e-5)
 
 
