@@ -89,16 +89,20 @@ def in_float64(experts: Any) -> list[OneExpert]:
     if isinstance(experts, StackedMlps):
         act, gated = ACTIVATIONS[experts.hidden.activation], experts.hidden.gated
         return [lambda x, i, p, own=own: mlp(x, own, act, gated) for own in each]
-    name = type(experts.stacked).__name__
+    expert = BY_NUMPY[type(experts.stacked).__name__]
     return [
-        {
-            "Cnn": lambda x, i, p, own=own: cnn(x, i, p, own["stacked"]),
-            "Attention": lambda x, i, p, own=own: attention(x, i, own["stacked"]["attention"]),
-            "Identity": lambda x, i, p: x,
-            "Zero": lambda x, i, p: 0 * x,
-        }[name]
+        functools.partial(expert, own.get("stacked", {}))
         for own in each or [{}] * experts.num_experts
     ]
+
+
+BY_NUMPY: dict[str, Callable[..., np.ndarray]] = {
+    "Cnn": lambda own, x, images, positions: cnn(x, images, positions, own),
+    "Attention": lambda own, x, images, positions: attention(x, images, own["attention"]),
+    "Identity": lambda own, x, images, positions: x,
+    "Zero": lambda own, x, images, positions: 0 * x,
+}
+"""Parameters of one expert, and the arguments of ``OneExpert``, by the class of its module."""
 
 
 def mlp(x: np.ndarray, own: Any, act: Callable[..., np.ndarray], gated: bool) -> np.ndarray:
