@@ -120,9 +120,9 @@ def check_expert(name: str, module: Any) -> None:
 
 
 def on_rows(
-    module: nnx.Module, rows: Float[Array, "r d"], spatial: int, *args: Any, **kwargs: Any
+    module: nnx.Module, rows: Float[Array, "*r d"], spatial: int, *args: Any, **kwargs: Any
 ) -> Float[Array, "*x"]:
-    """Applies a module to rows, with ``spatial`` axes of size 1 inserted."""
+    """Applies a module to rows, with ``spatial`` axes of size 1 inserted; with 0, as they are."""
     if not spatial:
         return module(rows, *args, **kwargs)
     ones = (1,) * spatial
