@@ -14,6 +14,7 @@ model, all measured in turn in one process. The script can be stopped at any tim
 import json
 import statistics
 import time
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -21,14 +22,19 @@ import numpy as np
 from experiments import (
     ROOT,
     ROWS,
+    SEEDS,
     Comparison,
     Result,
     Rows,
     argument_parser,
+    jax_versions,
     markdown_table,
     read_rows,
     versions,
 )
+from matplotlib import pyplot
+from reproduction.claims import order
+from reproduction.plots import COLORS
 
 from vmoe.config import (
     AuxLossWeights,
@@ -92,11 +98,20 @@ ROUNDS = 10
 """Rounds of steps, in each of which every model takes a few."""
 
 
-def train_config(name: str) -> TrainConfig:
-    """The config of a model."""
+def train_config(name: str, steps: int | None = None) -> TrainConfig:
+    """The config of a model.
+
+    Args:
+        steps: replaces the number of steps of the config.
+    """
     changes, config = MODELS[name][1], load(RECIPE)
-    model = dict(sparse_blocks=()) if changes is None else dict(moe=changes)
-    return replace(config, model=model)
+    steps = steps or config.total_steps
+    return replace(
+        config,
+        model=dict(sparse_blocks=()) if changes is None else dict(moe=changes),
+        steps=steps,
+        optim={"warmup_steps": min(config.optim.warmup_steps, steps // 2)},
+    )
 
 
 class Routers(Comparison):
@@ -105,10 +120,13 @@ class Routers(Comparison):
     needs = "versions"
 
     def settings(self, model: str) -> Result:
-        return {"steps": train_config(model).steps, "order": ORDER}
+        return {"steps": self.config(model).total_steps, "order": ORDER}
+
+    def config(self, model: str) -> TrainConfig:
+        return train_config(model, self.options.steps)
 
     def measure(self, model: str, seed: int) -> Result:
-        config, workdir = train_config(model), self.workdir / f"{model}-{seed}"
+        config, workdir = self.config(model), self.workdir / f"{model}-{seed}"
         self.train(config, workdir, seed)
         row: Result = {"versions": versions(workdir)}
         for split in ("validation", "test"):
@@ -149,44 +167,104 @@ def step_times() -> dict[str, float]:
     return {name: statistics.median(of) for name, of in times.items()}
 
 
-def table(rows: Rows, times: dict[str, float]) -> str:
+def sections(rows: Rows, times: Mapping[str, float], machine: str) -> dict[str, str]:
+    """The sections of docs/results/routers.md about the digits, by name.
+
+    Args:
+        machine: where and when the rows and the times were made.
+    """
+    how = f"`python scripts/routers.py`, {machine}, {jax_versions(rows)}."
+    return {"digits": table(rows, times), "how digits": how}
+
+
+def read_times() -> dict[str, float]:
+    """The stored times of a step; empty if there are none."""
+    return json.loads(TIMES.read_text()) if TIMES.exists() else {}
+
+
+def table(rows: Rows, times: Mapping[str, float]) -> str:
     """The models as a table, the best on validation first."""
     lines = []
-    for name in sorted(rows, key=lambda name: -np.mean(_of(rows, name, "validation"))):
-        seeds = rows[name].values()
-        loads = [max(load) * len(load) for row in seeds for load in row.get("load", {}).values()]
-        drops = [row["dropped"] for row in seeds if "dropped" in row]
-        test = _of(rows, name, "test")
+    for name in ranked(rows):
+        validation, test = (_accuracies(rows, name, split) for split in ("validation", "test"))
+        loads, dropped = _loads(rows, name), [row.get("dropped") for row in rows[name].values()]
         lines.append(
             [
                 MODELS[name][0],
-                f"{np.mean(_of(rows, name, 'validation')):.2f}",
+                f"{np.mean(validation):.2f}",
                 f"{np.mean(test):.2f} ({min(test):.2f} to {max(test):.2f})",
+                _beside_token_choice(rows, name),
                 f"{np.mean(loads):.2f}" if loads else "-",
-                f"{np.mean(drops):.1%}" if drops else "-",
-                f"{next(iter(seeds))['flops_per_image'] / 1e6:.2f}",
+                f"{100 * np.mean(dropped):.1f}" if loads else "-",
+                f"{next(iter(rows[name].values()))['flops_per_image'] / 1e6:.2f}",
                 f"{times[name] / times['token_choice']:.2f}" if times else "-",
             ]
         )
-    columns = ["model", "validation", "test", "largest load / mean", "dropped"]
-    return markdown_table([*columns, "MFLOPs per image", "time of a step / token choice"], lines)
+    columns = ["model", "validation", "test", "test, next to token choice", "largest load / mean"]
+    columns += ["dropped, percent", "MFLOPs per image", "time of a step / token choice"]
+    return markdown_table(columns, lines)
 
 
-def _of(rows: Rows, name: str, split: str) -> list[float]:
-    return [100 * row[split] for row in rows[name].values()]
+def ranked(rows: Rows) -> list[str]:
+    """The measured models, the best on validation first."""
+    return sorted(rows, key=lambda name: -np.mean(_accuracies(rows, name, "validation")))
+
+
+def plot(rows: Rows, times: Mapping[str, float]) -> Any:
+    """Accuracy, load and time of the models, the best on validation at the top."""
+    names = ranked(rows)[::-1]
+    figure, axes = pyplot.subplots(1, 3, figsize=(11, 5.2), layout="constrained", sharey=True)
+    for y, name in enumerate(names):
+        color = COLORS[0] if MODELS[name][1] is not None else COLORS[4]
+        for ax, own in (
+            (axes[0], _accuracies(rows, name, "test")),
+            (axes[1], _loads(rows, name)),
+        ):
+            ax.plot(own, [y] * len(own), "o", color=color, alpha=0.6)
+            if own:
+                ax.plot(np.mean(own), y, "|", color="black", markersize=14)
+        if times:
+            axes[2].barh(y, times[name] / times["token_choice"], 0.6, color=color)
+    axes[0].set_yticks(range(len(names)), [MODELS[name][0] for name in names], fontsize=9)
+    axes[0].set(xlabel="test accuracy in percent")
+    axes[1].set(xlabel="load of the busiest expert / mean")
+    axes[2].set(xlabel="time of a training step / token choice")
+    for ax in axes:
+        ax.grid(axis="y", alpha=0.3)
+    axes[0].set_title("dots are seeds, bars are means", fontsize=10)
+    axes[1].set_title("dots are seeds and layers", fontsize=10)
+    return figure
+
+
+def _accuracies(rows: Rows, name: str, split: str) -> list[float]:
+    return [100 * row[split] for row in rows.get(name, {}).values()]
+
+
+def _loads(rows: Rows, name: str) -> list[float]:
+    """The load of the busiest expert, relative to the mean, by seed and layer."""
+    every = [load for row in rows[name].values() for load in row.get("load", {}).values()]
+    return [max(load) / np.mean(load) for load in every]
+
+
+def _beside_token_choice(rows: Rows, name: str) -> str:
+    """Whether every seed is above, or below, every seed of token choice."""
+    own, others = (_accuracies(rows, each, "test") for each in (name, "token_choice"))
+    if name == "token_choice" or min(len(own), len(others)) < len(SEEDS):
+        return "-"
+    return {"none": "within the spread"}.get(text := order(own, others, paired=False), text)
 
 
 def main() -> None:
     parser = argument_parser(__doc__.splitlines()[0], "routers")
     parser.add_argument("--only", nargs="+", default=list(MODELS), choices=MODELS)
+    parser.add_argument("--steps", type=int, help="steps of each run, instead of the config's")
     parser.add_argument("--times", action="store_true", help="measure the time of a step, alone")
     options = parser.parse_args()
     if options.times:
         replace_text(TIMES, json.dumps(step_times(), indent=1) + "\n")
     else:
         Routers(options).run(options.only)
-    times = json.loads(TIMES.read_text()) if TIMES.exists() else {}
-    print(table(read_rows(options.rows), times))
+    print(table(read_rows(options.rows), read_times()))
 
 
 if __name__ == "__main__":

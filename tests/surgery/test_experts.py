@@ -257,7 +257,6 @@ def test_experts_of_a_router_without_a_gate_per_expert_are_refused(
         lambda: prune_experts(config, params, {1: (0,)}),
         lambda: add_experts(config, params, {1: (0,)}),
         lambda: merge_experts(config, params, {1: [range(E)]}),
-        lambda: average_experts(config, params),
         lambda: largest_router_change(config, params, params, 2),
     ):
         with pytest.raises(UsageError, match=message):
@@ -295,17 +294,58 @@ def test_experts_that_cannot_be_told_apart_by_their_arrays_are_refused(
     for change in (
         lambda: prune_experts(config, params, {0: (1,)}),
         lambda: add_experts(config, params, {0: (1,)}),
-        lambda: average_experts(config, params),
     ):
         with pytest.raises(UsageError, match=f"block 0 {message}"):
             change()
 
 
-def test_only_experts_like_the_dense_mlps_are_averaged_into_one() -> None:
-    for experts in (GatedMlpExpert(), CnnExpert(), MlpExpert(activation="relu")):
-        config = replace(CONFIG, moe=dict(experts=experts))
-        with pytest.raises(UsageError, match=f"block 0 has experts {experts.kind} unlike"):
-            average_experts(config, random_params(config))
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        *(
+            ({"experts": experts}, f"has experts {experts.kind} unlike")
+            for experts in (GatedMlpExpert(), CnnExpert(), MlpExpert(activation="relu"))
+        ),
+        ({"experts": ExpertList(each=(MlpExpert(), ZeroExpert()) * 2)}, "has experts list, which"),
+        (
+            {"router": Soft(), "images_per_group": 1, "dropless": False},
+            "has router soft, whose slots",
+        ),
+        ({"shared_experts": 1}, "has shared experts, which are added"),
+    ],
+)
+def test_experts_whose_mean_is_no_mlp_of_the_model_are_not_averaged(
+    fields: dict[str, Any], message: str
+) -> None:
+    config = replace(CONFIG, moe=fields)
+    with pytest.raises(UsageError, match=f"block 0 {message}"):
+        average_experts(config, random_params(config))
+
+
+@pytest.mark.parametrize("fields", [{"router": Hash()}, {"gate": CosineGate()}])
+def test_experts_are_averaged_whatever_chooses_them(fields: dict[str, Any]) -> None:
+    config = replace(CONFIG, moe=fields)
+    params = random_params(config)
+    dense, averaged = average_experts(config, params)
+    assert {path: x.shape for path, x in _flat(averaged).items()} == shapes(dense)
+    kernels = (layer(params, 0)["experts"], layer(averaged, 0))
+    before, after = (np.asarray(mlp["up"]["kernel"]) for mlp in kernels)
+    np.testing.assert_allclose(after, before.mean(0), rtol=1e-6)
+
+
+def test_shared_experts_stay_when_others_are_pruned_or_merged() -> None:
+    config = replace(CONFIG, moe=dict(shared_experts=1))
+    params = random_params(config)
+    kept = {0: range(E)[::-1]}
+    same = logits(*prune_experts(config, params, kept))
+    np.testing.assert_allclose(same, logits(config, params), rtol=1e-5, atol=1e-5)
+    for new_config, new in (
+        prune_experts(config, params, {0: (3, 1)}),
+        merge_experts(config, params, {0: [(0, 2), (1, 3)]}),
+    ):
+        assert {path: x.shape for path, x in _flat(new).items()} == shapes(new_config)
+        for name, value in _flat(layer(params, 0)["shared"]).items():
+            np.testing.assert_array_equal(_flat(layer(new, 0)["shared"])[name], value)
 
 
 def test_the_bias_of_a_pruned_expert_goes_with_it_and_merged_experts_have_the_mean() -> None:

@@ -221,17 +221,21 @@ def average_experts(
         blocks: sparse blocks to make dense; all if None.
 
     Raises:
-        UsageError: a block is not sparse, its router is soft, or its experts are not MLPs like the
-            dense ones.
+        UsageError: a block is not sparse, its router is soft, its experts are not MLPs like the
+            dense ones, or it has shared experts.
     """
     chosen = config.sparse_blocks if blocks is None else tuple(blocks)
     for block in chosen:
-        _check(config, block, ())
-        experts = config.moe_blocks[block].experts
+        moe = _checked(config, block)
         require(
-            is_mlp_of(config, experts),
-            f"block {block} has experts {experts.kind} unlike the model's MLPs: their mean cannot "
-            "replace them",
+            is_mlp_of(config, moe.experts),
+            f"block {block} has experts {moe.experts.kind} unlike the model's MLPs: their mean "
+            "cannot replace them",
+        )
+        require(
+            not moe.shared_experts,
+            f"block {block} has shared experts, which are added to the others: one MLP cannot "
+            "replace both",
         )
     arrays = flatten_dict(params)
     for path, _ in list(_of_blocks(arrays, chosen)):
@@ -252,31 +256,38 @@ def _largest(values: ArrayLike, num_experts: int, block: int) -> tuple[int, ...]
     return tuple(sorted(np.argsort(-values, kind="stable")[:num_experts].tolist()))
 
 
-def _check(config: ViTConfig, block: int, experts: Sequence[int]) -> None:
-    """Checks that a block is sparse, its gate is one for each expert, and it has these experts."""
+def _checked(config: ViTConfig, block: int) -> MoEConfig:
+    """The layer of a block; checks that it is sparse and its experts are of one kind."""
     moe = config.moe_of(block)
     require(moe is not None, f"block {block} is not sparse: choose from {config.sparse_blocks}")
     assert moe is not None
     require(
-        moe.router.learned,
-        f"block {block} has router {moe.router.kind}, which has no gate: its experts cannot be "
-        "pruned, added, merged or averaged",
-    )
-    require(
-        moe.router.logits_per == "expert",
+        moe.router.logits_per != "slot",
         f"block {block} has router {moe.router.kind}, whose slots are trained together: its "
         "experts cannot be pruned, added, merged or averaged",
     )
-    gate = moe.gate_config
     require(
         moe.experts.alike,
         f"block {block} has experts {moe.experts.kind}, which are of different kinds: they cannot "
         "be pruned, added, merged or averaged",
     )
+    return moe
+
+
+def _check(config: ViTConfig, block: int, experts: Sequence[int]) -> None:
+    """Checks also that the gate of a block has a column for each expert, and these experts."""
+    moe = _checked(config, block)
+    gate = moe.gate_config
     require(
-        gate is not None and gate.kind in COLUMNS,
-        f"block {block} has gate {gate and gate.kind}, which has no column for each expert: its "
-        f"experts cannot be pruned, added, merged or averaged; {' and '.join(COLUMNS)} gates can",
+        gate is not None,
+        f"block {block} has router {moe.router.kind}, which has no gate: its experts cannot be "
+        "pruned, added or merged",
+    )
+    assert gate is not None
+    require(
+        gate.kind in COLUMNS,
+        f"block {block} has gate {gate.kind}, which has no column for each expert: its experts "
+        f"cannot be pruned, added or merged; those of {' and '.join(COLUMNS)} gates can",
     )
     for expert in experts:
         require(
@@ -297,8 +308,9 @@ def _regroup(
         layers[block] = _resized(layers[block], len(members), k)
     arrays = flatten_dict(params)
     for path, block in _of_blocks(arrays, groups):
-        axis = 1 if path[3] == "router" else 0  # of a gate's kernel (d, e)
-        arrays[path] = _means(jnp.asarray(arrays[path]), groups[block], axis)
+        if path[3] != "shared":
+            axis = 1 if path[3] == "router" else 0  # of a gate's kernel (d, e)
+            arrays[path] = _means(jnp.asarray(arrays[path]), groups[block], axis)
     return with_sparse_blocks(config, layers), unflatten_dict(arrays)
 
 

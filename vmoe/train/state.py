@@ -41,7 +41,8 @@ def init_state(config: TrainConfig, placement: Placement = ONE_DEVICE) -> State:
     takes both.
     """
     if placement.mesh is None:
-        params = jax.device_put(_init_params(config), jax.local_devices()[0])
+        params = jax.block_until_ready(_init_params(config))  # raises if memory is too small
+        params = jax.device_put(params, jax.local_devices()[0])
         return jax.jit(functools.partial(_first_state, config))(params)
     shardings = state_shardings(_shapes(config), placement)
     return jax.jit(lambda: _first_state(config, _init_params(config)), out_shardings=shardings)()

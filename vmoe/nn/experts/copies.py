@@ -78,12 +78,9 @@ class Copies(Experts):
         ) -> jax.Array:
             module = nnx.merge(graph, params, copy=True)
             inputs = kwargs | sizes | named | ({"key": key} if "key" in self.takes else {})
-            name = f"expert {type(module).__name__}"
+            spatial, name = 0 if self.asks else self.spatial, f"expert {type(module).__name__}"
             with taking(name, tokens.shape):
-                if self.asks:
-                    outputs = module(tokens, *args, **inputs)
-                else:
-                    outputs = on_rows(module, tokens, self.spatial, *args, **inputs)
+                outputs = on_rows(module, tokens, spatial, *args, **inputs)
             shape = getattr(outputs, "shape", type(outputs).__name__)
             require(
                 len(shape) == tokens.ndim and shape[:-1] == tokens.shape[:-1],
@@ -123,11 +120,12 @@ def check_expert(name: str, module: Any) -> None:
 
 
 def on_rows(
-    module: nnx.Module, rows: Float[Array, "r d"], spatial: int, *args: Any, **kwargs: Any
+    module: nnx.Module, rows: Float[Array, "*r d"], spatial: int, *args: Any, **kwargs: Any
 ) -> Float[Array, "*x"]:
-    """Applies a module to rows, with ``spatial`` axes of size 1 inserted."""
+    """Applies a module to rows, with ``spatial`` axes of size 1 inserted; with 0, as they are."""
+    if not spatial:
+        return module(rows, *args, **kwargs)
     ones = (1,) * spatial
     outputs = module(rows.reshape(-1, *ones, rows.shape[-1]), *args, **kwargs)
-    if spatial and outputs.shape[1 : 1 + spatial] == ones:
-        return outputs.reshape(len(outputs), *outputs.shape[1 + spatial :])
-    return outputs
+    kept = outputs.shape[1 : 1 + spatial] == ones
+    return outputs.reshape(len(outputs), *outputs.shape[1 + spatial :]) if kept else outputs
