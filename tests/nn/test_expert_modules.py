@@ -71,7 +71,7 @@ OneExpert = Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]
 def layer_of(experts: Expert, config: MoEConfig = SMALL, tokens: int = N) -> MoE:
     """A layer whose parameters are all random."""
     config = replace(config, experts=experts)
-    layer = MoE.from_config(config, D, 7, tokens, rngs=nnx.Rngs(0))
+    layer = nnx.eval_shape(lambda: MoE.from_config(config, D, 7, tokens, rngs=nnx.Rngs(0)))
     rng = np.random.default_rng(1)
     state = nnx.state(layer, nnx.Param)
     nnx.update(layer, jax.tree.map(lambda x: jnp.float32(rng.normal(size=x.shape)), state))
@@ -270,11 +270,15 @@ def test_without_a_class_token_a_cnn_reads_the_whole_grid() -> None:
     config = MoEConfig(num_experts=1, router=TokenChoice(k=1), dropless=True, images_per_group=2)
     layer = layer_of(CnnExpert(), config, tokens=9)
     tokens = jnp.float32(RNG.normal(size=(3, 9, D)))
-    own = jax.tree.map(lambda x: x[0], nnx.state(layer.experts.stacked))
-    module = nnx.merge(nnx.graphdef(layer.experts.stacked), own)
-    convolved = module.depthwise(tokens.reshape(3, 3, 3, D)).reshape(3, 9, D)
-    expected = module.pointwise(nnx.gelu(convolved))
-    np.testing.assert_allclose(nnx.jit(layer)(tokens), expected, rtol=1e-4, atol=1e-4)
+
+    @nnx.jit
+    def run(layer: MoE, tokens: jax.Array) -> tuple[jax.Array, jax.Array]:
+        own = jax.tree.map(lambda x: x[0], nnx.state(layer.experts.stacked))
+        module = nnx.merge(nnx.graphdef(layer.experts.stacked), own)
+        convolved = module.depthwise(tokens.reshape(3, 3, 3, D)).reshape(3, 9, D)
+        return layer(tokens), module.pointwise(nnx.gelu(convolved))
+
+    np.testing.assert_allclose(*run(layer, tokens), rtol=1e-4, atol=1e-4)
 
 
 def test_experts_start_equal_only_with_shared_init() -> None:
@@ -310,18 +314,17 @@ def linear(params: Any, x: np.ndarray, *_: Any) -> np.ndarray:
 
 
 @pytest.mark.parametrize(
-    "experts",
-    [
-        linears(3),
-        linears(11),
-        [linears(3)[0], nnx.LoRA(D, 2, 3, rngs=nnx.Rngs(0)), *linears(3)[2:]],
-    ],
+    ("x", "lora"),
+    [(3, False), (11, False), (3, True)],
     ids=["narrower", "wider", "several types"],
 )
-def test_any_modules_as_experts_may_return_another_width(experts: list[nnx.Module]) -> None:
+def test_any_modules_as_experts_may_return_another_width(x: int, lora: bool) -> None:
+    experts: list[Any] = linears(x)
+    if lora:
+        experts[1] = nnx.LoRA(D, 2, x, rngs=nnx.Rngs(0))
     layer = MoE(experts, gate(), SMALL)
     y, record = nnx.jit(MoE.forward)(layer, TOKENS)
-    assert y.shape == (B, N, experts[0](TOKENS).shape[-1])
+    assert y.shape == (B, N, x)
     expected = by_loop(modules_in_float64(experts), TOKENS, record)[: B * N]
     np.testing.assert_allclose(y.reshape(B * N, -1), expected, rtol=1e-4, atol=1e-5)
 
@@ -417,11 +420,12 @@ def test_soft_slots_mix_float_inputs_and_refuse_others() -> None:
     dispatch, combine = (np.float64(x) for x in record.routing)
     slots = np.einsum("gsd,gsec->gecd", TOKENS, dispatch) ** 2
     np.testing.assert_allclose(y, np.einsum("gecd,gsec->gsd", slots, combine), rtol=1e-4, atol=1e-5)
+    numbers = {"time": jnp.asarray(np.ones(TOKENS.shape, np.int32))}
     with pytest.raises(UsageError, match="int32 cannot be mixed"):
-        layer.forward(TOKENS, per_token={"time": jnp.ones(TOKENS.shape, jnp.int32)})
+        jax.eval_shape(functools.partial(layer, per_token=numbers), TOKENS)
     layer.experts = Copies([AnyFilled()] * 2)
     with pytest.raises(UsageError, match="ask for filled need a token in each slot"):
-        layer.forward(TOKENS)
+        jax.eval_shape(layer, TOKENS)
 
 
 class AnyFilled(nnx.Module):
@@ -502,19 +506,23 @@ class Own(nnx.Module):
 
 
 @pytest.mark.parametrize(
-    ("experts", "message"),
+    ("other", "message"),
     [
-        ([], "experts is empty"),
-        ([nnx.relu] * E, r"expert 0 \(custom_jvp\) is not an nnx.Module"),
-        ([*linears()[1:], 3], r"expert 3 \(int\) is not an nnx.Module"),
-        ([linears()[0], nnx.BatchNorm(D, rngs=nnx.Rngs(0))], "expert 1/mean is not a parameter"),
-        ([*linears()[1:], Own()], r"expert 3/dropout/rngs/count is not a parameter"),
+        (lambda: nnx.relu, r"expert 3 \(custom_jvp\) is not an nnx.Module"),
+        (lambda: 3, r"expert 3 \(int\) is not an nnx.Module"),
+        (lambda: nnx.BatchNorm(D, rngs=nnx.Rngs(0)), "expert 3/mean is not a parameter"),
+        (Own, r"expert 3/dropout/rngs/count is not a parameter"),
     ],
-    ids=["none", "function", "number", "statistics", "stream"],
+    ids=["function", "number", "statistics", "stream"],
 )
-def test_what_cannot_be_an_expert_is_named(experts: list[Any], message: str) -> None:
+def test_what_cannot_be_an_expert_is_named(other: Callable[[], Any], message: str) -> None:
     with pytest.raises(UsageError, match=message):
-        MoE(experts, gate())
+        MoE([*linears()[1:], other()], gate())
+
+
+def test_a_layer_without_experts_is_refused() -> None:
+    with pytest.raises(UsageError, match="experts is empty"):
+        MoE([], gate())
 
 
 class FirstOf(nnx.Module):
@@ -530,24 +538,34 @@ class FirstRow(nnx.Module):
 @pytest.mark.parametrize(
     ("experts", "gate", "message"),
     [
-        ([*linears(3)[1:], nnx.Linear(D, 5, rngs=nnx.Rngs(0))], gate(), r"widths, \[3, 5\]"),
-        (linears(), gate(E + 1), rf"the gate makes logits \(1, 25, 5\).*\(g, s, e\) with e = {E}"),
-        (linears(), FirstOf(), r"the gate makes logits \(1, 25\)"),
-        (linears(), None, "token_choice router reads logits: give a gate"),
-        ([nnx.Linear(7, D, rngs=nnx.Rngs(0))] * E, gate(), r"expert Linear cannot take .*, 8\)"),
-        ([FirstRow()] * E, gate(), r"expert FirstRow makes \(1, 8\) from .*: only the last axis"),
-        ([FirstOf()] * E, gate(), r"expert FirstOf makes \(\d+,\) from"),
-        (StackedMlps(E, 7, 5, rngs=nnx.Rngs(0)), gate(), "MLP experts of width 7 cannot take"),
-        (linears(), nnx.Linear(7, E, rngs=nnx.Rngs(0)), r"the gate cannot take .*, 8\)"),
+        (lambda: [*linears(3)[1:], linears(5)[0]], gate, r"widths, \[3, 5\]"),
+        (linears, lambda: gate(E + 1), rf"makes logits \(1, 25, 5\).*\(g, s, e\) with e = {E}"),
+        (linears, FirstOf, r"the gate makes logits \(1, 25\)"),
+        (linears, lambda: None, "token_choice router reads logits: give a gate"),
+        (
+            lambda: [nnx.Linear(7, D, rngs=nnx.Rngs(0))] * E,
+            gate,
+            r"expert Linear cannot take .*, 8\)",
+        ),
+        (lambda: [FirstRow()] * E, gate, r"FirstRow makes \(1, 8\) from .*: only the last axis"),
+        (lambda: [FirstOf()] * E, gate, r"expert FirstOf makes \(\d+,\) from"),
+        (
+            lambda: StackedMlps(E, 7, 5, rngs=nnx.Rngs(0)),
+            gate,
+            "MLP experts of width 7 cannot take",
+        ),
+        (linears, lambda: nnx.Linear(7, E, rngs=nnx.Rngs(0)), r"the gate cannot take .*, 8\)"),
     ],
     ids=[
         *("outputs", "logits", "rank", "no gate", "inputs", "rows", "axes"),
         *("inputs of MLPs", "inputs of the gate"),
     ],
 )
-def test_widths_that_do_not_fit_are_named(experts: Any, gate: Any, message: str) -> None:
+def test_widths_that_do_not_fit_are_named(
+    experts: Callable[[], Any], gate: Callable[[], Any], message: str
+) -> None:
     with pytest.raises(UsageError, match=message) as caught:
-        jax.eval_shape(MoE(experts, gate, TokenChoice(k=1)), TOKENS)
+        jax.eval_shape(MoE(experts(), gate(), TokenChoice(k=1)), TOKENS)
     assert "\n" not in str(caught.value)
 
 

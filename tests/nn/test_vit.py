@@ -110,10 +110,11 @@ def test_every_variant_gives_logits_records_and_gradients(variant: dict[str, Any
     (_, (logits, records)), gradients = value_and_gradients(config)
     assert logits.shape == (4, 10) and logits.dtype == jnp.float32
     assert tuple(records) == config.sparse_blocks
-    assert jnp.isfinite(logits).all() and (logits.std(axis=0) > 0).all()
+    assert np.isfinite(logits).all() and (np.std(logits, axis=0) > 0).all()
     for path, gradient in nnx.to_flat_state(gradients):
-        assert jnp.isfinite(gradient[...]).all(), path
-        assert gradient[...].any() or path[-2:] in {("key", "bias")}, path
+        values = np.float32(gradient[...])
+        assert np.isfinite(values).all(), path
+        assert values.any() or path[-2:] in {("key", "bias")}, path
 
 
 def test_a_batch_without_images_has_no_logits() -> None:
