@@ -237,7 +237,7 @@ def plot(rows: Rows, times: Mapping[str, float]) -> Any:
 
 
 def _accuracies(rows: Rows, name: str, split: str) -> list[float]:
-    return [100 * row[split] for row in rows[name].values()]
+    return [100 * row[split] for row in rows.get(name, {}).values()]
 
 
 def _loads(rows: Rows, name: str) -> list[float]:
@@ -249,7 +249,7 @@ def _loads(rows: Rows, name: str) -> list[float]:
 def _beside_token_choice(rows: Rows, name: str) -> str:
     """Whether every seed is above, or below, every seed of token choice."""
     own, others = (_accuracies(rows, each, "test") for each in (name, "token_choice"))
-    if name == "token_choice" or len(own) < len(SEEDS):
+    if name == "token_choice" or min(len(own), len(others)) < len(SEEDS):
         return "-"
     return {"none": "within the spread"}.get(text := order(own, others, paired=False), text)
 

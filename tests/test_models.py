@@ -11,6 +11,7 @@ from flax import nnx
 import vmoe
 from vmoe import models
 from vmoe.config import (
+    BiasBalanced,
     CnnExpert,
     ExpertChoice,
     ExpertList,
@@ -18,6 +19,7 @@ from vmoe.config import (
     MlpExpert,
     MoEConfig,
     Soft,
+    TokenChoice,
     ZeroExpert,
     replace,
 )
@@ -220,9 +222,12 @@ def test_flops_in_a_loop_count_once_per_iteration_and_unknown_lengths_are_refuse
 
 
 def test_the_summary_lists_every_part_and_the_parts_add_up() -> None:
+    """The state of a router is no parameter."""
     config = models.model_config("vmoe_tiny_last2_e4", pre_logits=8)
-    parts = parameters_by_part(config)
-    assert sum(parts.values()) == cost(config).parameters
+    for router in (BiasBalanced(), TokenChoice()):
+        config = replace(config, moe=replace(config.moe, router=router))
+        parts = parameters_by_part(config)
+        assert sum(parts.values()) == cost(config).parameters
     text = summarize(config, title="tiny")
     for part in ("patch embedding", "class token", "positions", "routers", "experts", "head"):
         assert part in text and part in parts

@@ -5,18 +5,30 @@ import importlib.util
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
 import pytest
 from PIL import Image
+from safetensors.numpy import load_file, save_file
 from scipy.special import expit
 
 import vmoe as library
 from tests.command import vmoe
-from tests.random_models import outputs
+from tests.random_models import outputs, stored_model
 from vmoe.checkpoints import read, vmoe_format, write
-from vmoe.config import RoutingOverrides
+from vmoe.config import (
+    AttentionExpert,
+    BiasBalanced,
+    CnnExpert,
+    CosineGate,
+    ExpertList,
+    GatedMlpExpert,
+    Hash,
+    RoutingOverrides,
+    ZeroExpert,
+)
 from vmoe.data.sources import open_source
 from vmoe.errors import Failure, UsageError
 
@@ -42,6 +54,50 @@ def test_a_converted_model_is_the_same_with_all_that_belongs_to_it(
     assert "| parameters | " in (tmp_path / "ours" / "README.md").read_text()
     modes = {path.stat().st_mode for path in (tmp_path / "ours").iterdir()}
     assert len(modes) == 1, "safetensors writes files that only their owner can read"
+
+
+@pytest.mark.parametrize(
+    "moe",
+    [
+        dict(experts=AttentionExpert(), gate=CosineGate()),
+        dict(experts=ExpertList(each=(CnnExpert(), ZeroExpert()) * 20), router=Hash()),
+        dict(experts=GatedMlpExpert(), router=BiasBalanced(), shared_experts=1),
+    ],
+    ids=lambda moe: moe["experts"].kind,
+)
+def test_a_model_of_any_experts_is_read_back(moe: dict[str, Any], tmp_path: Path) -> None:
+    """The first has no axis of the hidden width of MLPs, the second none of 40 experts."""
+    each = getattr(moe["experts"], "each", (None,) * 4)
+    fields = dict(depth=1, sparse_blocks=(0,), moe=moe | dict(num_experts=len(each)))
+    stored = stored_model("vmoe_tiny_last2_e4", **fields)
+    after = read(write(stored, tmp_path / "ours", format="vmoe"))
+    assert after.config == stored.config
+    assert_same_params(after.params, stored.params)
+
+
+def with_arrays(folder: Path, arrays: dict[str, np.ndarray]) -> None:
+    """Replaces the arrays of a model in our format, and their SHA-256 in config.json."""
+    save_file(arrays, folder / "model.safetensors")
+    config = json.loads((folder / "config.json").read_text())
+    config["sha256"]["model.safetensors"] = vmoe_format.sha256(folder / "model.safetensors")
+    (folder / "config.json").write_text(json.dumps(config))
+
+
+def test_a_router_state_that_is_missing_or_has_another_shape_is_refused_in_one_line(
+    tmp_path: Path,
+) -> None:
+    moe = dict(router=BiasBalanced())
+    stored = stored_model("vmoe_tiny_last2_e4", depth=1, sparse_blocks=(0,), moe=moe)
+    folder = write(stored, tmp_path / "ours", format="vmoe")
+    arrays, bias = load_file(folder / "model.safetensors"), "blocks/0/mlp/state/bias"
+    for changed, message in (
+        ({}, rf"missing: {bias}, unexpected: nothing"),
+        ({bias: arrays[bias][:3]}, rf"{bias} has shape \(3,\), but \(4,\) fits the others"),
+    ):
+        with_arrays(folder, {name: x for name, x in arrays.items() if name != bias} | changed)
+        with pytest.raises(Failure, match=rf"config.json: corrupt \(.*{message}") as caught:
+            read(folder)
+        assert "\n" not in str(caught.value)
 
 
 def test_the_command_converts_to_our_format_and_overwrites_nothing(tmp_path: Path) -> None:

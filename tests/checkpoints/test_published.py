@@ -12,18 +12,37 @@ import pytest
 
 import vmoe
 from tests.published import published_family
-from tests.random_models import outputs, stored_model
+from tests.random_models import model_of, outputs, random_images, stored_model
 from vmoe import zoo
 from vmoe.checkpoints import chunked, read
 from vmoe.checkpoints.arrays import ArrayFile, ArrayInfo
 from vmoe.checkpoints.assemble import outline
 from vmoe.checkpoints.export import published
 from vmoe.checkpoints.from_flax import ASSUMED
-from vmoe.config import CnnExpert, MlpExpert, NoisyGate, RoutingOverrides
+from vmoe.config import (
+    AttentionExpert,
+    BiasBalanced,
+    CnnExpert,
+    CosineGate,
+    ExpertList,
+    GatedMlpExpert,
+    GShard,
+    Hash,
+    IdentityExpert,
+    MlpExpert,
+    MlpGate,
+    NoisyGate,
+    Random,
+    RoutingOverrides,
+    Switch,
+    TokenChoice,
+    ZeroExpert,
+)
 from vmoe.errors import Failure, UsageError
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 SAMPLES = [GOLDEN / "published" / name / "ckpt" for name in ("sharded", "pieces")]
+SWITCH = dict(router=Switch(), images_per_group=8)
 FLOAT32 = {"moe": {"transfer_dtype": "float32"}}  # the stored runs send rows in float32
 
 PUBLISHED = [
@@ -97,15 +116,37 @@ def test_a_written_checkpoint_is_bitwise_equal_for_an_independent_reader(
         assert copy[name].dtype == array.dtype
 
 
-def test_experts_and_gates_that_the_format_does_not_have_are_refused(tmp_path: Path) -> None:
+def test_routers_gates_and_experts_that_the_format_does_not_have_are_refused_by_name(
+    tmp_path: Path,
+) -> None:
+    kinds = [CnnExpert(), AttentionExpert(), GatedMlpExpert(), IdentityExpert(), ZeroExpert()]
+    listed = ExpertList(each=(MlpExpert(), *kinds[2:]))
+    routers = [GShard(), BiasBalanced(), Random(), Hash(), TokenChoice(normalize_weights=True)]
     for fields, named in (
-        ({"experts": CnnExpert()}, "experts.kind=cnn with block=1: .* no experts other than mlp"),
-        ({"experts": MlpExpert(activation="relu")}, "experts.kind=mlp with block=1"),
-        ({"gate": NoisyGate()}, "gate.kind=noisy with block=1: .* no gate other than linear"),
+        *(({"router": x}, f"block 1 has router {x.kind}: .* not normalized") for x in routers),
+        *(
+            ({"experts": x}, f"experts.kind={x.kind} with block=1: .* no experts other than mlp")
+            for x in (*kinds, listed, MlpExpert(activation="relu"))
+        ),
+        *(
+            ({"gate": x}, f"gate.kind={x.kind} with block=1: .* no gate other than linear")
+            for x in (NoisyGate(), CosineGate(), MlpGate())
+        ),
+        ({"shared_experts": 1}, "shared_experts=1 with block=1: .* no shared experts"),
     ):
-        stored = stored_model("vmoe_tiny_last2_e4", moe=fields)
+        config = vmoe.models.model_config("vmoe_tiny_last2_e4", moe=fields)
         with pytest.raises(UsageError, match=named):
-            published.write(tmp_path / "model", stored.config, stored.params)
+            published.write(tmp_path / "model", config, {})
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_switch_model_is_written_as_token_choice_of_one_expert(tmp_path: Path) -> None:
+    """Its parameters are the same, and so are its logits with k = 1."""
+    stored = stored_model("vmoe_tiny_last2_e4", depth=2, sparse_blocks=(1,), moe=SWITCH)
+    published.write(tmp_path / "model", stored.config, stored.params)
+    loaded = vmoe.load(tmp_path / "model", routing=RoutingOverrides(k=1), model=FLOAT32)
+    images = random_images()
+    np.testing.assert_array_equal(outputs(loaded.model, images), outputs(model_of(stored), images))
 
 
 def test_arrays_of_any_dtype_and_shape_are_written_and_read(tmp_path: Path) -> None:

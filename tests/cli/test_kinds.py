@@ -1,13 +1,21 @@
-"""Options choose the kind of a router, a gate and the experts, and set the fields of that kind."""
+"""Options choose the kind of a router, a gate and the experts, and set the fields of that kind.
 
+A run with a layer of each router goes through every command.
+"""
+
+import base64
 import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from safetensors.numpy import load_file
 
 from tests.command import TINY, vmoe
 from vmoe.config import CosineGate, MoEConfig, TrainConfig, from_json, load, replace, to_json
+
+ROUTERS = ("switch", "gshard", "bias_balanced", "random", "hash")
 
 
 def moe(*options: str) -> Any:
@@ -80,3 +88,92 @@ def test_a_kind_that_does_not_exist_or_fit_is_refused_in_one_line(
     result = vmoe("config", "--config", TINY, *options)
     assert result.returncode == 2 and message in result.stderr and not result.stdout
     assert len(result.stderr.splitlines()) == 1
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two steps of training with a layer of each router, which options choose."""
+    folder, blocks = tmp_path_factory.mktemp("routers"), range(len(ROUTERS))
+    layers = (MoEConfig(num_experts=3, images_per_group=4),) * len(ROUTERS)
+    model = dict(depth=len(ROUTERS), sparse_blocks=tuple(blocks), moe=layers)
+    (folder / "config.json").write_text(to_json(replace(load(TINY), model=model)))
+    kinds = [x for i, kind in enumerate(ROUTERS) for x in (f"--model.moe.{i}.router.kind", kind)]
+    options = ("--steps", "2", "--optim.warmup-steps", "0", "--workdir", folder / "run")
+    result = vmoe("train", "--config", folder / "config.json", *kinds, *options)
+    assert result.returncode == 0, result.stderr
+    assert "2 steps, validation accuracy" in result.stdout
+    return folder / "run"
+
+
+def command(text: str, run: Path, out: Path) -> list[str]:
+    """The arguments of a command, with the run and a new path."""
+    return [word.format(run=run, out=out) for word in text.split()]
+
+
+@pytest.mark.parametrize(
+    ("text", "printed"),
+    [
+        ("evaluate --checkpoint {run}", "choices dropped"),
+        ("inspect {run}", [f"block {i}: 3 experts, {kind}, " for i, kind in enumerate(ROUTERS)]),
+        ("plan --config {run}/config.json --devices 1", "MFLOPs per step"),
+        ("convert {run} {out} --format jax", "parameters in format jax"),
+    ],
+    ids=lambda text: text.split()[0] if isinstance(text, str) else "",
+)
+def test_every_router_works_in_a_command(
+    text: str, printed: str | list[str], run: Path, tmp_path: Path
+) -> None:
+    result = vmoe(*command(text, run, tmp_path / "out"))
+    assert result.returncode == 0, result.stderr
+    for each in [printed] if isinstance(printed, str) else printed:
+        assert each in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (
+            "capacity --checkpoint {run} --budget 0.9x",
+            "{run}: block 0: router switch has no k and no priority to choose",
+        ),
+        (
+            "attack --checkpoint {run} --target mates",
+            "{run}: router switch has no priority, which this attack compares",
+        ),
+        (
+            "convert {run} {out} --format published",
+            "block 1 has router gshard: layers of published checkpoints have a gate, no state",
+        ),
+        (
+            "prune {run} {out} --num-experts 2",
+            "block 3 has router random, which has no gate: its experts cannot be pruned",
+        ),
+    ],
+    ids=lambda text: text.split()[0],
+)
+def test_a_command_that_cannot_work_with_a_router_names_it_in_one_line(
+    text: str, message: str, run: Path, tmp_path: Path
+) -> None:
+    result = vmoe(*command(text, run, tmp_path / "out"))
+    assert result.returncode == 2 and not result.stdout and result.stderr.count("\n") == 1
+    assert result.stderr.startswith(f"vmoe: {message.format(run=run)}"), result.stderr
+
+
+def test_the_page_of_each_router_has_the_exported_choices_in_the_order_of_their_ranks(
+    run: Path, tmp_path: Path
+) -> None:
+    page, file = tmp_path / "page.html", tmp_path / "routing.safetensors"
+    sample = ("--images", "8", "--page-images", "8", "--no-removals")
+    result = vmoe("routing", "--checkpoint", run, *sample, "--out", page, "--export", file)
+    assert result.returncode == 0, result.stderr
+    text, exported = page.read_text(), load_file(file)["experts"]
+    (model,) = json.JSONDecoder().raw_decode(text[text.index('{"summary"') :])[0]["models"]
+    for block, router, experts in zip(
+        model["blocks"], ROUTERS, exported.swapaxes(0, 1), strict=True
+    ):
+        k = 1 if router == "switch" else 2
+        chosen = np.frombuffer(base64.b64decode(block["chosen"]["data"]), "<u2")
+        np.testing.assert_array_equal(chosen.reshape(-1, k), experts[:, :k])
+        assert block["normalize"] == (router in ("gshard", "random", "hash"))
+        assert block["drops"] == (router == "bias_balanced")  # it has a priority
+    assert model["grid"] is None

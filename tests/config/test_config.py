@@ -13,12 +13,14 @@ from vmoe.config import (
     EvalConfig,
     ExpertChoice,
     FewShotConfig,
+    Hash,
     LrFactorsConfig,
     MoEConfig,
     OptimConfig,
     Preprocessing,
     RoutingOverrides,
     Soft,
+    Switch,
     TrainConfig,
     ViTConfig,
     replace,
@@ -235,31 +237,59 @@ def test_probes_of_an_older_run_are_prepared_as_they_were(
     assert older.fewshot.preprocessing == expected
 
 
-@pytest.mark.parametrize(
-    ("fields", "message"),
-    [
-        ("pooling='gap'", "model.pooling=gap: choose from class_token, mean"),
-        ("num_classes='ten'", "model.num_classes=ten: use an int of 64 bits, not str"),
-        (
-            "moe=dict(router=dict(kind='soft'))",
-            "model.moe.router.kind=soft: choose from token_choice",
-        ),
-        (
-            "moe=dict(router='soft')",
-            "model.moe.router=soft: use a TokenChoice or an ExpertChoice or a Soft or a Switch "
-            "or a GShard or a BiasBalanced or a Random or a Hash, not str",
-        ),
-        ("sparse_blocks=[1]", "model.sparse_blocks=[1]: use a tuple of int, not list"),
-        ("head_std=float('nan')", "model.head_std=nan: use a finite number of float32"),
-    ],
-)
-def test_values_of_the_wrong_type_are_refused_by_the_config_itself(
-    fields: str, message: str
-) -> None:
-    """Runs in a process without the tests' type checker, which would refuse the values first."""
-    code = f"from vmoe.models import model_config; model_config('vmoe_tiny_last2_e4', {fields})"
+EXPERTS = "a MlpExpert or a GatedMlpExpert or a CnnExpert or an AttentionExpert"
+REFUSED = {
+    "ViTConfig(pooling='gap')": "model.pooling=gap: choose from class_token, mean",
+    "ViTConfig(num_classes='ten')": "model.num_classes=ten: use an int of 64 bits, not str",
+    "replace(ViTConfig(), moe=dict(router=dict(kind='soft')))": (
+        "model.moe.router.kind=soft: choose from token_choice"
+    ),
+    "MoEConfig(router='soft')": (
+        "model.moe.router=soft: use a TokenChoice or an ExpertChoice or a Soft or a Switch "
+        "or a GShard or a BiasBalanced or a Random or a Hash, not str"
+    ),
+    "ViTConfig(sparse_blocks=[1])": "model.sparse_blocks=[1]: use a tuple of int, not list",
+    "ViTConfig(head_std=float('nan'))": "model.head_std=nan: use a finite number of float32",
+    "ExpertList(each=('mlp',))": f"model.moe.experts.each=('mlp',): use {EXPERTS} or",
+    "ExpertList(each=(ExpertList(),))": f"model.moe.experts.each: use {EXPERTS} or an Identity",
+    "ExpertList(each='mlp')": "model.moe.experts.each=mlp: use a tuple of MlpExpert or Gated",
+    "MoE(nnx.Linear(8, 8, rngs=nnx.Rngs(0)), None)": "experts=Linear: give a list with one module",
+    "MoE(MlpExpert(), None)": "experts=MlpExpert: give a list with one module for each expert",
+    "MoE([nnx.Linear(8, 8, rngs=nnx.Rngs(0))] * 8, CosineGate())": (
+        "gate=CosineGate: give a module that makes logits"
+    ),
+    "MoE([nnx.Linear(8, 8, rngs=nnx.Rngs(0))] * 8, nnx.relu, shared=nnx.relu)": (
+        "the shared expert (custom_jvp) is not an nnx.Module: give a module; a function can be"
+    ),
+}
+"""Expressions, and the start of the message of each."""
+
+
+@pytest.fixture(scope="module")
+def messages() -> dict[str, str]:
+    """From a process without the tests' type checker, which would refuse the values first."""
+    code = f"""
+from flax import nnx
+from vmoe import MoE
+from vmoe.config import *
+
+for expression in {list(REFUSED)}:
+    try:
+        eval(expression)
+    except Exception as error:
+        print(type(error).__name__, repr(str(error)), sep=": ")
+"""
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert f"UsageError: {message}" in result.stderr
+    assert result.returncode == 0, result.stderr
+    return dict(zip(REFUSED, result.stdout.splitlines(), strict=True))
+
+
+@pytest.mark.parametrize("expression", REFUSED)
+def test_values_of_the_wrong_type_are_refused_by_configs_and_layers_themselves(
+    expression: str, messages: dict[str, str]
+) -> None:
+    kind, message = messages[expression].split(": ", 1)
+    assert kind == "UsageError" and eval(message).startswith(REFUSED[expression]), message
 
 
 def test_routing_overrides_change_only_the_settings_they_name() -> None:
@@ -286,6 +316,7 @@ def test_routing_overrides_change_only_the_settings_they_name() -> None:
 
 DENSE, SPARSE = ViTConfig(), ViTConfig(sparse_blocks=(1,))
 SOFT = replace(SPARSE, moe=MoEConfig(router=Soft(), images_per_group=1))
+SWITCH, HASH = (replace(SPARSE, moe=MoEConfig(router=each())) for each in (Switch, Hash))
 
 
 @pytest.mark.parametrize(
@@ -294,6 +325,8 @@ SOFT = replace(SPARSE, moe=MoEConfig(router=Soft(), images_per_group=1))
         (DENSE, dict(k=1), "routing.k=1: no block of this model is sparse, leave it out"),
         (SOFT, dict(capacity=3), "routing.capacity=3: the slots of a soft router are parameters"),
         (SOFT, dict(priority="random"), "routing.priority=random: router soft has no priority"),
+        (SWITCH, dict(k=1), "routing.k=1: router switch has no k, leave it out"),
+        (HASH, dict(priority="order"), "routing.priority=order: router hash has no priority"),
         (SOFT, dict(dropless=True), "routing.dropless=True: router soft never drops a choice"),
         (SPARSE, dict(k=9), "k=9 with model.moe.num_experts=8"),
         (SPARSE, dict(k=0), "routing.k=0: use at least 1"),

@@ -37,12 +37,12 @@ from vmoe.train.step import make_train_step
 MODEL = ViTConfig(
     patch_size=4,
     width=64,
-    depth=4,
+    depth=3,
     mlp_dim=128,
     num_heads=4,
     image_size=8,
     num_classes=10,
-    sparse_blocks=(1, 2),
+    sparse_blocks=(0, 1),
     moe=MoEConfig(num_experts=8, images_per_group=2),
 )
 CONFIG = TrainConfig(model=MODEL, batch_size=32, optim=OptimConfig(warmup_steps=10), ema_decay=0.9)

@@ -131,6 +131,16 @@ def assert_close(ours: Any, oracle: Any, mesh: str = "") -> None:
             )
 
 
+@functools.cache
+def compiled_training(mesh: str, pooling: str) -> jax.stages.Compiled:
+    config = replace(CONFIG, pooling=pooling)
+    placement, params = on(mesh), params_of(config)
+    shardings = placement.params(params)
+    batch = placement.make_global_array((images(16), np.ones(16, bool)))
+    program = jax.jit(training(config, placement), out_shardings=(shardings, None))
+    return program.lower(jax.device_put(params, shardings), *batch).compile()
+
+
 @pytest.mark.parametrize(
     ("mesh", "pooling"),
     [
@@ -153,9 +163,7 @@ def test_an_moe_layer_has_two_all_to_all_four_with_backward_and_no_all_gather(
     counts = collectives(program)
     assert counts["all-to-all"] == 2 * sends
     assert set(counts) <= {"all-to-all", "all-reduce"}  # all-reduce sums the losses
-    shardings = (placement.params(params), None)
-    both = jax.jit(training(config, placement), out_shardings=shardings)
-    counts = collectives(both.lower(sharded, *batch).compile())
+    counts = collectives(compiled_training(mesh, pooling))
     assert counts["all-to-all"] == 4 * sends
     assert set(counts) <= {"all-to-all", "all-reduce"}
 
@@ -165,17 +173,14 @@ def test_gradients_of_experts_are_summed_over_data_and_all_others_over_all_devic
     mesh: str,
 ) -> None:
     placement, params = on(mesh), params_of(CONFIG)
-    shardings = placement.params(params)
-    batch = placement.make_global_array((images(16), np.ones(16, bool)))
-    program = jax.jit(training(CONFIG, placement), out_shardings=(shardings, None))
-    text = program.lower(jax.device_put(params, shardings), *batch).compile().as_text()
+    text = compiled_training(mesh, CONFIG.pooling).as_text()
     summed = {}  # the number of devices, by the sizes of a device's part of an array
     for instruction in Program(text).instructions.values():
         if instruction.name.startswith("all-reduce"):
             group = replica_group(instruction.attributes)
             for shape in re.findall(r"f32\[([\d,]+)\]", instruction.shape):
                 summed[sizes(map(int, shape.split(",")))] = len(group)
-    leaves = jax.tree.leaves_with_path(params)
+    leaves, shardings = jax.tree.leaves_with_path(params), placement.params(params)
     for (path, leaf), sharding in zip(leaves, jax.tree.leaves(shardings), strict=True):
         part = sizes(sharding.shard_shape(leaf.shape))
         expert = "['experts']" in jax.tree_util.keystr(path)
@@ -201,9 +206,11 @@ def test_logits_losses_and_gradients_equal_those_of_one_device(router: Router) -
         assert_close(run_on(placement, training(config, placement), params, *batch), oracle, mesh)
 
 
-@pytest.mark.parametrize("router", ["largest_gate", "expert_choice"])
+@pytest.mark.parametrize(
+    ("router", "mesh"), [("largest_gate", "expert=4"), ("expert_choice", "expert=2")]
+)
 def test_with_uneven_groups_and_padding_devices_equal_separate_runs_of_their_images(
-    router: str,
+    router: str, mesh: str
 ) -> None:
     """Each device has five images in groups of three; the last device has padding."""
     config = replace(CONFIG, moe=replace(SPARSE, router=ROUTERS[router], images_per_group=3))
@@ -215,10 +222,9 @@ def test_with_uneven_groups_and_padding_devices_equal_separate_runs_of_their_ima
         for i, count in zip(range(0, 40, 5), groups, strict=True)
     ]
     oracle = jax.tree.map(lambda *parts: sum(parts), *alone)
-    for mesh in ("expert=4", "expert=2"):
-        placement = on(mesh)
-        function = loss_and_gradient(config, placement)
-        assert_close(run_on(placement, function, params, x, valid, np.ones(40)), oracle, mesh)
+    placement = on(mesh)
+    function = loss_and_gradient(config, placement)
+    assert_close(run_on(placement, function, params, x, valid, np.ones(40)), oracle)
 
 
 def loss_and_gradient(config: ViTConfig, placement: Placement) -> Any:
@@ -294,9 +300,10 @@ def test_parts_of_each_devices_images_give_the_update_of_the_whole_batch_on_one_
     ours = place(CONFIG, jax.devices()[:4], mesh="expert=2")
     expected = make_train_step(config)(init_state(config), batch_of_16())
     step = make_train_step(replace(config, accumulate=2), ours)
-    compiled = step.lower(abstract_state(config, ours), ours.make_global_array(batch_of_16()))
-    assert set(collectives(compiled.compile())) <= {"all-to-all", "all-reduce"}
-    assert_close(step(init_state(config, ours), ours.make_global_array(batch_of_16())), expected)
+    start, batch = init_state(config, ours), ours.make_global_array(batch_of_16())
+    compiled = step.lower(start, batch).compile()
+    assert set(collectives(compiled)) <= {"all-to-all", "all-reduce"}
+    assert_close(compiled(start, batch), expected)
     if router.stateful:
         assert np.any(expected[0].params["blocks"][0]["mlp"]["state"]["bias"])
 
@@ -420,10 +427,9 @@ def test_an_indivisible_batch_size_is_refused_with_the_nearest_divisible_ones() 
 
 @pytest.mark.parametrize("mesh", ["expert=4", "expert=1"])
 def test_fsdp_gathers_only_the_parameters_that_it_splits(mesh: str) -> None:
-    config = TrainConfig(model=CONFIG, data=DataConfig("digits"), batch_size=16)
     placement = on(mesh, fsdp=True)
-    target = abstract_state(config, placement)
-    step = make_train_step(config, placement).lower(
+    target = abstract_state(UPDATED, placement)
+    step = make_train_step(UPDATED, placement).lower(
         target, placement.make_global_array(batch_of_16())
     )
     text = step.compile().as_text()

@@ -17,6 +17,7 @@ from vmoe.data.pipeline import Read, training_batches
 from vmoe.errors import UsageError
 from vmoe.evaluate.fewshot import fewshot, open_fewshot
 from vmoe.mesh import place
+from vmoe.nn.inputs import to_float
 from vmoe.train import train
 
 
@@ -121,10 +122,10 @@ def test_a_run_on_many_devices_rewinds_after_a_nan_loss(
 ) -> None:
     def batches(*words: object, **options: object) -> object:
         def poison(i: int, read: Read) -> Read:
-            if i != 12:
-                return read
-            nan = np.full(read.batch.images.shape, np.nan, np.float32)
-            return read._replace(batch=read.batch._replace(images=nan))
+            images = to_float(read.batch.images)  # of all batches, so that one program takes them
+            if i == 12:
+                images[:] = np.nan
+            return read._replace(batch=read.batch._replace(images=images))
 
         return training_batches(*words, **options).map_with_index(poison)
 

@@ -1,6 +1,6 @@
-"""The router of docs/extending.md, registered in a copy of the library as the page says.
+"""The router and the expert of docs/extending.md, added to a copy of the library as the page says.
 
-In the copy the property tests pass for it, it trains, and the page of the routing shows it.
+In the copy their tests pass, they train together, and the page of the routing shows the router.
 """
 
 import json
@@ -26,26 +26,57 @@ def edit(path: Path, old: str, new: str) -> None:
     path.write_text(text.replace(old, new))
 
 
-@pytest.mark.slow
-def test_the_router_of_the_page_has_the_properties_trains_and_is_seen_in_the_page(
-    tmp_path: Path,
-) -> None:
-    page = (ROOT / "docs" / "extending.md").read_text().partition("## A gate")[0]
-    steps = re.findall(r"^   ```\n(.*?)^   ```", page, re.DOTALL | re.MULTILINE)
-    config, module, line, exemption = map(textwrap.dedent, steps)
-    for part in PARTS:
-        copy = shutil.copytree if (ROOT / part).is_dir() else shutil.copy
-        copy(ROOT / part, tmp_path / part)
-    routing = tmp_path / "vmoe" / "routing"
-    routers = tmp_path / "vmoe" / "config" / "routers.py"
+def steps_of(section: str) -> list[str]:
+    """The code of each step in a list of steps."""
+    blocks = re.findall(r"^   ```\n(.*?)^   ```", section, re.DOTALL | re.MULTILINE)
+    return list(map(textwrap.dedent, blocks))
+
+
+def commands_of(section: str) -> list[list[str]]:
+    (block,) = re.findall(r"```sh\n(.*?)```", section, re.DOTALL)
+    return [shlex.split(command) for command in block.replace("\\\n", " ").splitlines()]
+
+
+def add_router(library: Path, config: str, module: str, line: str, exemption: str) -> None:
+    routers = library / "vmoe" / "config" / "routers.py"
     edit(routers, "\nRouter = ", f"\n{config}\n\nRouter = Threshold | ")
+    routing = library / "vmoe" / "routing"
     (routing / "threshold.py").write_text(module)
     registry, imports = routing / "__init__.py", "from vmoe.config.routers import Threshold\n"
     edit(registry, "    Switch: switch,\n", f"    Switch: switch,\n    {line}")
     edit(registry, "    switch,\n", "    switch,\n    threshold,\n")
     edit(registry, "from vmoe.routing import (\n", f"{imports}from vmoe.routing import (\n")
-    properties = tmp_path / "tests" / "routing" / "test_properties.py"
+    properties = library / "tests" / "routing" / "test_properties.py"
     edit(properties, "\nTESTED = ", f"\n{exemption}\nTESTED = ")
+
+
+def add_expert(library: Path, config: str, module: str, entry: str, tables: str) -> None:
+    experts, union = library / "vmoe" / "config" / "experts.py", "ListedExpert = (\n    "
+    edit(experts, f"\n{union}", f"\n{config}\n\n{union}LowRankExpert | ")
+    nn = library / "vmoe" / "nn" / "experts"
+    with (nn / "modules.py").open("a") as modules:
+        modules.write(f"\n\n{module}")
+    make, imports = nn / "make.py", "from vmoe.config.experts import (\n"
+    edit(make, imports, f"{imports}    LowRankExpert,\n")
+    edit(make, "    ZeroExpert: ", f"{textwrap.indent(entry, '    ')}    ZeroExpert: ")
+    tests = library / "tests" / "nn" / "test_expert_modules.py"
+    edit(tests, "\ndef mlp(", f"\n{tables}\n\ndef mlp(")
+    imports = "from vmoe.config.experts import LowRankExpert\n"
+    edit(tests, "from vmoe.config import (\n", f"{imports}from vmoe.config import (\n")
+
+
+@pytest.mark.slow
+def test_the_router_and_the_expert_of_the_page_pass_their_tests_train_and_are_seen_in_the_page(
+    tmp_path: Path,
+) -> None:
+    page = (ROOT / "docs" / "extending.md").read_text()
+    router = page.partition("## A gate")[0]
+    expert = page.partition("## An expert")[2].partition("## A data source")[0]
+    for part in PARTS:
+        copy = shutil.copytree if (ROOT / part).is_dir() else shutil.copy
+        copy(ROOT / part, tmp_path / part)
+    add_router(tmp_path, *steps_of(router))
+    add_expert(tmp_path, *steps_of(expert))
 
     def run(*arguments: str) -> str:
         result = subprocess.run(
@@ -58,11 +89,16 @@ def test_the_router_of_the_page_has_the_properties_trains_and_is_seen_in_the_pag
         assert result.returncode == 0, result.stdout + result.stderr
         return result.stdout + result.stderr
 
-    tested = run("pytest", "-q", "-n0", "tests/routing/test_properties.py", "-k", "threshold")
-    assert int(re.findall(r"(\d+) passed", tested)[0]) >= 10
-    (commands,) = re.findall(r"```sh\n(.*?)```", page, re.DOTALL)
-    printed = [run(*shlex.split(command)) for command in commands.splitlines()]
-    assert "step 200/200" in printed[0]
+    files = ("tests/routing/test_properties.py", "tests/nn/test_expert_modules.py")
+    tested = run("pytest", "-v", "-n0", *files, "-k", "threshold or low_rank")
+    assert len(re.findall("threshold.* PASSED", tested)) >= 10 and "[low_rank] PASSED" in tested
+    train, routing = commands_of(router)
+    ((*_, kind, name, setting, value, steps, number),) = commands_of(expert)
+    assert [kind, steps, number] == ["--model.moe.experts.kind", "--steps", "200"]
+    assert "step 200/200" in run(*train, kind, name, setting, value)
+    model = json.loads((tmp_path / "runs" / "threshold" / "config.json").read_text())["model"]
+    assert model["moe"]["experts"] == {"kind": "low_rank", "rank": 8}
+    run(*routing)
     html = (tmp_path / "threshold.html").read_text()
     (model,) = json.JSONDecoder().raw_decode(html[html.index('{"summary"') :])[0]["models"]
     assert [block["chosen"]["shape"][-1] for block in model["blocks"]] == [2, 2]  # k

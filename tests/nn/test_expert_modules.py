@@ -71,7 +71,7 @@ OneExpert = Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]
 def layer_of(experts: Expert, config: MoEConfig = SMALL, tokens: int = N) -> MoE:
     """A layer whose parameters are all random."""
     config = replace(config, experts=experts)
-    layer = MoE.from_config(config, D, 7, tokens, rngs=nnx.Rngs(0))
+    layer = nnx.eval_shape(lambda: MoE.from_config(config, D, 7, tokens, rngs=nnx.Rngs(0)))
     rng = np.random.default_rng(1)
     state = nnx.state(layer, nnx.Param)
     nnx.update(layer, jax.tree.map(lambda x: jnp.float32(rng.normal(size=x.shape)), state))
@@ -89,16 +89,20 @@ def in_float64(experts: Any) -> list[OneExpert]:
     if isinstance(experts, StackedMlps):
         act, gated = ACTIVATIONS[experts.hidden.activation], experts.hidden.gated
         return [lambda x, i, p, own=own: mlp(x, own, act, gated) for own in each]
-    name = type(experts.stacked).__name__
+    expert = BY_NUMPY[type(experts.stacked).__name__]
     return [
-        {
-            "Cnn": lambda x, i, p, own=own: cnn(x, i, p, own["stacked"]),
-            "Attention": lambda x, i, p, own=own: attention(x, i, own["stacked"]["attention"]),
-            "Identity": lambda x, i, p: x,
-            "Zero": lambda x, i, p: 0 * x,
-        }[name]
+        functools.partial(expert, own.get("stacked", {}))
         for own in each or [{}] * experts.num_experts
     ]
+
+
+BY_NUMPY: dict[str, Callable[..., np.ndarray]] = {
+    "Cnn": lambda own, x, images, positions: cnn(x, images, positions, own),
+    "Attention": lambda own, x, images, positions: attention(x, images, own["attention"]),
+    "Identity": lambda own, x, images, positions: x,
+    "Zero": lambda own, x, images, positions: 0 * x,
+}
+"""Parameters of one expert, and the arguments of ``OneExpert``, by the class of its module."""
 
 
 def mlp(x: np.ndarray, own: Any, act: Callable[..., np.ndarray], gated: bool) -> np.ndarray:
@@ -174,16 +178,16 @@ def test_experts_of_each_kind_equal_a_loop_over_groups_and_experts(kind: str) ->
     assert not record.valid.all() and record.gates.shape[0] > 1
     expected = by_loop(in_float64(layer.experts), TOKENS, record)[: y.size // D]
     np.testing.assert_allclose(y, expected.reshape(y.shape), rtol=1e-4, atol=1e-4)
-    assert (np.asarray(y[-1]) == 0).all()  # padding takes no slot
+    assert (np.asarray(y)[-1] == 0).all()  # padding takes no slot
 
     # The gradient reaches the gate and every expert, and no padding.
-    assert (by_token[-1] == 0).all()
+    assert (np.asarray(by_token)[-1] == 0).all()
     gate = np.abs(gradients["router"]["kernel"][...])
     assert (gate.max() == 0) == (kind == "zero")
     for path, gradient in nnx.to_flat_state(gradients):
         if path[0] == "experts" and path[-2:] != ("key", "bias"):  # a key's bias changes nothing
-            reached = jnp.abs(gradient[...]).reshape(len(gradient[...]), -1).max(-1) > 0
-            assert reached.all(), path
+            sizes = np.abs(gradient[...])
+            assert (sizes.reshape(len(sizes), -1).max(-1) > 0).all(), path
 
 
 @pytest.mark.parametrize("kind", ["relu", "gated_mlp"])
@@ -217,19 +221,19 @@ def test_experts_that_mix_tokens_see_neither_empty_slots_nor_padding(kind: str) 
 def test_an_expert_mixes_tokens_of_the_same_image_in_its_slots_only(kind: str) -> None:
     """By the gradient of one output with respect to all tokens, for a given routing."""
     layer = layer_of(KINDS[kind], replace(SMALL, dropless=True, router=dict(k=1)))
-    _, record = layer.forward(TOKENS)
-    chosen = np.asarray(record.routing.experts)[..., 0].reshape(-1, N)[:B]
-
-    decision = Decision(record.gates, record.routing, record.losses)
 
     @jax.jit
-    def reached(tokens: jax.Array) -> jax.Array:
+    def reached(tokens: jax.Array) -> tuple[jax.Array, jax.Array]:
+        record = layer.forward(tokens)[1]
+        decision = Decision(record.gates, record.routing, record.losses)
+
         def outputs(t: jax.Array) -> jax.Array:
             return layer.forward(t, decide=lambda *_: decision)[0].sum(-1)
 
-        return jnp.abs(jax.jacrev(outputs)(tokens)).sum(-1)  # b n b n
+        return record.routing.experts, jnp.abs(jax.jacrev(outputs)(tokens)).sum(-1)  # b n b n
 
-    by_image = np.asarray(reached(TOKENS))
+    experts, by_image = map(np.asarray, reached(TOKENS))
+    chosen = experts[..., 0].reshape(-1, N)[:B]
     for b, i, c, j in np.ndindex(B, N, B, N):
         together = b == c and chosen[b, i] == chosen[c, j]
         if kind == "cnn" and (i == 0) != (j == 0):  # a class token has no neighbors
@@ -266,11 +270,15 @@ def test_without_a_class_token_a_cnn_reads_the_whole_grid() -> None:
     config = MoEConfig(num_experts=1, router=TokenChoice(k=1), dropless=True, images_per_group=2)
     layer = layer_of(CnnExpert(), config, tokens=9)
     tokens = jnp.float32(RNG.normal(size=(3, 9, D)))
-    own = jax.tree.map(lambda x: x[0], nnx.state(layer.experts.stacked))
-    module = nnx.merge(nnx.graphdef(layer.experts.stacked), own)
-    convolved = module.depthwise(tokens.reshape(3, 3, 3, D)).reshape(3, 9, D)
-    expected = module.pointwise(nnx.gelu(convolved))
-    np.testing.assert_allclose(nnx.jit(layer)(tokens), expected, rtol=1e-4, atol=1e-4)
+
+    @nnx.jit
+    def run(layer: MoE, tokens: jax.Array) -> tuple[jax.Array, jax.Array]:
+        own = jax.tree.map(lambda x: x[0], nnx.state(layer.experts.stacked))
+        module = nnx.merge(nnx.graphdef(layer.experts.stacked), own)
+        convolved = module.depthwise(tokens.reshape(3, 3, 3, D)).reshape(3, 9, D)
+        return layer(tokens), module.pointwise(nnx.gelu(convolved))
+
+    np.testing.assert_allclose(*run(layer, tokens), rtol=1e-4, atol=1e-4)
 
 
 def test_experts_start_equal_only_with_shared_init() -> None:
@@ -294,23 +302,29 @@ def gate(e: int = E) -> nnx.Linear:
 
 
 def modules_in_float64(modules: list[Any]) -> list[OneExpert]:
-    """Modules called one by one, on exactly their tokens."""
-    return [lambda x, i, p, m=module: np.float64(m(jnp.float32(x))) for module in modules]
+    """Modules of linear layers, as obvious NumPy code."""
+    return [functools.partial(linear, nnx.to_pure_dict(nnx.state(module))) for module in modules]
+
+
+def linear(params: Any, x: np.ndarray, *_: Any) -> np.ndarray:
+    own = {name: np.float64(values) for name, values in params.items()}
+    if "lora_a" in own:
+        return x @ own["lora_a"] @ own["lora_b"]
+    return x @ own["kernel"] + own["bias"]
 
 
 @pytest.mark.parametrize(
-    "experts",
-    [
-        linears(3),
-        linears(11),
-        [linears(3)[0], nnx.LoRA(D, 2, 3, rngs=nnx.Rngs(0)), *linears(3)[2:]],
-    ],
+    ("x", "lora"),
+    [(3, False), (11, False), (3, True)],
     ids=["narrower", "wider", "several types"],
 )
-def test_any_modules_as_experts_may_return_another_width(experts: list[nnx.Module]) -> None:
+def test_any_modules_as_experts_may_return_another_width(x: int, lora: bool) -> None:
+    experts: list[Any] = linears(x)
+    if lora:
+        experts[1] = nnx.LoRA(D, 2, x, rngs=nnx.Rngs(0))
     layer = MoE(experts, gate(), SMALL)
     y, record = nnx.jit(MoE.forward)(layer, TOKENS)
-    assert y.shape == (B, N, experts[0](TOKENS).shape[-1])
+    assert y.shape == (B, N, x)
     expected = by_loop(modules_in_float64(experts), TOKENS, record)[: B * N]
     np.testing.assert_allclose(y.reshape(B * N, -1), expected, rtol=1e-4, atol=1e-5)
 
@@ -406,11 +420,12 @@ def test_soft_slots_mix_float_inputs_and_refuse_others() -> None:
     dispatch, combine = (np.float64(x) for x in record.routing)
     slots = np.einsum("gsd,gsec->gecd", TOKENS, dispatch) ** 2
     np.testing.assert_allclose(y, np.einsum("gecd,gsec->gsd", slots, combine), rtol=1e-4, atol=1e-5)
+    numbers = {"time": jnp.asarray(np.ones(TOKENS.shape, np.int32))}
     with pytest.raises(UsageError, match="int32 cannot be mixed"):
-        layer.forward(TOKENS, per_token={"time": jnp.ones(TOKENS.shape, jnp.int32)})
+        jax.eval_shape(functools.partial(layer, per_token=numbers), TOKENS)
     layer.experts = Copies([AnyFilled()] * 2)
     with pytest.raises(UsageError, match="ask for filled need a token in each slot"):
-        layer.forward(TOKENS)
+        jax.eval_shape(layer, TOKENS)
 
 
 class AnyFilled(nnx.Module):
@@ -457,13 +472,19 @@ def test_a_shared_expert_adds_its_outputs_for_every_token_dropped_or_not() -> No
     config = replace(SMALL, shared_experts=2, capacity=1)
     shared = MoE.from_config(config, D, 7, N, rngs=nnx.Rngs(0))
     routed = MoE(shared.experts, shared.router, config)
-    with_shared, record = shared.forward(TOKENS, valid=VALID)
-    assert record.routing.dropped.any()
+
+    @nnx.jit
+    def outputs(shared: MoE, routed: MoE) -> Any:
+        whole, record = shared.forward(TOKENS, valid=VALID)
+        alone, _ = shared.forward(TOKENS, valid=VALID, class_token_only=True)
+        return whole, alone, routed(TOKENS, valid=VALID), record.routing.dropped
+
+    with_shared, alone, without, dropped = outputs(shared, routed)
+    assert dropped.any()
     own = jax.tree.map(lambda x: np.float64(x[0]), nnx.to_pure_dict(nnx.state(shared.shared)))
     assert own["up"]["kernel"].shape == (D, 2 * 7)
     expected = mlp(np.float64(TOKENS), own, gelu, False)
-    np.testing.assert_allclose(with_shared - routed(TOKENS, valid=VALID), expected, atol=1e-5)
-    alone, _ = shared.forward(TOKENS, valid=VALID, class_token_only=True)
+    np.testing.assert_allclose(with_shared - without, expected, atol=1e-5)
     np.testing.assert_allclose(alone, with_shared[:, :1], atol=1e-5)
 
 
@@ -485,19 +506,23 @@ class Own(nnx.Module):
 
 
 @pytest.mark.parametrize(
-    ("experts", "message"),
+    ("other", "message"),
     [
-        ([], "experts is empty"),
-        ([nnx.relu] * E, "expert 0 is not an nnx.Module"),
-        ([*linears()[1:], 3], "expert 3 is not an nnx.Module"),
-        ([linears()[0], nnx.BatchNorm(D, rngs=nnx.Rngs(0))], "expert 1/mean is not a parameter"),
-        ([*linears()[1:], Own()], r"expert 3/dropout/rngs/count is not a parameter"),
+        (lambda: nnx.relu, r"expert 3 \(custom_jvp\) is not an nnx.Module"),
+        (lambda: 3, r"expert 3 \(int\) is not an nnx.Module"),
+        (lambda: nnx.BatchNorm(D, rngs=nnx.Rngs(0)), "expert 3/mean is not a parameter"),
+        (Own, r"expert 3/dropout/rngs/count is not a parameter"),
     ],
-    ids=["none", "function", "number", "statistics", "stream"],
+    ids=["function", "number", "statistics", "stream"],
 )
-def test_what_cannot_be_an_expert_is_named(experts: list[Any], message: str) -> None:
+def test_what_cannot_be_an_expert_is_named(other: Callable[[], Any], message: str) -> None:
     with pytest.raises(UsageError, match=message):
-        MoE(experts, gate())
+        MoE([*linears()[1:], other()], gate())
+
+
+def test_a_layer_without_experts_is_refused() -> None:
+    with pytest.raises(UsageError, match="experts is empty"):
+        MoE([], gate())
 
 
 class FirstOf(nnx.Module):
@@ -505,19 +530,61 @@ class FirstOf(nnx.Module):
         return tokens[..., 0]
 
 
+class FirstRow(nnx.Module):
+    def __call__(self, rows: jax.Array) -> jax.Array:
+        return rows[:1]
+
+
 @pytest.mark.parametrize(
     ("experts", "gate", "message"),
     [
-        ([*linears(3)[1:], nnx.Linear(D, 5, rngs=nnx.Rngs(0))], gate(), r"widths, \[3, 5\]"),
-        (linears(), gate(E + 1), rf"the gate makes logits \(1, 25, 5\).*\(g, s, e\) with e = {E}"),
-        (linears(), FirstOf(), r"the gate makes logits \(1, 25\)"),
-        (linears(), None, "token_choice router reads logits: give a gate"),
+        (lambda: [*linears(3)[1:], linears(5)[0]], gate, r"widths, \[3, 5\]"),
+        (linears, lambda: gate(E + 1), rf"makes logits \(1, 25, 5\).*\(g, s, e\) with e = {E}"),
+        (linears, FirstOf, r"the gate makes logits \(1, 25\)"),
+        (linears, lambda: None, "token_choice router reads logits: give a gate"),
+        (
+            lambda: [nnx.Linear(7, D, rngs=nnx.Rngs(0))] * E,
+            gate,
+            r"expert Linear cannot take .*, 8\)",
+        ),
+        (lambda: [FirstRow()] * E, gate, r"FirstRow makes \(1, 8\) from .*: only the last axis"),
+        (lambda: [FirstOf()] * E, gate, r"expert FirstOf makes \(\d+,\) from"),
+        (
+            lambda: StackedMlps(E, 7, 5, rngs=nnx.Rngs(0)),
+            gate,
+            "MLP experts of width 7 cannot take",
+        ),
+        (linears, lambda: nnx.Linear(7, E, rngs=nnx.Rngs(0)), r"the gate cannot take .*, 8\)"),
     ],
-    ids=["outputs", "logits", "rank", "no gate"],
+    ids=[
+        *("outputs", "logits", "rank", "no gate", "inputs", "rows", "axes"),
+        *("inputs of MLPs", "inputs of the gate"),
+    ],
 )
-def test_widths_that_do_not_fit_are_named(experts: Any, gate: Any, message: str) -> None:
-    with pytest.raises(UsageError, match=message):
-        jax.eval_shape(MoE(experts, gate, TokenChoice(k=1)), TOKENS)
+def test_widths_that_do_not_fit_are_named(
+    experts: Callable[[], Any], gate: Callable[[], Any], message: str
+) -> None:
+    with pytest.raises(UsageError, match=message) as caught:
+        jax.eval_shape(MoE(experts(), gate(), TokenChoice(k=1)), TOKENS)
+    assert "\n" not in str(caught.value)
+
+
+def test_inputs_and_shared_experts_that_do_not_fit_the_tokens_are_named() -> None:
+    layer = MoE(linears(), gate(), TokenChoice(k=1))
+    for inputs, message in (
+        (dict(valid=VALID[:2]), r"valid of shape \(2,\): use \(5,\), one value for each image"),
+        (
+            dict(per_token={"time": {"hour": TOKENS[:, :3]}}),
+            r"per_token time of shape \(5, 3, 8\): use \(5, 5, ...\), a row for each token",
+        ),
+    ):
+        with pytest.raises(UsageError, match=message):
+            layer.forward(TOKENS, **inputs)
+    with pytest.raises(UsageError, match="the shared expert has no slots: it cannot ask for fill"):
+        MoE(linears(), gate(), TokenChoice(k=1), shared=AnyFilled())
+    layer = MoE(linears(), gate(), TokenChoice(k=1), shared=linears(3)[0])
+    with pytest.raises(UsageError, match="shared expert has outputs of width 3, the others of 8"):
+        jax.eval_shape(layer, TOKENS)
 
 
 def test_modules_of_different_structure_cannot_be_copies() -> None:

@@ -7,8 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from scipy.special import softmax
 from scipy.stats import norm
 
+from tests.random_models import outputs
 from vmoe.config import (
     AuxLossWeights,
     CosineGate,
@@ -65,7 +67,7 @@ def expected(kind: str, p: dict[str, np.ndarray], x: np.ndarray) -> np.ndarray:
 )
 def test_each_gate_equals_its_formula(gate: Gate) -> None:
     module, params = gate_of(gate)
-    logits = module(TOKENS)
+    logits, half = nnx.jit(lambda m, x: (m(x), m(x.astype(jnp.bfloat16))))(module, TOKENS)
     if gate.kind == "noisy":
         noise = np.log1p(np.exp(np.float64(TOKENS) @ params["noise"]))
         np.testing.assert_allclose(logits.noise_std, noise + 0.01, rtol=1e-5)
@@ -73,7 +75,6 @@ def test_each_gate_equals_its_formula(gate: Gate) -> None:
     assert logits.dtype == jnp.float32
     values = expected(gate.kind, params, np.float64(TOKENS))
     np.testing.assert_allclose(logits, values, rtol=1e-4, atol=1e-4)
-    half = module(TOKENS.astype(jnp.bfloat16))
     assert jax.tree.leaves(half)[0].dtype == jnp.float32
 
 
@@ -90,7 +91,7 @@ def test_the_sizes_of_gates_follow_from_their_configs() -> None:
     )
     assert np.isclose(module.temperature[...], 0.2)
     module.temperature[...] = 1e-6  # a temperature that training made tiny, or negative
-    assert np.abs(module(TOKENS)).max() <= 100.001
+    assert np.abs(outputs(module, TOKENS)).max() <= 100.001
 
 
 def layer_of(gate: Any, **router: Any) -> MoE:
@@ -99,9 +100,8 @@ def layer_of(gate: Any, **router: Any) -> MoE:
 
 
 def test_a_noisy_gate_starts_with_equal_logits_and_the_same_noise_for_all() -> None:
-    logits, noise_std = GATES[NoisyGate](D, N, replace(CONFIG, gate=NoisyGate()), rngs=nnx.Rngs(0))(
-        TOKENS
-    )
+    module = GATES[NoisyGate](D, N, replace(CONFIG, gate=NoisyGate()), rngs=nnx.Rngs(0))
+    logits, noise_std = outputs(module, TOKENS)
     assert (np.asarray(logits) == 0).all()
     np.testing.assert_allclose(noise_std, np.log(2) + 0.01, rtol=1e-6)
 
@@ -157,16 +157,26 @@ def test_the_gradient_reaches_what_a_noisy_gate_learned_about_its_noise() -> Non
 
 def test_any_linear_layer_or_own_module_is_a_gate() -> None:
     linear = nnx.Linear(D, E, bias_init=nnx.initializers.normal(), rngs=nnx.Rngs(5))
-    record = layer_of(linear).forward(TOKENS)[1]
-    np.testing.assert_allclose(record.logits, linear(TOKENS), rtol=1e-5, atol=1e-6)
+    record = nnx.jit(MoE.forward)(layer_of(linear), TOKENS)[1]
+    expected = np.asarray(TOKENS) @ linear.kernel[...] + linear.bias[...]
+    np.testing.assert_allclose(record.logits, expected, rtol=1e-5, atol=1e-6)
 
     class WithNoise(nnx.Module):
-        def __call__(self, tokens: jax.Array) -> NoisyLogits:
-            return NoisyLogits(tokens[..., :E], 1e-9)
+        def __init__(self, noise_std: float | jax.Array):
+            self.noise_std = noise_std
 
-    noisy = layer_of(WithNoise(), noise_std=5.0)  # the gate's noise replaces the router's
-    record = nnx.jit(MoE.forward)(noisy, TOKENS, key=jax.random.key(0))[1]
-    np.testing.assert_allclose(record.gates, jax.nn.softmax(TOKENS[..., :E]), rtol=1e-5)
+        def __call__(self, tokens: jax.Array) -> NoisyLogits:
+            return NoisyLogits(tokens[..., :E], self.noise_std)
+
+    # The gate's noise replaces the router's, also in the load loss, as a number and as an array.
+    records = [
+        nnx.jit(MoE.forward)(
+            layer_of(WithNoise(noise_std), noise_std=5.0), TOKENS, key=jax.random.key(0)
+        )[1]
+        for noise_std in (1e-4, jnp.full((*TOKENS.shape[:2], E), 1e-4))
+    ]
+    np.testing.assert_allclose(records[0].gates, softmax(TOKENS[..., :E], axis=-1), rtol=1e-2)
+    np.testing.assert_allclose(*(record.losses["load"] for record in records), rtol=1e-6)
 
 
 def test_a_gate_that_does_not_fit_the_router_is_refused() -> None:

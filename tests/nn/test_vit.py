@@ -19,7 +19,15 @@ from vmoe import models
 from vmoe.analysis import capture
 from vmoe.axes import Record
 from vmoe.checkpoints.flax_names import published_name
-from vmoe.config import ExpertChoice, MoEConfig, Soft, TokenChoice, ViTConfig
+from vmoe.config import (
+    AttentionExpert,
+    CnnExpert,
+    ExpertChoice,
+    MoEConfig,
+    Soft,
+    TokenChoice,
+    ViTConfig,
+)
 from vmoe.costs import flops
 from vmoe.errors import UsageError
 from vmoe.nn.moe import MoE
@@ -102,10 +110,11 @@ def test_every_variant_gives_logits_records_and_gradients(variant: dict[str, Any
     (_, (logits, records)), gradients = value_and_gradients(config)
     assert logits.shape == (4, 10) and logits.dtype == jnp.float32
     assert tuple(records) == config.sparse_blocks
-    assert jnp.isfinite(logits).all() and (logits.std(axis=0) > 0).all()
+    assert np.isfinite(logits).all() and (np.std(logits, axis=0) > 0).all()
     for path, gradient in nnx.to_flat_state(gradients):
-        assert jnp.isfinite(gradient[...]).all(), path
-        assert gradient[...].any() or path[-2:] in {("key", "bias")}, path
+        values = np.float32(gradient[...])
+        assert np.isfinite(values).all(), path
+        assert values.any() or path[-2:] in {("key", "bias")}, path
 
 
 def test_a_batch_without_images_has_no_logits() -> None:
@@ -271,6 +280,22 @@ def test_bfloat16_experts_multiply_in_bfloat16_and_accumulate_in_float32(
     assert len(products) >= 6
     for terms, out in products:
         assert terms.count("bf16") == 2 and out.endswith("xf32"), (terms, out)
+
+
+@pytest.mark.parametrize("experts", [CnnExpert(), AttentionExpert()], ids=lambda x: x.kind)
+def test_experts_that_mix_tokens_compute_in_the_dtype_of_the_model(
+    experts: CnnExpert | AttentionExpert,
+) -> None:
+    """Reads all products of a layer; the first is the gate's."""
+    config = tiny_config(dtype="bfloat16", pooling="mean", moe=dict(experts=experts))
+    graph, state = nnx.split(models.build_abstract(config).blocks[0].mlp)
+    tokens = jax.ShapeDtypeStruct((2, 16, config.width), jnp.bfloat16)
+    layer = jax.jit(lambda state, tokens: nnx.merge(graph, state)(tokens)).lower(state, tokens)
+    assert layer.out_info.dtype == jnp.bfloat16
+    gate, *products = re.findall(r"(?:dot_general|convolution)\W.*: \((.*)\) -> ", layer.as_text())
+    assert "bf16" not in gate and len(products) >= 2
+    for terms in products:
+        assert terms.count("bf16") == 2, terms
 
 
 @functools.cache

@@ -8,11 +8,9 @@ import numpy as np
 import pytest
 
 from vmoe.axes import RouterInputs, Routing, SoftRouting
-from vmoe.config import ExpertChoice, MoEConfig, Soft, TokenChoice
+from vmoe.config import ExpertChoice, MoEConfig, TokenChoice
 from vmoe.config.routers import Priority
-from vmoe.errors import UsageError
 from vmoe.routing import router_of
-from vmoe.routing.one_hot import one_hot_routing
 
 ROUTERS = [
     *((TokenChoice(k=3, priority=each), 5) for each in get_args(Priority)),
@@ -35,8 +33,10 @@ def test_the_same_tokens_fill_the_same_slots_with_the_same_weights_even_if_gates
     @jax.jit
     def route(logits: jax.Array) -> tuple[Routing, SoftRouting]:
         inputs = RouterInputs(logits, None, jnp.ones((g, s), bool), None)
-        gates, routing, _ = router_of(config).route(inputs, config, capacity)
-        return routing, one_hot_routing(gates, config, capacity)
+        module = router_of(config)
+        routes = module.route, module.route_without_scatters
+        own, other = (route(inputs, config, capacity).routing for route in routes)
+        return own, other
 
     routing, own = route(logits)
     dispatch = np.asarray(routing.tokens)[:, None] == np.arange(s)[:, None, None]
@@ -45,9 +45,3 @@ def test_the_same_tokens_fill_the_same_slots_with_the_same_weights_even_if_gates
     slot_weights = np.take_along_axis(weights, np.asarray(routing.choices).reshape(g, -1), 1)
     in_slots = np.asarray(own.combine).sum(axis=1).reshape(g, -1)
     np.testing.assert_allclose(in_slots, slot_weights, rtol=1e-6)
-
-
-def test_another_router_is_refused() -> None:
-    config = MoEConfig(router=Soft(), images_per_group=1)
-    with pytest.raises(UsageError, match="router soft: it cannot be computed without scatters"):
-        one_hot_routing(jnp.ones((1, 4, 8)), config, 1)

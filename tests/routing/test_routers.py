@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Callable
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -47,7 +48,10 @@ def bias_balanced(
 
 def hashes(logits: np.ndarray, draw: float, position: int) -> list[Choice]:
     config = MoEConfig(num_experts=E, router=Hash(k=3, seed=5))
-    return [(int(e), 1 / 3) for e in np.asarray(hashed.table(config, S))[position]]
+    return [(int(e), 1 / 3) for e in np.asarray(table(config, S))[position]]
+
+
+table = jax.jit(hashed.table, static_argnums=(0, 1))
 
 
 CASES: dict[str, tuple[Router, Rule]] = {
@@ -132,6 +136,19 @@ def test_the_bias_rises_for_experts_below_the_mean_load_and_falls_above_it() -> 
     np.testing.assert_array_equal(state["bias"], [-1, 1, 0, 0.5])
 
 
+@pytest.mark.parametrize("scores", ["sigmoid", "softmax"])
+def test_scores_that_round_to_0_are_normalized_to_equal_weights(
+    scores: Literal["sigmoid", "softmax"],
+) -> None:
+    inputs = inputs_of(0)._replace(
+        logits=jnp.broadcast_to(jnp.array([0.0, 0.0, -200.0, -300.0]), (1, S, E)),
+        state={"bias": jnp.array([[0.0, 0.0, 5.0, 5.0]])},
+    )
+    routing = decide(inputs, BiasBalanced(scores=scores, normalize_weights=True)).routing
+    assert set(np.unique(routing.experts[routing.kept])) == {2, 3}
+    np.testing.assert_array_equal(routing.weights[routing.kept], 0.5)
+
+
 def test_random_experts_follow_the_draw_in_training_and_the_position_in_evaluation() -> None:
     router, one, other = Random(k=2), inputs_of(0, draw=False), inputs_of(1, draw=False)
     experts = {}
@@ -165,14 +182,14 @@ def test_random_experts_are_uniform() -> None:
 @pytest.mark.parametrize("n", [E, 3 * E, 3 * E + 1])
 def test_the_table_of_hash_is_balanced_distinct_and_independent_of_the_image_size(n: int) -> None:
     config = MoEConfig(num_experts=E, router=Hash(k=3))
-    table = np.asarray(hashed.table(config, n))
+    experts = np.asarray(table(config, n))
     for rank in range(3):
-        counts = np.bincount(table[:, rank], minlength=E)
+        counts = np.bincount(experts[:, rank], minlength=E)
         assert counts.max() - counts.min() <= 1
-    assert all(len(set(row)) == 3 for row in table.tolist())
-    np.testing.assert_array_equal(table, hashed.table(config, 40)[:n])
+    assert all(len(set(row)) == 3 for row in experts.tolist())
+    np.testing.assert_array_equal(experts, table(config, 40)[:n])
     others = MoEConfig(num_experts=E, router=Hash(k=3, seed=1))
-    assert (hashed.table(others, 3 * E) != hashed.table(config, 3 * E)).any()
+    assert (np.asarray(table(others, 3 * E)) != table(config, 3 * E)).any()
 
 
 def test_switch_jitters_what_the_gate_sees_in_training_only() -> None:

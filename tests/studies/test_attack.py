@@ -13,7 +13,7 @@ import scipy.special
 from tests.published import published_config, published_params
 from tests.random_models import outputs, random_images, random_params
 from vmoe import models
-from vmoe.config import ExpertChoice, MoEConfig, TokenChoice, ViTConfig, replace
+from vmoe.config import ExpertChoice, Hash, MoEConfig, TokenChoice, ViTConfig, replace
 from vmoe.errors import UsageError
 from vmoe.nn.inputs import check_labels
 from vmoe.nn.vit import ViT
@@ -129,6 +129,20 @@ def test_a_router_that_ignores_the_image_has_no_gradient_along_its_path() -> Non
     gradients = gradients_of(model)(random_images(b=4))
     assert not np.any(gradients["routers"]) and np.any(gradients["all"])
     np.testing.assert_allclose(gradients["experts"], gradients["all"], rtol=1e-4, atol=1e-7)
+
+
+def test_only_the_full_gradient_has_the_auxiliary_losses() -> None:
+    message = "attack.gradient_path=routers with attack.auxiliary_loss=True: this path has no"
+    with pytest.raises(UsageError, match=message):
+        AttackConfig(auxiliary_loss=True, gradient_path="routers")
+
+
+def test_the_path_of_the_routers_needs_one_that_reads_the_image() -> None:
+    """The image changes neither the choices nor the weights of a hash router."""
+    config = AttackConfig(gradient_path="routers", steps=1)
+    model = model_of(moe=MoEConfig(num_experts=3, router=Hash()))
+    with pytest.raises(UsageError, match="gradient_path=routers: no router of this model reads"):
+        attack(model, random_images(b=4), LABELS, config)
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,17 @@ import pytest
 
 from tests.random_models import outputs, random_images, random_params
 from vmoe import models
-from vmoe.config import ExpertChoice, MoEConfig, TokenChoice, ViTConfig, replace
+from vmoe.config import (
+    ExpertChoice,
+    GShard,
+    Hash,
+    MoEConfig,
+    Random,
+    Switch,
+    TokenChoice,
+    ViTConfig,
+    replace,
+)
 from vmoe.config.routing_file import LayerSetting
 from vmoe.costs.flops import flops_to_logits
 from vmoe.errors import UsageError
@@ -193,10 +203,18 @@ def test_times_are_measured_for_every_setting_and_grow_with_the_slots() -> None:
 def test_other_routers_and_dense_models_are_refused() -> None:
     with pytest.raises(UsageError, match="no block of this model is sparse"):
         check_layers(models.model_config("vit_tiny"))
-    with pytest.raises(UsageError, match="block 0 has the router expert_choice: it has no k"):
-        check_layers(config_of(router=ExpertChoice()))
-    with pytest.raises(UsageError, match="router expert_choice: it has no k"):
-        LayerSetting(1, 1.0, "order").apply(MoEConfig(router=ExpertChoice()))
+    for router, missing in (
+        (ExpertChoice(), "k and no priority"),
+        (Switch(), "k and no priority"),
+        (GShard(), "k and no priority"),
+        (Random(), "priority"),
+        (Hash(), "priority"),
+    ):
+        message = f"router {router.kind} has no {missing} to choose"
+        with pytest.raises(UsageError, match=f"block 0: {message}"):
+            check_layers(config_of(router=router))
+        with pytest.raises(UsageError, match=message):
+            LayerSetting(1, 1.0, "order").apply(MoEConfig(router=router))
 
 
 def test_any_label_counts_in_a_score_and_images_without_one_only_in_the_divergence() -> None:

@@ -10,9 +10,13 @@ from tests.random_models import forward, random_images, random_params
 from vmoe import models
 from vmoe.config import (
     ExpertChoice,
+    GShard,
+    Hash,
     MoEConfig,
+    Random,
     RoutingOverrides,
     Soft,
+    Switch,
     TokenChoice,
     ViTConfig,
     replace,
@@ -134,6 +138,10 @@ def test_the_first_image_of_a_group_loses_no_first_choice_by_order() -> None:
     [
         (dict(router=ExpertChoice()), "router expert_choice drops no choice"),
         (dict(router=Soft(), images_per_group=1), "router soft routes each image alone"),
+        (dict(router=Switch()), "router switch has no priority, which this attack compares"),
+        (dict(router=GShard()), "router gshard has no priority, which this attack compares"),
+        (dict(router=Random()), "router random reads no pixels: no mate can attack"),
+        (dict(router=Hash()), "router hash reads no pixels: no mate can attack"),
         (dict(images_per_group=1), "images_per_group=1: an image has no mates"),
     ],
 )

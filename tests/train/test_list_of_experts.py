@@ -1,31 +1,36 @@
-"""A run whose experts are of different kinds, through every command."""
+"""A run whose experts are of different kinds, and whose router has a state, in every command."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 from PIL import Image
 
+import vmoe as library
 from tests.command import ROOT, start, vmoe
-from tests.run_folder import differences, last_step
+from tests.run_folder import arrays, differences
 from vmoe.workdir.layout import steps_of
 
-STEPS = 60
+STEPS = 40
+BIAS = "blocks/0/mlp/state/bias"
 RECIPE = f"""
 from pathlib import Path
 from vmoe.config import (
-    CnnExpert, ExpertList, IdentityExpert, MlpExpert, NoisyGate, ZeroExpert, load, replace
+    BiasBalanced, CnnExpert, ExpertList, IdentityExpert, MlpExpert, NoisyGate, ZeroExpert, load,
+    replace,
 )
 
 config = replace(
     load(Path({str(ROOT / "configs" / "tiny.py")!r})), steps={STEPS}, log_every=5, ema_decay=0.9,
-    evaluate_every=10, checkpoint_every=10, keep_latest=10,
+    evaluate_every=20, checkpoint_every=20,
     model=dict(
         depth=1, sparse_blocks=(0,), dropout=0.1,
         moe=dict(
             experts=ExpertList(each=(MlpExpert(), CnnExpert(), IdentityExpert(), ZeroExpert())),
-            gate=NoisyGate(), router=dict(priority="random"),
+            gate=NoisyGate(), router=BiasBalanced(priority="random"),
         ),
     ),
 )
@@ -52,13 +57,45 @@ def test_a_killed_run_is_bitwise_equal_to_an_uninterrupted_one(
 ) -> None:
     workdir = tmp_path / "run"
     line = ("train", "--config", recipe, "--workdir", workdir)
-    for ready in (lambda: last_step(workdir) >= 5, lambda: steps_of(workdir)):
-        with start(*line) as process:
-            process.wait_until(ready)
-            process.kill()
+    with start(*line) as process:
+        process.wait_until(lambda: steps_of(workdir))
+        process.kill()
     result = vmoe(*line)
     assert result.returncode == 0 and "resumed from step" in result.stderr, result.stderr
     assert not differences(run, workdir, STEPS)
+    for item in ("params", "ema"):
+        assert f"{item}/{BIAS}" in arrays(workdir, STEPS)
+    assert library.load(workdir).model.blocks[0].mlp.state["bias"][...].any()
+
+
+@pytest.mark.parametrize(
+    ("bias", "reason"),
+    [
+        (np.full(4, 7, np.float32), f"the checksum of params/{BIAS} differs from the one written"),
+        (None, "blocks/0/mlp/state is missing, or unknown to the config"),
+    ],
+    ids=["damaged", "missing"],
+)
+def test_a_router_state_that_is_damaged_or_missing_makes_a_checkpoint_corrupt(
+    bias: np.ndarray | None, reason: str, run: Path, tmp_path: Path
+) -> None:
+    workdir = tmp_path / "run"
+    shutil.copytree(run, workdir)
+    folder = (workdir / "checkpoints" / str(STEPS) / "params").absolute()
+    handler = ocp.StandardCheckpointHandler()
+    params = handler.restore(folder)
+    layer = params["blocks"]["0"]["mlp"]
+    assert layer["state"]["bias"].any()
+    layer["state"]["bias"] = bias
+    if bias is None:
+        del layer["state"]
+    shutil.rmtree(folder)
+    ocp.Checkpointer(handler).save(folder, args=ocp.args.StandardSave(params))
+    result = vmoe("evaluate", "--checkpoint", f"{workdir}/checkpoints/{STEPS}", "--no-use-ema")
+    assert result.returncode == 1 and not result.stdout
+    found, end = result.stderr.splitlines()
+    assert found == f"{workdir}: checkpoint {STEPS} is corrupt ({reason})"
+    assert end.endswith("no intact checkpoint; the reasons are above")
 
 
 def test_every_command_that_reads_a_model_reads_it(run: Path, tmp_path: Path) -> None:
@@ -99,7 +136,7 @@ def test_what_cannot_be_done_is_refused_in_one_line(run: Path, tmp_path: Path) -
         ),
         (
             ("convert", run, tmp_path / "out", "--format", "published"),
-            "model.moe.experts.kind=list with block=0: published checkpoints have no experts other",
+            "block 0 has router bias_balanced: layers of published checkpoints have a gate",
         ),
     ):
         result = vmoe(*line)

@@ -27,7 +27,6 @@ from vmoe.config import EvalConfig, RoutingOverrides, TrainConfig
 from vmoe.data.sources import Source, open_source
 from vmoe.errors import UsageError
 from vmoe.evaluate import evaluate
-from vmoe.sharding import ONE_DEVICE
 from vmoe.train import InitFrom, train
 from vmoe.train.folder import open_workdir
 from vmoe.train.init import messages, read_source
@@ -248,7 +247,7 @@ def test_a_run_that_starts_from_another_starts_its_moving_average_from_it_too(
 ) -> None:
     initial = read_source(InitFrom(str(run)), tmp_path / "new", config.model)
     assert initial is not None and initial.record["weights"] == "ema"
-    state = initial.apply(init_state(config), ONE_DEVICE)
+    state = initial.apply(init_state(config))
     expected = nnx.to_pure_dict(nnx.state(vmoe.load(run).model, nnx.Param))
     for params in (state.params, state.ema):
         jax.tree.map(np.testing.assert_array_equal, params, expected)

@@ -4,6 +4,7 @@ import csv
 import dataclasses
 import functools
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -285,16 +286,19 @@ def test_a_message_names_the_factors_and_the_numbers_of_parameters() -> None:
 
 
 def test_the_command_says_what_it_trains_and_resumes_a_linear_probe(tmp_path: Path) -> None:
-    """A run that is extended continues from a checkpoint with the optimizer state of the head.
+    """A run continues from a checkpoint with the optimizer state of the head.
 
     If a part of the model is frozen, the FLOPs are unknown.
     """
     train = ["train", "--config", TINY, "--workdir", tmp_path, "--log-every", "10", *PROBE]
+    train += ["--steps", "40", "--checkpoint-every", "30"]
     start = flatten_dict(jax.tree.map(np.array, init_state(configs.load(TINY)).params))
     sizes = {path: value.size for path, value in start.items()}
     head = sum(size for path, size in sizes.items() if path[0] == "head")
-    for steps in ("30", "40"):
-        result = vmoe(*train, "--steps", steps)
+    for killed in (False, True):
+        if killed:  # as if it had been, before it saved the last checkpoint
+            shutil.rmtree(tmp_path / "checkpoints" / "40")
+        result = vmoe(*train)
         assert result.returncode == 0, result.stderr
         line = f"training {head} of {sum(sizes.values()):,} parameters (head); frozen: "
         assert f"{line}routers, experts, others\n" in result.stderr

@@ -1,26 +1,28 @@
-"""The state of a router in training: the bias of ``BiasBalanced``, which is no parameter."""
+"""The state of a router in training: the bias of ``BiasBalanced``, which is no parameter.
+
+``test_list_of_experts.py`` kills and resumes a run with such a router.
+"""
 
 import dataclasses
-import shutil
 from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 import vmoe
 from tests import tiny
-from tests.run_folder import arrays, differences
 from vmoe import models
 from vmoe.analysis import capture
+from vmoe.axes import Record
 from vmoe.config import BiasBalanced, EvalConfig, OptimConfig, TrainConfig, WeightDecayConfig
 from vmoe.config import replace as changed
 from vmoe.data.pipeline import Batch, training_batches
 from vmoe.data.sources import open_source
 from vmoe.nn.router_state import with_next_states
+from vmoe.nn.vit import ViT
 from vmoe.train import train
 from vmoe.train.state import State, init_state
 from vmoe.train.step import make_inputs, make_train_step, step_key
@@ -37,7 +39,16 @@ def config() -> TrainConfig:
     router = BiasBalanced(update_rate=RATE)
     moe = dataclasses.replace(tiny.config.model.moe_blocks[0], router=router)
     return changed(
-        tiny.config, optim=optim, ema_decay=0.9, model=dict(head_std=0.5, moe=(moe,)), batch_size=16
+        tiny.config,
+        optim=optim,
+        ema_decay=0.9,
+        model=dict(head_std=0.5, moe=(moe,)),
+        batch_size=16,
+        steps=STEPS,
+        log_every=1,
+        evaluate_every=1,
+        checkpoint_every=1,
+        evaluations=(EvalConfig(batch_size=60),),
     )
 
 
@@ -47,7 +58,8 @@ def batches(config: TrainConfig) -> list[Batch]:
     return [read[i].batch for i in range(STEPS)]
 
 
-def after(config: TrainConfig, batches: list[Batch]) -> tuple[State, list[Any]]:
+@pytest.fixture(scope="module")
+def trained(config: TrainConfig, batches: list[Batch]) -> tuple[State, list[Any]]:
     """The state after a step on each batch, and the metrics of each, on the host."""
     step, state, metrics = make_train_step(config), init_state(config), []
     for batch in batches:
@@ -57,12 +69,20 @@ def after(config: TrainConfig, batches: list[Batch]) -> tuple[State, list[Any]]:
 
 
 @pytest.fixture(scope="module")
-def trained(config: TrainConfig, batches: list[Batch]) -> tuple[State, list[Any]]:
-    return after(config, batches)
+def in_parts(config: TrainConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of the same steps, each in two parts."""
+    workdir = tmp_path_factory.mktemp("whole") / "run"
+    train(dataclasses.replace(config, accumulate=2), workdir)
+    return workdir
 
 
 def bias_of(params: Any) -> np.ndarray:
     return flatten_dict(params)[PATH]
+
+
+@models.compiled
+def records_of(model: ViT, images: jax.Array) -> dict[int, Record]:
+    return capture(model, images)[1]
 
 
 def test_the_bias_after_each_step_follows_the_load_of_its_batch(
@@ -72,7 +92,7 @@ def test_the_bias_after_each_step_follows_the_load_of_its_batch(
     first = init_state(config)
     model = models.with_params(config.model, first.params)
     inputs = make_inputs(batches[0], step_key(config, 0), config)
-    _, records = capture(model, inputs.images)
+    records = records_of(model)(inputs.images)
     choices = np.bincount(np.asarray(records[0].routing.experts).reshape(-1), minlength=5)[:4]
     loads = [m["blocks"][0]["load"] for m in metrics]
     np.testing.assert_allclose(loads[0], choices / choices.sum(), rtol=1e-6)
@@ -88,8 +108,8 @@ def test_a_loop_of_ones_own_changes_the_bias_as_training_does(
     params = init_state(config).params
     inputs = make_inputs(batches[0], step_key(config, 0), config)
     model = models.with_params(config.model, params)
-    _, records = capture(model, inputs.images)
-    decayed = jax.tree.map(lambda x: 0.9 * x + 1, params)
+    records = records_of(model)(inputs.images)
+    decayed = jax.tree.map(lambda x: np.float32(0.9) * np.asarray(x) + 1, params)
     updated = with_next_states(config.model, decayed, params, records)
     layer = model.blocks[0].mlp
     layer.update_state(records[0])
@@ -102,10 +122,10 @@ def test_a_loop_of_ones_own_changes_the_bias_as_training_does(
 
 
 def test_the_bias_of_a_batch_in_two_parts_is_that_of_the_whole(
-    config: TrainConfig, batches: list[Batch], trained: tuple[State, list[Any]]
+    in_parts: Path, trained: tuple[State, list[Any]]
 ) -> None:
-    state, _ = after(dataclasses.replace(config, accumulate=2), batches)
-    np.testing.assert_array_equal(bias_of(state.params), bias_of(trained[0].params))
+    model = vmoe.load(in_parts, use_ema=False).model
+    np.testing.assert_array_equal(bias_of(models.params_of(model)), bias_of(trained[0].params))
 
 
 def test_the_bias_has_no_optimizer_state_and_no_average_of_its_own(
@@ -126,37 +146,14 @@ def test_the_bias_has_no_optimizer_state_and_no_average_of_its_own(
 def test_evaluation_uses_the_bias_and_leaves_it_as_it_is(
     config: TrainConfig, trained: tuple[State, list[Any]]
 ) -> None:
-    images = np.random.default_rng(0).uniform(-1, 1, (4, 8, 8, 3)).astype(np.float32)
-    params = jax.tree.map(jnp.asarray, trained[0].params)
+    images = np.random.default_rng(0).uniform(-1, 1, (16, 8, 8, 3)).astype(np.float32)
+    params = trained[0].params
     biased = models.with_params(config.model, params)
-    neutral = flatten_dict(params) | {PATH: jnp.zeros(4)}
+    neutral = flatten_dict(params) | {PATH: np.zeros(4, np.float32)}
     before = bias_of(models.params_of(biased)).copy()
     experts = [
-        np.asarray(capture(model, images)[1][0].routing.experts)
+        np.asarray(records_of(model)(images)[0].routing.experts)
         for model in (biased, models.with_params(config.model, unflatten_dict(neutral)))
     ]
     assert (experts[0] != experts[1]).any()
     np.testing.assert_array_equal(bias_of(models.params_of(biased)), before)
-
-
-def test_a_killed_run_resumes_with_the_bias_bit_for_bit_and_its_checkpoint_has_it(
-    config: TrainConfig, tmp_path: Path
-) -> None:
-    short = changed(
-        config,
-        steps=STEPS,
-        accumulate=2,
-        log_every=1,
-        evaluate_every=1,
-        checkpoint_every=1,
-        evaluations=(EvalConfig(batch_size=60),),
-    )
-    whole, killed = tmp_path / "whole", tmp_path / "killed"
-    train(short, whole)
-    shutil.copytree(whole, killed)
-    shutil.rmtree(killed / "checkpoints" / str(STEPS))
-    train(short, killed)
-    assert differences(whole, killed, STEPS) == []
-    assert any("state" in name and "bias" in name for name in arrays(whole, STEPS))
-    loaded = vmoe.load(whole)
-    assert np.any(bias_of(models.params_of(loaded.model)))

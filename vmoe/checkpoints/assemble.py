@@ -159,9 +159,11 @@ def _check_sizes(shapes: Shapes, config: ViTConfig) -> None:
     if (depth := count_blocks(shapes)) != config.depth:
         raise UsageError(f"there are parameters of {depth} blocks", **{"model.depth": config.depth})
     largest = max((n for shape in shapes.values() for n in shape), default=0)
-    names = ("patch_size", "width", "mlp_dim", "num_heads", "num_classes", "pre_logits")
+    names = ("patch_size", "width", "num_heads", "num_classes", "pre_logits")
     sizes = {f"model.{name}": getattr(config, name) for name in names}
-    sizes |= {f"moe.num_experts of block {i}": m.num_experts for i, m in config.moe_blocks.items()}
+    for i, moe in config.moe_blocks.items():
+        if moe.experts.alike:  # a list names each of its experts
+            sizes[f"moe.num_experts of block {i}"] = moe.num_experts
     for name, size in sizes.items():
         require(size is None or size <= largest, "no parameter has such an axis", **{name: size})
 

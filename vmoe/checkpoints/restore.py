@@ -34,6 +34,8 @@ FINAL = LASTING - {errno.ENOENT} | {0}  # errors (0 for none) after which it is 
 BY_CORRUPTION = (0, errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EINVAL, errno.ENAMETOOLONG)
 # Messages of Orbax and TensorStore about a missing file: the database, an array in it, the tree.
 MISSING = re.compile(r"NOT_FOUND|at byte 0;|pytree structure error")
+# Orbax's message about an array that is only in the checkpoint, or only in the target.
+OTHER_ARRAYS = re.compile(r"^(\S+):\n *- Source: ", re.MULTILINE)
 
 
 class CorruptCheckpoint(Exception):
@@ -217,7 +219,9 @@ def _unreadable_file(folder: Path) -> int:
 
 
 def _reason(error: Exception) -> str:
-    """A few words about an error of Orbax or TensorStore: the file that it names, if any."""
+    """A few words about an error of Orbax or TensorStore: the array or the file that it names."""
+    if other := OTHER_ARRAYS.search(str(error)):
+        return f"{other[1].replace('.', '/')} is missing, or unknown to the config"
     text = " ".join(str(error).split())
     paths = re.findall(r"[\w.-]*/[\w./-]+", text)
     if paths:

@@ -120,7 +120,7 @@ def _annotations(config: type) -> list[tuple[str, Any, Any]]:
 def _fits(value: Any, kind: Any) -> bool:
     """Whether a value has an annotated type; an int is accepted as a float."""
     if typing.get_origin(kind) in _UNION:
-        return any(_fits(value, member) for member in kind.__args__)
+        return any(_fits(value, member) for member in _members(kind))
     if typing.get_origin(kind) is Literal:
         return value in kind.__args__
     if typing.get_origin(kind) is tuple:
@@ -145,14 +145,26 @@ _DESCRIBED = {
 }
 
 
+def _members(kind: Any) -> tuple[Any, ...]:
+    """The types of a union; one type alone."""
+    return kind.__args__ if typing.get_origin(kind) in _UNION else (kind,)
+
+
 def _right_type(value: Any, kind: Any) -> str:
     """The remedy for a value that does not have the annotated type."""
     names = []
-    for member in kind.__args__ if typing.get_origin(kind) in _UNION else (kind,):
+    for member in _members(kind):
         if typing.get_origin(member) is Literal:
             return choice(value, list(member.__args__))
         if typing.get_origin(member) is tuple:
-            names.append(f"a tuple of {member.__args__[0].__name__}")
+            element = member.__args__[0]
+            if type(value) is tuple:
+                return _right_type(next(x for x in value if not _fits(x, element)), element)
+            literal = typing.get_origin(element) is Literal
+            each = (
+                map(repr, element.__args__) if literal else (x.__name__ for x in _members(element))
+            )
+            names.append(f"a tuple of {' or '.join(each)}")
         elif member is types.NoneType:
             names.append("None")
         else:

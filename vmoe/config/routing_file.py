@@ -8,11 +8,17 @@ from typing import Annotated, Literal
 
 from vmoe.config.fields import Checked, Positive, at_least, replace
 from vmoe.config.model import MoEConfig, ViTConfig
-from vmoe.config.routers import Priority
+from vmoe.config.routers import Priority, Router
 from vmoe.errors import require
 
 Unit = Literal["flops", "time"]
 """What a budget counts."""
+
+
+def check_router(router: Router) -> None:
+    """Raises a UsageError unless a router has a k and a priority."""
+    missing = [name for name in ("k", "priority") if router.setting(name) is None]
+    require(not missing, f"router {router.kind} has no {' and no '.join(missing)} to choose")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,10 +40,7 @@ class LayerSetting(Checked):
         Raises:
             UsageError: the layer has another router, or fewer than k experts.
         """
-        require(
-            None not in (moe.router.setting("k"), moe.router.setting("priority")),
-            f"router {moe.router.kind}: it has no k and priority to choose",
-        )
+        check_router(moe.router)
         return replace(
             moe,
             capacity_factor=self.capacity_factor,

@@ -10,7 +10,7 @@ from rich.table import Table
 from vmoe import models
 from vmoe.config import MlpExpert, ViTConfig
 from vmoe.costs.flops import Cost, cost, flops_to_logits
-from vmoe.nn.parts import NORMS, PARTS, part_of
+from vmoe.nn.parts import NORMS, PARTS, STATE, part_of
 from vmoe.nn.patches import num_tokens
 from vmoe.routing import slots_and_factor
 
@@ -42,7 +42,8 @@ def parameters_by_part(config: ViTConfig) -> dict[str, int]:
     sizes: dict[str, int] = collections.Counter()
     for path, leaf in models.abstract_params(config).items():
         sizes[part_of(tuple(path.split("/")))] += math.prod(leaf.shape)
-    return {part: sizes[part] for part in (*PARTS.values(), NORMS) if part in sizes}
+    parts = [part for part in (*PARTS.values(), NORMS) if part != STATE]
+    return {part: sizes[part] for part in parts if part in sizes}
 
 
 def _parameter_table(config: ViTConfig, costs: Cost, title: str) -> Table:

@@ -65,6 +65,7 @@ class Block(nnx.Module):
                 config.mlp_dim,
                 num_tokens(config),
                 gelu=config.gelu,
+                dtype=dtype,
                 placement=placement,
                 rngs=rngs,
             )

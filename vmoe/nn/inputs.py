@@ -1,11 +1,14 @@
-"""Makes the inputs of models and losses from pixels and classes, and checks a model's input."""
+"""Makes the inputs of models and losses from pixels and classes, and checks the inputs of models
+and layers."""
 
+import contextlib
+from collections.abc import Iterator, Mapping
 from typing import Any, overload
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float32, Int, UInt8
+from jaxtyping import Array, Bool, Float, Float32, Int, UInt8
 
 from vmoe.errors import UsageError
 
@@ -121,3 +124,41 @@ def check_images(images: Any) -> None:
         remedy = "use float in [-1, 1]; vmoe.nn.inputs.to_float makes it from pixels"
     if remedy:
         raise UsageError(f"images of shape {images.shape} and dtype {images.dtype}: {remedy}")
+
+
+def check_tokens(
+    tokens: Float[Array, "*b d"], valid: Bool[Array, "..."], per_token: Mapping[str, Any] | None
+) -> None:
+    """Checks that the inputs of an MoE layer belong to its tokens.
+
+    Raises:
+        UsageError: ``valid`` has not one value for each image, or ``per_token`` not one row for
+            each token.
+    """
+    axes = tokens.shape[:-1]
+    if valid.shape != (axes[:1] or (1,)):
+        raise UsageError(f"valid of shape {valid.shape}: use {axes[:1]}, one value for each image")
+    for name, tree in (per_token or {}).items():
+        for x in jax.tree.leaves(tree):
+            if x.shape[: len(axes)] != axes:
+                raise UsageError(
+                    f"per_token {name} of shape {x.shape}: use ({', '.join(map(str, axes))}, ...), "
+                    "a row for each token"
+                )
+
+
+@contextlib.contextmanager
+def taking(part: str, shape: tuple[int, ...]) -> Iterator[None]:
+    """Turns an error of a module inside into a UsageError of one line.
+
+    Args:
+        part: the module.
+        shape: the shape of its tokens.
+    """
+    try:
+        yield
+    except UsageError:
+        raise
+    except (TypeError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UsageError(f"{part} cannot take tokens {shape}: {reason}") from error

@@ -12,11 +12,13 @@ from jaxtyping import Array, Bool, Float
 from vmoe.axes import Decision, Record, Route, RouterInputs, Routing, SoftRouting
 from vmoe.config import MoEConfig, Router, TokenChoice
 from vmoe.config.model import Gelu, Implementation
-from vmoe.errors import UsageError
+from vmoe.errors import UsageError, require
 from vmoe.nn import keys
 from vmoe.nn.experts import Experts, Slots, StackedMlps, about, experts_of
+from vmoe.nn.experts.copies import check_expert
 from vmoe.nn.experts.make import make_experts
 from vmoe.nn.gates import GATES, NoisyLogits
+from vmoe.nn.inputs import check_tokens, taking
 from vmoe.nn.keys import MaybeKey, Rngs
 from vmoe.nn.mlp import Hidden
 from vmoe.nn.router_state import RouterState
@@ -61,7 +63,8 @@ class MoE(nnx.Module):
                 router that reads no logits.
             router: config of the router; or of the whole layer, with its capacity and its groups.
                 Token choice by default.
-            shared: one further expert, whose outputs are added for every token.
+            shared: one further expert, which acts on tokens alone; its outputs are added for every
+                token.
             placement: the devices over which groups and experts are split.
 
         Raises:
@@ -70,8 +73,15 @@ class MoE(nnx.Module):
         """
         self.experts = experts if isinstance(experts, Experts) else experts_of(experts)
         self.router = gate
-        is_module = shared is not None and not isinstance(shared, Experts)
-        self.shared = experts_of([shared]) if is_module else shared
+        if gate is not None and not callable(gate):
+            raise UsageError("give a module that makes logits", gate=type(gate).__name__)
+        if shared is not None and not isinstance(shared, Experts):
+            check_expert("the shared expert", shared)
+            shared = experts_of([shared])
+        if shared is not None and shared.asks:
+            asked = ", ".join(sorted(shared.asks))
+            raise UsageError(f"the shared expert has no slots: it cannot ask for {asked}")
+        self.shared = shared
         self.placement = placement
         e = self.experts.num_experts
         self.config = (
@@ -100,6 +110,7 @@ class MoE(nnx.Module):
         tokens: int,
         *,
         gelu: Gelu = "tanh",
+        dtype: jax.typing.DTypeLike | None = None,
         placement: Placement = ONE_DEVICE,
         rngs: Rngs,
     ) -> "MoE":
@@ -110,11 +121,13 @@ class MoE(nnx.Module):
             mlp_dim: hidden width f of MLPs, unless the config has another one.
             tokens: number of tokens of an image, for gates whose slots depend on it.
             gelu: activation of MLPs, unless the config has another one.
+            dtype: data type in which experts other than MLPs compute; if None, they compute in
+                float32. MLPs compute in the data type of the tokens.
         """
         gate = config.gate_config
         if gate is not None:
             gate = GATES[type(gate)](width, tokens, config, rngs=rngs)
-        experts = make_experts(config, width, mlp_dim, gelu=gelu, rngs=rngs)
+        experts = make_experts(config, width, mlp_dim, gelu=gelu, dtype=dtype, rngs=rngs)
         shared = None
         if config.shared_experts:
             shared = StackedMlps(
@@ -157,14 +170,15 @@ class MoE(nnx.Module):
             kwargs: as ``args``, by name.
 
         Raises:
-            UsageError: the gate's logits do not fit the router, or the experts' outputs differ in
-                width.
+            UsageError: the gate's logits do not fit the router, the gate or the experts cannot take
+                these tokens, or the experts' outputs differ in width.
         """
         router_key, experts_key = keys.split(key, 2)
         b = len(tokens) if tokens.ndim > 1 else 1
         n, devices = math.prod(tokens.shape[1:-1]), self.placement.devices
         images = tokens.reshape(b, n, tokens.shape[-1])
         valid = jnp.ones(b, bool) if valid is None else valid
+        check_tokens(tokens, valid, per_token)
         groups, group_valid = group(images, valid, self.config.images_per_group, devices)
         record = self.route(groups, group_valid, router_key, decide, n=n)
         routing = record.routing
@@ -245,10 +259,15 @@ class MoE(nnx.Module):
         settings, e = self.config.router, self.config.num_experts
         if self.router is None:
             return NoisyLogits(jnp.zeros((*groups.shape[:2], e)), None)
-        outputs = jax.named_scope("gate")(self.router)(groups)
+        with taking("the gate", groups.shape):
+            outputs = jax.named_scope("gate")(self.router)(groups)
+            if isinstance(outputs, NoisyLogits) and outputs.noise_std is not None:
+                noise_std = jnp.broadcast_to(outputs.noise_std, outputs.logits.shape)
+                outputs = outputs._replace(noise_std=noise_std)
         if not isinstance(outputs, NoisyLogits):
             outputs = NoisyLogits(outputs, settings.noise_std / e if settings.noise_std else None)
-        shape, axes = outputs.logits.shape, "g s e c" if settings.logits_per == "slot" else "g s e"
+        shape = getattr(outputs.logits, "shape", ())
+        axes = "g s e c" if settings.logits_per == "slot" else "g s e"
         if len(shape) != len(axes.split()) or shape[:3] != (*groups.shape[:2], e):
             raise UsageError(
                 f"the gate makes logits {shape} from tokens {groups.shape}: the {settings.kind} "
@@ -305,6 +324,12 @@ class MoE(nnx.Module):
         n = tokens.shape[1]
         shared_key = None if key is None else jax.random.fold_in(key, 1)
         by_expert = self.shared(tokens[:, None], Slots(n, n, {}), shared_key)  # b 1 n x
+        widths = by_expert.shape[-1], outputs.shape[-1]
+        require(
+            widths[0] == widths[1],
+            f"the shared expert has outputs of width {widths[0]}, the "
+            f"others of {widths[1]}: make them equal",
+        )
         return outputs + by_expert[:, 0].astype(outputs.dtype)
 
     def choose_implementation(self, routing: Routing | SoftRouting) -> Implementation:

@@ -70,7 +70,7 @@ def _block_segment(
     model = _one_block(config.model, kind.moe)
     vit = models.build_abstract(model, placement=placement)
     vit.norm = _Identity()
-    graph, params, rest = nnx.split(vit, nnx.All(nnx.Param, nnx.PathContains("blocks")), ...)
+    graph, params, rest = nnx.split(vit, nnx.PathContains("blocks"), ...)
 
     def forward(params: Params, inputs: Inputs) -> tuple[Float[Array, "b x d"], list[Array]]:
         vit: ViT = nnx.merge(graph, params, rest)

@@ -3,7 +3,9 @@
 A router is one file here with ``capacity(config, s)`` and ``route(inputs, config, capacity)``, a
 frozen dataclass in ``vmoe/config/routers.py`` that is a member of ``Router``, and one line in
 ``ROUTERS``. A stateful router also has ``initial_state(config)`` and ``next_state(state, choices,
-config)``: both return arrays by name; ``choices`` is the number of choices of each expert.
+config)``: both return arrays by name; ``choices`` is the number of choices of each expert. A router
+that ONNX files can have also has ``route_without_scatters``: as ``route`` in evaluation, for groups
+without padding, with a ``SoftRouting`` as the result.
 """
 
 import inspect

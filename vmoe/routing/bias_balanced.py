@@ -3,7 +3,7 @@
 An expert's bias is added to its scores for the choice alone; the combine weights are the scores.
 After each step of training the bias rises by ``update_rate`` if the expert had fewer choices than
 the mean, and falls if it had more. The paper's main experiments use a sigmoid, whose scores are not
-normalized (equation 1 and appendix C).
+normalized (equation 3 and section 4.1).
 
 Source: "Auxiliary-Loss-Free Load Balancing Strategy for Mixture-of-Experts", section 3 and
 algorithm 1 (arXiv 2408.15664).
@@ -19,6 +19,7 @@ from vmoe.routing import token_choice
 from vmoe.routing.top_k import gates_of, top_k
 
 capacity = token_choice.capacity
+SMALLEST = 1e-20  # of the weights
 
 
 def route(inputs: RouterInputs, config: MoEConfig, capacity: int) -> Decision:
@@ -40,11 +41,13 @@ def route(inputs: RouterInputs, config: MoEConfig, capacity: int) -> Decision:
         # Of scores that all round to 0 the gates are uniform.
         gates = gates_of(jax.nn.log_sigmoid(logits))
     _, experts = top_k(scores + state["bias"][:, None], router.k)
+    # A bias can choose experts whose scores round to 0, which could not be normalized.
+    weights = jnp.maximum(jnp.take_along_axis(scores, experts, axis=-1), SMALLEST)
     routing = token_choice.assign_chosen(
         jnp.take_along_axis(gates, experts, axis=-1),
         experts,
         inputs.valid,
-        weights=jnp.take_along_axis(scores, experts, axis=-1),
+        weights=weights,
         e=config.num_experts,
         c=capacity,
         priority=router.priority,

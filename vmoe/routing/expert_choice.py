@@ -15,6 +15,7 @@ from jaxtyping import Array, Bool, Float, Int
 from vmoe.axes import Decision, RouterInputs, Routing
 from vmoe.config import MoEConfig
 from vmoe.routing.capacity import rounded_capacity
+from vmoe.routing.one_hot import one_hot_routing
 from vmoe.routing.top_k import gates_of, mask_gates, top_k
 
 
@@ -37,6 +38,14 @@ def route(inputs: RouterInputs, config: MoEConfig, capacity: int) -> Decision:
     """
     gates = gates_of(inputs.noisy_logits)
     return Decision(gates, assign(gates, inputs.valid, c=capacity), {})
+
+
+def route_without_scatters(inputs: RouterInputs, config: MoEConfig, capacity: int) -> Decision:
+    """As ``route`` in evaluation, for groups without padding; see ``one_hot.py``."""
+    gates = gates_of(inputs.logits)
+    _, tokens = top_k(jnp.swapaxes(gates, 1, 2), capacity)  # g e c
+    filled = tokens[:, None] == jnp.arange(gates.shape[1])[:, None, None]
+    return Decision(gates, one_hot_routing(filled, gates), {})
 
 
 def assign(gates: Float[Array, "g s e"], valid: Bool[Array, "g s"], *, c: int) -> Routing:

@@ -6,7 +6,7 @@ experts by chance, so a table is used: the paper's balanced hash. Each run of e 
 random permutation of the experts, so the loads of two experts differ by at most one position per
 rank. The entry of a position does not depend on the size of the image.
 
-Source: "Hash Layers For Large Sparse Models", section 3 (arXiv 2106.04426).
+Source: "Hash Layers For Large Sparse Models" (arXiv 2106.04426).
 """
 
 import jax

@@ -33,3 +33,6 @@ def route(inputs: RouterInputs, config: MoEConfig, capacity: int) -> Decision:
     dispatch = jnp.where(valid, jax.nn.softmax(masked, axis=1), 0.0)
     combine = jax.nn.softmax(logits, axis=(2, 3))
     return Decision(combine.sum(-1), SoftRouting(dispatch, combine), {})
+
+
+route_without_scatters = route

@@ -4,7 +4,8 @@ In training the gate sees jittered tokens (``MoE.route``). The loss "gshard" equ
 loss (equation 4), including its scale: e times the sum over experts of first-choice share x mean
 gate. Its weight of 0.01 is the paper's alpha.
 
-Source: "Switch Transformers", sections 2.1, 2.2 and 2.4 (arXiv 2101.03961).
+Source: "Switch Transformers", sections 2.1 and 2.2, and appendix C for the jitter (arXiv
+2101.03961).
 """
 
 from vmoe.axes import Decision, RouterInputs

@@ -23,7 +23,8 @@ from vmoe.config import MoEConfig, TokenChoice
 from vmoe.errors import UsageError
 from vmoe.routing import aux_losses
 from vmoe.routing.capacity import rounded_capacity
-from vmoe.routing.priority import priority_order
+from vmoe.routing.one_hot import one_hot_queue, one_hot_routing
+from vmoe.routing.priority import priority_order, priority_scores
 from vmoe.routing.top_k import gates_of, top_k
 
 
@@ -62,6 +63,19 @@ def route(inputs: RouterInputs, config: MoEConfig, capacity: int) -> Decision:
         draw=inputs.draw,
     )
     return Decision(gates, routing, aux_losses.losses(router, inputs, noisy, gates))
+
+
+def route_without_scatters(inputs: RouterInputs, config: MoEConfig, capacity: int) -> Decision:
+    """As ``route`` in evaluation, for groups without padding; see ``one_hot.py``."""
+    router, e = config.router, config.num_experts
+    assert isinstance(router, TokenChoice)
+    weights = gates = gates_of(inputs.logits)
+    top_gates, experts = top_k(gates, router.k)
+    scores = priority_scores(top_gates, router.priority, None)
+    if router.normalize_weights:
+        weights = gates / top_gates.sum(axis=-1, keepdims=True)
+    filled = one_hot_queue(experts, scores, e=e, c=capacity)
+    return Decision(gates, one_hot_routing(filled, weights), {})
 
 
 def assign(

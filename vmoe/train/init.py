@@ -16,7 +16,6 @@ from vmoe.checkpoints.remote import url_of
 from vmoe.checkpoints.restore import find, has_checkpoint, is_run
 from vmoe.config import ViTConfig
 from vmoe.errors import UsageError, listed, naming
-from vmoe.sharding import Placement
 from vmoe.surgery import Changes, fit
 from vmoe.train.lr_factors import Params
 from vmoe.train.state import State
@@ -54,10 +53,10 @@ class Init(NamedTuple):
     changes: Changes
     class_names: tuple[str, ...]
 
-    def apply(self, state: State, placement: Placement) -> State:
+    def apply(self, state: State) -> State:
         """The initial state with these parameters; the moving average starts from them, too."""
-        where = None if placement.mesh is None else placement.params(self.params)
-        params = jax.device_put(self.params, where)
+        shardings = jax.tree.map(lambda x: x.sharding, state.params)
+        params = jax.device_put(self.params, shardings)
         ema = None if state.ema is None else jax.tree.map(jnp.copy, params)
         return state._replace(params=params, ema=ema)
 

@@ -197,7 +197,7 @@ def _restore_or_init(run: Run) -> State:
     if not distributed.from_primary(lambda: has_checkpoint(run.workdir)):
         run.report.resume(0, {})
         state = init_state(run.config, run.program.placement)
-        return run.initial.apply(state, run.program.placement) if run.initial else state
+        return run.initial.apply(state) if run.initial else state
     restored = run.checkpoints.restore_newest(**checkpoint_items(run.program.abstract_state))
     for message in restored.messages:
         run.report.log(message)
@@ -219,9 +219,7 @@ def _rewind(run: Run, *, batch: int, rewinds: int) -> State:
     """
     run.checkpoints.delete_unscheduled()
     state = _restore_or_init(run)
-    counts = jax.device_put(
-        (np.int32(batch), np.int32(rewinds)), run.program.placement.replicated()
-    )
+    counts = jax.device_put((np.int32(batch), np.int32(rewinds)), state.batch.sharding)
     return state._replace(batch=counts[0], rewinds=counts[1])
 
 

@@ -35,11 +35,17 @@ class State(NamedTuple):
 
 
 def init_state(config: TrainConfig, placement: Placement = ONE_DEVICE) -> State:
-    """The state before the first step, determined by the config and its seed."""
+    """The state before the first step, determined by the config and its seed.
+
+    On one device it is committed to it, as a restored state is, so that the same compiled step
+    takes both.
+    """
     if placement.mesh is None:
-        return _init(config)
+        params = jax.block_until_ready(_init_params(config))  # raises if memory is too small
+        params = jax.device_put(params, jax.local_devices()[0])
+        return jax.jit(functools.partial(_first_state, config))(params)
     shardings = state_shardings(_shapes(config), placement)
-    return jax.jit(lambda: _init(config), out_shardings=shardings)()
+    return jax.jit(lambda: _first_state(config, _init_params(config)), out_shardings=shardings)()
 
 
 def abstract_state(config: TrainConfig, placement: Placement = ONE_DEVICE) -> State:
@@ -82,9 +88,8 @@ def _shapes(config: TrainConfig) -> State:
     return jax.eval_shape(lambda params: _first_state(config, params), params)
 
 
-def _init(config: TrainConfig) -> State:
-    params = models.params_of(models.build(config.model, seed=config.seed))
-    return _first_state(config, params)
+def _init_params(config: TrainConfig) -> Params:
+    return models.params_of(models.build(config.model, seed=config.seed))
 
 
 def _first_state(config: TrainConfig, params: Params) -> State:

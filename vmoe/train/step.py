@@ -1,5 +1,6 @@
 """One training step: a pure function of the state and a batch."""
 
+import functools
 from typing import NamedTuple, cast
 
 import jax
@@ -100,10 +101,12 @@ def train_step(
     return new_state, placement.replicate(metrics)
 
 
+@functools.lru_cache(maxsize=4)
 def make_train_step(config: TrainConfig, placement: Placement = ONE_DEVICE) -> jax.stages.Wrapped:
     """``train_step`` of a config, jitted: (state, batch) -> (state, metrics).
 
-    The state passed in is donated: its memory is reused for the next one.
+    The state passed in is donated: its memory is reused for the next one. Cached, so that a run
+    that is resumed in the same process compiles nothing again.
     """
 
     def step(state: State, batch: Batch) -> tuple[State, Metrics]:

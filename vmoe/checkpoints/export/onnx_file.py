@@ -27,15 +27,13 @@ from vmoe.axes import Record, Route, SoftRouting
 from vmoe.checkpoints.export.matmul_form import matmul_form
 from vmoe.checkpoints.stored import StoredModel
 from vmoe.config import ViTConfig, replace, to_json
-from vmoe.errors import UsageError, writing
+from vmoe.errors import UsageError, require, writing
 from vmoe.nn.experts import Slots
 from vmoe.nn.keys import MaybeKey
 from vmoe.nn.moe import MoE
 from vmoe.nn.vit import ViT
 from vmoe.routing import router_of
-from vmoe.routing.one_hot import one_hot_routing
 from vmoe.routing.rows import keep_class_tokens
-from vmoe.routing.top_k import gates_of
 from vmoe.signals import unfinished
 
 if TYPE_CHECKING:
@@ -131,12 +129,17 @@ def without_scatters(config: ViTConfig, params: dict[str, Any]) -> ViT:
     config = replace(config, dtype="float32")
     model = models.with_params(config, jax.tree.map(jnp.asarray, params))
     for block, moe in config.moe_blocks.items():
-        if asks := model.blocks[block].mlp.experts.asks:
-            raise UsageError(
-                f"ONNX has no experts that mix tokens; these ask for {', '.join(sorted(asks))}: "
-                "use another format",
-                **{"model.moe.experts.kind": moe.experts.kind, "block": block},
-            )
+        require(
+            hasattr(router_of(moe), "route_without_scatters"),
+            "an ONNX file cannot have this router, which needs scatters: use another format",
+            **{"model.moe.router.kind": moe.router.kind, "block": block},
+        )
+        asks = ", ".join(sorted(model.blocks[block].mlp.experts.asks))
+        require(
+            not asks,
+            f"ONNX has no experts that mix tokens; these ask for {asks}: use another format",
+            **{"model.moe.experts.kind": moe.experts.kind, "block": block},
+        )
     for block in model.blocks:
         if isinstance(block.mlp, MoE):
             block.mlp = MatmulMoE(block.mlp)
@@ -164,7 +167,7 @@ class MatmulMoE(MoE):
         own = tokens[:, :1] if class_token_only else tokens
         routing = record.routing
         assert isinstance(routing, SoftRouting)
-        if class_token_only and self._is_soft:
+        if class_token_only and self.config.router.logits_per == "slot":
             tokens, routing = keep_class_tokens(tokens, routing, tokens.shape[1])
         elif class_token_only:  # sent to every expert, with weight 0 where it has no slot
             weights = routing.combine[:, :1].sum(axis=-1, keepdims=True)
@@ -183,14 +186,5 @@ class MatmulMoE(MoE):
         n: int | None = None,
     ) -> Record:
         """The same decisions as ``MoE.route``, as ``SoftRouting``, without losses."""
-        if self._is_soft:
-            return super().route(groups, valid)
-        capacity = router_of(self.config).capacity(self.config, groups.shape[1])
-        logits, _ = self._logits(groups)
-        gates = gates_of(logits)
-        routing = one_hot_routing(gates, self.config, capacity)
-        return Record(logits, gates, routing, {}, jnp.zeros(()), valid)
-
-    @property
-    def _is_soft(self) -> bool:
-        return self.config.router.logits_per == "slot"
+        decide = router_of(self.config).route_without_scatters
+        return super().route(groups, valid, decide=decide)

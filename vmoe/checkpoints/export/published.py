@@ -59,10 +59,15 @@ def write(prefix: Path, config: ViTConfig, params: Mapping[str, Any], *, shards:
                 **{f"model.{field}": getattr(config, field)},
             )
     for block, moe in config.moe_blocks.items():
-        if moe.router.stateful or not moe.router.learned:
+        if moe.router.stateful or moe.router.normalized or not moe.router.learned:
             raise UsageError(
                 f"block {block} has router {moe.router.kind}: layers of published checkpoints have "
-                "a gate and no state; use another format"
+                "a gate, no state, and weights that are not normalized; use another format"
+            )
+        if moe.shared_experts:
+            raise UsageError(
+                "published checkpoints have no shared experts; use another format",
+                **{"model.moe.shared_experts": moe.shared_experts, "block": block},
             )
         own = MlpExpert(), SlotGate() if moe.router.logits_per == "slot" else LinearGate()
         given = moe.experts, moe.gate_config

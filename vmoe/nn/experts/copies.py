@@ -10,8 +10,9 @@ from einops import rearrange
 from flax import nnx
 from jaxtyping import Array, Float
 
-from vmoe.errors import UsageError
+from vmoe.errors import UsageError, require
 from vmoe.nn.experts.interface import OF_SLOTS, Experts, Slots
+from vmoe.nn.inputs import taking
 from vmoe.nn.keys import MaybeKey
 from vmoe.trees import path_name
 
@@ -77,9 +78,15 @@ class Copies(Experts):
         ) -> jax.Array:
             module = nnx.merge(graph, params, copy=True)
             inputs = kwargs | sizes | named | ({"key": key} if "key" in self.takes else {})
-            if self.asks:
-                return module(tokens, *args, **inputs)
-            return on_rows(module, tokens, self.spatial, *args, **inputs)
+            spatial, name = 0 if self.asks else self.spatial, f"expert {type(module).__name__}"
+            with taking(name, tokens.shape):
+                outputs = on_rows(module, tokens, spatial, *args, **inputs)
+            shape = getattr(outputs, "shape", type(outputs).__name__)
+            require(
+                len(shape) == tokens.ndim and shape[:-1] == tokens.shape[:-1],
+                f"{name} makes {shape} from tokens {tokens.shape}: only the last axis may differ",
+            )
+            return outputs
 
         outputs = jax.vmap(expert)(params, tokens, named, expert_keys)
         form = "e g c x -> g e c x" if self.asks else "e (g c) x -> g e c x"
@@ -100,7 +107,10 @@ def check_expert(name: str, module: Any) -> None:
         UsageError: it has, or it is no module.
     """
     if not isinstance(module, nnx.Module):
-        raise UsageError(f"{name} is not an nnx.Module: make one with this function as __call__")
+        raise UsageError(
+            f"{name} ({type(module).__name__}) is not an nnx.Module: give a module; a function can "
+            "be its __call__"
+        )
     for path, leaf in nnx.to_flat_state(nnx.state(module)):
         if not isinstance(leaf, nnx.Param):
             raise UsageError(
@@ -110,9 +120,11 @@ def check_expert(name: str, module: Any) -> None:
 
 
 def on_rows(
-    module: nnx.Module, rows: Float[Array, "r d"], spatial: int, *args: Any, **kwargs: Any
+    module: nnx.Module, rows: Float[Array, "*r d"], spatial: int, *args: Any, **kwargs: Any
 ) -> Float[Array, "*x"]:
-    """Applies a module to rows, with ``spatial`` axes of size 1 inserted."""
+    """Applies a module to rows, with ``spatial`` axes of size 1 inserted; with 0, as they are."""
+    if not spatial:
+        return module(rows, *args, **kwargs)
     ones = (1,) * spatial
     outputs = module(rows.reshape(-1, *ones, rows.shape[-1]), *args, **kwargs)
     kept = outputs.shape[1 : 1 + spatial] == ones

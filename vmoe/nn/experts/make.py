@@ -4,6 +4,7 @@ import itertools
 import typing
 from collections.abc import Callable
 
+import jax
 from flax import nnx
 
 from vmoe.config import MoEConfig
@@ -30,12 +31,14 @@ from vmoe.nn.keys import Rngs
 from vmoe.nn.mlp import Hidden
 
 MODULES: dict[type[ExpertConfig], Callable[..., nnx.Module]] = {
-    CnnExpert: lambda config, width, rngs: modules.Cnn(width, config.kernel_size, rngs=rngs),
-    AttentionExpert: lambda config, width, rngs: modules.Attention(
-        width, config.num_heads, rngs=rngs
+    CnnExpert: lambda config, width, dtype, rngs: modules.Cnn(
+        width, config.kernel_size, dtype=dtype, rngs=rngs
     ),
-    IdentityExpert: lambda config, width, rngs: modules.Identity(),
-    ZeroExpert: lambda config, width, rngs: modules.Zero(),
+    AttentionExpert: lambda config, width, dtype, rngs: modules.Attention(
+        width, config.num_heads, dtype=dtype, rngs=rngs
+    ),
+    IdentityExpert: lambda config, width, dtype, rngs: modules.Identity(),
+    ZeroExpert: lambda config, width, dtype, rngs: modules.Zero(),
 }
 """Makes one expert, for each kind whose experts are copies of a module."""
 
@@ -47,7 +50,13 @@ check_registered(
 
 
 def make_experts(
-    config: MoEConfig, width: int, mlp_dim: int, *, gelu: Gelu = "tanh", rngs: Rngs
+    config: MoEConfig,
+    width: int,
+    mlp_dim: int,
+    *,
+    gelu: Gelu = "tanh",
+    dtype: jax.typing.DTypeLike | None = None,
+    rngs: Rngs,
 ) -> Experts:
     """The experts of a layer, with new parameters.
 
@@ -55,6 +64,7 @@ def make_experts(
         width: width d of the tokens.
         mlp_dim: hidden width f of MLPs whose config has none.
         gelu: activation of MLPs whose config has none.
+        dtype: see ``MoE.from_config``.
     """
 
     def of_kind(expert: Expert, e: int) -> Experts:
@@ -74,8 +84,8 @@ def make_experts(
             )
         make = MODULES[type(expert)]
         if config.shared_init:
-            return Copies([make(expert, width, rngs)] * e)
-        return Copies([make(expert, width, rngs) for _ in range(e)])
+            return Copies([make(expert, width, dtype, rngs)] * e)
+        return Copies([make(expert, width, dtype, rngs) for _ in range(e)])
 
     if not isinstance(config.experts, ExpertList):
         return of_kind(config.experts, config.num_experts)

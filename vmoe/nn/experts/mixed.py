@@ -60,6 +60,9 @@ def experts_of(modules: Sequence[Any]) -> Experts:
     Raises:
         UsageError: there is no module, or one has state other than parameters.
     """
+    if not isinstance(modules, Sequence):
+        kind = type(modules).__name__
+        raise UsageError("give a list with one module for each expert", experts=kind)
     for i, module in enumerate(modules):
         check_expert(f"expert {i}", module)
     kinds = [Copies(list(alike)) for _, alike in itertools.groupby(modules, structure)]

@@ -73,9 +73,9 @@ class StackedMlps(Experts):
         """Applies the experts to slots of fixed capacity.
 
         Raises:
-            UsageError: there are inputs other than tokens.
+            UsageError: there are inputs other than tokens, or these have another width.
         """
-        _check_inputs(args, kwargs | (slots.inputs if slots else {}))
+        self._check_inputs(tokens, args, kwargs | (slots.inputs if slots else {}))
         up, down = self.up.params(), self.down.params()
         return implementations.batched(up, down, tokens, self.hidden, key)
 
@@ -97,19 +97,23 @@ class StackedMlps(Experts):
             block: number of rows of a block, which divides all sizes; None for a ragged matmul.
 
         Raises:
-            UsageError: there are inputs other than tokens.
+            UsageError: there are inputs other than tokens, or these have another width.
         """
-        _check_inputs(args, kwargs | (slots.inputs if slots else {}))
+        self._check_inputs(rows, args, kwargs | (slots.inputs if slots else {}))
         inputs = self.up.params(), self.down.params(), rows, sizes, self.hidden, key
         if block is None:
             return implementations.ragged(*inputs)
         return implementations.blocked(*inputs, block=block)
 
-
-def _check_inputs(args: Sequence[Any], named: Mapping[str, Any]) -> None:
-    if args or set(named) - set(OF_SLOTS):
-        names = ", ".join(sorted(set(named) - set(OF_SLOTS))) or "positional arguments"
-        raise UsageError(f"MLP experts read tokens only: leave out {names}")
+    def _check_inputs(
+        self, tokens: Float[Array, "*r d"], args: Sequence[Any], named: Mapping[str, Any]
+    ) -> None:
+        width = self.up.kernel.shape[1]
+        if tokens.shape[-1] != width:
+            raise UsageError(f"MLP experts of width {width} cannot take tokens {tokens.shape}")
+        if args or set(named) - set(OF_SLOTS):
+            names = ", ".join(sorted(set(named) - set(OF_SLOTS))) or "positional arguments"
+            raise UsageError(f"MLP experts read tokens only: leave out {names}")
 
 
 def _per_expert(init: nnx.Initializer, shared: bool) -> nnx.Initializer:

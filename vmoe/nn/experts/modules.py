@@ -35,11 +35,17 @@ class Cnn(nnx.Module):
     neighbors. Parameters: ``depthwise`` kernel (x, x, 1, d), ``pointwise`` kernel (d, d), biases.
     """
 
-    def __init__(self, width: int, kernel_size: int, *, rngs: Rngs):
+    def __init__(
+        self, width: int, kernel_size: int, *, dtype: jax.typing.DTypeLike | None, rngs: Rngs
+    ):
         """``kernel_size``: side x of the kernel in patches."""
         keys, size = nnx.Rngs(rngs.params()), (kernel_size, kernel_size)
-        self.depthwise = nnx.Conv(width, width, size, feature_group_count=width, rngs=keys)
-        self.pointwise = nnx.Linear(width, width, kernel_init=mlp.kernel_init, rngs=keys)
+        self.depthwise = nnx.Conv(
+            width, width, size, feature_group_count=width, dtype=dtype, rngs=keys
+        )
+        self.pointwise = nnx.Linear(
+            width, width, kernel_init=mlp.kernel_init, dtype=dtype, rngs=keys
+        )
 
     def __call__(
         self,
@@ -83,9 +89,11 @@ class Attention(nnx.Module):
     Parameters: ``attention``, as in a block of the ViT.
     """
 
-    def __init__(self, width: int, num_heads: int, *, rngs: Rngs):
+    def __init__(
+        self, width: int, num_heads: int, *, dtype: jax.typing.DTypeLike | None, rngs: Rngs
+    ):
         keys = nnx.Rngs(rngs.params())
-        self.attention = attention.Attention(width, num_heads, dtype=None, rngs=keys)
+        self.attention = attention.Attention(width, num_heads, dtype=dtype, rngs=keys)
 
     def __call__(
         self,

@@ -12,7 +12,7 @@ from vmoe.nn.keys import Rngs
 
 
 class Cosine(nnx.Module):
-    """Cosines between projected tokens and experts, over a temperature (X-MoE, section 3).
+    """Cosines between projected tokens and experts, over a temperature (X-MoE, section 3.1).
 
     The projection to a few dimensions, and the cosine, keep tokens from collapsing around the
     experts' vectors. Parameters: ``projection`` (d, x), ``kernel`` (x, e), ``temperature``.

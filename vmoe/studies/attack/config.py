@@ -26,7 +26,16 @@ class AttackMethod(Checked):
     gradient_path: GradientPath = "all"
     """all: the full gradient. experts: routing decisions and combine weights are fixed to their
     values for the original images. routers: the gradient through the combine weights alone. The
-    last two leave out the auxiliary losses."""
+    last two have no auxiliary losses."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.require(
+            not self.auxiliary_loss or self.gradient_path == "all",
+            "this path has no auxiliary losses, use all",
+            "gradient_path",
+            "auxiliary_loss",
+        )
 
 
 @dataclasses.dataclass(frozen=True)

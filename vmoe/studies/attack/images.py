@@ -110,7 +110,7 @@ def check_attack(model: ViT, config: AttackConfig) -> None:
 
     Raises:
         UsageError: for a gradient path other than "all", the model has no sparse block, a router
-            whose tokens do not choose, or several devices.
+            whose tokens do not choose, or several devices; or for "routers", it has no gate.
     """
     blocks = model.config.moe_blocks
     if config.gradient_path == "all":
@@ -120,6 +120,11 @@ def check_attack(model: ViT, config: AttackConfig) -> None:
     for router in (block.router for block in blocks.values()):
         makes = f"router {router.kind} makes no choices of tokens; use gradient_path=all"
         require(router.can_drop, makes, **path)
+    require(
+        config.gradient_path != "routers" or any(moe.router.learned for moe in blocks.values()),
+        "no router of this model reads pixels; use another path",
+        **path,
+    )
     require(model.placement.devices == 1, "use one device, or gradient_path=all", **path)
 
 

@@ -32,7 +32,8 @@ class CapacityArgs:
     """
 
     checkpoint: Path
-    """Trained model, as for `vmoe evaluate --checkpoint`; its routers must be token_choice."""
+    """Trained model, as for `vmoe evaluate --checkpoint`; its routers must have
+    a k and a priority."""
     budget: str
     """Upper bound on the cost of the WHOLE model as a fraction of its cost as trained, such as
     0.8x. If it cannot be reached, the error message has the smallest budget that can."""

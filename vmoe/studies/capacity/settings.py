@@ -1,4 +1,4 @@
-"""The settings of token choice to try in each sparse block.
+"""The routing settings to try in each sparse block.
 
 A setting of a model is a tuple with a ``LayerSetting`` for each of its sparse blocks, in order.
 """
@@ -9,8 +9,8 @@ import numpy as np
 
 from vmoe.config import MoEConfig, ViTConfig, replace
 from vmoe.config.routers import PRIORITIES, Priority
-from vmoe.config.routing_file import LayerSetting
-from vmoe.errors import UsageError
+from vmoe.config.routing_file import LayerSetting, check_router
+from vmoe.errors import UsageError, naming
 from vmoe.nn.patches import num_tokens
 from vmoe.routing import slots_and_factor
 
@@ -28,11 +28,8 @@ def check_layers(config: ViTConfig) -> None:
     if not config.sparse_blocks:
         raise UsageError("no block of this model is sparse")
     for block, moe in config.moe_blocks.items():
-        if None in (moe.router.setting("k"), moe.router.setting("priority")):
-            kind = moe.router.kind
-            raise UsageError(
-                f"block {block} has the router {kind}: it has no k and priority to choose"
-            )
+        with naming(f"block {block}"):
+            check_router(moe.router)
 
 
 def levels_of(config: ViTConfig) -> tuple[Levels, ...]:
