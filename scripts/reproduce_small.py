@@ -1,4 +1,4 @@
-"""Checks claims on sparse models at a small scale: Fashion-MNIST, 17 models, three seeds each.
+"""Checks claims on sparse models at a small scale: Fashion-MNIST, 18 models, three seeds each.
 
     python scripts/reproduce_small.py             # trains and measures what is missing; prints
     python scripts/results.py                     # then writes docs/results

@@ -89,7 +89,7 @@ def _of_one(
 VMOE, SWEET, ROUTERS = "2106.05974", "2411.18322", "2401.15969"
 ATTACK, EXPERTS_WEAK, NOBODY = "2210.10253", "2502.06832", "-"
 PRUNING, LAYERS, AVERAGING = "2306.04073", "2410.15732", "2308.06093"
-BIAS, COSINE = "2408.15664", "2204.09179"
+BIAS, COSINE, HASH = "2408.15664", "2204.09179", "2106.04426"
 NAMES = {"standard": "mean pooling", "class_token": "class token"}
 CLAIMS = {
     "dense": _accuracy(
@@ -154,6 +154,13 @@ CLAIMS = {
         "cosine",
         "standard",
         ("cosine gate", "linear gate"),
+    ),
+    "hash": _accuracy(
+        "a fixed hash of the position is better than a learned gate",
+        HASH,
+        "hash",
+        "standard",
+        ("hash", "learned gate"),
     ),
     "shared": _accuracy(
         "a shared expert and k = 1 are better than k = 2",

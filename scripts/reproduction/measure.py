@@ -38,7 +38,12 @@ from jaxtyping import Bool, Float, Int
 from vmoe import models
 from vmoe.analysis import statistics
 from vmoe.analysis.collect import Labeled, collect
-from vmoe.analysis.effects import at_capacities, batch_dependence, with_random_routers
+from vmoe.analysis.effects import (
+    at_capacities,
+    batch_dependence,
+    can_be_limited,
+    with_random_routers,
+)
 from vmoe.analysis.interventions import limited
 from vmoe.config.routers import PRIORITIES
 from vmoe.data.pipeline import evaluation_order
@@ -78,9 +83,11 @@ def measure(run: Path, images: int) -> dict[str, Any]:
     if model.config.sparse_blocks:
         real = np.concatenate([own[valid] for own, _, valid in few])
         found["batch"] = batch_dependence(model, real, batch_size=BATCH_SIZE).changed
-    if model.config.can_drop:
-        for function in (capacities, kept, random_routers, merged):
-            found |= dict(function(model, batches))
+    functions = [random_routers, merged] if model.config.can_drop else []
+    if model.config.sparse_blocks and can_be_limited(model.config):
+        functions += [capacities, kept]
+    for function in functions:
+        found |= dict(function(model, batches))
     return {
         "labels": zlib.crc32(in_order(labels_of(batches)).tobytes()),
         "figures": {name: float(np.mean(each)) for name, each in found.items()},
@@ -147,7 +154,8 @@ def attacks(model: ViT, batches: Batches) -> Figures:
         yield f"attack.{strength}", after(model, batches, strength)
     yield f"attack.{STRENGTHS[-1]}.projected", after(model, batches, STRENGTHS[-1], project=True)
     if model.config.can_drop:
-        for path in PATHS:
+        reads_pixels = any(moe.router.learned for moe in model.config.moe_blocks.values())
+        for path in PATHS if reads_pixels else PATHS[:1]:
             name = f"attack.{STRENGTHS[-1]}.{path}"
             yield name, after(model, batches, STRENGTHS[-1], path=path)
 

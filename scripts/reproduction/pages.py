@@ -69,7 +69,7 @@ def sections(rows: Rows, recipes: Recipes, machine: str) -> dict[str, dict[str, 
 
 def _sections(rows: Rows, recipes: Recipes) -> dict[str, dict[str, str]]:
     design = ("e16", "e4", "k1", "last2")
-    routers = ("expert_choice", "soft", "bias_balanced", "cosine", "shared")
+    routers = ("expert_choice", "soft", "bias_balanced", "cosine", "hash", "shared")
     attacks = [name for name in CLAIMS if name.startswith("attack")]
     priorities = [name for name in CLAIMS if name.startswith(("order", "random."))]
     return {

@@ -8,6 +8,7 @@ from vmoe.config import (
     BiasBalanced,
     CosineGate,
     ExpertChoice,
+    Hash,
     Soft,
     TokenChoice,
     TrainConfig,
@@ -60,6 +61,7 @@ VARIANTS = {
     "soft": Variant("soft", _moe(router=Soft(), images_per_group=1, **ROUTED)),
     "bias_balanced": Variant("balanced by a bias", _moe(router=BiasBalanced())),
     "cosine": Variant("cosine gate", _moe(gate=CosineGate())),
+    "hash": Variant("hash of the position", _moe(router=Hash())),
     "shared": Variant("k = 1 and a shared expert", _moe(router=TokenChoice(k=1), shared_experts=1)),
     "half": Variant("trained at capacity factor 0.5, in order", _moe(**HALF)),
     "half_bpr": Variant(

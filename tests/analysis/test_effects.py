@@ -26,7 +26,7 @@ from vmoe.analysis.effects import (
     without_experts,
 )
 from vmoe.analysis.interventions import ablated, masked, randomized
-from vmoe.config import ExpertChoice, MoEConfig, TokenChoice, ViTConfig, replace
+from vmoe.config import ExpertChoice, Hash, MoEConfig, TokenChoice, ViTConfig, replace
 from vmoe.config.routers import PRIORITIES
 from vmoe.errors import UsageError
 from vmoe.nn.vit import ViT
@@ -125,6 +125,10 @@ def test_a_random_router_in_one_block_leaves_the_others_as_they_are() -> None:
     key = jax.random.split(jax.random.key(1), 2)[0]
     expected = jax.jit(lambda x: model.forward(x, decide={0: randomized(key)})[0])(images[:4])
     np.testing.assert_allclose(result[0][:4], expected, atol=1e-5)
+
+
+def test_random_logits_are_given_only_to_routers_that_read_logits() -> None:
+    assert with_random_routers(model_of(router=Hash()), batches()) == {}
 
 
 def test_predictions_depend_on_the_batch_only_where_images_compete_for_slots() -> None:

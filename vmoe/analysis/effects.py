@@ -96,8 +96,12 @@ def without_experts(
 def with_random_routers(
     model: ViT, batches: Iterable[Labeled], *, seed: int = 0
 ) -> dict[int, Logits]:
-    """The logits of all images with a random router in one sparse block at a time."""
+    """The logits of all images with a random router in one sparse block at a time.
+
+    Blocks without a gate are left out: random logits would change nothing.
+    """
     blocks = model.config.sparse_blocks
+    gated = [block for block, moe in model.config.moe_blocks.items() if moe.router.learned]
 
     def decide(block: jax.Array) -> dict[int, Route]:
         keys = jax.random.split(jax.random.key(seed), len(blocks))
@@ -105,7 +109,7 @@ def with_random_routers(
             each: randomized(key, block == each) for each, key in zip(blocks, keys, strict=True)
         }
 
-    return _logits(model, batches, decide, {block: np.int32(block) for block in blocks})
+    return _logits(model, batches, decide, {block: np.int32(block) for block in gated})
 
 
 def can_be_limited(config: ViTConfig) -> bool:
