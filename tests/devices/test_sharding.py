@@ -206,11 +206,9 @@ def test_logits_losses_and_gradients_equal_those_of_one_device(router: Router) -
         assert_close(run_on(placement, training(config, placement), params, *batch), oracle, mesh)
 
 
-@pytest.mark.parametrize(
-    ("router", "mesh"), [("largest_gate", "expert=4"), ("expert_choice", "expert=2")]
-)
+@pytest.mark.parametrize("router", ["largest_gate", "expert_choice"])
 def test_with_uneven_groups_and_padding_devices_equal_separate_runs_of_their_images(
-    router: str, mesh: str
+    router: str,
 ) -> None:
     """Each device has five images in groups of three; the last device has padding."""
     config = replace(CONFIG, moe=replace(SPARSE, router=ROUTERS[router], images_per_group=3))
@@ -222,9 +220,10 @@ def test_with_uneven_groups_and_padding_devices_equal_separate_runs_of_their_ima
         for i, count in zip(range(0, 40, 5), groups, strict=True)
     ]
     oracle = jax.tree.map(lambda *parts: sum(parts), *alone)
-    placement = on(mesh)
-    function = loss_and_gradient(config, placement)
-    assert_close(run_on(placement, function, params, x, valid, np.ones(40)), oracle)
+    for mesh in ("expert=4", "expert=2"):
+        placement = on(mesh)
+        function = loss_and_gradient(config, placement)
+        assert_close(run_on(placement, function, params, x, valid, np.ones(40)), oracle, mesh)
 
 
 def loss_and_gradient(config: ViTConfig, placement: Placement) -> Any:

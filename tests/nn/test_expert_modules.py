@@ -506,23 +506,25 @@ class Own(nnx.Module):
 
 
 @pytest.mark.parametrize(
-    ("other", "message"),
+    ("experts", "message"),
     [
-        (lambda: nnx.relu, r"expert 3 \(custom_jvp\) is not an nnx.Module"),
-        (lambda: 3, r"expert 3 \(int\) is not an nnx.Module"),
-        (lambda: nnx.BatchNorm(D, rngs=nnx.Rngs(0)), "expert 3/mean is not a parameter"),
-        (Own, r"expert 3/dropout/rngs/count is not a parameter"),
+        (list, "experts is empty"),
+        (lambda: [nnx.relu] * E, r"expert 0 \(custom_jvp\) is not an nnx.Module"),
+        (lambda: [*linears()[1:], 3], r"expert 3 \(int\) is not an nnx.Module"),
+        (
+            lambda: [linears()[0], nnx.BatchNorm(D, rngs=nnx.Rngs(0))],
+            "expert 1/mean is not a parameter",
+        ),
+        (
+            lambda: [*linears()[1:], Own()],
+            r"expert 3/dropout/rngs/count is not a parameter",
+        ),
     ],
-    ids=["function", "number", "statistics", "stream"],
+    ids=["none", "function", "number", "statistics", "stream"],
 )
-def test_what_cannot_be_an_expert_is_named(other: Callable[[], Any], message: str) -> None:
+def test_what_cannot_be_an_expert_is_named(experts: Callable[[], list[Any]], message: str) -> None:
     with pytest.raises(UsageError, match=message):
-        MoE([*linears()[1:], other()], gate())
-
-
-def test_a_layer_without_experts_is_refused() -> None:
-    with pytest.raises(UsageError, match="experts is empty"):
-        MoE([], gate())
+        MoE(experts(), gate())
 
 
 class FirstOf(nnx.Module):
@@ -539,7 +541,11 @@ class FirstRow(nnx.Module):
     ("experts", "gate", "message"),
     [
         (lambda: [*linears(3)[1:], linears(5)[0]], gate, r"widths, \[3, 5\]"),
-        (linears, lambda: gate(E + 1), rf"makes logits \(1, 25, 5\).*\(g, s, e\) with e = {E}"),
+        (
+            linears,
+            lambda: gate(E + 1),
+            rf"the gate makes logits \(1, 25, 5\).*\(g, s, e\) with e = {E}",
+        ),
         (linears, FirstOf, r"the gate makes logits \(1, 25\)"),
         (linears, lambda: None, "token_choice router reads logits: give a gate"),
         (
@@ -547,7 +553,11 @@ class FirstRow(nnx.Module):
             gate,
             r"expert Linear cannot take .*, 8\)",
         ),
-        (lambda: [FirstRow()] * E, gate, r"FirstRow makes \(1, 8\) from .*: only the last axis"),
+        (
+            lambda: [FirstRow()] * E,
+            gate,
+            r"expert FirstRow makes \(1, 8\) from .*: only the last axis",
+        ),
         (lambda: [FirstOf()] * E, gate, r"expert FirstOf makes \(\d+,\) from"),
         (
             lambda: StackedMlps(E, 7, 5, rngs=nnx.Rngs(0)),

@@ -248,7 +248,11 @@ def normalized() -> nnx.Module:
     [
         (partial(conv, 3, 3), nnx.Conv, r"parts/0: a convolution with kernel_size=\(3, 3\)"),
         (partial(conv, 1, 1, strides=2), nnx.Conv, "parts/0: a convolution with strides=2"),
-        (partial(conv, 1, 1, input_dilation=2), nnx.Conv, "convolution with input_dilation=2"),
+        (
+            partial(conv, 1, 1, input_dilation=2),
+            nnx.Conv,
+            "parts/0: a convolution with input_dilation=2",
+        ),
         (partial(conv, 1, 1, feature_group_count=2), nnx.Conv, "feature_group_count=2"),
         (partial(conv, 1, 1, padding=1), nnx.Conv, "parts/0: this Conv does not map rows"),
         (normalized, nnx.Sequential, r"parts/0/layers/1/(mean|var) is not a parameter"),
