@@ -45,12 +45,13 @@ Lines = list[dict[str, str]]
 def write(rows: Path, pages: Path) -> None:
     """Writes all generated sections and CSV files."""
     models = read_rows(rows / "reproduce_small")
-    recipes, machines, times = (
-        json.loads((rows / f"{name}.json").read_text())
-        for name in ("recipes", "machines", "router_times")
+    recipes, machines = (
+        json.loads((rows / f"{name}.json").read_text()) for name in ("recipes", "machines")
     )
     every = sections(models, recipes, machines["reproduce_small"])
-    every["routers.md"] |= routers.sections(read_rows(rows / "routers"), times, machines["routers"])
+    every["routers.md"] |= routers.sections(
+        read_rows(rows / "routers"), routers.read_times(rows), machines["routers"]
+    )
     every |= {
         "transfer.md": miniature.sections(read_rows(rows / "miniature"), machines["miniature"]),
         "compute.md": compute(read_csv(rows / "compute.csv")),
@@ -175,7 +176,7 @@ def main() -> None:
     write(options.rows, options.pages)
     matplotlib.use("Agg")
     plot(read_rows(options.rows / "reproduce_small"), options.pages)
-    times = json.loads((options.rows / "router_times.json").read_text())
+    times = routers.read_times(options.rows)
     figure = routers.plot(read_rows(options.rows / "routers"), times)
     figure.savefig(options.pages / "routers.png", dpi=110)
     for name, draw in {"compute": plot_compute, "pruning": plot_pruning}.items():

@@ -15,6 +15,7 @@ import json
 import statistics
 import time
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -93,7 +94,7 @@ MODELS: dict[str, tuple[str, dict[str, Any] | None]] = {
     "dense": ("dense", None),
 }
 """A label, and the changed fields of the MoE layers; None for a model without any."""
-TIMES = ROWS / "router_times.json"
+TIMES = "router_times.json"
 ROUNDS = 10
 """Rounds of steps, in each of which every model takes a few."""
 
@@ -177,9 +178,10 @@ def sections(rows: Rows, times: Mapping[str, float], machine: str) -> dict[str, 
     return {"digits": table(rows, times), "how digits": how}
 
 
-def read_times() -> dict[str, float]:
+def read_times(rows: Path = ROWS) -> dict[str, float]:
     """The stored times of a step; empty if there are none."""
-    return json.loads(TIMES.read_text()) if TIMES.exists() else {}
+    file = rows / TIMES
+    return json.loads(file.read_text()) if file.exists() else {}
 
 
 def table(rows: Rows, times: Mapping[str, float]) -> str:
@@ -260,7 +262,7 @@ def main() -> None:
     parser.add_argument("--times", action="store_true", help="measure the time of a step, alone")
     options = parser.parse_args()
     if options.times:
-        replace_text(TIMES, json.dumps(step_times(), indent=1) + "\n")
+        replace_text(ROWS / TIMES, json.dumps(step_times(), indent=1) + "\n")
     else:
         Routers(options).run(options.only)
     print(table(read_rows(options.rows), read_times()))

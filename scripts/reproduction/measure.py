@@ -154,8 +154,7 @@ def attacks(model: ViT, batches: Batches) -> Figures:
         yield f"attack.{strength}", after(model, batches, strength)
     yield f"attack.{STRENGTHS[-1]}.projected", after(model, batches, STRENGTHS[-1], project=True)
     if model.config.can_drop:
-        reads_pixels = any(moe.router.learned for moe in model.config.moe_blocks.values())
-        for path in PATHS if reads_pixels else PATHS[:1]:
+        for path in PATHS if model.config.learned else PATHS[:1]:
             name = f"attack.{STRENGTHS[-1]}.{path}"
             yield name, after(model, batches, STRENGTHS[-1], path=path)
 

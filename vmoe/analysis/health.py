@@ -92,7 +92,7 @@ def all_clear(
 
     It takes the same arguments as ``findings``.
     """
-    checks, learned = [], any(moe.router.learned for moe in config.moe_blocks.values())
+    checks, learned = [], config.learned
     if learned:
         checks += [
             f"no dead expert (below {MIN_LOAD:.0%} of the mean load)"

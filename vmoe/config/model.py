@@ -250,6 +250,11 @@ class ViTConfig(Checked):
         """Whether any router lets tokens choose experts, so that a choice can be dropped."""
         return any(moe.router.can_drop for moe in self.moe_blocks.values())
 
+    @property
+    def learned(self) -> bool:
+        """Whether any layer has a gate, which is trained."""
+        return any(moe.router.learned for moe in self.moe_blocks.values())
+
     def with_layers(self, change: Callable[[MoEConfig], MoEConfig]) -> "ViTConfig":
         """This config with every MoE layer changed by a function."""
         if isinstance(self.moe, MoEConfig):

@@ -121,7 +121,7 @@ def check_attack(model: ViT, config: AttackConfig) -> None:
         makes = f"router {router.kind} makes no choices of tokens; use gradient_path=all"
         require(router.can_drop, makes, **path)
     require(
-        config.gradient_path != "routers" or any(moe.router.learned for moe in blocks.values()),
+        config.gradient_path != "routers" or model.config.learned,
         "no router of this model reads pixels; use another path",
         **path,
     )

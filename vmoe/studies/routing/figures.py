@@ -73,7 +73,7 @@ def plots_of(config: ViTConfig) -> dict[str, Draw]:
             {i: best.first(PATCHES) for i, best in routing.top_patches.items()}
         ),
     }
-    if any(router.learned for router in routers):
+    if config.learned:
         figures["random_routers"] = _random_routers
     if all(router.logits_per != "slot" for router in routers):
         figures |= {
