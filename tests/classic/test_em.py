@@ -1,0 +1,134 @@
+"""What EM guarantees, for every kind of expert that has an exact M-step."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.testing import assert_allclose
+
+from tests.classic import problems
+from vmoe.classic import (
+    MixtureOfExpertsClassifier,
+    MixtureOfExpertsRegressor,
+    StudentT,
+)
+
+pytestmark = pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
+
+EXPERTS: list[tuple[Any, Any]] = [
+    ("linear", problems.two_planes),
+    ("student_t", problems.two_planes),
+    (StudentT(df=2.5), problems.two_planes),
+    ("poisson", problems.counts),
+    (["linear", "student_t", "poisson"], problems.counts),
+    ("logistic", problems.crossed),
+]
+
+
+def mixture(experts: Any, **settings: Any) -> Any:
+    kind = MixtureOfExpertsClassifier if experts == "logistic" else MixtureOfExpertsRegressor
+    return kind(3, experts=experts, **settings)
+
+
+@pytest.mark.parametrize("experts, problem", EXPERTS, ids=lambda value: str(value)[:20])
+def test_the_penalized_log_likelihood_never_falls(experts: Any, problem: Any) -> None:
+    random = np.random.default_rng(0)
+    for seed in range(5):
+        x, y = problem(seed, rows=int(random.integers(20, 90)))
+        penalties = random.choice([0.0, 1e-3, 0.1, 10.0], size=2)
+        model = mixture(
+            experts,
+            gate_penalty=penalties[0],
+            expert_penalty=penalties[1],
+            start=["principal", "random", "kmeans"][seed % 3],
+            max_iter=15,
+            tol=0.0,
+            random_state=seed,
+        )
+        weight = random.integers(0, 4, size=len(y)) if seed % 2 else None
+        history = model.fit(x * random.choice([1e-3, 1.0, 1e3]) + 5, y, weight).history_
+        assert np.all(np.diff(history) >= -1e-9 * np.maximum(1, np.abs(history[1:])))
+        assert history[-1] > history[0]
+
+
+@pytest.mark.parametrize("experts, problem", EXPERTS, ids=lambda value: str(value)[:20])
+def test_integer_weights_are_repeated_rows(experts: Any, problem: Any) -> None:
+    x, y = problem(3)
+    weight = np.random.default_rng(0).integers(0, 4, size=len(y))
+    weighted = mixture(experts, max_iter=10).fit(x, y, weight)
+    repeated = mixture(experts, max_iter=10).fit(x.repeat(weight, axis=0), y.repeat(weight))
+    assert_allclose(weighted.history_, repeated.history_, rtol=1e-9)
+    assert_allclose(weighted.gate_proba(x), repeated.gate_proba(x), atol=1e-7)
+
+
+@pytest.mark.parametrize("experts, problem", EXPERTS, ids=lambda value: str(value)[:20])
+def test_the_order_of_rows_does_not_matter(experts: Any, problem: Any) -> None:
+    x, y = problem(4)
+    order = np.random.default_rng(0).permutation(len(y))
+    one, other = (mixture(experts, max_iter=10) for _ in range(2))
+    assert_allclose(one.fit(x, y).history_, other.fit(x[order], y[order]).history_, rtol=1e-9)
+
+
+@pytest.mark.parametrize("experts", ["linear", "student_t"])
+def test_the_unit_of_the_target_and_of_the_columns_does_not_matter(experts: str) -> None:
+    x, y = problems.two_planes(1)
+    model, scaled = (
+        MixtureOfExpertsRegressor(2, experts=experts, max_iter=15, tol=0.0) for _ in range(2)
+    )
+    z = x * [1e3, 1e-3] + 7
+    prediction = scaled.fit(z, 100 * y - 50).predict(z)
+    assert_allclose(prediction, 100 * model.fit(x, y).predict(x) - 50, rtol=1e-7, atol=1e-5)
+
+
+def test_one_expert_is_ridge_regression() -> None:
+    from sklearn.linear_model import Ridge
+    from sklearn.preprocessing import StandardScaler
+
+    x, y = problems.two_planes(0)
+    model = MixtureOfExpertsRegressor(1, expert_penalty=2.0).fit(x, y)
+    ridge = Ridge(alpha=2.0).fit(StandardScaler().fit_transform(x), y)
+    assert_allclose(model.predict(x), ridge.predict(StandardScaler().fit_transform(x)))
+
+
+@pytest.mark.parametrize("classes", [2, 3])
+def test_one_expert_is_logistic_regression(classes: int) -> None:
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.preprocessing import StandardScaler
+
+    x, y = problems.crossed(0, classes=classes)
+    z = StandardScaler().fit_transform(x)
+    model = MixtureOfExpertsClassifier(1, expert_penalty=0.5).fit(x, y)
+    penalty = 0.5 if classes > 2 else 0.25  # with two classes, half of the squared log odds' slope
+    logistic = LogisticRegression(C=1 / penalty, tol=1e-10, max_iter=1000).fit(z, y)
+    assert_allclose(model.predict_proba(x), logistic.predict_proba(z), atol=1e-5)
+
+
+def test_two_linear_experts_fit_what_no_line_does() -> None:
+    x = np.linspace(-1, 1, 100)[:, None]
+    model = MixtureOfExpertsRegressor(2).fit(x, np.abs(x[:, 0]))
+    assert model.score(x, np.abs(x[:, 0])) > 0.999
+    assert model.converged_
+
+
+def test_two_logistic_experts_fit_what_no_linear_classifier_does() -> None:
+    x, y = problems.crossed(0, rows=400)
+    model = MixtureOfExpertsClassifier(2, n_init=5, random_state=0).fit(x, y)
+    assert model.score(x, y) > 0.9
+
+
+def test_outliers_move_student_t_experts_less_than_gaussian_ones() -> None:
+    x = np.linspace(-1, 1, 200)[:, None]
+    truth = np.abs(x[:, 0])
+    y = truth + 0.02 * np.random.default_rng(0).normal(size=200)
+    y[::20] += 3
+    robust, linear = (
+        MixtureOfExpertsRegressor(2, experts=kind).fit(x, y).predict(x)
+        for kind in ("student_t", "linear")
+    )
+    assert np.abs(robust - truth).mean() < 0.3 * np.abs(linear - truth).mean()
+
+
+def test_a_gate_without_columns_has_constant_probabilities() -> None:
+    x, y = problems.two_planes(0)
+    gates = MixtureOfExpertsRegressor(2, gate_features=[]).fit(x, y).gate_proba(x)
+    assert_allclose(gates, np.broadcast_to(gates[0], gates.shape))

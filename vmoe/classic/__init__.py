@@ -1,0 +1,24 @@
+"""Classic mixtures of experts, from before V-MoE, as estimators of scikit-learn.
+
+Flat mixtures (Jacobs et al. 1991) and hierarchical ones (Jordan & Jacobs 1994), fitted by EM in
+numpy and scipy, in float64.
+
+>>> from vmoe.classic import MixtureOfExpertsRegressor
+>>> MixtureOfExpertsRegressor(n_experts=3)
+MixtureOfExpertsRegressor(n_experts=3)
+"""
+
+from vmoe.classic.experts.linear import Linear
+from vmoe.classic.experts.logistic import Logistic
+from vmoe.classic.experts.poisson import Poisson
+from vmoe.classic.experts.student_t import StudentT
+from vmoe.classic.flat import MixtureOfExpertsClassifier, MixtureOfExpertsRegressor
+
+__all__ = [
+    "Linear",
+    "Logistic",
+    "MixtureOfExpertsClassifier",
+    "MixtureOfExpertsRegressor",
+    "Poisson",
+    "StudentT",
+]

@@ -1,0 +1,1 @@
+"""The kinds of experts, a file each; `make` finds them by name."""

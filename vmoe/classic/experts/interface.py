@@ -1,0 +1,133 @@
+"""What EM needs from experts: a weighted fit, log densities, and predictions.
+
+One object holds all experts of one kind, with the expert as an axis of its arrays, so that they
+share matrix products.
+"""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+from jaxtyping import Bool, Float
+
+from vmoe.classic.design import Design
+from vmoe.classic.rows import Rows
+
+DEAD = 1e-12  # an expert keeps its parameters if its share of the mass is at most this
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """What experts are made for.
+
+    Attributes:
+        n_experts: the number of experts.
+        n_columns: columns that they see, without the intercept's.
+        n_outputs: outputs, or classes.
+        penalty: strength of the penalty on the slopes.
+        floor: the least variance of every output.
+        classes: the classes as the user gave them; None for a regression.
+        random: the source of random numbers.
+    """
+
+    n_experts: int
+    n_columns: int
+    n_outputs: int
+    penalty: float
+    floor: Any
+    classes: Any
+    random: np.random.RandomState
+
+
+@dataclass(frozen=True)
+class FittedExpert:
+    """The parameters of one expert, for columns as they were given.
+
+    Attributes:
+        kind: "linear", "logistic", "poisson" or "student_t".
+        coef_: coefficients with the intercept first: (p,), or a row for every output or class.
+        std_: the standard deviation (linear) or the scale (student_t), one per output if there
+            are several; None for other kinds.
+    """
+
+    kind: str
+    coef_: Any
+    std_: Any = None
+
+
+class Experts(ABC):
+    """All experts of one kind."""
+
+    name: ClassVar[str]
+    classifies: ClassVar[bool] = False
+    coef: Float[np.ndarray, "e q p"]  # for standardized columns
+    sizes: Sizes
+
+    def allocate(self, sizes: Sizes) -> None:
+        """Makes room for these sizes; the parameters are zero before the first fit."""
+        self.sizes = sizes
+        self.coef = np.zeros((sizes.n_experts, sizes.n_outputs, sizes.n_columns + 1))
+
+    def check_targets(self, y: np.ndarray) -> None:
+        """Raises a ValueError if experts of this kind cannot have such targets."""
+        return
+
+    @abstractmethod
+    def update(self, rows: Rows, mass: Float[np.ndarray, "n e"]) -> None:
+        """The M-step: fits every expert to the rows, weighted by its mass."""
+
+    @abstractmethod
+    def log_density(self, rows: Rows) -> Float[np.ndarray, "n e"]:
+        """The logarithm of each expert's density at the rows' targets."""
+
+    @abstractmethod
+    def means(self, rows: Rows) -> Float[np.ndarray, "n e q"]:
+        """Each expert's mean, or its probabilities of the classes."""
+
+    def penalty(self) -> float:
+        """What is subtracted from the log-likelihood, besides the gates' penalty."""
+        return 0.5 * self.sizes.penalty * float(np.sum(self.coef[..., 1:] ** 2))
+
+    def n_parameters(self) -> int:
+        """The number of free parameters of all experts."""
+        return self.coef.size
+
+    def distributions(self, rows: Rows) -> list[tuple[np.ndarray, Any]]:
+        """Pairs of experts' indices and their distribution, of scipy.stats: (n, e, q)."""
+        raise NotImplementedError
+
+    def keep(self, experts: list[int]) -> None:
+        """Keeps only the experts with these indices, in this order; they may repeat."""
+        self.coef = self.coef[experts]
+
+    def set_parameters(self, coef: Any, std: Any, design: Design) -> None:
+        """Sets parameters given as in ``fitted``, with the expert as the first axis."""
+        coef = np.asarray(coef, float)
+        shape = (len(self.coef), *self.coef.shape[1:])
+        if coef.size != np.prod(shape):
+            raise ValueError(f"expert_coef has shape {coef.shape}, expected {shape}")
+        self.coef = design.from_given(coef.reshape(shape))
+
+    def fitted(self, design: Design | None) -> list[Any]:
+        """The experts, one by one."""
+        assert design is not None
+        coefs = design.to_given(self.coef)
+        return [
+            FittedExpert(self.name, one_if_single(c), self.std_of(i)) for i, c in enumerate(coefs)
+        ]
+
+    def std_of(self, expert: int) -> Any:
+        """``FittedExpert.std_`` of an expert."""
+        return None
+
+
+def one_if_single(values: np.ndarray) -> Any:
+    """The values without their first axis if it has one entry."""
+    return values[0] if len(values) == 1 else values
+
+
+def alive(mass: Float[np.ndarray, "n e"]) -> Bool[np.ndarray, "e"]:
+    """Which experts have a mass that is not negligible."""
+    total = mass.sum(axis=0)
+    return total > DEAD * total.sum()

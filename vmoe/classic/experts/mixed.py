@@ -1,0 +1,61 @@
+"""Experts of several kinds in one mixture."""
+
+import copy
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+
+from vmoe.classic.design import Design
+from vmoe.classic.experts.interface import DEAD, Experts, Sizes
+from vmoe.classic.rows import Rows
+
+
+class Mixed(Experts):
+    """A list of experts, each of its own kind."""
+
+    def __init__(self, parts: Sequence[Experts]):
+        """Args: parts: an entry for each expert, before ``allocate``."""
+        self.parts = list(parts)
+
+    def allocate(self, sizes: Sizes) -> None:
+        self.sizes = sizes
+        for part in self.parts:
+            part.allocate(dataclasses.replace(sizes, n_experts=1))
+
+    def check_targets(self, y: np.ndarray) -> None:
+        for part in self.parts:
+            part.check_targets(y)
+
+    def update(self, rows: Rows, mass: Float[np.ndarray, "n e"]) -> None:
+        total = mass.sum()
+        for e, part in enumerate(self.parts):
+            if mass[:, e].sum() > DEAD * total:
+                part.update(rows, mass[:, e : e + 1])
+
+    def log_density(self, rows: Rows) -> Float[np.ndarray, "n e"]:
+        return np.concatenate([part.log_density(rows) for part in self.parts], axis=1)
+
+    def means(self, rows: Rows) -> Float[np.ndarray, "n e q"]:
+        return np.concatenate([part.means(rows) for part in self.parts], axis=1)
+
+    def penalty(self) -> float:
+        return sum(part.penalty() for part in self.parts)
+
+    def n_parameters(self) -> int:
+        return sum(part.n_parameters() for part in self.parts)
+
+    def distributions(self, rows: Rows) -> list[tuple[np.ndarray, Any]]:
+        pairs = [(e, part.distributions(rows)) for e, part in enumerate(self.parts)]
+        return [(np.array([e]), frozen) for e, found in pairs for _, frozen in found]
+
+    def keep(self, experts: list[int]) -> None:
+        self.parts = [copy.copy(self.parts[e]) for e in experts]
+
+    def set_parameters(self, coef: Any, std: Any, design: Design) -> None:
+        raise ValueError("a start from parameters needs named experts of one kind")
+
+    def fitted(self, design: Design | None) -> list[Any]:
+        return [expert for part in self.parts for expert in part.fitted(design)]

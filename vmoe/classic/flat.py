@@ -1,0 +1,173 @@
+"""Flat mixtures of experts: one gate (Jacobs et al. 1991), fitted by EM (Jordan & Jacobs 1994)."""
+
+from typing import Any, ClassVar
+
+import numpy as np
+from sklearn.utils._param_validation import StrOptions
+
+from vmoe.classic.estimator import AT_LEAST_1, MixtureEstimator
+from vmoe.classic.tasks import Classification, Regression
+from vmoe.classic.tree import Gate, grow
+
+
+class FlatMixture(MixtureEstimator):
+    """A mixture with one gate."""
+
+    _parameter_constraints: ClassVar[dict[str, Any]] = {
+        **MixtureEstimator._parameter_constraints,
+        "n_experts": [AT_LEAST_1],
+    }
+
+    def _tree(self, n_columns: int) -> Gate:
+        return grow((self.n_experts,), n_columns)
+
+    @property
+    def gate_coef_(self) -> np.ndarray:
+        """The gate's coefficients (e, p), intercept first; the first expert's are zero."""
+        return self._gate_coefs()[0]
+
+
+class MixtureOfExpertsRegressor(Regression, FlatMixture):
+    """A regression by experts among which a softmax gate chooses softly, fitted by EM.
+
+    p(y | x) = sum_e softmax(V x)_e p_e(y | x) (Jacobs, Jordan, Nowlan & Hinton 1991, with the EM
+    algorithm of Jordan & Jacobs 1994). Where the M-step is exact, which it is for named experts,
+    the penalized log-likelihood never falls.
+
+    Args:
+        n_experts: number of experts.
+        experts: "linear" (Gaussian noise, each with a variance of its own), "poisson" (counts),
+            "student_t" (robust), `StudentT(df)`, a regressor of scikit-learn, or a list with an
+            entry for each expert. A regressor gets Gaussian noise of its own and the
+            responsibilities as weights; one that takes no weights is fitted to rows drawn by
+            them, and a Gaussian process gets them as noise.
+        gate_features: the columns that the gate sees: indices, names, a mask, or a function of X
+            that returns these; None for all, [] for constant mixing proportions.
+        expert_features: the columns that the experts see.
+        gate_penalty: strength of the L2 penalty on the gate's slopes for standardized columns.
+        expert_penalty: the same for named experts; for linear experts in units of the noise, like
+            ``alpha`` of scikit-learn's Ridge.
+        variance_floor: the least variance of an expert, as a fraction of the variance of y.
+        start: where EM starts. "principal": groups of rows along the first principal direction of
+            the standardized (x, y), which depends on neither the number nor the order of rows;
+            "random": the nearest of randomly drawn rows; "kmeans"; an array of responsibilities
+            (n, e), with which the first step is an M-step; or parameters to start with an E-step,
+            a dictionary of ``gate_coef``, ``expert_coef`` (e, p) or (e, q, p), and ``expert_std``.
+        n_init: starts, of which the best result is kept; all but the first are random.
+        tol: EM stops after a rise of the log-likelihood below this, relative to its magnitude.
+        stopping: "relative", by the last rise, or "aitken", by the distance to the extrapolated
+            limit.
+        max_iter: EM steps at most.
+        solver: "em", or "gradient" to train all parameters together in JAX.
+        combine: "weighted" by the gate, or "argmax" for the most probable expert alone.
+        random_state: seed of random starts, and of rows drawn for estimators without weights.
+        warm_start: whether another ``fit`` continues from the last one.
+
+    Attributes:
+        gate_coef_: the gate's coefficients (e, p) with the intercept first.
+        experts_: a record with ``coef_`` and ``std_``, or the fitted estimator, of each expert.
+        n_iter_, converged_: the number of steps, and whether ``tol`` was reached.
+        history_: the penalized log-likelihood after each step, summed over the weighted rows.
+        lower_bound_: its last value.
+
+    >>> x = np.linspace(-1, 1, 200)[:, None]
+    >>> model = MixtureOfExpertsRegressor(2).fit(x, np.abs(x[:, 0]))
+    >>> bool(model.score(x, np.abs(x[:, 0])) > 0.99)
+    True
+    """
+
+    def __init__(
+        self,
+        n_experts: int = 2,
+        *,
+        experts: Any = "linear",
+        gate_features: Any = None,
+        expert_features: Any = None,
+        gate_penalty: float = 0.01,
+        expert_penalty: float = 0.01,
+        variance_floor: float = 1e-4,
+        start: Any = "principal",
+        n_init: int = 1,
+        tol: float = 1e-5,
+        stopping: str = "relative",
+        max_iter: int = 100,
+        solver: str = "em",
+        combine: str = "weighted",
+        random_state: Any = None,
+        warm_start: bool = False,
+    ):
+        self.n_experts = n_experts
+        self.experts = experts
+        self.gate_features = gate_features
+        self.expert_features = expert_features
+        self.gate_penalty = gate_penalty
+        self.expert_penalty = expert_penalty
+        self.variance_floor = variance_floor
+        self.start = start
+        self.n_init = n_init
+        self.tol = tol
+        self.stopping = stopping
+        self.max_iter = max_iter
+        self.solver = solver
+        self.combine = combine
+        self.random_state = random_state
+        self.warm_start = warm_start
+
+
+class MixtureOfExpertsClassifier(Classification, FlatMixture):
+    """A classifier of experts among which a softmax gate chooses softly, fitted by EM.
+
+    P(y | x) = sum_e softmax(V x)_e P_e(y | x); see `MixtureOfExpertsRegressor` for what the two
+    share.
+
+    Args:
+        experts: "logistic" (multinomial with several classes), a classifier of scikit-learn with
+            ``predict_proba``, or a list with an entry for each expert.
+        combine: "weighted", "argmax", or "vote": each expert votes for its most probable class,
+            and the gate weighs the votes.
+
+    Attributes:
+        classes_: the classes, sorted.
+    """
+
+    _parameter_constraints: ClassVar[dict[str, Any]] = {
+        **FlatMixture._parameter_constraints,
+        "combine": [StrOptions({"weighted", "argmax", "vote"})],
+    }
+
+    def __init__(
+        self,
+        n_experts: int = 2,
+        *,
+        experts: Any = "logistic",
+        gate_features: Any = None,
+        expert_features: Any = None,
+        gate_penalty: float = 0.01,
+        expert_penalty: float = 0.01,
+        variance_floor: float = 1e-4,
+        start: Any = "principal",
+        n_init: int = 1,
+        tol: float = 1e-5,
+        stopping: str = "relative",
+        max_iter: int = 100,
+        solver: str = "em",
+        combine: str = "weighted",
+        random_state: Any = None,
+        warm_start: bool = False,
+    ):
+        self.n_experts = n_experts
+        self.experts = experts
+        self.gate_features = gate_features
+        self.expert_features = expert_features
+        self.gate_penalty = gate_penalty
+        self.expert_penalty = expert_penalty
+        self.variance_floor = variance_floor
+        self.start = start
+        self.n_init = n_init
+        self.tol = tol
+        self.stopping = stopping
+        self.max_iter = max_iter
+        self.solver = solver
+        self.combine = combine
+        self.random_state = random_state
+        self.warm_start = warm_start

@@ -1,0 +1,56 @@
+"""Weighted Gram matrices of many weightings at once, which is where EM spends its time."""
+
+import numpy as np
+from jaxtyping import Float
+
+FEW = 2  # up to so many weightings, one product per weighting is faster
+BLOCK = 2**17  # numbers in a block of products, which should stay in the processor's cache
+
+
+def weighted_grams(
+    x: Float[np.ndarray, "n p"], weights: Float[np.ndarray, "n m"]
+) -> Float[np.ndarray, "m p p"]:
+    """X^T diag(w) X for every column w of ``weights``.
+
+    With many weightings, the products of all pairs of columns are formed once for a block of rows;
+    one matrix product with the weights then has all Gram matrices.
+
+    >>> weighted_grams(np.array([[1.0, 2.0]]), np.array([[10.0]]))
+    array([[[10., 20.],
+            [20., 40.]]])
+    """
+    if weights.shape[1] <= FEW:
+        return np.stack([(x * w[:, None]).T @ x for w in weights.T])
+    p = x.shape[1]
+    above = np.triu_indices(p)
+    grams = np.empty((weights.shape[1], p, p))
+    grams[:, *above] = _upper(x, weights)
+    grams[:, *above[::-1]] = grams[:, *above]
+    return grams
+
+
+def _upper(x: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """The upper triangles, row by row: (m, p * (p + 1) / 2)."""
+    p = x.shape[1]
+    pairs = p * (p + 1) // 2
+    rows = max(64, BLOCK // pairs)
+    products, total = np.empty((pairs, rows)), np.zeros((weights.shape[1], pairs))
+    for start in range(0, len(x), rows):
+        columns = np.ascontiguousarray(x[start : start + rows].T)
+        end, size = 0, columns.shape[1]
+        for i in range(p):
+            begin, end = end, end + p - i
+            np.multiply(columns[i], columns[i:], out=products[begin:end, :size])
+        total += (products[:, :size] @ weights[start : start + rows]).T
+    return total
+
+
+def solve(
+    matrix: Float[np.ndarray, "*m p p"], vector: Float[np.ndarray, "*m p"]
+) -> Float[np.ndarray, "*m p"]:
+    """Solves symmetric systems without negative eigenvalues; the shortest solution if singular."""
+    values, vectors = np.linalg.eigh(matrix)
+    smallest = values[..., -1:] * values.shape[-1] * np.finfo(float).eps
+    inverse = np.divide(1, values, out=np.zeros_like(values), where=values > smallest)
+    along = np.einsum("...ij,...i->...j", vectors, vector)
+    return np.einsum("...ij,...j->...i", vectors, inverse * along)

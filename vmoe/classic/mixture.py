@@ -1,0 +1,55 @@
+"""A mixture in memory: a tree of gates, and experts. Its E-step and M-step are what EM alternates.
+
+P(y | x) = sum_e prior_e(x) P_e(y | x). E: h_e = prior_e P_e / sum of the same. M: every expert is
+fitted to the rows weighted by h_e, every gate to the mass of its children (Jordan & Jacobs 1994,
+section 3).
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float
+from scipy.special import logsumexp
+
+from vmoe.classic.experts.interface import Experts
+from vmoe.classic.rows import Rows
+from vmoe.classic.tree import Gate
+
+
+@dataclass
+class Mixture:
+    """A tree of gates whose leaves are experts.
+
+    Attributes:
+        tree: the root; its leaves are 0, 1, ... from left to right.
+        experts: the experts.
+        gate_penalty: strength of the penalty of each gate.
+    """
+
+    tree: Gate
+    experts: Experts
+    gate_penalty: float
+
+    def posterior(self, rows: Rows) -> tuple[Float[np.ndarray, "n e"], Float[np.ndarray, "n"]]:
+        """The E-step: the responsibilities, and the log-likelihood of every row."""
+        joint = self.tree.log_prior(rows) + self.experts.log_density(rows)
+        row = logsumexp(joint, axis=1)
+        return np.exp(joint - row[:, None]), row
+
+    def update(self, rows: Rows, posterior: Float[np.ndarray, "n e"]) -> None:
+        """The M-step."""
+        mass = posterior * rows.weight[:, None]
+        self.tree.update(rows, mass, self.gate_penalty)
+        self.experts.update(rows, mass)
+
+    def penalty(self) -> float:
+        """What the penalties subtract from the log-likelihood."""
+        return self.tree.penalty(self.gate_penalty) + self.experts.penalty()
+
+    def prior(self, rows: Rows) -> Float[np.ndarray, "n e"]:
+        """The probability of every expert, given the row alone."""
+        return np.exp(self.tree.log_prior(rows))
+
+    def n_parameters(self) -> int:
+        """The number of free parameters."""
+        return self.tree.n_parameters() + self.experts.n_parameters()

@@ -1,0 +1,96 @@
+"""Multinomial regression on soft targets, by Newton's method: the gate, and logistic experts.
+
+Targets are masses: row t has the mass m_tk for outcome k, and the regression maximizes
+sum_tk m_tk log softmax(V x_t)_k minus the penalty. The first row of V is zero, without loss of
+generality. The penalty is half of ``penalty`` times the squared distance of each row of V from the
+mean of its rows, without the intercepts, so that it treats all outcomes alike.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float
+from scipy.special import log_softmax
+
+from vmoe.classic.grams import weighted_grams
+from vmoe.classic.newton import maximize
+
+SLAB = 8192  # rows whose curvature is computed at once, which bounds the memory
+
+
+def fit_multinomial(
+    x: Float[np.ndarray, "n p"],
+    mass: Float[np.ndarray, "n k"],
+    penalty: float,
+    start: Float[np.ndarray, "k p"],
+) -> Float[np.ndarray, "k p"]:
+    """The coefficients of every outcome; those of the first one are zero.
+
+    Args:
+        x: columns, the first of which is the intercept's.
+        mass: the mass of every outcome, without negative numbers.
+        penalty: strength of the penalty, not negative.
+        start: where Newton's method starts.
+    """
+    if len(start) < 2:
+        return np.zeros_like(start)
+    return maximize(Multinomial(x, mass, mass.sum(axis=1), penalty), start - start[0])
+
+
+def penalty_of(coef: Float[np.ndarray, "*e k p"], penalty: float) -> float:
+    """The penalty of coefficients, as a positive number."""
+    return 0.5 * penalty * float(np.sum(centered(coef) ** 2))
+
+
+def centered(coef: Float[np.ndarray, "*e k p"]) -> Float[np.ndarray, "*e k p"]:
+    """The coefficients minus their mean over the outcomes, with zeros for the intercepts."""
+    result = coef - coef.mean(axis=-2, keepdims=True)
+    result[..., 0] = 0
+    return result
+
+
+class Multinomial(NamedTuple):
+    """The penalized log-likelihood, as a function of the coefficients."""
+
+    x: np.ndarray
+    mass: np.ndarray
+    total: np.ndarray
+    penalty: float
+
+    @property
+    def total_mass(self) -> float:
+        return float(self.total.sum())
+
+    def evaluate(self, coef: np.ndarray) -> tuple[float, np.ndarray]:
+        log_p = log_softmax(self.x @ coef.T, axis=1)
+        return float(np.vdot(self.mass, log_p)) - penalty_of(coef, self.penalty), log_p
+
+    def derivatives(self, coef: np.ndarray, log_p: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        p = np.exp(log_p)
+        gradient = (self.mass - self.total[:, None] * p).T @ self.x
+        gradient -= self.penalty * centered(coef)
+        return gradient[1:].ravel(), curvature(self.x, p, self.total, self.penalty)
+
+    def moved(self, coef: np.ndarray, step: np.ndarray) -> np.ndarray:
+        return coef + np.vstack([np.zeros(coef.shape[1]), step.reshape(-1, coef.shape[1])])
+
+
+def curvature(
+    x: Float[np.ndarray, "n p"],
+    probabilities: Float[np.ndarray, "n k"],
+    total: Float[np.ndarray, "n"],
+    penalty: float,
+) -> Float[np.ndarray, "c c"]:
+    """The negative Hessian for the coefficients of all outcomes but the first; c = (k - 1) p."""
+    k, p = probabilities.shape[1] - 1, x.shape[1]
+    a, b = np.triu_indices(k)
+    grams = np.zeros((len(a), p, p))
+    for i in range(0, len(x), SLAB):
+        q = probabilities[i : i + SLAB, 1:]
+        weights = q[:, a] * ((a == b) - q[:, b]) * total[i : i + SLAB, None]
+        grams += weighted_grams(x[i : i + SLAB], weights)
+    blocks = np.empty((k, k, p, p))
+    blocks[a, b] = blocks[b, a] = grams
+    slopes = np.diag(np.r_[0.0, np.ones(p - 1)])
+    blocks += penalty * (np.eye(k) - 1 / (k + 1))[:, :, None, None] * slopes
+    return blocks.transpose(0, 2, 1, 3).reshape(k * p, k * p)

@@ -1,0 +1,103 @@
+"""The rows that a mixture is fitted to, or predicts for, as the gates and the experts see them.
+
+The letters of this package's annotations: n rows, d columns, p columns and the intercept's, e
+experts, k children of a gate, q outputs (or classes, for a classifier), m any other.
+"""
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from vmoe.classic.design import Design
+
+TARGETS = 0.5  # of points: a gate sees inputs, so groups should differ in these first
+
+
+@dataclass(frozen=True)
+class View:
+    """What the gates and the experts see of a row.
+
+    Attributes:
+        gate_columns: indices of the columns that the gates see.
+        expert_columns: indices of the columns that the experts see.
+        gate_design: how the gates' columns are standardized.
+        expert_design: the same for experts; None if all experts are estimators of scikit-learn.
+    """
+
+    gate_columns: Int[np.ndarray, "_"]
+    expert_columns: Int[np.ndarray, "_"]
+    gate_design: Design
+    expert_design: Design | None
+
+    @classmethod
+    def of(
+        cls,
+        given: Any,
+        weight: Float[np.ndarray, "n"],
+        gate_columns: Int[np.ndarray, "_"],
+        expert_columns: Int[np.ndarray, "_"],
+        named: bool,
+    ) -> "View":
+        """The view with columns standardized for these rows.
+
+        Args:
+            named: whether any expert reads standardized columns.
+        """
+        gate = Design.of(dense(given[:, gate_columns]), weight)
+        expert = Design.of(dense(given[:, expert_columns]), weight) if named else None
+        return cls(gate_columns, expert_columns, gate, expert)
+
+
+@dataclass
+class Rows:
+    """Rows, with targets and weights if they are to be fitted.
+
+    Attributes:
+        view: what the gates and the experts see.
+        given: all columns, an array or a sparse matrix in CSR form.
+        y: targets (n, q), or the index of each row's class; None for rows to predict.
+        weight: the weight of each row.
+    """
+
+    view: View
+    given: Any
+    y: Any = None
+    weight: Any = None
+
+    @cached_property
+    def gate(self) -> Float[np.ndarray, "n p"]:
+        """The standardized columns of the gates, after the intercept's."""
+        return self.view.gate_design.matrix(dense(self.given[:, self.view.gate_columns]))
+
+    @cached_property
+    def expert(self) -> Float[np.ndarray, "n p"]:
+        """The standardized columns of the experts, after the intercept's."""
+        assert self.view.expert_design is not None
+        return self.view.expert_design.matrix(dense(self.given[:, self.view.expert_columns]))
+
+    @cached_property
+    def expert_given(self) -> Any:
+        """The columns of the experts as they were given."""
+        return self.given[:, self.view.expert_columns]
+
+    def points(self) -> Float[np.ndarray, "n m"]:
+        """Standardized inputs and targets for a start, without columns that only estimators see."""
+        parts = [self.gate[:, 1:]]
+        same = np.array_equal(self.view.gate_columns, self.view.expert_columns)
+        if self.view.expert_design is not None and not same:
+            new = ~np.isin(self.view.expert_columns, self.view.gate_columns)
+            parts.append(self.expert[:, 1:][:, new])
+        targets = self.y if self.y.ndim == 2 else np.eye(self.y.max() + 1)[self.y]
+        parts.append(TARGETS * Design.of(targets, self.weight).matrix(targets)[:, 1:])
+        return np.concatenate(parts, axis=1)
+
+    def __len__(self) -> int:
+        return self.given.shape[0]
+
+
+def dense(columns: Any) -> np.ndarray:
+    """The columns as an array."""
+    return columns.toarray() if hasattr(columns, "toarray") else columns

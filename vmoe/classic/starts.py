@@ -1,0 +1,118 @@
+"""Where EM starts: groups of rows, one per expert, found in the standardized (x, y).
+
+The default depends on neither the number nor the order of rows, so that integer weights are the
+same as repeated rows: quantiles along the first principal direction, then weighted Lloyd steps. In
+a tree, the rows of a gate are grouped among its children, and so on down.
+"""
+
+from collections.abc import Callable
+
+import numpy as np
+from jaxtyping import Float, Int
+from sklearn.cluster import KMeans
+
+from vmoe.classic.tree import Gate, leaves
+
+LLOYD_STEPS = 10
+UNSURE = 0.2  # the part of a row that all experts share at the start: no gate is too sure
+
+Grouping = Callable[[np.ndarray, np.ndarray, int, np.random.RandomState], np.ndarray]
+
+
+def start_posterior(
+    kind: str,
+    tree: Gate,
+    points: Float[np.ndarray, "n d"],
+    weight: Float[np.ndarray, "n"],
+    random: np.random.RandomState,
+) -> Float[np.ndarray, "n e"]:
+    """The responsibilities of a start by name.
+
+    Args:
+        kind: "principal", "kmeans", or "random" (the nearest of randomly drawn rows).
+        tree: the gates, whose experts get the groups.
+        points: the standardized inputs and targets.
+        weight: the weight of each row.
+        random: the source of random numbers.
+    """
+    group = GROUPINGS[kind]
+    expert = assign(tree, points, weight, lambda z, w, k: group(z, w, k, random))
+    count = len(leaves(tree))
+    return (1 - UNSURE) * np.eye(count)[expert] + UNSURE / count
+
+
+def assign(
+    tree: Gate,
+    points: Float[np.ndarray, "n d"],
+    weight: Float[np.ndarray, "n"],
+    group: Callable[[np.ndarray, np.ndarray, int], np.ndarray],
+) -> Int[np.ndarray, "n"]:
+    """The expert of each row: the gate groups the rows, and so do the gates below."""
+    groups = group(points, weight, len(tree.children))
+    expert = np.empty(len(points), int)
+    for k, child in enumerate(tree.children):
+        rows = groups == k
+        expert[rows] = (
+            assign(child, points[rows], weight[rows], group) if isinstance(child, Gate) else child
+        )
+    return expert
+
+
+def principal(
+    points: np.ndarray, weight: np.ndarray, k: int, random: np.random.RandomState
+) -> Int[np.ndarray, "n"]:
+    """Groups of equal weight along the first principal direction, then Lloyd steps."""
+    if weight.sum() == 0:
+        return np.zeros(len(points), int)
+    share = weight / weight.sum()
+    away = points - share @ points
+    _, vectors = np.linalg.eigh((away * share[:, None]).T @ away)
+    direction = vectors[:, -1] * np.sign(vectors[np.abs(vectors[:, -1]).argmax(), -1])
+    along = away @ direction
+    order = np.argsort(along, kind="stable")
+    reached = np.cumsum(weight[order]) / weight.sum()
+    cuts = along[order][np.searchsorted(reached, np.arange(1, k) / k).clip(max=len(order) - 1)]
+    return lloyd(points, weight, np.searchsorted(cuts, along), k)
+
+
+def lloyd(
+    points: Float[np.ndarray, "n d"],
+    weight: Float[np.ndarray, "n"],
+    groups: Int[np.ndarray, "n"],
+    k: int,
+) -> Int[np.ndarray, "n"]:
+    """Moves rows to the nearest mean of a group, repeatedly; an empty group stays empty."""
+    for _ in range(LLOYD_STEPS):
+        member = weight[:, None] * np.eye(k)[groups]
+        size = member.sum(axis=0)
+        means = (member.T @ points) / np.where(size > 0, size, 1)[:, None]
+        distance = np.where(size > 0, np.sum(means**2, axis=1) - 2 * points @ means.T, np.inf)
+        groups = distance.argmin(axis=1)
+    return groups
+
+
+def nearest_drawn(
+    points: np.ndarray, weight: np.ndarray, k: int, random: np.random.RandomState
+) -> Int[np.ndarray, "n"]:
+    """Groups around rows that are drawn in proportion to their weights."""
+    some = np.flatnonzero(weight > 0)
+    if len(some) < k:
+        return np.zeros(len(points), int)
+    centers = points[random.choice(some, k, replace=False, p=weight[some] / weight[some].sum())]
+    return np.argmin(np.sum(centers**2, axis=1) - 2 * points @ centers.T, axis=1)
+
+
+def kmeans(
+    points: np.ndarray, weight: np.ndarray, k: int, random: np.random.RandomState
+) -> Int[np.ndarray, "n"]:
+    """Groups by k-means, from random centers."""
+    if np.sum(weight > 0) < k:
+        return np.zeros(len(points), int)
+    return KMeans(k, n_init=1, random_state=random).fit_predict(points, sample_weight=weight)
+
+
+GROUPINGS: dict[str, Grouping] = {
+    "principal": principal,
+    "random": nearest_drawn,
+    "kmeans": kmeans,
+}

@@ -1,0 +1,81 @@
+"""What differs between regression and classification: targets, and how predictions are combined."""
+
+from typing import Any, ClassVar
+
+import numpy as np
+from jaxtyping import Float
+from sklearn.base import ClassifierMixin, RegressorMixin
+from sklearn.utils.multiclass import check_classification_targets
+from sklearn.utils.validation import column_or_1d
+
+
+class Regression(RegressorMixin):
+    """Targets are numbers, with any number of outputs."""
+
+    _y_checks: ClassVar[dict[str, Any]] = {"multi_output": True, "y_numeric": True}
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.target_tags.multi_output = True
+        tags.target_tags.single_output = True
+        return tags
+
+    def _encode(self, y: np.ndarray) -> Float[np.ndarray, "n q"]:
+        self._single = y.ndim == 1
+        return self._codes(y)
+
+    def _codes(self, y: np.ndarray) -> Float[np.ndarray, "n q"]:
+        y = y.astype(np.float64)
+        return y[:, None] if y.ndim == 1 else y
+
+    def predict(self, X: Any) -> np.ndarray:
+        """The mean (n,), or (n, q) if y was a matrix, as ``combine`` says."""
+        rows = self._rows(X)
+        mean = combined(self.combine, self._mixture.prior(rows), self._mixture.experts.means(rows))
+        return mean[:, 0] if self._single else mean
+
+
+class Classification(ClassifierMixin):
+    """Targets are classes."""
+
+    _y_checks: ClassVar[dict[str, Any]] = {}
+
+    def _encode(self, y: np.ndarray) -> np.ndarray:
+        check_classification_targets(y)
+        self.classes_, codes = np.unique(column_or_1d(y, warn=True), return_inverse=True)
+        return codes
+
+    def _codes(self, y: np.ndarray) -> np.ndarray:
+        unknown = np.setdiff1d(y, self.classes_)
+        if len(unknown):
+            raise ValueError(f"y contains previously unseen classes: {unknown.tolist()}")
+        return np.searchsorted(self.classes_, y)
+
+    def predict_proba(self, X: Any) -> Float[np.ndarray, "n q"]:
+        """The probabilities of the classes, in the order of ``classes_``, as ``combine`` says."""
+        rows = self._rows(X)
+        means = self._mixture.experts.means(rows)
+        return combined(self.combine, self._mixture.prior(rows), means)
+
+    def predict(self, X: Any) -> np.ndarray:
+        """The most probable class of each row."""
+        best = self.predict_proba(X).argmax(axis=1)
+        return self.classes_[best]
+
+
+def combined(
+    how: str, prior: Float[np.ndarray, "n e"], means: Float[np.ndarray, "n e q"]
+) -> Float[np.ndarray, "n q"]:
+    """The experts' predictions as one.
+
+    Args:
+        how: "weighted" by the prior; "argmax" takes the most probable expert's; in a "vote", each
+            expert votes for its most probable class, with the prior as the weight of its vote.
+        prior: the prior probability of each expert.
+        means: the experts' means, or probabilities.
+    """
+    if how == "argmax":
+        return np.take_along_axis(means, prior.argmax(axis=1)[:, None, None], axis=1)[:, 0]
+    if how == "vote":
+        means = np.eye(means.shape[2])[means.argmax(axis=2)]
+    return np.einsum("ne,neq->nq", prior, means)

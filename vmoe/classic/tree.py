@@ -1,0 +1,102 @@
+"""A tree of gates with experts as its leaves; a flat mixture has one gate.
+
+Jordan & Jacobs 1994, section 2, for any depth and branching: a gate is a softmax over its children,
+and the prior probability of an expert is the product of the gates on its path.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from jaxtyping import Float
+from scipy.special import log_softmax
+
+from vmoe.classic.experts.interface import DEAD
+from vmoe.classic.multinomial import fit_multinomial, penalty_of
+from vmoe.classic.rows import Rows
+
+
+@dataclass
+class Gate:
+    """A gate and what is below it.
+
+    Attributes:
+        children: gates, or the indices of experts.
+        coef: coefficients (k, p) for standardized columns; those of the first child are zero.
+    """
+
+    children: list["Gate | int"]
+    coef: Float[np.ndarray, "k p"] = field(default_factory=lambda: np.zeros((0, 0)))
+
+    def log_probabilities(self, rows: Rows) -> Float[np.ndarray, "n k"]:
+        """The logarithm of the probability of every child, for rows that reach this gate."""
+        return log_softmax(rows.gate @ self.coef.T, axis=1)
+
+    def log_prior(self, rows: Rows) -> Float[np.ndarray, "n e"]:
+        """The logarithm of the prior probability of every expert below, in their order."""
+        own = self.log_probabilities(rows)
+        each = [
+            own[:, k : k + 1]
+            if isinstance(child, int)
+            else own[:, k : k + 1] + child.log_prior(rows)
+            for k, child in enumerate(self.children)
+        ]
+        return np.concatenate(each, axis=1)
+
+    def update(self, rows: Rows, mass: Float[np.ndarray, "n e"], penalty: float) -> None:
+        """The M-step of this gate and those below, from the mass of every expert below.
+
+        The targets of a gate are the masses of its children, so that a row counts as much as of
+        its mass reaches the gate (h_i for the gate with the targets h_j|i).
+        """
+        masses = self.child_masses(mass)
+        self.coef = fit_multinomial(rows.gate, masses, penalty, self.coef)
+        total = mass.sum()
+        for child, part in zip(self.children, self.parts(mass), strict=True):
+            if isinstance(child, Gate) and part.sum() > DEAD * total:
+                child.update(rows, part, penalty)
+
+    def child_masses(self, mass: Float[np.ndarray, "n e"]) -> Float[np.ndarray, "n k"]:
+        """The mass that goes to every child."""
+        return np.stack([part.sum(axis=1) for part in self.parts(mass)], axis=1)
+
+    def parts(self, mass: Float[np.ndarray, "n e"]) -> list[Float[np.ndarray, "n _"]]:
+        """The columns of the experts below each child."""
+        sizes = [len(leaves(child)) for child in self.children]
+        return np.split(mass, np.cumsum(sizes)[:-1], axis=1)
+
+    def penalty(self, strength: float) -> float:
+        """What this gate and those below subtract from the log-likelihood."""
+        return sum(penalty_of(gate.coef, strength) for gate in breadth_first(self))
+
+    def n_parameters(self) -> int:
+        """The number of free parameters of this gate and those below."""
+        return sum(gate.coef[1:].size for gate in breadth_first(self))
+
+
+def grow(branching: Sequence[int], n_columns: int) -> Gate:
+    """A tree in which a gate at depth i has ``branching[i]`` children, with zero coefficients."""
+    return _grow(tuple(branching), n_columns, iter(range(int(np.prod(branching)))))
+
+
+def _grow(branching: tuple[int, ...], n_columns: int, experts: Iterator[int]) -> Gate:
+    width, *below = branching
+    children = [
+        _grow(tuple(below), n_columns, experts) if below else next(experts) for _ in range(width)
+    ]
+    return Gate(children, np.zeros((width, n_columns + 1)))
+
+
+def leaves(node: Gate | int) -> list[int]:
+    """The experts below a node, from left to right."""
+    if isinstance(node, int):
+        return [node]
+    return [leaf for child in node.children for leaf in leaves(child)]
+
+
+def breadth_first(tree: Gate) -> list[Gate]:
+    """All gates, level by level: the order of ``gate_coef_``."""
+    gates = [tree]
+    for gate in gates:
+        gates.extend(child for child in gate.children if isinstance(child, Gate))
+    return gates
