@@ -5,15 +5,25 @@ from typing import Any
 import pytest
 from sklearn.utils.estimator_checks import check_estimator, parametrize_with_checks
 
-from vmoe.classic import MixtureOfExpertsClassifier, MixtureOfExpertsRegressor
+from vmoe.classic import (
+    HierarchicalMixtureClassifier,
+    HierarchicalMixtureRegressor,
+    MixtureOfExpertsClassifier,
+    MixtureOfExpertsRegressor,
+)
 
 pytestmark = pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
 
 
-ESTIMATORS = [MixtureOfExpertsRegressor, MixtureOfExpertsClassifier]
+ESTIMATORS = [
+    MixtureOfExpertsRegressor,
+    MixtureOfExpertsClassifier,
+    HierarchicalMixtureRegressor,
+    HierarchicalMixtureClassifier,
+]
 
 
-@parametrize_with_checks([kind(max_iter=5) for kind in ESTIMATORS])
+@parametrize_with_checks([kind(max_iter=2) for kind in ESTIMATORS])
 def test_every_check_of_scikit_learn_passes(estimator: Any, check: Any) -> None:
     check(estimator)
 

@@ -13,12 +13,17 @@ from vmoe.classic.experts.logistic import Logistic
 from vmoe.classic.experts.poisson import Poisson
 from vmoe.classic.experts.student_t import StudentT
 from vmoe.classic.flat import MixtureOfExpertsClassifier, MixtureOfExpertsRegressor
+from vmoe.classic.hierarchy import HierarchicalMixtureClassifier, HierarchicalMixtureRegressor
+from vmoe.classic.plot import plot_tree
 
 __all__ = [
+    "HierarchicalMixtureClassifier",
+    "HierarchicalMixtureRegressor",
     "Linear",
     "Logistic",
     "MixtureOfExpertsClassifier",
     "MixtureOfExpertsRegressor",
     "Poisson",
     "StudentT",
+    "plot_tree",
 ]

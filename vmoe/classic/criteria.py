@@ -25,7 +25,7 @@ def bic(mixture: Mixture, rows: Rows) -> float:
 def icl(mixture: Mixture, rows: Rows) -> float:
     """The integrated completed likelihood."""
     posterior, _ = mixture.posterior(rows)
-    sure: Float[np.ndarray, n] = np.log(posterior.max(axis=1))
+    sure = np.log(posterior.max(axis=1))
     return bic(mixture, rows) - 2 * float(rows.weight @ sure)
 
 

@@ -15,10 +15,13 @@ from sklearn.utils.validation import _check_sample_weight, check_is_fitted, vali
 
 from vmoe.classic import criteria, em
 from vmoe.classic.columns import select_columns
-from vmoe.classic.experts.interface import Sizes
+from vmoe.classic.experts.interface import FittedExpert, Sizes
 from vmoe.classic.experts.make import is_named, make_experts
+from vmoe.classic.explain import Explanation, explain
+from vmoe.classic.hard_tree import HardTree
 from vmoe.classic.mixture import Mixture
 from vmoe.classic.rows import Rows, View
+from vmoe.classic.splits import Split, splits
 from vmoe.classic.starts import GROUPINGS, start_posterior
 from vmoe.classic.tree import Gate, breadth_first, leaves
 
@@ -188,9 +191,7 @@ class MixtureEstimator(BaseEstimator):
 
     def gate_proba(self, X: Any) -> Float[np.ndarray, "n e"]:
         """The probability of every expert given the row alone: the product of gates on its path."""
-        return self._mixture_of(self._rows(X))
-
-    def _mixture_of(self, rows: Rows) -> Float[np.ndarray, "n e"]:
+        rows = self._rows(X)
         return self._mixture.prior(rows)
 
     def responsibilities(self, X: Any, y: Any) -> Float[np.ndarray, "n e"]:
@@ -208,6 +209,50 @@ class MixtureEstimator(BaseEstimator):
     def icl(self, X: Any, y: Any, sample_weight: Any = None) -> float:
         """The integrated completed likelihood: BIC plus a term for unsure responsibilities."""
         return criteria.icl(self._mixture, self._labeled_rows(X, y, sample_weight))
+
+    def explain(self, x: Any) -> Explanation:
+        """The most probable path of one row through the gates.
+
+        Args:
+            x: one row, (d,) or (1, d).
+
+        Raises:
+            ValueError: there are several rows.
+        """
+        X = x if hasattr(x, "columns") else np.atleast_2d(x)
+        rows = self._rows(X)
+        if len(rows) != 1:
+            raise ValueError(f"x has {len(rows)} rows, expected one")
+        return explain(rows, self._mixture.tree, self._gate_names(), self.predict(X)[0])
+
+    def splits(self, X: Any) -> list[Split]:
+        """The gates, level by level, with their direction, entropy per row and covariance."""
+        rows = self._rows(X)
+        return splits(self._mixture, rows)
+
+    def to_hard_tree(self) -> HardTree:
+        """The decision tree in which a row goes to the most probable child of every gate."""
+        check_is_fitted(self)
+        return HardTree(self)
+
+    def _gate_names(self, names: Any = None) -> list[str]:
+        """The names of the columns that the gates see."""
+        if names is None:
+            names = getattr(self, "feature_names_in_", None)
+        if names is None:
+            names = [f"x{i}" for i in range(self.n_features_in_)]
+        return [str(names[i]) for i in self._view.gate_columns]
+
+    def _describe(self, expert: int) -> str:
+        """A line about one expert, for pictures."""
+        fitted = self.experts_[expert]
+        if not isinstance(fitted, FittedExpert):
+            return type(fitted).__name__
+        if np.ndim(fitted.coef_) > 1:
+            return fitted.kind
+        intercept, *slopes = fitted.coef_
+        terms = zip(slopes, self._view.expert_columns, strict=True)
+        return " ".join([f"{intercept:.2g}", *(f"{slope:+.2g} x{i}" for slope, i in terms)][:3])
 
     @property
     def experts_(self) -> list[Any]:

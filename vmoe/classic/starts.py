@@ -59,7 +59,7 @@ def assign(
 
 
 def principal(
-    points: np.ndarray, weight: np.ndarray, k: int, random: np.random.RandomState
+    points: np.ndarray, weight: np.ndarray, k: int, random: np.random.RandomState | None = None
 ) -> Int[np.ndarray, "n"]:
     """Groups of equal weight along the first principal direction, then Lloyd steps."""
     if weight.sum() == 0:

@@ -31,8 +31,12 @@ class Regression(RegressorMixin):
     def predict(self, X: Any) -> np.ndarray:
         """The mean (n,), or (n, q) if y was a matrix, as ``combine`` says."""
         rows = self._rows(X)
-        mean = combined(self.combine, self._mixture.prior(rows), self._mixture.experts.means(rows))
-        return mean[:, 0] if self._single else mean
+        means = self._mixture.experts.means(rows)
+        return self._decide(combined(self.combine, self._mixture.prior(rows), means))
+
+    def _decide(self, means: Float[np.ndarray, "n q"]) -> np.ndarray:
+        """Means in the form of y."""
+        return means[:, 0] if self._single else means
 
 
 class Classification(ClassifierMixin):
@@ -59,8 +63,11 @@ class Classification(ClassifierMixin):
 
     def predict(self, X: Any) -> np.ndarray:
         """The most probable class of each row."""
-        best = self.predict_proba(X).argmax(axis=1)
-        return self.classes_[best]
+        return self._decide(self.predict_proba(X))
+
+    def _decide(self, probabilities: Float[np.ndarray, "n q"]) -> np.ndarray:
+        """The most probable classes."""
+        return self.classes_[probabilities.argmax(axis=1)]
 
 
 def combined(

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from scipy.special import log_softmax
 
 from vmoe.classic.experts.interface import DEAD
@@ -100,3 +100,31 @@ def breadth_first(tree: Gate) -> list[Gate]:
     for gate in gates:
         gates.extend(child for child in gate.children if isinstance(child, Gate))
     return gates
+
+
+def split_leaf(tree: Gate, expert: int) -> Gate:
+    """A copy of the tree whose gate has two experts in the place of one; later ones count up."""
+    return _split(tree, expert, iter(range(len(leaves(tree)) + 1)))
+
+
+def _split(gate: Gate, expert: int, numbers: Iterator[int]) -> Gate:
+    children: list[Gate | int] = []
+    for child in gate.children:
+        if isinstance(child, Gate):
+            children.append(_split(child, expert, numbers))
+        elif child == expert:
+            coef = np.zeros((2, gate.coef.shape[1]))
+            children.append(Gate([next(numbers), next(numbers)], coef))
+        else:
+            children.append(next(numbers))
+    return Gate(children, gate.coef.copy())
+
+
+def hard_route(tree: Gate, rows: Rows) -> Int[np.ndarray, "n"]:
+    """The expert that each row reaches if it goes to the most probable child of every gate."""
+    choice = tree.log_probabilities(rows).argmax(axis=1)
+    expert = np.empty(len(choice), int)
+    for k, child in enumerate(tree.children):
+        here = choice == k
+        expert[here] = hard_route(child, rows)[here] if isinstance(child, Gate) else child
+    return expert

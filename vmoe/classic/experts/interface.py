@@ -4,6 +4,7 @@ One object holds all experts of one kind, with the expert as an axis of its arra
 share matrix products.
 """
 
+import dataclasses
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -99,6 +100,7 @@ class Experts(ABC):
 
     def keep(self, experts: list[int]) -> None:
         """Keeps only the experts with these indices, in this order; they may repeat."""
+        self.sizes = dataclasses.replace(self.sizes, n_experts=len(experts))
         self.coef = self.coef[experts]
 
     def set_parameters(self, coef: Any, std: Any, design: Design) -> None:

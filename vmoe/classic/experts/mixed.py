@@ -53,6 +53,8 @@ class Mixed(Experts):
 
     def keep(self, experts: list[int]) -> None:
         self.parts = [copy.copy(self.parts[e]) for e in experts]
+        for part in self.parts:
+            part.keep([0])
 
     def set_parameters(self, coef: Any, std: Any, design: Design) -> None:
         raise ValueError("a start from parameters needs named experts of one kind")

@@ -1,0 +1,59 @@
+"""Growing a tree: the leaf that gains most by it is split, and EM goes on.
+
+The two children start apart, each fitted to its half of the leaf's rows: two copies of their parent
+would give the new gate a gradient of exactly zero, so that EM could not tell them apart.
+"""
+
+import copy
+
+import numpy as np
+from jaxtyping import Float
+
+from vmoe.classic import em
+from vmoe.classic.mixture import Mixture
+from vmoe.classic.rows import Rows
+from vmoe.classic.starts import UNSURE, principal
+from vmoe.classic.tree import leaves, split_leaf
+
+
+def grow_to(fit: em.Fit, rows: Rows, n_experts: int, stopping: em.Stopping) -> em.Fit:
+    """Splits leaves, with a run of EM after each split, until there are so many experts.
+
+    Returns:
+        the last fit, with the history of all; the log-likelihood may fall at a split.
+    """
+    while len(leaves(fit.mixture.tree)) < n_experts:
+        mixture, posterior = split_worst(fit.mixture, rows)
+        after = em.run(mixture, rows, posterior, stopping)
+        fit = em.Fit(mixture, fit.history + after.history, after.converged)
+    return fit
+
+
+def split_worst(mixture: Mixture, rows: Rows) -> tuple[Mixture, Float[np.ndarray, "n e"]]:
+    """The mixture with one more expert, and the responsibilities of its first M-step."""
+    posterior, _ = mixture.posterior(rows)
+    points = rows.points()
+    halves = [_halves(points, rows.weight * h) for h in posterior.T]
+    gains = [_gain(mixture, rows, e, posterior[:, [e]] * half) for e, half in enumerate(halves)]
+    worst = int(np.argmax(gains))
+    experts = copy.copy(mixture.experts)
+    experts.keep(sorted([*range(posterior.shape[1]), worst]))
+    grown = Mixture(split_leaf(mixture.tree, worst), experts, mixture.gate_penalty)
+    parts = [posterior[:, :worst], posterior[:, [worst]] * halves[worst], posterior[:, worst + 1 :]]
+    return grown, np.concatenate(parts, axis=1)
+
+
+def _halves(points: np.ndarray, weight: np.ndarray) -> Float[np.ndarray, "n 2"]:
+    """The part of each row that goes to either child."""
+    group = principal(points, weight, 2)
+    return (1 - UNSURE) * np.eye(2)[group] + UNSURE / 2
+
+
+def _gain(mixture: Mixture, rows: Rows, expert: int, parts: np.ndarray) -> float:
+    """What the log-likelihood of a leaf's rows gains if its halves are fitted apart."""
+    mass = parts * rows.weight[:, None]
+    children = copy.copy(mixture.experts)
+    children.keep([expert, expert])
+    before = children.log_density(rows)
+    children.update(rows, mass)
+    return float(np.sum(mass * (children.log_density(rows) - before)))

@@ -1,0 +1,71 @@
+"""A picture of a mixture as a tree: at every gate, its probabilities along its direction."""
+
+from typing import Any
+
+import numpy as np
+from scipy.special import softmax
+from sklearn.utils.validation import check_is_fitted
+
+from vmoe.classic.splits import direction
+from vmoe.classic.tree import Gate, leaves
+
+REACH = 3.0  # standard deviations to either side that a gate's curves show
+
+
+def plot_tree(mixture: Any, *, ax: Any = None, feature_names: list[str] | None = None) -> Any:
+    """Draws a fitted mixture as a soft decision tree.
+
+    A gate shows the probability of every child for rows along its direction, in standard
+    deviations from the mean row, and the columns that matter most; a leaf shows its expert.
+
+    Args:
+        mixture: a fitted estimator of `vmoe.classic`.
+        ax: axes of matplotlib; new ones if None.
+        feature_names: the names of the columns of X; those seen in ``fit`` if None.
+
+    Returns:
+        the axes.
+    """
+    check_is_fitted(mixture)
+    if ax is None:
+        import matplotlib.pyplot as plt
+
+        ax = plt.figure(figsize=(2.5 * len(leaves(mixture._mixture.tree)) + 1, 5)).add_subplot()
+    ax.set_axis_off()
+    tree = mixture._mixture.tree
+    depth = _depth(tree)
+    ax.set(xlim=(-0.6, len(leaves(tree)) - 0.4), ylim=(-0.5, depth + 0.5))
+    _draw(ax, mixture, tree, depth, mixture._gate_names(feature_names))
+    return ax
+
+
+def _depth(node: Gate | int) -> int:
+    return 1 + max(map(_depth, node.children)) if isinstance(node, Gate) else 0
+
+
+def _draw(ax: Any, mixture: Any, node: Gate | int, height: float, names: list[str]) -> float:
+    """Draws a node and all below it; returns its horizontal position."""
+    if isinstance(node, int):
+        text = f"expert {node}\n{mixture._describe(node)}"
+        ax.text(node, height, text, ha="center", va="top", bbox={"boxstyle": "round", "fc": "w"})
+        return float(node)
+    places = [_draw(ax, mixture, child, height - 1, names) for child in node.children]
+    place = float(np.mean(places))
+    for k, below in enumerate(places):
+        ax.plot([place, below], [height - 0.25, height - 0.95], color=f"C{k}", zorder=0)
+    _draw_gate(
+        ax.inset_axes((place - 0.4, height - 0.25, 0.8, 0.5), transform=ax.transData), node, names
+    )
+    return place
+
+
+def _draw_gate(ax: Any, gate: Gate, names: list[str]) -> None:
+    """The probability of each child along the direction of the last one."""
+    along, t = direction(gate)[-1], np.linspace(-REACH, REACH, 121)
+    logits = gate.coef[:, 0] + np.outer(t, gate.coef[:, 1:] @ along)
+    ax.plot(t, softmax(logits, axis=1))
+    ax.set(ylim=(0, 1), xticks=[-REACH, 0, REACH], yticks=[0, 1])
+    ax.tick_params(labelsize="x-small")
+    largest = np.argsort(-np.abs(along), kind="stable")[:2]
+    title = ", ".join(f"{along[i]:+.2f} {names[i]}" for i in largest if along[i])
+    ax.set_title(title or "constant", fontsize="small")
