@@ -8,6 +8,7 @@ docs/results/README.md repeats the answers of all pages. The rows are in scripts
 
     reproduce_small, miniature,  one JSON file per run, written by the script of that name
     routers
+    mixtures                     one JSON file per run of scripts/mixtures.py
     router_times.json            the times of scripts/routers.py
     machines.json                where and when these were made
     recipes.json                 accuracies of the configs with a dense counterpart
@@ -27,6 +28,7 @@ import matplotlib
 import miniature
 import numpy as np
 import routers
+from classics import plots, show
 from experiments import ROOT, ROWS, markdown_table, read_rows, write_sections
 from matplotlib import pyplot
 from reproduction.pages import sections
@@ -35,7 +37,7 @@ from reproduction.show import tables
 
 PAGES = (
     *("sparse_or_dense", "design", "routers", "capacity", "specialization", "compute", "batch"),
-    *("attacks", "upcycling", "pruning", "transfer"),
+    *("attacks", "upcycling", "pruning", "transfer", "mixtures"),
 )
 """The pages of questions, in the order of docs/results/README.md."""
 AS_TRAINED = {"Fashion-MNIST": 90.15, "emoji": 63.11}
@@ -54,6 +56,7 @@ def write(rows: Path, pages: Path) -> None:
     )
     every |= {
         "transfer.md": miniature.sections(read_rows(rows / "miniature"), machines["miniature"]),
+        "mixtures.md": show.sections(read_rows(rows / "mixtures"), machines["mixtures"]),
         "compute.md": compute(read_csv(rows / "compute.csv")),
         "pruning.md": pruning(read_csv(rows / "pruning.csv")),
     }
@@ -179,6 +182,9 @@ def main() -> None:
     times = routers.read_times(options.rows)
     figure = routers.plot(read_rows(options.rows / "routers"), times)
     figure.savefig(options.pages / "routers.png", dpi=110)
+    plots.plot(read_rows(options.rows / "mixtures")).savefig(
+        options.pages / "mixtures.png", dpi=110
+    )
     for name, draw in {"compute": plot_compute, "pruning": plot_pruning}.items():
         draw(read_csv(options.rows / f"{name}.csv")).savefig(options.pages / f"{name}.png", dpi=110)
 

@@ -98,7 +98,8 @@ def test_other_rows_change_the_answers_the_plots_and_the_table_of_answers(tmp_pa
         text = " ".join((tmp_path / "pages" / f"{name}.md").read_text().split())
         assert "at equal steps **no**" in text and "equal steps -2.54 ±" in text
     plots = {path.name for path in (tmp_path / "pages").glob("*.png")}
-    assert plots == {path.name for path in RESULTS.glob("*.png")}
+    from_data = {"mixtures_tone.png"}  # which the repository does not have
+    assert plots == {path.name for path in RESULTS.glob("*.png")} - from_data
 
 
 def test_a_page_without_a_section_is_named(reproduction: dict[str, Any], tmp_path: Path) -> None:

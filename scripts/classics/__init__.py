@@ -1,0 +1,1 @@
+"""The parts of ``scripts/mixtures.py``: published results of classic mixtures, measured again."""

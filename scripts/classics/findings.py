@@ -1,0 +1,71 @@
+"""What the rows say: the figures, and what follows from them by plain rules."""
+
+from typing import Any
+
+import numpy as np
+from experiments import Rows
+
+from classics.lines import EXPERTS
+from classics.stored import CASES, STATES, STEPS
+from classics.trees import LABELS
+from classics.vowels import BY_EM
+
+NOT_MEASURED = "Not measured yet."
+LEVEL = 0.05
+"""The p-value below which a test says that two models differ."""
+
+
+def figures_of(rows: Rows, name: str) -> list[dict[str, Any]]:
+    """The figures of an experiment by seed; empty if it was not measured."""
+    return [row["figures"] for _, row in sorted(rows.get(name, {}).items())]
+
+
+def runs(rows: Rows, system: str) -> tuple[str, list[dict[str, Any]]]:
+    """The runs of a system with its best step: the fewest passes among the most successful.
+
+    Returns:
+        The step ("-" for EM) and the runs.
+    """
+    every = [figures[system] for figures in figures_of(rows, "vowels")]
+    if system in BY_EM:
+        return "-", every
+
+    def worth(step: str) -> tuple[int, float]:
+        reached = [run[step]["passes"] for run in every if run[step]["passes"] is not None]
+        return len(reached), -float(np.mean(reached)) if reached else 0.0
+
+    best = max(every[0], key=worth)
+    return f"{float(best):g}", [run[best] for run in every]
+
+
+def passes(rows: Rows, system: str) -> list[int]:
+    """The passes of the runs that reached the criterion."""
+    return [run["passes"] for run in runs(rows, system)[1] if run["passes"] is not None]
+
+
+def number_of_experts(rows: Rows, name: str, criterion: str) -> int:
+    """The number of experts that a criterion chooses, with constant proportions."""
+    (figures,) = figures_of(rows, name)
+    return EXPERTS[int(np.argmin([each[criterion] for each in figures["constant"]]))]
+
+
+def agrees(rows: Rows) -> bool:
+    """Whether every difference is allowed."""
+    return all(
+        figures[name][state]["likelihood"] <= STEPS
+        and figures[name][state]["parameters"] <= (case.final if state == "final" else STEPS)
+        for figures in figures_of(rows, "stored")
+        for name, case in CASES.items()
+        for state in STATES
+    )
+
+
+def verdicts(rows: Rows, model: str) -> dict[str, list[str]]:
+    """The data sets on which the soft tree is better, worse, or neither, by the F test."""
+    found: dict[str, list[str]] = {"better": [], "worse": [], "neither": []}
+    for name in LABELS:
+        for figures in figures_of(rows, f"trees_{name}"):
+            difference = np.mean(figures["errors"]["soft"]) - np.mean(figures["errors"][model])
+            sure = figures["tests"][model]["p"] < LEVEL
+            found[("better" if difference < 0 else "worse") if sure else "neither"].append(name)
+    return found

@@ -1,0 +1,92 @@
+"""The figures of docs/results/mixtures.md."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from experiments import Rows
+from matplotlib import pyplot
+from reproduction.plots import COLORS
+
+from classics.data import read_pair
+from classics.findings import figures_of, passes
+from classics.lines import COLUMNS
+from classics.methods import METHODS
+from classics.show import SYSTEMS
+from classics.trees import LABELS, MODELS
+
+
+def plot(rows: Rows) -> Any:
+    """Passes on the vowels, errors of the arm, and errors of the trees."""
+    figure, axes = pyplot.subplots(1, 3, figsize=(14, 5), layout="constrained")
+    _vowels(axes[0], rows)
+    _arm(axes[1], rows)
+    _trees(axes[2], rows)
+    for ax in axes:
+        ax.grid(axis="y", alpha=0.3)
+    return figure
+
+
+def _vowels(ax: Any, rows: Rows) -> None:
+    names = list(SYSTEMS)[::-1] if rows.get("vowels") else []
+    for y, name in enumerate(names):
+        _dots(ax, passes(rows, name), y, COLORS[0])
+        published = SYSTEMS[name][1].partition(" ")[0].replace(",", "")
+        if published != "-":
+            ax.plot(int(published), y, "D", color=COLORS[4], fillstyle="none")
+    ax.set_yticks(range(len(names)), [SYSTEMS[name][0] for name in names])
+    ax.set(xscale="log", xlabel="passes until the squared error is 0.08")
+    ax.set_title("vowels: dots are 25 starts, diamonds the paper", fontsize=10)
+
+
+def _arm(ax: Any, rows: Rows) -> None:
+    names = [name for name in METHODS if rows.get(f"arm_{name}")][::-1]
+    for y, name in enumerate(names):
+        _dots(ax, [own["error"] for own in figures_of(rows, f"arm_{name}")], y, COLORS[0])
+        if published := METHODS[name].published[0]:
+            ax.plot(published, y, "D", color=COLORS[4], fillstyle="none")
+    ax.set_yticks(range(len(names)), [METHODS[name].label for name in names])
+    ax.set(xlabel="relative error on test rows")
+    ax.set_xlim(left=0)
+    ax.set_title("arm: dots are 5 draws, diamonds the paper's arm", fontsize=10)
+
+
+def _trees(ax: Any, rows: Rows) -> None:
+    names = [name for name in LABELS if rows.get(f"trees_{name}")][::-1]
+    offsets = np.linspace(0.3, -0.3, len(MODELS))
+    for y, name in enumerate(names):
+        (figures,) = figures_of(rows, f"trees_{name}")
+        for offset, color, (model, label) in zip(offsets, COLORS, MODELS.items(), strict=True):
+            own = np.ravel(figures["errors"][model])
+            _dots(ax, own, y + offset, color, label=label if not y else None)
+    ax.set_yticks(range(len(names)), [LABELS[name].replace(", ", "\n", 1) for name in names])
+    ax.set(xlabel="test error in percent")
+    ax.set_xlim(left=0)
+    if names:
+        ax.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.35, -0.12), ncols=3)
+    ax.set_title("trees: dots are ten halves of the data", fontsize=10)
+
+
+def _dots(ax: Any, values: Any, y: float, color: Any, label: str | None = None) -> None:
+    """The values as dots and their mean as a bar."""
+    if len(values):
+        ax.plot(values, [y] * len(values), "o", color=color, alpha=0.5, label=label, markersize=5)
+        ax.plot(np.mean(values), y, "|", color="black", markersize=12)
+
+
+def tone(rows: Rows, folder: Path) -> Any:
+    """The answers of tone perception, and the two lines."""
+    (figures,) = figures_of(rows, "tone")
+    x, y = read_pair(folder, "tone", *COLUMNS["tone"])
+    figure, ax = pyplot.subplots(figsize=(6.4, 4.6), layout="constrained")
+    ax.plot(x[:, 0], y, "o", color="0.35", alpha=0.45, markersize=5)
+    ends = np.array([x.min(), x.max()])
+    for (intercept, slope, std, share), color in zip(figures["lines"], COLORS[::2], strict=False):
+        line = intercept + slope * ends
+        label = f"{intercept:.2f} {slope:+.2f} x, {100 * share:.0f}% of the answers"
+        ax.plot(ends, line, color=color, label=label, linewidth=2)
+        ax.fill_between(ends, line - 2 * std, line + 2 * std, color=color, alpha=0.15, linewidth=0)
+    ax.set(xlabel="stretched overtones: ratio to the fundamental", ylabel="tuned ratio")
+    ax.set_title("tone perception: two experts, bands of two standard deviations", fontsize=10)
+    ax.legend(loc="upper left", fontsize=9)
+    return figure

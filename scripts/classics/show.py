@@ -1,0 +1,205 @@
+"""The generated sections of docs/results/mixtures.md: an answer, a table for each experiment.
+
+A table has only what was measured; an experiment without rows is said to be not measured.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from experiments import Rows, markdown_table
+
+from classics.answer import answer, wrapped
+from classics.findings import LEVEL, NOT_MEASURED, figures_of, passes, runs
+from classics.lines import COLUMNS, CRITERIA, EXPERTS, GATES
+from classics.methods import METHODS
+from classics.stored import CASES, STATES
+from classics.trees import LABELS, MODELS
+
+SYSTEMS = {
+    "gradient_4": ("4 experts, gradient descent", "1,124 (23)"),
+    "gradient_8": ("8 experts, gradient descent", "1,083 (12)"),
+    "network_6": ("network of 6 hidden units", "2,209 (83)"),
+    "network_12": ("network of 12 hidden units", "2,435 (124)"),
+    "em_4": ("4 experts, EM", "-"),
+    "em_8": ("8 experts, EM", "-"),
+}
+"""Labels, and the paper's passes with their standard deviation."""
+PUBLISHED_ACCURACY = {"train": 88, "test": 90}  # of all four systems
+
+
+# Vowels
+
+
+def vowels(rows: Rows) -> str:
+    """Passes and accuracies beside those of the paper."""
+    if not rows.get("vowels"):
+        return NOT_MEASURED
+    lines = []
+    for system, (label, published) in SYSTEMS.items():
+        step, own = runs(rows, system)
+        reached = passes(rows, system)
+        shown = f"{np.mean(reached):,.0f} ({np.std(reached):,.0f})" if reached else "-"
+        accuracies = [spread([100 * run[part] for run in own]) for part in PUBLISHED_ACCURACY]
+        of = f"{len(reached)} of {len(own)}"
+        lines.append([label, published, shown, of, step, *accuracies])
+    columns = ["system", "passes (sd), paper", "passes (sd), here", "runs that end", "step"]
+    columns += [f"{part}, paper {value}" for part, value in PUBLISHED_ACCURACY.items()]
+    return markdown_table(columns, lines)
+
+
+def spread(values: Sequence[float]) -> str:
+    """A mean in percent with its standard deviation over the runs."""
+    return f"{np.mean(values):.1f} ± {np.std(values):.1f}"
+
+
+# The arm
+
+
+def arm(rows: Rows) -> str:
+    """Relative errors and passes beside those of the paper."""
+    lines = []
+    for name, method in METHODS.items():
+        if own := figures_of(rows, f"arm_{name}"):
+            errors = [figures["error"] for figures in own]
+            error, published = method.published
+            every = [figures["passes"] for figures in own if figures["passes"] is not None]
+            lines.append(
+                [
+                    method.label,
+                    f"{np.mean(errors):.3f} ({min(errors):.3f} to {max(errors):.3f})",
+                    f"{error:.2f}" if error else "-",
+                    f"{np.mean(errors) - error:+.2f}" if error else "-",
+                    f"{np.mean(every):,.0f}" if every else "-",
+                    f"{published:,}" if published else "-",
+                    chosen(own),
+                ]
+            )
+    columns = ["method", "relative error, here", "paper", "difference", "passes, here"]
+    columns += ["passes, paper", "chosen settings, by draw"]
+    return markdown_table(columns, lines) if lines else NOT_MEASURED
+
+
+def chosen(own: list[dict[str, Any]]) -> str:
+    """The chosen settings of each draw, once if they are the same."""
+    texts = [
+        ", ".join(f"{name} {value:g}" for name, value in figures["settings"].items())
+        for figures in own
+    ]
+    return "; ".join(dict.fromkeys(texts)) or "-"
+
+
+# Lines
+
+
+def lines(rows: Rows) -> str:
+    """The criteria of every number of experts, the least in bold."""
+    table = []
+    for name in COLUMNS:
+        for figures in figures_of(rows, name):
+            for gate in GATES:
+                for criterion in CRITERIA[1:]:
+                    values = [each[criterion] for each in figures[gate]]
+                    least = int(np.argmin(values))
+                    cells = [f"{value:.1f}" for value in values]
+                    cells[least] = f"**{cells[least]}**"
+                    table.append([name, gate, criterion, *cells])
+    columns = ["data", "gate", "criterion", *(f"{k} experts" for k in EXPERTS)]
+    return markdown_table(columns, table) if table else NOT_MEASURED
+
+
+# R's results
+
+
+def stored(rows: Rows) -> str:
+    """The largest differences from the results of R."""
+    table = [
+        [
+            case.label,
+            *(f"{figures[name][state][of]:.0e}" for state in STATES for of in OF),
+            f"{case.final:.0e}",
+        ]
+        for figures in figures_of(rows, "stored")
+        for name, case in CASES.items()
+    ]
+    columns = ["case", *(f"{state}: {of}" for state in STATES for of in OF), "allowed at the end"]
+    return markdown_table(columns, table) if table else NOT_MEASURED
+
+
+OF = ("parameters", "likelihood")
+
+
+# Trees
+
+
+def trees(rows: Rows) -> str:
+    """Errors of all classifiers, their differences from the soft tree, and both tests."""
+    table = []
+    for name, label in LABELS.items():
+        for figures in figures_of(rows, f"trees_{name}"):
+            soft = np.array(figures["errors"]["soft"])
+            for model, text in MODELS.items():
+                errors = np.array(figures["errors"][model])
+                line = [
+                    label,
+                    text,
+                    f"{errors.mean():.2f} ({errors.min():.2f} to {errors.max():.2f})",
+                ]
+                test = figures["tests"].get(model)
+                if test is None:
+                    line += ["-"] * 3
+                else:
+                    line += [f"{soft.mean() - errors.mean():+.2f}", p_value(test["p"])]
+                    first, second = test["alone"]
+                    line += [f"{p_value(test['mcnemar'])} ({first} : {second})"]
+                table.append(line)
+    columns = ["data", "model", "error in percent", "soft tree minus this", "p, 5x2cv F"]
+    columns += ["p, McNemar (right alone: soft tree, this)"]
+    return markdown_table(columns, table) if table else NOT_MEASURED
+
+
+def p_value(p: float) -> str:
+    """Three digits; in bold if below ``LEVEL``."""
+    text = f"{p:.3f}" if p >= 0.0005 else "< 0.001"
+    return f"**{text}**" if p < LEVEL else text
+
+
+TABLES: dict[str, tuple[str, Callable[[Rows], str]]] = {
+    "vowels": ("Vowels by speaker", vowels),
+    "arm": ("An arm with four joints", arm),
+    "lines": ("Number of experts", lines),
+    "stored": ("Largest differences from R", stored),
+    "trees": ("The soft tree and other classifiers", trees),
+}
+"""The tables by the name of their section, with a title."""
+
+
+def tables(rows: Rows) -> dict[str, str]:
+    """All tables by title."""
+    return {title: table(rows) for title, table in TABLES.values()}
+
+
+def sections(rows: Rows, machine: str) -> dict[str, str]:
+    """The generated sections of docs/results/mixtures.md by name.
+
+    Args:
+        machine: where and when the rows were made.
+    """
+    return {name: table(rows) for name, (_, table) in TABLES.items()} | {
+        "answer": answer(rows),
+        "how": how(rows, machine),
+    }
+
+
+def how(rows: Rows, machine: str) -> str:
+    """The command, the machine, the versions, and the checksums of the data."""
+    every = [row for of in rows.values() for row in of.values()]
+    if not every:
+        return NOT_MEASURED
+    versions = {f"{name} {value}" for row in every for name, value in row["versions"].items()}
+    hours = sum(row["seconds"] for row in every) / 3600
+    text = f"""`python scripts/mixtures.py`, {machine}, {hours:.1f} hours of one core in all;
+        {", ".join(sorted(versions))}."""
+    tables = {name: value for row in every for name, value in row["data"].items()}
+    lines = [[f"{name}.csv", f"`{value}`"] for name, value in sorted(tables.items())]
+    return wrapped(text) + "\n\n" + markdown_table(["table", "SHA-256"], lines)

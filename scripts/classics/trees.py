@@ -1,0 +1,156 @@
+"""The soft tree and other classifiers on the same data: 5x2 cross-validation.
+
+In each of five repetitions the rows are halved at random, and each half is the test set once; the
+vowels are halved by speaker. Settings are chosen within the training half. The first of these ten
+splits is also McNemar's test set.
+"""
+
+import warnings
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from sklearn.base import BaseEstimator
+from sklearn.datasets import load_breast_cancer, load_digits, load_wine
+from sklearn.ensemble import HistGradientBoostingClassifier, RandomForestClassifier
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import GridSearchCV, StratifiedGroupKFold
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from sklearn.tree import DecisionTreeClassifier
+
+from classics.data import read_vowels
+from classics.significance import FOLDS, REPETITIONS, combined_f, mcnemar
+from vmoe.classic import HierarchicalMixtureClassifier
+
+SKLEARN = {"breast_cancer": load_breast_cancer, "wine": load_wine, "digits": load_digits}
+LABELS = {
+    "breast_cancer": "breast cancer, 569 rows, 2 classes",
+    "wine": "wine, 178 rows, 3 classes",
+    "digits": "digits, 1,797 rows, 10 classes",
+    "vowels": "vowels, 1,520 rows, 10 classes",
+}
+MODELS = {
+    "soft": "soft tree",
+    "logistic": "logistic regression",
+    "cart": "CART",
+    "forest": "random forest",
+    "boosting": "boosting",
+}
+
+EM_STEPS = 30
+
+
+class Rows(NamedTuple):
+    """Inputs (n, d), classes (n,), and the groups (n,) that no split parts."""
+
+    x: np.ndarray
+    y: np.ndarray
+    groups: np.ndarray
+
+
+def rows_of(name: str, folder: Path, limit: int | None) -> Rows:
+    """A data set.
+
+    Args:
+        name: a key of ``LABELS``.
+        limit: uses only so many groups.
+    """
+    if name == "vowels":
+        table = read_vowels(folder)
+        rows = Rows(table.formants, np.unique(table.vowels, return_inverse=True)[1], table.speakers)
+    else:
+        x, y = SKLEARN[name](return_X_y=True)
+        rows = Rows(x, y, np.arange(len(y)))
+    kept = np.isin(
+        rows.groups, np.random.default_rng(0).permutation(np.unique(rows.groups))[:limit]
+    )
+    return Rows(*(each[kept] for each in rows))
+
+
+def make(name: str, seed: int, size: dict[str, Any]) -> BaseEstimator:
+    """A classifier that chooses its settings within the rows of its fit.
+
+    Args:
+        name: a key of ``MODELS``.
+        size: "branchings" of the soft tree that are tried, "trees" of the forest, "rounds" of
+            boosting, and "folds" that choose settings; with 0, the first ones of a grid are taken.
+    """
+    models: dict[str, tuple[Any, dict[str, Any]]] = {
+        "soft": (
+            HierarchicalMixtureClassifier(max_iter=EM_STEPS, random_state=seed),
+            {"branching": size["branchings"], "expert_penalty": [1.0, 10.0]},
+        ),
+        "logistic": (LogisticRegression(max_iter=5_000), {"C": [1.0, 0.1, 100.0]}),
+        "cart": (
+            DecisionTreeClassifier(random_state=seed),
+            {"ccp_alpha": [0.003, 0.0, 0.001, 0.01]},
+        ),
+        "forest": (
+            RandomForestClassifier(size["trees"], random_state=seed),
+            {"max_features": ["sqrt", 0.5]},
+        ),
+        "boosting": (
+            HistGradientBoostingClassifier(max_iter=size["rounds"], random_state=seed),
+            {"learning_rate": [0.2, 0.05]},
+        ),
+    }
+    return chosen(*models[name], size["folds"])
+
+
+def chosen(model: Any, grid: dict[str, Any], folds: int) -> BaseEstimator:
+    """A model behind inputs of mean 0 and variance 1, with the best settings of a grid."""
+    pipeline = make_pipeline(StandardScaler(), model)
+    step = pipeline.steps[-1][0]
+    settings = {f"{step}__{name}": values for name, values in grid.items()}
+    if not folds:
+        return pipeline.set_params(**{name: values[0] for name, values in settings.items()})
+    return GridSearchCV(pipeline, settings, cv=folds, error_score="raise")
+
+
+def measure(name: str, folder: Path, limit: int | None, size: dict[str, Any]) -> dict[str, Any]:
+    """The errors of all models in the ten splits of a data set, and the tests.
+
+    Args:
+        name: a key of ``LABELS``.
+        limit: uses only so many rows, or speakers.
+        size: as for ``make``.
+
+    Returns:
+        "errors" (5, 2) by model; for each model but the soft tree, "f" and its "p" from the
+        combined F test, and McNemar's "p" with the rows that one model alone predicts correctly.
+    """
+    rows = rows_of(name, folder, limit)
+    right: dict[str, list[np.ndarray]] = {model: [] for model in MODELS}
+    for repetition in range(REPETITIONS):
+        for train, test in halves(rows, repetition):
+            for model, own in right.items():
+                with warnings.catch_warnings(action="ignore", category=ConvergenceWarning):
+                    fitted = make(model, repetition, size).fit(rows.x[train], rows.y[train])
+                own.append(fitted.predict(rows.x[test]) == rows.y[test])
+    errors = {model: errors_of(own) for model, own in right.items()}
+    return {
+        "errors": {model: own.tolist() for model, own in errors.items()},
+        "tests": {
+            model: tests(errors["soft"] - errors[model], right["soft"][0], right[model][0])
+            for model in MODELS
+            if model != "soft"
+        },
+    }
+
+
+def halves(rows: Rows, repetition: int) -> Any:
+    folds = StratifiedGroupKFold(FOLDS, shuffle=True, random_state=repetition)
+    return folds.split(rows.x, rows.y, rows.groups)
+
+
+def errors_of(right: list[np.ndarray]) -> np.ndarray:
+    """The errors in percent, (5, 2)."""
+    return 100 - 100 * np.array([own.mean() for own in right]).reshape(REPETITIONS, FOLDS)
+
+
+def tests(differences: np.ndarray, soft: np.ndarray, other: np.ndarray) -> dict[str, Any]:
+    statistic, p = combined_f(differences)
+    alone = [int((soft & ~other).sum()), int((other & ~soft).sum())]
+    return {"f": statistic, "p": p, "mcnemar": mcnemar(*alone), "alone": alone}
