@@ -1,6 +1,5 @@
 """Which columns the gates and the experts see."""
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -8,7 +7,7 @@ from jaxtyping import Int
 
 
 def select_columns(
-    wanted: Any, given: Any, names: Sequence[str] | None, count: int, argument: str
+    wanted: Any, given: Any, names: Any, count: int, argument: str
 ) -> Int[np.ndarray, "m"]:
     """The indices of the wanted columns.
 
@@ -42,7 +41,7 @@ def select_columns(
         raise ValueError(f"{argument}={wanted!r}: X has {count} columns") from None
 
 
-def _index(name: Any, names: Sequence[str] | None, argument: str) -> int:
+def _index(name: Any, names: Any, argument: str) -> int:
     if names is None:
         raise ValueError(f"{argument}={name!r}: columns have names only if X is a DataFrame")
     if name not in list(names):

@@ -22,9 +22,10 @@ from vmoe.classic.hard_tree import HardTree
 from vmoe.classic.mixture import Mixture
 from vmoe.classic.rows import Rows, View
 from vmoe.classic.splits import Split, splits
-from vmoe.classic.starts import GROUPINGS, start_posterior
+from vmoe.classic.starts import GROUPINGS, start_posteriors
 from vmoe.classic.tree import Gate, breadth_first, leaves
 
+TRIAL = 2  # steps after which starts are compared
 AT_LEAST_0 = Interval(Real, 0, None, closed="left")
 AT_LEAST_1 = Interval(Integral, 1, None, closed="left")
 
@@ -128,7 +129,8 @@ class MixtureEstimator(BaseEstimator):
     def _start(self, mixture: Mixture, rows: Rows, start: Any) -> Float[np.ndarray, "n e"] | None:
         """The responsibilities to start with; None if parameters were set instead."""
         if isinstance(start, str):
-            return start_posterior(start, mixture.tree, rows.points(), rows.weight, self._random)
+            data = rows.inputs(), rows.targets(), rows.weight
+            return self._best(start_posteriors(start, mixture.tree, *data, self._random), rows)
         if isinstance(start, dict):
             self._set_parameters(mixture, rows.view, **start)
             return None
@@ -139,6 +141,16 @@ class MixtureEstimator(BaseEstimator):
         if np.any(posterior < 0) or not np.allclose(posterior.sum(axis=1), 1):
             raise ValueError("start: the responsibilities of a row should be >= 0 and sum to 1")
         return posterior
+
+    def _best(
+        self, posteriors: list[Float[np.ndarray, "n e"]], rows: Rows
+    ) -> Float[np.ndarray, "n e"]:
+        """The start with the largest log-likelihood after a few steps."""
+        if len(posteriors) == 1:
+            return posteriors[0]
+        trial = em.Stopping(TRIAL, 0.0, "relative")
+        reached = [em.run(self._new_mixture(rows), rows, p, trial).history[-1] for p in posteriors]
+        return posteriors[int(np.argmax(reached))]
 
     def _set_parameters(
         self, mixture: Mixture, view: View, gate_coef: Any, expert_coef: Any, expert_std: Any = None
@@ -196,19 +208,23 @@ class MixtureEstimator(BaseEstimator):
 
     def responsibilities(self, X: Any, y: Any) -> Float[np.ndarray, "n e"]:
         """The probability of every expert given the row and its target."""
-        return self._mixture.posterior(self._labeled_rows(X, y))[0]
+        rows = self._labeled_rows(X, y)
+        return self._mixture.posterior(rows)[0]
 
     def aic(self, X: Any, y: Any, sample_weight: Any = None) -> float:
         """Akaike's information criterion: the lower, the better."""
-        return criteria.aic(self._mixture, self._labeled_rows(X, y, sample_weight))
+        rows = self._labeled_rows(X, y, sample_weight)
+        return criteria.aic(self._mixture, rows)
 
     def bic(self, X: Any, y: Any, sample_weight: Any = None) -> float:
         """The Bayesian information criterion: the lower, the better."""
-        return criteria.bic(self._mixture, self._labeled_rows(X, y, sample_weight))
+        rows = self._labeled_rows(X, y, sample_weight)
+        return criteria.bic(self._mixture, rows)
 
     def icl(self, X: Any, y: Any, sample_weight: Any = None) -> float:
         """The integrated completed likelihood: BIC plus a term for unsure responsibilities."""
-        return criteria.icl(self._mixture, self._labeled_rows(X, y, sample_weight))
+        rows = self._labeled_rows(X, y, sample_weight)
+        return criteria.icl(self._mixture, rows)
 
     def explain(self, x: Any) -> Explanation:
         """The most probable path of one row through the gates.

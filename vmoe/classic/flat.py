@@ -49,7 +49,8 @@ class MixtureOfExpertsRegressor(Regression, FlatMixture):
             ``alpha`` of scikit-learn's Ridge.
         variance_floor: the least variance of an expert, as a fraction of the variance of y.
         start: where EM starts. "principal": groups of rows along the first principal direction of
-            the standardized (x, y), which depends on neither the number nor the order of rows;
+            the standardized (x, y), or of what a linear fit leaves of y if that has the larger
+            likelihood after two steps; it depends on neither the number nor the order of rows;
             "random": the nearest of randomly drawn rows; "kmeans"; an array of responsibilities
             (n, e), with which the first step is an M-step; or parameters to start with an E-step,
             a dictionary of ``gate_coef``, ``expert_coef`` (e, p) or (e, q, p), and ``expert_std``.

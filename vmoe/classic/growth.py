@@ -12,7 +12,7 @@ from jaxtyping import Float
 from vmoe.classic import em
 from vmoe.classic.mixture import Mixture
 from vmoe.classic.rows import Rows
-from vmoe.classic.starts import UNSURE, principal
+from vmoe.classic.starts import TARGETS, UNSURE, principal
 from vmoe.classic.tree import leaves, split_leaf
 
 
@@ -32,7 +32,7 @@ def grow_to(fit: em.Fit, rows: Rows, n_experts: int, stopping: em.Stopping) -> e
 def split_worst(mixture: Mixture, rows: Rows) -> tuple[Mixture, Float[np.ndarray, "n e"]]:
     """The mixture with one more expert, and the responsibilities of its first M-step."""
     posterior, _ = mixture.posterior(rows)
-    points = rows.points()
+    points = np.hstack([rows.inputs(), TARGETS * rows.targets()])
     halves = [_halves(points, rows.weight * h) for h in posterior.T]
     gains = [_gain(mixture, rows, e, posterior[:, [e]] * half) for e, half in enumerate(halves)]
     worst = int(np.argmax(gains))

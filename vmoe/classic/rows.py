@@ -13,8 +13,6 @@ from jaxtyping import Float, Int
 
 from vmoe.classic.design import Design
 
-TARGETS = 0.5  # of points: a gate sees inputs, so groups should differ in these first
-
 
 @dataclass(frozen=True)
 class View:
@@ -83,16 +81,17 @@ class Rows:
         """The columns of the experts as they were given."""
         return self.given[:, self.view.expert_columns]
 
-    def points(self) -> Float[np.ndarray, "n m"]:
-        """Standardized inputs and targets for a start, without columns that only estimators see."""
-        parts = [self.gate[:, 1:]]
-        same = np.array_equal(self.view.gate_columns, self.view.expert_columns)
-        if self.view.expert_design is not None and not same:
-            new = ~np.isin(self.view.expert_columns, self.view.gate_columns)
-            parts.append(self.expert[:, 1:][:, new])
+    def inputs(self) -> Float[np.ndarray, "n m"]:
+        """Standardized inputs for a start, without columns that only estimators see."""
+        new = ~np.isin(self.view.expert_columns, self.view.gate_columns)
+        if self.view.expert_design is None or not new.any():
+            return self.gate[:, 1:]
+        return np.hstack([self.gate[:, 1:], self.expert[:, 1:][:, new]])
+
+    def targets(self) -> Float[np.ndarray, "n m"]:
+        """Standardized targets for a start; with classes, an indicator of each."""
         targets = self.y if self.y.ndim == 2 else np.eye(self.y.max() + 1)[self.y]
-        parts.append(TARGETS * Design.of(targets, self.weight).matrix(targets)[:, 1:])
-        return np.concatenate(parts, axis=1)
+        return Design.of(targets, self.weight).matrix(targets)[:, 1:]
 
     def __len__(self) -> int:
         return self.given.shape[0]

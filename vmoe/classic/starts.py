@@ -3,6 +3,9 @@
 The default depends on neither the number nor the order of rows, so that integer weights are the
 same as repeated rows: quantiles along the first principal direction, then weighted Lloyd steps. In
 a tree, the rows of a gate are grouped among its children, and so on down.
+
+Groups of inputs suit a relation that bends, and groups of residuals suit one that has two values
+for the same input, so the default has both to choose from.
 """
 
 from collections.abc import Callable
@@ -14,31 +17,48 @@ from sklearn.cluster import KMeans
 from vmoe.classic.tree import Gate, leaves
 
 LLOYD_STEPS = 10
+TARGETS = 0.5  # the scale of targets: a gate sees inputs, so groups should differ in these first
+RIDGE = 0.01
 UNSURE = 0.2  # the part of a row that all experts share at the start: no gate is too sure
 
 Grouping = Callable[[np.ndarray, np.ndarray, int, np.random.RandomState], np.ndarray]
 
 
-def start_posterior(
+def start_posteriors(
     kind: str,
     tree: Gate,
-    points: Float[np.ndarray, "n d"],
+    inputs: Float[np.ndarray, "n d"],
+    targets: Float[np.ndarray, "n q"],
     weight: Float[np.ndarray, "n"],
     random: np.random.RandomState,
-) -> Float[np.ndarray, "n e"]:
-    """The responsibilities of a start by name.
+) -> list[Float[np.ndarray, "n e"]]:
+    """The responsibilities of a start by name: one or more to choose from.
 
     Args:
         kind: "principal", "kmeans", or "random" (the nearest of randomly drawn rows).
         tree: the gates, whose experts get the groups.
-        points: the standardized inputs and targets.
+        inputs: the standardized inputs.
+        targets: the standardized targets.
         weight: the weight of each row.
         random: the source of random numbers.
     """
-    group = GROUPINGS[kind]
-    expert = assign(tree, points, weight, lambda z, w, k: group(z, w, k, random))
-    count = len(leaves(tree))
-    return (1 - UNSURE) * np.eye(count)[expert] + UNSURE / count
+    points = [np.hstack([inputs, TARGETS * targets])]
+    if kind == "principal":
+        points.append(residuals(inputs, targets, weight))
+    group, experts = GROUPINGS[kind], len(leaves(tree))
+    found = [assign(tree, z, weight, lambda z, w, k: group(z, w, k, random)) for z in points]
+    return [(1 - UNSURE) * np.eye(experts)[expert] + UNSURE / experts for expert in found]
+
+
+def residuals(
+    inputs: Float[np.ndarray, "n d"],
+    targets: Float[np.ndarray, "n q"],
+    weight: Float[np.ndarray, "n"],
+) -> Float[np.ndarray, "n q"]:
+    """What a ridge regression leaves of the targets; the ridge keeps it from being rounding."""
+    scaled = inputs * (weight / weight.sum())[:, None]
+    gram = scaled.T @ inputs + RIDGE * np.eye(inputs.shape[1])
+    return targets - inputs @ np.linalg.solve(gram, scaled.T @ targets)
 
 
 def assign(

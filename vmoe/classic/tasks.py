@@ -8,6 +8,8 @@ from sklearn.base import ClassifierMixin, RegressorMixin
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import column_or_1d
 
+from vmoe.classic.predictive import PredictiveDistribution
+
 
 class Regression(RegressorMixin):
     """Targets are numbers, with any number of outputs."""
@@ -33,6 +35,13 @@ class Regression(RegressorMixin):
         rows = self._rows(X)
         means = self._mixture.experts.means(rows)
         return self._decide(combined(self.combine, self._mixture.prior(rows), means))
+
+    def predict_dist(self, X: Any) -> PredictiveDistribution:
+        """The distribution of y for every row, with mean, std, quantile, cdf and sample."""
+        rows = self._rows(X)
+        parts = self._mixture.experts.distributions(rows)
+        discrete = all(frozen.dist.name == "poisson" for _, frozen in parts)
+        return PredictiveDistribution(self._mixture.prior(rows), parts, self._single, discrete)
 
     def _decide(self, means: Float[np.ndarray, "n q"]) -> np.ndarray:
         """Means in the form of y."""

@@ -1,0 +1,267 @@
+"""Options of mixtures, what they refuse, and their place among scikit-learn's tools."""
+
+import pickle
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.testing import assert_allclose
+from pandas import DataFrame
+from scipy import sparse
+from sklearn.base import clone
+from sklearn.compose import make_column_selector
+from sklearn.exceptions import NotFittedError
+from sklearn.gaussian_process import GaussianProcessRegressor
+from sklearn.linear_model import LogisticRegression, Ridge
+from sklearn.model_selection import GridSearchCV
+from sklearn.naive_bayes import GaussianNB
+from sklearn.neighbors import KNeighborsRegressor
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from sklearn.tree import DecisionTreeClassifier, DecisionTreeRegressor
+
+from tests.classic import problems
+from vmoe.classic import (
+    HierarchicalMixtureClassifier,
+    HierarchicalMixtureRegressor,
+    MixtureOfExpertsClassifier,
+    MixtureOfExpertsRegressor,
+    StudentT,
+)
+
+pytestmark = pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
+REGRESSORS = (MixtureOfExpertsRegressor, HierarchicalMixtureRegressor)
+
+
+def three_columns(seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """The two planes' columns, and one that means nothing."""
+    x, y = problems.two_planes(seed)
+    return np.column_stack([x, problems.inputs(seed + 99, columns=1)]), y
+
+
+@pytest.mark.parametrize("kind", REGRESSORS)
+@pytest.mark.parametrize(
+    "gate", [[0], ["a"], "a", [True, False, False], slice(1), lambda X: ["a"], np.array([0])]
+)
+def test_the_gate_sees_the_columns_it_is_given(kind: Any, gate: Any) -> None:
+    x, y = three_columns()
+    frame = DataFrame(x, columns=["a", "b", "c"])
+    model = kind(gate_features=gate, expert_features=["a", "b"], max_iter=5).fit(frame, y)
+    other = frame.assign(b=0.0, c=0.0)
+    assert_allclose(model.gate_proba(other), model.gate_proba(frame))
+    assert_allclose(model.predict(frame.assign(c=0.0)), model.predict(frame))
+    assert np.abs(model.predict(other) - model.predict(frame)).max() > 0.1
+
+
+def test_a_selector_of_scikit_learn_chooses_columns() -> None:
+    x, y = three_columns()
+    frame = DataFrame(x, columns=["size_a", "b", "size_c"])
+    selector = make_column_selector("size_")
+    model = MixtureOfExpertsRegressor(gate_features=selector, max_iter=3).fit(frame, y)
+    assert model.gate_coef_.shape == (2, 3)
+
+
+@pytest.mark.parametrize(
+    "gate, message",
+    [
+        (["a"], "names only if X is a DataFrame"),
+        ([3], "X has 3 columns"),
+        ([True], "expected 3"),
+    ],
+)
+def test_columns_that_are_not_there_are_a_value_error(gate: Any, message: str) -> None:
+    x, y = three_columns()
+    with pytest.raises(ValueError, match=message):
+        MixtureOfExpertsRegressor(gate_features=gate).fit(x, y)
+
+
+@pytest.mark.parametrize(
+    "experts",
+    [
+        Ridge(),
+        DecisionTreeRegressor(max_depth=2),
+        make_pipeline(StandardScaler(), Ridge()),
+        KNeighborsRegressor(5),
+        GaussianProcessRegressor(alpha=0.1, optimizer=None),
+        [Ridge(), "student_t"],
+        [StudentT(3.0), DecisionTreeRegressor(max_depth=2)],
+    ],
+    ids=lambda experts: str(experts)[:25],
+)
+def test_estimators_are_experts_whether_they_take_weights_or_not(experts: Any) -> None:
+    x, y = problems.two_planes(0)
+    model = MixtureOfExpertsRegressor(2, experts=experts, max_iter=15, random_state=0)
+    assert model.fit(x, y).score(x, y) > 0.5
+    assert len(model.experts_) == 2
+
+
+def test_ridge_as_an_estimator_is_the_linear_expert() -> None:
+    x, y = problems.two_planes(0)
+    x = (x - x.mean(axis=0)) / x.std(axis=0)
+    settings: Any = {"max_iter": 5, "tol": 0.0, "expert_penalty": 0.0}
+    ours = MixtureOfExpertsRegressor(2, **settings).fit(x, y)
+    theirs = MixtureOfExpertsRegressor(2, experts=Ridge(alpha=1e-12), **settings).fit(x, y)
+    assert_allclose(ours.predict(x), theirs.predict(x), atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "experts",
+    [LogisticRegression(), DecisionTreeClassifier(max_depth=2), ["logistic", GaussianNB()]],
+)
+def test_classifiers_are_experts(experts: Any) -> None:
+    x, y = problems.crossed(0)
+    names = np.array(["left", "right"])[y]
+    model = MixtureOfExpertsClassifier(2, experts=experts, max_iter=15).fit(x, names)
+    assert model.score(x, names) > 0.75
+    assert_allclose(model.predict_proba(x).sum(axis=1), 1)
+
+
+@pytest.mark.parametrize("experts", ["linear", Ridge()])
+def test_sparse_rows_are_the_same_as_dense_ones(experts: Any) -> None:
+    x, y = problems.two_planes(0)
+    x = x * (np.abs(x) > 0.5)
+    dense, other = (MixtureOfExpertsRegressor(2, experts=experts, max_iter=5) for _ in range(2))
+    other.fit(sparse.csr_array(x), y)
+    assert_allclose(other.predict(sparse.csr_array(x)), dense.fit(x, y).predict(x), rtol=1e-4)
+
+
+def test_wide_sparse_rows_stay_sparse_for_estimators() -> None:
+    x = sparse.random_array((60, 300_000), density=1e-5, format="csr", random_state=0)
+    y = problems.inputs(0, 60, 1)[:, 0]
+    model = MixtureOfExpertsRegressor(2, experts=Ridge(), gate_features=[0, 1], max_iter=2)
+    assert model.fit(x, y).predict(x).shape == (60,)
+
+
+def test_outputs_are_independent_given_the_expert() -> None:
+    x, y = problems.two_planes(0)
+    model = MixtureOfExpertsRegressor(2).fit(x, np.column_stack([y, y]))
+    assert model.predict(x).shape == (80, 2)
+    assert model.experts_[0].coef_.shape == (2, 3)
+    assert model.score(x, np.column_stack([y, y])) > 0.6
+
+
+@pytest.mark.parametrize("kind", [MixtureOfExpertsClassifier, HierarchicalMixtureClassifier])
+def test_predictions_combine_as_asked(kind: Any) -> None:
+    x, y = problems.crossed(0, classes=3)
+    model = kind(max_iter=5).fit(x, y)
+    gates = model.gate_proba(x)
+    each = model._mixture.experts.means(model._rows(x))
+    assert_allclose(model.predict_proba(x), np.einsum("ne,neq->nq", gates, each))
+    best = each[np.arange(len(x)), gates.argmax(axis=1)]
+    assert_allclose(model.set_params(combine="argmax").predict_proba(x), best)
+    votes = model.set_params(combine="vote").predict_proba(x)
+    for row, gate, chosen in zip(votes, gates, each.argmax(axis=2), strict=True):
+        assert_allclose(row, np.bincount(chosen, weights=gate, minlength=3))
+
+
+def test_a_warm_start_continues_where_the_last_fit_stopped() -> None:
+    x, y = problems.two_planes(0)
+    whole = MixtureOfExpertsRegressor(max_iter=10, tol=0.0).fit(x, y)
+    parts = MixtureOfExpertsRegressor(max_iter=4, tol=0.0, warm_start=True).fit(x, y)
+    history = [*parts.history_, *parts.set_params(max_iter=6).fit(x, y).history_]
+    assert_allclose(history, whole.history_)
+
+
+def test_the_best_of_several_starts_is_kept() -> None:
+    x, y = problems.crossed(1)
+    scores = [
+        MixtureOfExpertsClassifier(3, n_init=n, random_state=0, max_iter=10).fit(x, y).lower_bound_
+        for n in (1, 4)
+    ]
+    assert scores[1] > scores[0]
+
+
+def test_aitken_stops_close_to_the_limit_where_the_rises_are_small() -> None:
+    x, y = problems.two_planes(0)
+    limit = MixtureOfExpertsRegressor(3, max_iter=500, tol=0.0).fit(x, y).lower_bound_
+    fits = [
+        MixtureOfExpertsRegressor(3, stopping=rule, tol=1e-4, max_iter=400).fit(x, y)
+        for rule in ("relative", "aitken")
+    ]
+    far, close = (limit - fit.lower_bound_ for fit in fits)
+    assert all(fit.converged_ for fit in fits)
+    assert close < 2e-4 * 80 < far
+
+
+def test_a_start_from_fitted_parameters_stays_there() -> None:
+    x, y = problems.two_planes(0)
+    model = MixtureOfExpertsRegressor(tol=1e-12, max_iter=1000).fit(x, y)
+    start = {
+        "gate_coef": model.gate_coef_,
+        "expert_coef": [expert.coef_ for expert in model.experts_],
+        "expert_std": [expert.std_ for expert in model.experts_],
+    }
+    again = MixtureOfExpertsRegressor(start=start, max_iter=1).fit(x, y)
+    assert again.lower_bound_ == pytest.approx(model.lower_bound_, rel=1e-9)
+
+
+@pytest.mark.parametrize("kind", REGRESSORS)
+def test_a_pickled_copy_predicts_the_same(kind: Any) -> None:
+    x, y = problems.two_planes(0)
+    model = kind(max_iter=3).fit(x, y)
+    assert_allclose(pickle.loads(pickle.dumps(model)).predict(x), model.predict(x))
+    assert not hasattr(clone(model), "n_iter_")
+
+
+def test_a_search_finds_the_number_of_experts_in_a_pipeline_of_frames() -> None:
+    x, y = problems.two_planes(0, rows=150)
+    frame = DataFrame(x, columns=["a", "b"])
+    mixture = MixtureOfExpertsRegressor(gate_features=["a"], max_iter=20)
+    pipeline = make_pipeline(StandardScaler(), mixture).set_output(transform="pandas")
+    grid = {"mixtureofexpertsregressor__n_experts": [1, 2]}
+    search = GridSearchCV(pipeline, grid, cv=3).fit(frame, y)
+    assert search.best_params_ == {"mixtureofexpertsregressor__n_experts": 2}
+
+
+def test_criteria_choose_the_number_of_planes() -> None:
+    x, y = problems.two_planes(0, rows=200)
+    fits = [MixtureOfExpertsRegressor(n, max_iter=50).fit(x, y) for n in (1, 2, 3, 4)]
+    for criterion in ("bic", "icl"):
+        assert np.argmin([getattr(fit, criterion)(x, y) for fit in fits]) == 1
+
+
+@pytest.mark.parametrize(
+    "settings, message",
+    [
+        ({"experts": "quadratic"}, "quadratic"),
+        ({"experts": "logistic"}, "other task"),
+        ({"experts": LogisticRegression()}, "expected a regressor"),
+        ({"experts": ["linear"]}, "1 entries, expected 2"),
+        ({"n_experts": 0}, "n_experts"),
+        ({"n_experts": 100}, "n_samples=80"),
+        ({"gate_penalty": -1.0}, "gate_penalty"),
+        ({"combine": "vote"}, "combine"),
+        ({"start": "nowhere"}, "start"),
+        ({"start": np.ones((80, 3)) / 3}, "shape"),
+        ({"start": np.ones((80, 2))}, "sum to 1"),
+        ({"start": {"gate_coef": np.zeros((2, 3)), "expert_coef": np.zeros((2, 3))}}, "expert_std"),
+        ({"start": {"gate_coef": np.zeros((2, 2)), "expert_coef": 0}}, "gate_coef has shape"),
+        ({"experts": "poisson"}, "negative"),
+    ],
+)
+def test_wrong_settings_are_value_errors(settings: dict[str, Any], message: str) -> None:
+    x, y = problems.two_planes(0)
+    with pytest.raises(ValueError, match=message):
+        MixtureOfExpertsRegressor(**settings).fit(x, y)
+
+
+def test_methods_before_the_fit_are_not_fitted_errors() -> None:
+    model, (x, y) = HierarchicalMixtureRegressor(), problems.two_planes(0)
+    for method in ("predict", "gate_proba", "predict_dist", "splits", "explain"):
+        with pytest.raises(NotFittedError):
+            getattr(model, method)(x)
+    for method in ("responsibilities", "aic", "bic", "icl"):
+        with pytest.raises(NotFittedError):
+            getattr(model, method)(x, y)
+    with pytest.raises(NotFittedError):
+        model.to_hard_tree()
+
+
+def test_missing_values_are_rejected_and_a_pipeline_fills_them() -> None:
+    from sklearn.impute import SimpleImputer
+
+    x, y = problems.two_planes(0)
+    x[3, 1] = np.nan
+    with pytest.raises(ValueError, match="NaN"):
+        MixtureOfExpertsRegressor().fit(x, y)
+    assert make_pipeline(SimpleImputer(), MixtureOfExpertsRegressor()).fit(x, y).score(x, y) > 0.6
