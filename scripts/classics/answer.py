@@ -45,7 +45,7 @@ def _vowels(rows: Rows) -> Part:
     numbers = f"""passes of 4 experts {_mean(experts)}, of a network of 6 units {_mean(network)}
         (paper 1,124 and 2,209), of 4 experts by EM {_mean(passes(rows, "em_4"))}; test accuracy
         {min(tests):.1f} to {max(tests):.1f} (paper 90)"""
-    return f"fewer passes than a network: {_word(fewer)}", numbers
+    return f"on the vowels, experts need fewer passes than a network: {_word(fewer)}", numbers
 
 
 def _arm(rows: Rows) -> Part:
@@ -71,8 +71,10 @@ def _lines(rows: Rows) -> Part:
 
 
 def _stored(rows: Rows) -> Part:
+    (figures,) = figures_of(rows, "stored")
+    largest = max(case["final"]["parameters"] for case in figures.values())
     text = f"equal to R's packages within the tolerances: {_word(agrees(rows))}"
-    return text, "largest differences in a table"
+    return text, f"largest final difference from R {largest:.0e}"
 
 
 def _trees(rows: Rows) -> Part:

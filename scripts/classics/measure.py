@@ -37,7 +37,7 @@ class Size(NamedTuple):
 
 SIZES = {
     "full": Size(
-        passes=10_000,
+        passes=4_000,
         starts=20,
         steps=3_000,
         share=1.0,
@@ -45,6 +45,7 @@ SIZES = {
         rows=None,
         classifiers={
             "branchings": [(2, 2), (2,)],
+            "steps": 30,
             "trees": 300,
             "rounds": 100,
             "folds": 3,
@@ -57,7 +58,7 @@ SIZES = {
         share=0.02,
         settings=1,
         rows=60,
-        classifiers={"branchings": [(2,)], "trees": 3, "rounds": 3, "folds": 0},
+        classifiers={"branchings": [(2,)], "steps": 1, "trees": 3, "rounds": 3, "folds": 0},
     ),
 }
 

@@ -36,7 +36,7 @@ def _vowels(ax: Any, rows: Rows) -> None:
             ax.plot(int(published), y, "D", color=COLORS[4], fillstyle="none")
     ax.set_yticks(range(len(names)), [SYSTEMS[name][0] for name in names])
     ax.set(xscale="log", xlabel="passes until the squared error is 0.08")
-    ax.set_title("vowels: dots are 25 starts, diamonds the paper", fontsize=10)
+    ax.set_title("vowels: dots are starts, diamonds the paper", fontsize=10)
 
 
 def _arm(ax: Any, rows: Rows) -> None:
@@ -48,7 +48,7 @@ def _arm(ax: Any, rows: Rows) -> None:
     ax.set_yticks(range(len(names)), [METHODS[name].label for name in names])
     ax.set(xlabel="relative error on test rows")
     ax.set_xlim(left=0)
-    ax.set_title("arm: dots are 5 draws, diamonds the paper's arm", fontsize=10)
+    ax.set_title("arm: dots are draws, diamonds the paper's arm", fontsize=10)
 
 
 def _trees(ax: Any, rows: Rows) -> None:

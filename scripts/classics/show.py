@@ -104,7 +104,7 @@ def lines(rows: Rows) -> str:
                     cells = [f"{value:.1f}" for value in values]
                     cells[least] = f"**{cells[least]}**"
                     table.append([name, gate, criterion, *cells])
-    columns = ["data", "gate", "criterion", *(f"{k} experts" for k in EXPERTS)]
+    columns = ["data", "gate", "criterion", *(f"{k} expert{'s' * (k > 1)}" for k in EXPERTS)]
     return markdown_table(columns, table) if table else NOT_MEASURED
 
 
@@ -198,7 +198,7 @@ def how(rows: Rows, machine: str) -> str:
         return NOT_MEASURED
     versions = {f"{name} {value}" for row in every for name, value in row["versions"].items()}
     hours = sum(row["seconds"] for row in every) / 3600
-    text = f"""`python scripts/mixtures.py`, {machine}, {hours:.1f} hours of one core in all;
+    text = f"""`python scripts/mixtures.py`, {machine}, {hours:.2g} hours of one core in all;
         {", ".join(sorted(versions))}."""
     tables = {name: value for row in every for name, value in row["data"].items()}
     lines = [[f"{name}.csv", f"`{value}`"] for name, value in sorted(tables.items())]

@@ -39,8 +39,6 @@ MODELS = {
     "boosting": "boosting",
 }
 
-EM_STEPS = 30
-
 
 class Rows(NamedTuple):
     """Inputs (n, d), classes (n,), and the groups (n,) that no split parts."""
@@ -74,12 +72,13 @@ def make(name: str, seed: int, size: dict[str, Any]) -> BaseEstimator:
 
     Args:
         name: a key of ``MODELS``.
-        size: "branchings" of the soft tree that are tried, "trees" of the forest, "rounds" of
-            boosting, and "folds" that choose settings; with 0, the first ones of a grid are taken.
+        size: "branchings" of the soft tree that are tried and its "steps" of EM, "trees" of the
+            forest, "rounds" of boosting, and "folds" that choose settings; with 0, the first ones
+            of a grid are taken.
     """
     models: dict[str, tuple[Any, dict[str, Any]]] = {
         "soft": (
-            HierarchicalMixtureClassifier(max_iter=EM_STEPS, random_state=seed),
+            HierarchicalMixtureClassifier(max_iter=size["steps"], random_state=seed),
             {"branching": size["branchings"], "expert_penalty": [1.0, 10.0]},
         ),
         "logistic": (LogisticRegression(max_iter=5_000), {"C": [1.0, 0.1, 100.0]}),
