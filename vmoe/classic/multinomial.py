@@ -65,11 +65,12 @@ class Multinomial(NamedTuple):
         log_p = log_softmax(self.x @ coef.T, axis=1)
         return float(np.vdot(self.mass, log_p)) - penalty_of(coef, self.penalty), log_p
 
-    def derivatives(self, coef: np.ndarray, log_p: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        p = np.exp(log_p)
-        gradient = (self.mass - self.total[:, None] * p).T @ self.x
-        gradient -= self.penalty * centered(coef)
-        return gradient[1:].ravel(), curvature(self.x, p, self.total, self.penalty)
+    def gradient(self, coef: np.ndarray, log_p: np.ndarray) -> np.ndarray:
+        gradient = (self.mass - self.total[:, None] * np.exp(log_p)).T @ self.x
+        return (gradient - self.penalty * centered(coef))[1:].ravel()
+
+    def curvature(self, log_p: np.ndarray) -> np.ndarray:
+        return curvature(self.x, np.exp(log_p), self.total, self.penalty)
 
     def moved(self, coef: np.ndarray, step: np.ndarray) -> np.ndarray:
         return coef + np.vstack([np.zeros(coef.shape[1]), step.reshape(-1, coef.shape[1])])
