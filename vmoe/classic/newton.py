@@ -12,7 +12,9 @@ from vmoe.classic.grams import solve
 
 MAX_STEPS = 50
 HALVINGS = 40
-SMALL = 1e-8  # the largest change of a coefficient, relative to the largest coefficient, at the end
+SMALL = (
+    1e-10  # the largest change of a coefficient, relative to the largest coefficient, at the end
+)
 NO_GAIN = 1e-20  # Newton's estimate of what is left to gain, per unit of mass, at the end
 FAST = 0.1  # the curvature is kept if steps shrink to this part
 ROUNDING = 1e-13  # the part of a value by which it may fall only because of rounding

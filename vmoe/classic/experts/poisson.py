@@ -75,7 +75,7 @@ class LogLinear(NamedTuple):
         return (self.mass * (self.y - rate)) @ self.x - self.penalty * slopes
 
     def curvature(self, rate: np.ndarray) -> np.ndarray:
-        (gram,) = weighted_grams(self.x, (self.mass * rate)[:, None])
+        (gram,) = weighted_grams(self.x, (self.mass * rate)[None])
         return gram + self.penalty * np.diag(np.r_[0.0, np.ones(len(gram) - 1)])
 
     def moved(self, coef: np.ndarray, step: np.ndarray) -> np.ndarray:
