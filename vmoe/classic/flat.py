@@ -6,6 +6,7 @@ import numpy as np
 from sklearn.utils._param_validation import StrOptions
 
 from vmoe.classic.estimator import AT_LEAST_1, MixtureEstimator
+from vmoe.classic.partition import FixedGate, PartitionGate
 from vmoe.classic.tasks import Classification, Regression
 from vmoe.classic.tree import Gate, grow
 
@@ -16,10 +17,14 @@ class FlatMixture(MixtureEstimator):
     _parameter_constraints: ClassVar[dict[str, Any]] = {
         **MixtureEstimator._parameter_constraints,
         "n_experts": [AT_LEAST_1],
+        "gate": [StrOptions({"softmax"}), PartitionGate],
     }
 
     def _tree(self, n_columns: int) -> Gate:
-        return grow((self.n_experts,), n_columns)
+        tree = grow((self.n_experts,), n_columns)
+        if isinstance(self.gate, PartitionGate):
+            return FixedGate(tree.children, tree.coef, self.gate)
+        return tree
 
     @property
     def gate_coef_(self) -> np.ndarray:
@@ -44,6 +49,7 @@ class MixtureOfExpertsRegressor(Regression, FlatMixture):
         gate_features: the columns that the gate sees: indices, names, a mask, or a function of X
             that returns these; None for all, [] for constant mixing proportions.
         expert_features: the columns that the experts see.
+        gate: "softmax", or a `PartitionGate` that sends rows to experts by a fixed rule.
         gate_penalty: strength of the L2 penalty on the gate's slopes for standardized columns.
         expert_penalty: the same for named experts; for linear experts in units of the noise, like
             ``alpha`` of scikit-learn's Ridge.
@@ -84,6 +90,7 @@ class MixtureOfExpertsRegressor(Regression, FlatMixture):
         experts: Any = "linear",
         gate_features: Any = None,
         expert_features: Any = None,
+        gate: Any = "softmax",
         gate_penalty: float = 0.01,
         expert_penalty: float = 0.01,
         variance_floor: float = 1e-4,
@@ -101,6 +108,7 @@ class MixtureOfExpertsRegressor(Regression, FlatMixture):
         self.experts = experts
         self.gate_features = gate_features
         self.expert_features = expert_features
+        self.gate = gate
         self.gate_penalty = gate_penalty
         self.expert_penalty = expert_penalty
         self.variance_floor = variance_floor
@@ -143,6 +151,7 @@ class MixtureOfExpertsClassifier(Classification, FlatMixture):
         experts: Any = "logistic",
         gate_features: Any = None,
         expert_features: Any = None,
+        gate: Any = "softmax",
         gate_penalty: float = 0.01,
         expert_penalty: float = 0.01,
         variance_floor: float = 1e-4,
@@ -160,6 +169,7 @@ class MixtureOfExpertsClassifier(Classification, FlatMixture):
         self.experts = experts
         self.gate_features = gate_features
         self.expert_features = expert_features
+        self.gate = gate
         self.gate_penalty = gate_penalty
         self.expert_penalty = expert_penalty
         self.variance_floor = variance_floor
