@@ -69,6 +69,7 @@ class MixtureOfExpertsRegressor(Regression, FlatMixture):
         combine: "weighted" by the gate, or "argmax" for the most probable expert alone.
         random_state: seed of random starts, and of rows drawn for estimators without weights.
         warm_start: whether another ``fit`` continues from the last one.
+        decay: the factor by which the past counts less with every row of ``partial_fit``.
 
     Attributes:
         gate_coef_: the gate's coefficients (e, p) with the intercept first.
@@ -103,6 +104,7 @@ class MixtureOfExpertsRegressor(Regression, FlatMixture):
         combine: str = "weighted",
         random_state: Any = None,
         warm_start: bool = False,
+        decay: float = 0.999,
     ):
         self.n_experts = n_experts
         self.experts = experts
@@ -121,6 +123,7 @@ class MixtureOfExpertsRegressor(Regression, FlatMixture):
         self.combine = combine
         self.random_state = random_state
         self.warm_start = warm_start
+        self.decay = decay
 
 
 class MixtureOfExpertsClassifier(Classification, FlatMixture):
@@ -164,6 +167,7 @@ class MixtureOfExpertsClassifier(Classification, FlatMixture):
         combine: str = "weighted",
         random_state: Any = None,
         warm_start: bool = False,
+        decay: float = 0.999,
     ):
         self.n_experts = n_experts
         self.experts = experts
@@ -182,3 +186,4 @@ class MixtureOfExpertsClassifier(Classification, FlatMixture):
         self.combine = combine
         self.random_state = random_state
         self.warm_start = warm_start
+        self.decay = decay

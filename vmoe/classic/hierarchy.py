@@ -81,6 +81,7 @@ class HierarchicalMixtureRegressor(Regression, HierarchicalMixture):
         combine: str = "weighted",
         random_state: Any = None,
         warm_start: bool = False,
+        decay: float = 0.999,
     ):
         self.branching = branching
         self.growth = growth
@@ -99,6 +100,7 @@ class HierarchicalMixtureRegressor(Regression, HierarchicalMixture):
         self.combine = combine
         self.random_state = random_state
         self.warm_start = warm_start
+        self.decay = decay
 
 
 class HierarchicalMixtureClassifier(Classification, HierarchicalMixture):
@@ -133,6 +135,7 @@ class HierarchicalMixtureClassifier(Classification, HierarchicalMixture):
         combine: str = "weighted",
         random_state: Any = None,
         warm_start: bool = False,
+        decay: float = 0.999,
     ):
         self.branching = branching
         self.growth = growth
@@ -151,3 +154,4 @@ class HierarchicalMixtureClassifier(Classification, HierarchicalMixture):
         self.combine = combine
         self.random_state = random_state
         self.warm_start = warm_start
+        self.decay = decay
