@@ -45,7 +45,7 @@ class MixtureEstimator(BaseEstimator):
         "tol": [AT_LEAST_0],
         "stopping": [StrOptions({"relative", "aitken"})],
         "max_iter": [AT_LEAST_1],
-        "solver": [StrOptions({"em", "gradient"})],
+        "solver": [StrOptions({"em"})],
         "combine": [StrOptions({"weighted", "argmax"})],
         "random_state": ["random_state"],
         "warm_start": ["boolean"],

@@ -65,7 +65,7 @@ class MixtureOfExpertsRegressor(Regression, FlatMixture):
         stopping: "relative", by the last rise, or "aitken", by the distance to the extrapolated
             limit.
         max_iter: EM steps at most.
-        solver: "em", or "gradient" to train all parameters together in JAX.
+        solver: "em", the only one so far.
         combine: "weighted" by the gate, or "argmax" for the most probable expert alone.
         random_state: seed of random starts, and of rows drawn for estimators without weights.
         warm_start: whether another ``fit`` continues from the last one.
