@@ -45,7 +45,7 @@ class MixtureEstimator(BaseEstimator):
         "tol": [AT_LEAST_0],
         "stopping": [StrOptions({"relative", "aitken"})],
         "max_iter": [AT_LEAST_1],
-        "solver": [StrOptions({"em"})],
+        "solver": [StrOptions({"em", "gradient"})],
         "combine": [StrOptions({"weighted", "argmax"})],
         "random_state": ["random_state"],
         "warm_start": ["boolean"],
@@ -79,7 +79,7 @@ class MixtureEstimator(BaseEstimator):
         best = max(fits, key=lambda fit: fit.history[-1])
         if not best.converged:
             warnings.warn(
-                f"EM did not converge in {len(best.history)} steps: increase max_iter or tol",
+                f"no convergence in {len(best.history)} steps: increase max_iter or tol",
                 ConvergenceWarning,
                 stacklevel=2,
             )
@@ -109,12 +109,22 @@ class MixtureEstimator(BaseEstimator):
 
     def _run(self, rows: Rows, again: bool, start: Any = None) -> em.Fit:
         """One fit, from one start."""
-        stopping = em.Stopping(self.max_iter, self.tol, self.stopping)
         if again:
-            return em.run(copy.deepcopy(self._mixture), rows, None, stopping)
+            return self._solve(copy.deepcopy(self._mixture), rows, None)
         mixture = self._new_mixture(rows)
         posterior = self._start(mixture, rows, self.start if start is None else start)
-        return em.run(mixture, rows, posterior, stopping)
+        return self._solve(mixture, rows, posterior)
+
+    def _solve(
+        self, mixture: Mixture, rows: Rows, posterior: Float[np.ndarray, "n e"] | None
+    ) -> em.Fit:
+        """A run of the solver."""
+        stopping = em.Stopping(self.max_iter, self.tol, self.stopping)
+        if self.solver == "em":
+            return em.run(mixture, rows, posterior, stopping)
+        from vmoe.classic import gradient  # the only module that needs JAX
+
+        return gradient.run(mixture, rows, posterior, stopping)
 
     def _new_mixture(self, rows: Rows) -> Mixture:
         tree = self._tree(rows.gate.shape[1] - 1)

@@ -65,7 +65,8 @@ class MixtureOfExpertsRegressor(Regression, FlatMixture):
         stopping: "relative", by the last rise, or "aitken", by the distance to the extrapolated
             limit.
         max_iter: EM steps at most.
-        solver: "em", the only one so far.
+        solver: "em", or "gradient": L-BFGS on the same log-likelihood from the same start, with
+            gradients by JAX; ``max_iter`` and ``tol`` are then of its steps.
         combine: "weighted" by the gate, or "argmax" for the most probable expert alone.
         random_state: seed of random starts, and of rows drawn for estimators without weights.
         warm_start: whether another ``fit`` continues from the last one.

@@ -32,8 +32,7 @@ class HierarchicalMixture(MixtureEstimator):
 
     def _run(self, rows: Rows, again: bool, start: Any = None) -> em.Fit:
         fit = super()._run(rows, again, start)
-        stopping = em.Stopping(self.max_iter, self.tol, self.stopping)
-        return grow_to(fit, rows, self.growth or 0, stopping)
+        return grow_to(fit, rows, self.growth or 0, self._solve)
 
     @property
     def gate_coef_(self) -> list[np.ndarray]:

@@ -6,7 +6,7 @@ generality. The penalty is half of ``penalty`` times the squared distance of eac
 mean of its rows, without the intercepts, so that it treats all outcomes alike.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float
@@ -37,9 +37,10 @@ def fit_multinomial(
     return maximize(function, start - start[0])
 
 
-def penalty_of(coef: Float[np.ndarray, "*e k p"], penalty: float) -> float:
-    """The penalty of coefficients, as a positive number."""
-    return 0.5 * penalty * float(np.sum(centered(coef) ** 2))
+def penalty_of(coef: Any, penalty: float) -> Any:
+    """The penalty of coefficients (*e, k, p), arrays of NumPy or JAX, as a positive number."""
+    slopes = coef[..., 1:]
+    return 0.5 * penalty * ((slopes - slopes.mean(axis=-2, keepdims=True)) ** 2).sum()
 
 
 def centered(coef: Float[np.ndarray, "*e k p"]) -> Float[np.ndarray, "*e k p"]:
