@@ -20,6 +20,47 @@ class FlatMixture(MixtureEstimator):
         "gate": [StrOptions({"softmax"}), PartitionGate],
     }
 
+    def __init__(
+        self,
+        n_experts: int = 2,
+        *,
+        experts: Any = None,
+        gate_features: Any = None,
+        expert_features: Any = None,
+        gate: Any = "softmax",
+        gate_penalty: float = 0.01,
+        expert_penalty: float = 0.01,
+        variance_floor: float = 1e-4,
+        start: Any = "principal",
+        n_init: int = 1,
+        tol: float = 1e-5,
+        stopping: str = "relative",
+        max_iter: int = 100,
+        solver: str = "em",
+        combine: str = "weighted",
+        random_state: Any = None,
+        warm_start: bool = False,
+        decay: float = 0.999,
+    ):
+        self.n_experts = n_experts
+        self.experts = experts
+        self.gate_features = gate_features
+        self.expert_features = expert_features
+        self.gate = gate
+        self.gate_penalty = gate_penalty
+        self.expert_penalty = expert_penalty
+        self.variance_floor = variance_floor
+        self.start = start
+        self.n_init = n_init
+        self.tol = tol
+        self.stopping = stopping
+        self.max_iter = max_iter
+        self.solver = solver
+        self.combine = combine
+        self.random_state = random_state
+        self.warm_start = warm_start
+        self.decay = decay
+
     def _tree(self, n_columns: int) -> Gate:
         tree = grow((self.n_experts,), n_columns)
         if isinstance(self.gate, PartitionGate):
@@ -41,9 +82,9 @@ class MixtureOfExpertsRegressor(Regression, FlatMixture):
 
     Args:
         n_experts: number of experts.
-        experts: "linear" (Gaussian noise, each with a variance of its own), "poisson" (counts),
-            "student_t" (robust), `StudentT(df)`, a regressor of scikit-learn, or a list with an
-            entry for each expert. A regressor gets Gaussian noise of its own and the
+        experts: "linear" (Gaussian noise, each with a variance of its own; the default), "poisson"
+            (counts), "student_t" (robust), `StudentT(df)`, a regressor of scikit-learn, or a list
+            with an entry for each expert. A regressor gets Gaussian noise of its own and the
             responsibilities as weights; one that takes no weights is fitted to rows drawn by
             them, and a Gaussian process gets them as noise.
         gate_features: the columns that the gate sees: indices, names, a mask, or a function of X
@@ -85,47 +126,6 @@ class MixtureOfExpertsRegressor(Regression, FlatMixture):
     True
     """
 
-    def __init__(
-        self,
-        n_experts: int = 2,
-        *,
-        experts: Any = "linear",
-        gate_features: Any = None,
-        expert_features: Any = None,
-        gate: Any = "softmax",
-        gate_penalty: float = 0.01,
-        expert_penalty: float = 0.01,
-        variance_floor: float = 1e-4,
-        start: Any = "principal",
-        n_init: int = 1,
-        tol: float = 1e-5,
-        stopping: str = "relative",
-        max_iter: int = 100,
-        solver: str = "em",
-        combine: str = "weighted",
-        random_state: Any = None,
-        warm_start: bool = False,
-        decay: float = 0.999,
-    ):
-        self.n_experts = n_experts
-        self.experts = experts
-        self.gate_features = gate_features
-        self.expert_features = expert_features
-        self.gate = gate
-        self.gate_penalty = gate_penalty
-        self.expert_penalty = expert_penalty
-        self.variance_floor = variance_floor
-        self.start = start
-        self.n_init = n_init
-        self.tol = tol
-        self.stopping = stopping
-        self.max_iter = max_iter
-        self.solver = solver
-        self.combine = combine
-        self.random_state = random_state
-        self.warm_start = warm_start
-        self.decay = decay
-
 
 class MixtureOfExpertsClassifier(Classification, FlatMixture):
     """A classifier of experts among which a softmax gate chooses softly, fitted by EM.
@@ -134,8 +134,8 @@ class MixtureOfExpertsClassifier(Classification, FlatMixture):
     share.
 
     Args:
-        experts: "logistic" (multinomial with several classes), a classifier of scikit-learn with
-            ``predict_proba``, or a list with an entry for each expert.
+        experts: "logistic" (multinomial with several classes; the default), a classifier of
+            scikit-learn with ``predict_proba``, or a list with an entry for each expert.
         combine: "weighted", "argmax", or "vote": each expert votes for its most probable class,
             and the gate weighs the votes.
 
@@ -147,44 +147,3 @@ class MixtureOfExpertsClassifier(Classification, FlatMixture):
         **FlatMixture._parameter_constraints,
         "combine": [StrOptions({"weighted", "argmax", "vote"})],
     }
-
-    def __init__(
-        self,
-        n_experts: int = 2,
-        *,
-        experts: Any = "logistic",
-        gate_features: Any = None,
-        expert_features: Any = None,
-        gate: Any = "softmax",
-        gate_penalty: float = 0.01,
-        expert_penalty: float = 0.01,
-        variance_floor: float = 1e-4,
-        start: Any = "principal",
-        n_init: int = 1,
-        tol: float = 1e-5,
-        stopping: str = "relative",
-        max_iter: int = 100,
-        solver: str = "em",
-        combine: str = "weighted",
-        random_state: Any = None,
-        warm_start: bool = False,
-        decay: float = 0.999,
-    ):
-        self.n_experts = n_experts
-        self.experts = experts
-        self.gate_features = gate_features
-        self.expert_features = expert_features
-        self.gate = gate
-        self.gate_penalty = gate_penalty
-        self.expert_penalty = expert_penalty
-        self.variance_floor = variance_floor
-        self.start = start
-        self.n_init = n_init
-        self.tol = tol
-        self.stopping = stopping
-        self.max_iter = max_iter
-        self.solver = solver
-        self.combine = combine
-        self.random_state = random_state
-        self.warm_start = warm_start
-        self.decay = decay

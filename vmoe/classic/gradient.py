@@ -149,8 +149,9 @@ def with_zeros(coef: jax.Array) -> jax.Array:
     return jnp.pad(coef, ((1, 0), (0, 0)))
 
 
-def std_of(kind: Linear, log_std: jax.Array) -> jax.Array:
+def std_of(kind: Linear, log_std: jax.Array | None) -> jax.Array:
     """The standard deviations (e, q), not below the floor."""
+    assert log_std is not None
     return jnp.maximum(jnp.exp(log_std), jnp.sqrt(kind.sizes.floor))
 
 
