@@ -14,6 +14,7 @@ from vmoe.classic.experts.poisson import Poisson
 from vmoe.classic.experts.student_t import StudentT
 from vmoe.classic.flat import MixtureOfExpertsClassifier, MixtureOfExpertsRegressor
 from vmoe.classic.hierarchy import HierarchicalMixtureClassifier, HierarchicalMixtureRegressor
+from vmoe.classic.partition import PartitionGate
 from vmoe.classic.plot import plot_tree
 
 __all__ = [
@@ -23,6 +24,7 @@ __all__ = [
     "Logistic",
     "MixtureOfExpertsClassifier",
     "MixtureOfExpertsRegressor",
+    "PartitionGate",
     "Poisson",
     "StudentT",
     "plot_tree",

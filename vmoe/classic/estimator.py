@@ -13,7 +13,7 @@ from sklearn.utils import check_random_state
 from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
 
-from vmoe.classic import criteria, em
+from vmoe.classic import criteria, em, online
 from vmoe.classic.columns import select_columns
 from vmoe.classic.experts.interface import FittedExpert, Sizes
 from vmoe.classic.experts.make import is_named, make_experts
@@ -49,6 +49,7 @@ class MixtureEstimator(BaseEstimator):
         "combine": [StrOptions({"weighted", "argmax"})],
         "random_state": ["random_state"],
         "warm_start": ["boolean"],
+        "decay": [Interval(Real, 0, 1, closed="right")],
     }
 
     def __sklearn_tags__(self) -> Any:
@@ -69,6 +70,7 @@ class MixtureEstimator(BaseEstimator):
         Raises:
             ValueError: an argument is wrong.
         """
+        self.__dict__.pop("_memory", None)
         again = self.warm_start and hasattr(self, "_mixture")
         rows = self._training_rows(X, y, sample_weight, again)
         fits = [self._run(rows, again)]
@@ -77,11 +79,25 @@ class MixtureEstimator(BaseEstimator):
         best = max(fits, key=lambda fit: fit.history[-1])
         if not best.converged:
             warnings.warn(
-                f"EM did not converge in {len(best.history)} steps: increase max_iter or tol",
+                f"no convergence in {len(best.history)} steps: increase max_iter or tol",
                 ConvergenceWarning,
                 stacklevel=2,
             )
         return self._keep(best)
+
+    def _learn(self, X: Any, y: Any, sample_weight: Any) -> "MixtureEstimator":
+        """A batch of on-line EM; the first one is fitted as a whole."""
+        first = not hasattr(self, "_memory")
+        if first:
+            rows = self._training_rows(X, y, sample_weight, False)
+            if len(np.unique(rows.y)) < len(getattr(self, "classes_", [])):
+                raise ValueError("y: the first batch of partial_fit should have every class")
+            self._keep(self._run(rows, False))
+            self._memory = online.Memory()
+        else:
+            rows = self._labeled_rows(X, y, sample_weight)
+        online.learn(self._mixture, self._memory, rows, self.decay, move=not first)
+        return self
 
     def _keep(self, fit: em.Fit) -> "MixtureEstimator":
         self._mixture = fit.mixture
@@ -93,12 +109,22 @@ class MixtureEstimator(BaseEstimator):
 
     def _run(self, rows: Rows, again: bool, start: Any = None) -> em.Fit:
         """One fit, from one start."""
-        stopping = em.Stopping(self.max_iter, self.tol, self.stopping)
         if again:
-            return em.run(copy.deepcopy(self._mixture), rows, None, stopping)
+            return self._solve(copy.deepcopy(self._mixture), rows, None)
         mixture = self._new_mixture(rows)
         posterior = self._start(mixture, rows, self.start if start is None else start)
-        return em.run(mixture, rows, posterior, stopping)
+        return self._solve(mixture, rows, posterior)
+
+    def _solve(
+        self, mixture: Mixture, rows: Rows, posterior: Float[np.ndarray, "n e"] | None
+    ) -> em.Fit:
+        """A run of the solver."""
+        stopping = em.Stopping(self.max_iter, self.tol, self.stopping)
+        if self.solver == "em":
+            return em.run(mixture, rows, posterior, stopping)
+        from vmoe.classic import gradient  # the only module that needs JAX
+
+        return gradient.run(mixture, rows, posterior, stopping)
 
     def _new_mixture(self, rows: Rows) -> Mixture:
         tree = self._tree(rows.gate.shape[1] - 1)

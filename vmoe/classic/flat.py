@@ -6,6 +6,7 @@ import numpy as np
 from sklearn.utils._param_validation import StrOptions
 
 from vmoe.classic.estimator import AT_LEAST_1, MixtureEstimator
+from vmoe.classic.partition import FixedGate, PartitionGate
 from vmoe.classic.tasks import Classification, Regression
 from vmoe.classic.tree import Gate, grow
 
@@ -16,10 +17,55 @@ class FlatMixture(MixtureEstimator):
     _parameter_constraints: ClassVar[dict[str, Any]] = {
         **MixtureEstimator._parameter_constraints,
         "n_experts": [AT_LEAST_1],
+        "gate": [StrOptions({"softmax"}), PartitionGate],
     }
 
+    def __init__(
+        self,
+        n_experts: int = 2,
+        *,
+        experts: Any = None,
+        gate_features: Any = None,
+        expert_features: Any = None,
+        gate: Any = "softmax",
+        gate_penalty: float = 0.01,
+        expert_penalty: float = 0.01,
+        variance_floor: float = 1e-4,
+        start: Any = "principal",
+        n_init: int = 1,
+        tol: float = 1e-5,
+        stopping: str = "relative",
+        max_iter: int = 100,
+        solver: str = "em",
+        combine: str = "weighted",
+        random_state: Any = None,
+        warm_start: bool = False,
+        decay: float = 0.999,
+    ):
+        self.n_experts = n_experts
+        self.experts = experts
+        self.gate_features = gate_features
+        self.expert_features = expert_features
+        self.gate = gate
+        self.gate_penalty = gate_penalty
+        self.expert_penalty = expert_penalty
+        self.variance_floor = variance_floor
+        self.start = start
+        self.n_init = n_init
+        self.tol = tol
+        self.stopping = stopping
+        self.max_iter = max_iter
+        self.solver = solver
+        self.combine = combine
+        self.random_state = random_state
+        self.warm_start = warm_start
+        self.decay = decay
+
     def _tree(self, n_columns: int) -> Gate:
-        return grow((self.n_experts,), n_columns)
+        tree = grow((self.n_experts,), n_columns)
+        if isinstance(self.gate, PartitionGate):
+            return FixedGate(tree.children, tree.coef, self.gate)
+        return tree
 
     @property
     def gate_coef_(self) -> np.ndarray:
@@ -36,14 +82,15 @@ class MixtureOfExpertsRegressor(Regression, FlatMixture):
 
     Args:
         n_experts: number of experts.
-        experts: "linear" (Gaussian noise, each with a variance of its own), "poisson" (counts),
-            "student_t" (robust), `StudentT(df)`, a regressor of scikit-learn, or a list with an
-            entry for each expert. A regressor gets Gaussian noise of its own and the
+        experts: "linear" (Gaussian noise, each with a variance of its own; the default), "poisson"
+            (counts), "student_t" (robust), `StudentT(df)`, a regressor of scikit-learn, or a list
+            with an entry for each expert. A regressor gets Gaussian noise of its own and the
             responsibilities as weights; one that takes no weights is fitted to rows drawn by
             them, and a Gaussian process gets them as noise.
         gate_features: the columns that the gate sees: indices, names, a mask, or a function of X
             that returns these; None for all, [] for constant mixing proportions.
         expert_features: the columns that the experts see.
+        gate: "softmax", or a `PartitionGate` that sends rows to experts by a fixed rule.
         gate_penalty: strength of the L2 penalty on the gate's slopes for standardized columns.
         expert_penalty: the same for named experts; for linear experts in units of the noise, like
             ``alpha`` of scikit-learn's Ridge.
@@ -59,10 +106,12 @@ class MixtureOfExpertsRegressor(Regression, FlatMixture):
         stopping: "relative", by the last rise, or "aitken", by the distance to the extrapolated
             limit.
         max_iter: EM steps at most.
-        solver: "em", or "gradient" to train all parameters together in JAX.
+        solver: "em", or "gradient": L-BFGS on the same log-likelihood from the same start, with
+            gradients by JAX; ``max_iter`` and ``tol`` are then of its steps.
         combine: "weighted" by the gate, or "argmax" for the most probable expert alone.
         random_state: seed of random starts, and of rows drawn for estimators without weights.
         warm_start: whether another ``fit`` continues from the last one.
+        decay: the factor by which the past counts less with every row of ``partial_fit``.
 
     Attributes:
         gate_coef_: the gate's coefficients (e, p) with the intercept first.
@@ -77,43 +126,6 @@ class MixtureOfExpertsRegressor(Regression, FlatMixture):
     True
     """
 
-    def __init__(
-        self,
-        n_experts: int = 2,
-        *,
-        experts: Any = "linear",
-        gate_features: Any = None,
-        expert_features: Any = None,
-        gate_penalty: float = 0.01,
-        expert_penalty: float = 0.01,
-        variance_floor: float = 1e-4,
-        start: Any = "principal",
-        n_init: int = 1,
-        tol: float = 1e-5,
-        stopping: str = "relative",
-        max_iter: int = 100,
-        solver: str = "em",
-        combine: str = "weighted",
-        random_state: Any = None,
-        warm_start: bool = False,
-    ):
-        self.n_experts = n_experts
-        self.experts = experts
-        self.gate_features = gate_features
-        self.expert_features = expert_features
-        self.gate_penalty = gate_penalty
-        self.expert_penalty = expert_penalty
-        self.variance_floor = variance_floor
-        self.start = start
-        self.n_init = n_init
-        self.tol = tol
-        self.stopping = stopping
-        self.max_iter = max_iter
-        self.solver = solver
-        self.combine = combine
-        self.random_state = random_state
-        self.warm_start = warm_start
-
 
 class MixtureOfExpertsClassifier(Classification, FlatMixture):
     """A classifier of experts among which a softmax gate chooses softly, fitted by EM.
@@ -122,8 +134,8 @@ class MixtureOfExpertsClassifier(Classification, FlatMixture):
     share.
 
     Args:
-        experts: "logistic" (multinomial with several classes), a classifier of scikit-learn with
-            ``predict_proba``, or a list with an entry for each expert.
+        experts: "logistic" (multinomial with several classes; the default), a classifier of
+            scikit-learn with ``predict_proba``, or a list with an entry for each expert.
         combine: "weighted", "argmax", or "vote": each expert votes for its most probable class,
             and the gate weighs the votes.
 
@@ -135,40 +147,3 @@ class MixtureOfExpertsClassifier(Classification, FlatMixture):
         **FlatMixture._parameter_constraints,
         "combine": [StrOptions({"weighted", "argmax", "vote"})],
     }
-
-    def __init__(
-        self,
-        n_experts: int = 2,
-        *,
-        experts: Any = "logistic",
-        gate_features: Any = None,
-        expert_features: Any = None,
-        gate_penalty: float = 0.01,
-        expert_penalty: float = 0.01,
-        variance_floor: float = 1e-4,
-        start: Any = "principal",
-        n_init: int = 1,
-        tol: float = 1e-5,
-        stopping: str = "relative",
-        max_iter: int = 100,
-        solver: str = "em",
-        combine: str = "weighted",
-        random_state: Any = None,
-        warm_start: bool = False,
-    ):
-        self.n_experts = n_experts
-        self.experts = experts
-        self.gate_features = gate_features
-        self.expert_features = expert_features
-        self.gate_penalty = gate_penalty
-        self.expert_penalty = expert_penalty
-        self.variance_floor = variance_floor
-        self.start = start
-        self.n_init = n_init
-        self.tol = tol
-        self.stopping = stopping
-        self.max_iter = max_iter
-        self.solver = solver
-        self.combine = combine
-        self.random_state = random_state
-        self.warm_start = warm_start

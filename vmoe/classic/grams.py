@@ -8,9 +8,9 @@ BLOCK = 2**17  # numbers in a block of products, which should stay in the proces
 
 
 def weighted_grams(
-    x: Float[np.ndarray, "n p"], weights: Float[np.ndarray, "n m"]
+    x: Float[np.ndarray, "n p"], weights: Float[np.ndarray, "m n"]
 ) -> Float[np.ndarray, "m p p"]:
-    """X^T diag(w) X for every column w of ``weights``.
+    """X^T diag(w) X for every row w of ``weights``.
 
     With many weightings, the products of all pairs of columns are formed once for a block of rows;
     one matrix product with the weights then has all Gram matrices.
@@ -19,11 +19,11 @@ def weighted_grams(
     array([[[10., 20.],
             [20., 40.]]])
     """
-    if weights.shape[1] <= FEW:
-        return np.stack([(x * w[:, None]).T @ x for w in weights.T])
+    if len(weights) <= FEW:
+        return np.stack([(x * w[:, None]).T @ x for w in weights])
     p = x.shape[1]
     above = np.triu_indices(p)
-    grams = np.empty((weights.shape[1], p, p))
+    grams = np.empty((len(weights), p, p))
     grams[:, *above] = _upper(x, weights)
     grams[:, *above[::-1]] = grams[:, *above]
     return grams
@@ -34,14 +34,14 @@ def _upper(x: np.ndarray, weights: np.ndarray) -> np.ndarray:
     p = x.shape[1]
     pairs = p * (p + 1) // 2
     rows = max(64, BLOCK // pairs)
-    products, total = np.empty((pairs, rows)), np.zeros((weights.shape[1], pairs))
+    products, total = np.empty((pairs, rows)), np.zeros((len(weights), pairs))
     for start in range(0, len(x), rows):
         columns = np.ascontiguousarray(x[start : start + rows].T)
         end, size = 0, columns.shape[1]
         for i in range(p):
             begin, end = end, end + p - i
             np.multiply(columns[i], columns[i:], out=products[begin:end, :size])
-        total += (products[:, :size] @ weights[start : start + rows]).T
+        total += weights[:, start : start + rows] @ products[:, :size].T
     return total
 
 

@@ -22,6 +22,47 @@ class HierarchicalMixture(MixtureEstimator):
         "growth": [AT_LEAST_1, None],
     }
 
+    def __init__(
+        self,
+        branching: Any = (2, 2),
+        *,
+        growth: int | None = None,
+        experts: Any = None,
+        gate_features: Any = None,
+        expert_features: Any = None,
+        gate_penalty: float = 0.01,
+        expert_penalty: float = 0.01,
+        variance_floor: float = 1e-4,
+        start: Any = "principal",
+        n_init: int = 1,
+        tol: float = 1e-5,
+        stopping: str = "relative",
+        max_iter: int = 100,
+        solver: str = "em",
+        combine: str = "weighted",
+        random_state: Any = None,
+        warm_start: bool = False,
+        decay: float = 0.999,
+    ):
+        self.branching = branching
+        self.growth = growth
+        self.experts = experts
+        self.gate_features = gate_features
+        self.expert_features = expert_features
+        self.gate_penalty = gate_penalty
+        self.expert_penalty = expert_penalty
+        self.variance_floor = variance_floor
+        self.start = start
+        self.n_init = n_init
+        self.tol = tol
+        self.stopping = stopping
+        self.max_iter = max_iter
+        self.solver = solver
+        self.combine = combine
+        self.random_state = random_state
+        self.warm_start = warm_start
+        self.decay = decay
+
     def _tree(self, n_columns: int) -> Gate:
         branching = np.asarray(self.branching)
         if branching.ndim != 1 or not len(branching) or branching.dtype.kind not in "iu":
@@ -32,8 +73,7 @@ class HierarchicalMixture(MixtureEstimator):
 
     def _run(self, rows: Rows, again: bool, start: Any = None) -> em.Fit:
         fit = super()._run(rows, again, start)
-        stopping = em.Stopping(self.max_iter, self.tol, self.stopping)
-        return grow_to(fit, rows, self.growth or 0, stopping)
+        return grow_to(fit, rows, self.growth or 0, self._solve)
 
     @property
     def gate_coef_(self) -> list[np.ndarray]:
@@ -61,45 +101,6 @@ class HierarchicalMixtureRegressor(Regression, HierarchicalMixture):
         gate_coef_: a list of the gates' coefficients (k, p), level by level.
     """
 
-    def __init__(
-        self,
-        branching: Any = (2, 2),
-        *,
-        growth: int | None = None,
-        experts: Any = "linear",
-        gate_features: Any = None,
-        expert_features: Any = None,
-        gate_penalty: float = 0.01,
-        expert_penalty: float = 0.01,
-        variance_floor: float = 1e-4,
-        start: Any = "principal",
-        n_init: int = 1,
-        tol: float = 1e-5,
-        stopping: str = "relative",
-        max_iter: int = 100,
-        solver: str = "em",
-        combine: str = "weighted",
-        random_state: Any = None,
-        warm_start: bool = False,
-    ):
-        self.branching = branching
-        self.growth = growth
-        self.experts = experts
-        self.gate_features = gate_features
-        self.expert_features = expert_features
-        self.gate_penalty = gate_penalty
-        self.expert_penalty = expert_penalty
-        self.variance_floor = variance_floor
-        self.start = start
-        self.n_init = n_init
-        self.tol = tol
-        self.stopping = stopping
-        self.max_iter = max_iter
-        self.solver = solver
-        self.combine = combine
-        self.random_state = random_state
-        self.warm_start = warm_start
-
 
 class HierarchicalMixtureClassifier(Classification, HierarchicalMixture):
     """A classifier of experts at the leaves of a tree of softmax gates, fitted by EM.
@@ -112,42 +113,3 @@ class HierarchicalMixtureClassifier(Classification, HierarchicalMixture):
         **HierarchicalMixture._parameter_constraints,
         "combine": [StrOptions({"weighted", "argmax", "vote"})],
     }
-
-    def __init__(
-        self,
-        branching: Any = (2, 2),
-        *,
-        growth: int | None = None,
-        experts: Any = "logistic",
-        gate_features: Any = None,
-        expert_features: Any = None,
-        gate_penalty: float = 0.01,
-        expert_penalty: float = 0.01,
-        variance_floor: float = 1e-4,
-        start: Any = "principal",
-        n_init: int = 1,
-        tol: float = 1e-5,
-        stopping: str = "relative",
-        max_iter: int = 100,
-        solver: str = "em",
-        combine: str = "weighted",
-        random_state: Any = None,
-        warm_start: bool = False,
-    ):
-        self.branching = branching
-        self.growth = growth
-        self.experts = experts
-        self.gate_features = gate_features
-        self.expert_features = expert_features
-        self.gate_penalty = gate_penalty
-        self.expert_penalty = expert_penalty
-        self.variance_floor = variance_floor
-        self.start = start
-        self.n_init = n_init
-        self.tol = tol
-        self.stopping = stopping
-        self.max_iter = max_iter
-        self.solver = solver
-        self.combine = combine
-        self.random_state = random_state
-        self.warm_start = warm_start

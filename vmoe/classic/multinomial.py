@@ -6,11 +6,10 @@ generality. The penalty is half of ``penalty`` times the squared distance of eac
 mean of its rows, without the intercepts, so that it treats all outcomes alike.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float
-from scipy.special import log_softmax
 
 from vmoe.classic.grams import weighted_grams
 from vmoe.classic.newton import maximize
@@ -34,12 +33,14 @@ def fit_multinomial(
     """
     if len(start) < 2:
         return np.zeros_like(start)
-    return maximize(Multinomial(x, mass, mass.sum(axis=1), penalty), start - start[0])
+    function = Multinomial(x, np.ascontiguousarray(mass.T), mass.sum(axis=1), penalty)
+    return maximize(function, start - start[0])
 
 
-def penalty_of(coef: Float[np.ndarray, "*e k p"], penalty: float) -> float:
-    """The penalty of coefficients, as a positive number."""
-    return 0.5 * penalty * float(np.sum(centered(coef) ** 2))
+def penalty_of(coef: Any, penalty: float) -> Any:
+    """The penalty of coefficients (*e, k, p), arrays of NumPy or JAX, as a positive number."""
+    slopes = coef[..., 1:]
+    return 0.5 * penalty * ((slopes - slopes.mean(axis=-2, keepdims=True)) ** 2).sum()
 
 
 def centered(coef: Float[np.ndarray, "*e k p"]) -> Float[np.ndarray, "*e k p"]:
@@ -50,7 +51,10 @@ def centered(coef: Float[np.ndarray, "*e k p"]) -> Float[np.ndarray, "*e k p"]:
 
 
 class Multinomial(NamedTuple):
-    """The penalized log-likelihood, as a function of the coefficients."""
+    """The penalized log-likelihood, as a function of the coefficients.
+
+    Arrays have rows as their last axis, along which numpy is fast.
+    """
 
     x: np.ndarray
     mass: np.ndarray
@@ -62,14 +66,20 @@ class Multinomial(NamedTuple):
         return float(self.total.sum())
 
     def evaluate(self, coef: np.ndarray) -> tuple[float, np.ndarray]:
-        log_p = log_softmax(self.x @ coef.T, axis=1)
-        return float(np.vdot(self.mass, log_p)) - penalty_of(coef, self.penalty), log_p
+        logits = coef @ self.x.T
+        logits -= logits.max(axis=0)
+        p = np.exp(logits)
+        sums = p.sum(axis=0)
+        value = np.vdot(self.mass, logits) - self.total @ np.log(sums)
+        p /= sums
+        return float(value) - penalty_of(coef, self.penalty), p
 
-    def derivatives(self, coef: np.ndarray, log_p: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        p = np.exp(log_p)
-        gradient = (self.mass - self.total[:, None] * p).T @ self.x
-        gradient -= self.penalty * centered(coef)
-        return gradient[1:].ravel(), curvature(self.x, p, self.total, self.penalty)
+    def gradient(self, coef: np.ndarray, p: np.ndarray) -> np.ndarray:
+        gradient = (self.mass - self.total * p) @ self.x
+        return (gradient - self.penalty * centered(coef))[1:].ravel()
+
+    def curvature(self, p: np.ndarray) -> np.ndarray:
+        return curvature(self.x, p, self.total, self.penalty)
 
     def moved(self, coef: np.ndarray, step: np.ndarray) -> np.ndarray:
         return coef + np.vstack([np.zeros(coef.shape[1]), step.reshape(-1, coef.shape[1])])
@@ -77,17 +87,17 @@ class Multinomial(NamedTuple):
 
 def curvature(
     x: Float[np.ndarray, "n p"],
-    probabilities: Float[np.ndarray, "n k"],
+    probabilities: Float[np.ndarray, "k n"],
     total: Float[np.ndarray, "n"],
     penalty: float,
 ) -> Float[np.ndarray, "c c"]:
     """The negative Hessian for the coefficients of all outcomes but the first; c = (k - 1) p."""
-    k, p = probabilities.shape[1] - 1, x.shape[1]
+    k, p = len(probabilities) - 1, x.shape[1]
     a, b = np.triu_indices(k)
     grams = np.zeros((len(a), p, p))
     for i in range(0, len(x), SLAB):
-        q = probabilities[i : i + SLAB, 1:]
-        weights = q[:, a] * ((a == b) - q[:, b]) * total[i : i + SLAB, None]
+        q = probabilities[1:, i : i + SLAB]
+        weights = q[a] * ((a == b)[:, None] - q[b]) * total[i : i + SLAB]
         grams += weighted_grams(x[i : i + SLAB], weights)
     blocks = np.empty((k, k, p, p))
     blocks[a, b] = blocks[b, a] = grams

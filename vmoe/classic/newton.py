@@ -1,4 +1,7 @@
-"""Newton's method with step halving, for the concave functions of an M-step."""
+"""Newton's method with step halving, for the concave functions of an M-step.
+
+The curvature costs most, so it is kept as long as each step is a tenth of the last one or smaller.
+"""
 
 from typing import Any, Protocol, runtime_checkable
 
@@ -9,8 +12,11 @@ from vmoe.classic.grams import solve
 
 MAX_STEPS = 50
 HALVINGS = 40
-SMALL = 1e-6  # steps converge quadratically, so the error after one of this size is rounding
-NO_GAIN = 1e-15  # Newton's estimate of what is left to gain, per unit of mass
+SMALL = (
+    1e-10  # the largest change of a coefficient, relative to the largest coefficient, at the end
+)
+NO_GAIN = 1e-20  # Newton's estimate of what is left to gain, per unit of mass, at the end
+FAST = 0.1  # the curvature is kept if steps shrink to this part
 ROUNDING = 1e-13  # the part of a value by which it may fall only because of rounding
 
 
@@ -24,11 +30,15 @@ class Concave(Protocol):
         ...
 
     def evaluate(self, coef: np.ndarray) -> tuple[float, Any]:
-        """The value, and what ``derivatives`` can reuse."""
+        """The value, and what the derivatives can reuse."""
         ...
 
-    def derivatives(self, coef: np.ndarray, state: Any, /) -> tuple[np.ndarray, np.ndarray]:
-        """The gradient, as a vector, and the negative Hessian."""
+    def gradient(self, coef: np.ndarray, state: Any, /) -> np.ndarray:
+        """The gradient, as a vector."""
+        ...
+
+    def curvature(self, state: Any, /) -> np.ndarray:
+        """The negative Hessian."""
         ...
 
     def moved(self, coef: np.ndarray, step: np.ndarray) -> np.ndarray:
@@ -43,20 +53,32 @@ def maximize(function: Concave, coef: Float[np.ndarray, "..."]) -> Float[np.ndar
     after ``MAX_STEPS``.
     """
     value, state = function.evaluate(coef)
+    curvature, last = None, 0.0
     for _ in range(MAX_STEPS):
-        gradient, curvature = function.derivatives(coef, state)
-        step = solve(curvature, gradient)
+        gradient = function.gradient(coef, state)
+        step = None if curvature is None else solve(curvature, gradient)
+        if step is None or np.abs(step).max() > FAST * last:
+            curvature = function.curvature(state)
+            step = solve(curvature, gradient)
         least = value - ROUNDING * abs(value)
-        for halving in range(HALVINGS):
-            moved = function.moved(coef, step * 0.5**halving)
-            new, new_state = function.evaluate(moved)
-            if new >= least:
-                break
-        else:
+        found = _halved(function, coef, step, least)
+        if found is None:
             return coef
-        coef, value, state = moved, new, new_state
-        if gradient @ step <= NO_GAIN * function.total_mass:
-            return coef
-        if np.abs(step).max(initial=0) <= SMALL * max(1.0, np.abs(coef).max(initial=0)):
+        coef, value, state = found
+        last = np.abs(step).max()
+        small = last <= SMALL * max(1.0, np.abs(coef).max())
+        if small or gradient @ step <= NO_GAIN * function.total_mass:
             return coef
     return coef
+
+
+def _halved(
+    function: Concave, coef: np.ndarray, step: np.ndarray, least: float
+) -> tuple[np.ndarray, float, Any] | None:
+    """The first of ever smaller steps that reaches a value; None if none does."""
+    for halving in range(HALVINGS):
+        moved = function.moved(coef, step * 0.5**halving)
+        value, state = function.evaluate(moved)
+        if value >= least:
+            return moved, value, state
+    return None

@@ -68,7 +68,12 @@ class Rows:
     @cached_property
     def gate(self) -> Float[np.ndarray, "n p"]:
         """The standardized columns of the gates, after the intercept's."""
-        return self.view.gate_design.matrix(dense(self.given[:, self.view.gate_columns]))
+        return self.view.gate_design.matrix(self.gate_given)
+
+    @cached_property
+    def gate_given(self) -> Float[np.ndarray, "n d"]:
+        """The columns of the gates as they were given."""
+        return dense(self.given[:, self.view.gate_columns])
 
     @cached_property
     def expert(self) -> Float[np.ndarray, "n p"]:

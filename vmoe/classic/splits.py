@@ -65,7 +65,7 @@ def _covariance(
     gate: Gate, rows: Rows, p: np.ndarray, reach: np.ndarray, penalty: float
 ) -> np.ndarray:
     weight = reach if rows.weight is None else reach * rows.weight
-    inverse = np.linalg.pinv(curvature(rows.gate, p, weight, penalty), hermitian=True)
+    inverse = np.linalg.pinv(curvature(rows.gate, p.T, weight, penalty), hermitian=True)
     to_given = rows.view.gate_design.to_given(np.eye(gate.coef.shape[1]))
     change = np.kron(np.eye(len(gate.coef) - 1), to_given)
     return change.T @ inverse @ change

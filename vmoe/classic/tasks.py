@@ -4,7 +4,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 from jaxtyping import Float
-from sklearn.base import ClassifierMixin, RegressorMixin
+from sklearn.base import ClassifierMixin, RegressorMixin, _fit_context
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import column_or_1d
 
@@ -36,6 +36,11 @@ class Regression(RegressorMixin):
         means = self._mixture.experts.means(rows)
         return self._decide(combined(self.combine, self._mixture.prior(rows), means))
 
+    @_fit_context(prefer_skip_nested_validation=True)
+    def partial_fit(self, X: Any, y: Any, sample_weight: Any = None) -> Any:
+        """On-line EM: the first batch is fitted as a whole, later ones move the mixture once."""
+        return self._learn(X, y, sample_weight)
+
     def predict_dist(self, X: Any) -> PredictiveDistribution:
         """The distribution of y for every row, with mean, std, quantile, cdf and sample."""
         rows = self._rows(X)
@@ -55,14 +60,30 @@ class Classification(ClassifierMixin):
 
     def _encode(self, y: np.ndarray) -> np.ndarray:
         check_classification_targets(y)
-        self.classes_, codes = np.unique(column_or_1d(y, warn=True), return_inverse=True)
-        return codes
+        y = column_or_1d(y, warn=True)
+        known = self.__dict__.pop("_known", None)
+        self.classes_ = np.unique(y if known is None else known)
+        return self._codes(y)
 
     def _codes(self, y: np.ndarray) -> np.ndarray:
         unknown = np.setdiff1d(y, self.classes_)
         if len(unknown):
             raise ValueError(f"y contains previously unseen classes: {unknown.tolist()}")
         return np.searchsorted(self.classes_, y)
+
+    @_fit_context(prefer_skip_nested_validation=True)
+    def partial_fit(self, X: Any, y: Any, classes: Any = None, sample_weight: Any = None) -> Any:
+        """On-line EM: the first batch is fitted as a whole, later ones move the mixture once.
+
+        Args:
+            classes: all classes, which the first batch should have.
+
+        Raises:
+            ValueError: the first batch lacks a class.
+        """
+        if not hasattr(self, "_memory"):
+            self._known = classes
+        return self._learn(X, y, sample_weight)
 
     def predict_proba(self, X: Any) -> Float[np.ndarray, "n q"]:
         """The probabilities of the classes, in the order of ``classes_``, as ``combine`` says."""

@@ -34,7 +34,7 @@ class Linear(Experts):
 
     def fit(self, rows: Rows, mass: np.ndarray, keep: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Coefficients and variances of the experts ``keep``, whose masses are given."""
-        grams = weighted_grams(rows.expert, mass)
+        grams = weighted_grams(rows.expert, mass.T)
         moments = [(mass * y[:, None]).T @ rows.expert for y in rows.y.T]
         coef = ridge(grams[:, None], np.stack(moments, axis=1), self.sizes.penalty)
         squares = np.einsum("ne,neq->eq", mass, residuals(rows, coef) ** 2)

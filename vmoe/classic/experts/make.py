@@ -34,11 +34,13 @@ def make_experts(wanted: Any, sizes: Sizes) -> Experts:
 
 
 def kind_of(wanted: Any, classify: bool) -> Experts:
-    """The kind of experts that one entry of ``experts=`` names.
+    """The kind of experts that one entry of ``experts=`` names; None for the task's usual one.
 
     Raises:
         ValueError: there is no such kind, or it is for the other task.
     """
+    if wanted is None:
+        return Logistic() if classify else Linear()
     if isinstance(wanted, Experts):
         found = copy.copy(wanted)
     elif isinstance(wanted, BaseEstimator):

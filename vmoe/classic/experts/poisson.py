@@ -70,11 +70,13 @@ class LogLinear(NamedTuple):
         value = self.mass @ (self.y * log_rate - rate)
         return float(value) - 0.5 * self.penalty * float(coef[1:] @ coef[1:]), rate
 
-    def derivatives(self, coef: np.ndarray, rate: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        slopes = np.r_[0.0, np.ones(len(coef) - 1)]
-        gradient = (self.mass * (self.y - rate)) @ self.x - self.penalty * slopes * coef
-        (gram,) = weighted_grams(self.x, (self.mass * rate)[:, None])
-        return gradient, gram + self.penalty * np.diag(slopes)
+    def gradient(self, coef: np.ndarray, rate: np.ndarray) -> np.ndarray:
+        slopes = np.r_[0.0, coef[1:]]
+        return (self.mass * (self.y - rate)) @ self.x - self.penalty * slopes
+
+    def curvature(self, rate: np.ndarray) -> np.ndarray:
+        (gram,) = weighted_grams(self.x, (self.mass * rate)[None])
+        return gram + self.penalty * np.diag(np.r_[0.0, np.ones(len(gram) - 1)])
 
     def moved(self, coef: np.ndarray, step: np.ndarray) -> np.ndarray:
         return coef + step

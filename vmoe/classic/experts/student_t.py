@@ -42,7 +42,7 @@ class StudentT(Linear):
         weights = mass[:, :, None] * (self.df + 1) / (self.df + scaled**2)
         coef = np.empty_like(self.coef[keep])
         for j, y in enumerate(rows.y.T):
-            grams = weighted_grams(rows.expert, weights[:, :, j])
+            grams = weighted_grams(rows.expert, weights[:, :, j].T)
             moments = (weights[:, :, j] * y[:, None]).T @ rows.expert
             coef[:, [j]] = ridge(grams[:, None], moments[:, None], self.sizes.penalty)
         squares = np.einsum("neq,neq->eq", weights, residuals(rows, coef) ** 2)

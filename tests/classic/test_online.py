@@ -1,0 +1,46 @@
+"""On-line EM."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.classic import problems
+from vmoe.classic import HierarchicalMixtureClassifier, MixtureOfExpertsRegressor
+
+pytestmark = pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
+
+
+def stream(model: Any, x: np.ndarray, y: np.ndarray, **first: Any) -> Any:
+    """The model after batches of 100 rows."""
+    for i in range(0, len(y), 100):
+        model.partial_fit(x[i : i + 100], y[i : i + 100], **({} if i else first))
+    return model
+
+
+def test_batches_seen_once_come_close_to_em_on_all_rows() -> None:
+    x, y = problems.two_planes(0, rows=2000)
+    whole = MixtureOfExpertsRegressor(2).fit(x, y)
+    online = stream(MixtureOfExpertsRegressor(2, decay=1.0), x, y)
+    first = MixtureOfExpertsRegressor(2).fit(x[:100], y[:100])
+    truth = whole.predict(x)
+    error, before = (np.mean((m.predict(x) - truth) ** 2) for m in (online, first))
+    assert error < 0.01 and error < 0.5 * before
+
+
+def test_a_classifier_learns_from_batches_seen_once() -> None:
+    x, y = problems.crossed(0, rows=1000)
+    model = stream(HierarchicalMixtureClassifier((2, 2), decay=1.0), x, y, classes=[0, 1])
+    assert model.score(x, y) > 0.8
+
+
+def test_a_first_batch_without_every_class_is_a_value_error() -> None:
+    x, y = problems.crossed(0)
+    with pytest.raises(ValueError, match="every class"):
+        HierarchicalMixtureClassifier().partial_fit(x, y, classes=[0, 1, 2])
+
+
+def test_experts_that_are_not_linear_cannot_learn_on_line() -> None:
+    x, y = problems.counts(0)
+    with pytest.raises(ValueError, match="partial_fit needs"):
+        MixtureOfExpertsRegressor(2, experts="poisson").partial_fit(x, y)

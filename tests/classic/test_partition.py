@@ -1,0 +1,52 @@
+"""Tasks decomposed by hand: a fixed partition as the gate."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.testing import assert_allclose
+from sklearn.linear_model import LinearRegression
+
+from vmoe.classic import MixtureOfExpertsRegressor, PartitionGate
+
+
+def left(columns: np.ndarray) -> np.ndarray:
+    return (columns[:, 0] > 0).astype(int)
+
+
+PARTITIONS = [
+    PartitionGate(rule=left),
+    PartitionGate(centers=[[-1.0], [1.0]]),
+    PartitionGate(centers=[[-1.0], [1.0]], metric="manhattan"),
+    PartitionGate(groups=[[[-2.0], [-1.0]], [[1.0], [2.0]]]),
+]
+
+
+@pytest.mark.parametrize("gate", PARTITIONS, ids=["rule", "centers", "metric", "groups"])
+def test_each_expert_is_the_regression_of_its_part(gate: PartitionGate) -> None:
+    random = np.random.default_rng(0)
+    x = np.column_stack([random.choice([-2.0, -1.0, 1.0, 2.0], 100), random.normal(size=100)])
+    y = np.where(x[:, 0] > 0, x[:, 1], 3 - x[:, 1]) + 0.1 * random.normal(size=100)
+    model = MixtureOfExpertsRegressor(2, gate=gate, gate_features=[0], expert_penalty=0.0)
+    model.fit(x, y)
+    for part in (x[:, 0] > 0, x[:, 0] < 0):
+        assert_allclose(
+            model.predict(x[part]), LinearRegression().fit(x[part], y[part]).predict(x[part])
+        )
+    assert set(np.unique(model.gate_proba(x))) == {0.0, 1.0}
+
+
+@pytest.mark.parametrize("settings", [{}, {"centers": [[0.0]], "rule": left}])
+def test_a_partition_has_exactly_one_rule(settings: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="exactly one"):
+        PartitionGate(**settings)
+
+
+@pytest.mark.parametrize(
+    "rule, message",
+    [(lambda x: x[:, 0], "an integer"), (lambda x: np.full(len(x), 2), r"\[0, 2\)")],
+)
+def test_a_rule_without_experts_is_a_value_error(rule: Any, message: str) -> None:
+    x = np.linspace(-1, 1, 10)[:, None]
+    with pytest.raises(ValueError, match=message):
+        MixtureOfExpertsRegressor(2, gate=PartitionGate(rule=rule)).fit(x, x[:, 0])

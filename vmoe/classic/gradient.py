@@ -1,0 +1,188 @@
+"""Training by gradient, end to end in JAX, for comparison with EM.
+
+Jacobs et al. 1991 climb the log-likelihood of the whole mixture by its gradient. Here L-BFGS does,
+on the same penalized log-likelihood as EM and from the same start. Only this module imports JAX.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jax import numpy as jnp
+from jax.flatten_util import ravel_pytree
+from jax.nn import log_softmax
+from jax.scipy.special import logsumexp
+from jax.scipy.stats import norm, poisson
+from jax.scipy.stats import t as student_t
+from jaxtyping import Float
+from scipy.optimize import minimize
+
+from vmoe.classic.em import Fit, Stopping
+from vmoe.classic.experts.estimators import Estimators
+from vmoe.classic.experts.interface import Experts
+from vmoe.classic.experts.linear import Linear
+from vmoe.classic.experts.logistic import Logistic
+from vmoe.classic.experts.mixed import Mixed
+from vmoe.classic.experts.poisson import LARGEST
+from vmoe.classic.experts.student_t import StudentT
+from vmoe.classic.mixture import Mixture
+from vmoe.classic.multinomial import penalty_of
+from vmoe.classic.partition import FixedGate
+from vmoe.classic.rows import Rows
+from vmoe.classic.tree import Gate, breadth_first
+
+
+class Data(NamedTuple):
+    """The rows, as arrays that a compiled function takes.
+
+    Attributes:
+        gate: what the gates see (n, p).
+        expert: what the experts see (n, p).
+        y: targets (n, q), or the index of each row's class.
+        weight: the weight of each row (n,).
+        fixed: the logarithm of the prior (n, e), if the gate is a given partition.
+    """
+
+    gate: Any
+    expert: Any
+    y: Any
+    weight: Any
+    fixed: Any
+
+
+class Parameters(NamedTuple):
+    """What is trained.
+
+    Attributes:
+        gates: the coefficients of every gate, level by level, without its first child's zeros.
+        experts: the coefficients (e, q, p) of every kind of experts.
+        log_std: the logarithm of the standard deviation (e, q) of every kind; None without noise.
+    """
+
+    gates: list[Any]
+    experts: list[Any]
+    log_std: list[Any]
+
+
+def run(
+    mixture: Mixture, rows: Rows, posterior: Float[np.ndarray, "n e"] | None, stopping: Stopping
+) -> Fit:
+    """Fits the mixture in place, like ``em.run``; one M-step makes parameters of a posterior.
+
+    The history has the penalized log-likelihood after every step of L-BFGS.
+
+    Raises:
+        ValueError: an expert is an estimator of scikit-learn, which has no gradient.
+    """
+    if any(isinstance(experts, Estimators) for experts in kinds(mixture)):
+        raise ValueError("solver='gradient' needs named experts")
+    if posterior is not None:
+        mixture.update(rows, posterior)
+    fit = Fit(mixture)
+
+    def stop(intermediate_result: Any) -> None:
+        fit.history.append(-float(intermediate_result.fun))
+        fit.converged = stopping.reached(fit.history, float(rows.weight.sum()))
+        if fit.converged:
+            raise StopIteration
+
+    with jax.enable_x64(True):
+        start, unravel = ravel_pytree(parameters(mixture))
+        data = data_of(mixture, rows)
+        loss = jax.jit(jax.value_and_grad(lambda flat, d: -objective(mixture, unravel(flat), d)))
+        options = {"maxiter": stopping.max_iter, "ftol": 0.0, "gtol": 0.0}
+        found = minimize(
+            loss, start, (data,), method="L-BFGS-B", jac=True, callback=stop, options=options
+        )
+        set_parameters(mixture, unravel(jnp.asarray(found.x)))
+    fit.history = fit.history or [-float(found.fun)]
+    fit.converged |= found.nit < stopping.max_iter  # no step leads up any more
+    return fit
+
+
+def kinds(mixture: Mixture) -> list[Experts]:
+    """The experts, kind by kind."""
+    experts = mixture.experts
+    return experts.parts if isinstance(experts, Mixed) else [experts]
+
+
+def data_of(mixture: Mixture, rows: Rows) -> Data:
+    """The rows as arrays."""
+    fixed = mixture.tree.log_probabilities(rows) if isinstance(mixture.tree, FixedGate) else None
+    return jax.tree.map(jnp.asarray, Data(rows.gate, rows.expert, rows.y, rows.weight, fixed))
+
+
+def parameters(mixture: Mixture) -> Parameters:
+    """The parameters of a mixture."""
+    experts = kinds(mixture)
+    values = Parameters(
+        gates=[gate.coef[1:] - gate.coef[0] for gate in breadth_first(mixture.tree)],
+        experts=[kind.coef for kind in experts],
+        log_std=[np.log(kind.std) if isinstance(kind, Linear) else None for kind in experts],
+    )
+    return jax.tree.map(jnp.asarray, values)
+
+
+def set_parameters(mixture: Mixture, values: Parameters) -> None:
+    """The reverse of ``parameters``."""
+    for gate, coef in zip(breadth_first(mixture.tree), values.gates, strict=True):
+        gate.coef = np.array(with_zeros(coef))
+    for kind, coef, log_std in zip(kinds(mixture), values.experts, values.log_std, strict=True):
+        kind.coef = np.array(coef)
+        if isinstance(kind, Linear):
+            kind.std = np.array(std_of(kind, log_std))
+
+
+def objective(mixture: Mixture, values: Parameters, data: Data) -> jax.Array:
+    """The penalized log-likelihood; of the mixture, only the structure and the settings count."""
+    gates = dict(zip(map(id, breadth_first(mixture.tree)), values.gates, strict=True))
+    prior = log_prior(mixture.tree, gates, data) if data.fixed is None else data.fixed
+    each = list(zip(kinds(mixture), values.experts, values.log_std, strict=True))
+    density = jnp.concatenate([log_density(*expert, data) for expert in each], axis=1)
+    penalty = sum(penalty_of(with_zeros(coef), mixture.gate_penalty) for coef in values.gates)
+    penalty += sum(expert_penalty(*expert) for expert in each)
+    return data.weight @ logsumexp(prior + density, axis=1) - penalty
+
+
+def with_zeros(coef: jax.Array) -> jax.Array:
+    """The coefficients of a gate with those of its first child."""
+    return jnp.pad(coef, ((1, 0), (0, 0)))
+
+
+def std_of(kind: Linear, log_std: jax.Array | None) -> jax.Array:
+    """The standard deviations (e, q), not below the floor."""
+    assert log_std is not None
+    return jnp.maximum(jnp.exp(log_std), jnp.sqrt(kind.sizes.floor))
+
+
+def log_prior(gate: Gate, coefs: dict[int, jax.Array], data: Data) -> jax.Array:
+    """``Gate.log_prior`` for these coefficients, which are found by the gate's identity."""
+    own = log_softmax(data.gate @ with_zeros(coefs[id(gate)]).T, axis=1)
+    each = [
+        own[:, [k]] + (0.0 if isinstance(child, int) else log_prior(child, coefs, data))
+        for k, child in enumerate(gate.children)
+    ]
+    return jnp.concatenate(each, axis=1)
+
+
+def log_density(kind: Experts, coef: jax.Array, log_std: jax.Array | None, data: Data) -> jax.Array:
+    """``Experts.log_density`` (n, e) for these coefficients."""
+    predictor = jnp.einsum("np,eqp->neq", data.expert, coef)
+    if isinstance(kind, Logistic):
+        return log_softmax(predictor)[jnp.arange(len(data.y)), :, data.y]
+    y = data.y[:, None]
+    if isinstance(kind, StudentT):
+        each = student_t.logpdf(y, kind.df, predictor, std_of(kind, log_std))
+    elif isinstance(kind, Linear):
+        each = norm.logpdf(y, predictor, std_of(kind, log_std))
+    else:
+        each = poisson.logpmf(y, jnp.exp(jnp.minimum(predictor, LARGEST)))
+    return each.sum(axis=-1)
+
+
+def expert_penalty(kind: Experts, coef: jax.Array, log_std: jax.Array | None) -> Any:
+    """``Experts.penalty`` for these coefficients."""
+    if isinstance(kind, Logistic):
+        return penalty_of(coef, kind.sizes.penalty)
+    unit = std_of(kind, log_std)[..., None] if isinstance(kind, Linear) else 1.0
+    return 0.5 * kind.sizes.penalty * jnp.sum((coef[..., 1:] / unit) ** 2)

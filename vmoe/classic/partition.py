@@ -1,0 +1,88 @@
+"""Tasks decomposed by hand: a fixed partition of the rows as the simplest gate.
+
+It is not fitted: every row belongs to one expert, by the values of some columns, by the nearest of
+given centers in a metric, or by a function.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+from sklearn.metrics import pairwise_distances_argmin
+
+from vmoe.classic.rows import Rows
+from vmoe.classic.tree import Gate
+
+
+class PartitionGate:
+    """A gate that sends each row to one expert by a fixed rule: ``gate=PartitionGate(...)``.
+
+    Exactly one of ``groups``, ``centers`` and ``rule`` is given. They see the columns of
+    ``gate_features``.
+
+    Args:
+        groups: an entry for each expert with the values of the columns (m, d) that are its own; a
+            row of other values goes to the expert with the nearest one.
+        centers: a center for each expert (e, d); a row goes to the nearest.
+        metric: the metric for centers, as in scikit-learn's ``pairwise_distances``.
+        rule: a function of the columns (n, d) that returns each row's expert, in [0, e).
+    """
+
+    def __init__(
+        self,
+        *,
+        groups: Any = None,
+        centers: Any = None,
+        metric: str = "euclidean",
+        rule: Callable[[np.ndarray], Any] | None = None,
+    ):
+        if sum(given is not None for given in (groups, centers, rule)) != 1:
+            raise ValueError("PartitionGate: expected exactly one of groups, centers and rule")
+        self.groups, self.centers, self.metric, self.rule = groups, centers, metric, rule
+
+    def assign(self, columns: Float[np.ndarray, "n d"], n_experts: int) -> np.ndarray:
+        """The expert of every row (n,).
+
+        Raises:
+            ValueError: there is no such expert.
+        """
+        if self.rule is not None:
+            experts = np.asarray(self.rule(columns))
+        else:
+            owners, places = self._places()
+            experts = owners[pairwise_distances_argmin(columns, places, metric=self.metric)]
+        if experts.shape != (len(columns),) or experts.dtype.kind not in "iub":
+            raise ValueError("PartitionGate: the rule should return an integer for every row")
+        if experts.min() < 0 or experts.max() >= n_experts:
+            raise ValueError(f"PartitionGate: experts should be in [0, {n_experts})")
+        return experts.astype(int)
+
+    def _places(self) -> tuple[np.ndarray, np.ndarray]:
+        """The places that rows are compared with, and the expert of each."""
+        if self.centers is not None:
+            centers = np.asarray(self.centers, float)
+            return np.arange(len(centers)), centers
+        groups = [np.atleast_2d(np.asarray(group, float)) for group in self.groups]
+        return np.repeat(np.arange(len(groups)), [len(g) for g in groups]), np.vstack(groups)
+
+
+@dataclass
+class FixedGate(Gate):
+    """A gate of a tree that follows a partition; it has no coefficients."""
+
+    partition: PartitionGate | None = None
+
+    def log_probabilities(self, rows: Rows) -> Float[np.ndarray, "n k"]:
+        assert self.partition is not None
+        k = len(self.children)
+        experts = self.partition.assign(rows.gate_given, k)
+        with np.errstate(divide="ignore"):
+            return np.log(np.eye(k)[experts])
+
+    def update(self, rows: Rows, mass: Float[np.ndarray, "n e"], penalty: float) -> None:
+        """Nothing: the partition is fixed."""
+
+    def n_parameters(self) -> int:
+        return 0
