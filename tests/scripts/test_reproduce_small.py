@@ -26,7 +26,9 @@ RESULTS = ROOT / "docs" / "results"
 @pytest.fixture(scope="module")
 def reproduction() -> Any:
     """The modules of the script."""
-    parts = (f"reproduction.{name}" for name in ("claims", "measure", "observations", "show"))
+    parts = (
+        f"reproduction.{name}" for name in ("claims", "measure", "observations", "show", "variants")
+    )
     names = (*parts, "experiments", "results")
     return {name.rpartition(".")[2]: script.module(name) for name in names}
 
@@ -154,6 +156,20 @@ def test_the_figures_of_a_sparse_run_agree_with_each_other(
     images = sample(open_source("digits", "test"), 64)
     per_example = evaluate(load(tiny_run).model, images, batch_size=64).per_example
     np.testing.assert_array_equal(correct["accuracy"], per_example.correct)  # in the data's order
+
+
+def test_every_model_is_measured_under_the_changes_that_it_allows(
+    reproduction: dict[str, Any],
+) -> None:
+    variants, measure = reproduction["variants"], reproduction["measure"]
+    found = {
+        name: {each.__name__ for each in measure.changes(variants.train_config(name).model)}
+        for name in variants.VARIANTS
+    }
+    limited = {"capacities", "kept"}
+    assert found["dense"] == found["dense_flops"] == found["soft"] == set()
+    assert found["shared"] == {"random_routers"} | limited  # a shared expert cannot be merged
+    assert found["standard"] == {"random_routers", "merged"} | limited
 
 
 def test_a_command_that_fails_is_named_with_its_message(tmp_path: Path) -> None:
