@@ -96,9 +96,10 @@ def measure(run: Path, images: int) -> dict[str, Any]:
 
 def changes(config: ViTConfig) -> list[Callable[[ViT, Batches], Figures]]:
     """What is measured under changes of a model that not all models allow."""
-    functions = [random_routers] if config.can_drop else []
-    if config.can_drop and not any(moe.shared_experts for moe in config.moe_blocks.values()):
-        functions.append(merged)
+    functions = []
+    if config.can_drop:
+        shared = any(moe.shared_experts for moe in config.moe_blocks.values())
+        functions += [random_routers] if shared else [random_routers, merged]
     if config.sparse_blocks and can_be_limited(config):
         functions += [capacities, kept]
     return functions
