@@ -36,6 +36,7 @@ SETTINGS = {
     "jax_disable_most_optimizations": True,
     "jax_compilation_cache_dir": str(ROOT / ".cache" / "jax"),
     "jax_persistent_cache_min_compile_time_secs": 0,
+    "jax_traceback_in_locations_limit": 0,  # programs without lines of Python lower faster
 }
 gc.set_threshold(20_000, 20, 20)  # tracing makes many objects, few of them garbage
 for name, value in SETTINGS.items():
@@ -47,7 +48,10 @@ for name in ("no_proxy", "NO_PROXY"):  # the servers of the tests are on this ma
 
 
 # Files with tests of half a minute or more run first, so that no such test starts late.
-LONGEST = ("test_distributed.py", "test_stops.py", "test_scripts.py", "test_loop.py")
+LONGEST = (
+    *("test_notebooks.py", "test_router_comparison.py", "test_distributed.py", "test_stops.py"),
+    *("test_worked_router.py", "test_list_of_experts.py", "test_loop.py", "test_scripts.py"),
+)
 DEVICES = 8  # of tests/devices, which runs in its own pytest process; other tests have one
 
 

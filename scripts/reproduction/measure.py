@@ -19,7 +19,8 @@ attack.EPSILON           accuracy after the published attack by EPSILON / 255; 0
 attack.EPSILON.PATH      the same with gradients through the experts or the routers alone
 attack.EPSILON.projected the same by projected steps
 random.BLOCK             accuracy with a random router in that block
-merged                   accuracy with the mean of its experts as the MLP of each sparse block
+merged                   accuracy with the mean of its experts as the MLP of each sparse block,
+                         unless it has shared experts
 batch                    fraction of predictions that change with the order of the images
 """
 
@@ -27,7 +28,7 @@ import argparse
 import base64
 import json
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,7 @@ from vmoe.analysis.effects import (
     with_random_routers,
 )
 from vmoe.analysis.interventions import limited
+from vmoe.config import ViTConfig
 from vmoe.config.routers import PRIORITIES
 from vmoe.data.pipeline import evaluation_order
 from vmoe.evaluate.sample import Sample
@@ -83,16 +85,24 @@ def measure(run: Path, images: int) -> dict[str, Any]:
     if model.config.sparse_blocks:
         real = np.concatenate([own[valid] for own, _, valid in few])
         found["batch"] = batch_dependence(model, real, batch_size=BATCH_SIZE).changed
-    functions = [random_routers, merged] if model.config.can_drop else []
-    if model.config.sparse_blocks and can_be_limited(model.config):
-        functions += [capacities, kept]
-    for function in functions:
+    for function in changes(model.config):
         found |= dict(function(model, batches))
     return {
         "labels": zlib.crc32(in_order(labels_of(batches)).tobytes()),
         "figures": {name: float(np.mean(each)) for name, each in found.items()},
         "correct": {name: pack(in_order(each)) for name, each in found.items() if np.ndim(each)},
     }
+
+
+def changes(config: ViTConfig) -> list[Callable[[ViT, Batches], Figures]]:
+    """What is measured under changes of a model that not all models allow."""
+    functions = []
+    if config.can_drop:
+        shared = any(moe.shared_experts for moe in config.moe_blocks.values())
+        functions += [random_routers] if shared else [random_routers, merged]
+    if config.sparse_blocks and can_be_limited(config):
+        functions += [capacities, kept]
+    return functions
 
 
 def labels_of(batches: Batches) -> Int[np.ndarray, "b l"]:

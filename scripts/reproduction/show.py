@@ -176,7 +176,7 @@ def counts(rows: Rows) -> str:
     )
     text = f"**{len(measured)} claims: {shown or 'not measured'}.**"
     if missing := len(CLAIMS) - len(measured):
-        text += f" {missing} more are not measured."
+        text += f" {missing} more {'is' if missing == 1 else 'are'} not measured."
     text += (
         f" The three seeds agree with {agree} of the claims. For accuracies this is not enough: "
         "the difference must also exceed two standard errors over the test images."

@@ -26,7 +26,9 @@ RESULTS = ROOT / "docs" / "results"
 @pytest.fixture(scope="module")
 def reproduction() -> Any:
     """The modules of the script."""
-    parts = (f"reproduction.{name}" for name in ("claims", "measure", "observations", "show"))
+    parts = (
+        f"reproduction.{name}" for name in ("claims", "measure", "observations", "show", "variants")
+    )
     names = (*parts, "experiments", "results")
     return {name.rpartition(".")[2]: script.module(name) for name in names}
 
@@ -89,10 +91,11 @@ def test_the_pages_of_results_show_the_stored_rows(
 def test_other_rows_change_the_answers_the_plots_and_the_table_of_answers(tmp_path: Path) -> None:
     shutil.copytree(ROOT / "scripts" / "rows", tmp_path / "rows")
     shutil.copytree(RESULTS, tmp_path / "pages", ignore=shutil.ignore_patterns("*.png"))
-    for path in (tmp_path / "rows" / "reproduce_small").glob("dense-*.json"):
-        row = json.loads(path.read_text())
-        row["figures"]["accuracy"] = 0.9
-        path.write_text(json.dumps(row))
+    for model, accuracy in {"dense": 0.9, "standard": 0.8746}.items():
+        for path in (tmp_path / "rows" / "reproduce_small").glob(f"{model}-*.json"):
+            row = json.loads(path.read_text())
+            row["figures"]["accuracy"], row["correct"] = accuracy, {}
+            path.write_text(json.dumps(row))
     script.run("results", "--rows", tmp_path / "rows", "--pages", tmp_path / "pages")
     for name in ("sparse_or_dense", "README"):
         text = " ".join((tmp_path / "pages" / f"{name}.md").read_text().split())
@@ -155,6 +158,20 @@ def test_the_figures_of_a_sparse_run_agree_with_each_other(
     images = sample(open_source("digits", "test"), 64)
     per_example = evaluate(load(tiny_run).model, images, batch_size=64).per_example
     np.testing.assert_array_equal(correct["accuracy"], per_example.correct)  # in the data's order
+
+
+def test_every_model_is_measured_under_the_changes_that_it_allows(
+    reproduction: dict[str, Any],
+) -> None:
+    variants, measure = reproduction["variants"], reproduction["measure"]
+    found = {
+        name: {each.__name__ for each in measure.changes(variants.train_config(name).model)}
+        for name in variants.VARIANTS
+    }
+    limited = {"capacities", "kept"}
+    assert found["dense"] == found["dense_flops"] == found["soft"] == set()
+    assert found["shared"] == {"random_routers"} | limited  # a shared expert cannot be merged
+    assert found["standard"] == {"random_routers", "merged"} | limited
 
 
 def test_a_command_that_fails_is_named_with_its_message(tmp_path: Path) -> None:
