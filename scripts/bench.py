@@ -1,5 +1,7 @@
 """Measure the cost of sparsity: routing, the layer, whole models, input, start-up, many devices.
 
+The section classic measures the mixtures of vmoe.classic.
+
     python scripts/bench.py                       # all sections, at most six minutes on 2 cores
     python scripts/bench.py layer --tokens 12544 --experts 8 128 --repeats 9
     python scripts/bench.py layer --peer          # also a PyTorch layer, if torch is installed
@@ -27,6 +29,7 @@ import resource
 import sys
 from pathlib import Path
 
+from benchmarks.classic import classic
 from benchmarks.data import data
 from benchmarks.layer import layer
 from benchmarks.measure import Row, machine
@@ -43,6 +46,7 @@ SECTIONS = {
     "data": data,
     "start": start,
     "parallel": parallel,
+    "classic": classic,
 }
 
 
@@ -73,6 +77,7 @@ def main() -> None:
     parser.add_argument(
         "--images", type=int, default=200, help="JPEG files of the data section, 4 or more"
     )
+    parser.add_argument("--rows", type=int, default=100_000, help="rows of the classic section")
     parser.add_argument("--repeats", type=int, default=4)
     parser.add_argument("--peer", action="store_true", help="also measure a PyTorch layer")
     parser.add_argument(

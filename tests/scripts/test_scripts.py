@@ -64,8 +64,8 @@ def test_a_python_without_venv_is_reported_with_the_package_to_install(
 def test_the_bench_writes_ratios_to_references_and_a_plot(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    sizes = "--experts 2 --tokens 196 --width 8 --hidden 16 --repeats 1 --compile"
-    sections = ("routing", "layer", "start", "parallel")
+    sizes = "--experts 2 --tokens 196 --width 8 --hidden 16 --rows 600 --repeats 1 --compile"
+    sections = ("routing", "layer", "start", "parallel", "classic")
     run("bench", "--out", tmp_path / "bench", *sections, *sizes.split())
     measured = json.loads((tmp_path / "bench.json").read_text())
     assert measured["peak_rss_mb"] > 0 and measured["machine"]["jax"]
@@ -86,6 +86,7 @@ def test_the_bench_writes_ratios_to_references_and_a_plot(
     assert (tmp_path / "bench.png").read_bytes().startswith(b"\x89PNG")
     assert ("routing", "by cumulative sum", "vmoe") in rows
     assert ("layer", "layer, f+b", "experts alone, f+b") in rows
+    assert ("classic", "loop of NumPy", "vmoe") in rows
     assert "batched experts" in capsys.readouterr().out
     with pytest.raises(SystemExit, match="2"):
         run("bench", "layers")
