@@ -286,7 +286,7 @@ def _says(rows: Rows, name: str) -> str:
 def _relations(rows: Rows, names: Sequence[str]) -> str:
     """How the two figures of each claim compare, in words."""
     groups: dict[str, list[str]] = {
-        "": [],
+        "Clear: ": [],
         "By the seeds alone, which is not enough: ": [],
         "Cannot be told apart: ": [],
         "Not measured: ": [],
