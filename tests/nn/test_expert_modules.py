@@ -603,6 +603,15 @@ def test_modules_of_different_structure_cannot_be_copies() -> None:
     assert isinstance(experts_of([linears()[0], linears(3)[1]]), MixedExperts)
 
 
+@pytest.mark.parametrize("name", ["filled", "images", "positions", "n", "s", "key"])
+def test_what_experts_get_from_the_layer_is_no_name_of_an_input(name: str) -> None:
+    layer = MoE(linears(), gate(4), SMALL)
+    for inputs in ({"per_token": {name: TOKENS}}, {name: 1.0} if name != "key" else {}):
+        if inputs:
+            with pytest.raises(UsageError, match=f"experts get {name} from the layer"):
+                jax.eval_shape(lambda x, inputs=inputs: layer(x, **inputs), TOKENS)
+
+
 def test_configs_that_contradict_themselves_are_refused() -> None:
     for changes, message in (
         (dict(num_experts=3), "num_experts=3.*list as many experts"),

@@ -16,6 +16,7 @@ from vmoe.errors import UsageError, require
 from vmoe.nn import keys
 from vmoe.nn.experts import Experts, Slots, StackedMlps, about, experts_of
 from vmoe.nn.experts.copies import check_expert
+from vmoe.nn.experts.interface import check_names
 from vmoe.nn.experts.make import make_experts
 from vmoe.nn.gates import GATES, NoisyLogits
 from vmoe.nn.inputs import check_tokens, taking
@@ -179,6 +180,8 @@ class MoE(nnx.Module):
         images = tokens.reshape(b, n, tokens.shape[-1])
         valid = jnp.ones(b, bool) if valid is None else valid
         check_tokens(tokens, valid, per_token)
+        check_names({*(per_token or {}), *kwargs})
+        self.placement.check_batch(b)
         groups, group_valid = group(images, valid, self.config.images_per_group, devices)
         record = self.route(groups, group_valid, router_key, decide, n=n)
         routing = record.routing
@@ -360,13 +363,14 @@ def capture_records(
 ) -> tuple[Any, dict[tuple[str | int, ...], tuple[Record, ...]]]:
     """``model(*args, **kwargs)``, and the records of its MoE layers by path, one for each call.
 
-    For any Flax NNX model. Add the ``aux_loss`` of each record to the loss in training. Works
-    inside ``jax.jit`` and ``jax.grad`` with a model that is merged there; unused parts of the
-    records are then not computed.
+    A layer that is not called has no record. For any Flax NNX model. Add the ``aux_loss`` of each
+    record to the loss in training. Works inside ``jax.jit`` and ``jax.grad`` with a model that is
+    merged there; unused parts of the records are then not computed.
     """
     layers = [path for path, part in nnx.iter_modules(model) if isinstance(part, MoE)]
     run = nnx.capture(model, nnx.Intermediate, method_outputs=nnx.Intermediate)
     outputs, captured = run(*args, **kwargs)
     results = dict(nnx.to_flat_state(captured))
-    calls = {path: results[*path, "forward"].get_value() for path in layers}
-    return outputs, {path: tuple(record for _, record in made) for path, made in calls.items()}
+    made = {path: results.get((*path, "forward")) for path in layers}
+    calls = {path: each.get_value() if each is not None else () for path, each in made.items()}
+    return outputs, {path: tuple(record for _, record in each) for path, each in calls.items()}

@@ -16,7 +16,7 @@ from jaxtyping import Array, Float, Int
 from vmoe.axes import Decision, RouterInputs
 from vmoe.config import BiasBalanced, MoEConfig
 from vmoe.routing import token_choice
-from vmoe.routing.top_k import gates_of, top_k
+from vmoe.routing.top_k import MASKED, gates_of, top_k
 
 capacity = token_choice.capacity
 SMALLEST = 1e-20  # of the weights
@@ -40,14 +40,15 @@ def route(inputs: RouterInputs, config: MoEConfig, capacity: int) -> Decision:
         scores = jax.nn.sigmoid(logits)
         # Of scores that all round to 0 the gates are uniform.
         gates = gates_of(jax.nn.log_sigmoid(logits))
-    _, experts = top_k(scores + state["bias"][:, None], router.k)
+    masked = inputs.logits <= MASKED  # no bias lifts such an expert
+    _, experts = top_k(jnp.where(masked, -jnp.inf, scores + state["bias"][:, None]), router.k)
     # A bias can choose experts whose scores round to 0, which could not be normalized.
-    weights = jnp.maximum(jnp.take_along_axis(scores, experts, axis=-1), SMALLEST)
+    weights = jnp.where(masked, 0, jnp.maximum(scores, SMALLEST))
     routing = token_choice.assign_chosen(
         jnp.take_along_axis(gates, experts, axis=-1),
         experts,
         inputs.valid,
-        weights=weights,
+        weights=jnp.take_along_axis(weights, experts, axis=-1),
         e=config.num_experts,
         c=capacity,
         priority=router.priority,

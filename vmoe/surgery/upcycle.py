@@ -143,11 +143,13 @@ def logit_changes(config: ViTConfig, moe: MoEConfig, *, noise_std: float = 0.0) 
     if not router.can_drop:
         reasons.append(f"with router {router.kind} the combine weights of a token do not sum to 1")
     else:
-        of_all = router.experts_per_token == moe.num_experts and router.setting("scores") is None
+        of_all = router.experts_per_token == moe.num_experts and router.weights_are_gates
         if not router.normalized and not of_all:
             reasons.append("the combine weights of a token are not normalized")
         if not _has_room(moe, router.experts_per_token, num_tokens(config)):
             reasons.append("choices beyond the capacity are dropped")
+    if moe.shared_experts:
+        reasons.append("a shared expert is added, whose parameters are new")
     if noise_std > 0:
         reasons.append(f"noise is added to the experts (noise_std={noise_std})")
     if moe.transfer_dtype == "bfloat16" and config.dtype != "bfloat16":

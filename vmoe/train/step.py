@@ -77,7 +77,8 @@ def train_step(
     if ema is not None:
         ema = update_ema(config, ema, trained, state.step)
     choices = {block: sums["choices"] for block, sums in totals.items()}
-    states = next_states(config.model, params, choices)
+    routers_train = config.optim.lr_factors.routers > 0  # a frozen router keeps its state
+    states = next_states(config.model, params, choices) if routers_train else {}
     params = merged(params, states)
     ema = None if ema is None else merged(ema, states)
     dropped, unprocessed = dropped_and_unprocessed(totals.values())

@@ -1,5 +1,6 @@
 """The interface of experts, and what they can know about their slots."""
 
+from collections.abc import Collection
 from typing import Any, NamedTuple
 
 import jax
@@ -14,6 +15,22 @@ OF_SLOTS = ("filled", "images", "positions")
 """What experts can ask about their slots: whether a slot holds a token, the number of the token's
 image in the group, and its position in the image, in [0, n). The last two are undefined in empty
 slots."""
+
+
+OF_LAYERS = (*OF_SLOTS, "n", "s", "key")
+"""The names by which experts get what the layer knows."""
+
+
+def check_names(names: Collection[str]) -> None:
+    """Checks that no input of the caller has a name by which experts get what the layer knows.
+
+    Raises:
+        UsageError: one has.
+    """
+    if taken := sorted(set(names) & set(OF_LAYERS)):
+        raise UsageError(
+            f"experts get {', '.join(taken)} from the layer: give your input another name"
+        )
 
 
 class Slots(NamedTuple):
