@@ -433,6 +433,11 @@ class AnyFilled(nnx.Module):
         return tokens * filled[..., None]
 
 
+class Sized(nnx.Module):
+    def __call__(self, tokens: jax.Array, *, n: int) -> jax.Array:
+        return tokens / n
+
+
 class Dropping(nnx.Module):
     """A module of a user that knows nothing of this library but the name ``key``."""
 
@@ -592,6 +597,8 @@ def test_inputs_and_shared_experts_that_do_not_fit_the_tokens_are_named() -> Non
             layer.forward(TOKENS, **inputs)
     with pytest.raises(UsageError, match="the shared expert has no slots: it cannot ask for fill"):
         MoE(linears(), gate(), TokenChoice(k=1), shared=AnyFilled())
+    with pytest.raises(UsageError, match="the shared expert has no slots: it cannot ask for n$"):
+        MoE(linears(), gate(), TokenChoice(k=1), shared=Sized())
     layer = MoE(linears(), gate(), TokenChoice(k=1), shared=linears(3)[0])
     with pytest.raises(UsageError, match="shared expert has outputs of width 3, the others of 8"):
         jax.eval_shape(layer, TOKENS)

@@ -79,8 +79,8 @@ class MoE(nnx.Module):
         if shared is not None and not isinstance(shared, Experts):
             check_expert("the shared expert", shared)
             shared = experts_of([shared])
-        if shared is not None and shared.asks:
-            asked = ", ".join(sorted(shared.asks))
+        if shared is not None and (asks := shared.asks | (shared.takes - {"key"})):
+            asked = ", ".join(sorted(asks))
             raise UsageError(f"the shared expert has no slots: it cannot ask for {asked}")
         self.shared = shared
         self.placement = placement
@@ -207,7 +207,7 @@ class MoE(nnx.Module):
         outputs = ungroup(outputs.astype(tokens.dtype), b, kept, devices)  # b x d
         if class_token_only:
             outputs, images = outputs[:, :1], images[:, :1]
-        outputs = self._with_shared(outputs, images, experts_key)
+        outputs = self._with_shared(outputs, images, key)
         if class_token_only:
             return outputs, record
         return outputs.reshape(*tokens.shape[:-1], outputs.shape[-1]), record
@@ -325,7 +325,7 @@ class MoE(nnx.Module):
         if self.shared is None:
             return outputs
         n = tokens.shape[1]
-        shared_key = None if key is None else jax.random.fold_in(key, 1)
+        shared_key = None if key is None else jax.random.fold_in(key, 2)  # forward has 0 and 1
         by_expert = self.shared(tokens[:, None], Slots(n, n, {}), shared_key)  # b 1 n x
         widths = by_expert.shape[-1], outputs.shape[-1]
         require(

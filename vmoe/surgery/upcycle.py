@@ -24,7 +24,7 @@ from vmoe.surgery.params import (
     Params,
     initial_values,
     is_mlp_of,
-    shapes,
+    wanted_shapes,
     with_noise,
     with_sparse_blocks,
 )
@@ -123,9 +123,10 @@ def upcycle_params(
         if noise_std > 0 and path[-1] == "kernel":
             experts = with_noise(experts, noise_std, jax.random.fold_in(key, i))
         arrays[*path[:3], "experts", *path[3:]] = experts
-    routers = [path for path in shapes(target) if path not in arrays]
+    wanted = wanted_shapes(target, initial)
+    routers = [path for path in wanted if path not in arrays]
     arrays |= initial_values(target, routers, seed=seed, initial=initial)
-    return target, unflatten_dict({path: arrays[path] for path in shapes(target)})
+    return target, unflatten_dict({path: arrays[path] for path in wanted})
 
 
 def logit_changes(config: ViTConfig, moe: MoEConfig, *, noise_std: float = 0.0) -> list[str]:

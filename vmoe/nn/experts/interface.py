@@ -59,10 +59,12 @@ class Experts(nnx.Module):
         num_experts: number of experts.
         asks: the names in ``OF_SLOTS`` that the experts ask for. Experts that ask may mix the
             tokens in their slots.
+        takes: which of "n", "s" (see ``Slots``) and "key" the experts get by name.
     """
 
     num_experts: int
     asks: frozenset[str] = frozenset()
+    takes: frozenset[str] = frozenset()
 
     def __call__(
         self,
