@@ -5,6 +5,7 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
+from flax import nnx
 
 from tests.devices.test_sharding import (
     CONFIG,
@@ -28,6 +29,7 @@ from vmoe.config import (
 )
 from vmoe.config.experts import Expert
 from vmoe.errors import UsageError
+from vmoe.nn.moe import MoE
 from vmoe.sharding import ONE_DEVICE
 
 LIST = ExpertList(each=(MlpExpert(), *[CnnExpert()] * 4, IdentityExpert(), *[ZeroExpert()] * 2))
@@ -68,3 +70,11 @@ def test_experts_may_have_parameters_without_axes() -> None:
         tree = {"experts": {"scale": np.ones(()), "kernel": np.ones((8, 64, 64))}}
         own = placement.params(tree)["experts"]
         assert own["scale"].is_fully_replicated and not own["kernel"].is_fully_replicated
+
+
+def test_a_layer_refuses_a_batch_that_its_devices_cannot_share() -> None:
+    rngs = nnx.Rngs(0)
+    modules = [nnx.Linear(4, 4, rngs=rngs) for _ in range(8)]
+    layer = MoE(modules, nnx.Linear(4, 8, rngs=rngs), placement=on("expert=8"))
+    with pytest.raises(UsageError, match=r"each of 8 devices .* use 8 or 16"):
+        jax.eval_shape(layer, np.ones((9, 2, 4), np.float32))

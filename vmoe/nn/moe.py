@@ -26,7 +26,7 @@ from vmoe.nn.router_state import RouterState
 from vmoe.routing import aux_losses, router_of
 from vmoe.routing.groups import group, ungroup
 from vmoe.routing.layout import combine, dispatch, dispatch_inputs
-from vmoe.routing.load import choices
+from vmoe.routing.load import load_of
 from vmoe.routing.rows import block_size, flatten, keep_class_tokens, sort_rows
 from vmoe.sharding import ONE_DEVICE, Placement
 
@@ -288,7 +288,7 @@ class MoE(nnx.Module):
         """
         if self.state is not None:
             state = {name: x[...] for name, x in self.state.items()}
-            new = router_of(self.config).next_state(state, choices(record), self.config)
+            new = router_of(self.config).next_state(state, load_of(record), self.config)
             for name, x in new.items():
                 self.state[name][...] = x
 

@@ -11,11 +11,12 @@ algorithm 1 (arXiv 2408.15664).
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
 from vmoe.axes import Decision, RouterInputs
 from vmoe.config import BiasBalanced, MoEConfig
 from vmoe.routing import token_choice
+from vmoe.routing.load import Load
 from vmoe.routing.top_k import MASKED, gates_of, top_k
 
 capacity = token_choice.capacity
@@ -64,9 +65,11 @@ def initial_state(config: MoEConfig) -> dict[str, Float[Array, "e"]]:
 
 
 def next_state(
-    state: dict[str, Float[Array, "e"]], choices: Int[Array, "e"], config: MoEConfig
+    state: dict[str, Float[Array, "e"]], load: Load, config: MoEConfig
 ) -> dict[str, Float[Array, "e"]]:
-    """The bias after a step, in which the experts had so many choices."""
+    """The bias after a step with such a load."""
     router = config.router
     assert isinstance(router, BiasBalanced)
-    return {"bias": state["bias"] + router.update_rate * jnp.sign(choices.mean() - choices)}
+    return {
+        "bias": state["bias"] + router.update_rate * jnp.sign(load.choices.mean() - load.choices)
+    }
