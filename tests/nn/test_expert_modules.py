@@ -612,11 +612,12 @@ def test_modules_of_different_structure_cannot_be_copies() -> None:
 
 @pytest.mark.parametrize("name", ["filled", "images", "positions", "n", "s", "key"])
 def test_what_experts_get_from_the_layer_is_no_name_of_an_input(name: str) -> None:
-    layer = MoE(linears(), gate(4), SMALL)
-    for inputs in ({"per_token": {name: TOKENS}}, {name: 1.0} if name != "key" else {}):
-        if inputs:
-            with pytest.raises(UsageError, match=f"experts get {name} from the layer"):
-                jax.eval_shape(lambda x, inputs=inputs: layer(x, **inputs), TOKENS)
+    layer, message = MoE(linears(), gate(4), SMALL), f"experts get {name} from the layer"
+    with pytest.raises(UsageError, match=message):
+        jax.eval_shape(lambda x: layer(x, per_token={name: x}), TOKENS)
+    if name != "key":  # the layer itself takes a key
+        with pytest.raises(UsageError, match=message):
+            jax.eval_shape(lambda x: layer(x, **{name: 1.0}), TOKENS)
 
 
 def test_configs_that_contradict_themselves_are_refused() -> None:

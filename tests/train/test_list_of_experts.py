@@ -16,7 +16,7 @@ from vmoe.workdir.layout import steps_of
 
 STEPS = 40
 BIAS = "blocks/0/mlp/state/bias"
-RECIPE = f"""
+CONFIG = f"""
 from pathlib import Path
 from vmoe.config import (
     BiasBalanced, CnnExpert, ExpertList, IdentityExpert, MlpExpert, NoisyGate, ZeroExpert, load,
@@ -38,25 +38,25 @@ config = replace(
 
 
 @pytest.fixture(scope="module")
-def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("recipe") / "recipe.py"
-    path.write_text(RECIPE)
+def config_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("config") / "config.py"
+    path.write_text(CONFIG)
     return path
 
 
 @pytest.fixture(scope="module")
-def run(recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def run(config_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     workdir = tmp_path_factory.mktemp("whole") / "run"
-    result = vmoe("train", "--config", recipe, "--workdir", workdir)
+    result = vmoe("train", "--config", config_file, "--workdir", workdir)
     assert result.returncode == 0, result.stderr
     return workdir
 
 
 def test_a_killed_run_is_bitwise_equal_to_an_uninterrupted_one(
-    recipe: Path, run: Path, tmp_path: Path
+    config_file: Path, run: Path, tmp_path: Path
 ) -> None:
     workdir = tmp_path / "run"
-    line = ("train", "--config", recipe, "--workdir", workdir)
+    line = ("train", "--config", config_file, "--workdir", workdir)
     for ready in (lambda: last_step(workdir) >= 5, lambda: steps_of(workdir)):
         with start(*line) as process:
             process.wait_until(ready)
@@ -123,8 +123,8 @@ def test_every_command_that_reads_a_model_reads_it(run: Path, tmp_path: Path) ->
     assert "<html" in page.read_text()
 
 
-def test_a_plan_of_several_devices_does_not_split_the_experts(recipe: Path) -> None:
-    planned = vmoe("plan", "--config", recipe, "--devices", "4", "--json")
+def test_a_plan_of_several_devices_does_not_split_the_experts(config_file: Path) -> None:
+    planned = vmoe("plan", "--config", config_file, "--devices", "4", "--json")
     assert planned.returncode == 0, planned.stderr
     assert "expert=1" in planned.stdout and "expert=2" not in planned.stdout
 
