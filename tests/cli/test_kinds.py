@@ -176,5 +176,7 @@ def test_the_page_of_each_router_has_the_exported_choices_in_the_order_of_their_
         shown = np.frombuffer(base64.b64decode(block["weights"]["data"]), "<f4").reshape(-1, k)
         kept = np.frombuffer(base64.b64decode(block["kept"]["data"]), "u1").reshape(-1, k) > 0
         np.testing.assert_allclose(shown[kept], weights[:, :k][kept], rtol=1e-5)
+        normalized = np.allclose(shown.sum(-1), 1)  # whether a choice was dropped or not
+        assert normalized == (router in ("gshard", "random", "hash"))
         assert block["drops"] == (router == "bias_balanced")  # it has a priority
     assert model["grid"] is None

@@ -172,7 +172,8 @@ class MoE(nnx.Module):
 
         Raises:
             UsageError: the gate's logits do not fit the router, the gate or the experts cannot take
-                these tokens, or the experts' outputs differ in width.
+                these tokens, the experts' outputs differ in width, an input has a name by which
+                experts get what the layer knows, or the devices cannot share the batch evenly.
         """
         router_key, experts_key = keys.split(key, 2)
         b = len(tokens) if tokens.ndim > 1 else 1
@@ -371,6 +372,8 @@ def capture_records(
     run = nnx.capture(model, nnx.Intermediate, method_outputs=nnx.Intermediate)
     outputs, captured = run(*args, **kwargs)
     results = dict(nnx.to_flat_state(captured))
-    made = {path: results.get((*path, "forward")) for path in layers}
-    calls = {path: each.get_value() if each is not None else () for path, each in made.items()}
-    return outputs, {path: tuple(record for _, record in each) for path, each in calls.items()}
+    calls = {
+        path: results[*path, "forward"].get_value() if (*path, "forward") in results else ()
+        for path in layers
+    }
+    return outputs, {path: tuple(record for _, record in made) for path, made in calls.items()}

@@ -16,9 +16,8 @@ OF_SLOTS = ("filled", "images", "positions")
 image in the group, and its position in the image, in [0, n). The last two are undefined in empty
 slots."""
 
-
-OF_LAYERS = (*OF_SLOTS, "n", "s", "key")
-"""The names by which experts get what the layer knows."""
+OF_LAYER = ("n", "s", "key")
+"""What else an expert gets by name, if it takes it: see ``Slots``, and the key for dropout."""
 
 
 def check_names(names: Collection[str]) -> None:
@@ -27,7 +26,7 @@ def check_names(names: Collection[str]) -> None:
     Raises:
         UsageError: one has.
     """
-    if taken := sorted(set(names) & set(OF_LAYERS)):
+    if taken := sorted(set(names) & {*OF_SLOTS, *OF_LAYER}):
         raise UsageError(
             f"experts get {', '.join(taken)} from the layer: give your input another name"
         )
@@ -59,7 +58,7 @@ class Experts(nnx.Module):
         num_experts: number of experts.
         asks: the names in ``OF_SLOTS`` that the experts ask for. Experts that ask may mix the
             tokens in their slots.
-        takes: which of "n", "s" (see ``Slots``) and "key" the experts get by name.
+        takes: the names in ``OF_LAYER`` that the experts take.
     """
 
     num_experts: int
