@@ -1,4 +1,4 @@
-"""Experts other than stacked MLPs on many devices; the oracle is the same program on one device."""
+"""Experts other than stacked MLPs, and gates, on many devices; the oracle is the same program on one device."""
 
 from typing import Any
 
@@ -20,14 +20,15 @@ from tests.devices.test_sharding import (
 from vmoe.config import (
     AttentionExpert,
     CnnExpert,
+    CosineGate,
     ExpertList,
     GatedMlpExpert,
     IdentityExpert,
     MlpExpert,
+    NoisyGate,
     ZeroExpert,
     replace,
 )
-from vmoe.config.experts import Expert
 from vmoe.errors import UsageError
 from vmoe.nn.moe import MoE
 from vmoe.sharding import ONE_DEVICE
@@ -36,19 +37,21 @@ LIST = ExpertList(each=(MlpExpert(), *[CnnExpert()] * 4, IdentityExpert(), *[Zer
 
 
 @pytest.mark.parametrize(
-    ("experts", "mesh"),
+    ("fields", "mesh"),
     [
-        (CnnExpert(), "expert=4"),
-        (AttentionExpert(num_heads=2), "expert=2"),
-        (GatedMlpExpert(), "expert=8"),
-        (LIST, "expert=1"),
+        ({"experts": CnnExpert()}, "expert=4"),
+        ({"experts": AttentionExpert(num_heads=2)}, "expert=2"),
+        ({"experts": GatedMlpExpert()}, "expert=8"),
+        ({"experts": LIST}, "expert=1"),
+        ({"gate": NoisyGate(), "shared_experts": 2}, "expert=4"),
+        ({"gate": CosineGate(), "shared_experts": 1}, "expert=8"),
     ],
-    ids=["cnn", "attention", "gated_mlp", "list"],
+    ids=["cnn", "attention", "gated_mlp", "list", "noisy_gate", "cosine_gate"],
 )
-def test_other_experts_have_the_logits_losses_and_gradients_of_one_device(
-    experts: Expert, mesh: str
+def test_other_experts_and_gates_have_the_logits_losses_and_gradients_of_one_device(
+    fields: dict[str, Any], mesh: str
 ) -> None:
-    config = replace(CONFIG, moe=replace(SPARSE, experts=experts))
+    config = replace(CONFIG, moe=replace(SPARSE, **fields))
     params, batch = params_of(config), (images(16), np.ones(16, bool))
     oracle = run_on(ONE_DEVICE, training(config, ONE_DEVICE), params, *batch)
     placement = on(mesh, config)

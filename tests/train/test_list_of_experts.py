@@ -1,4 +1,4 @@
-"""A run whose experts are of different kinds, and whose router has a state, in every command."""
+"""A run with an expert of each kind, and whose router has a state, in every command."""
 
 import json
 import shutil
@@ -19,8 +19,13 @@ BIAS = "blocks/0/mlp/state/bias"
 CONFIG = f"""
 from pathlib import Path
 from vmoe.config import (
-    BiasBalanced, CnnExpert, ExpertList, IdentityExpert, MlpExpert, NoisyGate, ZeroExpert, load,
-    replace,
+    AttentionExpert, BiasBalanced, CnnExpert, ExpertList, GatedMlpExpert, IdentityExpert, MlpExpert,
+    NoisyGate, ZeroExpert, load, replace,
+)
+
+every = (
+    MlpExpert(), GatedMlpExpert(), CnnExpert(), AttentionExpert(num_heads=2), IdentityExpert(),
+    ZeroExpert(),
 )
 
 config = replace(
@@ -29,8 +34,8 @@ config = replace(
     model=dict(
         depth=1, sparse_blocks=(0,), dropout=0.1,
         moe=dict(
-            experts=ExpertList(each=(MlpExpert(), CnnExpert(), IdentityExpert(), ZeroExpert())),
-            gate=NoisyGate(), router=BiasBalanced(priority="random"),
+            num_experts=6, experts=ExpertList(each=every), gate=NoisyGate(),
+            router=BiasBalanced(priority="random"),
         ),
     ),
 )
@@ -72,7 +77,7 @@ def test_a_killed_run_is_bitwise_equal_to_an_uninterrupted_one(
 @pytest.mark.parametrize(
     ("bias", "reason"),
     [
-        (np.full(4, 7, np.float32), f"the checksum of params/{BIAS} differs from the one written"),
+        (np.full(6, 7, np.float32), f"the checksum of params/{BIAS} differs from the one written"),
         (None, "blocks/0/mlp/state is missing, or unknown to the config"),
     ],
     ids=["damaged", "missing"],

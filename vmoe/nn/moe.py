@@ -60,8 +60,9 @@ class MoE(nnx.Module):
         Args:
             experts: one module for each expert, see ``experts_of``; or experts that are computed
                 together, such as ``StackedMlps``.
-            gate: maps tokens f[g s d] to logits f32[g s e], or to ``NoisyLogits``. None for a
-                router that reads no logits.
+            gate: maps tokens f[g s d] to logits f32[g s e], or to ``NoisyLogits``. Its statistics
+                and random streams, if it has any, change under ``nnx.jit`` as in any module. None
+                for a router that reads no logits.
             router: config of the router; or of the whole layer, with its capacity and its groups.
                 Token choice by default.
             shared: one further expert, which acts on tokens alone; its outputs are added for every
