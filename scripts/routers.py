@@ -64,7 +64,7 @@ from vmoe.train.state import init_state
 from vmoe.train.step import make_train_step
 from vmoe.workdir.layout import replace_text
 
-RECIPE = ROOT / "configs" / "digits.py"
+CONFIG = ROOT / "configs" / "digits.py"
 NO_LOSS = AuxLossWeights(importance=0.0, load=0.0)
 MODELS: dict[str, tuple[str, dict[str, Any] | None]] = {
     "token_choice": ("token choice, k = 2", {}),
@@ -105,7 +105,7 @@ def train_config(name: str, steps: int | None = None) -> TrainConfig:
     Args:
         steps: replaces the number of steps of the config.
     """
-    changes, config = MODELS[name][1], load(RECIPE)
+    changes, config = MODELS[name][1], load(CONFIG)
     steps = steps or config.total_steps
     return replace(
         config,
@@ -195,7 +195,7 @@ def table(rows: Rows, times: Mapping[str, float]) -> str:
                 MODELS[name][0],
                 f"{np.mean(validation):.2f}",
                 f"{np.mean(test):.2f} ({min(test):.2f} to {max(test):.2f})",
-                _beside_token_choice(rows, name),
+                _compared_with_token_choice(rows, name),
                 f"{np.mean(loads):.2f}" if loads else "-",
                 f"{100 * np.mean(dropped):.1f}" if loads else "-",
                 f"{next(iter(rows[name].values()))['flops_per_image'] / 1e6:.2f}",
@@ -248,7 +248,7 @@ def _loads(rows: Rows, name: str) -> list[float]:
     return [max(load) / np.mean(load) for load in every]
 
 
-def _beside_token_choice(rows: Rows, name: str) -> str:
+def _compared_with_token_choice(rows: Rows, name: str) -> str:
     """Whether every seed is above, or below, every seed of token choice."""
     own, others = (_accuracies(rows, each, "test") for each in (name, "token_choice"))
     if name == "token_choice" or min(len(own), len(others)) < len(SEEDS):

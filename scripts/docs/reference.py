@@ -19,7 +19,8 @@ from vmoe.config.gates import Gate
 
 HEAD = """# Commands and options
 
-Every command and option; `vmoe COMMAND --help` prints the same in a terminal. `./scripts/docs.sh`
+Every command and option; `vmoe COMMAND --help` prints the same in a terminal. `vmoe --version`
+prints the version, and `--debug`, with any command, the traceback of an error. `./scripts/docs.sh`
 generates this page from the help texts.
 """
 CONFIG = """
@@ -30,8 +31,12 @@ CONFIG = """
 `config.evaluations[0].batch_size`. The default values come from `TrainConfig()`, or from the file
 that `--config FILE` gives. `vmoe config --config FILE` prints them.
 
-There are several kinds of experts, gates and routers. `--model.moe.router.kind NAME` chooses a
-router, which has its own options: `vmoe config --model.moe.router.kind NAME --help`. With
+There are several kinds of experts, gates and routers:
+
+KINDS
+
+`--model.moe.router.kind NAME` chooses a router, which has its own options:
+`vmoe config --model.moe.router.kind NAME --help`. With
 `--model.moe.experts.kind list --model.moe.experts.each mlp mlp zero` each expert has a kind.
 """
 EXPERTS, GATES, ROUTERS = (
@@ -73,7 +78,11 @@ def page() -> str:
                 lines += _table(section._replace(options=own))
         if len(own) < len(section.options):
             lines.append("\nAlso the [options of a config](#options-of-a-config).")
-    lines.append(CONFIG)
+    kinds = {"experts": EXPERTS, "gate": GATES, "router": ROUTERS}
+    shown = (
+        f"- `model.moe.{name}.kind`: {', '.join(map(_code, each))}" for name, each in kinds.items()
+    )
+    lines.append(CONFIG.replace("KINDS", "\n".join(shown)))
     limits = dict(_limits(TrainConfig))
     for section in of_config:
         lines += _table(
@@ -87,11 +96,19 @@ def page() -> str:
     return "\n".join(lines)
 
 
+def _code(word: str) -> str:
+    return f"`{word}`"
+
+
 def _kind(path: str, kind: str, limits: dict[str, str]) -> Iterator[str]:
-    """The table of the options of a kind other than the default."""
+    """The tables of the options of a kind other than the default."""
     sections = sections_of(help_of("config", f"--{path}.kind", kind))
-    found = next(section for section in sections if section.title == f"{path} options")
-    yield from _table(found._replace(title=f"{path}.kind {kind} options"), limits)
+    for section in sections:
+        if section.title == f"{path} options":
+            yield from _table(section._replace(title=f"{path}.kind {kind} options"), limits)
+        elif section.title.startswith(f"{path}."):
+            name = section.title.removesuffix(" options")
+            yield from _table(section._replace(title=f"{name} with kind {kind} options"), limits)
 
 
 def help_of(command: str, *options: str) -> str:
@@ -120,9 +137,9 @@ def sections_of(help_text: str) -> list[Section]:
                 names, _, text = row.partition("  ")
                 options.append([names, text])
             elif not row.startswith("─"):
-                about.append(row)
+                about.append(row.strip())
         found = [_option(*option) for option in options if not option[0].startswith("-h")]
-        sections.append(Section(title.partition(" ─")[0], " ".join(about).strip(), found))
+        sections.append(Section(title.partition(" ─")[0], " ".join(filter(None, about)), found))
     return sections
 
 

@@ -95,7 +95,7 @@ def _sections(rows: Rows, recipes: Recipes) -> dict[str, dict[str, str]]:
                     f"accuracy: token choice {mean(rows, 'standard', 'accuracy')}",
                     *(
                         f"{VARIANTS[name].label} {mean(rows, name, 'accuracy')}"
-                        for name in routers
+                        for name in (*routers, "dense", "dense_flops")
                         if rows.get(name)
                     ),
                 ],
@@ -286,7 +286,7 @@ def _says(rows: Rows, name: str) -> str:
 def _relations(rows: Rows, names: Sequence[str]) -> str:
     """How the two figures of each claim compare, in words."""
     groups: dict[str, list[str]] = {
-        "": [],
+        "Clear: ": [],
         "By the seeds alone, which is not enough: ": [],
         "Cannot be told apart: ": [],
         "Not measured: ": [],

@@ -182,10 +182,9 @@ def counts(rows: Rows) -> str:
         "the difference must also exceed two standard errors over the test images."
     )
     if unknown:
-        which = "any" if unknown == len(accuracies) else f"{unknown}"
         text += (
-            f" This error is not known yet for {which} of these claims. A bound is used instead, "
-            "which is larger than the error."
+            f" For {unknown} of the {len(accuracies)} claims about accuracies this error is not "
+            "known yet; a bound is used instead, which is larger."
         )
     if alone:
         text += (
@@ -193,7 +192,8 @@ def counts(rows: Rows) -> str:
             "rest on the three seeds alone."
         )
     text += (
-        f" If nothing had an effect, chance would reproduce at most about {expected:.1f} claims."
+        f" If nothing had an effect, chance would reproduce about {expected:.1f} of the claims at "
+        "most."
     )
     return wrapped(text)
 

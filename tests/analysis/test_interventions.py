@@ -152,6 +152,24 @@ def test_among_some_experts_a_router_decides_as_if_the_others_were_pruned(router
     np.testing.assert_allclose(logits, expected, atol=1e-5)
 
 
+@pytest.mark.parametrize("scores", ["sigmoid", "softmax"])
+def test_no_bias_lifts_a_masked_expert(scores: Any) -> None:
+    config = MoEConfig(
+        num_experts=E, router=BiasBalanced(k=2, scores=scores, normalize_weights=True)
+    )
+    logits = jax.random.normal(jax.random.key(0), (1, 8, E))
+    state = {"bias": jnp.array([[0.9, 0.0, 0.1, -0.1]])}
+    inputs = RouterInputs(logits, None, jnp.ones((1, 8), bool), None, state=state)
+    free = router_of(config).route(inputs, config, 8)
+    assert (free.routing.experts[..., 0] == 0).mean() > 0.5  # the bias chooses expert 0
+    for choosable in (jnp.arange(E) != 0, jnp.arange(E) == 2):
+        routing = masked(choosable)(inputs, config, 8).routing
+        weight_of_masked = np.where(choosable[routing.experts], 0, routing.weights)
+        np.testing.assert_allclose(weight_of_masked, 0, atol=1e-12)
+        np.testing.assert_allclose(routing.weights.sum(-1), 1, rtol=1e-6)
+    assert not (masked(jnp.arange(E) != 0)(inputs, config, 8).routing.experts == 0).any()
+
+
 def test_a_random_router_depends_on_its_key_and_draws_with_the_standard_deviation_of_the_gate() -> (
     None
 ):

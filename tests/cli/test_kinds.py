@@ -166,14 +166,17 @@ def test_the_page_of_each_router_has_the_exported_choices_in_the_order_of_their_
     sample = ("--images", "8", "--page-images", "8", "--no-removals")
     result = vmoe("routing", "--checkpoint", run, *sample, "--out", page, "--export", file)
     assert result.returncode == 0, result.stderr
-    text, exported = page.read_text(), load_file(file)["experts"]
+    text, exported = page.read_text(), load_file(file)
     (model,) = json.JSONDecoder().raw_decode(text[text.index('{"summary"') :])[0]["models"]
-    for block, router, experts in zip(
-        model["blocks"], ROUTERS, exported.swapaxes(0, 1), strict=True
-    ):
+    fields = (exported[name].swapaxes(0, 1) for name in ("experts", "weights"))
+    for block, router, experts, weights in zip(model["blocks"], ROUTERS, *fields, strict=True):
         k = 1 if router == "switch" else 2
         chosen = np.frombuffer(base64.b64decode(block["chosen"]["data"]), "<u2")
         np.testing.assert_array_equal(chosen.reshape(-1, k), experts[:, :k])
-        assert block["normalize"] == (router in ("gshard", "random", "hash"))
+        shown = np.frombuffer(base64.b64decode(block["weights"]["data"]), "<f4").reshape(-1, k)
+        kept = np.frombuffer(base64.b64decode(block["kept"]["data"]), "u1").reshape(-1, k) > 0
+        np.testing.assert_allclose(shown[kept], weights[:, :k][kept], rtol=1e-5)
+        normalized = np.allclose(shown.sum(-1), 1)  # whether a choice was dropped or not
+        assert normalized == (router in ("gshard", "random", "hash"))
         assert block["drops"] == (router == "bias_balanced")  # it has a priority
     assert model["grid"] is None

@@ -1,10 +1,11 @@
-"""Experts other than stacked MLPs on many devices; the oracle is the same program on one device."""
+"""Experts other than stacked MLPs, and gates, on many devices; the oracle is the same program on one device."""
 
 from typing import Any
 
 import jax
 import numpy as np
 import pytest
+from flax import nnx
 
 from tests.devices.test_sharding import (
     CONFIG,
@@ -19,34 +20,38 @@ from tests.devices.test_sharding import (
 from vmoe.config import (
     AttentionExpert,
     CnnExpert,
+    CosineGate,
     ExpertList,
     GatedMlpExpert,
     IdentityExpert,
     MlpExpert,
+    NoisyGate,
     ZeroExpert,
     replace,
 )
-from vmoe.config.experts import Expert
 from vmoe.errors import UsageError
+from vmoe.nn.moe import MoE
 from vmoe.sharding import ONE_DEVICE
 
 LIST = ExpertList(each=(MlpExpert(), *[CnnExpert()] * 4, IdentityExpert(), *[ZeroExpert()] * 2))
 
 
 @pytest.mark.parametrize(
-    ("experts", "mesh"),
+    ("fields", "mesh"),
     [
-        (CnnExpert(), "expert=4"),
-        (AttentionExpert(num_heads=2), "expert=2"),
-        (GatedMlpExpert(), "expert=8"),
-        (LIST, "expert=1"),
+        ({"experts": CnnExpert()}, "expert=4"),
+        ({"experts": AttentionExpert(num_heads=2)}, "expert=2"),
+        ({"experts": GatedMlpExpert()}, "expert=8"),
+        ({"experts": LIST}, "expert=1"),
+        ({"gate": NoisyGate(), "shared_experts": 2}, "expert=4"),
+        ({"gate": CosineGate(), "shared_experts": 1}, "expert=8"),
     ],
-    ids=["cnn", "attention", "gated_mlp", "list"],
+    ids=["cnn", "attention", "gated_mlp", "list", "noisy_gate", "cosine_gate"],
 )
-def test_other_experts_have_the_logits_losses_and_gradients_of_one_device(
-    experts: Expert, mesh: str
+def test_other_experts_and_gates_have_the_logits_losses_and_gradients_of_one_device(
+    fields: dict[str, Any], mesh: str
 ) -> None:
-    config = replace(CONFIG, moe=replace(SPARSE, experts=experts))
+    config = replace(CONFIG, moe=replace(SPARSE, **fields))
     params, batch = params_of(config), (images(16), np.ones(16, bool))
     oracle = run_on(ONE_DEVICE, training(config, ONE_DEVICE), params, *batch)
     placement = on(mesh, config)
@@ -68,3 +73,11 @@ def test_experts_may_have_parameters_without_axes() -> None:
         tree = {"experts": {"scale": np.ones(()), "kernel": np.ones((8, 64, 64))}}
         own = placement.params(tree)["experts"]
         assert own["scale"].is_fully_replicated and not own["kernel"].is_fully_replicated
+
+
+def test_a_layer_refuses_a_batch_that_its_devices_cannot_share() -> None:
+    rngs = nnx.Rngs(0)
+    modules = [nnx.Linear(4, 4, rngs=rngs) for _ in range(8)]
+    layer = MoE(modules, nnx.Linear(4, 8, rngs=rngs), placement=on("expert=8"))
+    with pytest.raises(UsageError, match=r"each of 8 devices .* use 8 or 16"):
+        jax.eval_shape(layer, np.ones((9, 2, 4), np.float32))

@@ -2,6 +2,8 @@
 commands exist."""
 
 import ast
+import importlib
+import inspect
 import re
 import shlex
 import subprocess
@@ -128,6 +130,16 @@ def test_the_options_of_the_commands_on_the_pages_exist() -> None:
         assert options <= {*re.findall(r"--[\w.-]+\w", shown)}, name
 
 
+def test_the_scripts_on_the_pages_exist_and_define_the_options() -> None:
+    shared = (ROOT / "scripts" / "experiments.py").read_text()
+    for page in PAGES:
+        text = (ROOT / page).read_text().replace("\\\n", " ")
+        for name, words in re.findall(r"python scripts/([a-z_]+\.py)([^\n`|#]*)", text):
+            script = (ROOT / "scripts" / name).read_text()
+            for option in re.findall(r"(?<!\S)--[\w-]+", words):
+                assert f'"{option}"' in script + shared, (page, name, option)
+
+
 def test_every_option_and_every_section_of_options_has_a_text() -> None:
     reference = (ROOT / "docs" / "reference" / "commands.md").read_text()
     options = re.findall(r"^\| `(-.*?)` \|.*(?<!\\)\| (.*?) \|$", reference, re.MULTILINE)
@@ -210,7 +222,27 @@ def test_no_line_of_a_page_is_wider_than_100_columns_but_tables_and_generated_on
         assert not wide or page == "docs/reference/commands.md", (page, wide)
 
 
-def test_the_page_of_the_api_has_every_public_name_and_the_axis_legend() -> None:
+def imported() -> dict[str, Any]:
+    """The names that the Python of the pages imports from vmoe."""
+    found: dict[str, Any] = {}
+    for block in (block for page in WITH_PYTHON for block in python_of(page)):
+        for line in ast.walk(ast.parse(block)):
+            if isinstance(line, ast.ImportFrom) and line.module and line.module.startswith("vmoe"):
+                module = importlib.import_module(line.module)
+                found |= {f"{line.module}.{x.name}": getattr(module, x.name) for x in line.names}
+    return found
+
+
+def path_of(public: Any) -> str:
+    """Where a name is defined."""
+    if inspect.ismodule(public):
+        return public.__name__
+    return f"{public.__module__}.{public.__qualname__}"
+
+
+def test_the_page_of_the_api_has_every_name_that_is_public_or_on_a_page_and_the_axis_legend() -> (
+    None
+):
     page = (ROOT / "docs" / "reference" / "api.md").read_text()
     paths = set(re.findall(r"^::: (\S+)", page, re.MULTILINE))
     named = {
@@ -219,7 +251,8 @@ def test_the_page_of_the_api_has_every_public_name_and_the_axis_legend() -> None
         for name in module.__all__
         if name != "analysis"
     }
-    where = {name: f"{each.__module__}.{each.__qualname__}" for name, each in named.items()}
+    named |= imported()
+    where = {name: path_of(each) for name, each in named.items()}
     for name, path in where.items():
         assert {name, path, path.rpartition(".")[0]} & paths, name
     legend = vmoe.axes.__doc__.partition("letters:\n\n")[2].partition("\n\n")[0]

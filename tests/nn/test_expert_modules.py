@@ -433,6 +433,11 @@ class AnyFilled(nnx.Module):
         return tokens * filled[..., None]
 
 
+class Sized(nnx.Module):
+    def __call__(self, tokens: jax.Array, *, n: int) -> jax.Array:
+        return tokens / n
+
+
 class Dropping(nnx.Module):
     """A module of a user that knows nothing of this library but the name ``key``."""
 
@@ -592,6 +597,8 @@ def test_inputs_and_shared_experts_that_do_not_fit_the_tokens_are_named() -> Non
             layer.forward(TOKENS, **inputs)
     with pytest.raises(UsageError, match="the shared expert has no slots: it cannot ask for fill"):
         MoE(linears(), gate(), TokenChoice(k=1), shared=AnyFilled())
+    with pytest.raises(UsageError, match="the shared expert has no slots: it cannot ask for n$"):
+        MoE(linears(), gate(), TokenChoice(k=1), shared=Sized())
     layer = MoE(linears(), gate(), TokenChoice(k=1), shared=linears(3)[0])
     with pytest.raises(UsageError, match="shared expert has outputs of width 3, the others of 8"):
         jax.eval_shape(layer, TOKENS)
@@ -601,6 +608,16 @@ def test_modules_of_different_structure_cannot_be_copies() -> None:
     with pytest.raises(UsageError, match="equal structure can be stacked: use experts_of"):
         Copies([linears()[0], linears(3)[1]])
     assert isinstance(experts_of([linears()[0], linears(3)[1]]), MixedExperts)
+
+
+@pytest.mark.parametrize("name", ["filled", "images", "positions", "n", "s", "key"])
+def test_what_experts_get_from_the_layer_is_no_name_of_an_input(name: str) -> None:
+    layer, message = MoE(linears(), gate(4), SMALL), f"experts get {name} from the layer"
+    with pytest.raises(UsageError, match=message):
+        jax.eval_shape(lambda x: layer(x, per_token={name: x}), TOKENS)
+    if name != "key":  # the layer itself takes a key
+        with pytest.raises(UsageError, match=message):
+            jax.eval_shape(lambda x: layer(x, **{name: 1.0}), TOKENS)
 
 
 def test_configs_that_contradict_themselves_are_refused() -> None:

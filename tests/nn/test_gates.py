@@ -155,6 +155,17 @@ def test_the_gradient_reaches_what_a_noisy_gate_learned_about_its_noise() -> Non
     assert all(jnp.isfinite(x).all() for x in jax.tree.leaves(training))
 
 
+def test_statistics_and_random_streams_of_a_gate_change_under_nnx_jit() -> None:
+    rngs = nnx.Rngs(0)
+    parts = nnx.BatchNorm(D, rngs=rngs), nnx.Dropout(0.5, rngs=rngs), nnx.Linear(D, E, rngs=rngs)
+    layer = layer_of(nnx.Sequential(*parts))
+    first, second = (nnx.jit(MoE.forward)(layer, TOKENS)[1].logits for _ in range(2))
+    mean, dropout, _ = layer.router.layers
+    expected = 0.01 * np.asarray(TOKENS).mean((0, 1)) * (1 + 0.99)
+    np.testing.assert_allclose(mean.mean[...], expected, rtol=1e-5, atol=1e-6)
+    assert dropout.rngs.count[...] == 2 and (np.asarray(first) != np.asarray(second)).any()
+
+
 def test_any_linear_layer_or_own_module_is_a_gate() -> None:
     linear = nnx.Linear(D, E, bias_init=nnx.initializers.normal(), rngs=nnx.Rngs(5))
     record = nnx.jit(MoE.forward)(layer_of(linear), TOKENS)[1]

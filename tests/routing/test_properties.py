@@ -46,12 +46,12 @@ ROUTER_CONFIGS: dict[str, Router] = {
 }
 """Every registered router with its defaults, and further settings."""
 
-BY_PLACE = "its priority depends on the place of a token in the group"
+BY_INDEX = "its priority depends on the index of a token in the group"
 BY_POSITION = "a token's position in the image determines its experts"
 NO_DROPS = "no choice is ever dropped"
 ORDERED = dict.fromkeys(
     ("token_choice", "random_first", "k3_normalized", "switch", "gshard", "bias_balanced"),
-    BY_PLACE,
+    BY_INDEX,
 )
 FIXED = dict.fromkeys(("random", "hash"), BY_POSITION)
 AS_TOKEN_CHOICE = "its routing is index arrays of the same form as token choice's"

@@ -16,6 +16,7 @@ from vmoe.config import BiasBalanced, GShard, Hash, MoEConfig, Random, Router, S
 from vmoe.errors import UsageError
 from vmoe.nn.moe import MoE
 from vmoe.routing import hashed, router_of
+from vmoe.routing.load import Load
 
 S, E, C = 23, 4, 5
 Choice = tuple[int, float]
@@ -130,9 +131,10 @@ def test_the_bias_rises_for_experts_below_the_mean_load_and_falls_above_it() -> 
     router = router_of(config)
     first = router.initial_state(config)
     np.testing.assert_array_equal(first["bias"], np.zeros(4))
-    state = router.next_state(first, jnp.array([10, 2, 5, 3]), config)  # the mean is 5
+    load = Load(jnp.array([10, 2, 5, 3]), jnp.array(10))  # the mean is 5
+    state = router.next_state(first, load, config)
     np.testing.assert_array_equal(state["bias"], [-0.5, 0.5, 0, 0.5])
-    state = router.next_state(state, jnp.array([9, 1, 5, 5]), config)
+    state = router.next_state(state, load._replace(choices=jnp.array([9, 1, 5, 5])), config)
     np.testing.assert_array_equal(state["bias"], [-1, 1, 0, 0.5])
 
 

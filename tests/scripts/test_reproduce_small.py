@@ -396,14 +396,15 @@ def test_the_table_of_claims_names_both_figures_and_is_sorted_by_verdict(
     text = " ".join(show.counts(rows).split())
     assert "**3 claims: 1 reproduced, 1 inconclusive, 1 contradicted.**" in text
     assert f" {len(claims.CLAIMS) - 3} more are not measured." in text
-    assert "chance would reproduce at most about 0.2 claims" in text  # 1 / 20 + 1 / 20 + 1 / 8
+    chance = "chance would reproduce about 0.2 of the claims at most"  # 1 / 20 + 1 / 20 + 1 / 8
+    assert chance in text
     assert "The three seeds agree with 1 of the claims." in text
     assert "not known yet" not in text
     assert "1 of the claims that are reproduced or contradicted compare other figures" in text
     for row in rows["dense"].values():
         row["correct"] = {}
     text = " ".join(show.counts(rows).split())
-    assert "not known yet for 1 of these claims. A bound is used instead" in text
+    assert "For 1 of the 2 claims about accuracies this error is not known yet; a bound" in text
     assert "not contradicted" not in show.meanings(rows)  # no claim has this verdict
     assert "| -2 of 1,000 |" in show.narrow(rows)  # 718 and 720 images
 

@@ -126,7 +126,7 @@ def test_a_victim_is_right_with_any_of_its_labels_and_needs_one() -> None:
 
 
 def test_the_first_image_of_a_group_loses_no_first_choice_by_order() -> None:
-    first = MatesConfig(victims=3, draws=4, place=0)
+    first = MatesConfig(victims=3, draws=4, index=0)
     result = attack_mates(model_of(), images(), LABELS, TIGHT, first, batch_size=20)
     np.testing.assert_array_equal(
         result.drawn.dropped, np.repeat(result.without.dropped[:, None], 4, 1)
@@ -158,7 +158,7 @@ def test_bad_input_is_refused() -> None:
     ):
         with pytest.raises(UsageError, match=message):
             MatesConfig(**fields)  # ty: ignore
-    with pytest.raises(UsageError, match="mates.place=4: use 0 to 3"):
-        draw_groups(12, SIZE, MatesConfig(victims=3, place=4))
+    with pytest.raises(UsageError, match="mates.index=4: use 0 to 3"):
+        draw_groups(12, SIZE, MatesConfig(victims=3, index=4))
     with pytest.raises(UsageError, match="images=5: 6 victims in groups of 4 need at least 6"):
         draw_groups(5, SIZE, MatesConfig(victims=6))

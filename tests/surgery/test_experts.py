@@ -18,6 +18,7 @@ from vmoe.config import (
     GatedMlpExpert,
     Hash,
     MlpExpert,
+    MlpGate,
     MoEConfig,
     NoisyGate,
     Router,
@@ -27,6 +28,7 @@ from vmoe.config import (
     ZeroExpert,
     replace,
 )
+from vmoe.config.gates import Gate
 from vmoe.errors import UsageError
 from vmoe.routing import slots_and_factor
 from vmoe.surgery.experts import (
@@ -263,16 +265,28 @@ def test_experts_of_a_router_without_a_gate_per_expert_are_refused(
             change()
 
 
-def test_experts_of_one_kind_are_pruned_and_merged_with_the_columns_of_their_gate() -> None:
-    config = replace(CONFIG, moe=dict(experts=CnnExpert(), gate=NoisyGate()))
+@pytest.mark.parametrize("gate", [NoisyGate(), MlpGate(hidden_dim=3)], ids=lambda gate: gate.kind)
+def test_experts_of_one_kind_are_pruned_merged_and_added_with_the_columns_of_their_gate(
+    gate: Gate,
+) -> None:
+    config = replace(CONFIG, moe=dict(experts=CnnExpert(), gate=gate))
     params = random_params(config)
     pruned_config, pruned = prune_experts(config, params, {0: (3, 1)})
     assert {path: x.shape for path, x in _flat(pruned).items()} == shapes(pruned_config)
-    for name in ("kernel", "noise"):
-        before, after = (layer(p, 0)["router"][name] for p in (params, pruned))
-        np.testing.assert_array_equal(after, before[:, [3, 1]])
+    before, after = (layer(p, 0)["router"] for p in (params, pruned))
+    for name in before:
+        array = np.asarray(before[name])
+        kept = array[:, [3, 1]] if name in gate.columns else array
+        np.testing.assert_array_equal(after[name], kept)
     merged_config, merged = merge_experts(config, params, {0: [(0, 2), (1, 3)]})
     assert {path: x.shape for path, x in _flat(merged).items()} == shapes(merged_config)
+    more_config, more = add_experts(config, params, {0: (2,)}, new_columns=True, seed=7)
+    fresh = jax.jit(lambda: models.params_of(models.build(more_config, seed=7)))()
+    new, added = (layer(p, 0)["router"] for p in (fresh, more))
+    for name in before:
+        array = np.asarray(before[name])
+        want = np.append(array, new[name][:, E:], 1) if name in gate.columns else array
+        np.testing.assert_array_equal(added[name], want)
 
 
 @pytest.mark.parametrize(
@@ -282,7 +296,7 @@ def test_experts_of_one_kind_are_pruned_and_merged_with_the_columns_of_their_gat
             {"experts": ExpertList(each=(MlpExpert(), ZeroExpert()) * 2)},
             "has experts list, which are",
         ),
-        ({"gate": CosineGate()}, "has gate cosine, which has no column for each expert"),
+        ({"gate": CosineGate()}, "has gate cosine, whose parameters are not one column"),
     ],
     ids=["list", "gate"],
 )

@@ -204,6 +204,14 @@ def test_a_module_that_is_held_twice_becomes_one_layer() -> None:
     graph, state = nnx.split(child)
     records = jax.eval_shape(lambda s: capture_records(nnx.merge(graph, s), TOKENS)[1], state)
     assert [len(made) for made in records.values()] == [2]
+    child.never_called = child.first
+    child.first, child.second = (
+        nnx.Linear(8, 8, rngs=nnx.Rngs(0)),
+        nnx.Linear(8, 8, rngs=nnx.Rngs(1)),
+    )
+    graph, state = nnx.split(child)
+    records = jax.eval_shape(lambda s: capture_records(nnx.merge(graph, s), TOKENS)[1], state)
+    assert records == {("never_called",): ()}
 
 
 class Residual(nnx.Module):

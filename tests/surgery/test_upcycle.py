@@ -6,6 +6,7 @@ and the head of the sparse model, which are not taken from the source.
 
 import json
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -19,11 +20,13 @@ from tests.random_models import outputs, random_images, random_params
 from vmoe import models
 from vmoe.checkpoints.flax_names import published_name
 from vmoe.config import (
+    BiasBalanced,
     CnnExpert,
     ExpertChoice,
     GatedMlpExpert,
     MlpExpert,
     MoEConfig,
+    OptimConfig,
     Soft,
     TokenChoice,
     ViTConfig,
@@ -34,6 +37,7 @@ from vmoe.models import params_of
 from vmoe.nn.vit import ViT
 from vmoe.surgery.resize import fit
 from vmoe.surgery.upcycle import logit_changes, upcycle_params, upcycled_layer
+from vmoe.train.lr_factors import trained_params
 
 GOLDEN = np.load(Path(__file__).parents[1] / "golden" / "surgery" / "upcycle.npz")
 TINY = models.model_config("vit_tiny", depth=2)
@@ -109,6 +113,7 @@ def test_an_upcycled_model_has_the_logits_of_its_parent(moe: dict) -> None:
         (dict(capacity=8), "dropped"),
         (dict(noise_std=0.1), "noise"),
         (dict(transfer_dtype="bfloat16"), "bfloat16"),
+        (dict(shared_experts=1), "shared expert"),
         (dict(router=ExpertChoice()), "expert_choice"),
         (dict(router=Soft(), images_per_group=1), "soft"),
     ],
@@ -198,13 +203,17 @@ def test_experts_have_the_dropout_of_the_mlps_unless_another_is_given() -> None:
     assert vmoe.upcycle(parent, expert_dropout=0.0).config.moe.expert_dropout == 0
 
 
-def test_moments_are_copied_like_the_parameters_and_zero_for_routers() -> None:
-    moe = upcycled_layer(TINY, num_experts=2)
-    config, _ = upcycle_params(TINY, random_params(TINY), blocks=(1,), moe=moe)
-    zeros = jax.tree.map(np.zeros_like, random_params(config))
+@pytest.mark.parametrize("router", [TokenChoice(), BiasBalanced()], ids=lambda x: x.kind)
+def test_moments_are_copied_like_the_parameters_and_zero_for_routers(router: Any) -> None:
+    """The state of a router has no moments."""
+    moe = replace(upcycled_layer(TINY, num_experts=2), router=router)
+    config, params = upcycle_params(TINY, random_params(TINY), blocks=(1,), moe=moe)
+    zeros = trained_params(OptimConfig(), jax.tree.map(np.zeros_like, params))
     moments = random_params(TINY, seed=1)
     _, sparse = upcycle_params(TINY, moments, blocks=(1,), moe=moe, initial=zeros)
     layer = sparse["blocks"][1]["mlp"]
     np.testing.assert_array_equal(layer["router"]["kernel"], np.zeros((16, 2)))
     kernel = moments["blocks"][1]["mlp"]["up"]["kernel"]
     np.testing.assert_array_equal(layer["experts"]["up"]["kernel"][1], kernel)
+    again, _ = fit(config, sparse, config, initial=zeros)
+    assert jax.tree.structure(again) == jax.tree.structure(sparse) == jax.tree.structure(zeros)

@@ -1,4 +1,4 @@
-"""A run whose experts are of different kinds, and whose router has a state, in every command."""
+"""A run with an expert of each kind, and whose router has a state, in every command."""
 
 import json
 import shutil
@@ -16,11 +16,16 @@ from vmoe.workdir.layout import steps_of
 
 STEPS = 40
 BIAS = "blocks/0/mlp/state/bias"
-RECIPE = f"""
+CONFIG = f"""
 from pathlib import Path
 from vmoe.config import (
-    BiasBalanced, CnnExpert, ExpertList, IdentityExpert, MlpExpert, NoisyGate, ZeroExpert, load,
-    replace,
+    AttentionExpert, BiasBalanced, CnnExpert, ExpertList, GatedMlpExpert, IdentityExpert, MlpExpert,
+    NoisyGate, ZeroExpert, load, replace,
+)
+
+every = (
+    MlpExpert(), GatedMlpExpert(), CnnExpert(), AttentionExpert(num_heads=2), IdentityExpert(),
+    ZeroExpert(),
 )
 
 config = replace(
@@ -29,8 +34,8 @@ config = replace(
     model=dict(
         depth=1, sparse_blocks=(0,), dropout=0.1,
         moe=dict(
-            experts=ExpertList(each=(MlpExpert(), CnnExpert(), IdentityExpert(), ZeroExpert())),
-            gate=NoisyGate(), router=BiasBalanced(priority="random"),
+            num_experts=6, experts=ExpertList(each=every), gate=NoisyGate(),
+            router=BiasBalanced(priority="random"),
         ),
     ),
 )
@@ -38,25 +43,25 @@ config = replace(
 
 
 @pytest.fixture(scope="module")
-def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("recipe") / "recipe.py"
-    path.write_text(RECIPE)
+def config_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("config") / "config.py"
+    path.write_text(CONFIG)
     return path
 
 
 @pytest.fixture(scope="module")
-def run(recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def run(config_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     workdir = tmp_path_factory.mktemp("whole") / "run"
-    result = vmoe("train", "--config", recipe, "--workdir", workdir)
+    result = vmoe("train", "--config", config_file, "--workdir", workdir)
     assert result.returncode == 0, result.stderr
     return workdir
 
 
 def test_a_killed_run_is_bitwise_equal_to_an_uninterrupted_one(
-    recipe: Path, run: Path, tmp_path: Path
+    config_file: Path, run: Path, tmp_path: Path
 ) -> None:
     workdir = tmp_path / "run"
-    line = ("train", "--config", recipe, "--workdir", workdir)
+    line = ("train", "--config", config_file, "--workdir", workdir)
     for ready in (lambda: last_step(workdir) >= 5, lambda: steps_of(workdir)):
         with start(*line) as process:
             process.wait_until(ready)
@@ -72,7 +77,7 @@ def test_a_killed_run_is_bitwise_equal_to_an_uninterrupted_one(
 @pytest.mark.parametrize(
     ("bias", "reason"),
     [
-        (np.full(4, 7, np.float32), f"the checksum of params/{BIAS} differs from the one written"),
+        (np.full(6, 7, np.float32), f"the checksum of params/{BIAS} differs from the one written"),
         (None, "blocks/0/mlp/state is missing, or unknown to the config"),
     ],
     ids=["damaged", "missing"],
@@ -123,8 +128,8 @@ def test_every_command_that_reads_a_model_reads_it(run: Path, tmp_path: Path) ->
     assert "<html" in page.read_text()
 
 
-def test_a_plan_of_several_devices_does_not_split_the_experts(recipe: Path) -> None:
-    planned = vmoe("plan", "--config", recipe, "--devices", "4", "--json")
+def test_a_plan_of_several_devices_does_not_split_the_experts(config_file: Path) -> None:
+    planned = vmoe("plan", "--config", config_file, "--devices", "4", "--json")
     assert planned.returncode == 0, planned.stderr
     assert "expert=1" in planned.stdout and "expert=2" not in planned.stdout
 

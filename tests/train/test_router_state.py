@@ -143,6 +143,17 @@ def test_the_bias_has_no_optimizer_state_and_no_average_of_its_own(
     }
 
 
+def test_a_frozen_router_keeps_its_bias(config: TrainConfig, batches: list[Batch]) -> None:
+    frozen = changed(config, optim=dict(lr_factors=dict(routers=0.0)))
+    first = init_state(frozen)
+    before = jax.device_get(first.params)
+    state, metrics = make_train_step(frozen)(first, batches[0])
+    load = metrics["blocks"][0]["load"]
+    assert (load != load.mean()).any()
+    np.testing.assert_array_equal(bias_of(state.params), bias_of(before))
+    np.testing.assert_array_equal(bias_of(state.ema), bias_of(before))
+
+
 def test_evaluation_uses_the_bias_and_leaves_it_as_it_is(
     config: TrainConfig, trained: tuple[State, list[Any]]
 ) -> None:

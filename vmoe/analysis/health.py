@@ -123,12 +123,8 @@ def _of_block(
         return
     e, chosen = len(block.gates), bool(block.choices.any())
     load, of = block.load * e, "choices" if chosen else "gates"
-    has_losses = router.setting("aux_loss") is not None
-    if router.setting("update_rate") is not None:
-        balance = "train with a larger update rate of the bias"
-    elif has_losses:
-        balance = "train with a larger weight of the importance and load losses"
-    else:
+    balance = f"train with a larger {router.balanced_by}"
+    if router.balanced_by is None:
         balance = "train with a lower learning rate"
     if (
         router.learned
@@ -163,6 +159,6 @@ def _of_block(
         message = (
             f"the gates' entropy is {block.relative_entropy:.1%} of ln e (at least "
             f"{MIN_ENTROPY:.0%}), so the router hardly learns: train with a lower learning rate"
-            f"{' or with the z loss' * has_losses}"
+            f"{' or with the z loss' * (router.setting('aux_loss') is not None)}"
         )
         yield Finding("low_entropy", i, block.relative_entropy, MIN_ENTROPY, message)

@@ -17,8 +17,7 @@ from vmoe.config import MoEConfig
 from vmoe.config.routers import PRIORITIES
 from vmoe.errors import UsageError
 from vmoe.routing import router_of, token_choice
-
-NEVER = -1e9  # a logit whose gate is 0; an infinite one would make NaN in soft routing
+from vmoe.routing.top_k import MASKED
 
 
 def ablated(active: Bool[Array, "e"], inner: Route | None = None) -> Route:
@@ -49,7 +48,7 @@ def masked(choosable: Bool[Array, "e"], inner: Route | None = None) -> Route:
 
     def decide(inputs: RouterInputs, config: MoEConfig, capacity: int) -> Decision:
         slots = (1,) * (inputs.logits.ndim - 3)
-        logits = jnp.where(choosable.reshape(-1, *slots), inputs.logits, NEVER)
+        logits = jnp.where(choosable.reshape(-1, *slots), inputs.logits, MASKED)
         route = inner or router_of(config).route
         return route(inputs._replace(logits=logits), config, capacity)
 

@@ -12,10 +12,14 @@ class GateConfig(Checked):
     Attributes:
         logits_per: "expert" for logits (g, s, e); "slot" for (g, s, e, c), whose slots are
             parameters. It is equal to the router's.
+        columns: names of the parameters with one column per expert (their last axis); the others
+            are the same for any number of experts. Without such names, the experts of a trained
+            layer cannot be pruned, added or merged.
     """
 
     section = "model.moe.gate"
     logits_per = "expert"
+    columns = tuple[str, ...]()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,6 +28,8 @@ class LinearGate(GateConfig):
 
     kind: Literal["linear"] = "linear"
     """The gate."""
+
+    columns = ("kernel",)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,6 +41,8 @@ class NoisyGate(GateConfig):
 
     kind: Literal["noisy"] = "noisy"
     """The gate."""
+
+    columns = ("kernel", "noise")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,6 +67,8 @@ class MlpGate(GateConfig):
     """The gate."""
     hidden_dim: Count | None = None
     """Hidden width; if None, the width of the tokens."""
+
+    columns = ("kernel",)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -56,7 +56,7 @@ class MoEConfig(Checked):
     expert_dropout: Rate = 0.0
     """Dropout rate inside the experts, if they are MLPs."""
     shared_experts: Annotated[int, at_least(0)] = 0
-    """Experts that every token uses besides the routed ones: an MLP with so many times the hidden
+    """Experts that every token uses besides the routed ones: an MLP with this many times the hidden
     width, whose outputs are added (DeepSeekMoE, arXiv 2401.06066)."""
     shared_init: bool = True
     """Whether all experts of a layer start from the same values."""

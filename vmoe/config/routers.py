@@ -30,6 +30,10 @@ class AuxLossWeights(Checked):
     2202.08906)."""
 
 
+BALANCING = ("importance", "load", "gshard")
+"""The auxiliary losses that balance the load of experts."""
+
+
 class RouterConfig(Checked):
     """The interface of every router's config.
 
@@ -93,6 +97,19 @@ class RouterConfig(Checked):
         """Weights of the auxiliary losses."""
         return AuxLossWeights(importance=0.0, load=0.0)
 
+    @property
+    def weights_are_gates(self) -> bool:
+        """Whether a token's combine weights are the gates of its experts, before normalization."""
+        return True
+
+    @property
+    def balanced_by(self) -> str | None:
+        """What balances the load in training, for advice to users; None if nothing does."""
+        losses = [name for name in BALANCING if getattr(self.aux_loss, name)]
+        if not losses:
+            return None
+        return f"weight of the {' and '.join(losses)} loss{'es' * (len(losses) > 1)}"
+
 
 @dataclasses.dataclass(frozen=True)
 class TokenChoice(RouterConfig):
@@ -111,7 +128,8 @@ class TokenChoice(RouterConfig):
     largest gate (Batch Prioritized Routing); sum_of_gates: by the sum of the k gates; random: in
     random order, a baseline."""
     noise_std: NonNegative = 1.0
-    """Noise on the logits in training: its standard deviation is noise_std / e, for e experts."""
+    """Noise on the logits in training: its standard deviation is noise_std / e, for e experts,
+    unless the gate determines it."""
     normalize_weights: bool = False
     """Divide a token's combine weights by their sum, before any choice is dropped."""
     aux_loss: AuxLossWeights = AuxLossWeights()
@@ -126,7 +144,8 @@ class ExpertChoice(RouterConfig):
     kind: Literal["expert_choice"] = "expert_choice"
     """The router."""
     noise_std: NonNegative = 1.0
-    """The noise on the logits in training has standard deviation noise_std / e."""
+    """The noise on the logits in training has standard deviation noise_std / e, unless the gate
+    determines it."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -189,13 +208,24 @@ class BiasBalanced(RouterConfig):
     update_rate: NonNegative = 0.001
     """Change of an expert's bias after each step of training."""
     priority: Priority = "order"
-    """Order in which tokens get slots; see ``TokenChoice``."""
+    """Order in which tokens get slots; see ``TokenChoice``. largest_gate: by the gate of the expert
+    that is chosen first, with its bias."""
     normalize_weights: bool = False
     """Divide a token's combine weights by their sum, before any choice is dropped, as DeepSeek-V3
     does (arXiv 2412.19437)."""
 
     can_drop = True
     stateful = True
+
+    @property
+    def balanced_by(self) -> str:
+        """See ``RouterConfig``."""
+        return "update rate of the bias"
+
+    @property
+    def weights_are_gates(self) -> bool:
+        """See ``RouterConfig``."""
+        return self.scores == "softmax"
 
 
 @dataclasses.dataclass(frozen=True)

@@ -16,6 +16,7 @@ from vmoe.errors import UsageError, require
 from vmoe.nn import keys
 from vmoe.nn.experts import Experts, Slots, StackedMlps, about, experts_of
 from vmoe.nn.experts.copies import check_expert
+from vmoe.nn.experts.interface import check_names
 from vmoe.nn.experts.make import make_experts
 from vmoe.nn.gates import GATES, NoisyLogits
 from vmoe.nn.inputs import check_tokens, taking
@@ -25,7 +26,7 @@ from vmoe.nn.router_state import RouterState
 from vmoe.routing import aux_losses, router_of
 from vmoe.routing.groups import group, ungroup
 from vmoe.routing.layout import combine, dispatch, dispatch_inputs
-from vmoe.routing.load import choices
+from vmoe.routing.load import load_of
 from vmoe.routing.rows import block_size, flatten, keep_class_tokens, sort_rows
 from vmoe.sharding import ONE_DEVICE, Placement
 
@@ -59,8 +60,9 @@ class MoE(nnx.Module):
         Args:
             experts: one module for each expert, see ``experts_of``; or experts that are computed
                 together, such as ``StackedMlps``.
-            gate: maps tokens f[g s d] to logits f32[g s e], or to ``NoisyLogits``. None for a
-                router that reads no logits.
+            gate: maps tokens f[g s d] to logits f32[g s e], or to ``NoisyLogits``. Its statistics
+                and random streams, if it has any, change under ``nnx.jit`` as in any module. None
+                for a router that reads no logits.
             router: config of the router; or of the whole layer, with its capacity and its groups.
                 Token choice by default.
             shared: one further expert, which acts on tokens alone; its outputs are added for every
@@ -78,8 +80,8 @@ class MoE(nnx.Module):
         if shared is not None and not isinstance(shared, Experts):
             check_expert("the shared expert", shared)
             shared = experts_of([shared])
-        if shared is not None and shared.asks:
-            asked = ", ".join(sorted(shared.asks))
+        if shared is not None and (asks := shared.asks | (shared.takes - {"key"})):
+            asked = ", ".join(sorted(asks))
             raise UsageError(f"the shared expert has no slots: it cannot ask for {asked}")
         self.shared = shared
         self.placement = placement
@@ -171,7 +173,8 @@ class MoE(nnx.Module):
 
         Raises:
             UsageError: the gate's logits do not fit the router, the gate or the experts cannot take
-                these tokens, or the experts' outputs differ in width.
+                these tokens, the experts' outputs differ in width, an input has a name by which
+                experts get what the layer knows, or the devices cannot share the batch evenly.
         """
         router_key, experts_key = keys.split(key, 2)
         b = len(tokens) if tokens.ndim > 1 else 1
@@ -179,6 +182,8 @@ class MoE(nnx.Module):
         images = tokens.reshape(b, n, tokens.shape[-1])
         valid = jnp.ones(b, bool) if valid is None else valid
         check_tokens(tokens, valid, per_token)
+        check_names({*(per_token or {}), *kwargs})
+        self.placement.check_batch(b)
         groups, group_valid = group(images, valid, self.config.images_per_group, devices)
         record = self.route(groups, group_valid, router_key, decide, n=n)
         routing = record.routing
@@ -204,7 +209,7 @@ class MoE(nnx.Module):
         outputs = ungroup(outputs.astype(tokens.dtype), b, kept, devices)  # b x d
         if class_token_only:
             outputs, images = outputs[:, :1], images[:, :1]
-        outputs = self._with_shared(outputs, images, experts_key)
+        outputs = self._with_shared(outputs, images, key)
         if class_token_only:
             return outputs, record
         return outputs.reshape(*tokens.shape[:-1], outputs.shape[-1]), record
@@ -285,7 +290,7 @@ class MoE(nnx.Module):
         """
         if self.state is not None:
             state = {name: x[...] for name, x in self.state.items()}
-            new = router_of(self.config).next_state(state, choices(record), self.config)
+            new = router_of(self.config).next_state(state, load_of(record), self.config)
             for name, x in new.items():
                 self.state[name][...] = x
 
@@ -322,7 +327,7 @@ class MoE(nnx.Module):
         if self.shared is None:
             return outputs
         n = tokens.shape[1]
-        shared_key = None if key is None else jax.random.fold_in(key, 1)
+        shared_key = None if key is None else jax.random.fold_in(key, 2)  # forward has 0 and 1
         by_expert = self.shared(tokens[:, None], Slots(n, n, {}), shared_key)  # b 1 n x
         widths = by_expert.shape[-1], outputs.shape[-1]
         require(
@@ -360,13 +365,16 @@ def capture_records(
 ) -> tuple[Any, dict[tuple[str | int, ...], tuple[Record, ...]]]:
     """``model(*args, **kwargs)``, and the records of its MoE layers by path, one for each call.
 
-    For any Flax NNX model. Add the ``aux_loss`` of each record to the loss in training. Works
-    inside ``jax.jit`` and ``jax.grad`` with a model that is merged there; unused parts of the
-    records are then not computed.
+    A layer that is not called has no record. For any Flax NNX model. Add the ``aux_loss`` of each
+    record to the loss in training. Works inside ``jax.jit`` and ``jax.grad`` with a model that is
+    merged there; unused parts of the records are then not computed.
     """
     layers = [path for path, part in nnx.iter_modules(model) if isinstance(part, MoE)]
     run = nnx.capture(model, nnx.Intermediate, method_outputs=nnx.Intermediate)
     outputs, captured = run(*args, **kwargs)
     results = dict(nnx.to_flat_state(captured))
-    calls = {path: results[*path, "forward"].get_value() for path in layers}
+    calls = {
+        path: results[*path, "forward"].get_value() if (*path, "forward") in results else ()
+        for path in layers
+    }
     return outputs, {path: tuple(record for _, record in made) for path, made in calls.items()}

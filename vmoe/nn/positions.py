@@ -35,22 +35,22 @@ class LearnedPositions(nnx.Module):
         if (i, j) == self.grid:
             return embedding
         first = int(self.class_token)
-        places = embedding[0, first:].reshape(*self.grid, -1)
-        places = resample(places, i, j).reshape(1, i * j, -1)
-        return jnp.concatenate([embedding[:, :first], places], axis=1)
+        positions = embedding[0, first:].reshape(*self.grid, -1)
+        positions = resample(positions, i, j).reshape(1, i * j, -1)
+        return jnp.concatenate([embedding[:, :first], positions], axis=1)
 
 
-def resample(places: Float[Array, "i0 j0 d"], i: int, j: int) -> Float[Array, "i j d"]:
+def resample(positions: Float[Array, "i0 j0 d"], i: int, j: int) -> Float[Array, "i j d"]:
     """Resamples a grid of vectors to (i, j): linear between neighbors, with aligned corners."""
     for axis, new in enumerate((i, j)):
-        old = places.shape[axis]
+        old = positions.shape[axis]
         at = np.linspace(0, old - 1, new)  # in float64: float32 is off by 3e-6 of the result
         before = np.floor(at).astype(int)
         after = np.minimum(before + 1, old - 1)
-        weight = jnp.asarray(np.expand_dims(at - before, (1 - axis, 2)), places.dtype)
-        low, high = jnp.take(places, before, axis), jnp.take(places, after, axis)
-        places = low + (high - low) * weight
-    return places
+        weight = jnp.asarray(np.expand_dims(at - before, (1 - axis, 2)), positions.dtype)
+        low, high = jnp.take(positions, before, axis), jnp.take(positions, after, axis)
+        positions = low + (high - low) * weight
+    return positions
 
 
 class SinCosPositions(nnx.Module):
@@ -67,7 +67,7 @@ class SinCosPositions(nnx.Module):
     def __call__(self, i: int, j: int) -> Float[Array, "1 n d"]:
         quarter = self.width // 4
         frequency = 10_000.0 ** -(jnp.arange(quarter) / max(quarter - 1, 1))
-        y, x = (places.reshape(-1, 1) * frequency for places in jnp.mgrid[:i, :j])
+        y, x = (indices.reshape(-1, 1) * frequency for indices in jnp.mgrid[:i, :j])
         table = jnp.concatenate([jnp.sin(x), jnp.cos(x), jnp.sin(y), jnp.cos(y)], axis=1)
         return jnp.pad(table, ((int(self.class_token), 0), (0, 0)))[None]
 

@@ -9,12 +9,11 @@ from typing import Any
 
 from flax import nnx
 from flax.traverse_util import flatten_dict, unflatten_dict
-from jaxtyping import Array, Int
 
 from vmoe.axes import Record
 from vmoe.config import ViTConfig
 from vmoe.routing import router_of
-from vmoe.routing.load import choices
+from vmoe.routing.load import Load, load_of
 from vmoe.trees import merged
 
 
@@ -23,20 +22,20 @@ class RouterState(nnx.Variable):
 
 
 def next_states(
-    config: ViTConfig, params: dict[Any, Any], used: Mapping[int, Int[Array, "e"]]
+    config: ViTConfig, params: dict[Any, Any], loads: Mapping[int, Load]
 ) -> dict[Any, Any]:
     """The states of all routers after a step of training, by their paths in the parameters.
 
     Args:
         params: as ``models.params_of`` returns them.
-        used: the number of choices of each expert in the batch, by sparse block.
+        loads: the load of the batch, by sparse block.
     """
     flat, states = flatten_dict(params), {}
     for block, moe in config.moe_blocks.items():
         if moe.router.stateful:
             path = ("blocks", block, "mlp", "state")
             state = {key[-1]: x for key, x in flat.items() if key[: len(path)] == path}
-            new = router_of(moe).next_state(state, used[block], moe)
+            new = router_of(moe).next_state(state, loads[block], moe)
             states |= {(*path, name): x for name, x in new.items()}
     return unflatten_dict(states)
 
@@ -55,5 +54,5 @@ def with_next_states(
         before: the parameters before the step.
         records: the routing of the batch by sparse block, as ``ViT.forward`` returned it.
     """
-    used = {block: choices(record) for block, record in records.items()}
-    return merged(params, next_states(config, before, used))
+    loads = {block: load_of(record) for block, record in records.items()}
+    return merged(params, next_states(config, before, loads))

@@ -2,9 +2,9 @@
 
 A router is one file here with ``capacity(config, s)`` and ``route(inputs, config, capacity)``, a
 frozen dataclass in ``vmoe/config/routers.py`` that is a member of ``Router``, and one line in
-``ROUTERS``. A stateful router also has ``initial_state(config)`` and ``next_state(state, choices,
-config)``: both return arrays by name; ``choices`` is the number of choices of each expert. A router
-that ONNX files can have also has ``route_without_scatters``: as ``route`` in evaluation, for groups
+``ROUTERS``. A stateful router also has ``initial_state(config)`` and ``next_state(state, load,
+config)``: both return arrays by name; ``load`` is that of the batch (``load.py``). A router that
+ONNX files can have also has ``route_without_scatters``: as ``route`` in evaluation, for groups
 without padding, with a ``SoftRouting`` as the result.
 """
 
@@ -52,7 +52,7 @@ ROUTERS: dict[type, ModuleType] = {
 FUNCTIONS = {"capacity": ["config", "s"], "route": ["inputs", "config", "capacity"]}
 """The functions that each of these modules must define, with their parameter names."""
 
-STATE_FUNCTIONS = {"initial_state": ["config"], "next_state": ["state", "choices", "config"]}
+STATE_FUNCTIONS = {"initial_state": ["config"], "next_state": ["state", "load", "config"]}
 """The functions that the module of a stateful router must define too."""
 
 

@@ -11,12 +11,13 @@ algorithm 1 (arXiv 2408.15664).
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
 from vmoe.axes import Decision, RouterInputs
 from vmoe.config import BiasBalanced, MoEConfig
 from vmoe.routing import token_choice
-from vmoe.routing.top_k import gates_of, top_k
+from vmoe.routing.load import Load
+from vmoe.routing.top_k import MASKED, gates_of, top_k
 
 capacity = token_choice.capacity
 SMALLEST = 1e-20  # of the weights
@@ -40,14 +41,15 @@ def route(inputs: RouterInputs, config: MoEConfig, capacity: int) -> Decision:
         scores = jax.nn.sigmoid(logits)
         # Of scores that all round to 0 the gates are uniform.
         gates = gates_of(jax.nn.log_sigmoid(logits))
-    _, experts = top_k(scores + state["bias"][:, None], router.k)
+    masked = inputs.logits <= MASKED  # no bias lifts such an expert
+    _, experts = top_k(jnp.where(masked, -jnp.inf, scores + state["bias"][:, None]), router.k)
     # A bias can choose experts whose scores round to 0, which could not be normalized.
-    weights = jnp.maximum(jnp.take_along_axis(scores, experts, axis=-1), SMALLEST)
+    weights = jnp.where(masked, 0, jnp.maximum(scores, SMALLEST))
     routing = token_choice.assign_chosen(
         jnp.take_along_axis(gates, experts, axis=-1),
         experts,
         inputs.valid,
-        weights=weights,
+        weights=jnp.take_along_axis(weights, experts, axis=-1),
         e=config.num_experts,
         c=capacity,
         priority=router.priority,
@@ -63,9 +65,11 @@ def initial_state(config: MoEConfig) -> dict[str, Float[Array, "e"]]:
 
 
 def next_state(
-    state: dict[str, Float[Array, "e"]], choices: Int[Array, "e"], config: MoEConfig
+    state: dict[str, Float[Array, "e"]], load: Load, config: MoEConfig
 ) -> dict[str, Float[Array, "e"]]:
-    """The bias after a step, in which the experts had so many choices."""
+    """The bias after a step with such a load."""
     router = config.router
     assert isinstance(router, BiasBalanced)
-    return {"bias": state["bias"] + router.update_rate * jnp.sign(choices.mean() - choices)}
+    return {
+        "bias": state["bias"] + router.update_rate * jnp.sign(load.choices.mean() - load.choices)
+    }

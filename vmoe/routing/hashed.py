@@ -36,7 +36,7 @@ def route(inputs: RouterInputs, config: MoEConfig, capacity: int) -> Decision:
 def table(config: MoEConfig, n: int) -> Int[Array, "n k"]:
     """The experts of the first n positions.
 
-    Rank r of a position has the first expert of the position r places further in its run.
+    Rank r of a position has the first expert of the position r steps further in its run.
     """
     router, e = config.router, config.num_experts
     assert isinstance(router, Hash)

@@ -4,6 +4,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+MASKED = -1e9
+"""The logit of a masked expert, whose gate is 0. An infinite one would make NaN in soft routing."""
+
 
 def gates_of(logits: Float[Array, "g s e"]) -> Float[Array, "g s e"]:
     """Softmax over the experts; values in [0, 1] that sum to 1 for each token."""

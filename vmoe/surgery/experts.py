@@ -31,9 +31,6 @@ from vmoe.surgery.params import (
     with_sparse_blocks,
 )
 
-COLUMNS = ("linear", "noisy")
-"""Gates whose parameters are matrices with one column for each expert."""
-
 Selection = dict[int, tuple[int, ...]]
 """Selected experts of each sparse block, by block number."""
 
@@ -175,9 +172,9 @@ def add_experts(
             noisy = with_noise(arrays[path][old:], noise_std, jax.random.fold_in(key, i))
             arrays[path] = arrays[path].at[old:].set(noisy)
     if new_columns:
-        routers = [_router(block) for block in copied]
-        fresh = initial_values(new_config, routers, seed=seed, initial=initial)
-        for path, block in zip(routers, copied, strict=True):
+        columns = {path: block for block in copied for path in _columns(layers[block], block)}
+        fresh = initial_values(new_config, columns, seed=seed, initial=initial)
+        for path, block in columns.items():
             old = layers[block].num_experts
             arrays[path] = arrays[path].at[:, old:].set(fresh[path][:, old:])
     return new_config, unflatten_dict(arrays)
@@ -285,9 +282,9 @@ def _check(config: ViTConfig, block: int, experts: Sequence[int]) -> None:
     )
     assert gate is not None
     require(
-        gate.kind in COLUMNS,
-        f"block {block} has gate {gate.kind}, which has no column for each expert: its experts "
-        f"cannot be pruned, added or merged; those of {' and '.join(COLUMNS)} gates can",
+        bool(gate.columns),
+        f"block {block} has gate {gate.kind}, whose parameters are not one column for each expert: "
+        "its experts cannot be pruned, added or merged",
     )
     for expert in experts:
         require(
@@ -308,9 +305,11 @@ def _regroup(
         layers[block] = _resized(layers[block], len(members), k)
     arrays = flatten_dict(params)
     for path, block in _of_blocks(arrays, groups):
-        if path[3] != "shared":
-            axis = 1 if path[3] == "router" else 0  # of a gate's kernel (d, e)
-            arrays[path] = _means(jnp.asarray(arrays[path]), groups[block], axis)
+        values = jnp.asarray(arrays[path])
+        if path in _columns(layers[block], block):
+            arrays[path] = _means(values, groups[block], -1)
+        elif path[3] in ("experts", "state") and values.ndim:  # a state of no axis is the layer's
+            arrays[path] = _means(values, groups[block], 0)
     return with_sparse_blocks(config, layers), unflatten_dict(arrays)
 
 
@@ -343,5 +342,11 @@ def _of_blocks(arrays: Mapping[Path, Array], blocks: Iterable[int]) -> list[tupl
     return [(path, path[1]) for path in arrays if path[2:3] == ("mlp",) and path[1] in chosen]
 
 
-def _router(block: int) -> Path:
-    return ("blocks", block, "mlp", "router", "kernel")
+def _columns(moe: MoEConfig, block: int) -> list[Path]:
+    """The gate's parameters with one column for each expert."""
+    gate = moe.gate_config
+    return [] if gate is None else [_router(block, name) for name in gate.columns]
+
+
+def _router(block: int, name: str = "kernel") -> Path:
+    return ("blocks", block, "mlp", "router", name)

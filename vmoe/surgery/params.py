@@ -30,6 +30,21 @@ def shapes(config: ViTConfig) -> dict[Path, tuple[int, ...]]:
     return {path: arrays[path].shape for path in sorted(arrays)}
 
 
+def wanted_shapes(config: ViTConfig, initial: Params | None) -> dict[Path, tuple[int, ...]]:
+    """The shapes of a config's parameters.
+
+    Args:
+        initial: as for ``initial_values``. If it is a tree of an optimizer's moments, which has no
+            state of routers, the result has none either.
+    """
+    given = None if initial is None else flatten_dict(initial)
+    return {
+        path: shape
+        for path, shape in shapes(config).items()
+        if given is None or path in given or "state" not in path
+    }
+
+
 def initial_values(
     config: ViTConfig, paths: Iterable[Path], *, seed: int, initial: Params | None
 ) -> dict[Path, Any]:

@@ -16,7 +16,7 @@ from jaxtyping import Array, Float
 from vmoe.config import ViTConfig
 from vmoe.errors import UsageError, listed, unknown
 from vmoe.nn.positions import resample
-from vmoe.surgery.params import Params, Path, initial_values, shapes
+from vmoe.surgery.params import Params, Path, initial_values, wanted_shapes
 from vmoe.trees import path_name
 
 Method = Literal["aligned_corners", "half_pixel"]
@@ -99,7 +99,7 @@ def fit(
         error = UsageError(f"{ours}: the parameters were trained with {theirs}; use that")
         raise error.remedied_by(**trained)
     given = flatten_dict(params)
-    wanted = shapes(target)
+    wanted = wanted_shapes(target, initial)
     other_head = (
         new_head
         or config.num_classes != target.num_classes

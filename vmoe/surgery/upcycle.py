@@ -24,7 +24,7 @@ from vmoe.surgery.params import (
     Params,
     initial_values,
     is_mlp_of,
-    shapes,
+    wanted_shapes,
     with_noise,
     with_sparse_blocks,
 )
@@ -123,9 +123,10 @@ def upcycle_params(
         if noise_std > 0 and path[-1] == "kernel":
             experts = with_noise(experts, noise_std, jax.random.fold_in(key, i))
         arrays[*path[:3], "experts", *path[3:]] = experts
-    routers = [path for path in shapes(target) if path not in arrays]
+    wanted = wanted_shapes(target, initial)
+    routers = [path for path in wanted if path not in arrays]
     arrays |= initial_values(target, routers, seed=seed, initial=initial)
-    return target, unflatten_dict({path: arrays[path] for path in shapes(target)})
+    return target, unflatten_dict({path: arrays[path] for path in wanted})
 
 
 def logit_changes(config: ViTConfig, moe: MoEConfig, *, noise_std: float = 0.0) -> list[str]:
@@ -143,11 +144,13 @@ def logit_changes(config: ViTConfig, moe: MoEConfig, *, noise_std: float = 0.0) 
     if not router.can_drop:
         reasons.append(f"with router {router.kind} the combine weights of a token do not sum to 1")
     else:
-        of_all = router.experts_per_token == moe.num_experts and router.setting("scores") is None
+        of_all = router.experts_per_token == moe.num_experts and router.weights_are_gates
         if not router.normalized and not of_all:
             reasons.append("the combine weights of a token are not normalized")
         if not _has_room(moe, router.experts_per_token, num_tokens(config)):
             reasons.append("choices beyond the capacity are dropped")
+    if moe.shared_experts:
+        reasons.append("a shared expert is added, whose parameters are new")
     if noise_std > 0:
         reasons.append(f"noise is added to the experts (noise_std={noise_std})")
     if moe.transfer_dtype == "bfloat16" and config.dtype != "bfloat16":

@@ -16,6 +16,7 @@ from vmoe.nn.inputs import has_label, is_label, label_vectors, to_float
 from vmoe.nn.losses import cross_entropy
 from vmoe.nn.parts import norms_by_part
 from vmoe.nn.router_state import next_states
+from vmoe.routing.load import Load
 from vmoe.sharding import ONE_DEVICE, Placement
 from vmoe.train.accumulate import Gradient, Metrics, Totals, over_parts
 from vmoe.train.lr_factors import Params, trained_params
@@ -76,8 +77,9 @@ def train_step(
     params, ema = merged(state.params, trained), state.ema
     if ema is not None:
         ema = update_ema(config, ema, trained, state.step)
-    choices = {block: sums["choices"] for block, sums in totals.items()}
-    states = next_states(config.model, params, choices)
+    loads = {block: Load(sums["choices"], sums["tokens"]) for block, sums in totals.items()}
+    routers_train = config.optim.lr_factors.routers > 0  # a frozen router keeps its state
+    states = next_states(config.model, params, loads) if routers_train else {}
     params = merged(params, states)
     ema = None if ema is None else merged(ema, states)
     dropped, unprocessed = dropped_and_unprocessed(totals.values())

@@ -134,10 +134,10 @@ function choices(block, image, token, kept) {
   }
   const chosen = at(block.chosen, image, token), own = at(block.gates, image, token);
   const k = chosen.length;
-  const sum = block.normalize ? own.reduce((total, gate) => total + gate, 0) : 1;
+  const weights = at(block.weights, image, token);
   return Array.from(chosen, (expert, rank) => {
     const held = Boolean(kept[token * k + rank]);
-    return {expert, gate: own[rank], kept: held, weight: held ? own[rank] / sum : 0};
+    return {expert, gate: own[rank], kept: held, weight: held ? weights[rank] : 0};
   }).filter(({expert}) => expert < block.experts);
 }
 
@@ -404,7 +404,7 @@ function drawPath() {
         {"aria-label": `expert ${expert}`, onclick: () => set({model: m, block: block.number, token, expert})})));
       const digits = block.chosen.shape[2] ? 3 : 2; // soft routing: gates are stored in units of 1/255
       return [`block ${block.number}`, chips, chosen.map(({gate}) => gate.toFixed(digits)).join("  "),
-        chosen.map(({weight, kept}) => kept ? weight.toFixed(digits) : "dropped").join("  "), strip];
+        chosen.map(({weight, kept}) => !kept ? "dropped" : Number.isNaN(weight) ? "unknown" : weight.toFixed(digits)).join("  "), strip];
     });
     return table([models.length > 1 ? model.name : "the selected patch", "experts", "gates", "weights", "all gates"], rows);
   });

@@ -11,7 +11,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 from einops import rearrange
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from PIL import Image
 
 from vmoe.analysis.collect import BlockRouting
@@ -20,6 +20,7 @@ from vmoe.analysis.page.observe import ModelOnImages, Slots
 from vmoe.analysis.statistics import BlockStatistics
 from vmoe.axes import Images
 from vmoe.config import MoEConfig
+from vmoe.config.routers import RouterConfig
 from vmoe.nn.inputs import has_label
 from vmoe.nn.losses import likeliest
 from vmoe.routing.priority import priority_scores
@@ -136,7 +137,7 @@ def _block(
     number: int, config: MoEConfig, block: BlockRouting, statistics: BlockStatistics, y: int
 ) -> dict[str, Any]:
     router = config.router
-    chosen, own, kept = _choices(block, by_gate=not router.can_drop)
+    chosen, own, kept, weights = _choices(block, by_gate=not router.can_drop)
     record = {
         "number": number,
         "experts": config.num_experts,
@@ -145,8 +146,8 @@ def _block(
         "chosen": _array(chosen, "u2"),
         "gates": _array(own, "f4"),
         "kept": _array(kept, "u1"),
+        "weights": _array(_before_dropping(weights, own, kept, router), "f4"),
         "all": _array(np.round(255 * np.nan_to_num(block.gates)), "u1"),
-        "normalize": router.normalized,
         **_sums(statistics, y),
     }
     if router.setting("priority") is not None:
@@ -163,8 +164,8 @@ def _block(
     return record
 
 
-def _choices(block: BlockRouting, *, by_gate: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The experts of each token, best first, their gates, and whether each got a slot.
+def _choices(block: BlockRouting, *, by_gate: bool) -> tuple[np.ndarray, ...]:
+    """The experts of each token, best first, their gates, whether each got a slot, its weight.
 
     Expert choice lists choices by expert; here they are sorted by gate, without empty columns.
     Routers whose tokens choose list them in the order in which they get slots.
@@ -179,7 +180,27 @@ def _choices(block: BlockRouting, *, by_gate: bool) -> tuple[np.ndarray, np.ndar
     def of_best(field: np.ndarray) -> np.ndarray:
         return np.take_along_axis(field, best, axis=-1)[..., :used]
 
-    return of_best(experts), of_best(own), of_best(block.kept)
+    return of_best(experts), of_best(own), of_best(block.kept), of_best(block.weights)
+
+
+def _before_dropping(
+    weights: Float[np.ndarray, "b n k"],
+    gates: Float[np.ndarray, "b n k"],
+    kept: Bool[np.ndarray, "b n k"],
+    router: RouterConfig,
+) -> Float[np.ndarray, "b n k"]:
+    """The weights that the choices of a token had before any was dropped, proportional to gates.
+
+    NaN for a token without any slot, if neither the gates nor their sum gives its weights.
+    """
+    held = np.where(kept, gates, 0).sum(axis=-1, keepdims=True)
+    total = np.where(kept, weights, 0).sum(axis=-1, keepdims=True)
+    if router.normalized:
+        unknown = 1 / np.maximum(gates.sum(axis=-1, keepdims=True), np.finfo(np.float32).tiny)
+    else:
+        unknown = 1.0 if router.weights_are_gates else np.nan
+    scale = np.broadcast_to(unknown, held.shape).copy()
+    return gates * np.divide(total, held, out=scale, where=held > 0)
 
 
 def _sums(statistics: BlockStatistics, y: int) -> dict[str, Any]:

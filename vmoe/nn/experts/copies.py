@@ -11,7 +11,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from vmoe.errors import UsageError, require
-from vmoe.nn.experts.interface import OF_SLOTS, Experts, Slots
+from vmoe.nn.experts.interface import OF_LAYER, OF_SLOTS, Experts, Slots
 from vmoe.nn.inputs import taking
 from vmoe.nn.keys import MaybeKey
 from vmoe.trees import path_name
@@ -52,7 +52,7 @@ class Copies(Experts):
         self.stacked = nnx.merge(nnx.graphdef(modules[0]), stacked)
         parameters = inspect.signature(modules[0].__call__).parameters
         self.asks = frozenset(OF_SLOTS).intersection(parameters)
-        self.takes = frozenset({"n", "s", "key"}).intersection(parameters)
+        self.takes = frozenset(OF_LAYER).intersection(parameters)
 
     @jax.named_scope("experts")
     def __call__(

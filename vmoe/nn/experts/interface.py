@@ -1,5 +1,6 @@
 """The interface of experts, and what they can know about their slots."""
 
+from collections.abc import Collection
 from typing import Any, NamedTuple
 
 import jax
@@ -14,6 +15,21 @@ OF_SLOTS = ("filled", "images", "positions")
 """What experts can ask about their slots: whether a slot holds a token, the number of the token's
 image in the group, and its position in the image, in [0, n). The last two are undefined in empty
 slots."""
+
+OF_LAYER = ("n", "s", "key")
+"""What else an expert gets by name, if it takes it: see ``Slots``, and the key for dropout."""
+
+
+def check_names(names: Collection[str]) -> None:
+    """Checks that no input of the caller has a name by which experts get what the layer knows.
+
+    Raises:
+        UsageError: one has.
+    """
+    if taken := sorted(set(names) & {*OF_SLOTS, *OF_LAYER}):
+        raise UsageError(
+            f"experts get {', '.join(taken)} from the layer: give your input another name"
+        )
 
 
 class Slots(NamedTuple):
@@ -42,10 +58,12 @@ class Experts(nnx.Module):
         num_experts: number of experts.
         asks: the names in ``OF_SLOTS`` that the experts ask for. Experts that ask may mix the
             tokens in their slots.
+        takes: the names in ``OF_LAYER`` that the experts take.
     """
 
     num_experts: int
     asks: frozenset[str] = frozenset()
+    takes: frozenset[str] = frozenset()
 
     def __call__(
         self,

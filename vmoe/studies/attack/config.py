@@ -56,7 +56,7 @@ class MatesConfig(Checked):
     """Images whose predictions are attacked; their mates come from the whole sample."""
     draws: Annotated[int, at_least(1)] = 256
     """Groups drawn for each victim."""
-    place: int | None = None
+    index: int | None = None
     """Index of the victim in its group, from 0. Default: the last, the worst for priority order."""
     capacity_factor: Annotated[tuple[Positive, ...], NOT_EMPTY] = (1.05, 0.5, 0.25)
     """Capacity factors to try."""

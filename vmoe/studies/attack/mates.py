@@ -109,8 +109,8 @@ def draw_groups(total: int, size: int, config: MatesConfig) -> Int[np.ndarray, "
     Raises:
         UsageError: there are too few images, or the index is outside the group.
     """
-    place = _place(config, size)
-    require(0 <= place < size, f"use 0 to {size - 1}", **{"mates.place": place})
+    victim_index = _victim_index(config, size)
+    require(0 <= victim_index < size, f"use 0 to {size - 1}", **{"mates.index": victim_index})
     needed = max(size, config.victims)
     require(
         total >= needed,
@@ -121,12 +121,12 @@ def draw_groups(total: int, size: int, config: MatesConfig) -> Int[np.ndarray, "
     groups = np.empty((config.victims, config.draws, size), int)
     for victim, draw in np.ndindex(groups.shape[:2]):
         others = rng.choice(total - 1, size - 1, replace=False)
-        groups[victim, draw] = np.insert(others + (others >= victim), place, victim)
+        groups[victim, draw] = np.insert(others + (others >= victim), victim_index, victim)
     return groups
 
 
-def _place(config: MatesConfig, size: int) -> int:
-    return size - 1 if config.place is None else config.place
+def _victim_index(config: MatesConfig, size: int) -> int:
+    return size - 1 if config.index is None else config.index
 
 
 def attack_mates(
@@ -160,9 +160,9 @@ def attack_mates(
     require(bool(has_label(own).all()), "labels: a victim has none; leave out such images")
     size = group_size(model.config)
     groups = draw_groups(len(images), size, config)
-    place = _place(config, size)
+    victim_index = _victim_index(config, size)
     n = jax.eval_shape(model.embed, images[:1]).shape[1]
-    roomy, routing = with_room(model, setting, n, place)
+    roomy, routing = with_room(model, setting, n, victim_index)
     predict = predict_victims(roomy)
     at_once, first = _groups_at_once(batch_size, size), groups[:, 0]
 
@@ -181,7 +181,9 @@ def attack_mates(
 
         def changed(index: np.ndarray, labels: np.ndarray) -> Changed:
             mates = images[index]
-            rngs = [np.random.default_rng((config.seed, victim)) for victim in index[:, place]]
+            rngs = [
+                np.random.default_rng((config.seed, victim)) for victim in index[:, victim_index]
+            ]
             signs = np.stack([rng.choice([-1.0, 1.0], mates.shape[1:]) for rng in rngs])
             climbed, surrogates = map(np.asarray, climber(routing, mates, largest))
             control = np.clip(mates + signs * np.abs(climbed - mates), -1.0, 1.0).astype(np.float32)
