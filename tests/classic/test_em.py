@@ -5,6 +5,8 @@ from typing import Any
 import numpy as np
 import pytest
 from numpy.testing import assert_allclose
+from sklearn.linear_model import Ridge
+from sklearn.tree import DecisionTreeRegressor
 
 from tests.classic import problems
 from vmoe.classic import (
@@ -33,7 +35,7 @@ def mixture(experts: Any, **settings: Any) -> Any:
 @pytest.mark.parametrize("experts, problem", EXPERTS, ids=lambda value: str(value)[:20])
 def test_the_penalized_log_likelihood_never_falls(experts: Any, problem: Any) -> None:
     random = np.random.default_rng(0)
-    for seed in range(5):
+    for seed in range(12):
         x, y = problem(seed, rows=int(random.integers(20, 90)))
         penalties = random.choice([0.0, 1e-3, 0.1, 10.0], size=2)
         model = mixture(
@@ -69,6 +71,48 @@ def test_the_order_of_rows_does_not_matter(experts: Any, problem: Any) -> None:
     assert_allclose(one.fit(x, y).history_, other.fit(x[order], y[order]).history_, rtol=1e-9)
 
 
+def on_a_grid(kind: Any) -> tuple[np.ndarray, np.ndarray]:
+    """Rows whose first two principal directions are equally long."""
+    x = np.stack(np.meshgrid(*[np.linspace(-1, 1, 7)] * 2), axis=-1).reshape(-1, 2)
+    y = np.abs(x[:, 0])
+    return x, y if kind is MixtureOfExpertsRegressor else (y > 0.5).astype(int)
+
+
+@pytest.mark.parametrize("kind", [MixtureOfExpertsRegressor, MixtureOfExpertsClassifier])
+def test_neither_the_order_nor_the_number_of_rows_decides_between_equal_directions(
+    kind: Any,
+) -> None:
+    x, y = on_a_grid(kind)
+    one = kind(2, max_iter=20).fit(x, y).gate_proba(x)
+    for seed in range(6):
+        order = np.random.default_rng(seed).permutation(len(y))
+        again = kind(2, max_iter=20).fit(x[order], y[order])
+        assert_allclose(again.gate_proba(x), one, atol=1e-6)
+    for rows, weight in ((np.repeat(np.arange(49), 2), None), (np.arange(49), np.full(49, 2))):
+        double = kind(2, max_iter=20).fit(x[rows], y[rows], weight)
+        assert_allclose(double.score(x, y), kind(2, max_iter=20).fit(x, y).score(x, y), atol=0.02)
+
+
+@pytest.mark.parametrize("experts", [Ridge(10.0), DecisionTreeRegressor(max_depth=2)])
+def test_weights_of_estimators_are_repeated_rows(experts: Any) -> None:
+    x, y = problems.two_planes(3)
+    weight = np.random.default_rng(0).integers(0, 4, size=len(y))
+    settings: Any = {"experts": experts, "max_iter": 5, "random_state": 0}
+    weighted = MixtureOfExpertsRegressor(2, **settings).fit(x, y, weight)
+    for others in (np.repeat(np.arange(len(y)), weight), np.random.default_rng(1).permutation(80)):
+        again = MixtureOfExpertsRegressor(2, **settings)
+        again.fit(x[others], y[others], weight[others] if len(others) == 80 else None)
+        assert_allclose(again.predict(x), weighted.predict(x), atol=1e-6)
+
+
+def test_a_target_that_does_not_vary_is_predicted_without_noise_from_rounding() -> None:
+    x, _ = problems.two_planes(0)
+    for value in (0.1, 1e8 + 0.1, -3.0):
+        model = MixtureOfExpertsRegressor(2).fit(x, np.full(80, value))
+        assert_allclose(model.predict(x), value)
+        assert np.all(np.diff(model.history_) > -1e-6) and model.experts_[0].std_ > 1e-3
+
+
 @pytest.mark.parametrize("experts", ["linear", "student_t"])
 def test_the_unit_of_the_target_and_of_the_columns_does_not_matter(experts: str) -> None:
     x, y = problems.two_planes(1)
@@ -81,7 +125,6 @@ def test_the_unit_of_the_target_and_of_the_columns_does_not_matter(experts: str)
 
 
 def test_one_expert_is_ridge_regression() -> None:
-    from sklearn.linear_model import Ridge
     from sklearn.preprocessing import StandardScaler
 
     x, y = problems.two_planes(0)

@@ -27,8 +27,9 @@ def fit_stored(stored: Golden, steps: int) -> Any:
     start = {
         "gate_coef": [stored["start/gate_level0"], *stored["start/gate_level1"]],
         "expert_coef": coef.reshape(b * b, *coef.shape[2:]),
-        "expert_std": stored.arrays.get("start/expert_sigma"),
     }
+    if not stored.classifies:
+        start["expert_std"] = stored["start/expert_sigma"].ravel()
     kind = HierarchicalMixtureClassifier if stored.classifies else HierarchicalMixtureRegressor
     with pytest.warns(ConvergenceWarning):
         model = kind((b, b), start=start, max_iter=steps, **EXACT)
@@ -36,9 +37,11 @@ def fit_stored(stored: Golden, steps: int) -> Any:
 
 
 @pytest.mark.parametrize("steps", [1, 5])
-@pytest.mark.parametrize("file", sorted(FOLDER.glob("hme_*")), ids=lambda file: file.stem)
-def test_the_first_steps_equal_a_plain_loop(file: Any, steps: int) -> None:
-    stored = Golden(file)
+@pytest.mark.parametrize(
+    "name", ["hme_binary_depth2_regression", "hme_branching3_depth2_classification"]
+)
+def test_the_first_steps_equal_a_plain_loop(name: str, steps: int) -> None:
+    stored = Golden(FOLDER / f"{name}.npz")
     b, model, step = stored.meta["branching"], fit_stored(stored, steps), f"step{steps}"
     assert_allclose(model.history_, stored["loglik_trace"][1 : steps + 1], rtol=1e-9)
     assert_allclose(model.gate_coef_[0], stored[f"{step}/gate_level0"], rtol=1e-9, atol=1e-9)

@@ -4,9 +4,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+from sklearn.metrics import log_loss
 
 from tests.classic import problems
-from vmoe.classic import HierarchicalMixtureClassifier, MixtureOfExpertsRegressor
+from vmoe.classic import (
+    HierarchicalMixtureClassifier,
+    MixtureOfExpertsClassifier,
+    MixtureOfExpertsRegressor,
+    PartitionGate,
+)
 
 pytestmark = pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
 
@@ -31,7 +37,38 @@ def test_batches_seen_once_come_close_to_em_on_all_rows() -> None:
 def test_a_classifier_learns_from_batches_seen_once() -> None:
     x, y = problems.crossed(0, rows=1000)
     model = stream(HierarchicalMixtureClassifier((2, 2), decay=1.0), x, y, classes=[0, 1])
-    assert model.score(x, y) > 0.8
+    first = HierarchicalMixtureClassifier((2, 2), decay=1.0).partial_fit(x[:100], y[:100])
+    losses = [log_loss(y, one.predict_proba(x)) for one in (model, first)]
+    assert losses[0] < 0.8 * losses[1]
+
+
+def test_a_batch_after_a_fit_continues_from_it() -> None:
+    x, y = problems.two_planes(0, rows=2000)
+    model = MixtureOfExpertsRegressor(2).fit(x, y)
+    before = model.predict(x)
+    after = model.partial_fit(x[:5], y[:5]).predict(x)
+    assert 0 < np.abs(after - before).max() < 0.1
+
+
+def test_a_partition_stays_as_it_is() -> None:
+    x, y = problems.two_planes(0)
+    gate = PartitionGate(rule=lambda columns: (columns[:, 0] > 0).astype(int))
+    model = MixtureOfExpertsRegressor(2, gate=gate).fit(x, y)
+    error = np.mean((model.predict(x) - y) ** 2)
+    model.partial_fit(x, y)
+    assert not model.gate_coef_.any()
+    assert np.mean((model.predict(x) - y) ** 2) < 1.1 * error
+
+
+def test_classes_are_those_of_the_first_batch_that_was_learned() -> None:
+    x, y = problems.crossed(0)
+    model = MixtureOfExpertsClassifier(2)
+    with pytest.raises(ValueError, match="NaN"):
+        model.partial_fit(np.full_like(x, np.nan), y, classes=[0, 1, 2])
+    model.partial_fit(x, y)
+    assert model.classes_.tolist() == [0, 1]
+    with pytest.raises(ValueError, match="classes"):
+        model.partial_fit(x, y, classes=[0, 1, 2])
 
 
 def test_a_first_batch_without_every_class_is_a_value_error() -> None:

@@ -18,7 +18,8 @@ from sklearn.naive_bayes import GaussianNB
 from sklearn.neighbors import KNeighborsRegressor
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
-from sklearn.tree import DecisionTreeClassifier, DecisionTreeRegressor
+from sklearn.svm import LinearSVC
+from sklearn.tree import DecisionTreeClassifier, DecisionTreeRegressor, ExtraTreeRegressor
 
 from tests.classic import problems
 from vmoe.classic import (
@@ -26,11 +27,20 @@ from vmoe.classic import (
     HierarchicalMixtureRegressor,
     MixtureOfExpertsClassifier,
     MixtureOfExpertsRegressor,
+    PartitionGate,
     StudentT,
+    plot_tree,
 )
 
 pytestmark = pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
 REGRESSORS = (MixtureOfExpertsRegressor, HierarchicalMixtureRegressor)
+
+
+PARAMETERS: dict[str, Any] = {
+    "gate_coef": np.zeros((2, 3)),
+    "expert_coef": np.eye(2, 3),
+    "expert_std": [1.0, 1.0],
+}
 
 
 def three_columns(seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -41,7 +51,11 @@ def three_columns(seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
 
 @pytest.mark.parametrize("kind", REGRESSORS)
 @pytest.mark.parametrize(
-    "gate", [[0], ["a"], "a", [True, False, False], slice(1), lambda X: ["a"], np.array([0])]
+    "gate",
+    [
+        *([0], ["a"], "a", [True, False, False], slice(1), slice("a", "a"), np.array([0])),
+        lambda X: ["a"],
+    ],
 )
 def test_the_gate_sees_the_columns_it_is_given(kind: Any, gate: Any) -> None:
     x, y = three_columns()
@@ -64,9 +78,11 @@ def test_a_selector_of_scikit_learn_chooses_columns() -> None:
 @pytest.mark.parametrize(
     "gate, message",
     [
-        (["a"], "names only if X is a DataFrame"),
-        ([3], "X has 3 columns"),
-        ([True], "expected 3"),
+        (["a"], "only supported for dataframes"),
+        ([3], r"gate_features=\[3\]: all features must be in \[0, 2\]"),
+        ([True, False, False, True], r"all features must be in \[0, 2\]"),
+        ([0.0], "No valid specification"),
+        ([[0, 1]], "unhashable"),
     ],
 )
 def test_columns_that_are_not_there_are_a_value_error(gate: Any, message: str) -> None:
@@ -162,6 +178,98 @@ def test_a_warm_start_continues_where_the_last_fit_stopped() -> None:
     assert_allclose(history, whole.history_)
 
 
+def test_a_warm_start_follows_settings_that_changed() -> None:
+    x, y = problems.two_planes(0)
+    model = MixtureOfExpertsRegressor(2, warm_start=True).fit(x, y)
+    flat = model.set_params(gate_penalty=1e6).fit(x, y)
+    assert np.abs(flat.gate_coef_[1, 1:]).max() < 1e-2
+    tree = HierarchicalMixtureRegressor((2,), warm_start=True, max_iter=30).fit(x, y)
+    gates = [gate.copy() for gate in tree.gate_coef_]
+    tree.set_params(growth=3, max_iter=1).fit(x, y)
+    assert len(tree.experts_) == 3
+    assert_allclose(tree.gate_coef_[0], gates[0], atol=0.2)
+
+
+@pytest.mark.parametrize(
+    "kind, changed",
+    [
+        (MixtureOfExpertsRegressor, {"n_experts": 3}),
+        (MixtureOfExpertsRegressor, {"experts": "student_t"}),
+        (MixtureOfExpertsRegressor, {"gate_features": [0]}),
+        (MixtureOfExpertsRegressor, {"gate": PartitionGate(centers=np.eye(2))}),
+        (HierarchicalMixtureRegressor, {"branching": (2,)}),
+        (HierarchicalMixtureRegressor, {"branching": (4,)}),
+    ],
+)
+def test_a_warm_start_of_another_mixture_is_a_value_error(kind: Any, changed: Any) -> None:
+    x, y = problems.two_planes(0)
+    model = kind(warm_start=True, max_iter=3).fit(x, y)
+    with pytest.raises(ValueError, match="warm_start: the experts"):
+        model.set_params(**changed).fit(x, y)
+
+
+def test_a_warm_start_with_other_rows_checks_them() -> None:
+    x, y = problems.two_planes(0)
+    model = MixtureOfExpertsRegressor(warm_start=True, max_iter=3).fit(x, y)
+    for rows, target, message in (
+        (x[:, :1], y, "X has 1 features"),
+        (x, np.column_stack([y, y]), "y has 2 outputs, expected 1"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            model.fit(rows, target)
+    classifier = MixtureOfExpertsClassifier(warm_start=True, max_iter=3).fit(x, y > 0)
+    with pytest.raises(ValueError, match="unseen classes"):
+        classifier.fit(x, y)
+
+
+def test_what_does_not_fit_the_mixture_is_refused_after_the_fit() -> None:
+    x, y = problems.counts(0)
+    model = MixtureOfExpertsRegressor(experts="poisson", max_iter=3).fit(x, y)
+    with pytest.raises(ValueError, match="negative"):
+        model.responsibilities(x, -y - 1)
+    with pytest.raises(ValueError, match="y has 3 outputs, expected 1"):
+        model.bic(x, np.column_stack([y, y, y]))
+    with pytest.raises(ValueError, match="Negative values in data passed to `sample_weight`"):
+        model.aic(x, y, -np.ones(80))
+    far = model.predict_dist(1e6 * np.ones((1, 2)))
+    assert np.isfinite(far.sample(3, random_state=0)).all()
+    with pytest.raises(ValueError, match="n_samples=0"):
+        far.sample(0)
+
+
+def test_the_random_state_determines_random_estimators() -> None:
+    x, y = problems.two_planes(0)
+    experts = ExtraTreeRegressor(max_depth=3)
+    one, other = (
+        MixtureOfExpertsRegressor(3, experts=experts, random_state=0).fit(x, y) for _ in range(2)
+    )
+    assert_allclose(one.predict(x), other.predict(x))
+    assert experts.random_state is None
+
+
+def test_a_row_of_any_form_is_explained_and_pictures_name_the_columns() -> None:
+    x, y = problems.two_planes(0)
+    frame = DataFrame(x, columns=["length", "width"])
+    model = HierarchicalMixtureRegressor(max_iter=5).fit(frame, y)
+    expected = str(model.explain(frame.iloc[[3]]))
+    assert "length" in expected and str(model.explain(frame.iloc[3])) == expected
+    plain = HierarchicalMixtureRegressor(max_iter=5).fit(x, y)
+    assert str(plain.explain(sparse.csr_array(x[[3]]))) == str(plain.explain(x[3]))
+    texts = [text.get_text() for text in plot_tree(model).texts]
+    assert all("length" in text and "width" in text for text in texts) and len(texts) == 4
+    with pytest.raises(ValueError, match="feature_names has 1 entries, expected 2"):
+        plot_tree(model, feature_names=["a"])
+
+
+def test_a_fit_that_failed_leaves_an_estimator_that_is_not_fitted() -> None:
+    x, y = problems.two_planes(0)
+    model = MixtureOfExpertsRegressor(experts="quadratic")
+    with pytest.raises(ValueError, match="quadratic"):
+        model.fit(x, y)
+    with pytest.raises(NotFittedError):
+        model.predict(x)
+
+
 def test_the_best_of_several_starts_is_kept() -> None:
     x, y = problems.crossed(1)
     scores = [
@@ -236,6 +344,15 @@ def test_criteria_choose_the_number_of_planes() -> None:
         ({"start": np.ones((80, 2))}, "sum to 1"),
         ({"start": {"gate_coef": np.zeros((2, 3)), "expert_coef": np.zeros((2, 3))}}, "expert_std"),
         ({"start": {"gate_coef": np.zeros((2, 2)), "expert_coef": 0}}, "gate_coef has shape"),
+        (
+            {"start": {"gate_coef": np.zeros((2, 3)), "expert": 0}},
+            r"unknown parameters \['expert'\]",
+        ),
+        ({"start": {"gate_coef": np.zeros((2, 3))}}, r"lacks the parameters \['expert_coef'\]"),
+        ({"start": PARAMETERS | {"expert_coef": np.zeros((3, 2))}}, r"expected \(2, 1, 3\)"),
+        ({"start": PARAMETERS | {"expert_std": [0.0, 1.0]}}, "expert_std should be positive"),
+        ({"start": PARAMETERS | {"gate_coef": np.full((2, 3), np.nan)}}, "should be finite"),
+        ({"start": np.tile([1.0, 0.0], (80, 1))}, r"experts \[1\] start without any row"),
         ({"experts": "poisson"}, "negative"),
     ],
 )
@@ -243,6 +360,28 @@ def test_wrong_settings_are_value_errors(settings: dict[str, Any], message: str)
     x, y = problems.two_planes(0)
     with pytest.raises(ValueError, match=message):
         MixtureOfExpertsRegressor(**settings).fit(x, y)
+
+
+def test_a_classifier_without_probabilities_and_a_target_beyond_squares_are_value_errors() -> None:
+    x, y = problems.two_planes(0)
+    with pytest.raises(ValueError, match="expected a classifier with predict_proba"):
+        MixtureOfExpertsClassifier(experts=LinearSVC()).fit(x, y > 0)
+    with pytest.raises(ValueError, match="y is too large"):
+        MixtureOfExpertsRegressor().fit(x, 1e200 * y)
+    with pytest.raises(ValueError, match="growth=3: branching=.* has 4 experts"):
+        HierarchicalMixtureRegressor((2, 2), growth=3).fit(x, y)
+
+
+def test_a_tree_of_one_gate_starts_from_its_own_parameters() -> None:
+    x, y = problems.two_planes(0)
+    model = HierarchicalMixtureRegressor((2,), max_iter=500, tol=1e-12).fit(x, y)
+    start = {
+        "gate_coef": model.gate_coef_,
+        "expert_coef": [expert.coef_ for expert in model.experts_],
+        "expert_std": [expert.std_ for expert in model.experts_],
+    }
+    again = HierarchicalMixtureRegressor((2,), start=start, max_iter=1).fit(x, y)
+    assert again.lower_bound_ == pytest.approx(model.lower_bound_, rel=1e-9)
 
 
 def test_methods_before_the_fit_are_not_fitted_errors() -> None:

@@ -5,9 +5,12 @@ from typing import Any
 import numpy as np
 import pytest
 from numpy.testing import assert_allclose
+from sklearn.base import clone
+from sklearn.gaussian_process import GaussianProcessRegressor
 from sklearn.linear_model import LinearRegression
 
-from vmoe.classic import MixtureOfExpertsRegressor, PartitionGate
+from tests.classic import problems
+from vmoe.classic import MixtureOfExpertsRegressor, PartitionGate, plot_tree
 
 
 def left(columns: np.ndarray) -> np.ndarray:
@@ -34,6 +37,37 @@ def test_each_expert_is_the_regression_of_its_part(gate: PartitionGate) -> None:
             model.predict(x[part]), LinearRegression().fit(x[part], y[part]).predict(x[part])
         )
     assert set(np.unique(model.gate_proba(x))) == {0.0, 1.0}
+
+
+def test_a_gaussian_process_in_a_part_is_fitted_to_this_part_alone() -> None:
+    x, y = problems.two_planes(0)
+    process = GaussianProcessRegressor(alpha=0.5, optimizer=None)
+    model = MixtureOfExpertsRegressor(2, experts=process, gate=PartitionGate(rule=left)).fit(x, y)
+    here = x[:, 0] > 0
+    expected = clone(process).fit(x[here], y[here]).predict(x[here])
+    assert_allclose(model.predict(x[here]), expected)
+
+
+def test_what_explains_coefficients_is_refused_for_a_rule() -> None:
+    x, y = problems.two_planes(0)
+    model = MixtureOfExpertsRegressor(2, gate=PartitionGate(rule=left)).fit(x, y)
+    for call in (lambda: model.explain(x[0]), lambda: model.splits(x), lambda: plot_tree(model)):
+        with pytest.raises(ValueError, match=r"PartitionGate\(rule=.*is a rule"):
+            call()
+
+
+@pytest.mark.parametrize(
+    "gate, message",
+    [
+        (PartitionGate(centers=[[-1.0], [0.0], [1.0]]), "has 3 entries, expected 2"),
+        (PartitionGate(groups=[[[1.0]]]), "has 1 entries, expected 2"),
+        (PartitionGate(centers=[[0.0], [99.0]]), r"experts \[1\] start without any row"),
+    ],
+)
+def test_an_expert_without_rows_is_a_value_error(gate: PartitionGate, message: str) -> None:
+    x = np.linspace(-1, 1, 10)[:, None]
+    with pytest.raises(ValueError, match=message):
+        MixtureOfExpertsRegressor(2, gate=gate).fit(x, x[:, 0])
 
 
 @pytest.mark.parametrize("settings", [{}, {"centers": [[0.0]], "rule": left}])

@@ -6,7 +6,8 @@ from numbers import Integral, Real
 from typing import Any, ClassVar
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
+from scipy.sparse import issparse
 from sklearn.base import BaseEstimator, _fit_context
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils import check_random_state
@@ -15,14 +16,15 @@ from sklearn.utils.validation import _check_sample_weight, check_is_fitted, vali
 
 from vmoe.classic import criteria, em, online
 from vmoe.classic.columns import select_columns
-from vmoe.classic.experts.interface import FittedExpert, Sizes
+from vmoe.classic.experts.interface import FittedExpert, Sizes, alive, in_shape
 from vmoe.classic.experts.make import is_named, make_experts
 from vmoe.classic.explain import Explanation, explain
 from vmoe.classic.hard_tree import HardTree
 from vmoe.classic.mixture import Mixture
+from vmoe.classic.partition import FixedGate, check_learned
 from vmoe.classic.rows import Rows, View
 from vmoe.classic.splits import Split, splits
-from vmoe.classic.starts import GROUPINGS, start_posteriors
+from vmoe.classic.starts import GROUPINGS, first_largest, start_posteriors
 from vmoe.classic.tree import Gate, breadth_first, leaves
 
 TRIAL = 2  # steps after which starts are compared
@@ -68,52 +70,82 @@ class MixtureEstimator(BaseEstimator):
             sample_weight: weights (n,), not negative; an integer is the same as repeated rows.
 
         Raises:
-            ValueError: an argument is wrong.
+            ValueError: an argument is wrong; or with ``warm_start``, what was fitted before has
+                another number or kind of experts, other columns, outputs or classes.
         """
-        self.__dict__.pop("_memory", None)
-        again = self.warm_start and hasattr(self, "_mixture")
-        rows = self._training_rows(X, y, sample_weight, again)
-        fits = [self._run(rows, again)]
-        for _ in range(0 if again else self.n_init - 1):
-            fits.append(self._run(rows, again, "random"))
-        best = max(fits, key=lambda fit: fit.history[-1])
-        if not best.converged:
-            warnings.warn(
-                f"no convergence in {len(best.history)} steps: increase max_iter or tol",
-                ConvergenceWarning,
-                stacklevel=2,
-            )
-        return self._keep(best)
-
-    def _learn(self, X: Any, y: Any, sample_weight: Any) -> "MixtureEstimator":
-        """A batch of on-line EM; the first one is fitted as a whole."""
-        first = not hasattr(self, "_memory")
-        if first:
-            rows = self._training_rows(X, y, sample_weight, False)
-            if len(np.unique(rows.y)) < len(getattr(self, "classes_", [])):
-                raise ValueError("y: the first batch of partial_fit should have every class")
-            self._keep(self._run(rows, False))
-            self._memory = online.Memory()
-        else:
+        self._random = check_random_state(self.random_state)
+        if self.warm_start and hasattr(self, "_mixture"):
             rows = self._labeled_rows(X, y, sample_weight)
-        online.learn(self._mixture, self._memory, rows, self.decay, move=not first)
-        return self
+            return self._keep(self._run(self._continued(X, rows), rows, None), rows)
+        return self._fit_first(self._training_rows(X, y, sample_weight))
 
-    def _keep(self, fit: em.Fit) -> "MixtureEstimator":
+    def _fit_first(self, rows: Rows) -> "MixtureEstimator":
+        """The best fit of all starts."""
+        fits = []
+        for start in [self.start, *["random"] * (self.n_init - 1)]:
+            mixture = self._new_mixture(rows)
+            fits.append(self._run(mixture, rows, self._start(mixture, rows, start)))
+        return self._keep(max(fits, key=lambda fit: fit.history[-1]), rows)
+
+    def _learn(self, X: Any, y: Any, sample_weight: Any, classes: Any = None) -> "MixtureEstimator":
+        """A batch of on-line EM; the first one is fitted as a whole."""
+        if hasattr(self, "_mixture"):
+            online.check_experts(self._mixture.experts)
+            rows = self._labeled_rows(X, y, sample_weight)
+            online.learn(self._mixture, self._memory, rows, self.decay, move=True)
+            return self
+        self._random = check_random_state(self.random_state)
+        rows = self._training_rows(X, y, sample_weight, classes)
+        online.check_experts(self._new_mixture(rows).experts)
+        if len(np.unique(rows.y)) < len(getattr(self, "classes_", [])):
+            raise ValueError("y: the first batch of partial_fit should have every class")
+        return self._fit_first(rows)
+
+    def _keep(self, fit: em.Fit, rows: Rows) -> "MixtureEstimator":
+        if not fit.converged:
+            warnings.warn(
+                f"no convergence in {len(fit.history)} steps: increase max_iter or tol",
+                ConvergenceWarning,
+                stacklevel=4,
+            )
         self._mixture = fit.mixture
         self.converged_ = fit.converged
         self.history_ = np.array(fit.history)
         self.lower_bound_ = fit.history[-1]
         self.n_iter_ = len(fit.history)
+        self._memory = online.Memory()
+        if type(fit.mixture.experts) in online.EXPERTS:
+            online.learn(fit.mixture, self._memory, rows, self.decay, move=False)
         return self
 
-    def _run(self, rows: Rows, again: bool, start: Any = None) -> em.Fit:
-        """One fit, from one start."""
-        if again:
-            return self._solve(copy.deepcopy(self._mixture), rows, None)
-        mixture = self._new_mixture(rows)
-        posterior = self._start(mixture, rows, self.start if start is None else start)
+    def _run(
+        self, mixture: Mixture, rows: Rows, posterior: Float[np.ndarray, "n e"] | None
+    ) -> em.Fit:
+        """A run of the solver from one start."""
         return self._solve(mixture, rows, posterior)
+
+    def _continued(self, X: Any, rows: Rows) -> Mixture:
+        """The fitted mixture with the settings of now."""
+        old, view = self._mixture, self._view
+        fresh = self._tree(rows.gate.shape[1] - 1)
+        tree = fresh if isinstance(fresh, FixedGate) else copy.deepcopy(old.tree)
+        experts = make_experts(self.experts, self._sizes(rows, len(leaves(old.tree))))
+        columns = self._columns(X)
+        if not (
+            all(map(np.array_equal, columns, (view.gate_columns, view.expert_columns)))
+            and self._extends(old.tree, fresh)
+            and experts.kinds() == old.experts.kinds()
+        ):
+            raise ValueError(
+                "warm_start: the experts, their number, the gate or the columns that they see have "
+                "changed since the last fit"
+            )
+        experts.resume(old.experts)
+        return Mixture(tree, experts, self.gate_penalty)
+
+    def _extends(self, tree: Gate, fresh: Gate) -> bool:
+        """Whether a fitted tree is, or was grown from, one with the settings of now."""
+        return type(tree) is type(fresh) and len(tree.children) == len(fresh.children)
 
     def _solve(
         self, mixture: Mixture, rows: Rows, posterior: Float[np.ndarray, "n e"] | None
@@ -154,10 +186,16 @@ class MixtureEstimator(BaseEstimator):
 
     def _start(self, mixture: Mixture, rows: Rows, start: Any) -> Float[np.ndarray, "n e"] | None:
         """The responsibilities to start with; None if parameters were set instead."""
+        if isinstance(mixture.tree, FixedGate) and isinstance(start, str):
+            return checked(mixture.prior(rows), rows)
         if isinstance(start, str):
             data = rows.inputs(), rows.targets(), rows.weight
             return self._best(start_posteriors(start, mixture.tree, *data, self._random), rows)
         if isinstance(start, dict):
+            if unknown := set(start) - {"gate_coef", "expert_coef", "expert_std"}:
+                raise ValueError(f"start has unknown parameters {sorted(unknown)}")
+            if missing := {"gate_coef", "expert_coef"} - set(start):
+                raise ValueError(f"start lacks the parameters {sorted(missing)}")
             self._set_parameters(mixture, rows.view, **start)
             return None
         posterior = np.asarray(start, float)
@@ -166,7 +204,7 @@ class MixtureEstimator(BaseEstimator):
             raise ValueError(f"start has shape {posterior.shape}, expected {shape}")
         if np.any(posterior < 0) or not np.allclose(posterior.sum(axis=1), 1):
             raise ValueError("start: the responsibilities of a row should be >= 0 and sum to 1")
-        return posterior
+        return checked(posterior, rows)
 
     def _best(
         self, posteriors: list[Float[np.ndarray, "n e"]], rows: Rows
@@ -176,39 +214,36 @@ class MixtureEstimator(BaseEstimator):
             return posteriors[0]
         trial = em.Stopping(TRIAL, 0.0, "relative")
         reached = [em.run(self._new_mixture(rows), rows, p, trial).history[-1] for p in posteriors]
-        return posteriors[int(np.argmax(reached))]
+        return posteriors[first_largest(reached)]
 
     def _set_parameters(
         self, mixture: Mixture, view: View, gate_coef: Any, expert_coef: Any, expert_std: Any = None
     ) -> None:
         """Sets parameters given as in ``gate_coef_`` and ``experts_``."""
         gates = breadth_first(mixture.tree)
-        given = [gate_coef] if len(gates) == 1 else list(gate_coef)
+        given = [gate_coef] if len(gates) == 1 and np.ndim(gate_coef) == 2 else list(gate_coef)
         if len(given) != len(gates):
             raise ValueError(f"gate_coef has {len(given)} entries, expected {len(gates)}")
         for gate, coef in zip(gates, given, strict=True):
-            coef = np.asarray(coef, float)
-            if coef.shape != gate.coef.shape:
-                raise ValueError(f"gate_coef has shape {coef.shape}, expected {gate.coef.shape}")
-            gate.coef = view.gate_design.from_given(coef)
+            gate.coef = view.gate_design.from_given(in_shape("gate_coef", coef, gate.coef.shape))
         if view.expert_design is None:
             raise ValueError("a start from parameters needs named experts of one kind")
         mixture.experts.set_parameters(expert_coef, expert_std, view.expert_design)
 
-    def _training_rows(self, X: Any, y: Any, sample_weight: Any, again: bool) -> Rows:
-        given, names = X, None
+    def _training_rows(self, X: Any, y: Any, sample_weight: Any, classes: Any = None) -> Rows:
+        """Rows for a first fit, which determine columns, outputs or classes."""
+        given = X
         X, y = self._check_data(X, y, reset=True)
-        weight = _check_sample_weight(sample_weight, X, dtype=np.float64, ensure_non_negative=True)
-        if not weight.sum() > 0:
-            raise ValueError("Sample weights must contain at least one non-zero number.")
-        y = self._encode(y)
-        self._random = check_random_state(self.random_state)
-        if not again:
-            names, count = getattr(self, "feature_names_in_", None), X.shape[1]
-            gate = select_columns(self.gate_features, given, names, count, "gate_features")
-            expert = select_columns(self.expert_features, given, names, count, "expert_features")
-            self._view = View.of(X, weight, gate, expert, is_named(self.experts))
+        weight = checked_weight(sample_weight, X)
+        y = self._encode(y, classes)
+        gate, expert = self._columns(given)
+        self._view = View.of(X, weight, gate, expert, is_named(self.experts))
         return Rows(self._view, X, y, weight)
+
+    def _columns(self, given: Any) -> list[Int[np.ndarray, "m"]]:
+        """The columns of X that the gates and the experts see."""
+        names = ("gate_features", "expert_features")
+        return [select_columns(getattr(self, name), given, name) for name in names]
 
     def _check_data(self, X: Any, y: Any, reset: bool) -> tuple[Any, Any]:
         return validate_data(
@@ -225,7 +260,14 @@ class MixtureEstimator(BaseEstimator):
         """Rows with targets, after the fit."""
         check_is_fitted(self)
         X, y = self._check_data(X, y, reset=False)
-        return Rows(self._view, X, self._codes(y), _check_sample_weight(sample_weight, X))
+        y, outputs = self._codes(y), self._mixture.experts.sizes.n_outputs
+        if y.ndim == 2 and y.shape[1] != outputs:
+            raise ValueError(f"y has {y.shape[1]} outputs, expected {outputs}")
+        self._mixture.experts.check_targets(y)
+        return Rows(self._view, X, y, checked_weight(sample_weight, X))
+
+    def __sklearn_is_fitted__(self) -> bool:
+        return hasattr(self, "_mixture")
 
     def gate_proba(self, X: Any) -> Float[np.ndarray, "n e"]:
         """The probability of every expert given the row alone: the product of gates on its path."""
@@ -256,20 +298,28 @@ class MixtureEstimator(BaseEstimator):
         """The most probable path of one row through the gates.
 
         Args:
-            x: one row, (d,) or (1, d).
+            x: one row, (d,) or (1, d); also a row of a DataFrame or of a sparse matrix.
 
         Raises:
-            ValueError: there are several rows.
+            ValueError: there are several rows, or the gate is a partition.
         """
-        X = x if hasattr(x, "columns") else np.atleast_2d(x)
+        X = x.to_frame().T if hasattr(x, "to_frame") else x
+        X = X if hasattr(X, "columns") or issparse(X) else np.atleast_2d(X)
         rows = self._rows(X)
+        check_learned(self._mixture.tree)
         if len(rows) != 1:
             raise ValueError(f"x has {len(rows)} rows, expected one")
-        return explain(rows, self._mixture.tree, self._gate_names(), self.predict(X)[0])
+        names = [self._names()[i] for i in self._view.gate_columns]
+        return explain(rows, self._mixture.tree, names, self.predict(X)[0])
 
     def splits(self, X: Any) -> list[Split]:
-        """The gates, level by level, with their direction, entropy per row and covariance."""
+        """The gates, level by level, with their direction, entropy per row and covariance.
+
+        Raises:
+            ValueError: the gate is a partition.
+        """
         rows = self._rows(X)
+        check_learned(self._mixture.tree)
         return splits(self._mixture, rows)
 
     def to_hard_tree(self) -> HardTree:
@@ -277,24 +327,32 @@ class MixtureEstimator(BaseEstimator):
         check_is_fitted(self)
         return HardTree(self)
 
-    def _gate_names(self, names: Any = None) -> list[str]:
-        """The names of the columns that the gates see."""
+    def _names(self, given: Any = None) -> list[str]:
+        """The names of the columns of X."""
+        names = getattr(self, "feature_names_in_", None) if given is None else given
         if names is None:
-            names = getattr(self, "feature_names_in_", None)
-        if names is None:
-            names = [f"x{i}" for i in range(self.n_features_in_)]
-        return [str(names[i]) for i in self._view.gate_columns]
+            return [f"x{i}" for i in range(self.n_features_in_)]
+        if len(names) != self.n_features_in_:
+            raise ValueError(
+                f"feature_names has {len(names)} entries, expected {self.n_features_in_}"
+            )
+        return [str(name) for name in names]
 
-    def _describe(self, expert: int) -> str:
-        """A line about one expert, for pictures."""
+    def _describe(self, expert: int, names: list[str]) -> str:
+        """A line about one expert, for pictures, with the slopes that matter most."""
         fitted = self.experts_[expert]
         if not isinstance(fitted, FittedExpert):
             return type(fitted).__name__
         if np.ndim(fitted.coef_) > 1:
             return fitted.kind
-        intercept, *slopes = fitted.coef_
-        terms = zip(slopes, self._view.expert_columns, strict=True)
-        return " ".join([f"{intercept:.2g}", *(f"{slope:+.2g} x{i}" for slope, i in terms)][:3])
+        intercept, slopes = fitted.coef_[0], fitted.coef_[1:]
+        assert self._view.expert_design is not None
+        effects = np.abs(slopes * self._view.expert_design.scale)
+        terms = [
+            f"{slopes[i]:+.2g} {names[self._view.expert_columns[i]]}"
+            for i in np.argsort(-effects, kind="stable")[:2]
+        ]
+        return " ".join([f"{intercept:.2g}", *terms])
 
     @property
     def experts_(self) -> list[Any]:
@@ -312,5 +370,34 @@ class MixtureEstimator(BaseEstimator):
 def least_variance(rows: Rows, floor: float) -> Float[np.ndarray, "q"]:
     """The least variance of an expert's outputs, from the fraction of the variance of y."""
     share = rows.weight / rows.weight.sum()
-    variance = share @ (rows.y - share @ rows.y) ** 2
-    return np.maximum(floor * np.where(variance > 0, variance, 1.0), np.finfo(float).tiny)
+    mean = share @ rows.y
+    with np.errstate(over="ignore"):
+        variance = share @ (rows.y - mean) ** 2
+    if not np.isfinite(variance).all():
+        raise ValueError("y is too large: its variance is not finite")
+    varies = np.sqrt(variance) > 1e-12 * np.abs(mean)  # otherwise it is only rounding
+    return np.maximum(floor * np.where(varies, variance, 1.0), np.finfo(float).tiny)
+
+
+def checked_weight(sample_weight: Any, X: Any) -> Float[np.ndarray, "n"]:
+    """The weights as an array.
+
+    Raises:
+        ValueError: one is negative, or all are zero.
+    """
+    weight = _check_sample_weight(sample_weight, X, dtype=np.float64, ensure_non_negative=True)
+    if not weight.sum() > 0:
+        raise ValueError("Sample weights must contain at least one non-zero number.")
+    return weight
+
+
+def checked(posterior: Float[np.ndarray, "n e"], rows: Rows) -> Float[np.ndarray, "n e"]:
+    """The responsibilities of a start.
+
+    Raises:
+        ValueError: an expert gets no row.
+    """
+    empty = np.flatnonzero(~alive(posterior * rows.weight[:, None]))
+    if empty.size:
+        raise ValueError(f"experts {empty.tolist()} start without any row")
+    return posterior

@@ -64,6 +64,7 @@ class FlatMixture(MixtureEstimator):
     def _tree(self, n_columns: int) -> Gate:
         tree = grow((self.n_experts,), n_columns)
         if isinstance(self.gate, PartitionGate):
+            self.gate.check_experts(self.n_experts)
             return FixedGate(tree.children, tree.coef, self.gate)
         return tree
 

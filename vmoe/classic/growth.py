@@ -13,7 +13,7 @@ from jaxtyping import Float
 from vmoe.classic import em
 from vmoe.classic.mixture import Mixture
 from vmoe.classic.rows import Rows
-from vmoe.classic.starts import TARGETS, UNSURE, principal
+from vmoe.classic.starts import TARGETS, UNSURE, first_largest, principal
 from vmoe.classic.tree import leaves, split_leaf
 
 
@@ -39,7 +39,7 @@ def split_worst(mixture: Mixture, rows: Rows) -> tuple[Mixture, Float[np.ndarray
     points = np.hstack([rows.inputs(), TARGETS * rows.targets()])
     halves = [_halves(points, rows.weight * h) for h in posterior.T]
     gains = [_gain(mixture, rows, e, posterior[:, [e]] * half) for e, half in enumerate(halves)]
-    worst = int(np.argmax(gains))
+    worst = first_largest(gains)
     experts = copy.copy(mixture.experts)
     experts.keep(sorted([*range(posterior.shape[1]), worst]))
     grown = Mixture(split_leaf(mixture.tree, worst), experts, mixture.gate_penalty)

@@ -3,14 +3,16 @@
 from typing import Any, ClassVar
 
 import numpy as np
+from jaxtyping import Float
 from sklearn.utils._param_validation import StrOptions
 
 from vmoe.classic import em
 from vmoe.classic.estimator import AT_LEAST_1, MixtureEstimator
 from vmoe.classic.growth import grow_to
+from vmoe.classic.mixture import Mixture
 from vmoe.classic.rows import Rows
 from vmoe.classic.tasks import Classification, Regression
-from vmoe.classic.tree import Gate, grow
+from vmoe.classic.tree import Gate, grow, grown_from, leaves
 
 
 class HierarchicalMixture(MixtureEstimator):
@@ -69,11 +71,21 @@ class HierarchicalMixture(MixtureEstimator):
             raise ValueError(f"branching={self.branching!r}: expected a list of integers")
         if branching.min() < 1:
             raise ValueError(f"branching={self.branching!r}: a gate has at least one child")
+        if self.growth is not None and self.growth < branching.prod():
+            raise ValueError(
+                f"growth={self.growth}: branching={self.branching!r} has {branching.prod()} experts"
+            )
         return grow(branching.tolist(), n_columns)
 
-    def _run(self, rows: Rows, again: bool, start: Any = None) -> em.Fit:
-        fit = super()._run(rows, again, start)
+    def _run(
+        self, mixture: Mixture, rows: Rows, posterior: Float[np.ndarray, "n e"] | None
+    ) -> em.Fit:
+        fit = super()._run(mixture, rows, posterior)
         return grow_to(fit, rows, self.growth or 0, self._solve)
+
+    def _extends(self, tree: Gate, fresh: Gate) -> bool:
+        most = len(leaves(fresh)) if self.growth is None else self.growth
+        return grown_from(fresh, tree) and len(leaves(tree)) <= most
 
     @property
     def gate_coef_(self) -> list[np.ndarray]:

@@ -11,11 +11,13 @@ from dataclasses import dataclass, field
 import numpy as np
 from jaxtyping import Float
 
+from vmoe.classic.experts.interface import Experts
 from vmoe.classic.experts.linear import Linear, residuals
 from vmoe.classic.experts.logistic import Logistic
 from vmoe.classic.grams import solve, weighted_grams
 from vmoe.classic.mixture import Mixture
 from vmoe.classic.multinomial import Multinomial
+from vmoe.classic.partition import FixedGate
 from vmoe.classic.rows import Rows
 from vmoe.classic.tree import Gate
 
@@ -35,19 +37,23 @@ class Memory:
     mass: np.ndarray = field(default_factory=lambda: np.zeros(()))
 
 
+EXPERTS = (Linear, Logistic)
+
+
+def check_experts(experts: Experts) -> None:
+    """Raises a ValueError for experts other than linear and logistic ones."""
+    if type(experts) not in EXPERTS:
+        raise ValueError("partial_fit needs experts='linear' or experts='logistic'")
+
+
 def learn(mixture: Mixture, memory: Memory, rows: Rows, decay: float, move: bool) -> None:
     """One batch: an E-step, then a step of every gate and expert.
 
     Args:
         decay: the factor by which the past counts less with every row.
         move: False only to remember the rows, to which the mixture has been fitted already.
-
-    Raises:
-        ValueError: there are experts other than linear and logistic ones.
     """
     experts = mixture.experts
-    if type(experts) not in (Linear, Logistic):
-        raise ValueError("partial_fit needs experts='linear' or experts='logistic'")
     posterior, _ = mixture.posterior(rows)
     mass = posterior * rows.weight[:, None]
     kept = decay ** float(rows.weight.sum())
@@ -63,6 +69,8 @@ def learn(mixture: Mixture, memory: Memory, rows: Rows, decay: float, move: bool
 
 
 def _learn_gate(gate: Gate, name: str, rows: Rows, mass: np.ndarray, settings: tuple) -> None:
+    if isinstance(gate, FixedGate):
+        return
     gate.coef = _newton(gate.coef, name, rows.gate, gate.child_masses(mass), settings)
     for k, (child, part) in enumerate(zip(gate.children, gate.parts(mass), strict=True)):
         if isinstance(child, Gate):
@@ -100,5 +108,6 @@ def _learn_linear(
     squares = np.einsum("ne,neq->eq", mass, residuals(rows, experts.coef) ** 2)
     memory.squares = kept * memory.squares + squares
     memory.mass = kept * memory.mass + mass.sum(axis=0)
-    variance = memory.squares / np.maximum(memory.mass, np.finfo(float).tiny)[:, None]
-    experts.std = np.sqrt(np.maximum(variance, experts.sizes.floor))
+    if move:
+        variance = memory.squares / np.maximum(memory.mass, np.finfo(float).tiny)[:, None]
+        experts.std = np.sqrt(np.maximum(variance, experts.sizes.floor))

@@ -42,6 +42,17 @@ class PartitionGate:
             raise ValueError("PartitionGate: expected exactly one of groups, centers and rule")
         self.groups, self.centers, self.metric, self.rule = groups, centers, metric, rule
 
+    def __repr__(self) -> str:
+        given = {"groups": self.groups, "centers": self.centers, "rule": self.rule}
+        (name,) = (name for name, value in given.items() if value is not None)
+        return f"PartitionGate({name}={given[name]!r})"
+
+    def check_experts(self, n_experts: int) -> None:
+        """Raises a ValueError if there are centers or groups for another number of experts."""
+        given = self.centers if self.groups is None else self.groups
+        if given is not None and len(given) != n_experts:
+            raise ValueError(f"{self!r} has {len(given)} entries, expected {n_experts}")
+
     def assign(self, columns: Float[np.ndarray, "n d"], n_experts: int) -> np.ndarray:
         """The expert of every row (n,).
 
@@ -86,3 +97,9 @@ class FixedGate(Gate):
 
     def n_parameters(self) -> int:
         return 0
+
+
+def check_learned(gate: Gate) -> None:
+    """Raises a ValueError for a partition, which has no coefficients to explain."""
+    if isinstance(gate, FixedGate):
+        raise ValueError(f"{gate.partition!r} is a rule: there are no coefficients to explain")

@@ -6,6 +6,7 @@ import numpy as np
 from scipy.special import softmax
 from sklearn.utils.validation import check_is_fitted
 
+from vmoe.classic.partition import check_learned
 from vmoe.classic.splits import direction
 from vmoe.classic.tree import Gate, leaves
 
@@ -25,8 +26,13 @@ def plot_tree(mixture: Any, *, ax: Any = None, feature_names: list[str] | None =
 
     Returns:
         the axes.
+
+    Raises:
+        ValueError: the names are too few or too many, or the gate is a partition.
     """
     check_is_fitted(mixture)
+    check_learned(mixture._mixture.tree)
+    names = mixture._names(feature_names)
     if ax is None:
         import matplotlib.pyplot as plt
 
@@ -35,7 +41,7 @@ def plot_tree(mixture: Any, *, ax: Any = None, feature_names: list[str] | None =
     tree = mixture._mixture.tree
     depth = _depth(tree)
     ax.set(xlim=(-0.6, len(leaves(tree)) - 0.4), ylim=(-0.5, depth + 0.5))
-    _draw(ax, mixture, tree, depth, mixture._gate_names(feature_names))
+    _draw(ax, mixture, tree, depth, names)
     return ax
 
 
@@ -46,16 +52,15 @@ def _depth(node: Gate | int) -> int:
 def _draw(ax: Any, mixture: Any, node: Gate | int, height: float, names: list[str]) -> float:
     """Draws a node and all below it; returns its horizontal position."""
     if isinstance(node, int):
-        text = f"expert {node}\n{mixture._describe(node)}"
+        text = f"expert {node}\n{mixture._describe(node, names)}"
         ax.text(node, height, text, ha="center", va="top", bbox={"boxstyle": "round", "fc": "w"})
         return float(node)
     places = [_draw(ax, mixture, child, height - 1, names) for child in node.children]
     place = float(np.mean(places))
     for k, below in enumerate(places):
         ax.plot([place, below], [height - 0.25, height - 0.95], color=f"C{k}", zorder=0)
-    _draw_gate(
-        ax.inset_axes((place - 0.4, height - 0.25, 0.8, 0.5), transform=ax.transData), node, names
-    )
+    inset = ax.inset_axes((place - 0.4, height - 0.25, 0.8, 0.5), transform=ax.transData)
+    _draw_gate(inset, node, [names[i] for i in mixture._view.gate_columns])
     return place
 
 

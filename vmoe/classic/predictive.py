@@ -67,13 +67,24 @@ class PredictiveDistribution:
         return np.reshape(found, (*levels.shape, *found[0].shape))
 
     def sample(self, n_samples: int = 1, random_state: Any = None) -> np.ndarray:
-        """Draws an expert for every row, and then y: (n_samples, n) or (n_samples, n, q)."""
+        """Draws an expert for every row, and then y: (n_samples, n) or (n_samples, n, q).
+
+        Raises:
+            ValueError: no sample is asked for.
+        """
+        if n_samples < 1:
+            raise ValueError(f"n_samples={n_samples}: should be at least 1")
         random = check_random_state(random_state)
         reached = np.cumsum(self.gates, axis=1)[:, :-1]
         drawn = []
         for _ in range(n_samples):
             expert = (random.random_sample((len(reached), 1)) > reached).sum(axis=1)
-            every = self._joined([frozen.rvs(random_state=random) for _, frozen in self.parts])
+            every = self._joined(
+                [
+                    frozen.rvs(size=frozen.mean().shape, random_state=random)
+                    for _, frozen in self.parts
+                ]
+            )
             drawn.append(self._form(every[np.arange(len(expert)), expert]))
         return np.stack(drawn)
 

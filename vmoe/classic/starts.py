@@ -12,6 +12,7 @@ from collections.abc import Callable
 
 import numpy as np
 from jaxtyping import Float, Int
+from numpy.typing import ArrayLike
 from sklearn.cluster import KMeans
 
 from vmoe.classic.tree import Gate, leaves
@@ -20,6 +21,7 @@ LLOYD_STEPS = 10
 TARGETS = 0.5  # the scale of targets: a gate sees inputs, so groups should differ in these first
 RIDGE = 0.01
 UNSURE = 0.2  # the part of a row that all experts share at the start: no gate is too sure
+DIGITS = 8  # what differs only behind so many decimals is equal, so rounding decides nothing
 
 Grouping = Callable[[np.ndarray, np.ndarray, int, np.random.RandomState], np.ndarray]
 
@@ -86,13 +88,31 @@ def principal(
         return np.zeros(len(points), int)
     share = weight / weight.sum()
     away = points - share @ points
-    _, vectors = np.linalg.eigh((away * share[:, None]).T @ away)
-    direction = vectors[:, -1] * np.sign(vectors[np.abs(vectors[:, -1]).argmax(), -1])
-    along = away @ direction
+    along = np.round(away @ first_direction((away * share[:, None]).T @ away), DIGITS)
     order = np.argsort(along, kind="stable")
-    reached = np.cumsum(weight[order]) / weight.sum()
-    cuts = along[order][np.searchsorted(reached, np.arange(1, k) / k).clip(max=len(order) - 1)]
+    reached = np.round(np.cumsum(share[order]), DIGITS)
+    levels = np.round(np.arange(1, k) / k, DIGITS)
+    cuts = along[order][np.searchsorted(reached, levels).clip(max=len(order) - 1)]
     return lloyd(points, weight, np.searchsorted(cuts, along), k)
+
+
+def first_direction(covariance: Float[np.ndarray, "d d"]) -> Float[np.ndarray, "d"]:
+    """The first principal direction; if several are equally long, as for a grid, one of them.
+
+    It is the part within their span of the column that lies most in it, so that neither the number
+    nor the order of rows, which change the rounding, have an influence.
+    """
+    values, vectors = np.linalg.eigh(covariance)
+    first = vectors[:, values >= (1 - 10.0**-DIGITS) * values[-1]]
+    onto = first @ first.T
+    return onto[:, first_largest(np.diag(onto))]
+
+
+def first_largest(values: ArrayLike) -> int:
+    """The index of the largest value; of those that differ by rounding alone, the first one."""
+    values = np.asarray(values)
+    least = values.max() - 10.0**-DIGITS * max(1.0, abs(values.max()))
+    return int(np.argmax(values >= least))
 
 
 def lloyd(
@@ -107,7 +127,7 @@ def lloyd(
         size = member.sum(axis=0)
         means = (member.T @ points) / np.where(size > 0, size, 1)[:, None]
         distance = np.where(size > 0, np.sum(means**2, axis=1) - 2 * points @ means.T, np.inf)
-        groups = distance.argmin(axis=1)
+        groups = np.round(distance, DIGITS).argmin(axis=1)
     return groups
 
 

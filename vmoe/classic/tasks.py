@@ -5,8 +5,10 @@ from typing import Any, ClassVar
 import numpy as np
 from jaxtyping import Float
 from sklearn.base import ClassifierMixin, RegressorMixin, _fit_context
-from sklearn.utils.multiclass import check_classification_targets
-from sklearn.utils.validation import column_or_1d
+from sklearn.utils.multiclass import (
+    _check_partial_fit_first_call,
+    check_classification_targets,
+)
 
 from vmoe.classic.predictive import PredictiveDistribution
 
@@ -19,10 +21,9 @@ class Regression(RegressorMixin):
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
         tags.target_tags.multi_output = True
-        tags.target_tags.single_output = True
         return tags
 
-    def _encode(self, y: np.ndarray) -> Float[np.ndarray, "n q"]:
+    def _encode(self, y: np.ndarray, classes: None) -> Float[np.ndarray, "n q"]:
         self._single = y.ndim == 1
         return self._codes(y)
 
@@ -42,7 +43,10 @@ class Regression(RegressorMixin):
         return self._learn(X, y, sample_weight)
 
     def predict_dist(self, X: Any) -> PredictiveDistribution:
-        """The distribution of y for every row, with mean, std, quantile, cdf and sample."""
+        """The distribution of y for every row, with mean, std, quantile, cdf and sample.
+
+        It is always that of the whole mixture, whatever ``combine`` is.
+        """
         rows = self._rows(X)
         parts = self._mixture.experts.distributions(rows)
         discrete = all(frozen.dist.name == "poisson" for _, frozen in parts)
@@ -58,11 +62,9 @@ class Classification(ClassifierMixin):
 
     _y_checks: ClassVar[dict[str, Any]] = {}
 
-    def _encode(self, y: np.ndarray) -> np.ndarray:
+    def _encode(self, y: np.ndarray, classes: Any) -> np.ndarray:
         check_classification_targets(y)
-        y = column_or_1d(y, warn=True)
-        known = self.__dict__.pop("_known", None)
-        self.classes_ = np.unique(y if known is None else known)
+        self.classes_ = np.unique(y if classes is None else classes)
         return self._codes(y)
 
     def _codes(self, y: np.ndarray) -> np.ndarray:
@@ -79,11 +81,11 @@ class Classification(ClassifierMixin):
             classes: all classes, which the first batch should have.
 
         Raises:
-            ValueError: the first batch lacks a class.
+            ValueError: the first batch lacks a class, or a later one comes with other classes.
         """
-        if not hasattr(self, "_memory"):
-            self._known = classes
-        return self._learn(X, y, sample_weight)
+        if hasattr(self, "_mixture") and classes is not None:
+            _check_partial_fit_first_call(self, classes)
+        return self._learn(X, y, sample_weight, classes)
 
     def predict_proba(self, X: Any) -> Float[np.ndarray, "n q"]:
         """The probabilities of the classes, in the order of ``classes_``, as ``combine`` says."""

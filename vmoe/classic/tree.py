@@ -120,6 +120,17 @@ def _split(gate: Gate, expert: int, numbers: Iterator[int]) -> Gate:
     return Gate(children, gate.coef.copy())
 
 
+def grown_from(node: Gate | int, tree: Gate | int) -> bool:
+    """Whether a tree can be had from a node by splitting leaves."""
+    if isinstance(node, int):
+        return True
+    return (
+        isinstance(tree, Gate)
+        and len(node.children) == len(tree.children)
+        and all(map(grown_from, node.children, tree.children))
+    )
+
+
 def hard_route(tree: Gate, rows: Rows) -> Int[np.ndarray, "n"]:
     """The expert that each row reaches if it goes to the most probable child of every gate."""
     choice = tree.log_probabilities(rows).argmax(axis=1)

@@ -22,21 +22,25 @@ LEAST = np.finfo(float).eps  # the least probability of a class, since trees pre
 class Estimators(Experts):
     """Clones of one estimator, one per expert."""
 
+    learned = ("models", "std")
+
     def __init__(self, estimator: BaseEstimator):
         self.estimator = estimator
 
     def allocate(self, sizes: Sizes) -> None:
         super().allocate(sizes)
-        self.models = [clone(self.estimator) for _ in range(sizes.n_experts)]
+        self.new = [seeded(self.estimator, sizes.random) for _ in range(sizes.n_experts)]
+        self.models = list(self.new)
         self.std = np.ones((sizes.n_experts, sizes.n_outputs))
 
     def update(self, rows: Rows, mass: Float[np.ndarray, "n e"]) -> None:
         y = rows.y if self.sizes.classes is None else self.sizes.classes[rows.y]
         y = y[:, 0] if y.ndim == 2 and y.shape[1] == 1 else y
         for e in np.flatnonzero(alive(mass)):
-            model = clone(self.estimator)
-            weights = mass[:, e] * (len(rows) / mass[:, e].sum())  # penalties of models expect 1
-            self.models[e] = fit_weighted(model, rows.expert_given, y, weights, self.sizes.random)
+            model = clone(self.new[e])
+            self.models[e] = fit_weighted(
+                model, rows.expert_given, y, mass[:, e], self.sizes.random
+            )
         if self.sizes.classes is None:
             self._update_std(rows, mass)
 
@@ -74,6 +78,7 @@ class Estimators(Experts):
 
     def keep(self, experts: list[int]) -> None:
         super().keep(experts)
+        self.new = [self.new[e] for e in experts]
         self.models = [self.models[e] for e in experts]
         self.std = self.std[experts]
 
@@ -82,3 +87,14 @@ class Estimators(Experts):
 
     def fitted(self, design: Design | None) -> list[Any]:
         return list(self.models)
+
+
+def seeded(estimator: BaseEstimator, random: np.random.RandomState) -> Any:
+    """A clone with a seed for every ``random_state`` that is None, as in ensembles."""
+    model = clone(estimator)
+    names = [
+        name
+        for name, value in sorted(model.get_params().items())
+        if value is None and name.rpartition("__")[2] == "random_state"
+    ]
+    return model.set_params(**{name: random.randint(2**31 - 1) for name in names})

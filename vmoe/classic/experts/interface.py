@@ -4,6 +4,7 @@ One object holds all experts of one kind, with the expert as an axis of its arra
 share matrix products.
 """
 
+import copy
 import dataclasses
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
@@ -62,6 +63,7 @@ class Experts(ABC):
 
     name: ClassVar[str]
     classifies: ClassVar[bool] = False
+    learned: ClassVar[tuple[str, ...]] = ("coef",)  # the attributes that a fit changes
     coef: Float[np.ndarray, "e q p"]  # for standardized columns
     sizes: Sizes
 
@@ -98,6 +100,15 @@ class Experts(ABC):
         """Pairs of experts' indices and their distribution, of scipy.stats: (n, e, q)."""
         raise NotImplementedError
 
+    def kinds(self) -> list[type]:
+        """The kind of each expert, or of all."""
+        return [type(self)]
+
+    def resume(self, other: "Experts") -> None:
+        """Takes the parameters of other experts of the same kind and sizes."""
+        for name in self.learned:
+            setattr(self, name, copy.deepcopy(getattr(other, name)))
+
     def keep(self, experts: list[int]) -> None:
         """Keeps only the experts with these indices, in this order; they may repeat."""
         self.sizes = dataclasses.replace(self.sizes, n_experts=len(experts))
@@ -105,11 +116,7 @@ class Experts(ABC):
 
     def set_parameters(self, coef: Any, std: Any, design: Design) -> None:
         """Sets parameters given as in ``fitted``, with the expert as the first axis."""
-        coef = np.asarray(coef, float)
-        shape = (len(self.coef), *self.coef.shape[1:])
-        if coef.size != np.prod(shape):
-            raise ValueError(f"expert_coef has shape {coef.shape}, expected {shape}")
-        self.coef = design.from_given(coef.reshape(shape))
+        self.coef = design.from_given(in_shape("expert_coef", coef, self.coef.shape))
 
     def fitted(self, design: Design | None) -> list[Any]:
         """The experts, one by one."""
@@ -122,6 +129,22 @@ class Experts(ABC):
     def std_of(self, expert: int) -> Any:
         """``FittedExpert.std_`` of an expert."""
         return None
+
+
+def in_shape(name: str, values: Any, shape: tuple[int, ...]) -> Float[np.ndarray, "..."]:
+    """The values in a shape, in which the second axis may be missing if it has one entry.
+
+    Raises:
+        ValueError: they have another shape, or are not finite.
+    """
+    values = np.asarray(values, float)
+    if shape[1] == 1 and values.shape == (shape[0], *shape[2:]):
+        values = values[:, None]
+    if values.shape != shape:
+        raise ValueError(f"{name} has shape {values.shape}, expected {shape}")
+    if not np.isfinite(values).all():
+        raise ValueError(f"{name} should be finite")
+    return values.copy()
 
 
 def one_if_single(values: np.ndarray) -> Any:

@@ -12,7 +12,7 @@ from jaxtyping import Float
 from scipy import stats
 
 from vmoe.classic.design import Design
-from vmoe.classic.experts.interface import Experts, Sizes, alive, one_if_single
+from vmoe.classic.experts.interface import Experts, Sizes, alive, in_shape, one_if_single
 from vmoe.classic.grams import solve, weighted_grams
 from vmoe.classic.rows import Rows
 
@@ -21,6 +21,7 @@ class Linear(Experts):
     """Linear experts with Gaussian noise of their own; ``experts="linear"``."""
 
     name = "linear"
+    learned = ("coef", "std")
     std: Float[np.ndarray, "e q"]
 
     def allocate(self, sizes: Sizes) -> None:
@@ -67,7 +68,9 @@ class Linear(Experts):
         super().set_parameters(coef, std, design)
         if std is None:
             raise ValueError("a start from parameters needs expert_std, one per expert and output")
-        self.std = np.asarray(std, float).reshape(self.std.shape).copy()
+        self.std = in_shape("expert_std", std, self.std.shape)
+        if not np.all(self.std > 0):
+            raise ValueError("expert_std should be positive")
 
     def std_of(self, expert: int) -> Any:
         return one_if_single(self.std[expert])

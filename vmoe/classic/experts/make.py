@@ -48,6 +48,8 @@ def kind_of(wanted: Any, classify: bool) -> Experts:
             raise ValueError(
                 f"experts={wanted!r}: expected a {'classifier' if classify else 'regressor'}"
             )
+        if classify and not hasattr(wanted, "predict_proba"):
+            raise ValueError(f"experts={wanted!r}: expected a classifier with predict_proba")
         return Estimators(wanted)
     elif isinstance(wanted, str) and wanted in KINDS:
         found = KINDS[wanted]()

@@ -51,6 +51,14 @@ class Mixed(Experts):
         pairs = [(e, part.distributions(rows)) for e, part in enumerate(self.parts)]
         return [(np.array([e]), frozen) for e, found in pairs for _, frozen in found]
 
+    def kinds(self) -> list[type]:
+        return [type(part) for part in self.parts]
+
+    def resume(self, other: Experts) -> None:
+        assert isinstance(other, Mixed)
+        for part, one in zip(self.parts, other.parts, strict=True):
+            part.resume(one)
+
     def keep(self, experts: list[int]) -> None:
         self.parts = [copy.copy(self.parts[e]) for e in experts]
         for part in self.parts:

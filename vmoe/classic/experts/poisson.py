@@ -13,7 +13,7 @@ from vmoe.classic.grams import weighted_grams
 from vmoe.classic.newton import maximize
 from vmoe.classic.rows import Rows
 
-LARGEST = 700.0  # exp of a larger number overflows
+LARGEST = 40.0  # the logarithm of the largest rate; of larger ones no counts can be drawn
 
 
 class Poisson(Experts):

@@ -23,12 +23,16 @@ class StudentT(Linear):
     """Linear experts with Student t noise, robust to outliers; ``experts="student_t"``."""
 
     name = "student_t"
+    learned = ("coef", "std", "fitted_once")
 
     def __init__(self, df: float = 4.0):
         """Args: df: degrees of freedom of the noise, above 2, so that it has a variance."""
         if not df > 2:
             raise ValueError(f"df={df}: should be above 2")
         self.df = df
+
+    def __repr__(self) -> str:
+        return f"StudentT(df={self.df:g})"
 
     def allocate(self, sizes: Sizes) -> None:
         super().allocate(sizes)
