@@ -1,8 +1,8 @@
 """The soft tree and other classifiers on the same data: 5x2 cross-validation.
 
 In each of five repetitions the rows are halved at random, and each half is the test set once; the
-vowels are halved by speaker. Settings are chosen within the training half. The first of these ten
-splits is also McNemar's test set.
+vowels are halved by speaker. Settings are chosen within the training half, whose folds part no
+speaker either. The first of these ten splits is also McNemar's test set.
 """
 
 import warnings
@@ -105,7 +105,7 @@ def chosen(model: Any, grid: dict[str, Any], folds: int) -> BaseEstimator:
     settings = {f"{step}__{name}": values for name, values in grid.items()}
     if not folds:
         return pipeline.set_params(**{name: values[0] for name, values in settings.items()})
-    return GridSearchCV(pipeline, settings, cv=folds, error_score="raise")
+    return GridSearchCV(pipeline, settings, cv=StratifiedGroupKFold(folds), error_score="raise")
 
 
 def measure(name: str, folder: Path, limit: int | None, size: dict[str, Any]) -> dict[str, Any]:
@@ -124,9 +124,11 @@ def measure(name: str, folder: Path, limit: int | None, size: dict[str, Any]) ->
     right: dict[str, list[np.ndarray]] = {model: [] for model in MODELS}
     for repetition in range(REPETITIONS):
         for train, test in halves(rows, repetition):
+            groups = {"groups": rows.groups[train]} if size["folds"] else {}
             for model, own in right.items():
                 with warnings.catch_warnings(action="ignore", category=ConvergenceWarning):
-                    fitted = make(model, repetition, size).fit(rows.x[train], rows.y[train])
+                    fitted = make(model, repetition, size)
+                    fitted.fit(rows.x[train], rows.y[train], **groups)
                 own.append(fitted.predict(rows.x[test]) == rows.y[test])
     errors = {model: errors_of(own) for model, own in right.items()}
     return {

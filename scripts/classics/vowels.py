@@ -28,8 +28,8 @@ VOWELS = ("iy", "ih", "aa", "ah")  # heed, hid, hod, hud
 FIRST = ("iy", "aa")  # the vowels of output 1
 TRAINED, TESTED = 50, 25  # speakers
 CRITERION = 0.08
-STEPS = (2.0, 4.0, 8.0, 16.0, 32.0)
-"""Sizes of steps that are tried; with larger ones, outputs jump and some runs never end."""
+STEPS = (2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0)
+"""Sizes of steps that are tried."""
 DESCENDED: dict[str, System] = {
     "gradient_4": Mixture(4),
     "gradient_8": Mixture(8),
