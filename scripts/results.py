@@ -246,7 +246,9 @@ def plot_batch(rows: Sequence[Mapping[str, Any]]) -> Any:
     axes[0].set_yticks(ys, settings, fontsize=9)
     axes[0].set(xlabel="test accuracy in percent")
     axes[1].set(xlabel="predictions that change, percent")
-    axes[1].legend(loc="lower right", fontsize=8, title="the other images of the group", title_fontsize=8)
+    axes[1].legend(
+        loc="lower right", fontsize=8, title="the other images of the group", title_fontsize=8
+    )
     return figure
 
 
