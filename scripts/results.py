@@ -229,7 +229,7 @@ def plot_upcycling(lines: Lines) -> Any:
 def plot_batch(rows: Sequence[Mapping[str, Any]]) -> Any:
     settings = _by_setting(rows)
     ys = range(len(settings))[::-1]
-    figure, axes = pyplot.subplots(1, 2, figsize=(10, 4.2), layout="constrained", sharey=True)
+    figure, axes = pyplot.subplots(1, 2, figsize=(10, 4.8), layout="constrained", sharey=True)
     for ax, measure in zip(axes, ("accuracy", "changed"), strict=True):
         for (name, label), color, mark in zip(
             MATES.items(), ("black", *COLORS), "|osD^v", strict=True
@@ -246,8 +246,9 @@ def plot_batch(rows: Sequence[Mapping[str, Any]]) -> Any:
     axes[0].set_yticks(ys, settings, fontsize=9)
     axes[0].set(xlabel="test accuracy in percent")
     axes[1].set(xlabel="predictions that change, percent")
-    axes[1].legend(
-        loc="lower right", fontsize=8, title="the other images of the group", title_fontsize=8
+    title = "the other images of the group"
+    figure.legend(
+        *axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=6, title=title
     )
     return figure
 
