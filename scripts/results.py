@@ -113,8 +113,7 @@ def pruning(lines: Lines) -> dict[str, str]:
     cells = [
         [
             *(line["experts"], f"{int(line['parameters']):,}", line["mflops"], line["rule"]),
-            f"{np.mean(_seeds(line)):.2f}",
-            ", ".join(f"{value:.2f}" for value in _seeds(line)),
+            *_mean_and_seeds(line),
             f"{np.mean(_seeds(line)) - full:+.2f}" if line is not lines[0] else "",
         ]
         for line in lines
@@ -126,17 +125,14 @@ def upcycling(lines: Lines) -> dict[str, str]:
     """The table of dense and upcycled models."""
     cells = []
     for line in lines:
-        steps, own = int(line["further steps"]), _seeds(line)
+        steps = int(line["further steps"])
         label = f"{line['model']}, {steps:,} more steps" if steps else line["model"]
-        cells.append([label, f"{np.mean(own):.2f}", ", ".join(f"{x:.2f}" for x in own)])
-    upcycled, dense = (
-        np.array(_seeds(line))
-        for name in ("upcycled", "dense")
-        for line in lines
-        if line["model"] == name and line["further steps"] != "0"
-    )
-    error = error_over_seeds(upcycled, dense, paired=True)
-    differences = upcycled - dense
+        cells.append([label, *_mean_and_seeds(line)])
+    after = {
+        line["model"]: np.array(_seeds(line)) for line in lines if line["further steps"] != "0"
+    }
+    error = error_over_seeds(after["upcycled"], after["dense"], paired=True)
+    differences = after["upcycled"] - after["dense"]
     cells.append(
         [
             "upcycled − dense, both with more steps",
@@ -151,16 +147,15 @@ def batch(rows: Sequence[Mapping[str, Any]]) -> dict[str, str]:
     """The table of victims with other images in their group."""
     lines = []
     for setting, own in _by_setting(rows).items():
-        cells = {
-            row["mates"]: f"{100 * row['accuracy']:.1f} ({100 * row['changed']:.1f})" for row in own
-        }
-        cells["none"] = cells["none"].removesuffix(" (0.0)")  # compared with itself
-        lines.append([setting, *(cells[name] for name in MATES)])
+        alone, *others = (own[name] for name in MATES)
+        pairs = (f"{100 * row['accuracy']:.1f} ({100 * row['changed']:.1f})" for row in others)
+        lines.append([setting, f"{100 * alone['accuracy']:.1f}", *pairs])
     return {"table": markdown_table(["capacity factor, priority", *MATES.values()], lines)}
 
 
-def _by_setting(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[Mapping[str, Any]]]:
-    settings: dict[str, list[Mapping[str, Any]]] = {}
+def _by_setting(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Mapping[str, Any]]]:
+    """The rows by setting, in words, and then by name of ``MATES``."""
+    settings: dict[str, dict[str, Mapping[str, Any]]] = {}
     for row in rows:
         factor = row["capacity_factor"]
         words = [
@@ -168,12 +163,16 @@ def _by_setting(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[Mapping[str
             row["priority"].replace("_", " "),
             *(["one image per group"] if row["split"] else []),
         ]
-        settings.setdefault(", ".join(words), []).append(row)
+        settings.setdefault(", ".join(words), {})[row["mates"]] = row
     return settings
 
 
 def _seeds(line: dict[str, str]) -> list[float]:
     return [float(line[f"seed {seed}"]) for seed in range(3)]
+
+
+def _mean_and_seeds(line: dict[str, str]) -> tuple[str, str]:
+    return f"{np.mean(_seeds(line)):.2f}", ", ".join(f"{value:.2f}" for value in _seeds(line))
 
 
 def plot_compute(lines: Lines) -> Any:
@@ -234,12 +233,7 @@ def plot_batch(rows: Sequence[Mapping[str, Any]]) -> Any:
         for (name, label), color, mark in zip(
             MATES.items(), ("black", *COLORS), "|osD^v", strict=True
         ):
-            xs = [
-                100 * row[measure]
-                for own in settings.values()
-                for row in own
-                if row["mates"] == name
-            ]
+            xs = [100 * own[name][measure] for own in settings.values()]
             size = 16 if mark == "|" else 6
             ax.plot(xs, ys, mark, color=color, label=label, alpha=0.8, markersize=size)
         ax.grid(axis="y", alpha=0.3)
@@ -285,8 +279,8 @@ def main() -> None:
     plots = {"routers": routers.plot(read_rows(options.rows / "routers"), times)}
     plots["transfer"] = miniature.plot(read_rows(options.rows / "miniature"))
     plots["batch"] = plot_batch(json.loads((options.rows / "batch.json").read_text()))
-    tables = {"compute": plot_compute, "pruning": plot_pruning, "upcycling": plot_upcycling}
-    plots |= {name: draw(read_csv(options.rows / f"{name}.csv")) for name, draw in tables.items()}
+    of_csv = {"compute": plot_compute, "pruning": plot_pruning, "upcycling": plot_upcycling}
+    plots |= {name: draw(read_csv(options.rows / f"{name}.csv")) for name, draw in of_csv.items()}
     for name, figure in plots.items():
         figure.savefig(options.pages / f"{name}.png", dpi=110)
 
