@@ -177,9 +177,8 @@ def how(rows: Rows, machine: str) -> str:
         {machine}, {jax_versions(rows)}. Short training on Fashion-MNIST: {STEPS:,} steps of
         {BATCH_SIZE} images, otherwise the config `fashion_mnist`. Nothing was chosen on the test
         split. Accuracies are means over seeds, in percent, with the worst and the best seed in
-        parentheses. After ± is the standard error of a difference over the seeds. *At most* marks a
-        bound of the error over the images ([rule](claims.md#the-rule)). Differences are computed
-        from means that are not rounded."""
+        parentheses. After ± is the standard error of a difference over the seeds. Differences are
+        computed from means that are not rounded."""
     return wrapped(" ".join(text.split()))
 
 
