@@ -1,6 +1,6 @@
 """Fine-tuning of V-MoE B/16 on CIFAR-10 at 128 px, as published.
 
-    vmoe train --config configs/cifar10_b16.py --workdir runs/cifar10_b16 \
+    vmoe train --config cifar10_b16 --workdir runs/cifar10_b16 \
         --init vmoe_b16_every2_e8
 
 Starts from the published ImageNet-21k checkpoint, or from a run of imagenet21k_b16.py. Needs

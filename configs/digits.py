@@ -1,6 +1,6 @@
 """V-MoE on the 1,797 handwritten digits of 8 x 8 pixels.
 
-    vmoe train --config configs/digits.py --workdir runs/digits
+    vmoe train --config digits --workdir runs/digits
     vmoe evaluate --checkpoint runs/digits
 
 Test accuracy of seeds 0, 1, 2 (--seed): 97.78, 98.33, 97.78, mean 97.96; validation 97.22, 96.67,

@@ -1,7 +1,7 @@
 """V-MoE on emoji: 3,080 drawings of 64 x 64 pixels by two vendors, nine categories.
 
     python scripts/prepare_emoji.py data/emoji
-    vmoe train --config configs/emoji.py --workdir runs/emoji
+    vmoe train --config emoji --workdir runs/emoji
     vmoe evaluate --checkpoint runs/emoji
 
 Test accuracy of seeds 0, 1, 2 (--seed): 64.32, 61.20, 63.80, mean 63.11; validation 67.24, 65.52,

@@ -1,7 +1,7 @@
 """The dense counterpart of emoji.py: an MLP in every block, the same training.
 
     python scripts/prepare_emoji.py data/emoji
-    vmoe train --config configs/emoji_dense.py --workdir runs/emoji_dense
+    vmoe train --config emoji_dense --workdir runs/emoji_dense
     vmoe evaluate --checkpoint runs/emoji_dense
 
 Test accuracy of seeds 0, 1, 2 (--seed): 60.94, 63.80, 62.50, mean 62.41; validation 66.95, 64.94,

@@ -1,6 +1,6 @@
 """Fine-tuning of emoji_pretrain.py on nine categories at 64 px, on the same drawings.
 
-    vmoe train --config configs/emoji_finetune.py --workdir runs/emoji_finetune \
+    vmoe train --config emoji_finetune --workdir runs/emoji_finetune \
         --init runs/emoji_pretrain
     vmoe evaluate --checkpoint runs/emoji_finetune --data manifest:data/emoji/twitter.csv
 

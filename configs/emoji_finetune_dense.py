@@ -1,6 +1,6 @@
 """The dense counterpart of emoji_finetune.py; starts from a run of emoji_pretrain_dense.py.
 
-    vmoe train --config configs/emoji_finetune_dense.py --workdir runs/emoji_finetune_dense \
+    vmoe train --config emoji_finetune_dense --workdir runs/emoji_finetune_dense \
         --init runs/emoji_pretrain_dense
 """
 

@@ -1,7 +1,7 @@
 """Pre-training on the words of emoji at 32 px: 1,540 drawings by one vendor, several labels each.
 
     python scripts/prepare_emoji.py data/emoji
-    vmoe train --config configs/emoji_pretrain.py --workdir runs/emoji_pretrain
+    vmoe train --config emoji_pretrain --workdir runs/emoji_pretrain
 
 A label is a word of the emoji's name or sub-category; 99 words are frequent enough. The loss is a
 sigmoid per word. scripts/miniature.py trains it with three seeds, probes it and fine-tunes it

@@ -1,6 +1,6 @@
 """The dense counterpart of emoji_pretrain.py: an MLP in every block, the same training.
 
-vmoe train --config configs/emoji_pretrain_dense.py --workdir runs/emoji_pretrain_dense
+vmoe train --config emoji_pretrain_dense --workdir runs/emoji_pretrain_dense
 """
 
 from pathlib import Path

@@ -1,6 +1,6 @@
 """V-MoE on Fashion-MNIST: 55,000 images of clothing, 28 x 28 pixels, ten classes.
 
-    vmoe train --config configs/fashion_mnist.py --workdir runs/fashion_mnist
+    vmoe train --config fashion_mnist --workdir runs/fashion_mnist
     vmoe evaluate --checkpoint runs/fashion_mnist
 
 Test accuracy of seeds 0, 1, 2 (--seed): 89.83, 90.40, 90.16, mean 90.13; validation 90.18, 90.26,

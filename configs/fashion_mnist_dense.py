@@ -1,6 +1,6 @@
 """The dense counterpart of fashion_mnist.py: an MLP in every block, the same training.
 
-    vmoe train --config configs/fashion_mnist_dense.py --workdir runs/fashion_mnist_dense
+    vmoe train --config fashion_mnist_dense --workdir runs/fashion_mnist_dense
     vmoe evaluate --checkpoint runs/fashion_mnist_dense
 
 Test accuracy of seeds 0, 1, 2 (--seed): 89.57, 89.52, 89.54, mean 89.54; validation 89.90, 89.96,

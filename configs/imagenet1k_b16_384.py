@@ -1,6 +1,6 @@
 """Fine-tuning of V-MoE B/16 on ImageNet-1k at 384 px, as published.
 
-    vmoe train --config configs/imagenet1k_b16_384.py --workdir runs/imagenet1k_b16_384 \
+    vmoe train --config imagenet1k_b16_384 --workdir runs/imagenet1k_b16_384 \
         --init runs/imagenet21k_b16
 
 Starts from a run of imagenet21k_b16.py, or from the published checkpoint

@@ -1,6 +1,6 @@
 """Fine-tuning of V-MoE S/32 on ImageNet-1k at 384 px, as published.
 
-    vmoe train --config configs/imagenet1k_s32_384.py --workdir runs/imagenet1k_s32_384 \
+    vmoe train --config imagenet1k_s32_384 --workdir runs/imagenet1k_s32_384 \
         --init runs/imagenet1k_s32_light
 
 Starts from a run of imagenet1k_s32_light.py, which says how to make the data, or from the published

@@ -1,7 +1,7 @@
 """V-MoE S/32 on ImageNet-1k from scratch, as published (light RandAugment).
 
-    vmoe train --config configs/imagenet1k_s32_light.py --workdir runs/imagenet1k_s32_light
-    vmoe train --config configs/imagenet1k_s32_light.py --dry-run    # on a laptop, without the data
+    vmoe train --config imagenet1k_s32_light --workdir runs/imagenet1k_s32_light
+    vmoe train --config imagenet1k_s32_light --dry-run    # on a laptop, without the data
 
 Needs ImageNet-1k: `python scripts/prepare_imagenet.py` makes it from the official archives, and
 says how to evaluate on ReaL labels and ImageNet-V2. A batch of 8,192 images needs several devices,

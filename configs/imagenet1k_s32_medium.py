@@ -1,6 +1,6 @@
 """V-MoE S/32 on ImageNet-1k from scratch, with medium RandAugment.
 
-    vmoe train --config configs/imagenet1k_s32_medium.py --workdir runs/imagenet1k_s32_medium
+    vmoe train --config imagenet1k_s32_medium --workdir runs/imagenet1k_s32_medium
 
 As imagenet1k_s32_light.py, with RandAugment(2, 15) and for 1,000 epochs, as published. No accuracy
 is published. The published medium augmentation has mixup of 0.2 or of 0.5, and it is not said which

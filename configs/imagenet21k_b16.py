@@ -1,6 +1,6 @@
 """Pre-training of V-MoE B/16 on ImageNet-21k, as published.
 
-    vmoe train --config configs/imagenet21k_b16.py --workdir runs/imagenet21k_b16
+    vmoe train --config imagenet21k_b16 --workdir runs/imagenet21k_b16
 
 Needs ImageNet-21k (21,841 classes; the published head has 21,843 logits) as a folder per class.
 `python scripts/prepare_folder.py --whole FOLDER data/imagenet21k` makes the data set from it, in

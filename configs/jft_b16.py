@@ -1,6 +1,6 @@
 """Pre-training of V-MoE B/16 on JFT-style data, as in the paper: jft_s32.py with another model.
 
-    vmoe train --config configs/jft_b16.py --workdir runs/jft_b16
+    vmoe train --config jft_b16 --workdir runs/jft_b16
 
 Peak learning rate 8e-4, from the paper. The data and the other settings are as in jft_s32.py, whose
 header says which are ours. `vmoe plan` says on which devices it fits. It has not been trained here.

@@ -1,6 +1,6 @@
 """Pre-training of V-MoE H/14 on JFT-style data, as in the paper: jft_s32.py with another model.
 
-    vmoe train --config configs/jft_h14.py --workdir runs/jft_h14
+    vmoe train --config jft_h14 --workdir runs/jft_h14
 
 Peak learning rate 3e-4 and clipping of gradients to a global norm of 10, from the paper. The data
 and the other settings are as in jft_s32.py, whose header says which are ours. `vmoe plan` says on

@@ -1,7 +1,7 @@
 """Pre-training of V-MoE S/32 on JFT-style data, as in the paper.
 
-    vmoe train --config configs/jft_s32.py --workdir runs/jft_s32
-    vmoe train --config configs/jft_s32.py --dry-run    # on a laptop, without the data
+    vmoe train --config jft_s32 --workdir runs/jft_s32
+    vmoe train --config jft_s32 --dry-run    # on a laptop, without the data
 
 JFT-300M is private: about 300 million images, 18,291 classes, several labels an image. Replace
 `tfds:./data/jft` by a data set of your own: vmoe/data/sources/__init__.py lists the forms that it

@@ -1,6 +1,6 @@
 """Pre-training of Soft MoE S/16 on JFT-style data, the long run of its paper.
 
-    vmoe train --config configs/soft_moe_s16.py --workdir runs/soft_moe_s16
+    vmoe train --config soft_moe_s16 --workdir runs/soft_moe_s16
 
 JFT-4B is private: replace `tfds:./data/jft` by a data set of your own, as in jft_s32.py. A batch of
 4,096 images needs several devices; see `vmoe plan`. It has not been trained here.

@@ -1,6 +1,6 @@
 """A smoke test: a V-MoE of two blocks on the digits.
 
-    vmoe train --config configs/tiny.py --workdir runs/tiny
+    vmoe train --config tiny --workdir runs/tiny
 
 It takes about 15 s on 2 cores of an AMD EPYC (2026-11-24). Its accuracy means nothing.
 """

@@ -1,8 +1,8 @@
 """V-MoE-15B, the paper's largest model: 48 blocks, 32 experts in every second one.
 
-    vmoe plan --config configs/vmoe_15b.py --devices 128
-    vmoe train --config configs/vmoe_15b.py --workdir runs/vmoe_15b --distributed
-    vmoe train --config configs/vmoe_15b.py --dry-run    # on a laptop, without the data
+    vmoe plan --config vmoe_15b --devices 128
+    vmoe train --config vmoe_15b --workdir runs/vmoe_15b --distributed
+    vmoe train --config vmoe_15b --dry-run    # on a laptop, without the data
 
 14,705,071,769 parameters, of which 1,723,322,009 are active per token (`vmoe plan`); the paper's
 count is 14,705.1 million. Published accuracy: 90.35 on ImageNet, fine-tuned. It has not been

@@ -23,6 +23,7 @@ import textwrap
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from experiments import (
@@ -35,7 +36,9 @@ from experiments import (
     markdown_table,
     versions,
 )
+from matplotlib import pyplot
 from reproduction.claims import error_over_seeds, order
+from reproduction.plots import COLORS
 
 from vmoe.config import TrainConfig, load, replace
 from vmoe.costs.flops import cost
@@ -197,6 +200,21 @@ def table(rows: Rows) -> str:
     if len(measured) == len(MODELS):
         columns.append("A − B")
     return f"{markdown_table(columns, lines)}\n\n{_costs(measured)}".rstrip()
+
+
+def plot(rows: Rows) -> Any:
+    """The accuracies of both models."""
+    every = _compared(rows)
+    figure, ax = pyplot.subplots(figsize=(8, 4.8), layout="constrained")
+    for y, pair in enumerate(list(every.values())[::-1]):
+        for own, color, shift in zip(pair, COLORS[::4], (0.15, -0.15), strict=True):
+            ax.plot(own, [y + shift] * len(own), "o", color=color, alpha=0.6)
+            ax.plot(own.mean(), y + shift, "|", color="black", markersize=10)
+    ax.set_yticks(range(len(every)), [labels()[name] for name in every][::-1], fontsize=9)
+    ax.grid(axis="y", alpha=0.3)
+    ax.set(xlabel="accuracy in percent, held-out emoji")
+    ax.set_title("dots are seeds, bars are means; blue: V-MoE, orange: dense", fontsize=10)
+    return figure
 
 
 def _costs(rows: Rows) -> str:

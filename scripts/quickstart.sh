@@ -12,7 +12,7 @@ step "1/4 environment"
 install ""
 
 step "2/4 train configs/digits.py, a V-MoE with 8 experts in two of its four blocks"
-vmoe train --config configs/digits.py --workdir "$run"
+vmoe train --config digits --workdir "$run"
 
 step "3/4 evaluate on the held-out test split, and compare with classic methods on the same split"
 vmoe evaluate --checkpoint "$run"
@@ -28,7 +28,7 @@ and the checkpoints. Commands to try next, in $root
 with .venv/bin on your PATH:
   vmoe evaluate --checkpoint $run --routing.capacity-factor 0.5     fewer slots, tokens dropped
   vmoe evaluate --checkpoint $run --routing.capacity-factor 0.5 --routing.priority largest_gate
-  vmoe train --config configs/digits_dense.py --workdir runs/digits_dense     the dense counterpart
+  vmoe train --config digits_dense --workdir runs/digits_dense     the dense counterpart
   vmoe summary vmoe_15b_every2_e32     any model by name, without allocating it
   ./scripts/test.sh
 END

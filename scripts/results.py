@@ -13,14 +13,15 @@ docs/results/README.md repeats the answers of all pages. The rows are in scripts
     machines.json                where and when these were made
     recipes.json                 accuracies of the configs with a dense counterpart
     compute.csv                  the tables of scripts/check_capacity.py
-    pruning.csv                  the table of scripts/upcycle_and_prune.py
+    upcycling.csv, pruning.csv   the tables of scripts/upcycle_and_prune.py
+    batch.json                   what `vmoe attack --target mates --json` prints
 """
 
 import argparse
 import csv
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ import routers
 from classics import plots, show
 from experiments import ROOT, ROWS, markdown_table, read_rows, write_sections
 from matplotlib import pyplot
+from reproduction.claims import error_over_seeds
 from reproduction.pages import sections
 from reproduction.plots import COLORS, MARKS, plot
 from reproduction.show import tables
@@ -41,6 +43,15 @@ PAGES = (
 )
 """The pages of questions, in the order of docs/results/README.md."""
 AS_TRAINED = {"Fashion-MNIST": 90.15, "emoji": 63.11}
+MATES = {
+    "none": "alone",
+    "mean of the draws": "mean of 256 draws",
+    "worst of the draws": "worst of 256 draws",
+    "first draw": "first draw",
+    "optimized": "optimized",
+    "random signs": "random signs",
+}
+"""The other images of a group, by their name in a row."""
 Lines = list[dict[str, str]]
 
 
@@ -59,7 +70,9 @@ def write(rows: Path, pages: Path) -> None:
         "mixtures.md": show.sections(read_rows(rows / "mixtures"), machines["mixtures"]),
         "compute.md": compute(read_csv(rows / "compute.csv")),
         "pruning.md": pruning(read_csv(rows / "pruning.csv")),
+        "upcycling.md": upcycling(read_csv(rows / "upcycling.csv")),
     }
+    every["batch.md"] |= batch(json.loads((rows / "batch.json").read_text()))
     for page, own in every.items():
         write_sections(pages / page, own)
     for name, text in tables(models).items():
@@ -103,8 +116,7 @@ def pruning(lines: Lines) -> dict[str, str]:
     cells = [
         [
             *(line["experts"], f"{int(line['parameters']):,}", line["mflops"], line["rule"]),
-            f"{np.mean(_seeds(line)):.2f}",
-            ", ".join(f"{value:.2f}" for value in _seeds(line)),
+            *_mean_and_seeds(line),
             f"{np.mean(_seeds(line)) - full:+.2f}" if line is not lines[0] else "",
         ]
         for line in lines
@@ -112,8 +124,58 @@ def pruning(lines: Lines) -> dict[str, str]:
     return {"table": markdown_table(columns, cells)}
 
 
+def upcycling(lines: Lines) -> dict[str, str]:
+    """The table of dense and upcycled models."""
+    cells = []
+    for line in lines:
+        steps = int(line["further steps"])
+        label = f"{line['model']}, {steps:,} more steps" if steps else line["model"]
+        cells.append([label, *_mean_and_seeds(line)])
+    after = {
+        line["model"]: np.array(_seeds(line)) for line in lines if line["further steps"] != "0"
+    }
+    error = error_over_seeds(after["upcycled"], after["dense"], paired=True)
+    differences = after["upcycled"] - after["dense"]
+    cells.append(
+        [
+            "upcycled − dense, both with more steps",
+            f"{differences.mean():+.2f} ± {error:.2f}",
+            ", ".join(f"{x:+.2f}" for x in differences),
+        ]
+    )
+    return {"table": markdown_table(["model", "mean", "seeds 0, 1, 2"], cells)}
+
+
+def batch(rows: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """The table of victims with other images in their group."""
+    lines = []
+    for setting, own in _by_setting(rows).items():
+        alone, *others = (own[name] for name in MATES)
+        pairs = (f"{100 * row['accuracy']:.1f} ({100 * row['changed']:.1f})" for row in others)
+        lines.append([setting, f"{100 * alone['accuracy']:.1f}", *pairs])
+    return {"table": markdown_table(["capacity factor, priority", *MATES.values()], lines)}
+
+
+def _by_setting(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Mapping[str, Any]]]:
+    """The rows by setting, in words, and then by name of ``MATES``."""
+    settings: dict[str, dict[str, Mapping[str, Any]]] = {}
+    for row in rows:
+        factor = row["capacity_factor"]
+        words = [
+            "dropless" if factor is None else f"{factor:g}",
+            row["priority"].replace("_", " "),
+            *(["one image per group"] if row["split"] else []),
+        ]
+        settings.setdefault(", ".join(words), {})[row["mates"]] = row
+    return settings
+
+
 def _seeds(line: dict[str, str]) -> list[float]:
     return [float(line[f"seed {seed}"]) for seed in range(3)]
+
+
+def _mean_and_seeds(line: dict[str, str]) -> tuple[str, str]:
+    return f"{np.mean(_seeds(line)):.2f}", ", ".join(f"{value:.2f}" for value in _seeds(line))
 
 
 def plot_compute(lines: Lines) -> Any:
@@ -151,6 +213,43 @@ def plot_pruning(lines: Lines) -> Any:
     return figure
 
 
+def plot_upcycling(lines: Lines) -> Any:
+    figure, ax = pyplot.subplots(figsize=(6.5, 4), layout="constrained")
+    for name, color, mark in zip(("upcycled", "dense"), COLORS[::4], MARKS, strict=False):
+        own = [line for line in lines if line["model"] == name]
+        xs = [int(line["further steps"]) for line in own]
+        every = np.array([_seeds(line) for line in own])
+        ax.plot(xs, every, color=color, alpha=0.35, marker=mark, markersize=4)
+        ax.plot(xs, every.mean(1), color=color, marker=mark, linewidth=2, label=f"{name}, mean")
+    ax.set(xlabel="further training steps", ylabel="test accuracy in percent")
+    ax.set_xticks(xs, [f"{x:,}" for x in xs])
+    ax.set_title("faint lines are seeds; without further steps both are equal", fontsize=10)
+    ax.legend(fontsize=8)
+    return figure
+
+
+def plot_batch(rows: Sequence[Mapping[str, Any]]) -> Any:
+    settings = _by_setting(rows)
+    ys = range(len(settings))[::-1]
+    figure, axes = pyplot.subplots(1, 2, figsize=(10, 4.8), layout="constrained", sharey=True)
+    for ax, measure in zip(axes, ("accuracy", "changed"), strict=True):
+        for (name, label), color, mark in zip(
+            MATES.items(), ("black", *COLORS), "|osD^v", strict=True
+        ):
+            xs = [100 * own[name][measure] for own in settings.values()]
+            size = 16 if mark == "|" else 6
+            ax.plot(xs, ys, mark, color=color, label=label, alpha=0.8, markersize=size)
+        ax.grid(axis="y", alpha=0.3)
+    axes[0].set_yticks(ys, settings, fontsize=9)
+    axes[0].set(xlabel="test accuracy in percent")
+    axes[1].set(xlabel="predictions that change, percent")
+    title = "the other images of the group"
+    figure.legend(
+        *axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=6, title=title
+    )
+    return figure
+
+
 def answers(pages: Path) -> str:
     """The table of questions, answers and numbers, from the pages."""
     lines = []
@@ -180,13 +279,14 @@ def main() -> None:
     matplotlib.use("Agg")
     plot(read_rows(options.rows / "reproduce_small"), options.pages)
     times = routers.read_times(options.rows)
-    figure = routers.plot(read_rows(options.rows / "routers"), times)
-    figure.savefig(options.pages / "routers.png", dpi=110)
-    plots.plot(read_rows(options.rows / "mixtures")).savefig(
-        options.pages / "mixtures.png", dpi=110
-    )
-    for name, draw in {"compute": plot_compute, "pruning": plot_pruning}.items():
-        draw(read_csv(options.rows / f"{name}.csv")).savefig(options.pages / f"{name}.png", dpi=110)
+    figures = {"routers": routers.plot(read_rows(options.rows / "routers"), times)}
+    figures["mixtures"] = plots.plot(read_rows(options.rows / "mixtures"))
+    figures["transfer"] = miniature.plot(read_rows(options.rows / "miniature"))
+    figures["batch"] = plot_batch(json.loads((options.rows / "batch.json").read_text()))
+    of_csv = {"compute": plot_compute, "pruning": plot_pruning, "upcycling": plot_upcycling}
+    figures |= {name: draw(read_csv(options.rows / f"{name}.csv")) for name, draw in of_csv.items()}
+    for name, figure in figures.items():
+        figure.savefig(options.pages / f"{name}.png", dpi=110)
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
     python scripts/upcycle_and_prune.py         # trains the models of Fashion-MNIST
     python scripts/prepare_emoji.py data/emoji
     for seed in 0 1 2; do
-      vmoe train --config configs/emoji.py --workdir runs/emoji-$seed --seed $seed
+      vmoe train --config emoji --workdir runs/emoji-$seed --seed $seed
     done
     python scripts/write_zoo.py                      # writes weights, samples, measurements, cards
     python scripts/write_zoo.py --keep weights       # measures the packaged weights, writes cards

@@ -61,9 +61,9 @@ def sections(rows: Rows, recipes: Recipes, machine: str) -> dict[str, dict[str, 
     Args:
         machine: where and when the rows were made.
     """
-    pages = _sections(rows, recipes)
-    common = {"again": again(rows), "how": how(rows, machine)}
-    made = {page: own | common for page, own in pages.items()}
+    made = {
+        page: own | {"how": how(rows, machine)} for page, own in _sections(rows, recipes).items()
+    }
     return made | {"README.md": {"claims": counts(rows)}}
 
 
@@ -171,34 +171,15 @@ def _sections(rows: Rows, recipes: Recipes) -> dict[str, dict[str, str]]:
 
 
 def how(rows: Rows, machine: str) -> str:
-    """How the rows were made, and what is wrong with them."""
+    """How the rows were made."""
     every = [row for of in rows.values() for row in of.values()]
     text = f"""`python scripts/reproduce_small.py`: {len(rows)} models, {len(every)} runs,
         {machine}, {jax_versions(rows)}. Short training on Fashion-MNIST: {STEPS:,} steps of
         {BATCH_SIZE} images, otherwise the config `fashion_mnist`. Nothing was chosen on the test
         split. Accuracies are means over seeds, in percent, with the worst and the best seed in
-        parentheses. After ± is the standard error of a difference over the seeds. *At most* marks a
-        bound of the error over the images ([rule](claims.md#the-rule)). Differences are computed
-        from means that are not rounded."""
-    paragraphs = [wrapped(" ".join(text.split()))]
-    if old := _old(rows):
-        text = f"""**To be measured again:** {old} of the {len(every)} runs were evaluated in the
-            order of the files (classes are mixed there), and without results for each image, so the
-            error of their differences over the images is not known, only a bound. vmoe now
-            evaluates in a shuffled order; that moved the accuracy of the packaged Fashion-MNIST
-            model by 0.01 points."""
-        paragraphs.append(wrapped(" ".join(text.split())))
-    return "\n\n".join(paragraphs)
-
-
-def again(rows: Rows) -> str:
-    """One line for the top of a page with rows of an earlier version."""
-    line = "*To be measured again, with results for each image: [why](#how-it-was-measured).*"
-    return line if _old(rows) else ""
-
-
-def _old(rows: Rows) -> int:
-    return sum("order" not in row for of in rows.values() for row in of.values())
+        parentheses. After ± is the standard error of a difference over the seeds. Differences are
+        computed from means that are not rounded."""
+    return wrapped(" ".join(text.split()))
 
 
 def answer(parts: Sequence[str], numbers: Sequence[str]) -> str:

@@ -1,4 +1,4 @@
-"""Experts other than stacked MLPs, and gates, on many devices; the oracle is the same program on one device."""
+"""Gates and experts other than stacked MLPs on many devices; the oracle is one device."""
 
 from typing import Any
 

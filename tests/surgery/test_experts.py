@@ -366,8 +366,10 @@ def test_the_bias_of_a_pruned_expert_goes_with_it_and_merged_experts_have_the_me
     config = replace(CONFIG, moe=MoEConfig(num_experts=E, router=BiasBalanced()))
     params = random_params(config)
     bias = np.arange(E, dtype=np.float32)
-    params["blocks"][1]["mlp"]["state"] = {"bias": jnp.asarray(bias)}
+    coefficient = jnp.float32(0.5)  # of the whole layer
+    params["blocks"][1]["mlp"]["state"] = {"bias": jnp.asarray(bias), "coefficient": coefficient}
     _, pruned = prune_experts(config, params, {1: (2, 0)})
     np.testing.assert_array_equal(pruned["blocks"][1]["mlp"]["state"]["bias"], [2, 0])
     _, merged = merge_experts(config, params, {1: [range(E)]}, k=1)
     np.testing.assert_array_equal(merged["blocks"][1]["mlp"]["state"]["bias"], [bias.mean()])
+    assert merged["blocks"][1]["mlp"]["state"]["coefficient"] == coefficient

@@ -305,11 +305,11 @@ def _regroup(
         layers[block] = _resized(layers[block], len(members), k)
     arrays = flatten_dict(params)
     for path, block in _of_blocks(arrays, groups):
-        values = jnp.asarray(arrays[path])
-        if path in _columns(layers[block], block):
-            arrays[path] = _means(values, groups[block], -1)
-        elif path[3] in ("experts", "state") and values.ndim:  # a state of no axis is the layer's
-            arrays[path] = _means(values, groups[block], 0)
+        is_column = path in _columns(layers[block], block)
+        # A state without an axis, such as a coefficient, belongs to the layer.
+        if is_column or (path[3] in ("experts", "state") and np.ndim(arrays[path])):
+            axis = -1 if is_column else 0
+            arrays[path] = _means(jnp.asarray(arrays[path]), groups[block], axis)
     return with_sparse_blocks(config, layers), unflatten_dict(arrays)
 
 
