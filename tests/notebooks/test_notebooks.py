@@ -29,6 +29,7 @@ SMALL = {
     "02_routing": {"data": "digits", "images": 16, "page_images": 8},
     "03_finetune": {"steps": 4},
     "04_train": {"steps": 3, "own_steps": 2, "depth": 1},
+    "05_mixtures": {"rows": 100, "steps": 4, "images": 8},
 }
 """Parameters by notebook with which it runs in seconds, beside its model."""
 run_notebooks = script.module("run_notebooks")
@@ -53,7 +54,7 @@ def run_top_to_bottom(name: str, tiny_run: Path, folder: Path) -> list[nbformat.
     settings = dict(SMALL[name])
     if name in ("01_predict", "02_routing"):
         settings["checkpoint"] = str(tiny_run)
-    else:
+    if name in ("03_finetune", "04_train"):
         settings["folder"] = str(folder / "runs")
     if name == "03_finetune":
         settings["parent"] = str(saved_dense(tiny_run, folder / "dense"))
@@ -74,6 +75,7 @@ def run_top_to_bottom(name: str, tiny_run: Path, folder: Path) -> list[nbformat.
         pytest.param("01_predict", marks=pytest.mark.slow),
         "02_routing",
         pytest.param("03_finetune", marks=pytest.mark.slow),
+        pytest.param("05_mixtures", marks=pytest.mark.slow),
     ],
 )
 def test_a_notebook_runs_top_to_bottom(name: str, tiny_run: Path, tmp_path: Path) -> None:
