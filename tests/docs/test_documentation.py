@@ -17,6 +17,7 @@ from PIL import Image
 
 import vmoe
 import vmoe.axes
+import vmoe.classic
 import vmoe.config
 from vmoe.cli.main import COMMANDS, module_of
 
@@ -247,7 +248,7 @@ def test_the_page_of_the_api_has_every_name_that_is_public_or_on_a_page_and_the_
     paths = set(re.findall(r"^::: (\S+)", page, re.MULTILINE))
     named = {
         f"{module.__name__}.{name}": getattr(module, name)
-        for module in (vmoe, vmoe.analysis)
+        for module in (vmoe, vmoe.analysis, vmoe.classic)
         for name in module.__all__
         if name != "analysis"
     }

@@ -117,7 +117,8 @@ class MixtureOfExpertsRegressor(Regression, FlatMixture):
     Attributes:
         gate_coef_: the gate's coefficients (e, p) with the intercept first.
         experts_: a record with ``coef_`` and ``std_``, or the fitted estimator, of each expert.
-        n_iter_, converged_: the number of steps, and whether ``tol`` was reached.
+        n_iter_: the number of steps.
+        converged_: whether ``tol`` was reached.
         history_: the penalized log-likelihood after each step, summed over the weighted rows.
         lower_bound_: its last value.
 

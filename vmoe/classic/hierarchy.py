@@ -3,7 +3,6 @@
 from typing import Any, ClassVar
 
 import numpy as np
-from jaxtyping import Float
 from sklearn.utils._param_validation import StrOptions
 
 from vmoe.classic import em
@@ -77,9 +76,7 @@ class HierarchicalMixture(MixtureEstimator):
             )
         return grow(branching.tolist(), n_columns)
 
-    def _run(
-        self, mixture: Mixture, rows: Rows, posterior: Float[np.ndarray, "n e"] | None
-    ) -> em.Fit:
+    def _run(self, mixture: Mixture, rows: Rows, posterior: np.ndarray | None) -> em.Fit:
         fit = super()._run(mixture, rows, posterior)
         return grow_to(fit, rows, self.growth or 0, self._solve)
 

@@ -1,8 +1,4 @@
-"""The rows that a mixture is fitted to, or predicts for, as the gates and the experts see them.
-
-The letters of this package's annotations: n rows, d columns, p columns and the intercept's, e
-experts, k children of a gate, q outputs (or classes, for a classifier), m any other.
-"""
+"""The rows that a mixture is fitted to, or predicts for, as the gates and the experts see them."""
 
 from dataclasses import dataclass
 from functools import cached_property
