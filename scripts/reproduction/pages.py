@@ -95,7 +95,7 @@ def _sections(rows: Rows, recipes: Recipes) -> dict[str, dict[str, str]]:
                     f"accuracy: token choice {mean(rows, 'standard', 'accuracy')}",
                     *(
                         f"{VARIANTS[name].label} {mean(rows, name, 'accuracy')}"
-                        for name in (*routers, "dense", "dense_flops")
+                        for name in ("soft", "bias_balanced", "dense", "dense_flops")
                         if rows.get(name)
                     ),
                 ],
