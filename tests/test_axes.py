@@ -1,4 +1,4 @@
-"""Axis letters: every call in the tests is checked against the annotations of its function."""
+"""Axis letters: calls in the tests are checked against the annotations of their functions."""
 
 import jax.numpy as jnp
 import pytest

@@ -70,6 +70,11 @@ def sections(rows: Rows, recipes: Recipes, machine: str) -> dict[str, dict[str, 
 def _sections(rows: Rows, recipes: Recipes) -> dict[str, dict[str, str]]:
     design = ("e16", "e4", "k1", "last2")
     routers = ("expert_choice", "soft", "bias_balanced", "cosine", "hash", "shared")
+    differ = [
+        name
+        for name in routers
+        if verdict(CLAIMS[name], rows) != NOT_MEASURED and found(CLAIMS[name], rows) != "none"
+    ]
     attacks = [name for name in CLAIMS if name.startswith("attack")]
     priorities = [name for name in CLAIMS if name.startswith(("order", "random."))]
     return {
@@ -95,7 +100,7 @@ def _sections(rows: Rows, recipes: Recipes) -> dict[str, dict[str, str]]:
                     f"accuracy: token choice {mean(rows, 'standard', 'accuracy')}",
                     *(
                         f"{VARIANTS[name].label} {mean(rows, name, 'accuracy')}"
-                        for name in (*routers, "dense", "dense_flops")
+                        for name in (*differ, "dense", "dense_flops")
                         if rows.get(name)
                     ),
                 ],
