@@ -1,40 +1,18 @@
 """The answer of docs/results/mixtures.md and its numbers, which the page of answers repeats."""
 
-import textwrap
 from collections.abc import Callable
 
 import numpy as np
 from experiments import Rows
+from figures import Part, answer_of, figures_of
 
-from classics.findings import (
-    NOT_MEASURED,
-    agrees,
-    figures_of,
-    number_of_experts,
-    passes,
-    runs,
-    verdicts,
-)
+from classics.findings import agrees, number_of_experts, passes, runs, verdicts
 from classics.trees import MODELS
-
-Part = tuple[str, str]
-"""An answer and its numbers."""
 
 
 def answer(rows: Rows) -> str:
     """The answer, with a part for each experiment that was measured."""
-    parts = [part(rows) for needed, part in PARTS.items() if rows.get(needed)]
-    if not parts:
-        parts = [(NOT_MEASURED, NOT_MEASURED)]
-    fields = []
-    for word, texts in zip(("Answer", "Numbers"), zip(*parts, strict=True), strict=True):
-        text = "; ".join(texts).rstrip(".")
-        fields.append(wrapped(f"**{word}:** {text[0].upper()}{text[1:]}."))
-    return "\n\n".join(fields)
-
-
-def wrapped(text: str) -> str:
-    return textwrap.fill(" ".join(text.split()), 100)
+    return answer_of(part(rows) for needed, part in PARTS.items() if rows.get(needed))
 
 
 def _vowels(rows: Rows) -> Part:

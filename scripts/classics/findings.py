@@ -4,20 +4,15 @@ from typing import Any
 
 import numpy as np
 from experiments import Rows
+from figures import figures_of
 
 from classics.lines import EXPERTS
 from classics.stored import CASES, STATES, STEPS
 from classics.trees import LABELS
 from classics.vowels import BY_EM
 
-NOT_MEASURED = "Not measured yet."
 LEVEL = 0.05
 """The p-value below which a test says that two models differ."""
-
-
-def figures_of(rows: Rows, name: str) -> list[dict[str, Any]]:
-    """The figures of an experiment by seed; empty if it was not measured."""
-    return [row["figures"] for _, row in sorted(rows.get(name, {}).items())]
 
 
 def runs(rows: Rows, system: str) -> tuple[str, list[dict[str, Any]]]:

@@ -1,16 +1,13 @@
-"""The experiments by name, and one row of each."""
+"""The experiments by name."""
 
-import platform
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
-import scipy
-import sklearn
+from figures import Experiment
 
 from classics import lines, methods, stored, trees, vowels
+from classics.data import checksum
 
 
 class Size(NamedTuple):
@@ -63,35 +60,37 @@ SIZES = {
 }
 
 
-class Experiment(NamedTuple):
-    """What makes a row.
+def _experiment(
+    seeds: int, tables: Iterable[str], figures: Callable[[Path, int, Size], dict[str, Any]]
+) -> Experiment:
+    """An experiment.
 
-    Attributes:
-        seeds: the number of rows.
+    Args:
         tables: of the data that it reads.
         figures: the function of the folder of the data, a seed and a size.
     """
-
-    seeds: int
-    tables: tuple[str, ...]
-    figures: Callable[[Path, int, Size], dict[str, Any]]
+    return Experiment(
+        seeds,
+        lambda options, seed: figures(options.data, seed, SIZES[options.size]),
+        lambda options: {name: checksum(options.data, name) for name in tables},
+    )
 
 
 def _arm(name: str) -> Experiment:
-    return Experiment(
+    return _experiment(
         5, (), lambda _, seed, size: methods.measure(name, seed, size.share, size.settings)
     )
 
 
 def _lines(name: str) -> Experiment:
-    return Experiment(
+    return _experiment(
         1, (name,), lambda folder, _, size: lines.measure(folder, name, size.starts, size.steps)
     )
 
 
 def _trees(name: str) -> Experiment:
     tables = () if name in trees.SKLEARN else (name,)
-    return Experiment(
+    return _experiment(
         1,
         tables,
         lambda folder, _, size: trees.measure(name, folder, size.rows, size.classifiers),
@@ -99,27 +98,13 @@ def _trees(name: str) -> Experiment:
 
 
 EXPERIMENTS = {
-    "vowels": Experiment(
+    "vowels": _experiment(
         25, ("vowels",), lambda folder, seed, size: vowels.measure(folder, seed, size.passes)
     ),
     **{f"arm_{name}": _arm(name) for name in methods.METHODS},
     **{name: _lines(name) for name in lines.COLUMNS},
-    "stored": Experiment(
+    "stored": _experiment(
         1, ("npreg", "no", "tone"), lambda folder, _, size: stored.measure(folder, size.steps)
     ),
     **{f"trees_{name}": _trees(name) for name in trees.LABELS},
 }
-
-
-def measure(name: str, seed: int, folder: Path, size: str) -> dict[str, Any]:
-    """The figures of a row, the seconds of one core that they took, and the versions."""
-    start = time.process_time()
-    figures = EXPERIMENTS[name].figures(folder, seed, SIZES[size])
-    return {
-        "seconds": round(time.process_time() - start, 1),
-        "versions": {
-            "python": platform.python_version(),
-            **{each.__name__: each.__version__ for each in (np, scipy, sklearn)},
-        },
-        "figures": figures,
-    }

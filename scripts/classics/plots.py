@@ -5,11 +5,12 @@ from typing import Any
 
 import numpy as np
 from experiments import Rows
+from figures import figures_of
 from matplotlib import pyplot
 from reproduction.plots import COLORS
 
 from classics.data import read_pair
-from classics.findings import figures_of, passes
+from classics.findings import passes
 from classics.lines import COLUMNS
 from classics.methods import METHODS
 from classics.show import SYSTEMS

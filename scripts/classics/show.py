@@ -8,9 +8,10 @@ from typing import Any
 
 import numpy as np
 from experiments import Rows, markdown_table
+from figures import NOT_MEASURED, figures_of, how_measured
 
-from classics.answer import answer, wrapped
-from classics.findings import LEVEL, NOT_MEASURED, figures_of, passes, runs
+from classics.answer import answer
+from classics.findings import LEVEL, passes, runs
 from classics.lines import COLUMNS, CRITERIA, EXPERTS, GATES
 from classics.methods import METHODS
 from classics.stored import CASES, STATES
@@ -193,13 +194,8 @@ def sections(rows: Rows, machine: str) -> dict[str, str]:
 
 def how(rows: Rows, machine: str) -> str:
     """The command, the machine, the versions, and the checksums of the data."""
-    every = [row for of in rows.values() for row in of.values()]
-    if not every:
-        return NOT_MEASURED
-    versions = {f"{name} {value}" for row in every for name, value in row["versions"].items()}
-    hours = sum(row["seconds"] for row in every) / 3600
-    text = f"""`python scripts/mixtures.py`, {machine}, {hours:.2g} hours of one core in all;
-        {", ".join(sorted(versions))}."""
-    tables = {name: value for row in every for name, value in row["data"].items()}
+    text = how_measured(rows, "python scripts/mixtures.py", machine)
+    every = (row["data"] for of in rows.values() for row in of.values())
+    tables = {name: value for data in every for name, value in data.items()}
     lines = [[f"{name}.csv", f"`{value}`"] for name, value in sorted(tables.items())]
-    return wrapped(text) + "\n\n" + markdown_table(["table", "SHA-256"], lines)
+    return text + "\n\n" + markdown_table(["table", "SHA-256"], lines) if lines else text

@@ -1,0 +1,169 @@
+"""Experiments that are functions, and the pages that show their figures.
+
+A row is a committed JSON file, as for a ``Comparison``; a process of its own makes it, by the
+command ``SCRIPT --row EXPERIMENT SEED``.
+"""
+
+import argparse
+import json
+import platform
+import textwrap
+import time
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from types import ModuleType
+from typing import Any, NamedTuple
+
+import numpy as np
+from experiments import ROOT, Comparison, Result, Rows, argument_parser, read_rows
+
+NOT_MEASURED = "Not measured yet."
+COLUMNS = 100  # of a page
+
+
+class Experiment(NamedTuple):
+    """What makes a row.
+
+    Attributes:
+        seeds: the number of rows.
+        figures: the function of the options and a seed.
+        data: the checksums of the data that it reads, by name, of the options.
+    """
+
+    seeds: int
+    figures: Callable[[argparse.Namespace, int], Result]
+    data: Callable[[argparse.Namespace], Result] = lambda options: {}
+
+
+class Figures(Comparison):
+    """The rows of experiments.
+
+    Attributes:
+        folders: options that name folders, which a command for one row gets, too.
+    """
+
+    needs = "figures"
+
+    def __init__(
+        self,
+        options: argparse.Namespace,
+        script: str,
+        experiments: Mapping[str, Experiment],
+        folders: Iterable[str],
+    ):
+        super().__init__(options)
+        self.script, self.experiments, self.folders = script, experiments, tuple(folders)
+
+    def settings(self, model: str) -> Result:
+        return {"size": self.options.size, "data": self.experiments[model].data(self.options)}
+
+    def measure(self, model: str, seed: int) -> Result:
+        command: list[Any] = ["--row", model, seed, "--rows", self.results]
+        for name in self.folders:
+            command += [f"--{name}", getattr(self.options, name).absolute()]
+        if self.options.size == "tiny":
+            command.append("--tiny")
+        return json.loads(self.python(self.script, *command))
+
+    def run(self, models: Iterable[str]) -> Rows:
+        """As for ``Comparison``; without ``--seeds``, each experiment has its own number."""
+        seeds = self.options.seeds
+        self.all(
+            self.row,
+            [
+                (model, seed)
+                for model in models
+                for seed in (range(self.experiments[model].seeds) if seeds is None else seeds)
+            ],
+        )
+        return read_rows(self.results)
+
+
+def figures_parser(
+    description: str, name: str, experiments: Mapping[str, Experiment], **folders: str
+) -> argparse.ArgumentParser:
+    """A parser with the options of ``Figures``.
+
+    Args:
+        name: the name of the folders of runs and rows.
+        folders: by option: the name of the folder in ``data``.
+    """
+    parser = argument_parser(description, name, experiments)
+    parser.set_defaults(seeds=None)
+    for option, folder in folders.items():
+        parser.add_argument(f"--{option}", type=Path, default=ROOT / "data" / folder)
+    parser.add_argument("--tiny", dest="size", action="store_const", const="tiny", default="full")
+    parser.add_argument("--row", nargs=2, metavar=("EXPERIMENT", "SEED"), help="prints one row")
+    return parser
+
+
+def one_row(
+    options: argparse.Namespace,
+    experiments: Mapping[str, Experiment],
+    libraries: Iterable[ModuleType],
+) -> Result:
+    """The row that ``--row`` asks for: figures, the seconds of one core, and versions."""
+    name, seed = options.row
+    start = time.process_time()
+    figures = experiments[name].figures(options, int(seed))
+    return {
+        "seconds": round(time.process_time() - start, 1),
+        "versions": {
+            "python": platform.python_version(),
+            **{library.__name__: library.__version__ for library in (np, *libraries)},
+        },
+        "figures": figures,
+    }
+
+
+def all_rows(
+    options: argparse.Namespace,
+    script: str,
+    experiments: Mapping[str, Experiment],
+    folders: Iterable[str],
+) -> Rows:
+    """Measures what is missing of ``--only``; returns all rows of the folder.
+
+    Tiny rows are written to the folder of runs, since the committed ones are full.
+    """
+    committed = ROOT / "scripts" / "rows"
+    if options.size == "tiny" and options.rows.is_relative_to(committed):
+        options.rows = options.workdir / "tiny"
+    return Figures(options, script, experiments, folders).run(options.only)
+
+
+def figures_of(rows: Rows, name: str) -> list[Any]:
+    """The figures of an experiment by seed; empty if it was not measured."""
+    return [row["figures"] for _, row in sorted(rows.get(name, {}).items())]
+
+
+def wrapped(text: str) -> str:
+    """A paragraph of a page."""
+    return textwrap.fill(" ".join(text.split()), COLUMNS)
+
+
+Part = tuple[str, str]
+"""An answer and its numbers."""
+
+
+def answer_of(parts: Iterable[Part]) -> str:
+    """The answer of a page."""
+    parts = list(parts) or [(NOT_MEASURED, NOT_MEASURED)]
+    fields = []
+    for word, texts in zip(("Answer", "Numbers"), zip(*parts, strict=True), strict=True):
+        text = "; ".join(texts).rstrip(".")
+        fields.append(wrapped(f"**{word}:** {text[0].upper()}{text[1:]}."))
+    return "\n\n".join(fields)
+
+
+def how_measured(rows: Rows, command: str, machine: str) -> str:
+    """The command, the machine, the hours and the versions of all rows."""
+    every = [row for of in rows.values() for row in of.values()]
+    if not every:
+        return NOT_MEASURED
+    versions = {f"{name} {value}" for row in every for name, value in row["versions"].items()}
+    hours = sum(row["seconds"] for row in every) / 3600
+    return wrapped(
+        f"""`{command}`, {machine}, {hours:.2g} hours of one core in all;
+        {", ".join(sorted(versions))}."""
+    )
