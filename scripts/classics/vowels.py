@@ -28,7 +28,7 @@ VOWELS = ("iy", "ih", "aa", "ah")  # heed, hid, hod, hud
 FIRST = ("iy", "aa")  # the vowels of output 1
 TRAINED, TESTED = 50, 25  # speakers
 CRITERION = 0.08
-STEPS = (2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0)
+STEPS = tuple(2.0**n for n in range(1, 11))
 """Sizes of steps that are tried."""
 DESCENDED: dict[str, System] = {
     "gradient_4": Mixture(4),
