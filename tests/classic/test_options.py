@@ -270,6 +270,25 @@ def test_a_fit_that_failed_leaves_an_estimator_that_is_not_fitted() -> None:
         model.predict(x)
 
 
+@pytest.mark.parametrize("kind", [MixtureOfExpertsRegressor, MixtureOfExpertsClassifier])
+def test_a_fit_that_fails_leaves_nothing_of_the_fit_before(kind: Any) -> None:
+    x, y = problems.inputs(0), np.arange(80) % 5
+    model = kind(2, max_iter=3).fit(x, y // 2)
+    with pytest.raises(ValueError, match="n_samples=80"):
+        model.set_params(n_experts=100).fit(1000 * x + 5, y)
+    with pytest.raises(NotFittedError):
+        model.predict(x)
+
+
+def test_a_warm_start_that_fails_leaves_the_fit_before() -> None:
+    x, y = problems.two_planes(0)
+    model = MixtureOfExpertsRegressor(2, max_iter=3, warm_start=True).fit(x, y)
+    before = model.predict(x)
+    with pytest.raises(ValueError, match="warm_start"):
+        model.set_params(n_experts=3).fit(1000 * x + 5, y)
+    assert np.array_equal(model.predict(x), before)
+
+
 def test_the_best_of_several_starts_is_kept() -> None:
     x, y = problems.crossed(1)
     scores = [
