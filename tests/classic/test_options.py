@@ -170,6 +170,14 @@ def test_predictions_combine_as_asked(kind: Any) -> None:
         assert_allclose(row, np.bincount(chosen, weights=gate, minlength=3))
 
 
+@pytest.mark.parametrize("kind, word", [(REGRESSORS[0], "vote"), (REGRESSORS[1], "mean")])
+def test_a_word_for_combine_that_is_set_after_the_fit_is_checked(kind: Any, word: str) -> None:
+    x, y = problems.two_planes(0)
+    model = kind(max_iter=3).fit(x, y).set_params(combine=word)
+    with pytest.raises(ValueError, match="The 'combine' parameter"):
+        model.predict(x)
+
+
 def test_a_warm_start_continues_where_the_last_fit_stopped() -> None:
     x, y = problems.two_planes(0)
     whole = MixtureOfExpertsRegressor(max_iter=10, tol=0.0).fit(x, y)

@@ -267,6 +267,12 @@ class MixtureEstimator(BaseEstimator):
         self._mixture.experts.check_targets(y)
         return Rows(self._view, X, y, checked_weight(sample_weight, X))
 
+    def _combined(self, X: Any) -> Float[np.ndarray, "n q"]:
+        """The experts' predictions as one, as ``combine`` says."""
+        rows = self._rows(X)
+        self._validate_params()  # combine may have changed since the fit
+        return self._mixture.combined(rows, self.combine)
+
     def __sklearn_is_fitted__(self) -> bool:
         return hasattr(self, "_mixture")
 

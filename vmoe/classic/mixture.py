@@ -50,6 +50,20 @@ class Mixture:
         """The probability of every expert, given the row alone."""
         return np.exp(self.tree.log_prior(rows))
 
+    def combined(self, rows: Rows, how: str) -> Float[np.ndarray, "n q"]:
+        """The experts' predictions as one: means, or probabilities of the classes.
+
+        Args:
+            how: "weighted" by the prior; "argmax" takes the most probable expert's; in a "vote",
+                each expert votes for its most probable class, with its prior as the weight.
+        """
+        prior, means = self.prior(rows), self.experts.means(rows)
+        if how == "argmax":
+            return np.take_along_axis(means, prior.argmax(axis=1)[:, None, None], axis=1)[:, 0]
+        if how == "vote":
+            means = np.eye(means.shape[2])[means.argmax(axis=2)]
+        return np.einsum("ne,neq->nq", prior, means)
+
     def n_parameters(self) -> int:
         """The number of free parameters."""
         return self.tree.n_parameters() + self.experts.n_parameters()

@@ -1,4 +1,4 @@
-"""What differs between regression and classification: targets, and how predictions are combined."""
+"""What differs between regression and classification: the targets, and the form of predictions."""
 
 from typing import Any, ClassVar
 
@@ -33,9 +33,7 @@ class Regression(RegressorMixin):
 
     def predict(self, X: Any) -> np.ndarray:
         """The mean (n,), or (n, q) if y was a matrix, as ``combine`` says."""
-        rows = self._rows(X)
-        means = self._mixture.experts.means(rows)
-        return self._decide(combined(self.combine, self._mixture.prior(rows), means))
+        return self._decide(self._combined(X))
 
     @_fit_context(prefer_skip_nested_validation=True)
     def partial_fit(self, X: Any, y: Any, sample_weight: Any = None) -> Any:
@@ -89,9 +87,7 @@ class Classification(ClassifierMixin):
 
     def predict_proba(self, X: Any) -> Float[np.ndarray, "n q"]:
         """The probabilities of the classes, in the order of ``classes_``, as ``combine`` says."""
-        rows = self._rows(X)
-        means = self._mixture.experts.means(rows)
-        return combined(self.combine, self._mixture.prior(rows), means)
+        return self._combined(X)
 
     def predict(self, X: Any) -> np.ndarray:
         """The most probable class of each row."""
@@ -100,21 +96,3 @@ class Classification(ClassifierMixin):
     def _decide(self, probabilities: Float[np.ndarray, "n q"]) -> np.ndarray:
         """The most probable classes."""
         return self.classes_[probabilities.argmax(axis=1)]
-
-
-def combined(
-    how: str, prior: Float[np.ndarray, "n e"], means: Float[np.ndarray, "n e q"]
-) -> Float[np.ndarray, "n q"]:
-    """The experts' predictions as one.
-
-    Args:
-        how: "weighted" by the prior; "argmax" takes the most probable expert's; in a "vote", each
-            expert votes for its most probable class, with the prior as the weight of its vote.
-        prior: the prior probability of each expert.
-        means: the experts' means, or probabilities.
-    """
-    if how == "argmax":
-        return np.take_along_axis(means, prior.argmax(axis=1)[:, None, None], axis=1)[:, 0]
-    if how == "vote":
-        means = np.eye(means.shape[2])[means.argmax(axis=2)]
-    return np.einsum("ne,neq->nq", prior, means)
