@@ -206,14 +206,34 @@ def test_a_warm_start_follows_settings_that_changed() -> None:
         (MixtureOfExpertsRegressor, {"gate_features": [0]}),
         (MixtureOfExpertsRegressor, {"gate": PartitionGate(centers=np.eye(2))}),
         (HierarchicalMixtureRegressor, {"branching": (2,)}),
+        (HierarchicalMixtureRegressor, {"branching": (2, 1), "growth": 3}),
         (HierarchicalMixtureRegressor, {"branching": (4,)}),
     ],
 )
 def test_a_warm_start_of_another_mixture_is_a_value_error(kind: Any, changed: Any) -> None:
     x, y = problems.two_planes(0)
     model = kind(warm_start=True, max_iter=3).fit(x, y)
-    with pytest.raises(ValueError, match="warm_start: the experts"):
+    with pytest.raises(ValueError, match="have changed since the last fit: fit again"):
         model.set_params(**changed).fit(x, y)
+
+
+def test_a_warm_start_with_another_estimator_as_the_expert_is_a_value_error() -> None:
+    x, y = problems.two_planes(0)
+    model = MixtureOfExpertsRegressor(experts=Ridge(), warm_start=True, max_iter=2).fit(x, y)
+    model.set_params(experts=Ridge(2.0)).fit(x, y)
+    assert model.experts_[0].alpha == 2.0
+    with pytest.raises(ValueError, match="have changed since the last fit"):
+        model.set_params(experts=DecisionTreeRegressor()).fit(x, y)
+
+
+def test_a_tree_that_has_grown_with_a_list_of_experts_is_fitted_again() -> None:
+    x, y = problems.two_planes(0)
+    experts = ["linear", "student_t"]
+    model = HierarchicalMixtureRegressor((2,), growth=4, experts=experts, warm_start=True)
+    kinds = [expert.kind for expert in model.set_params(max_iter=5).fit(x, y).experts_]
+    first = model.lower_bound_
+    assert [expert.kind for expert in model.fit(x, y).experts_] == kinds
+    assert len(kinds) == 4 and set(kinds) == set(experts) and model.lower_bound_ > first
 
 
 def test_a_warm_start_with_other_rows_checks_them() -> None:
@@ -292,7 +312,7 @@ def test_a_warm_start_that_fails_leaves_the_fit_before() -> None:
     x, y = problems.two_planes(0)
     model = MixtureOfExpertsRegressor(2, max_iter=3, warm_start=True).fit(x, y)
     before = model.predict(x)
-    with pytest.raises(ValueError, match="warm_start"):
+    with pytest.raises(ValueError, match="have changed"):
         model.set_params(n_experts=3).fit(1000 * x + 5, y)
     assert np.array_equal(model.predict(x), before)
 

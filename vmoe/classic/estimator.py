@@ -2,6 +2,7 @@
 
 import copy
 import warnings
+from dataclasses import replace
 from numbers import Integral, Real
 from typing import Any, ClassVar
 
@@ -25,7 +26,7 @@ from vmoe.classic.partition import FixedGate, check_learned
 from vmoe.classic.rows import Rows, View
 from vmoe.classic.splits import Split, splits
 from vmoe.classic.starts import GROUPINGS, first_largest, start_posteriors
-from vmoe.classic.tree import Gate, breadth_first, leaves
+from vmoe.classic.tree import Gate, breadth_first, leaves, origins
 
 TRIAL = 2  # steps after which starts are compared
 AT_LEAST_0 = Interval(Real, 0, None, closed="left")
@@ -76,7 +77,8 @@ class MixtureEstimator(BaseEstimator):
         self._random = check_random_state(self.random_state)
         if self.warm_start and hasattr(self, "_mixture"):
             rows = self._labeled_rows(X, y, sample_weight)
-            return self._keep(self._run(self._continued(X, rows), rows, None), rows)
+            sizes = self._sizes(rows, len(leaves(self._mixture.tree)))
+            return self._keep(self._run(self._continued(X, sizes), rows, None), rows)
         return self._fit_first(self._training_rows(X, y, sample_weight))
 
     def _fit_first(self, rows: Rows) -> "MixtureEstimator":
@@ -124,28 +126,34 @@ class MixtureEstimator(BaseEstimator):
         """A run of the solver from one start."""
         return self._solve(mixture, rows, posterior)
 
-    def _continued(self, X: Any, rows: Rows) -> Mixture:
-        """The fitted mixture with the settings of now."""
+    def _continued(self, X: Any, sizes: Sizes) -> Mixture:
+        """A copy of the fitted mixture with the current settings.
+
+        Raises:
+            ValueError: these settings need another mixture.
+        """
         old, view = self._mixture, self._view
-        fresh = self._tree(rows.gate.shape[1] - 1)
-        tree = fresh if isinstance(fresh, FixedGate) else copy.deepcopy(old.tree)
-        experts = make_experts(self.experts, self._sizes(rows, len(leaves(old.tree))))
+        fresh = self._tree(len(view.gate_columns))
+        experts = make_experts(self.experts, replace(sizes, n_experts=len(leaves(fresh))))
+        grown = origins(fresh, old.tree)
+        experts.keep(grown)
         columns = self._columns(X)
         if not (
             all(map(np.array_equal, columns, (view.gate_columns, view.expert_columns)))
-            and self._extends(old.tree, fresh)
-            and experts.kinds() == old.experts.kinds()
+            and 0 < len(grown) <= self._grown_size(fresh)
+            and experts.types() == old.experts.types()
         ):
             raise ValueError(
-                "warm_start: the experts, their number, the gate or the columns that they see have "
-                "changed since the last fit"
+                "the experts, their number, the gate or the columns that they see have changed "
+                "since the last fit: fit again with warm_start=False"
             )
         experts.resume(old.experts)
+        tree = fresh if isinstance(fresh, FixedGate) else copy.deepcopy(old.tree)
         return Mixture(tree, experts, self.gate_penalty)
 
-    def _extends(self, tree: Gate, fresh: Gate) -> bool:
-        """Whether a fitted tree is, or was grown from, one with the settings of now."""
-        return type(tree) is type(fresh) and len(tree.children) == len(fresh.children)
+    def _grown_size(self, fresh: Gate) -> int:
+        """The number of experts after growth from a fresh tree."""
+        return len(leaves(fresh))
 
     def _solve(
         self, mixture: Mixture, rows: Rows, posterior: Float[np.ndarray, "n e"] | None

@@ -11,7 +11,7 @@ from vmoe.classic.growth import grow_to
 from vmoe.classic.mixture import Mixture
 from vmoe.classic.rows import Rows
 from vmoe.classic.tasks import Classification, Regression
-from vmoe.classic.tree import Gate, grow, grown_from, leaves
+from vmoe.classic.tree import Gate, grow, leaves
 
 
 class HierarchicalMixture(MixtureEstimator):
@@ -80,9 +80,8 @@ class HierarchicalMixture(MixtureEstimator):
         fit = super()._run(mixture, rows, posterior)
         return grow_to(fit, rows, self.growth or 0, self._solve)
 
-    def _extends(self, tree: Gate, fresh: Gate) -> bool:
-        most = len(leaves(fresh)) if self.growth is None else self.growth
-        return grown_from(fresh, tree) and len(leaves(tree)) <= most
+    def _grown_size(self, fresh: Gate) -> int:
+        return self.growth or len(leaves(fresh))
 
     @property
     def gate_coef_(self) -> list[np.ndarray]:

@@ -120,15 +120,19 @@ def _split(gate: Gate, expert: int, numbers: Iterator[int]) -> Gate:
     return Gate(children, gate.coef.copy())
 
 
-def grown_from(node: Gate | int, tree: Gate | int) -> bool:
-    """Whether a tree can be had from a node by splitting leaves."""
-    if isinstance(node, int):
-        return True
-    return (
-        isinstance(tree, Gate)
-        and len(node.children) == len(tree.children)
-        and all(map(grown_from, node.children, tree.children))
-    )
+def origins(small: Gate | int, tree: Gate | int) -> list[int]:
+    """The leaf of a small tree from which each expert of a tree has grown, by splits of leaves.
+
+    The list is empty if no splits of leaves make the small tree into the other one.
+    """
+    if isinstance(small, int):
+        return [small] * len(leaves(tree))
+    if isinstance(tree, int) or type(small) is not type(tree):
+        return []
+    if len(small.children) != len(tree.children):
+        return []
+    below = list(map(origins, small.children, tree.children))
+    return [leaf for part in below for leaf in part] if all(below) else []
 
 
 def hard_route(tree: Gate, rows: Rows) -> Int[np.ndarray, "n"]:

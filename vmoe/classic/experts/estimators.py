@@ -76,6 +76,9 @@ class Estimators(Experts):
     def distributions(self, rows: Rows) -> list[tuple[np.ndarray, Any]]:
         return [(np.arange(len(self.models)), stats.norm(self.means(rows), self.std))]
 
+    def types(self) -> list[type]:
+        return [type(self.estimator)]
+
     def keep(self, experts: list[int]) -> None:
         super().keep(experts)
         self.new = [self.new[e] for e in experts]

@@ -100,8 +100,8 @@ class Experts(ABC):
         """Pairs of experts' indices and their distribution, of scipy.stats: (n, e, q)."""
         raise NotImplementedError
 
-    def kinds(self) -> list[type]:
-        """The kind of each expert, or of all."""
+    def types(self) -> list[type]:
+        """The type of each expert; one entry if all are of one kind."""
         return [type(self)]
 
     def resume(self, other: "Experts") -> None:

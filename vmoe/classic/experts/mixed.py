@@ -51,8 +51,8 @@ class Mixed(Experts):
         pairs = [(e, part.distributions(rows)) for e, part in enumerate(self.parts)]
         return [(np.array([e]), frozen) for e, found in pairs for _, frozen in found]
 
-    def kinds(self) -> list[type]:
-        return [type(part) for part in self.parts]
+    def types(self) -> list[type]:
+        return [kind for part in self.parts for kind in part.types()]
 
     def resume(self, other: Experts) -> None:
         assert isinstance(other, Mixed)
