@@ -31,4 +31,4 @@ def test_every_check_of_scikit_learn_passes(estimator: Any, check: Any) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ESTIMATORS)
 def test_every_check_of_scikit_learn_passes_until_convergence(kind: Any) -> None:
-    check_estimator(kind())
+    check_estimator(kind(), on_skip=None)  # those of other array libraries
