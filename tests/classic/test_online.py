@@ -4,6 +4,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from numpy.testing import assert_allclose
+from sklearn.linear_model import Ridge
 from sklearn.metrics import log_loss
 
 from tests.classic import problems
@@ -75,9 +77,43 @@ def test_a_first_batch_without_every_class_is_a_value_error() -> None:
     x, y = problems.crossed(0)
     with pytest.raises(ValueError, match="every class"):
         HierarchicalMixtureClassifier().partial_fit(x, y, classes=[0, 1, 2])
+    with pytest.raises(ValueError, match="every class"):
+        HierarchicalMixtureClassifier().partial_fit(x, y, sample_weight=y)
 
 
 def test_experts_that_are_not_linear_cannot_learn_on_line() -> None:
     x, y = problems.counts(0)
-    with pytest.raises(ValueError, match="partial_fit needs"):
-        MixtureOfExpertsRegressor(2, experts="poisson").partial_fit(x, y)
+    for experts in ("poisson", "student_t", ["linear", "linear"], Ridge()):
+        model = MixtureOfExpertsRegressor(2, experts=experts)
+        assert not hasattr(model, "partial_fit")
+        with pytest.raises(AttributeError, match="no attribute 'partial_fit'") as error:
+            model.partial_fit(x, y)
+        assert "partial_fit needs one of" in str(error.value.__cause__)
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [{"n_experts": 3}, {"gate_features": [0]}, {"gate": PartitionGate(centers=np.eye(2))}],
+    ids=lambda changed: next(iter(changed)),
+)
+def test_a_batch_for_another_mixture_is_a_value_error(changed: dict[str, Any]) -> None:
+    x, y = problems.two_planes(0)
+    model = MixtureOfExpertsRegressor(2, max_iter=3).partial_fit(x, y)
+    before = model.predict(x)
+    with pytest.raises(ValueError, match="have changed since the last fit"):
+        model.set_params(**changed).partial_fit(x, y)
+    assert np.array_equal(model.predict(x), before)
+
+
+def test_a_batch_follows_settings_that_changed() -> None:
+    x, y = problems.two_planes(0)
+    model, other = (MixtureOfExpertsRegressor(2, max_iter=3).partial_fit(x, y) for _ in range(2))
+    model.partial_fit(x, y)
+    other.set_params(gate_penalty=1e9, expert_penalty=1e9)
+    still = other.gate_coef_, other.experts_[0].coef_
+    other.partial_fit(x, y)
+    assert_allclose(other.gate_coef_, still[0], atol=1e-5)
+    assert_allclose(other.experts_[0].coef_, still[1], atol=1e-5)
+    assert np.abs(model.gate_coef_ - still[0]).max() > 0.01
+    with pytest.raises(ValueError, match="The 'decay' parameter"):
+        model.set_params(decay=2.0).partial_fit(x, y)

@@ -74,41 +74,48 @@ class MixtureEstimator(BaseEstimator):
             ValueError: an argument is wrong; or with ``warm_start``, what was fitted before has
                 another number or kind of experts, other columns, outputs or classes.
         """
+        return self._fit(X, y, sample_weight)
+
+    def _fit(self, X: Any, y: Any, sample_weight: Any) -> "MixtureEstimator":
         self._random = check_random_state(self.random_state)
         if self.warm_start and hasattr(self, "_mixture"):
             rows = self._labeled_rows(X, y, sample_weight)
             sizes = self._sizes(rows, len(leaves(self._mixture.tree)))
-            return self._keep(self._run(self._continued(X, sizes), rows, None), rows)
-        return self._fit_first(self._training_rows(X, y, sample_weight))
-
-    def _fit_first(self, rows: Rows) -> "MixtureEstimator":
-        """The best fit of all starts."""
-        fits = []
-        for start in [self.start, *["random"] * (self.n_init - 1)]:
-            mixture = self._new_mixture(rows)
-            fits.append(self._run(mixture, rows, self._start(mixture, rows, start)))
-        return self._keep(max(fits, key=lambda fit: fit.history[-1]), rows)
+            return self._finish(self._fit_from(self._continued(X, sizes), rows, None), rows)
+        rows = self._training_rows(X, y, sample_weight)
+        return self._finish(self._best_fit(rows), rows)
 
     def _learn(self, X: Any, y: Any, sample_weight: Any, classes: Any = None) -> "MixtureEstimator":
         """A batch of on-line EM; the first one is fitted as a whole."""
         if hasattr(self, "_mixture"):
-            online.check_experts(self._mixture.experts)
+            self._validate_params()  # scikit-learn does so for the first batch alone
             rows = self._labeled_rows(X, y, sample_weight)
-            online.learn(self._mixture, self._memory, rows, self.decay, move=True)
+            sizes = replace(self._mixture.experts.sizes, penalty=self.expert_penalty)
+            mixture = self._continued(X, sizes)
+            online.learn(mixture, self._memory, rows, self.decay, move=True)
+            self._mixture = mixture
             return self
         self._random = check_random_state(self.random_state)
         rows = self._training_rows(X, y, sample_weight, classes)
-        online.check_experts(self._new_mixture(rows).experts)
-        if len(np.unique(rows.y)) < len(getattr(self, "classes_", [])):
+        if len(np.unique(rows.y[rows.weight > 0])) < len(getattr(self, "classes_", [])):
             raise ValueError("y: the first batch of partial_fit should have every class")
-        return self._fit_first(rows)
+        return self._finish(self._best_fit(rows), rows)
 
-    def _keep(self, fit: em.Fit, rows: Rows) -> "MixtureEstimator":
+    def _best_fit(self, rows: Rows) -> em.Fit:
+        """The best fit of all starts."""
+        fits = []
+        for start in [self.start, *["random"] * (self.n_init - 1)]:
+            mixture = self._new_mixture(rows)
+            fits.append(self._fit_from(mixture, rows, self._start(mixture, rows, start)))
+        return max(fits, key=lambda fit: fit.history[-1])
+
+    def _finish(self, fit: em.Fit, rows: Rows) -> "MixtureEstimator":
+        """Stores a fit, its attributes and the memory of its rows; warns if it did not converge."""
         if not fit.converged:
             warnings.warn(
                 f"no convergence in {len(fit.history)} steps: increase max_iter or tol",
                 ConvergenceWarning,
-                stacklevel=4,
+                stacklevel=5,  # _finish, _fit, fit, scikit-learn's check of settings, the user
             )
         self._mixture = fit.mixture
         self.converged_ = fit.converged
@@ -120,10 +127,10 @@ class MixtureEstimator(BaseEstimator):
             online.learn(fit.mixture, self._memory, rows, self.decay, move=False)
         return self
 
-    def _run(
+    def _fit_from(
         self, mixture: Mixture, rows: Rows, posterior: Float[np.ndarray, "n e"] | None
     ) -> em.Fit:
-        """A run of the solver from one start."""
+        """The fit from one start: responsibilities, or the mixture's own parameters."""
         return self._solve(mixture, rows, posterior)
 
     def _continued(self, X: Any, sizes: Sizes) -> Mixture:
@@ -195,10 +202,14 @@ class MixtureEstimator(BaseEstimator):
     def _start(self, mixture: Mixture, rows: Rows, start: Any) -> Float[np.ndarray, "n e"] | None:
         """The responsibilities to start with; None if parameters were set instead."""
         if isinstance(mixture.tree, FixedGate) and isinstance(start, str):
-            return checked(mixture.prior(rows), rows)
+            posterior = mixture.prior(rows)
+            check_no_expert_is_empty(posterior, rows)
+            return posterior
         if isinstance(start, str):
             data = rows.inputs(), rows.targets(), rows.weight
-            return self._best(start_posteriors(start, mixture.tree, *data, self._random), rows)
+            return self._best_start(
+                start_posteriors(start, mixture.tree, *data, self._random), rows
+            )
         if isinstance(start, dict):
             if unknown := set(start) - {"gate_coef", "expert_coef", "expert_std"}:
                 raise ValueError(f"start has unknown parameters {sorted(unknown)}")
@@ -212,9 +223,10 @@ class MixtureEstimator(BaseEstimator):
             raise ValueError(f"start has shape {posterior.shape}, expected {shape}")
         if np.any(posterior < 0) or not np.allclose(posterior.sum(axis=1), 1):
             raise ValueError("start: the responsibilities of a row should be >= 0 and sum to 1")
-        return checked(posterior, rows)
+        check_no_expert_is_empty(posterior, rows)
+        return posterior
 
-    def _best(
+    def _best_start(
         self, posteriors: list[Float[np.ndarray, "n e"]], rows: Rows
     ) -> Float[np.ndarray, "n e"]:
         """The start with the largest log-likelihood after a few steps."""
@@ -240,7 +252,7 @@ class MixtureEstimator(BaseEstimator):
 
     def _training_rows(self, X: Any, y: Any, sample_weight: Any, classes: Any = None) -> Rows:
         """Rows for a first fit, which determine columns, outputs or classes."""
-        vars(self).pop("_mixture", None)  # a fit that fails leaves no old mixture with a new view
+        self.__dict__.pop("_mixture", None)  # a fit that fails leaves no old mixture with a new view
         given = X
         X, y = self._check_data(X, y, reset=True)
         weight = checked_weight(sample_weight, X)
@@ -406,13 +418,8 @@ def checked_weight(sample_weight: Any, X: Any) -> Float[np.ndarray, "n"]:
     return weight
 
 
-def checked(posterior: Float[np.ndarray, "n e"], rows: Rows) -> Float[np.ndarray, "n e"]:
-    """The responsibilities of a start.
-
-    Raises:
-        ValueError: an expert gets no row.
-    """
+def check_no_expert_is_empty(posterior: Float[np.ndarray, "n e"], rows: Rows) -> None:
+    """Raises a ValueError for responsibilities of a start in which an expert gets no row."""
     empty = np.flatnonzero(~alive(posterior * rows.weight[:, None]))
     if empty.size:
         raise ValueError(f"experts {empty.tolist()} start without any row")
-    return posterior

@@ -76,8 +76,8 @@ class HierarchicalMixture(MixtureEstimator):
             )
         return grow(branching.tolist(), n_columns)
 
-    def _run(self, mixture: Mixture, rows: Rows, posterior: np.ndarray | None) -> em.Fit:
-        fit = super()._run(mixture, rows, posterior)
+    def _fit_from(self, mixture: Mixture, rows: Rows, posterior: np.ndarray | None) -> em.Fit:
+        fit = super()._fit_from(mixture, rows, posterior)
         return grow_to(fit, rows, self.growth or 0, self._solve)
 
     def _grown_size(self, fresh: Gate) -> int:

@@ -7,11 +7,11 @@ and logistic experts it is Newton's method on line.
 """
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float
 
-from vmoe.classic.experts.interface import Experts
 from vmoe.classic.experts.linear import Linear, residuals
 from vmoe.classic.experts.logistic import Logistic
 from vmoe.classic.grams import solve, weighted_grams
@@ -21,13 +21,15 @@ from vmoe.classic.partition import FixedGate
 from vmoe.classic.rows import Rows
 from vmoe.classic.tree import Gate
 
+EXPERTS = (Linear, Logistic)
+
 
 @dataclass
 class Memory:
-    """What is left of the past, which decays: the curvatures by name, and the noise.
+    """Sums over past rows, which decay.
 
     Attributes:
-        curvature: the curvature of each gate and expert.
+        curvature: the curvature of each gate and expert, by name.
         squares: the weighted squared residuals of linear experts (e, q).
         mass: the mass of each expert (e,).
     """
@@ -36,78 +38,109 @@ class Memory:
     squares: np.ndarray = field(default_factory=lambda: np.zeros(()))
     mass: np.ndarray = field(default_factory=lambda: np.zeros(()))
 
+    def decay(self, factor: float) -> None:
+        """Multiplies every sum by a factor."""
+        self.curvature = {name: factor * past for name, past in self.curvature.items()}
+        self.squares, self.mass = factor * self.squares, factor * self.mass
 
-EXPERTS = (Linear, Logistic)
+    def add(self, name: str, curvature: np.ndarray) -> None:
+        """Adds the curvature of a gate or expert for a batch."""
+        self.curvature[name] = self.curvature.get(name, 0.0) + curvature
 
 
-def check_experts(experts: Experts) -> None:
-    """Raises a ValueError for experts other than linear and logistic ones."""
-    if type(experts) not in EXPERTS:
-        raise ValueError("partial_fit needs experts='linear' or experts='logistic'")
+def can_learn(estimator: Any) -> bool:
+    """Whether an estimator has ``partial_fit``, which needs linear or logistic experts.
+
+    Raises:
+        ValueError: it has other experts.
+    """
+    wanted = estimator.experts
+    names = [kind.name for kind in EXPERTS]
+    if wanted is None or type(wanted) in EXPERTS or (isinstance(wanted, str) and wanted in names):
+        return True
+    raise ValueError(f"experts={wanted!r}: partial_fit needs one of {names}")
 
 
 def learn(mixture: Mixture, memory: Memory, rows: Rows, decay: float, move: bool) -> None:
     """One batch: an E-step, then a step of every gate and expert.
 
     Args:
+        memory: sums over the past, to which the batch is added.
         decay: the factor by which the past counts less with every row.
         move: False only to remember the rows, to which the mixture has been fitted already.
     """
     experts = mixture.experts
     posterior, _ = mixture.posterior(rows)
     mass = posterior * rows.weight[:, None]
-    kept = decay ** float(rows.weight.sum())
-    _learn_gate(mixture.tree, "gate", rows, mass, (memory, mixture.gate_penalty, kept, move))
+    memory.decay(decay ** float(rows.weight.sum()))
+    batch = _Batch(rows, memory, move)
+    batch.learn_gate(mixture.tree, "gate", mass, mixture.gate_penalty)
     if isinstance(experts, Linear):
-        _learn_linear(experts, memory, rows, mass, kept, move)
-    else:
-        classes = np.eye(experts.sizes.n_outputs)[rows.y]
-        for e in range(mass.shape[1]):
-            settings = (memory, experts.sizes.penalty, kept, move)
+        batch.learn_linear(experts, mass)
+    elif isinstance(experts, Logistic):
+        batch.learn_logistic(experts, mass)
+
+
+@dataclass(frozen=True)
+class _Batch:
+    """A batch; see ``learn``."""
+
+    rows: Rows
+    memory: Memory
+    move: bool
+
+    def learn_gate(self, gate: Gate, name: str, mass: np.ndarray, penalty: float) -> None:
+        """A step of a gate and of those below."""
+        if isinstance(gate, FixedGate):
+            return
+        masses = gate.child_masses(mass)
+        gate.coef = self.newton(gate.coef, name, self.rows.gate, masses, penalty)
+        for k, (child, part) in enumerate(zip(gate.children, gate.parts(mass), strict=True)):
+            if isinstance(child, Gate):
+                self.learn_gate(child, f"{name}.{k}", part, penalty)
+
+    def learn_logistic(self, experts: Logistic, mass: np.ndarray) -> None:
+        """A step of every logistic expert."""
+        classes = np.eye(experts.sizes.n_outputs)[self.rows.y]
+        for e, coef in enumerate(experts.coef):
             target = mass[:, e, None] * classes
-            experts.coef[e] = _newton(experts.coef[e], f"{e}", rows.expert, target, settings)
+            penalty = experts.sizes.penalty
+            experts.coef[e] = self.newton(coef, f"{e}", self.rows.expert, target, penalty)
 
+    def newton(
+        self, coef: np.ndarray, name: str, x: np.ndarray, target: np.ndarray, penalty: float
+    ) -> Float[np.ndarray, "k p"]:
+        """The coefficients of a multinomial regression after one of Newton's steps.
 
-def _learn_gate(gate: Gate, name: str, rows: Rows, mass: np.ndarray, settings: tuple) -> None:
-    if isinstance(gate, FixedGate):
-        return
-    gate.coef = _newton(gate.coef, name, rows.gate, gate.child_masses(mass), settings)
-    for k, (child, part) in enumerate(zip(gate.children, gate.parts(mass), strict=True)):
-        if isinstance(child, Gate):
-            _learn_gate(child, f"{name}.{k}", rows, part, settings)
+        The penalty only keeps the curvature from being singular.
+        """
+        if len(coef) < 2:
+            return coef
+        coef = coef - coef[0]
+        function = Multinomial(x, np.ascontiguousarray(target.T), target.sum(axis=1), 0.0)
+        _, p = function.evaluate(coef)
+        self.memory.add(name, function.curvature(p))
+        if not self.move:
+            return coef
+        curvature = self.memory.curvature[name]
+        ridge = penalty * np.eye(len(curvature))
+        return function.moved(coef, solve(curvature + ridge, function.gradient(coef, p)))
 
-
-def _newton(
-    coef: np.ndarray, name: str, x: np.ndarray, target: np.ndarray, settings: tuple
-) -> Float[np.ndarray, "k p"]:
-    """Coefficients of a multinomial regression after a batch; the penalty only stabilizes."""
-    memory, penalty, kept, move = settings
-    if len(coef) < 2:
-        return coef
-    coef = coef - coef[0]
-    function = Multinomial(x, np.ascontiguousarray(target.T), target.sum(axis=1), 0.0)
-    _, p = function.evaluate(coef)
-    memory.curvature[name] = kept * memory.curvature.get(name, 0.0) + function.curvature(p)
-    if not move:
-        return coef
-    some = penalty * np.eye(len(memory.curvature[name]))
-    return function.moved(coef, solve(memory.curvature[name] + some, function.gradient(coef, p)))
-
-
-def _learn_linear(
-    experts: Linear, memory: Memory, rows: Rows, mass: np.ndarray, kept: float, move: bool
-) -> None:
-    past = memory.curvature.get("experts", 0.0)
-    memory.curvature["experts"] = kept * past + weighted_grams(rows.expert, mass.T)
-    if move:
-        some = experts.sizes.penalty * np.eye(experts.coef.shape[-1])
-        left = residuals(rows, experts.coef)
-        gradient = np.einsum("ne,neq,np->eqp", mass, left, rows.expert)
-        grams = (memory.curvature["experts"] + some)[:, None]
-        experts.coef += solve(np.broadcast_to(grams, (*gradient.shape, grams.shape[-1])), gradient)
-    squares = np.einsum("ne,neq->eq", mass, residuals(rows, experts.coef) ** 2)
-    memory.squares = kept * memory.squares + squares
-    memory.mass = kept * memory.mass + mass.sum(axis=0)
-    if move:
-        variance = memory.squares / np.maximum(memory.mass, np.finfo(float).tiny)[:, None]
-        experts.std = np.sqrt(np.maximum(variance, experts.sizes.floor))
+    def learn_linear(self, experts: Linear, mass: np.ndarray) -> None:
+        """A step of all linear experts."""
+        rows, memory = self.rows, self.memory
+        memory.add("experts", weighted_grams(rows.expert, mass.T))
+        if self.move:
+            ridge = experts.sizes.penalty * np.eye(experts.coef.shape[-1])
+            left = residuals(rows, experts.coef)
+            gradient = np.einsum("ne,neq,np->eqp", mass, left, rows.expert)
+            grams = (memory.curvature["experts"] + ridge)[:, None]
+            shape = (*gradient.shape, grams.shape[-1])
+            experts.coef += solve(np.broadcast_to(grams, shape), gradient)
+        memory.squares = memory.squares + np.einsum(
+            "ne,neq->eq", mass, residuals(rows, experts.coef) ** 2
+        )
+        memory.mass = memory.mass + mass.sum(axis=0)
+        if self.move:
+            variance = memory.squares / np.maximum(memory.mass, np.finfo(float).tiny)[:, None]
+            experts.std = np.sqrt(np.maximum(variance, experts.sizes.floor))

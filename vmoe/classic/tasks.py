@@ -5,11 +5,13 @@ from typing import Any, ClassVar
 import numpy as np
 from jaxtyping import Float
 from sklearn.base import ClassifierMixin, RegressorMixin, _fit_context
+from sklearn.utils.metaestimators import available_if
 from sklearn.utils.multiclass import (
     _check_partial_fit_first_call,
     check_classification_targets,
 )
 
+from vmoe.classic.online import can_learn
 from vmoe.classic.predictive import PredictiveDistribution
 
 
@@ -35,9 +37,18 @@ class Regression(RegressorMixin):
         """The mean (n,), or (n, q) if y was a matrix, as ``combine`` says."""
         return self._decide(self._combined(X))
 
+    @available_if(can_learn)
     @_fit_context(prefer_skip_nested_validation=True)
     def partial_fit(self, X: Any, y: Any, sample_weight: Any = None) -> Any:
-        """On-line EM: the first batch is fitted as a whole, later ones move the mixture once."""
+        """On-line EM: the first batch is fitted as a whole, later ones move the mixture once.
+
+        Only estimators with linear experts have this method. ``n_iter_``, ``history_``,
+        ``lower_bound_`` and ``converged_`` describe the first batch, or the last ``fit``, whose
+        least variance holds for later batches too; these follow changed penalties and ``decay``.
+
+        Raises:
+            ValueError: the settings of a later batch need other experts, gates or columns.
+        """
         return self._learn(X, y, sample_weight)
 
     def predict_dist(self, X: Any) -> PredictiveDistribution:
@@ -71,15 +82,22 @@ class Classification(ClassifierMixin):
             raise ValueError(f"y contains previously unseen classes: {unknown.tolist()}")
         return np.searchsorted(self.classes_, y)
 
+    @available_if(can_learn)
     @_fit_context(prefer_skip_nested_validation=True)
     def partial_fit(self, X: Any, y: Any, classes: Any = None, sample_weight: Any = None) -> Any:
         """On-line EM: the first batch is fitted as a whole, later ones move the mixture once.
 
+        Only estimators with logistic experts have this method. ``n_iter_``, ``history_``,
+        ``lower_bound_`` and ``converged_`` describe the first batch, or the last ``fit``. Later
+        batches follow changed penalties and ``decay``.
+
         Args:
-            classes: all classes, which the first batch should have.
+            classes: all classes. The first batch should have each of them, because the intercept of
+                a class without rows has no maximum; later batches need not.
 
         Raises:
-            ValueError: the first batch lacks a class, or a later one comes with other classes.
+            ValueError: the first batch lacks a class, a later one comes with other classes, or its
+                settings need other experts, gates or columns.
         """
         if hasattr(self, "_mixture") and classes is not None:
             _check_partial_fit_first_call(self, classes)
