@@ -1,6 +1,8 @@
 """Options of mixtures, what they refuse, and their place among scikit-learn's tools."""
 
 import pickle
+import subprocess
+import sys
 from typing import Any
 
 import numpy as np
@@ -441,6 +443,35 @@ def test_methods_before_the_fit_are_not_fitted_errors() -> None:
             getattr(model, method)(x, y)
     with pytest.raises(NotFittedError):
         model.to_hard_tree()
+
+
+@pytest.fixture(scope="module")
+def process() -> subprocess.CompletedProcess[str]:
+    """A process of its own, since the tests import JAX, and their checks of axes add calls."""
+    script = """if True:
+        import sys
+        import numpy as np
+        from vmoe.classic import MixtureOfExpertsRegressor
+        x = np.linspace(-1, 1, 20)[:, None]
+        model = MixtureOfExpertsRegressor(max_iter=1, warm_start=True)
+        model.fit(x, x[:, 0])
+        model.set_params(tol=0.0).fit(x, x[:, 0])
+        MixtureOfExpertsRegressor(max_iter=1).partial_fit(x, x[:, 0])
+        print("jax" in sys.modules)
+    """
+    command = [sys.executable, "-W", "always", "-c", script]
+    return subprocess.run(command, capture_output=True, text=True, check=True)
+
+
+def test_a_fit_by_em_imports_no_jax(process: subprocess.CompletedProcess[str]) -> None:
+    assert process.stdout == "False\n"
+
+
+def test_a_warning_of_no_convergence_names_the_line_of_the_fit(
+    process: subprocess.CompletedProcess[str],
+) -> None:
+    lines = [line.split(":")[:3] for line in process.stderr.splitlines() if "Convergence" in line]
+    assert lines == [["<string>", number, " ConvergenceWarning"] for number in ("7", "8", "9")]
 
 
 def test_missing_values_are_rejected_and_a_pipeline_fills_them() -> None:
