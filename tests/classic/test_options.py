@@ -12,10 +12,12 @@ from pandas import DataFrame
 from scipy import sparse
 from sklearn.base import clone
 from sklearn.compose import make_column_selector
+from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from sklearn.exceptions import NotFittedError
 from sklearn.gaussian_process import GaussianProcessRegressor
 from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.model_selection import GridSearchCV
+from sklearn.multioutput import MultiOutputRegressor
 from sklearn.naive_bayes import GaussianNB
 from sklearn.neighbors import KNeighborsRegressor
 from sklearn.pipeline import make_pipeline
@@ -132,6 +134,23 @@ def test_classifiers_are_experts(experts: Any) -> None:
     model = MixtureOfExpertsClassifier(2, experts=experts, max_iter=15).fit(x, names)
     assert model.score(x, names) > 0.75
     assert_allclose(model.predict_proba(x).sum(axis=1), 1)
+
+
+@pytest.mark.parametrize("experts", [LogisticRegression(), LinearDiscriminantAnalysis()])
+def test_a_classifier_whose_rows_have_one_class_always_predicts_it(experts: Any) -> None:
+    x, _ = problems.two_planes(0)
+    y = np.where(x[:, 0] > 0, "right", np.where(x[:, 1] > 0, "up", "down"))
+    gate = PartitionGate(rule=lambda columns: (columns[:, 0] > 0).astype(int))
+    model = MixtureOfExpertsClassifier(2, experts=experts, gate=gate, max_iter=3).fit(x, y)
+    assert np.array_equal(model.predict_proba(x[x[:, 0] > 0])[:, 1], np.ones(np.sum(x[:, 0] > 0)))
+    assert model.score(x, y) > 0.9
+
+
+def test_an_estimator_that_cannot_be_fitted_is_named() -> None:
+    x, y = problems.two_planes(0)
+    experts = MultiOutputRegressor(KNeighborsRegressor())
+    with pytest.raises(ValueError, match=r"experts=MultiOutputRegressor\(.*sample weights"):
+        MixtureOfExpertsRegressor(2, experts=experts).fit(x, np.column_stack([y, y]))
 
 
 @pytest.mark.parametrize("experts", ["linear", Ridge()])

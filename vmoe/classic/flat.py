@@ -85,9 +85,10 @@ class MixtureOfExpertsRegressor(Regression, FlatMixture):
         n_experts: number of experts.
         experts: "linear" (Gaussian noise, each with a variance of its own; the default), "poisson"
             (counts), "student_t" (robust), `StudentT(df)`, a regressor of scikit-learn, or a list
-            with an entry for each expert. A regressor gets Gaussian noise of its own and the
-            responsibilities as weights; one that takes no weights is fitted to rows drawn by
-            them, and a Gaussian process gets them as noise.
+            with an entry for each expert. A regressor gets Gaussian noise of its own. If its
+            ``fit`` names ``sample_weight``, the responsibilities are these weights; a Gaussian
+            process gets them as noise; any other regressor, such as a search, is fitted to rows
+            that are drawn by them.
         gate_features: the columns that the gate sees: indices, names, a mask, or a function of X
             that returns these; None for all, [] for constant mixing proportions.
         expert_features: the columns that the experts see.
@@ -137,7 +138,8 @@ class MixtureOfExpertsClassifier(Classification, FlatMixture):
 
     Args:
         experts: "logistic" (multinomial with several classes; the default), a classifier of
-            scikit-learn with ``predict_proba``, or a list with an entry for each expert.
+            scikit-learn with ``predict_proba``, or a list with an entry for each expert. An expert
+            whose rows have only one class is a ``DummyClassifier``.
         combine: "weighted", "argmax", or "vote": each expert votes for its most probable class,
             and the gate weighs the votes.
 
