@@ -130,6 +130,17 @@ def test_the_covariance_of_a_split_is_that_of_a_logistic_regression() -> None:
     assert_allclose(split.direction[1], slopes / np.linalg.norm(slopes), rtol=1e-6)
 
 
+def test_the_covariance_of_splits_counts_integer_weights_as_repeated_rows() -> None:
+    x, y = problems.two_planes(0)
+    weight = np.arange(80) % 3
+    model = HierarchicalMixtureRegressor((2, 2), max_iter=3).fit(x, y, weight)
+    pairs = zip(model.splits(x, weight), model.splits(x.repeat(weight, axis=0)), strict=True)
+    for weighted, repeated in pairs:
+        assert_allclose(weighted.covariance, repeated.covariance, rtol=1e-9)
+    with pytest.raises(ValueError, match="Negative values"):
+        model.splits(x, weight - 1)
+
+
 def test_rows_reach_a_gate_with_the_probability_of_its_parent() -> None:
     x, y = problems.two_planes(0)
     root, left, right = HierarchicalMixtureRegressor((2, 2), max_iter=5).fit(x, y).splits(x)

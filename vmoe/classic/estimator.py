@@ -68,7 +68,8 @@ class MixtureEstimator(BaseEstimator):
             X: rows of finite numbers (n, d), an array, DataFrame or sparse matrix; what the gates
                 and the named experts see of a sparse matrix is made dense.
             y: targets (n,) or (n, q); for a classifier, classes (n,).
-            sample_weight: weights (n,), not negative; an integer is the same as repeated rows.
+            sample_weight: weights (n,), not negative; an integer is the same as repeated rows, but
+                there have to be as many rows as experts, whatever their weights.
 
         Raises:
             ValueError: an argument is wrong; or with ``warm_start``, what was fitted before has
@@ -273,11 +274,11 @@ class MixtureEstimator(BaseEstimator):
             self, X, y, reset=reset, accept_sparse="csr", dtype=np.float64, **self._y_checks
         )
 
-    def _rows(self, X: Any) -> Rows:
-        """Rows to predict."""
+    def _rows(self, X: Any, sample_weight: Any = None) -> Rows:
+        """Rows without targets."""
         check_is_fitted(self)
         X = validate_data(self, X, reset=False, accept_sparse="csr", dtype=np.float64)
-        return Rows(self._view, X)
+        return Rows(self._view, X, None, checked_weight(sample_weight, X))
 
     def _labeled_rows(self, X: Any, y: Any, sample_weight: Any = None) -> Rows:
         """Rows with targets, after the fit."""
@@ -341,13 +342,17 @@ class MixtureEstimator(BaseEstimator):
         names = [self._names()[i] for i in self._view.gate_columns]
         return explain(rows, self._mixture.tree, names, self.predict(X)[0])
 
-    def splits(self, X: Any) -> list[Split]:
+    def splits(self, X: Any, sample_weight: Any = None) -> list[Split]:
         """The gates, level by level, with their direction, entropy per row and covariance.
 
+        Args:
+            X: rows (n, d).
+            sample_weight: weights (n,) for the covariance, as in ``fit``.
+
         Raises:
-            ValueError: the gate is a partition.
+            ValueError: the gate is a partition, or a weight is negative.
         """
-        rows = self._rows(X)
+        rows = self._rows(X, sample_weight)
         check_learned(self._mixture.tree)
         return splits(self._mixture, rows)
 

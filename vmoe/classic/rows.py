@@ -47,7 +47,7 @@ class View:
 
 @dataclass
 class Rows:
-    """Rows, with targets and weights if they are to be fitted.
+    """Weighted rows, with targets if they have any.
 
     Attributes:
         view: what the gates and the experts see.
@@ -58,8 +58,8 @@ class Rows:
 
     view: View
     given: Any
-    y: Any = None
-    weight: Any = None
+    y: Any
+    weight: Float[np.ndarray, "n"]
 
     @cached_property
     def gate(self) -> Float[np.ndarray, "n p"]:

@@ -20,12 +20,13 @@ class Split:
         depth: 0 for the root.
         direction: unit vectors (k, d) in standardized columns, along which the logit of each child
             rises fastest, compared with the mean of the children. Zeros for a gate without slopes.
-        probabilities: of every child, for rows that reach the gate (n, k).
+        probabilities: the probability of every child for a row at the gate (n, k).
         reach: the probability that each row reaches the gate (n,).
-        entropy: of the probabilities, in nats (n,); log k if the gate does not know at all.
-        covariance: of the coefficients of all children but the first (c, c) with c = (k - 1) p, for
-            columns as they were given: the inverse of the curvature of the gate's log-likelihood
-            (Laplace's approximation), with rows weighted by their reach.
+        entropy: how unsure the gate is about each row: the entropy of its probabilities in nats
+            (n,), from 0 to log k.
+        covariance: Laplace's approximation (c, c) with c = (k - 1) p for the coefficients of all
+            children but the first, for columns as they were given: the inverse curvature of the
+            gate's log-likelihood, in which a row counts with its weight times its reach.
     """
 
     depth: int
@@ -40,7 +41,7 @@ def splits(mixture: Mixture, rows: Rows) -> list[Split]:
     """Every gate, level by level.
 
     Args:
-        rows: rows to measure entropy and covariance with; their targets are not needed.
+        rows: weighted rows to measure entropy and covariance with; their targets are not needed.
     """
     found, level = [], [(mixture.tree, np.ones(len(rows)), 0)]
     for gate, reach, depth in level:
@@ -64,8 +65,8 @@ def direction(gate: Gate) -> Any:
 def _covariance(
     gate: Gate, rows: Rows, p: np.ndarray, reach: np.ndarray, penalty: float
 ) -> np.ndarray:
-    weight = reach if rows.weight is None else reach * rows.weight
-    inverse = np.linalg.pinv(curvature(rows.gate, p.T, weight, penalty), hermitian=True)
+    curved = curvature(rows.gate, p.T, reach * rows.weight, penalty)
+    inverse = np.linalg.pinv(curved, hermitian=True)
     to_given = rows.view.gate_design.to_given(np.eye(gate.coef.shape[1]))
     change = np.kron(np.eye(len(gate.coef) - 1), to_given)
     return change.T @ inverse @ change
