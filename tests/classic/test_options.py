@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from numpy.testing import assert_allclose
 from pandas import DataFrame
-from scipy import sparse
+from scipy import sparse, stats
 from sklearn.base import clone
 from sklearn.compose import make_column_selector
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
@@ -162,19 +162,30 @@ def test_sparse_rows_are_the_same_as_dense_ones(experts: Any) -> None:
     assert_allclose(other.predict(sparse.csr_array(x)), dense.fit(x, y).predict(x), rtol=1e-4)
 
 
-def test_wide_sparse_rows_stay_sparse_for_estimators() -> None:
-    x = sparse.random_array((60, 300_000), density=1e-5, format="csr", random_state=0)
-    y = problems.inputs(0, 60, 1)[:, 0]
+def test_only_the_gates_columns_of_sparse_rows_are_made_dense_for_estimators(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    shapes, toarray = [], sparse.csr_array.toarray
+    monkeypatch.setattr(sparse.csr_array, "toarray", lambda x: shapes.append(x.shape) or toarray(x))
+    x = sparse.random_array((60, 1000), density=0.01, format="csr", random_state=0)
     model = MixtureOfExpertsRegressor(2, experts=Ridge(), gate_features=[0, 1], max_iter=2)
-    assert model.fit(x, y).predict(x).shape == (60,)
+    model.fit(x, np.arange(60.0)).predict(x)
+    assert set(shapes) == {(60, 2)}
 
 
 def test_outputs_are_independent_given_the_expert() -> None:
     x, y = problems.two_planes(0)
-    model = MixtureOfExpertsRegressor(2).fit(x, np.column_stack([y, y]))
-    assert model.predict(x).shape == (80, 2)
-    assert model.experts_[0].coef_.shape == (2, 3)
-    assert model.score(x, np.column_stack([y, y])) > 0.6
+    both, start = np.column_stack([y, x[:, 0] - y**2]), np.random.default_rng(0).random((80, 2))
+    settings: Any = {"start": start / start.sum(axis=1, keepdims=True), "max_iter": 1}
+    model = MixtureOfExpertsRegressor(2, **settings).fit(x, both)
+    each = [MixtureOfExpertsRegressor(2, **settings).fit(x, column).experts_ for column in both.T]
+    joint = model.gate_proba(x)
+    for e, expert in enumerate(model.experts_):
+        assert_allclose(expert.coef_, [experts[e].coef_ for experts in each])
+        assert_allclose(expert.std_, [experts[e].std_ for experts in each])
+        means = np.column_stack([np.ones(80), x]) @ expert.coef_.T
+        joint[:, e] *= stats.norm(means, expert.std_).pdf(both).prod(axis=1)
+    assert_allclose(model.responsibilities(x, both), joint / joint.sum(axis=1, keepdims=True))
 
 
 @pytest.mark.parametrize("kind", [MixtureOfExpertsClassifier, HierarchicalMixtureClassifier])
