@@ -40,7 +40,7 @@ def test_em_stops_where_the_gradient_is_zero(experts: Any, problem: Any) -> None
     slopes = jax.tree.map(np.asarray, gradient)
     for slope in jax.tree.leaves((slopes.gates, slopes.experts)):
         assert_allclose(slope, 0, atol=1e-3)
-    for kind, slope in zip(by_gradient.kinds(fitted), slopes.log_std, strict=True):
+    for kind, slope in zip(by_gradient.parts(fitted), slopes.log_std, strict=True):
         if slope is not None:
             at_floor = kind.std**2 < 1.01 * kind.sizes.floor
             assert_allclose(slope[~at_floor], 0, atol=1e-3)

@@ -55,8 +55,8 @@ class Parameters(NamedTuple):
 
     Attributes:
         gates: the coefficients of every gate, level by level, without its first child's zeros.
-        experts: the coefficients (e, q, p) of every kind of experts.
-        log_std: the logarithm of the standard deviation (e, q) of every kind; None without noise.
+        experts: the coefficients (e, q, p) of every part of the experts.
+        log_std: the logarithm of the standard deviation (e, q) of every part; None without noise.
     """
 
     gates: list[Any]
@@ -74,7 +74,7 @@ def run(
     Raises:
         ValueError: an expert is an estimator of scikit-learn, which has no gradient.
     """
-    if any(isinstance(experts, Estimators) for experts in kinds(mixture)):
+    if any(isinstance(experts, Estimators) for experts in parts(mixture)):
         raise ValueError("solver='gradient' needs named experts")
     if posterior is not None:
         mixture.update(rows, posterior)
@@ -100,8 +100,8 @@ def run(
     return fit
 
 
-def kinds(mixture: Mixture) -> list[Experts]:
-    """The experts, kind by kind."""
+def parts(mixture: Mixture) -> list[Experts]:
+    """The experts, as parts that are of one kind each."""
     experts = mixture.experts
     return experts.parts if isinstance(experts, Mixed) else [experts]
 
@@ -114,7 +114,7 @@ def data_of(mixture: Mixture, rows: Rows) -> Data:
 
 def parameters(mixture: Mixture) -> Parameters:
     """The parameters of a mixture."""
-    experts = kinds(mixture)
+    experts = parts(mixture)
     values = Parameters(
         gates=[gate.coef[1:] - gate.coef[0] for gate in breadth_first(mixture.tree)],
         experts=[kind.coef for kind in experts],
@@ -127,7 +127,7 @@ def set_parameters(mixture: Mixture, values: Parameters) -> None:
     """The reverse of ``parameters``."""
     for gate, coef in zip(breadth_first(mixture.tree), values.gates, strict=True):
         gate.coef = np.array(with_zeros(coef))
-    for kind, coef, log_std in zip(kinds(mixture), values.experts, values.log_std, strict=True):
+    for kind, coef, log_std in zip(parts(mixture), values.experts, values.log_std, strict=True):
         kind.coef = np.array(coef)
         if isinstance(kind, Linear):
             kind.std = np.array(std_of(kind, log_std))
@@ -137,7 +137,7 @@ def objective(mixture: Mixture, values: Parameters, data: Data) -> jax.Array:
     """The penalized log-likelihood; of the mixture, only the structure and the settings count."""
     gates = dict(zip(map(id, breadth_first(mixture.tree)), values.gates, strict=True))
     prior = log_prior(mixture.tree, gates, data) if data.fixed is None else data.fixed
-    each = list(zip(kinds(mixture), values.experts, values.log_std, strict=True))
+    each = list(zip(parts(mixture), values.experts, values.log_std, strict=True))
     density = jnp.concatenate([log_density(*expert, data) for expert in each], axis=1)
     penalty = sum(penalty_of(with_zeros(coef), mixture.gate_penalty) for coef in values.gates)
     penalty += sum(expert_penalty(*expert) for expert in each)
@@ -145,7 +145,7 @@ def objective(mixture: Mixture, values: Parameters, data: Data) -> jax.Array:
 
 
 def with_zeros(coef: jax.Array) -> jax.Array:
-    """The coefficients of a gate with those of its first child."""
+    """A gate's coefficients, with the zeros of its first child."""
     return jnp.pad(coef, ((1, 0), (0, 0)))
 
 

@@ -45,6 +45,11 @@ def _upper(x: np.ndarray, weights: np.ndarray) -> np.ndarray:
     return total
 
 
+def slopes_only(p: int) -> Float[np.ndarray, "p p"]:
+    """The diagonal matrix with a one for every coefficient but the intercept."""
+    return np.diag(np.r_[0.0, np.ones(p - 1)])
+
+
 def solve(
     matrix: Float[np.ndarray, "*m p p"], vector: Float[np.ndarray, "*m p"]
 ) -> Float[np.ndarray, "*m p"]:

@@ -13,7 +13,7 @@ from jaxtyping import Float
 from vmoe.classic import em
 from vmoe.classic.mixture import Mixture
 from vmoe.classic.rows import Rows
-from vmoe.classic.starts import TARGETS, UNSURE, first_largest, principal
+from vmoe.classic.starts import first_largest, joined, principal, unsure
 from vmoe.classic.tree import leaves, split_leaf
 
 
@@ -36,8 +36,8 @@ def grow_to(fit: em.Fit, rows: Rows, n_experts: int, solve: Callable[..., em.Fit
 def split_worst(mixture: Mixture, rows: Rows) -> tuple[Mixture, Float[np.ndarray, "n e"]]:
     """The mixture with one more expert, and the responsibilities of its first M-step."""
     posterior, _ = mixture.posterior(rows)
-    points = np.hstack([rows.inputs(), TARGETS * rows.targets()])
-    halves = [_halves(points, rows.weight * h) for h in posterior.T]
+    points = joined(rows.inputs(), rows.targets())
+    halves = [unsure(principal(points, rows.weight * h, 2), 2) for h in posterior.T]
     gains = [_gain(mixture, rows, e, posterior[:, [e]] * half) for e, half in enumerate(halves)]
     worst = first_largest(gains)
     experts = copy.copy(mixture.experts)
@@ -45,12 +45,6 @@ def split_worst(mixture: Mixture, rows: Rows) -> tuple[Mixture, Float[np.ndarray
     grown = Mixture(split_leaf(mixture.tree, worst), experts, mixture.gate_penalty)
     parts = [posterior[:, :worst], posterior[:, [worst]] * halves[worst], posterior[:, worst + 1 :]]
     return grown, np.concatenate(parts, axis=1)
-
-
-def _halves(points: np.ndarray, weight: np.ndarray) -> Float[np.ndarray, "n 2"]:
-    """The part of each row that goes to either child."""
-    group = principal(points, weight, 2)
-    return (1 - UNSURE) * np.eye(2)[group] + UNSURE / 2
 
 
 def _gain(mixture: Mixture, rows: Rows, expert: int, parts: np.ndarray) -> float:

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float
 
-from vmoe.classic.grams import weighted_grams
+from vmoe.classic.grams import slopes_only, weighted_grams
 from vmoe.classic.newton import maximize
 
 SLAB = 8192  # rows whose curvature is computed at once, which bounds the memory
@@ -23,7 +23,7 @@ def fit_multinomial(
     penalty: float,
     start: Float[np.ndarray, "k p"],
 ) -> Float[np.ndarray, "k p"]:
-    """The coefficients of every outcome; those of the first one are zero.
+    """The coefficients of every outcome, which are zero for the first one.
 
     Args:
         x: columns, the first of which is the intercept's.
@@ -101,6 +101,5 @@ def curvature(
         grams += weighted_grams(x[i : i + SLAB], weights)
     blocks = np.empty((k, k, p, p))
     blocks[a, b] = blocks[b, a] = grams
-    slopes = np.diag(np.r_[0.0, np.ones(p - 1)])
-    blocks += penalty * (np.eye(k) - 1 / (k + 1))[:, :, None, None] * slopes
+    blocks += penalty * (np.eye(k) - 1 / (k + 1))[:, :, None, None] * slopes_only(p)
     return blocks.transpose(0, 2, 1, 3).reshape(k * p, k * p)

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from vmoe.classic.experts.linear import Linear, residuals
+from vmoe.classic.experts.linear import Linear, residuals, squared_noise, std_from
 from vmoe.classic.experts.logistic import Logistic
 from vmoe.classic.grams import solve, weighted_grams
 from vmoe.classic.mixture import Mixture
@@ -137,10 +137,8 @@ class _Batch:
             grams = (memory.curvature["experts"] + ridge)[:, None]
             shape = (*gradient.shape, grams.shape[-1])
             experts.coef += solve(np.broadcast_to(grams, shape), gradient)
-        memory.squares = memory.squares + np.einsum(
-            "ne,neq->eq", mass, residuals(rows, experts.coef) ** 2
-        )
+        memory.squares = memory.squares + squared_noise(mass, residuals(rows, experts.coef))
         memory.mass = memory.mass + mass.sum(axis=0)
         if self.move:
-            variance = memory.squares / np.maximum(memory.mass, np.finfo(float).tiny)[:, None]
-            experts.std = np.sqrt(np.maximum(variance, experts.sizes.floor))
+            total = np.maximum(memory.mass, np.finfo(float).tiny)
+            experts.std = std_from(memory.squares, total, experts.sizes.floor)

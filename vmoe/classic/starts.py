@@ -44,12 +44,24 @@ def start_posteriors(
         weight: the weight of each row.
         random: the source of random numbers.
     """
-    points = [np.hstack([inputs, TARGETS * targets])]
+    points = [joined(inputs, targets)]
     if kind == "principal":
         points.append(residuals(inputs, targets, weight))
     group, experts = GROUPINGS[kind], len(leaves(tree))
     found = [assign(tree, z, weight, lambda z, w, k: group(z, w, k, random)) for z in points]
-    return [(1 - UNSURE) * np.eye(experts)[expert] + UNSURE / experts for expert in found]
+    return [unsure(expert, experts) for expert in found]
+
+
+def joined(
+    inputs: Float[np.ndarray, "n d"], targets: Float[np.ndarray, "n q"]
+) -> Float[np.ndarray, "n m"]:
+    """The points in which groups are found: standardized inputs beside smaller targets."""
+    return np.hstack([inputs, TARGETS * targets])
+
+
+def unsure(group: Int[np.ndarray, "n"], k: int) -> Float[np.ndarray, "n k"]:
+    """Responsibilities from groups: most of a row is its group's, and all groups share the rest."""
+    return (1 - UNSURE) * np.eye(k)[group] + UNSURE / k
 
 
 def residuals(

@@ -13,6 +13,7 @@ from sklearn.base import BaseEstimator, clone
 
 from vmoe.classic.design import Design
 from vmoe.classic.experts.interface import Experts, Sizes, alive
+from vmoe.classic.experts.linear import squared_noise, std_from
 from vmoe.classic.experts.weighting import fit_weighted
 from vmoe.classic.rows import Rows
 
@@ -45,10 +46,9 @@ class Estimators(Experts):
             self._update_std(rows, mass)
 
     def _update_std(self, rows: Rows, mass: np.ndarray) -> None:
-        squares = np.einsum("ne,neq->eq", mass, (rows.y[:, None] - self.means(rows)) ** 2)
         keep = alive(mass)
-        variance = squares[keep] / mass.sum(axis=0)[keep, None]
-        self.std[keep] = np.sqrt(np.maximum(variance, self.sizes.floor))
+        squares = squared_noise(mass, rows.y[:, None] - self.means(rows))
+        self.std[keep] = std_from(squares[keep], mass.sum(axis=0)[keep], self.sizes.floor)
 
     def log_density(self, rows: Rows) -> Float[np.ndarray, "n e"]:
         means = self.means(rows)

@@ -13,7 +13,7 @@ from scipy import stats
 
 from vmoe.classic.design import Design
 from vmoe.classic.experts.interface import Experts, Sizes, alive, in_shape, one_if_single
-from vmoe.classic.grams import solve, weighted_grams
+from vmoe.classic.grams import slopes_only, solve, weighted_grams
 from vmoe.classic.rows import Rows
 
 
@@ -30,17 +30,17 @@ class Linear(Experts):
 
     def update(self, rows: Rows, mass: Float[np.ndarray, "n e"]) -> None:
         keep = alive(mass)
-        coef, variance = self.fit(rows, mass[:, keep], keep)
-        self.coef[keep], self.std[keep] = coef, np.sqrt(np.maximum(variance, self.sizes.floor))
+        coef, squares = self.fit(rows, mass[:, keep], keep)
+        squares += self.sizes.penalty * np.sum(coef[..., 1:] ** 2, axis=-1)
+        self.coef[keep] = coef
+        self.std[keep] = std_from(squares, mass[:, keep].sum(axis=0), self.sizes.floor)
 
     def fit(self, rows: Rows, mass: np.ndarray, keep: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Coefficients and variances of the experts ``keep``, whose masses are given."""
+        """Coefficients and squared noise of the experts ``keep``, whose masses are given."""
         grams = weighted_grams(rows.expert, mass.T)
         moments = [(mass * y[:, None]).T @ rows.expert for y in rows.y.T]
         coef = ridge(grams[:, None], np.stack(moments, axis=1), self.sizes.penalty)
-        squares = np.einsum("ne,neq->eq", mass, residuals(rows, coef) ** 2)
-        squares += self.sizes.penalty * np.sum(coef[..., 1:] ** 2, axis=-1)
-        return coef, squares / mass.sum(axis=0)[:, None]
+        return coef, squared_noise(mass, residuals(rows, coef))
 
     def log_density(self, rows: Rows) -> Float[np.ndarray, "n e"]:
         scaled = residuals(rows, self.coef) / self.std
@@ -86,11 +86,23 @@ def residuals(rows: Rows, coef: Float[np.ndarray, "e q p"]) -> Float[np.ndarray,
     return rows.y[:, None] - linear(rows, coef)
 
 
+def squared_noise(
+    mass: Float[np.ndarray, "n e"], noise: Float[np.ndarray, "n e q"]
+) -> Float[np.ndarray, "e q"]:
+    """The sum of each expert's squared noise over rows that count with their mass."""
+    return np.einsum("ne,neq->eq", mass, noise**2)
+
+
+def std_from(
+    squares: Float[np.ndarray, "e q"], mass: Float[np.ndarray, "e"], floor: Any
+) -> Float[np.ndarray, "e q"]:
+    """The standard deviations from the squared noise, not below the root of the floor."""
+    return np.sqrt(np.maximum(squares / mass[:, None], floor))
+
+
 def ridge(
     grams: Float[np.ndarray, "e _ p p"], moments: Float[np.ndarray, "e q p"], penalty: float
 ) -> Float[np.ndarray, "e q p"]:
     """The coefficients of ridge regressions whose intercepts are not penalized."""
-    slopes = np.diag(np.r_[0.0, np.ones(grams.shape[-1] - 1)])
-    return solve(
-        np.broadcast_to(grams + penalty * slopes, (*moments.shape, moments.shape[-1])), moments
-    )
+    p = grams.shape[-1]
+    return solve(np.broadcast_to(grams + penalty * slopes_only(p), (*moments.shape, p)), moments)

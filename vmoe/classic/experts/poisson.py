@@ -9,7 +9,7 @@ from scipy.special import gammaln
 
 from vmoe.classic.experts.interface import Experts, alive
 from vmoe.classic.experts.linear import linear
-from vmoe.classic.grams import weighted_grams
+from vmoe.classic.grams import slopes_only, weighted_grams
 from vmoe.classic.newton import maximize
 from vmoe.classic.rows import Rows
 
@@ -34,7 +34,7 @@ class Poisson(Experts):
                 self.coef[e, j] = maximize(function, self.start(self.coef[e, j], function))
 
     def start(self, coef: np.ndarray, function: "LogLinear") -> np.ndarray:
-        """The coefficients, or those of a constant rate if these are zero, before the first fit."""
+        """Where Newton's method starts: at a constant rate before the first fit."""
         if coef.any():
             return coef
         rate = function.mass @ function.y / function.mass.sum()
@@ -76,7 +76,7 @@ class LogLinear(NamedTuple):
 
     def curvature(self, rate: np.ndarray) -> np.ndarray:
         (gram,) = weighted_grams(self.x, (self.mass * rate)[None])
-        return gram + self.penalty * np.diag(np.r_[0.0, np.ones(len(gram) - 1)])
+        return gram + self.penalty * slopes_only(len(gram))
 
     def moved(self, coef: np.ndarray, step: np.ndarray) -> np.ndarray:
         return coef + step

@@ -49,9 +49,7 @@ class StudentT(Linear):
             grams = weighted_grams(rows.expert, weights[:, :, j].T)
             moments = (weights[:, :, j] * y[:, None]).T @ rows.expert
             coef[:, [j]] = ridge(grams[:, None], moments[:, None], self.sizes.penalty)
-        squares = np.einsum("neq,neq->eq", weights, residuals(rows, coef) ** 2)
-        squares += self.sizes.penalty * np.sum(coef[..., 1:] ** 2, axis=-1)
-        return coef, squares / mass.sum(axis=0)[:, None]
+        return coef, np.einsum("neq,neq->eq", weights, residuals(rows, coef) ** 2)
 
     def log_density(self, rows: Rows) -> Float[np.ndarray, "n e"]:
         half = (self.df + 1) / 2
