@@ -441,12 +441,14 @@ def test_wrong_settings_are_value_errors(settings: dict[str, Any], message: str)
         MixtureOfExpertsRegressor(**settings).fit(x, y)
 
 
-def test_a_classifier_without_probabilities_and_a_target_beyond_squares_are_value_errors() -> None:
+def test_a_classifier_without_probabilities_and_numbers_beyond_squares_are_value_errors() -> None:
     x, y = problems.two_planes(0)
     with pytest.raises(ValueError, match="expected a classifier with predict_proba"):
         MixtureOfExpertsClassifier(experts=LinearSVC()).fit(x, y > 0)
     with pytest.raises(ValueError, match="y is too large"):
         MixtureOfExpertsRegressor().fit(x, 1e200 * y)
+    with pytest.raises(ValueError, match="X is too large"):
+        MixtureOfExpertsRegressor().fit(1e160 * x, y)
     with pytest.raises(ValueError, match="growth=3: branching=.* has 4 experts"):
         HierarchicalMixtureRegressor((2, 2), growth=3).fit(x, y)
 

@@ -18,12 +18,12 @@ class Design:
     scale: Float[np.ndarray, "d"]
 
     @classmethod
-    def of(cls, columns: Float[np.ndarray, "n d"], weight: Float[np.ndarray, "n"]) -> "Design":
-        """The design for these rows; integer weights are the same as repeated rows."""
-        share = weight / weight.sum()
-        mean = share @ columns
-        scale = np.sqrt(share @ (columns - mean) ** 2)
-        return cls(mean, np.where(scale > 1e-12 * np.abs(mean), scale, 1.0))
+    def of(
+        cls, columns: Float[np.ndarray, "n d"], weight: Float[np.ndarray, "n"], name: str
+    ) -> "Design":
+        """The design for these rows; see ``moments`` for the arguments and errors."""
+        mean, variance = moments(columns, weight, name)
+        return cls(mean, np.sqrt(variance))
 
     def matrix(self, columns: Float[np.ndarray, "n d"]) -> Float[np.ndarray, "n p"]:
         """The standardized columns, after a column of ones."""
@@ -40,3 +40,26 @@ class Design:
         """The reverse of ``to_given``."""
         intercept = coef[..., :1] + (coef[..., 1:] @ self.mean)[..., None]
         return np.concatenate([intercept, coef[..., 1:] * self.scale], axis=-1)
+
+
+def moments(
+    columns: Float[np.ndarray, "n d"], weight: Float[np.ndarray, "n"], name: str
+) -> tuple[Float[np.ndarray, "d"], Float[np.ndarray, "d"]]:
+    """The weighted mean and variance of every column; constant columns have variance 1.
+
+    Integer weights are the same as repeated rows.
+
+    Args:
+        name: the name of the columns, for the message.
+
+    Raises:
+        ValueError: a variance is not finite.
+    """
+    share = weight / weight.sum()
+    mean = share @ columns
+    with np.errstate(over="ignore"):
+        variance = share @ (columns - mean) ** 2
+    if not np.isfinite(variance).all():
+        raise ValueError(f"{name} is too large: its variance is not finite; rescale it")
+    varies = np.sqrt(variance) > 1e-12 * np.abs(mean)  # otherwise it is only rounding
+    return mean, np.where(varies, variance, 1.0)

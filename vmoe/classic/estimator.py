@@ -17,6 +17,7 @@ from sklearn.utils.validation import _check_sample_weight, check_is_fitted, vali
 
 from vmoe.classic import criteria, em, online
 from vmoe.classic.columns import select_columns
+from vmoe.classic.design import moments
 from vmoe.classic.experts.interface import FittedExpert, Sizes, alive, in_shape
 from vmoe.classic.experts.make import is_named, make_experts
 from vmoe.classic.explain import Explanation, explain
@@ -403,14 +404,8 @@ class MixtureEstimator(BaseEstimator):
 
 def least_variance(rows: Rows, floor: float) -> Float[np.ndarray, "q"]:
     """The least variance of an expert's outputs, from the fraction of the variance of y."""
-    share = rows.weight / rows.weight.sum()
-    mean = share @ rows.y
-    with np.errstate(over="ignore"):
-        variance = share @ (rows.y - mean) ** 2
-    if not np.isfinite(variance).all():
-        raise ValueError("y is too large: its variance is not finite")
-    varies = np.sqrt(variance) > 1e-12 * np.abs(mean)  # otherwise it is only rounding
-    return np.maximum(floor * np.where(varies, variance, 1.0), np.finfo(float).tiny)
+    _, variance = moments(rows.y, rows.weight, "y")
+    return np.maximum(floor * variance, np.finfo(float).tiny)
 
 
 def checked_weight(sample_weight: Any, X: Any) -> Float[np.ndarray, "n"]:

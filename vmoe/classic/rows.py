@@ -40,8 +40,8 @@ class View:
         Args:
             named: whether any expert reads standardized columns.
         """
-        gate = Design.of(dense(given[:, gate_columns]), weight)
-        expert = Design.of(dense(given[:, expert_columns]), weight) if named else None
+        gate = Design.of(dense(given[:, gate_columns]), weight, "X")
+        expert = Design.of(dense(given[:, expert_columns]), weight, "X") if named else None
         return cls(gate_columns, expert_columns, gate, expert)
 
 
@@ -92,7 +92,7 @@ class Rows:
     def targets(self) -> Float[np.ndarray, "n m"]:
         """Standardized targets for a start; with classes, an indicator of each."""
         targets = self.y if self.y.ndim == 2 else np.eye(self.y.max() + 1)[self.y]
-        return Design.of(targets, self.weight).matrix(targets)[:, 1:]
+        return Design.of(targets, self.weight, "y").matrix(targets)[:, 1:]
 
     def __len__(self) -> int:
         return self.given.shape[0]
