@@ -293,8 +293,19 @@ def test_what_does_not_fit_the_mixture_is_refused_after_the_fit() -> None:
         model.aic(x, y, -np.ones(80))
     far = model.predict_dist(1e6 * np.ones((1, 2)))
     assert np.isfinite(far.sample(3, random_state=0)).all()
-    with pytest.raises(ValueError, match="n_samples=0"):
-        far.sample(0)
+    for number in (0, "3", 2.5):
+        with pytest.raises(ValueError, match=f"n_samples={number!r}"):
+            far.sample(number)
+    with pytest.raises(ValueError, match="expert_std is not a parameter of poisson experts"):
+        model.set_params(start=PARAMETERS).fit(x, y)
+    with pytest.raises(ValueError, match="expert_std is not a parameter of logistic experts"):
+        MixtureOfExpertsClassifier(start=PARAMETERS).fit(x, y > 1)
+
+
+@pytest.mark.parametrize("df", ["a", None, 2, np.nan])
+def test_degrees_of_freedom_without_a_variance_are_a_value_error(df: Any) -> None:
+    with pytest.raises(ValueError, match="should be a number above 2"):
+        StudentT(df)
 
 
 def test_the_random_state_determines_random_estimators() -> None:
@@ -319,6 +330,8 @@ def test_a_row_of_any_form_is_explained_and_pictures_name_the_columns() -> None:
     assert all("length" in text and "width" in text for text in texts) and len(texts) == 4
     with pytest.raises(ValueError, match="feature_names has 1 entries, expected 2"):
         plot_tree(model, feature_names=["a"])
+    with pytest.raises(ValueError, match=r"mixture=Ridge\(\): expected an estimator of vmoe"):
+        plot_tree(Ridge().fit(x, y))
 
 
 def test_a_fit_that_failed_leaves_an_estimator_that_is_not_fitted() -> None:
@@ -415,6 +428,7 @@ def test_criteria_choose_the_number_of_planes() -> None:
         ({"experts": LogisticRegression()}, "expected a regressor"),
         ({"experts": ["linear"]}, "1 entries, expected 2"),
         ({"n_experts": 0}, "n_experts"),
+        ({"n_experts": True}, "n_experts=True: expected an integer"),
         ({"n_experts": 100}, "n_samples=80"),
         ({"gate_penalty": -1.0}, "gate_penalty"),
         ({"combine": "vote"}, "combine"),

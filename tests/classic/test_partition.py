@@ -61,6 +61,7 @@ def test_what_explains_coefficients_is_refused_for_a_rule() -> None:
     [
         (PartitionGate(centers=[[-1.0], [0.0], [1.0]]), "has 3 entries, expected 2"),
         (PartitionGate(groups=[[[1.0]]]), "has 1 entries, expected 2"),
+        (PartitionGate(centers=3), r"PartitionGate\(centers=3\): expected an entry for each of"),
         (PartitionGate(centers=[[0.0], [99.0]]), r"experts \[1\] start without any row"),
     ],
 )
@@ -68,6 +69,17 @@ def test_an_expert_without_rows_is_a_value_error(gate: PartitionGate, message: s
     x = np.linspace(-1, 1, 10)[:, None]
     with pytest.raises(ValueError, match=message):
         MixtureOfExpertsRegressor(2, gate=gate).fit(x, x[:, 0])
+
+
+def test_a_partition_shows_its_metric_unless_it_is_the_usual_one() -> None:
+    shown = [repr(PartitionGate(centers=[[0], [1]], metric=m)) for m in ("euclidean", "cosine")]
+    assert shown[0] == "PartitionGate(centers=[[0], [1]])"
+    assert shown[1] == "PartitionGate(centers=[[0], [1]], metric='cosine')"
+
+
+def test_a_rule_is_a_function() -> None:
+    with pytest.raises(ValueError, match="rule=3 should be a function"):
+        PartitionGate(rule=3)
 
 
 @pytest.mark.parametrize("settings", [{}, {"centers": [[0.0]], "rule": left}])

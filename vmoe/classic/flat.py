@@ -62,6 +62,8 @@ class FlatMixture(MixtureEstimator):
         self.decay = decay
 
     def _tree(self, n_columns: int) -> Gate:
+        if isinstance(self.n_experts, bool):  # which scikit-learn's check takes for an integer
+            raise ValueError(f"n_experts={self.n_experts}: expected an integer")
         tree = grow((self.n_experts,), n_columns)
         if isinstance(self.gate, PartitionGate):
             self.gate.check_experts(self.n_experts)

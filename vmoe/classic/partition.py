@@ -1,10 +1,10 @@
 """Tasks decomposed by hand: a fixed partition of the rows as the simplest gate.
 
-It is not fitted: every row belongs to one expert, by the values of some columns, by the nearest of
-given centers in a metric, or by a function.
+It is not fitted: every row belongs to one expert, by groups of values of some columns (feature
+groups), by the nearest of given centers in a metric, or by a function.
 """
 
-from collections.abc import Callable
+from collections.abc import Sized
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,8 +26,11 @@ class PartitionGate:
         groups: an entry for each expert with the values of the columns (m, d) that are its own; a
             row of other values goes to the expert with the nearest one.
         centers: a center for each expert (e, d); a row goes to the nearest.
-        metric: the metric for centers, as in scikit-learn's ``pairwise_distances``.
+        metric: the metric for groups and centers, as in scikit-learn's ``pairwise_distances``.
         rule: a function of the columns (n, d) that returns each row's expert, in [0, e).
+
+    Raises:
+        ValueError: not exactly one of them is given, or the rule is not a function.
     """
 
     def __init__(
@@ -36,20 +39,25 @@ class PartitionGate:
         groups: Any = None,
         centers: Any = None,
         metric: str = "euclidean",
-        rule: Callable[[np.ndarray], Any] | None = None,
+        rule: Any = None,
     ):
         if sum(given is not None for given in (groups, centers, rule)) != 1:
             raise ValueError("PartitionGate: expected exactly one of groups, centers and rule")
+        if rule is not None and not callable(rule):
+            raise ValueError(f"PartitionGate: rule={rule!r} should be a function")
         self.groups, self.centers, self.metric, self.rule = groups, centers, metric, rule
 
     def __repr__(self) -> str:
         given = {"groups": self.groups, "centers": self.centers, "rule": self.rule}
         (name,) = (name for name, value in given.items() if value is not None)
-        return f"PartitionGate({name}={given[name]!r})"
+        metric = "" if self.metric == "euclidean" else f", metric={self.metric!r}"
+        return f"PartitionGate({name}={given[name]!r}{metric})"
 
     def check_experts(self, n_experts: int) -> None:
         """Raises a ValueError if there are centers or groups for another number of experts."""
         given = self.centers if self.groups is None else self.groups
+        if self.rule is None and not isinstance(given, Sized):
+            raise ValueError(f"{self!r}: expected an entry for each of the {n_experts} experts")
         if given is not None and len(given) != n_experts:
             raise ValueError(f"{self!r} has {len(given)} entries, expected {n_experts}")
 

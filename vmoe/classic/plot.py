@@ -6,6 +6,7 @@ import numpy as np
 from scipy.special import softmax
 from sklearn.utils.validation import check_is_fitted
 
+from vmoe.classic.estimator import MixtureEstimator
 from vmoe.classic.partition import check_learned
 from vmoe.classic.splits import direction
 from vmoe.classic.tree import Gate, leaves
@@ -28,8 +29,11 @@ def plot_tree(mixture: Any, *, ax: Any = None, feature_names: list[str] | None =
         the axes.
 
     Raises:
-        ValueError: the names are too few or too many, or the gate is a partition.
+        ValueError: it is another estimator, the names are too few or too many, or the gate is a
+            partition.
     """
+    if not isinstance(mixture, MixtureEstimator):
+        raise ValueError(f"mixture={mixture!r}: expected an estimator of vmoe.classic")
     check_is_fitted(mixture)
     check_learned(mixture._mixture.tree)
     names = mixture._names(feature_names)

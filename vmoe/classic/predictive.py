@@ -4,6 +4,7 @@ A mean can lie where no target ever is; the quantiles and samples of the mixture
 """
 
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -66,18 +67,18 @@ class PredictiveDistribution:
         found = [self._form(self._quantile(level)) for level in levels.ravel()]
         return np.reshape(found, (*levels.shape, *found[0].shape))
 
-    def sample(self, n_samples: int = 1, random_state: Any = None) -> np.ndarray:
+    def sample(self, n_samples: Any = 1, random_state: Any = None) -> np.ndarray:
         """Draws an expert for every row, and then y: (n_samples, n) or (n_samples, n, q).
 
         Raises:
-            ValueError: no sample is asked for.
+            ValueError: ``n_samples`` is not an integer above 0.
         """
-        if n_samples < 1:
-            raise ValueError(f"n_samples={n_samples}: should be at least 1")
+        if not (isinstance(n_samples, Integral) and int(n_samples) >= 1):
+            raise ValueError(f"n_samples={n_samples!r}: should be an integer of at least 1")
         random = check_random_state(random_state)
         reached = np.cumsum(self.gates, axis=1)[:, :-1]
         drawn = []
-        for _ in range(n_samples):
+        for _ in range(int(n_samples)):
             expert = (random.random_sample((len(reached), 1)) > reached).sum(axis=1)
             every = self._joined(
                 [

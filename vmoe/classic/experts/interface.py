@@ -116,6 +116,8 @@ class Experts(ABC):
 
     def set_parameters(self, coef: Any, std: Any, design: Design) -> None:
         """Sets parameters given as in ``fitted``, with the expert as the first axis."""
+        if std is not None:
+            raise ValueError(f"start: expert_std is not a parameter of {self.name} experts")
         self.coef = design.from_given(in_shape("expert_coef", coef, self.coef.shape))
 
     def fitted(self, design: Design | None) -> list[Any]:

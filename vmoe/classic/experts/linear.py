@@ -65,7 +65,7 @@ class Linear(Experts):
         self.std = self.std[experts]
 
     def set_parameters(self, coef: Any, std: Any, design: Design) -> None:
-        super().set_parameters(coef, std, design)
+        super().set_parameters(coef, None, design)
         if std is None:
             raise ValueError("a start from parameters needs expert_std, one per expert and output")
         self.std = in_shape("expert_std", std, self.std.shape)

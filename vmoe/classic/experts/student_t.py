@@ -5,6 +5,7 @@ for this variance (Lange, Little & Taylor 1989, section 3): a row counts with
 (df + 1) / (df + r^2 / scale^2), so outliers hardly count. The log-likelihood still never falls.
 """
 
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -25,11 +26,11 @@ class StudentT(Linear):
     name = "student_t"
     learned = ("coef", "std", "fitted_once")
 
-    def __init__(self, df: float = 4.0):
+    def __init__(self, df: Any = 4.0):
         """Args: df: degrees of freedom of the noise, above 2, so that it has a variance."""
-        if not df > 2:
-            raise ValueError(f"df={df}: should be above 2")
-        self.df = df
+        if not (isinstance(df, Real) and float(df) > 2):
+            raise ValueError(f"df={df!r}: should be a number above 2")
+        self.df = float(df)
 
     def __repr__(self) -> str:
         return f"StudentT(df={self.df:g})"
