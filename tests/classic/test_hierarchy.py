@@ -159,6 +159,29 @@ def test_the_picture_has_a_curve_per_child_at_each_gate() -> None:
     plt.close(ax.figure)
 
 
+def test_the_leaves_of_a_picture_name_the_class_that_is_most_probable_for_the_mean_row() -> None:
+    x, y = problems.crossed(0, classes=3)
+    x = 100 + 5 * x
+    for target, names in ((y, ["a", "b", "c"]), (np.minimum(y, 1), ["yes", "no"])):
+        model = HierarchicalMixtureClassifier(max_iter=5).fit(x, np.array(names)[target])
+        means = model._mixture.experts.means(model._rows(x.mean(axis=0, keepdims=True)))[0]
+        ax = plot_tree(model)
+        for text, p in zip(ax.texts, means, strict=True):
+            expected = f"class {model.classes_[p.argmax()]} ({p.max():.2f})"
+            assert text.get_text().splitlines()[1] == expected and "x0" in text.get_text()
+        plt.close(ax.figure)
+
+
+def test_a_branch_ends_behind_the_title_of_its_gate() -> None:
+    x, y = problems.two_planes(0)
+    ax = plot_tree(HierarchicalMixtureRegressor(max_iter=2).fit(x, y))
+    for gate in ax.child_axes:
+        box = gate.title.get_bbox_patch()
+        assert box is not None and box.get_facecolor() == (1.0, 1.0, 1.0, 1.0)
+        assert all(branch.zorder < gate.zorder for branch in ax.lines)
+    plt.close(ax.figure)
+
+
 @pytest.mark.parametrize("branching", [(), (2, 0), (1.5,), "two", ((2, 2),)])
 def test_a_bad_branching_is_a_value_error(branching: Any) -> None:
     x, y = problems.two_planes(0)

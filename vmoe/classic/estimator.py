@@ -18,7 +18,7 @@ from sklearn.utils.validation import _check_sample_weight, check_is_fitted, vali
 from vmoe.classic import criteria, em, online
 from vmoe.classic.columns import select_columns
 from vmoe.classic.design import moments
-from vmoe.classic.experts.interface import FittedExpert, Sizes, alive, in_shape
+from vmoe.classic.experts.interface import Sizes, alive, in_shape
 from vmoe.classic.experts.make import is_named, make_experts
 from vmoe.classic.explain import Explanation, explain
 from vmoe.classic.hard_tree import HardTree
@@ -372,22 +372,6 @@ class MixtureEstimator(BaseEstimator):
                 f"feature_names has {len(names)} entries, expected {self.n_features_in_}"
             )
         return [str(name) for name in names]
-
-    def _describe(self, expert: int, names: list[str]) -> str:
-        """A line about one expert, for pictures, with the slopes that matter most."""
-        fitted = self.experts_[expert]
-        if not isinstance(fitted, FittedExpert):
-            return type(fitted).__name__
-        if np.ndim(fitted.coef_) > 1:
-            return fitted.kind
-        intercept, slopes = fitted.coef_[0], fitted.coef_[1:]
-        assert self._view.expert_design is not None
-        effects = np.abs(slopes * self._view.expert_design.scale)
-        terms = [
-            f"{slopes[i]:+.2g} {names[self._view.expert_columns[i]]}"
-            for i in np.argsort(-effects, kind="stable")[:2]
-        ]
-        return " ".join([f"{intercept:.2g}", *terms])
 
     @property
     def experts_(self) -> list[Any]:
