@@ -117,6 +117,17 @@ def test_the_hard_tree_of_sharp_gates_agrees_with_the_mixture() -> None:
     assert soft.to_hard_tree().agreement(x) < 0.5
 
 
+def test_a_hard_tree_stays_as_it_is_if_the_mixture_changes() -> None:
+    x, y = problems.two_planes(0)
+    model = MixtureOfExpertsRegressor(2, max_iter=3).fit(x, y)
+    tree = model.to_hard_tree()
+    expected = [tree.predict(x).tolist(), tree.agreement(x)]
+    for change in (model.partial_fit, model.fit):
+        model.set_params(combine="argmax")
+        change(5 * x, -y)
+        assert [tree.predict(x).tolist(), tree.agreement(x)] == expected
+
+
 def test_the_covariance_of_a_split_is_that_of_a_logistic_regression() -> None:
     x, y = problems.two_planes(0, rows=200)
     model = HierarchicalMixtureRegressor((2,), gate_penalty=0.0).fit(x, y)

@@ -3,6 +3,7 @@
 A gate with infinitely large coefficients is such a split, which is the tie to decision trees.
 """
 
+import copy
 from typing import Any
 
 import numpy as np
@@ -15,11 +16,11 @@ class HardTree:
     """A decision tree with the splits and the experts of a mixture.
 
     Attributes:
-        mixture: the fitted estimator.
+        mixture: a copy of the fitted estimator, which later changes leave as it is.
     """
 
     def __init__(self, mixture: Any):
-        self.mixture = mixture
+        self.mixture = copy.copy(mixture)  # later fits make new parts and change no old ones
 
     def apply(self, X: Any) -> np.ndarray:
         """The expert that each row reaches (n,)."""
