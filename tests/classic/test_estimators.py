@@ -65,4 +65,4 @@ def test_experts_that_cannot_learn_on_line_pass_the_checks_that_call_partial_fit
     ids=str,
 )
 def test_every_check_of_scikit_learn_passes_until_convergence(estimator: Any) -> None:
-    check_estimator(estimator, on_skip=None)  # those of other array libraries
+    check_estimator(estimator, on_skip=None)  # other array libraries are skipped

@@ -15,10 +15,10 @@ class Stopping:
 
     Attributes:
         max_iter: M-steps at most.
-        tol: a rise below this counts as none, relative to the magnitude of the log-likelihood, or
-            to the sum of the weights if that is larger.
-        rule: "relative" looks at the last rise. "aitken" looks at how far the limit is that
-            Aitken's acceleration extrapolates from the last two rises.
+        tol: EM stops if the log-likelihood has less than this left to rise, relative to its
+            magnitude or, if that is larger, to the sum of the weights.
+        rule: "relative" takes the last rise for what is left. "aitken" takes the distance to the
+            limit, which Aitken's acceleration extrapolates from the last two rises.
     """
 
     max_iter: int

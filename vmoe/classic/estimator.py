@@ -65,6 +65,9 @@ class MixtureEstimator(BaseEstimator):
     def fit(self, X: Any, y: Any, sample_weight: Any = None) -> "MixtureEstimator":
         """Fits the mixture.
 
+        An error while fitting leaves an estimator that is not fitted; with ``warm_start``, it
+        leaves the last fit.
+
         Args:
             X: rows of finite numbers (n, d), an array, DataFrame or sparse matrix; what the gates
                 and the named experts see of a sparse matrix is made dense.

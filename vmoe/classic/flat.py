@@ -99,19 +99,22 @@ class MixtureOfExpertsRegressor(Regression, FlatMixture):
         expert_penalty: the same for named experts; for linear experts in units of the noise, like
             ``alpha`` of scikit-learn's Ridge.
         variance_floor: the least variance of an expert, as a fraction of the variance of y.
-        start: where EM starts. "principal": groups of rows along the first principal direction of
-            the standardized (x, y), or of what a linear fit leaves of y if that has the larger
-            likelihood after two steps; it depends on neither the number nor the order of rows;
-            "random": the nearest of randomly drawn rows; "kmeans"; an array of responsibilities
-            (n, e), with which the first step is an M-step; or parameters to start with an E-step,
-            a dictionary of ``gate_coef``, ``expert_coef`` (e, p) or (e, q, p), and ``expert_std``.
+        start: where EM starts. "principal" groups the rows along the first principal direction of
+            the standardized (x, y), and a second time along the first principal direction of the
+            residuals of a linear fit. It keeps the grouping with the larger likelihood after two
+            steps. Neither the number nor the order of rows matters. "random" draws rows and
+            assigns every row to the nearest one; "kmeans" groups by k-means. An array of
+            responsibilities (n, e) starts with an M-step. A dictionary of parameters starts with
+            an E-step: ``gate_coef`` (e, p), ``expert_coef`` (e, p) or (e, q, p), and, for linear
+            and Student t experts, ``expert_std`` (e,) or (e, q).
         n_init: starts, of which the best result is kept; all but the first are random.
-        tol: EM stops after a rise of the log-likelihood below this, relative to its magnitude.
+        tol: EM stops after a rise of the log-likelihood below this, relative to its magnitude or,
+            if that is larger, to the sum of the weights.
         stopping: "relative", by the last rise, or "aitken", by the distance to the extrapolated
             limit.
         max_iter: EM steps at most.
         solver: "em", or "gradient": L-BFGS on the same log-likelihood from the same start, with
-            gradients by JAX; ``max_iter`` and ``tol`` are then of its steps.
+            gradients by JAX; ``max_iter`` and ``tol`` then apply to its steps.
         combine: "weighted" by the gate, or "argmax" for the most probable expert alone.
         random_state: seed of random starts, and of rows drawn for estimators without weights.
         warm_start: whether another ``fit`` continues from the last one.
@@ -119,7 +122,8 @@ class MixtureOfExpertsRegressor(Regression, FlatMixture):
 
     Attributes:
         gate_coef_: the gate's coefficients (e, p) with the intercept first.
-        experts_: a record with ``coef_`` and ``std_``, or the fitted estimator, of each expert.
+        experts_: for each expert, a `FittedExpert` with ``coef_`` and ``std_``, or the fitted
+            estimator.
         n_iter_: the number of steps.
         converged_: whether ``tol`` was reached.
         history_: the penalized log-likelihood after each step, summed over the weighted rows.

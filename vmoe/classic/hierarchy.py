@@ -99,11 +99,12 @@ class HierarchicalMixtureRegressor(Regression, HierarchicalMixture):
     Args:
         branching: the number of children of a gate at each depth: (2, 2) has two levels and four
             experts, from left to right.
-        growth: number of experts to grow the tree to: the leaf that gains most by it is split in
-            two, and EM goes on; None to keep the tree.
+        growth: number of experts to grow the tree to; None to keep the tree. The leaf whose split
+            raises the log-likelihood most is split in two, and EM goes on, for at most ``max_iter``
+            steps after every split; ``n_iter_`` counts all steps.
 
-    The other arguments are those of `MixtureOfExpertsRegressor`; ``gate_coef`` of a start is a list
-    with an entry for every gate, level by level.
+    `MixtureOfExpertsRegressor` has the other arguments. In ``start``, ``gate_coef`` is a list with
+    an entry for every gate, level by level.
 
     Attributes:
         gate_coef_: a list of the gates' coefficients (k, p), level by level.

@@ -20,8 +20,8 @@ from vmoe.classic.tree import Gate, leaves
 LLOYD_STEPS = 10
 TARGETS = 0.5  # the scale of targets: a gate sees inputs, so groups should differ in these first
 RIDGE = 0.01
-UNSURE = 0.2  # the part of a row that all experts share at the start: no gate is too sure
-DIGITS = 8  # what differs only behind so many decimals is equal, so rounding decides nothing
+UNSURE = 0.2  # all experts share this part of each row, so that no gate starts too sure
+DIGITS = 8  # numbers that agree to so many decimals are equal, so that rounding decides nothing
 
 Grouping = Callable[[np.ndarray, np.ndarray, int, np.random.RandomState], np.ndarray]
 

@@ -54,7 +54,7 @@ class Regression(RegressorMixin):
     def predict_dist(self, X: Any) -> PredictiveDistribution:
         """The distribution of y for every row, with mean, std, quantile, cdf and sample.
 
-        It is always that of the whole mixture, whatever ``combine`` is.
+        It is the distribution of the whole mixture, whatever ``combine`` is.
         """
         rows = self._rows(X)
         parts = self._mixture.experts.distributions(rows)

@@ -22,7 +22,7 @@ class Gate:
 
     Attributes:
         children: gates, or the indices of experts.
-        coef: coefficients (k, p) for standardized columns; those of the first child are zero.
+        coef: coefficients (k, p) for standardized columns, which are zero for the first child.
     """
 
     children: list["Gate | int"]

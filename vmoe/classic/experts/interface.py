@@ -48,7 +48,8 @@ class FittedExpert:
 
     Attributes:
         kind: "linear", "logistic", "poisson" or "student_t".
-        coef_: coefficients with the intercept first: (p,), or a row for every output or class.
+        coef_: coefficients with the intercept first: (p,), or a row for every output or class; with
+            two classes (p,), for the log odds of the second.
         std_: the standard deviation (linear) or the scale (student_t), one per output if there
             are several; None for other kinds.
     """
@@ -115,7 +116,7 @@ class Experts(ABC):
         self.coef = self.coef[experts]
 
     def set_parameters(self, coef: Any, std: Any, design: Design) -> None:
-        """Sets parameters given as in ``fitted``, with the expert as the first axis."""
+        """Sets parameters in the form of ``fitted``, with the expert as the first axis."""
         if std is not None:
             raise ValueError(f"start: expert_std is not a parameter of {self.name} experts")
         self.coef = design.from_given(in_shape("expert_coef", coef, self.coef.shape))
