@@ -82,6 +82,7 @@ class MixtureEstimator(BaseEstimator):
         return self._fit(X, y, sample_weight)
 
     def _fit(self, X: Any, y: Any, sample_weight: Any) -> "MixtureEstimator":
+        """What ``fit`` does, at the same depth of calls as ``_learn``, for the warning's line."""
         self._random = check_random_state(self.random_state)
         if self.warm_start and hasattr(self, "_mixture"):
             rows = self._labeled_rows(X, y, sample_weight)

@@ -110,7 +110,7 @@ class _Batch:
     def newton(
         self, coef: np.ndarray, name: str, x: np.ndarray, target: np.ndarray, penalty: float
     ) -> Float[np.ndarray, "k p"]:
-        """The coefficients of a multinomial regression after one of Newton's steps.
+        """Adds a multinomial regression to the memory; returns its coefficients after a step.
 
         The penalty only keeps the curvature from being singular.
         """
