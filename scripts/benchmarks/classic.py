@@ -34,7 +34,7 @@ cat(seconds)
 
 
 def classic(options: argparse.Namespace) -> list[Row]:
-    """The time of a whole fit with so many steps; vmoe, the loop and flexmix start alike.
+    """The time of a whole fit with ``STEPS`` steps; vmoe, the loop and flexmix start alike.
 
     The mixture has 323 parameters and the network 331. The Gaussian mixture of (x, y) has 2,023,
     most of them in its covariances. The loop and flexmix run once.
@@ -43,7 +43,7 @@ def classic(options: argparse.Namespace) -> list[Row]:
     steps = {"max_iter": STEPS, "tol": 0.0}
     units = EXPERTS * 2 * (FEATURES + 1) // (FEATURES + 2)  # about as many weights as the mixture
     mixture = MixtureOfExpertsRegressor(
-        EXPERTS, start=start, gate_penalty=0, expert_penalty=0, **steps
+        EXPERTS, start=start, gate_penalty=0.0, expert_penalty=0.0, **steps
     )
     gaussian = GaussianMixture(EXPERTS, init_params="random_from_data", random_state=0, **steps)
     network = MLPRegressor(
@@ -54,7 +54,7 @@ def classic(options: argparse.Namespace) -> list[Row]:
         "GaussianMixture of (x, y)": lambda: fit_quietly(gaussian, np.column_stack([x, y])),
         f"MLPRegressor, {units} units, {STEPS} passes": lambda: fit_quietly(network, x, y),
     }
-    times: dict[str, tuple[float, float | None]] = {**measured(runs, options.repeats)}
+    times: dict[str, tuple[float, float | None]] = dict(measured(runs, options.repeats))
     begin = time.perf_counter()
     likelihood = loop(x, y, start)
     times["loop of NumPy"] = 1e3 * (time.perf_counter() - begin), None
