@@ -41,7 +41,7 @@ def _passes(rows: Rows, name: str) -> str:
     """The mean passes of the runs that end, beside the paper's, and how many end if not all do."""
     own, total = passes(rows, name), len(rows["vowels"])
     text = f"{np.mean(own):,.0f}" if own else "none"
-    notes = [f"paper {entry[0]:,}"] if (entry := SYSTEMS[name].published) else []
+    notes = [f"paper {published[0]:,}"] if (published := SYSTEMS[name].published) else []
     notes += [f"{len(own)} of {total} runs end"] if len(own) < total else []
     return f"{text} ({'; '.join(notes)})" if notes else text
 
