@@ -8,8 +8,9 @@
 # - an **expert** is a model that is good for some inputs;
 # - the **gate** gives each input a probability for each expert;
 # - **combine** is the weighted mean of the experts' outputs, or the output of the best one;
-# - the **load** of an expert is its share of the inputs;
-# - the **responsibility** of an expert for an example is its probability after the target is known.
+# - the **responsibility** of an expert for an example is its probability after the target is known;
+# - the **load** of an expert is the sum of its responsibilities or, where each input is sent to one
+#   or two experts, the number of inputs that it gets; here both are shares of all.
 #
 # [The family](../docs/family.md) has the papers, and [classic results](../docs/results/mixtures.md)
 # repeats what they report. The drawings at the end are from Noto Color Emoji ((c) Google, Apache
@@ -97,13 +98,13 @@ for step in range(1, shown[-1] + 1):
         ax.contour(*plane.transpose(2, 0, 1), gate, [0.5], colors="k")
         ax.scatter(*x.T, c=model.responsibilities(x, y)[:, 1], cmap=halves, vmin=0, vmax=1, s=6)
         ax.set_title(f"step {step}\nlog-likelihood {model.lower_bound_:.0f}", fontsize="small")
-print("load:", model.gate_proba(x).mean(axis=0).round(2))
+print("load:", model.responsibilities(x, y).mean(axis=0).round(2))
 for number, expert in enumerate(model.experts_):
     print(f"expert {number}: slopes {expert.coef_[1:].round(1)}, noise {expert.std_.round(2)}")
 
 # %% [markdown]
-# The experts have found both laws, and the gate the boundary between the clusters: where the
-# background is pale, the gate is unsure.
+# The experts have found both laws, and the gate the boundary between the clusters: where the two
+# colors mix, the gate is unsure.
 
 # %% [markdown]
 # ## What no single expert can do
@@ -148,6 +149,7 @@ for ax, colormap, title, values in (
     ax.set(xlim=(-3, 3), ylim=(-3, 3))
     figure.colorbar(image, ax=ax)
 _ = axes[2].legend(fontsize="small", loc="upper left", framealpha=1)
+
 # %% [markdown]
 # ## A tree of gates
 # A hierarchical mixture has gates below gates, and its experts are the leaves: a decision tree
@@ -165,7 +167,7 @@ plot_tree(tree)
 hard = tree.to_hard_tree()
 print(f"right on the test half: {tree.score(x_test, y_test):.1%}")
 print(f"the hard tree agrees with the soft one on {hard.agreement(x_test):.1%} of the rows")
-print(f"load: {tree.gate_proba(x_test).mean(axis=0).round(2)}")
+print("load:", tree.responsibilities(x_test, y_test).mean(axis=0).round(2))
 print(f"\nwhy the first wine gets its class:\n{tree.explain(x_test.iloc[[0]])}")
 
 # %% [markdown]
@@ -266,10 +268,10 @@ ax.legend(fontsize="small", loc="lower center", bbox_to_anchor=(0.5, 1), ncols=2
 _ = ax.set(xlabel="digit", ylabel="test images sent", xticks=range(10))
 
 # %% [markdown]
-# The two networks share the digits: each gets some digits whole. Nothing keeps loads even by itself
-# any more, so the loss has a term that does (`aux_loss`, the importance loss of V-MoE). With a
-# hundredth of its weight, all images go to the ViT, and more of them are right than here: 1,437
-# training images are too few to halve them.
+# The two networks share the digits: each gets some digits whole. Nothing keeps loads even by
+# itself, so the loss has a term that does: the importance loss of V-MoE makes the experts' sums of
+# gates even. Give it another weight (`importance` above), and run the cells again to see what it
+# does.
 
 # %% [markdown]
 # ## Patches of images
@@ -314,5 +316,5 @@ plots.experts_of_patches(drawings, collected, patch_size=config.patch_size)
 # | expert | a line | a logistic regression | a network | an MLP |
 # | gate | of the row | one at each node | of the pixels | of the patch |
 # | combine | mean of all | mean of all | the best one | sum of the best two |
-# | load | sum of gates | sum of gates | images sent | patches sent |
+# | load | sum of responsibilities | sum of responsibilities | images sent | patches sent |
 # | learned by | EM | EM | gradient, auxiliary loss | gradient, auxiliary loss |

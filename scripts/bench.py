@@ -1,8 +1,9 @@
 """Measure the cost of sparsity: routing, the layer, whole models, input, start-up, many devices.
 
-The section classic measures the mixtures of vmoe.classic.
+The section classic measures EM of vmoe.classic, beside a loop of NumPy, R's flexmix (if installed,
+with at most 10,000 rows) and models of scikit-learn.
 
-    python scripts/bench.py                       # all sections, at most six minutes on 2 cores
+    python scripts/bench.py                       # all sections, about ten minutes on 2 cores
     python scripts/bench.py layer --tokens 12544 --experts 8 128 --repeats 9
     python scripts/bench.py layer --peer          # also a PyTorch layer, if torch is installed
 

@@ -1,7 +1,6 @@
 """Experiments that are functions, and the pages that show their figures.
 
-A row is a committed JSON file, as for a ``Comparison``; a process of its own makes it, by the
-command ``SCRIPT --row EXPERIMENT SEED``.
+A row is a committed JSON file. A process of its own makes it: ``SCRIPT --row EXPERIMENT SEED``.
 """
 
 import argparse
@@ -26,8 +25,8 @@ class Experiment(NamedTuple):
 
     Attributes:
         seeds: the number of rows.
-        figures: the function of the options and a seed.
-        data: the checksums of the data that it reads, by name, of the options.
+        figures: gives the figures for the options and a seed.
+        data: gives the checksums of the data that it reads, by name, for the options.
     """
 
     seeds: int
@@ -86,7 +85,7 @@ def figures_parser(
 
     Args:
         name: the name of the folders of runs and rows.
-        folders: by option: the name of the folder in ``data``.
+        folders: for each option that names a folder, the default's name in ``data``.
     """
     parser = argument_parser(description, name, experiments)
     parser.set_defaults(seeds=None)

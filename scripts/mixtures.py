@@ -7,7 +7,7 @@
 
     vowels     Jacobs et al. 1991, table 1: experts and networks tell vowels apart, 25 starts
     arm_...    Jordan & Jacobs 1994, table 1: six methods learn a simulated arm, five draws
-    tone, no   how many lines two data sets of R's mixtools have, by bic and icl
+    tone, no   how many lines two data sets of R's mixtools have, by BIC and ICL
     stored     the estimators against results of R's flexmix and mixtools on their own data
     trees_...  the soft tree, CART, a forest and boosting: 5x2cv F test and McNemar's test
 

@@ -13,9 +13,9 @@ import numpy as np
 
 JOINTS = 4
 LENGTHS = np.array([0.5, 0.4, 0.3])
-"""Of the links in meters, from the shoulder."""
+"""The links' lengths in meters, from the shoulder."""
 MASSES = np.array([3.0, 2.0, 1.0])
-"""At the ends of the links, in kilograms."""
+"""Masses in kilograms, one at the end of each link."""
 MOTORS = np.array([0.5, 0.3, 0.2, 0.1])
 """Inertias of the motors in kg m²; without them, an arm that points upwards could spin freely."""
 FRICTION = np.array([0.5, 0.5, 0.3, 0.2])

@@ -9,7 +9,7 @@ from figures import figures_of
 from classics.lines import EXPERTS
 from classics.stored import CASES, STATES, STEPS
 from classics.trees import LABELS
-from classics.vowels import BY_EM
+from classics.vowels import SYSTEMS, Em
 
 LEVEL = 0.05
 """The p-value below which a test says that two models differ."""
@@ -22,7 +22,7 @@ def runs(rows: Rows, system: str) -> tuple[str, list[dict[str, Any]]]:
         The step ("-" for EM) and the runs.
     """
     every = [figures[system] for figures in figures_of(rows, "vowels")]
-    if system in BY_EM:
+    if isinstance(SYSTEMS[system].system, Em):
         return "-", every
 
     def worth(step: str) -> tuple[int, float]:

@@ -1,22 +1,21 @@
-"""How many linear experts two small data sets have, by bic and icl.
+"""How many linear experts two small data sets have, by BIC and ICL.
 
 Tone perception (Cohen 1980): listeners tune a tone, and do so by one of two lines. Nitrogen oxides
 (Brinkman 1981): the equivalence ratio of an engine, given its exhaust. Both are examples of the R
 package mixtools.
 """
 
-import warnings
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from sklearn.exceptions import ConvergenceWarning
 
 from classics.data import read_pair
+from classics.quiet import fit_quietly
 from vmoe.classic import MixtureOfExpertsRegressor
 
 COLUMNS = {"tone": ("stretchratio", "tuned"), "no": ("NO", "Equivalence")}
-EXPERTS = (1, 2, 3, 4, 5)
+EXPERTS = tuple(range(1, 9))
 GATES: dict[str, list[int] | None] = {"constant": [], "softmax": None}
 """The columns that the gate sees; without any, its proportions are the same for every row."""
 CRITERIA = ("aic", "bic", "icl")
@@ -29,8 +28,8 @@ def measure(folder: Path, name: str, starts: int, steps: int) -> dict[str, Any]:
 
     Args:
         name: a key of ``COLUMNS``.
-        starts: of EM, of which the result with the highest likelihood counts.
-        steps: of EM from each start, at most.
+        starts: number of starts of EM; the result with the highest likelihood counts.
+        steps: the largest number of EM steps from a start.
 
     Returns:
         By gate, a list with an entry for each number of experts: the criteria and the
@@ -58,8 +57,7 @@ def fit(
         max_iter=steps,
         random_state=0,
     )
-    with warnings.catch_warnings(action="ignore", category=ConvergenceWarning):
-        return model.fit(x, y)  # "converged" says whether it did
+    return fit_quietly(model, x, y)  # "converged" says whether it did
 
 
 def figures(model: MixtureOfExpertsRegressor, x: np.ndarray, y: np.ndarray) -> dict[str, Any]:

@@ -14,13 +14,13 @@ class Size(NamedTuple):
     """How large the experiments are.
 
     Attributes:
-        passes: of gradient descent on the vowels, at most.
-        starts: of EM on tone perception and nitrogen oxides.
-        steps: of EM on these, and against R, at most.
-        share: of the arm's rows.
-        settings: of each method on the arm that are tried; None for all.
-        rows: of the data sets of the trees, or speakers; None for all.
-        classifiers: the sizes of ``trees.make``.
+        passes: largest number of passes through the vowels.
+        starts: number of starts of EM on tone perception and nitrogen oxides.
+        steps: largest number of EM steps on these and against R.
+        share: fraction of the arm's rows.
+        settings: how many settings each method tries on the arm; None for all.
+        rows: how many rows, or speakers, a data set of the trees has; None for all.
+        classifiers: sizes for ``trees.make``.
     """
 
     passes: int
@@ -66,8 +66,8 @@ def _experiment(
     """An experiment.
 
     Args:
-        tables: of the data that it reads.
-        figures: the function of the folder of the data, a seed and a size.
+        tables: names of the tables that it reads.
+        figures: its function; the arguments are the folder of the tables, a seed and a size.
     """
     return Experiment(
         seeds,

@@ -5,7 +5,6 @@ error is the mean squared error divided by the variance, here as the mean over t
 fifth of the training rows decide between settings; then all train the chosen one.
 """
 
-import warnings
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -13,7 +12,6 @@ import numpy as np
 from sklearn.base import BaseEstimator, RegressorMixin
 from sklearn.compose import TransformedTargetRegressor
 from sklearn.ensemble import HistGradientBoostingRegressor
-from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LinearRegression
 from sklearn.model_selection import ParameterGrid
 from sklearn.multioutput import MultiOutputRegressor
@@ -23,6 +21,7 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.tree import DecisionTreeRegressor
 
 from classics import arm
+from classics.quiet import fit_quietly
 from vmoe.classic import HierarchicalMixtureRegressor
 
 HIDDEN = 60  # units of the network
@@ -141,19 +140,21 @@ def measure(name: str, seed: int, share: float, settings: int | None) -> dict[st
 
     Args:
         name: a key of ``METHODS``.
-        share: of the rows, 1 for as many as in the paper.
+        share: fraction of the paper's number of rows.
         settings: how many are tried; None for all.
 
     Returns:
         "error" is the mean of "errors", one for each joint; "settings" are the chosen ones, and
-        "validation" has the error of all that were tried; "passes" may be None.
+        "validation" has the settings that were compared with their errors, none if there is only
+        one; "passes" may be None.
     """
     method, rng = METHODS[name], np.random.default_rng(seed)
     x, y = arm.sample(round(share * TRAINED), rng)
     x_test, y_test = arm.sample(round(share * TESTED), rng)
     tried = list(ParameterGrid(method.grid))[:settings]
-    errors = validate(method, seed, tried, x, y) if len(tried) > 1 else [0.0]
-    chosen = tried[int(np.argmin(errors))]
+    compared = tried if len(tried) > 1 else []
+    errors = validate(method, seed, compared, x, y)
+    chosen = compared[int(np.argmin(errors))] if compared else tried[0]
     model = fit(method.make(seed, **chosen), x, y)
     own = relative_errors(model.predict(x_test), y_test)
     return {
@@ -161,7 +162,7 @@ def measure(name: str, seed: int, share: float, settings: int | None) -> dict[st
         "errors": own.tolist(),
         "settings": chosen,
         "passes": passes_of(model.regressor_[-1]),
-        "validation": [[settings, error] for settings, error in zip(tried, errors, strict=True)],
+        "validation": [list(each) for each in zip(compared, errors, strict=True)],
     }
 
 
@@ -178,15 +179,11 @@ def validate(
 
 
 def fit(model: Any, x: np.ndarray, y: np.ndarray) -> Any:
-    """The model behind inputs and before outputs of mean 0 and variance 1, fitted.
-
-    That a number of passes ends before the error stands still is no news here.
-    """
+    """The model behind inputs and before outputs of mean 0 and variance 1, fitted."""
     scaled = TransformedTargetRegressor(
         make_pipeline(StandardScaler(), model), transformer=StandardScaler()
     )
-    with warnings.catch_warnings(action="ignore", category=ConvergenceWarning):
-        return scaled.fit(x, y)
+    return fit_quietly(scaled, x, y)
 
 
 def relative_errors(predicted: np.ndarray, y: np.ndarray) -> np.ndarray:

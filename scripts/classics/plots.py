@@ -13,8 +13,8 @@ from classics.data import read_pair
 from classics.findings import passes
 from classics.lines import COLUMNS
 from classics.methods import METHODS
-from classics.show import SYSTEMS
 from classics.trees import LABELS, MODELS
+from classics.vowels import SYSTEMS
 
 
 def plot(rows: Rows) -> Any:
@@ -32,10 +32,9 @@ def _vowels(ax: Any, rows: Rows) -> None:
     names = list(SYSTEMS)[::-1] if rows.get("vowels") else []
     for y, name in enumerate(names):
         _dots(ax, passes(rows, name), y, COLORS[0])
-        published = SYSTEMS[name][1].partition(" ")[0].replace(",", "")
-        if published != "-":
-            ax.plot(int(published), y, "D", color=COLORS[4], fillstyle="none")
-    ax.set_yticks(range(len(names)), [SYSTEMS[name][0] for name in names])
+        if published := SYSTEMS[name].published:
+            ax.plot(published[0], y, "D", color=COLORS[4], fillstyle="none")
+    ax.set_yticks(range(len(names)), [SYSTEMS[name].label for name in names])
     ax.set(xscale="log", xlabel="passes until the squared error is 0.08")
     ax.set_title("vowels: dots are starts, diamonds the paper", fontsize=10)
 

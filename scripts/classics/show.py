@@ -16,16 +16,8 @@ from classics.lines import COLUMNS, CRITERIA, EXPERTS, GATES
 from classics.methods import METHODS
 from classics.stored import CASES, STATES
 from classics.trees import LABELS, MODELS
+from classics.vowels import SYSTEMS
 
-SYSTEMS = {
-    "gradient_4": ("4 experts, gradient descent", "1,124 (23)"),
-    "gradient_8": ("8 experts, gradient descent", "1,083 (12)"),
-    "network_6": ("network of 6 hidden units", "2,209 (83)"),
-    "network_12": ("network of 12 hidden units", "2,435 (124)"),
-    "em_4": ("4 experts, EM", "-"),
-    "em_8": ("8 experts, EM", "-"),
-}
-"""Labels, and the paper's passes with their standard deviation."""
 PUBLISHED_ACCURACY = {"train": 88, "test": 90}  # of all four systems
 
 
@@ -37,16 +29,21 @@ def vowels(rows: Rows) -> str:
     if not rows.get("vowels"):
         return NOT_MEASURED
     lines = []
-    for system, (label, published) in SYSTEMS.items():
-        step, own = runs(rows, system)
-        reached = passes(rows, system)
-        shown = f"{np.mean(reached):,.0f} ({np.std(reached):,.0f})" if reached else "-"
+    for name, entry in SYSTEMS.items():
+        step, own = runs(rows, name)
+        reached = passes(rows, name)
+        found = (np.mean(reached), np.std(reached)) if reached else None
+        cells = [mean_and_deviation(each) for each in (entry.published, found)]
         accuracies = [spread([100 * run[part] for run in own]) for part in PUBLISHED_ACCURACY]
         of = f"{len(reached)} of {len(own)}"
-        lines.append([label, published, shown, of, step, *accuracies])
+        lines.append([entry.label, *cells, of, step, *accuracies])
     columns = ["system", "passes (sd), paper", "passes (sd), here", "runs that end", "step"]
     columns += [f"{part}, paper {value}" for part, value in PUBLISHED_ACCURACY.items()]
     return markdown_table(columns, lines)
+
+
+def mean_and_deviation(values: tuple[float, float] | None) -> str:
+    return "{:,.0f} ({:,.0f})".format(*values) if values else "-"
 
 
 def spread(values: Sequence[float]) -> str:
@@ -104,7 +101,7 @@ def lines(rows: Rows) -> str:
                     least = int(np.argmin(values))
                     cells = [f"{value:.1f}" for value in values]
                     cells[least] = f"**{cells[least]}**"
-                    table.append([name, gate, criterion, *cells])
+                    table.append([name, gate, criterion.upper(), *cells])
     columns = ["data", "gate", "criterion", *(f"{k} expert{'s' * (k > 1)}" for k in EXPERTS)]
     return markdown_table(columns, table) if table else NOT_MEASURED
 

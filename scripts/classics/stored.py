@@ -5,14 +5,13 @@ step of EM, after five, and in the end. flexmix starts with responsibilities, mi
 parameters. Tests of the estimators do the same with simulated data, which are stored.
 """
 
-import warnings
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from sklearn.exceptions import ConvergenceWarning
 
 from classics.data import read_pair
+from classics.quiet import fit_quietly
 from vmoe.classic import MixtureOfExpertsRegressor
 
 FOLDER = Path(__file__).parents[2] / "tests" / "golden" / "classic_without_data"
@@ -27,7 +26,7 @@ class Case(NamedTuple):
     Attributes:
         label: what it is.
         columns: the table, its input and its target.
-        settings: of the estimator.
+        settings: parameters of the estimator.
         square: whether the experts also see the square of the input.
         final: how far the final parameters may differ, relative to max(1, size).
     """
@@ -67,7 +66,7 @@ def measure(folder: Path, steps: int) -> dict[str, Any]:
     """The largest differences from every stored result.
 
     Args:
-        steps: of EM at most; as many are taken where R did not count them.
+        steps: largest number of EM steps, which are taken where R did not count its own.
 
     Returns:
         By case and state: "parameters" (of gate, experts and responsibilities) and "likelihood",
@@ -103,8 +102,7 @@ def fit(
         tol=0.0 if state in counts else STILL,
         max_iter=min(int(counts.get(state, steps)), steps),
     )
-    with warnings.catch_warnings(action="ignore", category=ConvergenceWarning):
-        return model.fit(x, y)
+    return fit_quietly(model, x, y)
 
 
 def start(stored: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

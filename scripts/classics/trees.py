@@ -5,7 +5,6 @@ vowels are halved by speaker. Settings are chosen within the training half, whos
 speaker either. The first of these ten splits is also McNemar's test set.
 """
 
-import warnings
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,7 +12,6 @@ import numpy as np
 from sklearn.base import BaseEstimator
 from sklearn.datasets import load_breast_cancer, load_digits, load_wine
 from sklearn.ensemble import HistGradientBoostingClassifier, RandomForestClassifier
-from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GridSearchCV, StratifiedGroupKFold
 from sklearn.pipeline import make_pipeline
@@ -21,6 +19,7 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.tree import DecisionTreeClassifier
 
 from classics.data import read_vowels
+from classics.quiet import fit_quietly
 from classics.significance import FOLDS, REPETITIONS, combined_f, mcnemar
 from vmoe.classic import HierarchicalMixtureClassifier
 
@@ -126,9 +125,8 @@ def measure(name: str, folder: Path, limit: int | None, size: dict[str, Any]) ->
         for train, test in halves(rows, repetition):
             groups = {"groups": rows.groups[train]} if size["folds"] else {}
             for model, own in right.items():
-                with warnings.catch_warnings(action="ignore", category=ConvergenceWarning):
-                    fitted = make(model, repetition, size)
-                    fitted.fit(rows.x[train], rows.y[train], **groups)
+                fitted = make(model, repetition, size)
+                fit_quietly(fitted, rows.x[train], rows.y[train], **groups)
                 own.append(fitted.predict(rows.x[test]) == rows.y[test])
     errors = {model: errors_of(own) for model, own in right.items()}
     return {

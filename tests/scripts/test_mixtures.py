@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -81,8 +82,10 @@ def test_every_experiment_gives_finite_figures(
     name: str, tables: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     made = row(name, tables, capsys)
-    assert made["figures"] and np.isfinite(numbers(made["figures"])).all()
-    assert made["seconds"] >= 0 and set(made["versions"]) >= {"python", "numpy", "sklearn"}
+    assert made.keys() == {"figures", "seconds", "versions"}
+    found = numbers(made["figures"])
+    assert found and np.isfinite(found).all()
+    assert made["versions"].keys() == {"python", "numpy", "scipy", "sklearn"}
 
 
 @pytest.mark.slow
@@ -194,6 +197,13 @@ def test_the_arms_energy_changes_by_the_work_of_its_torques_alone() -> None:
         np.testing.assert_allclose(power, expected, rtol=1e-5, atol=1e-5)
 
 
+def test_the_chosen_settings_have_the_least_error_on_validation_rows() -> None:
+    found = part("methods").measure("cart", 0, 0.1, None)
+    settings, errors = zip(*found["validation"], strict=True)
+    assert len(set(errors)) == 5 and found["settings"] == settings[int(np.argmin(errors))]
+    assert part("methods").measure("linear", 0, 0.1, None)["validation"] == []
+
+
 @pytest.mark.parametrize("kind", ["Mixture", "Network"])
 def test_the_gradient_of_a_system_is_the_slope_of_its_error(kind: str) -> None:
     system, rng = getattr(part("descent"), kind)(3), np.random.default_rng(0)
@@ -234,10 +244,10 @@ def test_no_speaker_is_in_training_and_test_rows(tables: Path) -> None:
 def stored_rows() -> dict[str, dict[int, Any]]:
     """Rows of vowels, the arm and one data set of the trees, made up."""
     runs = {
-        "gradient_4": {"8.0": [100, 120], "16.0": [50, None]},
-        "gradient_8": {"8.0": [90, 110], "16.0": [80, 81]},
-        "network_6": {"8.0": [300, 310], "16.0": [200, 220]},
-        "network_12": {"8.0": [300, 310], "16.0": [200, 220]},
+        "gradient_4": {"8.0": [100, 120], "16.0": [50, None], "32.0": [None, None]},
+        "gradient_8": {"8.0": [90, 110], "16.0": [80, 81], "32.0": [None, None]},
+        "network_6": {"8.0": [300, 310], "16.0": [200, 220], "32.0": [None, None]},
+        "network_12": {"8.0": [300, None], "16.0": [None, 220], "32.0": [None, None]},
     }
     accuracies = {"train": 0.9, "test": 0.875}
     vowels = {
@@ -278,10 +288,11 @@ def cells(table: str) -> dict[str, list[str]]:
     return {line[0]: line[1:] for line in lines}
 
 
-def test_the_step_of_a_system_is_the_fastest_with_which_all_runs_end() -> None:
+def test_the_step_of_a_system_has_the_fewest_passes_of_those_with_which_most_runs_end() -> None:
     table = cells(part("show").vowels(stored_rows()))
     assert table["4 experts, gradient descent"][:4] == ["1,124 (23)", "110 (10)", "2 of 2", "8"]
     assert table["8 experts, gradient descent"][1:4] == ["80 (0)", "2 of 2", "16"]
+    assert table["network of 12 hidden units"][1:4] == ["220 (0)", "1 of 2", "16"]
     assert table["4 experts, EM"][:4] == ["-", "4 (0)", "2 of 2", "-"]
     assert table["4 experts, EM"][4:] == ["90.0 ± 0.0", "87.5 ± 0.0"]
 
@@ -307,26 +318,65 @@ def test_the_answer_has_a_part_for_each_experiment_that_was_measured() -> None:
     text = " ".join(part("answer").answer(rows).split())
     assert "On the vowels, experts need fewer passes than a network: **yes**" in text
     assert "beats a linear model of the arm: **yes**" in text
-    assert "relative error of the arm: linear 0.31, hierarchy 0.11" in text
-    assert "tone" not in text and "CART: **yes**" in text
+    assert "arm: linear 0.31 (paper 0.31), hierarchy 0.11 (paper 0.10)" in text
+    assert "tone" not in text and "CART on **1 of 1** data sets" in text
     empty = part("show").sections({}, "a machine")
     assert set(empty) == set(re.findall("<!-- (.*): begin -->", PAGE.read_text()))
     assert all("Not measured yet." in section for section in empty.values())
 
 
+def test_experts_need_fewer_passes_only_if_all_runs_end() -> None:
+    rows = stored_rows()
+    rows["vowels"][1]["figures"]["gradient_4"]["8.0"]["passes"] = None
+    text = " ".join(part("answer").answer({"vowels": rows["vowels"]}).split())
+    assert "experts need fewer passes than a network: **no**" in text
+    assert "of 4 experts 50 (paper 1,124; 1 of 2 runs end)" in text
+    assert "of a network of 6 units 210 (paper 2,209)" in text
+
+
+def test_an_answer_has_all_rows_that_it_compares() -> None:
+    rows = stored_rows()
+    text = part("answer").answer({"arm_hierarchy": rows["arm_hierarchy"]})
+    assert "Not measured yet" in text and "arm" not in text
+
+
+def test_the_soft_tree_is_counted_on_the_data_sets_that_were_measured() -> None:
+    (trees,) = stored_rows()["trees_breast_cancer"].values()
+    level = json.loads(json.dumps(trees))
+    level["figures"]["tests"]["cart"]["p"] = 0.5
+    rows = {"trees_wine": {0: trees}, "trees_digits": {0: level}}
+    text = " ".join(part("answer").answer(rows).split())
+    assert "soft tree errs less than CART on **1 of 2** data sets" in text
+    assert "CART 1 and 0, random forest 0 and 0" in text
+
+
 def test_figures_are_drawn_from_any_part_of_the_rows() -> None:
     rows = stored_rows()
-    for some in ({}, {"vowels": rows["vowels"]}, rows):
-        titles = [ax.get_title() for ax in part("plots").plot(some).axes]
-        assert len(titles) == 3 and titles[0].startswith("vowels")
+    labels = [entry.label for entry in part("vowels").SYSTEMS.values()][::-1]
+    arm = ["hierarchy by EM, 16 experts", "linear"]
+    trees = ["breast cancer\n569 rows, 2 classes"]
+    for some, expected in (
+        ({}, [[], [], []]),
+        ({"vowels": rows["vowels"]}, [labels, [], []]),
+        (rows, [labels, arm, trees]),
+    ):
+        axes = part("plots").plot(some).axes
+        assert [[label.get_text() for label in ax.get_yticklabels()] for ax in axes] == expected
+    dots = {tuple(line.get_xdata()) for line in axes[0].lines}
+    assert {(100, 120), (110,), (1124,)} <= dots  # the runs of 4 experts, their mean, the paper's
 
 
-def test_committed_rows_are_full_ones_of_the_known_data() -> None:
+def test_committed_rows_are_full_ones_of_the_known_data(tables: Path) -> None:
     known = script.module("prepare_mixtures").CHECKSUMS
-    for path in ROWS.glob("*.json"):
+    options = SimpleNamespace(data=tables)
+    paths = list(ROWS.glob("*.json"))
+    assert paths
+    for path in paths:
         stored = json.loads(path.read_text())
-        assert stored["size"] == "full", path.name
-        assert stored["data"].items() <= known.items(), path.name
+        experiment = part("measure").EXPERIMENTS[stored["model"]]
+        assert path.stem == f"{stored['model']}-{stored['seed']}"
+        assert stored["seed"] in range(experiment.seeds) and stored["size"] == "full", path.name
+        assert stored["data"] == {name: known[name] for name in experiment.data(options)}, path.name
 
 
 # The preparation

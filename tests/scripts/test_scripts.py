@@ -93,6 +93,22 @@ def test_the_bench_writes_ratios_to_references_and_a_plot(
     assert "no section 'layers'" in capsys.readouterr().err
 
 
+def test_the_bench_says_why_it_leaves_flexmix_out(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    classic = module("benchmarks.classic")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert classic.flexmix(*classic.problem(10)) is None
+    assert capsys.readouterr().err == "flexmix is left out: there is no Rscript\n"
+    fake = tmp_path / "Rscript"
+    fake.write_text("#!/bin/sh\necho 'Error: there is no\n package' >&2; exit 1\n")
+    fake.chmod(0o755)
+    assert classic.flexmix(*classic.problem(10)) is None
+    assert capsys.readouterr().err == "flexmix is left out: Error: there is no package\n"
+    assert classic.flexmix(*classic.problem(10_001)) is None
+    assert "more than 10,000 rows; --rows 10000 measures it" in capsys.readouterr().err
+
+
 @pytest.mark.slow
 def test_per_block_and_uniform_routing_are_compared_on_the_test_split(
     tiny_run: Path, capsys: pytest.CaptureFixture[str]
