@@ -12,6 +12,7 @@ source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 install "[test]"
 mkdir -p .cache
 unset PYTHONDONTWRITEBYTECODE  # some fifty processes import the same files; one compiles them
+export OMP_NUM_THREADS=1  # each core has a worker: more threads in NumPy's products only wait
 
 on_eight=() on_one=()
 while [[ $# -gt 0 && $1 != -* ]]; do
