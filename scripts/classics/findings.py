@@ -1,10 +1,12 @@
 """What the rows say: the figures, and what follows from them by plain rules."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from experiments import Rows
 from figures import figures_of
+from scipy.stats import mannwhitneyu
 
 from classics.lines import EXPERTS
 from classics.stored import CASES, STATES, STEPS
@@ -13,6 +15,13 @@ from classics.vowels import SYSTEMS, Em
 
 LEVEL = 0.05
 """The p-value below which a test says that two models differ."""
+
+
+def less(first: Sequence[float], second: Sequence[float]) -> str:
+    """Whether the first numbers are smaller by a Mann-Whitney test: yes, no, or cannot tell."""
+    if mannwhitneyu(first, second).pvalue >= LEVEL:
+        return "cannot tell"
+    return "**yes**" if np.median(first) < np.median(second) else "**no**"
 
 
 def runs(rows: Rows, system: str) -> tuple[str, list[dict[str, Any]]]:
