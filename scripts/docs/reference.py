@@ -7,6 +7,7 @@ import contextlib
 import io
 import os
 import re
+import textwrap
 import typing
 from collections.abc import Iterator
 from typing import Any, NamedTuple
@@ -46,6 +47,9 @@ KINDS = {"model.moe.experts": EXPERTS, "model.moe.router": ROUTERS}
 """The kinds of fields with several types, the default first; each has its own options."""
 ABOUT = {"evaluations.0": "The first evaluation set; 1, 2, ... for others in the config file."}
 """Sections about which the help text has no line."""
+
+
+COLUMNS = 100  # of a line
 
 
 class Option(NamedTuple):
@@ -93,7 +97,15 @@ def page() -> str:
                 lines += [line for kind in kinds[1:] for line in _kind(path, kind, limits)]
         if section.title == "model.moe options":  # by default there is no config of a gate
             lines += [line for kind in GATES for line in _kind("model.moe.gate", kind, limits)]
-    return "\n".join(lines)
+    return "\n".join(map(_wrapped, "\n".join(lines).split("\n")))
+
+
+def _wrapped(line: str) -> str:
+    """A line, in several if it is wide and of no table."""
+    if len(line) <= COLUMNS or line.startswith("|"):
+        return line
+    indent = "  " if line.startswith("- ") else ""
+    return textwrap.fill(line, COLUMNS, subsequent_indent=indent, break_on_hyphens=False)
 
 
 def _code(word: str) -> str:
