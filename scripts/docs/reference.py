@@ -47,8 +47,6 @@ KINDS = {"model.moe.experts": EXPERTS, "model.moe.router": ROUTERS}
 """The kinds of fields with several types, the default first; each has its own options."""
 ABOUT = {"evaluations.0": "The first evaluation set; 1, 2, ... for others in the config file."}
 """Sections about which the help text has no line."""
-
-
 COLUMNS = 100  # of a line
 
 

@@ -258,9 +258,8 @@ class MixtureEstimator(BaseEstimator):
 
     def _training_rows(self, X: Any, y: Any, sample_weight: Any, classes: Any = None) -> Rows:
         """Rows for a first fit, which determine columns, outputs or classes."""
-        self.__dict__.pop(
-            "_mixture", None
-        )  # a fit that fails leaves no old mixture with a new view
+        # A fit that fails leaves no old mixture with a new view.
+        self.__dict__.pop("_mixture", None)
         given = X
         X, y = self._check_data(X, y, reset=True)
         weight = checked_weight(sample_weight, X)

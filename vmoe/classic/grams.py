@@ -1,5 +1,7 @@
 """Weighted Gram matrices of many weightings at once, which is where EM spends its time."""
 
+from collections.abc import Callable
+
 import numpy as np
 from jaxtyping import Float
 
@@ -54,8 +56,17 @@ def solve(
     matrix: Float[np.ndarray, "*m p p"], vector: Float[np.ndarray, "*m p"]
 ) -> Float[np.ndarray, "*m p"]:
     """Solves symmetric systems without negative eigenvalues; the shortest solution if singular."""
+    return solver(matrix)(vector)
+
+
+def solver(matrix: Float[np.ndarray, "*m p p"]) -> Callable[[np.ndarray], np.ndarray]:
+    """As ``solve``, for several vectors one after the other."""
     values, vectors = np.linalg.eigh(matrix)
     smallest = values[..., -1:] * values.shape[-1] * np.finfo(float).eps
     inverse = np.divide(1, values, out=np.zeros_like(values), where=values > smallest)
-    along = np.einsum("...ij,...i->...j", vectors, vector)
-    return np.einsum("...ij,...j->...i", vectors, inverse * along)
+
+    def by_eigenvectors(vector: np.ndarray) -> np.ndarray:
+        along = np.einsum("...ij,...i->...j", vectors, vector)
+        return np.einsum("...ij,...j->...i", vectors, inverse * along)
+
+    return by_eigenvectors

@@ -1,6 +1,7 @@
 """Newton's method with step halving, for the concave functions of an M-step.
 
-The curvature costs most, so it is kept as long as each step is a tenth of the last one or smaller.
+The curvature and its eigenvectors cost most, so they are kept as long as each step is a tenth of
+the last one or smaller.
 """
 
 from typing import Any, Protocol, runtime_checkable
@@ -8,7 +9,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import Float
 
-from vmoe.classic.grams import solve
+from vmoe.classic.grams import solver
 
 MAX_STEPS = 50
 HALVINGS = 40
@@ -53,13 +54,13 @@ def maximize(function: Concave, coef: Float[np.ndarray, "..."]) -> Float[np.ndar
     after ``MAX_STEPS``.
     """
     value, state = function.evaluate(coef)
-    curvature, last = None, 0.0
+    solve, last = None, 0.0
     for _ in range(MAX_STEPS):
         gradient = function.gradient(coef, state)
-        step = None if curvature is None else solve(curvature, gradient)
+        step = None if solve is None else solve(gradient)
         if step is None or np.abs(step).max() > FAST * last:
-            curvature = function.curvature(state)
-            step = solve(curvature, gradient)
+            solve = solver(function.curvature(state))
+            step = solve(gradient)
         least = value - ROUNDING * abs(value)
         found = _halved(function, coef, step, least)
         if found is None:
