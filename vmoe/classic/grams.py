@@ -4,9 +4,13 @@ from collections.abc import Callable
 
 import numpy as np
 from jaxtyping import Float
+from scipy.linalg import get_lapack_funcs
 
 FEW = 2  # up to so many weightings, one product per weighting is faster
 BLOCK = 2**17  # numbers in a block of products, which should stay in the processor's cache
+REGULAR = 1e-10  # the least reciprocal condition number for a Cholesky factor
+POTRF, POCON, POTRS = get_lapack_funcs(("potrf", "pocon", "potrs"), dtype=np.float64)
+"""LAPACK's Cholesky factor, the reciprocal condition number by it, and the solution by it."""
 
 
 def weighted_grams(
@@ -61,6 +65,10 @@ def solve(
 
 def solver(matrix: Float[np.ndarray, "*m p p"]) -> Callable[[np.ndarray], np.ndarray]:
     """As ``solve``, for several vectors one after the other."""
+    if matrix.ndim == 2:  # Cholesky's factor takes a tenth of the time of all eigenvectors
+        factor, failed = POTRF(matrix)
+        if not failed and POCON(factor, np.abs(matrix).sum(axis=0).max())[0] > REGULAR:
+            return lambda vector: POTRS(factor, vector)[0]
     values, vectors = np.linalg.eigh(matrix)
     smallest = values[..., -1:] * values.shape[-1] * np.finfo(float).eps
     inverse = np.divide(1, values, out=np.zeros_like(values), where=values > smallest)

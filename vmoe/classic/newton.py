@@ -1,7 +1,7 @@
 """Newton's method with step halving, for the concave functions of an M-step.
 
-The curvature and its eigenvectors cost most, so they are kept as long as each step is a tenth of
-the last one or smaller.
+The curvature and its factor cost most, so they are kept as long as each step is a tenth of the last
+one or smaller.
 """
 
 from typing import Any, Protocol, runtime_checkable
