@@ -329,6 +329,21 @@ def test_any_modules_as_experts_may_return_another_width(x: int, lora: bool) -> 
     np.testing.assert_allclose(y.reshape(B * N, -1), expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("kind", ["mlp", "gated_mlp", "copies", "spatial", "list"])
+def test_outputs_for_the_same_rows_are_those_for_rows_of_each_expert(kind: str) -> None:
+    convolutions = [nnx.Conv(D, D, (1, 1), rngs=nnx.Rngs(i)) for i in range(E)]
+    modules = linears(D)[:2] + [nnx.Linear(D, D, use_bias=False, rngs=nnx.Rngs(9))] * 2
+    made: dict[str, Callable[[], Any]] = {
+        "copies": lambda: experts_of(linears(3)),
+        "spatial": lambda: Copies(convolutions, spatial=2),
+        "list": lambda: experts_of(modules),
+    }
+    experts = made[kind]() if kind in made else layer_of(KINDS[kind]).experts
+    rows = TOKENS.reshape(-1, D)
+    expected = experts(jnp.broadcast_to(rows, (1, E, *rows.shape)), Slots(1, len(rows), {}))[0]
+    np.testing.assert_allclose(experts.on_same(rows), expected, rtol=1e-5, atol=1e-6)
+
+
 def test_a_module_given_several_times_makes_experts_that_start_equal() -> None:
     layer = MoE([linears(3)[0]] * E, gate(), TokenChoice(k=1, normalize_weights=True))
     np.testing.assert_allclose(

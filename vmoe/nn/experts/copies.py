@@ -76,21 +76,40 @@ class Copies(Experts):
         def expert(
             params: nnx.State, tokens: jax.Array, named: dict[str, Any], key: MaybeKey
         ) -> jax.Array:
-            module = nnx.merge(graph, params, copy=True)
             inputs = kwargs | sizes | named | ({"key": key} if "key" in self.takes else {})
-            spatial, name = 0 if self.asks else self.spatial, f"expert {type(module).__name__}"
-            with taking(name, tokens.shape):
-                outputs = on_rows(module, tokens, spatial, *args, **inputs)
-            shape = getattr(outputs, "shape", type(outputs).__name__)
-            require(
-                len(shape) == tokens.ndim and shape[:-1] == tokens.shape[:-1],
-                f"{name} makes {shape} from tokens {tokens.shape}: only the last axis may differ",
-            )
-            return outputs
+            return self._apply(nnx.merge(graph, params, copy=True), tokens, *args, **inputs)
 
         outputs = jax.vmap(expert)(params, tokens, named, expert_keys)
         form = "e g c x -> g e c x" if self.asks else "e (g c) x -> g e c x"
         return rearrange(outputs, form, g=g)
+
+    @jax.named_scope("experts")
+    def on_same(self, rows: Float[Array, "r d"]) -> Float[Array, "e r x"]:
+        """See ``Experts``. A linear layer of all experts is one product of matrices."""
+        graph, params = nnx.split(self.stacked)
+
+        def expert(params: nnx.State) -> jax.Array:
+            return self._apply(nnx.merge(graph, params, copy=True), rows)
+
+        return jax.vmap(expert, axis_size=self.num_experts)(params)
+
+    def _apply(
+        self, module: nnx.Module, tokens: Float[Array, "*r d"], *args: Any, **kwargs: Any
+    ) -> Float[Array, "*r x"]:
+        """The outputs of one expert.
+
+        Raises:
+            UsageError: it does not take tokens of this width, or changes other axes.
+        """
+        spatial, name = 0 if self.asks else self.spatial, f"expert {type(module).__name__}"
+        with taking(name, tokens.shape):
+            outputs = on_rows(module, tokens, spatial, *args, **kwargs)
+        shape = getattr(outputs, "shape", type(outputs).__name__)
+        require(
+            len(shape) == tokens.ndim and shape[:-1] == tokens.shape[:-1],
+            f"{name} makes {shape} from tokens {tokens.shape}: only the last axis may differ",
+        )
+        return outputs
 
 
 def structure(module: nnx.Module) -> Any:

@@ -4,6 +4,7 @@ from collections.abc import Collection
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
@@ -82,6 +83,11 @@ class Experts(nnx.Module):
             kwargs: the same, by name.
         """
         raise NotImplementedError
+
+    def on_same(self, rows: Float[Array, "r d"]) -> Float[Array, "e r x"]:
+        """The outputs of all experts for the same rows."""
+        tokens = jnp.broadcast_to(rows, (1, self.num_experts, *rows.shape))
+        return self(tokens, Slots(1, len(rows), {}))[0]
 
 
 def about(name: str, routing: Routing | SoftRouting, n: int) -> Array:

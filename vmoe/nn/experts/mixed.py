@@ -43,12 +43,25 @@ class MixedExperts(Experts):
         for kind, kind_key in zip(self.kinds, split(key, len(self.kinds)), strict=True):
             own = slice(first, first := first + kind.num_experts)
             outputs.append(kind(tokens[:, own], slots.of(own), kind_key, *args, **kwargs))
-        widths = [x.shape[-1] for x in outputs]
-        if len(set(widths)) > 1:
-            raise UsageError(
-                f"the outputs of the experts have different widths, {widths}: make them equal"
-            )
-        return jnp.concatenate(outputs, axis=1)
+        return concatenate(outputs, axis=1)
+
+    def on_same(self, rows: Float[Array, "r d"]) -> Float[Array, "e r x"]:
+        """See ``Experts``."""
+        return concatenate([kind.on_same(rows) for kind in self.kinds], axis=0)
+
+
+def concatenate(outputs: Sequence[Array], axis: int) -> Array:
+    """The outputs of all kinds.
+
+    Raises:
+        UsageError: they differ in width.
+    """
+    widths = [x.shape[-1] for x in outputs]
+    if len(set(widths)) > 1:
+        raise UsageError(
+            f"the outputs of the experts have different widths, {widths}: make them equal"
+        )
+    return jnp.concatenate(outputs, axis=axis)
 
 
 def experts_of(modules: Sequence[Any]) -> Experts:
