@@ -1,0 +1,593 @@
+"""Several tasks on tables, through fit and predict."""
+
+import gc
+import pickle
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import matplotlib.pyplot as plt
+import numpy as np
+import optax
+import pandas as pd
+import pytest
+from flax import nnx
+from scipy.sparse import csr_array
+from sklearn.base import clone
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import log_loss, mean_poisson_deviance
+from sklearn.model_selection import GridSearchCV
+
+from vmoe.multitask import (
+    MultiTaskClassifier,
+    MultiTaskEstimator,
+    estimator,
+    plot_expert_use,
+    training,
+)
+from vmoe.multitask.build import ARCHITECTURES
+from vmoe.multitask.tasks import Classification, Count, Regression
+from vmoe.multitask.training import Data, Trainer, batches
+from vmoe.multitask.weighting import WEIGHTINGS, StepLosses, Weighting
+
+RANDOM = np.random.default_rng(0)
+X = RANDOM.normal(size=(300, 6))
+Y: dict[str, Any] = {
+    "positive": np.where(X[:, 0] + 0.1 * X[:, 1] > 0, "yes", "no"),
+    "place": np.digitize(X[:, 2], [-0.5, 0.5]),
+    "sum": X[:, 0] * 3 + X[:, 3] * 2 + 10,
+    "visits": RANDOM.poisson(np.exp(0.5 * X[:, 4] + 1)),
+}
+KINDS = {"visits": "count"}
+FEW = np.arange(300) % 20 == 0
+
+
+def model(**settings: Any) -> MultiTaskEstimator:
+    defaults = {"n_experts": 3, "max_epochs": 3, "batch_size": 32, "random_state": 0}
+    return MultiTaskEstimator(**{**defaults, "learning_rate": 0.01, **settings})
+
+
+@pytest.fixture(scope="module")
+def fitted() -> MultiTaskEstimator:
+    return model(max_epochs=60, kinds=KINDS).fit(X, Y)
+
+
+def test_tasks_of_all_kinds_are_learned_together(fitted: MultiTaskEstimator) -> None:
+    assert [type(task) for task in fitted.tasks_.values()] == [
+        Classification,
+        Classification,
+        Regression,
+        Count,
+    ]
+    scores = fitted.scores(X, Y)
+    assert scores["positive"] > 0.95
+    assert scores["place"] > 0.9
+    assert scores["sum"] > 0.95
+    assert scores["visits"] > 0.2
+    assert fitted.score(X, Y) == pytest.approx(np.mean(list(scores.values())))
+
+
+def test_predictions_have_the_form_of_the_targets(fitted: MultiTaskEstimator) -> None:
+    predicted = fitted.predict(X[:5])
+    assert set(predicted["positive"]) <= {"yes", "no"}
+    assert predicted["place"].dtype == Y["place"].dtype
+    assert predicted["sum"].mean() == pytest.approx(Y["sum"][:5].mean(), abs=1)
+    assert (predicted["visits"] > 0).all()
+    probabilities = fitted.predict_proba(X[:5])
+    assert list(probabilities) == ["positive", "place"]
+    assert probabilities["place"].shape == (5, 3)
+    for of_task in probabilities.values():
+        np.testing.assert_allclose(of_task.sum(1), 1, rtol=1e-5)
+    best = fitted.tasks_["place"].classes[probabilities["place"].argmax(1)]
+    np.testing.assert_array_equal(predicted["place"], best)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_every_architecture_learns(architecture: str) -> None:
+    learned = model(architecture=architecture, max_epochs=40, n_task_experts=1).fit(
+        X, {"positive": Y["positive"], "sum": Y["sum"]}
+    )
+    assert learned.score(X, {"positive": Y["positive"], "sum": Y["sum"]}) > 0.9
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("weighting", WEIGHTINGS)
+def test_every_weighting_learns(weighting: str) -> None:
+    targets = {name: Y[name] for name in ("positive", "sum")}
+    assert model(weighting=weighting, max_epochs=40).fit(X, targets).score(X, targets) > 0.9
+
+
+def test_equal_seeds_give_equal_models_and_others_do_not() -> None:
+    first, second, other = (
+        model(random_state=seed).fit(X, {"sum": Y["sum"]}).predict(X)["sum"] for seed in (0, 0, 1)
+    )
+    np.testing.assert_array_equal(first, second)
+    assert not np.array_equal(first, other)
+
+
+def test_a_target_may_be_missing_in_any_way() -> None:
+    values, texts = Y["sum"].copy(), pd.Series(Y["positive"], dtype=object)
+    values[::2] = np.nan
+    texts[1::2] = None
+    y = {"sum": values, "positive": texts}
+    with_gaps = model(validation_fraction=0).fit(X, y)
+    assert with_gaps.tasks_["positive"].classes.tolist() == ["no", "yes"]
+    assert with_gaps.scores(X, y).keys() == {"sum", "positive"}
+    integers = pd.array(np.where(np.arange(300) % 2, Y["place"], 0), dtype="Int64")
+    integers[::2] = pd.NA
+    floats = np.where(np.arange(300) % 2, Y["place"], np.nan)
+    first, second = (
+        model(validation_fraction=0).fit(X, {"place": given, "sum": Y["sum"]}).predict(X)
+        for given in (integers, floats)
+    )
+    np.testing.assert_array_equal(first["sum"], second["sum"])
+
+
+def test_the_mean_loss_of_an_epoch_is_that_of_the_labeled_rows() -> None:
+    """With a learning rate of almost 0, it is the loss before and after the epoch."""
+    place = np.where(FEW, Y["place"], np.nan)
+    learned = model(max_epochs=1, learning_rate=1e-9, validation_fraction=0, batch_size=7)
+    learned.fit(X, {"place": place, "sum": Y["sum"]})
+    probabilities = learned.predict_proba(X)["place"][FEW]
+    codes = np.searchsorted(learned.tasks_["place"].classes, place[FEW])
+    expected = -np.log(probabilities[np.arange(len(codes)), codes]).mean()
+    assert learned.history_[0]["train"]["place"] == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.parametrize("weighting", WEIGHTINGS)
+def test_every_weighting_trains_tasks_with_few_labels(weighting: str) -> None:
+    y = {"place": np.where(FEW, Y["place"], np.nan), "sum": Y["sum"]}
+    learned = model(weighting=weighting, batch_size=8, validation_fraction=0).fit(X, y)
+    assert np.isfinite(learned.predict(X)["sum"]).all()
+
+
+def split_of(learned: MultiTaskEstimator, targets: dict[str, Any]) -> Data:
+    """All rows, with the targets of some tasks."""
+    every = np.ones(len(X), bool)
+    codes = [jnp.asarray(task.encode(targets[k], every)) for k, task in learned.tasks_.items()]
+    table = jax.tree.map(jnp.asarray, learned._encoder(X))
+    return Data(table, tuple(codes), (jnp.asarray(every),) * len(codes))
+
+
+def test_losses_are_those_of_the_predictions() -> None:
+    targets = {name: Y[name] for name in ("sum", "place", "visits")}
+    learned = model(max_epochs=1, kinds=KINDS).fit(X, targets)
+    data = split_of(learned, targets)
+    labeled = jnp.asarray(np.arange(len(X)) % 3 == 0)
+    data = data._replace(labeled=(labeled, *data.labeled[1:]))
+    graph, params = nnx.split(learned.model_)
+    tasks = tuple(learned.tasks_.values())
+    trainer = Trainer(graph, tasks, Weighting([1.0] * 3), optax.sgd(0.1))
+    losses = jax.jit(trainer.losses)(params, data)
+    predicted, probabilities = learned.predict(X), learned.predict_proba(X)["place"]
+    errors = ((predicted["sum"] - Y["sum"]) / Y["sum"].std())[np.asarray(labeled)]
+    deviance = mean_poisson_deviance(Y["visits"], predicted["visits"])
+    expected = [
+        np.mean(errors**2),
+        log_loss(Y["place"], probabilities),
+        deviance / 2 / Y["visits"].mean(),
+    ]
+    np.testing.assert_allclose(losses.tasks, expected, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "weighting",
+    [
+        name if name in ("fixed", "gradnorm") else pytest.param(name, marks=pytest.mark.slow)
+        for name in WEIGHTINGS
+    ],
+)
+def test_two_steps_follow_the_gradients_with_the_weights_of_each_step(weighting: str) -> None:
+    targets = {name: Y[name] for name in ("sum", "place")}
+    learned = model(max_epochs=1).fit(X, targets)
+    data, (graph, params) = split_of(learned, targets), nnx.split(learned.model_)
+    weigh = WEIGHTINGS[weighting]([0.5, 2.0])
+    trainer = Trainer(graph, tuple(learned.tasks_.values()), weigh, optax.sgd(0.1))
+    start = trainer.init(params)
+    state, mean = jax.jit(trainer.epoch)(start, data, jnp.arange(len(X)).reshape(2, -1))
+
+    def losses_of(params: Any, batch: Data) -> jax.Array:
+        return trainer.losses(params, batch).tasks
+
+    seen = []
+    weights, expected = start.weighting, params
+    for rows in np.arange(len(X)).reshape(2, -1):
+        batch = jax.tree.map(lambda x, rows=rows: x[rows], data)
+        losses = losses_of(expected, batch)
+        each = jax.jit(jax.jacrev(losses_of))(expected, batch)
+        squares = [np.square(x).reshape(2, -1).sum(1) for x in jax.tree.leaves(each.body)]
+        norms = jnp.sqrt(sum(squares)) if weighting == "gradnorm" else jnp.zeros(2)
+        factors = weigh.weights(weights)
+        expected = jax.tree.map(
+            lambda x, g, f=factors: x - 0.1 * jnp.tensordot(f, g, 1), expected, each
+        )
+        weights = weigh.step(weights, StepLosses(losses, jnp.array([True, True]), norms))
+        seen.append(losses)
+    for a, b in zip(jax.tree.leaves(state.params), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5)
+    np.testing.assert_allclose(mean.tasks, np.mean(seen, axis=0), rtol=1e-4)
+    after = weigh.weights(weigh.epoch(weights, mean.tasks))
+    np.testing.assert_allclose(weigh.weights(state.weighting), after, rtol=1e-4)
+    if weighting in ("uncertainty", "gradnorm"):
+        assert not np.allclose(after, [0.5, 2.0])
+
+
+def test_every_row_is_in_one_batch_of_an_epoch() -> None:
+    order = batches(np.random.default_rng(0), 10, 4)
+    assert order.shape == (3, 4)
+    assert sorted(order[order >= 0].tolist()) == list(range(10))
+    marked = ~order[order < 0]
+    assert len(marked) == 2 and set(marked.tolist()) <= set(order[:2].ravel().tolist())
+    assert batches(np.random.default_rng(0), 3, 8).shape == (1, 3)
+
+
+def test_rows_that_fill_the_last_batch_are_no_copies_of_one_row() -> None:
+    """So the loss of the gates is that of all rows; with one row it would be another."""
+    rows = np.append(X[:40], X[:1] * 30, axis=0)
+    settings = {"gate": "dselect_k", "learning_rate": 1e-9, "validation_fraction": 0}
+    gates = [
+        model(**settings, max_epochs=20, batch_size=size).fit(rows, {"sum": Y["sum"][:41]})
+        for size in (40, 41)
+    ]
+    in_parts, at_once = (np.mean([row["gates"] for row in each.history_]) for each in gates)
+    assert in_parts == pytest.approx(at_once, rel=0.05)
+
+
+def test_the_validation_loss_in_parts_is_that_of_all_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    split = (X[:130], {"sum": np.where(FEW, np.nan, Y["sum"])[:130]})
+    whole = model(max_epochs=1).fit(X, {"sum": Y["sum"]}, validation=split)
+    monkeypatch.setattr(training, "EVAL_BATCH_SIZE", 32)
+    parts = model(max_epochs=1).fit(X, {"sum": Y["sum"]}, validation=split)
+    assert parts.history_[0]["validation"]["sum"] == pytest.approx(
+        whole.history_[0]["validation"]["sum"], rel=1e-5
+    )
+
+
+def test_task_weights_are_relative() -> None:
+    """Adam does not see a common factor of all losses."""
+    y = {"sum": Y["sum"], "positive": Y["positive"]}
+    none, equal, unequal = (
+        model(task_weights=weights).fit(X, y).predict(X)["sum"]
+        for weights in (None, {"sum": 4.0, "positive": 4.0}, {"positive": 16.0})
+    )
+    np.testing.assert_allclose(none, equal, rtol=0.01, atol=0.01)
+    assert np.abs(none - unequal).max() > 0.1
+
+
+def test_training_ends_when_the_validation_loss_rises_and_keeps_the_best_epoch() -> None:
+    noise = {"noise": RANDOM.normal(size=len(X))}
+    learned = model(max_epochs=200, patience=3, learning_rate=0.03).fit(X, noise)
+    losses = [row["validation"]["noise"] for row in learned.history_]
+    assert len(losses) < 200
+    assert learned.n_epochs_ == 1 + int(np.argmin(losses)) == len(losses) - 3
+
+
+def test_the_given_validation_split_is_used() -> None:
+    split = (X[:50], {"sum": Y["sum"][:50]})
+    learned = model().fit(X[50:], {"sum": Y["sum"][50:]}, validation=split)
+    errors = (learned.predict(X[:50])["sum"] - Y["sum"][:50]) / learned.tasks_["sum"].std
+    best = learned.history_[learned.n_epochs_ - 1]["validation"]["sum"]
+    assert best == pytest.approx(np.mean(errors**2), rel=1e-4)
+
+
+def test_tables_have_columns_of_numbers_and_of_categories() -> None:
+    frame = pd.DataFrame({"age": X[:, 0], "work": np.where(X[:, 1] > 0, "office", "field")})
+    target = {"office": (frame["work"] == "office").to_numpy()}
+    learned = model(max_epochs=30).fit(frame, target)
+    assert learned.scores(frame, target) == {"office": 1.0}
+    assert learned.feature_names_in_.tolist() == ["age", "work"]
+    codes = np.column_stack([X[:, 0], X[:, 1] > 0])
+    by_index = model(max_epochs=30, categorical=[1]).fit(codes, target)
+    assert by_index.scores(codes, target) == {"office": 1.0}
+    assert by_index._encoder.num_categories == [2]
+    with pytest.raises(ValueError, match="feature names should match"):
+        learned.predict(frame[["work", "age"]])
+
+
+def test_a_category_that_is_unseen_or_missing_has_the_vector_zero_unless_it_was_learned() -> None:
+    work = pd.Series(np.where(X[:, 1] > 0, "office", "field"), dtype=object)
+    frame = pd.DataFrame({"age": X[:, 0], "work": work})
+    target = {"office": (work == "office").to_numpy()}
+    learned = model(max_epochs=2).fit(frame, target)
+    vectors = learned.model_.inputs.vectors.embedding[...]
+    np.testing.assert_array_equal(vectors[2], 0)
+    first, second, third = (
+        learned.predict_proba(frame.assign(work=given).iloc[:3])["office"]
+        for given in ("sea", None, pd.NA)
+    )
+    np.testing.assert_array_equal(first, second)
+    np.testing.assert_array_equal(first, third)
+    with_gaps = model(max_epochs=2).fit(frame.assign(work=work.where(X[:, 0] > 0)), target)
+    assert np.abs(with_gaps.model_.inputs.vectors.embedding[...][2]).min() > 0
+
+
+@pytest.mark.parametrize(
+    "values", [pd.Categorical(["a", "b", None] * 100), pd.array([True, None, False] * 100)]
+)
+def test_columns_of_pandas_own_types_are_categories(values: Any) -> None:
+    frame = pd.DataFrame({"age": X[:, 0], "column": values})
+    learned = model(max_epochs=1).fit(frame, {"sum": Y["sum"]})
+    assert learned._encoder.num_categories == [2]
+    assert np.isfinite(learned.predict(frame)["sum"]).all()
+
+
+def test_expert_use_sums_to_one_and_names_own_and_shared_experts(
+    fitted: MultiTaskEstimator,
+) -> None:
+    use = fitted.expert_use(X)
+    assert list(use) == list(Y)
+    for shares in use.values():
+        assert shares.shape == (3,)
+        assert shares.sum() == pytest.approx(1, rel=1e-5)
+    cgc = model(architecture="cgc", n_task_experts=1).fit(X, {"a": Y["sum"], "b": Y["place"]})
+    cgc.set_params(n_experts=7)  # for the next fit
+    assert cgc.expert_names_ == ["a 0", "b 0", "shared 0", "shared 1", "shared 2"]
+    assert cgc.expert_use(X)["a"][1] == 0
+    assert cgc.expert_use(X)["a"].sum() == pytest.approx(1, rel=1e-5)
+    with pytest.raises(ValueError, match="the model has no gates"):
+        model(architecture="shared_bottom").fit(X, {"a": Y["sum"]}).expert_use(X)
+
+
+def test_the_picture_has_a_row_for_each_task(fitted: MultiTaskEstimator) -> None:
+    ax = plot_expert_use(fitted, X)
+    assert [label.get_text() for label in ax.get_yticklabels()] == list(Y)
+    assert len(ax.texts) == 3 * len(Y)
+    plt.close("all")
+
+
+def test_experts_that_start_equal_are_reported() -> None:
+    def same(width: int, *, rngs: nnx.Rngs) -> nnx.Module:
+        return nnx.Linear(width, 4, rngs=nnx.Rngs(0))
+
+    found = [
+        "experts 0 of body/experts and 1 of body/experts are equal: use different seeds",
+        "experts 0 of body/experts and 2 of body/experts are equal: use different seeds",
+    ]
+    with pytest.warns(UserWarning) as warnings:
+        learned = model(expert=same).fit(X, {"sum": Y["sum"]})
+    assert [str(warning.message) for warning in warnings] == found
+    assert learned.findings(X) == found
+
+
+def test_an_expert_that_no_task_uses_is_reported(fitted: MultiTaskEstimator) -> None:
+    copy = pickle.loads(pickle.dumps(fitted))
+    for gate in copy.model_.body.gates:
+        gate.logits.kernel[...] = jnp.zeros_like(gate.logits.kernel[...])
+    assert copy.findings(X) == []
+    for gate in copy.model_.body.gates:
+        gate.logits = nnx.Linear(6, 3, rngs=nnx.Rngs(0))
+        gate.logits.bias[...] = jnp.array([0.0, -50.0, 0.0])
+    assert copy.findings(X) == ["no task uses expert 1: its mean weight is at most 0.000"]
+
+
+def test_an_expert_that_no_task_uses_is_one_of_those_that_a_gate_sees() -> None:
+    """Of 4 experts in all, the gate of a task of CGC sees its own and the shared one."""
+    tasks = {"sum": Y["sum"], "place": Y["place"], "positive": Y["positive"]}
+    learned = model(architecture="cgc", n_experts=1, n_task_experts=1, max_epochs=1).fit(X, tasks)
+    for gate in learned.model_.body.layers[0].gates:  # weights 0.96 and 0.04 of every row
+        gate.logits = nnx.Linear(6, 2, kernel_init=nnx.initializers.zeros, rngs=nnx.Rngs(0))
+        gate.logits.bias[...] = jnp.array([np.log(0.96), np.log(0.04)])
+    assert learned.findings(X) == ["no task uses expert shared 0: its mean weight is at most 0.040"]
+
+
+def test_a_model_without_gates_has_no_findings_of_their_use() -> None:
+    assert (
+        model(architecture="cross_stitch", max_epochs=1).fit(X, {"a": Y["sum"]}).findings(X) == []
+    )
+
+
+def test_a_progress_line_names_the_epoch_and_the_losses(capsys: pytest.CaptureFixture) -> None:
+    model(verbose=1, max_epochs=2).fit(X, {"sum": Y["sum"]})
+    first, _ = capsys.readouterr().out.splitlines()
+    assert first.startswith("epoch 1/2  train sum 0.") or first.startswith(
+        "epoch 1/2  train sum 1."
+    )
+    assert "  validation sum " in first
+
+
+def test_it_is_an_estimator_of_scikit_learn(fitted: MultiTaskEstimator) -> None:
+    settings = clone(fitted).get_params()
+    assert settings["n_experts"] == 3 and settings["architecture"] == "mmoe"
+    again = pickle.loads(pickle.dumps(fitted))
+    np.testing.assert_array_equal(again.predict(X)["sum"], fitted.predict(X)["sum"])
+
+
+def test_a_classifier_takes_fractions_as_classes_and_is_as_good_as_a_plain_model() -> None:
+    classes = np.where(X[:, 0] > 0, 0.5, 1.5)
+    learned = MultiTaskClassifier(max_epochs=40, learning_rate=0.01, random_state=0).fit(
+        X, {"half": classes}
+    )
+    assert isinstance(learned.tasks_["half"], Classification)
+    plain = LogisticRegression().fit(X, classes.astype(str)).score(X, classes.astype(str))
+    assert learned.scores(X, {"half": classes})["half"] > plain - 0.02
+
+
+def test_a_failed_fit_leaves_the_model_of_the_last_one() -> None:
+    learned = model(max_epochs=1).fit(X, {"sum": Y["sum"]})
+    before = learned.predict(X)["sum"]
+    with pytest.raises(ValueError, match="all targets are missing"):
+        learned.fit(X, {"place": Y["place"], "none": np.full(300, np.nan)})
+    np.testing.assert_array_equal(learned.predict(X)["sum"], before)
+
+
+def test_rows_are_predicted_in_parts_of_any_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    learned = model(max_epochs=1).fit(X, {"sum": Y["sum"]})
+    whole = learned.predict(X)["sum"]
+    monkeypatch.setattr(estimator, "EVAL_BATCH_SIZE", 128)
+    np.testing.assert_allclose(learned.predict(X)["sum"], whole, rtol=1e-5)
+    np.testing.assert_allclose(learned.predict(X[:1])["sum"], whole[:1], rtol=1e-5)
+
+
+def test_many_classes_of_few_rows_get_a_warning() -> None:
+    with pytest.warns(UserWarning, match=r"MultiTaskEstimator\(kinds={'a': \"regression\"}\)"):
+        model(max_epochs=1).fit(X, {"a": np.arange(300)})
+
+
+WRONG: list[tuple[str, Any, dict[str, Any]]] = [
+    ("give a dict or a DataFrame", Y["sum"], {}),
+    ("there is no task", {}, {}),
+    ("the name of a task is 1: use a string", {1: Y["sum"]}, {}),
+    ("two tasks 'a'", pd.DataFrame(np.stack([X[:, 0]] * 2, 1), columns=["a", "a"]), {}),
+    (r"task 'a': targets of shape \(299,\) for 300 rows", {"a": Y["sum"][1:]}, {}),
+    ("task 'a': all targets are missing", {"a": np.full(300, np.nan)}, {}),
+    ("task 'a': all targets are 1: leave the task out", {"a": np.ones(300, int)}, {}),
+    ("task 'a': all targets are 0.1: leave the task out", {"a": np.full(300, 0.1)}, {}),
+    ("task 'a': targets of several types: number, str", {"a": [1, "u", 2] * 100}, {}),
+    ("task 'a': NoneType: give an array or a list", {"a": None}, {}),
+    ("task 'a': generator: give an array", {"a": (i for i in range(300))}, {}),
+    ("task 'a': a value is a list: give single values", {"a": [[1], [2, 3], [4]] * 100}, {}),
+    ("task 'a': a value is a dict: give single values", {"a": [{}] * 300}, {}),
+    ("task 'a': targets of standard deviation 0.0: scale", {"a": 1e-300 * Y["sum"]}, {}),
+    ("kinds: task 'a': '': use classification", {"a": Y["sum"]}, {"kinds": {"a": ""}}),
+    ("task 'a': '(yes|no)' is not a number", {"a": Y["positive"]}, {"kinds": {"a": "regression"}}),
+    (
+        "task 'a': .* is no count: counts are integers from 0",
+        {"a": Y["sum"]},
+        {"kinds": {"a": "count"}},
+    ),
+    ("task 'a': 'rank': use classification, ", {"a": Y["sum"]}, {"kinds": {"a": "rank"}}),
+    ("kinds: there is no task 'b'", {"a": Y["sum"]}, {"kinds": {"b": "count"}}),
+    ("task_weights: there is no task 'b'", {"a": Y["sum"]}, {"task_weights": {"b": 2.0}}),
+    ("task_weights: task 'a': nan: use a pos", {"a": Y["sum"]}, {"task_weights": {"a": np.nan}}),
+    ("'architecture' parameter", {"a": Y["sum"]}, {"architecture": "moe"}),
+    (r"expert_units=\(0,\): use integers from 1 on", {"a": Y["sum"]}, {"expert_units": (0,)}),
+    (
+        "give at least one, and leave out expert",
+        {"a": Y["sum"]},
+        {"architecture": "cross_stitch", "expert": nnx.Linear},
+    ),
+    ("k=50: use 1 to 3, the number", {"a": Y["sum"]}, {"gate": "dselect_k", "k": 50}),
+    ("use a lower learning_rate", {"a": Y["sum"]}, {"learning_rate": 1e30}),
+    ("validation_fraction=0.001 of 300 rows is 0", {"a": Y["sum"]}, {"validation_fraction": 0.001}),
+    (
+        "task 'a': no validation row has a target",
+        {"a": np.where(np.arange(300) == 0, 1.5, np.where(np.arange(300) == 1, 2.5, np.nan))},
+        {},
+    ),
+]
+
+
+@pytest.mark.parametrize(("message", "y", "settings"), WRONG)
+def test_wrong_targets_and_settings_get_one_line(
+    message: str, y: Any, settings: dict[str, Any]
+) -> None:
+    with pytest.raises(ValueError, match=message) as error:
+        model(**settings).fit(X, y)
+    if "parameter" not in message:
+        assert "\n" not in str(error.value)
+
+
+def with_value(value: Any) -> Any:
+    frame = pd.DataFrame(X, columns=list("pqrstu")).astype(object)
+    frame.iloc[3, 2] = value
+    return frame
+
+
+WRONG_ROWS: list[tuple[str, Any, dict[str, Any]]] = [
+    ("X is sparse: give a dense array", csr_array(X), {}),
+    ("X has 1 axes: give rows", X[:, 0], {}),
+    ("X has 0 rows", X[:0], {}),
+    ("column 'r': 1 of .* values are missing: fill them in", with_value(np.nan), {}),
+    ("column 'r': a value is infinite", with_value(np.inf), {}),
+    (
+        "column 'r': a value is too far from those of fit for float32",
+        with_value(1e300),
+        {"validation_fraction": 0.5},
+    ),
+    (
+        "column 'r': 'much' is not a number: name the column",
+        with_value("much"),
+        {"categorical": []},
+    ),
+    ("column 'r': categories of several types: number, str", with_value("much"), {}),
+    ("column 'r': a value is a set: give single values", with_value({1}), {}),
+    ("X: the rows have different lengths", [[1, 2], [3]], {}),
+    ("X has 0 columns", X[:, :0], {}),
+    ("X has 1 axes", pd.Series(X[:, 0]), {}),
+    ("X: there are two columns 'p': rename one", pd.DataFrame(X[:, :2], columns=["p", "p"]), {}),
+    ("X: column 0: 'u' is not a number: name the column", [["u", 1.5], ["v", 2]], {}),
+    ("X: column 0: 1 of 3 values are missing", np.ma.masked_equal([[9], [1], [2]], 9), {}),
+    ("categorical=", X, {"categorical": ["age"]}),
+]
+
+
+@pytest.mark.parametrize(("message", "rows", "settings"), WRONG_ROWS)
+def test_wrong_rows_get_one_line(message: str, rows: Any, settings: dict[str, Any]) -> None:
+    targets = {"sum": Y["sum"][: rows.shape[0] if hasattr(rows, "shape") else len(rows)]}
+    with pytest.raises(ValueError, match=message) as error:
+        model(**{"validation_fraction": 0, **settings}).fit(rows, targets)
+    assert "\n" not in str(error.value)
+
+
+def test_wrong_calls_of_a_fitted_model_get_one_line(fitted: MultiTaskEstimator) -> None:
+    with pytest.raises(ValueError, match="features"):
+        fitted.predict(X[:, :4])
+    with pytest.raises(ValueError, match=r"there is no task 'age', only \['positive', 'place'"):
+        fitted.scores(X, {**Y, "age": Y["place"]})
+    with pytest.raises(
+        ValueError, match="task 'place': all targets are missing: leave the task out"
+    ):
+        fitted.scores(X, {**Y, "place": np.full(300, np.nan)})
+    with pytest.raises(ValueError, match="a target is too far from those of fit for float32"):
+        model().fit(X, {"sum": Y["sum"]}, validation=(X, {"sum": 1e300 * Y["sum"]}))
+    with pytest.raises(
+        ValueError, match=r"validation: y has the tasks \['place'\]: expected \['sum'\]"
+    ):
+        model().fit(X, {"sum": Y["sum"]}, validation=(X, {"place": Y["place"]}))
+    with pytest.raises(ValueError, match="task 'visits': all targets are 0: leave the task out"):
+        fitted.scores(X, {**Y, "visits": np.zeros(300)})
+    with pytest.raises(ValueError, match="class 9 was not seen in fit"):
+        model().fit(X, {"place": Y["place"]}, validation=(X, {"place": np.full(300, 9)}))
+    with pytest.raises(ValueError, match="validation: give a tuple of X and y"):
+        model().fit(X, {"place": Y["place"]}, validation=X)
+
+
+def test_scores_are_of_the_given_tasks_and_count_new_classes_as_errors(
+    fitted: MultiTaskEstimator,
+) -> None:
+    half = np.where(np.arange(300) % 2, Y["place"], 9)
+    predicted = fitted.predict(X)["place"]
+    assert fitted.scores(X, {"place": half}) == {"place": np.mean(predicted == half)}
+
+
+def test_masked_targets_are_missing() -> None:
+    place = np.ma.masked_array(np.where(FEW, 9, Y["place"]), mask=FEW)
+    learned = model(max_epochs=1).fit(X, {"place": place})
+    assert learned.tasks_["place"].classes.tolist() == [0, 1, 2]
+
+
+def test_columns_of_one_value_get_a_warning_that_names_them() -> None:
+    frame = pd.DataFrame({"age": X[:, 0], "year": 1994.0, "place": "sea"})
+    with pytest.warns(
+        UserWarning, match="these columns have one value only: leave them out: 'year', 'place'"
+    ):
+        model(max_epochs=1).fit(frame, {"sum": Y["sum"]})
+
+
+def test_categories_of_another_type_than_in_fit_are_refused() -> None:
+    frame = pd.DataFrame({"age": X[:, 0], "code": pd.Categorical(Y["place"])})
+    learned = model(max_epochs=1, categorical=["code"]).fit(frame, {"sum": Y["sum"]})
+    message = "column 'code': categories of type str, and in fit they were of type number"
+    with pytest.raises(ValueError, match=message):
+        learned.predict(frame.assign(code=[str(code) for code in Y["place"]]))
+
+
+def test_a_trained_model_leaves_no_program_behind() -> None:
+    learned = model(max_epochs=1)
+    trainers = []
+    for _ in range(2):
+        learned.fit(X, {"sum": Y["sum"]})
+        gc.collect()
+        trainers.append(sum(isinstance(each, Trainer) for each in gc.get_objects()))
+    assert trainers == [0, 0]
+
+
+def test_a_classifier_refuses_other_kinds() -> None:
+    with pytest.raises(ValueError, match="'count': use classification or MultiTaskEstimator"):
+        MultiTaskClassifier(kinds={"a": "count"}).fit(X, {"a": Y["visits"]})
+
+
+def test_a_search_chooses_the_setting_that_learns() -> None:
+    frame = pd.DataFrame({"sum": Y["sum"]})
+    search = GridSearchCV(model(max_epochs=20), {"learning_rate": [1e-6, 0.01]}, cv=2)
+    assert search.fit(X, frame).best_params_ == {"learning_rate": 0.01}

@@ -1,0 +1,100 @@
+"""Weights of the tasks' losses, by the rules of their papers."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from vmoe.multitask.weighting import (
+    LOG_VARIANCE,
+    WEIGHTINGS,
+    DynamicAverage,
+    GradNorm,
+    StepLosses,
+    Uncertainty,
+    Weighting,
+)
+
+LOSSES, ONES = jnp.array([4.0, 0.25]), jnp.ones(2)
+
+
+def seen(
+    losses: jax.Array, norms: jax.Array = ONES, labeled: tuple[bool, ...] = (True, True)
+) -> StepLosses:
+    return StepLosses(losses, jnp.array(labeled), norms)
+
+
+def after(weighting: Weighting, state: Any, observed: StepLosses, steps: int = 2000) -> jax.Array:
+    """The weights after steps that all see the same."""
+    run = jax.jit(
+        lambda state: jax.lax.fori_loop(0, steps, lambda _, s: weighting.step(s, observed), state)
+    )
+    return weighting.weights(run(state))
+
+
+def test_fixed_weights_are_those_given() -> None:
+    weighting = WEIGHTINGS["fixed"]([1.0, 3.0])
+    weights = after(weighting, weighting.init(), seen(LOSSES), 1)
+    np.testing.assert_array_equal(weights, [1, 3])
+
+
+def test_a_learned_variance_becomes_twice_the_loss() -> None:
+    """exp(-s) L + s / 2 is least at exp(s) = 2 L."""
+    weighting = Uncertainty([1.0, 1.0])
+    weights = after(weighting, weighting.init(), seen(LOSSES))
+    np.testing.assert_allclose(weights, 1 / (2 * LOSSES), rtol=0.01)
+
+
+def test_a_loss_of_zero_keeps_the_weight_finite() -> None:
+    weighting = Uncertainty([1.0, 1.0])
+    weights = after(weighting, weighting.init(), seen(jnp.zeros(2)), 10_000)
+    np.testing.assert_allclose(weights, np.exp(LOG_VARIANCE), rtol=1e-5)
+
+
+def test_gradnorm_makes_gradients_equal_if_progress_is_equal() -> None:
+    weighting = GradNorm([1.0, 1.0])
+    norms = jnp.array([3.0, 1.0])
+    weights = after(weighting, weighting.init(), seen(LOSSES, norms))
+    assert weights.sum() == pytest.approx(2)
+    np.testing.assert_allclose(weights * norms, 1.5, rtol=0.1)
+
+
+def test_gradnorm_gives_a_task_that_lags_larger_gradients() -> None:
+    weighting = GradNorm([1.0, 1.0])
+    first = weighting.step(weighting.init(), seen(LOSSES))
+    weights = after(weighting, first, seen(LOSSES * jnp.array([0.9, 0.3])))
+    # the norms shall be in the ratio (0.9 / 0.3) ** 1.5, as far as their sum allows
+    assert weights[0] / weights[1] == pytest.approx(3**1.5, rel=0.3)
+
+
+def test_dynamic_average_weighs_by_the_ratio_of_the_last_two_epochs() -> None:
+    weighting = DynamicAverage([1.0, 1.0])
+    state = weighting.init()
+    np.testing.assert_allclose(weighting.weights(state), 1)
+    state = weighting.epoch(state, jnp.array([2.0, 2.0]))
+    np.testing.assert_allclose(weighting.weights(state), 1)
+    state = weighting.epoch(state, jnp.array([2.0, 1.0]))
+    powers = np.exp(np.array([1.0, 0.5]) / 2)
+    np.testing.assert_allclose(weighting.weights(state), 2 * powers / powers.sum(), rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", WEIGHTINGS)
+def test_a_task_without_a_label_in_the_batch_keeps_its_weight(name: str) -> None:
+    weighting = WEIGHTINGS[name]([1.0, 1.0])
+    first = weighting.step(weighting.init(), seen(LOSSES, jnp.array([3.0, 1.0])))
+    before = weighting.weights(first)
+    without = seen(LOSSES.at[1].set(0.0), jnp.array([3.0, 0.0]), (True, False))
+    weights = after(weighting, first, without, 200)
+    if name == "gradnorm":  # its weights are scaled to sum to the number of tasks
+        weights, before = weights / weights[0], before / before[0]
+    assert np.isfinite(weights).all()
+    np.testing.assert_allclose(weights[1], before[1], rtol=0.05)
+
+
+@pytest.mark.parametrize("name", WEIGHTINGS)
+def test_a_batch_without_any_label_changes_nothing(name: str) -> None:
+    weighting = WEIGHTINGS[name]([1.0, 3.0])
+    weights = after(weighting, weighting.init(), seen(0 * LOSSES, 0 * ONES, (False, False)), 10)
+    np.testing.assert_allclose(weights, [1, 3], rtol=1e-6)

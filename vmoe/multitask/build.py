@@ -1,0 +1,165 @@
+"""New models by the name of their architecture."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
+
+import jax
+from flax import nnx
+from jaxtyping import Array, Float
+
+from vmoe.multitask.bodies import (
+    Body,
+    CrossStitch,
+    MultiGate,
+    Ple,
+    PleLayer,
+    SharedBottom,
+)
+from vmoe.multitask.gates import DSelectK
+from vmoe.multitask.model import MultiTask
+from vmoe.nn.experts import Experts, experts_of
+
+
+class Mlp(nnx.Module):
+    """Linear layers, each followed by a ReLU, and a last one without, if ``outputs`` is given."""
+
+    def __init__(
+        self, width: int, units: Sequence[int], outputs: int | None = None, *, rngs: nnx.Rngs
+    ):
+        sizes = [width, *units]
+        self.hidden = nnx.List(
+            [nnx.Linear(a, b, rngs=rngs) for a, b in zip(sizes, sizes[1:], strict=False)]
+        )
+        self.last = None if outputs is None else nnx.Linear(sizes[-1], outputs, rngs=rngs)
+
+    def __call__(self, rows: Float[Array, "b d"]) -> Float[Array, "b f"]:
+        for layer in self.hidden:
+            rows = jax.nn.relu(layer(rows))
+        return rows if self.last is None else self.last(rows)
+
+
+class BodyConfig(NamedTuple):
+    """What a body is made of; see the parameters of ``MultiTaskEstimator``.
+
+    Attributes:
+        tasks: number of tasks.
+        units: sizes of an expert's layers.
+        experts: number of experts that tasks share.
+        task_experts: number of experts of each task.
+        layers: number of layers of "ple".
+        gate: "softmax" or "dselect_k".
+        k: number of selectors of "dselect_k".
+        entropy_weight: weight of the entropy of "dselect_k" in the loss.
+        expert: makes an expert for rows of a width; None for layers of ``units``.
+    """
+
+    tasks: int
+    units: tuple[int, ...]
+    experts: int = 0
+    task_experts: int = 0
+    layers: int = 1
+    gate: str = "softmax"
+    k: int = 0
+    entropy_weight: float = 0.0
+    expert: Callable[..., nnx.Module] | None = None
+
+    def new_expert(self, width: int, rngs: nnx.Rngs) -> nnx.Module:
+        if self.expert is None:
+            return Mlp(width, self.units, rngs=rngs)
+        return self.expert(width, rngs=rngs)
+
+    def new_experts(self, n: int, width: int, rngs: nnx.Rngs) -> Experts:
+        """New experts, each initialized separately."""
+        return experts_of([self.new_expert(width, rngs) for _ in range(n)])
+
+    def new_gate(self, width: int, experts: int, rngs: nnx.Rngs) -> nnx.Module:
+        if self.gate == "dselect_k":
+            return DSelectK(width, experts, self.k, entropy_weight=self.entropy_weight, rngs=rngs)
+        return nnx.Linear(width, experts, use_bias=False, rngs=rngs)
+
+
+def shared_bottom(config: BodyConfig, width: int, rngs: nnx.Rngs) -> Body:
+    return SharedBottom(config.new_expert(width, rngs), config.tasks)
+
+
+def one_gate(config: BodyConfig, width: int, rngs: nnx.Rngs) -> Body:
+    experts = config.new_experts(config.experts, width, rngs)
+    return MultiGate(experts, [config.new_gate(width, config.experts, rngs)] * config.tasks)
+
+
+def mmoe(config: BodyConfig, width: int, rngs: nnx.Rngs) -> Body:
+    experts = config.new_experts(config.experts, width, rngs)
+    gates = [config.new_gate(width, config.experts, rngs) for _ in range(config.tasks)]
+    return MultiGate(experts, gates)
+
+
+def cross_stitch(config: BodyConfig, width: int, rngs: nnx.Rngs) -> Body:
+    widths = [width, *config.units]
+    layers = [
+        experts_of([Mlp(a, (b,), rngs=rngs) for _ in range(config.tasks)])
+        for a, b in zip(widths, widths[1:], strict=False)
+    ]
+    return CrossStitch(layers)
+
+
+def cgc(config: BodyConfig, width: int, rngs: nnx.Rngs) -> Body:
+    return Ple([ple_layer(config, width, rngs, last=True)])
+
+
+def ple(config: BodyConfig, width: int, rngs: nnx.Rngs) -> Body:
+    layers = []
+    for i in range(config.layers):
+        layers.append(ple_layer(config, width, rngs, last=i == config.layers - 1))
+        width = width_after(layers[-1].shared.on_same, width)
+    return Ple(layers)
+
+
+def ple_layer(config: BodyConfig, width: int, rngs: nnx.Rngs, *, last: bool) -> PleLayer:
+    t, own, shared = config.tasks, config.task_experts, config.experts
+    return PleLayer(
+        [config.new_experts(own, width, rngs) for _ in range(t)],
+        config.new_experts(shared, width, rngs),
+        [config.new_gate(width, own + shared, rngs) for _ in range(t)],
+        None if last else config.new_gate(width, t * own + shared, rngs),
+    )
+
+
+ARCHITECTURES: dict[str, Callable[[BodyConfig, int, nnx.Rngs], Body]] = {
+    "shared_bottom": shared_bottom,
+    "one_gate": one_gate,
+    "mmoe": mmoe,
+    "cross_stitch": cross_stitch,
+    "cgc": cgc,
+    "ple": ple,
+}
+
+
+def new_model(
+    architecture: str,
+    config: BodyConfig,
+    width: int,
+    outputs: Mapping[str, int],
+    tower_units: Sequence[int],
+    inputs: nnx.Module | None = None,
+    *,
+    rngs: nnx.Rngs,
+) -> MultiTask:
+    """A new model.
+
+    Args:
+        width: number d of numbers of a row.
+        outputs: the number of outputs of each task by name.
+        tower_units: sizes of the hidden layers of a tower.
+        inputs: makes the rows.
+    """
+    body = ARCHITECTURES[architecture](config, width, rngs)
+    features = width_after(lambda rows: body(rows).features, width)
+    towers = {
+        name: Mlp(features, tuple(tower_units), size, rngs=rngs) for name, size in outputs.items()
+    }
+    return MultiTask(body, towers, inputs)
+
+
+def width_after(function: Callable[[jax.Array], jax.Array], width: int) -> int:
+    """The size of the last axis of a function's output for rows f[b width]."""
+    return jax.eval_shape(function, jax.ShapeDtypeStruct((1, width), "float32")).shape[-1]

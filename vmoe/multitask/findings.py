@@ -1,0 +1,50 @@
+"""Finds problems of the experts of several tasks."""
+
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+
+import jax
+import numpy as np
+from flax import nnx
+from jaxtyping import Float
+
+from vmoe.nn.experts import Copies, StackedMlps
+from vmoe.trees import path_name
+
+MIN_USE = 0.1
+"""An expert is unused if its mean weight for each task is below this fraction of a uniform one."""
+
+
+def unused_experts(
+    use: Mapping[str, Float[np.ndarray, "e"]], names: Sequence[str], seen: int
+) -> Iterator[str]:
+    """Experts that no task uses.
+
+    Args:
+        use: the mean weights of the experts by task.
+        names: the names of the experts.
+        seen: the number of experts that the gate of a task sees.
+    """
+    most = np.max(list(use.values()), axis=0)
+    for name, weight in zip(names, most, strict=True):
+        if weight < MIN_USE / seen:
+            yield f"no task uses expert {name}: its mean weight is at most {weight:.3f}"
+
+
+def equal_experts(model: nnx.Module) -> Iterator[str]:
+    """Experts whose parameters are equal.
+
+    Only the gates can tell such experts apart: where a gate gives them equal weights, they get
+    equal gradients and stay equal.
+    """
+    first: dict[bytes, str] = {}  # the first expert with these parameters
+    for path, module in nnx.iter_modules(model):
+        if not isinstance(module, Copies | StackedMlps):
+            continue
+        stacked = module.stacked if isinstance(module, Copies) else module
+        params = [np.asarray(x) for x in jax.tree.leaves(nnx.state(stacked, nnx.Param))]
+        for i in range(module.num_experts if params else 0):
+            digest = hashlib.sha256(b"".join(x[i].tobytes() for x in params)).digest()
+            name = f"{i} of {path_name(path)}"
+            if (equal := first.setdefault(digest, name)) != name:
+                yield f"experts {equal} and {name} are equal: use different seeds"

@@ -1,0 +1,275 @@
+"""Kinds of tasks: from targets to numbers, from outputs to losses and predictions."""
+
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jaxtyping import Array, Bool, Float
+from scipy.special import expit, softmax
+from sklearn.metrics import d2_tweedie_score, r2_score
+
+from vmoe.multitask.values import as_numbers, as_values, is_missing, is_numeric, types_of
+
+
+class Task:
+    """A task with its targets. A subclass is a kind.
+
+    A target is missing where it is NaN, None or pandas' NA; missing ones count in no loss.
+
+    Attributes:
+        name: the name of the task, for errors.
+        size: number of outputs of the task's tower.
+    """
+
+    name: str
+    size = 1
+
+    def __init__(self, name: str, targets: np.ndarray, labeled: np.ndarray):
+        """Learns from the targets what the kind needs to know of them.
+
+        Args:
+            targets: all targets (b,).
+            labeled: whether a target is there (b,).
+
+        Raises:
+            ValueError: the targets are not of this kind, or all equal.
+        """
+        raise NotImplementedError
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.name!r})"
+
+    def encode(self, targets: np.ndarray, labeled: np.ndarray) -> np.ndarray:
+        """Targets as float32 or int32; 0 for missing ones.
+
+        Raises:
+            ValueError: a target is not of this kind.
+        """
+        raise NotImplementedError
+
+    @staticmethod
+    def loss(outputs: Float[Array, "b q"], targets: Array) -> Float[Array, "b"]:
+        """The loss of each row."""
+        raise NotImplementedError
+
+    def predict(self, outputs: Float[np.ndarray, "b q"]) -> np.ndarray:
+        """Predictions (b,) in the form of the targets."""
+        raise NotImplementedError
+
+    def score(self, targets: np.ndarray, outputs: Float[np.ndarray, "b q"]) -> float:
+        """How well outputs predict targets, none of which is missing; 1 at best."""
+        raise NotImplementedError
+
+
+class Classification(Task):
+    """Classification, with cross-entropy as the loss.
+
+    Attributes:
+        classes: the classes, sorted. Two have one output, the logit of the second.
+    """
+
+    def __init__(self, name: str, targets: np.ndarray, labeled: np.ndarray):
+        self.name = name
+        if len(types := types_of(targets)) > 1:
+            raise ValueError(f"task {name!r}: targets of several types: {', '.join(types)}")
+        self.classes = np.unique(targets[labeled])
+        if len(self.classes) < 2:
+            raise ValueError(
+                f"task {name!r}: all targets are {self.classes[0]}: leave the task out"
+            )
+        if len(self.classes) > labeled.sum() / 2 and is_numeric(targets):
+            warnings.warn(
+                f"task {name!r}: {len(self.classes)} classes of {labeled.sum()} targets: for a "
+                f'regression, use MultiTaskEstimator(kinds={{{name!r}: "regression"}})',
+                UserWarning,
+                stacklevel=5,
+            )
+        self.size = 1 if len(self.classes) == 2 else len(self.classes)
+
+    def encode(self, targets: np.ndarray, labeled: np.ndarray) -> np.ndarray:
+        known = {value: code for code, value in enumerate(self.classes.tolist())}
+        codes = [known.get(value, -1) for value in targets[labeled].tolist()]
+        if -1 in codes:
+            unknown = targets[labeled].tolist()[codes.index(-1)]
+            raise ValueError(f"task {self.name!r}: class {unknown!r} was not seen in fit")
+        encoded = np.zeros(len(targets), np.int32)
+        encoded[labeled] = codes
+        return encoded
+
+    @staticmethod
+    def loss(outputs: Float[Array, "b q"], targets: Array) -> Float[Array, "b"]:
+        if outputs.shape[1] == 1:
+            return optax.sigmoid_binary_cross_entropy(outputs[:, 0], targets)
+        return optax.softmax_cross_entropy_with_integer_labels(outputs, targets)
+
+    def probabilities(self, outputs: Float[np.ndarray, "b q"]) -> np.ndarray:
+        """The probability of each class, in the order of ``classes``."""
+        if self.size == 1:
+            return np.hstack([expit(-outputs), expit(outputs)])
+        return softmax(outputs, axis=1)
+
+    def predict(self, outputs: Float[np.ndarray, "b q"]) -> np.ndarray:
+        return self.classes[self.probabilities(outputs).argmax(axis=1)]
+
+    def score(self, targets: np.ndarray, outputs: Float[np.ndarray, "b q"]) -> float:
+        """The accuracy."""
+        return float(np.mean(targets == self.predict(outputs)))
+
+
+class Regression(Task):
+    """Regression, with the squared error of standardized targets as the loss."""
+
+    def __init__(self, name: str, targets: np.ndarray, labeled: np.ndarray):
+        values = target_numbers(name, targets)[labeled]
+        check_differ(name, values)
+        with np.errstate(over="ignore"):
+            self.name, self.mean, self.std = name, float(values.mean()), float(values.std())
+        if not 0 < self.std < np.inf:
+            raise ValueError(f"task {name!r}: targets of standard deviation {self.std}: scale them")
+
+    def encode(self, targets: np.ndarray, labeled: np.ndarray) -> np.ndarray:
+        values = (target_numbers(self.name, targets) - self.mean) / self.std
+        return as_float32(self.name, np.where(labeled, values, 0))
+
+    @staticmethod
+    def loss(outputs: Float[Array, "b q"], targets: Array) -> Float[Array, "b"]:
+        return jnp.square(outputs[:, 0] - targets)
+
+    def predict(self, outputs: Float[np.ndarray, "b q"]) -> np.ndarray:
+        return self.mean + self.std * outputs[:, 0].astype(np.float64)
+
+    def score(self, targets: np.ndarray, outputs: Float[np.ndarray, "b q"]) -> float:
+        """The coefficient of determination, R²."""
+        values = target_numbers(self.name, targets)
+        check_differ(self.name, values)
+        return float(r2_score(values, self.predict(outputs)))
+
+
+class Count(Task):
+    """Counts, with half the Poisson deviance, divided by the mean of the targets, as the loss.
+
+    The mean of a row is the mean of the targets times the exponential of the output.
+    """
+
+    def __init__(self, name: str, targets: np.ndarray, labeled: np.ndarray):
+        values = target_counts(name, targets)[labeled]
+        check_differ(name, values)
+        self.name, self.mean = name, float(values.mean())
+
+    def encode(self, targets: np.ndarray, labeled: np.ndarray) -> np.ndarray:
+        values = target_counts(self.name, targets)
+        return as_float32(self.name, np.where(labeled, values / self.mean, 0))
+
+    @staticmethod
+    def loss(outputs: Float[Array, "b q"], targets: Array) -> Float[Array, "b"]:
+        log_mean = outputs[:, 0]
+        best = jax.scipy.special.xlogy(targets, targets) - targets
+        return jnp.exp(log_mean) - targets * log_mean + best
+
+    def predict(self, outputs: Float[np.ndarray, "b q"]) -> np.ndarray:
+        return self.mean * np.exp(outputs[:, 0].astype(np.float64))
+
+    def score(self, targets: np.ndarray, outputs: Float[np.ndarray, "b q"]) -> float:
+        """The share of the Poisson deviance that is explained, D²."""
+        values = target_counts(self.name, targets)
+        check_differ(self.name, values)
+        return float(d2_tweedie_score(values, self.predict(outputs), power=1))
+
+
+KINDS: dict[str, type[Task]] = {
+    "classification": Classification,
+    "regression": Regression,
+    "count": Count,
+}
+
+
+def kind_of(targets: np.ndarray, labeled: np.ndarray) -> str:
+    """ "regression" if the targets are numbers and any has a fraction, or "classification"."""
+    if not is_numeric(targets):
+        return "classification"
+    values = targets[labeled].astype(np.float64)
+    return "regression" if (values != np.round(values)).any() else "classification"
+
+
+def targets_of(y: Any, rows: int) -> dict[str, np.ndarray]:
+    """The targets of each task.
+
+    Raises:
+        ValueError: y is no dict and no DataFrame, it has no task, a name is not a text or stands
+            twice, or targets are not an array or of another length.
+    """
+    if not isinstance(y, Mapping) and not hasattr(y, "columns"):
+        raise ValueError("y: give a dict or a DataFrame with the targets of each task by name")
+    found: dict[str, np.ndarray] = {}
+    for name, given in y.items():
+        if not isinstance(name, str):
+            raise ValueError(f"y: the name of a task is {name!r}: use a string")
+        if name in found:
+            raise ValueError(f"y: there are two tasks {name!r}: rename one")
+        values = as_values(f"task {name!r}", given)
+        if values.shape != (rows,):
+            raise ValueError(f"task {name!r}: targets of shape {values.shape} for {rows} rows of X")
+        found[name] = values
+    if not found:
+        raise ValueError("y: there is no task")
+    return found
+
+
+def target_numbers(name: str, targets: np.ndarray) -> Float[np.ndarray, "b"]:
+    """Targets as float64; NaN for missing ones."""
+    return as_numbers(f"task {name!r}", targets, 'use kind "classification"')
+
+
+def target_counts(name: str, targets: np.ndarray) -> Float[np.ndarray, "b"]:
+    """Counts as float64; NaN for missing ones."""
+    values = target_numbers(name, targets)
+    wrong = values[~((values >= 0) & (values == np.round(values))) & ~np.isnan(values)]
+    if len(wrong):
+        raise ValueError(f"task {name!r}: {wrong[0]:g} is no count: counts are integers from 0 on")
+    return values
+
+
+def check_differ(name: str, values: Float[np.ndarray, "b"]) -> None:
+    """Raises ValueError if all targets are equal."""
+    if values.min() == values.max():
+        raise ValueError(f"task {name!r}: all targets are {values[0]:g}: leave the task out")
+
+
+def as_float32(name: str, values: Float[np.ndarray, "b"]) -> np.ndarray:
+    """Encoded targets.
+
+    Raises:
+        ValueError: one is too large.
+    """
+    with np.errstate(over="ignore"):
+        encoded = values.astype(np.float32)
+    if not np.isfinite(encoded).all():
+        raise ValueError(f"task {name!r}: a target is too far from those of fit for float32")
+    return encoded
+
+
+def labels_of(
+    targets: Mapping[str, np.ndarray], split: str | None = None
+) -> dict[str, Bool[np.ndarray, "b"]]:
+    """Whether a target is there, for each task.
+
+    Args:
+        split: which rows these are, for the error; None for all.
+
+    Raises:
+        ValueError: a task has none.
+    """
+    found = {name: ~is_missing(values) for name, values in targets.items()}
+    for name, labeled in found.items():
+        if not labeled.any():
+            raise ValueError(
+                f"task {name!r}: all targets are missing: leave the task out"
+                if split is None
+                else f"task {name!r}: no {split} row has a target: give more targets, or a "
+                "validation split that has some"
+            )
+    return found

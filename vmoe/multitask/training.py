@@ -1,0 +1,173 @@
+"""Training on arrays in memory."""
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+from jaxtyping import Array, Bool, Float, Int
+
+from vmoe.multitask.model import Forward
+from vmoe.multitask.tasks import Task
+from vmoe.multitask.weighting import StepLosses, Weighting
+
+
+class Data(NamedTuple):
+    """Rows with targets.
+
+    Attributes:
+        inputs: the model's inputs, an array or a tree of arrays with an axis b in front.
+        targets: the encoded targets (b,) of each task.
+        labeled: whether a row has a target, for each task.
+    """
+
+    inputs: Any
+    targets: tuple[Array, ...]
+    labeled: tuple[Bool[Array, "b"], ...]
+
+
+EVAL_BATCH_SIZE = 8192  # rows of a forward pass without training
+
+
+class Losses(NamedTuple):
+    """Mean losses.
+
+    Attributes:
+        tasks: the mean loss of each task over its labeled rows; 0 if it has none.
+        gates: the loss of the gates.
+        labels: the number of labeled rows of each task.
+    """
+
+    tasks: Float[Array, "t"]
+    gates: Float[Array, ""]
+    labels: Float[Array, "t"]
+
+
+class State(NamedTuple):
+    """What a training step changes."""
+
+    params: nnx.State
+    moments: Any
+    weighting: Any
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Trainer:
+    """Trains models of one structure.
+
+    The methods are functions of arrays: compile them by ``jax.jit``, and map them over seeds by
+    ``jax.vmap``.
+
+    Attributes:
+        graph: the structure, see ``nnx.split``.
+        tasks: in the order of the towers.
+        weighting: how much the loss of each task counts.
+        optimizer: updates the parameters.
+    """
+
+    graph: nnx.GraphDef
+    tasks: Sequence[Task]
+    weighting: Weighting
+    optimizer: optax.GradientTransformation
+
+    def init(self, params: nnx.State) -> State:
+        """The state before the first step."""
+        return State(params, self.optimizer.init(params), self.weighting.init())
+
+    def epoch(self, state: State, data: Data, order: Int[Array, "_ b"]) -> tuple[State, Losses]:
+        """The state after one training step for each batch of an order, and the mean losses.
+
+        Args:
+            order: see ``batches``.
+        """
+
+        state, each = jax.lax.scan(
+            lambda state, rows: self.step(state, take(data, rows)), state, order
+        )
+        losses = mean_of(each)
+        weighting = self.weighting.epoch(state.weighting, losses.tasks)
+        return state._replace(weighting=weighting), losses
+
+    def step(self, state: State, batch: Data) -> tuple[State, Losses]:
+        """The state after a training step, and the losses before it."""
+
+        def every(params: nnx.State) -> tuple[Array, Losses]:
+            losses = self._losses(params, batch)
+            return jnp.append(losses.tasks, losses.gates), losses
+
+        _, pull_back, losses = jax.vjp(every, state.params, has_aux=True)
+        norms = jnp.zeros_like(losses.tasks)
+        factors = jnp.append(self.weighting.weights(state.weighting), 1.0)
+        if self.weighting.needs_norms:
+            (each,) = jax.vmap(pull_back)(jnp.eye(len(factors)))
+            squares = [jnp.square(x).reshape(len(x), -1).sum(1) for x in jax.tree.leaves(each.body)]
+            norms = jnp.sqrt(sum(squares))[:-1]
+            gradients = jax.tree.map(lambda x: jnp.tensordot(factors, x, 1), each)
+        else:
+            (gradients,) = pull_back(factors)
+        updates, moments = self.optimizer.update(gradients, state.moments, state.params)
+        seen = StepLosses(losses.tasks, losses.labels > 0, norms)
+        weighting = self.weighting.step(state.weighting, seen)
+        return State(optax.apply_updates(state.params, updates), moments, weighting), losses
+
+    def losses(self, params: nnx.State, data: Data) -> Losses:
+        """The mean losses over all rows, some of which are computed at a time."""
+        rows = len(data.labeled[0])
+        size = min(rows, EVAL_BATCH_SIZE)
+        order = np.arange(-(-rows // size) * size)
+        order = np.where(order < rows, order, ~(order % rows)).reshape(-1, size)
+        return mean_of(jax.lax.map(lambda rows: self._losses(params, take(data, rows)), order))
+
+    def _losses(self, params: nnx.State, data: Data) -> Losses:
+        forward = nnx.merge(self.graph, params).forward(data.inputs)
+        sums = [
+            jnp.where(labeled, task.loss(outputs, targets), 0.0).sum()
+            for task, outputs, targets, labeled in zip(
+                self.tasks, forward.outputs.values(), data.targets, data.labeled, strict=True
+            )
+        ]
+        labels = jnp.stack([labeled.sum() for labeled in data.labeled]).astype(jnp.float32)
+        return Losses(jnp.stack(sums) / jnp.maximum(labels, 1), forward.loss, labels)
+
+
+def batches(random: np.random.Generator, rows: int, size: int) -> Int[np.ndarray, "_ b"]:
+    """All rows in random order, in batches.
+
+    Rows that are drawn again fill the last batch. Their targets must not count twice, so they are
+    marked as ``~row``.
+
+    Args:
+        size: rows of a batch.
+    """
+    size = min(size, rows)
+    order = random.permutation(rows)
+    fill = random.permutation(rows)[: -rows % size]
+    return np.concatenate([order, ~fill]).reshape(-1, size)
+
+
+def take(data: Data, order: Int[Array, "b"]) -> Data:
+    """Some rows, without the targets of those that are marked as ``~row``."""
+    taken = jax.tree.map(lambda x: x[jnp.where(order < 0, ~order, order)], data)
+    return taken._replace(labeled=tuple(each & (order >= 0) for each in taken.labeled))
+
+
+def mean_of(losses: Losses) -> Losses:
+    """The mean losses over all batches of an epoch.
+
+    Args:
+        losses: with an axis of batches in front.
+    """
+    labels = losses.labels.sum(0)
+    tasks = (losses.tasks * losses.labels).sum(0) / jnp.maximum(labels, 1)
+    return Losses(tasks, losses.gates.mean(), labels)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def forward(graph: nnx.GraphDef, params: nnx.State, inputs: Any) -> Forward:
+    """The outputs of a model, and the weights of its experts."""
+    return nnx.merge(graph, params).forward(inputs)

@@ -1,0 +1,94 @@
+"""Values of columns and of targets, as users give them."""
+
+from collections.abc import Hashable, Sequence
+from numbers import Real
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool, Float
+
+
+def as_values(place: str, given: Any) -> np.ndarray:
+    """An array of the given values. The elements of a list keep their types.
+
+    Args:
+        place: what the values are, for the error.
+
+    Raises:
+        ValueError: it is neither an array nor a list, or a value is itself a list or the like.
+    """
+    if hasattr(given, "__array__"):
+        values = as_array(given)
+    elif not isinstance(given, Sequence) or isinstance(given, str):
+        raise ValueError(f"{place}: {type(given).__name__}: give an array or a list")
+    elif not all(isinstance(value, Real) for value in given):
+        values = np.empty(len(given), object)
+        values[:] = list(given)
+    else:
+        values = np.asarray(given)
+    if values.dtype.kind == "O":
+        for value in values.ravel():
+            if not isinstance(value, Hashable):
+                raise ValueError(
+                    f"{place}: a value is a {type(value).__name__}: give single values"
+                )
+    return values
+
+
+def as_array(given: Any) -> np.ndarray:
+    """An array, with None where a masked array is masked."""
+    if not isinstance(given, np.ma.MaskedArray):
+        return np.asarray(given)
+    values = given.data.astype(object)
+    values[np.ma.getmaskarray(given)] = None
+    return values
+
+
+def is_missing(values: np.ndarray) -> Bool[np.ndarray, "b"]:
+    """Where a value is NaN, NaT, None or pandas' NA."""
+    if values.dtype.kind == "O":
+        return np.array([x is None or repr(x) == "<NA>" or x != x for x in values], bool)
+    return values != values  # NaN and NaT alone
+
+
+def is_numeric(values: np.ndarray) -> bool:
+    """Whether all values that are not missing are numbers. Booleans are not."""
+    if values.dtype.kind != "O":
+        return values.dtype.kind in "iuf"
+    return all(_is_number(x) for x in values[~is_missing(values)])
+
+
+def types_of(values: np.ndarray) -> list[str]:
+    """The types of the values that are not missing; "number" for booleans and all numbers."""
+    if values.dtype.kind in "iufb":
+        return ["number"]
+    found = {type(x) for x in values[~is_missing(values)].tolist()}
+    return sorted({"number" if issubclass(x, Real | np.bool_) else x.__name__ for x in found})
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool | np.bool_)
+
+
+def as_numbers(place: str, values: np.ndarray, remedy: str) -> Float[np.ndarray, "b"]:
+    """Values as float64; NaN for missing ones.
+
+    Args:
+        place: what the values are, for the error.
+        remedy: what to do if they are not numbers.
+
+    Raises:
+        ValueError: a value is not a finite number.
+    """
+    given = ~is_missing(values)
+    if values.dtype.kind == "O":
+        wrong = [x for x in values[given] if not isinstance(x, Real)]
+    else:
+        wrong = values[given][:1].tolist() if values.dtype.kind not in "iufb" else []
+    if wrong:
+        raise ValueError(f"{place}: {wrong[0]!r} is not a number: {remedy}")
+    numbers = np.full(len(values), np.nan)
+    numbers[given] = values[given].astype(np.float64)
+    if np.isinf(numbers).any():
+        raise ValueError(f"{place}: a value is infinite: replace it")
+    return numbers
