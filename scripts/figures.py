@@ -14,7 +14,7 @@ from types import ModuleType
 from typing import Any, NamedTuple
 
 import numpy as np
-from experiments import ROOT, Comparison, Result, Rows, argument_parser, read_rows
+from experiments import ROOT, Comparison, Result, Rows, argument_parser, markdown_table, read_rows
 
 NOT_MEASURED = "Not measured yet."
 COLUMNS = 100  # of a page
@@ -27,11 +27,13 @@ class Experiment(NamedTuple):
         seeds: the number of rows.
         figures: gives the figures for the options and a seed.
         data: gives the checksums of the data that it reads, by name, for the options.
+        later: whether it reads rows of the others, and so runs after them.
     """
 
     seeds: int
     figures: Callable[[argparse.Namespace, int], Result]
     data: Callable[[argparse.Namespace], Result] = lambda options: {}
+    later: bool = False
 
 
 class Figures(Comparison):
@@ -66,15 +68,17 @@ class Figures(Comparison):
 
     def run(self, models: Iterable[str]) -> Rows:
         """As for ``Comparison``; without ``--seeds``, each experiment has its own number."""
-        seeds = self.options.seeds
-        self.all(
-            self.row,
-            [
-                (model, seed)
-                for model in models
-                for seed in (range(self.experiments[model].seeds) if seeds is None else seeds)
-            ],
-        )
+        seeds, models = self.options.seeds, list(models)
+        for later in (False, True):
+            self.all(
+                self.row,
+                [
+                    (model, seed)
+                    for model in models
+                    if self.experiments[model].later == later
+                    for seed in (range(self.experiments[model].seeds) if seeds is None else seeds)
+                ],
+            )
         return read_rows(self.results)
 
 
@@ -101,8 +105,14 @@ def one_row(
     experiments: Mapping[str, Experiment],
     libraries: Iterable[ModuleType],
 ) -> Result:
-    """The row that ``--row`` asks for: figures, the seconds of one core, and versions."""
+    """The row that ``--row`` asks for: figures, the seconds of one core, and versions.
+
+    Raises:
+        SystemExit: there is no such experiment, or the seed is not a number.
+    """
     name, seed = options.row
+    if name not in experiments or not seed.isdecimal():
+        raise SystemExit(f"--row {name} {seed}: give a name of --only and a number from 0 on")
     start = time.process_time()
     figures = experiments[name].figures(options, int(seed))
     return {
@@ -145,9 +155,9 @@ Part = tuple[str, str]
 """An answer and its numbers."""
 
 
-def answer_of(parts: Iterable[Part]) -> str:
-    """The answer of a page."""
-    parts = list(parts) or [(NOT_MEASURED, NOT_MEASURED)]
+def answer_of(parts: Iterable[Part | None]) -> str:
+    """The answer of a page; None are the parts that were not measured."""
+    parts = [part for part in parts if part] or [(NOT_MEASURED, NOT_MEASURED)]
     fields = []
     for word, texts in zip(("Answer", "Numbers"), zip(*parts, strict=True), strict=True):
         text = "; ".join(texts).rstrip(".")
@@ -156,13 +166,16 @@ def answer_of(parts: Iterable[Part]) -> str:
 
 
 def how_measured(rows: Rows, command: str, machine: str) -> str:
-    """The command, the machine, the hours and the versions of all rows."""
+    """The command, machine, hours and versions of all rows, and the checksums of their data."""
     every = [row for of in rows.values() for row in of.values()]
     if not every:
         return NOT_MEASURED
     versions = {f"{name} {value}" for row in every for name, value in row["versions"].items()}
     hours = sum(row["seconds"] for row in every) / 3600
-    return wrapped(
+    text = wrapped(
         f"""`{command}`, {machine}, {hours:.2g} hours of one core in all;
         {", ".join(sorted(versions))}."""
     )
+    data = {name: value for row in every for name, value in row["data"].items()}
+    lines = [[name, f"`{value}`"] for name, value in sorted(data.items())]
+    return text + "\n\n" + markdown_table(["data", "SHA-256"], lines) if lines else text

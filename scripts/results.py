@@ -8,7 +8,7 @@ docs/results/README.md repeats the answers of all pages. The rows are in scripts
 
     reproduce_small, miniature,  one JSON file per run, written by the script of that name
     routers
-    mixtures                     one JSON file per run of scripts/mixtures.py
+    mixtures, multitask          one JSON file per run of these scripts, too
     router_times.json            the times of scripts/routers.py
     machines.json                where and when these were made
     recipes.json                 accuracies of the configs with a dense counterpart
@@ -25,11 +25,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import classics.plots
+import classics.show
 import matplotlib
 import miniature
 import numpy as np
 import routers
-from classics import plots, show
+import tasks.plots
+import tasks.show
 from experiments import ROOT, ROWS, markdown_table, read_rows, write_sections
 from matplotlib import pyplot
 from reproduction.claims import error_over_seeds
@@ -39,7 +42,7 @@ from reproduction.show import tables
 
 PAGES = (
     *("sparse_or_dense", "design", "routers", "capacity", "specialization", "compute", "batch"),
-    *("attacks", "upcycling", "pruning", "transfer", "mixtures"),
+    *("attacks", "upcycling", "pruning", "transfer", "mixtures", "multitask"),
 )
 """The pages of questions, in the order of docs/results/README.md."""
 AS_TRAINED = {"Fashion-MNIST": 90.15, "emoji": 64.76}
@@ -67,7 +70,8 @@ def write(rows: Path, pages: Path) -> None:
     )
     every |= {
         "transfer.md": miniature.sections(read_rows(rows / "miniature"), machines["miniature"]),
-        "mixtures.md": show.sections(read_rows(rows / "mixtures"), machines["mixtures"]),
+        "mixtures.md": classics.show.sections(read_rows(rows / "mixtures"), machines["mixtures"]),
+        "multitask.md": tasks.show.sections(read_rows(rows / "multitask"), machines["multitask"]),
         "compute.md": compute(read_csv(rows / "compute.csv")),
         "pruning.md": pruning(read_csv(rows / "pruning.csv")),
         "upcycling.md": upcycling(read_csv(rows / "upcycling.csv")),
@@ -280,7 +284,8 @@ def main() -> None:
     plot(read_rows(options.rows / "reproduce_small"), options.pages)
     times = routers.read_times(options.rows)
     figures = {"routers": routers.plot(read_rows(options.rows / "routers"), times)}
-    figures["mixtures"] = plots.plot(read_rows(options.rows / "mixtures"))
+    figures["mixtures"] = classics.plots.plot(read_rows(options.rows / "mixtures"))
+    figures["multitask"] = tasks.plots.plot(read_rows(options.rows / "multitask"))
     figures["transfer"] = miniature.plot(read_rows(options.rows / "miniature"))
     figures["batch"] = plot_batch(json.loads((options.rows / "batch.json").read_text()))
     of_csv = {"compute": plot_compute, "pruning": plot_pruning, "upcycling": plot_upcycling}

@@ -18,8 +18,7 @@ LINES = ((2, 0), (0, 1))
 
 def answer(rows: Rows) -> str:
     """The answer, with a part for each experiment that was measured."""
-    parts = (part(rows) for part in (_vowels, _arm, _lines, _stored, _trees))
-    return answer_of(part for part in parts if part)
+    return answer_of(part(rows) for part in (_vowels, _arm, _lines, _stored, _trees))
 
 
 def _vowels(rows: Rows) -> Part | None:

@@ -185,14 +185,5 @@ def sections(rows: Rows, machine: str) -> dict[str, str]:
     """
     return {name: table(rows) for name, (_, table) in TABLES.items()} | {
         "answer": answer(rows),
-        "how": how(rows, machine),
+        "how": how_measured(rows, "python scripts/mixtures.py", machine),
     }
-
-
-def how(rows: Rows, machine: str) -> str:
-    """The command, the machine, the versions, and the checksums of the data."""
-    text = how_measured(rows, "python scripts/mixtures.py", machine)
-    every = (row["data"] for of in rows.values() for row in of.values())
-    tables = {name: value for data in every for name, value in data.items()}
-    lines = [[f"{name}.csv", f"`{value}`"] for name, value in sorted(tables.items())]
-    return text + "\n\n" + markdown_table(["table", "SHA-256"], lines) if lines else text

