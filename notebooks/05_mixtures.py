@@ -39,7 +39,7 @@ import numpy as np
 import optax
 from flax import nnx
 from matplotlib.colors import LinearSegmentedColormap
-from sklearn.datasets import load_wine
+from sklearn.datasets import load_digits, load_wine
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LinearRegression, LogisticRegression
 from sklearn.model_selection import train_test_split
@@ -57,6 +57,7 @@ from vmoe.classic import (
 from vmoe.config import AuxLossWeights, MoEConfig, TokenChoice, ViTConfig
 from vmoe.data.sources import open_source, relabel, sample
 from vmoe.evaluate.sample import labeled_batches
+from vmoe.multitask import MultiTaskClassifier, plot_expert_use
 from vmoe.nn.inputs import to_float
 
 warnings.simplefilter("ignore", ConvergenceWarning)  # frames show EM before it has converged
@@ -169,6 +170,26 @@ print(f"right on the test half: {tree.score(x_test, y_test):.1%}")
 print(f"the hard tree agrees with the soft one on {hard.agreement(x_test):.1%} of the rows")
 print("load:", tree.responsibilities(x_test, y_test).mean(axis=0).round(2))
 print(f"\nwhy the first wine gets its class:\n{tree.explain(x_test.iloc[[0]])}")
+
+# %% [markdown]
+# ## A gate for each task
+# Several tasks may share experts. In MMoE (2018) each task has a gate of its own and a *tower*, a
+# small network that maps the mixture to the task's outputs. Everything is trained by gradient
+# descent. Here the tasks are to classify a digit and to say whether it is odd.
+
+# %%
+table = load_digits()
+pixels = table.data[:, table.data.any(axis=0)]  # without those that are always empty
+names = {"digit": table.target, "odd": table.target % 2 == 1}
+train, test = train_test_split(np.arange(len(pixels)), random_state=0)
+epochs = max(1, steps // 20)
+model = MultiTaskClassifier(
+    "mmoe", n_experts=4, max_epochs=epochs, batch_size=32, learning_rate=0.003, random_state=0
+)
+model.fit(pixels[train], {task: labels[train] for task, labels in names.items()})
+scores = model.scores(pixels[test], {task: labels[test] for task, labels in names.items()})
+print({task: f"{score:.1%}" for task, score in scores.items()})
+_ = plot_expert_use(model, pixels[test])
 
 # %% [markdown]
 # ## Whole networks as experts
@@ -310,11 +331,11 @@ plots.experts_of_patches(drawings, collected, patch_size=config.patch_size)
 
 # %% [markdown]
 # ## The same words
-# | word | two clusters | tree of gates | whole networks | V-MoE |
-# |---|---|---|---|---|
-# | input | a row | a row | an image | a patch |
-# | expert | a line | a logistic regression | a network | an MLP |
-# | gate | of the row | one at each node | of the pixels | of the patch |
-# | combine | mean of all | mean of all | the best one | sum of the best two |
-# | load | sum of responsibilities | sum of responsibilities | images sent | patches sent |
-# | learned by | EM | EM | gradient, auxiliary loss | gradient, auxiliary loss |
+# | word | two clusters | tree of gates | several tasks | whole networks | V-MoE |
+# |---|---|---|---|---|---|
+# | input | a row | a row | a row | an image | a patch |
+# | expert | a line | a logistic regression | a layer | a network | an MLP |
+# | gate | of the row | one at each node | one for each task | of the pixels | of the patch |
+# | combine | mean of all | mean of all | mean of all | the best one | sum of the best two |
+# | load: sum of | responsibilities | responsibilities | gates | images sent | patches sent |
+# | learned by | EM | EM | gradient | gradient, auxiliary loss | gradient, auxiliary loss |
