@@ -9,6 +9,7 @@ from types import ModuleType
 import pytest
 
 from tests.command import ROOT
+from vmoe.signals import SIGNALS
 
 
 def module(name: str) -> ModuleType:
@@ -24,10 +25,13 @@ def run(name: str, *arguments: str | Path) -> None:
     Raises:
         SystemExit: as the script.
     """
-    handler = signal.getsignal(signal.SIGTERM)  # some scripts set their own
+    handlers = {number: signal.getsignal(number) for number in SIGNALS}  # some set their own
+    wakeup = signal.set_wakeup_fd(-1)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", [f"{name}.py", *map(str, arguments)])
         try:
             module(name).main()
         finally:
-            signal.signal(signal.SIGTERM, handler)
+            signal.set_wakeup_fd(wakeup)
+            for number, handler in handlers.items():
+                signal.signal(number, handler)

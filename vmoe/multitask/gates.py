@@ -85,7 +85,7 @@ class DSelectK(Gate):
             UsageError: k is larger than the number of experts.
         """
         if not 1 <= k <= num_experts:
-            raise UsageError(f"k={k}: use 1 to {num_experts}, the number of experts")
+            raise UsageError(f"use 1 to {num_experts}, the number of experts", k=k)
         self.k, self.entropy_weight = k, entropy_weight
         bits = math.ceil(math.log2(num_experts))
         small = nnx.initializers.uniform(0.02)
