@@ -165,6 +165,29 @@ def answer_of(parts: Iterable[Part | None]) -> str:
     return "\n\n".join(fields)
 
 
+Tables = Mapping[str, tuple[str, Callable[[Rows], str]]]
+"""The tables of a page by the name of their section, with a title."""
+
+
+def print_tables(tables: Tables, rows: Rows) -> None:
+    """Prints all tables, each under its title."""
+    for title, table in tables.values():
+        print(f"{title}\n\n{table(rows)}\n")
+
+
+def sections_of(
+    tables: Tables, rows: Rows, answer: str, command: str, machine: str
+) -> dict[str, str]:
+    """The generated sections of a page by name.
+
+    Args:
+        command: makes the rows.
+        machine: where and when they were made.
+    """
+    sections = {name: table(rows) for name, (_, table) in tables.items()}
+    return sections | {"answer": answer, "how": how_measured(rows, command, machine)}
+
+
 def how_measured(rows: Rows, command: str, machine: str) -> str:
     """The command, machine, hours and versions of all rows, and the checksums of their data."""
     every = [row for of in rows.values() for row in of.values()]

@@ -25,7 +25,7 @@ import sklearn
 from classics import plots, show
 from classics.measure import EXPERIMENTS
 from experiments import ROOT
-from figures import all_rows, figures_parser, one_row
+from figures import all_rows, figures_parser, one_row, print_tables
 
 PICTURE = ROOT / "docs" / "results" / "mixtures_tone.png"
 
@@ -38,8 +38,7 @@ def main() -> None:
         print(json.dumps(one_row(options, EXPERIMENTS, (scipy, sklearn))))
         return
     rows = all_rows(options, __file__, EXPERIMENTS, ("data",))
-    for title, text in show.tables(rows).items():
-        print(f"{title}\n\n{text}\n")
+    print_tables(show.TABLES, rows)
     if options.picture:
         matplotlib.use("Agg")
         plots.tone(rows, options.data).savefig(options.picture, dpi=110)

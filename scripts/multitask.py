@@ -19,7 +19,7 @@ import json
 
 import flax
 import jax
-from figures import all_rows, figures_parser, one_row
+from figures import all_rows, figures_parser, one_row, print_tables
 from tasks import show
 from tasks.measure import EXPERIMENTS
 
@@ -33,8 +33,7 @@ def main() -> None:
         print(json.dumps(one_row(options, EXPERIMENTS, (flax, jax))))
         return
     rows = all_rows(options, __file__, EXPERIMENTS, ("data", "emoji"))
-    for title, text in show.tables(rows).items():
-        print(f"{title}\n\n{text}\n")
+    print_tables(show.TABLES, rows)
 
 
 if __name__ == "__main__":

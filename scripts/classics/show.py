@@ -3,12 +3,12 @@
 A table has only what was measured; an experiment without rows is said to be not measured.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from experiments import Rows, markdown_table
-from figures import NOT_MEASURED, figures_of, how_measured
+from figures import NOT_MEASURED, Tables, figures_of, sections_of
 
 from classics.answer import answer
 from classics.findings import LEVEL, passes, runs
@@ -162,19 +162,13 @@ def p_value(p: float) -> str:
     return f"**{text}**" if p < LEVEL else text
 
 
-TABLES: dict[str, tuple[str, Callable[[Rows], str]]] = {
+TABLES: Tables = {
     "vowels": ("Vowels by speaker", vowels),
     "arm": ("An arm with four joints", arm),
     "lines": ("Number of experts", lines),
     "stored": ("Largest differences from R", stored),
     "trees": ("The soft tree and other classifiers", trees),
 }
-"""The tables by the name of their section, with a title."""
-
-
-def tables(rows: Rows) -> dict[str, str]:
-    """All tables by title."""
-    return {title: table(rows) for title, table in TABLES.values()}
 
 
 def sections(rows: Rows, machine: str) -> dict[str, str]:
@@ -183,7 +177,4 @@ def sections(rows: Rows, machine: str) -> dict[str, str]:
     Args:
         machine: where and when the rows were made.
     """
-    return {name: table(rows) for name, (_, table) in TABLES.items()} | {
-        "answer": answer(rows),
-        "how": how_measured(rows, "python scripts/mixtures.py", machine),
-    }
+    return sections_of(TABLES, rows, answer(rows), "python scripts/mixtures.py", machine)

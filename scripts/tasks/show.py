@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 from experiments import Rows, markdown_table
-from figures import NOT_MEASURED, Part, answer_of, figures_of, how_measured
+from figures import NOT_MEASURED, Part, Tables, answer_of, figures_of, sections_of
 
 from tasks.census import PAIRS, PAPER
 from tasks.drawings import TASKS
@@ -200,19 +200,13 @@ def listed(names: list[str]) -> str:
     return f"**{', '.join(names)}**" if names else "**none**"
 
 
-TABLES: dict[str, tuple[str, Callable[[Rows], str]]] = {
+TABLES: Tables = {
     "synthetic": ("Synthetic tasks", synthetic),
     "labels": ("Correlation of the labels of the census", labels),
     "income": ("Census-Income: income", census("income")),
     "education": ("Census-Income: education", census("education")),
     "drawings": ("Category and vendor of drawings", drawings),
 }
-"""The tables by the name of their section, with a title."""
-
-
-def tables(rows: Rows) -> dict[str, str]:
-    """All tables by title."""
-    return {title: table(rows) for title, table in TABLES.values()}
 
 
 def sections(rows: Rows, machine: str) -> dict[str, str]:
@@ -221,7 +215,5 @@ def sections(rows: Rows, machine: str) -> dict[str, str]:
     Args:
         machine: where and when the rows were made.
     """
-    return {name: table(rows) for name, (_, table) in TABLES.items()} | {
-        "answer": answer_of(part(rows) for part in (_synthetic, _census, _drawings)),
-        "how": how_measured(rows, "python scripts/multitask.py", machine),
-    }
+    answer = answer_of(part(rows) for part in (_synthetic, _census, _drawings))
+    return sections_of(TABLES, rows, answer, "python scripts/multitask.py", machine)
