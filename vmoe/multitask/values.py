@@ -47,7 +47,7 @@ def as_array(given: Any) -> np.ndarray:
 def is_missing(values: np.ndarray) -> Bool[np.ndarray, "b"]:
     """Where a value is NaN, NaT, None or pandas' NA."""
     if values.dtype.kind == "O":
-        return np.array([x is None or repr(x) == "<NA>" or x != x for x in values], bool)
+        return np.array([x is None or type(x).__name__ == "NAType" or x != x for x in values], bool)
     return values != values  # NaN and NaT alone
 
 
