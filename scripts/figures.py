@@ -148,7 +148,7 @@ def figures_of(rows: Rows, name: str) -> list[Any]:
 
 def wrapped(text: str) -> str:
     """A paragraph of a page."""
-    return textwrap.fill(" ".join(text.split()), COLUMNS)
+    return textwrap.fill(" ".join(text.split()), COLUMNS, break_on_hyphens=False)
 
 
 Part = tuple[str, str]

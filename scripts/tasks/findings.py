@@ -1,39 +1,71 @@
 """What the rows say: differences of models that saw the same data, seed by seed."""
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import scipy.stats
 from experiments import Rows
 from figures import figures_of
 
-from tasks.census import MODELS
+from tasks.census import MODELS, PAIRS
 from tasks.synthetic import RELATED, UNITS
 
 LEVEL = 0.05
+Key = TypeVar("Key")
 
 
 class Difference(NamedTuple):
-    """The mean of a difference over the seeds, and its standard error.
+    """The mean of a difference over the seeds.
 
     Attributes:
-        clear: whether a two-sided t-test of this mean has p < ``LEVEL``.
+        error: the standard error of the mean; infinite for one seed.
+        p: that of a two-sided t-test of the mean; 1 for one seed.
     """
 
     mean: float
     error: float
-    clear: bool
+    p: float
+
+    @property
+    def clear(self) -> bool:
+        """Whether p < ``LEVEL``."""
+        return self.p < LEVEL
 
 
 def difference(first: Any, second: Any) -> Difference:
     """The first minus the second, paired by seed."""
     each = np.asarray(first) - np.asarray(second)
     if len(each) < 2:
-        return Difference(float(each.mean()), np.inf, False)
-    error = float(each.std(ddof=1) / np.sqrt(len(each)))
-    limit = scipy.stats.t.ppf(1 - LEVEL / 2, len(each) - 1)
-    return Difference(float(each.mean()), error, bool(abs(each.mean()) > limit * error))
+        return Difference(float(each.mean()), np.inf, 1.0)
+    mean, error = float(each.mean()), float(each.std(ddof=1) / np.sqrt(len(each)))
+    p = 2 * scipy.stats.t.sf(abs(mean) / error, len(each) - 1) if error else mean == 0
+    return Difference(mean, error, float(p))
+
+
+def corrected(found: Mapping[Key, Difference]) -> dict[Key, Difference]:
+    """Differences whose p are corrected for their number (Benjamini & Hochberg 1995)."""
+    if not found:
+        return {}
+    adjusted = scipy.stats.false_discovery_control([each.p for each in found.values()])
+    return {
+        key: each._replace(p=float(p))
+        for (key, each), p in zip(found.items(), adjusted, strict=True)
+    }
+
+
+def verdicts(found: Mapping[str, Difference], better: int) -> dict[str, list[str]]:
+    """Where MMoE is clearly "better" or "worse" than a model, and where the tests "cannot tell".
+
+    Args:
+        found: a model minus MMoE.
+        better: the sign of differences where MMoE is better.
+    """
+    words: dict[str, list[str]] = {"better": [], "worse": [], "cannot tell": []}
+    for name, each in found.items():
+        word = "better" if each.mean * better > 0 else "worse"
+        words[word if each.clear else "cannot tell"].append(name)
+    return {word: names for word, names in words.items() if names}
 
 
 def synthetic_runs(rows: Rows) -> dict[float, dict[str, dict[str, Any]]]:
@@ -47,6 +79,18 @@ def synthetic_runs(rows: Rows) -> dict[float, dict[str, dict[str, Any]]]:
         for p in RELATED
     }
     return {p: models for p, models in found.items() if "mmoe" in models}
+
+
+def synthetic_differences(rows: Rows) -> dict[tuple[str, float], Difference]:
+    """By model and relatedness: the test loss of the model minus that of MMoE."""
+    return corrected(
+        {
+            (model, p): difference(models[model]["test"], models["mmoe"]["test"])
+            for p, models in synthetic_runs(rows).items()
+            for model in models
+            if model != "mmoe"
+        }
+    )
 
 
 def census_runs(rows: Rows, pair: str) -> dict[str, dict[int, dict[str, Any]]]:
@@ -64,13 +108,14 @@ def aucs(runs: Mapping[int, dict[str, Any]], task: str) -> np.ndarray:
     return np.array([run["auc"][task] for run in runs.values()])
 
 
-def against_mmoe(rows: Rows, pair: str, task: str) -> dict[str, Difference]:
-    """By model: the AUC of the model minus that of MMoE, over the seeds that both have."""
+def census_differences(rows: Rows, pair: str) -> dict[tuple[str, str], Difference]:
+    """By model and task: the AUC of the model minus that of MMoE, over the seeds that both have."""
     runs = census_runs(rows, pair)
     mmoe, found = runs.pop("mmoe", {}), {}
     for model, own in runs.items():
         if both := [seed for seed in own if seed in mmoe]:
-            found[model] = difference(
-                *(aucs({seed: each[seed] for seed in both}, task) for each in (own, mmoe))
-            )
-    return found
+            for task in PAIRS[pair]:
+                found[model, task] = difference(
+                    *(aucs({seed: each[seed] for seed in both}, task) for each in (own, mmoe))
+                )
+    return corrected(found)

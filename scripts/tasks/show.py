@@ -11,11 +11,12 @@ from tasks.census import PAIRS, PAPER
 from tasks.drawings import TASKS
 from tasks.findings import (
     Difference,
-    against_mmoe,
     aucs,
+    census_differences,
     census_runs,
-    difference,
+    synthetic_differences,
     synthetic_runs,
+    verdicts,
 )
 
 LABELS = {
@@ -27,12 +28,15 @@ LABELS = {
     "cgc": "CGC",
     "ple": "PLE",
 }
+NAMES = LABELS | {"shared_bottom": "the shared bottom"}
+"""As in a sentence."""
 GATES = {1: "one gate", 2: "a gate for each task"}
 
 
 def synthetic(rows: Rows) -> str:
     """Test losses by relatedness."""
     lines = []
+    behind = synthetic_differences(rows)
     for p, models in synthetic_runs(rows).items():
         for model, figures in models.items():
             losses = figures["test"]
@@ -42,16 +46,14 @@ def synthetic(rows: Rows) -> str:
                     f"{np.mean(figures['correlation']):.2f}",
                     LABELS[model],
                     f"{figures['parameters']:,}",
-                    f"{figures['rate']:g}",
+                    f"{figures['rate']:g}; {np.mean(figures['epoch']):.0f}",
                     spread(losses, 3),
                     f"{np.median(losses):.3f}",
-                    signed(difference(losses, models["mmoe"]["test"]), 3)
-                    if model != "mmoe"
-                    else "",
+                    signed(behind[model, p], 4) if (model, p) in behind else "",
                 ]
             )
-    columns = ["p", "correlation of the targets", "model", "parameters", "rate", "test loss"]
-    columns += ["median", "minus MMoE"]
+    columns = ["p", "correlation of the targets", "model", "parameters", "rate; epochs"]
+    columns += ["test loss", "median", "minus MMoE"]
     return markdown_table(columns, lines) if lines else NOT_MEASURED
 
 
@@ -60,15 +62,15 @@ def census(pair: str) -> Callable[[Rows], str]:
 
     def table(rows: Rows) -> str:
         tasks, lines = PAIRS[pair], []
-        behind = [against_mmoe(rows, pair, task) for task in tasks]
+        behind = census_differences(rows, pair)
         for model, runs in census_runs(rows, pair).items():
             published = PAPER[pair].get(model)
             parameters = next(iter(runs.values()))["parameters"]
             line = [LABELS[model], f"{parameters:,}", setting(runs.values())]
             for i, task in enumerate(tasks):
                 own = aucs(runs, task)
-                line += [spread(own, 4), beside(published[i], own) if published else "-"]
-                line.append(signed(behind[i][model], 4) if model in behind[i] else "")
+                line += [spread(own, 5), beside(published[i], own) if published else "-"]
+                line.append(signed(behind[model, task], 5) if (model, task) in behind else "")
             lines.append([*line, f"{aucs(runs, pair).max():.4f}"])
             lines[-1].append(f"{published[2]:.4f}" if published else "-")
         columns = ["model", "parameters", "rate, decay; epochs"]
@@ -142,46 +144,46 @@ def signed(found: Difference, digits: int) -> str:
 
 
 def _synthetic(rows: Rows) -> Part | None:
-    """Whether MMoE has a clearly lower loss than the shared bottom, and than one gate."""
-    runs = synthetic_runs(rows)
+    """Where MMoE has a clearly lower or higher loss than the shared bottom, and than one gate."""
+    behind = synthetic_differences(rows)
     texts, numbers = [], []
-    for model, name in (("shared_bottom", "the shared bottom"), ("one_gate", "one gate")):
-        ahead = {
-            p: difference(models[model]["test"], models["mmoe"]["test"])
-            for p, models in runs.items()
-            if model in models
-        }
-        if not ahead:
-            continue
-        better = [f"{p:g}" for p, found in ahead.items() if found.clear and found.mean > 0]
-        where = f"**yes** at p = {', '.join(better)}" if better else "**no**"
-        texts.append(f"MMoE beats {name}: {where}")
-        each = ", ".join(
-            f"{signed(found, 3).strip('*')} at p = {p:g}" for p, found in ahead.items()
-        )
-        numbers.append(f"test loss of {name} minus MMoE {each}")
+    for model in ("shared_bottom", "one_gate"):
+        name = NAMES[model]
+        found = {f"{p:g}": each for (of, p), each in behind.items() if of == model}
+        if found:
+            texts.append(
+                f"against {name}: "
+                + ", ".join(
+                    f"{bold(word)} at p = {listed(ps)}"
+                    for word, ps in verdicts(found, better=1).items()
+                )
+            )
+            each = ", ".join(f"{signed(x, 4).strip('*')} at p = {p}" for p, x in found.items())
+            numbers.append(f"test loss of {name} minus MMoE {each}")
     if not texts:
         return None
-    return f"on synthetic tasks, {'; '.join(texts)}", "; ".join(numbers)
+    return f"on synthetic tasks, MMoE {'; '.join(texts)}", "; ".join(numbers)
 
 
 def _census(rows: Rows) -> Part | None:
     """Which models MMoE clearly beats at the main task, and which beat it."""
     texts, numbers = [], []
     for pair in PAIRS:
-        behind = against_mmoe(rows, pair, pair)
-        better = [LABELS[m] for m, found in behind.items() if found.clear and found.mean < 0]
-        worse = [LABELS[m] for m, found in behind.items() if found.clear and found.mean > 0]
-        if behind:
-            texts.append(
-                f"on the census ({pair}) MMoE is better than {listed(better)} and worse than "
-                f"{listed(worse)}"
-            )
-            runs = census_runs(rows, pair)
-            numbers.append(
-                f"AUC of {pair}: "
-                + ", ".join(f"{LABELS[m]} {aucs(own, pair).mean():.4f}" for m, own in runs.items())
-            )
+        found = {
+            NAMES[model]: each
+            for (model, task), each in census_differences(rows, pair).items()
+            if task == pair and np.isfinite(each.error)
+        }
+        if found:
+            words = [
+                f"**{word} than** {listed(names)}"
+                if word != "cannot tell"
+                else f"not clearly different from {listed(names)}"
+                for word, names in verdicts(found, better=-1).items()
+            ]
+            texts.append(f"on the census ({pair}), MMoE is {', '.join(words)}")
+            each = ", ".join(f"{name} {signed(x, 5).strip('*')}" for name, x in found.items())
+            numbers.append(f"AUC of {pair} minus that of MMoE: {each}")
     return ("; ".join(texts), "; ".join(numbers)) if texts else None
 
 
@@ -196,8 +198,13 @@ def _drawings(rows: Rows) -> Part | None:
     )
 
 
+def bold(word: str) -> str:
+    return word if word == "cannot tell" else f"**{word}**"
+
+
 def listed(names: list[str]) -> str:
-    return f"**{', '.join(names)}**" if names else "**none**"
+    """Names as in a sentence: a, b and c."""
+    return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
 
 
 TABLES: Tables = {

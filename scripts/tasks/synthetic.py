@@ -31,19 +31,20 @@ TOWER, EXPERTS = 8, 8
 RELATED = (0.5, 0.9, 1.0)
 RATES = (1e-4, 1e-3, 1e-2)
 BATCH = 256
+PATIENCE = 10
+"""Training ends after as many epochs in which no seed has a lower validation loss than before."""
 
 
 class Size(NamedTuple):
-    """Training rows, test rows, epochs, seeds that choose the rate, and seeds of the final run."""
+    """Training rows, test rows, epochs at most, and seeds."""
 
     rows: int
     tested: int
     epochs: int
-    trials: int
     seeds: int
 
 
-SIZES = {"full": Size(10_000, 1_000, 100, 5, 50), "tiny": Size(512, 64, 2, 2, 2)}
+SIZES = {"full": Size(10_000, 1_000, 100, 50), "tiny": Size(512, 64, 2, 2)}
 
 
 def draw(p: float, seed: int, rows: int) -> tuple[np.ndarray, np.ndarray]:
@@ -82,8 +83,8 @@ def train(architecture: str, p: float, rate: float, seeds: range, size: Size) ->
 
     Returns:
         "test": by seed, the test loss (the mean of both tasks' squared errors, in units of the
-        targets' variance) of the epoch that is best on the validation rows. "validation" and
-        "correlation", of the targets: by seed. "curve": after each epoch the mean of the test
+        targets' variance) of the epoch that is best on the validation rows. "validation", "epoch"
+        and "correlation", of the targets: by seed. "curve": after each epoch the mean of the test
         losses over the seeds, and their standard deviation.
     """
     drawn = [splits(p, seed, size) for seed in seeds]
@@ -98,20 +99,23 @@ def train(architecture: str, p: float, rate: float, seeds: range, size: Size) ->
     )  # targets are standardized already
     trainer = Trainer(graph, (task, task), Weighting([1.0, 1.0]), optax.adam(rate))
     state = jax.vmap(trainer.init)(params)
-    epoch = jax.jit(jax.vmap(trainer.epoch))
+    train_epoch = jax.jit(jax.vmap(trainer.epoch))
     losses = jax.jit(jax.vmap(trainer.losses))
     randoms = [np.random.default_rng([seed, 1]) for seed in seeds]
     validated, tested = [], []
-    for _ in range(size.epochs):
+    for epoch in range(size.epochs):
         order = np.stack([batches(random, size.rows, BATCH) for random in randoms])
-        state, _ = epoch(state, training, jnp.asarray(order))
+        state, _ = train_epoch(state, training, jnp.asarray(order))
         validated.append(np.asarray(losses(state.params, validation).tasks).mean(1))
         tested.append(np.asarray(losses(state.params, test).tasks).mean(1))
-    best = np.argmin(validated, axis=0)
+        best = np.argmin(validated, axis=0)
+        if epoch - best.max() >= PATIENCE:
+            break
     each = np.arange(len(best))
     return {
         "test": np.array(tested)[best, each].tolist(),
         "validation": np.array(validated)[best, each].tolist(),
+        "epoch": (best + 1).tolist(),
         "curve": [np.mean(tested, 1).round(6).tolist(), np.std(tested, 1).round(6).tolist()],
         "correlation": [correlation for _, correlation in drawn],
         "parameters": sum(x[0].size for x in jax.tree.leaves(params)),
@@ -119,11 +123,8 @@ def train(architecture: str, p: float, rate: float, seeds: range, size: Size) ->
 
 
 def measure(architecture: str, p: float, size: Size) -> dict[str, Any]:
-    """The runs of all seeds with the rate that is best on the validation rows of the first ones."""
-    trials = {
-        rate: float(np.mean(train(architecture, p, rate, range(size.trials), size)["validation"]))
-        for rate in RATES
-    }
+    """The runs of all seeds with the rate of the lowest mean validation loss."""
+    runs = {rate: train(architecture, p, rate, range(size.seeds), size) for rate in RATES}
+    trials = {rate: float(np.mean(each["validation"])) for rate, each in runs.items()}
     rate = min(trials, key=lambda rate: trials[rate])
-    runs = train(architecture, p, rate, range(size.seeds), size)
-    return {"rate": rate, "trials": {str(k): v for k, v in trials.items()}, **runs}
+    return {"rate": rate, "trials": {str(k): v for k, v in trials.items()}, **runs[rate]}

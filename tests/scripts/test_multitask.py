@@ -27,7 +27,7 @@ findings, show = (importlib.import_module(f"tasks.{name}") for name in ("finding
 def test_the_labels_of_two_tasks_correlate_as_far_as_their_weights() -> None:
     correlations = []
     for p in (0.0, 0.5, 1.0):
-        drawn = [synthetic.splits(p, seed, synthetic.Size(1000, 100, 1, 1, 1)) for seed in range(8)]
+        drawn = [synthetic.splits(p, seed, synthetic.Size(1000, 100, 1, 1)) for seed in range(8)]
         correlations.append(np.mean([correlation for _, correlation in drawn]))
         parts = drawn[0][0]
         assert [len(part.inputs) for part in parts] == [1000, 100, 100]
@@ -58,7 +58,7 @@ def test_the_compared_models_have_as_many_weights_as_the_paper_counts() -> None:
 
 @pytest.mark.slow
 def test_seeds_that_are_trained_at_once_are_those_trained_alone() -> None:
-    size = synthetic.Size(512, 64, 2, 1, 2)
+    size = synthetic.Size(512, 64, 2, 2)
     both = synthetic.train("mmoe", 0.5, 1e-3, range(2), size)
     alone = synthetic.train("mmoe", 0.5, 1e-3, range(1, 2), size)
     assert both["test"][1] == pytest.approx(alone["test"][0], rel=1e-3)
@@ -212,17 +212,48 @@ def row(figures: dict[str, Any]) -> dict[str, Any]:
 def test_differences_are_paired_by_seed_and_clear_only_beyond_the_t_test() -> None:
     def runs(seeds: list[int], more: float) -> dict[int, Any]:
         aucs = {seed: 0.9 + 0.01 * seed + more for seed in seeds}
-        return {seed: row({"auc": {"income": auc}}) for seed, auc in aucs.items()}
+        return {
+            seed: row({"auc": {"income": auc, "marital status": 0.9}}) for seed, auc in aucs.items()
+        }
 
     rows = {"census_income_mmoe": runs([0, 2, 3], 0), "census_income_cgc": runs([0, 1, 2, 3], 0.02)}
-    found = findings.against_mmoe(rows, "income", "income")["cgc"]
+    found = findings.census_differences(rows, "income")["cgc", "income"]
     assert found.mean == pytest.approx(0.02)
     assert found.error == pytest.approx(0, abs=1e-9)
     # t = 2 * sqrt(3) with 2 degrees of freedom: p = 0.07
     assert not findings.difference([1.0, 2.0, 3.0], [0, 0, 0]).clear
     assert findings.difference([1.0, 1.1, 0.9], [0, 0, 0]).clear
+    assert not findings.difference([1.0, 2.0], [1.0, 2.0]).clear
+    assert not findings.difference([2.0], [1.0]).clear
     assert show.beside(0.5, np.array([0.4, 0.6])) == "0.5000, inside"
     assert show.beside(0.3, np.array([0.4, 0.6])) == "0.3000, below"
+
+
+def test_the_p_of_several_differences_are_corrected_for_their_number() -> None:
+    """By Benjamini and Hochberg: p times the number of tests, divided by the rank."""
+    found = {
+        name: findings.Difference(1.0, 0.1, p)
+        for name, p in zip("abc", (0.03, 0.01, 0.9), strict=True)
+    }
+    assert [each.p for each in findings.corrected(found).values()] == [
+        pytest.approx(p) for p in (0.045, 0.03, 0.9)
+    ]
+
+
+def test_where_the_mixture_is_better_is_told_by_sign_and_clearness() -> None:
+    found = {"a": (1.0, 0.01), "b": (-1.0, 0.01), "c": (1.0, 0.2), "d": (2.0, 0.04)}
+    differences = {name: findings.Difference(x, 0.1, p) for name, (x, p) in found.items()}
+    told = {"better": ["a", "d"], "worse": ["b"], "cannot tell": ["c"]}
+    assert findings.verdicts(differences, better=1) == told
+    told = {"better": ["b"], "worse": ["a", "d"], "cannot tell": ["c"]}
+    assert findings.verdicts(differences, better=-1) == told
+    assert show.listed(["a", "b", "c"]) == "a, b and c"
+
+
+def test_training_at_once_ends_when_no_seed_improves(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(synthetic, "PATIENCE", 1)
+    found = synthetic.train("shared_bottom", 0.5, 1.0, range(2), synthetic.Size(512, 64, 20, 2))
+    assert len(found["curve"][0]) == max(found["epoch"]) + 1 < 20
 
 
 def test_the_answer_has_a_part_for_each_comparison_that_was_measured() -> None:
@@ -231,17 +262,15 @@ def test_the_answer_has_a_part_for_each_comparison_that_was_measured() -> None:
         return " ".join(show.sections(rows, "a machine")["answer"].split())
 
     none = "**Answer:** Not measured yet. **Numbers:** Not measured yet."
-    losses = {"test": [1.0, 2.0], "correlation": [0.5], "parameters": 1, "rate": 0.1}
+    losses = {"test": [1.0, 2.0], "correlation": [0.5], "parameters": 1, "rate": 0.1, "epoch": [1]}
     assert answer("synthetic_mmoe_0.5", losses) == none
-    assert "MMoE beats one gate: **no**" in answer(
+    assert "MMoE against one gate: cannot tell at p = 0.5." in answer(
         "synthetic_mmoe_0.5", losses, "synthetic_one_gate_0.5"
     )
     aucs = {"auc": {"income": 0.9, "education": 0.9, "marital status": 0.9}, "parameters": 1}
     aucs |= {"epochs": [1], "settings": census.SETTINGS[0]}
     assert answer("census_income_mmoe", aucs) == none
-    assert "(education) MMoE is better than **none** and worse than **none**" in answer(
-        "census_education_mmoe", aucs, "census_education_ple"
-    )
+    assert answer("census_education_mmoe", aucs, "census_education_ple") == none  # one seed
     drawn = {"overlap": 0.25, "by_chance": 0.2, "accuracy": {"category": 0.5, "vendor": 0.5}}
     assert "category and vendor share **25%** of their weights" in answer("drawings_2", drawn)
 
