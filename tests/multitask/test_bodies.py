@@ -283,6 +283,8 @@ def test_numbers_of_experts_gates_and_tasks_that_do_not_fit_get_one_line() -> No
     for e in (1, 5):
         with pytest.raises(UsageError, match=f"a gate has weights for {e} experts, and there are"):
             mix(MultiGate(make(3, rngs), gates([e, e], rngs)))
+    with pytest.raises(UsageError, match="there is no gate: give one for each task"):
+        MultiGate(make(3, rngs), [])
     with pytest.raises(UsageError, match="experts of 2 tasks and 1 gates: give each task both"):
         PleLayer([make(1, rngs), make(1, rngs)], make(1, rngs), gates([2], rngs))
     with pytest.raises(UsageError, match=r"layers have \[\] modules"):

@@ -2,6 +2,7 @@
 
 import gc
 import pickle
+from decimal import Decimal
 from typing import Any
 
 import jax
@@ -14,13 +15,17 @@ import pytest
 from flax import nnx
 from scipy.sparse import csr_array
 from sklearn.base import clone
+from sklearn.exceptions import NotFittedError
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import log_loss, mean_poisson_deviance
 from sklearn.model_selection import GridSearchCV
 
+from vmoe.errors import UsageError
 from vmoe.multitask import (
+    MultiTask,
     MultiTaskClassifier,
     MultiTaskEstimator,
+    SharedBottom,
     estimator,
     plot_expert_use,
     training,
@@ -210,6 +215,18 @@ def test_two_steps_follow_the_gradients_with_the_weights_of_each_step(weighting:
     np.testing.assert_allclose(weigh.weights(state.weighting), after, rtol=1e-4)
     if weighting in ("uncertainty", "gradnorm"):
         assert not np.allclose(after, [0.5, 2.0])
+
+
+def test_a_model_with_other_state_than_parameters_is_not_trained() -> None:
+    rngs = nnx.Rngs(0)
+    drop = MultiTask(
+        SharedBottom(nnx.Linear(6, 4, rngs=rngs), 1),
+        {"sum": nnx.Sequential(nnx.Linear(4, 1, rngs=rngs), nnx.Dropout(0.5, rngs=rngs))},
+    )
+    graph, params = nnx.split(drop)
+    trainer = Trainer(graph, (), Weighting([1.0]), optax.sgd(0.1))
+    with pytest.raises(UsageError, match="towers/0/.* is not a parameter: models cannot have"):
+        trainer.init(params)
 
 
 def test_every_row_is_in_one_batch_of_an_epoch() -> None:
@@ -406,8 +423,10 @@ def test_a_failed_fit_leaves_the_model_of_the_last_one() -> None:
     learned = model(max_epochs=1).fit(X, {"sum": Y["sum"]})
     before = learned.predict(X)["sum"]
     with pytest.raises(ValueError, match="all targets are missing"):
-        learned.fit(X, {"place": Y["place"], "none": np.full(300, np.nan)})
+        learned.fit(X[:, :4], {"place": Y["place"], "none": np.full(300, np.nan)})
     np.testing.assert_array_equal(learned.predict(X)["sum"], before)
+    with pytest.raises(ValueError, match="X has 4 features, but .* is expecting 6"):
+        learned.predict(X[:, :4])
 
 
 def test_rows_are_predicted_in_parts_of_any_number(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -432,7 +451,14 @@ WRONG: list[tuple[str, Any, dict[str, Any]]] = [
     ("task 'a': all targets are missing", {"a": np.full(300, np.nan)}, {}),
     ("task 'a': all targets are 1: leave the task out", {"a": np.ones(300, int)}, {}),
     ("task 'a': all targets are 0.1: leave the task out", {"a": np.full(300, 0.1)}, {}),
-    ("task 'a': targets of several types: number, str", {"a": [1, "u", 2] * 100}, {}),
+    (
+        r"task 'a': values of several types: 2 \(number\) and 'u' \(str\): convert them to one",
+        {"a": [1, "u", 2] * 100},
+        {},
+    ),
+    ("task 'a': a value is a tuple: give single values", {"a": [(1, 2), (3, 4)] * 150}, {}),
+    (r"task 'a': 2j cannot be sorted: convert the values to str", {"a": [1j, 2j] * 150}, {}),
+    ("task 'a': a value is infinite", {"a": np.where(X[:, 0] > 0, np.inf, 1)}, {}),
     ("task 'a': NoneType: give an array or a list", {"a": None}, {}),
     ("task 'a': generator: give an array", {"a": (i for i in range(300))}, {}),
     ("task 'a': a value is a list: give single values", {"a": [[1], [2, 3], [4]] * 100}, {}),
@@ -499,7 +525,12 @@ WRONG_ROWS: list[tuple[str, Any, dict[str, Any]]] = [
         with_value("much"),
         {"categorical": []},
     ),
-    ("column 'r': categories of several types: number, str", with_value("much"), {}),
+    (
+        r"column 'r': values of several types: .* \(number\) and 'much' \(str\): convert them",
+        with_value("much"),
+        {},
+    ),
+    ("column 1: .* cannot be sorted", X[:, :2].astype(complex), {"categorical": [1]}),
     ("column 'r': a value is a set: give single values", with_value({1}), {}),
     ("X: the rows have different lengths", [[1, 2], [3]], {}),
     ("X has 0 columns", X[:, :0], {}),
@@ -534,9 +565,15 @@ def test_wrong_calls_of_a_fitted_model_get_one_line(fitted: MultiTaskEstimator) 
         ValueError, match=r"validation: y has the tasks \['place'\]: expected \['sum'\]"
     ):
         model().fit(X, {"sum": Y["sum"]}, validation=(X, {"place": Y["place"]}))
-    with pytest.raises(ValueError, match="task 'visits': all targets are 0: leave the task out"):
+    with pytest.raises(ValueError, match="task 'visits': all targets are 0: D² needs others"):
         fitted.scores(X, {**Y, "visits": np.zeros(300)})
-    with pytest.raises(ValueError, match="class 9 was not seen in fit"):
+    with pytest.raises(ValueError, match="task 'sum': all targets are 1: R² needs others"):
+        fitted.scores(X, {**Y, "sum": np.ones(300)})
+    with pytest.raises(ValueError, match="targets of type number, and in fit they were of type st"):
+        fitted.scores(X, {**Y, "positive": X[:, 0] > 0})
+    with pytest.raises(NotFittedError):
+        model().findings(X)
+    with pytest.raises(ValueError, match="the validation split has class 9, and the targets of"):
         model().fit(X, {"place": Y["place"]}, validation=(X, {"place": np.full(300, 9)}))
     with pytest.raises(ValueError, match="validation: give a tuple of X and y"):
         model().fit(X, {"place": Y["place"]}, validation=X)
@@ -570,6 +607,72 @@ def test_categories_of_another_type_than_in_fit_are_refused() -> None:
     message = "column 'code': categories of type str, and in fit they were of type number"
     with pytest.raises(ValueError, match=message):
         learned.predict(frame.assign(code=[str(code) for code in Y["place"]]))
+
+
+def test_dates_are_equal_in_any_unit_and_never_numbers() -> None:
+    dates = pd.Series(np.datetime64("2020-01-01") + np.arange(300) % 5)
+    learned = model(max_epochs=1).fit(
+        pd.DataFrame({"age": X[:, 0], "day": dates}), {"sum": Y["sum"]}
+    )
+    assert learned._encoder.num_categories == [5]
+    found = [
+        learned.predict(pd.DataFrame({"age": X[:, 0], "day": dates.astype(f"datetime64[{unit}]")}))
+        for unit in ("s", "ns")
+    ]
+    np.testing.assert_array_equal(found[0]["sum"], found[1]["sum"])
+    with pytest.raises(ValueError, match="'day': categories of type number, and in fit .* datetim"):
+        learned.predict(pd.DataFrame({"age": X[:, 0], "day": np.zeros(300)}))
+
+
+def test_rows_without_any_category_are_predicted_as_missing() -> None:
+    frame = pd.DataFrame({"age": X[:, 0], "work": Y["positive"]})
+    learned = model(max_epochs=1).fit(frame, {"sum": Y["sum"]})
+    expected = learned.predict(frame.assign(work=None).iloc[:1])["sum"]
+    for missing in (np.nan, pd.NA, pd.NaT):
+        one = pd.DataFrame([{"age": X[0, 0], "work": missing}])
+        np.testing.assert_array_equal(learned.predict(one)["sum"], expected)
+
+
+def test_what_pandas_calls_a_category_is_one_even_if_it_is_a_number() -> None:
+    frame = pd.DataFrame({"age": X[:, 0], "place": pd.Series(Y["place"]).astype("category")})
+    halves = pd.Series(Y["place"] / 2).astype("category")
+    learned = model(max_epochs=1).fit(frame, {"half": halves, "sum": Y["sum"]})
+    assert learned._encoder.num_categories == [3]
+    assert [type(task) for task in learned.tasks_.values()] == [Classification, Regression]
+    named = model(max_epochs=1, kinds={"half": "regression"}).fit(frame, {"half": halves})
+    assert isinstance(named.tasks_["half"], Regression)
+
+
+def test_decimals_are_numbers() -> None:
+    decimals = pd.Series([Decimal(str(round(x, 4))) for x in X[:, 0]])
+    learned = model(max_epochs=1).fit(pd.DataFrame({"a": decimals}), {"sum": decimals})
+    assert learned._encoder.num_categories == []
+    assert isinstance(learned.tasks_["sum"], Regression)
+    floats = pd.DataFrame({"a": decimals.astype(float)})
+    np.testing.assert_array_equal(
+        learned.predict(floats)["sum"], learned.predict(pd.DataFrame({"a": decimals}))["sum"]
+    )
+
+
+def test_a_column_with_a_category_for_most_rows_gets_a_warning() -> None:
+    frame = pd.DataFrame({"age": X[:, 0], "text": X[:, 1].astype(str), "few": Y["positive"]})
+    with pytest.warns(UserWarning, match="a category for most rows: convert .* out: 'text'$"):
+        model(max_epochs=1).fit(frame, {"sum": Y["sum"]})
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_every_class_and_missing_targets_have_their_share_of_the_validation_split(
+    seed: int,
+) -> None:
+    rare = X[:, 0] > np.sort(X[:, 0])[-13]  # 12 rows
+    sometimes = np.where(FEW, Y["sum"], np.nan)  # 15 rows
+    learned = model(validation_fraction=0.1)
+    targets = {"rare": rare, "sometimes": sometimes}
+    tasks = learned._make_tasks(targets, ())
+    training, validation = learned._split(tasks, targets, np.random.default_rng(seed))
+    assert sorted([*training, *validation]) == list(range(300)) and len(validation) == 30
+    assert 1 <= rare[validation].sum() <= 2
+    assert 1 <= FEW[validation].sum() <= 3
 
 
 def test_a_trained_model_leaves_no_program_behind() -> None:

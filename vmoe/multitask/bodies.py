@@ -65,7 +65,12 @@ class MultiGate(Body):
             experts: one module for each expert, see ``vmoe.nn.experts.experts_of``; or experts that
                 are computed together.
             gates: a gate, or a module that makes logits f[b e], for each task.
+
+        Raises:
+            UsageError: there is no gate.
         """
+        if not gates:
+            raise UsageError("there is no gate: give one for each task")
         self.experts = as_experts(experts)
         made = {id(gate): as_gate(gate) for gate in gates}
         self.gates = nnx.List([made[id(gate)] for gate in gates])

@@ -11,7 +11,7 @@ from scipy.sparse import issparse
 from sklearn.preprocessing import OrdinalEncoder, StandardScaler
 
 from vmoe.classic.columns import select_columns
-from vmoe.multitask.values import as_array, as_numbers, as_values, is_missing, is_numeric, types_of
+from vmoe.multitask.values import as_array, as_numbers, as_values, is_missing, is_numeric, type_of
 
 
 class Table(NamedTuple):
@@ -35,6 +35,7 @@ class TableEncoder:
         categorical: whether a column is categorical.
         num_categories: number of categories of each categorical column.
         constant: the names of the columns that have one value.
+        nearly_unique: the names of the columns with more categories than half the rows.
     """
 
     def __init__(self, X: Any, categorical: Any = None):
@@ -42,7 +43,7 @@ class TableEncoder:
 
         Args:
             categorical: names or indices of the categorical columns. By default those columns of a
-                DataFrame that are not numbers.
+                DataFrame that are not numbers, or have pandas' type "category".
 
         Raises:
             ValueError: see ``__call__``; or there is no such column.
@@ -54,24 +55,30 @@ class TableEncoder:
         if categorical is not None:
             self.categorical[select_columns(categorical, X, "categorical")] = True
         elif is_frame:
-            self.categorical[:] = [not is_numeric(values) for values in columns]
+            self.categorical[:] = [
+                is_category(X.iloc[:, i]) or not is_numeric(values)
+                for i, values in enumerate(columns)
+            ]
         self._codes = OrdinalEncoder(
             handle_unknown="use_encoded_value", unknown_value=-1, encoded_missing_value=-1
         )
         self._scaler = StandardScaler()
         self.num_categories: list[int] = []
         self._types: dict[int, str] = {}  # of the categories of a column
-        differ = np.zeros(len(columns), bool)
+        differ, nearly_unique = np.zeros((2, len(columns)), bool)
         if self.categorical.any():
             categories = self._codes.fit(self._categories(columns)).categories_
             self.num_categories = [len(each) - (each[-1] is None) for each in categories]
             differ[self.categorical] = [len(each) > 1 for each in categories]
+            nearly_unique[self.categorical] = np.array(self.num_categories) > len(X) / 2
         if not self.categorical.all():
             numbers = self._numbers(columns)
             with np.errstate(over="ignore", invalid="ignore"):
                 self._scaler.fit(numbers)
             differ[~self.categorical] = np.ptp(numbers, axis=0) > 0
-        self.constant = [self.names[i] for i in np.flatnonzero(~differ)]
+        self.constant, self.nearly_unique = (
+            [self.names[i] for i in np.flatnonzero(chosen)] for chosen in (~differ, nearly_unique)
+        )
 
     @property
     def num_numbers(self) -> int:
@@ -83,7 +90,7 @@ class TableEncoder:
 
         Raises:
             ValueError: a number is missing or too large, a value is not a number, or the types of
-                categories differ; the message names the column.
+                categories differ or cannot be sorted; the message names the column.
         """
         columns = columns_of(X)
         numbers = np.zeros((len(X), 0), np.float32)
@@ -121,13 +128,10 @@ class TableEncoder:
         """The values of the categorical columns, None where they are missing."""
         found = np.empty((len(columns[0]), int(self.categorical.sum())), object)
         for at, i in enumerate(np.flatnonzero(self.categorical).tolist()):
-            types = types_of(columns[i])
-            if len(types) > 1:
-                several = ", ".join(types)
-                raise ValueError(f"{self._place(i)}: categories of several types: {several}")
-            if types and types[0] != (known := self._types.setdefault(i, types[0])):
+            found_type = type_of(self._place(i), columns[i])
+            if found_type and found_type != (known := self._types.setdefault(i, found_type)):
                 raise ValueError(
-                    f"{self._place(i)}: categories of type {types[0]}, and in fit they were of "
+                    f"{self._place(i)}: categories of type {found_type}, and in fit they were of "
                     f"type {known}: convert them"
                 )
             values = columns[i].astype(object)
@@ -165,6 +169,11 @@ def rows_of(X: Any) -> Any:
         twice = X.columns[X.columns.duplicated()][0]
         raise ValueError(f"X: there are two columns {twice!r}: rename one")
     return X
+
+
+def is_category(given: Any) -> bool:
+    """Whether a column or a target has pandas' type "category"."""
+    return getattr(getattr(given, "dtype", None), "name", None) == "category"
 
 
 def columns_of(X: Any) -> list[np.ndarray]:

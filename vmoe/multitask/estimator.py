@@ -1,7 +1,7 @@
 """Models of several tasks for tables, with the methods of scikit-learn's estimators."""
 
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from numbers import Integral, Real
 from typing import Any, ClassVar
 
@@ -17,11 +17,12 @@ from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from vmoe.multitask.build import ARCHITECTURES, BodyConfig, new_model
-from vmoe.multitask.columns import Table, TableEncoder, TableRows, rows_of
+from vmoe.multitask.columns import Table, TableEncoder, TableRows, is_category, rows_of
 from vmoe.multitask.findings import equal_experts, unused_experts
 from vmoe.multitask.model import MultiTask
 from vmoe.multitask.tasks import KINDS, Classification, Task, kind_of, labels_of, targets_of
 from vmoe.multitask.training import EVAL_BATCH_SIZE, Data, Losses, Trainer, batches, forward
+from vmoe.multitask.values import is_missing
 from vmoe.multitask.weighting import WEIGHTINGS
 
 AT_LEAST_1 = Interval(Integral, 1, None, closed="left")
@@ -53,7 +54,7 @@ class MultiTaskEstimator(BaseEstimator):
             gate sparse sooner.
         embedding_size: size of a category's embedding.
         categorical: names or indices of all categorical columns; by default those columns of a
-            DataFrame that are not numbers, dates included.
+            DataFrame that are not numbers, or have pandas' type "category". Dates are categories.
         weighting: how the tasks' losses are weighted: "fixed", "uncertainty" (Kendall et al. 2018),
             "gradnorm" (Chen et al. 2018) or "dynamic_average" (Liu et al. 2019).
         task_weights: a factor of the loss by name of the task; 1 for all others.
@@ -176,29 +177,35 @@ class MultiTaskEstimator(BaseEstimator):
             ValueError: an argument is wrong; the message names the task or the column.
         """
         X = rows_of(X)
-        validate_data(self, X, reset=True, skip_check_array=True)
+        new = type(self)()  # has the columns; those of the last fit stay until this one succeeds
+        validate_data(new, X, reset=True, skip_check_array=True)
         targets = targets_of(y, len(X))
         random = np.random.default_rng(check_random_state(self.random_state).randint(2**31))
-        tasks = self._make_tasks(targets)
+        tasks = self._make_tasks(targets, {name for name in targets if is_category(y[name])})
         weights = self._weights(tasks)
         held_out = None
         if validation is not None:
             if not isinstance(validation, tuple) or len(validation) != 2:
                 raise ValueError("validation: give a tuple of X and y")
-            other = self._known(validation[0])
+            other = new._known(validation[0])
             held_out = other, targets_of(validation[1], len(other))
         elif self.validation_fraction:
-            rows, others = self._split(len(X), random)
+            rows, others = self._split(tasks, targets, random)
             held_out = _rows_of(X, targets, others)
             X, targets = _rows_of(X, targets, rows)
         encoder = TableEncoder(X, self.categorical)
-        if encoder.constant:
-            names = ", ".join(map(repr, encoder.constant))
-            warnings.warn(
-                f"X: these columns have one value only: leave them out: {names}",
-                UserWarning,
-                stacklevel=3,
-            )
+        for names, problem in (
+            (encoder.constant, "one value only: leave them out"),
+            (
+                encoder.nearly_unique,
+                "a category for most rows: convert them to numbers or leave them out",
+            ),
+        ):
+            if names:
+                listed = ", ".join(map(repr, names))
+                warnings.warn(
+                    f"X: these columns have {problem}: {listed}", UserWarning, stacklevel=3
+                )
         train = _data(encoder, tasks, X, targets, "training")
         validated = _data(encoder, tasks, *held_out, "validation") if held_out else None
         model = self._new_model(encoder, tasks, int(random.integers(2**31)))
@@ -212,6 +219,7 @@ class MultiTaskEstimator(BaseEstimator):
         self.expert_names_ = self._expert_names()
         own = self.n_task_experts if self.architecture in ("cgc", "ple") else 0
         self._experts_seen = own + self.n_experts  # by the gate of a task
+        validate_data(self, X, reset=True, skip_check_array=True)
         return self
 
     def _known(self, X: Any) -> Any:
@@ -220,8 +228,12 @@ class MultiTaskEstimator(BaseEstimator):
         validate_data(self, X, reset=False, skip_check_array=True)
         return X
 
-    def _make_tasks(self, targets: Mapping[str, np.ndarray]) -> dict[str, Task]:
-        kinds, found = self.kinds or {}, {}
+    def _make_tasks(
+        self, targets: Mapping[str, np.ndarray], categories: Collection[str]
+    ) -> dict[str, Task]:
+        """The tasks; those whose targets are ``categories`` of pandas are classifications."""
+        kinds = dict.fromkeys(categories, "classification") | dict(self.kinds or {})
+        found: dict[str, Task] = {}
         for name in kinds:
             if name not in targets:
                 raise ValueError(f"kinds: there is no task {name!r}, only {sorted(targets)}")
@@ -247,16 +259,34 @@ class MultiTaskEstimator(BaseEstimator):
                 raise ValueError(f"task_weights: task {name!r}: {weight}: use a positive number")
         return [float(given.get(name, 1.0)) for name in tasks]
 
-    def _split(self, rows: int, random: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-        """Training and validation rows."""
+    def _split(
+        self,
+        tasks: Mapping[str, Task],
+        targets: Mapping[str, np.ndarray],
+        random: np.random.Generator,
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Training and validation rows.
+
+        Each class and the missing targets of each task have their share of both, up to a few rows:
+        the validation rows are at equal distances among the rows sorted by their targets.
+        """
+        strata = []
+        for name, task in tasks.items():
+            labeled = ~is_missing(targets[name])
+            strata.append(np.where(labeled, 0, -1))
+            if isinstance(task, Classification):
+                strata[-1][labeled] = task.encode(targets[name], labeled)[labeled]
+        rows = len(strata[0])
         n = round(self.validation_fraction * rows)
         if not 0 < n < rows:
             raise ValueError(
                 f"validation_fraction={self.validation_fraction} of {rows} rows is {n}: give more "
-                "rows, or a validation split"
+                "rows or a validation split, or use 0"
             )
-        validation, training = np.split(random.permutation(rows), [n])
-        return training, validation
+        order = random.permutation(rows)
+        order = order[np.lexsort([each[order] for each in reversed(strata)])]
+        validation = order[(np.arange(n) * rows + random.integers(rows)) // n]
+        return np.setdiff1d(order, validation), validation
 
     def _units(self, name: str) -> tuple[int, ...]:
         """Sizes of layers."""
@@ -441,6 +471,7 @@ class MultiTaskEstimator(BaseEstimator):
 
     def findings(self, X: Any) -> list[str]:
         """Experts that no task uses, and experts whose parameters are or were initially equal."""
+        check_is_fitted(self, "model_")
         found = [*self.findings_, *equal_experts(self.model_)]
         if self.expert_names_:
             found += unused_experts(self.expert_use(X), self.expert_names_, self._experts_seen)

@@ -12,7 +12,7 @@ from jaxtyping import Array, Bool, Float
 from scipy.special import expit, softmax
 from sklearn.metrics import d2_tweedie_score, r2_score
 
-from vmoe.multitask.values import as_numbers, as_values, is_missing, is_numeric, types_of
+from vmoe.multitask.values import as_numbers, as_values, is_missing, is_numeric, type_of
 
 
 class Task:
@@ -73,9 +73,7 @@ class Classification(Task):
     """
 
     def __init__(self, name: str, targets: np.ndarray, labeled: np.ndarray):
-        self.name = name
-        if len(types := types_of(targets)) > 1:
-            raise ValueError(f"task {name!r}: targets of several types: {', '.join(types)}")
+        self.name, self.type = name, type_of(f"task {name!r}", targets)
         self.classes = np.unique(targets[labeled])
         if len(self.classes) < 2:
             raise ValueError(
@@ -91,11 +89,15 @@ class Classification(Task):
         self.size = 1 if len(self.classes) == 2 else len(self.classes)
 
     def encode(self, targets: np.ndarray, labeled: np.ndarray) -> np.ndarray:
+        self._check_type(targets)
         known = {value: code for code, value in enumerate(self.classes.tolist())}
         codes = [known.get(value, -1) for value in targets[labeled].tolist()]
         if -1 in codes:
             unknown = targets[labeled].tolist()[codes.index(-1)]
-            raise ValueError(f"task {self.name!r}: class {unknown!r} was not seen in fit")
+            raise ValueError(
+                f"task {self.name!r}: the validation split has class {unknown!r}, and the targets "
+                "of fit have not: leave its rows out"
+            )
         encoded = np.zeros(len(targets), np.int32)
         encoded[labeled] = codes
         return encoded
@@ -117,7 +119,16 @@ class Classification(Task):
 
     def score(self, targets: np.ndarray, outputs: Float[np.ndarray, "b q"]) -> float:
         """The accuracy."""
+        self._check_type(targets)
         return float(np.mean(targets == self.predict(outputs)))
+
+    def _check_type(self, targets: np.ndarray) -> None:
+        found = type_of(f"task {self.name!r}", targets)
+        if found and found != self.type:
+            raise ValueError(
+                f"task {self.name!r}: targets of type {found}, and in fit they were of type "
+                f"{self.type}: convert them"
+            )
 
 
 class Regression(Task):
@@ -145,7 +156,7 @@ class Regression(Task):
     def score(self, targets: np.ndarray, outputs: Float[np.ndarray, "b q"]) -> float:
         """The coefficient of determination, R²."""
         values = target_numbers(self.name, targets)
-        check_differ(self.name, values)
+        check_differ(self.name, values, "R² needs others: score more rows")
         return float(r2_score(values, self.predict(outputs)))
 
 
@@ -176,7 +187,7 @@ class Count(Task):
     def score(self, targets: np.ndarray, outputs: Float[np.ndarray, "b q"]) -> float:
         """The share of the Poisson deviance that is explained, D²."""
         values = target_counts(self.name, targets)
-        check_differ(self.name, values)
+        check_differ(self.name, values, "D² needs others: score more rows")
         return float(d2_tweedie_score(values, self.predict(outputs), power=1))
 
 
@@ -188,11 +199,13 @@ KINDS: dict[str, type[Task]] = {
 
 
 def kind_of(targets: np.ndarray, labeled: np.ndarray) -> str:
-    """ "regression" if the targets are numbers and any has a fraction, or "classification"."""
+    """ "regression" if the targets are numbers and any has a fraction or is infinite, which is an
+    error there; or "classification"."""
     if not is_numeric(targets):
         return "classification"
     values = targets[labeled].astype(np.float64)
-    return "regression" if (values != np.round(values)).any() else "classification"
+    whole = np.isfinite(values) & (values == np.round(values))
+    return "classification" if whole.all() else "regression"
 
 
 def targets_of(y: Any, rows: int) -> dict[str, np.ndarray]:
@@ -233,10 +246,12 @@ def target_counts(name: str, targets: np.ndarray) -> Float[np.ndarray, "b"]:
     return values
 
 
-def check_differ(name: str, values: Float[np.ndarray, "b"]) -> None:
+def check_differ(
+    name: str, values: Float[np.ndarray, "b"], remedy: str = "leave the task out"
+) -> None:
     """Raises ValueError if all targets are equal."""
     if values.min() == values.max():
-        raise ValueError(f"task {name!r}: all targets are {values[0]:g}: leave the task out")
+        raise ValueError(f"task {name!r}: all targets are {values[0]:g}: {remedy}")
 
 
 def as_float32(name: str, values: Float[np.ndarray, "b"]) -> np.ndarray:

@@ -12,9 +12,11 @@ import optax
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
+from vmoe.errors import UsageError
 from vmoe.multitask.model import Forward
 from vmoe.multitask.tasks import Task
 from vmoe.multitask.weighting import StepLosses, Weighting
+from vmoe.trees import path_name
 
 
 class Data(NamedTuple):
@@ -76,7 +78,17 @@ class Trainer:
     optimizer: optax.GradientTransformation
 
     def init(self, params: nnx.State) -> State:
-        """The state before the first step."""
+        """The state before the first step.
+
+        Raises:
+            UsageError: the model has state other than parameters.
+        """
+        for path, leaf in nnx.to_flat_state(params):
+            if not isinstance(leaf, nnx.Param):
+                raise UsageError(
+                    f"{path_name(path)} is not a parameter: models cannot have other state here, "
+                    "such as statistics or random streams"
+                )
         return State(params, self.optimizer.init(params), self.weighting.init())
 
     def epoch(self, state: State, data: Data, order: Int[Array, "_ b"]) -> tuple[State, Losses]:

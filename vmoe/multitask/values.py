@@ -1,11 +1,14 @@
 """Values of columns and of targets, as users give them."""
 
 from collections.abc import Hashable, Sequence
+from decimal import Decimal
 from numbers import Real
 from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float
+
+NUMBERS = (Real, Decimal, np.bool_)
 
 
 def as_values(place: str, given: Any) -> np.ndarray:
@@ -28,7 +31,7 @@ def as_values(place: str, given: Any) -> np.ndarray:
         values = np.asarray(given)
     if values.dtype.kind == "O":
         for value in values.ravel():
-            if not isinstance(value, Hashable):
+            if not isinstance(value, Hashable) or isinstance(value, tuple):
                 raise ValueError(
                     f"{place}: a value is a {type(value).__name__}: give single values"
                 )
@@ -36,11 +39,14 @@ def as_values(place: str, given: Any) -> np.ndarray:
 
 
 def as_array(given: Any) -> np.ndarray:
-    """An array, with None where a masked array is masked."""
-    if not isinstance(given, np.ma.MaskedArray):
-        return np.asarray(given)
-    values = given.data.astype(object)
-    values[np.ma.getmaskarray(given)] = None
+    """An array, with None where a masked array is masked, and dates in microseconds."""
+    masked = isinstance(given, np.ma.MaskedArray)
+    values = given.data if masked else np.asarray(given)
+    if values.dtype.kind in "mM":  # in nanoseconds, ``tolist`` would give integers
+        values = values.astype(f"{values.dtype.kind}8[us]")
+    if masked:
+        values = values.astype(object)
+        values[np.ma.getmaskarray(given)] = None
     return values
 
 
@@ -58,16 +64,40 @@ def is_numeric(values: np.ndarray) -> bool:
     return all(_is_number(x) for x in values[~is_missing(values)])
 
 
-def types_of(values: np.ndarray) -> list[str]:
-    """The types of the values that are not missing; "number" for booleans and all numbers."""
-    if values.dtype.kind in "iufb":
-        return ["number"]
-    found = {type(x) for x in values[~is_missing(values)].tolist()}
-    return sorted({"number" if issubclass(x, Real | np.bool_) else x.__name__ for x in found})
+def type_of(place: str, values: np.ndarray) -> str | None:
+    """The type of all values; "number" for booleans and all numbers, None if all are missing.
+
+    Args:
+        place: what the values are, for the error.
+
+    Raises:
+        ValueError: they have several types, or one whose values cannot be sorted.
+    """
+    given = values[~is_missing(values)].tolist()
+    if not given or values.dtype.kind in "iufb":
+        return "number" if given else None
+    found = {_type_name(kind): value for kind, value in {type(x): x for x in given}.items()}
+    if len(found) > 1:
+        examples = " and ".join(f"{value!r} ({name})" for name, value in sorted(found.items()))
+        raise ValueError(f"{place}: values of several types: {examples}: convert them to one")
+    ((name, value),) = found.items()
+    try:
+        sorted([value, value])
+    except TypeError:
+        raise ValueError(
+            f"{place}: {value!r} cannot be sorted: convert the values to str"
+        ) from None
+    return name
+
+
+def _type_name(kind: type) -> str:
+    if issubclass(kind, NUMBERS):
+        return "number"
+    return "str" if issubclass(kind, str) else kind.__name__
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, Real) and not isinstance(value, bool | np.bool_)
+    return isinstance(value, NUMBERS) and not isinstance(value, bool | np.bool_)
 
 
 def as_numbers(place: str, values: np.ndarray, remedy: str) -> Float[np.ndarray, "b"]:
@@ -82,7 +112,7 @@ def as_numbers(place: str, values: np.ndarray, remedy: str) -> Float[np.ndarray,
     """
     given = ~is_missing(values)
     if values.dtype.kind == "O":
-        wrong = [x for x in values[given] if not isinstance(x, Real)]
+        wrong = [x for x in values[given] if not isinstance(x, NUMBERS)]
     else:
         wrong = values[given][:1].tolist() if values.dtype.kind not in "iufb" else []
     if wrong:
