@@ -20,7 +20,7 @@ class Difference(NamedTuple):
 
     Attributes:
         error: the standard error of the mean; infinite for one seed.
-        p: that of a two-sided t-test of the mean; 1 for one seed.
+        p: that of a two-sided t-test of the mean, also after ``corrected``; 1 for one seed.
     """
 
     mean: float
@@ -39,18 +39,19 @@ def difference(first: Any, second: Any) -> Difference:
     if len(each) < 2:
         return Difference(float(each.mean()), np.inf, 1.0)
     mean, error = float(each.mean()), float(each.std(ddof=1) / np.sqrt(len(each)))
-    p = 2 * scipy.stats.t.sf(abs(mean) / error, len(each) - 1) if error else mean == 0
+    p = 2 * scipy.stats.t.sf(abs(mean) / error, len(each) - 1) if error else 1.0 - bool(mean)
     return Difference(mean, error, float(p))
 
 
 def corrected(found: Mapping[Key, Difference]) -> dict[Key, Difference]:
-    """Differences whose p are corrected for their number (Benjamini & Hochberg 1995)."""
-    if not found:
-        return {}
-    adjusted = scipy.stats.false_discovery_control([each.p for each in found.values()])
-    return {
+    """Differences whose p are corrected for the number of tests (Benjamini & Hochberg 1995)."""
+    tested = {key: each for key, each in found.items() if np.isfinite(each.error)}
+    if not tested:
+        return dict(found)
+    adjusted = scipy.stats.false_discovery_control([each.p for each in tested.values()])
+    return dict(found) | {
         key: each._replace(p=float(p))
-        for (key, each), p in zip(found.items(), adjusted, strict=True)
+        for (key, each), p in zip(tested.items(), adjusted, strict=True)
     }
 
 

@@ -52,7 +52,7 @@ def synthetic(rows: Rows) -> str:
                     signed(behind[model, p], 4) if (model, p) in behind else "",
                 ]
             )
-    columns = ["p", "correlation of the targets", "model", "parameters", "rate; epochs"]
+    columns = ["relatedness p", "correlation of the targets", "model", "parameters", "rate; epochs"]
     columns += ["test loss", "median", "minus MMoE"]
     return markdown_table(columns, lines) if lines else NOT_MEASURED
 
@@ -154,12 +154,12 @@ def _synthetic(rows: Rows) -> Part | None:
             texts.append(
                 f"against {name}: "
                 + ", ".join(
-                    f"{bold(word)} at p = {listed(ps)}"
+                    f"{bold(word)} at relatedness {listed(ps)}"
                     for word, ps in verdicts(found, better=1).items()
                 )
             )
-            each = ", ".join(f"{signed(x, 4).strip('*')} at p = {p}" for p, x in found.items())
-            numbers.append(f"test loss of {name} minus MMoE {each}")
+            each = ", ".join(f"{signed(x, 4).strip('*')} at {p}" for p, x in found.items())
+            numbers.append(f"test loss, {name} minus MMoE: {each}")
     if not texts:
         return None
     return f"on synthetic tasks, MMoE {'; '.join(texts)}", "; ".join(numbers)
@@ -183,7 +183,7 @@ def _census(rows: Rows) -> Part | None:
             ]
             texts.append(f"on the census ({pair}), MMoE is {', '.join(words)}")
             each = ", ".join(f"{name} {signed(x, 5).strip('*')}" for name, x in found.items())
-            numbers.append(f"AUC of {pair} minus that of MMoE: {each}")
+            numbers.append(f"AUC of {pair}, model minus MMoE: {each}")
     return ("; ".join(texts), "; ".join(numbers)) if texts else None
 
 

@@ -457,7 +457,11 @@ WRONG: list[tuple[str, Any, dict[str, Any]]] = [
         {},
     ),
     ("task 'a': a value is a tuple: give single values", {"a": [(1, 2), (3, 4)] * 150}, {}),
-    (r"task 'a': 2j cannot be sorted: convert the values to str", {"a": [1j, 2j] * 150}, {}),
+    (
+        r"task 'a': values such as 2j cannot be sorted: convert them to str",
+        {"a": [1j, 2j] * 150},
+        {},
+    ),
     ("task 'a': a value is infinite", {"a": np.where(X[:, 0] > 0, np.inf, 1)}, {}),
     ("task 'a': NoneType: give an array or a list", {"a": None}, {}),
     ("task 'a': generator: give an array", {"a": (i for i in range(300))}, {}),
@@ -565,15 +569,15 @@ def test_wrong_calls_of_a_fitted_model_get_one_line(fitted: MultiTaskEstimator) 
         ValueError, match=r"validation: y has the tasks \['place'\]: expected \['sum'\]"
     ):
         model().fit(X, {"sum": Y["sum"]}, validation=(X, {"place": Y["place"]}))
-    with pytest.raises(ValueError, match="task 'visits': all targets are 0: D² needs others"):
+    with pytest.raises(ValueError, match="task 'visits': all targets are 0: D² is undefined"):
         fitted.scores(X, {**Y, "visits": np.zeros(300)})
-    with pytest.raises(ValueError, match="task 'sum': all targets are 1: R² needs others"):
+    with pytest.raises(ValueError, match="task 'sum': all targets are 1: R² is undefined"):
         fitted.scores(X, {**Y, "sum": np.ones(300)})
     with pytest.raises(ValueError, match="targets of type number, and in fit they were of type st"):
         fitted.scores(X, {**Y, "positive": X[:, 0] > 0})
     with pytest.raises(NotFittedError):
         model().findings(X)
-    with pytest.raises(ValueError, match="the validation split has class 9, and the targets of"):
+    with pytest.raises(ValueError, match="class 9 of the validation split is not in the targets"):
         model().fit(X, {"place": Y["place"]}, validation=(X, {"place": np.full(300, 9)}))
     with pytest.raises(ValueError, match="validation: give a tuple of X and y"):
         model().fit(X, {"place": Y["place"]}, validation=X)
@@ -614,14 +618,20 @@ def test_dates_are_equal_in_any_unit_and_never_numbers() -> None:
     learned = model(max_epochs=1).fit(
         pd.DataFrame({"age": X[:, 0], "day": dates}), {"sum": Y["sum"]}
     )
-    assert learned._encoder.num_categories == [5]
-    found = [
-        learned.predict(pd.DataFrame({"age": X[:, 0], "day": dates.astype(f"datetime64[{unit}]")}))
-        for unit in ("s", "ns")
-    ]
-    np.testing.assert_array_equal(found[0]["sum"], found[1]["sum"])
+    for same in (*(dates.astype(f"datetime64[{unit}]") for unit in ("s", "ns")), list(dates)):
+        codes = learned._encoder(pd.DataFrame({"age": X[:, 0], "day": same})).codes
+        np.testing.assert_array_equal(codes[:, 0], np.arange(300) % 5)
     with pytest.raises(ValueError, match="'day': categories of type number, and in fit .* datetim"):
         learned.predict(pd.DataFrame({"age": X[:, 0], "day": np.zeros(300)}))
+
+
+@pytest.mark.parametrize("unit", ["D", "ns"])
+def test_classes_that_are_dates_keep_their_unit(unit: str) -> None:
+    days = (np.datetime64("2020-01-01") + Y["place"]).astype(f"datetime64[{unit}]")
+    learned = model(max_epochs=1).fit(X, {"day": days})
+    predicted = learned.predict(X)["day"]
+    assert predicted.dtype == days.dtype
+    assert learned.scores(X, {"day": list(pd.Series(days))})["day"] == np.mean(predicted == days)
 
 
 def test_rows_without_any_category_are_predicted_as_missing() -> None:
@@ -645,34 +655,58 @@ def test_what_pandas_calls_a_category_is_one_even_if_it_is_a_number() -> None:
 
 def test_decimals_are_numbers() -> None:
     decimals = pd.Series([Decimal(str(round(x, 4))) for x in X[:, 0]])
-    learned = model(max_epochs=1).fit(pd.DataFrame({"a": decimals}), {"sum": decimals})
-    assert learned._encoder.num_categories == []
-    assert isinstance(learned.tasks_["sum"], Regression)
-    floats = pd.DataFrame({"a": decimals.astype(float)})
-    np.testing.assert_array_equal(
-        learned.predict(floats)["sum"], learned.predict(pd.DataFrame({"a": decimals}))["sum"]
-    )
+    tenths = pd.Series([Decimal(int(place)) / 10 for place in Y["place"]])
+    frame = pd.DataFrame({"a": decimals, "tenths": tenths})
+    named = model(max_epochs=1, categorical=["tenths"])
+    for learned in (model(max_epochs=1), named):
+        learned.fit(frame, {"sum": decimals})
+        assert isinstance(learned.tasks_["sum"], Regression)
+        np.testing.assert_array_equal(
+            learned.predict(frame.astype(float))["sum"], learned.predict(frame)["sum"]
+        )
+    np.testing.assert_array_equal(named._encoder(frame).codes[:, 0], Y["place"])
 
 
-def test_a_column_with_a_category_for_most_rows_gets_a_warning() -> None:
+def test_numbers_that_are_text_get_a_warning_unless_they_are_named() -> None:
     frame = pd.DataFrame({"age": X[:, 0], "text": X[:, 1].astype(str), "few": Y["positive"]})
-    with pytest.warns(UserWarning, match="a category for most rows: convert .* out: 'text'$"):
+    message = "more categories than half the number of rows: .* in categorical: 'text'$"
+    with pytest.warns(UserWarning, match=message):
         model(max_epochs=1).fit(frame, {"sum": Y["sum"]})
+    model(max_epochs=1, categorical=["text", "few"]).fit(frame, {"sum": Y["sum"]})
 
 
-@pytest.mark.parametrize("seed", range(5))
-def test_every_class_and_missing_targets_have_their_share_of_the_validation_split(
-    seed: int,
-) -> None:
-    rare = X[:, 0] > np.sort(X[:, 0])[-13]  # 12 rows
-    sometimes = np.where(FEW, Y["sum"], np.nan)  # 15 rows
-    learned = model(validation_fraction=0.1)
-    targets = {"rare": rare, "sometimes": sometimes}
-    tasks = learned._make_tasks(targets, ())
-    training, validation = learned._split(tasks, targets, np.random.default_rng(seed))
-    assert sorted([*training, *validation]) == list(range(300)) and len(validation) == 30
-    assert 1 <= rare[validation].sum() <= 2
-    assert 1 <= FEW[validation].sum() <= 3
+def test_the_validation_split_has_a_share_of_each_class_and_of_missing_targets() -> None:
+    def shares(targets: dict[str, Any], chosen: np.ndarray) -> list[int]:
+        learned = model(validation_fraction=0.1)
+        found = []
+        for seed in range(20):
+            random = np.random.default_rng(seed)
+            tasks = learned._make_tasks(targets, ())
+            training, validation = learned._split(tasks, targets, random)
+            assert sorted([*training, *validation]) == list(range(len(chosen)))
+            assert len(validation) == len(chosen) // 10
+            found.append(int(chosen[validation].sum()))
+        return found
+
+    rare = X[:, 0] > np.sort(X[:, 0])[-13]  # 12 of 300 rows
+    assert set(shares({"rare": rare, "sum": Y["sum"]}, rare)) <= {1, 2}
+    sometimes = np.where(rare, Y["sum"], np.nan)
+    assert set(shares({"sometimes": sometimes, "place": Y["place"]}, rare)) <= {1, 2}
+    # in each group of the first task, as many rows as lie between two validation rows
+    group, tenth = np.repeat(np.arange(60), 10), np.tile(np.arange(10) == 9, 60)
+    found = shares({"group": group.astype(str), "tenth": tenth}, tenth)
+    assert min(found) > 0 and max(found) < 15
+
+
+def test_a_column_without_a_category_in_fit_has_none_later() -> None:
+    empty = pd.Series([None] * 300).astype("category")
+    with pytest.warns(UserWarning, match="one value only"):
+        learned = model(max_epochs=1).fit(
+            pd.DataFrame({"age": X[:, 0], "work": empty}), {"sum": Y["sum"]}
+        )
+    for work in (Y["place"], Y["positive"]):
+        codes = learned._encoder(pd.DataFrame({"age": X[:, 0], "work": work})).codes
+        np.testing.assert_array_equal(codes, 0)
 
 
 def test_a_trained_model_leaves_no_program_behind() -> None:

@@ -250,6 +250,13 @@ def test_where_the_mixture_is_better_is_told_by_sign_and_clearness() -> None:
     assert show.listed(["a", "b", "c"]) == "a, b and c"
 
 
+def test_the_rate_has_the_lowest_validation_loss(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(synthetic, "RATES", (1e-9, 1e-2))
+    found = synthetic.measure("shared_bottom", 0.5, synthetic.Size(512, 64, 2, 2))
+    assert found["rate"] == 1e-2
+    assert found["trials"]["0.01"] == np.mean(found["validation"]) < found["trials"]["1e-09"]
+
+
 def test_training_at_once_ends_when_no_seed_improves(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(synthetic, "PATIENCE", 1)
     found = synthetic.train("shared_bottom", 0.5, 1.0, range(2), synthetic.Size(512, 64, 20, 2))
@@ -264,13 +271,41 @@ def test_the_answer_has_a_part_for_each_comparison_that_was_measured() -> None:
     none = "**Answer:** Not measured yet. **Numbers:** Not measured yet."
     losses = {"test": [1.0, 2.0], "correlation": [0.5], "parameters": 1, "rate": 0.1, "epoch": [1]}
     assert answer("synthetic_mmoe_0.5", losses) == none
-    assert "MMoE against one gate: cannot tell at p = 0.5." in answer(
+    assert "MMoE against one gate: cannot tell at relatedness 0.5." in answer(
         "synthetic_mmoe_0.5", losses, "synthetic_one_gate_0.5"
     )
     aucs = {"auc": {"income": 0.9, "education": 0.9, "marital status": 0.9}, "parameters": 1}
     aucs |= {"epochs": [1], "settings": census.SETTINGS[0]}
     assert answer("census_income_mmoe", aucs) == none
     assert answer("census_education_mmoe", aucs, "census_education_ple") == none  # one seed
+    by_model = {"mmoe": (0.9, 0.91, 0.92), "ple": (0.89, 0.901, 0.909), "cgc": (0.91, 0.923, 0.93)}
+    rows = {
+        f"census_income_{model}": {
+            seed: row(aucs | {"auc": {"income": auc, "marital status": 0.9}})
+            for seed, auc in enumerate(values)
+        }
+        for model, values in (by_model | {"one_gate": (0.92, 0.9, 0.91)}).items()
+    }
+    told = " ".join(show.sections(rows, "a machine")["answer"].split())
+    assert (
+        "On the census (income), MMoE is **better than** PLE, **worse than** CGC, not clearly "
+        "different from one gate. **Numbers:** AUC of income, model minus MMoE: one gate +0.00000 "
+        "± 0.01000, CGC +0.01100 ± 0.00100, PLE -0.01000 ± 0.00058."
+    ) in told
+    twice = {name: runs for name, runs in rows.items() if not name.endswith("one_gate")}
+    twice["census_income_cgc"] = rows["census_income_one_gate"]
+    for seed, auc in enumerate((0.91, 0.93, 0.929)):
+        twice["census_income_cgc"][seed]["figures"]["auc"]["income"] = auc
+    found = findings.census_differences(twice, "income")
+    alone = findings.difference((0.91, 0.93, 0.929), by_model["mmoe"])
+    assert found["cgc", "income"].p > alone.p
+    losses = {"correlation": [0.5], "parameters": 1, "rate": 0.1, "epoch": [1]}
+    rows = {
+        f"synthetic_{model}_0.5": {0: row(losses | {"test": test})}
+        for model, test in (("mmoe", [1.0, 1.1, 1.2]), ("one_gate", [2.0, 2.1, 2.21]))
+    }
+    told = " ".join(show.sections(rows, "a machine")["answer"].split())
+    assert "On synthetic tasks, MMoE against one gate: **better** at relatedness 0.5." in told
     drawn = {"overlap": 0.25, "by_chance": 0.2, "accuracy": {"category": 0.5, "vendor": 0.5}}
     assert "category and vendor share **25%** of their weights" in answer("drawings_2", drawn)
 

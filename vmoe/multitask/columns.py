@@ -11,7 +11,17 @@ from scipy.sparse import issparse
 from sklearn.preprocessing import OrdinalEncoder, StandardScaler
 
 from vmoe.classic.columns import select_columns
-from vmoe.multitask.values import as_array, as_numbers, as_values, is_missing, is_numeric, type_of
+from vmoe.multitask.values import (
+    as_array,
+    as_list,
+    as_numbers,
+    as_values,
+    is_missing,
+    is_numeric,
+    type_of,
+)
+
+MANY = 10  # the most categories that are never too many
 
 
 class Table(NamedTuple):
@@ -35,7 +45,8 @@ class TableEncoder:
         categorical: whether a column is categorical.
         num_categories: number of categories of each categorical column.
         constant: the names of the columns that have one value.
-        nearly_unique: the names of the columns with more categories than half the rows.
+        nearly_unique: the names of the columns that are categorical by default, and have more
+            categories than half the number of rows.
     """
 
     def __init__(self, X: Any, categorical: Any = None):
@@ -64,13 +75,18 @@ class TableEncoder:
         )
         self._scaler = StandardScaler()
         self.num_categories: list[int] = []
-        self._types: dict[int, str] = {}  # of the categories of a column
+        self._types = {
+            i: type_of(self._place(i), columns[i])
+            for i in np.flatnonzero(self.categorical).tolist()
+        }
         differ, nearly_unique = np.zeros((2, len(columns)), bool)
         if self.categorical.any():
             categories = self._codes.fit(self._categories(columns)).categories_
             self.num_categories = [len(each) - (each[-1] is None) for each in categories]
             differ[self.categorical] = [len(each) > 1 for each in categories]
-            nearly_unique[self.categorical] = np.array(self.num_categories) > len(X) / 2
+            if categorical is None:
+                limit = max(MANY, len(X) / 2)
+                nearly_unique[self.categorical] = np.array(self.num_categories) > limit
         if not self.categorical.all():
             numbers = self._numbers(columns)
             with np.errstate(over="ignore", invalid="ignore"):
@@ -128,13 +144,13 @@ class TableEncoder:
         """The values of the categorical columns, None where they are missing."""
         found = np.empty((len(columns[0]), int(self.categorical.sum())), object)
         for at, i in enumerate(np.flatnonzero(self.categorical).tolist()):
-            found_type = type_of(self._place(i), columns[i])
-            if found_type and found_type != (known := self._types.setdefault(i, found_type)):
+            own, known = type_of(self._place(i), columns[i]), self._types[i]
+            if own and known and own != known:
                 raise ValueError(
-                    f"{self._place(i)}: categories of type {found_type}, and in fit they were of "
-                    f"type {known}: convert them"
+                    f"{self._place(i)}: categories of type {own}, and in fit they were of type "
+                    f"{known}: convert them"
                 )
-            values = columns[i].astype(object)
+            values = np.fromiter(as_list(columns[i]), object)
             values[is_missing(columns[i])] = None
             found[:, at] = values
         return found

@@ -1,5 +1,6 @@
 """Models of several tasks for tables, with the methods of scikit-learn's estimators."""
 
+import copy
 import warnings
 from collections.abc import Callable, Collection, Mapping, Sequence
 from numbers import Integral, Real
@@ -39,7 +40,8 @@ class MultiTaskEstimator(BaseEstimator):
             2016); "cgc" and "ple", experts of each task beside shared ones (Tang et al. 2020).
             With one task, "shared_bottom" is a plain network.
         kinds: "classification", "regression" or "count" by name of the task. By default a task
-            whose targets have fractions is a regression, and any other a classification.
+            whose targets have fractions is a regression, and any other a classification; so is one
+            of pandas' type "category".
         n_experts: number of experts that tasks share.
         n_task_experts: number of experts of each task in "cgc" and "ple".
         n_layers: layers of "ple".
@@ -65,9 +67,10 @@ class MultiTaskEstimator(BaseEstimator):
         patience: epochs without a lower validation loss after which training ends. The validation
             loss is the sum of the tasks' mean losses, times ``task_weights``. The parameters of the
             best epoch are kept.
-        validation_fraction: share of the rows of ``fit`` that is drawn at random as the validation
-            split, if none is given; 0 to train for ``max_epochs`` without one. The classes, and the
-            scale of targets, are those of all rows.
+        validation_fraction: share of the rows of ``fit`` that is drawn as the validation split, if
+            none is given; 0 to train for ``max_epochs`` without one. The draw is stratified by the
+            classes and missing targets of the first task, within them by those of the second, and
+            so on. The classes, and the scale of targets, are those of all rows.
         random_state: seed of the parameters, the order of the rows and the validation split.
         verbose: 1 prints a line for each epoch.
 
@@ -177,7 +180,7 @@ class MultiTaskEstimator(BaseEstimator):
             ValueError: an argument is wrong; the message names the task or the column.
         """
         X = rows_of(X)
-        new = type(self)()  # has the columns; those of the last fit stay until this one succeeds
+        new = copy.copy(self)  # has the columns; those of the last fit stay until this one succeeds
         validate_data(new, X, reset=True, skip_check_array=True)
         targets = targets_of(y, len(X))
         random = np.random.default_rng(check_random_state(self.random_state).randint(2**31))
@@ -198,7 +201,8 @@ class MultiTaskEstimator(BaseEstimator):
             (encoder.constant, "one value only: leave them out"),
             (
                 encoder.nearly_unique,
-                "a category for most rows: convert them to numbers or leave them out",
+                "more categories than half the number of rows: convert them to numbers, or name "
+                "them in categorical",
             ),
         ):
             if names:
@@ -267,8 +271,8 @@ class MultiTaskEstimator(BaseEstimator):
     ) -> tuple[np.ndarray, np.ndarray]:
         """Training and validation rows.
 
-        Each class and the missing targets of each task have their share of both, up to a few rows:
-        the validation rows are at equal distances among the rows sorted by their targets.
+        The rows are sorted by their classes and cut into blocks; a random one of each is a
+        validation row.
         """
         strata = []
         for name, task in tasks.items():
@@ -285,7 +289,8 @@ class MultiTaskEstimator(BaseEstimator):
             )
         order = random.permutation(rows)
         order = order[np.lexsort([each[order] for each in reversed(strata)])]
-        validation = order[(np.arange(n) * rows + random.integers(rows)) // n]
+        edges = np.arange(n + 1) * rows // n
+        validation = order[random.integers(edges[:-1], edges[1:])]
         return np.setdiff1d(order, validation), validation
 
     def _units(self, name: str) -> tuple[int, ...]:

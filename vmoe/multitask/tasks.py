@@ -8,11 +8,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 from scipy.special import expit, softmax
 from sklearn.metrics import d2_tweedie_score, r2_score
 
-from vmoe.multitask.values import as_numbers, as_values, is_missing, is_numeric, type_of
+from vmoe.multitask.values import as_list, as_numbers, as_values, is_missing, is_numeric, type_of
 
 
 class Task:
@@ -89,18 +89,27 @@ class Classification(Task):
         self.size = 1 if len(self.classes) == 2 else len(self.classes)
 
     def encode(self, targets: np.ndarray, labeled: np.ndarray) -> np.ndarray:
-        self._check_type(targets)
-        known = {value: code for code, value in enumerate(self.classes.tolist())}
-        codes = [known.get(value, -1) for value in targets[labeled].tolist()]
-        if -1 in codes:
-            unknown = targets[labeled].tolist()[codes.index(-1)]
+        codes = self._codes(targets[labeled])
+        if (unknown := codes < 0).any():
+            first = as_list(targets[labeled][unknown])[0]
             raise ValueError(
-                f"task {self.name!r}: the validation split has class {unknown!r}, and the targets "
-                "of fit have not: leave its rows out"
+                f"task {self.name!r}: class {first!r} of the validation split is not in the "
+                "targets of fit: leave its rows out"
             )
         encoded = np.zeros(len(targets), np.int32)
         encoded[labeled] = codes
         return encoded
+
+    def _codes(self, targets: np.ndarray) -> Int[np.ndarray, "b"]:
+        """The index of the class of each target, none of which is missing; -1 for unknown ones."""
+        found = type_of(f"task {self.name!r}", targets)
+        if found != self.type:
+            raise ValueError(
+                f"task {self.name!r}: targets of type {found}, and in fit they were of type "
+                f"{self.type}: convert them"
+            )
+        known = {value: code for code, value in enumerate(as_list(self.classes))}
+        return np.array([known.get(value, -1) for value in as_list(targets)], np.int32)
 
     @staticmethod
     def loss(outputs: Float[Array, "b q"], targets: Array) -> Float[Array, "b"]:
@@ -119,16 +128,7 @@ class Classification(Task):
 
     def score(self, targets: np.ndarray, outputs: Float[np.ndarray, "b q"]) -> float:
         """The accuracy."""
-        self._check_type(targets)
-        return float(np.mean(targets == self.predict(outputs)))
-
-    def _check_type(self, targets: np.ndarray) -> None:
-        found = type_of(f"task {self.name!r}", targets)
-        if found and found != self.type:
-            raise ValueError(
-                f"task {self.name!r}: targets of type {found}, and in fit they were of type "
-                f"{self.type}: convert them"
-            )
+        return float(np.mean(self._codes(targets) == self.probabilities(outputs).argmax(axis=1)))
 
 
 class Regression(Task):
@@ -156,7 +156,7 @@ class Regression(Task):
     def score(self, targets: np.ndarray, outputs: Float[np.ndarray, "b q"]) -> float:
         """The coefficient of determination, R²."""
         values = target_numbers(self.name, targets)
-        check_differ(self.name, values, "R² needs others: score more rows")
+        check_differ(self.name, values, "R² is undefined: score rows whose targets differ")
         return float(r2_score(values, self.predict(outputs)))
 
 
@@ -187,7 +187,7 @@ class Count(Task):
     def score(self, targets: np.ndarray, outputs: Float[np.ndarray, "b q"]) -> float:
         """The share of the Poisson deviance that is explained, D²."""
         values = target_counts(self.name, targets)
-        check_differ(self.name, values, "D² needs others: score more rows")
+        check_differ(self.name, values, "D² is undefined: score rows whose targets differ")
         return float(d2_tweedie_score(values, self.predict(outputs), power=1))
 
 

@@ -1,5 +1,6 @@
 """Values of columns and of targets, as users give them."""
 
+import datetime
 from collections.abc import Hashable, Sequence
 from decimal import Decimal
 from numbers import Real
@@ -8,11 +9,9 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float
 
-NUMBERS = (Real, Decimal, np.bool_)
-
 
 def as_values(place: str, given: Any) -> np.ndarray:
-    """An array of the given values. The elements of a list keep their types.
+    """An array of the given values. The elements of a list keep their types; decimals are floats.
 
     Args:
         place: what the values are, for the error.
@@ -25,29 +24,35 @@ def as_values(place: str, given: Any) -> np.ndarray:
     elif not isinstance(given, Sequence) or isinstance(given, str):
         raise ValueError(f"{place}: {type(given).__name__}: give an array or a list")
     elif not all(isinstance(value, Real) for value in given):
-        values = np.empty(len(given), object)
-        values[:] = list(given)
+        values = np.fromiter(given, object)
     else:
         values = np.asarray(given)
     if values.dtype.kind == "O":
+        single: list[Any] = []
         for value in values.ravel():
             if not isinstance(value, Hashable) or isinstance(value, tuple):
                 raise ValueError(
                     f"{place}: a value is a {type(value).__name__}: give single values"
                 )
+            single.append(float(value) if isinstance(value, Decimal) else value)
+        values = np.fromiter(single, object).reshape(values.shape)
     return values
 
 
 def as_array(given: Any) -> np.ndarray:
-    """An array, with None where a masked array is masked, and dates in microseconds."""
-    masked = isinstance(given, np.ma.MaskedArray)
-    values = given.data if masked else np.asarray(given)
-    if values.dtype.kind in "mM":  # in nanoseconds, ``tolist`` would give integers
-        values = values.astype(f"{values.dtype.kind}8[us]")
-    if masked:
-        values = values.astype(object)
-        values[np.ma.getmaskarray(given)] = None
+    """An array, with None where a masked array is masked."""
+    if not isinstance(given, np.ma.MaskedArray):
+        return np.asarray(given)
+    values = np.fromiter(as_list(given.data), object).reshape(given.shape)
+    values[np.ma.getmaskarray(given)] = None
     return values
+
+
+def as_list(values: np.ndarray) -> list[Any]:
+    """The values as Python's own types, dates in microseconds (nanoseconds would be integers)."""
+    if values.dtype.kind in "mM":
+        values = values.astype(f"{values.dtype.kind}8[us]")
+    return values.ravel().tolist()
 
 
 def is_missing(values: np.ndarray) -> Bool[np.ndarray, "b"]:
@@ -73,7 +78,7 @@ def type_of(place: str, values: np.ndarray) -> str | None:
     Raises:
         ValueError: they have several types, or one whose values cannot be sorted.
     """
-    given = values[~is_missing(values)].tolist()
+    given = as_list(values[~is_missing(values)])
     if not given or values.dtype.kind in "iufb":
         return "number" if given else None
     found = {_type_name(kind): value for kind, value in {type(x): x for x in given}.items()}
@@ -82,22 +87,23 @@ def type_of(place: str, values: np.ndarray) -> str | None:
         raise ValueError(f"{place}: values of several types: {examples}: convert them to one")
     ((name, value),) = found.items()
     try:
-        sorted([value, value])
+        sorted(set(given))
     except TypeError:
         raise ValueError(
-            f"{place}: {value!r} cannot be sorted: convert the values to str"
+            f"{place}: values such as {value!r} cannot be sorted: convert them to str"
         ) from None
     return name
 
 
 def _type_name(kind: type) -> str:
-    if issubclass(kind, NUMBERS):
+    if issubclass(kind, Real | np.bool_):
         return "number"
-    return "str" if issubclass(kind, str) else kind.__name__
+    bases = (str, datetime.datetime, datetime.timedelta)  # of types of numpy and pandas
+    return next((base for base in bases if issubclass(kind, base)), kind).__name__
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, NUMBERS) and not isinstance(value, bool | np.bool_)
+    return isinstance(value, Real) and not isinstance(value, bool | np.bool_)
 
 
 def as_numbers(place: str, values: np.ndarray, remedy: str) -> Float[np.ndarray, "b"]:
@@ -112,7 +118,7 @@ def as_numbers(place: str, values: np.ndarray, remedy: str) -> Float[np.ndarray,
     """
     given = ~is_missing(values)
     if values.dtype.kind == "O":
-        wrong = [x for x in values[given] if not isinstance(x, NUMBERS)]
+        wrong = [x for x in values[given] if not isinstance(x, Real)]
     else:
         wrong = values[given][:1].tolist() if values.dtype.kind not in "iufb" else []
     if wrong:
