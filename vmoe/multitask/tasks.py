@@ -199,8 +199,10 @@ KINDS: dict[str, type[Task]] = {
 
 
 def kind_of(targets: np.ndarray, labeled: np.ndarray) -> str:
-    """ "regression" if the targets are numbers and any has a fraction or is infinite, which is an
-    error there; or "classification"."""
+    """The kind by default: "regression" for numbers with a fraction, "classification" for others.
+
+    Infinite numbers are a regression, too, which refuses them.
+    """
     if not is_numeric(targets):
         return "classification"
     values = targets[labeled].astype(np.float64)
