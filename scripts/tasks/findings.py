@@ -39,8 +39,8 @@ def difference(first: Any, second: Any) -> Difference:
     if len(each) < 2:
         return Difference(float(each.mean()), np.inf, 1.0)
     mean, error = float(each.mean()), float(each.std(ddof=1) / np.sqrt(len(each)))
-    p = 2 * scipy.stats.t.sf(abs(mean) / error, len(each) - 1) if error else 1.0 - bool(mean)
-    return Difference(mean, error, float(p))
+    t = abs(mean) / error if error else np.inf if mean else 0.0
+    return Difference(mean, error, float(2 * scipy.stats.t.sf(t, len(each) - 1)))
 
 
 def corrected(found: Mapping[Key, Difference]) -> dict[Key, Difference]:

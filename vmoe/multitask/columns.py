@@ -21,7 +21,7 @@ from vmoe.multitask.values import (
     type_of,
 )
 
-MANY = 10  # the most categories that are never too many
+MANY = 10  # as many categories are never too many, however few rows there are
 
 
 class Table(NamedTuple):
@@ -75,10 +75,7 @@ class TableEncoder:
         )
         self._scaler = StandardScaler()
         self.num_categories: list[int] = []
-        self._types = {
-            i: type_of(self._place(i), columns[i])
-            for i in np.flatnonzero(self.categorical).tolist()
-        }
+        self._types = self._types_of(columns)
         differ, nearly_unique = np.zeros((2, len(columns)), bool)
         if self.categorical.any():
             categories = self._codes.fit(self._categories(columns)).categories_
@@ -109,6 +106,12 @@ class TableEncoder:
                 categories differ or cannot be sorted; the message names the column.
         """
         columns = columns_of(X)
+        for i, own in self._types_of(columns).items():
+            if own and (known := self._types[i]) and own != known:
+                raise ValueError(
+                    f"{self._place(i)}: categories of type {own}, and in fit they were of type "
+                    f"{known}: convert them"
+                )
         numbers = np.zeros((len(X), 0), np.float32)
         codes = np.zeros((len(X), 0), np.int32)
         if not self.categorical.all():
@@ -140,16 +143,15 @@ class TableEncoder:
             found.append(values)
         return np.stack(found, axis=1)
 
+    def _types_of(self, columns: Sequence[np.ndarray]) -> dict[int, str | None]:
+        """The types of the categorical columns."""
+        categorical = np.flatnonzero(self.categorical).tolist()
+        return {i: type_of(self._place(i), columns[i]) for i in categorical}
+
     def _categories(self, columns: Sequence[np.ndarray]) -> np.ndarray:
         """The values of the categorical columns, None where they are missing."""
         found = np.empty((len(columns[0]), int(self.categorical.sum())), object)
         for at, i in enumerate(np.flatnonzero(self.categorical).tolist()):
-            own, known = type_of(self._place(i), columns[i]), self._types[i]
-            if own and known and own != known:
-                raise ValueError(
-                    f"{self._place(i)}: categories of type {own}, and in fit they were of type "
-                    f"{known}: convert them"
-                )
             values = np.fromiter(as_list(columns[i]), object)
             values[is_missing(columns[i])] = None
             found[:, at] = values
