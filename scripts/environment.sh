@@ -16,8 +16,8 @@ stop() {
 
 find_python() {
   local candidate
-  for candidate in ${PYTHON:-python3 python3.13 python3.12 python3.11}; do
-    if "$candidate" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2>/dev/null; then
+  for candidate in ${PYTHON:-python3 python3.14 python3.13 python3.12 python3.11}; do
+    if "$candidate" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 15))' 2>/dev/null; then
       "$candidate" -c 'import ensurepip, venv' 2>/dev/null || stop \
         "$candidate cannot create environments: its venv module is missing." \
         "On Debian and Ubuntu: apt install python3-venv. Then run this again."
@@ -25,7 +25,7 @@ find_python() {
       return
     fi
   done
-  stop "Python 3.11 to 3.13 is required, but ${PYTHON:-python3} is missing or another version." \
+  stop "Python 3.11 to 3.14 is required, but ${PYTHON:-python3} is missing or another version." \
     "Install one, or give its path: PYTHON=/path/to/python3 $0"
 }
 

@@ -46,7 +46,7 @@ def fake_python(folder: Path, body: str) -> str:
 def test_a_missing_python_is_reported_with_a_remedy(name: str, tmp_path: Path) -> None:
     result = script(tmp_path, name, "/nowhere/python3")
     assert result.returncode == 1
-    assert "Python 3.11 to 3.13 is required, but /nowhere/python3 is missing" in result.stderr
+    assert "Python 3.11 to 3.14 is required, but /nowhere/python3 is missing" in result.stderr
     assert "PYTHON=/path/to/python3" in result.stderr
 
 
