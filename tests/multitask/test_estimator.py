@@ -2,6 +2,7 @@
 
 import gc
 import pickle
+import warnings
 from decimal import Decimal
 from typing import Any
 
@@ -11,6 +12,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import optax
 import pandas as pd
+import pyarrow
 import pytest
 from flax import nnx
 from scipy.sparse import csr_array
@@ -30,10 +32,14 @@ from vmoe.multitask import (
     plot_expert_use,
     training,
 )
-from vmoe.multitask.build import ARCHITECTURES
-from vmoe.multitask.tasks import Classification, Count, Regression
-from vmoe.multitask.training import Data, Trainer, batches
+from vmoe.multitask.build import ARCHITECTURES, BodyConfig, new_model
+from vmoe.multitask.columns import TableEncoder, rows_of
+from vmoe.multitask.findings import equal_experts
+from vmoe.multitask.tasks import Classification, Count, Regression, targets_of
+from vmoe.multitask.training import Data, Trainer, batches, decayed
+from vmoe.multitask.values import is_missing
 from vmoe.multitask.weighting import WEIGHTINGS, StepLosses, Weighting
+from vmoe.trees import by_name
 
 RANDOM = np.random.default_rng(0)
 X = RANDOM.normal(size=(300, 6))
@@ -47,9 +53,9 @@ KINDS = {"visits": "count"}
 FEW = np.arange(300) % 20 == 0
 
 
-def model(**settings: Any) -> MultiTaskEstimator:
+def model(architecture: str = "mmoe", **settings: Any) -> MultiTaskEstimator:
     defaults = {"n_experts": 3, "max_epochs": 3, "batch_size": 32, "random_state": 0}
-    return MultiTaskEstimator(**{**defaults, "learning_rate": 0.01, **settings})
+    return MultiTaskEstimator(architecture, **{**defaults, "learning_rate": 0.01, **settings})
 
 
 @pytest.fixture(scope="module")
@@ -139,11 +145,56 @@ def test_the_mean_loss_of_an_epoch_is_that_of_the_labeled_rows() -> None:
     assert learned.history_[0]["train"]["place"] == pytest.approx(expected, rel=1e-4)
 
 
-@pytest.mark.parametrize("weighting", WEIGHTINGS)
-def test_every_weighting_trains_tasks_with_few_labels(weighting: str) -> None:
+def test_every_weighting_learns_a_task_with_few_labels_in_a_way_of_its_own() -> None:
     y = {"place": np.where(FEW, Y["place"], np.nan), "sum": Y["sum"]}
-    learned = model(weighting=weighting, batch_size=8, validation_fraction=0).fit(X, y)
-    assert np.isfinite(learned.predict(X)["sum"]).all()
+    settings = {"batch_size": 8, "max_epochs": 12, "validation_fraction": 0}
+    predicted = []
+    for weighting in WEIGHTINGS:
+        learned = model(weighting=weighting, **settings).fit(X, y)
+        scores = learned.scores(X, y)
+        assert scores["sum"] > 0.9 and scores["place"] > 0.8, (weighting, scores)
+        predicted.append(learned.predict(X)["sum"])
+    for i, first in enumerate(predicted):
+        for second in predicted[:i]:
+            assert np.abs(first - second).max() > 0.01
+
+
+def test_tasks_that_need_opposite_experts_need_a_gate_each() -> None:
+    """Each task is an expert or its negative, by the sign of a column of its own.
+
+    All tasks of one gate get the same number of each row, so their R² sum to 1 at most.
+    """
+    rows = np.random.default_rng(1).uniform(-1, 1, (600, 3))
+    signs = {"first": np.sign(rows[:, 1]), "second": np.sign(rows[:, 2])}
+    y = {name: sign * rows[:, 0] for name, sign in signs.items()}
+    gated, shared = (
+        model(architecture, expert_units=(1,), tower_units=(), n_experts=4, learning_rate=0.05)
+        .set_params(max_epochs=60, validation_fraction=0)
+        .fit(rows, y)
+        .score(rows, y)
+        for architecture in ("mmoe", "one_gate")
+    )
+    assert gated > 0.8 and shared <= 0.5
+
+
+def test_weight_decay_pulls_kernels_alone() -> None:
+    frame = pd.DataFrame({"age": X[:, 0], "work": Y["positive"]})
+    # a step halves what decays
+    strong = {"learning_rate": 1e-6, "weight_decay": 5e5, "validation_fraction": 0}
+    params = nnx.state(model("cross_stitch", **strong).fit(frame, {"sum": Y["sum"]}).model_)
+    for name, param in by_name(params).items():
+        if "stitches" in name:
+            np.testing.assert_allclose(param, [[1.0]], atol=1e-3)
+        elif "kernel" in name:
+            assert np.abs(param).max() < 1e-4
+        elif "embedding" in name:
+            assert param.std() > 0.1
+    layers = {"tasks": 2, "units": (3,), "experts": 2, "task_experts": 1, "layers": 2}
+    for gate in ("softmax", "dselect_k"):
+        config = BodyConfig(**layers, gate=gate, k=1)
+        ple = new_model("ple", config, 4, {"a": 1, "b": 2}, (4,), rngs=nnx.Rngs(0))
+        for name, chosen in by_name(decayed(nnx.state(ple))).items():
+            assert chosen == ("kernel" in name and "gate" not in name)
 
 
 def split_of(learned: MultiTaskEstimator, targets: dict[str, Any]) -> Data:
@@ -352,6 +403,14 @@ def test_the_picture_has_a_row_for_each_task(fitted: MultiTaskEstimator) -> None
     plt.close("all")
 
 
+def test_experts_without_parameters_are_reported() -> None:
+    layers = BodyConfig(tasks=2, units=(), experts=2)
+    empty = new_model("mmoe", layers, 3, {"a": 1, "b": 2}, (), rngs=nnx.Rngs(0))
+    assert list(equal_experts(empty)) == [
+        "experts of body/experts are equal: they have no parameters"
+    ]
+
+
 def test_experts_that_start_equal_are_reported() -> None:
     def same(width: int, *, rngs: nnx.Rngs) -> nnx.Module:
         return nnx.Linear(width, 4, rngs=nnx.Rngs(0))
@@ -437,13 +496,57 @@ def test_rows_are_predicted_in_parts_of_any_number(monkeypatch: pytest.MonkeyPat
     np.testing.assert_allclose(learned.predict(X[:1])["sum"], whole[:1], rtol=1e-5)
 
 
+@pytest.mark.parametrize("kind", ["Int64", "UInt64", "int64[pyarrow]", "category", "list"])
+def test_large_integers_stay_apart_where_one_is_missing(kind: str) -> None:
+    ids = [2**60, 2**60 + 1, 5, None] * 5
+    wanted = [5, 2**60, 2**60 + 1]
+    given: Any = ids if kind == "list" else pd.Series(pd.array(ids, dtype="Int64"))
+    given = given if kind == "list" else given.astype(kind)
+    (targets,) = targets_of({"id": given}, 20).values()
+    task = Classification("id", targets, ~is_missing(targets))
+    np.testing.assert_array_equal(task.classes, wanted)
+    assert task.classes.dtype == (np.uint64 if kind == "UInt64" else np.int64)
+    frame = pd.DataFrame({"age": X[:20, 0]})
+    frame["id"] = pd.Series(given, dtype=object) if kind == "list" else given
+    encoder = TableEncoder(frame, ["id"])
+    assert encoder.num_categories == [3]
+    np.testing.assert_array_equal(encoder(frame).codes[:4, 0], [1, 2, 0, 3])
+    assert TableEncoder(rows_of([[2**60, 0.5], [2**60 + 1, 0.25]]), [0]).num_categories == [2]
+
+
+def test_a_table_of_arrow_is_read_with_its_names() -> None:
+    frame = pd.DataFrame({"age": X[:, 0], "work": Y["positive"]})
+    targets = pd.DataFrame({"place": Y["place"], "sum": Y["sum"]})
+    rows, y = pyarrow.Table.from_pandas(frame), pyarrow.Table.from_pandas(targets)
+    learned = model(max_epochs=1).fit(rows, y)
+    assert learned.feature_names_in_.tolist() == ["age", "work"]
+    assert list(learned.tasks_) == ["place", "sum"]
+    predicted = learned.predict(frame)
+    for same in (rows, rows.combine_chunks().to_batches()[0]):
+        np.testing.assert_array_equal(learned.predict(same)["sum"], predicted["sum"])
+    assert learned.scores(rows, y) == learned.scores(frame, targets)
+
+
+def test_numbers_that_are_many_classes_by_default_get_a_warning() -> None:
+    prices = {"price": np.random.default_rng(0).integers(0, 40, 300)}
+    with pytest.warns(UserWarning, match=r"task 'price': .* kinds={'price': \"classification\"}"):
+        model()._make_tasks(prices, ())
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        model(kinds={"price": "classification"})._make_tasks(prices, ())
+        model()._make_tasks(prices, {"price"})  # of pandas' type "category"
+        MultiTaskClassifier()._make_tasks(prices, ())
+        model()._make_tasks({"price": prices["price"] % 30}, ())
+        model()._make_tasks({"price": prices["price"].astype(str)}, ())
+
+
 def test_many_classes_of_few_rows_get_a_warning() -> None:
     with pytest.warns(UserWarning, match=r"MultiTaskEstimator\(kinds={'a': \"regression\"}\)"):
         model(max_epochs=1).fit(X, {"a": np.arange(300)})
 
 
 WRONG: list[tuple[str, Any, dict[str, Any]]] = [
-    ("give a dict or a DataFrame", Y["sum"], {}),
+    ("give a dict, a DataFrame or an Arrow table", Y["sum"], {}),
     ("there is no task", {}, {}),
     ("the name of a task is 1: use a string", {1: Y["sum"]}, {}),
     ("two tasks 'a'", pd.DataFrame(np.stack([X[:, 0]] * 2, 1), columns=["a", "a"]), {}),
@@ -462,6 +565,14 @@ WRONG: list[tuple[str, Any, dict[str, Any]]] = [
         {"a": [1j, 2j] * 150},
         {},
     ),
+    (
+        r"task 'a': values of several types: .* \(datetime\) and .* \(datetime with a time zone\)",
+        {"a": [pd.Timestamp(0), pd.Timestamp(0, tz="UTC")] * 150},
+        {},
+    ),
+    ("task 'a': a number has no float64 .int too large", {"a": [10**400, 1] * 150}, {}),
+    ("task 'a': a number has no float64", {"a": [10**400] * 300}, {"kinds": {"a": "regression"}}),
+    ("task 'a': a number has no float64", {"a": [Decimal("sNaN"), Decimal(1)] * 150}, {}),
     ("task 'a': a value is infinite", {"a": np.where(X[:, 0] > 0, np.inf, 1)}, {}),
     ("task 'a': NoneType: give an array or a list", {"a": None}, {}),
     ("task 'a': generator: give an array", {"a": (i for i in range(300))}, {}),
@@ -481,6 +592,7 @@ WRONG: list[tuple[str, Any, dict[str, Any]]] = [
     ("task_weights: task 'a': nan: use a pos", {"a": Y["sum"]}, {"task_weights": {"a": np.nan}}),
     ("'architecture' parameter", {"a": Y["sum"]}, {"architecture": "moe"}),
     (r"expert_units=\(0,\): use integers from 1 on", {"a": Y["sum"]}, {"expert_units": (0,)}),
+    (r"expert_units=\(\): experts without a layer", {"a": Y["sum"]}, {"expert_units": ()}),
     (
         "give at least one, and leave out expert",
         {"a": Y["sum"]},
@@ -519,6 +631,7 @@ WRONG_ROWS: list[tuple[str, Any, dict[str, Any]]] = [
     ("X has 0 rows", X[:0], {}),
     ("column 'r': 1 of .* values are missing: fill them in", with_value(np.nan), {}),
     ("column 'r': a value is infinite", with_value(np.inf), {}),
+    ("column 'r': a number has no float64", with_value(10**400), {}),
     (
         "column 'r': a value is too far from those of fit for float32",
         with_value(1e300),
@@ -717,6 +830,11 @@ def test_a_trained_model_leaves_no_program_behind() -> None:
         gc.collect()
         trainers.append(sum(isinstance(each, Trainer) for each in gc.get_objects()))
     assert trainers == [0, 0]
+
+
+def test_a_kind_that_is_a_list_is_refused() -> None:
+    with pytest.raises(ValueError, match="kinds: task 'a': .'count'.: use classification, regress"):
+        MultiTaskEstimator().set_params(kinds={"a": ["count"]}).fit(X, {"a": Y["visits"]})
 
 
 def test_a_classifier_refuses_other_kinds() -> None:

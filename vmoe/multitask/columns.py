@@ -15,6 +15,7 @@ from vmoe.multitask.values import (
     as_array,
     as_list,
     as_numbers,
+    as_pandas,
     as_values,
     is_missing,
     is_numeric,
@@ -164,15 +165,16 @@ def rows_of(X: Any) -> Any:
     Raises:
         ValueError: it is neither, has no rows or no columns, or a name stands twice.
     """
+    X = as_pandas(X)
     if issparse(X):
         raise ValueError("X is sparse: give a dense array, X.toarray()")
     if not hasattr(X, "iloc"):
         try:
             array = as_array(X)
-            # a list with numbers and texts would become texts
+            # a list with numbers and texts would become texts, one with large integers floats
             X = (
                 np.array(X, object)
-                if array.dtype.kind in "US" and not hasattr(X, "dtype")
+                if array.dtype.kind in "USf" and not hasattr(X, "dtype")
                 else array
             )
         except ValueError:

@@ -22,8 +22,16 @@ from vmoe.multitask.columns import Table, TableEncoder, TableRows, is_category, 
 from vmoe.multitask.findings import equal_experts, unused_experts
 from vmoe.multitask.model import MultiTask
 from vmoe.multitask.tasks import KINDS, Classification, Task, kind_of, labels_of, targets_of
-from vmoe.multitask.training import EVAL_BATCH_SIZE, Data, Losses, Trainer, batches, forward
-from vmoe.multitask.values import is_missing
+from vmoe.multitask.training import (
+    EVAL_BATCH_SIZE,
+    Data,
+    Losses,
+    Trainer,
+    batches,
+    decayed,
+    forward,
+)
+from vmoe.multitask.values import as_pandas, is_missing, is_numeric
 from vmoe.multitask.weighting import WEIGHTINGS
 
 AT_LEAST_1 = Interval(Integral, 1, None, closed="left")
@@ -40,8 +48,8 @@ class MultiTaskEstimator(BaseEstimator):
             2016); "cgc" and "ple", experts of each task beside shared ones (Tang et al. 2020).
             With one task, "shared_bottom" is a plain network.
         kinds: "classification", "regression" or "count" by name of the task. By default a task
-            whose targets have fractions is a regression, and any other a classification; so is one
-            of pandas' type "category".
+            whose targets have fractions is a regression, and any other a classification, with a
+            warning if its numbers are many; so is one of pandas' type "category".
         n_experts: number of experts that tasks share.
         n_task_experts: number of experts of each task in "cgc" and "ple".
         n_layers: layers of "ple".
@@ -61,7 +69,8 @@ class MultiTaskEstimator(BaseEstimator):
             "gradnorm" (Chen et al. 2018) or "dynamic_average" (Liu et al. 2019).
         task_weights: a factor of the loss by name of the task; 1 for all others.
         learning_rate: learning rate of Adam.
-        weight_decay: as in AdamW.
+        weight_decay: as in AdamW, of the kernels of experts, networks and towers. Biases,
+            embeddings, gates and cross-stitch matrices have none.
         batch_size: rows of a training step.
         max_epochs: passes over the rows at most.
         patience: epochs without a lower validation loss after which training ends. The validation
@@ -114,6 +123,8 @@ class MultiTaskEstimator(BaseEstimator):
         "verbose": ["verbose"],
     }
     _kinds = tuple(KINDS)
+    _most_classes: ClassVar[float] = 30
+    """As many whole numbers are classes by default without a warning."""
 
     def __init__(
         self,
@@ -171,15 +182,15 @@ class MultiTaskEstimator(BaseEstimator):
         """Trains the model.
 
         Args:
-            X: rows (b, columns), a DataFrame or an array.
-            y: the targets of each task by name: a dict of arrays (b,), or a DataFrame. A target
-                that is NaN, None or pandas' NA is missing, and counts in no loss.
+            X: rows (b, columns): a DataFrame, a table or record batch of pyarrow, or an array.
+            y: the targets of each task by name: a dict of arrays (b,), a DataFrame, or a table of
+                pyarrow. A target that is NaN, None or NA is missing, and counts in no loss.
             validation: a tuple of X and y of a validation split; by default some of the rows.
 
         Raises:
             ValueError: an argument is wrong; the message names the task or the column.
         """
-        X = rows_of(X)
+        X, y = rows_of(X), as_pandas(y)
         new = copy.copy(self)  # has the columns; those of the last fit stay until this one succeeds
         validate_data(new, X, reset=True, skip_check_array=True)
         targets = targets_of(y, len(X))
@@ -245,10 +256,25 @@ class MultiTaskEstimator(BaseEstimator):
             kind = kinds[name] if name in kinds else self._default_kind(targets[name], labeled)
             if kind not in self._kinds:
                 choices = ", ".join(self._kinds)
-                other = " or MultiTaskEstimator" if kind in KINDS else ""
+                other = " or MultiTaskEstimator" if kind in list(KINDS) else ""
                 raise ValueError(f"kinds: task {name!r}: {kind!r}: use {choices}{other}")
             found[name] = KINDS[kind](name, targets[name], labeled)
+            if name not in kinds and is_numeric(targets[name]):
+                self._warn_of_many_classes(found[name], int(labeled.sum()))
         return found
+
+    def _warn_of_many_classes(self, task: Task, targets: int) -> None:
+        """Warns of whole numbers that look like a regression and are classes by default."""
+        most = min(self._most_classes, targets / 2)
+        if isinstance(task, Classification) and len(task.classes) > most:
+            name = task.name
+            warnings.warn(
+                f"task {name!r}: the numbers are {len(task.classes)} classes of {targets} targets: "
+                f'for a regression, use MultiTaskEstimator(kinds={{{name!r}: "regression"}}); '
+                f'for classes, kinds={{{name!r}: "classification"}} says so',
+                UserWarning,
+                stacklevel=5,  # _warn_of_many_classes, _make_tasks, fit, scikit-learn, the user
+            )
 
     def _default_kind(self, targets: np.ndarray, labeled: np.ndarray) -> str:
         return kind_of(targets, labeled)
@@ -301,10 +327,16 @@ class MultiTaskEstimator(BaseEstimator):
         return tuple(int(size) for size in units)
 
     def _new_model(self, encoder: TableEncoder, tasks: Mapping[str, Task], seed: int) -> MultiTask:
-        if self.architecture == "cross_stitch" and (self.expert or not self._units("expert_units")):
+        units = self._units("expert_units")
+        if self.architecture == "cross_stitch" and (self.expert or not units):
             raise ValueError(
                 "cross_stitch makes its layers from expert_units: give at least one, and leave out "
                 "expert"
+            )
+        if self.architecture != "shared_bottom" and not (self.expert or units):
+            raise ValueError(
+                "expert_units=(): experts without a layer are all the same function: give at "
+                "least one size"
             )
         rngs = nnx.Rngs(seed)
         inputs = TableRows(
@@ -312,7 +344,7 @@ class MultiTaskEstimator(BaseEstimator):
         )
         config = BodyConfig(
             tasks=len(tasks),
-            units=self._units("expert_units"),
+            units=units,
             experts=self.n_experts,
             task_experts=self.n_task_experts,
             layers=self.n_layers,
@@ -346,7 +378,7 @@ class MultiTaskEstimator(BaseEstimator):
             graph,
             tuple(tasks.values()),
             WEIGHTINGS[self.weighting](weights),
-            optax.adamw(self.learning_rate, weight_decay=self.weight_decay),
+            optax.adamw(self.learning_rate, weight_decay=self.weight_decay, mask=decayed),
         )
         train_epoch, losses_of = jax.jit(trainer.epoch), jax.jit(trainer.losses)
         state = trainer.init(params)
@@ -497,6 +529,7 @@ class MultiTaskClassifier(MultiTaskEstimator):
     """
 
     _kinds = ("classification",)
+    _most_classes = np.inf
 
     def _default_kind(self, targets: np.ndarray, labeled: np.ndarray) -> str:
         return "classification"

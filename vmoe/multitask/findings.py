@@ -43,6 +43,8 @@ def equal_experts(model: nnx.Module) -> Iterator[str]:
             continue
         stacked = module.stacked if isinstance(module, Copies) else module
         params = [np.asarray(x) for x in jax.tree.leaves(nnx.state(stacked, nnx.Param))]
+        if not params and module.num_experts > 1:
+            yield f"experts of {path_name(path)} are equal: they have no parameters"
         for i in range(module.num_experts if params else 0):
             digest = hashlib.sha256(b"".join(x[i].tobytes() for x in params)).digest()
             name = f"{i} of {path_name(path)}"

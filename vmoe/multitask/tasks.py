@@ -1,6 +1,5 @@
 """Kinds of tasks: from targets to numbers, from outputs to losses and predictions."""
 
-import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,7 +11,16 @@ from jaxtyping import Array, Bool, Float, Int
 from scipy.special import expit, softmax
 from sklearn.metrics import d2_tweedie_score, r2_score
 
-from vmoe.multitask.values import as_list, as_numbers, as_values, is_missing, is_numeric, type_of
+from vmoe.multitask.values import (
+    as_list,
+    as_numbers,
+    as_pandas,
+    as_values,
+    exact,
+    is_missing,
+    is_numeric,
+    type_of,
+)
 
 
 class Task:
@@ -74,17 +82,10 @@ class Classification(Task):
 
     def __init__(self, name: str, targets: np.ndarray, labeled: np.ndarray):
         self.name, self.type = name, type_of(f"task {name!r}", targets)
-        self.classes = np.unique(targets[labeled])
+        self.classes = exact(np.unique(targets[labeled]))
         if len(self.classes) < 2:
             raise ValueError(
                 f"task {name!r}: all targets are {self.classes[0]}: leave the task out"
-            )
-        if len(self.classes) > labeled.sum() / 2 and is_numeric(targets):
-            warnings.warn(
-                f"task {name!r}: {len(self.classes)} classes of {labeled.sum()} targets: for a "
-                f'regression, use MultiTaskEstimator(kinds={{{name!r}: "regression"}})',
-                UserWarning,
-                stacklevel=5,
             )
         self.size = 1 if len(self.classes) == 2 else len(self.classes)
 
@@ -217,8 +218,11 @@ def targets_of(y: Any, rows: int) -> dict[str, np.ndarray]:
         ValueError: y is no dict and no DataFrame, it has no task, a name is not a text or stands
             twice, or targets are not an array or of another length.
     """
+    y = as_pandas(y)
     if not isinstance(y, Mapping) and not hasattr(y, "columns"):
-        raise ValueError("y: give a dict or a DataFrame with the targets of each task by name")
+        raise ValueError(
+            "y: give a dict, a DataFrame or an Arrow table with the targets of each task by name"
+        )
     found: dict[str, np.ndarray] = {}
     for name, given in y.items():
         if not isinstance(name, str):

@@ -147,6 +147,23 @@ class Trainer:
         return Losses(jnp.stack(sums) / jnp.maximum(labels, 1), forward.loss, labels)
 
 
+def decayed(params: nnx.State) -> Any:
+    """Which parameters weight decay applies to: the kernels of experts, networks and towers.
+
+    It would pull cross-stitch matrices away from the identity, codes of ``DSelectK`` and logits of
+    gates to equal weights, and the embedding of a category towards zero at each step without it.
+
+    Returns:
+        a mask for ``optax.adamw``.
+    """
+
+    def is_decayed(path: tuple[Any, ...], _: Array) -> bool:
+        parts = jax.tree_util.keystr(path, simple=True, separator="/").split("/")
+        return "kernel" in parts and not {"gates", "shared_gate"}.intersection(parts)
+
+    return jax.tree.map_with_path(is_decayed, params)
+
+
 def batches(random: np.random.Generator, rows: int, size: int) -> Int[np.ndarray, "_ b"]:
     """All rows in random order, in batches.
 

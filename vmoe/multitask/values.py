@@ -17,35 +17,80 @@ def as_values(place: str, given: Any) -> np.ndarray:
         place: what the values are, for the error.
 
     Raises:
-        ValueError: it is neither an array nor a list, or a value is itself a list or the like.
+        ValueError: it is neither an array nor a list, a value is itself a list or the like, or a
+            number is too large for float64.
     """
     if hasattr(given, "__array__"):
         values = as_array(given)
     elif not isinstance(given, Sequence) or isinstance(given, str):
         raise ValueError(f"{place}: {type(given).__name__}: give an array or a list")
-    elif not all(isinstance(value, Real) for value in given):
-        values = np.fromiter(given, object)
     else:
-        values = np.asarray(given)
+        values = exact(np.fromiter(given, object))
     if values.dtype.kind == "O":
-        single: list[Any] = []
-        for value in values.ravel():
-            if not isinstance(value, Hashable) or isinstance(value, tuple):
-                raise ValueError(
-                    f"{place}: a value is a {type(value).__name__}: give single values"
-                )
-            single.append(float(value) if isinstance(value, Decimal) else value)
+        single = [_single(place, value) for value in values.ravel()]
         values = np.fromiter(single, object).reshape(values.shape)
     return values
 
 
+def _single(place: str, value: Any) -> Any:
+    """A value of an object array; a decimal as a float."""
+    if not isinstance(value, Hashable) or isinstance(value, tuple):
+        raise ValueError(f"{place}: a value is a {type(value).__name__}: give single values")
+    if not isinstance(value, Real | Decimal):
+        return value
+    try:
+        number = float(value)
+    except (OverflowError, ValueError) as error:  # 10**400, Decimal("sNaN")
+        raise ValueError(f"{place}: a number has no float64 ({error}): replace it") from None
+    return number if isinstance(value, Decimal) else value
+
+
 def as_array(given: Any) -> np.ndarray:
-    """An array, with None where a masked array is masked."""
-    if not isinstance(given, np.ma.MaskedArray):
+    """An array; where a masked array, or one of pandas' or Arrow's, has no value, None or NaN.
+
+    ``np.asarray`` would make floats of integers, some of which are missing, and so merge large
+    ones.
+    """
+    given = as_pandas(given)
+    if isinstance(given, np.ma.MaskedArray):
+        missing, known = np.ma.getmaskarray(given), given.compressed()
+    elif hasattr(given, "isna") and not isinstance(getattr(given, "dtype", None), np.dtype | None):
+        missing = np.asarray(given.isna())
+        known = np.asarray(given[~missing])
+    else:
         return np.asarray(given)
-    values = np.fromiter(as_list(given.data), object).reshape(given.shape)
-    values[np.ma.getmaskarray(given)] = None
+    if not missing.any():
+        return np.asarray(given)
+    if known.dtype.kind == "f":
+        values = np.full(missing.shape, np.nan, known.dtype)
+        values[~missing] = known
+        return values
+    values = np.full(missing.shape, None, object)
+    elements = list(known) if known.dtype.kind in "iub" else as_list(known)
+    values[~missing] = np.fromiter(elements, object, len(elements))
     return values
+
+
+def as_pandas(given: Any) -> Any:
+    """Data of Arrow as pandas' own, in which integers stay integers; anything else as it is."""
+    if type(given).__module__.partition(".")[0] != "pyarrow":
+        return given
+    import pandas as pd  # which X and y are made of anyway, or should be
+
+    return given.to_pandas(
+        types_mapper=lambda kind: (
+            None if str(kind).startswith("dictionary") else pd.ArrowDtype(kind)
+        )
+    )
+
+
+def exact(values: np.ndarray) -> np.ndarray:
+    """An object array as numpy's type for its numbers, if this rounds none of them."""
+    if values.dtype.kind != "O" or not all(isinstance(x, Real | np.bool_) for x in values):
+        return values
+    found = np.array(list(values))
+    same = all(a == b or a != a for a, b in zip(found.tolist(), values, strict=True))
+    return found if same else values
 
 
 def as_list(values: np.ndarray) -> list[Any]:
@@ -81,7 +126,8 @@ def type_of(place: str, values: np.ndarray) -> str | None:
     given = as_list(values[~is_missing(values)])
     if not given or values.dtype.kind in "iufb":
         return "number" if given else None
-    found = {_type_name(kind): value for kind, value in {type(x): x for x in given}.items()}
+    kinds = {(type(x), getattr(x, "tzinfo", None) is None): x for x in given}
+    found = {_type_name(x): x for x in kinds.values()}
     if len(found) > 1:
         examples = " and ".join(f"{value!r} ({name})" for name, value in sorted(found.items()))
         raise ValueError(f"{place}: values of several types: {examples}: convert them to one")
@@ -95,11 +141,13 @@ def type_of(place: str, values: np.ndarray) -> str | None:
     return name
 
 
-def _type_name(kind: type) -> str:
-    if issubclass(kind, Real | np.bool_):
+def _type_name(value: Any) -> str:
+    if isinstance(value, Real | np.bool_):
         return "number"
     bases = (str, datetime.datetime, datetime.timedelta)  # of types of numpy and pandas
-    return next((base for base in bases if issubclass(kind, base)), kind).__name__
+    kind = next((base for base in bases if isinstance(value, base)), type(value))
+    zone = " with a time zone" if getattr(value, "tzinfo", None) else ""
+    return kind.__name__ + zone
 
 
 def _is_number(value: Any) -> bool:
