@@ -3,16 +3,38 @@
 import dataclasses
 from typing import Any
 
+import jax
 import numpy as np
 import pytest
 
+from vmoe import models
 from vmoe.analysis import BlockRouting, BlockStatistics, Collected, statistics
 from vmoe.analysis.effects import BatchDependence
 from vmoe.analysis.health import all_clear, findings
 from vmoe.analysis.measures import ExpertTotals
-from vmoe.config import ExpertChoice, Hash, MoEConfig, Router, Soft, TokenChoice, ViTConfig
+from vmoe.config import (
+    BiasBalanced,
+    CosineGate,
+    ExpertChoice,
+    ExpertList,
+    Hash,
+    MlpExpert,
+    MlpGate,
+    MoEConfig,
+    NoisyGate,
+    Router,
+    RoutingOverrides,
+    Soft,
+    TokenChoice,
+    ViTConfig,
+    ZeroExpert,
+    replace,
+)
 from vmoe.config import fields as config_fields
 from vmoe.config.routers import RouterConfig
+from vmoe.errors import UsageError
+from vmoe.surgery.experts import prune_experts, random_experts
+from vmoe.trees import nested
 
 E, B, N = 8, 40, 25
 K1 = TokenChoice(k=1)
@@ -145,3 +167,62 @@ def test_a_remedy_is_one_that_the_router_has(
     assert ("losses" in text, "z loss" in text) == (has_losses, has_losses)
     assert ("learning rate" in text) == router.learned
     assert bool(found) == router.learned
+
+
+MLPS_AND_ZERO = ExpertList(each=(MlpExpert(),) * 3 + (ZeroExpert(),))
+LAYERS = [
+    *[dict(gate=gate) for gate in (None, NoisyGate(), MlpGate(), CosineGate())],
+    *[dict(router=router) for router in (BiasBalanced(), ExpertChoice(), Hash())],
+    dict(router=Soft(), images_per_group=1),
+    dict(experts=MLPS_AND_ZERO),
+    dict(capacity=3),
+]
+BLOCKS = [(LAYERS[i], LAYERS[j]) for i, j in [*((i, i) for i in range(10)), (0, 3), (0, 5), (0, 7)]]
+
+
+@pytest.mark.parametrize("blocks", BLOCKS)
+def test_every_remedy_is_one_that_the_model_accepts(blocks: tuple[dict[str, Any], ...]) -> None:
+    """Pruning is one of ``surgery``, the others are overrides of the routing."""
+    size = dict(width=8, num_heads=1, mlp_dim=4, patch_size=16, image_size=32, depth=2)
+    layers = tuple(MoEConfig(num_experts=4, **fields) for fields in blocks)
+    config = ViTConfig(**size, sparse_blocks=(0, 1), moe=layers)
+    choices = np.array([5000, 5000, 0, 0])
+    own = ExpertTotals(5000, choices / 2, 5000.0, choices, choices // 2, 0)
+    found = {f.kind: str(f) for f in findings(config, {0: own}, BatchDependence(0.25, 3.0))}
+
+    def prune() -> None:
+        params = nested(models.abstract_params(config))
+        kept = random_experts(config, 2)
+        jax.eval_shape(lambda params: prune_experts(config, params, kept)[1], params)
+
+    def override(**fields: Any) -> None:
+        changed = RoutingOverrides(**fields).apply(config).moe_blocks.values()
+        assert all(getattr(moe, name) == x for moe in changed for name, x in fields.items())
+
+    accepted = {}
+    for name, remedy in {
+        "or prune them": prune,
+        "dropless": lambda: override(dropless=True),
+        "more capacity": lambda: override(capacity_factor=4.0),
+        "one image per group": lambda: override(images_per_group=1),
+    }.items():
+        try:
+            remedy()
+            accepted[name] = True
+        except (UsageError, AssertionError):
+            accepted[name] = False
+    dead = found.get("dead", "")
+    assert bool(dead) == layers[0].router.learned
+    assert ("or prune them" in dead) == (accepted.pop("or prune them") and bool(dead))
+    for name, works in accepted.items():
+        assert (name in found["batch"]) == works, found["batch"]
+    assert ("larger capacity factor" in found["dropped"]) == (layers[0].capacity is None)
+
+
+def test_an_expert_without_parameters_that_tokens_avoid_is_not_dead() -> None:
+    config = replace(config_of(TokenChoice(k=2), 4), moe=dict(experts=MLPS_AND_ZERO))
+    choices = np.array([0, 3400, 3300, 3300])
+    of_zero = ExpertTotals(5000, choices / 2, 5000.0, choices[::-1], choices[::-1], 0)
+    assert findings(config, {5: of_zero}) == []
+    (found,) = findings(config, {5: dataclasses.replace(of_zero, choices=choices, kept=choices)})
+    assert found.kind == "dead" and "1 of 4 experts (0) get less than 1%" in str(found)

@@ -10,8 +10,7 @@ import numpy as np
 
 from vmoe.analysis.effects import BatchDependence
 from vmoe.analysis.measures import ExpertTotals
-from vmoe.config import ViTConfig
-from vmoe.config.routers import RouterConfig
+from vmoe.config import MoEConfig, ViTConfig
 from vmoe.errors import listed
 
 MIN_LOAD = 0.01
@@ -66,18 +65,25 @@ def findings(
         dependence: how much predictions depend on the batch, if it was measured.
         training: whether the model is still trained; then no message advises to prune experts,
             which may come into use.
+
+    An expert without parameters, such as a zero expert, is never dead: tokens may avoid it.
     """
-    routers = {i: moe.router for i, moe in config.moe_blocks.items()}
+    layers = config.moe_blocks
+    # ``vmoe prune`` prunes all layers of a model, or none.
+    prune = not training and all(moe.can_be_pruned for moe in layers.values())
     every = [
         finding
         for i, block in blocks.items()
-        for finding in _of_block(i, block, routers[i], training)
+        for finding in _of_block(i, block, layers[i], can_prune=prune)
     ]
     if dependence is not None and dependence.changed > MAX_CHANGED:
+        routers = [moe.router for moe in layers.values()]
+        ways = ["more capacity"] * all(router.logits_per != "slot" for router in routers)
+        ways += ["dropless"] * all(router.can_drop for router in routers)
         message = (
             f"{dependence.changed:.1%} of the predictions depend on the other images of the batch "
-            f"(at most {MAX_CHANGED:.0%}): evaluate with more capacity, dropless or one image per "
-            "group"
+            f"(at most {MAX_CHANGED:.0%}): evaluate with "
+            f"{', '.join(ways)}{' or ' * bool(ways)}one image per group"
         )
         every.append(Finding("batch", None, dependence.changed, MAX_CHANGED, message))
     return every
@@ -115,28 +121,30 @@ def _enough_choices(block: ExpertTotals) -> bool:
 
 
 def _of_block(
-    i: int, block: ExpertTotals, router: RouterConfig, training: bool
+    i: int, block: ExpertTotals, moe: MoEConfig, *, can_prune: bool
 ) -> Iterator[Finding]:
     if not np.isfinite(block.gates).all():
         message = "gates are NaN or infinite: load an earlier checkpoint"
         yield Finding("not_finite", i, None, 0.0, message)
         return
-    e, chosen = len(block.gates), bool(block.choices.any())
+    router, e, chosen = moe.router, len(block.gates), bool(block.choices.any())
     load, of = block.load * e, "choices" if chosen else "gates"
     balance = f"train with a larger {router.balanced_by}"
     if router.balanced_by is None:
         balance = "train with a lower learning rate"
+    members = moe.experts.members * (e if moe.experts.alike else 1)
+    learn = np.array([expert.learns for expert in members])  # others cannot be dead
     if (
         router.learned
         and _enough_choices(block)
-        and (rare := np.flatnonzero(load < MIN_LOAD).tolist())
+        and (rare := np.flatnonzero((load < MIN_LOAD) & learn).tolist())
     ):
-        prune = ", or prune them" * (chosen and not training)
+        prune = ", or prune them" * (chosen and can_prune)
         message = (
             f"{len(rare)} of {e} experts ({listed(list(map(str, rare)), 8)}) get less than "
             f"{MIN_LOAD:.0%} of the mean load of {of}: {balance}{prune}"
         )
-        yield Finding("dead", i, float(load.min()), MIN_LOAD, message)
+        yield Finding("dead", i, float(load[rare].min()), MIN_LOAD, message)
     even = block.choices.sum() / block.tokens / e if chosen else 1 / e  # share of tokens or gates
     limit = min(MAX_LOAD, max(MAX_SHARE, (1 + even) / 2) / even)
     if router.learned and e > 1 and load.max() > limit:
@@ -150,7 +158,7 @@ def _of_block(
         ignores_gates = router.setting("priority") in ("order", "random")
         message = (
             f"{block.dropped:.0%} of the choices get no slot (at most {MAX_DROPPED:.0%}): use a "
-            "larger capacity factor"
+            f"larger capacity{' factor' * (moe.capacity is None)}"
             + ", or priority largest_gate, which drops the least important tokens"
             * ignores_gates
         )

@@ -19,12 +19,14 @@ class ExpertConfig(Checked):
         alike: whether the experts have equal structure, so that every parameter has an axis e in
             front.
         mixes_tokens: whether an output depends on more than one slot, which must hold tokens.
+        learns: whether the experts have parameters.
     """
 
     section = "model.moe.experts"
     stacked = False
     alike = True
     mixes_tokens = False
+    learns = True
 
     @property
     def members(self) -> tuple[Any, ...]:
@@ -95,6 +97,8 @@ class IdentityExpert(ExpertConfig):
     kind: Literal["identity"] = "identity"
     """The kind of expert."""
 
+    learns = False
+
 
 @dataclasses.dataclass(frozen=True)
 class ZeroExpert(ExpertConfig):
@@ -102,6 +106,8 @@ class ZeroExpert(ExpertConfig):
 
     kind: Literal["zero"] = "zero"
     """The kind of expert."""
+
+    learns = False
 
 
 ListedExpert = (

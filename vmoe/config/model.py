@@ -141,6 +141,15 @@ class MoEConfig(Checked):
         own = {"expert": LinearGate(), "slot": SlotGate(), None: None}
         return self.gate or own[self.router.logits_per]
 
+    @property
+    def can_be_pruned(self) -> bool:
+        """Whether experts of a trained layer can be pruned, added and merged.
+
+        They can if all are of one kind, and the gate has a column of parameters for each.
+        """
+        gate = self.gate_config
+        return self.experts.alike and gate is not None and bool(gate.columns)
+
 
 @dataclasses.dataclass(frozen=True)
 class ViTConfig(Checked):
