@@ -26,7 +26,17 @@ from vmoe.analysis.effects import (
     without_experts,
 )
 from vmoe.analysis.interventions import ablated, masked, randomized
-from vmoe.config import ExpertChoice, Hash, MoEConfig, TokenChoice, ViTConfig, replace
+from vmoe.config import (
+    BiasBalanced,
+    ExpertChoice,
+    Hash,
+    MoEConfig,
+    Random,
+    Router,
+    TokenChoice,
+    ViTConfig,
+    replace,
+)
 from vmoe.config.routers import PRIORITIES
 from vmoe.errors import UsageError
 from vmoe.nn.vit import ViT
@@ -172,6 +182,23 @@ def test_a_model_agrees_with_itself_and_with_a_copy_whose_experts_are_renumbered
         ]
         expected = np.mean([len(a & b) / 2 for a, b in zip(*chosen, strict=True)])
         assert share == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("router", [TokenChoice(k=2), BiasBalanced(), Random(), Hash()])
+def test_first_choices_are_compared_by_rank_and_not_by_gate(router: Router) -> None:
+    """A token's first choice in the only block does not depend on its number of choices."""
+    two = config_of(depth=1, router=router, dropless=True)
+    one, params = replace(two, moe=dict(router=dict(k=1))), random_params(two)
+    if isinstance(router, BiasBalanced):  # every token chooses the last expert first
+        params["blocks"][0]["mlp"]["state"]["bias"] = jnp.array([0.0, 0.0, 10.0])
+    first, second = (collected(models.with_params(config, params)) for config in (one, two))
+    result = agreement(first, second)[0]
+    np.testing.assert_array_equal(result.matches, np.arange(E))
+    assert result.share == 1.0
+    assert (result.by_chance == 1.0) == isinstance(router, BiasBalanced)
+    chosen = second.blocks[0].experts[..., :1]
+    expected = np.take_along_axis(second.blocks[0].gates, chosen, axis=-1)[..., 0]
+    np.testing.assert_array_equal(second.blocks[0].priority, expected)
 
 
 def test_experts_that_choose_are_compared_by_the_tokens_they_take() -> None:

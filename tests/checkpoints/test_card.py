@@ -6,9 +6,18 @@ import pytest
 import yaml
 
 from tests.command import vmoe
+from tests.random_models import stored_of
 from vmoe import zoo
 from vmoe.checkpoints import Origin, StoredModel, read, write
-from vmoe.config import RoutingOverrides, replace
+from vmoe.config import (
+    CnnExpert,
+    CosineGate,
+    Hash,
+    MoEConfig,
+    RoutingOverrides,
+    ViTConfig,
+    replace,
+)
 
 CARD = "README.md"
 WEIGHTS = zoo.PACKAGED / "vmoe_fashion_mnist"
@@ -88,6 +97,28 @@ def test_a_card_says_how_many_images_compete_for_slots(
     assert ("does not depend on the other images" in limits) == (competing == 0)
 
 
+def test_a_card_names_the_routers_the_gates_and_the_experts_of_a_sparse_model(
+    tmp_path: Path,
+) -> None:
+    layers = (
+        MoEConfig(num_experts=4),
+        MoEConfig(num_experts=4, experts=CnnExpert(), shared_experts=2, gate=CosineGate()),
+        MoEConfig(num_experts=2, router=Hash(k=1)),
+    )
+    config = ViTConfig(patch_size=8, image_size=8, width=8, num_heads=1, mlp_dim=8, num_classes=3)
+    stored = stored_of(replace(config, sparse_blocks=(1, 3, 5), moe=layers))
+    text = card(stored, tmp_path / "model")
+    assert "| experts | 4 in block 1; 4 (cnn) and 2 shared in block 3; 2 in block 5 |" in text
+    assert (
+        "| routers | token_choice with a linear gate in block 1; token_choice with a cosine gate "
+        "in block 3; hash in block 5 |"
+    ) in text
+
+
 def test_the_card_of_a_dense_model_mentions_no_experts(tmp_path: Path) -> None:
-    limits = section(card(read("vit_fashion_mnist"), tmp_path / "model"), "Limits")
+    text = card(read("vit_fashion_mnist"), tmp_path / "model")
+    limits = section(text, "Limits")
+    every = card(read(WEIGHTS), tmp_path / "sparse")
+    assert "| experts | 8 in blocks 1, 3, 5 |" in every
+    assert "| experts | none |" in text and "| routers |" not in text
     assert "does not depend on the other images" in limits and "expert" not in limits

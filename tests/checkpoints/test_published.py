@@ -37,6 +37,7 @@ from vmoe.config import (
     Switch,
     TokenChoice,
     ZeroExpert,
+    replace,
 )
 from vmoe.errors import Failure, UsageError
 
@@ -138,6 +139,16 @@ def test_routers_gates_and_experts_that_the_format_does_not_have_are_refused_by_
         with pytest.raises(UsageError, match=named):
             published.write(tmp_path / "model", config, {})
     assert not list(tmp_path.iterdir())
+
+
+def test_an_image_size_that_no_array_tells_is_refused(tmp_path: Path) -> None:
+    """A reader takes 224 px for models with fixed positions."""
+    stored = stored_model("vit_tiny", positions="sincos2d", depth=1)
+    with pytest.raises(UsageError, match="image_size=32 with model.positions=sincos2d: .* as 224"):
+        published.write(tmp_path / "model", stored.config, stored.params)
+    config = replace(stored.config, image_size=224)
+    published.write(tmp_path / "model", config, stored.params)
+    assert read(tmp_path / "model").config.image_size == 224
 
 
 def test_a_switch_model_is_written_as_token_choice_of_one_expert(tmp_path: Path) -> None:

@@ -163,7 +163,7 @@ def test_where_experts_choose_tokens_without_an_expert_are_reported_and_no_drops
     assert row["dropped"] == "" and float(row["unprocessed"]) > 0
     assert "block0/unprocessed" in row and "block0/dropped" not in row
     result = vmoe("evaluate", "--checkpoint", workdir)
-    assert "tokens without an expert" in result.stdout and "dropped" not in result.stdout
+    assert "tokens without a routed expert" in result.stdout and "dropped" not in result.stdout
 
 
 def test_a_run_starts_from_weights_of_timm_with_a_new_head_and_other_positions(

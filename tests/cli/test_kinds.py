@@ -179,4 +179,5 @@ def test_the_page_of_each_router_has_the_exported_choices_in_the_order_of_their_
         normalized = np.allclose(shown.sum(-1), 1)  # whether a choice was dropped or not
         assert normalized == (router in ("gshard", "random", "hash"))
         assert block["drops"] == (router == "bias_balanced")  # it has a priority
+        assert (block["topPatches"] is None) == (router in ("random", "hash"))  # without gates
     assert model["grid"] is None

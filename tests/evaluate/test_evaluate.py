@@ -230,7 +230,7 @@ def test_unprocessed_is_the_fraction_of_tokens_that_no_expert_takes(
         assert own.choices.tolist() == np.bincount(experts.ravel(), minlength=5)[:4].tolist()
     assert (result.unprocessed > 0.1) == (router.kind != "soft")
     rows = dict(summary(result))
-    assert rows["tokens without an expert"] == f"{result.unprocessed:.2%}"
+    assert rows["tokens without a routed expert"] == f"{result.unprocessed:.2%}"
     assert ("choices dropped" in rows) == (result.dropped is not None) == router.can_drop
 
 

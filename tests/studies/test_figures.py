@@ -15,9 +15,20 @@ from vmoe.analysis.collect import Labeled
 from vmoe.analysis.effects import BatchDependence
 from vmoe.analysis.patches import find_top_patches
 from vmoe.checkpoints.stored import Origin
-from vmoe.config import ExpertChoice, MoEConfig, RoutingOverrides, TokenChoice, replace
+from vmoe.config import (
+    ExpertChoice,
+    ExpertList,
+    Hash,
+    MlpExpert,
+    MoEConfig,
+    RoutingOverrides,
+    TokenChoice,
+    ZeroExpert,
+    replace,
+)
 from vmoe.config.preprocessing import Preprocessing
 from vmoe.factory import Loaded
+from vmoe.studies.routing import report
 from vmoe.studies.routing.figures import OF_CLASSES, plots_of, write_plots
 from vmoe.studies.routing.measure import MeasuredRouting, measure_routing
 
@@ -89,6 +100,27 @@ def test_k_goes_up_to_the_fewest_experts_of_layers_that_differ_with_its_slots() 
     (ax,) = plots_of(loaded.model.config)["k_at_inference"](routing).axes
     # capacity 20; and of 4 images with 17 tokens k / 4, rounded up to a multiple of 4
     assert [tick.get_text() for tick in ax.get_xticklabels()] == ["1\n20", "2\n20–36"]
+
+
+def test_the_report_says_what_shared_and_zero_experts_do_with_unprocessed_tokens() -> None:
+    experts = ExpertList(each=(MlpExpert(), ZeroExpert()))
+    loaded = loaded_of(LAYERS[0], replace(LAYERS[0], shared_experts=1, experts=experts))
+    lines = list(report.remarks(measured(loaded)))
+    assert "unprocessed: tokens without a routed expert" in lines[0]
+    assert [line for line in lines if "process" in line and line.startswith("block")] == [
+        "block 1: shared experts process every token; tokens with a slot at a zero expert (1) "
+        "count as processed"
+    ]
+
+
+def test_without_a_gate_no_patch_is_shown_as_the_one_with_the_largest_gate() -> None:
+    hashed = replace(LAYERS[0], router=Hash(k=1))
+    for layers, learned in (((hashed, LAYERS[0]), [1]), ((hashed,), [])):
+        loaded = loaded_of(*layers)
+        few = labeled(IMAGES[:4], batch_size=4)
+        routing = measure_routing(loaded, "random", batches_of(), few, batch_size=4)
+        assert list(routing.top_patches) == learned
+        assert ("top_patches" in plots_of(loaded.model.config)) == bool(learned)
 
 
 def test_statistics_predictions_and_top_patches_are_measured_in_one_pass() -> None:

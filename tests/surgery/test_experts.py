@@ -129,9 +129,12 @@ def test_fewer_experts_have_more_slots_at_the_same_capacity_factor() -> None:
     assert (slots_and_factor(config.moe, 32)[0], slots_and_factor(pruned.moe, 32)[0]) == (16, 32)
 
 
-@pytest.mark.parametrize("normalize", [True, False])
-def test_copies_of_all_experts_with_twice_the_k_keep_the_logits(normalize: bool) -> None:
-    config = replace(FIRST, moe=dict(router=dict(normalize_weights=normalize)))
+@pytest.mark.parametrize(
+    "router",
+    [TokenChoice(), TokenChoice(normalize_weights=True), BiasBalanced(normalize_weights=True)],
+)
+def test_copies_of_all_experts_with_twice_the_k_keep_the_logits(router: Router) -> None:
+    config = replace(FIRST, moe=dict(router=router))
     params = random_params(config)
     doubled, more = add_experts(config, params, {0: range(E)}, k=4)
     assert (doubled.moe.num_experts, doubled.moe.router.k) == (2 * E, 4)

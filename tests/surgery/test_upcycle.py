@@ -115,7 +115,7 @@ def test_an_upcycled_model_has_the_logits_of_its_parent(moe: dict) -> None:
         (dict(transfer_dtype="bfloat16"), "bfloat16"),
         (dict(shared_experts=1), "shared expert"),
         (dict(router=ExpertChoice()), "expert_choice"),
-        (dict(router=Soft(), images_per_group=1), "soft"),
+        (dict(router=Soft(), images_per_group=1), "the experts get mixtures of tokens"),
     ],
 )
 def test_other_settings_change_the_logits_and_the_reason_is_named(moe: dict, reason: str) -> None:

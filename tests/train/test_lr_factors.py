@@ -22,6 +22,7 @@ from vmoe import config as configs
 from vmoe import models
 from vmoe.config import (
     LrFactorsConfig,
+    MoEConfig,
     OptimConfig,
     Router,
     Soft,
@@ -34,7 +35,7 @@ from vmoe.costs.flops import count_flops, countable, flops_to_logits
 from vmoe.data.pipeline import Batch, training_batches
 from vmoe.data.sources import open_source
 from vmoe.errors import UsageError
-from vmoe.train.lr_factors import training_messages
+from vmoe.train.lr_factors import trained_params, training_messages
 from vmoe.train.optim import optimizer
 from vmoe.train.state import State, abstract_state, init_state
 from vmoe.train.step import Metrics, make_train_step
@@ -95,6 +96,24 @@ def changed(start: dict[Any, np.ndarray], params: dict[str, Any]) -> set[Any]:
     after = flatten_dict(params)
     assert after.keys() == start.keys()
     return {path for path in start if start[path].tobytes() != np.asarray(after[path]).tobytes()}
+
+
+def test_shared_experts_are_experts_for_factors_decay_and_freezing() -> None:
+    layer = MoEConfig(num_experts=2, shared_experts=1)
+    model = ViTConfig(depth=1, width=4, num_heads=1, mlp_dim=4, sparse_blocks=(0,), moe=layer)
+    decay = WeightDecayConfig(kernels=0.0, experts=0.4)
+    optim = dataclasses.replace(SGD, lr_factors=LrFactorsConfig(experts=0.5), weight_decay=decay)
+    updates = updates_of_ones(TrainConfig(model=model, optim=optim))
+    shared = {path: x for path, x in updates.items() if "shared" in path}
+    assert len(shared) == 4
+    for path, update in shared.items():
+        assert update == pytest.approx(-0.5 * 0.5 * (1 + 0.4 * (path[-1] == "kernel")))
+    frozen = dataclasses.replace(SGD, lr_factors=LrFactorsConfig(experts=0.0))
+    params = nnx.to_pure_dict(nnx.state(models.build_abstract(model), nnx.Param))
+    trained = flatten_dict(trained_params(frozen, params))
+    assert trained and not {"shared", "experts"} & {word for path in trained for word in path}
+    (message,) = training_messages(frozen, params)
+    assert message.endswith("frozen: experts")
 
 
 def test_the_factor_of_a_part_multiplies_its_learning_rate_and_so_its_weight_decay() -> None:

@@ -49,9 +49,23 @@ class BlockRouting(NamedTuple):
         return (self.experts < self.gates.shape[-1]) & ~self.kept
 
     @property
+    def first_choice(self) -> Int[np.ndarray, "b n"]:
+        """The expert of each token's first choice; its largest gate where it makes no choice.
+
+        The first choice need not have the largest gate: a router can add a bias to the gates, or
+        have no gates at all.
+        """
+        e, largest = self.gates.shape[-1], self.gates.argmax(-1)
+        own = np.where(self.experts < e, np.arange(self.experts.shape[-1]), e)
+        if not own.size or (own.shape[-1] == e and (self.experts == own).all()):
+            return largest  # choices are ordered by expert, as with expert choice
+        first = self.experts[..., 0]
+        return np.where(first < e, first, largest)
+
+    @property
     def priority(self) -> Float[np.ndarray, "b n"]:
-        """The largest gate of each token: its score in Batch Prioritized Routing."""
-        return self.gates.max(-1)
+        """The gate of each token's first choice: its score in Batch Prioritized Routing."""
+        return np.take_along_axis(self.gates, self.first_choice[..., None], axis=-1)[..., 0]
 
 
 class Collected(NamedTuple):

@@ -17,7 +17,8 @@ COLORS = (
 def expert_colors(e: int) -> tuple[str, ...]:
     """A color for each of e experts, as #rrggbb; there are 32 colors, which repeat.
 
-    An expert's color does not depend on e. No color is gray, which marks patches without an expert.
+    An expert's color does not depend on e. No color is gray, which marks patches without a routed
+    expert.
 
     >>> expert_colors(2)
     ('#e69f00', '#56b4e9')

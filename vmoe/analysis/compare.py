@@ -77,14 +77,14 @@ def agreement(
     """By block, how well the experts of two models correspond.
 
     Expert numbers are unrelated across models. So experts are matched to maximize the number of
-    tokens whose first choices match (the Hungarian method). A token's first choice is the expert
-    with its largest gate.
+    tokens whose first choices match (the Hungarian method). Where tokens do not choose, the expert
+    with a token's largest gate counts as its first choice.
 
     Arguments and errors are as for ``saturation``.
     """
     rng, result = np.random.default_rng(seed), {}
     for i, pair in _pairs(one, other, tokens).items():
-        first, second = (block.gates.argmax(-1).reshape(-1) for block in pair)
+        first, second = (block.first_choice.reshape(-1) for block in pair)
         shape = pair[0].gates.shape[-1], pair[1].gates.shape[-1]
         _, by_chance = _match(first, rng.permutation(second), shape)
         result[i] = Agreement(*_match(first, second, shape), by_chance)

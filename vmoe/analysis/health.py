@@ -120,9 +120,7 @@ def _enough_choices(block: ExpertTotals) -> bool:
     return not block.choices.any() or block.choices.sum() * MIN_LOAD >= len(block.gates)
 
 
-def _of_block(
-    i: int, block: ExpertTotals, moe: MoEConfig, *, can_prune: bool
-) -> Iterator[Finding]:
+def _of_block(i: int, block: ExpertTotals, moe: MoEConfig, *, can_prune: bool) -> Iterator[Finding]:
     if not np.isfinite(block.gates).all():
         message = "gates are NaN or infinite: load an earlier checkpoint"
         yield Finding("not_finite", i, None, 0.0, message)
@@ -132,8 +130,7 @@ def _of_block(
     balance = f"train with a larger {router.balanced_by}"
     if router.balanced_by is None:
         balance = "train with a lower learning rate"
-    members = moe.experts.members * (e if moe.experts.alike else 1)
-    learn = np.array([expert.learns for expert in members])  # others cannot be dead
+    learn = np.array([expert.learns for expert in moe.each_expert])  # others cannot be dead
     if (
         router.learned
         and _enough_choices(block)

@@ -16,6 +16,8 @@ from jaxtyping import Array, Bool, Float, Int
 
 from vmoe.analysis.collect import BlockRouting
 from vmoe.axes import Record, Routing
+from vmoe.config import MoEConfig, ZeroExpert
+from vmoe.errors import listed
 from vmoe.routing.groups import images_in_group, ungroup
 from vmoe.routing.load import choices
 
@@ -32,7 +34,7 @@ class ExpertTotals:
         entropy: sum of the entropies of the tokens' gates, in nats.
         choices: number of choices of each expert, before any is dropped.
         kept: number of choices of each expert that got a slot.
-        unprocessed: number of tokens without a slot at any expert.
+        unprocessed: number of tokens without a slot at any routed expert.
     """
 
     tokens: int
@@ -119,10 +121,12 @@ def sum_totals(batches: Sequence[Mapping[str, np.ndarray]]) -> ExpertTotals:
 
 
 def dropped_and_unprocessed(blocks: Iterable[Mapping[str, Any]]) -> tuple[Scalar, Scalar]:
-    """Fraction of the choices that got no slot, and of the tokens that no expert processed.
+    """Fraction of the choices that got no slot, and of the tokens without a routed expert.
 
-    Such tokens keep the value that the residual connection carries. Expert choice and soft routing
-    drop nothing; soft routing makes no choices and processes all tokens.
+    Such tokens keep the value that the residual connection carries, plus the outputs of shared
+    experts, if there are any. Tokens with a slot at a zero expert do not count, although they keep
+    their value too. Expert choice and soft routing drop nothing; soft routing makes no choices and
+    processes all tokens.
 
     Args:
         blocks: the fields of the ``ExpertTotals`` of each block; fractions are over all blocks.
@@ -134,6 +138,16 @@ def dropped_and_unprocessed(blocks: Iterable[Mapping[str, Any]]) -> tuple[Scalar
     )
     xp = _namespace(blocks[0]) if blocks else jnp
     return (choices - kept) / xp.maximum(choices, 1), unprocessed / xp.maximum(tokens, 1)
+
+
+def about_unprocessed(moe: MoEConfig) -> list[str]:
+    """What a reader of the share of unprocessed tokens must know about the experts of a layer."""
+    zero = [str(i) for i, each in enumerate(moe.each_expert) if isinstance(each, ZeroExpert)]
+    return [
+        *["shared experts process every token"] * bool(moe.shared_experts),
+        *[f"tokens with a slot at a zero expert ({listed(zero, 8)}) count as processed"]
+        * bool(zero),
+    ]
 
 
 def block_measures(totals: Mapping[str, Any]) -> dict[str, Any]:

@@ -57,7 +57,8 @@ def find_top_patches(
     """By sparse block, the patches with the largest gates of each expert, at most one per image.
 
     Neighboring patches are alike, so only the best patch of an image counts. It need not be sent to
-    the expert. Among equal gates, the earlier image comes first. Memory is bounded by one batch.
+    the expert. Among equal gates, the earlier image comes first. Leave out the blocks whose router
+    has no gate: all gates of a token's experts are equal there. Memory is bounded by one batch.
 
     Args:
         batches: as given to ``collect``.

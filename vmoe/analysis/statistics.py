@@ -35,8 +35,8 @@ class BlockStatistics(ExpertTotals):
         by_shuffled_position: the same with the positions of each image's patches shuffled.
         by_weight: number of tokens by rank of the choice and bin of its gate.
         gates_by_rank: sum of the gates of the choices by rank.
-        by_priority: number of tokens by bin of their largest gate.
-        kept_by_priority: number of choices with a slot, by bin of the token's largest gate.
+        by_priority: number of tokens by bin of the gate of their first choice.
+        kept_by_priority: number of choices with a slot, by the same bins of their tokens.
         choices_by_priority: number of all choices, by the same bins.
         kept_by_kind: number of choices with a slot, by kind of token; see ``KINDS``.
         choices_by_kind: number of all choices, by kind of token.

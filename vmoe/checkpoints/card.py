@@ -6,7 +6,7 @@ accuracy and license only if they are known (``Facts``), and otherwise how to me
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,8 +14,7 @@ import numpy as np
 
 from vmoe import zoo
 from vmoe.checkpoints.stored import Origin, StoredModel
-from vmoe.config import ViTConfig
-from vmoe.config.model import MoEConfig
+from vmoe.config import MlpExpert, MoEConfig, ViTConfig
 from vmoe.errors import listed
 from vmoe.nn.patches import num_tokens
 from vmoe.routing import slots_and_factor
@@ -131,17 +130,38 @@ def card(
 def _rows(stored: StoredModel, arrays: Mapping[str, np.ndarray]) -> dict[str, str]:
     """The table of a card."""
     config, origin = stored.config, stored.origin
-    experts = ", ".join(f"{moe.num_experts} in block {i}" for i, moe in config.moe_blocks.items())
     return {
         "parameters": f"{sum(array.size for array in arrays.values()):,}",
         "architecture": f"{config.depth} blocks, width {config.width}, {config.num_heads} heads, "
         f"MLP {config.mlp_dim}, patches of {config.patch_size} px",
-        "experts": experts or "none",
+        "experts": _by_block(config, _experts) or "none",
+        **({"routers": _by_block(config, _router)} if config.sparse_blocks else {}),
         "images": f"{config.image_size} px; {stored.preprocessing}",
         "classes": f"{len(stored.class_names)}: {listed(stored.class_names, NAMED)}",
         "converted from": f"{Path(origin.path).name} ({origin.format}, {origin.weights} weights)",
         "training steps": "unknown" if stored.step is None else f"{stored.step:,}",
     }
+
+
+def _by_block(config: ViTConfig, describe: Callable[[MoEConfig], str]) -> str:
+    """A description of the MoE layers, with the numbers of the blocks."""
+    blocks: dict[str, list[str]] = {}
+    for i, moe in config.moe_blocks.items():
+        blocks.setdefault(describe(moe), []).append(str(i))
+    return "; ".join(
+        f"{what} in block{'s' * (len(own) > 1)} {', '.join(own)}" for what, own in blocks.items()
+    )
+
+
+def _experts(moe: MoEConfig) -> str:
+    kinds = "" if moe.experts == MlpExpert() else f" ({moe.experts.kind})"
+    shared = f" and {moe.shared_experts} shared" if moe.shared_experts else ""
+    return f"{moe.num_experts}{kinds}{shared}"
+
+
+def _router(moe: MoEConfig) -> str:
+    gate = moe.gate_config
+    return moe.router.kind if gate is None else f"{moe.router.kind} with a {gate.kind} gate"
 
 
 def _training_data(stored: StoredModel) -> str:

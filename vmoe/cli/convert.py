@@ -67,5 +67,6 @@ def run(argv: Sequence[str]) -> None:
         )
     if args.format == "published":
         print(
-            "it holds no class names, no preprocessing and no routing settings (k, capacity, ...)"
+            "it holds no class names, no preprocessing and no routing settings (router, k, "
+            "capacity, ...)"
         )

@@ -133,6 +133,12 @@ class MoEConfig(Checked):
         return self.num_experts if self.experts.alike else 1
 
     @property
+    def each_expert(self) -> tuple[Expert, ...]:
+        """The config of each expert, in order."""
+        members = self.experts.members
+        return members * self.num_experts if self.experts.alike else members
+
+    @property
     def gate_config(self) -> Gate | None:
         """The config of the gate, which the router determines if none is given.
 

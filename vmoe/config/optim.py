@@ -41,7 +41,7 @@ class WeightDecayConfig(Checked):
     kernels: NonNegative = 0.05
     """Rate of all kernels that have no other rate."""
     experts: NonNegative | None = None
-    """Rate of the kernels of experts; if None, ``kernels``."""
+    """Rate of the kernels of experts, shared ones too; if None, ``kernels``."""
     routers: NonNegative | None = None
     """Rate of the kernels of routers; if None, ``kernels``."""
     head: NonNegative | None = None
@@ -65,7 +65,7 @@ class LrFactorsConfig(Checked):
     routers: NonNegative = 1.0
     """Factor of the routers."""
     experts: NonNegative = 1.0
-    """Factor of the experts."""
+    """Factor of the experts, shared ones too."""
     others: NonNegative = 1.0
     """Factor of all other parts: embeddings, attention, dense MLPs, norms, the attention pool."""
 

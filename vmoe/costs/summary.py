@@ -72,7 +72,10 @@ def _sparse_lines(config: ViTConfig) -> list[str]:
         )
         named = ", ".join(expert.kind for expert in moe.experts.members)
         kinds = "" if moe.experts == MlpExpert() else f" ({named})"
+        shared = f" and {moe.shared_experts} shared" if moe.shared_experts else ""
+        gate = f" with gate {moe.gate.kind}" if moe.gate else ""
         lines.append(
-            f"block {block}: {moe.num_experts} experts{kinds}, {moe.router.kind}, {capacity}"
+            f"block {block}: {moe.num_experts} experts{kinds}{shared}, {moe.router.kind}{gate}, "
+            f"{capacity}"
         )
     return lines or ["no sparse block"]

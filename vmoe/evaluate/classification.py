@@ -78,8 +78,8 @@ class Evaluation:
     """Fraction of the tokens' choices that got no slot, over all sparse blocks; None if no router
     lets tokens choose."""
     unprocessed: float | None
-    """Fraction of the tokens that no expert processed, over all sparse blocks; None without sparse
-    blocks."""
+    """Fraction of the tokens that no routed expert processed, over all sparse blocks; None without
+    sparse blocks. Shared experts, which process every token, do not count; zero experts do."""
     image_size: int
     """Side of the model's input in pixels."""
     batch_size: int

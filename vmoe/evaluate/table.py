@@ -35,7 +35,7 @@ def summary(evaluation: Evaluation) -> list[tuple[str, str]]:
         ("Brier score", f"{evaluation.brier:.4f}"),
         ("calibration error", f"{evaluation.calibration_error:.2%}"),
         *_known("choices dropped", evaluation.dropped),
-        *_known("tokens without an expert", evaluation.unprocessed),
+        *_known("tokens without a routed expert", evaluation.unprocessed),
     ]
     if evaluation.images_per_group:
         factors = _joined(_factor(x) for x in evaluation.capacity_factor.values())

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 STATE = "router state"
+SHARED = "shared experts"
 PARTS = {  # a word of a parameter's path -> the part it belongs to; the first match wins
     "patches": "patch embedding",
     "class_token": "class token",
@@ -15,6 +16,7 @@ PARTS = {  # a word of a parameter's path -> the part it belongs to; the first m
     "attention": "attention",
     "router": "routers",
     "experts": "experts",
+    "shared": SHARED,
     "state": STATE,
     "mlp": "MLPs",
     "head": "head",
@@ -29,6 +31,8 @@ def part_of(path: tuple[str | int, ...]) -> str:
     'routers'
     >>> part_of(("blocks", 1, "mlp", "experts", "stacked", "attention", "out", "bias"))
     'experts'
+    >>> part_of(("blocks", 1, "mlp", "shared", "stacked", "up", "kernel"))
+    'shared experts'
     """
     if path[2:3] == ("mlp",) and path[3] in PARTS:  # a part of an MoE layer, whatever is in it
         return PARTS[path[3]]

@@ -143,8 +143,9 @@ def add_experts(
 ) -> tuple[ViTConfig, Params]:
     """Adds copies of experts after the existing ones.
 
-    The outputs stay the same with copies of all experts, copied router columns and twice the k, if
-    no choice is dropped.
+    With copies of all experts, copied router columns and twice the k, the outputs stay the same if
+    no choice is dropped. A ``BiasBalanced`` router also needs the sigmoid and normalized weights:
+    unnormalized weights double, and a softmax halves the scores but not the biases.
 
     Args:
         copied: experts of each block to copy, in order; an expert may be given several times.

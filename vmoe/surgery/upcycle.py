@@ -141,7 +141,9 @@ def logit_changes(config: ViTConfig, moe: MoEConfig, *, noise_std: float = 0.0) 
     """
     reasons = []
     router = moe.router
-    if not router.can_drop:
+    if router.logits_per == "slot":
+        reasons.append(f"with router {router.kind} the experts get mixtures of tokens")
+    elif not router.can_drop:
         reasons.append(f"with router {router.kind} the combine weights of a token do not sum to 1")
     else:
         of_all = router.experts_per_token == moe.num_experts and router.weights_are_gates

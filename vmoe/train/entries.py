@@ -97,7 +97,7 @@ def _average(weights: Weights) -> str:
 
 
 def _drops(row: Row, model: ViTConfig) -> list[str]:
-    """The dropped choices if tokens choose, else the tokens without an expert."""
+    """The dropped choices if tokens choose, else the tokens without a routed expert."""
     if not model.sparse_blocks:
         return []
     if model.can_drop:

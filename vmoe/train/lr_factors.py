@@ -14,7 +14,7 @@ import optax
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from vmoe.config import LrFactorsConfig, OptimConfig
-from vmoe.nn.parts import STATE, part_of
+from vmoe.nn.parts import SHARED, STATE, part_of
 
 Params = dict[str, Any]
 Path = tuple[str | int, ...]
@@ -29,6 +29,8 @@ def lr_kind(path: Path) -> str:
     'experts'
     """
     part = part_of(path)
+    if part == SHARED:
+        return "experts"
     return part if part in ("head", "routers", "experts") else "others"
 
 

@@ -53,11 +53,11 @@ def train_step(
 
     Returns:
         the next state, and scalars: ``loss`` (in nats), ``accuracy`` (of the images with labels),
-        ``aux_loss``, ``dropped`` (share of the choices), ``unprocessed`` (share of the tokens),
-        ``lr`` and ``gradient_norm``; ``blocks``, the measures of each sparse block; and ``norms``
-        of parameters, gradients and updates, by part of the model. Frozen parts have no gradients
-        and no updates. The softmax loss is averaged over the images with labels, as in an
-        evaluation, but its gradient over the whole batch.
+        ``aux_loss``, ``dropped`` (share of the choices), ``unprocessed`` (share of the tokens
+        without a routed expert), ``lr`` and ``gradient_norm``; ``blocks``, the measures of each
+        sparse block; and ``norms`` of parameters, gradients and updates, by part of the model.
+        Frozen parts have no gradients and no updates. The softmax loss is averaged over the images
+        with labels, as in an evaluation, but its gradient over the whole batch.
     """
     key = step_key(config, state.batch)
     trained = trained_params(config.optim, state.params)

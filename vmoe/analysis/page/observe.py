@@ -48,7 +48,8 @@ class ModelOnImages(NamedTuple):
         capacities: the logits by number of slots and priority, in every sparse block; empty unless
             they can be changed, see ``vmoe.analysis.effects.can_be_limited``.
         removed: the logits without one expert; empty if not requested.
-        top_patches: by sparse block, the top patches of each expert in the sample.
+        top_patches: by sparse block, the top patches of each expert in the sample; blocks can be
+            left out.
         attention: by sparse block, how much each token (axis 1) of the first images attends to each
             token: the mean over the heads, as a fraction of the largest.
         sigmoid: whether a probability is the sigmoid of a logit, rather than their softmax.

@@ -4,7 +4,7 @@ const {models, images, classes, palette, inks} = record;
 const PRIORITY_NAMES = {
   order: "order in the batch", largest_gate: "largest gate", sum_of_gates: "sum of gates", random: "random",
 };
-const EMPTY = "#8a8f96"; // a patch without an expert
+const EMPTY = "#8a8f96"; // a patch without a routed expert
 const SIZE = new Blob([document.documentElement.outerHTML]).size; // bytes, before anything is drawn
 
 // ------------------------------------------------------------------ state, kept in the address
@@ -386,7 +386,7 @@ function described(model, block) {
   const chosen = choices(block, state.image, token, keptNow(model, block, state.image)).slice(0, 3);
   const experts = chosen.map(({expert, gate, kept}) =>
     `expert ${expert}, gate ${gate.toFixed(2)}${kept ? "" : ", dropped"}`);
-  return `${where}: ${experts.join("; ") || "no expert"}`;
+  return `${where}: ${experts.join("; ") || "no routed expert"}`;
 }
 
 function drawPath() {
@@ -445,11 +445,11 @@ function drawCapacityResult() {
   fill("capacity-result", make("div", {className: "columns"},
     make("div", {}, make("h3", {}, `block ${block.number} alone`),
       make("p", {className: "note"}, "Slots are assigned again for the recorded inputs of this block; later blocks are not recomputed."),
-      table(["", "choices dropped", "patches without an expert"], rows)),
+      table(["", "choices dropped", "patches without a routed expert"], rows), ...(block.about ? [make("p", {className: "note"}, block.about)] : [])),
     ...(grid ? [gridResult(grid, nearest, nearest === slots ? "" : "nearest computed: ", priority)] : [])));
 }
 
-// Counts for an image: choices, dropped choices, patches, and patches without an expert.
+// Counts for an image: choices, dropped choices, patches, and patches without a routed expert.
 function count(block, image, kept) {
   const [, n, k] = block.chosen.shape, chosen = at(block.chosen, image), {prefix} = models[state.model];
   let choices = 0, dropped = 0, unprocessed = 0;

@@ -16,6 +16,7 @@ from PIL import Image
 
 from vmoe.analysis.collect import BlockRouting
 from vmoe.analysis.colors import COLORS, text_color
+from vmoe.analysis.measures import about_unprocessed
 from vmoe.analysis.page.observe import ModelOnImages, Slots
 from vmoe.analysis.statistics import BlockStatistics
 from vmoe.axes import Images
@@ -113,6 +114,9 @@ def _model(model: ModelOnImages, size: tuple[int, ...], y: int) -> dict[str, Any
 
 def _pictures(model: ModelOnImages, block: int) -> dict[str, Any]:
     """The attention maps and the top patches of a sparse block."""
+    pictures: dict[str, Any] = {"attention": _array(model.attention[block], "u1")}
+    if block not in model.top_patches:
+        return pictures | {"topPatches": None}
     best, labels = model.top_patches[block], model.statistics[block].labels
     sprite = rearrange(best.patches, "e x p q c -> 1 (e p) (x q) c")
     items = [
@@ -123,8 +127,7 @@ def _pictures(model: ModelOnImages, block: int) -> dict[str, Any]:
         for gates, images in zip(best.gates, best.images, strict=True)
     ]
     side = model.config.patch_size
-    return {
-        "attention": _array(model.attention[block], "u1"),
+    return pictures | {
         "topPatches": {
             "source": _data_url(next(_pixels(sprite)), png=side <= SMALL_PATCH),
             "side": side,
@@ -148,6 +151,7 @@ def _block(
         "kept": _array(kept, "u1"),
         "weights": _array(_before_dropping(weights, own, kept, router), "f4"),
         "all": _array(np.round(255 * np.nan_to_num(block.gates)), "u1"),
+        "about": "; ".join(about_unprocessed(config)),
         **_sums(statistics, y),
     }
     if router.setting("priority") is not None:

@@ -35,7 +35,7 @@ def experts_of_patches(
     """Images whose patches have the color and the number of their expert, block by block.
 
     A patch with several experts shows the one with the largest combine weight; a patch that no
-    expert processed stays gray. A class token is left out.
+    routed expert processed stays gray. A class token is left out.
 
     Args:
         images: the collected images, in [-1, 1].
@@ -44,7 +44,7 @@ def experts_of_patches(
     """
     columns = early_to_late(collected.blocks, blocks, 6)
     experts = {i: _strongest(i, collected.blocks[i], images, patch_size) for i in columns}
-    title = "The expert with the largest weight for each patch; gray: no expert"
+    title = "The expert with the largest weight for each patch; gray: no routed expert"
     figure, axes, shown, pixels = _beside_images(images, len(columns), show, title)
     for column, (i, of_patches) in enumerate(experts.items(), start=1):
         axes[0][column].set_title(f"block {i}", fontsize=SMALL)

@@ -26,6 +26,7 @@ from vmoe.checkpoints.chunked import (
     volume,
 )
 from vmoe.checkpoints.flax_names import published_name
+from vmoe.checkpoints.infer import IMAGE_SIZE
 from vmoe.config import ViTConfig
 from vmoe.config.experts import MlpExpert
 from vmoe.config.fields import at_least
@@ -51,13 +52,7 @@ def write(prefix: Path, config: ViTConfig, params: Mapping[str, Any], *, shards:
         UsageError: the published format cannot represent the model, or a file exists.
         Failure: a file cannot be written.
     """
-    for field, value in PUBLISHED.items():
-        if getattr(config, field) != value:
-            raise UsageError(
-                f"published checkpoints do not store this field, and are read with {value}; use "
-                "another format",
-                **{f"model.{field}": getattr(config, field)},
-            )
+    _check_fields(config)
     for block, moe in config.moe_blocks.items():
         if moe.router.stateful or moe.router.normalized or not moe.router.learned:
             raise UsageError(
@@ -78,18 +73,36 @@ def write(prefix: Path, config: ViTConfig, params: Mapping[str, Any], *, shards:
                     "defaults; use another format",
                     **{f"model.moe.{what}.kind": mine.kind if mine else None, "block": block},
                 )
-    for field, value in NOT_REPRESENTABLE.items():
-        if getattr(config, field) == value:
-            raise UsageError(
-                "a published checkpoint cannot represent it; use another format",
-                **{f"model.{field}": value},
-            )
     at_least(1).check(shards=shards)
     arrays = {
         f"params/{published_name(path, config)}": np.asarray(value)
         for path, value in by_name(params).items()
     }
     write_arrays(prefix, arrays, shards=shards)
+
+
+def _check_fields(config: ViTConfig) -> None:
+    """Checks that a reader finds the fields of the dense parts, which no file stores."""
+    for field, value in PUBLISHED.items():
+        if getattr(config, field) != value:
+            raise UsageError(
+                f"published checkpoints do not store this field, and are read with {value}; use "
+                "another format",
+                **{f"model.{field}": getattr(config, field)},
+            )
+    for field, value in NOT_REPRESENTABLE.items():
+        if getattr(config, field) == value:
+            raise UsageError(
+                "a published checkpoint cannot represent it; use another format",
+                **{f"model.{field}": value},
+            )
+    size = IMAGE_SIZE // config.patch_size * config.patch_size
+    if config.positions == "sincos2d" and config.image_size != size:
+        raise UsageError(
+            "published checkpoints do not store the image size of models with fixed positions, "
+            f"which is read as {size}; use another format",
+            **{"model.image_size": config.image_size, "model.positions": config.positions},
+        )
 
 
 def write_arrays(prefix: str | Path, arrays: Mapping[str, np.ndarray], *, shards: int = 1) -> None:

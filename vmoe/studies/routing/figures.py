@@ -65,16 +65,18 @@ def plots_of(config: ViTConfig) -> dict[str, Draw]:
     """By name, the functions that draw the figures of a model.
 
     Soft routers make no choices, so a model that has one has only two figures. Slots,
-    priorities and k are changed only if every router has these settings.
+    priorities and k are changed only if every router has these settings. Without a gate, no patch
+    has a larger gate than another, and no router can be made random.
     """
     routers = [moe.router for moe in config.moe_blocks.values()]
-    figures: dict[str, Draw] = {
-        "top_patches": lambda routing: plots.top_patches(
-            {i: best.first(PATCHES) for i, best in routing.top_patches.items()}
-        ),
-    }
+    figures: dict[str, Draw] = {}
     if config.learned:
-        figures["random_routers"] = _random_routers
+        figures |= {
+            "top_patches": lambda routing: plots.top_patches(
+                {i: best.first(PATCHES) for i, best in routing.top_patches.items()}
+            ),
+            "random_routers": _random_routers,
+        }
     if all(router.logits_per != "slot" for router in routers):
         figures |= {
             "experts_by_class": lambda routing: plots.experts_by_class(

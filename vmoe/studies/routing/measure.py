@@ -37,7 +37,8 @@ class MeasuredRouting(NamedTuple):
         batches: reads the batches of the data set.
         predictions: the class with the largest logit of each image.
         blocks: the statistics by sparse block.
-        top_patches: by sparse block, the top patches of each expert.
+        top_patches: by sparse block, the top patches of each expert; without the blocks whose
+            router has no gate.
         dependence: how much predictions depend on the other images of a batch.
         findings: the problems found; empty if there are none.
     """
@@ -97,7 +98,9 @@ def measure_routing(
     blocks = statistics(with_top_patches(best, shown, parts, patch_size, top=TOP_PATCHES))
     images = np.concatenate([without_padding(batch) for batch in reordered])
     dependence = batch_dependence(loaded.model, images, batch_size=batch_size)
-    found = findings(loaded.model.config, blocks, dependence)
+    config = loaded.model.config
+    found = findings(config, blocks, dependence)
+    best = {i: best[i] for i, moe in config.moe_blocks.items() if moe.router.learned}
     every = np.concatenate(predictions)
     return MeasuredRouting(loaded, data, batches, every, blocks, best, dependence, found)
 

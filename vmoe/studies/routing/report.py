@@ -5,6 +5,7 @@ from typing import Any
 
 from vmoe.analysis import BlockStatistics, block_measures
 from vmoe.analysis.health import all_clear
+from vmoe.analysis.measures import about_unprocessed
 from vmoe.nn.inputs import has_label
 from vmoe.studies.routing.measure import MeasuredRouting
 
@@ -92,9 +93,10 @@ def compared_rows(compared: Mapping[int, Mapping[str, Any]]) -> Iterator[tuple[s
 def remarks(routing: MeasuredRouting) -> Iterator[str]:
     """Notes below the table: its columns, further measures, and findings; one line each."""
     yield (
-        "load: smallest and largest load of an expert; entropy: mean entropy of the gates, at most "
-        "ln e; class, position: normalized mutual information with the expert, and in parentheses "
-        "the chance baseline (shuffled classes or positions)"
+        "load: smallest and largest load of an expert; unprocessed: tokens without a routed "
+        "expert; entropy: mean entropy of the gates, at most ln e; class, position: normalized "
+        "mutual information with the expert, and in parentheses the chance baseline (shuffled "
+        "classes or positions)"
     )
     for i, block in routing.blocks.items():
         shares = [
@@ -104,6 +106,8 @@ def remarks(routing: MeasuredRouting) -> Iterator[str]:
         ]
         if block.dropped and shares:
             yield f"block {i}: choices with a slot: {', '.join(shares)}"
+        if about := about_unprocessed(routing.loaded.model.config.moe_blocks[i]):
+            yield f"block {i}: {'; '.join(about)}"
     changed = routing.dependence.changed
     yield f"predictions that depend on the other images of a batch: {changed:.1%}"
     yield from map(str, routing.findings)
