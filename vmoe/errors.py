@@ -7,11 +7,23 @@ shows its traceback.
 import contextlib
 import dataclasses
 import difflib
+import errno
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Self
 
 OUT_OF_MEMORY = "out of memory"
+_FREE, _IN_THE_WAY = "free some space and", "move what is there away, and"
+_WRITABLE = {  # what to do before a file can be written again
+    errno.ENOSPC: _FREE,
+    errno.EDQUOT: _FREE,
+    errno.EFBIG: "raise the limit on the size of files, and",
+    errno.ENOENT: "put its folder back, and",
+    errno.EEXIST: _IN_THE_WAY,
+    errno.EISDIR: _IN_THE_WAY,
+    errno.ENOTDIR: _IN_THE_WAY,
+    errno.ELOOP: _IN_THE_WAY,
+}
 _OUT_OF_MEMORY = ("RESOURCE_EXHAUSTED", "Out of memory")  # in errors of XLA
 
 
@@ -123,12 +135,14 @@ def writing(path: Any, remedy: str = "") -> Iterator[None]:
     """Turns an OSError inside into a Failure whose message has the path.
 
     Args:
-        remedy: the end of the message, such as "; free some space".
+        remedy: what to do once the path can be written again, such as "run the same command".
     """
     try:
         yield
     except OSError as error:
         reason = error.strerror or error
+        if remedy:
+            remedy = f"; {_WRITABLE.get(error.errno or 0, 'once that is resolved,')} {remedy}"
         raise Failure(f"{path}: cannot be written ({reason}){remedy}") from error
 
 

@@ -78,7 +78,11 @@ def can_pass(error: OSError) -> bool:
 
 
 def failure(place: Any, error: OSError) -> Failure:
-    """The error for a file that cannot be read at present."""
-    return Failure(
-        f"{place}: cannot be read now ({error.strerror}); run the same command again when it can"
-    )
+    """The error for a file that cannot be read; the message says whether that can pass."""
+    if can_pass(error):
+        now, remedy = " now", "run the same command again when it can"
+    elif error.errno in (errno.EACCES, errno.EPERM):
+        now, remedy = "", "make it readable"
+    else:
+        now, remedy = "", "restore it, or move it away"
+    return Failure(f"{place}: cannot be read{now} ({error.strerror}); {remedy}")

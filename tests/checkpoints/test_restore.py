@@ -1,6 +1,7 @@
 """A checkpoint that cannot be read is not corrupt: nothing is moved, and it is used when it can."""
 
 import errno
+import json
 import os
 import shutil
 import time
@@ -15,7 +16,9 @@ from tests.data.open_files import no_more_files
 from vmoe import retry
 from vmoe.checkpoints import chunked, npz, read, safetensors_files
 from vmoe.checkpoints.arrays import ArrayFile
-from vmoe.errors import Failure
+from vmoe.checkpoints.restore import sha256_of
+from vmoe.checkpoints.run import Checkpoints
+from vmoe.errors import Failure, UsageError
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 WEIGHTS: dict[str, tuple[Callable[[Path], ArrayFile], Path]] = {
@@ -28,7 +31,7 @@ WEIGHTS: dict[str, tuple[Callable[[Path], ArrayFile], Path]] = {
     ),
 }
 
-LOOP = "cannot be read now (Too many levels of symbolic links); run the same command again"
+LOOP = "cannot be read (Too many levels of symbolic links); restore it, or move it away"
 
 
 @pytest.fixture
@@ -121,9 +124,55 @@ def test_a_step_that_is_deleted_while_it_is_read_is_not_called_corrupt(
     step = run / "checkpoints" / "60"
     shutil.rmtree(step / "params")  # training deletes the rest meanwhile
     monkeypatch.setattr(time, "sleep", lambda _: shutil.rmtree(step))
-    with pytest.raises(Failure, match="no intact checkpoint; the reasons are above"):
+    with pytest.raises(UsageError, match="no checkpoint yet"):
         read(run)
     assert capsys.readouterr().err == f"{run}: checkpoint 60 was deleted meanwhile\n"
+
+
+def test_a_step_that_is_deleted_while_it_is_read_is_replaced_by_a_newer_one(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a run that keeps only its newest checkpoint does while it trains."""
+    step, newer = run / "checkpoints" / "60", tmp_path / "newer"
+    step.rename(newer)
+    step.mkdir()
+    monkeypatch.setattr(time, "sleep", lambda _: (step.rmdir(), renumbered(newer, step, 80)))
+    assert read(run).step == 80
+
+
+def test_a_file_in_the_place_of_the_folder_for_corrupt_checkpoints_is_named(run: Path) -> None:
+    (run / "checkpoints" / "corrupt").touch()
+    shutil.rmtree(run / "checkpoints" / "60" / "params")
+    with (
+        Checkpoints(run, every=20, keep_latest=1) as checkpoints,
+        pytest.raises(
+            Failure, match=r"corrupt: cannot be written .*; move what is there away, and"
+        ),
+    ):
+        checkpoints.restore_newest(params={})
+
+
+def renumbered(source: Path, step: Path, number: int) -> None:
+    """Makes a checkpoint out of another one, as if it had been written at that step."""
+    index = source / "checksums" / "metadata"
+    content = json.loads(index.read_text())
+    content |= {"step": number}
+    del content["sha256"]
+    index.write_text(json.dumps(content | {"sha256": sha256_of(content)}))
+    source.rename(step.with_name(str(number)))
+
+
+@pytest.mark.parametrize("make", [shutil.copytree, Path.symlink_to], ids=["copy", "link"])
+def test_a_checkpoint_under_the_name_of_another_step_is_not_believed(
+    run: Path, make: Callable[[Path, Path], object], capsys: pytest.CaptureFixture[str]
+) -> None:
+    step, other = run / "checkpoints" / "60", run / "checkpoints" / "80"
+    make(*((other, step) if make is Path.symlink_to else (step, other)))
+    assert read(run).step == 60
+    message = f"{run}: checkpoint 80 is corrupt (it is a copy of checkpoint 60)\n"
+    assert capsys.readouterr().err == message
+    with pytest.raises(Failure, match="no intact checkpoint"):
+        read(other)
 
 
 def arrays(file: ArrayFile) -> dict[str, np.ndarray]:

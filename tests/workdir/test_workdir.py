@@ -7,7 +7,7 @@ import os
 import resource
 import threading
 import tracemalloc
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -18,7 +18,7 @@ from vmoe.config import load
 from vmoe.errors import Failure
 from vmoe.train.folder import open_workdir
 from vmoe.train.report import Report
-from vmoe.train.sinks import CsvFile, Entry
+from vmoe.train.sinks import CsvFile, Entry, TensorBoard
 from vmoe.workdir.layout import replace_text, steps_of
 from vmoe.workdir.lock import LOCK, lock_workdir
 
@@ -113,6 +113,31 @@ def test_a_full_disk_is_no_wrong_input_when_a_run_begins(tmp_path: Path) -> None
         lock_workdir(tmp_path).__enter__()
     with no_room(), pytest.raises(Failure, match=f"^{tmp_path}: cannot be written .File too large"):
         open_workdir(tmp_path, config, ("a", "b"), {}, None)
+
+
+def test_a_file_that_cannot_be_written_is_a_full_disk_only_where_the_disk_is_full(
+    tmp_path: Path,
+) -> None:
+    resume = "run the same command to resume from the newest checkpoint"
+    (tmp_path / "metrics.csv").symlink_to(tmp_path / "moved" / "metrics.csv")
+    (tmp_path / "tensorboard").touch()
+    with pytest.raises(Failure, match=rf"No such file.*; put its folder back, and {resume}$"):
+        CsvFile(tmp_path / "metrics.csv").append(5, [{"loss": 0.5}])
+    with pytest.raises(Failure, match=rf"File exists.*; move what is there away, and {resume}$"):
+        TensorBoard(tmp_path / "tensorboard").resume(5)
+    (tmp_path / "full").symlink_to("/dev/full")
+    with pytest.raises(Failure, match=rf"No space left.*; free some space and {resume}$"):
+        CsvFile(tmp_path / "full").append(5, [{"loss": 0.5}])
+
+
+@pytest.mark.parametrize("make", [Path.touch, lambda path: path.symlink_to("gone")])
+def test_checkpoints_that_are_no_folder_are_not_taken_for_none(
+    tmp_path: Path, make: Callable[[Path], None]
+) -> None:
+    assert steps_of(tmp_path) == []
+    make(tmp_path / "checkpoints")
+    with pytest.raises(Failure, match=r"checkpoints: cannot be read .*; restore it, or move it aw"):
+        steps_of(tmp_path)
 
 
 def test_probes_whose_events_cannot_be_written_are_repeated(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from vmoe.checkpoints import remote, vmoe_format
 from vmoe.checkpoints.assemble import assemble
 from vmoe.checkpoints.export import jax_program, onnx_file, published
 from vmoe.checkpoints.opening import open_run, open_weights, resolve
-from vmoe.checkpoints.restore import CorruptCheckpoint, restore, split_path
+from vmoe.checkpoints.restore import CorruptCheckpoint, find, restore, split_path
 from vmoe.checkpoints.stored import Origin, StoredModel
 from vmoe.errors import Failure, UsageError, one_line, shortened, unknown
 from vmoe.workdir.layout import CHECKPOINTS
@@ -54,14 +54,19 @@ def _read_run(path: Path, use_ema: bool) -> StoredModel:
     model, steps = open_run(path, use_ema=use_ema)
     workdir, _ = split_path(path)
     item = "ema" if model.origin.weights == "ema" else "params"
-    for step in reversed(steps):
+    tried: set[int] = set()
+    while left := [step for step in steps if step not in tried]:
+        step = left[-1]
+        tried.add(step)
         folder = workdir / CHECKPOINTS / str(step)
         try:
             return model._replace(params=restore(folder, **{item: model.params})[item], step=step)
         except CorruptCheckpoint as error:
-            # A run that is being trained deletes old checkpoints.
-            reason = f"is corrupt ({error})" if folder.exists() else "was deleted meanwhile"
-            print(f"{workdir}: checkpoint {step} {reason}", file=sys.stderr)
+            if folder.exists():
+                print(f"{workdir}: checkpoint {step} is corrupt ({error})", file=sys.stderr)
+            else:  # a run that is being trained deletes old checkpoints, and has newer ones
+                print(f"{workdir}: checkpoint {step} was deleted meanwhile", file=sys.stderr)
+                _, steps = find(path)
     raise Failure(f"{path}: no intact checkpoint; the reasons are above")
 
 

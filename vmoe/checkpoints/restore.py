@@ -33,7 +33,7 @@ FINAL = LASTING - {errno.ENOENT} | {0}  # errors (0 for none) after which it is 
 # Errors that a missing file, or a wrong name or position in another file, can raise.
 BY_CORRUPTION = (0, errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EINVAL, errno.ENAMETOOLONG)
 # Messages of Orbax and TensorStore about a missing file: the database, an array in it, the tree.
-MISSING = re.compile(r"NOT_FOUND|at byte 0;|pytree structure error")
+MISSING = re.compile(r"NOT_FOUND|at byte 0;|pytree structure error|Dict key mismatch")
 # Orbax's message about an array that is only in the checkpoint, or only in the target.
 OTHER_ARRAYS = re.compile(r"^(\S+):\n *- Source: ", re.MULTILINE)
 
@@ -256,6 +256,9 @@ def _check_index(folder: Path, index: Any) -> None:
                 "the version that wrote it, or another workdir"
             ).remedied_by(workdir=None)
         )
+    step = index.get("step")  # earlier checkpoints of this format have none
+    if step is not None and folder.name.isdigit() and int(folder.name) != step:
+        raise ValueError(f"it is a copy of checkpoint {step}")
 
 
 def sha256_of(index: dict[str, Any]) -> str:

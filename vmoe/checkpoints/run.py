@@ -2,7 +2,8 @@
 
     params     the parameters       ema         their moving average, if the run has one
     training   all other state      checksums   of every array, by item and name; format version;
-                                                how much of the run's other files was written
+                                                the step; how much of the run's other files was
+                                                written
 
 The parameters are a separate item, so a model loads without the optimizer state. Orbax writes to a
 temporary folder and renames it, so every step was complete when written; the checksums detect later
@@ -40,7 +41,7 @@ from vmoe.checkpoints.restore import (
     restore_with_files,
     sha256_of,
 )
-from vmoe.errors import Failure
+from vmoe.errors import Failure, writing
 from vmoe.workdir.layout import CHECKPOINTS, replace_text, steps_of
 
 DELETED = "deleted"  # a sub-folder of checkpoints/
@@ -126,7 +127,12 @@ class Checkpoints:
             name: ocp.args.StandardSave(item) for name, item in items.items()
         }
         arrays = checksums(items)
-        index: dict[str, Any] = {"format": FORMAT, "files": files or {}, "arrays": arrays}
+        index: dict[str, Any] = {
+            "format": FORMAT,
+            "step": step,
+            "files": files or {},
+            "arrays": arrays,
+        }
         index["sha256"] = sha256_of(index)
         arguments["checksums"] = ocp.args.JsonSave(index)
         self._guard(lambda: self._manager.save(step, args=ocp.args.Composite(**arguments)))
@@ -210,9 +216,10 @@ class Checkpoints:
         if not distributed.is_primary():
             return
         folder = self._folder / CORRUPT
-        folder.mkdir(exist_ok=True)
-        shutil.rmtree(folder / str(step), ignore_errors=True)
-        (self._folder / str(step)).rename(folder / str(step))
+        with writing(folder, remedy="run the same command to resume"):
+            folder.mkdir(exist_ok=True)
+            shutil.rmtree(folder / str(step), ignore_errors=True)
+            (self._folder / str(step)).rename(folder / str(step))
 
     def _check_room(self, items: Arrays) -> None:
         """Raises a Failure if the disk has no room for a checkpoint."""

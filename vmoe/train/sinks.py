@@ -83,8 +83,9 @@ class Position(NamedTuple):
     sha256: str
 
 
-RESUME = "; free some space and run the same command to resume from the newest checkpoint"
-write_errors = functools.partial(writing, remedy=RESUME)
+write_errors = functools.partial(
+    writing, remedy="run the same command to resume from the newest checkpoint"
+)
 START = Position(0, hashlib.sha256().hexdigest())
 
 

@@ -30,7 +30,7 @@ from vmoe.cache import atomic
 from vmoe.config import TrainConfig, replace
 from vmoe.config.files import load, to_json
 from vmoe.errors import UsageError, parse_json
-from vmoe.retry import retried
+from vmoe.retry import failure, retried
 
 CONFIG = "config.json"
 ENVIRONMENT = "environment.json"
@@ -99,7 +99,8 @@ def append_bytes(path: Path, content: bytes) -> None:
             if file.write(content) < len(content):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         except OSError:
-            file.truncate(size)
+            with contextlib.suppress(OSError):  # the first error has the reason
+                file.truncate(size)
             raise
 
 
@@ -135,7 +136,9 @@ def steps_of(workdir: Path, folder: str = CHECKPOINTS) -> list[int]:
 
     try:
         return sorted(retried(path, steps))
-    except (FileNotFoundError, NotADirectoryError):
+    except (FileNotFoundError, NotADirectoryError) as error:
+        if path.is_symlink() or path.exists():  # a link to nothing, or a file
+            raise failure(path, error) from None
         return []
 
 
