@@ -36,11 +36,12 @@ from vmoe.data.decode import decode
 from vmoe.data.sources import open_source
 from vmoe.data.sources.builtin import path_of
 from vmoe.evaluate import evaluate
+from vmoe.factory import load
 from vmoe.studies.routing.command import FEW
 from vmoe.trees import by_name
 
 SEEDS = (0, 1, 2)
-MEASURED = "measured.json"
+PREDICTED = 4  # images whose logits are stored
 FASHION_MNIST = """\
 Fashion-MNIST ([arXiv 1708.07747](https://arxiv.org/abs/1708.07747)): gray pictures of Zalando's
 products, 28 x 28 pixels, ten kinds of clothing. 55,000 of its 60,000 training images were used for
@@ -207,6 +208,7 @@ def measure(name: str, place: str) -> dict[str, Any]:
     measured = {
         "accuracies": accuracies,
         "dependence": None,
+        "logits": logits_of(name),
         "machine": machine(),
         "date": str(datetime.date.today()),
         "jax": jax.__version__,
@@ -216,8 +218,16 @@ def measure(name: str, place: str) -> dict[str, Any]:
         report = vmoe("routing", "--checkpoint", folder, "--data", sample, "--json")
         dependence = {"images": min(count, FEW), "changed": report["changed_by_batch"]}
         measured["dependence"] = dependence | {"orders": 8, "batch_size": 64}
-    (folder / MEASURED).write_text(json.dumps(measured, indent=2) + "\n")
+    (folder / zoo.MEASURED).write_text(json.dumps(measured, indent=2) + "\n")
     return measured
+
+
+def logits_of(name: str) -> list[list[float]]:
+    """What a packaged model computes for the first images of its sample, for ``vmoe check``."""
+    loaded = load(zoo.PACKAGED / name)
+    source = open_source(DATA[MODELS[name].data].sample[0], "test")
+    images = loaded.preprocess([source[i].image for i in range(PREDICTED)])
+    return np.asarray(loaded.model(images)).tolist()
 
 
 def vmoe(*arguments: str | Path) -> dict[str, Any]:
@@ -237,7 +247,7 @@ def machine() -> str:
 def card_of(name: str) -> str:
     """The card of a packaged model, from its files, its measurements and the texts above."""
     folder, data = zoo.PACKAGED / name, DATA[MODELS[name].data]
-    measured = json.loads((folder / MEASURED).read_text())
+    measured = json.loads((folder / zoo.MEASURED).read_text())
     rows = [
         f"| `{split}` | {row['images']:,} | {with_error(**row)} |"
         for split, row in measured["accuracies"].items()

@@ -58,6 +58,9 @@ def serve(requests: socket.socket) -> list[str] | None:
 
 def _import_everything() -> None:
     import vmoe
+    from vmoe.__main__ import XLA_LOG
+
+    os.environ.update(XLA_LOG)  # read by jax when it is imported
 
     for module in pkgutil.walk_packages(vmoe.__path__, "vmoe."):
         importlib.import_module(module.name)
@@ -105,6 +108,8 @@ def _enter(request: dict[str, Any], streams: list[int]) -> None:
     changed = dict(request["environment"].items() - os.environ.items())
     os.environ.clear()
     os.environ.update(request["environment"])
+    if paths := changed.get("PYTHONPATH"):
+        sys.path[:0] = paths.split(os.pathsep)
     _configure_jax(changed)
     encoding = os.environ.get("PYTHONIOENCODING")
     lines = 1 if os.environ.get("PYTHONUNBUFFERED") else -1  # the interpreter reads it earlier
@@ -120,7 +125,11 @@ def _configure_jax(variables: dict[str, str]) -> None:
 
     for name, text in variables.items():
         if name.lower() in jax.config.values:
-            jax.config.update(name.lower(), json.loads(text.lower()))  # a number or a boolean
+            try:
+                value = json.loads(text.lower())  # a number or a boolean
+            except ValueError:
+                value = text
+            jax.config.update(name.lower(), value)
 
 
 if __name__ == "__main__":

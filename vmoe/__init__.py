@@ -11,6 +11,8 @@ Names are imported on first use, so that ``import vmoe`` is fast.
 import importlib
 from typing import Any
 
+from vmoe.compiler import warn_if_wrong
+
 _MODULES = {
     "MoE": "vmoe.nn.moe",
     "create_model": "vmoe.factory",
@@ -34,3 +36,6 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted({*globals(), *_MODULES})
+
+
+warn_if_wrong()

@@ -54,6 +54,9 @@ GROUPS = {  # each command a module with a function ``run``: in this package, or
         "config": "print the config of a run as JSON",
         "plan": "estimate memory, communication and step time on hypothetical devices",
     },
+    "This installation": {
+        "check": "check versions, devices, computed numbers, decoders and caches",
+    },
 }
 MEMORY = {  # what helps when a command runs out of memory; others: a smaller batch
     "predict": "give fewer images at once",

@@ -19,15 +19,19 @@ from vmoe.errors import one_line
 PIPE_WIDTH = 120  # characters per line of a table if stdout is not a terminal
 
 
-def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, title: str = "") -> None:
+def print_table(
+    columns: Sequence[str], rows: Iterable[Sequence[str]], *, title: str = "", prose: bool = False
+) -> None:
     """Prints a table whose first column holds names and all others numbers.
 
     Args:
         columns: headings; if all are empty, no header row is printed.
+        prose: the other columns hold text instead, which is aligned at the left.
     """
     table = Table(show_header=any(columns))
     for i, column in enumerate(columns):
-        table.add_column(column, justify="right" if i else "left")
+        side = "right" if i and not prose else "left"
+        table.add_column(column, justify=side, overflow="fold" if prose else "ellipsis")
     for row in rows:
         table.add_row(*map(one_line, row))
     if title:

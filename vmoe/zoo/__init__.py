@@ -20,6 +20,7 @@ from vmoe.errors import UsageError, unknown
 
 FILES = (".npz", ".safetensors", ".json", ".index")  # suffixes of paths, which are not tags
 PACKAGED = Path(__file__).parent
+MEASURED = "measured.json"  # beside packaged weights: accuracies, and logits of some images
 BUCKET = "gs://vmoe_checkpoints"
 
 
