@@ -6,11 +6,13 @@
 set -euo pipefail
 # shellcheck source=environment.sh
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
-install "[test]"
+install "[docs]"
+echo "writing docs/reference/commands.md from the help texts (about 10 seconds)"
 reference=$(python -m scripts.docs.reference)
 echo "$reference" >docs/reference/commands.md
-mkdocs build --strict --quiet --clean --config-file scripts/docs/mkdocs.yml --site-dir "$root/.cache/site"
-echo "built .cache/site/index.html"
+echo "building the site (about 10 seconds)"
+python -m scripts.docs.site .cache/site
+echo "built: open .cache/site/index.html; for the search, run $0 --serve"
 if [[ ${1:-} == --serve ]]; then
   python -m http.server --directory .cache/site --bind 127.0.0.1 8000
 fi

@@ -1,7 +1,8 @@
 # shellcheck shell=bash
 # Sourced by the other scripts: creates .venv from requirements.txt, or reuses an up-to-date one.
 #   install ""        installs the dependencies of vmoe
-#   install "[test]"  also installs the dependencies of the tests
+#   install "[docs]"  also installs the dependencies of the site of docs/
+#   install "[test]"  also installs the dependencies of the tests, which build the site
 # Outside the project, only pip's cache changes. PYTHON=... selects another python3.
 
 root=$(CDPATH='' cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
@@ -41,10 +42,10 @@ install() {
   fi
   if [[ $(cat $stamp 2>/dev/null) != "$wanted"*"$1"* ]]; then
     rm -f $stamp
-    echo "installing the locked packages into .venv (a minute or two the first time)"
+    echo "installing vmoe$1 and its locked packages into .venv (1 to 3 minutes; later runs skip this)"
     .venv/bin/python -m pip install --quiet --disable-pip-version-check \
       --constraint requirements.txt --editable ".$1" ||
       stop "The packages could not be installed; see the error above."
-    echo "$wanted $1" >$stamp
+    echo "$wanted ${1/"[test]"/"[test] [docs]"}" >$stamp
   fi
 }

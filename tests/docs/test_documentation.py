@@ -8,11 +8,13 @@ import re
 import shlex
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import yaml
 from PIL import Image
 
 import vmoe
@@ -24,7 +26,7 @@ from vmoe.cli.main import COMMANDS, module_of
 
 ROOT = Path(__file__).parents[2]
 PAGES = (
-    *("README.md", "CONTRIBUTING.md", "configs/README.md", "scripts/README.md"),
+    *("README.md", "CONTRIBUTING.md", "SECURITY.md", "configs/README.md", "scripts/README.md"),
     *sorted(str(path.relative_to(ROOT)) for path in (ROOT / "docs").rglob("*.md")),
 )
 
@@ -152,14 +154,49 @@ def test_every_option_and_every_section_of_options_has_a_text() -> None:
 
 @pytest.mark.slow
 def test_the_site_is_built_without_a_broken_link_or_reference(tmp_path: Path) -> None:
-    config = ROOT / "scripts" / "docs" / "mkdocs.yml"
-    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet"]
-    result = subprocess.run(
-        [*command, "--config-file", config, "--site-dir", tmp_path], capture_output=True, text=True
-    )
+    command = [sys.executable, "-m", "scripts.docs.site", tmp_path / "site"]
+    result = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
     assert result.returncode == 0, result.stderr
-    pages = "".join(path.read_text() for path in tmp_path.rglob("*.html"))
-    assert '<script src="http' not in pages and '<link href="http' not in pages
+    pages = {path: path.read_text() for path in (tmp_path / "site").rglob("*.html")}
+    texts = "".join(pages.values())
+    loaded = re.findall(r"<(?:script|img|iframe|source)[^>]*? src=[\"']?([^\"'> ]+)", texts)
+    loaded += re.findall(r"<link[^>]*? href=[\"']?([^\"'> ]+)", texts)
+    for sheet in (tmp_path / "site").rglob("*.css"):
+        loaded += re.findall(r"@import [^;]*|url\([^)]*", sheet.read_text())
+    elsewhere = re.compile(r"(?:@import |url\()?[\"']?(?:https?:)?//")
+    assert loaded and not list(filter(elsewhere.match, loaded))
+    install = pages[tmp_path / "site" / "install.html"]
+    assert re.search(r'language-bash[^>]*><pre>.*<span class="nb">source</span>', install)
+
+
+def test_the_site_and_the_first_page_list_every_page() -> None:
+    config = tomllib.loads((ROOT / "scripts" / "docs" / "zensical.toml").read_text())
+    listed = pages_of(config["project"]["nav"])
+    pages = [str(path.relative_to(ROOT / "docs")) for path in (ROOT / "docs").rglob("*.md")]
+    assert sorted(listed) == sorted(pages)
+    first = (ROOT / "docs" / "README.md").read_text()
+    results = (ROOT / "docs" / "results" / "README.md").read_text()
+    for page in {*pages} - {"README.md"}:
+        name = page.removeprefix("results/")
+        assert f"]({page}" in first or (name != page and f"]({name}" in results), page
+
+
+def pages_of(nav: Any) -> list[str]:
+    """The pages in the navigation of the site."""
+    if isinstance(nav, str):
+        return [nav]
+    parts = nav.values() if isinstance(nav, dict) else nav
+    return [page for part in parts for page in pages_of(part)]
+
+
+def test_the_citation_agrees_with_the_package_and_names_no_person_as_its_author() -> None:
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert {name: citation[name] for name in ("version", "license")} == {
+        name: project[name] for name in ("version", "license")
+    }
+    assert citation["authors"] == [{"name": "the vmoe authors"}]
+    assert citation["references"][0]["title"] in (ROOT / "README.md").read_text()
 
 
 def entries_of_the_map() -> dict[str, str]:

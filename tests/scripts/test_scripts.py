@@ -60,6 +60,23 @@ def test_a_python_without_venv_is_reported_with_the_package_to_install(
     assert not (tmp_path / ".venv").exists()
 
 
+def test_the_extras_are_installed_once_and_that_of_the_tests_includes_that_of_the_site(
+    tmp_path: Path,
+) -> None:
+    make = "mkdir -p .venv/bin; cp $0 .venv/bin/python"
+    python = fake_python(
+        tmp_path,
+        f'case "$2" in venv) {make};; pip) for last; do :; done; echo "$last" >>log;; esac',
+    )
+    calls = 'install ""; install "[docs]"; install "[test]"; install "[docs]"; install ""'
+    for name in ("scripts/environment.sh", "requirements.txt", "pyproject.toml"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        shutil.copy(ROOT / name, tmp_path / name)
+    command = ["bash", "-c", f"source scripts/environment.sh; {calls}"]
+    subprocess.run(command, cwd=tmp_path, env=os.environ | {"PYTHON": python}, check=True)
+    assert (tmp_path / "log").read_text().split() == [".", ".[docs]", ".[test]"]
+
+
 @pytest.mark.slow
 def test_the_bench_writes_ratios_to_references_and_a_plot(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
