@@ -24,7 +24,7 @@ ROOT = Path(__file__).parents[1]
 TINY = str(ROOT / "tests" / "tiny.py")
 # A fork would lack the threads that these libraries start when they are imported.
 ONE_THREAD = {"OPENBLAS_NUM_THREADS": "1", "JE_ARROW_MALLOC_CONF": "background_thread:false"}
-TIMEOUT = 300  # seconds to wait for a command to exit or reach a state; none needs 30
+TIMEOUT = 1200  # seconds to wait for a command to exit or reach a state; none needs 30 alone
 
 
 class Process:
@@ -76,12 +76,12 @@ class Process:
             self.returncode = self._read_report()
         return self.returncode
 
-    def wait(self, timeout: float = TIMEOUT) -> int:
+    def wait(self) -> int:
         """The exit status, negative for a signal; kills the process after the timeout."""
         if self.returncode is None:
-            if not select.select([self._report], [], [], timeout)[0]:
+            if not select.select([self._report], [], [], TIMEOUT)[0]:
                 os.kill(self.pid, signal.SIGKILL)
-                raise TimeoutError(f"no end within {timeout} s: {self.stderr}")
+                raise TimeoutError(f"no end within {TIMEOUT} s: {self.stderr}")
             self.returncode = self._read_report()
         return self.returncode
 

@@ -47,7 +47,7 @@ def test_a_signal_before_the_run_folder_is_locked_ends_the_command_at_once_and_l
     with start(*arguments, cwd=tmp_path, environment=temporary) as process:
         process.wait_until(lambda: "reading the recipe\n" in process.stderr)
         process.send_signal(number)
-        assert process.wait(timeout=10) == 128 + number
+        assert process.wait() == 128 + number
         assert process.stderr.endswith(f"\nvmoe: interrupted by {number.name}\n")
     assert [path.name for path in tmp_path.iterdir()] == ["slow.py"]
 
@@ -75,7 +75,7 @@ def test_a_signal_ends_a_command_that_waits_for_a_file(
     with start(command, "--checkpoint", tiny_run, *data) as process, pipe.open("wb"):
         # the pipe is open, so the command has opened it, too
         process.send_signal(signal.SIGTERM)
-        assert process.wait(timeout=10) == 128 + signal.SIGTERM
+        assert process.wait() == 128 + signal.SIGTERM
 
 
 def test_a_signal_ends_a_process_that_waits_for_the_others(tmp_path: Path) -> None:
@@ -89,7 +89,7 @@ def test_a_signal_ends_a_process_that_waits_for_the_others(tmp_path: Path) -> No
         with start(*arguments, environment=cluster) as process, first.accept()[0]:
             # the first process has taken the connection and will not answer
             process.send_signal(signal.SIGINT)
-            assert process.wait(timeout=10) == 128 + signal.SIGINT
+            assert process.wait() == 128 + signal.SIGINT
     assert not (tmp_path / "run").exists()
 
 

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests.command import vmoe
+from tests.command import TIMEOUT, vmoe
 from tests.random_models import random_params
 from vmoe import models
 from vmoe.analysis import BlockRouting, Collected, collect, page, statistics
@@ -163,7 +163,7 @@ def opened(browser: Any, path: Path, address: str = "") -> None:
 def wait(browser: Any, script: str) -> Any:
     from selenium.webdriver.support.ui import WebDriverWait
 
-    return WebDriverWait(browser, 30, poll_frequency=0.02).until(
+    return WebDriverWait(browser, TIMEOUT, poll_frequency=0.02).until(
         lambda browser: browser.execute_script(script)
     )
 

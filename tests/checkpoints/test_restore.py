@@ -190,13 +190,13 @@ def test_weights_that_cannot_be_opened_now_are_neither_missing_nor_corrupt(
     open_weights, path = WEIGHTS[name]
     file = open_weights(path)
     expected = arrays(file)
-    with no_more_files(0.05):
+    with no_more_files(until_retry=True):
         assert equal(arrays(file), expected)
-    with no_more_files(0.05):
+    with no_more_files(until_retry=True):
         assert equal(arrays(open_weights(path)), expected)
     monkeypatch.setattr(retry, "PAUSES", ())
     for use in (lambda: open_weights(path), lambda: arrays(file)):
-        with no_more_files(60), pytest.raises(Failure, match=r"cannot be read now \(Too many open"):
+        with no_more_files(), pytest.raises(Failure, match=r"cannot be read now \(Too many open"):
             use()
 
 

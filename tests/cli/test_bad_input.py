@@ -823,7 +823,7 @@ def test_a_json_file_of_a_run_that_cannot_be_read_for_a_moment_is_read_again(
 ) -> None:
     (tmp_path / name).parent.mkdir(exist_ok=True)
     (tmp_path / name).write_text("null")  # which is refused once it is read
-    with no_more_files(0.05), pytest.raises(VmoeError) as caught:
+    with no_more_files(until_retry=True), pytest.raises(VmoeError) as caught:
         READERS[name](tmp_path)
     assert "Too many open files" not in str(caught.value)
 

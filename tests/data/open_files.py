@@ -3,13 +3,21 @@
 import contextlib
 import os
 import resource
-import threading
 from collections.abc import Iterator
+from types import SimpleNamespace
+
+import pytest
+
+from vmoe import retry
 
 
 @contextlib.contextmanager
-def no_more_files(seconds: float) -> Iterator[None]:
-    """For some time this process cannot open files: it has as many open as it may."""
+def no_more_files(*, until_retry: bool = False) -> Iterator[None]:
+    """This process cannot open files: it has as many open as it may.
+
+    Args:
+        until_retry: until a failed read waits to be tried again.
+    """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     opened = [os.open(os.devnull, os.O_RDONLY)]
     resource.setrlimit(resource.RLIMIT_NOFILE, (opened[0] + 50, hard))
@@ -17,15 +25,16 @@ def no_more_files(seconds: float) -> Iterator[None]:
         while True:
             opened.append(os.open(os.devnull, os.O_RDONLY))
 
-    def close() -> None:
+    def close(_: float = 0) -> None:
         while opened:
             os.close(opened.pop())
 
-    timer = threading.Timer(seconds, close)
-    timer.start()
-    try:
-        yield
-    finally:
-        timer.cancel()
-        close()
-        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            retry, "time", SimpleNamespace(sleep=close if until_retry else lambda _: None)
+        )
+        try:
+            yield
+        finally:
+            close()
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))

@@ -95,7 +95,7 @@ def test_corrupt_files_of_fashion_mnist_are_refused_by_name(
 ) -> None:
     monkeypatch.setattr(retry, "PAUSES", (0, 0, 0))
     path = clothes / "t10k-labels-idx1-ubyte.gz"
-    with no_more_files(60), pytest.raises(Failure, match=r"gz: cannot be read now \(Too many open"):
+    with no_more_files(), pytest.raises(Failure, match=r"gz: cannot be read now \(Too many open"):
         open_source(f"fashion_mnist:{clothes}", "test")
     path.write_bytes(path.read_bytes()[:-12])
     with pytest.raises(UsageError, match=r"t10k-labels-idx1-ubyte\.gz: corrupt"):

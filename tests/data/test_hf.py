@@ -200,10 +200,10 @@ def test_files_that_cannot_be_read_now_are_not_called_corrupt(
 ) -> None:
     data_set([0] * 20, names(3)).save_to_disk(tmp_path)
     assert len(open_source(f"hf:{tmp_path}", "train")) == 16  # imports what it needs
-    with no_more_files(0.05):
+    with no_more_files(until_retry=True):
         assert len(open_source(f"hf:{tmp_path}", "train")) == 16
     monkeypatch.setattr(retry, "PAUSES", ())
-    with no_more_files(60), pytest.raises(Failure, match=r"cannot be read now \(Too many"):
+    with no_more_files(), pytest.raises(Failure, match=r"cannot be read now \(Too many"):
         open_source(f"hf:{tmp_path}", "train")
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests.command import TIMEOUT
 from vmoe.cache import cache_folder
 from vmoe.data.sources import index, splits
 from vmoe.data.sources.index import Index, IndexWriter, cached
@@ -132,7 +133,7 @@ def test_all_that_build_the_same_index_at_once_can_open_it() -> None:
     start = threading.Barrier(4)
 
     def opened(place: str) -> Index:
-        start.wait(30)
+        start.wait(TIMEOUT)
         return Index(cached(place, "a", build_numbers))
 
     with ThreadPoolExecutor(4) as threads:

@@ -354,7 +354,7 @@ def six(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[], Source]:
 
 def test_a_read_that_fails_for_a_moment_is_tried_again(six: Callable[[], Source]) -> None:
     source = six()
-    with no_more_files(0.05):
+    with no_more_files(until_retry=True):
         images = [source[i].image for i in range(6)]
     assert [decode(image, "")[0, 0, 0] for image in images] == list(range(6))
 
@@ -378,7 +378,7 @@ def test_images_that_cannot_be_read_now_are_neither_replaced_nor_left_out(
         lambda: unreadable("", files.__getitem__, len(files), "headers", tmp_path / "record"),
         six,
     ):
-        with no_more_files(60), pytest.raises(Failure, match=message):
+        with no_more_files(), pytest.raises(Failure, match=message):
             read()
     assert not left_out
 

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.command import ROOT
+from tests.command import ROOT, TIMEOUT
 from vmoe.class_names import class_names
 from vmoe.data.decode import decode
 from vmoe.data.sources import SPLITS, Source, open_source, relabel
@@ -250,5 +250,5 @@ def test_a_signal_ends_a_script_in_one_line(tmp_path: Path) -> None:
         open(devkit, "wb"),  # waits until the script reads it
     ):
         process.send_signal(signal.SIGINT)
-        _, error = process.communicate(timeout=60)
+        _, error = process.communicate(timeout=TIMEOUT)
     assert process.returncode == 130 and "Traceback" not in error, error

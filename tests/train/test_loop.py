@@ -19,7 +19,7 @@ from flax import nnx
 from PIL import Image
 
 import vmoe
-from tests.command import ROOT, TINY, Process, alive, children, start
+from tests.command import ROOT, TIMEOUT, TINY, Process, alive, children, start
 from tests.events import scalars
 from tests.run_folder import assert_same, last_step, rows
 from vmoe import config as configs
@@ -419,7 +419,7 @@ def test_a_source_that_hangs_is_shown_and_a_signal_stops_the_run(photos: Path) -
             assert process.wait() == 75
             assert f"vmoe: SIGTERM: checkpoint saved at step {step} of 10000" in process.stderr
             assert steps_of(workdir) == [step]
-            deadline = time.monotonic() + 30
+            deadline = time.monotonic() + TIMEOUT
             while any(map(alive, left)):  # the tracker of shared memory ends a moment later
                 assert time.monotonic() < deadline, left
                 time.sleep(0.01)

@@ -95,14 +95,14 @@ def test_rows_that_are_set_aside_replace_no_others(tmp_path: Path) -> None:
 
 def test_steps_and_rows_that_cannot_be_read_for_a_moment_are_read_again(tmp_path: Path) -> None:
     (tmp_path / "checkpoints" / "20").mkdir(parents=True)
-    with no_more_files(0.05):
+    with no_more_files(until_retry=True):
         assert steps_of(tmp_path) == [20]
     writer = CsvFile(tmp_path / "metrics.csv")
     writer.append(7, [{"loss": 0.5}])
     position = writer.position()
-    with no_more_files(0.05):
+    with no_more_files(until_retry=True):
         assert writer.stored_step() == 7
-    with no_more_files(0.05):
+    with no_more_files(until_retry=True):
         assert writer.restore(7, position) == ""
 
 
