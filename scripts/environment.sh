@@ -3,11 +3,13 @@
 #   install ""        installs the dependencies of vmoe
 #   install "[docs]"  also installs the dependencies of the site of docs/
 #   install "[test]"  also installs the dependencies of the tests, which build the site
-# Outside the project, only pip's cache changes. PYTHON=... selects another python3.
+# Outside the project, only pip's cache changes. PYTHON=... selects another python3, and VENV=... the
+# folder of another environment.
 
 root=$(CDPATH='' cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 cd "$root" || exit
-export PATH="$root/.venv/bin:$PATH"
+venv=${VENV:-.venv}
+export PATH="$root/$venv/bin:$PATH"
 export JAX_COMPILATION_CACHE_DIR=${JAX_COMPILATION_CACHE_DIR:-$root/.cache/jax}
 
 stop() {
@@ -33,19 +35,19 @@ find_python() {
 # A stamp records the installation: the lock, the folder (.venv cannot be moved) and the extras. It
 # is removed before an installation and written after it, so that an interrupted one is repeated.
 install() {
-  local python wanted stamp=.venv/installed
+  local python wanted stamp="$venv/installed"
   wanted="$(cat requirements.txt pyproject.toml | cksum) $root"
-  if ! .venv/bin/python -c 'import pip' 2>/dev/null || [[ $(cat $stamp 2>/dev/null) != "$wanted"* ]]; then
+  if ! "$venv/bin/python" -c 'import pip' 2>/dev/null || [[ $(cat "$stamp" 2>/dev/null) != "$wanted"* ]]; then
     python=$(find_python)
-    echo "creating .venv with $("$python" -V)"
-    "$python" -m venv --clear .venv
+    echo "creating $venv with $("$python" -V)"
+    "$python" -m venv --clear "$venv"
   fi
-  if [[ $(cat $stamp 2>/dev/null) != "$wanted"*"$1"* ]]; then
-    rm -f $stamp
-    echo "installing vmoe$1 and its locked packages into .venv (1 to 3 minutes; later runs skip this)"
-    .venv/bin/python -m pip install --quiet --disable-pip-version-check \
+  if [[ $(cat "$stamp" 2>/dev/null) != "$wanted"*"$1"* ]]; then
+    rm -f "$stamp"
+    echo "installing vmoe$1 and its locked packages into $venv (1 to 3 minutes; later runs skip this)"
+    "$venv/bin/python" -m pip install --quiet --disable-pip-version-check \
       --constraint requirements.txt --editable ".$1" ||
       stop "The packages could not be installed; see the error above."
-    echo "$wanted ${1/"[test]"/"[test] [docs]"}" >$stamp
+    echo "$wanted ${1/"[test]"/"[test] [docs]"}" >"$stamp"
   fi
 }
