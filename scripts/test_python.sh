@@ -5,5 +5,5 @@
 #   ./scripts/test_python.sh python3.13 --slow     further arguments are those of test.sh
 set -euo pipefail
 python=${1:?"give a Python, such as python3.13"}
-export PYTHON=$python VENV=.venv-$(basename "$python")
+export PYTHON=$python VENV=.venv-${python##*/}
 exec "$(dirname "${BASH_SOURCE[0]}")/test.sh" "${@:2}"
