@@ -4,6 +4,7 @@ import contextlib
 import csv
 import dataclasses
 import importlib.metadata
+import itertools
 import json
 import math
 import os
@@ -320,6 +321,18 @@ def test_config_prints_the_run_as_json() -> None:
 def test_every_command_has_help(command: str) -> None:
     result = vmoe(*filter(None, [command]), "--help")
     assert result.returncode == 0 and "vmoe" in result.stdout and not result.stderr
+
+
+def test_a_line_of_a_help_text_ends_where_the_next_word_does_not_fit() -> None:
+    command = [sys.executable, "-m", "vmoe", "predict", "--help"]
+    wide = os.environ | {"COLUMNS": "100"}
+    shown = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=wide).stdout
+    lines = [line.strip("│").rstrip() for line in shown.splitlines()]
+    pairs = [(line, after) for line, after in itertools.pairwise(lines) if line[24:26] == "  "]
+    follows = [(line, after) for line, after in pairs if after[:26].isspace()]
+    assert len(follows) > 5
+    for line, after in follows:
+        assert len(f"{line} {after.split()[0]}") > 97, line
 
 
 def test_evaluating_a_run_leaves_an_unfinished_checkpoint_in_place(

@@ -7,11 +7,13 @@ import io
 import itertools
 import operator
 import re
+import types
 import typing
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
+import docstring_parser
 import tyro
 
 from vmoe import config as configs
@@ -40,13 +42,16 @@ def parse(kind: type[Arguments], command: str, argv: Sequence[str], **defaults: 
     for field in dataclasses.fields(kind):
         if field.type is Path and options.get(_option(field.name)) == "":  # to Python it means "."
             raise UsageError(f"{_option(field.name)} is empty")
+    default = kind(**{field.name: tyro.MISSING for field in required} | defaults)
+    if {"-h", "--help"} & {*argv}:
+        _join_lines(default)
     with contextlib.redirect_stderr(io.StringIO()) as stderr:
         try:
             args = tyro.cli(
                 kind,
                 prog=f"vmoe {command}",
                 args=argv,
-                default=kind(**{field.name: tyro.MISSING for field in required} | defaults),
+                default=default,
                 config=(tyro.conf.AvoidSubcommands,),
             )
             _refuse_without_effect(args)
@@ -62,6 +67,24 @@ def parse(kind: type[Arguments], command: str, argv: Sequence[str], **defaults: 
     if absent := [option for option in names if option not in options]:
         message = f"missing required option{'s' * (len(absent) > 1)}: {', '.join(absent)}"
     raise UsageError(f"{message} (vmoe {command} --help lists all options)")
+
+
+def _join_lines(value: Any) -> None:
+    """Gives the options of a dataclass their texts, without the line breaks of the source.
+
+    tyro would take the same texts, but keep each break, since the lines after it are indented.
+    """
+    if isinstance(value, tuple):
+        for each in value:
+            _join_lines(each)
+    for kind in filter(dataclasses.is_dataclass, type(value).__mro__):
+        fields = {field.name: field for field in dataclasses.fields(kind)}
+        for text in docstring_parser.parse_from_object(kind).params:
+            if text.arg_name in fields and text.description:
+                joined = " ".join(text.description.split())
+                fields[text.arg_name].metadata = types.MappingProxyType({"help": joined})
+        for name in fields:
+            _join_lines(getattr(value, name))
 
 
 def _refused(error: BaseException | None) -> UsageError | None:
