@@ -87,6 +87,14 @@ def test_settings_of_timm_that_no_parameter_shows_are_read_or_refused(
     assert vmoe.load(folder).model.config.gelu == "quick"
 
 
+def test_the_name_of_the_architecture_is_enough_of_a_config_for_timm(tmp_path: Path) -> None:
+    shutil.copy(GOLDEN / "timm_vit" / "model.safetensors", tmp_path)
+    (tmp_path / "config.json").write_text('{"architecture": "vit_tiny_patch16_224"}')
+    bare, whole = (vmoe.load(folder).model for folder in (tmp_path, GOLDEN / "timm_vit"))
+    assert bare.config == whole.config
+    jax.tree.map(np.testing.assert_array_equal, models.params_of(bare), models.params_of(whole))
+
+
 @pytest.mark.parametrize("name", BELONGINGS)
 def test_class_names_and_preprocessing_come_with_the_weights(name: str) -> None:
     loaded = vmoe.load(path_of(GOLDEN / name))

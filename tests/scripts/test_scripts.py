@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -75,6 +76,12 @@ def test_the_extras_are_installed_once_and_that_of_the_tests_includes_that_of_th
     command = ["bash", "-c", f"source scripts/environment.sh; {calls}"]
     subprocess.run(command, cwd=tmp_path, env=os.environ | {"PYTHON": python}, check=True)
     assert (tmp_path / "log").read_text().split() == [".", ".[docs]", ".[test]"]
+
+
+def test_each_part_of_the_quick_start_says_how_long_it_takes() -> None:
+    text = (ROOT / "scripts" / "quickstart.sh").read_text()
+    parts = re.findall(r'^step "(.*?)"$', text, re.MULTILINE | re.DOTALL)
+    assert len(parts) == 4 and all(re.search("minute|second", part) for part in parts)
 
 
 @pytest.mark.slow

@@ -30,8 +30,8 @@ def summarize(config: ViTConfig, *, title: str = "model") -> str:
         f"MLP {config.mlp_dim}, patches of {config.patch_size} px: "
         f"{costs.tokens_per_image} tokens at {config.image_size} px",
         f"{costs.flops_per_image / 1e9:.4g} GFLOPs per image "
-        "(forward, matmuls; a multiply-add is 2), "
-        f"{flops_to_logits(config) / 1e9:.4g} that the logits depend on",
+        "(forward, matmuls; a multiply-add is 2); "
+        f"the logits need {flops_to_logits(config) / 1e9:.4g} of them",
         *_sparse_lines(config),
     ]
     return text.getvalue().rstrip() + "\n" + "\n".join(lines)
