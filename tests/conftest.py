@@ -47,6 +47,7 @@ for name, value in SETTINGS.items():
     jax.config.update(name, value)
     os.environ[name.upper()] = str(value)  # for the commands that tests run
 os.environ["XDG_CACHE_HOME"] = str(ROOT / ".cache" / "user")
+os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"  # of XLA in the processes that tests start; jax set 1
 for name in ("no_proxy", "NO_PROXY"):  # the servers of the tests are on this machine
     os.environ[name] = "127.0.0.1"
 

@@ -146,7 +146,7 @@ def test_a_changed_model_is_saved_with_its_classes_and_preprocessing(tmp_path: P
 
 
 def test_a_model_of_ones_own_is_saved_with_its_classes_for_every_command(tmp_path: Path) -> None:
-    model = vmoe.create_model("vmoe_tiny_last2_e4", num_classes=2, image_size=16)
+    model = vmoe.create_model("vmoe_test_last2_e4", num_classes=2, image_size=16)
     with pytest.raises(UsageError, match="class_names=3: give the 2 names of the logits"):
         vmoe.save(model, tmp_path / "own", class_names=["cat", "dog", "emu"])
     vmoe.save(model, tmp_path / "own", class_names=["cat", "dog"], step=7)
@@ -161,7 +161,7 @@ def test_a_model_whose_layer_was_replaced_is_not_saved_as_another_one(tmp_path: 
     """Its outputs would differ from those of the model that is loaded."""
 
     def model() -> ViT:
-        return vmoe.create_model("vmoe_tiny_last2_e4", image_size=16)
+        return vmoe.create_model("vmoe_test_last2_e4", image_size=16)
 
     names = list(map(str, range(10)))
 
@@ -199,6 +199,29 @@ def test_a_model_whose_layer_was_replaced_is_not_saved_as_another_one(tmp_path: 
 def test_a_tag_without_pretrained_is_refused() -> None:
     with pytest.raises(UsageError, match="a tag names trained weights; use pretrained=True"):
         vmoe.create_model("vit_fashion_mnist.best_of_3")
+
+
+@pytest.mark.parametrize(
+    ("name", "remedies"),
+    [
+        ("vit_tiny_patch16_224", ("hf://timm/vit_tiny_patch16_224", "that of vit_ti16_std")),
+        ("vit_base_patch16_224.augreg_in1k", ("hf://timm/vit_base_patch16_224.augreg_in1k",)),
+        ("timm/swin_tiny_patch4_window7_224", ("hf://timm/swin_tiny_patch4_window7_224",)),
+        ("google/vit-base-patch16-224", ("hf://google/vit-base-patch16-224",)),
+    ],
+)
+def test_names_of_the_hub_are_answered_with_their_url(name: str, remedies: tuple[str, ...]) -> None:
+    for use in (
+        lambda: vmoe.load(name),
+        lambda: vmoe.load(Path(name).absolute()),  # as --init makes it
+        lambda: vmoe.create_model(name),
+        lambda: vmoe.create_model(name, pretrained=True),
+        lambda: vmoe.create_model("vit_b16", pretrained=name),
+    ):
+        with pytest.raises(UsageError) as caught:
+            use()
+        for remedy in (*remedies, "`vmoe models` lists"):
+            assert remedy in str(caught.value)
 
 
 def test_a_path_without_a_model_is_refused_with_the_supported_formats(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import pytest
 from flax import nnx
 
 import vmoe
+from tests.command import ROOT
 from vmoe import models
 from vmoe.config import (
     BiasBalanced,
@@ -76,10 +77,19 @@ def test_models_of_published_checkpoints_have_exactly_their_parameter_counts(
 
 @pytest.mark.parametrize(
     ("name", "millions"),  # timm's, with a head of 1,000 classes
-    [("vit_ti16_std", 5.717416), ("vit_s16_std", 22.050664), ("vit_s32_std", 22.878952)],
+    [
+        ("vit_tiny_patch16_224", 5.717416),
+        ("deit_small_patch16_224", 22.050664),
+        ("vit_small_patch32_224", 22.878952),
+        ("vit_base_patch32_224", 88.224232),
+        ("vit_base_patch16_224", 86.567656),
+        ("vit_large_patch16_224", 304.326632),
+    ],
 )
-def test_standard_sizes_have_the_parameter_counts_of_timm(name: str, millions: float) -> None:
-    assert parameters(name) == pytest.approx(millions * 1e6, abs=0.5)
+def test_names_of_timm_have_a_model_with_timms_parameter_count(name: str, millions: float) -> None:
+    own = models.of_timm(name)
+    assert own and parameters(own, pre_logits=None) == pytest.approx(millions * 1e6, abs=0.5)
+    assert f"| `{name}` | `{own}` |" in (ROOT / "docs/from_timm.md").read_text()
 
 
 @pytest.mark.parametrize("name", models.list_models())
@@ -87,7 +97,7 @@ def test_every_named_model_builds_abstractly_and_matches_its_name(name: str) -> 
     config = models.model_config(name)
     assert bool(config.sparse_blocks) == name.startswith("vmoe")
     by_data = name.endswith(("fashion_mnist", "emoji"))
-    assert str(config.patch_size) in name or "tiny" in name or "15b" in name or by_data
+    assert str(config.patch_size) in name or "test" in name or "15b" in name or by_data
     if config.sparse_blocks and not by_data:
         assert name.endswith(f"_e{config.moe.num_experts}")
         last = name.partition("_last")[2].partition("_")[0]
@@ -99,7 +109,7 @@ def test_every_named_model_builds_abstractly_and_matches_its_name(name: str) -> 
 def test_abstract_parameters_are_those_of_the_model_by_path() -> None:
     """The oracle is the model; blocks 1 and 2 are equal, 0 and 3 differ from all others."""
     moe = (*(MoEConfig(num_experts=2),) * 2, MoEConfig(num_experts=3))
-    config = models.model_config("vmoe_tiny_last2_e4", sparse_blocks=(1, 2, 3), moe=moe)
+    config = models.model_config("vmoe_test_last2_e4", sparse_blocks=(1, 2, 3), moe=moe)
     expected = by_name(models.params_of(models.build_abstract(config)))
     assert models.abstract_params(config) == expected
 
@@ -119,7 +129,7 @@ def test_the_head_bias_of_the_published_s32_suits_the_number_of_classes() -> Non
 
 def test_flops_of_a_dense_model_equal_a_count_by_hand() -> None:
     """A dense block on n tokens: 8 n d^2 for the projections, 4 n^2 d, and 4 n d f."""
-    config = models.model_config("vit_tiny")
+    config = models.model_config("vit_test")
     n, d, f, depth = 17, 16, 32, 4
     block = 8 * n * d * d + 4 * n * n * d + 4 * n * d * f
     by_hand = 2 * 16 * (8 * 8 * 3) * d + depth * block + 2 * d * 10
@@ -127,7 +137,7 @@ def test_flops_of_a_dense_model_equal_a_count_by_hand() -> None:
 
 
 def test_flops_of_a_sparse_block_are_those_of_its_slots_and_its_gate() -> None:
-    dense, sparse = (cost(models.model_config(x)) for x in ("vit_tiny", "vmoe_tiny_last2_e4"))
+    dense, sparse = (cost(models.model_config(x)) for x in ("vit_test", "vmoe_test_last2_e4"))
     # 34 tokens of 2 images: ceil(34 * 2 * 1.05 / 4) = 18 slots, to a multiple of four 20.
     n, d, f, e, slots = 17, 16, 32, 4, 20
     extra = 2 * (4 * e * slots / 2 * d * f - 4 * n * d * f + 2 * n * d * e)
@@ -136,9 +146,9 @@ def test_flops_of_a_sparse_block_are_those_of_its_slots_and_its_gate() -> None:
 
 def test_active_parameters_are_those_that_a_token_uses() -> None:
     def active(**moe: object) -> float:
-        return cost(models.model_config("vmoe_tiny_last2_e4", moe=MoEConfig(**moe)))
+        return cost(models.model_config("vmoe_test_last2_e4", moe=MoEConfig(**moe)))
 
-    dense = cost(models.model_config("vit_tiny")).parameters
+    dense = cost(models.model_config("vit_test")).parameters
     expert = 2 * 16 * 32 + 32 + 16
     router = 16 * 4
     two = active(num_experts=4, images_per_group=2)
@@ -158,8 +168,8 @@ def test_experts_of_different_kinds_count_with_their_mean_and_with_their_convolu
         MoEConfig(num_experts=4, images_per_group=2, experts=ExpertList(each=each)),
         router=dict(k=1),
     )
-    dense = cost(models.model_config("vit_tiny"))
-    sparse = cost(models.model_config("vmoe_tiny_last2_e4", moe=moe))
+    dense = cost(models.model_config("vit_test"))
+    sparse = cost(models.model_config("vmoe_test_last2_e4", moe=moe))
     n, d, f, e = 17, 16, 32, 4
     mlp, cnn, gate = 2 * d * f + f + d, 9 * d + d + d * d + d, d * e
     assert sparse.parameters == dense.parameters + 2 * (cnn + gate)
@@ -169,14 +179,14 @@ def test_experts_of_different_kinds_count_with_their_mean_and_with_their_convolu
     convolved = 2 * 9 * d * n  # per image: all patches, and the class token alone
     per_image = slots / 2 * (4 * d * f + 2 * d * d) + convolved + 2 * n * d * e - 4 * n * d * f
     assert sparse.flops_per_image - dense.flops_per_image == 2 * per_image
-    text = summarize(models.model_config("vmoe_tiny_last2_e4", moe=replace(moe, dropless=True)))
+    text = summarize(models.model_config("vmoe_test_last2_e4", moe=replace(moe, dropless=True)))
     assert "4 experts (mlp, cnn, identity, zero), token_choice, dropless" in text
 
 
 def test_experts_without_parameters_cost_nothing_but_their_gate() -> None:
-    dense = cost(models.model_config("vit_tiny"))
+    dense = cost(models.model_config("vit_test"))
     moe = replace(MoEConfig(num_experts=4, images_per_group=2), experts=IdentityExpert())
-    skipping = cost(models.model_config("vmoe_tiny_last2_e4", moe=moe))
+    skipping = cost(models.model_config("vmoe_test_last2_e4", moe=moe))
     mlp, gate = 2 * 16 * 32 + 32 + 16, 16 * 4
     assert skipping.parameters == skipping.active_parameters == dense.parameters - 2 * (mlp - gate)
 
@@ -224,7 +234,7 @@ def test_flops_in_a_loop_count_once_per_iteration_and_unknown_lengths_are_refuse
 
 def test_the_summary_lists_every_part_and_the_parts_add_up() -> None:
     """The state of a router is no parameter."""
-    config = models.model_config("vmoe_tiny_last2_e4", pre_logits=8)
+    config = models.model_config("vmoe_test_last2_e4", pre_logits=8)
     for router in (BiasBalanced(), TokenChoice()):
         config = replace(config, moe=replace(config.moe, router=router))
         parts = parameters_by_part(config)
@@ -236,7 +246,7 @@ def test_the_summary_lists_every_part_and_the_parts_add_up() -> None:
 
 
 def test_the_summary_tells_shared_experts_from_mlps_and_names_a_gate() -> None:
-    without = models.model_config("vmoe_tiny_last2_e4", moe=dict(gate=CosineGate()))
+    without = models.model_config("vmoe_test_last2_e4", moe=dict(gate=CosineGate()))
     config = replace(without, moe=dict(shared_experts=2))
     parts, d, f = parameters_by_part(config), 16, 2 * 32
     assert parts.pop("shared experts") == 2 * (2 * d * f + f + d)  # in two blocks
@@ -257,7 +267,7 @@ def test_a_function_is_compiled_once_for_models_that_differ_in_parameters_and_ch
         model.head.classes = None
         return factor * model(images)
 
-    config = models.model_config("vit_tiny", depth=1, pre_logits=24)
+    config = models.model_config("vit_test", depth=1, pre_logits=24)
     shape = jax.ShapeDtypeStruct((2, 32, 32, 3), jnp.float32)
     program = scaled_features(models.build_abstract(config), 2.0)
     assert models.shapes_of(program, shape).shape == (2, 24)

@@ -1,7 +1,7 @@
 """Vision mixture-of-experts (V-MoE) models and a trainer in JAX and Flax NNX.
 
 >>> import vmoe
->>> model = vmoe.create_model("vmoe_tiny_last2_e4")
+>>> model = vmoe.create_model("vmoe_test_last2_e4")
 >>> vmoe.list_models("vit_b*")
 ['vit_b16', 'vit_b32']
 

@@ -22,7 +22,7 @@ from vmoe.config.routing_file import RoutingFile
 from vmoe.config.train import Loss
 from vmoe.data.crops import resize_and_crop
 from vmoe.data.decode import decode, read_image
-from vmoe.errors import UsageError, listed, naming, require, unknown
+from vmoe.errors import UsageError, listed, naming, require
 from vmoe.nn.inputs import to_float
 from vmoe.nn.vit import ViT
 from vmoe.surgery import fit
@@ -144,20 +144,20 @@ def create_model(
         Failure: the weights are corrupt.
     """
     model, _, tag = name.partition(".")
-    if tag and pretrained is not True:
+    if tag and model in models.MODELS and pretrained is not True:
         raise UsageError(f"{name}: a tag names trained weights; use pretrained=True, or {model!r}")
     if not pretrained:
-        return models.create_model(model, seed=seed, **overrides)
+        return models.create_model(name, seed=seed, **overrides)
     entry = zoo.find(name) if pretrained is True else None
     if pretrained is True and entry is None:
-        raise UsageError(unknown("no model", name, list_models(pretrained=True)))
+        raise models.unknown_model(name, list_models(pretrained=True))
     stored = read(entry.path if entry else str(pretrained))
     trained = stored.config
     if entry:
         config = replace(trained, **overrides)
     else:
         given = {field: getattr(trained, field) for field in (*FIXED, *SIZES)}
-        config = models.model_config(model, **given | overrides)
+        config = models.model_config(name, **given | overrides)
     params, changes = fit(trained, stored.params, config, seed=seed)
     del stored  # else its arrays would be held twice
     for what, paths in (("new", changes.new), ("resized", changes.resized)):

@@ -2,20 +2,23 @@
 
 A name encodes the architecture: ``vmoe_b16_every2_e8`` is a ViT-B with patches of 16 pixels and 8
 experts in every second block. Sizes follow the V-MoE paper (table 7 and appendix B). Names that
-end in ``_std`` have the standard ViT sizes, whose S differs from the paper's. The models of
-``configs/fashion_mnist.py``, ``configs/emoji.py`` and their dense counterparts have the names of
-their data.
+end in ``_std`` have the standard ViT sizes, whose S differs from the paper's; ``of_timm`` finds the
+shape of a name of timm. The models of ``configs/fashion_mnist.py``, ``configs/emoji.py`` and their
+dense counterparts have the names of their data. ``vit_test`` and ``vmoe_test_last2_e4`` are tiny
+models to try code with.
 """
 
 import fnmatch
 import functools
 import math
+import os
+import re
 from collections.abc import Callable
 from types import FunctionType
 from typing import TYPE_CHECKING, Any, cast
 
 from vmoe.config import MoEConfig, ViTConfig, replace
-from vmoe.errors import UsageError, unknown
+from vmoe.errors import UsageError, choice
 
 if TYPE_CHECKING:
     from flax import nnx
@@ -32,9 +35,13 @@ _SHAPES = {  # depth, width, mlp_dim, num_heads
     "15b": (48, 1408, 6400, 16),
     "ti_std": (12, 192, 768, 3),
     "s_std": (12, 384, 1536, 6),
-    "tiny": (4, 16, 32, 2),
+    "test": (4, 16, 32, 2),
     "small": (6, 64, 128, 2),
 }
+
+
+TIMM_SIZES = {"tiny": "ti*_std", "small": "s*_std", "base": "b*", "large": "l*", "huge": "h*"}
+"""Sizes of timm, and the names that they have here; a star is the side of a patch."""
 
 
 def _config(shape: str, patch_size: int, **fields: Any) -> ViTConfig:
@@ -101,8 +108,8 @@ def _registry() -> dict[str, ViTConfig]:
     for size, patch in [("ti_std", 16), ("s_std", 16), ("s_std", 32)]:
         models[f"vit_{size.replace('_', f'{patch}_')}"] = _config(size, patch)
 
-    models["vit_tiny"] = _config("tiny", 8, image_size=32, num_classes=10)
-    models["vmoe_tiny_last2_e4"] = _sparse(models["vit_tiny"], "last2", 4, images_per_group=2)
+    models["vit_test"] = _config("test", 8, image_size=32, num_classes=10)
+    models["vmoe_test_last2_e4"] = _sparse(models["vit_test"], "last2", 4, images_per_group=2)
     small = functools.partial(
         _config,
         "small",
@@ -128,6 +135,43 @@ def list_models(pattern: str = "*") -> list[str]:
     return sorted(fnmatch.filter(MODELS, pattern))
 
 
+def of_timm(name: str) -> str | None:
+    """The named model with the shape of a model of timm; None if there is none.
+
+    The weights decide what differs apart from the shape, such as the GELU.
+
+    >>> of_timm("vit_tiny_patch16_224.augreg_in21k"), of_timm("vit_giant_patch14_dinov2")
+    ('vit_ti16_std', None)
+    """
+    if not (found := re.match(r"(?:vit|deit|deit3)_([a-z]+)_patch(\d+)(?![a-z0-9])", name)):
+        return None
+    own = f"vit_{TIMM_SIZES.get(found[1], '')}".replace("*", found[2])
+    return own if own in MODELS else None
+
+
+def hub_remedy(name: str) -> str:
+    """How to open a model of the Hugging Face hub; empty if the name does not look like one.
+
+    >>> hub_remedy("google/vit")
+    'for a model of the Hugging Face hub give hf://google/vit; `vmoe models` lists all names'
+    """
+    timm = name.removeprefix("timm/")
+    if re.fullmatch(r"[a-z0-9_]+_patch\d+[\w.]*", timm):
+        own = of_timm(timm)
+        shape = f" (its shape is that of {own})" if own else ""
+        remedy = f"for timm's weights give hf://timm/{timm}{shape}"
+    elif re.fullmatch(r"[\w.-]+/[\w.-]+", name) and not os.path.exists(name.partition("/")[0]):
+        remedy = f"for a model of the Hugging Face hub give hf://{name}"
+    else:
+        return ""
+    return f"{remedy}; `vmoe models` lists all names"
+
+
+def unknown_model(name: str, known: list[str]) -> UsageError:
+    """The error of a name that is not among the known ones."""
+    return UsageError(f"no model {name!r}: {hub_remedy(name) or choice(name, known)}")
+
+
 def model_config(name: str, **overrides: Any) -> ViTConfig:
     """The config of a named model, with some of its fields changed.
 
@@ -143,7 +187,7 @@ def model_config(name: str, **overrides: Any) -> ViTConfig:
     1
     """
     if name not in MODELS:
-        raise UsageError(unknown("no model", name, list(MODELS)))
+        raise unknown_model(name, list(MODELS))
     config = replace(MODELS[name], **overrides)
     if name == "vmoe_s32_last2_e8" and "head_bias" not in overrides and config.num_classes:
         config = replace(config, head_bias=-math.log(config.num_classes))

@@ -28,7 +28,7 @@ MODELS = {
 
 def config_of(**fields: Any) -> ViTConfig:
     sizes = dict(patch_size=8, width=16, depth=2, mlp_dim=32, num_heads=HEADS, image_size=16)
-    config = models.model_config("vit_tiny", **sizes, num_classes=5)
+    config = models.model_config("vit_test", **sizes, num_classes=5)
     moe = MoEConfig(num_experts=3, images_per_group=2)
     return replace(config, **dict(sparse_blocks=(0,), moe=moe) | fields)
 

@@ -36,7 +36,7 @@ def model_of(router: Router) -> ViT:
     sizes = dict(num_experts=E, images_per_group=per_group, capacity_factor=0.7)
     moe = MoEConfig(**sizes, router=router, implementation="batched")
     blocks = (0, 2) if isinstance(router, TokenChoice) else (1,)
-    dense = models.model_config("vit_tiny", depth=blocks[-1] + 1)
+    dense = models.model_config("vit_test", depth=blocks[-1] + 1)
     config = replace(dense, sparse_blocks=blocks, moe=moe)
     return models.with_params(config, random_params(config))
 

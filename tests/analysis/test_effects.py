@@ -50,7 +50,7 @@ def config_of(*, depth: int = 2, **moe: Any) -> ViTConfig:
     router = TokenChoice(k=1)
     sizes = dict(num_experts=E, images_per_group=2, capacity_factor=0.5)
     layer = MoEConfig(**sizes, router=router, implementation="batched")
-    dense = models.model_config("vit_tiny", depth=depth)
+    dense = models.model_config("vit_test", depth=depth)
     return replace(dense, sparse_blocks=tuple(range(depth)), moe=replace(layer, **moe))
 
 

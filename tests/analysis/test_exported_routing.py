@@ -25,7 +25,7 @@ def parts() -> list[Collected]:
         MoEConfig(num_experts=3, router=TokenChoice(k=1), images_per_group=2, capacity_factor=0.5),
         MoEConfig(num_experts=4, router=ExpertChoice(), images_per_group=2),
     )
-    dense = models.model_config("vit_tiny", depth=3)
+    dense = models.model_config("vit_test", depth=3)
     config = replace(dense, sparse_blocks=(0, 2), moe=layers)
     model = models.with_params(config, random_params(config))
     return list(collect(model, labeled(random_images(b=B), np.arange(B)[:, None], batch_size=2)))
@@ -61,7 +61,7 @@ def test_an_exported_file_holds_every_decision_and_says_what_it_means(
 
 
 def test_of_soft_routers_the_gates_are_exported(tmp_path: Path) -> None:
-    dense = models.model_config("vit_tiny", depth=1)
+    dense = models.model_config("vit_test", depth=1)
     moe = MoEConfig(num_experts=3, router=Soft(), images_per_group=1)
     config = replace(dense, sparse_blocks=(0,), moe=moe)
     model = models.with_params(config, random_params(config))

@@ -43,7 +43,7 @@ each_router = pytest.mark.parametrize("router", ROUTERS.values(), ids=ROUTERS.ke
 def config_of(router: Router, **moe: Any) -> ViTConfig:
     per_group = 1 if isinstance(router, Soft) else 2
     layer = MoEConfig(num_experts=E, router=router, images_per_group=per_group)
-    dense = models.model_config("vit_tiny", depth=1, pooling="mean")
+    dense = models.model_config("vit_test", depth=1, pooling="mean")
     return replace(dense, sparse_blocks=(0,), moe=replace(layer, **moe))
 
 

@@ -72,7 +72,7 @@ def config_of(
 ) -> ViTConfig:
     layer = dict(images_per_group=images_per_group, capacity=capacity, implementation="batched")
     return models.model_config(
-        "vit_tiny",
+        "vit_test",
         **dict(image_size=16, patch_size=4, num_classes=len(CLASSES), pooling=pooling),
         **dict(depth=2, sparse_blocks=(0, 1)),
         moe=MoEConfig(num_experts=E, router=router, **layer),

@@ -45,7 +45,7 @@ def parts() -> list[Collected]:
         MoEConfig(num_experts=3, router=Soft(), images_per_group=1),
         MoEConfig(num_experts=1, router=TokenChoice(k=1), images_per_group=2, capacity_factor=0.5),
     )
-    config = replace(models.model_config("vit_tiny", depth=4), sparse_blocks=(0, 1, 2, 3))
+    config = replace(models.model_config("vit_test", depth=4), sparse_blocks=(0, 1, 2, 3))
     config = replace(config, moe=layers)
     return list(collect(models.with_params(config, random_params(config)), batches()))
 

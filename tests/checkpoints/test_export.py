@@ -44,12 +44,12 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, S
     folder, stored = tmp_path_factory.mktemp("programs"), {}
     for name, router in ROUTERS.items():
         if router is None:
-            stored[name] = stored_model("vit_tiny", depth=1)
+            stored[name] = stored_model("vit_test", depth=1)
             jax_program.write(folder / name, stored[name])
         else:
             moe = dict(router=router, images_per_group=1, capacity_factor=0.5)
             sparse = dict(depth=2, sparse_blocks=(0,), moe=moe)
-            stored[name] = stored_model("vmoe_tiny_last2_e4", **sparse)
+            stored[name] = stored_model("vmoe_test_last2_e4", **sparse)
             jax_program.write(folder / name, stored[name], shard_bytes=10_000)
     return folder, stored
 

@@ -69,7 +69,7 @@ def test_a_model_of_any_experts_is_read_back(moe: dict[str, Any], tmp_path: Path
     """The first has no axis of the hidden width of MLPs, the second none of 40 experts."""
     each = getattr(moe["experts"], "each", (None,) * 4)
     fields = dict(depth=1, sparse_blocks=(0,), moe=moe | dict(num_experts=len(each)))
-    stored = stored_model("vmoe_tiny_last2_e4", **fields)
+    stored = stored_model("vmoe_test_last2_e4", **fields)
     after = read(write(stored, tmp_path / "ours", format="vmoe"))
     assert after.config == stored.config
     assert_same_params(after.params, stored.params)
@@ -87,7 +87,7 @@ def test_a_router_state_that_is_missing_or_has_another_shape_is_refused_in_one_l
     tmp_path: Path,
 ) -> None:
     moe = dict(router=BiasBalanced())
-    stored = stored_model("vmoe_tiny_last2_e4", depth=1, sparse_blocks=(0,), moe=moe)
+    stored = stored_model("vmoe_test_last2_e4", depth=1, sparse_blocks=(0,), moe=moe)
     folder = write(stored, tmp_path / "ours", format="vmoe")
     arrays, bias = load_file(folder / "model.safetensors"), "blocks/0/mlp/state/bias"
     for changed, message in (

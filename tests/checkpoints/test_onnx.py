@@ -47,9 +47,9 @@ ROUTERS = {
 def one_image_per_group(router: str | None):
     """A tiny model whose tokens lack slots; a dense one if the router is None."""
     if router is None:
-        return stored_model("vit_tiny", depth=2)
+        return stored_model("vit_test", depth=2)
     moe = dict(router=ROUTERS[router], images_per_group=1, capacity_factor=0.5, shared_experts=1)
-    return stored_model("vmoe_tiny_last2_e4", depth=2, sparse_blocks=(0, 1), moe=moe)
+    return stored_model("vmoe_test_last2_e4", depth=2, sparse_blocks=(0, 1), moe=moe)
 
 
 @pytest.mark.parametrize("router", [None, *ROUTERS])
@@ -73,7 +73,7 @@ def test_a_model_without_scatters_has_the_same_decisions_and_logits(router: str 
 @pytest.mark.parametrize("router", [Switch(), GShard(), BiasBalanced(), Random(), Hash()])
 def test_a_router_that_needs_scatters_is_refused_by_its_kind(router: Router) -> None:
     stored = stored_model(
-        "vmoe_tiny_last2_e4", depth=2, sparse_blocks=(1,), moe=dict(router=router)
+        "vmoe_test_last2_e4", depth=2, sparse_blocks=(1,), moe=dict(router=router)
     )
     with pytest.raises(UsageError, match=f"router.kind={router.kind} with block=1: an ONNX file"):
         onnx_file.without_scatters(stored.config, stored.params)
@@ -116,7 +116,7 @@ def test_experts_that_mix_tokens_are_refused_by_their_kind() -> None:
     each = (MlpExpert(), CnnExpert(), AttentionExpert(), ZeroExpert())
     for experts in (CnnExpert(), ExpertList(each=each)):
         stored = stored_model(
-            "vmoe_tiny_last2_e4", depth=1, sparse_blocks=(0,), moe={"experts": experts}
+            "vmoe_test_last2_e4", depth=1, sparse_blocks=(0,), moe={"experts": experts}
         )
         with pytest.raises(UsageError, match=f"kind={experts.kind} with block=0: ONNX has no exp"):
             onnx_file.without_scatters(stored.config, stored.params)
@@ -127,6 +127,6 @@ def test_without_jax2onnx_the_message_says_how_to_install_it(
 ) -> None:
     monkeypatch.setitem(sys.modules, "jax2onnx", None)  # so Python says that it is not installed
     with pytest.raises(UsageError) as caught:
-        onnx_file.write(tmp_path / "model.onnx", stored_model("vit_tiny", depth=2))
+        onnx_file.write(tmp_path / "model.onnx", stored_model("vit_test", depth=2))
     assert str(caught.value) == f"writing ONNX needs jax2onnx: {onnx_file.INSTALL}"
     assert not (tmp_path / "model.onnx").exists()

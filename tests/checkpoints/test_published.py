@@ -135,7 +135,7 @@ def test_routers_gates_and_experts_that_the_format_does_not_have_are_refused_by_
         ),
         ({"shared_experts": 1}, "shared_experts=1 with block=1: .* no shared experts"),
     ):
-        config = vmoe.models.model_config("vmoe_tiny_last2_e4", moe=fields)
+        config = vmoe.models.model_config("vmoe_test_last2_e4", moe=fields)
         with pytest.raises(UsageError, match=named):
             published.write(tmp_path / "model", config, {})
     assert not list(tmp_path.iterdir())
@@ -143,7 +143,7 @@ def test_routers_gates_and_experts_that_the_format_does_not_have_are_refused_by_
 
 def test_an_image_size_that_no_array_tells_is_refused(tmp_path: Path) -> None:
     """A reader takes 224 px for models with fixed positions."""
-    stored = stored_model("vit_tiny", positions="sincos2d", depth=1)
+    stored = stored_model("vit_test", positions="sincos2d", depth=1)
     with pytest.raises(UsageError, match="image_size=32 with model.positions=sincos2d: .* as 224"):
         published.write(tmp_path / "model", stored.config, stored.params)
     config = replace(stored.config, image_size=224)
@@ -153,7 +153,7 @@ def test_an_image_size_that_no_array_tells_is_refused(tmp_path: Path) -> None:
 
 def test_a_switch_model_is_written_as_token_choice_of_one_expert(tmp_path: Path) -> None:
     """Its parameters are the same, and so are its logits with k = 1."""
-    stored = stored_model("vmoe_tiny_last2_e4", depth=2, sparse_blocks=(1,), moe=SWITCH)
+    stored = stored_model("vmoe_test_last2_e4", depth=2, sparse_blocks=(1,), moe=SWITCH)
     published.write(tmp_path / "model", stored.config, stored.params)
     loaded = vmoe.load(tmp_path / "model", routing=RoutingOverrides(k=1), model=FLOAT32)
     images = random_images()

@@ -35,7 +35,7 @@ def test_names_and_shapes_equal_the_published_models(
 
 
 def test_arrays_of_other_dtypes_become_float32() -> None:
-    config = models.model_config("vmoe_tiny_last2_e4", depth=2, sparse_blocks=(1,))
+    config = models.model_config("vmoe_test_last2_e4", depth=2, sparse_blocks=(1,))
     params = by_name(models.params_of(models.build_abstract(config)))
     arrays = {
         published_name(path, config): np.full(leaf.shape, 0.5, np.float16)
@@ -50,7 +50,7 @@ def test_arrays_of_other_dtypes_become_float32() -> None:
 def test_a_v_moe_in_a_npz_file_has_the_settings_that_are_assumed_of_a_published_one(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    config = models.model_config("vmoe_tiny_last2_e4", depth=2, sparse_blocks=(1,))
+    config = models.model_config("vmoe_test_last2_e4", depth=2, sparse_blocks=(1,))
     params = by_name(models.params_of(models.build_abstract(config)))
     arrays = {published_name(path, config): np.ones(leaf.shape) for path, leaf in params.items()}
     np.savez(tmp_path / "model.npz", **arrays)
@@ -62,7 +62,7 @@ def test_a_v_moe_in_a_npz_file_has_the_settings_that_are_assumed_of_a_published_
 
 def test_parameters_of_a_soft_router_have_the_names_of_the_published_soft_moe() -> None:
     soft = MoEConfig(num_experts=4, router=Soft(), images_per_group=1)
-    config = models.model_config("vmoe_tiny_last2_e4", moe=(MoEConfig(num_experts=4), soft))
+    config = models.model_config("vmoe_test_last2_e4", moe=(MoEConfig(num_experts=4), soft))
     paths = by_name(models.params_of(models.build_abstract(config)))
     routers = {published_name(path, config) for path in paths if "router" in path}
     assert routers == {
@@ -75,4 +75,4 @@ def test_parameters_of_a_soft_router_have_the_names_of_the_published_soft_moe() 
 @pytest.mark.parametrize("path", ["blocks/0/more", "head/classes/scale", "class_token/bias"])
 def test_a_parameter_that_the_published_models_lack_is_refused(path: str) -> None:
     with pytest.raises(UsageError, match=f"{path}: the published models have no such"):
-        published_name(path, models.model_config("vit_tiny"))
+        published_name(path, models.model_config("vit_test"))

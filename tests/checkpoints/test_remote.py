@@ -226,7 +226,7 @@ def test_a_missing_a_forbidden_and_an_unreachable_file_are_named_in_one_line(
         with pytest.raises(kind) as caught:
             read(url)
         assert str(caught.value).startswith(f"{url}: {reason}"), caught.value
-        assert "\n" not in str(caught.value)
+        assert "\n" not in str(caught.value) and caught.type is kind
 
 
 @pytest.mark.parametrize("folder", MODELS, ids=lambda folder: folder.name)

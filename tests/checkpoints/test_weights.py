@@ -109,17 +109,17 @@ def test_a_named_model_takes_sizes_and_gelu_from_weights_and_reports_what_is_new
 ) -> None:
     sizes = dict(depth=2, width=24, mlp_dim=48, num_heads=3, patch_size=4)
     source = GOLDEN / "timm_vit"
-    model = vmoe.create_model("vit_tiny", pretrained=source, **sizes)
+    model = vmoe.create_model("vit_test", pretrained=source, **sizes)
     with np.load(source / "expected.npz") as expected:
         logits = outputs(model, expected["images"])
         np.testing.assert_allclose(logits, expected["logits"], atol=1e-4)
     assert "parameters new" not in capsys.readouterr().err
-    model = vmoe.create_model("vit_tiny", pretrained=source, num_classes=3, image_size=8, **sizes)
+    model = vmoe.create_model("vit_test", pretrained=source, num_classes=3, image_size=8, **sizes)
     images = jax.ShapeDtypeStruct((1, 8, 8, 3), np.float32)
     assert jax.eval_shape(model, images).shape == (1, 3)
     stderr = capsys.readouterr().err
-    assert "vit_tiny: 2 parameters new: head/classes/" in stderr
-    assert "vit_tiny: 1 parameters resized: positions/embedding" in stderr
+    assert "vit_test: 2 parameters new: head/classes/" in stderr
+    assert "vit_test: 1 parameters resized: positions/embedding" in stderr
 
 
 def test_fields_that_do_not_fit_the_arrays_are_refused() -> None:
@@ -167,6 +167,6 @@ def test_a_model_that_cannot_be_represented_is_refused_by_parameter(name: str, r
 
 def test_a_written_folder_gives_the_parameters_back_scalars_too(tmp_path: Path) -> None:
     moe = dict(router=Soft(), images_per_group=1)
-    stored = stored_model("vmoe_tiny_last2_e4", depth=2, sparse_blocks=(1,), moe=moe)
+    stored = stored_model("vmoe_test_last2_e4", depth=2, sparse_blocks=(1,), moe=moe)
     vmoe_format.write(tmp_path, stored, shard_bytes=10_000)
     jax.tree.map(np.testing.assert_array_equal, read(tmp_path).params, stored.params)

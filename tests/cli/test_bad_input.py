@@ -262,6 +262,16 @@ CASES: dict[str, tuple[list[str], str]] = {
         ["evaluate", "--checkpoint", "vmoe_emojii"],
         "vmoe_emojii: no such file, folder or model; did you mean 'vmoe_emoji'?",
     ),
+    "a model of timm": (
+        [*PREDICT[:1], "--checkpoint", "vit_base_patch16_224", "photos"],
+        "vit_base_patch16_224: no such file, folder or model; for timm's weights give "
+        "hf://timm/vit_base_patch16_224 (its shape is that of vit_b16); `vmoe models` lists",
+    ),
+    "models of timm": (["models", "vit_small_*_patch16*"], "`vmoe models` lists all"),
+    "a model of the hub": (
+        ["models", "--pretrained", "google/vit-base-patch16-224"],
+        "for a model of the Hugging Face hub give hf://google/vit-base-patch16-224; `vmoe models`",
+    ),
     "no checkpoint": (["evaluate", "--checkpoint", "none"], "none: no checkpoint yet"),
     "no such step": (
         ["evaluate", "--checkpoint", "{run}/checkpoints/7"],

@@ -284,7 +284,7 @@ def test_predict_takes_the_routing_and_the_image_size_of_an_evaluation(
 def test_models_and_summary_print_parameters_active_parameters_and_flops() -> None:
     result = vmoe("models", "vmoe_s32_*e8")
     assert "56,999,400" in result.stdout and "GFLOPs" in result.stdout
-    models = json.loads(vmoe("models", "vit_tiny", "--json").stdout)
+    models = json.loads(vmoe("models", "vit_test", "--json").stdout)
     assert models[0]["parameters"] == models[0]["active_parameters"]
     arguments = ("summary", "vmoe_s32_last2_e8", "--num-classes", "10")
     result = vmoe(*arguments)

@@ -135,7 +135,7 @@ def hosts(tmp_path: Path) -> Iterator[str]:
         if entry.path.startswith("gs://"):
             fields = dict(depth=2, sparse_blocks=(1,), num_classes=1000, moe=dict(num_experts=8))
             prefix = tmp_path / "published" / entry.path.rpartition("/")[2]
-            write(stored_model("vmoe_tiny_last2_e4", **fields), prefix, format="published")
+            write(stored_model("vmoe_test_last2_e4", **fields), prefix, format="published")
             for file in prefix.parent.iterdir():
                 Hosts.files[f"{zoo.BUCKET}/{file.name}"] = file.read_bytes()
     for repository, folder in HUB.items():

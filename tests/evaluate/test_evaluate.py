@@ -59,7 +59,7 @@ def model(blocks: int = 1, *, seed: int = 0, **moe: object) -> ViT:
     """A model all of whose blocks are sparse; dropless unless ``moe`` says otherwise."""
     fields = DENSE | dict(depth=blocks, sparse_blocks=tuple(range(blocks)), head_std=1.0)
     fields["moe"] = moe or dict(dropless=True)
-    return vmoe.create_model("vmoe_tiny_last2_e4", seed=seed, **fields)
+    return vmoe.create_model("vmoe_test_last2_e4", seed=seed, **fields)
 
 
 def test_metrics_equal_numpy_and_scikit_learn_at_any_batch_size() -> None:
@@ -182,7 +182,7 @@ def test_a_sample_is_read_in_the_order_of_an_evaluation_so_its_first_images_are_
 
 
 def test_predicted_classes_that_the_data_lacks_are_counted_as_other() -> None:
-    wide = vmoe.create_model("vit_tiny", **DENSE, num_classes=13, head_std=1.0)
+    wide = vmoe.create_model("vit_test", **DENSE, num_classes=13, head_std=1.0)
     source = open_source("digits", "test")
     result, logits = evaluate(wide, source), logits_of(wide, source.images)
     beyond = int((logits.argmax(1) >= 10).sum())
@@ -453,7 +453,7 @@ def test_a_csv_file_gets_a_row_with_the_model_settings_and_versions(tmp_path: Pa
 
 
 def test_a_dense_model_has_no_groups_and_drops_nothing() -> None:
-    result = evaluate(vmoe.create_model("vit_tiny", **DENSE), open_source("digits", "test"))
+    result = evaluate(vmoe.create_model("vit_test", **DENSE), open_source("digits", "test"))
     assert (result.images_per_group, result.dropped, result.unprocessed) == ({}, None, None)
 
 

@@ -22,7 +22,7 @@ IMAGES = np.random.default_rng(0).uniform(-1, 1, (3, 16, 24, 3)).astype(np.float
 
 def tiny(**fields: Any) -> ViT:
     sizes = dict(patch_size=8, width=16, depth=2, mlp_dim=32, num_heads=2, image_size=16)
-    config = models.model_config("vit_tiny", **sizes | dict(num_classes=5) | fields)
+    config = models.model_config("vit_test", **sizes | dict(num_classes=5) | fields)
     return models.with_params(config, random_params(config))
 
 

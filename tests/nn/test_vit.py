@@ -62,7 +62,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
 def tiny_config(**overrides: Any) -> ViTConfig:
     """The config of the tiny model with one sparse block, and a head whose logits are not zero."""
     fields = dict(depth=1, sparse_blocks=(0,), head_std=0.1)
-    return models.model_config("vmoe_tiny_last2_e4", **fields | overrides)
+    return models.model_config("vmoe_test_last2_e4", **fields | overrides)
 
 
 def tiny(seed: int = 0, **overrides: Any) -> ViT:
@@ -377,7 +377,7 @@ def test_initialization_has_the_published_distributions(pytestconfig: pytest.Con
     """The stored arrays are one draw of the authors' code; ours have the same deviations."""
     folder = pytestconfig.rootpath / "tests" / "golden"
     stored = np.load(folder / "tiny_last2_k2_bpr_c0.5_indices.npz")
-    model = vmoe.create_model("vmoe_tiny_last2_e4")
+    model = vmoe.create_model("vmoe_test_last2_e4")
     for path, leaf in by_name(models.params_of(model)).items():
         ours, theirs = np.asarray(leaf), stored["init/" + published_name(path, model.config)]
         assert ours.shape == theirs.shape
@@ -441,7 +441,7 @@ def test_each_sparse_block_can_have_its_own_config() -> None:
 )
 def test_invalid_settings_are_refused_by_field(fields: dict[str, Any], message: str) -> None:
     with pytest.raises(UsageError, match=message):
-        models.model_config("vmoe_tiny_last2_e4", **fields)
+        models.model_config("vmoe_test_last2_e4", **fields)
 
 
 def test_moe_of_returns_the_config_of_a_sparse_block() -> None:
@@ -456,7 +456,7 @@ def test_wrong_inputs_are_refused_by_shape_and_dtype_with_a_remedy() -> None:
     """In a separate process, since annotations are checked in this one."""
     code = """
 import jax, numpy as np, vmoe, vmoe.errors
-model = vmoe.create_model("vit_tiny", depth=1)
+model = vmoe.create_model("vit_test", depth=1)
 image = np.zeros((32, 32, 3), "f4")
 for call in (
     lambda: model(np.zeros((1, 32, 32, 3), "u1")),

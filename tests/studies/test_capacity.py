@@ -37,7 +37,7 @@ LABELS = np.stack([np.arange(B) % 10, np.full(B, -1)], axis=1)
 def config_of(*second: dict[str, Any], **moe: Any) -> ViTConfig:
     """Both sparse blocks are the same, unless fields of the second one are given."""
     layer = replace(MoEConfig(num_experts=3, images_per_group=2, router=TokenChoice(k=1)), **moe)
-    dense = models.model_config("vit_tiny", depth=2)
+    dense = models.model_config("vit_test", depth=2)
     other = [replace(layer, **fields) for fields in second]
     return replace(dense, sparse_blocks=(0, 1), moe=(layer, *other) if other else layer)
 
@@ -202,7 +202,7 @@ def test_times_are_measured_for_every_setting_and_grow_with_the_slots() -> None:
 
 def test_other_routers_and_dense_models_are_refused() -> None:
     with pytest.raises(UsageError, match="no block of this model is sparse"):
-        check_layers(models.model_config("vit_tiny"))
+        check_layers(models.model_config("vit_test"))
     for router, missing in (
         (ExpertChoice(), "k and no priority"),
         (Switch(), "k and no priority"),

@@ -38,7 +38,7 @@ IMAGES, P = random_images(b=8), 8
 def loaded_of(*layers: MoEConfig) -> Loaded:
     """A model with random parameters, all of whose blocks are sparse."""
     blocks = tuple(range(len(layers)))
-    config = models.model_config("vit_tiny", depth=len(layers), num_classes=3)
+    config = models.model_config("vit_test", depth=len(layers), num_classes=3)
     config = replace(config, sparse_blocks=blocks, moe=layers)
     model = models.with_params(config, random_params(config))
     return Loaded(model, ("a", "b", "c"), Preprocessing(32), None, Origin("vmoe", "random"))

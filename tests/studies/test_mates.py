@@ -40,7 +40,7 @@ def model_of(depth: int = 1, **moe: Any) -> ViT:
     layer = MoEConfig(
         num_experts=3, images_per_group=SIZE, router=TokenChoice(k=1), capacity_multiple=1
     )
-    dense: ViTConfig = models.model_config("vit_tiny", depth=depth, pooling="mean", head_std=0.3)
+    dense: ViTConfig = models.model_config("vit_test", depth=depth, pooling="mean", head_std=0.3)
     config = replace(dense, sparse_blocks=tuple(range(depth)), moe=replace(layer, **moe))
     return models.with_params(config, random_params(config))
 

@@ -45,7 +45,7 @@ from vmoe.surgery.upcycle import upcycle_params, upcycled_layer
 
 E = 4
 CONFIG = models.model_config(
-    "vit_tiny",
+    "vit_test",
     depth=2,
     sparse_blocks=(0, 1),
     moe=MoEConfig(num_experts=E, router=TokenChoice(normalize_weights=True), dropless=True),
@@ -185,7 +185,7 @@ def test_noise_and_new_router_columns_are_those_of_the_copies_only() -> None:
 
 
 def test_the_average_of_upcycled_experts_is_the_dense_model() -> None:
-    dense = models.model_config("vit_tiny", depth=2)
+    dense = models.model_config("vit_test", depth=2)
     params = random_params(dense)
     moe = upcycled_layer(dense, num_experts=4)
     config, sparse = upcycle_params(dense, params, blocks=(0, 1), moe=moe)

@@ -99,7 +99,7 @@ def test_a_pointwise_convolution_becomes_experts_for_its_pixels() -> None:
 
 
 def test_our_own_mlps_can_be_selected_too() -> None:
-    config = models.model_config("vit_tiny", depth=1)
+    config = models.model_config("vit_test", depth=1)
     parent = models.with_params(config, random_params(config))
     child = vmoe.moefy(parent, select=Mlp, num_experts=2)
     np.testing.assert_allclose(

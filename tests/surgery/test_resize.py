@@ -26,7 +26,7 @@ from vmoe.trees import path_name
 ZOOM = np.load(Path(__file__).parents[1] / "golden" / "surgery" / "posembed_zoom.npz")
 CASES = sorted({name.partition("/")[0] for name in ZOOM.files if "/" in name})
 TINY = models.model_config(
-    "vmoe_tiny_last2_e4", depth=2, sparse_blocks=(1,), head_std=0.1, pre_logits=16
+    "vmoe_test_last2_e4", depth=2, sparse_blocks=(1,), head_std=0.1, pre_logits=16
 )
 
 

@@ -40,8 +40,8 @@ from vmoe.surgery.upcycle import logit_changes, upcycle_params, upcycled_layer
 from vmoe.train.lr_factors import trained_params
 
 GOLDEN = np.load(Path(__file__).parents[1] / "golden" / "surgery" / "upcycle.npz")
-TINY = models.model_config("vit_tiny", depth=2)
-ONE_BLOCK = models.model_config("vit_tiny", depth=1, pooling="mean")  # pools all tokens
+TINY = models.model_config("vit_test", depth=2)
+ONE_BLOCK = models.model_config("vit_test", depth=1, pooling="mean")  # pools all tokens
 
 
 def dense(config: ViTConfig = TINY) -> ViT:
@@ -53,7 +53,7 @@ def below(prefix: str) -> dict[str, np.ndarray]:
 
 
 def test_names_copies_and_logits_equal_those_of_the_published_mapping() -> None:
-    dense_config = models.model_config("vit_tiny")
+    dense_config = models.model_config("vit_test")
     stored = published_params(dense_config, below("source/"))
     source = models.with_params(dense_config, jax.tree.map(jnp.asarray, stored))
     x = jnp.asarray(GOLDEN["images"])

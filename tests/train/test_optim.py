@@ -175,7 +175,7 @@ def test_by_default_all_kernels_decay_equally_and_nothing_else_decays() -> None:
 def test_every_parameter_of_a_model_has_a_kind_of_weight_decay() -> None:
     from flax import nnx
 
-    model = models.build_abstract(models.model_config("vmoe_tiny_last2_e4"))
+    model = models.build_abstract(models.model_config("vmoe_test_last2_e4"))
     kinds = {
         decay_kind(tuple(map(str, p))) for p, _ in nnx.to_flat_state(nnx.state(model, nnx.Param))
     }

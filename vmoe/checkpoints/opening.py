@@ -22,7 +22,8 @@ PICKLES = (".pth", ".pt", ".bin", ".ckpt", ".pkl", ".pickle", ".tar")
 FORMATS = (
     "a run folder (it has config.json), or its checkpoints/STEP, checkpoints/best or "
     "checkpoints/last; or a folder with model.safetensors and config.json (of vmoe, timm or "
-    "Hugging Face); or a .npz file of a ViT; or the PREFIX of a published checkpoint, PREFIX.index"
+    "Hugging Face); or a .npz file of a ViT; or the PREFIX of a published checkpoint, "
+    "PREFIX.index; or a URL of one, such as hf://OWNER/NAME; or a name that `vmoe models` lists"
 )
 
 NAMES = [name for entry in zoo.ENTRIES for name in (entry.model, entry.name)]
@@ -64,7 +65,8 @@ def open_weights(path: Path) -> Family | None:
     remedy = f"give {FORMATS}"
     if path.exists():
         raise UsageError(f"{path}: no checkpoint of a known format; {remedy}")
-    remedy = choice(str(path), NAMES, otherwise=remedy)
+    given = str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
+    remedy = models.hub_remedy(given) or choice(given, NAMES, otherwise=remedy)
     raise UsageError(f"{path}: no such file, folder or model; {remedy}")
 
 

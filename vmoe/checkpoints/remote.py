@@ -80,7 +80,7 @@ def fetch(url: str) -> Path:
             if _is_whole(path):
                 print(f"{failure}; using the copy in {path.parent}", file=sys.stderr)
                 return path
-        raise
+        raise Failure(str(failure)) from None
     if not _is_whole(paths[0]):
         try:
             replace_text(_whole(paths[0]), json.dumps([path.name for path in paths]))

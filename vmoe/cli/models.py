@@ -32,11 +32,12 @@ def run(argv: Sequence[str]) -> None:
         _pretrained(args)
         return
     from vmoe.costs.flops import cost
-    from vmoe.models import list_models, model_config
+    from vmoe.models import hub_remedy, list_models, model_config
 
     names = list_models(args.pattern)
     if not names:
-        raise UsageError(f"no model matches {args.pattern!r}; `vmoe models` lists all")
+        remedy = hub_remedy(args.pattern) or "`vmoe models` lists all"
+        raise UsageError(f"no model matches {args.pattern!r}; {remedy}")
     costs = {name: cost(model_config(name)) for name in names}
     if args.json:
         print_json([{"name": name} | dataclasses.asdict(one) for name, one in costs.items()])
@@ -55,12 +56,14 @@ def run(argv: Sequence[str]) -> None:
 
 def _pretrained(args: ModelsArgs) -> None:
     from vmoe.factory import list_models
+    from vmoe.models import hub_remedy
     from vmoe.zoo import ENTRIES
 
     names = set(list_models(args.pattern, pretrained=True))
     entries = [entry for entry in ENTRIES if entry.name in names]
     if not entries:
-        raise UsageError(f"no weights match {args.pattern!r}; `vmoe models --pretrained` lists all")
+        remedy = hub_remedy(args.pattern) or "`vmoe models --pretrained` lists all"
+        raise UsageError(f"no weights match {args.pattern!r}; {remedy}")
     if args.json:
         fields = ("name", "path", "nbytes", "training", "measured_by")
         print_json(

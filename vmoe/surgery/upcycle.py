@@ -57,7 +57,7 @@ def upcycle(
             experts are not MLPs as in the model, or a layer is not the one in its config.
 
     >>> import vmoe
-    >>> vmoe.upcycle(vmoe.create_model("vit_tiny"), num_experts=4).config.sparse_blocks
+    >>> vmoe.upcycle(vmoe.create_model("vit_test"), num_experts=4).config.sparse_blocks
     (1, 3)
     """
     models.check_described(model)
