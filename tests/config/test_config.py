@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from tests.command import TINY
 from vmoe import config as configs
 from vmoe.config import (
     EvalConfig,
@@ -224,6 +225,22 @@ def test_json_with_an_unknown_field_or_a_wrong_type_is_refused_by_name() -> None
         configs.from_json(TrainConfig, text.replace('"steps"', '"stebs"'))
     with pytest.raises(UsageError, match="TrainConfig optim.lr"):
         configs.from_json(TrainConfig, text.replace('"lr": 0.001', '"lr": "high"'))
+
+
+@pytest.mark.parametrize(
+    ("router", "message"),
+    [
+        ({"kind": "later"}, r"router.kind: 'later' is none of 'token_choice', .*, 'hash'; a later"),
+        ({"kind": "switch", "k": 1}, r"router.Switch.k: Unexpected keyword argument"),
+    ],
+)
+def test_a_wrong_router_in_json_is_reported_by_its_kind(
+    router: dict[str, Any], message: str
+) -> None:
+    fields = json.loads(configs.to_json(configs.load(TINY)))
+    fields["model"]["moe"]["router"] = router
+    with pytest.raises(UsageError, match=message):
+        configs.from_json(TrainConfig, json.dumps(fields))
 
 
 @pytest.mark.parametrize(("data", "expected"), [(("digits",), "paper"), ((), "model")])

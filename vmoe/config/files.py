@@ -6,6 +6,7 @@ import json
 import re
 import runpy
 import traceback
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -139,6 +140,25 @@ def from_json(kind: type[Config], text: str) -> Config:
     try:
         return _adapter(kind).validate_json(text, strict=True, extra="forbid")
     except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(str(part) for part in first["loc"])
-        raise UsageError(f"{kind.__name__} {place}: {first['msg']}") from None
+        place, problem = _first_problem(error.errors())
+        raise UsageError(f"{kind.__name__} {'.'.join(map(str, place))}: {problem}") from None
+
+
+def _first_problem(errors: Sequence[Any]) -> tuple[Sequence[int | str], str]:
+    """The place and the text of the first of pydantic's errors.
+
+    For a field of several types, such as a router, pydantic lists the errors of all of them; those
+    of the type whose ``kind`` was given are meant.
+    """
+    first = errors[0]
+    place, name = first["loc"][:-2], first["loc"][-1]
+    if name != "kind":
+        return first["loc"], first["msg"]
+    of_field = [error for error in errors if error["loc"][: len(place)] == place]
+    others = [error for error in of_field if error["loc"][len(place) + 1 :] == ("kind",)]
+    types = {error["loc"][len(place)] for error in others}
+    for error in of_field:
+        if error["loc"][len(place)] not in types:
+            return error["loc"], error["msg"]
+    known = ", ".join(error["ctx"]["expected"] for error in others)
+    return (*place, name), f"{first['input']!r} is none of {known}; a later version may have it"
