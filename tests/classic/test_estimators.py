@@ -2,14 +2,22 @@
 
 from typing import Any
 
+import numpy as np
 import pytest
+from sklearn.ensemble import GradientBoostingRegressor
+from sklearn.exceptions import DataConversionWarning
 from sklearn.linear_model import Ridge
-from sklearn.naive_bayes import GaussianNB
+from sklearn.naive_bayes import GaussianNB, MultinomialNB
+from sklearn.utils import get_tags
 from sklearn.utils.estimator_checks import (
     check_estimator,
+    check_estimator_sparse_tag,
     check_estimators_partial_fit_n_features,
     check_fit_score_takes_y,
+    check_n_features_in,
     check_n_features_in_after_fitting,
+    check_positive_only_tag_during_fit,
+    check_regressors_no_decision_function,
     parametrize_with_checks,
 )
 
@@ -34,6 +42,38 @@ ESTIMATORS = [
 @parametrize_with_checks([kind(max_iter=2) for kind in ESTIMATORS])
 def test_every_check_of_scikit_learn_passes(estimator: Any, check: Any) -> None:
     check(estimator)
+
+
+@pytest.mark.parametrize(
+    "model, check",
+    [
+        (MixtureOfExpertsRegressor(experts="poisson", max_iter=2), check_n_features_in),
+        (
+            HierarchicalMixtureRegressor((1, 2), experts=["linear", "poisson"], max_iter=2),
+            check_regressors_no_decision_function,
+        ),
+        (MixtureOfExpertsClassifier(experts=GaussianNB(), max_iter=2), check_estimator_sparse_tag),
+        (
+            MixtureOfExpertsClassifier(experts=MultinomialNB(), max_iter=2),
+            check_positive_only_tag_during_fit,
+        ),
+    ],
+    ids=lambda value: str(getattr(value, "experts", "")),
+)
+def test_a_mixture_refuses_what_its_experts_refuse_and_its_tags_say_so(
+    model: Any, check: Any
+) -> None:
+    check(type(model).__name__, model)
+
+
+def test_experts_of_one_output_make_a_mixture_of_one_output() -> None:
+    model = MixtureOfExpertsRegressor(experts=GradientBoostingRegressor(n_estimators=2), max_iter=2)
+    x = np.arange(40.0).reshape(20, 2)
+    assert not get_tags(model).target_tags.multi_output
+    with pytest.warns(DataConversionWarning, match="A column-vector y was passed"):
+        assert model.fit(x, x[:, :1]).predict(x).shape == (20,)
+    with pytest.raises(ValueError, match="y should be a 1d array"):
+        model.fit(x, x)
 
 
 @pytest.mark.parametrize(

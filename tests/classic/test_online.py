@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 from numpy.testing import assert_allclose
+from scipy.sparse import csr_array
 from sklearn.linear_model import Ridge
 from sklearn.metrics import log_loss
 
@@ -73,12 +74,31 @@ def test_classes_are_those_of_the_first_batch_that_was_learned() -> None:
         model.partial_fit(x, y, classes=[0, 1, 2])
 
 
-def test_a_first_batch_without_every_class_is_a_value_error() -> None:
+def test_a_class_that_the_first_batch_lacks_is_learned_from_later_ones() -> None:
+    random = np.random.default_rng(0)
+    x = random.normal(size=(1000, 2))
+    y = np.where(x[:, 0] > 1, 2, x[:, 0] * x[:, 1] < 0)
+    first = np.isin(np.arange(1000), np.flatnonzero(y != 2)[:100])
+    model = MixtureOfExpertsClassifier(3, decay=1.0)
+    model.partial_fit(x[first], y[first], classes=[0, 1, 2])
+    assert 0 < model.predict_proba(x)[:, 2].mean() < 0.05
+    stream(model, x[~first], y[~first])
+    assert log_loss(y, model.predict_proba(x)) < 0.2
+    assert model.score(x[y == 2], y[y == 2]) > 0.9
+
+
+def test_a_first_batch_may_have_one_class_weights_and_a_start() -> None:
     x, y = problems.crossed(0)
-    with pytest.raises(ValueError, match="every class"):
-        HierarchicalMixtureClassifier().partial_fit(x, y, classes=[0, 1, 2])
-    with pytest.raises(ValueError, match="every class"):
-        HierarchicalMixtureClassifier().partial_fit(x, y, sample_weight=y)
+    start = np.full((len(x), 2), 0.5)
+    start[::2] = [0.9, 0.1]
+    settings = {"start": start, "max_iter": 3}
+    weighted = MixtureOfExpertsClassifier(2, **settings).partial_fit(
+        csr_array(x), y, classes=[0, 1, 2], sample_weight=y
+    )
+    assert weighted.predict_proba(x)[:, 1].min() > 0.5
+    assert weighted.partial_fit(x, y).score(x, y) > weighted.score(x, 1 - y)
+    with pytest.raises(ValueError, match="previously unseen classes: .3."):
+        weighted.partial_fit(x, y + 2)
 
 
 def test_experts_that_are_not_linear_cannot_learn_on_line() -> None:

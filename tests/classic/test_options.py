@@ -3,6 +3,7 @@
 import pickle
 import subprocess
 import sys
+import warnings
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from scipy import sparse, stats
 from sklearn.base import clone
 from sklearn.compose import make_column_selector
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
-from sklearn.exceptions import NotFittedError
+from sklearn.exceptions import ConvergenceWarning, NotFittedError
 from sklearn.gaussian_process import GaussianProcessRegressor
 from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.model_selection import GridSearchCV
@@ -465,6 +466,72 @@ def test_a_classifier_without_probabilities_and_numbers_beyond_squares_are_value
         MixtureOfExpertsRegressor().fit(1e160 * x, y)
     with pytest.raises(ValueError, match="growth=3: branching=.* has 4 experts"):
         HierarchicalMixtureRegressor((2, 2), growth=3).fit(x, y)
+
+
+def test_a_tree_of_more_experts_than_rows_is_refused_before_it_is_built() -> None:
+    """The trees would take terabytes."""
+    x, y = problems.two_planes(0)
+    for branching in ((10**9, 10**9), (10**12, 10**12), (2,) * 70):
+        with pytest.raises(ValueError, match="n_samples=80 should be >= the 1[0-9]{17,} experts"):
+            HierarchicalMixtureRegressor(branching).fit(x, y)
+    for model in (MixtureOfExpertsRegressor(10**12), HierarchicalMixtureRegressor(growth=10**12)):
+        with pytest.raises(ValueError, match="n_samples=80 should be >= the 1000000000000 experts"):
+            model.fit(x, y)
+    fitted = HierarchicalMixtureRegressor(max_iter=1, warm_start=True).fit(x, y)
+    with pytest.raises(ValueError, match="their number"):
+        fitted.set_params(branching=(10**9, 10**9)).fit(x, y)
+
+
+def test_weights_are_numbers_of_rows_and_too_few_get_a_warning_or_an_error() -> None:
+    x, y = problems.two_planes(0)
+    with pytest.warns(UserWarning, match="weights sum to 1, as if .* rows than the 2 experts"):
+        MixtureOfExpertsRegressor(max_iter=1).fit(x, y, np.full(80, 0.0125))
+    for kind in REGRESSORS:
+        with pytest.raises(ValueError, match="weights sum to 8e-19, which is nothing beside a pen"):
+            kind(max_iter=1).fit(x, y, np.full(80, 1e-20))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        MixtureOfExpertsRegressor(max_iter=1).fit(x, y, np.full(80, 0.03))
+        free = MixtureOfExpertsRegressor(max_iter=3, gate_penalty=0.0, expert_penalty=0.0)
+        small, ones = (clone(free).fit(x, y, np.full(80, w)).predict(x) for w in (1e-20, 1.0))
+    assert_allclose(small, ones, rtol=1e-6)
+
+
+UNBOUNDED: dict[str, Any] = {"gate_penalty": 0.0, "expert_penalty": 0.0, "variance_floor": 0.0}
+
+
+def test_without_penalty_and_floor_a_likelihood_is_finite_or_never_wins() -> None:
+    """An expert without noise gets the least standard deviation, and L-BFGS no gradient."""
+    x, y = np.array([[-1.0], [1], [4], [-2], [-3], [1]]), np.array([16.0, 27, 14, 21, 41, 41])
+    start = np.eye(2)[[0, 0, 1, 1, 1, 1]]
+    model = MixtureOfExpertsRegressor(2, start=start, max_iter=4, gate_features=[], **UNBOUNDED)
+    assert np.isfinite(model.fit(x, y).history_).all()
+    model.set_params(solver="gradient", random_state=0)
+    with pytest.warns(ConvergenceWarning, match="log-likelihood is nan: .* use a variance_floor"):
+        assert not model.fit(x, y).converged_
+    assert np.isfinite(model.set_params(n_init=2).fit(x, y).history_).all()
+
+
+def test_a_row_without_weight_that_no_expert_can_have_made_does_not_count() -> None:
+    x, y = np.array([[-1.0], [1], [-1], [1], [3]]), np.array([16.0, 28, 14, 20, 41])
+    start, weight = np.eye(2)[[0, 0, 1, 1, 1]], [1, 1, 1, 1, 0]
+    model = MixtureOfExpertsRegressor(2, start=start, max_iter=4, gate_features=[], **UNBOUNDED)
+    model.fit(x, y, weight)
+    assert np.isfinite(model.history_).all() and np.isfinite(model.predict(x)).all()
+    assert np.isfinite(model.bic(x, y, weight))
+
+
+@pytest.mark.parametrize("y", [[1.0, None] * 5, [[1.0, 2.0], [None, 1.0]] * 5])
+def test_a_target_that_is_none_is_missing(y: Any) -> None:
+    with pytest.raises(ValueError, match="Input y contains NaN"):
+        MixtureOfExpertsRegressor().fit(np.arange(10.0)[:, None], y)
+
+
+def test_a_class_that_is_none_is_missing() -> None:
+    for y in (["a", None] * 5, [1, None] * 5):
+        with pytest.raises(ValueError, match="Input y contains None"):
+            MixtureOfExpertsClassifier().fit(np.arange(10.0)[:, None], y)
 
 
 def test_a_tree_of_one_gate_starts_from_its_own_parameters() -> None:

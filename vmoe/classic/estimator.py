@@ -11,7 +11,7 @@ from jaxtyping import Float, Int
 from scipy.sparse import issparse
 from sklearn.base import BaseEstimator, _fit_context
 from sklearn.exceptions import ConvergenceWarning
-from sklearn.utils import check_random_state
+from sklearn.utils import assert_all_finite, check_random_state
 from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
 
@@ -29,6 +29,7 @@ from vmoe.classic.splits import Split, splits
 from vmoe.classic.starts import GROUPINGS, first_largest, start_posteriors
 from vmoe.classic.tree import Gate, breadth_first, leaves, origins
 
+NEGLIGIBLE = 1e-12  # the least sum of the weights, in units of a penalty
 TRIAL = 2  # steps after which starts are compared
 AT_LEAST_0 = Interval(Real, 0, None, closed="left")
 AT_LEAST_1 = Interval(Integral, 1, None, closed="left")
@@ -56,11 +57,6 @@ class MixtureEstimator(BaseEstimator):
         "decay": [Interval(Real, 0, 1, closed="right")],
     }
 
-    def __sklearn_tags__(self) -> Any:
-        tags = super().__sklearn_tags__()
-        tags.input_tags.sparse = True
-        return tags
-
     @_fit_context(prefer_skip_nested_validation=True)
     def fit(self, X: Any, y: Any, sample_weight: Any = None) -> "MixtureEstimator":
         """Fits the mixture.
@@ -73,7 +69,9 @@ class MixtureEstimator(BaseEstimator):
                 and the named experts see of a sparse matrix is made dense.
             y: targets (n,) or (n, q); for a classifier, classes (n,).
             sample_weight: weights (n,), not negative; an integer is the same as repeated rows, but
-                there have to be as many rows as experts, whatever their weights.
+                there have to be as many rows as experts, whatever their weights. The sum of the
+                weights is therefore the number of rows that the penalties compare with: weights
+                that sum to 1 are like a single row. A mean of 1 keeps the number of rows.
 
         Raises:
             ValueError: an argument is wrong; or with ``warm_start``, what was fitted before has
@@ -89,7 +87,7 @@ class MixtureEstimator(BaseEstimator):
             sizes = self._sizes(rows, len(leaves(self._mixture.tree)))
             return self._finish(self._fit_from(self._continued(X, sizes), rows, None), rows)
         rows = self._training_rows(X, y, sample_weight)
-        return self._finish(self._best_fit(rows), rows)
+        return self._finish(self._best_fit(rows, self.start), rows)
 
     def _learn(self, X: Any, y: Any, sample_weight: Any, classes: Any = None) -> "MixtureEstimator":
         """A batch of on-line EM; the first one is fitted as a whole."""
@@ -103,25 +101,44 @@ class MixtureEstimator(BaseEstimator):
             return self
         self._random = check_random_state(self.random_state)
         rows = self._training_rows(X, y, sample_weight, classes)
-        if len(np.unique(rows.y[rows.weight > 0])) < len(getattr(self, "classes_", [])):
-            raise ValueError("y: the first batch of partial_fit should have every class")
-        return self._finish(self._best_fit(rows), rows)
+        start, lacking = self.start, []
+        if classes is not None:
+            lacking = np.setdiff1d(np.arange(len(self.classes_)), rows.y[rows.weight > 0]).tolist()
+            rows = online.with_classes(rows, lacking)
+            if lacking and not isinstance(start, str | dict):
+                start = np.tile(start, (1 + len(lacking), 1))
+        self._finish(self._best_fit(rows, start), rows)
+        self._memory.cautious = bool(lacking)
+        return self
 
-    def _best_fit(self, rows: Rows) -> em.Fit:
-        """The best fit of all starts."""
+    def _best_fit(self, rows: Rows, first: Any) -> em.Fit:
+        """The best fit of all starts; the first one is given."""
         fits = []
-        for start in [self.start, *["random"] * (self.n_init - 1)]:
+        for start in [first, *["random"] * (self.n_init - 1)]:
             mixture = self._new_mixture(rows)
             fits.append(self._fit_from(mixture, rows, self._start(mixture, rows, start)))
-        return max(fits, key=lambda fit: fit.history[-1])
+        reached = [fit.history[-1] for fit in fits]
+        return fits[int(np.argmax(np.where(np.isfinite(reached), reached, -np.inf)))]
 
     def _finish(self, fit: em.Fit, rows: Rows) -> "MixtureEstimator":
         """Stores a fit, its attributes and the memory of its rows; warns if it did not converge."""
         if not fit.converged:
             warnings.warn(
-                f"no convergence in {len(fit.history)} steps: increase max_iter or tol",
+                f"no convergence in {len(fit.history)} steps: increase max_iter or tol"
+                if np.isfinite(fit.history[-1])
+                else f"the log-likelihood is {fit.history[-1]}: an expert has almost no variance; "
+                "use a variance_floor above 0",
                 ConvergenceWarning,
                 stacklevel=5,  # _finish, _fit, fit, scikit-learn's check of settings, the user
+            )
+        total, experts = rows.weight.sum(), fit.mixture.experts.sizes.n_experts
+        if total < experts and max(self.gate_penalty, self.expert_penalty):
+            warnings.warn(
+                f"sample_weight: the weights sum to {total:g}, as if there were fewer rows than "
+                f"the {experts} experts, so that the penalties decide: scale them to a mean of 1, "
+                "or lower gate_penalty and expert_penalty",
+                UserWarning,
+                stacklevel=5,
             )
         self._mixture = fit.mixture
         self.converged_ = fit.converged
@@ -146,6 +163,12 @@ class MixtureEstimator(BaseEstimator):
             ValueError: these settings need another mixture.
         """
         old, view = self._mixture, self._view
+        changed = ValueError(
+            "the experts, their number, the gate or the columns that they see have changed since "
+            "the last fit: fit again with warm_start=False"
+        )
+        if self._n_leaves() > len(leaves(old.tree)):
+            raise changed
         fresh = self._tree(len(view.gate_columns))
         experts = make_experts(self.experts, replace(sizes, n_experts=len(leaves(fresh))))
         grown = origins(fresh, old.tree)
@@ -153,20 +176,21 @@ class MixtureEstimator(BaseEstimator):
         columns = self._columns(X)
         if not (
             all(map(np.array_equal, columns, (view.gate_columns, view.expert_columns)))
-            and 0 < len(grown) <= self._grown_size(fresh)
+            and 0 < len(grown) <= self._grown_size()
             and experts.types() == old.experts.types()
         ):
-            raise ValueError(
-                "the experts, their number, the gate or the columns that they see have changed "
-                "since the last fit: fit again with warm_start=False"
-            )
+            raise changed
         experts.resume(old.experts)
         tree = fresh if isinstance(fresh, FixedGate) else copy.deepcopy(old.tree)
         return Mixture(tree, experts, self.gate_penalty)
 
-    def _grown_size(self, fresh: Gate) -> int:
-        """The number of experts after growth from a fresh tree."""
-        return len(leaves(fresh))
+    def _n_leaves(self) -> int:
+        """The number of experts of the tree before growth."""
+        raise NotImplementedError
+
+    def _grown_size(self) -> int:
+        """The number of experts after growth."""
+        return self._n_leaves()
 
     def _solve(
         self, mixture: Mixture, rows: Rows, posterior: Float[np.ndarray, "n e"] | None
@@ -180,6 +204,7 @@ class MixtureEstimator(BaseEstimator):
         return gradient.run(mixture, rows, posterior, stopping)
 
     def _new_mixture(self, rows: Rows) -> Mixture:
+        self._check_number(rows, self._grown_size())  # before a tree of any size is built
         tree = self._tree(rows.gate.shape[1] - 1)
         experts = make_experts(self.experts, self._sizes(rows, len(leaves(tree))))
         experts.check_targets(rows.y)
@@ -189,10 +214,23 @@ class MixtureEstimator(BaseEstimator):
         """The gates, before their first fit."""
         raise NotImplementedError
 
-    def _sizes(self, rows: Rows, n_experts: int) -> Sizes:
-        """The sizes of the experts."""
+    def _check_number(self, rows: Rows, n_experts: int) -> None:
+        """Raises a ValueError if there are fewer rows than experts, or their weights are nothing.
+
+        Beside a much larger penalty, products of the rows would be rounding.
+        """
         if len(rows) < n_experts:
             raise ValueError(f"n_samples={len(rows)} should be >= the {n_experts} experts")
+        total, penalty = rows.weight.sum(), max(self.gate_penalty, self.expert_penalty)
+        if total < NEGLIGIBLE * penalty:
+            raise ValueError(
+                f"sample_weight: the weights sum to {total:g}, which is nothing beside a penalty "
+                f"of {penalty:g}: scale them to a mean of 1"
+            )
+
+    def _sizes(self, rows: Rows, n_experts: int) -> Sizes:
+        """The sizes of the experts."""
+        self._check_number(rows, n_experts)
         classes = getattr(self, "classes_", None)
         outputs = rows.y.shape[1] if classes is None else len(classes)
         return Sizes(
@@ -274,9 +312,13 @@ class MixtureEstimator(BaseEstimator):
         return [select_columns(getattr(self, name), given, name) for name in names]
 
     def _check_data(self, X: Any, y: Any, reset: bool) -> tuple[Any, Any]:
-        return validate_data(
+        X, y = validate_data(
             self, X, y, reset=reset, accept_sparse="csr", dtype=np.float64, **self._y_checks
         )
+        assert_all_finite(y, input_name="y")  # None among numbers is NaN only now
+        if y.dtype.kind == "O" and any(label is None for label in y.ravel()):
+            raise ValueError("Input y contains None: leave out the rows without a class")
+        return X, y
 
     def _rows(self, X: Any, sample_weight: Any = None) -> Rows:
         """Rows without targets."""

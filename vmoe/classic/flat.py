@@ -61,9 +61,12 @@ class FlatMixture(MixtureEstimator):
         self.warm_start = warm_start
         self.decay = decay
 
-    def _tree(self, n_columns: int) -> Gate:
+    def _n_leaves(self) -> int:
         if isinstance(self.n_experts, bool):  # which scikit-learn's check takes for an integer
             raise ValueError(f"n_experts={self.n_experts}: expected an integer")
+        return self.n_experts
+
+    def _tree(self, n_columns: int) -> Gate:
         tree = grow((self.n_experts,), n_columns)
         if isinstance(self.gate, PartitionGate):
             self.gate.check_experts(self.n_experts)
@@ -95,7 +98,8 @@ class MixtureOfExpertsRegressor(Regression, FlatMixture):
             that returns these; None for all, [] for constant mixing proportions.
         expert_features: the columns that the experts see.
         gate: "softmax", or a `PartitionGate` that sends rows to experts by a fixed rule.
-        gate_penalty: strength of the L2 penalty on the gate's slopes for standardized columns.
+        gate_penalty: strength of the L2 penalty on the gate's slopes for standardized columns,
+            against a log-likelihood that is a sum over the weighted rows.
         expert_penalty: the same for named experts; for linear experts in units of the noise, like
             ``alpha`` of scikit-learn's Ridge.
         variance_floor: the least variance of an expert, as a fraction of the variance of y.

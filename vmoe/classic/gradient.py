@@ -97,6 +97,7 @@ def run(
         set_parameters(mixture, unravel(jnp.asarray(found.x)))
     fit.history = fit.history or [-float(found.fun)]
     fit.converged |= found.nit < stopping.max_iter  # no step leads up any more
+    fit.converged &= bool(np.isfinite(fit.history[-1]))
     return fit
 
 
@@ -184,5 +185,7 @@ def expert_penalty(kind: Experts, coef: jax.Array, log_std: jax.Array | None) ->
     """``Experts.penalty`` for these coefficients."""
     if isinstance(kind, Logistic):
         return penalty_of(coef, kind.sizes.penalty)
+    if not kind.sizes.penalty:
+        return 0.0
     unit = std_of(kind, log_std)[..., None] if isinstance(kind, Linear) else 1.0
     return 0.5 * kind.sizes.penalty * jnp.sum((coef[..., 1:] / unit) ** 2)

@@ -1,5 +1,6 @@
 """Hierarchical mixtures of experts: a tree of gates (Jordan & Jacobs 1994), fitted by EM."""
 
+import math
 from typing import Any, ClassVar
 
 import numpy as np
@@ -11,7 +12,7 @@ from vmoe.classic.growth import grow_to
 from vmoe.classic.mixture import Mixture
 from vmoe.classic.rows import Rows
 from vmoe.classic.tasks import Classification, Regression
-from vmoe.classic.tree import Gate, grow, leaves
+from vmoe.classic.tree import Gate, grow
 
 
 class HierarchicalMixture(MixtureEstimator):
@@ -64,24 +65,30 @@ class HierarchicalMixture(MixtureEstimator):
         self.warm_start = warm_start
         self.decay = decay
 
-    def _tree(self, n_columns: int) -> Gate:
+    def _branching(self) -> list[int]:
         branching = np.asarray(self.branching)
         if branching.ndim != 1 or not len(branching) or branching.dtype.kind not in "iu":
             raise ValueError(f"branching={self.branching!r}: expected a list of integers")
         if branching.min() < 1:
             raise ValueError(f"branching={self.branching!r}: a gate has at least one child")
-        if self.growth is not None and self.growth < branching.prod():
+        return branching.tolist()
+
+    def _n_leaves(self) -> int:
+        return math.prod(self._branching())
+
+    def _tree(self, n_columns: int) -> Gate:
+        if self.growth is not None and self.growth < self._n_leaves():
             raise ValueError(
-                f"growth={self.growth}: branching={self.branching!r} has {branching.prod()} experts"
+                f"growth={self.growth}: branching={self.branching!r} has {self._n_leaves()} experts"
             )
-        return grow(branching.tolist(), n_columns)
+        return grow(self._branching(), n_columns)
 
     def _fit_from(self, mixture: Mixture, rows: Rows, posterior: np.ndarray | None) -> em.Fit:
         fit = super()._fit_from(mixture, rows, posterior)
         return grow_to(fit, rows, self.growth or 0, self._solve)
 
-    def _grown_size(self, fresh: Gate) -> int:
-        return self.growth or len(leaves(fresh))
+    def _grown_size(self) -> int:
+        return max(self.growth or 0, self._n_leaves())
 
     @property
     def gate_coef_(self) -> list[np.ndarray]:

@@ -31,10 +31,18 @@ class Mixture:
     gate_penalty: float
 
     def posterior(self, rows: Rows) -> tuple[Float[np.ndarray, "n e"], Float[np.ndarray, "n"]]:
-        """The E-step: the responsibilities, and the log-likelihood of every row."""
-        joint = self.tree.log_prior(rows) + self.experts.log_density(rows)
+        """The E-step: the responsibilities, and the log-likelihood of every row.
+
+        A row that no expert can have made, which takes variances of almost 0, has the
+        responsibilities of its prior; its log-likelihood is -inf, but 0 if its weight is.
+        """
+        prior = self.tree.log_prior(rows)
+        joint = prior + self.experts.log_density(rows)
         row = logsumexp(joint, axis=1)
-        return np.exp(joint - row[:, None]), row
+        lost = np.isneginf(row)
+        joint[lost] = prior[lost]
+        posterior = np.exp(joint - np.where(lost, 0.0, row)[:, None])
+        return posterior, np.where(rows.weight > 0, row, 0.0)
 
     def update(self, rows: Rows, posterior: Float[np.ndarray, "n e"]) -> None:
         """The M-step."""

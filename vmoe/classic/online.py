@@ -7,9 +7,10 @@ and logistic experts it is Newton's method on line.
 """
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
+import scipy.sparse
 from jaxtyping import Float
 
 from vmoe.classic.experts.linear import Linear, residuals, squared_noise, std_from
@@ -17,6 +18,7 @@ from vmoe.classic.experts.logistic import Logistic
 from vmoe.classic.grams import solve, weighted_grams
 from vmoe.classic.mixture import Mixture
 from vmoe.classic.multinomial import Multinomial
+from vmoe.classic.newton import maximize
 from vmoe.classic.partition import FixedGate
 from vmoe.classic.rows import Rows
 from vmoe.classic.tree import Gate
@@ -32,11 +34,14 @@ class Memory:
         curvature: the curvature of each gate and expert, by name.
         squares: the weighted squared residuals of linear experts (e, q).
         mass: the mass of each expert (e,).
+        cautious: whether logistic experts go to the maximum of what a batch and the past say. The
+            single step that they take otherwise is too long for a class that the past hardly has.
     """
 
     curvature: dict[str, np.ndarray] = field(default_factory=dict)
     squares: np.ndarray = field(default_factory=lambda: np.zeros(()))
     mass: np.ndarray = field(default_factory=lambda: np.zeros(()))
+    cautious: bool = False
 
     def decay(self, factor: float) -> None:
         """Multiplies every sum by a factor."""
@@ -81,6 +86,52 @@ def learn(mixture: Mixture, memory: Memory, rows: Rows, decay: float, move: bool
         batch.learn_logistic(experts, mass)
 
 
+def with_classes(rows: Rows, lacking: list[int]) -> Rows:
+    """The rows, and for each class that they lack one row of it, spread over all of them.
+
+    Without it, the intercept of the class would have no maximum.
+    """
+    if not lacking:
+        return rows
+    stack = scipy.sparse.vstack if scipy.sparse.issparse(rows.given) else np.vstack
+    given = stack([rows.given] * (1 + len(lacking)))
+    y = np.concatenate([rows.y, np.repeat(lacking, len(rows))])
+    spread = np.tile(rows.weight / rows.weight.sum(), len(lacking))
+    return Rows(rows.view, given, y, np.concatenate([rows.weight, spread]))
+
+
+class BesidePast(NamedTuple):
+    """A batch's log-likelihood, less what the past loses if coefficients leave their values.
+
+    Attributes:
+        batch: the multinomial regression of the batch.
+        past: the curvature of the past.
+        start: the coefficients so far.
+    """
+
+    batch: Multinomial
+    past: np.ndarray
+    start: np.ndarray
+
+    @property
+    def total_mass(self) -> float:
+        return self.batch.total_mass
+
+    def evaluate(self, coef: np.ndarray) -> tuple[float, np.ndarray]:
+        value, p = self.batch.evaluate(coef)
+        away = (coef - self.start)[1:].ravel()
+        return value - 0.5 * float(away @ self.past @ away), p
+
+    def gradient(self, coef: np.ndarray, p: np.ndarray) -> np.ndarray:
+        return self.batch.gradient(coef, p) - self.past @ (coef - self.start)[1:].ravel()
+
+    def curvature(self, p: np.ndarray) -> np.ndarray:
+        return self.batch.curvature(p) + self.past
+
+    def moved(self, coef: np.ndarray, step: np.ndarray) -> np.ndarray:
+        return self.batch.moved(coef, step)
+
+
 @dataclass(frozen=True)
 class _Batch:
     """A batch; see ``learn``."""
@@ -119,11 +170,14 @@ class _Batch:
         coef = coef - coef[0]
         function = Multinomial(x, np.ascontiguousarray(target.T), target.sum(axis=1), 0.0)
         _, p = function.evaluate(coef)
+        past = self.memory.curvature.get(name) if self.memory.cautious else None
         self.memory.add(name, function.curvature(p))
         if not self.move:
             return coef
         curvature = self.memory.curvature[name]
         ridge = penalty * np.eye(len(curvature))
+        if past is not None:
+            return maximize(BesidePast(function, past + ridge, coef), coef)
         return function.moved(coef, solve(curvature + ridge, function.gradient(coef, p)))
 
     def learn_linear(self, experts: Linear, mass: np.ndarray) -> None:

@@ -121,8 +121,8 @@ def first_direction(covariance: Float[np.ndarray, "d d"]) -> Float[np.ndarray, "
 
 
 def first_largest(values: ArrayLike) -> int:
-    """The index of the largest value; of those that differ by rounding alone, the first one."""
-    values = np.asarray(values)
+    """The index of the largest finite value; of those that differ by rounding alone, the first."""
+    values = np.where(np.isfinite(values), values, -np.finfo(float).max)
     least = values.max() - 10.0**-DIGITS * max(1.0, abs(values.max()))
     return int(np.argmax(values >= least))
 

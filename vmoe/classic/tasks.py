@@ -5,24 +5,29 @@ from typing import Any, ClassVar
 import numpy as np
 from jaxtyping import Float
 from sklearn.base import ClassifierMixin, RegressorMixin, _fit_context
+from sklearn.utils import get_tags
 from sklearn.utils.metaestimators import available_if
 from sklearn.utils.multiclass import (
     _check_partial_fit_first_call,
     check_classification_targets,
 )
 
+from vmoe.classic.experts.make import follow
 from vmoe.classic.online import can_learn
 from vmoe.classic.predictive import PredictiveDistribution
 
 
 class Regression(RegressorMixin):
-    """Targets are numbers, with any number of outputs."""
+    """Targets are numbers, with any number of outputs if the experts can have several."""
 
-    _y_checks: ClassVar[dict[str, Any]] = {"multi_output": True, "y_numeric": True}
+    @property
+    def _y_checks(self) -> dict[str, Any]:
+        several = get_tags(self).target_tags.multi_output
+        return {"multi_output": several, "y_numeric": True}
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
-        tags.target_tags.multi_output = True
+        follow(self.experts, tags)
         return tags
 
     def _encode(self, y: np.ndarray, classes: None) -> Float[np.ndarray, "n q"]:
@@ -71,6 +76,11 @@ class Classification(ClassifierMixin):
 
     _y_checks: ClassVar[dict[str, Any]] = {}
 
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        follow(self.experts, tags)
+        return tags
+
     def _encode(self, y: np.ndarray, classes: Any) -> np.ndarray:
         check_classification_targets(y)
         self.classes_ = np.unique(y if classes is None else classes)
@@ -92,12 +102,13 @@ class Classification(ClassifierMixin):
         batches follow changed penalties and ``decay``.
 
         Args:
-            classes: all classes. The first batch should have each of them, because the intercept of
-                a class without rows has no maximum; later batches need not.
+            classes: all classes; needed for the first batch alone, if it lacks one. Such a class
+                counts as one row there, spread over all rows, and batches then take some Newton
+                steps rather than one.
 
         Raises:
-            ValueError: the first batch lacks a class, a later one comes with other classes, or its
-                settings need other experts, gates or columns.
+            ValueError: a later batch comes with other classes, or its settings need other experts,
+                gates or columns.
         """
         if hasattr(self, "_mixture") and classes is not None:
             _check_partial_fit_first_call(self, classes)

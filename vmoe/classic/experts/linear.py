@@ -51,6 +51,8 @@ class Linear(Experts):
         return linear(rows, self.coef)
 
     def penalty(self) -> float:
+        if not self.sizes.penalty:
+            return 0.0  # where a standard deviation is almost 0, the sum is infinite
         slopes = self.coef[..., 1:] / self.std[..., None]
         return 0.5 * self.sizes.penalty * float(np.sum(slopes**2))
 

@@ -4,6 +4,7 @@ import copy
 from typing import Any
 
 from sklearn.base import BaseEstimator, is_classifier, is_regressor
+from sklearn.utils import Tags, get_tags
 
 from vmoe.classic.experts.estimators import Estimators
 from vmoe.classic.experts.interface import Experts, Sizes
@@ -59,6 +60,31 @@ def kind_of(wanted: Any, classify: bool) -> Experts:
     if found.classifies != classify:
         raise ValueError(f"experts={wanted!r}: these experts are for the other task")
     return found
+
+
+def follow(wanted: Any, tags: Tags) -> None:
+    """Sets the tags of a mixture that depend on its experts: what they refuse, it refuses.
+
+    Args:
+        wanted: ``experts=``, also one that ``make_experts`` would refuse.
+    """
+    each = wanted if isinstance(wanted, list | tuple) else [wanted]
+    own = [get_tags(one) for one in each if isinstance(one, BaseEstimator)]
+    kinds = [KINDS.get(one) if isinstance(one, str) else type(one) for one in each]
+    inputs, targets = tags.input_tags, tags.target_tags
+    inputs.sparse = all(tag.input_tags.sparse for tag in own)
+    inputs.positive_only = any(tag.input_tags.positive_only for tag in own)
+    targets.positive_only = Poisson in kinds or any(t.target_tags.positive_only for t in own)
+    tags.non_deterministic = any(tag.non_deterministic for tag in own)
+    if tags.regressor_tags:
+        targets.multi_output = all(tag.target_tags.multi_output for tag in own)
+        tags.regressor_tags.poor_score = any(
+            tag.regressor_tags.poor_score for tag in own if tag.regressor_tags
+        )
+    if tags.classifier_tags:
+        found = [tag.classifier_tags for tag in own if tag.classifier_tags]
+        tags.classifier_tags.multi_class = all(tag.multi_class for tag in found)
+        tags.classifier_tags.poor_score = any(tag.poor_score for tag in found)
 
 
 def is_named(wanted: Any) -> bool:
