@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, UInt8
 
-from vmoe import models, zoo
+from vmoe import forks, models, zoo
 from vmoe.checkpoints import Origin, StoredModel, read, write
 from vmoe.checkpoints.assemble import check_shapes
 from vmoe.checkpoints.restore import split_path
@@ -143,6 +143,7 @@ def create_model(
         UsageError: no such model, field or weights, or the weights do not fit the model.
         Failure: the weights are corrupt.
     """
+    forks.computes()
     model, _, tag = name.partition(".")
     if tag and model in models.MODELS and pretrained is not True:
         raise UsageError(f"{name}: a tag names trained weights; use pretrained=True, or {model!r}")
@@ -224,6 +225,7 @@ def load(
             for a model with other MoE layers.
         Failure: the files, or all checkpoints at the path, are corrupt.
     """
+    forks.computes()
     if routing_file and routing not in (None, RoutingOverrides()):
         raise UsageError("give this or routing settings", routing_file=routing_file)
     stored = read(path, use_ema=use_ema)

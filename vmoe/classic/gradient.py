@@ -17,6 +17,7 @@ from jax.scipy.stats import t as student_t
 from jaxtyping import Float
 from scipy.optimize import minimize
 
+from vmoe import forks
 from vmoe.classic.em import Fit, Stopping
 from vmoe.classic.experts.estimators import Estimators
 from vmoe.classic.experts.interface import Experts
@@ -76,6 +77,7 @@ def run(
     """
     if any(isinstance(experts, Estimators) for experts in parts(mixture)):
         raise ValueError("solver='gradient' needs named experts")
+    forks.computes()
     if posterior is not None:
         mixture.update(rows, posterior)
     fit = Fit(mixture)

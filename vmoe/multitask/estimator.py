@@ -17,6 +17,7 @@ from sklearn.utils import _safe_indexing, check_random_state
 from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.validation import check_is_fitted, validate_data
 
+from vmoe import forks
 from vmoe.multitask.build import ARCHITECTURES, BodyConfig, new_model
 from vmoe.multitask.columns import Table, TableEncoder, TableRows, is_category, rows_of
 from vmoe.multitask.findings import equal_experts, unused_experts
@@ -188,8 +189,11 @@ class MultiTaskEstimator(BaseEstimator):
             validation: a tuple of X and y of a validation split; by default some of the rows.
 
         Raises:
-            ValueError: an argument is wrong; the message names the task or the column.
+            ValueError: an argument is wrong; the message names the task or the column. Or this
+                process was forked from one in which JAX had run, in which ``predict`` and others
+                raise it too.
         """
+        forks.computes()
         X, y = rows_of(X), as_pandas(y)
         new = copy.copy(self)  # has the columns; those of the last fit stay until this one succeeds
         validate_data(new, X, reset=True, skip_check_array=True)
@@ -438,6 +442,7 @@ class MultiTaskEstimator(BaseEstimator):
     def _forward(self, X: Any) -> tuple[dict[str, np.ndarray], np.ndarray | None]:
         """The outputs of each task, and the weights (t, b, e) of the experts."""
         check_is_fitted(self, "model_")
+        forks.computes()
         table = self._encoder(self._known(X))
         graph, params = nnx.split(self.model_)
         outputs, weights = [], []

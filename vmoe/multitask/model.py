@@ -7,6 +7,7 @@ import jax
 from flax import nnx
 from jaxtyping import Array, Float
 
+from vmoe import forks
 from vmoe.errors import UsageError
 from vmoe.multitask.bodies import Body
 
@@ -63,6 +64,7 @@ class MultiTask(nnx.Module):
         Raises:
             UsageError: the body has another number of tasks than there are towers.
         """
+        forks.check()
         rows = inputs if self.inputs is None else self.inputs(inputs)
         made = self.body(rows)
         if len(made.features) != len(self.names):

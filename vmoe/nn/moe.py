@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float
 
+from vmoe import forks
 from vmoe.axes import Decision, Record, Route, RouterInputs, Routing, SoftRouting
 from vmoe.config import MoEConfig, Router, TokenChoice
 from vmoe.config.model import Gelu, Implementation
@@ -176,6 +177,7 @@ class MoE(nnx.Module):
                 these tokens, the experts' outputs differ in width, an input has a name by which
                 experts get what the layer knows, or the devices cannot share the batch evenly.
         """
+        forks.check()
         router_key, experts_key = keys.split(key, 2)
         b = len(tokens) if tokens.ndim > 1 else 1
         n, devices = math.prod(tokens.shape[1:-1]), self.placement.devices

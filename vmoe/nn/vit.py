@@ -10,6 +10,7 @@ from flax import nnx
 from flax.errors import TraceContextError
 from jaxtyping import Array, Bool, Float
 
+from vmoe import forks
 from vmoe.axes import Images, Record, Route, Valid
 from vmoe.config import ViTConfig, replace
 from vmoe.errors import UsageError
@@ -111,6 +112,7 @@ class ViT(nnx.Module):
         Args:
             decide: for some blocks, a function that replaces the router.
         """
+        forks.check()
         check_images(images)
         if train and key is None:
             key = self._next_key()

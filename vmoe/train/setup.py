@@ -12,7 +12,7 @@ from typing import Any
 
 import jax
 
-from vmoe import distributed
+from vmoe import distributed, forks
 from vmoe.checkpoints.run import Checkpoints
 from vmoe.config import TrainConfig, replace, to_json
 from vmoe.data.crops import resizing_messages
@@ -89,6 +89,7 @@ def setup(
         sinks: see ``train``.
         others: further options that have to be the same in all processes.
     """
+    forks.computes()
     # Each process may read with as many workers as its host has cores for.
     given = json.loads(to_json(replace(config, data=dict(num_workers=0))))
     given |= {"profile": profile, "wandb": wandb, **others}
